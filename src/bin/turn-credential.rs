@@ -1,0 +1,2 @@
+//! Mints and verifies credentials.
+fn main() {}

@@ -1,0 +1,31 @@
+//! The only place that reads a clock.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A monotonic clock that starts at zero when it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    /// Starts the clock.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the one reader of the monotonic clock")]
+    pub fn start() -> Self {
+        Self { started: Instant::now() }
+    }
+
+    /// Time since the clock was started.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// Whole seconds since the Unix epoch. A wall clock set before 1970 reads as 0.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the one reader of the wall clock")]
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
