@@ -12,6 +12,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::sys;
 
+#[cfg(test)]
+mod tests;
+
 /// What a listener's kernel buffers are grown to, in bytes: some ten thousand packets, so that a burst outlives the
 /// time that the worker is busy with something else.
 const LISTENER_BUFFER: usize = 4 << 20;
@@ -67,8 +70,8 @@ pub fn probe_listener(addr: SocketAddr) -> io::Result<SocketAddr> {
     UdpSocket::from(socket).local_addr()
 }
 
-/// Whether binding an IPv6 address failed because this kernel has no IPv6 (or has it switched off), in which case an
-/// IPv4 wildcard can stand in for `[::]`.
+/// Whether binding `[::]` failed because this kernel has no IPv6 or has it switched off, so that `0.0.0.0` can stand in
+/// for it. For a specific address the same error may mean that the machine does not have it.
 pub fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
@@ -107,8 +110,8 @@ pub fn receive(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
 ///
 /// # Errors
 ///
-/// `InvalidInput` where `from` is not of the family of `to` or is no address of this machine, `WouldBlock` where the
-/// socket's buffer is full, otherwise those of `sendmsg`; an interrupted call is repeated.
+/// `InvalidInput` where `from` is not of the family of `to`, `WouldBlock` where the socket's buffer is full, otherwise
+/// those of `sendmsg`, among them that `from` is no address of this machine; an interrupted call is repeated.
 pub fn send(socket: &impl AsFd, payload: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
     // Linux takes an IPv4 destination on a dual-stack socket, so that nobody has to know the family of the socket. The
     // reverse, a mapped one on an IPv4 socket, it refuses.
