@@ -6,6 +6,7 @@ mod reachability;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -50,7 +51,7 @@ pub struct RelayAddress {
 }
 
 /// The relay addresses of a server.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The given addresses in their order, or the detected ones: at most one per family, IPv4 first. Never empty.
     pub addresses: Vec<RelayAddress>,
@@ -155,10 +156,11 @@ pub fn advertised_hosts(listener: SocketAddr, external: &[(IpAddr, IpAddr)], cho
     } else {
         vec![mapped(external, ip).unwrap_or(ip)]
     };
+    // Two addresses may be mapped to one.
+    let mut seen = HashSet::new();
+    hosts.retain(|&host| seen.insert(host));
     hosts.sort_by_key(IpAddr::is_ipv6);
-    let mut hosts: Vec<String> = hosts.iter().map(|&host| SocketAddr::new(host, listener.port()).to_string()).collect();
-    hosts.dedup();
-    hosts
+    hosts.iter().map(|&host| SocketAddr::new(host, listener.port()).to_string()).collect()
 }
 
 /// An address of the machine, and what speaks for and against it.
@@ -188,10 +190,10 @@ impl<'a> Candidate<'a> {
 
     /// The smallest is the best.
     fn rank(&self) -> impl Ord + use<> {
-        let local = matches!(self.reachability, Reachability::Private(_));
+        let private = matches!(self.reachability, Reachability::Private(_));
         // Among loopback addresses the one that everybody knows.
         let unusual = self.reachability == Reachability::Loopback && self.ip != IpAddr::V4(Ipv4Addr::LOCALHOST);
-        (self.external.is_none(), local, !self.preferred, self.interface.loopback, unusual)
+        (self.external.is_none(), private, !self.preferred, self.interface.loopback, unusual)
     }
 
     fn relay_address(&self, detected: bool) -> RelayAddress {
@@ -316,7 +318,7 @@ fn limited_reach(chosen: &[&Candidate<'_>], detected: bool) -> Vec<String> {
     if !loopback.is_empty() {
         let them = enumerate(&loopback);
         warnings.push(if detected {
-            format!("only programs on this machine can use the relay, because it has no addresses but {them}")
+            format!("only programs on this machine can use the relay, because it has only loopback addresses: {them}")
         } else {
             format!("only programs on this machine can use the relay at its loopback address {them}")
         });
