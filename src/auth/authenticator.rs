@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::time_limited::{self, Malformed};
+use super::time_limited::{self, Malformed, NoneOf};
 use super::{HumanSeconds, LongTermKey, Secret};
 
 /// Knows the realm, the shared secrets and the static users, and says who sent a request (RFC 8489 §9.2.4).
@@ -123,16 +123,16 @@ pub enum AuthFailure {
     #[error("wrong password (or realm) for a static user")]
     WrongPassword,
     /// None of the secrets made the credential.
-    #[error("the password was made with none of the {tried} configured secret(s)")]
+    #[error("{}", NoneOf(*tried))]
     WrongSecret {
         /// How many secrets were tried.
         tried: usize,
     },
     /// None of the secrets made the credential, and its time is over as well.
     #[error(
-        "the password was made with none of the {tried} configured secret(s), and the credential expired {} ago \
+        "{}; besides, the credential expired {} ago \
          (if it should not have, compare the clocks of the application and of this machine)",
-        HumanSeconds(*ago_seconds)
+        NoneOf(*tried), HumanSeconds(*ago_seconds)
     )]
     WrongSecretAndExpired {
         /// How many secrets were tried.

@@ -123,16 +123,13 @@ pub enum CredentialError {
     #[error("no secret is configured, so no time-limited credential can be right")]
     NoSecret,
     /// The password is right for none of the secrets.
-    #[error("wrong secret: the password was made with none of the {tried} configured secret(s)")]
+    #[error("wrong secret: {}", NoneOf(*tried))]
     WrongSecret {
         /// How many secrets were tried.
         tried: usize,
     },
     /// The password is right for none of the secrets, and the expiry has passed as well.
-    #[error(
-        "wrong secret: the password was made with none of the {tried} configured secret(s); besides, the credential \
-         expired {} ago", HumanSeconds(*ago_seconds)
-    )]
+    #[error("wrong secret: {}; besides, the credential expired {} ago", NoneOf(*tried), HumanSeconds(*ago_seconds))]
     WrongSecretAndExpired {
         /// How many secrets were tried.
         tried: usize,
@@ -147,6 +144,18 @@ pub enum CredentialError {
         /// Which of the secrets made it, from 0.
         secret_index: usize,
     },
+}
+
+/// Says that a password came from none of so many secrets.
+pub(super) struct NoneOf(pub(super) usize);
+
+impl fmt::Display for NoneOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("the password was not made with the one secret that was tried"),
+            tried => write!(f, "the password was made with none of the {tried} secrets that were tried"),
+        }
+    }
 }
 
 /// What is wrong with the form of a credential.
