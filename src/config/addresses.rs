@@ -16,7 +16,7 @@ const DEFAULT_PORT: u16 = 3478;
 pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Listen {
     let Some(section) = top.section("listen", &schema::LISTEN, report) else { return Listen::default() };
     let Some(texts) = section.strings("udp", report) else { return Listen::default() };
-    if texts.is_empty() {
+    if section.value("udp").is_some_and(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty())) {
         report.error(
             &section.span("udp"),
             "`listen.udp` is empty, so no client could reach the server: leave it out for the default",
@@ -126,7 +126,7 @@ fn relay_addresses(section: &Section<'_>, report: &mut Report<'_>) -> Option<Rel
     }
     let mut given = Vec::new();
     for text in section.strings("addresses", report)? {
-        let Some(address) = relay_address("`relay.addresses`", *text.get_ref(), &text.span(), report) else { continue };
+        let Some(address) = relay_address("`relay.addresses`", text.get_ref(), &text.span(), report) else { continue };
         if given.contains(&address) {
             report.error(&text.span(), format!("`relay.addresses` has {} twice", quoted(text.get_ref())));
         } else {
