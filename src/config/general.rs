@@ -14,22 +14,38 @@ const MAX_CHANNELS: u16 = 16_384;
 /// RFC 8489 §14.9: fewer than 128 characters.
 const MAX_REALM: usize = 127;
 
-/// Reports what the TOML parser objected to, once for each line.
+/// Reports what the TOML parser objected to, once for each line, because one slip makes it stumble more than once.
 pub(super) fn report_syntax_errors(errors: &[toml::de::Error], report: &mut Report<'_>) {
-    let mut last_line = None;
-    for error in errors {
-        let span = error.span().unwrap_or_default();
-        let line = report.line_of(span.start);
-        if last_line == Some(line) {
-            continue;
-        }
-        last_line = Some(line);
-        // Nothing but a key is quoted: anything else in the file may be a secret.
-        let message = match (error.message(), report.text().get(span.clone())) {
-            ("duplicate key", Some(key)) => format!("{} is there twice", quoted(key.trim())),
-            (message, _) => format!("not valid TOML: {message}"),
-        };
+    let mut errors: Vec<_> = errors.iter().map(|error| (error.span().unwrap_or_default(), error.message())).collect();
+    errors.sort_by_key(|(span, _)| span.start);
+    errors.dedup_by_key(|(span, _)| report.line_of(span.start));
+    for (span, message) in errors {
+        let message = syntax_message(message, report.text().get(span.clone()).unwrap_or_default());
         report.error(&span, message);
+    }
+}
+
+/// Of the text nothing but a key is quoted: anything else may be a secret.
+fn syntax_message(message: &str, text: &str) -> String {
+    const NOT_TEXT: [&str; 7] = [
+        "string values must be quoted",
+        "invalid boolean",
+        "invalid date",
+        "invalid time",
+        "invalid integer",
+        "invalid float",
+        "unexpected leading zero",
+    ];
+    if message == "duplicate key" {
+        format!("{} is there twice", quoted(text.trim()))
+    } else if matches!(message, "invalid basic string, expected `\"`" | "invalid literal string, expected `'`") {
+        "not valid TOML: the string has no closing quote".to_owned()
+    } else if !NOT_TEXT.iter().any(|start| message.starts_with(start)) {
+        format!("not valid TOML: {message}")
+    } else if text.trim().is_empty() {
+        "not valid TOML: here a value is missing".to_owned()
+    } else {
+        "not valid TOML: this is neither a number nor true or false; text stands in quotes".to_owned()
     }
 }
 

@@ -32,7 +32,7 @@ pub struct ConfigErrors(Vec<Problem>);
 
 impl ConfigErrors {
     pub(super) fn new(mut problems: Vec<Problem>) -> Self {
-        problems.sort_by(|a, b| a.position.cmp(&b.position));
+        problems.sort_by_key(|problem| problem.position);
         Self(problems)
     }
 
@@ -100,10 +100,15 @@ impl<'t> Report<'t> {
 
 /// Line and column of a byte offset, both from 1.
 pub(super) fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before: &str = text.get(..text.floor_char_boundary(offset)).unwrap_or_default();
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let line = before.matches('\n').count() + 1;
-    let column = before.get(line_start..).unwrap_or_default().chars().count() + 1;
+    let (mut line, mut column) = (1, 1);
+    for (_, character) in text.char_indices().take_while(|(at, _)| *at < offset) {
+        match character {
+            '\n' => (line, column) = (line + 1, 1),
+            // A byte order mark takes no column in any editor.
+            '\u{feff}' => {}
+            _ => column += 1,
+        }
+    }
     (line, column)
 }
 
