@@ -71,20 +71,14 @@ fn listen_address(text: &str, span: &Range<usize>, report: &mut Report<'_>) -> O
     None
 }
 
-pub(super) fn relay(
-    top: &Section<'_>,
-    workers: usize,
-    listen: &Listen,
-    limits: &Limits,
-    report: &mut Report<'_>,
-) -> Relay {
+pub(super) fn relay(top: &Section<'_>, workers: usize, limits: &Limits, report: &mut Report<'_>) -> Relay {
     let default = Relay::default();
     let Some(section) = top.section("relay", &schema::RELAY, report) else { return default };
     let addresses = relay_addresses(&section, report).unwrap_or(default.addresses);
     let external = external(&section, &addresses, report);
     let ports = match port_range(&section, report) {
         Some(ports) => {
-            check_port_range(&section.span("ports"), &ports, workers, listen, report);
+            check_port_range(&section.span("ports"), &ports, workers, report);
             ports
         }
         None => default.ports,
@@ -181,7 +175,10 @@ fn external(section: &Section<'_>, addresses: &RelayAddresses, report: &mut Repo
         {
             report.error(
                 &span,
-                format!("`relay.external`: `{ours}` is not in `relay.addresses`; the address on the left is that of this machine"),
+                format!(
+                    "`relay.external`: `{ours}` is not in `relay.addresses`; \
+                     the address on the left is that of this machine"
+                ),
             );
         }
         if pairs.iter().any(|(other, _)| *other == ours) {
@@ -225,13 +222,7 @@ fn port_range(section: &Section<'_>, report: &mut Report<'_>) -> Option<RangeInc
     Some(first..=last)
 }
 
-fn check_port_range(
-    span: &Range<usize>,
-    ports: &RangeInclusive<u16>,
-    workers: usize,
-    listen: &Listen,
-    report: &mut Report<'_>,
-) {
+fn check_port_range(span: &Range<usize>, ports: &RangeInclusive<u16>, workers: usize, report: &mut Report<'_>) {
     let count = count(ports);
     if (workers as u64) > count {
         report.error(
@@ -242,12 +233,21 @@ fn check_port_range(
     if *ports.start() < 1024 {
         report.warn(
             span,
-            "`relay.ports` begins below 1024: such ports need a privilege, and peers may take them for those of services",
+            "`relay.ports` begins below 1024: such ports need a privilege, \
+             and peers may take them for those of services",
         );
     }
-    if let Some(port) = listen.udp.iter().map(SocketAddr::port).find(|port| *port != 0 && ports.contains(port)) {
-        report.warn(span, format!("`relay.ports` contains {port}, the port of a listener"));
-    }
+}
+
+/// A relay socket cannot have the port of a listener on the same address.
+pub(super) fn warn_of_overlap(top: &Section<'_>, listen: &Listen, relay: &Relay, report: &mut Report<'_>) {
+    let Some(port) = listen.udp.iter().map(SocketAddr::port).find(|port| *port != 0 && relay.ports.contains(port))
+    else {
+        return;
+    };
+    let span_of = |section: &str, key: &str| top.value(section)?.get_ref().get(key).map(Spanned::span);
+    let span = span_of("relay", "ports").or_else(|| span_of("listen", "udp")).unwrap_or_default();
+    report.warn(&span, format!("`relay.ports` contains {port}, the port of a listener"));
 }
 
 fn count(ports: &RangeInclusive<u16>) -> u64 {
@@ -285,7 +285,8 @@ fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Sp
                     report.warn(
                         &text.span(),
                         format!(
-                            "{}: {what} matches no peer, because {form} addresses are judged by the IPv4 address in them",
+                            "{}: {what} matches no peer, because {form} addresses \
+                             are judged by the IPv4 address in them",
                             section.name(key)
                         ),
                     );

@@ -215,7 +215,7 @@ fn check_username(name: &Spanned<&str>, report: &mut Report<'_>) {
             format!("the `name` of a user has {length} bytes, and {MAX_USERNAME} are allowed (RFC 8489 §14.3)"),
         );
     }
-    // RFC 8265 §3.3: the OpaqueString profile has no control characters, so no client can send this name.
+    // RFC 8265 §4.2: the OpaqueString profile has no control characters, so no client can send this name.
     if let Some(bad) = name.chars().find(|c| c.is_control()) {
         report.error(&span, format!("the `name` of a user must not contain {}", name_of(bad)));
     }

@@ -97,7 +97,7 @@ pub struct Auth {
     pub users: Vec<StaticUser>,
     /// How long a nonce is accepted, 1 s to 1 day (RFC 8489 §9.2).
     pub nonce_lifetime: Duration,
-    /// How long past the expiry of its credential an allocation may be refreshed to, at most a year.
+    /// How far past the expiry of its time-limited credential a Refresh may extend an allocation, at most 365 days.
     pub expiry_grace: Duration,
 }
 
@@ -321,7 +321,8 @@ impl Config {
         let workers = general::workers(&top, report);
         let listen = addresses::listen(&top, report);
         let limits = general::limits(&top, report);
-        let relay = addresses::relay(&top, workers, &listen, &limits, report);
+        let relay = addresses::relay(&top, workers, &limits, report);
+        addresses::warn_of_overlap(&top, &listen, &relay, report);
         Self {
             realm: general::realm(&top, report),
             hostname: general::hostname(&top, report),

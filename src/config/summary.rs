@@ -62,8 +62,16 @@ impl fmt::Display for Summary<'_> {
         }
         write!(f, "; a nonce is good for {}", format_duration(auth.nonce_lifetime))?;
         match auth.expiry_grace {
-            Duration::ZERO => f.write_str(", an allocation ends with its credential")?,
-            grace => write!(f, ", an allocation may outlive its credential by {}", format_duration(grace))?,
+            Duration::ZERO => {
+                f.write_str("\n         no Refresh extends an allocation past the expiry of its credential")?;
+            }
+            grace => {
+                let grace = format_duration(grace);
+                write!(
+                    f,
+                    "\n         a Refresh extends an allocation up to {grace} past the expiry of its credential"
+                )?;
+            }
         }
 
         f.write_str("\npeers    special-purpose addresses are denied")?;
@@ -84,7 +92,7 @@ impl fmt::Display for Summary<'_> {
             allocations => write!(f, ", {allocations} in all")?,
         }
         let (permissions, channels) = (limits.permissions_per_allocation, limits.channels_per_allocation);
-        write!(f, "; an allocation has at most {}", plural(permissions, "permission"))?;
+        write!(f, "\n         an allocation has at most {}", plural(permissions, "permission"))?;
         write!(f, " and {}", plural(channels, "channel"))?;
         if compat.rfc5766_channels {
             f.write_str("\ncompat   channel numbers up to 0x7FFF are accepted")?;

@@ -105,9 +105,11 @@ host     not set: urls name an address of this machine
 workers  one for each CPU
 listen   udp [::]:3478 (IPv6 and IPv4)
 relay    addresses from the interfaces of this machine; ports 49152-65535, 16384 for each address
-auth     no secret and no user: one secret is made for each run; a nonce is good for 1h, an allocation may outlive its credential by 1h
+auth     no secret and no user: one secret is made for each run; a nonce is good for 1h
+         a Refresh extends an allocation up to 1h past the expiry of its credential
 peers    special-purpose addresses are denied
-limits   32 allocations for each user, in all as many as there are ports; an allocation has at most 256 permissions and 256 channels
+limits   32 allocations for each user, in all as many as there are ports
+         an allocation has at most 256 permissions and 256 channels
 log      info as text"
     );
     assert_eq!(
@@ -122,16 +124,22 @@ listen   udp 127.0.0.1:0 (any free port)
 listen   udp 127.0.0.1:0 (any free port)
 relay    10.0.0.5, 2001:db8::7; ports 50000-50999, 1000 for each address
          10.0.0.5 is advertised as 203.0.113.9
-auth     1 secret, 1 static user; a nonce is good for 10m, an allocation ends with its credential
+auth     1 secret, 1 static user; a nonce is good for 10m
+         no Refresh extends an allocation past the expiry of its credential
 peers    special-purpose addresses are denied
          allowed besides: 10.20.0.0/16, 192.168.1.7, ::1
          denied besides: 2001:db8:1::/48
-limits   any number of allocations for a user, 500 in all; an allocation has at most 1 permission and 16384 channels
+limits   any number of allocations for a user, 500 in all
+         an allocation has at most 1 permission and 16384 channels
 compat   channel numbers up to 0x7FFF are accepted
 log      trace as json
-warning  t.toml:15:12: `auth.secrets` has a secret shorter than 16 bytes, which can be guessed: `openssl rand -hex 32` makes a good one"
+warning  t.toml:15:12: `auth.secrets` has a secret shorter than 16 bytes, \
+which can be guessed: `openssl rand -hex 32` makes a good one"
     );
 }
+
+/// Anything printable, or what TOML is made of.
+const REPLACEMENT: &str = "\\PC{0,6}|[\"'\\[\\]{}=.,\\n#\\\\:0-9/-]{0,4}";
 
 proptest! {
     #[test]
@@ -142,12 +150,12 @@ proptest! {
 
     #[test]
     fn a_mutated_file_never_panics(
-        edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..24, "\\PC{0,6}|[\"'\\[\\]{}=.,\\n#\\\\:0-9/-]{0,4}"), 1..8),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..24, REPLACEMENT), 1..8),
     ) {
         let mut text = EVERYTHING.to_owned();
         for (at, length, replacement) in edits {
             let start = at.index(text.len() + 1);
-            let boundary = |from: usize| (0..=from.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+            let boundary = |at: usize| (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
             text.replace_range(boundary(start)..boundary(start + length), &replacement);
         }
         match Config::parse(&text, "t.toml") {
