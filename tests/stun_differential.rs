@@ -1,5 +1,11 @@
 //! Our wire code against the `stun` and `turn` crates of webrtc-rs: the same message written by both has to be the same
 //! bytes, and each has to read in it what the other wrote.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a panic is a test's way to fail; clippy.toml allows it in #[test] functions, but not in their helpers"
+)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
