@@ -1,5 +1,8 @@
 //! The view over a received message (RFC 8489 §5, §14).
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Range;

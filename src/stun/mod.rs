@@ -1,8 +1,8 @@
 //! STUN wire code: RFC 8489 §5, §14 and the attributes of RFC 8656 §18.
 //!
 //! [`Message`] is a view over a received datagram and [`MessageWriter`] fills a caller's buffer. Neither allocates,
-//! and no sequence of bytes makes either panic: every read goes through [`reader::Reader`], every write through
-//! [`ValueWriter`]. Typed attributes are in [`attribute`]; each knows only its own value.
+//! and no sequence of bytes makes either panic: every read goes through one small reader that cannot over-read, every
+//! write through [`ValueWriter`]. Typed attributes are in [`attribute`]; each knows only its own value.
 #![cfg_attr(
     not(test),
     deny(
@@ -25,6 +25,8 @@ mod reader;
 mod types;
 mod writer;
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod vectors;
 

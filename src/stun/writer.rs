@@ -1,5 +1,8 @@
 //! Writing a message into a buffer of the caller (RFC 8489 §5, §14).
 
+#[cfg(test)]
+mod tests;
+
 use super::integrity::Covered;
 use super::types::encode_message_type;
 use super::{AttributeType, Class, EncodeAttribute, HEADER_LEN, MAGIC_COOKIE, Method, TransactionId, padding};
@@ -111,13 +114,8 @@ impl<'b> MessageWriter<'b> {
     }
 
     /// How many bytes the message has so far, its header included.
-    pub fn len(&self) -> usize {
+    pub fn written(&self) -> usize {
         self.out.len
-    }
-
-    /// Whether not even the header fitted.
-    pub fn is_empty(&self) -> bool {
-        self.out.len == 0
     }
 
     /// Ends the message and returns it.
@@ -141,17 +139,20 @@ impl<'b> MessageWriter<'b> {
     /// Ends the message with the header of a DATA attribute, whose `data_len` bytes of value lie, or will be sent,
     /// right behind what is returned. The caller appends [`data_padding`](super::attribute::data_padding) zero bytes.
     ///
+    /// With XOR-PEER-ADDRESS as the only attribute before it, what is returned has 36 bytes for an IPv4 peer and 48 for
+    /// an IPv6 peer.
+    ///
     /// # Errors
     ///
     /// As [`Self::finish`].
     pub fn finish_with_data_behind(mut self, data_len: usize) -> Result<&'b [u8], BufferTooSmall> {
         self.out.put(&AttributeType::DATA.number().to_be_bytes());
         self.out.put_u16_len(data_len);
-        self.finish_with_length_of(data_len + padding(data_len))
+        self.finish_with_length_of(data_len.saturating_add(padding(data_len)))
     }
 
     fn finish_with_length_of(mut self, behind: usize) -> Result<&'b [u8], BufferTooSmall> {
-        self.out.patch_u16(2, (self.out.len + behind).saturating_sub(HEADER_LEN));
+        self.out.patch_u16(2, self.out.len.saturating_add(behind).saturating_sub(HEADER_LEN));
         let ValueWriter { buffer, len, overflow } = self.out;
         if overflow {
             return Err(BufferTooSmall);

@@ -59,17 +59,10 @@ impl Mask {
         Self(u128::from(MAGIC_COOKIE) << 96 | low)
     }
 
-    fn first<const N: usize>(self) -> [u8; N] {
-        let bytes = self.0.to_be_bytes();
-        std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0))
-    }
-
     /// XORing twice is the identity: the same function writes and reads.
-    fn apply<const N: usize>(self, bytes: [u8; N]) -> [u8; N] {
-        let mask = self.first::<N>();
-        let mut masked = bytes;
-        masked.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
-        masked
+    fn apply<const N: usize>(self, mut bytes: [u8; N]) -> [u8; N] {
+        bytes.iter_mut().zip(self.0.to_be_bytes()).for_each(|(byte, mask)| *byte ^= mask);
+        bytes
     }
 }
 
