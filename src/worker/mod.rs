@@ -153,7 +153,7 @@ impl Worker {
             FromClient::Open(open) => self.open_relay(now, open),
             FromClient::Drop(reason) => Outcome::Dropped(reason),
         };
-        self.finish(now, outcome);
+        self.finish(now, tuple.client, outcome);
         Ok(())
     }
 
@@ -174,7 +174,7 @@ impl Worker {
             FromPeer::Relay(route) => self.send_to_client(&route),
             FromPeer::Drop(reason) => Outcome::Dropped(reason),
         };
-        self.finish(now, outcome);
+        self.finish(now, received.source, outcome);
         Ok(())
     }
 
@@ -191,8 +191,11 @@ impl Worker {
         self.carry_out(now);
     }
 
-    fn finish(&mut self, now: Now, outcome: Outcome) {
+    fn finish(&mut self, now: Now, from: SocketAddr, outcome: Outcome) {
         self.counters.count(outcome);
+        if let Outcome::Rejected(_) | Outcome::Dropped(_) = outcome {
+            tracing::debug!(%from, "{outcome}");
+        }
         self.carry_out(now);
     }
 
