@@ -1,1 +1,355 @@
-//! Placeholder.
+//! The configuration: from `turnserver.toml` to values that can be used as they are.
+//!
+//! A file is read completely before anything is said about it: every unknown key, every value that cannot be used and
+//! every contradiction is reported at once, with its line and column, and each one stops the start. What is allowed
+//! but probably not meant becomes a warning in [`Config::warnings`]. `docs/configuration.md` lists the keys.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fmt, fs, io};
+
+use ipnet::IpNet;
+use toml::de::DeTable;
+use zeroize::Zeroizing;
+
+use crate::auth::Secret;
+
+mod addresses;
+mod credentials;
+mod duration;
+mod general;
+mod problem;
+mod reader;
+mod schema;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+pub use duration::{DurationError, format_duration, parse_duration};
+pub use problem::{ConfigErrors, Problem};
+pub use summary::Summary;
+
+use problem::{Report, position};
+use reader::Section;
+
+/// A complete configuration. [`Config::default`] is what an empty file means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The realm of the long-term credentials (RFC 8489 §14.9): 1 to 127 characters, no quotes or backslashes.
+    pub realm: String,
+    /// The name or address by which clients reach this server, as it stands in a URL: IPv6 in brackets.
+    pub hostname: Option<String>,
+    /// How many workers to run, 0 to 1024; 0 is one for each CPU.
+    pub workers: usize,
+    /// Where clients are served.
+    pub listen: Listen,
+    /// The relayed transport addresses.
+    pub relay: Relay,
+    /// Who may allocate.
+    pub auth: Auth,
+    /// Which peers may be reached.
+    pub peers: Peers,
+    /// How much one client, and all of them, may take.
+    pub limits: Limits,
+    /// Deviations from the RFCs for old clients.
+    pub compat: Compat,
+    /// What is logged, and how.
+    pub log: Log,
+    /// Things worth saying that do not stop the start, in the order of the file.
+    pub warnings: Vec<Problem>,
+}
+
+/// `[listen]`: where clients are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// UDP listeners, at least one, all different. `[::]` takes IPv4 as well; port 0 is any free port.
+    pub udp: Vec<SocketAddr>,
+}
+
+/// Where relayed transport addresses come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RelayAddresses {
+    /// From the interfaces of the machine.
+    Auto,
+    /// These: at least one, all different, none unspecified or multicast.
+    Given(Vec<IpAddr>),
+}
+
+/// `[relay]`: the relayed transport addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relay {
+    /// The addresses that relay sockets are bound to.
+    pub addresses: RelayAddresses,
+    /// 1:1 NAT: an address of ours, and the address of the same family that the world sees for it. Sorted by the first.
+    pub external: Vec<(IpAddr, IpAddr)>,
+    /// The ports of the relay sockets; never empty, never with port 0.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// `[auth]`: who may allocate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auth {
+    /// The secrets of time-limited credentials, those of `secrets` before those of `secrets-file`.
+    pub secrets: Vec<Secret>,
+    /// Users with a password that does not expire; their names are all different.
+    pub users: Vec<StaticUser>,
+    /// How long a nonce is accepted, 1 s to 1 day (RFC 8489 §9.2).
+    pub nonce_lifetime: Duration,
+    /// How far past the expiry of its time-limited credential a Refresh may extend an allocation, at most 365 days.
+    pub expiry_grace: Duration,
+}
+
+/// `[[auth.users]]`: a user with a password that does not expire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticUser {
+    /// The USERNAME that the client sends (RFC 8489 §14.3).
+    pub name: String,
+    /// The password.
+    pub password: Secret,
+}
+
+/// `[peers]`: which peers may be reached, beyond the built-in list of denied ranges. `deny` is asked before `allow`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// Ranges that are allowed although the built-in list denies them.
+    pub allow: Vec<IpNet>,
+    /// Ranges that are denied whatever else holds.
+    pub deny: Vec<IpNet>,
+}
+
+/// `[limits]`: how much one client, and all of them, may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Allocations of one user at a time; 0 is no limit.
+    pub allocations_per_user: u32,
+    /// Allocations of all users together; 0 is as many as there are ports.
+    pub allocations: u32,
+    /// Permissions of one allocation, at least 1 (RFC 8656 §9).
+    pub permissions_per_allocation: u16,
+    /// Channels of one allocation, 1 to 16 384 (RFC 8656 §12).
+    pub channels_per_allocation: u16,
+}
+
+/// `[compat]`: deviations from the RFCs for old clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compat {
+    /// Also accept the channel numbers 0x5000–0x7FFF, which RFC 8656 §12 reserves.
+    pub rfc5766_channels: bool,
+}
+
+/// `[log]`: what is logged, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// The least important level that is written.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// The least important level that is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogLevel {
+    /// What keeps the server from doing its work.
+    Error,
+    /// What an operator should look at.
+    Warn,
+    /// The life of the process and of its allocations.
+    #[default]
+    Info,
+    /// The reasons of single decisions.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// Every level, from the fewest lines to the most.
+    pub const ALL: [Self; 5] = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
+
+    /// The level as the file spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object for each line.
+    Json,
+}
+
+impl LogFormat {
+    /// Every format.
+    pub const ALL: [Self; 2] = [Self::Text, Self::Json];
+
+    /// The format as the file spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            realm: "turnserver".to_owned(),
+            hostname: None,
+            workers: 0,
+            listen: Listen::default(),
+            relay: Relay::default(),
+            auth: Auth::default(),
+            peers: Peers::default(),
+            limits: Limits::default(),
+            compat: Compat::default(),
+            log: Log::default(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { udp: vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, 3478))] }
+    }
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self { addresses: RelayAddresses::Auto, external: Vec::new(), ports: 49_152..=65_535 }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            secrets: Vec::new(),
+            users: Vec::new(),
+            nonce_lifetime: Duration::from_secs(3_600),
+            expiry_grace: Duration::from_secs(3_600),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { allocations_per_user: 32, allocations: 0, permissions_per_allocation: 256, channels_per_allocation: 256 }
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration file, and the secrets file that it names.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or everything that is wrong in it.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let file = path.display().to_string();
+        let bytes = fs::read(path).map_err(|error| {
+            let message = format!("cannot be read: {}", credentials::read_failure(&error));
+            ConfigErrors::new(vec![Problem { file: file.clone(), position: None, message }])
+        })?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let valid = error.utf8_error().valid_up_to();
+            let before = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default());
+            let message = "this byte is not UTF-8: save the file as UTF-8".to_owned();
+            let position = Some(position(&before, valid));
+            ConfigErrors::new(vec![Problem { file: file.clone(), position, message }])
+        })?;
+        let text = Zeroizing::new(text);
+        let mut report = Report::new(&file, &text);
+        report.world_readable = credentials::readable_by_others(path);
+        Self::check(report)
+    }
+
+    /// Checks a configuration text.
+    ///
+    /// `file_name` is what the errors call it; a relative `auth.secrets-file` is looked for beside it.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, in the order of the file.
+    pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigErrors> {
+        Self::check(Report::new(file_name, text))
+    }
+
+    fn check(mut report: Report<'_>) -> Result<Self, ConfigErrors> {
+        let (document, syntax_errors) = DeTable::parse_recoverable(report.text());
+        let mut config = Self::default();
+        if syntax_errors.is_empty() {
+            config = Self::read(document.get_ref(), &mut report);
+        } else {
+            // The rest of such a file may not mean what it seems to: only the syntax is worth talking about.
+            general::report_syntax_errors(&syntax_errors, &mut report);
+        }
+        if report.errors.is_empty() {
+            config.warnings = report.warnings;
+            Ok(config)
+        } else {
+            Err(ConfigErrors::new(report.errors))
+        }
+    }
+
+    /// Reads every section, whatever is wrong in the others.
+    fn read(document: &DeTable<'_>, report: &mut Report<'_>) -> Self {
+        let top = Section::new(&schema::TOP, document, report);
+        let workers = general::workers(&top, report);
+        let listen = addresses::listen(&top, report);
+        let limits = general::limits(&top, report);
+        let relay = addresses::relay(&top, workers, &limits, report);
+        addresses::warn_of_overlap(&top, &listen, &relay, report);
+        Self {
+            realm: general::realm(&top, report),
+            hostname: general::hostname(&top, report),
+            workers,
+            listen,
+            relay,
+            auth: credentials::auth(&top, report),
+            peers: addresses::peers(&top, report),
+            limits,
+            compat: general::compat(&top, report),
+            log: general::log(&top, report),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// What the server will do with this configuration, for a person to read.
+    pub fn summary(&self) -> Summary<'_> {
+        Summary::new(self)
+    }
+}
+
+/// The configuration file that is used when none is named: `turnserver.toml` in the working directory, else
+/// `/etc/turnserver/turnserver.toml`, else none.
+pub fn default_path() -> Option<PathBuf> {
+    ["turnserver.toml", "/etc/turnserver/turnserver.toml"]
+        .into_iter()
+        .map(PathBuf::from)
+        // A file that is there but cannot be looked at is to be complained about, not passed over.
+        .find(|path| !matches!(fs::metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound))
+}

@@ -1,1 +1,42 @@
-//! Placeholder.
+//! The TURN protocol (RFC 8656): one worker's state, without sockets, clocks or threads.
+//!
+//! [`Server`] is the whole of it; what goes in and comes out stands in `contract.rs`.
+
+mod allocation;
+mod channel_data;
+mod contract;
+mod live;
+mod methods;
+mod outcome;
+mod policy;
+mod ports;
+mod quota;
+mod reply;
+mod request;
+mod server;
+mod table;
+mod time;
+mod wheel;
+
+#[cfg(test)]
+mod tests;
+
+pub use channel_data::{HEADROOM, TAILROOM};
+pub use contract::{
+    Action, AllocationSummary, AuthCause, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, OpenError,
+    OpenRelay, Opened, RelayId, Reply, ToClient, ToPeer, Transport,
+};
+pub use live::LiveRelays;
+pub use outcome::{Counters, DropReason, Outcome};
+pub use policy::{Denial, PeerPolicy};
+pub use ports::slice_of;
+pub use quota::{Quota, QuotaExceeded, Ticket};
+pub use server::{RelayRange, Server, Settings, Shared};
+pub use time::{Deadline, Instant};
+
+/// The time-to-expiry of an allocation whose client asks for nothing longer, in seconds (RFC 8656 §3.2).
+pub const DEFAULT_LIFETIME: u32 = 600;
+/// The longest time-to-expiry that a client can get at a time, in seconds (RFC 8656 §7.2).
+pub const MAXIMUM_LIFETIME: u32 = 3600;
+/// Enough for every answer that the core writes, in bytes.
+pub const REPLY_BUFFER: usize = 2048;

@@ -1,0 +1,156 @@
+//! From a username and an integrity check to an identity.
+
+use std::collections::BTreeMap;
+
+use super::time_limited::{self, Malformed, NoneOf};
+use super::{HumanSeconds, LongTermKey, Secret};
+
+/// Knows the realm, the shared secrets and the static users, and says who sent a request (RFC 8489 §9.2.4).
+#[derive(Debug)]
+pub struct Authenticator {
+    realm: String,
+    secrets: Vec<Secret>,
+    users: BTreeMap<String, LongTermKey>,
+}
+
+impl Authenticator {
+    /// Builds it from the realm, the shared secrets and the static users (name, password). Of two users of one
+    /// name the last counts.
+    #[must_use]
+    pub fn new(realm: String, secrets: Vec<Secret>, users: impl IntoIterator<Item = (String, Secret)>) -> Self {
+        let users = users
+            .into_iter()
+            .map(|(name, password)| {
+                let key = LongTermKey::derive(&name, &realm, password.as_bytes());
+                (name, key)
+            })
+            .collect();
+        Self { realm, secrets, users }
+    }
+
+    /// The realm of every credential.
+    #[must_use]
+    pub fn realm(&self) -> &str {
+        &self.realm
+    }
+
+    /// Finds the key under which a request of `username` is right. `matches` says whether its integrity is right
+    /// under a key; it is called for each candidate: the key of the static user of that name if there is one, else
+    /// the key under each shared secret in turn.
+    ///
+    /// A right but expired credential is an [`Identity`], not a failure: what an expiry means depends on the method.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no such key; RFC 8489 §9.2.4 has a 401 for all of them.
+    pub fn authenticate<'u>(
+        &self,
+        username: &'u str,
+        unix_now: u64,
+        matches: &mut dyn FnMut(&LongTermKey) -> bool,
+    ) -> Result<Identity<'u>, AuthFailure> {
+        // RFC 8489 §9.2.2: trailing NULs are no part of the name
+        let username = username.trim_end_matches('\0');
+        if let Some(key) = self.users.get(username) {
+            return if matches(key) {
+                Ok(Identity { key: key.clone(), user: username, expires: None })
+            } else {
+                Err(AuthFailure::WrongPassword)
+            };
+        }
+
+        let time_limited = time_limited::check_username(username)?;
+        if self.secrets.is_empty() {
+            return Err(AuthFailure::NoSecret);
+        }
+        let user = if time_limited.user.is_empty() { username } else { time_limited.user };
+        let expires = time_limited.expires;
+        for secret in &self.secrets {
+            let password = time_limited::password(secret, username);
+            let key = LongTermKey::derive(username, &self.realm, password.as_bytes());
+            if matches(&key) {
+                return Ok(Identity { key, user, expires: Some(expires) });
+            }
+        }
+        let tried = self.secrets.len();
+        Err(match time_limited::expired_for(expires, unix_now) {
+            None => AuthFailure::WrongSecret { tried },
+            Some(ago_seconds) => AuthFailure::WrongSecretAndExpired { tried, ago_seconds },
+        })
+    }
+}
+
+/// Who sent a request.
+#[derive(Clone, Debug)]
+pub struct Identity<'u> {
+    /// The key under which the request was right and under which its answer is signed.
+    pub key: LongTermKey,
+    /// Whom quotas are counted for: the static user, or the name behind the expiry, or the whole username where
+    /// there is only an expiry.
+    pub user: &'u str,
+    /// When a time-limited credential ends, in seconds since the Unix epoch; may have passed.
+    pub expires: Option<u64>,
+}
+
+impl Identity<'_> {
+    /// Seconds since the credential expired, `Some(0)` at that very second; `None` while it lives or if it is a
+    /// static user's.
+    #[must_use]
+    pub fn expired_for(&self, unix_now: u64) -> Option<u64> {
+        self.expires.and_then(|expires| time_limited::expired_for(expires, unix_now))
+    }
+}
+
+/// Why a request is nobody's. `Display` is a sentence for the operator's log, without the username.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthFailure {
+    /// Neither a static user nor of the time-limited form.
+    #[error("unknown user: no static user has that name, and it is not <unix expiry>:<name>")]
+    UnknownUser,
+    /// Of the form `<name>:<unix expiry>`.
+    #[error("unknown user: the expiry stands behind the name, the username has to be <unix expiry>:<name>")]
+    ExpiryBehindName,
+    /// The expiry is in milliseconds; as seconds it would be thousands of years ahead.
+    #[error("the expiry {expires} looks like milliseconds; the application has to make it in seconds")]
+    ExpiryInMilliseconds {
+        /// The number as it stands in the username.
+        expires: u64,
+    },
+    /// Of the time-limited form, but no secret is configured.
+    #[error("the credential is time-limited, but no shared secret is configured")]
+    NoSecret,
+    /// A static user with another password.
+    #[error("wrong password (or realm) for a static user")]
+    WrongPassword,
+    /// None of the secrets made the credential.
+    #[error("{}", NoneOf(*tried))]
+    WrongSecret {
+        /// How many secrets were tried.
+        tried: usize,
+    },
+    /// None of the secrets made the credential, and its time is over as well.
+    #[error(
+        "{}; besides, the credential expired {} ago \
+         (if it should not have, compare the clocks of the application and of this machine)",
+        NoneOf(*tried), HumanSeconds(*ago_seconds)
+    )]
+    WrongSecretAndExpired {
+        /// How many secrets were tried.
+        tried: usize,
+        /// Seconds since the expiry.
+        ago_seconds: u64,
+    },
+}
+
+impl From<Malformed> for AuthFailure {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::ExpiryBehindName => Self::ExpiryBehindName,
+            Malformed::ExpiryInMilliseconds { expires } => Self::ExpiryInMilliseconds { expires },
+            _ => Self::UnknownUser,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const NOW: u64 = 1_700_000_000;
+const LIFETIME: u64 = 600;
+
+fn secrets(texts: &[&str]) -> Vec<Secret> {
+    texts.iter().map(|text| Secret::new(*text).unwrap()).collect()
+}
+
+fn mint_of(texts: &[&str]) -> NonceMint {
+    NonceMint::from_secrets(&secrets(texts), LIFETIME).unwrap()
+}
+
+fn client() -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 7], 50_000))
+}
+
+// RFC 8489 §9.2: "obMatJos2" and the base64 of 24 feature bits come first
+#[test]
+fn a_nonce_starts_with_the_cookie_and_is_short_enough_to_need_no_padding() {
+    let nonce = mint_of(&["north-star"]).mint(NOW, client());
+    assert_eq!(&nonce.as_str()[..13], "obMatJos2AAAA");
+    assert_eq!(nonce.as_str().len(), 36);
+    assert_eq!(nonce.to_string(), nonce.as_str());
+}
+
+// RFC 8489 §14.10: qdtext; no quote and no backslash, so that it stands unescaped in a quoted string
+#[test]
+fn a_nonce_is_made_of_qdtext() {
+    let mint = mint_of(&["north-star"]);
+    for port in 0..500 {
+        let nonce = mint.mint(NOW + u64::from(port), SocketAddr::from(([192, 0, 2, 7], port)));
+        assert!(nonce.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)), "{nonce}");
+    }
+}
+
+// Made with Python's hmac and base64 from the layout in this module's documentation
+#[test]
+fn nonces_are_those_that_python_computes() {
+    let mint = mint_of(&["north-star"]);
+    assert_eq!(mint.mint(NOW, client()).as_str(), "obMatJos2AAAAZVPxAGwi7p8k1H2Z3k_NONA");
+    let v6 = SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7), 50_000));
+    assert_eq!(mint.mint(NOW, v6).as_str(), "obMatJos2AAAAZVPxAHdWAjUuLj6ekvqarI4");
+}
+
+#[test]
+fn a_nonce_lives_for_its_lifetime() {
+    let mint = mint_of(&["north-star"]);
+    let nonce = mint.mint(NOW, client());
+    let at = |now| mint.check(nonce.as_str(), now, client());
+    assert_eq!(at(NOW), Ok(()));
+    assert_eq!(at(NOW + LIFETIME - 1), Ok(()));
+    assert_eq!(at(NOW + LIFETIME), Err(NonceError::Expired));
+    assert_eq!(at(NOW + 86_400), Err(NonceError::Expired));
+}
+
+#[test]
+fn a_nonce_from_the_future_counts_by_its_distance() {
+    let mint = mint_of(&["north-star"]);
+    let nonce = mint.mint(NOW, client());
+    let at = |now| mint.check(nonce.as_str(), now, client());
+    assert_eq!(at(NOW - 5), Ok(()), "a sibling whose clock runs ahead");
+    assert_eq!(at(NOW - LIFETIME - 1), Err(NonceError::Expired), "a clock that was set back");
+    assert_eq!(at(0), Err(NonceError::Expired));
+}
+
+#[test]
+fn the_wrap_of_the_timestamp_in_2106_makes_no_gap() {
+    let mint = mint_of(&["north-star"]);
+    let last = u64::from(u32::MAX);
+    let nonce = mint.mint(last, client());
+    assert_eq!(mint.check(nonce.as_str(), last + LIFETIME - 1, client()), Ok(()));
+    assert_eq!(mint.check(nonce.as_str(), last + LIFETIME, client()), Err(NonceError::Expired));
+}
+
+// RFC 8489 §9.2.4: not the same NONCE for two source addresses or ports
+#[test]
+fn a_nonce_is_of_use_to_its_client_only() {
+    let mint = mint_of(&["north-star"]);
+    let nonce = mint.mint(NOW, client());
+    for other in [([192, 0, 2, 7], 50_001), ([192, 0, 2, 8], 50_000)].map(SocketAddr::from) {
+        assert_eq!(mint.check(nonce.as_str(), NOW, other), Err(NonceError::Foreign));
+        assert_ne!(mint.mint(NOW, other), nonce);
+    }
+}
+
+#[test]
+fn an_ipv4_client_is_the_same_as_an_ipv4_mapped_one() {
+    let mint = mint_of(&["north-star"]);
+    let mapped = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped(), 50_000));
+    assert_eq!(mint.mint(NOW, mapped), mint.mint(NOW, client()));
+    let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+    let scoped = |scope| SocketAddr::V6(SocketAddrV6::new(link_local, 50_000, 7, scope));
+    assert_eq!(mint.mint(NOW, scoped(1)), mint.mint(NOW, scoped(2)));
+}
+
+#[test]
+fn a_nonce_of_another_key_is_foreign() {
+    let random = NonceMint::from_random([7; 32], LIFETIME);
+    let nonce = random.mint(NOW, client());
+    assert_eq!(random.check(nonce.as_str(), NOW, client()), Ok(()));
+    for other in [NonceMint::from_random([8; 32], LIFETIME), mint_of(&["north-star"])] {
+        assert_eq!(other.check(nonce.as_str(), NOW, client()), Err(NonceError::Foreign));
+    }
+}
+
+#[test]
+fn rotated_secrets_accept_each_others_nonces() {
+    let before = mint_of(&["old"]);
+    let during = mint_of(&["new", "old"]);
+    let after = mint_of(&["new"]);
+    let old_nonce = before.mint(NOW, client());
+    let new_nonce = during.mint(NOW, client());
+    assert_eq!(during.check(old_nonce.as_str(), NOW, client()), Ok(()));
+    assert_eq!(during.check(new_nonce.as_str(), NOW, client()), Ok(()));
+    assert_eq!(after.check(new_nonce.as_str(), NOW, client()), Ok(()));
+    assert_eq!(after.check(old_nonce.as_str(), NOW, client()), Err(NonceError::Foreign));
+    assert!(NonceMint::from_secrets(&[], LIFETIME).is_none());
+}
+
+#[test]
+fn what_is_no_nonce_of_ours_is_foreign() {
+    let mint = mint_of(&["north-star"]);
+    let nonce = mint.mint(NOW, client()).to_string();
+    let with_features = nonce.replacen("AAAA", "gAAA", 1);
+    let longer = format!("{nonce}A");
+    let padded = format!("{nonce}=");
+    for text in ["", "obMatJos2AAAA", &nonce[..35], &nonce[13..], &longer, &padded, &with_features, "nonsense"] {
+        assert_eq!(mint.check(text, NOW, client()), Err(NonceError::Foreign), "{text:?}");
+    }
+}
+
+#[test]
+fn debug_shows_no_byte_of_a_key() {
+    let shown = format!("{:?}", NonceMint::from_random([7; 32], LIFETIME));
+    assert_eq!(shown, "NonceMint { keys: 1, lifetime_seconds: 600 }");
+}
+
+proptest! {
+    #[test]
+    fn a_nonce_with_any_character_changed_is_foreign(
+        secret in "[a-z]{1,40}", now in 0..u64::from(u32::MAX), port: u16, at in 0..36usize, to in any::<char>(),
+    ) {
+        let mint = mint_of(&[&secret]);
+        let client = SocketAddr::from(([198, 51, 100, 1], port));
+        let mut changed: Vec<char> = mint.mint(now, client).as_str().chars().collect();
+        prop_assume!(changed[at] != to);
+        changed[at] = to;
+        let changed: String = changed.into_iter().collect();
+        prop_assert_eq!(mint.check(&changed, now, client), Err(NonceError::Foreign));
+    }
+
+    // The slack bits of the last character are where two texts could mean the same bytes.
+    #[test]
+    fn a_nonce_has_one_spelling(now in 0..u64::from(u32::MAX), at in 0..36usize, to in "[A-Za-z0-9_+/=-]") {
+        let mint = mint_of(&["north-star"]);
+        let mut changed = mint.mint(now, client()).to_string();
+        prop_assume!(changed[at..=at] != to);
+        changed.replace_range(at..=at, &to);
+        prop_assert_eq!(mint.check(&changed, now, client()), Err(NonceError::Foreign));
+    }
+
+    #[test]
+    fn checking_any_text_does_not_panic(text in any::<String>()) {
+        let _ = mint_of(&["north-star"]).check(&text, NOW, client());
+        let _ = mint_of(&["north-star"]).check(&format!("obMatJos2AAAA{text}"), NOW, client());
+    }
+}

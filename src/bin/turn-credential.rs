@@ -1,2 +1,0 @@
-//! Mints and verifies credentials.
-fn main() {}

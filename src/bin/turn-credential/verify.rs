@@ -1,0 +1,78 @@
+//! `turn-credential verify`.
+
+use turnserver::auth::time_limited::{self, CredentialError, Malformed, TimeLimitedUsername};
+use turnserver::auth::{HumanSeconds, Secret};
+use turnserver::clock;
+use zeroize::Zeroizing;
+
+use crate::Failure;
+use crate::args::{PASSWORD_PLACES, Verify};
+use crate::source::{self, Loaded};
+use crate::text::rfc3339;
+
+/// What to print about a valid credential.
+pub(crate) fn run(arguments: &Verify) -> Result<Zeroizing<String>, Failure> {
+    if arguments.misplaced_password.is_some() {
+        return Err(Failure::Usage(format!(
+            "a password does not belong on the command line, which every user of this machine can read; \
+             {PASSWORD_PLACES}"
+        )));
+    }
+    if arguments.source.secret_stdin && arguments.password_env.is_none() {
+        return Err(Failure::Usage(
+            "standard input cannot be both the secret and the password: use --password-env VARIABLE, or another \
+             source of the secret"
+                .to_owned(),
+        ));
+    }
+    let username = arguments.username.as_str();
+    let loaded = source::load(&arguments.source)?;
+    let password = source::password(arguments)?;
+    let verdict = match loaded.config.auth.users.iter().find(|user| user.name == username) {
+        // The server looks for a static user first as well.
+        Some(user) => static_user(&user.password, username, &password),
+        None => time_limited(&loaded, username, &password),
+    };
+    verdict.map(Zeroizing::new).map_err(|why| Failure::Because(format!("not valid: {why}")))
+}
+
+fn static_user(right: &Secret, username: &str, password: &str) -> Result<String, String> {
+    let name = username.escape_debug();
+    match Secret::new(password) {
+        Ok(given) if given == *right => {
+            Ok(format!("valid: the password of the static user {name}, which does not expire\n"))
+        }
+        Ok(_) => Err(format!("the password is wrong; {name} is a static user of the configuration")),
+        Err(_) => Err(format!("the password is empty; {name} is a static user of the configuration")),
+    }
+}
+
+fn time_limited(loaded: &Loaded, username: &str, password: &str) -> Result<String, String> {
+    let now = clock::unix_seconds();
+    let tried = loaded.secrets.len();
+    match time_limited::verify(&loaded.secrets, username, password, now) {
+        Ok(valid) => {
+            let user = match valid.user {
+                "" => "no user name".to_owned(),
+                user => format!("user {}", user.escape_debug()),
+            };
+            let (left, end) = (HumanSeconds(valid.expires.saturating_sub(now)), rfc3339(valid.expires));
+            Ok(format!(
+                "valid: {user}, {left} left (until {end}), made with secret {} of {tried}\n",
+                valid.secret_index + 1
+            ))
+        }
+        Err(error @ CredentialError::Malformed(Malformed::NoExpiry)) if loaded.from_file => {
+            Err(format!("{error}; nor is it the name of a static user in the configuration"))
+        }
+        Err(CredentialError::NoSecret) => {
+            Err(format!("no time-limited credential can be, because there is no secret: {}", loaded.place))
+        }
+        Err(error @ (CredentialError::Expired { .. } | CredentialError::WrongSecretAndExpired { .. })) => {
+            let end =
+                TimeLimitedUsername::parse(username).map_or_else(String::new, |username| rfc3339(username.expires));
+            Err(format!("{error} (at {end})"))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}

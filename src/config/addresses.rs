@@ -1,0 +1,352 @@
+//! `[listen]`, `[relay]` and `[peers]`: everything that is an address.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::{Range, RangeInclusive};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::problem::{Report, quoted};
+use super::reader::Section;
+use super::{Limits, Listen, Peers, Relay, RelayAddresses, schema};
+
+const DEFAULT_PORT: u16 = 3478;
+
+pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Listen {
+    let Some(section) = top.section("listen", &schema::LISTEN, report) else { return Listen::default() };
+    let Some(texts) = section.strings("udp", report) else { return Listen::default() };
+    if section.value("udp").is_some_and(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty())) {
+        report.error(
+            &section.span("udp"),
+            "`listen.udp` is empty, so no client could reach the server: leave it out for the default",
+        );
+    }
+    let mut udp: Vec<SocketAddr> = Vec::new();
+    for text in texts {
+        let (span, text) = (text.span(), *text.get_ref());
+        let Some(address) = listen_address(text, &span, report) else { continue };
+        match udp.iter().find(|other| collide(**other, address)) {
+            Some(other) if *other == address => {
+                report.error(&span, format!("`listen.udp` has {} twice", quoted(text)));
+            }
+            Some(other) => report.error(
+                &span,
+                format!(
+                    "`listen.udp`: {address} and {other} are the same port, because [::] takes IPv4 as well: keep one"
+                ),
+            ),
+            None => udp.push(address),
+        }
+    }
+    Listen { udp }
+}
+
+/// Whether two listeners ask for the same port of the same address. Port 0 is another port each time.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port() && a.port() != 0 && (a == b || (a.ip().is_unspecified() && b.ip().is_unspecified()))
+}
+
+fn listen_address(text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<SocketAddr> {
+    let why = match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_multicast() || is_broadcast(address.ip()) => {
+            "is not an address of one machine".to_owned()
+        }
+        Ok(address) => match mapped(address.ip()) {
+            Some(v4) => format!("is an IPv4 address in disguise; write `{v4}:{}`", address.port()),
+            None => return Some(address),
+        },
+        Err(_) => {
+            let number = text.trim_start_matches(':');
+            if let Ok(port) = number.parse::<u16>() {
+                format!("has no address; did you mean `[::]:{port}`?")
+            } else if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+                format!("has no port; did you mean `{}`?", SocketAddr::new(ip, DEFAULT_PORT))
+            } else {
+                "is not an address and a port, as in \"[::]:3478\" or \"192.0.2.7:3478\"".to_owned()
+            }
+        }
+    };
+    report.error(span, format!("`listen.udp`: {} {why}", quoted(text)));
+    None
+}
+
+pub(super) fn relay(top: &Section<'_>, workers: usize, limits: &Limits, report: &mut Report<'_>) -> Relay {
+    let default = Relay::default();
+    let Some(section) = top.section("relay", &schema::RELAY, report) else { return default };
+    let addresses = relay_addresses(&section, report).unwrap_or(default.addresses);
+    let external = external(&section, &addresses, report);
+    let ports = match port_range(&section, report) {
+        Some(ports) => {
+            check_port_range(&section.span("ports"), &ports, workers, report);
+            ports
+        }
+        None => default.ports,
+    };
+    if let RelayAddresses::Given(given) = &addresses {
+        let capacity = given.len() as u64 * count(&ports);
+        if u64::from(limits.allocations) > capacity {
+            report.warn(
+                &section.span("addresses"),
+                format!("`limits.allocations` is {}, but there are only {capacity} relay ports", limits.allocations),
+            );
+        }
+    }
+    Relay { addresses, external, ports }
+}
+
+fn relay_addresses(section: &Section<'_>, report: &mut Report<'_>) -> Option<RelayAddresses> {
+    const TAKES: &str = "`relay.addresses` is \"auto\" or a list of addresses";
+    let value = section.value("addresses")?;
+    match value.get_ref() {
+        DeValue::String(word) if word == "auto" => return Some(RelayAddresses::Auto),
+        DeValue::String(word) => {
+            let hint = match word.parse::<IpAddr>() {
+                Ok(address) => format!("; did you mean [\"{address}\"]?"),
+                Err(_) => format!(", not {}", quoted(word)),
+            };
+            report.error(&value.span(), format!("{TAKES}{hint}"));
+            return None;
+        }
+        DeValue::Array(elements) if elements.is_empty() => {
+            report.error(&value.span(), format!("{TAKES}, and this list is empty"));
+            return None;
+        }
+        DeValue::Array(_) => {}
+        other => {
+            section.mismatch("addresses", value.span(), "\"auto\" or a list of addresses", other, report);
+            return None;
+        }
+    }
+    let mut given = Vec::new();
+    for text in section.strings("addresses", report)? {
+        let Some(address) = relay_address("`relay.addresses`", text.get_ref(), &text.span(), report) else { continue };
+        if given.contains(&address) {
+            report.error(&text.span(), format!("`relay.addresses` has {} twice", quoted(text.get_ref())));
+        } else {
+            given.push(address);
+        }
+    }
+    Some(RelayAddresses::Given(given))
+}
+
+/// An address that a peer can send to.
+fn relay_address(name: &str, text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<IpAddr> {
+    let why = match text.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() => "stands for every address; name one".to_owned(),
+        Ok(ip) if ip.is_multicast() || is_broadcast(ip) => "is not an address of one machine".to_owned(),
+        Ok(IpAddr::V6(ip)) if ip.is_unicast_link_local() => "is link-local, so no peer could reach it".to_owned(),
+        Ok(ip) => match mapped(ip) {
+            Some(v4) => format!("is an IPv4 address in disguise; write `{v4}`"),
+            None => return Some(ip),
+        },
+        Err(_) => match text.parse::<SocketAddr>() {
+            Ok(address) => format!("has a port; did you mean `{}`? The ports are those of `relay.ports`", address.ip()),
+            Err(_) => "is not an IP address".to_owned(),
+        },
+    };
+    report.error(span, format!("{name}: {} {why}", quoted(text)));
+    None
+}
+
+fn external(section: &Section<'_>, addresses: &RelayAddresses, report: &mut Report<'_>) -> Vec<(IpAddr, IpAddr)> {
+    let Some(table) = section.table("external", report) else { return Vec::new() };
+    let mut pairs: Vec<(IpAddr, IpAddr)> = Vec::new();
+    for (key, value) in table.get_ref().iter() {
+        let span = key.span();
+        let ours = relay_address("`relay.external`", key.get_ref(), &span, report);
+        let theirs = match value.get_ref() {
+            DeValue::String(text) => relay_address("`relay.external`", text, &value.span(), report),
+            other => {
+                section.mismatch("external", value.span(), "a table of addresses in quotes", other, report);
+                None
+            }
+        };
+        let (Some(ours), Some(theirs)) = (ours, theirs) else { continue };
+        if ours.is_ipv4() != theirs.is_ipv4() {
+            report.error(
+                &span,
+                format!("`relay.external`: `{ours}` and `{theirs}` are not of the same family (IPv4 or IPv6)"),
+            );
+        }
+        if let RelayAddresses::Given(given) = addresses
+            && !given.is_empty()
+            && !given.contains(&ours)
+        {
+            report.error(
+                &span,
+                format!(
+                    "`relay.external`: `{ours}` is not in `relay.addresses`; \
+                     the address on the left is that of this machine"
+                ),
+            );
+        }
+        if pairs.iter().any(|(other, _)| *other == ours) {
+            report.error(&span, format!("`relay.external` has `{ours}` twice"));
+        } else if pairs.iter().any(|(_, other)| *other == theirs) {
+            report.error(
+                &value.span(),
+                format!("`relay.external`: `{theirs}` stands for two addresses, and 1:1 NAT has one behind each"),
+            );
+        }
+        pairs.push((ours, theirs));
+    }
+    pairs.sort_unstable();
+    pairs
+}
+
+/// `"FIRST-LAST"`, both included.
+fn port_range(section: &Section<'_>, report: &mut Report<'_>) -> Option<RangeInclusive<u16>> {
+    let text = section.string("ports", report)?;
+    let (span, text) = (text.span(), *text.get_ref());
+    let numbers = text.split_once('-').and_then(|(first, last)| {
+        let number = |text: &str| text.trim().parse::<u32>().ok();
+        Some((number(first)?, number(last)?))
+    });
+    let Some((first, last)) = numbers else {
+        report.error(&span, format!("`relay.ports`: {} is not a range of ports, as in \"49152-65535\"", quoted(text)));
+        return None;
+    };
+    let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(last)) else {
+        report.error(&span, format!("`relay.ports`: {} has a port above 65535", quoted(text)));
+        return None;
+    };
+    if first == 0 || last == 0 {
+        report.error(&span, format!("`relay.ports`: {} has port 0, which does not exist", quoted(text)));
+        return None;
+    }
+    if first > last {
+        report.error(&span, format!("`relay.ports`: {} is empty; did you mean `{last}-{first}`?", quoted(text)));
+        return None;
+    }
+    Some(first..=last)
+}
+
+fn check_port_range(span: &Range<usize>, ports: &RangeInclusive<u16>, workers: usize, report: &mut Report<'_>) {
+    let count = count(ports);
+    if (workers as u64) > count {
+        report.error(
+            span,
+            format!("`relay.ports` has fewer ports ({count}) than there are `workers` ({workers}); each needs its own"),
+        );
+    }
+    if *ports.start() < 1024 {
+        report.warn(
+            span,
+            "`relay.ports` begins below 1024: such ports need a privilege, \
+             and peers may take them for those of services",
+        );
+    }
+}
+
+/// A relay socket cannot have the port of a listener on the same address.
+pub(super) fn warn_of_overlap(top: &Section<'_>, listen: &Listen, relay: &Relay, report: &mut Report<'_>) {
+    let Some(port) = listen.udp.iter().map(SocketAddr::port).find(|port| *port != 0 && relay.ports.contains(port))
+    else {
+        return;
+    };
+    let span_of = |section: &str, key: &str| top.value(section)?.get_ref().get(key).map(Spanned::span);
+    let span = span_of("relay", "ports").or_else(|| span_of("listen", "udp")).unwrap_or_default();
+    report.warn(&span, format!("`relay.ports` contains {port}, the port of a listener"));
+}
+
+fn count(ports: &RangeInclusive<u16>) -> u64 {
+    u64::from(*ports.end()).saturating_sub(u64::from(*ports.start())) + 1
+}
+
+pub(super) fn peers(top: &Section<'_>, report: &mut Report<'_>) -> Peers {
+    let Some(section) = top.section("peers", &schema::PEERS, report) else { return Peers::default() };
+    let allow = networks(&section, "allow", report);
+    let deny = networks(&section, "deny", report);
+    for allowed in &allow {
+        let range = allowed.get_ref();
+        if let Some(denied) = deny.iter().map(Spanned::get_ref).find(|denied| denied.contains(range)) {
+            let denied = short(denied);
+            report.error(
+                &allowed.span(),
+                format!(
+                    "`peers.allow`: `{}` has no effect, because `peers.deny` has `{denied}` and is asked first",
+                    short(range)
+                ),
+            );
+        }
+    }
+    let bare = |networks: Vec<Spanned<IpNet>>| networks.into_iter().map(Spanned::into_inner).collect();
+    Peers { allow: bare(allow), deny: bare(deny) }
+}
+
+fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Spanned<IpNet>> {
+    let mut networks = Vec::new();
+    for text in section.strings(key, report).unwrap_or_default() {
+        match network(text.get_ref()) {
+            Ok(network) => {
+                if let Some(form) = carrier_of_ipv4(network) {
+                    let what = quoted(text.get_ref());
+                    report.warn(
+                        &text.span(),
+                        format!(
+                            "{}: {what} matches no peer, because {form} addresses \
+                             are judged by the IPv4 address in them",
+                            section.name(key)
+                        ),
+                    );
+                }
+                networks.push(Spanned::new(text.span(), network));
+            }
+            Err(why) => {
+                report.error(&text.span(), format!("{}: {} {why}", section.name(key), quoted(text.get_ref())));
+            }
+        }
+    }
+    networks
+}
+
+/// A prefix, or an address as a prefix of its full length.
+fn network(text: &str) -> Result<IpNet, String> {
+    let network = match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
+        (Ok(network), _) => network,
+        (_, Ok(address)) => IpNet::from(address),
+        _ => return Err("is neither an address nor a prefix, as in \"192.0.2.7\" or \"10.0.0.0/8\"".to_owned()),
+    };
+    if network.trunc() != network {
+        return Err(format!("has bits set behind its prefix; did you mean `{}`?", network.trunc()));
+    }
+    if let IpNet::V6(v6) = network
+        && let Some(v4) = v6.addr().to_ipv4_mapped()
+        && let Some(length) = v6.prefix_len().checked_sub(96)
+        && let Ok(v4) = Ipv4Net::new(v4, length)
+    {
+        return Err(format!("is IPv4 in disguise; write `{}`", short(&IpNet::V4(v4))));
+    }
+    Ok(network)
+}
+
+/// The name of the kind of addresses if all of the network carry an IPv4 address, which is what peers are judged by.
+fn carrier_of_ipv4(network: IpNet) -> Option<&'static str> {
+    let IpNet::V6(network) = network else { return None };
+    [
+        ("6to4", Ipv6Net::new_assert(Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16)),
+        ("Teredo", Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 32)),
+        ("NAT64", Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96)),
+        ("NAT64", Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48)),
+    ]
+    .into_iter()
+    .find(|(_, carrier)| carrier.contains(&network))
+    .map(|(form, _)| form)
+}
+
+/// A single address without its prefix length.
+pub(super) fn short(network: &IpNet) -> String {
+    if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
+}
+
+fn mapped(ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ip) => ip.to_ipv4_mapped(),
+    }
+}
+
+fn is_broadcast(ip: IpAddr) -> bool {
+    ip == IpAddr::V4(Ipv4Addr::BROADCAST)
+}

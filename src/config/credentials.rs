@@ -1,0 +1,263 @@
+//! `[auth]`: secrets, the file that holds them, and static users. No message repeats a secret or a password.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, io};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use zeroize::Zeroizing;
+
+use super::general::name_of;
+use super::problem::{Report, quoted};
+use super::reader::Section;
+use super::{Auth, StaticUser, format_duration, parse_duration, schema};
+use crate::auth::Secret;
+use crate::auth::time_limited::TimeLimitedUsername;
+
+const DAY: Duration = Duration::from_secs(86_400);
+const SECOND: Duration = Duration::from_secs(1);
+/// In bytes; shorter ones can be found by trying.
+const SHORTEST_GOOD_SECRET: usize = 16;
+/// RFC 8489 §14.3: fewer than 509 bytes.
+const MAX_USERNAME: usize = 508;
+
+pub(super) fn auth(top: &Section<'_>, report: &mut Report<'_>) -> Auth {
+    let default = Auth::default();
+    let Some(section) = top.section("auth", &schema::AUTH, report) else { return default };
+    let mut secrets: Vec<Secret> = Vec::new();
+    for secret in section.strings("secrets", report).unwrap_or_default() {
+        secrets.extend(inline_secret("`auth.secrets`", &secret, report));
+    }
+    secrets.extend(secrets_file(&section, report));
+    Auth {
+        users: users(&section, report),
+        nonce_lifetime: duration(&section, "nonce-lifetime", SECOND, DAY, report).unwrap_or(default.nonce_lifetime),
+        expiry_grace: duration(&section, "expiry-grace", Duration::ZERO, 365 * DAY, report)
+            .unwrap_or(default.expiry_grace),
+        secrets,
+    }
+}
+
+fn inline_secret(name: &str, text: &Spanned<&str>, report: &mut Report<'_>) -> Option<Secret> {
+    warn_if_world_readable(&text.span(), report);
+    let secret = Secret::new(text.get_ref().as_bytes()).ok();
+    match &secret {
+        None => report.error(&text.span(), format!("{name} has an empty secret: `openssl rand -hex 32` makes one")),
+        Some(secret) if secret.as_bytes().len() < SHORTEST_GOOD_SECRET => {
+            report.warn(&text.span(), format!("{name} has {SHORT_SECRET}"));
+        }
+        Some(_) => {}
+    }
+    secret
+}
+
+const SHORT_SECRET: &str =
+    "a secret shorter than 16 bytes, which can be guessed: `openssl rand -hex 32` makes a good one";
+
+/// Says once that the file, which holds a secret at `span`, is open to everybody.
+fn warn_if_world_readable(span: &std::ops::Range<usize>, report: &mut Report<'_>) {
+    if std::mem::take(&mut report.world_readable) {
+        let file = report.file();
+        report.warn(
+            span,
+            format!("this file holds a secret and every user of the machine may read it: `chmod 640 {file}`"),
+        );
+    }
+}
+
+/// The secrets in the file that `secrets-file` names.
+fn secrets_file(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Secret> {
+    let Some(name) = section.string("secrets-file", report) else { return Vec::new() };
+    let (span, name) = (name.span(), *name.get_ref());
+    if name.is_empty() {
+        report.error(&span, "`auth.secrets-file` is empty: leave it out if there is no such file");
+        return Vec::new();
+    }
+    let path = beside(report.file(), name);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => Zeroizing::new(text),
+        Err(error) => {
+            report.error(
+                &span,
+                format!(
+                    "`auth.secrets-file`: {} cannot be read: {}",
+                    quoted(&path.display().to_string()),
+                    read_failure(&error)
+                ),
+            );
+            return Vec::new();
+        }
+    };
+    if readable_by_others(&path) {
+        let path = path.display();
+        report.warn(
+            &span,
+            format!("`auth.secrets-file`: every user of the machine may read `{path}`: `chmod 640 {path}`"),
+        );
+    }
+    let mut secrets: Vec<Secret> = Vec::new();
+    let shown = path.display().to_string();
+    let mut inner = Report::new(&shown, &text);
+    let mut offset = 0;
+    for line in text.split_inclusive('\n') {
+        let content = line.trim();
+        let start = offset + (line.len() - line.trim_start().len());
+        offset += line.len();
+        if content.starts_with('#') {
+            continue;
+        }
+        // Only an empty line makes no secret.
+        let Ok(secret) = Secret::new(content.as_bytes()) else { continue };
+        if secret.as_bytes().len() < SHORTEST_GOOD_SECRET {
+            inner.warn(&(start..offset), SHORT_SECRET);
+        }
+        secrets.push(secret);
+    }
+    report.warnings.append(&mut inner.warnings);
+    if secrets.is_empty() {
+        report.error(&span, format!("`auth.secrets-file`: `{shown}` holds no secret; put one on a line of its own"));
+    }
+    secrets
+}
+
+/// A relative path is meant from the directory of the configuration file, so that it does not depend on who starts us.
+fn beside(config_file: &str, name: &str) -> PathBuf {
+    Path::new(config_file).parent().unwrap_or(Path::new("")).join(name)
+}
+
+pub(super) fn readable_by_others(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o004 != 0)
+}
+
+/// Why a file cannot be read; where permissions are the reason, for whom.
+pub(super) fn read_failure(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        io::ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
+        io::ErrorKind::PermissionDenied => match effective_user() {
+            Some(user) => format!("permission denied for {user}"),
+            None => "permission denied".to_owned(),
+        },
+        _ => error.to_string(),
+    }
+}
+
+/// The user that this process runs as. The owner of `/proc/self` tells it without a system call of our own.
+fn effective_user() -> Option<String> {
+    let uid = fs::metadata("/proc/self").ok()?.uid();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
+    });
+    Some(match name {
+        Some(name) => format!("user {name} (uid {uid})"),
+        None => format!("uid {uid}"),
+    })
+}
+
+fn users(section: &Section<'_>, report: &mut Report<'_>) -> Vec<StaticUser> {
+    let mut users = Vec::new();
+    let mut seen = HashMap::new();
+    for table in section.tables("users", report) {
+        let Some(user) = user(table.get_ref(), table.span(), report) else { continue };
+        let (span, user) = (user.span(), user.into_inner());
+        if let Some(first) = seen.insert(user.name.clone(), span.start) {
+            let line = report.line_of(first);
+            report.error(&span, format!("user {} is there twice; the first is in line {line}", quoted(&user.name)));
+        }
+        users.push(user);
+    }
+    users
+}
+
+/// One `[[auth.users]]`, with the place of its name.
+fn user(table: &DeTable<'_>, header: std::ops::Range<usize>, report: &mut Report<'_>) -> Option<Spanned<StaticUser>> {
+    let section = Section::new(&schema::USER, table, report);
+    let name = section.string("name", report);
+    let password = section.string("password", report);
+    let who = name.as_ref().map_or_else(|| "a user".to_owned(), |name| format!("user {}", quoted(name.get_ref())));
+    if section.value("name").is_none() {
+        report.error(&header, "a user without a `name`");
+    }
+    if section.value("password").is_none() {
+        report.error(&header, format!("{who} has no `password`"));
+    }
+    if let Some(name) = &name {
+        check_username(name, report);
+    }
+    let password = password.and_then(|password| {
+        warn_if_world_readable(&password.span(), report);
+        let secret = Secret::new(password.get_ref().as_bytes()).ok();
+        if secret.is_none() {
+            report.error(&password.span(), format!("the password of {who} is empty"));
+        }
+        secret
+    })?;
+    let name = name?;
+    Some(Spanned::new(name.span(), StaticUser { name: (*name.get_ref()).to_owned(), password }))
+}
+
+fn check_username(name: &Spanned<&str>, report: &mut Report<'_>) {
+    let (span, name) = (name.span(), *name.get_ref());
+    if name.is_empty() {
+        report.error(&span, "the `name` of a user is empty");
+    }
+    if name.len() > MAX_USERNAME {
+        let length = name.len();
+        report.error(
+            &span,
+            format!("the `name` of a user has {length} bytes, and {MAX_USERNAME} are allowed (RFC 8489 §14.3)"),
+        );
+    }
+    // RFC 8265 §4.2: the OpaqueString profile has no control characters, so no client can send this name.
+    if let Some(bad) = name.chars().find(|c| c.is_control()) {
+        report.error(&span, format!("the `name` of a user must not contain {}", name_of(bad)));
+    }
+    if TimeLimitedUsername::parse(name).is_some() {
+        report.warn(
+            &span,
+            format!("user {} is named like a time-limited credential, but its password never expires", quoted(name)),
+        );
+    }
+}
+
+/// A duration as a string with a unit or as a number of seconds.
+fn duration(
+    section: &Section<'_>,
+    key: &str,
+    least: Duration,
+    most: Duration,
+    report: &mut Report<'_>,
+) -> Option<Duration> {
+    let value = section.value(key)?;
+    let (span, name) = (value.span(), section.name(key));
+    let duration = match value.get_ref() {
+        DeValue::Integer(_) => {
+            let seconds: u64 = section.number(key, least.as_secs()..=most.as_secs(), report)?;
+            Duration::from_secs(seconds)
+        }
+        DeValue::String(text) => match parse_duration(text) {
+            Ok(duration) => duration,
+            Err(why) => {
+                report.error(&span, format!("{name} {}: {why}", quoted(text)));
+                return None;
+            }
+        },
+        other => {
+            section.mismatch(key, span, "a duration such as \"1h\"", other, report);
+            return None;
+        }
+    };
+    if !(least..=most).contains(&duration) {
+        let (least, most) = (format_duration(least), format_duration(most));
+        report.error(&span, format!("{name} must be between {least} and {most}"));
+        return None;
+    }
+    Some(duration)
+}

@@ -1,0 +1,189 @@
+//! The top level and the sections of plain values: `[limits]`, `[compat]`, `[log]`.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use toml::Spanned;
+
+use super::problem::{Report, closest, quoted};
+use super::reader::{Section, list};
+use super::{Compat, Config, Limits, Log, LogFormat, LogLevel, schema};
+
+const MAX_WORKERS: usize = 1024;
+/// As many as there are channel numbers with `compat.rfc5766-channels`: 0x4000–0x7FFF.
+const MAX_CHANNELS: u16 = 16_384;
+/// RFC 8489 §14.9: fewer than 128 characters.
+const MAX_REALM: usize = 127;
+
+/// Reports what the TOML parser objected to, once for each line, because one slip makes it stumble more than once.
+pub(super) fn report_syntax_errors(errors: &[toml::de::Error], report: &mut Report<'_>) {
+    let mut errors: Vec<_> = errors.iter().map(|error| (error.span().unwrap_or_default(), error.message())).collect();
+    errors.sort_by_key(|(span, _)| span.start);
+    errors.dedup_by_key(|(span, _)| report.line_of(span.start));
+    for (span, message) in errors {
+        let message = syntax_message(message, report.text().get(span.clone()).unwrap_or_default());
+        report.error(&span, message);
+    }
+}
+
+/// Of the text nothing but a key is quoted: anything else may be a secret.
+fn syntax_message(message: &str, text: &str) -> String {
+    const NOT_TEXT: [&str; 7] = [
+        "string values must be quoted",
+        "invalid boolean",
+        "invalid date",
+        "invalid time",
+        "invalid integer",
+        "invalid float",
+        "unexpected leading zero",
+    ];
+    if message == "duplicate key" {
+        format!("{} is there twice", quoted(text.trim()))
+    } else if matches!(message, "invalid basic string, expected `\"`" | "invalid literal string, expected `'`") {
+        "not valid TOML: the string has no closing quote".to_owned()
+    } else if !NOT_TEXT.iter().any(|start| message.starts_with(start)) {
+        format!("not valid TOML: {message}")
+    } else if text.trim().is_empty() {
+        "not valid TOML: here a value is missing".to_owned()
+    } else {
+        "not valid TOML: this is neither a number nor true or false; text stands in quotes".to_owned()
+    }
+}
+
+pub(super) fn realm(top: &Section<'_>, report: &mut Report<'_>) -> String {
+    let Some(realm) = top.string("realm", report) else { return Config::default().realm };
+    let (span, realm) = (realm.span(), *realm.get_ref());
+    let length = realm.chars().count();
+    if realm.is_empty() {
+        report.error(&span, "`realm` is empty: leave it out for the default, or give the domain of your service");
+    } else if length > MAX_REALM {
+        report.error(&span, format!("`realm` has {length} characters, and {MAX_REALM} are allowed (RFC 8489 §14.9)"));
+    }
+    // RFC 8489 §14.9: qdtext, which has neither quotes nor backslashes; clients put it between quotes.
+    if let Some(bad) = realm.chars().find(|c| c.is_control() || matches!(c, '"' | '\'' | '\\')) {
+        report.error(&span, format!("`realm` must not contain {}", name_of(bad)));
+    }
+    realm.to_owned()
+}
+
+/// A host as it stands in a URL, or why it cannot.
+pub(super) fn hostname(top: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
+    let hostname = top.string("hostname", report)?;
+    match check_host(hostname.get_ref()) {
+        Ok(host) => Some(host),
+        Err(why) => {
+            report.error(&hostname.span(), format!("`hostname` {} {why}", quoted(hostname.get_ref())));
+            None
+        }
+    }
+}
+
+fn check_host(host: &str) -> Result<String, String> {
+    const EXAMPLE: &str = "write only the name or the address, as in \"turn.example.org\"";
+    if host.is_empty() {
+        return Err(format!("is empty: {EXAMPLE}"));
+    }
+    let inside_brackets = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    if inside_brackets.parse::<Ipv6Addr>().is_ok() {
+        return Ok(format!("[{inside_brackets}]"));
+    }
+    if host.contains(char::is_whitespace) {
+        return Err(format!("contains a space: {EXAMPLE}"));
+    }
+    if host.contains("://") || ["stun:", "stuns:", "turn:", "turns:"].iter().any(|scheme| host.starts_with(scheme)) {
+        return Err(format!("contains a scheme: {EXAMPLE}"));
+    }
+    if host.contains('/') {
+        return Err(format!("contains a slash: {EXAMPLE}"));
+    }
+    if host.contains(':') {
+        return Err(format!("contains a port: {EXAMPLE}; the port is that of `listen.udp`"));
+    }
+    if host.contains('*') {
+        return Err(format!("contains a wildcard: {EXAMPLE}"));
+    }
+    if !host.is_ascii() {
+        return Err("is not in ASCII: write it in its form that begins with xn--".to_owned());
+    }
+    if let Some(bad) = host.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | '.')) {
+        return Err(format!("contains {}: {EXAMPLE}", name_of(bad)));
+    }
+    let labels = host.strip_suffix('.').unwrap_or(host);
+    if labels.len() > 253 || labels.split('.').any(|label| label.is_empty() || label.len() > 63) {
+        return Err("is no name: between its dots stand 1 to 63 characters, and 253 in all".to_owned());
+    }
+    // What is made of digits and dots only is an address to every resolver (RFC 3986 §3.2.2).
+    if host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && host.parse::<Ipv4Addr>().is_err() {
+        return Err("is not an IPv4 address: that has four numbers from 0 to 255".to_owned());
+    }
+    Ok(host.to_owned())
+}
+
+pub(super) fn workers(top: &Section<'_>, report: &mut Report<'_>) -> usize {
+    top.number("workers", 0..=MAX_WORKERS, report).unwrap_or_default()
+}
+
+pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
+    let default = Limits::default();
+    let Some(section) = top.section("limits", &schema::LIMITS, report) else { return default };
+    Limits {
+        allocations_per_user: section
+            .number("allocations-per-user", 0..=u32::MAX, report)
+            .unwrap_or(default.allocations_per_user),
+        allocations: section.number("allocations", 0..=u32::MAX, report).unwrap_or(default.allocations),
+        permissions_per_allocation: section
+            .number("permissions-per-allocation", 1..=u16::MAX, report)
+            .unwrap_or(default.permissions_per_allocation),
+        channels_per_allocation: section
+            .number("channels-per-allocation", 1..=MAX_CHANNELS, report)
+            .unwrap_or(default.channels_per_allocation),
+    }
+}
+
+pub(super) fn compat(top: &Section<'_>, report: &mut Report<'_>) -> Compat {
+    let Some(section) = top.section("compat", &schema::COMPAT, report) else { return Compat::default() };
+    Compat { rfc5766_channels: section.boolean("rfc5766-channels", report).unwrap_or_default() }
+}
+
+pub(super) fn log(top: &Section<'_>, report: &mut Report<'_>) -> Log {
+    let Some(section) = top.section("log", &schema::LOG, report) else { return Log::default() };
+    let level = section.string("level", report);
+    let format = section.string("format", report);
+    Log {
+        level: level
+            .and_then(|word| one_of("`log.level`", &word, &LogLevel::ALL, LogLevel::as_str, report))
+            .unwrap_or_default(),
+        format: format
+            .and_then(|word| one_of("`log.format`", &word, &LogFormat::ALL, LogFormat::as_str, report))
+            .unwrap_or_default(),
+    }
+}
+
+/// One of a few words.
+fn one_of<T: Copy>(
+    name: &str,
+    word: &Spanned<&str>,
+    choices: &[T],
+    spelling: fn(T) -> &'static str,
+    report: &mut Report<'_>,
+) -> Option<T> {
+    let found = choices.iter().copied().find(|choice| spelling(*choice) == *word.get_ref());
+    if found.is_none() {
+        let words: Vec<&str> = choices.iter().map(|choice| spelling(*choice)).collect();
+        let hint = match closest(word.get_ref(), words.iter().copied()) {
+            Some(candidate) => format!("; did you mean `{candidate}`?"),
+            None => String::new(),
+        };
+        report.error(&word.span(), format!("{name} is one of {}, not {}{hint}", list(&words), quoted(word.get_ref())));
+    }
+    found
+}
+
+/// A character as a sentence names it.
+pub(super) fn name_of(character: char) -> String {
+    match character {
+        '"' | '\'' => "a quotation mark".to_owned(),
+        '\\' => "a backslash".to_owned(),
+        c if c.is_control() => format!("a control character (U+{:04X})", u32::from(c)),
+        c => format!("`{c}`"),
+    }
+}

@@ -1,0 +1,136 @@
+//! What is wrong with a configuration, and where.
+
+use std::fmt;
+use std::ops::Range;
+
+/// One thing that is wrong, or worth saying, with the place where it stands.
+///
+/// Its [`Display`](fmt::Display) form is one line, `FILE:LINE:COLUMN: MESSAGE`. It quotes no source line, and nothing
+/// from the value of a key that holds secrets: configuration errors end up in logs and bug reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file as the user named it.
+    pub file: String,
+    /// Line and column, both from 1, the column in characters. `None` where the whole file is meant.
+    pub position: Option<(usize, usize)>,
+    /// What is wrong and what to do about it.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.position {
+            Some((line, column)) => write!(f, "{}:{line}:{column}: {}", self.file, self.message),
+            None => write!(f, "{}: {}", self.file, self.message),
+        }
+    }
+}
+
+/// Everything that keeps a configuration from being used, in the order of the file. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigErrors(Vec<Problem>);
+
+impl ConfigErrors {
+    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|problem| problem.position);
+        Self(problems)
+    }
+
+    /// The errors, in the order of the file.
+    pub fn problems(&self) -> &[Problem] {
+        &self.0
+    }
+}
+
+/// One line for each error.
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A text and its name: turns byte ranges into positions and collects what is found.
+pub(super) struct Report<'t> {
+    file: &'t str,
+    text: &'t str,
+    /// Whether every user of the machine may read the text.
+    pub(super) world_readable: bool,
+    pub(super) errors: Vec<Problem>,
+    pub(super) warnings: Vec<Problem>,
+}
+
+impl<'t> Report<'t> {
+    pub(super) fn new(file: &'t str, text: &'t str) -> Self {
+        Self { file, text, world_readable: false, errors: Vec::new(), warnings: Vec::new() }
+    }
+
+    pub(super) fn file(&self) -> &'t str {
+        self.file
+    }
+
+    pub(super) fn text(&self) -> &'t str {
+        self.text
+    }
+
+    pub(super) fn error(&mut self, span: &Range<usize>, message: impl Into<String>) {
+        let problem = self.problem(span, message.into());
+        self.errors.push(problem);
+    }
+
+    pub(super) fn warn(&mut self, span: &Range<usize>, message: impl Into<String>) {
+        let problem = self.problem(span, message.into());
+        self.warnings.push(problem);
+    }
+
+    /// The line of a byte offset, from 1.
+    pub(super) fn line_of(&self, offset: usize) -> usize {
+        position(self.text, offset).0
+    }
+
+    fn problem(&self, span: &Range<usize>, message: String) -> Problem {
+        Problem { file: self.file.to_owned(), position: Some(position(self.text, span.start)), message }
+    }
+}
+
+/// Line and column of a byte offset, both from 1.
+pub(super) fn position(text: &str, offset: usize) -> (usize, usize) {
+    let (mut line, mut column) = (1, 1);
+    for (_, character) in text.char_indices().take_while(|(at, _)| *at < offset) {
+        match character {
+            '\n' => (line, column) = (line + 1, 1),
+            // A byte order mark takes no column in any editor.
+            '\u{feff}' => {}
+            _ => column += 1,
+        }
+    }
+    (line, column)
+}
+
+/// A value as a message shows it: in backticks, on one line, not longer than a reader can use.
+pub(super) fn quoted(value: &str) -> String {
+    const LONGEST: usize = 80;
+    let escaped = value.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'");
+    if escaped.chars().count() > LONGEST {
+        let short: String = escaped.chars().take(LONGEST).collect();
+        format!("`{short}…`")
+    } else {
+        format!("`{escaped}`")
+    }
+}
+
+/// The candidate that `word` is probably a misspelling of.
+pub(super) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    let word = word.to_lowercase().replace('_', "-");
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,199 @@
+//! A walk over the parsed file that never stops at the first mistake: what cannot be read is reported and left out.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Report, closest, quoted};
+use super::schema::{self, TableKeys};
+
+/// A table of the file together with the keys that it may have.
+pub(super) struct Section<'t> {
+    keys: &'static TableKeys,
+    table: &'t DeTable<'t>,
+}
+
+impl<'t> Section<'t> {
+    /// Takes a table over and reports every key of it that does not exist.
+    pub(super) fn new(keys: &'static TableKeys, table: &'t DeTable<'t>, report: &mut Report<'_>) -> Self {
+        for key in table.keys() {
+            if !keys.keys.contains(&&**key.get_ref()) {
+                report.error(&key.span(), unknown_key(key.get_ref(), keys));
+            }
+        }
+        Self { keys, table }
+    }
+
+    /// The dotted name of a key, in backticks.
+    pub(super) fn name(&self, key: &str) -> String {
+        if self.keys.path.is_empty() { format!("`{key}`") } else { format!("`{}.{key}`", self.keys.path) }
+    }
+
+    pub(super) fn value(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
+        debug_assert!(self.keys.keys.contains(&key), "{key} is missing from the schema");
+        self.table.get(key)
+    }
+
+    /// Where a key or its value begins; the start of the file if it is not there.
+    pub(super) fn span(&self, key: &str) -> Range<usize> {
+        self.value(key).map(Spanned::span).unwrap_or_default()
+    }
+
+    pub(super) fn section(&self, key: &str, keys: &'static TableKeys, report: &mut Report<'_>) -> Option<Section<'t>> {
+        let table = self.table(key, report)?;
+        Some(Section::new(keys, table.get_ref(), report))
+    }
+
+    pub(super) fn table(&self, key: &str, report: &mut Report<'_>) -> Option<Spanned<&'t DeTable<'t>>> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::Table(table) => Some(Spanned::new(value.span(), table)),
+            other => {
+                self.mismatch(key, value.span(), "a table", other, report);
+                None
+            }
+        }
+    }
+
+    /// The tables of `[[path.key]]`.
+    pub(super) fn tables(&self, key: &str, report: &mut Report<'_>) -> Vec<Spanned<&'t DeTable<'t>>> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let DeValue::Array(elements) = value.get_ref() else {
+            report.error(
+                &value.span(),
+                format!("{} is a list of tables: write each as `[[{}.{key}]]`", self.name(key), self.keys.path),
+            );
+            return Vec::new();
+        };
+        let mut tables = Vec::new();
+        for element in elements.iter() {
+            match element.get_ref() {
+                DeValue::Table(table) => tables.push(Spanned::new(element.span(), table)),
+                other => self.mismatch(key, element.span(), "a list of tables", other, report),
+            }
+        }
+        tables
+    }
+
+    pub(super) fn string(&self, key: &str, report: &mut Report<'_>) -> Option<Spanned<&'t str>> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::String(text) => Some(Spanned::new(value.span(), &**text)),
+            other => {
+                self.mismatch(key, value.span(), "a string", other, report);
+                None
+            }
+        }
+    }
+
+    /// A list of strings; elements of another type are reported and left out.
+    pub(super) fn strings(&self, key: &str, report: &mut Report<'_>) -> Option<Vec<Spanned<&'t str>>> {
+        let value = self.value(key)?;
+        let elements = match value.get_ref() {
+            DeValue::Array(elements) => elements,
+            DeValue::String(_) => {
+                report.error(
+                    &value.span(),
+                    format!("{} is a list: put brackets around the value, as in [\"…\"]", self.name(key)),
+                );
+                return None;
+            }
+            other => {
+                self.mismatch(key, value.span(), "a list of strings", other, report);
+                return None;
+            }
+        };
+        let mut strings = Vec::new();
+        for element in elements.iter() {
+            match element.get_ref() {
+                DeValue::String(text) => strings.push(Spanned::new(element.span(), &**text)),
+                other => self.mismatch(key, element.span(), "a list of strings", other, report),
+            }
+        }
+        Some(strings)
+    }
+
+    pub(super) fn boolean(&self, key: &str, report: &mut Report<'_>) -> Option<bool> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(value) => Some(*value),
+            other => {
+                self.mismatch(key, value.span(), "true or false", other, report);
+                None
+            }
+        }
+    }
+
+    /// A whole number within `range`.
+    pub(super) fn number<N>(&self, key: &str, range: std::ops::RangeInclusive<N>, report: &mut Report<'_>) -> Option<N>
+    where
+        N: TryFrom<i128> + PartialOrd + std::fmt::Display,
+    {
+        let value = self.value(key)?;
+        let number = match value.get_ref() {
+            DeValue::Integer(integer) => i128::from_str_radix(integer.as_str(), integer.radix()).ok(),
+            other => {
+                self.mismatch(key, value.span(), "a whole number", other, report);
+                return None;
+            }
+        };
+        let number = number.and_then(|number| N::try_from(number).ok()).filter(|number| range.contains(number));
+        if number.is_none() {
+            report.error(
+                &value.span(),
+                format!("{} must be between {} and {}", self.name(key), range.start(), range.end()),
+            );
+        }
+        number
+    }
+
+    /// Reports a value of the wrong type, without the value: it may be a secret.
+    pub(super) fn mismatch(
+        &self,
+        key: &str,
+        span: Range<usize>,
+        expected: &str,
+        found: &DeValue<'_>,
+        report: &mut Report<'_>,
+    ) {
+        let found = match found {
+            DeValue::String(_) => "a string",
+            DeValue::Integer(_) => "a whole number",
+            DeValue::Float(_) => "a fraction",
+            DeValue::Boolean(_) => "true or false",
+            DeValue::Datetime(_) => "a date or time",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        };
+        report.error(&span, format!("{} takes {expected}, and this is {found}", self.name(key)));
+    }
+}
+
+/// What to say about a key that does not exist.
+fn unknown_key(key: &str, keys: &TableKeys) -> String {
+    let unknown = format!("unknown key {} in {}", quoted(key), keys.name());
+    if (keys.path == "listen" && matches!(key, "tcp" | "tls")) || (keys.path.is_empty() && key == "tls") {
+        return format!("{unknown}: this version listens on UDP only");
+    }
+    if let Some(candidate) = closest(key, keys.keys.iter().copied()) {
+        return format!("{unknown}; did you mean `{candidate}`?");
+    }
+    if let Some(home) = schema::ALL.iter().find(|table| table.keys.contains(&key)) {
+        return match home.path {
+            "" => format!("{unknown}; it belongs at the top of the file, above the first `[section]`"),
+            _ => format!("{unknown}; it belongs in {}", home.name()),
+        };
+    }
+    format!("{unknown}; the keys there are {}", list(keys.keys))
+}
+
+/// `a`, `b` and `c`.
+pub(super) fn list(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    match words.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => String::new(),
+    }
+}

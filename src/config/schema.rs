@@ -1,0 +1,38 @@
+//! The keys that exist, table by table. The reader, the suggestions and the test of the documents share this list.
+
+/// One table of the file and its keys.
+pub(super) struct TableKeys {
+    /// The dotted path of the table; empty for the top level.
+    pub(super) path: &'static str,
+    pub(super) keys: &'static [&'static str],
+}
+
+impl TableKeys {
+    /// The table as a sentence names it.
+    pub(super) fn name(&self) -> String {
+        match self.path {
+            "" => "the top level".to_owned(),
+            "auth.users" => "`[[auth.users]]`".to_owned(),
+            path => format!("`[{path}]`"),
+        }
+    }
+}
+
+pub(super) const TOP: TableKeys = TableKeys {
+    path: "",
+    keys: &["realm", "hostname", "workers", "listen", "relay", "auth", "peers", "limits", "compat", "log"],
+};
+pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp"] };
+pub(super) const RELAY: TableKeys = TableKeys { path: "relay", keys: &["addresses", "external", "ports"] };
+pub(super) const AUTH: TableKeys =
+    TableKeys { path: "auth", keys: &["secrets", "secrets-file", "nonce-lifetime", "expiry-grace", "users"] };
+pub(super) const USER: TableKeys = TableKeys { path: "auth.users", keys: &["name", "password"] };
+pub(super) const PEERS: TableKeys = TableKeys { path: "peers", keys: &["allow", "deny"] };
+pub(super) const LIMITS: TableKeys = TableKeys {
+    path: "limits",
+    keys: &["allocations-per-user", "allocations", "permissions-per-allocation", "channels-per-allocation"],
+};
+pub(super) const COMPAT: TableKeys = TableKeys { path: "compat", keys: &["rfc5766-channels"] };
+pub(super) const LOG: TableKeys = TableKeys { path: "log", keys: &["level", "format"] };
+
+pub(super) const ALL: &[&TableKeys] = &[&TOP, &LISTEN, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &COMPAT, &LOG];

@@ -1,0 +1,111 @@
+//! What a configuration means, for `turnserver check-config`.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::addresses::short;
+use super::{Config, RelayAddresses, format_duration};
+
+/// What the server will do with a configuration, in a few lines for a person. Shows no secret.
+///
+/// Made by [`Config::summary`]; its [`Display`](fmt::Display) form ends without a newline and has the warnings last.
+#[derive(Clone, Copy, Debug)]
+pub struct Summary<'c>(&'c Config);
+
+impl<'c> Summary<'c> {
+    pub(super) fn new(config: &'c Config) -> Self {
+        Self(config)
+    }
+}
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { realm, hostname, workers, listen, relay, auth, peers, limits, compat, log, warnings } = self.0;
+
+        write!(f, "realm    {realm}")?;
+        match hostname {
+            Some(hostname) => write!(f, "\nhost     {hostname}")?,
+            None => f.write_str("\nhost     not set: urls name an address of this machine")?,
+        }
+        match workers {
+            0 => f.write_str("\nworkers  one for each CPU")?,
+            workers => write!(f, "\nworkers  {workers}")?,
+        }
+        for address in &listen.udp {
+            write!(f, "\nlisten   udp {address}")?;
+            match (address.ip().is_unspecified() && address.is_ipv6(), address.port()) {
+                (true, 0) => f.write_str(" (IPv6 and IPv4, any free port)")?,
+                (true, _) => f.write_str(" (IPv6 and IPv4)")?,
+                (false, 0) => f.write_str(" (any free port)")?,
+                (false, _) => {}
+            }
+        }
+
+        let (first, last) = (relay.ports.start(), relay.ports.end());
+        match &relay.addresses {
+            RelayAddresses::Auto => f.write_str("\nrelay    addresses from the interfaces of this machine")?,
+            RelayAddresses::Given(given) => {
+                let given: Vec<String> = given.iter().map(ToString::to_string).collect();
+                write!(f, "\nrelay    {}", given.join(", "))?;
+            }
+        }
+        write!(f, "; ports {first}-{last}, {} for each address", relay.ports.len())?;
+        for (ours, theirs) in &relay.external {
+            write!(f, "\n         {ours} is advertised as {theirs}")?;
+        }
+
+        match (auth.secrets.len(), auth.users.len()) {
+            (0, 0) => f.write_str("\nauth     no secret and no user: one secret is made for each run")?,
+            (secrets, users) => {
+                write!(f, "\nauth     {}, {}", plural(secrets, "secret"), plural(users, "static user"))?;
+            }
+        }
+        write!(f, "; a nonce is good for {}", format_duration(auth.nonce_lifetime))?;
+        match auth.expiry_grace {
+            Duration::ZERO => {
+                f.write_str("\n         no Refresh extends an allocation past the expiry of its credential")?;
+            }
+            grace => {
+                let grace = format_duration(grace);
+                write!(
+                    f,
+                    "\n         a Refresh extends an allocation up to {grace} past the expiry of its credential"
+                )?;
+            }
+        }
+
+        f.write_str("\npeers    special-purpose addresses are denied")?;
+        for (verb, networks) in [("allowed besides", &peers.allow), ("denied besides", &peers.deny)] {
+            if !networks.is_empty() {
+                let networks: Vec<String> = networks.iter().map(short).collect();
+                write!(f, "\n         {verb}: {}", networks.join(", "))?;
+            }
+        }
+
+        f.write_str("\nlimits   ")?;
+        match limits.allocations_per_user {
+            0 => f.write_str("any number of allocations for a user")?,
+            allocations => write!(f, "{} for each user", plural(allocations, "allocation"))?,
+        }
+        match limits.allocations {
+            0 => f.write_str(", in all as many as there are ports")?,
+            allocations => write!(f, ", {allocations} in all")?,
+        }
+        let (permissions, channels) = (limits.permissions_per_allocation, limits.channels_per_allocation);
+        write!(f, "\n         an allocation has at most {}", plural(permissions, "permission"))?;
+        write!(f, " and {}", plural(channels, "channel"))?;
+        if compat.rfc5766_channels {
+            f.write_str("\ncompat   channel numbers up to 0x7FFF are accepted")?;
+        }
+        write!(f, "\nlog      {} as {}", log.level, log.format)?;
+
+        for warning in warnings {
+            write!(f, "\nwarning  {warning}")?;
+        }
+        Ok(())
+    }
+}
+
+fn plural<N: fmt::Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    if count == N::from(1) { format!("{count} {noun}") } else { format!("{count} {noun}s") }
+}

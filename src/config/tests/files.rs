@@ -1,0 +1,196 @@
+//! The files of the repository, and files on disk.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+const SHIPPED: &str = include_str!("../../../turnserver.toml");
+const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
+
+/// A directory of its own for one test, gone when the test ends.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("turnserver-config-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn the_shipped_file_is_the_default() {
+    assert_eq!(Config::parse(SHIPPED, "turnserver.toml").unwrap(), Config::default());
+    assert_eq!(parse(""), Config::default());
+}
+
+/// The key and the table of each assignment, set or shown as an example.
+fn assignments(text: &str) -> Vec<(String, String)> {
+    let mut table = String::new();
+    let mut found = Vec::new();
+    for line in text.lines() {
+        let line = line.strip_prefix('#').unwrap_or(line);
+        if line.starts_with(' ') {
+            continue;
+        }
+        if line.starts_with('[') {
+            table = line.trim_matches(['[', ']']).to_owned();
+        } else if let Some((key, _)) = line.split_once('=') {
+            found.push((table.clone(), key.trim().to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_shipped_file_has_every_key() {
+    let assignments = assignments(SHIPPED);
+    let tables: Vec<&str> = schema::ALL.iter().map(|table| table.path).collect();
+    for table in schema::ALL {
+        for key in table.keys {
+            let path = if table.path.is_empty() { (*key).to_owned() } else { format!("{}.{key}", table.path) };
+            let is_table = tables.contains(&path.as_str()) && SHIPPED.contains(&format!("[{path}]"));
+            let is_set = assignments.iter().any(|(at, name)| at == table.path && name == key);
+            assert!(is_table || is_set, "{path} is missing from turnserver.toml");
+        }
+    }
+}
+
+#[test]
+fn the_examples_in_the_shipped_file_are_accepted_once_they_are_filled_in() {
+    let filled =
+        SHIPPED.replace("password = \"\"", "password = \"x\"").replace("/etc/turnserver/secrets", "Cargo.toml");
+    let lines: Vec<&str> = filled
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(example) if !example.starts_with(' ') => example,
+            _ => line,
+        })
+        .collect();
+    let directory = Directory::new("examples");
+    directory.write("Cargo.toml", "0123456789abcdef", 0o600);
+    let path = directory.write("turnserver.toml", lines.join("\n"), 0o600);
+    let config = Config::load(&path).unwrap();
+    assert_eq!(config.hostname.as_deref(), Some("turn.example.org"));
+    assert_eq!(config.auth.users[0].name, "alice");
+    assert_eq!(config.auth.secrets.len(), 1);
+}
+
+#[test]
+fn the_document_has_every_key_in_the_section_of_its_table() {
+    for table in schema::ALL {
+        let heading = match table.path {
+            "" => "## Top level\n".to_owned(),
+            "auth.users" => "### `[[auth.users]]`\n".to_owned(),
+            path => format!("## `[{path}]`\n"),
+        };
+        let (_, section) = DOCUMENT.split_once(&heading).unwrap_or_else(|| panic!("no section {heading}"));
+        let section = section.split("\n#").next().unwrap();
+        for key in table.keys {
+            let is_section = DOCUMENT.contains(&format!("## `[{key}]`\n"));
+            assert!(
+                section.contains(&format!("| `{key}` |")) || is_section && table.path.is_empty(),
+                "{key} of {} is not in docs/configuration.md",
+                table.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_messages_in_the_document_are_what_is_said() {
+    let errors = Config::parse("relam = \"x\"\n\n\n[relay]\nports = \"65535-49152\"", "turnserver.toml").unwrap_err();
+    assert!(DOCUMENT.contains(&format!("```text\n{errors}\n```")), "{errors}");
+}
+
+#[test]
+fn secrets_come_from_the_file_behind_those_in_the_configuration() {
+    let directory = Directory::new("secrets");
+    directory.write("more", "# the old one\n\n  fedcba9876543210  \r\nshort\n", 0o640);
+    let text = "[auth]\nsecrets = [\"0123456789abcdef\"]\nsecrets-file = \"more\"";
+    let path = directory.write("t.toml", text, 0o640);
+    let config = Config::load(&path).unwrap();
+    let secrets: Vec<&[u8]> = config.auth.secrets.iter().map(Secret::as_bytes).collect();
+    assert_eq!(secrets, [&b"0123456789abcdef"[..], b"fedcba9876543210", b"short"]);
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        warnings,
+        [format!(
+            "{}:4:1: a secret shorter than 16 bytes, which can be guessed: `openssl rand -hex 32` makes a good one",
+            directory.0.join("more").display()
+        )]
+    );
+}
+
+#[test]
+fn a_file_with_secrets_that_everybody_can_read_is_a_warning_said_once() {
+    let directory = Directory::new("modes");
+    directory.write("more", "fedcba9876543210\n", 0o644);
+    let text = "[auth]\nsecrets = [\"0123456789abcdef\", \"0123456789abcdeg\"]\nsecrets-file = \"more\"";
+    let path = directory.write("t.toml", text, 0o644);
+    let config = Config::load(&path).unwrap();
+    let said: Vec<String> = config.warnings.iter().map(|warning| warning.message.clone()).collect();
+    let (path, more) = (path.display(), directory.0.join("more"));
+    assert_eq!(
+        said,
+        [
+            format!("this file holds a secret and every user of the machine may read it: `chmod 640 {path}`"),
+            format!("`auth.secrets-file`: every user of the machine may read `{0}`: `chmod 640 {0}`", more.display()),
+        ]
+    );
+    assert_eq!(config.warnings[0].position, Some((2, 12)));
+    let harmless = directory.write("harmless.toml", "realm = \"x\"", 0o644);
+    assert_eq!(Config::load(&harmless).unwrap().warnings, []);
+}
+
+#[test]
+fn a_secrets_file_that_gives_no_secret_is_an_error() {
+    let directory = Directory::new("no-secrets");
+    directory.write("empty", "# nothing\n\n", 0o600);
+    directory.write("binary", [0xff, 0xfe], 0o600);
+    let shown = |name: &str| directory.0.join(name).display().to_string();
+    for (name, what) in [
+        ("empty", format!("`{}` holds no secret; put one on a line of its own", shown("empty"))),
+        ("absent", format!("`{}` cannot be read: there is no such file", shown("absent"))),
+        ("binary", format!("`{}` cannot be read: it is not UTF-8 text", shown("binary"))),
+        (".", format!("`{}` cannot be read: it is a directory", shown("."))),
+    ] {
+        let path = directory.write("t.toml", format!("[auth]\nsecrets-file = \"{name}\""), 0o600);
+        let errors = Config::load(&path).unwrap_err().to_string();
+        assert_eq!(errors, format!("{}:2:16: `auth.secrets-file`: {what}", path.display()));
+    }
+    assert_eq!(
+        error("[auth]\nsecrets-file = \"\""),
+        "2:16: `auth.secrets-file` is empty: leave it out if there is no such file"
+    );
+}
+
+#[test]
+fn permission_denied_names_the_user() {
+    let message = credentials::read_failure(&io::Error::from(io::ErrorKind::PermissionDenied));
+    assert!(message.starts_with("permission denied for ") && message.contains("uid "), "{message}");
+}
+
+#[test]
+fn a_configuration_file_that_cannot_be_read_is_one_error() {
+    let directory = Directory::new("unreadable");
+    let absent = directory.0.join("absent.toml");
+    let error = Config::load(&absent).unwrap_err().to_string();
+    assert_eq!(error, format!("{}: cannot be read: there is no such file", absent.display()));
+    let binary = directory.write("binary.toml", b"realm = \"x\"\n\xc3\xa4\xff", 0o600);
+    let error = Config::load(&binary).unwrap_err().to_string();
+    assert_eq!(error, format!("{}:2:2: this byte is not UTF-8: save the file as UTF-8", binary.display()));
+}

@@ -1,0 +1,174 @@
+//! What right values become, and that nothing in a file makes the reader panic.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const EVERYTHING: &str = r#"
+realm = "example.org"
+hostname = "2001:db8::7"
+workers = 3
+
+[listen]
+udp = ["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]
+
+[relay]
+addresses = ["10.0.0.5", "2001:db8::7"]
+external = { "10.0.0.5" = "203.0.113.9" }
+ports = "50000 - 50999"
+
+[auth]
+secrets = ["0123456789abcdef"]
+nonce-lifetime = 600
+expiry-grace = "0s"
+users = [{ name = "ann", password = "north wind" }]
+
+[peers]
+allow = ["10.20.0.0/16", "192.168.1.7", "::1"]
+deny = ["2001:db8:1::/48"]
+
+[limits]
+allocations-per-user = 0
+allocations = 500
+permissions-per-allocation = 1
+channels-per-allocation = 16_384
+
+[compat]
+rfc5766-channels = true
+
+[log]
+level = "trace"
+format = "json"
+"#;
+
+#[test]
+fn every_value_arrives() {
+    let secret = |text: &str| Secret::new(text).unwrap();
+    let expected = Config {
+        realm: "example.org".to_owned(),
+        hostname: Some("[2001:db8::7]".to_owned()),
+        workers: 3,
+        listen: Listen {
+            udp: ["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]
+                .map(|a| a.parse().unwrap())
+                .to_vec(),
+        },
+        relay: Relay {
+            addresses: RelayAddresses::Given(["10.0.0.5", "2001:db8::7"].map(|a| a.parse().unwrap()).to_vec()),
+            external: vec![("10.0.0.5".parse().unwrap(), "203.0.113.9".parse().unwrap())],
+            ports: 50_000..=50_999,
+        },
+        auth: Auth {
+            secrets: vec![secret("0123456789abcdef")],
+            users: vec![StaticUser { name: "ann".to_owned(), password: secret("north wind") }],
+            nonce_lifetime: Duration::from_secs(600),
+            expiry_grace: Duration::ZERO,
+        },
+        peers: Peers {
+            allow: ["10.20.0.0/16", "192.168.1.7/32", "::1/128"].map(|n| n.parse().unwrap()).to_vec(),
+            deny: vec!["2001:db8:1::/48".parse().unwrap()],
+        },
+        limits: Limits {
+            allocations_per_user: 0,
+            allocations: 500,
+            permissions_per_allocation: 1,
+            channels_per_allocation: 16_384,
+        },
+        compat: Compat { rfc5766_channels: true },
+        log: Log { level: LogLevel::Trace, format: LogFormat::Json },
+        warnings: Vec::new(),
+    };
+    assert_eq!(parse(EVERYTHING), expected);
+}
+
+#[test]
+fn hosts_become_what_a_url_needs() {
+    for (host, expected) in [
+        ("turn.example.org", "turn.example.org"),
+        ("turn.example.org.", "turn.example.org."),
+        ("localhost", "localhost"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8::7", "[2001:db8::7]"),
+        ("[2001:db8::7]", "[2001:db8::7]"),
+    ] {
+        assert_eq!(parse(&format!("hostname = \"{host}\"")).hostname.as_deref(), Some(expected));
+    }
+}
+
+#[test]
+fn the_summary_says_what_will_happen() {
+    assert_eq!(
+        Config::default().summary().to_string(),
+        "\
+realm    turnserver
+host     not set: urls name an address of this machine
+workers  one for each CPU
+listen   udp [::]:3478 (IPv6 and IPv4)
+relay    addresses from the interfaces of this machine; ports 49152-65535, 16384 for each address
+auth     no secret and no user: one secret is made for each run; a nonce is good for 1h
+         a Refresh extends an allocation up to 1h past the expiry of its credential
+peers    special-purpose addresses are denied
+limits   32 allocations for each user, in all as many as there are ports
+         an allocation has at most 256 permissions and 256 channels
+log      info as text"
+    );
+    assert_eq!(
+        Config::parse(&EVERYTHING.replace("cdef", ""), "t.toml").unwrap().summary().to_string(),
+        "\
+realm    example.org
+host     [2001:db8::7]
+workers  3
+listen   udp 0.0.0.0:3478
+listen   udp [2001:db8::7]:443
+listen   udp 127.0.0.1:0 (any free port)
+listen   udp 127.0.0.1:0 (any free port)
+relay    10.0.0.5, 2001:db8::7; ports 50000-50999, 1000 for each address
+         10.0.0.5 is advertised as 203.0.113.9
+auth     1 secret, 1 static user; a nonce is good for 10m
+         no Refresh extends an allocation past the expiry of its credential
+peers    special-purpose addresses are denied
+         allowed besides: 10.20.0.0/16, 192.168.1.7, ::1
+         denied besides: 2001:db8:1::/48
+limits   any number of allocations for a user, 500 in all
+         an allocation has at most 1 permission and 16384 channels
+compat   channel numbers up to 0x7FFF are accepted
+log      trace as json
+warning  t.toml:15:12: `auth.secrets` has a secret shorter than 16 bytes, \
+which can be guessed: `openssl rand -hex 32` makes a good one"
+    );
+}
+
+/// Anything printable, or what TOML is made of.
+const REPLACEMENT: &str = "\\PC{0,6}|[\"'\\[\\]{}=.,\\n#\\\\:0-9/-]{0,4}";
+
+proptest! {
+    #[test]
+    fn durations_are_read_back_as_they_are_written(seconds in any::<u64>()) {
+        let duration = Duration::from_secs(seconds);
+        prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
+    }
+
+    #[test]
+    fn a_mutated_file_never_panics(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..24, REPLACEMENT), 1..8),
+    ) {
+        let mut text = EVERYTHING.to_owned();
+        for (at, length, replacement) in edits {
+            let start = at.index(text.len() + 1);
+            let boundary = |at: usize| (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+            text.replace_range(boundary(start)..boundary(start + length), &replacement);
+        }
+        match Config::parse(&text, "t.toml") {
+            Ok(config) => prop_assert!(!config.summary().to_string().is_empty()),
+            Err(errors) => {
+                prop_assert!(!errors.problems().is_empty());
+                prop_assert_eq!(errors.to_string().lines().count(), errors.problems().len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_random_text_never_panics(text in "\\PC{0,200}") {
+        let _ = Config::parse(&text, "t.toml");
+    }
+}

@@ -1,0 +1,275 @@
+use super::*;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// "eth0 10.0.0.5" per address; "down eth0 10.0.0.5" for one of an interface that is switched off.
+fn machine(lines: &[&str]) -> Vec<InterfaceAddress> {
+    let entry = |line: &&str| {
+        let (up, line) = line.strip_prefix("down ").map_or((true, *line), |rest| (false, rest));
+        let (name, address) = line.split_once(' ').unwrap();
+        InterfaceAddress { name: name.to_owned(), address: ip(address), loopback: name == "lo", up }
+    };
+    let lo = ["lo 127.0.0.1", "lo ::1"];
+    lo.iter().chain(lines).map(entry).collect()
+}
+
+fn mapping(pairs: &[(&str, &str)]) -> Vec<(IpAddr, IpAddr)> {
+    pairs.iter().map(|(inside, outside)| (ip(inside), ip(outside))).collect()
+}
+
+fn auto(lines: &[&str], external: &[(&str, &str)], preferred: &[&str]) -> Result<Choice, AddressError> {
+    let preferred: Vec<IpAddr> = preferred.iter().map(|text| ip(text)).collect();
+    choose(None, &mapping(external), &machine(lines), &|family| {
+        preferred.iter().copied().find(|ip| Family::of(*ip) == family)
+    })
+}
+
+fn given(addresses: &[&str], lines: &[&str], external: &[(&str, &str)]) -> Result<Choice, AddressError> {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|text| ip(text)).collect();
+    choose(Some(&addresses), &mapping(external), &machine(lines), &|_| None)
+}
+
+/// "bind" or "bind → advertised".
+fn outline(choice: &Choice) -> Vec<String> {
+    let line = |address: &RelayAddress| {
+        let RelayAddress { bind, advertised, .. } = address;
+        if bind == advertised { bind.to_string() } else { format!("{bind} → {advertised}") }
+    };
+    choice.addresses.iter().map(line).collect()
+}
+
+fn reasons(choice: &Choice) -> Vec<&str> {
+    choice.addresses.iter().map(|address| address.reason.as_str()).collect()
+}
+
+#[test]
+fn a_server_with_a_global_address_per_family_uses_both_without_a_word() {
+    let choice = auto(&["eth0 5.9.1.1", "eth0 2a01:4f8::1", "eth0 fe80::1"], &[], &["5.9.1.1", "2a01:4f8::1"]).unwrap();
+    assert_eq!(outline(&choice), ["5.9.1.1", "2a01:4f8::1"]);
+    assert_eq!(reasons(&choice), ["global address of eth0, the kernel's source towards the internet"; 2]);
+    assert_eq!(choice.warnings, [""; 0]);
+}
+
+#[test]
+fn the_kernels_source_wins_among_global_addresses() {
+    let lines = ["eth0 5.9.1.1", "eth0 5.9.1.2", "eth1 5.9.1.3"];
+    assert_eq!(outline(&auto(&lines, &[], &["5.9.1.2"]).unwrap()), ["5.9.1.2"]);
+    let choice = auto(&lines, &[], &[]).unwrap();
+    assert_eq!((outline(&choice), reasons(&choice)), (vec!["5.9.1.1".to_owned()], vec!["global address of eth0"]));
+}
+
+#[test]
+fn a_global_address_wins_over_a_private_one_that_the_kernel_prefers() {
+    let choice = auto(&["eth0 10.0.0.5", "eth1 5.9.1.1"], &[], &["10.0.0.5"]).unwrap();
+    assert_eq!(outline(&choice), ["5.9.1.1"]);
+    assert_eq!(choice.warnings, [""; 0]);
+}
+
+#[test]
+fn a_global_address_on_the_loopback_interface_counts_after_one_on_a_network() {
+    assert_eq!(outline(&auto(&["lo 5.9.1.1"], &[], &[]).unwrap()), ["5.9.1.1"]);
+    assert_eq!(outline(&auto(&["lo 5.9.1.1", "eth0 5.9.1.2"], &[], &[]).unwrap()), ["5.9.1.2"]);
+    assert_eq!(outline(&auto(&["lo 10.255.255.254", "eth0 172.20.1.2"], &[], &[]).unwrap()), ["172.20.1.2"]);
+}
+
+#[test]
+fn a_private_address_is_used_with_a_warning_that_says_what_to_set() {
+    let choice = auto(&["docker0 172.17.0.1", "eth0 10.0.0.5"], &[], &["10.0.0.5"]).unwrap();
+    assert_eq!(outline(&choice), ["10.0.0.5"]);
+    assert_eq!(reasons(&choice), ["private address of eth0, the kernel's source towards the internet"]);
+    assert_eq!(
+        choice.warnings,
+        [
+            "relay address 10.0.0.5 of eth0 is a private address: browsers elsewhere cannot reach it. Behind 1:1 NAT set in \
+          [relay] external = { \"10.0.0.5\" = \"203.0.113.9\" } with the outside address; otherwise set relay.addresses \
+          to a public address of this machine"
+        ]
+    );
+}
+
+#[test]
+fn an_address_that_is_not_global_names_its_range_in_the_warning() {
+    for (address, range) in [
+        ("100.64.3.4", "carrier-grade NAT"),
+        ("192.0.2.2", "documentation"),
+        ("fd00::2", "unique local"),
+        ("2001:db8::2", "documentation"),
+    ] {
+        let choice = auto(&[&format!("eth0 {address}")], &[], &[]).unwrap();
+        assert_eq!(outline(&choice), [address]);
+        let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
+        assert!(warning.contains(&format!("is a {range} address")), "{warning}");
+        assert!(warning.contains(&format!("external = {{ \"{address}\" = ")), "{warning}");
+    }
+}
+
+#[test]
+fn a_private_family_beside_a_good_one_may_be_left_out() {
+    let choice = auto(&["eth0 5.9.1.1", "eth0 fd00::2"], &[], &[]).unwrap();
+    assert_eq!(outline(&choice), ["5.9.1.1", "fd00::2"]);
+    let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
+    assert!(warning.contains("fd00::2") && warning.contains("\"2001:db8::9\""), "{warning}");
+    assert!(warning.ends_with("do without this one: addresses = [\"5.9.1.1\"]"), "{warning}");
+}
+
+#[test]
+fn a_mapping_sets_the_advertised_address_and_silences_the_warning() {
+    let choice = auto(&["eth0 10.0.0.5"], &[("10.0.0.5", "5.9.1.1")], &["10.0.0.5"]).unwrap();
+    assert_eq!(outline(&choice), ["10.0.0.5 → 5.9.1.1"]);
+    assert_eq!(
+        reasons(&choice),
+        ["private address of eth0, mapped by relay.external, the kernel's source towards the internet"]
+    );
+    assert_eq!(choice.warnings, [""; 0]);
+}
+
+#[test]
+fn a_mapped_address_wins_over_every_other_of_its_family() {
+    let lines = ["eth0 5.9.1.1", "eth1 10.0.0.5", "eth0 2a01:4f8::1"];
+    let choice = auto(&lines, &[("10.0.0.5", "5.9.1.2")], &["5.9.1.1"]).unwrap();
+    assert_eq!(outline(&choice), ["10.0.0.5 → 5.9.1.2", "2a01:4f8::1"]);
+}
+
+#[test]
+fn addresses_of_interfaces_that_are_down_are_not_detected() {
+    assert_eq!(outline(&auto(&["down eth0 5.9.1.1", "eth1 10.0.0.5"], &[], &[]).unwrap()), ["10.0.0.5"]);
+}
+
+#[test]
+fn loopback_is_used_where_nothing_else_is_and_says_so() {
+    for lines in [&[][..], &["eth0 fe80::1", "eth0 169.254.3.4"], &["down eth0 5.9.1.1"]] {
+        let choice = auto(lines, &[], &[]).unwrap();
+        assert_eq!(outline(&choice), ["127.0.0.1", "::1"]);
+        assert_eq!(reasons(&choice), ["loopback address of lo, because the machine has no other"; 2]);
+        let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
+        assert!(warning.starts_with("only programs on this machine can use the relay"), "{warning}");
+        assert!(warning.ends_with("127.0.0.1 and ::1"), "{warning}");
+    }
+}
+
+#[test]
+fn one_loopback_family_is_enough() {
+    let mut interfaces = machine(&["lo 127.0.0.53"]);
+    interfaces.retain(|entry| entry.address.is_ipv4());
+    interfaces.reverse();
+    assert_eq!(outline(&choose(None, &[], &interfaces, &|_| None).unwrap()), ["127.0.0.1"]);
+}
+
+#[test]
+fn loopback_of_one_family_is_not_used_beside_an_address_of_the_other() {
+    assert_eq!(outline(&auto(&["eth0 2a01:4f8::1"], &[], &[]).unwrap()), ["2a01:4f8::1"]);
+}
+
+#[test]
+fn a_machine_without_any_address_cannot_start() {
+    let error = choose(None, &[], &[], &|_| None).unwrap_err();
+    assert!(matches!(error, AddressError::NoneFound));
+    assert!(error.to_string().starts_with("no relay address found"));
+}
+
+#[test]
+fn given_addresses_are_taken_in_their_order_and_once() {
+    let lines = ["eth0 5.9.1.1", "eth0 5.9.1.2", "down eth1 5.9.1.3"];
+    let choice = given(&["5.9.1.3", "5.9.1.1", "::ffff:5.9.1.3"], &lines, &[]).unwrap();
+    assert_eq!(outline(&choice), ["5.9.1.3", "5.9.1.1"]);
+    assert_eq!(reasons(&choice)[1], "global address of eth0, given in relay.addresses");
+    assert_eq!(choice.warnings, [""; 0]);
+}
+
+#[test]
+fn given_addresses_that_do_not_reach_far_are_warned_of() {
+    let lines = ["eth0 10.0.0.5", "eth0 169.254.3.4"];
+    let choice = given(&["10.0.0.5", "169.254.3.4", "127.0.0.1"], &lines, &[]).unwrap();
+    assert_eq!(choice.addresses.len(), 3);
+    let [private, link_local, loopback] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
+    assert!(private.contains("external = { \"10.0.0.5\" = \"203.0.113.9\" }"), "{private}");
+    assert!(link_local.contains("169.254.3.4 of eth0 is link-local"), "{link_local}");
+    assert_eq!(loopback, "only programs on this machine can use the relay at its loopback address 127.0.0.1");
+    let mapped =
+        given(&["10.0.0.5", "127.0.0.1"], &lines, &[("10.0.0.5", "5.9.1.1"), ("127.0.0.1", "5.9.1.2")]).unwrap();
+    assert_eq!(mapped.warnings, [""; 0]);
+}
+
+#[test]
+fn a_given_address_that_is_not_ours_is_one_line_that_explains_nat() {
+    let error = given(&["5.9.1.1"], &["eth0 10.0.0.5", "eth0 fe80::1"], &[]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "relay.addresses: 5.9.1.1 is not among the addresses of this machine, 127.0.0.1 (lo), ::1 (lo), 10.0.0.5 (eth0); \
+         behind 1:1 NAT the inside address goes into `addresses`, the outside one into `external`: \
+         addresses = [\"10.0.0.5\"] and external = { \"10.0.0.5\" = \"5.9.1.1\" }"
+    );
+}
+
+#[test]
+fn all_given_addresses_that_are_not_ours_are_named_at_once() {
+    let error = given(&["2a01:4f8::1", "10.0.0.5", "5.9.1.1"], &["eth0 10.0.0.5"], &[]).unwrap_err().to_string();
+    assert!(error.starts_with("relay.addresses: 2a01:4f8::1 and 5.9.1.1 are not among"), "{error}");
+    // There is no IPv6 address that could be the inside one.
+    assert!(error.ends_with("the outside one into `external`"), "{error}");
+}
+
+#[test]
+fn a_wildcard_multicast_or_scoped_address_cannot_be_given() {
+    for text in ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "fe80::1"] {
+        let error = given(&[text], &["eth0 fe80::1"], &[]).unwrap_err();
+        assert!(matches!(error, AddressError::Unusable(unusable) if unusable == ip(text)), "{error}");
+    }
+    assert!(matches!(given(&[], &[], &[]).unwrap_err(), AddressError::Empty));
+}
+
+#[test]
+fn a_mapping_between_families_is_refused() {
+    let error = auto(&["eth0 10.0.0.5"], &[("10.0.0.5", "2a01:4f8::1")], &[]).unwrap_err();
+    assert!(matches!(error, AddressError::MixedFamilies(..)), "{error}");
+}
+
+#[test]
+fn a_mapping_of_an_address_that_is_not_ours_is_warned_of() {
+    let choice = auto(&["eth0 5.9.1.1"], &[("10.0.0.6", "5.9.1.1")], &[]).unwrap();
+    let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
+    assert!(warning.starts_with("relay.external maps 10.0.0.6, which is not among"), "{warning}");
+}
+
+#[test]
+fn a_specific_listener_is_advertised_as_itself_or_as_it_is_mapped() {
+    let external = mapping(&[("10.0.0.5", "5.9.1.1")]);
+    let choice = auto(&[], &[], &[]).unwrap();
+    let hosts = |text: &str| advertised_hosts(text.parse().unwrap(), &external, &choice);
+    assert_eq!(hosts("10.0.0.5:3478"), ["5.9.1.1:3478"]);
+    assert_eq!(hosts("5.9.1.7:443"), ["5.9.1.7:443"]);
+    assert_eq!(hosts("[2a01:4f8::1]:3478"), ["[2a01:4f8::1]:3478"]);
+}
+
+#[test]
+fn a_wildcard_listener_is_advertised_at_the_relay_addresses_it_listens_for() {
+    let lines = ["eth0 2a01:4f8::1", "eth0 10.0.0.5"];
+    let choice = given(&["2a01:4f8::1", "10.0.0.5"], &lines, &[("10.0.0.5", "5.9.1.1")]).unwrap();
+    let hosts = |text: &str| advertised_hosts(text.parse().unwrap(), &[], &choice);
+    assert_eq!(hosts("[::]:3478"), ["5.9.1.1:3478", "[2a01:4f8::1]:3478"]);
+    assert_eq!(hosts("0.0.0.0:3478"), ["5.9.1.1:3478"]);
+}
+
+#[test]
+fn an_advertised_address_is_named_once() {
+    let external = [("10.0.0.5", "5.9.1.1"), ("10.0.0.6", "5.9.1.1")];
+    let lines = ["eth0 10.0.0.5", "eth0 5.9.1.2", "eth0 10.0.0.6"];
+    let choice = given(&["10.0.0.5", "5.9.1.2", "10.0.0.6"], &lines, &external).unwrap();
+    assert_eq!(advertised_hosts("0.0.0.0:1".parse().unwrap(), &[], &choice), ["5.9.1.1:1", "5.9.1.2:1"]);
+}
+
+#[test]
+fn this_machine_has_relay_addresses_that_can_be_bound() {
+    let choice = detect(None, &[]).unwrap();
+    for address in choice.addresses {
+        assert!(interfaces::is_local(address.bind), "{address:?}");
+    }
+}
+
+#[test]
+fn an_address_that_is_routed_to_this_machine_can_be_given() {
+    let given = [ip("127.3.2.1")];
+    assert_eq!(outline(&detect(Some(&given), &[]).unwrap()), ["127.3.2.1"]);
+}

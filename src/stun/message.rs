@@ -1,0 +1,281 @@
+//! The view over a received message (RFC 8489 §5, §14).
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::iter::FusedIterator;
+use std::ops::Range;
+
+use super::attribute::{Fingerprint, MessageIntegrity, MessageIntegritySha256};
+use super::integrity::{Covered, FINGERPRINT_LEN, SHA1_LEN};
+use super::reader::Reader;
+use super::types::decode_message_type;
+use super::{
+    ATTRIBUTE_HEADER_LEN, Attribute, AttributeError, AttributeType, Class, FingerprintStatus, IntegrityStatus,
+    MAGIC_COOKIE, Method, RawAttribute, TransactionId,
+};
+
+/// Why some bytes are not a STUN message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ParseError {
+    /// There is no room for a header.
+    #[error("fewer than 20 bytes")]
+    TooShort,
+    /// The two most significant bits are not zero (RFC 8489 §5).
+    #[error("the two leading bits are not zero")]
+    LeadingBits,
+    /// The magic cookie is missing: another protocol, or RFC 3489.
+    #[error("no magic cookie")]
+    Cookie,
+    /// The length is not a multiple of four (RFC 8489 §5).
+    #[error("the length is not a multiple of four")]
+    UnalignedLength,
+    /// The length says more than there is.
+    #[error("shorter than its length says")]
+    Truncated,
+    /// The length says less than there is.
+    #[error("bytes behind the end of the message")]
+    TrailingBytes,
+    /// An attribute reaches past the end of the message.
+    #[error("an attribute reaches past the end of the message")]
+    AttributeOverrun,
+}
+
+/// A message whose header and attribute structure are sound. Values of attributes are decoded on demand.
+#[derive(Clone, Copy)]
+pub struct Message<'a> {
+    bytes: &'a [u8],
+    attributes: Reader<'a>,
+    class: Class,
+    method: Method,
+    transaction_id: TransactionId,
+}
+
+impl<'a> Message<'a> {
+    /// Reads one whole datagram or frame.
+    ///
+    /// Every attribute's length is checked, also behind the integrity attributes; no value is looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError`] when the bytes are not exactly one STUN message with a magic cookie.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        let mut reader = Reader::new(bytes);
+        let (Some(message_type), Some(length), Some(cookie), Some(&transaction_id)) =
+            (reader.u16(), reader.u16(), reader.u32(), reader.array())
+        else {
+            return Err(ParseError::TooShort);
+        };
+        let (class, method) = decode_message_type(message_type).ok_or(ParseError::LeadingBits)?;
+        if cookie != MAGIC_COOKIE {
+            return Err(ParseError::Cookie);
+        }
+        let length = usize::from(length);
+        if !length.is_multiple_of(4) {
+            return Err(ParseError::UnalignedLength);
+        }
+        if reader.remaining() < length {
+            return Err(ParseError::Truncated);
+        }
+        if reader.remaining() > length {
+            return Err(ParseError::TrailingBytes);
+        }
+        let attributes = reader;
+        while !reader.is_empty() {
+            reader.attribute().ok_or(ParseError::AttributeOverrun)?;
+        }
+        Ok(Self { bytes, attributes, class, method, transaction_id: TransactionId::new(transaction_id) })
+    }
+
+    /// Request, indication or one of the two kinds of response.
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// The method.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// The transaction ID.
+    pub fn transaction_id(&self) -> TransactionId {
+        self.transaction_id
+    }
+
+    /// The whole message, header included.
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The attributes in their order, without those that a receiver has to ignore: behind MESSAGE-INTEGRITY everything
+    /// but MESSAGE-INTEGRITY-SHA256 and FINGERPRINT, behind MESSAGE-INTEGRITY-SHA256 everything but FINGERPRINT, and
+    /// behind FINGERPRINT everything (RFC 8489 §9, §14.7).
+    pub fn attributes(&self) -> Attributes<'a> {
+        Attributes { reader: self.attributes, message_len: self.bytes.len(), seen: Seen::Nothing }
+    }
+
+    /// The first attribute of a type; later ones are duplicates (RFC 8489 §14). `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`AttributeError`] when its value is not what the attribute's definition says.
+    pub fn get<A: Attribute<'a>>(&self) -> Result<Option<A>, AttributeError> {
+        self.all().next().transpose()
+    }
+
+    /// Every attribute of a type in order, for those that may repeat (XOR-PEER-ADDRESS in CreatePermission).
+    pub fn all<A: Attribute<'a>>(&self) -> impl Iterator<Item = Result<A, AttributeError>> + use<'a, A> {
+        let transaction_id = self.transaction_id;
+        self.attributes()
+            .filter(|attribute| attribute.kind == A::TYPE)
+            .map(move |attribute| A::decode(attribute.value, transaction_id))
+    }
+
+    /// Whether there is an attribute of this type among those that are not ignored.
+    pub fn contains(&self, kind: AttributeType) -> bool {
+        self.attributes().any(|attribute| attribute.kind == kind)
+    }
+
+    /// The comprehension-required attributes that are not `understood`, which a 420 has to list (RFC 8489 §6.3.1).
+    /// A type that appears twice is returned twice.
+    pub fn unknown_required<F: Fn(AttributeType) -> bool>(
+        &self,
+        understood: F,
+    ) -> impl Iterator<Item = AttributeType> + use<'a, F> {
+        self.attributes()
+            .map(|attribute| attribute.kind)
+            .filter(move |&kind| kind.is_comprehension_required() && !understood(kind))
+    }
+
+    /// Where in [`Self::as_bytes`] the value of the first DATA attribute lies, for relaying it without a copy.
+    pub fn data_range(&self) -> Option<Range<usize>> {
+        let (start, attribute) = self.find(AttributeType::DATA)?;
+        let start = start + ATTRIBUTE_HEADER_LEN;
+        Some(start..start + attribute.value.len())
+    }
+
+    /// Checks FINGERPRINT (RFC 8489 §14.7).
+    pub fn fingerprint(&self) -> FingerprintStatus {
+        let Some((start, attribute)) = self.find(AttributeType::FINGERPRINT) else { return FingerprintStatus::Absent };
+        // "MUST be the last attribute": the length in the header then covers it and nothing more.
+        let is_last = start + ATTRIBUTE_HEADER_LEN + FINGERPRINT_LEN == self.bytes.len();
+        match (Fingerprint::decode(attribute.value, self.transaction_id), self.covered(start, FINGERPRINT_LEN)) {
+            (Ok(Fingerprint(value)), Some(covered)) if is_last && covered.fingerprint() == value => {
+                FingerprintStatus::Valid
+            }
+            _ => FingerprintStatus::Wrong,
+        }
+    }
+
+    /// Checks MESSAGE-INTEGRITY with the key of RFC 8489 §9.1.1 or §9.2.2, in time that does not depend on how much of
+    /// it matches.
+    pub fn verify_integrity(&self, key: &[u8]) -> IntegrityStatus {
+        let Some((start, attribute)) = self.find(AttributeType::MESSAGE_INTEGRITY) else {
+            return IntegrityStatus::Absent;
+        };
+        match (MessageIntegrity::decode(attribute.value, self.transaction_id), self.covered(start, SHA1_LEN)) {
+            (Ok(MessageIntegrity(value)), Some(covered)) if covered.sha1_is(key, value) => IntegrityStatus::Valid,
+            _ => IntegrityStatus::Wrong,
+        }
+    }
+
+    /// Checks MESSAGE-INTEGRITY-SHA256 like [`Self::verify_integrity`]. A truncated one is wrong: no usage that this
+    /// server takes part in allows truncation (RFC 8489 §14.6).
+    pub fn verify_integrity_sha256(&self, key: &[u8]) -> IntegrityStatus {
+        let Some((start, attribute)) = self.find(AttributeType::MESSAGE_INTEGRITY_SHA256) else {
+            return IntegrityStatus::Absent;
+        };
+        let value = MessageIntegritySha256::decode(attribute.value, self.transaction_id).ok().and_then(|it| it.full());
+        match (value, self.covered(start, attribute.value.len())) {
+            (Some(value), Some(covered)) if covered.sha256_is(key, value) => IntegrityStatus::Valid,
+            _ => IntegrityStatus::Wrong,
+        }
+    }
+
+    /// The first attribute of a type and where its header starts.
+    fn find(&self, kind: AttributeType) -> Option<(usize, RawAttribute<'a>)> {
+        let mut attributes = self.attributes();
+        loop {
+            let (start, attribute) = attributes.next_with_start()?;
+            if attribute.kind == kind {
+                return Some((start, attribute));
+            }
+        }
+    }
+
+    fn covered(&self, start: usize, value_len: usize) -> Option<Covered<'a>> {
+        Covered::new(self.bytes.get(..start)?, value_len)
+    }
+}
+
+impl fmt::Debug for Message<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("class", &self.class)
+            .field("method", &self.method)
+            .field("transaction_id", &self.transaction_id)
+            .field("attributes", &self.attributes())
+            .finish()
+    }
+}
+
+/// Which of the attributes that end the ordinary part of a message have passed.
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    Nothing,
+    Integrity,
+    IntegritySha256,
+    Fingerprint,
+}
+
+/// The attributes of a message that are not to be ignored; see [`Message::attributes`].
+#[derive(Clone)]
+pub struct Attributes<'a> {
+    reader: Reader<'a>,
+    message_len: usize,
+    seen: Seen,
+}
+
+impl<'a> Attributes<'a> {
+    fn next_with_start(&mut self) -> Option<(usize, RawAttribute<'a>)> {
+        loop {
+            let start = self.message_len - self.reader.remaining();
+            let (kind, value) = self.reader.attribute()?;
+            let ignored = match self.seen {
+                Seen::Nothing => false,
+                Seen::Integrity => {
+                    !matches!(kind, AttributeType::MESSAGE_INTEGRITY_SHA256 | AttributeType::FINGERPRINT)
+                }
+                Seen::IntegritySha256 => kind != AttributeType::FINGERPRINT,
+                Seen::Fingerprint => return None,
+            };
+            if ignored {
+                continue;
+            }
+            self.seen = match kind {
+                AttributeType::MESSAGE_INTEGRITY => Seen::Integrity,
+                AttributeType::MESSAGE_INTEGRITY_SHA256 => Seen::IntegritySha256,
+                AttributeType::FINGERPRINT => Seen::Fingerprint,
+                _ => self.seen,
+            };
+            return Some((start, RawAttribute { kind, value }));
+        }
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = RawAttribute<'a>;
+
+    fn next(&mut self) -> Option<RawAttribute<'a>> {
+        self.next_with_start().map(|(_, attribute)| attribute)
+    }
+}
+
+impl FusedIterator for Attributes<'_> {}
+
+impl fmt::Debug for Attributes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.clone()).finish()
+    }
+}

@@ -1,0 +1,184 @@
+//! Properties of reader and writer over generated, mutated and random bytes.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::attribute::*;
+use super::*;
+
+const KEY: &[u8] = b"key";
+
+/// A message as a peer might send it: any attributes in any order, checksums anywhere.
+#[derive(Clone, Debug)]
+enum Part {
+    Raw(u16, Vec<u8>),
+    Integrity,
+    IntegritySha256,
+    Fingerprint,
+}
+
+fn part() -> impl Strategy<Value = Part> {
+    let known = (0x0001_u16..0x0030).prop_union(0x8000_u16..0x8030);
+    prop_oneof![
+        8 => (known, vec(any::<u8>(), 0..40)).prop_map(|(kind, value)| Part::Raw(kind, value)),
+        // Values that pass for families, small numbers and texts.
+        8 => ((0x0001_u16..0x0030).prop_union(0x8000_u16..0x8005), vec(0_u8..6, 0..24))
+            .prop_map(|(kind, value)| Part::Raw(kind, value)),
+        1 => (any::<u16>(), vec(any::<u8>(), 0..8)).prop_map(|(kind, value)| Part::Raw(kind, value)),
+        1 => Just(Part::Integrity),
+        1 => Just(Part::IntegritySha256),
+        1 => Just(Part::Fingerprint),
+    ]
+}
+
+fn class() -> impl Strategy<Value = Class> {
+    prop_oneof![Just(Class::Request), Just(Class::Indication), Just(Class::Success), Just(Class::Error)]
+}
+
+fn message() -> impl Strategy<Value = Vec<u8>> {
+    (class(), 0_u16..=0xFFF, any::<[u8; 12]>(), vec(part(), 0..12)).prop_map(|(class, method, transaction, parts)| {
+        let mut buffer = vec![0xEE; 2000];
+        let method = Method::new(method).unwrap();
+        let mut writer = MessageWriter::new(&mut buffer, class, method, TransactionId::new(transaction));
+        for part in &parts {
+            match part {
+                Part::Raw(kind, value) => writer.push(&RawAttribute { kind: AttributeType::new(*kind), value }),
+                Part::Integrity => writer.message_integrity(KEY),
+                Part::IntegritySha256 => writer.message_integrity_sha256(KEY),
+                Part::Fingerprint => writer.fingerprint(),
+            }
+        }
+        writer.finish().unwrap().to_vec()
+    })
+}
+
+/// A message with some bytes overwritten and perhaps cut off.
+fn mutated() -> impl Strategy<Value = Vec<u8>> {
+    (message(), vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), any::<prop::sample::Index>(), 0..8).prop_map(
+        |(mut bytes, overwrites, cut, whether_to_cut)| {
+            for (at, byte) in overwrites {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if whether_to_cut == 0 {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            bytes
+        },
+    )
+}
+
+/// Writes what was read and reads it again.
+macro_rules! assert_survives {
+    ($message:expr, $($attribute:ty),* $(,)?) => {$(
+        let first = $message.get::<$attribute>();
+        if let Ok(Some(first)) = first {
+            let mut buffer = vec![0xEE; 70_000];
+            let mut writer =
+                MessageWriter::new(&mut buffer, $message.class(), $message.method(), $message.transaction_id());
+            writer.push(&first);
+            let again = Message::parse(writer.finish().unwrap()).unwrap();
+            prop_assert_eq!(again.get::<$attribute>(), Ok(Some(first)));
+        }
+        for attribute in $message.all::<$attribute>() {
+            let _ = format!("{attribute:?}");
+        }
+    )*};
+}
+
+/// Calls everything that a message offers.
+fn use_all_of(bytes: &[u8]) -> Result<(), TestCaseError> {
+    let Ok(message) = Message::parse(bytes) else { return Ok(()) };
+    assert_survives!(
+        message,
+        MappedAddress,
+        XorMappedAddress,
+        Username<'_>,
+        Userhash<'_>,
+        ErrorCodeAttribute<'_>,
+        Realm<'_>,
+        Nonce<'_>,
+        PasswordAlgorithms<'_>,
+        PasswordAlgorithm<'_>,
+        UnknownAttributes<'_>,
+        Software<'_>,
+        AlternateServer,
+        AlternateDomain<'_>,
+        ChannelNumber,
+        Lifetime,
+        XorPeerAddress,
+        Data<'_>,
+        XorRelayedAddress,
+        RequestedAddressFamily,
+        EvenPort,
+        RequestedTransport,
+        DontFragment,
+        ReservationToken,
+        AdditionalAddressFamily,
+        AddressErrorCode<'_>,
+        Icmp,
+    );
+    let _ = (message.get::<MessageIntegrity<'_>>(), message.get::<MessageIntegritySha256<'_>>());
+    let _ = (message.get::<Fingerprint>(), message.fingerprint(), format!("{message:?}"));
+    let _ = (message.verify_integrity(KEY), message.verify_integrity_sha256(KEY));
+    let _ = message.unknown_required(|_| false).count();
+
+    if let Some(range) = message.data_range() {
+        prop_assert_eq!(Some(Data(&bytes[range])), message.get().unwrap());
+    }
+
+    // What is not ignored, written again, gives an equal view.
+    let mut buffer = vec![0xEE; 70_000];
+    let mut writer = MessageWriter::new(&mut buffer, message.class(), message.method(), message.transaction_id());
+    message.attributes().for_each(|attribute| writer.push(&attribute));
+    let again = Message::parse(writer.finish().unwrap()).unwrap();
+    prop_assert_eq!(
+        (again.class(), again.method(), again.transaction_id()),
+        (message.class(), message.method(), message.transaction_id())
+    );
+    prop_assert!(again.attributes().eq(message.attributes()));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2048) })]
+
+    #[test]
+    fn written_messages_are_read_back(bytes in message()) {
+        prop_assert!(Message::parse(&bytes).is_ok());
+        use_all_of(&bytes)?;
+    }
+
+    #[test]
+    fn mutated_messages_do_not_panic_and_survive_rewriting(bytes in mutated()) {
+        use_all_of(&bytes)?;
+    }
+
+    #[test]
+    fn random_bytes_do_not_panic(bytes in vec(any::<u8>(), 0..200)) {
+        use_all_of(&bytes)?;
+    }
+
+    // Random bytes are hardly ever a header; behind a sound one they reach the attributes.
+    #[test]
+    fn random_bytes_behind_a_header_do_not_panic(words in vec(any::<[u8; 4]>(), 0..60)) {
+        let attributes = words.concat();
+        let mut bytes = b"\x00\x03\x00\x00\x21\x12\xa4\x42transaction!".to_vec();
+        bytes[2..4].copy_from_slice(&u16::try_from(attributes.len()).unwrap().to_be_bytes());
+        bytes.extend(attributes);
+        use_all_of(&bytes)?;
+    }
+
+    // RFC 8489 §14: "the padding bits MUST be set to zero on sending"
+    #[test]
+    fn written_padding_is_zero(bytes in message()) {
+        let mut rest = &bytes[HEADER_LEN..];
+        while let [_, _, high, low, behind @ ..] = rest {
+            let len = usize::from(u16::from_be_bytes([*high, *low]));
+            let padded = len.next_multiple_of(4);
+            prop_assert!(behind[len..padded].iter().all(|&byte| byte == 0));
+            rest = &behind[padded..];
+        }
+        prop_assert!(rest.is_empty());
+    }
+}

@@ -1,0 +1,292 @@
+//! One allocation: its permissions and channels (RFC 8656 §6, §9, §12).
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::contract::FiveTuple;
+use super::quota::Ticket;
+use super::reply::Answering;
+use super::time::{Deadline, Instant};
+use crate::auth::LongTermKey;
+use crate::stun::TransactionId;
+
+/// RFC 8656 §9: it MUST be 300 seconds.
+pub(super) const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
+/// RFC 8656 §12.
+pub(super) const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
+
+#[derive(Debug)]
+pub(super) struct Allocation {
+    pub(super) tuple: FiveTuple,
+    /// What its socket is bound to.
+    pub(super) bind: SocketAddr,
+    /// What the client is told.
+    pub(super) relayed: SocketAddr,
+    pub(super) state: State,
+    /// Of the Allocate request, to know its retransmissions (RFC 8656 §7.2).
+    pub(super) transaction: TransactionId,
+    pub(super) username: Box<str>,
+    /// The part of the username that quotas and logs go by.
+    pub(super) user: Box<str>,
+    pub(super) created: Instant,
+    pub(super) deadline: Deadline,
+    pub(super) permissions: Permissions,
+    pub(super) channels: Channels,
+    pub(super) bytes_to_peers: u64,
+    pub(super) bytes_to_client: u64,
+    pub(super) ticket: Ticket,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    /// The shell is opening the relay socket.
+    Opening(Box<Opening>),
+    Open,
+}
+
+/// What is needed to answer the Allocate request when the socket is open.
+#[derive(Debug)]
+pub(super) struct Opening {
+    /// Ports tried so far.
+    pub(super) attempts: u8,
+    pub(super) answering: Answering,
+    pub(super) key: LongTermKey,
+    pub(super) no_additional_family: bool,
+}
+
+impl Allocation {
+    /// When it next has something to expire.
+    pub(super) fn next_deadline(&self) -> Deadline {
+        let permissions = self.permissions.list.iter().map(|permission| permission.deadline);
+        let channels = self.channels.by_number.iter().map(|channel| channel.deadline);
+        permissions.chain(channels).fold(self.deadline, Deadline::earlier)
+    }
+
+    /// Forgets permissions and channels whose time has come.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.permissions.list.retain(|permission| !permission.deadline.has_passed(now));
+        self.channels.expire(now);
+    }
+}
+
+/// The addresses whose datagrams the client wants, in order.
+#[derive(Debug, Default)]
+pub(super) struct Permissions {
+    list: Vec<Permission>,
+}
+
+#[derive(Debug)]
+struct Permission {
+    address: IpAddr,
+    deadline: Deadline,
+}
+
+impl Permissions {
+    pub(super) fn allows(&self, address: IpAddr, now: Instant) -> bool {
+        self.find(address).is_ok_and(|at| self.list.get(at).is_some_and(|found| !found.deadline.has_passed(now)))
+    }
+
+    /// Installs or refreshes a permission; gives its deadline.
+    pub(super) fn install(&mut self, address: IpAddr, now: Instant) -> Deadline {
+        let deadline = Deadline::after(now, PERMISSION_LIFETIME);
+        match self.find(address) {
+            Ok(at) => {
+                if let Some(found) = self.list.get_mut(at) {
+                    found.deadline = deadline;
+                }
+            }
+            Err(at) => self.list.insert(at, Permission { address, deadline }),
+        }
+        deadline
+    }
+
+    /// How many of the distinct `addresses` have no entry yet.
+    pub(super) fn missing(&self, addresses: &[IpAddr]) -> usize {
+        let mut new: Vec<IpAddr> = addresses.iter().copied().filter(|address| self.find(*address).is_err()).collect();
+        new.sort_unstable();
+        new.dedup();
+        new.len()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    fn find(&self, address: IpAddr) -> Result<usize, usize> {
+        self.list.binary_search_by_key(&address, |permission| permission.address)
+    }
+}
+
+/// Channel bindings, found by number and by peer.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    /// Ordered by number.
+    by_number: Vec<Channel>,
+    /// The same bindings ordered by peer.
+    by_peer: Vec<(SocketAddr, u16)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Channel {
+    number: u16,
+    peer: SocketAddr,
+    deadline: Deadline,
+}
+
+/// Why a channel cannot be bound so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BindConflict {
+    NumberBoundToOtherPeer,
+    PeerBoundToOtherNumber,
+}
+
+impl Channels {
+    /// The peer that a channel is bound to.
+    pub(super) fn peer(&self, number: u16, now: Instant) -> Option<SocketAddr> {
+        let channel = self.by_number.get(self.find(number).ok()?)?;
+        (!channel.deadline.has_passed(now)).then_some(channel.peer)
+    }
+
+    /// The channel that is bound to a peer.
+    pub(super) fn number(&self, peer: SocketAddr, now: Instant) -> Option<u16> {
+        let at = self.by_peer.binary_search_by_key(&peer, |(peer, _)| *peer).ok()?;
+        let (_, number) = *self.by_peer.get(at)?;
+        self.peer(number, now).map(|_| number)
+    }
+
+    /// Whether the two may be bound to each other; an expired binding is in nobody's way.
+    pub(super) fn conflict(&self, number: u16, peer: SocketAddr, now: Instant) -> Option<BindConflict> {
+        if self.peer(number, now).is_some_and(|bound| bound != peer) {
+            Some(BindConflict::NumberBoundToOtherPeer)
+        } else if self.number(peer, now).is_some_and(|bound| bound != number) {
+            Some(BindConflict::PeerBoundToOtherNumber)
+        } else {
+            None
+        }
+    }
+
+    /// Binds or refreshes a channel for which there is no [`conflict`](Self::conflict); gives its deadline.
+    pub(super) fn bind(&mut self, number: u16, peer: SocketAddr, now: Instant) -> Deadline {
+        let deadline = Deadline::after(now, CHANNEL_LIFETIME);
+        // Only an expired binding can still stand under this number or peer for somebody else.
+        self.expire(now);
+        let channel = Channel { number, peer, deadline };
+        match self.find(number) {
+            Ok(at) => {
+                if let Some(found) = self.by_number.get_mut(at) {
+                    *found = channel;
+                }
+            }
+            Err(at) => {
+                self.by_number.insert(at, channel);
+                let at = self.by_peer.partition_point(|(other, _)| *other < peer);
+                self.by_peer.insert(at, (peer, number));
+            }
+        }
+        deadline
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_number.len()
+    }
+
+    fn expire(&mut self, now: Instant) {
+        if self.by_number.iter().any(|channel| channel.deadline.has_passed(now)) {
+            self.by_number.retain(|channel| !channel.deadline.has_passed(now));
+            let live = &self.by_number;
+            self.by_peer.retain(|(_, number)| live.binary_search_by_key(number, |channel| channel.number).is_ok());
+        }
+    }
+
+    fn find(&self, number: u16) -> Result<usize, usize> {
+        self.by_number.binary_search_by_key(&number, |channel| channel.number)
+    }
+
+    /// Panics unless both orders hold the same bindings.
+    pub(super) fn check_invariants(&self) {
+        assert!(self.by_number.is_sorted_by(|a, b| a.number < b.number), "numbers are ordered and unique");
+        assert!(self.by_peer.is_sorted_by(|a, b| a.0 < b.0), "peers are ordered and unique");
+        let mut pairs: Vec<_> = self.by_number.iter().map(|channel| (channel.peer, channel.number)).collect();
+        pairs.sort_unstable();
+        assert_eq!(pairs, self.by_peer, "both orders hold the same bindings");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(second: u64) -> Instant {
+        Instant::from_elapsed(Duration::from_secs(second))
+    }
+
+    fn peer(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    // RFC 8656 §9: 300 seconds, by address alone.
+    #[test]
+    fn a_permission_lasts_five_minutes_from_its_last_refresh() {
+        let address = peer(0).ip();
+        let mut permissions = Permissions::default();
+        permissions.install(address, at(0));
+        assert!(permissions.allows(address, at(299)));
+        permissions.install(address, at(299));
+        assert!(permissions.allows(address, at(598)));
+        assert!(!permissions.allows(address, at(599)));
+        assert_eq!(permissions.len(), 1);
+    }
+
+    #[test]
+    fn missing_counts_distinct_new_addresses() {
+        let mut permissions = Permissions::default();
+        let [a, b, c]: [IpAddr; 3] = [[192, 0, 2, 1], [192, 0, 2, 2], [192, 0, 2, 3]].map(IpAddr::from);
+        permissions.install(b, at(0));
+        assert_eq!(permissions.missing(&[a, b, c, a]), 2);
+    }
+
+    // RFC 8656 §12.2: neither the number nor the address may be bound otherwise.
+    #[test]
+    fn a_channel_and_a_peer_have_each_other_alone() {
+        let mut channels = Channels::default();
+        channels.bind(0x4000, peer(1), at(0));
+        assert_eq!(channels.conflict(0x4000, peer(1), at(1)), None);
+        assert_eq!(channels.conflict(0x4000, peer(2), at(1)), Some(BindConflict::NumberBoundToOtherPeer));
+        assert_eq!(channels.conflict(0x4001, peer(1), at(1)), Some(BindConflict::PeerBoundToOtherNumber));
+        assert_eq!(channels.conflict(0x4000, peer(2), at(600)), None);
+        channels.bind(0x4000, peer(2), at(600));
+        assert_eq!((channels.number(peer(1), at(600)), channels.number(peer(2), at(600))), (None, Some(0x4000)));
+        channels.check_invariants();
+    }
+
+    proptest! {
+        #[test]
+        fn channels_behave_like_a_map(steps in prop::collection::vec((0..6u16, 0..6u16, 0..400u64), 1..80)) {
+            let mut channels = Channels::default();
+            let mut model = BTreeMap::<u16, (u16, u64)>::new();
+            let mut second = 0;
+            for (number, port, pause) in steps {
+                second += pause;
+                model.retain(|_, (_, deadline)| *deadline > second);
+                let taken = model.get(&number).is_some_and(|(bound, _)| *bound != port)
+                    || model.iter().any(|(bound, (other, _))| *other == port && *bound != number);
+                prop_assert_eq!(channels.conflict(number, peer(port), at(second)).is_some(), taken);
+                if !taken {
+                    channels.bind(number, peer(port), at(second));
+                    model.insert(number, (port, second + 600));
+                }
+                channels.check_invariants();
+                for candidate in 0..6 {
+                    let expected = model.get(&candidate).map(|(port, _)| peer(*port));
+                    prop_assert_eq!(channels.peer(candidate, at(second)), expected);
+                    let expected = model.iter().find(|(_, (port, _))| *port == candidate).map(|(number, _)| *number);
+                    prop_assert_eq!(channels.number(peer(candidate), at(second)), expected);
+                }
+            }
+        }
+    }
+}

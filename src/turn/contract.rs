@@ -1,0 +1,291 @@
+//! The contract between the core and its shell, on one page.
+//!
+//! The shell hands in packets and the results of sockets that the core asked for; the core answers with a decision.
+//! On the fast path that decision is a route over the buffer that the shell holds: nothing is copied or allocated.
+//!
+//! ```text
+//!                 client_packet                          relay_opened
+//!   client ─────────────────────▶ ┌────────────────┐ ◀───────────────────── shell
+//!          ◀───────────────────── │  turn::Server  │ ─────────────────────▶ OpenRelay, CloseRelay
+//!            Reply, ToClient      └────────────────┘      ToPeer            Event (for the log)
+//!                                     ▲        ▲
+//!                        peer_packet ─┘        └─ advance (time)
+//! ```
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Duration;
+
+use super::outcome::{DropReason, Outcome};
+use super::policy::Denial;
+use super::time::Instant;
+use crate::auth::{AuthFailure, HumanSeconds};
+
+/// What the core may not fetch for itself: the time and randomness.
+pub struct Context<'a> {
+    /// The monotonic clock.
+    pub now: Instant,
+    /// The wall clock, in seconds since the Unix epoch; credentials and nonces are dated by it.
+    pub unix: u64,
+    /// A cryptographically secure source.
+    pub rng: &'a mut dyn rand::CryptoRng,
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("now", &self.now).field("unix", &self.unix).finish_non_exhaustive()
+    }
+}
+
+/// The transport between client and server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// Plain UDP.
+    Udp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// The communication path between a client and the server (RFC 8656 §2), as the server sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FiveTuple {
+    /// Where the client's packets come from.
+    pub client: SocketAddr,
+    /// The address that the client wrote to.
+    pub server: SocketAddr,
+    /// How they travel.
+    pub transport: Transport,
+}
+
+/// Names an allocation's relay socket, and no other one's ever after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RelayId {
+    pub(super) slot: u32,
+    pub(super) generation: u32,
+}
+
+impl RelayId {
+    /// A small number that no two live relay sockets of a worker share; it is used again after the socket is closed.
+    #[must_use]
+    pub fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
+/// What to do with a packet from a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromClient {
+    /// Send part of the packet to a peer.
+    Relay(ToPeer),
+    /// Send the first bytes of the reply buffer back to the client.
+    Reply(Reply),
+    /// Open a relay socket and report with [`Server::relay_opened`](super::Server::relay_opened).
+    Open(OpenRelay),
+    /// Nothing.
+    Drop(DropReason),
+}
+
+/// What to do with a datagram from a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromPeer {
+    /// Send part of the buffer to a client.
+    Relay(ToClient),
+    /// Nothing.
+    Drop(DropReason),
+}
+
+/// A route to a peer: the bytes `payload` of the packet, out of relay socket `relay`, to `peer`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToPeer {
+    /// The socket to send from.
+    pub relay: RelayId,
+    /// The peer's transport address, as the network knows it.
+    pub peer: SocketAddr,
+    /// The application data within the packet.
+    pub payload: Range<usize>,
+}
+
+/// A route to a client: the bytes `message` of the buffer, on the 5-tuple.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToClient {
+    /// The client's 5-tuple.
+    pub tuple: FiveTuple,
+    /// The message within the buffer, whose header lies in the headroom.
+    pub message: Range<usize>,
+}
+
+/// An answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Bytes of the reply buffer that are the answer.
+    pub length: usize,
+    /// Under what the request is counted.
+    pub outcome: Outcome,
+}
+
+/// A relay socket to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenRelay {
+    /// What the socket is called from here on.
+    pub relay: RelayId,
+    /// The address to bind it to.
+    pub bind: SocketAddr,
+}
+
+/// Why a relay socket could not be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// Somebody else has the port; another one may do.
+    PortInUse,
+    /// No port will do: no descriptors left, the address is gone from the machine, and so on.
+    Other,
+}
+
+/// What to do when a relay socket was opened or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// Send the first bytes of the reply buffer to the client.
+    Reply(FiveTuple, Reply),
+    /// Try another socket.
+    Open(OpenRelay),
+    /// The allocation is gone: close the socket, if there is one.
+    Abandoned,
+}
+
+/// What the core wants done, or known, besides the answer to a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Close a relay socket, and then report with [`Server::relay_closed`](super::Server::relay_closed).
+    Close(RelayId),
+    /// Something to log.
+    Log(Event),
+}
+
+/// What an operator may want to read about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An allocation was made.
+    AllocationCreated {
+        /// Whose it is.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The relayed transport address that the client was told.
+        relay: SocketAddr,
+        /// For how long, in seconds.
+        lifetime: u32,
+    },
+    /// An allocation is over.
+    AllocationEnded(Box<AllocationSummary>),
+    /// A client that can receive at its address presented credentials that do not hold.
+    AuthenticationFailed {
+        /// The USERNAME that it gave.
+        username: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// Why they do not hold.
+        cause: AuthCause,
+    },
+    /// An authenticated client asked for a peer that the policy refuses.
+    PeerRefused {
+        /// Whose allocation it is.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The peer asked for.
+        peer: SocketAddr,
+        /// The rule that refuses it.
+        denial: Denial,
+    },
+    /// An authenticated client asked for a channel number of RFC 5766 that RFC 8656 §12 does not allow.
+    Rfc5766Channel {
+        /// Whose allocation it is.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The number asked for.
+        number: u16,
+    },
+    /// An authenticated client could not be given an allocation.
+    AllocationRefused {
+        /// Who asked.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The limit that was reached, and what to do.
+        limit: &'static str,
+    },
+}
+
+/// Why credentials do not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthCause {
+    /// They are not right.
+    Failure(AuthFailure),
+    /// They were right until so many seconds ago.
+    Expired {
+        /// Seconds since the expiry.
+        ago: u64,
+    },
+}
+
+impl fmt::Display for AuthCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failure(failure) => failure.fmt(f),
+            Self::Expired { ago } => write!(
+                f,
+                "the credential expired {} ago (if it should not have, compare the clocks of the application and of \
+                 this machine)",
+                HumanSeconds(*ago)
+            ),
+        }
+    }
+}
+
+/// An allocation's life, told at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllocationSummary {
+    /// Whose it was.
+    pub user: String,
+    /// The client's 5-tuple.
+    pub tuple: FiveTuple,
+    /// The relayed transport address that the client was told.
+    pub relay: SocketAddr,
+    /// From the Allocate request to the end.
+    pub duration: Duration,
+    /// Application data relayed from the client, in bytes.
+    pub bytes_to_peers: u64,
+    /// Application data relayed to the client, in bytes.
+    pub bytes_to_client: u64,
+    /// What ended it.
+    pub reason: EndReason,
+}
+
+/// What ended an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// The client asked for a lifetime of zero (RFC 8656 §8.2).
+    Deleted,
+    /// Its time-to-expiry reached zero.
+    Expired,
+    /// The server is stopping.
+    ServerStopped,
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deleted => "deleted by the client",
+            Self::Expired => "expired",
+            Self::ServerStopped => "the server stopped",
+        })
+    }
+}

@@ -1,0 +1,63 @@
+//! ChannelBind (RFC 8656 §12.2).
+
+use super::super::allocation::BindConflict;
+use super::super::contract::{Action, Event};
+use super::super::reply::{Reject, Success};
+use super::super::request::{Accepted, Authenticated, required};
+use super::super::server::Server;
+use super::super::time::Instant;
+use super::{FORBIDDEN, check_family, refused};
+use crate::stun::ErrorCode;
+use crate::stun::attribute::{ChannelNumber, XorPeerAddress};
+
+impl Server {
+    pub(in crate::turn) fn channel_bind(
+        &mut self,
+        now: Instant,
+        request: &Authenticated<'_, '_>,
+    ) -> Result<Accepted, Reject> {
+        let bad = |reason| Reject::new(ErrorCode::BAD_REQUEST, reason);
+        let id = self.allocation_of(now, request)?;
+        let Some(allocation) = self.table.get_mut(id) else {
+            return Err(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"));
+        };
+        let ChannelNumber(number) = required(request.message)?;
+        let XorPeerAddress(peer) = required(request.message)?;
+        match number {
+            0x4000..=0x4fff => {}
+            0x5000..=0x7fff if self.settings.rfc5766_channels => {}
+            0x5000..=0x7fff => {
+                let (user, tuple) = (allocation.user.to_string(), allocation.tuple);
+                self.actions.push_back(Action::Log(Event::Rfc5766Channel { user, tuple, number }));
+                return Err(bad("Channel Above 0x4FFF: see compat.rfc5766-channels"));
+            }
+            _ => return Err(bad("Channel Number Out of Range")),
+        }
+        if peer.port() == 0 {
+            return Err(bad("Peer Port Is 0"));
+        }
+        match allocation.channels.conflict(number, peer, now) {
+            None => {}
+            Some(BindConflict::NumberBoundToOtherPeer) => return Err(bad("Channel Bound to Another Peer")),
+            Some(BindConflict::PeerBoundToOtherNumber) => return Err(bad("Peer Bound to Another Channel")),
+        }
+        check_family(allocation, peer)?;
+        if let Err(denial) = self.shared.policy.peer_allowed(&self.shared.live, peer) {
+            self.actions.push_back(refused(allocation, peer, denial));
+            return Err(FORBIDDEN);
+        }
+        allocation.expire(now);
+        let new_channel = usize::from(allocation.channels.peer(number, now).is_none());
+        if allocation.channels.len() + new_channel > self.settings.channels_per_allocation {
+            return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: channels"));
+        }
+        let missing = allocation.permissions.missing(&[peer.ip()]);
+        if allocation.permissions.len() + missing > self.settings.permissions_per_allocation {
+            return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: permissions"));
+        }
+        allocation.channels.bind(number, peer, now);
+        allocation.permissions.install(peer.ip(), now);
+        self.table.reschedule(id);
+        Ok(Accepted::Success(Success::Done))
+    }
+}

@@ -1,0 +1,54 @@
+//! CreatePermission (RFC 8656 §10.2).
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::super::reply::{Reject, Success};
+use super::super::request::{Accepted, Authenticated};
+use super::super::server::Server;
+use super::super::time::Instant;
+use super::{FORBIDDEN, check_family, refused};
+use crate::stun::ErrorCode;
+use crate::stun::attribute::XorPeerAddress;
+
+impl Server {
+    pub(in crate::turn) fn create_permission(
+        &mut self,
+        now: Instant,
+        request: &Authenticated<'_, '_>,
+    ) -> Result<Accepted, Reject> {
+        let id = self.allocation_of(now, request)?;
+        let Some(allocation) = self.table.get_mut(id) else {
+            return Err(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"));
+        };
+        // None of them, or any that is malformed → 400. Nothing is installed before all are found good.
+        let peers: Vec<SocketAddr> = request
+            .message
+            .all::<XorPeerAddress>()
+            .map(|peer| peer.map(|XorPeerAddress(peer)| peer))
+            .collect::<Result<_, _>>()
+            .map_err(|_| Reject::new(ErrorCode::BAD_REQUEST, "Bad XOR-PEER-ADDRESS"))?;
+        if peers.is_empty() {
+            return Err(Reject::new(ErrorCode::BAD_REQUEST, "No XOR-PEER-ADDRESS"));
+        }
+        for peer in &peers {
+            check_family(allocation, *peer)?;
+        }
+        for peer in &peers {
+            if let Err(denial) = self.shared.policy.permission_allowed(&self.shared.live, peer.ip()) {
+                self.actions.push_back(refused(allocation, *peer, denial));
+                return Err(FORBIDDEN);
+            }
+        }
+        allocation.expire(now);
+        let addresses: Vec<IpAddr> = peers.iter().map(SocketAddr::ip).collect();
+        let missing = allocation.permissions.missing(&addresses);
+        if allocation.permissions.len() + missing > self.settings.permissions_per_allocation {
+            return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: permissions"));
+        }
+        for address in addresses {
+            allocation.permissions.install(address, now);
+        }
+        self.table.reschedule(id);
+        Ok(Accepted::Success(Success::Done))
+    }
+}

@@ -1,0 +1,53 @@
+//! Refresh (RFC 8656 §8.2).
+
+use std::time::Duration;
+
+use super::super::contract::{Context, EndReason};
+use super::super::reply::{Reject, Success};
+use super::super::request::{Accepted, Authenticated, optional};
+use super::super::server::Server;
+use super::super::time::Deadline;
+use super::super::{DEFAULT_LIFETIME, MAXIMUM_LIFETIME};
+use crate::stun::attribute::{AddressFamily, Lifetime, RequestedAddressFamily};
+use crate::stun::{AttributeError, ErrorCode};
+
+impl Server {
+    pub(in crate::turn) fn refresh(
+        &mut self,
+        cx: &Context<'_>,
+        request: &Authenticated<'_, '_>,
+    ) -> Result<Accepted, Reject> {
+        let id = self.allocation_of(cx.now, request)?;
+        let family = self.table.get(id).map(|allocation| AddressFamily::from(&allocation.relayed));
+        match request.message.get::<RequestedAddressFamily>() {
+            Ok(None) => {}
+            Ok(Some(RequestedAddressFamily(requested))) if Some(requested) == family => {}
+            Ok(Some(_)) | Err(AttributeError::UnknownFamily) => {
+                return Err(Reject::new(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH, "Peer Address Family Mismatch"));
+            }
+            Err(_) => return Err(Reject::new(ErrorCode::BAD_REQUEST, "Malformed Attribute")),
+        }
+        let desired = optional(request.message)?.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| seconds);
+        if desired == 0 {
+            self.end(id, cx.now, EndReason::Deleted);
+            return Ok(Accepted::Success(Success::Refreshed { lifetime: 0 }));
+        }
+        let desired = desired.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME);
+        let lifetime = match request.identity.expires {
+            None => desired,
+            // A credential that is over may keep its allocation for the grace period, and for what it was given before.
+            Some(expires) => {
+                let left = expires.saturating_add(self.settings.expiry_grace).saturating_sub(cx.unix);
+                if left == 0 {
+                    return Err(self.expired(cx, request));
+                }
+                u32::try_from(left).map_or(desired, |left| desired.min(left))
+            }
+        };
+        if let Some(allocation) = self.table.get_mut(id) {
+            allocation.deadline = Deadline::after(cx.now, Duration::from_secs(lifetime.into()));
+        }
+        self.table.reschedule(id);
+        Ok(Accepted::Success(Success::Refreshed { lifetime }))
+    }
+}

@@ -1,0 +1,141 @@
+//! The pool of relay ports of one relay address in one worker.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use rand::RngExt as _;
+
+use super::time::{Deadline, Instant};
+
+/// How long a port that another process holds is left alone before it is tried again.
+const SET_ASIDE: Duration = Duration::from_secs(60);
+
+/// Ports of a range, each free, taken or set aside. Picks are uniform over the free ones (RFC 6056 §3.3.1), so that
+/// one port tells nothing about the next.
+#[derive(Debug)]
+pub(super) struct PortPool {
+    range: RangeInclusive<u16>,
+    free: Vec<u16>,
+    /// Found to be in use by somebody else; in the order in which they come back.
+    set_aside: VecDeque<(Deadline, u16)>,
+}
+
+impl PortPool {
+    pub(super) fn new(range: RangeInclusive<u16>) -> Self {
+        Self { free: range.clone().collect(), range, set_aside: VecDeque::new() }
+    }
+
+    /// Takes a random free port.
+    pub(super) fn take(&mut self, now: Instant, rng: &mut dyn rand::CryptoRng) -> Option<u16> {
+        while let Some((_, port)) = self.set_aside.pop_front_if(|(deadline, _)| deadline.has_passed(now)) {
+            self.free.push(port);
+        }
+        if self.free.is_empty() {
+            return None;
+        }
+        let pick = rng.random_range(0..self.free.len());
+        Some(self.free.swap_remove(pick))
+    }
+
+    /// Returns a port that [`take`](Self::take) gave.
+    pub(super) fn give_back(&mut self, port: u16) {
+        debug_assert!(self.range.contains(&port), "port {port} is not of this pool");
+        debug_assert!(!self.free.contains(&port), "port {port} was given back twice");
+        self.free.push(port);
+    }
+
+    /// Returns a port that turned out to be in use by somebody else.
+    pub(super) fn set_aside(&mut self, port: u16, now: Instant) {
+        self.set_aside.push_back((Deadline::after(now, SET_ASIDE), port));
+    }
+
+    /// Ports that are neither free nor set aside.
+    pub(super) fn taken(&self) -> usize {
+        self.range.len() - self.free.len() - self.set_aside.len()
+    }
+
+    /// Whether `port` could be handed out, today or after its time aside.
+    pub(super) fn holds(&self, port: u16) -> bool {
+        self.free.contains(&port) || self.set_aside.iter().any(|(_, aside)| *aside == port)
+    }
+}
+
+/// Splits `range` into `parts` disjoint slices that begin at even ports, so that an even port and its odd neighbour
+/// stay together, and returns the slice of part `index`. `None` where the range has too few ports for so many parts.
+///
+/// # Panics
+/// If `index` is not below `parts`.
+#[must_use]
+pub fn slice_of(range: &RangeInclusive<u16>, parts: usize, index: usize) -> Option<RangeInclusive<u16>> {
+    assert!(index < parts, "a part's index is below the number of parts");
+    let (first, end) = (usize::from(*range.start()), usize::from(*range.end()) + 1);
+    let boundary = |part: usize| {
+        let at = first + end.saturating_sub(first) * part / parts;
+        if part == 0 || part == parts { at } else { at.next_multiple_of(2).min(end) }
+    };
+    let (from, to) = (boundary(index), boundary(index + 1));
+    Some(u16::try_from(from).ok()?..=u16::try_from(to.checked_sub(1)?).ok()?).filter(|slice| !slice.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    fn at(second: u64) -> Instant {
+        Instant::from_elapsed(Duration::from_secs(second))
+    }
+
+    #[test]
+    fn every_port_of_the_range_is_handed_out_once() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut pool = PortPool::new(50_000..=50_099);
+        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), &mut rng)).collect();
+        assert_eq!(ports, (50_000..=50_099).collect());
+        assert_eq!(pool.taken(), 100);
+    }
+
+    #[test]
+    fn the_whole_range_can_be_used_again() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut pool = PortPool::new(65_535..=65_535);
+        for _ in 0..3 {
+            let port = pool.take(at(0), &mut rng).unwrap();
+            assert_eq!(pool.take(at(0), &mut rng), None);
+            pool.give_back(port);
+        }
+    }
+
+    #[test]
+    fn a_port_set_aside_comes_back_after_a_minute() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut pool = PortPool::new(50_000..=50_000);
+        let port = pool.take(at(0), &mut rng).unwrap();
+        pool.set_aside(port, at(0));
+        assert_eq!(pool.take(at(59), &mut rng), None);
+        assert_eq!(pool.take(at(60), &mut rng), Some(port));
+    }
+
+    proptest! {
+        #[test]
+        fn slices_cover_the_range_and_do_not_overlap(first in 1024..=65_535u16, more in 0..2_000u16, parts in 1..9usize) {
+            let range = first..=first.saturating_add(more);
+            let mut seen = Vec::new();
+            for index in 0..parts {
+                if let Some(slice) = slice_of(&range, parts, index) {
+                    if index > 0 {
+                        prop_assert_eq!(slice.start() % 2, 0);
+                    }
+                    seen.extend(slice);
+                }
+            }
+            prop_assert_eq!(seen, range.collect::<Vec<u16>>());
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Writing answers.
+
+use std::net::SocketAddr;
+
+use super::contract::Reply;
+use super::outcome::Outcome;
+use crate::auth::LongTermKey;
+use crate::stun::attribute::{
+    AddressErrorCode, AddressFamily, ErrorCodeAttribute, Lifetime, Nonce, Realm, Software, UnknownAttributes,
+    XorMappedAddress, XorRelayedAddress,
+};
+use crate::stun::{
+    AttributeType, BufferTooSmall, Class, ErrorCode, FingerprintStatus, Message, MessageWriter, Method, TransactionId,
+};
+
+/// RFC 8656 §5: in the answers to Allocate and Refresh. Only clients that have proved who they are see it.
+const SOFTWARE: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
+
+/// As many unknown attributes as one answer names.
+const MAX_UNKNOWN: usize = 32;
+
+/// What an answer must repeat of its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answering {
+    pub(super) method: Method,
+    pub(super) transaction: TransactionId,
+    /// Whether the client uses FINGERPRINT, and so gets one.
+    pub(super) fingerprint: bool,
+}
+
+impl Answering {
+    pub(super) fn to(message: &Message<'_>) -> Self {
+        Self {
+            method: message.method(),
+            transaction: message.transaction_id(),
+            fingerprint: message.fingerprint() == FingerprintStatus::Valid,
+        }
+    }
+}
+
+/// What a success response says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Success {
+    Allocated {
+        relayed: SocketAddr,
+        mapped: SocketAddr,
+        lifetime: u32,
+        /// RFC 8656 §7.2 step 9: an IPv6 address was asked for besides, and is not to be had.
+        no_additional_family: bool,
+    },
+    Refreshed {
+        lifetime: u32,
+    },
+    Done,
+}
+
+/// Why a request gets an error response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reject {
+    code: ErrorCode,
+    reason: &'static str,
+    unknown: UnknownList,
+    challenge: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct UnknownList {
+    kinds: [AttributeType; MAX_UNKNOWN],
+    length: usize,
+}
+
+impl UnknownList {
+    const EMPTY: Self = Self { kinds: [AttributeType::new(0); MAX_UNKNOWN], length: 0 };
+}
+
+impl Reject {
+    pub(super) const fn new(code: ErrorCode, reason: &'static str) -> Self {
+        Self { code, reason, unknown: UnknownList::EMPTY, challenge: false }
+    }
+
+    /// With a REALM and a fresh NONCE, for the client to try (again) with credentials.
+    pub(super) fn challenge(code: ErrorCode) -> Self {
+        Self { challenge: true, ..Self::new(code, code.reason()) }
+    }
+
+    pub(super) fn unknown_attributes(first: AttributeType, rest: impl Iterator<Item = AttributeType>) -> Self {
+        let mut unknown = UnknownList::EMPTY;
+        for (place, kind) in unknown.kinds.iter_mut().zip(std::iter::once(first).chain(rest)) {
+            *place = kind;
+            unknown.length += 1;
+        }
+        Self { unknown, ..Self::new(ErrorCode::UNKNOWN_ATTRIBUTE, "Unknown Attribute") }
+    }
+
+    pub(super) fn challenges(&self) -> bool {
+        self.challenge
+    }
+}
+
+/// Writes the answer to a Binding request (RFC 8489 §12).
+pub(super) fn binding(buffer: &mut [u8], answering: &Answering, mapped: SocketAddr) -> Result<Reply, BufferTooSmall> {
+    let mut writer = MessageWriter::new(buffer, Class::Success, answering.method, answering.transaction);
+    writer.push(&XorMappedAddress(mapped));
+    finish(writer, answering, None, Outcome::Answered(answering.method))
+}
+
+/// Writes a success response to an authenticated request.
+pub(super) fn success(
+    buffer: &mut [u8],
+    answering: &Answering,
+    key: &LongTermKey,
+    success: &Success,
+) -> Result<Reply, BufferTooSmall> {
+    let mut writer = MessageWriter::new(buffer, Class::Success, answering.method, answering.transaction);
+    match *success {
+        Success::Allocated { relayed, mapped, lifetime, no_additional_family } => {
+            writer.push(&XorRelayedAddress(relayed));
+            writer.push(&Lifetime(lifetime));
+            writer.push(&XorMappedAddress(mapped));
+            if no_additional_family {
+                let code = ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED;
+                writer.push(&AddressErrorCode { family: AddressFamily::V6, code, reason: code.reason() });
+            }
+        }
+        Success::Refreshed { lifetime } => writer.push(&Lifetime(lifetime)),
+        Success::Done => {}
+    }
+    finish(writer, answering, Some(key), Outcome::Answered(answering.method))
+}
+
+/// Writes an error response. The key is that of the request where it was authenticated; `challenge` is realm and nonce.
+pub(super) fn error(
+    buffer: &mut [u8],
+    answering: &Answering,
+    key: Option<&LongTermKey>,
+    reject: &Reject,
+    challenge: Option<(&str, &str)>,
+) -> Result<Reply, BufferTooSmall> {
+    let mut writer = MessageWriter::new(buffer, Class::Error, answering.method, answering.transaction);
+    writer.push(&ErrorCodeAttribute { code: reject.code, reason: reject.reason });
+    if let Some(unknown) = reject.unknown.kinds.get(..reject.unknown.length).filter(|unknown| !unknown.is_empty()) {
+        writer.push(&UnknownAttributes::new(unknown));
+    }
+    if let Some((realm, nonce)) = challenge {
+        writer.push(&Realm(realm));
+        writer.push(&Nonce(nonce));
+    }
+    finish(writer, answering, key, Outcome::Rejected(reject.code))
+}
+
+fn finish(
+    mut writer: MessageWriter<'_>,
+    answering: &Answering,
+    key: Option<&LongTermKey>,
+    outcome: Outcome,
+) -> Result<Reply, BufferTooSmall> {
+    if let Some(key) = key {
+        if matches!(answering.method, Method::ALLOCATE | Method::REFRESH) {
+            writer.push(&Software(SOFTWARE));
+        }
+        writer.message_integrity(key.as_bytes());
+    }
+    if answering.fingerprint {
+        writer.fingerprint();
+    }
+    Ok(Reply { length: writer.finish_len()?, outcome })
+}

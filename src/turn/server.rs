@@ -1,0 +1,305 @@
+//! One worker's TURN server.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use super::allocation::State;
+use super::channel_data;
+use super::contract::{
+    Action, AllocationSummary, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, RelayId, ToClient, ToPeer,
+};
+use super::live::LiveRelays;
+use super::outcome::DropReason;
+use super::policy::{Denial, PeerPolicy};
+use super::ports::PortPool;
+use super::quota::Quota;
+use super::table::Table;
+use super::time::Instant;
+use crate::auth::{Authenticator, NonceMint};
+use crate::stun::{Class, FingerprintStatus, Message, Method, TransactionId};
+
+/// What all workers of a process share. Nothing in it is ever locked.
+#[derive(Debug)]
+pub struct Shared {
+    /// Who may make allocations.
+    pub authenticator: Authenticator,
+    /// Makes and checks nonces.
+    pub nonces: NonceMint,
+    /// Who may be reached.
+    pub policy: PeerPolicy,
+    /// Our own relayed transport addresses.
+    pub live: LiveRelays,
+    /// How many allocations there are.
+    pub quota: Quota,
+}
+
+/// One worker's part of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The relay addresses, with the ports of this worker alone.
+    pub relays: Vec<RelayRange>,
+    /// Peer addresses with a permission, at most.
+    pub permissions_per_allocation: usize,
+    /// Bound channels, at most.
+    pub channels_per_allocation: usize,
+    /// Whether channel numbers 0x5000–0x7FFF are served too, as RFC 5766 had it.
+    pub rfc5766_channels: bool,
+    /// How many seconds past the expiry of its credential an allocation may be extended to.
+    pub expiry_grace: u64,
+}
+
+/// A relay address and the ports of it that a worker may use.
+#[derive(Clone, Debug)]
+pub struct RelayRange {
+    /// What sockets are bound to.
+    pub bind: IpAddr,
+    /// What clients are told.
+    pub advertised: IpAddr,
+    /// Ports that no other worker uses.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// The TURN server of one worker.
+#[derive(Debug)]
+pub struct Server {
+    pub(super) shared: Arc<Shared>,
+    pub(super) settings: Settings,
+    /// In the order of the settings' relays.
+    pub(super) pools: Vec<PortPool>,
+    pub(super) table: Table,
+    pub(super) actions: VecDeque<Action>,
+    /// Relay sockets of ended allocations that the shell has not reported closed.
+    closing: usize,
+}
+
+impl Server {
+    /// A server without allocations.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, settings: Settings) -> Self {
+        let pools = settings.relays.iter().map(|relay| PortPool::new(relay.ports.clone())).collect();
+        Self { shared, settings, pools, table: Table::new(), actions: VecDeque::new(), closing: 0 }
+    }
+
+    /// Decides about a packet from a client: one UDP datagram, whole.
+    ///
+    /// An answer is written to `reply`, which has room for [`REPLY_BUFFER`](super::REPLY_BUFFER) bytes.
+    pub fn client_packet(
+        &mut self,
+        cx: &mut Context<'_>,
+        tuple: &FiveTuple,
+        packet: &[u8],
+        reply: &mut [u8],
+    ) -> FromClient {
+        if !is_usable(tuple.client) {
+            return FromClient::Drop(DropReason::UnusableSource);
+        }
+        // RFC 8656 §12, Table 3.
+        match packet.first() {
+            Some(0..=3) => self.stun_message(cx, tuple, packet, reply),
+            Some(0x40..=0x4f) => self.channel_data(cx.now, tuple, packet),
+            Some(0x50..=0x7f) if self.settings.rfc5766_channels => self.channel_data(cx.now, tuple, packet),
+            _ => FromClient::Drop(DropReason::UnknownProtocol),
+        }
+    }
+
+    fn stun_message(&mut self, cx: &mut Context<'_>, tuple: &FiveTuple, packet: &[u8], reply: &mut [u8]) -> FromClient {
+        let Ok(message) = Message::parse(packet) else { return FromClient::Drop(DropReason::MalformedStun) };
+        // RFC 8489 §6.3: checks that do not depend on the class; what fails them is silently discarded.
+        if message.fingerprint() == FingerprintStatus::Wrong {
+            return FromClient::Drop(DropReason::WrongFingerprint);
+        }
+        match (message.class(), message.method()) {
+            (Class::Success | Class::Error, _) => FromClient::Drop(DropReason::UnexpectedResponse),
+            (Class::Indication, Method::SEND) => self.send_indication(cx.now, tuple, &message),
+            (Class::Indication, Method::BINDING) => FromClient::Drop(DropReason::Keepalive),
+            (Class::Request, Method::BINDING) => self.binding(tuple, &message, reply),
+            (Class::Request, Method::ALLOCATE | Method::REFRESH | Method::CREATE_PERMISSION | Method::CHANNEL_BIND) => {
+                self.authenticated_request(cx, tuple, &message, reply)
+            }
+            _ => FromClient::Drop(DropReason::UnsupportedMethod),
+        }
+    }
+
+    /// RFC 8656 §12.6.
+    fn channel_data(&mut self, now: Instant, tuple: &FiveTuple, packet: &[u8]) -> FromClient {
+        let Some((number, payload)) = channel_data::parse(packet) else {
+            return FromClient::Drop(DropReason::MalformedChannelData);
+        };
+        let Some(relay) = self.find_open(tuple, now) else { return FromClient::Drop(DropReason::NoAllocation) };
+        let Some(allocation) = self.table.get_mut(relay) else {
+            return FromClient::Drop(DropReason::NoAllocation);
+        };
+        let Some(peer) = allocation.channels.peer(number, now) else {
+            return FromClient::Drop(DropReason::ChannelNotBound);
+        };
+        match bound_peer_allowed(&self.shared, peer) {
+            Ok(wire) => {
+                allocation.bytes_to_peers += payload.len() as u64;
+                FromClient::Relay(ToPeer { relay, peer: wire, payload })
+            }
+            Err(_) => FromClient::Drop(DropReason::PeerForbidden),
+        }
+    }
+
+    /// Decides about a datagram that `source` sent to a relay socket (RFC 8656 §11.3).
+    ///
+    /// Its `length` bytes stand in `buffer` behind [`HEADROOM`](super::HEADROOM) free bytes and in front of
+    /// [`TAILROOM`](super::TAILROOM) more; the message to the client is made around them.
+    pub fn peer_packet(
+        &mut self,
+        cx: &mut Context<'_>,
+        relay: RelayId,
+        source: SocketAddr,
+        buffer: &mut [u8],
+        length: usize,
+    ) -> FromPeer {
+        let shared = &self.shared;
+        let Some(allocation) = self.table.get_mut(relay).filter(|allocation| !allocation.deadline.has_passed(cx.now))
+        else {
+            return FromPeer::Drop(DropReason::AllocationEnded);
+        };
+        let peer = shared.live.advertised(source);
+        if !allocation.permissions.allows(peer.ip(), cx.now) {
+            return FromPeer::Drop(DropReason::NoPermission);
+        }
+        let channel = allocation.channels.number(peer, cx.now);
+        let allowed = match channel {
+            Some(_) => bound_peer_allowed(shared, peer),
+            None => shared.policy.peer_allowed(&shared.live, peer),
+        };
+        if allowed.is_err() {
+            return FromPeer::Drop(DropReason::PeerForbidden);
+        }
+        let message = match channel {
+            // RFC 8656 §12.5: the server MUST use ChannelData where a channel is bound.
+            Some(number) => channel_data::wrap_in_channel_data(buffer, length, number),
+            None => {
+                let mut transaction = [0; 12];
+                cx.rng.fill_bytes(&mut transaction);
+                channel_data::wrap_in_data_indication(buffer, length, peer, TransactionId::new(transaction))
+            }
+        };
+        let Some(message) = message else { return FromPeer::Drop(DropReason::TooLarge) };
+        allocation.bytes_to_client += length as u64;
+        FromPeer::Relay(ToClient { tuple: allocation.tuple, message })
+    }
+
+    /// Lets time pass: ends what has expired. To be called about once a second.
+    pub fn advance(&mut self, now: Instant) {
+        while let Some(id) = self.table.pop_due(now) {
+            let Some(allocation) = self.table.get_mut(id) else { continue };
+            if allocation.deadline.has_passed(now) {
+                self.end(id, now, EndReason::Expired);
+            } else {
+                allocation.expire(now);
+                self.table.reschedule(id);
+            }
+        }
+    }
+
+    /// Ends every allocation.
+    pub fn stop(&mut self, now: Instant) {
+        while let Some(id) = self.table.any() {
+            self.end(id, now, EndReason::ServerStopped);
+        }
+    }
+
+    /// What the core wants done next, besides the answer to the last input. To be asked after every input until
+    /// there is nothing more.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// A relay socket is closed, so that its port can be bound again.
+    pub fn relay_closed(&mut self, bind: SocketAddr) {
+        self.closing = self.closing.saturating_sub(1);
+        self.give_back(bind);
+    }
+
+    /// Live allocations of this worker, those included whose relay socket is being opened.
+    #[must_use]
+    pub fn allocations(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The open allocation of a 5-tuple.
+    pub(super) fn find_open(&self, tuple: &FiveTuple, now: Instant) -> Option<RelayId> {
+        let id = self.table.find(tuple)?;
+        let allocation = self.table.get(id)?;
+        (matches!(allocation.state, State::Open) && !allocation.deadline.has_passed(now)).then_some(id)
+    }
+
+    pub(super) fn end(&mut self, id: RelayId, now: Instant, reason: EndReason) {
+        let Some(allocation) = self.table.remove(id) else { return };
+        self.shared.quota.release(allocation.ticket);
+        if !matches!(allocation.state, State::Open) {
+            // The shell still has the socket to report on, and nobody was told of the allocation.
+            return;
+        }
+        self.shared.live.set(allocation.bind, false);
+        self.closing += 1;
+        self.actions.push_back(Action::Close(id));
+        self.actions.push_back(Action::Log(Event::AllocationEnded(Box::new(AllocationSummary {
+            user: allocation.user.into(),
+            tuple: allocation.tuple,
+            relay: allocation.relayed,
+            duration: now.since(allocation.created),
+            bytes_to_peers: allocation.bytes_to_peers,
+            bytes_to_client: allocation.bytes_to_client,
+            reason,
+        }))));
+    }
+
+    pub(super) fn give_back(&mut self, bind: SocketAddr) {
+        if let Some(pool) = self.pool_mut(bind.ip()) {
+            pool.give_back(bind.port());
+        }
+    }
+
+    pub(super) fn pool_mut(&mut self, bind: IpAddr) -> Option<&mut PortPool> {
+        let at = self.settings.relays.iter().position(|relay| relay.bind == bind)?;
+        self.pools.get_mut(at)
+    }
+
+    /// A socket that the shell opened for an allocation that is gone.
+    pub(super) fn count_abandoned(&mut self) {
+        self.closing += 1;
+    }
+
+    /// Panics unless the tables agree with each other. For tests, after every step.
+    ///
+    /// `opening` is the number of sockets that the shell was asked to open and has not reported on.
+    ///
+    /// # Panics
+    /// If an invariant does not hold.
+    pub fn check_invariants(&self, opening: usize) {
+        self.table.check_invariants();
+        let open = self.table.iter().filter(|allocation| matches!(allocation.state, State::Open));
+        let mut count = 0;
+        for allocation in open {
+            count += 1;
+            assert!(self.shared.live.live(allocation.relayed).is_some(), "an open allocation is live");
+            assert!(allocation.permissions.len() <= self.settings.permissions_per_allocation, "permissions are capped");
+            assert!(allocation.channels.len() <= self.settings.channels_per_allocation, "channels are capped");
+            let at = self.settings.relays.iter().position(|relay| relay.bind == allocation.bind.ip());
+            let pool = at.and_then(|at| self.pools.get(at)).expect("every allocation is on a relay address of ours");
+            assert!(!pool.holds(allocation.bind.port()), "a port in use is not in the pool");
+        }
+        let taken: usize = self.pools.iter().map(PortPool::taken).sum();
+        assert_eq!(taken, count + opening + self.closing, "no port is leaked");
+    }
+}
+
+/// Whether data may flow between a client and a peer whose channel binding the policy has admitted. What can have
+/// changed since is whether a relayed address of our own is live.
+fn bound_peer_allowed(shared: &Shared, peer: SocketAddr) -> Result<SocketAddr, Denial> {
+    if shared.live.is_relay_address(peer.ip()) { shared.policy.peer_allowed(&shared.live, peer) } else { Ok(peer) }
+}
+
+/// Whether an answer can be sent there at all.
+fn is_usable(client: SocketAddr) -> bool {
+    let ip = client.ip();
+    client.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::from([255; 4])
+}

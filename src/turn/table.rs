@@ -1,0 +1,113 @@
+//! The allocation table: a slab and its index by 5-tuple. The index by relay socket is the slab itself, since a
+//! [`RelayId`] names a place in it.
+
+use std::collections::HashMap;
+
+use slab::Slab;
+
+use super::allocation::Allocation;
+use super::contract::{FiveTuple, RelayId};
+use super::time::Instant;
+use super::wheel::Wheel;
+
+#[derive(Debug)]
+pub(super) struct Table {
+    slab: Slab<Entry>,
+    by_tuple: HashMap<FiveTuple, u32>,
+    wheel: Wheel,
+    /// Distinguishes an allocation from an earlier one in the same place.
+    next_generation: u32,
+}
+
+#[derive(Debug)]
+struct Entry {
+    generation: u32,
+    allocation: Allocation,
+}
+
+impl Table {
+    pub(super) fn new() -> Self {
+        Self { slab: Slab::new(), by_tuple: HashMap::new(), wheel: Wheel::new(), next_generation: 0 }
+    }
+
+    /// Adds an allocation, whose 5-tuple has none.
+    pub(super) fn insert(&mut self, allocation: Allocation) -> RelayId {
+        let generation = self.next_generation;
+        self.next_generation = self.next_generation.wrapping_add(1);
+        let (tuple, deadline) = (allocation.tuple, allocation.deadline);
+        #[expect(clippy::cast_possible_truncation, reason = "there are fewer allocations than relay ports")]
+        let slot = self.slab.insert(Entry { generation, allocation }) as u32;
+        let previous = self.by_tuple.insert(tuple, slot);
+        debug_assert!(previous.is_none(), "a 5-tuple has one allocation");
+        self.wheel.file(slot, deadline);
+        RelayId { slot, generation }
+    }
+
+    pub(super) fn remove(&mut self, id: RelayId) -> Option<Allocation> {
+        self.get(id)?;
+        let entry = self.slab.try_remove(id.slot())?;
+        self.by_tuple.remove(&entry.allocation.tuple);
+        self.wheel.cancel(id.slot);
+        Some(entry.allocation)
+    }
+
+    pub(super) fn find(&self, tuple: &FiveTuple) -> Option<RelayId> {
+        self.id_at(*self.by_tuple.get(tuple)?)
+    }
+
+    pub(super) fn get(&self, id: RelayId) -> Option<&Allocation> {
+        let entry = self.slab.get(id.slot())?;
+        (entry.generation == id.generation).then_some(&entry.allocation)
+    }
+
+    /// After a change to its deadlines, the allocation must be handed to [`reschedule`](Self::reschedule).
+    pub(super) fn get_mut(&mut self, id: RelayId) -> Option<&mut Allocation> {
+        let entry = self.slab.get_mut(id.slot())?;
+        (entry.generation == id.generation).then_some(&mut entry.allocation)
+    }
+
+    /// Takes note of a deadline of the allocation that may be earlier than the others.
+    pub(super) fn reschedule(&mut self, id: RelayId) {
+        if let Some(allocation) = self.get(id) {
+            let deadline = allocation.next_deadline();
+            self.wheel.file(id.slot, deadline);
+        }
+    }
+
+    /// One allocation that may have something to expire; it must be removed or rescheduled.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<RelayId> {
+        let slot = self.wheel.pop(now)?;
+        self.id_at(slot)
+    }
+
+    /// Some allocation, if there is any.
+    pub(super) fn any(&self) -> Option<RelayId> {
+        let (slot, entry) = self.slab.iter().next()?;
+        Some(RelayId { slot: u32::try_from(slot).ok()?, generation: entry.generation })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Allocation> {
+        self.slab.iter().map(|(_, entry)| &entry.allocation)
+    }
+
+    fn id_at(&self, slot: u32) -> Option<RelayId> {
+        self.slab.get(slot as usize).map(|entry| RelayId { slot, generation: entry.generation })
+    }
+
+    /// Panics unless slab, index and wheel agree.
+    pub(super) fn check_invariants(&self) {
+        assert_eq!(self.slab.len(), self.by_tuple.len(), "every allocation is indexed once");
+        assert_eq!(self.slab.len(), self.wheel.len(), "every allocation is filed once");
+        for (slot, entry) in &self.slab {
+            let slot = u32::try_from(slot).expect("slots are small");
+            assert_eq!(self.by_tuple.get(&entry.allocation.tuple), Some(&slot), "the index names the slot");
+            let filed = self.wheel.filed_second(slot).expect("every allocation is filed");
+            assert!(filed <= entry.allocation.next_deadline().second(), "the wheel fires in time");
+            entry.allocation.channels.check_invariants();
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The timer wheel: one-second slots, one entry per allocation.
+//!
+//! An entry is filed under the second at which its allocation next has something to expire. A deadline that moves
+//! later leaves the entry where it is: when it fires, its owner files it again. A deadline that moves earlier moves the
+//! entry. The slots are lists threaded through the entries, so filing, moving and cancelling are O(1) and nothing stale
+//! is ever left behind.
+
+use super::time::{Deadline, Instant};
+
+/// More than the longest lifetime (3600 s), so that a slot never holds two different seconds.
+const SLOTS: usize = 4096;
+const NONE: u32 = u32::MAX;
+
+#[derive(Debug)]
+pub(super) struct Wheel {
+    /// The first entry of each slot.
+    heads: Vec<u32>,
+    /// Indexed by key, which is the allocation's slab index.
+    entries: Vec<Entry>,
+    /// The next second to look at; every entry is filed at this second or later.
+    next_second: u64,
+    filed: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    previous: u32,
+    next: u32,
+    /// `None` while the entry is in no slot.
+    second: Option<u64>,
+}
+
+const UNFILED: Entry = Entry { previous: NONE, next: NONE, second: None };
+
+#[expect(
+    clippy::indexing_slicing,
+    reason = "slots are indices modulo SLOTS, keys are grown into the vector before use, links name filed entries"
+)]
+impl Wheel {
+    pub(super) fn new() -> Self {
+        Self { heads: vec![NONE; SLOTS], entries: Vec::new(), next_second: 0, filed: 0 }
+    }
+
+    /// Makes sure that `key` fires no later than `deadline`.
+    pub(super) fn file(&mut self, key: u32, deadline: Deadline) {
+        let index = key as usize;
+        if self.entries.len() <= index {
+            self.entries.resize(index + 1, UNFILED);
+        }
+        // Beyond the horizon it fires early and is filed again.
+        let horizon = self.next_second + SLOTS as u64 - 1;
+        let second = deadline.second().clamp(self.next_second, horizon);
+        match self.entries[index].second {
+            Some(filed) if filed <= second => return,
+            Some(_) => self.cancel(key),
+            None => {}
+        }
+        let slot = Self::slot(second);
+        let head = self.heads[slot];
+        self.entries[index] = Entry { previous: NONE, next: head, second: Some(second) };
+        if head != NONE {
+            self.entries[head as usize].previous = key;
+        }
+        self.heads[slot] = key;
+        self.filed += 1;
+    }
+
+    /// Takes `key` out of the wheel; it need not be filed.
+    pub(super) fn cancel(&mut self, key: u32) {
+        let Some(entry) = self.entries.get(key as usize).copied() else { return };
+        let Some(second) = entry.second else { return };
+        if entry.previous == NONE {
+            self.heads[Self::slot(second)] = entry.next;
+        } else {
+            self.entries[entry.previous as usize].next = entry.next;
+        }
+        if entry.next != NONE {
+            self.entries[entry.next as usize].previous = entry.previous;
+        }
+        self.entries[key as usize] = UNFILED;
+        self.filed -= 1;
+    }
+
+    /// Takes one key out whose second has come.
+    pub(super) fn pop(&mut self, now: Instant) -> Option<u32> {
+        let due = now.second();
+        if self.filed == 0 {
+            self.next_second = self.next_second.max(due);
+            return None;
+        }
+        while self.next_second <= due {
+            let key = self.heads[Self::slot(self.next_second)];
+            if key != NONE {
+                self.cancel(key);
+                return Some(key);
+            }
+            self.next_second += 1;
+        }
+        None
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the remainder is below SLOTS")]
+    fn slot(second: u64) -> usize {
+        (second % SLOTS as u64) as usize
+    }
+
+    /// The second `key` is filed under, for `Table::check_invariants`.
+    pub(super) fn filed_second(&self, key: u32) -> Option<u64> {
+        self.entries.get(key as usize)?.second
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.filed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(second: u64) -> Instant {
+        Instant::from_elapsed(Duration::from_secs(second))
+    }
+
+    fn deadline(second: u64) -> Deadline {
+        Deadline::after(at(0), Duration::from_secs(second))
+    }
+
+    fn drain(wheel: &mut Wheel, now: Instant) -> Vec<u32> {
+        std::iter::from_fn(|| wheel.pop(now)).collect()
+    }
+
+    #[test]
+    fn fires_at_its_second_and_not_before() {
+        let mut wheel = Wheel::new();
+        wheel.file(3, deadline(10));
+        assert!(drain(&mut wheel, at(9)).is_empty());
+        assert_eq!(drain(&mut wheel, at(10)), [3]);
+        assert!(drain(&mut wheel, at(11)).is_empty());
+    }
+
+    #[test]
+    fn a_fraction_of_a_second_fires_at_the_next_whole_one() {
+        let mut wheel = Wheel::new();
+        wheel.file(0, Deadline::after(at(0), Duration::from_millis(1_001)));
+        assert!(drain(&mut wheel, at(1)).is_empty());
+        assert_eq!(drain(&mut wheel, at(2)), [0]);
+    }
+
+    #[test]
+    fn a_later_deadline_leaves_the_entry_and_an_earlier_one_moves_it() {
+        let mut wheel = Wheel::new();
+        wheel.file(1, deadline(20));
+        wheel.file(1, deadline(30));
+        assert_eq!(wheel.filed_second(1), Some(20));
+        wheel.file(1, deadline(5));
+        assert_eq!(wheel.filed_second(1), Some(5));
+        assert_eq!(wheel.len(), 1);
+    }
+
+    #[test]
+    fn a_deadline_past_the_horizon_fires_early() {
+        let mut wheel = Wheel::new();
+        wheel.file(1, deadline(1_000_000));
+        assert_eq!(drain(&mut wheel, at(SLOTS as u64)), [1]);
+    }
+
+    #[test]
+    fn an_empty_wheel_skips_idle_time() {
+        let mut wheel = Wheel::new();
+        assert!(drain(&mut wheel, at(u64::MAX / 1000)).is_empty());
+        wheel.file(1, deadline(1));
+        assert_eq!(drain(&mut wheel, at(u64::MAX / 1000)), [1]);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        File(u32, u64),
+        Cancel(u32),
+        Advance(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..16u32, 0..=3_600u64).prop_map(|(key, second)| Step::File(key, second)),
+            (0..16u32).prop_map(Step::Cancel),
+            (0..700u64).prop_map(Step::Advance),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_sorted_map(steps in prop::collection::vec(step(), 1..200)) {
+            let mut wheel = Wheel::new();
+            let mut model = BTreeMap::<u32, u64>::new();
+            let mut now = 0;
+            for step in steps {
+                match step {
+                    Step::File(key, pause) => {
+                        wheel.file(key, deadline(now + pause));
+                        let due = model.entry(key).or_insert(now + pause);
+                        *due = (*due).min(now + pause);
+                    }
+                    Step::Cancel(key) => {
+                        wheel.cancel(key);
+                        model.remove(&key);
+                    }
+                    Step::Advance(by) => {
+                        now += by;
+                        for key in drain(&mut wheel, at(now)) {
+                            prop_assert!(model.remove(&key).unwrap() <= now, "{} fired early", key);
+                        }
+                        prop_assert!(model.values().all(|due| *due > now), "one fired late");
+                    }
+                }
+                prop_assert_eq!(wheel.len(), model.len());
+            }
+        }
+    }
+}
