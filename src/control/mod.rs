@@ -8,7 +8,6 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::thread;
 
-use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -134,13 +133,8 @@ fn print_ice_servers(config: &Config, listeners: &[SocketAddr], choice: &address
         .map(|host| format!("turn:{host}?transport=udp"))
         .collect();
     let credential = time_limited::mint(secret, Some("try"), clock::unix_seconds() + PRINTED_LIFETIME);
-    let entry = json!({ "iceServers": [{
-        "urls": urls,
-        "username": credential.username,
-        "credential": credential.password.as_str(),
-    }] });
     let mut stdout = io::stdout().lock();
-    if let Err(error) = writeln!(stdout, "{entry}").and_then(|()| stdout.flush()) {
+    if let Err(error) = writeln!(stdout, "{}", credential.ice_servers(&urls)).and_then(|()| stdout.flush()) {
         tracing::warn!(%error, "the iceServers entry could not be printed");
     }
     tracing::info!(
