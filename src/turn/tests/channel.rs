@@ -185,6 +185,23 @@ fn channels_and_permissions_beyond_the_limits_are_508() {
     assert_eq!(bind(&mut world, &client, 0x4000, peer(2)).code(), None);
 }
 
+// Also where nobody has looked since they expired.
+#[test]
+fn expired_channels_and_permissions_do_not_count_against_the_limits() {
+    let mut world = World::with(|setup| {
+        (setup.settings.channels_per_allocation, setup.settings.permissions_per_allocation) = (2, 2);
+    });
+    let client = world.client(1);
+    world.allocate_with(&client, &[&Lifetime(3_600)]);
+    for round in 0..3 {
+        for host in [1, 2] {
+            let number = 0x4000 + 2 * round + u16::from(host);
+            assert_eq!(bind(&mut world, &client, number, peer(2 * u8::try_from(round).unwrap() + host)).code(), None);
+        }
+        world.pass(seconds(600));
+    }
+}
+
 // §12: ten minutes, and the permission five. ChannelData renews neither (§12.6).
 #[test]
 fn a_channel_lasts_600_seconds_and_its_permission_300_whatever_the_traffic() {
