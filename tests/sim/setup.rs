@@ -76,7 +76,7 @@ pub(crate) struct Setup {
     pub(crate) nonce_lifetime: u64,
     pub(crate) secrets: Vec<Secret>,
     pub(crate) statics: Vec<(String, &'static str)>,
-    /// The wall clock at the beginning, in milliseconds, so that its seconds do not begin with those of the other clock.
+    /// The wall clock at millisecond 0 of the other clock; their seconds do not begin together.
     pub(crate) unix_ms: u64,
     pub(crate) clients: Vec<FiveTuple>,
     peers: Vec<(IpAddr, Option<Denial>)>,
@@ -93,11 +93,8 @@ impl Setup {
         let first = 50_000 + dice.between(0, 3) as u16;
         let workers = dice.between(1, 3) as usize;
         let ports = first..=first + dice.between(workers as u64 * 2 + 2, 20) as u16;
-        let plain = Relay {
-            bind: ip("8.8.4.4"),
-            advertised: ip("8.8.4.4"),
-            denial: (Denial::OwnAddress, Denial::OwnAddress),
-        };
+        let plain =
+            Relay { bind: ip("8.8.4.4"), advertised: ip("8.8.4.4"), denial: (Denial::OwnAddress, Denial::OwnAddress) };
         let nat = Relay {
             bind: ip("10.0.0.5"),
             advertised: ip("198.51.99.1"),
@@ -167,8 +164,7 @@ impl Setup {
 
     pub(crate) fn settings(&self, worker: usize) -> Settings {
         let ports = slice_of(&self.ports, self.workers, worker).expect("there are ports for every worker");
-        let range =
-            |relay: &Relay| RelayRange { bind: relay.bind, advertised: relay.advertised, ports: ports.clone() };
+        let range = |relay: &Relay| RelayRange { bind: relay.bind, advertised: relay.advertised, ports: ports.clone() };
         Settings {
             relays: self.relays.iter().map(range).collect(),
             permissions_per_allocation: self.permissions,
@@ -230,6 +226,10 @@ impl Setup {
             user: None,
             expires: None,
         })
+    }
+
+    pub(crate) fn is_relay_address(&self, address: IpAddr) -> bool {
+        self.relays.iter().any(|relay| relay.bind == address || relay.advertised == address)
     }
 
     /// What the policy says of an address that no live relay socket has.

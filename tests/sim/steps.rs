@@ -13,23 +13,24 @@ use turnserver::turn::{FiveTuple, OpenError, Transport};
 use crate::packet::{self, Authentication, Packet, Signed, raw};
 use crate::world::{Datagram, Flight, World};
 
-const WEIGHTS: [u64; 16] = [
+const WEIGHTS: [u64; 17] = [
     180, // ChannelData
     140, // Send indication
     150, // peer's datagram
     120, // what was on its way arrives
     30,  // Binding
     50,  // junk
-    60,  // Allocate
-    25,  // Refresh
-    50,  // CreatePermission
-    50,  // ChannelBind
+    80,  // Allocate
+    40,  // Refresh
+    70,  // CreatePermission
+    70,  // ChannelBind
     30,  // a packet once more
     60,  // time passes
     70,  // a socket is open, or is not to be had
     30,  // a socket is closed
     6,   // another credential
     20,  // a worker looks at the clock
+    2,   // the wall clock is set
 ];
 
 const LIFETIMES: [u32; 10] = [0, 1, 599, 600, 601, 900, 3_599, 3_600, 7_200, u32::MAX];
@@ -59,9 +60,15 @@ impl World {
                 }
             }
             14 => self.other_credential(),
-            _ => {
+            15 => {
                 let worker = self.dice.below(self.setup().workers);
                 self.advance(worker);
+            }
+            _ => {
+                let by = self.dice.pick(&[1_000, 45_000, 700_000, 5_000_000]);
+                let unix_ms = &mut self.model.setup.unix_ms;
+                *unix_ms = if self.dice.percent(50) { *unix_ms + by } else { *unix_ms - by };
+                self.tell(|world| format!("the wall clock says {}", world.now().unix));
             }
         }
     }
@@ -97,8 +104,13 @@ impl World {
         }
     }
 
+    /// Any packet, but above all an Allocate request that is being worked on.
     fn once_more(&mut self) {
-        let client = self.dice.below(self.clients.len());
+        let mut client = self.dice.below(self.clients.len());
+        let opening = self.model.allocs.iter().find(|alloc| !alloc.open).map(|alloc| alloc.tuple);
+        if let Some(tuple) = opening.filter(|_| self.dice.percent(60)) {
+            client = self.setup().clients.iter().position(|client| *client == tuple).expect("a client's");
+        }
         if !self.clients[client].sent.is_empty() {
             let at = self.dice.below(self.clients[client].sent.len());
             let packet = self.clients[client].sent[at].clone();
@@ -108,13 +120,13 @@ impl World {
 
     /// Mostly a client whose allocation is open.
     fn some_client(&mut self) -> usize {
-        for _ in 0..4 {
-            let client = self.dice.below(self.clients.len());
-            if self.model.live(self.now(), &self.setup().clients[client]).is_some() {
-                return client;
-            }
+        let clients: Vec<usize> = (0..self.clients.len()).collect();
+        let open: Vec<usize> = clients.into_iter().filter(|client| self.alloc_of(*client).is_some()).collect();
+        if open.is_empty() || self.dice.percent(6) {
+            self.dice.below(self.clients.len())
+        } else {
+            self.dice.pick(&open)
         }
-        self.dice.below(self.clients.len())
     }
 
     fn alloc_of(&self, client: usize) -> Option<usize> {
@@ -221,11 +233,7 @@ impl World {
             let allowed = self.dice.percent(80);
             self.setup_peer(v6, allowed)
         };
-        let payload = if self.dice.permille(2) {
-            vec![7; 65_500 + self.dice.below(20)].into()
-        } else {
-            self.payload()
-        };
+        let payload = if self.dice.permille(6) { vec![7; 65_500 + self.dice.below(20)].into() } else { self.payload() };
         let datagram = Datagram { worker: socket.worker, relay: socket.relay, source, payload };
         self.peer_packet(&datagram);
     }
@@ -458,7 +466,10 @@ impl World {
     }
 
     fn other_credential(&mut self) {
-        let client = self.dice.below(self.clients.len());
+        let mut client = self.dice.below(self.clients.len());
+        while self.alloc_of(client).is_some() && self.dice.percent(80) {
+            client = self.dice.below(self.clients.len());
+        }
         let secrets = self.setup().secrets.len();
         if secrets > 0 && self.model.credentials.len() < 40 {
             let expires = self.now().unix + self.dice.pick(&[3, 60, 700, 4_000]);
@@ -489,7 +500,7 @@ impl World {
             0..=21 => self.dice.between(1, 60),
             22..=29 => self.dice.between(100, 2_500),
             30..=33 => self.dice.between(5_000, 60_000),
-            34..=37 => self.to_some_deadline(),
+            34..=37 => self.until_some_deadline(),
             38 => self.dice.between(60_000, 400_000),
             _ => {
                 if self.dice.percent(25) {
@@ -509,7 +520,7 @@ impl World {
     }
 
     /// Up to the very millisecond at which something expires, one before it or one behind it.
-    fn to_some_deadline(&mut self) -> u64 {
+    fn until_some_deadline(&mut self) -> u64 {
         let mut deadlines = Vec::new();
         for alloc in &self.model.allocs {
             deadlines.push(alloc.deadline);
@@ -523,6 +534,11 @@ impl World {
         deadlines.retain(|deadline| (self.ms + 2..self.ms + 1_000_000).contains(deadline));
         if deadlines.is_empty() {
             return 1;
+        }
+        // Mostly one of the next, or else hardly anything would ever live.
+        deadlines.sort_unstable();
+        if self.dice.percent(80) {
+            deadlines.truncate(3);
         }
         self.dice.pick(&deadlines) + self.dice.between(0, 2) - 1 - self.ms
     }
@@ -558,7 +574,8 @@ impl World {
             let server = self.setup().clients[0].server;
             let tuple = FiveTuple { client: address, server, transport: Transport::Udp };
             let worker = self.setup().worker_of(client);
-            let family = if client / self.setup().workers % 2 == 0 { AddressFamily::V4 } else { AddressFamily::V6 };
+            let family =
+                if (client / self.setup().workers).is_multiple_of(2) { AddressFamily::V4 } else { AddressFamily::V6 };
             let now = self.now();
             if self.model.free_ports(now, worker, family == AddressFamily::V6).is_empty() {
                 continue;
@@ -586,4 +603,3 @@ impl World {
         self.check(true);
     }
 }
-

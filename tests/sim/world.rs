@@ -69,6 +69,8 @@ pub(crate) struct World {
     pub(crate) flight: Vec<Flight>,
     pub(crate) ms: u64,
     pub(crate) counters: Counters,
+    /// Datagrams from one relay socket of ours that another one took.
+    pub(crate) between_relays: u64,
     shared: Arc<Shared>,
     servers: Vec<Server>,
     core_rng: StdRng,
@@ -116,6 +118,7 @@ impl World {
             flight: Vec::new(),
             ms: 0,
             counters: Counters::default(),
+            between_relays: 0,
             shared,
             servers,
             core_rng: StdRng::seed_from_u64(seed),
@@ -196,14 +199,7 @@ impl World {
         self.take_actions(worker);
     }
 
-    fn answered(
-        &mut self,
-        tuple: &FiveTuple,
-        length: usize,
-        outcome: Outcome,
-        answer: &Answer,
-        client: Option<usize>,
-    ) {
+    fn answered(&mut self, tuple: &FiveTuple, length: usize, outcome: Outcome, answer: &Answer, client: Option<usize>) {
         let key = answer.signer.map(|signer| &self.model.credentials[signer].key);
         let nonce = check::answer(&self.reply[..length], outcome, answer, key);
         if let Some(nonce) = nonce {
@@ -252,6 +248,9 @@ impl World {
         self.buffer[HEADROOM..end].copy_from_slice(payload);
         let mut cx = context(now, &mut self.core_rng);
         let got = self.servers[*worker].peer_packet(&mut cx, *relay, *source, &mut self.buffer, payload.len());
+        if !matches!(expected, ExpectPeer::Drop(_)) && self.setup().is_relay_address(source.ip()) {
+            self.between_relays += 1;
+        }
         match (expected, got) {
             (ExpectPeer::Drop(expected), FromPeer::Drop(reason)) => {
                 assert_eq!(reason, expected);

@@ -21,7 +21,7 @@ impl Model {
         let channel = self.allocs[at].channels.iter().find(|(bound, _, until)| *bound == number && *until > now.ms);
         let Some((_, peer, _)) = channel else { return Expect::Drop(DropReason::ChannelNotBound) };
         match self.peer(*peer) {
-            Ok(wire) => self.to_peer(at, wire, payload),
+            Ok(wire) => self.relay_data(at, wire, payload),
             Err(_) => Expect::Drop(DropReason::PeerForbidden),
         }
     }
@@ -43,12 +43,12 @@ impl Model {
             return Expect::Drop(DropReason::NoPermission);
         }
         match self.peer(peer) {
-            Ok(wire) => self.to_peer(at, wire, payload),
+            Ok(wire) => self.relay_data(at, wire, payload),
             Err(_) => Expect::Drop(DropReason::PeerForbidden),
         }
     }
 
-    fn to_peer(&mut self, at: usize, peer: SocketAddr, payload: &[u8]) -> Expect {
+    fn relay_data(&mut self, at: usize, peer: SocketAddr, payload: &[u8]) -> Expect {
         let alloc = &mut self.allocs[at];
         alloc.to_peers += payload.len() as u64;
         Expect::ToPeer { relay: alloc.id, peer, payload: payload.to_vec() }

@@ -169,10 +169,6 @@ impl Model {
         }
     }
 
-    fn is_relay_address(&self, address: IpAddr) -> bool {
-        self.setup.relays.iter().any(|relay| relay.bind == address || relay.advertised == address)
-    }
-
     pub(crate) fn open_allocations(&self) -> usize {
         self.allocs.iter().filter(|alloc| alloc.open).count()
     }
@@ -331,8 +327,10 @@ impl Model {
     }
 
     fn nonce_is_good(&self, now: Now, client: SocketAddr, nonce: &str) -> bool {
-        let known = self.nonces.get(nonce);
-        known.is_some_and(|(at, owner)| *owner == client && now.unix < at + self.setup.nonce_lifetime)
+        let Some((at, owner)) = self.nonces.get(nonce) else { return false };
+        // One from the future was made before the clock was set back.
+        let lifetime = self.setup.nonce_lifetime;
+        *owner == client && now.unix < at + lifetime && *at <= now.unix + lifetime
     }
 
     pub(crate) fn client_packet(

@@ -26,14 +26,7 @@ pub(super) fn unknown(message: &Message<'_>) -> Vec<u16> {
 }
 
 impl Model {
-    pub(super) fn stun(
-        &mut self,
-        now: Now,
-        worker: usize,
-        tuple: &FiveTuple,
-        bytes: &[u8],
-        signed: Signed,
-    ) -> Expect {
+    pub(super) fn stun(&mut self, now: Now, worker: usize, tuple: &FiveTuple, bytes: &[u8], signed: Signed) -> Expect {
         let Ok(message) = Message::parse(bytes) else { return Expect::Drop(DropReason::MalformedStun) };
         let fingerprint = match message.fingerprint() {
             FingerprintStatus::Absent => false,
@@ -86,9 +79,6 @@ impl Model {
             },
         };
         answer.body = done.unwrap_or_else(|body| body);
-        if let Body::Error { challenge: true, .. } = answer.body {
-            answer.signer = None;
-        }
         Expect::Answer(answer)
     }
 
@@ -283,7 +273,7 @@ impl Model {
         }
         for peer in &peers {
             // Any port will do, and a relay address of ours has ports that will.
-            if !self.is_relay_address(peer.ip()) {
+            if !self.setup.is_relay_address(peer.ip()) {
                 self.allowed(at, *peer)?;
             }
         }
