@@ -17,10 +17,14 @@
 mod check;
 #[path = "sim/dice.rs"]
 mod dice;
+#[path = "sim/ending.rs"]
+mod ending;
 #[path = "sim/model/mod.rs"]
 mod model;
 #[path = "sim/packet.rs"]
 mod packet;
+#[path = "sim/requests.rs"]
+mod requests;
 #[path = "sim/setup.rs"]
 mod setup;
 #[path = "sim/steps.rs"]

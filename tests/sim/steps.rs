@@ -3,11 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use turnserver::stun::attribute::{
-    AdditionalAddressFamily, AddressFamily, ChannelNumber, Lifetime, RequestedAddressFamily, RequestedTransport,
-    XorPeerAddress,
-};
-use turnserver::stun::{Class, MessageWriter, Method};
+use turnserver::stun::{Class, Method};
 use turnserver::turn::{FiveTuple, OpenError, Transport};
 
 use crate::packet::{self, Authentication, Packet, Signed, raw};
@@ -33,9 +29,8 @@ const WEIGHTS: [u64; 17] = [
     2,   // the wall clock is set
 ];
 
-const LIFETIMES: [u32; 10] = [0, 1, 599, 600, 601, 900, 3_599, 3_600, 7_200, u32::MAX];
-const CHANNELS: [u16; 5] = [0x4000, 0x4001, 0x4002, 0x4003, 0x4fff];
-const ODD_CHANNELS: [u16; 8] = [0, 0x3fff, 0x5000, 0x5001, 0x6789, 0x7fff, 0x8000, 0xffff];
+pub(crate) const CHANNELS: [u16; 5] = [0x4000, 0x4001, 0x4002, 0x4003, 0x4fff];
+pub(crate) const ODD_CHANNELS: [u16; 8] = [0, 0x3fff, 0x5000, 0x5001, 0x6789, 0x7fff, 0x8000, 0xffff];
 
 impl World {
     pub(crate) fn step(&mut self) {
@@ -74,7 +69,7 @@ impl World {
     }
 
     /// A client sends; the packet may be lost, late or doubled.
-    fn client_sends(&mut self, client: usize, bytes: Rc<[u8]>, signed: Signed) {
+    pub(crate) fn client_sends(&mut self, client: usize, bytes: Rc<[u8]>, signed: Signed) {
         let packet = Packet { client, bytes, signed };
         let sent = &mut self.clients[client].sent;
         sent.push_back(packet.clone());
@@ -119,7 +114,7 @@ impl World {
     }
 
     /// Mostly a client whose allocation is open.
-    fn some_client(&mut self) -> usize {
+    pub(crate) fn some_client(&mut self) -> usize {
         let clients: Vec<usize> = (0..self.clients.len()).collect();
         let open: Vec<usize> = clients.into_iter().filter(|client| self.alloc_of(*client).is_some()).collect();
         if open.is_empty() || self.dice.percent(6) {
@@ -129,7 +124,7 @@ impl World {
         }
     }
 
-    fn alloc_of(&self, client: usize) -> Option<usize> {
+    pub(crate) fn alloc_of(&self, client: usize) -> Option<usize> {
         self.model.live(self.now(), &self.setup().clients[client])
     }
 
@@ -165,7 +160,7 @@ impl World {
     }
 
     /// A peer for a client: in so many of a hundred cases one that it has a permission for.
-    fn some_peer(&mut self, client: usize, permitted: u64) -> SocketAddr {
+    pub(crate) fn some_peer(&mut self, client: usize, permitted: u64) -> SocketAddr {
         let Some(at) = self.alloc_of(client) else { return self.setup_peer(false, true) };
         let alloc = &self.model.allocs[at];
         let (v6, id) = (alloc.bind.is_ipv6(), alloc.id);
@@ -301,170 +296,6 @@ impl World {
         self.client_packet(&Packet { client, bytes: bytes.into(), signed: Signed::Unknown });
     }
 
-    /// How a client proves who it is, with the mistakes that occur.
-    fn authentication(&mut self, client: usize) -> (Authentication, Signed) {
-        let Some(nonce) = self.clients[client].nonce.clone() else {
-            return (Authentication::NONE, Signed::Wrongly);
-        };
-        let mut at = self.clients[client].credential;
-        if self.dice.percent(3) {
-            at = self.dice.below(self.model.credentials.len());
-        }
-        let credential = self.model.credentials[at].clone();
-        let mut by = Authentication {
-            username: Some(credential.username),
-            realm: true,
-            nonce: Some(nonce),
-            key: Some(credential.key),
-            sha256: self.dice.percent(4),
-        };
-        let mut signed = Signed::With(at);
-        match self.dice.below(80) {
-            0 => {
-                let stranger = self.setup().strangers(0x7000_0000)[0].clone();
-                (by.key, signed) = (Some(stranger.key), Signed::Wrongly);
-            }
-            1 => {
-                let unix = self.now().unix;
-                let strangers = self.setup().strangers(unix);
-                let stranger = strangers[self.dice.below(strangers.len())].clone();
-                (by.username, by.key, signed) = (Some(stranger.username), Some(stranger.key), Signed::Wrongly);
-            }
-            2 => by.username = None,
-            3 => by.realm = false,
-            4 => by.nonce = None,
-            5 => by.nonce = Some("obMatJos2AAAAforged".to_owned()),
-            6 => {
-                let other = self.dice.below(self.clients.len());
-                by.nonce = self.clients[other].nonce.clone();
-            }
-            7 => by.nonce = self.clients[client].old_nonce.clone(),
-            8 => by = Authentication::NONE,
-            _ => {}
-        }
-        (by, signed)
-    }
-
-    fn request(&mut self, client: usize, method: Method, attributes: impl FnOnce(&mut MessageWriter<'_>)) {
-        let (by, signed) = self.authentication(client);
-        let (id, fingerprint) = (packet::transaction(&mut self.dice), self.dice.percent(25));
-        let odd = self.dice.below(150);
-        let bytes = packet::message(Class::Request, method, id, fingerprint, &by, |writer| {
-            attributes(writer);
-            match odd {
-                0 => raw(writer, 0x7f01, b"what is this"),
-                1 => raw(writer, 0x001a, &[]),
-                2 => raw(writer, 0x0018, &[0x80]),
-                3 => raw(writer, 0xc001, b"optional"),
-                _ => {}
-            }
-        });
-        self.client_sends(client, bytes, signed);
-    }
-
-    fn lifetime(&mut self) -> Option<u32> {
-        let lifetime = self.dice.pick(&LIFETIMES);
-        self.dice.percent(60).then_some(lifetime)
-    }
-
-    fn allocate(&mut self) {
-        let mut client = self.dice.below(self.clients.len());
-        for _ in 0..3 {
-            if self.alloc_of(client).is_none() {
-                break;
-            }
-            client = self.dice.below(self.clients.len());
-        }
-        let v4 = self.setup().relays.iter().any(|relay| relay.bind.is_ipv4());
-        let family = match self.dice.below(40) {
-            0..=11 => Some(AddressFamily::V6),
-            12..=16 => Some(AddressFamily::V4),
-            _ if v4 => None,
-            _ => Some(AddressFamily::V6),
-        };
-        let (lifetime, flaw) = (self.lifetime(), self.dice.below(80));
-        self.request(client, Method::ALLOCATE, |writer| {
-            match flaw {
-                0 => {}
-                1 => writer.push(&RequestedTransport::TCP),
-                2 => raw(writer, 0x0019, &[17, 0, 0]),
-                _ => writer.push(&RequestedTransport::UDP),
-            }
-            match (flaw, family) {
-                (3, _) => raw(writer, 0x0017, &[3, 0, 0, 0]),
-                (4, _) => raw(writer, 0x0017, &[1]),
-                (5..=8, _) => writer.push(&AdditionalAddressFamily(AddressFamily::V6)),
-                (9, _) => writer.push(&AdditionalAddressFamily(AddressFamily::V4)),
-                (_, Some(family)) => writer.push(&RequestedAddressFamily(family)),
-                _ => {}
-            }
-            if flaw == 10 {
-                writer.push(&AdditionalAddressFamily(AddressFamily::V6));
-            }
-            match (flaw, lifetime) {
-                (11, _) => raw(writer, 0x000d, &[0, 1]),
-                (_, Some(lifetime)) => writer.push(&Lifetime(lifetime)),
-                _ => {}
-            }
-        });
-    }
-
-    fn refresh(&mut self) {
-        let client = self.some_client();
-        let (lifetime, flaw) = (self.lifetime(), self.dice.below(40));
-        self.request(client, Method::REFRESH, |writer| {
-            match flaw {
-                0 => writer.push(&RequestedAddressFamily(AddressFamily::V4)),
-                1 => writer.push(&RequestedAddressFamily(AddressFamily::V6)),
-                2 => raw(writer, 0x0017, &[9, 0, 0, 0]),
-                3 => raw(writer, 0x0017, &[]),
-                4 => raw(writer, 0x000d, &[]),
-                _ => {}
-            }
-            if let Some(lifetime) = lifetime {
-                writer.push(&Lifetime(lifetime));
-            }
-        });
-    }
-
-    fn create_permission(&mut self) {
-        let client = self.some_client();
-        let count = if self.dice.percent(70) { 1 } else { self.dice.below(5) };
-        let peers: Vec<SocketAddr> = (0..count).map(|_| self.some_peer(client, 25)).collect();
-        let malformed = self.dice.percent(1);
-        self.request(client, Method::CREATE_PERMISSION, |writer| {
-            peers.iter().for_each(|peer| writer.push(&XorPeerAddress(*peer)));
-            if malformed {
-                raw(writer, 0x0012, &[0, 1, 2, 3]);
-            }
-        });
-    }
-
-    fn channel_bind(&mut self) {
-        let client = self.some_client();
-        let bound = self.alloc_of(client).map_or(Vec::new(), |at| self.model.allocs[at].channels.clone());
-        let mut peer = self.some_peer(client, 40);
-        let mut number = self.dice.pick(&CHANNELS);
-        if !bound.is_empty() && self.dice.percent(35) {
-            (number, peer, _) = self.dice.pick(&bound);
-        } else if self.dice.percent(10) {
-            number = self.dice.pick(&ODD_CHANNELS);
-        }
-        let flaw = self.dice.below(60);
-        self.request(client, Method::CHANNEL_BIND, |writer| {
-            match flaw {
-                0 => {}
-                1 => raw(writer, 0x000c, &[0x40, 0]),
-                _ => writer.push(&ChannelNumber(number)),
-            }
-            match flaw {
-                2 => {}
-                3 => raw(writer, 0x0012, &[0, 3, 0, 0, 0, 0, 0, 0]),
-                _ => writer.push(&XorPeerAddress(peer)),
-            }
-        });
-    }
-
     fn other_credential(&mut self) {
         let mut client = self.dice.below(self.clients.len());
         while self.alloc_of(client).is_some() && self.dice.percent(80) {
@@ -482,7 +313,7 @@ impl World {
         }
     }
 
-    fn socket_opens(&mut self) {
+    pub(crate) fn socket_opens(&mut self) {
         if self.opens.is_empty() {
             return;
         }
@@ -527,6 +358,7 @@ impl World {
             deadlines.extend(alloc.permissions.iter().map(|(_, until)| *until));
             deadlines.extend(alloc.channels.iter().map(|(_, _, until)| *until));
         }
+        deadlines.extend(self.model.aside.iter().map(|(_, until)| *until));
         let second = |unix: u64| (unix * 1_000).saturating_sub(self.setup().unix_ms);
         let expiries = self.model.credentials.iter().filter_map(|credential| credential.expires);
         deadlines.extend(expiries.map(second));
@@ -541,65 +373,5 @@ impl World {
             deadlines.truncate(3);
         }
         self.dice.pick(&deadlines) + self.dice.between(0, 2) - 1 - self.ms
-    }
-
-    /// Everything ends, and nothing is left.
-    pub(crate) fn finish(&mut self) {
-        let stopped = self.dice.percent(50);
-        for worker in 0..self.setup().workers {
-            if stopped {
-                self.stop(worker);
-            }
-        }
-        while !self.opens.is_empty() {
-            self.socket_opens();
-        }
-        self.ms += 3_700_000;
-        (0..self.setup().workers).for_each(|worker| self.advance(worker));
-        while !self.closing.is_empty() {
-            self.report_closed(0);
-        }
-        assert!(self.model.allocs.is_empty() && self.model.taken.is_empty() && self.sockets.is_empty());
-        self.check(true);
-        if self.setup().per_user == 0 && self.setup().in_all == 0 {
-            self.use_every_port();
-        }
-    }
-
-    /// Every port can be had again.
-    fn use_every_port(&mut self) {
-        let ports = self.setup().ports.len() * self.setup().relays.len();
-        for client in 0..(ports + 1) * self.setup().workers * 2 {
-            let address = SocketAddr::from(([77, 0, 1, 1], 10_000 + client as u16));
-            let server = self.setup().clients[0].server;
-            let tuple = FiveTuple { client: address, server, transport: Transport::Udp };
-            let worker = self.setup().worker_of(client);
-            let family =
-                if (client / self.setup().workers).is_multiple_of(2) { AddressFamily::V4 } else { AddressFamily::V6 };
-            let now = self.now();
-            if self.model.free_ports(now, worker, family == AddressFamily::V6).is_empty() {
-                continue;
-            }
-            let id = packet::transaction(&mut self.dice);
-            let none = Authentication::NONE;
-            let stranger = packet::message(Class::Request, Method::ALLOCATE, id, false, &none, |_| {});
-            self.clients[0].nonce = None;
-            self.packet_from(worker, tuple, &stranger, Signed::Wrongly, Some(0));
-            let by = Authentication {
-                username: Some(self.model.credentials[0].username.clone()),
-                realm: true,
-                nonce: self.clients[0].nonce.clone(),
-                key: Some(self.model.credentials[0].key.clone()),
-                sha256: false,
-            };
-            let bytes = packet::message(Class::Request, Method::ALLOCATE, id, false, &by, |writer| {
-                writer.push(&RequestedTransport::UDP);
-                writer.push(&RequestedAddressFamily(family));
-            });
-            self.packet_from(worker, tuple, &bytes, Signed::With(0), Some(0));
-            self.report_opened(0, Ok(()));
-        }
-        assert_eq!(self.model.open_allocations(), ports, "every port is in use");
-        self.check(true);
     }
 }

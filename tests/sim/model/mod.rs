@@ -124,7 +124,7 @@ pub(crate) struct Model {
     pub(crate) allocs: Vec<Alloc>,
     /// Relay sockets that exist, are being opened or are being closed.
     pub(crate) taken: Vec<SocketAddr>,
-    aside: Vec<(SocketAddr, u64)>,
+    pub(crate) aside: Vec<(SocketAddr, u64)>,
     /// Every nonce that was given out: when, and to whom.
     nonces: HashMap<String, (u64, SocketAddr)>,
     /// What the server has to announce, in order.
