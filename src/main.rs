@@ -1,2 +1,97 @@
-//! The relay.
-fn main() {}
+//! `turnserver`: reads the arguments and the configuration, and runs the server.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use turnserver::config::{self, Config, LogLevel};
+use turnserver::control;
+
+/// A STUN/TURN relay for WebRTC.
+///
+/// Without --config it reads ./turnserver.toml, else /etc/turnserver/turnserver.toml, else takes the defaults.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+
+    /// How much to log, whatever the configuration says.
+    #[arg(long, value_name = "LEVEL", value_parser = parse_level)]
+    log_level: Option<LogLevel>,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check the configuration and say what it means, without starting anything.
+    CheckConfig,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match execute(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            // If standard error is closed, the exit code has to do.
+            let mut stderr = io::stderr().lock();
+            for line in message.lines() {
+                let _ = writeln!(stderr, "turnserver: {line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(arguments: &Arguments) -> Result<(), String> {
+    let path = arguments.config.clone().or_else(config::default_path);
+    let mut config = match &path {
+        Some(path) => Config::load(path).map_err(|errors| errors.to_string())?,
+        None => Config::default(),
+    };
+    if let Some(level) = arguments.log_level {
+        config.log.level = level;
+    }
+    match arguments.command {
+        Some(Command::CheckConfig) => check(path.as_deref(), &config),
+        None => {
+            control::logging::start(&config.log);
+            let source = path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
+            tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = source, "starting");
+            control::run(&config).map_err(|error| error.to_string())
+        }
+    }
+}
+
+fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
+    let choice = control::choose_addresses(config).map_err(|error| error.to_string())?;
+    let mut report = match path {
+        Some(path) => format!("{}: no errors\n", path.display()),
+        None => "no configuration file: these are the defaults\n".to_owned(),
+    };
+    for relay in &choice.addresses {
+        let advertised =
+            if relay.advertised == relay.bind { String::new() } else { format!(" as {}", relay.advertised) };
+        report += &format!("relaying on {}{advertised}: {}\n", relay.bind, relay.reason);
+    }
+    for warning in &choice.warnings {
+        report += &format!("warning: {warning}\n");
+    }
+    report += &config.summary().to_string();
+    match writeln!(io::stdout().lock(), "{report}") {
+        // Whoever closed the pipe has read enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("cannot write the report: {error}")),
+        _ => Ok(()),
+    }
+}
+
+fn parse_level(text: &str) -> Result<LogLevel, String> {
+    LogLevel::ALL.into_iter().find(|level| level.as_str() == text).ok_or_else(|| {
+        let levels: Vec<&str> = LogLevel::ALL.iter().map(|level| level.as_str()).collect();
+        format!("one of {}", levels.join(", "))
+    })
+}

@@ -9,6 +9,7 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
+use serde_json::json;
 use sha1::Sha1;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -79,6 +80,17 @@ pub struct Credential {
     pub password: Zeroizing<String>,
     /// When it ends, in seconds since the Unix epoch.
     pub expires: u64,
+}
+
+impl Credential {
+    /// The argument of `new RTCPeerConnection(…)` as JSON on one line: an `RTCConfiguration` with one `RTCIceServer`
+    /// (W3C WebRTC §4.2.1).
+    #[must_use]
+    pub fn ice_servers(&self, urls: &[String]) -> String {
+        // Put together by hand to keep the order in which people read it.
+        let (urls, username, password) = (json!(urls), json!(self.username), json!(self.password.as_str()));
+        format!("{{\"iceServers\":[{{\"urls\":{urls},\"username\":{username},\"credential\":{password}}}]}}")
+    }
 }
 
 impl fmt::Debug for Credential {

@@ -1,2 +1,161 @@
-//! Placeholder.
+//! The life of the process: start, signals, stop.
+
 pub mod addresses;
+pub mod logging;
+mod start;
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::thread;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::auth::{Secret, time_limited};
+use crate::clock::{self, Clock};
+use crate::config::Config;
+use crate::turn::{Counters, Outcome};
+use crate::worker;
+
+pub use start::{StartError, choose_addresses};
+
+/// How long the credential holds that is printed when no secret is configured, in seconds.
+const PRINTED_LIFETIME: u64 = 24 * 3600;
+
+/// How the server's run ended, where it did not end as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It did not start.
+    #[error("{0}")]
+    Start(#[from] StartError),
+    /// The process could not wait for signals.
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
+    /// A worker ended before it was told to: a bug, whose message stands above in the log.
+    #[error("worker {0} ended unexpectedly, and the server with it; this is a bug, please report the lines above")]
+    WorkerEnded(usize),
+}
+
+/// Runs the server until SIGINT or SIGTERM.
+///
+/// # Errors
+/// If it cannot start, or a worker fails.
+pub fn run(config: &Config) -> Result<(), RunError> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let (stop, stopped) = watch::channel(false);
+    let clock = Clock::start();
+    let prepared = start::prepare(config, clock, &stopped)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(RunError::Signals)?;
+    // Before the first line that says that the server is there, so that a signal sent upon it is not lost.
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        let listen = |kind| signal(kind).map_err(RunError::Signals);
+        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?)
+    };
+    announce(&prepared);
+
+    let (ended, mut endings) = mpsc::channel(prepared.plans.len().max(1));
+    let mut threads = Vec::new();
+    for (index, plan) in prepared.plans.into_iter().enumerate() {
+        let ended = Ended { index, sender: ended.clone() };
+        let work = move || {
+            let _ended = ended;
+            worker::run(plan)
+        };
+        let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(work);
+        threads.push(thread.map_err(StartError::Worker)?);
+    }
+    if let Some(secret) = &prepared.own_secret {
+        print_ice_servers(config, &prepared.listeners, &prepared.choice, secret);
+    }
+    tracing::info!(workers = threads.len(), "ready");
+
+    let early = runtime.block_on(async {
+        tokio::select! {
+            _ = interrupt.recv() => None,
+            _ = terminate.recv() => None,
+            index = endings.recv() => index,
+        }
+    });
+    // No receiver is left only if every worker has ended already.
+    let _ = stop.send(true);
+    let mut totals = Counters::default();
+    let mut failed = early;
+    for (index, thread) in threads.into_iter().enumerate() {
+        match thread.join() {
+            Ok(Ok(counters)) => totals.add(&counters),
+            Ok(Err(error)) => {
+                tracing::error!(worker = index, %error, "worker failed");
+                failed = Some(index);
+            }
+            Err(_) => failed = Some(index),
+        }
+    }
+    log_totals(&totals, clock);
+    failed.map_or(Ok(()), |index| Err(RunError::WorkerEnded(index)))
+}
+
+/// Tells that a worker's thread is over, however it came to that.
+struct Ended {
+    index: usize,
+    sender: mpsc::Sender<usize>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // There is a place for each worker; and after the end nobody listens.
+        let _ = self.sender.try_send(self.index);
+    }
+}
+
+fn announce(prepared: &start::Prepared) {
+    for address in &prepared.listeners {
+        tracing::info!(transport = "udp", %address, "listening");
+    }
+    for relay in &prepared.choice.addresses {
+        tracing::info!(address = %relay.bind, advertised = %relay.advertised, reason = relay.reason, "relay address");
+    }
+    for warning in &prepared.choice.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Prints what a page passes to `new RTCPeerConnection`, for a server that has only the secret of this run.
+fn print_ice_servers(config: &Config, listeners: &[SocketAddr], choice: &addresses::Choice, secret: &Secret) {
+    let urls: Vec<String> = listeners
+        .iter()
+        .flat_map(|listener| match &config.hostname {
+            Some(name) => vec![format!("{name}:{}", listener.port())],
+            None => addresses::advertised_hosts(*listener, &config.relay.external, choice),
+        })
+        .map(|host| format!("turn:{host}?transport=udp"))
+        .collect();
+    let credential = time_limited::mint(secret, Some("try"), clock::unix_seconds() + PRINTED_LIFETIME);
+    let mut stdout = io::stdout().lock();
+    if let Err(error) = writeln!(stdout, "{}", credential.ice_servers(&urls)).and_then(|()| stdout.flush()) {
+        tracing::warn!(%error, "the iceServers entry could not be printed");
+    }
+    tracing::info!(
+        "no secret is configured, so one was made for this run; the line on standard output is for new \
+         RTCPeerConnection(…) and holds for 24 h or until the server stops. To make it permanent, put the output of \
+         `openssl rand -hex 32` into auth.secrets and mint with turn-credential"
+    );
+}
+
+fn log_totals(totals: &Counters, clock: Clock) {
+    let sum = |which: fn(Outcome) -> bool| -> u64 {
+        totals.occurred().filter(|(outcome, _)| which(*outcome)).map(|(_, count)| count).sum()
+    };
+    let detail: Vec<String> = totals.occurred().map(|(outcome, count)| format!("{outcome}: {count}")).collect();
+    tracing::info!(
+        uptime = clock.elapsed().as_secs(),
+        relayed = sum(|outcome| matches!(outcome, Outcome::RelayedToPeer | Outcome::RelayedToClient)),
+        answered = sum(|outcome| matches!(outcome, Outcome::Answered(_))),
+        rejected = sum(|outcome| matches!(outcome, Outcome::Rejected(_))),
+        dropped = sum(|outcome| matches!(outcome, Outcome::Dropped(_))),
+        detail = detail.join(", "),
+        "stopped"
+    );
+}

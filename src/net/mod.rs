@@ -1,5 +1,6 @@
 //! System calls and nothing else: sockets, datagrams and interface addresses. This module knows no TURN.
 
 pub mod interfaces;
+pub mod limits;
 mod sys;
 pub mod udp;

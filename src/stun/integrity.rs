@@ -6,7 +6,7 @@ use sha2::Sha256;
 
 /// Length in bytes of the value of MESSAGE-INTEGRITY.
 pub(super) const SHA1_LEN: usize = 20;
-/// Length in bytes of the value of an MESSAGE-INTEGRITY-SHA256 that is not truncated.
+/// Length in bytes of the value of a MESSAGE-INTEGRITY-SHA256 that is not truncated.
 pub(super) const SHA256_LEN: usize = 32;
 /// Length in bytes of the value of FINGERPRINT.
 pub(super) const FINGERPRINT_LEN: usize = 4;

@@ -68,7 +68,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// Writes what was read and reads it again. An error has to stay an error.
+/// Writes what was read and reads it again.
 macro_rules! assert_survives {
     ($message:expr, $($attribute:ty),* $(,)?) => {$(
         let first = $message.get::<$attribute>();

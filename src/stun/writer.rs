@@ -13,7 +13,6 @@ use super::{AttributeType, Class, EncodeAttribute, HEADER_LEN, MAGIC_COOKIE, Met
 pub struct BufferTooSmall;
 
 /// Takes the bytes of an attribute's value. What does not fit is dropped and remembered.
-#[derive(Debug)]
 pub struct ValueWriter<'b> {
     buffer: &'b mut [u8],
     len: usize,
@@ -67,7 +66,7 @@ impl ValueWriter<'_> {
 ///
 /// Nothing is ever written behind the end of the buffer. A message that does not fit is noticed by the `finish` methods
 /// alone, so that the calls in between need no error handling.
-#[derive(Debug)]
+// No Debug: the buffer behind the message may hold what was in it before.
 pub struct MessageWriter<'b> {
     out: ValueWriter<'b>,
     transaction_id: TransactionId,

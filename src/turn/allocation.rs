@@ -52,6 +52,7 @@ pub(super) struct Opening {
     pub(super) answering: Answering,
     pub(super) key: LongTermKey,
     pub(super) no_additional_family: bool,
+    pub(super) even_port: bool,
 }
 
 impl Allocation {

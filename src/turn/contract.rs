@@ -20,7 +20,7 @@ use std::time::Duration;
 use super::outcome::{DropReason, Outcome};
 use super::policy::Denial;
 use super::time::Instant;
-use crate::auth::AuthFailure;
+use crate::auth::{AuthFailure, HumanSeconds};
 
 /// What the core may not fetch for itself: the time and randomness.
 pub struct Context<'a> {
@@ -234,6 +234,20 @@ pub enum AuthCause {
         /// Seconds since the expiry.
         ago: u64,
     },
+}
+
+impl fmt::Display for AuthCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failure(failure) => failure.fmt(f),
+            Self::Expired { ago } => write!(
+                f,
+                "the credential expired {} ago (if it should not have, compare the clocks of the application and of \
+                 this machine)",
+                HumanSeconds(*ago)
+            ),
+        }
+    }
 }
 
 /// An allocation's life, told at its end.

@@ -26,15 +26,18 @@ impl PortPool {
         Self { free: range.clone().collect(), range, set_aside: VecDeque::new() }
     }
 
-    /// Takes a random free port.
-    pub(super) fn take(&mut self, now: Instant, rng: &mut dyn rand::CryptoRng) -> Option<u16> {
+    /// Takes a random free port, or a random free even one.
+    pub(super) fn take(&mut self, now: Instant, even: bool, rng: &mut dyn rand::CryptoRng) -> Option<u16> {
         while let Some((_, port)) = self.set_aside.pop_front_if(|(deadline, _)| deadline.has_passed(now)) {
             self.free.push(port);
         }
         if self.free.is_empty() {
             return None;
         }
-        let pick = rng.random_range(0..self.free.len());
+        let start = rng.random_range(0..self.free.len());
+        // From a random place on; the second step finds an even port while there are as many as odd ones.
+        let fits = |at: &usize| self.free.get(*at).is_some_and(|port| !even || port.is_multiple_of(2));
+        let pick = (start..self.free.len()).chain(0..start).find(fits)?;
         Some(self.free.swap_remove(pick))
     }
 
@@ -96,9 +99,19 @@ mod tests {
     fn every_port_of_the_range_is_handed_out_once() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_099);
-        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), &mut rng)).collect();
+        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), false, &mut rng)).collect();
         assert_eq!(ports, (50_000..=50_099).collect());
         assert_eq!(pool.taken(), 100);
+    }
+
+    // RFC 8656 §7.2: EVEN-PORT with the R bit 0 takes one even port and leaves its neighbour free.
+    #[test]
+    fn even_ports_are_found_to_the_last_and_cost_no_odd_one() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut pool = PortPool::new(50_000..=50_099);
+        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), true, &mut rng)).collect();
+        assert_eq!(ports, (50_000..=50_099).step_by(2).collect());
+        assert_eq!(std::iter::from_fn(|| pool.take(at(0), false, &mut rng)).count(), 50);
     }
 
     #[test]
@@ -106,8 +119,8 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(65_535..=65_535);
         for _ in 0..3 {
-            let port = pool.take(at(0), &mut rng).unwrap();
-            assert_eq!(pool.take(at(0), &mut rng), None);
+            let port = pool.take(at(0), false, &mut rng).unwrap();
+            assert_eq!(pool.take(at(0), false, &mut rng), None);
             pool.give_back(port);
         }
     }
@@ -116,10 +129,10 @@ mod tests {
     fn a_port_set_aside_comes_back_after_a_minute() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_000);
-        let port = pool.take(at(0), &mut rng).unwrap();
+        let port = pool.take(at(0), false, &mut rng).unwrap();
         pool.set_aside(port, at(0));
-        assert_eq!(pool.take(at(59), &mut rng), None);
-        assert_eq!(pool.take(at(60), &mut rng), Some(port));
+        assert_eq!(pool.take(at(59), false, &mut rng), None);
+        assert_eq!(pool.take(at(60), false, &mut rng), Some(port));
     }
 
     proptest! {

@@ -162,8 +162,8 @@ pub(super) fn unknown_attributes(message: &Message<'_>) -> Option<Reject> {
 
 /// The comprehension-required attributes that this server acts on, or may ignore where it does not expect them.
 ///
-/// RFC 8656 §7.2 step 4: DONT-FRAGMENT counts as unknown where it cannot be honoured; so do EVEN-PORT,
-/// RESERVATION-TOKEN, USERHASH and PASSWORD-ALGORITHM, which this server does not offer.
+/// RFC 8656 §7.2 step 4: DONT-FRAGMENT counts as unknown where it cannot be honoured; so do RESERVATION-TOKEN, USERHASH
+/// and PASSWORD-ALGORITHM, which this server does not offer.
 pub(super) fn is_understood(kind: AttributeType) -> bool {
     matches!(
         kind,
@@ -180,6 +180,7 @@ pub(super) fn is_understood(kind: AttributeType) -> bool {
             | AttributeType::NONCE
             | AttributeType::XOR_RELAYED_ADDRESS
             | AttributeType::REQUESTED_ADDRESS_FAMILY
+            | AttributeType::EVEN_PORT
             | AttributeType::REQUESTED_TRANSPORT
             | AttributeType::MESSAGE_INTEGRITY_SHA256
             | AttributeType::XOR_MAPPED_ADDRESS

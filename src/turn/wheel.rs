@@ -139,16 +139,16 @@ mod tests {
     fn fires_at_its_second_and_not_before() {
         let mut wheel = Wheel::new();
         wheel.file(3, deadline(10));
-        assert_eq!(drain(&mut wheel, at(9)), []);
+        assert!(drain(&mut wheel, at(9)).is_empty());
         assert_eq!(drain(&mut wheel, at(10)), [3]);
-        assert_eq!(drain(&mut wheel, at(11)), []);
+        assert!(drain(&mut wheel, at(11)).is_empty());
     }
 
     #[test]
     fn a_fraction_of_a_second_fires_at_the_next_whole_one() {
         let mut wheel = Wheel::new();
         wheel.file(0, Deadline::after(at(0), Duration::from_millis(1_001)));
-        assert_eq!(drain(&mut wheel, at(1)), []);
+        assert!(drain(&mut wheel, at(1)).is_empty());
         assert_eq!(drain(&mut wheel, at(2)), [0]);
     }
 
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn an_empty_wheel_skips_idle_time() {
         let mut wheel = Wheel::new();
-        assert_eq!(drain(&mut wheel, at(u64::MAX / 1000)), []);
+        assert!(drain(&mut wheel, at(u64::MAX / 1000)).is_empty());
         wheel.file(1, deadline(1));
         assert_eq!(drain(&mut wheel, at(u64::MAX / 1000)), [1]);
     }

@@ -1,1 +1,306 @@
-//! Placeholder.
+//! The event loop around one core: a thread with its own runtime, listeners and relay sockets.
+//!
+//! Everything here belongs to one thread. A listener and a relay socket each have a task that waits for readiness and
+//! then hands what is there to [`Worker`], which asks the core and carries out what it decides.
+
+mod events;
+mod tasks;
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::clock::{self, Clock};
+use crate::net::udp;
+use crate::turn::{
+    Action, Context, Counters, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, Instant, OpenError, OpenRelay,
+    Opened, Outcome, REPLY_BUFFER, RelayId, Reply, Server, Settings, Shared, TAILROOM, ToClient, ToPeer, Transport,
+};
+use events::EventLog;
+
+/// The longest UDP payload, and one byte to see that it is not exceeded.
+const LARGEST_DATAGRAM: usize = 65_536;
+
+/// What a worker is started with. The sockets are bound before any thread runs, so that a start fails as a whole.
+#[derive(Debug)]
+pub struct Plan {
+    /// This worker's listeners, each bound to an address that every worker listens on.
+    pub listeners: Vec<StdUdpSocket>,
+    /// This worker's part of the configuration.
+    pub settings: Settings,
+    /// What it shares with the other workers.
+    pub shared: Arc<Shared>,
+    /// The clock of the process.
+    pub clock: Clock,
+    /// A generator of this worker's own, seeded from the system's.
+    pub rng: StdRng,
+    /// Becomes true when the worker has to stop.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Runs a worker on this thread until it is told to stop, and returns what became of its packets.
+///
+/// # Errors
+/// If the runtime cannot be made or a socket cannot be registered with it.
+pub fn run(plan: Plan) -> io::Result<Counters> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, tasks::serve(plan))
+}
+
+/// A socket that clients write to.
+#[derive(Debug)]
+struct Listener {
+    socket: UdpSocket,
+    address: SocketAddr,
+}
+
+impl Listener {
+    fn new(socket: StdUdpSocket) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        Ok(Self { socket: UdpSocket::from_std(socket)?, address })
+    }
+
+    /// Whether packets to `server` arrive here; a wildcard takes what no other listener of that port is bound to.
+    fn serves(&self, server: SocketAddr, exactly: bool) -> bool {
+        let wildcard = !exactly && self.address.ip().is_unspecified();
+        self.address.port() == server.port() && (wildcard || self.address.ip() == server.ip())
+    }
+}
+
+/// The socket of one relayed transport address.
+#[derive(Debug)]
+struct Relay {
+    id: RelayId,
+    bind: SocketAddr,
+    /// The only owner: dropping it closes the socket at once, whatever its task is waiting for.
+    socket: Rc<UdpSocket>,
+    reader: AbortHandle,
+}
+
+/// The time, read once for a batch of packets.
+#[derive(Clone, Copy, Debug)]
+struct Now {
+    monotonic: Instant,
+    unix: u64,
+}
+
+/// One worker's state.
+#[derive(Debug)]
+struct Worker {
+    /// For the tasks that read relay sockets.
+    this: Weak<RefCell<Self>>,
+    server: Server,
+    listeners: Vec<Rc<Listener>>,
+    /// By [`RelayId::slot`].
+    relays: Vec<Option<Relay>>,
+    /// Every packet is received here: behind [`HEADROOM`] if it comes from a peer.
+    buffer: Box<[u8]>,
+    reply: Box<[u8]>,
+    clock: Clock,
+    rng: StdRng,
+    counters: Counters,
+    events: EventLog,
+}
+
+impl Worker {
+    fn new(plan: Plan) -> io::Result<Rc<RefCell<Self>>> {
+        let listeners = plan.listeners.into_iter().map(|socket| Listener::new(socket).map(Rc::new));
+        let listeners = listeners.collect::<io::Result<_>>()?;
+        Ok(Rc::new_cyclic(|this| {
+            RefCell::new(Self {
+                this: this.clone(),
+                listeners,
+                server: Server::new(plan.shared, plan.settings),
+                relays: Vec::new(),
+                buffer: vec![0; HEADROOM + LARGEST_DATAGRAM + TAILROOM].into(),
+                reply: vec![0; REPLY_BUFFER].into(),
+                clock: plan.clock,
+                rng: plan.rng,
+                counters: Counters::default(),
+                events: EventLog::default(),
+            })
+        }))
+    }
+
+    fn now(&self) -> Now {
+        Now { monotonic: Instant::from_elapsed(self.clock.elapsed()), unix: clock::unix_seconds() }
+    }
+
+    /// Receives one packet from a client and sees it to its end.
+    ///
+    /// # Errors
+    /// Those of receiving, [`io::ErrorKind::WouldBlock`] if nothing is there.
+    fn serve_client(&mut self, now: Now, listener: &Listener) -> io::Result<()> {
+        let received = udp::receive(&listener.socket, &mut self.buffer)?;
+        let server = received.destination.unwrap_or(listener.address.ip());
+        let server = SocketAddr::new(server, listener.address.port());
+        let tuple = FiveTuple { client: received.source, server, transport: Transport::Udp };
+        let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
+        let decision = match self.buffer.get(..received.len) {
+            Some(packet) if !received.truncated => self.server.client_packet(&mut cx, &tuple, packet, &mut self.reply),
+            _ => FromClient::Drop(DropReason::Truncated),
+        };
+        let outcome = match decision {
+            FromClient::Relay(route) => self.send_to_peer(&route),
+            FromClient::Reply(reply) => self.send_reply(&tuple, &reply),
+            FromClient::Open(open) => self.open_relay(now, open),
+            FromClient::Drop(reason) => Outcome::Dropped(reason),
+        };
+        self.finish(now, tuple.client, outcome);
+        Ok(())
+    }
+
+    /// Receives one datagram from a peer and sees it to its end.
+    ///
+    /// # Errors
+    /// Those of receiving, [`io::ErrorKind::WouldBlock`] if nothing is there.
+    fn serve_peer(&mut self, now: Now, relay: RelayId, socket: &UdpSocket) -> io::Result<()> {
+        let room = self.buffer.get_mut(HEADROOM..HEADROOM + LARGEST_DATAGRAM).unwrap_or_default();
+        let received = udp::receive(socket, room)?;
+        let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
+        let decision = if received.truncated {
+            FromPeer::Drop(DropReason::Truncated)
+        } else {
+            self.server.peer_packet(&mut cx, relay, received.source, &mut self.buffer, received.len)
+        };
+        let outcome = match decision {
+            FromPeer::Relay(route) => self.send_to_client(&route),
+            FromPeer::Drop(reason) => Outcome::Dropped(reason),
+        };
+        self.finish(now, received.source, outcome);
+        Ok(())
+    }
+
+    /// Lets time pass in the core.
+    fn tick(&mut self, now: Now) {
+        self.server.advance(now.monotonic);
+        self.carry_out(now);
+        self.events.tick(now.monotonic);
+    }
+
+    /// Ends every allocation.
+    fn stop(&mut self, now: Now) {
+        self.server.stop(now.monotonic);
+        self.carry_out(now);
+    }
+
+    fn finish(&mut self, now: Now, from: SocketAddr, outcome: Outcome) {
+        self.counters.count(outcome);
+        if let Outcome::Rejected(_) | Outcome::Dropped(_) = outcome {
+            tracing::debug!(%from, "{outcome}");
+        }
+        self.carry_out(now);
+    }
+
+    /// Does what the core wants done besides.
+    fn carry_out(&mut self, now: Now) {
+        while let Some(action) = self.server.next_action() {
+            match action {
+                Action::Close(id) => self.close_relay(id),
+                Action::Log(event) => self.events.log(now.monotonic, &event),
+            }
+        }
+    }
+
+    /// Opens relay sockets until the core is content, and answers the client.
+    fn open_relay(&mut self, now: Now, mut open: OpenRelay) -> Outcome {
+        loop {
+            let opened = udp::bind_relay(open.bind).and_then(UdpSocket::from_std);
+            let report = match &opened {
+                Ok(_) => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(OpenError::PortInUse),
+                Err(error) => {
+                    tracing::debug!(address = %open.bind, %error, "relay socket not opened");
+                    Err(OpenError::Other)
+                }
+            };
+            let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
+            match self.server.relay_opened(&mut cx, &open, report, &mut self.reply) {
+                Opened::Reply(tuple, reply) => {
+                    if let Ok(socket) = opened {
+                        self.install(&open, socket);
+                    }
+                    return self.send_reply(&tuple, &reply);
+                }
+                Opened::Open(next) => open = next,
+                Opened::Abandoned => {
+                    if let Ok(socket) = opened {
+                        drop(socket);
+                        self.server.relay_closed(open.bind);
+                    }
+                    return Outcome::Dropped(DropReason::AllocationEnded);
+                }
+            }
+        }
+    }
+
+    fn install(&mut self, open: &OpenRelay, socket: UdpSocket) {
+        let socket = Rc::new(socket);
+        let reader = tasks::spawn_reader(self.this.clone(), open.relay, &socket);
+        let slot = open.relay.slot();
+        if self.relays.len() <= slot {
+            self.relays.resize_with(slot + 1, || None);
+        }
+        if let Some(place) = self.relays.get_mut(slot) {
+            debug_assert!(place.is_none(), "a slot's socket is closed before the slot is used again");
+            *place = Some(Relay { id: open.relay, bind: open.bind, socket, reader });
+        }
+    }
+
+    fn close_relay(&mut self, id: RelayId) {
+        let Some(relay) = self.relays.get_mut(id.slot()).and_then(|place| place.take_if(|relay| relay.id == id)) else {
+            return;
+        };
+        relay.reader.abort();
+        let bind = relay.bind;
+        drop(relay);
+        self.server.relay_closed(bind);
+    }
+
+    fn send_to_peer(&self, route: &ToPeer) -> Outcome {
+        let relay = self.relays.get(route.relay.slot()).and_then(Option::as_ref);
+        let (Some(relay), Some(payload)) = (relay, self.buffer.get(route.payload.clone())) else {
+            return Outcome::Dropped(DropReason::AllocationEnded);
+        };
+        sent(udp::send(&relay.socket, payload, route.peer, None), Outcome::RelayedToPeer)
+    }
+
+    fn send_to_client(&self, route: &ToClient) -> Outcome {
+        let message = self.buffer.get(route.message.clone()).unwrap_or_default();
+        self.send_on(&route.tuple, message, Outcome::RelayedToClient)
+    }
+
+    fn send_reply(&self, tuple: &FiveTuple, reply: &Reply) -> Outcome {
+        let message = self.reply.get(..reply.length).unwrap_or_default();
+        self.send_on(tuple, message, reply.outcome)
+    }
+
+    /// Sends on a client's 5-tuple: from the listener and the very address that the client wrote to.
+    fn send_on(&self, tuple: &FiveTuple, message: &[u8], outcome: Outcome) -> Outcome {
+        let find = |exactly| self.listeners.iter().find(|listener| listener.serves(tuple.server, exactly));
+        let Some(listener) = find(true).or_else(|| find(false)) else {
+            return Outcome::Dropped(DropReason::SendFailed);
+        };
+        let from: Option<IpAddr> = listener.address.ip().is_unspecified().then(|| tuple.server.ip());
+        sent(udp::send(&listener.socket, message, tuple.client, from), outcome)
+    }
+}
+
+/// What becomes of a packet that was to be sent on.
+fn sent(result: io::Result<()>, outcome: Outcome) -> Outcome {
+    match result {
+        Ok(()) => outcome,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Outcome::Dropped(DropReason::SendBufferFull),
+        Err(error) => {
+            tracing::trace!(%error, "not sent");
+            Outcome::Dropped(DropReason::SendFailed)
+        }
+    }
+}

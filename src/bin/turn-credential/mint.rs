@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &Mint) -> Result<Zeroizing<String>, Failure> {
         Format::Env => env(&credential, &urls.unwrap_or_default()),
         // Without urls it would be no use to a browser.
         Format::IceServers => match urls {
-            Ok(urls) => ice_servers(&credential, &urls),
+            Ok(urls) => format!("{}\n", credential.ice_servers(&urls)),
             Err(error) => return Err(Failure::Because(error.to_string())),
         },
     };
@@ -73,13 +73,6 @@ fn json(credential: &Credential, urls: &[String]) -> String {
         object.insert("urls".to_owned(), json!(urls));
     }
     format!("{object}\n")
-}
-
-/// W3C WebRTC §4.2.1: an `RTCConfiguration` with one `RTCIceServer`.
-fn ice_servers(credential: &Credential, urls: &[String]) -> String {
-    // Put together by hand to keep the order in which people read it.
-    let (urls, username, password) = (json!(urls), json!(credential.username), json!(credential.password.as_str()));
-    format!("{{\"iceServers\":[{{\"urls\":{urls},\"username\":{username},\"credential\":{password}}}]}}\n")
 }
 
 fn env(credential: &Credential, urls: &[String]) -> String {

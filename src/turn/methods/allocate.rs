@@ -14,7 +14,7 @@ use super::super::server::Server;
 use super::super::time::Deadline;
 use super::super::{DEFAULT_LIFETIME, EndReason, MAXIMUM_LIFETIME};
 use crate::stun::attribute::{
-    AdditionalAddressFamily, AddressFamily, Lifetime, RequestedAddressFamily, RequestedTransport,
+    AdditionalAddressFamily, AddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport,
 };
 use crate::stun::{AttributeError, ErrorCode, Message};
 
@@ -26,6 +26,7 @@ struct Wanted {
     family: AddressFamily,
     /// An IPv6 address besides.
     additional: bool,
+    even_port: bool,
     lifetime: Duration,
 }
 
@@ -51,9 +52,20 @@ impl Wanted {
                 return Err(Reject::new(ErrorCode::BAD_REQUEST, "Bad ADDITIONAL-ADDRESS-FAMILY"));
             }
         };
+        // Step 8: next to an even port none is ever reserved here, which is the 508 of a server that cannot satisfy it.
+        let even_port = match optional(message)? {
+            None => false,
+            Some(EvenPort { reserve_next: false }) => true,
+            Some(EvenPort { reserve_next: true }) if additional => {
+                return Err(Reject::new(ErrorCode::BAD_REQUEST, "Bad EVEN-PORT"));
+            }
+            Some(EvenPort { reserve_next: true }) => {
+                return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: no reservations"));
+            }
+        };
         let lifetime = optional(message)?.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| seconds);
         let lifetime = Duration::from_secs(lifetime.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME).into());
-        Ok(Self { family: requested.unwrap_or(AddressFamily::V4), additional, lifetime })
+        Ok(Self { family: requested.unwrap_or(AddressFamily::V4), additional, even_port, lifetime })
     }
 }
 
@@ -122,7 +134,7 @@ impl Server {
             Err(QuotaExceeded::User) => return Err(self.limited(request, &USER_LIMIT)),
             Err(QuotaExceeded::Server) => return Err(self.limited(request, &SERVER_LIMIT)),
         };
-        let Some((bind, relayed)) = self.take_port(cx, &relays) else {
+        let Some((bind, relayed)) = self.take_port(cx, &relays, wanted.even_port) else {
             self.shared.quota.release(ticket);
             return Err(self.limited(request, &NO_PORT));
         };
@@ -135,6 +147,7 @@ impl Server {
                 answering,
                 key: request.identity.key.clone(),
                 no_additional_family: wanted.additional,
+                even_port: wanted.even_port,
             })),
             transaction: answering.transaction,
             username: request.username.into(),
@@ -186,7 +199,8 @@ impl Server {
             Ok(()) => self.opened(cx, open.relay, reply),
             Err(OpenError::PortInUse) if opening.attempts < ATTEMPTS => {
                 opening.attempts += 1;
-                self.try_another(cx, open, reply)
+                let even_port = opening.even_port;
+                self.try_another(cx, open, even_port, reply)
             }
             Err(OpenError::PortInUse) => self.not_opened(cx, open.relay, &PORTS_IN_USE, reply),
             Err(OpenError::Other) => self.not_opened(cx, open.relay, &NO_SOCKET, reply),
@@ -215,10 +229,10 @@ impl Server {
         }
     }
 
-    fn try_another(&mut self, cx: &mut Context<'_>, failed: &OpenRelay, reply: &mut [u8]) -> Opened {
+    fn try_another(&mut self, cx: &mut Context<'_>, failed: &OpenRelay, even_port: bool, reply: &mut [u8]) -> Opened {
         let family = AddressFamily::of(failed.bind.ip());
         let relays = self.relays_of(family);
-        let Some((bind, relayed)) = self.take_port(cx, &relays) else {
+        let Some((bind, relayed)) = self.take_port(cx, &relays, even_port) else {
             return self.not_opened(cx, failed.relay, &NO_PORT, reply);
         };
         match self.table.get_mut(failed.relay) {
@@ -245,7 +259,7 @@ impl Server {
 
     /// A free port of one of the relay addresses, beginning at a random one of them: where to bind the socket, and what
     /// to tell the client.
-    fn take_port(&mut self, cx: &mut Context<'_>, relays: &[usize]) -> Option<(SocketAddr, SocketAddr)> {
+    fn take_port(&mut self, cx: &mut Context<'_>, relays: &[usize], even: bool) -> Option<(SocketAddr, SocketAddr)> {
         if relays.is_empty() {
             return None;
         }
@@ -253,7 +267,7 @@ impl Server {
         let (behind, ahead) = relays.split_at_checked(first)?;
         ahead.iter().chain(behind).find_map(|at| {
             let (relay, pool) = (self.settings.relays.get(*at)?, self.pools.get_mut(*at)?);
-            let port = pool.take(cx.now, cx.rng)?;
+            let port = pool.take(cx.now, even, cx.rng)?;
             Some((SocketAddr::new(relay.bind, port), SocketAddr::new(relay.advertised, port)))
         })
     }

@@ -1,0 +1,221 @@
+//! From a configuration to everything that the workers are started with. Whatever can fail fails here, before the first
+//! thread runs.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::rngs::{StdRng, SysRng};
+use rand::{SeedableRng as _, TryRng as _};
+use tokio::sync::watch;
+
+use super::addresses::{self, AddressError, Choice};
+use crate::auth::{Authenticator, NonceMint, Secret};
+use crate::clock::Clock;
+use crate::config::{Config, RelayAddresses};
+use crate::net::{interfaces, limits, udp};
+use crate::turn::{self, LiveRelays, PeerPolicy, Quota, RelayRange, Settings, Shared};
+use crate::worker::Plan;
+
+/// Why the server does not start. Each is one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listen address is taken.
+    #[error(
+        "cannot listen on udp {address}: another program has the port; `ss -ulpn sport = :{port}` shows which, \
+         listen.udp in the configuration chooses another",
+        port = .address.port()
+    )]
+    InUse {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// A listen address is not of this machine.
+    #[error("cannot listen on udp {address}: this machine has no such address, but {available}; listen.udp names it")]
+    NotOurs {
+        /// The address.
+        address: SocketAddr,
+        /// Those that it has.
+        available: String,
+    },
+    /// A port below 1024, without the right to it.
+    #[error(
+        "cannot listen on udp {address}: ports below 1024 need a privilege; the systemd unit grants it with \
+         AmbientCapabilities=CAP_NET_BIND_SERVICE"
+    )]
+    NotPermitted {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Another error of the kernel.
+    #[error("cannot listen on udp {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// No usable relay address.
+    #[error("{0}")]
+    Addresses(#[from] AddressError),
+    /// The system's random source failed.
+    #[error("the random source of the system does not work: {0}")]
+    Random(#[from] rand::rngs::SysError),
+    /// A thread or its runtime could not be made.
+    #[error("cannot start a worker: {0}")]
+    Worker(io::Error),
+}
+
+/// Everything that is decided before the first worker runs.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) plans: Vec<Plan>,
+    /// The addresses that are listened on, with their real ports.
+    pub(super) listeners: Vec<SocketAddr>,
+    pub(super) choice: Choice,
+    /// The secret that was made for this run, if none is configured.
+    pub(super) own_secret: Option<Secret>,
+}
+
+/// Prepares the workers.
+pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool>) -> Result<Prepared, StartError> {
+    let choice = choose_addresses(config)?;
+    let listeners = listen_addresses(&config.listen.udp)?;
+    let workers = worker_count(config);
+    let own_secret = if config.auth.secrets.is_empty() && config.auth.users.is_empty() {
+        let text = URL_SAFE_NO_PAD.encode(random_key()?);
+        // 43 characters are not empty.
+        Secret::new(text).ok()
+    } else {
+        None
+    };
+    let shared = Arc::new(share(config, &choice, own_secret.as_ref())?);
+    let mut plans = Vec::with_capacity(workers);
+    for index in 0..workers {
+        let sockets = listeners.iter().map(|address| udp::bind_listener(*address).map_err(|e| refused(*address, e)));
+        plans.push(Plan {
+            listeners: sockets.collect::<Result<_, _>>()?,
+            settings: settings(config, &choice, workers, index),
+            shared: Arc::clone(&shared),
+            clock,
+            rng: StdRng::try_from_rng(&mut SysRng)?,
+            stop: stop.clone(),
+        });
+    }
+    raise_open_files(config, &choice);
+    Ok(Prepared { plans, listeners, choice, own_secret })
+}
+
+/// The relay addresses, with the reasons for them.
+///
+/// # Errors
+/// If there is none that could be used.
+pub fn choose_addresses(config: &Config) -> Result<Choice, AddressError> {
+    let given = match &config.relay.addresses {
+        RelayAddresses::Auto => None,
+        RelayAddresses::Given(given) => Some(given.as_slice()),
+    };
+    addresses::detect(given, &config.relay.external)
+}
+
+/// How many workers run: never more than there are relay ports to divide.
+fn worker_count(config: &Config) -> usize {
+    let wanted = match config.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        wanted => wanted,
+    };
+    // Two ports each, since a worker's ports begin with an even one.
+    wanted.min(config.relay.ports.len() / 2).max(1)
+}
+
+/// The addresses to listen on, with port 0 made a real one, after a look whether anybody else has them.
+fn listen_addresses(wanted: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartError> {
+    let mut addresses = Vec::with_capacity(wanted.len());
+    for address in wanted {
+        let found = match udp::probe_listener(*address) {
+            Err(error) if udp::no_ipv6(&error) && address.is_ipv6() && address.ip().is_unspecified() => {
+                tracing::warn!(%address, "this kernel has no IPv6: listening on 0.0.0.0 only");
+                let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+                udp::probe_listener(address).map_err(|error| refused(address, error))
+            }
+            other => other.map_err(|error| refused(*address, error)),
+        };
+        addresses.push(found?);
+    }
+    Ok(addresses)
+}
+
+fn refused(address: SocketAddr, error: io::Error) -> StartError {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => StartError::InUse { address },
+        io::ErrorKind::PermissionDenied => StartError::NotPermitted { address },
+        io::ErrorKind::AddrNotAvailable => {
+            let own = interfaces::addresses().unwrap_or_default();
+            let own: Vec<String> = own.iter().map(|own| format!("{} ({})", own.address, own.name)).collect();
+            let available = if own.is_empty() { "no address at all".to_owned() } else { own.join(", ") };
+            StartError::NotOurs { address, available }
+        }
+        _ => StartError::Listen { address, error },
+    }
+}
+
+fn share(config: &Config, choice: &Choice, own_secret: Option<&Secret>) -> Result<Shared, StartError> {
+    let secrets: Vec<Secret> = config.auth.secrets.iter().chain(own_secret).cloned().collect();
+    let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
+    let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
+    let nonces = match NonceMint::from_secrets(&secrets, nonce_lifetime) {
+        Some(nonces) => nonces,
+        None => NonceMint::from_random(random_key()?, nonce_lifetime),
+    };
+    // What cannot be read here was read a moment ago for the choice.
+    let interfaces = interfaces::addresses().unwrap_or_default();
+    let own: Vec<IpAddr> = interfaces
+        .iter()
+        .map(|interface| interface.address)
+        .chain(choice.addresses.iter().flat_map(|relay| [relay.bind, relay.advertised]))
+        .chain(config.relay.external.iter().map(|(_, outside)| *outside))
+        .collect();
+    Ok(Shared {
+        authenticator: Authenticator::new(config.realm.clone(), secrets, users),
+        nonces,
+        policy: PeerPolicy { allow: config.peers.allow.clone(), deny: config.peers.deny.clone(), own },
+        live: LiveRelays::new(choice.addresses.iter().map(|relay| (relay.bind, relay.advertised))),
+        quota: Quota::new(config.limits.allocations_per_user, config.limits.allocations, random_key()?),
+    })
+}
+
+fn settings(config: &Config, choice: &Choice, workers: usize, index: usize) -> Settings {
+    let ports = turn::slice_of(&config.relay.ports, workers, index);
+    let relays = choice.addresses.iter().zip(std::iter::repeat(ports)).filter_map(|(relay, ports)| {
+        Some(RelayRange { bind: relay.bind, advertised: relay.advertised, ports: ports? })
+    });
+    Settings {
+        relays: relays.collect(),
+        permissions_per_allocation: config.limits.permissions_per_allocation.into(),
+        channels_per_allocation: config.limits.channels_per_allocation.into(),
+        rfc5766_channels: config.compat.rfc5766_channels,
+        expiry_grace: config.auth.expiry_grace.as_secs(),
+    }
+}
+
+/// Each allocation has a socket; says so if this user may not have as many as there are ports.
+fn raise_open_files(config: &Config, choice: &Choice) {
+    let wanted = (config.relay.ports.len() * choice.addresses.len()) as u64;
+    match limits::raise_open_files() {
+        Ok(limit) if limit >= wanted => {}
+        Ok(limit) => tracing::warn!(
+            limit,
+            relay_ports = wanted,
+            "fewer open files are allowed than there are relay ports: raise LimitNOFILE, or allocations will fail"
+        ),
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
+}
+
+fn random_key() -> Result<[u8; 32], rand::rngs::SysError> {
+    let mut key = [0; 32];
+    SysRng.try_fill_bytes(&mut key)?;
+    Ok(key)
+}

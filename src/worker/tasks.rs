@@ -1,0 +1,124 @@
+//! The tasks of a worker: one for each listener, one for each relay socket, and the one that keeps time.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::rc::{Rc, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::task::{AbortHandle, yield_now};
+use tokio::time::MissedTickBehavior;
+
+use super::{Listener, Plan, Worker};
+use crate::turn::{Counters, RelayId};
+
+/// How many packets one socket may keep the worker busy with before the others get their turn.
+const BUDGET: usize = 64;
+
+/// How long a socket is left alone after an error that is none of "nothing there".
+const BACK_OFF: Duration = Duration::from_millis(10);
+
+/// How often the core is told that time passes.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Runs a worker to its end.
+pub(super) async fn serve(plan: Plan) -> io::Result<Counters> {
+    let mut stop = plan.stop.clone();
+    let worker = Worker::new(plan)?;
+    let listeners = worker.borrow().listeners.clone();
+    for listener in listeners {
+        tokio::task::spawn_local(serve_listener(Rc::clone(&worker), listener));
+    }
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let stopped = async {
+        // The sender is gone only if the process is ending otherwise; that is a stop too.
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    tokio::pin!(stopped);
+    loop {
+        tokio::select! {
+            () = &mut stopped => break,
+            _ = ticks.tick() => {
+                let mut worker = worker.borrow_mut();
+                let now = worker.now();
+                worker.tick(now);
+            }
+        }
+    }
+    let mut worker = worker.borrow_mut();
+    let now = worker.now();
+    worker.stop(now);
+    Ok(worker.counters.clone())
+}
+
+async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {
+    loop {
+        if let Err(error) = listener.socket.readable().await {
+            tracing::debug!(address = %listener.address, %error, "listener not readable");
+            tokio::time::sleep(BACK_OFF).await;
+            continue;
+        }
+        let drained = {
+            let mut worker = worker.borrow_mut();
+            let now = worker.now();
+            drain(&listener.socket, || worker.serve_client(now, &listener))
+        };
+        pause(drained).await;
+    }
+}
+
+/// Starts the task that reads a relay socket. It does not own the socket: when the worker closes it, it is closed.
+pub(super) fn spawn_reader(worker: Weak<RefCell<Worker>>, relay: RelayId, socket: &Rc<UdpSocket>) -> AbortHandle {
+    tokio::task::spawn_local(serve_relay(worker, relay, Rc::downgrade(socket))).abort_handle()
+}
+
+async fn serve_relay(worker: Weak<RefCell<Worker>>, relay: RelayId, socket: Weak<UdpSocket>) {
+    loop {
+        let readable = poll_fn(|cx| match socket.upgrade() {
+            Some(socket) => socket.poll_recv_ready(cx).map(|_| ()),
+            None => Poll::Ready(()),
+        });
+        readable.await;
+        let drained = {
+            let (Some(worker), Some(socket)) = (worker.upgrade(), socket.upgrade()) else { return };
+            let mut worker = worker.borrow_mut();
+            let now = worker.now();
+            drain(&socket, || worker.serve_peer(now, relay, &socket))
+        };
+        pause(drained).await;
+    }
+}
+
+/// Why a socket is left for now.
+enum Drained {
+    Empty,
+    BudgetSpent,
+    Failed,
+}
+
+/// Receives until nothing is there or the budget is spent.
+fn drain(socket: &UdpSocket, mut receive: impl FnMut() -> io::Result<()>) -> Drained {
+    for _ in 0..BUDGET {
+        match socket.try_io(Interest::READABLE, &mut receive) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Drained::Empty,
+            Err(error) => {
+                tracing::debug!(%error, "cannot receive");
+                return Drained::Failed;
+            }
+        }
+    }
+    Drained::BudgetSpent
+}
+
+async fn pause(drained: Drained) {
+    match drained {
+        Drained::Empty => {}
+        Drained::BudgetSpent => yield_now().await,
+        Drained::Failed => tokio::time::sleep(BACK_OFF).await,
+    }
+}
