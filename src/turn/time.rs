@@ -62,6 +62,12 @@ impl Deadline {
         Self(self.0.min(other.0))
     }
 
+    /// The later of two deadlines.
+    #[must_use]
+    pub fn later(self, other: Self) -> Self {
+        Self(self.0.max(other.0))
+    }
+
     /// The first whole second at which the deadline has passed.
     pub(super) fn second(self) -> u64 {
         self.0.div_ceil(1000)

@@ -184,6 +184,10 @@ impl Server {
             }
             Err(OpenError::Other) => self.give_back(open.bind),
         }
+        // An allocation whose time came while its socket was being opened is gone, whether it was swept or not.
+        if self.table.get(open.relay).is_some_and(|allocation| allocation.deadline.has_passed(cx.now)) {
+            self.end(open.relay, cx.now, EndReason::Expired);
+        }
         let opening = match self.table.get_mut(open.relay).map(|allocation| &mut allocation.state) {
             Some(State::Opening(opening)) => opening,
             Some(State::Open) | None => {

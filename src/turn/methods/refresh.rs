@@ -33,20 +33,21 @@ impl Server {
             return Ok(Accepted::Success(Success::Refreshed { lifetime: 0 }));
         }
         let desired = desired.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME);
-        let lifetime = match request.identity.expires {
-            None => desired,
-            // A credential that is over may keep its allocation for the grace period, and for what it was given before.
-            Some(expires) => {
-                let left = expires.saturating_add(self.settings.expiry_grace).saturating_sub(cx.unix);
-                if left == 0 {
-                    return Err(self.expired(cx, request));
-                }
-                u32::try_from(left).map_or(desired, |left| desired.min(left))
-            }
+        let mut deadline = Deadline::after(cx.now, Duration::from_secs(desired.into()));
+        let Some(allocation) = self.table.get_mut(id) else {
+            return Err(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"));
         };
-        if let Some(allocation) = self.table.get_mut(id) {
-            allocation.deadline = Deadline::after(cx.now, Duration::from_secs(lifetime.into()));
+        // A credential that is over may keep its allocation for the grace period, and for what it was given before.
+        if let Some(expires) = request.identity.expires {
+            let left = expires.saturating_add(self.settings.expiry_grace).saturating_sub(cx.unix);
+            if left == 0 {
+                return Err(self.expired(cx, request));
+            }
+            let last = Deadline::after(cx.now, Duration::from_secs(left)).later(allocation.deadline);
+            deadline = deadline.earlier(last);
         }
+        allocation.deadline = deadline;
+        let lifetime = deadline.seconds_left(cx.now);
         self.table.reschedule(id);
         Ok(Accepted::Success(Success::Refreshed { lifetime }))
     }

@@ -1,0 +1,105 @@
+//! Reads what the server writes and compares it with what it has to be.
+
+use std::net::SocketAddr;
+
+use turnserver::auth::LongTermKey;
+use turnserver::stun::attribute::{
+    AddressErrorCode, AddressFamily, Data, ErrorCodeAttribute, Lifetime, Nonce, Realm, Software, UnknownAttributes,
+    XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+};
+use turnserver::stun::{AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
+use turnserver::turn::Outcome;
+
+use crate::model::{Answer, Body};
+use crate::setup::REALM;
+
+/// Compares an answer; gives the nonce in it.
+pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Option<&LongTermKey>) -> Option<String> {
+    let message = Message::parse(bytes).expect("an answer is well-formed");
+    padding_is_zero(bytes);
+    assert_eq!((message.method(), message.transaction_id()), (expected.method, expected.transaction));
+    let fingerprint = if expected.fingerprint { FingerprintStatus::Valid } else { FingerprintStatus::Absent };
+    assert_eq!(message.fingerprint(), fingerprint);
+    match key {
+        Some(key) => assert_eq!(message.verify_integrity(key.as_bytes()), IntegrityStatus::Valid),
+        None => assert!(!message.contains(AttributeType::MESSAGE_INTEGRITY)),
+    }
+    assert!(!message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256));
+    assert!(!message.contains(AttributeType::USERNAME));
+    // RFC 8656 §5 wants SOFTWARE in these; strangers need not know it.
+    let named = key.is_some() && [Method::ALLOCATE, Method::REFRESH].contains(&message.method());
+    assert_eq!(message.get::<Software<'_>>().unwrap().is_some(), named);
+
+    let body = body(&message);
+    assert_eq!(body, expected.body);
+    if let Body::Error { code, .. } = &body {
+        let Outcome::Rejected(counted) = outcome else { panic!("{outcome} for an error {code}") };
+        assert_eq!(counted.code(), *code);
+    } else {
+        assert_eq!(outcome, Outcome::Answered(expected.method));
+    }
+    let nonce = message.get::<Nonce<'_>>().unwrap().map(|Nonce(text)| text.to_owned());
+    let challenged = matches!(body, Body::Error { challenge: true, .. });
+    assert_eq!(nonce.is_some(), challenged);
+    let realm = message.get().unwrap();
+    assert_eq!(realm, challenged.then_some(Realm(REALM)));
+    nonce
+}
+
+fn body(message: &Message<'_>) -> Body {
+    if message.class() == Class::Error {
+        let ErrorCodeAttribute { code, reason } = message.get().unwrap().expect("an error has a code");
+        assert!(!reason.is_empty());
+        let unknown = message.get::<UnknownAttributes<'_>>().unwrap();
+        assert_eq!(unknown.is_some(), code.code() == 420);
+        return Body::Error {
+            code: code.code(),
+            challenge: matches!(code.code(), 401 | 438),
+            unknown: unknown.map_or(Vec::new(), |list| list.iter().map(AttributeType::number).collect()),
+        };
+    }
+    assert_eq!(message.class(), Class::Success);
+    let mapped = message.get().unwrap().map(|XorMappedAddress(address)| address);
+    let relayed: Vec<SocketAddr> = message.all::<XorRelayedAddress>().map(|relayed| relayed.unwrap().0).collect();
+    let lifetime = message.get().unwrap().map(|Lifetime(seconds)| seconds);
+    let address_error = message.get::<AddressErrorCode<'_>>().unwrap();
+    if let Some(AddressErrorCode { family, code, .. }) = address_error {
+        assert_eq!((family, code.code()), (AddressFamily::V6, 440));
+    }
+    match (message.method(), mapped, relayed.as_slice(), lifetime) {
+        (Method::BINDING, Some(mapped), [], None) => Body::Mapped(mapped),
+        (Method::ALLOCATE, Some(mapped), [relayed], Some(lifetime)) => {
+            Body::Allocated { relayed: *relayed, mapped, lifetime, address_error: address_error.is_some() }
+        }
+        (Method::REFRESH, None, [], Some(lifetime)) => Body::Refreshed(lifetime),
+        (Method::CREATE_PERMISSION | Method::CHANNEL_BIND, None, [], None) => Body::Done,
+        _ => panic!("no such answer: {message:?}"),
+    }
+}
+
+/// A Data indication with exactly this content.
+pub(crate) fn data_indication(bytes: &[u8], peer: SocketAddr, payload: &[u8]) {
+    let message = Message::parse(bytes).expect("a Data indication is well-formed");
+    assert_eq!((message.class(), message.method()), (Class::Indication, Method::DATA));
+    assert_eq!(message.get(), Ok(Some(XorPeerAddress(peer))));
+    assert_eq!(message.get(), Ok(Some(Data(payload))));
+    assert_eq!(message.attributes().count(), 2);
+    padding_is_zero(bytes);
+}
+
+pub(crate) fn channel_data(bytes: &[u8], number: u16, payload: &[u8]) {
+    assert_eq!(&bytes[..2], number.to_be_bytes());
+    assert_eq!(&bytes[2..4], (payload.len() as u16).to_be_bytes());
+    assert_eq!(&bytes[4..], payload);
+}
+
+/// RFC 8489 §14, and no byte of somebody else's in it.
+fn padding_is_zero(message: &[u8]) {
+    let mut rest = &message[20..];
+    while let [_, _, high, low, tail @ ..] = rest {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        let (value, behind) = tail.split_at(length.next_multiple_of(4));
+        assert!(value[length..].iter().all(|byte| *byte == 0), "padding is zero");
+        rest = behind;
+    }
+}

@@ -1,0 +1,356 @@
+//! STUN messages from clients (RFC 8489 §6.3, §9.2.4; RFC 8656 §7.2, §8.2, §10.2, §12.2).
+
+use std::net::SocketAddr;
+
+use turnserver::auth::AuthFailure;
+use turnserver::stun::attribute::{
+    AdditionalAddressFamily, AddressFamily, ChannelNumber, Lifetime, Nonce, Realm, RequestedAddressFamily,
+    RequestedTransport, Username, XorPeerAddress,
+};
+use turnserver::stun::{AttributeError, AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
+use turnserver::turn::{Action, AuthCause, DropReason, EndReason, Event, FiveTuple};
+
+use super::{Answer, Body, Expect, Model, Now, Wanted, allocated, error, seconds_left};
+use crate::packet::Signed;
+
+/// The comprehension-required attributes of RFC 8489 §18.3 and RFC 8656 §18 that this server offers to understand.
+const UNDERSTOOD: [u16; 16] = [
+    0x0001, 0x0006, 0x0008, 0x0009, 0x000a, 0x000c, 0x000d, 0x0012, 0x0013, 0x0014, 0x0015, 0x0016, 0x0017, 0x0019,
+    0x001c, 0x0020,
+];
+
+/// The comprehension-required attributes that are not understood.
+pub(super) fn unknown(message: &Message<'_>) -> Vec<u16> {
+    let kinds = message.attributes().map(|attribute| attribute.kind.number());
+    kinds.filter(|kind| *kind < 0x8000 && !UNDERSTOOD.contains(kind)).collect()
+}
+
+impl Model {
+    pub(super) fn stun(&mut self, now: Now, worker: usize, tuple: &FiveTuple, bytes: &[u8], signed: Signed) -> Expect {
+        let Ok(message) = Message::parse(bytes) else { return Expect::Drop(DropReason::MalformedStun) };
+        let fingerprint = match message.fingerprint() {
+            FingerprintStatus::Absent => false,
+            FingerprintStatus::Valid => true,
+            FingerprintStatus::Wrong => return Expect::Drop(DropReason::WrongFingerprint),
+        };
+        let method = message.method();
+        match message.class() {
+            Class::Success | Class::Error => return Expect::Drop(DropReason::UnexpectedResponse),
+            Class::Indication if method == Method::SEND => return self.send_indication(now, tuple, &message),
+            Class::Indication if method == Method::BINDING => return Expect::Drop(DropReason::Keepalive),
+            Class::Indication => return Expect::Drop(DropReason::UnsupportedMethod),
+            Class::Request => {}
+        }
+        let transaction = message.transaction_id();
+        let mut answer = Answer { method, transaction, fingerprint, signer: None, body: Body::Done };
+        if method == Method::BINDING {
+            let unknown = unknown(&message);
+            answer.body = if unknown.is_empty() {
+                Body::Mapped(tuple.client)
+            } else {
+                Body::Error { code: 420, challenge: false, unknown }
+            };
+            return Expect::Answer(answer);
+        }
+        if ![Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND].contains(&method) {
+            return Expect::Drop(DropReason::UnsupportedMethod);
+        }
+        match self.authenticate(now, tuple, &message, signed) {
+            Ok(credential) => answer.signer = Some(credential),
+            Err(body) => return Expect::Answer(Answer { body, ..answer }),
+        }
+        let unknown = unknown(&message);
+        if !unknown.is_empty() {
+            answer.body = Body::Error { code: 420, challenge: false, unknown };
+            return Expect::Answer(answer);
+        }
+        if method == Method::ALLOCATE {
+            return self.allocate(now, worker, tuple, &message, answer).unwrap_or_else(|expect| expect);
+        }
+        let credential = answer.signer.expect("it was just set");
+        // RFC 8656 §5.
+        let done = match self.live(now, tuple) {
+            None => Err(error(437)),
+            Some(at) if self.allocs[at].username != self.credentials[credential].username => Err(error(441)),
+            Some(at) => match method {
+                Method::REFRESH => self.refresh(now, at, &message, credential),
+                Method::CREATE_PERMISSION => self.create_permission(now, at, &message),
+                _ => self.channel_bind(now, at, &message),
+            },
+        };
+        answer.body = done.unwrap_or_else(|body| body);
+        Expect::Answer(answer)
+    }
+
+    /// RFC 8489 §9.2.4; gives the credential.
+    fn authenticate(
+        &mut self,
+        now: Now,
+        tuple: &FiveTuple,
+        message: &Message<'_>,
+        signed: Signed,
+    ) -> Result<usize, Body> {
+        let integrity = [AttributeType::MESSAGE_INTEGRITY, AttributeType::MESSAGE_INTEGRITY_SHA256];
+        if !integrity.into_iter().any(|kind| message.contains(kind)) {
+            return Err(challenge(401));
+        }
+        let (Ok(Some(Username(username))), Ok(Some(Realm(_))), Ok(Some(Nonce(nonce)))) =
+            (message.get(), message.get(), message.get())
+        else {
+            return Err(error(400));
+        };
+        let fresh = self.nonce_is_good(now, tuple.client, nonce);
+        // Two secrets can make two credentials of one username.
+        let mut named = (0..self.credentials.len()).filter(|at| self.credentials[*at].username == username);
+        let right = named.find(|at| match signed {
+            Signed::With(signer) => signer == *at,
+            Signed::Wrongly => false,
+            Signed::Unknown => {
+                let key = self.credentials[*at].key.as_bytes();
+                let sha256 = message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256);
+                let status = if sha256 { message.verify_integrity_sha256(key) } else { message.verify_integrity(key) };
+                status == IntegrityStatus::Valid
+            }
+        });
+        let Some(credential) = right else {
+            if fresh {
+                let cause = AuthCause::Failure(self.why_not(now, username));
+                self.authentication_failed(username, tuple, cause);
+            }
+            return Err(challenge(401));
+        };
+        if !fresh {
+            return Err(challenge(438));
+        }
+        match self.credentials[credential].expires {
+            Some(expires) if message.method() == Method::ALLOCATE && expires <= now.unix => {
+                self.authentication_failed(username, tuple, AuthCause::Expired { ago: now.unix - expires });
+                Err(challenge(401))
+            }
+            _ => Ok(credential),
+        }
+    }
+
+    fn authentication_failed(&mut self, username: &str, tuple: &FiveTuple, cause: AuthCause) {
+        let username = username.to_owned();
+        self.announced.push(Action::Log(Event::AuthenticationFailed { username, tuple: *tuple, cause }));
+    }
+
+    /// What an operator is told of a username whose key did not match.
+    fn why_not(&self, now: Now, username: &str) -> AuthFailure {
+        let username = username.trim_end_matches('\0');
+        if self.setup.statics.iter().any(|(name, _)| name == username) {
+            return AuthFailure::WrongPassword;
+        }
+        let number = |text: &str| -> Option<u64> {
+            let digits = !text.is_empty() && text.chars().all(|c| "0123456789".contains(c));
+            digits.then(|| text.parse().ok()).flatten()
+        };
+        let Some(expires) = number(username.split(':').next().unwrap_or("")) else {
+            let behind = username.contains(':') && number(username.rsplit(':').next().unwrap_or("")).is_some();
+            return if behind { AuthFailure::ExpiryBehindName } else { AuthFailure::UnknownUser };
+        };
+        let tried = self.setup.secrets.len();
+        if expires >= 100_000_000_000 {
+            AuthFailure::ExpiryInMilliseconds { expires }
+        } else if tried == 0 {
+            AuthFailure::NoSecret
+        } else if expires <= now.unix {
+            AuthFailure::WrongSecretAndExpired { tried, ago_seconds: now.unix - expires }
+        } else {
+            AuthFailure::WrongSecret { tried }
+        }
+    }
+
+    /// RFC 8656 §7.2. Both sides of the result are an end; `Err` is an early one.
+    fn allocate(
+        &mut self,
+        now: Now,
+        worker: usize,
+        tuple: &FiveTuple,
+        message: &Message<'_>,
+        answer: Answer,
+    ) -> Result<Expect, Expect> {
+        let fail = |code| Expect::Answer(Answer { body: error(code), ..answer.clone() });
+        // Step 2.
+        if let Some(at) = self.find(tuple) {
+            let alloc = &self.allocs[at];
+            if alloc.deadline <= now.ms {
+                self.end(now, at, EndReason::Expired);
+            } else if alloc.transaction != answer.transaction {
+                return Err(fail(437));
+            } else if !alloc.open {
+                return Err(Expect::Drop(DropReason::AllocationPending));
+            } else {
+                return Err(Expect::Answer(allocated(alloc, now, &answer)));
+            }
+        }
+        // Step 3.
+        match message.get::<RequestedTransport>() {
+            Ok(Some(RequestedTransport(17))) => {}
+            Ok(Some(_)) => return Err(fail(442)),
+            _ => return Err(fail(400)),
+        }
+        // Steps 6, 7 and 9.
+        let family = match message.get::<RequestedAddressFamily>() {
+            Ok(family) => family.map(|RequestedAddressFamily(family)| family),
+            Err(AttributeError::UnknownFamily) => return Err(fail(440)),
+            Err(_) => return Err(fail(400)),
+        };
+        let additional = match message.get::<AdditionalAddressFamily>() {
+            Ok(None) => false,
+            Ok(Some(AdditionalAddressFamily(AddressFamily::V6))) if family.is_none() => true,
+            _ => return Err(fail(400)),
+        };
+        let v6 = family == Some(AddressFamily::V6);
+        let Ok(lifetime) = message.get::<Lifetime>() else { return Err(fail(400)) };
+        if !self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == v6) {
+            return Err(fail(440));
+        }
+        // Step 10.
+        let credential = &self.credentials[answer.signer.expect("it is authenticated")];
+        let user = credential.user.clone().expect("a right credential is somebody's");
+        let username = credential.username.clone();
+        let has = self.allocs.iter().filter(|alloc| alloc.user == user).count();
+        let full = |limit: u32, count: usize| limit != 0 && count >= limit as usize;
+        let refused = if full(self.setup.in_all, self.allocs.len()) {
+            Some(508)
+        } else if full(self.setup.per_user, has) {
+            Some(486)
+        } else if self.free_ports(now, worker, v6).is_empty() {
+            Some(508)
+        } else {
+            None
+        };
+        if let Some(code) = refused {
+            self.announced.push(Action::Log(Event::AllocationRefused { user, tuple: *tuple, limit: "" }));
+            return Err(fail(code));
+        }
+        let lifetime = desired_lifetime(lifetime).max(600);
+        Ok(Expect::Open(Box::new(Wanted { v6, answer, additional, lifetime, username, user })))
+    }
+
+    /// RFC 8656 §8.2, and the end of time-limited credentials: an allocation whose credential is over may live as long
+    /// as it was promised, and may be extended to the grace period behind the credential's end.
+    fn refresh(&mut self, now: Now, at: usize, message: &Message<'_>, credential: usize) -> Result<Body, Body> {
+        let family = if self.allocs[at].bind.is_ipv6() { AddressFamily::V6 } else { AddressFamily::V4 };
+        match message.get::<RequestedAddressFamily>() {
+            Ok(None) => {}
+            Ok(Some(RequestedAddressFamily(asked))) if asked == family => {}
+            Ok(Some(_)) | Err(AttributeError::UnknownFamily) => return Err(error(443)),
+            Err(_) => return Err(error(400)),
+        }
+        let Ok(lifetime) = message.get::<Lifetime>() else { return Err(error(400)) };
+        let desired = desired_lifetime(lifetime);
+        if desired == 0 {
+            self.end(now, at, EndReason::Deleted);
+            return Ok(Body::Refreshed(0));
+        }
+        let mut deadline = now.ms + desired * 1_000;
+        if let Some(expires) = self.credentials[credential].expires {
+            let last = expires + self.setup.expiry_grace;
+            if last <= now.unix {
+                let (username, tuple) = (self.allocs[at].username.clone(), self.allocs[at].tuple);
+                self.authentication_failed(&username, &tuple, AuthCause::Expired { ago: now.unix - expires });
+                return Err(challenge(401));
+            }
+            deadline = deadline.min(self.allocs[at].deadline.max(now.ms + (last - now.unix) * 1_000));
+        }
+        self.allocs[at].deadline = deadline;
+        Ok(Body::Refreshed(seconds_left(deadline, now)))
+    }
+
+    /// RFC 8656 §10.2.
+    fn create_permission(&mut self, now: Now, at: usize, message: &Message<'_>) -> Result<Body, Body> {
+        let peers: Result<Vec<XorPeerAddress>, _> = message.all::<XorPeerAddress>().collect();
+        let peers: Vec<SocketAddr> = peers.map_err(|_| error(400))?.into_iter().map(|peer| peer.0).collect();
+        if peers.is_empty() {
+            return Err(error(400));
+        }
+        let v6 = self.allocs[at].bind.is_ipv6();
+        if peers.iter().any(|peer| peer.is_ipv6() != v6) {
+            return Err(error(443));
+        }
+        for peer in &peers {
+            // Any port will do, and a relay address of ours has ports that will.
+            if !self.setup.is_relay_address(peer.ip()) {
+                self.allowed(at, *peer)?;
+            }
+        }
+        let mut after = self.allocs[at].permissions.clone();
+        after.retain(|(_, until)| *until > now.ms);
+        for peer in &peers {
+            permit(&mut after, now, *peer);
+        }
+        if after.len() > self.setup.permissions {
+            return Err(error(508));
+        }
+        self.allocs[at].permissions = after;
+        Ok(Body::Done)
+    }
+
+    /// RFC 8656 §12.2.
+    fn channel_bind(&mut self, now: Now, at: usize, message: &Message<'_>) -> Result<Body, Body> {
+        let (Ok(Some(ChannelNumber(number))), Ok(Some(XorPeerAddress(peer)))) = (message.get(), message.get()) else {
+            return Err(error(400));
+        };
+        let alloc = &mut self.allocs[at];
+        let tuple = alloc.tuple;
+        if !(0x4000..=0x4fff).contains(&number) {
+            let rfc5766 = (0x5000..=0x7fff).contains(&number);
+            if rfc5766 && !self.setup.rfc5766_channels {
+                let user = alloc.user.clone();
+                self.announced.push(Action::Log(Event::Rfc5766Channel { user, tuple, number }));
+            }
+            if !rfc5766 || !self.setup.rfc5766_channels {
+                return Err(error(400));
+            }
+        }
+        alloc.channels.retain(|(_, _, until)| *until > now.ms);
+        let bound = alloc.channels.iter();
+        if peer.port() == 0 || bound.clone().any(|(other, to, _)| (*other == number) != (*to == peer)) {
+            return Err(error(400));
+        }
+        if peer.is_ipv6() != alloc.bind.is_ipv6() {
+            return Err(error(443));
+        }
+        self.allowed(at, peer)?;
+        let mut channels = self.allocs[at].channels.clone();
+        channels.retain(|(other, _, _)| *other != number);
+        channels.push((number, peer, now.ms + 600_000));
+        let mut permissions = self.allocs[at].permissions.clone();
+        permissions.retain(|(_, until)| *until > now.ms);
+        permit(&mut permissions, now, peer);
+        if channels.len() > self.setup.channels || permissions.len() > self.setup.permissions {
+            return Err(error(508));
+        }
+        (self.allocs[at].channels, self.allocs[at].permissions) = (channels, permissions);
+        Ok(Body::Done)
+    }
+
+    /// 403 for a peer that may not be reached.
+    fn allowed(&mut self, at: usize, peer: SocketAddr) -> Result<(), Body> {
+        let Err(denial) = self.peer(peer) else { return Ok(()) };
+        let (user, tuple) = (self.allocs[at].user.clone(), self.allocs[at].tuple);
+        self.announced.push(Action::Log(Event::PeerRefused { user, tuple, peer, denial }));
+        Err(error(403))
+    }
+}
+
+fn challenge(code: u16) -> Body {
+    Body::Error { code, challenge: true, unknown: Vec::new() }
+}
+
+/// In seconds: RFC 8656 §7.2 and §8.2 have the same limits.
+fn desired_lifetime(asked: Option<Lifetime>) -> u64 {
+    match asked {
+        None => 600,
+        Some(Lifetime(0)) => 0,
+        Some(Lifetime(seconds)) => u64::from(seconds).clamp(600, 3_600),
+    }
+}
+
+fn permit(permissions: &mut Vec<(std::net::IpAddr, u64)>, now: Now, peer: SocketAddr) {
+    permissions.retain(|(address, _)| *address != peer.ip());
+    permissions.push((peer.ip(), now.ms + 300_000));
+}

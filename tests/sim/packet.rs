@@ -1,0 +1,130 @@
+//! What clients send.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use turnserver::auth::LongTermKey;
+use turnserver::stun::attribute::{Data, Nonce, RawAttribute, Realm, Username, XorPeerAddress};
+use turnserver::stun::{AttributeType, Class, MessageWriter, Method, TransactionId};
+
+use crate::dice::Dice;
+use crate::setup::REALM;
+
+/// What the simulation knows of a packet's integrity, so that the model need not compute it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signed {
+    /// Right under the key of this credential, if there is an integrity attribute at all.
+    With(usize),
+    /// Wrong under every key.
+    Wrongly,
+    /// To be computed.
+    Unknown,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Packet {
+    pub(crate) client: usize,
+    pub(crate) bytes: Rc<[u8]>,
+    pub(crate) signed: Signed,
+}
+
+/// What a request says of its sender.
+#[derive(Debug)]
+pub(crate) struct Authentication {
+    pub(crate) username: Option<String>,
+    pub(crate) realm: bool,
+    pub(crate) nonce: Option<String>,
+    pub(crate) key: Option<LongTermKey>,
+    pub(crate) sha256: bool,
+}
+
+impl Authentication {
+    pub(crate) const NONE: Self = Self { username: None, realm: false, nonce: None, key: None, sha256: false };
+}
+
+pub(crate) fn transaction(dice: &mut Dice) -> TransactionId {
+    let (high, low) = (dice.next().to_be_bytes(), dice.next().to_be_bytes());
+    TransactionId::new(std::array::from_fn(|at| if at < 8 { high[at] } else { low[at - 8] }))
+}
+
+/// Writes a message of `attributes`.
+pub(crate) fn message(
+    class: Class,
+    method: Method,
+    id: TransactionId,
+    fingerprint: bool,
+    by: &Authentication,
+    attributes: impl FnOnce(&mut MessageWriter<'_>),
+) -> Rc<[u8]> {
+    let mut buffer = [0; 1_600];
+    let mut writer = MessageWriter::new(&mut buffer, class, method, id);
+    attributes(&mut writer);
+    if let Some(username) = &by.username {
+        writer.push(&Username(username));
+    }
+    if by.realm {
+        writer.push(&Realm(REALM));
+    }
+    if let Some(nonce) = &by.nonce {
+        writer.push(&Nonce(nonce));
+    }
+    if let Some(key) = &by.key {
+        if by.sha256 {
+            writer.message_integrity_sha256(key.as_bytes());
+        } else {
+            writer.message_integrity(key.as_bytes());
+        }
+    }
+    if fingerprint {
+        writer.fingerprint();
+    }
+    writer.finish().expect("the message fits").into()
+}
+
+/// An attribute with any content.
+pub(crate) fn raw(writer: &mut MessageWriter<'_>, kind: u16, value: &[u8]) {
+    writer.push(&RawAttribute { kind: AttributeType::new(kind), value });
+}
+
+pub(crate) fn send_indication(dice: &mut Dice, peer: SocketAddr, payload: &[u8]) -> Rc<[u8]> {
+    let (id, fingerprint) = (transaction(dice), dice.percent(10));
+    let flaw = dice.below(60);
+    let data_first = dice.percent(20);
+    message(Class::Indication, Method::SEND, id, fingerprint, &Authentication::NONE, |writer| {
+        if data_first && flaw != 0 {
+            writer.push(&Data(payload));
+        }
+        match flaw {
+            1 => {}
+            2 => raw(writer, 0x0012, &[0, 1, 2]),
+            3 => raw(writer, 0x001a, &[]),
+            4 => raw(writer, 0x8022, b"a name"),
+            5 => {
+                // Only the first of an attribute counts.
+                writer.push(&XorPeerAddress(peer));
+                writer.push(&XorPeerAddress(SocketAddr::from(([127, 0, 0, 1], 22))));
+            }
+            _ => writer.push(&XorPeerAddress(peer)),
+        }
+        if !data_first && flaw != 0 {
+            writer.push(&Data(payload));
+        }
+    })
+}
+
+pub(crate) fn channel_data(dice: &mut Dice, number: u16, payload: &[u8]) -> Rc<[u8]> {
+    let mut bytes = Vec::with_capacity(4 + payload.len() + 3);
+    bytes.extend(number.to_be_bytes());
+    let length = match dice.below(40) {
+        0 => payload.len() + 1,
+        1 => payload.len() / 2,
+        2 => 0xffff,
+        _ => payload.len(),
+    };
+    bytes.extend((length as u16).to_be_bytes());
+    bytes.extend(payload);
+    if dice.percent(10) {
+        bytes.resize(bytes.len().next_multiple_of(4), 0xff);
+    }
+    bytes.into()
+}

@@ -1,0 +1,257 @@
+//! The world that a seed makes: addresses, limits, credentials.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use turnserver::auth::time_limited::{self, TimeLimitedUsername};
+use turnserver::auth::{Authenticator, LongTermKey, NonceMint, Secret};
+use turnserver::turn::{
+    Denial, FiveTuple, LiveRelays, PeerPolicy, Quota, RelayRange, Settings, Shared, Transport, slice_of,
+};
+
+use crate::dice::Dice;
+
+pub(crate) const REALM: &str = "sim.example.org";
+
+/// An address of this machine that no relay socket is bound to.
+const LISTENER: &str = "8.8.4.200";
+
+/// Peers out in the world, and what the policy below has to say of each: deny beats allow beats the special ranges.
+const PEERS: &[(&str, Option<Denial>)] = &[
+    ("1.1.1.1", None),
+    ("1.0.0.7", None),
+    ("5.5.5.5", None),
+    ("203.0.114.9", None),
+    ("2606:4700::1111", None),
+    ("2a01::99", None),
+    ("2a01::9a", None),
+    // Admitted by the operator, though private.
+    ("10.7.0.9", None),
+    ("9.9.9.9", Some(Denial::Operator)),
+    ("10.7.1.1", Some(Denial::Operator)),
+    ("127.0.0.1", Some(Denial::Special("loopback"))),
+    ("192.168.1.1", Some(Denial::Special("private"))),
+    ("169.254.169.254", Some(Denial::Special("link-local"))),
+    ("0.0.0.0", Some(Denial::Special("this-network"))),
+    (LISTENER, Some(Denial::OwnAddress)),
+    ("::1", Some(Denial::Special("loopback"))),
+    ("fe80::1", Some(Denial::Special("link-local"))),
+    ("::ffff:127.0.0.1", Some(Denial::Special("loopback"))),
+    ("::ffff:9.9.9.9", Some(Denial::Operator)),
+    ("64:ff9b::7f00:1", Some(Denial::Special("loopback"))),
+    // IPv4 relay addresses in other words are no way to a relay socket.
+    ("::ffff:8.8.4.4", Some(Denial::OwnAddress)),
+];
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Relay {
+    pub(crate) bind: IpAddr,
+    pub(crate) advertised: IpAddr,
+    /// What the policy says of a port that is not live, by either name.
+    pub(crate) denial: (Denial, Denial),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Credential {
+    pub(crate) username: String,
+    pub(crate) key: LongTermKey,
+    /// Whose allocations are counted together; `None` for a credential that the server knows nothing of.
+    pub(crate) user: Option<String>,
+    pub(crate) expires: Option<u64>,
+}
+
+/// What does not change while the world turns.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) workers: usize,
+    pub(crate) ports: RangeInclusive<u16>,
+    pub(crate) relays: Vec<Relay>,
+    pub(crate) per_user: u32,
+    pub(crate) in_all: u32,
+    pub(crate) permissions: usize,
+    pub(crate) channels: usize,
+    pub(crate) rfc5766_channels: bool,
+    pub(crate) expiry_grace: u64,
+    pub(crate) nonce_lifetime: u64,
+    pub(crate) secrets: Vec<Secret>,
+    pub(crate) statics: Vec<(String, &'static str)>,
+    /// The wall clock at millisecond 0 of the other clock; their seconds do not begin together.
+    pub(crate) unix_ms: u64,
+    pub(crate) clients: Vec<FiveTuple>,
+    peers: Vec<(IpAddr, Option<Denial>)>,
+    nonce_key: [u8; 32],
+    quota_key: [u8; 32],
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+impl Setup {
+    pub(crate) fn roll(dice: &mut Dice) -> Self {
+        let first = 50_000 + dice.between(0, 3) as u16;
+        let workers = dice.between(1, 3) as usize;
+        let ports = first..=first + dice.between(workers as u64 * 2 + 2, 20) as u16;
+        let plain =
+            Relay { bind: ip("8.8.4.4"), advertised: ip("8.8.4.4"), denial: (Denial::OwnAddress, Denial::OwnAddress) };
+        let nat = Relay {
+            bind: ip("10.0.0.5"),
+            advertised: ip("198.51.99.1"),
+            denial: (Denial::Special("private"), Denial::OwnAddress),
+        };
+        let v6 = Relay { bind: ip("2a00::7"), advertised: ip("2a00::7"), ..plain };
+        let relays = match dice.below(8) {
+            0 => vec![plain],
+            1 => vec![v6],
+            2 => vec![nat],
+            3 => vec![nat, v6],
+            _ => vec![plain, v6, nat],
+        };
+        let secrets = ["north wind", "south wind"].map(|text| Secret::new(text).unwrap());
+        let secrets = secrets.into_iter().take(dice.pick(&[0, 1, 1, 2, 2, 2])).collect();
+        let servers = ["8.8.4.200:3478", "[2a00::200]:3478"].map(|text| text.parse::<SocketAddr>().unwrap());
+        let clients = (0..dice.between(6, 14))
+            .map(|index| {
+                let port = 4_000 + index as u16;
+                let (client, server) = match dice.below(4) {
+                    0 => (SocketAddr::new(ip("2a02::5"), port), servers[1]),
+                    // The same client transport address on two servers' addresses makes two 5-tuples.
+                    1 => (SocketAddr::new(ip("77.0.0.1"), 4_000), SocketAddr::new(servers[0].ip(), port)),
+                    _ => (SocketAddr::new(ip("77.0.0.2"), port), servers[0]),
+                };
+                FiveTuple { client, server, transport: Transport::Udp }
+            })
+            .collect();
+        let byte = dice.next() as u8;
+        Self {
+            workers,
+            ports,
+            relays,
+            per_user: dice.pick(&[0, 0, 1, 2, 3, 5]),
+            in_all: dice.pick(&[0, 0, 3, 6, 12]),
+            permissions: dice.between(1, 6) as usize,
+            channels: dice.between(1, 5) as usize,
+            rfc5766_channels: dice.percent(40),
+            expiry_grace: dice.pick(&[0, 30, 700]),
+            nonce_lifetime: dice.pick(&[60, 600, 3_600]),
+            secrets,
+            statics: vec![("alice".to_owned(), "wonderland"), ("bob".to_owned(), "builder")],
+            unix_ms: 1_700_000_000_000 + dice.between(0, 999),
+            clients,
+            peers: PEERS.iter().map(|(text, denial)| (ip(text), *denial)).collect(),
+            nonce_key: [byte; 32],
+            quota_key: [!byte; 32],
+        }
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        let users = self.statics.iter().map(|(name, word)| (name.clone(), Secret::new(*word).unwrap()));
+        let mut own = vec![ip(LISTENER), ip("2a00::200")];
+        own.extend(self.relays.iter().flat_map(|relay| [relay.bind, relay.advertised]));
+        // Always ours, so that the table of peers holds whether or not there is a relay socket on it.
+        own.push(ip("8.8.4.4"));
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        Arc::new(Shared {
+            authenticator: Authenticator::new(REALM.to_owned(), self.secrets.clone(), users),
+            nonces: NonceMint::from_secrets(&self.secrets, self.nonce_lifetime)
+                .unwrap_or_else(|| NonceMint::from_random(self.nonce_key, self.nonce_lifetime)),
+            policy: PeerPolicy { allow: nets(&["10.7.0.0/16"]), deny: nets(&["9.9.9.0/24", "10.7.1.0/24"]), own },
+            live: LiveRelays::new(self.relays.iter().map(|relay| (relay.bind, relay.advertised))),
+            quota: Quota::new(self.per_user, self.in_all, self.quota_key),
+        })
+    }
+
+    pub(crate) fn settings(&self, worker: usize) -> Settings {
+        let ports = slice_of(&self.ports, self.workers, worker).expect("there are ports for every worker");
+        let range = |relay: &Relay| RelayRange { bind: relay.bind, advertised: relay.advertised, ports: ports.clone() };
+        Settings {
+            relays: self.relays.iter().map(range).collect(),
+            permissions_per_allocation: self.permissions,
+            channels_per_allocation: self.channels,
+            rfc5766_channels: self.rfc5766_channels,
+            expiry_grace: self.expiry_grace,
+        }
+    }
+
+    /// The worker that a 5-tuple's packets arrive at.
+    pub(crate) fn worker_of(&self, client: usize) -> usize {
+        client % self.workers
+    }
+
+    /// The credentials at the beginning: right ones and such as the server cannot know.
+    pub(crate) fn credentials(&self, dice: &mut Dice) -> Vec<Credential> {
+        let mut all: Vec<Credential> = Vec::new();
+        for (name, word) in &self.statics {
+            all.push(Credential {
+                username: name.clone(),
+                key: LongTermKey::derive(name, REALM, word.as_bytes()),
+                user: Some(name.clone()),
+                expires: None,
+            });
+        }
+        let now = self.unix_ms / 1_000;
+        for secret in 0..self.secrets.len() {
+            for name in [Some("alice"), Some("carol"), None] {
+                let expires = now + dice.pick(&[5, 100, 1_000, 5_000, 100_000]);
+                all.push(self.time_limited(secret, name, expires));
+            }
+        }
+        all
+    }
+
+    pub(crate) fn time_limited(&self, secret: usize, name: Option<&str>, expires: u64) -> Credential {
+        let made = time_limited::mint(&self.secrets[secret], name, expires);
+        let user = TimeLimitedUsername::parse(&made.username).unwrap().user;
+        Credential {
+            key: LongTermKey::derive(&made.username, REALM, made.password.as_bytes()),
+            user: Some(if user.is_empty() { made.username.clone() } else { user.to_owned() }),
+            expires: Some(expires),
+            username: made.username,
+        }
+    }
+
+    /// Usernames that no credential is right for, whatever the password.
+    pub(crate) fn strangers(&self, unix: u64) -> [Credential; 5] {
+        let names = [
+            "mallory".to_owned(),
+            format!("mallory:{}", unix + 1_000),
+            format!("{}:mallory", (unix + 1_000) * 1_000),
+            format!("{}:mallory", unix + 1_000),
+            format!("{}:mallory", unix - 1_000),
+        ];
+        names.map(|username| Credential {
+            key: LongTermKey::derive(&username, REALM, b"guess"),
+            username,
+            user: None,
+            expires: None,
+        })
+    }
+
+    pub(crate) fn is_relay_address(&self, address: IpAddr) -> bool {
+        self.relays.iter().any(|relay| relay.bind == address || relay.advertised == address)
+    }
+
+    /// What the policy says of an address that no live relay socket has.
+    pub(crate) fn denial(&self, address: IpAddr) -> Option<Denial> {
+        for relay in &self.relays {
+            if relay.bind == address {
+                return Some(relay.denial.0);
+            }
+            if relay.advertised == address {
+                return Some(relay.denial.1);
+            }
+        }
+        let known = self.peers.iter().find(|(peer, _)| *peer == address);
+        known.unwrap_or_else(|| panic!("{address} is no peer of this world")).1
+    }
+
+    pub(crate) fn peer(&self, dice: &mut Dice, v6: bool, allowed: bool) -> SocketAddr {
+        loop {
+            let (address, denial) = dice.pick(&self.peers);
+            if address.is_ipv6() == v6 && denial.is_none() == allowed {
+                return SocketAddr::new(address, 7_000 + dice.between(0, 2) as u16);
+            }
+        }
+    }
+}

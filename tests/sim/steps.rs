@@ -1,0 +1,377 @@
+//! What can happen, and how often.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use turnserver::stun::{Class, Method};
+use turnserver::turn::{FiveTuple, OpenError, Transport};
+
+use crate::packet::{self, Authentication, Packet, Signed, raw};
+use crate::world::{Datagram, Flight, World};
+
+const WEIGHTS: [u64; 17] = [
+    180, // ChannelData
+    140, // Send indication
+    150, // peer's datagram
+    120, // what was on its way arrives
+    30,  // Binding
+    50,  // junk
+    80,  // Allocate
+    40,  // Refresh
+    70,  // CreatePermission
+    70,  // ChannelBind
+    30,  // a packet once more
+    60,  // time passes
+    70,  // a socket is open, or is not to be had
+    30,  // a socket is closed
+    6,   // another credential
+    20,  // a worker looks at the clock
+    2,   // the wall clock is set
+];
+
+pub(crate) const CHANNELS: [u16; 5] = [0x4000, 0x4001, 0x4002, 0x4003, 0x4fff];
+pub(crate) const ODD_CHANNELS: [u16; 8] = [0, 0x3fff, 0x5000, 0x5001, 0x6789, 0x7fff, 0x8000, 0xffff];
+
+impl World {
+    pub(crate) fn step(&mut self) {
+        match self.dice.weighted(&WEIGHTS) {
+            0 => self.channel_data(),
+            1 => self.send_indication(),
+            2 => self.peer_sends(),
+            3 => self.arrive(),
+            4 => self.binding(),
+            5 => self.junk(),
+            6 => self.allocate(),
+            7 => self.refresh(),
+            8 => self.create_permission(),
+            9 => self.channel_bind(),
+            10 => self.once_more(),
+            11 => self.time_passes(),
+            12 => self.socket_opens(),
+            13 => {
+                if !self.closing.is_empty() {
+                    let at = self.dice.below(self.closing.len());
+                    self.report_closed(at);
+                }
+            }
+            14 => self.other_credential(),
+            15 => {
+                let worker = self.dice.below(self.setup().workers);
+                self.advance(worker);
+            }
+            _ => {
+                let by = self.dice.pick(&[1_000, 45_000, 700_000, 5_000_000]);
+                let unix_ms = &mut self.model.setup.unix_ms;
+                *unix_ms = if self.dice.percent(50) { *unix_ms + by } else { *unix_ms - by };
+                self.tell(|world| format!("the wall clock says {}", world.now().unix));
+            }
+        }
+    }
+
+    /// A client sends; the packet may be lost, late or doubled.
+    pub(crate) fn client_sends(&mut self, client: usize, bytes: Rc<[u8]>, signed: Signed) {
+        let packet = Packet { client, bytes, signed };
+        let sent = &mut self.clients[client].sent;
+        sent.push_back(packet.clone());
+        if sent.len() > 6 {
+            sent.pop_front();
+        }
+        match self.dice.below(20) {
+            0 => {}
+            1 | 2 => self.send(Flight::ToServer(packet)),
+            3 => {
+                self.send(Flight::ToServer(packet.clone()));
+                self.client_packet(&packet);
+            }
+            _ => self.client_packet(&packet),
+        }
+    }
+
+    fn arrive(&mut self) {
+        if self.flight.is_empty() {
+            return;
+        }
+        let at = self.dice.below(self.flight.len());
+        let flight = if self.dice.percent(10) { self.flight[at].clone() } else { self.flight.swap_remove(at) };
+        match flight {
+            Flight::ToServer(packet) => self.client_packet(&packet),
+            Flight::ToRelay(datagram) => self.peer_packet(&datagram),
+        }
+    }
+
+    /// Any packet, but above all an Allocate request that is being worked on.
+    fn once_more(&mut self) {
+        let mut client = self.dice.below(self.clients.len());
+        let opening = self.model.allocs.iter().find(|alloc| !alloc.open).map(|alloc| alloc.tuple);
+        if let Some(tuple) = opening.filter(|_| self.dice.percent(60)) {
+            client = self.setup().clients.iter().position(|client| *client == tuple).expect("a client's");
+        }
+        if !self.clients[client].sent.is_empty() {
+            let at = self.dice.below(self.clients[client].sent.len());
+            let packet = self.clients[client].sent[at].clone();
+            self.client_packet(&packet);
+        }
+    }
+
+    /// Mostly a client whose allocation is open.
+    pub(crate) fn some_client(&mut self) -> usize {
+        let clients: Vec<usize> = (0..self.clients.len()).collect();
+        let open: Vec<usize> = clients.into_iter().filter(|client| self.alloc_of(*client).is_some()).collect();
+        if open.is_empty() || self.dice.percent(6) {
+            self.dice.below(self.clients.len())
+        } else {
+            self.dice.pick(&open)
+        }
+    }
+
+    pub(crate) fn alloc_of(&self, client: usize) -> Option<usize> {
+        self.model.live(self.now(), &self.setup().clients[client])
+    }
+
+    fn payload(&mut self) -> Rc<[u8]> {
+        let length = match self.dice.below(40) {
+            0 => 1_200,
+            1..=3 => 0,
+            _ => self.dice.below(24),
+        };
+        self.dice.bytes(length).into()
+    }
+
+    fn channel_data(&mut self) {
+        let client = self.some_client();
+        let bound = self.alloc_of(client).map_or(Vec::new(), |at| self.model.allocs[at].channels.clone());
+        let number = if bound.is_empty() || self.dice.percent(10) {
+            let number = self.dice.pick(&CHANNELS);
+            if self.dice.percent(20) { self.dice.pick(&ODD_CHANNELS) } else { number }
+        } else {
+            self.dice.pick(&bound).0
+        };
+        let payload = self.payload();
+        let bytes = packet::channel_data(&mut self.dice, number, &payload);
+        self.client_sends(client, bytes, Signed::Unknown);
+    }
+
+    fn send_indication(&mut self) {
+        let client = self.some_client();
+        let peer = self.some_peer(client, 80);
+        let payload = self.payload();
+        let bytes = packet::send_indication(&mut self.dice, peer, &payload);
+        self.client_sends(client, bytes, Signed::Unknown);
+    }
+
+    /// A peer for a client: in so many of a hundred cases one that it has a permission for.
+    pub(crate) fn some_peer(&mut self, client: usize, permitted: u64) -> SocketAddr {
+        let Some(at) = self.alloc_of(client) else { return self.setup_peer(false, true) };
+        let alloc = &self.model.allocs[at];
+        let (v6, id) = (alloc.bind.is_ipv6(), alloc.id);
+        if !alloc.permissions.is_empty() && self.dice.percent(permitted) {
+            let alloc = &self.model.allocs[at];
+            if !alloc.channels.is_empty() && self.dice.percent(40) {
+                return self.dice.pick(&alloc.channels).1;
+            }
+            let address = self.dice.pick(&alloc.permissions).0;
+            return self.with_port(address);
+        }
+        match self.dice.below(20) {
+            0 => self.setup_peer(!v6, true),
+            1 | 2 => self.setup_peer(v6, false),
+            // The relayed address of another client, by what it was told or by what it is bound to.
+            3..=9 => {
+                let others = self.model.allocs.iter().filter(|other| other.bind.is_ipv6() == v6 && other.id != id);
+                let names: Vec<SocketAddr> =
+                    others.flat_map(|other| [other.relayed, other.relayed, other.bind]).collect();
+                if names.is_empty() { self.setup_peer(v6, true) } else { self.dice.pick(&names) }
+            }
+            10 => {
+                let relay = self.dice.below(self.setup().relays.len());
+                self.with_port(self.setup().relays[relay].advertised)
+            }
+            _ => self.setup_peer(v6, true),
+        }
+    }
+
+    fn setup_peer(&mut self, v6: bool, allowed: bool) -> SocketAddr {
+        self.model.setup.peer(&mut self.dice, v6, allowed)
+    }
+
+    /// A port for an address: of a relay socket, if it is one of ours, or else one of a peer's.
+    fn with_port(&mut self, address: IpAddr) -> SocketAddr {
+        let own = self.model.allocs.iter().map(|alloc| alloc.relayed).filter(|relayed| relayed.ip() == address);
+        let own: Vec<SocketAddr> = own.collect();
+        if self.dice.permille(15) {
+            SocketAddr::new(address, 0)
+        } else if own.is_empty() || self.dice.percent(10) {
+            SocketAddr::new(address, 7_000 + self.dice.between(0, 2) as u16)
+        } else {
+            self.dice.pick(&own)
+        }
+    }
+
+    fn peer_sends(&mut self) {
+        if self.sockets.is_empty() || !self.stale.is_empty() && self.dice.percent(3) {
+            let Some(socket) = self.stale.front().copied() else { return };
+            let (source, payload) = (self.setup_peer(false, true), self.payload());
+            let datagram = Datagram { worker: socket.worker, relay: socket.relay, source, payload };
+            return self.peer_packet(&datagram);
+        }
+        let socket = self.dice.below(self.sockets.len());
+        let socket = self.sockets[socket];
+        let to = self.model.allocs.iter().find(|alloc| alloc.bind == socket.bind).expect("a socket has an allocation");
+        let (v6, permissions) = (socket.bind.is_ipv6(), to.permissions.clone());
+        let channels = to.channels.clone();
+        let source = if !channels.is_empty() && self.dice.percent(45) {
+            self.dice.pick(&channels).1
+        } else if !permissions.is_empty() && self.dice.percent(70) {
+            let address = self.dice.pick(&permissions).0;
+            self.with_port(address)
+        } else {
+            let allowed = self.dice.percent(80);
+            self.setup_peer(v6, allowed)
+        };
+        let payload = if self.dice.permille(6) { vec![7; 65_500 + self.dice.below(20)].into() } else { self.payload() };
+        let datagram = Datagram { worker: socket.worker, relay: socket.relay, source, payload };
+        self.peer_packet(&datagram);
+    }
+
+    fn binding(&mut self) {
+        let client = self.dice.below(self.clients.len());
+        let (id, fingerprint, kind) = (packet::transaction(&mut self.dice), self.dice.percent(50), self.dice.below(12));
+        let class = if kind == 0 { Class::Indication } else { Class::Request };
+        let bytes = packet::message(class, Method::BINDING, id, fingerprint, &Authentication::NONE, |writer| {
+            if kind == 1 {
+                raw(writer, 0x7f01, b"x");
+                raw(writer, 0x0003, &[0, 0, 0, 4]);
+                raw(writer, 0xff01, b"xyz");
+            }
+        });
+        self.client_sends(client, bytes, Signed::Unknown);
+    }
+
+    /// Bytes that no client sends: random, mutated, cut, with a source that cannot be.
+    fn junk(&mut self) {
+        let client = self.dice.below(self.clients.len());
+        let kind = self.dice.below(10);
+        if kind < 2 {
+            let length = self.dice.below(60);
+            let mut bytes = self.dice.bytes(length);
+            if let (1, Some(first)) = (kind, bytes.first_mut()) {
+                *first &= 0x43;
+            }
+            return self.client_packet(&Packet { client, bytes: bytes.into(), signed: Signed::Unknown });
+        }
+        if kind == 2 {
+            let source = ["0.0.0.0:5", "77.0.0.2:0", "224.0.0.1:9", "[ff02::1]:9", "[::]:9", "255.255.255.255:1"];
+            let client = self.dice.pick(&source).parse().unwrap();
+            let tuple = FiveTuple { client, server: self.setup().clients[0].server, transport: Transport::Udp };
+            return self.packet_from(0, tuple, &[0, 1, 0, 0], Signed::Unknown, None);
+        }
+        if kind == 3 {
+            let (id, class) = (packet::transaction(&mut self.dice), self.dice.pick(&[0, 1, 2, 3]));
+            let class = [Class::Request, Class::Indication, Class::Success, Class::Error][class];
+            let method = Method::new(self.dice.between(0, 15) as u16).unwrap();
+            let bytes = packet::message(class, method, id, false, &Authentication::NONE, |_| {});
+            return self.client_packet(&Packet { client, bytes, signed: Signed::Unknown });
+        }
+        let Some(packet) = self.clients[client].sent.back().cloned() else { return };
+        let mut bytes = packet.bytes.to_vec();
+        if bytes.is_empty() {
+            return;
+        }
+        for _ in 0..self.dice.between(1, 3) {
+            let (at, byte) = (self.dice.below(bytes.len()), self.dice.next() as u8);
+            match self.dice.below(4) {
+                0 => bytes[at] = byte,
+                1 => bytes[at] ^= 1 << (byte % 8),
+                2 => bytes.truncate(at.max(1)),
+                // Behind the integrity attribute nothing counts but FINGERPRINT.
+                _ => {
+                    bytes.extend([0, 0x0d, 0, 4, 0, 0, 0, 0]);
+                    if bytes.len() >= 20 && bytes[0] < 4 {
+                        let length = (bytes.len() - 20) as u16;
+                        bytes[2..4].copy_from_slice(&length.to_be_bytes());
+                    }
+                }
+            }
+        }
+        self.client_packet(&Packet { client, bytes: bytes.into(), signed: Signed::Unknown });
+    }
+
+    fn other_credential(&mut self) {
+        let mut client = self.dice.below(self.clients.len());
+        while self.alloc_of(client).is_some() && self.dice.percent(80) {
+            client = self.dice.below(self.clients.len());
+        }
+        let secrets = self.setup().secrets.len();
+        if secrets > 0 && self.model.credentials.len() < 40 {
+            let expires = self.now().unix + self.dice.pick(&[3, 60, 700, 4_000]);
+            let (secret, name) = (self.dice.below(secrets), self.dice.pick(&[None, Some("alice"), Some("dave")]));
+            let made = self.setup().time_limited(secret, name, expires);
+            self.model.credentials.push(made);
+            self.clients[client].credential = self.model.credentials.len() - 1;
+        } else {
+            self.clients[client].credential = self.dice.below(self.model.credentials.len());
+        }
+    }
+
+    pub(crate) fn socket_opens(&mut self) {
+        if self.opens.is_empty() {
+            return;
+        }
+        let at = self.dice.below(self.opens.len());
+        let result = match self.dice.below(16) {
+            0..=2 => Err(OpenError::PortInUse),
+            3 => Err(OpenError::Other),
+            _ => Ok(()),
+        };
+        self.report_opened(at, result);
+    }
+
+    fn time_passes(&mut self) {
+        let by = match self.dice.below(40) {
+            0..=21 => self.dice.between(1, 60),
+            22..=29 => self.dice.between(100, 2_500),
+            30..=33 => self.dice.between(5_000, 60_000),
+            34..=37 => self.until_some_deadline(),
+            38 => self.dice.between(60_000, 400_000),
+            _ => {
+                if self.dice.percent(25) {
+                    self.dice.between(400_000, 4_000_000)
+                } else {
+                    self.dice.between(1_000, 9_000)
+                }
+            }
+        };
+        self.ms += by;
+        self.tell(|_| format!("{by} ms later"));
+        for worker in 0..self.setup().workers {
+            if self.dice.percent(if by > 2_000 { 95 } else { 40 }) {
+                self.advance(worker);
+            }
+        }
+    }
+
+    /// Up to the very millisecond at which something expires, one before it or one behind it.
+    fn until_some_deadline(&mut self) -> u64 {
+        let mut deadlines = Vec::new();
+        for alloc in &self.model.allocs {
+            deadlines.push(alloc.deadline);
+            deadlines.extend(alloc.permissions.iter().map(|(_, until)| *until));
+            deadlines.extend(alloc.channels.iter().map(|(_, _, until)| *until));
+        }
+        deadlines.extend(self.model.aside.iter().map(|(_, until)| *until));
+        let second = |unix: u64| (unix * 1_000).saturating_sub(self.setup().unix_ms);
+        let expiries = self.model.credentials.iter().filter_map(|credential| credential.expires);
+        deadlines.extend(expiries.map(second));
+        deadlines.push(second(self.now().unix + self.setup().nonce_lifetime));
+        deadlines.retain(|deadline| (self.ms + 2..self.ms + 1_000_000).contains(deadline));
+        if deadlines.is_empty() {
+            return 1;
+        }
+        // Mostly one of the next, or else hardly anything would ever live.
+        deadlines.sort_unstable();
+        if self.dice.percent(80) {
+            deadlines.truncate(3);
+        }
+        self.dice.pick(&deadlines) + self.dice.between(0, 2) - 1 - self.ms
+    }
+}

@@ -1,0 +1,395 @@
+//! The shell of the simulation: clocks, sockets and the network between clients, servers and peers. Whatever goes into
+//! a server goes into the model too, and what comes out of both is compared.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash as _, Hasher as _};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use turnserver::turn::{
+    Action, Context, Counters, Event, FiveTuple, FromClient, FromPeer, HEADROOM, Instant, OpenError, OpenRelay, Opened,
+    Outcome, REPLY_BUFFER, RelayId, Server, Shared, TAILROOM, ToClient,
+};
+
+use crate::check;
+use crate::dice::Dice;
+use crate::model::{Answer, Expect, ExpectOpened, ExpectPeer, Model, Now};
+use crate::packet::{Packet, Signed};
+use crate::setup::Setup;
+
+/// As many steps as are told when a run fails.
+const TOLD: usize = 40;
+
+/// What is on its way, in no order.
+#[derive(Clone, Debug)]
+pub(crate) enum Flight {
+    ToServer(Packet),
+    ToRelay(Datagram),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Datagram {
+    pub(crate) worker: usize,
+    pub(crate) relay: RelayId,
+    pub(crate) source: SocketAddr,
+    pub(crate) payload: Rc<[u8]>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Client {
+    pub(crate) credential: usize,
+    pub(crate) nonce: Option<String>,
+    pub(crate) old_nonce: Option<String>,
+    /// The latest packets, to be sent again.
+    pub(crate) sent: VecDeque<Packet>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Socket {
+    pub(crate) worker: usize,
+    pub(crate) relay: RelayId,
+    pub(crate) bind: SocketAddr,
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) dice: Dice,
+    pub(crate) model: Model,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) sockets: Vec<Socket>,
+    /// Sockets that were closed lately.
+    pub(crate) stale: VecDeque<Socket>,
+    pub(crate) opens: Vec<(usize, OpenRelay)>,
+    pub(crate) closing: Vec<(usize, SocketAddr)>,
+    pub(crate) flight: Vec<Flight>,
+    pub(crate) ms: u64,
+    pub(crate) counters: Counters,
+    /// Datagrams from one relay socket of ours that another one took.
+    pub(crate) between_relays: u64,
+    shared: Arc<Shared>,
+    servers: Vec<Server>,
+    core_rng: StdRng,
+    reply: Vec<u8>,
+    buffer: Vec<u8>,
+    transcript: Option<Transcript>,
+}
+
+/// The end of what happened, and a digest of all of it.
+#[derive(Debug, Default)]
+struct Transcript {
+    last: VecDeque<String>,
+    digest: DefaultHasher,
+}
+
+impl Drop for Transcript {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the last steps:");
+            for line in &self.last {
+                eprintln!("  {line}");
+            }
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, told: bool) -> Self {
+        let mut dice = Dice::new(seed);
+        let setup = Setup::roll(&mut dice);
+        let credentials = setup.credentials(&mut dice);
+        let shared = setup.shared();
+        let servers = (0..setup.workers).map(|worker| Server::new(Arc::clone(&shared), setup.settings(worker)));
+        let servers = servers.collect();
+        let clients = (0..setup.clients.len())
+            .map(|_| Client { credential: dice.below(credentials.len()), ..Client::default() })
+            .collect();
+        let mut world = Self {
+            dice,
+            clients,
+            sockets: Vec::new(),
+            stale: VecDeque::new(),
+            opens: Vec::new(),
+            closing: Vec::new(),
+            flight: Vec::new(),
+            ms: 0,
+            counters: Counters::default(),
+            between_relays: 0,
+            shared,
+            servers,
+            core_rng: StdRng::seed_from_u64(seed),
+            reply: vec![0; REPLY_BUFFER],
+            buffer: Vec::new(),
+            transcript: told.then(Transcript::default),
+            model: Model::new(setup, credentials),
+        };
+        world.tell(|world| format!("{:?}", world.model.setup));
+        world
+    }
+
+    pub(crate) fn setup(&self) -> &Setup {
+        &self.model.setup
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        Now { ms: self.ms, unix: (self.model.setup.unix_ms + self.ms) / 1_000 }
+    }
+
+    pub(crate) fn tell(&mut self, line: impl FnOnce(&Self) -> String) {
+        if self.transcript.is_none() {
+            return;
+        }
+        let line = format!("{:>9} ms: {}", self.ms, line(self));
+        let Some(transcript) = &mut self.transcript else { return };
+        line.hash(&mut transcript.digest);
+        transcript.last.push_back(line);
+        if transcript.last.len() > TOLD {
+            transcript.last.pop_front();
+        }
+    }
+
+    pub(crate) fn digest(&self) -> u64 {
+        self.transcript.as_ref().map_or(0, |transcript| transcript.digest.finish())
+    }
+
+    pub(crate) fn client_packet(&mut self, packet: &Packet) {
+        let (tuple, worker) = (self.setup().clients[packet.client], self.setup().worker_of(packet.client));
+        self.tell(|_| format!("client {} → {:?}, {} bytes", packet.client, packet.signed, packet.bytes.len()));
+        self.packet_from(worker, tuple, &packet.bytes, packet.signed, Some(packet.client));
+    }
+
+    pub(crate) fn packet_from(
+        &mut self,
+        worker: usize,
+        tuple: FiveTuple,
+        bytes: &[u8],
+        signed: Signed,
+        client: Option<usize>,
+    ) {
+        let now = self.now();
+        let expected = self.model.client_packet(now, worker, &tuple, bytes, signed);
+        self.tell(|_| format!("  expected: {expected:?}"));
+        self.reply.fill(0xa5);
+        let mut cx = context(now, &mut self.core_rng);
+        let got = self.servers[worker].client_packet(&mut cx, &tuple, bytes, &mut self.reply);
+        match (expected, got) {
+            (Expect::Drop(expected), FromClient::Drop(reason)) => {
+                assert_eq!(reason, expected);
+                self.counters.count(Outcome::Dropped(reason));
+            }
+            (Expect::ToPeer { relay, peer, payload }, FromClient::Relay(route)) => {
+                assert_eq!((route.relay, route.peer, &bytes[route.payload]), (relay, peer, payload.as_slice()));
+                self.counters.count(Outcome::RelayedToPeer);
+                self.datagram_from_relay(worker, relay, peer, payload.into());
+            }
+            (Expect::Answer(answer), FromClient::Reply(reply)) => {
+                self.counters.count(reply.outcome);
+                self.answered(&tuple, reply.length, reply.outcome, &answer, client);
+            }
+            (Expect::Open(wanted), FromClient::Open(open)) => {
+                self.model.opening(now, tuple, worker, *wanted, &open);
+                self.opens.push((worker, open));
+            }
+            (expected, got) => panic!("expected {expected:?}, got {got:?}"),
+        }
+        self.take_actions(worker);
+    }
+
+    fn answered(&mut self, tuple: &FiveTuple, length: usize, outcome: Outcome, answer: &Answer, client: Option<usize>) {
+        let key = answer.signer.map(|signer| &self.model.credentials[signer].key);
+        let nonce = check::answer(&self.reply[..length], outcome, answer, key);
+        if let Some(nonce) = nonce {
+            let now = self.now();
+            self.model.issued(now, tuple.client, &nonce);
+            if let Some(client) = client {
+                self.clients[client].old_nonce = self.clients[client].nonce.replace(nonce);
+            }
+        }
+        if self.transcript.is_some() {
+            let bytes = self.reply[..length].to_vec();
+            self.tell(|_| format!("  answered {bytes:02x?}"));
+        }
+    }
+
+    /// What a relay socket sends reaches another relay socket, or a peer, who may answer.
+    fn datagram_from_relay(&mut self, worker: usize, relay: RelayId, peer: SocketAddr, payload: Rc<[u8]>) {
+        let find = |socket: &&Socket| socket.worker == worker && socket.relay == relay;
+        let from = *self.sockets.iter().find(find).expect("a relay socket is open");
+        let other = self.sockets.iter().find(|socket| socket.bind == peer).copied();
+        let datagram = match other {
+            Some(other) => Datagram { worker: other.worker, relay: other.relay, source: from.bind, payload },
+            None if self.dice.percent(60) => return,
+            None => Datagram { worker, relay, source: peer, payload },
+        };
+        self.send(Flight::ToRelay(datagram));
+    }
+
+    pub(crate) fn send(&mut self, flight: Flight) {
+        if self.flight.len() >= 60 {
+            let lost = self.dice.below(self.flight.len());
+            self.flight.swap_remove(lost);
+        }
+        self.flight.push(flight);
+    }
+
+    pub(crate) fn peer_packet(&mut self, datagram: &Datagram) {
+        let Datagram { worker, relay, source, payload } = datagram;
+        let now = self.now();
+        self.tell(|_| format!("{source} → {relay:?} of worker {worker}, {} bytes", payload.len()));
+        let expected = self.model.peer_packet(now, *worker, *relay, *source, payload.len());
+        self.tell(|_| format!("  expected: {expected:?}"));
+        let end = HEADROOM + payload.len();
+        self.buffer.clear();
+        self.buffer.resize(end + TAILROOM, 0xee);
+        self.buffer[HEADROOM..end].copy_from_slice(payload);
+        let mut cx = context(now, &mut self.core_rng);
+        let got = self.servers[*worker].peer_packet(&mut cx, *relay, *source, &mut self.buffer, payload.len());
+        if !matches!(expected, ExpectPeer::Drop(_)) && self.setup().is_relay_address(source.ip()) {
+            self.between_relays += 1;
+        }
+        match (expected, got) {
+            (ExpectPeer::Drop(expected), FromPeer::Drop(reason)) => {
+                assert_eq!(reason, expected);
+                self.counters.count(Outcome::Dropped(reason));
+            }
+            (ExpectPeer::Channel(to, number), FromPeer::Relay(ToClient { tuple, message })) => {
+                assert_eq!(tuple, to);
+                check::channel_data(&self.buffer[message], number, payload);
+                self.counters.count(Outcome::RelayedToClient);
+            }
+            (ExpectPeer::Indication(to, peer), FromPeer::Relay(ToClient { tuple, message })) => {
+                assert_eq!(tuple, to);
+                check::data_indication(&self.buffer[message], peer, payload);
+                self.counters.count(Outcome::RelayedToClient);
+            }
+            (expected, got) => panic!("expected {expected:?}, got {got:?}"),
+        }
+        self.take_actions(*worker);
+    }
+
+    /// Tells a server what became of a socket.
+    pub(crate) fn report_opened(&mut self, at: usize, result: Result<(), OpenError>) {
+        let (worker, open) = self.opens.swap_remove(at);
+        let now = self.now();
+        self.tell(|_| format!("worker {worker}: {open:?} → {result:?}"));
+        let expected = self.model.opened(now, worker, &open, result);
+        self.tell(|_| format!("  expected: {expected:?}"));
+        self.reply.fill(0xa5);
+        let mut cx = context(now, &mut self.core_rng);
+        let got = self.servers[worker].relay_opened(&mut cx, &open, result, &mut self.reply);
+        match (expected, got) {
+            (ExpectOpened::Answer(expected, answer), Opened::Reply(tuple, reply)) => {
+                assert_eq!(tuple, expected);
+                self.counters.count(reply.outcome);
+                if result.is_ok() {
+                    self.sockets.push(Socket { worker, relay: open.relay, bind: open.bind });
+                }
+                self.answered(&tuple, reply.length, reply.outcome, &answer, None);
+            }
+            (ExpectOpened::Another { v6 }, Opened::Open(another)) => {
+                assert_eq!((another.relay, another.bind.is_ipv6()), (open.relay, v6));
+                self.model.opening_another(now, worker, &another);
+                self.opens.push((worker, another));
+            }
+            (ExpectOpened::Abandoned, Opened::Abandoned) => {
+                if result.is_ok() {
+                    self.closing.push((worker, open.bind));
+                }
+            }
+            (expected, got) => panic!("expected {expected:?}, got {got:?}"),
+        }
+        self.take_actions(worker);
+    }
+
+    pub(crate) fn report_closed(&mut self, at: usize) {
+        let (worker, bind) = self.closing.swap_remove(at);
+        self.tell(|_| format!("worker {worker}: {bind} is closed"));
+        self.model.closed(bind);
+        self.servers[worker].relay_closed(bind);
+        self.take_actions(worker);
+    }
+
+    pub(crate) fn advance(&mut self, worker: usize) {
+        let now = self.now();
+        self.servers[worker].advance(instant(now));
+        let actions = self.drain(worker);
+        self.tell(|_| format!("worker {worker} looks at the clock: {actions:?}"));
+        self.model.advanced(now, worker, &actions);
+        self.close_sockets(worker, &actions);
+    }
+
+    pub(crate) fn stop(&mut self, worker: usize) {
+        let now = self.now();
+        self.servers[worker].stop(instant(now));
+        let actions = self.drain(worker);
+        self.tell(|_| format!("worker {worker} stops: {actions:?}"));
+        self.model.stopped(now, worker, &actions);
+        self.close_sockets(worker, &actions);
+    }
+
+    /// Compares what a server announces after an input.
+    fn take_actions(&mut self, worker: usize) {
+        let actions = self.drain(worker);
+        if !actions.is_empty() {
+            self.tell(|_| format!("  announced: {actions:?}"));
+        }
+        assert_eq!(actions, std::mem::take(&mut self.model.announced));
+        self.close_sockets(worker, &actions);
+    }
+
+    fn drain(&mut self, worker: usize) -> Vec<Action> {
+        let server = &mut self.servers[worker];
+        let mut actions = Vec::new();
+        while let Some(mut action) = server.next_action() {
+            if let Action::Log(Event::AllocationRefused { limit, .. }) = &mut action {
+                assert!(!limit.is_empty(), "a refusal names the limit");
+                *limit = "";
+            }
+            actions.push(action);
+        }
+        actions
+    }
+
+    fn close_sockets(&mut self, worker: usize, actions: &[Action]) {
+        for action in actions {
+            let Action::Close(relay) = action else { continue };
+            let find = |socket: &Socket| socket.worker == worker && socket.relay == *relay;
+            let at = self.sockets.iter().position(find).expect("what is closed was open");
+            let socket = self.sockets.swap_remove(at);
+            self.closing.push((worker, socket.bind));
+            self.stale.push_back(socket);
+            if self.stale.len() > 8 {
+                self.stale.pop_front();
+            }
+        }
+    }
+
+    /// What has to hold after every step.
+    pub(crate) fn check(&self, thoroughly: bool) {
+        for (worker, server) in self.servers.iter().enumerate() {
+            server.check_invariants(self.opens.iter().filter(|(at, _)| *at == worker).count());
+            let allocs = self.model.allocs.iter().filter(|alloc| alloc.worker == worker).count();
+            assert_eq!(server.allocations(), allocs, "allocations of worker {worker}");
+        }
+        assert_eq!(self.shared.quota.allocations() as usize, self.model.allocs.len(), "the quota's count");
+        if thoroughly {
+            assert_eq!(self.shared.live.count(), self.model.open_allocations(), "live relayed addresses");
+            assert_eq!(self.sockets.len(), self.model.open_allocations(), "relay sockets");
+            let mut taken = self.model.taken.clone();
+            taken.sort_unstable();
+            assert!(taken.is_sorted_by(|a, b| a < b), "no port twice");
+        }
+    }
+}
+
+fn instant(now: Now) -> Instant {
+    Instant::from_elapsed(Duration::from_millis(now.ms))
+}
+
+fn context(now: Now, rng: &mut StdRng) -> Context<'_> {
+    Context { now: instant(now), unix: now.unix, rng }
+}
