@@ -74,6 +74,7 @@ impl Setup {
                 relays: vec![relay(BIND_V4, ADVERTISED_V4), relay(RELAY_V6, RELAY_V6)],
                 permissions_per_allocation: 8,
                 channels_per_allocation: 4,
+                unverified_replies: 0,
                 rfc5766_channels: false,
                 expiry_grace: EXPIRY_GRACE,
             },
