@@ -502,7 +502,7 @@ impl Answer {
     }
 }
 
-/// RFC 8489 §14: no attribute type twice, except where a definition says so; every padding byte zero.
+/// Panics unless every padding byte is zero (RFC 8489 §14) and no attribute appears twice.
 pub(super) fn assert_padding_is_zero(message: &[u8]) {
     let mut rest = &message[HEADER_LEN..];
     let mut kinds = BTreeSet::new();
