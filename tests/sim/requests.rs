@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use turnserver::stun::attribute::{
-    AdditionalAddressFamily, AddressFamily, ChannelNumber, Lifetime, RequestedAddressFamily, RequestedTransport,
-    XorPeerAddress,
+    AdditionalAddressFamily, AddressFamily, ChannelNumber, EvenPort, Lifetime, RequestedAddressFamily,
+    RequestedTransport, XorPeerAddress,
 };
 use turnserver::stun::{Class, MessageWriter, Method};
 
@@ -68,7 +68,7 @@ impl World {
             match odd {
                 0 => raw(writer, 0x7f01, b"what is this"),
                 1 => raw(writer, 0x001a, &[]),
-                2 => raw(writer, 0x0018, &[0x80]),
+                2 => raw(writer, 0x0022, &[1; 8]),
                 3 => raw(writer, 0xc001, b"optional"),
                 _ => {}
             }
@@ -112,8 +112,12 @@ impl World {
                 (_, Some(family)) => writer.push(&RequestedAddressFamily(family)),
                 _ => {}
             }
-            if flaw == 10 {
-                writer.push(&AdditionalAddressFamily(AddressFamily::V6));
+            match flaw {
+                10 => writer.push(&AdditionalAddressFamily(AddressFamily::V6)),
+                8 | 12 => writer.push(&EvenPort { reserve_next: true }),
+                13 => raw(writer, 0x0018, &[0, 0]),
+                7 | 14..=20 => writer.push(&EvenPort { reserve_next: false }),
+                _ => {}
             }
             match (flaw, lifetime) {
                 (11, _) => raw(writer, 0x000d, &[0, 1]),

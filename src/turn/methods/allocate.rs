@@ -27,6 +27,8 @@ struct Wanted {
     /// An IPv6 address besides.
     additional: bool,
     even_port: bool,
+    /// The port next to the even one, to be kept for another allocation.
+    reserve_next: bool,
     lifetime: Duration,
 }
 
@@ -52,20 +54,16 @@ impl Wanted {
                 return Err(Reject::new(ErrorCode::BAD_REQUEST, "Bad ADDITIONAL-ADDRESS-FAMILY"));
             }
         };
-        // Step 8: next to an even port none is ever reserved here, which is the 508 of a server that cannot satisfy it.
-        let even_port = match optional(message)? {
-            None => false,
-            Some(EvenPort { reserve_next: false }) => true,
-            Some(EvenPort { reserve_next: true }) if additional => {
-                return Err(Reject::new(ErrorCode::BAD_REQUEST, "Bad EVEN-PORT"));
-            }
-            Some(EvenPort { reserve_next: true }) => {
-                return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: no reservations"));
-            }
-        };
+        // Step 8: a reservation and an additional family → 400.
+        let even_port: Option<EvenPort> = optional(message)?;
+        let reserve_next = even_port.is_some_and(|even_port| even_port.reserve_next);
+        if reserve_next && additional {
+            return Err(Reject::new(ErrorCode::BAD_REQUEST, "Bad EVEN-PORT"));
+        }
         let lifetime = optional(message)?.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| seconds);
         let lifetime = Duration::from_secs(lifetime.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME).into());
-        Ok(Self { family: requested.unwrap_or(AddressFamily::V4), additional, even_port, lifetime })
+        let (family, even_port) = (requested.unwrap_or(AddressFamily::V4), even_port.is_some());
+        Ok(Self { family, additional, even_port, reserve_next, lifetime })
     }
 }
 
@@ -129,6 +127,10 @@ impl Server {
         let relays = self.relays_of(wanted.family);
         if relays.is_empty() {
             return Err(NO_SUCH_FAMILY);
+        }
+        // Step 8: next to an even port none is ever reserved here, which is the 508 of a server that cannot satisfy it.
+        if wanted.reserve_next {
+            return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: no reservations"));
         }
         // Step 10: 486.
         let ticket = match self.shared.quota.admit(request.identity.user) {

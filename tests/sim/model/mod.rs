@@ -87,6 +87,7 @@ pub(crate) enum ExpectOpened {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Wanted {
     pub(crate) v6: bool,
+    even: bool,
     answer: Answer,
     additional: bool,
     lifetime: u64,
@@ -108,6 +109,7 @@ pub(crate) struct Alloc {
     pub(crate) deadline: u64,
     pub(crate) open: bool,
     attempts: u32,
+    even: bool,
     additional: bool,
     answer: Answer,
     pub(crate) permissions: Vec<(IpAddr, u64)>,
@@ -183,11 +185,12 @@ impl Model {
     }
 
     /// Sockets of this family that may be opened at a worker.
-    pub(crate) fn free_ports(&self, now: Now, worker: usize, v6: bool) -> Vec<SocketAddr> {
+    pub(crate) fn free_ports(&self, now: Now, worker: usize, v6: bool, even: bool) -> Vec<SocketAddr> {
         let settings = self.setup.settings(worker);
         let relays = settings.relays.into_iter().filter(|relay| relay.bind.is_ipv6() == v6);
         relays
             .flat_map(|relay| relay.ports.map(move |port| SocketAddr::new(relay.bind, port)))
+            .filter(|bind| !even || bind.port() % 2 == 0)
             .filter(|bind| !self.taken.contains(bind))
             .filter(|bind| !self.aside.iter().any(|(aside, until)| aside == bind && *until > now.ms))
             .collect()
@@ -200,7 +203,7 @@ impl Model {
 
     /// The server wants this socket for a new allocation.
     pub(crate) fn opening(&mut self, now: Now, tuple: FiveTuple, worker: usize, wanted: Wanted, open: &OpenRelay) {
-        assert!(self.free_ports(now, worker, wanted.v6).contains(&open.bind), "{} may be used", open.bind);
+        assert!(self.free_ports(now, worker, wanted.v6, wanted.even).contains(&open.bind), "{} may be used", open.bind);
         assert!(self.allocs.iter().all(|alloc| alloc.worker != worker || alloc.id != open.relay), "a new name");
         self.taken.push(open.bind);
         self.allocs.push(Alloc {
@@ -216,6 +219,7 @@ impl Model {
             deadline: now.ms + wanted.lifetime * 1_000,
             open: false,
             attempts: 1,
+            even: wanted.even,
             additional: wanted.additional,
             answer: wanted.answer,
             permissions: Vec::new(),
@@ -227,10 +231,12 @@ impl Model {
 
     /// The server wants this socket in place of one that was not to be had.
     pub(crate) fn opening_another(&mut self, now: Now, worker: usize, open: &OpenRelay) {
-        assert!(self.free_ports(now, worker, open.bind.is_ipv6()).contains(&open.bind), "{} may be used", open.bind);
-        self.taken.push(open.bind);
         let relayed = self.relayed(open.bind);
-        let alloc = self.allocs.iter_mut().find(|alloc| alloc.worker == worker && alloc.id == open.relay).unwrap();
+        let at = self.allocs.iter().position(|alloc| alloc.worker == worker && alloc.id == open.relay).unwrap();
+        let free = self.free_ports(now, worker, open.bind.is_ipv6(), self.allocs[at].even);
+        assert!(free.contains(&open.bind), "{} may be used", open.bind);
+        self.taken.push(open.bind);
+        let alloc = &mut self.allocs[at];
         (alloc.bind, alloc.relayed) = (open.bind, relayed);
     }
 
@@ -271,7 +277,8 @@ impl Model {
                 ExpectOpened::Answer(tuple, answer)
             }
             Err(OpenError::PortInUse)
-                if self.allocs[at].attempts < ATTEMPTS && !self.free_ports(now, worker, v6).is_empty() =>
+                if self.allocs[at].attempts < ATTEMPTS
+                    && !self.free_ports(now, worker, v6, self.allocs[at].even).is_empty() =>
             {
                 self.allocs[at].attempts += 1;
                 ExpectOpened::Another { v6 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use turnserver::auth::AuthFailure;
 use turnserver::stun::attribute::{
-    AdditionalAddressFamily, AddressFamily, ChannelNumber, Lifetime, Nonce, Realm, RequestedAddressFamily,
+    AdditionalAddressFamily, AddressFamily, ChannelNumber, EvenPort, Lifetime, Nonce, Realm, RequestedAddressFamily,
     RequestedTransport, Username, XorPeerAddress,
 };
 use turnserver::stun::{AttributeError, AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
@@ -14,9 +14,9 @@ use super::{Answer, Body, Expect, Model, Now, Wanted, allocated, error, seconds_
 use crate::packet::Signed;
 
 /// The comprehension-required attributes of RFC 8489 §18.3 and RFC 8656 §18 that this server offers to understand.
-const UNDERSTOOD: [u16; 16] = [
-    0x0001, 0x0006, 0x0008, 0x0009, 0x000a, 0x000c, 0x000d, 0x0012, 0x0013, 0x0014, 0x0015, 0x0016, 0x0017, 0x0019,
-    0x001c, 0x0020,
+const UNDERSTOOD: [u16; 17] = [
+    0x0001, 0x0006, 0x0008, 0x0009, 0x000a, 0x000c, 0x000d, 0x0012, 0x0013, 0x0014, 0x0015, 0x0016, 0x0017, 0x0018,
+    0x0019, 0x001c, 0x0020,
 ];
 
 /// The comprehension-required attributes that are not understood.
@@ -191,7 +191,7 @@ impl Model {
             Ok(Some(_)) => return Err(fail(442)),
             _ => return Err(fail(400)),
         }
-        // Steps 6, 7 and 9.
+        // Steps 6, 7, 8 and 9.
         let family = match message.get::<RequestedAddressFamily>() {
             Ok(family) => family.map(|RequestedAddressFamily(family)| family),
             Err(AttributeError::UnknownFamily) => return Err(fail(440)),
@@ -203,10 +203,20 @@ impl Model {
             _ => return Err(fail(400)),
         };
         let v6 = family == Some(AddressFamily::V6);
+        let Ok(even) = message.get::<EvenPort>() else { return Err(fail(400)) };
+        let reserve = even == Some(EvenPort { reserve_next: true });
+        if reserve && additional {
+            return Err(fail(400));
+        }
         let Ok(lifetime) = message.get::<Lifetime>() else { return Err(fail(400)) };
         if !self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == v6) {
             return Err(fail(440));
         }
+        // Nothing is reserved by this server.
+        if reserve {
+            return Err(fail(508));
+        }
+        let even = even.is_some();
         // Step 10.
         let credential = &self.credentials[answer.signer.expect("it is authenticated")];
         let user = credential.user.clone().expect("a right credential is somebody's");
@@ -217,7 +227,7 @@ impl Model {
             Some(508)
         } else if full(self.setup.per_user, has) {
             Some(486)
-        } else if self.free_ports(now, worker, v6).is_empty() {
+        } else if self.free_ports(now, worker, v6, even).is_empty() {
             Some(508)
         } else {
             None
@@ -227,7 +237,7 @@ impl Model {
             return Err(fail(code));
         }
         let lifetime = desired_lifetime(lifetime).max(600);
-        Ok(Expect::Open(Box::new(Wanted { v6, answer, additional, lifetime, username, user })))
+        Ok(Expect::Open(Box::new(Wanted { v6, even, answer, additional, lifetime, username, user })))
     }
 
     /// RFC 8656 §8.2, and the end of time-limited credentials: an allocation whose credential is over may live as long
