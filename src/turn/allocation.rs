@@ -56,6 +56,10 @@ pub(super) struct Opening {
 }
 
 impl Allocation {
+    pub(super) fn is_open(&self, now: Instant) -> bool {
+        matches!(self.state, State::Open) && !self.deadline.has_passed(now)
+    }
+
     /// When it next has something to expire.
     pub(super) fn next_deadline(&self) -> Deadline {
         let permissions = self.permissions.list.iter().map(|permission| permission.deadline);
@@ -87,8 +91,8 @@ impl Permissions {
         self.find(address).is_ok_and(|at| self.list.get(at).is_some_and(|found| !found.deadline.has_passed(now)))
     }
 
-    /// Installs or refreshes a permission; gives its deadline.
-    pub(super) fn install(&mut self, address: IpAddr, now: Instant) -> Deadline {
+    /// Installs or refreshes a permission.
+    pub(super) fn install(&mut self, address: IpAddr, now: Instant) {
         let deadline = Deadline::after(now, PERMISSION_LIFETIME);
         match self.find(address) {
             Ok(at) => {
@@ -98,7 +102,6 @@ impl Permissions {
             }
             Err(at) => self.list.insert(at, Permission { address, deadline }),
         }
-        deadline
     }
 
     /// How many of the distinct `addresses` have no entry yet.
@@ -166,8 +169,8 @@ impl Channels {
         }
     }
 
-    /// Binds or refreshes a channel for which there is no [`conflict`](Self::conflict); gives its deadline.
-    pub(super) fn bind(&mut self, number: u16, peer: SocketAddr, now: Instant) -> Deadline {
+    /// Binds or refreshes a channel for which there is no [`conflict`](Self::conflict).
+    pub(super) fn bind(&mut self, number: u16, peer: SocketAddr, now: Instant) {
         let deadline = Deadline::after(now, CHANNEL_LIFETIME);
         // Only an expired binding can still stand under this number or peer for somebody else.
         self.expire(now);
@@ -184,7 +187,6 @@ impl Channels {
                 self.by_peer.insert(at, (peer, number));
             }
         }
-        deadline
     }
 
     pub(super) fn len(&self) -> usize {

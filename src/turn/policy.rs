@@ -299,7 +299,7 @@ mod tests {
         let relay: SocketAddr = "127.0.0.1:50000".parse().unwrap();
         live.set(relay, true);
         assert_eq!(policy.peer_allowed(&live, "203.0.113.9:50000".parse().unwrap()), Ok(relay));
-        assert_eq!(policy.peer_allowed(&live, relay), Ok(relay));
+        assert_eq!(policy.peer_allowed(&live, relay), Err(Denial::Operator));
         assert!(policy.peer_allowed(&live, "203.0.113.9:22".parse().unwrap()).is_err());
         assert!(policy.peer_allowed(&live, "127.0.0.1:50001".parse().unwrap()).is_err());
         assert_eq!(policy.permission_allowed(&live, "203.0.113.9".parse().unwrap()), Ok(()));

@@ -1,10 +1,12 @@
 //! What every request goes through: authentication (RFC 8489 §9.2.4), the check for attributes that must be
 //! understood (§6.3.1), its method, and the answer.
 
+use super::allocation::Allocation;
 use super::contract::{Action, AuthCause, Context, Event, FiveTuple, FromClient, OpenRelay, RelayId};
 use super::outcome::DropReason;
 use super::reply::{self, Answering, Reject, Success};
 use super::server::Server;
+use super::table::Table;
 use super::time::Instant;
 use crate::auth::{Identity, LongTermKey};
 use crate::stun::attribute::{Nonce, Realm, Username};
@@ -144,14 +146,19 @@ impl Server {
         }));
         Reject::challenge(ErrorCode::UNAUTHENTICATED)
     }
+}
 
+impl Table {
     /// The allocation that a request other than Allocate is about (RFC 8656 §5).
-    pub(super) fn allocation_of(&self, now: Instant, request: &Authenticated<'_, '_>) -> Result<RelayId, Reject> {
-        let mismatch = Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch");
-        let id = self.find_open(&request.tuple, now).ok_or(mismatch)?;
-        let allocation = self.table.get(id).ok_or(mismatch)?;
+    pub(super) fn allocation_of(
+        &mut self,
+        now: Instant,
+        request: &Authenticated<'_, '_>,
+    ) -> Result<(RelayId, &mut Allocation), Reject> {
+        let found = self.find_open(&request.tuple, now);
+        let (id, allocation) = found.ok_or(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"))?;
         if *allocation.username == *request.username {
-            Ok(id)
+            Ok((id, allocation))
         } else {
             Err(Reject::new(ErrorCode::WRONG_CREDENTIALS, "Wrong Credentials"))
         }

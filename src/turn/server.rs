@@ -132,8 +132,7 @@ impl Server {
         let Some((number, payload)) = channel_data::parse(packet) else {
             return FromClient::Drop(DropReason::MalformedChannelData);
         };
-        let Some(relay) = self.find_open(tuple, now) else { return FromClient::Drop(DropReason::NoAllocation) };
-        let Some(allocation) = self.table.get_mut(relay) else {
+        let Some((relay, allocation)) = self.table.find_open(tuple, now) else {
             return FromClient::Drop(DropReason::NoAllocation);
         };
         let Some(peer) = allocation.channels.peer(number, now) else {
@@ -219,6 +218,7 @@ impl Server {
 
     /// A relay socket is closed, so that its port can be bound again.
     pub fn relay_closed(&mut self, bind: SocketAddr) {
+        debug_assert!(self.closing > 0, "a socket is reported closed once");
         self.closing = self.closing.saturating_sub(1);
         self.give_back(bind);
     }
@@ -227,13 +227,6 @@ impl Server {
     #[must_use]
     pub fn allocations(&self) -> usize {
         self.table.len()
-    }
-
-    /// The open allocation of a 5-tuple.
-    pub(super) fn find_open(&self, tuple: &FiveTuple, now: Instant) -> Option<RelayId> {
-        let id = self.table.find(tuple)?;
-        let allocation = self.table.get(id)?;
-        (matches!(allocation.state, State::Open) && !allocation.deadline.has_passed(now)).then_some(id)
     }
 
     pub(super) fn end(&mut self, id: RelayId, now: Instant, reason: EndReason) {

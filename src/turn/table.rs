@@ -55,6 +55,12 @@ impl Table {
         self.id_at(*self.by_tuple.get(tuple)?)
     }
 
+    /// The allocation of a 5-tuple, unless it is not open yet or its time has come.
+    pub(super) fn find_open(&mut self, tuple: &FiveTuple, now: Instant) -> Option<(RelayId, &mut Allocation)> {
+        let id = self.find(tuple)?;
+        self.get_mut(id).filter(|allocation| allocation.is_open(now)).map(|allocation| (id, allocation))
+    }
+
     pub(super) fn get(&self, id: RelayId) -> Option<&Allocation> {
         let entry = self.slab.get(id.slot())?;
         (entry.generation == id.generation).then_some(&entry.allocation)

@@ -112,6 +112,7 @@ auth     no secret and no user: one secret is made for each run; a nonce is good
 peers    special-purpose addresses are denied
 limits   32 allocations for each user, in all as many as there are ports
          an allocation has at most 256 permissions and 256 channels
+         an unverified source gets 50 answers a second
 log      info as text"
     );
     assert_eq!(
@@ -133,6 +134,7 @@ peers    special-purpose addresses are denied
          denied besides: 2001:db8:1::/48
 limits   any number of allocations for a user, 500 in all
          an allocation has at most 1 permission and 16384 channels
+         an unverified source gets 7 answers a second
 compat   channel numbers up to 0x7FFF are accepted
 log      trace as json
 warning  t.toml:15:12: `auth.secrets` has a secret shorter than 16 bytes, \

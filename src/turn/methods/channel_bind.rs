@@ -17,10 +17,7 @@ impl Server {
         request: &Authenticated<'_, '_>,
     ) -> Result<Accepted, Reject> {
         let bad = |reason| Reject::new(ErrorCode::BAD_REQUEST, reason);
-        let id = self.allocation_of(now, request)?;
-        let Some(allocation) = self.table.get_mut(id) else {
-            return Err(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"));
-        };
+        let (id, allocation) = self.table.allocation_of(now, request)?;
         let ChannelNumber(number) = required(request.message)?;
         let XorPeerAddress(peer) = required(request.message)?;
         match number {
@@ -33,15 +30,16 @@ impl Server {
             }
             _ => return Err(bad("Channel Number Out of Range")),
         }
-        if peer.port() == 0 {
-            return Err(bad("Peer Port Is 0"));
-        }
         match allocation.channels.conflict(number, peer, now) {
             None => {}
             Some(BindConflict::NumberBoundToOtherPeer) => return Err(bad("Channel Bound to Another Peer")),
             Some(BindConflict::PeerBoundToOtherNumber) => return Err(bad("Peer Bound to Another Channel")),
         }
         check_family(allocation, peer)?;
+        // Nothing can be sent there.
+        if peer.port() == 0 {
+            return Err(FORBIDDEN);
+        }
         if let Err(denial) = self.shared.policy.peer_allowed(&self.shared.live, peer) {
             self.actions.push_back(refused(allocation, peer, denial));
             return Err(FORBIDDEN);

@@ -16,10 +16,7 @@ impl Server {
         now: Instant,
         request: &Authenticated<'_, '_>,
     ) -> Result<Accepted, Reject> {
-        let id = self.allocation_of(now, request)?;
-        let Some(allocation) = self.table.get_mut(id) else {
-            return Err(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"));
-        };
+        let (id, allocation) = self.table.allocation_of(now, request)?;
         // None of them, or any that is malformed → 400. Nothing is installed before all are found good.
         let peers: Vec<SocketAddr> = request
             .message

@@ -17,11 +17,11 @@ impl Server {
         cx: &Context<'_>,
         request: &Authenticated<'_, '_>,
     ) -> Result<Accepted, Reject> {
-        let id = self.allocation_of(cx.now, request)?;
-        let family = self.table.get(id).map(|allocation| AddressFamily::from(&allocation.relayed));
+        let (id, allocation) = self.table.allocation_of(cx.now, request)?;
+        let family = AddressFamily::from(&allocation.relayed);
         match request.message.get::<RequestedAddressFamily>() {
             Ok(None) => {}
-            Ok(Some(RequestedAddressFamily(requested))) if Some(requested) == family => {}
+            Ok(Some(RequestedAddressFamily(requested))) if requested == family => {}
             Ok(Some(_)) | Err(AttributeError::UnknownFamily) => {
                 return Err(Reject::new(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH, "Peer Address Family Mismatch"));
             }
@@ -34,9 +34,6 @@ impl Server {
         }
         let desired = desired.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME);
         let mut deadline = Deadline::after(cx.now, Duration::from_secs(desired.into()));
-        let Some(allocation) = self.table.get_mut(id) else {
-            return Err(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"));
-        };
         // A credential that is over may keep its allocation for the grace period, and for what it was given before.
         if let Some(expires) = request.identity.expires {
             let left = expires.saturating_add(self.settings.expiry_grace).saturating_sub(cx.unix);

@@ -20,8 +20,7 @@ impl Server {
     }
 
     fn route_send(&mut self, now: Instant, tuple: &FiveTuple, message: &Message<'_>) -> Result<ToPeer, DropReason> {
-        let relay = self.find_open(tuple, now).ok_or(DropReason::NoAllocation)?;
-        let allocation = self.table.get_mut(relay).ok_or(DropReason::NoAllocation)?;
+        let (relay, allocation) = self.table.find_open(tuple, now).ok_or(DropReason::NoAllocation)?;
         // DONT-FRAGMENT is among what is not understood.
         if message.unknown_required(is_understood).next().is_some() {
             return Err(DropReason::MalformedIndication);

@@ -109,25 +109,36 @@ fn requested_transport_is_400_where_missing_or_malformed_and_442_where_not_udp()
 
 // Step 4, and what is as good as unknown because it is not offered: 420 with the list.
 #[test]
-fn dont_fragment_even_port_and_reservation_token_are_420() {
+fn dont_fragment_and_reservation_token_are_420() {
     let mut world = World::new();
     let client = world.client(1);
-    let (even, token) = (EvenPort { reserve_next: true }, ReservationToken([7; 8]));
+    let token = ReservationToken([7; 8]);
     let unknown = |answer: &Answer| answer.get::<UnknownAttributes<'_>>().unwrap().iter().collect::<Vec<_>>();
     for (attribute, kind) in [
         (&DontFragment as &dyn EncodeAttribute, AttributeType::DONT_FRAGMENT),
-        (&even, AttributeType::EVEN_PORT),
         (&token, AttributeType::RESERVATION_TOKEN),
     ] {
         let answer = world.ask(&client, Method::ALLOCATE, &[&UDP, attribute]);
         assert_eq!((answer.code(), unknown(&answer)), (Some(420), vec![kind]));
     }
-    let answer = world.ask(&client, Method::ALLOCATE, &[&token, &UDP, &even, &Raw(AttributeType::new(0x7abc), &[])]);
-    assert_eq!(
-        unknown(&answer),
-        [AttributeType::RESERVATION_TOKEN, AttributeType::EVEN_PORT, AttributeType::new(0x7abc)]
-    );
+    let answer = world.ask(&client, Method::ALLOCATE, &[&token, &UDP, &Raw(AttributeType::new(0x7abc), &[])]);
+    assert_eq!(unknown(&answer), [AttributeType::RESERVATION_TOKEN, AttributeType::new(0x7abc)]);
     assert_eq!(world.footprint(), NOTHING);
+}
+
+// Step 8, for a server that reserves no ports: an even one without a reservation is to be had, with one it is not.
+#[test]
+fn even_port_gets_an_even_port_or_508_with_a_reservation() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let reserve = EvenPort { reserve_next: true };
+    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &reserve]), 508);
+    let both = [&UDP as &dyn EncodeAttribute, &reserve, &AdditionalAddressFamily(AddressFamily::V6)];
+    assert_eq!(world.refusal(&client, Method::ALLOCATE, &both), 400);
+    assert_eq!(world.footprint(), NOTHING);
+    let answer = world.ask(&client, Method::ALLOCATE, &[&UDP, &EvenPort { reserve_next: false }]);
+    assert!(answer.get::<XorRelayedAddress>().unwrap().0.port().is_multiple_of(2));
+    assert!(matches!(world.event(), Event::AllocationCreated { .. }));
 }
 
 // RFC 8489 §6.3.1: what is comprehension-optional is ignored.

@@ -349,7 +349,7 @@ fn attributes_behind_the_integrity_are_ignored_in_every_method() {
     let answer = ask(&mut world, Method::ALLOCATE, &[&udp], &[&Lifetime(3_600), &unknown]);
     assert_eq!((answer.code(), answer.lifetime()), (None, Some(600)));
     assert!(matches!(world.event(), Event::AllocationCreated { lifetime: 600, .. }));
-    let relay = world.server.find_open(&client.tuple, world.now).unwrap();
+    let (relay, _) = world.server.table.find_open(&client.tuple, world.now).unwrap();
     // Refresh: neither a longer lifetime nor a deletion.
     for lifetime in [3_600, 0] {
         let answer = ask(&mut world, Method::REFRESH, &[], &[&Lifetime(lifetime), &unknown]);
@@ -376,4 +376,35 @@ fn attributes_behind_the_integrity_are_ignored_in_every_method() {
     let username = Username(&client.username);
     let credentials: [&dyn EncodeAttribute; 3] = [&username, &Realm(REALM), &Nonce(&client.nonce)];
     assert_eq!(world.answer_to(&client.tuple, &appended(&bare, &credentials)).code(), Some(400));
+}
+
+// design: an answer to a source that nobody has seen receive is a gift to whoever forges it.
+#[test]
+fn a_source_without_a_valid_nonce_gets_few_answers_and_one_with_a_nonce_all() {
+    let mut world = World::with(|setup| setup.settings.unverified_replies = 10);
+    let client = world.client(1);
+    let other = world.client(2);
+    let stranger = |world: &mut World, method| {
+        let packet = plain(Class::Request, method, &[&RequestedTransport::UDP]);
+        match world.client_packet(&client.tuple, &packet).0 {
+            FromClient::Reply(_) => true,
+            FromClient::Drop(DropReason::ReplyLimit) => false,
+            other => panic!("{other:?}"),
+        }
+    };
+    let answered = (0..1_000).filter(|n| {
+        let method = if n % 2 == 0 { Method::BINDING } else { Method::ALLOCATE };
+        stranger(&mut world, method)
+    });
+    assert_eq!(answered.count(), 41);
+    world.pass(seconds(1));
+    assert_eq!((0..100).filter(|_| stranger(&mut world, Method::ALLOCATE)).count(), 10);
+
+    // Who repeats the nonce is not counted, and is not slowed down by the forger; nor is another source.
+    for _ in 0..100 {
+        assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437);
+    }
+    let packet = plain(Class::Request, Method::BINDING, &[]);
+    assert!(matches!(world.client_packet(&other.tuple, &packet).0, FromClient::Reply(_)));
+    assert_eq!(world.footprint(), NOTHING);
 }

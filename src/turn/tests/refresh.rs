@@ -157,6 +157,6 @@ fn attributes_of_other_methods_are_ignored() {
     let client = world.client(1);
     world.allocate(&client);
     world.accept(&client, Method::REFRESH, &[&RequestedTransport::TCP, &XorPeerAddress(peer(1)), &Lifetime(600)]);
-    let relay = world.server.find_open(&client.tuple, world.now).unwrap();
+    let (relay, _) = world.server.table.find_open(&client.tuple, world.now).unwrap();
     assert!(world.peer_packet(relay, peer(1), b"in").is_err());
 }
