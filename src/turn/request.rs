@@ -55,7 +55,11 @@ impl Server {
                 .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply),
             Ok(Accepted::Open(open)) => FromClient::Open(open),
             Ok(Accepted::Pending) => FromClient::Drop(DropReason::AllocationPending),
-            Err(reject) => self.rejected(cx, tuple, &answering, Some(key), &reject, reply),
+            Err(reject) => {
+                // RFC 8489 §9.2.4: a 401 is not signed, whichever check it comes from.
+                let key = (!reject.challenges()).then_some(key);
+                self.rejected(cx, tuple, &answering, key, &reject, reply)
+            }
         }
     }
 

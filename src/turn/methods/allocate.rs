@@ -107,7 +107,9 @@ impl Server {
         // Step 2: the 5-tuple has an allocation → 437, unless this is the request that made it, once more.
         if let Some(id) = self.table.find(&request.tuple) {
             match self.table.get(id).filter(|allocation| !allocation.deadline.has_passed(cx.now)) {
-                Some(allocation) if allocation.transaction == answering.transaction => {
+                Some(allocation)
+                    if allocation.transaction == answering.transaction && *allocation.username == *request.username =>
+                {
                     return Ok(match allocation.state {
                         State::Opening(_) => Accepted::Pending,
                         State::Open => {

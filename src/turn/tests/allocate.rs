@@ -1,0 +1,479 @@
+//! RFC 8656 §7.2 step by step.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::super::{Action, DropReason, EndReason, Event, FromClient, OpenError, Opened, Outcome};
+use super::support::*;
+use crate::stun::attribute::{
+    AdditionalAddressFamily, AddressErrorCode, AddressFamily, DontFragment, EvenPort, Lifetime, RequestedAddressFamily,
+    RequestedTransport, ReservationToken, UnknownAttributes, XorMappedAddress, XorRelayedAddress,
+};
+use crate::stun::{AttributeType, EncodeAttribute, ErrorCode, Method};
+
+const UDP: RequestedTransport = RequestedTransport::UDP;
+
+/// What the log says about the allocation that was refused.
+fn limit(world: &mut World) -> &'static str {
+    match world.event() {
+        Event::AllocationRefused { limit, .. } => limit,
+        other => panic!("a refusal is expected in the log, not {other:?}"),
+    }
+}
+
+#[test]
+fn allocate_is_answered_with_relayed_address_lifetime_and_mapped_address() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    let open = world.open_for(&client.tuple, &request);
+    assert_eq!(open.bind.ip().to_string(), BIND_V4);
+    assert_eq!(world.server.next_action(), None, "nothing is said before the socket is open");
+    let answer = world.opened(&request, &open, Ok(()));
+    assert_eq!(answer.outcome, Outcome::Answered(Method::ALLOCATE));
+    assert_eq!(
+        answer.kinds(),
+        [
+            AttributeType::XOR_RELAYED_ADDRESS,
+            AttributeType::LIFETIME,
+            AttributeType::XOR_MAPPED_ADDRESS,
+            AttributeType::SOFTWARE,
+            AttributeType::MESSAGE_INTEGRITY,
+        ]
+    );
+    // Behind 1:1 NAT the client is told the address that the world knows.
+    let relay = SocketAddr::new(ADVERTISED_V4.parse().unwrap(), open.bind.port());
+    assert_eq!(answer.get(), Some(XorRelayedAddress(relay)));
+    assert_eq!(answer.get(), Some(XorMappedAddress(client.tuple.client)));
+    assert_eq!(answer.lifetime(), Some(600));
+    assert!(answer.is_signed_for(&client));
+    let (user, tuple) = ("alice".to_owned(), client.tuple);
+    assert_eq!(world.event(), Event::AllocationCreated { user, tuple, relay, lifetime: 600 });
+}
+
+// Step 2: 437 for a second allocation on the 5-tuple, whoever asks.
+#[test]
+fn second_allocate_on_a_5_tuple_is_437() {
+    let mut world = World::new();
+    let client = world.client(1);
+    world.allocate(&client);
+    let before = world.footprint();
+    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP]), 437);
+    assert_eq!(world.refusal(&client.as_user(1), Method::ALLOCATE, &[&UDP]), 437);
+    // The step comes before those that look at the attributes.
+    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[]), 437);
+    assert_eq!(world.footprint(), before);
+}
+
+#[test]
+fn second_allocate_while_the_socket_is_being_opened_is_437() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    let open = world.open_for(&client.tuple, &request);
+    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP]), 437);
+    assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437, "there is no allocation yet");
+    world.opened(&request, &open, Ok(()));
+    assert!(matches!(world.event(), Event::AllocationCreated { .. }));
+}
+
+#[test]
+fn allocate_after_the_end_of_an_allocation_succeeds_in_its_very_millisecond() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let old = world.allocate(&client);
+    world.pass(seconds(600));
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    let open = world.open_for(&client.tuple, &request);
+    assert_eq!(world.ended(&old).reason, EndReason::Expired);
+    assert_ne!(open.relay, old.id, "the shell can tell the new socket from the old one");
+    world.opened(&request, &open, Ok(()));
+    assert!(matches!(world.event(), Event::AllocationCreated { .. }));
+}
+
+// Step 3: missing or malformed → 400, another protocol → 442.
+#[test]
+fn requested_transport_is_400_where_missing_or_malformed_and_442_where_not_udp() {
+    let mut world = World::new();
+    let client = world.client(1);
+    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[]), 400);
+    for value in [&[][..], &[17], &[17, 0, 0], &[17, 0, 0, 0, 0]] {
+        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&Raw(AttributeType::REQUESTED_TRANSPORT, value)]), 400);
+    }
+    for protocol in [RequestedTransport::TCP, RequestedTransport(0), RequestedTransport(132)] {
+        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&protocol]), 442);
+    }
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+// Step 4, and what is as good as unknown because it is not offered: 420 with the list.
+#[test]
+fn dont_fragment_even_port_and_reservation_token_are_420() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let (even, token) = (EvenPort { reserve_next: true }, ReservationToken([7; 8]));
+    let unknown = |answer: &Answer| answer.get::<UnknownAttributes<'_>>().unwrap().iter().collect::<Vec<_>>();
+    for (attribute, kind) in [
+        (&DontFragment as &dyn EncodeAttribute, AttributeType::DONT_FRAGMENT),
+        (&even, AttributeType::EVEN_PORT),
+        (&token, AttributeType::RESERVATION_TOKEN),
+    ] {
+        let answer = world.ask(&client, Method::ALLOCATE, &[&UDP, attribute]);
+        assert_eq!((answer.code(), unknown(&answer)), (Some(420), vec![kind]));
+    }
+    let answer = world.ask(&client, Method::ALLOCATE, &[&token, &UDP, &even, &Raw(AttributeType::new(0x7abc), &[])]);
+    assert_eq!(
+        unknown(&answer),
+        [AttributeType::RESERVATION_TOKEN, AttributeType::EVEN_PORT, AttributeType::new(0x7abc)]
+    );
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+// RFC 8489 §6.3.1: what is comprehension-optional is ignored.
+#[test]
+fn unknown_optional_attributes_are_ignored() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let ticket = Raw(AttributeType::MOBILITY_TICKET, &[]);
+    world.allocate_with(&client, &[&ticket, &Raw(AttributeType::new(0xffff), &[1, 2, 3])]);
+}
+
+// Step 6: both family attributes → 400. Step 9: ADDITIONAL-ADDRESS-FAMILY of IPv4 → 400.
+#[test]
+fn bad_combinations_of_address_families_are_400() {
+    let mut world = World::new();
+    let client = world.client(1);
+    for family in [AddressFamily::V4, AddressFamily::V6] {
+        for additional in [AddressFamily::V4, AddressFamily::V6] {
+            let (family, additional) = (RequestedAddressFamily(family), AdditionalAddressFamily(additional));
+            assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &family, &additional]), 400);
+        }
+    }
+    let additional = AdditionalAddressFamily(AddressFamily::V4);
+    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &additional]), 400);
+    for kind in [AttributeType::REQUESTED_ADDRESS_FAMILY, AttributeType::ADDITIONAL_ADDRESS_FAMILY] {
+        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &Raw(kind, &[1])]), 400);
+    }
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+// Step 7: a family that the server does not have → 440, also for want of a REQUESTED-ADDRESS-FAMILY.
+#[test]
+fn address_family_that_the_server_does_not_have_is_440() {
+    let mut only_v4 = World::with(|setup| setup.settings.relays.truncate(1));
+    let client = only_v4.client(1);
+    let [v4, v6] = [AddressFamily::V4, AddressFamily::V6].map(RequestedAddressFamily);
+    assert_eq!(only_v4.refusal(&client, Method::ALLOCATE, &[&UDP, &v6]), 440);
+    let unknown = Raw(AttributeType::REQUESTED_ADDRESS_FAMILY, &[3, 0, 0, 0]);
+    assert_eq!(only_v4.refusal(&client, Method::ALLOCATE, &[&UDP, &unknown]), 440);
+    only_v4.allocate_with(&client, &[&v4]);
+
+    let mut only_v6 = World::with(|setup| setup.settings.relays.retain(|relay| relay.bind.is_ipv6()));
+    let client = only_v6.client(1);
+    assert_eq!(only_v6.refusal(&client, Method::ALLOCATE, &[&UDP]), 440);
+    assert_eq!(only_v6.refusal(&client, Method::ALLOCATE, &[&UDP, &v4]), 440);
+    assert_eq!(only_v6.footprint(), NOTHING);
+    only_v6.allocate_with(&client, &[&v6]);
+}
+
+#[test]
+fn requested_family_decides_which_relay_address_is_used() {
+    let mut world = World::new();
+    let [v4, v6] = [AddressFamily::V4, AddressFamily::V6].map(RequestedAddressFamily);
+    let (first, second, third) = (world.client(1), world.client(2), world.client(3));
+    assert_eq!(world.allocate(&first).relayed.ip().to_string(), ADVERTISED_V4);
+    assert_eq!(world.allocate_with(&second, &[&v4]).relayed.ip().to_string(), ADVERTISED_V4);
+    assert_eq!(world.allocate_with(&third, &[&v6]).relayed.ip().to_string(), RELAY_V6);
+}
+
+// Step 9: partly met, with ADDRESS-ERROR-CODE for the family that is not to be had.
+#[test]
+fn additional_ipv6_address_gets_an_ipv4_one_and_an_address_error_code() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let additional = AdditionalAddressFamily(AddressFamily::V6);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &additional]);
+    let open = world.open_for(&client.tuple, &request);
+    let first = world.opened(&request, &open, Ok(()));
+    assert!(matches!(world.event(), Event::AllocationCreated { .. }));
+    for answer in [first, world.answer_to(&client.tuple, &request)] {
+        let AddressErrorCode { family, code, .. } = answer.get().unwrap();
+        assert_eq!((family, code), (AddressFamily::V6, ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED));
+        let XorRelayedAddress(relayed) = answer.get().unwrap();
+        assert_eq!(relayed.ip().to_string(), ADVERTISED_V4);
+    }
+}
+
+// The default where less is asked for, the maximum where more is.
+#[test]
+fn lifetime_is_between_the_default_and_the_maximum() {
+    let mut world = World::new();
+    for (host, (asked, given)) in
+        (1..).zip([(0, 600), (1, 600), (600, 600), (601, 601), (3_600, 3_600), (3_601, 3_600), (u32::MAX, 3_600)])
+    {
+        let client = world.client(host);
+        let answer_of = |world: &mut World| world.ask(&client, Method::ALLOCATE, &[&UDP, &Lifetime(asked)]);
+        assert_eq!(answer_of(&mut world).lifetime(), Some(given), "asked for {asked}");
+        assert!(matches!(world.event(), Event::AllocationCreated { lifetime, .. } if lifetime == given));
+    }
+}
+
+#[test]
+fn malformed_lifetime_is_400() {
+    let mut world = World::new();
+    let client = world.client(1);
+    for value in [&[][..], &[0, 0, 2], &[0, 0, 0, 2, 0]] {
+        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &Raw(AttributeType::LIFETIME, value)]), 400);
+    }
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+#[test]
+fn an_allocation_lasts_its_lifetime_to_the_millisecond() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relay = world.allocate_with(&client, &[&Lifetime(700)]);
+    world.advance(Duration::from_millis(699_999));
+    assert_eq!(world.server.allocations(), 1);
+    world.advance(Duration::from_millis(1));
+    let summary = world.ended(&relay);
+    assert_eq!((summary.reason, summary.duration), (EndReason::Expired, seconds(700)));
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+// §7.2, the note on the stateless stack approach: the answer is the same but for LIFETIME.
+#[test]
+fn retransmitted_allocate_gets_the_same_answer() {
+    let mut world = World::with(|setup| (setup.allocations_per_user, setup.allocations) = (1, 1));
+    let client = world.client(1);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    let open = world.open_for(&client.tuple, &request);
+    let first = world.opened(&request, &open, Ok(()));
+    assert!(matches!(world.event(), Event::AllocationCreated { .. }));
+    let before = world.footprint();
+    assert_eq!(world.answer_to(&client.tuple, &request), first);
+    world.pass(seconds(7));
+    let later = world.answer_to(&client.tuple, &request);
+    assert_eq!(later.lifetime(), Some(593));
+    assert_eq!(later.kinds(), first.kinds());
+    assert_eq!(later.get::<XorRelayedAddress>(), first.get());
+    assert_eq!(later.get::<XorMappedAddress>(), first.get());
+    assert_eq!(world.footprint(), before, "a retransmission is counted once");
+}
+
+// What a copy of the request says that is signed by somebody else is not a retransmission.
+#[test]
+fn the_same_transaction_id_under_another_username_is_437() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let transaction = world.transaction();
+    let request = client.request(transaction, Method::ALLOCATE, &[&UDP]);
+    let open = world.open_for(&client.tuple, &request);
+    let other = client.as_user(1).request(transaction, Method::ALLOCATE, &[&UDP]);
+    assert_eq!(world.answer_to(&client.tuple, &other).code(), Some(437));
+    world.opened(&request, &open, Ok(()));
+    assert!(matches!(world.event(), Event::AllocationCreated { .. }));
+    assert_eq!(world.answer_to(&client.tuple, &other).code(), Some(437));
+}
+
+#[test]
+fn retransmission_while_the_socket_is_being_opened_is_dropped() {
+    let mut world = World::with(|setup| setup.allocations_per_user = 1);
+    let client = world.client(1);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    let open = world.open_for(&client.tuple, &request);
+    let before = world.footprint();
+    assert_eq!(world.dropped(&client.tuple, &request), DropReason::AllocationPending);
+    assert_eq!(world.footprint(), before);
+    world.opened(&request, &open, Ok(()));
+    assert!(matches!(world.event(), Event::AllocationCreated { .. }));
+}
+
+// Step 10: 486. The user is who stands behind the expiry.
+#[test]
+fn the_quota_counts_the_user_behind_the_expiry() {
+    let mut world = World::with(|setup| setup.allocations_per_user = 2);
+    let [first, second, third] =
+        [1, 2, 3].map(|host| world.client(host).with_credential("carol", UNIX + 5_000 + u64::from(host)));
+    let relay = world.allocate(&first);
+    world.allocate(&second);
+    let full = world.footprint();
+    assert_eq!(world.refusal(&third, Method::ALLOCATE, &[&UDP]), 486);
+    assert!(limit(&mut world).contains("allocations-per-user"));
+    assert_eq!(world.footprint(), full);
+    // Another user is not concerned.
+    let other = world.client(4);
+    world.allocate(&other);
+
+    // Released on deletion …
+    world.accept(&first, Method::REFRESH, &[&Lifetime(0)]);
+    assert_eq!(world.ended(&relay).user, "carol");
+    let relay = world.allocate(&third);
+    assert_eq!(world.refusal(&first, Method::ALLOCATE, &[&UDP]), 486);
+    limit(&mut world);
+    // … and on expiry.
+    for client in [&second, &other] {
+        world.accept(client, Method::REFRESH, &[&Lifetime(1_000)]);
+    }
+    world.advance(seconds(600));
+    assert_eq!(world.ended(&relay).reason, EndReason::Expired);
+    world.allocate(&first);
+}
+
+// The place of a refused allocation is not lost.
+#[test]
+fn a_failed_socket_gives_the_quota_back() {
+    let mut world = World::with(|setup| (setup.allocations_per_user, setup.allocations) = (1, 1));
+    let client = world.client(1);
+    for _ in 0..3 {
+        let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+        let open = world.open_for(&client.tuple, &request);
+        let answer = world.opened(&request, &open, Err(OpenError::Other));
+        assert_eq!(answer.code(), Some(508));
+        assert!(answer.is_signed_for(&client));
+        assert!(limit(&mut world).contains("LimitNOFILE"));
+        assert_eq!(world.footprint(), NOTHING);
+    }
+    world.allocate(&client);
+}
+
+#[test]
+fn limits_allocations_is_508_and_says_so() {
+    let mut world = World::with(|setup| setup.allocations = 2);
+    let (first, third) = (world.client(1), world.client(3));
+    let relay = world.allocate(&first);
+    let second = world.client(2);
+    world.allocate(&second);
+    let full = world.footprint();
+    let answer = world.ask(&third, Method::ALLOCATE, &[&UDP]);
+    assert_eq!((answer.code(), answer.reason().as_str()), (Some(508), "Insufficient Capacity: allocations"));
+    assert!(limit(&mut world).contains("limits.allocations"));
+    assert_eq!(world.footprint(), full);
+    world.accept(&first, Method::REFRESH, &[&Lifetime(0)]);
+    world.ended(&relay);
+    world.allocate(&third);
+}
+
+#[test]
+fn exhausted_ports_are_508_until_a_socket_is_closed() {
+    let mut world = World::new();
+    let relays: Vec<Relay> = (1..=8).map(|host| world.allocate(&world.client(host))).collect();
+    let ports: BTreeSet<u16> = relays.iter().map(|relay| relay.bind.port()).collect();
+    assert_eq!(ports.len(), usize::from(PORTS), "no two allocations share a relayed transport address");
+    let late = world.client(9);
+    let full = world.footprint();
+    let refused = |world: &mut World| {
+        let answer = world.ask(&late, Method::ALLOCATE, &[&UDP]);
+        assert_eq!((answer.code(), answer.reason().as_str()), (Some(508), "Insufficient Capacity: relay ports"));
+        assert!(limit(world).contains("relay.ports"));
+    };
+    refused(&mut world);
+    assert_eq!(world.footprint(), full);
+    // The port comes back when the socket is closed, not before.
+    let first = world.client(1);
+    world.accept(&first, Method::REFRESH, &[&Lifetime(0)]);
+    assert_eq!(world.server.next_action(), Some(Action::Close(relays[0].id)));
+    assert!(matches!(world.event(), Event::AllocationEnded(_)));
+    refused(&mut world);
+    world.server.relay_closed(relays[0].bind);
+    assert_eq!(world.allocate(&late).bind.port(), relays[0].bind.port());
+}
+
+// A port that somebody else has is passed over, tried again after a while, and lost in no case.
+#[test]
+fn ports_in_use_are_passed_over_and_tried_again_later() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    let mut open = world.open_for(&client.tuple, &request);
+    let mut tried = BTreeSet::new();
+    let answer = loop {
+        assert!(tried.insert(open.bind.port()), "no port is tried twice");
+        match world.relay_opened(&open, Err(OpenError::PortInUse)) {
+            (Opened::Open(next), _) => {
+                assert_eq!(next.relay, open.relay);
+                open = next;
+            }
+            (Opened::Reply(tuple, reply), buffer) => {
+                assert_eq!(tuple, client.tuple);
+                break Answer::new(&request, &buffer, &reply);
+            }
+            (Opened::Abandoned, _) => panic!("the client is owed an answer"),
+        }
+    };
+    assert_eq!((answer.code(), tried.len()), (Some(508), usize::from(PORTS)));
+    assert!(limit(&mut world).contains("relay.ports"));
+    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP]), 508);
+    limit(&mut world);
+    world.pass(seconds(60));
+    world.allocate(&client);
+}
+
+#[test]
+fn sixteen_ports_are_tried_and_no_more() {
+    let mut world = World::with(|setup| setup.settings.relays[0].ports = 50_000..=50_999);
+    let client = world.client(1);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    let mut open = world.open_for(&client.tuple, &request);
+    let mut tries = 1;
+    while let (Opened::Open(next), _) = world.relay_opened(&open, Err(OpenError::PortInUse)) {
+        (open, tries) = (next, tries + 1);
+    }
+    assert_eq!(tries, 16);
+    assert!(limit(&mut world).contains("in use by other programs"));
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+// The shell is slow, and time and the operator are not.
+#[test]
+fn a_socket_that_opens_after_the_end_is_abandoned_and_its_port_kept_until_it_is_closed() {
+    for stopped in [false, true] {
+        let mut world = World::new();
+        let client = world.client(1);
+        let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+        let opens = [(); 2].map(|()| {
+            if stopped {
+                let open = world.open_for(&client.tuple, &request);
+                world.server.stop(world.now);
+                open
+            } else {
+                let open = world.open_for(&client.tuple, &request);
+                world.advance(seconds(600));
+                open
+            }
+        });
+        assert_eq!(world.footprint(), Footprint { ports_taken: 2, ..NOTHING });
+        assert_eq!(world.relay_opened(&opens[0], Ok(())).0, Opened::Abandoned);
+        assert_eq!(world.relay_opened(&opens[1], Err(OpenError::Other)).0, Opened::Abandoned);
+        assert_eq!(world.footprint(), Footprint { ports_taken: 1, ..NOTHING });
+        world.server.relay_closed(opens[0].bind);
+        assert_eq!(world.footprint(), NOTHING);
+    }
+}
+
+#[test]
+fn stopping_ends_every_allocation() {
+    let mut world = World::new();
+    let relays = [1, 2, 3].map(|host| world.client(host)).map(|client| world.allocate(&client));
+    world.server.stop(world.now);
+    for relay in &relays {
+        assert_eq!(world.ended(relay).reason, EndReason::ServerStopped);
+    }
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+// A stranger's Allocate costs neither a socket nor anything else, however often it comes.
+#[test]
+fn unauthenticated_allocate_opens_no_socket() {
+    let mut world = World::new();
+    let mut client = world.client(1);
+    client.password = "guess".to_owned();
+    client.nonce = "guess".to_owned();
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    for _ in 0..50 {
+        assert!(matches!(world.client_packet(&client.tuple, &request).0, FromClient::Reply(_)));
+    }
+    assert_eq!(world.footprint(), NOTHING);
+}

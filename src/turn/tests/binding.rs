@@ -1,0 +1,119 @@
+use super::super::{DropReason, Outcome};
+use super::support::*;
+use crate::stun::attribute::{Software, UnknownAttributes, XorMappedAddress};
+use crate::stun::{AttributeType, Class, FingerprintStatus, Message, Method, TransactionId};
+
+// RFC 8489 §6.3.1.1: the source transport address, as XOR-MAPPED-ADDRESS.
+#[test]
+fn binding_tells_the_clients_transport_address_and_nothing_else() {
+    let mut world = World::new();
+    for (source, length) in [("192.0.2.7:5000", 32), ("[2001:db8::7]:5000", 44)] {
+        let mut tuple = world.client(1).tuple;
+        tuple.client = address(source);
+        let answer = world.answer_to(&tuple, &plain(Class::Request, Method::BINDING, &[]));
+        assert_eq!(answer.outcome, Outcome::Answered(Method::BINDING));
+        assert_eq!(answer.kinds(), [AttributeType::XOR_MAPPED_ADDRESS]);
+        assert_eq!(answer.get(), Some(XorMappedAddress(tuple.client)));
+        assert_eq!(answer.bytes.len(), length);
+    }
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+// RFC 8489 §6.3.1: 420 with the list; unknown comprehension-optional attributes are ignored.
+#[test]
+fn binding_with_unknown_attributes_is_420_that_lists_those_that_must_be_understood() {
+    let mut world = World::new();
+    let tuple = world.client(1).tuple;
+    let [required, optional, another] = [0x7abc, 0xbcde, 0x0003].map(AttributeType::new);
+    let request = plain(Class::Request, Method::BINDING, &[&Raw(required, &[1]), &Raw(optional, &[2])]);
+    let answer = world.answer_to(&tuple, &request);
+    assert_eq!(answer.code(), Some(420));
+    assert_eq!(answer.get(), Some(UnknownAttributes::new(&[required])));
+
+    let request = plain(Class::Request, Method::BINDING, &[&Raw(required, &[]), &Raw(another, &[0; 4])]);
+    assert_eq!(world.answer_to(&tuple, &request).get(), Some(UnknownAttributes::new(&[required, another])));
+
+    let request = plain(Class::Request, Method::BINDING, &[&Raw(optional, &[]), &Software("client 1.0")]);
+    assert_eq!(world.answer_to(&tuple, &request).code(), None);
+}
+
+// A packet full of unknown attributes must not become a bigger one.
+#[test]
+fn binding_with_a_thousand_unknown_attributes_gets_a_small_answer() {
+    let mut world = World::new();
+    let request = write(Class::Request, Method::BINDING, TransactionId::new([1; 12]), |writer| {
+        (0x4000..0x4400).for_each(|kind| writer.push(&Raw(AttributeType::new(kind), &[])));
+    });
+    let answer = world.answer_to(&world.client(1).tuple, &request);
+    assert_eq!(answer.code(), Some(420));
+    assert!(answer.bytes.len() <= 120, "{} bytes", answer.bytes.len());
+}
+
+// RFC 8489 §7: FINGERPRINT is used where the request used it; §6.3: a wrong one is silently discarded.
+#[test]
+fn fingerprint_is_answered_with_fingerprint_and_a_wrong_one_with_silence() {
+    let mut world = World::new();
+    let tuple = world.client(1).tuple;
+    for unknown in [false, true] {
+        let mut request = write(Class::Request, Method::BINDING, TransactionId::new([1; 12]), |writer| {
+            if unknown {
+                writer.push(&Raw(AttributeType::new(0x7abc), &[]));
+            }
+            writer.fingerprint();
+        });
+        let answer = world.answer_to(&tuple, &request);
+        assert_eq!(answer.message().fingerprint(), FingerprintStatus::Valid);
+        assert_eq!(answer.code(), unknown.then_some(420));
+        *request.last_mut().unwrap() ^= 1;
+        assert_eq!(world.dropped(&tuple, &request), DropReason::WrongFingerprint);
+    }
+    let answer = world.answer_to(&tuple, &plain(Class::Request, Method::BINDING, &[]));
+    assert_eq!(answer.message().fingerprint(), FingerprintStatus::Absent);
+}
+
+// RFC 8489 §6.3.2: a Binding indication is a keep-alive and has no response.
+#[test]
+fn binding_indication_and_responses_are_met_with_silence() {
+    let mut world = World::new();
+    let tuple = world.client(1).tuple;
+    assert_eq!(world.dropped(&tuple, &plain(Class::Indication, Method::BINDING, &[])), DropReason::Keepalive);
+    for class in [Class::Success, Class::Error] {
+        for method in [Method::BINDING, Method::ALLOCATE, Method::SEND] {
+            assert_eq!(world.dropped(&tuple, &plain(class, method, &[])), DropReason::UnexpectedResponse);
+        }
+    }
+}
+
+// RFC 8489 §6.3: an unsupported method, or a class that the method does not have, is silently discarded.
+#[test]
+fn methods_that_are_not_served_are_met_with_silence() {
+    let mut world = World::new();
+    let tuple = world.client(1).tuple;
+    for (class, method) in [
+        (Class::Request, Method::SEND),
+        (Class::Request, Method::DATA),
+        (Class::Request, Method::CONNECT),
+        (Class::Request, Method::new(0x0ab).unwrap()),
+        (Class::Indication, Method::DATA),
+        (Class::Indication, Method::ALLOCATE),
+        (Class::Indication, Method::REFRESH),
+        (Class::Indication, Method::CREATE_PERMISSION),
+        (Class::Indication, Method::CHANNEL_BIND),
+    ] {
+        assert_eq!(world.dropped(&tuple, &plain(class, method, &[])), DropReason::UnsupportedMethod, "{method}");
+    }
+}
+
+// An answer to these would go nowhere, or to everybody.
+#[test]
+fn sources_that_cannot_be_answered_are_met_with_silence() {
+    let mut world = World::new();
+    let request = plain(Class::Request, Method::BINDING, &[]);
+    assert!(Message::parse(&request).is_ok());
+    for source in ["192.0.2.7:0", "0.0.0.0:5000", "[::]:5000", "224.0.0.1:5000", "[ff02::1]:5000", "255.255.255.255:9"]
+    {
+        let mut tuple = world.client(1).tuple;
+        tuple.client = address(source);
+        assert_eq!(world.dropped(&tuple, &request), DropReason::UnusableSource, "{source}");
+    }
+}

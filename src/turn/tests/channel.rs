@@ -1,0 +1,307 @@
+//! RFC 8656 §12.
+
+use std::net::SocketAddr;
+
+use super::super::{DropReason, Event};
+use super::support::*;
+use crate::stun::attribute::{AddressFamily, ChannelNumber, Lifetime, RequestedAddressFamily, XorPeerAddress};
+use crate::stun::{AttributeType, Method};
+
+const CHANNEL_BIND: Method = Method::CHANNEL_BIND;
+
+fn bind(world: &mut World, client: &Client, number: u16, peer: SocketAddr) -> Answer {
+    world.ask(client, CHANNEL_BIND, &[&ChannelNumber(number), &XorPeerAddress(peer)])
+}
+
+/// A world in which client 1 has an allocation for an hour.
+fn allocated() -> (World, Client, Relay) {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relay = world.allocate_with(&client, &[&Lifetime(3_600)]);
+    (world, client, relay)
+}
+
+#[test]
+fn channel_bind_has_an_empty_signed_answer_and_installs_a_permission() {
+    let (mut world, client, relay) = allocated();
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).kinds(), [AttributeType::MESSAGE_INTEGRITY]);
+    // From the bound peer as ChannelData, from its address otherwise as a Data indication.
+    assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Ok((client.tuple, channel_data(0x4000, b"in"))));
+    let mut other_port = peer(1);
+    other_port.set_port(7_001);
+    assert!(world.peer_packet(relay.id, other_port, b"in").is_ok());
+}
+
+// §12.2: both attributes must be there and be well-formed.
+#[test]
+fn missing_or_malformed_number_or_peer_is_400() {
+    let (mut world, client, relay) = allocated();
+    let (number, one) = (ChannelNumber(0x4000), XorPeerAddress(peer(1)));
+    assert_eq!(world.refusal(&client, CHANNEL_BIND, &[]), 400);
+    assert_eq!(world.refusal(&client, CHANNEL_BIND, &[&number]), 400);
+    assert_eq!(world.refusal(&client, CHANNEL_BIND, &[&one]), 400);
+    for value in [&[][..], &[0x40, 0], &[0x40, 0, 0], &[0x40, 0, 0, 0, 0]] {
+        let bad = Raw(AttributeType::CHANNEL_NUMBER, value);
+        assert_eq!(world.refusal(&client, CHANNEL_BIND, &[&bad, &one]), 400);
+    }
+    for value in [&[][..], &[0, 1, 0, 0], &[0, 7, 0, 0, 1, 2, 3, 4]] {
+        let bad = Raw(AttributeType::XOR_PEER_ADDRESS, value);
+        assert_eq!(world.refusal(&client, CHANNEL_BIND, &[&number, &bad]), 400);
+    }
+    assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
+}
+
+#[test]
+fn unknown_attributes_in_channel_bind_are_420() {
+    let (mut world, client, relay) = allocated();
+    let (number, one, unknown) = (ChannelNumber(0x4000), XorPeerAddress(peer(1)), Raw(AttributeType::new(0x7abc), &[]));
+    assert_eq!(world.refusal(&client, CHANNEL_BIND, &[&number, &one, &unknown]), 420);
+    assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
+}
+
+// §12.2: 0x4000 through 0x4FFF.
+#[test]
+fn channel_number_out_of_range_is_400() {
+    let (mut world, client, _) = allocated();
+    for number in [0, 1, 0x3fff, 0x8000, 0xffff] {
+        let answer = bind(&mut world, &client, number, peer(1));
+        assert_eq!((answer.code(), answer.reason().as_str()), (Some(400), "Channel Number Out of Range"));
+    }
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    assert_eq!(bind(&mut world, &client, 0x4fff, peer(2)).code(), None);
+}
+
+// A client of RFC 5766 picks such numbers; the operator reads which setting admits them.
+#[test]
+fn channel_number_of_rfc_5766_is_400_that_names_the_setting() {
+    let (mut world, client, _) = allocated();
+    for number in [0x5000, 0x7fff] {
+        let answer = bind(&mut world, &client, number, peer(1));
+        assert_eq!(answer.code(), Some(400));
+        assert!(answer.reason().contains("compat.rfc5766-channels"));
+        let (user, tuple) = ("alice".to_owned(), client.tuple);
+        assert_eq!(world.event(), Event::Rfc5766Channel { user, tuple, number });
+        assert_eq!(world.dropped(&client.tuple, &channel_data(number, b"out")), DropReason::UnknownProtocol);
+    }
+}
+
+#[test]
+fn channel_numbers_of_rfc_5766_are_served_where_the_setting_admits_them() {
+    let mut world = World::with(|setup| setup.settings.rfc5766_channels = true);
+    let client = world.client(1);
+    let relay = world.allocate(&client);
+    for (number, host) in [(0x5000, 1), (0x7fff, 2)] {
+        assert_eq!(bind(&mut world, &client, number, peer(host)).code(), None);
+        assert_eq!(world.relayed(&client.tuple, &channel_data(number, b"out")).1, peer(host));
+        let (_, message) = world.peer_packet(relay.id, peer(host), b"in").unwrap();
+        assert_eq!(message, channel_data(number, b"in"));
+    }
+    assert_eq!(bind(&mut world, &client, 0x8000, peer(3)).code(), Some(400));
+    assert_eq!(world.dropped(&client.tuple, &channel_data(0x8000, b"out")), DropReason::UnknownProtocol);
+}
+
+// §12.2: neither may be bound elsewhere. The same binding again is fine.
+#[test]
+fn number_or_peer_bound_elsewhere_is_400() {
+    let (mut world, client, _) = allocated();
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    let answer = bind(&mut world, &client, 0x4000, peer(2));
+    assert_eq!((answer.code(), answer.reason().as_str()), (Some(400), "Channel Bound to Another Peer"));
+    let answer = bind(&mut world, &client, 0x4001, peer(1));
+    assert_eq!((answer.code(), answer.reason().as_str()), (Some(400), "Peer Bound to Another Channel"));
+    // A peer is a transport address: another port is another peer.
+    let mut other_port = peer(1);
+    other_port.set_port(7_001);
+    assert_eq!(bind(&mut world, &client, 0x4000, other_port).code(), Some(400));
+    assert_eq!(bind(&mut world, &client, 0x4001, other_port).code(), None);
+    assert_eq!(world.relayed(&client.tuple, &channel_data(0x4000, b"out")).1, peer(1));
+}
+
+// §12: the bindings of one allocation have no impact on another.
+#[test]
+fn two_allocations_may_bind_the_same_channel() {
+    let (mut world, client, _) = allocated();
+    let second = world.client(2);
+    let relay = world.allocate(&second);
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    assert_eq!(world.dropped(&second.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
+    assert_eq!(bind(&mut world, &second, 0x4000, peer(2)).code(), None);
+    assert_eq!(world.relayed(&second.tuple, &channel_data(0x4000, b"out")), (relay.id, peer(2), b"out".to_vec()));
+}
+
+#[test]
+fn peer_of_the_other_address_family_is_443() {
+    let (mut world, client, _) = allocated();
+    let second = world.client(2);
+    world.allocate_with(&second, &[&RequestedAddressFamily(AddressFamily::V6)]);
+    assert_eq!(bind(&mut world, &client, 0x4000, peer_v6(1)).code(), Some(443));
+    assert_eq!(bind(&mut world, &second, 0x4000, peer(1)).code(), Some(443));
+    assert_eq!(bind(&mut world, &second, 0x4000, peer_v6(1)).code(), None);
+}
+
+#[test]
+fn refused_peers_are_403_with_the_rule_in_the_log() {
+    let (mut world, client, _) = allocated();
+    let second = world.client(2);
+    world.allocate_with(&second, &[&RequestedAddressFamily(AddressFamily::V6)]);
+    for (client, refused) in [
+        (&client, "127.0.0.1:7000"),
+        (&client, "169.254.169.254:80"),
+        (&client, "10.0.0.5:49999"),
+        (&client, "203.0.113.9:22"),
+        (&second, "[::ffff:127.0.0.1]:7000"),
+        (&second, "[64:ff9b::10.0.0.1]:7000"),
+        (&second, "[2001:db8:1::5]:22"),
+    ] {
+        let peer = address(refused);
+        assert_eq!(bind(&mut world, client, 0x4000, peer).code(), Some(403), "{refused}");
+        assert!(matches!(world.event(), Event::PeerRefused { peer: logged, .. } if logged == peer));
+        assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
+    }
+}
+
+#[test]
+fn channels_and_permissions_beyond_the_limits_are_508() {
+    let mut world = World::with(|setup| {
+        (setup.settings.channels_per_allocation, setup.settings.permissions_per_allocation) = (2, 2);
+    });
+    let client = world.client(1);
+    world.allocate_with(&client, &[&Lifetime(3_600)]);
+    let mut other_port = peer(1);
+    other_port.set_port(7_001);
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    assert_eq!(bind(&mut world, &client, 0x4001, other_port).code(), None);
+    let answer = bind(&mut world, &client, 0x4002, peer(2));
+    assert_eq!((answer.code(), answer.reason().as_str()), (Some(508), "Insufficient Capacity: channels"));
+    // What is there can be refreshed.
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    world.pass(seconds(600));
+    world.permit(&client, peer(2));
+    world.permit(&client, peer(3));
+    let answer = bind(&mut world, &client, 0x4000, peer(1));
+    assert_eq!((answer.code(), answer.reason().as_str()), (Some(508), "Insufficient Capacity: permissions"));
+    assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(2)).code(), None);
+}
+
+// Also where nobody has looked since they expired.
+#[test]
+fn expired_channels_and_permissions_do_not_count_against_the_limits() {
+    let mut world = World::with(|setup| {
+        (setup.settings.channels_per_allocation, setup.settings.permissions_per_allocation) = (2, 2);
+    });
+    let client = world.client(1);
+    world.allocate_with(&client, &[&Lifetime(3_600)]);
+    for round in 0..3 {
+        for host in [1, 2] {
+            let number = 0x4000 + 2 * round + u16::from(host);
+            assert_eq!(bind(&mut world, &client, number, peer(2 * u8::try_from(round).unwrap() + host)).code(), None);
+        }
+        world.pass(seconds(600));
+    }
+}
+
+// §12: ten minutes, and the permission five. ChannelData renews neither (§12.6).
+#[test]
+fn a_channel_lasts_600_seconds_and_its_permission_300_whatever_the_traffic() {
+    let (mut world, client, relay) = allocated();
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    for second in 1..600 {
+        world.advance(seconds(1));
+        assert_eq!(world.relayed(&client.tuple, &channel_data(0x4000, b"out")).1, peer(1));
+        let inbound = world.peer_packet(relay.id, peer(1), b"in");
+        if second < 300 {
+            assert_eq!(inbound.unwrap().1, channel_data(0x4000, b"in"));
+        } else {
+            assert_eq!(inbound, Err(DropReason::NoPermission));
+        }
+    }
+    world.pass(seconds(1));
+    assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
+    world.advance(seconds(0));
+    assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
+}
+
+#[test]
+fn channel_bind_renews_channel_and_permission() {
+    let (mut world, client, relay) = allocated();
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    world.advance(seconds(599));
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    world.advance(seconds(299));
+    assert_eq!(world.peer_packet(relay.id, peer(1), b"in").unwrap().1, channel_data(0x4000, b"in"));
+    world.advance(seconds(300));
+    assert_eq!(world.relayed(&client.tuple, &channel_data(0x4000, b"out")).1, peer(1));
+    world.advance(seconds(1));
+    assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
+}
+
+// §9: requests of both kinds renew the same permission; CreatePermission renews no channel.
+#[test]
+fn create_permission_renews_the_permission_of_a_channel_but_not_the_channel() {
+    let (mut world, client, relay) = allocated();
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    world.advance(seconds(299));
+    world.permit(&client, peer(1));
+    world.advance(seconds(299));
+    assert_eq!(world.peer_packet(relay.id, peer(1), b"in").unwrap().1, channel_data(0x4000, b"in"));
+    world.permit(&client, peer(1));
+    world.advance(seconds(2));
+    // Unbound, and so by Data indication.
+    assert_ne!(world.peer_packet(relay.id, peer(1), b"in").unwrap().1, channel_data(0x4000, b"in"));
+    assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
+}
+
+// §12: once unbound, number and address can be bound otherwise.
+#[test]
+fn an_expired_binding_is_in_nobodys_way() {
+    let (mut world, client, relay) = allocated();
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
+    world.pass(seconds(600));
+    assert_eq!(bind(&mut world, &client, 0x4001, peer(1)).code(), None);
+    assert_eq!(bind(&mut world, &client, 0x4000, peer(2)).code(), None);
+    assert_eq!(world.peer_packet(relay.id, peer(1), b"in").unwrap().1, channel_data(0x4001, b"in"));
+    assert_eq!(world.peer_packet(relay.id, peer(2), b"in").unwrap().1, channel_data(0x4000, b"in"));
+}
+
+// §12.4 to §12.6: 0 is a valid length, and over UDP there may be padding that is no data.
+#[test]
+fn channel_data_is_relayed_without_its_padding() {
+    let (mut world, client, relay) = allocated();
+    bind(&mut world, &client, 0x4000, peer(1));
+    assert_eq!(world.relayed(&client.tuple, &channel_data(0x4000, b"")), (relay.id, peer(1), Vec::new()));
+    let padded = [&channel_data(0x4000, b"abcde")[..], &[0; 3]].concat();
+    assert_eq!(world.relayed(&client.tuple, &padded), (relay.id, peer(1), b"abcde".to_vec()));
+    let long = vec![7; 65_503];
+    assert_eq!(world.relayed(&client.tuple, &channel_data(0x4000, &long)).2, long);
+}
+
+// §12.6: a length beyond the datagram, a channel that is not bound → silence.
+#[test]
+fn bad_channel_data_is_met_with_silence() {
+    let (mut world, client, _) = allocated();
+    bind(&mut world, &client, 0x4000, peer(1));
+    let tuple = client.tuple;
+    for length in 1..4 {
+        assert_eq!(world.dropped(&tuple, &channel_data(0x4000, b"")[..length]), DropReason::MalformedChannelData);
+    }
+    for packet in [&[0x40, 0, 0, 1][..], &[0x40, 0, 0, 5, 1, 2, 3, 4], &[0x40, 0, 0xff, 0xff, 1]] {
+        assert_eq!(world.dropped(&tuple, packet), DropReason::MalformedChannelData);
+    }
+    assert_eq!(world.dropped(&tuple, &channel_data(0x4001, b"out")), DropReason::ChannelNotBound);
+    assert_eq!(world.dropped(&tuple, &channel_data(0x4fff, b"out")), DropReason::ChannelNotBound);
+    assert_eq!(world.dropped(&tuple, &channel_data(0x5000, b"out")), DropReason::UnknownProtocol);
+}
+
+// §5: on a 5-tuple without an allocation → silence.
+#[test]
+fn channel_data_without_an_allocation_is_met_with_silence() {
+    let (mut world, client, relay) = allocated();
+    bind(&mut world, &client, 0x4000, peer(1));
+    let stranger = world.client(2);
+    assert_eq!(world.dropped(&stranger.tuple, &channel_data(0x4000, b"out")), DropReason::NoAllocation);
+    world.accept(&client, Method::REFRESH, &[&Lifetime(0)]);
+    world.ended(&relay);
+    assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::NoAllocation);
+}

@@ -1,0 +1,263 @@
+//! Bytes that nobody sane would send, and what a stranger can buy with them.
+
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::super::{Action, DropReason, FromClient, OpenRelay, Outcome};
+use super::support::*;
+use crate::stun::attribute::{
+    ChannelNumber, Data, Lifetime, Nonce, Realm, RequestedTransport, Software, Username, XorPeerAddress,
+};
+use crate::stun::{AttributeType, Class, EncodeAttribute, Method, TransactionId};
+
+// RFC 8656 §12, Table 3: by the first byte; what is reserved is dropped.
+#[test]
+fn the_first_byte_decides_what_a_packet_is() {
+    let mut world = World::new();
+    let tuple = world.client(1).tuple;
+    assert_eq!(world.dropped(&tuple, &[]), DropReason::UnknownProtocol);
+    for first in 0..=255_u8 {
+        let reason = match first {
+            0..=3 => DropReason::MalformedStun,
+            0x40..=0x4f => DropReason::MalformedChannelData,
+            _ => DropReason::UnknownProtocol,
+        };
+        for length in 1..4 {
+            assert_eq!(world.dropped(&tuple, &[first, 0, 0][..length]), reason, "{first:#x}");
+        }
+    }
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+// RFC 8489 §6.3: the rules of §5; what breaks them is silently discarded.
+#[test]
+fn messages_that_break_the_rules_of_the_header_are_met_with_silence() {
+    let mut world = World::new();
+    let tuple = world.client(1).tuple;
+    let good = plain(Class::Request, Method::BINDING, &[&Software("client")]);
+    assert_eq!(world.answer_to(&tuple, &good).outcome, Outcome::Answered(Method::BINDING));
+    for length in 1..good.len() {
+        assert_eq!(world.dropped(&tuple, &good[..length]), DropReason::MalformedStun, "cut to {length}");
+    }
+    let mut changed = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut packet = good.clone();
+        change(&mut packet);
+        assert_eq!(world.dropped(&tuple, &packet), DropReason::MalformedStun);
+    };
+    changed(&|packet| packet[4] ^= 1);
+    changed(&|packet| packet[3] += 1);
+    changed(&|packet| packet[3] += 4);
+    changed(&|packet| packet[2] = 0xff);
+    changed(&|packet| packet[23] = 200);
+    changed(&|packet| packet[22] = 0xff);
+    changed(&|packet| packet.push(0));
+    changed(&|packet| packet.extend([0; 4]));
+}
+
+// 735 bytes is the length that has felled a server; 65 535 is the longest that a length field can claim.
+#[test]
+fn long_messages_are_taken_as_what_they_are() {
+    let mut world = World::new();
+    let client = world.client(1);
+    world.allocate(&client);
+    world.permit(&client, peer(1));
+    for length in [735, 736, 1_472, 65_000] {
+        let payload = vec![7; length];
+        let send = plain(Class::Indication, Method::SEND, &[&XorPeerAddress(peer(1)), &Data(&payload)]);
+        assert_eq!(world.relayed(&client.tuple, &send).2, payload);
+        let padded = Raw(AttributeType::new(0x8fff), &payload);
+        world.accept(&client, Method::REFRESH, &[&padded]);
+        let binding = plain(Class::Request, Method::BINDING, &[&padded]);
+        assert_eq!(world.answer_to(&client.tuple, &binding).code(), None);
+    }
+    for first in [0, 1, 0x40] {
+        let mut packet = vec![0xff; 65_535];
+        packet[0] = first;
+        let reason = world.dropped(&client.tuple, &packet);
+        assert!(matches!(reason, DropReason::MalformedStun | DropReason::MalformedChannelData));
+        assert!(matches!(world.client_packet(&client.tuple, &packet[..735]).0, FromClient::Drop(_)));
+    }
+    let mut packet = vec![0; 65_535];
+    packet[..4].copy_from_slice(&[0x40, 0, 0xff, 0xff]);
+    assert_eq!(world.dropped(&client.tuple, &packet), DropReason::MalformedChannelData);
+}
+
+#[test]
+fn as_many_attributes_as_a_message_can_hold_are_borne() {
+    let mut world = World::new();
+    let client = world.client(1);
+    world.allocate(&client);
+    let empty = Raw(AttributeType::new(0x8fff), &[]);
+    let many: Vec<&dyn EncodeAttribute> = vec![&empty; 16_000];
+    world.accept(&client, Method::REFRESH, &many);
+    let peers: Vec<_> = (0..5_000).map(|_| XorPeerAddress(peer(1))).collect();
+    let peers: Vec<&dyn EncodeAttribute> = peers.iter().map(|peer| peer as &dyn EncodeAttribute).collect();
+    world.accept(&client, Method::CREATE_PERMISSION, &peers);
+}
+
+// The longest names that RFC 8489 §14.3 and §14.9 let a client send.
+#[test]
+fn the_longest_names_are_borne() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let name = "u".repeat(509);
+    let request = write(Class::Request, Method::ALLOCATE, TransactionId::new([1; 12]), |writer| {
+        writer.push(&Username(&name));
+        writer.push(&Realm(&"r".repeat(763)));
+        writer.push(&Nonce(&"n".repeat(763)));
+        writer.message_integrity(b"some key");
+    });
+    assert_eq!(world.answer_to(&client.tuple, &request).code(), Some(401));
+}
+
+/// The packets of a client that knows what it does, to be spoilt.
+fn sane_packets(client: &Client) -> Vec<Vec<u8>> {
+    let (udp, zero, hour) = (RequestedTransport::UDP, Lifetime(0), Lifetime(3_600));
+    let (one, two, number) = (XorPeerAddress(peer(1)), XorPeerAddress(peer(2)), ChannelNumber(0x4000));
+    let requests: [(Method, &[&dyn EncodeAttribute]); 6] = [
+        (Method::ALLOCATE, &[&udp, &hour]),
+        (Method::REFRESH, &[&hour]),
+        (Method::REFRESH, &[&zero]),
+        (Method::CREATE_PERMISSION, &[&one, &two]),
+        (Method::CHANNEL_BIND, &[&number, &one]),
+        (Method::BINDING, &[]),
+    ];
+    let mut packets: Vec<_> = (0..)
+        .zip(requests)
+        .map(|(id, (method, attributes))| client.request(TransactionId::new([id; 12]), method, attributes))
+        .collect();
+    packets.push(plain(Class::Indication, Method::SEND, &[&one, &Data(b"out")]));
+    packets.push(plain(Class::Request, Method::ALLOCATE, &[&udp]));
+    packets.push(channel_data(0x4000, b"out"));
+    packets
+}
+
+/// What may be done to a packet.
+#[derive(Clone, Debug)]
+enum Spoil {
+    Set(prop::sample::Index, u8),
+    Cut(prop::sample::Index),
+    Append(Vec<u8>),
+    /// Puts a plausible 16-bit length somewhere.
+    Length(prop::sample::Index, u16),
+}
+
+fn spoil() -> impl Strategy<Value = Spoil> {
+    prop_oneof![
+        4 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(|(at, byte)| Spoil::Set(at, byte)),
+        1 => any::<prop::sample::Index>().prop_map(Spoil::Cut),
+        1 => vec(any::<u8>(), 1..40).prop_map(Spoil::Append),
+        2 => (any::<prop::sample::Index>(), 0..100_u16).prop_map(|(at, length)| Spoil::Length(at, length)),
+    ]
+}
+
+fn spoilt(mut packet: Vec<u8>, spoils: &[Spoil]) -> Vec<u8> {
+    for spoil in spoils {
+        match spoil {
+            _ if packet.is_empty() => {}
+            Spoil::Set(at, byte) => {
+                let at = at.index(packet.len());
+                packet[at] = *byte;
+            }
+            Spoil::Cut(at) => packet.truncate(at.index(packet.len() + 1)),
+            Spoil::Append(bytes) => packet.extend(bytes),
+            Spoil::Length(at, length) => {
+                let at = at.index(packet.len()) & !1;
+                for (place, byte) in packet[at..].iter_mut().zip(length.to_be_bytes()) {
+                    *place = byte;
+                }
+            }
+        }
+    }
+    packet
+}
+
+/// Any bytes, sound headers with any attributes, and spoilt packets.
+fn packet(packets: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    let attributes = vec((any::<u16>(), vec(any::<u8>(), 0..24)), 0..6);
+    let known = prop::sample::select(vec![0x06, 0x08, 0x0c, 0x0d, 0x12, 0x13, 0x14, 0x15, 0x17, 0x19, 0x1c, 0x8028]);
+    let message = (0..12_u16, 0..4_usize, attributes, known).prop_map(|(method, class, attributes, known)| {
+        let class = [Class::Request, Class::Indication, Class::Success, Class::Error][class];
+        write(class, Method::new(method).unwrap(), TransactionId::new([9; 12]), |writer| {
+            for (at, (kind, value)) in attributes.iter().enumerate() {
+                let kind = if at % 2 == 0 { known } else { *kind };
+                writer.push(&Raw(AttributeType::new(kind), value));
+            }
+        })
+    });
+    prop_oneof![
+        1 => vec(any::<u8>(), 0..120),
+        2 => message,
+        4 => (prop::sample::select(packets), vec(spoil(), 1..4)).prop_map(|(packet, spoils)| spoilt(packet, &spoils)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    // Decision 4 of the design: an unauthenticated packet buys nothing.
+    #[test]
+    fn no_packet_of_a_stranger_leaves_anything_behind(
+        packets in vec(
+            // A stranger can copy what a client sends, but has not its password and receives not at its address.
+            packet(sane_packets(&Client { password: "guess".to_owned(), ..World::new().client(1) })),
+            1..12,
+        ),
+    ) {
+        let mut world = World::new();
+        let tuple = world.client(2).tuple;
+        for packet in &packets {
+            match world.client_packet(&tuple, packet).0 {
+                FromClient::Drop(_) => {}
+                FromClient::Reply(reply) => {
+                    let is_binding = reply.outcome == Outcome::Answered(Method::BINDING);
+                    prop_assert!(is_binding || matches!(reply.outcome, Outcome::Rejected(_)));
+                    // With the headers of IP and UDP, three times at most: no reflector of any use.
+                    prop_assert!(reply.length + 28 < 3 * (packet.len() + 28), "{} for {}", reply.length, packet.len());
+                }
+                other => prop_assert!(false, "{other:?}"),
+            }
+            prop_assert_eq!(world.server.next_action(), None);
+        }
+        prop_assert_eq!(world.footprint(), NOTHING);
+    }
+
+    #[test]
+    fn no_packet_of_a_client_breaks_the_server(
+        packets in vec((packet(sane_packets(&World::new().client(1))), 0..400_u64), 1..24),
+        datagrams in vec((0..4_u8, any::<u16>(), vec(any::<u8>(), 0..80)), 0..24),
+    ) {
+        let mut world = World::new();
+        let client = world.client(1);
+        let relay = world.allocate_with(&client, &[&Lifetime(3_600)]);
+        world.permit(&client, peer(1));
+        world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4001), &XorPeerAddress(peer(2))]);
+        let mut datagrams = datagrams.into_iter();
+        let mut opening: Option<OpenRelay> = None;
+        for (packet, pause) in packets {
+            if let FromClient::Open(open) = world.client_packet(&client.tuple, &packet).0 {
+                opening = Some(open);
+            }
+            if let Some((host, port, payload)) = datagrams.next() {
+                let mut source = peer(host);
+                source.set_port(port);
+                if let Ok((_, message)) = world.peer_packet(relay.id, source, &payload) {
+                    prop_assert!(host == 1 || host == 2);
+                    prop_assert!(message.len() >= payload.len() + 4);
+                }
+            }
+            world.advance(Duration::from_millis(pause));
+            if let Some(open) = opening.take() {
+                world.relay_opened(&open, Ok(()));
+            }
+            prop_assert!(world.server.allocations() <= 1);
+            let actions: Vec<Action> = std::iter::from_fn(|| world.server.next_action()).collect();
+            if actions.contains(&Action::Close(relay.id)) {
+                world.server.relay_closed(relay.bind);
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! RFC 8656 §11.2. Whatever is wrong, an indication is never answered.
+
+use std::net::SocketAddr;
+
+use super::super::DropReason;
+use super::support::*;
+use crate::stun::attribute::{
+    AddressFamily, Data, DontFragment, Lifetime, RequestedAddressFamily, Software, Username, XorPeerAddress,
+};
+use crate::stun::{AttributeType, Class, EncodeAttribute, Method};
+
+fn indication(attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
+    plain(Class::Indication, Method::SEND, attributes)
+}
+
+fn send(peer: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    indication(&[&XorPeerAddress(peer), &Data(payload)])
+}
+
+/// A world in which client 1 has an allocation and a permission for peer 1.
+fn permitted() -> (World, Client, Relay) {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relay = world.allocate(&client);
+    world.permit(&client, peer(1));
+    (world, client, relay)
+}
+
+#[test]
+fn send_relays_the_data_and_nothing_else() {
+    let (mut world, client, relay) = permitted();
+    for payload in [&b""[..], b"a", b"abcd", b"abcde", &[9; 60_000]] {
+        let expected = (relay.id, peer(1), payload.to_vec());
+        assert_eq!(world.relayed(&client.tuple, &send(peer(1), payload)), expected);
+        let reversed = indication(&[&Software("client"), &Data(payload), &XorPeerAddress(peer(1))]);
+        assert_eq!(world.relayed(&client.tuple, &reversed), expected);
+    }
+    // Of attributes that appear twice the first counts (RFC 8489 §14).
+    let twice = indication(&[&XorPeerAddress(peer(1)), &Data(b"one"), &XorPeerAddress(peer(2)), &Data(b"two")]);
+    assert_eq!(world.relayed(&client.tuple, &twice), (relay.id, peer(1), b"one".to_vec()));
+}
+
+#[test]
+fn send_without_peer_or_data_or_with_a_malformed_peer_is_dropped() {
+    let (mut world, client, _) = permitted();
+    let mut nowhere = peer(1);
+    nowhere.set_port(0);
+    for attributes in [
+        &[][..],
+        &[&XorPeerAddress(peer(1)) as &dyn EncodeAttribute],
+        &[&Data(b"out")],
+        &[&Raw(AttributeType::XOR_PEER_ADDRESS, &[0, 1, 0, 0]), &Data(b"out")],
+        &[&Raw(AttributeType::XOR_PEER_ADDRESS, &[0, 9, 0, 0, 1, 2, 3, 4]), &Data(b"out")],
+        &[&XorPeerAddress(nowhere), &Data(b"out")],
+        &[&XorPeerAddress(peer_v6(1)), &Data(b"out")],
+    ] {
+        assert_eq!(world.dropped(&client.tuple, &indication(attributes)), DropReason::MalformedIndication);
+    }
+}
+
+// DONT-FRAGMENT is treated as unknown, and what is unknown and must be understood discards an indication (RFC 8489
+// §6.3.2). The same goes for EVEN-PORT and the like.
+#[test]
+fn send_with_dont_fragment_or_unknown_attributes_is_dropped() {
+    let (mut world, client, _) = permitted();
+    let (one, data) = (XorPeerAddress(peer(1)), Data(b"out"));
+    for unknown in [&DontFragment as &dyn EncodeAttribute, &Raw(AttributeType::new(0x7abc), &[])] {
+        let packet = indication(&[&one, &data, unknown]);
+        assert_eq!(world.dropped(&client.tuple, &packet), DropReason::MalformedIndication);
+    }
+    let optional = indication(&[&one, &data, &Raw(AttributeType::new(0x8abc), &[]), &Username("alice")]);
+    assert_eq!(world.relayed(&client.tuple, &optional).1, peer(1));
+}
+
+#[test]
+fn send_without_a_permission_is_dropped_and_installs_none() {
+    let (mut world, client, relay) = permitted();
+    assert_eq!(world.dropped(&client.tuple, &send(peer(2), b"out")), DropReason::NoPermission);
+    assert_eq!(world.dropped(&client.tuple, &send(peer(2), b"out")), DropReason::NoPermission);
+    assert_eq!(world.peer_packet(relay.id, peer(2), b"in"), Err(DropReason::NoPermission));
+}
+
+// A Send indication never refreshes the permission.
+#[test]
+fn send_does_not_renew_the_permission() {
+    let (mut world, client, _) = permitted();
+    for _ in 0..299 {
+        world.advance(seconds(1));
+        assert_eq!(world.relayed(&client.tuple, &send(peer(1), b"out")).1, peer(1));
+    }
+    world.pass(seconds(1));
+    assert_eq!(world.dropped(&client.tuple, &send(peer(1), b"out")), DropReason::NoPermission);
+}
+
+// §5: without an allocation → silence.
+#[test]
+fn send_without_an_allocation_is_dropped() {
+    let (mut world, client, relay) = permitted();
+    let stranger = world.client(2);
+    assert_eq!(world.dropped(&stranger.tuple, &send(peer(1), b"out")), DropReason::NoAllocation);
+    world.accept(&client, Method::REFRESH, &[&Lifetime(0)]);
+    world.ended(&relay);
+    assert_eq!(world.dropped(&client.tuple, &send(peer(1), b"out")), DropReason::NoAllocation);
+}
+
+// The policy is asked here too: a permission is by address, and of our own relay address only live ports are peers.
+#[test]
+fn send_to_a_port_of_our_own_that_is_no_relay_is_dropped() {
+    let (mut world, client, relay) = permitted();
+    let mut neighbour = relay.relayed;
+    neighbour.set_port(22);
+    world.permit(&client, neighbour);
+    assert_eq!(world.dropped(&client.tuple, &send(neighbour, b"out")), DropReason::PeerForbidden);
+    assert_eq!(world.relayed(&client.tuple, &send(relay.relayed, b"out")), (relay.id, relay.bind, b"out".to_vec()));
+}
+
+#[test]
+fn send_reaches_ipv6_peers_from_an_ipv6_allocation() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relay = world.allocate_with(&client, &[&RequestedAddressFamily(AddressFamily::V6)]);
+    world.permit(&client, peer_v6(1));
+    assert_eq!(world.relayed(&client.tuple, &send(peer_v6(1), b"out")), (relay.id, peer_v6(1), b"out".to_vec()));
+    assert_eq!(world.dropped(&client.tuple, &send(peer(1), b"out")), DropReason::MalformedIndication);
+}
+
+// A DATA length that lies is a message that is none.
+#[test]
+fn send_with_a_lying_data_length_is_dropped() {
+    let (mut world, client, _) = permitted();
+    let good = send(peer(1), b"abcd");
+    let length_at = good.len() - 4 - 2;
+    for lie in [5_u16, 8, 735, 0x7fff, 0xfffc, 0xffff] {
+        let mut packet = good.clone();
+        packet[length_at..length_at + 2].copy_from_slice(&lie.to_be_bytes());
+        assert_eq!(world.dropped(&client.tuple, &packet), DropReason::MalformedStun, "{lie}");
+    }
+    // A shorter one is true of what it covers; the rest is padding.
+    let mut packet = good;
+    packet[length_at + 1] = 3;
+    assert_eq!(world.relayed(&client.tuple, &packet).2, b"abc");
+}

@@ -1,0 +1,237 @@
+//! The fast path allocates nothing on the heap: a binary of its own, because it counts in the global allocator.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a panic is a test's way to fail; clippy.toml allows it in #[test] functions, but not in their helpers"
+)]
+#![expect(unsafe_code, reason = "implementing GlobalAlloc is unsafe")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use turnserver::auth::{Authenticator, LongTermKey, NonceMint, Secret};
+use turnserver::stun::attribute::{ChannelNumber, Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
+use turnserver::stun::{Class, EncodeAttribute, ErrorCode, MessageWriter, Method, TransactionId};
+use turnserver::turn::{
+    Context, FiveTuple, FromClient, FromPeer, HEADROOM, Instant, LiveRelays, Opened, Outcome, PeerPolicy, Quota,
+    REPLY_BUFFER, RelayId, RelayRange, Server, Settings, Shared, TAILROOM, Transport,
+};
+
+/// Counts what the thread that asks has allocated; other threads of the test runner go uncounted.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    // While a thread ends its cell is gone.
+    let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
+}
+
+// SAFETY: every call is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `realloc`.
+        unsafe { System.realloc(block, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const ROUNDS: usize = 1_000;
+const REALM: &str = "example.org";
+const UNIX: u64 = 1_800_000_000;
+
+/// Runs `round` many times and fails if it allocated even once.
+fn allocates_nothing(mut round: impl FnMut()) {
+    let before = ALLOCATIONS.get();
+    for _ in 0..ROUNDS {
+        round();
+    }
+    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations in {ROUNDS} rounds");
+}
+
+/// A server with one allocation, which has a channel to one peer and a permission for another.
+struct World {
+    server: Server,
+    rng: StdRng,
+    tuple: FiveTuple,
+    nonce: String,
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn bound() -> SocketAddr {
+    address("198.51.100.1:7000")
+}
+
+fn permitted() -> SocketAddr {
+    address("198.51.100.2:7000")
+}
+
+impl World {
+    /// The world and its allocation's relay socket.
+    fn new() -> (Self, RelayId) {
+        let (bind, advertised) = ("10.0.0.5".parse().unwrap(), "203.0.113.9".parse().unwrap());
+        let users = [("alice".to_owned(), Secret::new("wonderland").unwrap())];
+        let shared = Arc::new(Shared {
+            authenticator: Authenticator::new(REALM.to_owned(), Vec::new(), users),
+            nonces: NonceMint::from_random([3; 32], 3_000),
+            policy: PeerPolicy { allow: vec!["198.51.100.0/24".parse().unwrap()], ..PeerPolicy::default() },
+            live: LiveRelays::new([(bind, advertised)]),
+            quota: Quota::new(0, 0, [5; 32]),
+        });
+        let (client, server) = (address("192.0.2.1:5000"), address("192.0.2.200:3478"));
+        let nonce = shared.nonces.mint(UNIX, client).to_string();
+        let settings = Settings {
+            relays: vec![RelayRange { bind, advertised, ports: 50_000..=50_009 }],
+            permissions_per_allocation: 8,
+            channels_per_allocation: 8,
+            rfc5766_channels: false,
+            expiry_grace: 0,
+        };
+        let tuple = FiveTuple { client, server, transport: Transport::Udp };
+        let mut world = Self { server: Server::new(shared, settings), rng: StdRng::seed_from_u64(7), tuple, nonce };
+
+        let FromClient::Open(open) = world.request(Method::ALLOCATE, &[&RequestedTransport::UDP]) else {
+            panic!("a socket to open is expected")
+        };
+        let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
+        let opened = world.server.relay_opened(&mut cx, &open, Ok(()), &mut [0; REPLY_BUFFER]);
+        assert!(matches!(opened, Opened::Reply(..)));
+        let created = world.request(Method::CREATE_PERMISSION, &[&XorPeerAddress(permitted())]);
+        assert_answered(&created);
+        assert_answered(&world.request(Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(bound())]));
+        (world, open.relay)
+    }
+
+    fn request(&mut self, method: Method, attributes: &[&dyn EncodeAttribute]) -> FromClient {
+        let key = LongTermKey::derive("alice", REALM, b"wonderland");
+        let packet = message(Class::Request, method, |writer| {
+            attributes.iter().for_each(|attribute| writer.push(*attribute));
+            writer.push(&Username("alice"));
+            writer.push(&Realm(REALM));
+            writer.push(&Nonce(&self.nonce));
+            writer.message_integrity(key.as_bytes());
+        });
+        let tuple = self.tuple;
+        self.packet(&tuple, &packet, &mut [0; REPLY_BUFFER])
+    }
+
+    fn packet(&mut self, tuple: &FiveTuple, packet: &[u8], reply: &mut [u8]) -> FromClient {
+        let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
+        self.server.client_packet(&mut cx, tuple, packet, reply)
+    }
+}
+
+fn now() -> Instant {
+    Instant::from_elapsed(Duration::from_secs(1_000))
+}
+
+fn assert_answered(decision: &FromClient) {
+    let FromClient::Reply(reply) = decision else { panic!("an answer is expected") };
+    assert!(matches!(reply.outcome, Outcome::Answered(_)), "{}", reply.outcome);
+}
+
+fn message(class: Class, method: Method, fill: impl FnOnce(&mut MessageWriter<'_>)) -> Vec<u8> {
+    let mut buffer = vec![0; 2_000];
+    let mut writer = MessageWriter::new(&mut buffer, class, method, TransactionId::new([7; 12]));
+    fill(&mut writer);
+    writer.finish().unwrap().to_vec()
+}
+
+// Guards the guard: what allocates is counted.
+#[test]
+#[should_panic(expected = "allocations in 1000 rounds")]
+fn an_allocation_is_noticed() {
+    allocates_nothing(|| drop(std::hint::black_box(vec![1_u8])));
+}
+
+#[test]
+fn binding_allocates_nothing() {
+    let (mut world, _) = World::new();
+    let packet = message(Class::Request, Method::BINDING, |writer| writer.fingerprint());
+    let mut reply = [0; REPLY_BUFFER];
+    for client in ["192.0.2.9:5000", "[2001:db8::9]:5000"] {
+        let tuple = FiveTuple { client: address(client), ..world.tuple };
+        allocates_nothing(|| assert_answered(&world.packet(&tuple, &packet, &mut reply)));
+    }
+}
+
+#[test]
+fn challenging_a_stranger_allocates_nothing() {
+    let (mut world, _) = World::new();
+    let tuple = FiveTuple { client: address("192.0.2.9:5000"), ..world.tuple };
+    let packet = message(Class::Request, Method::ALLOCATE, |writer| writer.push(&RequestedTransport::UDP));
+    let mut reply = [0; REPLY_BUFFER];
+    allocates_nothing(|| {
+        let FromClient::Reply(reply) = world.packet(&tuple, &packet, &mut reply) else { panic!("no answer") };
+        assert_eq!(reply.outcome, Outcome::Rejected(ErrorCode::UNAUTHENTICATED));
+    });
+}
+
+#[test]
+fn channel_data_to_the_peer_allocates_nothing() {
+    let (mut world, relay) = World::new();
+    let (tuple, packet) = (world.tuple, [&[0x40, 0, 0, 200][..], &[7; 200]].concat());
+    allocates_nothing(|| {
+        let FromClient::Relay(route) = world.packet(&tuple, &packet, &mut []) else { panic!("no route") };
+        assert_eq!((route.relay, route.peer, route.payload), (relay, bound(), 4..204));
+    });
+}
+
+#[test]
+fn send_indication_allocates_nothing() {
+    let (mut world, relay) = World::new();
+    let packet = message(Class::Indication, Method::SEND, |writer| {
+        writer.push(&XorPeerAddress(permitted()));
+        writer.push(&Data(&[7; 201]));
+    });
+    let tuple = world.tuple;
+    allocates_nothing(|| {
+        let FromClient::Relay(route) = world.packet(&tuple, &packet, &mut []) else { panic!("no route") };
+        assert_eq!((route.relay, route.peer, route.payload.len()), (relay, permitted(), 201));
+    });
+}
+
+#[test]
+fn peer_datagrams_to_channel_data_and_to_data_indications_allocate_nothing() {
+    let (mut world, relay) = World::new();
+    let mut buffer = [7; HEADROOM + 201 + TAILROOM];
+    for (source, length) in [(bound(), 4 + 201), (permitted(), 20 + 12 + 4 + 204)] {
+        allocates_nothing(|| {
+            let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
+            let decision = world.server.peer_packet(&mut cx, relay, source, &mut buffer, 201);
+            let FromPeer::Relay(route) = decision else { panic!("no route") };
+            assert_eq!((route.tuple, route.message.len()), (world.tuple, length));
+        });
+    }
+}
