@@ -115,6 +115,7 @@ impl World {
             relays: vec![RelayRange { bind, advertised, ports: 50_000..=50_009 }],
             permissions_per_allocation: 8,
             channels_per_allocation: 8,
+            unverified_replies: 0,
             rfc5766_channels: false,
             expiry_grace: 0,
         };

@@ -136,6 +136,9 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
         channels_per_allocation: section
             .number("channels-per-allocation", 1..=MAX_CHANNELS, report)
             .unwrap_or(default.channels_per_allocation),
+        unverified_replies: section
+            .number("unverified-replies", 0..=1000, report)
+            .unwrap_or(default.unverified_replies),
     }
 }
 

@@ -130,6 +130,8 @@ pub struct Limits {
     pub permissions_per_allocation: u16,
     /// Channels of one allocation, 1 to 16 384 (RFC 8656 §12).
     pub channels_per_allocation: u16,
+    /// Answers per second to a source that has not shown that it receives them, 1 to 1000 in each worker; 0 is no limit.
+    pub unverified_replies: u32,
 }
 
 /// `[compat]`: deviations from the RFCs for old clients.
@@ -258,7 +260,13 @@ impl Default for Auth {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { allocations_per_user: 32, allocations: 0, permissions_per_allocation: 256, channels_per_allocation: 256 }
+        Self {
+            allocations_per_user: 32,
+            allocations: 0,
+            permissions_per_allocation: 256,
+            channels_per_allocation: 256,
+            unverified_replies: 50,
+        }
     }
 }
 

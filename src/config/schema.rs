@@ -30,7 +30,13 @@ pub(super) const USER: TableKeys = TableKeys { path: "auth.users", keys: &["name
 pub(super) const PEERS: TableKeys = TableKeys { path: "peers", keys: &["allow", "deny"] };
 pub(super) const LIMITS: TableKeys = TableKeys {
     path: "limits",
-    keys: &["allocations-per-user", "allocations", "permissions-per-allocation", "channels-per-allocation"],
+    keys: &[
+        "allocations-per-user",
+        "allocations",
+        "permissions-per-allocation",
+        "channels-per-allocation",
+        "unverified-replies",
+    ],
 };
 pub(super) const COMPAT: TableKeys = TableKeys { path: "compat", keys: &["rfc5766-channels"] };
 pub(super) const LOG: TableKeys = TableKeys { path: "log", keys: &["level", "format"] };

@@ -94,6 +94,10 @@ impl fmt::Display for Summary<'_> {
         let (permissions, channels) = (limits.permissions_per_allocation, limits.channels_per_allocation);
         write!(f, "\n         an allocation has at most {}", plural(permissions, "permission"))?;
         write!(f, " and {}", plural(channels, "channel"))?;
+        match limits.unverified_replies {
+            0 => f.write_str("\n         unverified sources get any number of answers")?,
+            replies => write!(f, "\n         an unverified source gets {} a second", plural(replies, "answer"))?,
+        }
         if compat.rfc5766_channels {
             f.write_str("\ncompat   channel numbers up to 0x7FFF are accepted")?;
         }

@@ -195,6 +195,7 @@ fn settings(config: &Config, choice: &Choice, workers: usize, index: usize) -> S
         relays: relays.collect(),
         permissions_per_allocation: config.limits.permissions_per_allocation.into(),
         channels_per_allocation: config.limits.channels_per_allocation.into(),
+        unverified_replies: config.limits.unverified_replies,
         rfc5766_channels: config.compat.rfc5766_channels,
         expiry_grace: config.auth.expiry_grace.as_secs(),
     }

@@ -12,6 +12,7 @@ mod policy;
 mod ports;
 mod quota;
 mod reply;
+mod reply_limit;
 mod request;
 mod server;
 mod table;

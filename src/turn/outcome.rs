@@ -56,6 +56,8 @@ drop_reasons! {
     Keepalive = "keepalive",
     /// A client transport address that nothing can be sent to.
     UnusableSource = "unusable-source",
+    /// A request from a source that has not shown that it receives answers, and has got many.
+    ReplyLimit = "reply-limit",
     /// A datagram longer than the receive buffer.
     Truncated = "truncated",
     /// An indication or ChannelData on a 5-tuple that has no allocation (RFC 8656 §5).

@@ -35,8 +35,13 @@ impl Server {
         message: &Message<'_>,
         reply: &mut [u8],
     ) -> FromClient {
+        // Before any HMAC is computed, and before anything is sent.
+        let verified = self.is_verified(cx, tuple, message);
+        if !verified && !self.replies.admits(tuple.client.ip(), cx.now) {
+            return FromClient::Drop(DropReason::ReplyLimit);
+        }
         let answering = Answering::to(message);
-        let request = match self.authenticate(cx, tuple, message) {
+        let request = match self.authenticate(cx, tuple, message, verified) {
             Ok(request) => request,
             Err(reject) => return self.rejected(cx, tuple, &answering, None, &reject, reply),
         };
@@ -80,12 +85,19 @@ impl Server {
             .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply)
     }
 
+    /// Whether the client repeats a nonce that it was given, and so receives at its address.
+    fn is_verified(&self, cx: &Context<'_>, tuple: &FiveTuple, message: &Message<'_>) -> bool {
+        let nonce = message.get::<Nonce<'_>>().ok().flatten();
+        nonce.is_some_and(|Nonce(nonce)| self.shared.nonces.check(nonce, cx.unix, tuple.client).is_ok())
+    }
+
     /// The checks of RFC 8489 §9.2.4, in the order given there.
     fn authenticate<'a, 'm>(
         &mut self,
         cx: &Context<'_>,
         tuple: &FiveTuple,
         message: &'a Message<'m>,
+        nonce_is_valid: bool,
     ) -> Result<Authenticated<'a, 'm>, Reject> {
         let sha256 = message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256);
         if !sha256 && !message.contains(AttributeType::MESSAGE_INTEGRITY) {
@@ -93,8 +105,7 @@ impl Server {
         }
         let Username(username) = required(message)?;
         let Realm(_) = required(message)?;
-        let Nonce(nonce) = required(message)?;
-        let nonce = self.shared.nonces.check(nonce, cx.unix, tuple.client);
+        let Nonce(_) = required(message)?;
 
         let mut matches = |key: &LongTermKey| {
             let key = key.as_bytes();
@@ -104,8 +115,8 @@ impl Server {
         let identity = match self.shared.authenticator.authenticate(username, cx.unix, &mut matches) {
             Ok(identity) => identity,
             Err(failure) => {
-                // Logged only with a valid nonce: whoever has one receives at its address, and is no forged source.
-                if nonce.is_ok() {
+                // A stranger who forges sources writes no log.
+                if nonce_is_valid {
                     let (username, cause) = (username.to_owned(), AuthCause::Failure(failure));
                     let event = Event::AuthenticationFailed { username, tuple: *tuple, cause };
                     self.actions.push_back(Action::Log(event));
@@ -113,7 +124,7 @@ impl Server {
                 return Err(Reject::challenge(ErrorCode::UNAUTHENTICATED));
             }
         };
-        if nonce.is_err() {
+        if !nonce_is_valid {
             return Err(Reject::challenge(ErrorCode::STALE_NONCE));
         }
         let request = Authenticated { message, tuple: *tuple, username, identity };

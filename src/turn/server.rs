@@ -15,6 +15,7 @@ use super::outcome::DropReason;
 use super::policy::{Denial, PeerPolicy};
 use super::ports::PortPool;
 use super::quota::Quota;
+use super::reply_limit::ReplyLimit;
 use super::table::Table;
 use super::time::Instant;
 use crate::auth::{Authenticator, NonceMint};
@@ -44,6 +45,8 @@ pub struct Settings {
     pub permissions_per_allocation: usize,
     /// Bound channels, at most.
     pub channels_per_allocation: usize,
+    /// Answers per second to a source that has not shown that it receives them; 0 for no limit.
+    pub unverified_replies: u32,
     /// Whether channel numbers 0x5000–0x7FFF are served too, as RFC 5766 had it.
     pub rfc5766_channels: bool,
     /// How many seconds past the expiry of its credential an allocation may be extended to.
@@ -72,6 +75,7 @@ pub struct Server {
     pub(super) actions: VecDeque<Action>,
     /// Relay sockets of ended allocations that the shell has not reported closed.
     closing: usize,
+    pub(super) replies: ReplyLimit,
 }
 
 impl Server {
@@ -79,7 +83,8 @@ impl Server {
     #[must_use]
     pub fn new(shared: Arc<Shared>, settings: Settings) -> Self {
         let pools = settings.relays.iter().map(|relay| PortPool::new(relay.ports.clone())).collect();
-        Self { shared, settings, pools, table: Table::new(), actions: VecDeque::new(), closing: 0 }
+        let replies = ReplyLimit::new(settings.unverified_replies);
+        Self { shared, settings, replies, pools, table: Table::new(), actions: VecDeque::new(), closing: 0 }
     }
 
     /// Decides about a packet from a client: one UDP datagram, whole.
@@ -114,7 +119,7 @@ impl Server {
             (Class::Success | Class::Error, _) => FromClient::Drop(DropReason::UnexpectedResponse),
             (Class::Indication, Method::SEND) => self.send_indication(cx.now, tuple, &message),
             (Class::Indication, Method::BINDING) => FromClient::Drop(DropReason::Keepalive),
-            (Class::Request, Method::BINDING) => self.binding(tuple, &message, reply),
+            (Class::Request, Method::BINDING) => self.binding(cx.now, tuple, &message, reply),
             (Class::Request, Method::ALLOCATE | Method::REFRESH | Method::CREATE_PERMISSION | Method::CHANNEL_BIND) => {
                 self.authenticated_request(cx, tuple, &message, reply)
             }

@@ -68,6 +68,12 @@ impl Deadline {
         Self(self.0.max(other.0))
     }
 
+    /// The deadline `later` after this one.
+    #[must_use]
+    pub fn plus(self, later: Duration) -> Self {
+        Self(Instant(self.0).plus(later).0)
+    }
+
     /// The first whole second at which the deadline has passed.
     pub(super) fn second(self) -> u64 {
         self.0.div_ceil(1000)

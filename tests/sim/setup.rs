@@ -169,6 +169,7 @@ impl Setup {
             relays: self.relays.iter().map(range).collect(),
             permissions_per_allocation: self.permissions,
             channels_per_allocation: self.channels,
+            unverified_replies: 0,
             rfc5766_channels: self.rfc5766_channels,
             expiry_grace: self.expiry_grace,
         }

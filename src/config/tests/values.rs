@@ -32,6 +32,7 @@ allocations-per-user = 0
 allocations = 500
 permissions-per-allocation = 1
 channels-per-allocation = 16_384
+unverified-replies = 7
 
 [compat]
 rfc5766-channels = true
@@ -73,6 +74,7 @@ fn every_value_arrives() {
             allocations: 500,
             permissions_per_allocation: 1,
             channels_per_allocation: 16_384,
+            unverified_replies: 7,
         },
         compat: Compat { rfc5766_channels: true },
         log: Log { level: LogLevel::Trace, format: LogFormat::Json },

@@ -5,10 +5,21 @@ use super::super::outcome::DropReason;
 use super::super::reply::{self, Answering};
 use super::super::request::unknown_attributes;
 use super::super::server::Server;
+use super::super::time::Instant;
 use crate::stun::Message;
 
 impl Server {
-    pub(in crate::turn) fn binding(&self, tuple: &FiveTuple, message: &Message<'_>, reply: &mut [u8]) -> FromClient {
+    pub(in crate::turn) fn binding(
+        &mut self,
+        now: Instant,
+        tuple: &FiveTuple,
+        message: &Message<'_>,
+        reply: &mut [u8],
+    ) -> FromClient {
+        // The client of an allocation has shown that it is where it says.
+        if self.find_open(tuple, now).is_none() && !self.replies.admits(tuple.client.ip(), now) {
+            return FromClient::Drop(DropReason::ReplyLimit);
+        }
         let answering = Answering::to(message);
         match unknown_attributes(message) {
             Some(reject) => reply::error(reply, &answering, None, &reject, None),

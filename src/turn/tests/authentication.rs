@@ -35,7 +35,7 @@ fn request_without_credentials_is_401_with_realm_and_nonce_alone() {
 }
 
 // A forged source must not find an amplifier here: with 28 bytes of IP and UDP header on both sides the smallest
-// request that gets this answer, 48 bytes, is answered with 132.
+// request that gets this answer, 48 bytes, is answered with 128.
 #[test]
 fn the_answer_to_a_stranger_is_small() {
     let mut world = World::new();

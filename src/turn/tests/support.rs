@@ -74,6 +74,7 @@ impl Setup {
                 relays: vec![relay(BIND_V4, ADVERTISED_V4), relay(RELAY_V6, RELAY_V6)],
                 permissions_per_allocation: 8,
                 channels_per_allocation: 4,
+                unverified_replies: 0,
                 rfc5766_channels: false,
                 expiry_grace: EXPIRY_GRACE,
             },
@@ -501,7 +502,7 @@ impl Answer {
     }
 }
 
-/// RFC 8489 §14: no attribute type twice, except where a definition says so; every padding byte zero.
+/// Panics unless every padding byte is zero (RFC 8489 §14) and no attribute appears twice.
 pub(super) fn assert_padding_is_zero(message: &[u8]) {
     let mut rest = &message[HEADER_LEN..];
     let mut kinds = BTreeSet::new();

@@ -1,0 +1,95 @@
+//! How many answers go to an address that nobody has proved to receive there.
+//!
+//! Whoever forges a source makes the server answer to somebody else. So the answers to requests without a valid nonce
+//! are limited for each source; a client that repeats the nonce of its first answer is past this.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::time::{Deadline, Instant};
+
+/// Sources share a bucket by a hash that nobody outside can compute: fixed memory, whatever the number of sources.
+const BUCKETS: usize = 8192;
+
+/// What a source has not used of its rate in this time it may use at once.
+const BURST: Duration = Duration::from_secs(4);
+
+#[derive(Debug)]
+pub(super) struct ReplyLimit {
+    /// Between two answers at the steady rate; `None` for no limit.
+    interval: Option<Duration>,
+    /// When the next answer would be due at the steady rate.
+    due: Vec<Deadline>,
+    hasher: RandomState,
+}
+
+impl ReplyLimit {
+    /// Admits so many answers a second to each source, 0 for no limit.
+    pub(super) fn new(per_second: u32) -> Self {
+        // Deadlines count milliseconds.
+        let interval = (per_second > 0).then(|| Duration::from_millis((1000 / u64::from(per_second)).max(1)));
+        let never_used = Deadline::after(Instant::from_elapsed(Duration::ZERO), Duration::ZERO);
+        let buckets = if interval.is_some() { BUCKETS } else { 0 };
+        Self { interval, due: vec![never_used; buckets], hasher: RandomState::new() }
+    }
+
+    /// Whether one more answer may go to `source`, by its IPv4 address or the /64 network of its IPv6 address.
+    pub(super) fn admits(&mut self, source: IpAddr, now: Instant) -> bool {
+        let Some(interval) = self.interval else { return true };
+        let network = match source {
+            IpAddr::V4(v4) => (4, u128::from(u32::from(v4))),
+            IpAddr::V6(v6) => (6, u128::from(v6) >> 64),
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "the remainder is below BUCKETS")]
+        let bucket = (self.hasher.hash_one(network) % BUCKETS as u64) as usize;
+        let Some(due) = self.due.get_mut(bucket) else { return true };
+        let admitted = due.has_passed(now.plus(BURST));
+        if admitted {
+            *due = due.later(Deadline::after(now, Duration::ZERO)).plus(interval);
+        }
+        admitted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millisecond: u64) -> Instant {
+        Instant::from_elapsed(Duration::from_millis(millisecond))
+    }
+
+    fn admitted(limit: &mut ReplyLimit, source: &str, now: Instant) -> usize {
+        (0..10_000).filter(|_| limit.admits(source.parse().unwrap(), now)).count()
+    }
+
+    #[test]
+    fn a_source_gets_a_burst_and_then_its_rate() {
+        let mut limit = ReplyLimit::new(50);
+        assert_eq!(admitted(&mut limit, "192.0.2.1", at(100_000)), 201);
+        assert_eq!(admitted(&mut limit, "192.0.2.1", at(101_000)), 50);
+        assert_eq!(admitted(&mut limit, "192.0.2.1", at(101_000)), 0);
+        assert_eq!(admitted(&mut limit, "192.0.2.1", at(900_000)), 201);
+    }
+
+    #[test]
+    fn sources_are_limited_apart_and_an_ipv6_network_as_one() {
+        let mut limit = ReplyLimit::new(50);
+        assert_eq!(admitted(&mut limit, "2001:db8::1", at(0)), 201);
+        assert_eq!(admitted(&mut limit, "2001:db8::ffff:1", at(0)), 0);
+        // One of so many may share the bucket.
+        let others = (1..=9).filter(|n| admitted(&mut limit, &format!("192.0.2.{n}"), at(0)) == 201).count();
+        assert!(others >= 8, "{others}");
+    }
+
+    #[test]
+    fn no_limit_is_no_limit() {
+        assert_eq!(admitted(&mut ReplyLimit::new(0), "192.0.2.1", at(0)), 10_000);
+    }
+
+    #[test]
+    fn a_rate_above_one_a_millisecond_is_one_a_millisecond() {
+        assert_eq!(admitted(&mut ReplyLimit::new(u32::MAX), "192.0.2.1", at(0)), 4_001);
+    }
+}
