@@ -61,7 +61,15 @@ impl World {
 
     fn request(&mut self, client: usize, method: Method, attributes: impl FnOnce(&mut MessageWriter<'_>)) {
         let (by, signed) = self.authentication(client);
-        let (id, fingerprint) = (packet::transaction(&mut self.dice), self.dice.percent(25));
+        let (mut id, fingerprint) = (packet::transaction(&mut self.dice), self.dice.percent(25));
+        // Another user's request may have the very transaction ID that made the allocation.
+        let tuple = self.setup().clients[client];
+        if let Some(alloc) = self.model.allocs.iter().find(|alloc| alloc.tuple == tuple)
+            && by.username.as_ref() != Some(&alloc.username)
+            && self.dice.percent(50)
+        {
+            id = alloc.transaction;
+        }
         let odd = self.dice.below(150);
         let bytes = packet::message(Class::Request, method, id, fingerprint, &by, |writer| {
             attributes(writer);

@@ -79,6 +79,10 @@ impl Model {
             },
         };
         answer.body = done.unwrap_or_else(|body| body);
+        // RFC 8489 §9.2.4: a 401 is not signed.
+        if let Body::Error { challenge: true, .. } = answer.body {
+            answer.signer = None;
+        }
         Expect::Answer(answer)
     }
 
@@ -172,12 +176,13 @@ impl Model {
         answer: Answer,
     ) -> Result<Expect, Expect> {
         let fail = |code| Expect::Answer(Answer { body: error(code), ..answer.clone() });
+        let sender = &self.credentials[answer.signer.expect("it is authenticated")].username;
         // Step 2.
         if let Some(at) = self.find(tuple) {
             let alloc = &self.allocs[at];
             if alloc.deadline <= now.ms {
                 self.end(now, at, EndReason::Expired);
-            } else if alloc.transaction != answer.transaction {
+            } else if alloc.transaction != answer.transaction || alloc.username != *sender {
                 return Err(fail(437));
             } else if !alloc.open {
                 return Err(Expect::Drop(DropReason::AllocationPending));
