@@ -230,7 +230,7 @@ impl Setup {
     }
 
     pub(crate) fn is_relay_address(&self, address: IpAddr) -> bool {
-        self.relays.iter().any(|relay| relay.bind == address || relay.advertised == address)
+        self.relays.iter().any(|relay| relay.advertised == address)
     }
 
     /// What the policy says of an address that no live relay socket has.

@@ -155,12 +155,10 @@ impl Model {
         self.find(tuple).filter(|at| self.allocs[*at].open && self.allocs[*at].deadline > now.ms)
     }
 
-    /// The relay socket behind a transport address, by either of its names.
+    /// The relay socket behind a transport address, as clients know it.
     fn own_relay(&self, peer: SocketAddr) -> Option<SocketAddr> {
         let open = self.allocs.iter().filter(|alloc| alloc.open);
-        open.map(|alloc| (alloc.bind, alloc.relayed))
-            .find(|(bind, relayed)| *bind == peer || *relayed == peer)
-            .map(|(bind, _)| bind)
+        open.map(|alloc| (alloc.bind, alloc.relayed)).find(|(_, relayed)| *relayed == peer).map(|(bind, _)| bind)
     }
 
     /// Where data for a peer goes, or why it may not.

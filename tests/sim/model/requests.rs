@@ -323,11 +323,14 @@ impl Model {
         }
         alloc.channels.retain(|(_, _, until)| *until > now.ms);
         let bound = alloc.channels.iter();
-        if peer.port() == 0 || bound.clone().any(|(other, to, _)| (*other == number) != (*to == peer)) {
+        if bound.clone().any(|(other, to, _)| (*other == number) != (*to == peer)) {
             return Err(error(400));
         }
         if peer.is_ipv6() != alloc.bind.is_ipv6() {
             return Err(error(443));
+        }
+        if peer.port() == 0 {
+            return Err(error(403));
         }
         self.allowed(at, peer)?;
         let mut channels = self.allocs[at].channels.clone();
