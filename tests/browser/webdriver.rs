@@ -1,0 +1,126 @@
+//! As much of a WebDriver client as one page needs: <https://www.w3.org/TR/webdriver2/>, over plain HTTP to a
+//! chromedriver of the test's own.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{PATIENCE, Process, TempDir};
+
+const PACKAGES: &str = "chromium chromium-driver";
+
+/// How long a script in the page may take.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(120);
+
+/// A headless Chromium with a profile of its own. Dropping it ends the browser and its driver.
+pub(crate) struct Browser {
+    driver: SocketAddr,
+    session: String,
+    chromedriver: Process,
+    profile: TempDir,
+}
+
+impl Browser {
+    pub(crate) fn start() -> Self {
+        let chromedriver = Process::start(Command::new("chromedriver").arg("--port=0"), Some(PACKAGES));
+        let port = chromedriver.stdout.wait_for(PATIENCE, |lines| lines.iter().find_map(|line| started_on(line)));
+        let port = port.unwrap_or_else(|| panic!("chromedriver names no port; it said:\n{}", chromedriver.said()));
+        let profile = TempDir::new();
+        let mut browser =
+            Self { driver: (Ipv4Addr::LOCALHOST, port).into(), session: String::new(), chromedriver, profile };
+        browser.session = browser.new_session();
+        browser
+    }
+
+    fn new_session(&self) -> String {
+        let capabilities = json!({ "capabilities": { "alwaysMatch": {
+            "timeouts": { "script": SCRIPT_LIMIT.as_millis() },
+            "goog:chromeOptions": { "args": [
+                "--headless=new",
+                // Tests run as root in containers, where Chromium's sandbox does not work.
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                // The browser talks to nothing but the page and the relay.
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-quic",
+                "--disable-sync",
+                "--no-first-run",
+                format!("--user-data-dir={}", self.profile.path().display()),
+            ] },
+        } } });
+        let session = self.command("POST", "/session", &capabilities);
+        let session = session.unwrap_or_else(|error| panic!("no browser ({error}): apt-get install {PACKAGES}"));
+        session["sessionId"].as_str().expect("a new session has an id").to_owned()
+    }
+
+    pub(crate) fn navigate(&self, url: &str) {
+        self.in_session("POST", "/url", &json!({ "url": url }));
+    }
+
+    /// Runs `script` in the page, which ends when it calls its last argument; what it passes there is the answer.
+    pub(crate) fn execute_async(&self, script: &str, arguments: &[Value]) -> Value {
+        self.in_session("POST", "/execute/async", &json!({ "script": script, "args": arguments }))
+    }
+
+    fn in_session(&self, method: &str, path: &str, body: &Value) -> Value {
+        self.command(method, &format!("/session/{}{path}", self.session), body)
+            .unwrap_or_else(|error| panic!("{path}: {error}; chromedriver said:\n{}", self.chromedriver.said()))
+    }
+
+    /// One command; the error is the driver's message.
+    fn command(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
+        let (status, answer) = self.exchange(method, path, &body.to_string()).map_err(|error| error.to_string())?;
+        let mut answer: Value = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
+        let value = answer["value"].take();
+        if status == 200 { Ok(value) } else { Err(value["message"].as_str().unwrap_or("no message").to_owned()) }
+    }
+
+    fn exchange(&self, method: &str, path: &str, body: &str) -> std::io::Result<(u16, Vec<u8>)> {
+        let mut stream = TcpStream::connect(self.driver)?;
+        stream.set_read_timeout(Some(SCRIPT_LIMIT + PATIENCE))?;
+        let (host, length) = (self.driver, body.len());
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )?;
+
+        let mut reader = BufReader::new(stream);
+        let mut lines = reader.by_ref().lines();
+        let mut header = || lines.next().unwrap_or_else(|| Err(ErrorKind::UnexpectedEof.into()));
+        let status = header()?.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+        let mut content_length = 0;
+        loop {
+            let line = header()?;
+            match line.split_once(':') {
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    content_length = value.trim().parse().unwrap_or_default();
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let mut answer = vec![0; content_length];
+        reader.read_exact(&mut answer)?;
+        Ok((status, answer))
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // The driver ends the browser with the session; killed first, it would leave the browser behind.
+        if !self.session.is_empty() {
+            let _ = self.command("DELETE", &format!("/session/{}", self.session), &json!({}));
+        }
+    }
+}
+
+/// The port in `ChromeDriver was started successfully on port 41235.`
+fn started_on(line: &str) -> Option<u16> {
+    line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok()
+}

@@ -1,0 +1,149 @@
+//! Processes whose output is collected while they run, whose end is waited for within bounds, and which do not outlive
+//! the test.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+/// What a process has written to one of its outputs so far.
+#[derive(Clone)]
+pub(crate) struct Lines(Arc<(Mutex<Written>, Condvar)>);
+
+#[derive(Default)]
+struct Written {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Lines {
+    fn collect(output: impl Read + Send + 'static) -> Self {
+        let lines = Self(Arc::default());
+        let sink = lines.clone();
+        thread::spawn(move || {
+            let mut reader = BufReader::new(output);
+            let mut line = Vec::new();
+            while matches!(reader.read_until(b'\n', &mut line), Ok(1..)) {
+                sink.lock().lines.push(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned());
+                sink.0.1.notify_all();
+                line.clear();
+            }
+            sink.lock().ended = true;
+            sink.0.1.notify_all();
+        });
+        lines
+    }
+
+    pub(crate) fn so_far(&self) -> Vec<String> {
+        self.lock().lines.clone()
+    }
+
+    /// Waits until `find` finds what it looks for in the lines written so far; `None` when the output ends or `limit`
+    /// passes first.
+    pub(crate) fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&[String]) -> Option<T>) -> Option<T> {
+        let mut found = None;
+        let pending = |written: &mut Written| {
+            found = find(&written.lines);
+            found.is_none() && !written.ended
+        };
+        drop(self.0.1.wait_timeout_while(self.lock(), limit, pending).unwrap());
+        found
+    }
+
+    /// Waits until the output is closed, which a process does at its end; whether it was within `limit`.
+    pub(crate) fn wait_for_end(&self, limit: Duration) -> bool {
+        self.0.1.wait_timeout_while(self.lock(), limit, |written| !written.ended).unwrap().0.ended
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Written> {
+        self.0.0.lock().unwrap()
+    }
+}
+
+/// A running program. Dropping it kills it.
+pub(crate) struct Process {
+    child: Child,
+    name: String,
+    pub(crate) stdout: Lines,
+    pub(crate) stderr: Lines,
+}
+
+/// A program that has ended.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// The exit code; `None` where a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: Vec<String>,
+    pub(crate) stderr: Vec<String>,
+}
+
+impl Process {
+    /// Starts `command`; `package` is the Debian package that has it, for the message where it is missing.
+    pub(crate) fn start(command: &mut Command, package: Option<&str>) -> Self {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.unwrap_or_else(|error| match package {
+            Some(package) => panic!("{name} does not start ({error}): apt-get install {package}"),
+            None => panic!("{name} does not start: {error}"),
+        });
+        let stdout = Lines::collect(child.stdout.take().unwrap());
+        let stderr = Lines::collect(child.stderr.take().unwrap());
+        Self { child, name, stdout, stderr }
+    }
+
+    /// The standard input; it is closed when the answer is dropped.
+    pub(crate) fn take_stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().unwrap()
+    }
+
+    /// SIGTERM: a polite request to end.
+    pub(crate) fn terminate(&self) {
+        signal::kill(self.pid(), Signal::SIGTERM).unwrap();
+    }
+
+    /// SIGINT: what Ctrl-C sends.
+    pub(crate) fn interrupt(&self) {
+        signal::kill(self.pid(), Signal::SIGINT).unwrap();
+    }
+
+    /// Waits for the end; panics (and so kills) when `limit` passes first.
+    pub(crate) fn finish(mut self, limit: Duration) -> Finished {
+        drop(self.child.stdin.take());
+        if !(self.stdout.wait_for_end(limit) && self.stderr.wait_for_end(limit)) {
+            panic!("{} did not end within {limit:?}; it said:\n{}", self.name, self.said());
+        }
+        let code = self.child.wait().unwrap().code();
+        Finished { code, stdout: self.stdout.so_far(), stderr: self.stderr.so_far() }
+    }
+
+    /// Everything written so far, for a failure's message.
+    pub(crate) fn said(&self) -> String {
+        let mut said = self.stdout.so_far();
+        said.extend(self.stderr.so_far());
+        said.join("\n")
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.id().try_into().unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a program to its end, within `limit`, with nothing on its standard input.
+pub(crate) fn run(command: &mut Command, package: Option<&str>, limit: Duration) -> Finished {
+    Process::start(command, package).finish(limit)
+}

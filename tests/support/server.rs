@@ -1,0 +1,176 @@
+//! The server under test: the binary that Cargo built, as a process.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::{LogLine, PATIENCE, Process, TempDir, run};
+
+/// A running `turnserver` that has said that it is ready. Dropping it kills it.
+pub(crate) struct Server {
+    process: Process,
+    listening: Vec<SocketAddr>,
+    /// The configuration with the ports that the kernel picked, for `turn-credential`.
+    resolved_config: PathBuf,
+    _directory: TempDir,
+}
+
+/// A server that was asked to end.
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) logs: Vec<LogLine>,
+    pub(crate) stdout: Vec<String>,
+}
+
+/// What a TURN client needs, as `turn-credential mint` printed it.
+pub(crate) struct Credential {
+    pub(crate) username: String,
+    pub(crate) password: String,
+    /// The whole object, which is the argument of `new RTCPeerConnection(...)`.
+    pub(crate) configuration: Value,
+}
+
+impl Server {
+    /// Starts the server with `config` (TOML) and waits until it is ready.
+    pub(crate) fn start(config: &str) -> Self {
+        let directory = TempDir::new();
+        let path = directory.write("turnserver.toml", config);
+        let process = Process::start(Command::new(env!("CARGO_BIN_EXE_turnserver")).arg("--config").arg(&path), None);
+        let ready = process.stderr.wait_for(PATIENCE, |lines| {
+            lines.iter().any(|line| LogLine::parse(line).message() == "ready").then_some(())
+        });
+        assert!(ready.is_some(), "the server is not ready; it said:\n{}", process.said());
+
+        let listening: Vec<SocketAddr> = parse(&process.stderr.so_far()).iter().filter_map(udp_listener).collect();
+        let resolved_config = directory.write("resolved.toml", &with_listeners(config, &listening));
+        Self { process, listening, resolved_config, _directory: directory }
+    }
+
+    /// The UDP address of a server that listens on one.
+    pub(crate) fn udp_address(&self) -> SocketAddr {
+        match self.listening.as_slice() {
+            [address] => *address,
+            _ => panic!("the server does not listen on one UDP address:\n{}", self.process.said()),
+        }
+    }
+
+    /// The UDP address with this IP address, of a server that listens on several.
+    pub(crate) fn udp_address_on(&self, ip: IpAddr) -> SocketAddr {
+        let address = self.listening.iter().find(|address| address.ip() == ip);
+        *address.unwrap_or_else(|| panic!("the server does not listen on {ip}:\n{}", self.process.said()))
+    }
+
+    /// The configuration that the server runs with, with real ports in place of port 0.
+    pub(crate) fn config_path(&self) -> &Path {
+        &self.resolved_config
+    }
+
+    /// The process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Every line logged so far.
+    pub(crate) fn logs(&self) -> Vec<LogLine> {
+        parse(&self.process.stderr.so_far())
+    }
+
+    /// What standard output has got so far.
+    pub(crate) fn stdout(&self) -> Vec<String> {
+        self.process.stdout.so_far()
+    }
+
+    /// Waits for a log line that `wanted` accepts, be it written already or still to come.
+    pub(crate) fn wait_for_log(&self, wanted: impl Fn(&LogLine) -> bool) -> LogLine {
+        let found = self.process.stderr.wait_for(PATIENCE, |lines| parse(lines).into_iter().find(|line| wanted(line)));
+        found.unwrap_or_else(|| panic!("the awaited log line did not come; the server said:\n{}", self.process.said()))
+    }
+
+    /// Mints a time-limited credential for `user` from the server's own configuration.
+    pub(crate) fn credential(&self, user: &str) -> Credential {
+        let host = self.listening[0].ip().to_string();
+        let mut mint = Command::new(env!("CARGO_BIN_EXE_turn-credential"));
+        mint.args(["mint", "--format", "ice-servers", "--user", user, "--host", &host]);
+        let minted = run(mint.arg("--config").arg(&self.resolved_config), None, PATIENCE);
+        assert_eq!(minted.code, Some(0), "turn-credential mint: {minted:?}");
+        Credential::parse(&minted.stdout.join("\n"))
+    }
+
+    /// The credential that a server without any secret prints at its start.
+    pub(crate) fn printed_credential(&self) -> Credential {
+        let printed = self.process.stdout.wait_for(PATIENCE, |lines| lines.first().cloned());
+        Credential::parse(&printed.unwrap_or_else(|| panic!("no credential was printed; {}", self.process.said())))
+    }
+
+    /// Asks the server to end (SIGTERM) and waits until it has.
+    pub(crate) fn terminate(self) -> Ended {
+        self.process.terminate();
+        let finished = self.process.finish(PATIENCE);
+        Ended { code: finished.code, logs: parse(&finished.stderr), stdout: finished.stdout }
+    }
+}
+
+impl Credential {
+    fn parse(json: &str) -> Self {
+        let configuration: Value = serde_json::from_str(json).unwrap_or_else(|error| panic!("{error} in: {json}"));
+        let text = |name: &str| configuration["iceServers"][0][name].as_str().map(str::to_owned);
+        match (text("username"), text("credential")) {
+            (Some(username), Some(password)) => Self { username, password, configuration },
+            _ => panic!("no username and credential in: {json}"),
+        }
+    }
+}
+
+fn parse(lines: &[String]) -> Vec<LogLine> {
+    lines.iter().map(|line| LogLine::parse(line)).collect()
+}
+
+fn udp_listener(line: &LogLine) -> Option<SocketAddr> {
+    let udp = line.message() == "listening" && line.field("transport").as_deref() == Some("udp");
+    if udp { line.field("address")?.parse().ok() } else { None }
+}
+
+/// `config` with the addresses that are really listened on, so that `turn-credential` prints urls that work.
+fn with_listeners(config: &str, listening: &[SocketAddr]) -> String {
+    let mut table: toml::Table = config.parse().unwrap();
+    let listen = table.entry("listen").or_insert_with(|| toml::Table::new().into()).as_table_mut().unwrap();
+    listen.insert("udp".to_owned(), listening.iter().map(SocketAddr::to_string).collect::<Vec<_>>().into());
+    table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listening(transport: &str, address: &str) -> LogLine {
+        LogLine::parse(&format!(
+            r#"{{"level":"INFO","fields":{{"message":"listening","transport":"{transport}","address":"{address}"}}}}"#
+        ))
+    }
+
+    #[test]
+    fn only_a_udp_listener_gives_a_udp_address() {
+        assert_eq!(udp_listener(&listening("udp", "[::1]:40123")), Some("[::1]:40123".parse().unwrap()));
+        assert_eq!(udp_listener(&listening("tcp", "127.0.0.1:40123")), None);
+        assert_eq!(udp_listener(&LogLine::parse(r#"{"fields":{"message":"ready"}}"#)), None);
+    }
+
+    #[test]
+    fn the_resolved_configuration_names_the_real_ports_and_keeps_the_rest() {
+        let config = "realm = \"r\"\n[listen]\nudp = [\"127.0.0.1:0\"]\n[auth]\nsecrets = [\"s\"]\n";
+        let resolved = with_listeners(config, &["127.0.0.1:40123".parse().unwrap()]).parse::<toml::Table>().unwrap();
+        assert_eq!(resolved["listen"]["udp"][0].as_str(), Some("127.0.0.1:40123"));
+        assert_eq!(resolved["auth"]["secrets"][0].as_str(), Some("s"));
+        assert_eq!(resolved["realm"].as_str(), Some("r"));
+    }
+
+    #[test]
+    fn a_credential_is_read_from_the_ice_servers_object() {
+        let json =
+            r#"{"iceServers":[{"urls":["turn:127.0.0.1:3478?transport=udp"],"username":"1:a","credential":"p"}]}"#;
+        let credential = Credential::parse(json);
+        assert_eq!((credential.username.as_str(), credential.password.as_str()), ("1:a", "p"));
+    }
+}
