@@ -69,6 +69,12 @@ mod browser {
         let frames: Vec<u64> = serde_json::from_value(report["framesDecoded"].clone()).unwrap();
         assert!(frames[0] > 0 && frames[1] > frames[0], "{frames:?}");
 
+        // The server's own account: what the receiver got came from it.
+        server.wait_for_log(|line| {
+            let bytes = line.field("bytes_to_client").and_then(|bytes| bytes.parse().ok());
+            line.message() == "allocation ended" && bytes.is_some_and(|bytes: usize| bytes > BYTES)
+        });
+
         let relay_ip = server.udp_address().ip().to_string();
         for pair in report["pairs"].as_array().unwrap() {
             for side in ["local", "remote"] {

@@ -131,9 +131,29 @@ mod relay {
     async fn a_peer_on_loopback_is_403_unless_the_operator_allows_it() {
         let server = Server::start(&config(&["127.0.0.1"], ""));
         let client = Client::allocate(server.udp_address(), &server.credential("alice")).await.unwrap();
-        let (_peer, peer_address) = peer_on("127.0.0.1").await;
+        let (_peer, peer_address) = peer_on("127.0.0.2").await;
         let refused = client.try_send(b"let me in", peer_address).await.unwrap_err().to_string();
         assert!(refused.contains("403"), "{refused}");
+    }
+
+    // A permission is for an address with all its ports (RFC 8656 §9), so one for the relay's own address, which other
+    // clients' relayed addresses have, is granted. What else listens there stays out of reach.
+    #[tokio::test]
+    async fn a_peer_on_the_relays_own_address_gets_nothing_unless_it_is_a_live_relayed_address() {
+        let server = Server::start(&config(&["127.0.0.1"], ""));
+        let credential = server.credential("alice");
+        let client = Client::allocate(server.udp_address(), &credential).await.unwrap();
+        let other = Client::allocate(server.udp_address(), &credential).await.unwrap();
+        let service = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        service.set_nonblocking(true).unwrap();
+
+        other.send(b"permits the client's address", client.relayed_address()).await;
+        client.send(b"to a local service", service.local_addr().unwrap()).await;
+        client.send(b"to the other client", other.relayed_address()).await;
+        // The server keeps the order, so the service's datagram would be there before this one.
+        assert_eq!(other.receive().await, (b"to the other client".to_vec(), client.relayed_address()));
+        let nothing = service.recv_from(&mut [0; 64]).unwrap_err();
+        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
     }
 
     /// Two clients send to each other's relayed addresses, first in indications and then through channels.
@@ -216,12 +236,18 @@ mod relay {
         assert_eq!(created.field("user").as_deref(), Some("alice"));
         assert!(created.field("client").is_some(), "{created:?}");
 
+        let (peer, peer_address) = peer_on("127.0.0.1").await;
+        client.send(b"seventeen letters", peer_address).await;
+        receive(&peer).await;
+        peer.send_to(b"eleven back", client.relayed_address()).await.unwrap();
+        client.receive().await;
+
         client.close().await;
         let ended = server.wait_for_log(|line| line.message() == "allocation ended");
         assert_eq!(ended.field("relay"), Some(relayed));
-        for field in ["reason", "duration", "bytes"] {
-            assert!(ended.field(field).is_some(), "no {field} in {ended:?}");
-        }
+        assert_eq!(ended.field("bytes_to_peers").as_deref(), Some("17"));
+        assert_eq!(ended.field("bytes_to_client").as_deref(), Some("11"));
+        assert!(ended.field("reason").is_some() && ended.field("duration").is_some(), "{ended:?}");
     }
 
     #[tokio::test]

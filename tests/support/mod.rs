@@ -10,6 +10,8 @@ mod process;
 mod server;
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -40,10 +42,11 @@ impl TempDir {
         &self.0
     }
 
-    /// Writes a file into the directory and says where it is.
+    /// Writes a file that only its owner may read, as one that holds a secret should be, and says where it is.
     pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.join(name);
-        fs::write(&path, text).unwrap();
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        file.unwrap().write_all(text.as_bytes()).unwrap();
         path
     }
 }
