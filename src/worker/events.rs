@@ -29,31 +29,31 @@ impl EventLog {
     pub(super) fn log(&mut self, now: Instant, event: &Event) {
         match event {
             Event::AllocationCreated { user, tuple, relay, lifetime } => tracing::info!(
-                user = %printable(user), client = %tuple.client, server = %tuple.server, transport = %tuple.transport,
+                user = &*printable(user), client = %tuple.client, server = %tuple.server, transport = %tuple.transport,
                 %relay, lifetime, "allocation created"
             ),
             Event::AllocationEnded(ended) => tracing::info!(
-                user = %printable(&ended.user), client = %ended.tuple.client, relay = %ended.relay,
+                user = &*printable(&ended.user), client = %ended.tuple.client, relay = %ended.relay,
                 reason = %ended.reason, duration = ended.duration.as_secs(), bytes_to_peers = ended.bytes_to_peers,
                 bytes_to_client = ended.bytes_to_client, "allocation ended"
             ),
             Event::AuthenticationFailed { username, tuple, cause } => {
                 if self.failed_authentications.admits(now) {
                     tracing::warn!(
-                        username = %printable(username), client = %tuple.client, reason = %cause,
+                        username = &*printable(username), client = %tuple.client, reason = %cause,
                         "authentication failed"
                     );
                 }
             }
             Event::AllocationRefused { user, tuple, limit } => {
                 if self.refused_allocations.admits(now) {
-                    tracing::warn!(user = %printable(user), client = %tuple.client, limit, "allocation refused");
+                    tracing::warn!(user = &*printable(user), client = %tuple.client, limit, "allocation refused");
                 }
             }
             Event::Rfc5766Channel { user, tuple, number } => {
                 if self.old_channels.admits(now) {
                     tracing::warn!(
-                        user = %printable(user), client = %tuple.client, channel = format_args!("{number:#06x}"),
+                        user = &*printable(user), client = %tuple.client, channel = format_args!("{number:#06x}"),
                         "channel refused: RFC 8656 allows 0x4000 to 0x4fff; compat.rfc5766-channels = true admits \
                          this client's"
                     );
@@ -63,12 +63,12 @@ impl EventLog {
                 let (user, client, range) = (printable(user), tuple.client, denial.label());
                 if self.explained.insert(range) {
                     tracing::info!(
-                        %user, %client, %peer, range,
+                        user = &*user, %client, %peer, range,
                         "peer refused: browsers offer addresses of their own network too, and their call goes on over \
                          others; peers.allow admits a range (said once for each range)"
                     );
                 } else {
-                    tracing::debug!(%user, %client, %peer, range, "peer refused");
+                    tracing::debug!(user = &*user, %client, %peer, range, "peer refused");
                 }
             }
         }
@@ -117,7 +117,8 @@ impl RateLimit {
     }
 }
 
-/// A name from the network, fit for a line of text: short, and without characters that move the cursor.
+/// A name from the network, fit for the log: short, and without characters that move the cursor. As it may still look
+/// like fields of a line, it is recorded as a string, which the text format puts in quotes, and never by `%`.
 fn printable(name: &str) -> Cow<'_, str> {
     if name.len() <= LONGEST_NAME && !name.chars().any(char::is_control) {
         return Cow::Borrowed(name);
