@@ -74,14 +74,23 @@ impl EventLog {
         }
     }
 
-    /// Sums up what was not written.
+    /// Sums up what was not written, once its window is over.
     pub(super) fn tick(&mut self, now: Instant) {
+        self.sum_up(|limit| limit.summary(now));
+    }
+
+    /// Sums up what was not written, at the end.
+    pub(super) fn finish(&mut self) {
+        self.sum_up(RateLimit::rest);
+    }
+
+    fn sum_up(&mut self, count_of: impl Fn(&mut RateLimit) -> Option<u64>) {
         for (limit, what) in [
             (&mut self.failed_authentications, "failed authentications"),
             (&mut self.refused_allocations, "refused allocations"),
             (&mut self.old_channels, "refused channels"),
         ] {
-            if let Some(count) = limit.summary(now) {
+            if let Some(count) = count_of(limit) {
                 tracing::warn!(count, "more {what} in the last minute, not logged one by one");
             }
         }
@@ -113,7 +122,12 @@ impl RateLimit {
     /// How many were not let through, once their window is over.
     fn summary(&mut self, now: Instant) -> Option<u64> {
         let over = self.window.is_some_and(|end| end.has_passed(now));
-        (over && self.suppressed > 0).then(|| std::mem::take(&mut self.suppressed))
+        if over { self.rest() } else { None }
+    }
+
+    /// How many were not let through and are in no summary yet.
+    fn rest(&mut self) -> Option<u64> {
+        (self.suppressed > 0).then(|| std::mem::take(&mut self.suppressed))
     }
 }
 
@@ -149,6 +163,13 @@ mod tests {
         assert_eq!(limit.summary(at(61)), Some(995));
         assert_eq!(limit.summary(at(62)), None);
         assert!(limit.admits(at(62)));
+    }
+
+    #[test]
+    fn at_the_end_the_sum_does_not_wait_for_its_window() {
+        let mut limit = RateLimit::default();
+        assert_eq!((0..7).filter(|_| limit.admits(at(1))).count(), 5);
+        assert_eq!((limit.rest(), limit.rest()), (Some(2), None));
     }
 
     #[test]
