@@ -4,6 +4,7 @@ pub mod addresses;
 pub mod logging;
 mod start;
 
+use std::collections::HashSet;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::thread;
@@ -124,17 +125,10 @@ fn announce(prepared: &start::Prepared) {
 
 /// Prints what a page passes to `new RTCPeerConnection`, for a server that has only the secret of this run.
 fn print_ice_servers(config: &Config, listeners: &[SocketAddr], choice: &addresses::Choice, secret: &Secret) {
-    let urls: Vec<String> = listeners
-        .iter()
-        .flat_map(|listener| match &config.hostname {
-            Some(name) => vec![format!("{name}:{}", listener.port())],
-            None => addresses::advertised_hosts(*listener, &config.relay.external, choice),
-        })
-        .map(|host| format!("turn:{host}?transport=udp"))
-        .collect();
     let credential = time_limited::mint(secret, Some("try"), clock::unix_seconds() + PRINTED_LIFETIME);
+    let entry = credential.ice_servers(&urls(config, listeners, choice));
     let mut stdout = io::stdout().lock();
-    if let Err(error) = writeln!(stdout, "{}", credential.ice_servers(&urls)).and_then(|()| stdout.flush()) {
+    if let Err(error) = writeln!(stdout, "{entry}").and_then(|()| stdout.flush()) {
         tracing::warn!(%error, "the iceServers entry could not be printed");
     }
     tracing::info!(
@@ -142,6 +136,21 @@ fn print_ice_servers(config: &Config, listeners: &[SocketAddr], choice: &address
          RTCPeerConnection(…) and holds for 24 h or until the server stops. To make it permanent, put the output of \
          `openssl rand -hex 32` into auth.secrets and mint with turn-credential"
     );
+}
+
+/// The urls of the listeners, each once: a wildcard and one of its addresses may share a port.
+fn urls(config: &Config, listeners: &[SocketAddr], choice: &addresses::Choice) -> Vec<String> {
+    let mut urls: Vec<String> = listeners
+        .iter()
+        .flat_map(|listener| match &config.hostname {
+            Some(name) => vec![format!("{name}:{}", listener.port())],
+            None => addresses::advertised_hosts(*listener, &config.relay.external, choice),
+        })
+        .map(|host| format!("turn:{host}?transport=udp"))
+        .collect();
+    let mut seen = HashSet::new();
+    urls.retain(|url| seen.insert(url.clone()));
+    urls
 }
 
 fn log_totals(totals: &Counters, clock: Clock) {
@@ -158,4 +167,24 @@ fn log_totals(totals: &Counters, clock: Clock) {
         detail = detail.join(", "),
         "stopped"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_named_once_however_many_listeners_it_stands_for() {
+        let bind = "127.0.0.1".parse().unwrap();
+        let relay = addresses::RelayAddress { bind, advertised: bind, reason: String::new() };
+        let choice = addresses::Choice { addresses: vec![relay], warnings: Vec::new() };
+        let listeners = ["0.0.0.0:3478", "127.0.0.1:3478", "127.0.0.1:443"].map(|text| text.parse().unwrap());
+
+        let mut config = Config::default();
+        let expected = ["turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:443?transport=udp"];
+        assert_eq!(urls(&config, &listeners, &choice), expected);
+        config.hostname = Some("turn.example.org".to_owned());
+        let expected = ["turn:turn.example.org:3478?transport=udp", "turn:turn.example.org:443?transport=udp"];
+        assert_eq!(urls(&config, &listeners, &choice), expected);
+    }
 }

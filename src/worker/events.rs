@@ -29,31 +29,31 @@ impl EventLog {
     pub(super) fn log(&mut self, now: Instant, event: &Event) {
         match event {
             Event::AllocationCreated { user, tuple, relay, lifetime } => tracing::info!(
-                user = %printable(user), client = %tuple.client, server = %tuple.server, transport = %tuple.transport,
+                user = &*printable(user), client = %tuple.client, server = %tuple.server, transport = %tuple.transport,
                 %relay, lifetime, "allocation created"
             ),
             Event::AllocationEnded(ended) => tracing::info!(
-                user = %printable(&ended.user), client = %ended.tuple.client, relay = %ended.relay,
+                user = &*printable(&ended.user), client = %ended.tuple.client, relay = %ended.relay,
                 reason = %ended.reason, duration = ended.duration.as_secs(), bytes_to_peers = ended.bytes_to_peers,
                 bytes_to_client = ended.bytes_to_client, "allocation ended"
             ),
             Event::AuthenticationFailed { username, tuple, cause } => {
                 if self.failed_authentications.admits(now) {
                     tracing::warn!(
-                        username = %printable(username), client = %tuple.client, reason = %cause,
+                        username = &*printable(username), client = %tuple.client, reason = %cause,
                         "authentication failed"
                     );
                 }
             }
             Event::AllocationRefused { user, tuple, limit } => {
                 if self.refused_allocations.admits(now) {
-                    tracing::warn!(user = %printable(user), client = %tuple.client, limit, "allocation refused");
+                    tracing::warn!(user = &*printable(user), client = %tuple.client, limit, "allocation refused");
                 }
             }
             Event::Rfc5766Channel { user, tuple, number } => {
                 if self.old_channels.admits(now) {
                     tracing::warn!(
-                        user = %printable(user), client = %tuple.client, channel = format_args!("{number:#06x}"),
+                        user = &*printable(user), client = %tuple.client, channel = format_args!("{number:#06x}"),
                         "channel refused: RFC 8656 allows 0x4000 to 0x4fff; compat.rfc5766-channels = true admits \
                          this client's"
                     );
@@ -63,25 +63,34 @@ impl EventLog {
                 let (user, client, range) = (printable(user), tuple.client, denial.label());
                 if self.explained.insert(range) {
                     tracing::info!(
-                        %user, %client, %peer, range,
+                        user = &*user, %client, %peer, range,
                         "peer refused: browsers offer addresses of their own network too, and their call goes on over \
                          others; peers.allow admits a range (said once for each range)"
                     );
                 } else {
-                    tracing::debug!(%user, %client, %peer, range, "peer refused");
+                    tracing::debug!(user = &*user, %client, %peer, range, "peer refused");
                 }
             }
         }
     }
 
-    /// Sums up what was not written.
+    /// Sums up what was not written, once its window is over.
     pub(super) fn tick(&mut self, now: Instant) {
+        self.sum_up(|limit| limit.summary(now));
+    }
+
+    /// Sums up what was not written, at the end.
+    pub(super) fn finish(&mut self) {
+        self.sum_up(RateLimit::rest);
+    }
+
+    fn sum_up(&mut self, count_of: impl Fn(&mut RateLimit) -> Option<u64>) {
         for (limit, what) in [
             (&mut self.failed_authentications, "failed authentications"),
             (&mut self.refused_allocations, "refused allocations"),
             (&mut self.old_channels, "refused channels"),
         ] {
-            if let Some(count) = limit.summary(now) {
+            if let Some(count) = count_of(limit) {
                 tracing::warn!(count, "more {what} in the last minute, not logged one by one");
             }
         }
@@ -113,11 +122,17 @@ impl RateLimit {
     /// How many were not let through, once their window is over.
     fn summary(&mut self, now: Instant) -> Option<u64> {
         let over = self.window.is_some_and(|end| end.has_passed(now));
-        (over && self.suppressed > 0).then(|| std::mem::take(&mut self.suppressed))
+        if over { self.rest() } else { None }
+    }
+
+    /// How many were not let through and are in no summary yet.
+    fn rest(&mut self) -> Option<u64> {
+        (self.suppressed > 0).then(|| std::mem::take(&mut self.suppressed))
     }
 }
 
-/// A name from the network, fit for a line of text: short, and without characters that move the cursor.
+/// A name from the network, fit for the log: short, and without characters that move the cursor. As it may still look
+/// like fields of a line, it is recorded as a string, which the text format puts in quotes, and never by `%`.
 fn printable(name: &str) -> Cow<'_, str> {
     if name.len() <= LONGEST_NAME && !name.chars().any(char::is_control) {
         return Cow::Borrowed(name);
@@ -148,6 +163,13 @@ mod tests {
         assert_eq!(limit.summary(at(61)), Some(995));
         assert_eq!(limit.summary(at(62)), None);
         assert!(limit.admits(at(62)));
+    }
+
+    #[test]
+    fn at_the_end_the_sum_does_not_wait_for_its_window() {
+        let mut limit = RateLimit::default();
+        assert_eq!((0..7).filter(|_| limit.admits(at(1))).count(), 5);
+        assert_eq!((limit.rest(), limit.rest()), (Some(2), None));
     }
 
     #[test]

@@ -185,10 +185,11 @@ impl Worker {
         self.events.tick(now.monotonic);
     }
 
-    /// Ends every allocation.
+    /// Ends every allocation, and what is to be told.
     fn stop(&mut self, now: Now) {
         self.server.stop(now.monotonic);
         self.carry_out(now);
+        self.events.finish();
     }
 
     fn finish(&mut self, now: Now, from: SocketAddr, outcome: Outcome) {

@@ -1,0 +1,89 @@
+//! Relay addresses: which are chosen, what is said about them, what clients are told.
+
+use std::net::IpAddr;
+
+use turnserver::net::interfaces;
+
+use super::client::{Client, Login};
+use super::running::{Running, text_config, turnserver};
+use crate::support::{LogLine, Server, TempDir, config, config_for, config_without_secret};
+
+fn relay_address(server: &Server) -> LogLine {
+    server.wait_for_log(|line| line.message() == "relay address")
+}
+
+fn warnings(server: &Server) -> Vec<LogLine> {
+    server.logs().into_iter().filter(|line| line.level() == "WARN").collect()
+}
+
+/// An address of this machine that browsers elsewhere cannot reach, if it has one.
+fn private_address() -> Option<IpAddr> {
+    let private = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_documentation(),
+        IpAddr::V6(ip) => ip.is_unique_local(),
+    };
+    interfaces::addresses().unwrap().into_iter().map(|interface| interface.address).find(|ip| private(*ip))
+}
+
+#[test]
+fn a_machine_with_loopback_only_works_and_says_so() {
+    let server = Server::start(&config(&["127.0.0.1"], ""));
+    let line = relay_address(&server);
+    assert_eq!(line.field("address").as_deref(), Some("127.0.0.1"));
+    assert_eq!(line.field("advertised").as_deref(), Some("127.0.0.1"));
+    assert!(line.field("reason").unwrap().contains("loopback address of lo"), "{line:?}");
+    let warnings = warnings(&server);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].message().starts_with("only programs on this machine can use the relay"), "{warnings:?}");
+
+    let (_, relayed) = Client::new(server.udp_address()).allocate(&Login::mint("alice", 600)).unwrap();
+    assert_eq!(relayed.ip().to_string(), "127.0.0.1");
+}
+
+#[test]
+fn a_private_relay_address_without_a_mapping_is_a_warning_that_says_what_to_set() {
+    // The choice itself is tested on made-up machines; this one may have only public addresses.
+    let Some(ip) = private_address() else { return };
+    let server = Server::start(&config_for(&["127.0.0.1"], &[&ip.to_string()], ""));
+    let warnings = warnings(&server);
+    let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+    assert!(warning.message().contains(&ip.to_string()), "{warning:?}");
+    assert!(warning.message().contains(&format!("set in [relay] external = {{ \"{ip}\" = ")), "{warning:?}");
+}
+
+#[test]
+fn an_address_behind_nat_is_advertised_as_it_is_mapped() {
+    let mapping = "[relay]\nexternal = { \"127.0.0.1\" = \"203.0.113.9\" }\n";
+    let server = Server::start(&config_without_secret(&["127.0.0.1"], "").replace("[relay]\n", mapping));
+    let line = relay_address(&server);
+    assert_eq!(line.field("address").as_deref(), Some("127.0.0.1"));
+    assert_eq!(line.field("advertised").as_deref(), Some("203.0.113.9"));
+    assert!(line.field("reason").unwrap().contains("relay.external"), "{line:?}");
+    assert_eq!(warnings(&server).len(), 0, "{:?}", warnings(&server));
+
+    let printed = server.printed_credential();
+    let url = format!("turn:203.0.113.9:{}?transport=udp", server.udp_address().port());
+    assert_eq!(printed.configuration["iceServers"][0]["urls"], serde_json::json!([url]));
+    let login = Login::new(&printed.username, &printed.password);
+    let (_, relayed) = Client::new(server.udp_address()).allocate(&login).unwrap();
+    assert_eq!(relayed.ip().to_string(), "203.0.113.9");
+    let created = server.wait_for_log(|line| line.message() == "allocation created");
+    assert_eq!(created.field("user").as_deref(), Some("try"));
+}
+
+#[test]
+fn check_config_shows_what_is_advertised() {
+    let mapping = "[relay]\nexternal = { \"127.0.0.1\" = \"203.0.113.9\" }\n";
+    let directory = TempDir::new();
+    directory.write("turnserver.toml", &text_config(&["127.0.0.1"], "").replace("[relay]\n", mapping));
+    let report = turnserver(&directory, &["check-config"]).stdout.join("\n");
+    assert!(report.contains("relaying on 127.0.0.1 as 203.0.113.9: "), "{report}");
+}
+
+#[test]
+fn relay_addresses_are_found_on_any_machine() {
+    let config = text_config(&["127.0.0.1"], "").replace("addresses = [\"127.0.0.1\"]", "addresses = \"auto\"");
+    let server = Running::start(&config, &[]);
+    let line = server.wait_for_line(|line| line.contains(" relay address "));
+    assert!(line.contains(" address of "), "{line}");
+}

@@ -1,0 +1,178 @@
+//! A TURN client on a plain socket, which does nothing that it is not told to do.
+
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use turnserver::auth::{LongTermKey, Secret, time_limited};
+use turnserver::clock::unix_seconds;
+use turnserver::stun::attribute::{
+    AddressFamily, Data, ErrorCodeAttribute, Lifetime, Nonce, Realm, RequestedAddressFamily, RequestedTransport,
+    Username, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+};
+use turnserver::stun::{Attribute, Class, Message, MessageWriter, Method, TransactionId};
+
+use crate::support::{PATIENCE, SECRET};
+
+/// What is written into a request before its integrity attribute.
+type Fill<'f> = &'f dyn Fn(&mut MessageWriter<'_>);
+
+pub(crate) struct Client {
+    socket: UdpSocket,
+    server: SocketAddr,
+    /// Every datagram that went to the server.
+    sent: Cell<u64>,
+}
+
+/// A username and its password.
+#[derive(Clone)]
+pub(crate) struct Login {
+    pub(crate) username: String,
+    pub(crate) password: String,
+}
+
+/// What a server needs to know to accept a request.
+#[derive(Clone)]
+pub(crate) struct Session {
+    username: String,
+    realm: String,
+    nonce: String,
+    key: LongTermKey,
+}
+
+/// A received message.
+pub(crate) struct Answer(Vec<u8>);
+
+impl Login {
+    pub(crate) fn new(username: &str, password: &str) -> Self {
+        Self { username: username.to_owned(), password: password.to_owned() }
+    }
+
+    /// A time-limited credential by the secret of the test configurations, which expires `after` seconds from now.
+    pub(crate) fn mint(user: &str, after: i64) -> Self {
+        let secret = Secret::new(SECRET).unwrap();
+        let minted = time_limited::mint(&secret, Some(user), unix_seconds().checked_add_signed(after).unwrap());
+        Self::new(&minted.username, &minted.password)
+    }
+}
+
+impl Client {
+    pub(crate) fn new(server: SocketAddr) -> Self {
+        let own: IpAddr = if server.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        let socket = UdpSocket::bind((own, 0)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        // So that an answer from another address does not arrive.
+        socket.connect(server).unwrap();
+        Self { socket, server, sent: Cell::new(0) }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.socket.local_addr().unwrap()
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
+    pub(crate) fn send(&self, datagram: &[u8]) {
+        self.socket.send(datagram).unwrap();
+        self.sent.set(self.sent.get() + 1);
+    }
+
+    pub(crate) fn receive(&self) -> Answer {
+        let mut buffer = vec![0; 2048];
+        let len = self.socket.recv(&mut buffer).expect("the server answers");
+        buffer.truncate(len);
+        Answer(buffer)
+    }
+
+    /// The client's address as the server sees it.
+    pub(crate) fn binding(&self) -> SocketAddr {
+        self.send(&message(Class::Request, Method::BINDING, self.transaction(), &|_| {}));
+        self.receive().get::<XorMappedAddress>().expect("a Binding request is answered").0
+    }
+
+    /// An Allocate request without credentials, and what a client makes of the 401.
+    pub(crate) fn challenge(&self, login: &Login) -> Session {
+        self.send(&allocate(self.transaction()));
+        let answer = self.receive();
+        assert_eq!(answer.error(), Some(401));
+        let (Realm(realm), Nonce(nonce)) = (answer.get().unwrap(), answer.get().unwrap());
+        Session {
+            username: login.username.clone(),
+            realm: realm.to_owned(),
+            nonce: nonce.to_owned(),
+            key: LongTermKey::derive(&login.username, realm, login.password.as_bytes()),
+        }
+    }
+
+    pub(crate) fn request(&self, session: &Session, method: Method, fill: Fill<'_>) -> Answer {
+        self.send(&message(Class::Request, method, self.transaction(), &|writer| {
+            fill(writer);
+            writer.push(&Username(&session.username));
+            writer.push(&Realm(&session.realm));
+            writer.push(&Nonce(&session.nonce));
+            writer.message_integrity(session.key.as_bytes());
+        }));
+        self.receive()
+    }
+
+    /// Allocates; the error code where that fails.
+    pub(crate) fn allocate(&self, login: &Login) -> Result<(Session, SocketAddr), u16> {
+        let session = self.challenge(login);
+        let answer = self.request(&session, Method::ALLOCATE, &|writer| {
+            writer.push(&RequestedTransport::UDP);
+            writer.push(&RequestedAddressFamily(AddressFamily::of(self.server.ip())));
+        });
+        match answer.error() {
+            Some(code) => Err(code),
+            None => Ok((session, answer.get::<XorRelayedAddress>().unwrap().0)),
+        }
+    }
+
+    pub(crate) fn permit(&self, session: &Session, peer: SocketAddr) {
+        let answer = self.request(session, Method::CREATE_PERMISSION, &|writer| writer.push(&XorPeerAddress(peer)));
+        assert_eq!(answer.error(), None);
+    }
+
+    pub(crate) fn send_to_peer(&self, peer: SocketAddr, payload: &[u8]) {
+        self.send(&message(Class::Indication, Method::SEND, self.transaction(), &|writer| {
+            writer.push(&XorPeerAddress(peer));
+            writer.push(&Data(payload));
+        }));
+    }
+
+    /// Ends the allocation.
+    pub(crate) fn delete(&self, session: &Session) {
+        let answer = self.request(session, Method::REFRESH, &|writer| writer.push(&Lifetime(0)));
+        assert_eq!(answer.error(), None);
+    }
+
+    /// A different one for each datagram sent.
+    fn transaction(&self) -> TransactionId {
+        let mut id = [0x7e; 12];
+        id[4..].copy_from_slice(&self.sent().to_be_bytes());
+        TransactionId::new(id)
+    }
+}
+
+impl Answer {
+    pub(crate) fn error(&self) -> Option<u16> {
+        self.get::<ErrorCodeAttribute<'_>>().map(|error| error.code.code())
+    }
+
+    pub(crate) fn get<'a, A: Attribute<'a>>(&'a self) -> Option<A> {
+        Message::parse(&self.0).unwrap().get().unwrap()
+    }
+}
+
+/// An Allocate request without credentials.
+pub(crate) fn allocate(transaction: TransactionId) -> Vec<u8> {
+    message(Class::Request, Method::ALLOCATE, transaction, &|writer| writer.push(&RequestedTransport::UDP))
+}
+
+pub(crate) fn message(class: Class, method: Method, transaction: TransactionId, fill: Fill<'_>) -> Vec<u8> {
+    let mut buffer = vec![0; 2048];
+    let mut writer = MessageWriter::new(&mut buffer, class, method, transaction);
+    fill(&mut writer);
+    writer.finish().unwrap().to_vec()
+}

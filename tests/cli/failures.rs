@@ -1,0 +1,109 @@
+//! Starts that fail: exit codes and the one line that says why.
+
+use std::fs;
+use std::net::UdpSocket;
+
+use super::running::{Running, failure, text_config, turnserver};
+use crate::support::TempDir;
+
+/// A configuration that listens on exactly `address`.
+fn listening_on(address: &str) -> String {
+    let config = text_config(&["127.0.0.1"], "");
+    let (before, behind) = config.split_once("udp = ").unwrap();
+    let (_, behind) = behind.split_once('\n').unwrap();
+    format!("{before}udp = [{address:?}]\n{behind}")
+}
+
+#[track_caller]
+fn fails_with(config: &str, parts: &[&str]) {
+    let directory = TempDir::new();
+    directory.write("turnserver.toml", config);
+    let finished = turnserver(&directory, &[]);
+    let line = failure(&finished);
+    for part in parts {
+        assert!(line.contains(part), "{part} is not in: {line}");
+    }
+}
+
+#[test]
+fn a_port_that_another_program_has_is_one_line_that_names_it_and_what_to_do() {
+    let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let look = format!("ss -ulpn sport = :{}", other.local_addr().unwrap().port());
+    fails_with(&listening_on(&address), &["cannot listen", &address, &look, "listen.udp"]);
+}
+
+#[test]
+fn a_port_that_another_turnserver_has_is_one_line_that_names_it_and_what_to_do() {
+    let other = Running::start(&text_config(&["127.0.0.1"], ""), &[]);
+    let address = other.address().to_string();
+    fails_with(&listening_on(&address), &["cannot listen", &address, "another program", "listen.udp"]);
+    assert_eq!(other.terminate().code, Some(0));
+}
+
+#[test]
+fn a_listen_address_that_is_not_ours_is_one_line_that_names_those_that_are() {
+    for address in ["203.0.113.7:3478", "[2001:db8:ffff::7]:3478"] {
+        fails_with(&listening_on(address), &["cannot listen", address, "127.0.0.1 (lo)", "listen.udp"]);
+    }
+}
+
+#[test]
+fn a_relay_address_that_is_not_ours_is_one_line_that_explains_nat() {
+    let config =
+        text_config(&["127.0.0.1"], "").replace("addresses = [\"127.0.0.1\"]", "addresses = [\"203.0.113.7\"]");
+    fails_with(&config, &["relay.addresses", "203.0.113.7", "127.0.0.1 (lo)", "`external`"]);
+    let directory = TempDir::new();
+    directory.write("turnserver.toml", &config);
+    assert!(failure(&turnserver(&directory, &["check-config"])).contains("203.0.113.7"));
+}
+
+#[test]
+fn a_configuration_file_that_is_missing_or_cannot_be_read_is_one_line_that_names_it() {
+    let directory = TempDir::new();
+    fs::create_dir(directory.path().join("directory.toml")).unwrap();
+    fs::write(directory.path().join("binary.toml"), b"realm = \"\xff\"\n").unwrap();
+    for file in ["missing.toml", "directory.toml", "binary.toml"] {
+        for arguments in [&["--config", file][..], &["check-config", "--config", file]] {
+            let finished = turnserver(&directory, arguments);
+            let line = failure(&finished);
+            assert!(line.starts_with(file), "{line}");
+            assert_eq!(finished.stderr.len(), 1, "{finished:?}");
+        }
+    }
+}
+
+#[test]
+fn three_mistakes_in_the_configuration_are_three_lines_with_place_and_suggestion() {
+    let directory = TempDir::new();
+    directory.write("wrong.toml", "relam = \"r\"\n[relay]\nports = \"65535-49152\"\n[log]\nlevel = \"inof\"\n");
+    for arguments in [&["--config", "wrong.toml"][..], &["check-config", "--config", "wrong.toml"]] {
+        let finished = turnserver(&directory, arguments);
+        assert_eq!((finished.code, finished.stdout.as_slice()), (Some(1), &[][..]));
+        let [relam, ports, level] = finished.stderr.as_slice() else { panic!("{finished:?}") };
+        for (line, place, suggestion) in [
+            (relam, "1:1", "did you mean `realm`?"),
+            (ports, "3:9", "did you mean `49152-65535`?"),
+            (level, "5:9", "did you mean `info`?"),
+        ] {
+            assert!(line.starts_with(&format!("turnserver: wrong.toml:{place}: ")), "{line}");
+            assert!(line.ends_with(suggestion), "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_use_of_the_command_line_is_exit_code_2() {
+    let directory = TempDir::new();
+    for (arguments, part) in [
+        (&["--frobnicate"][..], "--frobnicate"),
+        (&["frobnicate"], "frobnicate"),
+        (&["--config"], "--config"),
+        (&["--log-level", "loud"], "error, warn, info, debug, trace"),
+        (&["check-config", "--frobnicate"], "--frobnicate"),
+    ] {
+        let finished = turnserver(&directory, arguments);
+        assert_eq!((finished.code, finished.stdout.as_slice()), (Some(2), &[][..]), "{finished:?}");
+        assert!(finished.stderr.join("\n").contains(part), "{finished:?}");
+    }
+}

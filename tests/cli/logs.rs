@@ -1,0 +1,192 @@
+//! What is logged, how often, in which format.
+
+use std::net::UdpSocket;
+
+use turnserver::stun::TransactionId;
+
+use super::client::{Client, Login, allocate};
+use super::running::{Running, is_ready, text_config};
+use crate::support::{Finished, LogLine, PATIENCE, Server, config, config_without_secret};
+
+/// How many failed authentications a worker logs one by one in a minute.
+const FAILURES_LOGGED: usize = 5;
+const WORKERS: usize = 2;
+
+fn with_workers(config: &str) -> String {
+    format!("workers = {WORKERS}\n{config}")
+}
+
+/// What was logged between the start and the stop.
+fn between(ended: &Finished) -> Vec<LogLine> {
+    let lines = ended.stderr.iter().skip_while(|line| !is_ready(line)).skip(1);
+    lines.map(|line| LogLine::parse(line)).take_while(|line| line.message() != "stopped").collect()
+}
+
+#[test]
+fn an_allocation_is_logged_when_it_is_created_and_when_its_client_deletes_it() {
+    let server = Server::start(&config(&["127.0.0.1"], "[peers]\nallow = [\"127.0.0.0/8\"]\n"));
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    let client = Client::new(server.udp_address());
+    let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+    client.permit(&session, peer.local_addr().unwrap());
+    client.send_to_peer(peer.local_addr().unwrap(), b"seven b");
+    peer.recv_from(&mut [0; 100]).unwrap();
+    peer.send_to(b"four", relayed).unwrap();
+    client.receive();
+    client.delete(&session);
+
+    for message in ["allocation created", "allocation ended"] {
+        let line = server.wait_for_log(|line| line.message() == message);
+        assert_eq!(line.level(), "INFO");
+        assert_eq!(line.field("user").as_deref(), Some("alice"));
+        assert_eq!(line.field("client"), Some(client.address().to_string()));
+        assert_eq!(line.field("relay"), Some(relayed.to_string()));
+    }
+    let ended = server.wait_for_log(|line| line.message() == "allocation ended");
+    assert_eq!(ended.field("reason").as_deref(), Some("deleted by the client"));
+    assert_eq!(ended.field("bytes_to_peers").as_deref(), Some("7"));
+    assert_eq!(ended.field("bytes_to_client").as_deref(), Some("4"));
+    let duration: u64 = ended.field("duration").unwrap().parse().unwrap();
+    assert!(duration <= PATIENCE.as_secs(), "{ended:?}");
+}
+
+#[test]
+fn a_failed_authentication_is_logged_with_its_reason() {
+    let users = "[[auth.users]]\nname = \"bob\"\npassword = \"builder\"\n";
+    let server = Server::start(&config(&["127.0.0.1"], users));
+    let minted = Login::mint("alice", 600);
+    let expired = Login::mint("carol", -7_230);
+    let cases = [
+        (Login::new(&minted.username, "x"), "secret"),
+        (expired, "expired 2 h ago"),
+        (Login::new("bob", "destroyer"), "wrong password"),
+        (Login::new("mallory", "x"), "unknown user"),
+        (Login::new("1700000000000:dave", "x"), "milliseconds"),
+    ];
+    // One client for each: a worker logs only a few in a minute, and all may meet the same one.
+    assert!(cases.len() <= FAILURES_LOGGED);
+    for (login, reason) in cases {
+        let client = Client::new(server.udp_address());
+        assert_eq!(client.allocate(&login).map(drop), Err(401));
+        let line = server.wait_for_log(|line| line.field("client") == Some(client.address().to_string()));
+        assert_eq!((line.message(), line.level()), ("authentication failed", "WARN"));
+        assert_eq!(line.field("username"), Some(login.username));
+        assert!(line.field("reason").unwrap().contains(reason), "{line:?}");
+    }
+}
+
+#[test]
+fn a_thousand_failed_authentications_are_a_few_lines_and_a_sum() {
+    let server = Running::start(&with_workers(&config(&["127.0.0.1"], "")), &[]);
+    let login = Login::new(&Login::mint("alice", 600).username, "wrong");
+    for _ in 0..20 {
+        let client = Client::new(server.address());
+        for _ in 0..50 {
+            assert_eq!(client.allocate(&login).map(drop), Err(401));
+        }
+    }
+    let ended = server.terminate();
+    let lines = between(&ended);
+    let one_by_one = lines.iter().filter(|line| line.message() == "authentication failed").count();
+    assert!((FAILURES_LOGGED..=FAILURES_LOGGED * WORKERS).contains(&one_by_one), "{lines:?}");
+    let sums = lines.iter().filter(|line| line.message().starts_with("more failed authentications"));
+    let sums: Vec<usize> = sums.map(|line| line.field("count").unwrap().parse().unwrap()).collect();
+    assert_eq!(one_by_one + sums.iter().sum::<usize>(), 1_000, "{lines:?}");
+    assert_eq!(lines.len(), one_by_one + sums.len(), "{lines:?}");
+}
+
+#[test]
+fn a_thousand_packets_of_strangers_are_not_worth_a_line() {
+    let server = Running::start(&with_workers(&config(&["127.0.0.1"], "")), &[]);
+    for _ in 0..10 {
+        let client = Client::new(server.address());
+        for round in 0..25_u8 {
+            client.send(&allocate(TransactionId::new([round; 12])));
+            assert_eq!(client.receive().error(), Some(401));
+            client.send(&[round.wrapping_mul(17); 40]);
+            client.send(&[0, 1, 0, 8, 0x21, 0x12, 0xa4, 0x42, round]);
+            // Its answer comes when the others have been looked at.
+            client.binding();
+        }
+    }
+    let ended = server.terminate();
+    assert_eq!(ended.code, Some(0));
+    assert_eq!(between(&ended).len(), 0, "{ended:?}");
+}
+
+#[test]
+fn json_format_makes_every_line_of_standard_error_json() {
+    let server = Running::start(&config(&["127.0.0.1"], ""), &["--log-level", "trace"]);
+    let client = Client::new(server.address());
+    assert!(client.allocate(&Login::mint("alice\u{1b}[31m", 600)).is_ok());
+    assert_eq!(Client::new(server.address()).allocate(&Login::mint("bob", -1)).map(drop), Err(401));
+    let ended = server.terminate();
+    for line in &ended.stderr {
+        let line = LogLine::parse(line);
+        assert!(!line.message().is_empty() && !line.level().is_empty(), "{line:?}");
+    }
+    assert!(ended.stderr.len() > 6, "{ended:?}");
+}
+
+#[test]
+fn text_format_has_no_escapes_when_standard_error_is_a_pipe() {
+    let server = Running::start(&text_config(&["127.0.0.1"], ""), &["--log-level", "trace"]);
+    assert!(Client::new(server.address()).allocate(&Login::mint("alice\u{1b}[31m", 600)).is_ok());
+    for line in server.terminate().stderr {
+        assert!(!line.contains('\u{1b}'), "{line}");
+    }
+}
+
+/// A line of the text log without its quoted strings.
+fn outside_of_quotes(line: &str) -> String {
+    let (mut outside, mut quoted) = (String::new(), false);
+    let mut characters = line.chars();
+    while let Some(c) = characters.next() {
+        match c {
+            '"' => quoted = !quoted,
+            '\\' if quoted => _ = characters.next(),
+            c if !quoted => outside.push(c),
+            _ => {}
+        }
+    }
+    outside
+}
+
+#[test]
+fn a_username_cannot_forge_a_line_or_a_field_of_the_text_log() {
+    let server = Running::start(&text_config(&["127.0.0.1"], ""), &[]);
+    let login = Login::mint("a\r\nINFO forged \u{1b}[2J client=203.0.113.7:1 \"\u{202e}", 600);
+    let client = Client::new(server.address());
+    assert!(client.allocate(&login).is_ok());
+    assert_eq!(Client::new(server.address()).allocate(&Login::new(&login.username, "wrong")).map(drop), Err(401));
+
+    let lines = server.terminate().stderr;
+    // The allocation's creation and end, and the failure.
+    assert_eq!(lines.iter().filter(|line| line.contains("forged")).count(), 3, "{lines:?}");
+    for line in &lines {
+        assert!(line.contains("  INFO ") || line.contains("  WARN "), "{line:?}");
+        assert!(!line.contains(['\u{1b}', '\r', '\u{202e}']), "{line:?}");
+        let outside = outside_of_quotes(line);
+        assert!(!outside.contains("forged") && !outside.contains("203.0.113.7"), "{line}");
+    }
+}
+
+#[test]
+fn the_flag_for_the_log_level_overrides_the_configuration() {
+    let quiet = text_config(&["127.0.0.1"], "").replace("format =", "level = \"error\"\nformat =");
+    let server = Running::start(&quiet, &["--log-level", "debug"]);
+    Client::new(server.address()).send(b"neither STUN nor ChannelData");
+    let line = server.wait_for_line(|line| line.contains("unknown-protocol"));
+    assert!(line.contains(" DEBUG "), "{line}");
+}
+
+#[test]
+fn a_server_that_logs_errors_only_is_silent_from_start_to_stop() {
+    let server = Running::begin(&config_without_secret(&["127.0.0.1"], ""), &["--log-level", "error"]);
+    let line = server.process.stdout.wait_for(PATIENCE, |lines| lines.first().cloned()).unwrap();
+    let address = line.split_once("turn:").unwrap().1.split_once('?').unwrap().0;
+    Client::new(address.parse().unwrap()).binding();
+    let ended = server.terminate();
+    assert_eq!((ended.code, ended.stderr.as_slice()), (Some(0), &[][..]));
+}

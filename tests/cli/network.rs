@@ -1,0 +1,79 @@
+//! Listeners: families, wildcards, port 0.
+
+use std::net::{SocketAddr, UdpSocket};
+
+use turnserver::stun::{Class, Method, TransactionId};
+
+use super::client::{Client, Login, message};
+use crate::support::{PATIENCE, Server, config, config_for};
+
+#[test]
+fn a_binding_request_is_answered_with_the_clients_address_over_ipv4_and_ipv6() {
+    let server = Server::start(&config(&["127.0.0.1", "::1"], ""));
+    for ip in ["127.0.0.1", "::1"] {
+        let client = Client::new(server.udp_address_on(ip.parse().unwrap()));
+        assert_eq!(client.binding(), client.address());
+    }
+}
+
+#[test]
+fn two_listeners_of_one_family_both_serve() {
+    let server = Server::start(&config_for(&["127.0.0.1", "127.0.0.2"], &["127.0.0.1"], ""));
+    for ip in ["127.0.0.1", "127.0.0.2"] {
+        let client = Client::new(server.udp_address_on(ip.parse().unwrap()));
+        let (_, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        assert_eq!(relayed.ip().to_string(), "127.0.0.1");
+    }
+}
+
+/// Asks `from` an unconnected socket, which takes answers from anywhere, and returns where the answer came from.
+fn answered_from(from: &str, to: SocketAddr) -> SocketAddr {
+    let socket = UdpSocket::bind(from).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.send_to(&message(Class::Request, Method::BINDING, TransactionId::new([7; 12]), &|_| {}), to).unwrap();
+    socket.recv_from(&mut [0; 100]).expect("the server answers").1
+}
+
+#[test]
+fn a_wildcard_listener_answers_from_the_very_address_that_the_client_wrote_to() {
+    for (listen, own) in [("0.0.0.0", &["127.0.0.1", "127.0.0.2"][..]), ("::", &["127.0.0.1", "127.0.0.2", "::1"])] {
+        let server = Server::start(&config_for(&[listen], &["127.0.0.1"], ""));
+        for ip in own {
+            let to = SocketAddr::new(ip.parse().unwrap(), server.udp_address().port());
+            let from = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            assert_eq!(answered_from(from, to), to, "on {listen}");
+        }
+    }
+}
+
+#[test]
+fn a_wildcard_listener_keeps_allocations_of_its_addresses_apart() {
+    let server = Server::start(&config_for(&["0.0.0.0"], &["127.0.0.1"], ""));
+    let allocate = |ip: &str| {
+        let client = Client::new(SocketAddr::new(ip.parse().unwrap(), server.udp_address().port()));
+        let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        client.delete(&session);
+        relayed
+    };
+    assert_eq!(allocate("127.0.0.1").ip(), allocate("127.0.0.2").ip());
+}
+
+#[test]
+fn all_workers_share_the_port_that_port_0_became() {
+    const WORKERS: usize = 4;
+    let server = Server::start(&format!("workers = {WORKERS}\n{}", config(&["127.0.0.1"], "")));
+    let port = server.udp_address().port();
+    assert_ne!(port, 0);
+    let ready = server.wait_for_log(|line| line.message() == "ready");
+    assert_eq!(ready.field("workers"), Some(WORKERS.to_string()));
+
+    let sockets = std::fs::read_to_string("/proc/net/udp").unwrap();
+    let local = format!("{:08X}:{port:04X}", u32::from_ne_bytes([127, 0, 0, 1]));
+    let listeners = sockets.lines().filter(|line| line.split_whitespace().nth(1) == Some(&local)).count();
+    assert_eq!(listeners, WORKERS);
+    // The kernel spreads clients over them; a worker that did not serve would leave some without an answer.
+    for _ in 0..50 {
+        let client = Client::new(server.udp_address());
+        assert_eq!(client.binding(), client.address());
+    }
+}

@@ -1,0 +1,113 @@
+//! How a server starts: what it prints, what it logs, and that no secret is in it.
+
+use serde_json::Value;
+
+use super::client::{Client, Login};
+use super::running::{Running, as_text, text_config, turnserver};
+use crate::support::{PATIENCE, SECRET, Server, TempDir, config, config_without_secret};
+
+#[test]
+fn a_server_with_a_secret_prints_nothing_on_standard_output_and_says_that_it_is_ready() {
+    let server = Server::start(&config(&["127.0.0.1"], ""));
+    let ready = server.wait_for_log(|line| line.message() == "ready");
+    assert_eq!(ready.level(), "INFO");
+    assert!(ready.field("workers").is_some(), "{ready:?}");
+    let ended = server.terminate();
+    assert_eq!((ended.code, ended.stdout.as_slice()), (Some(0), &[][..]));
+}
+
+#[test]
+fn a_server_with_a_static_user_prints_nothing_and_lets_that_user_allocate() {
+    let users = "[[auth.users]]\nname = \"alice\"\npassword = \"an old password\"\n";
+    let server = Server::start(&config_without_secret(&["127.0.0.1"], users));
+    assert!(Client::new(server.udp_address()).allocate(&Login::new("alice", "an old password")).is_ok());
+    assert_eq!(Client::new(server.udp_address()).allocate(&Login::new("alice", "another")).map(drop), Err(401));
+    assert_eq!(server.terminate().stdout, [""; 0]);
+}
+
+#[test]
+fn without_a_secret_exactly_one_line_is_printed_whose_credential_allocates() {
+    let server = Server::start(&config_without_secret(&["127.0.0.1", "::1"], ""));
+    let printed = server.printed_credential();
+    let (v4, v6) = ("127.0.0.1".parse().unwrap(), "::1".parse().unwrap());
+    let urls: Vec<String> =
+        [v4, v6].map(|ip| format!("turn:{}?transport=udp", server.udp_address_on(ip))).into_iter().collect();
+    assert_eq!(
+        printed.configuration,
+        serde_json::json!({ "iceServers": [
+            { "urls": urls, "username": printed.username, "credential": printed.password }
+        ] })
+    );
+    let login = Login::new(&printed.username, &printed.password);
+    for ip in [v4, v6] {
+        let (_, relayed) = Client::new(server.udp_address_on(ip)).allocate(&login).unwrap();
+        assert_eq!(relayed.ip(), ip);
+    }
+    assert_eq!(server.terminate().stdout.len(), 1);
+}
+
+#[test]
+fn the_configured_hostname_stands_in_the_printed_url() {
+    let config = format!("hostname = \"turn.example.org\"\n{}", config_without_secret(&["127.0.0.1"], ""));
+    let server = Server::start(&config);
+    let url = format!("turn:turn.example.org:{}?transport=udp", server.udp_address().port());
+    assert_eq!(server.printed_credential().configuration["iceServers"][0]["urls"], serde_json::json!([url]));
+}
+
+#[test]
+fn without_a_secret_the_log_says_how_to_make_it_permanent_and_repeats_neither_secret_nor_credential() {
+    let config = as_text(&config_without_secret(&["127.0.0.1"], ""));
+    let server = Running::start(&config, &["--log-level", "trace"]);
+    let printed = server.process.stdout.wait_for(PATIENCE, |lines| lines.first().cloned()).unwrap();
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    let [username, password] = ["username", "credential"].map(|key| printed["iceServers"][0][key].as_str().unwrap());
+    assert!(Client::new(server.address()).allocate(&Login::new(username, password)).is_ok());
+
+    let stderr = server.terminate().stderr;
+    let hint = stderr.iter().find(|line| line.contains("no secret is configured")).unwrap();
+    for part in ["auth.secrets", "openssl rand -hex 32", "turn-credential"] {
+        assert!(hint.contains(part), "{hint}");
+    }
+    for line in &stderr {
+        assert!(!line.contains(password), "{line}");
+        // A secret of 256 bits has 43 characters in base64.
+        let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && !"-_".contains(c));
+        assert!(words.all(|word| word.len() < 43), "{line}");
+    }
+}
+
+#[test]
+fn the_log_never_repeats_a_configured_secret_or_password() {
+    let users = "[[auth.users]]\nname = \"bob\"\npassword = \"builder-of-things\"\n";
+    let server = Running::start(&text_config(&["127.0.0.1"], users), &["--log-level", "trace"]);
+    let minted = Login::mint("alice", 600);
+    for login in [&minted, &Login::new("bob", "builder-of-things"), &Login::new("bob", "wrong-guess")] {
+        let _ = Client::new(server.address()).allocate(login);
+    }
+    for line in server.terminate().stderr {
+        for word in [SECRET, &minted.password, "builder-of-things", "wrong-guess"] {
+            assert!(!line.contains(word), "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_file_in_the_working_directory_is_found_and_named_at_the_start() {
+    let server = Running::start(&text_config(&["127.0.0.1"], ""), &[]);
+    let first = server.wait_for_line(|line| line.contains(" starting "));
+    assert!(first.contains("configuration=\"turnserver.toml\""), "{first}");
+    assert!(first.contains(env!("CARGO_PKG_VERSION")), "{first}");
+}
+
+#[test]
+fn help_and_version_are_printed_on_standard_output() {
+    let directory = TempDir::new();
+    let help = turnserver(&directory, &["--help"]);
+    assert_eq!((help.code, help.stderr.as_slice()), (Some(0), &[][..]));
+    let text = help.stdout.join("\n");
+    for part in ["Usage: turnserver", "--config <FILE>", "--log-level <LEVEL>", "check-config", "turnserver.toml"] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    let version = turnserver(&directory, &["--version"]);
+    assert_eq!((version.code, version.stdout), (Some(0), vec![format!("turnserver {}", env!("CARGO_PKG_VERSION"))]));
+}

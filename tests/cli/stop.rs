@@ -1,0 +1,115 @@
+//! How a server ends: exit code, totals, and the end of its allocations.
+
+use std::collections::HashMap;
+use std::net::UdpSocket;
+
+use super::client::{Client, Login, allocate};
+use super::running::Running;
+use crate::support::{Finished, LogLine, PATIENCE, config};
+use turnserver::stun::TransactionId;
+
+const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";
+
+fn stopped(finished: &Finished) -> LogLine {
+    let last = LogLine::parse(finished.stderr.last().unwrap());
+    assert_eq!((last.message(), last.level()), ("stopped", "INFO"), "{finished:?}");
+    last
+}
+
+fn number(line: &LogLine, field: &str) -> u64 {
+    line.field(field).unwrap().parse().unwrap()
+}
+
+/// The counts of the field `detail`: "answered Binding: 3, dropped no-allocation: 1".
+fn detail(line: &LogLine) -> HashMap<String, u64> {
+    let detail = line.field("detail").unwrap();
+    let entry = |entry: &str| {
+        let (name, count) = entry.split_once(": ").unwrap();
+        (name.to_owned(), count.parse().unwrap())
+    };
+    detail.split(", ").map(entry).collect()
+}
+
+#[test]
+fn sigint_ends_an_idle_server_with_exit_code_0() {
+    let ended = Running::start(&config(&["127.0.0.1"], ""), &[]).interrupt();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    for total in ["relayed", "answered", "rejected", "dropped"] {
+        assert_eq!(number(&stopped(&ended), total), 0);
+    }
+}
+
+#[test]
+fn sigterm_ends_an_idle_server_with_exit_code_0() {
+    let ended = Running::start(&config(&["127.0.0.1"], ""), &[]).terminate();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    stopped(&ended);
+}
+
+// Every packet ends in exactly one count.
+#[test]
+fn at_the_end_each_packet_is_in_exactly_one_of_the_totals() {
+    let server = Running::start(&config(&["127.0.0.1"], LOOPBACK_PEERS), &[]);
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    let peer_address = peer.local_addr().unwrap();
+    let mut buffer = [0; 100];
+    let mut sent = 0;
+    // The kernel spreads them over the workers.
+    for _ in 0..8 {
+        let client = Client::new(server.address());
+        client.binding();
+        assert_eq!(client.allocate(&Login::mint("alice", -60)).map(drop), Err(401));
+        let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        client.send_to_peer(peer_address, b"dropped for want of a permission");
+        client.permit(&session, peer_address);
+        client.send_to_peer(peer_address, b"there");
+        assert_eq!(peer.recv_from(&mut buffer).unwrap(), (5, relayed));
+        peer.send_to(b"back", relayed).unwrap();
+        client.receive();
+        client.send(b"neither STUN nor ChannelData");
+        client.delete(&session);
+        client.send_to_peer(peer_address, b"dropped for want of an allocation");
+        client.send(&allocate(TransactionId::new([1; 12])));
+        assert_eq!(client.receive().error(), Some(401));
+        sent += client.sent() + 1;
+    }
+    let stopped = stopped(&server.interrupt());
+    let totals = ["relayed", "answered", "rejected", "dropped"].map(|total| number(&stopped, total));
+    assert_eq!(totals, [2 * 8, 4 * 8, 4 * 8, 3 * 8], "{stopped:?}");
+    assert_eq!(totals.iter().sum::<u64>(), sent);
+
+    let detail = detail(&stopped);
+    assert_eq!(detail.values().sum::<u64>(), sent, "{stopped:?}");
+    for (name, count) in
+        [("relayed-to-peer", 8), ("relayed-to-client", 8), ("rejected 401", 32), ("answered Binding", 8)]
+    {
+        assert_eq!(detail.get(name), Some(&count), "{name} in {stopped:?}");
+    }
+    for name in ["dropped no-permission", "dropped unknown-protocol", "dropped no-allocation"] {
+        assert_eq!(detail.get(name), Some(&8), "{name} in {stopped:?}");
+    }
+}
+
+#[test]
+fn a_stop_ends_the_allocations_and_logs_each_before_the_totals() {
+    let server = Running::start(&config(&["127.0.0.1"], ""), &[]);
+    let clients: Vec<_> = (0..8)
+        .map(|index| {
+            let client = Client::new(server.address());
+            let (_, relayed) = client.allocate(&Login::mint(&format!("user-{index}"), 600)).unwrap();
+            (client, relayed)
+        })
+        .collect();
+    let ended = server.terminate();
+    assert_eq!(ended.code, Some(0));
+    stopped(&ended);
+    let lines: Vec<LogLine> = ended.stderr.iter().map(|line| LogLine::parse(line)).collect();
+    let ends: Vec<&LogLine> = lines.iter().filter(|line| line.message() == "allocation ended").collect();
+    assert_eq!(ends.len(), clients.len());
+    for (client, relayed) in &clients {
+        let end = ends.iter().find(|end| end.field("relay") == Some(relayed.to_string())).unwrap();
+        assert_eq!(end.field("client"), Some(client.address().to_string()));
+        assert_eq!(end.field("reason").as_deref(), Some("the server stopped"));
+    }
+}
