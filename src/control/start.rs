@@ -2,7 +2,7 @@
 //! thread runs.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -82,7 +82,8 @@ pub(super) struct Prepared {
 /// Prepares the workers.
 pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool>) -> Result<Prepared, StartError> {
     let choice = choose_addresses(config)?;
-    let listeners = listen_addresses(&config.listen.udp)?;
+    let claimed = claim_listeners(&config.listen.udp)?;
+    let (listeners, sockets): (Vec<SocketAddr>, Vec<UdpSocket>) = claimed.into_iter().unzip();
     let workers = worker_count(config);
     let own_secret = if config.auth.secrets.is_empty() && config.auth.users.is_empty() {
         let text = URL_SAFE_NO_PAD.encode(random_key()?);
@@ -93,10 +94,12 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
     };
     let shared = Arc::new(share(config, &choice, own_secret.as_ref())?);
     let mut plans = Vec::with_capacity(workers);
+    // The first worker has the sockets that hold the ports, the others join it.
+    let mut first = Some(sockets);
     for index in 0..workers {
-        let sockets = listeners.iter().map(|address| udp::bind_listener(*address).map_err(|e| refused(*address, e)));
+        let join = |address: &SocketAddr| udp::bind_listener(*address).map_err(|error| refused(*address, error));
         plans.push(Plan {
-            listeners: sockets.collect::<Result<_, _>>()?,
+            listeners: first.take().map_or_else(|| listeners.iter().map(join).collect(), Ok)?,
             settings: settings(config, &choice, workers, index),
             shared: Arc::clone(&shared),
             clock,
@@ -130,21 +133,36 @@ fn worker_count(config: &Config) -> usize {
     wanted.min(config.relay.ports.len() / 2).max(1)
 }
 
-/// The addresses to listen on, with port 0 made a real one, after a look whether anybody else has them.
-fn listen_addresses(wanted: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartError> {
-    let mut addresses = Vec::with_capacity(wanted.len());
-    for address in wanted {
-        let found = match udp::probe_listener(*address) {
-            Err(error) if udp::no_ipv6(&error) && address.is_ipv6() && address.ip().is_unspecified() => {
-                tracing::warn!(%address, "this kernel has no IPv6: listening on 0.0.0.0 only");
-                let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-                udp::probe_listener(address).map_err(|error| refused(address, error))
-            }
-            other => other.map_err(|error| refused(*address, error)),
-        };
-        addresses.push(found?);
+/// Binds a listener to each address, in the order given, if nobody else has it; port 0 becomes a real one.
+fn claim_listeners(wanted: &[SocketAddr]) -> Result<Vec<(SocketAddr, UdpSocket)>, StartError> {
+    let mut claimed: Vec<(usize, (SocketAddr, UdpSocket))> = Vec::with_capacity(wanted.len());
+    // Wildcards first: they hold their port on every address, so that the specific addresses beside them can share it.
+    for wildcards in [true, false] {
+        let these = wanted.iter().enumerate().filter(|(_, address)| address.ip().is_unspecified() == wildcards);
+        for (place, address) in these {
+            let shared = claimed.iter().any(|(_, (own, _))| covers(*own, *address));
+            let socket = if shared { udp::bind_listener(*address) } else { claim(*address) };
+            let local = socket.and_then(|socket| Ok((socket.local_addr()?, socket)));
+            claimed.push((place, local.map_err(|error| refused(*address, error))?));
+        }
     }
-    Ok(addresses)
+    claimed.sort_by_key(|(place, _)| *place);
+    Ok(claimed.into_iter().map(|(_, listener)| listener).collect())
+}
+
+/// Whether a socket at the wildcard `own` takes what is sent to `address` unless another is bound to just that.
+fn covers(own: SocketAddr, address: SocketAddr) -> bool {
+    own.ip().is_unspecified() && own.port() == address.port() && (own.is_ipv6() || address.is_ipv4())
+}
+
+fn claim(address: SocketAddr) -> io::Result<UdpSocket> {
+    match udp::claim_listener(address) {
+        Err(error) if udp::no_ipv6(&error) && address.is_ipv6() && address.ip().is_unspecified() => {
+            tracing::warn!(%address, "this kernel has no IPv6: listening on 0.0.0.0 only");
+            udp::claim_listener(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+        }
+        other => other,
+    }
 }
 
 fn refused(address: SocketAddr, error: io::Error) -> StartError {

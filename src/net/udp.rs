@@ -38,36 +38,33 @@ pub struct Received {
 /// `[::]` takes IPv4 clients too, every other IPv6 address takes only IPv6. A wildcard listener learns the
 /// [`Received::destination`] of each datagram.
 ///
+/// It would join the port of another server of the same user: only [`claim_listener`] learns of that.
+///
 /// # Errors
 ///
 /// Those of `socket`, `bind` and `setsockopt`; that the buffers could not grow is none. See also [`no_ipv6`].
 pub fn bind_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = new_socket(addr, dual_stack(addr))?;
+    let socket = new_listener(addr)?;
     socket.set_reuse_port(true)?;
-    if addr.ip().is_unspecified() {
-        if addr.is_ipv6() {
-            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-        }
-        if addr.is_ipv4() || dual_stack(addr) {
-            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-        }
-    }
-    grow_buffers(&socket);
     socket.bind(&addr.into())?;
     Ok(socket.into())
 }
 
-/// Learns whether a listener could have `addr` for itself, and which port port 0 becomes; the socket is closed again.
+/// Binds the first listener of an address, which nobody else may have: as [`bind_listener`], which the others that
+/// share the port come from. Port 0 becomes a free one.
 ///
-/// [`bind_listener`] cannot tell: `SO_REUSEPORT` lets it join a port that another server of the same user holds.
+/// From here to the end of the socket no other server can claim the address, so two that start at once cannot both have
+/// it.
 ///
 /// # Errors
 ///
 /// `AddrInUse` where anybody holds the port, otherwise as [`bind_listener`].
-pub fn probe_listener(addr: SocketAddr) -> io::Result<SocketAddr> {
-    let socket = new_socket(addr, dual_stack(addr))?;
+pub fn claim_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = new_listener(addr)?;
     socket.bind(&addr.into())?;
-    UdpSocket::from(socket).local_addr()
+    // Not before: a bind that may share would join whoever is there.
+    socket.set_reuse_port(true)?;
+    Ok(socket.into())
 }
 
 /// Whether binding `[::]` failed because this kernel has no IPv6 or has it switched off, so that `0.0.0.0` can stand in
@@ -122,6 +119,20 @@ pub fn send(socket: &impl AsFd, payload: &[u8], to: SocketAddr, from: Option<IpA
     }
     // A datagram is sent whole or not at all.
     sys::send(socket.as_fd(), payload, to, from).map(|_| ())
+}
+
+fn new_listener(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = new_socket(addr, dual_stack(addr))?;
+    if addr.ip().is_unspecified() {
+        if addr.is_ipv6() {
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        }
+        if addr.is_ipv4() || dual_stack(addr) {
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        }
+    }
+    grow_buffers(&socket);
+    Ok(socket)
 }
 
 fn new_socket(addr: SocketAddr, dual_stack: bool) -> io::Result<Socket> {

@@ -173,36 +173,31 @@ fn no_socket_blocks() {
 }
 
 #[test]
-fn listeners_share_a_port_and_the_probe_sees_them() {
+fn listeners_join_a_claimed_port_that_nobody_else_can_claim() {
     let wildcard = if has_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
     for text in ["127.0.0.1:0", wildcard] {
-        let (_first, port) = listener(text);
-        let mut shared = addr(text);
-        shared.set_port(port);
-        bind_listener(shared).unwrap();
-        assert_eq!(probe_listener(shared).unwrap_err().kind(), io::ErrorKind::AddrInUse, "{text}");
+        let claimed = claim_listener(addr(text)).unwrap();
+        let shared = claimed.local_addr().unwrap();
+        assert_ne!(shared.port(), 0);
+        assert_eq!(claim_listener(shared).unwrap_err().kind(), io::ErrorKind::AddrInUse, "{text}");
+        let joined = bind_listener(shared).unwrap();
+        assert_eq!(joined.local_addr().unwrap(), shared);
+        drop(claimed);
+        assert_eq!(claim_listener(shared).unwrap_err().kind(), io::ErrorKind::AddrInUse, "{text}");
     }
 }
 
 #[test]
-fn the_probe_of_a_wildcard_sees_a_specific_holder() {
+fn a_claim_of_a_wildcard_sees_a_specific_holder() {
     let (_holder, port) = listener("127.0.0.1:0");
     let mut wildcards = vec!["0.0.0.0"];
     if has_ipv6() {
         wildcards.push("::");
     }
     for wildcard in wildcards {
-        let error = probe_listener(SocketAddr::new(ip(wildcard), port)).unwrap_err();
+        let error = claim_listener(SocketAddr::new(ip(wildcard), port)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{wildcard}");
     }
-}
-
-#[test]
-fn the_probe_resolves_port_0_and_leaves_the_port_free() {
-    // An address of its own, so that no socket of another test takes the port.
-    let probed = probe_listener(addr("127.77.0.1:0")).unwrap();
-    assert_ne!(probed.port(), 0);
-    assert_eq!(bind_listener(probed).unwrap().local_addr().unwrap(), probed);
 }
 
 #[test]
