@@ -1,6 +1,7 @@
 //! A TURN client on a plain socket, which does nothing that it is not told to do.
 
 use std::cell::Cell;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use turnserver::auth::{LongTermKey, Secret, time_limited};
@@ -58,8 +59,7 @@ impl Login {
 impl Client {
     pub(crate) fn new(server: SocketAddr) -> Self {
         let own: IpAddr = if server.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
-        let socket = UdpSocket::bind((own, 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let socket = socket(SocketAddr::new(own, 0));
         // So that an answer from another address does not arrive.
         socket.connect(server).unwrap();
         Self { socket, server, sent: Cell::new(0) }
@@ -79,10 +79,7 @@ impl Client {
     }
 
     pub(crate) fn receive(&self) -> Answer {
-        let mut buffer = vec![0; 2048];
-        let len = self.socket.recv(&mut buffer).expect("the server answers");
-        buffer.truncate(len);
-        Answer(buffer)
+        Answer(receive(&self.socket).0)
     }
 
     /// The client's address as the server sees it.
@@ -162,6 +159,28 @@ impl Answer {
 
     pub(crate) fn get<'a, A: Attribute<'a>>(&'a self) -> Option<A> {
         Message::parse(&self.0).unwrap().get().unwrap()
+    }
+}
+
+/// A socket that does not wait forever.
+pub(crate) fn socket(address: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+pub(crate) fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = vec![0; 2048];
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Ok((len, from)) => {
+                buffer.truncate(len);
+                return (buffer, from);
+            }
+            // A receive with a timeout is not resumed after a signal.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => panic!("nothing was received: {error}"),
+        }
     }
 }
 

@@ -1,11 +1,9 @@
 //! What is logged, how often, in which format.
 
-use std::net::UdpSocket;
-
 use turnserver::stun::TransactionId;
 
-use super::client::{Client, Login, allocate};
-use super::running::{Running, is_ready, text_config};
+use super::client::{Client, Login, allocate, receive, socket};
+use super::running::{ANSWER_ALL, Running, is_ready, text_config};
 use crate::support::{Finished, LogLine, PATIENCE, Server, config, config_without_secret};
 
 /// How many failed authentications a worker logs one by one in a minute.
@@ -25,13 +23,12 @@ fn between(ended: &Finished) -> Vec<LogLine> {
 #[test]
 fn an_allocation_is_logged_when_it_is_created_and_when_its_client_deletes_it() {
     let server = Server::start(&config(&["127.0.0.1"], "[peers]\nallow = [\"127.0.0.0/8\"]\n"));
-    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
-    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    let peer = socket("127.0.0.1:0".parse().unwrap());
     let client = Client::new(server.udp_address());
     let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
     client.permit(&session, peer.local_addr().unwrap());
     client.send_to_peer(peer.local_addr().unwrap(), b"seven b");
-    peer.recv_from(&mut [0; 100]).unwrap();
+    receive(&peer);
     peer.send_to(b"four", relayed).unwrap();
     client.receive();
     client.delete(&session);
@@ -75,9 +72,6 @@ fn a_failed_authentication_is_logged_with_its_reason() {
         assert!(line.field("reason").unwrap().contains(reason), "{line:?}");
     }
 }
-
-/// So that every packet of a test has an answer to wait for.
-const ANSWER_ALL: &str = "[limits]\nunverified-replies = 0\n";
 
 #[test]
 fn a_thousand_failed_authentications_are_a_few_lines_and_a_sum() {

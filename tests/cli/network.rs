@@ -1,11 +1,12 @@
 //! Listeners: families, wildcards, port 0.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 
 use turnserver::stun::{Class, Method, TransactionId};
 
-use super::client::{Client, Login, message};
-use crate::support::{PATIENCE, Server, config, config_for};
+use super::client::{Client, Login, message, receive, socket};
+use super::running::ANSWER_ALL;
+use crate::support::{Server, config, config_for};
 
 #[test]
 fn a_binding_request_is_answered_with_the_clients_address_over_ipv4_and_ipv6() {
@@ -28,10 +29,9 @@ fn two_listeners_of_one_family_both_serve() {
 
 /// Asks `from` an unconnected socket, which takes answers from anywhere, and returns where the answer came from.
 fn answered_from(from: &str, to: SocketAddr) -> SocketAddr {
-    let socket = UdpSocket::bind(from).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let socket = socket(from.parse().unwrap());
     socket.send_to(&message(Class::Request, Method::BINDING, TransactionId::new([7; 12]), &|_| {}), to).unwrap();
-    socket.recv_from(&mut [0; 100]).expect("the server answers").1
+    receive(&socket).1
 }
 
 #[test]
@@ -61,19 +61,23 @@ fn a_wildcard_listener_keeps_allocations_of_its_addresses_apart() {
 #[test]
 fn all_workers_share_the_port_that_port_0_became() {
     const WORKERS: usize = 4;
-    let server = Server::start(&format!("workers = {WORKERS}\n{}", config(&["127.0.0.1"], "")));
-    let port = server.udp_address().port();
-    assert_ne!(port, 0);
+    // How many failed authentications a worker logs one by one in a minute, by which the workers can be told apart.
+    const FAILURES_LOGGED: usize = 5;
+    let server = Server::start(&format!("workers = {WORKERS}\n{}", config(&["127.0.0.1"], ANSWER_ALL)));
+    assert_ne!(server.udp_address().port(), 0);
     let ready = server.wait_for_log(|line| line.message() == "ready");
     assert_eq!(ready.field("workers"), Some(WORKERS.to_string()));
 
-    let sockets = std::fs::read_to_string("/proc/net/udp").unwrap();
-    let local = format!("{:08X}:{port:04X}", u32::from_ne_bytes([127, 0, 0, 1]));
-    let listeners = sockets.lines().filter(|line| line.split_whitespace().nth(1) == Some(&local)).count();
-    assert_eq!(listeners, WORKERS);
-    // The kernel spreads clients over them; a worker that did not serve would leave some without an answer.
-    for _ in 0..50 {
+    let wrong = Login::new(&Login::mint("alice", 600).username, "wrong");
+    // The kernel spreads clients over the workers; that one gets none of so many happens to nobody.
+    for _ in 0..100 {
         let client = Client::new(server.udp_address());
         assert_eq!(client.binding(), client.address());
+        for _ in 0..FAILURES_LOGGED {
+            assert_eq!(client.allocate(&wrong).map(drop), Err(401));
+        }
     }
+    let logs = server.terminate().logs;
+    let failures = logs.iter().filter(|line| line.message() == "authentication failed").count();
+    assert_eq!(failures, WORKERS * FAILURES_LOGGED);
 }

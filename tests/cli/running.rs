@@ -5,6 +5,9 @@ use std::process::Command;
 
 use crate::support::{Finished, LogLine, PATIENCE, Process, TempDir, config, run};
 
+/// So that every packet of a test that sends many has an answer to wait for.
+pub(crate) const ANSWER_ALL: &str = "[limits]\nunverified-replies = 0\n";
+
 /// A `turnserver` that has said that it is ready. Dropping it kills it.
 pub(crate) struct Running {
     pub(crate) process: Process,

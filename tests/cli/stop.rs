@@ -1,11 +1,10 @@
 //! How a server ends: exit code, totals, and the end of its allocations.
 
 use std::collections::HashMap;
-use std::net::UdpSocket;
 
-use super::client::{Client, Login, allocate};
+use super::client::{Client, Login, allocate, receive, socket};
 use super::running::Running;
-use crate::support::{Finished, LogLine, PATIENCE, config};
+use crate::support::{Finished, LogLine, config};
 use turnserver::stun::TransactionId;
 
 const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";
@@ -50,10 +49,8 @@ fn sigterm_ends_an_idle_server_with_exit_code_0() {
 #[test]
 fn at_the_end_each_packet_is_in_exactly_one_of_the_totals() {
     let server = Running::start(&config(&["127.0.0.1"], LOOPBACK_PEERS), &[]);
-    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
-    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    let peer = socket("127.0.0.1:0".parse().unwrap());
     let peer_address = peer.local_addr().unwrap();
-    let mut buffer = [0; 100];
     let mut sent = 0;
     // The kernel spreads them over the workers.
     for _ in 0..8 {
@@ -64,7 +61,7 @@ fn at_the_end_each_packet_is_in_exactly_one_of_the_totals() {
         client.send_to_peer(peer_address, b"dropped for want of a permission");
         client.permit(&session, peer_address);
         client.send_to_peer(peer_address, b"there");
-        assert_eq!(peer.recv_from(&mut buffer).unwrap(), (5, relayed));
+        assert_eq!(receive(&peer), (b"there".to_vec(), relayed));
         peer.send_to(b"back", relayed).unwrap();
         client.receive();
         client.send(b"neither STUN nor ChannelData");
