@@ -1,7 +1,7 @@
 //! The event loop around one core: a thread with its own runtime, listeners and relay sockets.
 //!
 //! Everything here belongs to one thread. A listener and a relay socket each have a task that waits for readiness and
-//! then hands what is there to [`Worker`], which asks the core and carries out what it decides.
+//! then hands what is there to `Worker`, which asks the core and carries out what it decides.
 
 mod events;
 mod tasks;
