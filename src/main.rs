@@ -59,16 +59,19 @@ fn execute(arguments: &Arguments) -> Result<(), String> {
     match arguments.command {
         Some(Command::CheckConfig) => check(path.as_deref(), &config),
         None => {
-            control::logging::start(&config.log);
+            let log = control::logging::start(&config.log).map_err(|error| format!("cannot start the log: {error}"))?;
             let source = path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
             tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = source, "starting");
-            control::run(&config).map_err(|error| error.to_string())
+            let result = control::run(&config).map_err(|error| error.to_string());
+            log.finish();
+            result
         }
     }
 }
 
 fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
     let choice = control::choose_addresses(config).map_err(|error| error.to_string())?;
+    control::check_listeners(config).map_err(|error| error.to_string())?;
     let mut report = match path {
         Some(path) => format!("{}: no errors\n", path.display()),
         None => "no configuration file: these are the defaults\n".to_owned(),

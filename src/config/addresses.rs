@@ -52,6 +52,10 @@ fn listen_address(text: &str, span: &Range<usize>, report: &mut Report<'_>) -> O
         Ok(address) if address.ip().is_multicast() || is_broadcast(address.ip()) => {
             "is not an address of one machine".to_owned()
         }
+        Ok(address) if matches!(address.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local()) => {
+            "is link-local, and no client outside of its network has a route to it; listen on [::] or on another address"
+                .to_owned()
+        }
         Ok(address) => match mapped(address.ip()) {
             Some(v4) => format!("is an IPv4 address in disguise; write `{v4}:{}`", address.port()),
             None => return Some(address),

@@ -6,7 +6,7 @@ mod reachability;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -86,6 +86,12 @@ pub enum AddressError {
         "no relay address found, because no network interface that is up has an address other than link-local ones"
     )]
     NoneFound,
+    /// Two relay addresses would be told to clients as one.
+    #[error(
+        "relay addresses {0} and {1} are both advertised as {2}, and peers could not tell them apart; map them to \
+         different addresses in relay.external, or leave one out of relay.addresses"
+    )]
+    SharedAddress(IpAddr, IpAddr, IpAddr),
     /// The interfaces could not be read.
     #[error("cannot read the addresses of the network interfaces: {0}")]
     Interfaces(#[from] io::Error),
@@ -140,7 +146,14 @@ pub fn choose(
     };
     let mut warnings = unused_mappings(external, &candidates);
     warnings.extend(limited_reach(&chosen, given.is_none()));
-    let addresses = chosen.iter().map(|candidate| candidate.relay_address(given.is_none())).collect();
+    let addresses: Vec<RelayAddress> =
+        chosen.iter().map(|candidate| candidate.relay_address(given.is_none())).collect();
+    let mut advertised = HashMap::new();
+    for RelayAddress { bind, advertised: outside, .. } in &addresses {
+        if let Some(other) = advertised.insert(outside, bind) {
+            return Err(AddressError::SharedAddress(*other, *bind, *outside));
+        }
+    }
     Ok(Choice { addresses, warnings })
 }
 
@@ -156,9 +169,6 @@ pub fn advertised_hosts(listener: SocketAddr, external: &[(IpAddr, IpAddr)], cho
     } else {
         vec![mapped(external, ip).unwrap_or(ip)]
     };
-    // Two addresses may be mapped to one.
-    let mut seen = HashSet::new();
-    hosts.retain(|&host| seen.insert(host));
     hosts.sort_by_key(IpAddr::is_ipv6);
     hosts.iter().map(|&host| SocketAddr::new(host, listener.port()).to_string()).collect()
 }

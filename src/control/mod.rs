@@ -18,7 +18,9 @@ use crate::config::Config;
 use crate::turn::{Counters, Outcome};
 use crate::worker;
 
-pub use start::{StartError, choose_addresses};
+pub use start::{StartError, check_listeners, choose_addresses};
+
+type WorkerThread = thread::JoinHandle<io::Result<Counters>>;
 
 /// How long the credential holds that is printed when no secret is configured, in seconds.
 const PRINTED_LIFETIME: u64 = 24 * 3600;
@@ -50,23 +52,35 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let prepared = start::prepare(config, clock, &stopped)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(RunError::Signals)?;
     // Before the first line that says that the server is there, so that a signal sent upon it is not lost.
-    let (mut interrupt, mut terminate) = {
+    let (mut interrupt, mut terminate, mut hangup) = {
         let _entered = runtime.enter();
         let listen = |kind| signal(kind).map_err(RunError::Signals);
-        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?)
+        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?)
     };
     announce(&prepared);
 
-    let (ended, mut endings) = mpsc::channel(prepared.plans.len().max(1));
+    let (ended, mut endings) = mpsc::channel(2 * prepared.plans.len().max(1));
     let mut threads = Vec::new();
     for (index, plan) in prepared.plans.into_iter().enumerate() {
-        let ended = Ended { index, sender: ended.clone() };
+        let (started, ended) = (ended.clone(), Ended { index, sender: ended.clone() });
         let work = move || {
             let _ended = ended;
-            worker::run(plan)
+            // There is room for what all workers have to say.
+            worker::run(plan, move || drop(started.try_send(News::Started)))
         };
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(work);
         threads.push(thread.map_err(StartError::Worker)?);
+    }
+    let mut early = None;
+    for _ in 0..threads.len() {
+        match endings.blocking_recv() {
+            Some(News::Started) => {}
+            Some(News::Ended(index)) => early = Some(index),
+            None => break,
+        }
+    }
+    if early.is_some() {
+        return Err(failed_to_start(&stop, threads));
     }
     if let Some(secret) = &prepared.own_secret {
         print_ice_servers(config, &prepared.listeners, &prepared.choice, secret);
@@ -74,10 +88,15 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     tracing::info!(workers = threads.len(), "ready");
 
     let early = runtime.block_on(async {
-        tokio::select! {
-            _ = interrupt.recv() => None,
-            _ = terminate.recv() => None,
-            index = endings.recv() => index,
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => break None,
+                _ = terminate.recv() => break None,
+                _ = hangup.recv() => tracing::warn!(
+                    "SIGHUP: this version does not reload its configuration; restart it to apply a change"
+                ),
+                Some(News::Ended(index)) = endings.recv() => break Some(index),
+            }
         }
     });
     // No receiver is left only if every worker has ended already.
@@ -98,17 +117,33 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     failed.map_or(Ok(()), |index| Err(RunError::WorkerEnded(index)))
 }
 
+/// What a worker's thread tells.
+enum News {
+    Started,
+    Ended(usize),
+}
+
 /// Tells that a worker's thread is over, however it came to that.
 struct Ended {
     index: usize,
-    sender: mpsc::Sender<usize>,
+    sender: mpsc::Sender<News>,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
         // There is a place for each worker; and after the end nobody listens.
-        let _ = self.sender.try_send(self.index);
+        let _ = self.sender.try_send(News::Ended(self.index));
     }
+}
+
+/// Ends the workers that did start, and tells why another one did not.
+fn failed_to_start(stop: &watch::Sender<bool>, threads: Vec<WorkerThread>) -> RunError {
+    // Those that have ended need not be told.
+    let _ = stop.send(true);
+    let results =
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked"))));
+    let error = results.filter_map(Result::err).next_back();
+    StartError::Worker(error.unwrap_or_else(|| io::Error::other("it ended at once"))).into()
 }
 
 fn announce(prepared: &start::Prepared) {

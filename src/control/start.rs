@@ -64,7 +64,10 @@ pub enum StartError {
     #[error("the random source of the system does not work: {0}")]
     Random(#[from] rand::rngs::SysError),
     /// A thread or its runtime could not be made.
-    #[error("cannot start a worker: {0}")]
+    #[error(
+        "cannot start a worker: {0}{advice}",
+        advice = if is_out_of_files(.0) { "; raise the limit of open files (LimitNOFILE), or set fewer workers" } else { "" }
+    )]
     Worker(io::Error),
 }
 
@@ -82,6 +85,7 @@ pub(super) struct Prepared {
 /// Prepares the workers.
 pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool>) -> Result<Prepared, StartError> {
     let choice = choose_addresses(config)?;
+    raise_open_files(config, &choice);
     let claimed = claim_listeners(&config.listen.udp)?;
     let (listeners, sockets): (Vec<SocketAddr>, Vec<UdpSocket>) = claimed.into_iter().unzip();
     let workers = worker_count(config);
@@ -107,7 +111,6 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
             stop: stop.clone(),
         });
     }
-    raise_open_files(config, &choice);
     Ok(Prepared { plans, listeners, choice, own_secret })
 }
 
@@ -121,6 +124,19 @@ pub fn choose_addresses(config: &Config) -> Result<Choice, AddressError> {
         RelayAddresses::Given(given) => Some(given.as_slice()),
     };
     addresses::detect(given, &config.relay.external)
+}
+
+/// Whether this machine has the addresses to listen on. Whether their ports are free is known at the start only: a
+/// server that runs already has them.
+///
+/// # Errors
+/// Names the first one that it does not have.
+pub fn check_listeners(config: &Config) -> Result<(), StartError> {
+    let foreign = config.listen.udp.iter().find(|address| {
+        let ip = address.ip();
+        !ip.is_unspecified() && !interfaces::is_local(ip)
+    });
+    foreign.map_or(Ok(()), |address| Err(refused(*address, io::ErrorKind::AddrNotAvailable.into())))
 }
 
 /// How many workers run: never more than there are relay ports to divide.
@@ -187,8 +203,7 @@ fn share(config: &Config, choice: &Choice, own_secret: Option<&Secret>) -> Resul
         Some(nonces) => nonces,
         None => NonceMint::from_random(random_key()?, nonce_lifetime),
     };
-    // What cannot be read here was read a moment ago for the choice.
-    let interfaces = interfaces::addresses().unwrap_or_default();
+    let interfaces = interfaces::addresses().map_err(AddressError::Interfaces)?;
     let own: Vec<IpAddr> = interfaces
         .iter()
         .map(|interface| interface.address)
@@ -217,6 +232,10 @@ fn settings(config: &Config, choice: &Choice, workers: usize, index: usize) -> S
         rfc5766_channels: config.compat.rfc5766_channels,
         expiry_grace: config.auth.expiry_grace.as_secs(),
     }
+}
+
+fn is_out_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// Each allocation has a socket; says so if this user may not have as many as there are ports.

@@ -60,8 +60,8 @@ pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Arriv
     Ok(Arrival {
         len,
         source: name.as_socket(),
-        // SAFETY: `recvmsg` succeeded on `header`, and `control`, which it points to, is alive.
-        destination: unsafe { destination(&header) },
+        // SAFETY: `recvmsg` succeeded on `header` and cut no control message, and `control`, which it points to, is alive.
+        destination: if header.msg_flags & libc::MSG_CTRUNC == 0 { unsafe { destination(&header) } } else { None },
         truncated: header.msg_flags & libc::MSG_TRUNC != 0,
     })
 }
@@ -97,6 +97,27 @@ pub(super) fn send(fd: BorrowedFd<'_>, payload: &[u8], to: SocketAddr, from: Opt
     retry(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, 0) })
 }
 
+/// Switches path MTU discovery off: the network may fragment what the socket sends (`DF` is 0 in IPv4).
+pub(super) fn let_fragment(fd: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
+    let (level, option, value) = if v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "the size of an integer")]
+    // SAFETY: the option is an integer, and `value` is one that lives through the call.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 fn empty_header() -> libc::msghdr {
     // SAFETY: a C struct of pointers and integers, for which null and zero are values. It is not written as a literal
     // because musl has private padding in it.
@@ -112,8 +133,9 @@ const fn space_for<T>() -> usize {
     }
 }
 
-/// Makes `info` the only control message of `header`. It fits for both types it is called with, as asserted above.
+/// Makes `info` the only control message of `header`.
 fn attach<T>(header: &mut libc::msghdr, control: &mut Control, level: libc::c_int, kind: libc::c_int, info: T) {
+    const { assert!(space_for::<T>() <= CONTROL_LEN) };
     header.msg_control = (&raw mut *control).cast();
     header.msg_controllen = space_for::<T>() as _;
     // SAFETY: `msg_control` is aligned for `cmsghdr` and holds `space_for::<T>()` bytes, so that the first header is
@@ -132,7 +154,7 @@ fn attach<T>(header: &mut libc::msghdr, control: &mut Control, level: libc::c_in
 ///
 /// # Safety
 ///
-/// `recvmsg` must have succeeded on `header`, and its control buffer must be alive.
+/// `recvmsg` must have succeeded on `header` without `MSG_CTRUNC`, and its control buffer must be alive.
 unsafe fn destination(header: &libc::msghdr) -> Option<IpAddr> {
     let mut found = None;
     // SAFETY: by the contract above `header` describes whole control messages that the kernel wrote; the two macros stay

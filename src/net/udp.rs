@@ -73,13 +73,15 @@ pub fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-/// Binds the socket of one relayed transport address: non-blocking, sharing its port with nobody, one family only.
+/// Binds the socket of one relayed transport address: non-blocking, sharing its port with nobody, one family only. Its
+/// datagrams may be fragmented on their way (RFC 8656 §14: DF is 0), since no peer is told where they got stuck.
 ///
 /// # Errors
 ///
 /// Those of `socket` and `bind`: `AddrInUse` where the port is taken.
 pub fn bind_relay(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = new_socket(addr, false)?;
+    sys::let_fragment(socket.as_fd(), addr.is_ipv6())?;
     socket.bind(&addr.into())?;
     Ok(socket.into())
 }

@@ -6,10 +6,10 @@
 //! ```text
 //!                 client_packet                          relay_opened
 //!   client ─────────────────────▶ ┌────────────────┐ ◀───────────────────── shell
-//!          ◀───────────────────── │  turn::Server  │ ─────────────────────▶ OpenRelay, CloseRelay
-//!            Reply, ToClient      └────────────────┘      ToPeer            Event (for the log)
-//!                                     ▲        ▲
-//!                        peer_packet ─┘        └─ advance (time)
+//!          ◀───────────────────── │  turn::Server  │ ─────────────────────▶ OpenRelay, ToPeer
+//!            Reply, ToClient      └────────────────┘      next_action       Close, Log
+//!                                     ▲        ▲                            (then relay_closed)
+//!                        peer_packet ─┘        └─ advance (time), stop
 //! ```
 
 use std::fmt;
@@ -86,7 +86,8 @@ pub enum FromClient {
     Relay(ToPeer),
     /// Send the first bytes of the reply buffer back to the client.
     Reply(Reply),
-    /// Open a relay socket and report with [`Server::relay_opened`](super::Server::relay_opened).
+    /// Carry out the [`Action`]s that wait, then open a relay socket and report with
+    /// [`Server::relay_opened`](super::Server::relay_opened).
     Open(OpenRelay),
     /// Nothing.
     Drop(DropReason),

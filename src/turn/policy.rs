@@ -1,4 +1,4 @@
-//! Who may be reached as a peer (RFC 8656 §21.1.3 and every TURN server that was a way into a private network).
+//! Who may be reached as a peer (RFC 8656 §10.2, §11.2, §12.2: the server MAY restrict it).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -11,7 +11,7 @@ use super::time::{Deadline, Instant};
 /// How long a port that another process holds is left alone before it is tried again.
 const SET_ASIDE: Duration = Duration::from_secs(60);
 
-/// Ports of a range, each free, taken or set aside. Picks are uniform over the free ones (RFC 6056 §3.3.1), so that
+/// Ports of a range, each free, taken or set aside. Picks are random over the free ones (RFC 6056 §3.3.1), so that
 /// one port tells nothing about the next.
 #[derive(Debug)]
 pub(super) struct PortPool {
@@ -51,6 +51,11 @@ impl PortPool {
     /// Returns a port that turned out to be in use by somebody else.
     pub(super) fn set_aside(&mut self, port: u16, now: Instant) {
         self.set_aside.push_back((Deadline::after(now, SET_ASIDE), port));
+    }
+
+    /// Whether ports are missing because other programs have them.
+    pub(super) fn has_set_aside(&self) -> bool {
+        !self.set_aside.is_empty()
     }
 
     /// Ports that are neither free nor set aside.

@@ -3,10 +3,12 @@
 //! The one thing that workers must know of each other before they admit an allocation. Counters are words that each
 //! worker changes by compare-and-swap, on the control path only; nothing waits.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha1::Sha1;
+use zeroize::Zeroizing;
 
 /// Users whose fingerprints fall into the same bucket; with [`BUCKETS`] and as many users as a range has relay ports
 /// (some 16 000) a bucket holds four on average.
@@ -16,7 +18,6 @@ const COUNT_BITS: u32 = 20;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 
 /// Live allocations: per user and in all.
-#[derive(Debug)]
 pub struct Quota {
     per_user: u32,
     in_all: u32,
@@ -24,7 +25,13 @@ pub struct Quota {
     /// Each word is a user's fingerprint above [`COUNT_BITS`] bits of count; 0 is an empty word.
     users: Box<[[AtomicU64; WAYS]]>,
     /// Nobody can choose names that share a fingerprint or crowd a bucket without this key.
-    key: [u8; 32],
+    key: Zeroizing<[u8; 32]>,
+}
+
+impl fmt::Debug for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Quota").field("allocations", &self.allocations()).finish_non_exhaustive()
+    }
 }
 
 /// Why an allocation is not admitted.
@@ -56,7 +63,7 @@ impl Quota {
     #[must_use]
     pub fn new(per_user: u32, in_all: u32, key: [u8; 32]) -> Self {
         let users = (0..BUCKETS).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect();
-        Self { per_user, in_all, allocations: AtomicU32::new(0), users, key }
+        Self { per_user, in_all, allocations: AtomicU32::new(0), users, key: Zeroizing::new(key) }
     }
 
     /// Counts one more allocation of `user`.
@@ -104,7 +111,8 @@ impl Quota {
         }
         let user = self.fingerprint(user);
         let limit = u64::from(self.per_user).min(COUNT_MASK);
-        // Another worker may take the word between the look and the swap; then look again.
+        // Another worker may take the word between the look and the swap; then look again. Two workers that see different
+        // empty words may both enter a new user: then the limit is passed by a few until the user's allocations end.
         loop {
             let mut empty = None;
             let mut found = None;
@@ -136,7 +144,7 @@ impl Quota {
     #[expect(clippy::cast_possible_truncation, reason = "the remainder is below BUCKETS")]
     fn fingerprint(&self, user: &str) -> Fingerprint {
         #[expect(clippy::expect_used, reason = "HMAC takes keys of every length")]
-        let mut mac = Hmac::<Sha1>::new_from_slice(&self.key).expect("HMAC takes keys of every length");
+        let mut mac = Hmac::<Sha1>::new_from_slice(&*self.key).expect("HMAC takes keys of every length");
         mac.update(user.as_bytes());
         let digest = mac.finalize().into_bytes();
         let word = |at: usize| digest.iter().skip(at).take(8).fold(0_u64, |word, byte| (word << 8) | u64::from(*byte));
@@ -162,6 +170,11 @@ mod tests {
         quota.release(first);
         assert!(quota.admit("alice").is_ok());
         assert_eq!(quota.allocations(), 3);
+    }
+
+    #[test]
+    fn the_key_does_not_print() {
+        assert_eq!(format!("{:?}", Quota::new(2, 0, [7; 32])), "Quota { allocations: 0, .. }");
     }
 
     #[test]

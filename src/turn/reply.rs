@@ -84,11 +84,22 @@ impl Reject {
 
     pub(super) fn unknown_attributes(first: AttributeType, rest: impl Iterator<Item = AttributeType>) -> Self {
         let mut unknown = UnknownList::EMPTY;
-        for (place, kind) in unknown.kinds.iter_mut().zip(std::iter::once(first).chain(rest)) {
-            *place = kind;
-            unknown.length += 1;
+        for kind in std::iter::once(first).chain(rest) {
+            let known = unknown.kinds.get(..unknown.length).is_some_and(|named| named.contains(&kind));
+            match unknown.kinds.get_mut(unknown.length) {
+                Some(place) if !known => {
+                    *place = kind;
+                    unknown.length += 1;
+                }
+                Some(_) => {}
+                None => break,
+            }
         }
         Self { unknown, ..Self::new(ErrorCode::UNKNOWN_ATTRIBUTE, "Unknown Attribute") }
+    }
+
+    pub(super) fn is(&self, code: ErrorCode) -> bool {
+        self.code == code
     }
 
     pub(super) fn challenges(&self) -> bool {

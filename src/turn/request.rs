@@ -8,7 +8,7 @@ use super::reply::{self, Answering, Reject, Success};
 use super::server::Server;
 use super::table::Table;
 use super::time::Instant;
-use crate::auth::{Identity, LongTermKey};
+use crate::auth::{Identity, LongTermKey, NonceError};
 use crate::stun::attribute::{Nonce, Realm, Username};
 use crate::stun::{Attribute, AttributeType, ErrorCode, IntegrityStatus, Message, Method};
 
@@ -37,14 +37,22 @@ impl Server {
         message: &Message<'_>,
         reply: &mut [u8],
     ) -> FromClient {
-        // Before any HMAC is computed, and before anything is sent.
+        // Before the costly HMAC over the message, and before anything is sent.
         let verified = self.is_verified(cx, tuple, message);
         if !verified && !self.replies.admits(tuple.client.ip(), cx.now) {
             return FromClient::Drop(DropReason::ReplyLimit);
         }
         let answering = Answering::to(message);
-        let request = match self.authenticate(cx, tuple, message, verified) {
+        let request = match self.authenticate(cx, tuple, message) {
             Ok(request) => request,
+            // Who is right does not come here twice in a row; who tries passwords does.
+            Err(reject)
+                if verified
+                    && reject.is(ErrorCode::UNAUTHENTICATED)
+                    && !self.replies.admits(tuple.client.ip(), cx.now) =>
+            {
+                return FromClient::Drop(DropReason::ReplyLimit);
+            }
             Err(reject) => return self.rejected(cx, tuple, &answering, None, &reject, reply),
         };
         let accepted = match unknown_attributes(message) {
@@ -87,10 +95,14 @@ impl Server {
             .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply)
     }
 
-    /// Whether the client repeats a nonce that it was given, and so receives at its address.
-    fn is_verified(&self, cx: &Context<'_>, tuple: &FiveTuple, message: &Message<'_>) -> bool {
-        let nonce = message.get::<Nonce<'_>>().ok().flatten();
-        nonce.is_some_and(|Nonce(nonce)| self.shared.nonces.check(nonce, cx.unix, tuple.client).is_ok())
+    /// Whether the client repeats a nonce that it was given, valid or not, or has an allocation: then it receives at its
+    /// address, and whoever forges that address cannot have it cut off.
+    fn is_verified(&mut self, cx: &Context<'_>, tuple: &FiveTuple, message: &Message<'_>) -> bool {
+        let given = |Nonce(nonce)| match self.shared.nonces.check(nonce, cx.unix, tuple.client) {
+            Ok(()) | Err(NonceError::Expired) => true,
+            Err(NonceError::Foreign) => false,
+        };
+        message.get::<Nonce<'_>>().ok().flatten().is_some_and(given) || self.table.find_open(tuple, cx.now).is_some()
     }
 
     /// The checks of RFC 8489 §9.2.4, in the order given there.
@@ -99,15 +111,17 @@ impl Server {
         cx: &Context<'_>,
         tuple: &FiveTuple,
         message: &'a Message<'m>,
-        nonce_is_valid: bool,
     ) -> Result<Authenticated<'a, 'm>, Reject> {
         let sha256 = message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256);
         if !sha256 && !message.contains(AttributeType::MESSAGE_INTEGRITY) {
             return Err(Reject::challenge(ErrorCode::UNAUTHENTICATED));
         }
         let Username(username) = required(message)?;
+        // RFC 8489 §9.2.2: trailing nulls are no part of the name.
+        let username = username.trim_end_matches('\0');
         let Realm(_) = required(message)?;
-        let Nonce(_) = required(message)?;
+        let Nonce(nonce) = required(message)?;
+        let nonce_is_valid = self.shared.nonces.check(nonce, cx.unix, tuple.client).is_ok();
 
         let mut matches = |key: &LongTermKey| {
             let key = key.as_bytes();
@@ -129,11 +143,7 @@ impl Server {
         if !nonce_is_valid {
             return Err(Reject::challenge(ErrorCode::STALE_NONCE));
         }
-        let request = Authenticated { message, tuple: *tuple, username, identity };
-        if message.method() == Method::ALLOCATE && request.identity.expired_for(cx.unix).is_some() {
-            return Err(self.expired(cx, &request));
-        }
-        Ok(request)
+        Ok(Authenticated { message, tuple: *tuple, username, identity })
     }
 
     /// The credential was right until it expired: to be refused, and logged.

@@ -28,7 +28,8 @@ pub struct Shared {
     pub authenticator: Authenticator,
     /// Makes and checks nonces.
     pub nonces: NonceMint,
-    /// Who may be reached.
+    /// Who may be reached. It does not change while the process runs: data on bound channels relies on the answer that
+    /// the binding got.
     pub policy: PeerPolicy,
     /// Our own relayed transport addresses.
     pub live: LiveRelays,
@@ -45,7 +46,7 @@ pub struct Settings {
     pub permissions_per_allocation: usize,
     /// Bound channels, at most.
     pub channels_per_allocation: usize,
-    /// Answers per second to a source that has not shown that it receives them; 0 for no limit.
+    /// Answers per second of this worker to a source that has not shown that it receives them; 0 for no limit.
     pub unverified_replies: u32,
     /// Whether channel numbers 0x5000–0x7FFF are served too, as RFC 5766 had it.
     pub rfc5766_channels: bool,

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-/// A moment on the monotonic clock, in milliseconds since the process started.
+/// In a second.
+const MICROS: u64 = 1_000_000;
+
+/// A moment on the monotonic clock, in microseconds since the process started.
 ///
 /// It has no order of its own: whoever wants to know whether something is over asks a [`Deadline`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +15,7 @@ impl Instant {
     /// The moment `elapsed` after the start of the process.
     #[must_use]
     pub fn from_elapsed(elapsed: Duration) -> Self {
-        Self(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+        Self(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX))
     }
 
     /// The moment `later` after this one.
@@ -24,12 +27,12 @@ impl Instant {
     /// How long ago `earlier` was; zero if it lies ahead.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_millis(self.0.saturating_sub(earlier.0))
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
     /// Whole seconds since the process started, rounded down.
     pub(super) fn second(self) -> u64 {
-        self.0 / 1000
+        self.0 / MICROS
     }
 }
 
@@ -44,7 +47,7 @@ impl Deadline {
         Self(now.plus(lifetime).0)
     }
 
-    /// Whether the deadline has come: true from the very millisecond on.
+    /// Whether the deadline has come: true from the very microsecond on.
     #[must_use]
     pub fn has_passed(self, now: Instant) -> bool {
         self.0 <= now.0
@@ -53,7 +56,7 @@ impl Deadline {
     /// What is left, rounded up to whole seconds as LIFETIME wants it; zero once the deadline has passed.
     #[must_use]
     pub fn seconds_left(self, now: Instant) -> u32 {
-        u32::try_from(self.0.saturating_sub(now.0).div_ceil(1000)).unwrap_or(u32::MAX)
+        u32::try_from(self.0.saturating_sub(now.0).div_ceil(MICROS)).unwrap_or(u32::MAX)
     }
 
     /// The earlier of two deadlines.
@@ -76,7 +79,7 @@ impl Deadline {
 
     /// The first whole second at which the deadline has passed.
     pub(super) fn second(self) -> u64 {
-        self.0.div_ceil(1000)
+        self.0.div_ceil(MICROS)
     }
 }
 

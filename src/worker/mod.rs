@@ -5,6 +5,8 @@
 
 mod events;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::io;
@@ -14,7 +16,7 @@ use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use tokio::net::UdpSocket;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::clock::{self, Clock};
@@ -45,13 +47,14 @@ pub struct Plan {
     pub stop: watch::Receiver<bool>,
 }
 
-/// Runs a worker on this thread until it is told to stop, and returns what became of its packets.
+/// Runs a worker on this thread until it is told to stop, and returns what became of its packets. `started` is called
+/// once its clients can be served.
 ///
 /// # Errors
-/// If the runtime cannot be made or a socket cannot be registered with it.
-pub fn run(plan: Plan) -> io::Result<Counters> {
+/// If the runtime cannot be made, a socket cannot be registered with it, or a task of the worker panics.
+pub fn run(plan: Plan, started: impl FnOnce()) -> io::Result<Counters> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, tasks::serve(plan))
+    tokio::task::LocalSet::new().block_on(&runtime, tasks::serve(plan, started))
 }
 
 /// A socket that clients write to.
@@ -79,7 +82,7 @@ impl Listener {
 struct Relay {
     id: RelayId,
     bind: SocketAddr,
-    /// The only owner: dropping it closes the socket at once, whatever its task is waiting for.
+    /// Its task holds it only while it reads, so that dropping this closes the socket at once.
     socket: Rc<UdpSocket>,
     reader: AbortHandle,
 }
@@ -107,6 +110,7 @@ struct Worker {
     rng: StdRng,
     counters: Counters,
     events: EventLog,
+    panicked: Rc<Notify>,
 }
 
 impl Worker {
@@ -125,6 +129,7 @@ impl Worker {
                 rng: plan.rng,
                 counters: Counters::default(),
                 events: EventLog::default(),
+                panicked: Rc::default(),
             })
         }))
     }
@@ -150,7 +155,11 @@ impl Worker {
         let outcome = match decision {
             FromClient::Relay(route) => self.send_to_peer(&route),
             FromClient::Reply(reply) => self.send_reply(&tuple, &reply),
-            FromClient::Open(open) => self.open_relay(now, open),
+            FromClient::Open(open) => {
+                // The slot may have been another socket's, which is to be closed first.
+                self.carry_out(now);
+                self.open_relay(now, open)
+            }
             FromClient::Drop(reason) => Outcome::Dropped(reason),
         };
         self.finish(now, tuple.client, outcome);
@@ -244,7 +253,7 @@ impl Worker {
 
     fn install(&mut self, open: &OpenRelay, socket: UdpSocket) {
         let socket = Rc::new(socket);
-        let reader = tasks::spawn_reader(self.this.clone(), open.relay, &socket);
+        let reader = tasks::spawn_reader(self.this.clone(), &self.panicked, open.relay, &socket);
         let slot = open.relay.slot();
         if self.relays.len() <= slot {
             self.relays.resize_with(slot + 1, || None);

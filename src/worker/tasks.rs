@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
@@ -25,13 +26,14 @@ const BACK_OFF: Duration = Duration::from_millis(10);
 const TICK: Duration = Duration::from_secs(1);
 
 /// Runs a worker to its end.
-pub(super) async fn serve(plan: Plan) -> io::Result<Counters> {
+pub(super) async fn serve(plan: Plan, started: impl FnOnce()) -> io::Result<Counters> {
     let mut stop = plan.stop.clone();
     let worker = Worker::new(plan)?;
-    let listeners = worker.borrow().listeners.clone();
+    let (listeners, panicked) = (worker.borrow().listeners.clone(), Rc::clone(&worker.borrow().panicked));
     for listener in listeners {
-        tokio::task::spawn_local(serve_listener(Rc::clone(&worker), listener));
+        spawn(&panicked, serve_listener(Rc::clone(&worker), listener));
     }
+    started();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stopped = async {
@@ -42,6 +44,7 @@ pub(super) async fn serve(plan: Plan) -> io::Result<Counters> {
     loop {
         tokio::select! {
             () = &mut stopped => break,
+            () = panicked.notified() => return Err(io::Error::other("a task panicked")),
             _ = ticks.tick() => {
                 let mut worker = worker.borrow_mut();
                 let now = worker.now();
@@ -72,8 +75,33 @@ async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {
 }
 
 /// Starts the task that reads a relay socket. It does not own the socket: when the worker closes it, it is closed.
-pub(super) fn spawn_reader(worker: Weak<RefCell<Worker>>, relay: RelayId, socket: &Rc<UdpSocket>) -> AbortHandle {
-    tokio::task::spawn_local(serve_relay(worker, relay, Rc::downgrade(socket))).abort_handle()
+pub(super) fn spawn_reader(
+    worker: Weak<RefCell<Worker>>,
+    panicked: &Rc<Notify>,
+    relay: RelayId,
+    socket: &Rc<UdpSocket>,
+) -> AbortHandle {
+    spawn(panicked, serve_relay(worker, relay, Rc::downgrade(socket)))
+}
+
+/// Starts a task whose panic ends the worker: a panic is a bug, and half a worker helps nobody.
+fn spawn(panicked: &Rc<Notify>, task: impl Future<Output = ()> + 'static) -> AbortHandle {
+    let guard = PanicGuard(Rc::clone(panicked));
+    let guarded = async move {
+        let _guard = guard;
+        task.await;
+    };
+    tokio::task::spawn_local(guarded).abort_handle()
+}
+
+struct PanicGuard(Rc<Notify>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.notify_one();
+        }
+    }
 }
 
 async fn serve_relay(worker: Weak<RefCell<Worker>>, relay: RelayId, socket: Weak<UdpSocket>) {
@@ -120,5 +148,25 @@ async fn pause(drained: Drained) {
         Drained::Empty => {}
         Drained::BudgetSpent => yield_now().await,
         Drained::Failed => tokio::time::sleep(BACK_OFF).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_panic_in_a_task_is_told_and_the_end_of_one_is_not() {
+        let panicked = Rc::new(Notify::new());
+        let tasks = tokio::task::LocalSet::new();
+        tasks
+            .run_until(async {
+                spawn(&panicked, async {});
+                yield_now().await;
+                assert!(tokio::time::timeout(Duration::ZERO, panicked.notified()).await.is_err());
+                spawn(&panicked, async { panic!("a bug, planted by a test") });
+                panicked.notified().await;
+            })
+            .await;
     }
 }

@@ -253,11 +253,10 @@ fn a_wildcard_listener_is_advertised_at_the_relay_addresses_it_listens_for() {
 }
 
 #[test]
-fn an_advertised_address_is_named_once() {
-    let external = [("10.0.0.5", "5.9.1.1"), ("10.0.0.6", "5.9.1.1")];
-    let lines = ["eth0 10.0.0.5", "eth0 5.9.1.2", "eth0 10.0.0.6"];
-    let choice = given(&["10.0.0.5", "5.9.1.2", "10.0.0.6"], &lines, &external).unwrap();
-    assert_eq!(advertised_hosts("0.0.0.0:1".parse().unwrap(), &[], &choice), ["5.9.1.1:1", "5.9.1.2:1"]);
+fn two_addresses_that_clients_would_know_as_one_are_refused() {
+    let lines = ["eth0 10.0.0.5", "eth0 5.9.1.2"];
+    let error = given(&["10.0.0.5", "5.9.1.2"], &lines, &[("10.0.0.5", "5.9.1.2")]).unwrap_err();
+    assert!(error.to_string().contains("10.0.0.5 and 5.9.1.2 are both advertised as 5.9.1.2"), "{error}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use rand::RngExt as _;
 
 use super::super::allocation::{Allocation, Channels, Opening, Permissions, State};
 use super::super::contract::{Action, Context, Event, FromClient, OpenError, OpenRelay, Opened, RelayId};
+use super::super::ports::PortPool;
 use super::super::quota::QuotaExceeded;
 use super::super::reply::{self, Answering, Reject, Success};
 use super::super::request::{Accepted, Authenticated, optional, required};
@@ -89,7 +90,8 @@ const NO_PORT: Limit = Limit {
 };
 const PORTS_IN_USE: Limit = Limit {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: relay ports"),
-    note: "relay port after relay port is in use by other programs: give this server relay.ports of its own",
+    note: "no relay port is free, and other programs have some of them: give this server relay.ports of its own; \
+           ports that others had are tried again after a minute",
 };
 const NO_SOCKET: Limit = Limit {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: sockets"),
@@ -122,6 +124,10 @@ impl Server {
                 None => self.end(id, cx.now, EndReason::Expired),
             }
         }
+        // Behind the retransmissions, which get their answer even if the credential has expired in between.
+        if request.identity.expired_for(cx.unix).is_some() {
+            return Err(self.expired(cx, request));
+        }
         let wanted = Wanted::parse(request.message)?;
         // Step 7: a family that no relay address has → 440.
         let relays = self.relays_of(wanted.family);
@@ -140,7 +146,7 @@ impl Server {
         };
         let Some((bind, relayed)) = self.take_port(cx, &relays, wanted.even_port) else {
             self.shared.quota.release(ticket);
-            return Err(self.limited(request, &NO_PORT));
+            return Err(self.limited(request, self.out_of_ports(&relays)));
         };
         let relay = self.table.insert(Allocation {
             tuple: request.tuple,
@@ -237,7 +243,7 @@ impl Server {
         let family = AddressFamily::of(failed.bind.ip());
         let relays = self.relays_of(family);
         let Some((bind, relayed)) = self.take_port(cx, &relays, even_port) else {
-            return self.not_opened(cx, failed.relay, &NO_PORT, reply);
+            return self.not_opened(cx, failed.relay, self.out_of_ports(&relays), reply);
         };
         match self.table.get_mut(failed.relay) {
             Some(allocation) => (allocation.bind, allocation.relayed) = (bind, relayed),
@@ -274,6 +280,11 @@ impl Server {
             let port = pool.take(cx.now, even, cx.rng)?;
             Some((SocketAddr::new(relay.bind, port), SocketAddr::new(relay.advertised, port)))
         })
+    }
+
+    fn out_of_ports(&self, relays: &[usize]) -> &'static Limit {
+        let others_have_some = relays.iter().any(|at| self.pools.get(*at).is_some_and(PortPool::has_set_aside));
+        if others_have_some { &PORTS_IN_USE } else { &NO_PORT }
     }
 
     fn relays_of(&self, family: AddressFamily) -> Vec<usize> {

@@ -4,7 +4,7 @@ use super::super::{AuthCause, DropReason, Event, FromClient};
 use super::support::*;
 use crate::auth::AuthFailure;
 use crate::stun::attribute::{
-    ChannelNumber, Lifetime, Nonce, Realm, RequestedTransport, Software, Username, XorPeerAddress,
+    ChannelNumber, Lifetime, Nonce, Realm, RequestedTransport, Software, Username, XorPeerAddress, XorRelayedAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, FingerprintStatus, MessageWriter, Method, TransactionId};
 
@@ -407,4 +407,57 @@ fn a_source_without_a_valid_nonce_gets_few_answers_and_one_with_a_nonce_all() {
     let packet = plain(Class::Request, Method::BINDING, &[]);
     assert!(matches!(world.client_packet(&other.tuple, &packet).0, FromClient::Reply(_)));
     assert_eq!(world.footprint(), NOTHING);
+}
+
+// Whoever forges the address of a client whose nonce has expired meanwhile must not be able to cut its call off.
+#[test]
+fn a_client_with_an_allocation_or_an_expired_nonce_is_answered_whatever_a_forger_sends() {
+    let mut world = World::with(|setup| setup.settings.unverified_replies = 10);
+    let mut holder = world.client(1);
+    world.allocate(&holder);
+    holder.nonce = "of another life".to_owned();
+    let mut returning = world.client(1);
+    returning.tuple.client.set_port(5_001);
+    returning.nonce = world.nonce(returning.tuple.client);
+    world.unix += NONCE_LIFETIME + 1;
+
+    let mut forged = returning.tuple;
+    forged.client.set_port(9);
+    let packet = plain(Class::Request, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+    while let FromClient::Reply(_) = world.client_packet(&forged, &packet).0 {}
+
+    assert_eq!(world.refusal(&holder, Method::REFRESH, &[]), 438);
+    assert_eq!(world.refusal(&returning, Method::REFRESH, &[]), 438);
+}
+
+#[test]
+fn passwords_cannot_be_tried_faster_than_strangers_are_answered() {
+    let mut world = World::with(|setup| setup.settings.unverified_replies = 10);
+    let (client, mut guesser) = (world.client(1), world.client(1));
+    guesser.password = "a guess".to_owned();
+    let mut answered = 0;
+    for _ in 0..1_000 {
+        let packet = guesser.request(world.transaction(), Method::REFRESH, &[]);
+        if let FromClient::Reply(_) = world.client_packet(&guesser.tuple, &packet).0 {
+            answered += 1;
+        }
+    }
+    assert_eq!(answered, 41);
+    while world.server.next_action().is_some() {}
+    assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437);
+}
+
+// RFC 8489 §6.3.1: the client may have got either answer, so both have to say the same.
+#[test]
+fn a_retransmitted_allocate_is_answered_alike_when_the_credential_has_expired_in_between() {
+    let mut world = World::new();
+    let client = world.client(1).with_credential("alice", UNIX + 5);
+    let packet = client.request(world.transaction(), Method::ALLOCATE, &[&RequestedTransport::UDP]);
+    let open = world.open_for(&client.tuple, &packet);
+    let first = world.opened(&packet, &open, Ok(()));
+    assert!(matches!(world.event(), Event::AllocationCreated { .. }));
+    world.pass(seconds(10));
+    let again = world.answer_to(&client.tuple, &packet);
+    assert_eq!((first.code(), again.code()), (None, None));
+    assert_eq!(first.get::<XorRelayedAddress>(), again.get::<XorRelayedAddress>());
 }

@@ -1,0 +1,84 @@
+//! A worker on real sockets, with a clock that the test moves.
+
+use std::net::UdpSocket as StdUdpSocket;
+use std::time::Duration;
+
+use rand::SeedableRng as _;
+use tokio::task::LocalSet;
+
+use super::*;
+use crate::auth::{Authenticator, LongTermKey, NonceMint, Secret};
+use crate::stun::attribute::{Nonce, Realm, RequestedTransport, Username};
+use crate::stun::{Class, Message, MessageWriter, Method, TransactionId};
+use crate::turn::{LiveRelays, PeerPolicy, Quota, RelayRange};
+
+const REALM: &str = "test";
+const UNIX: u64 = 1_700_000_000;
+
+/// A worker with one static user and these relay ports, what it shares, and the address of its listener.
+fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Shared>, SocketAddr) {
+    let localhost = IpAddr::from([127, 0, 0, 1]);
+    let listener = udp::claim_listener((localhost, 0).into()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let shared = Shared {
+        authenticator: Authenticator::new(REALM.into(), vec![], [("ann".into(), Secret::new("password").unwrap())]),
+        nonces: NonceMint::from_random([1; 32], 3600),
+        policy: PeerPolicy::default(),
+        live: LiveRelays::new([(localhost, localhost)]),
+        quota: Quota::new(0, 0, [2; 32]),
+    };
+    let settings = Settings {
+        relays: vec![RelayRange { bind: localhost, advertised: localhost, ports }],
+        permissions_per_allocation: 8,
+        channels_per_allocation: 8,
+        unverified_replies: 0,
+        rfc5766_channels: false,
+        expiry_grace: 0,
+    };
+    let (_, stop) = watch::channel(false);
+    let (rng, clock) = (StdRng::seed_from_u64(3), Clock::start());
+    let shared = Arc::new(shared);
+    let plan = Plan { listeners: vec![listener], settings, shared: Arc::clone(&shared), clock, rng, stop };
+    (Worker::new(plan).unwrap(), shared, address)
+}
+
+fn allocate(number: u8, nonce: &str) -> Vec<u8> {
+    let mut buffer = [0; 256];
+    let transaction = TransactionId::new([number; 12]);
+    let mut writer = MessageWriter::new(&mut buffer, Class::Request, Method::ALLOCATE, transaction);
+    writer.push(&RequestedTransport::UDP);
+    writer.push(&Username("ann"));
+    writer.push(&Realm(REALM));
+    writer.push(&Nonce(nonce));
+    writer.message_integrity(LongTermKey::derive("ann", REALM, b"password").as_bytes());
+    writer.finish().unwrap().to_vec()
+}
+
+// A client that comes back in the very moment in which its allocation expires, before the clock has ticked, takes the
+// place of the old allocation, whose socket is closed first and whose port is free again.
+#[tokio::test(flavor = "current_thread")]
+async fn an_allocation_that_takes_the_place_of_an_expired_one_leaves_no_socket_and_no_port_behind() {
+    let test = async {
+        let (worker, shared, address) = worker(15_300..=15_303);
+        let client = StdUdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect(address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let nonce = shared.nonces.mint(UNIX, client.local_addr().unwrap());
+        for round in 0..12_u8 {
+            client.send(&allocate(round, nonce.as_str())).unwrap();
+            let listener = Rc::clone(&worker.borrow().listeners[0]);
+            listener.socket.readable().await.unwrap();
+            let monotonic = Instant::from_elapsed(Duration::from_secs(600 * u64::from(round)));
+            let now = Now { monotonic, unix: UNIX };
+            listener
+                .socket
+                .try_io(tokio::io::Interest::READABLE, || worker.borrow_mut().serve_client(now, &listener))
+                .unwrap();
+            let mut answer = [0; 512];
+            let length = client.recv(&mut answer).unwrap();
+            assert_eq!(Message::parse(&answer[..length]).unwrap().class(), Class::Success, "round {round}");
+            assert_eq!(worker.borrow().relays.iter().flatten().count(), 1);
+        }
+    };
+    LocalSet::new().run_until(test).await;
+}
