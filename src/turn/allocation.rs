@@ -60,6 +60,11 @@ impl Allocation {
         matches!(self.state, State::Open) && !self.deadline.has_passed(now)
     }
 
+    /// Whether it comes from the Allocate request with this transaction ID and USERNAME.
+    pub(super) fn was_made_by(&self, transaction: TransactionId, username: &str) -> bool {
+        self.transaction == transaction && *self.username == *username
+    }
+
     /// When it next has something to expire.
     pub(super) fn next_deadline(&self) -> Deadline {
         let permissions = self.permissions.list.iter().map(|permission| permission.deadline);

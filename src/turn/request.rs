@@ -143,7 +143,15 @@ impl Server {
         if !nonce_is_valid {
             return Err(Reject::challenge(ErrorCode::STALE_NONCE));
         }
-        Ok(Authenticated { message, tuple: *tuple, username, identity })
+        let request = Authenticated { message, tuple: *tuple, username, identity };
+        // An Allocate that has succeeded gets its answer again, even if the credential has expired in between.
+        if message.method() == Method::ALLOCATE
+            && request.identity.expired_for(cx.unix).is_some()
+            && !self.is_retransmission(cx.now, &request)
+        {
+            return Err(self.expired(cx, &request));
+        }
+        Ok(request)
     }
 
     /// The credential was right until it expired: to be refused, and logged.

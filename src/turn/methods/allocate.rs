@@ -12,7 +12,7 @@ use super::super::quota::QuotaExceeded;
 use super::super::reply::{self, Answering, Reject, Success};
 use super::super::request::{Accepted, Authenticated, optional, required};
 use super::super::server::Server;
-use super::super::time::Deadline;
+use super::super::time::{Deadline, Instant};
 use super::super::{DEFAULT_LIFETIME, EndReason, MAXIMUM_LIFETIME};
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport,
@@ -100,6 +100,15 @@ const NO_SOCKET: Limit = Limit {
 };
 
 impl Server {
+    /// Whether the request is the one that made the allocation of its 5-tuple, once more.
+    pub(in crate::turn) fn is_retransmission(&self, now: Instant, request: &Authenticated<'_, '_>) -> bool {
+        let allocation = self.table.find(&request.tuple).and_then(|id| self.table.get(id));
+        allocation.is_some_and(|allocation| {
+            let transaction = request.message.transaction_id();
+            !allocation.deadline.has_passed(now) && allocation.was_made_by(transaction, request.username)
+        })
+    }
+
     pub(in crate::turn) fn allocate(
         &mut self,
         cx: &mut Context<'_>,
@@ -109,9 +118,7 @@ impl Server {
         // Step 2: the 5-tuple has an allocation → 437, unless this is the request that made it, once more.
         if let Some(id) = self.table.find(&request.tuple) {
             match self.table.get(id).filter(|allocation| !allocation.deadline.has_passed(cx.now)) {
-                Some(allocation)
-                    if allocation.transaction == answering.transaction && *allocation.username == *request.username =>
-                {
+                Some(allocation) if allocation.was_made_by(answering.transaction, request.username) => {
                     return Ok(match allocation.state {
                         State::Opening(_) => Accepted::Pending,
                         State::Open => {
@@ -123,10 +130,6 @@ impl Server {
                 Some(_) => return Err(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch")),
                 None => self.end(id, cx.now, EndReason::Expired),
             }
-        }
-        // Behind the retransmissions, which get their answer even if the credential has expired in between.
-        if request.identity.expired_for(cx.unix).is_some() {
-            return Err(self.expired(cx, request));
         }
         let wanted = Wanted::parse(request.message)?;
         // Step 7: a family that no relay address has → 440.

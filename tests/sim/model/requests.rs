@@ -127,12 +127,24 @@ impl Model {
             return Err(challenge(438));
         }
         match self.credentials[credential].expires {
-            Some(expires) if message.method() == Method::ALLOCATE && expires <= now.unix => {
+            // RFC 8489 §6.3.1: what has succeeded is answered alike, whatever has expired since.
+            Some(expires)
+                if message.method() == Method::ALLOCATE
+                    && expires <= now.unix
+                    && !self.made(now, tuple, message, username) =>
+            {
                 self.authentication_failed(username, tuple, AuthCause::Expired { ago: now.unix - expires });
                 Err(challenge(401))
             }
             _ => Ok(credential),
         }
+    }
+
+    /// Whether the message has made the allocation of its 5-tuple.
+    fn made(&self, now: Now, tuple: &FiveTuple, message: &Message<'_>, username: &str) -> bool {
+        self.find(tuple).map(|at| &self.allocs[at]).is_some_and(|alloc| {
+            alloc.deadline > now.ms && alloc.transaction == message.transaction_id() && alloc.username == username
+        })
     }
 
     fn authentication_failed(&mut self, username: &str, tuple: &FiveTuple, cause: AuthCause) {
