@@ -1,10 +1,16 @@
 //! What is logged, how often, in which format.
 
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{ChildStderr, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use turnserver::stun::TransactionId;
 
 use super::client::{Client, Login, allocate, receive, socket};
 use super::running::{ANSWER_ALL, Running, is_ready, text_config};
-use crate::support::{Finished, LogLine, PATIENCE, Server, config, config_without_secret};
+use crate::support::{Finished, LogLine, PATIENCE, Server, TempDir, config, config_without_secret};
 
 /// How many failed authentications a worker logs one by one in a minute.
 const FAILURES_LOGGED: usize = 5;
@@ -186,4 +192,56 @@ fn a_server_that_logs_errors_only_is_silent_from_start_to_stop() {
     Client::new(address.parse().unwrap()).binding();
     let ended = server.terminate();
     assert_eq!((ended.code, ended.stderr.as_slice()), (Some(0), &[][..]));
+}
+
+/// Starts a server by hand, and gives its process with standard error still open, and its address.
+fn with_open_standard_error(more: &str) -> (std::process::Child, BufReader<ChildStderr>, SocketAddr, TempDir) {
+    let directory = TempDir::new();
+    let path = directory.write("turnserver.toml", &config(&["127.0.0.1"], more));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+    let mut server = command.arg("--config").arg(path).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(server.stderr.take().unwrap());
+    let (mut address, mut text) = (None, String::new());
+    while address.is_none() || !text.contains("\"ready\"") {
+        text.clear();
+        assert_ne!(stderr.read_line(&mut text).unwrap(), 0, "the server has ended");
+        let line = LogLine::parse(&text);
+        if line.message() == "listening" {
+            address = line.field("address").and_then(|address| address.parse().ok());
+        }
+    }
+    (server, stderr, address.unwrap(), directory)
+}
+
+fn ends_well(server: &mut std::process::Child) {
+    kill(Pid::from_raw(server.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_server_whose_log_nobody_reads_any_more_goes_on_and_ends_well() {
+    let (mut server, stderr, address, _directory) = with_open_standard_error("");
+    drop(stderr);
+    for _ in 0..20 {
+        let client = Client::new(address);
+        let (session, _) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        assert_eq!(client.binding(), client.address());
+        client.delete(&session);
+    }
+    ends_well(&mut server);
+}
+
+#[test]
+fn a_reader_of_the_log_that_stands_still_does_not_stop_the_relay() {
+    let (mut server, stderr, address, _directory) = with_open_standard_error(ANSWER_ALL);
+    // Far more lines than a pipe and the queue behind it hold.
+    for _ in 0..40 {
+        let client = Client::new(address);
+        for _ in 0..100 {
+            let (session, _) = client.allocate(&Login::mint("alice", 600)).unwrap();
+            client.delete(&session);
+        }
+    }
+    ends_well(&mut server);
+    drop(stderr);
 }
