@@ -15,7 +15,7 @@ mod relay {
     use tokio::time::timeout;
 
     use crate::client::{Client, mapped_address};
-    use crate::support::{PATIENCE, Server, config, config_for};
+    use crate::support::{PATIENCE, Server, config, config_for, has_ipv6};
 
     /// For peers that are plain sockets on this machine.
     const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
@@ -91,6 +91,9 @@ mod relay {
     // RFC 8656 §7.1: REQUESTED-ADDRESS-FAMILY asks for an IPv6 relayed address.
     #[tokio::test]
     async fn data_flows_both_ways_in_indications_and_channels_over_ipv6() {
+        if !has_ipv6() {
+            return;
+        }
         let server = Server::start(&config(&["::1"], LOOPBACK_PEERS));
         let client = Client::allocate(server.udp_address(), &server.credential("alice")).await.unwrap();
         assert_eq!(client.relayed_address().ip(), server.udp_address().ip());
@@ -99,6 +102,9 @@ mod relay {
 
     #[tokio::test]
     async fn a_dual_stack_listener_serves_both_families() {
+        if !has_ipv6() {
+            return;
+        }
         let server = Server::start(&config_for(&["::"], &["127.0.0.1", "::1"], LOOPBACK_PEERS));
         let credential = server.credential("alice");
         for ip in ["127.0.0.1", "::1"] {
@@ -200,6 +206,9 @@ mod relay {
 
     #[tokio::test]
     async fn two_clients_reach_each_other_relay_to_relay_on_loopback_over_ipv6() {
+        if !has_ipv6() {
+            return;
+        }
         talk_relay_to_relay("::1").await;
     }
 
@@ -218,6 +227,9 @@ mod relay {
     // RFC 8489 §6.3.1, §14.2.
     #[tokio::test]
     async fn a_binding_request_is_answered_with_the_clients_address() {
+        if !has_ipv6() {
+            return;
+        }
         let server = Server::start(&config(&["127.0.0.1", "::1"], ""));
         for ip in ["127.0.0.1", "::1"] {
             let address = server.udp_address_on(ip.parse().unwrap());

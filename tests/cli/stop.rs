@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use turnserver::stun::TransactionId;
+
 use super::client::{Client, Login, allocate, receive, socket};
 use super::running::Running;
 use crate::support::{Finished, LogLine, config};
-use turnserver::stun::TransactionId;
 
 const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";
 
@@ -109,4 +112,14 @@ fn a_stop_ends_the_allocations_and_logs_each_before_the_totals() {
         assert_eq!(end.field("client"), Some(client.address().to_string()));
         assert_eq!(end.field("reason").as_deref(), Some("the server stopped"));
     }
+}
+
+#[test]
+fn sighup_is_answered_in_the_log_and_ends_nothing() {
+    let server = Running::start(&config(&["127.0.0.1"], ""), &[]);
+    kill(Pid::from_raw(server.process.id().try_into().unwrap()), Signal::SIGHUP).unwrap();
+    server.wait_for_line(|line| line.contains("SIGHUP: this version does not reload"));
+    let client = Client::new(server.address());
+    assert_eq!(client.binding(), client.address());
+    assert_eq!(server.terminate().code, Some(0));
 }
