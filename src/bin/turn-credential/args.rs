@@ -67,7 +67,7 @@ pub(crate) struct Mint {
 
 #[derive(Args, Debug)]
 pub(crate) struct Verify {
-    /// The username: <unix expiry>:<name>, <unix expiry>, or a static user
+    /// The username: EXPIRY:NAME or EXPIRY (in unix time), or a static user
     pub(crate) username: String,
     /// Takes what is refused, a password, so that the refusal can say where it belongs.
     #[arg(hide = true)]
