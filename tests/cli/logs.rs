@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::process::{ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -194,33 +194,46 @@ fn a_server_that_logs_errors_only_is_silent_from_start_to_stop() {
     assert_eq!((ended.code, ended.stderr.as_slice()), (Some(0), &[][..]));
 }
 
-/// Starts a server by hand, and gives its process with standard error still open, and its address.
-fn with_open_standard_error(more: &str) -> (std::process::Child, BufReader<ChildStderr>, SocketAddr, TempDir) {
+/// A server whose standard error nobody reads but the test. Dropping it kills it.
+struct Unread(Child);
+
+impl Unread {
+    fn ends_well(mut self) {
+        kill(Pid::from_raw(self.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        assert_eq!(self.0.wait().unwrap().code(), Some(0));
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        // It has ended already if all went well.
+        let _ = self.0.kill();
+    }
+}
+
+/// Starts such a server and gives its UDP address.
+fn with_open_standard_error(more: &str) -> (Unread, BufReader<ChildStderr>, SocketAddr, TempDir) {
     let directory = TempDir::new();
     let path = directory.write("turnserver.toml", &config(&["127.0.0.1"], more));
     let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
-    let mut server = command.arg("--config").arg(path).stderr(Stdio::piped()).spawn().unwrap();
-    let mut stderr = BufReader::new(server.stderr.take().unwrap());
+    command.arg("--config").arg(path).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut server = Unread(command.spawn().unwrap());
+    let mut stderr = BufReader::new(server.0.stderr.take().unwrap());
     let (mut address, mut text) = (None, String::new());
     while address.is_none() || !text.contains("\"ready\"") {
         text.clear();
         assert_ne!(stderr.read_line(&mut text).unwrap(), 0, "the server has ended");
         let line = LogLine::parse(&text);
-        if line.message() == "listening" {
+        if line.message() == "listening" && line.field("transport").as_deref() == Some("udp") {
             address = line.field("address").and_then(|address| address.parse().ok());
         }
     }
     (server, stderr, address.unwrap(), directory)
 }
 
-fn ends_well(server: &mut std::process::Child) {
-    kill(Pid::from_raw(server.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-    assert_eq!(server.wait().unwrap().code(), Some(0));
-}
-
 #[test]
 fn a_server_whose_log_nobody_reads_any_more_goes_on_and_ends_well() {
-    let (mut server, stderr, address, _directory) = with_open_standard_error("");
+    let (server, stderr, address, _directory) = with_open_standard_error("");
     drop(stderr);
     for _ in 0..20 {
         let client = Client::new(address);
@@ -228,12 +241,12 @@ fn a_server_whose_log_nobody_reads_any_more_goes_on_and_ends_well() {
         assert_eq!(client.binding(), client.address());
         client.delete(&session);
     }
-    ends_well(&mut server);
+    server.ends_well();
 }
 
 #[test]
 fn a_reader_of_the_log_that_stands_still_does_not_stop_the_relay() {
-    let (mut server, stderr, address, _directory) = with_open_standard_error(ANSWER_ALL);
+    let (server, stderr, address, _directory) = with_open_standard_error(ANSWER_ALL);
     // Far more lines than a pipe and the queue behind it hold.
     for _ in 0..40 {
         let client = Client::new(address);
@@ -242,6 +255,6 @@ fn a_reader_of_the_log_that_stands_still_does_not_stop_the_relay() {
             client.delete(&session);
         }
     }
-    ends_well(&mut server);
+    server.ends_well();
     drop(stderr);
 }
