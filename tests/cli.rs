@@ -8,7 +8,6 @@ mod support;
 mod cli {
     mod addresses;
     mod check_config;
-    mod client;
     mod failures;
     mod logs;
     mod network;

@@ -15,6 +15,9 @@ const SECRET: &str = "north-star-north-star";
 const CONFIG: &str = "hostname = \"turn.example.org\"\n[auth]\nsecrets = [\"north-star-north-star\", \"old-star-old-star-old\"]\n\
                       [[auth.users]]\nname = \"bob\"\npassword = \"builder-of-things\"\n";
 
+/// What clients of [`CONFIG`] pass to the page.
+const URLS: [&str; 2] = ["turn:turn.example.org:3478?transport=udp", "turn:turn.example.org:3478?transport=tcp"];
+
 /// A directory of its own for each test, which is the working directory of the command.
 struct Place(PathBuf);
 
@@ -130,7 +133,7 @@ fn json_holds_a_credential_of_the_first_secret() {
     let expected = credential(SECRET, Some("alice"), expires);
     assert_eq!(string(&minted, "username"), expected.username);
     assert_eq!(string(&minted, "password"), expected.password.as_str());
-    assert_eq!(minted["urls"], serde_json::json!(["turn:turn.example.org:3478?transport=udp"]));
+    assert_eq!(minted["urls"], serde_json::json!(URLS));
     let expires_at = string(&minted, "expires_at");
     assert!(expires_at.starts_with("20") && expires_at.ends_with('Z') && expires_at.len() == 20, "{expires_at}");
 }
@@ -140,12 +143,12 @@ fn text_is_the_default_and_names_everything() {
     let text = Place::with_config("text").run(&["mint", "--user", "alice", "--ttl", "90m"]).succeeded();
     let lines: Vec<(&str, &str)> = text.lines().map(|line| line.split_once(' ').unwrap()).collect();
     let names: Vec<&str> = lines.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["username", "password", "expires", "url"]);
+    assert_eq!(names, ["username", "password", "expires", "url", "url"]);
     let value = |index: usize| lines[index].1.trim();
     let expires: u64 = value(0).strip_suffix(":alice").unwrap().parse().unwrap();
     assert_eq!(value(1), credential(SECRET, Some("alice"), expires).password.as_str());
     assert!(value(2).ends_with("Z (in 1 h 30 min)"), "{text}");
-    assert_eq!(value(3), "turn:turn.example.org:3478?transport=udp");
+    assert_eq!([value(3), value(4)], URLS);
 }
 
 // W3C WebRTC §4.2.1 and §4.2.4: RTCConfiguration, RTCIceServer
@@ -155,7 +158,7 @@ fn ice_servers_is_the_argument_of_a_peer_connection() {
     assert_eq!(minted.as_object().unwrap().keys().collect::<Vec<_>>(), ["iceServers"]);
     let [server] = minted["iceServers"].as_array().unwrap().as_slice() else { panic!("{minted}") };
     assert_eq!(server.as_object().unwrap().len(), 3, "{minted}");
-    assert_eq!(server["urls"], serde_json::json!(["turn:turn.example.org:3478?transport=udp"]));
+    assert_eq!(server["urls"], serde_json::json!(URLS));
     let expires: u64 = string(server, "username").parse().expect("without --user a bare expiry");
     assert_eq!(string(server, "credential"), credential(SECRET, None, expires).password.as_str());
 }
@@ -173,7 +176,7 @@ fn env_survives_the_eval_of_a_shell() {
     let [username, password, expires, urls] = seen.lines().collect::<Vec<_>>()[..] else { panic!("{seen}") };
     let expected = credential(SECRET, Some(user), expires.parse().unwrap());
     assert_eq!((username, password), (expected.username.as_str(), expected.password.as_str()));
-    assert_eq!(urls, "turn:turn.example.org:3478?transport=udp");
+    assert_eq!(urls, URLS.join(" "));
     assert!(!place.0.join("pwned").exists());
 }
 
@@ -227,7 +230,7 @@ fn the_configuration_gives_urls_to_a_secret_from_elsewhere() {
         place.run(&["mint", "--config", "turnserver.toml", "--secret-file", "secret", "--format", "json"]).json();
     let expected = credential("another-star-another-star", None, minted["expires"].as_u64().unwrap());
     assert_eq!(string(&minted, "password"), expected.password.as_str());
-    assert_eq!(minted["urls"], serde_json::json!(["turn:turn.example.org:3478?transport=udp"]));
+    assert_eq!(minted["urls"], serde_json::json!(URLS));
 }
 
 #[test]
@@ -245,14 +248,17 @@ fn urls_are_left_out_where_they_are_not_known() {
 fn the_host_option_completes_the_urls() {
     let place = Place::new("host");
     for (host, expected) in [
-        ("turn.example.net", "turn:turn.example.net:3478?transport=udp"),
-        ("192.0.2.7", "turn:192.0.2.7:3478?transport=udp"),
-        ("2001:db8::7", "turn:[2001:db8::7]:3478?transport=udp"),
-        ("[2001:db8::7]", "turn:[2001:db8::7]:3478?transport=udp"),
+        ("turn.example.net", "turn:turn.example.net:3478"),
+        ("192.0.2.7", "turn:192.0.2.7:3478"),
+        ("2001:db8::7", "turn:[2001:db8::7]:3478"),
+        ("[2001:db8::7]", "turn:[2001:db8::7]:3478"),
     ] {
         let arguments = ["mint", "--secret-env", "S", "--format", "ice-servers", "--host", host];
         let minted = place.run_with(&arguments, &[("S", SECRET)], "").json();
-        assert_eq!(minted["iceServers"][0]["urls"], serde_json::json!([expected]));
+        assert_eq!(
+            minted["iceServers"][0]["urls"],
+            serde_json::json!(["udp", "tcp"].map(|transport| format!("{expected}?transport={transport}")))
+        );
     }
     for host in ["turn:turn.example.org", "turn.example.org:3478", "a b", "", "https://turn.example.org/"] {
         let arguments = ["mint", "--secret-env", "S", "--host", host];

@@ -108,6 +108,7 @@ impl World {
             policy: PeerPolicy { allow: vec!["198.51.100.0/24".parse().unwrap()], ..PeerPolicy::default() },
             live: LiveRelays::new([(bind, advertised)]),
             quota: Quota::new(0, 0, [5; 32]),
+            connections: Quota::new(0, 0, [6; 32]),
         });
         let (client, server) = (address("192.0.2.1:5000"), address("192.0.2.200:3478"));
         let nonce = shared.nonces.mint(UNIX, client).to_string();

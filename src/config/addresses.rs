@@ -14,40 +14,48 @@ use super::{Limits, Listen, Peers, Relay, RelayAddresses, schema};
 const DEFAULT_PORT: u16 = 3478;
 
 pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Listen {
-    let Some(section) = top.section("listen", &schema::LISTEN, report) else { return Listen::default() };
-    let Some(texts) = section.strings("udp", report) else { return Listen::default() };
-    if section.value("udp").is_some_and(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty())) {
+    let default = Listen::default();
+    let Some(section) = top.section("listen", &schema::LISTEN, report) else { return default };
+    let listen = Listen {
+        udp: listeners(&section, "udp", report).unwrap_or(default.udp),
+        tcp: listeners(&section, "tcp", report).unwrap_or(default.tcp),
+    };
+    let empty = |key| section.value(key)?.get_ref().as_array().map(|list| list.is_empty());
+    if empty("udp") == Some(true) && empty("tcp") == Some(true) {
         report.error(
             &section.span("udp"),
-            "`listen.udp` is empty, so no client could reach the server: leave it out for the default",
+            "`listen.udp` and `listen.tcp` are empty, so no client could reach the server: \
+             leave one out for its default",
         );
     }
-    let mut udp: Vec<SocketAddr> = Vec::new();
-    for text in texts {
-        let (span, text) = (text.span(), *text.get_ref());
-        let Some(address) = listen_address(text, &span, report) else { continue };
-        match udp.iter().find(|other| collide(**other, address)) {
-            Some(other) if *other == address => {
-                report.error(&span, format!("`listen.udp` has {} twice", quoted(text)));
-            }
-            Some(other) => report.error(
-                &span,
-                format!(
-                    "`listen.udp`: {address} and {other} are the same port, because [::] takes IPv4 as well: keep one"
-                ),
-            ),
-            None => udp.push(address),
-        }
-    }
-    Listen { udp }
+    listen
 }
 
-/// Whether two listeners ask for the same port of the same address. Port 0 is another port each time.
+/// The addresses of one transport.
+fn listeners(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<Vec<SocketAddr>> {
+    let name = section.name(key);
+    let mut listeners: Vec<SocketAddr> = Vec::new();
+    for text in section.strings(key, report)? {
+        let (span, text) = (text.span(), *text.get_ref());
+        let Some(address) = listen_address(&name, text, &span, report) else { continue };
+        match listeners.iter().find(|other| collide(**other, address)) {
+            Some(other) if *other == address => report.error(&span, format!("{name} has {} twice", quoted(text))),
+            Some(other) => report.error(
+                &span,
+                format!("{name}: {address} and {other} are the same port, because [::] takes IPv4 as well: keep one"),
+            ),
+            None => listeners.push(address),
+        }
+    }
+    Some(listeners)
+}
+
+/// Whether two listeners of one transport ask for the same port of the same address. Port 0 is another port each time.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (a == b || (a.ip().is_unspecified() && b.ip().is_unspecified()))
 }
 
-fn listen_address(text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<SocketAddr> {
+fn listen_address(name: &str, text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<SocketAddr> {
     let why = match text.parse::<SocketAddr>() {
         Ok(address) if address.ip().is_multicast() || is_broadcast(address.ip()) => {
             "is not an address of one machine".to_owned()
@@ -71,7 +79,7 @@ fn listen_address(text: &str, span: &Range<usize>, report: &mut Report<'_>) -> O
             }
         }
     };
-    report.error(span, format!("`listen.udp`: {} {why}", quoted(text)));
+    report.error(span, format!("{name}: {} {why}", quoted(text)));
     None
 }
 
@@ -243,7 +251,7 @@ fn check_port_range(span: &Range<usize>, ports: &RangeInclusive<u16>, workers: u
     }
 }
 
-/// A relay socket cannot have the port of a listener on the same address.
+/// A relay socket cannot have the port of a UDP listener on the same address.
 pub(super) fn warn_of_overlap(top: &Section<'_>, listen: &Listen, relay: &Relay, report: &mut Report<'_>) {
     let Some(port) = listen.udp.iter().map(SocketAddr::port).find(|port| *port != 0 && relay.ports.contains(port))
     else {
@@ -251,7 +259,7 @@ pub(super) fn warn_of_overlap(top: &Section<'_>, listen: &Listen, relay: &Relay,
     };
     let span_of = |section: &str, key: &str| top.value(section)?.get_ref().get(key).map(Spanned::span);
     let span = span_of("relay", "ports").or_else(|| span_of("listen", "udp")).unwrap_or_default();
-    report.warn(&span, format!("`relay.ports` contains {port}, the port of a listener"));
+    report.warn(&span, format!("`relay.ports` contains {port}, the port of a UDP listener"));
 }
 
 fn count(ports: &RangeInclusive<u16>) -> u64 {

@@ -96,7 +96,7 @@ fn check_host(host: &str) -> Result<String, String> {
         return Err(format!("contains a slash: {EXAMPLE}"));
     }
     if host.contains(':') {
-        return Err(format!("contains a port: {EXAMPLE}; the port is that of `listen.udp`"));
+        return Err(format!("contains a port: {EXAMPLE}; the ports are those of `[listen]`"));
     }
     if host.contains('*') {
         return Err(format!("contains a wildcard: {EXAMPLE}"));
@@ -136,6 +136,10 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
         channels_per_allocation: section
             .number("channels-per-allocation", 1..=MAX_CHANNELS, report)
             .unwrap_or(default.channels_per_allocation),
+        connections: section.number("connections", 0..=u32::MAX, report).unwrap_or(default.connections),
+        connections_per_source: section
+            .number("connections-per-source", 0..=u32::MAX, report)
+            .unwrap_or(default.connections_per_source),
         unverified_replies: section
             .number("unverified-replies", 0..=1000, report)
             .unwrap_or(default.unverified_replies),

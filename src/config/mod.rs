@@ -61,11 +61,14 @@ pub struct Config {
     pub warnings: Vec<Problem>,
 }
 
-/// `[listen]`: where clients are served.
+/// `[listen]`: where clients are served; at least one list is not empty. `[::]` takes IPv4 as well; port 0 is any free
+/// port, another one in each place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// UDP listeners, at least one, all different. `[::]` takes IPv4 as well; port 0 is any free port.
+    /// UDP listeners, all different.
     pub udp: Vec<SocketAddr>,
+    /// TCP listeners, all different; they may have the addresses and ports of UDP listeners.
+    pub tcp: Vec<SocketAddr>,
 }
 
 /// Where relayed transport addresses come from.
@@ -130,6 +133,10 @@ pub struct Limits {
     pub permissions_per_allocation: u16,
     /// Channels of one allocation, 1 to 16 384 (RFC 8656 §12).
     pub channels_per_allocation: u16,
+    /// TCP connections of all clients together; 0 is no limit.
+    pub connections: u32,
+    /// TCP connections of one source, which is an IPv4 address or an IPv6 /64; 0 is no limit.
+    pub connections_per_source: u32,
     /// Answers per second to a source that has not shown that it receives them, 1 to 1000 in each worker; 0 is no limit.
     pub unverified_replies: u32,
 }
@@ -237,7 +244,8 @@ impl Default for Config {
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { udp: vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, 3478))] }
+        let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 3478));
+        Self { udp: vec![everywhere], tcp: vec![everywhere] }
     }
 }
 
@@ -265,6 +273,8 @@ impl Default for Limits {
             allocations: 0,
             permissions_per_allocation: 256,
             channels_per_allocation: 256,
+            connections: 10_000,
+            connections_per_source: 500,
             unverified_replies: 50,
         }
     }

@@ -22,7 +22,7 @@ pub(super) const TOP: TableKeys = TableKeys {
     path: "",
     keys: &["realm", "hostname", "workers", "listen", "relay", "auth", "peers", "limits", "compat", "log"],
 };
-pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp"] };
+pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp"] };
 pub(super) const RELAY: TableKeys = TableKeys { path: "relay", keys: &["addresses", "external", "ports"] };
 pub(super) const AUTH: TableKeys =
     TableKeys { path: "auth", keys: &["secrets", "secrets-file", "nonce-lifetime", "expiry-grace", "users"] };
@@ -35,6 +35,8 @@ pub(super) const LIMITS: TableKeys = TableKeys {
         "allocations",
         "permissions-per-allocation",
         "channels-per-allocation",
+        "connections",
+        "connections-per-source",
         "unverified-replies",
     ],
 };

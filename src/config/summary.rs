@@ -31,8 +31,9 @@ impl fmt::Display for Summary<'_> {
             0 => f.write_str("\nworkers  one for each CPU")?,
             workers => write!(f, "\nworkers  {workers}")?,
         }
-        for address in &listen.udp {
-            write!(f, "\nlisten   udp {address}")?;
+        let of = |transport, addresses| std::iter::repeat(transport).zip(addresses);
+        for (transport, address) in of("udp", &listen.udp).chain(of("tcp", &listen.tcp)) {
+            write!(f, "\nlisten   {transport} {address}")?;
             match (address.ip().is_unspecified() && address.is_ipv6(), address.port()) {
                 (true, 0) => f.write_str(" (IPv6 and IPv4, any free port)")?,
                 (true, _) => f.write_str(" (IPv6 and IPv4)")?,
@@ -94,6 +95,14 @@ impl fmt::Display for Summary<'_> {
         let (permissions, channels) = (limits.permissions_per_allocation, limits.channels_per_allocation);
         write!(f, "\n         an allocation has at most {}", plural(permissions, "permission"))?;
         write!(f, " and {}", plural(channels, "channel"))?;
+        match limits.connections {
+            0 => f.write_str("\n         any number of TCP connections")?,
+            connections => write!(f, "\n         {} in all", plural(connections, "TCP connection"))?,
+        }
+        match limits.connections_per_source {
+            0 => f.write_str(", from one source too")?,
+            connections => write!(f, ", {connections} from one source")?,
+        }
         match limits.unverified_replies {
             0 => f.write_str("\n         unverified sources get any number of answers")?,
             replies => write!(f, "\n         an unverified source gets {} a second", plural(replies, "answer"))?,

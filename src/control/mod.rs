@@ -1,6 +1,7 @@
 //! The life of the process: start, signals, stop.
 
 pub mod addresses;
+mod listeners;
 pub mod logging;
 mod start;
 
@@ -18,6 +19,7 @@ use crate::config::Config;
 use crate::turn::{Counters, Outcome};
 use crate::worker;
 
+pub use listeners::ListenError;
 pub use start::{StartError, check_listeners, choose_addresses};
 
 type WorkerThread = thread::JoinHandle<io::Result<Counters>>;
@@ -147,8 +149,8 @@ fn failed_to_start(stop: &watch::Sender<bool>, threads: Vec<WorkerThread>) -> Ru
 }
 
 fn announce(prepared: &start::Prepared) {
-    for address in &prepared.listeners {
-        tracing::info!(transport = "udp", %address, "listening");
+    for (transport, address) in &prepared.listeners {
+        tracing::info!(transport, %address, "listening");
     }
     for relay in &prepared.choice.addresses {
         tracing::info!(address = %relay.bind, advertised = %relay.advertised, reason = relay.reason, "relay address");
@@ -159,7 +161,7 @@ fn announce(prepared: &start::Prepared) {
 }
 
 /// Prints what a page passes to `new RTCPeerConnection`, for a server that has only the secret of this run.
-fn print_ice_servers(config: &Config, listeners: &[SocketAddr], choice: &addresses::Choice, secret: &Secret) {
+fn print_ice_servers(config: &Config, listeners: &[(&str, SocketAddr)], choice: &addresses::Choice, secret: &Secret) {
     let credential = time_limited::mint(secret, Some("try"), clock::unix_seconds() + PRINTED_LIFETIME);
     let entry = credential.ice_servers(&urls(config, listeners, choice));
     let mut stdout = io::stdout().lock();
@@ -174,14 +176,16 @@ fn print_ice_servers(config: &Config, listeners: &[SocketAddr], choice: &address
 }
 
 /// The urls of the listeners, each once: a wildcard and one of its addresses may share a port.
-fn urls(config: &Config, listeners: &[SocketAddr], choice: &addresses::Choice) -> Vec<String> {
+fn urls(config: &Config, listeners: &[(&str, SocketAddr)], choice: &addresses::Choice) -> Vec<String> {
     let mut urls: Vec<String> = listeners
         .iter()
-        .flat_map(|listener| match &config.hostname {
-            Some(name) => vec![format!("{name}:{}", listener.port())],
-            None => addresses::advertised_hosts(*listener, &config.relay.external, choice),
+        .flat_map(|(transport, listener)| {
+            let hosts = match &config.hostname {
+                Some(name) => vec![format!("{name}:{}", listener.port())],
+                None => addresses::advertised_hosts(*listener, &config.relay.external, choice),
+            };
+            hosts.into_iter().map(move |host| format!("turn:{host}?transport={transport}"))
         })
-        .map(|host| format!("turn:{host}?transport=udp"))
         .collect();
     let mut seen = HashSet::new();
     urls.retain(|url| seen.insert(url.clone()));
@@ -213,13 +217,28 @@ mod tests {
         let bind = "127.0.0.1".parse().unwrap();
         let relay = addresses::RelayAddress { bind, advertised: bind, reason: String::new() };
         let choice = addresses::Choice { addresses: vec![relay], warnings: Vec::new() };
-        let listeners = ["0.0.0.0:3478", "127.0.0.1:3478", "127.0.0.1:443"].map(|text| text.parse().unwrap());
+        let listeners = [
+            ("udp", "0.0.0.0:3478"),
+            ("udp", "127.0.0.1:3478"),
+            ("udp", "127.0.0.1:443"),
+            ("tcp", "127.0.0.1:3478"),
+            ("tcp", "0.0.0.0:3478"),
+        ]
+        .map(|(transport, text)| (transport, text.parse().unwrap()));
 
         let mut config = Config::default();
-        let expected = ["turn:127.0.0.1:3478?transport=udp", "turn:127.0.0.1:443?transport=udp"];
+        let expected = [
+            "turn:127.0.0.1:3478?transport=udp",
+            "turn:127.0.0.1:443?transport=udp",
+            "turn:127.0.0.1:3478?transport=tcp",
+        ];
         assert_eq!(urls(&config, &listeners, &choice), expected);
         config.hostname = Some("turn.example.org".to_owned());
-        let expected = ["turn:turn.example.org:3478?transport=udp", "turn:turn.example.org:443?transport=udp"];
+        let expected = [
+            "turn:turn.example.org:3478?transport=udp",
+            "turn:turn.example.org:443?transport=udp",
+            "turn:turn.example.org:3478?transport=tcp",
+        ];
         assert_eq!(urls(&config, &listeners, &choice), expected);
     }
 }

@@ -2,7 +2,7 @@
 //! thread runs.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -12,51 +12,20 @@ use rand::{SeedableRng as _, TryRng as _};
 use tokio::sync::watch;
 
 use super::addresses::{self, AddressError, Choice};
+use super::listeners::{self, ListenError, Listeners};
 use crate::auth::{Authenticator, NonceMint, Secret};
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
-use crate::net::{interfaces, limits, udp};
+use crate::net::{interfaces, limits};
 use crate::turn::{self, LiveRelays, PeerPolicy, Quota, RelayRange, Settings, Shared};
 use crate::worker::Plan;
 
 /// Why the server does not start. Each is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A listen address is taken.
-    #[error(
-        "cannot listen on udp {address}: another program has the port; `ss -ulpn sport = :{port}` shows which, \
-         listen.udp in the configuration chooses another",
-        port = .address.port()
-    )]
-    InUse {
-        /// The address.
-        address: SocketAddr,
-    },
-    /// A listen address is not of this machine.
-    #[error("cannot listen on udp {address}: this machine has no such address, but {available}; listen.udp names it")]
-    NotOurs {
-        /// The address.
-        address: SocketAddr,
-        /// Those that it has.
-        available: String,
-    },
-    /// A port below 1024, without the right to it.
-    #[error(
-        "cannot listen on udp {address}: ports below 1024 need a privilege; the systemd unit grants it with \
-         AmbientCapabilities=CAP_NET_BIND_SERVICE"
-    )]
-    NotPermitted {
-        /// The address.
-        address: SocketAddr,
-    },
-    /// Another error of the kernel.
-    #[error("cannot listen on udp {address}: {error}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the kernel said.
-        error: io::Error,
-    },
+    /// A listen address cannot be used.
+    #[error("{0}")]
+    Listen(#[from] ListenError),
     /// No usable relay address.
     #[error("{0}")]
     Addresses(#[from] AddressError),
@@ -75,8 +44,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) plans: Vec<Plan>,
-    /// The addresses that are listened on, with their real ports.
-    pub(super) listeners: Vec<SocketAddr>,
+    /// The transports and addresses that are listened on, with their real ports.
+    pub(super) listeners: Vec<(&'static str, SocketAddr)>,
     pub(super) choice: Choice,
     /// The secret that was made for this run, if none is configured.
     pub(super) own_secret: Option<Secret>,
@@ -86,8 +55,8 @@ pub(super) struct Prepared {
 pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool>) -> Result<Prepared, StartError> {
     let choice = choose_addresses(config)?;
     raise_open_files(config, &choice);
-    let claimed = claim_listeners(&config.listen.udp)?;
-    let (listeners, sockets): (Vec<SocketAddr>, Vec<UdpSocket>) = claimed.into_iter().unzip();
+    let mut udp = Listeners::udp(&config.listen.udp)?;
+    let mut tcp = Listeners::tcp(&config.listen.tcp)?;
     let workers = worker_count(config);
     let own_secret = if config.auth.secrets.is_empty() && config.auth.users.is_empty() {
         let text = URL_SAFE_NO_PAD.encode(random_key()?);
@@ -98,12 +67,10 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
     };
     let shared = Arc::new(share(config, &choice, own_secret.as_ref())?);
     let mut plans = Vec::with_capacity(workers);
-    // The first worker has the sockets that hold the ports, the others join it.
-    let mut first = Some(sockets);
     for index in 0..workers {
-        let join = |address: &SocketAddr| udp::bind_listener(*address).map_err(|error| refused(*address, error));
         plans.push(Plan {
-            listeners: first.take().map_or_else(|| listeners.iter().map(join).collect(), Ok)?,
+            listeners: udp.for_next_worker()?,
+            tcp_listeners: tcp.for_next_worker()?,
             settings: settings(config, &choice, workers, index),
             shared: Arc::clone(&shared),
             clock,
@@ -111,6 +78,7 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
             stop: stop.clone(),
         });
     }
+    let listeners = udp.addresses().chain(tcp.addresses()).collect();
     Ok(Prepared { plans, listeners, choice, own_secret })
 }
 
@@ -132,11 +100,8 @@ pub fn choose_addresses(config: &Config) -> Result<Choice, AddressError> {
 /// # Errors
 /// Names the first one that it does not have.
 pub fn check_listeners(config: &Config) -> Result<(), StartError> {
-    let foreign = config.listen.udp.iter().find(|address| {
-        let ip = address.ip();
-        !ip.is_unspecified() && !interfaces::is_local(ip)
-    });
-    foreign.map_or(Ok(()), |address| Err(refused(*address, io::ErrorKind::AddrNotAvailable.into())))
+    listeners::check_addresses("udp", &config.listen.udp)?;
+    Ok(listeners::check_addresses("tcp", &config.listen.tcp)?)
 }
 
 /// How many workers run: never more than there are relay ports to divide.
@@ -147,52 +112,6 @@ fn worker_count(config: &Config) -> usize {
     };
     // Two ports each, since a worker's ports begin with an even one.
     wanted.min(config.relay.ports.len() / 2).max(1)
-}
-
-/// Binds a listener to each address, in the order given, if nobody else has it; port 0 becomes a real one.
-fn claim_listeners(wanted: &[SocketAddr]) -> Result<Vec<(SocketAddr, UdpSocket)>, StartError> {
-    let mut claimed: Vec<(usize, (SocketAddr, UdpSocket))> = Vec::with_capacity(wanted.len());
-    // Wildcards first: they hold their port on every address, so that the specific addresses beside them can share it.
-    for wildcards in [true, false] {
-        let these = wanted.iter().enumerate().filter(|(_, address)| address.ip().is_unspecified() == wildcards);
-        for (place, address) in these {
-            let shared = claimed.iter().any(|(_, (own, _))| covers(*own, *address));
-            let socket = if shared { udp::bind_listener(*address) } else { claim(*address) };
-            let local = socket.and_then(|socket| Ok((socket.local_addr()?, socket)));
-            claimed.push((place, local.map_err(|error| refused(*address, error))?));
-        }
-    }
-    claimed.sort_by_key(|(place, _)| *place);
-    Ok(claimed.into_iter().map(|(_, listener)| listener).collect())
-}
-
-/// Whether a socket at the wildcard `own` takes what is sent to `address` unless another is bound to just that.
-fn covers(own: SocketAddr, address: SocketAddr) -> bool {
-    own.ip().is_unspecified() && own.port() == address.port() && (own.is_ipv6() || address.is_ipv4())
-}
-
-fn claim(address: SocketAddr) -> io::Result<UdpSocket> {
-    match udp::claim_listener(address) {
-        Err(error) if udp::no_ipv6(&error) && address.is_ipv6() && address.ip().is_unspecified() => {
-            tracing::warn!(%address, "this kernel has no IPv6: listening on 0.0.0.0 only");
-            udp::claim_listener(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
-        }
-        other => other,
-    }
-}
-
-fn refused(address: SocketAddr, error: io::Error) -> StartError {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => StartError::InUse { address },
-        io::ErrorKind::PermissionDenied => StartError::NotPermitted { address },
-        io::ErrorKind::AddrNotAvailable => {
-            let own = interfaces::addresses().unwrap_or_default();
-            let own: Vec<String> = own.iter().map(|own| format!("{} ({})", own.address, own.name)).collect();
-            let available = if own.is_empty() { "no address at all".to_owned() } else { own.join(", ") };
-            StartError::NotOurs { address, available }
-        }
-        _ => StartError::Listen { address, error },
-    }
 }
 
 fn share(config: &Config, choice: &Choice, own_secret: Option<&Secret>) -> Result<Shared, StartError> {
@@ -216,6 +135,7 @@ fn share(config: &Config, choice: &Choice, own_secret: Option<&Secret>) -> Resul
         policy: PeerPolicy { allow: config.peers.allow.clone(), deny: config.peers.deny.clone(), own },
         live: LiveRelays::new(choice.addresses.iter().map(|relay| (relay.bind, relay.advertised))),
         quota: Quota::new(config.limits.allocations_per_user, config.limits.allocations, random_key()?),
+        connections: Quota::new(config.limits.connections_per_source, config.limits.connections, random_key()?),
     })
 }
 
@@ -238,15 +158,19 @@ fn is_out_of_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Each allocation has a socket; says so if this user may not have as many as there are ports.
+/// Each allocation has a socket and each connection is one; says so if this user may not have as many as there can be.
 fn raise_open_files(config: &Config, choice: &Choice) {
-    let wanted = (config.relay.ports.len() * choice.addresses.len()) as u64;
+    let relay_ports = config.relay.ports.len() * choice.addresses.len();
+    let connections = if config.listen.tcp.is_empty() { 0 } else { config.limits.connections };
+    let wanted = relay_ports as u64 + u64::from(connections);
     match limits::raise_open_files() {
         Ok(limit) if limit >= wanted => {}
         Ok(limit) => tracing::warn!(
             limit,
-            relay_ports = wanted,
-            "fewer open files are allowed than there are relay ports: raise LimitNOFILE, or allocations will fail"
+            relay_ports,
+            connections,
+            "fewer open files are allowed than relay ports and limits.connections together: raise LimitNOFILE, or \
+             allocations and connections will fail"
         ),
         Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
     }

@@ -3,4 +3,5 @@
 pub mod interfaces;
 pub mod limits;
 mod sys;
+pub mod tcp;
 pub mod udp;

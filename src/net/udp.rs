@@ -146,7 +146,8 @@ fn new_socket(addr: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn dual_stack(addr: SocketAddr) -> bool {
+/// Whether a listener on this address takes clients of both families.
+pub(super) fn dual_stack(addr: SocketAddr) -> bool {
     addr.is_ipv6() && addr.ip().is_unspecified()
 }
 

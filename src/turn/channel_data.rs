@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use super::contract::Transport;
 use crate::stun::attribute::{XorPeerAddress, data_padding};
 use crate::stun::{Class, MessageWriter, Method, TransactionId};
 
@@ -31,14 +32,23 @@ pub(super) fn parse(datagram: &[u8]) -> Option<(u16, Range<usize>)> {
         .then(|| (u16::from_be_bytes([*number_high, *number_low]), CHANNEL_HEADER..CHANNEL_HEADER + length))
 }
 
-/// Writes a ChannelData header in front of the `length` bytes at [`HEADROOM`] and says where the message lies.
-pub(super) fn wrap_in_channel_data(buffer: &mut [u8], length: usize, number: u16) -> Option<Range<usize>> {
+/// Writes a ChannelData header in front of the `length` bytes at [`HEADROOM`] and says where the message lies, with the
+/// padding that it has on a stream (RFC 8656 §12.5).
+pub(super) fn wrap_in_channel_data(
+    buffer: &mut [u8],
+    length: usize,
+    number: u16,
+    transport: Transport,
+) -> Option<Range<usize>> {
     let start = HEADROOM - CHANNEL_HEADER;
     let header = buffer.get_mut(start..HEADROOM)?.first_chunk_mut::<CHANNEL_HEADER>()?;
     let [number_high, number_low] = number.to_be_bytes();
     let [length_high, length_low] = u16::try_from(length).ok()?.to_be_bytes();
     *header = [number_high, number_low, length_high, length_low];
-    Some(start..HEADROOM + length)
+    let end = HEADROOM + if transport.is_stream() { length.next_multiple_of(4) } else { length };
+    // What is left in the buffer behind the payload is another client's data.
+    buffer.get_mut(HEADROOM + length..end)?.fill(0);
+    Some(start..end)
 }
 
 /// Writes a Data indication around the `length` bytes at [`HEADROOM`] (RFC 8656 §11.3) and says where the message
@@ -103,10 +113,17 @@ mod tests {
             prop_assert_eq!(message.get::<Data<'_>>(), Ok(Some(Data(&payload))));
             prop_assert!(buffer[HEADROOM + payload.len()..range.end].iter().all(|byte| *byte == 0));
 
-            let range = wrap_in_channel_data(&mut buffer, payload.len(), 0x4abc).unwrap();
+            let range = wrap_in_channel_data(&mut buffer, payload.len(), 0x4abc, Transport::Udp).unwrap();
             let message = &buffer[range];
             prop_assert_eq!(parse(message), Some((0x4abc, 4..4 + payload.len())));
             prop_assert_eq!(&message[4..], &payload);
+
+            buffer[HEADROOM + payload.len()..].fill(0xee);
+            let range = wrap_in_channel_data(&mut buffer, payload.len(), 0x4abc, Transport::Tcp).unwrap();
+            let message = &buffer[range];
+            prop_assert_eq!(message.len() % 4, 0);
+            prop_assert_eq!(parse(message), Some((0x4abc, 4..4 + payload.len())));
+            prop_assert!(message[4 + payload.len()..].iter().all(|byte| *byte == 0));
         }
     }
 
@@ -116,6 +133,6 @@ mod tests {
         let mut buffer = vec![0; HEADROOM + length + TAILROOM];
         let peer = "192.0.2.7:9".parse().unwrap();
         assert_eq!(wrap_in_data_indication(&mut buffer, length, peer, TransactionId::new([0; 12])), None);
-        assert!(wrap_in_channel_data(&mut buffer, length, 0x4000).is_some());
+        assert!(wrap_in_channel_data(&mut buffer, length, 0x4000, Transport::Tcp).is_some());
     }
 }

@@ -43,12 +43,26 @@ impl fmt::Debug for Context<'_> {
 pub enum Transport {
     /// Plain UDP.
     Udp,
+    /// Plain TCP.
+    Tcp,
+}
+
+impl Transport {
+    /// Whether packets arrive in a row on a connection, whose handshake has shown that the client is where it says.
+    #[must_use]
+    pub fn is_stream(self) -> bool {
+        match self {
+            Self::Udp => false,
+            Self::Tcp => true,
+        }
+    }
 }
 
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Udp => "udp",
+            Self::Tcp => "tcp",
         })
     }
 }
@@ -277,6 +291,8 @@ pub enum EndReason {
     Deleted,
     /// Its time-to-expiry reached zero.
     Expired,
+    /// The client's connection is gone.
+    ConnectionClosed,
     /// The server is stopping.
     ServerStopped,
 }
@@ -286,6 +302,7 @@ impl fmt::Display for EndReason {
         f.write_str(match self {
             Self::Deleted => "deleted by the client",
             Self::Expired => "expired",
+            Self::ConnectionClosed => "the connection was closed",
             Self::ServerStopped => "the server stopped",
         })
     }

@@ -5,6 +5,7 @@
 mod allocation;
 mod channel_data;
 mod contract;
+mod framing;
 mod live;
 mod methods;
 mod outcome;
@@ -27,6 +28,7 @@ pub use contract::{
     Action, AllocationSummary, AuthCause, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, OpenError,
     OpenRelay, Opened, RelayId, Reply, ToClient, ToPeer, Transport,
 };
+pub use framing::{Frame, LARGEST_FRAME};
 pub use live::LiveRelays;
 pub use outcome::{Counters, DropReason, Outcome};
 pub use policy::{Denial, PeerPolicy};

@@ -7,6 +7,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::contract::FiveTuple;
 use super::time::{Deadline, Instant};
 
 /// Sources share a bucket by a hash that nobody outside can compute: fixed memory, whatever the number of sources.
@@ -34,8 +35,13 @@ impl ReplyLimit {
         Self { interval, due: vec![never_used; buckets], hasher: RandomState::new() }
     }
 
-    /// Whether one more answer may go to `source`, by its IPv4 address or the /64 network of its IPv6 address.
-    pub(super) fn admits(&mut self, source: IpAddr, now: Instant) -> bool {
+    /// Whether one more answer may go to the client: one that has connected does receive at its address.
+    pub(super) fn admits(&mut self, tuple: &FiveTuple, now: Instant) -> bool {
+        tuple.transport.is_stream() || self.admits_source(tuple.client.ip(), now)
+    }
+
+    /// Counts by IPv4 address, or by the /64 network of an IPv6 address.
+    pub(super) fn admits_source(&mut self, source: IpAddr, now: Instant) -> bool {
         let Some(interval) = self.interval else { return true };
         let network = match source {
             IpAddr::V4(v4) => (4, u128::from(u32::from(v4))),
@@ -61,7 +67,7 @@ mod tests {
     }
 
     fn admitted(limit: &mut ReplyLimit, source: &str, now: Instant) -> usize {
-        (0..10_000).filter(|_| limit.admits(source.parse().unwrap(), now)).count()
+        (0..10_000).filter(|_| limit.admits_source(source.parse().unwrap(), now)).count()
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Server {
     ) -> FromClient {
         // Before the costly HMAC over the message, and before anything is sent.
         let verified = self.is_verified(cx, tuple, message);
-        if !verified && !self.replies.admits(tuple.client.ip(), cx.now) {
+        if !verified && !self.replies.admits(tuple, cx.now) {
             return FromClient::Drop(DropReason::ReplyLimit);
         }
         let answering = Answering::to(message);
@@ -49,7 +49,7 @@ impl Server {
             Err(reject)
                 if verified
                     && reject.is(ErrorCode::UNAUTHENTICATED)
-                    && !self.replies.admits(tuple.client.ip(), cx.now) =>
+                    && !self.replies.admits_source(tuple.client.ip(), cx.now) =>
             {
                 return FromClient::Drop(DropReason::ReplyLimit);
             }

@@ -10,6 +10,7 @@ use super::channel_data;
 use super::contract::{
     Action, AllocationSummary, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, RelayId, ToClient, ToPeer,
 };
+use super::framing::{self, Frame};
 use super::live::LiveRelays;
 use super::outcome::DropReason;
 use super::policy::{Denial, PeerPolicy};
@@ -35,6 +36,8 @@ pub struct Shared {
     pub live: LiveRelays,
     /// How many allocations there are.
     pub quota: Quota,
+    /// How many connections there are; its users are the sources, as text: an IPv4 address or an IPv6 /64.
+    pub connections: Quota,
 }
 
 /// One worker's part of the configuration.
@@ -179,7 +182,7 @@ impl Server {
         }
         let message = match channel {
             // RFC 8656 §12.5: the server MUST use ChannelData where a channel is bound.
-            Some(number) => channel_data::wrap_in_channel_data(buffer, length, number),
+            Some(number) => channel_data::wrap_in_channel_data(buffer, length, number, allocation.tuple.transport),
             None => {
                 let mut transaction = [0; 12];
                 cx.rng.fill_bytes(&mut transaction);
@@ -189,6 +192,26 @@ impl Server {
         let Some(message) = message else { return FromPeer::Drop(DropReason::TooLarge) };
         allocation.bytes_to_client += length as u64;
         FromPeer::Relay(ToClient { tuple: allocation.tuple, message })
+    }
+
+    /// Looks at what the bytes of a stream begin with.
+    #[must_use]
+    pub fn next_frame(&self, bytes: &[u8]) -> Frame {
+        let channels = if self.settings.rfc5766_channels { 0x4000..=0x7fff } else { 0x4000..=0x4fff };
+        framing::next_frame(bytes, &channels)
+    }
+
+    /// A client's connection is gone, and its allocation with it (RFC 8656 §3.1).
+    pub fn connection_closed(&mut self, now: Instant, tuple: &FiveTuple) {
+        if let Some(id) = self.table.find(tuple) {
+            self.end(id, now, EndReason::ConnectionClosed);
+        }
+    }
+
+    /// Whether a 5-tuple has an allocation.
+    #[must_use]
+    pub fn has_allocation(&self, tuple: &FiveTuple) -> bool {
+        self.table.find(tuple).is_some()
     }
 
     /// Lets time pass: ends what has expired. To be called about once a second.

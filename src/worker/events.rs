@@ -4,9 +4,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::turn::{Deadline, Event, Instant};
+use crate::turn::{Deadline, Event, Instant, QuotaExceeded};
 
 /// How many lines of one kind are written in one [`WINDOW`].
 const LINES: u32 = 5;
@@ -21,6 +23,8 @@ pub(super) struct EventLog {
     failed_authentications: RateLimit,
     refused_allocations: RateLimit,
     old_channels: RateLimit,
+    refused_connections: RateLimit,
+    failed_accepts: RateLimit,
     /// Ranges whose refusal has been explained once.
     explained: BTreeSet<&'static str>,
 }
@@ -74,6 +78,25 @@ impl EventLog {
         }
     }
 
+    pub(super) fn connection_refused(&mut self, now: Instant, client: SocketAddr, exceeded: QuotaExceeded) {
+        if self.refused_connections.admits(now) {
+            let limit = match exceeded {
+                QuotaExceeded::User => "limits.connections-per-source",
+                QuotaExceeded::Server => "limits.connections",
+            };
+            tracing::warn!(%client, limit, "connection refused: the limit is reached");
+        }
+    }
+
+    pub(super) fn accept_failed(&mut self, now: Instant, error: &io::Error) {
+        if self.failed_accepts.admits(now) {
+            tracing::warn!(
+                %error,
+                "a connection could not be accepted; if there are too many open files, raise LimitNOFILE"
+            );
+        }
+    }
+
     /// Sums up what was not written, once its window is over.
     pub(super) fn tick(&mut self, now: Instant) {
         self.sum_up(|limit| limit.summary(now));
@@ -89,6 +112,8 @@ impl EventLog {
             (&mut self.failed_authentications, "failed authentications"),
             (&mut self.refused_allocations, "refused allocations"),
             (&mut self.old_channels, "refused channels"),
+            (&mut self.refused_connections, "refused connections"),
+            (&mut self.failed_accepts, "connections not accepted"),
         ] {
             if let Some(count) = count_of(limit) {
                 tracing::warn!(count, "more {what} in the last minute, not logged one by one");

@@ -4,37 +4,51 @@
 //! then hands what is there to `Worker`, which asks the core and carries out what it decides.
 
 mod events;
+mod stream;
 mod tasks;
 #[cfg(test)]
 mod tests;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::ops::Range;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, ready};
 
 use rand::rngs::StdRng;
-use tokio::net::UdpSocket;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::clock::{self, Clock};
 use crate::net::udp;
 use crate::turn::{
-    Action, Context, Counters, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, Instant, OpenError, OpenRelay,
-    Opened, Outcome, REPLY_BUFFER, RelayId, Reply, Server, Settings, Shared, TAILROOM, ToClient, ToPeer, Transport,
+    Action, Context, Counters, DropReason, FiveTuple, Frame, FromClient, FromPeer, HEADROOM, Instant, LARGEST_FRAME,
+    OpenError, OpenRelay, Opened, Outcome, REPLY_BUFFER, RelayId, Reply, Server, Settings, Shared, TAILROOM, Ticket,
+    ToClient, ToPeer, Transport,
 };
 use events::EventLog;
+use stream::{Close, Outbound, Received};
 
 /// The longest UDP payload, and one byte to see that it is not exceeded.
 const LARGEST_DATAGRAM: usize = 65_536;
+
+/// What a worker receives into: a datagram with room around it, or what one read of a connection brings, behind the
+/// beginning of a message from the read before.
+const BUFFER: usize = HEADROOM + LARGEST_DATAGRAM + TAILROOM + LARGEST_FRAME;
 
 /// What a worker is started with. The sockets are bound before any thread runs, so that a start fails as a whole.
 #[derive(Debug)]
 pub struct Plan {
     /// This worker's listeners, each bound to an address that every worker listens on.
     pub listeners: Vec<StdUdpSocket>,
+    /// This worker's TCP listeners, bound in the same way.
+    pub tcp_listeners: Vec<StdTcpListener>,
     /// This worker's part of the configuration.
     pub settings: Settings,
     /// What it shares with the other workers.
@@ -103,9 +117,12 @@ struct Worker {
     listeners: Vec<Rc<Listener>>,
     /// By [`RelayId::slot`].
     relays: Vec<Option<Relay>>,
+    /// What is to be written to the clients that are on connections.
+    connections: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
     /// Every packet is received here: behind [`HEADROOM`] if it comes from a peer.
     buffer: Box<[u8]>,
     reply: Box<[u8]>,
+    shared: Arc<Shared>,
     clock: Clock,
     rng: StdRng,
     counters: Counters,
@@ -121,9 +138,11 @@ impl Worker {
             RefCell::new(Self {
                 this: this.clone(),
                 listeners,
+                shared: Arc::clone(&plan.shared),
                 server: Server::new(plan.shared, plan.settings),
                 relays: Vec::new(),
-                buffer: vec![0; HEADROOM + LARGEST_DATAGRAM + TAILROOM].into(),
+                connections: HashMap::new(),
+                buffer: vec![0; BUFFER].into(),
                 reply: vec![0; REPLY_BUFFER].into(),
                 clock: plan.clock,
                 rng: plan.rng,
@@ -147,14 +166,21 @@ impl Worker {
         let server = received.destination.unwrap_or(listener.address.ip());
         let server = SocketAddr::new(server, listener.address.port());
         let tuple = FiveTuple { client: received.source, server, transport: Transport::Udp };
+        if received.truncated {
+            self.finish(now, tuple.client, Outcome::Dropped(DropReason::Truncated));
+        } else {
+            self.serve_packet(now, &tuple, 0..received.len);
+        }
+        Ok(())
+    }
+
+    /// Sees a client's packet, which is at `place` in the buffer, to its end.
+    fn serve_packet(&mut self, now: Now, tuple: &FiveTuple, place: Range<usize>) -> Outcome {
         let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
-        let decision = match self.buffer.get(..received.len) {
-            Some(packet) if !received.truncated => self.server.client_packet(&mut cx, &tuple, packet, &mut self.reply),
-            _ => FromClient::Drop(DropReason::Truncated),
-        };
-        let outcome = match decision {
-            FromClient::Relay(route) => self.send_to_peer(&route),
-            FromClient::Reply(reply) => self.send_reply(&tuple, &reply),
+        let packet = self.buffer.get(place.clone()).unwrap_or_default();
+        let outcome = match self.server.client_packet(&mut cx, tuple, packet, &mut self.reply) {
+            FromClient::Relay(route) => self.send_to_peer(&route, place),
+            FromClient::Reply(reply) => self.send_reply(tuple, &reply),
             FromClient::Open(open) => {
                 // The slot may have been another socket's, which is to be closed first.
                 self.carry_out(now);
@@ -163,7 +189,91 @@ impl Worker {
             FromClient::Drop(reason) => Outcome::Dropped(reason),
         };
         self.finish(now, tuple.client, outcome);
-        Ok(())
+        outcome
+    }
+
+    /// Reads from a client's connection, and sees to their ends the messages that are complete with it. `rest` keeps
+    /// what the last one lacks.
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        tuple: &FiveTuple,
+        rest: &mut Vec<u8>,
+        stream: &mut S,
+    ) -> Poll<Result<Received, Close>> {
+        let kept = rest.len();
+        let (Some(front), Some(room)) = (self.buffer.get(..kept).map(<[u8]>::len), self.buffer.get_mut(kept..)) else {
+            return Poll::Ready(Err(Close::Garbage));
+        };
+        let mut read = ReadBuf::new(room);
+        let filled = match ready!(Pin::new(stream).poll_read(cx, &mut read)) {
+            Ok(()) => read.filled().len(),
+            Err(_) => return Poll::Ready(Err(Close::Broken)),
+        };
+        if filled == 0 {
+            return Poll::Ready(Err(Close::ByClient));
+        }
+        if let Some(begun) = self.buffer.get_mut(..front) {
+            begun.copy_from_slice(rest);
+        }
+        let now = self.now();
+        let (mut start, end) = (0, kept + filled);
+        let mut received = Received::Nothing;
+        loop {
+            match self.server.next_frame(self.buffer.get(start..end).unwrap_or_default()) {
+                Frame::Complete { message, length } => {
+                    if !matches!(self.serve_packet(now, tuple, start..start + message), Outcome::Dropped(_)) {
+                        received = Received::Request;
+                    }
+                    start += length;
+                }
+                Frame::Partial => break,
+                Frame::Invalid => return Poll::Ready(Err(Close::Garbage)),
+            }
+        }
+        rest.clear();
+        rest.extend_from_slice(self.buffer.get(start..end).unwrap_or_default());
+        Poll::Ready(Ok(received))
+    }
+
+    /// The 5-tuple of a new connection and its place in the count, or `None` if it is to be closed.
+    fn admit(&mut self, stream: &TcpStream) -> Option<(FiveTuple, Ticket)> {
+        // An answer is written whole; waiting for more would only delay it. Who is gone already needs no answer.
+        stream.set_nodelay(true).ok()?;
+        let (client, server) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
+        let tuple = FiveTuple { client: canonical(client), server: canonical(server), transport: Transport::Tcp };
+        let source = match tuple.client.ip() {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => (u128::from(v6) >> 64).to_string(),
+        };
+        match self.shared.connections.admit(&source) {
+            Ok(ticket) => Some((tuple, ticket)),
+            Err(exceeded) => {
+                let now = self.now();
+                self.events.connection_refused(now.monotonic, tuple.client, exceeded);
+                None
+            }
+        }
+    }
+
+    fn accept_failed(&mut self, error: &io::Error) {
+        let now = self.now();
+        self.events.accept_failed(now.monotonic, error);
+    }
+
+    /// Takes note of a connection.
+    fn connected(&mut self, tuple: FiveTuple, outbound: Rc<RefCell<Outbound>>) {
+        self.connections.insert(tuple, outbound);
+    }
+
+    /// Ends what a connection had.
+    fn disconnected(&mut self, tuple: &FiveTuple, ticket: Ticket, close: Close) {
+        self.connections.remove(tuple);
+        self.shared.connections.release(ticket);
+        let now = self.now();
+        self.server.connection_closed(now.monotonic, tuple);
+        self.carry_out(now);
+        tracing::debug!(client = %tuple.client, reason = close.label(), "connection ended");
     }
 
     /// Receives one datagram from a peer and sees it to its end.
@@ -274,9 +384,11 @@ impl Worker {
         self.server.relay_closed(bind);
     }
 
-    fn send_to_peer(&self, route: &ToPeer) -> Outcome {
+    /// Sends on a part of the packet that is at `place` in the buffer.
+    fn send_to_peer(&self, route: &ToPeer, place: Range<usize>) -> Outcome {
         let relay = self.relays.get(route.relay.slot()).and_then(Option::as_ref);
-        let (Some(relay), Some(payload)) = (relay, self.buffer.get(route.payload.clone())) else {
+        let packet = self.buffer.get(place).unwrap_or_default();
+        let (Some(relay), Some(payload)) = (relay, packet.get(route.payload.clone())) else {
             return Outcome::Dropped(DropReason::AllocationEnded);
         };
         sent(udp::send(&relay.socket, payload, route.peer, None), Outcome::RelayedToPeer)
@@ -294,12 +406,36 @@ impl Worker {
 
     /// Sends on a client's 5-tuple: from the listener and the very address that the client wrote to.
     fn send_on(&self, tuple: &FiveTuple, message: &[u8], outcome: Outcome) -> Outcome {
+        if tuple.transport.is_stream() {
+            return self.send_on_connection(tuple, message, outcome);
+        }
         let find = |exactly| self.listeners.iter().find(|listener| listener.serves(tuple.server, exactly));
         let Some(listener) = find(true).or_else(|| find(false)) else {
             return Outcome::Dropped(DropReason::SendFailed);
         };
         let from: Option<IpAddr> = listener.address.ip().is_unspecified().then(|| tuple.server.ip());
         sent(udp::send(&listener.socket, message, tuple.client, from), outcome)
+    }
+
+    fn send_on_connection(&self, tuple: &FiveTuple, message: &[u8], outcome: Outcome) -> Outcome {
+        let Some(outbound) = self.connections.get(tuple) else { return Outcome::Dropped(DropReason::SendFailed) };
+        let mut outbound = outbound.borrow_mut();
+        if outcome != Outcome::RelayedToClient {
+            outbound.push(message);
+            outcome
+        } else if outbound.push_data(message) {
+            outcome
+        } else {
+            Outcome::Dropped(DropReason::SendBufferFull)
+        }
+    }
+}
+
+/// A client has one 5-tuple, whatever the family of the socket that it connected to.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::from((v4, address.port())),
+        IpAddr::V6(_) => address,
     }
 }
 

@@ -8,12 +8,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
-use super::{Listener, Plan, Worker};
+use super::{Listener, Plan, Worker, stream};
 use crate::turn::{Counters, RelayId};
 
 /// How many packets one socket may keep the worker busy with before the others get their turn.
@@ -22,14 +22,24 @@ const BUDGET: usize = 64;
 /// How long a socket is left alone after an error that is none of "nothing there".
 const BACK_OFF: Duration = Duration::from_millis(10);
 
+/// How long after an error no connection is accepted.
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
+
 /// How often the core is told that time passes.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Runs a worker to its end.
-pub(super) async fn serve(plan: Plan, started: impl FnOnce()) -> io::Result<Counters> {
+pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<Counters> {
     let mut stop = plan.stop.clone();
+    let mut streams = Vec::new();
+    for listener in std::mem::take(&mut plan.tcp_listeners) {
+        streams.push(TcpListener::from_std(listener)?);
+    }
     let worker = Worker::new(plan)?;
     let (listeners, panicked) = (worker.borrow().listeners.clone(), Rc::clone(&worker.borrow().panicked));
+    for listener in streams {
+        spawn(&panicked, accept(Rc::downgrade(&worker), Rc::clone(&panicked), listener));
+    }
     for listener in listeners {
         spawn(&panicked, serve_listener(Rc::clone(&worker), listener));
     }
@@ -56,6 +66,28 @@ pub(super) async fn serve(plan: Plan, started: impl FnOnce()) -> io::Result<Coun
     let now = worker.now();
     worker.stop(now);
     Ok(worker.counters.clone())
+}
+
+/// Accepts connections for ever: an error is over when a descriptor is free again, and no reason to give up.
+async fn accept(worker: Weak<RefCell<Worker>>, panicked: Rc<Notify>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let Some(this) = worker.upgrade() else { return };
+                let admitted = this.borrow_mut().admit(&stream);
+                drop(this);
+                if let Some((tuple, ticket)) = admitted {
+                    spawn(&panicked, stream::serve(Weak::clone(&worker), tuple, ticket, stream));
+                }
+            }
+            Err(error) => {
+                let Some(worker) = worker.upgrade() else { return };
+                worker.borrow_mut().accept_failed(&error);
+                drop(worker);
+                tokio::time::sleep(ACCEPT_BACK_OFF).await;
+            }
+        }
+    }
 }
 
 async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {

@@ -26,6 +26,7 @@ fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Sha
         policy: PeerPolicy::default(),
         live: LiveRelays::new([(localhost, localhost)]),
         quota: Quota::new(0, 0, [2; 32]),
+        connections: Quota::new(0, 0, [4; 32]),
     };
     let settings = Settings {
         relays: vec![RelayRange { bind: localhost, advertised: localhost, ports }],
@@ -38,7 +39,15 @@ fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Sha
     let (_, stop) = watch::channel(false);
     let (rng, clock) = (StdRng::seed_from_u64(3), Clock::start());
     let shared = Arc::new(shared);
-    let plan = Plan { listeners: vec![listener], settings, shared: Arc::clone(&shared), clock, rng, stop };
+    let plan = Plan {
+        listeners: vec![listener],
+        tcp_listeners: vec![],
+        settings,
+        shared: Arc::clone(&shared),
+        clock,
+        rng,
+        stop,
+    };
     (Worker::new(plan).unwrap(), shared, address)
 }
 

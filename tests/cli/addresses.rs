@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use turnserver::net::interfaces;
 
-use super::client::{Client, Login};
 use super::running::{Running, text_config, turnserver};
+use crate::support::client::{Client, Login};
 use crate::support::{LogLine, Server, TempDir, config, config_for, config_without_secret};
 
 fn relay_address(server: &Server) -> LogLine {
@@ -62,8 +62,11 @@ fn an_address_behind_nat_is_advertised_as_it_is_mapped() {
     assert_eq!(warnings(&server).len(), 0, "{:?}", warnings(&server));
 
     let printed = server.printed_credential();
-    let url = format!("turn:203.0.113.9:{}?transport=udp", server.udp_address().port());
-    assert_eq!(printed.configuration["iceServers"][0]["urls"], serde_json::json!([url]));
+    let urls = [
+        format!("turn:203.0.113.9:{}?transport=udp", server.udp_address().port()),
+        format!("turn:203.0.113.9:{}?transport=tcp", server.tcp_address().port()),
+    ];
+    assert_eq!(printed.configuration["iceServers"][0]["urls"], serde_json::json!(urls));
     let login = Login::new(&printed.username, &printed.password);
     let (_, relayed) = Client::new(server.udp_address()).allocate(&login).unwrap();
     assert_eq!(relayed.ip().to_string(), "203.0.113.9");

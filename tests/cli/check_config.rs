@@ -22,6 +22,7 @@ fn a_good_file_is_summed_up_on_standard_output_without_its_secrets() {
             "good.toml: no errors",
             "realm    test.example",
             "listen   udp 127.0.0.1:0 (any free port)",
+            "listen   tcp 127.0.0.1:0 (any free port)",
             "relaying on 127.0.0.1: ",
             "1 secret, 1 static user",
             "warning: only programs on this machine",

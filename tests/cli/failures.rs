@@ -1,17 +1,17 @@
 //! Starts that fail: exit codes and the one line that says why.
 
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use super::running::{Running, failure, text_config, turnserver};
 use crate::support::TempDir;
 
-/// A configuration that listens on exactly `address`.
-fn listening_on(address: &str) -> String {
+/// A configuration that listens on exactly `address` over one transport, and on any port over the other.
+fn listening_on(transport: &str, address: &str) -> String {
     let config = text_config(&["127.0.0.1"], "");
-    let (before, behind) = config.split_once("udp = ").unwrap();
+    let (before, behind) = config.split_once(&format!("{transport} = ")).unwrap();
     let (_, behind) = behind.split_once('\n').unwrap();
-    format!("{before}udp = [{address:?}]\n{behind}")
+    format!("{before}{transport} = [{address:?}]\n{behind}")
 }
 
 #[track_caller]
@@ -25,26 +25,40 @@ fn fails_with(config: &str, parts: &[&str]) {
     }
 }
 
+#[track_caller]
+fn in_use(transport: &str, address: SocketAddr) {
+    let begin = format!("cannot listen on {transport} {address}: another program has the port");
+    let flag = if transport == "udp" { 'u' } else { 't' };
+    let look = format!("ss -{flag}lpn sport = :{}", address.port());
+    fails_with(
+        &listening_on(transport, &address.to_string()),
+        &[&begin, &look, &format!("listen.{transport} in the configuration")],
+    );
+}
+
 #[test]
 fn a_port_that_another_program_has_is_one_line_that_names_it_and_what_to_do() {
-    let other = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let address = other.local_addr().unwrap().to_string();
-    let look = format!("ss -ulpn sport = :{}", other.local_addr().unwrap().port());
-    fails_with(&listening_on(&address), &["cannot listen", &address, &look, "listen.udp"]);
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    in_use("udp", udp.local_addr().unwrap());
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    in_use("tcp", tcp.local_addr().unwrap());
 }
 
 #[test]
 fn a_port_that_another_turnserver_has_is_one_line_that_names_it_and_what_to_do() {
     let other = Running::start(&text_config(&["127.0.0.1"], ""), &[]);
-    let address = other.address().to_string();
-    fails_with(&listening_on(&address), &["cannot listen", &address, "another program", "listen.udp"]);
+    in_use("udp", other.address());
     assert_eq!(other.terminate().code, Some(0));
 }
 
 #[test]
 fn a_listen_address_that_is_not_ours_is_one_line_that_names_those_that_are() {
-    for address in ["203.0.113.7:3478", "[2001:db8:ffff::7]:3478"] {
-        fails_with(&listening_on(address), &["cannot listen", address, "127.0.0.1 (lo)", "listen.udp"]);
+    for transport in ["udp", "tcp"] {
+        for address in ["203.0.113.7:3478", "[2001:db8:ffff::7]:3478"] {
+            let begin = format!("cannot listen on {transport} {address}: ");
+            let key = format!("listen.{transport} names it");
+            fails_with(&listening_on(transport, address), &[&begin, "127.0.0.1 (lo)", &key]);
+        }
     }
 }
 

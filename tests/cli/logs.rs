@@ -8,8 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use turnserver::stun::TransactionId;
 
-use super::client::{Client, Login, allocate, receive, socket};
 use super::running::{ANSWER_ALL, Running, is_ready, text_config};
+use crate::support::client::{Client, Login, allocate, receive, socket};
 use crate::support::{Finished, LogLine, PATIENCE, Server, TempDir, config, config_without_secret};
 
 /// How many failed authentications a worker logs one by one in a minute.

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use turnserver::stun::{Class, Method, TransactionId};
 
-use super::client::{Client, Login, message, receive, socket};
 use super::running::ANSWER_ALL;
+use crate::support::client::{Client, Login, message, receive, socket};
 use crate::support::{Server, config, config_for, has_ipv6};
 
 #[test]
@@ -28,6 +28,26 @@ fn two_listeners_of_one_family_both_serve() {
         let (_, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
         assert_eq!(relayed.ip().to_string(), "127.0.0.1");
     }
+}
+
+#[test]
+fn udp_and_tcp_may_have_the_same_port_and_either_may_be_missing() {
+    // An address of this test's own, so that nobody else takes its ports between two servers.
+    let config = config_for(&["127.0.0.5"], &["127.0.0.1"], "");
+    let (_, lists) = config.split_once("udp = ").unwrap();
+    let (lists, _) = lists.split_once("\n[relay]").unwrap();
+    let first = Server::start(&config.replace(lists, "[]\ntcp = [\"127.0.0.5:0\"]"));
+    let address = first.tcp_address();
+    // The other way round, beside it.
+    let second = Server::start(&config.replace(lists, &format!("[\"{address}\"]\ntcp = []")));
+    assert_eq!(second.udp_address(), address);
+    let client = Client::new(address);
+    assert_eq!(client.binding(), client.address());
+    assert_eq!(first.terminate().code, Some(0));
+    drop(second);
+    // And both, right after the first.
+    let both = Server::start(&config.replace(lists, &format!("[\"{address}\"]\ntcp = [\"{address}\"]")));
+    assert_eq!((both.udp_address(), both.tcp_address()), (address, address));
 }
 
 /// Asks `from` an unconnected socket, which takes answers from anywhere, and returns where the answer came from.

@@ -36,19 +36,23 @@ impl Running {
         line.unwrap_or_else(|| panic!("the awaited line did not come; the server said:\n{}", self.process.said()))
     }
 
-    /// The addresses of the `listening` lines, of either log format.
-    pub(crate) fn listening(&self) -> Vec<SocketAddr> {
-        let of_text = |line: &str| line.split_once(" listening ")?.1.split_once("address=")?.1.parse().ok();
+    /// The addresses of the `listening` lines of a transport, of either log format.
+    pub(crate) fn listening(&self, transport: &str) -> Vec<SocketAddr> {
+        let of_text = |line: &str| {
+            let (name, address) = line.split_once(" listening ")?.1.split_once(" address=")?;
+            (name == format!("transport={transport:?}")).then(|| address.parse().ok()).flatten()
+        };
         let of_json = |line: &str| {
             let line = LogLine::parse(line);
-            (line.message() == "listening").then(|| line.field("address")?.parse().ok()).flatten()
+            let wanted = line.message() == "listening" && line.field("transport").as_deref() == Some(transport);
+            wanted.then(|| line.field("address")?.parse().ok()).flatten()
         };
         self.process.stderr.so_far().iter().filter_map(|line| of_text(line).or_else(|| of_json(line))).collect()
     }
 
-    /// The address of a server that has one listener.
+    /// The UDP address of a server that has one.
     pub(crate) fn address(&self) -> SocketAddr {
-        let listening = self.listening();
+        let listening = self.listening("udp");
         assert_eq!(listening.len(), 1, "{}", self.process.said());
         listening[0]
     }

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::client::{Client, Login};
 use super::running::{Running, as_text, text_config, turnserver};
+use crate::support::client::{Client, Login};
 use crate::support::{PATIENCE, SECRET, Server, TempDir, config, config_without_secret, has_ipv6};
 
 #[test]
@@ -33,8 +33,11 @@ fn without_a_secret_exactly_one_line_is_printed_whose_credential_allocates() {
     let server = Server::start(&config_without_secret(&["127.0.0.1", "::1"], ""));
     let printed = server.printed_credential();
     let (v4, v6) = ("127.0.0.1".parse().unwrap(), "::1".parse().unwrap());
-    let urls: Vec<String> =
-        [v4, v6].map(|ip| format!("turn:{}?transport=udp", server.udp_address_on(ip))).into_iter().collect();
+    let urls = [
+        [v4, v6].map(|ip| format!("turn:{}?transport=udp", server.udp_address_on(ip))),
+        [v4, v6].map(|ip| format!("turn:{}?transport=tcp", server.tcp_address_on(ip))),
+    ]
+    .concat();
     assert_eq!(
         printed.configuration,
         serde_json::json!({ "iceServers": [
@@ -53,8 +56,11 @@ fn without_a_secret_exactly_one_line_is_printed_whose_credential_allocates() {
 fn the_configured_hostname_stands_in_the_printed_url() {
     let config = format!("hostname = \"turn.example.org\"\n{}", config_without_secret(&["127.0.0.1"], ""));
     let server = Server::start(&config);
-    let url = format!("turn:turn.example.org:{}?transport=udp", server.udp_address().port());
-    assert_eq!(server.printed_credential().configuration["iceServers"][0]["urls"], serde_json::json!([url]));
+    let urls = [
+        format!("turn:turn.example.org:{}?transport=udp", server.udp_address().port()),
+        format!("turn:turn.example.org:{}?transport=tcp", server.tcp_address().port()),
+    ];
+    assert_eq!(server.printed_credential().configuration["iceServers"][0]["urls"], serde_json::json!(urls));
 }
 
 #[test]

@@ -6,8 +6,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use turnserver::stun::TransactionId;
 
-use super::client::{Client, Login, allocate, receive, socket};
 use super::running::Running;
+use crate::support::client::{Client, Login, allocate, receive, socket};
 use crate::support::{Finished, LogLine, config};
 
 const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";

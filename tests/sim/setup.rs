@@ -159,6 +159,7 @@ impl Setup {
             policy: PeerPolicy { allow: nets(&["10.7.0.0/16"]), deny: nets(&["9.9.9.0/24", "10.7.1.0/24"]), own },
             live: LiveRelays::new(self.relays.iter().map(|relay| (relay.bind, relay.advertised))),
             quota: Quota::new(self.per_user, self.in_all, self.quota_key),
+            connections: Quota::new(0, 0, self.quota_key),
         })
     }
 

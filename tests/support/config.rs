@@ -9,7 +9,7 @@ pub(crate) const REALM: &str = "test.example";
 /// The shared secret of the test servers that have one.
 pub(crate) const SECRET: &str = "a secret for tests only";
 
-/// A configuration that listens and relays on `addresses`, on ports that the kernel picks, with one shared secret and
+/// A configuration that listens (over UDP and TCP) and relays on `addresses`, on ports that the kernel picks, with one shared secret and
 /// a JSON log. `more` is TOML that is added at the end: other tables than `listen`, `relay`, `auth` and `log`.
 pub(crate) fn config(addresses: &[&str], more: &str) -> String {
     config_for(addresses, addresses, more)
@@ -30,7 +30,7 @@ fn without_secret(listen: &[&str], relay: &[&str]) -> String {
     let (first, last) = relay_ports();
     format!(
         "realm = {REALM:?}\n\
-         [listen]\nudp = {listen:?}\n\
+         [listen]\nudp = {listen:?}\ntcp = {listen:?}\n\
          [relay]\naddresses = {relay:?}\nports = \"{first}-{last}\"\n\
          [log]\nformat = \"json\"\n"
     )

@@ -4,6 +4,7 @@
 //! out panics with what the process had said until then.
 #![allow(dead_code, unused_imports, reason = "each test binary compiles this module and uses its own part of it")]
 
+pub(crate) mod client;
 mod config;
 mod log;
 mod process;

@@ -11,7 +11,8 @@ use super::{LogLine, PATIENCE, Process, TempDir, run};
 /// A running `turnserver` that has said that it is ready. Dropping it kills it.
 pub(crate) struct Server {
     process: Process,
-    listening: Vec<SocketAddr>,
+    /// Transport and address of each listener.
+    listening: Vec<(String, SocketAddr)>,
     /// The configuration with the ports that the kernel picked, for `turn-credential`.
     resolved_config: PathBuf,
     _directory: TempDir,
@@ -43,23 +44,41 @@ impl Server {
         });
         assert!(ready.is_some(), "the server is not ready; it said:\n{}", process.said());
 
-        let listening: Vec<SocketAddr> = parse(&process.stderr.so_far()).iter().filter_map(udp_listener).collect();
+        let listening: Vec<_> = parse(&process.stderr.so_far()).iter().filter_map(listener).collect();
         let resolved_config = directory.write("resolved.toml", &with_listeners(config, &listening));
         Self { process, listening, resolved_config, _directory: directory }
     }
 
     /// The UDP address of a server that listens on one.
     pub(crate) fn udp_address(&self) -> SocketAddr {
-        match self.listening.as_slice() {
-            [address] => *address,
-            _ => panic!("the server does not listen on one UDP address:\n{}", self.process.said()),
-        }
+        self.only("udp")
+    }
+
+    /// The TCP address of a server that listens on one.
+    pub(crate) fn tcp_address(&self) -> SocketAddr {
+        self.only("tcp")
     }
 
     /// The UDP address with this IP address, of a server that listens on several.
     pub(crate) fn udp_address_on(&self, ip: IpAddr) -> SocketAddr {
-        let address = self.listening.iter().find(|address| address.ip() == ip);
-        *address.unwrap_or_else(|| panic!("the server does not listen on {ip}:\n{}", self.process.said()))
+        self.on("udp", ip)
+    }
+
+    /// The TCP address with this IP address, of a server that listens on several.
+    pub(crate) fn tcp_address_on(&self, ip: IpAddr) -> SocketAddr {
+        self.on("tcp", ip)
+    }
+
+    fn only(&self, transport: &str) -> SocketAddr {
+        match addresses(&self.listening, transport).as_slice() {
+            [address] => *address,
+            _ => panic!("the server does not listen on one {transport} address:\n{}", self.process.said()),
+        }
+    }
+
+    fn on(&self, transport: &str, ip: IpAddr) -> SocketAddr {
+        let address = addresses(&self.listening, transport).into_iter().find(|address| address.ip() == ip);
+        address.unwrap_or_else(|| panic!("the server does not listen on {transport} {ip}:\n{}", self.process.said()))
     }
 
     /// The configuration that the server runs with, with real ports in place of port 0.
@@ -90,7 +109,7 @@ impl Server {
 
     /// Mints a time-limited credential for `user` from the server's own configuration.
     pub(crate) fn credential(&self, user: &str) -> Credential {
-        let host = self.listening[0].ip().to_string();
+        let host = self.listening[0].1.ip().to_string();
         let mut mint = Command::new(env!("CARGO_BIN_EXE_turn-credential"));
         mint.args(["mint", "--format", "ice-servers", "--user", user, "--host", &host]);
         let minted = run(mint.arg("--config").arg(&self.resolved_config), None, PATIENCE);
@@ -127,16 +146,23 @@ fn parse(lines: &[String]) -> Vec<LogLine> {
     lines.iter().map(|line| LogLine::parse(line)).collect()
 }
 
-fn udp_listener(line: &LogLine) -> Option<SocketAddr> {
-    let udp = line.message() == "listening" && line.field("transport").as_deref() == Some("udp");
-    if udp { line.field("address")?.parse().ok() } else { None }
+fn listener(line: &LogLine) -> Option<(String, SocketAddr)> {
+    let fields = || Some((line.field("transport")?, line.field("address")?.parse().ok()?));
+    if line.message() == "listening" { fields() } else { None }
+}
+
+fn addresses(listening: &[(String, SocketAddr)], transport: &str) -> Vec<SocketAddr> {
+    listening.iter().filter(|(of, _)| of == transport).map(|(_, address)| *address).collect()
 }
 
 /// `config` with the addresses that are really listened on, so that `turn-credential` prints urls that work.
-fn with_listeners(config: &str, listening: &[SocketAddr]) -> String {
+fn with_listeners(config: &str, listening: &[(String, SocketAddr)]) -> String {
     let mut table: toml::Table = config.parse().unwrap();
     let listen = table.entry("listen").or_insert_with(|| toml::Table::new().into()).as_table_mut().unwrap();
-    listen.insert("udp".to_owned(), listening.iter().map(SocketAddr::to_string).collect::<Vec<_>>().into());
+    for transport in ["udp", "tcp"] {
+        let real: Vec<String> = addresses(listening, transport).iter().map(SocketAddr::to_string).collect();
+        listen.insert(transport.to_owned(), real.into());
+    }
     table.to_string()
 }
 
@@ -152,16 +178,24 @@ mod tests {
 
     #[test]
     fn only_a_udp_listener_gives_a_udp_address() {
-        assert_eq!(udp_listener(&listening("udp", "[::1]:40123")), Some("[::1]:40123".parse().unwrap()));
-        assert_eq!(udp_listener(&listening("tcp", "127.0.0.1:40123")), None);
-        assert_eq!(udp_listener(&LogLine::parse(r#"{"fields":{"message":"ready"}}"#)), None);
+        let lines = [
+            listening("udp", "[::1]:40123"),
+            listening("tcp", "127.0.0.1:40124"),
+            LogLine::parse(r#"{"fields":{"message":"ready"}}"#),
+        ];
+        let listening: Vec<_> = lines.iter().filter_map(listener).collect();
+        assert_eq!(addresses(&listening, "udp"), ["[::1]:40123".parse().unwrap()]);
+        assert_eq!(addresses(&listening, "tcp"), ["127.0.0.1:40124".parse().unwrap()]);
     }
 
     #[test]
     fn the_resolved_configuration_names_the_real_ports_and_keeps_the_rest() {
         let config = "realm = \"r\"\n[listen]\nudp = [\"127.0.0.1:0\"]\n[auth]\nsecrets = [\"s\"]\n";
-        let resolved = with_listeners(config, &["127.0.0.1:40123".parse().unwrap()]).parse::<toml::Table>().unwrap();
+        let listening = [("udp", "127.0.0.1:40123"), ("tcp", "127.0.0.1:40124")]
+            .map(|(transport, address)| (transport.to_owned(), address.parse().unwrap()));
+        let resolved = with_listeners(config, &listening).parse::<toml::Table>().unwrap();
         assert_eq!(resolved["listen"]["udp"][0].as_str(), Some("127.0.0.1:40123"));
+        assert_eq!(resolved["listen"]["tcp"][0].as_str(), Some("127.0.0.1:40124"));
         assert_eq!(resolved["auth"]["secrets"][0].as_str(), Some("s"));
         assert_eq!(resolved["realm"].as_str(), Some("r"));
     }

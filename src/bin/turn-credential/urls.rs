@@ -12,27 +12,30 @@ pub(crate) enum UrlsUnknown {
          listeners take any address, and the relay addresses are detected by the server)"
     )]
     Host,
-    #[error("the port of the server is not in the configuration: `listen.udp` has only port 0, which is any free port")]
+    #[error("the port of the server is not in the configuration: `[listen]` has only port 0, which is any free port")]
     Port,
 }
 
-/// One URL for each UDP listener, without repetitions; where a listener takes every address and the configuration has
+/// One URL for each listener, UDP before TCP, without repetitions; where a listener takes every address and the configuration has
 /// no name, one for each family in which it gives an address.
 pub(crate) fn urls(config: &Config, host: Option<&str>) -> Result<Vec<String>, UrlsUnknown> {
     let host = host.or(config.hostname.as_deref());
-    let listeners: Vec<SocketAddr> =
-        config.listen.udp.iter().copied().filter(|listener| listener.port() != 0).collect();
+    let of = |transport, listeners| std::iter::repeat(transport).zip(listeners);
+    let listeners: Vec<(&str, &SocketAddr)> = of("udp", &config.listen.udp)
+        .chain(of("tcp", &config.listen.tcp))
+        .filter(|(_, listener)| listener.port() != 0)
+        .collect();
     if listeners.is_empty() {
         return Err(UrlsUnknown::Port);
     }
     let mut urls = Vec::new();
-    for listener in listeners {
+    for (transport, listener) in listeners {
         let hosts = match host {
             Some(host) => vec![host.to_owned()],
             None => addresses(config, listener.ip()).into_iter().map(literal).collect(),
         };
         for host in hosts {
-            let url = format!("turn:{host}:{}?transport=udp", listener.port());
+            let url = format!("turn:{host}:{}?transport={transport}", listener.port());
             if !urls.contains(&url) {
                 urls.push(url);
             }
@@ -87,27 +90,48 @@ mod tests {
 
     #[test]
     fn the_host_that_is_passed_goes_before_every_other() {
-        let text = "hostname = \"turn.example.org\"\n[listen]\nudp = [\"192.0.2.7:3478\"]";
+        let text = "hostname = \"turn.example.org\"\n[listen]\nudp = [\"192.0.2.7:3478\"]\ntcp = []";
         assert_eq!(urls_of(text, Some("other.example")), ["turn:other.example:3478?transport=udp"]);
         assert_eq!(urls_of(text, None), ["turn:turn.example.org:3478?transport=udp"]);
     }
 
     #[test]
     fn listeners_that_differ_in_their_address_only_make_one_url() {
-        let text = "hostname = \"turn.example.org\"\n[listen]\nudp = [\"192.0.2.7:3478\", \"[2001:db8::7]:3478\", \"192.0.2.7:443\"]";
+        let text = "hostname = \"turn.example.org\"\n[listen]\n\
+                    udp = [\"192.0.2.7:3478\", \"[2001:db8::7]:3478\", \"192.0.2.7:443\"]\n\
+                    tcp = [\"192.0.2.7:80\", \"[2001:db8::7]:80\"]";
         assert_eq!(
             urls_of(text, None),
-            ["turn:turn.example.org:3478?transport=udp", "turn:turn.example.org:443?transport=udp"]
+            [
+                "turn:turn.example.org:3478?transport=udp",
+                "turn:turn.example.org:443?transport=udp",
+                "turn:turn.example.org:80?transport=tcp"
+            ]
         );
     }
 
     #[test]
+    fn every_udp_url_is_before_every_tcp_url() {
+        let urls = urls_of("[relay]\naddresses = [\"192.0.2.7\", \"2001:db8::7\"]", None);
+        let hosts = ["turn:192.0.2.7:3478", "turn:[2001:db8::7]:3478"];
+        let expected = ["udp", "tcp"].map(|transport| hosts.map(|host| format!("{host}?transport={transport}")));
+        assert_eq!(urls, expected.concat());
+        let tcp_only = "[listen]\nudp = []\ntcp = [\"192.0.2.7:443\"]";
+        assert_eq!(urls_of(tcp_only, None), ["turn:192.0.2.7:443?transport=tcp"]);
+    }
+
+    #[test]
     fn a_listener_on_one_address_is_reached_there_or_at_its_mapping() {
-        let text = "[listen]\nudp = [\"10.0.0.5:3478\", \"[2001:db8::7]:3479\"]\n[relay]\naddresses = [\"10.0.0.5\"]\n\
+        let text = "[listen]\nudp = [\"10.0.0.5:3478\", \"[2001:db8::7]:3479\"]\n\
+                    tcp = [\"10.0.0.5:443\"]\n[relay]\naddresses = [\"10.0.0.5\"]\n\
                     external = { \"10.0.0.5\" = \"203.0.113.9\" }";
         assert_eq!(
             urls_of(text, None),
-            ["turn:203.0.113.9:3478?transport=udp", "turn:[2001:db8::7]:3479?transport=udp"]
+            [
+                "turn:203.0.113.9:3478?transport=udp",
+                "turn:[2001:db8::7]:3479?transport=udp",
+                "turn:203.0.113.9:443?transport=tcp"
+            ]
         );
     }
 
@@ -115,20 +139,25 @@ mod tests {
     fn a_wildcard_listener_is_reached_at_the_given_relay_addresses_of_its_families() {
         let relay = "[relay]\naddresses = [\"10.0.0.5\", \"10.0.0.6\", \"2001:db8::7\"]\n\
                      external = { \"10.0.0.5\" = \"203.0.113.9\" }";
-        let v4 = "turn:203.0.113.9:3478?transport=udp";
-        assert_eq!(urls_of(relay, None), [v4, "turn:[2001:db8::7]:3478?transport=udp"]);
-        assert_eq!(urls_of(&format!("[listen]\nudp = [\"0.0.0.0:3478\"]\n{relay}"), None), [v4]);
+        let (v4, v6) = ("turn:203.0.113.9:3478", "turn:[2001:db8::7]:3478");
+        let listen = "[listen]\nudp = [\"[::]:3478\"]\ntcp = [\"0.0.0.0:3478\"]\n";
+        assert_eq!(
+            urls_of(&format!("{listen}{relay}"), None),
+            [format!("{v4}?transport=udp"), format!("{v6}?transport=udp"), format!("{v4}?transport=tcp")]
+        );
     }
 
     #[test]
     fn a_wildcard_listener_alone_does_not_tell_the_address() {
         assert_eq!(urls(&Config::default(), None), Err(UrlsUnknown::Host));
-        assert_eq!(urls_of("", Some("[::1]")), ["turn:[::1]:3478?transport=udp"]);
+        assert_eq!(urls_of("", Some("[::1]")), ["turn:[::1]:3478?transport=udp", "turn:[::1]:3478?transport=tcp"]);
     }
 
     #[test]
     fn port_zero_does_not_tell_the_port() {
-        let any = config("[listen]\nudp = [\"127.0.0.1:0\"]");
+        let any = config("[listen]\nudp = [\"127.0.0.1:0\"]\ntcp = [\"127.0.0.1:0\"]");
         assert_eq!(urls(&any, Some("turn.example.org")), Err(UrlsUnknown::Port));
+        let tcp = "[listen]\nudp = [\"127.0.0.1:0\"]\ntcp = [\"127.0.0.1:80\"]";
+        assert_eq!(urls_of(tcp, None), ["turn:127.0.0.1:80?transport=tcp"]);
     }
 }

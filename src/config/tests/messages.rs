@@ -37,13 +37,12 @@ fn an_unknown_key_that_resembles_none_is_answered_with_the_list() {
 }
 
 #[test]
-fn tcp_and_tls_are_answered_with_what_this_version_has() {
+fn tls_is_answered_with_what_this_version_has() {
     assert_eq!(
-        errors("[listen]\ntcp = []\ntls = []\n[tls]\ncertificate = \"x\""),
+        errors("[listen]\ntls = []\n[tls]\ncertificate = \"x\""),
         [
-            "2:1: unknown key `tcp` in `[listen]`: this version listens on UDP only",
-            "3:1: unknown key `tls` in `[listen]`: this version listens on UDP only",
-            "4:2: unknown key `tls` in the top level: this version listens on UDP only",
+            "2:1: unknown key `tls` in `[listen]`: this version listens on UDP and TCP only",
+            "3:2: unknown key `tls` in the top level: this version listens on UDP and TCP only",
         ]
     );
 }
@@ -124,6 +123,7 @@ fn a_value_of_the_wrong_type_is_answered_with_the_right_one() {
         ("workers = 1.5", "1:11: `workers` takes a whole number, and this is a fraction"),
         ("log = \"info\"", "1:7: `log` takes a table, and this is a string"),
         ("[listen]\nudp = \"[::]:1\"", "2:7: `listen.udp` is a list: put brackets around the value, as in [\"…\"]"),
+        ("[listen]\ntcp = \"[::]:1\"", "2:7: `listen.tcp` is a list: put brackets around the value, as in [\"…\"]"),
         ("[listen]\nudp = [3478]", "2:8: `listen.udp` takes a list of strings, and this is a whole number"),
         ("[listen]\nudp = 1979-05-27", "2:7: `listen.udp` takes a list of strings, and this is a date or time"),
         (
@@ -164,6 +164,11 @@ fn a_number_out_of_range_is_answered_with_the_range() {
             "limits.channels-per-allocation = 0x4001",
             "1:34: `limits.channels-per-allocation` must be between 1 and 16384",
         ),
+        ("limits.connections = -1", "1:22: `limits.connections` must be between 0 and 4294967295"),
+        (
+            "limits.connections-per-source = 4294967296",
+            "1:33: `limits.connections-per-source` must be between 0 and 4294967295",
+        ),
         ("workers = 99999999999999999999999999999999999999999", "1:11: `workers` must be between 0 and 1024"),
     ] {
         assert_eq!(error(text), expected, "{text}");
@@ -194,8 +199,8 @@ fn a_hostname_with_more_than_a_host_says_what_is_too_much() {
         ("turn:a.example", format!("contains a scheme: {EXAMPLE}")),
         ("https://a.example/x", format!("contains a scheme: {EXAMPLE}")),
         ("a.example/", format!("contains a slash: {EXAMPLE}")),
-        ("a.example:3478", format!("contains a port: {EXAMPLE}; the port is that of `listen.udp`")),
-        ("[2001:db8::1]:3478", format!("contains a port: {EXAMPLE}; the port is that of `listen.udp`")),
+        ("a.example:3478", format!("contains a port: {EXAMPLE}; the ports are those of `[listen]`")),
+        ("[2001:db8::1]:3478", format!("contains a port: {EXAMPLE}; the ports are those of `[listen]`")),
         ("a b", format!("contains a space: {EXAMPLE}")),
         ("", format!("is empty: {EXAMPLE}")),
         ("*.example", format!("contains a wildcard: {EXAMPLE}")),
@@ -220,23 +225,38 @@ fn a_listen_address_without_its_other_half_is_completed() {
         ("224.0.0.1:3478", "is not an address of one machine"),
         ("[::ffff:192.0.2.1]:3478", "is an IPv4 address in disguise; write `192.0.2.1:3478`"),
     ] {
-        assert_eq!(
-            error(&format!("[listen]\nudp = [\"{address}\"]")),
-            format!("2:8: `listen.udp`: `{address}` {what}")
-        );
+        for key in ["udp", "tcp"] {
+            assert_eq!(
+                error(&format!("[listen]\n{key} = [\"{address}\"]")),
+                format!("2:8: `listen.{key}`: `{address}` {what}")
+            );
+        }
     }
 }
 
 #[test]
 fn listeners_that_collide_or_are_missing_are_refused() {
-    assert_eq!(error("[listen]\nudp = [\"[::1]:5\", \"[0::1]:5\"]"), "2:19: `listen.udp` has `[0::1]:5` twice");
+    for key in ["udp", "tcp"] {
+        assert_eq!(
+            error(&format!("[listen]\n{key} = [\"[::1]:5\", \"[0::1]:5\"]")),
+            format!("2:19: `listen.{key}` has `[0::1]:5` twice")
+        );
+        assert_eq!(
+            error(&format!("[listen]\n{key} = [\"[::]:3478\", \"0.0.0.0:3478\"]")),
+            format!(
+                "2:21: `listen.{key}`: 0.0.0.0:3478 and [::]:3478 are the same port, \
+                 because [::] takes IPv4 as well: keep one"
+            )
+        );
+    }
     assert_eq!(
-        error("[listen]\nudp = [\"[::]:3478\", \"0.0.0.0:3478\"]"),
-        "2:21: `listen.udp`: 0.0.0.0:3478 and [::]:3478 are the same port, because [::] takes IPv4 as well: keep one"
+        error("[listen]\ntcp = []\nudp = []"),
+        "3:7: `listen.udp` and `listen.tcp` are empty, so no client could reach the server: \
+         leave one out for its default"
     );
     assert_eq!(
-        error("[listen]\nudp = []"),
-        "2:7: `listen.udp` is empty, so no client could reach the server: leave it out for the default"
+        error("[listen]\ntcp = []\nudp = [\"x\"]"),
+        "3:8: `listen.udp`: `x` is not an address and a port, as in \"[::]:3478\" or \"192.0.2.7:3478\""
     );
 }
 
@@ -389,8 +409,8 @@ fn what_is_probably_not_meant_is_a_warning() {
             "2:9: `relay.ports` begins below 1024: \
              such ports need a privilege, and peers may take them for those of services",
         ),
-        ("[relay]\nports = \"3000-4000\"", "2:9: `relay.ports` contains 3478, the port of a listener"),
-        ("[listen]\nudp = [\"[::]:50000\"]", "2:7: `relay.ports` contains 50000, the port of a listener"),
+        ("[relay]\nports = \"3000-4000\"", "2:9: `relay.ports` contains 3478, the port of a UDP listener"),
+        ("[listen]\nudp = [\"[::]:50000\"]", "2:7: `relay.ports` contains 50000, the port of a UDP listener"),
         (
             "[relay]\naddresses = [\"192.0.2.1\", \"192.0.2.2\"]\nports = \"50000-50009\"\n[limits]\nallocations = 21",
             "2:13: `limits.allocations` is 21, but there are only 20 relay ports",

@@ -11,6 +11,7 @@ workers = 3
 
 [listen]
 udp = ["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]
+tcp = ["127.0.0.1:0", "0.0.0.0:3478", "127.0.0.1:0"]
 
 [relay]
 addresses = ["10.0.0.5", "2001:db8::7"]
@@ -32,6 +33,8 @@ allocations-per-user = 0
 allocations = 500
 permissions-per-allocation = 1
 channels-per-allocation = 16_384
+connections = 0
+connections-per-source = 30
 unverified-replies = 7
 
 [compat]
@@ -53,6 +56,7 @@ fn every_value_arrives() {
             udp: ["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]
                 .map(|a| a.parse().unwrap())
                 .to_vec(),
+            tcp: ["127.0.0.1:0", "0.0.0.0:3478", "127.0.0.1:0"].map(|a| a.parse().unwrap()).to_vec(),
         },
         relay: Relay {
             addresses: RelayAddresses::Given(["10.0.0.5", "2001:db8::7"].map(|a| a.parse().unwrap()).to_vec()),
@@ -74,6 +78,8 @@ fn every_value_arrives() {
             allocations: 500,
             permissions_per_allocation: 1,
             channels_per_allocation: 16_384,
+            connections: 0,
+            connections_per_source: 30,
             unverified_replies: 7,
         },
         compat: Compat { rfc5766_channels: true },
@@ -81,6 +87,15 @@ fn every_value_arrives() {
         warnings: Vec::new(),
     };
     assert_eq!(parse(EVERYTHING), expected);
+}
+
+#[test]
+fn a_transport_is_left_out_with_an_empty_list_and_not_without_the_key() {
+    let everywhere = Listen::default();
+    assert_eq!(parse("[listen]\ntcp = []").listen, Listen { tcp: Vec::new(), ..everywhere.clone() });
+    assert_eq!(parse("[listen]\nudp = []").listen, Listen { udp: Vec::new(), ..everywhere.clone() });
+    let specific = vec!["127.0.0.1:443".parse().unwrap()];
+    assert_eq!(parse("[listen]\ntcp = [\"127.0.0.1:443\"]").listen, Listen { tcp: specific, ..everywhere });
 }
 
 #[test]
@@ -106,12 +121,14 @@ realm    turnserver
 host     not set: urls name an address of this machine
 workers  one for each CPU
 listen   udp [::]:3478 (IPv6 and IPv4)
+listen   tcp [::]:3478 (IPv6 and IPv4)
 relay    addresses from the interfaces of this machine; ports 49152-65535, 16384 for each address
 auth     no secret and no user: one secret is made for each run; a nonce is good for 1h
          a Refresh extends an allocation up to 1h past the expiry of its credential
 peers    special-purpose addresses are denied
 limits   32 allocations for each user, in all as many as there are ports
          an allocation has at most 256 permissions and 256 channels
+         10000 TCP connections in all, 500 from one source
          an unverified source gets 50 answers a second
 log      info as text"
     );
@@ -125,6 +142,9 @@ listen   udp 0.0.0.0:3478
 listen   udp [2001:db8::7]:443
 listen   udp 127.0.0.1:0 (any free port)
 listen   udp 127.0.0.1:0 (any free port)
+listen   tcp 127.0.0.1:0 (any free port)
+listen   tcp 0.0.0.0:3478
+listen   tcp 127.0.0.1:0 (any free port)
 relay    10.0.0.5, 2001:db8::7; ports 50000-50999, 1000 for each address
          10.0.0.5 is advertised as 203.0.113.9
 auth     1 secret, 1 static user; a nonce is good for 10m
@@ -134,10 +154,11 @@ peers    special-purpose addresses are denied
          denied besides: 2001:db8:1::/48
 limits   any number of allocations for a user, 500 in all
          an allocation has at most 1 permission and 16384 channels
+         any number of TCP connections, 30 from one source
          an unverified source gets 7 answers a second
 compat   channel numbers up to 0x7FFF are accepted
 log      trace as json
-warning  t.toml:15:12: `auth.secrets` has a secret shorter than 16 bytes, \
+warning  t.toml:16:12: `auth.secrets` has a secret shorter than 16 bytes, \
 which can be guessed: `openssl rand -hex 32` makes a good one"
     );
 }

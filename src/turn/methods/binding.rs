@@ -17,7 +17,7 @@ impl Server {
         reply: &mut [u8],
     ) -> FromClient {
         // The client of an allocation has shown that it is where it says.
-        if self.table.find_open(tuple, now).is_none() && !self.replies.admits(tuple.client.ip(), now) {
+        if self.table.find_open(tuple, now).is_none() && !self.replies.admits(tuple, now) {
             return FromClient::Drop(DropReason::ReplyLimit);
         }
         let answering = Answering::to(message);

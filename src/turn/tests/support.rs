@@ -137,6 +137,7 @@ impl World {
             policy: setup.policy,
             live: LiveRelays::new(relays),
             quota: Quota::new(setup.allocations_per_user, setup.allocations, [5; 32]),
+            connections: Quota::new(0, 0, [6; 32]),
         });
         Self {
             server: Server::new(Arc::clone(&shared), setup.settings),

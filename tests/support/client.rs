@@ -1,8 +1,8 @@
-//! A TURN client on a plain socket, which does nothing that it is not told to do.
+//! A TURN client on a plain socket, UDP or TCP, which does nothing that it is not told to do.
 
 use std::cell::Cell;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
 use turnserver::auth::{LongTermKey, Secret, time_limited};
 use turnserver::clock::unix_seconds;
@@ -12,16 +12,21 @@ use turnserver::stun::attribute::{
 };
 use turnserver::stun::{Attribute, Class, Message, MessageWriter, Method, TransactionId};
 
-use crate::support::{PATIENCE, SECRET};
+use super::{PATIENCE, SECRET};
 
 /// What is written into a request before its integrity attribute.
 type Fill<'f> = &'f dyn Fn(&mut MessageWriter<'_>);
 
 pub(crate) struct Client {
-    socket: UdpSocket,
+    link: Link,
     server: SocketAddr,
     /// Every datagram that went to the server.
     sent: Cell<u64>,
+}
+
+enum Link {
+    Udp(UdpSocket),
+    Tcp(TcpStream),
 }
 
 /// A username and its password.
@@ -62,24 +67,62 @@ impl Client {
         let socket = socket(SocketAddr::new(own, 0));
         // So that an answer from another address does not arrive.
         socket.connect(server).unwrap();
-        Self { socket, server, sent: Cell::new(0) }
+        Self { link: Link::Udp(socket), server, sent: Cell::new(0) }
+    }
+
+    /// A client on a TCP connection.
+    pub(crate) fn connect(server: SocketAddr) -> Self {
+        let stream = TcpStream::connect(server).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { link: Link::Tcp(stream), server, sent: Cell::new(0) }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.socket.local_addr().unwrap()
+        match &self.link {
+            Link::Udp(socket) => socket.local_addr(),
+            Link::Tcp(stream) => stream.local_addr(),
+        }
+        .unwrap()
     }
 
     pub(crate) fn sent(&self) -> u64 {
         self.sent.get()
     }
 
-    pub(crate) fn send(&self, datagram: &[u8]) {
-        self.socket.send(datagram).unwrap();
+    pub(crate) fn send(&self, message: &[u8]) {
+        match &self.link {
+            Link::Udp(socket) => assert_eq!(socket.send(message).unwrap(), message.len()),
+            Link::Tcp(stream) => (&*stream).write_all(message).unwrap(),
+        }
         self.sent.set(self.sent.get() + 1);
     }
 
     pub(crate) fn receive(&self) -> Answer {
-        Answer(receive(&self.socket).0)
+        match &self.link {
+            Link::Udp(socket) => Answer(receive(socket).0),
+            Link::Tcp(_) => Answer(self.frame().expect("the connection is open")),
+        }
+    }
+
+    /// The next message of a connection, without its padding; `None` if the server has closed it.
+    pub(crate) fn frame(&self) -> Option<Vec<u8>> {
+        let Link::Tcp(stream) = &self.link else { panic!("UDP has no frames") };
+        let mut stream = stream;
+        let mut frame = vec![0; 4];
+        match stream.read_exact(&mut frame) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+                return None;
+            }
+            result => result.unwrap(),
+        }
+        let length = usize::from(u16::from_be_bytes([frame[2], frame[3]]));
+        let whole = if frame[0] < 4 { 20 + length } else { 4 + length };
+        frame.resize(whole.next_multiple_of(4), 0);
+        stream.read_exact(&mut frame[4..]).unwrap();
+        assert!(frame[whole..].iter().all(|padding| *padding == 0));
+        frame.truncate(whole);
+        Some(frame)
     }
 
     /// The client's address as the server sees it.

@@ -1,0 +1,64 @@
+//! TCP listeners: how they are bound.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::udp;
+
+#[cfg(test)]
+mod tests;
+
+/// How many connections wait to be accepted while a worker is busy with something else; the system may allow fewer.
+const BACKLOG: i32 = 1024;
+
+/// Binds one worker's listener: non-blocking, sharing its port with the listeners of the other workers
+/// (`SO_REUSEPORT`), each of which gets its part of the connections.
+///
+/// `[::]` takes IPv4 clients too, every other IPv6 address takes only IPv6.
+///
+/// It would join the port of another server of the same user: only [`claim_listener`] learns of that.
+///
+/// # Errors
+///
+/// Those of `socket`, `setsockopt`, `bind` and `listen`. See also [`udp::no_ipv6`].
+pub fn bind_listener(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = new_socket(addr)?;
+    socket.set_reuse_port(true)?;
+    listen(socket, addr)
+}
+
+/// Binds the first listener of an address, which nobody else may have: as [`bind_listener`], which the others that
+/// share the port come from. Port 0 becomes a free one.
+///
+/// Connections that an earlier server left behind, open or waiting out their time, do not hold the address. From here
+/// to the end of the socket no other server can claim it, so two that start at once cannot both have it.
+///
+/// # Errors
+///
+/// `AddrInUse` where anybody listens on the port, otherwise as [`bind_listener`].
+pub fn claim_listener(addr: SocketAddr) -> io::Result<TcpListener> {
+    let listener = listen(new_socket(addr)?, addr)?;
+    // Not before: a listener that may share would join whoever is there.
+    socket2::SockRef::from(&listener).set_reuse_port(true)?;
+    Ok(listener)
+}
+
+fn new_socket(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(!udp::dual_stack(addr))?;
+    }
+    // Linux: past the connections of an ended listener, never past a listener.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn listen(socket: Socket, addr: SocketAddr) -> io::Result<TcpListener> {
+    socket.bind(&addr.into())?;
+    // Two sockets that share with SO_REUSEADDR can both be bound: the kernel lets only one of them listen.
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,183 @@
+//! Real sockets on the loopback interface. A machine without IPv6 passes the tests that need it without doing anything.
+
+use std::collections::HashSet;
+use std::io::Read as _;
+use std::net::{IpAddr, TcpStream};
+use std::sync::Barrier;
+use std::thread;
+
+use super::*;
+
+/// How often a listener is asked for a connection that is made already: for seconds.
+const TRIES: usize = 5_000_000;
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn at(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse().unwrap(), port)
+}
+
+fn has_ipv6() -> bool {
+    TcpListener::bind("[::1]:0").is_ok()
+}
+
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().unwrap().port()
+}
+
+/// Waits for the next connection to any of the listeners: to which, and the connection.
+fn accept(listeners: &[&TcpListener]) -> (usize, TcpStream) {
+    for _ in 0..TRIES {
+        for (index, listener) in listeners.iter().enumerate() {
+            match listener.accept() {
+                Ok((connection, _)) => return (index, connection),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        thread::yield_now();
+    }
+    panic!("no connection");
+}
+
+fn in_use<T>(result: io::Result<T>) -> bool {
+    result.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// Whether a socket without `SO_REUSEADDR` could be bound to the port.
+fn is_vacant(addr: SocketAddr) -> bool {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).unwrap();
+    !in_use(socket.bind(&addr.into()))
+}
+
+#[test]
+fn listeners_join_a_claimed_port_that_nobody_else_can_claim() {
+    let wildcard = if has_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+    for text in ["127.0.0.1:0", wildcard] {
+        let claimed = claim_listener(addr(text)).unwrap();
+        let shared = claimed.local_addr().unwrap();
+        assert_ne!(shared.port(), 0);
+        assert!(in_use(claim_listener(shared)), "{text}");
+        let joined = bind_listener(shared).unwrap();
+        assert_eq!(joined.local_addr().unwrap(), shared);
+        drop(claimed);
+        assert!(in_use(claim_listener(shared)), "{text}");
+    }
+}
+
+#[test]
+fn a_claim_sees_listeners_of_any_kind_behind_wildcards_and_before_them() {
+    let any: &[&str] = if has_ipv6() { &["0.0.0.0", "::"] } else { &["0.0.0.0"] };
+    for wildcard in any {
+        // `TcpListener::bind` is SO_REUSEADDR, `bind_listener` SO_REUSEPORT besides.
+        for hold in [|addr| TcpListener::bind(addr), bind_listener as fn(SocketAddr) -> _] {
+            let specific = hold(at("127.0.0.1", 0)).unwrap();
+            assert!(in_use(claim_listener(at(wildcard, port(&specific)))), "{wildcard}");
+            let general = hold(at(wildcard, 0)).unwrap();
+            assert!(in_use(claim_listener(at("127.0.0.1", port(&general)))), "{wildcard}");
+        }
+    }
+}
+
+#[test]
+fn of_claims_at_the_same_time_exactly_one_succeeds() {
+    const CLAIMS: usize = 4;
+    // An address of this test's own: nobody else takes the port while it is free.
+    const IP: &str = "127.0.0.77";
+    for _ in 0..50 {
+        let free = port(&claim_listener(at(IP, 0)).unwrap());
+        let (start, end) = (Barrier::new(CLAIMS), Barrier::new(CLAIMS));
+        let claim = || {
+            start.wait();
+            let claimed = claim_listener(at(IP, free));
+            end.wait();
+            claimed.is_ok()
+        };
+        let succeeded: usize = thread::scope(|scope| {
+            let claims: Vec<_> = (0..CLAIMS).map(|_| scope.spawn(claim)).collect();
+            claims.into_iter().map(|claim| usize::from(claim.join().unwrap())).sum()
+        });
+        assert_eq!(succeeded, 1);
+    }
+}
+
+#[test]
+fn a_restart_can_claim_its_port_while_old_connections_wait_out_their_time() {
+    let listener = claim_listener(addr("127.0.0.1:0")).unwrap();
+    let own = listener.local_addr().unwrap();
+    let mut client = TcpStream::connect(own).unwrap();
+    // The end that closes first waits.
+    drop(accept(&[&listener]));
+    assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
+    drop((client, listener));
+
+    assert!(!is_vacant(own));
+    let claimed = claim_listener(own).unwrap();
+    bind_listener(own).unwrap();
+    assert!(in_use(claim_listener(own)));
+    drop(claimed);
+}
+
+#[test]
+fn a_restart_can_claim_its_port_while_an_old_connection_is_open() {
+    let listener = claim_listener(addr("127.0.0.1:0")).unwrap();
+    let own = listener.local_addr().unwrap();
+    let _client = TcpStream::connect(own).unwrap();
+    let (_, _connection) = accept(&[&listener]);
+    drop(listener);
+    assert!(!is_vacant(own));
+    claim_listener(own).unwrap();
+}
+
+#[test]
+fn connections_are_spread_over_the_listeners_that_share_a_port() {
+    let claimed = claim_listener(addr("127.0.0.1:0")).unwrap();
+    let own = claimed.local_addr().unwrap();
+    let joined = [bind_listener(own).unwrap(), bind_listener(own).unwrap()];
+    let all = [&claimed, &joined[0], &joined[1]];
+    // That one gets none of so many happens to nobody.
+    let _clients: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(own).unwrap()).collect();
+    let reached: HashSet<usize> = (0..200).map(|_| accept(&all).0).collect();
+    assert_eq!(reached.len(), all.len());
+}
+
+#[test]
+fn a_listener_beside_the_wildcard_of_its_port_has_its_address_for_itself() {
+    let wildcard = claim_listener(addr(if has_ipv6() { "[::]:0" } else { "0.0.0.0:0" })).unwrap();
+    let specific = bind_listener(at("127.0.0.1", port(&wildcard))).unwrap();
+    for (ip, expected) in [("127.0.0.1", 1), ("127.0.0.2", 0)] {
+        let _client = TcpStream::connect(at(ip, port(&wildcard))).unwrap();
+        assert_eq!(accept(&[&wildcard, &specific]).0, expected, "{ip}");
+    }
+}
+
+#[test]
+fn a_dual_stack_wildcard_takes_both_families() {
+    if has_ipv6() {
+        let listener = claim_listener(addr("[::]:0")).unwrap();
+        for ip in ["127.0.0.1", "::1"] {
+            let client = TcpStream::connect(at(ip, port(&listener))).unwrap();
+            let (_, connection) = accept(&[&listener]);
+            let (own, peer) = (connection.local_addr().unwrap().ip(), connection.peer_addr().unwrap());
+            assert_eq!(own.to_canonical(), ip.parse::<IpAddr>().unwrap());
+            let source = client.local_addr().unwrap();
+            assert_eq!((peer.ip().to_canonical(), peer.port()), (source.ip(), source.port()));
+        }
+    }
+}
+
+#[test]
+fn a_specific_ipv6_listener_leaves_the_port_to_ipv4() {
+    if has_ipv6() {
+        let listener = claim_listener(addr("[::1]:0")).unwrap();
+        assert!(socket2::SockRef::from(&listener).only_v6().unwrap());
+    }
+}
+
+#[test]
+fn no_listener_blocks() {
+    for listener in [claim_listener(addr("127.0.0.1:0")).unwrap(), bind_listener(addr("127.0.0.1:0")).unwrap()] {
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+}

@@ -1,0 +1,111 @@
+//! Where one message ends and the next begins on a stream (RFC 8489 §6.2.2, RFC 8656 §12.5).
+
+use std::ops::RangeInclusive;
+
+use crate::stun::{HEADER_LEN, MAGIC_COOKIE};
+
+use super::channel_data::CHANNEL_HEADER;
+
+/// The longest frame: ChannelData with 65 535 bytes, its header and a byte of padding.
+pub const LARGEST_FRAME: usize = 65_540;
+
+/// What the bytes received so far begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// A whole message of `message` bytes, and padding up to `length`.
+    Complete {
+        /// Bytes of the message itself.
+        message: usize,
+        /// Bytes until the next one.
+        length: usize,
+    },
+    /// The beginning of a message.
+    Partial,
+    /// Nothing that can be a message; there is no way to find the next one.
+    Invalid,
+}
+
+/// Looks at what the bytes of a stream begin with. `channels` are the channel numbers that there can be.
+pub(super) fn next_frame(bytes: &[u8], channels: &RangeInclusive<u16>) -> Frame {
+    let Some([first, second, third, fourth]) = bytes.first_chunk() else {
+        // The first byte tells garbage from the beginning of a message already.
+        return match bytes.first() {
+            Some(first) if *first > 3 && !high_bytes(channels).contains(first) => Frame::Invalid,
+            _ => Frame::Partial,
+        };
+    };
+    let (number, length) = (u16::from_be_bytes([*first, *second]), u16::from_be_bytes([*third, *fourth]).into());
+    let (message, padded) = if *first <= 3 {
+        let cookie = bytes.get(4..8);
+        if cookie.is_some_and(|cookie| *cookie != MAGIC_COOKIE.to_be_bytes()) || !usize::is_multiple_of(length, 4) {
+            return Frame::Invalid;
+        }
+        (HEADER_LEN + length, HEADER_LEN + length)
+    } else if channels.contains(&number) {
+        (CHANNEL_HEADER + length, CHANNEL_HEADER + length.next_multiple_of(4))
+    } else {
+        return Frame::Invalid;
+    };
+    if bytes.len() < padded { Frame::Partial } else { Frame::Complete { message, length: padded } }
+}
+
+fn high_bytes(channels: &RangeInclusive<u16>) -> RangeInclusive<u8> {
+    let high = |number: u16| number.to_be_bytes()[0];
+    high(*channels.start())..=high(*channels.end())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::stun::attribute::Software;
+    use crate::stun::{Class, MessageWriter, Method, TransactionId};
+
+    const CHANNELS: RangeInclusive<u16> = 0x4000..=0x4fff;
+
+    fn binding() -> Vec<u8> {
+        let mut buffer = [0; 64];
+        let mut writer = MessageWriter::new(&mut buffer, Class::Request, Method::BINDING, TransactionId::new([1; 12]));
+        writer.push(&Software("stream"));
+        writer.finish().unwrap().to_vec()
+    }
+
+    #[test]
+    fn a_message_is_partial_until_its_last_byte() {
+        let message = binding();
+        for length in 0..message.len() {
+            assert_eq!(next_frame(&message[..length], &CHANNELS), Frame::Partial, "{length}");
+        }
+        let complete = Frame::Complete { message: message.len(), length: message.len() };
+        assert_eq!(next_frame(&message, &CHANNELS), complete);
+        assert_eq!(next_frame(&[message, vec![9; 3]].concat(), &CHANNELS), complete);
+    }
+
+    // RFC 8656 §12.5: padded to a multiple of four bytes, which the length field leaves out.
+    #[test]
+    fn channel_data_ends_behind_its_padding() {
+        assert_eq!(next_frame(&[0x40, 0, 0, 1, 7, 0, 0], &CHANNELS), Frame::Partial);
+        assert_eq!(next_frame(&[0x40, 0, 0, 1, 7, 0, 0, 0], &CHANNELS), Frame::Complete { message: 5, length: 8 });
+        assert_eq!(next_frame(&[0x4f, 0xff, 0, 0], &CHANNELS), Frame::Complete { message: 4, length: 4 });
+        let longest = [&[0x40, 0, 0xff, 0xff][..], &[0; 65_536]].concat();
+        assert_eq!(next_frame(&longest, &CHANNELS), Frame::Complete { message: 65_539, length: LARGEST_FRAME });
+    }
+
+    #[test]
+    fn what_cannot_become_a_message_is_told_as_early_as_can_be() {
+        for garbage in [&b"\x16\x03\x01"[..], b"P", b"\x50", &[0, 1, 0, 3], &[0, 1, 0, 0, 1, 2, 3, 4]] {
+            assert_eq!(next_frame(garbage, &CHANNELS), Frame::Invalid, "{garbage:?}");
+        }
+        assert_eq!(next_frame(&[0x50, 0, 0, 0], &(0x4000..=0x7fff)), Frame::Complete { message: 4, length: 4 });
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_frame_longer_than_they_are(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Frame::Complete { message, length } = next_frame(&bytes, &CHANNELS) {
+                prop_assert!(message <= length && length <= bytes.len());
+            }
+        }
+    }
+}

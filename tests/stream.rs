@@ -1,0 +1,188 @@
+//! Clients on TCP connections to the real server (RFC 8489 §6.2.2, RFC 8656 §12.5).
+
+// `cfg(test)` tells clippy that helpers in a test binary are test code too.
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod stream {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use turnserver::stun::attribute::{ChannelNumber, Data, Lifetime, XorMappedAddress, XorPeerAddress};
+    use turnserver::stun::{Class, Message, Method, TransactionId};
+
+    use crate::support::client::{Client, Login, allocate, message, receive, socket};
+    use crate::support::{PATIENCE, Server, config};
+
+    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
+
+    fn server(more: &str) -> Server {
+        Server::start(&config(&["127.0.0.1"], more))
+    }
+
+    fn binding(number: u8) -> Vec<u8> {
+        message(Class::Request, Method::BINDING, TransactionId::new([number; 12]), &|_| {})
+    }
+
+    fn channel_data(number: u16, payload: &[u8]) -> Vec<u8> {
+        let mut frame = [number.to_be_bytes(), u16::try_from(payload.len()).unwrap().to_be_bytes()].concat();
+        frame.extend(payload);
+        frame.resize(frame.len().next_multiple_of(4), 0);
+        frame
+    }
+
+    fn mapped(frame: &[u8]) -> SocketAddr {
+        Message::parse(frame).unwrap().get::<XorMappedAddress>().unwrap().unwrap().0
+    }
+
+    #[test]
+    fn a_binding_request_is_answered_over_ipv4_and_ipv6() {
+        for ip in ["127.0.0.1", "::1"] {
+            let server = Server::start(&config(&[ip], ""));
+            let client = Client::connect(server.tcp_address());
+            assert_eq!(client.binding(), client.address());
+        }
+    }
+
+    #[test]
+    fn messages_are_found_however_the_stream_is_cut() {
+        let server = server("");
+        let client = Client::connect(server.tcp_address());
+        let requests: Vec<u8> = (0..5).flat_map(binding).collect();
+        client.send(&requests);
+        for byte in binding(5) {
+            client.send(&[byte]);
+        }
+        let last = binding(6);
+        let (front, back) = last.split_at(7);
+        client.send(&[&binding(7)[..], front].concat());
+        client.send(back);
+        for number in [0, 1, 2, 3, 4, 5, 7, 6] {
+            let answer = client.frame().unwrap();
+            assert_eq!(Message::parse(&answer).unwrap().transaction_id(), TransactionId::new([number; 12]));
+            assert_eq!(mapped(&answer), client.address());
+        }
+    }
+
+    #[test]
+    fn data_flows_both_ways_in_indications_and_padded_channel_data() {
+        let server = server(LOOPBACK_PEERS);
+        let client = Client::connect(server.tcp_address());
+        let peer = socket("127.0.0.1:0".parse().unwrap());
+        let peer_address = peer.local_addr().unwrap();
+        let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        client.permit(&session, peer_address);
+
+        client.send_to_peer(peer_address, b"to the peer");
+        assert_eq!(receive(&peer), (b"to the peer".to_vec(), relayed));
+        peer.send_to(b"to the client", relayed).unwrap();
+        let answer = client.receive();
+        assert_eq!(answer.get::<Data<'_>>(), Some(Data(b"to the client")));
+        assert_eq!(answer.get::<XorPeerAddress>(), Some(XorPeerAddress(peer_address)));
+
+        let bound = client.request(&session, Method::CHANNEL_BIND, &|writer| {
+            writer.push(&ChannelNumber(0x4001));
+            writer.push(&XorPeerAddress(peer_address));
+        });
+        assert_eq!(bound.error(), None);
+        for payload in [&b""[..], b"1", b"22", b"333", b"4444"] {
+            client.send(&channel_data(0x4001, payload));
+            assert_eq!(receive(&peer), (payload.to_vec(), relayed));
+            peer.send_to(payload, relayed).unwrap();
+            assert_eq!(client.frame().unwrap()[4..], *payload);
+        }
+    }
+
+    #[test]
+    fn a_client_on_tcp_and_one_on_udp_reach_each_other() {
+        let server = server("");
+        let (tcp, udp) = (Client::connect(server.tcp_address()), Client::new(server.udp_address()));
+        let (tcp_session, tcp_relayed) = tcp.allocate(&Login::mint("alice", 600)).unwrap();
+        let (udp_session, udp_relayed) = udp.allocate(&Login::mint("bob", 600)).unwrap();
+        tcp.permit(&tcp_session, udp_relayed);
+        udp.permit(&udp_session, tcp_relayed);
+        tcp.send_to_peer(udp_relayed, b"from tcp");
+        assert_eq!(udp.receive().get::<Data<'_>>(), Some(Data(b"from tcp")));
+        udp.send_to_peer(tcp_relayed, b"from udp");
+        assert_eq!(tcp.receive().get::<Data<'_>>(), Some(Data(b"from udp")));
+    }
+
+    #[test]
+    fn an_allocation_ends_with_its_connection_and_its_port_is_free() {
+        let server = server("");
+        let client = Client::connect(server.tcp_address());
+        let (_, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        let held = std::net::UdpSocket::bind(relayed);
+        assert!(held.is_err());
+        drop(client);
+        let ended = server.wait_for_log(|line| line.message() == "allocation ended");
+        assert_eq!(ended.field("reason").as_deref(), Some("the connection was closed"));
+        // The socket was closed before the line was written.
+        std::net::UdpSocket::bind(relayed).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_turn_ends_the_connection() {
+        let server = server("");
+        for garbage in [&b"\x16\x03\x01\x02\x00"[..], b"PUT / HTTP/1.1\r\n\r\n", &[0, 1, 0, 0, 9, 9, 9, 9]] {
+            let client = Client::connect(server.tcp_address());
+            client.send(garbage);
+            assert_eq!(client.frame(), None);
+        }
+        assert_eq!(Client::connect(server.tcp_address()).allocate(&Login::mint("alice", 600)).map(drop), Ok(()));
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_loses_data_and_keeps_its_allocation() {
+        let server = server(LOOPBACK_PEERS);
+        let client = Client::connect(server.tcp_address());
+        let peer = socket("127.0.0.1:0".parse().unwrap());
+        let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        client.permit(&session, peer.local_addr().unwrap());
+        let other = Client::new(server.udp_address());
+        for round in 0..2_000 {
+            peer.send_to(&[7; 10_000], relayed).unwrap();
+            // Who waits for an answer lets the server keep up.
+            if round % 10 == 0 {
+                assert_eq!(other.binding(), other.address());
+            }
+        }
+        // What was kept comes, and then the answer, which was not dropped.
+        client.send(&allocate(TransactionId::new([9; 12])));
+        let mut data = 0;
+        loop {
+            let frame = client.frame().unwrap();
+            let message = Message::parse(&frame).unwrap();
+            match message.class() {
+                Class::Indication => data += 1,
+                _ => break assert_eq!(message.transaction_id(), TransactionId::new([9; 12])),
+            }
+        }
+        assert!(data > 0 && data < 2_000, "{data}");
+        assert_eq!(client.request(&session, Method::REFRESH, &|writer| writer.push(&Lifetime(600))).error(), None);
+    }
+
+    #[test]
+    fn connections_are_limited_by_source_and_in_all() {
+        let server = server("[limits]\nconnections = 3\nconnections-per-source = 2\n");
+        let admitted: Vec<Client> = (0..2).map(|_| Client::connect(server.tcp_address())).collect();
+        for client in &admitted {
+            assert_eq!(client.binding(), client.address());
+        }
+        assert_eq!(Client::connect(server.tcp_address()).frame(), None);
+        let refused = server.wait_for_log(|line| line.message().starts_with("connection refused"));
+        assert_eq!(refused.field("limit").as_deref(), Some("limits.connections-per-source"));
+        let place = admitted.into_iter().next().unwrap();
+        drop(place);
+        // The place is free when the server has seen the end; until then the next is refused as well.
+        let again = (0..PATIENCE.as_millis() / 10).find_map(|_| {
+            let client = Client::connect(server.tcp_address());
+            client.send(&binding(1));
+            let answer = client.frame();
+            std::thread::park_timeout(Duration::from_millis(if answer.is_some() { 0 } else { 10 }));
+            answer
+        });
+        assert!(again.is_some());
+    }
+}
