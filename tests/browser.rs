@@ -50,14 +50,23 @@ mod browser {
         )
     }
 
-    /// Makes a call with `credential` and checks that all of it went through the relay.
-    fn call(case: &str, server: &Server, credential: &Credential) {
+    /// The configuration of a page that knows only the urls of one transport.
+    fn only(transport: &str, credential: &Credential) -> Value {
+        let mut configuration = credential.configuration.clone();
+        let urls = configuration["iceServers"][0]["urls"].as_array_mut().unwrap();
+        urls.retain(|url| url.as_str().unwrap().ends_with(&format!("transport={transport}")));
+        assert_eq!(urls.len(), 1);
+        configuration
+    }
+
+    /// Makes a call with `configuration` and checks that all of it went through the relay, and over `transport` to it.
+    fn call(case: &str, server: &Server, configuration: &Value, transport: &str) {
         let browser = Browser::start();
         browser.navigate(&format!("http://{}/", serve_page()));
         let report = browser.execute_async(
             "const [configuration, bytes, done] = arguments;
              call(configuration, bytes).then(done, (error) => done({ error: error.message }));",
-            &[credential.configuration.clone(), BYTES.into()],
+            &[configuration.clone(), BYTES.into()],
         );
         println!("browser, {case}: {report}");
         assert_eq!(report["error"], Value::Null, "the server said:\n{:#?}", server.logs());
@@ -81,7 +90,7 @@ mod browser {
                 assert_eq!(pair[side]["candidateType"], "relay", "{report}");
                 assert_eq!(pair[side]["address"].as_str(), Some(relay_ip.as_str()), "{report}");
             }
-            assert_eq!(pair["local"]["relayProtocol"], "udp", "{report}");
+            assert_eq!(pair["local"]["relayProtocol"], transport, "{report}");
         }
         assert_eq!(report["pairs"].as_array().unwrap().len(), 2);
     }
@@ -89,12 +98,19 @@ mod browser {
     #[test]
     fn a_call_runs_through_the_relay_with_a_minted_credential() {
         let server = Server::start(&config(&["127.0.0.1"], ""));
-        call("minted credential", &server, &server.credential("alice"));
+        call("minted credential, udp", &server, &only("udp", &server.credential("alice")), "udp");
+    }
+
+    #[test]
+    fn a_call_runs_over_tcp_where_udp_is_blocked() {
+        let server = Server::start(&config(&["127.0.0.1"], ""));
+        call("minted credential, tcp", &server, &only("tcp", &server.credential("alice")), "tcp");
     }
 
     #[test]
     fn a_call_runs_through_the_relay_with_the_line_that_a_server_without_secret_prints() {
         let server = Server::start(&config_without_secret(&["127.0.0.1"], ""));
-        call("printed credential", &server, &server.printed_credential());
+        // A browser that can use UDP prefers it.
+        call("printed credential", &server, &server.printed_credential().configuration, "udp");
     }
 }

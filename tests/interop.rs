@@ -23,6 +23,12 @@ mod uclient {
     const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
 
     #[derive(Clone, Copy)]
+    enum Transport {
+        Udp,
+        Tcp,
+    }
+
+    #[derive(Clone, Copy)]
     enum Data {
         Channels,
         Indications,
@@ -79,14 +85,21 @@ mod uclient {
     }
 
     /// Runs the client to its end; all that it sends has to come back.
-    fn uclient(case: &str, server: &Server, clients: usize, arguments: &[&str]) {
+    fn uclient(case: &str, server: &Server, transport: Transport, clients: usize, arguments: &[&str]) {
         let credential = server.credential("uclient");
-        let address = server.udp_address();
+        let (address, more) = match transport {
+            Transport::Udp => (server.udp_address(), &[][..]),
+            Transport::Tcp => (server.tcp_address(), &["-t"][..]),
+        };
         let mut command = Command::new("turnutils_uclient");
         command.args(["-u", &credential.username, "-w", &credential.password]);
         // No second allocation for RTCP, which would use a RESERVATION-TOKEN. Every other Allocate asks for an even port.
         command.args(["-c", "-m", &clients.to_string(), "-n", &MESSAGES.to_string(), "-l", &MESSAGE_LEN.to_string()]);
-        command.args(["-z", "5", "-p", &address.port().to_string()]).args(arguments).arg(address.ip().to_string());
+        command
+            .args(["-z", "5", "-p", &address.port().to_string()])
+            .args(more)
+            .args(arguments)
+            .arg(address.ip().to_string());
 
         let finished = run(&mut command, PACKAGE, Duration::from_secs(60));
         let summary = Summary::parse(&finished.stdout).unwrap_or_else(|| panic!("no summary in {finished:#?}"));
@@ -106,7 +119,7 @@ mod uclient {
     }
 
     /// The client's data goes through the relay to an echo peer and back.
-    fn echo_through_peer(case: &str, ip: &str, data: Data) {
+    fn echo_through_peer(case: &str, transport: Transport, ip: &str, data: Data) {
         let server = Server::start(&config(&[ip], &format!("{FOR_UCLIENT}{LOOPBACK_PEERS}")));
         let (_peer, peer) = start_peer(ip.parse().unwrap());
         let (peer_ip, peer_port) = (peer.ip().to_string(), peer.port().to_string());
@@ -114,17 +127,17 @@ mod uclient {
         if matches!(data, Data::Indications) {
             arguments.push("-s");
         }
-        uclient(case, &server, 4, &arguments);
+        uclient(case, &server, transport, 4, &arguments);
     }
 
     /// Two of the client's allocations exchange data relay to relay, which takes no allowed peers.
-    fn client_to_client(case: &str, ip: &str, data: Data) {
+    fn client_to_client(case: &str, transport: Transport, ip: &str, data: Data) {
         let server = Server::start(&config(&[ip], FOR_UCLIENT));
         let mut arguments = vec![family(ip), "-y"];
         if matches!(data, Data::Indications) {
             arguments.push("-s");
         }
-        uclient(case, &server, 2, &arguments);
+        uclient(case, &server, transport, 2, &arguments);
     }
 
     /// Which relayed address family to ask for.
@@ -134,32 +147,57 @@ mod uclient {
 
     #[test]
     fn all_bytes_come_back_through_channels_over_ipv4() {
-        echo_through_peer("channels, IPv4", "127.0.0.1", Data::Channels);
+        echo_through_peer("channels, IPv4", Transport::Udp, "127.0.0.1", Data::Channels);
     }
 
     #[test]
     fn all_bytes_come_back_in_indications_over_ipv4() {
-        echo_through_peer("indications, IPv4", "127.0.0.1", Data::Indications);
+        echo_through_peer("indications, IPv4", Transport::Udp, "127.0.0.1", Data::Indications);
     }
 
     #[test]
     fn all_bytes_come_back_through_channels_over_ipv6() {
-        echo_through_peer("channels, IPv6", "::1", Data::Channels);
+        echo_through_peer("channels, IPv6", Transport::Udp, "::1", Data::Channels);
     }
 
     #[test]
     fn all_bytes_come_back_in_indications_over_ipv6() {
-        echo_through_peer("indications, IPv6", "::1", Data::Indications);
+        echo_through_peer("indications, IPv6", Transport::Udp, "::1", Data::Indications);
     }
 
     #[test]
     fn all_bytes_arrive_relay_to_relay_through_channels_over_ipv4() {
-        client_to_client("relay to relay, channels, IPv4", "127.0.0.1", Data::Channels);
+        client_to_client("relay to relay, channels, IPv4", Transport::Udp, "127.0.0.1", Data::Channels);
     }
 
     #[test]
     fn all_bytes_arrive_relay_to_relay_in_indications_over_ipv6() {
-        client_to_client("relay to relay, indications, IPv6", "::1", Data::Indications);
+        client_to_client("relay to relay, indications, IPv6", Transport::Udp, "::1", Data::Indications);
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_channels_over_tcp_and_ipv4() {
+        echo_through_peer("channels, IPv4, TCP", Transport::Tcp, "127.0.0.1", Data::Channels);
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_channels_over_tcp_and_ipv6() {
+        echo_through_peer("channels, IPv6, TCP", Transport::Tcp, "::1", Data::Channels);
+    }
+
+    #[test]
+    fn all_bytes_come_back_in_indications_over_tcp_and_ipv4() {
+        echo_through_peer("indications, IPv4, TCP", Transport::Tcp, "127.0.0.1", Data::Indications);
+    }
+
+    #[test]
+    fn all_bytes_come_back_in_indications_over_tcp_and_ipv6() {
+        echo_through_peer("indications, IPv6, TCP", Transport::Tcp, "::1", Data::Indications);
+    }
+
+    #[test]
+    fn all_bytes_arrive_relay_to_relay_through_channels_over_tcp() {
+        client_to_client("relay to relay, channels, IPv4, TCP", Transport::Tcp, "127.0.0.1", Data::Channels);
     }
 
     #[test]

@@ -48,6 +48,7 @@ fn a_port_that_another_program_has_is_one_line_that_names_it_and_what_to_do() {
 fn a_port_that_another_turnserver_has_is_one_line_that_names_it_and_what_to_do() {
     let other = Running::start(&text_config(&["127.0.0.1"], ""), &[]);
     in_use("udp", other.address());
+    in_use("tcp", other.listening("tcp")[0]);
     assert_eq!(other.terminate().code, Some(0));
 }
 
