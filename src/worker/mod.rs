@@ -263,17 +263,26 @@ impl Worker {
 
     /// Takes note of a connection.
     fn connected(&mut self, tuple: FiveTuple, outbound: Rc<RefCell<Outbound>>) {
-        self.connections.insert(tuple, outbound);
+        if self.connections.insert(tuple, outbound).is_some() {
+            // The client has the same port again, and its old connection is broken; nobody has told its task yet.
+            self.end_allocation(&tuple);
+        }
     }
 
     /// Ends what a connection had.
-    fn disconnected(&mut self, tuple: &FiveTuple, ticket: Ticket, close: Close) {
-        self.connections.remove(tuple);
+    fn disconnected(&mut self, tuple: &FiveTuple, outbound: &Rc<RefCell<Outbound>>, ticket: Ticket, close: Close) {
         self.shared.connections.release(ticket);
+        if self.connections.get(tuple).is_some_and(|current| Rc::ptr_eq(current, outbound)) {
+            self.connections.remove(tuple);
+            self.end_allocation(tuple);
+        }
+        tracing::debug!(client = %tuple.client, reason = close.label(), "connection ended");
+    }
+
+    fn end_allocation(&mut self, tuple: &FiveTuple) {
         let now = self.now();
         self.server.connection_closed(now.monotonic, tuple);
         self.carry_out(now);
-        tracing::debug!(client = %tuple.client, reason = close.label(), "connection ended");
     }
 
     /// Receives one datagram from a peer and sees it to its end.

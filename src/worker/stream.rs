@@ -125,7 +125,7 @@ where
     }
     let close = converse(&worker, &tuple, &outbound, &mut stream).await;
     if let Some(worker) = worker.upgrade() {
-        worker.borrow_mut().disconnected(&tuple, ticket, close);
+        worker.borrow_mut().disconnected(&tuple, &outbound, ticket, close);
     }
 }
 
