@@ -134,6 +134,33 @@ mod stream {
     }
 
     #[test]
+    fn a_stranger_gets_the_answers_to_what_came_before_the_garbage_and_no_room_for_much() {
+        let server = server("");
+        let client = Client::connect(server.tcp_address());
+        client.send(&[&binding(1)[..], &[0xff; 9]].concat());
+        assert_eq!(mapped(&client.frame().unwrap()), client.address());
+        assert_eq!(client.frame(), None);
+        // ChannelData, and a request that is longer than any that a stranger has to make.
+        for begin in [&[0x40, 0, 0, 4, 1, 2, 3, 4][..], &[0, 3, 0x20, 0, 0x21, 0x12, 0xa4, 0x42]] {
+            let client = Client::connect(server.tcp_address());
+            client.send(begin);
+            assert_eq!(client.frame(), None);
+        }
+    }
+
+    #[test]
+    fn more_requests_than_one_turn_serves_are_all_answered_in_their_order() {
+        let server = server("");
+        let client = Client::connect(server.tcp_address());
+        let requests: Vec<u8> = (0..250).flat_map(binding).collect();
+        client.send(&requests);
+        for number in 0..250 {
+            let answer = client.frame().unwrap();
+            assert_eq!(Message::parse(&answer).unwrap().transaction_id(), TransactionId::new([number; 12]));
+        }
+    }
+
+    #[test]
     fn a_client_that_does_not_read_loses_data_and_keeps_its_allocation() {
         let server = server(LOOPBACK_PEERS);
         let client = Client::connect(server.tcp_address());

@@ -1,9 +1,11 @@
-//! TCP listeners: how they are bound.
+//! TCP: how listeners are bound, and how connections end whose client is gone.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::udp;
 
@@ -41,7 +43,7 @@ pub fn bind_listener(addr: SocketAddr) -> io::Result<TcpListener> {
 pub fn claim_listener(addr: SocketAddr) -> io::Result<TcpListener> {
     let listener = listen(new_socket(addr)?, addr)?;
     // Not before: a listener that may share would join whoever is there.
-    socket2::SockRef::from(&listener).set_reuse_port(true)?;
+    SockRef::from(&listener).set_reuse_port(true)?;
     Ok(listener)
 }
 
@@ -61,4 +63,17 @@ fn listen(socket: Socket, addr: SocketAddr) -> io::Result<TcpListener> {
     // Two sockets that share with SO_REUSEADDR can both be bound: the kernel lets only one of them listen.
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Makes the kernel notice that a client has vanished: after 30 s in which it acknowledges nothing, or answers no probe.
+///
+/// # Errors
+///
+/// Those of `setsockopt`.
+pub fn notice_vanished(stream: &impl AsFd) -> io::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new().with_time(PATIENCE).with_interval(PATIENCE / 3).with_retries(3);
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(PATIENCE))
 }

@@ -6,8 +6,8 @@ use crate::stun::{HEADER_LEN, MAGIC_COOKIE};
 
 use super::channel_data::CHANNEL_HEADER;
 
-/// The longest frame: ChannelData with 65 535 bytes, its header and a byte of padding.
-pub const LARGEST_FRAME: usize = 65_540;
+/// The longest frame: a STUN header and as many attributes as its length field can say.
+pub const LARGEST_FRAME: usize = 65_552;
 
 /// What the bytes received so far begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,10 @@ mod tests {
         assert_eq!(next_frame(&[0x40, 0, 0, 1, 7, 0, 0, 0], &CHANNELS), Frame::Complete { message: 5, length: 8 });
         assert_eq!(next_frame(&[0x4f, 0xff, 0, 0], &CHANNELS), Frame::Complete { message: 4, length: 4 });
         let longest = [&[0x40, 0, 0xff, 0xff][..], &[0; 65_536]].concat();
-        assert_eq!(next_frame(&longest, &CHANNELS), Frame::Complete { message: 65_539, length: LARGEST_FRAME });
+        assert_eq!(next_frame(&longest, &CHANNELS), Frame::Complete { message: 65_539, length: 65_540 });
+        let longest = [&[0, 1, 0xff, 0xfc, 0x21, 0x12, 0xa4, 0x42][..], &[0; LARGEST_FRAME - 8]].concat();
+        let complete = Frame::Complete { message: LARGEST_FRAME, length: LARGEST_FRAME };
+        assert_eq!(next_frame(&longest, &CHANNELS), complete);
     }
 
     #[test]

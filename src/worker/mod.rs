@@ -26,14 +26,14 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::clock::{self, Clock};
-use crate::net::udp;
+use crate::net::{tcp, udp};
 use crate::turn::{
     Action, Context, Counters, DropReason, FiveTuple, Frame, FromClient, FromPeer, HEADROOM, Instant, LARGEST_FRAME,
     OpenError, OpenRelay, Opened, Outcome, REPLY_BUFFER, RelayId, Reply, Server, Settings, Shared, TAILROOM, Ticket,
     ToClient, ToPeer, Transport,
 };
 use events::EventLog;
-use stream::{Close, Outbound, Received};
+use stream::{Close, Inbound, Outbound, Received};
 
 /// The longest UDP payload, and one byte to see that it is not exceeded.
 const LARGEST_DATAGRAM: usize = 65_536;
@@ -192,35 +192,43 @@ impl Worker {
         outcome
     }
 
-    /// Reads from a client's connection, and sees to their ends the messages that are complete with it. `rest` keeps
-    /// what the last one lacks.
+    /// Reads from a client's connection and sees complete messages to their ends, not many at a time.
     fn poll_read<S: AsyncRead + Unpin>(
         &mut self,
         cx: &mut TaskContext<'_>,
         tuple: &FiveTuple,
-        rest: &mut Vec<u8>,
+        inbound: &mut Inbound,
         stream: &mut S,
     ) -> Poll<Result<Received, Close>> {
-        let kept = rest.len();
-        let (Some(front), Some(room)) = (self.buffer.get(..kept).map(<[u8]>::len), self.buffer.get_mut(kept..)) else {
-            return Poll::Ready(Err(Close::Garbage));
-        };
-        let mut read = ReadBuf::new(room);
-        let filled = match ready!(Pin::new(stream).poll_read(cx, &mut read)) {
-            Ok(()) => read.filled().len(),
-            Err(_) => return Poll::Ready(Err(Close::Broken)),
-        };
-        if filled == 0 {
-            return Poll::Ready(Err(Close::ByClient));
+        let kept = inbound.bytes.len();
+        let mut end = kept;
+        if !inbound.more {
+            let room = self.buffer.get_mut(kept..).unwrap_or_default();
+            let most = room.len().min(stream::LARGEST_READ);
+            let mut read = ReadBuf::new(room.get_mut(..most).unwrap_or_default());
+            match ready!(Pin::new(stream).poll_read(cx, &mut read)) {
+                Ok(()) if read.filled().is_empty() => return Poll::Ready(Err(Close::ByClient)),
+                Ok(()) => end += read.filled().len(),
+                Err(_) => return Poll::Ready(Err(Close::Broken)),
+            }
         }
-        if let Some(begun) = self.buffer.get_mut(..front) {
-            begun.copy_from_slice(rest);
+        if let Some(begun) = self.buffer.get_mut(..kept) {
+            begun.copy_from_slice(&inbound.bytes);
         }
         let now = self.now();
-        let (mut start, end) = (0, kept + filled);
-        let mut received = Received::Nothing;
-        loop {
-            match self.server.next_frame(self.buffer.get(start..end).unwrap_or_default()) {
+        inbound.proven |= self.server.has_allocation(tuple);
+        let (mut start, mut received) = (0, Received::Nothing);
+        inbound.more = false;
+        for served in 0.. {
+            let bytes = self.buffer.get(start..end).unwrap_or_default();
+            if !inbound.proven && stream::exceeds_stranger(bytes) {
+                return Poll::Ready(Err(Close::Garbage));
+            }
+            match self.server.next_frame(bytes) {
+                Frame::Complete { .. } if served == stream::BUDGET => {
+                    inbound.more = true;
+                    break;
+                }
                 Frame::Complete { message, length } => {
                     if !matches!(self.serve_packet(now, tuple, start..start + message), Outcome::Dropped(_)) {
                         received = Received::Request;
@@ -231,8 +239,7 @@ impl Worker {
                 Frame::Invalid => return Poll::Ready(Err(Close::Garbage)),
             }
         }
-        rest.clear();
-        rest.extend_from_slice(self.buffer.get(start..end).unwrap_or_default());
+        inbound.keep(self.buffer.get(start..end).unwrap_or_default());
         Poll::Ready(Ok(received))
     }
 
@@ -240,6 +247,7 @@ impl Worker {
     fn admit(&mut self, stream: &TcpStream) -> Option<(FiveTuple, Ticket)> {
         // An answer is written whole; waiting for more would only delay it. Who is gone already needs no answer.
         stream.set_nodelay(true).ok()?;
+        tcp::notice_vanished(stream).ok()?;
         let (client, server) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
         let tuple = FiveTuple { client: canonical(client), server: canonical(server), transport: Transport::Tcp };
         let source = match tuple.client.ip() {
@@ -430,7 +438,7 @@ impl Worker {
         let Some(outbound) = self.connections.get(tuple) else { return Outcome::Dropped(DropReason::SendFailed) };
         let mut outbound = outbound.borrow_mut();
         if outcome != Outcome::RelayedToClient {
-            outbound.push(message);
+            outbound.push_answer(message, self.server.has_allocation(tuple));
             outcome
         } else if outbound.push_data(message) {
             outcome

@@ -20,11 +20,26 @@ const MOST_DATA: usize = 256 * 1024;
 /// All that waits for a slow client, in bytes. Answers are never dropped; a client that leaves so many unread is.
 const MOST_IN_ALL: usize = MOST_DATA + 64 * 1024;
 
+/// The same for a client without an allocation.
+const MOST_FOR_STRANGER: usize = 16 * 1024;
+
+/// The longest request of a client that has had no allocation on the connection, in bytes.
+const LONGEST_OF_STRANGER: usize = 4 * 1024;
+
+/// What one read takes at most, in bytes.
+pub(super) const LARGEST_READ: usize = 16 * 1024;
+
+/// How many messages one connection may keep the worker busy with before the others get their turn.
+pub(super) const BUDGET: usize = 64;
+
 /// How long a client has for its first request, from the connection on.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
 /// How long a connection without an allocation is kept after the last request.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// How long a connection is kept that has had no allocation, whatever is asked on it.
+const STRANGER: Duration = Duration::from_secs(300);
 
 /// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +76,37 @@ pub(super) enum Received {
     Nothing,
 }
 
+/// What has come from a client and is not served.
+#[derive(Debug, Default)]
+pub(super) struct Inbound {
+    pub(super) bytes: Vec<u8>,
+    /// There are whole messages in it, to be served before more is read.
+    pub(super) more: bool,
+    /// The client has had an allocation on this connection.
+    pub(super) proven: bool,
+}
+
+impl Inbound {
+    /// Replaces what is kept.
+    pub(super) fn keep(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() && self.bytes.capacity() > LARGEST_READ {
+            self.bytes = Vec::new();
+        }
+        self.bytes.clear();
+        self.bytes.extend_from_slice(bytes);
+    }
+}
+
+/// Whether bytes are more, or other, than the request that a stranger can make: then they are none.
+pub(super) fn exceeds_stranger(bytes: &[u8]) -> bool {
+    let claimed = |high: &u8, low: &u8| usize::from(u16::from_be_bytes([*high, *low]));
+    match bytes {
+        [first, ..] if *first > 3 => true,
+        [_, _, high, low, ..] => claimed(high, low) > LONGEST_OF_STRANGER,
+        _ => false,
+    }
+}
+
 /// What waits to be written to a client.
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
@@ -73,19 +119,22 @@ pub(super) struct Outbound {
 impl Outbound {
     /// Takes relayed data; false if there is no room.
     pub(super) fn push_data(&mut self, message: &[u8]) -> bool {
-        let fits = self.queue.len() + message.len() <= MOST_DATA;
+        let fits = !self.overflowed && self.queue.len() + message.len() <= MOST_DATA;
         if fits {
             self.push(message);
         }
         fits
     }
 
-    /// Takes an answer.
-    pub(super) fn push(&mut self, message: &[u8]) {
-        self.overflowed |= self.queue.len() + message.len() > MOST_IN_ALL;
-        if !self.overflowed {
-            self.queue.extend(message);
-        }
+    /// Takes an answer. If the client leaves too many unread, the connection ends.
+    pub(super) fn push_answer(&mut self, message: &[u8], has_allocation: bool) {
+        let most = if has_allocation { MOST_IN_ALL } else { MOST_FOR_STRANGER };
+        self.overflowed |= self.queue.len() + message.len() > most;
+        self.push(if self.overflowed { &[] } else { message });
+    }
+
+    fn push(&mut self, message: &[u8]) {
+        self.queue.extend(message);
         if let Some(writer) = self.writer.take() {
             writer.wake();
         }
@@ -104,8 +153,10 @@ impl Outbound {
                 _ => return Poll::Ready(Close::Broken),
             }
         }
-        // A memory that a burst has filled is not kept for the rest of the connection.
-        self.queue.shrink_to(4096);
+        // What a burst took is not kept for the rest of the connection.
+        if self.queue.capacity() > MOST_FOR_STRANGER {
+            self.queue = VecDeque::new();
+        }
         match ready!(Pin::new(stream).poll_flush(cx)) {
             Ok(()) => Poll::Pending,
             Err(_) => Poll::Ready(Close::Broken),
@@ -138,8 +189,8 @@ async fn converse<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    // The beginning of a message whose rest has not arrived.
-    let mut rest = Vec::new();
+    let mut inbound = Inbound::default();
+    let mut stranger_until = None;
     let mut patience = FIRST_REQUEST;
     let mut deadline = None;
     loop {
@@ -147,13 +198,21 @@ where
             Some(worker) => worker.borrow().now().monotonic,
             None => return Close::Broken,
         };
+        if !inbound.proven && stranger_until.get_or_insert_with(|| Deadline::after(now, STRANGER)).has_passed(now) {
+            return Close::Idle;
+        }
         let until = *deadline.get_or_insert_with(|| Deadline::after(now, patience));
         let step = poll_fn(|cx| {
             if let Poll::Ready(close) = outbound.borrow_mut().poll_write(cx, stream) {
                 return Poll::Ready(Err(close));
             }
             let Some(worker) = worker.upgrade() else { return Poll::Ready(Err(Close::Broken)) };
-            worker.borrow_mut().poll_read(cx, tuple, &mut rest, stream)
+            let read = worker.borrow_mut().poll_read(cx, tuple, &mut inbound, stream);
+            if let Poll::Ready(Err(_)) = read {
+                // The answers to what came before the end; what cannot be written at once is not waited for.
+                let _ = outbound.borrow_mut().poll_write(cx, stream);
+            }
+            read
         });
         match timeout(Duration::from_secs(until.seconds_left(now).into()), step).await {
             Ok(Ok(Received::Request)) => (patience, deadline) = (IDLE, None),

@@ -84,7 +84,10 @@ async fn accept(worker: Weak<RefCell<Worker>>, panicked: Rc<Notify>, listener: T
                 let Some(worker) = worker.upgrade() else { return };
                 worker.borrow_mut().accept_failed(&error);
                 drop(worker);
-                tokio::time::sleep(ACCEPT_BACK_OFF).await;
+                // A connection that broke before it was accepted is no reason to keep the others waiting.
+                if error.kind() != io::ErrorKind::ConnectionAborted {
+                    tokio::time::sleep(ACCEPT_BACK_OFF).await;
+                }
             }
         }
     }

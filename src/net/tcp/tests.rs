@@ -171,7 +171,7 @@ fn a_dual_stack_wildcard_takes_both_families() {
 fn a_specific_ipv6_listener_leaves_the_port_to_ipv4() {
     if has_ipv6() {
         let listener = claim_listener(addr("[::1]:0")).unwrap();
-        assert!(socket2::SockRef::from(&listener).only_v6().unwrap());
+        assert!(SockRef::from(&listener).only_v6().unwrap());
     }
 }
 
