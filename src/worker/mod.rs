@@ -14,26 +14,23 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::ops::Range;
-use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll, ready};
 
 use rand::rngs::StdRng;
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::clock::{self, Clock};
-use crate::net::{tcp, udp};
+use crate::net::udp;
 use crate::turn::{
-    Action, Context, Counters, DropReason, FiveTuple, Frame, FromClient, FromPeer, HEADROOM, Instant, LARGEST_FRAME,
-    OpenError, OpenRelay, Opened, Outcome, REPLY_BUFFER, RelayId, Reply, Server, Settings, Shared, TAILROOM, Ticket,
-    ToClient, ToPeer, Transport,
+    Action, Context, Counters, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, Instant, LARGEST_FRAME,
+    OpenError, OpenRelay, Opened, Outcome, REPLY_BUFFER, RelayId, Reply, Server, Settings, Shared, TAILROOM, ToClient,
+    ToPeer, Transport,
 };
 use events::EventLog;
-use stream::{Close, Inbound, Outbound, Received};
+use stream::Outbound;
 
 /// The longest UDP payload, and one byte to see that it is not exceeded.
 const LARGEST_DATAGRAM: usize = 65_536;
@@ -192,107 +189,6 @@ impl Worker {
         outcome
     }
 
-    /// Reads from a client's connection and sees complete messages to their ends, not many at a time.
-    fn poll_read<S: AsyncRead + Unpin>(
-        &mut self,
-        cx: &mut TaskContext<'_>,
-        tuple: &FiveTuple,
-        inbound: &mut Inbound,
-        stream: &mut S,
-    ) -> Poll<Result<Received, Close>> {
-        let kept = inbound.bytes.len();
-        let mut end = kept;
-        if !inbound.more {
-            let room = self.buffer.get_mut(kept..).unwrap_or_default();
-            let most = room.len().min(stream::LARGEST_READ);
-            let mut read = ReadBuf::new(room.get_mut(..most).unwrap_or_default());
-            match ready!(Pin::new(stream).poll_read(cx, &mut read)) {
-                Ok(()) if read.filled().is_empty() => return Poll::Ready(Err(Close::ByClient)),
-                Ok(()) => end += read.filled().len(),
-                Err(_) => return Poll::Ready(Err(Close::Broken)),
-            }
-        }
-        if let Some(begun) = self.buffer.get_mut(..kept) {
-            begun.copy_from_slice(&inbound.bytes);
-        }
-        let now = self.now();
-        inbound.proven |= self.server.has_allocation(tuple);
-        let (mut start, mut received) = (0, Received::Nothing);
-        inbound.more = false;
-        for served in 0.. {
-            let bytes = self.buffer.get(start..end).unwrap_or_default();
-            if !inbound.proven && stream::exceeds_stranger(bytes) {
-                return Poll::Ready(Err(Close::Garbage));
-            }
-            match self.server.next_frame(bytes) {
-                Frame::Complete { .. } if served == stream::BUDGET => {
-                    inbound.more = true;
-                    break;
-                }
-                Frame::Complete { message, length } => {
-                    if !matches!(self.serve_packet(now, tuple, start..start + message), Outcome::Dropped(_)) {
-                        received = Received::Request;
-                    }
-                    start += length;
-                }
-                Frame::Partial => break,
-                Frame::Invalid => return Poll::Ready(Err(Close::Garbage)),
-            }
-        }
-        inbound.keep(self.buffer.get(start..end).unwrap_or_default());
-        Poll::Ready(Ok(received))
-    }
-
-    /// The 5-tuple of a new connection and its place in the count, or `None` if it is to be closed.
-    fn admit(&mut self, stream: &TcpStream) -> Option<(FiveTuple, Ticket)> {
-        // An answer is written whole; waiting for more would only delay it. Who is gone already needs no answer.
-        stream.set_nodelay(true).ok()?;
-        tcp::notice_vanished(stream).ok()?;
-        let (client, server) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
-        let tuple = FiveTuple { client: canonical(client), server: canonical(server), transport: Transport::Tcp };
-        let source = match tuple.client.ip() {
-            IpAddr::V4(v4) => v4.to_string(),
-            IpAddr::V6(v6) => (u128::from(v6) >> 64).to_string(),
-        };
-        match self.shared.connections.admit(&source) {
-            Ok(ticket) => Some((tuple, ticket)),
-            Err(exceeded) => {
-                let now = self.now();
-                self.events.connection_refused(now.monotonic, tuple.client, exceeded);
-                None
-            }
-        }
-    }
-
-    fn accept_failed(&mut self, error: &io::Error) {
-        let now = self.now();
-        self.events.accept_failed(now.monotonic, error);
-    }
-
-    /// Takes note of a connection.
-    fn connected(&mut self, tuple: FiveTuple, outbound: Rc<RefCell<Outbound>>) {
-        if self.connections.insert(tuple, outbound).is_some() {
-            // The client has the same port again, and its old connection is broken; nobody has told its task yet.
-            self.end_allocation(&tuple);
-        }
-    }
-
-    /// Ends what a connection had.
-    fn disconnected(&mut self, tuple: &FiveTuple, outbound: &Rc<RefCell<Outbound>>, ticket: Ticket, close: Close) {
-        self.shared.connections.release(ticket);
-        if self.connections.get(tuple).is_some_and(|current| Rc::ptr_eq(current, outbound)) {
-            self.connections.remove(tuple);
-            self.end_allocation(tuple);
-        }
-        tracing::debug!(client = %tuple.client, reason = close.label(), "connection ended");
-    }
-
-    fn end_allocation(&mut self, tuple: &FiveTuple) {
-        let now = self.now();
-        self.server.connection_closed(now.monotonic, tuple);
-        self.carry_out(now);
-    }
-
     /// Receives one datagram from a peer and sees it to its end.
     ///
     /// # Errors
@@ -432,27 +328,6 @@ impl Worker {
         };
         let from: Option<IpAddr> = listener.address.ip().is_unspecified().then(|| tuple.server.ip());
         sent(udp::send(&listener.socket, message, tuple.client, from), outcome)
-    }
-
-    fn send_on_connection(&self, tuple: &FiveTuple, message: &[u8], outcome: Outcome) -> Outcome {
-        let Some(outbound) = self.connections.get(tuple) else { return Outcome::Dropped(DropReason::SendFailed) };
-        let mut outbound = outbound.borrow_mut();
-        if outcome != Outcome::RelayedToClient {
-            outbound.push_answer(message, self.server.has_allocation(tuple));
-            outcome
-        } else if outbound.push_data(message) {
-            outcome
-        } else {
-            Outcome::Dropped(DropReason::SendBufferFull)
-        }
-    }
-}
-
-/// A client has one 5-tuple, whatever the family of the socket that it connected to.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        IpAddr::V4(v4) => SocketAddr::from((v4, address.port())),
-        IpAddr::V6(_) => address,
     }
 }
 

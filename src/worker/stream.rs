@@ -3,16 +3,20 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Worker;
-use crate::turn::{Deadline, FiveTuple, Ticket};
+use crate::net::tcp;
+use crate::turn::{Deadline, DropReason, FiveTuple, Frame, Outcome, Ticket, Transport};
 
 /// Relayed data that waits for a slow client, in bytes. What exceeds it is dropped, as a full socket buffer drops it.
 const MOST_DATA: usize = 256 * 1024;
@@ -27,10 +31,10 @@ const MOST_FOR_STRANGER: usize = 16 * 1024;
 const LONGEST_OF_STRANGER: usize = 4 * 1024;
 
 /// What one read takes at most, in bytes.
-pub(super) const LARGEST_READ: usize = 16 * 1024;
+const LARGEST_READ: usize = 16 * 1024;
 
 /// How many messages one connection may keep the worker busy with before the others get their turn.
-pub(super) const BUDGET: usize = 64;
+const BUDGET: usize = 64;
 
 /// How long a client has for its first request, from the connection on.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -43,7 +47,7 @@ const STRANGER: Duration = Duration::from_secs(300);
 
 /// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Close {
+enum Close {
     /// The client closed it, or its half of it.
     ByClient,
     /// What it sent is no TURN.
@@ -57,7 +61,7 @@ pub(super) enum Close {
 }
 
 impl Close {
-    pub(super) fn label(self) -> &'static str {
+    fn label(self) -> &'static str {
         match self {
             Self::ByClient => "closed by the client",
             Self::Garbage => "not TURN",
@@ -69,7 +73,7 @@ impl Close {
 }
 
 /// What the bytes of one read came to.
-pub(super) enum Received {
+enum Received {
     /// A message that was not dropped.
     Request,
     /// Nothing that counts.
@@ -78,17 +82,17 @@ pub(super) enum Received {
 
 /// What has come from a client and is not served.
 #[derive(Debug, Default)]
-pub(super) struct Inbound {
-    pub(super) bytes: Vec<u8>,
+struct Inbound {
+    bytes: Vec<u8>,
     /// There are whole messages in it, to be served before more is read.
-    pub(super) more: bool,
+    more: bool,
     /// The client has had an allocation on this connection.
-    pub(super) proven: bool,
+    proven: bool,
 }
 
 impl Inbound {
     /// Replaces what is kept.
-    pub(super) fn keep(&mut self, bytes: &[u8]) {
+    fn keep(&mut self, bytes: &[u8]) {
         if bytes.is_empty() && self.bytes.capacity() > LARGEST_READ {
             self.bytes = Vec::new();
         }
@@ -98,7 +102,7 @@ impl Inbound {
 }
 
 /// Whether bytes are more, or other, than the request that a stranger can make: then they are none.
-pub(super) fn exceeds_stranger(bytes: &[u8]) -> bool {
+fn exceeds_stranger(bytes: &[u8]) -> bool {
     let claimed = |high: &u8, low: &u8| usize::from(u16::from_be_bytes([*high, *low]));
     match bytes {
         [first, ..] if *first > 3 => true,
@@ -118,7 +122,7 @@ pub(super) struct Outbound {
 
 impl Outbound {
     /// Takes relayed data; false if there is no room.
-    pub(super) fn push_data(&mut self, message: &[u8]) -> bool {
+    fn push_data(&mut self, message: &[u8]) -> bool {
         let fits = !self.overflowed && self.queue.len() + message.len() <= MOST_DATA;
         if fits {
             self.push(message);
@@ -127,7 +131,7 @@ impl Outbound {
     }
 
     /// Takes an answer. If the client leaves too many unread, the connection ends.
-    pub(super) fn push_answer(&mut self, message: &[u8], has_allocation: bool) {
+    fn push_answer(&mut self, message: &[u8], has_allocation: bool) {
         let most = if has_allocation { MOST_IN_ALL } else { MOST_FOR_STRANGER };
         self.overflowed |= self.queue.len() + message.len() > most;
         self.push(if self.overflowed { &[] } else { message });
@@ -231,5 +235,129 @@ where
         }
         // A client that sends without end does not keep the others waiting.
         tokio::task::yield_now().await;
+    }
+}
+
+impl Worker {
+    /// The 5-tuple of a new connection and its place in the count, or `None` if it is to be closed.
+    pub(super) fn admit(&mut self, stream: &TcpStream) -> Option<(FiveTuple, Ticket)> {
+        // An answer is written whole; waiting for more would only delay it. Who is gone already needs no answer.
+        stream.set_nodelay(true).ok()?;
+        tcp::notice_vanished(stream).ok()?;
+        let (client, server) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
+        let tuple = FiveTuple { client: canonical(client), server: canonical(server), transport: Transport::Tcp };
+        let source = match tuple.client.ip() {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => (u128::from(v6) >> 64).to_string(),
+        };
+        match self.shared.connections.admit(&source) {
+            Ok(ticket) => Some((tuple, ticket)),
+            Err(exceeded) => {
+                let now = self.now();
+                self.events.connection_refused(now.monotonic, tuple.client, exceeded);
+                None
+            }
+        }
+    }
+
+    pub(super) fn accept_failed(&mut self, error: &io::Error) {
+        let now = self.now();
+        self.events.accept_failed(now.monotonic, error);
+    }
+
+    /// Takes note of a connection.
+    fn connected(&mut self, tuple: FiveTuple, outbound: Rc<RefCell<Outbound>>) {
+        if self.connections.insert(tuple, outbound).is_some() {
+            // The client has the same port again, and its old connection is broken; nobody has told its task yet.
+            self.end_allocation(&tuple);
+        }
+    }
+
+    /// Ends what a connection had.
+    fn disconnected(&mut self, tuple: &FiveTuple, outbound: &Rc<RefCell<Outbound>>, ticket: Ticket, close: Close) {
+        self.shared.connections.release(ticket);
+        if self.connections.get(tuple).is_some_and(|current| Rc::ptr_eq(current, outbound)) {
+            self.connections.remove(tuple);
+            self.end_allocation(tuple);
+        }
+        tracing::debug!(client = %tuple.client, reason = close.label(), "connection ended");
+    }
+
+    fn end_allocation(&mut self, tuple: &FiveTuple) {
+        let now = self.now();
+        self.server.connection_closed(now.monotonic, tuple);
+        self.carry_out(now);
+    }
+
+    /// Reads from a client's connection and sees complete messages to their ends, not many at a time.
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        tuple: &FiveTuple,
+        inbound: &mut Inbound,
+        stream: &mut S,
+    ) -> Poll<Result<Received, Close>> {
+        let kept = inbound.bytes.len();
+        let mut end = kept;
+        if !inbound.more {
+            let room = self.buffer.get_mut(kept..).unwrap_or_default();
+            let most = room.len().min(LARGEST_READ);
+            let mut read = ReadBuf::new(room.get_mut(..most).unwrap_or_default());
+            match ready!(Pin::new(stream).poll_read(cx, &mut read)) {
+                Ok(()) if read.filled().is_empty() => return Poll::Ready(Err(Close::ByClient)),
+                Ok(()) => end += read.filled().len(),
+                Err(_) => return Poll::Ready(Err(Close::Broken)),
+            }
+        }
+        if let Some(begun) = self.buffer.get_mut(..kept) {
+            begun.copy_from_slice(&inbound.bytes);
+        }
+        let now = self.now();
+        inbound.proven |= self.server.has_allocation(tuple);
+        let (mut start, mut received) = (0, Received::Nothing);
+        inbound.more = false;
+        for served in 0.. {
+            let bytes = self.buffer.get(start..end).unwrap_or_default();
+            if !inbound.proven && exceeds_stranger(bytes) {
+                return Poll::Ready(Err(Close::Garbage));
+            }
+            match self.server.next_frame(bytes) {
+                Frame::Complete { .. } if served == BUDGET => {
+                    inbound.more = true;
+                    break;
+                }
+                Frame::Complete { message, length } => {
+                    if !matches!(self.serve_packet(now, tuple, start..start + message), Outcome::Dropped(_)) {
+                        received = Received::Request;
+                    }
+                    start += length;
+                }
+                Frame::Partial => break,
+                Frame::Invalid => return Poll::Ready(Err(Close::Garbage)),
+            }
+        }
+        inbound.keep(self.buffer.get(start..end).unwrap_or_default());
+        Poll::Ready(Ok(received))
+    }
+
+    pub(super) fn send_on_connection(&self, tuple: &FiveTuple, message: &[u8], outcome: Outcome) -> Outcome {
+        let Some(outbound) = self.connections.get(tuple) else { return Outcome::Dropped(DropReason::SendFailed) };
+        let mut outbound = outbound.borrow_mut();
+        if outcome != Outcome::RelayedToClient {
+            outbound.push_answer(message, self.server.has_allocation(tuple));
+            outcome
+        } else if outbound.push_data(message) {
+            outcome
+        } else {
+            Outcome::Dropped(DropReason::SendBufferFull)
+        }
+    }
+}
+
+/// A client has one 5-tuple, whatever the family of the socket that it connected to.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::from((v4, address.port())),
+        IpAddr::V6(_) => address,
     }
 }
