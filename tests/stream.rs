@@ -188,6 +188,9 @@ mod stream {
         }
         assert!(data > 0 && data < 2_000, "{data}");
         assert_eq!(client.request(&session, Method::REFRESH, &|writer| writer.push(&Lifetime(600))).error(), None);
+        let logs = server.terminate().logs;
+        let stopped = logs.iter().find(|line| line.message() == "stopped").unwrap();
+        assert!(stopped.field("detail").unwrap().contains("dropped send-buffer-full"), "{stopped:?}");
     }
 
     #[test]
