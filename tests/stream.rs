@@ -9,7 +9,9 @@ mod stream {
     use std::net::SocketAddr;
     use std::time::Duration;
 
-    use turnserver::stun::attribute::{ChannelNumber, Data, Lifetime, XorMappedAddress, XorPeerAddress};
+    use turnserver::stun::attribute::{
+        ChannelNumber, Data, Lifetime, RequestedTransport, XorMappedAddress, XorPeerAddress,
+    };
     use turnserver::stun::{Class, Message, Method, TransactionId};
 
     use crate::support::client::{Client, Login, allocate, message, receive, socket};
@@ -146,6 +148,18 @@ mod stream {
             client.send(begin);
             assert_eq!(client.frame(), None);
         }
+    }
+
+    #[test]
+    fn channel_data_may_follow_its_allocation_in_one_segment() {
+        let server = server("");
+        let client = Client::connect(server.tcp_address());
+        let session = client.challenge(&Login::mint("alice", 600));
+        let request = client.signed(&session, Method::ALLOCATE, &|writer| writer.push(&RequestedTransport::UDP));
+        // The channel is not bound: RFC 8656 §12.6 has it discarded, and no more.
+        client.send(&[&request[..], &channel_data(0x4000, b"early")].concat());
+        assert_eq!(client.receive().error(), None);
+        assert_eq!(client.binding(), client.address());
     }
 
     #[test]

@@ -313,11 +313,12 @@ impl Worker {
             begun.copy_from_slice(&inbound.bytes);
         }
         let now = self.now();
-        inbound.proven |= self.server.has_allocation(tuple);
         let (mut start, mut received) = (0, Received::Nothing);
         inbound.more = false;
         for served in 0.. {
             let bytes = self.buffer.get(start..end).unwrap_or_default();
+            // One of the messages just served may have made the allocation.
+            inbound.proven = inbound.proven || self.server.has_allocation(tuple);
             if !inbound.proven && exceeds_stranger(bytes) {
                 return Poll::Ready(Err(Close::Garbage));
             }

@@ -146,14 +146,19 @@ impl Client {
     }
 
     pub(crate) fn request(&self, session: &Session, method: Method, fill: Fill<'_>) -> Answer {
-        self.send(&message(Class::Request, method, self.transaction(), &|writer| {
+        self.send(&self.signed(session, method, fill));
+        self.receive()
+    }
+
+    /// A request with its credentials, to be sent.
+    pub(crate) fn signed(&self, session: &Session, method: Method, fill: Fill<'_>) -> Vec<u8> {
+        message(Class::Request, method, self.transaction(), &|writer| {
             fill(writer);
             writer.push(&Username(&session.username));
             writer.push(&Realm(&session.realm));
             writer.push(&Nonce(&session.nonce));
             writer.message_integrity(session.key.as_bytes());
-        }));
-        self.receive()
+        })
     }
 
     /// Allocates; the error code where that fails.
