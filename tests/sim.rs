@@ -42,7 +42,7 @@ use crate::world::World;
 
 const STEPS: usize = 3_000;
 
-/// Why the core drops packets; the other reasons are its shell's.
+/// Why the core drops packets in these worlds, which have no reply limit; the other reasons are its shell's.
 const REASONS: [DropReason; 16] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,
