@@ -123,6 +123,12 @@ impl Views {
     }
 }
 
+/// Whether `address` is at the end of a Teredo or 6to4 tunnel. Clients and peers there could make a packet circle between
+/// the server and the tunnel's other end, and grow on its way (RFC 8656 §21.4).
+pub(super) fn is_tunneled(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if [TEREDO, SIX_TO_FOUR].iter().any(|net| net.contains(&v6)))
+}
+
 /// The name of the special-purpose range that `address` lies in.
 fn special_range(address: IpAddr) -> Option<&'static str> {
     match address {
@@ -161,8 +167,11 @@ const SPECIAL_V4: &[(Ipv4Net, &str)] = &[
     (v4(240, 0, 0, 0, 4), "reserved"),
 ];
 
-/// The same for IPv6; the first match counts, and `None` admits. What carries an IPv4 address is admitted here and
-/// judged by that address.
+const TEREDO: Ipv6Net = v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32);
+const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
+
+/// The same for IPv6; the first match counts, and `None` admits. What NAT64 carries is admitted here and judged by its
+/// IPv4 address; what a tunnel carries is refused (RFC 8656 §21.4).
 const SPECIAL_V6: &[(Ipv6Net, Option<&str>)] = &[
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), Some("unspecified")),
     (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), Some("loopback")),
@@ -170,14 +179,14 @@ const SPECIAL_V6: &[(Ipv6Net, Option<&str>)] = &[
     (v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48), Some("local-nat64")),
     (v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64), Some("discard-only")),
     (v6([0x100, 0, 0, 1, 0, 0, 0, 0], 64), Some("dummy")),
-    (v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32), None),
+    (TEREDO, Some("teredo")),
     (v6([0x2001, 3, 0, 0, 0, 0, 0, 0], 32), None),
     (v6([0x2001, 4, 0x112, 0, 0, 0, 0, 0], 48), None),
     (v6([0x2001, 0x20, 0, 0, 0, 0, 0, 0], 28), None),
     (v6([0x2001, 0x30, 0, 0, 0, 0, 0, 0], 28), None),
     (v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), Some("protocol-assignments")),
     (v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), Some("documentation")),
-    (v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16), None),
+    (SIX_TO_FOUR, Some("6to4")),
     (v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), Some("documentation")),
     (v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3), None),
     (v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7), Some("unique-local")),
@@ -249,6 +258,8 @@ mod tests {
             ("::1", "loopback"),
             ("100::1", "discard-only"),
             ("2001:2::1", "protocol-assignments"),
+            ("2001:0:808:808::f7f7:f7f7", "teredo"),
+            ("2002:808:808::1", "6to4"),
             ("2001:db8::1", "documentation"),
             ("3fff:fff::1", "documentation"),
             ("5f00::1", "unassigned"),
@@ -283,6 +294,19 @@ mod tests {
         assert_eq!(judge(&policy, "8.8.4.4"), Ok(()));
         assert_eq!(judge(&policy, "fd12::1"), Ok(()));
         assert_eq!(judge(&policy, "127.0.0.1"), Err(Denial::Special("loopback")));
+    }
+
+    // RFC 8656 §21.4: tunnels are refused whatever IPv4 address they lead to, unless the operator says otherwise.
+    #[test]
+    fn tunnel_ends_are_refused_though_their_ipv4_address_is_public() {
+        let (refused, asked_for) = (policy(&["8.0.0.0/8"], &[], &[]), policy(&["2002:808::/32"], &[], &[]));
+        for address in ["2001:0:808:808::f7f7:f7f7", "2002:808:808::1", "2002:101:101::1"] {
+            assert!(judge(&refused, address).is_err() && is_tunneled(address.parse().unwrap()), "{address}");
+        }
+        assert_eq!(judge(&asked_for, "2002:808:808::1"), Ok(()));
+        for address in ["2001:1::1", "2003::1", "8.8.8.8", "64:ff9b::808:808"] {
+            assert!(!is_tunneled(address.parse().unwrap()), "{address}");
+        }
     }
 
     // An admitted IPv4 range must not admit a local-use NAT64 address whose other reading is private.
@@ -347,12 +371,13 @@ mod tests {
         let prefix = |length: u32| n >> (128 - length);
         let global = prefix(3) == 1;
         let protocol = prefix(23) == 0x2001_0000 >> 9;
-        let exception = [prefix(32) == 0x2001_0000, prefix(32) == 0x2001_0003, prefix(48) == 0x2001_0004_0112]
+        let exception = [prefix(32) == 0x2001_0003, prefix(48) == 0x2001_0004_0112]
             .into_iter()
             .chain([prefix(28) == 0x200_1002, prefix(28) == 0x200_1003])
             .any(|yes| yes);
         let documentation = prefix(32) == 0x2001_0db8 || prefix(20) == 0x3fff0;
-        prefix(96) == 0x0064_ff9b_u128 << 64 || global && !documentation && (!protocol || exception)
+        let tunnel = prefix(32) == 0x2001_0000 || prefix(16) == 0x2002;
+        prefix(96) == 0x0064_ff9b_u128 << 64 || global && !tunnel && !documentation && (!protocol || exception)
     }
 
     fn edgy_v6() -> impl Strategy<Value = Ipv6Addr> {

@@ -40,6 +40,7 @@ const PEERS: &[(&str, Option<Denial>)] = &[
     ("::ffff:127.0.0.1", Some(Denial::Special("loopback"))),
     ("::ffff:9.9.9.9", Some(Denial::Operator)),
     ("64:ff9b::7f00:1", Some(Denial::Special("loopback"))),
+    ("2002:101:101::1", Some(Denial::Special("6to4"))),
     // IPv4 relay addresses in other words are no way to a relay socket.
     ("::ffff:8.8.4.4", Some(Denial::OwnAddress)),
 ];
@@ -114,10 +115,12 @@ impl Setup {
         let clients = (0..dice.between(6, 14))
             .map(|index| {
                 let port = 4_000 + index as u16;
-                let (client, server) = match dice.below(4) {
-                    0 => (SocketAddr::new(ip("2a02::5"), port), servers[1]),
+                let (client, server) = match dice.below(16) {
+                    // The end of a tunnel, which gets no allocation.
+                    0 => (SocketAddr::new(ip("2002:101:101::5"), port), servers[1]),
+                    1..4 => (SocketAddr::new(ip("2a02::5"), port), servers[1]),
                     // The same client transport address on two servers' addresses makes two 5-tuples.
-                    1 => (SocketAddr::new(ip("77.0.0.1"), 4_000), SocketAddr::new(servers[0].ip(), port)),
+                    4..8 => (SocketAddr::new(ip("77.0.0.1"), 4_000), SocketAddr::new(servers[0].ip(), port)),
                     _ => (SocketAddr::new(ip("77.0.0.2"), port), servers[0]),
                 };
                 FiveTuple { client, server, transport: Transport::Udp }

@@ -7,6 +7,7 @@ use rand::RngExt as _;
 
 use super::super::allocation::{Allocation, Channels, Opening, Permissions, State};
 use super::super::contract::{Action, Context, Event, FromClient, OpenError, OpenRelay, Opened, RelayId};
+use super::super::policy::is_tunneled;
 use super::super::ports::PortPool;
 use super::super::quota::QuotaExceeded;
 use super::super::reply::{self, Answering, Reject, Success};
@@ -14,6 +15,7 @@ use super::super::request::{Accepted, Authenticated, optional, required};
 use super::super::server::Server;
 use super::super::time::{Deadline, Instant};
 use super::super::{DEFAULT_LIFETIME, EndReason, MAXIMUM_LIFETIME};
+use super::FORBIDDEN;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport,
 };
@@ -93,6 +95,10 @@ const PORTS_IN_USE: Limit = Limit {
     note: "no relay port is free, and other programs have some of them: give this server relay.ports of its own; \
            ports that others had are tried again after a minute",
 };
+const TUNNELED: Limit = Limit {
+    reject: FORBIDDEN,
+    note: "the client comes from a Teredo or 6to4 address, which RFC 8656 §21.4 has no allocation for",
+};
 const NO_SOCKET: Limit = Limit {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: sockets"),
     note: "the kernel refuses another relay socket: raise the limit of open files (LimitNOFILE), or see whether the \
@@ -130,6 +136,9 @@ impl Server {
                 Some(_) => return Err(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch")),
                 None => self.end(id, cx.now, EndReason::Expired),
             }
+        }
+        if is_tunneled(request.tuple.client.ip()) {
+            return Err(self.limited(request, &TUNNELED));
         }
         let wanted = Wanted::parse(request.message)?;
         // Step 7: a family that no relay address has → 440.

@@ -475,6 +475,20 @@ fn stopping_ends_every_allocation() {
     assert_eq!(world.footprint(), NOTHING);
 }
 
+// §21.4: no allocation at the end of a Teredo or 6to4 tunnel, whatever the credentials.
+#[test]
+fn a_client_behind_a_tunnel_gets_no_allocation() {
+    let mut world = World::new();
+    for tunnel in ["[2001:0:808:808::f7f7:f7f7]:5000", "[2002:808:808::1]:5000"] {
+        let mut client = world.client(1);
+        client.tuple.client = address(tunnel);
+        client.nonce = world.nonce(client.tuple.client);
+        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP]), 403);
+        assert!(limit(&mut world).contains("§21.4"));
+    }
+    assert_eq!(world.footprint(), NOTHING);
+}
+
 // A stranger's Allocate costs neither a socket nor anything else, however often it comes.
 #[test]
 fn unauthenticated_allocate_opens_no_socket() {

@@ -152,6 +152,8 @@ fn refused_peers_are_403_with_the_rule_in_the_log() {
         (&client, "203.0.113.9:22"),
         (&second, "[::ffff:127.0.0.1]:7000"),
         (&second, "[64:ff9b::10.0.0.1]:7000"),
+        (&second, "[2002:808:808::1]:7000"),
+        (&second, "[2001:0:808:808::f7f7:f7f7]:7000"),
         (&second, "[2001:db8:1::5]:22"),
     ] {
         let peer = address(refused);

@@ -1,6 +1,6 @@
 //! STUN messages from clients (RFC 8489 §6.3, §9.2.4; RFC 8656 §7.2, §8.2, §10.2, §12.2).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use turnserver::auth::AuthFailure;
 use turnserver::stun::attribute::{
@@ -103,6 +103,8 @@ impl Model {
         else {
             return Err(error(400));
         };
+        // RFC 8489 §9.2.2: without trailing nulls.
+        let username = username.trim_end_matches('\0');
         let fresh = self.nonce_is_good(now, tuple.client, nonce);
         // Two secrets can make two credentials of one username.
         let mut named = (0..self.credentials.len()).filter(|at| self.credentials[*at].username == username);
@@ -154,7 +156,6 @@ impl Model {
 
     /// What an operator is told of a username whose key did not match.
     fn why_not(&self, now: Now, username: &str) -> AuthFailure {
-        let username = username.trim_end_matches('\0');
         if self.setup.statics.iter().any(|(name, _)| name == username) {
             return AuthFailure::WrongPassword;
         }
@@ -201,6 +202,13 @@ impl Model {
             } else {
                 return Err(Expect::Answer(allocated(alloc, now, &answer)));
             }
+        }
+        // §21.4.
+        if matches!(tuple.client.ip(), IpAddr::V6(v6) if v6.segments()[0] == 0x2002) {
+            let user = self.credentials[answer.signer.expect("it is authenticated")].user.clone();
+            let user = user.expect("a right credential is somebody's");
+            self.announced.push(Action::Log(Event::AllocationRefused { user, tuple: *tuple, limit: "" }));
+            return Err(fail(403));
         }
         // Step 3.
         match message.get::<RequestedTransport>() {
@@ -380,7 +388,7 @@ fn desired_lifetime(asked: Option<Lifetime>) -> u64 {
     }
 }
 
-fn permit(permissions: &mut Vec<(std::net::IpAddr, u64)>, now: Now, peer: SocketAddr) {
+fn permit(permissions: &mut Vec<(IpAddr, u64)>, now: Now, peer: SocketAddr) {
     permissions.retain(|(address, _)| *address != peer.ip());
     permissions.push((peer.ip(), now.ms + 300_000));
 }
