@@ -292,13 +292,12 @@ fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Sp
     for text in section.strings(key, report).unwrap_or_default() {
         match network(text.get_ref()) {
             Ok(network) => {
-                if let Some(form) = carrier_of_ipv4(network) {
+                if let (Some(form), "allow") = (carrier_of_ipv4(network), key) {
                     let what = quoted(text.get_ref());
                     report.warn(
                         &text.span(),
                         format!(
-                            "{}: {what} matches no peer, because {form} addresses \
-                             are judged by the IPv4 address in them",
+                            "{}: {what} admits IPv4 addresses as {form} spells them, private ones too",
                             section.name(key)
                         ),
                     );
@@ -333,7 +332,7 @@ fn network(text: &str) -> Result<IpNet, String> {
     Ok(network)
 }
 
-/// The name of the kind of addresses if all of the network carry an IPv4 address, which is what peers are judged by.
+/// The name of the kind of addresses if all of the network carry an IPv4 address.
 fn carrier_of_ipv4(network: IpNet) -> Option<&'static str> {
     let IpNet::V6(network) = network else { return None };
     [

@@ -426,12 +426,12 @@ fn what_is_probably_not_meant_is_a_warning() {
         ),
         (
             "[peers]\nallow = [\"64:ff9b::/96\"]",
-            "2:10: `peers.allow`: `64:ff9b::/96` matches no peer, \
-             because NAT64 addresses are judged by the IPv4 address in them",
+            "2:10: `peers.allow`: `64:ff9b::/96` admits IPv4 addresses as NAT64 spells them, private ones too",
         ),
     ] {
         assert_eq!(warnings(text), [expected], "{text}");
     }
+    assert!(warnings("[peers]\ndeny = [\"64:ff9b::/96\"]").is_empty());
 }
 
 #[test]
