@@ -207,6 +207,20 @@ mod stream {
         assert!(stopped.field("detail").unwrap().contains("dropped send-buffer-full"), "{stopped:?}");
     }
 
+    // The server is out of descriptors, and then it is not.
+    #[test]
+    fn connections_that_cannot_be_accepted_wait_and_the_rest_goes_on() {
+        let server = Server::start_with_open_files(&config(&["127.0.0.1"], ""), 40);
+        let udp = Client::new(server.udp_address());
+        let connections: Vec<Client> = (0..60).map(|_| Client::connect(server.tcp_address())).collect();
+        server.wait_for_log(|line| line.message().starts_with("a connection could not be accepted"));
+        assert_eq!(udp.binding(), udp.address());
+        assert_eq!(udp.allocate(&Login::mint("alice", 600)).map(drop), Err(508));
+        drop(connections);
+        let client = Client::connect(server.tcp_address());
+        assert_eq!(client.binding(), client.address());
+    }
+
     #[test]
     fn connections_are_limited_by_source_and_in_all() {
         let server = server("[limits]\nconnections = 3\nconnections-per-source = 2\n");

@@ -132,6 +132,14 @@ mod tests {
         }
     }
 
+    // RFC 8489 §14.8, RFC 8656 §18.12: fewer than 128 characters
+    #[test]
+    fn reason_phrases_are_short() {
+        let phrases: Vec<&str> = (300..=699).map(|code| ErrorCode::new(code).unwrap().reason()).collect();
+        assert!(phrases.iter().all(|phrase| phrase.chars().count() < 128));
+        assert!(phrases.iter().filter(|phrase| !phrase.is_empty()).count() >= 16);
+    }
+
     #[test]
     fn codes_print_with_their_phrase() {
         assert_eq!(ErrorCode::STALE_NONCE.to_string(), "438 Stale Nonce");

@@ -119,6 +119,24 @@ mod tests {
         assert_eq!(std::iter::from_fn(|| pool.take(at(0), false, &mut rng)).count(), 50);
     }
 
+    // RFC 8656 §7.2: random ports (RFC 6056), so that a port tells nothing about the one before or after it.
+    #[test]
+    fn a_port_does_not_tell_the_next() {
+        let pairs: Vec<(u16, u16)> = (0..500)
+            .map(|seed| {
+                let mut rng = StdRng::seed_from_u64(seed);
+                let mut pool = PortPool::new(49_152..=65_535);
+                (pool.take(at(0), false, &mut rng).unwrap(), pool.take(at(0), false, &mut rng).unwrap())
+            })
+            .collect();
+        let distinct = |values: Vec<u16>| values.into_iter().collect::<BTreeSet<u16>>().len();
+        assert!(distinct(pairs.iter().map(|(first, _)| *first).collect()) > 450);
+        assert!(distinct(pairs.iter().map(|(first, next)| next.wrapping_sub(*first)).collect()) > 450);
+        // All parts of the range are used.
+        let quarters: BTreeSet<u16> = pairs.iter().map(|(first, _)| (first - 49_152) / 4_096).collect();
+        assert_eq!(quarters.len(), 4);
+    }
+
     #[test]
     fn the_whole_range_can_be_used_again() {
         let mut rng = StdRng::seed_from_u64(1);

@@ -2,9 +2,13 @@
 
 use serde_json::Value;
 
+use turnserver::auth::LongTermKey;
+use turnserver::stun::attribute::{ErrorCodeAttribute, Nonce, Realm, Username};
+use turnserver::stun::{Class, Message, Method, TransactionId};
+
 use super::running::{Running, as_text, text_config, turnserver};
-use crate::support::client::{Client, Login};
-use crate::support::{PATIENCE, SECRET, Server, TempDir, config, config_without_secret, has_ipv6};
+use crate::support::client::{Client, Login, allocate, message, receive, socket};
+use crate::support::{PATIENCE, REALM, SECRET, Server, TempDir, config, config_without_secret, has_ipv6};
 
 #[test]
 fn a_server_with_a_secret_prints_nothing_on_standard_output_and_says_that_it_is_ready() {
@@ -23,6 +27,41 @@ fn a_server_with_a_static_user_prints_nothing_and_lets_that_user_allocate() {
     assert!(Client::new(server.udp_address()).allocate(&Login::new("alice", "an old password")).is_ok());
     assert_eq!(Client::new(server.udp_address()).allocate(&Login::new("alice", "another")).map(drop), Err(401));
     assert_eq!(server.terminate().stdout, [""; 0]);
+}
+
+// Keys and ports come from the system's generator: what one run gave out tells nothing about another.
+#[test]
+fn two_runs_share_neither_nonces_nor_relay_ports() {
+    let users = "[[auth.users]]\nname = \"alice\"\npassword = \"an old password\"\n";
+    let config = format!("workers = 1\n{}", config_without_secret(&["127.0.0.1"], users));
+    let socket = socket("127.0.0.1:0".parse().unwrap());
+    let (id, key) = (TransactionId::new([1; 12]), LongTermKey::derive("alice", REALM, b"an old password"));
+    let mut nonces: Vec<String> = Vec::new();
+    let ports = [(); 2].map(|()| {
+        let server = Server::start(&config);
+        let ask = |request: &[u8]| {
+            socket.send_to(request, server.udp_address()).unwrap();
+            receive(&socket).0
+        };
+        let challenge = ask(&allocate(id));
+        let Nonce(nonce) = Message::parse(&challenge).unwrap().get().unwrap().unwrap();
+        nonces.push(nonce.to_owned());
+        let codes = nonces.iter().map(|nonce| {
+            let answer = ask(&message(Class::Request, Method::REFRESH, id, &|writer| {
+                writer.push(&Username("alice"));
+                writer.push(&Realm(REALM));
+                writer.push(&Nonce(nonce));
+                writer.message_integrity(key.as_bytes());
+            }));
+            Message::parse(&answer).unwrap().get::<ErrorCodeAttribute<'_>>().unwrap().unwrap().code.code()
+        });
+        // Its own nonce is taken, and then there is no allocation; an earlier run's is stale.
+        assert_eq!(codes.collect::<Vec<_>>(), [438, 437][2 - nonces.len()..]);
+        let login = Login::new("alice", "an old password");
+        let clients = [(); 4].map(|()| Client::new(server.udp_address()));
+        clients.map(|client| client.allocate(&login).unwrap().1.port())
+    });
+    assert_ne!(ports[0], ports[1]);
 }
 
 #[test]

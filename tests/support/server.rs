@@ -36,9 +36,20 @@ pub(crate) struct Credential {
 impl Server {
     /// Starts the server with `config` (TOML) and waits until it is ready.
     pub(crate) fn start(config: &str) -> Self {
+        Self::start_by(&mut Command::new(env!("CARGO_BIN_EXE_turnserver")), config)
+    }
+
+    /// The same, with at most `open_files` descriptors.
+    pub(crate) fn start_with_open_files(config: &str, open_files: u32) -> Self {
+        let mut shell = Command::new("sh");
+        let limited = format!("ulimit -n {open_files} && exec \"$0\" \"$@\"");
+        Self::start_by(shell.args(["-c", &limited, env!("CARGO_BIN_EXE_turnserver")]), config)
+    }
+
+    fn start_by(command: &mut Command, config: &str) -> Self {
         let directory = TempDir::new();
         let path = directory.write("turnserver.toml", config);
-        let process = Process::start(Command::new(env!("CARGO_BIN_EXE_turnserver")).arg("--config").arg(&path), None);
+        let process = Process::start(command.arg("--config").arg(&path), None);
         let ready = process.stderr.wait_for(PATIENCE, |lines| {
             lines.iter().any(|line| LogLine::parse(line).message() == "ready").then_some(())
         });

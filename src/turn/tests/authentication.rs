@@ -316,6 +316,9 @@ fn software_is_told_to_authenticated_clients_in_allocate_and_refresh() {
     let has_software = |answer: &Answer| answer.get::<Software<'_>>().is_some();
     assert!(has_software(&world.ask(&client, Method::ALLOCATE, &[])));
     world.allocate(&client);
+    // RFC 8489 §14.14: who made it, and which version it is.
+    let named = Software(concat!("turnserver/", env!("CARGO_PKG_VERSION")));
+    assert_eq!(world.ask(&client, Method::REFRESH, &[]).get(), Some(named));
     assert!(has_software(&world.ask(&client, Method::REFRESH, &[])));
     assert!(!has_software(&world.ask(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))])));
 }

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::super::{Action, DropReason, FromClient, OpenRelay, Outcome};
 use super::support::*;
 use crate::stun::attribute::{
-    ChannelNumber, Data, Lifetime, Nonce, Realm, RequestedTransport, Software, Username, XorPeerAddress,
+    AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, Lifetime, Nonce, Realm, RequestedTransport, Software,
+    Username, XorPeerAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, Method, TransactionId};
 
@@ -110,6 +111,42 @@ fn the_longest_names_are_borne() {
         writer.message_integrity(b"some key");
     });
     assert_eq!(world.answer_to(&client.tuple, &request).code(), Some(401));
+}
+
+// RFC 8489 §6.1: 576 bytes with the headers of IPv4 and UDP, whatever is asked, for realms of up to 127 ASCII characters.
+#[test]
+fn answers_fit_the_smallest_path_mtu() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let unknown: Vec<_> = (0x7000..0x7100).map(|kind| Raw(AttributeType::new(kind), &[])).collect();
+    let unknown: Vec<&dyn EncodeAttribute> = unknown.iter().map(|raw| raw as &dyn EncodeAttribute).collect();
+    let udp = RequestedTransport::UDP;
+    let sealed = |world: &mut World, client: &Client, method, attributes: &[&dyn EncodeAttribute]| {
+        let request = client.request_sealed(world.transaction(), method, attributes, |writer, key| {
+            writer.message_integrity(key);
+            writer.fingerprint();
+        });
+        match world.client_packet(&client.tuple, &request) {
+            (FromClient::Open(open), _) => world.opened(&request, &open, Ok(())),
+            (FromClient::Reply(reply), buffer) => Answer::new(&request, &buffer, &reply),
+            (other, _) => panic!("an answer is expected, not {other:?}"),
+        }
+    };
+    let stale = Client { nonce: "of another life".to_owned(), ..client.clone() };
+    let everything: [&dyn EncodeAttribute; 3] = [&udp, &Lifetime(700), &AdditionalAddressFamily(AddressFamily::V6)];
+    let answers = [
+        world.answer_to(&client.tuple, &plain(Class::Request, Method::ALLOCATE, &unknown)),
+        sealed(&mut world, &stale, Method::ALLOCATE, &[&udp]),
+        sealed(&mut world, &client, Method::BINDING, &unknown),
+        sealed(&mut world, &client, Method::ALLOCATE, &unknown),
+        sealed(&mut world, &client, Method::ALLOCATE, &everything),
+        sealed(&mut world, &client, Method::CHANNEL_BIND, &[&ChannelNumber(0x5000), &XorPeerAddress(peer(1))]),
+    ];
+    assert_eq!(answers.each_ref().map(Answer::code), [Some(401), Some(438), Some(420), Some(420), None, Some(400)]);
+    for answer in answers {
+        assert!(answer.bytes.len() + 128 - REALM.len() <= 576 - 20 - 8, "{} bytes", answer.bytes.len());
+    }
+    while world.server.next_action().is_some() {}
 }
 
 /// The packets of a client that knows what it does, to be spoilt.
