@@ -1,7 +1,11 @@
 //! The rules that the compiler does not know: which module may use which, that the core is pure, what stays out of the
-//! data path. They hold for the program; code that is compiled for tests only may do as it likes.
+//! data path. They hold for the program; code that is compiled for tests only may do as it likes. And that documents name
+//! what is there.
 
 // `cfg(test)` tells clippy that helpers in a test binary are test code too.
+#[cfg(test)]
+#[path = "architecture/documents.rs"]
+mod documents;
 #[cfg(test)]
 #[path = "architecture/paths.rs"]
 mod paths;

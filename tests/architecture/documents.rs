@@ -1,0 +1,229 @@
+//! What docs/rfc-coverage.md and docs/threat-model.md say of the code is so: the files are there, the tests are tests,
+//! the configuration keys are keys, and every row has a test, says why it has none, or admits that it is missing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::tokens::{starts_with, tokens};
+
+/// What stands in place of a test where a requirement is not met.
+const MISSING: &str = "**missing**";
+
+/// What in a row separates its tests from a remark.
+const REMARK: &str = " — ";
+
+/// A row of a table with the columns section (or attack), requirement (or answer), where, tests.
+struct Row<'d> {
+    line: usize,
+    cells: [&'d str; 4],
+}
+
+/// What the documents are compared with.
+struct Project {
+    exists: fn(&str) -> bool,
+    /// The names of the tests in a file.
+    tests: fn(&str) -> BTreeSet<String>,
+    /// Configuration keys as `section.key`.
+    keys: BTreeSet<String>,
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
+        .unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn rows(document: &str) -> Result<Vec<Row<'_>>, String> {
+    let lines: Vec<&str> = document.lines().collect();
+    let is_rule = |at: usize| lines.get(at).is_some_and(|line| line.starts_with("|---"));
+    let numbered = lines.iter().enumerate().filter(|(_, line)| line.starts_with('|'));
+    let rows = numbered.filter(|(at, _)| !is_rule(*at) && !is_rule(*at + 1));
+    rows.map(|(at, line)| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let cells = cells.try_into().map_err(|_| format!("{}: a row has four cells", at + 1))?;
+        Ok(Row { line: at + 1, cells })
+    })
+    .collect()
+}
+
+/// What stands between backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+fn list(texts: &[&str]) -> String {
+    texts.iter().map(|text| format!("`{text}`")).collect::<Vec<_>>().join(", ")
+}
+
+impl Row<'_> {
+    /// What is wrong with the row.
+    fn mistake(&self, project: &Project) -> Result<(), String> {
+        let [topic, requirement, places, evidence] = self.cells;
+        if topic.is_empty() || requirement.is_empty() {
+            return Err("an empty cell".to_owned());
+        }
+        for key in self.cells.iter().flat_map(|cell| quoted(cell)).filter(|text| is_key(text)) {
+            if !project.keys.contains(key) {
+                return Err(format!("no configuration key: {key}"));
+            }
+        }
+        let tested = evidence.starts_with('`');
+        if places != "—" {
+            let paths = quoted(places);
+            if paths.is_empty() || places != list(&paths) {
+                return Err(format!("not a list of paths: {places}"));
+            }
+            if let Some(path) = paths.iter().find(|path| !(project.exists)(path)) {
+                return Err(format!("no such path: {path}"));
+            }
+        } else if tested {
+            return Err("tested, but nowhere done".to_owned());
+        }
+        if tested {
+            let (tests, _) = evidence.split_once(REMARK).unwrap_or((evidence, ""));
+            tests.split("; ").try_for_each(|group| check_tests(group, project))
+        } else if evidence == MISSING || evidence.split_whitespace().count() > 3 {
+            Ok(())
+        } else {
+            Err(format!("neither a test nor a reason: {evidence}"))
+        }
+    }
+}
+
+/// Whether a quoted text is written like a configuration key with its section.
+fn is_key(text: &str) -> bool {
+    text.contains('.')
+        && !text.contains('/')
+        && text.chars().all(|c| c.is_ascii_lowercase() || "0123456789.-".contains(c))
+}
+
+/// A file and tests of it: `` `src/x.rs`: `one_test`, `another_test` ``.
+fn check_tests(group: &str, project: &Project) -> Result<(), String> {
+    let quoted = quoted(group);
+    let [file, tests @ ..] = quoted.as_slice() else { return Err(format!("no file: {group}")) };
+    if tests.is_empty() || group != format!("`{file}`: {}", list(tests)) {
+        return Err(format!("not a file and its tests: {group}"));
+    }
+    if !(project.exists)(file) {
+        return Err(format!("no such file: {file}"));
+    }
+    let known = (project.tests)(file);
+    match tests.iter().find(|name| !known.contains(**name)) {
+        Some(name) => Err(format!("no such test in {file}: {name}")),
+        None => Ok(()),
+    }
+}
+
+/// The functions of a file that have the attribute `test`, or one that ends so, as `tokio::test` does.
+fn test_names(source: &str) -> BTreeSet<String> {
+    let tokens = tokens(source);
+    let (mut names, mut is_test) = (BTreeSet::new(), false);
+    for at in 0..tokens.len() {
+        let rest = &tokens[at..];
+        if starts_with(rest, &["#", "["]) {
+            let path = rest[2..].iter().take_while(|token| token.is_word() || token.is("::"));
+            is_test |= path.last().is_some_and(|word| word.is("test"));
+        } else if rest[0].is("fn") && is_test {
+            names.extend(rest.get(1).map(|name| name.text.clone()));
+            is_test = false;
+        } else if rest[0].is("{") || rest[0].is(";") {
+            is_test = false;
+        }
+    }
+    names
+}
+
+/// The keys of the shipped configuration, those in comments too, as `section.key`.
+fn keys(configuration: &str) -> BTreeSet<String> {
+    let (mut keys, mut section) = (BTreeSet::new(), String::new());
+    for line in configuration.lines().map(|line| line.strip_prefix('#').unwrap_or(line)) {
+        if line.starts_with('[') {
+            section = line.trim_matches(['[', ']']).to_owned();
+        } else if let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| !key.contains(' ')) {
+            keys.insert(format!("{section}.{key}"));
+        }
+    }
+    keys
+}
+
+fn mistakes(document: &str, project: &Project) -> Vec<String> {
+    let rows = rows(document).unwrap();
+    let told = rows.iter().filter_map(|row| row.mistake(project).err().map(|why| format!("line {}: {why}", row.line)));
+    told.collect()
+}
+
+fn this_project() -> Project {
+    Project {
+        exists: |path| Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists(),
+        tests: |path| test_names(&read(path)),
+        keys: keys(&read("turnserver.toml")),
+    }
+}
+
+#[test]
+fn the_coverage_of_the_rfcs_is_what_the_document_says() {
+    let document = read("docs/rfc-coverage.md");
+    assert!(rows(&document).unwrap().len() > 100);
+    let mistakes = mistakes(&document, &this_project());
+    assert!(mistakes.is_empty(), "docs/rfc-coverage.md: {mistakes:#?}");
+}
+
+#[test]
+fn the_threats_are_answered_as_the_document_says() {
+    let document = read("docs/threat-model.md");
+    assert!(rows(&document).unwrap().len() > 30);
+    let mistakes = mistakes(&document, &this_project());
+    assert!(mistakes.is_empty(), "docs/threat-model.md: {mistakes:#?}");
+}
+
+#[test]
+fn a_row_that_is_wrong_is_found() {
+    let project = Project {
+        exists: |path| path.starts_with("src/"),
+        tests: |_| ["one", "two"].map(str::to_owned).into(),
+        keys: ["limits.connections".to_owned()].into(),
+    };
+    let table = |row: &str| format!("| § | what | where | tests |\n|---|---|---|---|\n{row}\n");
+    for good in [
+        "| 1 | must | `src/a`, `src/b` | `src/a`: `one`, `two`; `src/b`: `one` |",
+        "| 1 | must | `src/a` | `src/a`: `one` — up to `limits.connections` |",
+        "| 1 | must | — | nobody does this here |",
+        "| 1 | must | — | **missing** |",
+    ] {
+        assert_eq!(mistakes(&table(good), &project), [""; 0], "{good}");
+    }
+    for bad in [
+        "| 1 | must | `src/a` | `src/a`: `three` |",
+        "| 1 | must | `src/a` | `lib/a`: `one` |",
+        "| 1 | must | `src/a` | `src/a`: one |",
+        "| 1 | must | `src/a` | `src/a`, `one` |",
+        "| 1 | must | `src/a` | `src/a` |",
+        "| 1 | must | `src/a` | `src/a`: `one`, `src/b`: `two` |",
+        "| 1 | must | `lib/a` | `src/a`: `one` |",
+        "| 1 | must | src/a | `src/a`: `one` |",
+        "| 1 | must | — | `src/a`: `one` |",
+        "| 1 | must | — | — |",
+        "| 1 | must | — |  |",
+        "| 1 |  | — | nobody does this here |",
+        "| 1 | up to `limits.conections` | — | nobody does this here |",
+    ] {
+        assert_eq!(mistakes(&table(bad), &project).len(), 1, "{bad}");
+    }
+    assert!(rows(&table("| 1 | must | nobody does this here |")).is_err());
+}
+
+#[test]
+fn tests_are_found_by_their_attribute() {
+    let source = "#[test] fn a() { fn not() {} } #[cfg(test)] mod m { fn nor() {} }\n\
+                  #[tokio::test(flavor = \"x\")] async fn b() {}\n\
+                  // #[test]\nfn nor_this() {}\n\
+                  proptest! { #![config(x)] #[test] fn c(x in 0..9) { } }\n\
+                  #[test] #[cfg(unix)] fn d() {}";
+    assert_eq!(test_names(source), ["a", "b", "c", "d"].map(str::to_owned).into());
+}
+
+#[test]
+fn keys_are_found_in_comments_too() {
+    let text = "realm = \"r\"\n[log]\n# level = is explained\nlevel = \"info\"\n#file = \"x\"\n#[[auth.users]]\n#name = \"n\"\n";
+    assert_eq!(keys(text), [".realm", "log.level", "log.file", "auth.users.name"].map(str::to_owned).into());
+}
