@@ -8,10 +8,12 @@ mod support;
 mod cli {
     mod addresses;
     mod check_config;
+    mod drain;
     mod failures;
     mod logs;
     mod network;
     mod running;
+    mod service;
     mod start;
     mod stop;
 }

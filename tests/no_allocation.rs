@@ -109,6 +109,7 @@ impl World {
             live: LiveRelays::new([(bind, advertised)]),
             quota: Quota::new(0, 0, [5; 32]),
             connections: Quota::new(0, 0, [6; 32]),
+            draining: false.into(),
         });
         let (client, server) = (address("192.0.2.1:5000"), address("192.0.2.200:3478"));
         let nonce = shared.nonces.mint(UNIX, client).to_string();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
 
@@ -13,11 +13,11 @@ use zeroize::Zeroizing;
 use super::general::name_of;
 use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{Auth, StaticUser, format_duration, parse_duration, schema};
+use super::{Auth, StaticUser, format_duration, parse_duration, paths, schema};
 use crate::auth::Secret;
 use crate::auth::time_limited::TimeLimitedUsername;
 
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 const SECOND: Duration = Duration::from_secs(1);
 /// In bytes; shorter ones can be found by trying.
 const SHORTEST_GOOD_SECRET: usize = 16;
@@ -76,15 +76,22 @@ fn secrets_file(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Secret> {
         report.error(&span, "`auth.secrets-file` is empty: leave it out if there is no such file");
         return Vec::new();
     }
-    let path = beside(report.file(), name);
+    let path = match paths::resolve(report.file(), name) {
+        Ok(path) => path,
+        Err(why) => {
+            report.error(&span, format!("`auth.secrets-file`: {why}"));
+            return Vec::new();
+        }
+    };
     let text = match fs::read_to_string(&path) {
         Ok(text) => Zeroizing::new(text),
         Err(error) => {
             report.error(
                 &span,
                 format!(
-                    "`auth.secrets-file`: {} cannot be read: {}",
+                    "`auth.secrets-file`: {}{} cannot be read: {}",
                     quoted(&path.display().to_string()),
+                    paths::origin(name),
                     read_failure(&error)
                 ),
             );
@@ -118,14 +125,13 @@ fn secrets_file(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Secret> {
     }
     report.warnings.append(&mut inner.warnings);
     if secrets.is_empty() {
-        report.error(&span, format!("`auth.secrets-file`: `{shown}` holds no secret; put one on a line of its own"));
+        let origin = paths::origin(name);
+        report.error(
+            &span,
+            format!("`auth.secrets-file`: `{shown}`{origin} holds no secret; put one on a line of its own"),
+        );
     }
     secrets
-}
-
-/// A relative path is meant from the directory of the configuration file, so that it does not depend on who starts us.
-fn beside(config_file: &str, name: &str) -> PathBuf {
-    Path::new(config_file).parent().unwrap_or(Path::new("")).join(name)
 }
 
 pub(super) fn readable_by_others(path: &Path) -> bool {
@@ -228,7 +234,7 @@ fn check_username(name: &Spanned<&str>, report: &mut Report<'_>) {
 }
 
 /// A duration as a string with a unit or as a number of seconds.
-fn duration(
+pub(super) fn duration(
     section: &Section<'_>,
     key: &str,
     least: Duration,

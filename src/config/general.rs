@@ -1,9 +1,11 @@
 //! The top level and the sections of plain values: `[limits]`, `[compat]`, `[log]`.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use toml::Spanned;
 
+use super::credentials::{DAY, duration};
 use super::problem::{Report, closest, quoted};
 use super::reader::{Section, list};
 use super::{Compat, Config, Limits, Log, LogFormat, LogLevel, schema};
@@ -120,6 +122,11 @@ fn check_host(host: &str) -> Result<String, String> {
 
 pub(super) fn workers(top: &Section<'_>, report: &mut Report<'_>) -> usize {
     top.number("workers", 0..=MAX_WORKERS, report).unwrap_or_default()
+}
+
+pub(super) fn drain_deadline(top: &Section<'_>, report: &mut Report<'_>) -> Duration {
+    let deadline = duration(top, "drain-deadline", Duration::ZERO, DAY, report);
+    deadline.unwrap_or_else(|| Config::default().drain_deadline)
 }
 
 pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {

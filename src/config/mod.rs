@@ -20,6 +20,7 @@ mod addresses;
 mod credentials;
 mod duration;
 mod general;
+mod paths;
 mod problem;
 mod reader;
 mod schema;
@@ -43,6 +44,8 @@ pub struct Config {
     pub hostname: Option<String>,
     /// How many workers to run, 0 to 1024; 0 is one for each CPU.
     pub workers: usize,
+    /// How long a stop (SIGTERM) waits for allocations to end, at most 1 day; 0 is not at all.
+    pub drain_deadline: Duration,
     /// Where clients are served.
     pub listen: Listen,
     /// The relayed transport addresses.
@@ -230,6 +233,7 @@ impl Default for Config {
             realm: "turnserver".to_owned(),
             hostname: None,
             workers: 0,
+            drain_deadline: Duration::from_secs(1),
             listen: Listen::default(),
             relay: Relay::default(),
             auth: Auth::default(),
@@ -345,6 +349,7 @@ impl Config {
             realm: general::realm(&top, report),
             hostname: general::hostname(&top, report),
             workers,
+            drain_deadline: general::drain_deadline(&top, report),
             listen,
             relay,
             auth: credentials::auth(&top, report),

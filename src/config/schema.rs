@@ -20,7 +20,19 @@ impl TableKeys {
 
 pub(super) const TOP: TableKeys = TableKeys {
     path: "",
-    keys: &["realm", "hostname", "workers", "listen", "relay", "auth", "peers", "limits", "compat", "log"],
+    keys: &[
+        "realm",
+        "hostname",
+        "workers",
+        "drain-deadline",
+        "listen",
+        "relay",
+        "auth",
+        "peers",
+        "limits",
+        "compat",
+        "log",
+    ],
 };
 pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp"] };
 pub(super) const RELAY: TableKeys = TableKeys { path: "relay", keys: &["addresses", "external", "ports"] };

@@ -20,7 +20,20 @@ impl<'c> Summary<'c> {
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { realm, hostname, workers, listen, relay, auth, peers, limits, compat, log, warnings } = self.0;
+        let Config {
+            realm,
+            hostname,
+            workers,
+            drain_deadline,
+            listen,
+            relay,
+            auth,
+            peers,
+            limits,
+            compat,
+            log,
+            warnings,
+        } = self.0;
 
         write!(f, "realm    {realm}")?;
         match hostname {
@@ -30,6 +43,12 @@ impl fmt::Display for Summary<'_> {
         match workers {
             0 => f.write_str("\nworkers  one for each CPU")?,
             workers => write!(f, "\nworkers  {workers}")?,
+        }
+        match *drain_deadline {
+            Duration::ZERO => f.write_str("\nstop     at once")?,
+            deadline => {
+                write!(f, "\nstop     with the last allocation, at most {} after SIGTERM", format_duration(deadline))?;
+            }
         }
         let of = |transport, addresses| std::iter::repeat(transport).zip(addresses);
         for (transport, address) in of("udp", &listen.udp).chain(of("tcp", &listen.tcp)) {

@@ -1,16 +1,18 @@
 //! The life of the process: start, signals, stop.
 
 pub mod addresses;
+mod life;
 mod listeners;
 pub mod logging;
+mod service;
 mod start;
 
 use std::collections::HashSet;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::auth::{Secret, time_limited};
@@ -18,6 +20,8 @@ use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::turn::{Counters, Outcome};
 use crate::worker;
+use life::{Life, Signals};
+use service::Service;
 
 pub use listeners::ListenError;
 pub use start::{StartError, check_listeners, choose_addresses};
@@ -41,7 +45,7 @@ pub enum RunError {
     WorkerEnded(usize),
 }
 
-/// Runs the server until SIGINT or SIGTERM.
+/// Runs the server until SIGINT, or until it is drained upon SIGTERM or SIGUSR1.
 ///
 /// # Errors
 /// If it cannot start, or a worker fails.
@@ -52,15 +56,15 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let (stop, stopped) = watch::channel(false);
     let clock = Clock::start();
     let prepared = start::prepare(config, clock, &stopped)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(RunError::Signals)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Signals)?;
     // Before the first line that says that the server is there, so that a signal sent upon it is not lost.
-    let (mut interrupt, mut terminate, mut hangup) = {
+    let mut signals = {
         let _entered = runtime.enter();
-        let listen = |kind| signal(kind).map_err(RunError::Signals);
-        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?)
+        Signals::listen().map_err(RunError::Signals)?
     };
     announce(&prepared);
 
+    let heartbeats: Vec<_> = prepared.plans.iter().map(|plan| Arc::clone(&plan.heartbeat)).collect();
     let (ended, mut endings) = mpsc::channel(2 * prepared.plans.len().max(1));
     let mut threads = Vec::new();
     for (index, plan) in prepared.plans.into_iter().enumerate() {
@@ -89,18 +93,13 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     }
     tracing::info!(workers = threads.len(), "ready");
 
-    let early = runtime.block_on(async {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => break None,
-                _ = terminate.recv() => break None,
-                _ = hangup.recv() => tracing::warn!(
-                    "SIGHUP: this version does not reload its configuration; restart it to apply a change"
-                ),
-                Some(News::Ended(index)) = endings.recv() => break Some(index),
-            }
-        }
-    });
+    let life = Life {
+        shared: &prepared.shared,
+        heartbeats: &heartbeats,
+        drain_deadline: config.drain_deadline,
+        service: Service::from_environment(),
+    };
+    let early = runtime.block_on(life.run(&mut signals, &mut endings));
     // No receiver is left only if every worker has ended already.
     let _ = stop.send(true);
     let mut totals = Counters::default();

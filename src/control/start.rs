@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -44,6 +45,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) plans: Vec<Plan>,
+    pub(super) shared: Arc<Shared>,
     /// The transports and addresses that are listened on, with their real ports.
     pub(super) listeners: Vec<(&'static str, SocketAddr)>,
     pub(super) choice: Choice,
@@ -76,10 +78,11 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
             clock,
             rng: StdRng::try_from_rng(&mut SysRng)?,
             stop: stop.clone(),
+            heartbeat: Arc::default(),
         });
     }
     let listeners = udp.addresses().chain(tcp.addresses()).collect();
-    Ok(Prepared { plans, listeners, choice, own_secret })
+    Ok(Prepared { plans, shared, listeners, choice, own_secret })
 }
 
 /// The relay addresses, with the reasons for them.
@@ -136,6 +139,7 @@ fn share(config: &Config, choice: &Choice, own_secret: Option<&Secret>) -> Resul
         live: LiveRelays::new(choice.addresses.iter().map(|relay| (relay.bind, relay.advertised))),
         quota: Quota::new(config.limits.allocations_per_user, config.limits.allocations, random_key()?),
         connections: Quota::new(config.limits.connections_per_source, config.limits.connections, random_key()?),
+        draining: AtomicBool::new(false),
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::allocation::State;
 use super::channel_data;
@@ -38,6 +39,8 @@ pub struct Shared {
     pub quota: Quota,
     /// How many connections there are; its users are the sources, as text: an IPv4 address or an IPv6 /64.
     pub connections: Quota,
+    /// Whether new allocations are refused, because the process is about to end.
+    pub draining: AtomicBool,
 }
 
 /// One worker's part of the configuration.

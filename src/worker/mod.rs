@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as S
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use rand::rngs::StdRng;
 use tokio::net::UdpSocket;
@@ -31,6 +32,7 @@ use crate::turn::{
 };
 use events::EventLog;
 use stream::Outbound;
+pub use tasks::HEARTBEAT;
 
 /// The longest UDP payload, and one byte to see that it is not exceeded.
 const LARGEST_DATAGRAM: usize = 65_536;
@@ -56,6 +58,8 @@ pub struct Plan {
     pub rng: StdRng,
     /// Becomes true when the worker has to stop.
     pub stop: watch::Receiver<bool>,
+    /// Counted up by the worker each [`HEARTBEAT`] while its loop turns.
+    pub heartbeat: Arc<AtomicU64>,
 }
 
 /// Runs a worker on this thread until it is told to stop, and returns what became of its packets. `started` is called
@@ -125,6 +129,10 @@ struct Worker {
     counters: Counters,
     events: EventLog,
     panicked: Rc<Notify>,
+    /// No connection is taken any more, and those that there are end once their answers are written.
+    stopping: bool,
+    /// Told when the last connection has ended.
+    disconnected: Rc<Notify>,
 }
 
 impl Worker {
@@ -146,6 +154,8 @@ impl Worker {
                 counters: Counters::default(),
                 events: EventLog::default(),
                 panicked: Rc::default(),
+                stopping: false,
+                disconnected: Rc::default(),
             })
         }))
     }
@@ -217,11 +227,15 @@ impl Worker {
         self.events.tick(now.monotonic);
     }
 
-    /// Ends every allocation, and what is to be told.
+    /// Ends every allocation, what is to be told, and every connection once what is due on it is written.
     fn stop(&mut self, now: Now) {
+        self.stopping = true;
         self.server.stop(now.monotonic);
         self.carry_out(now);
         self.events.finish();
+        for outbound in self.connections.values() {
+            outbound.borrow_mut().finish();
+        }
     }
 
     fn finish(&mut self, now: Now, from: SocketAddr, outcome: Outcome) {

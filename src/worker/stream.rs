@@ -58,6 +58,8 @@ enum Close {
     Idle,
     /// The connection broke.
     Broken,
+    /// The server ends.
+    ServerStopped,
 }
 
 impl Close {
@@ -68,6 +70,7 @@ impl Close {
             Self::Unread => "answers left unread",
             Self::Idle => "idle without an allocation",
             Self::Broken => "connection broken",
+            Self::ServerStopped => "the server stopped",
         }
     }
 }
@@ -118,6 +121,8 @@ pub(super) struct Outbound {
     /// Of the task that writes.
     writer: Option<Waker>,
     overflowed: bool,
+    /// The connection is to be closed when the queue is written.
+    finishing: bool,
 }
 
 impl Outbound {
@@ -135,6 +140,12 @@ impl Outbound {
         let most = if has_allocation { MOST_IN_ALL } else { MOST_FOR_STRANGER };
         self.overflowed |= self.queue.len() + message.len() > most;
         self.push(if self.overflowed { &[] } else { message });
+    }
+
+    /// Has the connection closed once what waits is written.
+    pub(super) fn finish(&mut self) {
+        self.finishing = true;
+        self.push(&[]);
     }
 
     fn push(&mut self, message: &[u8]) {
@@ -162,6 +173,7 @@ impl Outbound {
             self.queue = VecDeque::new();
         }
         match ready!(Pin::new(stream).poll_flush(cx)) {
+            Ok(()) if self.finishing => Poll::Ready(Close::ServerStopped),
             Ok(()) => Poll::Pending,
             Err(_) => Poll::Ready(Close::Broken),
         }
@@ -241,6 +253,9 @@ where
 impl Worker {
     /// The 5-tuple of a new connection and its place in the count, or `None` if it is to be closed.
     pub(super) fn admit(&mut self, stream: &TcpStream) -> Option<(FiveTuple, Ticket)> {
+        if self.stopping {
+            return None;
+        }
         // An answer is written whole; waiting for more would only delay it. Who is gone already needs no answer.
         stream.set_nodelay(true).ok()?;
         tcp::notice_vanished(stream).ok()?;
@@ -267,6 +282,9 @@ impl Worker {
 
     /// Takes note of a connection.
     fn connected(&mut self, tuple: FiveTuple, outbound: Rc<RefCell<Outbound>>) {
+        if self.stopping {
+            outbound.borrow_mut().finish();
+        }
         if self.connections.insert(tuple, outbound).is_some() {
             // The client has the same port again, and its old connection is broken; nobody has told its task yet.
             self.end_allocation(&tuple);
@@ -279,6 +297,9 @@ impl Worker {
         if self.connections.get(tuple).is_some_and(|current| Rc::ptr_eq(current, outbound)) {
             self.connections.remove(tuple);
             self.end_allocation(tuple);
+        }
+        if self.connections.is_empty() {
+            self.disconnected.notify_one();
         }
         tracing::debug!(client = %tuple.client, reason = close.label(), "connection ended");
     }
@@ -360,5 +381,57 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::from((v4, address.port())),
         IpAddr::V6(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that takes `room` more bytes, and then none.
+    #[derive(Default)]
+    struct Slow {
+        room: usize,
+        taken: Vec<u8>,
+    }
+
+    impl AsyncWrite for Slow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let count = bytes.len().min(self.room);
+            if count == 0 {
+                return Poll::Pending;
+            }
+            self.room -= count;
+            self.taken.extend_from_slice(&bytes[..count]);
+            Poll::Ready(Ok(count))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn at_the_end_of_the_server_a_connection_ends_when_its_answers_are_written() {
+        let (mut outbound, mut stream) = (Outbound::default(), Slow { room: 3, ..Slow::default() });
+        let mut cx = Context::from_waker(Waker::noop());
+        outbound.push_answer(b"answer", false);
+        outbound.finish();
+        assert!(outbound.poll_write(&mut cx, &mut stream).is_pending());
+        stream.room = 100;
+        assert_eq!(outbound.poll_write(&mut cx, &mut stream), Poll::Ready(Close::ServerStopped));
+        assert_eq!(stream.taken, b"answer");
+    }
+
+    #[test]
+    fn a_connection_on_which_nothing_is_due_ends_at_once() {
+        let (mut outbound, mut cx) = (Outbound::default(), Context::from_waker(Waker::noop()));
+        assert!(outbound.poll_write(&mut cx, &mut Slow::default()).is_pending());
+        outbound.finish();
+        assert_eq!(outbound.poll_write(&mut cx, &mut Slow::default()), Poll::Ready(Close::ServerStopped));
     }
 }

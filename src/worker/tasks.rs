@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -25,12 +27,15 @@ const BACK_OFF: Duration = Duration::from_millis(10);
 /// How long after an error no connection is accepted.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 
-/// How often the core is told that time passes.
-const TICK: Duration = Duration::from_secs(1);
+/// How often a worker tells the core that time passes, and others that its loop turns.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How long clients on connections have at the end to take the answers that are due to them.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// Runs a worker to its end.
 pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<Counters> {
-    let mut stop = plan.stop.clone();
+    let (mut stop, heartbeat) = (plan.stop.clone(), Arc::clone(&plan.heartbeat));
     let mut streams = Vec::new();
     for listener in std::mem::take(&mut plan.tcp_listeners) {
         streams.push(TcpListener::from_std(listener)?);
@@ -44,7 +49,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
         spawn(&panicked, serve_listener(Rc::clone(&worker), listener));
     }
     started();
-    let mut ticks = tokio::time::interval(TICK);
+    let mut ticks = tokio::time::interval(HEARTBEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stopped = async {
         // The sender is gone only if the process is ending otherwise; that is a stop too.
@@ -59,13 +64,25 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
                 let mut worker = worker.borrow_mut();
                 let now = worker.now();
                 worker.tick(now);
+                heartbeat.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
-    let mut worker = worker.borrow_mut();
-    let now = worker.now();
-    worker.stop(now);
-    Ok(worker.counters.clone())
+    let disconnected = {
+        let mut worker = worker.borrow_mut();
+        let now = worker.now();
+        worker.stop(now);
+        Rc::clone(&worker.disconnected)
+    };
+    let last_answers = async {
+        while !worker.borrow().connections.is_empty() {
+            disconnected.notified().await;
+        }
+    };
+    // Whoever does not read by then does not get them.
+    let _ = tokio::time::timeout(LAST_ANSWERS, last_answers).await;
+    let counters = worker.borrow().counters.clone();
+    Ok(counters)
 }
 
 /// Accepts connections for ever: an error is over when a descriptor is free again, and no reason to give up.

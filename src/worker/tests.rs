@@ -27,6 +27,7 @@ fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Sha
         live: LiveRelays::new([(localhost, localhost)]),
         quota: Quota::new(0, 0, [2; 32]),
         connections: Quota::new(0, 0, [4; 32]),
+        draining: false.into(),
     };
     let settings = Settings {
         relays: vec![RelayRange { bind: localhost, advertised: localhost, ports }],
@@ -47,6 +48,7 @@ fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Sha
         clock,
         rng,
         stop,
+        heartbeat: Arc::default(),
     };
     (Worker::new(plan).unwrap(), shared, address)
 }

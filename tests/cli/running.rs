@@ -24,9 +24,13 @@ impl Running {
 
     /// The same without waiting, for a server that does not log that it is ready.
     pub(crate) fn begin(config: &str, arguments: &[&str]) -> Self {
-        let directory = TempDir::new();
+        Self::begin_in(TempDir::new(), config, arguments, &[])
+    }
+
+    /// The same in a directory that has more in it, with more in the environment.
+    pub(crate) fn begin_in(directory: TempDir, config: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         directory.write("turnserver.toml", config);
-        let process = Process::start(&mut command(&directory, arguments), None);
+        let process = Process::start(command(&directory, arguments).envs(environment.iter().copied()), None);
         Self { process, _directory: directory }
     }
 

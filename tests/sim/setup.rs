@@ -163,6 +163,7 @@ impl Setup {
             live: LiveRelays::new(self.relays.iter().map(|relay| (relay.bind, relay.advertised))),
             quota: Quota::new(self.per_user, self.in_all, self.quota_key),
             connections: Quota::new(0, 0, self.quota_key),
+            draining: false.into(),
         })
     }
 

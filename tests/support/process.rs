@@ -110,6 +110,11 @@ impl Process {
         signal::kill(self.pid(), Signal::SIGINT).unwrap();
     }
 
+    /// Sends any other signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        signal::kill(self.pid(), signal).unwrap();
+    }
+
     /// Waits for the end; panics (and so kills) when `limit` passes first.
     pub(crate) fn finish(mut self, limit: Duration) -> Finished {
         drop(self.child.stdin.take());

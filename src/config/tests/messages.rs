@@ -352,6 +352,30 @@ fn a_duration_that_cannot_be_used_is_refused() {
 }
 
 #[test]
+fn a_drain_deadline_that_cannot_be_used_is_refused() {
+    let expected = "1:18: `drain-deadline` must be between 0s and 1d";
+    assert_eq!(error("drain-deadline = \"25h\""), expected);
+    assert_eq!(error("drain-deadline = -1"), "1:18: `drain-deadline` must be between 0 and 86400");
+    assert_eq!(
+        error("drain-deadline = \"2\""),
+        "1:18: `drain-deadline` `2`: it has no unit: write it with s, m, h or d behind it, as in \"90s\" or \"1h\""
+    );
+    assert_eq!(
+        error("[limits]\ndrain-deadline = 2"),
+        "2:1: unknown key `drain-deadline` in `[limits]`; it belongs at the top of the file, above the first `[section]`"
+    );
+}
+
+#[test]
+fn a_credential_that_nobody_provides_is_refused() {
+    assert_eq!(
+        error("[auth]\nsecrets-file = \"$CREDENTIALS_DIRECTORY/secrets\""),
+        "2:16: `auth.secrets-file`: `$CREDENTIALS_DIRECTORY` is not set: systemd sets it for a unit with \
+         `LoadCredential=secrets:PATH`; to try it by hand, set it to the directory that has `secrets`"
+    );
+}
+
+#[test]
 fn a_user_that_cannot_log_in_is_refused() {
     assert_eq!(error("[[auth.users]]\nname = \"ann\""), "1:1: user `ann` has no `password`");
     assert_eq!(error("[[auth.users]]\npassword = \"x\""), "1:1: a user without a `name`");

@@ -8,6 +8,7 @@ const EVERYTHING: &str = r#"
 realm = "example.org"
 hostname = "2001:db8::7"
 workers = 3
+drain-deadline = "10m"
 
 [listen]
 udp = ["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]
@@ -52,6 +53,7 @@ fn every_value_arrives() {
         realm: "example.org".to_owned(),
         hostname: Some("[2001:db8::7]".to_owned()),
         workers: 3,
+        drain_deadline: Duration::from_secs(600),
         listen: Listen {
             udp: ["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]
                 .map(|a| a.parse().unwrap())
@@ -120,6 +122,7 @@ fn the_summary_says_what_will_happen() {
 realm    turnserver
 host     not set: urls name an address of this machine
 workers  one for each CPU
+stop     with the last allocation, at most 1s after SIGTERM
 listen   udp [::]:3478 (IPv6 and IPv4)
 listen   tcp [::]:3478 (IPv6 and IPv4)
 relay    addresses from the interfaces of this machine; ports 49152-65535, 16384 for each address
@@ -138,6 +141,7 @@ log      info as text"
 realm    example.org
 host     [2001:db8::7]
 workers  3
+stop     with the last allocation, at most 10m after SIGTERM
 listen   udp 0.0.0.0:3478
 listen   udp [2001:db8::7]:443
 listen   udp 127.0.0.1:0 (any free port)
@@ -158,7 +162,7 @@ limits   any number of allocations for a user, 500 in all
          an unverified source gets 7 answers a second
 compat   channel numbers up to 0x7FFF are accepted
 log      trace as json
-warning  t.toml:16:12: `auth.secrets` has a secret shorter than 16 bytes, \
+warning  t.toml:17:12: `auth.secrets` has a secret shorter than 16 bytes, \
 which can be guessed: `openssl rand -hex 32` makes a good one"
     );
 }

@@ -1,6 +1,7 @@
 //! Allocate (RFC 8656 §7.2).
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -99,6 +100,10 @@ const TUNNELED: Limit = Limit {
     reject: FORBIDDEN,
     note: "the client comes from a Teredo or 6to4 address, which RFC 8656 §21.4 has no allocation for",
 };
+const DRAINING: Limit = Limit {
+    reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Server is shutting down"),
+    note: "the server is shutting down: it ends with its last allocation",
+};
 const NO_SOCKET: Limit = Limit {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: sockets"),
     note: "the kernel refuses another relay socket: raise the limit of open files (LimitNOFILE), or see whether the \
@@ -139,6 +144,9 @@ impl Server {
         }
         if is_tunneled(request.tuple.client.ip()) {
             return Err(self.limited(request, &TUNNELED));
+        }
+        if self.shared.draining.load(Ordering::Relaxed) {
+            return Err(self.limited(request, &DRAINING));
         }
         let wanted = Wanted::parse(request.message)?;
         // Step 7: a family that no relay address has → 440.

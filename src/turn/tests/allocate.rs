@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::{Action, DropReason, EndReason, Event, FromClient, OpenError, Opened, Outcome};
@@ -462,6 +463,25 @@ fn a_socket_that_opens_after_the_end_is_abandoned_and_its_port_kept_until_it_is_
         world.server.relay_closed(opens[0].bind);
         assert_eq!(world.footprint(), NOTHING);
     }
+}
+
+// RFC 8656 §7.2 step 11: a server that cannot take on more → 508.
+#[test]
+fn while_the_server_drains_a_new_allocate_is_508_and_an_old_one_gets_its_answer_again() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    let open = world.open_for(&client.tuple, &request);
+    let first = world.opened(&request, &open, Ok(()));
+    assert!(matches!(world.event(), Event::AllocationCreated { .. }));
+    let before = world.footprint();
+    world.shared.draining.store(true, Ordering::Relaxed);
+    let newcomer = world.client(2);
+    assert_eq!(world.refusal(&newcomer, Method::ALLOCATE, &[&UDP]), 508);
+    assert!(limit(&mut world).contains("shutting down"));
+    assert_eq!(world.answer_to(&client.tuple, &request), first);
+    assert_eq!(world.accept(&client, Method::REFRESH, &[]).lifetime(), Some(600));
+    assert_eq!(world.footprint(), before);
 }
 
 #[test]

@@ -138,6 +138,7 @@ impl World {
             live: LiveRelays::new(relays),
             quota: Quota::new(setup.allocations_per_user, setup.allocations, [5; 32]),
             connections: Quota::new(0, 0, [6; 32]),
+            draining: false.into(),
         });
         Self {
             server: Server::new(Arc::clone(&shared), setup.settings),

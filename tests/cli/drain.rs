@@ -1,0 +1,165 @@
+//! The end with clients still there: SIGUSR1, SIGTERM and its deadline, and what ends the server at once.
+
+use std::net::{SocketAddr, UdpSocket};
+
+use nix::sys::signal::Signal;
+use turnserver::stun::Method;
+
+use super::running::Running;
+use crate::support::client::{Client, Login, Session, receive, socket};
+use crate::support::{Finished, LogLine, PATIENCE, config};
+
+const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";
+
+/// A server that gives allocations this long, in TOML, after SIGTERM.
+fn server(drain_deadline: &str) -> Running {
+    let config = config(&["127.0.0.1"], LOOPBACK_PEERS);
+    Running::start(&format!("drain-deadline = {drain_deadline:?}\n{config}"), &[])
+}
+
+/// A client in a call: it has an allocation and a peer.
+struct Call {
+    client: Client,
+    session: Session,
+    relayed: SocketAddr,
+    peer: UdpSocket,
+}
+
+impl Call {
+    fn begin(client: Client) -> Self {
+        let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        let peer = socket("127.0.0.1:0".parse().unwrap());
+        client.permit(&session, peer.local_addr().unwrap());
+        Self { client, session, relayed, peer }
+    }
+
+    fn over_udp(server: &Running) -> Self {
+        Self::begin(Client::new(server.address()))
+    }
+
+    fn over_tcp(server: &Running) -> Self {
+        Self::begin(Client::connect(server.listening("tcp")[0]))
+    }
+
+    /// Data goes both ways, and the allocation can be kept alive.
+    fn goes_on(&self) {
+        self.client.send_to_peer(self.peer.local_addr().unwrap(), b"there");
+        assert_eq!(receive(&self.peer), (b"there".to_vec(), self.relayed));
+        self.peer.send_to(b"back", self.relayed).unwrap();
+        self.client.receive();
+        self.client.permit(&self.session, self.peer.local_addr().unwrap());
+        assert_eq!(self.client.request(&self.session, Method::REFRESH, &|_| {}).error(), None);
+    }
+
+    fn end(&self) {
+        self.client.delete(&self.session);
+    }
+}
+
+/// Sends a signal and waits until the log says what it means.
+fn signal(server: &Running, signal: Signal) {
+    server.process.signal(signal);
+    server.wait_for_line(|line| LogLine::parse(line).message().starts_with(&format!("{signal}: draining")));
+}
+
+fn refuses_newcomers(server: &Running) {
+    let login = Login::mint("bob", 600);
+    assert_eq!(Client::new(server.address()).allocate(&login).map(drop), Err(508));
+    assert_eq!(Client::connect(server.listening("tcp")[0]).allocate(&login).map(drop), Err(508));
+    // Not only clients with an allocation may have to know their address.
+    let client = Client::new(server.address());
+    assert_eq!(client.binding(), client.address());
+}
+
+/// The reasons for which allocations ended, once the server has ended as it should.
+fn reasons(server: Running) -> Vec<String> {
+    let ended: Finished = server.process.finish(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let lines: Vec<LogLine> = ended.stderr.iter().map(|line| LogLine::parse(line)).collect();
+    assert_eq!(lines.last().map(LogLine::message), Some("stopped"), "{ended:?}");
+    let ends = lines.iter().filter(|line| line.message() == "allocation ended");
+    ends.map(|line| line.field("reason").unwrap()).collect()
+}
+
+#[test]
+fn sigusr1_takes_no_new_allocations_and_ends_the_server_with_the_last_one() {
+    let server = server("0s");
+    let (first, last) = (Call::over_udp(&server), Call::over_tcp(&server));
+    signal(&server, Signal::SIGUSR1);
+    refuses_newcomers(&server);
+    first.goes_on();
+    first.end();
+    last.goes_on();
+    // Asked for twice it is the same.
+    server.process.signal(Signal::SIGUSR1);
+    refuses_newcomers(&server);
+    last.goes_on();
+    last.end();
+    assert_eq!(last.client.frame(), None, "the connection is closed behind the last answer");
+    assert_eq!(reasons(server), ["deleted by the client", "deleted by the client"]);
+}
+
+#[test]
+fn sigterm_lets_the_last_allocation_end_before_the_deadline() {
+    let server = server("1h");
+    let call = Call::over_udp(&server);
+    signal(&server, Signal::SIGTERM);
+    refuses_newcomers(&server);
+    call.goes_on();
+    call.end();
+    assert_eq!(reasons(server), ["deleted by the client"]);
+}
+
+#[test]
+fn sigterm_ends_the_allocations_that_are_left_at_the_deadline() {
+    let server = server("1s");
+    let call = Call::over_tcp(&server);
+    signal(&server, Signal::SIGTERM);
+    call.goes_on();
+    server.wait_for_line(|line| LogLine::parse(line).message() == "the drain deadline has come");
+    assert_eq!(call.client.frame(), None);
+    assert_eq!(reasons(server), ["the server stopped"]);
+}
+
+#[test]
+fn sigterm_during_the_drain_of_sigusr1_sets_the_deadline() {
+    let server = server("1s");
+    let _call = Call::over_udp(&server);
+    signal(&server, Signal::SIGUSR1);
+    signal(&server, Signal::SIGTERM);
+    server.wait_for_line(|line| LogLine::parse(line).message() == "the drain deadline has come");
+    assert_eq!(reasons(server), ["the server stopped"]);
+}
+
+#[test]
+fn a_second_sigterm_and_a_sigint_end_a_drain_at_once() {
+    for (first, second) in
+        [(Signal::SIGTERM, Signal::SIGTERM), (Signal::SIGTERM, Signal::SIGINT), (Signal::SIGUSR1, Signal::SIGINT)]
+    {
+        let server = server("1h");
+        let _call = Call::over_udp(&server);
+        signal(&server, first);
+        server.process.signal(second);
+        assert_eq!(reasons(server), ["the server stopped"], "{first} {second}");
+    }
+}
+
+#[test]
+fn sigint_does_not_drain() {
+    let server = server("1h");
+    let _call = Call::over_udp(&server);
+    server.process.interrupt();
+    assert_eq!(reasons(server), ["the server stopped"]);
+}
+
+#[test]
+fn without_an_allocation_a_drain_ends_at_once_and_closes_the_connections() {
+    for signal in [Signal::SIGTERM, Signal::SIGUSR1] {
+        let server = server("1h");
+        let stranger = Client::connect(server.listening("tcp")[0]);
+        stranger.binding();
+        server.process.signal(signal);
+        assert_eq!(stranger.frame(), None);
+        assert_eq!(reasons(server), [""; 0], "{signal}");
+    }
+}
