@@ -18,18 +18,21 @@ pub(super) struct Arrival {
     pub(super) source: Option<SocketAddr>,
     pub(super) destination: Option<IpAddr>,
     pub(super) truncated: bool,
+    /// DSCP and ECN: the second byte of the IPv4 header, the traffic class of IPv6.
+    pub(super) tos: u8,
 }
 
-/// Room for both kinds of packet information (72 bytes on a 64-bit machine) and a few small messages more.
-const CONTROL_LEN: usize = 128;
+/// Room for both kinds of packet information (72 bytes on a 64-bit machine) and five small messages (24 bytes each).
+const CONTROL_LEN: usize = 192;
 
 /// Storage for control messages, aligned as `cmsghdr` has to be.
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_LEN]);
 
 const _: () = assert!(align_of::<libc::cmsghdr>() <= align_of::<Control>());
-const _: () = assert!(space_for::<libc::in_pktinfo>() <= CONTROL_LEN);
-const _: () = assert!(space_for::<libc::in6_pktinfo>() <= CONTROL_LEN);
+const _: () = assert!(
+    space_for::<libc::in_pktinfo>() + space_for::<libc::in6_pktinfo>() + 5 * space_for::<libc::c_int>() <= CONTROL_LEN
+);
 
 /// Receives one datagram into `buffer`.
 pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Arrival> {
@@ -57,17 +60,25 @@ pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Arriv
             Ok(received)
         })?
     };
+    // SAFETY: `recvmsg` succeeded on `header`, and `control`, which it points to, is alive.
+    let noted = unsafe { read_control(&header) };
     Ok(Arrival {
         len,
         source: name.as_socket(),
-        // SAFETY: `recvmsg` succeeded on `header` and cut no control message, and `control`, which it points to, is alive.
-        destination: if header.msg_flags & libc::MSG_CTRUNC == 0 { unsafe { destination(&header) } } else { None },
+        destination: noted.destination,
         truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+        tos: noted.tos,
     })
 }
 
 /// Sends one datagram, from the local address `from` where one is named; it has to be of the family of `to`.
-pub(super) fn send(fd: BorrowedFd<'_>, payload: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<usize> {
+pub(super) fn send(
+    fd: BorrowedFd<'_>,
+    payload: &[u8],
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    tos: u8,
+) -> io::Result<usize> {
     let name = SockAddr::from(to);
     let mut control = Control([0; CONTROL_LEN]);
     let mut slice = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
@@ -76,22 +87,10 @@ pub(super) fn send(fd: BorrowedFd<'_>, payload: &[u8], to: SocketAddr, from: Opt
     header.msg_namelen = name.len();
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
-    match from {
-        None => {}
-        Some(IpAddr::V4(from)) => {
-            let info = libc::in_pktinfo {
-                ipi_ifindex: 0,
-                ipi_spec_dst: libc::in_addr { s_addr: u32::from_ne_bytes(from.octets()) },
-                ipi_addr: libc::in_addr { s_addr: 0 },
-            };
-            attach(&mut header, &mut control, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
-        }
-        Some(IpAddr::V6(from)) => {
-            // A link-local source needs its interface; the kernel takes that from the scope of `to`.
-            let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: from.octets() }, ipi6_ifindex: 0 };
-            attach(&mut header, &mut control, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
-        }
-    }
+    let mut notes = ControlWriter::new(&mut control);
+    notes.from(from);
+    notes.tos(tos, to.is_ipv6());
+    notes.attach(&mut header);
     // SAFETY: every pointer in `header` is null with length zero or names a live buffer of the length that stands
     // beside it; sendmsg only reads them.
     retry(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, 0) })
@@ -133,30 +132,92 @@ const fn space_for<T>() -> usize {
     }
 }
 
-/// Makes `info` the only control message of `header`.
-fn attach<T>(header: &mut libc::msghdr, control: &mut Control, level: libc::c_int, kind: libc::c_int, info: T) {
-    const { assert!(space_for::<T>() <= CONTROL_LEN) };
-    header.msg_control = (&raw mut *control).cast();
-    header.msg_controllen = space_for::<T>() as _;
-    // SAFETY: `msg_control` is aligned for `cmsghdr` and holds `space_for::<T>()` bytes, so that the first header is
-    // there and its data part has room for a `T`, written without an assumption about its alignment.
-    #[expect(clippy::cast_possible_truncation, reason = "the size of a struct of a few bytes")]
-    unsafe {
-        let message = libc::CMSG_FIRSTHDR(header);
-        (*message).cmsg_level = level;
-        (*message).cmsg_type = kind;
-        (*message).cmsg_len = libc::CMSG_LEN(size_of::<T>() as u32) as _;
-        ptr::write_unaligned(libc::CMSG_DATA(message).cast::<T>(), info);
+/// Writes control messages one behind the other.
+struct ControlWriter<'a> {
+    control: &'a mut Control,
+    used: usize,
+}
+
+impl<'a> ControlWriter<'a> {
+    fn new(control: &'a mut Control) -> Self {
+        Self { control, used: 0 }
+    }
+
+    /// The local address to send from.
+    fn from(&mut self, from: Option<IpAddr>) {
+        match from {
+            None => {}
+            Some(IpAddr::V4(from)) => {
+                let info = libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: libc::in_addr { s_addr: u32::from_ne_bytes(from.octets()) },
+                    ipi_addr: libc::in_addr { s_addr: 0 },
+                };
+                self.push(libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+            }
+            Some(IpAddr::V6(from)) => {
+                // A link-local source needs its interface; the kernel takes that from the scope of the destination.
+                let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: from.octets() }, ipi6_ifindex: 0 };
+                self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
+            }
+        }
+    }
+
+    /// DSCP and ECN of a datagram to an address of this family; 0 is what the kernel sends anyway.
+    fn tos(&mut self, tos: u8, v6: bool) {
+        match (tos, v6) {
+            (0, _) => {}
+            (_, false) => self.push(libc::IPPROTO_IP, libc::IP_TOS, libc::c_int::from(tos)),
+            (_, true) => self.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, libc::c_int::from(tos)),
+        }
+    }
+
+    fn push<T: Copy>(&mut self, level: libc::c_int, kind: libc::c_int, info: T) {
+        const { assert!(align_of::<T>() <= align_of::<Control>()) };
+        let end = self.used + space_for::<T>();
+        debug_assert!(end <= CONTROL_LEN, "there is room for every message that a datagram may have");
+        if end > CONTROL_LEN {
+            return;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "the size of a struct of a few bytes")]
+        // SAFETY: `used` is a sum of `CMSG_SPACE`s, so that the place is aligned for `cmsghdr`, and `space_for::<T>()`
+        // bytes from there on are within `control`: a header and, behind it, a `T`.
+        unsafe {
+            let message = (&raw mut *self.control).cast::<u8>().add(self.used).cast::<libc::cmsghdr>();
+            (*message).cmsg_level = level;
+            (*message).cmsg_type = kind;
+            (*message).cmsg_len = libc::CMSG_LEN(size_of::<T>() as u32) as _;
+            ptr::write_unaligned(libc::CMSG_DATA(message).cast::<T>(), info);
+        }
+        self.used = end;
+    }
+
+    fn attach(self, header: &mut libc::msghdr) {
+        if self.used > 0 {
+            header.msg_control = (&raw mut *self.control).cast();
+            header.msg_controllen = self.used as _;
+        }
     }
 }
 
-/// The address that the datagram was sent to. An IPv4 datagram on a dual-stack socket brings both kinds of message.
+/// What control messages say about a datagram.
+#[derive(Default)]
+struct Noted {
+    destination: Option<IpAddr>,
+    tos: u8,
+}
+
+/// Reads the control messages of a datagram. An IPv4 datagram on a dual-stack socket brings both kinds of destination.
 ///
 /// # Safety
 ///
-/// `recvmsg` must have succeeded on `header` without `MSG_CTRUNC`, and its control buffer must be alive.
-unsafe fn destination(header: &libc::msghdr) -> Option<IpAddr> {
-    let mut found = None;
+/// `recvmsg` must have succeeded on `header`, and its control buffer must be alive.
+unsafe fn read_control(header: &libc::msghdr) -> Noted {
+    let mut noted = Noted::default();
+    // The last message may have been cut.
+    if header.msg_flags & libc::MSG_CTRUNC != 0 {
+        return noted;
+    }
     // SAFETY: by the contract above `header` describes whole control messages that the kernel wrote; the two macros stay
     // within them. The level and type of a message say what its data is, which is copied out without an assumption about
     // its alignment.
@@ -167,18 +228,22 @@ unsafe fn destination(header: &libc::msghdr) -> Option<IpAddr> {
             match ((*message).cmsg_level, (*message).cmsg_type) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     let info = ptr::read_unaligned(data.cast::<libc::in_pktinfo>());
-                    found = Some(IpAddr::V4(Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes())));
+                    noted.destination = Some(IpAddr::V4(Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes())));
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info = ptr::read_unaligned(data.cast::<libc::in6_pktinfo>());
-                    found = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
+                    noted.destination = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
+                }
+                (libc::IPPROTO_IP, libc::IP_TOS) => noted.tos = ptr::read(data),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    noted.tos = ptr::read_unaligned(data.cast::<libc::c_int>()).to_le_bytes()[0];
                 }
                 _ => {}
             }
             message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    found
+    noted
 }
 
 /// Repeats a system call that a signal interrupted; a negative result is the error in `errno`.

@@ -30,6 +30,8 @@ pub struct Received {
     pub destination: Option<IpAddr>,
     /// The datagram was longer than the buffer, and its end is lost.
     pub truncated: bool,
+    /// DSCP (upper six bits) and ECN: the second byte of the IPv4 header, the traffic class of IPv6.
+    pub tos: u8,
 }
 
 /// Binds one worker's listener: non-blocking, sharing its port with the listeners of the other workers
@@ -99,6 +101,7 @@ pub fn receive(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
         source: canonical(source),
         destination: arrival.destination.map(|address| address.to_canonical()),
         truncated: arrival.truncated,
+        tos: arrival.tos,
     })
 }
 
@@ -112,6 +115,21 @@ pub fn receive(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
 /// `InvalidInput` where `from` is not of the family of `to`, `WouldBlock` where the socket's buffer is full, otherwise
 /// those of `sendmsg`, among them that `from` is no address of this machine; an interrupted call is repeated.
 pub fn send(socket: &impl AsFd, payload: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
+    send_marked(socket, payload, to, from, 0)
+}
+
+/// Sends one datagram as [`send`] does, with this DSCP and ECN (see [`Received::tos`]).
+///
+/// # Errors
+///
+/// As [`send`].
+pub fn send_marked(
+    socket: &impl AsFd,
+    payload: &[u8],
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    tos: u8,
+) -> io::Result<()> {
     // Linux takes an IPv4 destination on a dual-stack socket, so that nobody has to know the family of the socket. The
     // reverse, a mapped one on an IPv4 socket, it refuses.
     let to = canonical(to);
@@ -120,7 +138,7 @@ pub fn send(socket: &impl AsFd, payload: &[u8], to: SocketAddr, from: Option<IpA
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // A datagram is sent whole or not at all.
-    sys::send(socket.as_fd(), payload, to, from).map(|_| ())
+    sys::send(socket.as_fd(), payload, to, from, tos).map(|_| ())
 }
 
 fn new_listener(addr: SocketAddr) -> io::Result<Socket> {
@@ -138,11 +156,14 @@ fn new_listener(addr: SocketAddr) -> io::Result<Socket> {
 }
 
 fn new_socket(addr: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(!dual_stack)?;
+        setsockopt(&socket, sockopt::Ipv6RecvTClass, &true)?;
     }
-    socket.set_nonblocking(true)?;
+    if addr.is_ipv4() || dual_stack {
+        setsockopt(&socket, sockopt::IpRecvTos, &true)?;
+    }
     Ok(socket)
 }
 

@@ -52,7 +52,7 @@ fn echo(listener: &UdpSocket, client: &UdpSocket, destination: SocketAddr, expec
     let mut buffer = [0; 64];
     let received = receive_one(listener, &mut buffer);
     let source = client.local_addr().unwrap();
-    assert_eq!(received, Received { len: 4, source, destination: expected, truncated: false });
+    assert_eq!(received, Received { len: 4, source, destination: expected, truncated: false, tos: 0 });
     assert_eq!(&buffer[..4], b"ping");
 
     send(listener, b"pong", received.source, received.destination).unwrap();
@@ -161,6 +161,26 @@ fn the_largest_datagram_arrives_whole() {
     let mut buffer = vec![0; 65_535];
     assert_eq!(receive_one(&listener, &mut buffer).len, payload.len());
     assert_eq!(buffer[..payload.len()], payload);
+}
+
+// RFC 8656 §14: DSCP and ECN of what comes in are known, and what goes out can have the same.
+#[test]
+fn dscp_and_ecn_travel_both_ways_in_both_families() {
+    let mut cases = vec![("127.0.0.1:0", "127.0.0.1"), ("0.0.0.0:0", "127.0.0.1")];
+    if has_ipv6() {
+        cases.extend([("[::1]:0", "::1"), ("[::]:0", "::1"), ("[::]:0", "127.0.0.1")]);
+    }
+    for (listen, host) in cases {
+        let (listener, port) = listener(listen);
+        let peer = bind_relay(SocketAddr::new(ip(host), 0)).unwrap();
+        for tos in [0, 0b1011_1010, 0b0000_0011, 0xff] {
+            send_marked(&peer, b"there", SocketAddr::new(ip(host), port), None, tos).unwrap();
+            let received = receive_one(&listener, &mut [0; 8]);
+            assert_eq!(received.tos, tos, "{listen} from {host}");
+            send_marked(&listener, b"back", received.source, received.destination, tos).unwrap();
+            assert_eq!(receive_one(&peer, &mut [0; 8]).tos, tos, "{listen} to {host}");
+        }
+    }
 }
 
 #[test]
