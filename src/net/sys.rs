@@ -1,16 +1,16 @@
-//! The unsafe code of the crate: `recvmsg` and `sendmsg` with the control messages that carry a local address.
+//! The unsafe code of the crate: `recvmsg`, `sendmsg` and their plural forms, with the control messages that say where a
+//! datagram was sent to, how it is marked, how long its segments are and why an earlier one was not delivered.
 //!
-//! The safe wrappers of other crates allocate their control buffers on the heap; here they live on the stack, because
-//! these two functions run once per packet.
-#![allow(unsafe_code, reason = "recvmsg and sendmsg take raw pointers; every other file denies unsafe code")]
+//! The safe wrappers of other crates allocate their control buffers on the heap; here they live on the stack or are used
+//! again, because these functions run once per packet.
+#![allow(unsafe_code, reason = "these system calls take raw pointers; every other file denies unsafe code")]
 
 use std::io;
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
-
-use socket2::SockAddr;
 
 /// What the kernel says about one datagram, addresses as the kernel writes them (IPv4 on a dual-stack socket: mapped).
 pub(super) struct Arrival {
@@ -20,6 +20,30 @@ pub(super) struct Arrival {
     pub(super) truncated: bool,
     /// DSCP and ECN: the second byte of the IPv4 header, the traffic class of IPv6.
     pub(super) tos: u8,
+    /// How long the datagrams are that the kernel has merged into this one; the last may be shorter.
+    pub(super) segment: Option<NonZeroUsize>,
+    /// How many datagrams the socket had dropped when this one arrived, if any.
+    pub(super) dropped: Option<u32>,
+}
+
+/// Where and how a datagram is to be sent.
+#[derive(Clone, Copy)]
+pub(super) struct Outgoing {
+    pub(super) to: SocketAddr,
+    /// The local address to send from, of the family of `to`.
+    pub(super) from: Option<IpAddr>,
+    pub(super) tos: u8,
+    /// Cut what is sent into datagrams of this many bytes.
+    pub(super) segment: Option<u16>,
+    /// Not to be fragmented if the destination is an IPv6 address; IPv4 has only an option of the socket for that.
+    pub(super) unfragmented: bool,
+}
+
+/// An entry of a socket's error queue.
+pub(super) struct QueuedError {
+    /// Where the datagram that failed was sent to.
+    pub(super) destination: Option<SocketAddr>,
+    pub(super) error: libc::sock_extended_err,
 }
 
 /// Room for both kinds of packet information (72 bytes on a 64-bit machine) and five small messages (24 bytes each).
@@ -27,7 +51,12 @@ const CONTROL_LEN: usize = 192;
 
 /// Storage for control messages, aligned as `cmsghdr` has to be.
 #[repr(C, align(8))]
+#[derive(Clone, Copy)]
 struct Control([u8; CONTROL_LEN]);
+
+impl Control {
+    const EMPTY: Self = Self([0; CONTROL_LEN]);
+}
 
 const _: () = assert!(align_of::<libc::cmsghdr>() <= align_of::<Control>());
 const _: () = assert!(
@@ -36,75 +65,212 @@ const _: () = assert!(
 
 /// Receives one datagram into `buffer`.
 pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Arrival> {
-    let mut control = Control([0; CONTROL_LEN]);
+    let (mut name, mut control) = (Name::EMPTY, Control::EMPTY);
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut header = empty_header();
+    header.msg_name = (&raw mut name).cast();
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
-
-    // SAFETY: on success the closure has let the kernel write an address of `*len` bytes into `name`, which is at most
-    // the `*len` bytes of storage it was given; on failure `try_init` drops the storage unread.
-    let (len, name) = unsafe {
-        SockAddr::try_init(|name, name_len| {
-            header.msg_name = name.cast();
-            let received = retry(|| {
-                // The kernel overwrites the three of them, so that each try needs them anew.
-                header.msg_namelen = *name_len;
-                header.msg_control = (&raw mut control).cast();
-                header.msg_controllen = CONTROL_LEN as _;
-                // SAFETY: every pointer in `header` names a live buffer of the length that stands beside it, and
-                // nothing else refers to these buffers during the call.
-                libc::recvmsg(fd.as_raw_fd(), &raw mut header, 0)
-            })?;
-            *name_len = header.msg_namelen;
-            Ok(received)
-        })?
-    };
-    // SAFETY: `recvmsg` succeeded on `header`, and `control`, which it points to, is alive.
-    let noted = unsafe { read_control(&header) };
-    Ok(Arrival {
-        len,
-        source: name.as_socket(),
-        destination: noted.destination,
-        truncated: header.msg_flags & libc::MSG_TRUNC != 0,
-        tos: noted.tos,
-    })
+    header.msg_control = (&raw mut control).cast();
+    let len = retry(|| {
+        make_room(&mut header);
+        // SAFETY: every pointer in `header` names a live buffer of the length that stands beside it, and nothing else
+        // refers to these buffers during the call.
+        unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, 0) }
+    })?;
+    // SAFETY: `recvmsg` succeeded on `header`, whose buffers are alive.
+    Ok(unsafe { arrival(&header, &name, len) })
 }
 
-/// Sends one datagram, from the local address `from` where one is named; it has to be of the family of `to`.
-pub(super) fn send(
-    fd: BorrowedFd<'_>,
-    payload: &[u8],
-    to: SocketAddr,
-    from: Option<IpAddr>,
-    tos: u8,
-) -> io::Result<usize> {
-    let name = SockAddr::from(to);
-    let mut control = Control([0; CONTROL_LEN]);
+/// Sends one datagram.
+pub(super) fn send(fd: BorrowedFd<'_>, payload: &[u8], outgoing: &Outgoing) -> io::Result<usize> {
+    let (mut name, mut control) = (Name::EMPTY, Control::EMPTY);
     let mut slice = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
     let mut header = empty_header();
-    header.msg_name = name.as_ptr().cast_mut().cast();
-    header.msg_namelen = name.len();
+    header.msg_namelen = name.set(outgoing.to);
+    header.msg_name = (&raw mut name).cast();
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
     let mut notes = ControlWriter::new(&mut control);
-    notes.from(from);
-    notes.tos(tos, to.is_ipv6());
-    notes.attach(&mut header);
-    // SAFETY: every pointer in `header` is null with length zero or names a live buffer of the length that stands
-    // beside it; sendmsg only reads them.
+    notes.all(outgoing);
+    header.msg_controllen = notes.used as _;
+    header.msg_control = (&raw mut control).cast();
+    // SAFETY: every pointer in `header` names a live buffer of at least the length that stands beside it; sendmsg only
+    // reads them.
     retry(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, 0) })
 }
 
-/// Switches path MTU discovery off: the network may fragment what the socket sends (`DF` is 0 in IPv4).
-pub(super) fn let_fragment(fd: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
-    let (level, option, value) = if v6 {
-        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)
-    } else {
-        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
-    };
+/// Takes one entry from the error queue.
+pub(super) fn receive_error(fd: BorrowedFd<'_>) -> io::Result<Option<QueuedError>> {
+    let (mut name, mut control) = (Name::EMPTY, Control::EMPTY);
+    let mut header = empty_header();
+    header.msg_name = (&raw mut name).cast();
+    header.msg_control = (&raw mut control).cast();
+    retry(|| {
+        make_room(&mut header);
+        // SAFETY: as in `receive`; there is no room for the payload, which is cut.
+        unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE) }
+    })?;
+    // SAFETY: `recvmsg` succeeded on `header`, whose control buffer is alive.
+    let noted = unsafe { read_control(&header) };
+    Ok(noted.error.map(|error| QueuedError { destination: name.get(header.msg_namelen), error }))
+}
+
+/// Slots for datagrams to be received into, one call for many.
+pub(super) struct Receiver {
+    /// Never grows and is never replaced: `vectors` points into it. So do `headers` into the others.
+    arena: Vec<u8>,
+    names: Vec<Name>,
+    _controls: Vec<Control>,
+    _vectors: Vec<libc::iovec>,
+    headers: Vec<libc::mmsghdr>,
+}
+
+impl Receiver {
+    /// `slots` slots of `stride` bytes, of which `len` from `offset` on are received into. The memory comes zeroed from
+    /// the system, page by page as it is used.
+    ///
+    /// # Panics
+    /// If the room does not fit into its slot, or the slots into memory.
+    pub(super) fn new(slots: usize, stride: usize, offset: usize, len: usize) -> Self {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= stride), "the room is within its slot");
+        let size = slots.checked_mul(stride).expect("the arena fits into memory");
+        let (mut arena, mut names, mut controls) =
+            (vec![0; size], vec![Name::EMPTY; slots], vec![Control::EMPTY; slots]);
+        // None of the pointers below are used before a system call, and the vectors that they point into stay as they
+        // are: `as_mut_ptr` promises that its pointer remains valid beside later ones and beside slices.
+        let (base, name, control) = (arena.as_mut_ptr(), names.as_mut_ptr(), controls.as_mut_ptr());
+        let room = |slot| libc::iovec { iov_base: base.wrapping_add(slot * stride + offset).cast(), iov_len: len };
+        let mut vectors: Vec<libc::iovec> = (0..slots).map(room).collect();
+        let vector = vectors.as_mut_ptr();
+        let header = |slot| {
+            let mut header = empty_header();
+            header.msg_name = name.wrapping_add(slot).cast();
+            header.msg_iov = vector.wrapping_add(slot);
+            header.msg_iovlen = 1;
+            header.msg_control = control.wrapping_add(slot).cast();
+            make_room(&mut header);
+            libc::mmsghdr { msg_hdr: header, msg_len: 0 }
+        };
+        let headers = (0..slots).map(header).collect();
+        Self { arena, names, _controls: controls, _vectors: vectors, headers }
+    }
+
+    pub(super) fn arena(&self) -> &[u8] {
+        &self.arena
+    }
+
+    pub(super) fn arena_mut(&mut self) -> &mut [u8] {
+        &mut self.arena
+    }
+
+    /// Receives into the slots from `first` on, into `max` of them at most, without waiting. `each` is told of every
+    /// datagram and its slot, in order.
+    pub(super) fn receive(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        first: usize,
+        max: usize,
+        mut each: impl FnMut(usize, Arrival),
+    ) -> io::Result<usize> {
+        let headers = self.headers.get_mut(first..).unwrap_or_default();
+        let wanted = libc::c_uint::try_from(max.min(headers.len())).unwrap_or(libc::c_uint::MAX);
+        let count = retry(|| {
+            // SAFETY: there are `wanted` headers, whose pointers name buffers of the length that stands beside them.
+            // `self` owns these and is borrowed mutably, so that nothing else refers to them during the call.
+            let count = unsafe {
+                libc::recvmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), wanted, libc::MSG_DONTWAIT as _, ptr::null_mut())
+            };
+            count as isize
+        })?;
+        for (slot, (message, name)) in
+            headers.iter_mut().zip(self.names.get(first..).unwrap_or_default()).enumerate().take(count)
+        {
+            // SAFETY: `recvmmsg` filled the first `count` headers, whose buffers are alive.
+            each(first + slot, unsafe { arrival(&message.msg_hdr, name, message.msg_len as usize) });
+            make_room(&mut message.msg_hdr);
+        }
+        Ok(count)
+    }
+}
+
+/// What `sendmmsg` is given, kept so that its memory is used again. The pointers in it are of the call that made them.
+#[derive(Default)]
+pub(super) struct Sender {
+    names: Vec<Name>,
+    controls: Vec<Control>,
+    vectors: Vec<libc::iovec>,
+    /// For each message, where its vectors begin.
+    starts: Vec<usize>,
+    headers: Vec<libc::mmsghdr>,
+}
+
+/// The most messages that one `sendmmsg` takes (`UIO_MAXIOV`).
+const MOST_MESSAGES: usize = 1_024;
+
+impl Sender {
+    /// Sends `messages`, each in pieces, in order and without waiting, until one fails. Returns how many were sent, or
+    /// the error of the first.
+    pub(super) fn send<'a, P: Iterator<Item = &'a [u8]>>(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        messages: impl Iterator<Item = (Outgoing, P)>,
+    ) -> io::Result<usize> {
+        self.names.clear();
+        self.vectors.clear();
+        self.starts.clear();
+        self.headers.clear();
+        for (index, (outgoing, pieces)) in messages.take(MOST_MESSAGES).enumerate() {
+            let mut header = empty_header();
+            let mut name = Name::EMPTY;
+            header.msg_namelen = name.set(outgoing.to);
+            self.names.push(name);
+            if index == self.controls.len() {
+                self.controls.push(Control::EMPTY);
+            }
+            if let Some(control) = self.controls.get_mut(index) {
+                let mut notes = ControlWriter::new(control);
+                notes.all(&outgoing);
+                header.msg_controllen = notes.used as _;
+            }
+            let start = self.vectors.len();
+            self.starts.push(start);
+            self.vectors.extend(
+                pieces.map(|piece| libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() }),
+            );
+            header.msg_iovlen = (self.vectors.len() - start) as _;
+            self.headers.push(libc::mmsghdr { msg_hdr: header, msg_len: 0 });
+        }
+        // Only here have the vectors stopped growing and moving.
+        let (name, control) = (self.names.as_mut_ptr(), self.controls.as_mut_ptr());
+        let vector = self.vectors.as_mut_ptr();
+        for (index, (message, start)) in self.headers.iter_mut().zip(&self.starts).enumerate() {
+            let header = &mut message.msg_hdr;
+            header.msg_name = name.wrapping_add(index).cast();
+            header.msg_control = control.wrapping_add(index).cast();
+            header.msg_iov = vector.wrapping_add(*start);
+        }
+        let wanted = libc::c_uint::try_from(self.headers.len()).unwrap_or(libc::c_uint::MAX);
+        retry(|| {
+            // SAFETY: there are `wanted` headers. Their names, control messages and vectors are in `self`, which nothing
+            // else refers to, and the pieces that the vectors name outlive this call; the kernel only reads them. It
+            // writes `msg_len` in the headers.
+            let count =
+                unsafe { libc::sendmmsg(fd.as_raw_fd(), self.headers.as_mut_ptr(), wanted, libc::MSG_DONTWAIT as _) };
+            count as isize
+        })
+    }
+}
+
+/// Sets an option of a socket that is an integer.
+pub(super) fn set_option(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     #[expect(clippy::cast_possible_truncation, reason = "the size of an integer")]
-    // SAFETY: the option is an integer, and `value` is one that lives through the call.
+    // SAFETY: `value` lives through the call, and its size is what it is said to be.
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -117,10 +283,102 @@ pub(super) fn let_fragment(fd: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// An address of either family as the kernel has it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+union Name {
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+impl Name {
+    const EMPTY: Self = Self {
+        v6: libc::sockaddr_in6 {
+            sin6_family: 0,
+            sin6_port: 0,
+            sin6_flowinfo: 0,
+            sin6_addr: libc::in6_addr { s6_addr: [0; 16] },
+            sin6_scope_id: 0,
+        },
+    };
+
+    /// Writes an address and returns its length in bytes.
+    #[expect(clippy::cast_possible_truncation, reason = "AF_INET, AF_INET6 and the sizes of two small structs")]
+    fn set(&mut self, addr: SocketAddr) -> libc::socklen_t {
+        match addr {
+            SocketAddr::V4(addr) => {
+                self.v4 = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as _,
+                    sin_port: addr.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(addr.ip().octets()) },
+                    sin_zero: [0; 8],
+                };
+                size_of::<libc::sockaddr_in>() as _
+            }
+            SocketAddr::V6(addr) => {
+                self.v6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as _,
+                    sin6_port: addr.port().to_be(),
+                    sin6_flowinfo: addr.flowinfo().to_be(),
+                    sin6_addr: libc::in6_addr { s6_addr: addr.ip().octets() },
+                    sin6_scope_id: addr.scope_id(),
+                };
+                size_of::<libc::sockaddr_in6>() as _
+            }
+        }
+    }
+
+    /// Reads the address of `len` bytes that the kernel wrote.
+    fn get(&self, len: libc::socklen_t) -> Option<SocketAddr> {
+        // SAFETY: both structs are integers and nothing else, and every byte of the union is initialised: it starts as
+        // `EMPTY`, and neither the kernel nor `set` makes a byte uninitialised.
+        let (v4, v6) = unsafe { (self.v4, self.v6) };
+        match libc::c_int::from(v4.sin_family) {
+            libc::AF_INET if len as usize >= size_of_val(&v4) => {
+                let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
+                Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
+            }
+            libc::AF_INET6 if len as usize >= size_of_val(&v6) => {
+                let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+                let flow = u32::from_be(v6.sin6_flowinfo);
+                Some(SocketAddrV6::new(ip, u16::from_be(v6.sin6_port), flow, v6.sin6_scope_id).into())
+            }
+            _ => None,
+        }
+    }
+}
+
 fn empty_header() -> libc::msghdr {
     // SAFETY: a C struct of pointers and integers, for which null and zero are values. It is not written as a literal
     // because musl has private padding in it.
     unsafe { mem::zeroed() }
+}
+
+/// Says how much room for a name and for control messages there is, which the kernel overwrites with what it used.
+#[expect(clippy::cast_possible_truncation, reason = "the size of a small union")]
+fn make_room(header: &mut libc::msghdr) {
+    header.msg_namelen = size_of::<Name>() as _;
+    header.msg_controllen = CONTROL_LEN as _;
+    header.msg_flags = 0;
+}
+
+/// Reads what the kernel wrote about a datagram.
+///
+/// # Safety
+///
+/// `recvmsg` must have succeeded on `header`, and its control buffer must be alive.
+unsafe fn arrival(header: &libc::msghdr, name: &Name, len: usize) -> Arrival {
+    // SAFETY: the contract is the same.
+    let noted = unsafe { read_control(header) };
+    Arrival {
+        len,
+        source: name.get(header.msg_namelen),
+        destination: noted.destination,
+        truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+        tos: noted.tos,
+        segment: noted.segment,
+        dropped: noted.dropped,
+    }
 }
 
 /// The bytes that a control message of a `T` takes.
@@ -172,6 +430,18 @@ impl<'a> ControlWriter<'a> {
         }
     }
 
+    /// Everything that a datagram needs besides its destination.
+    fn all(&mut self, outgoing: &Outgoing) {
+        self.from(outgoing.from);
+        self.tos(outgoing.tos, outgoing.to.is_ipv6());
+        if let Some(segment) = outgoing.segment {
+            self.push(libc::SOL_UDP, libc::UDP_SEGMENT, segment);
+        }
+        if outgoing.unfragmented && outgoing.to.is_ipv6() {
+            self.push(libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1 as libc::c_int);
+        }
+    }
+
     fn push<T: Copy>(&mut self, level: libc::c_int, kind: libc::c_int, info: T) {
         const { assert!(align_of::<T>() <= align_of::<Control>()) };
         let end = self.used + space_for::<T>();
@@ -191,13 +461,6 @@ impl<'a> ControlWriter<'a> {
         }
         self.used = end;
     }
-
-    fn attach(self, header: &mut libc::msghdr) {
-        if self.used > 0 {
-            header.msg_control = (&raw mut *self.control).cast();
-            header.msg_controllen = self.used as _;
-        }
-    }
 }
 
 /// What control messages say about a datagram.
@@ -205,6 +468,9 @@ impl<'a> ControlWriter<'a> {
 struct Noted {
     destination: Option<IpAddr>,
     tos: u8,
+    segment: Option<NonZeroUsize>,
+    dropped: Option<u32>,
+    error: Option<libc::sock_extended_err>,
 }
 
 /// Reads the control messages of a datagram. An IPv4 datagram on a dual-stack socket brings both kinds of destination.
@@ -237,6 +503,16 @@ unsafe fn read_control(header: &libc::msghdr) -> Noted {
                 (libc::IPPROTO_IP, libc::IP_TOS) => noted.tos = ptr::read(data),
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                     noted.tos = ptr::read_unaligned(data.cast::<libc::c_int>()).to_le_bytes()[0];
+                }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let segment = usize::try_from(ptr::read_unaligned(data.cast::<libc::c_int>()));
+                    noted.segment = segment.ok().and_then(NonZeroUsize::new);
+                }
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
+                    noted.dropped = Some(ptr::read_unaligned(data.cast::<u32>()));
+                }
+                (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) => {
+                    noted.error = Some(ptr::read_unaligned(data.cast::<libc::sock_extended_err>()));
                 }
                 _ => {}
             }

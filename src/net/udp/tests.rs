@@ -3,25 +3,10 @@
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
+use nix::poll::PollFlags;
+
 use super::*;
-
-fn addr(text: &str) -> SocketAddr {
-    text.parse().unwrap()
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn has_ipv6() -> bool {
-    match UdpSocket::bind("[::1]:0") {
-        Ok(_) => true,
-        Err(error) => {
-            assert!(no_ipv6(&error), "{error}");
-            false
-        }
-    }
-}
+use crate::net::testing::{addr, deaf, has_ipv6, in_own_network, ip, loopbacks, wait_for};
 
 /// A listener on a free port, and that port.
 fn listener(text: &str) -> (UdpSocket, u16) {
@@ -250,4 +235,102 @@ fn the_buffers_of_a_listener_are_no_smaller_than_those_of_other_sockets() {
     let (listener, relay) = (socket2::SockRef::from(&listener), socket2::SockRef::from(&relay));
     assert!(listener.recv_buffer_size().unwrap() >= relay.recv_buffer_size().unwrap());
     assert!(listener.send_buffer_size().unwrap() >= relay.send_buffer_size().unwrap());
+}
+
+#[test]
+fn the_sizes_of_the_buffers_are_those_that_the_system_grants() {
+    let (listener, _) = listener("127.0.0.1:0");
+    let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
+    SockRef::from(&relay).set_recv_buffer_size(8_192).unwrap();
+    assert_eq!(buffer_sizes(&relay).unwrap().receive, 8_192);
+    let limit = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap();
+        text.trim().parse::<usize>().unwrap()
+    };
+    let sizes = buffer_sizes(&listener).unwrap();
+    assert!(sizes.receive >= LISTENER_BUFFER.min(limit("rmem_max")), "{sizes:?}");
+    assert!(sizes.send >= LISTENER_BUFFER.min(limit("wmem_max")), "{sizes:?}");
+}
+
+fn port_unreachable(peer: SocketAddr) -> Unreachable {
+    let (kind, code) = if peer.is_ipv4() { (3, 3) } else { (1, 4) };
+    Unreachable { peer, kind, code, info: 0, origin: Origin::Network }
+}
+
+// RFC 8656 §11.5
+#[test]
+fn a_closed_port_is_reported_with_the_peer_that_it_is_of() {
+    for host in loopbacks() {
+        let relay = bind_relay(SocketAddr::new(host, 0)).unwrap();
+        report_errors(&relay).unwrap();
+        assert_eq!(receive_error(&relay).unwrap(), None);
+        let nowhere = [deaf(host), deaf(host)].map(|socket| (socket.local_addr().unwrap(), socket));
+        for (address, _socket) in &nowhere {
+            send(&relay, b"lost", *address, None).unwrap();
+        }
+        for (address, _socket) in &nowhere {
+            wait_for(&relay, PollFlags::POLLERR);
+            assert_eq!(receive_error(&relay).unwrap(), Some(port_unreachable(*address)));
+        }
+        assert_eq!(receive_error(&relay).unwrap(), None);
+    }
+}
+
+#[test]
+fn an_error_of_an_earlier_datagram_is_no_failure_of_sending_or_receiving() {
+    for host in loopbacks() {
+        let relay = bind_relay(SocketAddr::new(host, 0)).unwrap();
+        report_errors(&relay).unwrap();
+        let (peer, deaf) = (client(&SocketAddr::new(host, 0).to_string()), deaf(host));
+        let nowhere = deaf.local_addr().unwrap();
+        let mut buffer = [0; 8];
+        for _ in 0..3 {
+            send(&relay, b"lost", nowhere, None).unwrap();
+            wait_for(&relay, PollFlags::POLLERR);
+            assert_eq!(receive(&relay, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            send_unfragmented(&relay, b"lost", nowhere, 0).unwrap();
+            wait_for(&relay, PollFlags::POLLERR);
+            send_unfragmented(&relay, b"arrives", peer.local_addr().unwrap(), 0).unwrap();
+            send(&relay, b"lost", nowhere, None).unwrap();
+            wait_for(&relay, PollFlags::POLLERR);
+            send(&relay, b"arrives", peer.local_addr().unwrap(), None).unwrap();
+            for _ in 0..2 {
+                let (len, from) = peer.recv_from(&mut buffer).unwrap();
+                assert_eq!((&buffer[..len], from), (&b"arrives"[..], relay.local_addr().unwrap()));
+            }
+        }
+        for _ in 0..9 {
+            assert_eq!(receive_error(&relay).unwrap(), Some(port_unreachable(nowhere)));
+        }
+        assert_eq!(receive_error(&relay).unwrap(), None);
+    }
+}
+
+// RFC 8656 §14, §15
+#[test]
+fn too_long_a_datagram_is_fragmented_unless_that_is_forbidden() {
+    in_own_network(&["link set lo up mtu 1280"], || {
+        for host in loopbacks() {
+            let relay = bind_relay(SocketAddr::new(host, 0)).unwrap();
+            report_errors(&relay).unwrap();
+            let peer = client(&SocketAddr::new(host, 0).to_string());
+            let to = peer.local_addr().unwrap();
+            let headers = if host.is_ipv4() { 20 + 8 } else { 40 + 8 };
+            let mut buffer = [0; 2_000];
+            for _ in 0..2 {
+                send_unfragmented(&relay, &vec![1; 1_280 - headers], to, 0b10).unwrap();
+                assert_eq!(peer.recv(&mut buffer).unwrap(), 1_280 - headers);
+
+                let error = send_unfragmented(&relay, &vec![2; 1_281 - headers], to, 0).unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+                let told = receive_error(&relay).unwrap().unwrap();
+                assert_eq!((told.peer.ip(), told.info, told.origin), (host, 1_280, Origin::Local));
+                assert_eq!((told.kind, told.code), if host.is_ipv4() { (3, 4) } else { (2, 0) });
+                assert_eq!(receive_error(&relay).unwrap(), None);
+
+                send(&relay, &[3; 2_000], to, None).unwrap();
+                assert_eq!(peer.recv(&mut buffer).unwrap(), 2_000);
+            }
+        }
+    });
 }

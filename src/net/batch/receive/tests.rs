@@ -1,0 +1,247 @@
+//! Real sockets on the loopback interface.
+
+use std::net::UdpSocket;
+
+use nix::poll::PollFlags;
+use socket2::SockRef;
+
+use super::*;
+use crate::net::batch::{Fate, Piece, SendBatch, Target};
+use crate::net::testing::{addr, deaf, has_ipv6, ip, loopbacks, wait_for};
+use crate::net::udp::{self, bind_listener, bind_relay, merge_received, report_errors};
+
+const ROOM: Room = Room { headroom: 48, payload: 65_536, tailroom: 4 };
+
+/// Receives until so many slots are filled.
+fn fill(batch: &mut RecvBatch, socket: &UdpSocket, wanted: usize) {
+    let mut filled = 0;
+    while filled < wanted {
+        wait_for(socket, PollFlags::POLLIN);
+        filled += batch.receive(socket, filled, wanted - filled).unwrap().count;
+    }
+}
+
+fn payload<'a>(batch: &'a RecvBatch, slot: usize) -> &'a [u8] {
+    &batch.arena()[batch.datagram(slot).unwrap().payload.clone()]
+}
+
+/// So many bytes, no two neighbours of them alike.
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i % 251) as u8).collect()
+}
+
+/// Sends `payload` as one message that is cut into datagrams of `segment` bytes.
+fn send_merged(socket: &UdpSocket, to: SocketAddr, tos: u8, segment: usize, payload: &[u8]) {
+    let mut batch = SendBatch::new();
+    for start in (0..payload.len()).step_by(segment) {
+        let piece = Piece::of_arena(start..payload.len().min(start + segment));
+        batch.push(&Target::new(to, None, tos), &[piece]);
+    }
+    assert!(batch.flush(socket, payload).iter().all(|fate| *fate == Fate::Sent));
+}
+
+#[test]
+fn one_call_receives_what_is_there_in_order() {
+    for ip in loopbacks() {
+        let listener = bind_listener(SocketAddr::new(ip, 0)).unwrap();
+        let to = listener.local_addr().unwrap();
+        let clients = [(); 2].map(|()| bind_relay(SocketAddr::new(ip, 0)).unwrap());
+        let sent = [(0, 5, 0), (1, 0, 3), (0, 1_200, 0xb8), (1, 60_000, 0)];
+        for (client, length, tos) in sent {
+            udp::send_marked(&clients[client], &bytes(length), to, None, tos).unwrap();
+        }
+        let mut batch = RecvBatch::new(6, ROOM);
+        fill(&mut batch, &listener, sent.len());
+        for (slot, (client, length, tos)) in sent.into_iter().enumerate() {
+            let start = slot * (48 + 65_536 + 4) + 48;
+            let source = clients[client].local_addr().unwrap();
+            let expected = Datagram {
+                payload: start..start + length,
+                source,
+                destination: None,
+                truncated: false,
+                tos,
+                segment: None,
+            };
+            assert_eq!(batch.datagram(slot), Some(&expected));
+            assert_eq!(payload(&batch, slot), bytes(length));
+            assert_eq!(batch.slot_mut(slot).len(), 48 + 65_536 + 4);
+            assert_eq!(batch.slot_mut(slot)[48..48 + length], bytes(length));
+        }
+        assert_eq!(batch.datagram(4), None);
+        assert_eq!(batch.receive(&listener, 0, 6).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+}
+
+#[test]
+fn slots_before_the_first_keep_what_they_hold() {
+    let listener = bind_listener(addr("127.0.0.1:0")).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut batch = RecvBatch::new(3, ROOM);
+    for slot in 0..3 {
+        client.send_to(&bytes(slot + 1), listener.local_addr().unwrap()).unwrap();
+        wait_for(&listener, PollFlags::POLLIN);
+        assert_eq!(batch.receive(&listener, slot, 64).unwrap().count, 1);
+    }
+    for slot in 0..3 {
+        assert_eq!(payload(&batch, slot), bytes(slot + 1));
+    }
+}
+
+#[test]
+fn a_slot_is_used_again_for_another_family_and_another_length() {
+    if has_ipv6() {
+        let listener = bind_listener(addr("[::]:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut batch = RecvBatch::new(1, ROOM);
+        for (host, length, tos) in [("::1", 9, 7), ("127.0.0.1", 3, 0), ("::1", 0, 0), ("127.0.0.2", 1_000, 0xff)] {
+            let client = bind_relay(SocketAddr::new(ip(host), 0)).unwrap();
+            udp::send_marked(&client, &bytes(length), SocketAddr::new(ip(host), port), None, tos).unwrap();
+            fill(&mut batch, &listener, 1);
+            let datagram = batch.datagram(0).unwrap();
+            assert_eq!((datagram.source, datagram.destination), (client.local_addr().unwrap(), Some(ip(host))));
+            assert_eq!((datagram.tos, datagram.truncated), (tos, false));
+            assert_eq!(payload(&batch, 0), bytes(length));
+        }
+    }
+}
+
+#[test]
+fn merged_datagrams_can_be_told_apart() {
+    let mut listens = vec!["127.0.0.1:0", "0.0.0.0:0"];
+    if has_ipv6() {
+        listens.extend(["[::1]:0", "[::]:0"]);
+    }
+    for listen in listens {
+        let listener = bind_listener(addr(listen)).unwrap();
+        if !merge_received(&listener) {
+            return;
+        }
+        let (bound, port) = (addr(listen).ip(), listener.local_addr().unwrap().port());
+        for host in loopbacks() {
+            if !bound.is_unspecified() && bound != host || bound.is_ipv4() && host.is_ipv6() {
+                continue;
+            }
+            let client = bind_relay(SocketAddr::new(host, 0)).unwrap();
+            let sent = bytes(5 * 1_200 + 700);
+            send_merged(&client, SocketAddr::new(host, port), 0xb9, 1_200, &sent);
+            let mut batch = RecvBatch::new(2, ROOM);
+            fill(&mut batch, &listener, 1);
+            let datagram = batch.datagram(0).unwrap().clone();
+            assert_eq!(datagram.segment, NonZeroUsize::new(1_200), "{host} to {listen}");
+            assert_eq!((datagram.tos, datagram.truncated), (0xb9, false));
+            let pieces: Vec<&[u8]> = datagram.segments().map(|segment| &batch.arena()[segment]).collect();
+            assert_eq!(pieces, sent.chunks(1_200).collect::<Vec<_>>());
+            assert_eq!(batch.receive(&listener, 0, 2).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_merges_nothing_receives_the_datagrams_one_by_one() {
+    let listener = bind_listener(addr("127.0.0.1:0")).unwrap();
+    let client = bind_relay(addr("127.0.0.1:0")).unwrap();
+    let sent = bytes(3 * 500 + 1);
+    send_merged(&client, listener.local_addr().unwrap(), 0, 500, &sent);
+    let mut batch = RecvBatch::new(4, ROOM);
+    fill(&mut batch, &listener, 4);
+    for (slot, expected) in sent.chunks(500).enumerate() {
+        assert_eq!(payload(&batch, slot), expected);
+        assert_eq!(batch.datagram(slot).unwrap().segment, None);
+    }
+}
+
+#[test]
+fn a_lone_datagram_is_one_segment_even_if_it_is_empty() {
+    for payload in [10..10, 10..30] {
+        let source = addr("127.0.0.1:1");
+        let datagram =
+            Datagram { payload: payload.clone(), source, destination: None, truncated: false, tos: 0, segment: None };
+        assert!(datagram.segments().eq([payload]));
+    }
+}
+
+#[test]
+fn a_datagram_longer_than_its_room_is_truncated_and_spoils_nothing() {
+    let listener = bind_listener(addr("127.0.0.1:0")).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut batch = RecvBatch::new(2, Room { headroom: 2, payload: 8, tailroom: 2 });
+    for length in [9, 8] {
+        client.send_to(&bytes(length), listener.local_addr().unwrap()).unwrap();
+    }
+    fill(&mut batch, &listener, 2);
+    assert_eq!([0, 1].map(|slot| batch.datagram(slot).unwrap().truncated), [true, false]);
+    assert_eq!(batch.arena(), [&[0; 2][..], &bytes(8), &[0; 4], &bytes(8), &[0; 2]].concat());
+}
+
+// RFC 8656 §11.5: an ICMP error is about one peer and no reason to keep another one's datagram waiting.
+#[test]
+fn an_error_of_an_earlier_datagram_does_not_disturb_receiving() {
+    for host in loopbacks() {
+        let relay = bind_relay(SocketAddr::new(host, 0)).unwrap();
+        report_errors(&relay).unwrap();
+        let peer = UdpSocket::bind((host, 0)).unwrap();
+        let deaf = deaf(host);
+        let mut batch = RecvBatch::new(4, ROOM);
+        for _ in 0..3 {
+            udp::send(&relay, b"lost", deaf.local_addr().unwrap(), None).unwrap();
+            wait_for(&relay, PollFlags::POLLERR);
+            assert_eq!(batch.receive(&relay, 0, 4).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            udp::send(&relay, b"lost", deaf.local_addr().unwrap(), None).unwrap();
+            peer.send_to(b"arrives", relay.local_addr().unwrap()).unwrap();
+            wait_for(&relay, PollFlags::POLLIN);
+            assert_eq!(batch.receive(&relay, 0, 4).unwrap().count, 1);
+            assert_eq!(payload(&batch, 0), b"arrives");
+        }
+    }
+}
+
+#[test]
+fn datagrams_that_the_kernel_dropped_are_counted() {
+    let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
+    SockRef::from(&relay).set_recv_buffer_size(0).unwrap();
+    let (to, client) = (relay.local_addr().unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    let mut batch = RecvBatch::new(64, ROOM);
+    let (mut counter, mut received, mut dropped) = (DropCounter::default(), 0, 0);
+    for round in 1..=2 {
+        for _ in 0..100 {
+            client.send_to(&bytes(1_200), to).unwrap();
+        }
+        // What was dropped is told with a datagram that comes after it.
+        let mut counted = false;
+        while !counted {
+            while let Ok(taken) = batch.receive(&relay, 0, 64) {
+                received += taken.count as u32;
+                let advanced = counter.advance(taken.dropped);
+                counted |= advanced > 0;
+                dropped += advanced;
+            }
+            if !counted {
+                client.send_to(&[], to).unwrap();
+                received -= 1;
+                wait_for(&relay, PollFlags::POLLIN);
+            }
+        }
+        assert_eq!(received + dropped, 100 * round);
+    }
+}
+
+#[test]
+fn the_counter_of_drops_wraps_around() {
+    let mut counter = DropCounter::default();
+    assert_eq!(counter.advance(None), 0);
+    assert_eq!(counter.advance(Some(u32::MAX)), u32::MAX);
+    assert_eq!(counter.advance(Some(2)), 3);
+    assert_eq!(counter.advance(None), 0);
+    assert_eq!(counter.advance(Some(2)), 0);
+}
+
+#[test]
+fn no_slot_is_an_error_and_takes_nothing() {
+    let listener = bind_listener(addr("127.0.0.1:0")).unwrap();
+    let mut batch = RecvBatch::new(1, ROOM);
+    for (first, max) in [(0, 0), (1, 1), (9, 1)] {
+        assert_eq!(batch.receive(&listener, first, max).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+    assert_eq!(batch.slot_mut(1), []);
+}

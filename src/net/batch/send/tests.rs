@@ -1,0 +1,319 @@
+//! Real sockets on the loopback interface, or in a network of their own where an interface has to be peculiar.
+
+use std::net::UdpSocket;
+
+use nix::poll::PollFlags;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::*;
+use crate::net::batch::{RecvBatch, Room};
+use crate::net::testing::{addr, deaf, has_ipv6, in_own_network, ip, loopbacks, wait_for};
+use crate::net::udp::{bind_listener, bind_relay, merge_received, receive_error, report_errors};
+
+/// Receives so many datagrams, merged ones counted as the kernel delivers them.
+fn receive(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+    let mut batch = RecvBatch::new(8, Room { headroom: 0, payload: 65_536, tailroom: 0 });
+    let mut payloads = Vec::new();
+    while payloads.len() < count {
+        wait_for(socket, PollFlags::POLLIN);
+        let filled = batch.receive(socket, 0, 8.min(count - payloads.len())).unwrap().count;
+        payloads.extend((0..filled).map(|slot| batch.arena()[batch.datagram(slot).unwrap().payload.clone()].to_vec()));
+    }
+    payloads
+}
+
+/// Datagrams of these lengths, each of its own bytes, and where each is in the arena.
+fn arena(lengths: &[usize]) -> (Vec<u8>, Vec<Piece>) {
+    let (mut arena, mut pieces) = (Vec::new(), Vec::new());
+    for (number, length) in lengths.iter().enumerate() {
+        pieces.push(Piece::of_arena(arena.len()..arena.len() + length));
+        arena.extend((0..*length).map(|i| ((i + 7 * number) % 251) as u8));
+    }
+    (arena, pieces)
+}
+
+fn payloads(arena: &[u8], pieces: &[Piece]) -> Vec<Vec<u8>> {
+    pieces.iter().map(|piece| arena[piece.start..piece.end].to_vec()).collect()
+}
+
+/// Pushes a datagram for each length, and returns what is to arrive and the arena.
+fn push_all(batch: &mut SendBatch, to: SocketAddr, lengths: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let (arena, pieces) = arena(lengths);
+    for (number, piece) in pieces.iter().enumerate() {
+        assert_eq!(batch.push(&Target::new(to, None, 0), &[*piece]), number);
+    }
+    let expected = payloads(&arena, &pieces);
+    (arena, expected)
+}
+
+fn socket(ip: IpAddr) -> (UdpSocket, SocketAddr) {
+    let socket = bind_listener(SocketAddr::new(ip, 0)).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+#[test]
+fn datagrams_of_all_lengths_arrive_whole_and_in_order() {
+    for ip in loopbacks() {
+        let ((peer, to), (sender, _)) = (socket(ip), socket(ip));
+        let lengths =
+            [5, 1_200, 1_200, 700, 700, 1_200, 0, 0, 3, 1_452, 1_452, 1_472, 1_472, 1_473, 1_473, 65_507, 1, 1];
+        let mut batch = SendBatch::new();
+        let (arena, expected) = push_all(&mut batch, to, &lengths);
+        assert_eq!(batch.len(), lengths.len());
+        assert_eq!(batch.flush(&sender, &arena), vec![Fate::Sent; lengths.len()]);
+        assert!(batch.is_empty());
+        assert_eq!(receive(&peer, lengths.len()), expected);
+        assert_eq!(batch.flush(&sender, &arena), []);
+    }
+}
+
+/// The lengths of the messages that datagrams of these lengths arrive as, if the receiver takes runs as they are.
+fn runs_of(ip: IpAddr, lengths: &[usize], messages: usize) -> Option<Vec<usize>> {
+    let ((peer, to), (sender, _)) = (socket(ip), socket(ip));
+    let mut batch = SendBatch::new();
+    if !merge_received(&peer) || !batch.segmentation {
+        return None;
+    }
+    let (arena, expected) = push_all(&mut batch, to, lengths);
+    assert_eq!(batch.flush(&sender, &arena), vec![Fate::Sent; lengths.len()]);
+    let received = receive(&peer, messages);
+    assert_eq!(received.concat(), expected.concat());
+    Some(received.iter().map(Vec::len).collect())
+}
+
+#[test]
+fn equal_datagrams_go_out_as_one_message_that_a_shorter_one_may_end() {
+    for ip in loopbacks() {
+        let Some(runs) = runs_of(ip, &[100, 100, 100, 40, 100, 100, 101, 101, 0, 0, 9, 9], 6) else { return };
+        assert_eq!(runs, [340, 200, 202, 0, 0, 18]);
+    }
+}
+
+#[test]
+fn a_run_is_no_longer_than_the_kernel_takes() {
+    for ip in loopbacks() {
+        let Some(runs) = runs_of(ip, &[10; 130], 3) else { return };
+        assert_eq!(runs, [640, 640, 20]);
+        let longest = if ip.is_ipv4() { 1_472 } else { 1_452 };
+        let most = 65_507 / longest;
+        let runs = runs_of(ip, &vec![longest; most + 1], 2).unwrap();
+        assert_eq!(runs, [most * longest, longest]);
+        let runs = runs_of(ip, &[longest + 1; 2], 2).unwrap();
+        assert_eq!(runs, [longest + 1; 2]);
+    }
+}
+
+// RFC 8656 §12.4: the four bytes in front of each ChannelData message, left out on one way and put in on the other.
+#[test]
+fn headers_are_left_out_and_put_in_byte_for_byte() {
+    for ip in loopbacks() {
+        let ((peer, to_peer), (client, to_client), (relay, _)) = (socket(ip), socket(ip), socket(ip));
+        let merged: Vec<u8> = (0..30_u8).flat_map(|i| [&[0x40, 1, 0, 100][..], &[i; 100]].concat()).collect();
+        let mut batch = SendBatch::new();
+        for start in (0..merged.len()).step_by(104) {
+            batch.push(&Target::new(to_peer, None, 0), &[Piece::of_arena(start + 4..start + 104)]);
+        }
+        assert_eq!(batch.flush(&relay, &merged), [Fate::Sent; 30]);
+        let payloads = receive(&peer, 30);
+        assert_eq!(payloads, (0..30).map(|i| vec![i; 100]).collect::<Vec<_>>());
+
+        let (arena, header) = (payloads.concat(), [0x40, 1, 0, 100]);
+        for start in (0..arena.len()).step_by(100) {
+            let pieces = [batch.keep(&header), Piece::of_arena(start..start + 100)];
+            assert_eq!(pieces.map(|piece| piece.len()), [4, 100]);
+            batch.push(&Target::new(to_client, None, 0), &pieces);
+        }
+        assert_eq!(batch.flush(&relay, &arena), [Fate::Sent; 30]);
+        assert_eq!(receive(&client, 30).concat(), merged);
+    }
+}
+
+#[test]
+fn source_address_and_marking_are_those_of_each_target() {
+    let (listener, _) = socket(ip("0.0.0.0"));
+    let port = listener.local_addr().unwrap().port();
+    let (client, to) = socket(ip("127.0.0.1"));
+    let mut batch = SendBatch::new();
+    let sent =
+        [("127.0.0.1", 0), ("127.0.0.2", 0), ("127.0.0.2", 0b10), ("::ffff:127.0.0.2", 0b10), ("127.0.0.3", 0xb8)];
+    for (from, tos) in sent {
+        let piece = batch.keep(b"x");
+        batch.push(&Target::new(to, Some(ip(from)), tos), &[piece]);
+    }
+    assert_eq!(batch.flush(&listener, &[]), [Fate::Sent; 5]);
+    let mut received = RecvBatch::new(5, Room { headroom: 0, payload: 9, tailroom: 0 });
+    for (slot, (from, tos)) in sent.into_iter().enumerate() {
+        wait_for(&client, PollFlags::POLLIN);
+        received.receive(&client, slot, 1).unwrap();
+        let datagram = received.datagram(slot).unwrap();
+        let source = SocketAddr::new(ip(from).to_canonical(), port);
+        assert_eq!((datagram.source, datagram.tos), (source, tos));
+    }
+}
+
+#[test]
+fn a_dual_stack_socket_sends_to_both_families_in_one_flush() {
+    if has_ipv6() {
+        let (listener, _) = socket(ip("::"));
+        let mut batch = SendBatch::new();
+        let clients: Vec<_> = loopbacks().into_iter().map(socket).collect();
+        for (_, to) in clients.iter().chain(&clients) {
+            let piece = batch.keep(to.to_string().as_bytes());
+            batch.push(&Target::new(*to, Some(to.ip()), 0b11), &[piece, piece]);
+            batch.push(&Target::new(*to, Some(to.ip()), 0b11), &[piece, piece]);
+        }
+        assert_eq!(batch.flush(&listener, &[]), [Fate::Sent; 8]);
+        for (client, to) in &clients {
+            assert_eq!(receive(client, 4), vec![to.to_string().repeat(2).into_bytes(); 4]);
+        }
+    }
+}
+
+#[test]
+fn a_datagram_that_cannot_be_sent_costs_only_itself() {
+    let ((peer, to), (sender, _)) = (socket(ip("127.0.0.1")), socket(ip("127.0.0.1")));
+    let mut batch = SendBatch::new();
+    let good = Target::new(to, None, 0);
+    let targets = [
+        good,
+        Target::new(to, Some(ip("::1")), 0),
+        good,
+        Target::new(to, Some(ip("203.0.113.77")), 0),
+        Target::new(addr("127.0.0.1:0"), None, 0),
+        good,
+    ];
+    for (number, target) in targets.iter().enumerate() {
+        let piece = batch.keep(&[number as u8; 3]);
+        batch.push(target, &[piece]);
+    }
+    let too_long = vec![0; 65_508];
+    batch.push(&good, &[Piece::of_arena(0..65_508)]);
+    let last = batch.keep(b"end");
+    batch.push(&good, &[last]);
+
+    let fates = batch.flush(&sender, &too_long);
+    let sent: Vec<bool> = fates.iter().map(|fate| *fate == Fate::Sent).collect();
+    assert_eq!(sent, [true, false, true, false, false, true, false, true]);
+    assert_eq!((fates[1], fates[4]), (Fate::Failed(libc::EINVAL), Fate::Failed(libc::EINVAL)));
+    assert_eq!(fates[6], Fate::Failed(libc::EMSGSIZE));
+    assert_eq!(receive(&peer, 4), [&[0; 3][..], &[2; 3], &[5; 3], b"end"]);
+}
+
+#[test]
+fn pieces_that_are_not_in_the_arena_are_not_sent() {
+    let ((peer, to), (sender, _)) = (socket(ip("127.0.0.1")), socket(ip("127.0.0.1")));
+    let mut batch = SendBatch::new();
+    batch.push(&Target::new(to, None, 0), &[Piece::of_arena(0..5)]);
+    assert_eq!(batch.flush(&sender, &[0; 4]), [Fate::Failed(libc::EFAULT)]);
+    batch.push(&Target::new(to, None, 0), &[Piece::of_arena(1..4)]);
+    assert_eq!(batch.flush(&sender, &[7; 4]), [Fate::Sent]);
+    assert_eq!(receive(&peer, 1), [[7; 3]]);
+}
+
+// RFC 8656 §11.5: a peer's closed port costs nothing but what was sent to it.
+#[test]
+fn errors_of_earlier_datagrams_cost_no_packet_to_another_peer() {
+    for ip in loopbacks() {
+        let relay = bind_relay(SocketAddr::new(ip, 0)).unwrap();
+        report_errors(&relay).unwrap();
+        let ((peer, to), deaf) = (socket(ip), deaf(ip));
+        let nowhere = deaf.local_addr().unwrap();
+        let mut batch = SendBatch::new();
+        for round in 0..3 {
+            let sent = [nowhere, to, nowhere, nowhere, to, to, nowhere];
+            for (number, target) in sent.iter().enumerate() {
+                let piece = batch.keep(&[round, number as u8]);
+                batch.push(&Target::new(*target, None, 0), &[piece]);
+            }
+            assert_eq!(batch.flush(&relay, &[]), [Fate::Sent; 7]);
+            assert_eq!(receive(&peer, 3), [[round, 1], [round, 4], [round, 5]]);
+        }
+        for _ in 0..3 * 3 {
+            wait_for(&relay, PollFlags::POLLERR);
+            assert_eq!(receive_error(&relay).unwrap().unwrap().peer, nowhere);
+        }
+    }
+}
+
+/// Sends runs through a socket that refuses segments with `code`, and checks that every datagram arrives.
+fn refused(sender: &UdpSocket, peer: &UdpSocket, length: usize) -> SendBatch {
+    let to = peer.local_addr().unwrap();
+    let mut batch = SendBatch::new();
+    let lengths = [length, length, length, 9, length, length, 1, 5, 6];
+    for _ in 0..2 {
+        let (arena, expected) = push_all(&mut batch, to, &lengths);
+        assert_eq!(batch.flush(sender, &arena), [Fate::Sent; 9]);
+        assert_eq!(receive(peer, 9), expected);
+    }
+    batch
+}
+
+#[test]
+fn a_run_that_a_socket_refuses_is_sent_one_by_one() {
+    let (sender, peer) = (socket(ip("127.0.0.1")).0, socket(ip("127.0.0.1")).0);
+    // Without checksums there is no segmentation: EINVAL.
+    sys::set_option(sender.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+    assert_eq!(refused(&sender, &peer, 1_000).segmentation, segmentation_supported());
+}
+
+#[test]
+fn a_run_that_does_not_fit_the_interface_is_sent_one_by_one() {
+    in_own_network(&["link set lo up mtu 1280"], || {
+        let (sender, peer) = (socket(ip("127.0.0.1")).0, socket(ip("127.0.0.1")).0);
+        assert_eq!(refused(&sender, &peer, 1_400).segmentation, segmentation_supported());
+    });
+}
+
+#[test]
+fn an_interface_that_cannot_do_it_ends_segmentation() {
+    const UDP_LITE: i32 = 136;
+    let lite = || {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::from(UDP_LITE)))?;
+        socket.bind(&addr("127.0.0.1:0").into())?;
+        io::Result::Ok(UdpSocket::from(socket))
+    };
+    // UDP-Lite has no segmentation: EIO.
+    let (Ok(sender), Ok(peer)) = (lite(), lite()) else { return };
+    assert!(!refused(&sender, &peer, 1_000).segmentation);
+}
+
+#[test]
+fn which_refusals_end_segmentation() {
+    for code in [libc::EIO, libc::EOPNOTSUPP, libc::ENOPROTOOPT] {
+        assert!(refuses_segments(code) && refuses_all_segments(code));
+    }
+    for code in [libc::EINVAL, libc::EMSGSIZE] {
+        assert!(refuses_segments(code) && !refuses_all_segments(code));
+    }
+    assert!(!refuses_segments(libc::EPERM));
+}
+
+#[test]
+fn a_full_buffer_leaves_the_rest_unsent_and_the_batch_usable() {
+    // Nobody there says what the hardware address of 10.9.9.2 is, so that packets to it wait and fill the buffer.
+    let setup = [
+        "link set lo up",
+        "link add name near type veth peer name far",
+        "address add 10.9.9.1/24 dev near",
+        "link set near up",
+        "link set far up",
+    ];
+    in_own_network(&setup, || {
+        let sender = bind_relay(addr("0.0.0.0:0")).unwrap();
+        SockRef::from(&sender).set_send_buffer_size(0).unwrap();
+        let mut batch = SendBatch::new();
+        let (arena, _) =
+            push_all(&mut batch, addr("10.9.9.2:9"), &[1_000, 1_001, 1_002, 1_003, 1_004, 1_005, 1_006, 1_007]);
+        let fates = batch.flush(&sender, &arena).to_vec();
+        let sent = fates.iter().take_while(|fate| **fate == Fate::Sent).count();
+        assert!((1..8).contains(&sent), "{fates:?}");
+        assert_eq!(fates[sent..], vec![Fate::BufferFull; 8 - sent]);
+
+        let (peer, to) = socket(ip("127.0.0.1"));
+        let (free, _) = socket(ip("127.0.0.1"));
+        let (arena, expected) = push_all(&mut batch, to, &[3, 4]);
+        assert_eq!(batch.flush(&free, &arena), [Fate::Sent; 2]);
+        assert_eq!(receive(&peer, 2), expected);
+    });
+}
