@@ -10,12 +10,16 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use turnserver::auth::{Authenticator, LongTermKey, NonceMint, Secret};
+use turnserver::net::batch::{Fate, Piece, RecvBatch, Room, SendBatch, Target};
+use turnserver::net::udp;
 use turnserver::stun::attribute::{ChannelNumber, Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
 use turnserver::stun::{Class, EncodeAttribute, ErrorCode, MessageWriter, Method, TransactionId};
 use turnserver::turn::{
@@ -236,5 +240,41 @@ fn peer_datagrams_to_channel_data_and_to_data_indications_allocate_nothing() {
             let FromPeer::Relay(route) = decision else { panic!("no route") };
             assert_eq!((route.tuple, route.message.len()), (world.tuple, length));
         });
+    }
+}
+
+#[test]
+fn batches_allocate_nothing_once_they_have_grown() {
+    let bind = || udp::bind_listener(address("127.0.0.1:0")).unwrap();
+    let (sender, receiver) = (bind(), bind());
+    let target = Target::new(receiver.local_addr().unwrap(), None, 0xb8);
+    let (payload, lengths) = ([7; 1_000], [1_000, 1_000, 1_000, 10, 500]);
+    for merged in [false, true] {
+        if merged && !udp::merge_received(&receiver) {
+            return;
+        }
+        let mut outbound = SendBatch::new();
+        let mut inbound = RecvBatch::new(8, Room { headroom: HEADROOM, payload: 65_536, tailroom: TAILROOM });
+        let mut round = || {
+            for length in lengths {
+                let header = outbound.keep(&[0x40, 0, 0, 0]);
+                outbound.push(&target, &[header, Piece::of_arena(0..length)]);
+            }
+            assert_eq!(outbound.flush(&sender, &payload), [Fate::Sent; 5]);
+            let mut arrived = 0;
+            while arrived < lengths.len() {
+                let mut polled = [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)];
+                assert_eq!(poll(&mut polled, PollTimeout::from(10_000_u16)), Ok(1));
+                let received = inbound.receive(&receiver, 0, 8).unwrap();
+                for slot in 0..received.count {
+                    for segment in inbound.datagram(slot).unwrap().segments() {
+                        assert_eq!(segment.len(), 4 + lengths[arrived]);
+                        arrived += 1;
+                    }
+                }
+            }
+        };
+        round();
+        allocates_nothing(round);
     }
 }

@@ -15,5 +15,5 @@
 mod receive;
 mod send;
 
-pub use receive::{Datagram, DropCounter, Received, RecvBatch, Room};
+pub use receive::{Datagram, DropCounter, Filled, RecvBatch, Room};
 pub use send::{Fate, Piece, SendBatch, Target};

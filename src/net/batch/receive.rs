@@ -61,7 +61,7 @@ impl Datagram {
 
 /// What one call received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Received {
+pub struct Filled {
     /// Slots filled, from the first on. Fewer than were asked for: the socket is drained.
     pub count: usize,
     /// What the socket's counter of drops stood at, for [`DropCounter::advance`]; `None` if it has dropped nothing.
@@ -74,7 +74,7 @@ pub struct Received {
 pub struct DropCounter(u32);
 
 impl DropCounter {
-    /// Datagrams dropped since the last call, by the counter that a socket's [`Received::dropped`] brought. The counter
+    /// Datagrams dropped since the last call, by the counter that a socket's [`Filled::dropped`] brought. The counter
     /// wraps around.
     pub fn advance(&mut self, counter: Option<u32>) -> u32 {
         let Some(counter) = counter else { return 0 };
@@ -122,7 +122,7 @@ impl RecvBatch {
     /// `WouldBlock` where nothing is there, otherwise those of `recvmmsg`; an interrupted call is repeated, and so is one
     /// that reports the error of a datagram sent earlier (see [`report_errors`](crate::net::udp::report_errors)).
     /// `InvalidInput` where no slot is asked for.
-    pub fn receive(&mut self, socket: &impl AsFd, first: usize, max: usize) -> io::Result<Received> {
+    pub fn receive(&mut self, socket: &impl AsFd, first: usize, max: usize) -> io::Result<Filled> {
         if max == 0 || first >= self.slots {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -140,13 +140,12 @@ impl RecvBatch {
                         destination: arrival.destination.map(|address| address.to_canonical()),
                         truncated: arrival.truncated,
                         tos: arrival.tos,
-                        // A lone datagram may come with a length, too.
-                        segment: arrival.segment.filter(|segment| segment.get() < arrival.len),
+                        segment: arrival.segment,
                     });
                 }
             })
         })?;
-        Ok(Received { count, dropped })
+        Ok(Filled { count, dropped })
     }
 
     /// What was last received into a slot.

@@ -165,6 +165,10 @@ impl SendBatch {
         if std::mem::take(&mut self.flushed) {
             self.fates.clear();
         }
+        debug_assert!(
+            pieces.iter().all(|piece| !piece.kept || piece.end <= self.kept.len()),
+            "what was kept for an earlier flush is gone"
+        );
         let (number, first) = (self.ends.len(), self.pieces.len());
         self.pieces.extend_from_slice(pieces);
         let own = first..self.pieces.len();

@@ -204,7 +204,7 @@ fn a_datagram_that_cannot_be_sent_costs_only_itself() {
 fn pieces_that_are_not_in_the_arena_are_not_sent() {
     let ((peer, to), (sender, _)) = (socket(ip("127.0.0.1")), socket(ip("127.0.0.1")));
     let mut batch = SendBatch::new();
-    batch.push(&Target::new(to, None, 0), &[Piece::of_arena(0..5)]);
+    batch.push(&Target::new(to, None, 0), &[Piece::of_arena(0..5), Piece::of_arena(0..1)]);
     assert_eq!(batch.flush(&sender, &[0; 4]), [Fate::Failed(libc::EFAULT)]);
     batch.push(&Target::new(to, None, 0), &[Piece::of_arena(1..4)]);
     assert_eq!(batch.flush(&sender, &[7; 4]), [Fate::Sent]);
