@@ -217,7 +217,7 @@ fn a_relay_port_is_shared_with_nobody() {
 fn an_ipv6_relay_socket_leaves_the_port_to_ipv4() {
     if has_ipv6() {
         let relay = bind_relay(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0)).unwrap();
-        assert!(socket2::SockRef::from(&relay).only_v6().unwrap());
+        assert!(SockRef::from(&relay).only_v6().unwrap());
     }
 }
 
@@ -232,7 +232,7 @@ fn only_the_absence_of_ipv6_counts_as_no_ipv6() {
 fn the_buffers_of_a_listener_are_no_smaller_than_those_of_other_sockets() {
     let (listener, _) = listener("127.0.0.1:0");
     let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
-    let (listener, relay) = (socket2::SockRef::from(&listener), socket2::SockRef::from(&relay));
+    let (listener, relay) = (SockRef::from(&listener), SockRef::from(&relay));
     assert!(listener.recv_buffer_size().unwrap() >= relay.recv_buffer_size().unwrap());
     assert!(listener.send_buffer_size().unwrap() >= relay.send_buffer_size().unwrap());
 }

@@ -27,7 +27,7 @@ fn arena(lengths: &[usize]) -> (Vec<u8>, Vec<Piece>) {
     let (mut arena, mut pieces) = (Vec::new(), Vec::new());
     for (number, length) in lengths.iter().enumerate() {
         pieces.push(Piece::of_arena(arena.len()..arena.len() + length));
-        arena.extend((0..*length).map(|i| ((i + 7 * number) % 251) as u8));
+        arena.extend((0..251).cycle().skip(7 * number).take(*length));
     }
     (arena, pieces)
 }
@@ -183,8 +183,8 @@ fn a_datagram_that_cannot_be_sent_costs_only_itself() {
         Target::new(addr("127.0.0.1:0"), None, 0),
         good,
     ];
-    for (number, target) in targets.iter().enumerate() {
-        let piece = batch.keep(&[number as u8; 3]);
+    for (number, target) in (0..).zip(&targets) {
+        let piece = batch.keep(&[number; 3]);
         batch.push(target, &[piece]);
     }
     let too_long = vec![0; 65_508];
@@ -222,8 +222,8 @@ fn errors_of_earlier_datagrams_cost_no_packet_to_another_peer() {
         let mut batch = SendBatch::new();
         for round in 0..3 {
             let sent = [nowhere, to, nowhere, nowhere, to, to, nowhere];
-            for (number, target) in sent.iter().enumerate() {
-                let piece = batch.keep(&[round, number as u8]);
+            for (number, target) in (0..).zip(&sent) {
+                let piece = batch.keep(&[round, number]);
                 batch.push(&Target::new(*target, None, 0), &[piece]);
             }
             assert_eq!(batch.flush(&relay, &[]), [Fate::Sent; 7]);
