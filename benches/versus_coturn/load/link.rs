@@ -1,0 +1,220 @@
+//! The way from a client to the server: UDP, TCP or TLS.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring};
+use turnserver::stun::{Class, MessageWriter, Method, TransactionId};
+
+use super::frame::length_in_stream;
+use super::{Job, Outcome, clock};
+use crate::scenario::Transport;
+
+/// How long an answer may take before a request is sent again.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// How long a server may take to start.
+const START: u64 = 10 * clock::SECOND;
+
+/// Between two attempts to reach a server that is starting.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// One client's socket or connection. Blocking, with a deadline for what is received.
+pub(crate) enum Link {
+    Udp(UdpSocket),
+    Stream(Stream),
+}
+
+/// A connection and what has come of the next messages.
+pub(crate) struct Stream {
+    inner: Connection,
+    received: Vec<u8>,
+}
+
+enum Connection {
+    Tcp(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+/// Makes the links of one job.
+pub(crate) struct Linker {
+    own: IpAddr,
+    server: SocketAddr,
+    transport: Transport,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+impl Linker {
+    pub(crate) fn new(job: &Job, transport: Transport) -> Outcome<Self> {
+        let tls = match transport {
+            Transport::Tls => Some(Arc::new(trust(job)?)),
+            Transport::Udp | Transport::Tcp => None,
+        };
+        Ok(Self { own: job.own, server: job.server, transport, tls })
+    }
+
+    pub(crate) fn link(&self) -> Outcome<Link> {
+        if self.transport == Transport::Udp {
+            return Ok(Link::Udp(udp(self.own, self.server)?));
+        }
+        let tcp = TcpStream::connect(self.server)?;
+        tcp.set_nodelay(true)?;
+        tcp.set_read_timeout(Some(10 * PATIENCE))?;
+        let inner = match &self.tls {
+            None => Connection::Tcp(tcp),
+            Some(config) => {
+                let connection = ClientConnection::new(Arc::clone(config), self.server.ip().into())?;
+                Connection::Tls(Box::new(StreamOwned::new(connection, tcp)))
+            }
+        };
+        Ok(Link::Stream(Stream { inner, received: Vec::new() }))
+    }
+}
+
+impl Link {
+    pub(crate) fn send(&mut self, message: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Udp(socket) => socket.send(message).map(drop),
+            Self::Stream(stream) => stream.write_all(message).and_then(|()| stream.flush()),
+        }
+    }
+
+    /// The next message; `None` if none came in time.
+    pub(crate) fn receive(&mut self) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            Self::Udp(socket) => {
+                let mut buffer = vec![0; 2048];
+                let received = in_time(socket.recv(&mut buffer))?;
+                Ok(received.map(|length| {
+                    buffer.truncate(length);
+                    buffer
+                }))
+            }
+            Self::Stream(stream) => loop {
+                if let Some(message) = stream.take_message() {
+                    return Ok(Some(message));
+                }
+                if in_time(stream.read_more())?.is_none() {
+                    return Ok(None);
+                }
+            },
+        }
+    }
+
+    /// Whether messages can be lost and have to be sent again.
+    pub(crate) fn loses(&self) -> bool {
+        matches!(self, Self::Udp(_))
+    }
+}
+
+impl Stream {
+    /// The socket below.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        match &self.inner {
+            Connection::Tcp(tcp) => tcp,
+            Connection::Tls(tls) => &tls.sock,
+        }
+    }
+
+    /// Reads once, whatever there is.
+    pub(crate) fn read_more(&mut self) -> io::Result<()> {
+        let mut piece = [0; 16 << 10];
+        let length = match &mut self.inner {
+            Connection::Tcp(tcp) => tcp.read(&mut piece),
+            Connection::Tls(tls) => tls.read(&mut piece),
+        }?;
+        self.received.extend(piece.iter().take(length));
+        if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
+    /// Hands on the whole messages that have been read, with their padding.
+    pub(crate) fn each_message(&mut self, each: &mut dyn FnMut(&[u8])) {
+        let mut used = 0;
+        while let Some(rest) = self.received.get(used..)
+            && let Some(message) = length_in_stream(rest).and_then(|length| rest.get(..length))
+        {
+            each(message);
+            used += message.len();
+        }
+        self.received.drain(..used);
+    }
+
+    fn take_message(&mut self) -> Option<Vec<u8>> {
+        let length = length_in_stream(&self.received).filter(|length| *length <= self.received.len())?;
+        Some(self.received.drain(..length).collect())
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.inner {
+            Connection::Tcp(tcp) => tcp.write(bytes),
+            Connection::Tls(tls) => tls.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.inner {
+            Connection::Tcp(tcp) => tcp.flush(),
+            Connection::Tls(tls) => tls.flush(),
+        }
+    }
+}
+
+/// A socket for this server alone.
+pub(crate) fn udp(own: IpAddr, server: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((own, 0))?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// A Binding request.
+pub(crate) fn binding_request(transaction: TransactionId) -> Outcome<Vec<u8>> {
+    let mut buffer = [0; 20];
+    Ok(MessageWriter::new(&mut buffer, Class::Request, Method::BINDING, transaction).finish()?.to_vec())
+}
+
+/// Waits until the server answers on the transport of the job.
+pub(crate) fn await_server(job: &Job) -> Outcome<()> {
+    let transport = job.load().map_or(Transport::Udp, |load| load.transport);
+    let linker = Linker::new(job, transport)?;
+    let deadline = clock::now() + START;
+    let mut answer = Err("it did not answer".into());
+    while clock::now() < deadline {
+        answer = greet(&linker);
+        if answer.is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(RETRY);
+    }
+    answer.map_err(|error| format!("the server was not reached within 10 s: {error}").into())
+}
+
+fn greet(linker: &Linker) -> Outcome<()> {
+    let mut link = linker.link()?;
+    link.send(&binding_request(TransactionId::new([1; 12]))?)?;
+    link.receive()?.ok_or("it did not answer in time")?;
+    Ok(())
+}
+
+/// A configuration that trusts the benchmark's certificate alone.
+fn trust(job: &Job) -> Outcome<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&job.certificate)?)?;
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// What a call gave, `None` if its deadline passed.
+pub(crate) fn in_time<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,154 @@
+//! The result as a table, for the terminal and for a document.
+
+use std::fmt::Write;
+
+use crate::scenario::{Figure, Goal};
+use crate::summary::{Summary, ratio};
+
+const HEADINGS: [&str; 7] = ["scenario", "figure", "ours", "coturn", "ratio", "to reach", "reached"];
+
+/// The rounds of one figure.
+pub(crate) struct Line {
+    pub(crate) scenario: &'static str,
+    pub(crate) figure: Figure,
+    pub(crate) goal: Option<Goal>,
+    pub(crate) ours: Vec<f64>,
+    pub(crate) coturn: Vec<f64>,
+}
+
+impl Line {
+    fn cells(&self) -> [String; 7] {
+        let ratio = ratio(&self.ours, &self.coturn);
+        let ours = Summary::of(&self.ours);
+        let reached = match self.goal.and_then(|goal| goal.reached(ours?.median, ratio)) {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "",
+        };
+        [
+            self.scenario.to_owned(),
+            self.figure.label().to_owned(),
+            number(ours, self.figure),
+            number(Summary::of(&self.coturn), self.figure),
+            ratio.map_or(String::new(), |ratio| format!("{ratio:.2}")),
+            self.goal.map_or(String::new(), Goal::label),
+            reached.to_owned(),
+        ]
+    }
+}
+
+/// The table in columns.
+pub(crate) fn text(lines: &[Line]) -> String {
+    let rows: Vec<[String; 7]> =
+        std::iter::once(HEADINGS.map(str::to_owned)).chain(lines.iter().map(Line::cells)).collect();
+    let mut widths = [0; 7];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut table = String::new();
+    let mut before = "";
+    for row in &rows {
+        let [scenario, ..] = row;
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+            let cell = if column == 0 && scenario == before { "" } else { cell };
+            let padding = width - cell.chars().count();
+            let (left, right) = if (2..5).contains(&column) { (padding, 0) } else { (0, padding) };
+            // Writing into a String does not fail.
+            let _ = write!(line, "{:left$}{cell}{:right$}  ", "", "");
+        }
+        table.push_str(line.trim_end());
+        table.push('\n');
+        before = scenario;
+    }
+    table
+}
+
+/// The same in Markdown.
+pub(crate) fn markdown(lines: &[Line]) -> String {
+    let row = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let mut table = row(&HEADINGS.map(str::to_owned));
+    table.push_str("|---|---|--:|--:|--:|---|---|\n");
+    lines.iter().for_each(|line| table.push_str(&row(&line.cells())));
+    table
+}
+
+/// The median with the least and the most of the rounds.
+fn number(summary: Option<Summary>, figure: Figure) -> String {
+    let Some(Summary { median, least, most }) = summary else { return String::new() };
+    let one = |value| grouped(value, figure.decimals());
+    if one(least) == one(most) { one(median) } else { format!("{} ({}–{})", one(median), one(least), one(most)) }
+}
+
+/// A number with a thin gap between thousands.
+fn grouped(value: f64, decimals: usize) -> String {
+    let plain = format!("{value:.decimals$}");
+    let (whole, rest) = plain.split_at(plain.find('.').unwrap_or(plain.len()));
+    let mut text = String::new();
+    for (place, digit) in whole.chars().enumerate() {
+        let behind = whole.len() - place;
+        if place > 0 && behind.is_multiple_of(3) && !text.ends_with('-') {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text + rest
+}
+
+#[cfg(test)]
+#[allow(dead_code, unused_imports, reason = "a benchmark is built with cfg(test), but without its tests")]
+mod tests {
+    use super::*;
+
+    fn lines() -> Vec<Line> {
+        let cpu = Line {
+            scenario: "paced-up",
+            figure: Figure::CpuPerPacket,
+            goal: Some(Goal::RatioAtMost(0.5)),
+            ours: vec![6.1, 5.9, 6.4],
+            coturn: vec![13.7, 13.0, 14.0],
+        };
+        let delivered =
+            Line { scenario: "paced-up", figure: Figure::Delivered, goal: None, ours: vec![39_999.6], coturn: vec![] };
+        vec![cpu, delivered]
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let expected = "\
+scenario  figure                                  ours              coturn  ratio  to reach  reached
+paced-up  server CPU per packet, µs   6.10 (5.90–6.40)  13.70 (13.00–14.00)   0.45  ≤ 0.5 ×   yes
+          delivered, packets/s                  40 000
+";
+        let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let table = text(&lines());
+        assert_eq!(squeezed(&table), squeezed(expected));
+        let column =
+            |line: &str, cell: &str| line.find(cell).map(|at| line[..at].chars().count() + cell.chars().count());
+        let rows: Vec<&str> = table.lines().collect();
+        assert_eq!(column(rows[0], "ours"), column(rows[1], "6.40)"));
+        assert_eq!(column(rows[0], "ours"), column(rows[2], "40 000"));
+        assert!(rows[2].starts_with("          delivered"));
+    }
+
+    #[test]
+    fn markdown_names_the_scenario_in_each_row() {
+        let table = markdown(&lines());
+        assert_eq!(
+            table.lines().nth(2),
+            Some(
+                "| paced-up | server CPU per packet, µs | 6.10 (5.90–6.40) | 13.70 (13.00–14.00) | 0.45 | ≤ 0.5 × | yes |"
+            )
+        );
+        assert_eq!(table.lines().nth(3), Some("| paced-up | delivered, packets/s | 40 000 |  |  |  |  |"));
+    }
+
+    #[test]
+    fn thousands_are_apart() {
+        let all = [(0.0, 0), (999.0, 0), (1_000.0, 0), (1_015_000.4, 0), (1_234.567, 2), (-1_234.0, 0), (-123.0, 0)];
+        let texts = all.map(|(value, decimals)| grouped(value, decimals));
+        assert_eq!(texts, ["0", "999", "1 000", "1 015 000", "1 234.57", "-1 234", "-123"]);
+    }
+}
