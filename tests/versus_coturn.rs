@@ -124,7 +124,7 @@ mod through_a_server {
         client.hear("reachable");
         client.orders.send("begin".to_owned()).unwrap();
         client.hear("ready");
-        let window = window(150);
+        let window = window(300);
         for role in [&client, &peer] {
             role.orders.send(window.order()).unwrap();
         }
@@ -147,7 +147,7 @@ mod through_a_server {
         client.hear("reachable");
         client.orders.send("begin".to_owned()).unwrap();
         client.hear("ready");
-        client.orders.send(window(150).order()).unwrap();
+        client.orders.send(window(300).order()).unwrap();
         client.result()
     }
 

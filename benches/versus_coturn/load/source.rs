@@ -1,6 +1,7 @@
 //! The sending side of a load: when which flow sends, and what the receiving
 //! side says to it.
 
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -55,6 +56,16 @@ impl Flows {
         self.counted += u64::from(self.window.counts(sent));
         Stamp { flow: u32::try_from(flow).unwrap_or(u32::MAX), sequence, sent }
     }
+
+    /// The next `together` packets of each flow that has room for them.
+    fn fill(&mut self, room: u64, together: u64, progress: &mut [Progress], now: u64, packets: &mut Vec<Packet>) {
+        for (flow, progress) in progress.iter_mut().enumerate() {
+            let sent = self.next.get(flow).copied().unwrap_or(0);
+            if progress.on_their_way(sent, now) + together <= room {
+                packets.extend((0..together).map(|_| self.packet(flow, now)));
+            }
+        }
+    }
 }
 
 /// Sends a load through `outlet`; returns how many packets were sent within the window.
@@ -68,34 +79,53 @@ pub(crate) fn run(load: &Load, outlet: &mut dyn Outlet, window: Window, feedback
 }
 
 fn paced(rate: u64, mut flows: Flows, outlet: &mut dyn Outlet) -> u64 {
-    let (interval, start, count) = (clock::SECOND / rate, flows.window.start, flows.next.len() as u64);
-    // How many packets were due by what has been sent or left out.
-    let mut done = 0;
-    let mut packets = Vec::new();
+    let mut pacer = Pacer { interval: clock::SECOND / rate, start: flows.window.start, done: 0 };
+    let (count, mut packets) = (flows.next.len() as u64, Vec::new());
     loop {
         let now = clock::now();
         if now >= flows.window.to {
             return flows.counted;
         }
-        let due = now.saturating_sub(start) / interval + 1;
-        if due == done {
-            clock::sleep_until(start + done * interval);
-            continue;
-        }
-        if due - done > HOPELESS / interval + BURST {
-            done = due - BURST;
-        }
         packets.clear();
-        let until = due.min(done + BURST);
-        packets.extend((done..until).map(|turn| flows.packet(usize::try_from(turn % count).unwrap_or(0), now)));
-        done = until;
-        outlet.send(&packets);
+        packets.extend(pacer.due(now).map(|turn| flows.packet(usize::try_from(turn % count).unwrap_or(0), now)));
+        if packets.is_empty() {
+            clock::sleep_until(pacer.next());
+        } else {
+            outlet.send(&packets);
+        }
+    }
+}
+
+/// Says when the next packet is due.
+struct Pacer {
+    /// Nanoseconds between two packets.
+    interval: u64,
+    start: u64,
+    /// Packets that have been sent or left out.
+    done: u64,
+}
+
+impl Pacer {
+    /// The packets that are to be sent at this time.
+    fn due(&mut self, now: u64) -> Range<u64> {
+        let due = if now < self.start { 0 } else { (now - self.start) / self.interval + 1 };
+        if due.saturating_sub(self.done) > HOPELESS / self.interval + BURST {
+            self.done = due - BURST;
+        }
+        let first = self.done;
+        self.done = due.clamp(first, first + BURST);
+        first..self.done
+    }
+
+    /// When the next packet is due.
+    fn next(&self) -> u64 {
+        self.start + self.done * self.interval
     }
 }
 
 fn windowed(room: u64, shape: Shape, mut flows: Flows, outlet: &mut dyn Outlet, feedback: Feedback) -> Outcome<u64> {
     let together = if shape == Shape::Single { 1 } else { TRAIN as u64 };
-    let mut progress: Vec<Progress> = vec![Progress::default(); flows.next.len()];
+    let mut progress = vec![Progress::default(); flows.next.len()];
     let mut packets = Vec::new();
     loop {
         let now = clock::now();
@@ -104,12 +134,7 @@ fn windowed(room: u64, shape: Shape, mut flows: Flows, outlet: &mut dyn Outlet, 
         }
         feedback.read(&mut progress, false)?;
         packets.clear();
-        for (flow, progress) in progress.iter_mut().enumerate() {
-            let sent = flows.next.get(flow).copied().unwrap_or(0);
-            if progress.on_their_way(sent, now) + together <= room {
-                packets.extend((0..together).map(|_| flows.packet(flow, now)));
-            }
-        }
+        flows.fill(room, together, &mut progress, now, &mut packets);
         if packets.is_empty() {
             feedback.read(&mut progress, true)?;
         } else {
@@ -220,51 +245,56 @@ impl Reporter {
 mod tests {
     use super::*;
 
-    /// Keeps what it is given.
-    #[derive(Default)]
-    struct Kept(Vec<Packet>);
-
-    impl Outlet for Kept {
-        fn send(&mut self, packets: &[Packet]) {
-            self.0.extend_from_slice(packets);
-        }
-    }
-
-    fn soon() -> Window {
-        let start = clock::now();
-        Window { start, from: start + 10 * clock::MILLISECOND, to: start + 60 * clock::MILLISECOND }
-    }
+    const WINDOW: Window = Window { start: 0, from: 1_000, to: 2_000 };
 
     fn load(flows: usize, pace: Pace, shape: Shape) -> Load {
         Load { flows, pace, shape, ..crate::scenario::ALL[0].work.loads()[0] }
     }
 
     #[test]
-    fn a_paced_load_sends_its_flows_in_turn() {
-        let (mut kept, window) = (Kept::default(), soon());
-        let load = load(3, Pace::Rate(2_000), Shape::Single);
-        let sent = run(&load, &mut kept, window, Feedback(None)).unwrap();
-        assert_eq!(sent, kept.0.iter().filter(|packet| window.counts(packet.sent)).count() as u64);
-        for (number, packets) in kept.0.chunks(3).enumerate() {
-            for packet in packets {
-                assert_eq!(packet.sequence, number as u64);
-            }
+    fn packets_are_due_at_their_time_and_not_before() {
+        let mut pacer = Pacer { interval: 1_000, start: 10_000, done: 0 };
+        for (now, due) in [(9_999, 0..0), (10_000, 0..1), (10_999, 1..1), (11_000, 1..2), (13_500, 2..4)] {
+            assert_eq!(pacer.due(now), due, "{now}");
         }
-        // 60 ms of 2 000 packets a second; fewer where the machine is busy, but never more.
-        assert!(kept.0.len() <= 121, "{}", kept.0.len());
+        assert_eq!(pacer.next(), 14_000);
+    }
+
+    // A little late: they are sent in pieces. Hopelessly late: the oldest are left out.
+    #[test]
+    fn a_late_sender_catches_up_or_leaves_out() {
+        let (interval, late) = (1_000, HOPELESS / 1_000 + BURST);
+        let mut pacer = Pacer { interval, start: 0, done: 0 };
+        assert_eq!(pacer.due((late - 1) * interval), 0..BURST);
+        assert_eq!(pacer.due((late - 1) * interval), BURST..2 * BURST);
+
+        let mut pacer = Pacer { interval, start: 0, done: 0 };
+        assert_eq!(pacer.due(late * interval), late + 1 - BURST..late + 1);
+    }
+
+    #[test]
+    fn a_flow_numbers_its_packets_and_the_window_counts_them() {
+        let mut flows = Flows::new(2, WINDOW);
+        let sent = [(0, 999), (1, 1_000), (0, 1_999), (0, 2_000)].map(|(flow, sent)| flows.packet(flow, sent));
+        assert_eq!(sent.map(|packet| (packet.flow, packet.sequence)), [(0, 0), (1, 0), (0, 1), (0, 2)]);
+        assert_eq!(flows.counted, 2);
     }
 
     #[test]
     fn a_window_is_filled_and_not_more() {
-        let directory = tempfile();
-        let load = load(2, Pace::Window(TRAIN as u64 + 5), Shape::Train);
-        let mut kept = Kept::default();
-        let mut window = soon();
-        // Before anything would be given up.
-        window.to = window.start + 20 * clock::MILLISECOND;
-        run(&load, &mut kept, window, Feedback::open(&load, &directory).unwrap()).unwrap();
-        std::fs::remove_file(&directory).unwrap();
-        assert_eq!(kept.0.len(), 2 * TRAIN);
+        let (mut flows, mut progress, mut packets) = (Flows::new(2, WINDOW), vec![Progress::default(); 2], Vec::new());
+        let (room, together) = (TRAIN as u64 + 5, TRAIN as u64);
+        for _ in 0..2 {
+            flows.fill(room, together, &mut progress, 1_000, &mut packets);
+            assert_eq!(packets.len(), 2 * TRAIN);
+        }
+        // One packet too few has arrived of the first flow, enough of the second.
+        progress[0].has_received(together - 6, 1_001);
+        progress[1].has_received(together - 5, 1_001);
+        packets.clear();
+        flows.fill(room, together, &mut progress, 1_002, &mut packets);
+        assert_eq!(packets.iter().map(|packet| packet.flow).collect::<Vec<_>>(), [1; TRAIN]);
+        assert_eq!(packets[0].sequence, together);
     }
 
     #[test]
