@@ -33,6 +33,35 @@ use table::Line;
 /// CPU time of other programs, in cores, that makes a measurement doubtful. The kernel's own threads are among them.
 const DISTURBED: f64 = 0.3;
 
+/// What there is to say below the table.
+#[derive(Default)]
+struct Remarks {
+    lines: Vec<String>,
+    measurements: usize,
+    /// How many measurements other programs disturbed, and the most that these used, in cores.
+    disturbed: usize,
+    others: f64,
+}
+
+impl Remarks {
+    fn note(&mut self, name: &str, measured: &Measured) {
+        self.lines.extend(measured.remarks.iter().map(|remark| format!("{name}: {remark}")));
+        self.measurements += 1;
+        self.disturbed += usize::from(measured.others > DISTURBED);
+        self.others = self.others.max(measured.others);
+    }
+
+    fn say(&self) {
+        self.lines.iter().for_each(|line| say(line));
+        let Self { measurements, disturbed, others, .. } = self;
+        if *disturbed > 0 {
+            say(&format!(
+                "{disturbed} of {measurements} measurements are doubtful: other programs ran meanwhile, on up to {others:.1} cores"
+            ));
+        }
+    }
+}
+
 /// Measures our TURN server and coturn side by side, with the same load, in turn.
 ///
 /// The load runs between three network namespaces that are made for it and removed at the end, which needs root,
@@ -151,13 +180,13 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
     let servers = Servers { ours, coturn, directory: directory.0.clone() };
     servers.prepare(&network.addresses)?;
 
-    let (mut lines, mut remarks) = (Vec::new(), Vec::new());
+    let (mut lines, mut remarks) = (Vec::new(), Remarks::default());
     for scenario in scenarios {
         lines.extend(compare(scenario, &servers, &network, arguments, &mut remarks)?);
     }
     lines.retain(|line| !(line.ours.is_empty() && line.coturn.is_empty()));
     say(&if arguments.markdown { table::markdown(&lines) } else { table::text(&lines) });
-    remarks.iter().for_each(|remark| say(remark));
+    remarks.say();
     Ok(())
 }
 
@@ -168,7 +197,7 @@ fn compare(
     servers: &Servers,
     network: &Network,
     arguments: &Arguments,
-    remarks: &mut Vec<String>,
+    remarks: &mut Remarks,
 ) -> Outcome<Vec<Line>> {
     let times = Times { warm_up: arguments.warm_up, seconds: arguments.seconds };
     let (mut ours, mut coturn) = (Some(Vec::new()), Some(Vec::new()));
@@ -179,16 +208,13 @@ fn compare(
             match round::measure(kind, scenario, servers, network, times) {
                 Ok(measured) => {
                     report(&format!("{name}: {}", progress(scenario, &measured)));
-                    remarks.extend(measured.remarks.iter().map(|remark| format!("{name}: {remark}")));
-                    if measured.others > DISTURBED {
-                        remarks.push(format!("{name}: other programs used {:.1} cores meanwhile", measured.others));
-                    }
+                    remarks.note(&name, &measured);
                     all.push(measured);
                 }
                 Err(error) if interrupt::interrupted() => return Err(error),
                 Err(error) => {
                     report(&format!("{name}: {error}"));
-                    remarks.push(format!("{name}: {error}"));
+                    remarks.lines.push(format!("{name}: {error}"));
                     *kept = None;
                 }
             }
