@@ -18,7 +18,7 @@ use crate::auth::{Authenticator, NonceMint, Secret};
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
 use crate::net::{interfaces, limits};
-use crate::turn::{self, LiveRelays, PeerPolicy, Quota, RelayRange, Settings, Shared};
+use crate::turn::{self, LiveRelays, PeerPolicy, Quota, RelayRange, Reservations, Settings, Shared};
 use crate::worker::Plan;
 
 /// Why the server does not start. Each is one line that says what to do.
@@ -137,6 +137,10 @@ fn share(config: &Config, choice: &Choice, own_secret: Option<&Secret>) -> Resul
         nonces,
         policy: PeerPolicy { allow: config.peers.allow.clone(), deny: config.peers.deny.clone(), own },
         live: LiveRelays::new(choice.addresses.iter().map(|relay| (relay.bind, relay.advertised))),
+        reservations: Reservations::new(
+            choice.addresses.iter().map(|relay| (relay.bind, relay.advertised)),
+            &config.relay.ports,
+        ),
         quota: Quota::new(config.limits.allocations_per_user, config.limits.allocations, random_key()?),
         connections: Quota::new(config.limits.connections_per_source, config.limits.connections, random_key()?),
         draining: AtomicBool::new(false),

@@ -1,27 +1,32 @@
-//! One allocation: its permissions and channels (RFC 8656 §6, §9, §12).
+//! One allocation: its relayed transport addresses, permissions and channels (RFC 8656 §6, §9, §12).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::contract::FiveTuple;
+use super::contract::{FiveTuple, RelayedAddresses};
+use super::methods::Limit;
+use super::ports::Wish;
 use super::quota::Ticket;
 use super::reply::Answering;
+use super::reservations::Token;
 use super::time::{Deadline, Instant};
 use crate::auth::LongTermKey;
-use crate::stun::TransactionId;
+use crate::stun::attribute::AddressFamily;
+use crate::stun::{ErrorCode, TransactionId};
 
 /// RFC 8656 §9: it MUST be 300 seconds.
 pub(super) const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 /// RFC 8656 §12.
 pub(super) const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 
+/// Of how many ICMP errors a client is told in a second: enough to learn of every peer that is gone, and nothing to
+/// those who forge them.
+const ICMP_PER_SECOND: u32 = 10;
+
 #[derive(Debug)]
 pub(super) struct Allocation {
     pub(super) tuple: FiveTuple,
-    /// What its socket is bound to.
-    pub(super) bind: SocketAddr,
-    /// What the client is told.
-    pub(super) relayed: SocketAddr,
+    pub(super) relays: Relays,
     pub(super) state: State,
     /// Of the Allocate request, to know its retransmissions (RFC 8656 §7.2).
     pub(super) transaction: TransactionId,
@@ -29,35 +34,153 @@ pub(super) struct Allocation {
     /// The part of the username that quotas and logs go by.
     pub(super) user: Box<str>,
     pub(super) created: Instant,
-    pub(super) deadline: Deadline,
+    /// The family that was asked for and is not to be had, and why (RFC 8656 §7.2 step 9).
+    pub(super) address_error: Option<(AddressFamily, ErrorCode)>,
+    /// Of the port next to its own, to be told again (RFC 8656 §7.2).
+    pub(super) token: Option<Token>,
     pub(super) permissions: Permissions,
     pub(super) channels: Channels,
     pub(super) bytes_to_peers: u64,
     pub(super) bytes_to_client: u64,
+    pub(super) icmp: IcmpBudget,
     pub(super) ticket: Ticket,
 }
 
 #[derive(Debug)]
 pub(super) enum State {
-    /// The shell is opening the relay socket.
+    /// The shell is opening a relay socket.
     Opening(Box<Opening>),
     Open,
 }
 
-/// What is needed to answer the Allocate request when the socket is open.
+/// What is needed to open the sockets and to answer the Allocate request then.
 #[derive(Debug)]
 pub(super) struct Opening {
-    /// Ports tried so far.
+    /// Ports tried so far for the address family whose turn it is.
     pub(super) attempts: u8,
     pub(super) answering: Answering,
     pub(super) key: LongTermKey,
-    pub(super) no_additional_family: bool,
-    pub(super) even_port: bool,
+    /// When the allocation ends.
+    pub(super) deadline: Deadline,
+    pub(super) wish: Wish,
+    /// The family whose turn is next.
+    pub(super) next: Option<AddressFamily>,
+    /// The first that is not to be had, and why.
+    pub(super) failed: Option<(AddressFamily, &'static Limit)>,
+    /// The address is one that was reserved, and no other will do.
+    pub(super) claimed: bool,
+    /// The place in the quota of the port to be reserved.
+    pub(super) reserve: Option<Ticket>,
+}
+
+/// The relayed transport addresses, at most one of each address family. Each has a time-to-expiry of its own
+/// (RFC 8656 §8.1).
+#[derive(Debug, Default)]
+pub(super) struct Relays([Option<Relay>; 2]);
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Relay {
+    /// What its socket is bound to.
+    pub(super) bind: SocketAddr,
+    /// What the client is told.
+    pub(super) relayed: SocketAddr,
+    pub(super) deadline: Deadline,
+    pub(super) socket: Socket,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Socket {
+    Opening,
+    Open,
+    /// Over before the allocation is.
+    Closed,
+}
+
+impl Relays {
+    #[expect(clippy::indexing_slicing, reason = "there is a place for each family")]
+    pub(super) fn place(&mut self, family: AddressFamily) -> &mut Option<Relay> {
+        &mut self.0[usize::from(family == AddressFamily::V6)]
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Relay> {
+        self.0.iter().flatten()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Relay> {
+        self.0.iter_mut().flatten()
+    }
+
+    /// Those that are or were open.
+    pub(super) fn told(&self) -> RelayedAddresses {
+        self.addresses(|relay| relay.socket != Socket::Opening)
+    }
+
+    pub(super) fn live(&self, now: Instant) -> RelayedAddresses {
+        self.addresses(|relay| relay.is_live(now))
+    }
+
+    /// The time-to-expiry of the live one that ends first, in seconds.
+    pub(super) fn seconds_left(&self, now: Instant) -> u32 {
+        let live = self.iter().filter(|relay| relay.is_live(now)).map(|relay| relay.deadline.seconds_left(now));
+        live.min().unwrap_or(0)
+    }
+
+    fn addresses(&self, which: impl Fn(&Relay) -> bool) -> RelayedAddresses {
+        let [v4, v6] = self.0.map(|relay| relay.filter(&which).map(|relay| relay.relayed));
+        RelayedAddresses { v4, v6 }
+    }
+
+    /// The earliest end of those that are open.
+    pub(super) fn deadline(&self) -> Option<Deadline> {
+        let open = self.iter().filter(|relay| relay.socket == Socket::Open);
+        open.map(|relay| relay.deadline).reduce(Deadline::earlier)
+    }
+}
+
+impl Relay {
+    pub(super) fn family(&self) -> AddressFamily {
+        AddressFamily::from(&self.bind)
+    }
+
+    pub(super) fn is_live(&self, now: Instant) -> bool {
+        self.socket == Socket::Open && !self.deadline.has_passed(now)
+    }
+}
+
+/// ICMP errors that the client has been told of in a second.
+#[derive(Debug, Default)]
+pub(super) struct IcmpBudget {
+    second: u64,
+    told: u32,
+}
+
+impl IcmpBudget {
+    pub(super) fn admits(&mut self, now: Instant) -> bool {
+        if self.second != now.second() {
+            *self = Self { second: now.second(), told: 0 };
+        }
+        self.told += u32::from(self.told <= ICMP_PER_SECOND);
+        self.told <= ICMP_PER_SECOND
+    }
 }
 
 impl Allocation {
+    /// Whether its client has been answered and its time has not come.
     pub(super) fn is_open(&self, now: Instant) -> bool {
-        matches!(self.state, State::Open) && !self.deadline.has_passed(now)
+        matches!(self.state, State::Open) && !self.has_ended(now)
+    }
+
+    /// Whether its time has come: that of the last of its relayed transport addresses.
+    pub(super) fn has_ended(&self, now: Instant) -> bool {
+        match &self.state {
+            State::Opening(opening) => opening.deadline.has_passed(now),
+            State::Open => !self.relays.iter().any(|relay| relay.is_live(now)),
+        }
+    }
+
+    /// Whether there is a relayed transport address of this family.
+    pub(super) fn has(&self, family: AddressFamily, now: Instant) -> bool {
+        self.relays.iter().any(|relay| relay.family() == family && relay.is_live(now))
     }
 
     /// Whether it comes from the Allocate request with this transaction ID and USERNAME.
@@ -65,17 +188,34 @@ impl Allocation {
         self.transaction == transaction && *self.username == *username
     }
 
+    /// What is to be opened, unless all of it is.
+    pub(super) fn opening(&mut self) -> Option<(&mut Opening, &mut Relays)> {
+        match &mut self.state {
+            State::Opening(opening) => Some((opening, &mut self.relays)),
+            State::Open => None,
+        }
+    }
+
     /// When it next has something to expire.
     pub(super) fn next_deadline(&self) -> Deadline {
         let permissions = self.permissions.list.iter().map(|permission| permission.deadline);
         let channels = self.channels.by_number.iter().map(|channel| channel.deadline);
-        permissions.chain(channels).fold(self.deadline, Deadline::earlier)
+        let own = match &self.state {
+            State::Opening(opening) => opening.deadline,
+            State::Open => self.relays.deadline().unwrap_or(Deadline::NEVER),
+        };
+        permissions.chain(channels).fold(own, Deadline::earlier)
     }
 
-    /// Forgets permissions and channels whose time has come.
+    /// Forgets permissions and channels whose time has come, also those of a relayed transport address that is over.
     pub(super) fn expire(&mut self, now: Instant) {
         self.permissions.list.retain(|permission| !permission.deadline.has_passed(now));
-        self.channels.expire(now);
+        self.channels.retain(|channel| !channel.deadline.has_passed(now));
+        for relay in self.relays.0.iter().flatten().filter(|relay| !relay.is_live(now)) {
+            let family = relay.family();
+            self.permissions.list.retain(|permission| AddressFamily::of(permission.address) != family);
+            self.channels.retain(|channel| AddressFamily::from(&channel.peer) != family);
+        }
     }
 }
 
@@ -178,7 +318,7 @@ impl Channels {
     pub(super) fn bind(&mut self, number: u16, peer: SocketAddr, now: Instant) {
         let deadline = Deadline::after(now, CHANNEL_LIFETIME);
         // Only an expired binding can still stand under this number or peer for somebody else.
-        self.expire(now);
+        self.retain(|channel| !channel.deadline.has_passed(now));
         let channel = Channel { number, peer, deadline };
         match self.find(number) {
             Ok(at) => {
@@ -198,9 +338,9 @@ impl Channels {
         self.by_number.len()
     }
 
-    fn expire(&mut self, now: Instant) {
-        if self.by_number.iter().any(|channel| channel.deadline.has_passed(now)) {
-            self.by_number.retain(|channel| !channel.deadline.has_passed(now));
+    fn retain(&mut self, keep: impl Fn(&Channel) -> bool) {
+        if !self.by_number.iter().all(&keep) {
+            self.by_number.retain(&keep);
             let live = &self.by_number;
             self.by_peer.retain(|(_, number)| live.binary_search_by_key(number, |channel| channel.number).is_ok());
         }

@@ -9,7 +9,7 @@
 //!          ◀───────────────────── │  turn::Server  │ ─────────────────────▶ OpenRelay, ToPeer
 //!            Reply, ToClient      └────────────────┘      next_action       Close, Log
 //!                                     ▲        ▲                            (then relay_closed)
-//!                        peer_packet ─┘        └─ advance (time), stop
+//!      peer_packet, peer_unreachable ─┘        └─ advance (time), stop
 //! ```
 
 use std::fmt;
@@ -21,6 +21,7 @@ use super::outcome::{DropReason, Outcome};
 use super::policy::Denial;
 use super::time::Instant;
 use crate::auth::{AuthFailure, HumanSeconds};
+use crate::stun::attribute::AddressFamily;
 
 /// What the core may not fetch for itself: the time and randomness.
 pub struct Context<'a> {
@@ -56,6 +57,12 @@ impl Transport {
             Self::Tcp => true,
         }
     }
+
+    /// The DSCP and ECN that a datagram is relayed with which came with `tos`, from or to a client on this transport:
+    /// the same, or none where one side is a connection (RFC 8656 §14–§16).
+    pub(super) fn relayed_tos(self, tos: u8) -> u8 {
+        if self.is_stream() { 0 } else { tos }
+    }
 }
 
 impl fmt::Display for Transport {
@@ -78,11 +85,12 @@ pub struct FiveTuple {
     pub transport: Transport,
 }
 
-/// Names an allocation's relay socket, and no other one's ever after.
+/// Names an allocation's relay socket of one address family, and no other one's ever after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RelayId {
-    pub(super) slot: u32,
-    pub(super) generation: u32,
+    /// Twice the allocation's place in the table, and one more for IPv6.
+    slot: u32,
+    generation: u32,
 }
 
 impl RelayId {
@@ -91,6 +99,69 @@ impl RelayId {
     pub fn slot(self) -> usize {
         self.slot as usize
     }
+
+    pub(super) fn allocation(self) -> AllocationId {
+        AllocationId { place: self.slot / 2, generation: self.generation }
+    }
+
+    pub(super) fn family(self) -> AddressFamily {
+        if self.slot.is_multiple_of(2) { AddressFamily::V4 } else { AddressFamily::V6 }
+    }
+}
+
+/// Names an allocation, and no other one ever after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AllocationId {
+    pub(super) place: u32,
+    pub(super) generation: u32,
+}
+
+impl AllocationId {
+    pub(super) fn relay(self, family: AddressFamily) -> RelayId {
+        let slot = self.place * 2 + u32::from(family == AddressFamily::V6);
+        RelayId { slot, generation: self.generation }
+    }
+}
+
+/// The relayed transport addresses of an allocation: one, or one of each address family (RFC 8656 §7.2). Displayed with
+/// a comma in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayedAddresses {
+    /// The IPv4 one.
+    pub v4: Option<SocketAddr>,
+    /// The IPv6 one.
+    pub v6: Option<SocketAddr>,
+}
+
+impl RelayedAddresses {
+    /// Those that there are, IPv4 first.
+    pub fn iter(self) -> impl Iterator<Item = SocketAddr> {
+        self.v4.into_iter().chain(self.v6)
+    }
+}
+
+impl From<SocketAddr> for RelayedAddresses {
+    fn from(address: SocketAddr) -> Self {
+        if address.is_ipv4() { Self { v4: Some(address), v6: None } } else { Self { v4: None, v6: Some(address) } }
+    }
+}
+
+impl fmt::Display for RelayedAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        self.iter().try_for_each(|address| write!(f, "{}{address}", std::mem::replace(&mut separator, ",")))
+    }
+}
+
+/// An ICMP error about a datagram that was sent to a peer (RFC 8656 §11.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpError {
+    /// The type, of ICMPv4 or ICMPv6 as the peer's address is.
+    pub kind: u8,
+    /// The code.
+    pub code: u8,
+    /// The MTU of the next hop in bytes, where the datagram was too big for it.
+    pub mtu: u32,
 }
 
 /// What to do with a packet from a client.
@@ -125,6 +196,10 @@ pub struct ToPeer {
     pub peer: SocketAddr,
     /// The application data within the packet.
     pub payload: Range<usize>,
+    /// The DSCP and ECN to send with, as they stand in the TOS or Traffic Class field (RFC 8656 §14, §15).
+    pub tos: u8,
+    /// Whether DF is to be 1, or IPv6 is not to fragment; otherwise the datagram may be fragmented (RFC 8656 §14, §15).
+    pub dont_fragment: bool,
 }
 
 /// A route to a client: the bytes `message` of the buffer, on the 5-tuple.
@@ -134,6 +209,11 @@ pub struct ToClient {
     pub tuple: FiveTuple,
     /// The message within the buffer, whose header lies in the headroom.
     pub message: Range<usize>,
+    /// The DSCP and ECN to send with, as they stand in the TOS or Traffic Class field (RFC 8656 §14); it means nothing on
+    /// a connection (§16).
+    pub tos: u8,
+    /// Under what the datagram is counted once it is sent.
+    pub outcome: Outcome,
 }
 
 /// An answer to a request.
@@ -168,7 +248,7 @@ pub enum OpenError {
 pub enum Opened {
     /// Send the first bytes of the reply buffer to the client.
     Reply(FiveTuple, Reply),
-    /// Try another socket.
+    /// Open this socket: in place of the one that was not to be had, or besides the one that is open.
     Open(OpenRelay),
     /// The allocation is gone: close the socket, if there is one.
     Abandoned,
@@ -192,8 +272,8 @@ pub enum Event {
         user: String,
         /// The client's 5-tuple.
         tuple: FiveTuple,
-        /// The relayed transport address that the client was told.
-        relay: SocketAddr,
+        /// The relayed transport addresses that the client was told.
+        relay: RelayedAddresses,
         /// For how long, in seconds.
         lifetime: u32,
     },
@@ -272,8 +352,8 @@ pub struct AllocationSummary {
     pub user: String,
     /// The client's 5-tuple.
     pub tuple: FiveTuple,
-    /// The relayed transport address that the client was told.
-    pub relay: SocketAddr,
+    /// The relayed transport addresses that the client was told.
+    pub relay: RelayedAddresses,
     /// From the Allocate request to the end.
     pub duration: Duration,
     /// Application data relayed from the client, in bytes.

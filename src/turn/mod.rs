@@ -6,6 +6,7 @@ mod allocation;
 mod channel_data;
 mod contract;
 mod framing;
+mod icmp;
 mod live;
 mod methods;
 mod outcome;
@@ -15,6 +16,7 @@ mod quota;
 mod reply;
 mod reply_limit;
 mod request;
+mod reservations;
 mod server;
 mod table;
 mod time;
@@ -25,8 +27,8 @@ mod tests;
 
 pub use channel_data::{HEADROOM, TAILROOM};
 pub use contract::{
-    Action, AllocationSummary, AuthCause, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, OpenError,
-    OpenRelay, Opened, RelayId, Reply, ToClient, ToPeer, Transport,
+    Action, AllocationSummary, AuthCause, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
+    OpenError, OpenRelay, Opened, RelayId, RelayedAddresses, Reply, ToClient, ToPeer, Transport,
 };
 pub use framing::{Frame, LARGEST_FRAME};
 pub use live::LiveRelays;
@@ -34,6 +36,7 @@ pub use outcome::{Counters, DropReason, Outcome};
 pub use policy::{Denial, PeerPolicy};
 pub use ports::slice_of;
 pub use quota::{Quota, QuotaExceeded, Ticket};
+pub use reservations::Reservations;
 pub use server::{RelayRange, Server, Settings, Shared};
 pub use time::{Deadline, Instant};
 

@@ -11,6 +11,8 @@ pub enum Outcome {
     RelayedToPeer,
     /// Sent on from a peer to a client.
     RelayedToClient,
+    /// An ICMP error that a client was told of (RFC 8656 §11.5).
+    RelayedIcmp,
     /// A request that got a success response.
     Answered(Method),
     /// A request that got an error response.
@@ -70,12 +72,16 @@ drop_reasons! {
     ChannelNotBound = "channel-not-bound",
     /// A Send indication without a valid XOR-PEER-ADDRESS and DATA, or with attributes that must be understood.
     MalformedIndication = "malformed-indication",
-    /// A Send indication for a peer, or a datagram from a peer, without a permission (RFC 8656 §9).
+    /// A Send indication for a peer, or a datagram from or an ICMP error about one, without a permission (RFC 8656 §9).
     NoPermission = "no-permission",
     /// A peer that the peer policy does not admit.
     PeerForbidden = "peer-forbidden",
-    /// A datagram on a relay socket whose allocation has ended.
+    /// A datagram, or an ICMP error, on a relay socket whose allocation has ended.
     AllocationEnded = "allocation-ended",
+    /// An ICMP error of a type that clients are not told (RFC 8656 §11.5).
+    IcmpType = "icmp-type",
+    /// An ICMP error on an allocation whose client has been told of many in this second.
+    IcmpLimit = "icmp-limit",
     /// Data that does not fit into a message to the client.
     TooLarge = "too-large",
     /// The socket's send buffer was full.
@@ -107,6 +113,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::RelayedToPeer => f.write_str("relayed-to-peer"),
             Self::RelayedToClient => f.write_str("relayed-to-client"),
+            Self::RelayedIcmp => f.write_str("relayed-icmp"),
             Self::Answered(method) => write!(f, "answered {method}"),
             Self::Rejected(code) => write!(f, "rejected {}", code.code()),
             Self::Dropped(reason) => write!(f, "dropped {}", reason.label()),
@@ -119,6 +126,7 @@ impl fmt::Display for Outcome {
 pub struct Counters {
     relayed_to_peer: u64,
     relayed_to_client: u64,
+    relayed_icmp: u64,
     answered: [u64; METHODS.len()],
     rejected: [u64; CODES.len()],
     dropped: [u64; DropReason::ALL.len()],
@@ -140,8 +148,11 @@ impl Counters {
 
     /// Every outcome that occurred, with its count.
     pub fn occurred(&self) -> impl Iterator<Item = (Outcome, u64)> + '_ {
-        let relayed =
-            [(Outcome::RelayedToPeer, self.relayed_to_peer), (Outcome::RelayedToClient, self.relayed_to_client)];
+        let relayed = [
+            (Outcome::RelayedToPeer, self.relayed_to_peer),
+            (Outcome::RelayedToClient, self.relayed_to_client),
+            (Outcome::RelayedIcmp, self.relayed_icmp),
+        ];
         let answered = METHODS.into_iter().map(Outcome::Answered).zip(self.answered);
         let rejected = CODES.into_iter().map(Outcome::Rejected).zip(self.rejected);
         let dropped = DropReason::ALL.iter().copied().map(Outcome::Dropped).zip(self.dropped);
@@ -168,6 +179,7 @@ impl Counters {
         match outcome {
             Outcome::RelayedToPeer => Some(&mut self.relayed_to_peer),
             Outcome::RelayedToClient => Some(&mut self.relayed_to_client),
+            Outcome::RelayedIcmp => Some(&mut self.relayed_icmp),
             Outcome::Answered(method) => self.answered.get_mut(METHODS.iter().position(|known| *known == method)?),
             Outcome::Rejected(code) => self.rejected.get_mut(CODES.iter().position(|known| *known == code)?),
             Outcome::Dropped(reason) => self.dropped.get_mut(reason as usize),
@@ -184,7 +196,7 @@ mod tests {
     #[test]
     fn every_outcome_has_a_counter_and_a_name_of_its_own() {
         let mut counters = Counters::default();
-        let outcomes: Vec<Outcome> = [Outcome::RelayedToPeer, Outcome::RelayedToClient]
+        let outcomes: Vec<Outcome> = [Outcome::RelayedToPeer, Outcome::RelayedToClient, Outcome::RelayedIcmp]
             .into_iter()
             .chain(METHODS.map(Outcome::Answered))
             .chain(CODES.map(Outcome::Rejected))

@@ -11,46 +11,107 @@ use super::time::{Deadline, Instant};
 /// How long a port that another process holds is left alone before it is tried again.
 const SET_ASIDE: Duration = Duration::from_secs(60);
 
-/// Ports of a range, each free, taken or set aside. Picks are random over the free ones (RFC 6056 §3.3.1), so that
-/// one port tells nothing about the next.
+/// Ports of a range. Picks are random over the free ones (RFC 6056 §3.3.1), so that one port tells nothing about the
+/// next.
 #[derive(Debug)]
 pub(super) struct PortPool {
     range: RangeInclusive<u16>,
     free: Vec<u16>,
-    /// Found to be in use by somebody else; in the order in which they come back.
+    /// One for each port of the range.
+    places: Box<[Place]>,
+    /// In the order in which they come back.
     set_aside: VecDeque<(Deadline, u16)>,
+    reserved: usize,
+}
+
+/// Where a port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// At this place of the free list.
+    Free(u16),
+    /// With an allocation.
+    Taken,
+    /// Reserved for an allocation to come (RFC 8656 §7.2), or with another worker, who has claimed it.
+    Reserved,
+    /// Found to be in use by somebody else.
+    Aside,
+}
+
+/// What an Allocate request wants of its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    Any,
+    /// RFC 8656 §18.7, R = 0.
+    Even,
+    /// RFC 8656 §18.7, R = 1: an even one, whose next higher neighbour is reserved.
+    EvenAndNext,
 }
 
 impl PortPool {
     pub(super) fn new(range: RangeInclusive<u16>) -> Self {
-        Self { free: range.clone().collect(), range, set_aside: VecDeque::new() }
+        let free: Vec<u16> = range.clone().collect();
+        let places = (0..).take(free.len()).map(Place::Free).collect();
+        Self { free, places, range, set_aside: VecDeque::new(), reserved: 0 }
     }
 
-    /// Takes a random free port, or a random free even one.
-    pub(super) fn take(&mut self, now: Instant, even: bool, rng: &mut dyn rand::CryptoRng) -> Option<u16> {
+    /// Takes a random free port that is as wished.
+    pub(super) fn take(&mut self, now: Instant, wish: Wish, rng: &mut dyn rand::CryptoRng) -> Option<u16> {
         while let Some((_, port)) = self.set_aside.pop_front_if(|(deadline, _)| deadline.has_passed(now)) {
-            self.free.push(port);
+            self.make_free(port, Place::Aside);
         }
         if self.free.is_empty() {
             return None;
         }
-        let start = rng.random_range(0..self.free.len());
         // From a random place on; the second step finds an even port while there are as many as odd ones.
-        let fits = |at: &usize| self.free.get(*at).is_some_and(|port| !even || port.is_multiple_of(2));
-        let pick = (start..self.free.len()).chain(0..start).find(fits)?;
-        Some(self.free.swap_remove(pick))
+        let start = rng.random_range(0..self.free.len());
+        let (behind, ahead) = self.free.split_at_checked(start)?;
+        let fits = |port: &&u16| match wish {
+            Wish::Any => true,
+            Wish::Even => port.is_multiple_of(2),
+            Wish::EvenAndNext => port.is_multiple_of(2) && matches!(self.place(**port | 1), Some(Place::Free(_))),
+        };
+        let port = *ahead.iter().chain(behind).find(fits)?;
+        self.leave_free(port, Place::Taken);
+        if wish == Wish::EvenAndNext {
+            self.leave_free(port | 1, Place::Reserved);
+            self.reserved += 1;
+        }
+        Some(port)
     }
 
-    /// Returns a port that [`take`](Self::take) gave.
+    /// Whether `port` is of this pool, wherever it is.
+    pub(super) fn owns(&self, port: u16) -> bool {
+        self.range.contains(&port)
+    }
+
+    /// Returns a port that an allocation had.
     pub(super) fn give_back(&mut self, port: u16) {
-        debug_assert!(self.range.contains(&port), "port {port} is not of this pool");
-        debug_assert!(!self.free.contains(&port), "port {port} was given back twice");
-        self.free.push(port);
+        self.make_free(port, Place::Taken);
     }
 
-    /// Returns a port that turned out to be in use by somebody else.
+    /// Returns a port that was reserved, or that another worker has had.
+    pub(super) fn release(&mut self, port: u16) {
+        if self.make_free(port, Place::Reserved) {
+            self.reserved -= 1;
+        }
+    }
+
+    /// An allocation of this worker takes a reserved port.
+    pub(super) fn claim(&mut self, port: u16) {
+        debug_assert_eq!(self.place(port), Some(Place::Reserved));
+        if let Some(place) = self.place_mut(port).filter(|place| **place == Place::Reserved) {
+            *place = Place::Taken;
+            self.reserved -= 1;
+        }
+    }
+
+    /// Returns a port that an allocation was to have and that turned out to be in use by somebody else.
     pub(super) fn set_aside(&mut self, port: u16, now: Instant) {
-        self.set_aside.push_back((Deadline::after(now, SET_ASIDE), port));
+        debug_assert_eq!(self.place(port), Some(Place::Taken));
+        if let Some(place) = self.place_mut(port) {
+            *place = Place::Aside;
+            self.set_aside.push_back((Deadline::after(now, SET_ASIDE), port));
+        }
     }
 
     /// Whether ports are missing because other programs have them.
@@ -58,14 +119,51 @@ impl PortPool {
         !self.set_aside.is_empty()
     }
 
-    /// Ports that are neither free nor set aside.
+    /// Ports that are with allocations of this worker.
     pub(super) fn taken(&self) -> usize {
-        self.range.len() - self.free.len() - self.set_aside.len()
+        self.range.len() - self.free.len() - self.set_aside.len() - self.reserved
     }
 
-    /// Whether `port` could be handed out, today or after its time aside.
-    pub(super) fn holds(&self, port: u16) -> bool {
-        self.free.contains(&port) || self.set_aside.iter().any(|(_, aside)| *aside == port)
+    /// Ports that are reserved or with other workers.
+    pub(super) fn reserved(&self) -> usize {
+        self.reserved
+    }
+
+    /// Whether an allocation of this worker may be using `port`.
+    pub(super) fn is_taken(&self, port: u16) -> bool {
+        self.place(port) == Some(Place::Taken)
+    }
+
+    fn place(&self, port: u16) -> Option<Place> {
+        self.places.get(usize::from(port.checked_sub(*self.range.start())?)).copied()
+    }
+
+    fn place_mut(&mut self, port: u16) -> Option<&mut Place> {
+        self.places.get_mut(usize::from(port.checked_sub(*self.range.start())?))
+    }
+
+    fn leave_free(&mut self, port: u16, to: Place) {
+        let Some(Place::Free(at)) = self.place(port) else { return };
+        self.free.swap_remove(usize::from(at));
+        if let Some(moved) = self.free.get(usize::from(at)).copied()
+            && let Some(place) = self.place_mut(moved)
+        {
+            *place = Place::Free(at);
+        }
+        if let Some(place) = self.place_mut(port) {
+            *place = to;
+        }
+    }
+
+    fn make_free(&mut self, port: u16, from: Place) -> bool {
+        debug_assert_eq!(self.place(port), Some(from), "port {port} comes back from where it was, and once");
+        let Ok(at) = u16::try_from(self.free.len()) else { return false };
+        match self.place_mut(port) {
+            Some(place) if *place == from => *place = Place::Free(at),
+            _ => return false,
+        }
+        self.free.push(port);
+        true
     }
 }
 
@@ -88,7 +186,7 @@ pub fn slice_of(range: &RangeInclusive<u16>, parts: usize, index: usize) -> Opti
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
     use rand::SeedableRng as _;
@@ -104,7 +202,7 @@ mod tests {
     fn every_port_of_the_range_is_handed_out_once() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_099);
-        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), false, &mut rng)).collect();
+        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), Wish::Any, &mut rng)).collect();
         assert_eq!(ports, (50_000..=50_099).collect());
         assert_eq!(pool.taken(), 100);
     }
@@ -114,9 +212,9 @@ mod tests {
     fn even_ports_are_found_to_the_last_and_cost_no_odd_one() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_099);
-        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), true, &mut rng)).collect();
+        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), Wish::Even, &mut rng)).collect();
         assert_eq!(ports, (50_000..=50_099).step_by(2).collect());
-        assert_eq!(std::iter::from_fn(|| pool.take(at(0), false, &mut rng)).count(), 50);
+        assert_eq!(std::iter::from_fn(|| pool.take(at(0), Wish::Any, &mut rng)).count(), 50);
     }
 
     // RFC 8656 §7.2: random ports (RFC 6056), so that a port tells nothing about the one before or after it.
@@ -142,8 +240,8 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(65_535..=65_535);
         for _ in 0..3 {
-            let port = pool.take(at(0), false, &mut rng).unwrap();
-            assert_eq!(pool.take(at(0), false, &mut rng), None);
+            let port = pool.take(at(0), Wish::Any, &mut rng).unwrap();
+            assert_eq!(pool.take(at(0), Wish::Any, &mut rng), None);
             pool.give_back(port);
         }
     }
@@ -152,13 +250,97 @@ mod tests {
     fn a_port_set_aside_comes_back_after_a_minute() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_000);
-        let port = pool.take(at(0), false, &mut rng).unwrap();
+        let port = pool.take(at(0), Wish::Any, &mut rng).unwrap();
         pool.set_aside(port, at(0));
-        assert_eq!(pool.take(at(59), false, &mut rng), None);
-        assert_eq!(pool.take(at(60), false, &mut rng), Some(port));
+        assert_eq!(pool.take(at(59), Wish::Any, &mut rng), None);
+        assert_eq!(pool.take(at(60), Wish::Any, &mut rng), Some(port));
+    }
+
+    // R = 1 takes whole pairs, and only where both are free.
+    #[test]
+    fn pairs_are_found_to_the_last() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut pool = PortPool::new(50_001..=50_100);
+        let evens: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), Wish::EvenAndNext, &mut rng)).collect();
+        assert_eq!(evens, (50_002..=50_098).step_by(2).collect(), "the ends of the range have no neighbours");
+        assert_eq!((pool.taken(), pool.reserved()), (49, 49));
+        let left: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), Wish::Any, &mut rng)).collect();
+        assert_eq!(left, [50_001, 50_100].into());
+    }
+
+    /// Where the model has a port.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Whereabouts {
+        Free,
+        Taken,
+        Reserved,
+        Aside(u64),
     }
 
     proptest! {
+        // Whatever is done with them, every port is in exactly one place.
+        #[test]
+        fn behaves_like_a_map(steps in prop::collection::vec((0..8u8, 0..16u16, 0..30u64), 1..300)) {
+            use Whereabouts::*;
+            let mut rng = StdRng::seed_from_u64(1);
+            let mut pool = PortPool::new(50_001..=50_012);
+            let mut model: BTreeMap<u16, Whereabouts> = (50_001..=50_012).map(|port| (port, Free)).collect();
+            let mut second = 0;
+            for (step, which, pause) in steps {
+                second += pause;
+                let among = |model: &BTreeMap<u16, Whereabouts>, wanted| {
+                    let ports: Vec<u16> = model.iter().filter(|(_, at)| **at == wanted).map(|(port, _)| *port).collect();
+                    (!ports.is_empty()).then(|| ports[usize::from(which) % ports.len()])
+                };
+                match step {
+                    0..=3 => {
+                        for place in model.values_mut() {
+                            if let Aside(until) = *place && until <= second {
+                                *place = Free;
+                            }
+                        }
+                        let wish = [Wish::Any, Wish::Even, Wish::EvenAndNext, Wish::EvenAndNext][usize::from(step)];
+                        let fits = |port: u16| {
+                            model.get(&port) == Some(&Free)
+                                && (wish == Wish::Any || port % 2 == 0)
+                                && (wish != Wish::EvenAndNext || model.get(&(port + 1)) == Some(&Free))
+                        };
+                        match pool.take(at(second), wish, &mut rng) {
+                            Some(port) => {
+                                prop_assert!(fits(port));
+                                model.insert(port, Taken);
+                                if wish == Wish::EvenAndNext {
+                                    model.insert(port + 1, Reserved);
+                                }
+                            }
+                            None => prop_assert!(!model.keys().any(|port| fits(*port))),
+                        }
+                    }
+                    4 => if let Some(port) = among(&model, Taken) {
+                        pool.give_back(port);
+                        model.insert(port, Free);
+                    }
+                    5 => if let Some(port) = among(&model, Taken) {
+                        pool.set_aside(port, at(second));
+                        model.insert(port, Aside(second + 60));
+                    }
+                    6 => if let Some(port) = among(&model, Reserved) {
+                        pool.release(port);
+                        model.insert(port, Free);
+                    }
+                    _ => if let Some(port) = among(&model, Reserved) {
+                        pool.claim(port);
+                        model.insert(port, Taken);
+                    }
+                }
+                let count = |wanted| model.values().filter(|place| **place == wanted).count();
+                prop_assert_eq!((pool.taken(), pool.reserved()), (count(Taken), count(Reserved)));
+                for (port, place) in &model {
+                    prop_assert_eq!(pool.is_taken(*port), *place == Taken);
+                }
+            }
+        }
+
         #[test]
         fn slices_cover_the_range_and_do_not_overlap(first in 1024..=65_535u16, more in 0..2_000u16, parts in 1..9usize) {
             let range = first..=first.saturating_add(more);

@@ -51,6 +51,25 @@ pub struct Ticket {
     user: Option<Fingerprint>,
 }
 
+/// A [`Ticket`] on its way from one worker to another: 0 if its user goes uncounted, else the user's fingerprint with
+/// the bucket in the place of the count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TicketWord(pub(super) u64);
+
+impl Ticket {
+    pub(super) fn into_word(self) -> TicketWord {
+        TicketWord(self.user.map_or(0, |user| user.tag | user.bucket as u64))
+    }
+}
+
+impl TicketWord {
+    /// To be called once for each ticket that was made a word.
+    pub(super) fn into_ticket(self) -> Ticket {
+        let user = Fingerprint { bucket: (self.0 & COUNT_MASK) as usize, tag: self.0 & !COUNT_MASK };
+        Ticket { user: (self.0 != 0).then_some(user) }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fingerprint {
     bucket: usize,
@@ -97,6 +116,11 @@ impl Quota {
                 return;
             }
         }
+    }
+
+    /// Whether a ticket may serve for an allocation of `user`: it is counted for them, or for nobody.
+    pub(super) fn is_of(&self, ticket: TicketWord, user: &str) -> bool {
+        ticket.into_ticket().user.is_none_or(|counted| counted == self.fingerprint(user))
     }
 
     /// Allocations that are counted now.
@@ -170,6 +194,22 @@ mod tests {
         quota.release(first);
         assert!(quota.admit("alice").is_ok());
         assert_eq!(quota.allocations(), 3);
+    }
+
+    #[test]
+    fn a_ticket_survives_being_a_word() {
+        for per_user in [0, 3] {
+            let quota = Quota::new(per_user, 0, [7; 32]);
+            for user in ["alice", "bob", "carol"] {
+                let word = quota.admit(user).unwrap().into_word();
+                assert_eq!(quota.is_of(word, "dave"), per_user == 0);
+                assert!(quota.is_of(word, user));
+                quota.release(word.into_ticket());
+                let again: Vec<Ticket> = (0..3).map(|_| quota.admit(user).unwrap()).collect();
+                again.into_iter().for_each(|ticket| quota.release(ticket));
+            }
+            assert_eq!(quota.allocations(), 0);
+        }
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use super::contract::Reply;
+use super::contract::{RelayedAddresses, Reply};
 use super::outcome::Outcome;
+use super::reservations::Token;
 use crate::auth::LongTermKey;
 use crate::stun::attribute::{
-    AddressErrorCode, AddressFamily, ErrorCodeAttribute, Lifetime, Nonce, Realm, Software, UnknownAttributes,
-    XorMappedAddress, XorRelayedAddress,
+    AddressErrorCode, AddressFamily, ErrorCodeAttribute, Lifetime, Nonce, Realm, ReservationToken, Software,
+    UnknownAttributes, XorMappedAddress, XorRelayedAddress,
 };
 use crate::stun::{AttributeType, BufferTooSmall, Class, ErrorCode, Message, MessageWriter, Method, TransactionId};
 
@@ -41,11 +42,12 @@ impl Answering {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Success {
     Allocated {
-        relayed: SocketAddr,
+        relayed: RelayedAddresses,
         mapped: SocketAddr,
         lifetime: u32,
-        /// RFC 8656 §7.2 step 9: an IPv6 address was asked for besides, and is not to be had.
-        no_additional_family: bool,
+        /// RFC 8656 §7.2 step 9: one of two families is not to be had.
+        address_error: Option<(AddressFamily, ErrorCode)>,
+        token: Option<Token>,
     },
     Refreshed {
         lifetime: u32,
@@ -98,6 +100,10 @@ impl Reject {
         Self { unknown, ..Self::new(ErrorCode::UNKNOWN_ATTRIBUTE, "Unknown Attribute") }
     }
 
+    pub(super) fn code(&self) -> ErrorCode {
+        self.code
+    }
+
     pub(super) fn is(&self, code: ErrorCode) -> bool {
         self.code == code
     }
@@ -123,13 +129,15 @@ pub(super) fn success(
 ) -> Result<Reply, BufferTooSmall> {
     let mut writer = MessageWriter::new(buffer, Class::Success, answering.method, answering.transaction);
     match *success {
-        Success::Allocated { relayed, mapped, lifetime, no_additional_family } => {
-            writer.push(&XorRelayedAddress(relayed));
+        Success::Allocated { relayed, mapped, lifetime, address_error, token } => {
+            relayed.iter().for_each(|relayed| writer.push(&XorRelayedAddress(relayed)));
             writer.push(&Lifetime(lifetime));
+            if let Some(token) = token {
+                writer.push(&ReservationToken(token.to_bytes()));
+            }
             writer.push(&XorMappedAddress(mapped));
-            if no_additional_family {
-                let code = ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED;
-                writer.push(&AddressErrorCode { family: AddressFamily::V6, code, reason: code.reason() });
+            if let Some((family, code)) = address_error {
+                writer.push(&AddressErrorCode { family, code, reason: code.reason() });
             }
         }
         Success::Refreshed { lifetime } => writer.push(&Lifetime(lifetime)),

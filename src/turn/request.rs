@@ -2,7 +2,7 @@
 //! understood (§6.3.1), its method, and the answer.
 
 use super::allocation::Allocation;
-use super::contract::{Action, AuthCause, Context, Event, FiveTuple, FromClient, OpenRelay, RelayId};
+use super::contract::{Action, AllocationId, AuthCause, Context, Event, FiveTuple, FromClient, OpenRelay};
 use super::outcome::DropReason;
 use super::reply::{self, Answering, Reject, Success};
 use super::server::Server;
@@ -172,7 +172,7 @@ impl Table {
         &mut self,
         now: Instant,
         request: &Authenticated<'_, '_>,
-    ) -> Result<(RelayId, &mut Allocation), Reject> {
+    ) -> Result<(AllocationId, &mut Allocation), Reject> {
         let found = self.find_open(&request.tuple, now);
         let (id, allocation) = found.ok_or(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"))?;
         if *allocation.username == *request.username {
@@ -202,8 +202,7 @@ pub(super) fn unknown_attributes(message: &Message<'_>) -> Option<Reject> {
 
 /// The comprehension-required attributes that this server acts on, or may ignore where it does not expect them.
 ///
-/// RFC 8656 §7.2 step 4: DONT-FRAGMENT counts as unknown where it cannot be honoured; so do RESERVATION-TOKEN, USERHASH
-/// and PASSWORD-ALGORITHM, which this server does not offer.
+/// USERHASH and PASSWORD-ALGORITHM count as unknown, since this server does not offer them.
 pub(super) fn is_understood(kind: AttributeType) -> bool {
     matches!(
         kind,
@@ -222,6 +221,8 @@ pub(super) fn is_understood(kind: AttributeType) -> bool {
             | AttributeType::REQUESTED_ADDRESS_FAMILY
             | AttributeType::EVEN_PORT
             | AttributeType::REQUESTED_TRANSPORT
+            | AttributeType::DONT_FRAGMENT
+            | AttributeType::RESERVATION_TOKEN
             | AttributeType::MESSAGE_INTEGRITY_SHA256
             | AttributeType::XOR_MAPPED_ADDRESS
     )

@@ -6,21 +6,25 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::allocation::State;
+use super::allocation::{Relay, Socket, State};
 use super::channel_data;
 use super::contract::{
-    Action, AllocationSummary, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, RelayId, ToClient, ToPeer,
+    Action, AllocationId, AllocationSummary, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
+    RelayId, ToClient, ToPeer,
 };
 use super::framing::{self, Frame};
+use super::icmp;
 use super::live::LiveRelays;
-use super::outcome::DropReason;
+use super::outcome::{DropReason, Outcome};
 use super::policy::{Denial, PeerPolicy};
-use super::ports::PortPool;
+use super::ports::{PortPool, Wish};
 use super::quota::Quota;
 use super::reply_limit::ReplyLimit;
+use super::reservations::{Reservations, Token};
 use super::table::Table;
-use super::time::Instant;
+use super::time::{Deadline, Instant};
 use crate::auth::{Authenticator, NonceMint};
+use crate::stun::attribute::AddressFamily;
 use crate::stun::{Class, FingerprintStatus, Message, Method, TransactionId};
 
 /// What all workers of a process share. Nothing in it is ever locked.
@@ -35,6 +39,8 @@ pub struct Shared {
     pub policy: PeerPolicy,
     /// Our own relayed transport addresses.
     pub live: LiveRelays,
+    /// Ports that wait for the client with their token.
+    pub reservations: Reservations,
     /// How many allocations there are.
     pub quota: Quota,
     /// How many connections there are; its users are the sources, as text: an IPv4 address or an IPv6 /64.
@@ -82,6 +88,10 @@ pub struct Server {
     pub(super) actions: VecDeque<Action>,
     /// Relay sockets of ended allocations that the shell has not reported closed.
     closing: usize,
+    /// What this worker has reserved, in the order in which it expires; some of it may have been claimed.
+    pub(super) reserved: VecDeque<(Deadline, Token, SocketAddr)>,
+    /// Ports of other workers that sockets of this one are bound to, by reservations of theirs.
+    pub(super) borrowed: usize,
     pub(super) replies: ReplyLimit,
 }
 
@@ -91,10 +101,21 @@ impl Server {
     pub fn new(shared: Arc<Shared>, settings: Settings) -> Self {
         let pools = settings.relays.iter().map(|relay| PortPool::new(relay.ports.clone())).collect();
         let replies = ReplyLimit::new(settings.unverified_replies);
-        Self { shared, settings, replies, pools, table: Table::new(), actions: VecDeque::new(), closing: 0 }
+        Self {
+            shared,
+            settings,
+            replies,
+            pools,
+            table: Table::new(),
+            actions: VecDeque::new(),
+            closing: 0,
+            reserved: VecDeque::new(),
+            borrowed: 0,
+        }
     }
 
-    /// Decides about a packet from a client: one UDP datagram, whole.
+    /// Decides about a packet from a client: one UDP datagram, whole, with the TOS or Traffic Class field that it came
+    /// with, or one frame of a stream.
     ///
     /// An answer is written to `reply`, which has room for [`REPLY_BUFFER`](super::REPLY_BUFFER) bytes.
     pub fn client_packet(
@@ -102,6 +123,7 @@ impl Server {
         cx: &mut Context<'_>,
         tuple: &FiveTuple,
         packet: &[u8],
+        tos: u8,
         reply: &mut [u8],
     ) -> FromClient {
         if !is_usable(tuple.client) {
@@ -109,14 +131,21 @@ impl Server {
         }
         // RFC 8656 §12, Table 3.
         match packet.first() {
-            Some(0..=3) => self.stun_message(cx, tuple, packet, reply),
-            Some(0x40..=0x4f) => self.channel_data(cx.now, tuple, packet),
-            Some(0x50..=0x7f) if self.settings.rfc5766_channels => self.channel_data(cx.now, tuple, packet),
+            Some(0..=3) => self.stun_message(cx, tuple, packet, tos, reply),
+            Some(0x40..=0x4f) => self.channel_data(cx.now, tuple, packet, tos),
+            Some(0x50..=0x7f) if self.settings.rfc5766_channels => self.channel_data(cx.now, tuple, packet, tos),
             _ => FromClient::Drop(DropReason::UnknownProtocol),
         }
     }
 
-    fn stun_message(&mut self, cx: &mut Context<'_>, tuple: &FiveTuple, packet: &[u8], reply: &mut [u8]) -> FromClient {
+    fn stun_message(
+        &mut self,
+        cx: &mut Context<'_>,
+        tuple: &FiveTuple,
+        packet: &[u8],
+        tos: u8,
+        reply: &mut [u8],
+    ) -> FromClient {
         let Ok(message) = Message::parse(packet) else { return FromClient::Drop(DropReason::MalformedStun) };
         // RFC 8489 §6.3: checks that do not depend on the class; what fails them is silently discarded.
         if message.fingerprint() == FingerprintStatus::Wrong {
@@ -124,7 +153,7 @@ impl Server {
         }
         match (message.class(), message.method()) {
             (Class::Success | Class::Error, _) => FromClient::Drop(DropReason::UnexpectedResponse),
-            (Class::Indication, Method::SEND) => self.send_indication(cx.now, tuple, &message),
+            (Class::Indication, Method::SEND) => self.send_indication(cx.now, tuple, &message, tos),
             (Class::Indication, Method::BINDING) => FromClient::Drop(DropReason::Keepalive),
             (Class::Request, Method::BINDING) => self.binding(cx.now, tuple, &message, reply),
             (Class::Request, Method::ALLOCATE | Method::REFRESH | Method::CREATE_PERMISSION | Method::CHANNEL_BIND) => {
@@ -135,26 +164,30 @@ impl Server {
     }
 
     /// RFC 8656 §12.6.
-    fn channel_data(&mut self, now: Instant, tuple: &FiveTuple, packet: &[u8]) -> FromClient {
+    fn channel_data(&mut self, now: Instant, tuple: &FiveTuple, packet: &[u8], tos: u8) -> FromClient {
         let Some((number, payload)) = channel_data::parse(packet) else {
             return FromClient::Drop(DropReason::MalformedChannelData);
         };
-        let Some((relay, allocation)) = self.table.find_open(tuple, now) else {
+        let Some((id, allocation)) = self.table.find_open(tuple, now) else {
             return FromClient::Drop(DropReason::NoAllocation);
         };
-        let Some(peer) = allocation.channels.peer(number, now) else {
+        let bound = allocation.channels.peer(number, now).map(|peer| (peer, AddressFamily::from(&peer)));
+        let Some((peer, family)) = bound.filter(|(_, family)| allocation.has(*family, now)) else {
             return FromClient::Drop(DropReason::ChannelNotBound);
         };
         match bound_peer_allowed(&self.shared, peer) {
             Ok(wire) => {
                 allocation.bytes_to_peers += payload.len() as u64;
-                FromClient::Relay(ToPeer { relay, peer: wire, payload })
+                // RFC 8656 §14 and §15: DF is 0 but for a Send indication that asks for it.
+                let (tos, dont_fragment) = (tuple.transport.relayed_tos(tos), false);
+                FromClient::Relay(ToPeer { relay: id.relay(family), peer: wire, payload, tos, dont_fragment })
             }
             Err(_) => FromClient::Drop(DropReason::PeerForbidden),
         }
     }
 
-    /// Decides about a datagram that `source` sent to a relay socket (RFC 8656 §11.3).
+    /// Decides about a datagram that `source` sent to a relay socket (RFC 8656 §11.3), with the TOS or Traffic Class
+    /// field that it came with.
     ///
     /// Its `length` bytes stand in `buffer` behind [`HEADROOM`](super::HEADROOM) free bytes and in front of
     /// [`TAILROOM`](super::TAILROOM) more; the message to the client is made around them.
@@ -163,12 +196,12 @@ impl Server {
         cx: &mut Context<'_>,
         relay: RelayId,
         source: SocketAddr,
+        tos: u8,
         buffer: &mut [u8],
         length: usize,
     ) -> FromPeer {
         let shared = &self.shared;
-        let Some(allocation) = self.table.get_mut(relay).filter(|allocation| !allocation.deadline.has_passed(cx.now))
-        else {
+        let Some(allocation) = self.table.find_by_relay(relay, cx.now) else {
             return FromPeer::Drop(DropReason::AllocationEnded);
         };
         let peer = shared.live.advertised(source);
@@ -194,7 +227,37 @@ impl Server {
         };
         let Some(message) = message else { return FromPeer::Drop(DropReason::TooLarge) };
         allocation.bytes_to_client += length as u64;
-        FromPeer::Relay(ToClient { tuple: allocation.tuple, message })
+        let tos = allocation.tuple.transport.relayed_tos(tos);
+        FromPeer::Relay(ToClient { tuple: allocation.tuple, message, tos, outcome: Outcome::RelayedToClient })
+    }
+
+    /// Decides about an ICMP error that came back for a datagram sent to `peer` (RFC 8656 §11.5). The Data indication
+    /// for the client is written to `buffer`, which has room for [`REPLY_BUFFER`](super::REPLY_BUFFER) bytes.
+    pub fn peer_unreachable(
+        &mut self,
+        cx: &mut Context<'_>,
+        relay: RelayId,
+        peer: SocketAddr,
+        error: IcmpError,
+        buffer: &mut [u8],
+    ) -> FromPeer {
+        let Some(attribute) = icmp::told(peer, error) else { return FromPeer::Drop(DropReason::IcmpType) };
+        let Some(allocation) = self.table.find_by_relay(relay, cx.now) else {
+            return FromPeer::Drop(DropReason::AllocationEnded);
+        };
+        let peer = self.shared.live.advertised(peer);
+        if !allocation.permissions.allows(peer.ip(), cx.now) {
+            return FromPeer::Drop(DropReason::NoPermission);
+        }
+        if !allocation.icmp.admits(cx.now) {
+            return FromPeer::Drop(DropReason::IcmpLimit);
+        }
+        let mut transaction = [0; 12];
+        cx.rng.fill_bytes(&mut transaction);
+        let Some(message) = icmp::data_indication(buffer, peer, attribute, TransactionId::new(transaction)) else {
+            return FromPeer::Drop(DropReason::TooLarge);
+        };
+        FromPeer::Relay(ToClient { tuple: allocation.tuple, message, tos: 0, outcome: Outcome::RelayedIcmp })
     }
 
     /// Looks at what the bytes of a stream begin with.
@@ -220,20 +283,37 @@ impl Server {
     /// Lets time pass: ends what has expired. To be called about once a second.
     pub fn advance(&mut self, now: Instant) {
         while let Some(id) = self.table.pop_due(now) {
-            let Some(allocation) = self.table.get_mut(id) else { continue };
-            if allocation.deadline.has_passed(now) {
-                self.end(id, now, EndReason::Expired);
-            } else {
+            self.expire(id, now);
+        }
+        while let Some((_, token, bind)) = self.reserved.pop_front_if(|(deadline, ..)| deadline.has_passed(now)) {
+            self.unreserve(token, bind);
+        }
+        (0..self.pools.len()).for_each(|at| self.collect_returned(at));
+    }
+
+    fn expire(&mut self, id: AllocationId, now: Instant) {
+        let Some(allocation) = self.table.get_mut(id) else { return };
+        if allocation.has_ended(now) {
+            return self.end(id, now, EndReason::Expired);
+        }
+        let expired = |relay: &&Relay| relay.socket == Socket::Open && relay.deadline.has_passed(now);
+        let over = allocation.relays.iter().find(expired).map(Relay::family);
+        match over {
+            Some(family) => self.end_relay(id, family, now, EndReason::Expired),
+            None => {
                 allocation.expire(now);
                 self.table.reschedule(id);
             }
         }
     }
 
-    /// Ends every allocation.
+    /// Ends every allocation and every reservation.
     pub fn stop(&mut self, now: Instant) {
         while let Some(id) = self.table.any() {
             self.end(id, now, EndReason::ServerStopped);
+        }
+        while let Some((_, token, bind)) = self.reserved.pop_front() {
+            self.unreserve(token, bind);
         }
     }
 
@@ -256,20 +336,25 @@ impl Server {
         self.table.len()
     }
 
-    pub(super) fn end(&mut self, id: RelayId, now: Instant, reason: EndReason) {
+    pub(super) fn end(&mut self, id: AllocationId, now: Instant, reason: EndReason) {
         let Some(allocation) = self.table.remove(id) else { return };
         self.shared.quota.release(allocation.ticket);
-        if !matches!(allocation.state, State::Open) {
-            // The shell still has the socket to report on, and nobody was told of the allocation.
-            return;
+        for relay in allocation.relays.iter() {
+            match (relay.socket, &allocation.state) {
+                (Socket::Open, _) => self.close(id, relay),
+                // The shell still has the socket to report on; the port next to it is not its business.
+                (Socket::Opening, State::Opening(opening)) => self.release_next(opening.wish, relay.bind),
+                _ => {}
+            }
         }
-        self.shared.live.set(allocation.bind, false);
-        self.closing += 1;
-        self.actions.push_back(Action::Close(id));
+        if let State::Opening(opening) = allocation.state {
+            // Nobody was told of the allocation.
+            return opening.reserve.into_iter().for_each(|ticket| self.shared.quota.release(ticket));
+        }
         self.actions.push_back(Action::Log(Event::AllocationEnded(Box::new(AllocationSummary {
             user: allocation.user.into(),
             tuple: allocation.tuple,
-            relay: allocation.relayed,
+            relay: allocation.relays.told(),
             duration: now.since(allocation.created),
             bytes_to_peers: allocation.bytes_to_peers,
             bytes_to_client: allocation.bytes_to_client,
@@ -277,15 +362,78 @@ impl Server {
         }))));
     }
 
+    /// Ends one relayed transport address with its permissions and channels (RFC 8656 §8.1), and with the last one the
+    /// allocation.
+    pub(super) fn end_relay(&mut self, id: AllocationId, family: AddressFamily, now: Instant, reason: EndReason) {
+        let Some(allocation) = self.table.get_mut(id) else { return };
+        if !allocation.relays.iter().any(|relay| relay.family() != family && relay.is_live(now)) {
+            return self.end(id, now, reason);
+        }
+        if let Some(relay) = allocation.relays.place(family) {
+            relay.socket = Socket::Closed;
+            let relay = *relay;
+            allocation.expire(now);
+            self.close(id, &relay);
+        }
+        self.table.reschedule(id);
+    }
+
+    fn close(&mut self, id: AllocationId, relay: &Relay) {
+        self.shared.live.set(relay.bind, false);
+        self.closing += 1;
+        self.actions.push_back(Action::Close(id.relay(relay.family())));
+    }
+
+    /// Returns a port that a socket of this worker was or was to be bound to.
     pub(super) fn give_back(&mut self, bind: SocketAddr) {
-        if let Some(pool) = self.pool_mut(bind.ip()) {
-            pool.give_back(bind.port());
+        match self.pool_of(bind) {
+            Some(pool) => pool.give_back(bind.port()),
+            None => self.return_borrowed(bind),
         }
     }
 
-    pub(super) fn pool_mut(&mut self, bind: IpAddr) -> Option<&mut PortPool> {
-        let at = self.settings.relays.iter().position(|relay| relay.bind == bind)?;
-        self.pools.get_mut(at)
+    /// Returns a port that somebody else turned out to use.
+    pub(super) fn set_aside(&mut self, bind: SocketAddr, now: Instant) {
+        match self.pool_of(bind) {
+            Some(pool) => pool.set_aside(bind.port(), now),
+            None => self.return_borrowed(bind),
+        }
+    }
+
+    fn return_borrowed(&mut self, bind: SocketAddr) {
+        debug_assert!(self.borrowed > 0, "what is no port of this worker was claimed");
+        self.borrowed = self.borrowed.saturating_sub(1);
+        self.shared.reservations.give_back(bind);
+    }
+
+    /// Releases the port next to an even one that was to be reserved with it.
+    pub(super) fn release_next(&mut self, wish: Wish, even: SocketAddr) {
+        let next = SocketAddr::new(even.ip(), even.port() | 1);
+        if let (Wish::EvenAndNext, Some(pool)) = (wish, self.pool_of(next)) {
+            pool.release(next.port());
+        }
+    }
+
+    /// Ends a reservation of this worker, unless it has been claimed.
+    pub(super) fn unreserve(&mut self, token: Token, bind: SocketAddr) {
+        let Some(ticket) = self.shared.reservations.claim(token) else { return };
+        self.shared.quota.release(ticket);
+        if let Some(pool) = self.pool_of(bind) {
+            pool.release(bind.port());
+        }
+    }
+
+    /// Takes back the ports of one relay address that other workers are done with.
+    pub(super) fn collect_returned(&mut self, at: usize) {
+        if let (Some(relay), Some(pool)) = (self.settings.relays.get(at), self.pools.get_mut(at)) {
+            self.shared.reservations.collect(relay.bind, &relay.ports, |port| pool.release(port));
+        }
+    }
+
+    /// The pool of a port, if it is one of this worker's.
+    pub(super) fn pool_of(&mut self, bind: SocketAddr) -> Option<&mut PortPool> {
+        let at = self.settings.relays.iter().position(|relay| relay.bind == bind.ip())?;
+        self.pools.get_mut(at).filter(|pool| pool.owns(bind.port()))
     }
 
     /// A socket that the shell opened for an allocation that is gone.
@@ -301,19 +449,34 @@ impl Server {
     /// If an invariant does not hold.
     pub fn check_invariants(&self, opening: usize) {
         self.table.check_invariants();
-        let open = self.table.iter().filter(|allocation| matches!(allocation.state, State::Open));
-        let mut count = 0;
-        for allocation in open {
-            count += 1;
-            assert!(self.shared.live.live(allocation.relayed).is_some(), "an open allocation is live");
+        let mut open = 0;
+        for allocation in self.table.iter() {
             assert!(allocation.permissions.len() <= self.settings.permissions_per_allocation, "permissions are capped");
             assert!(allocation.channels.len() <= self.settings.channels_per_allocation, "channels are capped");
-            let at = self.settings.relays.iter().position(|relay| relay.bind == allocation.bind.ip());
-            let pool = at.and_then(|at| self.pools.get(at)).expect("every allocation is on a relay address of ours");
-            assert!(!pool.holds(allocation.bind.port()), "a port in use is not in the pool");
+            for relay in allocation.relays.iter().filter(|relay| relay.socket == Socket::Open) {
+                open += 1;
+                assert!(self.shared.live.live(relay.relayed).is_some(), "an open relayed transport address is live");
+                let at = self.settings.relays.iter().position(|known| known.bind == relay.bind.ip());
+                let pool = at.and_then(|at| self.pools.get(at)).expect("it is on a relay address of ours");
+                let port = relay.bind.port();
+                assert!(pool.is_taken(port) || !pool.owns(port), "a port in use is not in the pool");
+            }
         }
         let taken: usize = self.pools.iter().map(PortPool::taken).sum();
-        assert_eq!(taken, count + opening + self.closing, "no port is leaked");
+        assert_eq!(taken + self.borrowed, open + opening + self.closing, "no port is leaked");
+    }
+
+    /// Ports of this worker that are reserved, by allocations that are open or being opened, or with other workers. For
+    /// tests.
+    #[must_use]
+    pub fn reserved_ports(&self) -> usize {
+        self.pools.iter().map(PortPool::reserved).sum()
+    }
+
+    /// Ports of other workers that this one's sockets are bound to. For tests.
+    #[must_use]
+    pub fn borrowed_ports(&self) -> usize {
+        self.borrowed
     }
 }
 

@@ -41,6 +41,8 @@ impl Instant {
 pub struct Deadline(u64);
 
 impl Deadline {
+    pub(super) const NEVER: Self = Self(u64::MAX);
+
     /// `lifetime` from `now`.
     #[must_use]
     pub fn after(now: Instant, lifetime: Duration) -> Self {

@@ -185,7 +185,7 @@ impl Worker {
     fn serve_packet(&mut self, now: Now, tuple: &FiveTuple, place: Range<usize>) -> Outcome {
         let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
         let packet = self.buffer.get(place.clone()).unwrap_or_default();
-        let outcome = match self.server.client_packet(&mut cx, tuple, packet, &mut self.reply) {
+        let outcome = match self.server.client_packet(&mut cx, tuple, packet, 0, &mut self.reply) {
             FromClient::Relay(route) => self.send_to_peer(&route, place),
             FromClient::Reply(reply) => self.send_reply(tuple, &reply),
             FromClient::Open(open) => {
@@ -210,7 +210,7 @@ impl Worker {
         let decision = if received.truncated {
             FromPeer::Drop(DropReason::Truncated)
         } else {
-            self.server.peer_packet(&mut cx, relay, received.source, &mut self.buffer, received.len)
+            self.server.peer_packet(&mut cx, relay, received.source, 0, &mut self.buffer, received.len)
         };
         let outcome = match decision {
             FromPeer::Relay(route) => self.send_to_client(&route),
@@ -276,7 +276,12 @@ impl Worker {
                     }
                     return self.send_reply(&tuple, &reply);
                 }
-                Opened::Open(next) => open = next,
+                Opened::Open(next) => {
+                    if let Ok(socket) = opened {
+                        self.install(&open, socket);
+                    }
+                    open = next;
+                }
                 Opened::Abandoned => {
                     if let Ok(socket) = opened {
                         drop(socket);
@@ -323,7 +328,7 @@ impl Worker {
 
     fn send_to_client(&self, route: &ToClient) -> Outcome {
         let message = self.buffer.get(route.message.clone()).unwrap_or_default();
-        self.send_on(&route.tuple, message, Outcome::RelayedToClient)
+        self.send_on(&route.tuple, message, route.outcome)
     }
 
     fn send_reply(&self, tuple: &FiveTuple, reply: &Reply) -> Outcome {

@@ -365,7 +365,7 @@ impl Worker {
     pub(super) fn send_on_connection(&self, tuple: &FiveTuple, message: &[u8], outcome: Outcome) -> Outcome {
         let Some(outbound) = self.connections.get(tuple) else { return Outcome::Dropped(DropReason::SendFailed) };
         let mut outbound = outbound.borrow_mut();
-        if outcome != Outcome::RelayedToClient {
+        if !matches!(outcome, Outcome::RelayedToClient | Outcome::RelayedIcmp) {
             outbound.push_answer(message, self.server.has_allocation(tuple));
             outcome
         } else if outbound.push_data(message) {

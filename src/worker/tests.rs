@@ -10,7 +10,7 @@ use super::*;
 use crate::auth::{Authenticator, LongTermKey, NonceMint, Secret};
 use crate::stun::attribute::{Nonce, Realm, RequestedTransport, Username};
 use crate::stun::{Class, Message, MessageWriter, Method, TransactionId};
-use crate::turn::{LiveRelays, PeerPolicy, Quota, RelayRange};
+use crate::turn::{LiveRelays, PeerPolicy, Quota, RelayRange, Reservations};
 
 const REALM: &str = "test";
 const UNIX: u64 = 1_700_000_000;
@@ -25,6 +25,7 @@ fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Sha
         nonces: NonceMint::from_random([1; 32], 3600),
         policy: PeerPolicy::default(),
         live: LiveRelays::new([(localhost, localhost)]),
+        reservations: Reservations::new([(localhost, localhost)], &ports),
         quota: Quota::new(0, 0, [2; 32]),
         connections: Quota::new(0, 0, [4; 32]),
         draining: false.into(),

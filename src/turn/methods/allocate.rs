@@ -6,79 +6,105 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 
-use super::super::allocation::{Allocation, Channels, Opening, Permissions, State};
-use super::super::contract::{Action, Context, Event, FromClient, OpenError, OpenRelay, Opened, RelayId};
+use super::super::allocation::{Allocation, Channels, IcmpBudget, Opening, Permissions, Relay, Relays, Socket, State};
+use super::super::contract::{
+    Action, AllocationId, Context, Event, FiveTuple, FromClient, OpenError, OpenRelay, Opened,
+};
 use super::super::policy::is_tunneled;
-use super::super::ports::PortPool;
-use super::super::quota::QuotaExceeded;
+use super::super::ports::{PortPool, Wish};
+use super::super::quota::{QuotaExceeded, Ticket};
 use super::super::reply::{self, Answering, Reject, Success};
 use super::super::request::{Accepted, Authenticated, optional, required};
+use super::super::reservations::{Reserved, Token};
 use super::super::server::Server;
 use super::super::time::{Deadline, Instant};
 use super::super::{DEFAULT_LIFETIME, EndReason, MAXIMUM_LIFETIME};
 use super::FORBIDDEN;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport,
+    ReservationToken,
 };
-use crate::stun::{AttributeError, ErrorCode, Message};
+use crate::stun::{AttributeError, AttributeType, ErrorCode, Message};
 
 /// How many ports are tried that somebody else turns out to have.
 const ATTEMPTS: u8 = 16;
 
+/// RFC 8656 §7.2: a port MUST be reserved for at least 30 seconds.
+const RESERVATION: Duration = Duration::from_secs(30);
+
 /// What an Allocate request asks for.
 struct Wanted {
-    family: AddressFamily,
-    /// An IPv6 address besides.
-    additional: bool,
-    even_port: bool,
-    /// The port next to the even one, to be kept for another allocation.
-    reserve_next: bool,
+    address: WantedAddress,
     lifetime: Duration,
 }
 
+#[derive(Clone, Copy)]
+enum WantedAddress {
+    New {
+        family: AddressFamily,
+        /// An IPv6 address besides.
+        additional: bool,
+        wish: Wish,
+    },
+    Reserved(Token),
+}
+
+/// What says which address is wanted, and so does not go with a token.
+const CHOICES: [AttributeType; 3] =
+    [AttributeType::EVEN_PORT, AttributeType::REQUESTED_ADDRESS_FAMILY, AttributeType::ADDITIONAL_ADDRESS_FAMILY];
+
 impl Wanted {
     fn parse(message: &Message<'_>) -> Result<Self, Reject> {
+        let bad = |reason| Err(Reject::new(ErrorCode::BAD_REQUEST, reason));
         // Step 3: missing or malformed → 400, no UDP → 442.
         let transport: RequestedTransport = required(message)?;
         if transport != RequestedTransport::UDP {
             let code = ErrorCode::UNSUPPORTED_TRANSPORT_PROTOCOL;
             return Err(Reject::new(code, "Unsupported Transport Protocol"));
         }
+        // Step 5: a token together with another choice of the address → 400.
+        let token = optional(message)?.map(|ReservationToken(bytes)| Token::from_bytes(bytes));
+        if token.is_some() && CHOICES.iter().any(|kind| message.contains(*kind)) {
+            return bad("Bad RESERVATION-TOKEN");
+        }
         // Steps 6 and 7. An unknown family is one that is not supported.
         let requested = match message.get::<RequestedAddressFamily>() {
             Ok(requested) => requested.map(|RequestedAddressFamily(family)| family),
             Err(AttributeError::UnknownFamily) => return Err(NO_SUCH_FAMILY),
-            Err(_) => return Err(Reject::new(ErrorCode::BAD_REQUEST, "Malformed Attribute")),
+            Err(_) => return bad("Malformed Attribute"),
         };
         let additional = match optional(message)? {
             None => false,
             Some(AdditionalAddressFamily(AddressFamily::V6)) if requested.is_none() => true,
             // Step 6: both attributes → 400. Step 9: the IPv4 family → 400.
-            Some(AdditionalAddressFamily(_)) => {
-                return Err(Reject::new(ErrorCode::BAD_REQUEST, "Bad ADDITIONAL-ADDRESS-FAMILY"));
-            }
+            Some(AdditionalAddressFamily(_)) => return bad("Bad ADDITIONAL-ADDRESS-FAMILY"),
         };
         // Step 8: a reservation and an additional family → 400.
-        let even_port: Option<EvenPort> = optional(message)?;
-        let reserve_next = even_port.is_some_and(|even_port| even_port.reserve_next);
-        if reserve_next && additional {
-            return Err(Reject::new(ErrorCode::BAD_REQUEST, "Bad EVEN-PORT"));
-        }
+        let wish = match optional(message)? {
+            None => Wish::Any,
+            Some(EvenPort { reserve_next: false }) => Wish::Even,
+            Some(EvenPort { reserve_next: true }) if additional => return bad("Bad EVEN-PORT"),
+            Some(EvenPort { reserve_next: true }) => Wish::EvenAndNext,
+        };
         let lifetime = optional(message)?.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| seconds);
         let lifetime = Duration::from_secs(lifetime.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME).into());
-        let (family, even_port) = (requested.unwrap_or(AddressFamily::V4), even_port.is_some());
-        Ok(Self { family, additional, even_port, reserve_next, lifetime })
+        let family = requested.unwrap_or(AddressFamily::V4);
+        let address = token.map_or(WantedAddress::New { family, additional, wish }, WantedAddress::Reserved);
+        Ok(Self { address, lifetime })
     }
 }
 
 const NO_SUCH_FAMILY: Reject = Reject::new(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED, "Address Family not Supported");
+const NO_RESERVATION: Reject = Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: reserved port");
 
 /// A limit that stands in the way, with what to tell the client and the operator.
-struct Limit {
+#[derive(Debug)]
+pub(in crate::turn) struct Limit {
     reject: Reject,
     note: &'static str,
 }
 
+const NO_FAMILY: Limit = Limit { reject: NO_SUCH_FAMILY, note: "the server has no relay address of this family" };
 const USER_LIMIT: Limit = Limit {
     reject: Reject::new(ErrorCode::ALLOCATION_QUOTA_REACHED, "Allocation Quota Reached"),
     note: "the user has as many allocations as limits.allocations-per-user allows",
@@ -110,13 +136,18 @@ const NO_SOCKET: Limit = Limit {
            relay address is still on this machine",
 };
 
+const RESERVED_PORT_IN_USE: Limit = Limit {
+    reject: NO_RESERVATION,
+    note: "another program has a relay port that was reserved: give this server relay.ports of its own",
+};
+
 impl Server {
     /// Whether the request is the one that made the allocation of its 5-tuple, once more.
     pub(in crate::turn) fn is_retransmission(&self, now: Instant, request: &Authenticated<'_, '_>) -> bool {
         let allocation = self.table.find(&request.tuple).and_then(|id| self.table.get(id));
         allocation.is_some_and(|allocation| {
             let transaction = request.message.transaction_id();
-            !allocation.deadline.has_passed(now) && allocation.was_made_by(transaction, request.username)
+            !allocation.has_ended(now) && allocation.was_made_by(transaction, request.username)
         })
     }
 
@@ -125,17 +156,13 @@ impl Server {
         cx: &mut Context<'_>,
         request: &Authenticated<'_, '_>,
     ) -> Result<Accepted, Reject> {
-        let answering = Answering::to(request.message);
         // Step 2: the 5-tuple has an allocation → 437, unless this is the request that made it, once more.
         if let Some(id) = self.table.find(&request.tuple) {
-            match self.table.get(id).filter(|allocation| !allocation.deadline.has_passed(cx.now)) {
-                Some(allocation) if allocation.was_made_by(answering.transaction, request.username) => {
+            match self.table.get(id).filter(|allocation| !allocation.has_ended(cx.now)) {
+                Some(allocation) if allocation.was_made_by(request.message.transaction_id(), request.username) => {
                     return Ok(match allocation.state {
                         State::Opening(_) => Accepted::Pending,
-                        State::Open => {
-                            let no_additional_family = Wanted::parse(request.message)?.additional;
-                            Accepted::Success(allocated(allocation, cx, no_additional_family))
-                        }
+                        State::Open => Accepted::Success(allocated(allocation, cx.now)),
                     });
                 }
                 Some(_) => return Err(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch")),
@@ -148,49 +175,143 @@ impl Server {
         if self.shared.draining.load(Ordering::Relaxed) {
             return Err(self.limited(request, &DRAINING));
         }
-        let wanted = Wanted::parse(request.message)?;
-        // Step 7: a family that no relay address has → 440.
-        let relays = self.relays_of(wanted.family);
-        if relays.is_empty() {
-            return Err(NO_SUCH_FAMILY);
+        let Wanted { address, lifetime } = Wanted::parse(request.message)?;
+        let deadline = Deadline::after(cx.now, lifetime);
+        match address {
+            WantedAddress::New { family, additional, wish } => {
+                // Step 7: a family that no relay address has → 440.
+                if self.relays_of(family).is_empty() {
+                    return Err(NO_SUCH_FAMILY);
+                }
+                let (ticket, reserve) = self.admit_with_neighbour(request, wish)?;
+                let next = additional.then_some(AddressFamily::V6);
+                let id = self.begin(cx.now, request, ticket, Start { deadline, wish, next, reserve, claimed: false });
+                match self.next_socket(cx, id, family) {
+                    Some(open) => Ok(Accepted::Open(open)),
+                    None => Err(self.give_up(id).map_or(NO_PORT.reject, |(_, opening)| opening.limit().reject)),
+                }
+            }
+            WantedAddress::Reserved(token) => {
+                let (reserved, ticket) = self.claim(request, token)?;
+                let start = Start { deadline, wish: Wish::Any, next: None, reserve: None, claimed: true };
+                let id = self.begin(cx.now, request, ticket, start);
+                let open = self.ask_for_socket(id, reserved.bind, reserved.relayed);
+                open.map(Accepted::Open).ok_or(NO_RESERVATION)
+            }
         }
-        // Step 8: next to an even port none is ever reserved here, which is the 508 of a server that cannot satisfy it.
-        if wanted.reserve_next {
-            return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: no reservations"));
+    }
+
+    /// Step 10: a place in the quota, or 486 or 508.
+    fn admit(&mut self, request: &Authenticated<'_, '_>) -> Result<Ticket, Reject> {
+        match self.shared.quota.admit(request.identity.user) {
+            Ok(ticket) => Ok(ticket),
+            Err(QuotaExceeded::User) => Err(self.limited(request, &USER_LIMIT)),
+            Err(QuotaExceeded::Server) => Err(self.limited(request, &SERVER_LIMIT)),
         }
-        // Step 10: 486.
-        let ticket = match self.shared.quota.admit(request.identity.user) {
-            Ok(ticket) => ticket,
-            Err(QuotaExceeded::User) => return Err(self.limited(request, &USER_LIMIT)),
-            Err(QuotaExceeded::Server) => return Err(self.limited(request, &SERVER_LIMIT)),
+    }
+
+    fn limited(&mut self, request: &Authenticated<'_, '_>, limit: &Limit) -> Reject {
+        self.actions.push_back(refused(request.identity.user.to_owned(), request.tuple, limit));
+        limit.reject
+    }
+
+    /// A place in the quota, and another one if a port is to be reserved: it counts like an allocation until it is one.
+    fn admit_with_neighbour(
+        &mut self,
+        request: &Authenticated<'_, '_>,
+        wish: Wish,
+    ) -> Result<(Ticket, Option<Ticket>), Reject> {
+        let ticket = self.admit(request)?;
+        if wish != Wish::EvenAndNext {
+            return Ok((ticket, None));
+        }
+        match self.admit(request) {
+            Ok(reserve) => Ok((ticket, Some(reserve))),
+            Err(reject) => {
+                self.shared.quota.release(ticket);
+                Err(reject)
+            }
+        }
+    }
+
+    /// Step 5: takes what a token stands for, with the place in the quota that it has, or 508. The address family is that
+    /// of the reserved address.
+    fn claim(&mut self, request: &Authenticated<'_, '_>, token: Token) -> Result<(Reserved, Ticket), Reject> {
+        let reserved = self.shared.reservations.find(token).ok_or(NO_RESERVATION)?;
+        // A token is good for everybody, but everybody's allocations count as their own.
+        let same_user = self.shared.quota.is_of(reserved.ticket, request.identity.user);
+        let own = if same_user { None } else { Some(self.admit(request)?) };
+        let (ticket, left) = match (self.shared.reservations.claim(token), own) {
+            (Some(ticket), None) => (Ok(ticket), None),
+            (Some(ticket), Some(own)) => (Ok(own), Some(ticket)),
+            (None, own) => (Err(NO_RESERVATION), own),
         };
-        let Some((bind, relayed)) = self.take_port(cx, &relays, wanted.even_port) else {
-            self.shared.quota.release(ticket);
-            return Err(self.limited(request, self.out_of_ports(&relays)));
+        if let Some(left) = left {
+            self.shared.quota.release(left);
+        }
+        let ticket = ticket?;
+        match self.pool_of(reserved.bind) {
+            Some(pool) => pool.claim(reserved.bind.port()),
+            None => self.borrowed += 1,
+        }
+        Ok((reserved, ticket))
+    }
+
+    /// Enters an allocation without an address.
+    fn begin(&mut self, now: Instant, request: &Authenticated<'_, '_>, ticket: Ticket, start: Start) -> AllocationId {
+        let answering = Answering::to(request.message);
+        let opening = Opening {
+            attempts: 0,
+            answering,
+            key: request.identity.key.clone(),
+            deadline: start.deadline,
+            wish: start.wish,
+            next: start.next,
+            failed: None,
+            claimed: start.claimed,
+            reserve: start.reserve,
         };
-        let relay = self.table.insert(Allocation {
+        self.table.insert(Allocation {
             tuple: request.tuple,
-            bind,
-            relayed,
-            state: State::Opening(Box::new(Opening {
-                attempts: 1,
-                answering,
-                key: request.identity.key.clone(),
-                no_additional_family: wanted.additional,
-                even_port: wanted.even_port,
-            })),
+            relays: Relays::default(),
+            state: State::Opening(Box::new(opening)),
             transaction: answering.transaction,
             username: request.username.into(),
             user: request.identity.user.into(),
-            created: cx.now,
-            deadline: Deadline::after(cx.now, wanted.lifetime),
+            created: now,
+            address_error: None,
+            token: None,
             permissions: Permissions::default(),
             channels: Channels::default(),
             bytes_to_peers: 0,
             bytes_to_client: 0,
+            icmp: IcmpBudget::default(),
             ticket,
-        });
-        Ok(Accepted::Open(OpenRelay { relay, bind }))
+        })
+    }
+
+    /// Takes a port for a socket of `family`, or of the family behind it where there is none. `None` if nothing more can
+    /// be opened.
+    fn next_socket(&mut self, cx: &mut Context<'_>, id: AllocationId, mut family: AddressFamily) -> Option<OpenRelay> {
+        loop {
+            let (opening, _) = self.table.get_mut(id)?.opening()?;
+            let wish = opening.wish;
+            match self.take_port(cx, family, wish) {
+                Ok((bind, relayed)) => return self.ask_for_socket(id, bind, relayed),
+                Err(limit) => {
+                    let (opening, _) = self.table.get_mut(id)?.opening()?;
+                    family = opening.fail(family, limit)?;
+                }
+            }
+        }
+    }
+
+    fn ask_for_socket(&mut self, id: AllocationId, bind: SocketAddr, relayed: SocketAddr) -> Option<OpenRelay> {
+        let (opening, relays) = self.table.get_mut(id)?.opening()?;
+        opening.attempts += 1;
+        let (deadline, family) = (opening.deadline, AddressFamily::from(&bind));
+        *relays.place(family) = Some(Relay { bind, relayed, deadline, socket: Socket::Opening });
+        Some(OpenRelay { relay: id.relay(family), bind })
     }
 
     /// Takes note of what became of a relay socket that the core asked for.
@@ -205,125 +326,195 @@ impl Server {
     ) -> Opened {
         match result {
             Ok(()) => {}
-            Err(OpenError::PortInUse) => {
-                if let Some(pool) = self.pool_mut(open.bind.ip()) {
-                    pool.set_aside(open.bind.port(), cx.now);
-                }
-            }
+            Err(OpenError::PortInUse) => self.set_aside(open.bind, cx.now),
             Err(OpenError::Other) => self.give_back(open.bind),
         }
+        let (id, family) = (open.relay.allocation(), open.relay.family());
         // An allocation whose time came while its socket was being opened is gone, whether it was swept or not.
-        if self.table.get(open.relay).is_some_and(|allocation| allocation.deadline.has_passed(cx.now)) {
-            self.end(open.relay, cx.now, EndReason::Expired);
+        if self.table.get(id).is_some_and(|allocation| allocation.has_ended(cx.now)) {
+            self.end(id, cx.now, EndReason::Expired);
         }
-        let opening = match self.table.get_mut(open.relay).map(|allocation| &mut allocation.state) {
-            Some(State::Opening(opening)) => opening,
-            Some(State::Open) | None => {
-                if result.is_ok() {
-                    self.count_abandoned();
+        let Some((opening, relays)) = self.table.get_mut(id).and_then(Allocation::opening) else {
+            if result.is_ok() {
+                self.count_abandoned();
+            }
+            return Opened::Abandoned;
+        };
+        let turn = match result {
+            Ok(()) => {
+                if let Some(relay) = relays.place(family) {
+                    relay.socket = Socket::Open;
                 }
-                return Opened::Abandoned;
+                self.shared.live.set(open.bind, true);
+                opening.next_family()
+            }
+            Err(error) => {
+                *relays.place(family) = None;
+                let turn = match error {
+                    OpenError::PortInUse if opening.claimed => opening.fail(family, &RESERVED_PORT_IN_USE),
+                    OpenError::PortInUse if opening.attempts < ATTEMPTS => Some(family),
+                    OpenError::PortInUse => opening.fail(family, &PORTS_IN_USE),
+                    OpenError::Other => opening.fail(family, &NO_SOCKET),
+                };
+                let wish = opening.wish;
+                self.release_next(wish, open.bind);
+                turn
             }
         };
-        match result {
-            Ok(()) => self.opened(cx, open.relay, reply),
-            Err(OpenError::PortInUse) if opening.attempts < ATTEMPTS => {
-                opening.attempts += 1;
-                let even_port = opening.even_port;
-                self.try_another(cx, open, even_port, reply)
-            }
-            Err(OpenError::PortInUse) => self.not_opened(cx, open.relay, &PORTS_IN_USE, reply),
-            Err(OpenError::Other) => self.not_opened(cx, open.relay, &NO_SOCKET, reply),
+        match turn.and_then(|family| self.next_socket(cx, id, family)) {
+            Some(next) => Opened::Open(next),
+            None => self.answer(cx, id, reply),
         }
     }
 
-    fn opened(&mut self, cx: &Context<'_>, relay: RelayId, reply: &mut [u8]) -> Opened {
-        let Some(allocation) = self.table.get_mut(relay) else { return Opened::Abandoned };
+    /// Answers when there is nothing more to be opened: with success if anything is open.
+    fn answer(&mut self, cx: &mut Context<'_>, id: AllocationId, reply: &mut [u8]) -> Opened {
+        let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
+        let Some(bind) = allocation.relays.iter().next().map(|relay| relay.bind) else {
+            return self.refuse(cx, id, reply);
+        };
         let State::Opening(opening) = std::mem::replace(&mut allocation.state, State::Open) else {
             return Opened::Abandoned;
         };
-        self.shared.live.set(allocation.bind, true);
-        let success = allocated(allocation, cx, opening.no_additional_family);
+        let Opening { answering, key, failed, reserve, .. } = *opening;
+        let token = reserve.and_then(|ticket| self.reserve_next(cx, bind, ticket));
+        let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
+        allocation.token = token;
+        // Step 9: what is not to be had of two families is told.
+        allocation.address_error = failed.map(|(family, limit)| (family, limit.reject.code()));
+        let success = allocated(allocation, cx.now);
         self.actions.push_back(Action::Log(Event::AllocationCreated {
             user: allocation.user.to_string(),
             tuple: allocation.tuple,
-            relay: allocation.relayed,
-            lifetime: allocation.deadline.seconds_left(cx.now),
+            relay: allocation.relays.told(),
+            lifetime: allocation.relays.seconds_left(cx.now),
         }));
-        match reply::success(reply, &opening.answering, &opening.key, &success) {
+        match reply::success(reply, &answering, &key, &success) {
             Ok(reply) => Opened::Reply(allocation.tuple, reply),
             Err(_) => {
-                self.end(relay, cx.now, EndReason::Deleted);
+                self.end(id, cx.now, EndReason::Deleted);
                 Opened::Abandoned
             }
         }
     }
 
-    fn try_another(&mut self, cx: &mut Context<'_>, failed: &OpenRelay, even_port: bool, reply: &mut [u8]) -> Opened {
-        let family = AddressFamily::of(failed.bind.ip());
-        let relays = self.relays_of(family);
-        let Some((bind, relayed)) = self.take_port(cx, &relays, even_port) else {
-            return self.not_opened(cx, failed.relay, self.out_of_ports(&relays), reply);
-        };
-        match self.table.get_mut(failed.relay) {
-            Some(allocation) => (allocation.bind, allocation.relayed) = (bind, relayed),
-            None => {
-                self.give_back(bind);
-                return Opened::Abandoned;
+    /// Keeps the port next to an even one for whoever comes with the token.
+    fn reserve_next(&mut self, cx: &mut Context<'_>, even: SocketAddr, ticket: Ticket) -> Option<Token> {
+        let next = SocketAddr::new(even.ip(), even.port() | 1);
+        match self.shared.reservations.reserve(next, ticket, cx.rng) {
+            Ok(token) => {
+                self.reserved.push_back((Deadline::after(cx.now, RESERVATION), token, next));
+                Some(token)
+            }
+            Err(ticket) => {
+                self.shared.quota.release(ticket);
+                self.release_next(Wish::EvenAndNext, even);
+                None
             }
         }
-        Opened::Open(OpenRelay { relay: failed.relay, bind })
     }
 
-    fn not_opened(&mut self, cx: &Context<'_>, relay: RelayId, limit: &Limit, reply: &mut [u8]) -> Opened {
-        let Some(allocation) = self.table.remove(relay) else { return Opened::Abandoned };
-        self.shared.quota.release(allocation.ticket);
-        let State::Opening(opening) = allocation.state else { return Opened::Abandoned };
-        let (user, tuple) = (allocation.user.into(), allocation.tuple);
-        self.actions.push_back(Action::Log(Event::AllocationRefused { user, tuple, limit: limit.note }));
-        match self.rejected(cx, &tuple, &opening.answering, Some(&opening.key), &limit.reject, reply) {
+    fn refuse(&mut self, cx: &Context<'_>, id: AllocationId, reply: &mut [u8]) -> Opened {
+        let Some((tuple, opening)) = self.give_up(id) else { return Opened::Abandoned };
+        let reject = &opening.limit().reject;
+        match self.rejected(cx, &tuple, &opening.answering, Some(&opening.key), reject, reply) {
             FromClient::Reply(reply) => Opened::Reply(tuple, reply),
             _ => Opened::Abandoned,
         }
     }
 
-    /// A free port of one of the relay addresses, beginning at a random one of them: where to bind the socket, and what
-    /// to tell the client.
-    fn take_port(&mut self, cx: &mut Context<'_>, relays: &[usize], even: bool) -> Option<(SocketAddr, SocketAddr)> {
-        if relays.is_empty() {
-            return None;
+    /// Takes an allocation back for which nothing can be opened.
+    fn give_up(&mut self, id: AllocationId) -> Option<(FiveTuple, Box<Opening>)> {
+        let Allocation { tuple, user, state, ticket, .. } = self.table.remove(id)?;
+        self.shared.quota.release(ticket);
+        let State::Opening(mut opening) = state else { return None };
+        if let Some(reserve) = opening.reserve.take() {
+            self.shared.quota.release(reserve);
         }
-        let first = cx.rng.random_range(0..relays.len());
-        let (behind, ahead) = relays.split_at_checked(first)?;
-        ahead.iter().chain(behind).find_map(|at| {
-            let (relay, pool) = (self.settings.relays.get(*at)?, self.pools.get_mut(*at)?);
-            let port = pool.take(cx.now, even, cx.rng)?;
-            Some((SocketAddr::new(relay.bind, port), SocketAddr::new(relay.advertised, port)))
-        })
+        self.actions.push_back(refused(user.into(), tuple, opening.limit()));
+        Some((tuple, opening))
     }
 
-    fn out_of_ports(&self, relays: &[usize]) -> &'static Limit {
+    /// A free port of one of the relay addresses of a family, beginning at a random one of them: where to bind the
+    /// socket, and what to tell the client.
+    fn take_port(
+        &mut self,
+        cx: &mut Context<'_>,
+        family: AddressFamily,
+        wish: Wish,
+    ) -> Result<(SocketAddr, SocketAddr), &'static Limit> {
+        let relays = self.relays_of(family);
+        if relays.is_empty() {
+            return Err(&NO_FAMILY);
+        }
+        let first = cx.rng.random_range(0..relays.len());
+        for at in relays.iter().cycle().skip(first).take(relays.len()) {
+            let Some(port) = self.take_port_of(cx, *at, wish) else { continue };
+            if let Some(relay) = self.settings.relays.get(*at) {
+                return Ok((SocketAddr::new(relay.bind, port), SocketAddr::new(relay.advertised, port)));
+            }
+        }
         let others_have_some = relays.iter().any(|at| self.pools.get(*at).is_some_and(PortPool::has_set_aside));
-        if others_have_some { &PORTS_IN_USE } else { &NO_PORT }
+        Err(if others_have_some { &PORTS_IN_USE } else { &NO_PORT })
+    }
+
+    fn take_port_of(&mut self, cx: &mut Context<'_>, at: usize, wish: Wish) -> Option<u16> {
+        let bind = self.settings.relays.get(at)?.bind;
+        if wish == Wish::EvenAndNext && !self.shared.reservations.cover(bind) {
+            return None;
+        }
+        let taken = self.pools.get_mut(at)?.take(cx.now, wish, cx.rng);
+        if taken.is_none() {
+            self.collect_returned(at);
+            return self.pools.get_mut(at)?.take(cx.now, wish, cx.rng);
+        }
+        taken
     }
 
     fn relays_of(&self, family: AddressFamily) -> Vec<usize> {
         let relays = (0..).zip(&self.settings.relays);
         relays.filter(|(_, relay)| AddressFamily::of(relay.bind) == family).map(|(at, _)| at).collect()
     }
+}
 
-    fn limited(&mut self, request: &Authenticated<'_, '_>, limit: &Limit) -> Reject {
-        let (user, tuple) = (request.identity.user.to_owned(), request.tuple);
-        self.actions.push_back(Action::Log(Event::AllocationRefused { user, tuple, limit: limit.note }));
-        limit.reject
+/// How an allocation begins.
+struct Start {
+    deadline: Deadline,
+    wish: Wish,
+    next: Option<AddressFamily>,
+    reserve: Option<Ticket>,
+    claimed: bool,
+}
+
+impl Opening {
+    /// Turns to the next family.
+    fn next_family(&mut self) -> Option<AddressFamily> {
+        self.attempts = 0;
+        self.next.take()
+    }
+
+    /// Remembers why a family is not to be had, and turns to the next one.
+    fn fail(&mut self, family: AddressFamily, limit: &'static Limit) -> Option<AddressFamily> {
+        self.failed.get_or_insert((family, limit));
+        self.next_family()
+    }
+
+    /// Why nothing could be opened.
+    fn limit(&self) -> &'static Limit {
+        self.failed.map_or(&NO_PORT, |(_, limit)| limit)
     }
 }
 
-fn allocated(allocation: &Allocation, cx: &Context<'_>, no_additional_family: bool) -> Success {
+fn refused(user: String, tuple: FiveTuple, limit: &Limit) -> Action {
+    Action::Log(Event::AllocationRefused { user, tuple, limit: limit.note })
+}
+
+fn allocated(allocation: &Allocation, now: Instant) -> Success {
     Success::Allocated {
-        relayed: allocation.relayed,
+        relayed: allocation.relays.live(now),
         mapped: allocation.tuple.client,
-        lifetime: allocation.deadline.seconds_left(cx.now),
-        no_additional_family,
+        lifetime: allocation.relays.seconds_left(now),
+        address_error: allocation.address_error,
+        token: allocation.token,
     }
 }

@@ -30,12 +30,13 @@ impl Server {
             }
             _ => return Err(bad("Channel Number Out of Range")),
         }
+        allocation.expire(now);
         match allocation.channels.conflict(number, peer, now) {
             None => {}
             Some(BindConflict::NumberBoundToOtherPeer) => return Err(bad("Channel Bound to Another Peer")),
             Some(BindConflict::PeerBoundToOtherNumber) => return Err(bad("Peer Bound to Another Channel")),
         }
-        check_family(allocation, peer)?;
+        check_family(allocation, peer, now)?;
         // Nothing can be sent there.
         if peer.port() == 0 {
             return Err(FORBIDDEN);
@@ -44,7 +45,6 @@ impl Server {
             self.actions.push_back(refused(allocation, peer, denial));
             return Err(FORBIDDEN);
         }
-        allocation.expire(now);
         let new_channel = usize::from(allocation.channels.peer(number, now).is_none());
         if allocation.channels.len() + new_channel > self.settings.channels_per_allocation {
             return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: channels"));

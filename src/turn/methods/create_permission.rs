@@ -28,7 +28,7 @@ impl Server {
             return Err(Reject::new(ErrorCode::BAD_REQUEST, "No XOR-PEER-ADDRESS"));
         }
         for peer in &peers {
-            check_family(allocation, *peer)?;
+            check_family(allocation, *peer, now)?;
         }
         for peer in &peers {
             if let Err(denial) = self.shared.policy.permission_allowed(&self.shared.live, peer.ip()) {

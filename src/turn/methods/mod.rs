@@ -13,17 +13,18 @@ use super::allocation::Allocation;
 use super::contract::{Action, Event};
 use super::policy::Denial;
 use super::reply::Reject;
+use super::time::Instant;
 use crate::stun::ErrorCode;
 use crate::stun::attribute::AddressFamily;
 
-/// Whether the peer is of the family of the allocation's relayed transport address, or else 443.
-fn check_family(allocation: &Allocation, peer: SocketAddr) -> Result<(), Reject> {
-    if AddressFamily::from(&peer) == AddressFamily::from(&allocation.relayed) {
-        Ok(())
-    } else {
-        Err(Reject::new(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH, "Peer Address Family Mismatch"))
-    }
+pub(super) use allocate::Limit;
+
+/// Whether the peer is of the family of a relayed transport address of the allocation, or else 443.
+fn check_family(allocation: &Allocation, peer: SocketAddr, now: Instant) -> Result<(), Reject> {
+    if allocation.has(AddressFamily::from(&peer), now) { Ok(()) } else { Err(FAMILY_MISMATCH) }
 }
+
+const FAMILY_MISMATCH: Reject = Reject::new(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH, "Peer Address Family Mismatch");
 
 /// The note for the log that goes with a 403.
 fn refused(allocation: &Allocation, peer: SocketAddr, denial: Denial) -> Action {

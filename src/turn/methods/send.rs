@@ -5,9 +5,8 @@ use super::super::outcome::DropReason;
 use super::super::request::is_understood;
 use super::super::server::Server;
 use super::super::time::Instant;
-use super::check_family;
-use crate::stun::Message;
-use crate::stun::attribute::XorPeerAddress;
+use crate::stun::attribute::{AddressFamily, XorPeerAddress};
+use crate::stun::{AttributeType, Message};
 
 impl Server {
     pub(in crate::turn) fn send_indication(
@@ -15,25 +14,40 @@ impl Server {
         now: Instant,
         tuple: &FiveTuple,
         message: &Message<'_>,
+        tos: u8,
     ) -> FromClient {
-        self.route_send(now, tuple, message).map_or_else(FromClient::Drop, FromClient::Relay)
+        self.route_send(now, tuple, message, tos).map_or_else(FromClient::Drop, FromClient::Relay)
     }
 
-    fn route_send(&mut self, now: Instant, tuple: &FiveTuple, message: &Message<'_>) -> Result<ToPeer, DropReason> {
-        let (relay, allocation) = self.table.find_open(tuple, now).ok_or(DropReason::NoAllocation)?;
-        // DONT-FRAGMENT is among what is not understood.
+    fn route_send(
+        &mut self,
+        now: Instant,
+        tuple: &FiveTuple,
+        message: &Message<'_>,
+        tos: u8,
+    ) -> Result<ToPeer, DropReason> {
+        let (id, allocation) = self.table.find_open(tuple, now).ok_or(DropReason::NoAllocation)?;
         if message.unknown_required(is_understood).next().is_some() {
             return Err(DropReason::MalformedIndication);
         }
         let peer = message.get::<XorPeerAddress>().ok().flatten().map(|XorPeerAddress(peer)| peer);
         let peer = peer.filter(|peer| peer.port() != 0).ok_or(DropReason::MalformedIndication)?;
         let payload = message.data_range().ok_or(DropReason::MalformedIndication)?;
-        check_family(allocation, peer).map_err(|_| DropReason::MalformedIndication)?;
+        let family = AddressFamily::from(&peer);
+        if !allocation.has(family, now) {
+            return Err(DropReason::MalformedIndication);
+        }
         if !allocation.permissions.allows(peer.ip(), now) {
             return Err(DropReason::NoPermission);
         }
         let wire = self.shared.policy.peer_allowed(&self.shared.live, peer).map_err(|_| DropReason::PeerForbidden)?;
         allocation.bytes_to_peers += payload.len() as u64;
-        Ok(ToPeer { relay, peer: wire, payload })
+        // RFC 8656 §13: between datagrams of two families, or of IPv6, DONT-FRAGMENT MUST be ignored; §15: for data that
+        // came on a connection it counts.
+        let is_ipv4_relay = tuple.client.is_ipv4() && family == AddressFamily::V4;
+        let dont_fragment =
+            message.contains(AttributeType::DONT_FRAGMENT) && (is_ipv4_relay || tuple.transport.is_stream());
+        let tos = tuple.transport.relayed_tos(tos);
+        Ok(ToPeer { relay: id.relay(family), peer: wire, payload, tos, dont_fragment })
     }
 }

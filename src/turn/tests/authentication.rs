@@ -4,7 +4,8 @@ use super::super::{AuthCause, DropReason, Event, FromClient};
 use super::support::*;
 use crate::auth::AuthFailure;
 use crate::stun::attribute::{
-    ChannelNumber, Lifetime, Nonce, Realm, RequestedTransport, Software, Username, XorPeerAddress, XorRelayedAddress,
+    AddressFamily, ChannelNumber, Lifetime, Nonce, Realm, RequestedTransport, Software, Username, XorPeerAddress,
+    XorRelayedAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, FingerprintStatus, MessageWriter, Method, TransactionId};
 
@@ -352,7 +353,8 @@ fn attributes_behind_the_integrity_are_ignored_in_every_method() {
     let answer = ask(&mut world, Method::ALLOCATE, &[&udp], &[&Lifetime(3_600), &unknown]);
     assert_eq!((answer.code(), answer.lifetime()), (None, Some(600)));
     assert!(matches!(world.event(), Event::AllocationCreated { lifetime: 600, .. }));
-    let (relay, _) = world.server.table.find_open(&client.tuple, world.now).unwrap();
+    let (id, _) = world.server.table.find_open(&client.tuple, world.now).unwrap();
+    let relay = id.relay(AddressFamily::V4);
     // Refresh: neither a longer lifetime nor a deletion.
     for lifetime in [3_600, 0] {
         let answer = ask(&mut world, Method::REFRESH, &[], &[&Lifetime(lifetime), &unknown]);

@@ -155,8 +155,7 @@ fn refresh_after_the_grace_is_401_and_leaves_the_allocation_its_time() {
 fn attributes_of_other_methods_are_ignored() {
     let mut world = World::new();
     let client = world.client(1);
-    world.allocate(&client);
+    let relay = world.allocate(&client);
     world.accept(&client, Method::REFRESH, &[&RequestedTransport::TCP, &XorPeerAddress(peer(1)), &Lifetime(600)]);
-    let (relay, _) = world.server.table.find_open(&client.tuple, world.now).unwrap();
-    assert!(world.peer_packet(relay, peer(1), b"in").is_err());
+    assert!(world.peer_packet(relay.id, peer(1), b"in").is_err());
 }

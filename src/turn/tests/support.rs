@@ -91,6 +91,10 @@ impl Setup {
 
 /// A server and its time. At its end it must have nothing left to say.
 pub(super) struct World {
+    /// With what packets arrive.
+    pub(super) tos: u8,
+    /// With what the latest went on to a client.
+    pub(super) tos_sent: u8,
     pub(super) server: Server,
     pub(super) shared: Arc<Shared>,
     pub(super) now: Instant,
@@ -116,9 +120,12 @@ pub(super) struct Footprint {
     pub(super) counted: u32,
     pub(super) live: usize,
     pub(super) ports_taken: usize,
+    pub(super) ports_reserved: usize,
+    pub(super) ports_borrowed: usize,
 }
 
-pub(super) const NOTHING: Footprint = Footprint { allocations: 0, counted: 0, live: 0, ports_taken: 0 };
+pub(super) const NOTHING: Footprint =
+    Footprint { allocations: 0, counted: 0, live: 0, ports_taken: 0, ports_reserved: 0, ports_borrowed: 0 };
 
 impl World {
     pub(super) fn new() -> Self {
@@ -135,13 +142,20 @@ impl World {
             authenticator: Authenticator::new(REALM.to_owned(), vec![secret(SECRET)], users),
             nonces: NonceMint::from_random([3; 32], NONCE_LIFETIME),
             policy: setup.policy,
-            live: LiveRelays::new(relays),
+            live: LiveRelays::new(relays.clone()),
+            reservations: Reservations::new(relays, &(50_000..=50_000 + 2 * PORTS - 1)),
             quota: Quota::new(setup.allocations_per_user, setup.allocations, [5; 32]),
             connections: Quota::new(0, 0, [6; 32]),
             draining: false.into(),
         });
+        Self::over(shared, setup.settings)
+    }
+
+    fn over(shared: Arc<Shared>, settings: Settings) -> Self {
         Self {
-            server: Server::new(Arc::clone(&shared), setup.settings),
+            tos: 0,
+            tos_sent: 0,
+            server: Server::new(Arc::clone(&shared), settings),
             shared,
             now: Instant::from_elapsed(seconds(1_000)),
             unix: UNIX,
@@ -149,6 +163,17 @@ impl World {
             opening: 0,
             transactions: 0,
         }
+    }
+
+    /// Another worker, with ports of its own.
+    pub(super) fn sibling(&self) -> Self {
+        let mut settings = Setup::new().settings;
+        for relay in &mut settings.relays {
+            relay.ports = 50_000 + PORTS..=50_000 + 2 * PORTS - 1;
+        }
+        let mut sibling = Self::over(Arc::clone(&self.shared), settings);
+        (sibling.now, sibling.unix) = (self.now, self.unix);
+        sibling
     }
 
     /// A client at a host of its own with a nonce for it, and alice's credentials.
@@ -184,6 +209,8 @@ impl World {
             counted: self.shared.quota.allocations(),
             live: self.shared.live.count(),
             ports_taken: self.server.pools.iter().map(PortPool::taken).sum(),
+            ports_reserved: self.server.reserved_ports(),
+            ports_borrowed: self.server.borrowed_ports(),
         }
     }
 
@@ -205,7 +232,7 @@ impl World {
     pub(super) fn client_packet(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (FromClient, Vec<u8>) {
         let mut reply = vec![0xaa; REPLY_BUFFER];
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-        let decision = self.server.client_packet(&mut cx, tuple, packet, &mut reply);
+        let decision = self.server.client_packet(&mut cx, tuple, packet, self.tos, &mut reply);
         if let FromClient::Open(_) = decision {
             self.opening += 1;
         }
@@ -249,6 +276,17 @@ impl World {
         }
     }
 
+    /// The answer to an Allocate request once whatever it takes is open.
+    pub(super) fn all_opened(&mut self, packet: &[u8], mut open: OpenRelay) -> Answer {
+        loop {
+            match self.relay_opened(&open, Ok(())) {
+                (Opened::Reply(_, reply), buffer) => return Answer::new(packet, &buffer, &reply),
+                (Opened::Open(next), _) => open = next,
+                (Opened::Abandoned, _) => panic!("an answer is expected"),
+            }
+        }
+    }
+
     /// A packet that is met with silence.
     pub(super) fn dropped(&mut self, tuple: &FiveTuple, packet: &[u8]) -> DropReason {
         match self.client_packet(tuple, packet) {
@@ -275,10 +313,32 @@ impl World {
         let mut buffer = vec![0xaa; HEADROOM + payload.len() + TAILROOM];
         buffer[HEADROOM..HEADROOM + payload.len()].copy_from_slice(payload);
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-        let decision = self.server.peer_packet(&mut cx, relay, source, &mut buffer, payload.len());
+        let decision = self.server.peer_packet(&mut cx, relay, source, self.tos, &mut buffer, payload.len());
         self.server.check_invariants(self.opening);
         match decision {
-            FromPeer::Relay(route) => Ok((route.tuple, buffer[route.message].to_vec())),
+            FromPeer::Relay(route) => {
+                assert_eq!(route.outcome, Outcome::RelayedToClient);
+                self.tos_sent = route.tos;
+                Ok((route.tuple, buffer[route.message].to_vec()))
+            }
+            FromPeer::Drop(reason) => Err(reason),
+        }
+    }
+
+    /// What reaches the client of an ICMP error about a datagram to a peer. The buffer holds rubbish before.
+    pub(super) fn peer_unreachable(
+        &mut self,
+        relay: RelayId,
+        peer: SocketAddr,
+        error: IcmpError,
+    ) -> Result<(FiveTuple, Vec<u8>), DropReason> {
+        let mut buffer = vec![0xaa; REPLY_BUFFER];
+        let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
+        match self.server.peer_unreachable(&mut cx, relay, peer, error, &mut buffer) {
+            FromPeer::Relay(route) => {
+                assert_eq!((route.outcome, route.tos), (Outcome::RelayedIcmp, 0));
+                Ok((route.tuple, buffer[route.message].to_vec()))
+            }
             FromPeer::Drop(reason) => Err(reason),
         }
     }
@@ -288,7 +348,7 @@ impl World {
         let packet = client.request(self.transaction(), method, attributes);
         let answer = match self.client_packet(&client.tuple, &packet) {
             (FromClient::Reply(reply), buffer) => Answer::new(&packet, &buffer, &reply),
-            (FromClient::Open(open), _) => self.opened(&packet, &open, Ok(())),
+            (FromClient::Open(open), _) => self.all_opened(&packet, open),
             (other, _) => panic!("an answer is expected, not {other:?}"),
         };
         // RFC 8489 §9.2.4: what follows authentication is signed, and what is not, is not.
@@ -323,7 +383,7 @@ impl World {
         let XorRelayedAddress(relayed) = answer.get().expect("a relayed address");
         match self.event() {
             Event::AllocationCreated { tuple, relay, lifetime, .. } => {
-                assert_eq!((tuple, relay, Some(lifetime)), (client.tuple, relayed, answer.lifetime()));
+                assert_eq!((tuple, relay, Some(lifetime)), (client.tuple, relayed.into(), answer.lifetime()));
             }
             other => panic!("an allocation is expected in the log, not {other:?}"),
         }
@@ -338,11 +398,19 @@ impl World {
     pub(super) fn ended(&mut self, relay: &Relay) -> AllocationSummary {
         assert_eq!(self.server.next_action(), Some(Action::Close(relay.id)));
         let Event::AllocationEnded(summary) = self.event() else { panic!("an end is expected in the log") };
-        assert_eq!(summary.relay, relay.relayed);
+        assert_eq!(summary.relay, relay.relayed.into());
         self.server.check_invariants(self.opening);
         self.server.relay_closed(relay.bind);
         self.server.check_invariants(self.opening);
         *summary
+    }
+}
+
+/// What the log says about the allocation that was refused.
+pub(super) fn limit(world: &mut World) -> &'static str {
+    match world.event() {
+        Event::AllocationRefused { limit, .. } => limit,
+        other => panic!("a refusal is expected in the log, not {other:?}"),
     }
 }
 
@@ -513,7 +581,9 @@ pub(super) fn assert_padding_is_zero(message: &[u8]) {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         let padded = length.next_multiple_of(4);
         assert!(behind[length..padded].iter().all(|byte| *byte == 0), "padding is zero");
-        assert!(kinds.insert([*kind_high, *kind_low]), "an attribute type appears once");
+        let kind = u16::from_be_bytes([*kind_high, *kind_low]);
+        let may_repeat = kind == AttributeType::XOR_RELAYED_ADDRESS.number();
+        assert!(kinds.insert(kind) || may_repeat, "an attribute type appears once");
         rest = &behind[padded..];
     }
     assert!(rest.is_empty());

@@ -1,0 +1,37 @@
+//! ICMP errors on their way to the client (RFC 8656 §11.5).
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use super::contract::IcmpError;
+use crate::stun::attribute::{Icmp, XorPeerAddress};
+use crate::stun::{Class, MessageWriter, Method, TransactionId};
+
+/// The attribute that tells the client of an error about a datagram to `peer`; `None` for the types that it is not told.
+pub(super) fn told(peer: SocketAddr, error: IcmpError) -> Option<Icmp> {
+    let IcmpError { kind, code, mtu } = error;
+    let too_big = match (peer.is_ipv4(), kind) {
+        // Destination Unreachable; with code 4, "fragmentation needed and DF set".
+        (true, 3) => code == 4,
+        // Packet Too Big.
+        (false, 2) => true,
+        // Time Exceeded; Destination Unreachable and Time Exceeded of ICMPv6.
+        (true, 11) | (false, 1 | 3) => false,
+        _ => return None,
+    };
+    // §18.13: the error data of all others MUST be zero.
+    Some(Icmp { kind, code, data: if too_big { mtu } else { 0 } })
+}
+
+/// Writes the Data indication at the beginning of `buffer` and says where it lies.
+pub(super) fn data_indication(
+    buffer: &mut [u8],
+    peer: SocketAddr,
+    icmp: Icmp,
+    transaction: TransactionId,
+) -> Option<Range<usize>> {
+    let mut writer = MessageWriter::new(buffer, Class::Indication, Method::DATA, transaction);
+    writer.push(&XorPeerAddress(peer));
+    writer.push(&icmp);
+    writer.finish_len().ok().map(|length| 0..length)
+}

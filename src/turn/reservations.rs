@@ -1,0 +1,281 @@
+//! Relayed transport addresses that are held for the Allocate that comes with their token (RFC 8656 §7.2), over all
+//! workers: the client's next 5-tuple may be another worker's.
+//!
+//! The worker whose ports they are makes reservations and ends those that nobody claims. Each is one word; whoever
+//! exchanges the token in it for 0, the claimer or the owner, has the port from then on, and the place in the quota that
+//! went with it. A port that another worker has had comes back through a bit that its owner looks at.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::quota::{Ticket, TicketWord};
+
+/// The reservations of all workers.
+#[derive(Debug)]
+pub struct Reservations {
+    addresses: Vec<Address>,
+}
+
+/// What a RESERVATION-TOKEN says: 8 bits for the relay address, 16 for the port, 40 that are random. Of the 256th relay
+/// address and those behind it nothing can be reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Token(u64);
+
+const ADDRESS_BITS: u32 = 8;
+const RANDOM_BITS: u32 = 40;
+
+impl Token {
+    pub(super) fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(u64::from_be_bytes(bytes))
+    }
+
+    pub(super) fn to_bytes(self) -> [u8; 8] {
+        self.0.to_be_bytes()
+    }
+
+    fn new(address: u8, port: u16, random: u64) -> Self {
+        let place = (u64::from(address) << 16) | u64::from(port);
+        Self((place << RANDOM_BITS) | (random >> (u64::BITS - RANDOM_BITS)))
+    }
+
+    fn place(self) -> (usize, u16) {
+        let [address, high, low, ..] = self.to_bytes();
+        (address.into(), u16::from_be_bytes([high, low]))
+    }
+}
+
+/// A relayed transport address that waits for its token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reserved {
+    pub(super) bind: SocketAddr,
+    pub(super) relayed: SocketAddr,
+    /// In whose place in the quota it is.
+    pub(super) ticket: TicketWord,
+}
+
+#[derive(Debug)]
+struct Address {
+    bind: IpAddr,
+    advertised: IpAddr,
+    /// The even port of the first pair.
+    first: u16,
+    pairs: Box<[Pair]>,
+    /// A bit for each pair whose odd port comes back.
+    returned: Box<[AtomicU64]>,
+}
+
+/// What concerns the odd port of a pair.
+#[derive(Debug)]
+struct Pair {
+    /// 0 where nothing is reserved.
+    token: AtomicU64,
+    /// Means something while there is a token.
+    ticket: AtomicU64,
+}
+
+impl Reservations {
+    /// No reservations. Takes pairs of the address that relay sockets are bound to and the address that clients are told,
+    /// and the ports of each.
+    #[must_use]
+    pub fn new(addresses: impl IntoIterator<Item = (IpAddr, IpAddr)>, ports: &RangeInclusive<u16>) -> Self {
+        let first = ports.start() & !1;
+        let pairs = usize::from(ports.end().saturating_sub(first) / 2) + 1;
+        let word = || AtomicU64::new(0);
+        let address = |(bind, advertised)| Address {
+            bind,
+            advertised,
+            first,
+            pairs: (0..pairs).map(|_| Pair { token: word(), ticket: word() }).collect(),
+            returned: (0..pairs.div_ceil(64)).map(|_| word()).collect(),
+        };
+        Self { addresses: addresses.into_iter().map(address).collect() }
+    }
+
+    /// How many wait for their tokens.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        let pairs = self.addresses.iter().flat_map(|address| &address.pairs);
+        pairs.filter(|pair| pair.token.load(Ordering::Relaxed) != 0).count()
+    }
+
+    /// How many ports are back and have not been collected by their owners.
+    #[must_use]
+    pub fn returned(&self) -> usize {
+        let words = self.addresses.iter().flat_map(|address| &address.returned);
+        words.map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
+    }
+
+    /// Whether ports of a relay address can be reserved.
+    pub(super) fn cover(&self, bind: IpAddr) -> bool {
+        self.addresses.iter().take(1 << ADDRESS_BITS).any(|address| address.bind == bind)
+    }
+
+    /// Holds a port, which is the odd one of a pair of the caller's. Gives the ticket back if there can be no token.
+    pub(super) fn reserve(
+        &self,
+        bind: SocketAddr,
+        ticket: Ticket,
+        rng: &mut dyn rand::CryptoRng,
+    ) -> Result<Token, Ticket> {
+        let found = self.find_pair(bind).and_then(|(at, address, index)| Some((at, address.pairs.get(index)?)));
+        let Some((at, pair)) = found else { return Err(ticket) };
+        let token = Token::new(at, bind.port(), rng.next_u64());
+        debug_assert_eq!(pair.token.load(Ordering::Relaxed), 0, "a port is reserved once at a time");
+        pair.ticket.store(ticket.into_word().0, Ordering::Relaxed);
+        // Release: who finds the token finds the ticket.
+        pair.token.store(token.0, Ordering::Release);
+        Ok(token)
+    }
+
+    /// What a token stands for, unless somebody claims it at this very moment.
+    pub(super) fn find(&self, token: Token) -> Option<Reserved> {
+        let (address, pair) = self.pair(token)?;
+        let port = token.place().1;
+        (pair.token.load(Ordering::Acquire) == token.0).then(|| Reserved {
+            bind: SocketAddr::new(address.bind, port),
+            relayed: SocketAddr::new(address.advertised, port),
+            ticket: TicketWord(pair.ticket.load(Ordering::Relaxed)),
+        })
+    }
+
+    /// Ends a reservation. Whoever gets the ticket has the port, too.
+    pub(super) fn claim(&self, token: Token) -> Option<Ticket> {
+        let (_, pair) = self.pair(token)?;
+        pair.token.compare_exchange(token.0, 0, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        Some(TicketWord(pair.ticket.load(Ordering::Relaxed)).into_ticket())
+    }
+
+    /// Returns a claimed port to the worker whose it is.
+    pub(super) fn give_back(&self, bind: SocketAddr) {
+        let Some((_, address, index)) = self.find_pair(bind) else { return };
+        if let Some(word) = address.returned.get(index / 64) {
+            // Release: the socket was closed before.
+            word.fetch_or(1 << (index % 64), Ordering::Release);
+        }
+    }
+
+    /// Takes the ports among `ports` of a relay address that have come back.
+    pub(super) fn collect(&self, bind: IpAddr, ports: &RangeInclusive<u16>, mut take: impl FnMut(u16)) {
+        let Some(address) = self.addresses.iter().find(|address| address.bind == bind) else { return };
+        let (Some(first), Some(last)) = (address.index(ports.start() | 1), address.index(*ports.end())) else { return };
+        for (word, at) in address.returned.iter().zip(0..).take(last / 64 + 1).skip(first / 64) {
+            let back = word.load(Ordering::Relaxed);
+            for bit in (0..64).filter(|bit| back & (1 << bit) != 0) {
+                let port = address.first + 2 * (64 * at + bit) + 1;
+                if ports.contains(&port) {
+                    word.fetch_and(!(1 << bit), Ordering::Acquire);
+                    take(port);
+                }
+            }
+        }
+    }
+
+    fn pair(&self, token: Token) -> Option<(&Address, &Pair)> {
+        let (at, port) = token.place();
+        let address = self.addresses.get(at)?;
+        Some((address, address.pairs.get(address.index(port)?)?))
+    }
+
+    /// The pair of an odd port, with the number of its address.
+    fn find_pair(&self, bind: SocketAddr) -> Option<(u8, &Address, usize)> {
+        let (at, address) = (0..=u8::MAX).zip(&self.addresses).find(|(_, address)| address.bind == bind.ip())?;
+        Some((at, address, address.index(bind.port()).filter(|_| !bind.port().is_multiple_of(2))?))
+    }
+}
+
+impl Address {
+    fn index(&self, port: u16) -> Option<usize> {
+        port.checked_sub(self.first).map(|above| usize::from(above / 2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
+    use super::super::quota::Quota;
+    use super::*;
+
+    const BIND: &str = "10.0.0.5";
+
+    fn reservations(ports: RangeInclusive<u16>) -> Reservations {
+        let addresses = [("10.0.0.4", "203.0.113.4"), (BIND, "203.0.113.9")];
+        Reservations::new(addresses.map(|(bind, told)| (bind.parse().unwrap(), told.parse().unwrap())), &ports)
+    }
+
+    fn bind(port: u16) -> SocketAddr {
+        SocketAddr::new(BIND.parse().unwrap(), port)
+    }
+
+    #[test]
+    fn a_token_is_good_once_and_only_whole() {
+        let (reservations, quota) = (reservations(50_000..=50_009), Quota::new(2, 0, [7; 32]));
+        let mut rng = StdRng::seed_from_u64(1);
+        let token = reservations.reserve(bind(50_003), quota.admit("ann").unwrap(), &mut rng).unwrap();
+        let found = reservations.find(token).unwrap();
+        assert_eq!((found.bind, found.relayed), (bind(50_003), "203.0.113.9:50003".parse().unwrap()));
+        assert_eq!((quota.is_of(found.ticket, "ann"), quota.is_of(found.ticket, "bob")), (true, false));
+        for bit in 0..64 {
+            let other = Token(token.0 ^ (1 << bit));
+            assert!(reservations.find(other).is_none() && reservations.claim(other).is_none());
+        }
+        assert_eq!(reservations.count(), 1);
+        quota.release(reservations.claim(token).unwrap());
+        assert!(reservations.find(token).is_none() && reservations.claim(token).is_none());
+        assert_eq!((reservations.count(), quota.allocations()), (0, 0));
+    }
+
+    // Nobody can tell a token from the ones before.
+    #[test]
+    fn tokens_have_forty_random_bits() {
+        let (reservations, quota) = (reservations(50_000..=50_009), Quota::new(0, 0, [7; 32]));
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut changing = 0;
+        let mut tokens = BTreeSet::new();
+        for _ in 0..200 {
+            let token = reservations.reserve(bind(50_001), quota.admit("ann").unwrap(), &mut rng).unwrap();
+            changing |= token.0 ^ tokens.first().copied().unwrap_or(token.0);
+            assert!(tokens.insert(token.0));
+            quota.release(reservations.claim(token).unwrap());
+        }
+        assert_eq!(changing, (1 << 40) - 1);
+    }
+
+    #[test]
+    fn ports_come_back_to_the_worker_whose_they_are() {
+        let reservations = reservations(50_001..=50_400);
+        let odd: BTreeSet<u16> = (50_001..=50_399).step_by(2).collect();
+        odd.iter().for_each(|port| reservations.give_back(bind(*port)));
+        assert_eq!(reservations.returned(), 200);
+        let collect = |ports: &RangeInclusive<u16>| {
+            let mut back = BTreeSet::new();
+            reservations.collect(BIND.parse().unwrap(), ports, |port| assert!(back.insert(port)));
+            back
+        };
+        let mut all = BTreeSet::new();
+        for ports in [50_001..=50_001, 50_002..=50_127, 50_128..=50_128, 50_129..=50_131, 50_132..=50_400] {
+            let back = collect(&ports);
+            assert_eq!(back, odd.iter().copied().filter(|port| ports.contains(port)).collect());
+            all.extend(back);
+        }
+        assert_eq!((all, reservations.returned()), (odd, 0));
+    }
+
+    #[test]
+    fn of_workers_that_claim_at_once_one_gets_the_port() {
+        let (reservations, quota) = (reservations(50_000..=50_199), Quota::new(0, 0, [7; 32]));
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut reserve = |port| reservations.reserve(bind(port), quota.admit("ann").unwrap(), &mut rng).unwrap();
+        let tokens: Vec<Token> = (50_001..=50_199).step_by(2).map(&mut reserve).collect();
+        let claimed: usize = std::thread::scope(|scope| {
+            let claim_all = || tokens.iter().filter_map(|token| reservations.claim(*token)).count();
+            let workers = [(); 4].map(|()| scope.spawn(claim_all));
+            workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+        });
+        assert_eq!((claimed, reservations.count()), (100, 0));
+    }
+}

@@ -1,0 +1,358 @@
+//! Dual allocations: RFC 8656 §7.2 step 9, §8.1 and §8.2.
+
+use std::net::SocketAddr;
+
+use super::super::{Action, DropReason, Event, OpenError, OpenRelay, Opened, RelayedAddresses};
+use super::support::*;
+use crate::stun::attribute::{
+    AdditionalAddressFamily, AddressErrorCode, AddressFamily, ChannelNumber, Data, EvenPort, Lifetime,
+    RequestedAddressFamily, RequestedTransport, XorPeerAddress, XorRelayedAddress,
+};
+use crate::stun::{AttributeType, Class, ErrorCode, Method};
+
+const UDP: RequestedTransport = RequestedTransport::UDP;
+const BOTH: AdditionalAddressFamily = AdditionalAddressFamily(AddressFamily::V6);
+const V4: RequestedAddressFamily = RequestedAddressFamily(AddressFamily::V4);
+const V6: RequestedAddressFamily = RequestedAddressFamily(AddressFamily::V6);
+const ONE: Footprint = Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..NOTHING };
+const TWO: Footprint = Footprint { allocations: 1, counted: 1, live: 2, ports_taken: 2, ..NOTHING };
+
+fn relayed(answer: &Answer) -> Vec<SocketAddr> {
+    answer.message().all::<XorRelayedAddress>().map(|address| address.unwrap().0).collect()
+}
+
+fn address_error(answer: &Answer) -> Option<(AddressFamily, ErrorCode)> {
+    answer.get().map(|AddressErrorCode { family, code, .. }| (family, code))
+}
+
+/// Opens both sockets.
+fn dual(world: &mut World, client: &Client) -> [Relay; 2] {
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
+    let first = world.open_for(&client.tuple, &request);
+    let (Opened::Open(second), _) = world.relay_opened(&first, Ok(())) else { panic!("a second socket is expected") };
+    let answer = world.opened(&request, &second, Ok(()));
+    let addresses = relayed(&answer);
+    assert_eq!(created(world), RelayedAddresses { v4: Some(addresses[0]), v6: Some(addresses[1]) });
+    [(first, addresses[0]), (second, addresses[1])].map(|(open, relayed)| Relay {
+        id: open.relay,
+        bind: open.bind,
+        relayed,
+    })
+}
+
+/// What the log says about the allocation that was made.
+fn created(world: &mut World) -> RelayedAddresses {
+    match world.event() {
+        Event::AllocationCreated { relay, .. } => relay,
+        other => panic!("an allocation is expected in the log, not {other:?}"),
+    }
+}
+
+/// The server wants one of two sockets closed, and says nothing more.
+fn closed(world: &mut World, relay: &Relay) {
+    assert_eq!(world.server.next_action(), Some(Action::Close(relay.id)));
+    assert_eq!(world.server.next_action(), None, "the allocation goes on");
+    world.server.relay_closed(relay.bind);
+}
+
+fn ended(world: &mut World, relays: &[Relay]) -> RelayedAddresses {
+    for relay in relays {
+        assert_eq!(world.server.next_action(), Some(Action::Close(relay.id)));
+    }
+    let Event::AllocationEnded(summary) = world.event() else { panic!("an end is expected in the log") };
+    relays.iter().for_each(|relay| world.server.relay_closed(relay.bind));
+    summary.relay
+}
+
+fn send(peer: SocketAddr) -> Vec<u8> {
+    plain(Class::Indication, Method::SEND, &[&XorPeerAddress(peer), &Data(b"out")])
+}
+
+// Step 9: fully met, with two XOR-RELAYED-ADDRESS attributes; the same for a retransmission.
+#[test]
+fn additional_family_gets_one_address_of_each() {
+    let mut world = World::with(|setup| (setup.allocations_per_user, setup.allocations) = (1, 1));
+    let client = world.client(1);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH, &Lifetime(700)]);
+    let first = world.open_for(&client.tuple, &request);
+    assert_eq!(world.dropped(&client.tuple, &request), DropReason::AllocationPending);
+    let (Opened::Open(second), _) = world.relay_opened(&first, Ok(())) else { panic!("a second socket is expected") };
+    assert_eq!(world.dropped(&client.tuple, &request), DropReason::AllocationPending);
+    assert_ne!(first.relay, second.relay);
+    assert_ne!(first.relay.slot(), second.relay.slot());
+    let answer = world.opened(&request, &second, Ok(()));
+    let kinds = [
+        AttributeType::XOR_RELAYED_ADDRESS,
+        AttributeType::XOR_RELAYED_ADDRESS,
+        AttributeType::LIFETIME,
+        AttributeType::XOR_MAPPED_ADDRESS,
+        AttributeType::SOFTWARE,
+        AttributeType::MESSAGE_INTEGRITY,
+    ];
+    assert_eq!(answer.kinds(), kinds);
+    let [v4, v6] = [(ADVERTISED_V4, first.bind.port()), (RELAY_V6, second.bind.port())]
+        .map(|(ip, port)| SocketAddr::new(ip.parse().unwrap(), port));
+    assert_eq!((relayed(&answer), answer.lifetime()), (vec![v4, v6], Some(700)));
+    assert_eq!(created(&mut world), RelayedAddresses { v4: Some(v4), v6: Some(v6) });
+    assert_eq!(world.footprint(), TWO);
+    assert_eq!(world.answer_to(&client.tuple, &request), answer);
+    assert_eq!(world.footprint(), TWO);
+}
+
+#[test]
+fn even_port_is_about_both_addresses() {
+    let mut world = World::new();
+    for host in 1..=4 {
+        let client = world.client(host);
+        let answer = world.accept(&client, Method::ALLOCATE, &[&UDP, &BOTH, &EvenPort { reserve_next: false }]);
+        assert!(relayed(&answer).iter().all(|address| address.port().is_multiple_of(2)));
+        created(&mut world);
+    }
+}
+
+// Step 9: partly met, with ADDRESS-ERROR-CODE for the family that is not to be had; the same for a retransmission.
+#[test]
+fn a_family_that_the_server_does_not_have_is_440_in_address_error_code() {
+    let mut world = World::with(|setup| setup.settings.relays.truncate(1));
+    let client = world.client(1);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
+    let open = world.open_for(&client.tuple, &request);
+    let answer = world.opened(&request, &open, Ok(()));
+    created(&mut world);
+    for answer in [answer, world.answer_to(&client.tuple, &request)] {
+        assert_eq!(address_error(&answer), Some((AddressFamily::V6, ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)));
+        assert_eq!(answer.get::<AddressErrorCode<'_>>().unwrap().reason, "Address Family not Supported");
+        assert_eq!(relayed(&answer).len(), 1);
+    }
+    assert_eq!(world.footprint(), ONE);
+}
+
+#[test]
+fn a_family_without_a_port_or_a_socket_is_508_in_address_error_code() {
+    const IN_USE: Result<(), OpenError> = Err(OpenError::PortInUse);
+    const FAILED: Result<(), OpenError> = Err(OpenError::Other);
+    // Whose ports others have, which sockets open in the order in which they are asked for, and what is missing then.
+    for (family, results, missing) in [
+        (None, &[Ok(()), FAILED][..], AddressFamily::V6),
+        (None, &[Ok(()), IN_USE, FAILED], AddressFamily::V6),
+        (None, &[FAILED, Ok(())], AddressFamily::V4),
+        (None, &[IN_USE, FAILED, IN_USE, Ok(())], AddressFamily::V4),
+        (Some(&V4), &[Ok(())], AddressFamily::V4),
+        (Some(&V6), &[Ok(())], AddressFamily::V6),
+    ] {
+        let mut world = World::new();
+        if let Some(family) = family {
+            for host in 1..=8 {
+                world.allocate_with(&world.client(host), &[family]);
+            }
+        }
+        let before = world.footprint();
+        let client = world.client(9);
+        let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
+        let mut open = world.open_for(&client.tuple, &request);
+        let mut relays = Vec::new();
+        let (last, others) = results.split_last().unwrap();
+        let mut report = |open: &OpenRelay, result: Result<(), OpenError>| {
+            result.iter().for_each(|()| relays.push((open.relay, open.bind)));
+            result
+        };
+        for result in others {
+            let result = report(&open, *result);
+            let (Opened::Open(next), _) = world.relay_opened(&open, result) else {
+                panic!("another socket is expected")
+            };
+            open = next;
+        }
+        let answer = world.opened(&request, &open, report(&open, *last));
+        assert_eq!(address_error(&answer), Some((missing, ErrorCode::INSUFFICIENT_CAPACITY)));
+        let [address] = relayed(&answer)[..] else { panic!("one address is expected") };
+        assert_eq!(created(&mut world), address.into());
+        assert_eq!(world.answer_to(&client.tuple, &request), answer);
+        world.accept(&client, Method::REFRESH, &[&Lifetime(0)]);
+        let relays: Vec<Relay> = relays.into_iter().map(|(id, bind)| Relay { id, bind, relayed: address }).collect();
+        assert_eq!(ended(&mut world, &relays), address.into());
+        assert_eq!(world.footprint(), before);
+    }
+}
+
+// Step 9: not met at all → 508, and nothing is left.
+#[test]
+fn without_an_address_of_either_family_it_is_508() {
+    let mut world = World::with(|setup| (setup.allocations_per_user, setup.allocations) = (1, 1));
+    let client = world.client(1);
+    for errors in [[OpenError::Other; 2], [OpenError::Other, OpenError::PortInUse]] {
+        let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
+        let mut open = world.open_for(&client.tuple, &request);
+        let (Opened::Open(next), _) = world.relay_opened(&open, Err(errors[0])) else { panic!("IPv6 is expected") };
+        open = next;
+        let answer = loop {
+            match world.relay_opened(&open, Err(errors[1])) {
+                (Opened::Open(next), _) => open = next,
+                (Opened::Reply(_, reply), buffer) => break Answer::new(&request, &buffer, &reply),
+                (Opened::Abandoned, _) => panic!("the client is owed an answer"),
+            }
+        };
+        assert_eq!(answer.code(), Some(508));
+        assert!(limit(&mut world).contains("LimitNOFILE"), "the first reason counts");
+        assert_eq!(world.footprint(), NOTHING);
+    }
+    let mut full = World::new();
+    for family in [V4, V6] {
+        for host in 1..=8 {
+            let mut client = full.client(host);
+            client.tuple.client.set_port(if family == V4 { 5_000 } else { 5_001 });
+            client.nonce = full.nonce(client.tuple.client);
+            full.allocate_with(&client, &[&family]);
+        }
+    }
+    let before = full.footprint();
+    assert_eq!(full.refusal(&full.client(9), Method::ALLOCATE, &[&UDP, &BOTH]), 508);
+    limit(&mut full);
+    assert_eq!(full.footprint(), before);
+}
+
+// A socket that is open already is closed if the allocation ends while the other one is being opened.
+#[test]
+fn an_allocation_that_ends_between_its_sockets_leaves_neither() {
+    for expires in [false, true] {
+        for result in [Ok(()), Err(OpenError::PortInUse), Err(OpenError::Other)] {
+            let mut world = World::new();
+            let client = world.client(1);
+            let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
+            let first = world.open_for(&client.tuple, &request);
+            let (Opened::Open(second), _) = world.relay_opened(&first, Ok(())) else { panic!("a second is expected") };
+            if expires {
+                world.advance(seconds(600));
+            } else {
+                world.server.connection_closed(world.now, &client.tuple);
+            }
+            assert_eq!(world.server.next_action(), Some(Action::Close(first.relay)));
+            assert_eq!(world.server.next_action(), None, "nobody was told of it");
+            assert_eq!(world.footprint(), Footprint { ports_taken: 2, ..NOTHING });
+            assert_eq!(world.relay_opened(&second, result).0, Opened::Abandoned);
+            world.server.relay_closed(first.bind);
+            if result.is_ok() {
+                world.server.relay_closed(second.bind);
+            }
+            assert_eq!(world.footprint(), NOTHING);
+        }
+    }
+}
+
+#[test]
+fn peers_of_both_families_are_reached_each_from_its_own_socket() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let [v4, v6] = dual(&mut world, &client);
+    world.accept(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1)), &XorPeerAddress(peer_v6(1))]);
+    for (number, relay, peer, other) in [(0x4000, v4, peer(1), v6), (0x4001, v6, peer_v6(1), v4)] {
+        assert_eq!(world.relayed(&client.tuple, &send(peer)), (relay.id, peer, b"out".to_vec()));
+        world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(number), &XorPeerAddress(peer)]);
+        let expected = (relay.id, peer, b"out".to_vec());
+        assert_eq!(world.relayed(&client.tuple, &channel_data(number, b"out")), expected);
+        assert_eq!(world.peer_packet(relay.id, peer, b"in").unwrap().1, channel_data(number, b"in"));
+        assert_ne!(relay.id, other.id);
+    }
+    // A channel number belongs to the allocation, whatever its addresses.
+    let bound = [&ChannelNumber(0x4000) as _, &XorPeerAddress(peer_v6(1)) as _];
+    assert_eq!(world.refusal(&client, Method::CHANNEL_BIND, &bound), 400);
+}
+
+// §8.1: with a family the request is about that one alone, without one about both.
+#[test]
+fn refresh_with_a_family_concerns_it_alone() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relays = dual(&mut world, &client);
+    world.permit(&client, peer(1));
+    world.permit(&client, peer_v6(1));
+    assert_eq!(world.accept(&client, Method::REFRESH, &[&V6, &Lifetime(1_000)]).lifetime(), Some(1_000));
+    world.advance(seconds(200));
+    world.permit(&client, peer_v6(1));
+    assert_eq!(world.accept(&client, Method::REFRESH, &[&V4, &Lifetime(600)]).lifetime(), Some(600));
+    world.advance(seconds(299));
+    world.permit(&client, peer(1));
+    world.permit(&client, peer_v6(1));
+    world.pass(seconds(301));
+    // Over in that very moment, whether swept or not: 443 for what is of its family (§8.2, §10.2, §12.2).
+    assert_eq!(world.refusal(&client, Method::REFRESH, &[&V4]), 443);
+    assert_eq!(world.refusal(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))]), 443);
+    let bind = [&ChannelNumber(0x4000) as _, &XorPeerAddress(peer(1)) as _];
+    assert_eq!(world.refusal(&client, Method::CHANNEL_BIND, &bind), 443);
+    assert_eq!(world.dropped(&client.tuple, &send(peer(1))), DropReason::MalformedIndication);
+    assert_eq!(world.peer_packet(relays[0].id, peer(1), b"in"), Err(DropReason::AllocationEnded));
+    world.advance(seconds(0));
+    closed(&mut world, &relays[0]);
+    assert_eq!(world.footprint(), ONE);
+    world.permit(&client, peer_v6(1));
+    assert_eq!(world.relayed(&client.tuple, &send(peer_v6(1))).0, relays[1].id);
+    assert_eq!(world.accept(&client, Method::REFRESH, &[&V6]).lifetime(), Some(600));
+    world.advance(seconds(600));
+    // Both are named, though one was over before.
+    let addresses = RelayedAddresses { v4: Some(relays[0].relayed), v6: Some(relays[1].relayed) };
+    assert_eq!(ended(&mut world, &relays[1..]), addresses);
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+#[test]
+fn refresh_without_a_family_concerns_both() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relays = dual(&mut world, &client);
+    world.accept(&client, Method::REFRESH, &[&V6, &Lifetime(2_000)]);
+    assert_eq!(world.accept(&client, Method::REFRESH, &[&Lifetime(900)]).lifetime(), Some(900));
+    world.advance(seconds(899));
+    assert_eq!(world.footprint(), TWO);
+    world.advance(seconds(1));
+    ended(&mut world, &relays);
+    assert_eq!(world.footprint(), NOTHING);
+
+    let relays = dual(&mut world, &client);
+    assert_eq!(world.accept(&client, Method::REFRESH, &[&Lifetime(0)]).lifetime(), Some(0));
+    ended(&mut world, &relays);
+    assert_eq!(world.footprint(), NOTHING);
+}
+
+// §8.1: the permissions and channels of the other family MUST NOT be affected. Those of the deleted one are gone.
+#[test]
+fn deleting_one_family_leaves_the_other_alone() {
+    for (asked, deleted, left, gone, stays) in [(V4, 0, 1, peer(1), peer_v6(1)), (V6, 1, 0, peer_v6(1), peer(1))] {
+        let mut world = World::new();
+        let client = world.client(1);
+        let relays = dual(&mut world, &client);
+        for (number, peer) in [(0x4000, gone), (0x4001, stays)] {
+            world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(number), &XorPeerAddress(peer)]);
+        }
+        assert_eq!(world.accept(&client, Method::REFRESH, &[&asked, &Lifetime(0)]).lifetime(), Some(0));
+        closed(&mut world, &relays[deleted]);
+        assert_eq!(world.footprint(), ONE);
+
+        assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
+        assert_eq!(world.dropped(&client.tuple, &send(gone)), DropReason::MalformedIndication);
+        assert_eq!(world.peer_packet(relays[deleted].id, gone, b"in"), Err(DropReason::AllocationEnded));
+        assert_eq!(world.refusal(&client, Method::REFRESH, &[&asked, &Lifetime(0)]), 443);
+        let expected = (relays[left].id, stays, b"out".to_vec());
+        assert_eq!(world.relayed(&client.tuple, &channel_data(0x4001, b"out")), expected);
+        assert_eq!(world.relayed(&client.tuple, &send(stays)), expected);
+        assert!(world.peer_packet(relays[left].id, stays, b"in").is_ok());
+        // The number is free again.
+        let bind = [&ChannelNumber(0x4000) as _, &XorPeerAddress(SocketAddr::new(stays.ip(), 9)) as _];
+        world.accept(&client, Method::CHANNEL_BIND, &bind);
+
+        let last = if asked == V4 { V6 } else { V4 };
+        world.accept(&client, Method::REFRESH, &[&last, &Lifetime(0)]);
+        ended(&mut world, &relays[left..=left]);
+        assert_eq!(world.footprint(), NOTHING);
+    }
+}
+
+// §8.2: a family that was never there.
+#[test]
+fn refresh_of_the_family_that_was_not_allocated_is_443() {
+    let mut world = World::with(|setup| setup.settings.relays.truncate(1));
+    let client = world.client(1);
+    world.accept(&client, Method::ALLOCATE, &[&UDP, &BOTH]);
+    created(&mut world);
+    assert_eq!(world.refusal(&client, Method::REFRESH, &[&V6]), 443);
+    world.accept(&client, Method::REFRESH, &[&V4]);
+}

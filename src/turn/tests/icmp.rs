@@ -1,0 +1,129 @@
+//! RFC 8656 §11.5.
+
+use super::super::{DropReason, IcmpError, RelayId, Transport};
+use super::support::*;
+use crate::stun::attribute::{AddressFamily, ChannelNumber, Icmp, RequestedAddressFamily, XorPeerAddress};
+use crate::stun::{AttributeType, Class, Message, Method};
+
+const PORT_UNREACHABLE: IcmpError = IcmpError { kind: 3, code: 3, mtu: 0 };
+
+fn v4() -> (World, Client, RelayId) {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relay = world.allocate(&client);
+    world.permit(&client, peer(1));
+    (world, client, relay.id)
+}
+
+fn v6() -> (World, Client, RelayId) {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relay = world.allocate_with(&client, &[&RequestedAddressFamily(AddressFamily::V6)]);
+    world.permit(&client, peer_v6(1));
+    (world, client, relay.id)
+}
+
+// A Data indication with XOR-PEER-ADDRESS, port included, and ICMP; no DATA. Also where a channel is bound, and also on
+// a connection (§16).
+#[test]
+fn the_client_is_told_of_an_icmp_error_in_a_data_indication() {
+    for transport in [Transport::Udp, Transport::Tcp] {
+        let mut world = World::new();
+        let mut client = world.client(1);
+        client.tuple.transport = transport;
+        let relay = world.allocate(&client).id;
+        world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
+        let (tuple, bytes) = world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE).unwrap();
+        assert_eq!(tuple, client.tuple);
+        let message = Message::parse(&bytes).unwrap();
+        assert_eq!((message.class(), message.method()), (Class::Indication, Method::DATA));
+        let kinds: Vec<_> = message.attributes().map(|attribute| attribute.kind).collect();
+        assert_eq!(kinds, [AttributeType::XOR_PEER_ADDRESS, AttributeType::ICMP]);
+        assert_eq!(message.get(), Ok(Some(XorPeerAddress(peer(1)))));
+        assert_eq!(message.get(), Ok(Some(Icmp { kind: 3, code: 3, data: 0 })));
+        let (_, next) = world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE).unwrap();
+        assert_ne!(next[8..20], bytes[8..20], "every indication has a transaction ID of its own");
+    }
+}
+
+// Types 3 and 11 of ICMPv4, and 1, 2 and 3 of ICMPv6; the rest is silently dropped. §18.13: the MTU for "too big", zero
+// for all else.
+#[test]
+fn errors_of_other_types_are_dropped_and_only_too_big_has_data() {
+    for (v6, (mut world, _, relay), peer) in [(false, v4(), peer(1)), (true, v6(), peer_v6(1))] {
+        for kind in 0..=255 {
+            for code in [0, 4] {
+                let result = world.peer_unreachable(relay, peer, IcmpError { kind, code, mtu: 1_400 });
+                let expected = match (v6, kind, code) {
+                    (false, 3, 4) | (true, 2, _) => Some(1_400),
+                    (false, 3 | 11, _) | (true, 1 | 3, _) => Some(0),
+                    _ => None,
+                };
+                match (result, expected) {
+                    (Ok((_, bytes)), Some(data)) => {
+                        let icmp = Message::parse(&bytes).unwrap().get().unwrap();
+                        assert_eq!(icmp, Some(Icmp { kind, code, data }));
+                    }
+                    (result, expected) => {
+                        assert_eq!((result, expected), (Err(DropReason::IcmpType), None), "type {kind}");
+                    }
+                }
+            }
+            world.pass(seconds(1));
+            world.permit(&world.client(1), peer);
+            let client = world.client(1);
+            world.accept(&client, Method::REFRESH, &[]);
+        }
+    }
+}
+
+// Only the peer's address is compared, not its port; there is no port to be told either where the system hides it.
+#[test]
+fn an_error_about_an_address_without_a_permission_is_dropped() {
+    let (mut world, _, relay) = v4();
+    assert_eq!(world.peer_unreachable(relay, peer(2), PORT_UNREACHABLE), Err(DropReason::NoPermission));
+    for port in [0, 9] {
+        let mut other = peer(1);
+        other.set_port(port);
+        let (_, bytes) = world.peer_unreachable(relay, other, PORT_UNREACHABLE).unwrap();
+        assert_eq!(Message::parse(&bytes).unwrap().get(), Ok(Some(XorPeerAddress(other))));
+    }
+    world.pass(seconds(300));
+    assert_eq!(world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE), Err(DropReason::NoPermission));
+}
+
+#[test]
+fn an_error_about_a_datagram_of_an_ended_allocation_is_dropped() {
+    let (mut world, _, relay) = v4();
+    world.pass(seconds(600));
+    assert_eq!(world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE), Err(DropReason::AllocationEnded));
+}
+
+// Who can forge ICMP errors is nobody whom the client should hear more from.
+#[test]
+fn a_client_is_told_of_ten_errors_a_second() {
+    let (mut world, ..) = v4();
+    let other = world.client(2);
+    let relays =
+        [world.server.table.find(&world.client(1).tuple).unwrap().relay(AddressFamily::V4), world.allocate(&other).id];
+    world.permit(&other, peer(1));
+    for _ in 0..3 {
+        for relay in relays {
+            let told = (0..1_000).filter(|_| world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE).is_ok()).count();
+            assert_eq!(told, 10);
+            assert_eq!(world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE), Err(DropReason::IcmpLimit));
+        }
+        world.pass(seconds(1));
+    }
+}
+
+// A relayed address of our own is known to clients by the address that they were told.
+#[test]
+fn an_error_about_a_relay_of_our_own_names_its_outside_address() {
+    let mut world = World::new();
+    let (first, second) = (world.client(1), world.client(2));
+    let (from, to) = (world.allocate(&first), world.allocate(&second));
+    world.permit(&first, to.relayed);
+    let (_, bytes) = world.peer_unreachable(from.id, to.bind, PORT_UNREACHABLE).unwrap();
+    assert_eq!(Message::parse(&bytes).unwrap().get(), Ok(Some(XorPeerAddress(to.relayed))));
+}

@@ -1,0 +1,100 @@
+//! RFC 8656 §13 to §16: what of an IP header goes from one side of a relay to the other.
+
+use std::net::SocketAddr;
+
+use super::super::{FromClient, ToPeer, Transport};
+use super::support::*;
+use crate::stun::attribute::{
+    AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, DontFragment, RequestedTransport, XorPeerAddress,
+};
+use crate::stun::{Class, EncodeAttribute, Method};
+
+/// Expedited Forwarding, Congestion Experienced.
+const TOS: u8 = 0xbb;
+
+/// A client on this transport with a dual allocation and a permission for the first peer of each family.
+fn dual(transport: Transport, v6: bool) -> (World, Client) {
+    let mut world = World::new();
+    let mut client = world.client(1);
+    client.tuple.transport = transport;
+    if v6 {
+        client.tuple.client = address("[2001:db8::1]:5000");
+        client.tuple.server = address("[2001:db8::200]:3478");
+        client.nonce = world.nonce(client.tuple.client);
+    }
+    let additional = AdditionalAddressFamily(AddressFamily::V6);
+    world.accept(&client, Method::ALLOCATE, &[&RequestedTransport::UDP, &additional]);
+    world.event();
+    world.permit(&client, peer(1));
+    world.permit(&client, peer_v6(1));
+    (world, client)
+}
+
+fn route(world: &mut World, client: &Client, packet: &[u8]) -> ToPeer {
+    match world.client_packet(&client.tuple, packet) {
+        (FromClient::Relay(route), _) => route,
+        (other, _) => panic!("a route is expected, not {other:?}"),
+    }
+}
+
+fn send(peer: SocketAddr, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
+    let peer = XorPeerAddress(peer);
+    let mut all: Vec<&dyn EncodeAttribute> = vec![&peer, &Data(b"out")];
+    all.extend(attributes);
+    plain(Class::Indication, Method::SEND, &all)
+}
+
+// §14: DSCP and ECN are those of the datagram that came; so too between families (§13, RFC 7915 §4 and §5).
+#[test]
+fn dscp_and_ecn_go_from_datagram_to_datagram() {
+    for v6 in [false, true] {
+        let (mut world, client) = dual(Transport::Udp, v6);
+        for (number, peer) in [(0x4000, peer(1)), (0x4001, peer_v6(1))] {
+            let relay = route(&mut world, &client, &send(peer, &[])).relay;
+            for tos in [0, TOS] {
+                world.tos = tos;
+                assert_eq!(route(&mut world, &client, &send(peer, &[])).tos, tos);
+                world.peer_packet(relay, peer, b"in").unwrap();
+                assert_eq!(world.tos_sent, tos);
+            }
+            world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(number), &XorPeerAddress(peer)]);
+            world.tos = TOS;
+            assert_eq!(route(&mut world, &client, &channel_data(number, b"out")).tos, TOS);
+            world.peer_packet(relay, peer, b"in").unwrap();
+            assert_eq!(world.tos_sent, TOS);
+        }
+    }
+}
+
+// §15: Not-ECT and Best Effort to the peer; §16: what peers set is ignored.
+#[test]
+fn nothing_of_the_ip_header_crosses_a_connection() {
+    let (mut world, client) = dual(Transport::Tcp, false);
+    world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
+    world.tos = TOS;
+    let sent = route(&mut world, &client, &send(peer(1), &[]));
+    assert_eq!((sent.tos, route(&mut world, &client, &channel_data(0x4000, b"out")).tos), (0, 0));
+    world.peer_packet(sent.relay, peer(1), b"in").unwrap();
+    assert_eq!(world.tos_sent, 0);
+}
+
+// §14: DF follows DONT-FRAGMENT from IPv4 to IPv4. §13.1 to §13.3: otherwise it MUST be ignored between datagrams.
+// §13: not so for data from a connection.
+#[test]
+fn dont_fragment_counts_from_ipv4_to_ipv4_and_from_connections() {
+    for (transport, v6, to_v4, to_v6) in [
+        (Transport::Udp, false, true, false),
+        (Transport::Udp, true, false, false),
+        (Transport::Tcp, false, true, true),
+        (Transport::Tcp, true, true, true),
+    ] {
+        let (mut world, client) = dual(transport, v6);
+        for (peer, expected) in [(peer(1), to_v4), (peer_v6(1), to_v6)] {
+            let asked = route(&mut world, &client, &send(peer, &[&DontFragment]));
+            assert_eq!(asked.dont_fragment, expected, "{transport}, {} to {peer}", client.tuple.client);
+            assert!(!route(&mut world, &client, &send(peer, &[])).dont_fragment);
+        }
+        world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
+        assert!(!route(&mut world, &client, &channel_data(0x4000, b"out")).dont_fragment);
+    }
+}
