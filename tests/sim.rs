@@ -32,6 +32,7 @@ mod steps;
 #[path = "sim/world.rs"]
 mod world;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::catch_unwind;
 
@@ -43,7 +44,7 @@ use crate::world::World;
 const STEPS: usize = 3_000;
 
 /// Why the core drops packets in these worlds, which have no reply limit; the other reasons are its shell's.
-const REASONS: [DropReason; 16] = [
+const REASONS: [DropReason; 18] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,
     DropReason::WrongFingerprint,
@@ -60,6 +61,20 @@ const REASONS: [DropReason; 16] = [
     DropReason::PeerForbidden,
     DropReason::AllocationEnded,
     DropReason::TooLarge,
+    DropReason::IcmpType,
+    DropReason::IcmpLimit,
+];
+
+/// What must occur though no counter tells it.
+const SEEN: [&str; 8] = [
+    "a claimed port",
+    "a dual allocation",
+    "a dual one without IPv4",
+    "a dual one without IPv6",
+    "a port claimed at another worker",
+    "a reservation",
+    "another worker's port that is not to be had",
+    "data between two relayed addresses of ours",
 ];
 
 /// Walks one world to its end.
@@ -82,7 +97,7 @@ fn walk_all(seeds: Range<u64>) {
         }
         return;
     }
-    let (mut counters, mut between_relays) = (Counters::default(), 0);
+    let (mut counters, mut seen) = (Counters::default(), BTreeMap::<&str, u64>::new());
     for seed in seeds {
         // Telling takes long, so only a walk that fails is told, in a second one.
         let Ok(world) = catch_unwind(|| walk(seed, steps, false)) else {
@@ -91,7 +106,7 @@ fn walk_all(seeds: Range<u64>) {
             panic!("seed {seed} failed once and not again");
         };
         counters.add(&world.counters);
-        between_relays += world.between_relays;
+        world.seen.iter().for_each(|(what, count)| *seen.entry(what).or_default() += count);
     }
     if number("SIM_STEPS").is_some() {
         return;
@@ -99,7 +114,7 @@ fn walk_all(seeds: Range<u64>) {
     // A walk that never gets anywhere would find the model right, too.
     let methods = [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
     let codes = [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508].map(|code| ErrorCode::new(code).unwrap());
-    let outcomes = [Outcome::RelayedToPeer, Outcome::RelayedToClient]
+    let outcomes = [Outcome::RelayedToPeer, Outcome::RelayedToClient, Outcome::RelayedIcmp]
         .into_iter()
         .chain(methods.map(Outcome::Answered))
         .chain(codes.map(Outcome::Rejected))
@@ -107,7 +122,10 @@ fn walk_all(seeds: Range<u64>) {
     for outcome in outcomes {
         assert!(counters.get(outcome) >= 3, "hardly ever: {outcome}");
     }
-    assert!(between_relays >= 100, "hardly ever: data between two relayed addresses of ours");
+    for what in SEEN {
+        eprintln!("{seen:?}");
+        assert!(seen.get(what).is_some_and(|count| *count >= 3), "hardly ever: {what}; {seen:?}");
+    }
     assert!(counters.get(Outcome::RelayedToPeer) > 5_000 && counters.get(Outcome::RelayedToClient) > 5_000);
 }
 

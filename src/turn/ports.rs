@@ -224,7 +224,7 @@ mod tests {
             .map(|seed| {
                 let mut rng = StdRng::seed_from_u64(seed);
                 let mut pool = PortPool::new(49_152..=65_535);
-                (pool.take(at(0), false, &mut rng).unwrap(), pool.take(at(0), false, &mut rng).unwrap())
+                (pool.take(at(0), Wish::Any, &mut rng).unwrap(), pool.take(at(0), Wish::Any, &mut rng).unwrap())
             })
             .collect();
         let distinct = |values: Vec<u16>| values.into_iter().collect::<BTreeSet<u16>>().len();

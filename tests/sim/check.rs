@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use turnserver::auth::LongTermKey;
 use turnserver::stun::attribute::{
-    AddressErrorCode, AddressFamily, Data, ErrorCodeAttribute, Lifetime, Nonce, Realm, Software, UnknownAttributes,
-    XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+    AddressErrorCode, AddressFamily, Data, ErrorCodeAttribute, Icmp, Lifetime, Nonce, Realm, ReservationToken,
+    Software, UnknownAttributes, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
 };
 use turnserver::stun::{AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
 use turnserver::turn::Outcome;
@@ -30,7 +30,7 @@ pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Opt
     let named = key.is_some() && [Method::ALLOCATE, Method::REFRESH].contains(&message.method());
     assert_eq!(message.get::<Software<'_>>().unwrap().is_some(), named);
 
-    let body = body(&message);
+    let body = body(&message, bytes);
     assert_eq!(body, expected.body);
     if let Body::Error { code, .. } = &body {
         let Outcome::Rejected(counted) = outcome else { panic!("{outcome} for an error {code}") };
@@ -46,7 +46,13 @@ pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Opt
     nonce
 }
 
-fn body(message: &Message<'_>) -> Body {
+/// The RESERVATION-TOKEN of an answer.
+pub(crate) fn token(bytes: &[u8]) -> Option<[u8; 8]> {
+    let message = Message::parse(bytes).expect("an answer is well-formed");
+    message.get().unwrap().map(|ReservationToken(token)| token)
+}
+
+fn body(message: &Message<'_>, bytes: &[u8]) -> Body {
     if message.class() == Class::Error {
         let ErrorCodeAttribute { code, reason } = message.get().unwrap().expect("an error has a code");
         assert!(!reason.is_empty());
@@ -63,13 +69,12 @@ fn body(message: &Message<'_>) -> Body {
     let relayed: Vec<SocketAddr> = message.all::<XorRelayedAddress>().map(|relayed| relayed.unwrap().0).collect();
     let lifetime = message.get().unwrap().map(|Lifetime(seconds)| seconds);
     let address_error = message.get::<AddressErrorCode<'_>>().unwrap();
-    if let Some(AddressErrorCode { family, code, .. }) = address_error {
-        assert_eq!((family, code.code()), (AddressFamily::V6, 440));
-    }
+    let address_error =
+        address_error.map(|AddressErrorCode { family, code, .. }| (family == AddressFamily::V6, code.code()));
     match (message.method(), mapped, relayed.as_slice(), lifetime) {
         (Method::BINDING, Some(mapped), [], None) => Body::Mapped(mapped),
-        (Method::ALLOCATE, Some(mapped), [relayed], Some(lifetime)) => {
-            Body::Allocated { relayed: *relayed, mapped, lifetime, address_error: address_error.is_some() }
+        (Method::ALLOCATE, Some(mapped), [_, ..], Some(lifetime)) => {
+            Body::Allocated { relayed, mapped, lifetime, address_error, token: token(bytes) }
         }
         (Method::REFRESH, None, [], Some(lifetime)) => Body::Refreshed(lifetime),
         (Method::CREATE_PERMISSION | Method::CHANNEL_BIND, None, [], None) => Body::Done,
@@ -85,6 +90,15 @@ pub(crate) fn data_indication(bytes: &[u8], peer: SocketAddr, payload: &[u8]) {
     assert_eq!(message.get(), Ok(Some(Data(payload))));
     assert_eq!(message.attributes().count(), 2);
     padding_is_zero(bytes);
+}
+
+/// A Data indication about an ICMP error.
+pub(crate) fn icmp_indication(bytes: &[u8], peer: SocketAddr, icmp: Icmp) {
+    let message = Message::parse(bytes).expect("a Data indication is well-formed");
+    assert_eq!((message.class(), message.method()), (Class::Indication, Method::DATA));
+    assert_eq!(message.get(), Ok(Some(XorPeerAddress(peer))));
+    assert_eq!(message.get(), Ok(Some(icmp)));
+    assert_eq!(message.attributes().count(), 2);
 }
 
 pub(crate) fn channel_data(bytes: &[u8], number: u16, payload: &[u8]) {

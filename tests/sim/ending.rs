@@ -6,6 +6,7 @@ use turnserver::stun::attribute::{AddressFamily, RequestedAddressFamily, Request
 use turnserver::stun::{Class, Method};
 use turnserver::turn::{FiveTuple, Transport};
 
+use crate::model::Wish;
 use crate::packet::{self, Authentication, Signed};
 use crate::world::World;
 
@@ -27,6 +28,7 @@ impl World {
             self.report_closed(0);
         }
         assert!(self.model.allocs.is_empty() && self.model.taken.is_empty() && self.sockets.is_empty());
+        assert!(self.model.reservations.is_empty());
         self.check(true);
         if self.setup().per_user == 0 && self.setup().in_all == 0 {
             self.use_every_port();
@@ -44,7 +46,7 @@ impl World {
             let family =
                 if (client / self.setup().workers).is_multiple_of(2) { AddressFamily::V4 } else { AddressFamily::V6 };
             let now = self.now();
-            if self.model.free_ports(now, worker, family == AddressFamily::V6, false).is_empty() {
+            if self.model.free_ports(now, worker, family == AddressFamily::V6, Wish::Any).is_empty() {
                 continue;
             }
             let id = packet::transaction(&mut self.dice);
@@ -66,7 +68,7 @@ impl World {
             self.packet_from(worker, tuple, &bytes, Signed::With(0), Some(0));
             self.report_opened(0, Ok(()));
         }
-        assert_eq!(self.model.open_allocations(), ports, "every port is in use");
+        assert_eq!(self.model.count_open_sockets(), ports, "every port is in use");
         self.check(true);
     }
 }

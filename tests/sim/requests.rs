@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use turnserver::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, ChannelNumber, EvenPort, Lifetime, RequestedAddressFamily,
-    RequestedTransport, XorPeerAddress,
+    RequestedTransport, ReservationToken, XorPeerAddress,
 };
 use turnserver::stun::{Class, MessageWriter, Method};
 
@@ -75,7 +75,7 @@ impl World {
             attributes(writer);
             match odd {
                 0 => raw(writer, 0x7f01, b"what is this"),
-                1 => raw(writer, 0x001a, &[]),
+                1 | 4..=6 => raw(writer, 0x001a, &[]),
                 2 => raw(writer, 0x0022, &[1; 8]),
                 3 => raw(writer, 0xc001, b"optional"),
                 _ => {}
@@ -104,7 +104,12 @@ impl World {
             _ if v4 => None,
             _ => Some(AddressFamily::V6),
         };
-        let (lifetime, flaw) = (self.lifetime(), self.dice.below(80));
+        let (lifetime, flaw) = (self.lifetime(), self.dice.below(110));
+        let tokens: Vec<[u8; 8]> = self.model.reservations.iter().map(|reservation| reservation.token).collect();
+        if !tokens.is_empty() && self.dice.percent(35) {
+            let token = self.dice.pick(&tokens);
+            return self.claim(client, token, lifetime);
+        }
         self.request(client, Method::ALLOCATE, |writer| {
             match flaw {
                 0 => {}
@@ -115,14 +120,14 @@ impl World {
             match (flaw, family) {
                 (3, _) => raw(writer, 0x0017, &[3, 0, 0, 0]),
                 (4, _) => raw(writer, 0x0017, &[1]),
-                (5..=8, _) => writer.push(&AdditionalAddressFamily(AddressFamily::V6)),
+                (5..=8 | 60..=79, _) => writer.push(&AdditionalAddressFamily(AddressFamily::V6)),
                 (9, _) => writer.push(&AdditionalAddressFamily(AddressFamily::V4)),
                 (_, Some(family)) => writer.push(&RequestedAddressFamily(family)),
                 _ => {}
             }
             match flaw {
                 10 => writer.push(&AdditionalAddressFamily(AddressFamily::V6)),
-                8 | 12 => writer.push(&EvenPort { reserve_next: true }),
+                8 | 12 | 80..=102 => writer.push(&EvenPort { reserve_next: true }),
                 13 => raw(writer, 0x0018, &[0, 0]),
                 7 | 14..=20 => writer.push(&EvenPort { reserve_next: false }),
                 _ => {}
@@ -135,13 +140,41 @@ impl World {
         });
     }
 
+    /// Comes with a token that is good, or nearly.
+    fn claim(&mut self, client: usize, mut token: [u8; 8], lifetime: Option<u32>) {
+        let flaw = self.dice.below(20);
+        if flaw == 0 {
+            let at = self.dice.below(8);
+            token[at] ^= 1 << self.dice.below(8);
+        }
+        self.request(client, Method::ALLOCATE, |writer| {
+            writer.push(&RequestedTransport::UDP);
+            match flaw {
+                1 => raw(writer, 0x0022, &token[1..]),
+                _ => writer.push(&ReservationToken(token)),
+            }
+            match flaw {
+                2 => writer.push(&EvenPort { reserve_next: false }),
+                3 => writer.push(&RequestedAddressFamily(AddressFamily::V4)),
+                4 => writer.push(&AdditionalAddressFamily(AddressFamily::V6)),
+                _ => {}
+            }
+            if let Some(lifetime) = lifetime {
+                writer.push(&Lifetime(lifetime));
+            }
+        });
+    }
+
     pub(super) fn refresh(&mut self) {
         let client = self.some_client();
-        let (lifetime, flaw) = (self.lifetime(), self.dice.below(40));
+        let (mut lifetime, flaw) = (self.lifetime(), self.dice.below(40));
+        if self.setup().churn && self.dice.percent(50) {
+            lifetime = Some(0);
+        }
         self.request(client, Method::REFRESH, |writer| {
             match flaw {
-                0 => writer.push(&RequestedAddressFamily(AddressFamily::V4)),
-                1 => writer.push(&RequestedAddressFamily(AddressFamily::V6)),
+                0 | 5..=8 => writer.push(&RequestedAddressFamily(AddressFamily::V4)),
+                1 | 9..=12 => writer.push(&RequestedAddressFamily(AddressFamily::V6)),
                 2 => raw(writer, 0x0017, &[9, 0, 0, 0]),
                 3 => raw(writer, 0x0017, &[]),
                 4 => raw(writer, 0x000d, &[]),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use turnserver::auth::time_limited::{self, TimeLimitedUsername};
 use turnserver::auth::{Authenticator, LongTermKey, NonceMint, Secret};
 use turnserver::turn::{
-    Denial, FiveTuple, LiveRelays, PeerPolicy, Quota, RelayRange, Settings, Shared, Transport, slice_of,
+    Denial, FiveTuple, LiveRelays, PeerPolicy, Quota, RelayRange, Reservations, Settings, Shared, Transport, slice_of,
 };
 
 use crate::dice::Dice;
@@ -66,6 +66,8 @@ pub(crate) struct Credential {
 #[derive(Debug)]
 pub(crate) struct Setup {
     pub(crate) workers: usize,
+    /// Allocations come and go.
+    pub(crate) churn: bool,
     pub(crate) ports: RangeInclusive<u16>,
     pub(crate) relays: Vec<Relay>,
     pub(crate) per_user: u32,
@@ -129,6 +131,7 @@ impl Setup {
         let byte = dice.next() as u8;
         Self {
             workers,
+            churn: dice.percent(30),
             ports,
             relays,
             per_user: dice.pick(&[0, 0, 1, 2, 3, 5]),
@@ -161,14 +164,27 @@ impl Setup {
                 .unwrap_or_else(|| NonceMint::from_random(self.nonce_key, self.nonce_lifetime)),
             policy: PeerPolicy { allow: nets(&["10.7.0.0/16"]), deny: nets(&["9.9.9.0/24", "10.7.1.0/24"]), own },
             live: LiveRelays::new(self.relays.iter().map(|relay| (relay.bind, relay.advertised))),
+            reservations: Reservations::new(
+                self.relays.iter().map(|relay| (relay.bind, relay.advertised)),
+                &self.ports,
+            ),
             quota: Quota::new(self.per_user, self.in_all, self.quota_key),
             connections: Quota::new(0, 0, self.quota_key),
             draining: false.into(),
         })
     }
 
+    fn ports_of(&self, worker: usize) -> RangeInclusive<u16> {
+        slice_of(&self.ports, self.workers, worker).expect("there are ports for every worker")
+    }
+
+    /// The worker whose a port is.
+    pub(crate) fn owner_of(&self, port: u16) -> usize {
+        (0..self.workers).find(|worker| self.ports_of(*worker).contains(&port)).expect("a port of ours")
+    }
+
     pub(crate) fn settings(&self, worker: usize) -> Settings {
-        let ports = slice_of(&self.ports, self.workers, worker).expect("there are ports for every worker");
+        let ports = self.ports_of(worker);
         let range = |relay: &Relay| RelayRange { bind: relay.bind, advertised: relay.advertised, ports: ports.clone() };
         Settings {
             relays: self.relays.iter().map(range).collect(),

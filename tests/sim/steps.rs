@@ -4,12 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use turnserver::stun::{Class, Method};
-use turnserver::turn::{FiveTuple, OpenError, Transport};
+use turnserver::turn::{FiveTuple, IcmpError, OpenError, RelayId, Transport};
 
+use crate::model::Alloc;
 use crate::packet::{self, Authentication, Packet, Signed, raw};
-use crate::world::{Datagram, Flight, World};
+use crate::world::{Datagram, Flight, Socket, World};
 
-const WEIGHTS: [u64; 17] = [
+const WEIGHTS: [u64; 18] = [
     180, // ChannelData
     140, // Send indication
     150, // peer's datagram
@@ -27,14 +28,19 @@ const WEIGHTS: [u64; 17] = [
     6,   // another credential
     20,  // a worker looks at the clock
     2,   // the wall clock is set
+    30,  // an ICMP error comes back
 ];
+
+/// The same in a world in which allocations come and go.
+const CHURN: [u64; 18] = [20, 20, 40, 30, 5, 10, 300, 250, 20, 20, 60, 30, 250, 150, 10, 20, 1, 10];
 
 pub(crate) const CHANNELS: [u16; 5] = [0x4000, 0x4001, 0x4002, 0x4003, 0x4fff];
 pub(crate) const ODD_CHANNELS: [u16; 8] = [0, 0x3fff, 0x5000, 0x5001, 0x6789, 0x7fff, 0x8000, 0xffff];
 
 impl World {
     pub(crate) fn step(&mut self) {
-        match self.dice.weighted(&WEIGHTS) {
+        let weights = if self.setup().churn { &CHURN } else { &WEIGHTS };
+        match self.dice.weighted(weights) {
             0 => self.channel_data(),
             1 => self.send_indication(),
             2 => self.peer_sends(),
@@ -59,6 +65,7 @@ impl World {
                 let worker = self.dice.below(self.setup().workers);
                 self.advance(worker);
             }
+            17 => self.icmp(),
             _ => {
                 let by = self.dice.pick(&[1_000, 45_000, 700_000, 5_000_000]);
                 let unix_ms = &mut self.model.setup.unix_ms;
@@ -163,7 +170,14 @@ impl World {
     pub(crate) fn some_peer(&mut self, client: usize, permitted: u64) -> SocketAddr {
         let Some(at) = self.alloc_of(client) else { return self.setup_peer(false, true) };
         let alloc = &self.model.allocs[at];
-        let (v6, id) = (alloc.bind.is_ipv6(), alloc.id);
+        let now = self.now();
+        let mut families: Vec<bool> = [false, true].into_iter().filter(|v6| alloc.has(now, *v6)).collect();
+        if families.is_empty() {
+            families = vec![false];
+        }
+        let v6 = self.dice.pick(&families);
+        let alloc = &self.model.allocs[at];
+        let own: Vec<RelayId> = alloc.addresses.iter().map(|address| address.id).collect();
         if !alloc.permissions.is_empty() && self.dice.percent(permitted) {
             let alloc = &self.model.allocs[at];
             if !alloc.channels.is_empty() && self.dice.percent(40) {
@@ -177,7 +191,8 @@ impl World {
             1 | 2 => self.setup_peer(v6, false),
             // The relayed address of another client, by what it was told or by what it is bound to.
             3..=9 => {
-                let others = self.model.allocs.iter().filter(|other| other.bind.is_ipv6() == v6 && other.id != id);
+                let others = self.model.allocs.iter().flat_map(|alloc| &alloc.addresses);
+                let others = others.filter(|other| other.bind.is_ipv6() == v6 && !own.contains(&other.id));
                 let names: Vec<SocketAddr> =
                     others.flat_map(|other| [other.relayed, other.relayed, other.bind]).collect();
                 if names.is_empty() { self.setup_peer(v6, true) } else { self.dice.pick(&names) }
@@ -196,8 +211,8 @@ impl World {
 
     /// A port for an address: of a relay socket, if it is one of ours, or else one of a peer's.
     fn with_port(&mut self, address: IpAddr) -> SocketAddr {
-        let own = self.model.allocs.iter().map(|alloc| alloc.relayed).filter(|relayed| relayed.ip() == address);
-        let own: Vec<SocketAddr> = own.collect();
+        let own = self.model.allocs.iter().flat_map(|alloc| &alloc.addresses).map(|own| own.relayed);
+        let own: Vec<SocketAddr> = own.filter(|relayed| relayed.ip() == address).collect();
         if self.dice.permille(15) {
             SocketAddr::new(address, 0)
         } else if own.is_empty() || self.dice.percent(10) {
@@ -216,9 +231,19 @@ impl World {
         }
         let socket = self.dice.below(self.sockets.len());
         let socket = self.sockets[socket];
-        let to = self.model.allocs.iter().find(|alloc| alloc.bind == socket.bind).expect("a socket has an allocation");
-        let (v6, permissions) = (socket.bind.is_ipv6(), to.permissions.clone());
-        let channels = to.channels.clone();
+        let source = self.some_source(socket);
+        let payload = if self.dice.permille(6) { vec![7; 65_500 + self.dice.below(20)].into() } else { self.payload() };
+        let datagram = Datagram { worker: socket.worker, relay: socket.relay, source, payload };
+        self.peer_packet(&datagram);
+    }
+
+    /// A peer of a socket's family, mostly one that there is a permission for.
+    fn some_source(&mut self, socket: Socket) -> SocketAddr {
+        let v6 = socket.bind.is_ipv6();
+        let has = |alloc: &&Alloc| alloc.addresses.iter().any(|address| address.bind == socket.bind);
+        let to = self.model.allocs.iter().find(has).expect("a socket has an allocation");
+        let permissions: Vec<_> = to.permissions.iter().copied().filter(|(peer, _)| peer.is_ipv6() == v6).collect();
+        let channels: Vec<_> = to.channels.iter().copied().filter(|(_, peer, _)| peer.is_ipv6() == v6).collect();
         let source = if !channels.is_empty() && self.dice.percent(45) {
             self.dice.pick(&channels).1
         } else if !permissions.is_empty() && self.dice.percent(70) {
@@ -228,9 +253,23 @@ impl World {
             let allowed = self.dice.percent(80);
             self.setup_peer(v6, allowed)
         };
-        let payload = if self.dice.permille(6) { vec![7; 65_500 + self.dice.below(20)].into() } else { self.payload() };
-        let datagram = Datagram { worker: socket.worker, relay: socket.relay, source, payload };
-        self.peer_packet(&datagram);
+        source
+    }
+
+    fn icmp(&mut self) {
+        let stale = !self.stale.is_empty() && self.dice.percent(5);
+        let socket = match (stale, self.sockets.is_empty()) {
+            (true, _) => self.stale[0],
+            (false, true) => return,
+            (false, false) => self.sockets[self.dice.below(self.sockets.len())],
+        };
+        let peer = if stale { self.setup_peer(socket.bind.is_ipv6(), true) } else { self.some_source(socket) };
+        let kind = if self.dice.percent(10) { self.dice.next() as u8 } else { self.dice.pick(&[1, 2, 3, 3, 3, 11]) };
+        let error = IcmpError { kind, code: self.dice.pick(&[0, 1, 3, 4]), mtu: 1_280 };
+        let times = if self.dice.percent(5) { 12 } else { 1 };
+        for _ in 0..times {
+            self.peer_unreachable(&socket, peer, error);
+        }
     }
 
     fn binding(&mut self) {
@@ -354,10 +393,11 @@ impl World {
     fn until_some_deadline(&mut self) -> u64 {
         let mut deadlines = Vec::new();
         for alloc in &self.model.allocs {
-            deadlines.push(alloc.deadline);
+            deadlines.extend(alloc.addresses.iter().map(|address| address.deadline));
             deadlines.extend(alloc.permissions.iter().map(|(_, until)| *until));
             deadlines.extend(alloc.channels.iter().map(|(_, _, until)| *until));
         }
+        deadlines.extend(self.model.reservations.iter().map(|reservation| reservation.until));
         deadlines.extend(self.model.aside.iter().map(|(_, until)| *until));
         let second = |unix: u64| (unix * 1_000).saturating_sub(self.setup().unix_ms);
         let expiries = self.model.credentials.iter().filter_map(|credential| credential.expires);

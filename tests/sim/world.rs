@@ -1,24 +1,26 @@
 //! The shell of the simulation: clocks, sockets and the network between clients, servers and peers. Whatever goes into
 //! a server goes into the model too, and what comes out of both is compared.
 
-use std::collections::VecDeque;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash as _, Hasher as _};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use turnserver::stun::attribute::Icmp;
 use turnserver::turn::{
-    Action, Context, Counters, Event, FiveTuple, FromClient, FromPeer, HEADROOM, Instant, OpenError, OpenRelay, Opened,
-    Outcome, REPLY_BUFFER, RelayId, Server, Shared, TAILROOM, ToClient,
+    Action, Context, Counters, Event, FiveTuple, FromClient, FromPeer, HEADROOM, IcmpError, Instant, OpenError,
+    OpenRelay, Opened, Outcome, REPLY_BUFFER, RelayId, Server, Shared, TAILROOM, ToClient,
 };
 
 use crate::check;
 use crate::dice::Dice;
-use crate::model::{Answer, Expect, ExpectOpened, ExpectPeer, Model, Now};
+use crate::model::{Answer, Body, Expect, ExpectOpened, ExpectPeer, Model, Now};
 use crate::packet::{Packet, Signed};
 use crate::setup::Setup;
 
@@ -69,8 +71,8 @@ pub(crate) struct World {
     pub(crate) flight: Vec<Flight>,
     pub(crate) ms: u64,
     pub(crate) counters: Counters,
-    /// Datagrams from one relay socket of ours that another one took.
-    pub(crate) between_relays: u64,
+    /// How often what occurred that no counter tells.
+    pub(crate) seen: BTreeMap<&'static str, u64>,
     shared: Arc<Shared>,
     servers: Vec<Server>,
     core_rng: StdRng,
@@ -118,7 +120,7 @@ impl World {
             flight: Vec::new(),
             ms: 0,
             counters: Counters::default(),
-            between_relays: 0,
+            seen: BTreeMap::new(),
             shared,
             servers,
             core_rng: StdRng::seed_from_u64(seed),
@@ -175,14 +177,16 @@ impl World {
         self.tell(|_| format!("  expected: {expected:?}"));
         self.reply.fill(0xa5);
         let mut cx = context(now, &mut self.core_rng);
-        let got = self.servers[worker].client_packet(&mut cx, &tuple, bytes, &mut self.reply);
+        let tos = self.dice.next() as u8;
+        let got = self.servers[worker].client_packet(&mut cx, &tuple, bytes, tos, &mut self.reply);
         match (expected, got) {
             (Expect::Drop(expected), FromClient::Drop(reason)) => {
                 assert_eq!(reason, expected);
                 self.counters.count(Outcome::Dropped(reason));
             }
-            (Expect::ToPeer { relay, peer, payload }, FromClient::Relay(route)) => {
+            (Expect::ToPeer { relay, peer, payload, dont_fragment }, FromClient::Relay(route)) => {
                 assert_eq!((route.relay, route.peer, &bytes[route.payload]), (relay, peer, payload.as_slice()));
+                assert_eq!((route.tos, route.dont_fragment), (tos, dont_fragment));
                 self.counters.count(Outcome::RelayedToPeer);
                 self.datagram_from_relay(worker, relay, peer, payload.into());
             }
@@ -191,6 +195,10 @@ impl World {
                 self.answered(&tuple, reply.length, reply.outcome, &answer, client);
             }
             (Expect::Open(wanted), FromClient::Open(open)) => {
+                if wanted.claimed.is_some() {
+                    let own = self.setup().owner_of(open.bind.port()) == worker;
+                    self.see(if own { "a claimed port" } else { "a port claimed at another worker" });
+                }
                 self.model.opening(now, tuple, worker, *wanted, &open);
                 self.opens.push((worker, open));
             }
@@ -213,6 +221,10 @@ impl World {
             let bytes = self.reply[..length].to_vec();
             self.tell(|_| format!("  answered {bytes:02x?}"));
         }
+    }
+
+    fn see(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
     }
 
     /// What a relay socket sends reaches another relay socket, or a peer, who may answer.
@@ -247,28 +259,57 @@ impl World {
         self.buffer.resize(end + TAILROOM, 0xee);
         self.buffer[HEADROOM..end].copy_from_slice(payload);
         let mut cx = context(now, &mut self.core_rng);
-        let got = self.servers[*worker].peer_packet(&mut cx, *relay, *source, &mut self.buffer, payload.len());
+        let tos = self.dice.next() as u8;
+        let got = self.servers[*worker].peer_packet(&mut cx, *relay, *source, tos, &mut self.buffer, payload.len());
         if !matches!(expected, ExpectPeer::Drop(_)) && self.setup().is_relay_address(source.ip()) {
-            self.between_relays += 1;
+            self.see("data between two relayed addresses of ours");
         }
         match (expected, got) {
             (ExpectPeer::Drop(expected), FromPeer::Drop(reason)) => {
                 assert_eq!(reason, expected);
                 self.counters.count(Outcome::Dropped(reason));
             }
-            (ExpectPeer::Channel(to, number), FromPeer::Relay(ToClient { tuple, message })) => {
-                assert_eq!(tuple, to);
+            (ExpectPeer::Channel(to, number), FromPeer::Relay(route)) => {
+                let message = self.relayed_to_client(route, to, tos, Outcome::RelayedToClient);
                 check::channel_data(&self.buffer[message], number, payload);
-                self.counters.count(Outcome::RelayedToClient);
             }
-            (ExpectPeer::Indication(to, peer), FromPeer::Relay(ToClient { tuple, message })) => {
-                assert_eq!(tuple, to);
+            (ExpectPeer::Indication(to, peer), FromPeer::Relay(route)) => {
+                let message = self.relayed_to_client(route, to, tos, Outcome::RelayedToClient);
                 check::data_indication(&self.buffer[message], peer, payload);
-                self.counters.count(Outcome::RelayedToClient);
             }
             (expected, got) => panic!("expected {expected:?}, got {got:?}"),
         }
         self.take_actions(*worker);
+    }
+
+    fn relayed_to_client(&mut self, route: ToClient, to: FiveTuple, tos: u8, outcome: Outcome) -> Range<usize> {
+        assert_eq!((route.tuple, route.tos, route.outcome), (to, tos, outcome));
+        self.counters.count(outcome);
+        route.message
+    }
+
+    /// An ICMP error about a datagram to `peer` reaches a relay socket.
+    pub(crate) fn peer_unreachable(&mut self, socket: &Socket, peer: SocketAddr, error: IcmpError) {
+        let (now, worker, relay) = (self.now(), socket.worker, socket.relay);
+        let expected = self.model.peer_unreachable(now, worker, relay, peer, error);
+        self.tell(|_| format!("{peer} is not reached from {socket:?}: {error:?}, expected: {expected:?}"));
+        self.buffer.clear();
+        self.buffer.resize(REPLY_BUFFER, 0xee);
+        let mut cx = context(now, &mut self.core_rng);
+        let got = self.servers[worker].peer_unreachable(&mut cx, relay, peer, error, &mut self.buffer);
+        match (expected, got) {
+            (ExpectPeer::Drop(expected), FromPeer::Drop(reason)) => {
+                assert_eq!(reason, expected);
+                self.counters.count(Outcome::Dropped(reason));
+            }
+            (ExpectPeer::Icmp(to, peer, data), FromPeer::Relay(route)) => {
+                let message = self.relayed_to_client(route, to, 0, Outcome::RelayedIcmp);
+                let icmp = Icmp { kind: error.kind, code: error.code, data };
+                check::icmp_indication(&self.buffer[message], peer, icmp);
+            }
+            (expected, got) => panic!("expected {expected:?}, got {got:?}"),
+        }
+        self.take_actions(worker);
     }
 
     /// Tells a server what became of a socket.
@@ -276,23 +317,36 @@ impl World {
         let (worker, open) = self.opens.swap_remove(at);
         let now = self.now();
         self.tell(|_| format!("worker {worker}: {open:?} → {result:?}"));
-        let expected = self.model.opened(now, worker, &open, result);
-        self.tell(|_| format!("  expected: {expected:?}"));
         self.reply.fill(0xa5);
         let mut cx = context(now, &mut self.core_rng);
         let got = self.servers[worker].relay_opened(&mut cx, &open, result, &mut self.reply);
+        let token = if let Opened::Reply(_, reply) = &got { check::token(&self.reply[..reply.length]) } else { None };
+        let expected = self.model.opened(now, worker, &open, result, token);
+        self.tell(|_| format!("  expected: {expected:?}"));
+        let goes_on = !matches!(got, Opened::Abandoned);
+        if result.is_ok() && goes_on {
+            self.sockets.push(Socket { worker, relay: open.relay, bind: open.bind });
+        }
         match (expected, got) {
             (ExpectOpened::Answer(expected, answer), Opened::Reply(tuple, reply)) => {
                 assert_eq!(tuple, expected);
-                self.counters.count(reply.outcome);
-                if result.is_ok() {
-                    self.sockets.push(Socket { worker, relay: open.relay, bind: open.bind });
+                match &answer.body {
+                    Body::Allocated { relayed, .. } if relayed.len() == 2 => self.see("a dual allocation"),
+                    Body::Allocated { address_error: Some((false, 508)), .. } => self.see("a dual one without IPv4"),
+                    Body::Allocated { address_error: Some((true, 508)), .. } => self.see("a dual one without IPv6"),
+                    Body::Allocated { token: Some(_), .. } => self.see("a reservation"),
+                    Body::Error { .. } if self.setup().owner_of(open.bind.port()) != worker => {
+                        self.see("another worker's port that is not to be had");
+                    }
+                    _ => {}
                 }
+                self.counters.count(reply.outcome);
                 self.answered(&tuple, reply.length, reply.outcome, &answer, None);
             }
-            (ExpectOpened::Another { v6 }, Opened::Open(another)) => {
-                assert_eq!((another.relay, another.bind.is_ipv6()), (open.relay, v6));
-                self.model.opening_another(now, worker, &another);
+            (ExpectOpened::Another { at, v6 }, Opened::Open(another)) => {
+                assert_eq!(another.bind.is_ipv6(), v6);
+                assert_eq!(another.relay == open.relay, open.bind.is_ipv6() == v6, "a name for each family");
+                self.model.opening_another(now, at, &another);
                 self.opens.push((worker, another));
             }
             (ExpectOpened::Abandoned, Opened::Abandoned) => {
@@ -375,11 +429,16 @@ impl World {
             let allocs = self.model.allocs.iter().filter(|alloc| alloc.worker == worker).count();
             assert_eq!(server.allocations(), allocs, "allocations of worker {worker}");
         }
-        assert_eq!(self.shared.quota.allocations() as usize, self.model.allocs.len(), "the quota's count");
+        assert_eq!(self.shared.quota.allocations() as usize, self.model.places(None), "the quota's count");
         if thoroughly {
-            assert_eq!(self.shared.live.count(), self.model.open_allocations(), "live relayed addresses");
-            assert_eq!(self.sockets.len(), self.model.open_allocations(), "relay sockets");
-            let mut taken = self.model.taken.clone();
+            assert_eq!(self.shared.live.count(), self.model.count_open_sockets(), "live relayed addresses");
+            assert_eq!(self.sockets.len(), self.model.count_open_sockets(), "relay sockets");
+            assert_eq!(self.shared.reservations.count(), self.model.reservations.len(), "reservations");
+            let reserved = self.model.reserved_ports();
+            let lent: usize = self.servers.iter().map(Server::borrowed_ports).sum();
+            let away: usize = self.servers.iter().map(Server::reserved_ports).sum();
+            assert_eq!(away, reserved.len() + lent + self.shared.reservations.returned(), "ports that are reserved");
+            let mut taken = [self.model.taken.as_slice(), &reserved].concat();
             taken.sort_unstable();
             assert!(taken.is_sorted_by(|a, b| a < b), "no port twice");
         }

@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
-use turnserver::stun::Message;
 use turnserver::stun::attribute::{Data, XorPeerAddress};
-use turnserver::turn::{DropReason, FiveTuple, RelayId};
+use turnserver::stun::{AttributeType, Message};
+use turnserver::turn::{DropReason, FiveTuple, IcmpError, RelayId};
 
 use super::requests::unknown;
-use super::{Expect, ExpectPeer, Model, Now};
+use super::{Alloc, Expect, ExpectPeer, Model, Now};
 
 impl Model {
     /// RFC 8656 §12.6.
@@ -19,9 +19,11 @@ impl Model {
         let payload = &bytes[4..4 + usize::from(bytes[2]) * 256 + usize::from(bytes[3])];
         let Some(at) = self.live(now, tuple) else { return Expect::Drop(DropReason::NoAllocation) };
         let channel = self.allocs[at].channels.iter().find(|(bound, _, until)| *bound == number && *until > now.ms);
-        let Some((_, peer, _)) = channel else { return Expect::Drop(DropReason::ChannelNotBound) };
+        let Some((_, peer, _)) = channel.filter(|(_, peer, _)| self.allocs[at].has(now, peer.is_ipv6())) else {
+            return Expect::Drop(DropReason::ChannelNotBound);
+        };
         match self.peer(*peer) {
-            Ok(wire) => self.relay_data(at, wire, payload),
+            Ok(wire) => self.relay_data(at, wire, payload, false),
             Err(_) => Expect::Drop(DropReason::PeerForbidden),
         }
     }
@@ -36,22 +38,27 @@ impl Model {
         let (Ok(Some(XorPeerAddress(peer))), Ok(Some(Data(payload)))) = (message.get(), message.get()) else {
             return malformed;
         };
-        if peer.port() == 0 || peer.is_ipv6() != self.allocs[at].bind.is_ipv6() {
+        if peer.port() == 0 || !self.allocs[at].has(now, peer.is_ipv6()) {
             return malformed;
         }
         if !self.is_permitted(now, at, peer) {
             return Expect::Drop(DropReason::NoPermission);
         }
         match self.peer(peer) {
-            Ok(wire) => self.relay_data(at, wire, payload),
+            Ok(wire) => {
+                // RFC 8656 §13: between two families, or within IPv6, it is ignored.
+                let v4_only = tuple.client.is_ipv4() && peer.is_ipv4();
+                self.relay_data(at, wire, payload, v4_only && message.contains(AttributeType::DONT_FRAGMENT))
+            }
             Err(_) => Expect::Drop(DropReason::PeerForbidden),
         }
     }
 
-    fn relay_data(&mut self, at: usize, peer: SocketAddr, payload: &[u8]) -> Expect {
+    fn relay_data(&mut self, at: usize, peer: SocketAddr, payload: &[u8], dont_fragment: bool) -> Expect {
         let alloc = &mut self.allocs[at];
         alloc.to_peers += payload.len() as u64;
-        Expect::ToPeer { relay: alloc.id, peer, payload: payload.to_vec() }
+        let relay = alloc.address(peer.is_ipv6()).unwrap().id;
+        Expect::ToPeer { relay, peer, payload: payload.to_vec(), dont_fragment }
     }
 
     fn is_permitted(&self, now: Now, at: usize, peer: SocketAddr) -> bool {
@@ -67,13 +74,10 @@ impl Model {
         source: SocketAddr,
         length: usize,
     ) -> ExpectPeer {
-        let at = self.allocs.iter().position(|alloc| alloc.worker == worker && alloc.id == relay);
-        let Some(at) = at.filter(|at| self.allocs[*at].deadline > now.ms) else {
+        let Some(at) = self.alloc_of(now, worker, relay) else {
             return ExpectPeer::Drop(DropReason::AllocationEnded);
         };
-        // A relay socket of ours is known to clients by the address that they were told.
-        let own = self.allocs.iter().find(|alloc| alloc.open && alloc.bind == source);
-        let peer = own.map_or(source, |alloc| alloc.relayed);
+        let peer = self.known_as(source);
         if !self.is_permitted(now, at, peer) {
             return ExpectPeer::Drop(DropReason::NoPermission);
         }
@@ -94,5 +98,47 @@ impl Model {
             Some((number, _, _)) => ExpectPeer::Channel(alloc.tuple, *number),
             None => ExpectPeer::Indication(alloc.tuple, peer),
         }
+    }
+
+    /// The allocation whose relay socket that is.
+    fn alloc_of(&self, now: Now, worker: usize, relay: RelayId) -> Option<usize> {
+        let has = |alloc: &Alloc| {
+            [false, true]
+                .iter()
+                .any(|v6| alloc.has(now, *v6) && alloc.address(*v6).is_some_and(|address| address.id == relay))
+        };
+        self.allocs.iter().position(|alloc| alloc.worker == worker && has(alloc))
+    }
+
+    /// RFC 8656 §11.5.
+    pub(crate) fn peer_unreachable(
+        &mut self,
+        now: Now,
+        worker: usize,
+        relay: RelayId,
+        sent_to: SocketAddr,
+        error: IcmpError,
+    ) -> ExpectPeer {
+        let types: &[u8] = if sent_to.is_ipv4() { &[3, 11] } else { &[1, 2, 3] };
+        if !types.contains(&error.kind) {
+            return ExpectPeer::Drop(DropReason::IcmpType);
+        }
+        let Some(at) = self.alloc_of(now, worker, relay) else {
+            return ExpectPeer::Drop(DropReason::AllocationEnded);
+        };
+        let peer = self.known_as(sent_to);
+        if !self.is_permitted(now, at, peer) {
+            return ExpectPeer::Drop(DropReason::NoPermission);
+        }
+        let alloc = &mut self.allocs[at];
+        if alloc.icmp.0 != now.ms / 1_000 {
+            alloc.icmp = (now.ms / 1_000, 0);
+        }
+        alloc.icmp.1 += 1;
+        if alloc.icmp.1 > 10 {
+            return ExpectPeer::Drop(DropReason::IcmpLimit);
+        }
+        let too_big = if peer.is_ipv4() { (error.kind, error.code) == (3, 4) } else { error.kind == 2 };
+        ExpectPeer::Icmp(alloc.tuple, peer, if too_big { error.mtu } else { 0 })
     }
 }

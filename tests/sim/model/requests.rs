@@ -4,19 +4,18 @@ use std::net::{IpAddr, SocketAddr};
 
 use turnserver::auth::AuthFailure;
 use turnserver::stun::attribute::{
-    AdditionalAddressFamily, AddressFamily, ChannelNumber, EvenPort, Lifetime, Nonce, Realm, RequestedAddressFamily,
-    RequestedTransport, Username, XorPeerAddress,
+    AddressFamily, ChannelNumber, Lifetime, Nonce, Realm, RequestedAddressFamily, Username, XorPeerAddress,
 };
 use turnserver::stun::{AttributeError, AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
 use turnserver::turn::{Action, AuthCause, DropReason, EndReason, Event, FiveTuple};
 
-use super::{Answer, Body, Expect, Model, Now, Wanted, allocated, error, seconds_left};
+use super::{Answer, Body, Expect, Model, Now, error, seconds_left};
 use crate::packet::Signed;
 
 /// The comprehension-required attributes of RFC 8489 §18.3 and RFC 8656 §18 that this server offers to understand.
-const UNDERSTOOD: [u16; 17] = [
+const UNDERSTOOD: [u16; 19] = [
     0x0001, 0x0006, 0x0008, 0x0009, 0x000a, 0x000c, 0x000d, 0x0012, 0x0013, 0x0014, 0x0015, 0x0016, 0x0017, 0x0018,
-    0x0019, 0x001c, 0x0020,
+    0x0019, 0x001a, 0x001c, 0x0020, 0x0022,
 ];
 
 /// The comprehension-required attributes that are not understood.
@@ -145,7 +144,7 @@ impl Model {
     /// Whether the message has made the allocation of its 5-tuple.
     fn made(&self, now: Now, tuple: &FiveTuple, message: &Message<'_>, username: &str) -> bool {
         self.find(tuple).map(|at| &self.allocs[at]).is_some_and(|alloc| {
-            alloc.deadline > now.ms && alloc.transaction == message.transaction_id() && alloc.username == username
+            !alloc.is_over(now) && alloc.transaction == message.transaction_id() && alloc.username == username
         })
     }
 
@@ -179,120 +178,42 @@ impl Model {
         }
     }
 
-    /// RFC 8656 §7.2. Both sides of the result are an end; `Err` is an early one.
-    fn allocate(
-        &mut self,
-        now: Now,
-        worker: usize,
-        tuple: &FiveTuple,
-        message: &Message<'_>,
-        answer: Answer,
-    ) -> Result<Expect, Expect> {
-        let fail = |code| Expect::Answer(Answer { body: error(code), ..answer.clone() });
-        let sender = &self.credentials[answer.signer.expect("it is authenticated")].username;
-        // Step 2.
-        if let Some(at) = self.find(tuple) {
-            let alloc = &self.allocs[at];
-            if alloc.deadline <= now.ms {
-                self.end(now, at, EndReason::Expired);
-            } else if alloc.transaction != answer.transaction || alloc.username != *sender {
-                return Err(fail(437));
-            } else if !alloc.open {
-                return Err(Expect::Drop(DropReason::AllocationPending));
-            } else {
-                return Err(Expect::Answer(allocated(alloc, now, &answer)));
-            }
-        }
-        // §21.4.
-        if matches!(tuple.client.ip(), IpAddr::V6(v6) if v6.segments()[0] == 0x2002) {
-            let user = self.credentials[answer.signer.expect("it is authenticated")].user.clone();
-            let user = user.expect("a right credential is somebody's");
-            self.announced.push(Action::Log(Event::AllocationRefused { user, tuple: *tuple, limit: "" }));
-            return Err(fail(403));
-        }
-        // Step 3.
-        match message.get::<RequestedTransport>() {
-            Ok(Some(RequestedTransport(17))) => {}
-            Ok(Some(_)) => return Err(fail(442)),
-            _ => return Err(fail(400)),
-        }
-        // Steps 6, 7, 8 and 9.
-        let family = match message.get::<RequestedAddressFamily>() {
-            Ok(family) => family.map(|RequestedAddressFamily(family)| family),
-            Err(AttributeError::UnknownFamily) => return Err(fail(440)),
-            Err(_) => return Err(fail(400)),
-        };
-        let additional = match message.get::<AdditionalAddressFamily>() {
-            Ok(None) => false,
-            Ok(Some(AdditionalAddressFamily(AddressFamily::V6))) if family.is_none() => true,
-            _ => return Err(fail(400)),
-        };
-        let v6 = family == Some(AddressFamily::V6);
-        let Ok(even) = message.get::<EvenPort>() else { return Err(fail(400)) };
-        let reserve = even == Some(EvenPort { reserve_next: true });
-        if reserve && additional {
-            return Err(fail(400));
-        }
-        let Ok(lifetime) = message.get::<Lifetime>() else { return Err(fail(400)) };
-        if !self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == v6) {
-            return Err(fail(440));
-        }
-        // Nothing is reserved by this server.
-        if reserve {
-            return Err(fail(508));
-        }
-        let even = even.is_some();
-        // Step 10.
-        let credential = &self.credentials[answer.signer.expect("it is authenticated")];
-        let user = credential.user.clone().expect("a right credential is somebody's");
-        let username = credential.username.clone();
-        let has = self.allocs.iter().filter(|alloc| alloc.user == user).count();
-        let full = |limit: u32, count: usize| limit != 0 && count >= limit as usize;
-        let refused = if full(self.setup.in_all, self.allocs.len()) {
-            Some(508)
-        } else if full(self.setup.per_user, has) {
-            Some(486)
-        } else if self.free_ports(now, worker, v6, even).is_empty() {
-            Some(508)
-        } else {
-            None
-        };
-        if let Some(code) = refused {
-            self.announced.push(Action::Log(Event::AllocationRefused { user, tuple: *tuple, limit: "" }));
-            return Err(fail(code));
-        }
-        let lifetime = desired_lifetime(lifetime).max(600);
-        Ok(Expect::Open(Box::new(Wanted { v6, even, answer, additional, lifetime, username, user })))
-    }
-
     /// RFC 8656 §8.2, and the end of time-limited credentials: an allocation whose credential is over may live as long
     /// as it was promised, and may be extended to the grace period behind the credential's end.
     fn refresh(&mut self, now: Now, at: usize, message: &Message<'_>, credential: usize) -> Result<Body, Body> {
-        let family = if self.allocs[at].bind.is_ipv6() { AddressFamily::V6 } else { AddressFamily::V4 };
-        match message.get::<RequestedAddressFamily>() {
-            Ok(None) => {}
-            Ok(Some(RequestedAddressFamily(asked))) if asked == family => {}
-            Ok(Some(_)) | Err(AttributeError::UnknownFamily) => return Err(error(443)),
+        let asked = match message.get::<RequestedAddressFamily>() {
+            Ok(asked) => asked.map(|RequestedAddressFamily(asked)| asked == AddressFamily::V6),
+            Err(AttributeError::UnknownFamily) => return Err(error(443)),
             Err(_) => return Err(error(400)),
+        };
+        if asked.is_some_and(|v6| !self.allocs[at].has(now, v6)) {
+            return Err(error(443));
         }
         let Ok(lifetime) = message.get::<Lifetime>() else { return Err(error(400)) };
         let desired = desired_lifetime(lifetime);
         if desired == 0 {
-            self.end(now, at, EndReason::Deleted);
+            match asked {
+                Some(v6) => self.end_address(now, at, v6),
+                None => self.end(now, at, EndReason::Deleted),
+            }
             return Ok(Body::Refreshed(0));
         }
-        let mut deadline = now.ms + desired * 1_000;
+        let mut last = u64::MAX;
         if let Some(expires) = self.credentials[credential].expires {
-            let last = expires + self.setup.expiry_grace;
-            if last <= now.unix {
+            let end = expires + self.setup.expiry_grace;
+            if end <= now.unix {
                 let (username, tuple) = (self.allocs[at].username.clone(), self.allocs[at].tuple);
                 self.authentication_failed(&username, &tuple, AuthCause::Expired { ago: now.unix - expires });
                 return Err(challenge(401));
             }
-            deadline = deadline.min(self.allocs[at].deadline.max(now.ms + (last - now.unix) * 1_000));
+            last = now.ms + (end - now.unix) * 1_000;
         }
-        self.allocs[at].deadline = deadline;
-        Ok(Body::Refreshed(seconds_left(deadline, now)))
+        let mut shortest = u32::MAX;
+        for address in self.allocs[at].live_mut(now, asked) {
+            address.deadline = (now.ms + desired * 1_000).min(last.max(address.deadline));
+            shortest = shortest.min(seconds_left(address.deadline, now));
+        }
+        Ok(Body::Refreshed(shortest))
     }
 
     /// RFC 8656 §10.2.
@@ -302,8 +223,7 @@ impl Model {
         if peers.is_empty() {
             return Err(error(400));
         }
-        let v6 = self.allocs[at].bind.is_ipv6();
-        if peers.iter().any(|peer| peer.is_ipv6() != v6) {
+        if peers.iter().any(|peer| !self.allocs[at].has(now, peer.is_ipv6())) {
             return Err(error(443));
         }
         for peer in &peers {
@@ -312,8 +232,8 @@ impl Model {
                 self.allowed(at, *peer)?;
             }
         }
+        self.allocs[at].purge(now);
         let mut after = self.allocs[at].permissions.clone();
-        after.retain(|(_, until)| *until > now.ms);
         for peer in &peers {
             permit(&mut after, now, *peer);
         }
@@ -341,12 +261,12 @@ impl Model {
                 return Err(error(400));
             }
         }
-        alloc.channels.retain(|(_, _, until)| *until > now.ms);
+        alloc.purge(now);
         let bound = alloc.channels.iter();
         if bound.clone().any(|(other, to, _)| (*other == number) != (*to == peer)) {
             return Err(error(400));
         }
-        if peer.is_ipv6() != alloc.bind.is_ipv6() {
+        if !alloc.has(now, peer.is_ipv6()) {
             return Err(error(443));
         }
         if peer.port() == 0 {
@@ -357,7 +277,6 @@ impl Model {
         channels.retain(|(other, _, _)| *other != number);
         channels.push((number, peer, now.ms + 600_000));
         let mut permissions = self.allocs[at].permissions.clone();
-        permissions.retain(|(_, until)| *until > now.ms);
         permit(&mut permissions, now, peer);
         if channels.len() > self.setup.channels || permissions.len() > self.setup.permissions {
             return Err(error(508));
@@ -380,7 +299,7 @@ fn challenge(code: u16) -> Body {
 }
 
 /// In seconds: RFC 8656 §7.2 and §8.2 have the same limits.
-fn desired_lifetime(asked: Option<Lifetime>) -> u64 {
+pub(super) fn desired_lifetime(asked: Option<Lifetime>) -> u64 {
     match asked {
         None => 600,
         Some(Lifetime(0)) => 0,

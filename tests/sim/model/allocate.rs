@@ -1,0 +1,179 @@
+//! Allocate requests (RFC 8656 §7.2).
+
+use std::net::{IpAddr, SocketAddr};
+
+use turnserver::stun::attribute::{
+    AdditionalAddressFamily, AddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport,
+    ReservationToken,
+};
+use turnserver::stun::{AttributeError, AttributeType, Message};
+use turnserver::turn::{Action, DropReason, EndReason, Event, FiveTuple};
+
+use super::requests::desired_lifetime;
+use super::{Answer, Expect, Model, Now, error};
+
+/// What is wanted of the port.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Wish {
+    Any,
+    Even,
+    Pair,
+}
+
+/// An allocation without its relayed addresses.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Wanted {
+    /// The family that is asked for first.
+    pub(crate) v6: bool,
+    pub(super) wish: Wish,
+    /// The family that is asked for then.
+    pub(super) next: Option<bool>,
+    /// The first that was not to be had, and the code for it.
+    pub(super) failed: Option<(bool, u16)>,
+    /// Ports tried for the family that is asked for.
+    pub(super) attempts: u32,
+    /// The reserved port that it is to have.
+    pub(crate) claimed: Option<SocketAddr>,
+    pub(super) answer: Answer,
+    pub(super) lifetime: u64,
+    pub(super) username: String,
+    pub(super) user: String,
+}
+
+impl Wanted {
+    /// This family is not to be had; gives the next one.
+    pub(super) fn fail(&mut self, v6: bool, code: u16) -> Option<bool> {
+        self.failed = self.failed.or(Some((v6, code)));
+        self.attempts = 0;
+        self.next.take()
+    }
+}
+
+impl Model {
+    /// Both sides of the result are an end; `Err` is an early one.
+    pub(super) fn allocate(
+        &mut self,
+        now: Now,
+        worker: usize,
+        tuple: &FiveTuple,
+        message: &Message<'_>,
+        answer: Answer,
+    ) -> Result<Expect, Expect> {
+        let fail = |code| Expect::Answer(Answer { body: error(code), ..answer.clone() });
+        let credential = &self.credentials[answer.signer.expect("it is authenticated")];
+        let user = credential.user.clone().expect("a right credential is somebody's");
+        let username = credential.username.clone();
+        // Step 2.
+        if let Some(at) = self.find(tuple) {
+            let alloc = &self.allocs[at];
+            if alloc.is_over(now) {
+                self.end(now, at, EndReason::Expired);
+            } else if alloc.transaction != answer.transaction || alloc.username != username {
+                return Err(fail(437));
+            } else if !alloc.open {
+                return Err(Expect::Drop(DropReason::AllocationPending));
+            } else {
+                return Err(Expect::Answer(alloc.allocated(now, &answer)));
+            }
+        }
+        // §21.4.
+        if matches!(tuple.client.ip(), IpAddr::V6(v6) if v6.segments()[0] == 0x2002) {
+            self.refused(tuple, &user);
+            return Err(fail(403));
+        }
+        // Step 3.
+        match message.get::<RequestedTransport>() {
+            Ok(Some(RequestedTransport(17))) => {}
+            Ok(Some(_)) => return Err(fail(442)),
+            _ => return Err(fail(400)),
+        }
+        // Step 5.
+        let Ok(token) = message.get::<ReservationToken>() else { return Err(fail(400)) };
+        let has = |kind| message.contains(kind);
+        if token.is_some()
+            && (has(AttributeType::EVEN_PORT)
+                || has(AttributeType::REQUESTED_ADDRESS_FAMILY)
+                || has(AttributeType::ADDITIONAL_ADDRESS_FAMILY))
+        {
+            return Err(fail(400));
+        }
+        // Steps 6, 7, 8 and 9.
+        let family = match message.get::<RequestedAddressFamily>() {
+            Ok(family) => family.map(|RequestedAddressFamily(family)| family),
+            Err(AttributeError::UnknownFamily) => return Err(fail(440)),
+            Err(_) => return Err(fail(400)),
+        };
+        let additional = match message.get::<AdditionalAddressFamily>() {
+            Ok(None) => false,
+            Ok(Some(AdditionalAddressFamily(AddressFamily::V6))) if family.is_none() => true,
+            _ => return Err(fail(400)),
+        };
+        let wish = match message.get::<EvenPort>() {
+            Ok(None) => Wish::Any,
+            Ok(Some(EvenPort { reserve_next: false })) => Wish::Even,
+            Ok(Some(EvenPort { reserve_next: true })) if !additional => Wish::Pair,
+            _ => return Err(fail(400)),
+        };
+        let Ok(lifetime) = message.get::<Lifetime>() else { return Err(fail(400)) };
+        let mut wanted = Wanted {
+            v6: family == Some(AddressFamily::V6),
+            wish,
+            next: additional.then_some(true),
+            failed: None,
+            attempts: 0,
+            claimed: None,
+            answer: answer.clone(),
+            lifetime: desired_lifetime(lifetime).max(600),
+            username,
+            user,
+        };
+        if let Some(ReservationToken(token)) = token {
+            return self.claim(tuple, token, wanted).map_err(fail);
+        }
+        if !self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == wanted.v6) {
+            return Err(fail(440));
+        }
+        // Step 10, and once more for a port that is to be reserved.
+        self.admit(tuple, &wanted.user, 0).map_err(fail)?;
+        if wish == Wish::Pair {
+            self.admit(tuple, &wanted.user, 1).map_err(fail)?;
+        }
+        match self.next_family(now, worker, wanted.v6, &mut wanted) {
+            Some(v6) => Ok(Expect::Open(Box::new(Wanted { v6, ..wanted }))),
+            None => {
+                let (_, code) = wanted.failed.unwrap();
+                self.refused(tuple, &wanted.user);
+                Err(fail(code))
+            }
+        }
+    }
+
+    /// A place in the quota besides so many that were just given, or the code for which there is none.
+    fn admit(&mut self, tuple: &FiveTuple, user: &str, besides: usize) -> Result<(), u16> {
+        let full = |limit: u32, places: usize| limit != 0 && places + besides >= limit as usize;
+        let code = if full(self.setup.in_all, self.places(None)) {
+            508
+        } else if full(self.setup.per_user, self.places(Some(user))) {
+            486
+        } else {
+            return Ok(());
+        };
+        self.refused(tuple, user);
+        Err(code)
+    }
+
+    fn refused(&mut self, tuple: &FiveTuple, user: &str) {
+        let user = user.to_owned();
+        self.announced.push(Action::Log(Event::AllocationRefused { user, tuple: *tuple, limit: "" }));
+    }
+
+    /// Takes a reserved port, with the reservation's place in the quota if that is the same user's.
+    fn claim(&mut self, tuple: &FiveTuple, token: [u8; 8], mut wanted: Wanted) -> Result<Expect, u16> {
+        let at = self.reservations.iter().position(|reservation| reservation.token == token).ok_or(508_u16)?;
+        if self.setup.per_user != 0 && self.reservations[at].user != wanted.user {
+            self.admit(tuple, &wanted.user, 0)?;
+        }
+        wanted.claimed = Some(self.reservations.remove(at).bind);
+        Ok(Expect::Open(Box::new(wanted)))
+    }
+}
