@@ -23,8 +23,8 @@ use turnserver::net::udp;
 use turnserver::stun::attribute::{ChannelNumber, Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
 use turnserver::stun::{Class, EncodeAttribute, ErrorCode, MessageWriter, Method, TransactionId};
 use turnserver::turn::{
-    Context, FiveTuple, FromClient, FromPeer, HEADROOM, Instant, LiveRelays, Opened, Outcome, PeerPolicy, Quota,
-    REPLY_BUFFER, RelayId, RelayRange, Server, Settings, Shared, TAILROOM, Transport,
+    Context, FiveTuple, FromClient, FromPeer, HEADROOM, IcmpError, Instant, LiveRelays, Opened, Outcome, PeerPolicy,
+    Quota, REPLY_BUFFER, RelayId, RelayRange, Reservations, Server, Settings, Shared, TAILROOM, Transport,
 };
 
 /// Counts what the thread that asks has allocated; other threads of the test runner go uncounted.
@@ -111,6 +111,7 @@ impl World {
             nonces: NonceMint::from_random([3; 32], 3_000),
             policy: PeerPolicy { allow: vec!["198.51.100.0/24".parse().unwrap()], ..PeerPolicy::default() },
             live: LiveRelays::new([(bind, advertised)]),
+            reservations: Reservations::new([(bind, advertised)], &(50_000..=50_009)),
             quota: Quota::new(0, 0, [5; 32]),
             connections: Quota::new(0, 0, [6; 32]),
             draining: false.into(),
@@ -155,7 +156,7 @@ impl World {
 
     fn packet(&mut self, tuple: &FiveTuple, packet: &[u8], reply: &mut [u8]) -> FromClient {
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
-        self.server.client_packet(&mut cx, tuple, packet, reply)
+        self.server.client_packet(&mut cx, tuple, packet, 0xb8, reply)
     }
 }
 
@@ -230,13 +231,28 @@ fn send_indication_allocates_nothing() {
 }
 
 #[test]
+fn an_icmp_error_allocates_nothing() {
+    let (mut world, relay) = World::new();
+    let mut buffer = [0; REPLY_BUFFER];
+    let mut told = 0;
+    allocates_nothing(|| {
+        let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
+        let error = IcmpError { kind: 3, code: 3, mtu: 0 };
+        if let FromPeer::Relay(_) = world.server.peer_unreachable(&mut cx, relay, permitted(), error, &mut buffer) {
+            told += 1;
+        }
+    });
+    assert_eq!(told, 10);
+}
+
+#[test]
 fn peer_datagrams_to_channel_data_and_to_data_indications_allocate_nothing() {
     let (mut world, relay) = World::new();
     let mut buffer = [7; HEADROOM + 201 + TAILROOM];
     for (source, length) in [(bound(), 4 + 201), (permitted(), 20 + 12 + 4 + 204)] {
         allocates_nothing(|| {
             let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
-            let decision = world.server.peer_packet(&mut cx, relay, source, &mut buffer, 201);
+            let decision = world.server.peer_packet(&mut cx, relay, source, 0xb8, &mut buffer, 201);
             let FromPeer::Relay(route) = decision else { panic!("no route") };
             assert_eq!((route.tuple, route.message.len()), (world.tuple, length));
         });

@@ -302,7 +302,7 @@ mod tests {
                         let wish = [Wish::Any, Wish::Even, Wish::EvenAndNext, Wish::EvenAndNext][usize::from(step)];
                         let fits = |port: u16| {
                             model.get(&port) == Some(&Free)
-                                && (wish == Wish::Any || port % 2 == 0)
+                                && (wish == Wish::Any || port.is_multiple_of(2))
                                 && (wish != Wish::EvenAndNext || model.get(&(port + 1)) == Some(&Free))
                         };
                         match pool.take(at(second), wish, &mut rng) {

@@ -244,7 +244,7 @@ impl World {
         let to = self.model.allocs.iter().find(has).expect("a socket has an allocation");
         let permissions: Vec<_> = to.permissions.iter().copied().filter(|(peer, _)| peer.is_ipv6() == v6).collect();
         let channels: Vec<_> = to.channels.iter().copied().filter(|(_, peer, _)| peer.is_ipv6() == v6).collect();
-        let source = if !channels.is_empty() && self.dice.percent(45) {
+        if !channels.is_empty() && self.dice.percent(45) {
             self.dice.pick(&channels).1
         } else if !permissions.is_empty() && self.dice.percent(70) {
             let address = self.dice.pick(&permissions).0;
@@ -252,8 +252,7 @@ impl World {
         } else {
             let allowed = self.dice.percent(80);
             self.setup_peer(v6, allowed)
-        };
-        source
+        }
     }
 
     fn icmp(&mut self) {

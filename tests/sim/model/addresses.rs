@@ -193,8 +193,8 @@ impl Model {
             .collect();
         let fits = |bind: &SocketAddr| match wish {
             Wish::Any => true,
-            Wish::Even => bind.port() % 2 == 0,
-            Wish::Pair => bind.port() % 2 == 0 && free.contains(&SocketAddr::new(bind.ip(), bind.port() + 1)),
+            Wish::Even => bind.port().is_multiple_of(2),
+            Wish::Pair => bind.port().is_multiple_of(2) && free.contains(&SocketAddr::new(bind.ip(), bind.port() + 1)),
         };
         free.iter().copied().filter(fits).collect()
     }
