@@ -127,7 +127,7 @@ fn answers_fit_the_smallest_path_mtu() {
             writer.fingerprint();
         });
         match world.client_packet(&client.tuple, &request) {
-            (FromClient::Open(open), _) => world.opened(&request, &open, Ok(())),
+            (FromClient::Open(open), _) => world.all_opened(&request, open),
             (FromClient::Reply(reply), buffer) => Answer::new(&request, &buffer, &reply),
             (other, _) => panic!("an answer is expected, not {other:?}"),
         }
