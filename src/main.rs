@@ -81,6 +81,14 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
             if relay.advertised == relay.bind { String::new() } else { format!(" as {}", relay.advertised) };
         report += &format!("relaying on {}{advertised}: {}\n", relay.bind, relay.reason);
     }
+    if let Some(tls) = &config.tls {
+        let (description, warnings) =
+            control::check_tls(tls, config.hostname.as_deref()).map_err(|error| error.to_string())?;
+        report += &format!("certificate for {description}\n");
+        for warning in warnings {
+            report += &format!("warning: {warning}\n");
+        }
+    }
     for warning in &choice.warnings {
         report += &format!("warning: {warning}\n");
     }

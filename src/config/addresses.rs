@@ -13,15 +13,29 @@ use super::{Limits, Listen, Peers, Relay, RelayAddresses, schema};
 
 const DEFAULT_PORT: u16 = 3478;
 
+/// `[listen]`.
 pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Listen {
     let default = Listen::default();
     let Some(section) = top.section("listen", &schema::LISTEN, report) else { return default };
     let listen = Listen {
         udp: listeners(&section, "udp", report).unwrap_or(default.udp),
         tcp: listeners(&section, "tcp", report).unwrap_or(default.tcp),
+        tls: listeners(&section, "tls", report).unwrap_or(default.tls),
     };
+    let tls_span = || section.span("tls");
+    for tls in &listen.tls {
+        if let Some(tcp) = listen.tcp.iter().find(|tcp| overlap(**tcp, *tls)) {
+            report.error(
+                &tls_span(),
+                format!(
+                    "`listen.tls` has {tls} and `listen.tcp` has {tcp}, which is the same port: a port is for one of \
+                     the two; 5349 and 443 are usual for TLS"
+                ),
+            );
+        }
+    }
     let empty = |key| section.value(key)?.get_ref().as_array().map(|list| list.is_empty());
-    if empty("udp") == Some(true) && empty("tcp") == Some(true) {
+    if empty("udp") == Some(true) && empty("tcp") == Some(true) && empty("tls") != Some(false) {
         report.error(
             &section.span("udp"),
             "`listen.udp` and `listen.tcp` are empty, so no client could reach the server: \
@@ -53,6 +67,12 @@ fn listeners(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Optio
 /// Whether two listeners of one transport ask for the same port of the same address. Port 0 is another port each time.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (a == b || (a.ip().is_unspecified() && b.ip().is_unspecified()))
+}
+
+/// Whether listeners of two transports that share the ports of TCP would take the same connections.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let covers = |wide: IpAddr, ip: IpAddr| wide == ip || wide.is_unspecified() && (wide.is_ipv6() || ip.is_ipv4());
+    a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
 }
 
 fn listen_address(name: &str, text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<SocketAddr> {

@@ -7,13 +7,13 @@ use std::time::Duration;
 use std::{fs, io};
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 use zeroize::Zeroizing;
 
-use super::general::name_of;
+use super::general::{duration, name_of};
 use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{Auth, StaticUser, format_duration, parse_duration, paths, schema};
+use super::{Auth, StaticUser, paths, schema};
 use crate::auth::Secret;
 use crate::auth::time_limited::TimeLimitedUsername;
 
@@ -139,7 +139,7 @@ pub(super) fn readable_by_others(path: &Path) -> bool {
 }
 
 /// Why a file cannot be read; where permissions are the reason, for whom.
-pub(super) fn read_failure(error: &io::Error) -> String {
+pub(crate) fn read_failure(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such file".to_owned(),
         io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
@@ -231,39 +231,4 @@ fn check_username(name: &Spanned<&str>, report: &mut Report<'_>) {
             format!("user {} is named like a time-limited credential, but its password never expires", quoted(name)),
         );
     }
-}
-
-/// A duration as a string with a unit or as a number of seconds.
-pub(super) fn duration(
-    section: &Section<'_>,
-    key: &str,
-    least: Duration,
-    most: Duration,
-    report: &mut Report<'_>,
-) -> Option<Duration> {
-    let value = section.value(key)?;
-    let (span, name) = (value.span(), section.name(key));
-    let duration = match value.get_ref() {
-        DeValue::Integer(_) => {
-            let seconds: u64 = section.number(key, least.as_secs()..=most.as_secs(), report)?;
-            Duration::from_secs(seconds)
-        }
-        DeValue::String(text) => match parse_duration(text) {
-            Ok(duration) => duration,
-            Err(why) => {
-                report.error(&span, format!("{name} {}: {why}", quoted(text)));
-                return None;
-            }
-        },
-        other => {
-            section.mismatch(key, span, "a duration such as \"1h\"", other, report);
-            return None;
-        }
-    };
-    if !(least..=most).contains(&duration) {
-        let (least, most) = (format_duration(least), format_duration(most));
-        report.error(&span, format!("{name} must be between {least} and {most}"));
-        return None;
-    }
-    Some(duration)
 }

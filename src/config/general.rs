@@ -1,14 +1,15 @@
-//! The top level and the sections of plain values: `[limits]`, `[compat]`, `[log]`.
+//! The top level and the sections of plain values: `[limits]`, `[timeouts]`, `[compat]`, `[log]`.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use toml::Spanned;
+use toml::de::DeValue;
 
-use super::credentials::{DAY, duration};
+use super::credentials::DAY;
 use super::problem::{Report, closest, quoted};
 use super::reader::{Section, list};
-use super::{Compat, Config, Limits, Log, LogFormat, LogLevel, schema};
+use super::{Compat, Config, Limits, Log, LogFormat, LogLevel, Timeouts, format_duration, parse_duration, schema};
 
 const MAX_WORKERS: usize = 1024;
 /// As many as there are channel numbers with `compat.rfc5766-channels`: 0x4000–0x7FFF.
@@ -153,6 +154,20 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
     }
 }
 
+pub(super) fn timeouts(top: &Section<'_>, report: &mut Report<'_>) -> Timeouts {
+    const SECOND: Duration = Duration::from_secs(1);
+    const FIVE_MINUTES: Duration = Duration::from_secs(300);
+    let default = Timeouts::default();
+    let Some(section) = top.section("timeouts", &schema::TIMEOUTS, report) else { return default };
+    let mut read = |key, most, default| duration(&section, key, SECOND, most, report).unwrap_or(default);
+    Timeouts {
+        tls_handshake: read("tls-handshake", FIVE_MINUTES, default.tls_handshake),
+        first_request: read("first-request", FIVE_MINUTES, default.first_request),
+        idle: read("idle", DAY, default.idle),
+        unauthenticated: read("unauthenticated", DAY, default.unauthenticated),
+    }
+}
+
 pub(super) fn compat(top: &Section<'_>, report: &mut Report<'_>) -> Compat {
     let Some(section) = top.section("compat", &schema::COMPAT, report) else { return Compat::default() };
     Compat { rfc5766_channels: section.boolean("rfc5766-channels", report).unwrap_or_default() }
@@ -170,6 +185,41 @@ pub(super) fn log(top: &Section<'_>, report: &mut Report<'_>) -> Log {
             .and_then(|word| one_of("`log.format`", &word, &LogFormat::ALL, LogFormat::as_str, report))
             .unwrap_or_default(),
     }
+}
+
+/// A duration as a string with a unit or as a number of seconds.
+pub(super) fn duration(
+    section: &Section<'_>,
+    key: &str,
+    least: Duration,
+    most: Duration,
+    report: &mut Report<'_>,
+) -> Option<Duration> {
+    let value = section.value(key)?;
+    let (span, name) = (value.span(), section.name(key));
+    let duration = match value.get_ref() {
+        DeValue::Integer(_) => {
+            let seconds: u64 = section.number(key, least.as_secs()..=most.as_secs(), report)?;
+            Duration::from_secs(seconds)
+        }
+        DeValue::String(text) => match parse_duration(text) {
+            Ok(duration) => duration,
+            Err(why) => {
+                report.error(&span, format!("{name} {}: {why}", quoted(text)));
+                return None;
+            }
+        },
+        other => {
+            section.mismatch(key, span, "a duration such as \"1h\"", other, report);
+            return None;
+        }
+    };
+    if !(least..=most).contains(&duration) {
+        let (least, most) = (format_duration(least), format_duration(most));
+        report.error(&span, format!("{name} must be between {least} and {most}"));
+        return None;
+    }
+    Some(duration)
 }
 
 /// One of a few words.

@@ -27,10 +27,13 @@ mod schema;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use problem::{ConfigErrors, Problem};
 pub use summary::Summary;
+
+pub(crate) use credentials::read_failure;
 
 use problem::{Report, position};
 use reader::Section;
@@ -48,6 +51,8 @@ pub struct Config {
     pub drain_deadline: Duration,
     /// Where clients are served.
     pub listen: Listen,
+    /// The certificate of the TLS listeners; `Some` exactly if there are any.
+    pub tls: Option<Tls>,
     /// The relayed transport addresses.
     pub relay: Relay,
     /// Who may allocate.
@@ -56,6 +61,8 @@ pub struct Config {
     pub peers: Peers,
     /// How much one client, and all of them, may take.
     pub limits: Limits,
+    /// How long the server waits for clients on connections.
+    pub timeouts: Timeouts,
     /// Deviations from the RFCs for old clients.
     pub compat: Compat,
     /// What is logged, and how.
@@ -72,6 +79,18 @@ pub struct Listen {
     pub udp: Vec<SocketAddr>,
     /// TCP listeners, all different; they may have the addresses and ports of UDP listeners.
     pub tcp: Vec<SocketAddr>,
+    /// TLS listeners, all different, none on a port of a TCP listener; they may have the addresses and ports of UDP
+    /// listeners.
+    pub tls: Vec<SocketAddr>,
+}
+
+/// `[tls]`: the certificate of the TLS listeners. The files are read at the start and when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate and those of its issuers, in PEM.
+    pub certificate: PathBuf,
+    /// Its private key, in PEM and not encrypted.
+    pub private_key: PathBuf,
 }
 
 /// Where relayed transport addresses come from.
@@ -136,12 +155,25 @@ pub struct Limits {
     pub permissions_per_allocation: u16,
     /// Channels of one allocation, 1 to 16 384 (RFC 8656 §12).
     pub channels_per_allocation: u16,
-    /// TCP connections of all clients together; 0 is no limit.
+    /// TCP and TLS connections of all clients together; 0 is no limit.
     pub connections: u32,
-    /// TCP connections of one source, which is an IPv4 address or an IPv6 /64; 0 is no limit.
+    /// TCP and TLS connections of one source, which is an IPv4 address or an IPv6 /64; 0 is no limit.
     pub connections_per_source: u32,
     /// Answers per second to a source that has not shown that it receives them, 1 to 1000 in each worker; 0 is no limit.
     pub unverified_replies: u32,
+}
+
+/// `[timeouts]`: how long the server waits for clients on connections (TCP and TLS).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the connection to the end of the TLS handshake, 1 s to 5 minutes.
+    pub tls_handshake: Duration,
+    /// From there to the first request, 1 s to 5 minutes.
+    pub first_request: Duration,
+    /// After a request, on a connection without an allocation, 1 s to 1 day.
+    pub idle: Duration,
+    /// On a connection that has had no allocation, whatever is asked on it, 1 s to 1 day.
+    pub unauthenticated: Duration,
 }
 
 /// `[compat]`: deviations from the RFCs for old clients.
@@ -235,10 +267,12 @@ impl Default for Config {
             workers: 0,
             drain_deadline: Duration::from_secs(1),
             listen: Listen::default(),
+            tls: None,
             relay: Relay::default(),
             auth: Auth::default(),
             peers: Peers::default(),
             limits: Limits::default(),
+            timeouts: Timeouts::default(),
             compat: Compat::default(),
             log: Log::default(),
             warnings: Vec::new(),
@@ -249,7 +283,7 @@ impl Default for Config {
 impl Default for Listen {
     fn default() -> Self {
         let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 3478));
-        Self { udp: vec![everywhere], tcp: vec![everywhere] }
+        Self { udp: vec![everywhere], tcp: vec![everywhere], tls: Vec::new() }
     }
 }
 
@@ -284,6 +318,17 @@ impl Default for Limits {
     }
 }
 
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tls_handshake: Duration::from_secs(10),
+            first_request: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            unauthenticated: Duration::from_secs(300),
+        }
+    }
+}
+
 impl Config {
     /// Reads and checks a configuration file, and the secrets file that it names.
     ///
@@ -293,7 +338,7 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let file = path.display().to_string();
         let bytes = fs::read(path).map_err(|error| {
-            let message = format!("cannot be read: {}", credentials::read_failure(&error));
+            let message = format!("cannot be read: {}", read_failure(&error));
             ConfigErrors::new(vec![Problem { file: file.clone(), position: None, message }])
         })?;
         let text = String::from_utf8(bytes).map_err(|error| {
@@ -311,7 +356,7 @@ impl Config {
 
     /// Checks a configuration text.
     ///
-    /// `file_name` is what the errors call it; a relative `auth.secrets-file` is looked for beside it.
+    /// `file_name` is what the errors call it; the relative paths in it begin beside it.
     ///
     /// # Errors
     ///
@@ -350,11 +395,13 @@ impl Config {
             hostname: general::hostname(&top, report),
             workers,
             drain_deadline: general::drain_deadline(&top, report),
+            tls: tls::tls(&top, &listen, report),
             listen,
             relay,
             auth: credentials::auth(&top, report),
             peers: addresses::peers(&top, report),
             limits,
+            timeouts: general::timeouts(&top, report),
             compat: general::compat(&top, report),
             log: general::log(&top, report),
             warnings: Vec::new(),

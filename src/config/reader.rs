@@ -173,9 +173,6 @@ impl<'t> Section<'t> {
 /// What to say about a key that does not exist.
 fn unknown_key(key: &str, keys: &TableKeys) -> String {
     let unknown = format!("unknown key {} in {}", quoted(key), keys.name());
-    if key == "tls" && matches!(keys.path, "listen" | "") {
-        return format!("{unknown}: this version listens on UDP and TCP only");
-    }
     if let Some(candidate) = closest(key, keys.keys.iter().copied()) {
         return format!("{unknown}; did you mean `{candidate}`?");
     }

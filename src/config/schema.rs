@@ -26,15 +26,18 @@ pub(super) const TOP: TableKeys = TableKeys {
         "workers",
         "drain-deadline",
         "listen",
+        "tls",
         "relay",
         "auth",
         "peers",
         "limits",
+        "timeouts",
         "compat",
         "log",
     ],
 };
-pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp"] };
+pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp", "tls"] };
+pub(super) const TLS: TableKeys = TableKeys { path: "tls", keys: &["certificate", "private-key"] };
 pub(super) const RELAY: TableKeys = TableKeys { path: "relay", keys: &["addresses", "external", "ports"] };
 pub(super) const AUTH: TableKeys =
     TableKeys { path: "auth", keys: &["secrets", "secrets-file", "nonce-lifetime", "expiry-grace", "users"] };
@@ -52,7 +55,10 @@ pub(super) const LIMITS: TableKeys = TableKeys {
         "unverified-replies",
     ],
 };
+pub(super) const TIMEOUTS: TableKeys =
+    TableKeys { path: "timeouts", keys: &["tls-handshake", "first-request", "idle", "unauthenticated"] };
 pub(super) const COMPAT: TableKeys = TableKeys { path: "compat", keys: &["rfc5766-channels"] };
 pub(super) const LOG: TableKeys = TableKeys { path: "log", keys: &["level", "format"] };
 
-pub(super) const ALL: &[&TableKeys] = &[&TOP, &LISTEN, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &COMPAT, &LOG];
+pub(super) const ALL: &[&TableKeys] =
+    &[&TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &COMPAT, &LOG];

@@ -26,10 +26,12 @@ impl fmt::Display for Summary<'_> {
             workers,
             drain_deadline,
             listen,
+            tls,
             relay,
             auth,
             peers,
             limits,
+            timeouts,
             compat,
             log,
             warnings,
@@ -51,7 +53,7 @@ impl fmt::Display for Summary<'_> {
             }
         }
         let of = |transport, addresses| std::iter::repeat(transport).zip(addresses);
-        for (transport, address) in of("udp", &listen.udp).chain(of("tcp", &listen.tcp)) {
+        for (transport, address) in of("udp", &listen.udp).chain(of("tcp", &listen.tcp)).chain(of("tls", &listen.tls)) {
             write!(f, "\nlisten   {transport} {address}")?;
             match (address.ip().is_unspecified() && address.is_ipv6(), address.port()) {
                 (true, 0) => f.write_str(" (IPv6 and IPv4, any free port)")?,
@@ -59,6 +61,10 @@ impl fmt::Display for Summary<'_> {
                 (false, 0) => f.write_str(" (any free port)")?,
                 (false, _) => {}
             }
+        }
+
+        if let Some(tls) = tls {
+            write!(f, "\ntls      {}, with the key in {}", tls.certificate.display(), tls.private_key.display())?;
         }
 
         let (first, last) = (relay.ports.start(), relay.ports.end());
@@ -115,8 +121,8 @@ impl fmt::Display for Summary<'_> {
         write!(f, "\n         an allocation has at most {}", plural(permissions, "permission"))?;
         write!(f, " and {}", plural(channels, "channel"))?;
         match limits.connections {
-            0 => f.write_str("\n         any number of TCP connections")?,
-            connections => write!(f, "\n         {} in all", plural(connections, "TCP connection"))?,
+            0 => f.write_str("\n         any number of TCP and TLS connections")?,
+            connections => write!(f, "\n         {} in all", plural(connections, "TCP and TLS connection"))?,
         }
         match limits.connections_per_source {
             0 => f.write_str(", from one source too")?,
@@ -126,6 +132,14 @@ impl fmt::Display for Summary<'_> {
             0 => f.write_str("\n         unverified sources get any number of answers")?,
             replies => write!(f, "\n         an unverified source gets {} a second", plural(replies, "answer"))?,
         }
+        let [handshake, first, idle, unauthenticated] =
+            [timeouts.tls_handshake, timeouts.first_request, timeouts.idle, timeouts.unauthenticated]
+                .map(format_duration);
+        write!(
+            f,
+            "\ntimeouts a connection has {handshake} for its TLS handshake, {first} for its first request\n         \
+             and without an allocation {idle} after a request, {unauthenticated} in all"
+        )?;
         if compat.rfc5766_channels {
             f.write_str("\ncompat   channel numbers up to 0x7FFF are accepted")?;
         }

@@ -13,6 +13,7 @@ use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep};
 
 use super::News;
 use super::service::{Pulse, Service};
+use super::tls::{self, Certificates};
 use crate::clock;
 use crate::turn::Shared;
 
@@ -102,6 +103,8 @@ pub(super) struct Life<'a> {
     pub(super) heartbeats: &'a [Arc<AtomicU64>],
     /// How long SIGTERM waits for the last allocation.
     pub(super) drain_deadline: Duration,
+    /// Kept up to date until the end.
+    pub(super) certificates: Option<Certificates>,
     pub(super) service: Service,
 }
 
@@ -144,6 +147,11 @@ impl Life<'_> {
                     tracing::info!(allocations = self.allocations(), "the drain deadline has come");
                     break None;
                 }
+                () = tls::due(&mut self.certificates) => {
+                    if let Some(certificates) = &mut self.certificates {
+                        certificates.look();
+                    }
+                }
                 () = tick(&mut progress) => tracing::info!(allocations = self.allocations(), "draining"),
                 () = tick(&mut status) => {
                     let status = self.status(stage);
@@ -181,9 +189,14 @@ impl Life<'_> {
     }
 
     /// Reads again what can be read again.
-    fn reload(&self) {
+    fn reload(&mut self) {
         self.service.reloading(clock::monotonic());
-        tracing::warn!("SIGHUP: this version does not reload its configuration; restart it to apply a change");
+        if let Some(certificates) = &mut self.certificates {
+            certificates.reload();
+        }
+        tracing::warn!(
+            "SIGHUP: this version does not reload its configuration, but for the certificate; restart it to apply a change"
+        );
         self.service.ready();
     }
 

@@ -16,7 +16,7 @@ pub enum ListenError {
         port = .address.port()
     )]
     InUse {
-        /// `udp` or `tcp`.
+        /// `udp`, `tcp` or `tls`.
         transport: &'static str,
         /// The address.
         address: SocketAddr,
@@ -27,7 +27,7 @@ pub enum ListenError {
          listen.{transport} names it"
     )]
     NotOurs {
-        /// `udp` or `tcp`.
+        /// `udp`, `tcp` or `tls`.
         transport: &'static str,
         /// The address.
         address: SocketAddr,
@@ -40,7 +40,7 @@ pub enum ListenError {
          AmbientCapabilities=CAP_NET_BIND_SERVICE"
     )]
     NotPermitted {
-        /// `udp` or `tcp`.
+        /// `udp`, `tcp` or `tls`.
         transport: &'static str,
         /// The address.
         address: SocketAddr,
@@ -48,7 +48,7 @@ pub enum ListenError {
     /// Another error of the kernel.
     #[error("cannot listen on {transport} {address}: {error}")]
     Other {
-        /// `udp` or `tcp`.
+        /// `udp`, `tcp` or `tls`.
         transport: &'static str,
         /// The address.
         address: SocketAddr,
@@ -86,8 +86,17 @@ impl Listeners<UdpSocket> {
 impl Listeners<TcpListener> {
     /// Claims each address, if nobody else has it; port 0 becomes a real one.
     pub(super) fn tcp(wanted: &[SocketAddr]) -> Result<Self, ListenError> {
+        Self::stream("tcp", wanted)
+    }
+
+    /// The same for TLS.
+    pub(super) fn tls(wanted: &[SocketAddr]) -> Result<Self, ListenError> {
+        Self::stream("tls", wanted)
+    }
+
+    fn stream(name: &'static str, wanted: &[SocketAddr]) -> Result<Self, ListenError> {
         let (claim, join) = (tcp::claim_listener, tcp::bind_listener);
-        Self::claim(Transport { name: "tcp", claim, join, local_addr: TcpListener::local_addr }, wanted)
+        Self::claim(Transport { name, claim, join, local_addr: TcpListener::local_addr }, wanted)
     }
 }
 

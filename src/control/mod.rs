@@ -6,6 +6,7 @@ mod listeners;
 pub mod logging;
 mod service;
 mod start;
+mod tls;
 
 use std::collections::HashSet;
 use std::io::{self, Write as _};
@@ -18,15 +19,17 @@ use tokio::sync::{mpsc, watch};
 use crate::auth::{Secret, time_limited};
 use crate::clock::{self, Clock};
 use crate::config::Config;
-use crate::turn::{Counters, Outcome};
-use crate::worker;
+use crate::net::tls::Certificate;
+use crate::turn::Outcome;
+use crate::worker::{self, Totals};
 use life::{Life, Signals};
 use service::Service;
 
 pub use listeners::ListenError;
 pub use start::{StartError, check_listeners, choose_addresses};
+pub use tls::{TlsError, check as check_tls};
 
-type WorkerThread = thread::JoinHandle<io::Result<Counters>>;
+type WorkerThread = thread::JoinHandle<io::Result<Totals>>;
 
 /// How long the credential holds that is printed when no secret is configured, in seconds.
 const PRINTED_LIFETIME: u64 = 24 * 3600;
@@ -55,8 +58,11 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     }
     let (stop, stopped) = watch::channel(false);
     let clock = Clock::start();
-    let prepared = start::prepare(config, clock, &stopped)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Signals)?;
+    let prepared = {
+        let _entered = runtime.enter();
+        start::prepare(config, clock, &stopped)?
+    };
     // Before the first line that says that the server is there, so that a signal sent upon it is not lost.
     let mut signals = {
         let _entered = runtime.enter();
@@ -89,7 +95,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         return Err(failed_to_start(&stop, threads));
     }
     if let Some(secret) = &prepared.own_secret {
-        print_ice_servers(config, &prepared.listeners, &prepared.choice, secret);
+        let certificate = prepared.certificates.as_ref().map(tls::Certificates::current);
+        print_ice_servers(config, &prepared.listeners, &prepared.choice, certificate, secret);
     }
     tracing::info!(workers = threads.len(), "ready");
 
@@ -97,16 +104,17 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         shared: &prepared.shared,
         heartbeats: &heartbeats,
         drain_deadline: config.drain_deadline,
+        certificates: prepared.certificates,
         service: Service::from_environment(),
     };
     let early = runtime.block_on(life.run(&mut signals, &mut endings));
     // No receiver is left only if every worker has ended already.
     let _ = stop.send(true);
-    let mut totals = Counters::default();
+    let mut totals = Totals::default();
     let mut failed = early;
     for (index, thread) in threads.into_iter().enumerate() {
         match thread.join() {
-            Ok(Ok(counters)) => totals.add(&counters),
+            Ok(Ok(of_worker)) => totals.add(&of_worker),
             Ok(Err(error)) => {
                 tracing::error!(worker = index, %error, "worker failed");
                 failed = Some(index);
@@ -160,9 +168,15 @@ fn announce(prepared: &start::Prepared) {
 }
 
 /// Prints what a page passes to `new RTCPeerConnection`, for a server that has only the secret of this run.
-fn print_ice_servers(config: &Config, listeners: &[(&str, SocketAddr)], choice: &addresses::Choice, secret: &Secret) {
+fn print_ice_servers(
+    config: &Config,
+    listeners: &[(&str, SocketAddr)],
+    choice: &addresses::Choice,
+    certificate: Option<&Certificate>,
+    secret: &Secret,
+) {
     let credential = time_limited::mint(secret, Some("try"), clock::unix_seconds() + PRINTED_LIFETIME);
-    let entry = credential.ice_servers(&urls(config, listeners, choice));
+    let entry = credential.ice_servers(&urls(config, listeners, choice, certificate));
     let mut stdout = io::stdout().lock();
     if let Err(error) = writeln!(stdout, "{entry}").and_then(|()| stdout.flush()) {
         tracing::warn!(%error, "the iceServers entry could not be printed");
@@ -175,15 +189,36 @@ fn print_ice_servers(config: &Config, listeners: &[(&str, SocketAddr)], choice: 
 }
 
 /// The urls of the listeners, each once: a wildcard and one of its addresses may share a port.
-fn urls(config: &Config, listeners: &[(&str, SocketAddr)], choice: &addresses::Choice) -> Vec<String> {
+///
+/// A client of TLS compares the host with the certificate. So where no `hostname` is configured, a TLS listener is named by
+/// those of its addresses that the certificate is for, else by the first name in it, else not at all.
+fn urls(
+    config: &Config,
+    listeners: &[(&str, SocketAddr)],
+    choice: &addresses::Choice,
+    certificate: Option<&Certificate>,
+) -> Vec<String> {
+    let name = certificate.and_then(|certificate| certificate.names.iter().find(|name| !name.starts_with('*')));
     let mut urls: Vec<String> = listeners
         .iter()
         .flat_map(|(transport, listener)| {
-            let hosts = match &config.hostname {
-                Some(name) => vec![format!("{name}:{}", listener.port())],
+            let port = listener.port();
+            let mut hosts = match &config.hostname {
+                Some(name) => vec![format!("{name}:{port}")],
                 None => addresses::advertised_hosts(*listener, &config.relay.external, choice),
             };
-            hosts.into_iter().map(move |host| format!("turn:{host}?transport={transport}"))
+            let (scheme, transport) = if *transport == "tls" { ("turns", "tcp") } else { ("turn", *transport) };
+            if scheme == "turns" && config.hostname.is_none() {
+                let covered = |host: &String| {
+                    let address = host.rsplit_once(':').map(|(address, _)| address);
+                    certificate.zip(address).is_some_and(|(certificate, address)| certificate.covers(address))
+                };
+                hosts.retain(covered);
+                if hosts.is_empty() {
+                    hosts.extend(name.map(|name| format!("{name}:{port}")));
+                }
+            }
+            hosts.into_iter().map(move |host| format!("{scheme}:{host}?transport={transport}"))
         })
         .collect();
     let mut seen = HashSet::new();
@@ -191,11 +226,13 @@ fn urls(config: &Config, listeners: &[(&str, SocketAddr)], choice: &addresses::C
     urls
 }
 
-fn log_totals(totals: &Counters, clock: Clock) {
+fn log_totals(totals: &Totals, clock: Clock) {
     let sum = |which: fn(Outcome) -> bool| -> u64 {
-        totals.occurred().filter(|(outcome, _)| which(*outcome)).map(|(_, count)| count).sum()
+        totals.packets.occurred().filter(|(outcome, _)| which(*outcome)).map(|(_, count)| count).sum()
     };
-    let detail: Vec<String> = totals.occurred().map(|(outcome, count)| format!("{outcome}: {count}")).collect();
+    let detail: Vec<String> = totals.packets.occurred().map(|(outcome, count)| format!("{outcome}: {count}")).collect();
+    let connections: Vec<String> =
+        totals.connections.occurred().map(|(name, count)| format!("{name}: {count}")).collect();
     tracing::info!(
         uptime = clock.elapsed().as_secs(),
         relayed = sum(|outcome| matches!(outcome, Outcome::RelayedToPeer | Outcome::RelayedToClient)),
@@ -203,6 +240,7 @@ fn log_totals(totals: &Counters, clock: Clock) {
         rejected = sum(|outcome| matches!(outcome, Outcome::Rejected(_))),
         dropped = sum(|outcome| matches!(outcome, Outcome::Dropped(_))),
         detail = detail.join(", "),
+        connections = connections.join(", "),
         "stopped"
     );
 }
@@ -231,13 +269,13 @@ mod tests {
             "turn:127.0.0.1:443?transport=udp",
             "turn:127.0.0.1:3478?transport=tcp",
         ];
-        assert_eq!(urls(&config, &listeners, &choice), expected);
+        assert_eq!(urls(&config, &listeners, &choice, None), expected);
         config.hostname = Some("turn.example.org".to_owned());
         let expected = [
             "turn:turn.example.org:3478?transport=udp",
             "turn:turn.example.org:443?transport=udp",
             "turn:turn.example.org:3478?transport=tcp",
         ];
-        assert_eq!(urls(&config, &listeners, &choice), expected);
+        assert_eq!(urls(&config, &listeners, &choice, None), expected);
     }
 }

@@ -8,18 +8,19 @@ use std::sync::atomic::AtomicBool;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rand::rngs::{StdRng, SysRng};
-use rand::{SeedableRng as _, TryRng as _};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use tokio::sync::watch;
 
 use super::addresses::{self, AddressError, Choice};
 use super::listeners::{self, ListenError, Listeners};
+use super::tls::{Certificates, TlsError};
 use crate::auth::{Authenticator, NonceMint, Secret};
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
 use crate::net::{interfaces, limits};
 use crate::turn::{self, LiveRelays, PeerPolicy, Quota, RelayRange, Reservations, Settings, Shared};
-use crate::worker::Plan;
+use crate::worker::{Plan, Timeouts};
 
 /// Why the server does not start. Each is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -30,9 +31,12 @@ pub enum StartError {
     /// No usable relay address.
     #[error("{0}")]
     Addresses(#[from] AddressError),
+    /// TLS is configured and cannot be served.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
     /// The system's random source failed.
     #[error("the random source of the system does not work: {0}")]
-    Random(#[from] rand::rngs::SysError),
+    Random(#[from] getrandom::Error),
     /// A thread or its runtime could not be made.
     #[error(
         "cannot start a worker: {0}{advice}",
@@ -49,6 +53,8 @@ pub(super) struct Prepared {
     /// The transports and addresses that are listened on, with their real ports.
     pub(super) listeners: Vec<(&'static str, SocketAddr)>,
     pub(super) choice: Choice,
+    /// `Some` if there are TLS listeners.
+    pub(super) certificates: Option<Certificates>,
     /// The secret that was made for this run, if none is configured.
     pub(super) own_secret: Option<Secret>,
 }
@@ -56,9 +62,12 @@ pub(super) struct Prepared {
 /// Prepares the workers.
 pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool>) -> Result<Prepared, StartError> {
     let choice = choose_addresses(config)?;
-    raise_open_files(config, &choice);
+    let hostname = config.hostname.as_deref();
+    let certificates = config.tls.as_ref().map(|tls| Certificates::load(tls, hostname)).transpose()?;
+    let connections = share_open_files(config, &choice);
     let mut udp = Listeners::udp(&config.listen.udp)?;
     let mut tcp = Listeners::tcp(&config.listen.tcp)?;
+    let mut tls = Listeners::tls(&config.listen.tls)?;
     let workers = worker_count(config);
     let own_secret = if config.auth.secrets.is_empty() && config.auth.users.is_empty() {
         let text = URL_SAFE_NO_PAD.encode(random_key()?);
@@ -67,22 +76,25 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
     } else {
         None
     };
-    let shared = Arc::new(share(config, &choice, own_secret.as_ref())?);
+    let shared = Arc::new(share(config, &choice, own_secret.as_ref(), connections)?);
     let mut plans = Vec::with_capacity(workers);
     for index in 0..workers {
         plans.push(Plan {
             listeners: udp.for_next_worker()?,
             tcp_listeners: tcp.for_next_worker()?,
+            tls_listeners: tls.for_next_worker()?,
+            tls: certificates.as_ref().map(Certificates::subscribe),
+            timeouts: timeouts(config),
             settings: settings(config, &choice, workers, index),
             shared: Arc::clone(&shared),
             clock,
-            rng: StdRng::try_from_rng(&mut SysRng)?,
+            rng: StdRng::from_seed(random_key()?),
             stop: stop.clone(),
             heartbeat: Arc::default(),
         });
     }
-    let listeners = udp.addresses().chain(tcp.addresses()).collect();
-    Ok(Prepared { plans, shared, listeners, choice, own_secret })
+    let listeners = udp.addresses().chain(tcp.addresses()).chain(tls.addresses()).collect();
+    Ok(Prepared { plans, shared, listeners, choice, certificates, own_secret })
 }
 
 /// The relay addresses, with the reasons for them.
@@ -104,7 +116,8 @@ pub fn choose_addresses(config: &Config) -> Result<Choice, AddressError> {
 /// Names the first one that it does not have.
 pub fn check_listeners(config: &Config) -> Result<(), StartError> {
     listeners::check_addresses("udp", &config.listen.udp)?;
-    Ok(listeners::check_addresses("tcp", &config.listen.tcp)?)
+    listeners::check_addresses("tcp", &config.listen.tcp)?;
+    Ok(listeners::check_addresses("tls", &config.listen.tls)?)
 }
 
 /// How many workers run: never more than there are relay ports to divide.
@@ -117,7 +130,12 @@ fn worker_count(config: &Config) -> usize {
     wanted.min(config.relay.ports.len() / 2).max(1)
 }
 
-fn share(config: &Config, choice: &Choice, own_secret: Option<&Secret>) -> Result<Shared, StartError> {
+fn share(
+    config: &Config,
+    choice: &Choice,
+    own_secret: Option<&Secret>,
+    connections: u32,
+) -> Result<Shared, StartError> {
     let secrets: Vec<Secret> = config.auth.secrets.iter().chain(own_secret).cloned().collect();
     let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
     let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
@@ -142,7 +160,7 @@ fn share(config: &Config, choice: &Choice, own_secret: Option<&Secret>) -> Resul
             &config.relay.ports,
         ),
         quota: Quota::new(config.limits.allocations_per_user, config.limits.allocations, random_key()?),
-        connections: Quota::new(config.limits.connections_per_source, config.limits.connections, random_key()?),
+        connections: Quota::new(config.limits.connections_per_source, connections, random_key()?),
         draining: AtomicBool::new(false),
     })
 }
@@ -166,26 +184,81 @@ fn is_out_of_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Each allocation has a socket and each connection is one; says so if this user may not have as many as there can be.
-fn raise_open_files(config: &Config, choice: &Choice) {
-    let relay_ports = config.relay.ports.len() * choice.addresses.len();
-    let connections = if config.listen.tcp.is_empty() { 0 } else { config.limits.connections };
-    let wanted = relay_ports as u64 + u64::from(connections);
-    match limits::raise_open_files() {
-        Ok(limit) if limit >= wanted => {}
-        Ok(limit) => tracing::warn!(
-            limit,
-            relay_ports,
-            connections,
-            "fewer open files are allowed than relay ports and limits.connections together: raise LimitNOFILE, or \
-             allocations and connections will fail"
-        ),
-        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
-    }
+fn timeouts(config: &Config) -> Timeouts {
+    let crate::config::Timeouts { tls_handshake, first_request, idle, unauthenticated } = config.timeouts;
+    Timeouts { tls_handshake, first_request, idle, unauthenticated }
 }
 
-fn random_key() -> Result<[u8; 32], rand::rngs::SysError> {
+/// What the process has open besides: listeners, the runtimes of the workers, standard streams, files that are read.
+const OTHER_FILES: u64 = 16;
+
+/// Raises the limit of open files, and returns how many connections there may be in all: each is one, and must leave room
+/// for the relay sockets.
+fn share_open_files(config: &Config, choice: &Choice) -> u32 {
+    let wanted = config.limits.connections;
+    let no_streams = config.listen.tcp.is_empty() && config.listen.tls.is_empty();
+    let limit = match limits::raise_open_files() {
+        Ok(limit) => limit,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+            return wanted;
+        }
+    };
+    let relay_ports = (config.relay.ports.len() * choice.addresses.len()) as u64;
+    let relay_sockets = match config.limits.allocations {
+        0 => relay_ports,
+        allocations => relay_ports.min(u64::from(allocations) * choice.addresses.len() as u64),
+    };
+    let listeners = config.listen.udp.len() + config.listen.tcp.len() + config.listen.tls.len();
+    let others = OTHER_FILES + (worker_count(config) * (listeners + 4)) as u64;
+    let room = limit.saturating_sub(others);
+    let most = most_connections(room, relay_sockets);
+    let enough = room >= relay_sockets.saturating_add(if no_streams { 0 } else { wanted.into() });
+    if no_streams {
+        if !enough {
+            tracing::warn!(
+                limit,
+                relay_sockets,
+                "fewer open files are allowed than there may be relay sockets: raise LimitNOFILE, or allocations will fail"
+            );
+        }
+        return wanted;
+    }
+    if !enough {
+        tracing::warn!(
+            limit,
+            relay_sockets,
+            connections = most.min(if wanted == 0 { u32::MAX } else { wanted }),
+            "fewer open files are allowed than relay sockets and limits.connections together: so many connections are \
+             admitted, to leave room for relay sockets; raise LimitNOFILE"
+        );
+    }
+    // 0 is no limit, and then the limit of open files is the only one.
+    if wanted == 0 { most } else { wanted.min(most) }
+}
+
+/// How many of so many files may be connections: those that no relay socket needs, and at least half, since a client
+/// on a connection needs one of each. Never 0, which would be no limit.
+fn most_connections(room: u64, relay_sockets: u64) -> u32 {
+    u32::try_from(room.saturating_sub(relay_sockets).max(room / 2).max(1)).unwrap_or(u32::MAX)
+}
+
+fn random_key() -> Result<[u8; 32], getrandom::Error> {
     let mut key = [0; 32];
-    SysRng.try_fill_bytes(&mut key)?;
+    getrandom::getrandom(&mut key)?;
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_relay_sockets_their_share_of_the_open_files() {
+        assert_eq!(most_connections(100_000, 16_384), 83_616);
+        assert_eq!(most_connections(20_000, 16_384), 10_000);
+        assert_eq!(most_connections(1_000, 16_384), 500);
+        assert_eq!(most_connections(0, 16_384), 1);
+        assert_eq!(most_connections(u64::MAX, 1), u32::MAX);
+    }
 }

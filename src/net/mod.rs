@@ -1,4 +1,4 @@
-//! System calls and nothing else: sockets, datagrams and interface addresses. This module knows no TURN.
+//! System calls and TLS: sockets, datagrams, interface addresses, certificates. This module knows no TURN.
 
 pub mod batch;
 pub mod interfaces;
@@ -8,4 +8,5 @@ pub mod tcp;
 #[cfg(test)]
 mod testing;
 pub mod timer;
+pub mod tls;
 pub mod udp;

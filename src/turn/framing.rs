@@ -49,6 +49,19 @@ pub(super) fn next_frame(bytes: &[u8], channels: &RangeInclusive<u16>) -> Frame 
     if bytes.len() < padded { Frame::Partial } else { Frame::Complete { message, length: padded } }
 }
 
+/// The length of a message that this server has written to a stream, its padding included, by its first four bytes.
+#[must_use]
+pub fn written_length([first, _, high, low]: [u8; 4]) -> usize {
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    if first <= 3 { HEADER_LEN + length } else { CHANNEL_HEADER + length.next_multiple_of(4) }
+}
+
+/// Whether a message is a Binding request or indication (RFC 8489 §18.2), by its type alone.
+#[must_use]
+pub fn is_binding(message: &[u8]) -> bool {
+    matches!(message, [0x00, 0x01 | 0x11, ..])
+}
+
 fn high_bytes(channels: &RangeInclusive<u16>) -> RangeInclusive<u8> {
     let high = |number: u16| number.to_be_bytes()[0];
     high(*channels.start())..=high(*channels.end())
@@ -69,6 +82,19 @@ mod tests {
         let mut writer = MessageWriter::new(&mut buffer, Class::Request, Method::BINDING, TransactionId::new([1; 12]));
         writer.push(&Software("stream"));
         writer.finish().unwrap().to_vec()
+    }
+
+    // RFC 8489 §5: class and method in the first two bytes.
+    #[test]
+    fn a_binding_is_told_by_its_type() {
+        let of = |class, method| {
+            let mut buffer = [0; 64];
+            let writer = MessageWriter::new(&mut buffer, class, method, TransactionId::new([1; 12]));
+            is_binding(writer.finish().unwrap())
+        };
+        assert!(of(Class::Request, Method::BINDING) && of(Class::Indication, Method::BINDING));
+        assert!(!of(Class::Success, Method::BINDING) && !of(Class::Request, Method::ALLOCATE));
+        assert!(!of(Class::Indication, Method::SEND) && !is_binding(&[0x40, 0x01, 0, 0]) && !is_binding(&[]));
     }
 
     #[test]
@@ -93,6 +119,14 @@ mod tests {
         let longest = [&[0, 1, 0xff, 0xfc, 0x21, 0x12, 0xa4, 0x42][..], &[0; LARGEST_FRAME - 8]].concat();
         let complete = Frame::Complete { message: LARGEST_FRAME, length: LARGEST_FRAME };
         assert_eq!(next_frame(&longest, &CHANNELS), complete);
+    }
+
+    #[test]
+    fn the_length_of_what_is_written_is_that_of_its_frame() {
+        let longest = [&[0x40, 0, 0xff, 0xff][..], &[0; 65_536]].concat();
+        for message in [binding(), vec![0x40, 0, 0, 1, 7, 0, 0, 0], vec![0x4f, 0xff, 0, 0], longest] {
+            assert_eq!(written_length(*message.first_chunk().unwrap()), message.len());
+        }
     }
 
     #[test]

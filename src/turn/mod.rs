@@ -30,7 +30,7 @@ pub use contract::{
     Action, AllocationSummary, AuthCause, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
     OpenError, OpenRelay, Opened, RelayId, RelayedAddresses, Reply, ToClient, ToPeer, Transport,
 };
-pub use framing::{Frame, LARGEST_FRAME};
+pub use framing::{Frame, LARGEST_FRAME, is_binding, written_length};
 pub use live::LiveRelays;
 pub use outcome::{Counters, DropReason, Outcome};
 pub use policy::{Denial, PeerPolicy};

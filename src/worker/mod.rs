@@ -3,7 +3,9 @@
 //! Everything here belongs to one thread. A listener and a relay socket each have a task that waits for readiness and
 //! then hands what is there to `Worker`, which asks the core and carries out what it decides.
 
+mod connections;
 mod events;
+mod handshake;
 mod stream;
 mod tasks;
 #[cfg(test)]
@@ -17,6 +19,7 @@ use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use tokio::net::UdpSocket;
@@ -24,13 +27,15 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::clock::{self, Clock};
-use crate::net::udp;
+use crate::net::{tls, udp};
 use crate::turn::{
     Action, Context, Counters, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, Instant, LARGEST_FRAME,
     OpenError, OpenRelay, Opened, Outcome, REPLY_BUFFER, RelayId, Reply, Server, Settings, Shared, TAILROOM, ToClient,
     ToPeer, Transport,
 };
+pub use connections::{Close, ConnectionCounters};
 use events::EventLog;
+use handshake::Handshakes;
 use stream::Outbound;
 pub use tasks::HEARTBEAT;
 
@@ -48,6 +53,12 @@ pub struct Plan {
     pub listeners: Vec<StdUdpSocket>,
     /// This worker's TCP listeners, bound in the same way.
     pub tcp_listeners: Vec<StdTcpListener>,
+    /// This worker's TLS listeners, bound in the same way.
+    pub tls_listeners: Vec<StdTcpListener>,
+    /// What TLS handshakes are served with, always the latest; `None` if there are no TLS listeners.
+    pub tls: Option<watch::Receiver<tls::Acceptor>>,
+    /// How long it waits for clients on connections.
+    pub timeouts: Timeouts,
     /// This worker's part of the configuration.
     pub settings: Settings,
     /// What it shares with the other workers.
@@ -62,12 +73,42 @@ pub struct Plan {
     pub heartbeat: Arc<AtomicU64>,
 }
 
-/// Runs a worker on this thread until it is told to stop, and returns what became of its packets. `started` is called
+/// How long a worker waits for clients on connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For the end of the TLS handshake, from the connection on.
+    pub tls_handshake: Duration,
+    /// For the first request, from the handshake on.
+    pub first_request: Duration,
+    /// After the last request, on a connection without an allocation.
+    pub idle: Duration,
+    /// In all, on a connection that has had no allocation.
+    pub unauthenticated: Duration,
+}
+
+/// What became of a worker's packets and connections.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// By outcome.
+    pub packets: Counters,
+    /// By end.
+    pub connections: ConnectionCounters,
+}
+
+impl Totals {
+    /// Adds those of another worker.
+    pub fn add(&mut self, other: &Self) {
+        self.packets.add(&other.packets);
+        self.connections.add(&other.connections);
+    }
+}
+
+/// Runs a worker on this thread until it is told to stop, and returns what became of its packets and connections. `started` is called
 /// once its clients can be served.
 ///
 /// # Errors
 /// If the runtime cannot be made, a socket cannot be registered with it, or a task of the worker panics.
-pub fn run(plan: Plan, started: impl FnOnce()) -> io::Result<Counters> {
+pub fn run(plan: Plan, started: impl FnOnce()) -> io::Result<Totals> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, tasks::serve(plan, started))
 }
@@ -120,6 +161,9 @@ struct Worker {
     relays: Vec<Option<Relay>>,
     /// What is to be written to the clients that are on connections.
     connections: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
+    connection_counters: ConnectionCounters,
+    handshakes: Handshakes,
+    timeouts: Timeouts,
     /// Every packet is received here: behind [`HEADROOM`] if it comes from a peer.
     buffer: Box<[u8]>,
     reply: Box<[u8]>,
@@ -147,6 +191,9 @@ impl Worker {
                 server: Server::new(plan.shared, plan.settings),
                 relays: Vec::new(),
                 connections: HashMap::new(),
+                connection_counters: ConnectionCounters::default(),
+                handshakes: Handshakes::default(),
+                timeouts: plan.timeouts,
                 buffer: vec![0; BUFFER].into(),
                 reply: vec![0; REPLY_BUFFER].into(),
                 clock: plan.clock,

@@ -14,9 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Worker;
+use super::{Close, Worker};
 use crate::net::tcp;
-use crate::turn::{Deadline, DropReason, FiveTuple, Frame, Outcome, Ticket, Transport};
+use crate::net::tls::{Failure, Usage};
+use crate::turn::{self, Deadline, DropReason, FiveTuple, Frame, Outcome, Ticket, Transport};
 
 /// Relayed data that waits for a slow client, in bytes. What exceeds it is dropped, as a full socket buffer drops it.
 const MOST_DATA: usize = 256 * 1024;
@@ -36,45 +37,6 @@ const LARGEST_READ: usize = 16 * 1024;
 /// How many messages one connection may keep the worker busy with before the others get their turn.
 const BUDGET: usize = 64;
 
-/// How long a client has for its first request, from the connection on.
-const FIRST_REQUEST: Duration = Duration::from_secs(10);
-
-/// How long a connection without an allocation is kept after the last request.
-const IDLE: Duration = Duration::from_secs(60);
-
-/// How long a connection is kept that has had no allocation, whatever is asked on it.
-const STRANGER: Duration = Duration::from_secs(300);
-
-/// Why a connection ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Close {
-    /// The client closed it, or its half of it.
-    ByClient,
-    /// What it sent is no TURN.
-    Garbage,
-    /// It does not read what it asked for.
-    Unread,
-    /// It made no request in time, and has no allocation.
-    Idle,
-    /// The connection broke.
-    Broken,
-    /// The server ends.
-    ServerStopped,
-}
-
-impl Close {
-    fn label(self) -> &'static str {
-        match self {
-            Self::ByClient => "closed by the client",
-            Self::Garbage => "not TURN",
-            Self::Unread => "answers left unread",
-            Self::Idle => "idle without an allocation",
-            Self::Broken => "connection broken",
-            Self::ServerStopped => "the server stopped",
-        }
-    }
-}
-
 /// What the bytes of one read came to.
 enum Received {
     /// A message that was not dropped.
@@ -84,8 +46,10 @@ enum Received {
 }
 
 /// What has come from a client and is not served.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inbound {
+    /// What the connection is for.
+    usage: Usage,
     bytes: Vec<u8>,
     /// There are whole messages in it, to be served before more is read.
     more: bool,
@@ -94,6 +58,10 @@ struct Inbound {
 }
 
 impl Inbound {
+    fn new(usage: Usage) -> Self {
+        Self { usage, bytes: Vec::new(), more: false, proven: false }
+    }
+
     /// Replaces what is kept.
     fn keep(&mut self, bytes: &[u8]) {
         if bytes.is_empty() && self.bytes.capacity() > LARGEST_READ {
@@ -123,9 +91,37 @@ pub(super) struct Outbound {
     overflowed: bool,
     /// The connection is to be closed when the queue is written.
     finishing: bool,
+    /// A write takes one message at most, so that TLS puts it into a record of its own: clients that read a record and
+    /// take it for a message, as coturn's own does, lose what else is in it.
+    single: bool,
+    /// What has not been written of a message that has been begun.
+    begun: usize,
 }
 
 impl Outbound {
+    fn new(transport: Transport) -> Self {
+        Self { single: transport == Transport::Tls, ..Self::default() }
+    }
+
+    /// What is to be written next.
+    fn piece(&mut self) -> &[u8] {
+        if !self.single {
+            return self.queue.as_slices().0;
+        }
+        if self.begun == 0 {
+            let mut header = [0; 4];
+            for (place, byte) in header.iter_mut().zip(&self.queue) {
+                *place = *byte;
+            }
+            self.begun = turn::written_length(header);
+        }
+        if self.queue.as_slices().0.len() < self.begun {
+            self.queue.make_contiguous();
+        }
+        let front = self.queue.as_slices().0;
+        front.get(..self.begun).unwrap_or(front)
+    }
+
     /// Takes relayed data; false if there is no room.
     fn push_data(&mut self, message: &[u8]) -> bool {
         let fits = !self.overflowed && self.queue.len() + message.len() <= MOST_DATA;
@@ -162,10 +158,13 @@ impl Outbound {
         }
         self.writer = Some(cx.waker().clone());
         while !self.queue.is_empty() {
-            let (front, _) = self.queue.as_slices();
-            match ready!(Pin::new(&mut *stream).poll_write(cx, front)) {
-                Ok(written) if written > 0 => drop(self.queue.drain(..written)),
-                _ => return Poll::Ready(Close::Broken),
+            match ready!(Pin::new(&mut *stream).poll_write(cx, self.piece())) {
+                Ok(written) if written > 0 => {
+                    self.queue.drain(..written);
+                    self.begun = self.begun.saturating_sub(written);
+                }
+                Ok(_) => return Poll::Ready(Close::Broken),
+                Err(error) => return Poll::Ready(Failure::of(&error).into()),
             }
         }
         // What a burst took is not kept for the rest of the connection.
@@ -175,22 +174,29 @@ impl Outbound {
         match ready!(Pin::new(stream).poll_flush(cx)) {
             Ok(()) if self.finishing => Poll::Ready(Close::ServerStopped),
             Ok(()) => Poll::Pending,
-            Err(_) => Poll::Ready(Close::Broken),
+            Err(error) => Poll::Ready(Failure::of(&error).into()),
         }
     }
 }
 
 /// Serves one client until its connection ends.
-pub(super) async fn serve<S>(worker: Weak<RefCell<Worker>>, tuple: FiveTuple, ticket: Ticket, mut stream: S)
-where
+pub(super) async fn serve<S>(
+    worker: Weak<RefCell<Worker>>,
+    tuple: FiveTuple,
+    ticket: Ticket,
+    mut stream: S,
+    usage: Usage,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let outbound = Rc::new(RefCell::new(Outbound::default()));
+    let outbound = Rc::new(RefCell::new(Outbound::new(tuple.transport)));
     match worker.upgrade() {
         Some(worker) => worker.borrow_mut().connected(tuple, Rc::clone(&outbound)),
         None => return,
     }
-    let close = converse(&worker, &tuple, &outbound, &mut stream).await;
+    let close = converse(&worker, &tuple, &outbound, &mut stream, usage).await;
+    // TLS: close_notify, and then the end of our half; a client that has no room for it does without.
+    let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx))).await;
     if let Some(worker) = worker.upgrade() {
         worker.borrow_mut().disconnected(&tuple, &outbound, ticket, close);
     }
@@ -201,28 +207,32 @@ async fn converse<S>(
     tuple: &FiveTuple,
     outbound: &RefCell<Outbound>,
     stream: &mut S,
+    usage: Usage,
 ) -> Close
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut inbound = Inbound::default();
+    let mut inbound = Inbound::new(usage);
+    let Some(timeouts) = worker.upgrade().map(|worker| worker.borrow().timeouts) else { return Close::ServerStopped };
     let mut stranger_until = None;
-    let mut patience = FIRST_REQUEST;
+    let mut patience = timeouts.first_request;
     let mut deadline = None;
     loop {
         let now = match worker.upgrade() {
             Some(worker) => worker.borrow().now().monotonic,
-            None => return Close::Broken,
+            None => return Close::ServerStopped,
         };
-        if !inbound.proven && stranger_until.get_or_insert_with(|| Deadline::after(now, STRANGER)).has_passed(now) {
-            return Close::Idle;
+        if !inbound.proven
+            && stranger_until.get_or_insert_with(|| Deadline::after(now, timeouts.unauthenticated)).has_passed(now)
+        {
+            return Close::Unauthenticated;
         }
         let until = *deadline.get_or_insert_with(|| Deadline::after(now, patience));
         let step = poll_fn(|cx| {
             if let Poll::Ready(close) = outbound.borrow_mut().poll_write(cx, stream) {
                 return Poll::Ready(Err(close));
             }
-            let Some(worker) = worker.upgrade() else { return Poll::Ready(Err(Close::Broken)) };
+            let Some(worker) = worker.upgrade() else { return Poll::Ready(Err(Close::ServerStopped)) };
             let read = worker.borrow_mut().poll_read(cx, tuple, &mut inbound, stream);
             if let Poll::Ready(Err(_)) = read {
                 // The answers to what came before the end; what cannot be written at once is not waited for.
@@ -231,17 +241,17 @@ where
             read
         });
         match timeout(Duration::from_secs(until.seconds_left(now).into()), step).await {
-            Ok(Ok(Received::Request)) => (patience, deadline) = (IDLE, None),
+            Ok(Ok(Received::Request)) => (patience, deadline) = (timeouts.idle, None),
             Ok(Err(close)) => return close,
             // A client that says much and asks nothing is out of time as well.
             Ok(Ok(Received::Nothing)) | Err(_) => {
-                let Some(worker) = worker.upgrade() else { return Close::Broken };
+                let Some(worker) = worker.upgrade() else { return Close::ServerStopped };
                 let worker = worker.borrow();
                 if until.has_passed(worker.now().monotonic) {
                     if !worker.server.has_allocation(tuple) {
                         return Close::Idle;
                     }
-                    (patience, deadline) = (IDLE, None);
+                    (patience, deadline) = (timeouts.idle, None);
                 }
             }
         }
@@ -252,22 +262,28 @@ where
 
 impl Worker {
     /// The 5-tuple of a new connection and its place in the count, or `None` if it is to be closed.
-    pub(super) fn admit(&mut self, stream: &TcpStream) -> Option<(FiveTuple, Ticket)> {
+    pub(super) fn admit(&mut self, stream: &TcpStream, transport: Transport) -> Option<(FiveTuple, Ticket)> {
         if self.stopping {
             return None;
         }
-        // An answer is written whole; waiting for more would only delay it. Who is gone already needs no answer.
-        stream.set_nodelay(true).ok()?;
-        tcp::notice_vanished(stream).ok()?;
-        let (client, server) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
-        let tuple = FiveTuple { client: canonical(client), server: canonical(server), transport: Transport::Tcp };
+        let Ok((client, server)) = prepare(stream) else {
+            // Who is gone already needs no answer.
+            self.connection_counters.admitted();
+            self.connection_counters.ended(Close::Broken);
+            return None;
+        };
+        let tuple = FiveTuple { client: canonical(client), server: canonical(server), transport };
         let source = match tuple.client.ip() {
             IpAddr::V4(v4) => v4.to_string(),
             IpAddr::V6(v6) => (u128::from(v6) >> 64).to_string(),
         };
         match self.shared.connections.admit(&source) {
-            Ok(ticket) => Some((tuple, ticket)),
+            Ok(ticket) => {
+                self.connection_counters.admitted();
+                Some((tuple, ticket))
+            }
             Err(exceeded) => {
+                self.connection_counters.refused(exceeded);
                 let now = self.now();
                 self.events.connection_refused(now.monotonic, tuple.client, exceeded);
                 None
@@ -276,6 +292,7 @@ impl Worker {
     }
 
     pub(super) fn accept_failed(&mut self, error: &io::Error) {
+        self.connection_counters.not_accepted();
         let now = self.now();
         self.events.accept_failed(now.monotonic, error);
     }
@@ -293,7 +310,6 @@ impl Worker {
 
     /// Ends what a connection had.
     fn disconnected(&mut self, tuple: &FiveTuple, outbound: &Rc<RefCell<Outbound>>, ticket: Ticket, close: Close) {
-        self.shared.connections.release(ticket);
         if self.connections.get(tuple).is_some_and(|current| Rc::ptr_eq(current, outbound)) {
             self.connections.remove(tuple);
             self.end_allocation(tuple);
@@ -301,7 +317,14 @@ impl Worker {
         if self.connections.is_empty() {
             self.disconnected.notify_one();
         }
-        tracing::debug!(client = %tuple.client, reason = close.label(), "connection ended");
+        self.connection_ended(tuple, ticket, close);
+    }
+
+    /// Counts a connection that is over.
+    pub(super) fn connection_ended(&mut self, tuple: &FiveTuple, ticket: Ticket, close: Close) {
+        self.shared.connections.release(ticket);
+        self.connection_counters.ended(close);
+        tracing::debug!(client = %tuple.client, transport = %tuple.transport, reason = %close, "connection ended");
     }
 
     fn end_allocation(&mut self, tuple: &FiveTuple) {
@@ -327,7 +350,7 @@ impl Worker {
             match ready!(Pin::new(stream).poll_read(cx, &mut read)) {
                 Ok(()) if read.filled().is_empty() => return Poll::Ready(Err(Close::ByClient)),
                 Ok(()) => end += read.filled().len(),
-                Err(_) => return Poll::Ready(Err(Close::Broken)),
+                Err(error) => return Poll::Ready(Err(Failure::of(&error).into())),
             }
         }
         if let Some(begun) = self.buffer.get_mut(..kept) {
@@ -347,6 +370,14 @@ impl Worker {
                 Frame::Complete { .. } if served == BUDGET => {
                     inbound.more = true;
                     break;
+                }
+                Frame::Complete { message, .. }
+                    if inbound.usage == Usage::NatDiscovery
+                        && !turn::is_binding(bytes.get(..message).unwrap_or_default()) =>
+                {
+                    // RFC 7443 §2: the client has said that this connection is for Binding.
+                    self.finish(now, tuple.client, Outcome::Dropped(DropReason::UnsupportedMethod));
+                    return Poll::Ready(Err(Close::OtherUsage));
                 }
                 Frame::Complete { message, length } => {
                     if !matches!(self.serve_packet(now, tuple, start..start + message), Outcome::Dropped(_)) {
@@ -374,6 +405,14 @@ impl Worker {
             Outcome::Dropped(DropReason::SendBufferFull)
         }
     }
+}
+
+/// Both ends of a new connection, which is made to send at once and to notice when the client has vanished.
+fn prepare(stream: &TcpStream) -> io::Result<(SocketAddr, SocketAddr)> {
+    // An answer is written whole; waiting for more would only delay it.
+    stream.set_nodelay(true)?;
+    tcp::notice_vanished(stream)?;
+    Ok((stream.peer_addr()?, stream.local_addr()?))
 }
 
 /// A client has one 5-tuple, whatever the family of the socket that it connected to.

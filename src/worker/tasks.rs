@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
-use super::{Listener, Plan, Worker, stream};
-use crate::turn::{Counters, RelayId};
+use super::{Listener, Plan, Totals, Worker, handshake, stream};
+use crate::net::tls::{Acceptor, Usage};
+use crate::turn::{RelayId, Transport};
 
 /// How many packets one socket may keep the worker busy with before the others get their turn.
 const BUDGET: usize = 64;
@@ -34,16 +35,19 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// Runs a worker to its end.
-pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<Counters> {
+pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<Totals> {
     let (mut stop, heartbeat) = (plan.stop.clone(), Arc::clone(&plan.heartbeat));
     let mut streams = Vec::new();
     for listener in std::mem::take(&mut plan.tcp_listeners) {
-        streams.push(TcpListener::from_std(listener)?);
+        streams.push((TcpListener::from_std(listener)?, None));
+    }
+    for listener in std::mem::take(&mut plan.tls_listeners) {
+        streams.push((TcpListener::from_std(listener)?, plan.tls.clone()));
     }
     let worker = Worker::new(plan)?;
     let (listeners, panicked) = (worker.borrow().listeners.clone(), Rc::clone(&worker.borrow().panicked));
-    for listener in streams {
-        spawn(&panicked, accept(Rc::downgrade(&worker), Rc::clone(&panicked), listener));
+    for (listener, tls) in streams {
+        spawn(&panicked, accept(Rc::downgrade(&worker), Rc::clone(&panicked), listener, tls));
     }
     for listener in listeners {
         spawn(&panicked, serve_listener(Rc::clone(&worker), listener));
@@ -81,20 +85,36 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     };
     // Whoever does not read by then does not get them.
     let _ = tokio::time::timeout(LAST_ANSWERS, last_answers).await;
-    let counters = worker.borrow().counters.clone();
-    Ok(counters)
+    let mut worker = worker.borrow_mut();
+    worker.connection_counters.server_stopped();
+    Ok(Totals { packets: worker.counters.clone(), connections: worker.connection_counters.clone() })
 }
 
 /// Accepts connections for ever: an error is over when a descriptor is free again, and no reason to give up.
-async fn accept(worker: Weak<RefCell<Worker>>, panicked: Rc<Notify>, listener: TcpListener) {
+async fn accept(
+    worker: Weak<RefCell<Worker>>,
+    panicked: Rc<Notify>,
+    listener: TcpListener,
+    tls: Option<watch::Receiver<Acceptor>>,
+) {
+    let transport = if tls.is_some() { Transport::Tls } else { Transport::Tcp };
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let Some(this) = worker.upgrade() else { return };
-                let admitted = this.borrow_mut().admit(&stream);
+                let admitted = this.borrow_mut().admit(&stream, transport);
                 drop(this);
                 if let Some((tuple, ticket)) = admitted {
-                    spawn(&panicked, stream::serve(Weak::clone(&worker), tuple, ticket, stream));
+                    let worker = Weak::clone(&worker);
+                    match &tls {
+                        Some(tls) => {
+                            let acceptor = tls.borrow().clone();
+                            spawn(&panicked, handshake::serve(worker, tuple, ticket, stream, acceptor));
+                        }
+                        None => {
+                            spawn(&panicked, stream::serve(worker, tuple, ticket, stream, Usage::Turn));
+                        }
+                    }
                 }
             }
             Err(error) => {

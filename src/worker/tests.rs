@@ -44,6 +44,14 @@ fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Sha
     let plan = Plan {
         listeners: vec![listener],
         tcp_listeners: vec![],
+        tls_listeners: vec![],
+        tls: None,
+        timeouts: Timeouts {
+            tls_handshake: Duration::from_secs(10),
+            first_request: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            unauthenticated: Duration::from_secs(300),
+        },
         settings,
         shared: Arc::clone(&shared),
         clock,

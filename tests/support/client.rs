@@ -1,6 +1,6 @@
-//! A TURN client on a plain socket, UDP or TCP, which does nothing that it is not told to do.
+//! A TURN client on a plain socket or on TLS, which does nothing that it is not told to do.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
@@ -12,6 +12,7 @@ use turnserver::stun::attribute::{
 };
 use turnserver::stun::{Attribute, Class, Message, MessageWriter, Method, TransactionId};
 
+use super::tls::{self, TlsStream};
 use super::{PATIENCE, SECRET};
 
 /// What is written into a request before its integrity attribute.
@@ -27,6 +28,7 @@ pub(crate) struct Client {
 enum Link {
     Udp(UdpSocket),
     Tcp(TcpStream),
+    Tls(Box<RefCell<TlsStream>>),
 }
 
 /// A username and its password.
@@ -78,10 +80,25 @@ impl Client {
         Self { link: Link::Tcp(stream), server, sent: Cell::new(0) }
     }
 
+    /// A client on a TLS connection whose handshake is done.
+    pub(crate) fn on_tls(stream: TlsStream) -> Self {
+        let server = stream.sock.peer_addr().unwrap();
+        Self { link: Link::Tls(Box::new(RefCell::new(stream))), server, sent: Cell::new(0) }
+    }
+
+    /// The TLS connection below.
+    pub(crate) fn into_tls(self) -> TlsStream {
+        match self.link {
+            Link::Tls(stream) => stream.into_inner(),
+            _ => panic!("this client is not on TLS"),
+        }
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         match &self.link {
             Link::Udp(socket) => socket.local_addr(),
             Link::Tcp(stream) => stream.local_addr(),
+            Link::Tls(stream) => stream.borrow().sock.local_addr(),
         }
         .unwrap()
     }
@@ -94,6 +111,7 @@ impl Client {
         match &self.link {
             Link::Udp(socket) => assert_eq!(socket.send(message).unwrap(), message.len()),
             Link::Tcp(stream) => (&*stream).write_all(message).unwrap(),
+            Link::Tls(stream) => tls::write(&mut stream.borrow_mut(), message).unwrap(),
         }
         self.sent.set(self.sent.get() + 1);
     }
@@ -101,16 +119,19 @@ impl Client {
     pub(crate) fn receive(&self) -> Answer {
         match &self.link {
             Link::Udp(socket) => Answer(receive(socket).0),
-            Link::Tcp(_) => Answer(self.frame().expect("the connection is open")),
+            Link::Tcp(_) | Link::Tls(_) => Answer(self.frame().expect("the connection is open")),
         }
     }
 
     /// The next message of a connection, without its padding; `None` if the server has closed it.
     pub(crate) fn frame(&self) -> Option<Vec<u8>> {
-        let Link::Tcp(stream) = &self.link else { panic!("UDP has no frames") };
-        let mut stream = stream;
+        let read = |bytes: &mut [u8]| match &self.link {
+            Link::Udp(_) => panic!("UDP has no frames"),
+            Link::Tcp(stream) => (&*stream).read_exact(bytes),
+            Link::Tls(stream) => stream.borrow_mut().read_exact(bytes),
+        };
         let mut frame = vec![0; 4];
-        match stream.read_exact(&mut frame) {
+        match read(&mut frame) {
             Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
                 return None;
             }
@@ -119,7 +140,7 @@ impl Client {
         let length = usize::from(u16::from_be_bytes([frame[2], frame[3]]));
         let whole = if frame[0] < 4 { 20 + length } else { 4 + length };
         frame.resize(whole.next_multiple_of(4), 0);
-        stream.read_exact(&mut frame[4..]).unwrap();
+        read(&mut frame[4..]).unwrap();
         assert!(frame[whole..].iter().all(|padding| *padding == 0));
         frame.truncate(whole);
         Some(frame)

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 /// The realm of every test server.
 pub(crate) const REALM: &str = "test.example";
@@ -23,6 +24,13 @@ pub(crate) fn config_for(listen: &[&str], relay: &[&str], more: &str) -> String 
 /// The same with no secret and no user, for which the server makes a credential of its own.
 pub(crate) fn config_without_secret(addresses: &[&str], more: &str) -> String {
     format!("{}{more}", without_secret(addresses, addresses))
+}
+
+/// `config` with TLS listeners on `addresses`, which serve the certificate and the key in these files.
+pub(crate) fn with_tls(config: &str, addresses: &[&str], [certificate, key]: &[PathBuf; 2]) -> String {
+    let listen: Vec<String> = addresses.iter().map(|ip| SocketAddr::new(parse(ip), 0).to_string()).collect();
+    let (before, behind) = config.split_once("[relay]").unwrap();
+    format!("{before}tls = {listen:?}\n[tls]\ncertificate = {certificate:?}\nprivate-key = {key:?}\n[relay]{behind}")
 }
 
 fn without_secret(listen: &[&str], relay: &[&str]) -> String {

@@ -4,11 +4,13 @@
 //! out panics with what the process had said until then.
 #![allow(dead_code, unused_imports, reason = "each test binary compiles this module and uses its own part of it")]
 
+pub(crate) mod certificates;
 pub(crate) mod client;
 mod config;
 mod log;
 mod process;
 mod server;
+pub(crate) mod tls;
 
 use std::fs;
 use std::io::Write;
@@ -17,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-pub(crate) use config::{REALM, SECRET, config, config_for, config_without_secret};
+pub(crate) use config::{REALM, SECRET, config, config_for, config_without_secret, with_tls};
 pub(crate) use log::LogLine;
 pub(crate) use process::{Finished, Process, run};
 pub(crate) use server::{Credential, Ended, Server};

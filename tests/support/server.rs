@@ -80,6 +80,11 @@ impl Server {
         self.on("tcp", ip)
     }
 
+    /// The TLS address of a server that listens on one.
+    pub(crate) fn tls_address(&self) -> SocketAddr {
+        self.only("tls")
+    }
+
     fn only(&self, transport: &str) -> SocketAddr {
         match addresses(&self.listening, transport).as_slice() {
             [address] => *address,
@@ -173,6 +178,11 @@ fn with_listeners(config: &str, listening: &[(String, SocketAddr)]) -> String {
     for transport in ["udp", "tcp"] {
         let real: Vec<String> = addresses(listening, transport).iter().map(SocketAddr::to_string).collect();
         listen.insert(transport.to_owned(), real.into());
+    }
+    let tls = addresses(listening, "tls");
+    if !tls.is_empty() {
+        let tls: Vec<String> = tls.iter().map(SocketAddr::to_string).collect();
+        listen.insert("tls".to_owned(), tls.into());
     }
     table.to_string()
 }

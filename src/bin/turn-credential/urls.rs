@@ -9,20 +9,25 @@ use turnserver::config::{Config, RelayAddresses};
 pub(crate) enum UrlsUnknown {
     #[error(
         "the address of the server is not in the configuration: set `hostname` in it, or pass --host HOST (the \
-         listeners take any address, and the relay addresses are detected by the server)"
+         listeners take any address, and the relay addresses are detected by the server; a client of TLS needs the name \
+         that the certificate is for)"
     )]
     Host,
     #[error("the port of the server is not in the configuration: `[listen]` has only port 0, which is any free port")]
     Port,
 }
 
-/// One URL for each listener, UDP before TCP, without repetitions; where a listener takes every address and the configuration has
+/// One URL for each listener, UDP before TCP before TLS, without repetitions; where a listener takes every address and the configuration has
 /// no name, one for each family in which it gives an address.
+///
+/// A client of TLS compares the host with the certificate, which is hardly ever for an address: without a host that was
+/// given as such, TLS listeners have no URL.
 pub(crate) fn urls(config: &Config, host: Option<&str>) -> Result<Vec<String>, UrlsUnknown> {
     let host = host.or(config.hostname.as_deref());
     let of = |transport, listeners| std::iter::repeat(transport).zip(listeners);
     let listeners: Vec<(&str, &SocketAddr)> = of("udp", &config.listen.udp)
         .chain(of("tcp", &config.listen.tcp))
+        .chain(of("tls", &config.listen.tls))
         .filter(|(_, listener)| listener.port() != 0)
         .collect();
     if listeners.is_empty() {
@@ -32,10 +37,12 @@ pub(crate) fn urls(config: &Config, host: Option<&str>) -> Result<Vec<String>, U
     for (transport, listener) in listeners {
         let hosts = match host {
             Some(host) => vec![host.to_owned()],
+            None if transport == "tls" => Vec::new(),
             None => addresses(config, listener.ip()).into_iter().map(literal).collect(),
         };
         for host in hosts {
-            let url = format!("turn:{host}:{}?transport={transport}", listener.port());
+            let (scheme, transport) = if transport == "tls" { ("turns", "tcp") } else { ("turn", transport) };
+            let url = format!("{scheme}:{host}:{}?transport={transport}", listener.port());
             if !urls.contains(&url) {
                 urls.push(url);
             }
@@ -145,6 +152,23 @@ mod tests {
             urls_of(&format!("{listen}{relay}"), None),
             [format!("{v4}?transport=udp"), format!("{v6}?transport=udp"), format!("{v4}?transport=tcp")]
         );
+    }
+
+    // RFC 7065 §3.1
+    #[test]
+    fn a_tls_listener_is_named_by_what_the_certificate_is_for() {
+        let text = "[listen]\nudp = []\ntcp = [\"192.0.2.7:3478\"]\ntls = [\"192.0.2.7:5349\", \"[::]:443\"]\n\
+                    [tls]\ncertificate = \"c\"\nprivate-key = \"k\"";
+        let expected = [
+            "turn:turn.example.org:3478?transport=tcp",
+            "turns:turn.example.org:5349?transport=tcp",
+            "turns:turn.example.org:443?transport=tcp",
+        ];
+        assert_eq!(urls_of(text, Some("turn.example.org")), expected);
+        assert_eq!(urls_of(&format!("hostname = \"turn.example.org\"\n{text}"), None), expected);
+        assert_eq!(urls_of(text, None), ["turn:192.0.2.7:3478?transport=tcp"]);
+        let only_tls = text.replace("tcp = [\"192.0.2.7:3478\"]", "tcp = []");
+        assert_eq!(urls(&config(&only_tls), None), Err(UrlsUnknown::Host));
     }
 
     #[test]

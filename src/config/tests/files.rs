@@ -73,6 +73,7 @@ fn the_shipped_file_has_every_key() {
 fn the_examples_in_the_shipped_file_are_accepted_once_they_are_filled_in() {
     let filled =
         SHIPPED.replace("password = \"\"", "password = \"x\"").replace("/etc/turnserver/secrets", "Cargo.toml");
+    let filled = filled.replace("tls = [] ", "tls = [\"[::]:5349\"] ");
     let lines: Vec<&str> = filled
         .lines()
         .map(|line| match line.strip_prefix('#') {
@@ -180,7 +181,7 @@ fn a_secrets_file_that_gives_no_secret_is_an_error() {
 
 #[test]
 fn permission_denied_names_the_user() {
-    let message = credentials::read_failure(&io::Error::from(io::ErrorKind::PermissionDenied));
+    let message = read_failure(&io::Error::from(io::ErrorKind::PermissionDenied));
     assert!(message.starts_with("permission denied for ") && message.contains("uid "), "{message}");
 }
 

@@ -36,15 +36,85 @@ fn an_unknown_key_that_resembles_none_is_answered_with_the_list() {
     );
 }
 
+const TLS: &str = "[tls]\ncertificate = \"c.pem\"\nprivate-key = \"k.pem\"\n";
+
 #[test]
-fn tls_is_answered_with_what_this_version_has() {
+fn tls_listeners_and_their_certificate_come_together() {
     assert_eq!(
-        errors("[listen]\ntls = []\n[tls]\ncertificate = \"x\""),
+        error("[listen]\ntls = [\"[::]:5349\"]"),
+        "2:7: `listen.tls` needs a certificate: set `certificate` and `private-key` in `[tls]`"
+    );
+    let without = "`[tls]` has no effect, because `listen.tls` is empty: set it, as in tls = [\"[::]:5349\"], \
+                   or leave `[tls]` out";
+    assert_eq!(error(TLS), format!("1:1: {without}"));
+    assert_eq!(error(&format!("[listen]\ntls = []\n{TLS}")), format!("3:1: {without}"));
+    let listen = "[listen]\ntls = [\"[::]:5349\"]\n";
+    assert_eq!(
+        errors(&format!("{listen}[tls]")),
         [
-            "2:1: unknown key `tls` in `[listen]`: this version listens on UDP and TCP only",
-            "3:2: unknown key `tls` in the top level: this version listens on UDP and TCP only",
+            "3:1: `[tls]` has no `certificate`: give the path of its PEM file",
+            "3:1: `[tls]` has no `private-key`: give the path of its PEM file",
         ]
     );
+    assert_eq!(
+        errors(&format!("{listen}[tls]\ncertificate = \"\"\nprivate-key = 1")),
+        [
+            "4:15: `tls.certificate` is empty: give the path of a PEM file",
+            "5:15: `tls.private-key` takes a string, and this is a whole number",
+        ]
+    );
+    assert_eq!(error(&format!("tls = 1\n{listen}")), "1:7: `tls` takes a table, and this is a whole number");
+    // What is wrong in the list is said, and nothing besides.
+    assert_eq!(
+        error(&format!("[listen]\ntls = [\"5349\"]\n{TLS}")),
+        "2:8: `listen.tls`: `5349` has no address; did you mean `[::]:5349`?"
+    );
+    parse(&format!("{listen}{TLS}"));
+}
+
+#[test]
+fn a_port_of_tcp_is_for_tcp_or_for_tls() {
+    for (tcp, tls) in [
+        ("[::]:443", "[::]:443"),
+        ("[::]:443", "192.0.2.7:443"),
+        ("192.0.2.7:443", "0.0.0.0:443"),
+        ("[::]:443", "0.0.0.0:443"),
+        ("192.0.2.7:443", "192.0.2.7:443"),
+    ] {
+        assert_eq!(
+            error(&format!("[listen]\ntcp = [\"{tcp}\"]\ntls = [\"{tls}\"]\n{TLS}")),
+            format!(
+                "3:7: `listen.tls` has {tls} and `listen.tcp` has {tcp}, which is the same port: a port is for one of \
+                 the two; 5349 and 443 are usual for TLS"
+            )
+        );
+    }
+    for (tcp, tls) in [
+        ("[::]:80", "[::]:443"),
+        ("0.0.0.0:443", "[::1]:443"),
+        ("192.0.2.7:443", "192.0.2.8:443"),
+        ("[::1]:443", "192.0.2.8:443"),
+        ("[::]:0", "[::]:0"),
+    ] {
+        parse(&format!("[listen]\ntcp = [\"{tcp}\"]\ntls = [\"{tls}\"]\n{TLS}"));
+    }
+    parse(&format!("[listen]\nudp = []\ntcp = []\ntls = [\"[::]:443\"]\n{TLS}"));
+}
+
+#[test]
+fn a_timeout_that_cannot_be_used_is_refused() {
+    for (key, value, range) in [
+        ("tls-handshake", "\"0s\"", "1s and 5m"),
+        ("first-request", "\"6m\"", "1s and 5m"),
+        ("idle", "\"25h\"", "1s and 1d"),
+        ("unauthenticated", "\"0s\"", "1s and 1d"),
+    ] {
+        let place = key.len() + 4;
+        assert_eq!(
+            error(&format!("[timeouts]\n{key} = {value}")),
+            format!("2:{place}: `timeouts.{key}` must be between {range}")
+        );
+    }
 }
 
 #[test]

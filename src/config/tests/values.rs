@@ -13,6 +13,11 @@ drain-deadline = "10m"
 [listen]
 udp = ["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]
 tcp = ["127.0.0.1:0", "0.0.0.0:3478", "127.0.0.1:0"]
+tls = ["[::1]:3478", "0.0.0.0:443"]
+
+[tls]
+certificate = "chain.pem"
+private-key = "/etc/key.pem"
 
 [relay]
 addresses = ["10.0.0.5", "2001:db8::7"]
@@ -38,6 +43,12 @@ connections = 0
 connections-per-source = 30
 unverified-replies = 7
 
+[timeouts]
+tls-handshake = 1
+first-request = "5m"
+idle = "1d"
+unauthenticated = "90s"
+
 [compat]
 rfc5766-channels = true
 
@@ -59,7 +70,9 @@ fn every_value_arrives() {
                 .map(|a| a.parse().unwrap())
                 .to_vec(),
             tcp: ["127.0.0.1:0", "0.0.0.0:3478", "127.0.0.1:0"].map(|a| a.parse().unwrap()).to_vec(),
+            tls: ["[::1]:3478", "0.0.0.0:443"].map(|a| a.parse().unwrap()).to_vec(),
         },
+        tls: Some(Tls { certificate: "chain.pem".into(), private_key: "/etc/key.pem".into() }),
         relay: Relay {
             addresses: RelayAddresses::Given(["10.0.0.5", "2001:db8::7"].map(|a| a.parse().unwrap()).to_vec()),
             external: vec![("10.0.0.5".parse().unwrap(), "203.0.113.9".parse().unwrap())],
@@ -83,6 +96,12 @@ fn every_value_arrives() {
             connections: 0,
             connections_per_source: 30,
             unverified_replies: 7,
+        },
+        timeouts: Timeouts {
+            tls_handshake: Duration::from_secs(1),
+            first_request: Duration::from_secs(300),
+            idle: Duration::from_secs(86_400),
+            unauthenticated: Duration::from_secs(90),
         },
         compat: Compat { rfc5766_channels: true },
         log: Log { level: LogLevel::Trace, format: LogFormat::Json },
@@ -131,8 +150,10 @@ auth     no secret and no user: one secret is made for each run; a nonce is good
 peers    special-purpose addresses are denied
 limits   32 allocations for each user, in all as many as there are ports
          an allocation has at most 256 permissions and 256 channels
-         10000 TCP connections in all, 500 from one source
+         10000 TCP and TLS connections in all, 500 from one source
          an unverified source gets 50 answers a second
+timeouts a connection has 10s for its TLS handshake, 10s for its first request
+         and without an allocation 1m after a request, 5m in all
 log      info as text"
     );
     assert_eq!(
@@ -149,6 +170,9 @@ listen   udp 127.0.0.1:0 (any free port)
 listen   tcp 127.0.0.1:0 (any free port)
 listen   tcp 0.0.0.0:3478
 listen   tcp 127.0.0.1:0 (any free port)
+listen   tls [::1]:3478
+listen   tls 0.0.0.0:443
+tls      chain.pem, with the key in /etc/key.pem
 relay    10.0.0.5, 2001:db8::7; ports 50000-50999, 1000 for each address
          10.0.0.5 is advertised as 203.0.113.9
 auth     1 secret, 1 static user; a nonce is good for 10m
@@ -158,11 +182,13 @@ peers    special-purpose addresses are denied
          denied besides: 2001:db8:1::/48
 limits   any number of allocations for a user, 500 in all
          an allocation has at most 1 permission and 16384 channels
-         any number of TCP connections, 30 from one source
+         any number of TCP and TLS connections, 30 from one source
          an unverified source gets 7 answers a second
+timeouts a connection has 1s for its TLS handshake, 5m for its first request
+         and without an allocation 1d after a request, 90s in all
 compat   channel numbers up to 0x7FFF are accepted
 log      trace as json
-warning  t.toml:17:12: `auth.secrets` has a secret shorter than 16 bytes, \
+warning  t.toml:22:12: `auth.secrets` has a secret shorter than 16 bytes, \
 which can be guessed: `openssl rand -hex 32` makes a good one"
     );
 }

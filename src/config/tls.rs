@@ -1,0 +1,46 @@
+//! `[tls]`: where the certificate and its key are. What is in the files is looked at when the server starts.
+
+use super::paths;
+use super::problem::Report;
+use super::reader::Section;
+use super::{Listen, Tls, schema};
+
+pub(super) fn tls(top: &Section<'_>, listen: &Listen, report: &mut Report<'_>) -> Option<Tls> {
+    let wanted = !listen.tls.is_empty();
+    let Some(section) = top.section("tls", &schema::TLS, report) else {
+        // A `tls` that is no table is complained about already.
+        if wanted && top.value("tls").is_none() {
+            let span = top.value("listen").and_then(|listen| listen.get_ref().get("tls")).map(toml::Spanned::span);
+            report.error(
+                &span.unwrap_or_default(),
+                "`listen.tls` needs a certificate: set `certificate` and `private-key` in `[tls]`",
+            );
+        }
+        return None;
+    };
+    let header = top.span("tls");
+    let mut path = |key: &str| {
+        let Some(value) = section.value(key) else {
+            report.error(&header, format!("`[tls]` has no `{key}`: give the path of its PEM file"));
+            return None;
+        };
+        let path = section.string(key, report)?;
+        if path.get_ref().is_empty() {
+            report.error(&value.span(), format!("{} is empty: give the path of a PEM file", section.name(key)));
+            return None;
+        }
+        paths::resolve(report.file(), path.get_ref())
+            .map_err(|why| report.error(&value.span(), format!("{}: {why}", section.name(key))))
+            .ok()
+    };
+    let (certificate, private_key) = (path("certificate"), path("private-key"));
+    let listed = top.value("listen").and_then(|listen| listen.get_ref().get("tls")?.get_ref().as_array());
+    // Where addresses are listed and none is right, they are complained about already.
+    if !wanted && listed.is_none_or(|list| list.is_empty()) {
+        report.error(
+            &header,
+            "`[tls]` has no effect, because `listen.tls` is empty: set it, as in tls = [\"[::]:5349\"], or leave `[tls]` out",
+        );
+    }
+    Some(Tls { certificate: certificate?, private_key: private_key? })
+}

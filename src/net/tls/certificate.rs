@@ -1,0 +1,205 @@
+//! As much of an X.509 certificate (RFC 5280 §4.1) as an operator wants to know of his own.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use der::asn1::{AnyRef, GeneralizedTime, ObjectIdentifier, OctetStringRef, UtcTime};
+use der::{DateTime, Decode as _, Reader, SliceReader, Tag, TagNumber, Tagged as _};
+
+const SUBJECT_ALT_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.17");
+
+/// RFC 5280 §4.2.1.6: the choices of GeneralName that name a server.
+const DNS_NAME: TagNumber = TagNumber(2);
+const IP_ADDRESS: TagNumber = TagNumber(7);
+
+/// What a certificate says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// The distinguished name of whom it is for, as in `CN=turn.example.org`; may be empty.
+    pub subject: String,
+    /// The distinguished name of who signed it.
+    pub issuer: String,
+    /// The serial number in hexadecimal.
+    pub serial: String,
+    /// The DNS names of its subjectAltName, wildcards among them.
+    pub names: Vec<String>,
+    /// The addresses of its subjectAltName.
+    pub addresses: Vec<IpAddr>,
+    /// From when on it is valid, in seconds since the Unix epoch.
+    pub not_before: u64,
+    /// Until when it is valid, in seconds since the Unix epoch.
+    pub not_after: u64,
+    subject_der: Vec<u8>,
+    issuer_der: Vec<u8>,
+}
+
+impl Certificate {
+    pub(super) fn parse(bytes: &[u8]) -> der::Result<Self> {
+        let mut reader = SliceReader::new(bytes)?;
+        reader.sequence(|certificate| {
+            let parsed = certificate.sequence(|body| {
+                if Tag::peek(body)?.is_context_specific() {
+                    body.tlv_bytes()?; // version
+                }
+                let serial = AnyRef::decode(body)?.value();
+                body.tlv_bytes()?; // signature
+                let issuer_der = body.tlv_bytes()?.to_vec();
+                let (not_before, not_after) =
+                    body.sequence(|validity| Ok::<_, der::Error>((time(validity)?, time(validity)?)))?;
+                let subject_der = body.tlv_bytes()?.to_vec();
+                body.tlv_bytes()?; // subjectPublicKeyInfo
+                let (mut names, mut addresses) = (Vec::new(), Vec::new());
+                while !body.is_finished() {
+                    let field = AnyRef::decode(body)?;
+                    if field.tag().number() == TagNumber(3) {
+                        subject_alt_names(field.value(), &mut names, &mut addresses)?;
+                    }
+                }
+                Ok::<_, der::Error>(Self {
+                    subject: distinguished_name(&subject_der)?,
+                    issuer: distinguished_name(&issuer_der)?,
+                    serial: hexadecimal(serial),
+                    names,
+                    addresses,
+                    not_before,
+                    not_after,
+                    subject_der,
+                    issuer_der,
+                })
+            })?;
+            certificate.tlv_bytes()?; // signatureAlgorithm
+            certificate.tlv_bytes()?; // signature
+            Ok(parsed)
+        })
+    }
+
+    /// Whether it names itself as its issuer.
+    #[must_use]
+    pub fn is_self_signed(&self) -> bool {
+        self.subject_der == self.issuer_der
+    }
+
+    /// Whether it names `other` as its issuer.
+    #[must_use]
+    pub fn is_issued_by(&self, other: &Self) -> bool {
+        self.issuer_der == other.subject_der
+    }
+
+    /// Whether clients accept it for a host as it stands in a url: a name, an IPv4 address or an IPv6 address in
+    /// brackets (RFC 9525 §6.3: a wildcard stands for the leftmost label).
+    #[must_use]
+    pub fn covers(&self, host: &str) -> bool {
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        if let Ok(address) = bare.parse::<IpAddr>() {
+            return self.addresses.contains(&address);
+        }
+        let host = host.strip_suffix('.').unwrap_or(host);
+        self.names.iter().any(|name| match name.strip_prefix("*.") {
+            Some(parent) => host.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent)),
+            None => name.eq_ignore_ascii_case(host),
+        })
+    }
+}
+
+/// A time for people to read, as in `2026-11-21 12:00 UTC`. Takes seconds since the Unix epoch.
+#[must_use]
+pub fn date(unix: u64) -> String {
+    match DateTime::from_unix_duration(Duration::from_secs(unix)) {
+        Ok(at) => format!("{}-{:02}-{:02} {:02}:{:02} UTC", at.year(), at.month(), at.day(), at.hour(), at.minutes()),
+        Err(_) => format!("second {unix} of the epoch"),
+    }
+}
+
+fn time<'r>(reader: &mut impl Reader<'r>) -> der::Result<u64> {
+    let value = AnyRef::decode(reader)?;
+    let since = match value.tag() {
+        Tag::UtcTime => value.decode_as::<UtcTime>()?.to_unix_duration(),
+        _ => value.decode_as::<GeneralizedTime>()?.to_unix_duration(),
+    };
+    Ok(since.as_secs())
+}
+
+/// What the subjectAltName among `extensions` names.
+fn subject_alt_names(extensions: &[u8], names: &mut Vec<String>, addresses: &mut Vec<IpAddr>) -> der::Result<()> {
+    SliceReader::new(extensions)?.sequence(|list| {
+        while !list.is_finished() {
+            list.sequence(|extension| {
+                let is_names = ObjectIdentifier::decode(extension)? == SUBJECT_ALT_NAME;
+                if Tag::peek(extension)? == Tag::Boolean {
+                    extension.tlv_bytes()?; // critical
+                }
+                let value = <&OctetStringRef>::decode(extension)?;
+                if is_names {
+                    SliceReader::new(value.as_bytes())?.sequence(|names_of| {
+                        while !names_of.is_finished() {
+                            let name = AnyRef::decode(names_of)?;
+                            match name.tag().number() {
+                                DNS_NAME => names.push(printable(name.value())),
+                                IP_ADDRESS => addresses.extend(address(name.value())),
+                                _ => {}
+                            }
+                        }
+                        Ok::<_, der::Error>(())
+                    })?;
+                }
+                Ok::<_, der::Error>(())
+            })?;
+        }
+        Ok(())
+    })
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+}
+
+/// `C=US, O=Example, CN=Example CA`, in the order of the certificate.
+fn distinguished_name(bytes: &[u8]) -> der::Result<String> {
+    let mut parts = Vec::new();
+    SliceReader::new(bytes)?.sequence(|name| {
+        while !name.is_finished() {
+            let set = AnyRef::decode(name)?;
+            let mut set = SliceReader::new(set.value())?;
+            while !set.is_finished() {
+                set.sequence(|attribute| {
+                    let kind = ObjectIdentifier::decode(attribute)?;
+                    let value = AnyRef::decode(attribute)?;
+                    parts.push(format!("{}={}", attribute_name(kind), printable(value.value())));
+                    Ok::<_, der::Error>(())
+                })?;
+            }
+        }
+        Ok::<_, der::Error>(())
+    })?;
+    Ok(parts.join(", "))
+}
+
+/// RFC 4514 §3.
+fn attribute_name(kind: ObjectIdentifier) -> String {
+    let dotted = kind.to_string();
+    let short = match dotted.as_str() {
+        "2.5.4.3" => "CN",
+        "2.5.4.6" => "C",
+        "2.5.4.7" => "L",
+        "2.5.4.8" => "ST",
+        "2.5.4.10" => "O",
+        "2.5.4.11" => "OU",
+        _ => return dotted,
+    };
+    short.to_owned()
+}
+
+fn printable(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

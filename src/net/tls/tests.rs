@@ -1,0 +1,79 @@
+//! What is read from certificates, good ones and others.
+
+use proptest::prelude::*;
+
+use super::*;
+use certificates::Authority;
+
+#[path = "../../../tests/support/certificates.rs"]
+#[allow(dead_code, reason = "the integration tests use the rest")]
+pub(crate) mod certificates;
+
+const NOW: u64 = 1_700_000_000;
+const DAY: u64 = 86_400;
+
+fn der(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+#[test]
+fn a_certificate_tells_whom_it_is_for_and_for_how_long() {
+    let authority = Authority::new(NOW);
+    let issued = authority.issue(&["turn.example.org", "*.example.net", "192.0.2.7", "2001:db8::7"]);
+    let certificate = Certificate::parse(&der(&issued.own)).unwrap();
+    assert_eq!(certificate.names, ["turn.example.org", "*.example.net"]);
+    assert_eq!(certificate.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.7", "2001:db8::7"]);
+    assert!(certificate.subject.ends_with("CN=server"), "{certificate:?}");
+    assert!(certificate.issuer.ends_with("CN=Test Intermediate"), "{certificate:?}");
+    assert_eq!(certificate.serial, issued.serial);
+    assert_eq!((certificate.not_before, certificate.not_after), (NOW - DAY, NOW + 90 * DAY));
+
+    let [root, intermediate] =
+        [authority.root(), authority.intermediate()].map(|pem| Certificate::parse(&der(&pem)).unwrap());
+    assert!(root.is_self_signed() && !intermediate.is_self_signed() && !certificate.is_self_signed());
+    assert!(certificate.is_issued_by(&intermediate) && intermediate.is_issued_by(&root));
+    assert!(!certificate.is_issued_by(&root) && root.names.is_empty());
+}
+
+// RFC 5280 §4.1.2.5: from 2050 on, times have the other of their two forms.
+#[test]
+fn a_certificate_may_end_after_2049() {
+    let end = 4_107_542_400;
+    let issued = Authority::new(NOW).issue_for(&["localhost"], NOW, end);
+    let certificate = Certificate::parse(&der(&issued.own)).unwrap();
+    assert_eq!((certificate.not_before, certificate.not_after), (NOW, end));
+    // Made with: date -u -d @SECONDS
+    assert_eq!([date(NOW), date(end)], ["2023-11-14 22:13 UTC", "2100-03-01 00:00 UTC"]);
+}
+
+// RFC 9525 §6.3
+#[test]
+fn a_wildcard_stands_for_one_label_and_addresses_for_themselves() {
+    let issued = Authority::new(NOW).issue(&["turn.example.org", "*.example.net", "192.0.2.7", "2001:db8::7"]);
+    let certificate = Certificate::parse(&der(&issued.own)).unwrap();
+    for host in ["turn.example.org", "TURN.Example.org.", "a.example.net", "192.0.2.7", "[2001:db8::7]"] {
+        assert!(certificate.covers(host), "{host}");
+    }
+    for host in ["example.org", "a.turn.example.org", "example.net", "a.b.example.net", "192.0.2.8", "[2001:db8::8]"] {
+        assert!(!certificate.covers(host), "{host}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_mutated_certificate_never_panics(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        static ISSUED: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let issued = ISSUED.get_or_init(|| der(&Authority::new(NOW).issue(&["localhost", "::1"]).own).to_vec());
+        let mut bytes = issued.clone();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let _ = Certificate::parse(&bytes);
+        let cut = cut.index(issued.len());
+        prop_assert!(Certificate::parse(&issued[..cut]).is_err());
+    }
+}

@@ -1,0 +1,91 @@
+//! The client's side of TLS, on a socket that blocks.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{
+    self, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion, version,
+};
+
+use super::PATIENCE;
+use super::certificates::Authority;
+
+pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
+
+/// What a client offers.
+pub(crate) struct Offer<'o> {
+    pub(crate) versions: &'o [&'static SupportedProtocolVersion],
+    pub(crate) alpn: &'o [&'o str],
+}
+
+pub(crate) const TLS12: &SupportedProtocolVersion = &version::TLS12;
+pub(crate) const TLS13: &SupportedProtocolVersion = &version::TLS13;
+pub(crate) const ANY: Offer<'static> = Offer { versions: &[TLS13, TLS12], alpn: &[] };
+
+/// A session that trusts `authority` and expects a certificate for `localhost`.
+pub(crate) fn session(authority: &Authority, offer: &Offer<'_>) -> ClientConnection {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.root().as_bytes()).unwrap()).unwrap();
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(offer.versions)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = offer.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap()
+}
+
+pub(crate) fn tcp(server: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(server).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// Connects and carries out the handshake.
+pub(crate) fn handshake(
+    server: SocketAddr,
+    authority: &Authority,
+    offer: &Offer<'_>,
+) -> Result<TlsStream, rustls::Error> {
+    let mut stream = StreamOwned::new(session(authority, offer), tcp(server));
+    while stream.conn.is_handshaking() {
+        if let Err(error) = stream.conn.complete_io(&mut stream.sock) {
+            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).cloned();
+            return Err(inner.unwrap_or_else(|| panic!("no error of TLS: {error}")));
+        }
+    }
+    Ok(stream)
+}
+
+/// The serial number of the certificate that the server sent, in hexadecimal: two bytes, behind the header and the
+/// version of the certificate.
+pub(crate) fn serial(stream: &TlsStream) -> String {
+    let own = &stream.conn.peer_certificates().unwrap()[0];
+    let at = own.windows(4).position(|four| four[..3] == [0x02, 0x02, 0x5e]).unwrap();
+    format!("{:02x}{:02x}", own[at + 2], own[at + 3])
+}
+
+/// Writes all of `bytes` in one record, or as few as TLS allows.
+pub(crate) fn write(stream: &mut TlsStream, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes)?;
+    stream.flush()
+}
+
+/// Reads until the server ends the connection; `false` if it did so without `close_notify`.
+pub(crate) fn read_to_end(stream: &mut TlsStream) -> bool {
+    loop {
+        match stream.read(&mut [0; 1024]) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+                return false;
+            }
+            Err(error) => panic!("the connection was not closed: {error}"),
+        }
+    }
+}
