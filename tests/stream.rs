@@ -6,6 +6,7 @@ mod support;
 
 #[cfg(test)]
 mod stream {
+    use std::io::{Read as _, Write as _};
     use std::net::SocketAddr;
     use std::time::Duration;
 
@@ -136,6 +137,24 @@ mod stream {
     }
 
     #[test]
+    fn half_a_header_and_a_byte_at_a_time_end_at_the_deadline() {
+        let server = server("[timeouts]\nfirst-request = \"1s\"\n");
+        let half = Client::connect(server.tcp_address());
+        half.send(&binding(1)[..10]);
+        let mut slow = std::net::TcpStream::connect(server.tcp_address()).unwrap();
+        // At this pace it would be complete after more than a minute.
+        let request = [&[0, 1, 0x0f, 0xfc, 0x21, 0x12, 0xa4, 0x42][..], &[0; 4092]].concat();
+        slow.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let sent = request.iter().position(|byte| {
+            let gone = slow.write_all(&[*byte]).is_err();
+            // A time-out is the pause between two bytes.
+            gone || slow.read(&mut [0; 8]).is_ok()
+        });
+        assert!(sent.is_some());
+        assert_eq!(half.frame(), None);
+    }
+
+    #[test]
     fn a_stranger_gets_the_answers_to_what_came_before_the_garbage_and_no_room_for_much() {
         let server = server("");
         let client = Client::connect(server.tcp_address());
@@ -211,14 +230,46 @@ mod stream {
     #[test]
     fn connections_that_cannot_be_accepted_wait_and_the_rest_goes_on() {
         let server = Server::start_with_open_files(&config(&["127.0.0.1"], ""), 40);
-        let udp = Client::new(server.udp_address());
-        let connections: Vec<Client> = (0..60).map(|_| Client::connect(server.tcp_address())).collect();
+        let login = Login::mint("alice", 600);
+        let allocate = || {
+            let udp = Client::new(server.udp_address());
+            let (session, _) = udp.allocate(&login)?;
+            Ok::<_, u16>((udp, session))
+        };
+        let mut allocated = Vec::new();
+        let refused = loop {
+            match allocate() {
+                Ok(new) => allocated.push(new),
+                Err(code) => break code,
+            }
+        };
+        assert!(refused == 508 && (5..32).contains(&allocated.len()), "{refused} after {}", allocated.len());
+        let waiting = Client::connect(server.tcp_address());
         server.wait_for_log(|line| line.message().starts_with("a connection could not be accepted"));
+        let udp = Client::new(server.udp_address());
         assert_eq!(udp.binding(), udp.address());
-        assert_eq!(udp.allocate(&Login::mint("alice", 600)).map(drop), Err(508));
-        drop(connections);
-        let client = Client::connect(server.tcp_address());
-        assert_eq!(client.binding(), client.address());
+        for (udp, session) in &allocated {
+            udp.delete(session);
+        }
+        assert_eq!(waiting.binding(), waiting.address());
+    }
+
+    #[test]
+    fn connections_leave_descriptors_to_relay_sockets() {
+        let server = Server::start_with_open_files(&config(&["127.0.0.1"], ""), 60);
+        let warned = server.wait_for_log(|line| line.message().starts_with("fewer open files are allowed"));
+        let most: usize = warned.field("connections").unwrap().parse().unwrap();
+        let connections: Vec<Client> = (0..60).map(|_| Client::connect(server.tcp_address())).collect();
+        let refused = server.wait_for_log(|line| line.message().starts_with("connection refused"));
+        assert_eq!(refused.field("limit").as_deref(), Some("limits.connections"));
+        for _ in 0..5 {
+            assert!(Client::new(server.udp_address()).allocate(&Login::mint("alice", 600)).is_ok());
+        }
+        let logs = server.terminate().logs;
+        assert!(!logs.iter().any(|line| line.message().starts_with("a connection could not be accepted")), "{logs:#?}");
+        let counts = logs.last().unwrap().field("connections").unwrap();
+        let expected = format!("admitted: {most}, refused connections: {}", connections.len() - most);
+        assert!(counts.starts_with(&expected), "{counts}");
     }
 
     #[test]

@@ -1,0 +1,380 @@
+//! What happens on connections.
+
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+
+use socket2::SockRef;
+use tokio_rustls::rustls::{AlertDescription, Error, ProtocolVersion};
+use turnserver::clock::unix_seconds;
+use turnserver::stun::attribute::{ChannelNumber, Data, Lifetime, XorMappedAddress, XorPeerAddress};
+use turnserver::stun::{Class, Message, Method, TransactionId};
+
+use crate::common::{Fixture, assert_connections};
+use crate::support::certificates::Authority;
+use crate::support::client::{Client, Login, allocate, message, receive, socket};
+use crate::support::tls::{Offer, TLS12, TLS13, handshake, read_to_end, session, tcp};
+use crate::support::{PATIENCE, has_ipv6};
+
+const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
+
+fn binding(number: u8) -> Vec<u8> {
+    message(Class::Request, Method::BINDING, TransactionId::new([number; 12]), &|_| {})
+}
+
+fn channel_data(number: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [number.to_be_bytes(), u16::try_from(payload.len()).unwrap().to_be_bytes()].concat();
+    frame.extend(payload);
+    frame.resize(frame.len().next_multiple_of(4), 0);
+    frame
+}
+
+fn transaction(frame: &[u8]) -> TransactionId {
+    Message::parse(frame).unwrap().transaction_id()
+}
+
+// RFC 8489 §6.2.3
+#[test]
+fn tls_1_2_and_1_3_are_served_over_ipv4_and_ipv6() {
+    for ip in ["127.0.0.1", "::1"] {
+        if ip == "::1" && !has_ipv6() {
+            continue;
+        }
+        let fixture = Fixture::on(ip, "");
+        for (version, expected) in [(TLS12, ProtocolVersion::TLSv1_2), (TLS13, ProtocolVersion::TLSv1_3)] {
+            let stream = fixture.offering(&Offer { versions: &[version], alpn: &[] });
+            assert_eq!(stream.conn.protocol_version(), Some(expected));
+            let client = Client::on_tls(stream);
+            assert_eq!(client.binding(), client.address());
+        }
+    }
+}
+
+// RFC 7443 §2, RFC 7301 §3.2
+#[test]
+fn of_the_protocols_that_a_client_offers_ours_is_taken_and_turn_before_nat_discovery() {
+    let fixture = Fixture::new("");
+    for version in [TLS12, TLS13] {
+        for (alpn, taken) in [
+            (&[][..], None),
+            (&["stun.turn"], Some("stun.turn")),
+            (&["stun.nat-discovery"], Some("stun.nat-discovery")),
+            (&["h2", "stun.nat-discovery", "stun.turn"], Some("stun.turn")),
+        ] {
+            let stream = fixture.offering(&Offer { versions: &[version], alpn });
+            assert_eq!(stream.conn.alpn_protocol(), taken.map(str::as_bytes));
+            let client = Client::on_tls(stream);
+            assert_eq!(client.binding(), client.address());
+        }
+        let refused = handshake(fixture.address(), &fixture.authority, &Offer { versions: &[version], alpn: &["h2"] });
+        assert_eq!(refused.err(), Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)));
+    }
+    let ended = fixture.finish(10);
+    assert_connections(&ended, &[("admitted", 10), ("closed-without-notify", 8), ("no-application-protocol", 2)]);
+}
+
+#[test]
+fn a_connection_for_nat_discovery_is_for_binding_only() {
+    let fixture = Fixture::new("");
+    let offer = Offer { versions: &[TLS13], alpn: &["stun.nat-discovery"] };
+    let client = Client::on_tls(fixture.offering(&offer));
+    assert_eq!(client.binding(), client.address());
+    client.send(&allocate(TransactionId::new([1; 12])));
+    assert_eq!(client.frame(), None);
+    let ended = fixture.finish(1);
+    assert_connections(&ended, &[("admitted", 1), ("not-nat-discovery", 1)]);
+    let stopped = ended.logs.iter().find(|line| line.message() == "stopped").unwrap();
+    assert_eq!(stopped.field("detail").as_deref(), Some("answered Binding: 1, dropped unsupported-method: 1"));
+}
+
+#[test]
+fn data_flows_both_ways_in_indications_and_padded_channel_data() {
+    let fixture = Fixture::new(LOOPBACK_PEERS);
+    for version in [TLS12, TLS13] {
+        let client = Client::on_tls(fixture.offering(&Offer { versions: &[version], alpn: &["stun.turn"] }));
+        let peer = socket("127.0.0.1:0".parse().unwrap());
+        let peer_address = peer.local_addr().unwrap();
+        let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        client.permit(&session, peer_address);
+
+        client.send_to_peer(peer_address, b"to the peer");
+        assert_eq!(receive(&peer), (b"to the peer".to_vec(), relayed));
+        peer.send_to(b"to the client", relayed).unwrap();
+        let answer = client.receive();
+        assert_eq!(answer.get::<Data<'_>>(), Some(Data(b"to the client")));
+
+        let bound = client.request(&session, Method::CHANNEL_BIND, &|writer| {
+            writer.push(&ChannelNumber(0x4001));
+            writer.push(&XorPeerAddress(peer_address));
+        });
+        assert_eq!(bound.error(), None);
+        for payload in [&b""[..], b"1", b"22", b"333", b"4444"] {
+            client.send(&channel_data(0x4001, payload));
+            assert_eq!(receive(&peer), (payload.to_vec(), relayed));
+            peer.send_to(payload, relayed).unwrap();
+            assert_eq!(client.frame().unwrap()[4..], *payload);
+        }
+    }
+    let created = fixture.server.wait_for_log(|line| line.message() == "allocation created");
+    assert_eq!(created.field("transport").as_deref(), Some("tls"));
+}
+
+#[test]
+fn messages_are_found_however_they_are_cut_into_records() {
+    let fixture = Fixture::new("");
+    let client = fixture.client();
+    let message = binding(1);
+    for cut in 1..message.len() {
+        let (front, back) = message.split_at(cut);
+        client.send(front);
+        client.send(back);
+        assert_eq!(transaction(&client.frame().unwrap()), TransactionId::new([1; 12]));
+    }
+    // A byte in each record, and many messages in one.
+    for byte in &message {
+        client.send(&[*byte]);
+    }
+    client.frame().unwrap();
+    let many: Vec<u8> = (0..200).flat_map(binding).collect();
+    client.send(&many);
+    for number in 0..200 {
+        assert_eq!(transaction(&client.frame().unwrap()), TransactionId::new([number; 12]));
+    }
+}
+
+#[test]
+fn records_are_found_however_they_are_cut_into_segments() {
+    let fixture = Fixture::new("");
+    let mut session = session(&fixture.authority, &Offer { versions: &[TLS13], alpn: &["stun.turn"] });
+    let mut stream = tcp(fixture.address());
+    let mut asked = false;
+    loop {
+        let mut flight = Vec::new();
+        while session.wants_write() {
+            session.write_tls(&mut flight).unwrap();
+        }
+        for byte in flight {
+            stream.write_all(&[byte]).unwrap();
+        }
+        if session.is_handshaking() {
+            session.read_tls(&mut stream).unwrap();
+            session.process_new_packets().unwrap();
+        } else if !std::mem::replace(&mut asked, true) {
+            session.writer().write_all(&binding(9)).unwrap();
+        } else {
+            break;
+        }
+    }
+    let mut answer = [0; 256];
+    let length = loop {
+        session.read_tls(&mut stream).unwrap();
+        session.process_new_packets().unwrap();
+        if let Ok(length) = session.reader().read(&mut answer) {
+            break length;
+        }
+    };
+    let mapped = Message::parse(&answer[..length]).unwrap().get::<XorMappedAddress>().unwrap().unwrap();
+    assert_eq!(mapped.0, stream.local_addr().unwrap());
+}
+
+#[test]
+fn what_is_not_tls_ends_the_connection_at_once() {
+    let fixture = Fixture::new("");
+    for garbage in [&binding(1)[..], b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
+        let mut stream = tcp(fixture.address());
+        stream.write_all(garbage).unwrap();
+        // An alert that tells a client of TLS, and the end.
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        assert!(rest.len() < 32, "{rest:?}");
+    }
+    assert_connections(&fixture.finish(2), &[("admitted", 2), ("not-tls", 2)]);
+}
+
+#[test]
+fn a_client_that_does_not_trust_the_certificate_is_counted_as_such() {
+    let fixture = Fixture::new("");
+    let stranger = Authority::new(unix_seconds());
+    assert!(handshake(fixture.address(), &stranger, &Offer { versions: &[TLS12], alpn: &[] }).is_err());
+    assert_connections(&fixture.finish(1), &[("admitted", 1), ("tls-alert-from-client", 1)]);
+}
+
+#[test]
+fn a_handshake_that_never_ends_is_ended_at_its_deadline() {
+    let fixture = Fixture::new("[timeouts]\ntls-handshake = \"1s\"\n");
+    let mut session = session(&fixture.authority, &Offer { versions: &[TLS13], alpn: &[] });
+    let mut hello = Vec::new();
+    session.write_tls(&mut hello).unwrap();
+    let mut waiting: Vec<_> = [0, 1, 5, 6, hello.len() / 2, hello.len()]
+        .into_iter()
+        .map(|length| {
+            let mut stream = tcp(fixture.address());
+            stream.write_all(&hello[..length]).unwrap();
+            stream
+        })
+        .collect();
+    // Others are served meanwhile.
+    let client = fixture.client();
+    assert_eq!(client.binding(), client.address());
+    for stream in &mut waiting {
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    drop((waiting, client));
+    let ended = fixture.finish(7);
+    assert_connections(&ended, &[("admitted", 7), ("closed-without-notify", 1), ("tls-handshake-timeout", 6)]);
+}
+
+#[test]
+fn a_handshake_that_is_too_long_is_ended() {
+    let fixture = Fixture::new("");
+    let mut stream = tcp(fixture.address());
+    // A ClientHello of 60 000 bytes, in records of 1000.
+    let mut hello = vec![1, 0, 0xea, 0x60];
+    hello.resize(4 + 60_000, 0);
+    for part in hello.chunks(1000) {
+        let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+        let record = [&[22, 3, 1, length[0], length[1]], part].concat();
+        if stream.write_all(&record).is_err() {
+            break;
+        }
+    }
+    let _ = stream.read_to_end(&mut Vec::new());
+    assert_connections(&fixture.finish(1), &[("admitted", 1), ("tls-handshake-too-long", 1)]);
+}
+
+#[test]
+fn who_asks_nothing_after_the_handshake_is_told_that_this_is_the_end() {
+    let fixture = Fixture::new("[timeouts]\nfirst-request = \"1s\"\nidle = \"1s\"\n");
+    let mut silent = fixture.stream();
+    let asked = fixture.client();
+    asked.binding();
+    assert!(read_to_end(&mut silent));
+    assert!(read_to_end(&mut asked.into_tls()));
+    assert_connections(&fixture.finish(2), &[("admitted", 2), ("idle", 2)]);
+}
+
+#[test]
+fn who_only_ever_asks_for_bindings_is_disconnected_in_the_end() {
+    let fixture = Fixture::new("[timeouts]\nunauthenticated = \"2s\"\n[limits]\nunverified-replies = 0\n");
+    let client = fixture.client();
+    let allocated = fixture.client();
+    let (session, _) = allocated.allocate(&Login::mint("alice", 600)).unwrap();
+    while {
+        client.send(&binding(1));
+        client.frame().is_some()
+    } {
+        std::thread::yield_now();
+    }
+    let refreshed = allocated.request(&session, Method::REFRESH, &|writer| writer.push(&Lifetime(600)));
+    assert_eq!(refreshed.error(), None);
+    let ended = fixture.server.terminate();
+    assert_connections(&ended, &[("admitted", 2), ("unauthenticated", 1), ("server-stopped", 1)]);
+}
+
+/// Allocates, lets the client go in `how`, and waits until its allocation is gone and its port free.
+fn vanish(fixture: &Fixture, how: impl FnOnce(crate::support::tls::TlsStream)) {
+    let client = fixture.client();
+    let (_, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+    assert!(std::net::UdpSocket::bind(relayed).is_err());
+    how(client.into_tls());
+    let ended = fixture
+        .server
+        .wait_for_log(|line| line.message() == "allocation ended" && line.field("relay") == Some(relayed.to_string()));
+    assert_eq!(ended.field("reason").as_deref(), Some("the connection was closed"));
+    std::net::UdpSocket::bind(relayed).unwrap();
+}
+
+#[test]
+fn however_a_client_goes_its_allocation_ends_and_its_port_is_free() {
+    let fixture = Fixture::new("");
+    vanish(&fixture, |mut stream| {
+        stream.conn.send_close_notify();
+        stream.flush().unwrap();
+        // The server says its farewell too.
+        assert!(read_to_end(&mut stream));
+    });
+    vanish(&fixture, drop);
+    vanish(&fixture, |mut stream| {
+        stream.sock.shutdown(Shutdown::Write).unwrap();
+        read_to_end(&mut stream);
+    });
+    vanish(&fixture, |stream| SockRef::from(&stream.sock).set_linger(Some(std::time::Duration::ZERO)).unwrap());
+    vanish(&fixture, |mut stream| {
+        stream.sock.write_all(b"\x17\x03\x03\x00\x20 these are not thirty-two bytes!").unwrap();
+        let _ = stream.sock.read_to_end(&mut Vec::new());
+    });
+    let ended = fixture.finish(5);
+    let expected =
+        [("admitted", 5), ("closed-by-client", 1), ("closed-without-notify", 2), ("broken", 1), ("tls-violation", 1)];
+    assert_connections(&ended, &expected);
+    assert!(ended.logs.iter().all(|line| !matches!(line.level(), "WARN" | "ERROR") || is_about_the_machine(line)));
+}
+
+/// Whether a warning is about where the test runs.
+fn is_about_the_machine(line: &crate::support::LogLine) -> bool {
+    line.message().contains("open files") || line.message().contains("loopback")
+}
+
+#[test]
+fn a_client_that_does_not_read_loses_data_and_keeps_its_allocation() {
+    let fixture = Fixture::new(LOOPBACK_PEERS);
+    let client = fixture.client();
+    let peer = socket("127.0.0.1:0".parse().unwrap());
+    let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+    client.permit(&session, peer.local_addr().unwrap());
+    let other = Client::new(fixture.server.udp_address());
+    for round in 0..2_000 {
+        peer.send_to(&[7; 10_000], relayed).unwrap();
+        // Who waits for an answer lets the server keep up.
+        if round % 10 == 0 {
+            assert_eq!(other.binding(), other.address());
+        }
+    }
+    client.send(&allocate(TransactionId::new([9; 12])));
+    let mut data = 0;
+    loop {
+        let frame = client.frame().unwrap();
+        match Message::parse(&frame).unwrap().class() {
+            Class::Indication => data += 1,
+            _ => break assert_eq!(transaction(&frame), TransactionId::new([9; 12])),
+        }
+    }
+    assert!(data > 0 && data < 2_000, "{data}");
+    assert_eq!(client.request(&session, Method::REFRESH, &|writer| writer.push(&Lifetime(600))).error(), None);
+    let logs = fixture.server.terminate().logs;
+    let stopped = logs.iter().find(|line| line.message() == "stopped").unwrap();
+    assert!(stopped.field("detail").unwrap().contains("dropped send-buffer-full"), "{stopped:?}");
+}
+
+#[test]
+fn unfinished_handshakes_count_as_connections() {
+    let fixture = Fixture::new("[limits]\nconnections = 3\nconnections-per-source = 2\n");
+    let waiting = [tcp(fixture.address()), tcp(fixture.address())];
+    let mut third = tcp(fixture.address());
+    assert_eq!(third.read(&mut [0; 8]).unwrap_or_default(), 0);
+    let refused = fixture.server.wait_for_log(|line| line.message().starts_with("connection refused"));
+    assert_eq!(refused.field("limit").as_deref(), Some("limits.connections-per-source"));
+    drop((waiting, third));
+    // TCP connections take from the same count; their places are free when the server has seen the end.
+    let again = (0..PATIENCE.as_millis() / 10).any(|_| {
+        let client = Client::connect(fixture.server.tcp_address());
+        client.send(&binding(1));
+        let answered = client.frame().is_some();
+        std::thread::park_timeout(std::time::Duration::from_millis(if answered { 0 } else { 10 }));
+        answered
+    });
+    assert!(again);
+}
+
+#[test]
+fn clients_on_tls_and_udp_reach_each_other() {
+    let fixture = Fixture::new("");
+    let (tls, udp) = (fixture.client(), Client::new(fixture.server.udp_address()));
+    let (tls_session, tls_relayed) = tls.allocate(&Login::mint("alice", 600)).unwrap();
+    let (udp_session, udp_relayed) = udp.allocate(&Login::mint("bob", 600)).unwrap();
+    tls.permit(&tls_session, udp_relayed);
+    udp.permit(&udp_session, tls_relayed);
+    tls.send_to_peer(udp_relayed, b"from tls");
+    assert_eq!(udp.receive().get::<Data<'_>>(), Some(Data(b"from tls")));
+    udp.send_to_peer(tls_relayed, b"from udp");
+    assert_eq!(tls.receive().get::<Data<'_>>(), Some(Data(b"from udp")));
+}
