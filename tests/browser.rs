@@ -14,8 +14,10 @@ mod browser {
     use std::thread;
 
     use serde_json::{Value, json};
+    use turnserver::clock::unix_seconds;
 
-    use crate::support::{Credential, Server, config, config_without_secret};
+    use crate::support::certificates::Authority;
+    use crate::support::{Credential, Server, TempDir, config_for, config_without_secret, has_ipv6, with_tls};
     use crate::webdriver::Browser;
 
     const PAGE: &str = include_str!("browser/page.html");
@@ -54,19 +56,22 @@ mod browser {
     fn only(transport: &str, credential: &Credential) -> Value {
         let mut configuration = credential.configuration.clone();
         let urls = configuration["iceServers"][0]["urls"].as_array_mut().unwrap();
-        urls.retain(|url| url.as_str().unwrap().ends_with(&format!("transport={transport}")));
+        let (scheme, protocol) = if transport == "tls" { ("turns:", "tcp") } else { ("turn:", transport) };
+        let end = format!("?transport={protocol}");
+        urls.retain(|url| url.as_str().is_some_and(|url| url.starts_with(scheme) && url.ends_with(&end)));
         assert_eq!(urls.len(), 1);
         configuration
     }
 
-    /// Makes a call with `configuration` and checks that all of it went through the relay, and over `transport` to it.
-    fn call(case: &str, server: &Server, configuration: &Value, transport: &str) {
+    /// Makes a call between sides that have these configurations and checks that all of it went through the relay, and over
+    /// these transports to it.
+    fn call(case: &str, server: &Server, configurations: [&Value; 2], transports: [&str; 2]) {
         let browser = Browser::start();
         browser.navigate(&format!("http://{}/", serve_page()));
         let report = browser.execute_async(
-            "const [configuration, bytes, done] = arguments;
-             call(configuration, bytes).then(done, (error) => done({ error: error.message }));",
-            &[configuration.clone(), BYTES.into()],
+            "const [configurations, bytes, done] = arguments;
+             call(configurations, bytes).then(done, (error) => done({ error: error.message }));",
+            &[json!(configurations), BYTES.into()],
         );
         println!("browser, {case}: {report}");
         assert_eq!(report["error"], Value::Null, "the server said:\n{:#?}", server.logs());
@@ -84,33 +89,72 @@ mod browser {
             line.message() == "allocation ended" && bytes.is_some_and(|bytes: usize| bytes > BYTES)
         });
 
-        let relay_ip = server.udp_address().ip().to_string();
-        for pair in report["pairs"].as_array().unwrap() {
+        // Chromium asks for no family, and so gets IPv4 (RFC 8656 §7.2), however it reaches the server.
+        let relay_ip = "127.0.0.1";
+        for (pair, transport) in report["pairs"].as_array().unwrap().iter().zip(transports) {
             for side in ["local", "remote"] {
                 assert_eq!(pair[side]["candidateType"], "relay", "{report}");
-                assert_eq!(pair[side]["address"].as_str(), Some(relay_ip.as_str()), "{report}");
+                assert_eq!(pair[side]["address"], relay_ip, "{report}");
             }
             assert_eq!(pair["local"]["relayProtocol"], transport, "{report}");
         }
         assert_eq!(report["pairs"].as_array().unwrap().len(), 2);
+        let clients = server.logs().into_iter().filter(|line| line.message() == "allocation created");
+        let clients: Vec<SocketAddr> = clients.map(|line| line.field("client").unwrap().parse().unwrap()).collect();
+        assert!(
+            clients.len() >= 2 && clients.iter().all(|client| client.ip() == server.udp_address().ip()),
+            "{clients:?}"
+        );
+    }
+
+    /// A call in which each side knows the relay over one transport only.
+    fn call_over(case: &str, ip: &str, transports: [&str; 2]) {
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&[ip]), directory.path());
+        let relay: &[&str] = if ip == "127.0.0.1" { &[ip] } else { &["127.0.0.1", ip] };
+        let server = Server::start(&with_tls(&config_for(&[ip], relay, ""), &[ip], &files));
+        let credential = server.credential("alice");
+        let [caller, callee] = transports.map(|transport| only(transport, &credential));
+        call(case, &server, [&caller, &callee], transports);
     }
 
     #[test]
     fn a_call_runs_through_the_relay_with_a_minted_credential() {
-        let server = Server::start(&config(&["127.0.0.1"], ""));
-        call("minted credential, udp", &server, &only("udp", &server.credential("alice")), "udp");
+        call_over("minted credential, udp", "127.0.0.1", ["udp", "udp"]);
     }
 
     #[test]
     fn a_call_runs_over_tcp_where_udp_is_blocked() {
-        let server = Server::start(&config(&["127.0.0.1"], ""));
-        call("minted credential, tcp", &server, &only("tcp", &server.credential("alice")), "tcp");
+        call_over("minted credential, tcp", "127.0.0.1", ["tcp", "tcp"]);
+    }
+
+    #[test]
+    fn a_call_runs_over_tls_where_nothing_else_is_let_out() {
+        call_over("minted credential, tls", "127.0.0.1", ["tls", "tls"]);
+    }
+
+    #[test]
+    fn a_call_runs_between_udp_and_tls() {
+        call_over("udp to tls", "127.0.0.1", ["udp", "tls"]);
+    }
+
+    #[test]
+    fn a_call_runs_between_tcp_and_udp() {
+        call_over("tcp to udp", "127.0.0.1", ["tcp", "udp"]);
+    }
+
+    #[test]
+    fn a_call_runs_with_ipv6_alone() {
+        if has_ipv6() {
+            call_over("IPv6, udp to tls", "::1", ["udp", "tls"]);
+        }
     }
 
     #[test]
     fn a_call_runs_through_the_relay_with_the_line_that_a_server_without_secret_prints() {
         let server = Server::start(&config_without_secret(&["127.0.0.1"], ""));
+        let printed = server.printed_credential().configuration;
         // A browser that can use UDP prefers it.
-        call("printed credential", &server, &server.printed_credential().configuration, "udp");
+        call("printed credential", &server, [&printed, &printed], ["udp", "udp"]);
     }
 }

@@ -10,7 +10,10 @@ mod uclient {
     use std::process::Command;
     use std::time::Duration;
 
-    use crate::support::{PATIENCE, Process, Server, config, run};
+    use turnserver::clock::unix_seconds;
+
+    use crate::support::certificates::Authority;
+    use crate::support::{PATIENCE, Process, Server, TempDir, config, run, with_tls};
 
     const PACKAGE: Option<&str> = Some("coturn");
     const MESSAGES: usize = 200;
@@ -26,6 +29,7 @@ mod uclient {
     enum Transport {
         Udp,
         Tcp,
+        Tls,
     }
 
     #[derive(Clone, Copy)]
@@ -84,12 +88,25 @@ mod uclient {
         panic!("turnutils_peer does not echo on {address}; it said:\n{}", peer.said());
     }
 
+    /// Starts a server that listens on `transport` too.
+    fn start(transport: Transport, ip: &str, more: &str) -> Server {
+        let config = config(&[ip], more);
+        if !matches!(transport, Transport::Tls) {
+            return Server::start(&config);
+        }
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["localhost"]), directory.path());
+        // The certificate has been read when the server is ready.
+        Server::start(&with_tls(&config, &[ip], &files))
+    }
+
     /// Runs the client to its end; all that it sends has to come back.
     fn uclient(case: &str, server: &Server, transport: Transport, clients: usize, arguments: &[&str]) {
         let credential = server.credential("uclient");
         let (address, more) = match transport {
             Transport::Udp => (server.udp_address(), &[][..]),
             Transport::Tcp => (server.tcp_address(), &["-t"][..]),
+            Transport::Tls => (server.tls_address(), &["-t", "-S"][..]),
         };
         let mut command = Command::new("turnutils_uclient");
         command.args(["-u", &credential.username, "-w", &credential.password]);
@@ -120,7 +137,7 @@ mod uclient {
 
     /// The client's data goes through the relay to an echo peer and back.
     fn echo_through_peer(case: &str, transport: Transport, ip: &str, data: Data) {
-        let server = Server::start(&config(&[ip], &format!("{FOR_UCLIENT}{LOOPBACK_PEERS}")));
+        let server = start(transport, ip, &format!("{FOR_UCLIENT}{LOOPBACK_PEERS}"));
         let (_peer, peer) = start_peer(ip.parse().unwrap());
         let (peer_ip, peer_port) = (peer.ip().to_string(), peer.port().to_string());
         let mut arguments = vec![family(ip), "-e", &peer_ip, "-r", &peer_port];
@@ -132,7 +149,7 @@ mod uclient {
 
     /// Two of the client's allocations exchange data relay to relay, which takes no allowed peers.
     fn client_to_client(case: &str, transport: Transport, ip: &str, data: Data) {
-        let server = Server::start(&config(&[ip], FOR_UCLIENT));
+        let server = start(transport, ip, FOR_UCLIENT);
         let mut arguments = vec![family(ip), "-y"];
         if matches!(data, Data::Indications) {
             arguments.push("-s");
@@ -196,6 +213,31 @@ mod uclient {
     }
 
     #[test]
+    fn all_bytes_come_back_through_channels_over_tls_and_ipv4() {
+        echo_through_peer("channels, IPv4, TLS", Transport::Tls, "127.0.0.1", Data::Channels);
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_channels_over_tls_and_ipv6() {
+        echo_through_peer("channels, IPv6, TLS", Transport::Tls, "::1", Data::Channels);
+    }
+
+    #[test]
+    fn all_bytes_come_back_in_indications_over_tls_and_ipv4() {
+        echo_through_peer("indications, IPv4, TLS", Transport::Tls, "127.0.0.1", Data::Indications);
+    }
+
+    #[test]
+    fn all_bytes_come_back_in_indications_over_tls_and_ipv6() {
+        echo_through_peer("indications, IPv6, TLS", Transport::Tls, "::1", Data::Indications);
+    }
+
+    #[test]
+    fn all_bytes_arrive_relay_to_relay_through_channels_over_tls() {
+        client_to_client("relay to relay, channels, IPv4, TLS", Transport::Tls, "127.0.0.1", Data::Channels);
+    }
+
+    #[test]
     fn all_bytes_arrive_relay_to_relay_through_channels_over_tcp() {
         client_to_client("relay to relay, channels, IPv4, TCP", Transport::Tcp, "127.0.0.1", Data::Channels);
     }
@@ -213,5 +255,50 @@ mod uclient {
             Summary { sent: 200, received: 198, sent_bytes: 100_000, received_bytes: 99_000, lost: 2, dropped: 0 };
         assert_eq!(summary, Some(expected));
         assert_eq!(Summary::parse(&["0: : error 403 (Forbidden)".to_owned()]), None);
+    }
+}
+
+#[cfg(test)]
+mod s_client {
+    use std::process::Command;
+
+    use turnserver::clock::unix_seconds;
+
+    use crate::support::certificates::Authority;
+    use crate::support::{PATIENCE, Server, TempDir, config, run, with_tls};
+
+    // RFC 7443 §2, RFC 7301 §3.2
+    #[test]
+    fn openssl_connects_with_tls_1_2_and_1_3_and_our_protocols() {
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["localhost"]), directory.path());
+        let root = directory.write("root.pem", &authority.root());
+        let server = Server::start(&with_tls(&config(&["127.0.0.1"], ""), &["127.0.0.1"], &files));
+        let connect = |version: &str, more: &[&str]| {
+            let mut command = Command::new("openssl");
+            command.args(["s_client", "-verify_return_error", "-verify_hostname", "localhost", version, "-CAfile"]);
+            command.arg(&root).arg("-connect").arg(server.tls_address().to_string()).args(more);
+            let finished = run(&mut command, Some("openssl"), PATIENCE);
+            (finished.code, [finished.stdout, finished.stderr].concat().join("\n"))
+        };
+        for (version, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
+            for (protocols, taken) in [
+                ("stun.turn", "ALPN protocol: stun.turn"),
+                ("h2,stun.nat-discovery", "ALPN protocol: stun.nat-discovery"),
+            ] {
+                let (code, said) = connect(version, &["-alpn", protocols]);
+                println!("s_client {version} -alpn {protocols}: exit code {code:?}, {taken}");
+                assert_eq!(code, Some(0), "{said}");
+                for part in [&format!("New, {name}, Cipher is "), taken, "Verification: OK"] {
+                    assert!(said.contains(part), "{part} is not in {said}");
+                }
+            }
+            let (code, said) = connect(version, &[]);
+            assert!(code == Some(0) && said.contains("No ALPN negotiated"), "{said}");
+            let (code, said) = connect(version, &["-alpn", "h2,http/1.1"]);
+            assert!(code == Some(1) && said.contains("alert no application protocol"), "{said}");
+        }
+        let (code, said) = connect("-tls1_1", &["-cipher", "DEFAULT:@SECLEVEL=0"]);
+        assert!(code == Some(1) && said.contains("alert"), "{said}");
     }
 }
