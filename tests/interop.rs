@@ -6,6 +6,7 @@ mod support;
 
 #[cfg(test)]
 mod uclient {
+    use std::collections::BTreeSet;
     use std::net::{IpAddr, SocketAddr, UdpSocket};
     use std::process::Command;
     use std::time::Duration;
@@ -13,14 +14,15 @@ mod uclient {
     use turnserver::clock::unix_seconds;
 
     use crate::support::certificates::Authority;
-    use crate::support::{PATIENCE, Process, Server, TempDir, config, run, with_tls};
+    use crate::support::{PATIENCE, Process, Server, TempDir, config, config_for, run, with_tls};
 
     const PACKAGE: Option<&str> = Some("coturn");
     const MESSAGES: usize = 200;
     const MESSAGE_LEN: usize = 1000;
 
-    /// The client takes its channel numbers from the range of RFC 5766.
-    const FOR_UCLIENT: &str = "[compat]\nrfc5766-channels = true\n";
+    /// The client takes its channel numbers from the range of RFC 5766, and the number of ADDITIONAL-ADDRESS-FAMILY from a
+    /// draft.
+    const FOR_UCLIENT: &str = "[compat]\nrfc5766-channels = true\ndraft-dual-allocation = true\n";
 
     /// For peers that are plain sockets on this machine.
     const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
@@ -30,6 +32,17 @@ mod uclient {
         Udp,
         Tcp,
         Tls,
+    }
+
+    /// What a client of the test client's allocates.
+    #[derive(Clone, Copy)]
+    enum Allocation {
+        /// One address. Every other request asks for an even port.
+        One,
+        /// An even port (EVEN-PORT with the R bit), and for RTCP the next one (RESERVATION-TOKEN).
+        Pair,
+        /// An IPv4 and an IPv6 address.
+        Dual,
     }
 
     #[derive(Clone, Copy)]
@@ -101,7 +114,14 @@ mod uclient {
     }
 
     /// Runs the client to its end; all that it sends has to come back.
-    fn uclient(case: &str, server: &Server, transport: Transport, clients: usize, arguments: &[&str]) {
+    fn uclient(
+        case: &str,
+        server: &Server,
+        transport: Transport,
+        allocation: Allocation,
+        clients: usize,
+        arguments: &[&str],
+    ) {
         let credential = server.credential("uclient");
         let (address, more) = match transport {
             Transport::Udp => (server.udp_address(), &[][..]),
@@ -110,8 +130,12 @@ mod uclient {
         };
         let mut command = Command::new("turnutils_uclient");
         command.args(["-u", &credential.username, "-w", &credential.password]);
-        // No second allocation for RTCP, which would use a RESERVATION-TOKEN. Every other Allocate asks for an even port.
-        command.args(["-c", "-m", &clients.to_string(), "-n", &MESSAGES.to_string(), "-l", &MESSAGE_LEN.to_string()]);
+        command.args(match allocation {
+            Allocation::One => &["-c"][..],
+            Allocation::Pair => &[],
+            Allocation::Dual => &["-Z"],
+        });
+        command.args(["-m", &clients.to_string(), "-n", &MESSAGES.to_string(), "-l", &MESSAGE_LEN.to_string()]);
         command
             .args(["-z", "5", "-p", &address.port().to_string()])
             .args(more)
@@ -144,7 +168,37 @@ mod uclient {
         if matches!(data, Data::Indications) {
             arguments.push("-s");
         }
-        uclient(case, &server, transport, 4, &arguments);
+        uclient(case, &server, transport, Allocation::One, 4, &arguments);
+    }
+
+    /// The same with pairs of ports; every reservation has to be claimed.
+    fn echo_through_pairs_of_ports(case: &str, transport: Transport, ip: &str) {
+        let server = Server::start(&config(&[ip], &format!("{FOR_UCLIENT}{LOOPBACK_PEERS}")));
+        let (_peer, peer) = start_peer(ip.parse().unwrap());
+        let (peer_ip, peer_port) = (peer.ip().to_string(), peer.port().to_string());
+        let arguments = [family(ip), "-e", &peer_ip, "-r", &peer_port];
+        uclient(case, &server, transport, Allocation::Pair, 4, &arguments);
+        let logs = server.terminate().logs;
+        let ports: BTreeSet<u16> = logs
+            .iter()
+            .filter(|line| line.message() == "allocation created")
+            .map(|line| line.field("relay").unwrap().parse::<SocketAddr>().unwrap().port())
+            .collect();
+        let pairs = ports.iter().filter(|port| port.is_multiple_of(2) && ports.contains(&(*port + 1))).count();
+        assert!(pairs >= 2, "{ports:?}");
+    }
+
+    /// Clients with an address of each family exchange data with a peer of one.
+    fn echo_through_dual_allocations(case: &str, transport: Transport, ip: &str, data: Data) {
+        let more = format!("{FOR_UCLIENT}{LOOPBACK_PEERS}");
+        let server = Server::start(&config_for(&[ip], &["127.0.0.1", "::1"], &more));
+        let (_peer, peer) = start_peer(ip.parse().unwrap());
+        let (peer_ip, peer_port) = (peer.ip().to_string(), peer.port().to_string());
+        let mut arguments = vec!["-e", &*peer_ip, "-r", &peer_port];
+        if matches!(data, Data::Indications) {
+            arguments.push("-s");
+        }
+        uclient(case, &server, transport, Allocation::Dual, 4, &arguments);
     }
 
     /// Two of the client's allocations exchange data relay to relay, which takes no allowed peers.
@@ -154,7 +208,7 @@ mod uclient {
         if matches!(data, Data::Indications) {
             arguments.push("-s");
         }
-        uclient(case, &server, transport, 2, &arguments);
+        uclient(case, &server, transport, Allocation::One, 2, &arguments);
     }
 
     /// Which relayed address family to ask for.
@@ -240,6 +294,36 @@ mod uclient {
     #[test]
     fn all_bytes_arrive_relay_to_relay_through_channels_over_tcp() {
         client_to_client("relay to relay, channels, IPv4, TCP", Transport::Tcp, "127.0.0.1", Data::Channels);
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_pairs_of_ports_over_ipv4() {
+        echo_through_pairs_of_ports("pairs of ports, IPv4", Transport::Udp, "127.0.0.1");
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_pairs_of_ports_over_ipv6() {
+        echo_through_pairs_of_ports("pairs of ports, IPv6", Transport::Udp, "::1");
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_pairs_of_ports_over_tcp() {
+        echo_through_pairs_of_ports("pairs of ports, IPv4, TCP", Transport::Tcp, "127.0.0.1");
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_dual_allocations_from_an_ipv4_peer() {
+        echo_through_dual_allocations("dual, channels, IPv4", Transport::Udp, "127.0.0.1", Data::Channels);
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_dual_allocations_from_an_ipv6_peer() {
+        echo_through_dual_allocations("dual, indications, IPv6", Transport::Udp, "::1", Data::Indications);
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_dual_allocations_over_tcp() {
+        echo_through_dual_allocations("dual, indications, IPv4, TCP", Transport::Tcp, "127.0.0.1", Data::Indications);
     }
 
     #[test]

@@ -124,6 +124,7 @@ impl World {
             channels_per_allocation: 8,
             unverified_replies: 0,
             rfc5766_channels: false,
+            draft_dual_allocation: false,
             expiry_grace: 0,
         };
         let tuple = FiveTuple { client, server, transport: Transport::Udp };

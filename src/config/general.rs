@@ -170,7 +170,10 @@ pub(super) fn timeouts(top: &Section<'_>, report: &mut Report<'_>) -> Timeouts {
 
 pub(super) fn compat(top: &Section<'_>, report: &mut Report<'_>) -> Compat {
     let Some(section) = top.section("compat", &schema::COMPAT, report) else { return Compat::default() };
-    Compat { rfc5766_channels: section.boolean("rfc5766-channels", report).unwrap_or_default() }
+    Compat {
+        rfc5766_channels: section.boolean("rfc5766-channels", report).unwrap_or_default(),
+        draft_dual_allocation: section.boolean("draft-dual-allocation", report).unwrap_or_default(),
+    }
 }
 
 pub(super) fn log(top: &Section<'_>, report: &mut Report<'_>) -> Log {

@@ -181,6 +181,9 @@ pub struct Timeouts {
 pub struct Compat {
     /// Also accept the channel numbers 0x5000–0x7FFF, which RFC 8656 §12 reserves.
     pub rfc5766_channels: bool,
+    /// Also know ADDITIONAL-ADDRESS-FAMILY and ADDRESS-ERROR-CODE by 0x8032 and 0x8033, the numbers of a draft of RFC 8656
+    /// that coturn's clients use.
+    pub draft_dual_allocation: bool,
 }
 
 /// `[log]`: what is logged, and how.

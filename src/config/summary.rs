@@ -143,6 +143,9 @@ impl fmt::Display for Summary<'_> {
         if compat.rfc5766_channels {
             f.write_str("\ncompat   channel numbers up to 0x7FFF are accepted")?;
         }
+        if compat.draft_dual_allocation {
+            f.write_str("\ncompat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY")?;
+        }
         write!(f, "\nlog      {} as {}", log.level, log.format)?;
 
         for warning in warnings {

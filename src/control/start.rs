@@ -176,6 +176,7 @@ fn settings(config: &Config, choice: &Choice, workers: usize, index: usize) -> S
         channels_per_allocation: config.limits.channels_per_allocation.into(),
         unverified_replies: config.limits.unverified_replies,
         rfc5766_channels: config.compat.rfc5766_channels,
+        draft_dual_allocation: config.compat.draft_dual_allocation,
         expiry_grace: config.auth.expiry_grace.as_secs(),
     }
 }

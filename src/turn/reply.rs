@@ -10,7 +10,10 @@ use crate::stun::attribute::{
     AddressErrorCode, AddressFamily, ErrorCodeAttribute, Lifetime, Nonce, Realm, ReservationToken, Software,
     UnknownAttributes, XorMappedAddress, XorRelayedAddress,
 };
-use crate::stun::{AttributeType, BufferTooSmall, Class, ErrorCode, Message, MessageWriter, Method, TransactionId};
+use crate::stun::{
+    AttributeType, BufferTooSmall, Class, EncodeAttribute, ErrorCode, Message, MessageWriter, Method, TransactionId,
+    ValueWriter,
+};
 
 /// RFC 8656 §5: in the answers to Allocate and Refresh. Only clients that have proved who they are see it.
 const SOFTWARE: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
@@ -25,6 +28,8 @@ pub(super) struct Answering {
     pub(super) transaction: TransactionId,
     /// Whether the client uses FINGERPRINT, and so gets one.
     pub(super) fingerprint: bool,
+    /// Whether the client knows ADDRESS-ERROR-CODE by the number that belongs to the one it has sent.
+    draft_numbers: bool,
 }
 
 impl Answering {
@@ -34,7 +39,22 @@ impl Answering {
             transaction: message.transaction_id(),
             // A wrong one was dropped long before.
             fingerprint: message.contains(AttributeType::FINGERPRINT),
+            draft_numbers: message.contains(AttributeType::DRAFT_ADDITIONAL_ADDRESS_FAMILY)
+                && !message.contains(AttributeType::ADDITIONAL_ADDRESS_FAMILY),
         }
+    }
+}
+
+/// ADDRESS-ERROR-CODE with a draft's number.
+struct Draft<'a>(AddressErrorCode<'a>);
+
+impl EncodeAttribute for Draft<'_> {
+    fn kind(&self) -> AttributeType {
+        AttributeType::DRAFT_ADDRESS_ERROR_CODE
+    }
+
+    fn encode(&self, value: &mut ValueWriter<'_>, transaction: TransactionId) {
+        self.0.encode(value, transaction);
     }
 }
 
@@ -137,7 +157,8 @@ pub(super) fn success(
             }
             writer.push(&XorMappedAddress(mapped));
             if let Some((family, code)) = address_error {
-                writer.push(&AddressErrorCode { family, code, reason: code.reason() });
+                let error = AddressErrorCode { family, code, reason: code.reason() };
+                if answering.draft_numbers { writer.push(&Draft(error)) } else { writer.push(&error) }
             }
         }
         Success::Refreshed { lifetime } => writer.push(&Lifetime(lifetime)),

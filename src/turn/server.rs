@@ -62,6 +62,8 @@ pub struct Settings {
     pub unverified_replies: u32,
     /// Whether channel numbers 0x5000–0x7FFF are served too, as RFC 5766 had it.
     pub rfc5766_channels: bool,
+    /// Whether ADDITIONAL-ADDRESS-FAMILY is also known by the number that coturn's clients have for it.
+    pub draft_dual_allocation: bool,
     /// How many seconds past the expiry of its credential an allocation may be extended to.
     pub expiry_grace: u64,
 }

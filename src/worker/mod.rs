@@ -24,14 +24,13 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
 
 use crate::clock::{self, Clock};
 use crate::net::{tls, udp};
 use crate::turn::{
-    Action, Context, Counters, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, Instant, LARGEST_FRAME,
-    OpenError, OpenRelay, Opened, Outcome, REPLY_BUFFER, RelayId, Reply, Server, Settings, Shared, TAILROOM, ToClient,
-    ToPeer, Transport,
+    Action, Context, Counters, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, IcmpError, Instant,
+    LARGEST_FRAME, OpenError, OpenRelay, Opened, Outcome, REPLY_BUFFER, RelayId, Reply, Server, Settings, Shared,
+    TAILROOM, ToClient, ToPeer, Transport,
 };
 pub use connections::{Close, ConnectionCounters};
 use events::EventLog;
@@ -137,10 +136,9 @@ impl Listener {
 #[derive(Debug)]
 struct Relay {
     id: RelayId,
-    bind: SocketAddr,
-    /// Its task holds it only while it reads, so that dropping this closes the socket at once.
     socket: Rc<UdpSocket>,
-    reader: AbortHandle,
+    /// Tells its task to end.
+    close: Rc<Notify>,
 }
 
 /// The time, read once for a batch of packets.
@@ -223,20 +221,20 @@ impl Worker {
         if received.truncated {
             self.finish(now, tuple.client, Outcome::Dropped(DropReason::Truncated));
         } else {
-            self.serve_packet(now, &tuple, 0..received.len);
+            self.serve_packet(now, &tuple, 0..received.len, received.tos);
         }
         Ok(())
     }
 
     /// Sees a client's packet, which is at `place` in the buffer, to its end.
-    fn serve_packet(&mut self, now: Now, tuple: &FiveTuple, place: Range<usize>) -> Outcome {
+    fn serve_packet(&mut self, now: Now, tuple: &FiveTuple, place: Range<usize>, tos: u8) -> Outcome {
         let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
         let packet = self.buffer.get(place.clone()).unwrap_or_default();
-        let outcome = match self.server.client_packet(&mut cx, tuple, packet, 0, &mut self.reply) {
+        let outcome = match self.server.client_packet(&mut cx, tuple, packet, tos, &mut self.reply) {
             FromClient::Relay(route) => self.send_to_peer(&route, place),
             FromClient::Reply(reply) => self.send_reply(tuple, &reply),
             FromClient::Open(open) => {
-                // The slot may have been another socket's, which is to be closed first.
+                // The slot may have been another socket's, which is to leave it first.
                 self.carry_out(now);
                 self.open_relay(now, open)
             }
@@ -257,13 +255,31 @@ impl Worker {
         let decision = if received.truncated {
             FromPeer::Drop(DropReason::Truncated)
         } else {
-            self.server.peer_packet(&mut cx, relay, received.source, 0, &mut self.buffer, received.len)
+            let (source, tos) = (received.source, received.tos);
+            self.server.peer_packet(&mut cx, relay, source, tos, &mut self.buffer, received.len)
         };
         let outcome = match decision {
             FromPeer::Relay(route) => self.send_to_client(&route),
             FromPeer::Drop(reason) => Outcome::Dropped(reason),
         };
         self.finish(now, received.source, outcome);
+        Ok(())
+    }
+
+    /// Takes one ICMP error about a datagram to a peer and sees it to its end.
+    ///
+    /// # Errors
+    /// Those of asking for it, [`io::ErrorKind::WouldBlock`] if there is none.
+    fn serve_error(&mut self, now: Now, relay: RelayId, socket: &UdpSocket) -> io::Result<()> {
+        let error = udp::receive_error(socket)?.ok_or(io::ErrorKind::WouldBlock)?;
+        let peer = error.peer;
+        let error = IcmpError { kind: error.kind, code: error.code, mtu: error.info };
+        let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
+        let outcome = match self.server.peer_unreachable(&mut cx, relay, peer, error, &mut self.buffer) {
+            FromPeer::Relay(route) => self.send_to_client(&route),
+            FromPeer::Drop(reason) => Outcome::Dropped(reason),
+        };
+        self.finish(now, peer, outcome);
         Ok(())
     }
 
@@ -306,7 +322,7 @@ impl Worker {
     /// Opens relay sockets until the core is content, and answers the client.
     fn open_relay(&mut self, now: Now, mut open: OpenRelay) -> Outcome {
         loop {
-            let opened = udp::bind_relay(open.bind).and_then(UdpSocket::from_std);
+            let opened = bind_relay(open.bind);
             let report = match &opened {
                 Ok(_) => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(OpenError::PortInUse),
@@ -342,14 +358,14 @@ impl Worker {
 
     fn install(&mut self, open: &OpenRelay, socket: UdpSocket) {
         let socket = Rc::new(socket);
-        let reader = tasks::spawn_reader(self.this.clone(), &self.panicked, open.relay, &socket);
+        let close = tasks::spawn_reader(self.this.clone(), &self.panicked, open, &socket);
         let slot = open.relay.slot();
         if self.relays.len() <= slot {
             self.relays.resize_with(slot + 1, || None);
         }
         if let Some(place) = self.relays.get_mut(slot) {
-            debug_assert!(place.is_none(), "a slot's socket is closed before the slot is used again");
-            *place = Some(Relay { id: open.relay, bind: open.bind, socket, reader });
+            debug_assert!(place.is_none(), "a slot is left before it is used again");
+            *place = Some(Relay { id: open.relay, socket, close });
         }
     }
 
@@ -357,10 +373,8 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(id.slot()).and_then(|place| place.take_if(|relay| relay.id == id)) else {
             return;
         };
-        relay.reader.abort();
-        let bind = relay.bind;
-        drop(relay);
-        self.server.relay_closed(bind);
+        // Its task has the socket, too, and reports it closed when it is.
+        relay.close.notify_one();
     }
 
     /// Sends on a part of the packet that is at `place` in the buffer.
@@ -370,21 +384,26 @@ impl Worker {
         let (Some(relay), Some(payload)) = (relay, packet.get(route.payload.clone())) else {
             return Outcome::Dropped(DropReason::AllocationEnded);
         };
-        sent(udp::send(&relay.socket, payload, route.peer, None), Outcome::RelayedToPeer)
+        let result = if route.dont_fragment {
+            udp::send_unfragmented(&relay.socket, payload, route.peer, route.tos)
+        } else {
+            udp::send_marked(&relay.socket, payload, route.peer, None, route.tos)
+        };
+        sent(result, Outcome::RelayedToPeer)
     }
 
     fn send_to_client(&self, route: &ToClient) -> Outcome {
         let message = self.buffer.get(route.message.clone()).unwrap_or_default();
-        self.send_on(&route.tuple, message, route.outcome)
+        self.send_on(&route.tuple, message, route.tos, route.outcome)
     }
 
     fn send_reply(&self, tuple: &FiveTuple, reply: &Reply) -> Outcome {
         let message = self.reply.get(..reply.length).unwrap_or_default();
-        self.send_on(tuple, message, reply.outcome)
+        self.send_on(tuple, message, 0, reply.outcome)
     }
 
     /// Sends on a client's 5-tuple: from the listener and the very address that the client wrote to.
-    fn send_on(&self, tuple: &FiveTuple, message: &[u8], outcome: Outcome) -> Outcome {
+    fn send_on(&self, tuple: &FiveTuple, message: &[u8], tos: u8, outcome: Outcome) -> Outcome {
         if tuple.transport.is_stream() {
             return self.send_on_connection(tuple, message, outcome);
         }
@@ -393,8 +412,14 @@ impl Worker {
             return Outcome::Dropped(DropReason::SendFailed);
         };
         let from: Option<IpAddr> = listener.address.ip().is_unspecified().then(|| tuple.server.ip());
-        sent(udp::send(&listener.socket, message, tuple.client, from), outcome)
+        sent(udp::send_marked(&listener.socket, message, tuple.client, from, tos), outcome)
     }
+}
+
+fn bind_relay(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = udp::bind_relay(address)?;
+    udp::report_errors(&socket)?;
+    UdpSocket::from_std(socket)
 }
 
 /// What becomes of a packet that was to be sent on.

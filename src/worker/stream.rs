@@ -380,7 +380,7 @@ impl Worker {
                     return Poll::Ready(Err(Close::OtherUsage));
                 }
                 Frame::Complete { message, length } => {
-                    if !matches!(self.serve_packet(now, tuple, start..start + message), Outcome::Dropped(_)) {
+                    if !matches!(self.serve_packet(now, tuple, start..start + message, 0), Outcome::Dropped(_)) {
                         received = Received::Request;
                     }
                     start += length;

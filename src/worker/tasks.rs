@@ -1,23 +1,21 @@
 //! The tasks of a worker: one for each listener, one for each relay socket, and the one that keeps time.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Notify, watch};
-use tokio::task::{AbortHandle, yield_now};
+use tokio::task::yield_now;
 use tokio::time::MissedTickBehavior;
 
 use super::{Listener, Plan, Totals, Worker, handshake, stream};
 use crate::net::tls::{Acceptor, Usage};
-use crate::turn::{RelayId, Transport};
+use crate::turn::{OpenRelay, RelayId, Transport};
 
 /// How many packets one socket may keep the worker busy with before the others get their turn.
 const BUDGET: usize = 64;
@@ -140,30 +138,44 @@ async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {
         let drained = {
             let mut worker = worker.borrow_mut();
             let now = worker.now();
-            drain(&listener.socket, || worker.serve_client(now, &listener))
+            drain(&listener.socket, Interest::READABLE, || worker.serve_client(now, &listener))
         };
         pause(drained).await;
     }
 }
 
-/// Starts the task that reads a relay socket. It does not own the socket: when the worker closes it, it is closed.
+/// Starts the task that reads a relay socket. What it gives tells the task to end: once it has closed the socket, which
+/// the worker has no part in any more by then, it reports that to the core.
 pub(super) fn spawn_reader(
     worker: Weak<RefCell<Worker>>,
     panicked: &Rc<Notify>,
-    relay: RelayId,
+    open: &OpenRelay,
     socket: &Rc<UdpSocket>,
-) -> AbortHandle {
-    spawn(panicked, serve_relay(worker, relay, Rc::downgrade(socket)))
+) -> Rc<Notify> {
+    let (close, open, socket) = (Rc::new(Notify::new()), open.clone(), Rc::clone(socket));
+    let closed = Rc::clone(&close);
+    spawn(panicked, async move {
+        tokio::select! {
+            biased;
+            () = closed.notified() => {}
+            () = serve_relay(&worker, open.relay, &socket) => {}
+        }
+        drop(socket);
+        if let Some(worker) = worker.upgrade() {
+            worker.borrow_mut().server.relay_closed(open.bind);
+        }
+    });
+    close
 }
 
 /// Starts a task whose panic ends the worker: a panic is a bug, and half a worker helps nobody.
-fn spawn(panicked: &Rc<Notify>, task: impl Future<Output = ()> + 'static) -> AbortHandle {
+fn spawn(panicked: &Rc<Notify>, task: impl Future<Output = ()> + 'static) {
     let guard = PanicGuard(Rc::clone(panicked));
     let guarded = async move {
         let _guard = guard;
         task.await;
     };
-    tokio::task::spawn_local(guarded).abort_handle()
+    tokio::task::spawn_local(guarded);
 }
 
 struct PanicGuard(Rc<Notify>);
@@ -176,18 +188,25 @@ impl Drop for PanicGuard {
     }
 }
 
-async fn serve_relay(worker: Weak<RefCell<Worker>>, relay: RelayId, socket: Weak<UdpSocket>) {
+async fn serve_relay(worker: &Weak<RefCell<Worker>>, relay: RelayId, socket: &UdpSocket) {
     loop {
-        let readable = poll_fn(|cx| match socket.upgrade() {
-            Some(socket) => socket.poll_recv_ready(cx).map(|_| ()),
-            None => Poll::Ready(()),
-        });
-        readable.await;
+        let Ok(ready) = socket.ready(Interest::READABLE | Interest::ERROR).await else {
+            tokio::time::sleep(BACK_OFF).await;
+            continue;
+        };
         let drained = {
-            let (Some(worker), Some(socket)) = (worker.upgrade(), socket.upgrade()) else { return };
+            let Some(worker) = worker.upgrade() else { return };
             let mut worker = worker.borrow_mut();
             let now = worker.now();
-            drain(&socket, || worker.serve_peer(now, relay, &socket))
+            let errors = if ready.is_error() {
+                drain(socket, Interest::ERROR, || worker.serve_error(now, relay, socket))
+            } else {
+                Drained::Empty
+            };
+            match drain(socket, Interest::READABLE, || worker.serve_peer(now, relay, socket)) {
+                Drained::Empty => errors,
+                other => other,
+            }
         };
         pause(drained).await;
     }
@@ -201,9 +220,9 @@ enum Drained {
 }
 
 /// Receives until nothing is there or the budget is spent.
-fn drain(socket: &UdpSocket, mut receive: impl FnMut() -> io::Result<()>) -> Drained {
+fn drain(socket: &UdpSocket, what: Interest, mut receive: impl FnMut() -> io::Result<()>) -> Drained {
     for _ in 0..BUDGET {
-        match socket.try_io(Interest::READABLE, &mut receive) {
+        match socket.try_io(what, &mut receive) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Drained::Empty,
             Err(error) => {

@@ -36,6 +36,7 @@ fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Sha
         channels_per_allocation: 8,
         unverified_replies: 0,
         rfc5766_channels: false,
+        draft_dual_allocation: false,
         expiry_grace: 0,
     };
     let (_, stop) = watch::channel(false);
@@ -98,6 +99,8 @@ async fn an_allocation_that_takes_the_place_of_an_expired_one_leaves_no_socket_a
             let length = client.recv(&mut answer).unwrap();
             assert_eq!(Message::parse(&answer[..length]).unwrap().class(), Class::Success, "round {round}");
             assert_eq!(worker.borrow().relays.iter().flatten().count(), 1);
+            // The old socket's task closes it when its turn comes.
+            tokio::task::yield_now().await;
         }
     };
     LocalSet::new().run_until(test).await;

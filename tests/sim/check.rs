@@ -7,7 +7,7 @@ use turnserver::stun::attribute::{
     AddressErrorCode, AddressFamily, Data, ErrorCodeAttribute, Icmp, Lifetime, Nonce, Realm, ReservationToken,
     Software, UnknownAttributes, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
 };
-use turnserver::stun::{AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
+use turnserver::stun::{Attribute as _, AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
 use turnserver::turn::Outcome;
 
 use crate::model::{Answer, Body};
@@ -68,7 +68,10 @@ fn body(message: &Message<'_>, bytes: &[u8]) -> Body {
     let mapped = message.get().unwrap().map(|XorMappedAddress(address)| address);
     let relayed: Vec<SocketAddr> = message.all::<XorRelayedAddress>().map(|relayed| relayed.unwrap().0).collect();
     let lifetime = message.get().unwrap().map(|Lifetime(seconds)| seconds);
-    let address_error = message.get::<AddressErrorCode<'_>>().unwrap();
+    // A draft has another number for it.
+    let draft = message.attributes().find(|attribute| attribute.kind.number() == 0x8033);
+    let draft = draft.map(|attribute| AddressErrorCode::decode(attribute.value, message.transaction_id()).unwrap());
+    let address_error = message.get::<AddressErrorCode<'_>>().unwrap().or(draft);
     let address_error =
         address_error.map(|AddressErrorCode { family, code, .. }| (family == AddressFamily::V6, code.code()));
     match (message.method(), mapped, relayed.as_slice(), lifetime) {

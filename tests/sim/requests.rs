@@ -121,6 +121,7 @@ impl World {
                 (3, _) => raw(writer, 0x0017, &[3, 0, 0, 0]),
                 (4, _) => raw(writer, 0x0017, &[1]),
                 (5..=8 | 60..=79, _) => writer.push(&AdditionalAddressFamily(AddressFamily::V6)),
+                (103..=105, _) => raw(writer, 0x8032, &[2, 0, 0, 0]),
                 (9, _) => writer.push(&AdditionalAddressFamily(AddressFamily::V4)),
                 (_, Some(family)) => writer.push(&RequestedAddressFamily(family)),
                 _ => {}

@@ -75,6 +75,7 @@ pub(crate) struct Setup {
     pub(crate) permissions: usize,
     pub(crate) channels: usize,
     pub(crate) rfc5766_channels: bool,
+    pub(crate) draft_dual_allocation: bool,
     pub(crate) expiry_grace: u64,
     pub(crate) nonce_lifetime: u64,
     pub(crate) secrets: Vec<Secret>,
@@ -139,6 +140,7 @@ impl Setup {
             permissions: dice.between(1, 6) as usize,
             channels: dice.between(1, 5) as usize,
             rfc5766_channels: dice.percent(40),
+            draft_dual_allocation: dice.percent(40),
             expiry_grace: dice.pick(&[0, 30, 700]),
             nonce_lifetime: dice.pick(&[60, 600, 3_600]),
             secrets,
@@ -192,6 +194,7 @@ impl Setup {
             channels_per_allocation: self.channels,
             unverified_replies: 0,
             rfc5766_channels: self.rfc5766_channels,
+            draft_dual_allocation: self.draft_dual_allocation,
             expiry_grace: self.expiry_grace,
         }
     }

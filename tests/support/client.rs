@@ -66,7 +66,11 @@ impl Login {
 impl Client {
     pub(crate) fn new(server: SocketAddr) -> Self {
         let own: IpAddr = if server.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
-        let socket = socket(SocketAddr::new(own, 0));
+        Self::on(socket(SocketAddr::new(own, 0)), server)
+    }
+
+    /// A client on a socket of the caller's.
+    pub(crate) fn on(socket: UdpSocket, server: SocketAddr) -> Self {
         // So that an answer from another address does not arrive.
         socket.connect(server).unwrap();
         Self { link: Link::Udp(socket), server, sent: Cell::new(0) }
@@ -101,6 +105,12 @@ impl Client {
             Link::Tls(stream) => stream.borrow().sock.local_addr(),
         }
         .unwrap()
+    }
+
+    /// The socket of a UDP client.
+    pub(crate) fn socket(&self) -> &UdpSocket {
+        let Link::Udp(socket) = &self.link else { panic!("TCP has another one") };
+        socket
     }
 
     pub(crate) fn sent(&self) -> u64 {
@@ -228,6 +238,11 @@ impl Answer {
 
     pub(crate) fn get<'a, A: Attribute<'a>>(&'a self) -> Option<A> {
         Message::parse(&self.0).unwrap().get().unwrap()
+    }
+
+    /// Every attribute of its kind.
+    pub(crate) fn all<'a, A: Attribute<'a>>(&'a self) -> Vec<A> {
+        Message::parse(&self.0).unwrap().all().map(Result::unwrap).collect()
     }
 }
 

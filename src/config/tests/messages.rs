@@ -200,6 +200,10 @@ fn a_value_of_the_wrong_type_is_answered_with_the_right_one() {
             "[compat]\nrfc5766-channels = 1",
             "2:20: `compat.rfc5766-channels` takes true or false, and this is a whole number",
         ),
+        (
+            "[compat]\ndraft-dual-allocation = \"yes\"",
+            "2:25: `compat.draft-dual-allocation` takes true or false, and this is a string",
+        ),
         ("[auth]\nusers = 1", "2:9: `auth.users` is a list of tables: write each as `[[auth.users]]`"),
         ("[auth]\nusers = [1]", "2:10: `auth.users` takes a list of tables, and this is a whole number"),
         (

@@ -51,6 +51,7 @@ unauthenticated = "90s"
 
 [compat]
 rfc5766-channels = true
+draft-dual-allocation = true
 
 [log]
 level = "trace"
@@ -103,7 +104,7 @@ fn every_value_arrives() {
             idle: Duration::from_secs(86_400),
             unauthenticated: Duration::from_secs(90),
         },
-        compat: Compat { rfc5766_channels: true },
+        compat: Compat { rfc5766_channels: true, draft_dual_allocation: true },
         log: Log { level: LogLevel::Trace, format: LogFormat::Json },
         warnings: Vec::new(),
     };
@@ -187,6 +188,7 @@ limits   any number of allocations for a user, 500 in all
 timeouts a connection has 1s for its TLS handshake, 5m for its first request
          and without an allocation 1d after a request, 90s in all
 compat   channel numbers up to 0x7FFF are accepted
+compat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY
 log      trace as json
 warning  t.toml:22:12: `auth.secrets` has a secret shorter than 16 bytes, \
 which can be guessed: `openssl rand -hex 32` makes a good one"

@@ -19,8 +19,8 @@ pub use credential::{PasswordAlgorithm, PasswordAlgorithms, Userhash};
 pub use error::{AddressErrorCode, ErrorCodeAttribute, UnknownAttributes};
 pub use text::{AlternateDomain, Nonce, Realm, Software, Username};
 pub use turn::{
-    AdditionalAddressFamily, ChannelNumber, Data, DontFragment, EvenPort, Icmp, Lifetime, RequestedAddressFamily,
-    RequestedTransport, ReservationToken,
+    AdditionalAddressFamily, ChannelNumber, Data, DontFragment, DraftAdditionalAddressFamily, EvenPort, Icmp, Lifetime,
+    RequestedAddressFamily, RequestedTransport, ReservationToken,
 };
 
 use super::reader::Reader;

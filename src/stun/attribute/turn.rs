@@ -115,6 +115,8 @@ family_attributes! {
     /// ADDITIONAL-ADDRESS-FAMILY (RFC 8656 §18.11). Reads both families; that only IPv6 is allowed is for Allocate to
     /// say.
     AdditionalAddressFamily, ADDITIONAL_ADDRESS_FAMILY;
+    /// The same under the number that a draft gave it and coturn's clients send.
+    DraftAdditionalAddressFamily, DRAFT_ADDITIONAL_ADDRESS_FAMILY;
 }
 
 /// EVEN-PORT (RFC 8656 §18.7).

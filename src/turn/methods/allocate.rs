@@ -21,8 +21,8 @@ use super::super::time::{Deadline, Instant};
 use super::super::{DEFAULT_LIFETIME, EndReason, MAXIMUM_LIFETIME};
 use super::FORBIDDEN;
 use crate::stun::attribute::{
-    AdditionalAddressFamily, AddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport,
-    ReservationToken,
+    AdditionalAddressFamily, AddressFamily, DraftAdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily,
+    RequestedTransport, ReservationToken,
 };
 use crate::stun::{AttributeError, AttributeType, ErrorCode, Message};
 
@@ -54,7 +54,7 @@ const CHOICES: [AttributeType; 3] =
     [AttributeType::EVEN_PORT, AttributeType::REQUESTED_ADDRESS_FAMILY, AttributeType::ADDITIONAL_ADDRESS_FAMILY];
 
 impl Wanted {
-    fn parse(message: &Message<'_>) -> Result<Self, Reject> {
+    fn parse(message: &Message<'_>, draft_dual_allocation: bool) -> Result<Self, Reject> {
         let bad = |reason| Err(Reject::new(ErrorCode::BAD_REQUEST, reason));
         // Step 3: missing or malformed → 400, no UDP → 442.
         let transport: RequestedTransport = required(message)?;
@@ -73,12 +73,14 @@ impl Wanted {
             Err(AttributeError::UnknownFamily) => return Err(NO_SUCH_FAMILY),
             Err(_) => return bad("Malformed Attribute"),
         };
-        let additional = match optional(message)? {
-            None => false,
-            Some(AdditionalAddressFamily(AddressFamily::V6)) if requested.is_none() => true,
-            // Step 6: both attributes → 400. Step 9: the IPv4 family → 400.
-            Some(AdditionalAddressFamily(_)) => return bad("Bad ADDITIONAL-ADDRESS-FAMILY"),
-        };
+        let additional = optional(message)?.map(|AdditionalAddressFamily(family)| family);
+        let draft = if draft_dual_allocation { optional(message)? } else { None };
+        let additional = additional.or(draft.map(|DraftAdditionalAddressFamily(family)| family));
+        // Step 6: both attributes → 400. Step 9: the IPv4 family → 400.
+        if additional.is_some_and(|family| family == AddressFamily::V4 || requested.is_some()) {
+            return bad("Bad ADDITIONAL-ADDRESS-FAMILY");
+        }
+        let additional = additional.is_some();
         // Step 8: a reservation and an additional family → 400.
         let wish = match optional(message)? {
             None => Wish::Any,
@@ -175,13 +177,16 @@ impl Server {
         if self.shared.draining.load(Ordering::Relaxed) {
             return Err(self.limited(request, &DRAINING));
         }
-        let Wanted { address, lifetime } = Wanted::parse(request.message)?;
+        let Wanted { address, lifetime } = Wanted::parse(request.message, self.settings.draft_dual_allocation)?;
         let deadline = Deadline::after(cx.now, lifetime);
         match address {
             WantedAddress::New { family, additional, wish } => {
                 // Step 7: a family that no relay address has → 440.
                 if self.relays_of(family).is_empty() {
                     return Err(NO_SUCH_FAMILY);
+                }
+                if (family == AddressFamily::V6 || additional) && !self.relays_of(AddressFamily::V6).is_empty() {
+                    check_dont_fragment(request)?;
                 }
                 let (ticket, reserve) = self.admit_with_neighbour(request, wish)?;
                 let next = additional.then_some(AddressFamily::V6);
@@ -238,6 +243,9 @@ impl Server {
     /// of the reserved address.
     fn claim(&mut self, request: &Authenticated<'_, '_>, token: Token) -> Result<(Reserved, Ticket), Reject> {
         let reserved = self.shared.reservations.find(token).ok_or(NO_RESERVATION)?;
+        if reserved.bind.is_ipv6() {
+            check_dont_fragment(request)?;
+        }
         // A token is good for everybody, but everybody's allocations count as their own.
         let same_user = self.shared.quota.is_of(reserved.ticket, request.identity.user);
         let own = if same_user { None } else { Some(self.admit(request)?) };
@@ -503,6 +511,17 @@ impl Opening {
     fn limit(&self) -> &'static Limit {
         self.failed.map_or(&NO_PORT, |(_, limit)| limit)
     }
+}
+
+/// RFC 8656 §3.7: whether datagrams from an IPv4 client came with DF is not to be learned from a socket, so where they may
+/// go to IPv6 peers, DONT-FRAGMENT → 420, as in step 4.
+fn check_dont_fragment(request: &Authenticated<'_, '_>) -> Result<(), Reject> {
+    let FiveTuple { client, transport, .. } = request.tuple;
+    let asked = request.message.contains(AttributeType::DONT_FRAGMENT);
+    if asked && client.is_ipv4() && !transport.is_stream() {
+        return Err(Reject::unknown_attributes(AttributeType::DONT_FRAGMENT, std::iter::empty()));
+    }
+    Ok(())
 }
 
 fn refused(user: String, tuple: FiveTuple, limit: &Limit) -> Action {

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use super::super::{Action, DropReason, Event, OpenError, OpenRelay, Opened, RelayedAddresses};
 use super::support::*;
 use crate::stun::attribute::{
-    AdditionalAddressFamily, AddressErrorCode, AddressFamily, ChannelNumber, Data, EvenPort, Lifetime,
-    RequestedAddressFamily, RequestedTransport, XorPeerAddress, XorRelayedAddress,
+    AdditionalAddressFamily, AddressErrorCode, AddressFamily, ChannelNumber, Data, DraftAdditionalAddressFamily,
+    EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, XorPeerAddress, XorRelayedAddress,
 };
-use crate::stun::{AttributeType, Class, ErrorCode, Method};
+use crate::stun::{AttributeType, Class, EncodeAttribute, ErrorCode, Method};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 const BOTH: AdditionalAddressFamily = AdditionalAddressFamily(AddressFamily::V6);
@@ -172,6 +172,42 @@ fn a_family_without_a_port_or_a_socket_is_508_in_address_error_code() {
         let relays: Vec<Relay> = relays.into_iter().map(|(id, bind)| Relay { id, bind, relayed: address }).collect();
         assert_eq!(ended(&mut world, &relays), address.into());
         assert_eq!(world.footprint(), before);
+    }
+}
+
+// As coturn's clients have it: by other numbers, where the operator admits them.
+#[test]
+fn the_numbers_of_the_draft_are_known_where_they_are_admitted() {
+    let asked = DraftAdditionalAddressFamily(AddressFamily::V6);
+    let mut strict = World::new();
+    let client = strict.client(1);
+    assert_eq!(relayed(&strict.accept(&client, Method::ALLOCATE, &[&UDP, &asked])).len(), 1);
+    created(&mut strict);
+
+    let mut world = World::with(|setup| setup.settings.draft_dual_allocation = true);
+    let client = world.client(1);
+    assert_eq!(relayed(&world.accept(&client, Method::ALLOCATE, &[&UDP, &asked])).len(), 2);
+    created(&mut world);
+    let client = world.client(2);
+    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &asked, &V6]), 400);
+    let v4 = DraftAdditionalAddressFamily(AddressFamily::V4);
+    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &v4]), 400);
+
+    let mut world = World::with(|setup| {
+        setup.settings.draft_dual_allocation = true;
+        setup.settings.relays.truncate(1);
+    });
+    for (attributes, number) in [
+        (&[&UDP as &dyn EncodeAttribute, &asked][..], AttributeType::DRAFT_ADDRESS_ERROR_CODE),
+        (&[&UDP as &dyn EncodeAttribute, &BOTH][..], AttributeType::ADDRESS_ERROR_CODE),
+        (&[&UDP as &dyn EncodeAttribute, &BOTH, &asked][..], AttributeType::ADDRESS_ERROR_CODE),
+    ] {
+        let client = world.client(1);
+        let answer = world.accept(&client, Method::ALLOCATE, attributes);
+        assert_eq!(answer.kinds()[3], number);
+        created(&mut world);
+        world.server.connection_closed(world.now, &client.tuple);
+        while world.server.next_action().is_some() {}
     }
 }
 

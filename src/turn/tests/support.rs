@@ -76,6 +76,7 @@ impl Setup {
                 channels_per_allocation: 4,
                 unverified_replies: 0,
                 rfc5766_channels: false,
+                draft_dual_allocation: false,
                 expiry_grace: EXPIRY_GRACE,
             },
             policy: PeerPolicy {

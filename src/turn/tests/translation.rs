@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use super::super::{FromClient, ToPeer, Transport};
 use super::support::*;
 use crate::stun::attribute::{
-    AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, DontFragment, RequestedTransport, XorPeerAddress,
+    AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, DontFragment, EvenPort, RequestedAddressFamily,
+    RequestedTransport, ReservationToken, UnknownAttributes, XorPeerAddress,
 };
-use crate::stun::{Class, EncodeAttribute, Method};
+use crate::stun::{AttributeType, Class, EncodeAttribute, Method};
 
 /// Expedited Forwarding, Congestion Experienced.
 const TOS: u8 = 0xbb;
@@ -76,6 +77,38 @@ fn nothing_of_the_ip_header_crosses_a_connection() {
     assert_eq!((sent.tos, route(&mut world, &client, &channel_data(0x4000, b"out")).tos), (0, 0));
     world.peer_packet(sent.relay, peer(1), b"in").unwrap();
     assert_eq!(world.tos_sent, 0);
+}
+
+// §3.7: where datagrams with an unknown DF may go from IPv4 to IPv6, DONT-FRAGMENT in an Allocate request → 420.
+#[test]
+fn dont_fragment_from_ipv4_to_ipv6_is_420_on_datagrams() {
+    let (v6, both) = (RequestedAddressFamily(AddressFamily::V6), AdditionalAddressFamily(AddressFamily::V6));
+    let mut world = World::new();
+    let (reserving, client) = (world.client(1), world.client(2));
+    let reserve = EvenPort { reserve_next: true };
+    let answer = world.accept(&reserving, Method::ALLOCATE, &[&RequestedTransport::UDP, &v6, &reserve]);
+    world.event();
+    let token: ReservationToken = answer.get().unwrap();
+    let before = world.footprint();
+    for wanted in [&v6 as &dyn EncodeAttribute, &both, &token] {
+        let answer = world.ask(&client, Method::ALLOCATE, &[&RequestedTransport::UDP, wanted, &DontFragment]);
+        let unknown: Vec<_> = answer.get::<UnknownAttributes<'_>>().unwrap().iter().collect();
+        assert_eq!((answer.code(), unknown), (Some(420), vec![AttributeType::DONT_FRAGMENT]));
+    }
+    assert_eq!(world.footprint(), before);
+    // A connection has no such translation, and a client that has IPv6 needs none.
+    let (mut stream, mut six) = (world.client(3), world.client(4));
+    stream.tuple.transport = Transport::Tcp;
+    six.tuple.client = address("[2001:db8::4]:5000");
+    six.nonce = world.nonce(six.tuple.client);
+    for client in [&stream, &six] {
+        world.accept(client, Method::ALLOCATE, &[&RequestedTransport::UDP, &both, &DontFragment]);
+        world.event();
+    }
+    let mut only_v4 = World::with(|setup| setup.settings.relays.truncate(1));
+    let client = only_v4.client(1);
+    only_v4.accept(&client, Method::ALLOCATE, &[&RequestedTransport::UDP, &both, &DontFragment]);
+    only_v4.event();
 }
 
 // §14: DF follows DONT-FRAGMENT from IPv4 to IPv4. §13.1 to §13.3: otherwise it MUST be ignored between datagrams.

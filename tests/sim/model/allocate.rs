@@ -3,14 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use turnserver::stun::attribute::{
-    AdditionalAddressFamily, AddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport,
-    ReservationToken,
+    AdditionalAddressFamily, AddressFamily, DraftAdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily,
+    RequestedTransport, ReservationToken,
 };
 use turnserver::stun::{AttributeError, AttributeType, Message};
 use turnserver::turn::{Action, DropReason, EndReason, Event, FiveTuple};
 
 use super::requests::desired_lifetime;
-use super::{Answer, Expect, Model, Now, error};
+use super::{Answer, Body, Expect, Model, Now, error};
 
 /// What is wanted of the port.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +47,10 @@ impl Wanted {
         self.attempts = 0;
         self.next.take()
     }
+}
+
+fn unknown_dont_fragment() -> Body {
+    Body::Error { code: 420, challenge: false, unknown: vec![0x001a] }
 }
 
 impl Model {
@@ -108,6 +112,13 @@ impl Model {
             Ok(Some(AdditionalAddressFamily(AddressFamily::V6))) if family.is_none() => true,
             _ => return Err(fail(400)),
         };
+        let draft = match message.get::<DraftAdditionalAddressFamily>() {
+            _ if !self.setup.draft_dual_allocation => false,
+            Ok(None) => false,
+            Ok(Some(DraftAdditionalAddressFamily(AddressFamily::V6))) if family.is_none() => true,
+            _ => return Err(fail(400)),
+        };
+        let additional = additional || draft;
         let wish = match message.get::<EvenPort>() {
             Ok(None) => Wish::Any,
             Ok(Some(EvenPort { reserve_next: false })) => Wish::Even,
@@ -128,10 +139,21 @@ impl Model {
             user,
         };
         if let Some(ReservationToken(token)) = token {
+            let no_df = tuple.client.is_ipv4() && has(AttributeType::DONT_FRAGMENT);
+            let reserved = self.reservations.iter().find(|reservation| reservation.token == token);
+            if no_df && reserved.is_some_and(|reservation| reservation.bind.is_ipv6()) {
+                return Err(Expect::Answer(Answer { body: unknown_dont_fragment(), ..answer.clone() }));
+            }
             return self.claim(tuple, token, wanted).map_err(fail);
         }
         if !self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == wanted.v6) {
             return Err(fail(440));
+        }
+        // §3.7, as step 4.
+        let has_v6 = self.setup.relays.iter().any(|relay| relay.bind.is_ipv6());
+        let no_df = tuple.client.is_ipv4() && has(AttributeType::DONT_FRAGMENT);
+        if no_df && has_v6 && (wanted.v6 || additional) {
+            return Err(Expect::Answer(Answer { body: unknown_dont_fragment(), ..answer.clone() }));
         }
         // Step 10, and once more for a port that is to be reserved.
         self.admit(tuple, &wanted.user, 0).map_err(fail)?;
