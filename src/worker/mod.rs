@@ -37,6 +37,7 @@ use events::EventLog;
 use handshake::Handshakes;
 use stream::Outbound;
 pub use tasks::HEARTBEAT;
+use tasks::Reader;
 
 /// The longest UDP payload, and one byte to see that it is not exceeded.
 const LARGEST_DATAGRAM: usize = 65_536;
@@ -136,9 +137,10 @@ impl Listener {
 #[derive(Debug)]
 struct Relay {
     id: RelayId,
+    bind: SocketAddr,
+    /// Shared with its reader alone, so that it is closed as soon as both are gone.
     socket: Rc<UdpSocket>,
-    /// Tells its task to end.
-    close: Rc<Notify>,
+    reader: Reader,
 }
 
 /// The time, read once for a batch of packets.
@@ -234,7 +236,7 @@ impl Worker {
             FromClient::Relay(route) => self.send_to_peer(&route, place),
             FromClient::Reply(reply) => self.send_reply(tuple, &reply),
             FromClient::Open(open) => {
-                // The slot may have been another socket's, which is to leave it first.
+                // The slot may have been another socket's, which is to be closed first.
                 self.carry_out(now);
                 self.open_relay(now, open)
             }
@@ -358,14 +360,14 @@ impl Worker {
 
     fn install(&mut self, open: &OpenRelay, socket: UdpSocket) {
         let socket = Rc::new(socket);
-        let close = tasks::spawn_reader(self.this.clone(), &self.panicked, open, &socket);
+        let reader = Reader::spawn(self.this.clone(), &self.panicked, open.relay, &socket);
         let slot = open.relay.slot();
         if self.relays.len() <= slot {
             self.relays.resize_with(slot + 1, || None);
         }
         if let Some(place) = self.relays.get_mut(slot) {
-            debug_assert!(place.is_none(), "a slot is left before it is used again");
-            *place = Some(Relay { id: open.relay, socket, close });
+            debug_assert!(place.is_none(), "a slot's socket is closed before the slot is used again");
+            *place = Some(Relay { id: open.relay, bind: open.bind, socket, reader });
         }
     }
 
@@ -373,8 +375,10 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(id.slot()).and_then(|place| place.take_if(|relay| relay.id == id)) else {
             return;
         };
-        // Its task has the socket, too, and reports it closed when it is.
-        relay.close.notify_one();
+        let bind = relay.bind;
+        relay.reader.end();
+        drop(relay);
+        self.server.relay_closed(bind);
     }
 
     /// Sends on a part of the packet that is at `place` in the buffer.

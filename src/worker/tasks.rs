@@ -1,21 +1,25 @@
 //! The tasks of a worker: one for each listener, one for each relay socket, and the one that keeps time.
 
 use std::cell::RefCell;
+use std::fmt;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Notify, watch};
-use tokio::task::yield_now;
+use tokio::task::{AbortHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
 use super::{Listener, Plan, Totals, Worker, handshake, stream};
 use crate::net::tls::{Acceptor, Usage};
-use crate::turn::{OpenRelay, RelayId, Transport};
+use crate::turn::{RelayId, Transport};
 
 /// How many packets one socket may keep the worker busy with before the others get their turn.
 const BUDGET: usize = 64;
@@ -144,38 +148,59 @@ async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {
     }
 }
 
-/// Starts the task that reads a relay socket. What it gives tells the task to end: once it has closed the socket, which
-/// the worker has no part in any more by then, it reports that to the core.
-pub(super) fn spawn_reader(
-    worker: Weak<RefCell<Worker>>,
-    panicked: &Rc<Notify>,
-    open: &OpenRelay,
-    socket: &Rc<UdpSocket>,
-) -> Rc<Notify> {
-    let (close, open, socket) = (Rc::new(Notify::new()), open.clone(), Rc::clone(socket));
-    let closed = Rc::clone(&close);
-    spawn(panicked, async move {
-        tokio::select! {
-            biased;
-            () = closed.notified() => {}
-            () = serve_relay(&worker, open.relay, &socket) => {}
-        }
-        drop(socket);
-        if let Some(worker) = worker.upgrade() {
-            worker.borrow_mut().server.relay_closed(open.bind);
-        }
-    });
-    close
+/// The task that reads a relay socket.
+pub(super) struct Reader {
+    /// What the task does, within reach of the worker: it has a part in the socket.
+    future: Rc<RefCell<Option<LocalFuture>>>,
+    task: AbortHandle,
+}
+
+type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
+
+impl Reader {
+    pub(super) fn spawn(
+        worker: Weak<RefCell<Worker>>,
+        panicked: &Rc<Notify>,
+        relay: RelayId,
+        socket: &Rc<UdpSocket>,
+    ) -> Self {
+        let future: LocalFuture = Box::pin(serve_relay(worker, relay, Rc::clone(socket)));
+        let future = Rc::new(RefCell::new(Some(future)));
+        let polled = Rc::clone(&future);
+        let task = spawn(
+            panicked,
+            poll_fn(move |cx| match polled.borrow_mut().as_mut() {
+                Some(future) => future.as_mut().poll(cx),
+                None => Poll::Ready(()),
+            }),
+        );
+        Self { future, task }
+    }
+
+    /// Ends the task, which has no part in the socket any more when this returns. An abort alone would take until the
+    /// task's next turn.
+    pub(super) fn end(&self) {
+        self.task.abort();
+        // It is not being polled: nothing that a peer sends ends an allocation.
+        let future = self.future.try_borrow_mut().ok().and_then(|mut future| future.take());
+        debug_assert!(future.is_some(), "a relay socket is not closed by its own task, and once");
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("task", &self.task).finish_non_exhaustive()
+    }
 }
 
 /// Starts a task whose panic ends the worker: a panic is a bug, and half a worker helps nobody.
-fn spawn(panicked: &Rc<Notify>, task: impl Future<Output = ()> + 'static) {
+fn spawn(panicked: &Rc<Notify>, task: impl Future<Output = ()> + 'static) -> AbortHandle {
     let guard = PanicGuard(Rc::clone(panicked));
     let guarded = async move {
         let _guard = guard;
         task.await;
     };
-    tokio::task::spawn_local(guarded);
+    tokio::task::spawn_local(guarded).abort_handle()
 }
 
 struct PanicGuard(Rc<Notify>);
@@ -188,7 +213,7 @@ impl Drop for PanicGuard {
     }
 }
 
-async fn serve_relay(worker: &Weak<RefCell<Worker>>, relay: RelayId, socket: &UdpSocket) {
+async fn serve_relay(worker: Weak<RefCell<Worker>>, relay: RelayId, socket: Rc<UdpSocket>) {
     loop {
         let Ok(ready) = socket.ready(Interest::READABLE | Interest::ERROR).await else {
             tokio::time::sleep(BACK_OFF).await;
@@ -199,11 +224,11 @@ async fn serve_relay(worker: &Weak<RefCell<Worker>>, relay: RelayId, socket: &Ud
             let mut worker = worker.borrow_mut();
             let now = worker.now();
             let errors = if ready.is_error() {
-                drain(socket, Interest::ERROR, || worker.serve_error(now, relay, socket))
+                drain(&socket, Interest::ERROR, || worker.serve_error(now, relay, &socket))
             } else {
                 Drained::Empty
             };
-            match drain(socket, Interest::READABLE, || worker.serve_peer(now, relay, socket)) {
+            match drain(&socket, Interest::READABLE, || worker.serve_peer(now, relay, &socket)) {
                 Drained::Empty => errors,
                 other => other,
             }

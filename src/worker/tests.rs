@@ -99,8 +99,6 @@ async fn an_allocation_that_takes_the_place_of_an_expired_one_leaves_no_socket_a
             let length = client.recv(&mut answer).unwrap();
             assert_eq!(Message::parse(&answer[..length]).unwrap().class(), Class::Success, "round {round}");
             assert_eq!(worker.borrow().relays.iter().flatten().count(), 1);
-            // The old socket's task closes it when its turn comes.
-            tokio::task::yield_now().await;
         }
     };
     LocalSet::new().run_until(test).await;
