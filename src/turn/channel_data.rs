@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use super::contract::Transport;
 use crate::stun::attribute::{XorPeerAddress, data_padding};
 use crate::stun::{Class, MessageWriter, Method, TransactionId};
 
@@ -32,53 +31,87 @@ pub(super) fn parse(datagram: &[u8]) -> Option<(u16, Range<usize>)> {
         .then(|| (u16::from_be_bytes([*number_high, *number_low]), CHANNEL_HEADER..CHANNEL_HEADER + length))
 }
 
-/// Writes a ChannelData header in front of the `length` bytes at [`HEADROOM`] and says where the message lies, with the
-/// padding that it has on a stream (RFC 8656 §12.5).
-pub(super) fn wrap_in_channel_data(
-    buffer: &mut [u8],
-    length: usize,
-    number: u16,
-    transport: Transport,
-) -> Option<Range<usize>> {
-    let start = HEADROOM - CHANNEL_HEADER;
-    let header = buffer.get_mut(start..HEADROOM)?.first_chunk_mut::<CHANNEL_HEADER>()?;
-    let [number_high, number_low] = number.to_be_bytes();
-    let [length_high, length_low] = u16::try_from(length).ok()?.to_be_bytes();
-    *header = [number_high, number_low, length_high, length_low];
-    let end = HEADROOM + if transport.is_stream() { length.next_multiple_of(4) } else { length };
-    // What is left in the buffer behind the payload is another client's data.
-    buffer.get_mut(HEADROOM + length..end)?.fill(0);
-    Some(start..end)
+/// What stands around the data of a peer on its way to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// ChannelData on this channel (RFC 8656 §12.4).
+    Channel {
+        /// The channel that is bound to the peer.
+        number: u16,
+        /// On a stream it is padded to a multiple of four bytes (RFC 8656 §12.5).
+        padded: bool,
+    },
+    /// A Data indication that names this peer (RFC 8656 §11.3).
+    Indication(SocketAddr),
 }
 
-/// Writes a Data indication around the `length` bytes at [`HEADROOM`] (RFC 8656 §11.3) and says where the message
-/// lies. `None` if the message would be longer than its length field can say.
-pub(super) fn wrap_in_data_indication(
-    buffer: &mut [u8],
-    length: usize,
-    peer: SocketAddr,
-    transaction: TransactionId,
-) -> Option<Range<usize>> {
-    // The writer fills forwards, so the header is made aside and put where it ends at the payload.
-    let mut header = [0; HEADROOM];
-    let mut writer = MessageWriter::new(&mut header, Class::Indication, Method::DATA, transaction);
-    writer.push(&XorPeerAddress(peer));
-    let header = writer.finish_with_data_behind(length).ok()?;
+impl Framing {
+    /// Writes the header of `length` bytes of data to the end of `headroom`, and says how long it is. `None` if there is
+    /// no such message: it would be longer than its length field can say.
+    #[must_use]
+    pub fn write_header(
+        &self,
+        length: usize,
+        rng: &mut dyn rand::CryptoRng,
+        headroom: &mut [u8; HEADROOM],
+    ) -> Option<usize> {
+        match self {
+            Self::Channel { number, .. } => {
+                let [number_high, number_low] = number.to_be_bytes();
+                let [length_high, length_low] = u16::try_from(length).ok()?.to_be_bytes();
+                *headroom.last_chunk_mut()? = [number_high, number_low, length_high, length_low];
+                Some(CHANNEL_HEADER)
+            }
+            Self::Indication(peer) => {
+                let mut transaction = [0; 12];
+                rng.fill_bytes(&mut transaction);
+                // The writer fills forwards, so the header is made aside and put where it ends at the payload.
+                let mut header = [0; HEADROOM];
+                let transaction = TransactionId::new(transaction);
+                let mut writer = MessageWriter::new(&mut header, Class::Indication, Method::DATA, transaction);
+                writer.push(&XorPeerAddress(*peer));
+                let header = writer.finish_with_data_behind(length).ok()?;
+                headroom.get_mut(HEADROOM - header.len()..)?.copy_from_slice(header);
+                Some(header.len())
+            }
+        }
+    }
 
-    let (start, end) = (HEADROOM - header.len(), HEADROOM + length + data_padding(length));
-    buffer.get_mut(start..HEADROOM)?.copy_from_slice(header);
-    // What is left in the buffer behind the payload is another client's data.
-    buffer.get_mut(HEADROOM + length..end)?.fill(0);
-    Some(start..end)
+    /// How many zero bytes follow `length` bytes of data: three at most, see [`TAILROOM`].
+    #[must_use]
+    pub fn padding(&self, length: usize) -> usize {
+        match self {
+            Self::Channel { padded: false, .. } => 0,
+            Self::Channel { padded: true, .. } => length.next_multiple_of(4) - length,
+            Self::Indication(_) => data_padding(length),
+        }
+    }
+
+    /// Makes the message around the `length` bytes that stand in `buffer` at [`HEADROOM`], in front of [`TAILROOM`] more,
+    /// and says where it lies. `None` as in [`write_header`](Self::write_header).
+    #[must_use]
+    pub fn wrap(&self, buffer: &mut [u8], length: usize, rng: &mut dyn rand::CryptoRng) -> Option<Range<usize>> {
+        let header = self.write_header(length, rng, buffer.first_chunk_mut()?)?;
+        let end = HEADROOM + length + self.padding(length);
+        // What is left in the buffer behind the payload is another client's data.
+        buffer.get_mut(HEADROOM + length..end)?.fill(0);
+        Some(HEADROOM - header..end)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
 
     use super::*;
     use crate::stun::Message;
     use crate::stun::attribute::Data;
+
+    fn channel(padded: bool) -> Framing {
+        Framing::Channel { number: 0x4abc, padded }
+    }
 
     #[test]
     fn parse_refuses_a_length_beyond_the_datagram() {
@@ -106,20 +139,21 @@ mod tests {
             let mut buffer = vec![0xee; HEADROOM + payload.len() + TAILROOM];
             buffer[HEADROOM..HEADROOM + payload.len()].copy_from_slice(&payload);
 
-            let range = wrap_in_data_indication(&mut buffer, payload.len(), peer, TransactionId::new([5; 12])).unwrap();
+            let mut rng = StdRng::seed_from_u64(5);
+            let range = Framing::Indication(peer).wrap(&mut buffer, payload.len(), &mut rng).unwrap();
             let message = Message::parse(&buffer[range.clone()]).unwrap();
             prop_assert_eq!((message.class(), message.method()), (Class::Indication, Method::DATA));
             prop_assert_eq!(message.get::<XorPeerAddress>(), Ok(Some(XorPeerAddress(peer))));
             prop_assert_eq!(message.get::<Data<'_>>(), Ok(Some(Data(&payload))));
             prop_assert!(buffer[HEADROOM + payload.len()..range.end].iter().all(|byte| *byte == 0));
 
-            let range = wrap_in_channel_data(&mut buffer, payload.len(), 0x4abc, Transport::Udp).unwrap();
+            let range = channel(false).wrap(&mut buffer, payload.len(), &mut rng).unwrap();
             let message = &buffer[range];
             prop_assert_eq!(parse(message), Some((0x4abc, 4..4 + payload.len())));
             prop_assert_eq!(&message[4..], &payload);
 
             buffer[HEADROOM + payload.len()..].fill(0xee);
-            let range = wrap_in_channel_data(&mut buffer, payload.len(), 0x4abc, Transport::Tcp).unwrap();
+            let range = channel(true).wrap(&mut buffer, payload.len(), &mut rng).unwrap();
             let message = &buffer[range];
             prop_assert_eq!(message.len() % 4, 0);
             prop_assert_eq!(parse(message), Some((0x4abc, 4..4 + payload.len())));
@@ -132,7 +166,8 @@ mod tests {
         let length = usize::from(u16::MAX);
         let mut buffer = vec![0; HEADROOM + length + TAILROOM];
         let peer = "192.0.2.7:9".parse().unwrap();
-        assert_eq!(wrap_in_data_indication(&mut buffer, length, peer, TransactionId::new([0; 12])), None);
-        assert!(wrap_in_channel_data(&mut buffer, length, 0x4000, Transport::Tcp).is_some());
+        let mut rng = StdRng::seed_from_u64(5);
+        assert_eq!(Framing::Indication(peer).wrap(&mut buffer, length, &mut rng), None);
+        assert!(channel(true).wrap(&mut buffer, length, &mut rng).is_some());
     }
 }

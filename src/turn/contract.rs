@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::channel_data::Framing;
 use super::outcome::{DropReason, Outcome};
 use super::policy::Denial;
 use super::time::Instant;
@@ -217,6 +218,17 @@ pub struct ToClient {
     pub tos: u8,
     /// Under what the datagram is counted once it is sent.
     pub outcome: Outcome,
+}
+
+/// How a peer's datagrams reach a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerRoute {
+    /// The client's 5-tuple.
+    pub tuple: FiveTuple,
+    /// What stands around each of them.
+    pub framing: Framing,
+    /// The DSCP and ECN to send with, as in [`ToClient::tos`].
+    pub tos: u8,
 }
 
 /// An answer to a request.

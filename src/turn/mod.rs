@@ -25,10 +25,10 @@ mod wheel;
 #[cfg(test)]
 mod tests;
 
-pub use channel_data::{HEADROOM, TAILROOM};
+pub use channel_data::{Framing, HEADROOM, TAILROOM};
 pub use contract::{
     Action, AllocationSummary, AuthCause, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
-    OpenError, OpenRelay, Opened, RelayId, RelayedAddresses, Reply, ToClient, ToPeer, Transport,
+    OpenError, OpenRelay, Opened, PeerRoute, RelayId, RelayedAddresses, Reply, ToClient, ToPeer, Transport,
 };
 pub use framing::{Frame, LARGEST_FRAME, is_binding, written_length};
 pub use live::LiveRelays;

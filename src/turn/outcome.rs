@@ -84,6 +84,8 @@ drop_reasons! {
     IcmpLimit = "icmp-limit",
     /// Data that does not fit into a message to the client.
     TooLarge = "too-large",
+    /// The kernel dropped it, because the socket's receive buffer was full.
+    ReceiveBufferFull = "receive-buffer-full",
     /// The socket's send buffer was full.
     SendBufferFull = "send-buffer-full",
     /// The kernel refused to send.

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::allocation::{Relay, Socket, State};
-use super::channel_data;
+use super::channel_data::{self, Framing};
 use super::contract::{
     Action, AllocationId, AllocationSummary, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
-    RelayId, ToClient, ToPeer,
+    PeerRoute, RelayId, ToClient, ToPeer,
 };
 use super::framing::{self, Frame};
 use super::icmp;
@@ -202,35 +202,62 @@ impl Server {
         buffer: &mut [u8],
         length: usize,
     ) -> FromPeer {
+        let routed = self.peer_route(cx.now, relay, source, tos).and_then(|PeerRoute { tuple, framing, tos }| {
+            let message = framing.wrap(buffer, length, cx.rng).ok_or(DropReason::TooLarge)?;
+            self.admit_to_client(relay, length)?;
+            Ok(ToClient { tuple, message, tos, outcome: Outcome::RelayedToClient })
+        });
+        routed.map_or_else(FromPeer::Drop, FromPeer::Relay)
+    }
+
+    /// How datagrams that `source` sends to a relay socket, with this TOS or Traffic Class field, reach the client (RFC
+    /// 8656 §11.3). Each of them is to be [admitted](Self::admit_to_client).
+    ///
+    /// # Errors
+    /// Why they do not.
+    pub fn peer_route(
+        &mut self,
+        now: Instant,
+        relay: RelayId,
+        source: SocketAddr,
+        tos: u8,
+    ) -> Result<PeerRoute, DropReason> {
         let shared = &self.shared;
-        let Some(allocation) = self.table.find_by_relay(relay, cx.now) else {
-            return FromPeer::Drop(DropReason::AllocationEnded);
-        };
+        let allocation = self.table.find_by_relay(relay, now).ok_or(DropReason::AllocationEnded)?;
         let peer = shared.live.advertised(source);
-        if !allocation.permissions.allows(peer.ip(), cx.now) {
-            return FromPeer::Drop(DropReason::NoPermission);
+        if !allocation.permissions.allows(peer.ip(), now) {
+            return Err(DropReason::NoPermission);
         }
-        let channel = allocation.channels.number(peer, cx.now);
-        let allowed = match channel {
-            Some(_) => bound_peer_allowed(shared, peer),
-            None => shared.policy.peer_allowed(&shared.live, peer),
-        };
-        if allowed.is_err() {
-            return FromPeer::Drop(DropReason::PeerForbidden);
-        }
-        let message = match channel {
-            // RFC 8656 §12.5: the server MUST use ChannelData where a channel is bound.
-            Some(number) => channel_data::wrap_in_channel_data(buffer, length, number, allocation.tuple.transport),
-            None => {
-                let mut transaction = [0; 12];
-                cx.rng.fill_bytes(&mut transaction);
-                channel_data::wrap_in_data_indication(buffer, length, peer, TransactionId::new(transaction))
+        let tuple = allocation.tuple;
+        // RFC 8656 §12.5: the server MUST use ChannelData where a channel is bound.
+        let (allowed, framing) = match allocation.channels.number(peer, now) {
+            Some(number) => {
+                (bound_peer_allowed(shared, peer), Framing::Channel { number, padded: tuple.transport.is_stream() })
             }
+            None => (shared.policy.peer_allowed(&shared.live, peer), Framing::Indication(peer)),
         };
-        let Some(message) = message else { return FromPeer::Drop(DropReason::TooLarge) };
+        allowed.map_err(|_| DropReason::PeerForbidden)?;
+        Ok(PeerRoute { tuple, framing, tos: tuple.transport.relayed_tos(tos) })
+    }
+
+    /// Counts a datagram of `length` bytes that goes to the client.
+    ///
+    /// # Errors
+    /// If it is not to be sent.
+    pub fn admit_to_client(&mut self, relay: RelayId, length: usize) -> Result<(), DropReason> {
+        let allocation = self.table.get_mut(relay.allocation()).ok_or(DropReason::AllocationEnded)?;
         allocation.bytes_to_client += length as u64;
-        let tos = allocation.tuple.transport.relayed_tos(tos);
-        FromPeer::Relay(ToClient { tuple: allocation.tuple, message, tos, outcome: Outcome::RelayedToClient })
+        Ok(())
+    }
+
+    /// Counts a datagram of `length` bytes that goes to a peer on the route that one before it got.
+    ///
+    /// # Errors
+    /// If it is not to be sent.
+    pub fn admit_to_peer(&mut self, relay: RelayId, length: usize) -> Result<(), DropReason> {
+        let allocation = self.table.get_mut(relay.allocation()).ok_or(DropReason::AllocationEnded)?;
+        allocation.bytes_to_peers += length as u64;
+        Ok(())
     }
 
     /// Decides about an ICMP error that came back for a datagram sent to `peer` (RFC 8656 §11.5). The Data indication

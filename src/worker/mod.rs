@@ -4,18 +4,20 @@
 //! then hands what is there to `Worker`, which asks the core and carries out what it decides.
 
 mod connections;
+mod datagrams;
 mod events;
 mod handshake;
+mod outbox;
+mod pace;
 mod stream;
 mod tasks;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
-use std::ops::Range;
+use std::net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -26,15 +28,17 @@ use tokio::net::UdpSocket;
 use tokio::sync::{Notify, watch};
 
 use crate::clock::{self, Clock};
-use crate::net::{tls, udp};
+use crate::net::batch::{DropCounter, RecvBatch, Room};
+use crate::net::{timer, tls, udp};
 use crate::turn::{
-    Action, Context, Counters, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, IcmpError, Instant,
-    LARGEST_FRAME, OpenError, OpenRelay, Opened, Outcome, REPLY_BUFFER, RelayId, Reply, Server, Settings, Shared,
-    TAILROOM, ToClient, ToPeer, Transport,
+    Action, Context, Counters, DropReason, FiveTuple, HEADROOM, Instant, LARGEST_FRAME, OpenError, OpenRelay, Opened,
+    Outcome, REPLY_BUFFER, RelayId, Server, Settings, Shared, TAILROOM,
 };
 pub use connections::{Close, ConnectionCounters};
 use events::EventLog;
 use handshake::Handshakes;
+use outbox::Outbox;
+use pace::Pace;
 use stream::Outbound;
 pub use tasks::HEARTBEAT;
 use tasks::Reader;
@@ -42,9 +46,14 @@ use tasks::Reader;
 /// The longest UDP payload, and one byte to see that it is not exceeded.
 const LARGEST_DATAGRAM: usize = 65_536;
 
-/// What a worker receives into: a datagram with room around it, or what one read of a connection brings, behind the
-/// beginning of a message from the read before.
-const BUFFER: usize = HEADROOM + LARGEST_DATAGRAM + TAILROOM + LARGEST_FRAME;
+/// What one read of a connection takes at most, in bytes.
+const LARGEST_READ: usize = 64 * 1024;
+
+/// What connections are read into: one read behind the beginning of a message from the read before.
+const STREAM_BUFFER: usize = LARGEST_FRAME + LARGEST_READ;
+
+/// A slot for a datagram.
+const ROOM: Room = Room { headroom: HEADROOM, payload: LARGEST_DATAGRAM, tailroom: TAILROOM };
 
 /// What a worker is started with. The sockets are bound before any thread runs, so that a start fails as a whole.
 #[derive(Debug)]
@@ -109,7 +118,10 @@ impl Totals {
 /// # Errors
 /// If the runtime cannot be made, a socket cannot be registered with it, or a task of the worker panics.
 pub fn run(plan: Plan, started: impl FnOnce()) -> io::Result<Totals> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    // Without it a pause takes longer, and no more than that.
+    let _ = timer::make_precise();
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_io().enable_time().on_thread_park(tasks::end_turn).build()?;
     tokio::task::LocalSet::new().block_on(&runtime, tasks::serve(plan, started))
 }
 
@@ -118,12 +130,17 @@ pub fn run(plan: Plan, started: impl FnOnce()) -> io::Result<Totals> {
 struct Listener {
     socket: UdpSocket,
     address: SocketAddr,
+    /// What waits for the end of the turn.
+    outbox: RefCell<Outbox>,
+    lost: Cell<DropCounter>,
 }
 
 impl Listener {
     fn new(socket: StdUdpSocket) -> io::Result<Self> {
         let address = socket.local_addr()?;
-        Ok(Self { socket: UdpSocket::from_std(socket)?, address })
+        // An old kernel does without.
+        udp::merge_received(&socket);
+        Ok(Self { socket: UdpSocket::from_std(socket)?, address, outbox: RefCell::default(), lost: Cell::default() })
     }
 
     /// Whether packets to `server` arrive here; a wildcard takes what no other listener of that port is bound to.
@@ -164,9 +181,18 @@ struct Worker {
     connection_counters: ConnectionCounters,
     handshakes: Handshakes,
     timeouts: Timeouts,
-    /// Every packet is received here: behind [`HEADROOM`] if it comes from a peer.
+    /// What a listener received.
+    from_clients: RecvBatch,
+    /// What relay sockets received and clients have not been sent; its first `filled` slots are in use.
+    from_peers: RecvBatch,
+    filled: usize,
+    to_peers: Outbox,
+    /// What connections are read into.
     buffer: Box<[u8]>,
     reply: Box<[u8]>,
+    pace: Pace,
+    /// Tasks that ran since waiting datagrams were last sent.
+    tasks: u32,
     shared: Arc<Shared>,
     clock: Clock,
     rng: StdRng,
@@ -194,7 +220,13 @@ impl Worker {
                 connection_counters: ConnectionCounters::default(),
                 handshakes: Handshakes::default(),
                 timeouts: plan.timeouts,
-                buffer: vec![0; BUFFER].into(),
+                from_clients: RecvBatch::new(datagrams::FROM_CLIENTS, ROOM),
+                from_peers: RecvBatch::new(datagrams::FROM_PEERS, ROOM),
+                filled: 0,
+                to_peers: Outbox::default(),
+                buffer: vec![0; STREAM_BUFFER].into(),
+                pace: Pace::new(Instant::from_elapsed(plan.clock.elapsed())),
+                tasks: 0,
                 reply: vec![0; REPLY_BUFFER].into(),
                 clock: plan.clock,
                 rng: plan.rng,
@@ -209,80 +241,6 @@ impl Worker {
 
     fn now(&self) -> Now {
         Now { monotonic: Instant::from_elapsed(self.clock.elapsed()), unix: clock::unix_seconds() }
-    }
-
-    /// Receives one packet from a client and sees it to its end.
-    ///
-    /// # Errors
-    /// Those of receiving, [`io::ErrorKind::WouldBlock`] if nothing is there.
-    fn serve_client(&mut self, now: Now, listener: &Listener) -> io::Result<()> {
-        let received = udp::receive(&listener.socket, &mut self.buffer)?;
-        let server = received.destination.unwrap_or(listener.address.ip());
-        let server = SocketAddr::new(server, listener.address.port());
-        let tuple = FiveTuple { client: received.source, server, transport: Transport::Udp };
-        if received.truncated {
-            self.finish(now, tuple.client, Outcome::Dropped(DropReason::Truncated));
-        } else {
-            self.serve_packet(now, &tuple, 0..received.len, received.tos);
-        }
-        Ok(())
-    }
-
-    /// Sees a client's packet, which is at `place` in the buffer, to its end.
-    fn serve_packet(&mut self, now: Now, tuple: &FiveTuple, place: Range<usize>, tos: u8) -> Outcome {
-        let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
-        let packet = self.buffer.get(place.clone()).unwrap_or_default();
-        let outcome = match self.server.client_packet(&mut cx, tuple, packet, tos, &mut self.reply) {
-            FromClient::Relay(route) => self.send_to_peer(&route, place),
-            FromClient::Reply(reply) => self.send_reply(tuple, &reply),
-            FromClient::Open(open) => {
-                // The slot may have been another socket's, which is to be closed first.
-                self.carry_out(now);
-                self.open_relay(now, open)
-            }
-            FromClient::Drop(reason) => Outcome::Dropped(reason),
-        };
-        self.finish(now, tuple.client, outcome);
-        outcome
-    }
-
-    /// Receives one datagram from a peer and sees it to its end.
-    ///
-    /// # Errors
-    /// Those of receiving, [`io::ErrorKind::WouldBlock`] if nothing is there.
-    fn serve_peer(&mut self, now: Now, relay: RelayId, socket: &UdpSocket) -> io::Result<()> {
-        let room = self.buffer.get_mut(HEADROOM..HEADROOM + LARGEST_DATAGRAM).unwrap_or_default();
-        let received = udp::receive(socket, room)?;
-        let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
-        let decision = if received.truncated {
-            FromPeer::Drop(DropReason::Truncated)
-        } else {
-            let (source, tos) = (received.source, received.tos);
-            self.server.peer_packet(&mut cx, relay, source, tos, &mut self.buffer, received.len)
-        };
-        let outcome = match decision {
-            FromPeer::Relay(route) => self.send_to_client(&route),
-            FromPeer::Drop(reason) => Outcome::Dropped(reason),
-        };
-        self.finish(now, received.source, outcome);
-        Ok(())
-    }
-
-    /// Takes one ICMP error about a datagram to a peer and sees it to its end.
-    ///
-    /// # Errors
-    /// Those of asking for it, [`io::ErrorKind::WouldBlock`] if there is none.
-    fn serve_error(&mut self, now: Now, relay: RelayId, socket: &UdpSocket) -> io::Result<()> {
-        let error = udp::receive_error(socket)?.ok_or(io::ErrorKind::WouldBlock)?;
-        let peer = error.peer;
-        let error = IcmpError { kind: error.kind, code: error.code, mtu: error.info };
-        let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
-        let outcome = match self.server.peer_unreachable(&mut cx, relay, peer, error, &mut self.buffer) {
-            FromPeer::Relay(route) => self.send_to_client(&route),
-            FromPeer::Drop(reason) => Outcome::Dropped(reason),
-        };
-        self.finish(now, peer, outcome);
-        Ok(())
     }
 
     /// Lets time pass in the core.
@@ -303,12 +261,12 @@ impl Worker {
         }
     }
 
-    fn finish(&mut self, now: Now, from: SocketAddr, outcome: Outcome) {
+    /// Counts a packet's end.
+    fn settle(&mut self, from: SocketAddr, outcome: Outcome) {
         self.counters.count(outcome);
         if let Outcome::Rejected(_) | Outcome::Dropped(_) = outcome {
             tracing::debug!(%from, "{outcome}");
         }
-        self.carry_out(now);
     }
 
     /// Does what the core wants done besides.
@@ -321,10 +279,15 @@ impl Worker {
         }
     }
 
-    /// Opens relay sockets until the core is content, and answers the client.
-    fn open_relay(&mut self, now: Now, mut open: OpenRelay) -> Outcome {
+    /// Opens relay sockets until the core is content, and answers the client. The outcome is `None` if it is counted when
+    /// the answer is sent.
+    fn open_relay(&mut self, now: Now, mut open: OpenRelay) -> Option<Outcome> {
         loop {
-            let opened = bind_relay(open.bind);
+            let opened = udp::bind_relay(open.bind).and_then(|socket| {
+                udp::report_errors(&socket)?;
+                udp::merge_received(&socket);
+                UdpSocket::from_std(socket)
+            });
             let report = match &opened {
                 Ok(_) => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(OpenError::PortInUse),
@@ -352,7 +315,7 @@ impl Worker {
                         drop(socket);
                         self.server.relay_closed(open.bind);
                     }
-                    return Outcome::Dropped(DropReason::AllocationEnded);
+                    return Some(Outcome::Dropped(DropReason::AllocationEnded));
                 }
             }
         }
@@ -379,61 +342,5 @@ impl Worker {
         relay.reader.end();
         drop(relay);
         self.server.relay_closed(bind);
-    }
-
-    /// Sends on a part of the packet that is at `place` in the buffer.
-    fn send_to_peer(&self, route: &ToPeer, place: Range<usize>) -> Outcome {
-        let relay = self.relays.get(route.relay.slot()).and_then(Option::as_ref);
-        let packet = self.buffer.get(place).unwrap_or_default();
-        let (Some(relay), Some(payload)) = (relay, packet.get(route.payload.clone())) else {
-            return Outcome::Dropped(DropReason::AllocationEnded);
-        };
-        let result = if route.dont_fragment {
-            udp::send_unfragmented(&relay.socket, payload, route.peer, route.tos)
-        } else {
-            udp::send_marked(&relay.socket, payload, route.peer, None, route.tos)
-        };
-        sent(result, Outcome::RelayedToPeer)
-    }
-
-    fn send_to_client(&self, route: &ToClient) -> Outcome {
-        let message = self.buffer.get(route.message.clone()).unwrap_or_default();
-        self.send_on(&route.tuple, message, route.tos, route.outcome)
-    }
-
-    fn send_reply(&self, tuple: &FiveTuple, reply: &Reply) -> Outcome {
-        let message = self.reply.get(..reply.length).unwrap_or_default();
-        self.send_on(tuple, message, 0, reply.outcome)
-    }
-
-    /// Sends on a client's 5-tuple: from the listener and the very address that the client wrote to.
-    fn send_on(&self, tuple: &FiveTuple, message: &[u8], tos: u8, outcome: Outcome) -> Outcome {
-        if tuple.transport.is_stream() {
-            return self.send_on_connection(tuple, message, outcome);
-        }
-        let find = |exactly| self.listeners.iter().find(|listener| listener.serves(tuple.server, exactly));
-        let Some(listener) = find(true).or_else(|| find(false)) else {
-            return Outcome::Dropped(DropReason::SendFailed);
-        };
-        let from: Option<IpAddr> = listener.address.ip().is_unspecified().then(|| tuple.server.ip());
-        sent(udp::send_marked(&listener.socket, message, tuple.client, from, tos), outcome)
-    }
-}
-
-fn bind_relay(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = udp::bind_relay(address)?;
-    udp::report_errors(&socket)?;
-    UdpSocket::from_std(socket)
-}
-
-/// What becomes of a packet that was to be sent on.
-fn sent(result: io::Result<()>, outcome: Outcome) -> Outcome {
-    match result {
-        Ok(()) => outcome,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Outcome::Dropped(DropReason::SendBufferFull),
-        Err(error) => {
-            tracing::trace!(%error, "not sent");
-            Outcome::Dropped(DropReason::SendFailed)
-        }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
@@ -14,7 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Close, Worker};
+use super::datagrams::{Arena, Served};
+use super::{Close, LARGEST_READ, Now, Worker};
 use crate::net::tcp;
 use crate::net::tls::{Failure, Usage};
 use crate::turn::{self, Deadline, DropReason, FiveTuple, Frame, Outcome, Ticket, Transport};
@@ -30,9 +32,6 @@ const MOST_FOR_STRANGER: usize = 16 * 1024;
 
 /// The longest request of a client that has had no allocation on the connection, in bytes.
 const LONGEST_OF_STRANGER: usize = 4 * 1024;
-
-/// What one read takes at most, in bytes.
-const LARGEST_READ: usize = 16 * 1024;
 
 /// How many messages one connection may keep the worker busy with before the others get their turn.
 const BUDGET: usize = 64;
@@ -64,7 +63,8 @@ impl Inbound {
 
     /// Replaces what is kept.
     fn keep(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() && self.bytes.capacity() > LARGEST_READ {
+        // Buffers are the worker's: what a long message took is not kept for the rest of the connection.
+        if bytes.is_empty() && self.bytes.capacity() > LONGEST_OF_STRANGER {
             self.bytes = Vec::new();
         }
         self.bytes.clear();
@@ -123,10 +123,11 @@ impl Outbound {
     }
 
     /// Takes relayed data; false if there is no room.
-    fn push_data(&mut self, message: &[u8]) -> bool {
-        let fits = !self.overflowed && self.queue.len() + message.len() <= MOST_DATA;
+    fn push_data(&mut self, parts: [&[u8]; 3]) -> bool {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let fits = !self.overflowed && self.queue.len() + length <= MOST_DATA;
         if fits {
-            self.push(message);
+            parts.iter().for_each(|part| self.push(part));
         }
         fits
     }
@@ -357,14 +358,32 @@ impl Worker {
             begun.copy_from_slice(&inbound.bytes);
         }
         let now = self.now();
-        let (mut start, mut received) = (0, Received::Nothing);
+        let mut served = 0..end;
+        let received = self.serve_frames(now, tuple, inbound, &mut served);
+        // What is queued for peers lies in the buffer, which the next connection is read into.
+        self.flush_to_peers(Arena::Stream);
+        self.carry_out(now);
+        self.end_task();
+        inbound.keep(self.buffer.get(served).unwrap_or_default());
+        Poll::Ready(received)
+    }
+
+    /// Sees the complete messages in these bytes of the buffer to their ends; what is left begins a message.
+    fn serve_frames(
+        &mut self,
+        now: Now,
+        tuple: &FiveTuple,
+        inbound: &mut Inbound,
+        left: &mut Range<usize>,
+    ) -> Result<Received, Close> {
+        let mut received = Received::Nothing;
         inbound.more = false;
         for served in 0.. {
-            let bytes = self.buffer.get(start..end).unwrap_or_default();
+            let bytes = self.buffer.get(left.clone()).unwrap_or_default();
             // One of the messages just served may have made the allocation.
             inbound.proven = inbound.proven || self.server.has_allocation(tuple);
             if !inbound.proven && exceeds_stranger(bytes) {
-                return Poll::Ready(Err(Close::Garbage));
+                return Err(Close::Garbage);
             }
             match self.server.next_frame(bytes) {
                 Frame::Complete { .. } if served == BUDGET => {
@@ -376,34 +395,34 @@ impl Worker {
                         && !turn::is_binding(bytes.get(..message).unwrap_or_default()) =>
                 {
                     // RFC 7443 §2: the client has said that this connection is for Binding.
-                    self.finish(now, tuple.client, Outcome::Dropped(DropReason::UnsupportedMethod));
-                    return Poll::Ready(Err(Close::OtherUsage));
+                    self.settle(tuple.client, Outcome::Dropped(DropReason::UnsupportedMethod));
+                    return Err(Close::OtherUsage);
                 }
                 Frame::Complete { message, length } => {
-                    if !matches!(self.serve_packet(now, tuple, start..start + message, 0), Outcome::Dropped(_)) {
+                    let served = self.serve_packet(now, tuple, Arena::Stream, left.start..left.start + message, 0);
+                    if !matches!(served, Served::Done(Some(Outcome::Dropped(_)))) {
                         received = Received::Request;
                     }
-                    start += length;
+                    left.start += length;
                 }
                 Frame::Partial => break,
-                Frame::Invalid => return Poll::Ready(Err(Close::Garbage)),
+                Frame::Invalid => return Err(Close::Garbage),
             }
         }
-        inbound.keep(self.buffer.get(start..end).unwrap_or_default());
-        Poll::Ready(Ok(received))
+        Ok(received)
     }
 
-    pub(super) fn send_on_connection(&self, tuple: &FiveTuple, message: &[u8], outcome: Outcome) -> Outcome {
+    /// Queues an answer for a client, or word of an ICMP error, which is as rare.
+    pub(super) fn answer_on_connection(&self, tuple: &FiveTuple, message: &[u8], outcome: Outcome) -> Outcome {
         let Some(outbound) = self.connections.get(tuple) else { return Outcome::Dropped(DropReason::SendFailed) };
-        let mut outbound = outbound.borrow_mut();
-        if !matches!(outcome, Outcome::RelayedToClient | Outcome::RelayedIcmp) {
-            outbound.push_answer(message, self.server.has_allocation(tuple));
-            outcome
-        } else if outbound.push_data(message) {
-            outcome
-        } else {
-            Outcome::Dropped(DropReason::SendBufferFull)
-        }
+        outbound.borrow_mut().push_answer(message, self.server.has_allocation(tuple));
+        outcome
+    }
+
+    /// Queues relayed data, which consists of a few parts.
+    pub(super) fn data_on_connection(&self, tuple: &FiveTuple, parts: [&[u8]; 3]) -> Result<(), DropReason> {
+        let outbound = self.connections.get(tuple).ok_or(DropReason::SendFailed)?;
+        if outbound.borrow_mut().push_data(parts) { Ok(()) } else { Err(DropReason::SendBufferFull) }
     }
 }
 

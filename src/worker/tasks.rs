@@ -1,6 +1,6 @@
 //! The tasks of a worker: one for each listener, one for each relay socket, and the one that keeps time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -18,11 +18,9 @@ use tokio::task::{AbortHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
 use super::{Listener, Plan, Totals, Worker, handshake, stream};
+use crate::net::timer;
 use crate::net::tls::{Acceptor, Usage};
 use crate::turn::{RelayId, Transport};
-
-/// How many packets one socket may keep the worker busy with before the others get their turn.
-const BUDGET: usize = 64;
 
 /// How long a socket is left alone after an error that is none of "nothing there".
 const BACK_OFF: Duration = Duration::from_millis(10);
@@ -47,6 +45,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
         streams.push((TcpListener::from_std(listener)?, plan.tls.clone()));
     }
     let worker = Worker::new(plan)?;
+    WORKER.set(Rc::downgrade(&worker));
     let (listeners, panicked) = (worker.borrow().listeners.clone(), Rc::clone(&worker.borrow().panicked));
     for (listener, tls) in streams {
         spawn(&panicked, accept(Rc::downgrade(&worker), Rc::clone(&panicked), listener, tls));
@@ -139,12 +138,12 @@ async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {
             tokio::time::sleep(BACK_OFF).await;
             continue;
         }
-        let drained = {
+        let more = {
             let mut worker = worker.borrow_mut();
             let now = worker.now();
-            drain(&listener.socket, Interest::READABLE, || worker.serve_client(now, &listener))
+            worker.serve_clients(now, &listener)
         };
-        pause(drained).await;
+        pause(more).await;
     }
 }
 
@@ -214,56 +213,48 @@ impl Drop for PanicGuard {
 }
 
 async fn serve_relay(worker: Weak<RefCell<Worker>>, relay: RelayId, socket: Rc<UdpSocket>) {
+    let lost = Cell::default();
     loop {
         let Ok(ready) = socket.ready(Interest::READABLE | Interest::ERROR).await else {
             tokio::time::sleep(BACK_OFF).await;
             continue;
         };
-        let drained = {
+        let more = {
             let Some(worker) = worker.upgrade() else { return };
             let mut worker = worker.borrow_mut();
             let now = worker.now();
-            let errors = if ready.is_error() {
-                drain(&socket, Interest::ERROR, || worker.serve_error(now, relay, &socket))
-            } else {
-                Drained::Empty
-            };
-            match drain(&socket, Interest::READABLE, || worker.serve_peer(now, relay, &socket)) {
-                Drained::Empty => errors,
-                other => other,
+            if ready.is_error() {
+                worker.serve_errors(now, relay, &socket, None);
             }
+            worker.serve_peers(now, relay, &socket, &lost)
         };
-        pause(drained).await;
+        pause(more).await;
     }
 }
 
-/// Why a socket is left for now.
-enum Drained {
-    Empty,
-    BudgetSpent,
-    Failed,
-}
-
-/// Receives until nothing is there or the budget is spent.
-fn drain(socket: &UdpSocket, what: Interest, mut receive: impl FnMut() -> io::Result<()>) -> Drained {
-    for _ in 0..BUDGET {
-        match socket.try_io(what, &mut receive) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Drained::Empty,
-            Err(error) => {
-                tracing::debug!(%error, "cannot receive");
-                return Drained::Failed;
-            }
+/// Waits until a socket's turn comes again, by whether there was more.
+async fn pause(more: io::Result<bool>) {
+    match more {
+        Ok(false) => {}
+        Ok(true) => yield_now().await,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        Err(error) => {
+            tracing::debug!(%error, "cannot receive");
+            tokio::time::sleep(BACK_OFF).await;
         }
     }
-    Drained::BudgetSpent
 }
 
-async fn pause(drained: Drained) {
-    match drained {
-        Drained::Empty => {}
-        Drained::BudgetSpent => yield_now().await,
-        Drained::Failed => tokio::time::sleep(BACK_OFF).await,
+thread_local! {
+    /// The worker of this thread.
+    static WORKER: RefCell<Weak<RefCell<Worker>>> = const { RefCell::new(Weak::new()) };
+}
+
+/// Runs when every task waits, before the thread does.
+pub(super) fn end_turn() {
+    let worker = WORKER.with_borrow(Weak::upgrade);
+    if let Some(pause) = worker.and_then(|worker| worker.borrow_mut().end_turn()) {
+        timer::pause(pause);
     }
 }
 

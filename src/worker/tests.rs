@@ -1,6 +1,6 @@
 //! A worker on real sockets, with a clock that the test moves.
 
-use std::net::UdpSocket as StdUdpSocket;
+use std::net::{IpAddr, UdpSocket as StdUdpSocket};
 use std::time::Duration;
 
 use rand::SeedableRng as _;
@@ -91,10 +91,8 @@ async fn an_allocation_that_takes_the_place_of_an_expired_one_leaves_no_socket_a
             listener.socket.readable().await.unwrap();
             let monotonic = Instant::from_elapsed(Duration::from_secs(600 * u64::from(round)));
             let now = Now { monotonic, unix: UNIX };
-            listener
-                .socket
-                .try_io(tokio::io::Interest::READABLE, || worker.borrow_mut().serve_client(now, &listener))
-                .unwrap();
+            worker.borrow_mut().serve_clients(now, &listener).unwrap();
+            worker.borrow_mut().flush_to_clients();
             let mut answer = [0; 512];
             let length = client.recv(&mut answer).unwrap();
             assert_eq!(Message::parse(&answer[..length]).unwrap().class(), Class::Success, "round {round}");

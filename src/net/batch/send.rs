@@ -97,7 +97,6 @@ pub enum Fate {
 ///
 /// Consecutive datagrams to the same target and of equal length, of which the last may be shorter, become one message
 /// that the kernel cuts apart. Once its memory has grown to what a flush takes, a batch allocates nothing.
-#[derive(Default)]
 pub struct SendBatch {
     /// Whether runs are made at all.
     segmentation: bool,
@@ -128,6 +127,12 @@ struct Run {
     pieces: Range<usize>,
 }
 
+impl Default for SendBatch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl std::fmt::Debug for SendBatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SendBatch").field("datagrams", &self.len()).finish_non_exhaustive()
@@ -138,7 +143,17 @@ impl SendBatch {
     /// An empty batch. It asks the kernel whether it can cut messages apart: since Linux 4.18.
     #[must_use]
     pub fn new() -> Self {
-        Self { segmentation: segmentation_supported(), ..Self::default() }
+        Self {
+            segmentation: segmentation_supported(),
+            kept: Vec::new(),
+            pieces: Vec::new(),
+            ends: Vec::new(),
+            runs: Vec::new(),
+            arena: 0,
+            fates: Vec::new(),
+            flushed: false,
+            sender: sys::Sender::default(),
+        }
     }
 
     /// Datagrams that wait.

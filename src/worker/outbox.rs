@@ -1,0 +1,121 @@
+//! Datagrams that wait for the end of a turn of the loop, or of a batch, to leave through one socket together.
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+
+use crate::net::batch::{Fate, Piece, SendBatch, Target};
+use crate::turn::{DropReason, Outcome};
+
+/// Datagrams for one socket. Those of one flow leave in their order; flows change places, so that each one's datagrams
+/// stand together and can leave as one message (see [`SendBatch`]).
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    batch: SendBatch,
+    waiting: Vec<Waiting>,
+    /// By flow, then by arrival: indices into `waiting`.
+    order: Vec<(Flow, usize)>,
+}
+
+/// What keeps its order: an allocation's data in one direction, or the answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Flow(u32);
+
+impl Flow {
+    /// Answers, each on its own.
+    pub(super) const ANSWERS: Self = Self(u32::MAX);
+
+    /// The slot of the relay socket.
+    pub(super) fn slot(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The flow of a relay socket, by [`RelayId::slot`](crate::turn::RelayId::slot).
+    pub(super) fn of_relay(slot: usize) -> Self {
+        Self(u32::try_from(slot).unwrap_or(u32::MAX - 1))
+    }
+}
+
+/// A header, the payload, padding.
+const MOST_PIECES: usize = 3;
+
+#[derive(Debug)]
+struct Waiting {
+    target: Target,
+    pieces: [Piece; MOST_PIECES],
+    count: usize,
+    /// Under what it is counted once it is sent.
+    outcome: Outcome,
+}
+
+impl Outbox {
+    /// Keeps a copy of some bytes until the next flush.
+    pub(super) fn keep(&mut self, bytes: &[u8]) -> Piece {
+        self.batch.keep(bytes)
+    }
+
+    /// Adds a datagram of up to three pieces.
+    pub(super) fn push(&mut self, flow: Flow, target: Target, parts: &[Piece], outcome: Outcome) {
+        debug_assert!(parts.len() <= MOST_PIECES, "a datagram has a header, a payload and padding");
+        let mut pieces = [Piece::of_arena(0..0); MOST_PIECES];
+        let count = parts.len().min(MOST_PIECES);
+        for (place, part) in pieces.iter_mut().zip(parts) {
+            *place = *part;
+        }
+        self.order.push((flow, self.waiting.len()));
+        self.waiting.push(Waiting { target, pieces, count, outcome });
+    }
+
+    /// Sends everything through one socket; `arena` is what the pieces are ranges of. `settled` is told what became of
+    /// each datagram.
+    pub(super) fn flush(&mut self, socket: &impl AsFd, arena: &[u8], mut settled: impl FnMut(Outcome)) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        self.order.sort_unstable();
+        self.send(socket, arena, 0..self.order.len(), &mut settled);
+        self.clear();
+    }
+
+    /// Sends everything, each flow through its own socket; what has none is dropped. For datagrams that lie in the arena
+    /// as a whole.
+    pub(super) fn flush_each<'s, S: AsFd + 's>(
+        &mut self,
+        socket_of: impl Fn(Flow) -> Option<&'s S>,
+        arena: &[u8],
+        mut settled: impl FnMut(Outcome),
+    ) {
+        self.order.sort_unstable();
+        let mut start = 0;
+        while let Some((flow, _)) = self.order.get(start).copied() {
+            let others = self.order.get(start..).unwrap_or_default();
+            let end = start + others.partition_point(|(other, _)| *other == flow);
+            match socket_of(flow) {
+                Some(socket) => self.send(socket, arena, start..end, &mut settled),
+                None => (start..end).for_each(|_| settled(Outcome::Dropped(DropReason::AllocationEnded))),
+            }
+            start = end;
+        }
+        self.clear();
+    }
+
+    fn send(&mut self, socket: &impl AsFd, arena: &[u8], these: Range<usize>, settled: &mut impl FnMut(Outcome)) {
+        let (waiting, order) = (&self.waiting, self.order.get(these).unwrap_or_default());
+        let datagrams = || order.iter().filter_map(|(_, at)| waiting.get(*at));
+        for datagram in datagrams() {
+            self.batch.push(&datagram.target, datagram.pieces.get(..datagram.count).unwrap_or_default());
+        }
+        let fates = self.batch.flush(socket, arena);
+        for (datagram, fate) in datagrams().zip(fates) {
+            settled(match fate {
+                Fate::Sent => datagram.outcome,
+                Fate::BufferFull => Outcome::Dropped(DropReason::SendBufferFull),
+                Fate::Failed(_) => Outcome::Dropped(DropReason::SendFailed),
+            });
+        }
+    }
+
+    fn clear(&mut self) {
+        self.order.clear();
+        self.waiting.clear();
+    }
+}
