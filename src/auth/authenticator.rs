@@ -2,15 +2,28 @@
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest as _, Sha256};
+
 use super::time_limited::{self, Malformed, NoneOf};
-use super::{HumanSeconds, LongTermKey, Secret};
+use super::{HumanSeconds, KeyAlgorithm, LongTermKey, Secret, SecurityFeatures};
 
 /// Knows the realm, the shared secrets and the static users, and says who sent a request (RFC 8489 §9.2.4).
 #[derive(Debug)]
 pub struct Authenticator {
     realm: String,
     secrets: Vec<Secret>,
-    users: BTreeMap<String, LongTermKey>,
+    users: BTreeMap<String, StaticKeys>,
+    /// The names of the static users by their USERHASH.
+    names: BTreeMap<[u8; 32], String>,
+    /// What the integrity of a request is compared with if nobody could have sent it, so that the time that the answer
+    /// takes does not tell which users there are. Nobody is let in by it.
+    nobody: LongTermKey,
+}
+
+#[derive(Debug)]
+struct StaticKeys {
+    md5: LongTermKey,
+    sha256: LongTermKey,
 }
 
 impl Authenticator {
@@ -18,14 +31,17 @@ impl Authenticator {
     /// name the last counts.
     #[must_use]
     pub fn new(realm: String, secrets: Vec<Secret>, users: impl IntoIterator<Item = (String, Secret)>) -> Self {
-        let users = users
+        let users: BTreeMap<_, _> = users
             .into_iter()
             .map(|(name, password)| {
-                let key = LongTermKey::derive(&name, &realm, password.as_bytes());
-                (name, key)
+                let derive = |algorithm| LongTermKey::derive_by(algorithm, &name, &realm, password.as_bytes());
+                let keys = StaticKeys { md5: derive(KeyAlgorithm::Md5), sha256: derive(KeyAlgorithm::Sha256) };
+                (name, keys)
             })
             .collect();
-        Self { realm, secrets, users }
+        let names = users.keys().map(|name| (userhash(name, &realm), name.clone())).collect();
+        let nobody = LongTermKey::derive("", &realm, b"");
+        Self { realm, secrets, users, names, nobody }
     }
 
     /// The realm of every credential.
@@ -34,9 +50,24 @@ impl Authenticator {
         &self.realm
     }
 
-    /// Finds the key under which a request of `username` is right. `matches` says whether its integrity is right
-    /// under a key; it is called for each candidate: the key of the static user of that name if there is one, else
-    /// the key under each shared secret in turn.
+    /// What a challenge may announce: clients are invited to hide their names only where every name can be found from
+    /// its hash, and a time-limited one cannot.
+    #[must_use]
+    pub fn features(&self) -> SecurityFeatures {
+        let username_anonymity = self.secrets.is_empty() && !self.users.is_empty();
+        SecurityFeatures { password_algorithms: true, username_anonymity }
+    }
+
+    /// The static user with this USERHASH (RFC 8489 §14.4).
+    #[must_use]
+    pub fn name_of(&self, userhash: &[u8; 32]) -> Option<&str> {
+        self.names.get(userhash).map(String::as_str)
+    }
+
+    /// Finds the key under which a request of `username` is right; `None` stands for a USERHASH of nobody. `matches`
+    /// says whether its integrity is right under a key; it is called for each candidate: the key of the static user of
+    /// that name if there is one, else the key under each shared secret in turn. Where there is no candidate it is
+    /// called once all the same, so that a wrong name takes as long as a wrong password.
     ///
     /// A right but expired credential is an [`Identity`], not a failure: what an expiry means depends on the method.
     ///
@@ -45,13 +76,23 @@ impl Authenticator {
     /// Why there is no such key; RFC 8489 §9.2.4 has a 401 for all of them.
     pub fn authenticate<'u>(
         &self,
-        username: &'u str,
+        username: Option<&'u str>,
+        algorithm: KeyAlgorithm,
         unix_now: u64,
         matches: &mut dyn FnMut(&LongTermKey) -> bool,
     ) -> Result<Identity<'u>, AuthFailure> {
+        let mut refuse = |failure| {
+            let _ = matches(&self.nobody);
+            Err(failure)
+        };
+        let Some(username) = username else { return refuse(AuthFailure::UnknownUserhash) };
         // RFC 8489 §9.2.2: trailing NULs are no part of the name
         let username = username.trim_end_matches('\0');
-        if let Some(key) = self.users.get(username) {
+        if let Some(keys) = self.users.get(username) {
+            let key = match algorithm {
+                KeyAlgorithm::Md5 => &keys.md5,
+                KeyAlgorithm::Sha256 => &keys.sha256,
+            };
             return if matches(key) {
                 Ok(Identity { key: key.clone(), user: username, expires: None })
             } else {
@@ -59,15 +100,16 @@ impl Authenticator {
             };
         }
 
-        let time_limited = time_limited::check_username(username)?;
-        if self.secrets.is_empty() {
-            return Err(AuthFailure::NoSecret);
-        }
+        let time_limited = match time_limited::check_username(username) {
+            Ok(_) if self.secrets.is_empty() => return refuse(AuthFailure::NoSecret),
+            Ok(time_limited) => time_limited,
+            Err(malformed) => return refuse(malformed.into()),
+        };
         let user = if time_limited.user.is_empty() { username } else { time_limited.user };
         let expires = time_limited.expires;
         for secret in &self.secrets {
             let password = time_limited::password(secret, username);
-            let key = LongTermKey::derive(username, &self.realm, password.as_bytes());
+            let key = LongTermKey::derive_by(algorithm, username, &self.realm, password.as_bytes());
             if matches(&key) {
                 return Ok(Identity { key, user, expires: Some(expires) });
             }
@@ -78,6 +120,10 @@ impl Authenticator {
             Some(ago_seconds) => AuthFailure::WrongSecretAndExpired { tried, ago_seconds },
         })
     }
+}
+
+fn userhash(username: &str, realm: &str) -> [u8; 32] {
+    Sha256::new().chain_update(username).chain_update(b":").chain_update(realm).finalize().into()
 }
 
 /// Who sent a request.
@@ -107,6 +153,11 @@ pub enum AuthFailure {
     /// Neither a static user nor of the time-limited form.
     #[error("unknown user: no static user has that name, and it is not <unix expiry>:<name>")]
     UnknownUser,
+    /// A USERHASH that is no static user's.
+    #[error(
+        "unknown user: no static user has that USERHASH, and a time-limited username cannot be found from its hash"
+    )]
+    UnknownUserhash,
     /// Of the form `<name>:<unix expiry>`.
     #[error("unknown user: the expiry stands behind the name, the username has to be <unix expiry>:<name>")]
     ExpiryBehindName,

@@ -3,35 +3,63 @@
 use std::fmt;
 
 use md5::{Digest, Md5};
+use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// The 16-byte key `MD5(username ":" realm ":" password)` under which a request's MESSAGE-INTEGRITY is computed
-/// (RFC 8489 §9.2.2). Zeroised on drop, redacted in `Debug`, compared in constant time.
+/// How a key is made of a password (RFC 8489 §18.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyAlgorithm {
+    /// A key of 16 bytes, for clients that know no other (RFC 8489 §18.5.1.1).
+    Md5,
+    /// A key of 32 bytes (RFC 8489 §18.5.1.2).
+    Sha256,
+}
+
+/// The key, the digest of `username ":" realm ":" password`, under which the integrity of a request is computed
+/// (RFC 8489 §9.2.2, §18.5.1). Zeroised on drop, redacted in `Debug`, compared in constant time.
 #[derive(Clone)]
-pub struct LongTermKey(Zeroizing<[u8; 16]>);
+pub struct LongTermKey(Bytes);
+
+#[derive(Clone)]
+enum Bytes {
+    Md5(Zeroizing<[u8; 16]>),
+    Sha256(Zeroizing<[u8; 32]>),
+}
 
 impl LongTermKey {
-    /// Derives the key. Quotes around `username` and `realm` and NULs behind each field do not count
-    /// (RFC 8489 §9.2.2). The strings are expected in the form that the OpaqueString profile (RFC 8265 §4.2) gives
-    /// them, which any string of ASCII letters, digits, punctuation and spaces already has.
+    /// Derives the key that clients use who name no password algorithm: by MD5 (RFC 8489 §9.2.2).
+    ///
+    /// As [`derive_by`](Self::derive_by).
     #[must_use]
     pub fn derive(username: &str, realm: &str, password: &[u8]) -> Self {
-        let digest = Md5::new()
-            .chain_update(unquoted(username))
-            .chain_update(b":")
-            .chain_update(unquoted(realm))
-            .chain_update(b":")
-            .chain_update(without_trailing_nuls(password))
-            .finalize();
-        Self(Zeroizing::new(digest.into()))
+        Self::derive_by(KeyAlgorithm::Md5, username, realm, password)
     }
 
-    /// The key bytes, for the HMAC.
+    /// Derives the key by the given algorithm. Quotes around `username` and `realm` and NULs behind each field do not
+    /// count (RFC 8489 §9.2.2). The strings are expected in the form that the OpaqueString profile (RFC 8265 §4.2)
+    /// gives them, which any string of ASCII letters, digits, punctuation and spaces already has.
     #[must_use]
-    pub fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
+    pub fn derive_by(algorithm: KeyAlgorithm, username: &str, realm: &str, password: &[u8]) -> Self {
+        let fields = [unquoted(username).as_bytes(), unquoted(realm).as_bytes(), without_trailing_nuls(password)];
+        Self(match algorithm {
+            KeyAlgorithm::Md5 => Bytes::Md5(Zeroizing::new(digest::<Md5>(fields).into())),
+            KeyAlgorithm::Sha256 => Bytes::Sha256(Zeroizing::new(digest::<Sha256>(fields).into())),
+        })
     }
+
+    /// The key bytes, for the HMAC: 16 or 32.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Md5(key) => key.as_slice(),
+            Bytes::Sha256(key) => key.as_slice(),
+        }
+    }
+}
+
+fn digest<D: Digest>([username, realm, password]: [&[u8]; 3]) -> md5::digest::Output<D> {
+    [username, b":", realm, b":", password].into_iter().fold(D::new(), D::chain_update).finalize()
 }
 
 fn unquoted(text: &str) -> &str {
@@ -54,7 +82,7 @@ impl fmt::Debug for LongTermKey {
 
 impl PartialEq for LongTermKey {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(other.0.as_slice()).into()
+        self.as_bytes().ct_eq(other.as_bytes()).into()
     }
 }
 
@@ -72,27 +100,44 @@ mod tests {
         assert_eq!(key.as_bytes(), &expected.to_be_bytes());
     }
 
+    // RFC 8489 §18.5.1.2. Made with: printf user:realm:pass | sha256sum
+    #[test]
+    fn a_sha256_key_has_32_bytes() {
+        let key = LongTermKey::derive_by(KeyAlgorithm::Sha256, "user", "realm", b"pass");
+        let hex: String = key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "07e934117abd40836e7c6329b54731b2b2d2a5f9a71f544922d75e0730d8251b");
+        assert_ne!(key, LongTermKey::derive("user", "realm", b"pass"));
+    }
+
     // RFC 8489 §9.2.2: "with any quotes and trailing nulls removed"
     #[test]
     fn quotes_and_trailing_nuls_do_not_count() {
-        let key = LongTermKey::derive("user", "realm", b"pass");
-        assert_eq!(LongTermKey::derive("\"user\"\0\0", "\"realm\"\0", b"pass\0\0\0"), key);
-        assert_ne!(LongTermKey::derive("user", "realm", b"\"pass\""), key);
-        assert_ne!(LongTermKey::derive("user\"", "realm", b"pass"), key);
+        for algorithm in [KeyAlgorithm::Md5, KeyAlgorithm::Sha256] {
+            let derive = |username, realm, password| LongTermKey::derive_by(algorithm, username, realm, password);
+            let key = derive("user", "realm", b"pass".as_slice());
+            assert_eq!(derive("\"user\"\0\0", "\"realm\"\0", b"pass\0\0\0"), key);
+            assert_ne!(derive("user", "realm", b"\"pass\""), key);
+            assert_ne!(derive("user\"", "realm", b"pass"), key);
+        }
     }
 
     #[test]
     fn each_field_counts() {
-        let key = LongTermKey::derive("user", "realm", b"pass");
-        assert_ne!(LongTermKey::derive("User", "realm", b"pass"), key);
-        assert_ne!(LongTermKey::derive("user", "Realm", b"pass"), key);
-        assert_ne!(LongTermKey::derive("user", "realm", b"Pass"), key);
-        assert_eq!(key.clone(), key);
+        for algorithm in [KeyAlgorithm::Md5, KeyAlgorithm::Sha256] {
+            let derive = |username, realm, password| LongTermKey::derive_by(algorithm, username, realm, password);
+            let key = derive("user", "realm", b"pass".as_slice());
+            assert_ne!(derive("User", "realm", b"pass"), key);
+            assert_ne!(derive("user", "Realm", b"pass"), key);
+            assert_ne!(derive("user", "realm", b"Pass"), key);
+            assert_eq!(key.clone(), key);
+        }
     }
 
     #[test]
     fn debug_shows_no_byte_of_a_key() {
-        let key = LongTermKey::derive("user", "realm", b"pass");
-        assert_eq!(format!("{key:?}"), "LongTermKey(redacted)");
+        for algorithm in [KeyAlgorithm::Md5, KeyAlgorithm::Sha256] {
+            let key = LongTermKey::derive_by(algorithm, "user", "realm", b"pass");
+            assert_eq!(format!("{key:?}"), "LongTermKey(redacted)");
+        }
     }
 }

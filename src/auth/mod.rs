@@ -5,6 +5,7 @@
 //! is redacted, secrets are zeroised when dropped and compared in constant time.
 
 mod authenticator;
+mod features;
 mod long_term;
 mod nonce;
 mod seconds;
@@ -12,7 +13,8 @@ mod secret;
 pub mod time_limited;
 
 pub use authenticator::{AuthFailure, Authenticator, Identity};
-pub use long_term::LongTermKey;
+pub use features::SecurityFeatures;
+pub use long_term::{KeyAlgorithm, LongTermKey};
 pub use nonce::{Nonce, NonceError, NonceMint};
 pub use seconds::HumanSeconds;
 pub use secret::{EmptySecret, Secret};

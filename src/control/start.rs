@@ -150,9 +150,10 @@ fn share(
         .chain(choice.addresses.iter().flat_map(|relay| [relay.bind, relay.advertised]))
         .chain(config.relay.external.iter().map(|(_, outside)| *outside))
         .collect();
+    let authenticator = Authenticator::new(config.realm.clone(), secrets, users);
     Ok(Shared {
-        authenticator: Authenticator::new(config.realm.clone(), secrets, users),
-        nonces,
+        nonces: nonces.announcing(authenticator.features()),
+        authenticator,
         policy: PeerPolicy { allow: config.peers.allow.clone(), deny: config.peers.deny.clone(), own },
         live: LiveRelays::new(choice.addresses.iter().map(|relay| (relay.bind, relay.advertised))),
         reservations: Reservations::new(

@@ -4,6 +4,7 @@
 
 mod allocation;
 mod channel_data;
+mod claim;
 mod contract;
 mod framing;
 mod icmp;

@@ -2,6 +2,7 @@
 //! understood (§6.3.1), its method, and the answer.
 
 use super::allocation::Allocation;
+use super::claim::Claim;
 use super::contract::{Action, AllocationId, AuthCause, Context, Event, FiveTuple, FromClient, OpenRelay};
 use super::outcome::DropReason;
 use super::reply::{self, Answering, Reject, Success};
@@ -9,15 +10,15 @@ use super::server::Server;
 use super::table::Table;
 use super::time::Instant;
 use crate::auth::{Identity, LongTermKey, NonceError};
-use crate::stun::attribute::{Nonce, Realm, Username};
-use crate::stun::{Attribute, AttributeType, ErrorCode, IntegrityStatus, Message, Method};
+use crate::stun::attribute::Nonce;
+use crate::stun::{Attribute, AttributeType, ErrorCode, Message, Method};
 
 /// A request whose sender has proved who it is.
 pub(super) struct Authenticated<'a, 'm> {
     pub(super) message: &'a Message<'m>,
     pub(super) tuple: FiveTuple,
-    pub(super) username: &'m str,
-    pub(super) identity: Identity<'m>,
+    pub(super) username: &'a str,
+    pub(super) identity: Identity<'a>,
 }
 
 /// What a method makes of a request that it accepts.
@@ -38,12 +39,18 @@ impl Server {
         reply: &mut [u8],
     ) -> FromClient {
         // Before the costly HMAC over the message, and before anything is sent.
-        let verified = self.is_verified(cx, tuple, message);
+        let nonce = self.check_nonce(cx, tuple, message);
+        let verified = nonce != Err(NonceError::Foreign) || self.table.find_open(tuple, cx.now).is_some();
         if !verified && !self.replies.admits(tuple, cx.now) {
             return FromClient::Drop(DropReason::ReplyLimit);
         }
         let answering = Answering::to(message);
-        let request = match self.authenticate(cx, tuple, message) {
+        let claim = Claim::read(&self.shared.authenticator, message, nonce);
+        let request = match claim
+            .as_ref()
+            .map_err(|reject| *reject)
+            .and_then(|claim| self.authenticate(cx, tuple, message, claim, nonce.is_ok()))
+        {
             Ok(request) => request,
             // Who is right does not come here twice in a row; who tries passwords does.
             Err(reject)
@@ -95,51 +102,40 @@ impl Server {
             .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply)
     }
 
-    /// Whether the client repeats a nonce that it was given, valid or not, or has an allocation: then it receives at its
-    /// address, and whoever forges that address cannot have it cut off.
-    fn is_verified(&mut self, cx: &Context<'_>, tuple: &FiveTuple, message: &Message<'_>) -> bool {
-        let given = |Nonce(nonce)| match self.shared.nonces.check(nonce, cx.unix, tuple.client) {
-            Ok(()) | Err(NonceError::Expired) => true,
-            Err(NonceError::Foreign) => false,
-        };
-        message.get::<Nonce<'_>>().ok().flatten().is_some_and(given) || self.table.find_open(tuple, cx.now).is_some()
+    /// Whoever repeats a nonce that it was given, valid or not, or has an allocation, receives at its address; and whoever
+    /// forges that address cannot have it cut off.
+    fn check_nonce(&self, cx: &Context<'_>, tuple: &FiveTuple, message: &Message<'_>) -> Result<(), NonceError> {
+        match message.get() {
+            Ok(Some(Nonce(nonce))) => self.shared.nonces.check(nonce, cx.unix, tuple.client),
+            _ => Err(NonceError::Foreign),
+        }
     }
 
-    /// The checks of RFC 8489 §9.2.4, in the order given there.
+    /// The checks of RFC 8489 §9.2.4 from the username on, in the order given there.
     fn authenticate<'a, 'm>(
         &mut self,
         cx: &Context<'_>,
         tuple: &FiveTuple,
         message: &'a Message<'m>,
+        claim: &'a Claim<'m>,
+        nonce_is_valid: bool,
     ) -> Result<Authenticated<'a, 'm>, Reject> {
-        let sha256 = message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256);
-        if !sha256 && !message.contains(AttributeType::MESSAGE_INTEGRITY) {
-            return Err(Reject::challenge(ErrorCode::UNAUTHENTICATED));
-        }
-        let Username(username) = required(message)?;
-        // RFC 8489 §9.2.2: trailing nulls are no part of the name.
-        let username = username.trim_end_matches('\0');
-        let Realm(_) = required(message)?;
-        let Nonce(nonce) = required(message)?;
-        let nonce_is_valid = self.shared.nonces.check(nonce, cx.unix, tuple.client).is_ok();
-
-        let mut matches = |key: &LongTermKey| {
-            let key = key.as_bytes();
-            let status = if sha256 { message.verify_integrity_sha256(key) } else { message.verify_integrity(key) };
-            status == IntegrityStatus::Valid
-        };
-        let identity = match self.shared.authenticator.authenticate(username, cx.unix, &mut matches) {
-            Ok(identity) => identity,
-            Err(failure) => {
-                // A stranger who forges sources writes no log.
-                if nonce_is_valid {
-                    let (username, cause) = (username.to_owned(), AuthCause::Failure(failure));
-                    let event = Event::AuthenticationFailed { username, tuple: *tuple, cause };
-                    self.actions.push_back(Action::Log(event));
+        let username = claim.name.as_deref();
+        let mut matches = |key: &LongTermKey| claim.is_signed_with(key, message);
+        let authenticator = &self.shared.authenticator;
+        let (username, identity) =
+            match (username, authenticator.authenticate(username, claim.algorithm, cx.unix, &mut matches)) {
+                (Some(username), Ok(identity)) => (username, identity),
+                (_, result) => {
+                    // A stranger who forges sources writes no log.
+                    if let (true, Err(failure)) = (nonce_is_valid, result) {
+                        let (username, cause) = (claim.shown(message), AuthCause::Failure(failure));
+                        let event = Event::AuthenticationFailed { username, tuple: *tuple, cause };
+                        self.actions.push_back(Action::Log(event));
+                    }
+                    return Err(Reject::challenge(ErrorCode::UNAUTHENTICATED));
                 }
-                return Err(Reject::challenge(ErrorCode::UNAUTHENTICATED));
-            }
-        };
+            };
         if !nonce_is_valid {
             return Err(Reject::challenge(ErrorCode::STALE_NONCE));
         }
@@ -201,8 +197,6 @@ pub(super) fn unknown_attributes(message: &Message<'_>) -> Option<Reject> {
 }
 
 /// The comprehension-required attributes that this server acts on, or may ignore where it does not expect them.
-///
-/// USERHASH and PASSWORD-ALGORITHM count as unknown, since this server does not offer them.
 pub(super) fn is_understood(kind: AttributeType) -> bool {
     matches!(
         kind,
@@ -224,6 +218,8 @@ pub(super) fn is_understood(kind: AttributeType) -> bool {
             | AttributeType::DONT_FRAGMENT
             | AttributeType::RESERVATION_TOKEN
             | AttributeType::MESSAGE_INTEGRITY_SHA256
+            | AttributeType::PASSWORD_ALGORITHM
+            | AttributeType::USERHASH
             | AttributeType::XOR_MAPPED_ADDRESS
     )
 }

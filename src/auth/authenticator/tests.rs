@@ -15,6 +15,18 @@ fn authenticator(secrets: &[&str], users: &[(&str, &str)]) -> Authenticator {
     )
 }
 
+impl Authenticator {
+    /// For a client that names itself by USERNAME and names no password algorithm.
+    fn by_name<'u>(
+        &self,
+        username: &'u str,
+        unix_now: u64,
+        matches: &mut dyn FnMut(&LongTermKey) -> bool,
+    ) -> Result<Identity<'u>, AuthFailure> {
+        self.authenticate(Some(username), KeyAlgorithm::Md5, unix_now, matches)
+    }
+}
+
 /// A client that signs with the key of `username` and `password`; the server's view of its integrity.
 fn signed(username: &str, password: &str) -> impl FnMut(&LongTermKey) -> bool {
     let key = LongTermKey::derive(username, REALM, password.as_bytes());
@@ -26,8 +38,8 @@ fn signed(username: &str, password: &str) -> impl FnMut(&LongTermKey) -> bool {
 fn the_key_of_a_time_limited_credential_is_the_one_that_python_computes() {
     let authenticator = authenticator(&["north-star"], &[]);
     let mut candidates = Vec::new();
-    let result = authenticator.authenticate("1700000000:alice", 0, &mut |key| {
-        candidates.push(u128::from_be_bytes(*key.as_bytes()));
+    let result = authenticator.by_name("1700000000:alice", 0, &mut |key| {
+        candidates.push(u128::from_be_bytes(key.as_bytes().try_into().unwrap()));
         true
     });
     assert_eq!(candidates, [0xb2a0_1cd8_b6b1_bed4_a312_9efd_021c_3dd8]);
@@ -37,12 +49,12 @@ fn the_key_of_a_time_limited_credential_is_the_one_that_python_computes() {
 #[test]
 fn a_static_user_is_known_by_the_password() {
     let authenticator = authenticator(&["north-star"], &[("bob", "builder"), ("eve", "dropper")]);
-    let identity = authenticator.authenticate("bob", NOW, &mut signed("bob", "builder")).unwrap();
+    let identity = authenticator.by_name("bob", NOW, &mut signed("bob", "builder")).unwrap();
     assert_eq!((identity.user, identity.expires), ("bob", None));
     assert_eq!(identity.expired_for(u64::MAX), None);
     assert_eq!(identity.key, LongTermKey::derive("bob", REALM, b"builder"));
     for (name, password) in [("bob", "dropper"), ("eve", "builder")] {
-        let failure = authenticator.authenticate(name, NOW, &mut signed(name, password)).unwrap_err();
+        let failure = authenticator.by_name(name, NOW, &mut signed(name, password)).unwrap_err();
         assert_eq!(failure, AuthFailure::WrongPassword);
     }
 }
@@ -58,7 +70,7 @@ fn each_of_several_secrets_is_tried_in_turn() {
             asked += 1;
             right(key)
         };
-        let identity = authenticator.authenticate(&minted.username, NOW, &mut counted).unwrap();
+        let identity = authenticator.by_name(&minted.username, NOW, &mut counted).unwrap();
         assert_eq!((identity.user, identity.expires), ("alice", Some(NOW + 60)));
         assert_eq!(asked, index + 1);
     }
@@ -67,7 +79,7 @@ fn each_of_several_secrets_is_tried_in_turn() {
 #[test]
 fn quotas_count_the_name_or_else_the_whole_username() {
     let authenticator = authenticator(&["north-star"], &[]);
-    let user = |username| authenticator.authenticate(username, NOW, &mut |_| true).unwrap().user;
+    let user = |username| authenticator.by_name(username, NOW, &mut |_| true).unwrap().user;
     assert_eq!(user("1800000000:alice"), "alice");
     assert_eq!(user("1800000000:alice:phone"), "alice:phone");
     assert_eq!(user("1800000000"), "1800000000");
@@ -78,9 +90,8 @@ fn quotas_count_the_name_or_else_the_whole_username() {
 fn an_expired_credential_is_an_identity_that_says_for_how_long() {
     let authenticator = authenticator(&["north-star"], &[]);
     let minted = time_limited::mint(&secret("north-star"), Some("alice"), NOW);
-    let identity = authenticator
-        .authenticate(&minted.username, NOW + 90, &mut signed(&minted.username, &minted.password))
-        .unwrap();
+    let identity =
+        authenticator.by_name(&minted.username, NOW + 90, &mut signed(&minted.username, &minted.password)).unwrap();
     assert_eq!(identity.expired_for(NOW - 1), None);
     assert_eq!(identity.expired_for(NOW), Some(0));
     assert_eq!(identity.expired_for(NOW + 90), Some(90));
@@ -90,7 +101,7 @@ fn an_expired_credential_is_an_identity_that_says_for_how_long() {
 #[test]
 fn failures_say_what_is_wrong() {
     let with_secrets = authenticator(&["first", "second"], &[("bob", "builder")]);
-    let failure = |username| with_secrets.authenticate(username, NOW, &mut |_| false).unwrap_err();
+    let failure = |username| with_secrets.by_name(username, NOW, &mut |_| false).unwrap_err();
     assert_eq!(failure("mallory"), AuthFailure::UnknownUser);
     assert_eq!(failure(""), AuthFailure::UnknownUser);
     assert_eq!(failure("alice:1800000000"), AuthFailure::ExpiryBehindName);
@@ -100,14 +111,14 @@ fn failures_say_what_is_wrong() {
     assert!(expired.to_string().contains("expired 1 h ago"), "{expired}");
 
     let without = authenticator(&[], &[("bob", "builder")]);
-    let failure = without.authenticate("1800000000:alice", NOW, &mut |_| true).unwrap_err();
+    let failure = without.by_name("1800000000:alice", NOW, &mut |_| true).unwrap_err();
     assert_eq!(failure, AuthFailure::NoSecret);
 }
 
 #[test]
 fn an_expiry_in_milliseconds_is_refused_even_with_the_right_secret() {
     let authenticator = authenticator(&["north-star"], &[]);
-    let failure = authenticator.authenticate("1700000000000:alice", NOW, &mut |_| true).unwrap_err();
+    let failure = authenticator.by_name("1700000000000:alice", NOW, &mut |_| true).unwrap_err();
     assert_eq!(failure, AuthFailure::ExpiryInMilliseconds { expires: 1_700_000_000_000 });
     assert!(failure.to_string().contains("milliseconds"), "{failure}");
 }
@@ -115,9 +126,9 @@ fn an_expiry_in_milliseconds_is_refused_even_with_the_right_secret() {
 #[test]
 fn a_static_user_goes_before_the_time_limited_form() {
     let authenticator = authenticator(&["north-star"], &[("1700000000", "builder")]);
-    let identity = authenticator.authenticate("1700000000", NOW, &mut |_| true).unwrap();
+    let identity = authenticator.by_name("1700000000", NOW, &mut |_| true).unwrap();
     assert_eq!(identity.expires, None);
-    let failure = authenticator.authenticate("1700000000", NOW, &mut |_| false).unwrap_err();
+    let failure = authenticator.by_name("1700000000", NOW, &mut |_| false).unwrap_err();
     assert_eq!(failure, AuthFailure::WrongPassword);
 }
 
@@ -125,17 +136,93 @@ fn a_static_user_goes_before_the_time_limited_form() {
 #[test]
 fn trailing_nuls_of_a_username_do_not_count() {
     let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
-    let identity = authenticator.authenticate("bob\0\0", NOW, &mut signed("bob", "builder")).unwrap();
+    let identity = authenticator.by_name("bob\0\0", NOW, &mut signed("bob", "builder")).unwrap();
     assert_eq!(identity.user, "bob");
 }
 
 #[test]
 fn debug_shows_names_but_no_secret() {
     let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
-    let identity = authenticator.authenticate("bob", NOW, &mut |_| true).unwrap();
+    let identity = authenticator.by_name("bob", NOW, &mut |_| true).unwrap();
     let shown = format!("{authenticator:?} {identity:?}");
     assert_eq!(authenticator.realm(), REALM);
     assert!(shown.contains("bob") && shown.contains(REALM), "{shown}");
     assert!(!shown.contains("north") && !shown.contains("builder"), "{shown}");
     assert!(shown.contains("LongTermKey(redacted)") && shown.contains("Secret(redacted)"), "{shown}");
+}
+
+// RFC 8489 §9.2.2, §18.5.1. Made with Python: hashlib.sha256(username ":" realm ":" password)
+#[test]
+fn keys_are_made_by_the_algorithm_that_the_client_names() {
+    let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
+    let hex = |key: &LongTermKey| key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    for (name, expected) in [
+        ("bob", "96392e9b3639d6dda613ecc17dcd147bc84bd04b64defb3f9ce6c0122e3189f9"),
+        ("1700000000:alice", "71a216d3144d684488cada1ee4ca72676e3bb0d022abaaead4d9a45edc16d83e"),
+    ] {
+        let mut candidates = Vec::new();
+        let identity = authenticator.authenticate(Some(name), KeyAlgorithm::Sha256, 0, &mut |key| {
+            candidates.push(hex(key));
+            true
+        });
+        assert_eq!(
+            (hex(&identity.unwrap().key).as_str(), candidates.as_slice()),
+            (expected, &[expected.to_owned()][..])
+        );
+    }
+    let failure = authenticator.authenticate(Some("bob"), KeyAlgorithm::Sha256, 0, &mut signed("bob", "builder"));
+    assert_eq!(failure.unwrap_err(), AuthFailure::WrongPassword, "the MD5 key is another one");
+}
+
+// RFC 8489 Appendix B.1
+#[test]
+fn the_userhash_of_the_rfc_example_is_found() {
+    let name = "\u{30DE}\u{30C8}\u{30EA}\u{30C3}\u{30AF}\u{30B9}";
+    let users = [(name.to_owned(), secret("TheMatrIX")), ("bob".to_owned(), secret("builder"))];
+    let authenticator = Authenticator::new("example.org".to_owned(), Vec::new(), users);
+    let mut userhash = [
+        0x4a, 0x3c, 0xf3, 0x8f, 0xef, 0x69, 0x92, 0xbd, 0xa9, 0x52, 0xc6, 0x78, 0x04, 0x17, 0xda, 0x0f, 0x24, 0x81,
+        0x94, 0x15, 0x56, 0x9e, 0x60, 0xb2, 0x05, 0xc4, 0x6e, 0x41, 0x40, 0x7f, 0x17, 0x04,
+    ];
+    assert_eq!(authenticator.name_of(&userhash), Some(name));
+    userhash[31] ^= 1;
+    assert_eq!(authenticator.name_of(&userhash), None);
+}
+
+#[test]
+fn clients_are_invited_to_hide_their_names_only_where_every_name_can_be_found() {
+    let anonymity = |secrets: &[&str], users: &[(&str, &str)]| authenticator(secrets, users).features();
+    let features = |username_anonymity| SecurityFeatures { password_algorithms: true, username_anonymity };
+    assert_eq!(anonymity(&[], &[("bob", "builder")]), features(true));
+    assert_eq!(anonymity(&["north-star"], &[("bob", "builder")]), features(false));
+    assert_eq!(anonymity(&["north-star"], &[]), features(false));
+    assert_eq!(anonymity(&[], &[]), features(false));
+}
+
+// A name is not to be told from another by how long its refusal takes.
+#[test]
+fn a_name_that_nobody_has_costs_as_many_integrity_checks_as_a_wrong_password() {
+    let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
+    let without = Authenticator::new(REALM.to_owned(), Vec::new(), [("bob".to_owned(), secret("builder"))]);
+    let names = ["bob", "mallory", "", "mallory:1800000000", "1800000000:mallory", "1800000000000:mallory"];
+    for (name, authenticator) in
+        names.into_iter().map(Some).chain([None]).flat_map(|name| [(name, &authenticator), (name, &without)])
+    {
+        let mut checks = 0;
+        let refused = authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, &mut |_| {
+            checks += 1;
+            false
+        });
+        assert!(refused.is_err());
+        assert_eq!(checks, 1, "{name:?}");
+    }
+}
+
+#[test]
+fn whoever_signs_with_the_key_of_nobody_is_nobody() {
+    let authenticator = authenticator(&[], &[("bob", "builder")]);
+    let refused = |name| authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, &mut |_| true).unwrap_err();
+    assert_eq!(refused(None), AuthFailure::UnknownUserhash);
+    assert_eq!(refused(Some("mallory")), AuthFailure::UnknownUser);
+    assert_eq!(refused(Some("")), AuthFailure::UnknownUser);
 }

@@ -19,11 +19,11 @@ fn client() -> SocketAddr {
     SocketAddr::from(([192, 0, 2, 7], 50_000))
 }
 
-// RFC 8489 §9.2: "obMatJos2" and the base64 of 24 feature bits come first
+// RFC 8489 §9.2, §9.2.4: "obMatJos2" and the base64 of 24 feature bits come first, "Password algorithms" among them
 #[test]
 fn a_nonce_starts_with_the_cookie_and_is_short_enough_to_need_no_padding() {
     let nonce = mint_of(&["north-star"]).mint(NOW, client());
-    assert_eq!(&nonce.as_str()[..13], "obMatJos2AAAA");
+    assert_eq!(&nonce.as_str()[..13], "obMatJos2gAAB");
     assert_eq!(nonce.as_str().len(), 36);
     assert_eq!(nonce.to_string(), nonce.as_str());
 }
@@ -42,9 +42,33 @@ fn a_nonce_is_made_of_qdtext() {
 #[test]
 fn nonces_are_those_that_python_computes() {
     let mint = mint_of(&["north-star"]);
-    assert_eq!(mint.mint(NOW, client()).as_str(), "obMatJos2AAAAZVPxAGwi7p8k1H2Z3k_NONA");
+    assert_eq!(mint.mint(NOW, client()).as_str(), "obMatJos2gAABZVPxALYL2_djosknD8OuIDQ");
     let v6 = SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7), 50_000));
-    assert_eq!(mint.mint(NOW, v6).as_str(), "obMatJos2AAAAZVPxAHdWAjUuLj6ekvqarI4");
+    assert_eq!(mint.mint(NOW, v6).as_str(), "obMatJos2gAABZVPxAMwQyUktp-gRdF9hiFg");
+    let anonymous = SecurityFeatures { password_algorithms: true, username_anonymity: true };
+    let mint = mint.announcing(anonymous);
+    assert_eq!(mint.mint(NOW, client()).as_str(), "obMatJos2wAADZVPxAD-w6nwJJ80ZCYdTBfU");
+    assert_eq!(SecurityFeatures::of(mint.mint(NOW, client()).as_str()), Some(anonymous));
+}
+
+// RFC 8489 §9.2.1: what a nonce announces cannot be changed under way
+#[test]
+fn a_nonce_with_other_features_than_it_was_made_with_is_foreign() {
+    let mint = mint_of(&["north-star"]);
+    let nonce = mint.mint(NOW, client()).to_string();
+    for features in ["AAAA", "gAAA", "AAAB", "wAAD", "gAAD", "AAAD"] {
+        let changed = nonce.replacen("gAAB", features, 1);
+        assert_eq!(mint.check(&changed, NOW, client()), Err(NonceError::Foreign), "{features}");
+    }
+}
+
+// A sibling that announces something else, and a version before there was anything to announce.
+#[test]
+fn a_nonce_is_accepted_with_the_features_it_was_made_with() {
+    let mint = mint_of(&["north-star"]);
+    for nonce in ["obMatJos2AAAAZVPxAGwi7p8k1H2Z3k_NONA", "obMatJos2wAADZVPxAD-w6nwJJ80ZCYdTBfU"] {
+        assert_eq!(mint.check(nonce, NOW, client()), Ok(()), "{nonce}");
+    }
 }
 
 #[test]
@@ -126,10 +150,10 @@ fn rotated_secrets_accept_each_others_nonces() {
 fn what_is_no_nonce_of_ours_is_foreign() {
     let mint = mint_of(&["north-star"]);
     let nonce = mint.mint(NOW, client()).to_string();
-    let with_features = nonce.replacen("AAAA", "gAAA", 1);
+    let unassigned = nonce.replacen("gAAB", "oAAB", 1);
     let longer = format!("{nonce}A");
     let padded = format!("{nonce}=");
-    for text in ["", "obMatJos2AAAA", &nonce[..35], &nonce[13..], &longer, &padded, &with_features, "nonsense"] {
+    for text in ["", "obMatJos2gAAB", &nonce[..35], &nonce[13..], &longer, &padded, &unassigned, "nonsense"] {
         assert_eq!(mint.check(text, NOW, client()), Err(NonceError::Foreign), "{text:?}");
     }
 }
@@ -137,7 +161,8 @@ fn what_is_no_nonce_of_ours_is_foreign() {
 #[test]
 fn debug_shows_no_byte_of_a_key() {
     let shown = format!("{:?}", NonceMint::from_random([7; 32], LIFETIME));
-    assert_eq!(shown, "NonceMint { keys: 1, lifetime_seconds: 600 }");
+    assert!(shown.starts_with("NonceMint { keys: 1, lifetime_seconds: 600, features: SecurityFeatures {"), "{shown}");
+    assert!(!shown.contains('7'), "{shown}");
 }
 
 proptest! {
@@ -167,6 +192,6 @@ proptest! {
     #[test]
     fn checking_any_text_does_not_panic(text in any::<String>()) {
         let _ = mint_of(&["north-star"]).check(&text, NOW, client());
-        let _ = mint_of(&["north-star"]).check(&format!("obMatJos2AAAA{text}"), NOW, client());
+        let _ = mint_of(&["north-star"]).check(&format!("obMatJos2gAAB{text}"), NOW, client());
     }
 }

@@ -9,6 +9,10 @@ use crate::stun::attribute::{
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, FingerprintStatus, MessageWriter, Method, TransactionId};
 
+/// What a 401 and a 438 consist of (RFC 8489 §9.2.4).
+pub(super) const CHALLENGE: [AttributeType; 4] =
+    [AttributeType::ERROR_CODE, AttributeType::REALM, AttributeType::NONCE, AttributeType::PASSWORD_ALGORITHMS];
+
 const METHODS: [Method; 4] = [Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
 
 /// What the log says when the next request fails.
@@ -19,16 +23,16 @@ fn logged_failure(world: &mut World) -> AuthFailure {
     }
 }
 
-// No MESSAGE-INTEGRITY → 401 with REALM and NONCE. Nothing is logged: every client begins like this.
+// No MESSAGE-INTEGRITY → 401 with REALM, NONCE and PASSWORD-ALGORITHMS. Nothing is logged: every client begins so.
 #[test]
-fn request_without_credentials_is_401_with_realm_and_nonce_alone() {
+fn request_without_credentials_is_401_with_realm_nonce_and_algorithms_alone() {
     let mut world = World::new();
     let client = world.client(1);
     for method in METHODS {
         let request = plain(Class::Request, method, &[&RequestedTransport::UDP]);
         let answer = world.answer_to(&client.tuple, &request);
         assert_eq!(answer.code(), Some(401));
-        assert_eq!(answer.kinds(), [AttributeType::ERROR_CODE, AttributeType::REALM, AttributeType::NONCE]);
+        assert_eq!(answer.kinds(), CHALLENGE);
         assert_eq!(answer.get(), Some(Realm(REALM)));
         assert_eq!(answer.nonce(), Some(client.nonce.clone()));
     }
@@ -36,14 +40,14 @@ fn request_without_credentials_is_401_with_realm_and_nonce_alone() {
 }
 
 // A forged source must not find an amplifier here: with 28 bytes of IP and UDP header on both sides the smallest
-// request that gets this answer, 48 bytes, is answered with 128.
+// request that gets this answer, 48 bytes, is answered with 140.
 #[test]
 fn the_answer_to_a_stranger_is_small() {
     let mut world = World::new();
     let tuple = world.client(1).tuple;
     let request = plain(Class::Request, Method::ALLOCATE, &[]);
     let answer = world.answer_to(&tuple, &request);
-    assert_eq!(answer.bytes.len(), 20 + (4 + 4 + 16) + (4 + REALM.len().next_multiple_of(4)) + (4 + 36));
+    assert_eq!(answer.bytes.len(), 20 + (4 + 4 + 16) + (4 + REALM.len().next_multiple_of(4)) + (4 + 36) + (4 + 8));
     assert!(answer.bytes.len() + 28 < 3 * (request.len() + 28), "less than three times as long");
 }
 
@@ -101,7 +105,7 @@ fn unknown_user_and_wrong_password_are_401_and_logged_once() {
         ] {
             let answer = world.ask(client, method, &[&RequestedTransport::UDP]);
             assert_eq!(answer.code(), Some(401));
-            assert_eq!(answer.kinds(), [AttributeType::ERROR_CODE, AttributeType::REALM, AttributeType::NONCE]);
+            assert_eq!(answer.kinds(), CHALLENGE);
             assert_eq!(logged_failure(&mut world), failure);
         }
     }
@@ -137,7 +141,7 @@ fn stale_foreign_and_borrowed_nonces_are_438_and_the_fresh_one_works() {
         for method in METHODS {
             let answer = world.ask(&Client { nonce: nonce.clone(), ..client.clone() }, method, &[]);
             assert_eq!(answer.code(), Some(438));
-            assert_eq!(answer.kinds(), [AttributeType::ERROR_CODE, AttributeType::REALM, AttributeType::NONCE]);
+            assert_eq!(answer.kinds(), CHALLENGE);
             assert_eq!(answer.nonce(), Some(world.nonce(client.tuple.client)));
         }
     }
@@ -168,8 +172,8 @@ fn two_clients_are_given_different_nonces() {
     third.tuple.client.set_port(5_001);
     let nonces = [&first, &second, &third].map(|client| challenge(&mut world, client));
     assert!(nonces[0] != nonces[1] && nonces[0] != nonces[2] && nonces[1] != nonces[2], "{nonces:?}");
-    // RFC 8489 §9.2: the cookie and no security feature.
-    assert!(nonces.iter().all(|nonce| nonce.starts_with("obMatJos2AAAA")));
+    // RFC 8489 §9.2: the cookie and its security feature.
+    assert!(nonces.iter().all(|nonce| nonce.starts_with("obMatJos2gAAB")));
 }
 
 // An expired credential makes no allocation.
@@ -179,7 +183,7 @@ fn allocate_with_an_expired_credential_is_401_and_says_so_in_the_log() {
     let client = world.client(1).with_credential("carol", UNIX + 10);
     world.pass(seconds(10));
     let answer = world.ask(&client, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-    assert_eq!(answer.kinds(), [AttributeType::ERROR_CODE, AttributeType::REALM, AttributeType::NONCE]);
+    assert_eq!(answer.kinds(), CHALLENGE);
     assert_eq!(answer.code(), Some(401));
     let (username, tuple, cause) = (client.username.clone(), client.tuple, AuthCause::Expired { ago: 0 });
     assert_eq!(world.event(), Event::AuthenticationFailed { username, tuple, cause });

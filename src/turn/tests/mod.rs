@@ -1,5 +1,6 @@
 //! The core by example: an input, its exact outputs, and nothing besides.
 
+mod algorithms;
 mod allocate;
 mod authentication;
 mod binding;

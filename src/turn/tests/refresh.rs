@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::{AuthCause, EndReason, Event};
+use super::authentication::CHALLENGE;
 use super::support::*;
 use crate::stun::attribute::{AddressFamily, Lifetime, RequestedAddressFamily, RequestedTransport, XorPeerAddress};
 use crate::stun::{AttributeType, Method};
@@ -142,7 +143,7 @@ fn refresh_after_the_grace_is_401_and_leaves_the_allocation_its_time() {
     world.pass(seconds(10));
     let answer = world.ask(&client, Method::REFRESH, &[]);
     assert_eq!(answer.code(), Some(401));
-    assert_eq!(answer.kinds(), [AttributeType::ERROR_CODE, AttributeType::REALM, AttributeType::NONCE]);
+    assert_eq!(answer.kinds(), CHALLENGE);
     assert!(matches!(world.event(), Event::AuthenticationFailed { cause: AuthCause::Expired { ago: 0 }, .. }));
     world.permit(&client, peer(1));
     assert!(world.peer_packet(relay.id, peer(1), b"in").is_ok());

@@ -24,6 +24,7 @@ pub(super) const SECRET: &str = "north-star";
 /// When a world begins.
 pub(super) const UNIX: u64 = 1_800_000_000;
 pub(super) const NONCE_LIFETIME: u64 = 3_000;
+pub(super) const NONCE_KEY: [u8; 32] = [3; 32];
 pub(super) const EXPIRY_GRACE: u64 = 700;
 pub(super) const USERS: [(&str, &str); 2] = [("alice", "wonderland"), ("bob", "builder")];
 
@@ -57,6 +58,8 @@ pub(super) fn peer_v6(host: u16) -> SocketAddr {
 pub(super) struct Setup {
     pub(super) settings: Settings,
     pub(super) policy: PeerPolicy,
+    /// Whether there are time-limited credentials besides the static users.
+    pub(super) secrets: bool,
     pub(super) allocations_per_user: u32,
     pub(super) allocations: u32,
 }
@@ -84,6 +87,7 @@ impl Setup {
                 deny: Vec::new(),
                 own: own.to_vec(),
             },
+            secrets: true,
             allocations_per_user: 0,
             allocations: 0,
         }
@@ -139,9 +143,11 @@ impl World {
         let secret = |text: &str| Secret::new(text).unwrap();
         let users = USERS.map(|(name, password)| (name.to_owned(), secret(password)));
         let relays = setup.settings.relays.iter().map(|relay| (relay.bind, relay.advertised));
+        let secrets = if setup.secrets { vec![secret(SECRET)] } else { Vec::new() };
+        let authenticator = Authenticator::new(REALM.to_owned(), secrets, users);
         let shared = Arc::new(Shared {
-            authenticator: Authenticator::new(REALM.to_owned(), vec![secret(SECRET)], users),
-            nonces: NonceMint::from_random([3; 32], NONCE_LIFETIME),
+            nonces: NonceMint::from_random(NONCE_KEY, NONCE_LIFETIME).announcing(authenticator.features()),
+            authenticator,
             policy: setup.policy,
             live: LiveRelays::new(relays.clone()),
             reservations: Reservations::new(relays, &(50_000..=50_000 + 2 * PORTS - 1)),

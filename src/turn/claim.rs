@@ -1,0 +1,96 @@
+//! What a request says of its sender, read but not believed yet: the first checks of RFC 8489 §9.2.4.
+
+use std::borrow::Cow;
+
+use super::reply::{PASSWORD_ALGORITHMS, Reject};
+use super::request::{optional, required};
+use crate::auth::{Authenticator, KeyAlgorithm, LongTermKey, NonceError, SecurityFeatures};
+use crate::stun::attribute::{Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm, Userhash, Username};
+use crate::stun::{AttributeType, ErrorCode, IntegrityStatus, Message};
+
+/// The credentials of a request.
+#[derive(Debug)]
+pub(super) struct Claim<'m> {
+    /// `None` for a USERHASH that is nobody's.
+    pub(super) name: Option<Cow<'m, str>>,
+    /// How the key is made.
+    pub(super) algorithm: KeyAlgorithm,
+    /// Whether MESSAGE-INTEGRITY-SHA256 protects the request, which goes before MESSAGE-INTEGRITY.
+    sha256: bool,
+}
+
+impl<'m> Claim<'m> {
+    /// `nonce` is what the check of the request's nonce gave.
+    pub(super) fn read(
+        authenticator: &Authenticator,
+        message: &Message<'m>,
+        nonce: Result<(), NonceError>,
+    ) -> Result<Self, Reject> {
+        // No integrity → 401.
+        let sha256 = message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256);
+        if !sha256 && !message.contains(AttributeType::MESSAGE_INTEGRITY) {
+            return Err(Reject::challenge(ErrorCode::UNAUTHENTICATED));
+        }
+        // Integrity, but no USERNAME or USERHASH, REALM or NONCE → 400.
+        let username: Option<Username<'m>> = optional(message)?;
+        let userhash: Option<Userhash<'m>> = if username.is_some() { None } else { Some(required(message)?) };
+        let Realm(_) = required(message)?;
+        let Nonce(text) = required(message)?;
+        let algorithm = algorithm(message, text, nonce)?;
+        let name = match (username, userhash) {
+            // RFC 8489 §9.2.2: trailing nulls are no part of the name.
+            (Some(Username(name)), _) => Some(Cow::Borrowed(name.trim_end_matches('\0'))),
+            (None, Some(Userhash(hash))) => authenticator.name_of(hash).map(|name| Cow::Owned(name.to_owned())),
+            (None, None) => None,
+        };
+        Ok(Self { name, algorithm, sha256 })
+    }
+
+    /// Whether the request was signed with `key`; the comparison takes the same time wherever it fails.
+    pub(super) fn is_signed_with(&self, key: &LongTermKey, message: &Message<'_>) -> bool {
+        let key = key.as_bytes();
+        let status = if self.sha256 { message.verify_integrity_sha256(key) } else { message.verify_integrity(key) };
+        status == IntegrityStatus::Valid
+    }
+
+    /// The name as the log has it.
+    pub(super) fn shown(&self, message: &Message<'_>) -> String {
+        match (&self.name, message.get()) {
+            (Some(name), _) => name.clone().into_owned(),
+            (None, Ok(Some(Userhash([a, b, c, d, ..])))) => format!("USERHASH {a:02x}{b:02x}{c:02x}{d:02x}…"),
+            (None, _) => String::new(),
+        }
+    }
+}
+
+/// The third check of RFC 8489 §9.2.4: how the key is made.
+fn algorithm(message: &Message<'_>, nonce: &str, checked: Result<(), NonceError>) -> Result<KeyAlgorithm, Reject> {
+    let listed: Option<PasswordAlgorithms<'_>> = optional(message)?;
+    let named: Option<PasswordAlgorithm<'_>> = optional(message)?;
+    let announced = SecurityFeatures::of(nonce).is_some_and(|features| features.password_algorithms);
+    let named = match (listed, named) {
+        // A client that knows of no password algorithms.
+        (None, None) => return Ok(KeyAlgorithm::Md5),
+        (Some(listed), Some(named)) => {
+            // What another server's nonce came with is not ours to say: its client is to get a nonce of ours by a 438.
+            let is_ours = checked != Err(NonceError::Foreign);
+            let as_sent = !is_ours || listed == PASSWORD_ALGORITHMS;
+            let chosen = listed.iter().any(|listed| listed == named);
+            if announced && !(as_sent && chosen) {
+                return Err(BAD_PASSWORD_ALGORITHM);
+            }
+            named
+        }
+        (None, Some(named)) if !announced => named,
+        (Some(_), None) if !announced => return Ok(KeyAlgorithm::Md5),
+        _ => return Err(BAD_PASSWORD_ALGORITHM),
+    };
+    match named {
+        PasswordAlgorithm::SHA256 => Ok(KeyAlgorithm::Sha256),
+        PasswordAlgorithm::MD5 => Ok(KeyAlgorithm::Md5),
+        // Another server's: the challenge has what can be used here.
+        _ => Err(Reject::challenge(ErrorCode::UNAUTHENTICATED)),
+    }
+}
+
+const BAD_PASSWORD_ALGORITHM: Reject = Reject::new(ErrorCode::BAD_REQUEST, "Bad PASSWORD-ALGORITHM");
