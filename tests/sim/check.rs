@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use turnserver::auth::LongTermKey;
 use turnserver::stun::attribute::{
-    AddressErrorCode, AddressFamily, Data, ErrorCodeAttribute, Icmp, Lifetime, Nonce, Realm, ReservationToken,
-    Software, UnknownAttributes, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+    AddressErrorCode, AddressFamily, Data, ErrorCodeAttribute, Icmp, Lifetime, Nonce, PasswordAlgorithms, Realm,
+    ReservationToken, Software, UnknownAttributes, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
 };
 use turnserver::stun::{Attribute as _, AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
 use turnserver::turn::Outcome;
@@ -20,12 +20,17 @@ pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Opt
     assert_eq!((message.method(), message.transaction_id()), (expected.method, expected.transaction));
     let fingerprint = if expected.fingerprint { FingerprintStatus::Valid } else { FingerprintStatus::Absent };
     assert_eq!(message.fingerprint(), fingerprint);
-    match key {
-        Some(key) => assert_eq!(message.verify_integrity(key.as_bytes()), IntegrityStatus::Valid),
-        None => assert!(!message.contains(AttributeType::MESSAGE_INTEGRITY)),
-    }
-    assert!(!message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256));
-    assert!(!message.contains(AttributeType::USERNAME));
+    // RFC 8489 §9.2.4: the one that the client expects, and not the other.
+    let bytes = key.map(LongTermKey::as_bytes).unwrap_or_default();
+    let (sha1, sha256) = (message.verify_integrity(bytes), message.verify_integrity_sha256(bytes));
+    let (valid, absent) = (IntegrityStatus::Valid, IntegrityStatus::Absent);
+    let signed = match key {
+        Some(_) if expected.sha256 => (absent, valid),
+        Some(_) => (valid, absent),
+        None => (absent, absent),
+    };
+    assert_eq!((sha1, sha256), signed);
+    assert!(!message.contains(AttributeType::USERNAME) && !message.contains(AttributeType::USERHASH));
     // RFC 8656 §5 wants SOFTWARE in these; strangers need not know it.
     let named = key.is_some() && [Method::ALLOCATE, Method::REFRESH].contains(&message.method());
     assert_eq!(message.get::<Software<'_>>().unwrap().is_some(), named);
@@ -43,6 +48,9 @@ pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Opt
     assert_eq!(nonce.is_some(), challenged);
     let realm = message.get().unwrap();
     assert_eq!(realm, challenged.then_some(Realm(REALM)));
+    let listed = message.get::<PasswordAlgorithms<'_>>().unwrap();
+    let listed = listed.map(|listed| listed.iter().map(|entry| entry.algorithm).collect::<Vec<_>>());
+    assert_eq!(listed, challenged.then_some(vec![2, 1]));
     nonce
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use turnserver::auth::KeyAlgorithm;
 use turnserver::stun::attribute::{AddressFamily, RequestedAddressFamily, RequestedTransport};
 use turnserver::stun::{Class, Method};
 use turnserver::turn::{FiveTuple, Transport};
@@ -58,14 +59,14 @@ impl World {
                 username: Some(self.model.credentials[0].username.clone()),
                 realm: true,
                 nonce: self.clients[0].nonce.clone(),
-                key: Some(self.model.credentials[0].key.clone()),
-                sha256: false,
+                key: Some(self.model.credentials[0].key(KeyAlgorithm::Md5)),
+                ..Authentication::NONE
             };
             let bytes = packet::message(Class::Request, Method::ALLOCATE, id, false, &by, |writer| {
                 writer.push(&RequestedTransport::UDP);
                 writer.push(&RequestedAddressFamily(family));
             });
-            self.packet_from(worker, tuple, &bytes, Signed::With(0), Some(0));
+            self.packet_from(worker, tuple, &bytes, Signed::With(0, KeyAlgorithm::Md5), Some(0));
             self.report_opened(0, Ok(()));
         }
         assert_eq!(self.model.count_open_sockets(), ports, "every port is in use");

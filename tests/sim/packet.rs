@@ -3,18 +3,18 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use turnserver::auth::LongTermKey;
-use turnserver::stun::attribute::{Data, Nonce, RawAttribute, Realm, Username, XorPeerAddress};
+use turnserver::auth::{KeyAlgorithm, LongTermKey};
+use turnserver::stun::attribute::{Data, Nonce, RawAttribute, Realm, Userhash, Username, XorPeerAddress};
 use turnserver::stun::{AttributeType, Class, MessageWriter, Method, TransactionId};
 
 use crate::dice::Dice;
-use crate::setup::REALM;
+use crate::setup::{REALM, userhash};
 
 /// What the simulation knows of a packet's integrity, so that the model need not compute it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signed {
-    /// Right under the key of this credential, if there is an integrity attribute at all.
-    With(usize),
+    /// Right under this key of this credential, if there is an integrity attribute at all.
+    With(usize, KeyAlgorithm),
     /// Wrong under every key.
     Wrongly,
     /// To be computed.
@@ -32,6 +32,11 @@ pub(crate) struct Packet {
 #[derive(Debug)]
 pub(crate) struct Authentication {
     pub(crate) username: Option<String>,
+    /// The name is sent as USERHASH.
+    pub(crate) hidden: bool,
+    /// The values of PASSWORD-ALGORITHMS and PASSWORD-ALGORITHM.
+    pub(crate) listed: Option<&'static [u8]>,
+    pub(crate) named: Option<&'static [u8]>,
     pub(crate) realm: bool,
     pub(crate) nonce: Option<String>,
     pub(crate) key: Option<LongTermKey>,
@@ -39,7 +44,16 @@ pub(crate) struct Authentication {
 }
 
 impl Authentication {
-    pub(crate) const NONE: Self = Self { username: None, realm: false, nonce: None, key: None, sha256: false };
+    pub(crate) const NONE: Self = Self {
+        username: None,
+        hidden: false,
+        listed: None,
+        named: None,
+        realm: false,
+        nonce: None,
+        key: None,
+        sha256: false,
+    };
 }
 
 pub(crate) fn transaction(dice: &mut Dice) -> TransactionId {
@@ -59,14 +73,21 @@ pub(crate) fn message(
     let mut buffer = [0; 1_600];
     let mut writer = MessageWriter::new(&mut buffer, class, method, id);
     attributes(&mut writer);
-    if let Some(username) = &by.username {
-        writer.push(&Username(username));
+    match &by.username {
+        Some(username) if by.hidden => writer.push(&Userhash(&userhash(username))),
+        Some(username) => writer.push(&Username(username)),
+        None => {}
     }
     if by.realm {
         writer.push(&Realm(REALM));
     }
     if let Some(nonce) = &by.nonce {
         writer.push(&Nonce(nonce));
+    }
+    for (kind, value) in [(0x8002, by.listed), (0x001d, by.named)] {
+        if let Some(value) = value {
+            raw(&mut writer, kind, value);
+        }
     }
     if let Some(key) = &by.key {
         if by.sha256 {

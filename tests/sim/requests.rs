@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use turnserver::auth::KeyAlgorithm;
 use turnserver::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, ChannelNumber, EvenPort, Lifetime, RequestedAddressFamily,
     RequestedTransport, ReservationToken, XorPeerAddress,
@@ -25,24 +26,29 @@ impl World {
             at = self.dice.below(self.model.credentials.len());
         }
         let credential = self.model.credentials[at].clone();
+        let (listed, named, algorithm) = self.algorithm();
         let mut by = Authentication {
-            username: Some(credential.username),
+            hidden: self.dice.percent(if credential.expires.is_none() { 30 } else { 2 }),
+            listed,
+            named,
             realm: true,
             nonce: Some(nonce),
-            key: Some(credential.key),
-            sha256: self.dice.percent(4),
+            key: Some(credential.key(algorithm)),
+            sha256: self.dice.percent(if named.is_some() { 95 } else { 4 }),
+            username: Some(credential.username),
         };
-        let mut signed = Signed::With(at);
+        let mut signed = Signed::With(at, algorithm);
         match self.dice.below(80) {
             0 => {
                 let stranger = self.setup().strangers(0x7000_0000)[0].clone();
-                (by.key, signed) = (Some(stranger.key), Signed::Wrongly);
+                (by.key, signed) = (Some(stranger.key(algorithm)), Signed::Wrongly);
             }
             1 => {
                 let unix = self.now().unix;
                 let strangers = self.setup().strangers(unix);
                 let stranger = strangers[self.dice.below(strangers.len())].clone();
-                (by.username, by.key, signed) = (Some(stranger.username), Some(stranger.key), Signed::Wrongly);
+                (by.key, signed) = (Some(stranger.key(algorithm)), Signed::Wrongly);
+                by.username = Some(stranger.username);
             }
             2 => by.username = None,
             3 => by.realm = false,
@@ -54,9 +60,32 @@ impl World {
             }
             7 => by.nonce = self.clients[client].old_nonce.clone(),
             8 => by = Authentication::NONE,
+            9 => {
+                let other = if algorithm == KeyAlgorithm::Md5 { KeyAlgorithm::Sha256 } else { KeyAlgorithm::Md5 };
+                (by.key, signed) = (Some(self.model.credentials[at].key(other)), Signed::With(at, other));
+            }
             _ => {}
         }
         (by, signed)
+    }
+
+    /// What a client says of password algorithms, and the one that it uses.
+    fn algorithm(&mut self) -> (Option<&'static [u8]>, Option<&'static [u8]>, KeyAlgorithm) {
+        const LISTED: Option<&[u8]> = Some(&[0, 2, 0, 0, 0, 1, 0, 0]);
+        const MD5: Option<&[u8]> = Some(&[0, 1, 0, 0]);
+        const SHA256: Option<&[u8]> = Some(&[0, 2, 0, 0]);
+        match self.dice.below(100) {
+            0..=49 => (None, None, KeyAlgorithm::Md5),
+            50..=84 => (LISTED, SHA256, KeyAlgorithm::Sha256),
+            85..=93 => (LISTED, MD5, KeyAlgorithm::Md5),
+            94 => (None, SHA256, KeyAlgorithm::Sha256),
+            95 => (LISTED, None, KeyAlgorithm::Md5),
+            // As a bid-down attack would have it.
+            96 => (MD5, MD5, KeyAlgorithm::Md5),
+            97 => (MD5, SHA256, KeyAlgorithm::Sha256),
+            98 => (LISTED, Some(&[0, 3, 0, 0]), KeyAlgorithm::Sha256),
+            _ => (LISTED, Some(&[0, 2, 0]), KeyAlgorithm::Sha256),
+        }
     }
 
     fn request(&mut self, client: usize, method: Method, attributes: impl FnOnce(&mut MessageWriter<'_>)) {

@@ -4,8 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
+
 use turnserver::auth::time_limited::{self, TimeLimitedUsername};
-use turnserver::auth::{Authenticator, LongTermKey, NonceMint, Secret};
+use turnserver::auth::{Authenticator, KeyAlgorithm, LongTermKey, NonceMint, Secret};
 use turnserver::turn::{
     Denial, FiveTuple, LiveRelays, PeerPolicy, Quota, RelayRange, Reservations, Settings, Shared, Transport, slice_of,
 };
@@ -56,10 +58,21 @@ pub(crate) struct Relay {
 #[derive(Clone, Debug)]
 pub(crate) struct Credential {
     pub(crate) username: String,
-    pub(crate) key: LongTermKey,
+    password: String,
     /// Whose allocations are counted together; `None` for a credential that the server knows nothing of.
     pub(crate) user: Option<String>,
     pub(crate) expires: Option<u64>,
+}
+
+impl Credential {
+    pub(crate) fn key(&self, algorithm: KeyAlgorithm) -> LongTermKey {
+        LongTermKey::derive_by(algorithm, &self.username, REALM, self.password.as_bytes())
+    }
+}
+
+/// RFC 8489 §14.4.
+pub(crate) fn userhash(username: &str) -> [u8; 32] {
+    Sha256::digest(format!("{username}:{REALM}")).into()
 }
 
 /// What does not change while the world turns.
@@ -160,10 +173,12 @@ impl Setup {
         // Always ours, so that the table of peers holds whether or not there is a relay socket on it.
         own.push(ip("8.8.4.4"));
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let authenticator = Authenticator::new(REALM.to_owned(), self.secrets.clone(), users);
         Arc::new(Shared {
-            authenticator: Authenticator::new(REALM.to_owned(), self.secrets.clone(), users),
             nonces: NonceMint::from_secrets(&self.secrets, self.nonce_lifetime)
-                .unwrap_or_else(|| NonceMint::from_random(self.nonce_key, self.nonce_lifetime)),
+                .unwrap_or_else(|| NonceMint::from_random(self.nonce_key, self.nonce_lifetime))
+                .announcing(authenticator.features()),
+            authenticator,
             policy: PeerPolicy { allow: nets(&["10.7.0.0/16"]), deny: nets(&["9.9.9.0/24", "10.7.1.0/24"]), own },
             live: LiveRelays::new(self.relays.iter().map(|relay| (relay.bind, relay.advertised))),
             reservations: Reservations::new(
@@ -210,7 +225,7 @@ impl Setup {
         for (name, word) in &self.statics {
             all.push(Credential {
                 username: name.clone(),
-                key: LongTermKey::derive(name, REALM, word.as_bytes()),
+                password: (*word).to_owned(),
                 user: Some(name.clone()),
                 expires: None,
             });
@@ -229,7 +244,7 @@ impl Setup {
         let made = time_limited::mint(&self.secrets[secret], name, expires);
         let user = TimeLimitedUsername::parse(&made.username).unwrap().user;
         Credential {
-            key: LongTermKey::derive(&made.username, REALM, made.password.as_bytes()),
+            password: made.password.to_string(),
             user: Some(if user.is_empty() { made.username.clone() } else { user.to_owned() }),
             expires: Some(expires),
             username: made.username,
@@ -245,12 +260,7 @@ impl Setup {
             format!("{}:mallory", unix + 1_000),
             format!("{}:mallory", unix - 1_000),
         ];
-        names.map(|username| Credential {
-            key: LongTermKey::derive(&username, REALM, b"guess"),
-            username,
-            user: None,
-            expires: None,
-        })
+        names.map(|username| Credential { password: "guess".to_owned(), username, user: None, expires: None })
     }
 
     pub(crate) fn is_relay_address(&self, address: IpAddr) -> bool {

@@ -208,9 +208,12 @@ impl World {
     }
 
     fn answered(&mut self, tuple: &FiveTuple, length: usize, outcome: Outcome, answer: &Answer, client: Option<usize>) {
-        let key = answer.signer.map(|signer| &self.model.credentials[signer].key);
-        let nonce = check::answer(&self.reply[..length], outcome, answer, key);
+        let key = answer.signer.map(|signer| self.model.credentials[signer].key(answer.keyed));
+        let nonce = check::answer(&self.reply[..length], outcome, answer, key.as_ref());
         if let Some(nonce) = nonce {
+            // RFC 8489 §9.2.4; only a server of static users alone can find every USERHASH.
+            let cookie = if self.setup().secrets.is_empty() { "obMatJos2wAAD" } else { "obMatJos2gAAB" };
+            assert!(nonce.starts_with(cookie), "{nonce}");
             let now = self.now();
             self.model.issued(now, tuple.client, &nonce);
             if let Some(client) = client {

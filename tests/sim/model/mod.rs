@@ -12,6 +12,7 @@ mod requests;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
+use turnserver::auth::KeyAlgorithm;
 use turnserver::stun::{Method, TransactionId};
 use turnserver::turn::{Action, Denial, DropReason, FiveTuple, RelayId};
 
@@ -49,8 +50,10 @@ pub(crate) struct Answer {
     pub(crate) method: Method,
     pub(crate) transaction: TransactionId,
     pub(crate) fingerprint: bool,
-    /// The credential that it has to be signed with.
+    /// The credential that it has to be signed with, by which of its keys, and whether with MESSAGE-INTEGRITY-SHA256.
     pub(crate) signer: Option<usize>,
+    pub(crate) keyed: KeyAlgorithm,
+    pub(crate) sha256: bool,
     pub(crate) body: Body,
 }
 

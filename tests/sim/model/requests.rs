@@ -2,20 +2,24 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use turnserver::auth::AuthFailure;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use turnserver::auth::{AuthFailure, KeyAlgorithm};
 use turnserver::stun::attribute::{
-    AddressFamily, ChannelNumber, Lifetime, Nonce, Realm, RequestedAddressFamily, Username, XorPeerAddress,
+    AddressFamily, ChannelNumber, Lifetime, Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm,
+    RequestedAddressFamily, Userhash, Username, XorPeerAddress,
 };
 use turnserver::stun::{AttributeError, AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
 use turnserver::turn::{Action, AuthCause, DropReason, EndReason, Event, FiveTuple};
 
 use super::{Answer, Body, Expect, Model, Now, error, seconds_left};
 use crate::packet::Signed;
+use crate::setup::userhash;
 
 /// The comprehension-required attributes of RFC 8489 §18.3 and RFC 8656 §18 that this server offers to understand.
-const UNDERSTOOD: [u16; 19] = [
+const UNDERSTOOD: [u16; 21] = [
     0x0001, 0x0006, 0x0008, 0x0009, 0x000a, 0x000c, 0x000d, 0x0012, 0x0013, 0x0014, 0x0015, 0x0016, 0x0017, 0x0018,
-    0x0019, 0x001a, 0x001c, 0x0020, 0x0022,
+    0x0019, 0x001a, 0x001c, 0x001d, 0x001e, 0x0020, 0x0022,
 ];
 
 /// The comprehension-required attributes that are not understood.
@@ -41,7 +45,9 @@ impl Model {
             Class::Request => {}
         }
         let transaction = message.transaction_id();
-        let mut answer = Answer { method, transaction, fingerprint, signer: None, body: Body::Done };
+        let sha256 = [0x001d, 0x8002].into_iter().any(|kind| message.contains(AttributeType::new(kind)));
+        let (signer, keyed) = (None, KeyAlgorithm::Md5);
+        let mut answer = Answer { method, transaction, fingerprint, signer, keyed, sha256, body: Body::Done };
         if method == Method::BINDING {
             let unknown = unknown(&message);
             answer.body = if unknown.is_empty() {
@@ -55,7 +61,7 @@ impl Model {
             return Expect::Drop(DropReason::UnsupportedMethod);
         }
         match self.authenticate(now, tuple, &message, signed) {
-            Ok(credential) => answer.signer = Some(credential),
+            Ok((credential, keyed)) => (answer.signer, answer.keyed) = (Some(credential), keyed),
             Err(body) => return Expect::Answer(Answer { body, ..answer }),
         }
         let unknown = unknown(&message);
@@ -85,33 +91,46 @@ impl Model {
         Expect::Answer(answer)
     }
 
-    /// RFC 8489 §9.2.4; gives the credential.
+    /// RFC 8489 §9.2.4; gives the credential and which of its keys it is.
     fn authenticate(
         &mut self,
         now: Now,
         tuple: &FiveTuple,
         message: &Message<'_>,
         signed: Signed,
-    ) -> Result<usize, Body> {
+    ) -> Result<(usize, KeyAlgorithm), Body> {
         let integrity = [AttributeType::MESSAGE_INTEGRITY, AttributeType::MESSAGE_INTEGRITY_SHA256];
         if !integrity.into_iter().any(|kind| message.contains(kind)) {
             return Err(challenge(401));
         }
-        let (Ok(Some(Username(username))), Ok(Some(Realm(_))), Ok(Some(Nonce(nonce)))) =
-            (message.get(), message.get(), message.get())
-        else {
+        let (Ok(Some(Realm(_))), Ok(Some(Nonce(nonce)))) = (message.get(), message.get()) else {
             return Err(error(400));
         };
-        // RFC 8489 §9.2.2: without trailing nulls.
-        let username = username.trim_end_matches('\0');
+        let (username, shown) = match (message.get(), message.get()) {
+            (Ok(Some(Username(username))), _) => {
+                // RFC 8489 §9.2.2: without trailing nulls.
+                let username = username.trim_end_matches('\0').to_owned();
+                (Some(username.clone()), username)
+            }
+            (Ok(None), Ok(Some(Userhash(hash)))) => {
+                let mut names = self.setup.statics.iter().map(|(name, _)| name.clone());
+                let name = names.find(|name| userhash(name) == *hash);
+                let [a, b, c, d, ..] = hash;
+                (name.clone(), name.unwrap_or_else(|| format!("USERHASH {a:02x}{b:02x}{c:02x}{d:02x}…")))
+            }
+            _ => return Err(error(400)),
+        };
+        let algorithm = self.algorithm(tuple, message, nonce)?;
         let fresh = self.nonce_is_good(now, tuple.client, nonce);
         // Two secrets can make two credentials of one username.
-        let mut named = (0..self.credentials.len()).filter(|at| self.credentials[*at].username == username);
+        let named = |at: &usize| Some(&self.credentials[*at].username) == username.as_ref();
+        let mut named = (0..self.credentials.len()).filter(named);
         let right = named.find(|at| match signed {
-            Signed::With(signer) => signer == *at,
+            Signed::With(signer, keyed) => signer == *at && keyed == algorithm,
             Signed::Wrongly => false,
             Signed::Unknown => {
-                let key = self.credentials[*at].key.as_bytes();
+                let key = self.credentials[*at].key(algorithm);
+                let key = key.as_bytes();
                 let sha256 = message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256);
                 let status = if sha256 { message.verify_integrity_sha256(key) } else { message.verify_integrity(key) };
                 status == IntegrityStatus::Valid
@@ -119,8 +138,11 @@ impl Model {
         });
         let Some(credential) = right else {
             if fresh {
-                let cause = AuthCause::Failure(self.why_not(now, username));
-                self.authentication_failed(username, tuple, cause);
+                let failure = match &username {
+                    Some(username) => self.why_not(now, username),
+                    None => AuthFailure::UnknownUserhash,
+                };
+                self.authentication_failed(&shown, tuple, AuthCause::Failure(failure));
             }
             return Err(challenge(401));
         };
@@ -132,12 +154,38 @@ impl Model {
             Some(expires)
                 if message.method() == Method::ALLOCATE
                     && expires <= now.unix
-                    && !self.made(now, tuple, message, username) =>
+                    && !self.made(now, tuple, message, &shown) =>
             {
-                self.authentication_failed(username, tuple, AuthCause::Expired { ago: now.unix - expires });
+                self.authentication_failed(&shown, tuple, AuthCause::Expired { ago: now.unix - expires });
                 Err(challenge(401))
             }
-            _ => Ok(credential),
+            _ => Ok((credential, algorithm)),
+        }
+    }
+
+    /// The bid-down checks of RFC 8489 §9.2.4.
+    fn algorithm(&self, tuple: &FiveTuple, message: &Message<'_>, nonce: &str) -> Result<KeyAlgorithm, Body> {
+        let (Ok(listed), Ok(named)) = (message.get::<PasswordAlgorithms<'_>>(), message.get::<PasswordAlgorithm<'_>>())
+        else {
+            return Err(error(400));
+        };
+        if listed.is_none() && named.is_none() {
+            return Ok(KeyAlgorithm::Md5);
+        }
+        if announces_algorithms(nonce) {
+            let (Some(listed), Some(named)) = (listed, named) else { return Err(error(400)) };
+            let entries: Vec<_> = listed.iter().map(|entry| (entry.algorithm, entry.parameters)).collect();
+            // What came with somebody else's nonce is not known.
+            let ours = self.nonces.get(nonce).is_some_and(|(_, owner)| *owner == tuple.client);
+            let as_sent = !ours || entries == [(2, &[][..]), (1, &[])];
+            if !as_sent || !entries.contains(&(named.algorithm, named.parameters)) {
+                return Err(error(400));
+            }
+        }
+        match named.map(|named| (named.algorithm, named.parameters)) {
+            None | Some((1, [])) => Ok(KeyAlgorithm::Md5),
+            Some((2, [])) => Ok(KeyAlgorithm::Sha256),
+            Some(_) => Err(challenge(401)),
         }
     }
 
@@ -292,6 +340,16 @@ impl Model {
         self.announced.push(Action::Log(Event::PeerRefused { user, tuple, peer, denial }));
         Err(error(403))
     }
+}
+
+/// Bit 0 of the nonce cookie (RFC 8489 §9.2), counted from either end, in the company of none but bit 1.
+fn announces_algorithms(nonce: &str) -> bool {
+    let text = nonce.strip_prefix("obMatJos2").and_then(|behind| behind.get(..4));
+    let bits = text.and_then(|text| STANDARD.decode(text).ok());
+    bits.is_some_and(|bits| match bits[..] {
+        [high, 0, low] => high & !0xc0 == 0 && low & !0x03 == 0 && (high & 0x80 != 0 || low & 0x01 != 0),
+        _ => false,
+    })
 }
 
 fn challenge(code: u16) -> Body {
