@@ -115,6 +115,7 @@ impl World {
             quota: Quota::new(0, 0, [5; 32]),
             connections: Quota::new(0, 0, [6; 32]),
             draining: false.into(),
+            alternate: None,
         });
         let (client, server) = (address("192.0.2.1:5000"), address("192.0.2.200:3478"));
         let nonce = shared.nonces.mint(UNIX, client).to_string();

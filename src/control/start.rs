@@ -163,6 +163,7 @@ fn share(
         quota: Quota::new(config.limits.allocations_per_user, config.limits.allocations, random_key()?),
         connections: Quota::new(config.limits.connections_per_source, connections, random_key()?),
         draining: AtomicBool::new(false),
+        alternate: None,
     })
 }
 

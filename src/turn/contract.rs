@@ -323,6 +323,17 @@ pub enum Event {
         /// The number asked for.
         number: u16,
     },
+    /// An authenticated client was sent to another server in place of being given an allocation.
+    AllocationRedirected {
+        /// Who asked.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The alternate server of the client's family.
+        server: SocketAddr,
+        /// Why.
+        cause: RedirectCause,
+    },
     /// An authenticated client could not be given an allocation.
     AllocationRefused {
         /// Who asked.
@@ -332,6 +343,24 @@ pub enum Event {
         /// The limit that was reached, and what to do.
         limit: &'static str,
     },
+}
+
+/// Why a client is sent to another server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedirectCause {
+    /// Because every client is.
+    Always,
+    /// Because of what would have been an [`Event::AllocationRefused`], with its `limit`.
+    Refused(&'static str),
+}
+
+impl fmt::Display for RedirectCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Always => "alternate.when is always",
+            Self::Refused(limit) => limit,
+        })
+    }
 }
 
 /// Why credentials do not hold.

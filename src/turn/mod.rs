@@ -3,6 +3,7 @@
 //! [`Server`] is the whole of it; what goes in and comes out stands in `contract.rs`.
 
 mod allocation;
+mod alternate;
 mod channel_data;
 mod claim;
 mod contract;
@@ -26,10 +27,12 @@ mod wheel;
 #[cfg(test)]
 mod tests;
 
+pub use alternate::{Alternate, RedirectWhen};
 pub use channel_data::{Framing, HEADROOM, TAILROOM};
 pub use contract::{
     Action, AllocationSummary, AuthCause, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
-    OpenError, OpenRelay, Opened, PeerRoute, RelayId, RelayedAddresses, Reply, ToClient, ToPeer, Transport,
+    OpenError, OpenRelay, Opened, PeerRoute, RedirectCause, RelayId, RelayedAddresses, Reply, ToClient, ToPeer,
+    Transport,
 };
 pub use framing::{Frame, LARGEST_FRAME, is_binding, written_length};
 pub use live::LiveRelays;

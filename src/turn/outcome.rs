@@ -95,7 +95,8 @@ drop_reasons! {
 const METHODS: [Method; 5] =
     [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
 
-const CODES: [ErrorCode; 12] = [
+const CODES: [ErrorCode; 13] = [
+    ErrorCode::TRY_ALTERNATE,
     ErrorCode::BAD_REQUEST,
     ErrorCode::UNAUTHENTICATED,
     ErrorCode::FORBIDDEN,

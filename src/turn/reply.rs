@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 
+use super::alternate::Redirect;
 use super::contract::{RelayedAddresses, Reply};
 use super::outcome::Outcome;
 use super::reservations::Token;
 use crate::auth::LongTermKey;
 use crate::stun::attribute::{
-    AddressErrorCode, AddressFamily, ErrorCodeAttribute, Lifetime, Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm,
-    ReservationToken, Software, UnknownAttributes, XorMappedAddress, XorRelayedAddress,
+    AddressErrorCode, AddressFamily, AlternateDomain, AlternateServer, ErrorCodeAttribute, Lifetime, Nonce,
+    PasswordAlgorithm, PasswordAlgorithms, Realm, ReservationToken, Software, UnknownAttributes, XorMappedAddress,
+    XorRelayedAddress,
 };
 use crate::stun::{
     AttributeType, BufferTooSmall, Class, EncodeAttribute, ErrorCode, Message, MessageWriter, Method, TransactionId,
@@ -83,6 +85,19 @@ pub(super) enum Success {
         lifetime: u32,
     },
     Done,
+}
+
+/// What goes with an error response.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Besides<'a> {
+    Nothing,
+    /// For a 401 or 438.
+    Challenge {
+        realm: &'a str,
+        nonce: &'a str,
+    },
+    /// For a 300.
+    Redirect(Redirect<'a>),
 }
 
 /// Why a request gets an error response.
@@ -177,23 +192,36 @@ pub(super) fn success(
     finish(writer, answering, Some(key), Outcome::Answered(answering.method))
 }
 
-/// Writes an error response. The key is that of the request where it was authenticated; `challenge` is realm and nonce.
+/// Writes an error response. The key is that of the request where it was authenticated.
 pub(super) fn error(
     buffer: &mut [u8],
     answering: &Answering,
     key: Option<&LongTermKey>,
     reject: &Reject,
-    challenge: Option<(&str, &str)>,
+    besides: Besides<'_>,
 ) -> Result<Reply, BufferTooSmall> {
     let mut writer = MessageWriter::new(buffer, Class::Error, answering.method, answering.transaction);
     writer.push(&ErrorCodeAttribute { code: reject.code, reason: reject.reason });
     if let Some(unknown) = reject.unknown.kinds.get(..reject.unknown.length).filter(|unknown| !unknown.is_empty()) {
         writer.push(&UnknownAttributes::new(unknown));
     }
-    if let Some((realm, nonce)) = challenge {
-        writer.push(&Realm(realm));
-        writer.push(&Nonce(nonce));
-        writer.push(&PASSWORD_ALGORITHMS);
+    match besides {
+        Besides::Nothing => {}
+        Besides::Challenge { realm, nonce } => {
+            writer.push(&Realm(realm));
+            writer.push(&Nonce(nonce));
+            writer.push(&PASSWORD_ALGORITHMS);
+        }
+        Besides::Redirect(Redirect { server, other_family, domain }) => {
+            writer.push(&AlternateServer(server));
+            if let Some(other_family) = other_family {
+                writer.push(&AlternateServer(other_family));
+            }
+            // RFC 8489 §10 demands it of some answers over TLS only; to all other clients it means nothing.
+            if let Some(domain) = domain {
+                writer.push(&AlternateDomain(domain));
+            }
+        }
     }
     finish(writer, answering, key, Outcome::Rejected(reject.code))
 }

@@ -5,7 +5,7 @@ use super::allocation::Allocation;
 use super::claim::Claim;
 use super::contract::{Action, AllocationId, AuthCause, Context, Event, FiveTuple, FromClient, OpenRelay};
 use super::outcome::DropReason;
-use super::reply::{self, Answering, Reject, Success};
+use super::reply::{self, Answering, Besides, Reject, Success};
 use super::server::Server;
 use super::table::Table;
 use super::time::Instant;
@@ -94,11 +94,17 @@ impl Server {
         reject: &Reject,
         reply: &mut [u8],
     ) -> FromClient {
-        let challenge = reject.challenges().then(|| {
-            let nonce = self.shared.nonces.mint(cx.unix, tuple.client);
-            (self.shared.authenticator.realm(), nonce)
-        });
-        reply::error(reply, answering, key, reject, challenge.as_ref().map(|(realm, nonce)| (*realm, nonce.as_str())))
+        let (nonce, redirect);
+        let besides = if reject.challenges() {
+            nonce = self.shared.nonces.mint(cx.unix, tuple.client);
+            Besides::Challenge { realm: self.shared.authenticator.realm(), nonce: nonce.as_str() }
+        } else if reject.is(ErrorCode::TRY_ALTERNATE) {
+            redirect = self.redirect_for(tuple, answering.transaction);
+            redirect.map_or(Besides::Nothing, Besides::Redirect)
+        } else {
+            Besides::Nothing
+        };
+        reply::error(reply, answering, key, reject, besides)
             .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply)
     }
 

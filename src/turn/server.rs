@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::allocation::{Relay, Socket, State};
+use super::alternate::Alternate;
 use super::channel_data::{self, Framing};
 use super::contract::{
     Action, AllocationId, AllocationSummary, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
@@ -47,6 +48,8 @@ pub struct Shared {
     pub connections: Quota,
     /// Whether new allocations are refused, because the process is about to end.
     pub draining: AtomicBool,
+    /// Where clients are sent that get no allocation here.
+    pub alternate: Option<Alternate>,
 }
 
 /// One worker's part of the configuration.

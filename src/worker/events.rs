@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::turn::{Deadline, Event, Instant, QuotaExceeded};
+use crate::turn::{Deadline, Event, Instant, QuotaExceeded, RedirectCause};
 
 /// How many lines of one kind are written in one [`WINDOW`].
 const LINES: u32 = 5;
@@ -22,6 +22,7 @@ const LONGEST_NAME: usize = 64;
 pub(super) struct EventLog {
     failed_authentications: RateLimit,
     refused_allocations: RateLimit,
+    redirected_allocations: RateLimit,
     old_channels: RateLimit,
     refused_connections: RateLimit,
     failed_accepts: RateLimit,
@@ -52,6 +53,17 @@ impl EventLog {
             Event::AllocationRefused { user, tuple, limit } => {
                 if self.refused_allocations.admits(now) {
                     tracing::warn!(user = &*printable(user), client = %tuple.client, limit, "allocation refused");
+                }
+            }
+            Event::AllocationRedirected { user, tuple, server, cause: RedirectCause::Always } => {
+                tracing::debug!(user = &*printable(user), client = %tuple.client, %server, "allocation redirected");
+            }
+            Event::AllocationRedirected { user, tuple, server, cause } => {
+                if self.redirected_allocations.admits(now) {
+                    tracing::info!(
+                        user = &*printable(user), client = %tuple.client, %server, reason = %cause,
+                        "allocation redirected"
+                    );
                 }
             }
             Event::Rfc5766Channel { user, tuple, number } => {
@@ -111,6 +123,7 @@ impl EventLog {
         for (limit, what) in [
             (&mut self.failed_authentications, "failed authentications"),
             (&mut self.refused_allocations, "refused allocations"),
+            (&mut self.redirected_allocations, "redirected allocations"),
             (&mut self.old_channels, "refused channels"),
             (&mut self.refused_connections, "refused connections"),
             (&mut self.failed_accepts, "connections not accepted"),

@@ -29,6 +29,7 @@ fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Sha
         quota: Quota::new(0, 0, [2; 32]),
         connections: Quota::new(0, 0, [4; 32]),
         draining: false.into(),
+        alternate: None,
     };
     let settings = Settings {
         relays: vec![RelayRange { bind: localhost, advertised: localhost, ports }],

@@ -188,6 +188,7 @@ impl Setup {
             quota: Quota::new(self.per_user, self.in_all, self.quota_key),
             connections: Quota::new(0, 0, self.quota_key),
             draining: false.into(),
+            alternate: self.alternate.clone(),
         })
     }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 use rand::RngExt as _;
 
 use super::super::allocation::{Allocation, Channels, IcmpBudget, Opening, Permissions, Relay, Relays, Socket, State};
+use super::super::alternate::RedirectWhen;
 use super::super::contract::{
-    Action, AllocationId, Context, Event, FiveTuple, FromClient, OpenError, OpenRelay, Opened,
+    Action, AllocationId, Context, Event, FiveTuple, FromClient, OpenError, OpenRelay, Opened, RedirectCause,
 };
 use super::super::policy::is_tunneled;
 use super::super::ports::{PortPool, Wish};
@@ -24,7 +25,7 @@ use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, DraftAdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily,
     RequestedTransport, ReservationToken,
 };
-use crate::stun::{AttributeError, AttributeType, ErrorCode, Message};
+use crate::stun::{AttributeError, AttributeType, ErrorCode, Message, TransactionId};
 
 /// How many ports are tried that somebody else turns out to have.
 const ATTEMPTS: u8 = 16;
@@ -104,43 +105,59 @@ const NO_RESERVATION: Reject = Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "In
 pub(in crate::turn) struct Limit {
     reject: Reject,
     note: &'static str,
+    /// When clients are sent to another server because of it, if ever.
+    redirect: Option<RedirectWhen>,
 }
 
-const NO_FAMILY: Limit = Limit { reject: NO_SUCH_FAMILY, note: "the server has no relay address of this family" };
+const NO_FAMILY: Limit =
+    Limit { reject: NO_SUCH_FAMILY, note: "the server has no relay address of this family", redirect: None };
 const USER_LIMIT: Limit = Limit {
     reject: Reject::new(ErrorCode::ALLOCATION_QUOTA_REACHED, "Allocation Quota Reached"),
     note: "the user has as many allocations as limits.allocations-per-user allows",
+    redirect: None,
 };
 const SERVER_LIMIT: Limit = Limit {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: allocations"),
     note: "the server has as many allocations as limits.allocations allows",
+    redirect: Some(RedirectWhen::Full),
 };
 const NO_PORT: Limit = Limit {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: relay ports"),
     note: "no relay port is free: widen relay.ports",
+    redirect: Some(RedirectWhen::Full),
 };
 const PORTS_IN_USE: Limit = Limit {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: relay ports"),
     note: "no relay port is free, and other programs have some of them: give this server relay.ports of its own; \
            ports that others had are tried again after a minute",
-};
-const TUNNELED: Limit = Limit {
-    reject: FORBIDDEN,
-    note: "the client comes from a Teredo or 6to4 address, which RFC 8656 §21.4 has no allocation for",
+    redirect: Some(RedirectWhen::Full),
 };
 const DRAINING: Limit = Limit {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Server is shutting down"),
     note: "the server is shutting down: it ends with its last allocation",
+    redirect: Some(RedirectWhen::Draining),
+};
+const ALWAYS: Limit = Limit {
+    reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: no server of this address family"),
+    note: "alternate.when is always, but alternate.servers has none of the client's address family",
+    redirect: Some(RedirectWhen::Always),
+};
+const TUNNELED: Limit = Limit {
+    reject: FORBIDDEN,
+    note: "the client comes from a Teredo or 6to4 address, which RFC 8656 §21.4 has no allocation for",
+    redirect: None,
 };
 const NO_SOCKET: Limit = Limit {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: sockets"),
     note: "the kernel refuses another relay socket: raise the limit of open files (LimitNOFILE), or see whether the \
            relay address is still on this machine",
+    redirect: Some(RedirectWhen::Full),
 };
 
 const RESERVED_PORT_IN_USE: Limit = Limit {
     reject: NO_RESERVATION,
     note: "another program has a relay port that was reserved: give this server relay.ports of its own",
+    redirect: None,
 };
 
 impl Server {
@@ -174,8 +191,9 @@ impl Server {
         if is_tunneled(request.tuple.client.ip()) {
             return Err(self.limited(request, &TUNNELED));
         }
-        if self.shared.draining.load(Ordering::Relaxed) {
-            return Err(self.limited(request, &DRAINING));
+        // Step 11.
+        if let Some(limit) = self.turns_away() {
+            return Err(self.limited(request, limit));
         }
         let Wanted { address, lifetime } = Wanted::parse(request.message, self.settings.draft_dual_allocation)?;
         let deadline = Deadline::after(cx.now, lifetime);
@@ -193,7 +211,7 @@ impl Server {
                 let id = self.begin(cx.now, request, ticket, Start { deadline, wish, next, reserve, claimed: false });
                 match self.next_socket(cx, id, family) {
                     Some(open) => Ok(Accepted::Open(open)),
-                    None => Err(self.give_up(id).map_or(NO_PORT.reject, |(_, opening)| opening.limit().reject)),
+                    None => Err(self.give_up(id).map_or(NO_PORT.reject, |(_, _, reject)| reject)),
                 }
             }
             WantedAddress::Reserved(token) => {
@@ -216,8 +234,31 @@ impl Server {
     }
 
     fn limited(&mut self, request: &Authenticated<'_, '_>, limit: &Limit) -> Reject {
-        self.actions.push_back(refused(request.identity.user.to_owned(), request.tuple, limit));
-        limit.reject
+        self.refusal(request.identity.user, request.tuple, request.message.transaction_id(), limit)
+    }
+
+    /// What a client gets in place of an allocation: another server, or else the limit's error.
+    fn refusal(&mut self, user: &str, tuple: FiveTuple, transaction: TransactionId, limit: &Limit) -> Reject {
+        let redirected = limit.redirect.and_then(|when| {
+            let always = when == RedirectWhen::Always;
+            let cause = if always { RedirectCause::Always } else { RedirectCause::Refused(limit.note) };
+            self.redirect(user, tuple, transaction, when, cause)
+        });
+        redirected.unwrap_or_else(|| {
+            self.actions.push_back(refused(user.to_owned(), tuple, limit));
+            limit.reject
+        })
+    }
+
+    /// Why no client is given an allocation at present, if none is.
+    fn turns_away(&self) -> Option<&'static Limit> {
+        if self.shared.draining.load(Ordering::Relaxed) {
+            Some(&DRAINING)
+        } else if self.shared.alternate.as_ref().is_some_and(|alternate| alternate.when == RedirectWhen::Always) {
+            Some(&ALWAYS)
+        } else {
+            None
+        }
     }
 
     /// A place in the quota, and another one if a port is to be reserved: it counts like an allocation until it is one.
@@ -423,24 +464,23 @@ impl Server {
     }
 
     fn refuse(&mut self, cx: &Context<'_>, id: AllocationId, reply: &mut [u8]) -> Opened {
-        let Some((tuple, opening)) = self.give_up(id) else { return Opened::Abandoned };
-        let reject = &opening.limit().reject;
-        match self.rejected(cx, &tuple, &opening.answering, Some(&opening.key), reject, reply) {
+        let Some((tuple, opening, reject)) = self.give_up(id) else { return Opened::Abandoned };
+        match self.rejected(cx, &tuple, &opening.answering, Some(&opening.key), &reject, reply) {
             FromClient::Reply(reply) => Opened::Reply(tuple, reply),
             _ => Opened::Abandoned,
         }
     }
 
     /// Takes an allocation back for which nothing can be opened.
-    fn give_up(&mut self, id: AllocationId) -> Option<(FiveTuple, Box<Opening>)> {
+    fn give_up(&mut self, id: AllocationId) -> Option<(FiveTuple, Box<Opening>, Reject)> {
         let Allocation { tuple, user, state, ticket, .. } = self.table.remove(id)?;
         self.shared.quota.release(ticket);
         let State::Opening(mut opening) = state else { return None };
         if let Some(reserve) = opening.reserve.take() {
             self.shared.quota.release(reserve);
         }
-        self.actions.push_back(refused(user.into(), tuple, opening.limit()));
-        Some((tuple, opening))
+        let reject = self.refusal(&user, tuple, opening.answering.transaction, opening.limit());
+        Some((tuple, opening, reject))
     }
 
     /// A free port of one of the relay addresses of a family, beginning at a random one of them: where to bind the

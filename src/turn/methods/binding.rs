@@ -2,7 +2,7 @@
 
 use super::super::contract::{FiveTuple, FromClient};
 use super::super::outcome::DropReason;
-use super::super::reply::{self, Answering};
+use super::super::reply::{self, Answering, Besides};
 use super::super::request::unknown_attributes;
 use super::super::server::Server;
 use super::super::time::Instant;
@@ -22,7 +22,7 @@ impl Server {
         }
         let answering = Answering::to(message);
         match unknown_attributes(message) {
-            Some(reject) => reply::error(reply, &answering, None, &reject, None),
+            Some(reject) => reply::error(reply, &answering, None, &reject, Besides::Nothing),
             None => reply::binding(reply, &answering, tuple.client),
         }
         .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply)

@@ -2,6 +2,7 @@
 
 mod algorithms;
 mod allocate;
+mod alternate;
 mod authentication;
 mod binding;
 mod channel;

@@ -62,6 +62,7 @@ pub(super) struct Setup {
     pub(super) secrets: bool,
     pub(super) allocations_per_user: u32,
     pub(super) allocations: u32,
+    pub(super) alternate: Option<Alternate>,
 }
 
 impl Setup {
@@ -90,6 +91,7 @@ impl Setup {
             secrets: true,
             allocations_per_user: 0,
             allocations: 0,
+            alternate: None,
         }
     }
 }
@@ -154,6 +156,7 @@ impl World {
             quota: Quota::new(setup.allocations_per_user, setup.allocations, [5; 32]),
             connections: Quota::new(0, 0, [6; 32]),
             draining: false.into(),
+            alternate: setup.alternate,
         });
         Self::over(shared, setup.settings)
     }
@@ -588,8 +591,8 @@ pub(super) fn assert_padding_is_zero(message: &[u8]) {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         let padded = length.next_multiple_of(4);
         assert!(behind[length..padded].iter().all(|byte| *byte == 0), "padding is zero");
-        let kind = u16::from_be_bytes([*kind_high, *kind_low]);
-        let may_repeat = kind == AttributeType::XOR_RELAYED_ADDRESS.number();
+        let kind = AttributeType::new(u16::from_be_bytes([*kind_high, *kind_low]));
+        let may_repeat = [AttributeType::XOR_RELAYED_ADDRESS, AttributeType::ALTERNATE_SERVER].contains(&kind);
         assert!(kinds.insert(kind) || may_repeat, "an attribute type appears once");
         rest = &behind[padded..];
     }
