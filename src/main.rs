@@ -72,6 +72,7 @@ fn execute(arguments: &Arguments) -> Result<(), String> {
 fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
     let choice = control::choose_addresses(config).map_err(|error| error.to_string())?;
     control::check_listeners(config).map_err(|error| error.to_string())?;
+    control::check_alternate(config, &choice).map_err(|error| error.to_string())?;
     let mut report = match path {
         Some(path) => format!("{}: no errors\n", path.display()),
         None => "no configuration file: these are the defaults\n".to_owned(),

@@ -371,13 +371,13 @@ pub(super) fn short(network: &IpNet) -> String {
     if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
 }
 
-fn mapped(ip: IpAddr) -> Option<Ipv4Addr> {
+pub(super) fn mapped(ip: IpAddr) -> Option<Ipv4Addr> {
     match ip {
         IpAddr::V4(_) => None,
         IpAddr::V6(ip) => ip.to_ipv4_mapped(),
     }
 }
 
-fn is_broadcast(ip: IpAddr) -> bool {
+pub(super) fn is_broadcast(ip: IpAddr) -> bool {
     ip == IpAddr::V4(Ipv4Addr::BROADCAST)
 }

@@ -80,7 +80,7 @@ pub(super) fn hostname(top: &Section<'_>, report: &mut Report<'_>) -> Option<Str
     }
 }
 
-fn check_host(host: &str) -> Result<String, String> {
+pub(super) fn check_host(host: &str) -> Result<String, String> {
     const EXAMPLE: &str = "write only the name or the address, as in \"turn.example.org\"";
     if host.is_empty() {
         return Err(format!("is empty: {EXAMPLE}"));
@@ -226,7 +226,7 @@ pub(super) fn duration(
 }
 
 /// One of a few words.
-fn one_of<T: Copy>(
+pub(super) fn one_of<T: Copy>(
     name: &str,
     word: &Spanned<&str>,
     choices: &[T],

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::auth::Secret;
 
 mod addresses;
+mod alternate;
 mod credentials;
 mod duration;
 mod general;
@@ -63,6 +64,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long the server waits for clients on connections.
     pub timeouts: Timeouts,
+    /// Other servers.
+    pub alternate: Alternate,
     /// Deviations from the RFCs for old clients.
     pub compat: Compat,
     /// What is logged, and how.
@@ -176,6 +179,43 @@ pub struct Timeouts {
     pub unauthenticated: Duration,
 }
 
+/// `[alternate]`: the servers that clients are sent to which get no allocation here (RFC 8489 §10).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Alternate {
+    /// Their addresses, all different, none of them a listener's; empty for none.
+    pub servers: Vec<SocketAddr>,
+    /// The DNS name in their certificate, if it is another one than in ours (RFC 8489 §14.16).
+    pub domain: Option<String>,
+    /// When clients are sent there.
+    pub when: AlternateWhen,
+}
+
+/// When clients are sent to another server; each includes those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AlternateWhen {
+    /// While this one drains.
+    #[default]
+    Draining,
+    /// When no further allocation has a place here.
+    Full,
+    /// Always: this one makes no allocation.
+    Always,
+}
+
+impl AlternateWhen {
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::Draining, Self::Full, Self::Always];
+
+    /// The choice as the file spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::Full => "full",
+            Self::Always => "always",
+        }
+    }
+}
+
 /// `[compat]`: deviations from the RFCs for old clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compat {
@@ -276,10 +316,18 @@ impl Default for Config {
             peers: Peers::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            alternate: Alternate::default(),
             compat: Compat::default(),
             log: Log::default(),
             warnings: Vec::new(),
         }
+    }
+}
+
+impl Listen {
+    /// The listeners of all transports.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.udp.iter().chain(&self.tcp).copied()
     }
 }
 
@@ -393,6 +441,7 @@ impl Config {
         let limits = general::limits(&top, report);
         let relay = addresses::relay(&top, workers, &limits, report);
         addresses::warn_of_overlap(&top, &listen, &relay, report);
+        let alternate = alternate::alternate(&top, &listen, report);
         Self {
             realm: general::realm(&top, report),
             hostname: general::hostname(&top, report),
@@ -405,6 +454,7 @@ impl Config {
             peers: addresses::peers(&top, report),
             limits,
             timeouts: general::timeouts(&top, report),
+            alternate,
             compat: general::compat(&top, report),
             log: general::log(&top, report),
             warnings: Vec::new(),

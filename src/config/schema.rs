@@ -32,6 +32,7 @@ pub(super) const TOP: TableKeys = TableKeys {
         "peers",
         "limits",
         "timeouts",
+        "alternate",
         "compat",
         "log",
     ],
@@ -57,8 +58,9 @@ pub(super) const LIMITS: TableKeys = TableKeys {
 };
 pub(super) const TIMEOUTS: TableKeys =
     TableKeys { path: "timeouts", keys: &["tls-handshake", "first-request", "idle", "unauthenticated"] };
+pub(super) const ALTERNATE: TableKeys = TableKeys { path: "alternate", keys: &["servers", "domain", "when"] };
 pub(super) const COMPAT: TableKeys = TableKeys { path: "compat", keys: &["rfc5766-channels", "draft-dual-allocation"] };
 pub(super) const LOG: TableKeys = TableKeys { path: "log", keys: &["level", "format"] };
 
 pub(super) const ALL: &[&TableKeys] =
-    &[&TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &COMPAT, &LOG];
+    &[&TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &ALTERNATE, &COMPAT, &LOG];

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::addresses::short;
-use super::{Config, RelayAddresses, format_duration};
+use super::{AlternateWhen, Config, RelayAddresses, format_duration};
 
 /// What the server will do with a configuration, in a few lines for a person. Shows no secret.
 ///
@@ -32,6 +32,7 @@ impl fmt::Display for Summary<'_> {
             peers,
             limits,
             timeouts,
+            alternate,
             compat,
             log,
             warnings,
@@ -140,6 +141,18 @@ impl fmt::Display for Summary<'_> {
             "\ntimeouts a connection has {handshake} for its TLS handshake, {first} for its first request\n         \
              and without an allocation {idle} after a request, {unauthenticated} in all"
         )?;
+        if !alternate.servers.is_empty() {
+            f.write_str(match alternate.when {
+                AlternateWhen::Draining => "\nalternate  while this server drains, clients are sent to ",
+                AlternateWhen::Full => "\nalternate  when this server is full or drains, clients are sent to ",
+                AlternateWhen::Always => "\nalternate  every client is sent to ",
+            })?;
+            let servers: Vec<String> = alternate.servers.iter().map(ToString::to_string).collect();
+            f.write_str(&servers.join(", "))?;
+            if let Some(domain) = &alternate.domain {
+                write!(f, " ({domain})")?;
+            }
+        }
         if compat.rfc5766_channels {
             f.write_str("\ncompat   channel numbers up to 0x7FFF are accepted")?;
         }

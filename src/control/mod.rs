@@ -1,6 +1,7 @@
 //! The life of the process: start, signals, stop.
 
 pub mod addresses;
+mod alternate;
 mod life;
 mod listeners;
 pub mod logging;
@@ -26,7 +27,7 @@ use life::{Life, Signals};
 use service::Service;
 
 pub use listeners::ListenError;
-pub use start::{StartError, check_listeners, choose_addresses};
+pub use start::{StartError, check_alternate, check_listeners, choose_addresses};
 pub use tls::{TlsError, check as check_tls};
 
 type WorkerThread = thread::JoinHandle<io::Result<Totals>>;

@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 
 use super::addresses::{self, AddressError, Choice};
+use super::alternate::{alternate, own_server};
 use super::listeners::{self, ListenError, Listeners};
 use super::tls::{Certificates, TlsError};
 use crate::auth::{Authenticator, NonceMint, Secret};
@@ -34,6 +35,9 @@ pub enum StartError {
     /// TLS is configured and cannot be served.
     #[error("{0}")]
     Tls(#[from] TlsError),
+    /// An alternate server is this server.
+    #[error("alternate.servers: {0} is this server itself, and clients would go round in circles")]
+    Alternate(SocketAddr),
     /// The system's random source failed.
     #[error("the random source of the system does not work: {0}")]
     Random(#[from] getrandom::Error),
@@ -62,6 +66,7 @@ pub(super) struct Prepared {
 /// Prepares the workers.
 pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool>) -> Result<Prepared, StartError> {
     let choice = choose_addresses(config)?;
+    check_alternate(config, &choice)?;
     let hostname = config.hostname.as_deref();
     let certificates = config.tls.as_ref().map(|tls| Certificates::load(tls, hostname)).transpose()?;
     let connections = share_open_files(config, &choice);
@@ -120,6 +125,25 @@ pub fn check_listeners(config: &Config) -> Result<(), StartError> {
     Ok(listeners::check_addresses("tls", &config.listen.tls)?)
 }
 
+/// Whether the alternate servers are other servers.
+///
+/// # Errors
+/// Names the first one that is this server.
+pub fn check_alternate(config: &Config, choice: &Choice) -> Result<(), StartError> {
+    own_server(config, &own_addresses(config, choice)?).map_or(Ok(()), |server| Err(StartError::Alternate(server)))
+}
+
+/// The addresses of this machine, as it knows them and as the world does.
+fn own_addresses(config: &Config, choice: &Choice) -> Result<Vec<IpAddr>, AddressError> {
+    let interfaces = interfaces::addresses().map_err(AddressError::Interfaces)?;
+    let addresses = interfaces
+        .iter()
+        .map(|interface| interface.address)
+        .chain(choice.addresses.iter().flat_map(|relay| [relay.bind, relay.advertised]))
+        .chain(config.relay.external.iter().map(|(_, outside)| *outside));
+    Ok(addresses.collect())
+}
+
 /// How many workers run: never more than there are relay ports to divide.
 fn worker_count(config: &Config) -> usize {
     let wanted = match config.workers {
@@ -143,13 +167,7 @@ fn share(
         Some(nonces) => nonces,
         None => NonceMint::from_random(random_key()?, nonce_lifetime),
     };
-    let interfaces = interfaces::addresses().map_err(AddressError::Interfaces)?;
-    let own: Vec<IpAddr> = interfaces
-        .iter()
-        .map(|interface| interface.address)
-        .chain(choice.addresses.iter().flat_map(|relay| [relay.bind, relay.advertised]))
-        .chain(config.relay.external.iter().map(|(_, outside)| *outside))
-        .collect();
+    let own = own_addresses(config, choice)?;
     let authenticator = Authenticator::new(config.realm.clone(), secrets, users);
     Ok(Shared {
         nonces: nonces.announcing(authenticator.features()),
@@ -163,7 +181,7 @@ fn share(
         quota: Quota::new(config.limits.allocations_per_user, config.limits.allocations, random_key()?),
         connections: Quota::new(config.limits.connections_per_source, connections, random_key()?),
         draining: AtomicBool::new(false),
-        alternate: None,
+        alternate: alternate(&config.alternate),
     })
 }
 

@@ -563,3 +563,84 @@ fn no_error_and_no_warning_quotes_a_secret() {
             .unwrap();
     assert!(!format!("{config:?} {config:#?} {}", config.summary()).contains(NEEDLE));
 }
+
+#[test]
+fn alternate_servers_are_addresses_of_other_servers() {
+    let of = |value: &str| error(&format!("[alternate]\nservers = [\"{value}\"]"));
+    for (value, why) in [
+        ("203.0.113.5", "has no port; did you mean `203.0.113.5:3478`?"),
+        ("2001:db8::5", "has no port; did you mean `[2001:db8::5]:3478`?"),
+        ("turn.example.org:3478", "is not an address and a port, as in \"203.0.113.5:3478\"; a name cannot be sent"),
+        ("203.0.113.5:0", "has port 0, which no client can reach"),
+        ("0.0.0.0:3478", "stands for every address; name one"),
+        ("[::]:3478", "stands for every address; name one"),
+        ("224.0.0.1:3478", "is not an address of one machine"),
+        ("255.255.255.255:3478", "is not an address of one machine"),
+        ("[fe80::1]:3478", "is link-local, and no client outside of its network has a route to it"),
+        ("[::ffff:203.0.113.5]:3478", "is an IPv4 address in disguise; write `203.0.113.5:3478`"),
+    ] {
+        assert_eq!(of(value), format!("2:12: `alternate.servers`: `{value}` {why}"));
+    }
+    assert_eq!(
+        error("[alternate]\nservers = [\"203.0.113.5:1\", \"[2001:db8::5]:1\", \"203.0.113.5:1\"]"),
+        "2:48: `alternate.servers` has `203.0.113.5:1` twice"
+    );
+    for transport in ["udp", "tcp"] {
+        assert_eq!(
+            error(&format!("[listen]\n{transport} = [\"203.0.113.5:1\"]\n[alternate]\nservers = [\"203.0.113.5:1\"]")),
+            "4:12: `alternate.servers`: `203.0.113.5:1` is this server's own, and clients would go round in circles"
+        );
+    }
+    assert_eq!(
+        error("[alternate]\nservers = \"203.0.113.5:1\""),
+        "2:11: `alternate.servers` is a list: put brackets around the value, as in [\"…\"]"
+    );
+}
+
+// RFC 8489 §10: a client is only sent to an address of its own family.
+#[test]
+fn a_family_without_an_alternate_server_is_a_warning() {
+    let without = |family| {
+        format!("`alternate.servers` has no {family} address, so clients that come over {family} are not sent anywhere")
+    };
+    assert_eq!(warnings("[alternate]\nservers = [\"203.0.113.5:1\"]"), [format!("2:11: {}", without("IPv6"))]);
+    assert_eq!(warnings("[alternate]\nservers = [\"[2001:db8::5]:1\"]"), [format!("2:11: {}", without("IPv4"))]);
+    let v4 = "[listen]\nudp = [\"0.0.0.0:1\"]\ntcp = [\"127.0.0.1:1\"]\n[alternate]\nservers = [\"203.0.113.5:1\"]";
+    assert_eq!(warnings(v4), [""; 0]);
+}
+
+#[test]
+fn the_domain_of_an_alternate_server_is_a_dns_name() {
+    let of = |value: &str| {
+        let servers = "servers = [\"203.0.113.5:1\", \"[2001:db8::5]:1\"]";
+        error(&format!("[alternate]\n{servers}\ndomain = \"{value}\""))
+    };
+    for (value, why) in [
+        ("", "is empty: write only the name or the address, as in \"turn.example.org\""),
+        ("203.0.113.5", "is an address; write the name in the other servers' certificate"),
+        ("2001:db8::5", "is an address; write the name in the other servers' certificate"),
+        ("-a.example", "is no name for a certificate: letters, digits and hyphens within each part (RFC 1123 §2.1)"),
+        ("a_b.example", "is no name for a certificate: letters, digits and hyphens within each part (RFC 1123 §2.1)"),
+    ] {
+        assert_eq!(of(value), format!("3:10: `alternate.domain`: `{value}` {why}"));
+    }
+}
+
+#[test]
+fn what_is_said_of_alternate_servers_that_are_not_listed_has_no_effect() {
+    for servers in ["", "servers = []"] {
+        assert_eq!(
+            error(&format!("[alternate]\nwhen = \"full\"\n{servers}")),
+            "2:8: `alternate.when` has no effect without `alternate.servers`: list the other servers there"
+        );
+        assert_eq!(
+            warnings(&format!("[alternate]\ndomain = \"a.example\"\n{servers}")),
+            ["2:10: `alternate.domain` has no effect without `alternate.servers`: list the other servers there"]
+        );
+        parse(&format!("[alternate]\nwhen = \"draining\"\n{servers}"));
+    }
+    assert_eq!(
+        error("[alternate]\nservers = [\"203.0.113.5:1\", \"[2001:db8::5]:1\"]\nwhen = \"allways\""),
+        "3:8: `alternate.when` is one of `draining`, `full` and `always`, not `allways`; did you mean `always`?"
+    );
+}

@@ -49,6 +49,11 @@ first-request = "5m"
 idle = "1d"
 unauthenticated = "90s"
 
+[alternate]
+servers = ["203.0.113.5:3478", "[2001:db8::5]:3478"]
+domain = "turn2.example.org"
+when = "full"
+
 [compat]
 rfc5766-channels = true
 draft-dual-allocation = true
@@ -103,6 +108,11 @@ fn every_value_arrives() {
             first_request: Duration::from_secs(300),
             idle: Duration::from_secs(86_400),
             unauthenticated: Duration::from_secs(90),
+        },
+        alternate: Alternate {
+            servers: ["203.0.113.5:3478", "[2001:db8::5]:3478"].map(|a| a.parse().unwrap()).to_vec(),
+            domain: Some("turn2.example.org".to_owned()),
+            when: AlternateWhen::Full,
         },
         compat: Compat { rfc5766_channels: true, draft_dual_allocation: true },
         log: Log { level: LogLevel::Trace, format: LogFormat::Json },
@@ -187,6 +197,7 @@ limits   any number of allocations for a user, 500 in all
          an unverified source gets 7 answers a second
 timeouts a connection has 1s for its TLS handshake, 5m for its first request
          and without an allocation 1d after a request, 90s in all
+alternate  when this server is full or drains, clients are sent to 203.0.113.5:3478, [2001:db8::5]:3478 (turn2.example.org)
 compat   channel numbers up to 0x7FFF are accepted
 compat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY
 log      trace as json

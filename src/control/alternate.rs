@@ -1,0 +1,69 @@
+//! The other servers, and that this one is not among them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::config::{self, AlternateWhen, Config};
+use crate::turn::{Alternate, RedirectWhen};
+
+/// What the workers are told.
+pub(super) fn alternate(config: &config::Alternate) -> Option<Alternate> {
+    let when = match config.when {
+        AlternateWhen::Draining => RedirectWhen::Draining,
+        AlternateWhen::Full => RedirectWhen::Full,
+        AlternateWhen::Always => RedirectWhen::Always,
+    };
+    let (servers, domain) = (config.servers.clone(), config.domain.clone());
+    (!servers.is_empty()).then_some(Alternate { servers, domain, when })
+}
+
+/// An alternate server that is this one, whose clients would come back for ever: a listener's address, one of the `own`
+/// of this machine where the listener takes all of them, or what 1:1 NAT makes of the listener's.
+pub(super) fn own_server(config: &Config, own: &[IpAddr]) -> Option<SocketAddr> {
+    let reaches = |listener: SocketAddr, server: SocketAddr| {
+        let (here, there) = (listener.ip(), server.ip());
+        let outside = |(ours, theirs): &(IpAddr, IpAddr)| *ours == here && *theirs == there;
+        let any = here.is_unspecified() && (here.is_ipv6() || there.is_ipv4()) && own.contains(&there);
+        listener.port() == server.port() && (any || here == there || config.relay.external.iter().any(outside))
+    };
+    let mut servers = config.alternate.servers.iter().copied();
+    servers.find(|server| config.listen.addresses().any(|listener| reaches(listener, *server)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(listen: &str, server: &str) -> bool {
+        let text = format!(
+            "listen = {{ udp = [\"{listen}\"], tcp = [] }}\nalternate = {{ servers = [\"{server}\"] }}\n\
+             relay = {{ external = {{ \"10.0.0.5\" = \"203.0.113.9\" }} }}"
+        );
+        let own = ["10.0.0.5", "203.0.113.9", "2001:db8::7"].map(|ip| ip.parse().unwrap());
+        let server = server.parse().ok();
+        match own_server(&Config::parse(&text, "t.toml").unwrap(), &own) {
+            None => false,
+            found => {
+                assert_eq!(found, server);
+                true
+            }
+        }
+    }
+
+    #[test]
+    fn a_wildcard_listener_is_every_address_of_this_machine() {
+        assert!(found("[::]:3478", "10.0.0.5:3478"));
+        assert!(found("[::]:3478", "203.0.113.9:3478"));
+        assert!(found("[::]:3478", "[2001:db8::7]:3478"));
+        assert!(found("0.0.0.0:3478", "10.0.0.5:3478"));
+        assert!(!found("0.0.0.0:3478", "[2001:db8::7]:3478"));
+        assert!(!found("[::]:3478", "10.0.0.5:3479"));
+        assert!(!found("[::]:3478", "198.51.100.1:3478"));
+    }
+
+    #[test]
+    fn one_address_is_itself_and_what_nat_makes_of_it() {
+        assert!(found("10.0.0.5:3478", "203.0.113.9:3478"));
+        assert!(!found("10.0.0.5:3478", "10.0.0.6:3478"));
+        assert!(!found("[2001:db8::7]:3478", "203.0.113.9:3478"));
+    }
+}
