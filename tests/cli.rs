@@ -7,6 +7,7 @@ mod support;
 #[cfg(test)]
 mod cli {
     mod addresses;
+    mod alternate;
     mod check_config;
     mod drain;
     mod failures;

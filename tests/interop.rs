@@ -296,6 +296,28 @@ mod uclient {
         client_to_client("relay to relay, channels, IPv4, TCP", Transport::Tcp, "127.0.0.1", Data::Channels);
     }
 
+    /// The first server sends every client to a second one (RFC 8489 §10).
+    fn redirected(case: &str, transport: Transport) {
+        let second = Server::start(&config(&["127.0.0.1"], FOR_UCLIENT));
+        let alternate = match transport {
+            Transport::Udp => second.udp_address(),
+            Transport::Tcp => second.tcp_address(),
+        };
+        let alternate = format!("[alternate]\nservers = [\"{alternate}\"]\nwhen = \"always\"\n");
+        let first = Server::start(&config(&["127.0.0.1"], &alternate));
+        uclient(case, &first, transport, 2, &["-X", "-y"]);
+    }
+
+    #[test]
+    fn all_bytes_arrive_at_the_server_that_clients_are_sent_to() {
+        redirected("redirected", Transport::Udp);
+    }
+
+    #[test]
+    fn all_bytes_arrive_at_the_server_that_clients_are_sent_to_over_tcp() {
+        redirected("redirected, TCP", Transport::Tcp);
+    }
+
     #[test]
     fn all_bytes_come_back_through_pairs_of_ports_over_ipv4() {
         echo_through_pairs_of_ports("pairs of ports, IPv4", Transport::Udp, "127.0.0.1");

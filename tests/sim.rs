@@ -113,7 +113,8 @@ fn walk_all(seeds: Range<u64>) {
     }
     // A walk that never gets anywhere would find the model right, too.
     let methods = [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
-    let codes = [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508].map(|code| ErrorCode::new(code).unwrap());
+    let codes =
+        [300, 400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508].map(|code| ErrorCode::new(code).unwrap());
     let outcomes = [Outcome::RelayedToPeer, Outcome::RelayedToClient, Outcome::RelayedIcmp]
         .into_iter()
         .chain(methods.map(Outcome::Answered))

@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 
 use turnserver::auth::LongTermKey;
 use turnserver::stun::attribute::{
-    AddressErrorCode, AddressFamily, Data, ErrorCodeAttribute, Icmp, Lifetime, Nonce, PasswordAlgorithms, Realm,
-    ReservationToken, Software, UnknownAttributes, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+    AddressErrorCode, AddressFamily, AlternateDomain, AlternateServer, Data, ErrorCodeAttribute, Icmp, Lifetime, Nonce,
+    PasswordAlgorithms, Realm, ReservationToken, Software, UnknownAttributes, XorMappedAddress, XorPeerAddress,
+    XorRelayedAddress,
 };
-use turnserver::stun::{Attribute as _, AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
+use turnserver::stun::{
+    Attribute as _, AttributeType, Class, ErrorCode, FingerprintStatus, IntegrityStatus, Message, Method,
+};
 use turnserver::turn::Outcome;
 
 use crate::model::{Answer, Body};
@@ -21,8 +24,8 @@ pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Opt
     let fingerprint = if expected.fingerprint { FingerprintStatus::Valid } else { FingerprintStatus::Absent };
     assert_eq!(message.fingerprint(), fingerprint);
     // RFC 8489 §9.2.4: the one that the client expects, and not the other.
-    let bytes = key.map(LongTermKey::as_bytes).unwrap_or_default();
-    let (sha1, sha256) = (message.verify_integrity(bytes), message.verify_integrity_sha256(bytes));
+    let key_bytes = key.map(LongTermKey::as_bytes).unwrap_or_default();
+    let (sha1, sha256) = (message.verify_integrity(key_bytes), message.verify_integrity_sha256(key_bytes));
     let (valid, absent) = (IntegrityStatus::Valid, IntegrityStatus::Absent);
     let signed = match key {
         Some(_) if expected.sha256 => (absent, valid),
@@ -37,7 +40,9 @@ pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Opt
 
     let body = body(&message, bytes);
     assert_eq!(body, expected.body);
-    if let Body::Error { code, .. } = &body {
+    if let Body::Redirected { .. } = &body {
+        assert_eq!(outcome, Outcome::Rejected(ErrorCode::TRY_ALTERNATE));
+    } else if let Body::Error { code, .. } = &body {
         let Outcome::Rejected(counted) = outcome else { panic!("{outcome} for an error {code}") };
         assert_eq!(counted.code(), *code);
     } else {
@@ -64,6 +69,12 @@ fn body(message: &Message<'_>, bytes: &[u8]) -> Body {
     if message.class() == Class::Error {
         let ErrorCodeAttribute { code, reason } = message.get().unwrap().expect("an error has a code");
         assert!(!reason.is_empty());
+        let servers: Vec<SocketAddr> = message.all::<AlternateServer>().map(|server| server.unwrap().0).collect();
+        let domain = message.get().unwrap().map(|AlternateDomain(domain)| domain.to_owned());
+        if code == ErrorCode::TRY_ALTERNATE {
+            return Body::Redirected { servers, domain };
+        }
+        assert_eq!((servers.as_slice(), domain), (&[][..], None));
         let unknown = message.get::<UnknownAttributes<'_>>().unwrap();
         assert_eq!(unknown.is_some(), code.code() == 420);
         return Body::Error {

@@ -1,11 +1,12 @@
 //! The end of a walk.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 
 use turnserver::auth::KeyAlgorithm;
 use turnserver::stun::attribute::{AddressFamily, RequestedAddressFamily, RequestedTransport};
 use turnserver::stun::{Class, Method};
-use turnserver::turn::{FiveTuple, Transport};
+use turnserver::turn::{FiveTuple, RedirectWhen, Transport};
 
 use crate::model::Wish;
 use crate::packet::{self, Authentication, Signed};
@@ -31,7 +32,10 @@ impl World {
         assert!(self.model.allocs.is_empty() && self.model.taken.is_empty() && self.sockets.is_empty());
         assert!(self.model.reservations.is_empty());
         self.check(true);
-        if self.setup().per_user == 0 && self.setup().in_all == 0 {
+        self.model.draining = false;
+        self.shared.draining.store(false, Ordering::Relaxed);
+        let always = self.setup().alternate.as_ref().is_some_and(|alternate| alternate.when == RedirectWhen::Always);
+        if self.setup().per_user == 0 && self.setup().in_all == 0 && !always {
             self.use_every_port();
         }
     }

@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 use turnserver::auth::time_limited::{self, TimeLimitedUsername};
 use turnserver::auth::{Authenticator, KeyAlgorithm, LongTermKey, NonceMint, Secret};
 use turnserver::turn::{
-    Denial, FiveTuple, LiveRelays, PeerPolicy, Quota, RelayRange, Reservations, Settings, Shared, Transport, slice_of,
+    Alternate, Denial, FiveTuple, LiveRelays, PeerPolicy, Quota, RedirectWhen, RelayRange, Reservations, Settings,
+    Shared, Transport, slice_of,
 };
 
 use crate::dice::Dice;
@@ -96,6 +97,7 @@ pub(crate) struct Setup {
     /// The wall clock at millisecond 0 of the other clock; their seconds do not begin together.
     pub(crate) unix_ms: u64,
     pub(crate) clients: Vec<FiveTuple>,
+    pub(crate) alternate: Option<Alternate>,
     peers: Vec<(IpAddr, Option<Denial>)>,
     nonce_key: [u8; 32],
     quota_key: [u8; 32],
@@ -142,6 +144,13 @@ impl Setup {
                 FiveTuple { client, server, transport: Transport::Udp }
             })
             .collect();
+        let servers = ["8.8.6.1:3478", "8.8.6.2:3478", "8.8.6.3:3478", "[2a00::6]:3478"];
+        let mut servers: Vec<SocketAddr> = servers.iter().map(|text| text.parse().unwrap()).collect();
+        servers.retain(|_| dice.percent(60));
+        let when = dice.weighted(&[10, 10, 1]);
+        let when = [RedirectWhen::Draining, RedirectWhen::Full, RedirectWhen::Always][when];
+        let domain = dice.percent(50).then(|| "turn2.example.org".to_owned());
+        let alternate = dice.percent(60).then_some(Alternate { servers, domain, when });
         let byte = dice.next() as u8;
         Self {
             workers,
@@ -160,6 +169,7 @@ impl Setup {
             statics: vec![("alice".to_owned(), "wonderland"), ("bob".to_owned(), "builder")],
             unix_ms: 1_700_000_000_000 + dice.between(0, 999),
             clients,
+            alternate,
             peers: PEERS.iter().map(|(text, denial)| (ip(text), *denial)).collect(),
             nonce_key: [byte; 32],
             quota_key: [!byte; 32],

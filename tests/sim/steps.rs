@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use turnserver::stun::{Class, Method};
 use turnserver::turn::{FiveTuple, IcmpError, OpenError, RelayId, Transport};
@@ -10,7 +11,7 @@ use crate::model::Alloc;
 use crate::packet::{self, Authentication, Packet, Signed, raw};
 use crate::world::{Datagram, Flight, Socket, World};
 
-const WEIGHTS: [u64; 18] = [
+const WEIGHTS: [u64; 19] = [
     180, // ChannelData
     140, // Send indication
     150, // peer's datagram
@@ -27,12 +28,13 @@ const WEIGHTS: [u64; 18] = [
     30,  // a socket is closed
     6,   // another credential
     20,  // a worker looks at the clock
+    3,   // the server drains, or takes allocations again
     2,   // the wall clock is set
     30,  // an ICMP error comes back
 ];
 
 /// The same in a world in which allocations come and go.
-const CHURN: [u64; 18] = [20, 20, 40, 30, 5, 10, 300, 250, 20, 20, 60, 30, 250, 150, 10, 20, 1, 10];
+const CHURN: [u64; 19] = [20, 20, 40, 30, 5, 10, 300, 250, 20, 20, 60, 30, 250, 150, 10, 20, 3, 1, 10];
 
 pub(crate) const CHANNELS: [u16; 5] = [0x4000, 0x4001, 0x4002, 0x4003, 0x4fff];
 pub(crate) const ODD_CHANNELS: [u16; 8] = [0, 0x3fff, 0x5000, 0x5001, 0x6789, 0x7fff, 0x8000, 0xffff];
@@ -65,7 +67,12 @@ impl World {
                 let worker = self.dice.below(self.setup().workers);
                 self.advance(worker);
             }
-            17 => self.icmp(),
+            18 => self.icmp(),
+            16 => {
+                self.model.draining = !self.model.draining && self.dice.percent(20);
+                self.shared.draining.store(self.model.draining, Ordering::Relaxed);
+                self.tell(|world| format!("draining: {}", world.model.draining));
+            }
             _ => {
                 let by = self.dice.pick(&[1_000, 45_000, 700_000, 5_000_000]);
                 let unix_ms = &mut self.model.setup.unix_ms;

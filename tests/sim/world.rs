@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use turnserver::stun::attribute::Icmp;
 use turnserver::turn::{
     Action, Context, Counters, Event, FiveTuple, FromClient, FromPeer, HEADROOM, IcmpError, Instant, OpenError,
-    OpenRelay, Opened, Outcome, REPLY_BUFFER, RelayId, Server, Shared, TAILROOM, ToClient,
+    OpenRelay, Opened, Outcome, REPLY_BUFFER, RedirectCause, RelayId, Server, Shared, TAILROOM, ToClient,
 };
 
 use crate::check;
@@ -73,7 +73,7 @@ pub(crate) struct World {
     pub(crate) counters: Counters,
     /// How often what occurred that no counter tells.
     pub(crate) seen: BTreeMap<&'static str, u64>,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     servers: Vec<Server>,
     core_rng: StdRng,
     reply: Vec<u8>,
@@ -404,6 +404,10 @@ impl World {
         while let Some(mut action) = server.next_action() {
             if let Action::Log(Event::AllocationRefused { limit, .. }) = &mut action {
                 assert!(!limit.is_empty(), "a refusal names the limit");
+                *limit = "";
+            }
+            if let Action::Log(Event::AllocationRedirected { cause: RedirectCause::Refused(limit), .. }) = &mut action {
+                assert!(!limit.is_empty(), "a redirection names the limit");
                 *limit = "";
             }
             actions.push(action);

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use turnserver::stun::TransactionId;
 use turnserver::turn::{
-    Action, AllocationSummary, EndReason, Event, FiveTuple, OpenError, OpenRelay, RelayId, RelayedAddresses,
+    Action, AllocationSummary, EndReason, Event, FiveTuple, OpenError, OpenRelay, RedirectWhen, RelayId,
+    RelayedAddresses,
 };
 
 use super::allocate::{Wanted, Wish};
-use super::{Answer, Body, ExpectOpened, Model, Now, error, seconds_left};
+use super::{Answer, Body, ExpectOpened, Model, Now, seconds_left};
 
 /// How long a port that somebody else has is left alone.
 const ASIDE_MS: u64 = 60_000;
@@ -309,12 +310,12 @@ impl Model {
             None if self.allocs[at].addresses.is_empty() => {
                 let alloc = self.allocs.remove(at);
                 let (_, code) = alloc.wanted.failed.unwrap();
-                self.announced.push(Action::Log(Event::AllocationRefused {
-                    user: alloc.user,
-                    tuple: alloc.tuple,
-                    limit: "",
-                }));
-                ExpectOpened::Answer(alloc.tuple, Answer { body: error(code), ..alloc.wanted.answer })
+                // A reserved port that somebody else has is at no other server.
+                let lost = alloc.wanted.claimed.is_some() && result == Err(OpenError::PortInUse);
+                let when = (code == 508 && !lost).then_some(RedirectWhen::Full);
+                let answer = alloc.wanted.answer;
+                let body = self.refused(code, when, &alloc.user, &alloc.tuple, answer.transaction);
+                ExpectOpened::Answer(alloc.tuple, Answer { body, ..answer })
             }
             None => self.answered(now, at, token),
         }

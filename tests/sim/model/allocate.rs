@@ -7,7 +7,7 @@ use turnserver::stun::attribute::{
     RequestedTransport, ReservationToken,
 };
 use turnserver::stun::{AttributeError, AttributeType, Message};
-use turnserver::turn::{Action, DropReason, EndReason, Event, FiveTuple};
+use turnserver::turn::{DropReason, EndReason, FiveTuple, RedirectWhen};
 
 use super::requests::desired_lifetime;
 use super::{Answer, Body, Expect, Model, Now, error};
@@ -82,8 +82,19 @@ impl Model {
         }
         // §21.4.
         if matches!(tuple.client.ip(), IpAddr::V6(v6) if v6.segments()[0] == 0x2002) {
-            self.refused(tuple, &user);
-            return Err(fail(403));
+            let body = self.refused(403, None, &user, tuple, answer.transaction);
+            return Err(Expect::Answer(Answer { body, ..answer }));
+        }
+        // Step 11.
+        let always = self.setup.alternate.as_ref().is_some_and(|alternate| alternate.when == RedirectWhen::Always);
+        let turned_away = match (self.draining, always) {
+            (true, _) => Some(RedirectWhen::Draining),
+            (false, true) => Some(RedirectWhen::Always),
+            (false, false) => None,
+        };
+        if turned_away.is_some() {
+            let body = self.refused(508, turned_away, &user, tuple, answer.transaction);
+            return Err(Expect::Answer(Answer { body, ..answer }));
         }
         // Step 3.
         match message.get::<RequestedTransport>() {
@@ -126,6 +137,7 @@ impl Model {
             _ => return Err(fail(400)),
         };
         let Ok(lifetime) = message.get::<Lifetime>() else { return Err(fail(400)) };
+        let refuse = |body| Expect::Answer(Answer { body, ..answer.clone() });
         let mut wanted = Wanted {
             v6: family == Some(AddressFamily::V6),
             wish,
@@ -144,7 +156,7 @@ impl Model {
             if no_df && reserved.is_some_and(|reservation| reservation.bind.is_ipv6()) {
                 return Err(Expect::Answer(Answer { body: unknown_dont_fragment(), ..answer.clone() }));
             }
-            return self.claim(tuple, token, wanted).map_err(fail);
+            return self.claim(tuple, token, wanted).map_err(refuse);
         }
         if !self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == wanted.v6) {
             return Err(fail(440));
@@ -156,44 +168,39 @@ impl Model {
             return Err(Expect::Answer(Answer { body: unknown_dont_fragment(), ..answer.clone() }));
         }
         // Step 10, and once more for a port that is to be reserved.
-        self.admit(tuple, &wanted.user, 0).map_err(fail)?;
+        self.admit(tuple, &wanted, 0).map_err(refuse)?;
         if wish == Wish::Pair {
-            self.admit(tuple, &wanted.user, 1).map_err(fail)?;
+            self.admit(tuple, &wanted, 1).map_err(refuse)?;
         }
         match self.next_family(now, worker, wanted.v6, &mut wanted) {
             Some(v6) => Ok(Expect::Open(Box::new(Wanted { v6, ..wanted }))),
             None => {
                 let (_, code) = wanted.failed.unwrap();
-                self.refused(tuple, &wanted.user);
-                Err(fail(code))
+                let when = (code == 508).then_some(RedirectWhen::Full);
+                Err(refuse(self.refused(code, when, &wanted.user, tuple, answer.transaction)))
             }
         }
     }
 
-    /// A place in the quota besides so many that were just given, or the code for which there is none.
-    fn admit(&mut self, tuple: &FiveTuple, user: &str, besides: usize) -> Result<(), u16> {
+    /// A place in the quota besides so many that were just given, or the answer if there is none.
+    fn admit(&mut self, tuple: &FiveTuple, wanted: &Wanted, besides: usize) -> Result<(), Body> {
+        let user = wanted.user.as_str();
         let full = |limit: u32, places: usize| limit != 0 && places + besides >= limit as usize;
-        let code = if full(self.setup.in_all, self.places(None)) {
-            508
+        let (code, when) = if full(self.setup.in_all, self.places(None)) {
+            (508, Some(RedirectWhen::Full))
         } else if full(self.setup.per_user, self.places(Some(user))) {
-            486
+            (486, None)
         } else {
             return Ok(());
         };
-        self.refused(tuple, user);
-        Err(code)
-    }
-
-    fn refused(&mut self, tuple: &FiveTuple, user: &str) {
-        let user = user.to_owned();
-        self.announced.push(Action::Log(Event::AllocationRefused { user, tuple: *tuple, limit: "" }));
+        Err(self.refused(code, when, user, tuple, wanted.answer.transaction))
     }
 
     /// Takes a reserved port, with the reservation's place in the quota if that is the same user's.
-    fn claim(&mut self, tuple: &FiveTuple, token: [u8; 8], mut wanted: Wanted) -> Result<Expect, u16> {
-        let at = self.reservations.iter().position(|reservation| reservation.token == token).ok_or(508_u16)?;
+    fn claim(&mut self, tuple: &FiveTuple, token: [u8; 8], mut wanted: Wanted) -> Result<Expect, Body> {
+        let at = self.reservations.iter().position(|reservation| reservation.token == token).ok_or(error(508))?;
         if self.setup.per_user != 0 && self.reservations[at].user != wanted.user {
-            self.admit(tuple, &wanted.user, 0)?;
+            self.admit(tuple, &wanted, 0)?;
         }
         wanted.claimed = Some(self.reservations.remove(at).bind);
         Ok(Expect::Open(Box::new(wanted)))

@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use turnserver::auth::KeyAlgorithm;
 use turnserver::stun::{Method, TransactionId};
-use turnserver::turn::{Action, Denial, DropReason, FiveTuple, RelayId};
+use turnserver::turn::{Action, Alternate, Denial, DropReason, Event, FiveTuple, RedirectCause, RedirectWhen, RelayId};
 
 pub(crate) use self::addresses::{Alloc, Reservation};
 use self::allocate::Wanted;
@@ -75,6 +75,10 @@ pub(crate) enum Body {
         challenge: bool,
         unknown: Vec<u16>,
     },
+    Redirected {
+        servers: Vec<SocketAddr>,
+        domain: Option<String>,
+    },
 }
 
 /// What the server has to do with a peer's datagram.
@@ -116,6 +120,7 @@ pub(crate) struct Model {
     nonces: HashMap<String, (u64, SocketAddr)>,
     /// What the server has to announce, in order.
     pub(crate) announced: Vec<Action>,
+    pub(crate) draining: bool,
 }
 
 impl Model {
@@ -130,6 +135,7 @@ impl Model {
             aside: Vec::new(),
             nonces: HashMap::new(),
             announced: Vec::new(),
+            draining: false,
         }
     }
 
@@ -158,6 +164,36 @@ impl Model {
             Some(bind) => Ok(bind),
             None => self.setup.denial(peer.ip()).map_or(Ok(peer), Err),
         }
+    }
+
+    /// What a client gets in place of an allocation: an error, or another server if there is one for it `when` this is so
+    /// (RFC 8489 §10). Servers are picked by the transaction ID, which is random.
+    fn refused(
+        &mut self,
+        code: u16,
+        when: Option<RedirectWhen>,
+        user: &str,
+        tuple: &FiveTuple,
+        transaction: TransactionId,
+    ) -> Body {
+        let (user, tuple) = (user.to_owned(), *tuple);
+        let sum: usize = transaction.as_bytes().iter().map(|byte| usize::from(*byte)).sum();
+        let pick = |alternate: &Alternate, v6: bool| {
+            let of_family: Vec<_> = alternate.servers.iter().filter(|server| server.is_ipv6() == v6).collect();
+            (!of_family.is_empty()).then(|| *of_family[sum % of_family.len()])
+        };
+        let v6 = tuple.client.is_ipv6();
+        let alternate =
+            self.setup.alternate.as_ref().filter(|alternate| when.is_some_and(|when| when <= alternate.when));
+        let Some((alternate, server)) = alternate.and_then(|alternate| Some((alternate, pick(alternate, v6)?))) else {
+            self.announced.push(Action::Log(Event::AllocationRefused { user, tuple, limit: "" }));
+            return error(code);
+        };
+        let servers = std::iter::once(server).chain(pick(alternate, !v6)).collect();
+        let always = when == Some(RedirectWhen::Always);
+        let cause = if always { RedirectCause::Always } else { RedirectCause::Refused("") };
+        self.announced.push(Action::Log(Event::AllocationRedirected { user, tuple, server, cause }));
+        Body::Redirected { servers, domain: alternate.domain.clone() }
     }
 
     /// The server gave a client a nonce, which nobody else may have (RFC 8489 §9.2.4).
