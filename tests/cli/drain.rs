@@ -81,6 +81,21 @@ fn reasons(server: Running) -> Vec<String> {
     ends.map(|line| line.field("reason").unwrap()).collect()
 }
 
+// RFC 8489 §10.
+#[test]
+fn a_server_that_drains_sends_newcomers_to_its_alternate() {
+    let alternate = "[alternate]\nservers = [\"203.0.113.5:3478\"]\n";
+    let server = Running::start(&config(&["127.0.0.1"], &format!("{LOOPBACK_PEERS}{alternate}")), &[]);
+    let call = Call::over_udp(&server);
+    signal(&server, Signal::SIGUSR1);
+    let login = Login::mint("bob", 600);
+    assert_eq!(Client::new(server.address()).allocate(&login).map(drop), Err(300));
+    server.wait_for_line(|line| LogLine::parse(line).message() == "allocation redirected");
+    call.goes_on();
+    call.end();
+    assert_eq!(reasons(server), ["deleted by the client"]);
+}
+
 #[test]
 fn sigusr1_takes_no_new_allocations_and_ends_the_server_with_the_last_one() {
     let server = server("0s");
