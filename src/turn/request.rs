@@ -40,6 +40,8 @@ impl Server {
     ) -> FromClient {
         // Before the costly HMAC over the message, and before anything is sent.
         let nonce = self.check_nonce(cx, tuple, message);
+        // Whoever repeats a nonce that it was given, valid or not, or has an allocation, receives at its address; and whoever
+        // forges that address cannot have it cut off.
         let verified = nonce != Err(NonceError::Foreign) || self.table.find_open(tuple, cx.now).is_some();
         if !verified && !self.replies.admits(tuple, cx.now) {
             return FromClient::Drop(DropReason::ReplyLimit);
@@ -108,8 +110,7 @@ impl Server {
             .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply)
     }
 
-    /// Whoever repeats a nonce that it was given, valid or not, or has an allocation, receives at its address; and whoever
-    /// forges that address cannot have it cut off.
+    /// Whether the nonce is ours, this client's and valid; one that is missing is nobody's.
     fn check_nonce(&self, cx: &Context<'_>, tuple: &FiveTuple, message: &Message<'_>) -> Result<(), NonceError> {
         match message.get() {
             Ok(Some(Nonce(nonce))) => self.shared.nonces.check(nonce, cx.unix, tuple.client),
