@@ -302,10 +302,11 @@ mod uclient {
         let alternate = match transport {
             Transport::Udp => second.udp_address(),
             Transport::Tcp => second.tcp_address(),
+            Transport::Tls => second.tls_address(),
         };
         let alternate = format!("[alternate]\nservers = [\"{alternate}\"]\nwhen = \"always\"\n");
         let first = Server::start(&config(&["127.0.0.1"], &alternate));
-        uclient(case, &first, transport, 2, &["-X", "-y"]);
+        uclient(case, &first, transport, Allocation::One, 2, &["-X", "-y"]);
     }
 
     #[test]

@@ -24,8 +24,13 @@ const UNDERSTOOD: [u16; 21] = [
 
 /// The comprehension-required attributes that are not understood.
 pub(super) fn unknown(message: &Message<'_>) -> Vec<u16> {
-    let kinds = message.attributes().map(|attribute| attribute.kind.number());
-    kinds.filter(|kind| *kind < 0x8000 && !UNDERSTOOD.contains(kind)).collect()
+    let mut unknown = Vec::new();
+    for kind in message.attributes().map(|attribute| attribute.kind.number()) {
+        if kind < 0x8000 && !UNDERSTOOD.contains(&kind) && !unknown.contains(&kind) {
+            unknown.push(kind);
+        }
+    }
+    unknown
 }
 
 impl Model {
