@@ -123,6 +123,7 @@ impl Worker {
         }
         let mut alike: Option<Alike> = None;
         for segment in datagram.segments() {
+            self.pace.moved(1);
             let packet = self.from_clients.arena().get(segment.clone()).unwrap_or_default();
             let (header, length) = (packet.first_chunk().copied().unwrap_or_default(), packet.len());
             match alike.as_ref().filter(|last| last.header == header && last.length == length) {
@@ -183,7 +184,6 @@ impl Worker {
     }
 
     fn queue_to_peer(&mut self, route: &ToPeer, start: usize) {
-        self.pace.moved(1);
         let payload = Piece::of_arena(start + route.payload.start..start + route.payload.end);
         let target = Target::new(route.peer, None, route.tos);
         self.to_peers.push(Flow::of_relay(route.relay.slot()), target, &[payload], Outcome::RelayedToPeer);

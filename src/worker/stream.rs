@@ -399,6 +399,7 @@ impl Worker {
                     return Err(Close::OtherUsage);
                 }
                 Frame::Complete { message, length } => {
+                    self.pace.moved(1);
                     let served = self.serve_packet(now, tuple, Arena::Stream, left.start..left.start + message, 0);
                     if !matches!(served, Served::Done(Some(Outcome::Dropped(_)))) {
                         received = Received::Request;
