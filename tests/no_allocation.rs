@@ -23,8 +23,9 @@ use turnserver::net::udp;
 use turnserver::stun::attribute::{ChannelNumber, Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
 use turnserver::stun::{Class, EncodeAttribute, ErrorCode, MessageWriter, Method, TransactionId};
 use turnserver::turn::{
-    Context, FiveTuple, FromClient, FromPeer, HEADROOM, IcmpError, Instant, LiveRelays, Opened, Outcome, PeerPolicy,
-    Quota, REPLY_BUFFER, RelayId, RelayRange, Reservations, Server, Settings, Shared, TAILROOM, Transport,
+    Context, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, IcmpError, Instant, LiveRelays, Opened, Outcome,
+    PeerPolicy, Quota, REPLY_BUFFER, Rate, RelayId, RelayRange, Reservations, Server, Settings, Shared, TAILROOM,
+    Transport, UserRates,
 };
 
 /// Counts what the thread that asks has allocated; other threads of the test runner go uncounted.
@@ -104,6 +105,11 @@ fn permitted() -> SocketAddr {
 impl World {
     /// The world and its allocation's relay socket.
     fn new() -> (Self, RelayId) {
+        Self::limited(None)
+    }
+
+    /// The same with a rate for the allocation and for its user.
+    fn limited(bytes: Option<Rate>) -> (Self, RelayId) {
         let (bind, advertised) = ("10.0.0.5".parse().unwrap(), "203.0.113.9".parse().unwrap());
         let users = [("alice".to_owned(), Secret::new("wonderland").unwrap())];
         let shared = Arc::new(Shared {
@@ -112,7 +118,7 @@ impl World {
             policy: PeerPolicy { allow: vec!["198.51.100.0/24".parse().unwrap()], ..PeerPolicy::default() },
             live: LiveRelays::new([(bind, advertised)]),
             reservations: Reservations::new([(bind, advertised)], &(50_000..=50_009)),
-            quota: Quota::new(0, 0, [5; 32]),
+            quota: Quota::with_rates(0, 0, UserRates { allocations: None, bytes }, 64, [5; 32]),
             connections: Quota::new(0, 0, [6; 32]),
             draining: false.into(),
             alternate: None,
@@ -123,6 +129,8 @@ impl World {
             relays: vec![RelayRange { bind, advertised, ports: 50_000..=50_009 }],
             permissions_per_allocation: 8,
             channels_per_allocation: 8,
+            peer_rate: None,
+            byte_rate: bytes,
             unverified_replies: 0,
             rfc5766_channels: false,
             draft_dual_allocation: false,
@@ -295,4 +303,36 @@ fn batches_allocate_nothing_once_they_have_grown() {
         round();
         allocates_nothing(round);
     }
+}
+
+#[test]
+fn data_under_a_limit_allocates_nothing() {
+    let (mut world, relay) = World::limited(Rate::of_bytes(1_000_000_000));
+    let (tuple, packet) = (world.tuple, [&[0x40, 0, 0, 200][..], &[7; 200]].concat());
+    let mut buffer = [7; HEADROOM + 201 + TAILROOM];
+    allocates_nothing(|| {
+        assert!(matches!(world.packet(&tuple, &packet, &mut []), FromClient::Relay(_)));
+        let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
+        let decision = world.server.peer_packet(&mut cx, relay, bound(), 0, &mut buffer, 201);
+        assert!(matches!(decision, FromPeer::Relay(_)));
+    });
+}
+
+// Whoever sends too much is told of once; all else is dropped for nothing.
+#[test]
+fn data_over_a_limit_allocates_nothing() {
+    let (mut world, relay) = World::limited(Rate::new(1, 100));
+    let (tuple, packet) = (world.tuple, [&[0x40, 0, 0, 200][..], &[7; 200]].concat());
+    let mut buffer = [7; HEADROOM + 201 + TAILROOM];
+    let dropped = FromClient::Drop(DropReason::AllocationBandwidth);
+    while world.server.next_action().is_some() {}
+    assert_eq!(world.packet(&tuple, &packet, &mut []), dropped);
+    assert!(world.server.next_action().is_some());
+    allocates_nothing(|| {
+        assert_eq!(world.packet(&tuple, &packet, &mut []), dropped);
+        let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
+        let decision = world.server.peer_packet(&mut cx, relay, bound(), 0, &mut buffer, 201);
+        assert_eq!(decision, FromPeer::Drop(DropReason::AllocationBandwidth));
+    });
+    assert_eq!(world.server.next_action(), None);
 }

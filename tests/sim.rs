@@ -37,14 +37,14 @@ use std::ops::Range;
 use std::panic::catch_unwind;
 
 use turnserver::stun::{ErrorCode, Method};
-use turnserver::turn::{Counters, DropReason, Outcome};
+use turnserver::turn::{Counters, DropReason, Limit, Outcome};
 
 use crate::world::World;
 
 const STEPS: usize = 3_000;
 
 /// Why the core drops packets in these worlds, which have no reply limit; the other reasons are its shell's.
-const REASONS: [DropReason; 18] = [
+const REASONS: [DropReason; 20] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,
     DropReason::WrongFingerprint,
@@ -63,6 +63,20 @@ const REASONS: [DropReason; 18] = [
     DropReason::TooLarge,
     DropReason::IcmpType,
     DropReason::IcmpLimit,
+    DropReason::AllocationBandwidth,
+    DropReason::UserBandwidth,
+];
+
+/// The limits that requests run into.
+const LIMITS: [Limit; 8] = [
+    Limit::AllocationsPerUser,
+    Limit::AllocationRate,
+    Limit::Allocations,
+    Limit::RelayPorts,
+    Limit::Sockets,
+    Limit::Permissions,
+    Limit::Channels,
+    Limit::PeerRate,
 ];
 
 /// What must occur though no counter tells it.
@@ -113,12 +127,13 @@ fn walk_all(seeds: Range<u64>) {
     }
     // A walk that never gets anywhere would find the model right, too.
     let methods = [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
-    let codes =
-        [300, 400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508].map(|code| ErrorCode::new(code).unwrap());
+    // 508 is what a token gets that stands for nothing, or for a port that another program has.
+    let codes = [300, 400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 508].map(|code| ErrorCode::new(code).unwrap());
     let outcomes = [Outcome::RelayedToPeer, Outcome::RelayedToClient, Outcome::RelayedIcmp]
         .into_iter()
         .chain(methods.map(Outcome::Answered))
         .chain(codes.map(Outcome::Rejected))
+        .chain(LIMITS.map(Outcome::Refused))
         .chain(REASONS.map(Outcome::Dropped));
     for outcome in outcomes {
         assert!(counters.get(outcome) >= 3, "hardly ever: {outcome}");

@@ -133,7 +133,25 @@ pub(super) fn drain_deadline(top: &Section<'_>, report: &mut Report<'_>) -> Dura
 pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
     let default = Limits::default();
     let Some(section) = top.section("limits", &schema::LIMITS, report) else { return default };
+    let bytes = [
+        ("bytes-per-second-per-allocation", default.bytes_per_second_per_allocation),
+        ("bytes-per-second-per-user", default.bytes_per_second_per_user),
+    ];
+    let [bytes_per_second_per_allocation, bytes_per_second_per_user] =
+        bytes.map(|(key, default)| section.number(key, 0..=u32::MAX, report).unwrap_or(default));
+    if (1..bytes_per_second_per_allocation).contains(&bytes_per_second_per_user) {
+        report.warn(
+            &section.span("bytes-per-second-per-allocation"),
+            "`limits.bytes-per-second-per-allocation` has no effect: `limits.bytes-per-second-per-user` is less",
+        );
+    }
     Limits {
+        bytes_per_second_per_allocation,
+        bytes_per_second_per_user,
+        allocations_per_second_per_user: section
+            .number("allocations-per-second-per-user", 0..=1_000, report)
+            .unwrap_or(default.allocations_per_second_per_user),
+        peers_per_second: section.number("peers-per-second", 0..=10_000, report).unwrap_or(default.peers_per_second),
         allocations_per_user: section
             .number("allocations-per-user", 0..=u32::MAX, report)
             .unwrap_or(default.allocations_per_user),

@@ -154,10 +154,21 @@ pub struct Limits {
     pub allocations_per_user: u32,
     /// Allocations of all users together; 0 is as many as there are ports.
     pub allocations: u32,
+    /// New allocations of one user in a second, 1 to 1000, with a burst of four seconds' worth but at least 32; 0 is no
+    /// limit.
+    pub allocations_per_second_per_user: u32,
     /// Permissions of one allocation, at least 1 (RFC 8656 §9).
     pub permissions_per_allocation: u16,
     /// Channels of one allocation, 1 to 16 384 (RFC 8656 §12).
     pub channels_per_allocation: u16,
+    /// New peer addresses of one allocation in a second, 1 to 10 000, with a burst of four seconds' worth but at least
+    /// 64; 0 is no limit.
+    pub peers_per_second: u32,
+    /// Application data of one allocation in bytes a second, each direction apart, with a burst of one second's worth
+    /// but at least 64 KiB; 0 is no limit.
+    pub bytes_per_second_per_allocation: u32,
+    /// The same for all allocations of one user together.
+    pub bytes_per_second_per_user: u32,
     /// TCP and TLS connections of all clients together; 0 is no limit.
     pub connections: u32,
     /// TCP and TLS connections of one source, which is an IPv4 address or an IPv6 /64; 0 is no limit.
@@ -360,8 +371,12 @@ impl Default for Limits {
         Self {
             allocations_per_user: 32,
             allocations: 0,
+            allocations_per_second_per_user: 0,
             permissions_per_allocation: 256,
             channels_per_allocation: 256,
+            peers_per_second: 0,
+            bytes_per_second_per_allocation: 0,
+            bytes_per_second_per_user: 0,
             connections: 10_000,
             connections_per_source: 500,
             unverified_replies: 50,

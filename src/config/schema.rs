@@ -49,8 +49,12 @@ pub(super) const LIMITS: TableKeys = TableKeys {
     keys: &[
         "allocations-per-user",
         "allocations",
+        "allocations-per-second-per-user",
         "permissions-per-allocation",
         "channels-per-allocation",
+        "peers-per-second",
+        "bytes-per-second-per-allocation",
+        "bytes-per-second-per-user",
         "connections",
         "connections-per-source",
         "unverified-replies",

@@ -118,9 +118,25 @@ impl fmt::Display for Summary<'_> {
             0 => f.write_str(", in all as many as there are ports")?,
             allocations => write!(f, ", {allocations} in all")?,
         }
+        match limits.allocations_per_second_per_user {
+            0 => {}
+            allocations => write!(f, "\n         a user makes at most {} a second", plural(allocations, "allocation"))?,
+        }
         let (permissions, channels) = (limits.permissions_per_allocation, limits.channels_per_allocation);
         write!(f, "\n         an allocation has at most {}", plural(permissions, "permission"))?;
         write!(f, " and {}", plural(channels, "channel"))?;
+        match limits.peers_per_second {
+            0 => {}
+            peers => write!(f, ", and {} a second", plural(peers, "new peer"))?,
+        }
+        for (bytes, whose) in [
+            (limits.bytes_per_second_per_allocation, "an allocation has"),
+            (limits.bytes_per_second_per_user, "all allocations of a user have"),
+        ] {
+            if bytes != 0 {
+                write!(f, "\n         {whose} at most {} a second relayed each way", plural(bytes, "byte"))?;
+            }
+        }
         match limits.connections {
             0 => f.write_str("\n         any number of TCP and TLS connections")?,
             connections => write!(f, "\n         {} in all", plural(connections, "TCP and TLS connection"))?,

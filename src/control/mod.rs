@@ -238,7 +238,7 @@ fn log_totals(totals: &Totals, clock: Clock) {
         uptime = clock.elapsed().as_secs(),
         relayed = sum(|outcome| matches!(outcome, Outcome::RelayedToPeer | Outcome::RelayedToClient)),
         answered = sum(|outcome| matches!(outcome, Outcome::Answered(_))),
-        rejected = sum(|outcome| matches!(outcome, Outcome::Rejected(_))),
+        rejected = sum(|outcome| matches!(outcome, Outcome::Rejected(_) | Outcome::Refused(_))),
         dropped = sum(|outcome| matches!(outcome, Outcome::Dropped(_))),
         detail = detail.join(", "),
         connections = connections.join(", "),

@@ -20,7 +20,7 @@ use crate::auth::{Authenticator, NonceMint, Secret};
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
 use crate::net::{interfaces, limits};
-use crate::turn::{self, LiveRelays, PeerPolicy, Quota, RelayRange, Reservations, Settings, Shared};
+use crate::turn::{self, LiveRelays, PeerPolicy, Quota, Rate, RelayRange, Reservations, Settings, Shared, UserRates};
 use crate::worker::{Plan, Timeouts};
 
 /// Why the server does not start. Each is one line that says what to do.
@@ -178,11 +178,21 @@ fn share(
             choice.addresses.iter().map(|relay| (relay.bind, relay.advertised)),
             &config.relay.ports,
         ),
-        quota: Quota::new(config.limits.allocations_per_user, config.limits.allocations, random_key()?),
+        quota: quota(config, choice)?,
         connections: Quota::new(config.limits.connections_per_source, connections, random_key()?),
         draining: AtomicBool::new(false),
         alternate: alternate(&config.alternate),
     })
+}
+
+fn quota(config: &Config, choice: &Choice) -> Result<Quota, StartError> {
+    let limits = &config.limits;
+    let rates = UserRates {
+        allocations: Rate::of_allocations(limits.allocations_per_second_per_user),
+        bytes: Rate::of_bytes(limits.bytes_per_second_per_user),
+    };
+    let ports = config.relay.ports.len() * choice.addresses.len();
+    Ok(Quota::with_rates(limits.allocations_per_user, limits.allocations, rates, ports, random_key()?))
 }
 
 fn settings(config: &Config, choice: &Choice, workers: usize, index: usize) -> Settings {
@@ -194,6 +204,8 @@ fn settings(config: &Config, choice: &Choice, workers: usize, index: usize) -> S
         relays: relays.collect(),
         permissions_per_allocation: config.limits.permissions_per_allocation.into(),
         channels_per_allocation: config.limits.channels_per_allocation.into(),
+        peer_rate: Rate::of_peers(config.limits.peers_per_second),
+        byte_rate: Rate::of_bytes(config.limits.bytes_per_second_per_allocation),
         unverified_replies: config.limits.unverified_replies,
         rfc5766_channels: config.compat.rfc5766_channels,
         draft_dual_allocation: config.compat.draft_dual_allocation,

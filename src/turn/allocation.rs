@@ -3,10 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::contract::{FiveTuple, RelayedAddresses};
-use super::methods::Limit;
+use super::contract::{Action, FiveTuple, RelayedAddresses};
+use super::limit::Limit;
+use super::methods::Obstacle;
 use super::ports::Wish;
-use super::quota::Ticket;
+use super::quota::{Direction, Quota, Ticket};
+use super::rate::{Bucket, Rate};
 use super::reply::Answering;
 use super::reservations::Token;
 use super::time::{Deadline, Instant};
@@ -22,6 +24,9 @@ pub(super) const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 /// Of how many ICMP errors a client is told in a second: enough to learn of every peer that is gone, and nothing to
 /// those who forge them.
 const ICMP_PER_SECOND: u32 = 10;
+
+/// How long it is not told again that data is dropped because of a limit.
+const TOLD: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Allocation {
@@ -44,6 +49,18 @@ pub(super) struct Allocation {
     pub(super) bytes_to_client: u64,
     pub(super) icmp: IcmpBudget,
     pub(super) ticket: Ticket,
+    pub(super) meter: Meter,
+}
+
+/// What an allocation has used of its rates.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    to_peers: Bucket,
+    to_client: Bucket,
+    pub(super) peers: Bucket,
+    /// Until when nobody needs to be told again that its own limit, or its user's, has dropped data.
+    own_told: Option<Deadline>,
+    user_told: Option<Deadline>,
 }
 
 #[derive(Debug)]
@@ -66,7 +83,7 @@ pub(super) struct Opening {
     /// The family whose turn is next.
     pub(super) next: Option<AddressFamily>,
     /// The first that is not to be had, and why.
-    pub(super) failed: Option<(AddressFamily, &'static Limit)>,
+    pub(super) failed: Option<(AddressFamily, Obstacle)>,
     /// The address is one that was reserved, and no other will do.
     pub(super) claimed: bool,
     /// The place in the quota of the port to be reserved.
@@ -194,6 +211,45 @@ impl Allocation {
             State::Opening(opening) => Some((opening, &mut self.relays)),
             State::Open => None,
         }
+    }
+
+    /// Counts application data that may pass, or says which limit is in its way.
+    pub(super) fn pass(
+        &mut self,
+        direction: Direction,
+        bytes: usize,
+        now: Instant,
+        rate: Option<&Rate>,
+        quota: &Quota,
+    ) -> Result<(), Limit> {
+        let (bucket, counter) = match direction {
+            Direction::ToPeers => (&mut self.meter.to_peers, &mut self.bytes_to_peers),
+            Direction::ToClient => (&mut self.meter.to_client, &mut self.bytes_to_client),
+        };
+        let after = match rate {
+            Some(rate) => bucket.offer(rate, now, bytes).ok_or(Limit::AllocationBandwidth)?,
+            None => *bucket,
+        };
+        // What the user's limit drops has cost the allocation nothing.
+        if !quota.admits_bytes(&self.ticket, direction, now, bytes) {
+            return Err(Limit::UserBandwidth);
+        }
+        *bucket = after;
+        *counter += bytes as u64;
+        Ok(())
+    }
+
+    /// What to tell of data that a limit has dropped, unless it has been told lately.
+    pub(super) fn complaint(&mut self, limit: Limit, now: Instant) -> Option<Action> {
+        let told = match limit {
+            Limit::UserBandwidth => &mut self.meter.user_told,
+            _ => &mut self.meter.own_told,
+        };
+        if told.is_some_and(|until| !until.has_passed(now)) {
+            return None;
+        }
+        *told = Some(Deadline::after(now, TOLD));
+        Some(limit.reached(&self.user, self.tuple))
     }
 
     /// When it next has something to expire.

@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::channel_data::Framing;
+use super::limit::Limit;
 use super::outcome::{DropReason, Outcome};
 use super::policy::Denial;
 use super::time::Instant;
@@ -334,14 +335,24 @@ pub enum Event {
         /// Why.
         cause: RedirectCause,
     },
-    /// An authenticated client could not be given an allocation.
+    /// An authenticated client is given no allocation, for a reason that is none of the limits.
     AllocationRefused {
         /// Who asked.
         user: String,
         /// The client's 5-tuple.
         tuple: FiveTuple,
-        /// The limit that was reached, and what to do.
-        limit: &'static str,
+        /// Why, and what to do if there is anything.
+        reason: &'static str,
+    },
+    /// An authenticated client has run into a limit. Of data that is dropped this is told once a minute for each
+    /// allocation and limit.
+    LimitReached {
+        /// Who asked, or whose allocation it is.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The limit.
+        limit: Limit,
     },
 }
 
@@ -350,16 +361,19 @@ pub enum Event {
 pub enum RedirectCause {
     /// Because every client is.
     Always,
-    /// Because of what would have been an [`Event::AllocationRefused`], with its `limit`.
+    /// Because of what would have been an [`Event::LimitReached`].
+    Limit(Limit),
+    /// Because of what would have been an [`Event::AllocationRefused`], with its `reason`.
     Refused(&'static str),
 }
 
 impl fmt::Display for RedirectCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Always => "alternate.when is always",
-            Self::Refused(limit) => limit,
-        })
+        match self {
+            Self::Always => f.write_str("alternate.when is always"),
+            Self::Limit(limit) => write!(f, "{} ({})", limit.cause(), limit.setting()),
+            Self::Refused(reason) => f.write_str(reason),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::limit::Limit;
 use crate::stun::{ErrorCode, Method};
 
 /// The one end of a packet. The same words serve in logs, counters and tests.
@@ -15,8 +16,10 @@ pub enum Outcome {
     RelayedIcmp,
     /// A request that got a success response.
     Answered(Method),
-    /// A request that got an error response.
+    /// A request that got an error response, but for those below.
     Rejected(ErrorCode),
+    /// A request that got an error response (486 or 508) because a limit is reached.
+    Refused(Limit),
     /// A packet that got silence.
     Dropped(DropReason),
 }
@@ -78,6 +81,10 @@ drop_reasons! {
     PeerForbidden = "peer-forbidden",
     /// A datagram, or an ICMP error, on a relay socket whose allocation has ended.
     AllocationEnded = "allocation-ended",
+    /// Application data beyond what the allocation may have relayed in a second.
+    AllocationBandwidth = "allocation-bandwidth",
+    /// Application data beyond what the user may have relayed in a second.
+    UserBandwidth = "user-bandwidth",
     /// An ICMP error of a type that clients are not told (RFC 8656 §11.5).
     IcmpType = "icmp-type",
     /// An ICMP error on an allocation whose client has been told of many in this second.
@@ -119,6 +126,7 @@ impl fmt::Display for Outcome {
             Self::RelayedIcmp => f.write_str("relayed-icmp"),
             Self::Answered(method) => write!(f, "answered {method}"),
             Self::Rejected(code) => write!(f, "rejected {}", code.code()),
+            Self::Refused(limit) => write!(f, "refused {}", limit.label()),
             Self::Dropped(reason) => write!(f, "dropped {}", reason.label()),
         }
     }
@@ -132,6 +140,7 @@ pub struct Counters {
     relayed_icmp: u64,
     answered: [u64; METHODS.len()],
     rejected: [u64; CODES.len()],
+    refused: [u64; Limit::ALL.len()],
     dropped: [u64; DropReason::ALL.len()],
 }
 
@@ -158,8 +167,15 @@ impl Counters {
         ];
         let answered = METHODS.into_iter().map(Outcome::Answered).zip(self.answered);
         let rejected = CODES.into_iter().map(Outcome::Rejected).zip(self.rejected);
+        let refused = Limit::ALL.iter().copied().map(Outcome::Refused).zip(self.refused);
         let dropped = DropReason::ALL.iter().copied().map(Outcome::Dropped).zip(self.dropped);
-        relayed.into_iter().chain(answered).chain(rejected).chain(dropped).filter(|(_, count)| *count > 0)
+        relayed
+            .into_iter()
+            .chain(answered)
+            .chain(rejected)
+            .chain(refused)
+            .chain(dropped)
+            .filter(|(_, count)| *count > 0)
     }
 
     /// All packets.
@@ -185,6 +201,7 @@ impl Counters {
             Outcome::RelayedIcmp => Some(&mut self.relayed_icmp),
             Outcome::Answered(method) => self.answered.get_mut(METHODS.iter().position(|known| *known == method)?),
             Outcome::Rejected(code) => self.rejected.get_mut(CODES.iter().position(|known| *known == code)?),
+            Outcome::Refused(limit) => self.refused.get_mut(limit as usize),
             Outcome::Dropped(reason) => self.dropped.get_mut(reason as usize),
         }
     }
@@ -203,6 +220,7 @@ mod tests {
             .into_iter()
             .chain(METHODS.map(Outcome::Answered))
             .chain(CODES.map(Outcome::Rejected))
+            .chain(Limit::ALL.iter().copied().map(Outcome::Refused))
             .chain(DropReason::ALL.iter().copied().map(Outcome::Dropped))
             .collect();
         for outcome in &outcomes {

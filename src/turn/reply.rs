@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::alternate::Redirect;
 use super::contract::{RelayedAddresses, Reply};
+use super::limit::Limit;
 use super::outcome::Outcome;
 use super::reservations::Token;
 use crate::auth::LongTermKey;
@@ -107,6 +108,8 @@ pub(super) struct Reject {
     reason: &'static str,
     unknown: UnknownList,
     challenge: bool,
+    /// The limit that is reached, if that is why.
+    limit: Option<Limit>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +124,12 @@ impl UnknownList {
 
 impl Reject {
     pub(super) const fn new(code: ErrorCode, reason: &'static str) -> Self {
-        Self { code, reason, unknown: UnknownList::EMPTY, challenge: false }
+        Self { code, reason, unknown: UnknownList::EMPTY, challenge: false, limit: None }
+    }
+
+    /// Because a limit is reached.
+    pub(super) fn limited(limit: Limit) -> Self {
+        Self { limit: Some(limit), ..Self::new(limit.code(), limit.reason()) }
     }
 
     /// With a REALM, a fresh NONCE and PASSWORD-ALGORITHMS, for the client to try (again) with credentials.
@@ -223,7 +231,7 @@ pub(super) fn error(
             }
         }
     }
-    finish(writer, answering, key, Outcome::Rejected(reject.code))
+    finish(writer, answering, key, reject.limit.map_or(Outcome::Rejected(reject.code), Outcome::Refused))
 }
 
 fn finish(

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::allocation::{Relay, Socket, State};
+use super::allocation::{Allocation, Relay, Socket, State};
 use super::alternate::Alternate;
 use super::channel_data::{self, Framing};
 use super::contract::{
@@ -15,11 +15,13 @@ use super::contract::{
 };
 use super::framing::{self, Frame};
 use super::icmp;
+use super::limit::Limit;
 use super::live::LiveRelays;
 use super::outcome::{DropReason, Outcome};
 use super::policy::{Denial, PeerPolicy};
 use super::ports::{PortPool, Wish};
-use super::quota::Quota;
+use super::quota::{Direction, Quota};
+use super::rate::Rate;
 use super::reply_limit::ReplyLimit;
 use super::reservations::{Reservations, Token};
 use super::table::Table;
@@ -42,7 +44,7 @@ pub struct Shared {
     pub live: LiveRelays,
     /// Ports that wait for the client with their token.
     pub reservations: Reservations,
-    /// How many allocations there are.
+    /// How many allocations there are, and what their users use of their rates.
     pub quota: Quota,
     /// How many connections there are; its users are the sources, as text: an IPv4 address or an IPv6 /64.
     pub connections: Quota,
@@ -61,6 +63,10 @@ pub struct Settings {
     pub permissions_per_allocation: usize,
     /// Bound channels, at most.
     pub channels_per_allocation: usize,
+    /// New peer addresses of one allocation, each of which is a new permission.
+    pub peer_rate: Option<Rate>,
+    /// Application data of one allocation in bytes, each direction apart.
+    pub byte_rate: Option<Rate>,
     /// Answers per second of this worker to a source that has not shown that it receives them; 0 for no limit.
     pub unverified_replies: u32,
     /// Whether channel numbers 0x5000–0x7FFF are served too, as RFC 5766 had it.
@@ -182,7 +188,10 @@ impl Server {
         };
         match bound_peer_allowed(&self.shared, peer) {
             Ok(wire) => {
-                allocation.bytes_to_peers += payload.len() as u64;
+                let (rate, quota) = (self.settings.byte_rate.as_ref(), &self.shared.quota);
+                if let Err(limit) = allocation.pass(Direction::ToPeers, payload.len(), now, rate, quota) {
+                    return FromClient::Drop(over(limit, allocation, now, &mut self.actions));
+                }
                 // RFC 8656 §14 and §15: DF is 0 but for a Send indication that asks for it.
                 let (tos, dont_fragment) = (tuple.transport.relayed_tos(tos), false);
                 FromClient::Relay(ToPeer { relay: id.relay(family), peer: wire, payload, tos, dont_fragment })
@@ -207,7 +216,7 @@ impl Server {
     ) -> FromPeer {
         let routed = self.peer_route(cx.now, relay, source, tos).and_then(|PeerRoute { tuple, framing, tos }| {
             let message = framing.wrap(buffer, length, cx.rng).ok_or(DropReason::TooLarge)?;
-            self.admit_to_client(relay, length)?;
+            self.admit_to_client(cx.now, relay, length)?;
             Ok(ToClient { tuple, message, tos, outcome: Outcome::RelayedToClient })
         });
         routed.map_or_else(FromPeer::Drop, FromPeer::Relay)
@@ -247,20 +256,29 @@ impl Server {
     ///
     /// # Errors
     /// If it is not to be sent.
-    pub fn admit_to_client(&mut self, relay: RelayId, length: usize) -> Result<(), DropReason> {
-        let allocation = self.table.get_mut(relay.allocation()).ok_or(DropReason::AllocationEnded)?;
-        allocation.bytes_to_client += length as u64;
-        Ok(())
+    pub fn admit_to_client(&mut self, now: Instant, relay: RelayId, length: usize) -> Result<(), DropReason> {
+        self.admit_data(now, relay, Direction::ToClient, length)
     }
 
     /// Counts a datagram of `length` bytes that goes to a peer on the route that one before it got.
     ///
     /// # Errors
     /// If it is not to be sent.
-    pub fn admit_to_peer(&mut self, relay: RelayId, length: usize) -> Result<(), DropReason> {
+    pub fn admit_to_peer(&mut self, now: Instant, relay: RelayId, length: usize) -> Result<(), DropReason> {
+        self.admit_data(now, relay, Direction::ToPeers, length)
+    }
+
+    fn admit_data(
+        &mut self,
+        now: Instant,
+        relay: RelayId,
+        direction: Direction,
+        length: usize,
+    ) -> Result<(), DropReason> {
         let allocation = self.table.get_mut(relay.allocation()).ok_or(DropReason::AllocationEnded)?;
-        allocation.bytes_to_peers += length as u64;
-        Ok(())
+        let (rate, quota) = (self.settings.byte_rate.as_ref(), &self.shared.quota);
+        let admitted = allocation.pass(direction, length, now, rate, quota);
+        admitted.map_err(|limit| over(limit, allocation, now, &mut self.actions))
     }
 
     /// Decides about an ICMP error that came back for a datagram sent to `peer` (RFC 8656 §11.5). The Data indication
@@ -509,6 +527,20 @@ impl Server {
     #[must_use]
     pub fn borrowed_ports(&self) -> usize {
         self.borrowed
+    }
+}
+
+/// Application data is dropped because of a limit, and that is told now and then.
+pub(super) fn over(
+    limit: Limit,
+    allocation: &mut Allocation,
+    now: Instant,
+    actions: &mut VecDeque<Action>,
+) -> DropReason {
+    actions.extend(allocation.complaint(limit, now));
+    match limit {
+        Limit::UserBandwidth => DropReason::UserBandwidth,
+        _ => DropReason::AllocationBandwidth,
     }
 }
 

@@ -30,6 +30,11 @@ impl Instant {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
+    /// Microseconds since the process started.
+    pub(super) fn micros(self) -> u64 {
+        self.0
+    }
+
     /// Whole seconds since the process started, rounded down.
     pub(super) fn second(self) -> u64 {
         self.0 / MICROS

@@ -129,7 +129,7 @@ impl Worker {
             match alike.as_ref().filter(|last| last.header == header && last.length == length) {
                 Some(Alike { route, .. }) => {
                     let route = route.clone();
-                    match self.server.admit_to_peer(route.relay, route.payload.len()) {
+                    match self.server.admit_to_peer(now.monotonic, route.relay, route.payload.len()) {
                         Ok(()) => self.queue_to_peer(&route, segment.start),
                         Err(reason) => self.settle(tuple.client, Outcome::Dropped(reason)),
                     }
@@ -277,7 +277,7 @@ impl Worker {
                 continue;
             }
             match self.server.peer_route(now.monotonic, relay, datagram.source, datagram.tos) {
-                Ok(route) => self.serve_peer(relay, &route, slot, &datagram),
+                Ok(route) => self.serve_peer(now, relay, &route, slot, &datagram),
                 Err(reason) => {
                     datagram.segments().for_each(|_| self.settle(datagram.source, Outcome::Dropped(reason)));
                 }
@@ -289,15 +289,15 @@ impl Worker {
     }
 
     /// Queues a datagram of a peer for the client, or each of several that the kernel has merged.
-    fn serve_peer(&mut self, relay: RelayId, route: &PeerRoute, slot: usize, datagram: &Datagram) {
+    fn serve_peer(&mut self, now: Now, relay: RelayId, route: &PeerRoute, slot: usize, datagram: &Datagram) {
         for payload in datagram.segments() {
             self.pace.moved(1);
             let queued = if route.tuple.transport.is_stream() {
-                self.queue_on_connection(relay, route, payload)
+                self.queue_on_connection(now, relay, route, payload)
             } else if datagram.segment.is_none() {
-                self.queue_in_place(relay, route, slot, payload)
+                self.queue_in_place(now, relay, route, slot, payload)
             } else {
-                self.queue_in_pieces(relay, route, payload)
+                self.queue_in_pieces(now, relay, route, payload)
             };
             if let Err(reason) = queued {
                 self.settle(datagram.source, Outcome::Dropped(reason));
@@ -308,6 +308,7 @@ impl Worker {
     /// Makes the message around a payload that has a slot for itself.
     fn queue_in_place(
         &mut self,
+        now: Now,
         relay: RelayId,
         route: &PeerRoute,
         slot: usize,
@@ -315,17 +316,23 @@ impl Worker {
     ) -> Result<(), DropReason> {
         let room = self.from_peers.slot_mut(slot);
         let message = route.framing.wrap(room, payload.len(), &mut self.rng).ok_or(DropReason::TooLarge)?;
-        self.server.admit_to_client(relay, payload.len())?;
+        self.server.admit_to_client(now.monotonic, relay, payload.len())?;
         let start = payload.start - HEADROOM;
         let message = Piece::of_arena(start + message.start..start + message.end);
         self.queue_to_client(relay, route, |_| [message])
     }
 
     /// Puts a header in front of a payload that stands right behind another one.
-    fn queue_in_pieces(&mut self, relay: RelayId, route: &PeerRoute, payload: Range<usize>) -> Result<(), DropReason> {
+    fn queue_in_pieces(
+        &mut self,
+        now: Now,
+        relay: RelayId,
+        route: &PeerRoute,
+        payload: Range<usize>,
+    ) -> Result<(), DropReason> {
         let mut room = [0; HEADROOM];
         let length = route.framing.write_header(payload.len(), &mut self.rng, &mut room).ok_or(DropReason::TooLarge)?;
-        self.server.admit_to_client(relay, payload.len())?;
+        self.server.admit_to_client(now.monotonic, relay, payload.len())?;
         let header = room.get(HEADROOM - length..).unwrap_or_default();
         let padding = PADDING.get(..route.framing.padding(payload.len())).unwrap_or_default();
         self.queue_to_client(relay, route, |outbox| {
@@ -349,13 +356,14 @@ impl Worker {
 
     fn queue_on_connection(
         &mut self,
+        now: Now,
         relay: RelayId,
         route: &PeerRoute,
         payload: Range<usize>,
     ) -> Result<(), DropReason> {
         let mut room = [0; HEADROOM];
         let length = route.framing.write_header(payload.len(), &mut self.rng, &mut room).ok_or(DropReason::TooLarge)?;
-        self.server.admit_to_client(relay, payload.len())?;
+        self.server.admit_to_client(now.monotonic, relay, payload.len())?;
         let header = room.get(HEADROOM - length..).unwrap_or_default();
         let padding = PADDING.get(..route.framing.padding(payload.len())).unwrap_or_default();
         let payload = self.from_peers.arena().get(payload).unwrap_or_default();

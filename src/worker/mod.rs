@@ -264,7 +264,7 @@ impl Worker {
     /// Counts a packet's end.
     fn settle(&mut self, from: SocketAddr, outcome: Outcome) {
         self.counters.count(outcome);
-        if let Outcome::Rejected(_) | Outcome::Dropped(_) = outcome {
+        if let Outcome::Rejected(_) | Outcome::Refused(_) | Outcome::Dropped(_) = outcome {
             tracing::debug!(%from, "{outcome}");
         }
     }

@@ -35,6 +35,8 @@ fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Sha
         relays: vec![RelayRange { bind: localhost, advertised: localhost, ports }],
         permissions_per_allocation: 8,
         channels_per_allocation: 8,
+        peer_rate: None,
+        byte_rate: None,
         unverified_replies: 0,
         rfc5766_channels: false,
         draft_dual_allocation: false,

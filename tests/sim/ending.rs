@@ -35,7 +35,8 @@ impl World {
         self.model.draining = false;
         self.shared.draining.store(false, Ordering::Relaxed);
         let always = self.setup().alternate.as_ref().is_some_and(|alternate| alternate.when == RedirectWhen::Always);
-        if self.setup().per_user == 0 && self.setup().in_all == 0 && !always {
+        let limited = self.setup().rates.user_allocations.is_some();
+        if self.setup().per_user == 0 && self.setup().in_all == 0 && !always && !limited {
             self.use_every_port();
         }
     }

@@ -9,8 +9,8 @@ use sha2::{Digest as _, Sha256};
 use turnserver::auth::time_limited::{self, TimeLimitedUsername};
 use turnserver::auth::{Authenticator, KeyAlgorithm, LongTermKey, NonceMint, Secret};
 use turnserver::turn::{
-    Alternate, Denial, FiveTuple, LiveRelays, PeerPolicy, Quota, RedirectWhen, RelayRange, Reservations, Settings,
-    Shared, Transport, slice_of,
+    Alternate, Denial, FiveTuple, LiveRelays, PeerPolicy, Quota, Rate, RedirectWhen, RelayRange, Reservations,
+    Settings, Shared, Transport, UserRates, slice_of,
 };
 
 use crate::dice::Dice;
@@ -76,6 +76,36 @@ pub(crate) fn userhash(username: &str) -> [u8; 32] {
     Sha256::digest(format!("{username}:{REALM}")).into()
 }
 
+/// So much in a second, and so much at once.
+pub(crate) type Limited = Option<(u32, u32)>;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rates {
+    pub(crate) peers: Limited,
+    pub(crate) bytes: Limited,
+    pub(crate) user_bytes: Limited,
+    pub(crate) user_allocations: Limited,
+}
+
+impl Rates {
+    /// In most worlds nothing is limited. The rates divide a second, so that nothing has to be rounded.
+    fn roll(dice: &mut Dice) -> Self {
+        if dice.percent(70) {
+            return Self::default();
+        }
+        Self {
+            peers: dice.pick(&[None, Some((1, 1)), Some((1, 3)), Some((5, 8))]),
+            bytes: dice.pick(&[None, Some((1, 40)), Some((10, 1_200)), Some((1_000, 1_000))]),
+            user_bytes: dice.pick(&[None, Some((1, 60)), Some((10, 1_500)), Some((500, 1_300))]),
+            user_allocations: dice.pick(&[None, Some((1, 1)), Some((1, 4)), Some((2, 2))]),
+        }
+    }
+}
+
+fn rate(limited: Limited) -> Option<Rate> {
+    limited.and_then(|(per_second, burst)| Rate::new(per_second, burst))
+}
+
 /// What does not change while the world turns.
 #[derive(Debug)]
 pub(crate) struct Setup {
@@ -88,6 +118,7 @@ pub(crate) struct Setup {
     pub(crate) in_all: u32,
     pub(crate) permissions: usize,
     pub(crate) channels: usize,
+    pub(crate) rates: Rates,
     pub(crate) rfc5766_channels: bool,
     pub(crate) draft_dual_allocation: bool,
     pub(crate) expiry_grace: u64,
@@ -161,6 +192,7 @@ impl Setup {
             in_all: dice.pick(&[0, 0, 3, 6, 12]),
             permissions: dice.between(1, 6) as usize,
             channels: dice.between(1, 5) as usize,
+            rates: Rates::roll(dice),
             rfc5766_channels: dice.percent(40),
             draft_dual_allocation: dice.percent(40),
             expiry_grace: dice.pick(&[0, 30, 700]),
@@ -184,6 +216,8 @@ impl Setup {
         own.push(ip("8.8.4.4"));
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let authenticator = Authenticator::new(REALM.to_owned(), self.secrets.clone(), users);
+        let Rates { user_allocations, user_bytes, .. } = self.rates;
+        let user_rates = UserRates { allocations: rate(user_allocations), bytes: rate(user_bytes) };
         Arc::new(Shared {
             nonces: NonceMint::from_secrets(&self.secrets, self.nonce_lifetime)
                 .unwrap_or_else(|| NonceMint::from_random(self.nonce_key, self.nonce_lifetime))
@@ -195,7 +229,7 @@ impl Setup {
                 self.relays.iter().map(|relay| (relay.bind, relay.advertised)),
                 &self.ports,
             ),
-            quota: Quota::new(self.per_user, self.in_all, self.quota_key),
+            quota: Quota::with_rates(self.per_user, self.in_all, user_rates, 64, self.quota_key),
             connections: Quota::new(0, 0, self.quota_key),
             draining: false.into(),
             alternate: self.alternate.clone(),
@@ -211,6 +245,11 @@ impl Setup {
         (0..self.workers).find(|worker| self.ports_of(*worker).contains(&port)).expect("a port of ours")
     }
 
+    /// Whether places in the quota are somebody's.
+    pub(crate) fn tells_users_apart(&self) -> bool {
+        self.per_user != 0 || self.rates.user_allocations.is_some() || self.rates.user_bytes.is_some()
+    }
+
     pub(crate) fn settings(&self, worker: usize) -> Settings {
         let ports = self.ports_of(worker);
         let range = |relay: &Relay| RelayRange { bind: relay.bind, advertised: relay.advertised, ports: ports.clone() };
@@ -218,6 +257,8 @@ impl Setup {
             relays: self.relays.iter().map(range).collect(),
             permissions_per_allocation: self.permissions,
             channels_per_allocation: self.channels,
+            peer_rate: rate(self.rates.peers),
+            byte_rate: rate(self.rates.bytes),
             unverified_replies: 0,
             rfc5766_channels: self.rfc5766_channels,
             draft_dual_allocation: self.draft_dual_allocation,

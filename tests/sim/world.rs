@@ -402,13 +402,21 @@ impl World {
         let server = &mut self.servers[worker];
         let mut actions = Vec::new();
         while let Some(mut action) = server.next_action() {
-            if let Action::Log(Event::AllocationRefused { limit, .. }) = &mut action {
-                assert!(!limit.is_empty(), "a refusal names the limit");
-                *limit = "";
-            }
-            if let Action::Log(Event::AllocationRedirected { cause: RedirectCause::Refused(limit), .. }) = &mut action {
-                assert!(!limit.is_empty(), "a redirection names the limit");
-                *limit = "";
+            match &mut action {
+                Action::Log(Event::LimitReached { limit, .. }) => *limit = check::known(*limit),
+                Action::Log(Event::AllocationRefused { reason, .. }) => {
+                    assert!(!reason.is_empty(), "a refusal says why");
+                    *reason = "";
+                }
+                Action::Log(Event::AllocationRedirected { cause, .. }) => match cause {
+                    RedirectCause::Limit(limit) => *limit = check::known(*limit),
+                    RedirectCause::Refused(reason) => {
+                        assert!(!reason.is_empty(), "a redirection says why");
+                        *reason = "";
+                    }
+                    RedirectCause::Always => {}
+                },
+                _ => {}
             }
             actions.push(action);
         }

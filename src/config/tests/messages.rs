@@ -238,6 +238,19 @@ fn a_number_out_of_range_is_answered_with_the_range() {
             "limits.channels-per-allocation = 0x4001",
             "1:34: `limits.channels-per-allocation` must be between 1 and 16384",
         ),
+        (
+            "limits.allocations-per-second-per-user = 1001",
+            "1:42: `limits.allocations-per-second-per-user` must be between 0 and 1000",
+        ),
+        ("limits.peers-per-second = -1", "1:27: `limits.peers-per-second` must be between 0 and 10000"),
+        (
+            "limits.bytes-per-second-per-allocation = 4294967296",
+            "1:42: `limits.bytes-per-second-per-allocation` must be between 0 and 4294967295",
+        ),
+        (
+            "limits.bytes-per-second-per-user = -1",
+            "1:36: `limits.bytes-per-second-per-user` must be between 0 and 4294967295",
+        ),
         ("limits.connections = -1", "1:22: `limits.connections` must be between 0 and 4294967295"),
         (
             "limits.connections-per-source = 4294967296",
@@ -509,6 +522,10 @@ fn what_is_probably_not_meant_is_a_warning() {
         ),
         ("[relay]\nports = \"3000-4000\"", "2:9: `relay.ports` contains 3478, the port of a UDP listener"),
         ("[listen]\nudp = [\"[::]:50000\"]", "2:7: `relay.ports` contains 50000, the port of a UDP listener"),
+        (
+            "[limits]\nbytes-per-second-per-allocation = 2000\nbytes-per-second-per-user = 1999",
+            "2:35: `limits.bytes-per-second-per-allocation` has no effect: `limits.bytes-per-second-per-user` is less",
+        ),
         (
             "[relay]\naddresses = [\"192.0.2.1\", \"192.0.2.2\"]\nports = \"50000-50009\"\n[limits]\nallocations = 21",
             "2:13: `limits.allocations` is 21, but there are only 20 relay ports",

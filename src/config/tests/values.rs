@@ -37,8 +37,12 @@ deny = ["2001:db8:1::/48"]
 [limits]
 allocations-per-user = 0
 allocations = 500
+allocations-per-second-per-user = 3
 permissions-per-allocation = 1
 channels-per-allocation = 16_384
+peers-per-second = 1
+bytes-per-second-per-allocation = 125_000
+bytes-per-second-per-user = 4_294_967_295
 connections = 0
 connections-per-source = 30
 unverified-replies = 7
@@ -97,8 +101,12 @@ fn every_value_arrives() {
         limits: Limits {
             allocations_per_user: 0,
             allocations: 500,
+            allocations_per_second_per_user: 3,
             permissions_per_allocation: 1,
             channels_per_allocation: 16_384,
+            peers_per_second: 1,
+            bytes_per_second_per_allocation: 125_000,
+            bytes_per_second_per_user: 4_294_967_295,
             connections: 0,
             connections_per_source: 30,
             unverified_replies: 7,
@@ -192,7 +200,10 @@ peers    special-purpose addresses are denied
          allowed besides: 10.20.0.0/16, 192.168.1.7, ::1
          denied besides: 2001:db8:1::/48
 limits   any number of allocations for a user, 500 in all
-         an allocation has at most 1 permission and 16384 channels
+         a user makes at most 3 allocations a second
+         an allocation has at most 1 permission and 16384 channels, and 1 new peer a second
+         an allocation has at most 125000 bytes a second relayed each way
+         all allocations of a user have at most 4294967295 bytes a second relayed each way
          any number of TCP and TLS connections, 30 from one source
          an unverified source gets 7 answers a second
 timeouts a connection has 1s for its TLS handshake, 5m for its first request

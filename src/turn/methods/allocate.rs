@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 
-use super::super::allocation::{Allocation, Channels, IcmpBudget, Opening, Permissions, Relay, Relays, Socket, State};
+use super::super::allocation::{
+    Allocation, Channels, IcmpBudget, Meter, Opening, Permissions, Relay, Relays, Socket, State,
+};
 use super::super::alternate::RedirectWhen;
 use super::super::contract::{
     Action, AllocationId, Context, Event, FiveTuple, FromClient, OpenError, OpenRelay, Opened, RedirectCause,
 };
+use super::super::limit::Limit;
 use super::super::policy::is_tunneled;
 use super::super::ports::{PortPool, Wish};
-use super::super::quota::{QuotaExceeded, Ticket};
+use super::super::quota::{QuotaExceeded, Ticket, TicketWord};
 use super::super::reply::{self, Answering, Reject, Success};
 use super::super::request::{Accepted, Authenticated, optional, required};
 use super::super::reservations::{Reserved, Token};
@@ -100,65 +103,78 @@ impl Wanted {
 const NO_SUCH_FAMILY: Reject = Reject::new(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED, "Address Family not Supported");
 const NO_RESERVATION: Reject = Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: reserved port");
 
-/// A limit that stands in the way, with what to tell the client and the operator.
-#[derive(Debug)]
-pub(in crate::turn) struct Limit {
-    reject: Reject,
-    note: &'static str,
-    /// When clients are sent to another server because of it, if ever.
-    redirect: Option<RedirectWhen>,
+/// What stands in the way of an allocation, or of one of two address families.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::turn) enum Obstacle {
+    Limit(Limit),
+    Other {
+        reject: Reject,
+        /// What the operator is told.
+        reason: &'static str,
+        /// When clients are sent to another server because of it, if ever.
+        redirect: Option<RedirectWhen>,
+    },
 }
 
-const NO_FAMILY: Limit =
-    Limit { reject: NO_SUCH_FAMILY, note: "the server has no relay address of this family", redirect: None };
-const USER_LIMIT: Limit = Limit {
-    reject: Reject::new(ErrorCode::ALLOCATION_QUOTA_REACHED, "Allocation Quota Reached"),
-    note: "the user has as many allocations as limits.allocations-per-user allows",
+const NO_FAMILY: Obstacle = Obstacle::Other {
+    reject: NO_SUCH_FAMILY,
+    reason: "the server has no relay address of this family",
     redirect: None,
 };
-const SERVER_LIMIT: Limit = Limit {
-    reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: allocations"),
-    note: "the server has as many allocations as limits.allocations allows",
-    redirect: Some(RedirectWhen::Full),
-};
-const NO_PORT: Limit = Limit {
-    reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: relay ports"),
-    note: "no relay port is free: widen relay.ports",
-    redirect: Some(RedirectWhen::Full),
-};
-const PORTS_IN_USE: Limit = Limit {
-    reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: relay ports"),
-    note: "no relay port is free, and other programs have some of them: give this server relay.ports of its own; \
-           ports that others had are tried again after a minute",
-    redirect: Some(RedirectWhen::Full),
-};
-const DRAINING: Limit = Limit {
+const NO_PORT: Obstacle = Obstacle::Limit(Limit::RelayPorts);
+const DRAINING: Obstacle = Obstacle::Other {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Server is shutting down"),
-    note: "the server is shutting down: it ends with its last allocation",
+    reason: "the server is shutting down: it ends with its last allocation",
     redirect: Some(RedirectWhen::Draining),
 };
-const ALWAYS: Limit = Limit {
+const ALWAYS: Obstacle = Obstacle::Other {
     reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: no server of this address family"),
-    note: "alternate.when is always, but alternate.servers has none of the client's address family",
+    reason: "alternate.when is always, but alternate.servers has none of the client's address family",
     redirect: Some(RedirectWhen::Always),
 };
-const TUNNELED: Limit = Limit {
+const TUNNELED: Obstacle = Obstacle::Other {
     reject: FORBIDDEN,
-    note: "the client comes from a Teredo or 6to4 address, which RFC 8656 §21.4 has no allocation for",
+    reason: "the client comes from a Teredo or 6to4 address, which RFC 8656 §21.4 has no allocation for",
     redirect: None,
 };
-const NO_SOCKET: Limit = Limit {
-    reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: sockets"),
-    note: "the kernel refuses another relay socket: raise the limit of open files (LimitNOFILE), or see whether the \
-           relay address is still on this machine",
-    redirect: Some(RedirectWhen::Full),
+const RESERVED_PORT_IN_USE: Obstacle = Obstacle::Other {
+    reject: NO_RESERVATION,
+    reason: "another program has a relay port that was reserved: give this server relay.ports of its own",
+    redirect: None,
 };
 
-const RESERVED_PORT_IN_USE: Limit = Limit {
-    reject: NO_RESERVATION,
-    note: "another program has a relay port that was reserved: give this server relay.ports of its own",
-    redirect: None,
-};
+impl Obstacle {
+    fn reject(self) -> Reject {
+        match self {
+            Self::Limit(limit) => Reject::limited(limit),
+            Self::Other { reject, .. } => reject,
+        }
+    }
+
+    /// When clients are sent to another server because of it, if ever, and why.
+    fn redirect(self) -> Option<(RedirectWhen, RedirectCause)> {
+        match self {
+            Self::Limit(limit @ (Limit::Allocations | Limit::RelayPorts | Limit::PortsInUse | Limit::Sockets)) => {
+                Some((RedirectWhen::Full, RedirectCause::Limit(limit)))
+            }
+            Self::Limit(_) => None,
+            Self::Other { redirect: Some(RedirectWhen::Always), .. } => {
+                Some((RedirectWhen::Always, RedirectCause::Always))
+            }
+            Self::Other { redirect, reason, .. } => redirect.map(|when| (when, RedirectCause::Refused(reason))),
+        }
+    }
+
+    /// The note for the log.
+    fn told(self, user: &str, tuple: FiveTuple) -> Action {
+        match self {
+            Self::Limit(limit) => limit.reached(user, tuple),
+            Self::Other { reason, .. } => {
+                Action::Log(Event::AllocationRefused { user: user.to_owned(), tuple, reason })
+            }
+        }
+    }
+}
 
 impl Server {
     /// Whether the request is the one that made the allocation of its 5-tuple, once more.
@@ -189,11 +205,11 @@ impl Server {
             }
         }
         if is_tunneled(request.tuple.client.ip()) {
-            return Err(self.limited(request, &TUNNELED));
+            return Err(self.refused(request, TUNNELED));
         }
         // Step 11.
-        if let Some(limit) = self.turns_away() {
-            return Err(self.limited(request, limit));
+        if let Some(obstacle) = self.turns_away() {
+            return Err(self.refused(request, obstacle));
         }
         let Wanted { address, lifetime } = Wanted::parse(request.message, self.settings.draft_dual_allocation)?;
         let deadline = Deadline::after(cx.now, lifetime);
@@ -206,16 +222,16 @@ impl Server {
                 if (family == AddressFamily::V6 || additional) && !self.relays_of(AddressFamily::V6).is_empty() {
                     check_dont_fragment(request)?;
                 }
-                let (ticket, reserve) = self.admit_with_neighbour(request, wish)?;
+                let (ticket, reserve) = self.admit_with_neighbour(cx.now, request, wish)?;
                 let next = additional.then_some(AddressFamily::V6);
                 let id = self.begin(cx.now, request, ticket, Start { deadline, wish, next, reserve, claimed: false });
                 match self.next_socket(cx, id, family) {
                     Some(open) => Ok(Accepted::Open(open)),
-                    None => Err(self.give_up(id).map_or(NO_PORT.reject, |(_, _, reject)| reject)),
+                    None => Err(self.give_up(id).map_or(NO_PORT.reject(), |(_, _, reject)| reject)),
                 }
             }
             WantedAddress::Reserved(token) => {
-                let (reserved, ticket) = self.claim(request, token)?;
+                let (reserved, ticket) = self.claim(cx.now, request, token)?;
                 let start = Start { deadline, wish: Wish::Any, next: None, reserve: None, claimed: true };
                 let id = self.begin(cx.now, request, ticket, start);
                 let open = self.ask_for_socket(id, reserved.bind, reserved.relayed);
@@ -228,51 +244,67 @@ impl Server {
     fn admit(&mut self, request: &Authenticated<'_, '_>) -> Result<Ticket, Reject> {
         match self.shared.quota.admit(request.identity.user) {
             Ok(ticket) => Ok(ticket),
-            Err(QuotaExceeded::User) => Err(self.limited(request, &USER_LIMIT)),
-            Err(QuotaExceeded::Server) => Err(self.limited(request, &SERVER_LIMIT)),
+            Err(QuotaExceeded::User) => Err(self.refused(request, Obstacle::Limit(Limit::AllocationsPerUser))),
+            Err(QuotaExceeded::Server) => Err(self.refused(request, Obstacle::Limit(Limit::Allocations))),
         }
     }
 
-    fn limited(&mut self, request: &Authenticated<'_, '_>, limit: &Limit) -> Reject {
-        self.refusal(request.identity.user, request.tuple, request.message.transaction_id(), limit)
+    /// Counts one allocation that is being made, whose user has this ticket.
+    fn admit_rate(&mut self, now: Instant, request: &Authenticated<'_, '_>, ticket: TicketWord) -> Result<(), Reject> {
+        if self.shared.quota.admits_rate(ticket, now) {
+            return Ok(());
+        }
+        Err(self.refused(request, Obstacle::Limit(Limit::AllocationRate)))
     }
 
-    /// What a client gets in place of an allocation: another server, or else the limit's error.
-    fn refusal(&mut self, user: &str, tuple: FiveTuple, transaction: TransactionId, limit: &Limit) -> Reject {
-        let redirected = limit.redirect.and_then(|when| {
-            let always = when == RedirectWhen::Always;
-            let cause = if always { RedirectCause::Always } else { RedirectCause::Refused(limit.note) };
-            self.redirect(user, tuple, transaction, when, cause)
-        });
+    fn refused(&mut self, request: &Authenticated<'_, '_>, obstacle: Obstacle) -> Reject {
+        self.refusal(request.identity.user, request.tuple, request.message.transaction_id(), obstacle)
+    }
+
+    /// What a client gets in place of an allocation: another server, or else the obstacle's error.
+    fn refusal(&mut self, user: &str, tuple: FiveTuple, transaction: TransactionId, obstacle: Obstacle) -> Reject {
+        let redirect = obstacle.redirect();
+        let redirected = redirect.and_then(|(when, cause)| self.redirect(user, tuple, transaction, when, cause));
         redirected.unwrap_or_else(|| {
-            self.actions.push_back(refused(user.to_owned(), tuple, limit));
-            limit.reject
+            self.actions.push_back(obstacle.told(user, tuple));
+            obstacle.reject()
         })
     }
 
     /// Why no client is given an allocation at present, if none is.
-    fn turns_away(&self) -> Option<&'static Limit> {
+    fn turns_away(&self) -> Option<Obstacle> {
         if self.shared.draining.load(Ordering::Relaxed) {
-            Some(&DRAINING)
+            Some(DRAINING)
         } else if self.shared.alternate.as_ref().is_some_and(|alternate| alternate.when == RedirectWhen::Always) {
-            Some(&ALWAYS)
+            Some(ALWAYS)
         } else {
             None
         }
     }
 
-    /// A place in the quota, and another one if a port is to be reserved: it counts like an allocation until it is one.
+    /// A place in the quota, and another one if a port is to be reserved: it counts like an allocation until it is one,
+    /// and is made as one only then.
     fn admit_with_neighbour(
         &mut self,
+        now: Instant,
         request: &Authenticated<'_, '_>,
         wish: Wish,
     ) -> Result<(Ticket, Option<Ticket>), Reject> {
         let ticket = self.admit(request)?;
-        if wish != Wish::EvenAndNext {
-            return Ok((ticket, None));
-        }
-        match self.admit(request) {
-            Ok(reserve) => Ok((ticket, Some(reserve))),
+        let reserve = match wish {
+            Wish::EvenAndNext => self.admit(request).map(Some),
+            Wish::Any | Wish::Even => Ok(None),
+        };
+        // What is refused for another reason costs nothing of the rate.
+        let admitted = reserve.and_then(|reserve| match self.admit_rate(now, request, ticket.word()) {
+            Ok(()) => Ok(reserve),
+            Err(reject) => {
+                reserve.into_iter().for_each(|reserve| self.shared.quota.release(reserve));
+                Err(reject)
+            }
+        });
+        match admitted {
+            Ok(reserve) => Ok((ticket, reserve)),
             Err(reject) => {
                 self.shared.quota.release(ticket);
                 Err(reject)
@@ -282,7 +314,12 @@ impl Server {
 
     /// Step 5: takes what a token stands for, with the place in the quota that it has, or 508. The address family is that
     /// of the reserved address.
-    fn claim(&mut self, request: &Authenticated<'_, '_>, token: Token) -> Result<(Reserved, Ticket), Reject> {
+    fn claim(
+        &mut self,
+        now: Instant,
+        request: &Authenticated<'_, '_>,
+        token: Token,
+    ) -> Result<(Reserved, Ticket), Reject> {
         let reserved = self.shared.reservations.find(token).ok_or(NO_RESERVATION)?;
         if reserved.bind.is_ipv6() {
             check_dont_fragment(request)?;
@@ -290,6 +327,11 @@ impl Server {
         // A token is good for everybody, but everybody's allocations count as their own.
         let same_user = self.shared.quota.is_of(reserved.ticket, request.identity.user);
         let own = if same_user { None } else { Some(self.admit(request)?) };
+        let counted = own.as_ref().map_or(reserved.ticket, Ticket::word);
+        if let Err(reject) = self.admit_rate(now, request, counted) {
+            own.into_iter().for_each(|own| self.shared.quota.release(own));
+            return Err(reject);
+        }
         let (ticket, left) = match (self.shared.reservations.claim(token), own) {
             (Some(ticket), None) => (Ok(ticket), None),
             (Some(ticket), Some(own)) => (Ok(own), Some(ticket)),
@@ -336,6 +378,7 @@ impl Server {
             bytes_to_client: 0,
             icmp: IcmpBudget::default(),
             ticket,
+            meter: Meter::default(),
         })
     }
 
@@ -347,9 +390,9 @@ impl Server {
             let wish = opening.wish;
             match self.take_port(cx, family, wish) {
                 Ok((bind, relayed)) => return self.ask_for_socket(id, bind, relayed),
-                Err(limit) => {
+                Err(obstacle) => {
                     let (opening, _) = self.table.get_mut(id)?.opening()?;
-                    family = opening.fail(family, limit)?;
+                    family = opening.fail(family, obstacle)?;
                 }
             }
         }
@@ -400,10 +443,10 @@ impl Server {
             Err(error) => {
                 *relays.place(family) = None;
                 let turn = match error {
-                    OpenError::PortInUse if opening.claimed => opening.fail(family, &RESERVED_PORT_IN_USE),
+                    OpenError::PortInUse if opening.claimed => opening.fail(family, RESERVED_PORT_IN_USE),
                     OpenError::PortInUse if opening.attempts < ATTEMPTS => Some(family),
-                    OpenError::PortInUse => opening.fail(family, &PORTS_IN_USE),
-                    OpenError::Other => opening.fail(family, &NO_SOCKET),
+                    OpenError::PortInUse => opening.fail(family, Obstacle::Limit(Limit::PortsInUse)),
+                    OpenError::Other => opening.fail(family, Obstacle::Limit(Limit::Sockets)),
                 };
                 let wish = opening.wish;
                 self.release_next(wish, open.bind);
@@ -430,7 +473,7 @@ impl Server {
         let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
         allocation.token = token;
         // Step 9: what is not to be had of two families is told.
-        allocation.address_error = failed.map(|(family, limit)| (family, limit.reject.code()));
+        allocation.address_error = failed.map(|(family, obstacle)| (family, obstacle.reject().code()));
         let success = allocated(allocation, cx.now);
         self.actions.push_back(Action::Log(Event::AllocationCreated {
             user: allocation.user.to_string(),
@@ -479,7 +522,7 @@ impl Server {
         if let Some(reserve) = opening.reserve.take() {
             self.shared.quota.release(reserve);
         }
-        let reject = self.refusal(&user, tuple, opening.answering.transaction, opening.limit());
+        let reject = self.refusal(&user, tuple, opening.answering.transaction, opening.obstacle());
         Some((tuple, opening, reject))
     }
 
@@ -490,10 +533,10 @@ impl Server {
         cx: &mut Context<'_>,
         family: AddressFamily,
         wish: Wish,
-    ) -> Result<(SocketAddr, SocketAddr), &'static Limit> {
+    ) -> Result<(SocketAddr, SocketAddr), Obstacle> {
         let relays = self.relays_of(family);
         if relays.is_empty() {
-            return Err(&NO_FAMILY);
+            return Err(NO_FAMILY);
         }
         let first = cx.rng.random_range(0..relays.len());
         for at in relays.iter().cycle().skip(first).take(relays.len()) {
@@ -503,7 +546,7 @@ impl Server {
             }
         }
         let others_have_some = relays.iter().any(|at| self.pools.get(*at).is_some_and(PortPool::has_set_aside));
-        Err(if others_have_some { &PORTS_IN_USE } else { &NO_PORT })
+        Err(if others_have_some { Obstacle::Limit(Limit::PortsInUse) } else { NO_PORT })
     }
 
     fn take_port_of(&mut self, cx: &mut Context<'_>, at: usize, wish: Wish) -> Option<u16> {
@@ -542,14 +585,14 @@ impl Opening {
     }
 
     /// Remembers why a family is not to be had, and turns to the next one.
-    fn fail(&mut self, family: AddressFamily, limit: &'static Limit) -> Option<AddressFamily> {
-        self.failed.get_or_insert((family, limit));
+    fn fail(&mut self, family: AddressFamily, obstacle: Obstacle) -> Option<AddressFamily> {
+        self.failed.get_or_insert((family, obstacle));
         self.next_family()
     }
 
     /// Why nothing could be opened.
-    fn limit(&self) -> &'static Limit {
-        self.failed.map_or(&NO_PORT, |(_, limit)| limit)
+    fn obstacle(&self) -> Obstacle {
+        self.failed.map_or(NO_PORT, |(_, obstacle)| obstacle)
     }
 }
 
@@ -562,10 +605,6 @@ fn check_dont_fragment(request: &Authenticated<'_, '_>) -> Result<(), Reject> {
         return Err(Reject::unknown_attributes(AttributeType::DONT_FRAGMENT, std::iter::empty()));
     }
     Ok(())
-}
-
-fn refused(user: String, tuple: FiveTuple, limit: &Limit) -> Action {
-    Action::Log(Event::AllocationRefused { user, tuple, limit: limit.note })
 }
 
 fn allocated(allocation: &Allocation, now: Instant) -> Success {

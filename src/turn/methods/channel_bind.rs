@@ -2,11 +2,12 @@
 
 use super::super::allocation::BindConflict;
 use super::super::contract::{Action, Event};
+use super::super::limit::Limit;
 use super::super::reply::{Reject, Success};
 use super::super::request::{Accepted, Authenticated, required};
 use super::super::server::Server;
 use super::super::time::Instant;
-use super::{FORBIDDEN, check_family, refused};
+use super::{FORBIDDEN, admit_permissions, check_family, refused};
 use crate::stun::ErrorCode;
 use crate::stun::attribute::{ChannelNumber, XorPeerAddress};
 
@@ -46,12 +47,14 @@ impl Server {
             return Err(FORBIDDEN);
         }
         let new_channel = usize::from(allocation.channels.peer(number, now).is_none());
-        if allocation.channels.len() + new_channel > self.settings.channels_per_allocation {
-            return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: channels"));
-        }
-        let missing = allocation.permissions.missing(&[peer.ip()]);
-        if allocation.permissions.len() + missing > self.settings.permissions_per_allocation {
-            return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: permissions"));
+        let admitted = if allocation.channels.len() + new_channel > self.settings.channels_per_allocation {
+            Err(Limit::Channels)
+        } else {
+            admit_permissions(allocation, &[peer.ip()], &self.settings, now)
+        };
+        if let Err(limit) = admitted {
+            self.actions.push_back(limit.reached(&allocation.user, allocation.tuple));
+            return Err(Reject::limited(limit));
         }
         allocation.channels.bind(number, peer, now);
         allocation.permissions.install(peer.ip(), now);

@@ -6,7 +6,7 @@ use super::super::reply::{Reject, Success};
 use super::super::request::{Accepted, Authenticated};
 use super::super::server::Server;
 use super::super::time::Instant;
-use super::{FORBIDDEN, check_family, refused};
+use super::{FORBIDDEN, admit_permissions, check_family, refused};
 use crate::stun::ErrorCode;
 use crate::stun::attribute::XorPeerAddress;
 
@@ -38,9 +38,9 @@ impl Server {
         }
         allocation.expire(now);
         let addresses: Vec<IpAddr> = peers.iter().map(SocketAddr::ip).collect();
-        let missing = allocation.permissions.missing(&addresses);
-        if allocation.permissions.len() + missing > self.settings.permissions_per_allocation {
-            return Err(Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: permissions"));
+        if let Err(limit) = admit_permissions(allocation, &addresses, &self.settings, now) {
+            self.actions.push_back(limit.reached(&allocation.user, allocation.tuple));
+            return Err(Reject::limited(limit));
         }
         for address in addresses {
             allocation.permissions.install(address, now);

@@ -7,17 +7,19 @@ mod create_permission;
 mod refresh;
 mod send;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::allocation::Allocation;
 use super::contract::{Action, Event};
+use super::limit::Limit;
 use super::policy::Denial;
 use super::reply::Reject;
+use super::server::Settings;
 use super::time::Instant;
 use crate::stun::ErrorCode;
 use crate::stun::attribute::AddressFamily;
 
-pub(super) use allocate::Limit;
+pub(super) use allocate::Obstacle;
 
 /// Whether the peer is of the family of a relayed transport address of the allocation, or else 443.
 fn check_family(allocation: &Allocation, peer: SocketAddr, now: Instant) -> Result<(), Reject> {
@@ -25,6 +27,24 @@ fn check_family(allocation: &Allocation, peer: SocketAddr, now: Instant) -> Resu
 }
 
 const FAMILY_MISMATCH: Reject = Reject::new(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH, "Peer Address Family Mismatch");
+
+/// Whether the allocation, from which what has expired is gone, may have permissions for these addresses. Those that it
+/// has already cost nothing.
+fn admit_permissions(
+    allocation: &mut Allocation,
+    addresses: &[IpAddr],
+    settings: &Settings,
+    now: Instant,
+) -> Result<(), Limit> {
+    let missing = allocation.permissions.missing(addresses);
+    if allocation.permissions.len() + missing > settings.permissions_per_allocation {
+        return Err(Limit::Permissions);
+    }
+    match &settings.peer_rate {
+        Some(rate) if !allocation.meter.peers.take(rate, now, missing) => Err(Limit::PeerRate),
+        _ => Ok(()),
+    }
+}
 
 /// The note for the log that goes with a 403.
 fn refused(allocation: &Allocation, peer: SocketAddr, denial: Denial) -> Action {

@@ -2,8 +2,9 @@
 
 use super::super::contract::{FiveTuple, FromClient, ToPeer};
 use super::super::outcome::DropReason;
+use super::super::quota::Direction;
 use super::super::request::is_understood;
-use super::super::server::Server;
+use super::super::server::{Server, over};
 use super::super::time::Instant;
 use crate::stun::attribute::{AddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, Message};
@@ -41,7 +42,10 @@ impl Server {
             return Err(DropReason::NoPermission);
         }
         let wire = self.shared.policy.peer_allowed(&self.shared.live, peer).map_err(|_| DropReason::PeerForbidden)?;
-        allocation.bytes_to_peers += payload.len() as u64;
+        let (rate, quota) = (self.settings.byte_rate.as_ref(), &self.shared.quota);
+        allocation
+            .pass(Direction::ToPeers, payload.len(), now, rate, quota)
+            .map_err(|limit| over(limit, allocation, now, &mut self.actions))?;
         // RFC 8656 §13: between datagrams of two families, or of IPv6, DONT-FRAGMENT MUST be ignored; §15: for data that
         // came on a connection it counts.
         let is_ipv4_relay = tuple.client.is_ipv4() && family == AddressFamily::V4;

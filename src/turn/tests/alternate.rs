@@ -39,13 +39,6 @@ fn redirected(world: &mut World) -> (SocketAddr, RedirectCause) {
     }
 }
 
-fn limit(world: &mut World) -> &'static str {
-    match world.event() {
-        Event::AllocationRefused { limit, .. } => limit,
-        other => panic!("a refusal is expected in the log, not {other:?}"),
-    }
-}
-
 fn v6_client(world: &World) -> Client {
     let mut client = world.client(1);
     client.tuple.client = address("[2001:db8:7::1]:5000");
@@ -187,7 +180,7 @@ fn a_full_server_sends_clients_elsewhere_if_it_is_told_to() {
             let note = match when {
                 RedirectWhen::Draining => {
                     assert_eq!(answer.code(), Some(508));
-                    limit(world).to_owned()
+                    limit(world)
                 }
                 _ => {
                     let (server, cause) = redirected(world);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::super::{DropReason, Event};
+use super::super::{DropReason, Event, Limit};
 use super::support::*;
 use crate::stun::attribute::{AddressFamily, ChannelNumber, Lifetime, RequestedAddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, Method};
@@ -176,6 +176,7 @@ fn channels_and_permissions_beyond_the_limits_are_508() {
     assert_eq!(bind(&mut world, &client, 0x4001, other_port).code(), None);
     let answer = bind(&mut world, &client, 0x4002, peer(2));
     assert_eq!((answer.code(), answer.reason().as_str()), (Some(508), "Insufficient Capacity: channels"));
+    assert_eq!(world.limit(), Limit::Channels);
     // What is there can be refreshed.
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     world.pass(seconds(600));
@@ -183,6 +184,7 @@ fn channels_and_permissions_beyond_the_limits_are_508() {
     world.permit(&client, peer(3));
     let answer = bind(&mut world, &client, 0x4000, peer(1));
     assert_eq!((answer.code(), answer.reason().as_str()), (Some(508), "Insufficient Capacity: permissions"));
+    assert_eq!(world.limit(), Limit::Permissions);
     assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
     assert_eq!(bind(&mut world, &client, 0x4000, peer(2)).code(), None);
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::super::{Action, DropReason, Event, OpenError, OpenRelay, Opened, RelayedAddresses};
+use super::super::{Action, DropReason, Event, IcmpError, Limit, OpenError, OpenRelay, Opened, Rate, RelayedAddresses};
 use super::support::*;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressErrorCode, AddressFamily, ChannelNumber, Data, DraftAdditionalAddressFamily,
@@ -391,4 +391,20 @@ fn refresh_of_the_family_that_was_not_allocated_is_443() {
     created(&mut world);
     assert_eq!(world.refusal(&client, Method::REFRESH, &[&V6]), 443);
     world.accept(&client, Method::REFRESH, &[&V4]);
+}
+
+// Both addresses are one allocation's; and an ICMP error is no application data.
+#[test]
+fn bandwidth_is_limited_over_both_addresses() {
+    let mut world = World::with(|setup| setup.settings.byte_rate = Rate::new(1, 4));
+    let client = world.client(1);
+    let relays = dual(&mut world, &client);
+    let peers = [peer(1), peer_v6(1)];
+    peers.iter().for_each(|peer| world.permit(&client, *peer));
+    world.relayed(&client.tuple, &send(peers[0]));
+    assert_eq!(world.dropped(&client.tuple, &send(peers[1])), DropReason::AllocationBandwidth);
+    assert_eq!(world.limit(), Limit::AllocationBandwidth);
+    assert!(world.peer_packet(relays[0].id, peers[0], b"in!").is_ok());
+    assert_eq!(world.peer_packet(relays[1].id, peers[1], b"in!"), Err(DropReason::AllocationBandwidth));
+    assert!(world.peer_unreachable(relays[1].id, peers[1], IcmpError { kind: 1, code: 4, mtu: 0 }).is_ok());
 }

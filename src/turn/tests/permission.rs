@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::super::{Denial, DropReason, Event};
+use super::super::{Denial, DropReason, Event, Limit};
 use super::support::*;
 use crate::stun::attribute::{AddressFamily, Lifetime, RequestedAddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, EncodeAttribute, Method};
@@ -207,10 +207,13 @@ fn permissions_beyond_the_limit_are_508() {
     let relay = world.allocate_with(&client, &[&Lifetime(3_600)]);
     let [one, two, three] = [1, 2, 3].map(|host| XorPeerAddress(peer(host)));
     assert_eq!(world.refusal(&client, CREATE_PERMISSION, &[&one, &two, &three]), 508);
+    assert_eq!(world.limit(), Limit::Permissions);
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
     world.accept(&client, CREATE_PERMISSION, &[&one, &one, &two]);
     assert_eq!(world.refusal(&client, CREATE_PERMISSION, &[&three]), 508);
+    assert_eq!(world.limit(), Limit::Permissions);
     assert_eq!(world.refusal(&client, CREATE_PERMISSION, &[&one, &three]), 508);
+    assert_eq!(world.limit(), Limit::Permissions);
     world.accept(&client, CREATE_PERMISSION, &[&two, &one]);
     // Those that have expired are in nobody's way, even if nobody has looked since.
     world.pass(seconds(300));

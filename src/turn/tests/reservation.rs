@@ -1,12 +1,12 @@
 //! EVEN-PORT with the R bit and RESERVATION-TOKEN: RFC 8656 §7.2 steps 5 and 8.
 
-use super::super::{DropReason, Event, OpenError, OpenRelay, Opened, RelayId};
+use super::super::{DropReason, Event, Limit, OpenError, OpenRelay, Opened, Outcome, Rate, RelayId};
 use super::support::*;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport,
     ReservationToken, XorRelayedAddress,
 };
-use crate::stun::{AttributeType, EncodeAttribute, Method};
+use crate::stun::{AttributeType, EncodeAttribute, ErrorCode, Method};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 const RESERVE: EvenPort = EvenPort { reserve_next: true };
@@ -311,6 +311,50 @@ fn another_user_who_claims_a_reservation_has_it_counted() {
     delete(&mut world, 1, &relay);
 }
 
+// A reservation is no allocation; what is made of it is one, of whoever makes it.
+#[test]
+fn reserving_costs_nothing_of_the_allocation_rate_and_claiming_does() {
+    let mut world = World::with(|setup| setup.user_rates.allocations = Rate::new(1, 2));
+    let (_, token) = reserve(&mut world, 1);
+    let (_, other) = reserve(&mut world, 2);
+    let before = world.footprint();
+    let (alice, bob) = (world.client(3), world.client(4).as_user(1));
+    let answer = world.ask(&alice, Method::ALLOCATE, &[&UDP, &token]);
+    assert_eq!((answer.code(), answer.outcome), (Some(486), Outcome::Refused(Limit::AllocationRate)));
+    assert_eq!((world.limit(), world.footprint()), (Limit::AllocationRate, before));
+    world.allocate_with(&bob, &[&token]);
+    assert_eq!((world.shared.quota.of_user("alice"), world.shared.quota.of_user("bob")), (3, 1));
+    world.allocate(&world.client(5).as_user(1));
+    assert_eq!(world.refusal(&world.client(6).as_user(1), Method::ALLOCATE, &[&UDP, &other]), 486);
+    assert_eq!(world.limit(), Limit::AllocationRate);
+    world.pass(seconds(1));
+    world.allocate_with(&alice, &[&other]);
+    assert_eq!((world.shared.quota.of_user("alice"), world.shared.quota.of_user("bob")), (3, 2));
+}
+
+// What is refused for want of a place costs nothing of the rate, and what the rate refuses takes no place.
+#[test]
+fn a_reservation_that_a_limit_refuses_costs_nothing_of_the_other() {
+    let one_a_second = Rate::new(1, 1);
+    let mut world = World::with(|setup| (setup.allocations_per_user, setup.user_rates.allocations) = (1, one_a_second));
+    let client = world.client(1);
+    for _ in 0..3 {
+        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &RESERVE]), 486);
+        assert_eq!((world.limit(), world.footprint()), (Limit::AllocationsPerUser, NOTHING));
+    }
+    world.allocate(&client);
+
+    let mut world = World::with(|setup| setup.user_rates.allocations = one_a_second);
+    world.allocate(&world.client(1));
+    let before = world.footprint();
+    for _ in 0..3 {
+        assert_eq!(world.refusal(&world.client(2), Method::ALLOCATE, &[&UDP, &RESERVE]), 486);
+        assert_eq!((world.limit(), &world.footprint()), (Limit::AllocationRate, &before));
+    }
+    world.pass(seconds(1));
+    reserve(&mut world, 2);
+}
+
 // An even port that somebody else has costs neither it nor its neighbour.
 #[test]
 fn a_pair_whose_even_port_is_in_use_is_given_back() {
@@ -371,7 +415,11 @@ fn a_claimed_port_that_cannot_be_bound_is_508() {
             let worker = if elsewhere { &mut sibling } else { &mut world };
             let (request, open) = claim(worker, &second, &token);
             let answer = worker.opened(&request, &open, Err(failure));
-            assert_eq!(answer.code(), Some(508));
+            let outcome = match failure {
+                OpenError::PortInUse => Outcome::Rejected(ErrorCode::INSUFFICIENT_CAPACITY),
+                OpenError::Other => Outcome::Refused(Limit::Sockets),
+            };
+            assert_eq!((answer.code(), answer.outcome), (Some(508), outcome));
             limit(worker);
             assert_eq!(worker.refusal(&second, Method::ALLOCATE, &[&UDP, &token]), 508);
             delete(&mut world, 1, &relay);

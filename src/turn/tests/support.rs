@@ -63,6 +63,7 @@ pub(super) struct Setup {
     pub(super) allocations_per_user: u32,
     pub(super) allocations: u32,
     pub(super) alternate: Option<Alternate>,
+    pub(super) user_rates: UserRates,
 }
 
 impl Setup {
@@ -78,6 +79,8 @@ impl Setup {
                 relays: vec![relay(BIND_V4, ADVERTISED_V4), relay(RELAY_V6, RELAY_V6)],
                 permissions_per_allocation: 8,
                 channels_per_allocation: 4,
+                peer_rate: None,
+                byte_rate: None,
                 unverified_replies: 0,
                 rfc5766_channels: false,
                 draft_dual_allocation: false,
@@ -92,6 +95,7 @@ impl Setup {
             allocations_per_user: 0,
             allocations: 0,
             alternate: None,
+            user_rates: UserRates::default(),
         }
     }
 }
@@ -153,7 +157,7 @@ impl World {
             policy: setup.policy,
             live: LiveRelays::new(relays.clone()),
             reservations: Reservations::new(relays, &(50_000..=50_000 + 2 * PORTS - 1)),
-            quota: Quota::new(setup.allocations_per_user, setup.allocations, [5; 32]),
+            quota: Quota::with_rates(setup.allocations_per_user, setup.allocations, setup.user_rates, 64, [5; 32]),
             connections: Quota::new(0, 0, [6; 32]),
             draining: false.into(),
             alternate: setup.alternate,
@@ -235,6 +239,14 @@ impl World {
         match self.server.next_action() {
             Some(Action::Log(event)) => event,
             other => panic!("something to log is expected, not {other:?}"),
+        }
+    }
+
+    /// The limit that somebody has run into, as the log says.
+    pub(super) fn limit(&mut self) -> Limit {
+        match self.event() {
+            Event::LimitReached { limit, .. } => limit,
+            other => panic!("a limit is expected in the log, not {other:?}"),
         }
     }
 
@@ -417,9 +429,10 @@ impl World {
 }
 
 /// What the log says about the allocation that was refused.
-pub(super) fn limit(world: &mut World) -> &'static str {
+pub(super) fn limit(world: &mut World) -> String {
     match world.event() {
-        Event::AllocationRefused { limit, .. } => limit,
+        Event::AllocationRefused { reason, .. } => reason.to_owned(),
+        Event::LimitReached { limit, .. } => format!("{}: {}", limit.setting(), limit.note()),
         other => panic!("a refusal is expected in the log, not {other:?}"),
     }
 }
@@ -542,6 +555,10 @@ impl Answer {
                 assert_eq!((message.class(), answer.code()), (Class::Error, Some(code.code())));
                 // RFC 8489 §14.8: fewer than 128 characters.
                 assert!((1..128).contains(&answer.reason().chars().count()), "an error has a reason phrase");
+            }
+            Outcome::Refused(limit) => {
+                assert_eq!((message.class(), answer.code()), (Class::Error, Some(limit.code().code())));
+                assert_eq!(answer.reason(), limit.reason());
             }
             other => panic!("an answer is not {other}"),
         }

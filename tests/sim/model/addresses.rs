@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use turnserver::stun::TransactionId;
 use turnserver::turn::{
-    Action, AllocationSummary, EndReason, Event, FiveTuple, OpenError, OpenRelay, RedirectWhen, RelayId,
+    Action, AllocationSummary, EndReason, Event, FiveTuple, Limit, OpenError, OpenRelay, RedirectWhen, RelayId,
     RelayedAddresses,
 };
 
 use super::allocate::{Wanted, Wish};
-use super::{Answer, Body, ExpectOpened, Model, Now, seconds_left};
+use super::tokens::AllocTokens;
+use super::{Answer, Body, ExpectOpened, Model, NO_PORT, Now, error, seconds_left};
 
 /// How long a port that somebody else has is left alone.
 const ASIDE_MS: u64 = 60_000;
@@ -62,6 +63,7 @@ pub(crate) struct Alloc {
     pub(super) to_client: u64,
     /// A second, and how many ICMP errors were told in it.
     pub(super) icmp: (u64, u32),
+    pub(super) tokens: AllocTokens,
 }
 
 /// A port that waits for its token.
@@ -113,7 +115,7 @@ impl Alloc {
             relayed: live().map(|address| address.relayed).collect(),
             mapped: self.tuple.client,
             lifetime: live().map(|address| seconds_left(address.deadline, now)).min().unwrap(),
-            address_error: self.wanted.failed,
+            address_error: self.wanted.failed.as_ref().map(|(v6, why)| (*v6, code(why))),
             token: self.token,
         };
         Answer { body, ..answer.clone() }
@@ -212,7 +214,7 @@ impl Model {
             if !self.free_ports(now, worker, v6, wanted.wish).is_empty() {
                 return Some(v6);
             }
-            v6 = wanted.fail(v6, if known { 508 } else { 440 })?;
+            v6 = wanted.fail(v6, if known { Body::Refused(NO_PORT) } else { error(440) })?;
         }
     }
 
@@ -239,6 +241,7 @@ impl Model {
             to_peers: 0,
             to_client: 0,
             icmp: (0, 0),
+            tokens: AllocTokens::default(),
         });
         self.socket_wanted(now, self.allocs.len() - 1, open);
     }
@@ -297,10 +300,17 @@ impl Model {
                 wanted.attempts = 0;
                 wanted.next.take()
             }
-            Err(error) => {
+            Err(OpenError::Other) => {
                 alloc.addresses.pop();
-                let again = error == OpenError::PortInUse && wanted.attempts < ATTEMPTS && wanted.claimed.is_none();
-                if again { Some(v6) } else { wanted.fail(v6, 508) }
+                wanted.fail(v6, Body::Refused(Limit::Sockets))
+            }
+            Err(OpenError::PortInUse) => {
+                alloc.addresses.pop();
+                match (wanted.claimed, wanted.attempts < ATTEMPTS) {
+                    (Some(_), _) => wanted.fail(v6, error(508)),
+                    (None, true) => Some(v6),
+                    (None, false) => wanted.fail(v6, Body::Refused(NO_PORT)),
+                }
             }
         };
         let turn = turn.and_then(|v6| self.next_family(now, worker, v6, &mut wanted));
@@ -309,12 +319,11 @@ impl Model {
             Some(v6) => ExpectOpened::Another { at, v6 },
             None if self.allocs[at].addresses.is_empty() => {
                 let alloc = self.allocs.remove(at);
-                let (_, code) = alloc.wanted.failed.unwrap();
-                // A reserved port that somebody else has is at no other server.
-                let lost = alloc.wanted.claimed.is_some() && result == Err(OpenError::PortInUse);
-                let when = (code == 508 && !lost).then_some(RedirectWhen::Full);
+                let (_, why) = alloc.wanted.failed.unwrap();
+                // A reserved port that somebody else has, which is no limit, is at no other server.
+                let when = matches!(why, Body::Refused(_)).then_some(RedirectWhen::Full);
                 let answer = alloc.wanted.answer;
-                let body = self.refused(code, when, &alloc.user, &alloc.tuple, answer.transaction);
+                let body = self.refused(why, when, &alloc.user, &alloc.tuple, answer.transaction);
                 ExpectOpened::Answer(alloc.tuple, Answer { body, ..answer })
             }
             None => self.answered(now, at, token),
@@ -398,5 +407,14 @@ impl Model {
             }
         }
         assert!(self.allocs.iter().all(|alloc| !alloc.open || alloc.addresses.iter().any(is_open)), "an end is told");
+    }
+}
+
+/// The code that tells one family why it is not to be had.
+fn code(why: &Body) -> u16 {
+    match why {
+        Body::Error { code, .. } => *code,
+        // Ports and sockets.
+        _ => 508,
     }
 }

@@ -7,7 +7,7 @@ use turnserver::stun::attribute::{
     RequestedTransport, ReservationToken,
 };
 use turnserver::stun::{AttributeError, AttributeType, Message};
-use turnserver::turn::{DropReason, EndReason, FiveTuple, RedirectWhen};
+use turnserver::turn::{DropReason, EndReason, FiveTuple, Limit, RedirectWhen};
 
 use super::requests::desired_lifetime;
 use super::{Answer, Body, Expect, Model, Now, error};
@@ -28,8 +28,8 @@ pub(crate) struct Wanted {
     pub(super) wish: Wish,
     /// The family that is asked for then.
     pub(super) next: Option<bool>,
-    /// The first that was not to be had, and the code for it.
-    pub(super) failed: Option<(bool, u16)>,
+    /// The first that was not to be had, and the answer if there is no other.
+    pub(super) failed: Option<(bool, Body)>,
     /// Ports tried for the family that is asked for.
     pub(super) attempts: u32,
     /// The reserved port that it is to have.
@@ -42,8 +42,8 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// This family is not to be had; gives the next one.
-    pub(super) fn fail(&mut self, v6: bool, code: u16) -> Option<bool> {
-        self.failed = self.failed.or(Some((v6, code)));
+    pub(super) fn fail(&mut self, v6: bool, why: Body) -> Option<bool> {
+        self.failed.get_or_insert((v6, why));
         self.attempts = 0;
         self.next.take()
     }
@@ -63,7 +63,8 @@ impl Model {
         message: &Message<'_>,
         answer: Answer,
     ) -> Result<Expect, Expect> {
-        let fail = |code| Expect::Answer(Answer { body: error(code), ..answer.clone() });
+        let refuse = |body| Expect::Answer(Answer { body, ..answer.clone() });
+        let fail = |code| refuse(error(code));
         let credential = &self.credentials[answer.signer.expect("it is authenticated")];
         let user = credential.user.clone().expect("a right credential is somebody's");
         let username = credential.username.clone();
@@ -82,7 +83,7 @@ impl Model {
         }
         // §21.4.
         if matches!(tuple.client.ip(), IpAddr::V6(v6) if v6.segments()[0] == 0x2002) {
-            let body = self.refused(403, None, &user, tuple, answer.transaction);
+            let body = self.refused(error(403), None, &user, tuple, answer.transaction);
             return Err(Expect::Answer(Answer { body, ..answer }));
         }
         // Step 11.
@@ -93,7 +94,7 @@ impl Model {
             (false, false) => None,
         };
         if turned_away.is_some() {
-            let body = self.refused(508, turned_away, &user, tuple, answer.transaction);
+            let body = self.refused(error(508), turned_away, &user, tuple, answer.transaction);
             return Err(Expect::Answer(Answer { body, ..answer }));
         }
         // Step 3.
@@ -137,7 +138,6 @@ impl Model {
             _ => return Err(fail(400)),
         };
         let Ok(lifetime) = message.get::<Lifetime>() else { return Err(fail(400)) };
-        let refuse = |body| Expect::Answer(Answer { body, ..answer.clone() });
         let mut wanted = Wanted {
             v6: family == Some(AddressFamily::V6),
             wish,
@@ -154,9 +154,9 @@ impl Model {
             let no_df = tuple.client.is_ipv4() && has(AttributeType::DONT_FRAGMENT);
             let reserved = self.reservations.iter().find(|reservation| reservation.token == token);
             if no_df && reserved.is_some_and(|reservation| reservation.bind.is_ipv6()) {
-                return Err(Expect::Answer(Answer { body: unknown_dont_fragment(), ..answer.clone() }));
+                return Err(refuse(unknown_dont_fragment()));
             }
-            return self.claim(tuple, token, wanted).map_err(refuse);
+            return self.claim(now, tuple, token, wanted).map_err(refuse);
         }
         if !self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == wanted.v6) {
             return Err(fail(440));
@@ -165,19 +165,20 @@ impl Model {
         let has_v6 = self.setup.relays.iter().any(|relay| relay.bind.is_ipv6());
         let no_df = tuple.client.is_ipv4() && has(AttributeType::DONT_FRAGMENT);
         if no_df && has_v6 && (wanted.v6 || additional) {
-            return Err(Expect::Answer(Answer { body: unknown_dont_fragment(), ..answer.clone() }));
+            return Err(refuse(unknown_dont_fragment()));
         }
         // Step 10, and once more for a port that is to be reserved.
         self.admit(tuple, &wanted, 0).map_err(refuse)?;
         if wish == Wish::Pair {
             self.admit(tuple, &wanted, 1).map_err(refuse)?;
         }
+        self.admit_rate(now, tuple, &wanted).map_err(refuse)?;
         match self.next_family(now, worker, wanted.v6, &mut wanted) {
             Some(v6) => Ok(Expect::Open(Box::new(Wanted { v6, ..wanted }))),
             None => {
-                let (_, code) = wanted.failed.unwrap();
-                let when = (code == 508).then_some(RedirectWhen::Full);
-                Err(refuse(self.refused(code, when, &wanted.user, tuple, answer.transaction)))
+                let (_, why) = wanted.failed.unwrap();
+                let when = matches!(why, Body::Refused(_)).then_some(RedirectWhen::Full);
+                Err(refuse(self.refused(why, when, &wanted.user, tuple, answer.transaction)))
             }
         }
     }
@@ -186,22 +187,32 @@ impl Model {
     fn admit(&mut self, tuple: &FiveTuple, wanted: &Wanted, besides: usize) -> Result<(), Body> {
         let user = wanted.user.as_str();
         let full = |limit: u32, places: usize| limit != 0 && places + besides >= limit as usize;
-        let (code, when) = if full(self.setup.in_all, self.places(None)) {
-            (508, Some(RedirectWhen::Full))
+        let (limit, when) = if full(self.setup.in_all, self.places(None)) {
+            (Limit::Allocations, Some(RedirectWhen::Full))
         } else if full(self.setup.per_user, self.places(Some(user))) {
-            (486, None)
+            (Limit::AllocationsPerUser, None)
         } else {
             return Ok(());
         };
-        Err(self.refused(code, when, user, tuple, wanted.answer.transaction))
+        Err(self.refused(Body::Refused(limit), when, user, tuple, wanted.answer.transaction))
+    }
+
+    /// What is made of a reservation counts, the reservation does not.
+    fn admit_rate(&mut self, now: Now, tuple: &FiveTuple, wanted: &Wanted) -> Result<(), Body> {
+        if self.may_allocate(now, &wanted.user) {
+            return Ok(());
+        }
+        let why = Body::Refused(Limit::AllocationRate);
+        Err(self.refused(why, None, &wanted.user, tuple, wanted.answer.transaction))
     }
 
     /// Takes a reserved port, with the reservation's place in the quota if that is the same user's.
-    fn claim(&mut self, tuple: &FiveTuple, token: [u8; 8], mut wanted: Wanted) -> Result<Expect, Body> {
+    fn claim(&mut self, now: Now, tuple: &FiveTuple, token: [u8; 8], mut wanted: Wanted) -> Result<Expect, Body> {
         let at = self.reservations.iter().position(|reservation| reservation.token == token).ok_or(error(508))?;
-        if self.setup.per_user != 0 && self.reservations[at].user != wanted.user {
+        if self.setup.tells_users_apart() && self.reservations[at].user != wanted.user {
             self.admit(tuple, &wanted, 0)?;
         }
+        self.admit_rate(now, tuple, &wanted)?;
         wanted.claimed = Some(self.reservations.remove(at).bind);
         Ok(Expect::Open(Box::new(wanted)))
     }

@@ -23,7 +23,7 @@ impl Model {
             return Expect::Drop(DropReason::ChannelNotBound);
         };
         match self.peer(*peer) {
-            Ok(wire) => self.relay_data(at, wire, payload, false),
+            Ok(wire) => self.relay_data(now, at, wire, payload, false),
             Err(_) => Expect::Drop(DropReason::PeerForbidden),
         }
     }
@@ -48,13 +48,17 @@ impl Model {
             Ok(wire) => {
                 // RFC 8656 §13: between two families, or within IPv6, it is ignored.
                 let v4_only = tuple.client.is_ipv4() && peer.is_ipv4();
-                self.relay_data(at, wire, payload, v4_only && message.contains(AttributeType::DONT_FRAGMENT))
+                let dont_fragment = v4_only && message.contains(AttributeType::DONT_FRAGMENT);
+                self.relay_data(now, at, wire, payload, dont_fragment)
             }
             Err(_) => Expect::Drop(DropReason::PeerForbidden),
         }
     }
 
-    fn relay_data(&mut self, at: usize, peer: SocketAddr, payload: &[u8], dont_fragment: bool) -> Expect {
+    fn relay_data(&mut self, now: Now, at: usize, peer: SocketAddr, payload: &[u8], dont_fragment: bool) -> Expect {
+        if let Err(reason) = self.pass(now, at, 0, payload.len()) {
+            return Expect::Drop(reason);
+        }
         let alloc = &mut self.allocs[at];
         alloc.to_peers += payload.len() as u64;
         let relay = alloc.address(peer.is_ipv6()).unwrap().id;
@@ -84,7 +88,7 @@ impl Model {
         if self.peer(peer).is_err() {
             return ExpectPeer::Drop(DropReason::PeerForbidden);
         }
-        let alloc = &mut self.allocs[at];
+        let alloc = &self.allocs[at];
         let channel = alloc.channels.iter().find(|(_, bound, until)| *bound == peer && *until > now.ms);
         if channel.is_none() {
             // The message's length field has 16 bits, and is a multiple of four.
@@ -93,10 +97,14 @@ impl Model {
                 return ExpectPeer::Drop(DropReason::TooLarge);
             }
         }
-        alloc.to_client += length as u64;
+        let (tuple, channel) = (alloc.tuple, channel.copied());
+        if let Err(reason) = self.pass(now, at, 1, length) {
+            return ExpectPeer::Drop(reason);
+        }
+        self.allocs[at].to_client += length as u64;
         match channel {
-            Some((number, _, _)) => ExpectPeer::Channel(alloc.tuple, *number),
-            None => ExpectPeer::Indication(alloc.tuple, peer),
+            Some((number, _, _)) => ExpectPeer::Channel(tuple, number),
+            None => ExpectPeer::Indication(tuple, peer),
         }
     }
 

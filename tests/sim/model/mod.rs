@@ -8,19 +8,26 @@ mod addresses;
 mod allocate;
 mod data;
 mod requests;
+mod tokens;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use turnserver::auth::KeyAlgorithm;
 use turnserver::stun::{Method, TransactionId};
-use turnserver::turn::{Action, Alternate, Denial, DropReason, Event, FiveTuple, RedirectCause, RedirectWhen, RelayId};
+use turnserver::turn::{
+    Action, Alternate, Denial, DropReason, Event, FiveTuple, Limit, RedirectCause, RedirectWhen, RelayId,
+};
 
 pub(crate) use self::addresses::{Alloc, Reservation};
 use self::allocate::Wanted;
 pub(crate) use self::allocate::Wish;
+use self::tokens::UserTokens;
 use crate::packet::Signed;
 use crate::setup::{Credential, Setup};
+
+/// No port is to be had. What has to be said of it depends on whether others have some, which servers forget at leisure.
+pub(crate) const NO_PORT: Limit = Limit::RelayPorts;
 
 /// The two clocks.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +82,8 @@ pub(crate) enum Body {
         challenge: bool,
         unknown: Vec<u16>,
     },
+    /// An error, too, and counted under the limit.
+    Refused(Limit),
     Redirected {
         servers: Vec<SocketAddr>,
         domain: Option<String>,
@@ -118,6 +127,8 @@ pub(crate) struct Model {
     pub(crate) aside: Vec<(SocketAddr, u64)>,
     /// Every nonce that was given out: when, and to whom.
     nonces: HashMap<String, (u64, SocketAddr)>,
+    /// What users have left of their rates.
+    users: HashMap<String, UserTokens>,
     /// What the server has to announce, in order.
     pub(crate) announced: Vec<Action>,
     pub(crate) draining: bool,
@@ -134,6 +145,7 @@ impl Model {
             taken: Vec::new(),
             aside: Vec::new(),
             nonces: HashMap::new(),
+            users: HashMap::new(),
             announced: Vec::new(),
             draining: false,
         }
@@ -166,11 +178,17 @@ impl Model {
         }
     }
 
-    /// What a client gets in place of an allocation: an error, or another server if there is one for it `when` this is so
-    /// (RFC 8489 §10). Servers are picked by the transaction ID, which is random.
+    /// A client has run into a limit.
+    fn reached(&mut self, at: usize, limit: Limit) {
+        let (user, tuple) = (self.allocs[at].user.clone(), self.allocs[at].tuple);
+        self.announced.push(Action::Log(Event::LimitReached { user, tuple, limit }));
+    }
+
+    /// What a client gets in place of an allocation: this error, or another server if there is one for it `when` this is
+    /// so (RFC 8489 §10). Servers are picked by the transaction ID, which is random.
     fn refused(
         &mut self,
-        code: u16,
+        why: Body,
         when: Option<RedirectWhen>,
         user: &str,
         tuple: &FiveTuple,
@@ -186,12 +204,18 @@ impl Model {
         let alternate =
             self.setup.alternate.as_ref().filter(|alternate| when.is_some_and(|when| when <= alternate.when));
         let Some((alternate, server)) = alternate.and_then(|alternate| Some((alternate, pick(alternate, v6)?))) else {
-            self.announced.push(Action::Log(Event::AllocationRefused { user, tuple, limit: "" }));
-            return error(code);
+            self.announced.push(Action::Log(match why {
+                Body::Refused(limit) => Event::LimitReached { user, tuple, limit },
+                _ => Event::AllocationRefused { user, tuple, reason: "" },
+            }));
+            return why;
         };
         let servers = std::iter::once(server).chain(pick(alternate, !v6)).collect();
-        let always = when == Some(RedirectWhen::Always);
-        let cause = if always { RedirectCause::Always } else { RedirectCause::Refused("") };
+        let cause = match (when, why) {
+            (Some(RedirectWhen::Always), _) => RedirectCause::Always,
+            (_, Body::Refused(limit)) => RedirectCause::Limit(limit),
+            _ => RedirectCause::Refused(""),
+        };
         self.announced.push(Action::Log(Event::AllocationRedirected { user, tuple, server, cause }));
         Body::Redirected { servers, domain: alternate.domain.clone() }
     }

@@ -10,7 +10,7 @@ use turnserver::stun::attribute::{
     RequestedAddressFamily, Userhash, Username, XorPeerAddress,
 };
 use turnserver::stun::{AttributeError, AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
-use turnserver::turn::{Action, AuthCause, DropReason, EndReason, Event, FiveTuple};
+use turnserver::turn::{Action, AuthCause, DropReason, EndReason, Event, FiveTuple, Limit};
 
 use super::{Answer, Body, Expect, Model, Now, error, seconds_left};
 use crate::packet::Signed;
@@ -22,7 +22,7 @@ const UNDERSTOOD: [u16; 21] = [
     0x0019, 0x001a, 0x001c, 0x001d, 0x001e, 0x0020, 0x0022,
 ];
 
-/// The comprehension-required attributes that are not understood.
+/// The comprehension-required attributes that are not understood, each once.
 pub(super) fn unknown(message: &Message<'_>) -> Vec<u16> {
     let mut unknown = Vec::new();
     for kind in message.attributes().map(|attribute| attribute.kind.number()) {
@@ -290,8 +290,9 @@ impl Model {
         for peer in &peers {
             permit(&mut after, now, *peer);
         }
-        if after.len() > self.setup.permissions {
-            return Err(error(508));
+        if let Err(limit) = self.permit_all(now, at, &after) {
+            self.reached(at, limit);
+            return Err(Body::Refused(limit));
         }
         self.allocs[at].permissions = after;
         Ok(Body::Done)
@@ -331,8 +332,14 @@ impl Model {
         channels.push((number, peer, now.ms + 600_000));
         let mut permissions = self.allocs[at].permissions.clone();
         permit(&mut permissions, now, peer);
-        if channels.len() > self.setup.channels || permissions.len() > self.setup.permissions {
-            return Err(error(508));
+        let admitted = if channels.len() > self.setup.channels {
+            Err(Limit::Channels)
+        } else {
+            self.permit_all(now, at, &permissions)
+        };
+        if let Err(limit) = admitted {
+            self.reached(at, limit);
+            return Err(Body::Refused(limit));
         }
         (self.allocs[at].channels, self.allocs[at].permissions) = (channels, permissions);
         Ok(Body::Done)
