@@ -13,9 +13,10 @@ mod relay {
 
     use tokio::net::UdpSocket;
     use tokio::time::timeout;
+    use turnserver::stun::attribute::Data;
 
     use crate::client::{Client, mapped_address};
-    use crate::support::{PATIENCE, Server, config, config_for, has_ipv6};
+    use crate::support::{Ended, PATIENCE, Server, client as plain, config, config_for, has_ipv6};
 
     /// For peers that are plain sockets on this machine.
     const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
@@ -274,5 +275,92 @@ mod relay {
         assert_eq!(ended.code, Some(0), "{:?}", ended.logs);
         assert!(ended.logs.iter().any(|line| line.message() == "stopped"), "{:?}", ended.logs);
         assert_eq!(ended.stdout, Vec::<String>::new());
+    }
+
+    /// What the log of a server that has ended says of an outcome.
+    fn counted(ended: &Ended, outcome: &str) -> usize {
+        let stopped = ended.logs.iter().find(|line| line.message() == "stopped").unwrap();
+        let detail = stopped.field("detail").unwrap();
+        let count = detail.split(", ").find_map(|part| part.strip_prefix(outcome)?.strip_prefix(": "));
+        count.map_or(0, |count| count.parse().unwrap())
+    }
+
+    /// As many datagrams as wait at a socket.
+    fn waiting(socket: &std::net::UdpSocket) -> usize {
+        socket.set_nonblocking(true).unwrap();
+        std::iter::from_fn(|| socket.recv_from(&mut [0; 2048]).ok()).count()
+    }
+
+    /// A datagram, and as many of them as a burst of 64 KiB holds. At 10 bytes a second it takes minutes to earn another.
+    const PAYLOAD: [u8; 1000] = [7; 1000];
+    const BURST: usize = 65;
+    /// So few at a time that every socket's buffer holds them.
+    const EACH: usize = 40;
+    const ROUNDS_OF_DATA: usize = 5;
+    const SENT: usize = EACH * ROUNDS_OF_DATA;
+
+    fn limited_to_10_bytes_a_second(key: &str) -> Server {
+        let more = format!("{LOOPBACK_PEERS}[limits]\n{key} = 10\n");
+        Server::start(&config(&["127.0.0.1"], &more))
+    }
+
+    #[test]
+    fn as_much_passes_an_allocation_as_its_limit_allows_and_the_rest_is_counted() {
+        let server = limited_to_10_bytes_a_second("bytes-per-second-per-allocation");
+        let client = plain::Client::new(server.udp_address());
+        let (session, relayed) = client.allocate(&plain::Login::mint("alice", 600)).unwrap();
+        let peer = plain::socket("127.0.0.1:0".parse().unwrap());
+        let peer_address = peer.local_addr().unwrap();
+        client.permit(&session, peer_address);
+
+        let (mut to_peer, mut to_client) = (0, 0);
+        for _ in 0..ROUNDS_OF_DATA {
+            (0..EACH).for_each(|_| client.send_to_peer(peer_address, &PAYLOAD));
+            // The answer comes when all before it has been looked at.
+            client.binding();
+            to_peer += waiting(&peer);
+
+            (0..EACH).for_each(|_| _ = peer.send_to(&PAYLOAD, relayed).unwrap());
+            // An empty datagram is within every limit.
+            peer.send_to(b"", relayed).unwrap();
+            let lengths = std::iter::from_fn(|| Some(client.receive().get::<Data<'_>>().unwrap().0.len()));
+            to_client += lengths.take_while(|length| *length > 0).count();
+        }
+        assert_eq!((to_peer, to_client), (BURST, BURST));
+
+        let told = server.wait_for_log(|line| line.message().starts_with("data dropped"));
+        assert_eq!(told.field("limit").as_deref(), Some("limits.bytes-per-second-per-allocation"));
+        assert_eq!(told.field("user").as_deref(), Some("alice"));
+        assert_eq!(told.field("client"), Some(client.address().to_string()));
+        let ended = server.terminate();
+        assert_eq!(counted(&ended, "dropped allocation-bandwidth"), 2 * (SENT - BURST));
+        assert_eq!(
+            (counted(&ended, "relayed-to-peer"), counted(&ended, "relayed-to-client")),
+            (BURST, BURST + ROUNDS_OF_DATA)
+        );
+        let told = ended.logs.iter().filter(|line| line.message().starts_with("data dropped")).count();
+        assert_eq!(told, 1, "once for both directions");
+    }
+
+    // Wherever the kernel has put them: the clients are on several workers.
+    #[test]
+    fn all_allocations_of_a_user_share_its_limit_over_the_workers() {
+        let server = limited_to_10_bytes_a_second("bytes-per-second-per-user");
+        let peer = plain::socket("127.0.0.1:0".parse().unwrap());
+        let peer_address = peer.local_addr().unwrap();
+        let clients: Vec<plain::Client> = (0..8).map(|_| plain::Client::new(server.udp_address())).collect();
+        for client in &clients {
+            let (session, _) = client.allocate(&plain::Login::mint("alice", 600)).unwrap();
+            client.permit(&session, peer_address);
+        }
+        let mut passed = 0;
+        for _ in 0..SENT / clients.len() {
+            clients.iter().for_each(|client| client.send_to_peer(peer_address, &PAYLOAD));
+            clients.iter().for_each(|client| _ = client.binding());
+            passed += waiting(&peer);
+        }
+        assert_eq!(passed, BURST);
+        let ended = server.terminate();
+        assert_eq!(counted(&ended, "dropped user-bandwidth"), SENT - BURST);
     }
 }
