@@ -298,14 +298,14 @@ mod uclient {
 
     /// The first server sends every client to a second one (RFC 8489 §10).
     fn redirected(case: &str, transport: Transport) {
-        let second = Server::start(&config(&["127.0.0.1"], FOR_UCLIENT));
-        let alternate = match transport {
-            Transport::Udp => second.udp_address(),
-            Transport::Tcp => second.tcp_address(),
-            Transport::Tls => second.tls_address(),
+        let second = start(transport, "127.0.0.1", FOR_UCLIENT);
+        let (key, address) = match transport {
+            Transport::Udp => ("servers", second.udp_address()),
+            Transport::Tcp => ("servers", second.tcp_address()),
+            Transport::Tls => ("tls-servers", second.tls_address()),
         };
-        let alternate = format!("[alternate]\nservers = [\"{alternate}\"]\nwhen = \"always\"\n");
-        let first = Server::start(&config(&["127.0.0.1"], &alternate));
+        let alternate = format!("[alternate]\n{key} = [\"{address}\"]\nwhen = \"always\"\n");
+        let first = start(transport, "127.0.0.1", &alternate);
         uclient(case, &first, transport, Allocation::One, 2, &["-X", "-y"]);
     }
 
@@ -317,6 +317,11 @@ mod uclient {
     #[test]
     fn all_bytes_arrive_at_the_server_that_clients_are_sent_to_over_tcp() {
         redirected("redirected, TCP", Transport::Tcp);
+    }
+
+    #[test]
+    fn all_bytes_arrive_at_the_server_that_clients_are_sent_to_over_tls() {
+        redirected("redirected, TLS", Transport::Tls);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `[alternate]`: the servers that clients are sent to.
 
-use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::addresses::{is_broadcast, mapped};
 use super::general::{check_host, one_of};
@@ -9,12 +8,24 @@ use super::problem::{Report, quoted};
 use super::reader::Section;
 use super::{Alternate, AlternateWhen, Listen, schema};
 
-const DEFAULT_PORT: u16 = 3478;
+/// One of the two lists: clients are sent on over the transport that they came by, and TLS has a port of its own.
+struct List<'l> {
+    key: &'static str,
+    /// The port that a hint completes an address with.
+    port: u16,
+    /// Where the clients come in that are sent to these servers.
+    listeners: &'l [SocketAddr],
+    /// The keys of these listeners, as a message names them.
+    listen: &'static str,
+}
 
 pub(super) fn alternate(top: &Section<'_>, listen: &Listen, report: &mut Report<'_>) -> Alternate {
     let default = Alternate::default();
     let Some(section) = top.section("alternate", &schema::ALTERNATE, report) else { return default };
-    let servers = servers(&section, listen, report).unwrap_or_default();
+    let plain: Vec<SocketAddr> = listen.udp.iter().chain(&listen.tcp).copied().collect();
+    let plain = List { key: "servers", port: 3478, listeners: &plain, listen: "`listen.udp` and `listen.tcp`" };
+    let tls = List { key: "tls-servers", port: 5349, listeners: &listen.tls, listen: "`listen.tls`" };
+    let (servers, tls_servers) = (plain.servers(&section, report), tls.servers(&section, report));
     let domain = section.string("domain", report).and_then(|domain| match check_domain(domain.get_ref()) {
         Ok(()) => Some((*domain.get_ref()).to_owned()),
         Err(why) => {
@@ -26,52 +37,84 @@ pub(super) fn alternate(top: &Section<'_>, listen: &Listen, report: &mut Report<
         let found = one_of("`alternate.when`", &word, &AlternateWhen::ALL, AlternateWhen::as_str, report);
         found.map(|when| (when, word.span()))
     });
-    let none_listed =
-        section.value("servers").is_none_or(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty()));
-    if none_listed {
+    if let (true, true, Some((when, span))) = (plain.is_empty(&section), tls.is_empty(&section), &when)
+        && *when != default.when
+    {
         let without = "has no effect without `alternate.servers`: list the other servers there";
-        match &when {
-            Some((when, span)) if *when != default.when => report.error(span, format!("`alternate.when` {without}")),
-            _ if domain.is_some() => report.warn(&section.span("domain"), format!("`alternate.domain` {without}")),
-            _ => {}
-        }
+        report.error(span, format!("`alternate.when` {without}"));
     }
-    Alternate { servers, domain, when: when.map_or(default.when, |(when, _)| when) }
+    if domain.is_some() && tls.is_empty(&section) {
+        let without = "has no effect without `alternate.tls-servers`: only clients over TLS look at it";
+        report.warn(&section.span("domain"), format!("`alternate.domain` {without}"));
+    }
+    for (list, own, others) in [(&plain, &servers, &tls_servers), (&tls, &tls_servers, &servers)] {
+        list.warn_of_clients_left_behind(&section, own, !others.is_empty(), report);
+    }
+    Alternate { servers, tls_servers, domain, when: when.map_or(default.when, |(when, _)| when) }
 }
 
-fn servers(section: &Section<'_>, listen: &Listen, report: &mut Report<'_>) -> Option<Vec<SocketAddr>> {
-    let mut servers = Vec::new();
-    for text in section.strings("servers", report)? {
-        let (span, text) = (text.span(), *text.get_ref());
-        let Some(server) = server(text, &span, report) else { continue };
-        if servers.contains(&server) {
-            report.error(&span, format!("`alternate.servers` has {} twice", quoted(text)));
-        } else if listen.addresses().any(|listener| listener == server) {
-            report.error(
-                &span,
-                format!("`alternate.servers`: `{server}` is this server's own, and clients would go round in circles"),
-            );
-        } else {
-            servers.push(server);
+impl List<'_> {
+    /// Whether nothing is listed, be it right or wrong.
+    fn is_empty(&self, section: &Section<'_>) -> bool {
+        let value = section.value(self.key);
+        value.is_none_or(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty()))
+    }
+
+    fn servers(&self, section: &Section<'_>, report: &mut Report<'_>) -> Vec<SocketAddr> {
+        let mut servers = Vec::new();
+        let name = section.name(self.key);
+        for text in section.strings(self.key, report).unwrap_or_default() {
+            let (span, text) = (text.span(), *text.get_ref());
+            match check_server(text, self.port) {
+                Err(why) => report.error(&span, format!("{name}: {} {why}", quoted(text))),
+                Ok(server) if servers.contains(&server) => {
+                    report.error(&span, format!("{name} has {} twice", quoted(text)));
+                }
+                Ok(server) if self.listeners.contains(&server) => report.error(
+                    &span,
+                    format!("{name}: `{server}` is this server's own, and clients would go round in circles"),
+                ),
+                Ok(server) => servers.push(server),
+            }
+        }
+        servers
+    }
+
+    /// RFC 8489 §10: a client is only ever sent to an address of its own family, and stays with its transport.
+    fn warn_of_clients_left_behind(
+        &self,
+        section: &Section<'_>,
+        servers: &[SocketAddr],
+        others: bool,
+        report: &mut Report<'_>,
+    ) {
+        let (name, listen) = (section.name(self.key), self.listen);
+        if servers.is_empty() {
+            if others && !self.listeners.is_empty() && self.is_empty(section) {
+                let header = section.span(if self.key == "servers" { "tls-servers" } else { "servers" });
+                report.warn(&header, format!("{name} is empty, so clients of {listen} are not sent anywhere"));
+            }
+            return;
+        }
+        if self.listeners.is_empty() {
+            report.warn(&section.span(self.key), format!("{name} has no effect, because no client comes by {listen}"));
+        }
+        for (family, is_ipv4) in [("IPv4", true), ("IPv6", false)] {
+            let takes = |listener: &SocketAddr| listener.is_ipv4() == is_ipv4 || listener.ip() == Ipv6Addr::UNSPECIFIED;
+            if self.listeners.iter().any(takes) && servers.iter().all(|server| server.is_ipv4() != is_ipv4) {
+                let missing = format!("{name} has no {family} address");
+                report.warn(
+                    &section.span(self.key),
+                    format!("{missing}, so clients that come over {family} are not sent anywhere"),
+                );
+            }
         }
     }
-    // RFC 8489 §10: a client is only ever sent to an address of its own family.
-    for (family, is_ipv4) in [("IPv4", true), ("IPv6", false)] {
-        let listened = listen
-            .addresses()
-            .any(|listener| listener.is_ipv4() == is_ipv4 || listener.ip() == IpAddr::from([0_u16; 8]));
-        if listened && !servers.is_empty() && servers.iter().all(|server| server.is_ipv4() != is_ipv4) {
-            report.warn(
-                &section.span("servers"),
-                format!("`alternate.servers` has no {family} address, so clients that come over {family} are not sent anywhere"),
-            );
-        }
-    }
-    Some(servers)
 }
 
-fn server(text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<SocketAddr> {
-    let why = match text.parse::<SocketAddr>() {
+/// The address of a server, or why a text is none.
+fn check_server(text: &str, default_port: u16) -> Result<SocketAddr, String> {
+    Err(match text.parse::<SocketAddr>() {
         Ok(server) if server.port() == 0 => "has port 0, which no client can reach".to_owned(),
         Ok(server) if server.ip().is_unspecified() => "stands for every address; name one".to_owned(),
         Ok(server) if server.ip().is_multicast() || is_broadcast(server.ip()) => {
@@ -82,16 +125,14 @@ fn server(text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<So
         }
         Ok(server) => match mapped(server.ip()) {
             Some(v4) => format!("is an IPv4 address in disguise; write `{v4}:{}`", server.port()),
-            None => return Some(server),
+            None => return Ok(server),
         },
         Err(_) => match text.trim_matches(['[', ']']).parse::<IpAddr>() {
-            Ok(ip) => format!("has no port; did you mean `{}`?", SocketAddr::new(ip, DEFAULT_PORT)),
+            Ok(ip) => format!("has no port; did you mean `{}`?", SocketAddr::new(ip, default_port)),
             // RFC 8489 §14.15: the attribute carries an address.
             Err(_) => "is not an address and a port, as in \"203.0.113.5:3478\"; a name cannot be sent".to_owned(),
         },
-    };
-    report.error(span, format!("`alternate.servers`: {} {why}", quoted(text)));
-    None
+    })
 }
 
 /// RFC 8489 §14.16: a DNS name. An address has no place there.

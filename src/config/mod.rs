@@ -193,8 +193,10 @@ pub struct Timeouts {
 /// `[alternate]`: the servers that clients are sent to which get no allocation here (RFC 8489 §10).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alternate {
-    /// Their addresses, all different, none of them a listener's; empty for none.
+    /// Their addresses for clients over UDP and TCP, all different, none of them a listener's; empty for none.
     pub servers: Vec<SocketAddr>,
+    /// The same for clients over TLS.
+    pub tls_servers: Vec<SocketAddr>,
     /// The DNS name in their certificate, if it is another one than in ours (RFC 8489 §14.16).
     pub domain: Option<String>,
     /// When clients are sent there.
@@ -332,13 +334,6 @@ impl Default for Config {
             log: Log::default(),
             warnings: Vec::new(),
         }
-    }
-}
-
-impl Listen {
-    /// The listeners of all transports.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.udp.iter().chain(&self.tcp).copied()
     }
 }
 

@@ -62,7 +62,8 @@ pub(super) const LIMITS: TableKeys = TableKeys {
 };
 pub(super) const TIMEOUTS: TableKeys =
     TableKeys { path: "timeouts", keys: &["tls-handshake", "first-request", "idle", "unauthenticated"] };
-pub(super) const ALTERNATE: TableKeys = TableKeys { path: "alternate", keys: &["servers", "domain", "when"] };
+pub(super) const ALTERNATE: TableKeys =
+    TableKeys { path: "alternate", keys: &["servers", "tls-servers", "domain", "when"] };
 pub(super) const COMPAT: TableKeys = TableKeys { path: "compat", keys: &["rfc5766-channels", "draft-dual-allocation"] };
 pub(super) const LOG: TableKeys = TableKeys { path: "log", keys: &["level", "format"] };
 

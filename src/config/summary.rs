@@ -157,17 +157,18 @@ impl fmt::Display for Summary<'_> {
             "\ntimeouts a connection has {handshake} for its TLS handshake, {first} for its first request\n         \
              and without an allocation {idle} after a request, {unauthenticated} in all"
         )?;
-        if !alternate.servers.is_empty() {
-            f.write_str(match alternate.when {
-                AlternateWhen::Draining => "\nalternate  while this server drains, clients are sent to ",
-                AlternateWhen::Full => "\nalternate  when this server is full or drains, clients are sent to ",
-                AlternateWhen::Always => "\nalternate  every client is sent to ",
-            })?;
-            let servers: Vec<String> = alternate.servers.iter().map(ToString::to_string).collect();
-            f.write_str(&servers.join(", "))?;
-            if let Some(domain) = &alternate.domain {
-                write!(f, " ({domain})")?;
-            }
+        let other = [("over UDP and TCP", &alternate.servers), ("over TLS", &alternate.tls_servers)];
+        for (transport, servers) in other.into_iter().filter(|(_, servers)| !servers.is_empty()) {
+            let when = match alternate.when {
+                AlternateWhen::Draining => "while this server drains",
+                AlternateWhen::Full => "when this server is full or drains",
+                AlternateWhen::Always => "always",
+            };
+            let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+            write!(f, "\nothers   {when}, clients {transport} are sent to {}", servers.join(", "))?;
+        }
+        if let Some(domain) = &alternate.domain {
+            write!(f, "\n         whose certificate has the name {domain}")?;
         }
         if compat.rfc5766_channels {
             f.write_str("\ncompat   channel numbers up to 0x7FFF are accepted")?;

@@ -12,8 +12,8 @@ pub(super) fn alternate(config: &config::Alternate) -> Option<Alternate> {
         AlternateWhen::Full => RedirectWhen::Full,
         AlternateWhen::Always => RedirectWhen::Always,
     };
-    let (servers, domain) = (config.servers.clone(), config.domain.clone());
-    (!servers.is_empty()).then_some(Alternate { servers, domain, when })
+    let config::Alternate { servers, tls_servers, domain, .. } = config.clone();
+    (!servers.is_empty() || !tls_servers.is_empty()).then_some(Alternate { servers, tls_servers, domain, when })
 }
 
 /// An alternate server that is this one, whose clients would come back for ever: a listener's address, one of the `own`
@@ -25,8 +25,12 @@ pub(super) fn own_server(config: &Config, own: &[IpAddr]) -> Option<SocketAddr> 
         let any = here.is_unspecified() && (here.is_ipv6() || there.is_ipv4()) && own.contains(&there);
         listener.port() == server.port() && (any || here == there || config.relay.external.iter().any(outside))
     };
-    let mut servers = config.alternate.servers.iter().copied();
-    servers.find(|server| config.listen.addresses().any(|listener| reaches(listener, *server)))
+    let (listen, alternate) = (&config.listen, &config.alternate);
+    let find = |servers: &[SocketAddr], listeners: &[&[SocketAddr]]| {
+        let mut servers = servers.iter().copied();
+        servers.find(|server| listeners.concat().into_iter().any(|listener| reaches(listener, *server)))
+    };
+    find(&alternate.servers, &[&listen.udp, &listen.tcp]).or_else(|| find(&alternate.tls_servers, &[&listen.tls]))
 }
 
 #[cfg(test)]
@@ -58,6 +62,21 @@ mod tests {
         assert!(!found("0.0.0.0:3478", "[2001:db8::7]:3478"));
         assert!(!found("[::]:3478", "10.0.0.5:3479"));
         assert!(!found("[::]:3478", "198.51.100.1:3478"));
+    }
+
+    #[test]
+    fn the_ports_of_tls_are_those_of_tls_servers() {
+        let tls = "[::]:5349".parse().unwrap();
+        let with = |servers: &[&str], tls_servers: &[&str]| {
+            let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+            let mut config = Config::default();
+            config.listen.tls = vec![tls];
+            (config.alternate.servers, config.alternate.tls_servers) = (parse(servers), parse(tls_servers));
+            own_server(&config, &["10.0.0.5".parse().unwrap()])
+        };
+        assert_eq!(with(&["10.0.0.5:5349"], &["10.0.0.5:3478"]), None);
+        assert_eq!(with(&[], &["10.0.0.5:5349"]), "10.0.0.5:5349".parse().ok());
+        assert_eq!(with(&["10.0.0.5:3478"], &[]), "10.0.0.5:3478".parse().ok());
     }
 
     #[test]

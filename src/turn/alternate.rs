@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::contract::{Action, Event, FiveTuple, RedirectCause};
+use super::contract::{Action, Event, FiveTuple, RedirectCause, Transport};
 use super::reply::Reject;
 use super::server::Server;
 use crate::stun::{ErrorCode, TransactionId};
@@ -21,8 +21,11 @@ pub enum RedirectWhen {
 /// The other servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alternate {
-    /// Their transport addresses. A client is sent to one of its own family (RFC 8489 §10), over its own transport.
+    /// Their transport addresses for clients over UDP and TCP. A client is sent to one of its own family, and stays with
+    /// its transport (RFC 8489 §10).
     pub servers: Vec<SocketAddr>,
+    /// The same for clients over TLS.
+    pub tls_servers: Vec<SocketAddr>,
     /// The name in their certificate, if it is another one than in ours (RFC 8489 §14.16).
     pub domain: Option<String>,
     /// When clients are sent there.
@@ -43,10 +46,15 @@ impl Alternate {
     /// Picks for a client; `None` if there is no server of its family. Clients choose transaction IDs at random
     /// (RFC 8489 §5), so they spread over the servers, and a retransmission is sent where the request was.
     pub(super) fn pick(&self, tuple: &FiveTuple, transaction: TransactionId) -> Option<Redirect<'_>> {
+        let (servers, domain) = match tuple.transport {
+            Transport::Udp | Transport::Tcp => (&self.servers, None),
+            // RFC 8489 §10 demands the name of some answers over TLS; other clients over TLS may use it.
+            Transport::Tls => (&self.tls_servers, self.domain.as_deref()),
+        };
         let is_ipv4 = tuple.client.ip().to_canonical().is_ipv4();
-        let server = one_of(self.servers.iter().filter(|server| server.is_ipv4() == is_ipv4), transaction)?;
-        let other_family = one_of(self.servers.iter().filter(|server| server.is_ipv4() != is_ipv4), transaction);
-        Some(Redirect { server, other_family, domain: self.domain.as_deref() })
+        let server = one_of(servers.iter().filter(|server| server.is_ipv4() == is_ipv4), transaction)?;
+        let other_family = one_of(servers.iter().filter(|server| server.is_ipv4() != is_ipv4), transaction);
+        Some(Redirect { server, other_family, domain })
     }
 }
 

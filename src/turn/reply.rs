@@ -225,7 +225,6 @@ pub(super) fn error(
             if let Some(other_family) = other_family {
                 writer.push(&AlternateServer(other_family));
             }
-            // RFC 8489 §10 demands it of some answers over TLS only; to all other clients it means nothing.
             if let Some(domain) = domain {
                 writer.push(&AlternateDomain(domain));
             }

@@ -181,7 +181,7 @@ impl Setup {
         let when = dice.weighted(&[10, 10, 1]);
         let when = [RedirectWhen::Draining, RedirectWhen::Full, RedirectWhen::Always][when];
         let domain = dice.percent(50).then(|| "turn2.example.org".to_owned());
-        let alternate = dice.percent(60).then_some(Alternate { servers, domain, when });
+        let alternate = dice.percent(60).then_some(Alternate { servers, tls_servers: Vec::new(), domain, when });
         let byte = dice.next() as u8;
         Self {
             workers,

@@ -609,6 +609,10 @@ fn alternate_servers_are_addresses_of_other_servers() {
         );
     }
     assert_eq!(
+        error("[alternate]\ntls-servers = [\"203.0.113.5\"]"),
+        "2:16: `alternate.tls-servers`: `203.0.113.5` has no port; did you mean `203.0.113.5:5349`?"
+    );
+    assert_eq!(
         error("[alternate]\nservers = \"203.0.113.5:1\""),
         "2:11: `alternate.servers` is a list: put brackets around the value, as in [\"…\"]"
     );
@@ -626,10 +630,37 @@ fn a_family_without_an_alternate_server_is_a_warning() {
     assert_eq!(warnings(v4), [""; 0]);
 }
 
+const WITH_TLS: &str = "[listen]\ntls = [\"203.0.113.9:443\"]\n[tls]\ncertificate = \"a\"\nprivate-key = \"b\"\n";
+
+// RFC 8489 §10: over the same transport.
+#[test]
+fn transports_without_an_alternate_server_are_a_warning() {
+    let (plain, tls) = ("\"203.0.113.5:1\", \"[2001:db8::5]:1\"", "\"203.0.113.5:2\"");
+    assert_eq!(
+        warnings(&format!("{WITH_TLS}[alternate]\nservers = [{plain}]")),
+        ["7:11: `alternate.tls-servers` is empty, so clients of `listen.tls` are not sent anywhere"]
+    );
+    assert_eq!(
+        warnings(&format!("{WITH_TLS}[alternate]\ntls-servers = [{tls}]")),
+        ["7:15: `alternate.servers` is empty, so clients of `listen.udp` and `listen.tcp` are not sent anywhere"]
+    );
+    assert_eq!(
+        warnings(&format!("[alternate]\nservers = [{plain}]\ntls-servers = [{tls}]")),
+        ["3:15: `alternate.tls-servers` has no effect, because no client comes by `listen.tls`"]
+    );
+    parse(&format!("{WITH_TLS}[alternate]\nservers = [{plain}]\ntls-servers = [{tls}]\ndomain = \"a.example\""));
+    // The same address is another server's by another transport.
+    parse(&format!("{WITH_TLS}[alternate]\nservers = [{plain}, \"203.0.113.9:443\"]\ntls-servers = [{tls}]"));
+    assert_eq!(
+        error(&format!("{WITH_TLS}[alternate]\ntls-servers = [\"203.0.113.9:443\"]")),
+        "7:16: `alternate.tls-servers`: `203.0.113.9:443` is this server's own, and clients would go round in circles"
+    );
+}
+
 #[test]
 fn the_domain_of_an_alternate_server_is_a_dns_name() {
     let of = |value: &str| {
-        let servers = "servers = [\"203.0.113.5:1\", \"[2001:db8::5]:1\"]";
+        let servers = "tls-servers = [\"203.0.113.5:1\", \"[2001:db8::5]:1\"]";
         error(&format!("[alternate]\n{servers}\ndomain = \"{value}\""))
     };
     for (value, why) in [
@@ -652,7 +683,9 @@ fn what_is_said_of_alternate_servers_that_are_not_listed_has_no_effect() {
         );
         assert_eq!(
             warnings(&format!("[alternate]\ndomain = \"a.example\"\n{servers}")),
-            ["2:10: `alternate.domain` has no effect without `alternate.servers`: list the other servers there"]
+            [
+                "2:10: `alternate.domain` has no effect without `alternate.tls-servers`: only clients over TLS look at it"
+            ]
         );
         parse(&format!("[alternate]\nwhen = \"draining\"\n{servers}"));
     }

@@ -55,6 +55,7 @@ unauthenticated = "90s"
 
 [alternate]
 servers = ["203.0.113.5:3478", "[2001:db8::5]:3478"]
+tls-servers = ["203.0.113.5:5349", "[2001:db8::5]:5349"]
 domain = "turn2.example.org"
 when = "full"
 
@@ -119,6 +120,7 @@ fn every_value_arrives() {
         },
         alternate: Alternate {
             servers: ["203.0.113.5:3478", "[2001:db8::5]:3478"].map(|a| a.parse().unwrap()).to_vec(),
+            tls_servers: ["203.0.113.5:5349", "[2001:db8::5]:5349"].map(|a| a.parse().unwrap()).to_vec(),
             domain: Some("turn2.example.org".to_owned()),
             when: AlternateWhen::Full,
         },
@@ -208,7 +210,9 @@ limits   any number of allocations for a user, 500 in all
          an unverified source gets 7 answers a second
 timeouts a connection has 1s for its TLS handshake, 5m for its first request
          and without an allocation 1d after a request, 90s in all
-alternate  when this server is full or drains, clients are sent to 203.0.113.5:3478, [2001:db8::5]:3478 (turn2.example.org)
+others   when this server is full or drains, clients over UDP and TCP are sent to 203.0.113.5:3478, [2001:db8::5]:3478
+others   when this server is full or drains, clients over TLS are sent to 203.0.113.5:5349, [2001:db8::5]:5349
+         whose certificate has the name turn2.example.org
 compat   channel numbers up to 0x7FFF are accepted
 compat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY
 log      trace as json

@@ -128,8 +128,8 @@ const DRAINING: Obstacle = Obstacle::Other {
     redirect: Some(RedirectWhen::Draining),
 };
 const ALWAYS: Obstacle = Obstacle::Other {
-    reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: no server of this address family"),
-    reason: "alternate.when is always, but alternate.servers has none of the client's address family",
+    reject: Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "Insufficient Capacity: no server for this address family"),
+    reason: "alternate.when is always, but there is no alternate server for the client's address family and transport",
     redirect: Some(RedirectWhen::Always),
 };
 const TUNNELED: Obstacle = Obstacle::Other {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
-use super::super::{Alternate, Event, OpenError, RedirectCause, RedirectWhen};
+use super::super::{Alternate, Event, OpenError, RedirectCause, RedirectWhen, Transport};
 use super::support::*;
 use crate::stun::attribute::{
     AlternateDomain, AlternateServer, ChannelNumber, EvenPort, Lifetime, RequestedTransport, XorPeerAddress,
@@ -12,10 +12,11 @@ use crate::stun::attribute::{
 use crate::stun::{AttributeType, EncodeAttribute, Method};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
+const TLS_SERVER: &str = "203.0.113.7:5349";
 const SERVERS: [&str; 3] = ["203.0.113.5:3478", "203.0.113.6:3479", "[2001:db8::5]:3478"];
 
 fn alternate(when: RedirectWhen) -> Alternate {
-    Alternate { servers: SERVERS.map(address).to_vec(), domain: None, when }
+    Alternate { servers: SERVERS.map(address).to_vec(), tls_servers: vec![address(TLS_SERVER)], domain: None, when }
 }
 
 fn world(when: RedirectWhen, change: impl FnOnce(&mut Setup)) -> World {
@@ -71,7 +72,7 @@ fn a_client_whose_family_no_server_has_is_508() {
     let answer = world.ask(&world.client(1), Method::ALLOCATE, &[&UDP]);
     assert_eq!(answer.code(), Some(508));
     assert!(answer.reason().contains("address family"));
-    assert!(limit(&mut world).contains("alternate.servers"));
+    assert!(limit(&mut world).contains("no alternate server"));
 }
 
 #[test]
@@ -91,18 +92,25 @@ fn clients_spread_over_the_servers_and_a_retransmission_is_sent_where_the_reques
 
 // RFC 8489 §10, §14.16.
 #[test]
-fn the_name_in_the_certificate_goes_with_the_address() {
+fn clients_over_tls_have_servers_of_their_own_and_are_told_the_name_in_the_certificate() {
     let mut world = world(RedirectWhen::Always, |setup| {
         setup.alternate.as_mut().unwrap().domain = Some("turn2.example.org".to_owned());
     });
-    let answer = world.ask(&world.client(1), Method::ALLOCATE, &[&UDP]);
+    let mut client = world.client(1);
+    for transport in [Transport::Udp, Transport::Tcp] {
+        client.tuple.transport = transport;
+        let answer = world.ask(&client, Method::ALLOCATE, &[&UDP]);
+        assert!(!answer.kinds().contains(&AttributeType::ALTERNATE_DOMAIN));
+        assert_ne!(redirected(&mut world).0, address(TLS_SERVER));
+    }
+    client.tuple.transport = Transport::Tls;
+    let answer = world.ask(&client, Method::ALLOCATE, &[&UDP]);
     assert_eq!(answer.get(), Some(AlternateDomain("turn2.example.org")));
-    redirected(&mut world);
+    assert_eq!(redirected(&mut world).0, address(TLS_SERVER));
     assert_eq!(
         answer.kinds(),
         [
             AttributeType::ERROR_CODE,
-            AttributeType::ALTERNATE_SERVER,
             AttributeType::ALTERNATE_SERVER,
             AttributeType::ALTERNATE_DOMAIN,
             AttributeType::SOFTWARE,

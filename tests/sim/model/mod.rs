@@ -217,7 +217,8 @@ impl Model {
             _ => RedirectCause::Refused(""),
         };
         self.announced.push(Action::Log(Event::AllocationRedirected { user, tuple, server, cause }));
-        Body::Redirected { servers, domain: alternate.domain.clone() }
+        // These clients come over UDP, and the name in a certificate is nothing to them.
+        Body::Redirected { servers, domain: None }
     }
 
     /// The server gave a client a nonce, which nobody else may have (RFC 8489 §9.2.4).
