@@ -103,14 +103,17 @@ mod uclient {
 
     /// Starts a server that listens on `transport` too.
     fn start(transport: Transport, ip: &str, more: &str) -> Server {
-        let config = config(&[ip], more);
+        start_with(transport, ip, &config(&[ip], more))
+    }
+
+    fn start_with(transport: Transport, ip: &str, config: &str) -> Server {
         if !matches!(transport, Transport::Tls) {
-            return Server::start(&config);
+            return Server::start(config);
         }
         let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
         let files = authority.write(&authority.issue(&["localhost"]), directory.path());
         // The certificate has been read when the server is ready.
-        Server::start(&with_tls(&config, &[ip], &files))
+        Server::start(&with_tls(config, &[ip], &files))
     }
 
     /// Runs the client to its end; all that it sends has to come back.
@@ -173,7 +176,7 @@ mod uclient {
 
     /// The same with pairs of ports; every reservation has to be claimed.
     fn echo_through_pairs_of_ports(case: &str, transport: Transport, ip: &str) {
-        let server = Server::start(&config(&[ip], &format!("{FOR_UCLIENT}{LOOPBACK_PEERS}")));
+        let server = start(transport, ip, &format!("{FOR_UCLIENT}{LOOPBACK_PEERS}"));
         let (_peer, peer) = start_peer(ip.parse().unwrap());
         let (peer_ip, peer_port) = (peer.ip().to_string(), peer.port().to_string());
         let arguments = [family(ip), "-e", &peer_ip, "-r", &peer_port];
@@ -191,7 +194,7 @@ mod uclient {
     /// Clients with an address of each family exchange data with a peer of one.
     fn echo_through_dual_allocations(case: &str, transport: Transport, ip: &str, data: Data) {
         let more = format!("{FOR_UCLIENT}{LOOPBACK_PEERS}");
-        let server = Server::start(&config_for(&[ip], &["127.0.0.1", "::1"], &more));
+        let server = start_with(transport, ip, &config_for(&[ip], &["127.0.0.1", "::1"], &more));
         let (_peer, peer) = start_peer(ip.parse().unwrap());
         let (peer_ip, peer_port) = (peer.ip().to_string(), peer.port().to_string());
         let mut arguments = vec!["-e", &*peer_ip, "-r", &peer_port];
@@ -352,6 +355,16 @@ mod uclient {
     #[test]
     fn all_bytes_come_back_through_dual_allocations_over_tcp() {
         echo_through_dual_allocations("dual, indications, IPv4, TCP", Transport::Tcp, "127.0.0.1", Data::Indications);
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_pairs_of_ports_over_tls() {
+        echo_through_pairs_of_ports("pairs of ports, IPv6, TLS", Transport::Tls, "::1");
+    }
+
+    #[test]
+    fn all_bytes_come_back_through_dual_allocations_over_tls() {
+        echo_through_dual_allocations("dual, channels, IPv6, TLS", Transport::Tls, "::1", Data::Channels);
     }
 
     #[test]
