@@ -118,11 +118,14 @@ pub(super) fn receive_error(fd: BorrowedFd<'_>) -> io::Result<Option<QueuedError
 
 /// Slots for datagrams to be received into, one call for many.
 pub(super) struct Receiver {
-    /// Never grows and is never replaced: `vectors` points into it. So do `headers` into the others.
+    /// Never grows and is never replaced, as none of the others is: `headers` points into them.
     arena: Vec<u8>,
+    stride: usize,
+    offset: usize,
     names: Vec<Name>,
     _controls: Vec<Control>,
-    _vectors: Vec<libc::iovec>,
+    /// Points into the arena, during a call.
+    vectors: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
 }
 
@@ -135,13 +138,12 @@ impl Receiver {
     pub(super) fn new(slots: usize, stride: usize, offset: usize, len: usize) -> Self {
         assert!(offset.checked_add(len).is_some_and(|end| end <= stride), "the room is within its slot");
         let size = slots.checked_mul(stride).expect("the arena fits into memory");
-        let (mut arena, mut names, mut controls) =
-            (vec![0; size], vec![Name::EMPTY; slots], vec![Control::EMPTY; slots]);
+        let (arena, mut names, mut controls) = (vec![0; size], vec![Name::EMPTY; slots], vec![Control::EMPTY; slots]);
         // None of the pointers below are used before a system call, and the vectors that they point into stay as they
-        // are: `as_mut_ptr` promises that its pointer remains valid beside later ones and beside slices.
-        let (base, name, control) = (arena.as_mut_ptr(), names.as_mut_ptr(), controls.as_mut_ptr());
-        let room = |slot| libc::iovec { iov_base: base.wrapping_add(slot * stride + offset).cast(), iov_len: len };
-        let mut vectors: Vec<libc::iovec> = (0..slots).map(room).collect();
+        // are: `as_mut_ptr` promises that its pointer remains valid beside later ones. Into the arena, of which mutable
+        // slices are given out, pointers are made for each call.
+        let (name, control) = (names.as_mut_ptr(), controls.as_mut_ptr());
+        let mut vectors = vec![libc::iovec { iov_base: ptr::null_mut(), iov_len: len }; slots];
         let vector = vectors.as_mut_ptr();
         let header = |slot| {
             let mut header = empty_header();
@@ -153,7 +155,7 @@ impl Receiver {
             libc::mmsghdr { msg_hdr: header, msg_len: 0 }
         };
         let headers = (0..slots).map(header).collect();
-        Self { arena, names, _controls: controls, _vectors: vectors, headers }
+        Self { arena, stride, offset, names, _controls: controls, vectors, headers }
     }
 
     pub(super) fn arena(&self) -> &[u8] {
@@ -175,6 +177,11 @@ impl Receiver {
     ) -> io::Result<usize> {
         let headers = self.headers.get_mut(first..).unwrap_or_default();
         let wanted = libc::c_uint::try_from(max.min(headers.len())).unwrap_or(libc::c_uint::MAX);
+        let (base, vector) = (self.arena.as_mut_ptr(), self.vectors.as_mut_ptr());
+        for slot in first..first + wanted as usize {
+            // SAFETY: there is a vector and a slot of the arena for each header.
+            unsafe { (*vector.add(slot)).iov_base = base.add(slot * self.stride + self.offset).cast() };
+        }
         let count = retry(|| {
             // SAFETY: there are `wanted` headers, whose pointers name buffers of the length that stands beside them.
             // `self` owns these and is borrowed mutably, so that nothing else refers to them during the call.

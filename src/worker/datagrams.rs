@@ -39,6 +39,9 @@ const FROM_ONE_PEER: usize = 16;
 /// How many tasks run before what waits is sent, should the turn have no end.
 const MOST_TASKS: u32 = 32;
 
+/// How many datagrams wait for clients at most before they are sent, but for those of one batch.
+const MOST_WAITING: usize = 256;
+
 /// How many ICMP errors one relay socket may keep the worker busy with at a time.
 const MOST_ERRORS: usize = 16;
 
@@ -215,19 +218,26 @@ impl Worker {
     }
 
     /// Tells the client of the ICMP errors that a relay socket has learnt of (RFC 8656 §11.5). `peer` is whom the datagram
-    /// was for that this machine itself has just found too long.
-    pub(super) fn serve_errors(&mut self, now: Now, relay: RelayId, socket: &UdpSocket, peer: Option<SocketAddr>) {
+    /// was for that this machine itself has just found too long. True if there may be more.
+    pub(super) fn serve_errors(
+        &mut self,
+        now: Now,
+        relay: RelayId,
+        socket: &UdpSocket,
+        peer: Option<SocketAddr>,
+    ) -> bool {
         for _ in 0..MOST_ERRORS {
             let read = || udp::receive_error(socket)?.ok_or_else(|| io::ErrorKind::WouldBlock.into());
             // The runtime has not heard yet of what has just happened.
             let Ok(error) = (if peer.is_some() { read() } else { socket.try_io(Interest::ERROR, read) }) else {
-                return;
+                return false;
             };
             let peer = match (error.origin, peer) {
                 (Origin::Network, _) => error.peer,
-                (Origin::Local, Some(peer)) => peer,
-                // It has been told when it happened.
-                (Origin::Local, None) => continue,
+                // The kernel may leave the port out, never the address.
+                (Origin::Local, Some(peer)) if peer.ip() == error.peer.ip() => peer,
+                // It has been told when it happened, or was not to be told.
+                (Origin::Local, _) => continue,
             };
             let error = IcmpError { kind: error.kind, code: error.code, mtu: error.info };
             let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
@@ -239,6 +249,7 @@ impl Worker {
                 self.settle(peer, outcome);
             }
         }
+        true
     }
 
     /// Sends what is queued for peers; `arena` is where it stands.
@@ -412,7 +423,8 @@ impl Worker {
     /// At the end of each task that may have queued something.
     pub(super) fn end_task(&mut self) {
         self.tasks += 1;
-        if self.tasks >= MOST_TASKS {
+        let waiting: usize = self.listeners.iter().map(|listener| listener.outbox.borrow().len()).sum();
+        if self.tasks >= MOST_TASKS || waiting >= MOST_WAITING {
             self.flush_to_clients();
         }
     }

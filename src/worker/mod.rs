@@ -253,6 +253,7 @@ impl Worker {
     /// Ends every allocation, what is to be told, and every connection once what is due on it is written.
     fn stop(&mut self, now: Now) {
         self.stopping = true;
+        self.flush_to_clients();
         self.server.stop(now.monotonic);
         self.carry_out(now);
         self.events.finish();

@@ -21,17 +21,17 @@ pub(super) struct Outbox {
 pub(super) struct Flow(u32);
 
 impl Flow {
-    /// Answers, each on its own.
-    pub(super) const ANSWERS: Self = Self(u32::MAX);
-
-    /// The slot of the relay socket.
-    pub(super) fn slot(self) -> usize {
-        self.0 as usize
-    }
+    /// Answers, each on its own. They leave first: relayed data may not cost them their place in a full buffer.
+    pub(super) const ANSWERS: Self = Self(0);
 
     /// The flow of a relay socket, by [`RelayId::slot`](crate::turn::RelayId::slot).
     pub(super) fn of_relay(slot: usize) -> Self {
-        Self(u32::try_from(slot).unwrap_or(u32::MAX - 1))
+        Self(u32::try_from(slot).map_or(u32::MAX, |slot| slot.saturating_add(1)))
+    }
+
+    /// The slot of the relay socket.
+    pub(super) fn slot(self) -> usize {
+        self.0.saturating_sub(1) as usize
     }
 }
 
@@ -48,6 +48,11 @@ struct Waiting {
 }
 
 impl Outbox {
+    /// Datagrams that wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Keeps a copy of some bytes until the next flush.
     pub(super) fn keep(&mut self, bytes: &[u8]) -> Piece {
         self.batch.keep(bytes)

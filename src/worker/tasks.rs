@@ -87,6 +87,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     // Whoever does not read by then does not get them.
     let _ = tokio::time::timeout(LAST_ANSWERS, last_answers).await;
     let mut worker = worker.borrow_mut();
+    worker.flush_to_clients();
     worker.connection_counters.server_stopped();
     Ok(Totals { packets: worker.counters.clone(), connections: worker.connection_counters.clone() })
 }
@@ -223,10 +224,12 @@ async fn serve_relay(worker: Weak<RefCell<Worker>>, relay: RelayId, socket: Rc<U
             let Some(worker) = worker.upgrade() else { return };
             let mut worker = worker.borrow_mut();
             let now = worker.now();
-            if ready.is_error() {
-                worker.serve_errors(now, relay, &socket, None);
+            let more_errors = ready.is_error() && worker.serve_errors(now, relay, &socket, None);
+            match worker.serve_peers(now, relay, &socket, &lost) {
+                // Whoever floods us with ICMP errors does not keep the others waiting.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && more_errors => Ok(true),
+                served => served.map(|more| more || more_errors),
             }
-            worker.serve_peers(now, relay, &socket, &lost)
         };
         pause(more).await;
     }

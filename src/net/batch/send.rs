@@ -25,6 +25,10 @@ const MOST_PIECES: usize = 1_024;
 const LONGEST_SEGMENT_V4: usize = 1_472;
 const LONGEST_SEGMENT_V6: usize = 1_452;
 
+/// How many messages one call hands to the kernel. What fails is tried again from the one behind it on, so that many
+/// failures may not cost the making of all that follow each time.
+const MOST_MESSAGES: usize = 64;
+
 /// How often a call is repeated that may have reported the error of an earlier datagram.
 const RETRIES: usize = 2;
 
@@ -265,7 +269,7 @@ impl SendBatch {
             let area = if piece.kept { kept } else { arena };
             area.get(piece.start..piece.end).unwrap_or_default()
         };
-        let messages = self.runs.iter().skip(first).map(|run| {
+        let messages = self.runs.iter().skip(first).take(MOST_MESSAGES).map(|run| {
             let pieces = pieces.get(run.pieces.clone()).unwrap_or_default();
             (run.outgoing(), pieces.iter().map(bytes))
         });
