@@ -115,7 +115,7 @@ type Parsed = (Certificate, CertificateDer<'static>);
 
 fn read_certificates(path: &Path) -> Result<Vec<Parsed>, FileError> {
     // A file with the key in it as well is usual.
-    let bytes = Zeroizing::new(fs::read(path).map_err(FileError::Unreadable)?);
+    let bytes = Zeroizing::new(read(path).map_err(FileError::Unreadable)?);
     let certificates: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(|_| FileError::BadPem)?;
     if certificates.is_empty() {
@@ -134,8 +134,24 @@ fn read_certificates(path: &Path) -> Result<Vec<Parsed>, FileError> {
     certificates.into_iter().enumerate().map(parse).collect()
 }
 
+/// The longest certificate chain or key that is read, in bytes.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// Reads a file. A pipe could keep the caller waiting for ever, and a device could go on for ever.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let about = fs::metadata(path)?;
+    // A directory says so itself.
+    if !about.is_file() && !about.is_dir() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    if about.len() > LONGEST_FILE {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
+    fs::read(path)
+}
+
 fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, FileError> {
-    let bytes = Zeroizing::new(fs::read(path).map_err(FileError::Unreadable)?);
+    let bytes = Zeroizing::new(read(path).map_err(FileError::Unreadable)?);
     if contains(&bytes, b"ENCRYPTED") {
         return Err(FileError::EncryptedKey);
     }
