@@ -191,12 +191,14 @@ impl Life<'_> {
     /// Reads again what can be read again.
     fn reload(&mut self) {
         self.service.reloading(clock::monotonic());
-        if let Some(certificates) = &mut self.certificates {
-            certificates.reload();
+        const RESTART: &str = "the configuration is not reloaded by this version; restart it to apply a change";
+        match &mut self.certificates {
+            Some(certificates) => {
+                certificates.reload();
+                tracing::info!("SIGHUP: the certificate was looked at; {RESTART}");
+            }
+            None => tracing::warn!("SIGHUP: {RESTART}"),
         }
-        tracing::warn!(
-            "SIGHUP: this version does not reload its configuration, but for the certificate; restart it to apply a change"
-        );
         self.service.ready();
     }
 

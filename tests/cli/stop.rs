@@ -118,7 +118,7 @@ fn a_stop_ends_the_allocations_and_logs_each_before_the_totals() {
 fn sighup_is_answered_in_the_log_and_ends_nothing() {
     let server = Running::start(&config(&["127.0.0.1"], ""), &[]);
     kill(Pid::from_raw(server.process.id().try_into().unwrap()), Signal::SIGHUP).unwrap();
-    server.wait_for_line(|line| line.contains("SIGHUP: this version does not reload"));
+    server.wait_for_line(|line| line.contains("SIGHUP: the configuration is not reloaded"));
     let client = Client::new(server.address());
     assert_eq!(client.binding(), client.address());
     assert_eq!(server.terminate().code, Some(0));
