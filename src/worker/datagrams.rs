@@ -303,9 +303,7 @@ impl Worker {
     fn serve_peer(&mut self, now: Now, relay: RelayId, route: &PeerRoute, slot: usize, datagram: &Datagram) {
         for payload in datagram.segments() {
             self.pace.moved(1);
-            let queued = if route.tuple.transport.is_stream() {
-                self.queue_on_connection(now, relay, route, payload)
-            } else if datagram.segment.is_none() {
+            let queued = if datagram.segment.is_none() && !route.tuple.transport.is_stream() {
                 self.queue_in_place(now, relay, route, slot, payload)
             } else {
                 self.queue_in_pieces(now, relay, route, payload)
@@ -333,7 +331,7 @@ impl Worker {
         self.queue_to_client(relay, route, |_| [message])
     }
 
-    /// Puts a header in front of a payload that stands right behind another one.
+    /// Puts a header in front of a payload that stands right behind another one, or is for a connection.
     fn queue_in_pieces(
         &mut self,
         now: Now,
@@ -346,6 +344,12 @@ impl Worker {
         self.server.admit_to_client(now.monotonic, relay, payload.len())?;
         let header = room.get(HEADROOM - length..).unwrap_or_default();
         let padding = PADDING.get(..route.framing.padding(payload.len())).unwrap_or_default();
+        if route.tuple.transport.is_stream() {
+            let payload = self.from_peers.arena().get(payload).unwrap_or_default();
+            self.data_on_connection(&route.tuple, [header, payload, padding])?;
+            self.counters.count(Outcome::RelayedToClient);
+            return Ok(());
+        }
         self.queue_to_client(relay, route, |outbox| {
             [outbox.keep(header), Piece::of_arena(payload), outbox.keep(padding)]
         })
@@ -362,24 +366,6 @@ impl Worker {
         let pieces = pieces(&mut outbox);
         let target = Target::new(route.tuple.client, from, route.tos);
         outbox.push(Flow::of_relay(relay.slot()), target, &pieces, Outcome::RelayedToClient);
-        Ok(())
-    }
-
-    fn queue_on_connection(
-        &mut self,
-        now: Now,
-        relay: RelayId,
-        route: &PeerRoute,
-        payload: Range<usize>,
-    ) -> Result<(), DropReason> {
-        let mut room = [0; HEADROOM];
-        let length = route.framing.write_header(payload.len(), &mut self.rng, &mut room).ok_or(DropReason::TooLarge)?;
-        self.server.admit_to_client(now.monotonic, relay, payload.len())?;
-        let header = room.get(HEADROOM - length..).unwrap_or_default();
-        let padding = PADDING.get(..route.framing.padding(payload.len())).unwrap_or_default();
-        let payload = self.from_peers.arena().get(payload).unwrap_or_default();
-        self.data_on_connection(&route.tuple, [header, payload, padding])?;
-        self.counters.count(Outcome::RelayedToClient);
         Ok(())
     }
 
