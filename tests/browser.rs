@@ -64,8 +64,8 @@ mod browser {
     }
 
     /// Makes a call between sides that have these configurations and checks that all of it went through the relay, and over
-    /// these transports to it.
-    fn call(case: &str, server: &Server, configurations: [&Value; 2], transports: [&str; 2]) {
+    /// one of these transports to it.
+    fn call(case: &str, server: &Server, configurations: [&Value; 2], transports: [&[&str]; 2]) {
         let browser = Browser::start();
         browser.navigate(&format!("http://{}/", serve_page()));
         let report = browser.execute_async(
@@ -83,10 +83,11 @@ mod browser {
         let frames: Vec<u64> = serde_json::from_value(report["framesDecoded"].clone()).unwrap();
         assert!(frames[0] > 0 && frames[1] > frames[0], "{frames:?}");
 
-        // The server's own account: what the receiver got came from it.
-        server.wait_for_log(|line| {
-            let bytes = line.field("bytes_to_client").and_then(|bytes| bytes.parse().ok());
-            line.message() == "allocation ended" && bytes.is_some_and(|bytes: usize| bytes > BYTES)
+        // The server's own account: what the receiver got came from it. A browser may use one allocation and then another.
+        server.wait_for_logs(|lines| {
+            let ended = lines.iter().filter(|line| line.message() == "allocation ended");
+            let bytes = ended.filter_map(|line| line.field("bytes_to_client")?.parse::<usize>().ok());
+            bytes.sum::<usize>() > BYTES
         });
 
         // Chromium asks for no family, and so gets IPv4 (RFC 8656 §7.2), however it reaches the server.
@@ -96,7 +97,8 @@ mod browser {
                 assert_eq!(pair[side]["candidateType"], "relay", "{report}");
                 assert_eq!(pair[side]["address"], relay_ip, "{report}");
             }
-            assert_eq!(pair["local"]["relayProtocol"], transport, "{report}");
+            let used = pair["local"]["relayProtocol"].as_str().unwrap();
+            assert!(transport.contains(&used), "{report}");
         }
         assert_eq!(report["pairs"].as_array().unwrap().len(), 2);
         let clients = server.logs().into_iter().filter(|line| line.message() == "allocation created");
@@ -115,7 +117,7 @@ mod browser {
         let server = Server::start(&with_tls(&config_for(&[ip], relay, ""), &[ip], &files));
         let credential = server.credential("alice");
         let [caller, callee] = transports.map(|transport| only(transport, &credential));
-        call(case, &server, [&caller, &callee], transports);
+        call(case, &server, [&caller, &callee], [&transports[..1], &transports[1..]]);
     }
 
     #[test]
@@ -154,7 +156,6 @@ mod browser {
     fn a_call_runs_through_the_relay_with_the_line_that_a_server_without_secret_prints() {
         let server = Server::start(&config_without_secret(&["127.0.0.1"], ""));
         let printed = server.printed_credential().configuration;
-        // A browser that can use UDP prefers it.
-        call("printed credential", &server, [&printed, &printed], ["udp", "udp"]);
+        call("printed credential", &server, [&printed, &printed], [&["udp", "tcp"]; 2]);
     }
 }

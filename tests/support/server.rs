@@ -123,6 +123,13 @@ impl Server {
         found.unwrap_or_else(|| panic!("the awaited log line did not come; the server said:\n{}", self.process.said()))
     }
 
+    /// Waits until `wanted` accepts the lines logged so far.
+    pub(crate) fn wait_for_logs(&self, wanted: impl Fn(&[LogLine]) -> bool) {
+        let found = self.process.stderr.wait_for(PATIENCE, |lines| wanted(&parse(lines)).then_some(()));
+        found
+            .unwrap_or_else(|| panic!("the awaited log lines did not come; the server said:\n{}", self.process.said()));
+    }
+
     /// Mints a time-limited credential for `user` from the server's own configuration.
     pub(crate) fn credential(&self, user: &str) -> Credential {
         let host = self.listening[0].1.ip().to_string();
