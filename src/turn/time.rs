@@ -42,7 +42,7 @@ impl Instant {
 }
 
 /// The moment at which something is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(u64);
 
 impl Deadline {
@@ -64,6 +64,12 @@ impl Deadline {
     #[must_use]
     pub fn seconds_left(self, now: Instant) -> u32 {
         u32::try_from(self.0.saturating_sub(now.0).div_ceil(MICROS)).unwrap_or(u32::MAX)
+    }
+
+    /// What is left; zero once the deadline has passed.
+    #[must_use]
+    pub fn left(self, now: Instant) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(now.0))
     }
 
     /// The earlier of two deadlines.

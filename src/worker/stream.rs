@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::task::yield_now;
+use tokio::time::sleep;
 
 use super::datagrams::{Arena, Served};
-use super::{Close, LARGEST_READ, Now, Worker};
+use super::{Close, LARGEST_READ, Now, Timeouts, Worker};
 use crate::net::tcp;
 use crate::net::tls::{Failure, Usage};
-use crate::turn::{self, Deadline, DropReason, FiveTuple, Frame, Outcome, Ticket, Transport};
+use crate::turn::{self, Deadline, DropReason, FiveTuple, Frame, Instant, Outcome, Ticket, Transport};
 
 /// Relayed data that waits for a slow client, in bytes. What exceeds it is dropped, as a full socket buffer drops it.
 const MOST_DATA: usize = 256 * 1024;
@@ -36,14 +37,6 @@ const LONGEST_OF_STRANGER: usize = 4 * 1024;
 /// How many messages one connection may keep the worker busy with before the others get their turn.
 const BUDGET: usize = 64;
 
-/// What the bytes of one read came to.
-enum Received {
-    /// A message that was not dropped.
-    Request,
-    /// Nothing that counts.
-    Nothing,
-}
-
 /// What has come from a client and is not served.
 #[derive(Debug)]
 struct Inbound {
@@ -54,11 +47,22 @@ struct Inbound {
     more: bool,
     /// The client has had an allocation on this connection.
     proven: bool,
+    /// Until when it has to have one.
+    stranger_until: Deadline,
+    /// Until when it has to make a request.
+    until: Deadline,
 }
 
 impl Inbound {
-    fn new(usage: Usage) -> Self {
-        Self { usage, bytes: Vec::new(), more: false, proven: false }
+    fn new(now: Instant, timeouts: &Timeouts, usage: Usage) -> Self {
+        let until = Deadline::after(now, timeouts.first_request);
+        let stranger_until = Deadline::after(now, timeouts.unauthenticated);
+        Self { usage, bytes: Vec::new(), more: false, proven: false, stranger_until, until }
+    }
+
+    /// The next moment at which something is over.
+    fn deadline(&self) -> Deadline {
+        if self.proven { self.until } else { self.until.earlier(self.stranger_until) }
     }
 
     /// Replaces what is kept.
@@ -157,7 +161,9 @@ impl Outbound {
         if self.overflowed {
             return Poll::Ready(Close::Unread);
         }
-        self.writer = Some(cx.waker().clone());
+        if !self.writer.as_ref().is_some_and(|writer| writer.will_wake(cx.waker())) {
+            self.writer = Some(cx.waker().clone());
+        }
         while !self.queue.is_empty() {
             match ready!(Pin::new(&mut *stream).poll_write(cx, self.piece())) {
                 Ok(written) if written > 0 => {
@@ -213,52 +219,61 @@ async fn converse<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut inbound = Inbound::new(usage);
-    let Some(timeouts) = worker.upgrade().map(|worker| worker.borrow().timeouts) else { return Close::ServerStopped };
-    let mut stranger_until = None;
-    let mut patience = timeouts.first_request;
-    let mut deadline = None;
-    loop {
-        let now = match worker.upgrade() {
-            Some(worker) => worker.borrow().now().monotonic,
-            None => return Close::ServerStopped,
-        };
-        if !inbound.proven
-            && stranger_until.get_or_insert_with(|| Deadline::after(now, timeouts.unauthenticated)).has_passed(now)
-        {
-            return Close::Unauthenticated;
+    let (mut inbound, mut armed, timer) = match worker.upgrade() {
+        Some(worker) => {
+            let worker = worker.borrow();
+            let now = worker.now().monotonic;
+            let inbound = Inbound::new(now, &worker.timeouts, usage);
+            let armed = inbound.deadline();
+            (inbound, armed, sleep(armed.left(now)))
         }
-        let until = *deadline.get_or_insert_with(|| Deadline::after(now, patience));
+        None => return Close::ServerStopped,
+    };
+    tokio::pin!(timer);
+    loop {
         let step = poll_fn(|cx| {
             if let Poll::Ready(close) = outbound.borrow_mut().poll_write(cx, stream) {
                 return Poll::Ready(Err(close));
             }
             let Some(worker) = worker.upgrade() else { return Poll::Ready(Err(Close::ServerStopped)) };
             let read = worker.borrow_mut().poll_read(cx, tuple, &mut inbound, stream);
-            if let Poll::Ready(Err(_)) = read {
-                // The answers to what came before the end; what cannot be written at once is not waited for.
-                let _ = outbound.borrow_mut().poll_write(cx, stream);
+            match read {
+                Poll::Ready(Err(close)) => {
+                    // The answers to what came before the end; what cannot be written at once is not waited for.
+                    let _ = outbound.borrow_mut().poll_write(cx, stream);
+                    Poll::Ready(Err(close))
+                }
+                // As a rule each request moves the deadline on, and the timer need not be touched.
+                _ if inbound.deadline() < armed => Poll::Ready(Ok(Step::Timer)),
+                Poll::Ready(Ok(more)) => Poll::Ready(Ok(Step::Read(more))),
+                Poll::Pending => timer.as_mut().poll(cx).map(|()| Ok(Step::Timer)),
             }
-            read
         });
-        match timeout(Duration::from_secs(until.seconds_left(now).into()), step).await {
-            Ok(Ok(Received::Request)) => (patience, deadline) = (timeouts.idle, None),
-            Ok(Err(close)) => return close,
-            // A client that says much and asks nothing is out of time as well.
-            Ok(Ok(Received::Nothing)) | Err(_) => {
+        match step.await {
+            Ok(Step::Read(false)) => {}
+            // A client that sends without end does not keep the others waiting.
+            Ok(Step::Read(true)) => yield_now().await,
+            Ok(Step::Timer) => {
                 let Some(worker) = worker.upgrade() else { return Close::ServerStopped };
-                let worker = worker.borrow();
-                if until.has_passed(worker.now().monotonic) {
-                    if !worker.server.has_allocation(tuple) {
-                        return Close::Idle;
+                match worker.borrow().patience(tuple, &mut inbound) {
+                    Ok(left) => {
+                        timer.as_mut().reset(tokio::time::Instant::now() + left);
+                        armed = inbound.deadline();
                     }
-                    (patience, deadline) = (timeouts.idle, None);
+                    Err(close) => return close,
                 }
             }
+            Err(close) => return close,
         }
-        // A client that sends without end does not keep the others waiting.
-        tokio::task::yield_now().await;
     }
+}
+
+/// What woke a connection's task.
+enum Step {
+    /// Something was read, and perhaps there is more.
+    Read(bool),
+    /// A deadline may have passed.
+    Timer,
 }
 
 impl Worker {
@@ -334,23 +349,39 @@ impl Worker {
         self.carry_out(now);
     }
 
-    /// Reads from a client's connection and sees complete messages to their ends, not many at a time.
+    /// How long a client has from now on to make a request, or that it has had its time.
+    fn patience(&self, tuple: &FiveTuple, inbound: &mut Inbound) -> Result<Duration, Close> {
+        let now = self.now().monotonic;
+        if !inbound.proven && inbound.stranger_until.has_passed(now) {
+            return Err(Close::Unauthenticated);
+        }
+        if inbound.until.has_passed(now) {
+            if !self.server.has_allocation(tuple) {
+                return Err(Close::Idle);
+            }
+            inbound.until = Deadline::after(now, self.timeouts.idle);
+        }
+        Ok(inbound.deadline().left(now))
+    }
+
+    /// Reads from a client's connection and sees complete messages to their ends, not many at a time. Ready with whether
+    /// there may be more.
     fn poll_read<S: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         tuple: &FiveTuple,
         inbound: &mut Inbound,
         stream: &mut S,
-    ) -> Poll<Result<Received, Close>> {
+    ) -> Poll<Result<bool, Close>> {
         let kept = inbound.bytes.len();
-        let mut end = kept;
+        let (mut end, mut full) = (kept, false);
         if !inbound.more {
             let room = self.buffer.get_mut(kept..).unwrap_or_default();
             let most = room.len().min(LARGEST_READ);
             let mut read = ReadBuf::new(room.get_mut(..most).unwrap_or_default());
             match ready!(Pin::new(stream).poll_read(cx, &mut read)) {
                 Ok(()) if read.filled().is_empty() => return Poll::Ready(Err(Close::ByClient)),
-                Ok(()) => end += read.filled().len(),
+                Ok(()) => (end, full) = (kept + read.filled().len(), read.remaining() == 0),
                 Err(error) => return Poll::Ready(Err(Failure::of(&error).into())),
             }
         }
@@ -365,7 +396,12 @@ impl Worker {
         self.carry_out(now);
         self.end_task();
         inbound.keep(self.buffer.get(served).unwrap_or_default());
-        Poll::Ready(received)
+        received?;
+        // A client that says much and asks nothing runs out of time as well.
+        if inbound.deadline().has_passed(now.monotonic) {
+            self.patience(tuple, inbound)?;
+        }
+        Poll::Ready(Ok(full || inbound.more))
     }
 
     /// Sees the complete messages in these bytes of the buffer to their ends; what is left begins a message.
@@ -375,8 +411,7 @@ impl Worker {
         tuple: &FiveTuple,
         inbound: &mut Inbound,
         left: &mut Range<usize>,
-    ) -> Result<Received, Close> {
-        let mut received = Received::Nothing;
+    ) -> Result<(), Close> {
         inbound.more = false;
         for served in 0.. {
             let bytes = self.buffer.get(left.clone()).unwrap_or_default();
@@ -402,7 +437,7 @@ impl Worker {
                     self.pace.moved(1);
                     let served = self.serve_packet(now, tuple, Arena::Stream, left.start..left.start + message, 0);
                     if !matches!(served, Served::Done(Some(Outcome::Dropped(_)))) {
-                        received = Received::Request;
+                        inbound.until = Deadline::after(now.monotonic, self.timeouts.idle);
                     }
                     left.start += length;
                 }
@@ -410,7 +445,7 @@ impl Worker {
                 Frame::Invalid => return Err(Close::Garbage),
             }
         }
-        Ok(received)
+        Ok(())
     }
 
     /// Queues an answer for a client, or word of an ICMP error, which is as rare.
