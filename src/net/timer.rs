@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-/// The longest [`pause`]: with the time that waking up takes, a packet waits about 100 µs.
-pub const LONGEST_PAUSE: Duration = Duration::from_micros(80);
+/// The longest [`pause`].
+pub const LONGEST_PAUSE: Duration = Duration::from_micros(150);
 
 /// Makes the timers of the calling thread fire when they should: by default the kernel lets them be up to 50 µs late in
 /// order to wake up less often (`PR_SET_TIMERSLACK`). Threads that it starts afterwards inherit this.
@@ -15,7 +15,7 @@ pub fn make_precise() -> std::io::Result<()> {
     Ok(nix::sys::prctl::set_timerslack(1)?)
 }
 
-/// Lets the calling thread sleep, for [`LONGEST_PAUSE`] at most. It takes some 20 µs longer than asked for, since the
+/// Lets the calling thread sleep, for [`LONGEST_PAUSE`] at most. It takes some 30 µs longer than asked for, since the
 /// thread has to be woken, and 70 µs longer without [`make_precise`].
 pub fn pause(duration: Duration) {
     thread::sleep(duration.min(LONGEST_PAUSE));
