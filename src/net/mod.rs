@@ -10,3 +10,4 @@ mod testing;
 pub mod timer;
 pub mod tls;
 pub mod udp;
+pub mod watch;

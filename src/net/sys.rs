@@ -1,5 +1,6 @@
 //! The unsafe code of the crate: `recvmsg`, `sendmsg` and their plural forms, with the control messages that say where a
-//! datagram was sent to, how it is marked, how long its segments are and why an earlier one was not delivered.
+//! datagram was sent to, how it is marked, how long its segments are and why an earlier one was not delivered. And what
+//! the runtime calls unsafe: to watch a descriptor.
 //!
 //! The safe wrappers of other crates allocate their control buffers on the heap; here they live on the stack or are used
 //! again, because these functions run once per packet.
@@ -9,8 +10,11 @@ use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// What the kernel says about one datagram, addresses as the kernel writes them (IPv4 on a dual-stack socket: mapped).
 pub(super) struct Arrival {
@@ -98,6 +102,23 @@ pub(super) fn send(fd: BorrowedFd<'_>, payload: &[u8], outgoing: &Outgoing) -> i
     // SAFETY: every pointer in `header` names a live buffer of at least the length that stands beside it; sendmsg only
     // reads them.
     retry(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, 0) })
+}
+
+/// Sends one datagram that needs nothing but its destination, without waiting: what `sendmmsg` does for a single one, for less.
+pub(super) fn send_plain(fd: BorrowedFd<'_>, payload: &[u8], to: SocketAddr) -> io::Result<usize> {
+    let mut name = Name::EMPTY;
+    let length = name.set(to);
+    // SAFETY: both pointers name live buffers of at least the length that stands beside them, which the kernel only reads.
+    retry(|| unsafe {
+        libc::sendto(
+            fd.as_raw_fd(),
+            payload.as_ptr().cast(),
+            payload.len(),
+            libc::MSG_DONTWAIT,
+            (&raw const name).cast(),
+            length,
+        )
+    })
 }
 
 /// Takes one entry from the error queue.
@@ -267,6 +288,12 @@ impl Sender {
             count as isize
         })
     }
+}
+
+/// Has the runtime watch a descriptor for reading alone.
+pub(super) fn watch_reading(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the `AsyncFd` owns the descriptor, which is open and stays the same as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// Sets an option of a socket that is an integer.

@@ -8,36 +8,38 @@
 //! What comes from peers stays in its arena until the turn of the loop is over or the arena is full, so that the packets
 //! of all allocations leave through the listener together. Answers go with them.
 
-use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
 
 use super::outbox::{Flow, Outbox};
 use super::{Listener, Now, Worker};
-use crate::net::batch::{Datagram, DropCounter, Piece, RecvBatch, Target};
+use crate::net::batch::{Datagram, Piece, RecvBatch, Target};
 use crate::net::udp::{self, Origin};
+use crate::net::watch::{Readable, Ready};
 use crate::turn::{
     Context, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, IcmpError, Instant, Outcome, PeerRoute, RelayId,
     Reply, TAILROOM, ToPeer, Transport,
 };
 
 /// How many datagrams one call takes from a listener: the share of the loop that one socket gets at a time.
-pub(super) const FROM_CLIENTS: usize = 64;
+pub(super) const FROM_CLIENTS: usize = 256;
 
 /// How many datagrams of peers there is room for until the end of the turn.
-pub(super) const FROM_PEERS: usize = 64;
+pub(super) const FROM_PEERS: usize = 256;
 
 /// How many datagrams one call takes from a relay socket.
 const FROM_ONE_PEER: usize = 16;
 
+/// How many datagrams of peers the worker sees to before others get their turn, but for those of one batch.
+const MOST_AT_A_TIME: usize = 256;
+
 /// How many tasks run before what waits is sent, should the turn have no end.
-const MOST_TASKS: u32 = 32;
+const MOST_TASKS: u32 = 128;
 
 /// How many datagrams wait for clients at most before they are sent, but for those of one batch.
 const MOST_WAITING: usize = 256;
@@ -77,9 +79,9 @@ const PADDING: [u8; TAILROOM] = [0; TAILROOM];
 
 /// Receives what is there. A batch that is not full has drained the socket, which is told to the runtime without another
 /// call.
-fn receive(into: &mut RecvBatch, socket: &UdpSocket, first: usize, most: usize) -> io::Result<Batch> {
+fn receive(into: &mut RecvBatch, socket: &Readable, first: usize, most: usize) -> io::Result<Batch> {
     let mut received = None;
-    let tried = socket.try_io(Interest::READABLE, || {
+    let tried = socket.try_io(Interest::READABLE, |socket| {
         let batch = into.receive(socket, first, most)?;
         received = Some(batch);
         if batch.count < most { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
@@ -105,7 +107,10 @@ impl Worker {
     /// Those of receiving, [`io::ErrorKind::WouldBlock`] if nothing is there.
     pub(super) fn serve_clients(&mut self, now: Now, listener: &Listener) -> io::Result<bool> {
         let batch = receive(&mut self.from_clients, &listener.socket, 0, FROM_CLIENTS)?;
-        self.count_lost(&listener.lost, batch.dropped);
+        let mut lost = listener.lost.get();
+        let dropped = lost.advance(batch.dropped);
+        listener.lost.set(lost);
+        self.count_lost(dropped);
         for slot in 0..batch.count {
             let Some(datagram) = self.from_clients.datagram(slot).cloned() else { continue };
             let server = datagram.destination.unwrap_or(listener.address.ip());
@@ -204,13 +209,12 @@ impl Worker {
         let Some(relay) = self.relays.get(route.relay.slot()).and_then(Option::as_ref) else {
             return Outcome::Dropped(DropReason::AllocationEnded);
         };
-        let socket = Rc::clone(&relay.socket);
-        match udp::send_unfragmented(&socket, payload, route.peer, route.tos) {
+        match udp::send_unfragmented(&relay.socket, payload, route.peer, route.tos) {
             Ok(()) => Outcome::RelayedToPeer,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Outcome::Dropped(DropReason::SendBufferFull),
             Err(error) => {
                 if error.raw_os_error() == Some(libc::EMSGSIZE) {
-                    self.serve_errors(now, route.relay, &socket, Some(route.peer));
+                    self.serve_errors(now, route.relay, Some(route.peer));
                 }
                 Outcome::Dropped(DropReason::SendFailed)
             }
@@ -219,19 +223,10 @@ impl Worker {
 
     /// Tells the client of the ICMP errors that a relay socket has learnt of (RFC 8656 §11.5). `peer` is whom the datagram
     /// was for that this machine itself has just found too long. True if there may be more.
-    pub(super) fn serve_errors(
-        &mut self,
-        now: Now,
-        relay: RelayId,
-        socket: &UdpSocket,
-        peer: Option<SocketAddr>,
-    ) -> bool {
+    fn serve_errors(&mut self, now: Now, relay: RelayId, peer: Option<SocketAddr>) -> bool {
         for _ in 0..MOST_ERRORS {
-            let read = || udp::receive_error(socket)?.ok_or_else(|| io::ErrorKind::WouldBlock.into());
-            // The runtime has not heard yet of what has just happened.
-            let Ok(error) = (if peer.is_some() { read() } else { socket.try_io(Interest::ERROR, read) }) else {
-                return false;
-            };
+            let socket = self.relays.get(relay.slot()).and_then(Option::as_ref).map(|relay| &relay.socket);
+            let Some(Ok(Some(error))) = socket.map(udp::receive_error) else { return false };
             let peer = match (error.origin, peer) {
                 (Origin::Network, _) => error.peer,
                 // The kernel may leave the port out, never the address.
@@ -259,28 +254,59 @@ impl Worker {
             Arena::Stream => &self.buffer,
         };
         let (relays, counters) = (&self.relays, &mut self.counters);
-        let socket = |flow: Flow| relays.get(flow.slot())?.as_ref().map(|relay| &*relay.socket);
+        let socket = |flow: Flow| relays.get(flow.slot())?.as_ref().map(|relay| &relay.socket);
         self.to_peers.flush_each(socket, bytes, |outcome| counters.count(outcome));
     }
 
-    /// Receives a batch from peers and queues for the client what is for it. True if there is more.
-    ///
-    /// # Errors
-    /// Those of receiving, [`io::ErrorKind::WouldBlock`] if nothing is there.
-    pub(super) fn serve_peers(
-        &mut self,
-        now: Now,
-        relay: RelayId,
-        socket: &UdpSocket,
-        lost: &Cell<DropCounter>,
-    ) -> io::Result<bool> {
+    /// Serves the relay sockets that are due, each once at most, and leaves in the queue what has more or must wait for the
+    /// next turn.
+    pub(super) fn serve_relays(&mut self, now: Now, due: &mut VecDeque<Ready>) {
+        let mut left = MOST_AT_A_TIME;
+        for _ in 0..due.len() {
+            let Some(ready) = due.pop_front() else { return };
+            let slot = usize::try_from(ready.token).unwrap_or(usize::MAX);
+            let (moved, error) = self.serve_relay(now, slot, ready.error);
+            if moved == FROM_ONE_PEER || error {
+                due.push_back(Ready { error, ..ready });
+            }
+            left = left.saturating_sub(moved);
+            if left == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Serves a relay socket: word of ICMP errors, then a batch of datagrams. Returns how many datagrams there were, and
+    /// whether there may be more errors.
+    fn serve_relay(&mut self, now: Now, slot: usize, error: bool) -> (usize, bool) {
+        // It may have been closed since it was told of.
+        let Some(relay) = self.relays.get(slot).and_then(Option::as_ref).map(|relay| relay.id) else {
+            return (0, false);
+        };
+        let error = error && self.serve_errors(now, relay, None);
+        match self.serve_peers(now, relay) {
+            Ok(moved) => (moved, error),
+            Err(failure) => {
+                // What comes next wakes us again.
+                if failure.kind() != io::ErrorKind::WouldBlock {
+                    tracing::debug!(error = %failure, "cannot receive from peers");
+                }
+                (0, error)
+            }
+        }
+    }
+
+    /// Receives a batch from peers and queues for the client what is for it. Returns how many datagrams there were.
+    fn serve_peers(&mut self, now: Now, relay: RelayId) -> io::Result<usize> {
         if self.filled + FROM_ONE_PEER > FROM_PEERS {
             self.flush_to_clients();
         }
         let first = self.filled;
-        let batch = receive(&mut self.from_peers, socket, first, FROM_ONE_PEER)?;
+        let Some(source) = self.relays.get_mut(relay.slot()).and_then(Option::as_mut) else { return Ok(0) };
+        let batch = self.from_peers.receive(&source.socket, first, FROM_ONE_PEER)?;
         self.filled += batch.count;
-        self.count_lost(lost, batch.dropped);
+        let dropped = source.lost.advance(batch.dropped);
+        self.count_lost(dropped);
         for slot in first..first + batch.count {
             let Some(datagram) = self.from_peers.datagram(slot).cloned() else { continue };
             if datagram.truncated {
@@ -296,7 +322,7 @@ impl Worker {
         }
         self.carry_out(now);
         self.end_task();
-        Ok(batch.more)
+        Ok(batch.count)
     }
 
     /// Queues a datagram of a peer for the client, or each of several that the kernel has merged.
@@ -400,7 +426,7 @@ impl Worker {
     pub(super) fn flush_to_clients(&mut self) {
         let (arena, counters) = (self.from_peers.arena(), &mut self.counters);
         for listener in &self.listeners {
-            listener.outbox.borrow_mut().flush(&listener.socket, arena, |outcome| counters.count(outcome));
+            listener.outbox.borrow_mut().flush(listener.socket.get_ref(), arena, |outcome| counters.count(outcome));
         }
         self.filled = 0;
         self.tasks = 0;
@@ -422,11 +448,9 @@ impl Worker {
         self.pace.pause(now)
     }
 
-    fn count_lost(&mut self, lost: &Cell<DropCounter>, dropped: Option<u32>) {
-        let mut counter = lost.get();
-        for _ in 0..counter.advance(dropped) {
+    fn count_lost(&mut self, dropped: u32) {
+        for _ in 0..dropped {
             self.counters.count(Outcome::Dropped(DropReason::ReceiveBufferFull));
         }
-        lost.set(counter);
     }
 }

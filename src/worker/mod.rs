@@ -17,19 +17,19 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
-use std::rc::{Rc, Weak};
+use std::net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
-use tokio::net::UdpSocket;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, watch as channel};
 
 use crate::clock::{self, Clock};
 use crate::net::batch::{DropCounter, RecvBatch, Room};
-use crate::net::{timer, tls, udp};
+use crate::net::watch::{Readable, Watch};
+use crate::net::{timer, tls, udp, watch};
 use crate::turn::{
     Action, Context, Counters, DropReason, FiveTuple, HEADROOM, Instant, LARGEST_FRAME, OpenError, OpenRelay, Opened,
     Outcome, REPLY_BUFFER, RelayId, Server, Settings, Shared, TAILROOM,
@@ -41,7 +41,6 @@ use outbox::Outbox;
 use pace::Pace;
 use stream::Outbound;
 pub use tasks::HEARTBEAT;
-use tasks::Reader;
 
 /// The longest UDP payload, and one byte to see that it is not exceeded.
 const LARGEST_DATAGRAM: usize = 65_536;
@@ -59,13 +58,13 @@ const ROOM: Room = Room { headroom: HEADROOM, payload: LARGEST_DATAGRAM, tailroo
 #[derive(Debug)]
 pub struct Plan {
     /// This worker's listeners, each bound to an address that every worker listens on.
-    pub listeners: Vec<StdUdpSocket>,
+    pub listeners: Vec<UdpSocket>,
     /// This worker's TCP listeners, bound in the same way.
     pub tcp_listeners: Vec<StdTcpListener>,
     /// This worker's TLS listeners, bound in the same way.
     pub tls_listeners: Vec<StdTcpListener>,
     /// What TLS handshakes are served with, always the latest; `None` if there are no TLS listeners.
-    pub tls: Option<watch::Receiver<tls::Acceptor>>,
+    pub tls: Option<channel::Receiver<tls::Acceptor>>,
     /// How long it waits for clients on connections.
     pub timeouts: Timeouts,
     /// This worker's part of the configuration.
@@ -77,7 +76,7 @@ pub struct Plan {
     /// A generator of this worker's own, seeded from the system's.
     pub rng: StdRng,
     /// Becomes true when the worker has to stop.
-    pub stop: watch::Receiver<bool>,
+    pub stop: channel::Receiver<bool>,
     /// Counted up by the worker each [`HEARTBEAT`] while its loop turns.
     pub heartbeat: Arc<AtomicU64>,
 }
@@ -128,7 +127,7 @@ pub fn run(plan: Plan, started: impl FnOnce()) -> io::Result<Totals> {
 /// A socket that clients write to.
 #[derive(Debug)]
 struct Listener {
-    socket: UdpSocket,
+    socket: Readable,
     address: SocketAddr,
     /// What waits for the end of the turn.
     outbox: RefCell<Outbox>,
@@ -136,11 +135,11 @@ struct Listener {
 }
 
 impl Listener {
-    fn new(socket: StdUdpSocket) -> io::Result<Self> {
+    fn new(socket: UdpSocket) -> io::Result<Self> {
         let address = socket.local_addr()?;
         // An old kernel does without.
         udp::merge_received(&socket);
-        Ok(Self { socket: UdpSocket::from_std(socket)?, address, outbox: RefCell::default(), lost: Cell::default() })
+        Ok(Self { socket: watch::readable(socket)?, address, outbox: RefCell::default(), lost: Cell::default() })
     }
 
     /// Whether packets to `server` arrive here; a wildcard takes what no other listener of that port is bound to.
@@ -154,10 +153,8 @@ impl Listener {
 #[derive(Debug)]
 struct Relay {
     id: RelayId,
-    bind: SocketAddr,
-    /// Shared with its reader alone, so that it is closed as soon as both are gone.
-    socket: Rc<UdpSocket>,
-    reader: Reader,
+    socket: UdpSocket,
+    lost: DropCounter,
 }
 
 /// The time, read once for a batch of packets.
@@ -170,12 +167,12 @@ struct Now {
 /// One worker's state.
 #[derive(Debug)]
 struct Worker {
-    /// For the tasks that read relay sockets.
-    this: Weak<RefCell<Self>>,
     server: Server,
     listeners: Vec<Rc<Listener>>,
     /// By [`RelayId::slot`].
     relays: Vec<Option<Relay>>,
+    /// Tells which of them have something to read; the token is the slot.
+    watch: Rc<Watch>,
     /// What is to be written to the clients that are on connections.
     connections: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
     connection_counters: ConnectionCounters,
@@ -209,34 +206,33 @@ impl Worker {
     fn new(plan: Plan) -> io::Result<Rc<RefCell<Self>>> {
         let listeners = plan.listeners.into_iter().map(|socket| Listener::new(socket).map(Rc::new));
         let listeners = listeners.collect::<io::Result<_>>()?;
-        Ok(Rc::new_cyclic(|this| {
-            RefCell::new(Self {
-                this: this.clone(),
-                listeners,
-                shared: Arc::clone(&plan.shared),
-                server: Server::new(plan.shared, plan.settings),
-                relays: Vec::new(),
-                connections: HashMap::new(),
-                connection_counters: ConnectionCounters::default(),
-                handshakes: Handshakes::default(),
-                timeouts: plan.timeouts,
-                from_clients: RecvBatch::new(datagrams::FROM_CLIENTS, ROOM),
-                from_peers: RecvBatch::new(datagrams::FROM_PEERS, ROOM),
-                filled: 0,
-                to_peers: Outbox::default(),
-                buffer: vec![0; STREAM_BUFFER].into(),
-                pace: Pace::new(Instant::from_elapsed(plan.clock.elapsed())),
-                tasks: 0,
-                reply: vec![0; REPLY_BUFFER].into(),
-                clock: plan.clock,
-                rng: plan.rng,
-                counters: Counters::default(),
-                events: EventLog::default(),
-                panicked: Rc::default(),
-                stopping: false,
-                disconnected: Rc::default(),
-            })
-        }))
+        let watch = Rc::new(Watch::new()?);
+        Ok(Rc::new(RefCell::new(Self {
+            listeners,
+            shared: Arc::clone(&plan.shared),
+            server: Server::new(plan.shared, plan.settings),
+            relays: Vec::new(),
+            watch,
+            connections: HashMap::new(),
+            connection_counters: ConnectionCounters::default(),
+            handshakes: Handshakes::default(),
+            timeouts: plan.timeouts,
+            from_clients: RecvBatch::new(datagrams::FROM_CLIENTS, ROOM),
+            from_peers: RecvBatch::new(datagrams::FROM_PEERS, ROOM),
+            filled: 0,
+            to_peers: Outbox::default(),
+            buffer: vec![0; STREAM_BUFFER].into(),
+            pace: Pace::new(Instant::from_elapsed(plan.clock.elapsed())),
+            tasks: 0,
+            reply: vec![0; REPLY_BUFFER].into(),
+            clock: plan.clock,
+            rng: plan.rng,
+            counters: Counters::default(),
+            events: EventLog::default(),
+            panicked: Rc::default(),
+            stopping: false,
+            disconnected: Rc::default(),
+        })))
     }
 
     fn now(&self) -> Now {
@@ -287,7 +283,9 @@ impl Worker {
             let opened = udp::bind_relay(open.bind).and_then(|socket| {
                 udp::report_errors(&socket)?;
                 udp::merge_received(&socket);
-                UdpSocket::from_std(socket)
+                let token = u64::try_from(open.relay.slot()).map_err(io::Error::other)?;
+                self.watch.add(&socket, token)?;
+                Ok(socket)
             });
             let report = match &opened {
                 Ok(_) => Ok(()),
@@ -323,15 +321,13 @@ impl Worker {
     }
 
     fn install(&mut self, open: &OpenRelay, socket: UdpSocket) {
-        let socket = Rc::new(socket);
-        let reader = Reader::spawn(self.this.clone(), &self.panicked, open.relay, &socket);
         let slot = open.relay.slot();
         if self.relays.len() <= slot {
             self.relays.resize_with(slot + 1, || None);
         }
         if let Some(place) = self.relays.get_mut(slot) {
             debug_assert!(place.is_none(), "a slot's socket is closed before the slot is used again");
-            *place = Some(Relay { id: open.relay, bind: open.bind, socket, reader });
+            *place = Some(Relay { id: open.relay, socket, lost: DropCounter::default() });
         }
     }
 
@@ -339,9 +335,11 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(id.slot()).and_then(|place| place.take_if(|relay| relay.id == id)) else {
             return;
         };
-        let bind = relay.bind;
-        relay.reader.end();
+        let bind = relay.socket.local_addr();
         drop(relay);
-        self.server.relay_closed(bind);
+        match bind {
+            Ok(bind) => self.server.relay_closed(bind),
+            Err(error) => tracing::error!(%error, "the port of a relay socket is lost"),
+        }
     }
 }

@@ -1,26 +1,24 @@
-//! The tasks of a worker: one for each listener, one for each relay socket, and the one that keeps time.
+//! The tasks of a worker: one for each listener, one for all relay sockets, and the one that keeps time.
 
-use std::cell::{Cell, RefCell};
-use std::fmt;
-use std::future::poll_fn;
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
-use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::{Notify, watch};
-use tokio::task::{AbortHandle, yield_now};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch as channel};
+use tokio::task::yield_now;
 use tokio::time::MissedTickBehavior;
 
 use super::{Listener, Plan, Totals, Worker, handshake, stream};
 use crate::net::timer;
 use crate::net::tls::{Acceptor, Usage};
-use crate::turn::{RelayId, Transport};
+use crate::net::watch::{Events, Readable, Watch};
+use crate::turn::Transport;
 
 /// How long a socket is left alone after an error that is none of "nothing there".
 const BACK_OFF: Duration = Duration::from_millis(10);
@@ -53,6 +51,8 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     for listener in listeners {
         spawn(&panicked, serve_listener(Rc::clone(&worker), listener));
     }
+    let watch = Rc::clone(&worker.borrow().watch);
+    spawn(&panicked, serve_relays(Rc::downgrade(&worker), watch.readable()?, watch));
     started();
     let mut ticks = tokio::time::interval(HEARTBEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -97,7 +97,7 @@ async fn accept(
     worker: Weak<RefCell<Worker>>,
     panicked: Rc<Notify>,
     listener: TcpListener,
-    tls: Option<watch::Receiver<Acceptor>>,
+    tls: Option<channel::Receiver<Acceptor>>,
 ) {
     let transport = if tls.is_some() { Transport::Tls } else { Transport::Tcp };
     loop {
@@ -134,7 +134,7 @@ async fn accept(
 
 async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {
     loop {
-        if let Err(error) = listener.socket.readable().await {
+        if let Err(error) = listener.socket.readable().await.map(drop) {
             tracing::debug!(address = %listener.address, %error, "listener not readable");
             tokio::time::sleep(BACK_OFF).await;
             continue;
@@ -148,59 +148,14 @@ async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {
     }
 }
 
-/// The task that reads a relay socket.
-pub(super) struct Reader {
-    /// What the task does, within reach of the worker: it has a part in the socket.
-    future: Rc<RefCell<Option<LocalFuture>>>,
-    task: AbortHandle,
-}
-
-type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
-
-impl Reader {
-    pub(super) fn spawn(
-        worker: Weak<RefCell<Worker>>,
-        panicked: &Rc<Notify>,
-        relay: RelayId,
-        socket: &Rc<UdpSocket>,
-    ) -> Self {
-        let future: LocalFuture = Box::pin(serve_relay(worker, relay, Rc::clone(socket)));
-        let future = Rc::new(RefCell::new(Some(future)));
-        let polled = Rc::clone(&future);
-        let task = spawn(
-            panicked,
-            poll_fn(move |cx| match polled.borrow_mut().as_mut() {
-                Some(future) => future.as_mut().poll(cx),
-                None => Poll::Ready(()),
-            }),
-        );
-        Self { future, task }
-    }
-
-    /// Ends the task, which has no part in the socket any more when this returns. An abort alone would take until the
-    /// task's next turn.
-    pub(super) fn end(&self) {
-        self.task.abort();
-        // It is not being polled: nothing that a peer sends ends an allocation.
-        let future = self.future.try_borrow_mut().ok().and_then(|mut future| future.take());
-        debug_assert!(future.is_some(), "a relay socket is not closed by its own task, and once");
-    }
-}
-
-impl fmt::Debug for Reader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("task", &self.task).finish_non_exhaustive()
-    }
-}
-
 /// Starts a task whose panic ends the worker: a panic is a bug, and half a worker helps nobody.
-fn spawn(panicked: &Rc<Notify>, task: impl Future<Output = ()> + 'static) -> AbortHandle {
+fn spawn(panicked: &Rc<Notify>, task: impl Future<Output = ()> + 'static) {
     let guard = PanicGuard(Rc::clone(panicked));
     let guarded = async move {
         let _guard = guard;
         task.await;
     };
-    tokio::task::spawn_local(guarded).abort_handle()
+    tokio::task::spawn_local(guarded);
 }
 
 struct PanicGuard(Rc<Notify>);
@@ -213,25 +168,31 @@ impl Drop for PanicGuard {
     }
 }
 
-async fn serve_relay(worker: Weak<RefCell<Worker>>, relay: RelayId, socket: Rc<UdpSocket>) {
-    let lost = Cell::default();
+/// Serves the relay sockets, of which one descriptor says which have something to read.
+async fn serve_relays(worker: Weak<RefCell<Worker>>, readable: Readable, watch: Rc<Watch>) {
+    let (mut events, mut due) = (Events::default(), VecDeque::new());
     loop {
-        let Ok(ready) = socket.ready(Interest::READABLE | Interest::ERROR).await else {
+        if due.is_empty()
+            && let Err(error) = readable.readable().await
+        {
+            tracing::error!(%error, "relay sockets cannot be watched");
             tokio::time::sleep(BACK_OFF).await;
-            continue;
-        };
-        let more = {
+        }
+        // If those are all, the runtime has to wait for news: it is told without another call.
+        let told = readable.try_io(Interest::READABLE, |_| {
+            let all = watch.ready(&mut events)?;
+            due.extend(events.iter());
+            if all { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        {
             let Some(worker) = worker.upgrade() else { return };
             let mut worker = worker.borrow_mut();
             let now = worker.now();
-            let more_errors = ready.is_error() && worker.serve_errors(now, relay, &socket, None);
-            match worker.serve_peers(now, relay, &socket, &lost) {
-                // Whoever floods us with ICMP errors does not keep the others waiting.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && more_errors => Ok(true),
-                served => served.map(|more| more || more_errors),
-            }
-        };
-        pause(more).await;
+            worker.serve_relays(now, &mut due);
+        }
+        if told.is_ok() || !due.is_empty() {
+            yield_now().await;
+        }
     }
 }
 

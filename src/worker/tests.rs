@@ -1,6 +1,6 @@
 //! A worker on real sockets, with a clock that the test moves.
 
-use std::net::{IpAddr, UdpSocket as StdUdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use rand::SeedableRng as _;
@@ -42,7 +42,7 @@ fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Sha
         draft_dual_allocation: false,
         expiry_grace: 0,
     };
-    let (_, stop) = watch::channel(false);
+    let (_, stop) = channel::channel(false);
     let (rng, clock) = (StdRng::seed_from_u64(3), Clock::start());
     let shared = Arc::new(shared);
     let plan = Plan {
@@ -84,14 +84,14 @@ fn allocate(number: u8, nonce: &str) -> Vec<u8> {
 async fn an_allocation_that_takes_the_place_of_an_expired_one_leaves_no_socket_and_no_port_behind() {
     let test = async {
         let (worker, shared, address) = worker(15_300..=15_303);
-        let client = StdUdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.connect(address).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let nonce = shared.nonces.mint(UNIX, client.local_addr().unwrap());
         for round in 0..12_u8 {
             client.send(&allocate(round, nonce.as_str())).unwrap();
             let listener = Rc::clone(&worker.borrow().listeners[0]);
-            listener.socket.readable().await.unwrap();
+            drop(listener.socket.readable().await.unwrap());
             let monotonic = Instant::from_elapsed(Duration::from_secs(600 * u64::from(round)));
             let now = Now { monotonic, unix: UNIX };
             worker.borrow_mut().serve_clients(now, &listener).unwrap();

@@ -53,6 +53,11 @@ impl Target {
         self.from.is_none_or(|from| from.is_ipv4() == self.to.is_ipv4())
     }
 
+    /// Whether a datagram needs nothing but its destination.
+    fn is_plain(&self) -> bool {
+        self.from.is_none() && self.tos == 0
+    }
+
     fn longest_segment(&self) -> usize {
         if self.to.is_ipv4() { LONGEST_SEGMENT_V4 } else { LONGEST_SEGMENT_V6 }
     }
@@ -269,6 +274,12 @@ impl SendBatch {
             let area = if piece.kept { kept } else { arena };
             area.get(piece.start..piece.end).unwrap_or_default()
         };
+        if let [run] = self.runs.get(first..).unwrap_or_default()
+            && let [piece] = pieces.get(run.pieces.clone()).unwrap_or_default()
+            && run.target.is_plain()
+        {
+            return sys::send_plain(socket.as_fd(), bytes(piece), run.target.to).map(|_| 1);
+        }
         let messages = self.runs.iter().skip(first).take(MOST_MESSAGES).map(|run| {
             let pieces = pieces.get(run.pieces.clone()).unwrap_or_default();
             (run.outgoing(), pieces.iter().map(bytes))
