@@ -21,6 +21,7 @@ use crate::auth::{Secret, time_limited};
 use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::net::tls::Certificate;
+use crate::net::udp;
 use crate::turn::Outcome;
 use crate::worker::{self, Totals};
 use life::{Life, Signals};
@@ -166,6 +167,22 @@ fn announce(prepared: &start::Prepared) {
     for warning in &prepared.choice.warnings {
         tracing::warn!("{warning}");
     }
+    let listeners = prepared.plans.iter().flat_map(|plan| &plan.listeners);
+    if let Some(note) = listeners.filter_map(|socket| udp::buffer_sizes(socket).ok()).find_map(short_of_buffer) {
+        tracing::info!("{note}");
+    }
+}
+
+/// What to say where the system gives a UDP listener less buffer than it should have.
+fn short_of_buffer(sizes: udp::BufferSizes) -> Option<String> {
+    let (has, wanted) = (sizes.receive.min(sizes.send) / 1024, udp::LISTENER_BUFFER / 1024);
+    (has < wanted).then(|| {
+        format!(
+            "the system lets a UDP listener buffer {has} KiB where {wanted} KiB are wanted, so that bursts of packets may be \
+             lost; to lift its limits: sysctl net.core.rmem_max={0} net.core.wmem_max={0}",
+            udp::LISTENER_BUFFER
+        )
+    })
 }
 
 /// Prints what a page passes to `new RTCPeerConnection`, for a server that has only the secret of this run.
@@ -249,6 +266,16 @@ fn log_totals(totals: &Totals, clock: Clock) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listener_with_little_buffer_is_worth_a_line() {
+        let sizes = |receive, send| udp::BufferSizes { receive, send };
+        let note = short_of_buffer(sizes(212_992, udp::LISTENER_BUFFER)).unwrap();
+        assert!(note.contains("208 KiB where 4096 KiB"), "{note}");
+        assert!(note.contains("sysctl net.core.rmem_max=4194304 net.core.wmem_max=4194304"), "{note}");
+        assert!(short_of_buffer(sizes(udp::LISTENER_BUFFER, 212_992)).is_some());
+        assert_eq!(short_of_buffer(sizes(udp::LISTENER_BUFFER, udp::LISTENER_BUFFER)), None);
+    }
 
     #[test]
     fn a_url_is_named_once_however_many_listeners_it_stands_for() {

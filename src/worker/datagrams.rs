@@ -26,8 +26,16 @@ use crate::turn::{
     Reply, TAILROOM, ToPeer, Transport,
 };
 
-/// How many datagrams one call takes from a listener: the share of the loop that one socket gets at a time.
+/// How many datagrams of clients are served before their payloads are sent on: under load there are several of each
+/// client among them by then, which leave as one message.
 pub(super) const FROM_CLIENTS: usize = 256;
+
+/// How many datagrams one call takes from a listener.
+const FROM_ONE_LISTENER: usize = 32;
+
+/// How many bytes a listener may have the worker busy with at a time, but for those of one call: merged datagrams are
+/// long, and each is many packets.
+const MOST_BYTES: usize = 256 * 1024;
 
 /// How many datagrams of peers there is room for until the end of the turn.
 pub(super) const FROM_PEERS: usize = 256;
@@ -35,8 +43,8 @@ pub(super) const FROM_PEERS: usize = 256;
 /// How many datagrams one call takes from a relay socket.
 const FROM_ONE_PEER: usize = 16;
 
-/// How many datagrams of peers the worker sees to before others get their turn, but for those of one batch.
-const MOST_AT_A_TIME: usize = 256;
+/// How many packets of peers the worker sees to before others get their turn, but for those of one call.
+const MOST_AT_A_TIME: usize = 512;
 
 /// How many tasks run before what waits is sent, should the turn have no end.
 const MOST_TASKS: u32 = 128;
@@ -63,6 +71,17 @@ pub(super) enum Served {
     ToPeer(ToPeer),
     /// It is seen to; no outcome is known yet of an answer that waits.
     Done(Option<Outcome>),
+}
+
+/// What a relay socket had.
+#[derive(Clone, Copy, Debug, Default)]
+struct FromRelay {
+    /// Packets seen to, each of those that the kernel had merged.
+    packets: usize,
+    /// There may be more of them.
+    more: bool,
+    /// There may be more ICMP errors.
+    error: bool,
 }
 
 /// What one call received.
@@ -101,27 +120,39 @@ struct Alike {
 }
 
 impl Worker {
-    /// Receives a batch from clients and sees each packet to its end. True if there is more.
+    /// Receives what clients have sent, not too much of it, and sees each packet to its end. True if there may be more.
     ///
     /// # Errors
     /// Those of receiving, [`io::ErrorKind::WouldBlock`] if nothing is there.
     pub(super) fn serve_clients(&mut self, now: Now, listener: &Listener) -> io::Result<bool> {
-        let batch = receive(&mut self.from_clients, &listener.socket, 0, FROM_CLIENTS)?;
-        let mut lost = listener.lost.get();
-        let dropped = lost.advance(batch.dropped);
-        listener.lost.set(lost);
-        self.count_lost(dropped);
-        for slot in 0..batch.count {
-            let Some(datagram) = self.from_clients.datagram(slot).cloned() else { continue };
-            let server = datagram.destination.unwrap_or(listener.address.ip());
-            let server = SocketAddr::new(server, listener.address.port());
-            let tuple = FiveTuple { client: datagram.source, server, transport: Transport::Udp };
-            self.serve_client(now, &tuple, &datagram);
-        }
+        let (mut first, mut bytes) = (0, 0);
+        let more = loop {
+            let batch = match receive(&mut self.from_clients, &listener.socket, first, FROM_ONE_LISTENER) {
+                Ok(batch) => batch,
+                Err(error) if first == 0 => return Err(error),
+                Err(_) => break false,
+            };
+            let mut lost = listener.lost.get();
+            let dropped = lost.advance(batch.dropped);
+            listener.lost.set(lost);
+            self.count_lost(dropped);
+            for slot in first..first + batch.count {
+                let Some(datagram) = self.from_clients.datagram(slot).cloned() else { continue };
+                let server = datagram.destination.unwrap_or(listener.address.ip());
+                let server = SocketAddr::new(server, listener.address.port());
+                let tuple = FiveTuple { client: datagram.source, server, transport: Transport::Udp };
+                self.serve_client(now, &tuple, &datagram);
+                bytes += datagram.payload.len();
+            }
+            first += batch.count;
+            if !batch.more || first + FROM_ONE_LISTENER > FROM_CLIENTS || bytes > MOST_BYTES {
+                break batch.more;
+            }
+        };
         self.flush_to_peers(Arena::Datagrams);
         self.carry_out(now);
         self.end_task();
-        Ok(batch.more)
+        Ok(more)
     }
 
     /// Sees a datagram from a client to its end, or each of several that the kernel has merged.
@@ -265,50 +296,53 @@ impl Worker {
         for _ in 0..due.len() {
             let Some(ready) = due.pop_front() else { return };
             let slot = usize::try_from(ready.token).unwrap_or(usize::MAX);
-            let (moved, error) = self.serve_relay(now, slot, ready.error);
-            if moved == FROM_ONE_PEER || error {
-                due.push_back(Ready { error, ..ready });
+            let served = self.serve_relay(now, slot, ready.error);
+            if served.more || served.error {
+                due.push_back(Ready { error: served.error, ..ready });
             }
-            left = left.saturating_sub(moved);
+            left = left.saturating_sub(served.packets);
             if left == 0 {
                 return;
             }
         }
     }
 
-    /// Serves a relay socket: word of ICMP errors, then a batch of datagrams. Returns how many datagrams there were, and
-    /// whether there may be more errors.
-    fn serve_relay(&mut self, now: Now, slot: usize, error: bool) -> (usize, bool) {
+    /// Serves a relay socket: word of ICMP errors, then what one call receives from peers.
+    fn serve_relay(&mut self, now: Now, slot: usize, error: bool) -> FromRelay {
         // It may have been closed since it was told of.
         let Some(relay) = self.relays.get(slot).and_then(Option::as_ref).map(|relay| relay.id) else {
-            return (0, false);
+            return FromRelay::default();
         };
         let error = error && self.serve_errors(now, relay, None);
         match self.serve_peers(now, relay) {
-            Ok(moved) => (moved, error),
+            Ok(served) => FromRelay { error, ..served },
             Err(failure) => {
                 // What comes next wakes us again.
                 if failure.kind() != io::ErrorKind::WouldBlock {
                     tracing::debug!(error = %failure, "cannot receive from peers");
                 }
-                (0, error)
+                FromRelay { error, ..FromRelay::default() }
             }
         }
     }
 
-    /// Receives a batch from peers and queues for the client what is for it. Returns how many datagrams there were.
-    fn serve_peers(&mut self, now: Now, relay: RelayId) -> io::Result<usize> {
+    /// Receives from peers, and queues for the client what is for it.
+    fn serve_peers(&mut self, now: Now, relay: RelayId) -> io::Result<FromRelay> {
         if self.filled + FROM_ONE_PEER > FROM_PEERS {
             self.flush_to_clients();
         }
         let first = self.filled;
-        let Some(source) = self.relays.get_mut(relay.slot()).and_then(Option::as_mut) else { return Ok(0) };
+        let Some(source) = self.relays.get_mut(relay.slot()).and_then(Option::as_mut) else {
+            return Ok(FromRelay::default());
+        };
         let batch = self.from_peers.receive(&source.socket, first, FROM_ONE_PEER)?;
         self.filled += batch.count;
         let dropped = source.lost.advance(batch.dropped);
         self.count_lost(dropped);
+        let mut served = FromRelay { packets: 0, more: batch.count == FROM_ONE_PEER, error: false };
         for slot in first..first + batch.count {
             let Some(datagram) = self.from_peers.datagram(slot).cloned() else { continue };
+            served.packets += datagram.segments().count();
             if datagram.truncated {
                 self.settle(datagram.source, Outcome::Dropped(DropReason::Truncated));
                 continue;
@@ -322,7 +356,7 @@ impl Worker {
         }
         self.carry_out(now);
         self.end_task();
-        Ok(batch.count)
+        Ok(served)
     }
 
     /// Queues a datagram of a peer for the client, or each of several that the kernel has merged.
