@@ -152,16 +152,19 @@ impl World {
     }
 
     fn request(&mut self, method: Method, attributes: &[&dyn EncodeAttribute]) -> FromClient {
+        let (tuple, packet) = (self.tuple, self.authenticated(method, attributes));
+        self.packet(&tuple, &packet, &mut [0; REPLY_BUFFER])
+    }
+
+    fn authenticated(&self, method: Method, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
         let key = LongTermKey::derive("alice", REALM, b"wonderland");
-        let packet = message(Class::Request, method, |writer| {
+        message(Class::Request, method, |writer| {
             attributes.iter().for_each(|attribute| writer.push(*attribute));
             writer.push(&Username("alice"));
             writer.push(&Realm(REALM));
             writer.push(&Nonce(&self.nonce));
             writer.message_integrity(key.as_bytes());
-        });
-        let tuple = self.tuple;
-        self.packet(&tuple, &packet, &mut [0; REPLY_BUFFER])
+        })
     }
 
     fn packet(&mut self, tuple: &FiveTuple, packet: &[u8], reply: &mut [u8]) -> FromClient {
@@ -214,6 +217,21 @@ fn challenging_a_stranger_allocates_nothing() {
         let FromClient::Reply(reply) = world.packet(&tuple, &packet, &mut reply) else { panic!("no answer") };
         assert_eq!(reply.outcome, Outcome::Rejected(ErrorCode::UNAUTHENTICATED));
     });
+}
+
+#[test]
+fn whoever_keeps_an_allocation_alive_allocates_nothing() {
+    let (mut world, _) = World::new();
+    let mut reply = [0; REPLY_BUFFER];
+    let packets = [
+        world.authenticated(Method::REFRESH, &[]),
+        world.authenticated(Method::CREATE_PERMISSION, &[&XorPeerAddress(permitted()), &XorPeerAddress(bound())]),
+        world.authenticated(Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(bound())]),
+    ];
+    let tuple = world.tuple;
+    for packet in packets {
+        allocates_nothing(|| assert_answered(&world.packet(&tuple, &packet, &mut reply)));
+    }
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! From a username and an integrity check to an identity.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 
 use super::time_limited::{self, Malformed, NoneOf};
-use super::{HumanSeconds, KeyAlgorithm, LongTermKey, Secret, SecurityFeatures};
+use super::{HumanSeconds, Identity, KeyAlgorithm, LongTermKey, Secret, SecurityFeatures};
 
 /// Knows the realm, the shared secrets and the static users, and says who sent a request (RFC 8489 §9.2.4).
 #[derive(Debug)]
@@ -64,87 +65,78 @@ impl Authenticator {
         self.names.get(userhash).map(String::as_str)
     }
 
-    /// Finds the key under which a request of `username` is right; `None` stands for a USERHASH of nobody. `matches`
-    /// says whether its integrity is right under a key; it is called for each candidate: the key of the static user of
-    /// that name if there is one, else the key under each shared secret in turn. Where there is no candidate it is
-    /// called once all the same, so that a wrong name takes as long as a wrong password.
+    /// Finds out whose a request of `username` is; `None` stands for a USERHASH of nobody. `matches` says whether its
+    /// integrity is right under a key; it is called once for each candidate: the key of the static user of that name if
+    /// there is one, else the key under each shared secret. Where there is no candidate it is called once all the same,
+    /// so that a wrong name takes as long as a wrong password.
+    ///
+    /// `known` is an identity from an earlier call. If it may be that of the request its key is the first candidate, and
+    /// if that is right, nothing is derived.
     ///
     /// A right but expired credential is an [`Identity`], not a failure: what an expiry means depends on the method.
     ///
     /// # Errors
     ///
-    /// Why there is no such key; RFC 8489 §9.2.4 has a 401 for all of them.
-    pub fn authenticate<'u>(
+    /// Why it is nobody's; RFC 8489 §9.2.4 has a 401 for all of them.
+    pub fn authenticate(
         &self,
-        username: Option<&'u str>,
+        username: Option<&str>,
         algorithm: KeyAlgorithm,
         unix_now: u64,
+        known: Option<&Rc<Identity>>,
         matches: &mut dyn FnMut(&LongTermKey) -> bool,
-    ) -> Result<Identity<'u>, AuthFailure> {
-        let mut refuse = |failure| {
-            let _ = matches(&self.nobody);
-            Err(failure)
-        };
-        let Some(username) = username else { return refuse(AuthFailure::UnknownUserhash) };
+    ) -> Result<Rc<Identity>, AuthFailure> {
+        let Some(username) = username else { return self.refuse(AuthFailure::UnknownUserhash, matches) };
         // RFC 8489 §9.2.2: trailing NULs are no part of the name
         let username = username.trim_end_matches('\0');
+        let known = known.filter(|known| known.may_be(username, algorithm));
+        if let Some(known) = known
+            && matches(known.key())
+        {
+            return Ok(Rc::clone(known));
+        }
         if let Some(keys) = self.users.get(username) {
             let key = match algorithm {
                 KeyAlgorithm::Md5 => &keys.md5,
                 KeyAlgorithm::Sha256 => &keys.sha256,
             };
-            return if matches(key) {
-                Ok(Identity { key: key.clone(), user: username, expires: None })
+            return if known.is_none() && matches(key) {
+                Ok(Rc::new(Identity::of_static_user(username, key.clone())))
             } else {
                 Err(AuthFailure::WrongPassword)
             };
         }
 
         let time_limited = match time_limited::check_username(username) {
-            Ok(_) if self.secrets.is_empty() => return refuse(AuthFailure::NoSecret),
+            Ok(_) if self.secrets.is_empty() => return self.refuse(AuthFailure::NoSecret, matches),
             Ok(time_limited) => time_limited,
-            Err(malformed) => return refuse(malformed.into()),
+            Err(malformed) => return self.refuse(malformed.into(), matches),
         };
-        let user = if time_limited.user.is_empty() { username } else { time_limited.user };
-        let expires = time_limited.expires;
-        for secret in &self.secrets {
+        for (at, secret) in self.secrets.iter().enumerate() {
             let password = time_limited::password(secret, username);
             let key = LongTermKey::derive_by(algorithm, username, &self.realm, password.as_bytes());
-            if matches(&key) {
-                return Ok(Identity { key, user, expires: Some(expires) });
+            // The key of the known one has been tried. It is derived all the same: a wrong password takes as long for a user
+            // who is known here as for another one.
+            let tried = known.is_some_and(|known| known.secret == Some(at));
+            if !tried && matches(&key) {
+                return Ok(Rc::new(Identity::of_credential(username, time_limited, key, at)));
             }
         }
         let tried = self.secrets.len();
-        Err(match time_limited::expired_for(expires, unix_now) {
+        Err(match time_limited::expired_for(time_limited.expires, unix_now) {
             None => AuthFailure::WrongSecret { tried },
             Some(ago_seconds) => AuthFailure::WrongSecretAndExpired { tried, ago_seconds },
         })
+    }
+
+    fn refuse<T>(&self, failure: AuthFailure, matches: &mut dyn FnMut(&LongTermKey) -> bool) -> Result<T, AuthFailure> {
+        let _ = matches(&self.nobody);
+        Err(failure)
     }
 }
 
 fn userhash(username: &str, realm: &str) -> [u8; 32] {
     Sha256::new().chain_update(username).chain_update(b":").chain_update(realm).finalize().into()
-}
-
-/// Who sent a request.
-#[derive(Clone, Debug)]
-pub struct Identity<'u> {
-    /// The key under which the request was right and under which its answer is signed.
-    pub key: LongTermKey,
-    /// Whom quotas are counted for: the static user, or the name behind the expiry, or the whole username where
-    /// there is only an expiry.
-    pub user: &'u str,
-    /// When a time-limited credential ends, in seconds since the Unix epoch; may have passed.
-    pub expires: Option<u64>,
-}
-
-impl Identity<'_> {
-    /// Seconds since the credential expired, `Some(0)` at that very second; `None` while it lives or if it is a
-    /// static user's.
-    #[must_use]
-    pub fn expired_for(&self, unix_now: u64) -> Option<u64> {
-        self.expires.and_then(|expires| time_limited::expired_for(expires, unix_now))
-    }
 }
 
 /// Why a request is nobody's. `Display` is a sentence for the operator's log, without the username.

@@ -41,11 +41,22 @@ impl LongTermKey {
     /// gives them, which any string of ASCII letters, digits, punctuation and spaces already has.
     #[must_use]
     pub fn derive_by(algorithm: KeyAlgorithm, username: &str, realm: &str, password: &[u8]) -> Self {
+        #[cfg(test)]
+        DERIVATIONS.with(|derivations| derivations.set(derivations.get() + 1));
         let fields = [unquoted(username).as_bytes(), unquoted(realm).as_bytes(), without_trailing_nuls(password)];
         Self(match algorithm {
             KeyAlgorithm::Md5 => Bytes::Md5(Zeroizing::new(digest::<Md5>(fields).into())),
             KeyAlgorithm::Sha256 => Bytes::Sha256(Zeroizing::new(digest::<Sha256>(fields).into())),
         })
+    }
+
+    /// How it was made.
+    #[must_use]
+    pub fn algorithm(&self) -> KeyAlgorithm {
+        match self.0 {
+            Bytes::Md5(_) => KeyAlgorithm::Md5,
+            Bytes::Sha256(_) => KeyAlgorithm::Sha256,
+        }
     }
 
     /// The key bytes, for the HMAC: 16 or 32.
@@ -56,6 +67,12 @@ impl LongTermKey {
             Bytes::Sha256(key) => key.as_slice(),
         }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How many keys this thread has derived.
+    pub(crate) static DERIVATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 fn digest<D: Digest>([username, realm, password]: [&[u8]; 3]) -> md5::digest::Output<D> {

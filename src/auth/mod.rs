@@ -6,14 +6,18 @@
 
 mod authenticator;
 mod features;
+mod identity;
 mod long_term;
 mod nonce;
 mod seconds;
 mod secret;
 pub mod time_limited;
 
-pub use authenticator::{AuthFailure, Authenticator, Identity};
+pub use authenticator::{AuthFailure, Authenticator};
 pub use features::SecurityFeatures;
+pub use identity::{Identity, KnownIdentities};
+#[cfg(test)]
+pub(crate) use long_term::DERIVATIONS;
 pub use long_term::{KeyAlgorithm, LongTermKey};
 pub use nonce::{Nonce, NonceError, NonceMint};
 pub use seconds::HumanSeconds;

@@ -1,6 +1,7 @@
 //! One allocation: its relayed transport addresses, permissions and channels (RFC 8656 §6, §9, §12).
 
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::contract::{Action, FiveTuple, RelayedAddresses};
@@ -12,7 +13,7 @@ use super::rate::{Bucket, Rate};
 use super::reply::Answering;
 use super::reservations::Token;
 use super::time::{Deadline, Instant};
-use crate::auth::LongTermKey;
+use crate::auth::Identity;
 use crate::stun::attribute::AddressFamily;
 use crate::stun::{ErrorCode, TransactionId};
 
@@ -35,9 +36,8 @@ pub(super) struct Allocation {
     pub(super) state: State,
     /// Of the Allocate request, to know its retransmissions (RFC 8656 §7.2).
     pub(super) transaction: TransactionId,
-    pub(super) username: Box<str>,
-    /// The part of the username that quotas and logs go by.
-    pub(super) user: Box<str>,
+    /// Whose it is.
+    pub(super) identity: Rc<Identity>,
     pub(super) created: Instant,
     /// The family that was asked for and is not to be had, and why (RFC 8656 §7.2 step 9).
     pub(super) address_error: Option<(AddressFamily, ErrorCode)>,
@@ -76,7 +76,6 @@ pub(super) struct Opening {
     /// Ports tried so far for the address family whose turn it is.
     pub(super) attempts: u8,
     pub(super) answering: Answering,
-    pub(super) key: LongTermKey,
     /// When the allocation ends.
     pub(super) deadline: Deadline,
     pub(super) wish: Wish,
@@ -202,7 +201,7 @@ impl Allocation {
 
     /// Whether it comes from the Allocate request with this transaction ID and USERNAME.
     pub(super) fn was_made_by(&self, transaction: TransactionId, username: &str) -> bool {
-        self.transaction == transaction && *self.username == *username
+        self.transaction == transaction && self.identity.username() == username
     }
 
     /// What is to be opened, unless all of it is.
@@ -249,7 +248,7 @@ impl Allocation {
             return None;
         }
         *told = Some(Deadline::after(now, TOLD));
-        Some(limit.reached(&self.user, self.tuple))
+        Some(limit.reached(self.identity.user(), self.tuple))
     }
 
     /// When it next has something to expire.
@@ -306,8 +305,8 @@ impl Permissions {
     }
 
     /// How many of the distinct `addresses` have no entry yet.
-    pub(super) fn missing(&self, addresses: &[IpAddr]) -> usize {
-        let mut new: Vec<IpAddr> = addresses.iter().copied().filter(|address| self.find(*address).is_err()).collect();
+    pub(super) fn missing(&self, addresses: impl Iterator<Item = IpAddr>) -> usize {
+        let mut new: Vec<IpAddr> = addresses.filter(|address| self.find(*address).is_err()).collect();
         new.sort_unstable();
         new.dedup();
         new.len()
@@ -450,7 +449,7 @@ mod tests {
         let mut permissions = Permissions::default();
         let [a, b, c]: [IpAddr; 3] = [[192, 0, 2, 1], [192, 0, 2, 2], [192, 0, 2, 3]].map(IpAddr::from);
         permissions.install(b, at(0));
-        assert_eq!(permissions.missing(&[a, b, c, a]), 2);
+        assert_eq!(permissions.missing([a, b, c, a].into_iter()), 2);
     }
 
     // RFC 8656 §12.2: neither the number nor the address may be bound otherwise.

@@ -1,7 +1,5 @@
 //! What a request says of its sender, read but not believed yet: the first checks of RFC 8489 §9.2.4.
 
-use std::borrow::Cow;
-
 use super::reply::{PASSWORD_ALGORITHMS, Reject};
 use super::request::{optional, required};
 use crate::auth::{Authenticator, KeyAlgorithm, LongTermKey, NonceError, SecurityFeatures};
@@ -11,39 +9,51 @@ use crate::stun::{AttributeType, ErrorCode, IntegrityStatus, Message};
 /// The credentials of a request.
 #[derive(Debug)]
 pub(super) struct Claim<'m> {
-    /// `None` for a USERHASH that is nobody's.
-    pub(super) name: Option<Cow<'m, str>>,
+    name: Name<'m>,
     /// How the key is made.
     pub(super) algorithm: KeyAlgorithm,
     /// Whether MESSAGE-INTEGRITY-SHA256 protects the request, which goes before MESSAGE-INTEGRITY.
     sha256: bool,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Name<'m> {
+    Given(&'m str),
+    Hidden(&'m [u8; 32]),
+}
+
 impl<'m> Claim<'m> {
     /// `nonce` is what the check of the request's nonce gave.
-    pub(super) fn read(
-        authenticator: &Authenticator,
-        message: &Message<'m>,
-        nonce: Result<(), NonceError>,
-    ) -> Result<Self, Reject> {
+    pub(super) fn read(message: &Message<'m>, nonce: Result<(), NonceError>) -> Result<Self, Reject> {
         // No integrity → 401.
         let sha256 = message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256);
         if !sha256 && !message.contains(AttributeType::MESSAGE_INTEGRITY) {
             return Err(Reject::challenge(ErrorCode::UNAUTHENTICATED));
         }
         // Integrity, but no USERNAME or USERHASH, REALM or NONCE → 400.
-        let username: Option<Username<'m>> = optional(message)?;
-        let userhash: Option<Userhash<'m>> = if username.is_some() { None } else { Some(required(message)?) };
+        let name = match optional(message)? {
+            // RFC 8489 §9.2.2: trailing nulls are no part of the name.
+            Some(Username(name)) => Name::Given(name.trim_end_matches('\0')),
+            None => {
+                let Userhash(hash) = required(message)?;
+                Name::Hidden(hash)
+            }
+        };
         let Realm(_) = required(message)?;
         let Nonce(text) = required(message)?;
         let algorithm = algorithm(message, text, nonce)?;
-        let name = match (username, userhash) {
-            // RFC 8489 §9.2.2: trailing nulls are no part of the name.
-            (Some(Username(name)), _) => Some(Cow::Borrowed(name.trim_end_matches('\0'))),
-            (None, Some(Userhash(hash))) => authenticator.name_of(hash).map(|name| Cow::Owned(name.to_owned())),
-            (None, None) => None,
-        };
         Ok(Self { name, algorithm, sha256 })
+    }
+
+    /// The username; `None` for a USERHASH that is nobody's.
+    pub(super) fn username<'a>(&self, authenticator: &'a Authenticator) -> Option<&'a str>
+    where
+        'm: 'a,
+    {
+        match self.name {
+            Name::Given(name) => Some(name),
+            Name::Hidden(hash) => authenticator.name_of(hash),
+        }
     }
 
     /// Whether the request was signed with `key`; the comparison takes the same time wherever it fails.
@@ -54,11 +64,10 @@ impl<'m> Claim<'m> {
     }
 
     /// The name as the log has it.
-    pub(super) fn shown(&self, message: &Message<'_>) -> String {
-        match (&self.name, message.get()) {
-            (Some(name), _) => name.clone().into_owned(),
-            (None, Ok(Some(Userhash([a, b, c, d, ..])))) => format!("USERHASH {a:02x}{b:02x}{c:02x}{d:02x}…"),
-            (None, _) => String::new(),
+    pub(super) fn shown(&self, authenticator: &Authenticator) -> String {
+        match (self.username(authenticator), self.name) {
+            (Some(name), _) | (None, Name::Given(name)) => name.to_owned(),
+            (None, Name::Hidden([a, b, c, d, ..])) => format!("USERHASH {a:02x}{b:02x}{c:02x}{d:02x}…"),
         }
     }
 }

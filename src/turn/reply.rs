@@ -45,16 +45,19 @@ pub(super) struct Answering {
 
 impl Answering {
     pub(super) fn to(message: &Message<'_>) -> Self {
-        Self {
-            method: message.method(),
-            transaction: message.transaction_id(),
-            // A wrong one was dropped long before.
-            fingerprint: message.contains(AttributeType::FINGERPRINT),
-            draft_numbers: message.contains(AttributeType::DRAFT_ADDITIONAL_ADDRESS_FAMILY)
-                && !message.contains(AttributeType::ADDITIONAL_ADDRESS_FAMILY),
-            sha256: message.contains(AttributeType::PASSWORD_ALGORITHM)
-                || message.contains(AttributeType::PASSWORD_ALGORITHMS),
+        let (mut fingerprint, mut sha256, mut draft, mut standard) = (false, false, false, false);
+        for attribute in message.attributes() {
+            match attribute.kind {
+                // A wrong one was dropped long before.
+                AttributeType::FINGERPRINT => fingerprint = true,
+                AttributeType::PASSWORD_ALGORITHM | AttributeType::PASSWORD_ALGORITHMS => sha256 = true,
+                AttributeType::DRAFT_ADDITIONAL_ADDRESS_FAMILY => draft = true,
+                AttributeType::ADDITIONAL_ADDRESS_FAMILY => standard = true,
+                _ => {}
+            }
         }
+        let (method, transaction) = (message.method(), message.transaction_id());
+        Self { method, transaction, fingerprint, draft_numbers: draft && !standard, sha256 }
     }
 }
 

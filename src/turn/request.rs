@@ -1,6 +1,8 @@
 //! What every request goes through: authentication (RFC 8489 §9.2.4), the check for attributes that must be
 //! understood (§6.3.1), its method, and the answer.
 
+use std::rc::Rc;
+
 use super::allocation::Allocation;
 use super::claim::Claim;
 use super::contract::{Action, AllocationId, AuthCause, Context, Event, FiveTuple, FromClient, OpenRelay};
@@ -17,8 +19,9 @@ use crate::stun::{Attribute, AttributeType, ErrorCode, Message, Method};
 pub(super) struct Authenticated<'a, 'm> {
     pub(super) message: &'a Message<'m>,
     pub(super) tuple: FiveTuple,
-    pub(super) username: &'a str,
-    pub(super) identity: Identity<'a>,
+    pub(super) identity: Rc<Identity>,
+    /// That of the 5-tuple, if it has one, in whatever state it is.
+    pub(super) allocation: Option<AllocationId>,
 }
 
 /// What a method makes of a request that it accepts.
@@ -47,7 +50,7 @@ impl Server {
             return FromClient::Drop(DropReason::ReplyLimit);
         }
         let answering = Answering::to(message);
-        let claim = Claim::read(&self.shared.authenticator, message, nonce);
+        let claim = Claim::read(message, nonce);
         let request = match claim
             .as_ref()
             .map_err(|reject| *reject)
@@ -73,7 +76,7 @@ impl Server {
                 _ => self.channel_bind(cx.now, &request),
             },
         };
-        let key = &request.identity.key;
+        let key = request.identity.key();
         match accepted {
             Ok(Accepted::Success(success)) => reply::success(reply, &answering, key, &success)
                 .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply),
@@ -124,35 +127,42 @@ impl Server {
         cx: &Context<'_>,
         tuple: &FiveTuple,
         message: &'a Message<'m>,
-        claim: &'a Claim<'m>,
+        claim: &Claim<'m>,
         nonce_is_valid: bool,
     ) -> Result<Authenticated<'a, 'm>, Reject> {
-        let username = claim.name.as_deref();
-        let mut matches = |key: &LongTermKey| claim.is_signed_with(key, message);
         let authenticator = &self.shared.authenticator;
-        let (username, identity) =
-            match (username, authenticator.authenticate(username, claim.algorithm, cx.unix, &mut matches)) {
-                (Some(username), Ok(identity)) => (username, identity),
-                (_, result) => {
-                    // A stranger who forges sources writes no log.
-                    if let (true, Err(failure)) = (nonce_is_valid, result) {
-                        let (username, cause) = (claim.shown(message), AuthCause::Failure(failure));
-                        let event = Event::AuthenticationFailed { username, tuple: *tuple, cause };
-                        self.actions.push_back(Action::Log(event));
-                    }
-                    return Err(Reject::challenge(ErrorCode::UNAUTHENTICATED));
+        let (username, algorithm) = (claim.username(authenticator), claim.algorithm);
+        let allocation = self.table.find(tuple);
+        let own = allocation.and_then(|id| self.table.get(id)).map(|allocation| &allocation.identity);
+        let known = username.and_then(|username| {
+            own.filter(|own| own.may_be(username, algorithm)).or_else(|| self.known.find(username, algorithm))
+        });
+        let mut matches = |key: &LongTermKey| claim.is_signed_with(key, message);
+        let identity = match authenticator.authenticate(username, algorithm, cx.unix, known, &mut matches) {
+            Ok(identity) => identity,
+            Err(failure) => {
+                // A stranger who forges sources writes no log.
+                if nonce_is_valid {
+                    let (username, cause) = (claim.shown(authenticator), AuthCause::Failure(failure));
+                    let event = Event::AuthenticationFailed { username, tuple: *tuple, cause };
+                    self.actions.push_back(Action::Log(event));
                 }
-            };
+                return Err(Reject::challenge(ErrorCode::UNAUTHENTICATED));
+            }
+        };
         if !nonce_is_valid {
             return Err(Reject::challenge(ErrorCode::STALE_NONCE));
         }
-        let request = Authenticated { message, tuple: *tuple, username, identity };
+        let is_own = own.is_some_and(|own| Rc::ptr_eq(own, &identity));
+        let expired = identity.expired_for(cx.unix).is_some();
+        let request = Authenticated { message, tuple: *tuple, identity, allocation };
         // An Allocate that has succeeded gets its answer again, even if the credential has expired in between.
-        if message.method() == Method::ALLOCATE
-            && request.identity.expired_for(cx.unix).is_some()
-            && !self.is_retransmission(cx.now, &request)
-        {
+        if message.method() == Method::ALLOCATE && expired && !self.is_retransmission(cx.now, &request) {
             return Err(self.expired(cx, &request));
+        }
+        // What an allocation holds is found there.
+        if !is_own && !expired {
+            self.known.keep(&request.identity);
         }
         Ok(request)
     }
@@ -161,7 +171,7 @@ impl Server {
     pub(super) fn expired(&mut self, cx: &Context<'_>, request: &Authenticated<'_, '_>) -> Reject {
         let ago = request.identity.expired_for(cx.unix).unwrap_or_default();
         self.actions.push_back(Action::Log(Event::AuthenticationFailed {
-            username: request.username.to_owned(),
+            username: request.identity.username().to_owned(),
             tuple: request.tuple,
             cause: AuthCause::Expired { ago },
         }));
@@ -176,9 +186,10 @@ impl Table {
         now: Instant,
         request: &Authenticated<'_, '_>,
     ) -> Result<(AllocationId, &mut Allocation), Reject> {
-        let found = self.find_open(&request.tuple, now);
-        let (id, allocation) = found.ok_or(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"))?;
-        if *allocation.username == *request.username {
+        let found = request.allocation.and_then(|id| Some((id, self.get_mut(id)?)));
+        let open = found.filter(|(_, allocation)| allocation.is_open(now));
+        let (id, allocation) = open.ok_or(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"))?;
+        if allocation.identity.username() == request.identity.username() {
             Ok((id, allocation))
         } else {
             Err(Reject::new(ErrorCode::WRONG_CREDENTIALS, "Wrong Credentials"))

@@ -26,7 +26,7 @@ use super::reply_limit::ReplyLimit;
 use super::reservations::{Reservations, Token};
 use super::table::Table;
 use super::time::{Deadline, Instant};
-use crate::auth::{Authenticator, NonceMint};
+use crate::auth::{Authenticator, KnownIdentities, NonceMint};
 use crate::stun::attribute::AddressFamily;
 use crate::stun::{Class, FingerprintStatus, Message, Method, TransactionId};
 
@@ -104,6 +104,7 @@ pub struct Server {
     /// Ports of other workers that sockets of this one are bound to, by reservations of theirs.
     pub(super) borrowed: usize,
     pub(super) replies: ReplyLimit,
+    pub(super) known: KnownIdentities,
 }
 
 impl Server {
@@ -116,6 +117,7 @@ impl Server {
             shared,
             settings,
             replies,
+            known: KnownIdentities::new(),
             pools,
             table: Table::new(),
             actions: VecDeque::new(),
@@ -402,7 +404,7 @@ impl Server {
             return opening.reserve.into_iter().for_each(|ticket| self.shared.quota.release(ticket));
         }
         self.actions.push_back(Action::Log(Event::AllocationEnded(Box::new(AllocationSummary {
-            user: allocation.user.into(),
+            user: allocation.identity.user().to_owned(),
             tuple: allocation.tuple,
             relay: allocation.relays.told(),
             duration: now.since(allocation.created),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::auth::DERIVATIONS;
 
 const NOW: u64 = 1_700_000_000;
 const REALM: &str = "turn.example.org";
@@ -17,13 +18,13 @@ fn authenticator(secrets: &[&str], users: &[(&str, &str)]) -> Authenticator {
 
 impl Authenticator {
     /// For a client that names itself by USERNAME and names no password algorithm.
-    fn by_name<'u>(
+    fn by_name(
         &self,
-        username: &'u str,
+        username: &str,
         unix_now: u64,
         matches: &mut dyn FnMut(&LongTermKey) -> bool,
-    ) -> Result<Identity<'u>, AuthFailure> {
-        self.authenticate(Some(username), KeyAlgorithm::Md5, unix_now, matches)
+    ) -> Result<Rc<Identity>, AuthFailure> {
+        self.authenticate(Some(username), KeyAlgorithm::Md5, unix_now, None, matches)
     }
 }
 
@@ -43,16 +44,16 @@ fn the_key_of_a_time_limited_credential_is_the_one_that_python_computes() {
         true
     });
     assert_eq!(candidates, [0xb2a0_1cd8_b6b1_bed4_a312_9efd_021c_3dd8]);
-    assert_eq!(result.unwrap().key.as_bytes(), &candidates[0].to_be_bytes());
+    assert_eq!(result.unwrap().key().as_bytes(), &candidates[0].to_be_bytes());
 }
 
 #[test]
 fn a_static_user_is_known_by_the_password() {
     let authenticator = authenticator(&["north-star"], &[("bob", "builder"), ("eve", "dropper")]);
     let identity = authenticator.by_name("bob", NOW, &mut signed("bob", "builder")).unwrap();
-    assert_eq!((identity.user, identity.expires), ("bob", None));
+    assert_eq!((identity.user(), identity.expires()), ("bob", None));
     assert_eq!(identity.expired_for(u64::MAX), None);
-    assert_eq!(identity.key, LongTermKey::derive("bob", REALM, b"builder"));
+    assert_eq!(*identity.key(), LongTermKey::derive("bob", REALM, b"builder"));
     for (name, password) in [("bob", "dropper"), ("eve", "builder")] {
         let failure = authenticator.by_name(name, NOW, &mut signed(name, password)).unwrap_err();
         assert_eq!(failure, AuthFailure::WrongPassword);
@@ -71,7 +72,7 @@ fn each_of_several_secrets_is_tried_in_turn() {
             right(key)
         };
         let identity = authenticator.by_name(&minted.username, NOW, &mut counted).unwrap();
-        assert_eq!((identity.user, identity.expires), ("alice", Some(NOW + 60)));
+        assert_eq!((identity.user(), identity.expires()), ("alice", Some(NOW + 60)));
         assert_eq!(asked, index + 1);
     }
 }
@@ -79,7 +80,7 @@ fn each_of_several_secrets_is_tried_in_turn() {
 #[test]
 fn quotas_count_the_name_or_else_the_whole_username() {
     let authenticator = authenticator(&["north-star"], &[]);
-    let user = |username| authenticator.by_name(username, NOW, &mut |_| true).unwrap().user;
+    let user = |username| authenticator.by_name(username, NOW, &mut |_| true).unwrap().user().to_owned();
     assert_eq!(user("1800000000:alice"), "alice");
     assert_eq!(user("1800000000:alice:phone"), "alice:phone");
     assert_eq!(user("1800000000"), "1800000000");
@@ -127,7 +128,7 @@ fn an_expiry_in_milliseconds_is_refused_even_with_the_right_secret() {
 fn a_static_user_goes_before_the_time_limited_form() {
     let authenticator = authenticator(&["north-star"], &[("1700000000", "builder")]);
     let identity = authenticator.by_name("1700000000", NOW, &mut |_| true).unwrap();
-    assert_eq!(identity.expires, None);
+    assert_eq!(identity.expires(), None);
     let failure = authenticator.by_name("1700000000", NOW, &mut |_| false).unwrap_err();
     assert_eq!(failure, AuthFailure::WrongPassword);
 }
@@ -137,7 +138,7 @@ fn a_static_user_goes_before_the_time_limited_form() {
 fn trailing_nuls_of_a_username_do_not_count() {
     let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
     let identity = authenticator.by_name("bob\0\0", NOW, &mut signed("bob", "builder")).unwrap();
-    assert_eq!(identity.user, "bob");
+    assert_eq!(identity.user(), "bob");
 }
 
 #[test]
@@ -161,16 +162,16 @@ fn keys_are_made_by_the_algorithm_that_the_client_names() {
         ("1700000000:alice", "71a216d3144d684488cada1ee4ca72676e3bb0d022abaaead4d9a45edc16d83e"),
     ] {
         let mut candidates = Vec::new();
-        let identity = authenticator.authenticate(Some(name), KeyAlgorithm::Sha256, 0, &mut |key| {
+        let identity = authenticator.authenticate(Some(name), KeyAlgorithm::Sha256, 0, None, &mut |key| {
             candidates.push(hex(key));
             true
         });
         assert_eq!(
-            (hex(&identity.unwrap().key).as_str(), candidates.as_slice()),
+            (hex(identity.unwrap().key()).as_str(), candidates.as_slice()),
             (expected, &[expected.to_owned()][..])
         );
     }
-    let failure = authenticator.authenticate(Some("bob"), KeyAlgorithm::Sha256, 0, &mut signed("bob", "builder"));
+    let failure = authenticator.authenticate(Some("bob"), KeyAlgorithm::Sha256, 0, None, &mut signed("bob", "builder"));
     assert_eq!(failure.unwrap_err(), AuthFailure::WrongPassword, "the MD5 key is another one");
 }
 
@@ -209,7 +210,7 @@ fn a_name_that_nobody_has_costs_as_many_integrity_checks_as_a_wrong_password() {
         names.into_iter().map(Some).chain([None]).flat_map(|name| [(name, &authenticator), (name, &without)])
     {
         let mut checks = 0;
-        let refused = authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, &mut |_| {
+        let refused = authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, None, &mut |_| {
             checks += 1;
             false
         });
@@ -221,8 +222,81 @@ fn a_name_that_nobody_has_costs_as_many_integrity_checks_as_a_wrong_password() {
 #[test]
 fn whoever_signs_with_the_key_of_nobody_is_nobody() {
     let authenticator = authenticator(&[], &[("bob", "builder")]);
-    let refused = |name| authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, &mut |_| true).unwrap_err();
+    let refused = |name| authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, None, &mut |_| true).unwrap_err();
     assert_eq!(refused(None), AuthFailure::UnknownUserhash);
     assert_eq!(refused(Some("mallory")), AuthFailure::UnknownUser);
     assert_eq!(refused(Some("")), AuthFailure::UnknownUser);
+}
+
+fn derivations() -> usize {
+    DERIVATIONS.get()
+}
+
+#[test]
+fn a_known_identity_is_found_right_without_deriving_a_key() {
+    let authenticator = authenticator(&["first", "second", "third"], &[("bob", "builder")]);
+    let minted = time_limited::mint(&secret("third"), Some("alice"), NOW + 60);
+    for (name, password) in [(minted.username.as_str(), minted.password.as_str()), ("bob", "builder")] {
+        let mut right = signed(name, password);
+        let identity = authenticator.by_name(name, NOW, &mut right).unwrap();
+        let (before, mut checks) = (derivations(), 0);
+        let again = authenticator.authenticate(Some(name), KeyAlgorithm::Md5, NOW + 90, Some(&identity), &mut |key| {
+            checks += 1;
+            right(key)
+        });
+        let again = again.unwrap();
+        assert!(Rc::ptr_eq(&again, &identity));
+        assert_eq!((derivations() - before, checks), (0, 1), "{name}");
+        assert_eq!(again.expired_for(NOW + 90), identity.expires().map(|_| 30), "{name}");
+    }
+}
+
+// While secrets are rotated, an application may make two credentials of one username.
+#[test]
+fn a_credential_of_another_secret_is_right_beside_the_known_one() {
+    let authenticator = authenticator(&["new", "old"], &[]);
+    let [old, new] = ["old", "new"].map(|text| time_limited::mint(&secret(text), Some("alice"), NOW + 60));
+    assert_eq!(old.username, new.username);
+    let name = Some(old.username.as_str());
+    let known = authenticator.by_name(&old.username, NOW, &mut signed(&old.username, &old.password)).unwrap();
+    let mut right = signed(&new.username, &new.password);
+    let identity = authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, Some(&known), &mut right).unwrap();
+    assert_ne!(identity.key(), known.key());
+    assert_eq!(identity.user(), "alice");
+}
+
+#[test]
+fn a_known_identity_is_of_no_use_to_another_name_or_algorithm() {
+    let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
+    let minted = time_limited::mint(&secret("north-star"), Some("alice"), NOW + 60);
+    let mut right = signed(&minted.username, &minted.password);
+    let alice = authenticator.by_name(&minted.username, NOW, &mut right).unwrap();
+    let other = time_limited::mint(&secret("north-star"), Some("eve"), NOW + 60);
+    for (name, algorithm) in
+        [("bob", KeyAlgorithm::Md5), (&other.username, KeyAlgorithm::Md5), (&minted.username, KeyAlgorithm::Sha256)]
+    {
+        let refused = authenticator.authenticate(Some(name), algorithm, NOW, Some(&alice), &mut right);
+        assert!(refused.is_err(), "{name}");
+    }
+}
+
+// Who is known is not to be told from who is not by how long the refusal of a guess takes.
+#[test]
+fn a_wrong_password_costs_as_much_whether_its_user_is_known_or_not() {
+    let authenticator = authenticator(&["first", "second", "third"], &[("bob", "builder")]);
+    let minted = time_limited::mint(&secret("second"), Some("alice"), NOW + 60);
+    for (name, password, expected) in
+        [(minted.username.as_str(), minted.password.as_str(), (3, 3)), ("bob", "builder", (0, 1))]
+    {
+        let identity = authenticator.by_name(name, NOW, &mut signed(name, password)).unwrap();
+        for known in [None, Some(&identity)] {
+            let (before, mut checks) = (derivations(), 0);
+            let refused = authenticator.authenticate(Some(name), KeyAlgorithm::Md5, NOW, known, &mut |_| {
+                checks += 1;
+                false
+            });
+            assert!(matches!(refused, Err(AuthFailure::WrongSecret { tried: 3 } | AuthFailure::WrongPassword)));
+            assert_eq!((derivations() - before, checks), expected, "{name}");
+        }
+    }
 }

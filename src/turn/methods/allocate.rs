@@ -1,6 +1,7 @@
 //! Allocate (RFC 8656 §7.2).
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use super::super::server::Server;
 use super::super::time::{Deadline, Instant};
 use super::super::{DEFAULT_LIFETIME, EndReason, MAXIMUM_LIFETIME};
 use super::FORBIDDEN;
+use crate::auth::Identity;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, DraftAdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily,
     RequestedTransport, ReservationToken,
@@ -179,10 +181,10 @@ impl Obstacle {
 impl Server {
     /// Whether the request is the one that made the allocation of its 5-tuple, once more.
     pub(in crate::turn) fn is_retransmission(&self, now: Instant, request: &Authenticated<'_, '_>) -> bool {
-        let allocation = self.table.find(&request.tuple).and_then(|id| self.table.get(id));
+        let allocation = request.allocation.and_then(|id| self.table.get(id));
         allocation.is_some_and(|allocation| {
             let transaction = request.message.transaction_id();
-            !allocation.has_ended(now) && allocation.was_made_by(transaction, request.username)
+            !allocation.has_ended(now) && allocation.was_made_by(transaction, request.identity.username())
         })
     }
 
@@ -192,9 +194,10 @@ impl Server {
         request: &Authenticated<'_, '_>,
     ) -> Result<Accepted, Reject> {
         // Step 2: the 5-tuple has an allocation → 437, unless this is the request that made it, once more.
-        if let Some(id) = self.table.find(&request.tuple) {
+        if let Some(id) = request.allocation {
+            let retransmission = self.is_retransmission(cx.now, request);
             match self.table.get(id).filter(|allocation| !allocation.has_ended(cx.now)) {
-                Some(allocation) if allocation.was_made_by(request.message.transaction_id(), request.username) => {
+                Some(allocation) if retransmission => {
                     return Ok(match allocation.state {
                         State::Opening(_) => Accepted::Pending,
                         State::Open => Accepted::Success(allocated(allocation, cx.now)),
@@ -227,7 +230,7 @@ impl Server {
                 let id = self.begin(cx.now, request, ticket, Start { deadline, wish, next, reserve, claimed: false });
                 match self.next_socket(cx, id, family) {
                     Some(open) => Ok(Accepted::Open(open)),
-                    None => Err(self.give_up(id).map_or(NO_PORT.reject(), |(_, _, reject)| reject)),
+                    None => Err(self.give_up(id).map_or(NO_PORT.reject(), |given_up| given_up.reject)),
                 }
             }
             WantedAddress::Reserved(token) => {
@@ -242,7 +245,7 @@ impl Server {
 
     /// Step 10: a place in the quota, or 486 or 508.
     fn admit(&mut self, request: &Authenticated<'_, '_>) -> Result<Ticket, Reject> {
-        match self.shared.quota.admit(request.identity.user) {
+        match self.shared.quota.admit(request.identity.user()) {
             Ok(ticket) => Ok(ticket),
             Err(QuotaExceeded::User) => Err(self.refused(request, Obstacle::Limit(Limit::AllocationsPerUser))),
             Err(QuotaExceeded::Server) => Err(self.refused(request, Obstacle::Limit(Limit::Allocations))),
@@ -258,7 +261,7 @@ impl Server {
     }
 
     fn refused(&mut self, request: &Authenticated<'_, '_>, obstacle: Obstacle) -> Reject {
-        self.refusal(request.identity.user, request.tuple, request.message.transaction_id(), obstacle)
+        self.refusal(request.identity.user(), request.tuple, request.message.transaction_id(), obstacle)
     }
 
     /// What a client gets in place of an allocation: another server, or else the obstacle's error.
@@ -325,7 +328,7 @@ impl Server {
             check_dont_fragment(request)?;
         }
         // A token is good for everybody, but everybody's allocations count as their own.
-        let same_user = self.shared.quota.is_of(reserved.ticket, request.identity.user);
+        let same_user = self.shared.quota.is_of(reserved.ticket, request.identity.user());
         let own = if same_user { None } else { Some(self.admit(request)?) };
         let counted = own.as_ref().map_or(reserved.ticket, Ticket::word);
         if let Err(reject) = self.admit_rate(now, request, counted) {
@@ -354,7 +357,6 @@ impl Server {
         let opening = Opening {
             attempts: 0,
             answering,
-            key: request.identity.key.clone(),
             deadline: start.deadline,
             wish: start.wish,
             next: start.next,
@@ -367,8 +369,7 @@ impl Server {
             relays: Relays::default(),
             state: State::Opening(Box::new(opening)),
             transaction: answering.transaction,
-            username: request.username.into(),
-            user: request.identity.user.into(),
+            identity: Rc::clone(&request.identity),
             created: now,
             address_error: None,
             token: None,
@@ -468,7 +469,7 @@ impl Server {
         let State::Opening(opening) = std::mem::replace(&mut allocation.state, State::Open) else {
             return Opened::Abandoned;
         };
-        let Opening { answering, key, failed, reserve, .. } = *opening;
+        let Opening { answering, failed, reserve, .. } = *opening;
         let token = reserve.and_then(|ticket| self.reserve_next(cx, bind, ticket));
         let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
         allocation.token = token;
@@ -476,12 +477,12 @@ impl Server {
         allocation.address_error = failed.map(|(family, obstacle)| (family, obstacle.reject().code()));
         let success = allocated(allocation, cx.now);
         self.actions.push_back(Action::Log(Event::AllocationCreated {
-            user: allocation.user.to_string(),
+            user: allocation.identity.user().to_owned(),
             tuple: allocation.tuple,
             relay: allocation.relays.told(),
             lifetime: allocation.relays.seconds_left(cx.now),
         }));
-        match reply::success(reply, &answering, &key, &success) {
+        match reply::success(reply, &answering, allocation.identity.key(), &success) {
             Ok(reply) => Opened::Reply(allocation.tuple, reply),
             Err(_) => {
                 self.end(id, cx.now, EndReason::Deleted);
@@ -507,23 +508,24 @@ impl Server {
     }
 
     fn refuse(&mut self, cx: &Context<'_>, id: AllocationId, reply: &mut [u8]) -> Opened {
-        let Some((tuple, opening, reject)) = self.give_up(id) else { return Opened::Abandoned };
-        match self.rejected(cx, &tuple, &opening.answering, Some(&opening.key), &reject, reply) {
+        let Some(GivenUp { tuple, identity, answering, reject }) = self.give_up(id) else { return Opened::Abandoned };
+        match self.rejected(cx, &tuple, &answering, Some(identity.key()), &reject, reply) {
             FromClient::Reply(reply) => Opened::Reply(tuple, reply),
             _ => Opened::Abandoned,
         }
     }
 
     /// Takes an allocation back for which nothing can be opened.
-    fn give_up(&mut self, id: AllocationId) -> Option<(FiveTuple, Box<Opening>, Reject)> {
-        let Allocation { tuple, user, state, ticket, .. } = self.table.remove(id)?;
+    fn give_up(&mut self, id: AllocationId) -> Option<GivenUp> {
+        let Allocation { tuple, identity, state, ticket, .. } = self.table.remove(id)?;
         self.shared.quota.release(ticket);
         let State::Opening(mut opening) = state else { return None };
         if let Some(reserve) = opening.reserve.take() {
             self.shared.quota.release(reserve);
         }
-        let reject = self.refusal(&user, tuple, opening.answering.transaction, opening.obstacle());
-        Some((tuple, opening, reject))
+        let answering = opening.answering;
+        let reject = self.refusal(identity.user(), tuple, answering.transaction, opening.obstacle());
+        Some(GivenUp { tuple, identity, answering, reject })
     }
 
     /// A free port of one of the relay addresses of a family, beginning at a random one of them: where to bind the
@@ -575,6 +577,14 @@ struct Start {
     next: Option<AddressFamily>,
     reserve: Option<Ticket>,
     claimed: bool,
+}
+
+/// An allocation that came to nothing, and how to tell its client.
+struct GivenUp {
+    tuple: FiveTuple,
+    identity: Rc<Identity>,
+    answering: Answering,
+    reject: Reject,
 }
 
 impl Opening {

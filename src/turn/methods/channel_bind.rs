@@ -25,7 +25,7 @@ impl Server {
             0x4000..=0x4fff => {}
             0x5000..=0x7fff if self.settings.rfc5766_channels => {}
             0x5000..=0x7fff => {
-                let (user, tuple) = (allocation.user.to_string(), allocation.tuple);
+                let (user, tuple) = (allocation.identity.user().to_owned(), allocation.tuple);
                 self.actions.push_back(Action::Log(Event::Rfc5766Channel { user, tuple, number }));
                 return Err(bad("Channel Above 0x4FFF: see compat.rfc5766-channels"));
             }
@@ -50,10 +50,10 @@ impl Server {
         let admitted = if allocation.channels.len() + new_channel > self.settings.channels_per_allocation {
             Err(Limit::Channels)
         } else {
-            admit_permissions(allocation, &[peer.ip()], &self.settings, now)
+            admit_permissions(allocation, std::iter::once(peer.ip()), &self.settings, now)
         };
         if let Err(limit) = admitted {
-            self.actions.push_back(limit.reached(&allocation.user, allocation.tuple));
+            self.actions.push_back(limit.reached(allocation.identity.user(), allocation.tuple));
             return Err(Reject::limited(limit));
         }
         allocation.channels.bind(number, peer, now);

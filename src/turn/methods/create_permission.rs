@@ -1,7 +1,5 @@
 //! CreatePermission (RFC 8656 §10.2).
 
-use std::net::{IpAddr, SocketAddr};
-
 use super::super::reply::{Reject, Success};
 use super::super::request::{Accepted, Authenticated};
 use super::super::server::Server;
@@ -18,32 +16,30 @@ impl Server {
     ) -> Result<Accepted, Reject> {
         let (id, allocation) = self.table.allocation_of(now, request)?;
         // None of them, or any that is malformed → 400. Nothing is installed before all are found good.
-        let peers: Vec<SocketAddr> = request
-            .message
-            .all::<XorPeerAddress>()
-            .map(|peer| peer.map(|XorPeerAddress(peer)| peer))
-            .collect::<Result<_, _>>()
-            .map_err(|_| Reject::new(ErrorCode::BAD_REQUEST, "Bad XOR-PEER-ADDRESS"))?;
-        if peers.is_empty() {
+        let mut peers = request.message.all::<XorPeerAddress>().peekable();
+        if peers.peek().is_none() {
             return Err(Reject::new(ErrorCode::BAD_REQUEST, "No XOR-PEER-ADDRESS"));
         }
-        for peer in &peers {
-            check_family(allocation, *peer, now)?;
+        if peers.any(|peer| peer.is_err()) {
+            return Err(Reject::new(ErrorCode::BAD_REQUEST, "Bad XOR-PEER-ADDRESS"));
         }
-        for peer in &peers {
+        let peers = || request.message.all::<XorPeerAddress>().flatten().map(|XorPeerAddress(peer)| peer);
+        for peer in peers() {
+            check_family(allocation, peer, now)?;
+        }
+        for peer in peers() {
             if let Err(denial) = self.shared.policy.permission_allowed(&self.shared.live, peer.ip()) {
-                self.actions.push_back(refused(allocation, *peer, denial));
+                self.actions.push_back(refused(allocation, peer, denial));
                 return Err(FORBIDDEN);
             }
         }
         allocation.expire(now);
-        let addresses: Vec<IpAddr> = peers.iter().map(SocketAddr::ip).collect();
-        if let Err(limit) = admit_permissions(allocation, &addresses, &self.settings, now) {
-            self.actions.push_back(limit.reached(&allocation.user, allocation.tuple));
+        if let Err(limit) = admit_permissions(allocation, peers().map(|peer| peer.ip()), &self.settings, now) {
+            self.actions.push_back(limit.reached(allocation.identity.user(), allocation.tuple));
             return Err(Reject::limited(limit));
         }
-        for address in addresses {
-            allocation.permissions.install(address, now);
+        for peer in peers() {
+            allocation.permissions.install(peer.ip(), now);
         }
         self.table.reschedule(id);
         Ok(Accepted::Success(Success::Done))

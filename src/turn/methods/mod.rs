@@ -32,7 +32,7 @@ const FAMILY_MISMATCH: Reject = Reject::new(ErrorCode::PEER_ADDRESS_FAMILY_MISMA
 /// has already cost nothing.
 fn admit_permissions(
     allocation: &mut Allocation,
-    addresses: &[IpAddr],
+    addresses: impl Iterator<Item = IpAddr>,
     settings: &Settings,
     now: Instant,
 ) -> Result<(), Limit> {
@@ -48,7 +48,7 @@ fn admit_permissions(
 
 /// The note for the log that goes with a 403.
 fn refused(allocation: &Allocation, peer: SocketAddr, denial: Denial) -> Action {
-    let (user, tuple) = (allocation.user.to_string(), allocation.tuple);
+    let (user, tuple) = (allocation.identity.user().to_owned(), allocation.tuple);
     Action::Log(Event::PeerRefused { user, tuple, peer, denial })
 }
 

@@ -38,7 +38,7 @@ impl Server {
         let desired = desired.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME);
         let desired = Deadline::after(cx.now, Duration::from_secs(desired.into()));
         // A credential that is over may keep its allocation for the grace period, and for what it was given before.
-        let last = match request.identity.expires {
+        let last = match request.identity.expires() {
             Some(expires) => {
                 let left = expires.saturating_add(self.settings.expiry_grace).saturating_sub(cx.unix);
                 if left == 0 {

@@ -8,6 +8,7 @@ mod binding;
 mod channel;
 mod dual;
 mod icmp;
+mod known;
 mod limits;
 mod peer;
 mod permission;

@@ -1,0 +1,121 @@
+//! Who is known needs no key derived again (RFC 8489 §9.2.2), and is judged as anew all the same.
+
+use std::rc::Rc;
+
+use super::super::{AuthCause, Event};
+use super::support::*;
+use crate::auth::DERIVATIONS;
+use crate::stun::attribute::{ChannelNumber, Lifetime, RequestedTransport, XorPeerAddress};
+use crate::stun::{EncodeAttribute, Method};
+
+/// How many keys the server derives to answer a packet.
+fn derivations(world: &mut World, client: &Client, packet: &[u8]) -> usize {
+    let before = DERIVATIONS.get();
+    world.answer_to(&client.tuple, packet);
+    DERIVATIONS.get() - before
+}
+
+fn request(world: &mut World, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
+    client.request(world.transaction(), method, attributes)
+}
+
+fn known(world: &World) -> usize {
+    world.server.known.len()
+}
+
+fn assert_expired(world: &mut World) {
+    let event = world.event();
+    assert!(matches!(event, Event::AuthenticationFailed { cause: AuthCause::Expired { .. }, .. }), "{event:?}");
+}
+
+#[test]
+fn the_key_of_a_user_is_derived_for_the_first_request_alone() {
+    let mut world = World::new();
+    let client = world.client(1).with_credential("carol", UNIX + 1_000);
+    // No allocation yet: 437.
+    let first = request(&mut world, &client, Method::REFRESH, &[]);
+    assert_eq!(derivations(&mut world, &client, &first), 1);
+    assert_eq!(derivations(&mut world, &client, &first), 0);
+
+    world.allocate(&client);
+    let bind: [&dyn EncodeAttribute; 2] = [&ChannelNumber(0x4000), &XorPeerAddress(peer(1))];
+    for (method, attributes) in [
+        (Method::REFRESH, &[][..]),
+        (Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1)) as &dyn EncodeAttribute]),
+        (Method::CHANNEL_BIND, &bind),
+    ] {
+        let packet = request(&mut world, &client, method, attributes);
+        assert_eq!(derivations(&mut world, &client, &packet), 0, "{method:?}");
+    }
+    assert_eq!(known(&world), 1);
+}
+
+#[test]
+fn the_allocations_of_a_user_share_one_identity() {
+    let mut world = World::new();
+    for host in 1..=3 {
+        let client = world.client(host).with_credential("carol", UNIX + 1_000);
+        world.allocate(&client);
+    }
+    let mut identities = world.server.table.iter().map(|allocation| &allocation.identity);
+    let first = identities.next().unwrap();
+    assert!(identities.all(|identity| Rc::ptr_eq(identity, first)));
+}
+
+// However many others send requests, and whatever they put out of the cache.
+#[test]
+fn whoever_has_an_allocation_needs_no_derivation_again() {
+    let mut world = World::new();
+    let client = world.client(1).with_credential("carol", UNIX + 1_000);
+    world.allocate(&client);
+    world.server.known = Default::default();
+    let packet = request(&mut world, &client, Method::REFRESH, &[]);
+    assert_eq!(derivations(&mut world, &client, &packet), 0);
+    assert_eq!(known(&world), 0);
+}
+
+#[test]
+fn a_request_that_is_refused_makes_nobody_known() {
+    let mut world = World::new();
+    let client = world.client(1).with_credential("carol", UNIX + 1_000);
+    let wrong = Client { password: "wrong".to_owned(), ..client.clone() };
+    let foreign = Client { nonce: world.nonce(world.client(2).tuple.client), ..client.clone() };
+    for (client, code, logs) in [(&wrong, 401, true), (&foreign, 438, false)] {
+        assert_eq!(world.refusal(client, Method::ALLOCATE, &[&RequestedTransport::UDP]), code);
+        if logs {
+            world.event();
+        }
+    }
+    let expired = client.with_credential("carol", UNIX - 1);
+    assert_eq!(world.refusal(&expired, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
+    assert_expired(&mut world);
+    assert_eq!(known(&world), 0);
+}
+
+#[test]
+fn a_wrong_password_for_a_known_user_is_401() {
+    let mut world = World::new();
+    let client = world.client(1).with_credential("carol", UNIX + 1_000);
+    world.allocate(&client);
+    let wrong = Client { password: "wrong".to_owned(), ..client.clone() };
+    let elsewhere = Client { tuple: world.client(2).tuple, nonce: world.client(2).nonce, ..wrong.clone() };
+    for client in [wrong, elsewhere] {
+        assert_eq!(world.refusal(&client, Method::REFRESH, &[&Lifetime(0)]), 401);
+        world.event();
+    }
+    assert_eq!(world.server.allocations(), 1);
+}
+
+#[test]
+fn the_expiry_of_a_known_user_is_noticed() {
+    let mut world = World::new();
+    let client = world.client(1).with_credential("carol", UNIX + 10);
+    let elsewhere = world.client(2).with_credential("carol", UNIX + 10);
+    world.allocate(&client);
+    world.pass(seconds(10));
+    assert_eq!(world.refusal(&elsewhere, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
+    assert_expired(&mut world);
+    assert_eq!(world.accept(&client, Method::REFRESH, &[&Lifetime(3_600)]).lifetime(), Some(700));
+    world.pass(seconds(699));
+    assert_eq!(world.accept(&client, Method::REFRESH, &[]).lifetime(), Some(1));
+}
