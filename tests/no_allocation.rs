@@ -1,4 +1,4 @@
-//! The fast path allocates nothing on the heap: a binary of its own, because it counts in the global allocator.
+//! The fast path allocates nothing on the heap, and an allocation takes little of it: a binary of its own, because it counts in the global allocator.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
@@ -10,6 +10,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,34 +34,43 @@ struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Bytes that are allocated now, as they were asked for.
+    static LIVE: Cell<usize> = const { Cell::new(0) };
 }
 
-fn count() {
-    // While a thread ends its cell is gone.
+fn count(size: usize) {
+    // While a thread ends its cells are gone.
     let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
+    let _ = LIVE.try_with(|live| live.set(live.get().wrapping_add(size)));
+}
+
+fn count_back(size: usize) {
+    let _ = LIVE.try_with(|live| live.set(live.get().wrapping_sub(size)));
 }
 
 // SAFETY: every call is passed on to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller keeps the contract of `alloc_zeroed`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        count_back(layout.size());
+        count(size);
         // SAFETY: the caller keeps the contract of `realloc`.
         unsafe { System.realloc(block, layout, size) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count_back(layout.size());
         // SAFETY: the caller keeps the contract of `dealloc`.
         unsafe { System.dealloc(block, layout) }
     }
@@ -71,7 +81,11 @@ static ALLOCATOR: Counting = Counting;
 
 const ROUNDS: usize = 1_000;
 const REALM: &str = "example.org";
+const PASSWORD: &str = "wonderland";
 const UNIX: u64 = 1_800_000_000;
+/// Users, and clients that are idle.
+const CLIENTS: usize = 1_000;
+const PORTS: RangeInclusive<u16> = 50_000..=51_999;
 
 /// Runs `round` many times and fails if it allocated even once.
 fn allocates_nothing(mut round: impl FnMut()) {
@@ -85,8 +99,10 @@ fn allocates_nothing(mut round: impl FnMut()) {
 /// A server with one allocation, which has a channel to one peer and a permission for another.
 struct World {
     server: Server,
+    shared: Arc<Shared>,
     rng: StdRng,
     tuple: FiveTuple,
+    user: String,
     nonce: String,
 }
 
@@ -111,13 +127,13 @@ impl World {
     /// The same with a rate for the allocation and for its user.
     fn limited(bytes: Option<Rate>) -> (Self, RelayId) {
         let (bind, advertised) = ("10.0.0.5".parse().unwrap(), "203.0.113.9".parse().unwrap());
-        let users = [("alice".to_owned(), Secret::new("wonderland").unwrap())];
+        let users = (0..CLIENTS).map(|number| (format!("user-{number}"), Secret::new(PASSWORD).unwrap()));
         let shared = Arc::new(Shared {
             authenticator: Authenticator::new(REALM.to_owned(), Vec::new(), users),
             nonces: NonceMint::from_random([3; 32], 3_000),
             policy: PeerPolicy { allow: vec!["198.51.100.0/24".parse().unwrap()], ..PeerPolicy::default() },
             live: LiveRelays::new([(bind, advertised)]),
-            reservations: Reservations::new([(bind, advertised)], &(50_000..=50_009)),
+            reservations: Reservations::new([(bind, advertised)], &PORTS),
             quota: Quota::with_rates(0, 0, UserRates { allocations: None, bytes }, 64, [5; 32]),
             connections: Quota::new(0, 0, [6; 32]),
             draining: false.into(),
@@ -126,7 +142,7 @@ impl World {
         let (client, server) = (address("192.0.2.1:5000"), address("192.0.2.200:3478"));
         let nonce = shared.nonces.mint(UNIX, client).to_string();
         let settings = Settings {
-            relays: vec![RelayRange { bind, advertised, ports: 50_000..=50_009 }],
+            relays: vec![RelayRange { bind, advertised, ports: PORTS }],
             permissions_per_allocation: 8,
             channels_per_allocation: 8,
             peer_rate: None,
@@ -137,18 +153,32 @@ impl World {
             expiry_grace: 0,
         };
         let tuple = FiveTuple { client, server, transport: Transport::Udp };
-        let mut world = Self { server: Server::new(shared, settings), rng: StdRng::seed_from_u64(7), tuple, nonce };
+        let (server, rng) = (Server::new(Arc::clone(&shared), settings), StdRng::seed_from_u64(7));
+        let mut world = Self { server, shared, rng, tuple, user: "user-0".to_owned(), nonce };
 
-        let FromClient::Open(open) = world.request(Method::ALLOCATE, &[&RequestedTransport::UDP]) else {
+        let relay = world.allocate();
+        assert_answered(&world.request(Method::CREATE_PERMISSION, &[&XorPeerAddress(permitted())]));
+        (world, relay)
+    }
+
+    /// Sends from another 5-tuple and for another user from here on.
+    fn become_client(&mut self, number: usize, user: &str) {
+        user.clone_into(&mut self.user);
+        self.tuple.client = SocketAddr::from(([192, 0, 2, 2], 10_000 + u16::try_from(number).unwrap()));
+        self.nonce = self.shared.nonces.mint(UNIX, self.tuple.client).to_string();
+    }
+
+    /// An allocation with a channel, and the permission that comes with it.
+    fn allocate(&mut self) -> RelayId {
+        let FromClient::Open(open) = self.request(Method::ALLOCATE, &[&RequestedTransport::UDP]) else {
             panic!("a socket to open is expected")
         };
-        let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
-        let opened = world.server.relay_opened(&mut cx, &open, Ok(()), &mut [0; REPLY_BUFFER]);
+        let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
+        let opened = self.server.relay_opened(&mut cx, &open, Ok(()), &mut [0; REPLY_BUFFER]);
         assert!(matches!(opened, Opened::Reply(..)));
-        let created = world.request(Method::CREATE_PERMISSION, &[&XorPeerAddress(permitted())]);
-        assert_answered(&created);
-        assert_answered(&world.request(Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(bound())]));
-        (world, open.relay)
+        assert_answered(&self.request(Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(bound())]));
+        while self.server.next_action().is_some() {}
+        open.relay
     }
 
     fn request(&mut self, method: Method, attributes: &[&dyn EncodeAttribute]) -> FromClient {
@@ -157,10 +187,10 @@ impl World {
     }
 
     fn authenticated(&self, method: Method, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
-        let key = LongTermKey::derive("alice", REALM, b"wonderland");
+        let key = LongTermKey::derive(&self.user, REALM, PASSWORD.as_bytes());
         message(Class::Request, method, |writer| {
             attributes.iter().for_each(|attribute| writer.push(*attribute));
-            writer.push(&Username("alice"));
+            writer.push(&Username(&self.user));
             writer.push(&Realm(REALM));
             writer.push(&Nonce(&self.nonce));
             writer.message_integrity(key.as_bytes());
@@ -284,6 +314,20 @@ fn peer_datagrams_to_channel_data_and_to_data_indications_allocate_nothing() {
             let FromPeer::Relay(route) = decision else { panic!("no route") };
             assert_eq!((route.tuple, route.message.len()), (world.tuple, length));
         });
+    }
+}
+
+#[test]
+fn an_idle_allocation_takes_little_memory() {
+    for (users, most) in [(1, 500), (CLIENTS, 650)] {
+        let (mut world, _) = World::new();
+        let before = LIVE.get();
+        for number in 0..CLIENTS {
+            world.become_client(number, &format!("user-{}", number % users));
+            world.allocate();
+        }
+        let each = (LIVE.get() - before) / CLIENTS;
+        assert!(each <= most, "{each} bytes with {users} users");
     }
 }
 

@@ -4,12 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::contract::{Action, FiveTuple, RelayedAddresses};
+use super::contract::{Action, FiveTuple};
 use super::limit::Limit;
 use super::methods::Obstacle;
 use super::ports::Wish;
 use super::quota::{Direction, Quota, Ticket};
 use super::rate::{Bucket, Rate};
+use super::relays::Relays;
 use super::reply::Answering;
 use super::reservations::Token;
 use super::time::{Deadline, Instant};
@@ -53,14 +54,24 @@ pub(super) struct Allocation {
 }
 
 /// What an allocation has used of its rates.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Meter {
     to_peers: Bucket,
     to_client: Bucket,
     pub(super) peers: Bucket,
     /// Until when nobody needs to be told again that its own limit, or its user's, has dropped data.
-    own_told: Option<Deadline>,
-    user_told: Option<Deadline>,
+    own_told: Deadline,
+    user_told: Deadline,
+}
+
+impl Meter {
+    pub(super) const UNUSED: Self = Self {
+        to_peers: Bucket::FULL,
+        to_client: Bucket::FULL,
+        peers: Bucket::FULL,
+        own_told: Deadline::PASSED,
+        user_told: Deadline::PASSED,
+    };
 }
 
 #[derive(Debug)]
@@ -87,80 +98,6 @@ pub(super) struct Opening {
     pub(super) claimed: bool,
     /// The place in the quota of the port to be reserved.
     pub(super) reserve: Option<Ticket>,
-}
-
-/// The relayed transport addresses, at most one of each address family. Each has a time-to-expiry of its own
-/// (RFC 8656 §8.1).
-#[derive(Debug, Default)]
-pub(super) struct Relays([Option<Relay>; 2]);
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Relay {
-    /// What its socket is bound to.
-    pub(super) bind: SocketAddr,
-    /// What the client is told.
-    pub(super) relayed: SocketAddr,
-    pub(super) deadline: Deadline,
-    pub(super) socket: Socket,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Socket {
-    Opening,
-    Open,
-    /// Over before the allocation is.
-    Closed,
-}
-
-impl Relays {
-    #[expect(clippy::indexing_slicing, reason = "there is a place for each family")]
-    pub(super) fn place(&mut self, family: AddressFamily) -> &mut Option<Relay> {
-        &mut self.0[usize::from(family == AddressFamily::V6)]
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Relay> {
-        self.0.iter().flatten()
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Relay> {
-        self.0.iter_mut().flatten()
-    }
-
-    /// Those that are or were open.
-    pub(super) fn told(&self) -> RelayedAddresses {
-        self.addresses(|relay| relay.socket != Socket::Opening)
-    }
-
-    pub(super) fn live(&self, now: Instant) -> RelayedAddresses {
-        self.addresses(|relay| relay.is_live(now))
-    }
-
-    /// The time-to-expiry of the live one that ends first, in seconds.
-    pub(super) fn seconds_left(&self, now: Instant) -> u32 {
-        let live = self.iter().filter(|relay| relay.is_live(now)).map(|relay| relay.deadline.seconds_left(now));
-        live.min().unwrap_or(0)
-    }
-
-    fn addresses(&self, which: impl Fn(&Relay) -> bool) -> RelayedAddresses {
-        let [v4, v6] = self.0.map(|relay| relay.filter(&which).map(|relay| relay.relayed));
-        RelayedAddresses { v4, v6 }
-    }
-
-    /// The earliest end of those that are open.
-    pub(super) fn deadline(&self) -> Option<Deadline> {
-        let open = self.iter().filter(|relay| relay.socket == Socket::Open);
-        open.map(|relay| relay.deadline).reduce(Deadline::earlier)
-    }
-}
-
-impl Relay {
-    pub(super) fn family(&self) -> AddressFamily {
-        AddressFamily::from(&self.bind)
-    }
-
-    pub(super) fn is_live(&self, now: Instant) -> bool {
-        self.socket == Socket::Open && !self.deadline.has_passed(now)
-    }
 }
 
 /// ICMP errors that the client has been told of in a second.
@@ -244,10 +181,10 @@ impl Allocation {
             Limit::UserBandwidth => &mut self.meter.user_told,
             _ => &mut self.meter.own_told,
         };
-        if told.is_some_and(|until| !until.has_passed(now)) {
+        if !told.has_passed(now) {
             return None;
         }
-        *told = Some(Deadline::after(now, TOLD));
+        *told = Deadline::after(now, TOLD);
         Some(limit.reached(self.identity.user(), self.tuple))
     }
 
@@ -266,7 +203,7 @@ impl Allocation {
     pub(super) fn expire(&mut self, now: Instant) {
         self.permissions.list.retain(|permission| !permission.deadline.has_passed(now));
         self.channels.retain(|channel| !channel.deadline.has_passed(now));
-        for relay in self.relays.0.iter().flatten().filter(|relay| !relay.is_live(now)) {
+        for relay in self.relays.iter().filter(|relay| !relay.is_live(now)) {
             let family = relay.family();
             self.permissions.list.retain(|permission| AddressFamily::of(permission.address) != family);
             self.channels.retain(|channel| AddressFamily::from(&channel.peer) != family);
@@ -300,7 +237,7 @@ impl Permissions {
                     found.deadline = deadline;
                 }
             }
-            Err(at) => self.list.insert(at, Permission { address, deadline }),
+            Err(at) => insert(&mut self.list, at, Permission { address, deadline }),
         }
     }
 
@@ -319,6 +256,14 @@ impl Permissions {
     fn find(&self, address: IpAddr) -> Result<usize, usize> {
         self.list.binary_search_by_key(&address, |permission| permission.address)
     }
+}
+
+/// Inserts into a list that mostly stays as short as it is: room for more is made by one at first.
+fn insert<T>(list: &mut Vec<T>, at: usize, item: T) {
+    if list.len() == list.capacity() {
+        list.reserve_exact(if list.len() < 4 { 1 } else { list.len() });
+    }
+    list.insert(at, item);
 }
 
 /// Channel bindings, found by number and by peer.
@@ -382,9 +327,9 @@ impl Channels {
                 }
             }
             Err(at) => {
-                self.by_number.insert(at, channel);
+                insert(&mut self.by_number, at, channel);
                 let at = self.by_peer.partition_point(|(other, _)| *other < peer);
-                self.by_peer.insert(at, (peer, number));
+                insert(&mut self.by_peer, at, (peer, number));
             }
         }
     }

@@ -17,6 +17,7 @@ mod policy;
 mod ports;
 mod quota;
 mod rate;
+mod relays;
 mod reply;
 mod reply_limit;
 mod request;

@@ -76,8 +76,8 @@ pub enum QuotaExceeded {
 #[derive(Debug)]
 #[must_use = "a ticket that is dropped is never released"]
 pub struct Ticket {
-    /// The user's word. `None` if users are not told apart, or the row was full: then the user goes uncounted.
-    slot: Option<usize>,
+    /// The user's word. There is none if users are not told apart, or the row was full: then the user goes uncounted.
+    word: TicketWord,
 }
 
 /// A [`Ticket`] on its way from one worker to another: the place of its user's word, counted from 1, or 0 if the user
@@ -86,20 +86,24 @@ pub struct Ticket {
 pub(super) struct TicketWord(pub(super) u64);
 
 impl Ticket {
+    fn new(slot: Option<usize>) -> Self {
+        Self { word: TicketWord(slot.map_or(0, |slot| slot as u64 + 1)) }
+    }
+
     pub(super) fn into_word(self) -> TicketWord {
-        self.word()
+        self.word
     }
 
     /// For what is asked of it wherever it is.
     pub(super) fn word(&self) -> TicketWord {
-        TicketWord(self.slot.map_or(0, |slot| slot as u64 + 1))
+        self.word
     }
 }
 
 impl TicketWord {
     /// To be called once for each ticket that was made a word.
     pub(super) fn into_ticket(self) -> Ticket {
-        Ticket { slot: self.slot() }
+        Ticket { word: self }
     }
 
     fn slot(self) -> Option<usize> {
@@ -152,7 +156,7 @@ impl Quota {
     pub fn release(&self, ticket: Ticket) {
         self.allocations.fetch_sub(1, Ordering::Relaxed);
         // Nobody takes a word over that counts an allocation.
-        if let Some(word) = ticket.slot.and_then(|slot| self.users.get(slot)) {
+        if let Some(word) = ticket.word.slot().and_then(|slot| self.users.get(slot)) {
             let before = word.fetch_sub(1, Ordering::Relaxed);
             debug_assert_ne!(before & COUNT_MASK, 0, "what is released was counted");
         }
@@ -173,7 +177,7 @@ impl Quota {
 
     /// Whether the user of a ticket may have so many bytes relayed.
     pub(super) fn admits_bytes(&self, ticket: &Ticket, direction: Direction, now: Instant, bytes: usize) -> bool {
-        self.takes(ticket.slot, direction as usize, self.rates.bytes.as_ref(), now, bytes)
+        self.takes(ticket.word.slot(), direction as usize, self.rates.bytes.as_ref(), now, bytes)
     }
 
     /// Allocations that are counted now.
@@ -189,7 +193,7 @@ impl Quota {
 
     fn admit_user(&self, user: &str) -> Result<Ticket, QuotaExceeded> {
         if self.per_user == 0 && self.meters.is_empty() {
-            return Ok(Ticket { slot: None });
+            return Ok(Ticket::new(None));
         }
         let (row, tag) = self.fingerprint(user);
         let limit = if self.per_user == 0 { COUNT_MASK } else { COUNT_MASK.min(self.per_user.into()) };
@@ -210,14 +214,14 @@ impl Quota {
                 (Some((slot, word, value)), _) => (slot, word, value, value + 1),
                 (None, Some((slot, word, value))) => (slot, word, value, tag | 1),
                 // Sixteen other users share the row: better to leave one uncounted than to refuse a stranger's call.
-                (None, None) => return Ok(Ticket { slot: None }),
+                (None, None) => return Ok(Ticket::new(None)),
             };
             if word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 if own.is_none() {
                     // What another user owed whose place this was is forgotten.
                     self.meters.iter().skip(slot * METERS).take(METERS).for_each(SharedBucket::fill);
                 }
-                return Ok(Ticket { slot: Some(slot) });
+                return Ok(Ticket::new(Some(slot)));
             }
         }
     }
@@ -379,7 +383,7 @@ mod tests {
     fn a_table_has_room_for_the_users_that_it_is_made_for() {
         let quota = Quota::with_rates(1, 0, UserRates::default(), 40_000, [7; 32]);
         let tickets: Vec<Ticket> = (0..40_000).map(|user| quota.admit(&user.to_string()).unwrap()).collect();
-        assert_eq!(tickets.iter().filter(|ticket| ticket.slot.is_none()).count(), 0);
+        assert_eq!(tickets.iter().filter(|ticket| ticket.word.slot().is_none()).count(), 0);
     }
 
     #[test]

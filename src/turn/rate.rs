@@ -57,11 +57,13 @@ impl Rate {
     }
 }
 
-/// What one worker uses of a rate; full at first.
-#[derive(Clone, Copy, Debug, Default)]
+/// What one worker uses of a rate.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket(u64);
 
 impl Bucket {
+    pub(super) const FULL: Self = Self(0);
+
     /// Whether so much may pass; it is taken with [`take`](Self::take).
     pub(super) fn offer(self, rate: &Rate, now: Instant, amount: usize) -> Option<Self> {
         rate.after(self.0, now, amount as u64).map(Self)
@@ -115,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_then_the_rate() {
-        let (rate, mut bucket) = (Rate::of_bytes(100_000).unwrap(), Bucket::default());
+        let (rate, mut bucket) = (Rate::of_bytes(100_000).unwrap(), Bucket::FULL);
         assert_eq!(passed(&mut bucket, &rate, at(5_000_000), 1_000), 100);
         assert_eq!(passed(&mut bucket, &rate, at(5_500_000), 1_000), 50);
         assert_eq!(passed(&mut bucket, &rate, at(5_500_000), 1_000), 0);
@@ -125,13 +127,14 @@ mod tests {
     #[test]
     fn no_rate_is_too_low_for_a_datagram_or_what_a_browser_asks_at_once() {
         for (rate, amount) in [(Rate::of_bytes(1), 65_507), (Rate::of_peers(1), 64), (Rate::of_allocations(1), 32)] {
-            assert!(Bucket::default().take(&rate.unwrap(), at(0), amount));
+            let mut bucket = Bucket::FULL;
+            assert!(bucket.take(&rate.unwrap(), at(0), amount));
         }
     }
 
     #[test]
     fn single_bytes_count_on_the_fastest_link_too() {
-        let (rate, mut bucket) = (Rate::of_bytes(u32::MAX).unwrap(), Bucket::default());
+        let (rate, mut bucket) = (Rate::of_bytes(u32::MAX).unwrap(), Bucket::FULL);
         assert!(bucket.take(&rate, at(0), u32::MAX as usize));
         let second = (0..1_000_000).map(|microsecond| passed(&mut bucket, &rate, at(microsecond), 1_000));
         let bytes = second.take(1_000).sum::<usize>() * 1_000;
@@ -164,7 +167,7 @@ mod tests {
             steps in prop::collection::vec((0..900_000_u64, 0..2_000_usize), 1..60),
         ) {
             let per_second = 10_u32.pow(exponent);
-            let (rate, mut bucket, shared) = (Rate::new(per_second, burst).unwrap(), Bucket::default(), SharedBucket::new(0));
+            let (rate, mut bucket, shared) = (Rate::new(per_second, burst).unwrap(), Bucket::FULL, SharedBucket::new(0));
             // In millionths.
             let full = u64::from(burst) * 1_000_000;
             let (mut level, mut now) = (full, 0);

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::allocation::{Allocation, Relay, Socket, State};
+use super::allocation::{Allocation, State};
 use super::alternate::Alternate;
 use super::channel_data::{self, Framing};
 use super::contract::{
@@ -22,6 +22,7 @@ use super::policy::{Denial, PeerPolicy};
 use super::ports::{PortPool, Wish};
 use super::quota::{Direction, Quota};
 use super::rate::Rate;
+use super::relays::{Relay, Socket};
 use super::reply_limit::ReplyLimit;
 use super::reservations::{Reservations, Token};
 use super::table::Table;
@@ -112,6 +113,7 @@ impl Server {
     #[must_use]
     pub fn new(shared: Arc<Shared>, settings: Settings) -> Self {
         let pools = settings.relays.iter().map(|relay| PortPool::new(relay.ports.clone())).collect();
+        let ports = settings.relays.iter().map(|relay| relay.ports.len()).sum();
         let replies = ReplyLimit::new(settings.unverified_replies);
         Self {
             shared,
@@ -119,7 +121,7 @@ impl Server {
             replies,
             known: KnownIdentities::new(),
             pools,
-            table: Table::new(),
+            table: Table::new(ports),
             actions: VecDeque::new(),
             closing: 0,
             reserved: VecDeque::new(),
@@ -395,7 +397,7 @@ impl Server {
             match (relay.socket, &allocation.state) {
                 (Socket::Open, _) => self.close(id, relay),
                 // The shell still has the socket to report on; the port next to it is not its business.
-                (Socket::Opening, State::Opening(opening)) => self.release_next(opening.wish, relay.bind),
+                (Socket::Opening, State::Opening(opening)) => self.release_next(opening.wish, relay.bind()),
                 _ => {}
             }
         }
@@ -421,7 +423,7 @@ impl Server {
         if !allocation.relays.iter().any(|relay| relay.family() != family && relay.is_live(now)) {
             return self.end(id, now, reason);
         }
-        if let Some(relay) = allocation.relays.place(family) {
+        if let Some(relay) = allocation.relays.get_mut(family) {
             relay.socket = Socket::Closed;
             let relay = *relay;
             allocation.expire(now);
@@ -431,7 +433,7 @@ impl Server {
     }
 
     fn close(&mut self, id: AllocationId, relay: &Relay) {
-        self.shared.live.set(relay.bind, false);
+        self.shared.live.set(relay.bind(), false);
         self.closing += 1;
         self.actions.push_back(Action::Close(id.relay(relay.family())));
     }
@@ -507,10 +509,10 @@ impl Server {
             assert!(allocation.channels.len() <= self.settings.channels_per_allocation, "channels are capped");
             for relay in allocation.relays.iter().filter(|relay| relay.socket == Socket::Open) {
                 open += 1;
-                assert!(self.shared.live.live(relay.relayed).is_some(), "an open relayed transport address is live");
-                let at = self.settings.relays.iter().position(|known| known.bind == relay.bind.ip());
+                assert!(self.shared.live.live(relay.relayed()).is_some(), "an open relayed transport address is live");
+                let at = self.settings.relays.iter().position(|known| known.bind == relay.bind().ip());
                 let pool = at.and_then(|at| self.pools.get(at)).expect("it is on a relay address of ours");
-                let port = relay.bind.port();
+                let port = relay.bind().port();
                 assert!(pool.is_taken(port) || !pool.owns(port), "a port in use is not in the pool");
             }
         }

@@ -1,7 +1,7 @@
 //! The allocation table: a slab and its index by 5-tuple. The index by relay socket is the slab itself, since a
 //! [`RelayId`] names a place in it.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 
 use slab::Slab;
 
@@ -10,10 +10,17 @@ use super::contract::{AllocationId, FiveTuple, RelayId};
 use super::time::Instant;
 use super::wheel::Wheel;
 
+/// More lists than this are of no use to a worker.
+const MOST_LISTS: usize = 65_536;
+const NONE: u32 = u32::MAX;
+
 #[derive(Debug)]
 pub(super) struct Table {
     slab: Slab<Entry>,
-    by_tuple: HashMap<FiveTuple, u32>,
+    /// The index by 5-tuple: lists of the allocations that share a hash, threaded through the slab. There are as many as
+    /// there can be allocations, so it never grows, and no packet has to wait for that.
+    heads: Box<[u32]>,
+    hasher: RandomState,
     wheel: Wheel,
     /// Distinguishes an allocation from an earlier one in the same place.
     next_generation: u32,
@@ -22,37 +29,74 @@ pub(super) struct Table {
 #[derive(Debug)]
 struct Entry {
     generation: u32,
+    /// Another one whose 5-tuple has the same hash.
+    next: u32,
     allocation: Allocation,
 }
 
 impl Table {
-    pub(super) fn new() -> Self {
-        Self { slab: Slab::new(), by_tuple: HashMap::new(), wheel: Wheel::new(), next_generation: 0 }
+    /// For about so many allocations.
+    pub(super) fn new(room: usize) -> Self {
+        let lists = room.next_power_of_two().min(MOST_LISTS);
+        Self {
+            slab: Slab::new(),
+            heads: vec![NONE; lists].into(),
+            hasher: RandomState::new(),
+            wheel: Wheel::new(),
+            next_generation: 0,
+        }
     }
 
     /// Adds an allocation, whose 5-tuple has none.
     pub(super) fn insert(&mut self, allocation: Allocation) -> AllocationId {
+        debug_assert!(self.find(&allocation.tuple).is_none(), "a 5-tuple has one allocation");
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
-        let (tuple, deadline) = (allocation.tuple, allocation.next_deadline());
+        let (list, deadline) = (self.list(&allocation.tuple), allocation.next_deadline());
+        let next = self.heads.get(list).copied().unwrap_or(NONE);
         #[expect(clippy::cast_possible_truncation, reason = "there are fewer allocations than relay ports")]
-        let place = self.slab.insert(Entry { generation, allocation }) as u32;
-        let previous = self.by_tuple.insert(tuple, place);
-        debug_assert!(previous.is_none(), "a 5-tuple has one allocation");
+        let place = self.slab.insert(Entry { generation, next, allocation }) as u32;
+        if let Some(head) = self.heads.get_mut(list) {
+            *head = place;
+        }
         self.wheel.file(place, deadline);
         AllocationId { place, generation }
     }
 
     pub(super) fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
-        self.get(id)?;
-        let entry = self.slab.try_remove(id.place as usize)?;
-        self.by_tuple.remove(&entry.allocation.tuple);
+        let list = self.list(&self.get(id)?.tuple);
+        let (mut before, mut place) = (NONE, *self.heads.get(list)?);
+        while place != id.place {
+            before = place;
+            place = self.slab.get(place as usize)?.next;
+        }
+        let Entry { next, allocation, .. } = self.slab.try_remove(id.place as usize)?;
+        let link = match before {
+            NONE => self.heads.get_mut(list),
+            before => self.slab.get_mut(before as usize).map(|entry| &mut entry.next),
+        };
+        if let Some(link) = link {
+            *link = next;
+        }
         self.wheel.cancel(id.place);
-        Some(entry.allocation)
+        Some(allocation)
     }
 
     pub(super) fn find(&self, tuple: &FiveTuple) -> Option<AllocationId> {
-        self.id_at(*self.by_tuple.get(tuple)?)
+        let mut place = *self.heads.get(self.list(tuple))?;
+        loop {
+            let entry = self.slab.get(place as usize)?;
+            if entry.allocation.tuple == *tuple {
+                return Some(AllocationId { place, generation: entry.generation });
+            }
+            place = entry.next;
+        }
+    }
+
+    /// The list of a 5-tuple. The hash is keyed, so that nobody can make one of them long.
+    #[expect(clippy::cast_possible_truncation, reason = "the remainder is below the number of lists")]
+    fn list(&self, tuple: &FiveTuple) -> usize {
+        (self.hasher.hash_one(tuple) % self.heads.len() as u64) as usize
     }
 
     /// The allocation of a 5-tuple, unless it is not open yet or its time has come.
@@ -111,14 +155,32 @@ impl Table {
 
     /// Panics unless slab, index and wheel agree.
     pub(super) fn check_invariants(&self) {
-        assert_eq!(self.slab.len(), self.by_tuple.len(), "every allocation is indexed once");
+        let next = |place: &u32| self.slab.get(*place as usize).map(|entry| entry.next);
+        let lists = self.heads.iter().map(|head| std::iter::successors(Some(*head), next).take_while(|at| *at != NONE));
+        // A list that runs in a circle has more.
+        let indexed = lists.flatten().take(self.slab.len() + 1).count();
+        assert_eq!(self.slab.len(), indexed, "every allocation is indexed once");
         assert_eq!(self.slab.len(), self.wheel.len(), "every allocation is filed once");
         for (place, entry) in &self.slab {
             let place = u32::try_from(place).expect("places are small");
-            assert_eq!(self.by_tuple.get(&entry.allocation.tuple), Some(&place), "the index names the place");
+            let found = self.find(&entry.allocation.tuple).map(|id| id.place);
+            assert_eq!(found, Some(place), "the index names the place");
             let filed = self.wheel.filed_second(place).expect("every allocation is filed");
             assert!(filed <= entry.allocation.next_deadline().second(), "the wheel fires in time");
             entry.allocation.channels.check_invariants();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // What an allocation takes besides is in the lists of its permissions and channels, and what its user's allocations
+    // share: tests/no_allocation.rs.
+    #[test]
+    fn an_entry_is_small() {
+        let bytes = size_of::<Entry>();
+        assert!(bytes <= 344, "{bytes}");
     }
 }

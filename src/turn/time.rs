@@ -47,6 +47,8 @@ pub struct Deadline(u64);
 
 impl Deadline {
     pub(super) const NEVER: Self = Self(u64::MAX);
+    /// Has passed at every moment.
+    pub(super) const PASSED: Self = Self(0);
 
     /// `lifetime` from `now`.
     #[must_use]

@@ -26,11 +26,12 @@ pub(super) struct Wheel {
 struct Entry {
     previous: u32,
     next: u32,
-    /// `None` while the entry is in no slot.
-    second: Option<u64>,
+    /// `NOWHERE` while the entry is in no slot.
+    second: u64,
 }
 
-const UNFILED: Entry = Entry { previous: NONE, next: NONE, second: None };
+const NOWHERE: u64 = u64::MAX;
+const UNFILED: Entry = Entry { previous: NONE, next: NONE, second: NOWHERE };
 
 #[expect(
     clippy::indexing_slicing,
@@ -51,13 +52,13 @@ impl Wheel {
         let horizon = self.next_second + SLOTS as u64 - 1;
         let second = deadline.second().clamp(self.next_second, horizon);
         match self.entries[index].second {
-            Some(filed) if filed <= second => return,
-            Some(_) => self.cancel(key),
-            None => {}
+            NOWHERE => {}
+            filed if filed <= second => return,
+            _ => self.cancel(key),
         }
         let slot = Self::slot(second);
         let head = self.heads[slot];
-        self.entries[index] = Entry { previous: NONE, next: head, second: Some(second) };
+        self.entries[index] = Entry { previous: NONE, next: head, second };
         if head != NONE {
             self.entries[head as usize].previous = key;
         }
@@ -68,9 +69,11 @@ impl Wheel {
     /// Takes `key` out of the wheel; it need not be filed.
     pub(super) fn cancel(&mut self, key: u32) {
         let Some(entry) = self.entries.get(key as usize).copied() else { return };
-        let Some(second) = entry.second else { return };
+        if entry.second == NOWHERE {
+            return;
+        }
         if entry.previous == NONE {
-            self.heads[Self::slot(second)] = entry.next;
+            self.heads[Self::slot(entry.second)] = entry.next;
         } else {
             self.entries[entry.previous as usize].next = entry.next;
         }
@@ -106,7 +109,7 @@ impl Wheel {
 
     /// The second `key` is filed under, for `Table::check_invariants`.
     pub(super) fn filed_second(&self, key: u32) -> Option<u64> {
-        self.entries.get(key as usize)?.second
+        self.entries.get(key as usize).map(|entry| entry.second).filter(|second| *second != NOWHERE)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 
-use super::super::allocation::{
-    Allocation, Channels, IcmpBudget, Meter, Opening, Permissions, Relay, Relays, Socket, State,
-};
+use super::super::allocation::{Allocation, Channels, IcmpBudget, Meter, Opening, Permissions, State};
 use super::super::alternate::RedirectWhen;
 use super::super::contract::{
     Action, AllocationId, Context, Event, FiveTuple, FromClient, OpenError, OpenRelay, Opened, RedirectCause,
@@ -18,6 +16,7 @@ use super::super::limit::Limit;
 use super::super::policy::is_tunneled;
 use super::super::ports::{PortPool, Wish};
 use super::super::quota::{QuotaExceeded, Ticket, TicketWord};
+use super::super::relays::{Relay, Relays, Socket};
 use super::super::reply::{self, Answering, Reject, Success};
 use super::super::request::{Accepted, Authenticated, optional, required};
 use super::super::reservations::{Reserved, Token};
@@ -379,7 +378,7 @@ impl Server {
             bytes_to_client: 0,
             icmp: IcmpBudget::default(),
             ticket,
-            meter: Meter::default(),
+            meter: Meter::UNUSED,
         })
     }
 
@@ -403,7 +402,7 @@ impl Server {
         let (opening, relays) = self.table.get_mut(id)?.opening()?;
         opening.attempts += 1;
         let (deadline, family) = (opening.deadline, AddressFamily::from(&bind));
-        *relays.place(family) = Some(Relay { bind, relayed, deadline, socket: Socket::Opening });
+        relays.set(Relay::opening(bind, relayed, deadline));
         Some(OpenRelay { relay: id.relay(family), bind })
     }
 
@@ -435,14 +434,14 @@ impl Server {
         };
         let turn = match result {
             Ok(()) => {
-                if let Some(relay) = relays.place(family) {
+                if let Some(relay) = relays.get_mut(family) {
                     relay.socket = Socket::Open;
                 }
                 self.shared.live.set(open.bind, true);
                 opening.next_family()
             }
             Err(error) => {
-                *relays.place(family) = None;
+                relays.remove(family);
                 let turn = match error {
                     OpenError::PortInUse if opening.claimed => opening.fail(family, RESERVED_PORT_IN_USE),
                     OpenError::PortInUse if opening.attempts < ATTEMPTS => Some(family),
@@ -463,7 +462,7 @@ impl Server {
     /// Answers when there is nothing more to be opened: with success if anything is open.
     fn answer(&mut self, cx: &mut Context<'_>, id: AllocationId, reply: &mut [u8]) -> Opened {
         let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
-        let Some(bind) = allocation.relays.iter().next().map(|relay| relay.bind) else {
+        let Some(bind) = allocation.relays.iter().next().map(Relay::bind) else {
             return self.refuse(cx, id, reply);
         };
         let State::Opening(opening) = std::mem::replace(&mut allocation.state, State::Open) else {

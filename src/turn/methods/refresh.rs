@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::super::allocation::Relay;
 use super::super::contract::{Context, EndReason};
+use super::super::relays::Relay;
 use super::super::reply::{Reject, Success};
 use super::super::request::{Accepted, Authenticated, optional};
 use super::super::server::Server;

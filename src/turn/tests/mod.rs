@@ -18,4 +18,5 @@ mod reservation;
 mod robustness;
 mod send;
 mod support;
+mod table;
 mod translation;

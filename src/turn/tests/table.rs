@@ -1,0 +1,26 @@
+//! The allocation table, behind the server.
+
+use super::super::table::Table;
+use super::support::*;
+use crate::stun::Method;
+use crate::stun::attribute::Lifetime;
+
+// However many 5-tuples share a hash; the invariants are checked after every packet.
+#[test]
+fn five_tuples_with_the_same_hash_are_told_apart() {
+    for order in [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 5, 0, 3, 1, 4]] {
+        let mut world = World::new();
+        world.server.table = Table::new(1);
+        let clients: Vec<Client> = (1..=6).map(|host| world.client(host)).collect();
+        let mut relays: Vec<_> = clients.iter().map(|client| Some(world.allocate(client))).collect();
+        for (gone, at) in order.into_iter().enumerate() {
+            world.accept(&clients[at], Method::REFRESH, &[&Lifetime(0)]);
+            let summary = world.ended(&relays[at].take().unwrap());
+            assert_eq!(summary.tuple, clients[at].tuple);
+            assert_eq!(world.server.allocations(), 5 - gone);
+            for (client, relay) in clients.iter().zip(&relays) {
+                assert_eq!(world.server.has_allocation(&client.tuple), relay.is_some());
+            }
+        }
+    }
+}
