@@ -1,0 +1,293 @@
+//! What the core costs without sockets, on a server with a thousand allocations: the routes of the fast path, and
+//! requests. Heap allocations are counted beside the time.
+//!
+//! `cargo bench --bench core`. Times of one machine at different hours are not to be compared, those of one run are.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot be set up ends with a panic"
+)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use divan::{AllocProfiler, Bencher, Divan, black_box};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use turnserver::auth::time_limited::{self, Credential};
+use turnserver::auth::{Authenticator, LongTermKey, NonceMint, Secret};
+use turnserver::stun::attribute::{
+    ChannelNumber, Data, Lifetime, Nonce, Realm, RequestedTransport, Username, XorPeerAddress,
+};
+use turnserver::stun::{Class, EncodeAttribute, ErrorCode, MessageWriter, Method, TransactionId};
+use turnserver::turn::{
+    Action, Context, FiveTuple, FromClient, HEADROOM, Instant, LiveRelays, Opened, Outcome, PeerPolicy, Quota,
+    REPLY_BUFFER, RelayId, RelayRange, Reservations, Server, Settings, Shared, TAILROOM, Transport,
+};
+
+#[global_allocator]
+static ALLOCATOR: AllocProfiler = AllocProfiler::system();
+
+const REALM: &str = "example.org";
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+const UNIX: u64 = 1_800_000_000;
+const CLIENTS: usize = 1_000;
+const PAYLOAD: usize = 1_000;
+const CHANNEL: u16 = 0x4000;
+const BOUND: u16 = 7_000;
+const PERMITTED: u16 = 7_001;
+
+fn main() {
+    // Left to itself divan takes as few calls for a sample as the cold ones suggest.
+    Divan::default().sample_size(1_000).sample_count(100).config_with_args().main();
+}
+
+/// A server on which every client has an allocation with one channel, and each is a user with a time-limited credential.
+/// There is one client more, who has nothing.
+struct World {
+    server: Server,
+    rng: StdRng,
+    clients: Vec<Client>,
+    relays: Vec<RelayId>,
+    /// Whose turn it is.
+    turn: usize,
+}
+
+struct Client {
+    tuple: FiveTuple,
+    username: String,
+    key: LongTermKey,
+    nonce: String,
+}
+
+impl Client {
+    fn new(number: usize, shared: &Shared) -> Self {
+        let client = SocketAddr::from(([192, 0, 2, 1], 10_000 + u16::try_from(number).unwrap()));
+        let server = SocketAddr::from(([192, 0, 2, 200], 3478));
+        let user = format!("user-{number}");
+        let Credential { username, password, .. } = time_limited::mint(&secret(), Some(&user), UNIX + 3_600);
+        let key = LongTermKey::derive(&username, REALM, password.as_bytes());
+        let nonce = shared.nonces.mint(UNIX, client).to_string();
+        Self { tuple: FiveTuple { client, server, transport: Transport::Udp }, username, key, nonce }
+    }
+
+    fn request(&self, method: Method, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
+        message(Class::Request, method, |writer| {
+            attributes.iter().for_each(|attribute| writer.push(*attribute));
+            writer.push(&Username(&self.username));
+            writer.push(&Realm(REALM));
+            writer.push(&Nonce(&self.nonce));
+            writer.message_integrity(self.key.as_bytes());
+        })
+    }
+
+    fn channel_bind(&self) -> Vec<u8> {
+        self.request(Method::CHANNEL_BIND, &[&ChannelNumber(CHANNEL), &XorPeerAddress(peer(BOUND))])
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let (bind, advertised) = ("10.0.0.5".parse().unwrap(), "203.0.113.9".parse().unwrap());
+        let shared = Arc::new(Shared {
+            authenticator: Authenticator::new(REALM.to_owned(), vec![secret()], []),
+            nonces: NonceMint::from_random([3; 32], 3_000),
+            policy: PeerPolicy { allow: vec!["198.51.100.0/24".parse().unwrap()], ..PeerPolicy::default() },
+            live: LiveRelays::new([(bind, advertised)]),
+            reservations: Reservations::new([(bind, advertised)], &(49_152..=65_535)),
+            quota: Quota::new(32, 0, [5; 32]),
+            connections: Quota::new(0, 0, [6; 32]),
+            draining: false.into(),
+            alternate: None,
+        });
+        let clients = (0..=CLIENTS).map(|number| Client::new(number, &shared)).collect();
+        let settings = Settings {
+            relays: vec![RelayRange { bind, advertised, ports: 49_152..=65_535 }],
+            permissions_per_allocation: 8,
+            channels_per_allocation: 8,
+            peer_rate: None,
+            byte_rate: None,
+            unverified_replies: 0,
+            rfc5766_channels: false,
+            draft_dual_allocation: false,
+            expiry_grace: 0,
+        };
+        let (rng, relays) = (StdRng::seed_from_u64(7), Vec::with_capacity(CLIENTS));
+        let mut world = Self { server: Server::new(shared, settings), rng, clients, relays, turn: 0 };
+        let reply = &mut [0; REPLY_BUFFER];
+        for client in 0..CLIENTS {
+            let packet = world.clients[client].request(Method::ALLOCATE, &[&RequestedTransport::UDP]);
+            let relay = world.allocate(client, &packet, reply).relay;
+            world.relays.push(relay);
+            let packet = world.clients[client].channel_bind();
+            world.answered(client, &packet, reply);
+        }
+        world
+    }
+
+    fn packet(&mut self, client: usize, packet: &[u8], reply: &mut [u8]) -> FromClient {
+        let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
+        self.server.client_packet(&mut cx, &self.clients[client].tuple, packet, 0, reply)
+    }
+
+    fn answered(&mut self, client: usize, packet: &[u8], reply: &mut [u8]) {
+        let decision = self.packet(client, packet, reply);
+        assert!(matches!(&decision, FromClient::Reply(reply) if matches!(reply.outcome, Outcome::Answered(_))));
+    }
+
+    fn allocate(&mut self, client: usize, packet: &[u8], reply: &mut [u8]) -> turnserver::turn::OpenRelay {
+        let FromClient::Open(open) = self.packet(client, packet, reply) else { panic!("no socket to open") };
+        let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
+        let opened = self.server.relay_opened(&mut cx, &open, Ok(()), reply);
+        assert!(matches!(opened, Opened::Reply(..)));
+        while self.server.next_action().is_some() {}
+        open
+    }
+
+    /// Another client each time, so that no allocation is warmer than it would be.
+    fn next(&mut self) -> usize {
+        self.turn = (self.turn + 367) % CLIENTS;
+        self.turn
+    }
+
+    /// A packet of each client.
+    fn of_each(&self, packet: impl Fn(&Client) -> Vec<u8>) -> Vec<Vec<u8>> {
+        self.clients.iter().map(packet).collect()
+    }
+}
+
+fn secret() -> Secret {
+    Secret::new(SECRET).unwrap()
+}
+
+fn peer(port: u16) -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, 1], port))
+}
+
+fn now() -> Instant {
+    Instant::from_elapsed(Duration::from_secs(1_000))
+}
+
+fn message(class: Class, method: Method, fill: impl FnOnce(&mut MessageWriter<'_>)) -> Vec<u8> {
+    let mut buffer = vec![0; 2_000];
+    let mut writer = MessageWriter::new(&mut buffer, class, method, TransactionId::new([7; 12]));
+    fill(&mut writer);
+    writer.finish().unwrap().to_vec()
+}
+
+#[divan::bench]
+fn channel_data_to_peer(bencher: Bencher<'_, '_>) {
+    let mut world = World::new();
+    let packet = [&[0x40, 0, 0x03, 0xe8][..], &[7; PAYLOAD]].concat();
+    bencher.bench_local(|| {
+        let client = world.next();
+        assert!(matches!(world.packet(client, black_box(&packet), &mut []), FromClient::Relay(_)));
+    });
+}
+
+#[divan::bench]
+fn send_indication_to_peer(bencher: Bencher<'_, '_>) {
+    let mut world = World::new();
+    let packet = message(Class::Indication, Method::SEND, |writer| {
+        writer.push(&XorPeerAddress(peer(PERMITTED)));
+        writer.push(&Data(&[7; PAYLOAD]));
+    });
+    bencher.bench_local(|| {
+        let client = world.next();
+        assert!(matches!(world.packet(client, black_box(&packet), &mut []), FromClient::Relay(_)));
+    });
+}
+
+/// The route of one datagram, the count of its bytes, and its header.
+fn to_client(bencher: Bencher<'_, '_>, source: SocketAddr) {
+    let mut world = World::new();
+    let mut buffer = [7; HEADROOM + PAYLOAD + TAILROOM];
+    bencher.bench_local(|| {
+        let client = world.next();
+        let relay = world.relays[client];
+        let route = world.server.peer_route(now(), relay, black_box(source), 0).unwrap();
+        let message = route.framing.wrap(black_box(&mut buffer), PAYLOAD, &mut world.rng).unwrap();
+        world.server.admit_to_client(now(), relay, PAYLOAD).unwrap();
+        message
+    });
+}
+
+#[divan::bench]
+fn channel_data_to_client(bencher: Bencher<'_, '_>) {
+    to_client(bencher, peer(BOUND));
+}
+
+#[divan::bench]
+fn data_indication_to_client(bencher: Bencher<'_, '_>) {
+    to_client(bencher, peer(PERMITTED));
+}
+
+#[divan::bench]
+fn binding(bencher: Bencher<'_, '_>) {
+    let mut world = World::new();
+    let packet = message(Class::Request, Method::BINDING, |writer| writer.fingerprint());
+    let mut reply = [0; REPLY_BUFFER];
+    bencher.bench_local(|| {
+        let client = world.next();
+        world.answered(client, black_box(&packet), &mut reply);
+    });
+}
+
+/// A request that is answered with success, once of each client in turn.
+fn request(bencher: Bencher<'_, '_>, packet: impl Fn(&Client) -> Vec<u8>) {
+    let mut world = World::new();
+    let packets = world.of_each(packet);
+    let mut reply = [0; REPLY_BUFFER];
+    bencher.bench_local(|| {
+        let client = world.next();
+        world.answered(client, black_box(&packets[client]), &mut reply);
+    });
+}
+
+#[divan::bench]
+fn refresh(bencher: Bencher<'_, '_>) {
+    request(bencher, |client| client.request(Method::REFRESH, &[&Lifetime(600)]));
+}
+
+#[divan::bench]
+fn create_permission(bencher: Bencher<'_, '_>) {
+    request(bencher, |client| client.request(Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(PERMITTED))]));
+}
+
+#[divan::bench]
+fn channel_bind(bencher: Bencher<'_, '_>) {
+    request(bencher, Client::channel_bind);
+}
+
+#[divan::bench]
+fn challenge(bencher: Bencher<'_, '_>) {
+    let mut world = World::new();
+    let packet = message(Class::Request, Method::ALLOCATE, |writer| writer.push(&RequestedTransport::UDP));
+    let mut reply = [0; REPLY_BUFFER];
+    bencher.bench_local(|| {
+        let decision = world.packet(CLIENTS, black_box(&packet), &mut reply);
+        let FromClient::Reply(reply) = decision else { panic!("no answer") };
+        assert_eq!(reply.outcome, Outcome::Rejected(ErrorCode::UNAUTHENTICATED));
+    });
+}
+
+/// An allocation from the Allocate request with its credentials to the Refresh that ends it.
+#[divan::bench]
+fn allocate_and_delete(bencher: Bencher<'_, '_>) {
+    let mut world = World::new();
+    let client = &world.clients[CLIENTS];
+    let allocate = client.request(Method::ALLOCATE, &[&RequestedTransport::UDP]);
+    let delete = client.request(Method::REFRESH, &[&Lifetime(0)]);
+    let mut reply = [0; REPLY_BUFFER];
+    bencher.bench_local(|| {
+        let open = world.allocate(CLIENTS, black_box(&allocate), &mut reply);
+        world.answered(CLIENTS, black_box(&delete), &mut reply);
+        while let Some(action) = world.server.next_action() {
+            if let Action::Close(_) = action {
+                world.server.relay_closed(open.bind);
+            }
+        }
+    });
+}
