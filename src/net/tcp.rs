@@ -15,6 +15,9 @@ mod tests;
 /// How many connections wait to be accepted while a worker is busy with something else; the system may allow fewer.
 const BACKLOG: i32 = 1024;
 
+/// How often a claim is repeated that met another one of the same moment.
+const MOST_RIVALS: usize = 16;
+
 /// Binds one worker's listener: non-blocking, sharing its port with the listeners of the other workers
 /// (`SO_REUSEPORT`), each of which gets its part of the connections.
 ///
@@ -28,7 +31,9 @@ const BACKLOG: i32 = 1024;
 pub fn bind_listener(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = new_socket(addr)?;
     socket.set_reuse_port(true)?;
-    listen(socket, addr)
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Binds the first listener of an address, which nobody else may have: as [`bind_listener`], which the others that
@@ -41,7 +46,16 @@ pub fn bind_listener(addr: SocketAddr) -> io::Result<TcpListener> {
 ///
 /// `AddrInUse` where anybody listens on the port, otherwise as [`bind_listener`].
 pub fn claim_listener(addr: SocketAddr) -> io::Result<TcpListener> {
-    let listener = listen(new_socket(addr)?, addr)?;
+    let mut rivals = 0;
+    let listener = loop {
+        let socket = new_socket(addr)?;
+        socket.bind(&addr.into())?;
+        match socket.listen(BACKLOG) {
+            // Of two that came so far in the same moment the kernel may refuse both.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && rivals < MOST_RIVALS => rivals += 1,
+            listening => break listening.map(|()| TcpListener::from(socket))?,
+        }
+    };
     // Not before: a listener that may share would join whoever is there.
     SockRef::from(&listener).set_reuse_port(true)?;
     Ok(listener)
@@ -56,13 +70,6 @@ fn new_socket(addr: SocketAddr) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
-}
-
-fn listen(socket: Socket, addr: SocketAddr) -> io::Result<TcpListener> {
-    socket.bind(&addr.into())?;
-    // Two sockets that share with SO_REUSEADDR can both be bound: the kernel lets only one of them listen.
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 /// Makes the kernel notice that a client has vanished: after 30 s in which it acknowledges nothing, or answers no probe.
