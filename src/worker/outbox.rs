@@ -124,3 +124,34 @@ impl Outbox {
         self.waiting.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn answers_leave_first_and_each_flow_keeps_its_order() {
+        let (socket, client) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let target = Target::new(client.local_addr().unwrap(), None, 0);
+        let mut outbox = Outbox::default();
+        let flows = [7, 3, 7].map(Flow::of_relay);
+        for (at, flow) in flows.into_iter().enumerate() {
+            outbox.push(flow, target, &[Piece::of_arena(at..at + 1)], Outcome::RelayedToClient);
+        }
+        let answer = outbox.keep(b"an answer");
+        outbox.push(Flow::ANSWERS, target, &[answer], Outcome::Answered(crate::stun::Method::BINDING));
+        let mut settled = 0;
+        outbox.flush(&socket, b"abc", |_| settled += 1);
+        assert_eq!((settled, outbox.len()), (4, 0));
+
+        client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        let received = [(); 4].map(|()| {
+            let mut buffer = [0; 16];
+            let length = client.recv(&mut buffer).unwrap();
+            String::from_utf8(buffer[..length].to_vec()).unwrap()
+        });
+        assert_eq!(received, ["an answer", "b", "a", "c"]);
+    }
+}

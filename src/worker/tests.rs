@@ -1,13 +1,16 @@
 //! A worker on real sockets, with a clock that the test moves.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rand::SeedableRng as _;
 use tokio::task::LocalSet;
 
 use super::*;
 use crate::auth::{Authenticator, LongTermKey, NonceMint, Secret};
+use crate::net::watch::Ready;
 use crate::stun::attribute::{Nonce, Realm, RequestedTransport, Username};
 use crate::stun::{Class, Message, MessageWriter, Method, TransactionId};
 use crate::turn::{LiveRelays, PeerPolicy, Quota, RelayRange, Reservations};
@@ -103,4 +106,96 @@ async fn an_allocation_that_takes_the_place_of_an_expired_one_leaves_no_socket_a
         }
     };
     LocalSet::new().run_until(test).await;
+}
+
+/// A worker that has an allocation for each of so many clients, and its relay sockets' addresses by slot.
+async fn worker_with_relays(
+    ports: std::ops::RangeInclusive<u16>,
+    clients: u8,
+) -> (Rc<RefCell<Worker>>, Vec<(usize, SocketAddr)>) {
+    let (worker, shared, address) = worker(ports);
+    for number in 0..clients {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let nonce = shared.nonces.mint(UNIX, client.local_addr().unwrap());
+        client.send_to(&allocate(number, nonce.as_str()), address).unwrap();
+        serve(&worker).await;
+    }
+    let of = |relay: &Relay| (relay.id.slot(), relay.socket.local_addr().unwrap());
+    let relays: Vec<_> = worker.borrow().relays.iter().flatten().map(of).collect();
+    assert_eq!(relays.len(), usize::from(clients));
+    (worker, relays)
+}
+
+fn now() -> Now {
+    Now { monotonic: Instant::from_elapsed(Duration::from_secs(1)), unix: UNIX }
+}
+
+/// Serves the listener once when it has something, and returns whether there may be more.
+async fn serve(worker: &RefCell<Worker>) -> bool {
+    let listener = Rc::clone(&worker.borrow().listeners[0]);
+    drop(listener.socket.readable().await.unwrap());
+    worker.borrow_mut().serve_clients(now(), &listener).unwrap()
+}
+
+/// Packets that the worker has seen to the end.
+fn settled(worker: &RefCell<Worker>) -> u64 {
+    worker.borrow().counters.occurred().map(|(_, count)| count).sum()
+}
+
+fn due(relays: &[(usize, SocketAddr)], error: bool) -> VecDeque<Ready> {
+    relays.iter().map(|(slot, _)| Ready { token: u64::try_from(*slot).unwrap(), error }).collect()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_peer_that_floods_gets_its_share_and_the_next_one_its_own() {
+    let (worker, relays) = worker_with_relays(15_304..=15_311, 2).await;
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..40 {
+        peer.send_to(b"flood", relays[0].1).unwrap();
+    }
+    peer.send_to(b"one", relays[1].1).unwrap();
+    let (before, mut queue) = (settled(&worker), due(&relays, false));
+    for (served, left) in [(17, 1), (16, 1), (8, 0)] {
+        let start = settled(&worker);
+        worker.borrow_mut().serve_relays(now(), &mut queue);
+        assert_eq!((settled(&worker) - start, queue.len()), (served, left));
+    }
+    let dropped = worker.borrow().counters.get(Outcome::Dropped(DropReason::NoPermission));
+    assert_eq!((settled(&worker) - before, dropped), (41, 41));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn icmp_errors_are_served_a_few_at_a_time() {
+    let (worker, relays) = worker_with_relays(15_312..=15_319, 1).await;
+    // Nobody but itself can write to it: the answer to others is that its port is unreachable.
+    let deaf = UdpSocket::bind("127.0.0.1:0").unwrap();
+    deaf.connect(deaf.local_addr().unwrap()).unwrap();
+    for _ in 0..60 {
+        // Every other time it reports the error of the one before.
+        let _ = worker.borrow().relays[relays[0].0].as_ref().unwrap().socket.send_to(b"x", deaf.local_addr().unwrap());
+    }
+    let (before, mut queue) = (settled(&worker), due(&relays, true));
+    worker.borrow_mut().serve_relays(now(), &mut queue);
+    assert_eq!((settled(&worker) - before, queue.clone()), (16, due(&relays, true)));
+    worker.borrow_mut().serve_relays(now(), &mut queue);
+    assert!(settled(&worker) > before + 16);
+    assert_eq!(queue, VecDeque::new());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn merged_datagrams_are_bounded_in_bytes() {
+    const DATAGRAMS: usize = 34;
+    let (worker, _, address) = worker(15_320..=15_323);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // An old kernel cuts nothing apart and merges nothing.
+    if setsockopt(&client, sockopt::UdpGsoSegment, &1_000).is_err() {
+        return;
+    }
+    for _ in 0..DATAGRAMS {
+        assert_eq!(client.send_to(&[0; 9_000], address).unwrap(), 9_000);
+    }
+    assert!(serve(&worker).await, "32 datagrams are too many bytes already");
+    assert_eq!(settled(&worker), 32 * 9);
+    assert!(!serve(&worker).await);
+    assert_eq!(settled(&worker), 34 * 9);
 }
