@@ -80,9 +80,9 @@ const WAYS: usize = 8;
 /// The identities that a worker has met lately, so that a key is not derived again for every request: 2048 at most, of
 /// some 150 bytes each and at worst (by the longest usernames, 508 bytes) 1.3 MB in all.
 ///
-/// It holds only what the worker puts into it, which is to be done when all checks of a request have been passed. A name
-/// falls into one of 256 sets of eight by a hash that nobody outside can compute; in a full set the one goes whose last
-/// request is longest ago, which costs its user a derivation. As every credential takes two places at most (one for each
+/// It holds only what the worker puts into it, which is to be done for a request whose sender has proved who it is. A name
+/// falls into one of 256 sets of eight by a hash that nobody outside can compute; in a full set the one goes that
+/// was looked up longest ago, which costs its user a derivation. As every credential takes two places at most (one for each
 /// algorithm), nobody with a few of them gets the others out.
 ///
 /// What is right does not change while an [`Authenticator`](super::Authenticator) lives. With another one, for other

@@ -175,14 +175,16 @@ fn announce(prepared: &start::Prepared) {
 
 /// What to say where the system gives a UDP listener less buffer than it should have.
 fn short_of_buffer(sizes: udp::BufferSizes) -> Option<String> {
-    let (has, wanted) = (sizes.receive.min(sizes.send) / 1024, udp::LISTENER_BUFFER / 1024);
-    (has < wanted).then(|| {
-        format!(
-            "the system lets a UDP listener buffer {has} KiB where {wanted} KiB are wanted, so that bursts of packets may be \
-             lost; to lift its limits: sysctl net.core.rmem_max={0} net.core.wmem_max={0}",
-            udp::LISTENER_BUFFER
-        )
-    })
+    let wanted = udp::LISTENER_BUFFER;
+    let limits = [("rmem_max", sizes.receive), ("wmem_max", sizes.send)];
+    let short = || limits.iter().filter(|(_, size)| *size < wanted);
+    let least = short().map(|(_, size)| size / 1024).min()?;
+    let commands: String = short().map(|(limit, _)| format!(" net.core.{limit}={wanted}")).collect();
+    Some(format!(
+        "the system lets a UDP listener buffer {least} KiB where {} KiB are wanted, so that bursts of packets may be lost; to \
+         lift its limit: sysctl{commands}",
+        wanted / 1024
+    ))
 }
 
 /// Prints what a page passes to `new RTCPeerConnection`, for a server that has only the secret of this run.
@@ -272,8 +274,10 @@ mod tests {
         let sizes = |receive, send| udp::BufferSizes { receive, send };
         let note = short_of_buffer(sizes(212_992, udp::LISTENER_BUFFER)).unwrap();
         assert!(note.contains("208 KiB where 4096 KiB"), "{note}");
-        assert!(note.contains("sysctl net.core.rmem_max=4194304 net.core.wmem_max=4194304"), "{note}");
-        assert!(short_of_buffer(sizes(udp::LISTENER_BUFFER, 212_992)).is_some());
+        assert!(note.ends_with("sysctl net.core.rmem_max=4194304"), "{note}");
+        let note = short_of_buffer(sizes(212_992, 100 << 10)).unwrap();
+        assert!(note.contains(" 100 KiB "), "{note}");
+        assert!(note.ends_with("sysctl net.core.rmem_max=4194304 net.core.wmem_max=4194304"), "{note}");
         assert_eq!(short_of_buffer(sizes(udp::LISTENER_BUFFER, udp::LISTENER_BUFFER)), None);
     }
 

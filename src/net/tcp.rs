@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
+use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -15,7 +16,7 @@ mod tests;
 /// How many connections wait to be accepted while a worker is busy with something else; the system may allow fewer.
 const BACKLOG: i32 = 1024;
 
-/// How often a claim is repeated that met another one of the same moment.
+/// How often a claim is repeated, in case it has met another one of the same moment.
 const MOST_RIVALS: usize = 16;
 
 /// Binds one worker's listener: non-blocking, sharing its port with the listeners of the other workers
@@ -49,10 +50,12 @@ pub fn claim_listener(addr: SocketAddr) -> io::Result<TcpListener> {
     let mut rivals = 0;
     let listener = loop {
         let socket = new_socket(addr)?;
-        socket.bind(&addr.into())?;
-        match socket.listen(BACKLOG) {
-            // Of two that came so far in the same moment the kernel may refuse both.
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && rivals < MOST_RIVALS => rivals += 1,
+        match socket.bind(&addr.into()).and_then(|()| socket.listen(BACKLOG)) {
+            // Of several that come in the same moment the kernel may refuse all.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && rivals < MOST_RIVALS => {
+                rivals += 1;
+                thread::yield_now();
+            }
             listening => break listening.map(|()| TcpListener::from(socket))?,
         }
     };

@@ -56,10 +56,10 @@ impl Default for Events {
 }
 
 impl Events {
-    /// What the last call told of.
-    pub fn iter(&self) -> impl Iterator<Item = Ready> + '_ {
+    /// Takes what the last call told of.
+    pub fn drain(&mut self) -> impl Iterator<Item = Ready> + '_ {
         let failed = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
-        let events = self.all.iter().take(self.count);
+        let events = self.all.iter().take(std::mem::take(&mut self.count));
         events.map(move |event| Ready { token: event.data(), error: event.events().intersects(failed) })
     }
 }
@@ -117,7 +117,7 @@ mod tests {
     fn told(watch: &Watch) -> (Vec<Ready>, bool) {
         let mut events = Events::default();
         let all = watch.ready(&mut events).unwrap();
-        (events.iter().collect(), all)
+        (events.drain().collect(), all)
     }
 
     fn bound() -> UdpSocket {

@@ -18,7 +18,7 @@ const NONE: u32 = u32::MAX;
 pub(super) struct Table {
     slab: Slab<Entry>,
     /// The index by 5-tuple: lists of the allocations that share a hash, threaded through the slab. There are as many as
-    /// there can be allocations, so it never grows, and no packet has to wait for that.
+    /// there are ports, so it never grows, and no packet has to wait for that.
     heads: Box<[u32]>,
     hasher: RandomState,
     wheel: Wheel,

@@ -42,7 +42,7 @@ impl Instant {
 }
 
 /// The moment at which something is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline(u64);
 
 impl Deadline {
@@ -72,6 +72,12 @@ impl Deadline {
     #[must_use]
     pub fn left(self, now: Instant) -> Duration {
         Duration::from_micros(self.0.saturating_sub(now.0))
+    }
+
+    /// Whether this one comes first.
+    #[must_use]
+    pub fn is_before(self, other: Self) -> bool {
+        self.0 < other.0
     }
 
     /// The earlier of two deadlines.

@@ -8,7 +8,6 @@
 //! What comes from peers stays in its arena until the turn of the loop is over or the arena is full, so that the packets
 //! of all allocations leave through the listener together. Answers go with them.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -151,7 +150,7 @@ impl Worker {
         };
         self.flush_to_peers(Arena::Datagrams);
         self.carry_out(now);
-        self.end_task();
+        self.end_task(more);
         Ok(more)
     }
 
@@ -289,30 +288,41 @@ impl Worker {
         self.to_peers.flush_each(socket, bytes, |outcome| counters.count(outcome));
     }
 
-    /// Serves the relay sockets that are due, each once at most, and leaves in the queue what has more or must wait for the
-    /// next turn.
-    pub(super) fn serve_relays(&mut self, now: Now, due: &mut VecDeque<Ready>) {
-        let mut left = MOST_AT_A_TIME;
-        for _ in 0..due.len() {
-            let Some(ready) = due.pop_front() else { return };
-            let slot = usize::try_from(ready.token).unwrap_or(usize::MAX);
-            let served = self.serve_relay(now, slot, ready.error);
-            if served.more || served.error {
-                due.push_back(Ready { error: served.error, ..ready });
-            }
-            left = left.saturating_sub(served.packets);
-            if left == 0 {
-                return;
-            }
+    /// Takes note that a relay socket has something. It stands in the queue once, however often it is told of.
+    pub(super) fn relay_ready(&mut self, ready: Ready) {
+        let slot = usize::try_from(ready.token).unwrap_or(usize::MAX);
+        // It may have been closed since.
+        let Some(relay) = self.relays.get_mut(slot).and_then(Option::as_mut) else { return };
+        relay.error |= ready.error;
+        if !std::mem::replace(&mut relay.due, true) {
+            self.due.push_back(slot);
         }
     }
 
+    /// Serves the relay sockets that are due, each once at most. True if some have more, or must wait for the next turn.
+    pub(super) fn serve_relays(&mut self, now: Now) -> bool {
+        let mut left = MOST_AT_A_TIME;
+        for _ in 0..self.due.len() {
+            let Some(slot) = self.due.pop_front() else { break };
+            let Some(relay) = self.relays.get_mut(slot).and_then(Option::as_mut) else { continue };
+            relay.due = false;
+            let (relay, error) = (relay.id, std::mem::take(&mut relay.error));
+            let served = self.serve_relay(now, relay, error);
+            if served.more || served.error {
+                self.relay_ready(Ready { token: slot as u64, error: served.error });
+            }
+            left = left.saturating_sub(served.packets);
+            if left == 0 {
+                break;
+            }
+        }
+        let more = !self.due.is_empty();
+        self.end_task(more);
+        more
+    }
+
     /// Serves a relay socket: word of ICMP errors, then what one call receives from peers.
-    fn serve_relay(&mut self, now: Now, slot: usize, error: bool) -> FromRelay {
-        // It may have been closed since it was told of.
-        let Some(relay) = self.relays.get(slot).and_then(Option::as_ref).map(|relay| relay.id) else {
-            return FromRelay::default();
-        };
+    fn serve_relay(&mut self, now: Now, relay: RelayId, error: bool) -> FromRelay {
         let error = error && self.serve_errors(now, relay, None);
         match self.serve_peers(now, relay) {
             Ok(served) => FromRelay { error, ..served },
@@ -355,7 +365,7 @@ impl Worker {
             }
         }
         self.carry_out(now);
-        self.end_task();
+        self.end_task(false);
         Ok(served)
     }
 
@@ -466,11 +476,12 @@ impl Worker {
         self.tasks = 0;
     }
 
-    /// At the end of each task that may have queued something.
-    pub(super) fn end_task(&mut self) {
+    /// At the end of each task that may have queued something. While a task has `more` to do, the turn of the loop may
+    /// have no end, and what waits is sent.
+    pub(super) fn end_task(&mut self, more: bool) {
         self.tasks += 1;
         let waiting: usize = self.listeners.iter().map(|listener| listener.outbox.borrow().len()).sum();
-        if self.tasks >= MOST_TASKS || waiting >= MOST_WAITING {
+        if more || self.tasks >= MOST_TASKS || waiting >= MOST_WAITING {
             self.flush_to_clients();
         }
     }

@@ -1,7 +1,8 @@
 //! The event loop around one core: a thread with its own runtime, listeners and relay sockets.
 //!
-//! Everything here belongs to one thread. A listener and a relay socket each have a task that waits for readiness and
-//! then hands what is there to `Worker`, which asks the core and carries out what it decides.
+//! Everything here belongs to one thread. Each listener has a task, all relay sockets have one together, and each connection
+//! has its own. They wait for readiness and then hand what is there to `Worker`, which asks the core and carries out what it
+//! decides.
 
 mod connections;
 mod datagrams;
@@ -15,7 +16,7 @@ mod tasks;
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket};
 use std::rc::Rc;
@@ -158,6 +159,10 @@ struct Relay {
     id: RelayId,
     socket: UdpSocket,
     lost: DropCounter,
+    /// It stands in [`Worker::due`].
+    due: bool,
+    /// It has an error to tell.
+    error: bool,
 }
 
 /// The time, read once for a batch of packets.
@@ -176,6 +181,8 @@ struct Worker {
     relays: Vec<Option<Relay>>,
     /// Tells which of them have something to read; the token is the slot.
     watch: Rc<Watch>,
+    /// The slots of those that are known to have something.
+    due: VecDeque<usize>,
     /// What is to be written to the clients that are on connections.
     connections: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
     connection_counters: ConnectionCounters,
@@ -216,6 +223,7 @@ impl Worker {
             server: Server::new(plan.shared, plan.settings),
             relays: Vec::new(),
             watch,
+            due: VecDeque::new(),
             connections: HashMap::new(),
             connection_counters: ConnectionCounters::default(),
             handshakes: Handshakes::default(),
@@ -330,7 +338,7 @@ impl Worker {
         }
         if let Some(place) = self.relays.get_mut(slot) {
             debug_assert!(place.is_none(), "a slot's socket is closed before the slot is used again");
-            *place = Some(Relay { id: open.relay, socket, lost: DropCounter::default() });
+            *place = Some(Relay { id: open.relay, socket, lost: DropCounter::default(), due: false, error: false });
         }
     }
 

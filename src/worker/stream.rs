@@ -244,7 +244,7 @@ where
                     Poll::Ready(Err(close))
                 }
                 // As a rule each request moves the deadline on, and the timer need not be touched.
-                _ if inbound.deadline() < armed => Poll::Ready(Ok(Step::Timer)),
+                _ if inbound.deadline().is_before(armed) => Poll::Ready(Ok(Step::Timer)),
                 Poll::Ready(Ok(more)) => Poll::Ready(Ok(Step::Read(more))),
                 Poll::Pending => timer.as_mut().poll(cx).map(|()| Ok(Step::Timer)),
             }
@@ -394,7 +394,7 @@ impl Worker {
         // What is queued for peers lies in the buffer, which the next connection is read into.
         self.flush_to_peers(Arena::Stream);
         self.carry_out(now);
-        self.end_task();
+        self.end_task(full || inbound.more);
         inbound.keep(self.buffer.get(served).unwrap_or_default());
         received?;
         // A client that says much and asks nothing runs out of time as well.

@@ -1,7 +1,6 @@
 //! The tasks of a worker: one for each listener, one for all relay sockets, and the one that keeps time.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -170,27 +169,25 @@ impl Drop for PanicGuard {
 
 /// Serves the relay sockets, of which one descriptor says which have something to read.
 async fn serve_relays(worker: Weak<RefCell<Worker>>, readable: Readable, watch: Rc<Watch>) {
-    let (mut events, mut due) = (Events::default(), VecDeque::new());
+    let (mut events, mut more) = (Events::default(), false);
     loop {
-        if due.is_empty()
-            && let Err(error) = readable.readable().await
-        {
+        if !more && let Err(error) = readable.readable().await {
             tracing::error!(%error, "relay sockets cannot be watched");
             tokio::time::sleep(BACK_OFF).await;
         }
         // If those are all, the runtime has to wait for news: it is told without another call.
-        let told = readable.try_io(Interest::READABLE, |_| {
-            let all = watch.ready(&mut events)?;
-            due.extend(events.iter());
-            if all { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        let told = readable.try_io(Interest::READABLE, |_| match watch.ready(&mut events)? {
+            true => Err(io::ErrorKind::WouldBlock.into()),
+            false => Ok(()),
         });
-        {
+        more = {
             let Some(worker) = worker.upgrade() else { return };
             let mut worker = worker.borrow_mut();
+            events.drain().for_each(|ready| worker.relay_ready(ready));
             let now = worker.now();
-            worker.serve_relays(now, &mut due);
-        }
-        if told.is_ok() || !due.is_empty() {
+            worker.serve_relays(now) || told.is_ok()
+        };
+        if more {
             yield_now().await;
         }
     }
