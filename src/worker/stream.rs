@@ -67,12 +67,13 @@ impl Inbound {
 
     /// Replaces what is kept.
     fn keep(&mut self, bytes: &[u8]) {
-        // Buffers are the worker's: what a long message took is not kept for the rest of the connection.
-        if bytes.is_empty() && self.bytes.capacity() > LONGEST_OF_STRANGER {
+        // Buffers are the worker's: a connection has only what is not served.
+        if bytes.is_empty() {
             self.bytes = Vec::new();
+        } else {
+            self.bytes.clear();
+            self.bytes.extend_from_slice(bytes);
         }
-        self.bytes.clear();
-        self.bytes.extend_from_slice(bytes);
     }
 }
 
@@ -174,10 +175,8 @@ impl Outbound {
                 Err(error) => return Poll::Ready(Failure::of(&error).into()),
             }
         }
-        // What a burst took is not kept for the rest of the connection.
-        if self.queue.capacity() > MOST_FOR_STRANGER {
-            self.queue = VecDeque::new();
-        }
+        // A connection has only what waits.
+        self.queue = VecDeque::new();
         match ready!(Pin::new(stream).poll_flush(cx)) {
             Ok(()) if self.finishing => Poll::Ready(Close::ServerStopped),
             Ok(()) => Poll::Pending,
