@@ -38,6 +38,8 @@ const DISTURBED: f64 = 0.3;
 struct Remarks {
     lines: Vec<String>,
     measurements: usize,
+    /// Something could not be measured.
+    failed: bool,
     /// How many measurements other programs disturbed, and the most that these used, in cores.
     disturbed: usize,
     others: f64,
@@ -187,7 +189,7 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
     lines.retain(|line| !(line.ours.is_empty() && line.coturn.is_empty()));
     say(&if arguments.markdown { table::markdown(&lines) } else { table::text(&lines) });
     remarks.say();
-    Ok(())
+    if remarks.failed { Err("not everything could be measured".into()) } else { Ok(()) }
 }
 
 /// Measures both servers in turn, round after round. One that cannot be measured is left out, as the other one's figures
@@ -215,6 +217,7 @@ fn compare(
                 Err(error) => {
                     report(&format!("{name}: {error}"));
                     remarks.lines.push(format!("{name}: {error}"));
+                    remarks.failed = true;
                     *kept = None;
                 }
             }

@@ -262,7 +262,7 @@ fn share_open_files(config: &Config, choice: &Choice) -> u32 {
             limit,
             relay_sockets,
             connections = most.min(if wanted == 0 { u32::MAX } else { wanted }),
-            "fewer open files are allowed than relay sockets and limits.connections together: so many connections are \
+            "fewer open files are allowed than relay sockets and limits.connections together: only that many connections are \
              admitted, to leave room for relay sockets; raise LimitNOFILE"
         );
     }

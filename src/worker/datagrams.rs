@@ -327,12 +327,28 @@ impl Worker {
         match self.serve_peers(now, relay) {
             Ok(served) => FromRelay { error, ..served },
             Err(failure) => {
-                // What comes next wakes us again.
                 if failure.kind() != io::ErrorKind::WouldBlock {
                     tracing::debug!(error = %failure, "cannot receive from peers");
+                    self.receive_later(relay);
                 }
                 FromRelay { error, ..FromRelay::default() }
             }
+        }
+    }
+
+    /// Leaves a relay socket alone until the next tick. Its buffer may be full, and then nothing arrives that would tell of it.
+    fn receive_later(&mut self, relay: RelayId) {
+        let Some(relay) = self.relays.get_mut(relay.slot()).and_then(Option::as_mut) else { return };
+        if !std::mem::replace(&mut relay.due, true) {
+            self.unread.push(relay.id.slot());
+        }
+    }
+
+    /// Tries those again that could not be received from.
+    pub(super) fn receive_again(&mut self, now: Now) {
+        if !self.unread.is_empty() {
+            self.due.extend(self.unread.drain(..));
+            self.serve_relays(now);
         }
     }
 

@@ -159,7 +159,7 @@ struct Relay {
     id: RelayId,
     socket: UdpSocket,
     lost: DropCounter,
-    /// It stands in [`Worker::due`].
+    /// It stands in [`Worker::due`] or [`Worker::unread`].
     due: bool,
     /// It has an error to tell.
     error: bool,
@@ -183,6 +183,8 @@ struct Worker {
     watch: Rc<Watch>,
     /// The slots of those that are known to have something.
     due: VecDeque<usize>,
+    /// The slots of those that could not be received from.
+    unread: Vec<usize>,
     /// What is to be written to the clients that are on connections.
     connections: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
     connection_counters: ConnectionCounters,
@@ -224,6 +226,7 @@ impl Worker {
             relays: Vec::new(),
             watch,
             due: VecDeque::new(),
+            unread: Vec::new(),
             connections: HashMap::new(),
             connection_counters: ConnectionCounters::default(),
             handshakes: Handshakes::default(),
@@ -254,6 +257,7 @@ impl Worker {
     fn tick(&mut self, now: Now) {
         self.server.advance(now.monotonic);
         self.carry_out(now);
+        self.receive_again(now);
         self.events.tick(now.monotonic);
     }
 

@@ -187,6 +187,29 @@ async fn icmp_errors_are_served_a_few_at_a_time() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_socket_that_cannot_be_received_from_is_tried_again_at_the_next_tick() {
+    let (worker, relays) = worker_with_relays(15_324..=15_331, 1).await;
+    let (slot, address) = relays[0];
+    let no_socket = UdpSocket::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+    let swap = |socket| {
+        let mut worker = worker.borrow_mut();
+        std::mem::replace(&mut worker.relays[slot].as_mut().unwrap().socket, socket)
+    };
+    let socket = swap(no_socket);
+    for _ in 0..3 {
+        worker.borrow_mut().relay_ready(told(slot, false));
+        assert!(!worker.borrow_mut().serve_relays(now()));
+    }
+    assert_eq!(worker.borrow().unread, [slot]);
+    drop(swap(socket));
+    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", address).unwrap();
+    let before = settled(&worker);
+    worker.borrow_mut().tick(now());
+    assert_eq!(settled(&worker), before + 1);
+    assert!(worker.borrow().unread.is_empty());
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn merged_datagrams_are_bounded_in_bytes() {
     const DATAGRAMS: usize = 34;
     let (worker, _, address) = worker(15_320..=15_323);
