@@ -344,12 +344,10 @@ impl Worker {
         }
     }
 
-    /// Tries those again that could not be received from.
+    /// Tries those again that could not be received from. What is left of them waits for the next tick, or for news.
     pub(super) fn receive_again(&mut self, now: Now) {
-        if !self.unread.is_empty() {
-            self.due.extend(self.unread.drain(..));
-            self.serve_relays(now);
-        }
+        self.due.extend(self.unread.drain(..));
+        self.serve_relays(now);
     }
 
     /// Receives from peers, and queues for the client what is for it.

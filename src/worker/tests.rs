@@ -202,10 +202,15 @@ async fn a_socket_that_cannot_be_received_from_is_tried_again_at_the_next_tick()
     }
     assert_eq!(worker.borrow().unread, [slot]);
     drop(swap(socket));
-    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", address).unwrap();
+    for _ in 0..20 {
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", address).unwrap();
+    }
     let before = settled(&worker);
-    worker.borrow_mut().tick(now());
-    assert_eq!(settled(&worker), before + 1);
+    // What one call leaves is for the next tick: perhaps no news will come of it.
+    for served in [16, 20] {
+        worker.borrow_mut().tick(now());
+        assert_eq!(settled(&worker), before + served);
+    }
     assert!(worker.borrow().unread.is_empty());
 }
 
