@@ -17,13 +17,13 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::channel_data::Framing;
-use super::limit::Limit;
-use super::outcome::{DropReason, Outcome};
-use super::policy::Denial;
-use super::time::Instant;
 use crate::auth::{AuthFailure, HumanSeconds};
 use crate::stun::attribute::AddressFamily;
+use crate::turn::limit::Limit;
+use crate::turn::outcome::{DropReason, Outcome};
+use crate::turn::protocol::channel_data::Framing;
+use crate::turn::shared::policy::Denial;
+use crate::turn::time::Instant;
 
 /// What the core may not fetch for itself: the time and randomness.
 pub struct Context<'a> {
@@ -64,7 +64,7 @@ impl Transport {
 
     /// The DSCP and ECN that a datagram is relayed with which came with `tos`, from or to a client on this transport:
     /// the same, or none where one side is a connection (RFC 8656 §14–§16).
-    pub(super) fn relayed_tos(self, tos: u8) -> u8 {
+    pub(crate) fn relayed_tos(self, tos: u8) -> u8 {
         if self.is_stream() { 0 } else { tos }
     }
 }
@@ -105,24 +105,24 @@ impl RelayId {
         self.slot as usize
     }
 
-    pub(super) fn allocation(self) -> AllocationId {
+    pub(crate) fn allocation(self) -> AllocationId {
         AllocationId { place: self.slot / 2, generation: self.generation }
     }
 
-    pub(super) fn family(self) -> AddressFamily {
+    pub(crate) fn family(self) -> AddressFamily {
         if self.slot.is_multiple_of(2) { AddressFamily::V4 } else { AddressFamily::V6 }
     }
 }
 
 /// Names an allocation, and no other one ever after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct AllocationId {
-    pub(super) place: u32,
-    pub(super) generation: u32,
+pub(crate) struct AllocationId {
+    pub(crate) place: u32,
+    pub(crate) generation: u32,
 }
 
 impl AllocationId {
-    pub(super) fn relay(self, family: AddressFamily) -> RelayId {
+    pub(crate) fn relay(self, family: AddressFamily) -> RelayId {
         let slot = self.place * 2 + u32::from(family == AddressFamily::V6);
         RelayId { slot, generation: self.generation }
     }
@@ -177,7 +177,7 @@ pub enum FromClient {
     /// Send the first bytes of the reply buffer back to the client.
     Reply(Reply),
     /// Carry out the [`Action`]s that wait, then open a relay socket and report with
-    /// [`Server::relay_opened`](super::Server::relay_opened).
+    /// [`Server::relay_opened`](crate::turn::Server::relay_opened).
     Open(OpenRelay),
     /// Nothing.
     Drop(DropReason),
@@ -273,7 +273,7 @@ pub enum Opened {
 /// What the core wants done, or known, besides the answer to a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Close a relay socket, and then report with [`Server::relay_closed`](super::Server::relay_closed).
+    /// Close a relay socket, and then report with [`Server::relay_closed`](crate::turn::Server::relay_closed).
     Close(RelayId),
     /// Something to log.
     Log(Event),

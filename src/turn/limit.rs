@@ -1,8 +1,8 @@
 //! The limits that a client can run into: how each is called, which setting is behind it, and what the client and the
 //! operator are told.
 
-use super::contract::{Action, Event, FiveTuple};
 use crate::stun::ErrorCode;
+use crate::turn::contract::{Action, Event, FiveTuple};
 
 macro_rules! limits {
     ($($(#[doc = $doc:literal])+ $name:ident = $label:literal, $setting:literal, $reason:literal,
@@ -50,7 +50,7 @@ macro_rules! limits {
             }
 
             /// The reason phrase of the answer, in which a client's developer learns which limit it was.
-            pub(super) fn reason(self) -> &'static str {
+            pub(crate) fn reason(self) -> &'static str {
                 match self {
                     $(Self::$name => $reason,)+
                 }
@@ -120,7 +120,7 @@ impl Limit {
     }
 
     /// The note for the log that a client has met with it.
-    pub(super) fn reached(self, user: &str, tuple: FiveTuple) -> Action {
+    pub(crate) fn reached(self, user: &str, tuple: FiveTuple) -> Action {
         Action::Log(Event::LimitReached { user: user.to_owned(), tuple, limit: self })
     }
 }

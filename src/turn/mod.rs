@@ -2,51 +2,36 @@
 //!
 //! [`Server`] is the whole of it; what goes in and comes out stands in `contract.rs`.
 
-mod allocation;
-mod alternate;
-mod channel_data;
-mod claim;
 mod contract;
-mod framing;
-mod icmp;
 mod limit;
-mod live;
-mod methods;
 mod outcome;
-mod policy;
-mod ports;
-mod quota;
+mod protocol;
 mod rate;
-mod relays;
-mod reply;
-mod reply_limit;
-mod request;
-mod reservations;
 mod server;
-mod table;
+mod shared;
+mod tables;
 mod time;
-mod wheel;
 
 #[cfg(test)]
 mod tests;
 
-pub use alternate::{Alternate, RedirectWhen};
-pub use channel_data::{Framing, HEADROOM, TAILROOM};
 pub use contract::{
     Action, AllocationSummary, AuthCause, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
     OpenError, OpenRelay, Opened, PeerRoute, RedirectCause, RelayId, RelayedAddresses, Reply, ToClient, ToPeer,
     Transport,
 };
-pub use framing::{Frame, LARGEST_FRAME, is_binding, written_length};
 pub use limit::Limit;
-pub use live::LiveRelays;
 pub use outcome::{Counters, DropReason, Outcome};
-pub use policy::{Denial, PeerPolicy};
-pub use ports::slice_of;
-pub use quota::{Quota, QuotaExceeded, Ticket, UserRates};
+pub use protocol::channel_data::{Framing, HEADROOM, TAILROOM};
+pub use protocol::framing::{Frame, LARGEST_FRAME, is_binding, written_length};
 pub use rate::Rate;
-pub use reservations::Reservations;
 pub use server::{RelayRange, Server, Settings, Shared};
+pub use shared::alternate::{Alternate, RedirectWhen};
+pub use shared::live_relays::LiveRelays;
+pub use shared::policy::{Denial, PeerPolicy};
+pub use shared::quota::{Quota, QuotaExceeded, Ticket, UserRates};
+pub use shared::reservations::Reservations;
+pub use tables::ports::slice_of;
 pub use time::{Deadline, Instant};
 
 /// The time-to-expiry of an allocation whose client asks for nothing longer, in seconds (RFC 8656 §3.2).

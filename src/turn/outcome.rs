@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::limit::Limit;
 use crate::stun::{ErrorCode, Method};
+use crate::turn::limit::Limit;
 
 /// The one end of a packet. The same words serve in logs, counters and tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

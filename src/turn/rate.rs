@@ -6,7 +6,7 @@
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::time::Instant;
+use crate::turn::time::Instant;
 
 /// Parts of a microsecond that buckets reckon in, so that a single byte of a fast link counts.
 const PARTS: u64 = 1024;
@@ -59,18 +59,18 @@ impl Rate {
 
 /// What one worker uses of a rate.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bucket(u64);
+pub(crate) struct Bucket(u64);
 
 impl Bucket {
-    pub(super) const FULL: Self = Self(0);
+    pub(crate) const FULL: Self = Self(0);
 
     /// Whether so much may pass; it is taken with [`take`](Self::take).
-    pub(super) fn offer(self, rate: &Rate, now: Instant, amount: usize) -> Option<Self> {
+    pub(crate) fn offer(self, rate: &Rate, now: Instant, amount: usize) -> Option<Self> {
         rate.after(self.0, now, amount as u64).map(Self)
     }
 
     /// Lets so much pass, or leaves the bucket as it was.
-    pub(super) fn take(&mut self, rate: &Rate, now: Instant, amount: usize) -> bool {
+    pub(crate) fn take(&mut self, rate: &Rate, now: Instant, amount: usize) -> bool {
         let after = self.offer(rate, now, amount);
         *self = after.unwrap_or(*self);
         after.is_some()
@@ -79,22 +79,22 @@ impl Bucket {
 
 /// What several workers use of one rate.
 #[derive(Debug)]
-pub(super) struct SharedBucket(AtomicU64);
+pub(crate) struct SharedBucket(AtomicU64);
 
 impl SharedBucket {
     /// `full` is 0 for a full bucket.
-    pub(super) fn new(full: u64) -> Self {
+    pub(crate) fn new(full: u64) -> Self {
         Self(AtomicU64::new(full))
     }
 
     /// Lets so much pass, or leaves the bucket as it was.
-    pub(super) fn take(&self, rate: &Rate, now: Instant, amount: usize) -> bool {
+    pub(crate) fn take(&self, rate: &Rate, now: Instant, amount: usize) -> bool {
         // Relaxed: the word publishes nothing but itself.
         let after = |full| rate.after(full, now, amount as u64);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).is_ok()
     }
 
-    pub(super) fn fill(&self) {
+    pub(crate) fn fill(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 }

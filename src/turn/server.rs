@@ -6,30 +6,30 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::allocation::{Allocation, State};
-use super::alternate::Alternate;
-use super::channel_data::{self, Framing};
-use super::contract::{
-    Action, AllocationId, AllocationSummary, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
-    PeerRoute, RelayId, ToClient, ToPeer,
-};
-use super::framing::{self, Frame};
-use super::icmp;
-use super::limit::Limit;
-use super::live::LiveRelays;
-use super::outcome::{DropReason, Outcome};
-use super::policy::{Denial, PeerPolicy};
-use super::ports::{PortPool, Wish};
-use super::quota::{Direction, Quota};
-use super::rate::Rate;
-use super::relays::{Relay, Socket};
-use super::reply_limit::ReplyLimit;
-use super::reservations::{Reservations, Token};
-use super::table::Table;
-use super::time::{Deadline, Instant};
 use crate::auth::{Authenticator, KnownIdentities, NonceMint};
 use crate::stun::attribute::AddressFamily;
 use crate::stun::{Class, FingerprintStatus, Message, Method, TransactionId};
+use crate::turn::contract::{
+    Action, AllocationId, AllocationSummary, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
+    PeerRoute, RelayId, ToClient, ToPeer,
+};
+use crate::turn::limit::Limit;
+use crate::turn::outcome::{DropReason, Outcome};
+use crate::turn::protocol::channel_data::{self, Framing};
+use crate::turn::protocol::framing::{self, Frame};
+use crate::turn::protocol::icmp;
+use crate::turn::rate::Rate;
+use crate::turn::shared::alternate::Alternate;
+use crate::turn::shared::live_relays::LiveRelays;
+use crate::turn::shared::policy::{Denial, PeerPolicy};
+use crate::turn::shared::quota::{Direction, Quota};
+use crate::turn::shared::reservations::{Reservations, Token};
+use crate::turn::tables::allocation::{Allocation, State};
+use crate::turn::tables::ports::{PortPool, Wish};
+use crate::turn::tables::relays::{Relay, Socket};
+use crate::turn::tables::reply_limit::ReplyLimit;
+use crate::turn::tables::table::Table;
+use crate::turn::time::{Deadline, Instant};
 
 /// What all workers of a process share. Nothing in it is ever locked.
 #[derive(Debug)]
@@ -92,20 +92,20 @@ pub struct RelayRange {
 /// The TURN server of one worker.
 #[derive(Debug)]
 pub struct Server {
-    pub(super) shared: Arc<Shared>,
-    pub(super) settings: Settings,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) settings: Settings,
     /// In the order of the settings' relays.
-    pub(super) pools: Vec<PortPool>,
-    pub(super) table: Table,
-    pub(super) actions: VecDeque<Action>,
+    pub(crate) pools: Vec<PortPool>,
+    pub(crate) table: Table,
+    pub(crate) actions: VecDeque<Action>,
     /// Relay sockets of ended allocations that the shell has not reported closed.
     closing: usize,
     /// What this worker has reserved, in the order in which it expires; some of it may have been claimed.
-    pub(super) reserved: VecDeque<(Deadline, Token, SocketAddr)>,
+    pub(crate) reserved: VecDeque<(Deadline, Token, SocketAddr)>,
     /// Ports of other workers that sockets of this one are bound to, by reservations of theirs.
-    pub(super) borrowed: usize,
-    pub(super) replies: ReplyLimit,
-    pub(super) known: KnownIdentities,
+    pub(crate) borrowed: usize,
+    pub(crate) replies: ReplyLimit,
+    pub(crate) known: KnownIdentities,
 }
 
 impl Server {
@@ -132,7 +132,7 @@ impl Server {
     /// Decides about a packet from a client: one UDP datagram, whole, with the TOS or Traffic Class field that it came
     /// with, or one frame of a stream.
     ///
-    /// An answer is written to `reply`, which has room for [`REPLY_BUFFER`](super::REPLY_BUFFER) bytes.
+    /// An answer is written to `reply`, which has room for [`REPLY_BUFFER`](crate::turn::REPLY_BUFFER) bytes.
     pub fn client_packet(
         &mut self,
         cx: &mut Context<'_>,
@@ -207,8 +207,8 @@ impl Server {
     /// Decides about a datagram that `source` sent to a relay socket (RFC 8656 §11.3), with the TOS or Traffic Class
     /// field that it came with.
     ///
-    /// Its `length` bytes stand in `buffer` behind [`HEADROOM`](super::HEADROOM) free bytes and in front of
-    /// [`TAILROOM`](super::TAILROOM) more; the message to the client is made around them.
+    /// Its `length` bytes stand in `buffer` behind [`HEADROOM`](crate::turn::HEADROOM) free bytes and in front of
+    /// [`TAILROOM`](crate::turn::TAILROOM) more; the message to the client is made around them.
     pub fn peer_packet(
         &mut self,
         cx: &mut Context<'_>,
@@ -286,7 +286,7 @@ impl Server {
     }
 
     /// Decides about an ICMP error that came back for a datagram sent to `peer` (RFC 8656 §11.5). The Data indication
-    /// for the client is written to `buffer`, which has room for [`REPLY_BUFFER`](super::REPLY_BUFFER) bytes.
+    /// for the client is written to `buffer`, which has room for [`REPLY_BUFFER`](crate::turn::REPLY_BUFFER) bytes.
     pub fn peer_unreachable(
         &mut self,
         cx: &mut Context<'_>,
@@ -390,7 +390,7 @@ impl Server {
         self.table.len()
     }
 
-    pub(super) fn end(&mut self, id: AllocationId, now: Instant, reason: EndReason) {
+    pub(crate) fn end(&mut self, id: AllocationId, now: Instant, reason: EndReason) {
         let Some(allocation) = self.table.remove(id) else { return };
         self.shared.quota.release(allocation.ticket);
         for relay in allocation.relays.iter() {
@@ -418,7 +418,7 @@ impl Server {
 
     /// Ends one relayed transport address with its permissions and channels (RFC 8656 §8.1), and with the last one the
     /// allocation.
-    pub(super) fn end_relay(&mut self, id: AllocationId, family: AddressFamily, now: Instant, reason: EndReason) {
+    pub(crate) fn end_relay(&mut self, id: AllocationId, family: AddressFamily, now: Instant, reason: EndReason) {
         let Some(allocation) = self.table.get_mut(id) else { return };
         if !allocation.relays.iter().any(|relay| relay.family() != family && relay.is_live(now)) {
             return self.end(id, now, reason);
@@ -439,7 +439,7 @@ impl Server {
     }
 
     /// Returns a port that a socket of this worker was or was to be bound to.
-    pub(super) fn give_back(&mut self, bind: SocketAddr) {
+    pub(crate) fn give_back(&mut self, bind: SocketAddr) {
         match self.pool_of(bind) {
             Some(pool) => pool.give_back(bind.port()),
             None => self.return_borrowed(bind),
@@ -447,7 +447,7 @@ impl Server {
     }
 
     /// Returns a port that somebody else turned out to use.
-    pub(super) fn set_aside(&mut self, bind: SocketAddr, now: Instant) {
+    pub(crate) fn set_aside(&mut self, bind: SocketAddr, now: Instant) {
         match self.pool_of(bind) {
             Some(pool) => pool.set_aside(bind.port(), now),
             None => self.return_borrowed(bind),
@@ -461,7 +461,7 @@ impl Server {
     }
 
     /// Releases the port next to an even one that was to be reserved with it.
-    pub(super) fn release_next(&mut self, wish: Wish, even: SocketAddr) {
+    pub(crate) fn release_next(&mut self, wish: Wish, even: SocketAddr) {
         let next = SocketAddr::new(even.ip(), even.port() | 1);
         if let (Wish::EvenAndNext, Some(pool)) = (wish, self.pool_of(next)) {
             pool.release(next.port());
@@ -469,7 +469,7 @@ impl Server {
     }
 
     /// Ends a reservation of this worker, unless it has been claimed.
-    pub(super) fn unreserve(&mut self, token: Token, bind: SocketAddr) {
+    pub(crate) fn unreserve(&mut self, token: Token, bind: SocketAddr) {
         let Some(ticket) = self.shared.reservations.claim(token) else { return };
         self.shared.quota.release(ticket);
         if let Some(pool) = self.pool_of(bind) {
@@ -478,20 +478,20 @@ impl Server {
     }
 
     /// Takes back the ports of one relay address that other workers are done with.
-    pub(super) fn collect_returned(&mut self, at: usize) {
+    pub(crate) fn collect_returned(&mut self, at: usize) {
         if let (Some(relay), Some(pool)) = (self.settings.relays.get(at), self.pools.get_mut(at)) {
             self.shared.reservations.collect(relay.bind, &relay.ports, |port| pool.release(port));
         }
     }
 
     /// The pool of a port, if it is one of this worker's.
-    pub(super) fn pool_of(&mut self, bind: SocketAddr) -> Option<&mut PortPool> {
+    pub(crate) fn pool_of(&mut self, bind: SocketAddr) -> Option<&mut PortPool> {
         let at = self.settings.relays.iter().position(|relay| relay.bind == bind.ip())?;
         self.pools.get_mut(at).filter(|pool| pool.owns(bind.port()))
     }
 
     /// A socket that the shell opened for an allocation that is gone.
-    pub(super) fn count_abandoned(&mut self) {
+    pub(crate) fn count_abandoned(&mut self) {
         self.closing += 1;
     }
 
@@ -535,7 +535,7 @@ impl Server {
 }
 
 /// Application data is dropped because of a limit, and that is told now and then.
-pub(super) fn over(
+pub(crate) fn over(
     limit: Limit,
     allocation: &mut Allocation,
     now: Instant,

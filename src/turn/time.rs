@@ -31,12 +31,12 @@ impl Instant {
     }
 
     /// Microseconds since the process started.
-    pub(super) fn micros(self) -> u64 {
+    pub(crate) fn micros(self) -> u64 {
         self.0
     }
 
     /// Whole seconds since the process started, rounded down.
-    pub(super) fn second(self) -> u64 {
+    pub(crate) fn second(self) -> u64 {
         self.0 / MICROS
     }
 }
@@ -46,9 +46,9 @@ impl Instant {
 pub struct Deadline(u64);
 
 impl Deadline {
-    pub(super) const NEVER: Self = Self(u64::MAX);
+    pub(crate) const NEVER: Self = Self(u64::MAX);
     /// Has passed at every moment.
-    pub(super) const PASSED: Self = Self(0);
+    pub(crate) const PASSED: Self = Self(0);
 
     /// `lifetime` from `now`.
     #[must_use]
@@ -99,7 +99,7 @@ impl Deadline {
     }
 
     /// The first whole second at which the deadline has passed.
-    pub(super) fn second(self) -> u64 {
+    pub(crate) fn second(self) -> u64 {
         self.0.div_ceil(MICROS)
     }
 }

@@ -2,15 +2,15 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::super::{AuthCause, Event, FromClient};
-use super::authentication::CHALLENGE;
-use super::support::*;
 use crate::auth::{AuthFailure, KeyAlgorithm, LongTermKey, NonceMint, SecurityFeatures};
 use crate::stun::attribute::{
     ChannelNumber, Lifetime, Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm, RequestedTransport, Userhash,
     Username, XorPeerAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, IntegrityStatus, Method};
+use crate::turn::tests::authentication::CHALLENGE;
+use crate::turn::tests::support::*;
+use crate::turn::{AuthCause, Event, FromClient};
 
 /// What the challenge lists, byte for byte: SHA-256, then MD5, both without parameters.
 const LISTED: [u8; 8] = [0, 2, 0, 0, 0, 1, 0, 0];

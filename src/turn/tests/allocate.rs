@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::super::{Action, DropReason, EndReason, Event, FromClient, OpenError, Opened, Outcome};
-use super::support::*;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, DontFragment, EvenPort, Lifetime, RequestedAddressFamily,
     RequestedTransport, UnknownAttributes, XorMappedAddress, XorRelayedAddress,
 };
 use crate::stun::{AttributeType, EncodeAttribute, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{Action, DropReason, EndReason, Event, FromClient, OpenError, Opened, Outcome};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
-use super::super::{Alternate, Event, OpenError, RedirectCause, RedirectWhen, Transport};
-use super::support::*;
 use crate::stun::attribute::{
     AlternateDomain, AlternateServer, ChannelNumber, EvenPort, Lifetime, RequestedTransport, XorPeerAddress,
 };
 use crate::stun::{AttributeType, EncodeAttribute, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{Alternate, Event, OpenError, RedirectCause, RedirectWhen, Transport};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 const TLS_SERVER: &str = "203.0.113.7:5349";

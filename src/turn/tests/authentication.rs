@@ -1,16 +1,16 @@
 //! RFC 8489 §9.2.4 check by check, and RFC 8656 §5.
 
-use super::super::{AuthCause, DropReason, Event, FromClient};
-use super::support::*;
 use crate::auth::AuthFailure;
 use crate::stun::attribute::{
     AddressFamily, ChannelNumber, Lifetime, Nonce, Realm, RequestedTransport, Software, Username, XorPeerAddress,
     XorRelayedAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, FingerprintStatus, MessageWriter, Method, TransactionId};
+use crate::turn::tests::support::*;
+use crate::turn::{AuthCause, DropReason, Event, FromClient};
 
 /// What a 401 and a 438 consist of (RFC 8489 §9.2.4).
-pub(super) const CHALLENGE: [AttributeType; 4] =
+pub(crate) const CHALLENGE: [AttributeType; 4] =
     [AttributeType::ERROR_CODE, AttributeType::REALM, AttributeType::NONCE, AttributeType::PASSWORD_ALGORITHMS];
 
 const METHODS: [Method; 4] = [Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];

@@ -1,7 +1,7 @@
-use super::super::{DropReason, Outcome};
-use super::support::*;
 use crate::stun::attribute::{Software, UnknownAttributes, XorMappedAddress};
 use crate::stun::{AttributeType, Class, FingerprintStatus, Message, Method, TransactionId};
+use crate::turn::tests::support::*;
+use crate::turn::{DropReason, Outcome};
 
 // RFC 8489 §6.3.1.1: the source transport address, as XOR-MAPPED-ADDRESS.
 #[test]

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use super::super::{DropReason, Event, Limit};
-use super::support::*;
 use crate::stun::attribute::{AddressFamily, ChannelNumber, Lifetime, RequestedAddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{DropReason, Event, Limit};
 
 const CHANNEL_BIND: Method = Method::CHANNEL_BIND;
 

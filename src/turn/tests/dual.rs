@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 
-use super::super::{Action, DropReason, Event, IcmpError, Limit, OpenError, OpenRelay, Opened, Rate, RelayedAddresses};
-use super::support::*;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressErrorCode, AddressFamily, ChannelNumber, Data, DraftAdditionalAddressFamily,
     EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, XorPeerAddress, XorRelayedAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, ErrorCode, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{Action, DropReason, Event, IcmpError, Limit, OpenError, OpenRelay, Opened, Rate, RelayedAddresses};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 const BOTH: AdditionalAddressFamily = AdditionalAddressFamily(AddressFamily::V6);

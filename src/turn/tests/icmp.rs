@@ -1,9 +1,9 @@
 //! RFC 8656 §11.5.
 
-use super::super::{DropReason, IcmpError, RelayId, Transport};
-use super::support::*;
 use crate::stun::attribute::{AddressFamily, ChannelNumber, Icmp, RequestedAddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, Class, Message, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{DropReason, IcmpError, RelayId, Transport};
 
 const PORT_UNREACHABLE: IcmpError = IcmpError { kind: 3, code: 3, mtu: 0 };
 

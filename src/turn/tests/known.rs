@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use super::super::{AuthCause, Event};
-use super::support::*;
 use crate::auth::DERIVATIONS;
 use crate::stun::attribute::{ChannelNumber, Lifetime, RequestedTransport, XorPeerAddress};
 use crate::stun::{EncodeAttribute, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{AuthCause, Event};
 
 /// How many keys the server derives to answer a packet.
 fn derivations(world: &mut World, client: &Client, packet: &[u8]) -> usize {

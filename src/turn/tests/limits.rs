@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::super::{DropReason, Event, Limit, Outcome, Rate, UserRates};
-use super::support::*;
 use crate::stun::attribute::{ChannelNumber, Data, Lifetime, RequestedTransport, XorPeerAddress};
 use crate::stun::{Class, EncodeAttribute, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{DropReason, Event, Limit, Outcome, Rate, UserRates};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 const CREATE_PERMISSION: Method = Method::CREATE_PERMISSION;

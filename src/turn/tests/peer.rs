@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
-use super::super::{DropReason, EndReason};
-use super::support::*;
 use crate::stun::attribute::{
     AddressFamily, ChannelNumber, Data, Lifetime, RequestedAddressFamily, RequestedTransport, XorPeerAddress,
 };
 use crate::stun::{AttributeType, Class, Message, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{DropReason, EndReason};
 
 fn send(peer: SocketAddr, payload: &[u8]) -> Vec<u8> {
     plain(Class::Indication, Method::SEND, &[&XorPeerAddress(peer), &Data(payload)])

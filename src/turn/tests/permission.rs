@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::super::{Denial, DropReason, Event, Limit};
-use super::support::*;
 use crate::stun::attribute::{AddressFamily, Lifetime, RequestedAddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, EncodeAttribute, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{Denial, DropReason, Event, Limit};
 
 const CREATE_PERMISSION: Method = Method::CREATE_PERMISSION;
 

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::{Action, FromClient, Limit, OpenError, OpenRelay, Opened, Outcome};
-use super::support::*;
 use crate::stun::attribute::{Lifetime, RequestedTransport};
 use crate::stun::{ErrorCode, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{Action, FromClient, Limit, OpenError, OpenRelay, Opened, Outcome};
 
 const PER_USER: usize = 2;
 const IN_ALL: usize = 5;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::super::{AuthCause, EndReason, Event};
-use super::authentication::CHALLENGE;
-use super::support::*;
 use crate::stun::attribute::{AddressFamily, Lifetime, RequestedAddressFamily, RequestedTransport, XorPeerAddress};
 use crate::stun::{AttributeType, Method};
+use crate::turn::tests::authentication::CHALLENGE;
+use crate::turn::tests::support::*;
+use crate::turn::{AuthCause, EndReason, Event};
 
 // The desired lifetime: the default where less is asked for or nothing, the maximum where more is.
 #[test]

@@ -1,12 +1,12 @@
 //! EVEN-PORT with the R bit and RESERVATION-TOKEN: RFC 8656 §7.2 steps 5 and 8.
 
-use super::super::{DropReason, Event, Limit, OpenError, OpenRelay, Opened, Outcome, Rate, RelayId};
-use super::support::*;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport,
     ReservationToken, XorRelayedAddress,
 };
 use crate::stun::{AttributeType, EncodeAttribute, ErrorCode, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{DropReason, Event, Limit, OpenError, OpenRelay, Opened, Outcome, Rate, RelayId};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 const RESERVE: EvenPort = EvenPort { reserve_next: true };

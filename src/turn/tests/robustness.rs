@@ -5,13 +5,13 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::{Action, DropReason, FromClient, OpenRelay, Outcome};
-use super::support::*;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, Lifetime, Nonce, Realm, RequestedTransport, Software,
     Username, XorPeerAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, Method, TransactionId};
+use crate::turn::tests::support::*;
+use crate::turn::{Action, DropReason, FromClient, OpenRelay, Outcome};
 
 // RFC 8656 §12, Table 3: by the first byte; what is reserved is dropped.
 #[test]

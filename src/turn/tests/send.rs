@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
-use super::super::DropReason;
-use super::support::*;
 use crate::stun::attribute::{
     AddressFamily, Data, Lifetime, RequestedAddressFamily, Software, Username, XorPeerAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, Method};
+use crate::turn::DropReason;
+use crate::turn::tests::support::*;
 
 fn indication(attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
     plain(Class::Indication, Method::SEND, attributes)

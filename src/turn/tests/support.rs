@@ -8,8 +8,6 @@ use std::time::Duration;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
-use super::super::ports::PortPool;
-use super::super::*;
 use crate::auth::{Authenticator, LongTermKey, NonceMint, Secret, time_limited};
 use crate::stun::attribute::{
     ErrorCodeAttribute, Lifetime, Nonce, Realm, RequestedTransport, Username, XorPeerAddress, XorRelayedAddress,
@@ -18,52 +16,54 @@ use crate::stun::{
     Attribute, AttributeType, Class, EncodeAttribute, HEADER_LEN, IntegrityStatus, Message, MessageWriter, Method,
     TransactionId, ValueWriter,
 };
+use crate::turn::tables::ports::PortPool;
+use crate::turn::*;
 
-pub(super) const REALM: &str = "example.org";
-pub(super) const SECRET: &str = "north-star";
+pub(crate) const REALM: &str = "example.org";
+pub(crate) const SECRET: &str = "north-star";
 /// When a world begins.
-pub(super) const UNIX: u64 = 1_800_000_000;
-pub(super) const NONCE_LIFETIME: u64 = 3_000;
-pub(super) const NONCE_KEY: [u8; 32] = [3; 32];
-pub(super) const EXPIRY_GRACE: u64 = 700;
-pub(super) const USERS: [(&str, &str); 2] = [("alice", "wonderland"), ("bob", "builder")];
+pub(crate) const UNIX: u64 = 1_800_000_000;
+pub(crate) const NONCE_LIFETIME: u64 = 3_000;
+pub(crate) const NONCE_KEY: [u8; 32] = [3; 32];
+pub(crate) const EXPIRY_GRACE: u64 = 700;
+pub(crate) const USERS: [(&str, &str); 2] = [("alice", "wonderland"), ("bob", "builder")];
 
-pub(super) const PORTS: u16 = 8;
+pub(crate) const PORTS: u16 = 8;
 /// The IPv4 relay address is behind 1:1 NAT; the IPv6 one is not.
-pub(super) const BIND_V4: &str = "10.0.0.5";
-pub(super) const ADVERTISED_V4: &str = "203.0.113.9";
-pub(super) const RELAY_V6: &str = "2001:db8:1::5";
+pub(crate) const BIND_V4: &str = "10.0.0.5";
+pub(crate) const ADVERTISED_V4: &str = "203.0.113.9";
+pub(crate) const RELAY_V6: &str = "2001:db8:1::5";
 /// Peers that the policy admits; all else of the documentation ranges is refused.
-pub(super) const PEERS: [&str; 2] = ["198.51.100.0/24", "2001:db8:2::/48"];
+pub(crate) const PEERS: [&str; 2] = ["198.51.100.0/24", "2001:db8:2::/48"];
 
-pub(super) fn address(text: &str) -> SocketAddr {
+pub(crate) fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-pub(super) fn seconds(seconds: u64) -> Duration {
+pub(crate) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
 /// An admitted IPv4 peer.
-pub(super) fn peer(host: u8) -> SocketAddr {
+pub(crate) fn peer(host: u8) -> SocketAddr {
     SocketAddr::from(([198, 51, 100, host], 7_000))
 }
 
 /// An admitted IPv6 peer.
-pub(super) fn peer_v6(host: u16) -> SocketAddr {
+pub(crate) fn peer_v6(host: u16) -> SocketAddr {
     SocketAddr::from(([0x2001, 0xdb8, 2, 0, 0, 0, 0, host], 7_000))
 }
 
 /// What a world may differ in.
-pub(super) struct Setup {
-    pub(super) settings: Settings,
-    pub(super) policy: PeerPolicy,
+pub(crate) struct Setup {
+    pub(crate) settings: Settings,
+    pub(crate) policy: PeerPolicy,
     /// Whether there are time-limited credentials besides the static users.
-    pub(super) secrets: bool,
-    pub(super) allocations_per_user: u32,
-    pub(super) allocations: u32,
-    pub(super) alternate: Option<Alternate>,
-    pub(super) user_rates: UserRates,
+    pub(crate) secrets: bool,
+    pub(crate) allocations_per_user: u32,
+    pub(crate) allocations: u32,
+    pub(crate) alternate: Option<Alternate>,
+    pub(crate) user_rates: UserRates,
 }
 
 impl Setup {
@@ -101,15 +101,15 @@ impl Setup {
 }
 
 /// A server and its time. At its end it must have nothing left to say.
-pub(super) struct World {
+pub(crate) struct World {
     /// With what packets arrive.
-    pub(super) tos: u8,
+    pub(crate) tos: u8,
     /// With what the latest went on to a client.
-    pub(super) tos_sent: u8,
-    pub(super) server: Server,
-    pub(super) shared: Arc<Shared>,
-    pub(super) now: Instant,
-    pub(super) unix: u64,
+    pub(crate) tos_sent: u8,
+    pub(crate) server: Server,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) now: Instant,
+    pub(crate) unix: u64,
     rng: StdRng,
     /// Sockets asked for and not reported on.
     opening: usize,
@@ -126,24 +126,24 @@ impl Drop for World {
 
 /// What must be as before when an attempt came to nothing.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Footprint {
-    pub(super) allocations: usize,
-    pub(super) counted: u32,
-    pub(super) live: usize,
-    pub(super) ports_taken: usize,
-    pub(super) ports_reserved: usize,
-    pub(super) ports_borrowed: usize,
+pub(crate) struct Footprint {
+    pub(crate) allocations: usize,
+    pub(crate) counted: u32,
+    pub(crate) live: usize,
+    pub(crate) ports_taken: usize,
+    pub(crate) ports_reserved: usize,
+    pub(crate) ports_borrowed: usize,
 }
 
-pub(super) const NOTHING: Footprint =
+pub(crate) const NOTHING: Footprint =
     Footprint { allocations: 0, counted: 0, live: 0, ports_taken: 0, ports_reserved: 0, ports_borrowed: 0 };
 
 impl World {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(|_| {})
     }
 
-    pub(super) fn with(change: impl FnOnce(&mut Setup)) -> Self {
+    pub(crate) fn with(change: impl FnOnce(&mut Setup)) -> Self {
         let mut setup = Setup::new();
         change(&mut setup);
         let secret = |text: &str| Secret::new(text).unwrap();
@@ -180,7 +180,7 @@ impl World {
     }
 
     /// Another worker, with ports of its own.
-    pub(super) fn sibling(&self) -> Self {
+    pub(crate) fn sibling(&self) -> Self {
         let mut settings = Setup::new().settings;
         for relay in &mut settings.relays {
             relay.ports = 50_000 + PORTS..=50_000 + 2 * PORTS - 1;
@@ -191,7 +191,7 @@ impl World {
     }
 
     /// A client at a host of its own with a nonce for it, and alice's credentials.
-    pub(super) fn client(&self, host: u8) -> Client {
+    pub(crate) fn client(&self, host: u8) -> Client {
         let tuple = FiveTuple {
             client: SocketAddr::from(([192, 0, 2, host], 5_000)),
             server: address("192.0.2.200:3478"),
@@ -201,23 +201,23 @@ impl World {
         Client { tuple, username, password, nonce: self.nonce(tuple.client) }
     }
 
-    pub(super) fn nonce(&self, client: SocketAddr) -> String {
+    pub(crate) fn nonce(&self, client: SocketAddr) -> String {
         self.shared.nonces.mint(self.unix, client).to_string()
     }
 
-    pub(super) fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         self.now = self.now.plus(time);
         self.unix += time.as_secs();
     }
 
     /// Lets time pass and tells the server.
-    pub(super) fn advance(&mut self, time: Duration) {
+    pub(crate) fn advance(&mut self, time: Duration) {
         self.pass(time);
         self.server.advance(self.now);
         self.server.check_invariants(self.opening);
     }
 
-    pub(super) fn footprint(&self) -> Footprint {
+    pub(crate) fn footprint(&self) -> Footprint {
         Footprint {
             allocations: self.server.allocations(),
             counted: self.shared.quota.allocations(),
@@ -228,14 +228,14 @@ impl World {
         }
     }
 
-    pub(super) fn transaction(&mut self) -> TransactionId {
+    pub(crate) fn transaction(&mut self) -> TransactionId {
         self.transactions += 1;
         let mut bytes = [0xc0; 12];
         bytes[8..].copy_from_slice(&self.transactions.to_be_bytes());
         TransactionId::new(bytes)
     }
 
-    pub(super) fn event(&mut self) -> Event {
+    pub(crate) fn event(&mut self) -> Event {
         match self.server.next_action() {
             Some(Action::Log(event)) => event,
             other => panic!("something to log is expected, not {other:?}"),
@@ -243,7 +243,7 @@ impl World {
     }
 
     /// The limit that somebody has run into, as the log says.
-    pub(super) fn limit(&mut self) -> Limit {
+    pub(crate) fn limit(&mut self) -> Limit {
         match self.event() {
             Event::LimitReached { limit, .. } => limit,
             other => panic!("a limit is expected in the log, not {other:?}"),
@@ -251,7 +251,7 @@ impl World {
     }
 
     /// Hands in a packet; the reply buffer holds rubbish before.
-    pub(super) fn client_packet(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (FromClient, Vec<u8>) {
+    pub(crate) fn client_packet(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (FromClient, Vec<u8>) {
         let mut reply = vec![0xaa; REPLY_BUFFER];
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
         let decision = self.server.client_packet(&mut cx, tuple, packet, self.tos, &mut reply);
@@ -262,7 +262,7 @@ impl World {
         (decision, reply)
     }
 
-    pub(super) fn relay_opened(&mut self, open: &OpenRelay, result: Result<(), OpenError>) -> (Opened, Vec<u8>) {
+    pub(crate) fn relay_opened(&mut self, open: &OpenRelay, result: Result<(), OpenError>) -> (Opened, Vec<u8>) {
         let mut reply = vec![0xaa; REPLY_BUFFER];
         self.opening -= 1;
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
@@ -275,7 +275,7 @@ impl World {
     }
 
     /// A packet that has an answer at once.
-    pub(super) fn answer_to(&mut self, tuple: &FiveTuple, packet: &[u8]) -> Answer {
+    pub(crate) fn answer_to(&mut self, tuple: &FiveTuple, packet: &[u8]) -> Answer {
         match self.client_packet(tuple, packet) {
             (FromClient::Reply(reply), buffer) => Answer::new(packet, &buffer, &reply),
             (other, _) => panic!("an answer is expected, not {other:?}"),
@@ -283,7 +283,7 @@ impl World {
     }
 
     /// A packet that makes the server open a socket.
-    pub(super) fn open_for(&mut self, tuple: &FiveTuple, packet: &[u8]) -> OpenRelay {
+    pub(crate) fn open_for(&mut self, tuple: &FiveTuple, packet: &[u8]) -> OpenRelay {
         match self.client_packet(tuple, packet) {
             (FromClient::Open(open), _) => open,
             (other, _) => panic!("a socket to open is expected, not {other:?}"),
@@ -291,7 +291,7 @@ impl World {
     }
 
     /// The answer to an Allocate request once its socket is open or not.
-    pub(super) fn opened(&mut self, packet: &[u8], open: &OpenRelay, result: Result<(), OpenError>) -> Answer {
+    pub(crate) fn opened(&mut self, packet: &[u8], open: &OpenRelay, result: Result<(), OpenError>) -> Answer {
         match self.relay_opened(open, result) {
             (Opened::Reply(_, reply), buffer) => Answer::new(packet, &buffer, &reply),
             (other, _) => panic!("an answer is expected, not {other:?}"),
@@ -299,7 +299,7 @@ impl World {
     }
 
     /// The answer to an Allocate request once whatever it takes is open.
-    pub(super) fn all_opened(&mut self, packet: &[u8], mut open: OpenRelay) -> Answer {
+    pub(crate) fn all_opened(&mut self, packet: &[u8], mut open: OpenRelay) -> Answer {
         loop {
             match self.relay_opened(&open, Ok(())) {
                 (Opened::Reply(_, reply), buffer) => return Answer::new(packet, &buffer, &reply),
@@ -310,7 +310,7 @@ impl World {
     }
 
     /// A packet that is met with silence.
-    pub(super) fn dropped(&mut self, tuple: &FiveTuple, packet: &[u8]) -> DropReason {
+    pub(crate) fn dropped(&mut self, tuple: &FiveTuple, packet: &[u8]) -> DropReason {
         match self.client_packet(tuple, packet) {
             (FromClient::Drop(reason), _) => reason,
             (other, _) => panic!("silence is expected, not {other:?}"),
@@ -318,7 +318,7 @@ impl World {
     }
 
     /// A packet that goes on to a peer: out of which socket, where to, and the payload.
-    pub(super) fn relayed(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (RelayId, SocketAddr, Vec<u8>) {
+    pub(crate) fn relayed(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (RelayId, SocketAddr, Vec<u8>) {
         match self.client_packet(tuple, packet) {
             (FromClient::Relay(route), _) => (route.relay, route.peer, packet[route.payload].to_vec()),
             (other, _) => panic!("a route to a peer is expected, not {other:?}"),
@@ -326,7 +326,7 @@ impl World {
     }
 
     /// What reaches the client of a datagram from a peer. The buffer around it holds rubbish before.
-    pub(super) fn peer_packet(
+    pub(crate) fn peer_packet(
         &mut self,
         relay: RelayId,
         source: SocketAddr,
@@ -348,7 +348,7 @@ impl World {
     }
 
     /// What reaches the client of an ICMP error about a datagram to a peer. The buffer holds rubbish before.
-    pub(super) fn peer_unreachable(
+    pub(crate) fn peer_unreachable(
         &mut self,
         relay: RelayId,
         peer: SocketAddr,
@@ -366,7 +366,7 @@ impl World {
     }
 
     /// An authenticated request and its answer; a socket that it needs is opened.
-    pub(super) fn ask(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> Answer {
+    pub(crate) fn ask(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> Answer {
         let packet = client.request(self.transaction(), method, attributes);
         let answer = match self.client_packet(&client.tuple, &packet) {
             (FromClient::Reply(reply), buffer) => Answer::new(&packet, &buffer, &reply),
@@ -381,21 +381,21 @@ impl World {
     }
 
     /// The code of the error response to an authenticated request.
-    pub(super) fn refusal(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> u16 {
+    pub(crate) fn refusal(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> u16 {
         self.ask(client, method, attributes).code().expect("a refusal is expected")
     }
 
-    pub(super) fn accept(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> Answer {
+    pub(crate) fn accept(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> Answer {
         let answer = self.ask(client, method, attributes);
         assert_eq!(answer.code(), None, "{}", answer.reason());
         answer
     }
 
-    pub(super) fn allocate(&mut self, client: &Client) -> Relay {
+    pub(crate) fn allocate(&mut self, client: &Client) -> Relay {
         self.allocate_with(client, &[])
     }
 
-    pub(super) fn allocate_with(&mut self, client: &Client, attributes: &[&dyn EncodeAttribute]) -> Relay {
+    pub(crate) fn allocate_with(&mut self, client: &Client, attributes: &[&dyn EncodeAttribute]) -> Relay {
         let udp: &dyn EncodeAttribute = &RequestedTransport::UDP;
         let attributes: Vec<_> = std::iter::once(udp).chain(attributes.iter().copied()).collect();
         let packet = client.request(self.transaction(), Method::ALLOCATE, &attributes);
@@ -412,12 +412,12 @@ impl World {
         Relay { id: open.relay, bind: open.bind, relayed }
     }
 
-    pub(super) fn permit(&mut self, client: &Client, peer: SocketAddr) {
+    pub(crate) fn permit(&mut self, client: &Client, peer: SocketAddr) {
         self.accept(client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer)]);
     }
 
     /// The server wants the socket closed and logs the end of its allocation; closes the socket.
-    pub(super) fn ended(&mut self, relay: &Relay) -> AllocationSummary {
+    pub(crate) fn ended(&mut self, relay: &Relay) -> AllocationSummary {
         assert_eq!(self.server.next_action(), Some(Action::Close(relay.id)));
         let Event::AllocationEnded(summary) = self.event() else { panic!("an end is expected in the log") };
         assert_eq!(summary.relay, relay.relayed.into());
@@ -429,7 +429,7 @@ impl World {
 }
 
 /// What the log says about the allocation that was refused.
-pub(super) fn limit(world: &mut World) -> String {
+pub(crate) fn limit(world: &mut World) -> String {
     match world.event() {
         Event::AllocationRefused { reason, .. } => reason.to_owned(),
         Event::LimitReached { limit, .. } => format!("{}: {}", limit.setting(), limit.note()),
@@ -439,38 +439,38 @@ pub(super) fn limit(world: &mut World) -> String {
 
 /// An open relay socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Relay {
-    pub(super) id: RelayId,
-    pub(super) bind: SocketAddr,
-    pub(super) relayed: SocketAddr,
+pub(crate) struct Relay {
+    pub(crate) id: RelayId,
+    pub(crate) bind: SocketAddr,
+    pub(crate) relayed: SocketAddr,
 }
 
 /// What a client needs to know to write requests.
 #[derive(Clone)]
-pub(super) struct Client {
-    pub(super) tuple: FiveTuple,
-    pub(super) username: String,
-    pub(super) password: String,
-    pub(super) nonce: String,
+pub(crate) struct Client {
+    pub(crate) tuple: FiveTuple,
+    pub(crate) username: String,
+    pub(crate) password: String,
+    pub(crate) nonce: String,
 }
 
 impl Client {
     /// The same client with the credentials of a static user.
-    pub(super) fn as_user(&self, at: usize) -> Self {
+    pub(crate) fn as_user(&self, at: usize) -> Self {
         Self { username: USERS[at].0.to_owned(), password: USERS[at].1.to_owned(), ..self.clone() }
     }
 
     /// The same client with a time-limited credential.
-    pub(super) fn with_credential(&self, user: &str, expires: u64) -> Self {
+    pub(crate) fn with_credential(&self, user: &str, expires: u64) -> Self {
         let credential = time_limited::mint(&Secret::new(SECRET).unwrap(), Some(user), expires);
         Self { username: credential.username, password: credential.password.to_string(), ..self.clone() }
     }
 
-    pub(super) fn key(&self) -> LongTermKey {
+    pub(crate) fn key(&self) -> LongTermKey {
         LongTermKey::derive(&self.username, REALM, self.password.as_bytes())
     }
 
-    pub(super) fn request(
+    pub(crate) fn request(
         &self,
         transaction: TransactionId,
         method: Method,
@@ -480,7 +480,7 @@ impl Client {
     }
 
     /// A request with whatever integrity `seal` puts under it.
-    pub(super) fn request_sealed(
+    pub(crate) fn request_sealed(
         &self,
         transaction: TransactionId,
         method: Method,
@@ -497,7 +497,7 @@ impl Client {
     }
 }
 
-pub(super) fn write(
+pub(crate) fn write(
     class: Class,
     method: Method,
     transaction: TransactionId,
@@ -510,20 +510,20 @@ pub(super) fn write(
 }
 
 /// A message without credentials.
-pub(super) fn plain(class: Class, method: Method, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
+pub(crate) fn plain(class: Class, method: Method, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
     write(class, method, TransactionId::new([0x0b; 12]), |writer| {
         attributes.iter().for_each(|attribute| writer.push(*attribute));
     })
 }
 
 /// A ChannelData message (RFC 8656 §12.4).
-pub(super) fn channel_data(number: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn channel_data(number: u16, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap();
     [&number.to_be_bytes(), &length.to_be_bytes(), payload].concat()
 }
 
 /// An attribute that its type would not let us write.
-pub(super) struct Raw<'a>(pub(super) AttributeType, pub(super) &'a [u8]);
+pub(crate) struct Raw<'a>(pub(crate) AttributeType, pub(crate) &'a [u8]);
 
 impl EncodeAttribute for Raw<'_> {
     fn kind(&self) -> AttributeType {
@@ -537,13 +537,13 @@ impl EncodeAttribute for Raw<'_> {
 
 /// A response that has been checked for what every response must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) bytes: Vec<u8>,
-    pub(super) outcome: Outcome,
+pub(crate) struct Answer {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) outcome: Outcome,
 }
 
 impl Answer {
-    pub(super) fn new(request: &[u8], buffer: &[u8], reply: &Reply) -> Self {
+    pub(crate) fn new(request: &[u8], buffer: &[u8], reply: &Reply) -> Self {
         let (answer, untouched) = buffer.split_at(reply.length);
         assert!(untouched.iter().all(|byte| *byte == 0xaa), "nothing is written behind the answer");
         let answer = Self { bytes: answer.to_vec(), outcome: reply.outcome };
@@ -566,42 +566,42 @@ impl Answer {
         answer
     }
 
-    pub(super) fn message(&self) -> Message<'_> {
+    pub(crate) fn message(&self) -> Message<'_> {
         Message::parse(&self.bytes).unwrap()
     }
 
-    pub(super) fn get<'a, A: Attribute<'a>>(&'a self) -> Option<A> {
+    pub(crate) fn get<'a, A: Attribute<'a>>(&'a self) -> Option<A> {
         self.message().get().unwrap()
     }
 
-    pub(super) fn code(&self) -> Option<u16> {
+    pub(crate) fn code(&self) -> Option<u16> {
         self.get().map(|error: ErrorCodeAttribute<'_>| error.code.code())
     }
 
-    pub(super) fn reason(&self) -> String {
+    pub(crate) fn reason(&self) -> String {
         self.get().map(|error: ErrorCodeAttribute<'_>| error.reason.to_owned()).unwrap_or_default()
     }
 
-    pub(super) fn lifetime(&self) -> Option<u32> {
+    pub(crate) fn lifetime(&self) -> Option<u32> {
         self.get().map(|Lifetime(seconds)| seconds)
     }
 
-    pub(super) fn nonce(&self) -> Option<String> {
+    pub(crate) fn nonce(&self) -> Option<String> {
         self.get().map(|Nonce(nonce)| nonce.to_owned())
     }
 
     /// The types of its attributes, in order.
-    pub(super) fn kinds(&self) -> Vec<AttributeType> {
+    pub(crate) fn kinds(&self) -> Vec<AttributeType> {
         self.message().attributes().map(|attribute| attribute.kind).collect()
     }
 
-    pub(super) fn is_signed_for(&self, client: &Client) -> bool {
+    pub(crate) fn is_signed_for(&self, client: &Client) -> bool {
         self.message().verify_integrity(client.key().as_bytes()) == IntegrityStatus::Valid
     }
 }
 
 /// Panics unless every padding byte is zero (RFC 8489 §14) and no attribute appears twice.
-pub(super) fn assert_padding_is_zero(message: &[u8]) {
+pub(crate) fn assert_padding_is_zero(message: &[u8]) {
     let mut rest = &message[HEADER_LEN..];
     let mut kinds = BTreeSet::new();
     while let [kind_high, kind_low, high, low, behind @ ..] = rest {

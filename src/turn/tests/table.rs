@@ -1,9 +1,9 @@
 //! The allocation table, behind the server.
 
-use super::super::table::Table;
-use super::support::*;
 use crate::stun::Method;
 use crate::stun::attribute::Lifetime;
+use crate::turn::tables::table::Table;
+use crate::turn::tests::support::*;
 
 // However many 5-tuples share a hash; the invariants are checked after every packet.
 #[test]

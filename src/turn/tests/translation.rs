@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 
-use super::super::{FromClient, ToPeer, Transport};
-use super::support::*;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, DontFragment, EvenPort, RequestedAddressFamily,
     RequestedTransport, ReservationToken, UnknownAttributes, XorPeerAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, Method};
+use crate::turn::tests::support::*;
+use crate::turn::{FromClient, ToPeer, Transport};
 
 /// Expedited Forwarding, Congestion Experienced.
 const TOS: u8 = 0xbb;

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use super::contract::{Action, Event, FiveTuple, RedirectCause, Transport};
-use super::reply::Reject;
-use super::server::Server;
 use crate::stun::{ErrorCode, TransactionId};
+use crate::turn::contract::{Action, Event, FiveTuple, RedirectCause, Transport};
+use crate::turn::protocol::response::Reject;
+use crate::turn::server::Server;
 
 /// When clients are sent elsewhere; each includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,18 +34,18 @@ pub struct Alternate {
 
 /// Where one client is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Redirect<'a> {
+pub(crate) struct Redirect<'a> {
     /// Of the client's family.
-    pub(super) server: SocketAddr,
+    pub(crate) server: SocketAddr,
     /// Of the other family, if there is one: RFC 8489 §10 wants it behind the first.
-    pub(super) other_family: Option<SocketAddr>,
-    pub(super) domain: Option<&'a str>,
+    pub(crate) other_family: Option<SocketAddr>,
+    pub(crate) domain: Option<&'a str>,
 }
 
 impl Alternate {
     /// Picks for a client; `None` if there is no server of its family. Clients choose transaction IDs at random
     /// (RFC 8489 §5), so they spread over the servers, and a retransmission is sent where the request was.
-    pub(super) fn pick(&self, tuple: &FiveTuple, transaction: TransactionId) -> Option<Redirect<'_>> {
+    pub(crate) fn pick(&self, tuple: &FiveTuple, transaction: TransactionId) -> Option<Redirect<'_>> {
         let (servers, domain) = match tuple.transport {
             Transport::Udp | Transport::Tcp => (&self.servers, None),
             // RFC 8489 §10 demands the name of some answers over TLS; other clients over TLS may use it.
@@ -59,13 +59,13 @@ impl Alternate {
 }
 
 impl Server {
-    pub(super) fn redirect_for(&self, tuple: &FiveTuple, transaction: TransactionId) -> Option<Redirect<'_>> {
+    pub(crate) fn redirect_for(&self, tuple: &FiveTuple, transaction: TransactionId) -> Option<Redirect<'_>> {
         self.shared.alternate.as_ref()?.pick(tuple, transaction)
     }
 
     /// The 300 for a client that gets no allocation, if there is another server for it and it is to be sent there `when`
     /// it is so.
-    pub(super) fn redirect(
+    pub(crate) fn redirect(
         &mut self,
         user: &str,
         tuple: FiveTuple,

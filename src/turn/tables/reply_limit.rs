@@ -7,8 +7,8 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::contract::FiveTuple;
-use super::time::{Deadline, Instant};
+use crate::turn::contract::FiveTuple;
+use crate::turn::time::{Deadline, Instant};
 
 /// Sources share a bucket by a hash that nobody outside can compute: fixed memory, whatever the number of sources.
 const BUCKETS: usize = 8192;
@@ -17,7 +17,7 @@ const BUCKETS: usize = 8192;
 const BURST: Duration = Duration::from_secs(4);
 
 #[derive(Debug)]
-pub(super) struct ReplyLimit {
+pub(crate) struct ReplyLimit {
     /// Between two answers at the steady rate; `None` for no limit.
     interval: Option<Duration>,
     /// When the next answer would be due at the steady rate.
@@ -28,7 +28,7 @@ pub(super) struct ReplyLimit {
 
 impl ReplyLimit {
     /// Admits so many answers a second to each source, 0 for no limit.
-    pub(super) fn new(per_second: u32) -> Self {
+    pub(crate) fn new(per_second: u32) -> Self {
         let interval = (per_second > 0).then(|| Duration::from_secs(1) / per_second);
         let never_used = Deadline::after(Instant::from_elapsed(Duration::ZERO), Duration::ZERO);
         let buckets = if interval.is_some() { BUCKETS } else { 0 };
@@ -36,12 +36,12 @@ impl ReplyLimit {
     }
 
     /// Whether one more answer may go to the client: one that has connected does receive at its address.
-    pub(super) fn admits(&mut self, tuple: &FiveTuple, now: Instant) -> bool {
+    pub(crate) fn admits(&mut self, tuple: &FiveTuple, now: Instant) -> bool {
         tuple.transport.is_stream() || self.admits_source(tuple.client.ip(), now)
     }
 
     /// Counts by IPv4 address, or by the /64 network of an IPv6 address.
-    pub(super) fn admits_source(&mut self, source: IpAddr, now: Instant) -> bool {
+    pub(crate) fn admits_source(&mut self, source: IpAddr, now: Instant) -> bool {
         let Some(interval) = self.interval else { return true };
         let network = match source {
             IpAddr::V4(v4) => (4, u128::from(u32::from(v4))),

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::quota::{Ticket, TicketWord};
+use crate::turn::shared::quota::{Ticket, TicketWord};
 
 /// The reservations of all workers.
 #[derive(Debug)]
@@ -20,17 +20,17 @@ pub struct Reservations {
 /// What a RESERVATION-TOKEN says: 8 bits for the relay address, 16 for the port, 40 that are random. Of the 256th relay
 /// address and those behind it nothing can be reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Token(u64);
+pub(crate) struct Token(u64);
 
 const ADDRESS_BITS: u32 = 8;
 const RANDOM_BITS: u32 = 40;
 
 impl Token {
-    pub(super) fn from_bytes(bytes: [u8; 8]) -> Self {
+    pub(crate) fn from_bytes(bytes: [u8; 8]) -> Self {
         Self(u64::from_be_bytes(bytes))
     }
 
-    pub(super) fn to_bytes(self) -> [u8; 8] {
+    pub(crate) fn to_bytes(self) -> [u8; 8] {
         self.0.to_be_bytes()
     }
 
@@ -47,11 +47,11 @@ impl Token {
 
 /// A relayed transport address that waits for its token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reserved {
-    pub(super) bind: SocketAddr,
-    pub(super) relayed: SocketAddr,
+pub(crate) struct Reserved {
+    pub(crate) bind: SocketAddr,
+    pub(crate) relayed: SocketAddr,
     /// In whose place in the quota it is.
-    pub(super) ticket: TicketWord,
+    pub(crate) ticket: TicketWord,
 }
 
 #[derive(Debug)]
@@ -107,12 +107,12 @@ impl Reservations {
     }
 
     /// Whether ports of a relay address can be reserved.
-    pub(super) fn cover(&self, bind: IpAddr) -> bool {
+    pub(crate) fn cover(&self, bind: IpAddr) -> bool {
         self.addresses.iter().take(1 << ADDRESS_BITS).any(|address| address.bind == bind)
     }
 
     /// Holds a port, which is the odd one of a pair of the caller's. Gives the ticket back if there can be no token.
-    pub(super) fn reserve(
+    pub(crate) fn reserve(
         &self,
         bind: SocketAddr,
         ticket: Ticket,
@@ -129,7 +129,7 @@ impl Reservations {
     }
 
     /// What a token stands for, unless somebody claims it at this very moment.
-    pub(super) fn find(&self, token: Token) -> Option<Reserved> {
+    pub(crate) fn find(&self, token: Token) -> Option<Reserved> {
         let (address, pair) = self.pair(token)?;
         let port = token.place().1;
         (pair.token.load(Ordering::Acquire) == token.0).then(|| Reserved {
@@ -140,14 +140,14 @@ impl Reservations {
     }
 
     /// Ends a reservation. Whoever gets the ticket has the port, too.
-    pub(super) fn claim(&self, token: Token) -> Option<Ticket> {
+    pub(crate) fn claim(&self, token: Token) -> Option<Ticket> {
         let (_, pair) = self.pair(token)?;
         pair.token.compare_exchange(token.0, 0, Ordering::Acquire, Ordering::Relaxed).ok()?;
         Some(TicketWord(pair.ticket.load(Ordering::Relaxed)).into_ticket())
     }
 
     /// Returns a claimed port to the worker whose it is.
-    pub(super) fn give_back(&self, bind: SocketAddr) {
+    pub(crate) fn give_back(&self, bind: SocketAddr) {
         let Some((_, address, index)) = self.find_pair(bind) else { return };
         if let Some(word) = address.returned.get(index / 64) {
             // Release: the socket was closed before.
@@ -156,7 +156,7 @@ impl Reservations {
     }
 
     /// Takes the ports among `ports` of a relay address that have come back.
-    pub(super) fn collect(&self, bind: IpAddr, ports: &RangeInclusive<u16>, mut take: impl FnMut(u16)) {
+    pub(crate) fn collect(&self, bind: IpAddr, ports: &RangeInclusive<u16>, mut take: impl FnMut(u16)) {
         let Some(address) = self.addresses.iter().find(|address| address.bind == bind) else { return };
         let (Some(first), Some(last)) = (address.index(ports.start() | 1), address.index(*ports.end())) else { return };
         for (word, at) in address.returned.iter().zip(0..).take(last / 64 + 1).skip(first / 64) {
@@ -197,8 +197,8 @@ mod tests {
     use rand::SeedableRng as _;
     use rand::rngs::StdRng;
 
-    use super::super::quota::Quota;
     use super::*;
+    use crate::turn::shared::quota::Quota;
 
     const BIND: &str = "10.0.0.5";
 

@@ -3,29 +3,29 @@
 
 use std::rc::Rc;
 
-use super::allocation::Allocation;
-use super::claim::Claim;
-use super::contract::{Action, AllocationId, AuthCause, Context, Event, FiveTuple, FromClient, OpenRelay};
-use super::outcome::DropReason;
-use super::reply::{self, Answering, Besides, Reject, Success};
-use super::server::Server;
-use super::table::Table;
-use super::time::Instant;
 use crate::auth::{Identity, LongTermKey, NonceError};
 use crate::stun::attribute::Nonce;
 use crate::stun::{Attribute, AttributeType, ErrorCode, Message, Method};
+use crate::turn::contract::{Action, AllocationId, AuthCause, Context, Event, FiveTuple, FromClient, OpenRelay};
+use crate::turn::outcome::DropReason;
+use crate::turn::protocol::credentials::Claim;
+use crate::turn::protocol::response::{self, Answering, Besides, Reject, Success};
+use crate::turn::server::Server;
+use crate::turn::tables::allocation::Allocation;
+use crate::turn::tables::table::Table;
+use crate::turn::time::Instant;
 
 /// A request whose sender has proved who it is.
-pub(super) struct Authenticated<'a, 'm> {
-    pub(super) message: &'a Message<'m>,
-    pub(super) tuple: FiveTuple,
-    pub(super) identity: Rc<Identity>,
+pub(crate) struct Authenticated<'a, 'm> {
+    pub(crate) message: &'a Message<'m>,
+    pub(crate) tuple: FiveTuple,
+    pub(crate) identity: Rc<Identity>,
     /// That of the 5-tuple, if it has one, in whatever state it is.
-    pub(super) allocation: Option<AllocationId>,
+    pub(crate) allocation: Option<AllocationId>,
 }
 
 /// What a method makes of a request that it accepts.
-pub(super) enum Accepted {
+pub(crate) enum Accepted {
     Success(Success),
     /// The answer follows when the socket is open.
     Open(OpenRelay),
@@ -34,7 +34,7 @@ pub(super) enum Accepted {
 }
 
 impl Server {
-    pub(super) fn authenticated_request(
+    pub(crate) fn authenticated_request(
         &mut self,
         cx: &mut Context<'_>,
         tuple: &FiveTuple,
@@ -78,7 +78,7 @@ impl Server {
         };
         let key = request.identity.key();
         match accepted {
-            Ok(Accepted::Success(success)) => reply::success(reply, &answering, key, &success)
+            Ok(Accepted::Success(success)) => response::success(reply, &answering, key, &success)
                 .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply),
             Ok(Accepted::Open(open)) => FromClient::Open(open),
             Ok(Accepted::Pending) => FromClient::Drop(DropReason::AllocationPending),
@@ -90,7 +90,7 @@ impl Server {
         }
     }
 
-    pub(super) fn rejected(
+    pub(crate) fn rejected(
         &self,
         cx: &Context<'_>,
         tuple: &FiveTuple,
@@ -109,7 +109,7 @@ impl Server {
         } else {
             Besides::Nothing
         };
-        reply::error(reply, answering, key, reject, besides)
+        response::error(reply, answering, key, reject, besides)
             .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply)
     }
 
@@ -168,7 +168,7 @@ impl Server {
     }
 
     /// The credential was right until it expired: to be refused, and logged.
-    pub(super) fn expired(&mut self, cx: &Context<'_>, request: &Authenticated<'_, '_>) -> Reject {
+    pub(crate) fn expired(&mut self, cx: &Context<'_>, request: &Authenticated<'_, '_>) -> Reject {
         let ago = request.identity.expired_for(cx.unix).unwrap_or_default();
         self.actions.push_back(Action::Log(Event::AuthenticationFailed {
             username: request.identity.username().to_owned(),
@@ -181,7 +181,7 @@ impl Server {
 
 impl Table {
     /// The allocation that a request other than Allocate is about (RFC 8656 §5).
-    pub(super) fn allocation_of(
+    pub(crate) fn allocation_of(
         &mut self,
         now: Instant,
         request: &Authenticated<'_, '_>,
@@ -198,24 +198,24 @@ impl Table {
 }
 
 /// An attribute that must be there and be well-formed, or else 400.
-pub(super) fn required<'m, A: Attribute<'m>>(message: &Message<'m>) -> Result<A, Reject> {
+pub(crate) fn required<'m, A: Attribute<'m>>(message: &Message<'m>) -> Result<A, Reject> {
     optional(message)?.ok_or(Reject::new(ErrorCode::BAD_REQUEST, "Missing Attribute"))
 }
 
 /// An attribute that must be well-formed if it is there, or else 400.
-pub(super) fn optional<'m, A: Attribute<'m>>(message: &Message<'m>) -> Result<Option<A>, Reject> {
+pub(crate) fn optional<'m, A: Attribute<'m>>(message: &Message<'m>) -> Result<Option<A>, Reject> {
     message.get().map_err(|_| Reject::new(ErrorCode::BAD_REQUEST, "Malformed Attribute"))
 }
 
 /// RFC 8489 §6.3.1: comprehension-required attributes that are not understood → 420.
-pub(super) fn unknown_attributes(message: &Message<'_>) -> Option<Reject> {
+pub(crate) fn unknown_attributes(message: &Message<'_>) -> Option<Reject> {
     let mut unknown = message.unknown_required(is_understood);
     let first = unknown.next()?;
     Some(Reject::unknown_attributes(first, unknown))
 }
 
 /// The comprehension-required attributes that this server acts on, or may ignore where it does not expect them.
-pub(super) fn is_understood(kind: AttributeType) -> bool {
+pub(crate) fn is_understood(kind: AttributeType) -> bool {
     matches!(
         kind,
         AttributeType::MAPPED_ADDRESS

@@ -2,11 +2,6 @@
 
 use std::net::SocketAddr;
 
-use super::alternate::Redirect;
-use super::contract::{RelayedAddresses, Reply};
-use super::limit::Limit;
-use super::outcome::Outcome;
-use super::reservations::Token;
 use crate::auth::LongTermKey;
 use crate::stun::attribute::{
     AddressErrorCode, AddressFamily, AlternateDomain, AlternateServer, ErrorCodeAttribute, Lifetime, Nonce,
@@ -17,13 +12,18 @@ use crate::stun::{
     AttributeType, BufferTooSmall, Class, EncodeAttribute, ErrorCode, Message, MessageWriter, Method, TransactionId,
     ValueWriter,
 };
+use crate::turn::contract::{RelayedAddresses, Reply};
+use crate::turn::limit::Limit;
+use crate::turn::outcome::Outcome;
+use crate::turn::shared::alternate::Redirect;
+use crate::turn::shared::reservations::Token;
 
 /// RFC 8656 §5: in the answers to Allocate and Refresh. Only clients that have proved who they are see it.
 const SOFTWARE: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
 
 /// How keys may be made of passwords, in the order of our preference. Every challenge lists it, which makes it 12 bytes
 /// longer (112 in all with the default realm); strangers get few of them by the reply limit.
-pub(super) const PASSWORD_ALGORITHMS: PasswordAlgorithms<'static> =
+pub(crate) const PASSWORD_ALGORITHMS: PasswordAlgorithms<'static> =
     PasswordAlgorithms::new(&[PasswordAlgorithm::SHA256, PasswordAlgorithm::MD5]);
 
 /// As many unknown attributes as one answer names.
@@ -31,20 +31,20 @@ const MAX_UNKNOWN: usize = 32;
 
 /// What an answer must repeat of its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Answering {
-    pub(super) method: Method,
-    pub(super) transaction: TransactionId,
+pub(crate) struct Answering {
+    pub(crate) method: Method,
+    pub(crate) transaction: TransactionId,
     /// Whether the client uses FINGERPRINT, and so gets one.
-    pub(super) fingerprint: bool,
+    pub(crate) fingerprint: bool,
     /// Whether the client knows ADDRESS-ERROR-CODE by the number that belongs to the one it has sent.
     draft_numbers: bool,
     /// Whether the client knows of password algorithms: RFC 8489 §9.2.4 has MESSAGE-INTEGRITY-SHA256 in its answers, and
     /// MESSAGE-INTEGRITY in those of the others.
-    pub(super) sha256: bool,
+    pub(crate) sha256: bool,
 }
 
 impl Answering {
-    pub(super) fn to(message: &Message<'_>) -> Self {
+    pub(crate) fn to(message: &Message<'_>) -> Self {
         let (mut fingerprint, mut sha256, mut draft, mut standard) = (false, false, false, false);
         for attribute in message.attributes() {
             match attribute.kind {
@@ -76,7 +76,7 @@ impl EncodeAttribute for Draft<'_> {
 
 /// What a success response says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Success {
+pub(crate) enum Success {
     Allocated {
         relayed: RelayedAddresses,
         mapped: SocketAddr,
@@ -93,7 +93,7 @@ pub(super) enum Success {
 
 /// What goes with an error response.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Besides<'a> {
+pub(crate) enum Besides<'a> {
     Nothing,
     /// For a 401 or 438.
     Challenge {
@@ -106,7 +106,7 @@ pub(super) enum Besides<'a> {
 
 /// Why a request gets an error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reject {
+pub(crate) struct Reject {
     code: ErrorCode,
     reason: &'static str,
     unknown: UnknownList,
@@ -126,21 +126,21 @@ impl UnknownList {
 }
 
 impl Reject {
-    pub(super) const fn new(code: ErrorCode, reason: &'static str) -> Self {
+    pub(crate) const fn new(code: ErrorCode, reason: &'static str) -> Self {
         Self { code, reason, unknown: UnknownList::EMPTY, challenge: false, limit: None }
     }
 
     /// Because a limit is reached.
-    pub(super) fn limited(limit: Limit) -> Self {
+    pub(crate) fn limited(limit: Limit) -> Self {
         Self { limit: Some(limit), ..Self::new(limit.code(), limit.reason()) }
     }
 
     /// With a REALM, a fresh NONCE and PASSWORD-ALGORITHMS, for the client to try (again) with credentials.
-    pub(super) fn challenge(code: ErrorCode) -> Self {
+    pub(crate) fn challenge(code: ErrorCode) -> Self {
         Self { challenge: true, ..Self::new(code, code.reason()) }
     }
 
-    pub(super) fn unknown_attributes(first: AttributeType, rest: impl Iterator<Item = AttributeType>) -> Self {
+    pub(crate) fn unknown_attributes(first: AttributeType, rest: impl Iterator<Item = AttributeType>) -> Self {
         let mut unknown = UnknownList::EMPTY;
         for kind in std::iter::once(first).chain(rest) {
             let known = unknown.kinds.get(..unknown.length).is_some_and(|named| named.contains(&kind));
@@ -156,28 +156,28 @@ impl Reject {
         Self { unknown, ..Self::new(ErrorCode::UNKNOWN_ATTRIBUTE, "Unknown Attribute") }
     }
 
-    pub(super) fn code(&self) -> ErrorCode {
+    pub(crate) fn code(&self) -> ErrorCode {
         self.code
     }
 
-    pub(super) fn is(&self, code: ErrorCode) -> bool {
+    pub(crate) fn is(&self, code: ErrorCode) -> bool {
         self.code == code
     }
 
-    pub(super) fn challenges(&self) -> bool {
+    pub(crate) fn challenges(&self) -> bool {
         self.challenge
     }
 }
 
 /// Writes the answer to a Binding request (RFC 8489 §12).
-pub(super) fn binding(buffer: &mut [u8], answering: &Answering, mapped: SocketAddr) -> Result<Reply, BufferTooSmall> {
+pub(crate) fn binding(buffer: &mut [u8], answering: &Answering, mapped: SocketAddr) -> Result<Reply, BufferTooSmall> {
     let mut writer = MessageWriter::new(buffer, Class::Success, answering.method, answering.transaction);
     writer.push(&XorMappedAddress(mapped));
     finish(writer, answering, None, Outcome::Answered(answering.method))
 }
 
 /// Writes a success response to an authenticated request.
-pub(super) fn success(
+pub(crate) fn success(
     buffer: &mut [u8],
     answering: &Answering,
     key: &LongTermKey,
@@ -204,7 +204,7 @@ pub(super) fn success(
 }
 
 /// Writes an error response. The key is that of the request where it was authenticated.
-pub(super) fn error(
+pub(crate) fn error(
     buffer: &mut [u8],
     answering: &Answering,
     key: Option<&LongTermKey>,

@@ -29,7 +29,7 @@ impl LiveRelays {
         Self { addresses }
     }
 
-    pub(super) fn set(&self, bind: SocketAddr, live: bool) {
+    pub(crate) fn set(&self, bind: SocketAddr, live: bool) {
         let Some(address) = self.addresses.iter().find(|address| address.bind == bind.ip()) else { return };
         let (word, bit) = address.bit(bind.port());
         // Relaxed: the bit publishes nothing but itself.

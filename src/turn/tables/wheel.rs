@@ -5,14 +5,14 @@
 //! entry. The slots are lists threaded through the entries, so filing, moving and cancelling are O(1) and nothing stale
 //! is ever left behind.
 
-use super::time::{Deadline, Instant};
+use crate::turn::time::{Deadline, Instant};
 
 /// More than the longest lifetime (3600 s), so that a slot never holds two different seconds.
 const SLOTS: usize = 4096;
 const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
-pub(super) struct Wheel {
+pub(crate) struct Wheel {
     /// The first entry of each slot.
     heads: Vec<u32>,
     /// Indexed by key, which is the allocation's slab index.
@@ -38,12 +38,12 @@ const UNFILED: Entry = Entry { previous: NONE, next: NONE, second: NOWHERE };
     reason = "slots are indices modulo SLOTS, keys are grown into the vector before use, links name filed entries"
 )]
 impl Wheel {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { heads: vec![NONE; SLOTS], entries: Vec::new(), next_second: 0, filed: 0 }
     }
 
     /// Makes sure that `key` fires no later than `deadline`, or in the next second if that has passed.
-    pub(super) fn file(&mut self, key: u32, deadline: Deadline) {
+    pub(crate) fn file(&mut self, key: u32, deadline: Deadline) {
         let index = key as usize;
         if self.entries.len() <= index {
             self.entries.resize(index + 1, UNFILED);
@@ -67,7 +67,7 @@ impl Wheel {
     }
 
     /// Takes `key` out of the wheel; it need not be filed.
-    pub(super) fn cancel(&mut self, key: u32) {
+    pub(crate) fn cancel(&mut self, key: u32) {
         let Some(entry) = self.entries.get(key as usize).copied() else { return };
         if entry.second == NOWHERE {
             return;
@@ -85,7 +85,7 @@ impl Wheel {
     }
 
     /// Takes one key out whose second has come.
-    pub(super) fn pop(&mut self, now: Instant) -> Option<u32> {
+    pub(crate) fn pop(&mut self, now: Instant) -> Option<u32> {
         let due = now.second();
         if self.filed == 0 {
             self.next_second = self.next_second.max(due);
@@ -108,11 +108,11 @@ impl Wheel {
     }
 
     /// The second `key` is filed under, for `Table::check_invariants`.
-    pub(super) fn filed_second(&self, key: u32) -> Option<u64> {
+    pub(crate) fn filed_second(&self, key: u32) -> Option<u64> {
         self.entries.get(key as usize).map(|entry| entry.second).filter(|second| *second != NOWHERE)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.filed
     }
 }

@@ -1,15 +1,15 @@
 //! Binding (RFC 8489 §12): tells the client its transport address. It needs no authentication and no memory.
 
-use super::super::contract::{FiveTuple, FromClient};
-use super::super::outcome::DropReason;
-use super::super::reply::{self, Answering, Besides};
-use super::super::request::unknown_attributes;
-use super::super::server::Server;
-use super::super::time::Instant;
 use crate::stun::Message;
+use crate::turn::contract::{FiveTuple, FromClient};
+use crate::turn::outcome::DropReason;
+use crate::turn::protocol::request::unknown_attributes;
+use crate::turn::protocol::response::{self, Answering, Besides};
+use crate::turn::server::Server;
+use crate::turn::time::Instant;
 
 impl Server {
-    pub(in crate::turn) fn binding(
+    pub(crate) fn binding(
         &mut self,
         now: Instant,
         tuple: &FiveTuple,
@@ -22,8 +22,8 @@ impl Server {
         }
         let answering = Answering::to(message);
         match unknown_attributes(message) {
-            Some(reject) => reply::error(reply, &answering, None, &reject, Besides::Nothing),
-            None => reply::binding(reply, &answering, tuple.client),
+            Some(reject) => response::error(reply, &answering, None, &reject, Besides::Nothing),
+            None => response::binding(reply, &answering, tuple.client),
         }
         .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply)
     }

@@ -1,22 +1,18 @@
 //! ChannelBind (RFC 8656 §12.2).
 
-use super::super::allocation::BindConflict;
-use super::super::contract::{Action, Event};
-use super::super::limit::Limit;
-use super::super::reply::{Reject, Success};
-use super::super::request::{Accepted, Authenticated, required};
-use super::super::server::Server;
-use super::super::time::Instant;
-use super::{FORBIDDEN, admit_permissions, check_family, refused};
 use crate::stun::ErrorCode;
 use crate::stun::attribute::{ChannelNumber, XorPeerAddress};
+use crate::turn::contract::{Action, Event};
+use crate::turn::limit::Limit;
+use crate::turn::protocol::methods::{FORBIDDEN, admit_permissions, check_family, refused};
+use crate::turn::protocol::request::{Accepted, Authenticated, required};
+use crate::turn::protocol::response::{Reject, Success};
+use crate::turn::server::Server;
+use crate::turn::tables::channels::BindConflict;
+use crate::turn::time::Instant;
 
 impl Server {
-    pub(in crate::turn) fn channel_bind(
-        &mut self,
-        now: Instant,
-        request: &Authenticated<'_, '_>,
-    ) -> Result<Accepted, Reject> {
+    pub(crate) fn channel_bind(&mut self, now: Instant, request: &Authenticated<'_, '_>) -> Result<Accepted, Reject> {
         let bad = |reason| Reject::new(ErrorCode::BAD_REQUEST, reason);
         let (id, allocation) = self.table.allocation_of(now, request)?;
         let ChannelNumber(number) = required(request.message)?;

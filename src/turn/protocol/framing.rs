@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use crate::stun::{HEADER_LEN, MAGIC_COOKIE};
 
-use super::channel_data::CHANNEL_HEADER;
+use crate::turn::protocol::channel_data::CHANNEL_HEADER;
 
 /// The longest frame: a STUN header and as many attributes as its length field can say.
 pub const LARGEST_FRAME: usize = 65_552;
@@ -26,7 +26,7 @@ pub enum Frame {
 }
 
 /// Looks at what the bytes of a stream begin with. `channels` are the channel numbers that there can be.
-pub(super) fn next_frame(bytes: &[u8], channels: &RangeInclusive<u16>) -> Frame {
+pub(crate) fn next_frame(bytes: &[u8], channels: &RangeInclusive<u16>) -> Frame {
     let Some([first, second, third, fourth]) = bytes.first_chunk() else {
         // The first byte tells garbage from the beginning of a message already.
         return match bytes.first() {

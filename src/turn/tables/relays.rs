@@ -2,31 +2,31 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::contract::RelayedAddresses;
-use super::time::{Deadline, Instant};
 use crate::stun::attribute::AddressFamily;
+use crate::turn::contract::RelayedAddresses;
+use crate::turn::time::{Deadline, Instant};
 
 /// At most one of each address family. Each has a time-to-expiry of its own (RFC 8656 §8.1).
 #[derive(Debug, Default)]
-pub(super) struct Relays {
+pub(crate) struct Relays {
     first: Option<Relay>,
     /// Of the other family. Few allocations have two.
     second: Option<Box<Relay>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Relay {
+pub(crate) struct Relay {
     /// What its socket is bound to.
     address: IpAddr,
     /// What the client is told.
     advertised: IpAddr,
     port: u16,
-    pub(super) deadline: Deadline,
-    pub(super) socket: Socket,
+    pub(crate) deadline: Deadline,
+    pub(crate) socket: Socket,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Socket {
+pub(crate) enum Socket {
     Opening,
     Open,
     /// Over before the allocation is.
@@ -35,7 +35,7 @@ pub(super) enum Socket {
 
 impl Relays {
     /// Enters the address whose socket is being opened.
-    pub(super) fn set(&mut self, relay: Relay) {
+    pub(crate) fn set(&mut self, relay: Relay) {
         match &mut self.first {
             Some(first) if first.family() != relay.family() => self.second = Some(Box::new(relay)),
             first => *first = Some(relay),
@@ -43,40 +43,40 @@ impl Relays {
     }
 
     /// Takes the address of a family out, whose socket could not be opened.
-    pub(super) fn remove(&mut self, family: AddressFamily) {
+    pub(crate) fn remove(&mut self, family: AddressFamily) {
         self.first.take_if(|relay| relay.family() == family);
         self.second.take_if(|relay| relay.family() == family);
     }
 
-    pub(super) fn get_mut(&mut self, family: AddressFamily) -> Option<&mut Relay> {
+    pub(crate) fn get_mut(&mut self, family: AddressFamily) -> Option<&mut Relay> {
         self.iter_mut().find(|relay| relay.family() == family)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Relay> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Relay> {
         self.first.iter().chain(self.second.as_deref())
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Relay> {
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Relay> {
         self.first.iter_mut().chain(self.second.as_deref_mut())
     }
 
     /// Those that are or were open.
-    pub(super) fn told(&self) -> RelayedAddresses {
+    pub(crate) fn told(&self) -> RelayedAddresses {
         self.addresses(|relay| relay.socket != Socket::Opening)
     }
 
-    pub(super) fn live(&self, now: Instant) -> RelayedAddresses {
+    pub(crate) fn live(&self, now: Instant) -> RelayedAddresses {
         self.addresses(|relay| relay.is_live(now))
     }
 
     /// The time-to-expiry of the live one that ends first, in seconds.
-    pub(super) fn seconds_left(&self, now: Instant) -> u32 {
+    pub(crate) fn seconds_left(&self, now: Instant) -> u32 {
         let live = self.iter().filter(|relay| relay.is_live(now)).map(|relay| relay.deadline.seconds_left(now));
         live.min().unwrap_or(0)
     }
 
     /// The earliest end of those that are open.
-    pub(super) fn deadline(&self) -> Option<Deadline> {
+    pub(crate) fn deadline(&self) -> Option<Deadline> {
         let open = self.iter().filter(|relay| relay.socket == Socket::Open);
         open.map(|relay| relay.deadline).reduce(Deadline::earlier)
     }
@@ -89,26 +89,26 @@ impl Relays {
 
 impl Relay {
     /// Its socket is being opened. Both addresses have the same port.
-    pub(super) fn opening(bind: SocketAddr, relayed: SocketAddr, deadline: Deadline) -> Self {
+    pub(crate) fn opening(bind: SocketAddr, relayed: SocketAddr, deadline: Deadline) -> Self {
         debug_assert_eq!(bind.port(), relayed.port());
         Self { address: bind.ip(), advertised: relayed.ip(), port: bind.port(), deadline, socket: Socket::Opening }
     }
 
     /// What its socket is bound to.
-    pub(super) fn bind(&self) -> SocketAddr {
+    pub(crate) fn bind(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.port)
     }
 
     /// What the client is told.
-    pub(super) fn relayed(&self) -> SocketAddr {
+    pub(crate) fn relayed(&self) -> SocketAddr {
         SocketAddr::new(self.advertised, self.port)
     }
 
-    pub(super) fn family(&self) -> AddressFamily {
+    pub(crate) fn family(&self) -> AddressFamily {
         AddressFamily::of(self.address)
     }
 
-    pub(super) fn is_live(&self, now: Instant) -> bool {
+    pub(crate) fn is_live(&self, now: Instant) -> bool {
         self.socket == Socket::Open && !self.deadline.has_passed(now)
     }
 }

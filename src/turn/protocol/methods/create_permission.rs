@@ -1,15 +1,15 @@
 //! CreatePermission (RFC 8656 §10.2).
 
-use super::super::reply::{Reject, Success};
-use super::super::request::{Accepted, Authenticated};
-use super::super::server::Server;
-use super::super::time::Instant;
-use super::{FORBIDDEN, admit_permissions, check_family, refused};
 use crate::stun::ErrorCode;
 use crate::stun::attribute::XorPeerAddress;
+use crate::turn::protocol::methods::{FORBIDDEN, admit_permissions, check_family, refused};
+use crate::turn::protocol::request::{Accepted, Authenticated};
+use crate::turn::protocol::response::{Reject, Success};
+use crate::turn::server::Server;
+use crate::turn::time::Instant;
 
 impl Server {
-    pub(in crate::turn) fn create_permission(
+    pub(crate) fn create_permission(
         &mut self,
         now: Instant,
         request: &Authenticated<'_, '_>,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::live::LiveRelays;
+use crate::turn::shared::live_relays::LiveRelays;
 
 /// The operator's rules, and the server's own addresses.
 #[derive(Clone, Debug, Default)]
@@ -125,7 +125,7 @@ impl Views {
 
 /// Whether `address` is at the end of a Teredo or 6to4 tunnel. Clients and peers there could make a packet circle between
 /// the server and the tunnel's other end, and grow on its way (RFC 8656 §21.4).
-pub(super) fn is_tunneled(address: IpAddr) -> bool {
+pub(crate) fn is_tunneled(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if [TEREDO, SIX_TO_FOUR].iter().any(|net| net.contains(&v6)))
 }
 

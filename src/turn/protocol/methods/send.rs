@@ -1,16 +1,16 @@
 //! The Send indication (RFC 8656 §11.2). Nothing in it is ever answered.
 
-use super::super::contract::{FiveTuple, FromClient, ToPeer};
-use super::super::outcome::DropReason;
-use super::super::quota::Direction;
-use super::super::request::is_understood;
-use super::super::server::{Server, over};
-use super::super::time::Instant;
 use crate::stun::attribute::{AddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, Message};
+use crate::turn::contract::{FiveTuple, FromClient, ToPeer};
+use crate::turn::outcome::DropReason;
+use crate::turn::protocol::request::is_understood;
+use crate::turn::server::{Server, over};
+use crate::turn::shared::quota::Direction;
+use crate::turn::time::Instant;
 
 impl Server {
-    pub(in crate::turn) fn send_indication(
+    pub(crate) fn send_indication(
         &mut self,
         now: Instant,
         tuple: &FiveTuple,

@@ -7,7 +7,7 @@ use crate::stun::attribute::{XorPeerAddress, data_padding};
 use crate::stun::{Class, MessageWriter, Method, TransactionId};
 
 /// Length of a ChannelData header.
-pub(super) const CHANNEL_HEADER: usize = 4;
+pub(crate) const CHANNEL_HEADER: usize = 4;
 
 /// Bytes that the shell leaves free in front of what it receives from a peer: room for a ChannelData header or for a
 /// whole Data indication up to its data, with an IPv6 peer address.
@@ -24,7 +24,7 @@ pub const TAILROOM: usize = 3;
 
 /// Where the payload of a ChannelData message lies, and its channel. `None` if the length field says more than there
 /// is; bytes behind the payload are allowed (RFC 8656 §12.5: padding).
-pub(super) fn parse(datagram: &[u8]) -> Option<(u16, Range<usize>)> {
+pub(crate) fn parse(datagram: &[u8]) -> Option<(u16, Range<usize>)> {
     let ([number_high, number_low, length_high, length_low], data) = datagram.split_first_chunk::<CHANNEL_HEADER>()?;
     let length = usize::from(u16::from_be_bytes([*length_high, *length_low]));
     (length <= data.len())

@@ -2,23 +2,19 @@
 
 use std::time::Duration;
 
-use super::super::contract::{Context, EndReason};
-use super::super::relays::Relay;
-use super::super::reply::{Reject, Success};
-use super::super::request::{Accepted, Authenticated, optional};
-use super::super::server::Server;
-use super::super::time::Deadline;
-use super::super::{DEFAULT_LIFETIME, MAXIMUM_LIFETIME};
-use super::FAMILY_MISMATCH;
 use crate::stun::attribute::{Lifetime, RequestedAddressFamily};
 use crate::stun::{AttributeError, ErrorCode};
+use crate::turn::contract::{Context, EndReason};
+use crate::turn::protocol::methods::FAMILY_MISMATCH;
+use crate::turn::protocol::request::{Accepted, Authenticated, optional};
+use crate::turn::protocol::response::{Reject, Success};
+use crate::turn::server::Server;
+use crate::turn::tables::relays::Relay;
+use crate::turn::time::Deadline;
+use crate::turn::{DEFAULT_LIFETIME, MAXIMUM_LIFETIME};
 
 impl Server {
-    pub(in crate::turn) fn refresh(
-        &mut self,
-        cx: &Context<'_>,
-        request: &Authenticated<'_, '_>,
-    ) -> Result<Accepted, Reject> {
+    pub(crate) fn refresh(&mut self, cx: &Context<'_>, request: &Authenticated<'_, '_>) -> Result<Accepted, Reject> {
         let (id, allocation) = self.table.allocation_of(cx.now, request)?;
         // §8.1: without a family the request is about all relayed transport addresses.
         let family = match request.message.get::<RequestedAddressFamily>() {

@@ -1,17 +1,17 @@
 //! What a request says of its sender, read but not believed yet: the first checks of RFC 8489 §9.2.4.
 
-use super::reply::{PASSWORD_ALGORITHMS, Reject};
-use super::request::{optional, required};
 use crate::auth::{Authenticator, KeyAlgorithm, LongTermKey, NonceError, SecurityFeatures};
 use crate::stun::attribute::{Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm, Userhash, Username};
 use crate::stun::{AttributeType, ErrorCode, IntegrityStatus, Message};
+use crate::turn::protocol::request::{optional, required};
+use crate::turn::protocol::response::{PASSWORD_ALGORITHMS, Reject};
 
 /// The credentials of a request.
 #[derive(Debug)]
-pub(super) struct Claim<'m> {
+pub(crate) struct Claim<'m> {
     name: Name<'m>,
     /// How the key is made.
-    pub(super) algorithm: KeyAlgorithm,
+    pub(crate) algorithm: KeyAlgorithm,
     /// Whether MESSAGE-INTEGRITY-SHA256 protects the request, which goes before MESSAGE-INTEGRITY.
     sha256: bool,
 }
@@ -24,7 +24,7 @@ enum Name<'m> {
 
 impl<'m> Claim<'m> {
     /// `nonce` is what the check of the request's nonce gave.
-    pub(super) fn read(message: &Message<'m>, nonce: Result<(), NonceError>) -> Result<Self, Reject> {
+    pub(crate) fn read(message: &Message<'m>, nonce: Result<(), NonceError>) -> Result<Self, Reject> {
         // No integrity → 401.
         let sha256 = message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256);
         if !sha256 && !message.contains(AttributeType::MESSAGE_INTEGRITY) {
@@ -46,7 +46,7 @@ impl<'m> Claim<'m> {
     }
 
     /// The username; `None` for a USERHASH that is nobody's.
-    pub(super) fn username<'a>(&self, authenticator: &'a Authenticator) -> Option<&'a str>
+    pub(crate) fn username<'a>(&self, authenticator: &'a Authenticator) -> Option<&'a str>
     where
         'm: 'a,
     {
@@ -57,14 +57,14 @@ impl<'m> Claim<'m> {
     }
 
     /// Whether the request was signed with `key`; the comparison takes the same time wherever it fails.
-    pub(super) fn is_signed_with(&self, key: &LongTermKey, message: &Message<'_>) -> bool {
+    pub(crate) fn is_signed_with(&self, key: &LongTermKey, message: &Message<'_>) -> bool {
         let key = key.as_bytes();
         let status = if self.sha256 { message.verify_integrity_sha256(key) } else { message.verify_integrity(key) };
         status == IntegrityStatus::Valid
     }
 
     /// The name as the log has it.
-    pub(super) fn shown(&self, authenticator: &Authenticator) -> String {
+    pub(crate) fn shown(&self, authenticator: &Authenticator) -> String {
         match (self.username(authenticator), self.name) {
             (Some(name), _) | (None, Name::Given(name)) => name.to_owned(),
             (None, Name::Hidden([a, b, c, d, ..])) => format!("USERHASH {a:02x}{b:02x}{c:02x}{d:02x}…"),

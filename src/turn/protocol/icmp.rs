@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use super::contract::IcmpError;
 use crate::stun::attribute::{Icmp, XorPeerAddress};
 use crate::stun::{Class, MessageWriter, Method, TransactionId};
+use crate::turn::contract::IcmpError;
 
 /// The attribute that tells the client of an error about a datagram to `peer`; `None` for the types that it is not told.
-pub(super) fn told(peer: SocketAddr, error: IcmpError) -> Option<Icmp> {
+pub(crate) fn told(peer: SocketAddr, error: IcmpError) -> Option<Icmp> {
     let IcmpError { kind, code, mtu } = error;
     let too_big = match (peer.is_ipv4(), kind) {
         // Destination Unreachable; with code 4, "fragmentation needed and DF set".
@@ -24,7 +24,7 @@ pub(super) fn told(peer: SocketAddr, error: IcmpError) -> Option<Icmp> {
 }
 
 /// Writes the Data indication at the beginning of `buffer` and says where it lies.
-pub(super) fn data_indication(
+pub(crate) fn data_indication(
     buffer: &mut [u8],
     peer: SocketAddr,
     icmp: Icmp,

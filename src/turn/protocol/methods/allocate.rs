@@ -7,29 +7,31 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 
-use super::super::allocation::{Allocation, Channels, IcmpBudget, Meter, Opening, Permissions, State};
-use super::super::alternate::RedirectWhen;
-use super::super::contract::{
-    Action, AllocationId, Context, Event, FiveTuple, FromClient, OpenError, OpenRelay, Opened, RedirectCause,
-};
-use super::super::limit::Limit;
-use super::super::policy::is_tunneled;
-use super::super::ports::{PortPool, Wish};
-use super::super::quota::{QuotaExceeded, Ticket, TicketWord};
-use super::super::relays::{Relay, Relays, Socket};
-use super::super::reply::{self, Answering, Reject, Success};
-use super::super::request::{Accepted, Authenticated, optional, required};
-use super::super::reservations::{Reserved, Token};
-use super::super::server::Server;
-use super::super::time::{Deadline, Instant};
-use super::super::{DEFAULT_LIFETIME, EndReason, MAXIMUM_LIFETIME};
-use super::FORBIDDEN;
 use crate::auth::Identity;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, DraftAdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily,
     RequestedTransport, ReservationToken,
 };
 use crate::stun::{AttributeError, AttributeType, ErrorCode, Message, TransactionId};
+use crate::turn::contract::{
+    Action, AllocationId, Context, Event, FiveTuple, FromClient, OpenError, OpenRelay, Opened, RedirectCause,
+};
+use crate::turn::limit::Limit;
+use crate::turn::protocol::methods::FORBIDDEN;
+use crate::turn::protocol::request::{Accepted, Authenticated, optional, required};
+use crate::turn::protocol::response::{self, Answering, Reject, Success};
+use crate::turn::server::Server;
+use crate::turn::shared::alternate::RedirectWhen;
+use crate::turn::shared::policy::is_tunneled;
+use crate::turn::shared::quota::{QuotaExceeded, Ticket, TicketWord};
+use crate::turn::shared::reservations::{Reserved, Token};
+use crate::turn::tables::allocation::{Allocation, IcmpBudget, Meter, Opening, State};
+use crate::turn::tables::channels::Channels;
+use crate::turn::tables::permissions::Permissions;
+use crate::turn::tables::ports::{PortPool, Wish};
+use crate::turn::tables::relays::{Relay, Relays, Socket};
+use crate::turn::time::{Deadline, Instant};
+use crate::turn::{DEFAULT_LIFETIME, EndReason, MAXIMUM_LIFETIME};
 
 /// How many ports are tried that somebody else turns out to have.
 const ATTEMPTS: u8 = 16;
@@ -106,7 +108,7 @@ const NO_RESERVATION: Reject = Reject::new(ErrorCode::INSUFFICIENT_CAPACITY, "In
 
 /// What stands in the way of an allocation, or of one of two address families.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::turn) enum Obstacle {
+pub(crate) enum Obstacle {
     Limit(Limit),
     Other {
         reject: Reject,
@@ -179,7 +181,7 @@ impl Obstacle {
 
 impl Server {
     /// Whether the request is the one that made the allocation of its 5-tuple, once more.
-    pub(in crate::turn) fn is_retransmission(&self, now: Instant, request: &Authenticated<'_, '_>) -> bool {
+    pub(crate) fn is_retransmission(&self, now: Instant, request: &Authenticated<'_, '_>) -> bool {
         let allocation = request.allocation.and_then(|id| self.table.get(id));
         allocation.is_some_and(|allocation| {
             let transaction = request.message.transaction_id();
@@ -187,7 +189,7 @@ impl Server {
         })
     }
 
-    pub(in crate::turn) fn allocate(
+    pub(crate) fn allocate(
         &mut self,
         cx: &mut Context<'_>,
         request: &Authenticated<'_, '_>,
@@ -481,7 +483,7 @@ impl Server {
             relay: allocation.relays.told(),
             lifetime: allocation.relays.seconds_left(cx.now),
         }));
-        match reply::success(reply, &answering, allocation.identity.key(), &success) {
+        match response::success(reply, &answering, allocation.identity.key(), &success) {
             Ok(reply) => Opened::Reply(allocation.tuple, reply),
             Err(_) => {
                 self.end(id, cx.now, EndReason::Deleted);

@@ -5,17 +5,17 @@ use std::hash::{BuildHasher as _, RandomState};
 
 use slab::Slab;
 
-use super::allocation::Allocation;
-use super::contract::{AllocationId, FiveTuple, RelayId};
-use super::time::Instant;
-use super::wheel::Wheel;
+use crate::turn::contract::{AllocationId, FiveTuple, RelayId};
+use crate::turn::tables::allocation::Allocation;
+use crate::turn::tables::wheel::Wheel;
+use crate::turn::time::Instant;
 
 /// More lists than this are of no use to a worker.
 const MOST_LISTS: usize = 65_536;
 const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
-pub(super) struct Table {
+pub(crate) struct Table {
     slab: Slab<Entry>,
     /// The index by 5-tuple: lists of the allocations that share a hash, threaded through the slab. There are as many as
     /// there are ports, so it never grows, and no packet has to wait for that.
@@ -36,7 +36,7 @@ struct Entry {
 
 impl Table {
     /// For about so many allocations.
-    pub(super) fn new(room: usize) -> Self {
+    pub(crate) fn new(room: usize) -> Self {
         let lists = room.next_power_of_two().min(MOST_LISTS);
         Self {
             slab: Slab::new(),
@@ -48,7 +48,7 @@ impl Table {
     }
 
     /// Adds an allocation, whose 5-tuple has none.
-    pub(super) fn insert(&mut self, allocation: Allocation) -> AllocationId {
+    pub(crate) fn insert(&mut self, allocation: Allocation) -> AllocationId {
         debug_assert!(self.find(&allocation.tuple).is_none(), "a 5-tuple has one allocation");
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
@@ -63,7 +63,7 @@ impl Table {
         AllocationId { place, generation }
     }
 
-    pub(super) fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
+    pub(crate) fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
         let list = self.list(&self.get(id)?.tuple);
         let (mut before, mut place) = (NONE, *self.heads.get(list)?);
         while place != id.place {
@@ -82,7 +82,7 @@ impl Table {
         Some(allocation)
     }
 
-    pub(super) fn find(&self, tuple: &FiveTuple) -> Option<AllocationId> {
+    pub(crate) fn find(&self, tuple: &FiveTuple) -> Option<AllocationId> {
         let mut place = *self.heads.get(self.list(tuple))?;
         loop {
             let entry = self.slab.get(place as usize)?;
@@ -100,29 +100,29 @@ impl Table {
     }
 
     /// The allocation of a 5-tuple, unless it is not open yet or its time has come.
-    pub(super) fn find_open(&mut self, tuple: &FiveTuple, now: Instant) -> Option<(AllocationId, &mut Allocation)> {
+    pub(crate) fn find_open(&mut self, tuple: &FiveTuple, now: Instant) -> Option<(AllocationId, &mut Allocation)> {
         let id = self.find(tuple)?;
         self.get_mut(id).filter(|allocation| allocation.is_open(now)).map(|allocation| (id, allocation))
     }
 
     /// The allocation of a relay socket, unless the relayed transport address is over.
-    pub(super) fn find_by_relay(&mut self, relay: RelayId, now: Instant) -> Option<&mut Allocation> {
+    pub(crate) fn find_by_relay(&mut self, relay: RelayId, now: Instant) -> Option<&mut Allocation> {
         self.get_mut(relay.allocation()).filter(|allocation| allocation.has(relay.family(), now))
     }
 
-    pub(super) fn get(&self, id: AllocationId) -> Option<&Allocation> {
+    pub(crate) fn get(&self, id: AllocationId) -> Option<&Allocation> {
         let entry = self.slab.get(id.place as usize)?;
         (entry.generation == id.generation).then_some(&entry.allocation)
     }
 
     /// After a change to its deadlines, the allocation must be handed to [`reschedule`](Self::reschedule).
-    pub(super) fn get_mut(&mut self, id: AllocationId) -> Option<&mut Allocation> {
+    pub(crate) fn get_mut(&mut self, id: AllocationId) -> Option<&mut Allocation> {
         let entry = self.slab.get_mut(id.place as usize)?;
         (entry.generation == id.generation).then_some(&mut entry.allocation)
     }
 
     /// Takes note of a deadline of the allocation that may be earlier than the others.
-    pub(super) fn reschedule(&mut self, id: AllocationId) {
+    pub(crate) fn reschedule(&mut self, id: AllocationId) {
         if let Some(allocation) = self.get(id) {
             let deadline = allocation.next_deadline();
             self.wheel.file(id.place, deadline);
@@ -130,22 +130,22 @@ impl Table {
     }
 
     /// One allocation that may have something to expire; it must be removed or rescheduled.
-    pub(super) fn pop_due(&mut self, now: Instant) -> Option<AllocationId> {
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<AllocationId> {
         let place = self.wheel.pop(now)?;
         self.id_at(place)
     }
 
     /// Some allocation, if there is any.
-    pub(super) fn any(&self) -> Option<AllocationId> {
+    pub(crate) fn any(&self) -> Option<AllocationId> {
         let (place, entry) = self.slab.iter().next()?;
         Some(AllocationId { place: u32::try_from(place).ok()?, generation: entry.generation })
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.slab.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Allocation> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Allocation> {
         self.slab.iter().map(|(_, entry)| &entry.allocation)
     }
 
@@ -154,7 +154,7 @@ impl Table {
     }
 
     /// Panics unless slab, index and wheel agree.
-    pub(super) fn check_invariants(&self) {
+    pub(crate) fn check_invariants(&self) {
         let next = |place: &u32| self.slab.get(*place as usize).map(|entry| entry.next);
         let lists = self.heads.iter().map(|head| std::iter::successors(Some(*head), next).take_while(|at| *at != NONE));
         // A list that runs in a circle has more.

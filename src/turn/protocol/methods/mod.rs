@@ -9,17 +9,17 @@ mod send;
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::allocation::Allocation;
-use super::contract::{Action, Event};
-use super::limit::Limit;
-use super::policy::Denial;
-use super::reply::Reject;
-use super::server::Settings;
-use super::time::Instant;
 use crate::stun::ErrorCode;
 use crate::stun::attribute::AddressFamily;
+use crate::turn::contract::{Action, Event};
+use crate::turn::limit::Limit;
+use crate::turn::protocol::response::Reject;
+use crate::turn::server::Settings;
+use crate::turn::shared::policy::Denial;
+use crate::turn::tables::allocation::Allocation;
+use crate::turn::time::Instant;
 
-pub(super) use allocate::Obstacle;
+pub(crate) use allocate::Obstacle;
 
 /// Whether the peer is of the family of a relayed transport address of the allocation, or else 443.
 fn check_family(allocation: &Allocation, peer: SocketAddr, now: Instant) -> Result<(), Reject> {

@@ -11,8 +11,8 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha1::Sha1;
 use zeroize::Zeroizing;
 
-use super::rate::{Rate, SharedBucket};
-use super::time::Instant;
+use crate::turn::rate::{Rate, SharedBucket};
+use crate::turn::time::Instant;
 
 /// Users whose fingerprints fall into the same row.
 const WAYS: usize = 16;
@@ -52,7 +52,7 @@ pub struct UserRates {
 
 /// Which way application data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(crate) enum Direction {
     ToPeers,
     ToClient,
 }
@@ -83,26 +83,26 @@ pub struct Ticket {
 /// A [`Ticket`] on its way from one worker to another: the place of its user's word, counted from 1, or 0 if the user
 /// goes uncounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TicketWord(pub(super) u64);
+pub(crate) struct TicketWord(pub(crate) u64);
 
 impl Ticket {
     fn new(slot: Option<usize>) -> Self {
         Self { word: TicketWord(slot.map_or(0, |slot| slot as u64 + 1)) }
     }
 
-    pub(super) fn into_word(self) -> TicketWord {
+    pub(crate) fn into_word(self) -> TicketWord {
         self.word
     }
 
     /// For what is asked of it wherever it is.
-    pub(super) fn word(&self) -> TicketWord {
+    pub(crate) fn word(&self) -> TicketWord {
         self.word
     }
 }
 
 impl TicketWord {
     /// To be called once for each ticket that was made a word.
-    pub(super) fn into_ticket(self) -> Ticket {
+    pub(crate) fn into_ticket(self) -> Ticket {
         Ticket { word: self }
     }
 
@@ -163,7 +163,7 @@ impl Quota {
     }
 
     /// Whether a ticket may serve for an allocation of `user`: it is counted for them, or for nobody.
-    pub(super) fn is_of(&self, ticket: TicketWord, user: &str) -> bool {
+    pub(crate) fn is_of(&self, ticket: TicketWord, user: &str) -> bool {
         let Some(slot) = ticket.slot() else { return true };
         let (row, tag) = self.fingerprint(user);
         let word = self.users.get(slot).map(|word| word.load(Ordering::Relaxed));
@@ -171,12 +171,12 @@ impl Quota {
     }
 
     /// Whether the user of a ticket may make an allocation in this second.
-    pub(super) fn admits_rate(&self, ticket: TicketWord, now: Instant) -> bool {
+    pub(crate) fn admits_rate(&self, ticket: TicketWord, now: Instant) -> bool {
         self.takes(ticket.slot(), 2, self.rates.allocations.as_ref(), now, 1)
     }
 
     /// Whether the user of a ticket may have so many bytes relayed.
-    pub(super) fn admits_bytes(&self, ticket: &Ticket, direction: Direction, now: Instant, bytes: usize) -> bool {
+    pub(crate) fn admits_bytes(&self, ticket: &Ticket, direction: Direction, now: Instant, bytes: usize) -> bool {
         self.takes(ticket.word.slot(), direction as usize, self.rates.bytes.as_ref(), now, bytes)
     }
 
@@ -244,7 +244,7 @@ impl Quota {
 
     /// The allocations that are counted for `user`.
     #[cfg(test)]
-    pub(super) fn of_user(&self, user: &str) -> u64 {
+    pub(crate) fn of_user(&self, user: &str) -> u64 {
         let (row, tag) = self.fingerprint(user);
         let words = self.row(row).iter().map(|word| word.load(Ordering::Relaxed));
         words.filter(|word| word & !COUNT_MASK == tag).map(|word| word & COUNT_MASK).sum()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 
-use super::time::{Deadline, Instant};
+use crate::turn::time::{Deadline, Instant};
 
 /// How long a port that another process holds is left alone before it is tried again.
 const SET_ASIDE: Duration = Duration::from_secs(60);
@@ -14,7 +14,7 @@ const SET_ASIDE: Duration = Duration::from_secs(60);
 /// Ports of a range. Picks are random over the free ones (RFC 6056 §3.3.1), so that one port tells nothing about the
 /// next.
 #[derive(Debug)]
-pub(super) struct PortPool {
+pub(crate) struct PortPool {
     range: RangeInclusive<u16>,
     free: Vec<u16>,
     /// One for each port of the range.
@@ -39,7 +39,7 @@ enum Place {
 
 /// What an Allocate request wants of its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(crate) enum Wish {
     Any,
     /// RFC 8656 §18.7, R = 0.
     Even,
@@ -48,14 +48,14 @@ pub(super) enum Wish {
 }
 
 impl PortPool {
-    pub(super) fn new(range: RangeInclusive<u16>) -> Self {
+    pub(crate) fn new(range: RangeInclusive<u16>) -> Self {
         let free: Vec<u16> = range.clone().collect();
         let places = (0..).take(free.len()).map(Place::Free).collect();
         Self { free, places, range, set_aside: VecDeque::new(), reserved: 0 }
     }
 
     /// Takes a random free port that is as wished.
-    pub(super) fn take(&mut self, now: Instant, wish: Wish, rng: &mut dyn rand::CryptoRng) -> Option<u16> {
+    pub(crate) fn take(&mut self, now: Instant, wish: Wish, rng: &mut dyn rand::CryptoRng) -> Option<u16> {
         while let Some((_, port)) = self.set_aside.pop_front_if(|(deadline, _)| deadline.has_passed(now)) {
             self.make_free(port, Place::Aside);
         }
@@ -80,24 +80,24 @@ impl PortPool {
     }
 
     /// Whether `port` is of this pool, wherever it is.
-    pub(super) fn owns(&self, port: u16) -> bool {
+    pub(crate) fn owns(&self, port: u16) -> bool {
         self.range.contains(&port)
     }
 
     /// Returns a port that an allocation had.
-    pub(super) fn give_back(&mut self, port: u16) {
+    pub(crate) fn give_back(&mut self, port: u16) {
         self.make_free(port, Place::Taken);
     }
 
     /// Returns a port that was reserved, or that another worker has had.
-    pub(super) fn release(&mut self, port: u16) {
+    pub(crate) fn release(&mut self, port: u16) {
         if self.make_free(port, Place::Reserved) {
             self.reserved -= 1;
         }
     }
 
     /// An allocation of this worker takes a reserved port.
-    pub(super) fn claim(&mut self, port: u16) {
+    pub(crate) fn claim(&mut self, port: u16) {
         debug_assert_eq!(self.place(port), Some(Place::Reserved));
         if let Some(place) = self.place_mut(port).filter(|place| **place == Place::Reserved) {
             *place = Place::Taken;
@@ -106,7 +106,7 @@ impl PortPool {
     }
 
     /// Returns a port that an allocation was to have and that turned out to be in use by somebody else.
-    pub(super) fn set_aside(&mut self, port: u16, now: Instant) {
+    pub(crate) fn set_aside(&mut self, port: u16, now: Instant) {
         debug_assert_eq!(self.place(port), Some(Place::Taken));
         if let Some(place) = self.place_mut(port) {
             *place = Place::Aside;
@@ -115,22 +115,22 @@ impl PortPool {
     }
 
     /// Whether ports are missing because other programs have them.
-    pub(super) fn has_set_aside(&self) -> bool {
+    pub(crate) fn has_set_aside(&self) -> bool {
         !self.set_aside.is_empty()
     }
 
     /// Ports that are with allocations of this worker.
-    pub(super) fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         self.range.len() - self.free.len() - self.set_aside.len() - self.reserved
     }
 
     /// Ports that are reserved or with other workers.
-    pub(super) fn reserved(&self) -> usize {
+    pub(crate) fn reserved(&self) -> usize {
         self.reserved
     }
 
     /// Whether an allocation of this worker may be using `port`.
-    pub(super) fn is_taken(&self, port: u16) -> bool {
+    pub(crate) fn is_taken(&self, port: u16) -> bool {
         self.place(port) == Some(Place::Taken)
     }
 

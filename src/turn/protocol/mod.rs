@@ -1,0 +1,9 @@
+//! What goes over the wire: framing, requests from authentication to response, and one handler for each method.
+
+pub(crate) mod channel_data;
+pub(crate) mod credentials;
+pub(crate) mod framing;
+pub(crate) mod icmp;
+pub(crate) mod methods;
+pub(crate) mod request;
+pub(crate) mod response;

@@ -1,0 +1,11 @@
+//! One worker's state: allocations and their indexes, timers, relay ports, response limits.
+
+pub(crate) mod allocation;
+pub(crate) mod channels;
+pub(crate) mod permissions;
+pub(crate) mod ports;
+pub(crate) mod relays;
+pub(crate) mod reply_limit;
+mod short_list;
+pub(crate) mod table;
+pub(crate) mod wheel;
