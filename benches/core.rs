@@ -10,22 +10,26 @@
 )]
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use divan::{AllocProfiler, Bencher, Divan, black_box};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use turnserver::auth::time_limited::{self, Credential};
-use turnserver::auth::{Authenticator, LongTermKey, NonceMint, Secret};
+use turnserver::auth::{LongTermKey, Secret};
 use turnserver::stun::attribute::{
     ChannelNumber, Data, Lifetime, Nonce, Realm, RequestedTransport, Username, XorPeerAddress,
 };
-use turnserver::stun::{Class, EncodeAttribute, ErrorCode, MessageWriter, Method, TransactionId};
+use turnserver::stun::{Class, EncodeAttribute, MessageWriter, Method, TransactionId};
 use turnserver::turn::{
-    Action, Context, FiveTuple, FromClient, HEADROOM, Instant, LiveRelays, Opened, Outcome, PeerPolicy, Quota,
-    REPLY_BUFFER, RelayId, RelayRange, Reservations, Server, Settings, Shared, TAILROOM, Transport,
+    Action, ClientBurst, Context, Direction, FiveTuple, FromClient, FromPeer, HEADROOM, Instant, Opened, Outcome,
+    PeerBurst, RESPONSE_BUFFER, RejectionCode, Server, Snapshot, SocketId, SocketSpec, Transport,
 };
+
+use crate::test_world::Blueprint;
+
+#[path = "../tests/support/world.rs"]
+mod test_world;
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -50,7 +54,7 @@ struct World {
     server: Server,
     rng: StdRng,
     clients: Vec<Client>,
-    relays: Vec<RelayId>,
+    relays: Vec<SocketId>,
     /// Whose turn it is.
     turn: usize,
 }
@@ -63,13 +67,13 @@ struct Client {
 }
 
 impl Client {
-    fn new(number: usize, shared: &Shared) -> Self {
+    fn new(number: usize, snapshot: &Snapshot) -> Self {
         let client = SocketAddr::from(([192, 0, 2, 1], 10_000 + u16::try_from(number).unwrap()));
         let server = SocketAddr::from(([192, 0, 2, 200], 3478));
         let user = format!("user-{number}");
         let Credential { username, password, .. } = time_limited::mint(&secret(), Some(&user), UNIX + 3_600);
         let key = LongTermKey::derive(&username, REALM, password.as_bytes());
-        let nonce = shared.nonces.mint(UNIX, client).to_string();
+        let nonce = snapshot.nonces.mint(UNIX, client).to_string();
         Self { tuple: FiveTuple { client, server, transport: Transport::Udp }, username, key, nonce }
     }
 
@@ -90,36 +94,18 @@ impl Client {
 
 impl World {
     fn new() -> Self {
-        let (bind, advertised) = ("10.0.0.5".parse().unwrap(), "203.0.113.9".parse().unwrap());
-        let shared = Arc::new(Shared {
-            authenticator: Authenticator::new(REALM.to_owned(), vec![secret()], []),
-            nonces: NonceMint::from_random([3; 32], 3_000),
-            policy: PeerPolicy { allow: vec!["198.51.100.0/24".parse().unwrap()], ..PeerPolicy::default() },
-            live: LiveRelays::new([(bind, advertised)]),
-            reservations: Reservations::new([(bind, advertised)], &(49_152..=65_535)),
-            quota: Quota::new(32, 0, [5; 32]),
-            connections: Quota::new(0, 0, [6; 32]),
-            draining: false.into(),
-            alternate: None,
-        });
-        let clients = (0..=CLIENTS).map(|number| Client::new(number, &shared)).collect();
-        let settings = Settings {
-            relays: vec![RelayRange { bind, advertised, ports: 49_152..=65_535 }],
-            permissions_per_allocation: 8,
-            channels_per_allocation: 8,
-            peer_rate: None,
-            byte_rate: None,
-            unverified_replies: 0,
-            rfc5766_channels: false,
-            draft_dual_allocation: false,
-            expiry_grace: 0,
-        };
+        let mut blueprint = Blueprint::new(REALM, ("10.0.0.5", "203.0.113.9"), 49_152..=65_535);
+        blueprint.secrets.push(secret());
+        blueprint.policy.allow.push("198.51.100.0/24".parse().unwrap());
+        blueprint.limits.allocations_per_user = 32;
+        let (server, snapshot, _) = blueprint.server();
+        let clients = (0..=CLIENTS).map(|number| Client::new(number, &snapshot)).collect();
         let (rng, relays) = (StdRng::seed_from_u64(7), Vec::with_capacity(CLIENTS));
-        let mut world = Self { server: Server::new(shared, settings), rng, clients, relays, turn: 0 };
-        let reply = &mut [0; REPLY_BUFFER];
+        let mut world = Self { server, rng, clients, relays, turn: 0 };
+        let reply = &mut [0; RESPONSE_BUFFER];
         for client in 0..CLIENTS {
             let packet = world.clients[client].request(Method::ALLOCATE, &[&RequestedTransport::UDP]);
-            let relay = world.allocate(client, &packet, reply).relay;
+            let relay = world.allocate(client, &packet, reply).socket;
             world.relays.push(relay);
             let packet = world.clients[client].channel_bind();
             world.answered(client, &packet, reply);
@@ -129,19 +115,21 @@ impl World {
 
     fn packet(&mut self, client: usize, packet: &[u8], reply: &mut [u8]) -> FromClient {
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
-        self.server.client_packet(&mut cx, &self.clients[client].tuple, packet, 0, reply)
+        let tuple = &self.clients[client].tuple;
+        let mut burst = ClientBurst::new(0..packet.len(), None, 0);
+        self.server.client_packet(&mut cx, tuple, packet, &mut burst, reply).unwrap()
     }
 
     fn answered(&mut self, client: usize, packet: &[u8], reply: &mut [u8]) {
         let decision = self.packet(client, packet, reply);
-        assert!(matches!(&decision, FromClient::Reply(reply) if matches!(reply.outcome, Outcome::Answered(_))));
+        assert!(matches!(&decision, FromClient::Respond(reply) if matches!(reply.outcome, Outcome::Answered(_))));
     }
 
-    fn allocate(&mut self, client: usize, packet: &[u8], reply: &mut [u8]) -> turnserver::turn::OpenRelay {
+    fn allocate(&mut self, client: usize, packet: &[u8], reply: &mut [u8]) -> SocketSpec {
         let FromClient::Open(open) = self.packet(client, packet, reply) else { panic!("no socket to open") };
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
-        let opened = self.server.relay_opened(&mut cx, &open, Ok(()), reply);
-        assert!(matches!(opened, Opened::Reply(..)));
+        let opened = self.server.socket_opened(&mut cx, &open, Ok(()), reply);
+        assert!(matches!(opened, Opened::Respond(..)));
         while self.server.next_action().is_some() {}
         open
     }
@@ -183,7 +171,8 @@ fn channel_data_to_peer(bencher: Bencher<'_, '_>) {
     let packet = [&[0x40, 0, 0x03, 0xe8][..], &[7; PAYLOAD]].concat();
     bencher.bench_local(|| {
         let client = world.next();
-        assert!(matches!(world.packet(client, black_box(&packet), &mut []), FromClient::Relay(_)));
+        let FromClient::Relay(route) = world.packet(client, black_box(&packet), &mut []) else { panic!("no route") };
+        world.server.credit(route.socket, Direction::ToPeers, 1, PAYLOAD as u64);
     });
 }
 
@@ -196,21 +185,23 @@ fn send_indication_to_peer(bencher: Bencher<'_, '_>) {
     });
     bencher.bench_local(|| {
         let client = world.next();
-        assert!(matches!(world.packet(client, black_box(&packet), &mut []), FromClient::Relay(_)));
+        let FromClient::Relay(route) = world.packet(client, black_box(&packet), &mut []) else { panic!("no route") };
+        world.server.credit(route.socket, Direction::ToPeers, 1, PAYLOAD as u64);
     });
 }
 
 /// The route of one datagram, the count of its bytes, and its header.
 fn to_client(bencher: Bencher<'_, '_>, source: SocketAddr) {
     let mut world = World::new();
-    let mut buffer = [7; HEADROOM + PAYLOAD + TAILROOM];
+    let mut headroom = [0; HEADROOM];
     bencher.bench_local(|| {
         let client = world.next();
         let relay = world.relays[client];
-        let route = world.server.peer_route(now(), relay, black_box(source), 0).unwrap();
-        let message = route.framing.wrap(black_box(&mut buffer), PAYLOAD, &mut world.rng).unwrap();
-        world.server.admit_to_client(now(), relay, PAYLOAD).unwrap();
-        message
+        let mut burst = PeerBurst::new(black_box(source), 0..PAYLOAD, None, 0);
+        let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
+        let decision = world.server.peer_packet(&mut cx, relay, &mut burst, black_box(&mut headroom));
+        world.server.credit(relay, Direction::ToClient, 1, PAYLOAD as u64);
+        assert!(matches!(decision, Some(FromPeer::Relay(_))));
     });
 }
 
@@ -228,7 +219,7 @@ fn data_indication_to_client(bencher: Bencher<'_, '_>) {
 fn binding(bencher: Bencher<'_, '_>) {
     let mut world = World::new();
     let packet = message(Class::Request, Method::BINDING, |writer| writer.fingerprint());
-    let mut reply = [0; REPLY_BUFFER];
+    let mut reply = [0; RESPONSE_BUFFER];
     bencher.bench_local(|| {
         let client = world.next();
         world.answered(client, black_box(&packet), &mut reply);
@@ -239,7 +230,7 @@ fn binding(bencher: Bencher<'_, '_>) {
 fn request(bencher: Bencher<'_, '_>, packet: impl Fn(&Client) -> Vec<u8>) {
     let mut world = World::new();
     let packets = world.of_each(packet);
-    let mut reply = [0; REPLY_BUFFER];
+    let mut reply = [0; RESPONSE_BUFFER];
     bencher.bench_local(|| {
         let client = world.next();
         world.answered(client, black_box(&packets[client]), &mut reply);
@@ -265,11 +256,11 @@ fn channel_bind(bencher: Bencher<'_, '_>) {
 fn challenge(bencher: Bencher<'_, '_>) {
     let mut world = World::new();
     let packet = message(Class::Request, Method::ALLOCATE, |writer| writer.push(&RequestedTransport::UDP));
-    let mut reply = [0; REPLY_BUFFER];
+    let mut reply = [0; RESPONSE_BUFFER];
     bencher.bench_local(|| {
         let decision = world.packet(CLIENTS, black_box(&packet), &mut reply);
-        let FromClient::Reply(reply) = decision else { panic!("no answer") };
-        assert_eq!(reply.outcome, Outcome::Rejected(ErrorCode::UNAUTHENTICATED));
+        let FromClient::Respond(reply) = decision else { panic!("no answer") };
+        assert_eq!(reply.outcome, Outcome::Rejected(RejectionCode::Unauthenticated));
     });
 }
 
@@ -280,13 +271,13 @@ fn allocate_and_delete(bencher: Bencher<'_, '_>) {
     let client = &world.clients[CLIENTS];
     let allocate = client.request(Method::ALLOCATE, &[&RequestedTransport::UDP]);
     let delete = client.request(Method::REFRESH, &[&Lifetime(0)]);
-    let mut reply = [0; REPLY_BUFFER];
+    let mut reply = [0; RESPONSE_BUFFER];
     bencher.bench_local(|| {
         let open = world.allocate(CLIENTS, black_box(&allocate), &mut reply);
         world.answered(CLIENTS, black_box(&delete), &mut reply);
         while let Some(action) = world.server.next_action() {
             if let Action::Close(_) = action {
-                world.server.relay_closed(open.bind);
+                world.server.socket_closed(open.bind);
             }
         }
     });

@@ -1,8 +1,8 @@
-//! The only place that reads a clock.
+//! The only module that reads a clock.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A monotonic clock that starts at zero when it is made.
+/// A monotonic clock that starts at zero when it is created.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     started: Instant,
@@ -16,21 +16,21 @@ impl Clock {
         Self { started: Instant::now() }
     }
 
-    /// Time since the clock was started.
+    /// Returns the time since the clock was started.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 }
 
-/// Whole seconds since the Unix epoch. A wall clock set before 1970 reads as 0.
+/// Returns the whole seconds since the Unix epoch, or 0 if the wall clock is set before 1970.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the one reader of the wall clock")]
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The system's monotonic clock, which other processes read as well (`CLOCK_MONOTONIC`).
+/// Returns the time of the system's monotonic clock (`CLOCK_MONOTONIC`), which all processes share.
 #[must_use]
 pub fn monotonic() -> Duration {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)

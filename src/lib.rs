@@ -9,6 +9,16 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod net;
+pub mod setting;
+pub mod special_purpose;
 pub mod stun;
+pub mod transport;
 pub mod turn;
-pub mod worker;
+mod worker;
+
+// The test world names the library as integration tests do.
+#[cfg(test)]
+extern crate self as turnserver;
+#[cfg(test)]
+#[path = "../tests/support/world.rs"]
+mod test_world;

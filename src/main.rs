@@ -8,9 +8,9 @@ use clap::{Parser, Subcommand};
 use turnserver::config::{self, Config, LogLevel};
 use turnserver::control;
 
-/// A STUN/TURN relay for WebRTC.
+/// A STUN/TURN server for WebRTC.
 ///
-/// Without --config it reads ./turnserver.toml, else /etc/turnserver/turnserver.toml, else takes the defaults.
+/// Without --config it reads ./turnserver.toml or /etc/turnserver/turnserver.toml. Without a file it uses the defaults.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -18,7 +18,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 
-    /// How much to log, whatever the configuration says.
+    /// The log level; overrides the configuration.
     #[arg(long, value_name = "LEVEL", value_parser = parse_level)]
     log_level: Option<LogLevel>,
 
@@ -28,7 +28,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Check the configuration and say what it means, without starting anything.
+    /// Check and explain the configuration without starting the server.
     CheckConfig,
 }
 
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     match execute(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            // If standard error is closed, the exit code has to do.
+            // If standard error is closed, only the exit code remains.
             let mut stderr = io::stderr().lock();
             for line in message.lines() {
                 let _ = writeln!(stderr, "turnserver: {line}");
@@ -75,7 +75,7 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
     control::check_alternate(config, &choice).map_err(|error| error.to_string())?;
     let mut report = match path {
         Some(path) => format!("{}: no errors\n", path.display()),
-        None => "no configuration file: these are the defaults\n".to_owned(),
+        None => "no configuration file: using the defaults\n".to_owned(),
     };
     for relay in &choice.addresses {
         let advertised =
@@ -95,7 +95,7 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
     }
     report += &config.summary().to_string();
     match writeln!(io::stdout().lock(), "{report}") {
-        // Whoever closed the pipe has read enough.
+        // A closed pipe means that the reader has read enough.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("cannot write the report: {error}")),
         _ => Ok(()),
     }
@@ -104,6 +104,6 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
 fn parse_level(text: &str) -> Result<LogLevel, String> {
     LogLevel::ALL.into_iter().find(|level| level.as_str() == text).ok_or_else(|| {
         let levels: Vec<&str> = LogLevel::ALL.iter().map(|level| level.as_str()).collect();
-        format!("one of {}", levels.join(", "))
+        format!("must be one of {}", levels.join(", "))
     })
 }

@@ -1,6 +1,6 @@
-//! A headless Chromium makes a call to itself through the real server, and through nothing else.
+//! A headless Chromium calls itself through the real server only.
 
-// `cfg(test)` tells clippy that helpers in a test binary are test code too.
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
 mod support;
 #[cfg(test)]
@@ -23,21 +23,20 @@ mod browser {
     const PAGE: &str = include_str!("browser/page.html");
     const BYTES: usize = 10 << 20;
 
-    /// Serves the page for as long as the test process lives. From 127.0.0.1 it is a secure context, which
-    /// `crypto.subtle` needs.
+    /// Serves the page until the test process ends. 127.0.0.1 is a secure context, which `crypto.subtle` requires.
     fn serve_page() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
             for stream in listener.incoming() {
-                // A browser opens connections that it does not use; each has its own thread.
-                thread::spawn(|| stream.and_then(answer));
+                // A browser opens connections that it does not use, so each has its own thread.
+                thread::spawn(|| stream.and_then(respond));
             }
         });
         address
     }
 
-    fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    fn respond(mut stream: TcpStream) -> std::io::Result<()> {
         let request: Vec<String> =
             BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
         let (status, body) = match request.first() {
@@ -52,7 +51,7 @@ mod browser {
         )
     }
 
-    /// The configuration of a page that knows only the urls of one transport.
+    /// Returns the configuration of a page with only the URLs of one transport.
     fn only(transport: &str, credential: &Credential) -> Value {
         let mut configuration = credential.configuration.clone();
         let urls = configuration["iceServers"][0]["urls"].as_array_mut().unwrap();
@@ -63,8 +62,8 @@ mod browser {
         configuration
     }
 
-    /// Makes a call between sides that have these configurations and checks that all of it went through the relay, and over
-    /// one of these transports to it.
+    /// Makes a call with one configuration per side. Asserts that all data went through the relay, and that each side
+    /// reached the relay over one of its `transports`.
     fn call(case: &str, server: &Server, configurations: [&Value; 2], transports: [&[&str]; 2]) {
         let browser = Browser::start();
         browser.navigate(&format!("http://{}/", serve_page()));
@@ -74,7 +73,7 @@ mod browser {
             &[json!(configurations), BYTES.into()],
         );
         println!("browser, {case}: {report}");
-        assert_eq!(report["error"], Value::Null, "the server said:\n{:#?}", server.logs());
+        assert_eq!(report["error"], Value::Null, "server output:\n{:#?}", server.logs());
 
         assert_eq!(report["receivedBytes"], json!(BYTES));
         assert_eq!(report["receivedHash"], report["sentHash"]);
@@ -83,14 +82,14 @@ mod browser {
         let frames: Vec<u64> = serde_json::from_value(report["framesDecoded"].clone()).unwrap();
         assert!(frames[0] > 0 && frames[1] > frames[0], "{frames:?}");
 
-        // The server's own account: what the receiver got came from it. A browser may use one allocation and then another.
+        // The server's log confirms that it relayed the data. A browser may switch between allocations.
         server.wait_for_logs(|lines| {
             let ended = lines.iter().filter(|line| line.message() == "allocation ended");
             let bytes = ended.filter_map(|line| line.field("bytes_to_client")?.parse::<usize>().ok());
             bytes.sum::<usize>() > BYTES
         });
 
-        // Chromium asks for no family, and so gets IPv4 (RFC 8656 §7.2), however it reaches the server.
+        // Chromium requests no address family, so it gets IPv4 (RFC 8656 §7.2) however it reaches the server.
         let relay_ip = "127.0.0.1";
         for (pair, transport) in report["pairs"].as_array().unwrap().iter().zip(transports) {
             for side in ["local", "remote"] {
@@ -109,7 +108,7 @@ mod browser {
         );
     }
 
-    /// A call in which each side knows the relay over one transport only.
+    /// Makes a call in which each side reaches the relay over one transport only.
     fn call_over(case: &str, ip: &str, transports: [&str; 2]) {
         let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
         let files = authority.write(&authority.issue(&[ip]), directory.path());
@@ -121,7 +120,7 @@ mod browser {
     }
 
     #[test]
-    fn a_call_runs_through_the_relay_with_a_minted_credential() {
+    fn a_call_runs_with_a_minted_credential() {
         call_over("minted credential, udp", "127.0.0.1", ["udp", "udp"]);
     }
 
@@ -131,7 +130,7 @@ mod browser {
     }
 
     #[test]
-    fn a_call_runs_over_tls_where_nothing_else_is_let_out() {
+    fn a_call_runs_over_tls_where_everything_else_is_blocked() {
         call_over("minted credential, tls", "127.0.0.1", ["tls", "tls"]);
     }
 
@@ -146,14 +145,14 @@ mod browser {
     }
 
     #[test]
-    fn a_call_runs_with_ipv6_alone() {
+    fn a_call_runs_over_ipv6_only() {
         if has_ipv6() {
             call_over("IPv6, udp to tls", "::1", ["udp", "tls"]);
         }
     }
 
     #[test]
-    fn a_call_runs_through_the_relay_with_the_line_that_a_server_without_secret_prints() {
+    fn a_call_runs_with_the_credential_that_a_server_without_a_secret_prints() {
         let server = Server::start(&config_without_secret(&["127.0.0.1"], ""));
         let printed = server.printed_credential().configuration;
         call("printed credential", &server, [&printed, &printed], [&["udp", "tcp"]; 2]);

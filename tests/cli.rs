@@ -1,6 +1,6 @@
-//! `turnserver` as a process: exit codes, what it says where, and what it does between start and stop.
+//! Tests of `turnserver` as a process: exit codes, output and signals.
 
-// `cfg(test)` tells clippy that helpers in a test binary are test code too.
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
 mod support;
 

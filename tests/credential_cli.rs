@@ -1,6 +1,6 @@
-//! `turn-credential` as a process: exit codes, what it prints where, and where secrets may come from.
+//! Tests of `turn-credential` as a process: exit codes, output, and sources of secrets.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test and its helpers fail")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests and their helpers fail by panicking")]
 
 use std::fs;
 use std::io::Write as _;
@@ -15,13 +15,13 @@ const SECRET: &str = "north-star-north-star";
 const CONFIG: &str = "hostname = \"turn.example.org\"\n[auth]\nsecrets = [\"north-star-north-star\", \"old-star-old-star-old\"]\n\
                       [[auth.users]]\nname = \"bob\"\npassword = \"builder-of-things\"\n";
 
-/// What clients of [`CONFIG`] pass to the page.
+/// The URLs for [`CONFIG`].
 const URLS: [&str; 2] = ["turn:turn.example.org:3478?transport=udp", "turn:turn.example.org:3478?transport=tcp"];
 
-/// A directory of its own for each test, which is the working directory of the command.
-struct Place(PathBuf);
+/// The working directory of the command, one per test.
+struct Workdir(PathBuf);
 
-impl Place {
+impl Workdir {
     fn new(test: &str) -> Self {
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("credential_cli").join(test);
         let _ = fs::remove_dir_all(&directory);
@@ -38,11 +38,11 @@ impl Place {
         self
     }
 
-    fn run(&self, arguments: &[&str]) -> Ran {
+    fn run(&self, arguments: &[&str]) -> Completed {
         self.run_with(arguments, &[], "")
     }
 
-    fn run_with(&self, arguments: &[&str], environment: &[(&str, &str)], stdin: &str) -> Ran {
+    fn run_with(&self, arguments: &[&str], environment: &[(&str, &str)], stdin: &str) -> Completed {
         let mut child = Command::new(env!("CARGO_BIN_EXE_turn-credential"))
             .args(arguments)
             .current_dir(&self.0)
@@ -53,20 +53,20 @@ impl Place {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // A command that is refused does not read its input.
+        // A command that rejects its arguments does not read its input.
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
-        Ran::from(child.wait_with_output().unwrap())
+        Completed::from(child.wait_with_output().unwrap())
     }
 }
 
 #[derive(Debug)]
-struct Ran {
+struct Completed {
     code: Option<i32>,
     stdout: String,
     stderr: String,
 }
 
-impl From<Output> for Ran {
+impl From<Output> for Completed {
     fn from(output: Output) -> Self {
         let Output { status, stdout, stderr } = output;
         Self {
@@ -77,7 +77,7 @@ impl From<Output> for Ran {
     }
 }
 
-impl Ran {
+impl Completed {
     #[track_caller]
     fn succeeded(self) -> String {
         assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{}", self.stdout);
@@ -91,27 +91,27 @@ impl Ran {
         serde_json::from_str(&stdout).unwrap()
     }
 
-    /// The code is that, nothing is on standard output, and standard error says all of this in lines that begin
-    /// with the name of the command.
+    /// Asserts the exit code, an empty standard output, and that standard error starts with the command's name and
+    /// contains all of `parts`.
     #[track_caller]
-    fn failed(self, code: i32, says: &[&str]) {
+    fn failed(self, code: i32, parts: &[&str]) {
         assert_eq!((self.code, self.stdout.as_str()), (Some(code), ""), "{}", self.stderr);
         assert!(self.stderr.starts_with("turn-credential: "), "{}", self.stderr);
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
-        for part in says {
+        for part in parts {
             assert!(self.stderr.contains(part), "{part:?} is not in: {}", self.stderr);
         }
     }
 
-    /// Refused by the argument parser.
+    /// Asserts that the argument parser rejected the command with a message that contains `part`.
     #[track_caller]
-    fn refused(self, says: &str) {
+    fn rejected(self, part: &str) {
         assert_eq!((self.code, self.stdout.as_str()), (Some(2), ""), "{}", self.stderr);
-        assert!(self.stderr.contains(says), "{says:?} is not in: {}", self.stderr);
+        assert!(self.stderr.contains(part), "{part:?} is not in: {}", self.stderr);
     }
 }
 
-/// What an application that shares `secret` makes.
+/// Returns the credential that an application with `secret` mints.
 fn credential(secret: &str, user: Option<&str>, expires: u64) -> time_limited::Credential {
     time_limited::mint(&Secret::new(secret).unwrap(), user, expires)
 }
@@ -123,9 +123,9 @@ fn string<'v>(value: &'v Value, key: &str) -> &'v str {
 // mint: formats
 
 #[test]
-fn json_holds_a_credential_of_the_first_secret() {
+fn json_has_a_credential_made_with_the_first_secret() {
     let before = unix_seconds();
-    let minted = Place::with_config("json").run(&["mint", "--user", "alice", "--format", "json"]).json();
+    let minted = Workdir::with_config("json").run(&["mint", "--user", "alice", "--format", "json"]).json();
     let after = unix_seconds();
 
     let expires = minted["expires"].as_u64().unwrap();
@@ -139,8 +139,8 @@ fn json_holds_a_credential_of_the_first_secret() {
 }
 
 #[test]
-fn text_is_the_default_and_names_everything() {
-    let text = Place::with_config("text").run(&["mint", "--user", "alice", "--ttl", "90m"]).succeeded();
+fn text_is_the_default_and_has_all_values() {
+    let text = Workdir::with_config("text").run(&["mint", "--user", "alice", "--ttl", "90m"]).succeeded();
     let lines: Vec<(&str, &str)> = text.lines().map(|line| line.split_once(' ').unwrap()).collect();
     let names: Vec<&str> = lines.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, ["username", "password", "expires", "url", "url"]);
@@ -154,7 +154,7 @@ fn text_is_the_default_and_names_everything() {
 // W3C WebRTC §4.2.1 and §4.2.4: RTCConfiguration, RTCIceServer
 #[test]
 fn ice_servers_is_the_argument_of_a_peer_connection() {
-    let minted = Place::with_config("ice").run(&["mint", "--format", "ice-servers"]).json();
+    let minted = Workdir::with_config("ice").run(&["mint", "--format", "ice-servers"]).json();
     assert_eq!(minted.as_object().unwrap().keys().collect::<Vec<_>>(), ["iceServers"]);
     let [server] = minted["iceServers"].as_array().unwrap().as_slice() else { panic!("{minted}") };
     assert_eq!(server.as_object().unwrap().len(), 3, "{minted}");
@@ -164,43 +164,48 @@ fn ice_servers_is_the_argument_of_a_peer_connection() {
 }
 
 #[test]
-fn env_survives_the_eval_of_a_shell() {
-    let place = Place::with_config("env");
+fn env_output_survives_eval_in_a_shell() {
+    let directory = Workdir::with_config("env");
     let user = "o'brien $(touch pwned) `touch pwned` \"x\" \\ ; # : ü";
-    let lines = place.run(&["mint", "--user", user, "--format", "env"]).succeeded();
+    let lines = directory.run(&["mint", "--user", user, "--format", "env"]).succeeded();
     let script = "set -eu; eval \"$LINES_OF_ENV\"; printf '%s\\n' \
                   \"$TURN_USERNAME\" \"$TURN_PASSWORD\" \"$TURN_EXPIRES\" \"$TURN_URLS\"";
-    let shell =
-        Command::new("/bin/sh").args(["-c", script]).env("LINES_OF_ENV", lines).current_dir(&place.0).output().unwrap();
-    let seen = Ran::from(shell).succeeded();
-    let [username, password, expires, urls] = seen.lines().collect::<Vec<_>>()[..] else { panic!("{seen}") };
+    let shell = Command::new("/bin/sh")
+        .args(["-c", script])
+        .env("LINES_OF_ENV", lines)
+        .current_dir(&directory.0)
+        .output()
+        .unwrap();
+    let printed = Completed::from(shell).succeeded();
+    let [username, password, expires, urls] = printed.lines().collect::<Vec<_>>()[..] else { panic!("{printed}") };
     let expected = credential(SECRET, Some(user), expires.parse().unwrap());
     assert_eq!((username, password), (expected.username.as_str(), expected.password.as_str()));
     assert_eq!(urls, URLS.join(" "));
-    assert!(!place.0.join("pwned").exists());
+    assert!(!directory.0.join("pwned").exists());
 }
 
 #[test]
 fn a_minted_credential_is_accepted_by_verify() {
-    let place = Place::with_config("roundtrip");
-    let minted = place.run(&["mint", "--user", "a:b", "--ttl", "30m", "--format", "json"]).json();
+    let directory = Workdir::with_config("roundtrip");
+    let minted = directory.run(&["mint", "--user", "a:b", "--ttl", "30m", "--format", "json"]).json();
     let (username, password) = (string(&minted, "username"), string(&minted, "password"));
     for ending in ["", "\n", "\r\n"] {
-        let said = place.run_with(&["verify", username], &[], &format!("{password}{ending}")).succeeded();
-        assert!(said.starts_with("valid: user a:b, "), "{said}");
-        assert!(said.contains(" left (until 20") && said.contains("made with secret 1 of 2"), "{said}");
+        let output = directory.run_with(&["verify", username], &[], &format!("{password}{ending}")).succeeded();
+        assert!(output.starts_with("valid: user a:b, "), "{output}");
+        assert!(output.contains(" left (until 20") && output.contains("made with secret 1 of 2"), "{output}");
     }
-    let said = place.run_with(&["verify", username, "--password-env", "PASS"], &[("PASS", password)], "").succeeded();
-    assert!(said.starts_with("valid: "), "{said}");
-    let said = place.run_with(&["verify", username, "--password-stdin"], &[], password).succeeded();
-    assert!(said.starts_with("valid: "), "{said}");
+    let output =
+        directory.run_with(&["verify", username, "--password-env", "PASS"], &[("PASS", password)], "").succeeded();
+    assert!(output.starts_with("valid: "), "{output}");
+    let output = directory.run_with(&["verify", username, "--password-stdin"], &[], password).succeeded();
+    assert!(output.starts_with("valid: "), "{output}");
 }
 
-// mint: where the secret comes from
+// mint: sources of the secret
 
 #[test]
 fn each_source_of_a_secret_makes_the_same_credential() {
-    let place = Place::new("sources")
+    let directory = Workdir::new("sources")
         .with("other.toml", CONFIG)
         .with("secrets", &format!("# the newest first\n\n  {SECRET}\r\nold-star-old-star-old\n"))
         .with("one-line", &format!("{SECRET}\n"))
@@ -217,27 +222,27 @@ fn each_source_of_a_secret_makes_the_same_credential() {
     ];
     for (arguments, environment, stdin) in sources {
         let arguments = [&["mint", "--format", "json"], arguments].concat();
-        let minted = place.run_with(&arguments, environment, stdin).json();
+        let minted = directory.run_with(&arguments, environment, stdin).json();
         let expected = credential(SECRET, None, minted["expires"].as_u64().unwrap());
         assert_eq!(string(&minted, "password"), expected.password.as_str(), "{arguments:?}");
     }
 }
 
 #[test]
-fn the_configuration_gives_urls_to_a_secret_from_elsewhere() {
-    let place = Place::with_config("mixed").with("secret", "another-star-another-star");
+fn urls_come_from_the_configuration_if_the_secret_does_not() {
+    let directory = Workdir::with_config("mixed").with("secret", "another-star-another-star");
     let minted =
-        place.run(&["mint", "--config", "turnserver.toml", "--secret-file", "secret", "--format", "json"]).json();
+        directory.run(&["mint", "--config", "turnserver.toml", "--secret-file", "secret", "--format", "json"]).json();
     let expected = credential("another-star-another-star", None, minted["expires"].as_u64().unwrap());
     assert_eq!(string(&minted, "password"), expected.password.as_str());
     assert_eq!(minted["urls"], serde_json::json!(URLS));
 }
 
 #[test]
-fn urls_are_left_out_where_they_are_not_known() {
-    let place = Place::new("no_urls");
+fn unknown_urls_are_omitted() {
+    let directory = Workdir::new("no_urls");
     let environment = [("S", SECRET)];
-    let mint = |format| place.run_with(&["mint", "--secret-env", "S", "--format", format], &environment, "");
+    let mint = |format| directory.run_with(&["mint", "--secret-env", "S", "--format", format], &environment, "");
     assert!(mint("json").json().get("urls").is_none());
     assert!(!mint("text").succeeded().contains("turn:"));
     assert!(!mint("env").succeeded().contains("TURN_URLS"));
@@ -246,7 +251,7 @@ fn urls_are_left_out_where_they_are_not_known() {
 
 #[test]
 fn the_host_option_completes_the_urls() {
-    let place = Place::new("host");
+    let directory = Workdir::new("host");
     for (host, expected) in [
         ("turn.example.net", "turn:turn.example.net:3478"),
         ("192.0.2.7", "turn:192.0.2.7:3478"),
@@ -254,7 +259,7 @@ fn the_host_option_completes_the_urls() {
         ("[2001:db8::7]", "turn:[2001:db8::7]:3478"),
     ] {
         let arguments = ["mint", "--secret-env", "S", "--format", "ice-servers", "--host", host];
-        let minted = place.run_with(&arguments, &[("S", SECRET)], "").json();
+        let minted = directory.run_with(&arguments, &[("S", SECRET)], "").json();
         assert_eq!(
             minted["iceServers"][0]["urls"],
             serde_json::json!(["udp", "tcp"].map(|transport| format!("{expected}?transport={transport}")))
@@ -262,44 +267,44 @@ fn the_host_option_completes_the_urls() {
     }
     for host in ["turn:turn.example.org", "turn.example.org:3478", "a b", "", "https://turn.example.org/"] {
         let arguments = ["mint", "--secret-env", "S", "--host", host];
-        place.run_with(&arguments, &[("S", SECRET)], "").refused("without scheme and port");
+        directory.run_with(&arguments, &[("S", SECRET)], "").rejected("without scheme and port");
     }
 }
 
 #[test]
-fn a_missing_or_empty_secret_is_named_with_its_place() {
-    let place = Place::new("missing")
+fn a_missing_or_empty_secret_is_reported_with_its_source() {
+    let directory = Workdir::new("missing")
         .with("turnserver.toml", "realm = \"example.org\"\n")
         .with("empty", "")
         .with("comments", "# nothing\n\n");
-    place.run(&["mint"]).failed(1, &["turnserver.toml", "`auth.secrets`", "--secret-file"]);
-    place.run(&["mint", "--secret-file", "empty"]).failed(1, &["empty holds no secret"]);
-    place.run(&["mint", "--secret-file", "comments"]).failed(1, &["comments holds no secret"]);
-    place.run(&["mint", "--secret-file", "absent"]).failed(1, &["absent", "No such file"]);
-    place.run(&["mint", "--secret-file", "."]).failed(1, &["cannot read .:", "directory"]);
-    place.run_with(&["mint", "--secret-stdin"], &[], "\n").failed(1, &["standard input holds no secret"]);
-    place.run(&["mint", "--secret-env", "ABSENT"]).failed(1, &["ABSENT is not set"]);
-    place.run_with(&["mint", "--secret-env", "S"], &[("S", "")], "").failed(1, &["S holds no secret"]);
-    place.run(&["mint", "--config", "absent.toml"]).failed(1, &["absent.toml"]);
+    directory.run(&["mint"]).failed(1, &["turnserver.toml", "`auth.secrets`", "--secret-file"]);
+    directory.run(&["mint", "--secret-file", "empty"]).failed(1, &["empty contains no secret"]);
+    directory.run(&["mint", "--secret-file", "comments"]).failed(1, &["comments contains no secret"]);
+    directory.run(&["mint", "--secret-file", "absent"]).failed(1, &["absent", "No such file"]);
+    directory.run(&["mint", "--secret-file", "."]).failed(1, &["cannot read .:", "directory"]);
+    directory.run_with(&["mint", "--secret-stdin"], &[], "\n").failed(1, &["standard input contains no secret"]);
+    directory.run(&["mint", "--secret-env", "ABSENT"]).failed(1, &["ABSENT is not set"]);
+    directory.run_with(&["mint", "--secret-env", "S"], &[("S", "")], "").failed(1, &["S contains no secret"]);
+    directory.run(&["mint", "--config", "absent.toml"]).failed(1, &["absent.toml"]);
 }
 
 #[test]
 fn an_invalid_configuration_is_reported_with_its_line() {
-    let place = Place::new("invalid").with("turnserver.toml", "\nrealmm = \"example.org\"\n");
-    place.run(&["mint"]).failed(1, &["turnserver.toml:2:"]);
+    let directory = Workdir::new("invalid").with("turnserver.toml", "\nrealmm = \"example.org\"\n");
+    directory.run(&["mint"]).failed(1, &["turnserver.toml:2:"]);
 }
 
 #[test]
-fn two_sources_at_once_are_a_wrong_use() {
-    let place = Place::with_config("two").with("secret", SECRET);
+fn two_secret_sources_are_an_error() {
+    let directory = Workdir::with_config("two").with("secret", SECRET);
     for two in [["--secret-stdin", "--secret-env=S"], ["--secret-file=secret", "--secret-stdin"]] {
-        place.run(&[&["mint"], &two[..]].concat()).refused("cannot be used with");
+        directory.run(&[&["mint"], &two[..]].concat()).rejected("cannot be used with");
     }
 }
 
 #[test]
-fn a_secret_or_a_password_as_an_argument_is_refused_and_not_repeated() {
-    let place = Place::with_config("argv");
+fn a_secret_or_a_password_as_an_argument_is_rejected_and_not_printed() {
+    let directory = Workdir::with_config("argv");
     let attempts: [&[&str]; 6] = [
         &["mint", "--secret", SECRET],
         &["mint", "--secret=north-star-north-star"],
@@ -309,140 +314,146 @@ fn a_secret_or_a_password_as_an_argument_is_refused_and_not_repeated() {
         &["verify", "1700000000:alice", SECRET],
     ];
     for attempt in attempts {
-        let ran = place.run(attempt);
-        assert!(!ran.stderr.contains("north-star"), "{attempt:?}: {}", ran.stderr);
+        let completed = directory.run(attempt);
+        assert!(!completed.stderr.contains("north-star"), "{attempt:?}: {}", completed.stderr);
         let alternative =
             if attempt[0] == "mint" || attempt.contains(&"--secret") { "--secret-file" } else { "--password-env" };
-        ran.failed(2, &["command line", alternative]);
+        completed.failed(2, &["command line", alternative]);
     }
 }
 
 #[test]
-fn a_secret_in_the_place_of_a_variable_name_is_not_repeated() {
-    let ran = Place::new("value_as_name").run(&["mint", "--secret-env", SECRET]);
-    assert!(!ran.stderr.contains("north-star"), "{}", ran.stderr);
-    ran.failed(1, &["--secret-env", "a name, not the value"]);
+fn a_secret_given_as_a_variable_name_is_not_printed() {
+    let completed = Workdir::new("value_as_name").run(&["mint", "--secret-env", SECRET]);
+    assert!(!completed.stderr.contains("north-star"), "{}", completed.stderr);
+    completed.failed(1, &["--secret-env", "the name of a variable, not the value"]);
 }
 
-// mint: what may be asked for
+// mint: options
 
 #[test]
 fn a_ttl_is_a_number_of_seconds_or_has_a_unit() {
-    let place = Place::with_config("ttl");
+    let directory = Workdir::with_config("ttl");
     for (ttl, seconds) in [("86400", 86_400), ("45s", 45), ("30m", 1_800), ("12h", 43_200), ("7d", 604_800)] {
         let before = unix_seconds();
-        let minted = place.run(&["mint", "--ttl", ttl, "--format", "json"]).json();
+        let minted = directory.run(&["mint", "--ttl", ttl, "--format", "json"]).json();
         let expires = minted["expires"].as_u64().unwrap();
         assert!((before + seconds..=unix_seconds() + seconds).contains(&expires), "{ttl}: {minted}");
     }
     for ttl in ["0", "0s", "-5", "12x", "h", "", "1.5h", "3651d", "99999999999999999999", "99999999999999999d"] {
-        place.run(&["mint", &format!("--ttl={ttl}")]).refused("--ttl");
+        directory.run(&["mint", &format!("--ttl={ttl}")]).rejected("--ttl");
     }
 }
 
 // RFC 8489 §14.3: fewer than 509 bytes of text without control characters
 #[test]
-fn a_user_that_no_client_can_send_is_refused() {
-    let place = Place::with_config("user");
-    place.run(&["mint", "--user", "a\nb"]).refused("control character");
-    place.run(&["mint", "--user", "a\u{7f}b"]).refused("control character");
-    place.run(&["mint", "--user", ""]).refused("empty");
+fn a_user_that_no_client_can_send_is_rejected() {
+    let directory = Workdir::with_config("user");
+    directory.run(&["mint", "--user", "a\nb"]).rejected("control character");
+    directory.run(&["mint", "--user", "a\u{7f}b"]).rejected("control character");
+    directory.run(&["mint", "--user", ""]).rejected("empty");
     let longest = "x".repeat(508 - "1700000000:".len());
-    place.run(&["mint", "--user", &longest]).succeeded();
-    place.run(&["mint", "--user", &format!("{longest}x")]).failed(2, &["509 bytes", "508 are allowed"]);
+    directory.run(&["mint", "--user", &longest]).succeeded();
+    directory.run(&["mint", "--user", &format!("{longest}x")]).failed(2, &["509 bytes", "maximum is 508"]);
 }
 
-// verify: why a credential fails
+// verify: reasons of failure
 
 #[test]
-fn an_expired_credential_says_how_long_ago() {
-    let place = Place::with_config("expired");
+fn an_expired_credential_is_reported_with_its_age() {
+    let directory = Workdir::with_config("expired");
     let old = credential("old-star-old-star-old", Some("alice"), unix_seconds() - 3 * 3_600);
-    place.run_with(&["verify", &old.username], &[], &old.password).failed(1, &["not valid: expired 3 h ago (at 20"]);
+    directory
+        .run_with(&["verify", &old.username], &[], &old.password)
+        .failed(1, &["not valid: expired 3 h ago (at 20"]);
 }
 
 #[test]
-fn a_wrong_secret_says_how_many_were_tried() {
-    let place = Place::with_config("wrong");
+fn a_wrong_secret_is_reported_with_the_number_tried() {
+    let directory = Workdir::with_config("wrong");
     let foreign = credential("foreign", Some("alice"), unix_seconds() + 600);
-    place
+    directory
         .run_with(&["verify", &foreign.username], &[], &foreign.password)
         .failed(1, &["not valid: wrong secret", "none of the 2"]);
     let environment = [("S", "a-third-star"), ("PASS", foreign.password.as_str())];
     let arguments = ["verify", &foreign.username, "--secret-env", "S", "--password-env", "PASS"];
-    place.run_with(&arguments, &environment, "").failed(1, &["not made with the one secret"]);
+    directory.run_with(&arguments, &environment, "").failed(1, &["the password does not match the secret"]);
     let both = credential("foreign", Some("alice"), unix_seconds() - 7_200);
-    place.run_with(&["verify", &both.username], &[], &both.password).failed(1, &["wrong secret", "expired 2 h ago"]);
+    directory
+        .run_with(&["verify", &both.username], &[], &both.password)
+        .failed(1, &["wrong secret", "expired 2 h ago"]);
 }
 
 #[test]
-fn a_malformed_credential_says_what_is_malformed() {
-    let place = Place::with_config("malformed");
+fn a_malformed_credential_is_reported_with_the_reason() {
+    let directory = Workdir::with_config("malformed");
     let password = "rchw+7XvnG7mN0BXm8xDnHNSHX0=";
-    let verify = |username, password| place.run_with(&["verify", username], &[], password);
+    let verify = |username, password| directory.run_with(&["verify", username], &[], password);
     verify("alice", password).failed(1, &["malformed", "<unix expiry>:<name>", "static user"]);
-    verify("alice:1700000000", password).failed(1, &["malformed", "behind the name"]);
+    verify("alice:1700000000", password).failed(1, &["malformed", "the expiry follows the name"]);
     verify("1700000000000:alice", password).failed(1, &["malformed", "milliseconds"]);
     verify("1700000000:alice", "hunter2").failed(1, &["malformed", "base64"]);
     verify("1700000000:alice", "").failed(1, &["malformed", "0 bytes"]);
 }
 
 #[test]
-fn without_a_secret_nothing_can_be_valid() {
-    let place = Place::new("verify_no_secret").with("turnserver.toml", "realm = \"example.org\"\n");
+fn without_a_secret_no_credential_is_valid() {
+    let directory = Workdir::new("verify_no_secret").with("turnserver.toml", "realm = \"example.org\"\n");
     let minted = credential(SECRET, None, unix_seconds() + 600);
-    place
+    directory
         .run_with(&["verify", &minted.username], &[], &minted.password)
         .failed(1, &["not valid", "no secret", "turnserver.toml"]);
 }
 
 #[test]
-fn static_users_of_the_configuration_are_known() {
-    let place = Place::with_config("static");
-    let said = place.run_with(&["verify", "bob"], &[], "builder-of-things\n").succeeded();
-    assert!(said.starts_with("valid: ") && said.contains("static user bob"), "{said}");
-    place.run_with(&["verify", "bob"], &[], "breaker").failed(1, &["not valid", "password is wrong", "static user"]);
-    place.run_with(&["verify", "bob"], &[], "\n").failed(1, &["not valid", "password is empty"]);
+fn static_users_of_the_configuration_are_verified() {
+    let directory = Workdir::with_config("static");
+    let output = directory.run_with(&["verify", "bob"], &[], "builder-of-things\n").succeeded();
+    assert!(output.starts_with("valid: ") && output.contains("static user bob"), "{output}");
+    directory
+        .run_with(&["verify", "bob"], &[], "breaker")
+        .failed(1, &["not valid", "password is wrong", "static user"]);
+    directory.run_with(&["verify", "bob"], &[], "\n").failed(1, &["not valid", "password is empty"]);
 }
 
 #[test]
-fn one_standard_input_cannot_be_secret_and_password() {
-    let place = Place::with_config("both_stdin");
-    place
+fn standard_input_cannot_be_both_secret_and_password() {
+    let directory = Workdir::with_config("both_stdin");
+    directory
         .run_with(&["verify", "1700000000", "--secret-stdin"], &[], SECRET)
         .failed(2, &["standard input", "--password-env"]);
     let good = credential(SECRET, None, unix_seconds() + 600);
     let arguments = ["verify", &good.username, "--secret-stdin", "--password-env", "PASS"];
-    let said = place.run_with(&arguments, &[("PASS", &good.password)], SECRET).succeeded();
-    assert!(said.contains("made with secret 1 of 1"), "{said}");
+    let output = directory.run_with(&arguments, &[("PASS", &good.password)], SECRET).succeeded();
+    assert!(output.contains("made with secret 1 of 1"), "{output}");
 }
 
 // The process
 
 #[test]
-fn wrong_use_is_exit_code_2_and_help_is_0() {
-    let place = Place::new("usage");
-    place.run(&["verify"]).refused("USERNAME");
-    place.run(&["mint", "--format", "xml"]).refused("ice-servers");
-    place.run(&["make"]).refused("make");
-    assert_eq!(place.run(&[]).code, Some(2));
-    assert!(place.run(&["--version"]).succeeded().starts_with("turn-credential "));
-    let help = place.run(&["mint", "--help"]).succeeded();
+fn invalid_arguments_are_exit_code_2_and_help_is_0() {
+    let directory = Workdir::new("usage");
+    directory.run(&["verify"]).rejected("USERNAME");
+    directory.run(&["mint", "--format", "xml"]).rejected("ice-servers");
+    directory.run(&["make"]).rejected("make");
+    assert_eq!(directory.run(&[]).code, Some(2));
+    assert!(directory.run(&["--version"]).succeeded().starts_with("turn-credential "));
+    let help = directory.run(&["mint", "--help"]).succeeded();
     for option in
         ["--config", "--secret-file", "--secret-stdin", "--secret-env", "--user", "--ttl", "--host", "--format"]
     {
         assert!(help.contains(option), "{option} is not in: {help}");
     }
-    assert!(!place.run(&["verify", "--help"]).succeeded().contains("misplaced"));
+    assert!(!directory.run(&["verify", "--help"]).succeeded().contains("misplaced"));
 }
 
 #[test]
-fn a_closed_pipe_is_no_panic_and_a_full_disk_is_told() {
-    let place = Place::with_config("output");
+fn a_closed_pipe_is_not_a_panic_and_a_full_disk_is_an_error() {
+    let directory = Workdir::with_config("output");
     let mint = |stdout: Stdio| {
         let output = Command::new(env!("CARGO_BIN_EXE_turn-credential"))
             .arg("mint")
-            .current_dir(&place.0)
+            .current_dir(&directory.0)
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(Stdio::piped())
@@ -450,7 +461,7 @@ fn a_closed_pipe_is_no_panic_and_a_full_disk_is_told() {
             .unwrap()
             .wait_with_output()
             .unwrap();
-        Ran::from(output)
+        Completed::from(output)
     };
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

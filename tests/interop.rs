@@ -1,6 +1,6 @@
-//! coturn's test client and echo peer, from Debian's package `coturn`, use the real server over loopback.
+//! Interoperability with coturn's test client and echo peer (Debian package `coturn`) and openssl, over loopback.
 
-// `cfg(test)` tells clippy that helpers in a test binary are test code too.
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
 mod support;
 
@@ -14,17 +14,16 @@ mod uclient {
     use turnserver::clock::unix_seconds;
 
     use crate::support::certificates::Authority;
-    use crate::support::{PATIENCE, Process, Server, TempDir, config, config_for, run, with_tls};
+    use crate::support::{Process, Server, TIMEOUT, TempDir, config, config_for, run, with_tls};
 
     const PACKAGE: Option<&str> = Some("coturn");
     const MESSAGES: usize = 200;
     const MESSAGE_LEN: usize = 1000;
 
-    /// The client takes its channel numbers from the range of RFC 5766, and the number of ADDITIONAL-ADDRESS-FAMILY from a
-    /// draft.
+    /// The client uses channel numbers of RFC 5766, and a draft's number for ADDITIONAL-ADDRESS-FAMILY.
     const FOR_UCLIENT: &str = "[compat]\nrfc5766-channels = true\ndraft-dual-allocation = true\n";
 
-    /// For peers that are plain sockets on this machine.
+    /// Allows peers that are plain sockets on this machine.
     const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
 
     #[derive(Clone, Copy)]
@@ -34,12 +33,12 @@ mod uclient {
         Tls,
     }
 
-    /// What a client of the test client's allocates.
+    /// What each client allocates.
     #[derive(Clone, Copy)]
     enum Allocation {
-        /// One address. Every other request asks for an even port.
+        /// One address. Every second request asks for an even port.
         One,
-        /// An even port (EVEN-PORT with the R bit), and for RTCP the next one (RESERVATION-TOKEN).
+        /// An even port (EVEN-PORT with the R bit) and the next one (RESERVATION-TOKEN).
         Pair,
         /// An IPv4 and an IPv6 address.
         Dual,
@@ -51,7 +50,7 @@ mod uclient {
         Indications,
     }
 
-    /// The figures at the end of the client's output.
+    /// The totals at the end of the client's output.
     #[derive(Debug, PartialEq)]
     struct Summary {
         sent: usize,
@@ -83,25 +82,25 @@ mod uclient {
         UdpSocket::bind((ip, 0)).unwrap().local_addr().unwrap().port()
     }
 
-    /// Starts the echo peer and waits until it echoes.
+    /// Starts the echo peer and waits until it responds.
     fn start_peer(ip: IpAddr) -> (Process, SocketAddr) {
         let address = SocketAddr::new(ip, free_udp_port(ip));
         let mut command = Command::new("turnutils_peer");
         let peer = Process::start(command.args(["-p", &address.port().to_string(), "-L", &ip.to_string()]), PACKAGE);
 
         let probe = UdpSocket::bind((ip, 0)).unwrap();
-        let pause = Duration::from_millis(50);
-        probe.set_read_timeout(Some(pause)).unwrap();
-        for _ in 0..PATIENCE.as_millis() / pause.as_millis() {
+        let interval = Duration::from_millis(50);
+        probe.set_read_timeout(Some(interval)).unwrap();
+        for _ in 0..TIMEOUT.as_millis() / interval.as_millis() {
             probe.send_to(b"are you there?", address).unwrap();
             if probe.recv_from(&mut [0; 64]).is_ok() {
                 return (peer, address);
             }
         }
-        panic!("turnutils_peer does not echo on {address}; it said:\n{}", peer.said());
+        panic!("turnutils_peer does not echo on {address}; its output:\n{}", peer.output());
     }
 
-    /// Starts a server that listens on `transport` too.
+    /// Starts a server that listens on `transport`.
     fn start(transport: Transport, ip: &str, more: &str) -> Server {
         start_with(transport, ip, &config(&[ip], more))
     }
@@ -112,11 +111,11 @@ mod uclient {
         }
         let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
         let files = authority.write(&authority.issue(&["localhost"]), directory.path());
-        // The certificate has been read when the server is ready.
+        // The files may be removed now: a server that is ready has read them.
         Server::start(&with_tls(config, &[ip], &files))
     }
 
-    /// Runs the client to its end; all that it sends has to come back.
+    /// Runs the client to its end and asserts that everything it sends comes back.
     fn uclient(
         case: &str,
         server: &Server,
@@ -162,7 +161,7 @@ mod uclient {
         assert_eq!(finished.code, Some(0));
     }
 
-    /// The client's data goes through the relay to an echo peer and back.
+    /// Sends data through the relay to an echo peer and back.
     fn echo_through_peer(case: &str, transport: Transport, ip: &str, data: Data) {
         let server = start(transport, ip, &format!("{FOR_UCLIENT}{LOOPBACK_PEERS}"));
         let (_peer, peer) = start_peer(ip.parse().unwrap());
@@ -174,7 +173,7 @@ mod uclient {
         uclient(case, &server, transport, Allocation::One, 4, &arguments);
     }
 
-    /// The same with pairs of ports; every reservation has to be claimed.
+    /// Like `echo_through_peer` with pairs of ports. Asserts that reservations are claimed.
     fn echo_through_pairs_of_ports(case: &str, transport: Transport, ip: &str) {
         let server = start(transport, ip, &format!("{FOR_UCLIENT}{LOOPBACK_PEERS}"));
         let (_peer, peer) = start_peer(ip.parse().unwrap());
@@ -191,7 +190,7 @@ mod uclient {
         assert!(pairs >= 2, "{ports:?}");
     }
 
-    /// Clients with an address of each family exchange data with a peer of one.
+    /// Exchanges data between clients with an address of each family and a peer of one family.
     fn echo_through_dual_allocations(case: &str, transport: Transport, ip: &str, data: Data) {
         let more = format!("{FOR_UCLIENT}{LOOPBACK_PEERS}");
         let server = start_with(transport, ip, &config_for(&[ip], &["127.0.0.1", "::1"], &more));
@@ -204,7 +203,7 @@ mod uclient {
         uclient(case, &server, transport, Allocation::Dual, 4, &arguments);
     }
 
-    /// Two of the client's allocations exchange data relay to relay, which takes no allowed peers.
+    /// Exchanges data relay to relay between two allocations, which requires no allowed peers.
     fn client_to_client(case: &str, transport: Transport, ip: &str, data: Data) {
         let server = start(transport, ip, FOR_UCLIENT);
         let mut arguments = vec![family(ip), "-y"];
@@ -214,7 +213,7 @@ mod uclient {
         uclient(case, &server, transport, Allocation::One, 2, &arguments);
     }
 
-    /// Which relayed address family to ask for.
+    /// Returns the option that requests the relayed address family.
     fn family(ip: &str) -> &'static str {
         if ip.contains(':') { "-x" } else { "-X" }
     }
@@ -299,7 +298,7 @@ mod uclient {
         client_to_client("relay to relay, channels, IPv4, TCP", Transport::Tcp, "127.0.0.1", Data::Channels);
     }
 
-    /// The first server sends every client to a second one (RFC 8489 §10).
+    /// Redirects every client to a second server (RFC 8489 §10).
     fn redirected(case: &str, transport: Transport) {
         let second = start(transport, "127.0.0.1", FOR_UCLIENT);
         let (key, address) = match transport {
@@ -313,17 +312,17 @@ mod uclient {
     }
 
     #[test]
-    fn all_bytes_arrive_at_the_server_that_clients_are_sent_to() {
+    fn all_bytes_arrive_at_the_alternate_server() {
         redirected("redirected", Transport::Udp);
     }
 
     #[test]
-    fn all_bytes_arrive_at_the_server_that_clients_are_sent_to_over_tcp() {
+    fn all_bytes_arrive_at_the_alternate_server_over_tcp() {
         redirected("redirected, TCP", Transport::Tcp);
     }
 
     #[test]
-    fn all_bytes_arrive_at_the_server_that_clients_are_sent_to_over_tls() {
+    fn all_bytes_arrive_at_the_alternate_server_over_tls() {
         redirected("redirected, TLS", Transport::Tls);
     }
 
@@ -368,7 +367,7 @@ mod uclient {
     }
 
     #[test]
-    fn the_summary_is_read_from_the_last_figures() {
+    fn the_summary_is_parsed_from_the_last_figures() {
         let output = [
             "3: : start_mclient: msz=4, tot_send_msgs=33, tot_recv_msgs=31, tot_send_bytes ~ 16500, tot_recv_bytes ~ 15500",
             "6: : start_mclient: tot_send_msgs=200, tot_recv_msgs=198",
@@ -390,11 +389,11 @@ mod s_client {
     use turnserver::clock::unix_seconds;
 
     use crate::support::certificates::Authority;
-    use crate::support::{PATIENCE, Server, TempDir, config, run, with_tls};
+    use crate::support::{Server, TIMEOUT, TempDir, config, run, with_tls};
 
     // RFC 7443 §2, RFC 7301 §3.2
     #[test]
-    fn openssl_connects_with_tls_1_2_and_1_3_and_our_protocols() {
+    fn openssl_connects_with_tls_1_2_and_1_3_and_alpn() {
         let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
         let files = authority.write(&authority.issue(&["localhost"]), directory.path());
         let root = directory.write("root.pem", &authority.root());
@@ -403,27 +402,27 @@ mod s_client {
             let mut command = Command::new("openssl");
             command.args(["s_client", "-verify_return_error", "-verify_hostname", "localhost", version, "-CAfile"]);
             command.arg(&root).arg("-connect").arg(server.tls_address().to_string()).args(more);
-            let finished = run(&mut command, Some("openssl"), PATIENCE);
+            let finished = run(&mut command, Some("openssl"), TIMEOUT);
             (finished.code, [finished.stdout, finished.stderr].concat().join("\n"))
         };
         for (version, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
-            for (protocols, taken) in [
+            for (protocols, selected) in [
                 ("stun.turn", "ALPN protocol: stun.turn"),
                 ("h2,stun.nat-discovery", "ALPN protocol: stun.nat-discovery"),
             ] {
-                let (code, said) = connect(version, &["-alpn", protocols]);
-                println!("s_client {version} -alpn {protocols}: exit code {code:?}, {taken}");
-                assert_eq!(code, Some(0), "{said}");
-                for part in [&format!("New, {name}, Cipher is "), taken, "Verification: OK"] {
-                    assert!(said.contains(part), "{part} is not in {said}");
+                let (code, output) = connect(version, &["-alpn", protocols]);
+                println!("s_client {version} -alpn {protocols}: exit code {code:?}, {selected}");
+                assert_eq!(code, Some(0), "{output}");
+                for part in [&format!("New, {name}, Cipher is "), selected, "Verification: OK"] {
+                    assert!(output.contains(part), "{part} is not in {output}");
                 }
             }
-            let (code, said) = connect(version, &[]);
-            assert!(code == Some(0) && said.contains("No ALPN negotiated"), "{said}");
-            let (code, said) = connect(version, &["-alpn", "h2,http/1.1"]);
-            assert!(code == Some(1) && said.contains("alert no application protocol"), "{said}");
+            let (code, output) = connect(version, &[]);
+            assert!(code == Some(0) && output.contains("No ALPN negotiated"), "{output}");
+            let (code, output) = connect(version, &["-alpn", "h2,http/1.1"]);
+            assert!(code == Some(1) && output.contains("alert no application protocol"), "{output}");
         }
-        let (code, said) = connect("-tls1_1", &["-cipher", "DEFAULT:@SECLEVEL=0"]);
-        assert!(code == Some(1) && said.contains("alert"), "{said}");
+        let (code, output) = connect("-tls1_1", &["-cipher", "DEFAULT:@SECLEVEL=0"]);
+        assert!(code == Some(1) && output.contains("alert"), "{output}");
     }
 }

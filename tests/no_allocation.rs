@@ -12,22 +12,25 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use turnserver::auth::{Authenticator, LongTermKey, NonceMint, Secret};
-use turnserver::net::batch::{Fate, Piece, RecvBatch, Room, SendBatch, Target};
+use turnserver::auth::LongTermKey;
+use turnserver::net::batch::{Piece, RecvBatch, SendBatch, SendStatus, SlotLayout, Target};
 use turnserver::net::udp;
 use turnserver::stun::attribute::{ChannelNumber, Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
-use turnserver::stun::{Class, EncodeAttribute, ErrorCode, MessageWriter, Method, TransactionId};
+use turnserver::stun::{Class, EncodeAttribute, MessageWriter, Method, TransactionId};
 use turnserver::turn::{
-    Context, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, IcmpError, Instant, LiveRelays, Opened, Outcome,
-    PeerPolicy, Quota, REPLY_BUFFER, Rate, RelayId, RelayRange, Reservations, Server, Settings, Shared, TAILROOM,
-    Transport, UserRates,
+    Context, Direction, DropReason, FiveTuple, FromClient, HEADROOM, IcmpError, Instant, Opened, Outcome,
+    RESPONSE_BUFFER, Rate, RejectionCode, Server, SocketId, TAILROOM, Transport,
 };
+
+use crate::test_world::Blueprint;
+
+#[path = "support/world.rs"]
+mod test_world;
 
 /// Counts what the thread that asks has allocated; other threads of the test runner go uncounted.
 struct Counting;
@@ -99,7 +102,6 @@ fn allocates_nothing(mut round: impl FnMut()) {
 /// A server with one allocation, which has a channel to one peer and a permission for another.
 struct World {
     server: Server,
-    shared: Arc<Shared>,
     rng: StdRng,
     tuple: FiveTuple,
     user: String,
@@ -120,41 +122,25 @@ fn permitted() -> SocketAddr {
 
 impl World {
     /// The world and its allocation's relay socket.
-    fn new() -> (Self, RelayId) {
+    fn new() -> (Self, SocketId) {
         Self::limited(None)
     }
 
     /// The same with a rate for the allocation and for its user.
-    fn limited(bytes: Option<Rate>) -> (Self, RelayId) {
-        let (bind, advertised) = ("10.0.0.5".parse().unwrap(), "203.0.113.9".parse().unwrap());
-        let users = (0..CLIENTS).map(|number| (format!("user-{number}"), Secret::new(PASSWORD).unwrap()));
-        let shared = Arc::new(Shared {
-            authenticator: Authenticator::new(REALM.to_owned(), Vec::new(), users),
-            nonces: NonceMint::from_random([3; 32], 3_000),
-            policy: PeerPolicy { allow: vec!["198.51.100.0/24".parse().unwrap()], ..PeerPolicy::default() },
-            live: LiveRelays::new([(bind, advertised)]),
-            reservations: Reservations::new([(bind, advertised)], &PORTS),
-            quota: Quota::with_rates(0, 0, UserRates { allocations: None, bytes }, 64, [5; 32]),
-            connections: Quota::new(0, 0, [6; 32]),
-            draining: false.into(),
-            alternate: None,
-        });
-        let (client, server) = (address("192.0.2.1:5000"), address("192.0.2.200:3478"));
-        let nonce = shared.nonces.mint(UNIX, client).to_string();
-        let settings = Settings {
-            relays: vec![RelayRange { bind, advertised, ports: PORTS }],
-            permissions_per_allocation: 8,
-            channels_per_allocation: 8,
-            peer_rate: None,
-            byte_rate: bytes,
-            unverified_replies: 0,
-            rfc5766_channels: false,
-            draft_dual_allocation: false,
-            expiry_grace: 0,
-        };
-        let tuple = FiveTuple { client, server, transport: Transport::Udp };
-        let (server, rng) = (Server::new(Arc::clone(&shared), settings), StdRng::seed_from_u64(7));
-        let mut world = Self { server, shared, rng, tuple, user: "user-0".to_owned(), nonce };
+    fn limited(bytes: Option<Rate>) -> (Self, SocketId) {
+        let mut blueprint = Blueprint::new(REALM, ("10.0.0.5", "203.0.113.9"), PORTS);
+        for number in 0..CLIENTS {
+            blueprint = blueprint.user(&format!("user-{number}"), PASSWORD);
+        }
+        blueprint.policy.allow.push("198.51.100.0/24".parse().unwrap());
+        blueprint.limits.byte_rate = bytes;
+        blueprint.limits.user_rates.bytes = bytes;
+        let (server, snapshot, _) = blueprint.server();
+        let (client, address) = (address("192.0.2.1:5000"), address("192.0.2.200:3478"));
+        let nonce = snapshot.nonces.mint(UNIX, client).to_string();
+        let tuple = FiveTuple { client, server: address, transport: Transport::Udp };
+        let rng = StdRng::seed_from_u64(7);
+        let mut world = Self { server, rng, tuple, user: "user-0".to_owned(), nonce };
 
         let relay = world.allocate();
         assert_answered(&world.request(Method::CREATE_PERMISSION, &[&XorPeerAddress(permitted())]));
@@ -165,25 +151,25 @@ impl World {
     fn become_client(&mut self, number: usize, user: &str) {
         user.clone_into(&mut self.user);
         self.tuple.client = SocketAddr::from(([192, 0, 2, 2], 10_000 + u16::try_from(number).unwrap()));
-        self.nonce = self.shared.nonces.mint(UNIX, self.tuple.client).to_string();
+        self.nonce = self.server.snapshot().nonces.mint(UNIX, self.tuple.client).to_string();
     }
 
     /// An allocation with a channel, and the permission that comes with it.
-    fn allocate(&mut self) -> RelayId {
+    fn allocate(&mut self) -> SocketId {
         let FromClient::Open(open) = self.request(Method::ALLOCATE, &[&RequestedTransport::UDP]) else {
             panic!("a socket to open is expected")
         };
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
-        let opened = self.server.relay_opened(&mut cx, &open, Ok(()), &mut [0; REPLY_BUFFER]);
-        assert!(matches!(opened, Opened::Reply(..)));
+        let opened = self.server.socket_opened(&mut cx, &open, Ok(()), &mut [0; RESPONSE_BUFFER]);
+        assert!(matches!(opened, Opened::Respond(..)));
         assert_answered(&self.request(Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(bound())]));
         while self.server.next_action().is_some() {}
-        open.relay
+        open.socket
     }
 
     fn request(&mut self, method: Method, attributes: &[&dyn EncodeAttribute]) -> FromClient {
         let (tuple, packet) = (self.tuple, self.authenticated(method, attributes));
-        self.packet(&tuple, &packet, &mut [0; REPLY_BUFFER])
+        self.packet(&tuple, &packet, &mut [0; RESPONSE_BUFFER])
     }
 
     fn authenticated(&self, method: Method, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
@@ -199,7 +185,7 @@ impl World {
 
     fn packet(&mut self, tuple: &FiveTuple, packet: &[u8], reply: &mut [u8]) -> FromClient {
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
-        self.server.client_packet(&mut cx, tuple, packet, 0xb8, reply)
+        test_world::client_packet(&mut self.server, &mut cx, tuple, packet, 0xb8, reply)
     }
 }
 
@@ -208,7 +194,7 @@ fn now() -> Instant {
 }
 
 fn assert_answered(decision: &FromClient) {
-    let FromClient::Reply(reply) = decision else { panic!("an answer is expected") };
+    let FromClient::Respond(reply) = decision else { panic!("an answer is expected") };
     assert!(matches!(reply.outcome, Outcome::Answered(_)), "{}", reply.outcome);
 }
 
@@ -230,7 +216,7 @@ fn an_allocation_is_noticed() {
 fn binding_allocates_nothing() {
     let (mut world, _) = World::new();
     let packet = message(Class::Request, Method::BINDING, |writer| writer.fingerprint());
-    let mut reply = [0; REPLY_BUFFER];
+    let mut reply = [0; RESPONSE_BUFFER];
     for client in ["192.0.2.9:5000", "[2001:db8::9]:5000"] {
         let tuple = FiveTuple { client: address(client), ..world.tuple };
         allocates_nothing(|| assert_answered(&world.packet(&tuple, &packet, &mut reply)));
@@ -242,17 +228,17 @@ fn challenging_a_stranger_allocates_nothing() {
     let (mut world, _) = World::new();
     let tuple = FiveTuple { client: address("192.0.2.9:5000"), ..world.tuple };
     let packet = message(Class::Request, Method::ALLOCATE, |writer| writer.push(&RequestedTransport::UDP));
-    let mut reply = [0; REPLY_BUFFER];
+    let mut reply = [0; RESPONSE_BUFFER];
     allocates_nothing(|| {
-        let FromClient::Reply(reply) = world.packet(&tuple, &packet, &mut reply) else { panic!("no answer") };
-        assert_eq!(reply.outcome, Outcome::Rejected(ErrorCode::UNAUTHENTICATED));
+        let FromClient::Respond(reply) = world.packet(&tuple, &packet, &mut reply) else { panic!("no answer") };
+        assert_eq!(reply.outcome, Outcome::Rejected(RejectionCode::Unauthenticated));
     });
 }
 
 #[test]
 fn whoever_keeps_an_allocation_alive_allocates_nothing() {
     let (mut world, _) = World::new();
-    let mut reply = [0; REPLY_BUFFER];
+    let mut reply = [0; RESPONSE_BUFFER];
     let packets = [
         world.authenticated(Method::REFRESH, &[]),
         world.authenticated(Method::CREATE_PERMISSION, &[&XorPeerAddress(permitted()), &XorPeerAddress(bound())]),
@@ -270,7 +256,7 @@ fn channel_data_to_the_peer_allocates_nothing() {
     let (tuple, packet) = (world.tuple, [&[0x40, 0, 0, 200][..], &[7; 200]].concat());
     allocates_nothing(|| {
         let FromClient::Relay(route) = world.packet(&tuple, &packet, &mut []) else { panic!("no route") };
-        assert_eq!((route.relay, route.peer, route.payload), (relay, bound(), 4..204));
+        assert_eq!((route.socket, route.peer, route.payload), (relay, bound(), 4..204));
     });
 }
 
@@ -284,23 +270,22 @@ fn send_indication_allocates_nothing() {
     let tuple = world.tuple;
     allocates_nothing(|| {
         let FromClient::Relay(route) = world.packet(&tuple, &packet, &mut []) else { panic!("no route") };
-        assert_eq!((route.relay, route.peer, route.payload.len()), (relay, permitted(), 201));
+        assert_eq!((route.socket, route.peer, route.payload.len()), (relay, permitted(), 201));
     });
 }
 
 #[test]
 fn an_icmp_error_allocates_nothing() {
     let (mut world, relay) = World::new();
-    let mut buffer = [0; REPLY_BUFFER];
-    let mut told = 0;
+    let mut buffer = [0; RESPONSE_BUFFER];
+    let mut indications = 0;
     allocates_nothing(|| {
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
         let error = IcmpError { kind: 3, code: 3, mtu: 0 };
-        if let FromPeer::Relay(_) = world.server.peer_unreachable(&mut cx, relay, permitted(), error, &mut buffer) {
-            told += 1;
-        }
+        let sent = world.server.peer_unreachable(&mut cx, relay, permitted(), error, &mut buffer);
+        indications += usize::from(sent.is_ok());
     });
-    assert_eq!(told, 10);
+    assert_eq!(indications, 10);
 }
 
 #[test]
@@ -310,9 +295,10 @@ fn peer_datagrams_to_channel_data_and_to_data_indications_allocate_nothing() {
     for (source, length) in [(bound(), 4 + 201), (permitted(), 20 + 12 + 4 + 204)] {
         allocates_nothing(|| {
             let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
-            let decision = world.server.peer_packet(&mut cx, relay, source, 0xb8, &mut buffer, 201);
-            let FromPeer::Relay(route) = decision else { panic!("no route") };
-            assert_eq!((route.tuple, route.message.len()), (world.tuple, length));
+            let sent = test_world::peer_packet(&mut world.server, &mut cx, relay, source, 0xb8, &mut buffer);
+            let (route, message) = sent.unwrap();
+            world.server.credit(relay, Direction::ToClient, 1, 201);
+            assert_eq!((route.tuple, message.len()), (world.tuple, length));
         });
     }
 }
@@ -338,17 +324,17 @@ fn batches_allocate_nothing_once_they_have_grown() {
     let target = Target::new(receiver.local_addr().unwrap(), None, 0xb8);
     let (payload, lengths) = ([7; 1_000], [1_000, 1_000, 1_000, 10, 500]);
     for merged in [false, true] {
-        if merged && !udp::merge_received(&receiver) {
+        if merged && !udp::enable_gro(&receiver) {
             return;
         }
         let mut outbound = SendBatch::new();
-        let mut inbound = RecvBatch::new(8, Room { headroom: HEADROOM, payload: 65_536, tailroom: TAILROOM });
+        let mut inbound = RecvBatch::new(8, SlotLayout { headroom: HEADROOM, payload: 65_536, tailroom: TAILROOM });
         let mut round = || {
             for length in lengths {
                 let header = outbound.keep(&[0x40, 0, 0, 0]);
                 outbound.push(&target, &[header, Piece::of_arena(0..length)]);
             }
-            assert_eq!(outbound.flush(&sender, &payload), [Fate::Sent; 5]);
+            assert_eq!(outbound.flush(&sender, &payload), [SendStatus::Sent; 5]);
             let mut arrived = 0;
             while arrived < lengths.len() {
                 let mut polled = [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)];
@@ -375,8 +361,7 @@ fn data_under_a_limit_allocates_nothing() {
     allocates_nothing(|| {
         assert!(matches!(world.packet(&tuple, &packet, &mut []), FromClient::Relay(_)));
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
-        let decision = world.server.peer_packet(&mut cx, relay, bound(), 0, &mut buffer, 201);
-        assert!(matches!(decision, FromPeer::Relay(_)));
+        assert!(test_world::peer_packet(&mut world.server, &mut cx, relay, bound(), 0, &mut buffer).is_ok());
     });
 }
 
@@ -393,8 +378,8 @@ fn data_over_a_limit_allocates_nothing() {
     allocates_nothing(|| {
         assert_eq!(world.packet(&tuple, &packet, &mut []), dropped);
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
-        let decision = world.server.peer_packet(&mut cx, relay, bound(), 0, &mut buffer, 201);
-        assert_eq!(decision, FromPeer::Drop(DropReason::AllocationBandwidth));
+        let sent = test_world::peer_packet(&mut world.server, &mut cx, relay, bound(), 0, &mut buffer);
+        assert_eq!(sent.unwrap_err(), DropReason::AllocationBandwidth);
     });
     assert_eq!(world.server.next_action(), None);
 }

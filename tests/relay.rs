@@ -1,6 +1,6 @@
-//! A client that nobody here wrote, the `turn` crate's, uses the real server over loopback.
+//! Tests of the real server over loopback with an independent client, the `turn` crate's.
 
-// `cfg(test)` tells clippy that helpers in a test binary are test code too.
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
 #[path = "relay/client.rs"]
 mod client;
@@ -16,12 +16,12 @@ mod relay {
     use turnserver::stun::attribute::Data;
 
     use crate::client::{Client, mapped_address};
-    use crate::support::{Ended, PATIENCE, Server, client as plain, config, config_for, has_ipv6};
+    use crate::support::{Ended, Server, TIMEOUT, client as plain, config, config_for, has_ipv6};
 
-    /// For peers that are plain sockets on this machine.
+    /// Allows peers that are plain sockets on this machine.
     const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
 
-    /// More than the binding of a channel can take; the loops that wait for one end long before.
+    /// Upper limit for the loops that wait for a channel binding.
     const ROUNDS: usize = 10_000;
 
     fn pattern(len: usize, seed: usize) -> Vec<u8> {
@@ -36,12 +36,12 @@ mod relay {
 
     async fn receive(peer: &UdpSocket) -> (Vec<u8>, SocketAddr) {
         let mut buffer = vec![0; 2048];
-        let (len, from) = timeout(PATIENCE, peer.recv_from(&mut buffer)).await.expect("the peer gets data").unwrap();
+        let (len, from) = timeout(TIMEOUT, peer.recv_from(&mut buffer)).await.expect("the peer gets data").unwrap();
         buffer.truncate(len);
         (buffer, from)
     }
 
-    /// Data flows both ways between `client` and a peer on `ip`, first in indications and then through a channel.
+    /// Exchanges data between `client` and a peer on `ip`, first in indications and then through a channel.
     async fn exchange_with_peer(client: &Client, ip: &str) {
         let (peer, peer_address) = peer_on(ip).await;
         let relayed = client.relayed_address();
@@ -50,8 +50,8 @@ mod relay {
         assert_eq!(receive(&peer).await, (b"by indication".to_vec(), relayed));
         assert_eq!(client.socket.sent.indications(), 1);
 
-        // The permission is for the peer's IP address and the channel for its port too (RFC 8656 §9, §12), so what
-        // another port sends comes in a Data indication.
+        // A permission ignores the peer's port, and a channel does not (RFC 8656 §9, §12). Data from another port comes
+        // in a Data indication.
         let (neighbour, neighbour_address) = peer_on(ip).await;
         neighbour.send_to(b"by Data indication", relayed).await.unwrap();
         assert_eq!(client.receive().await, (b"by Data indication".to_vec(), neighbour_address));
@@ -118,7 +118,7 @@ mod relay {
         }
     }
 
-    // RFC 8656 §9: without a permission for its address, what a peer sends is dropped.
+    // RFC 8656 §9: data from a peer without a permission is dropped.
     #[tokio::test]
     async fn a_peer_without_permission_does_not_reach_the_client() {
         let server = Server::start(&config(&["127.0.0.1"], LOOPBACK_PEERS));
@@ -127,9 +127,9 @@ mod relay {
         client.send(b"permits 127.0.0.1", peer_address).await;
         receive(&peer).await;
 
-        let (stranger, _) = peer_on("127.0.0.2").await;
-        stranger.send_to(b"from a stranger", client.relayed_address()).await.unwrap();
-        // The relay's socket keeps the order, so the stranger's datagram would come first.
+        let (other, _) = peer_on("127.0.0.2").await;
+        other.send_to(b"not permitted", client.relayed_address()).await.unwrap();
+        // The relay socket preserves the order, so the other peer's datagram would come first.
         peer.send_to(b"from the peer", client.relayed_address()).await.unwrap();
         assert_eq!(client.receive().await, (b"from the peer".to_vec(), peer_address));
     }
@@ -139,14 +139,14 @@ mod relay {
         let server = Server::start(&config(&["127.0.0.1"], ""));
         let client = Client::allocate(server.udp_address(), &server.credential("alice")).await.unwrap();
         let (_peer, peer_address) = peer_on("127.0.0.2").await;
-        let refused = client.try_send(b"let me in", peer_address).await.unwrap_err().to_string();
-        assert!(refused.contains("403"), "{refused}");
+        let rejected = client.try_send(b"data", peer_address).await.unwrap_err().to_string();
+        assert!(rejected.contains("403"), "{rejected}");
     }
 
-    // A permission is for an address with all its ports (RFC 8656 §9), so one for the relay's own address, which other
-    // clients' relayed addresses have, is granted. What else listens there stays out of reach.
+    // A permission covers all ports of an address (RFC 8656 §9). One for the relay's own address is granted because
+    // other clients have relayed addresses there, but other services on that address are unreachable.
     #[tokio::test]
-    async fn a_peer_on_the_relays_own_address_gets_nothing_unless_it_is_a_live_relayed_address() {
+    async fn a_peer_on_the_relay_address_gets_nothing_unless_it_is_a_live_relayed_address() {
         let server = Server::start(&config(&["127.0.0.1"], ""));
         let credential = server.credential("alice");
         let client = Client::allocate(server.udp_address(), &credential).await.unwrap();
@@ -157,25 +157,25 @@ mod relay {
         other.send(b"permits the client's address", client.relayed_address()).await;
         client.send(b"to a local service", service.local_addr().unwrap()).await;
         client.send(b"to the other client", other.relayed_address()).await;
-        // The server keeps the order, so the service's datagram would be there before this one.
+        // The server preserves the order, so the service would have received its datagram by now.
         assert_eq!(other.receive().await, (b"to the other client".to_vec(), client.relayed_address()));
         let nothing = service.recv_from(&mut [0; 64]).unwrap_err();
         assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
     }
 
-    /// Two clients send to each other's relayed addresses, first in indications and then through channels.
+    /// Exchanges data between two clients' relayed addresses, first in indications and then through channels.
     async fn talk_relay_to_relay(ip: &str) {
         let server = Server::start(&config(&[ip], ""));
-        // The kernel spreads clients over the workers; of several pairs some are on one worker, some on two.
+        // The kernel spreads clients over the workers, so some pairs share a worker and some do not.
         for pair in 0..6 {
             let credential = server.credential(&format!("pair-{pair}"));
             let alice = Client::allocate(server.udp_address(), &credential).await.unwrap();
             let bob = Client::allocate(server.udp_address(), &credential).await.unwrap();
 
-            // Before Bob permits Alice's address, what she sends may be dropped.
+            // Data from Alice may be dropped until Bob permits her address.
             alice.send(b"knock", bob.relayed_address()).await;
-            bob.send(b"come in", alice.relayed_address()).await;
-            assert_eq!(alice.receive().await, (b"come in".to_vec(), bob.relayed_address()));
+            bob.send(b"permitted", alice.relayed_address()).await;
+            assert_eq!(alice.receive().await, (b"permitted".to_vec(), bob.relayed_address()));
 
             for round in 0.. {
                 assert!(round < ROUNDS, "the channels are not bound");
@@ -213,21 +213,21 @@ mod relay {
         talk_relay_to_relay("::1").await;
     }
 
-    // RFC 8489 §9.2.4: a wrong password is a 401, and the operator learns why.
+    // RFC 8489 §9.2.4: a wrong password is a 401. The log has the reason.
     #[tokio::test]
     async fn a_wrong_password_is_401_and_logged_without_the_password() {
         let server = Server::start(&config(&["127.0.0.1"], ""));
         let mut credential = server.credential("mallory");
-        credential.password = "not-what-was-minted".to_owned();
-        let refused = Client::allocate(server.udp_address(), &credential).await.map(drop).unwrap_err().to_string();
-        assert!(refused.contains("401"), "{refused}");
+        credential.password = "not-the-minted-password".to_owned();
+        let rejected = Client::allocate(server.udp_address(), &credential).await.map(drop).unwrap_err().to_string();
+        assert!(rejected.contains("401"), "{rejected}");
         server.wait_for_log(|line| line.text().contains("mallory"));
         assert!(server.logs().iter().all(|line| !line.text().contains(&credential.password)));
     }
 
     // RFC 8489 §6.3.1, §14.2.
     #[tokio::test]
-    async fn a_binding_request_is_answered_with_the_clients_address() {
+    async fn a_binding_response_has_the_clients_address() {
         if !has_ipv6() {
             return;
         }
@@ -277,7 +277,7 @@ mod relay {
         assert_eq!(ended.stdout, Vec::<String>::new());
     }
 
-    /// What the log of a server that has ended says of an outcome.
+    /// Returns the count of an outcome in the log of a stopped server.
     fn counted(ended: &Ended, outcome: &str) -> usize {
         let stopped = ended.logs.iter().find(|line| line.message() == "stopped").unwrap();
         let detail = stopped.field("detail").unwrap();
@@ -285,28 +285,28 @@ mod relay {
         count.map_or(0, |count| count.parse().unwrap())
     }
 
-    /// As many datagrams as wait at a socket.
-    fn waiting(socket: &std::net::UdpSocket) -> usize {
+    /// Receives all datagrams that are queued at a socket and returns their number.
+    fn receive_all(socket: &std::net::UdpSocket) -> usize {
         socket.set_nonblocking(true).unwrap();
         std::iter::from_fn(|| socket.recv_from(&mut [0; 2048]).ok()).count()
     }
 
-    /// A datagram, and as many of them as a burst of 64 KiB holds. At 10 bytes a second it takes minutes to earn another.
+    /// A datagram. The burst of 64 KiB allows `BURST` of them, and at 10 bytes per second no other within the test.
     const PAYLOAD: [u8; 1000] = [7; 1000];
     const BURST: usize = 65;
-    /// So few at a time that every socket's buffer holds them.
+    /// Few enough for every socket's buffer.
     const EACH: usize = 40;
     const ROUNDS_OF_DATA: usize = 5;
     const SENT: usize = EACH * ROUNDS_OF_DATA;
 
-    fn limited_to_10_bytes_a_second(key: &str) -> Server {
+    fn limited_to_10_bytes_per_second(key: &str) -> Server {
         let more = format!("{LOOPBACK_PEERS}[limits]\n{key} = 10\n");
         Server::start(&config(&["127.0.0.1"], &more))
     }
 
     #[test]
-    fn as_much_passes_an_allocation_as_its_limit_allows_and_the_rest_is_counted() {
-        let server = limited_to_10_bytes_a_second("bytes-per-second-per-allocation");
+    fn data_over_an_allocations_rate_limit_is_dropped_and_counted() {
+        let server = limited_to_10_bytes_per_second("bytes-per-second-per-allocation");
         let client = plain::Client::new(server.udp_address());
         let (session, relayed) = client.allocate(&plain::Login::mint("alice", 600)).unwrap();
         let peer = plain::socket("127.0.0.1:0".parse().unwrap());
@@ -316,9 +316,9 @@ mod relay {
         let (mut to_peer, mut to_client) = (0, 0);
         for _ in 0..ROUNDS_OF_DATA {
             (0..EACH).for_each(|_| client.send_to_peer(peer_address, &PAYLOAD));
-            // The answer comes when all before it has been looked at.
+            // The response shows that the server has handled all preceding packets.
             client.binding();
-            to_peer += waiting(&peer);
+            to_peer += receive_all(&peer);
 
             (0..EACH).for_each(|_| _ = peer.send_to(&PAYLOAD, relayed).unwrap());
             // An empty datagram is within every limit.
@@ -328,24 +328,24 @@ mod relay {
         }
         assert_eq!((to_peer, to_client), (BURST, BURST));
 
-        let told = server.wait_for_log(|line| line.message().starts_with("data dropped"));
-        assert_eq!(told.field("limit").as_deref(), Some("limits.bytes-per-second-per-allocation"));
-        assert_eq!(told.field("user").as_deref(), Some("alice"));
-        assert_eq!(told.field("client"), Some(client.address().to_string()));
+        let logged = server.wait_for_log(|line| line.message().starts_with("data dropped"));
+        assert_eq!(logged.field("limit").as_deref(), Some("limits.bytes-per-second-per-allocation"));
+        assert_eq!(logged.field("user").as_deref(), Some("alice"));
+        assert_eq!(logged.field("client"), Some(client.address().to_string()));
         let ended = server.terminate();
         assert_eq!(counted(&ended, "dropped allocation-bandwidth"), 2 * (SENT - BURST));
         assert_eq!(
             (counted(&ended, "relayed-to-peer"), counted(&ended, "relayed-to-client")),
             (BURST, BURST + ROUNDS_OF_DATA)
         );
-        let told = ended.logs.iter().filter(|line| line.message().starts_with("data dropped")).count();
-        assert_eq!(told, 1, "once for both directions");
+        let logged = ended.logs.iter().filter(|line| line.message().starts_with("data dropped")).count();
+        assert_eq!(logged, 1, "once for both directions");
     }
 
-    // Wherever the kernel has put them: the clients are on several workers.
+    // The kernel spreads the clients over several workers.
     #[test]
-    fn all_allocations_of_a_user_share_its_limit_over_the_workers() {
-        let server = limited_to_10_bytes_a_second("bytes-per-second-per-user");
+    fn all_allocations_of_a_user_share_its_rate_limit_across_workers() {
+        let server = limited_to_10_bytes_per_second("bytes-per-second-per-user");
         let peer = plain::socket("127.0.0.1:0".parse().unwrap());
         let peer_address = peer.local_addr().unwrap();
         let clients: Vec<plain::Client> = (0..8).map(|_| plain::Client::new(server.udp_address())).collect();
@@ -357,7 +357,7 @@ mod relay {
         for _ in 0..SENT / clients.len() {
             clients.iter().for_each(|client| client.send_to_peer(peer_address, &PAYLOAD));
             clients.iter().for_each(|client| _ = client.binding());
-            passed += waiting(&peer);
+            passed += receive_all(&peer);
         }
         assert_eq!(passed, BURST);
         let ended = server.terminate();

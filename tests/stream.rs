@@ -1,6 +1,6 @@
 //! Clients on TCP connections to the real server (RFC 8489 §6.2.2, RFC 8656 §12.5).
 
-// `cfg(test)` tells clippy that helpers in a test binary are test code too.
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
 mod support;
 
@@ -40,7 +40,7 @@ mod stream {
     }
 
     #[test]
-    fn a_binding_request_is_answered_over_ipv4_and_ipv6() {
+    fn binding_works_over_ipv4_and_ipv6() {
         for ip in ["127.0.0.1", "::1"] {
             let server = Server::start(&config(&[ip], ""));
             let client = Client::connect(server.tcp_address());
@@ -49,7 +49,7 @@ mod stream {
     }
 
     #[test]
-    fn messages_are_found_however_the_stream_is_cut() {
+    fn messages_are_found_however_the_stream_is_split() {
         let server = server("");
         let client = Client::connect(server.tcp_address());
         let requests: Vec<u8> = (0..5).flat_map(binding).collect();
@@ -62,9 +62,9 @@ mod stream {
         client.send(&[&binding(7)[..], front].concat());
         client.send(back);
         for number in [0, 1, 2, 3, 4, 5, 7, 6] {
-            let answer = client.frame().unwrap();
-            assert_eq!(Message::parse(&answer).unwrap().transaction_id(), TransactionId::new([number; 12]));
-            assert_eq!(mapped(&answer), client.address());
+            let response = client.frame().unwrap();
+            assert_eq!(Message::parse(&response).unwrap().transaction_id(), TransactionId::new([number; 12]));
+            assert_eq!(mapped(&response), client.address());
         }
     }
 
@@ -80,9 +80,9 @@ mod stream {
         client.send_to_peer(peer_address, b"to the peer");
         assert_eq!(receive(&peer), (b"to the peer".to_vec(), relayed));
         peer.send_to(b"to the client", relayed).unwrap();
-        let answer = client.receive();
-        assert_eq!(answer.get::<Data<'_>>(), Some(Data(b"to the client")));
-        assert_eq!(answer.get::<XorPeerAddress>(), Some(XorPeerAddress(peer_address)));
+        let response = client.receive();
+        assert_eq!(response.get::<Data<'_>>(), Some(Data(b"to the client")));
+        assert_eq!(response.get::<XorPeerAddress>(), Some(XorPeerAddress(peer_address)));
 
         let bound = client.request(&session, Method::CHANNEL_BIND, &|writer| {
             writer.push(&ChannelNumber(0x4001));
@@ -121,12 +121,12 @@ mod stream {
         drop(client);
         let ended = server.wait_for_log(|line| line.message() == "allocation ended");
         assert_eq!(ended.field("reason").as_deref(), Some("the connection was closed"));
-        // The socket was closed before the line was written.
+        // The server closes the socket before it logs the end.
         std::net::UdpSocket::bind(relayed).unwrap();
     }
 
     #[test]
-    fn what_is_not_turn_ends_the_connection() {
+    fn data_that_is_not_turn_ends_the_connection() {
         let server = server("");
         for garbage in [&b"\x16\x03\x01\x02\x00"[..], b"PUT / HTTP/1.1\r\n\r\n", &[0, 1, 0, 0, 9, 9, 9, 9]] {
             let client = Client::connect(server.tcp_address());
@@ -137,68 +137,68 @@ mod stream {
     }
 
     #[test]
-    fn a_client_that_has_asked_is_idle_sooner_than_one_that_has_not() {
+    fn the_idle_timeout_starts_with_the_first_request() {
         let server = server("[timeouts]\nfirst-request = \"5m\"\nidle = \"1s\"\n");
-        let (silent, asked) = (Client::connect(server.tcp_address()), Client::connect(server.tcp_address()));
-        assert_eq!(asked.binding(), asked.address());
-        assert_eq!(asked.frame(), None);
+        let (silent, active) = (Client::connect(server.tcp_address()), Client::connect(server.tcp_address()));
+        assert_eq!(active.binding(), active.address());
+        assert_eq!(active.frame(), None);
         assert_eq!(silent.binding(), silent.address());
     }
 
     #[test]
-    fn half_a_header_and_a_byte_at_a_time_end_at_the_deadline() {
+    fn an_incomplete_first_request_ends_at_the_deadline() {
         let server = server("[timeouts]\nfirst-request = \"1s\"\n");
         let half = Client::connect(server.tcp_address());
         half.send(&binding(1)[..10]);
         let mut slow = std::net::TcpStream::connect(server.tcp_address()).unwrap();
-        // At this pace it would be complete after more than a minute.
+        // At this rate the request would take more than a minute.
         let request = [&[0, 1, 0x0f, 0xfc, 0x21, 0x12, 0xa4, 0x42][..], &[0; 4092]].concat();
         slow.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let sent = request.iter().position(|byte| {
-            let gone = slow.write_all(&[*byte]).is_err();
-            // A time-out is the pause between two bytes.
-            gone || slow.read(&mut [0; 8]).is_ok()
+            let closed = slow.write_all(&[*byte]).is_err();
+            // The read timeout is the pause between two bytes.
+            closed || slow.read(&mut [0; 8]).is_ok()
         });
         assert!(sent.is_some());
         assert_eq!(half.frame(), None);
     }
 
     #[test]
-    fn a_stranger_gets_the_answers_to_what_came_before_the_garbage_and_no_room_for_much() {
+    fn an_unauthenticated_client_gets_responses_until_garbage_and_cannot_send_long_messages() {
         let server = server("");
         let client = Client::connect(server.tcp_address());
         client.send(&[&binding(1)[..], &[0xff; 9]].concat());
         assert_eq!(mapped(&client.frame().unwrap()), client.address());
         assert_eq!(client.frame(), None);
-        // ChannelData, and a request that is longer than any that a stranger has to make.
-        for begin in [&[0x40, 0, 0, 4, 1, 2, 3, 4][..], &[0, 3, 0x20, 0, 0x21, 0x12, 0xa4, 0x42]] {
+        // ChannelData, and a request longer than any that an unauthenticated client needs.
+        for start in [&[0x40, 0, 0, 4, 1, 2, 3, 4][..], &[0, 3, 0x20, 0, 0x21, 0x12, 0xa4, 0x42]] {
             let client = Client::connect(server.tcp_address());
-            client.send(begin);
+            client.send(start);
             assert_eq!(client.frame(), None);
         }
     }
 
     #[test]
-    fn channel_data_may_follow_its_allocation_in_one_segment() {
+    fn channel_data_can_follow_an_allocate_request_in_one_segment() {
         let server = server("");
         let client = Client::connect(server.tcp_address());
         let session = client.challenge(&Login::mint("alice", 600));
         let request = client.signed(&session, Method::ALLOCATE, &|writer| writer.push(&RequestedTransport::UDP));
-        // The channel is not bound: RFC 8656 §12.6 has it discarded, and no more.
+        // RFC 8656 §12.6: data for an unbound channel is discarded. The connection stays open.
         client.send(&[&request[..], &channel_data(0x4000, b"early")].concat());
         assert_eq!(client.receive().error(), None);
         assert_eq!(client.binding(), client.address());
     }
 
     #[test]
-    fn more_requests_than_one_turn_serves_are_all_answered_in_their_order() {
+    fn more_requests_than_one_iteration_serves_get_responses_in_order() {
         let server = server("");
         let client = Client::connect(server.tcp_address());
         let requests: Vec<u8> = (0..250).flat_map(binding).collect();
         client.send(&requests);
         for number in 0..250 {
-            let answer = client.frame().unwrap();
-            assert_eq!(Message::parse(&answer).unwrap().transaction_id(), TransactionId::new([number; 12]));
+            let response = client.frame().unwrap();
+            assert_eq!(Message::parse(&response).unwrap().transaction_id(), TransactionId::new([number; 12]));
         }
     }
 
@@ -212,12 +212,12 @@ mod stream {
         let other = Client::new(server.udp_address());
         for round in 0..2_000 {
             peer.send_to(&[7; 10_000], relayed).unwrap();
-            // Who waits for an answer lets the server keep up.
+            // Waiting for a response lets the server catch up.
             if round % 10 == 0 {
                 assert_eq!(other.binding(), other.address());
             }
         }
-        // What was kept comes, and then the answer, which was not dropped.
+        // The queued data arrives, followed by the response, which is never dropped.
         client.send(&allocate(TransactionId::new([9; 12])));
         let mut data = 0;
         loop {
@@ -235,9 +235,9 @@ mod stream {
         assert!(stopped.field("detail").unwrap().contains("dropped send-buffer-full"), "{stopped:?}");
     }
 
-    // The server is out of descriptors, and then it is not.
+    // The server runs out of descriptors and recovers.
     #[test]
-    fn connections_that_cannot_be_accepted_wait_and_the_rest_goes_on() {
+    fn connections_that_cannot_be_accepted_wait_while_other_service_continues() {
         let server = Server::start_with_open_files(&config(&["127.0.0.1"], ""), 40);
         let login = Login::mint("alice", 600);
         let allocate = || {
@@ -246,13 +246,13 @@ mod stream {
             Ok::<_, u16>((udp, session))
         };
         let mut allocated = Vec::new();
-        let refused = loop {
+        let rejected = loop {
             match allocate() {
                 Ok(new) => allocated.push(new),
                 Err(code) => break code,
             }
         };
-        assert!(refused == 508 && (5..32).contains(&allocated.len()), "{refused} after {}", allocated.len());
+        assert!(rejected == 508 && (5..32).contains(&allocated.len()), "{rejected} after {}", allocated.len());
         let waiting = Client::connect(server.tcp_address());
         server.wait_for_log(|line| line.message().starts_with("a connection could not be accepted"));
         let udp = Client::new(server.udp_address());
@@ -264,41 +264,40 @@ mod stream {
     }
 
     #[test]
-    fn connections_leave_descriptors_to_relay_sockets() {
+    fn connections_leave_descriptors_for_relay_sockets() {
         let server = Server::start_with_open_files(&config(&["127.0.0.1"], ""), 60);
-        let warned = server.wait_for_log(|line| line.message().starts_with("fewer open files are allowed"));
+        let warned = server.wait_for_log(|line| line.message().starts_with("the limit of open files is too low"));
         let most: usize = warned.field("connections").unwrap().parse().unwrap();
         let connections: Vec<Client> = (0..60).map(|_| Client::connect(server.tcp_address())).collect();
-        let refused = server.wait_for_log(|line| line.message().starts_with("connection refused"));
-        assert_eq!(refused.field("limit").as_deref(), Some("limits.connections"));
+        let rejected = server.wait_for_log(|line| line.message().starts_with("connection rejected"));
+        assert_eq!(rejected.field("limit").as_deref(), Some("limits.connections"));
         for _ in 0..5 {
             assert!(Client::new(server.udp_address()).allocate(&Login::mint("alice", 600)).is_ok());
         }
         let logs = server.terminate().logs;
         assert!(!logs.iter().any(|line| line.message().starts_with("a connection could not be accepted")), "{logs:#?}");
         let counts = logs.last().unwrap().field("connections").unwrap();
-        let expected = format!("admitted: {most}, refused connections: {}", connections.len() - most);
+        let expected = format!("admitted: {most}, rejected connections: {}", connections.len() - most);
         assert!(counts.starts_with(&expected), "{counts}");
     }
 
     #[test]
-    fn connections_are_limited_by_source_and_in_all() {
+    fn connections_are_limited_per_source_and_in_total() {
         let server = server("[limits]\nconnections = 3\nconnections-per-source = 2\n");
-        let admitted: Vec<Client> = (0..2).map(|_| Client::connect(server.tcp_address())).collect();
-        for client in &admitted {
+        let accepted: Vec<Client> = (0..2).map(|_| Client::connect(server.tcp_address())).collect();
+        for client in &accepted {
             assert_eq!(client.binding(), client.address());
         }
         assert_eq!(Client::connect(server.tcp_address()).frame(), None);
-        let refused = server.wait_for_log(|line| line.message().starts_with("connection refused"));
-        assert_eq!(refused.field("limit").as_deref(), Some("limits.connections-per-source"));
-        let place = admitted.into_iter().next().unwrap();
-        drop(place);
-        // The place is free when the server has seen the end; until then the next is refused as well.
+        let rejected = server.wait_for_log(|line| line.message().starts_with("connection rejected"));
+        assert_eq!(rejected.field("limit").as_deref(), Some("limits.connections-per-source"));
+        drop(accepted.into_iter().next().unwrap());
+        // The slot is free once the server has noticed the end. Until then it rejects new connections.
         let served = || {
             let client = Client::connect(server.tcp_address());
             client.send(&binding(1));
             client.frame().is_some()
         };
-        assert!((0..10_000).any(|_| served()), "the place is not free again");
+        assert!((0..10_000).any(|_| served()), "the slot is not free again");
     }
 }

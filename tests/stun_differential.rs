@@ -1,10 +1,10 @@
-//! Our wire code against the `stun` and `turn` crates of webrtc-rs: the same message written by both has to be the same
-//! bytes, and each has to read in it what the other wrote.
+//! Compares our wire code with the `stun` and `turn` crates of webrtc-rs. Both must write the same bytes for a message
+//! and read the same values from them.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
-    reason = "a panic is a test's way to fail; clippy.toml allows it in #[test] functions, but not in their helpers"
+    reason = "tests fail by panicking; clippy.toml allows it in #[test] functions, but not in their helpers"
 )]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -31,7 +31,7 @@ mod theirs {
     pub(crate) use stun::xoraddr::XorMappedAddress;
 }
 
-/// The methods that both sides have names for; theirs cannot be built from a number.
+/// The methods that both sides know. Theirs cannot be built from a number.
 const METHODS: [(Method, theirs::Method); 10] = [
     (Method::BINDING, stun::message::METHOD_BINDING),
     (Method::ALLOCATE, stun::message::METHOD_ALLOCATE),
@@ -52,7 +52,7 @@ const CLASSES: [(Class, theirs::MessageClass); 4] = [
     (Class::Error, stun::message::CLASS_ERROR_RESPONSE),
 ];
 
-/// One attribute, as far as both sides know it.
+/// An attribute.
 #[derive(Clone, Debug)]
 enum Item {
     MappedAddress(SocketAddr),
@@ -70,12 +70,12 @@ enum Item {
     Lifetime(u32),
     Data(Vec<u8>),
     RequestedAddressFamily(AddressFamily),
-    /// `true` cannot be built with the `turn` crate, whose field is private; it reads it, though.
+    /// The `turn` crate reads `true` but cannot write it, because its field is private.
     EvenPort(bool),
     RequestedTransport(u8),
     DontFragment,
     ReservationToken([u8; 8]),
-    /// The `stun` crate has no type for these, only the type and length in front of the value.
+    /// An attribute for which the `stun` crate has no type.
     Raw(u16, Vec<u8>),
 }
 
@@ -87,7 +87,7 @@ fn address() -> impl Strategy<Value = SocketAddr> {
     (ip, any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
 }
 
-/// Up to 509 bytes, which both sides accept everywhere.
+/// Generates up to 509 bytes, which both sides accept in every attribute.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![vec(any::<char>(), 0..20), vec(any::<char>(), 127)].prop_map(|chars| chars.into_iter().collect())
 }
@@ -113,13 +113,13 @@ fn item() -> impl Strategy<Value = Item> {
         any::<u8>().prop_map(Item::RequestedTransport),
         Just(Item::DontFragment),
         any::<[u8; 8]>().prop_map(Item::ReservationToken),
-        // Above what either side gives a meaning. The stun crate also turns 0x8020, a number that a draft of RFC 5389
-        // used, into XOR-MAPPED-ADDRESS; RFC 8489 §18.3 does not assign it.
+        // Numbers unknown to both sides. The range excludes 0x8020, which the stun crate reads as the
+        // XOR-MAPPED-ADDRESS of a draft; RFC 8489 §18.3 does not assign it.
         (0x9000_u16..0xFFFF, vec(any::<u8>(), 0..20)).prop_map(|(kind, value)| Item::Raw(kind, value)),
     ]
 }
 
-/// A message both sides can write.
+/// A message that both sides can write.
 #[derive(Clone, Debug)]
 struct Case {
     class: (Class, theirs::MessageClass),
@@ -135,7 +135,7 @@ fn case() -> impl Strategy<Value = Case> {
     let key = proptest::option::of(vec(any::<u8>(), 0..100));
     (class, method, any::<[u8; 12]>(), vec(item(), 0..8), key, any::<bool>()).prop_map(
         |(class, method, transaction, mut items, key, fingerprint)| {
-            // Each type once: of two, both sides see the first only.
+            // Each type occurs once, because both sides read only the first.
             let mut seen = Vec::new();
             items.retain(|item| {
                 let kind = match item {
@@ -387,14 +387,14 @@ fn read_theirs(bytes: &[u8], case: &Case) {
     }
 }
 
-/// Both sides about bytes that nobody vouches for.
+/// Compares how both sides judge arbitrary bytes.
 fn compare_verdicts(bytes: &[u8], key: &[u8]) {
     let theirs = their_message(bytes);
     let ours = match (Message::parse(bytes), &theirs) {
         (Ok(ours), Some(_)) => ours,
         (Err(_), None) => return,
         // RFC 8489 §6.3: "checks that the first two bits are 0 ... and that the message length is sensible". The stun
-        // crate does neither: it drops the two bits, and ignores bytes behind the message.
+        // crate does neither: it discards the two bits, and ignores bytes after the message.
         (Err(ParseError::LeadingBits | ParseError::TrailingBytes), Some(_)) => return,
         (ours, theirs) => panic!("ours: {ours:?}, theirs: {theirs:?}"),
     };
@@ -402,17 +402,17 @@ fn compare_verdicts(bytes: &[u8], key: &[u8]) {
     assert!(CLASSES.contains(&(ours.class(), theirs.typ.class)));
     assert!(METHODS.iter().all(|&(our, their)| (our == ours.method()) == (their == theirs.typ.method)));
 
-    // RFC 8489 §9, §14.7: attributes behind the checksums are ignored. The stun crate returns them all.
+    // RFC 8489 §9, §14.7: attributes after the checksums are ignored. The stun crate returns all.
     let mut found = theirs.attributes.0.iter();
     for attribute in ours.attributes() {
         assert!(found.any(|it| it.typ.value() == attribute.kind.number() && it.value == attribute.value));
     }
 
-    let ours_says = ours.verify_integrity(key);
-    let theirs_says = theirs::MessageIntegrity(key.to_vec()).check(&mut theirs).is_ok();
-    // Where ours ignores MESSAGE-INTEGRITY behind another checksum, the stun crate checks it.
-    if ours_says != IntegrityStatus::Absent {
-        assert_eq!(ours_says == IntegrityStatus::Valid, theirs_says);
+    let our_verdict = ours.verify_integrity(key);
+    let their_verdict = theirs::MessageIntegrity(key.to_vec()).check(&mut theirs).is_ok();
+    // Our code ignores a MESSAGE-INTEGRITY after another checksum. The stun crate checks it.
+    if our_verdict != IntegrityStatus::Absent {
+        assert_eq!(our_verdict == IntegrityStatus::Valid, their_verdict);
     }
     assert_eq!(ours.fingerprint() == FingerprintStatus::Valid, theirs::FINGERPRINT.check(&theirs).is_ok());
 }
@@ -421,7 +421,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1024) })]
 
     #[test]
-    fn both_write_the_same_bytes_and_read_them_alike(case in case()) {
+    fn both_write_the_same_bytes_and_read_the_same_values(case in case()) {
         let bytes = write_ours(&case);
         prop_assert_eq!(&bytes, &write_theirs(&case));
         read_ours(&bytes, &case);
@@ -442,9 +442,9 @@ proptest! {
     }
 }
 
-// The attributes that the stun crate has no type for: it has to find our values where we put them, and the reverse.
+// The stun crate has no types for these attributes, but must find the same values at the same offsets.
 #[test]
-fn attributes_that_only_we_know_keep_their_framing() {
+fn attributes_unknown_to_the_stun_crate_keep_their_framing() {
     let mut buffer = [0; 1000];
     let mut writer =
         MessageWriter::new(&mut buffer, Class::Request, Method::ALLOCATE, TransactionId::new(*b"transaction!"));

@@ -1,6 +1,6 @@
-//! Clients on TLS connections to the real server (RFC 8489 §6.2.3, RFC 7443), and the certificate that they see.
+//! Clients on TLS connections to the real server (RFC 8489 §6.2.3, RFC 7443), and its certificate.
 
-// `cfg(test)` tells clippy that helpers in a test binary are test code too.
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
 #[path = "tls/certificate.rs"]
 mod certificate;
@@ -43,7 +43,7 @@ mod common {
             let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
             let issued = authority.issue(&["localhost"]);
             let files = authority.write(&issued, directory.path());
-            // Debug lines tell of the end of each connection.
+            // The end of a connection is logged at level debug.
             let config = config(&[ip], more).replace("[log]\n", "[log]\nlevel = \"debug\"\n");
             let server = Server::start(&with_tls(&config, &[ip], &files));
             Self { server, authority, issued, files, directory }
@@ -61,7 +61,7 @@ mod common {
             handshake(self.address(), &self.authority, offer).unwrap()
         }
 
-        /// Stops the server once it has seen the end of every connection that it admitted.
+        /// Stops the server after it has logged the end of this many connections.
         pub(crate) fn finish(self, connections: usize) -> Ended {
             let is_end = |line: &LogLine| line.message() == "connection ended";
             let seen = std::cell::RefCell::new(Vec::new());
@@ -80,7 +80,7 @@ mod common {
         }
     }
 
-    /// How often a connection ended (or began) so, by the totals of a server that has stopped.
+    /// Returns the connection totals of a stopped server.
     pub(crate) fn connections(ended: &Ended) -> Vec<(String, u64)> {
         let stopped = ended.logs.iter().find(|line| line.message() == "stopped").unwrap();
         let field = stopped.field("connections").unwrap();

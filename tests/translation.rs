@@ -1,6 +1,6 @@
-//! What of an IP header goes through the real server, and what comes back of it (RFC 8656 §11.5, §14 to §16).
+//! IP header fields and ICMP errors through the real server (RFC 8656 §11.5, §14 to §16).
 
-// `cfg(test)` tells clippy that helpers in a test binary are test code too.
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
 mod support;
 
@@ -16,7 +16,7 @@ mod translation {
     use turnserver::stun::{Class, Method, TransactionId};
 
     use crate::support::client::{Client, Login, message, receive, socket};
-    use crate::support::{PATIENCE, Server, config, config_for, has_ipv6};
+    use crate::support::{Server, TIMEOUT, config, config_for, has_ipv6};
 
     const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
 
@@ -27,11 +27,11 @@ mod translation {
         ["127.0.0.1", "::1"].into_iter().filter(|ip| *ip == "127.0.0.1" || has_ipv6())
     }
 
-    /// A socket that tells what DSCP and ECN its datagrams came with.
+    /// Returns a socket that reports the DSCP and ECN of received datagrams.
     fn marked_socket(ip: IpAddr) -> UdpSocket {
         let socket = udp::bind_listener(SocketAddr::new(ip, 0)).unwrap();
         socket.set_nonblocking(false).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         socket
     }
 
@@ -52,7 +52,7 @@ mod translation {
         })
     }
 
-    // §14: both are those of the datagram that came in, on indications and on channels. An answer has none.
+    // §14: indications and channels carry the values of the incoming datagram. A response carries none.
     #[test]
     fn dscp_and_ecn_go_from_datagram_to_datagram() {
         for ip in loopback() {
@@ -65,9 +65,9 @@ mod translation {
             client.permit(&session, peer_address);
             for tos in [TOS, 0] {
                 let sent = send_indication(peer_address, b"out", false);
-                udp::send_marked(client.socket(), &sent, server.udp_address(), None, tos).unwrap();
+                udp::send_with_tos(client.socket(), &sent, server.udp_address(), None, tos).unwrap();
                 assert_eq!(receive_marked(&peer), (b"out".to_vec(), tos, relayed));
-                udp::send_marked(&peer, b"in", relayed, None, tos).unwrap();
+                udp::send_with_tos(&peer, b"in", relayed, None, tos).unwrap();
                 assert_eq!(receive_marked(client.socket()).1, tos);
             }
             let bound = client.request(&session, Method::CHANNEL_BIND, &|writer| {
@@ -75,9 +75,9 @@ mod translation {
                 writer.push(&XorPeerAddress(peer_address));
             });
             assert_eq!(bound.error(), None);
-            udp::send_marked(client.socket(), b"\x40\x00\x00\x03out", server.udp_address(), None, TOS).unwrap();
+            udp::send_with_tos(client.socket(), b"\x40\x00\x00\x03out", server.udp_address(), None, TOS).unwrap();
             assert_eq!(receive_marked(&peer), (b"out".to_vec(), TOS, relayed));
-            udp::send_marked(&peer, b"in", relayed, None, TOS).unwrap();
+            udp::send_with_tos(&peer, b"in", relayed, None, TOS).unwrap();
             assert_eq!(receive_marked(client.socket()), (b"\x40\x00\x00\x02in".to_vec(), TOS, server.udp_address()));
             client.send(&message(Class::Request, Method::BINDING, TransactionId::new([1; 12]), &|_| {}));
             assert_eq!(receive_marked(client.socket()).1, 0);
@@ -86,7 +86,7 @@ mod translation {
 
     // §15: Best Effort and Not-ECT.
     #[test]
-    fn nothing_is_marked_on_the_way_from_a_connection() {
+    fn data_from_a_connection_is_not_marked() {
         let server = Server::start(&config(&["127.0.0.1"], LOOPBACK_PEERS));
         let peer = marked_socket("127.0.0.1".parse().unwrap());
         let peer_address = peer.local_addr().unwrap();
@@ -97,24 +97,24 @@ mod translation {
         assert_eq!(receive_marked(&peer), (b"out".to_vec(), 0, relayed));
     }
 
-    // §11.5: a peer's port that nobody has, by UDP and over a connection; it costs other peers nothing.
+    // §11.5: an unused peer port, for clients on UDP and TCP. Other peers are not affected.
     #[test]
-    fn the_client_is_told_that_a_peer_is_not_there() {
+    fn an_unreachable_peer_is_reported_to_the_client() {
         for ip in loopback() {
             let server = Server::start(&config(&[ip], LOOPBACK_PEERS));
             let port_unreachable = if ip == "127.0.0.1" { (3, 3) } else { (1, 4) };
             let ip: IpAddr = ip.parse().unwrap();
             for client in [Client::new(server.udp_address()), Client::connect(server.tcp_address())] {
                 let peer = socket(SocketAddr::new(ip, 0));
-                let nobody = socket(SocketAddr::new(ip, 0)).local_addr().unwrap();
+                let unused = socket(SocketAddr::new(ip, 0)).local_addr().unwrap();
                 let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
-                client.permit(&session, nobody);
+                client.permit(&session, unused);
                 for _ in 0..3 {
-                    client.send_to_peer(nobody, b"is anybody there?");
-                    let told = client.receive();
-                    assert_eq!(told.get(), Some(XorPeerAddress(nobody)));
+                    client.send_to_peer(unused, b"out");
+                    let indication = client.receive();
+                    assert_eq!(indication.get(), Some(XorPeerAddress(unused)));
                     let (kind, code) = port_unreachable;
-                    assert_eq!(told.get(), Some(Icmp { kind, code, data: 0 }));
+                    assert_eq!(indication.get(), Some(Icmp { kind, code, data: 0 }));
                     client.send_to_peer(peer.local_addr().unwrap(), b"out");
                     assert_eq!(receive(&peer), (b"out".to_vec(), relayed));
                     peer.send_to(b"in", relayed).unwrap();
@@ -132,11 +132,11 @@ mod translation {
         let peer = socket("127.0.0.1:0".parse().unwrap());
         let client = Client::new(server.udp_address());
         let session = client.challenge(&Login::mint("alice", 600));
-        let answer = client.request(&session, Method::ALLOCATE, &|writer| {
+        let response = client.request(&session, Method::ALLOCATE, &|writer| {
             writer.push(&RequestedTransport::UDP);
             writer.push(&DontFragment);
         });
-        assert_eq!(answer.error(), None);
+        assert_eq!(response.error(), None);
         client.permit(&session, peer.local_addr().unwrap());
         for dont_fragment in [true, false] {
             client.send(&send_indication(peer.local_addr().unwrap(), &[7; 1_200], dont_fragment));
@@ -153,11 +153,11 @@ mod translation {
         let server = Server::start(&config_for(&["127.0.0.1"], &["127.0.0.1", "::1"], LOOPBACK_PEERS));
         let client = Client::new(server.udp_address());
         let session = client.challenge(&Login::mint("alice", 600));
-        let answer = client.request(&session, Method::ALLOCATE, &|writer| {
+        let response = client.request(&session, Method::ALLOCATE, &|writer| {
             writer.push(&RequestedTransport::UDP);
             writer.push(&AdditionalAddressFamily(AddressFamily::V6));
         });
-        let relayed: Vec<SocketAddr> = answer.all().into_iter().map(|XorRelayedAddress(address)| address).collect();
+        let relayed: Vec<SocketAddr> = response.all().into_iter().map(|XorRelayedAddress(address)| address).collect();
         assert_eq!(relayed.len(), 2);
         for relayed in relayed {
             let peer = socket(SocketAddr::new(relayed.ip(), 0));
@@ -169,28 +169,28 @@ mod translation {
         }
     }
 
-    // §7.2 step 8: the next 5-tuples may be other workers'; the token is good there, too.
+    // §7.2 step 8: other 5-tuples may belong to other workers, where the token is valid too.
     #[test]
-    fn reserved_ports_are_found_by_their_tokens_from_every_5_tuple() {
+    fn a_reservation_token_is_valid_on_every_5_tuple() {
         let server = Server::start(&format!("workers = 4\n{}", config(&["127.0.0.1"], "")));
         let login = Login::mint("alice", 600);
         for round in 0..12 {
             let first = Client::new(server.udp_address());
             let session = first.challenge(&login);
-            let answer = first.request(&session, Method::ALLOCATE, &|writer| {
+            let response = first.request(&session, Method::ALLOCATE, &|writer| {
                 writer.push(&RequestedTransport::UDP);
                 writer.push(&EvenPort { reserve_next: true });
             });
             let (XorRelayedAddress(even), token): (_, ReservationToken) =
-                (answer.get().unwrap(), answer.get().unwrap());
+                (response.get().unwrap(), response.get().unwrap());
             let second =
                 if round % 2 == 0 { Client::new(server.udp_address()) } else { Client::connect(server.tcp_address()) };
             let next = second.challenge(&login);
-            let answer = second.request(&next, Method::ALLOCATE, &|writer| {
+            let response = second.request(&next, Method::ALLOCATE, &|writer| {
                 writer.push(&RequestedTransport::UDP);
                 writer.push(&token);
             });
-            let XorRelayedAddress(odd) = answer.get().unwrap();
+            let XorRelayedAddress(odd) = response.get().unwrap();
             assert_eq!((even.port() % 2, odd.port()), (0, even.port() + 1));
             second.delete(&next);
             first.delete(&session);

@@ -1,4 +1,4 @@
-//! The parts of the benchmark: that it measures what it says. `cargo bench` runs no tests of its own.
+//! Tests of the benchmark's parts, which `cargo bench` does not run.
 
 #[allow(dead_code, reason = "the benchmark uses the rest")]
 #[path = "../benches/versus_coturn/load/mod.rs"]
@@ -26,9 +26,9 @@ mod through_a_server {
     use serde_json::Value;
 
     use crate::load::clock::{self, MILLISECOND};
-    use crate::load::{Job, Orders, Outcome, PASSWORD, Say, USER, Window, client, peer};
+    use crate::load::{Commands, Job, Outcome, PASSWORD, Report, USER, Window, client, peer};
     use crate::scenario::{Direction, Framing, Load, Pace, Scenario, Shape, Transport, Work};
-    use crate::support::{PATIENCE, Server, config_without_secret};
+    use crate::support::{Server, TIMEOUT, config_without_secret};
 
     const LOAD: Load = Load {
         transport: Transport::Udp,
@@ -40,7 +40,7 @@ mod through_a_server {
         shape: Shape::Single,
     };
 
-    /// A directory whose path has room for the name of a socket, which may have 107 bytes in all.
+    /// A directory with a short path, because a Unix socket's path has at most 107 bytes.
     struct ShortDir(PathBuf);
 
     impl ShortDir {
@@ -58,29 +58,30 @@ mod through_a_server {
         }
     }
 
-    /// A client or a peer on a thread.
+    /// A client or a peer in a thread.
     struct Role {
-        orders: Sender<String>,
+        commands: Sender<String>,
         lines: Receiver<String>,
         thread: JoinHandle<Outcome<()>>,
     }
 
     impl Role {
-        fn start(job: Job, part: fn(&Job, &Orders, Say<'_>) -> Outcome<()>) -> Self {
-            let (orders, told) = channel();
-            let (said, lines) = channel();
-            let thread =
-                std::thread::spawn(move || part(&job, &Orders(told), &mut |line| said.send(line.to_owned()).unwrap()));
-            Self { orders, lines, thread }
+        fn start(job: Job, part: fn(&Job, &Commands, Report<'_>) -> Outcome<()>) -> Self {
+            let (commands, received) = channel();
+            let (reports, lines) = channel();
+            let thread = std::thread::spawn(move || {
+                part(&job, &Commands(received), &mut |line| reports.send(line.to_owned()).unwrap())
+            });
+            Self { commands, lines, thread }
         }
 
-        fn hear(&self, wanted: &str) -> String {
-            let line = self.lines.recv_timeout(PATIENCE).unwrap();
+        fn wait_for(&self, wanted: &str) -> String {
+            let line = self.lines.recv_timeout(TIMEOUT).unwrap();
             line.strip_prefix(wanted).unwrap_or_else(|| panic!("{wanted:?} is not {line:?}")).trim().to_owned()
         }
 
         fn result(self) -> Value {
-            let result = self.hear("result");
+            let result = self.wait_for("result");
             self.thread.join().unwrap().unwrap();
             serde_json::from_str(&result).unwrap()
         }
@@ -112,66 +113,66 @@ mod through_a_server {
         }
     }
 
-    /// What the sender and the receiver counted of a load.
+    /// Runs a load and returns the counts of the sender and the receiver.
     fn relay(load: Load) -> (Value, Value) {
         let (server, directory) = (server(), ShortDir::new());
         let address = if load.transport == Transport::Udp { server.udp_address() } else { server.tcp_address() };
-        let nowhere = "127.0.0.1:9".parse().unwrap();
+        let unused = "127.0.0.1:9".parse().unwrap();
         let work = || Work::Relay(Box::leak(Box::new([load])));
-        let peer = Role::start(job(work(), address, &directory, nowhere), peer);
-        let its_address = peer.hear("address").parse().unwrap();
-        let client = Role::start(job(work(), address, &directory, its_address), client);
-        client.hear("reachable");
-        client.orders.send("begin".to_owned()).unwrap();
-        client.hear("ready");
+        let peer = Role::start(job(work(), address, &directory, unused), peer);
+        let peer_address = peer.wait_for("address").parse().unwrap();
+        let client = Role::start(job(work(), address, &directory, peer_address), client);
+        client.wait_for("reachable");
+        client.commands.send("begin".to_owned()).unwrap();
+        client.wait_for("ready");
         let window = window(300);
         for role in [&client, &peer] {
-            role.orders.send(window.order()).unwrap();
+            role.commands.send(window.command()).unwrap();
         }
         let (client, peer) = (client.result(), peer.result());
         if load.direction == Direction::Up { (client, peer) } else { (peer, client) }
     }
 
-    fn arrives(load: Load) {
+    fn assert_arrives(load: Load) {
         let (sent, received) = relay(load);
         let (sent, delivered) = (sent["sent"].as_u64().unwrap(), received["delivered"].as_u64().unwrap());
         assert!(delivered > 0 && delivered <= sent, "{delivered} of {sent}");
-        assert_eq!((received["damaged"].as_u64(), received["disordered"].as_u64()), (Some(0), Some(0)));
+        assert_eq!((received["damaged"].as_u64(), received["reordered"].as_u64()), (Some(0), Some(0)));
         assert!(received["p50"].as_u64().unwrap() <= received["p99"].as_u64().unwrap());
     }
 
-    fn alone(work: Work) -> Value {
+    fn run_client(work: Work) -> Value {
         let (server, directory) = (server(), ShortDir::new());
         let peer = "127.0.0.1:9".parse().unwrap();
         let client = Role::start(job(work, server.udp_address(), &directory, peer), client);
-        client.hear("reachable");
-        client.orders.send("begin".to_owned()).unwrap();
-        client.hear("ready");
-        client.orders.send(window(300).order()).unwrap();
+        client.wait_for("reachable");
+        client.commands.send("begin".to_owned()).unwrap();
+        client.wait_for("ready");
+        client.commands.send(window(300).command()).unwrap();
         client.result()
     }
 
     #[test]
-    fn a_paced_load_arrives_on_either_side() {
-        arrives(LOAD);
-        arrives(Load { direction: Direction::Down, ..LOAD });
+    fn a_paced_load_arrives_in_both_directions() {
+        assert_arrives(LOAD);
+        assert_arrives(Load { direction: Direction::Down, ..LOAD });
     }
 
     #[test]
-    fn indications_arrive_on_either_side() {
-        arrives(Load { framing: Framing::Indication, ..LOAD });
-        arrives(Load { framing: Framing::Indication, direction: Direction::Down, ..LOAD });
+    fn indications_arrive_in_both_directions() {
+        assert_arrives(Load { framing: Framing::Indication, ..LOAD });
+        assert_arrives(Load { framing: Framing::Indication, direction: Direction::Down, ..LOAD });
     }
 
     #[test]
-    fn a_load_over_tcp_arrives_on_either_side() {
-        arrives(Load { transport: Transport::Tcp, ..LOAD });
-        arrives(Load { transport: Transport::Tcp, direction: Direction::Down, ..LOAD });
+    fn a_load_over_tcp_arrives_in_both_directions() {
+        assert_arrives(Load { transport: Transport::Tcp, ..LOAD });
+        assert_arrives(Load { transport: Transport::Tcp, direction: Direction::Down, ..LOAD });
     }
 
-    // More arrives than the windows hold, so the sender hears from the receiver.
+    // More packets arrive than the windows hold, so the receiver's reports reach the sender.
     #[test]
-    fn a_window_moves_on_with_what_arrives() {
+    fn a_window_advances_with_arriving_packets() {
         for direction in [Direction::Up, Direction::Down] {
             let (_, received) = relay(Load { direction, pace: Pace::Window(4), ..LOAD });
             assert!(received["delivered"].as_u64().unwrap() > 12, "{received}");
@@ -182,29 +183,29 @@ mod through_a_server {
     fn trains_and_merged_trains_arrive() {
         for shape in [Shape::Train, Shape::Merged] {
             for direction in [Direction::Up, Direction::Down] {
-                arrives(Load { direction, shape, pace: Pace::Window(32), ..LOAD });
+                assert_arrives(Load { direction, shape, pace: Pace::Window(32), ..LOAD });
             }
         }
     }
 
     #[test]
-    fn clients_that_come_and_go_are_counted() {
-        let counted = alone(Work::Churn { clients: 2 });
+    fn churning_clients_are_counted() {
+        let counted = run_client(Work::Churn { clients: 2 });
         assert!(counted["allocations"].as_u64().unwrap() > 0, "{counted}");
         assert_eq!(counted["failed"].as_u64(), Some(0), "{counted}");
     }
 
     #[test]
-    fn binding_answers_are_counted() {
-        let counted = alone(Work::Binding { clients: 2, window: 2 });
-        assert!(counted["answers"].as_u64().unwrap() > 0, "{counted}");
+    fn binding_responses_are_counted() {
+        let counted = run_client(Work::Binding { clients: 2, window: 2 });
+        assert!(counted["responses"].as_u64().unwrap() > 0, "{counted}");
         assert_eq!(counted["damaged"].as_u64(), Some(0), "{counted}");
     }
 
-    // The first request to keep one is due at once.
+    // The first refresh is due at once.
     #[test]
-    fn standing_allocations_are_kept() {
-        let counted = alone(Work::Standing { allocations: 100, refreshed: true });
+    fn idle_allocations_are_refreshed() {
+        let counted = run_client(Work::Idle { allocations: 100, refreshed: true });
         assert_eq!((counted["allocations"].as_u64(), counted["failed"].as_u64()), (Some(100), Some(0)), "{counted}");
     }
 }

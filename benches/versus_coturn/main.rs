@@ -1,6 +1,6 @@
-//! Measures our server and coturn side by side with the same load: `cargo bench --bench versus-coturn`.
+//! Compares our server with coturn under the same load: `cargo bench --bench versus-coturn`.
 //!
-//! docs/performance.md says what each scenario does and what the figures mean.
+//! docs/performance.md explains the scenarios and the figures.
 
 mod interrupt;
 mod load;
@@ -23,74 +23,73 @@ use std::sync::mpsc::channel;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::Signal;
 
-use load::{Job, Orders, Outcome};
+use load::{Commands, Job, Outcome};
 use network::Network;
 use round::{Measured, Times};
 use scenario::Scenario;
 use server::{Kind, Servers};
 use table::Line;
 
-/// CPU time of other programs, in cores, that makes a measurement doubtful. The kernel's own threads are among them.
-const DISTURBED: f64 = 0.3;
+/// CPU use of other programs, including kernel threads, that makes a measurement unreliable; in cores.
+const DISTURBANCE: f64 = 0.3;
 
-/// What there is to say below the table.
+/// The lines after the table.
 #[derive(Default)]
 struct Remarks {
     lines: Vec<String>,
     measurements: usize,
-    /// Something could not be measured.
+    /// Whether a measurement failed.
     failed: bool,
-    /// How many measurements other programs disturbed, and the most that these used, in cores.
+    /// The number of measurements that other programs disturbed, and their highest CPU use, in cores.
     disturbed: usize,
     others: f64,
 }
 
 impl Remarks {
-    fn note(&mut self, name: &str, measured: &Measured) {
+    fn add(&mut self, name: &str, measured: &Measured) {
         self.lines.extend(measured.remarks.iter().map(|remark| format!("{name}: {remark}")));
         self.measurements += 1;
-        self.disturbed += usize::from(measured.others > DISTURBED);
+        self.disturbed += usize::from(measured.others > DISTURBANCE);
         self.others = self.others.max(measured.others);
     }
 
-    fn say(&self) {
-        self.lines.iter().for_each(|line| say(line));
+    fn print(&self) {
+        self.lines.iter().for_each(|line| print(line));
         let Self { measurements, disturbed, others, .. } = self;
         if *disturbed > 0 {
-            say(&format!(
-                "{disturbed} of {measurements} measurements are doubtful: other programs ran meanwhile, on up to {others:.1} cores"
+            print(&format!(
+                "{disturbed} of {measurements} measurements are unreliable: other programs used up to {others:.1} cores"
             ));
         }
     }
 }
 
-/// Measures our TURN server and coturn side by side, with the same load, in turn.
+/// Measures our TURN server and coturn alternately under the same load.
 ///
-/// The load runs between three network namespaces that are made for it and removed at the end, which needs root,
-/// iproute2 and ethtool; with --loopback on this machine's loopback interface. It never leaves the machine. Nothing
-/// else should run meanwhile.
+/// The load runs between three temporary network namespaces, which requires root, iproute2 and ethtool. With --loopback
+/// it runs on the loopback interface. It never leaves the machine. Nothing else should run at the same time.
 #[derive(Parser)]
 #[command(name = "versus-coturn", bin_name = "cargo bench --bench versus-coturn --")]
 struct Arguments {
-    /// Only this scenario, or both directions of it (`paced` for paced-up and paced-down). Can be repeated.
+    /// Run only this scenario, or both directions of it (`paced` for paced-up and paced-down). Can be repeated.
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
-    /// Rounds; in each, both servers are measured once.
+    /// Number of rounds. Each measures both servers once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     rounds: u64,
-    /// Seconds that are measured in each round.
+    /// Seconds to measure in each round.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
     /// Seconds of load before each measurement.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=3600))]
     warm_up: u64,
-    /// Use the loopback interface; for machines where namespaces cannot be made. The figures differ from the others.
+    /// Use the loopback interface, for machines without network namespaces. The figures differ.
     #[arg(long)]
     loopback: bool,
     /// Print the table in Markdown.
     #[arg(long)]
     markdown: bool,
-    /// List the scenarios and end.
+    /// List the scenarios and exit.
     #[arg(long)]
     list: bool,
     /// coturn's program.
@@ -99,14 +98,14 @@ struct Arguments {
     /// Our program.
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_turnserver"))]
     ours: PathBuf,
-    /// What Cargo adds.
+    /// Added by Cargo.
     #[arg(long, hide = true)]
     bench: bool,
     #[command(subcommand)]
     part: Option<Part>,
 }
 
-/// What this program starts itself as.
+/// The roles in which this program starts itself.
 #[derive(Subcommand)]
 #[command(disable_help_subcommand = true)]
 enum Part {
@@ -116,7 +115,7 @@ enum Part {
     /// The peer.
     #[command(hide = true)]
     Peer(RoleArguments),
-    /// Another program, which ends with the benchmark.
+    /// Another program, which is killed when the benchmark ends.
     #[command(hide = true)]
     Run {
         #[arg(last = true)]
@@ -144,34 +143,34 @@ struct RoleArguments {
 
 fn main() -> ExitCode {
     if std::env::args_os().len() == 1 {
-        // `cargo test --benches` starts it so.
-        say("This is a benchmark: cargo bench --bench versus-coturn -- --help");
+        // `cargo test --benches` passes no arguments.
+        print("This is a benchmark: cargo bench --bench versus-coturn -- --help");
         return ExitCode::SUCCESS;
     }
     let arguments = Arguments::parse();
     let result = match &arguments.part {
         None => benchmark(&arguments),
-        Some(Part::Client(role)) => play(role, load::client),
-        Some(Part::Peer(role)) => play(role, load::peer),
-        Some(Part::Run { line }) => become_program(line),
+        Some(Part::Client(role)) => run_role(role, load::client),
+        Some(Part::Peer(role)) => run_role(role, load::peer),
+        Some(Part::Run { line }) => exec_program(line),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if arguments.part.is_none() => {
-            report(&format!("versus-coturn: {error}"));
+            print_progress(&format!("versus-coturn: {error}"));
             if interrupt::interrupted() { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
         Err(error) => {
-            say(&format!("error {error}"));
+            print(&format!("error {error}"));
             ExitCode::FAILURE
         }
     }
 }
 
 fn benchmark(arguments: &Arguments) -> Outcome<()> {
-    let scenarios = chosen(&arguments.scenario)?;
+    let scenarios = selected(&arguments.scenario)?;
     if arguments.list {
-        scenarios.iter().for_each(|scenario| say(&format!("{:18} {}", scenario.name, scenario.about)));
+        scenarios.iter().for_each(|scenario| print(&format!("{:18} {}", scenario.name, scenario.about)));
         return Ok(());
     }
     check(arguments)?;
@@ -187,13 +186,13 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
         lines.extend(compare(scenario, &servers, &network, arguments, &mut remarks)?);
     }
     lines.retain(|line| !(line.ours.is_empty() && line.coturn.is_empty()));
-    say(&if arguments.markdown { table::markdown(&lines) } else { table::text(&lines) });
-    remarks.say();
+    print(&if arguments.markdown { table::markdown(&lines) } else { table::text(&lines) });
+    remarks.print();
     if remarks.failed { Err("not everything could be measured".into()) } else { Ok(()) }
 }
 
-/// Measures both servers in turn, round after round. One that cannot be measured is left out, as the other one's figures
-/// and the other scenarios are worth having.
+/// Measures both servers in every round. A server whose measurement fails is skipped from then on; the other server and
+/// the other scenarios are still measured.
 fn compare(
     scenario: &'static Scenario,
     servers: &Servers,
@@ -209,13 +208,13 @@ fn compare(
             let name = format!("{} {number}/{} {kind:?}", scenario.name, arguments.rounds);
             match round::measure(kind, scenario, servers, network, times) {
                 Ok(measured) => {
-                    report(&format!("{name}: {}", progress(scenario, &measured)));
-                    remarks.note(&name, &measured);
+                    print_progress(&format!("{name}: {}", progress(scenario, &measured)));
+                    remarks.add(&name, &measured);
                     all.push(measured);
                 }
                 Err(error) if interrupt::interrupted() => return Err(error),
                 Err(error) => {
-                    report(&format!("{name}: {error}"));
+                    print_progress(&format!("{name}: {error}"));
                     remarks.lines.push(format!("{name}: {error}"));
                     remarks.failed = true;
                     *kept = None;
@@ -245,22 +244,22 @@ fn progress(scenario: &Scenario, measured: &Measured) -> String {
     format!("{} (cores: generator {generator:.2}, others {others:.2})", figures.join("; "))
 }
 
-fn chosen(names: &[String]) -> Outcome<Vec<&'static Scenario>> {
+fn selected(names: &[String]) -> Outcome<Vec<&'static Scenario>> {
     if names.is_empty() {
         return Ok(scenario::ALL.iter().collect());
     }
-    let mut chosen = Vec::new();
+    let mut selected = Vec::new();
     for name in names {
         let found = Scenario::matching(name);
         if found.is_empty() {
-            return Err(format!("there is no scenario {name:?}; --list names them").into());
+            return Err(format!("there is no scenario {name:?}; --list shows all").into());
         }
-        chosen.extend(found);
+        selected.extend(found);
     }
-    Ok(chosen)
+    Ok(selected)
 }
 
-/// Says what is missing before anything is made.
+/// Reports all missing prerequisites before anything is created.
 fn check(arguments: &Arguments) -> Outcome<()> {
     let mut missing = Vec::new();
     if !arguments.ours.exists() {
@@ -276,7 +275,7 @@ fn check(arguments: &Arguments) -> Outcome<()> {
             }
         }
         if !nix::unistd::geteuid().is_root() {
-            missing.push("the right to make network namespaces: run as root, or --loopback".to_owned());
+            missing.push("permission to create network namespaces: run as root, or --loopback".to_owned());
         }
     }
     if missing.is_empty() { Ok(()) } else { Err(format!("missing:\n  {}", missing.join("\n  ")).into()) }
@@ -287,9 +286,9 @@ fn on_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).exists())
 }
 
-/// Plays a role until the benchmark ends it.
-fn play(role: &RoleArguments, part: fn(&Job, &Orders, load::Say<'_>) -> Outcome<()>) -> Outcome<()> {
-    end_with_parent()?;
+/// Runs a role until the benchmark ends it.
+fn run_role(role: &RoleArguments, part: fn(&Job, &Commands, load::Report<'_>) -> Outcome<()>) -> Outcome<()> {
+    die_with_parent()?;
     let job = Job {
         scenario: Scenario::named(&role.scenario).ok_or("no such scenario")?,
         load: role.load,
@@ -299,27 +298,27 @@ fn play(role: &RoleArguments, part: fn(&Job, &Orders, load::Say<'_>) -> Outcome<
         feedback: role.feedback.clone(),
         certificate: role.certificate.clone(),
     };
-    let (send, orders) = channel();
+    let (send, commands) = channel();
     std::thread::spawn(move || {
         let mut lines = std::io::stdin().lock().lines().map_while(Result::ok);
         while lines.next().is_some_and(|line| send.send(line).is_ok()) {}
     });
-    part(&job, &Orders(orders), &mut say)
+    part(&job, &Commands(commands), &mut print)
 }
 
-/// Turns this process into another program.
-fn become_program(line: &[String]) -> Outcome<()> {
-    end_with_parent()?;
+/// Replaces this process by another program.
+fn exec_program(line: &[String]) -> Outcome<()> {
+    die_with_parent()?;
     turnserver::net::limits::raise_open_files()?;
     let (program, arguments) = line.split_first().ok_or("no program")?;
     Err(format!("{program}: {}", Command::new(program).args(arguments).exec()).into())
 }
 
-fn end_with_parent() -> Outcome<()> {
+fn die_with_parent() -> Outcome<()> {
     Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)
 }
 
-/// A directory that is removed when this is dropped.
+/// A temporary directory, removed on drop.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -336,11 +335,11 @@ impl Drop for Directory {
     }
 }
 
-fn say(line: &str) {
-    // Nobody is left to read it.
+fn print(line: &str) {
+    // Without a reader the output does not matter.
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-fn report(line: &str) {
+fn print_progress(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

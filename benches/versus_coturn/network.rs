@@ -1,4 +1,4 @@
-//! Where the load runs: three network namespaces of our own, or loopback.
+//! The network of the load: three temporary namespaces, or the loopback interface.
 //!
 //! ```text
 //!  client 198.18.1.2 ── veth ── 198.18.1.1  server  198.18.2.1 ── veth ── 198.18.2.2 peer
@@ -11,22 +11,22 @@ use std::process::{Command, Stdio};
 
 use crate::load::Outcome;
 
-/// The hosts and how programs get onto them.
+/// The hosts and their addresses.
 pub(crate) struct Network {
     namespaces: Option<Namespaces>,
-    /// This program, which starts every other one.
+    /// This program, which starts all others.
     program: PathBuf,
     pub(crate) addresses: Addresses,
 }
 
-/// Who has which address.
+/// The addresses of the hosts.
 pub(crate) struct Addresses {
     pub(crate) client: IpAddr,
-    /// Where the server listens.
+    /// The server's listen address.
     pub(crate) listen: IpAddr,
     pub(crate) port: u16,
     pub(crate) tls_port: u16,
-    /// Where the server's relayed addresses are.
+    /// The server's relay address.
     pub(crate) relay: IpAddr,
     pub(crate) peer: IpAddr,
 }
@@ -42,7 +42,7 @@ pub(crate) enum Host {
 const HOSTS: [Host; 3] = [Host::Client, Host::Server, Host::Peer];
 
 impl Network {
-    /// Makes the namespaces and joins them. They are removed when this is dropped.
+    /// Creates and connects the namespaces. They are removed on drop.
     pub(crate) fn namespaces() -> Outcome<Self> {
         let address = |third, fourth| IpAddr::V4(Ipv4Addr::new(198, 18, third, fourth));
         let addresses = Addresses {
@@ -54,11 +54,11 @@ impl Network {
             peer: address(2, 2),
         };
         let namespaces = Namespaces { id: std::process::id() };
-        namespaces.make(&addresses)?;
+        namespaces.create(&addresses)?;
         Ok(Self { namespaces: Some(namespaces), program: std::env::current_exe()?, addresses })
     }
 
-    /// Uses addresses of the loopback interface and ports that are free.
+    /// Uses loopback addresses and free ports.
     pub(crate) fn loopback() -> Outcome<Self> {
         let address = |last| IpAddr::V4(Ipv4Addr::new(127, 0, 0, last));
         let free = || UdpSocket::bind((address(2), 0))?.local_addr().map(|address| address.port());
@@ -73,7 +73,7 @@ impl Network {
         Ok(Self { namespaces: None, program: std::env::current_exe()?, addresses })
     }
 
-    /// A command line of this program, to be run on `host`. What it starts ends with this process.
+    /// Returns a command that runs this program on `host`. Its processes are killed when this one ends.
     pub(crate) fn command(&self, host: Host, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
         let mut command = match &self.namespaces {
             Some(namespaces) => {
@@ -88,7 +88,7 @@ impl Network {
     }
 }
 
-/// The namespaces of the process with this id, which makes their names unique.
+/// Namespaces whose names contain the id of this process.
 struct Namespaces {
     id: u32,
 }
@@ -98,17 +98,17 @@ impl Namespaces {
         format!("turn-bench-{}-{}", self.id, host.name())
     }
 
-    fn make(&self, addresses: &Addresses) -> Outcome<()> {
+    fn create(&self, addresses: &Addresses) -> Outcome<()> {
         for host in HOSTS {
             ip(&["netns", "add", &self.name(host)])?;
             ip(&["-n", &self.name(host), "link", "set", "lo", "up"])?;
         }
-        self.join(Host::Client, addresses.client, addresses.listen)?;
-        self.join(Host::Peer, addresses.peer, addresses.relay)
+        self.connect(Host::Client, addresses.client, addresses.listen)?;
+        self.connect(Host::Peer, addresses.peer, addresses.relay)
     }
 
-    /// Joins `host` to the server.
-    fn join(&self, host: Host, address: IpAddr, server_address: IpAddr) -> Outcome<()> {
+    /// Connects `host` to the server.
+    fn connect(&self, host: Host, address: IpAddr, server_address: IpAddr) -> Outcome<()> {
         let (namespace, server) = (self.name(host), self.name(Host::Server));
         let end = format!("to-{}", host.name());
         ip(&["-n", &namespace, "link", "add", "to-server", "type", "veth", "peer", "name", &end, "netns", &server])?;
@@ -123,7 +123,7 @@ impl Namespaces {
 impl Drop for Namespaces {
     fn drop(&mut self) {
         for host in HOSTS {
-            // The interfaces go with their namespaces. One that was never made is none of our business.
+            // This removes their interfaces too. It fails for a namespace that was not created.
             let _ = run("ip", &["netns", "delete", &self.name(host)]);
         }
     }
@@ -148,6 +148,6 @@ fn run(program: &str, arguments: &[&str]) -> Outcome<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("`{program} {}` failed: {}", arguments.join(" "), said.trim()).into())
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(format!("`{program} {}` failed: {}", arguments.join(" "), stderr.trim()).into())
 }

@@ -1,4 +1,4 @@
-//! Processes that end with the benchmark, and what the kernel says about them.
+//! Processes that end with the benchmark, and their resource use.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -10,10 +10,10 @@ use std::time::Duration;
 use crate::interrupt;
 use crate::load::Outcome;
 
-/// Lines of a server that are kept for the case that it does not start.
-const KEPT: usize = 20;
+/// Lines of a server's output that are kept for error messages.
+const KEPT_LINES: usize = 20;
 
-/// A process that is killed when this is dropped.
+/// A process that is killed on drop.
 pub(crate) struct Process(Child);
 
 impl Process {
@@ -24,18 +24,18 @@ impl Process {
         Ok(Self(child))
     }
 
-    /// CPU time that its threads have used so far, in nanoseconds.
+    /// Returns the CPU time of its threads so far, in nanoseconds.
     pub(crate) fn cpu(&self) -> Outcome<u64> {
         let mut sum = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
-            // A thread may end while we look.
+            // A thread may have ended.
             let Ok(line) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
             sum += first_number(&line).ok_or("schedstat has no number")?;
         }
         Ok(sum)
     }
 
-    /// Its proportional share of memory, in bytes.
+    /// Returns its proportional set size, in bytes.
     pub(crate) fn memory(&self) -> Outcome<u64> {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0.id()))?;
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("smaps_rollup has no Pss")?;
@@ -45,7 +45,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself; either way it has to be waited for.
+        // It may have ended already. It must be waited for in either case.
         let _ = self.0.kill();
         interrupt::ended(self.0.id());
         let _ = self.0.wait();
@@ -56,14 +56,14 @@ fn first_number(text: &str) -> Option<u64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
-/// A server and what it said last.
+/// A server and its output.
 pub(crate) struct Server {
     pub(crate) process: Process,
     lines: Receiver<String>,
 }
 
 impl Server {
-    /// Starts a server; whether it is ready its clients find out.
+    /// Starts a server. Its clients wait until it is ready.
     pub(crate) fn start(command: &mut Command) -> Outcome<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process::start(command)?;
@@ -79,12 +79,12 @@ impl Server {
         Ok(Self { process, lines })
     }
 
-    /// The last lines that it wrote.
-    pub(crate) fn said(&self) -> String {
+    /// Returns the last lines of its output.
+    pub(crate) fn last_lines(&self) -> String {
         let mut last = VecDeque::new();
         while let Ok(line) = self.lines.try_recv() {
             last.push_back(line);
-            if last.len() > KEPT {
+            if last.len() > KEPT_LINES {
                 last.pop_front();
             }
         }
@@ -92,11 +92,11 @@ impl Server {
     }
 }
 
-/// A part of the load generator in a process of its own.
+/// A part of the load generator, in its own process.
 pub(crate) struct Role {
     pub(crate) process: Process,
     name: &'static str,
-    orders: ChildStdin,
+    commands: ChildStdin,
     lines: Receiver<String>,
 }
 
@@ -105,43 +105,43 @@ impl Role {
     pub(crate) fn start(name: &'static str, command: &mut Command) -> Outcome<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = Process::start(command)?;
-        let orders = process.0.stdin.take().ok_or("the role has no input")?;
+        let commands = process.0.stdin.take().ok_or("the role has no input")?;
         let stdout = process.0.stdout.take().ok_or("the role has no output")?;
         let (send, lines) = channel();
         std::thread::spawn(move || forward(stdout, |line| send.send(line).is_ok()));
-        Ok(Self { process, name, orders, lines })
+        Ok(Self { process, name, commands, lines })
     }
 
-    /// Tells the role what to do.
-    pub(crate) fn tell(&mut self, order: &str) -> Outcome<()> {
-        writeln!(self.orders, "{order}").map_err(|error| format!("the {} is gone: {error}", self.name).into())
+    /// Sends a command to the role.
+    pub(crate) fn send_command(&mut self, command: &str) -> Outcome<()> {
+        writeln!(self.commands, "{command}").map_err(|error| format!("the {} is gone: {error}", self.name).into())
     }
 
-    /// Waits for a line that begins with `wanted`; what stands behind it.
-    pub(crate) fn hear(&self, wanted: &str, patience: Duration) -> Outcome<String> {
-        let line = self.lines.recv_timeout(patience).map_err(|error| match error {
+    /// Waits for a line that starts with `wanted` and returns the rest of it.
+    pub(crate) fn wait_for(&self, wanted: &str, timeout: Duration) -> Outcome<String> {
+        let line = self.lines.recv_timeout(timeout).map_err(|error| match error {
             _ if interrupt::interrupted() => "interrupted".to_owned(),
-            RecvTimeoutError::Timeout => format!("the {} did not get {wanted} in time", self.name),
-            RecvTimeoutError::Disconnected => format!("the {} ended before it was {wanted}", self.name),
+            RecvTimeoutError::Timeout => format!("the {} did not report `{wanted}` in time", self.name),
+            RecvTimeoutError::Disconnected => format!("the {} ended before it reported `{wanted}`", self.name),
         })?;
         match (line.strip_prefix(wanted), line.strip_prefix("error ")) {
             (Some(rest), _) => Ok(rest.trim().to_owned()),
             (None, Some(error)) => Err(format!("the {} failed: {error}", self.name).into()),
-            (None, None) => Err(format!("the {} said {line:?} where it should say {wanted}", self.name).into()),
+            (None, None) => Err(format!("the {} reported {line:?} instead of `{wanted}`", self.name).into()),
         }
     }
 }
 
-fn forward(stream: impl Read, take: impl Fn(String) -> bool) {
+fn forward(stream: impl Read, send: impl Fn(String) -> bool) {
     for line in BufReader::new(stream).lines() {
         let Ok(line) = line else { return };
-        if !take(line) {
+        if !send(line) {
             return;
         }
     }
 }
 
-/// CPU time that the whole machine has used so far, in nanoseconds.
+/// Returns the CPU time of the whole machine so far, in nanoseconds.
 pub(crate) fn machine_cpu() -> Outcome<u64> {
     // proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal in hundredths of a second.
     let stat = fs::read_to_string("/proc/stat")?;

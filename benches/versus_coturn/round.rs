@@ -1,4 +1,4 @@
-//! One measurement: a fresh server, its clients and peers, and what they and the kernel say.
+//! Performs one measurement: starts a server, its clients and peers, and evaluates their results.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,38 +14,38 @@ use crate::process::{Process, Role, Server, machine_cpu};
 use crate::scenario::{Figure, Load, Pace, Scenario, Transport, Work};
 use crate::server::{Kind, Servers};
 
-/// How long a server, a client or a peer may take for what it does at the start.
-const START: Duration = Duration::from_secs(120);
+/// Timeout of the steps of a server, a client or a peer.
+const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What the idle server is measured for at least, as little happens to it.
+/// Minimum duration for an idle server, which has few events to measure.
 const IDLE_SECONDS: u64 = 10;
 
-/// How long a measurement takes.
+/// The durations of a measurement.
 #[derive(Clone, Copy)]
 pub(crate) struct Times {
-    /// Seconds of load before anything counts.
+    /// Seconds of load before the measurement.
     pub(crate) warm_up: u64,
-    /// Seconds that count.
+    /// Measured seconds.
     pub(crate) seconds: u64,
 }
 
-/// What one measurement gave.
+/// The result of a measurement.
 pub(crate) struct Measured {
     pub(crate) figures: BTreeMap<Figure, f64>,
-    /// What whoever reads the figures has to know.
+    /// Remarks for the reader of the figures.
     pub(crate) remarks: Vec<String>,
-    /// CPU of the load generator and of everything else on the machine, in cores.
+    /// CPU use of the load generator and of other programs, in cores.
     pub(crate) generator: f64,
     pub(crate) others: f64,
 }
 
-/// The sending and the receiving side of one load, or a client alone.
+/// The client and the peer of a load, or a client alone.
 struct Side {
     client: Role,
     peer: Option<Role>,
 }
 
-/// What the two sides of a load, or the client alone, said.
+/// The results of the roles of a load.
 struct Counted(Vec<Value>);
 
 /// CPU time used so far, in nanoseconds.
@@ -65,10 +65,10 @@ pub(crate) fn measure(
 ) -> Outcome<Measured> {
     let server = servers.start(kind, scenario, network)?;
     let result = with_server(&server, scenario, servers, network, times);
-    result.map_err(|error| match server.said() {
+    result.map_err(|error| match server.last_lines() {
         _ if interrupt::interrupted() => "interrupted".into(),
-        said if said.is_empty() => error,
-        said => format!("{error}\nThe server said last:\n{said}").into(),
+        lines if lines.is_empty() => error,
+        lines => format!("{error}\nLast output of the server:\n{lines}").into(),
     })
 }
 
@@ -83,18 +83,18 @@ fn with_server(
     let mut sides =
         (0..count).map(|load| Side::start(scenario, load, servers, network)).collect::<Outcome<Vec<_>>>()?;
     for side in &sides {
-        side.client.hear("reachable", START)?;
+        side.client.wait_for("reachable", STEP_TIMEOUT)?;
     }
     let empty = server.process.memory()?;
     for side in &mut sides {
-        side.client.tell("begin")?;
-        side.client.hear("ready", START)?;
+        side.client.send_command("begin")?;
+        side.client.wait_for("ready", STEP_TIMEOUT)?;
     }
     let full = server.process.memory()?;
 
     let window = window(scenario, times);
     for side in &mut sides {
-        side.tell(&window.order())?;
+        side.send_command(&window.command())?;
     }
     wait_until(window.from)?;
     let (before, began) = (Cpu::read(server, &sides)?, clock::now());
@@ -117,7 +117,7 @@ fn with_server(
     };
     let seconds = (window.to - window.from) as f64 / SECOND as f64;
     measured.evaluate(scenario.work, &counted, server_cpu, seconds)?;
-    if let Work::Standing { allocations, .. } = scenario.work {
+    if let Work::Idle { allocations, .. } = scenario.work {
         let per_allocation = full.saturating_sub(empty) as f64 / allocations as f64;
         measured.figures.insert(Figure::BytesPerAllocation, per_allocation);
     }
@@ -148,22 +148,22 @@ impl Measured {
                 self.figures.insert(Figure::AllocationsPerCpuSecond, allocations / cpu_seconds);
                 if counted.number("failed")? > 0.0 {
                     let why = counted.0.iter().find_map(|value| value.get("why")?.as_str()).unwrap_or_default();
-                    self.remark(counted, "failed", &format!("clients were refused, the last one {why}"))?;
+                    self.remark(counted, "failed", &format!("clients were rejected, the last one: {why}"))?;
                 }
-                self.remark(counted, "repeated", "requests had to be repeated")?;
+                self.remark(counted, "repeated", "requests were retransmitted")?;
             }
             Work::Binding { .. } => {
                 let counted = counted.first().ok_or("no client")?;
-                let answers = counted.number("answers")?;
-                self.figures.insert(Figure::Answers, answers / seconds);
-                self.figures.insert(Figure::AnswersPerCpuSecond, answers / cpu_seconds);
-                self.remark(counted, "damaged", "answers were none")?;
-                // Requests that are on their way when the time is over make a few.
-                if counted.number("sent")? - answers > 0.001 * answers + 1000.0 {
-                    self.remarks.push("more than 0.1 % of the requests were not answered".to_owned());
+                let responses = counted.number("responses")?;
+                self.figures.insert(Figure::Responses, responses / seconds);
+                self.figures.insert(Figure::ResponsesPerCpuSecond, responses / cpu_seconds);
+                self.remark(counted, "damaged", "responses were invalid")?;
+                // Requests in flight at the end of the window account for a few.
+                if counted.number("sent")? - responses > 0.001 * responses + 1000.0 {
+                    self.remarks.push("more than 0.1 % of the requests got no response".to_owned());
                 }
             }
-            Work::Standing { .. } => {
+            Work::Idle { .. } => {
                 self.remark(counted.first().ok_or("no client")?, "failed", "refreshes failed")?;
             }
         }
@@ -185,13 +185,14 @@ impl Measured {
         if counted.number("delivered")? == 0.0 {
             return Err("nothing was delivered".into());
         }
-        self.remark(counted, "disordered", "packets came out of order or twice")?;
+        self.remark(counted, "reordered", "packets arrived out of order or twice")?;
         self.remark(counted, "damaged", "payloads were damaged")?;
         if let Pace::Rate(rate) = load.pace {
             let share = counted.number("sent")? / (rate as f64 * seconds);
             if share < 0.98 {
                 let percent = 100.0 * share;
-                self.remarks.push(format!("the generator sent only {percent:.0} % of the packets, being too slow"));
+                self.remarks
+                    .push(format!("the load generator was too slow and sent only {percent:.0} % of the packets"));
             }
         }
         Ok(())
@@ -209,14 +210,14 @@ impl Measured {
 impl Counted {
     fn number(&self, name: &str) -> Outcome<f64> {
         let found = self.0.iter().find_map(|value| value.get(name)?.as_f64());
-        Ok(found.ok_or_else(|| format!("nobody counted {name}"))?)
+        Ok(found.ok_or_else(|| format!("no role counted {name}"))?)
     }
 }
 
 impl Side {
     fn start(scenario: &'static Scenario, load: usize, servers: &Servers, network: &Network) -> Outcome<Self> {
         let feedback = servers.directory.join(format!("feedback-{load}.sock"));
-        // What the measurement before has left.
+        // The preceding measurement may have left it.
         let _ = fs::remove_file(&feedback);
         let addresses = &network.addresses;
         let tls = scenario.work.loads().get(load).is_some_and(|load| load.transport == Transport::Tls);
@@ -237,7 +238,7 @@ impl Side {
         if !scenario.work.loads().is_empty() {
             let line = arguments("peer", addresses.peer.to_string(), peer_address);
             let role = Role::start("peer", &mut network.command(Host::Peer, line))?;
-            peer_address = role.hear("address", START)?;
+            peer_address = role.wait_for("address", STEP_TIMEOUT)?;
             peer = Some(role);
         }
         let line = arguments("client", addresses.client.to_string(), peer_address);
@@ -248,13 +249,13 @@ impl Side {
         std::iter::once(&self.client).chain(&self.peer)
     }
 
-    fn tell(&mut self, order: &str) -> Outcome<()> {
-        self.client.tell(order)?;
-        self.peer.as_mut().map_or(Ok(()), |peer| peer.tell(order))
+    fn send_command(&mut self, command: &str) -> Outcome<()> {
+        self.client.send_command(command)?;
+        self.peer.as_mut().map_or(Ok(()), |peer| peer.send_command(command))
     }
 
     fn result(&self) -> Outcome<Counted> {
-        let values = self.roles().map(|role| Ok(serde_json::from_str(&role.hear("result", START)?)?));
+        let values = self.roles().map(|role| Ok(serde_json::from_str(&role.wait_for("result", STEP_TIMEOUT)?)?));
         Ok(Counted(values.collect::<Outcome<Vec<Value>>>()?))
     }
 }
@@ -269,17 +270,17 @@ impl Cpu {
 
 fn window(scenario: &Scenario, times: Times) -> Window {
     let (warm_up, seconds) = match scenario.work {
-        Work::Standing { refreshed: false, .. } => (0, 1),
-        Work::Standing { refreshed: true, .. } => (times.warm_up, times.seconds.max(IDLE_SECONDS)),
+        Work::Idle { refreshed: false, .. } => (0, 1),
+        Work::Idle { refreshed: true, .. } => (times.warm_up, times.seconds.max(IDLE_SECONDS)),
         _ => (times.warm_up, times.seconds),
     };
-    // Time for all to hear of it.
+    // Leaves time for all roles to receive the command.
     let start = clock::now() + 50 * MILLISECOND;
     let from = start + warm_up * SECOND;
     Window { start, from, to: from + seconds * SECOND }
 }
 
-/// Sleeps, and wakes up when interrupted.
+/// Sleeps until `deadline`. Fails if interrupted.
 fn wait_until(deadline: u64) -> Outcome<()> {
     while clock::now() < deadline {
         if interrupt::interrupted() {

@@ -1,31 +1,32 @@
-//! What is measured: the load of each scenario and what it is to show.
+//! The scenarios: their loads, figures and goals.
 
-/// How many packets of a train or of a segmented datagram belong together.
+/// The number of packets in a train or a segmented datagram.
 pub(crate) const TRAIN: usize = 32;
 
-/// One row of the benchmark.
+/// A scenario of the benchmark.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// One line for `--list`.
     pub(crate) about: &'static str,
     pub(crate) work: Work,
-    /// Threads of each server that serve clients; `None` is the server's own default.
+    /// Worker threads of each server. `None` is the server's default.
     pub(crate) workers: Option<usize>,
-    /// The figures that are shown, the most important first.
+    /// The figures to show, the most important first.
     pub(crate) rows: &'static [Row],
 }
 
-/// What the clients do.
+/// The activity of the clients.
 #[derive(Clone, Copy)]
 pub(crate) enum Work {
-    /// Payloads through allocations; each load has its own clients and peer. Latency and loss are those of the first.
+    /// Payloads through allocations. Each load has its own clients and peer. Latency and loss are those of the first
+    /// load.
     Relay(&'static [Load]),
-    /// A client allocates, deletes the allocation and is replaced by the next one, so many at a time.
+    /// Each client allocates, deletes the allocation and is replaced by the next. `clients` is the concurrency.
     Churn { clients: usize },
-    /// Binding requests, so many clients with so many unanswered requests each.
+    /// Binding requests. Each client has up to `window` outstanding requests.
     Binding { clients: usize, window: u64 },
-    /// Allocations with a channel each that nobody uses; with `refreshed` they are kept alive as clients do that.
-    Standing { allocations: usize, refreshed: bool },
+    /// Idle allocations with one channel each. With `refreshed`, clients refresh them as usual.
+    Idle { allocations: usize, refreshed: bool },
 }
 
 /// A stream of payloads through allocations.
@@ -34,15 +35,15 @@ pub(crate) struct Load {
     pub(crate) transport: Transport,
     pub(crate) direction: Direction,
     pub(crate) framing: Framing,
-    /// Allocations.
+    /// The number of allocations.
     pub(crate) flows: usize,
-    /// Bytes of a payload.
+    /// The length of a payload, in bytes.
     pub(crate) payload: usize,
     pub(crate) pace: Pace,
     pub(crate) shape: Shape,
 }
 
-/// How clients reach the server.
+/// The transport between client and server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Transport {
     Udp,
@@ -50,48 +51,47 @@ pub(crate) enum Transport {
     Tls,
 }
 
-/// Where payloads go: from the client up to the peer, or down to the client.
+/// The direction of payloads: up from client to peer, or down to the client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Direction {
     Up,
     Down,
 }
 
-/// How payloads travel between client and server.
+/// The form of payloads between client and server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Framing {
     Channel,
     Indication,
 }
 
-/// When packets are sent.
+/// The sending rate.
 #[derive(Clone, Copy)]
 pub(crate) enum Pace {
-    /// So many a second over all flows, evenly spaced.
+    /// Packets per second over all flows, evenly spaced.
     Rate(u64),
-    /// As many as there is room for: so many of one flow may be on their way.
+    /// A closed loop with this many packets of each flow in flight.
     Window(u64),
 }
 
-/// What is handed to the kernel at a time.
+/// The packets passed to the kernel at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Shape {
-    /// Single packets, each of another flow.
+    /// Single packets of alternating flows.
     Single,
-    /// [`TRAIN`] packets of one flow, one behind the other.
+    /// [`TRAIN`] consecutive packets of one flow.
     Train,
-    /// The same as one segmented datagram (`UDP_SEGMENT`), which the server receives as a network card's GRO would
-    /// hand it over.
+    /// A train as one segmented datagram (`UDP_SEGMENT`), which the server receives as after a network card's GRO.
     Merged,
 }
 
-/// A figure in the table, and the goal that it has.
+/// A figure in the table, and its goal.
 pub(crate) struct Row {
     pub(crate) figure: Figure,
     pub(crate) goal: Option<Goal>,
 }
 
-/// What is measured. The order is that of the measurements' map, no more.
+/// A measured value. The order has no meaning.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Figure {
     CpuPerPacket,
@@ -103,25 +103,25 @@ pub(crate) enum Figure {
     ServerCores,
     AllocationsPerCpuSecond,
     Allocations,
-    AnswersPerCpuSecond,
-    Answers,
+    ResponsesPerCpuSecond,
+    Responses,
     BytesPerAllocation,
     CoreShare,
 }
 
-/// What a figure has to reach.
+/// The goal of a figure.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Goal {
-    /// At most so many times coturn's.
+    /// At most this multiple of coturn's figure.
     RatioAtMost(f64),
-    /// At least so many times coturn's.
+    /// At least this multiple of coturn's figure.
     RatioAtLeast(f64),
-    /// At most so much, whatever coturn's is.
+    /// At most this value, independent of coturn's.
     AtMost(f64),
 }
 
 impl Figure {
-    /// The figure and its unit, as the table has it.
+    /// Returns the figure's name and unit for the table.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::CpuPerPacket => "server CPU per packet, µs",
@@ -133,14 +133,14 @@ impl Figure {
             Self::ServerCores => "server CPU, cores",
             Self::AllocationsPerCpuSecond => "allocations per CPU second",
             Self::Allocations => "allocations/s",
-            Self::AnswersPerCpuSecond => "answers per CPU second",
-            Self::Answers => "answers/s",
+            Self::ResponsesPerCpuSecond => "responses per CPU second",
+            Self::Responses => "responses/s",
             Self::BytesPerAllocation => "memory per allocation, bytes",
             Self::CoreShare => "server CPU, % of a core",
         }
     }
 
-    /// Digits behind the decimal point.
+    /// Returns the number of decimal places.
     pub(crate) fn decimals(self) -> usize {
         match self {
             Self::CpuPerPacket | Self::Loss | Self::ServerCores | Self::CoreShare => 2,
@@ -157,7 +157,7 @@ const fn shown(figure: Figure) -> Row {
     Row { figure, goal: None }
 }
 
-/// 50 flows of 1000 bytes over UDP and channels, 40 000 packets a second in all.
+/// 50 flows of 1000 bytes over UDP and channels, 40 000 packets per second in total.
 const PACED: Load = Load {
     transport: Transport::Udp,
     direction: Direction::Up,
@@ -184,7 +184,7 @@ const PACED_ROWS: &[Row] = &[
     shown(Figure::Delivered),
 ];
 
-/// "No worse than coturn's", with 5 % for what two runs of the same program differ by.
+/// "No worse than coturn", with a tolerance of 5 % for the variation between runs.
 const QUIET_ROWS: &[Row] = &[
     row(Figure::CpuPerPacket, Goal::RatioAtMost(1.05)),
     row(Figure::P50, Goal::RatioAtMost(1.05)),
@@ -229,9 +229,14 @@ const fn relay(name: &'static str, about: &'static str, loads: &'static [Load], 
 
 /// Every scenario, in the order of the table.
 pub(crate) const ALL: &[Scenario] = &[
-    relay("paced-up", "50 flows, 1000 bytes, 40 000 packets/s in all, to the peer", &[PACED], PACED_ROWS),
+    relay("paced-up", "50 flows, 1000 bytes, 40 000 packets/s in total, to the peer", &[PACED], PACED_ROWS),
     relay("paced-down", "the same to the clients", &[down(PACED)], PACED_ROWS),
-    relay("many-up", "1000 flows, 40 000 packets/s in all, to the peer", &[Load { flows: 1000, ..PACED }], PACED_ROWS),
+    relay(
+        "many-up",
+        "1000 flows, 40 000 packets/s in total, to the peer",
+        &[Load { flows: 1000, ..PACED }],
+        PACED_ROWS,
+    ),
     relay("many-down", "the same to the clients", &[down(Load { flows: 1000, ..PACED })], PACED_ROWS),
     relay(
         "quiet-up",
@@ -274,7 +279,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ),
     Scenario {
         name: "mixed",
-        about: "50 paced flows (10 000 packets/s) beside one at full speed, one worker; latency of the 50",
+        about: "50 paced flows (10 000 packets/s) and one at full speed, one worker; latency of the 50",
         work: Work::Relay(&[
             Load { pace: Pace::Rate(10_000), ..PACED },
             Load { flows: 1, pace: Pace::Window(128), ..PACED },
@@ -290,7 +295,7 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "churn",
-        about: "clients that allocate, end their allocation and are followed by the next, 32 at a time",
+        about: "clients that allocate, delete the allocation and are replaced by the next, 32 at a time",
         work: Work::Churn { clients: 32 },
         workers: None,
         rows: &[
@@ -301,51 +306,51 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "binding",
-        about: "STUN Binding requests, 50 clients with 4 unanswered requests each",
+        about: "STUN Binding requests, 50 clients with 4 outstanding requests each",
         work: Work::Binding { clients: 50, window: 4 },
         workers: None,
         rows: &[
-            row(Figure::AnswersPerCpuSecond, Goal::RatioAtLeast(2.0)),
-            shown(Figure::Answers),
+            row(Figure::ResponsesPerCpuSecond, Goal::RatioAtLeast(2.0)),
+            shown(Figure::Responses),
             shown(Figure::ServerCores),
         ],
     },
     Scenario {
         name: "memory",
         about: "4000 idle allocations, one permission and one channel each",
-        work: Work::Standing { allocations: 4000, refreshed: false },
+        work: Work::Idle { allocations: 4000, refreshed: false },
         workers: None,
         rows: &[row(Figure::BytesPerAllocation, Goal::AtMost(2048.0))],
     },
     Scenario {
         name: "idle",
-        about: "10 000 idle allocations, kept alive as clients do that",
-        work: Work::Standing { allocations: 10_000, refreshed: true },
+        about: "10 000 idle allocations, refreshed as clients do",
+        work: Work::Idle { allocations: 10_000, refreshed: true },
         workers: None,
         rows: &[row(Figure::CoreShare, Goal::AtMost(1.0)), shown(Figure::BytesPerAllocation)],
     },
 ];
 
 impl Scenario {
-    /// The scenario of this name.
+    /// Returns the scenario with this name.
     pub(crate) fn named(name: &str) -> Option<&'static Self> {
         ALL.iter().find(|scenario| scenario.name == name)
     }
 
-    /// The scenarios that `wanted` means: its own name, or what stands before `-up` and `-down`.
+    /// Returns the scenarios that `wanted` selects: by name, or by the name without `-up` and `-down`.
     pub(crate) fn matching(wanted: &str) -> Vec<&'static Self> {
         let stem = |name: &'static str| name.strip_suffix("-up").or_else(|| name.strip_suffix("-down"));
         ALL.iter().filter(|scenario| scenario.name == wanted || stem(scenario.name) == Some(wanted)).collect()
     }
 
-    /// Whether clients come over TLS.
+    /// Returns whether clients use TLS.
     pub(crate) fn uses_tls(&self) -> bool {
         matches!(self.work, Work::Relay(loads) if loads.iter().any(|load| load.transport == Transport::Tls))
     }
 }
 
 impl Work {
-    /// The loads of payloads; none for the scenarios that relay nothing.
+    /// Returns the loads. Empty for scenarios that relay nothing.
     pub(crate) fn loads(self) -> &'static [Load] {
         match self {
             Self::Relay(loads) => loads,
@@ -362,7 +367,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_unique_and_found() {
+    fn scenario_names_are_unique_and_found() {
         let names: BTreeSet<_> = ALL.iter().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), ALL.len());
         assert!(names.iter().all(|name| Scenario::named(name).is_some()));
@@ -370,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stem_means_both_directions() {
+    fn a_stem_matches_both_directions() {
         let names = |wanted| Scenario::matching(wanted).iter().map(|scenario| scenario.name).collect::<Vec<_>>();
         assert_eq!(names("paced"), ["paced-up", "paced-down"]);
         assert_eq!(names("bulk"), ["bulk-up", "bulk-down"]);
@@ -381,7 +386,7 @@ mod tests {
 
     // A train has to fit into the window of its flow, and its segments into one datagram.
     #[test]
-    fn trains_fit() {
+    fn trains_fit_into_their_window_and_datagram() {
         for load in ALL.iter().flat_map(|scenario| scenario.work.loads()).filter(|load| load.shape != Shape::Single) {
             assert!(matches!(load.pace, Pace::Window(window) if window >= TRAIN as u64));
             assert!((load.payload + 4) * TRAIN < 65_000);
@@ -389,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn each_scenario_has_a_goal_first() {
+    fn the_first_row_of_each_scenario_has_a_goal() {
         assert!(ALL.iter().all(|scenario| scenario.rows.first().is_some_and(|row| row.goal.is_some())));
     }
 }

@@ -1,4 +1,4 @@
-//! The two servers, configured alike in what matters.
+//! The two servers with equivalent configurations.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use crate::network::{Addresses, Host, Network};
 use crate::process::Server;
 use crate::scenario::Scenario;
 
-/// The first and the last relay port of both.
+/// The first and the last relay port of both servers.
 const PORTS: (u16, u16) = (49152, 65535);
 
 /// Which server is measured.
@@ -18,7 +18,7 @@ pub(crate) enum Kind {
     Coturn,
 }
 
-/// The programs and the files that they read.
+/// The programs and the directory of their files.
 pub(crate) struct Servers {
     pub(crate) ours: PathBuf,
     pub(crate) coturn: PathBuf,
@@ -26,7 +26,7 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
-    /// The certificate of both.
+    /// Returns the path of the certificate of both servers.
     pub(crate) fn certificate(&self) -> PathBuf {
         self.directory.join("certificate.pem")
     }
@@ -35,11 +35,11 @@ impl Servers {
         self.directory.join("key.pem")
     }
 
-    /// Makes the certificate.
+    /// Generates the certificate.
     pub(crate) fn prepare(&self, addresses: &Addresses) -> Outcome<()> {
-        let made = rcgen::generate_simple_self_signed([addresses.listen.to_string()])?;
-        fs::write(self.certificate(), made.cert.pem())?;
-        fs::write(self.key(), made.signing_key.serialize_pem())?;
+        let generated = rcgen::generate_simple_self_signed([addresses.listen.to_string()])?;
+        fs::write(self.certificate(), generated.cert.pem())?;
+        fs::write(self.key(), generated.signing_key.serialize_pem())?;
         Ok(())
     }
 
@@ -57,8 +57,8 @@ impl Servers {
         Server::start(&mut network.command(Host::Server, line))
     }
 
-    /// Our configuration. The limits of single users and sources are off, because one user at one address plays all of
-    /// them; coturn has them off by default.
+    /// Returns our configuration. Limits per user and per source are disabled, because all clients share one user and
+    /// one address. coturn has no such limits by default.
     fn configuration(&self, scenario: &Scenario, addresses: &Addresses) -> String {
         let Addresses { listen, port, tls_port, relay, peer, .. } = addresses;
         let (first, last) = PORTS;
@@ -83,7 +83,7 @@ impl Servers {
         )
     }
 
-    /// coturn's arguments. It logs next to nothing by default; its files go where they are removed.
+    /// Returns coturn's arguments. It logs almost nothing by default. Its files are in the temporary directory.
     fn coturn_arguments(&self, scenario: &Scenario, addresses: &Addresses) -> Vec<String> {
         let Addresses { listen, port, tls_port, relay, peer, .. } = addresses;
         let own = |name: &str| text(&self.directory.join(name));

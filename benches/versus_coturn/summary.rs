@@ -1,30 +1,30 @@
-//! Several rounds of one figure in three numbers, and whether they reach a goal.
+//! Summarizes the rounds of a figure and compares them with its goal.
 
 use crate::scenario::Goal;
 
-/// The middle and the ends of the rounds of one figure.
+/// The median and the range of the rounds of a figure.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
-    pub(crate) least: f64,
-    pub(crate) most: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
 }
 
 impl Summary {
-    /// Of these values; `None` of nothing.
+    /// Summarizes values. `None` if there are none.
     pub(crate) fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let (least, most) = (*sorted.first()?, *sorted.last()?);
+        let (min, max) = (*sorted.first()?, *sorted.last()?);
         let (middle, even) = (sorted.len() / 2, sorted.len().is_multiple_of(2));
         let upper = *sorted.get(middle)?;
         let median = if even { (sorted.get(middle - 1)? + upper) / 2.0 } else { upper };
-        Some(Self { median, least, most })
+        Some(Self { median, min, max })
     }
 }
 
-/// The ratios of rounds that ran one after the other, ours to coturn's, in their middle: what the machine did
-/// meanwhile has changed both. `None` where coturn's is 0 or a round is missing.
+/// Returns the median of the ratios of ours to coturn's in each round, because other activity on the machine affects
+/// both servers of a round. `None` if coturn's figure is 0 or a round is missing.
 pub(crate) fn ratio(ours: &[f64], coturn: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = ours.iter().zip(coturn).map(|(ours, coturn)| ours / coturn).collect();
     let usable = ours.len() == coturn.len() && ratios.iter().all(|ratio| ratio.is_finite());
@@ -32,21 +32,21 @@ pub(crate) fn ratio(ours: &[f64], coturn: &[f64]) -> Option<f64> {
 }
 
 impl Goal {
-    /// Whether it is reached; `None` where it cannot be told.
+    /// Returns whether the goal is reached. `None` if there is no ratio.
     pub(crate) fn reached(self, ours: f64, ratio: Option<f64>) -> Option<bool> {
         match self {
-            Self::RatioAtMost(most) => ratio.map(|ratio| ratio <= most),
-            Self::RatioAtLeast(least) => ratio.map(|ratio| ratio >= least),
-            Self::AtMost(most) => Some(ours <= most),
+            Self::RatioAtMost(max) => ratio.map(|ratio| ratio <= max),
+            Self::RatioAtLeast(min) => ratio.map(|ratio| ratio >= min),
+            Self::AtMost(max) => Some(ours <= max),
         }
     }
 
-    /// As the table has it.
+    /// Returns the goal as shown in the table.
     pub(crate) fn label(self) -> String {
         match self {
-            Self::RatioAtMost(most) => format!("≤ {most} ×"),
-            Self::RatioAtLeast(least) => format!("≥ {least} ×"),
-            Self::AtMost(most) => format!("≤ {most}"),
+            Self::RatioAtMost(max) => format!("≤ {max} ×"),
+            Self::RatioAtLeast(min) => format!("≥ {min} ×"),
+            Self::AtMost(max) => format!("≤ {max}"),
         }
     }
 }
@@ -57,21 +57,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_whatever_the_order() {
+    fn the_median_does_not_depend_on_the_order() {
         assert_eq!(Summary::of(&[]), None);
-        assert_eq!(Summary::of(&[3.0, 1.0, 9.0]), Some(Summary { median: 3.0, least: 1.0, most: 9.0 }));
-        assert_eq!(Summary::of(&[4.0, 1.0, 2.0, 9.0]), Some(Summary { median: 3.0, least: 1.0, most: 9.0 }));
-        assert_eq!(Summary::of(&[7.0]), Some(Summary { median: 7.0, least: 7.0, most: 7.0 }));
+        assert_eq!(Summary::of(&[3.0, 1.0, 9.0]), Some(Summary { median: 3.0, min: 1.0, max: 9.0 }));
+        assert_eq!(Summary::of(&[4.0, 1.0, 2.0, 9.0]), Some(Summary { median: 3.0, min: 1.0, max: 9.0 }));
+        assert_eq!(Summary::of(&[7.0]), Some(Summary { median: 7.0, min: 7.0, max: 7.0 }));
     }
 
-    // The middle of the ratios, not the ratio of the middles: 2/4, 30/20, 5/10.
+    // The median of the ratios, not the ratio of the medians: 2/4, 30/20, 5/10.
     #[test]
-    fn rounds_are_compared_with_their_neighbours() {
+    fn the_ratio_is_the_median_of_the_rounds_ratios() {
         assert_eq!(ratio(&[2.0, 30.0, 5.0], &[4.0, 20.0, 10.0]), Some(0.5));
     }
 
     #[test]
-    fn there_is_no_ratio_to_nothing() {
+    fn there_is_no_ratio_without_a_counterpart() {
         assert_eq!(ratio(&[1.0], &[0.0]), None);
         assert_eq!(ratio(&[0.0], &[0.0]), None);
         assert_eq!(ratio(&[1.0, 2.0], &[1.0]), None);

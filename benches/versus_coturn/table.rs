@@ -1,11 +1,11 @@
-//! The result as a table, for the terminal and for a document.
+//! Prints the result as a table, as text or Markdown.
 
 use std::fmt::Write;
 
 use crate::scenario::{Figure, Goal};
 use crate::summary::{Summary, ratio};
 
-const HEADINGS: [&str; 7] = ["scenario", "figure", "ours", "coturn", "ratio", "to reach", "reached"];
+const HEADINGS: [&str; 7] = ["scenario", "figure", "ours", "coturn", "ratio", "goal", "reached"];
 
 /// The rounds of one figure.
 pub(crate) struct Line {
@@ -37,7 +37,7 @@ impl Line {
     }
 }
 
-/// The table in columns.
+/// Returns the table as text, in columns.
 pub(crate) fn text(lines: &[Line]) -> String {
     let rows: Vec<[String; 7]> =
         std::iter::once(HEADINGS.map(str::to_owned)).chain(lines.iter().map(Line::cells)).collect();
@@ -66,7 +66,7 @@ pub(crate) fn text(lines: &[Line]) -> String {
     table
 }
 
-/// The same in Markdown.
+/// Returns the table as Markdown.
 pub(crate) fn markdown(lines: &[Line]) -> String {
     let row = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut table = row(&HEADINGS.map(str::to_owned));
@@ -75,21 +75,25 @@ pub(crate) fn markdown(lines: &[Line]) -> String {
     table
 }
 
-/// The median with the least and the most of the rounds.
+/// Returns the median with the range of the rounds.
 fn number(summary: Option<Summary>, figure: Figure) -> String {
-    let Some(Summary { median, least, most }) = summary else { return String::new() };
-    let one = |value| grouped(value, figure.decimals());
-    if one(least) == one(most) { one(median) } else { format!("{} ({}–{})", one(median), one(least), one(most)) }
+    let Some(Summary { median, min, max }) = summary else { return String::new() };
+    let format = |value| grouped(value, figure.decimals());
+    if format(min) == format(max) {
+        format(median)
+    } else {
+        format!("{} ({}–{})", format(median), format(min), format(max))
+    }
 }
 
-/// A number with a thin gap between thousands.
+/// Formats a number with a space between thousands.
 fn grouped(value: f64, decimals: usize) -> String {
     let plain = format!("{value:.decimals$}");
     let (whole, rest) = plain.split_at(plain.find('.').unwrap_or(plain.len()));
     let mut text = String::new();
     for (place, digit) in whole.chars().enumerate() {
-        let behind = whole.len() - place;
-        if place > 0 && behind.is_multiple_of(3) && !text.ends_with('-') {
+        let remaining = whole.len() - place;
+        if place > 0 && remaining.is_multiple_of(3) && !text.ends_with('-') {
             text.push(' ');
         }
         text.push(digit);
@@ -118,7 +122,7 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         let expected = "\
-scenario  figure                                  ours              coturn  ratio  to reach  reached
+scenario  figure                                  ours              coturn  ratio  goal     reached
 paced-up  server CPU per packet, µs   6.10 (5.90–6.40)  13.70 (13.00–14.00)   0.45  ≤ 0.5 ×   yes
           delivered, packets/s                  40 000
 ";
@@ -146,7 +150,7 @@ paced-up  server CPU per packet, µs   6.10 (5.90–6.40)  13.70 (13.00–14.00)
     }
 
     #[test]
-    fn thousands_are_apart() {
+    fn thousands_are_separated() {
         let all = [(0.0, 0), (999.0, 0), (1_000.0, 0), (1_015_000.4, 0), (1_234.567, 2), (-1_234.0, 0), (-123.0, 0)];
         let texts = all.map(|(value, decimals)| grouped(value, decimals));
         assert_eq!(texts, ["0", "999", "1 000", "1 015 000", "1 234.57", "-1 234", "-123"]);

@@ -1,24 +1,24 @@
-//! From a username and an integrity check to an identity.
+//! Authentication of a request by its username and message integrity.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::time_limited::{self, Malformed, NoneOf};
+use super::time_limited::{self, Malformed, NoSecretMatched};
 use super::{HumanSeconds, Identity, KeyAlgorithm, LongTermKey, Secret, SecurityFeatures};
 
-/// Knows the realm, the shared secrets and the static users, and says who sent a request (RFC 8489 §9.2.4).
+/// Authenticates requests with the realm, the shared secrets and the static users (RFC 8489 §9.2.4).
 #[derive(Debug)]
 pub struct Authenticator {
     realm: String,
     secrets: Vec<Secret>,
     users: BTreeMap<String, StaticKeys>,
-    /// The names of the static users by their USERHASH.
+    /// The name of each static user by USERHASH.
     names: BTreeMap<[u8; 32], String>,
-    /// What the integrity of a request is compared with if nobody could have sent it, so that the time that the answer
-    /// takes does not tell which users there are. Nobody is let in by it.
-    nobody: LongTermKey,
+    /// The key that is checked if no user can have sent a request, so that the response time does not reveal which
+    /// users exist. A match never authenticates a request.
+    dummy_key: LongTermKey,
 }
 
 #[derive(Debug)]
@@ -28,8 +28,9 @@ struct StaticKeys {
 }
 
 impl Authenticator {
-    /// Builds it from the realm, the shared secrets and the static users (name, password). Of two users of one
-    /// name the last counts.
+    /// Creates an authenticator from the realm, the shared secrets, and the static users (name and password).
+    ///
+    /// If a name occurs twice, the last user is used.
     #[must_use]
     pub fn new(realm: String, secrets: Vec<Secret>, users: impl IntoIterator<Item = (String, Secret)>) -> Self {
         let users: BTreeMap<_, _> = users
@@ -41,43 +42,47 @@ impl Authenticator {
             })
             .collect();
         let names = users.keys().map(|name| (userhash(name, &realm), name.clone())).collect();
-        let nobody = LongTermKey::derive("", &realm, b"");
-        Self { realm, secrets, users, names, nobody }
+        let dummy_key = LongTermKey::derive("", &realm, b"");
+        Self { realm, secrets, users, names, dummy_key }
     }
 
-    /// The realm of every credential.
+    /// Returns the realm of all credentials.
     #[must_use]
     pub fn realm(&self) -> &str {
         &self.realm
     }
 
-    /// What a challenge may announce: clients are invited to hide their names only where every name can be found from
-    /// its hash, and a time-limited one cannot.
+    /// Returns the features that a challenge may announce.
+    ///
+    /// Username anonymity is announced only if every username can be found by its hash. That is not possible for the
+    /// username of a time-limited credential.
     #[must_use]
     pub fn features(&self) -> SecurityFeatures {
         let username_anonymity = self.secrets.is_empty() && !self.users.is_empty();
         SecurityFeatures { password_algorithms: true, username_anonymity }
     }
 
-    /// The static user with this USERHASH (RFC 8489 §14.4).
+    /// Returns the name of the static user with this USERHASH (RFC 8489 §14.4).
     #[must_use]
-    pub fn name_of(&self, userhash: &[u8; 32]) -> Option<&str> {
+    pub fn username_for(&self, userhash: &[u8; 32]) -> Option<&str> {
         self.names.get(userhash).map(String::as_str)
     }
 
-    /// Finds out whose a request of `username` is; `None` stands for a USERHASH of nobody. `matches` says whether its
-    /// integrity is right under a key; it is called once for each candidate: the key of the static user of that name if
-    /// there is one, else the key under each shared secret. Where there is no candidate it is called once all the same,
-    /// so that a wrong name takes as long as a wrong password.
+    /// Authenticates a request of `username`, which is `None` if its USERHASH is unknown.
     ///
-    /// `known` is an identity from an earlier call. If it may be that of the request its key is the first candidate, and
-    /// if that is right, nothing is derived.
+    /// `matches` returns whether the message integrity of the request is correct with a key. It is called once for each
+    /// candidate: the key of the static user of that name, or else the key with each shared secret. If there is no
+    /// candidate, it is called once with a dummy key, so that an unknown name takes as long as a wrong password.
     ///
-    /// A right but expired credential is an [`Identity`], not a failure: what an expiry means depends on the method.
+    /// `known` is an identity from an earlier call. If it has the username and algorithm of the request, its key is the
+    /// first candidate, and no key is derived if it matches.
+    ///
+    /// A correct but expired credential results in an [`Identity`], because the effect of the expiry depends on the
+    /// method.
     ///
     /// # Errors
     ///
-    /// Why it is nobody's; RFC 8489 §9.2.4 has a 401 for all of them.
+    /// The reason for the failure. The response to each is 401 (RFC 8489 §9.2.4).
     pub fn authenticate(
         &self,
         username: Option<&str>,
@@ -86,10 +91,10 @@ impl Authenticator {
         known: Option<&Rc<Identity>>,
         matches: &mut dyn FnMut(&LongTermKey) -> bool,
     ) -> Result<Rc<Identity>, AuthFailure> {
-        let Some(username) = username else { return self.refuse(AuthFailure::UnknownUserhash, matches) };
-        // RFC 8489 §9.2.2: trailing NULs are no part of the name
+        let Some(username) = username else { return self.fail(AuthFailure::UnknownUserhash, matches) };
+        // RFC 8489 §9.2.2: trailing NULs are not part of the name.
         let username = username.trim_end_matches('\0');
-        let known = known.filter(|known| known.may_be(username, algorithm));
+        let known = known.filter(|known| known.is_for(username, algorithm));
         if let Some(known) = known
             && matches(known.key())
         {
@@ -108,15 +113,15 @@ impl Authenticator {
         }
 
         let time_limited = match time_limited::check_username(username) {
-            Ok(_) if self.secrets.is_empty() => return self.refuse(AuthFailure::NoSecret, matches),
+            Ok(_) if self.secrets.is_empty() => return self.fail(AuthFailure::NoSecret, matches),
             Ok(time_limited) => time_limited,
-            Err(malformed) => return self.refuse(malformed.into(), matches),
+            Err(malformed) => return self.fail(malformed.into(), matches),
         };
         for (at, secret) in self.secrets.iter().enumerate() {
             let password = time_limited::password(secret, username);
             let key = LongTermKey::derive_by(algorithm, username, &self.realm, password.as_bytes());
-            // The key of the known one has been tried. It is derived all the same: a wrong password takes as long for a user
-            // who is known here as for another one.
+            // The key of the known identity was tried above. It is still derived, so that a wrong password takes the
+            // same time whether the user is cached or not.
             let tried = known.is_some_and(|known| known.secret == Some(at));
             if !tried && matches(&key) {
                 return Ok(Rc::new(Identity::of_credential(username, time_limited, key, at)));
@@ -129,8 +134,23 @@ impl Authenticator {
         })
     }
 
-    fn refuse<T>(&self, failure: AuthFailure, matches: &mut dyn FnMut(&LongTermKey) -> bool) -> Result<T, AuthFailure> {
-        let _ = matches(&self.nobody);
+    /// Whether the credentials of an identity are still those of a static user or of a shared secret. Their expiry does not
+    /// matter.
+    #[must_use]
+    pub fn accepts(&self, identity: &Identity) -> bool {
+        self.recognize(identity.username(), identity.key()).is_some()
+    }
+
+    /// Returns the identity with this username and key; `None` if they are not valid credentials. Their expiry does not
+    /// matter.
+    #[must_use]
+    pub fn recognize(&self, username: &str, key: &LongTermKey) -> Option<Rc<Identity>> {
+        let mut matches = |candidate: &LongTermKey| candidate == key;
+        self.authenticate(Some(username), key.algorithm(), 0, None, &mut matches).ok()
+    }
+
+    fn fail<T>(&self, failure: AuthFailure, matches: &mut dyn FnMut(&LongTermKey) -> bool) -> Result<T, AuthFailure> {
+        let _ = matches(&self.dummy_key);
         Err(failure)
     }
 }
@@ -139,46 +159,44 @@ fn userhash(username: &str, realm: &str) -> [u8; 32] {
     Sha256::new().chain_update(username).chain_update(b":").chain_update(realm).finalize().into()
 }
 
-/// Why a request is nobody's. `Display` is a sentence for the operator's log, without the username.
+/// Why a request could not be authenticated. `Display` is the text for the log, without the username.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthFailure {
-    /// Neither a static user nor of the time-limited form.
-    #[error("unknown user: no static user has that name, and it is not <unix expiry>:<name>")]
+    /// The username is neither that of a static user nor time-limited.
+    #[error("unknown user: no static user has this name, and it is not of the form <unix expiry>:<name>")]
     UnknownUser,
-    /// A USERHASH that is no static user's.
-    #[error(
-        "unknown user: no static user has that USERHASH, and a time-limited username cannot be found from its hash"
-    )]
+    /// No static user has the USERHASH.
+    #[error("unknown user: no static user has this USERHASH, and a time-limited username cannot be found by its hash")]
     UnknownUserhash,
-    /// Of the form `<name>:<unix expiry>`.
-    #[error("unknown user: the expiry stands behind the name, the username has to be <unix expiry>:<name>")]
-    ExpiryBehindName,
-    /// The expiry is in milliseconds; as seconds it would be thousands of years ahead.
-    #[error("the expiry {expires} looks like milliseconds; the application has to make it in seconds")]
+    /// The username is `<name>:<unix expiry>`.
+    #[error("unknown user: the expiry follows the name; the username must be <unix expiry>:<name>")]
+    ExpiryAfterName,
+    /// The expiry is in milliseconds. In seconds it would be thousands of years in the future.
+    #[error("the expiry {expires} seems to be in milliseconds; the application must set it in seconds")]
     ExpiryInMilliseconds {
-        /// The number as it stands in the username.
+        /// The number in the username.
         expires: u64,
     },
-    /// Of the time-limited form, but no secret is configured.
+    /// The username is time-limited, but no secret is configured.
     #[error("the credential is time-limited, but no shared secret is configured")]
     NoSecret,
-    /// A static user with another password.
+    /// The password of a static user is wrong.
     #[error("wrong password (or realm) for a static user")]
     WrongPassword,
-    /// None of the secrets made the credential.
-    #[error("{}", NoneOf(*tried))]
+    /// The password does not match any secret.
+    #[error("{}", NoSecretMatched(*tried))]
     WrongSecret {
-        /// How many secrets were tried.
+        /// The number of secrets tried.
         tried: usize,
     },
-    /// None of the secrets made the credential, and its time is over as well.
+    /// The password does not match any secret, and the credential has expired as well.
     #[error(
-        "{}; besides, the credential expired {} ago \
-         (if it should not have, compare the clocks of the application and of this machine)",
-        NoneOf(*tried), HumanSeconds(*ago_seconds)
+        "{}; in addition, the credential expired {} ago \
+         (if this is unexpected, compare the clocks of the application and of this machine)",
+        NoSecretMatched(*tried), HumanSeconds(*ago_seconds)
     )]
     WrongSecretAndExpired {
-        /// How many secrets were tried.
+        /// The number of secrets tried.
         tried: usize,
         /// Seconds since the expiry.
         ago_seconds: u64,
@@ -188,7 +206,7 @@ pub enum AuthFailure {
 impl From<Malformed> for AuthFailure {
     fn from(malformed: Malformed) -> Self {
         match malformed {
-            Malformed::ExpiryBehindName => Self::ExpiryBehindName,
+            Malformed::ExpiryAfterName => Self::ExpiryAfterName,
             Malformed::ExpiryInMilliseconds { expires } => Self::ExpiryInMilliseconds { expires },
             _ => Self::UnknownUser,
         }

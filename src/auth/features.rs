@@ -3,32 +3,33 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// What every nonce of a server that follows RFC 8489 begins with; the feature bits stand behind it (§9.2).
+/// The start of every nonce of a server that implements RFC 8489, followed by the feature bits (§9.2).
 const COOKIE: &[u8; 9] = b"obMatJos2";
-/// 24 bits in base64.
+/// The length of the 24 feature bits in base64.
 const BITS_LEN: usize = 4;
 
-/// Length in bytes of the nonce cookie with its feature bits.
+/// The length of the nonce cookie with its feature bits, in bytes.
 pub(super) const COOKIE_LEN: usize = COOKIE.len() + BITS_LEN;
 
-// RFC 8489 §18.1 counts the bits from the left; its verified erratum 6290 and its own Appendix B.1 count them from the
-// right. There are clients of both kinds, and the bits in between are unassigned either way, so a feature is announced
-// at both ends, and understood at either.
+// RFC 8489 §18.1 counts the bits from the left; its verified erratum 6290 and its Appendix B.1 count them from the
+// right. Clients of both kinds exist, and the bits in between are unassigned in both cases. A feature is therefore
+// announced at both ends, and accepted at either.
 const PASSWORD_ALGORITHMS: u32 = 1 << 23 | 1;
 const USERNAME_ANONYMITY: u32 = 1 << 22 | 1 << 1;
 
-/// What a nonce promises, so that nobody can strip a challenge of it unnoticed (RFC 8489 §9.2.1).
+/// The features that a nonce announces, so that removing them from a challenge is detected (RFC 8489 §9.2.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SecurityFeatures {
-    /// The challenge lists PASSWORD-ALGORITHMS.
+    /// The challenge contains PASSWORD-ALGORITHMS.
     pub password_algorithms: bool,
-    /// The client is to send USERHASH in place of USERNAME.
+    /// The client sends USERHASH in place of USERNAME.
     pub username_anonymity: bool,
 }
 
 impl SecurityFeatures {
-    /// What the cookie at the front of a nonce says, whoever wrote it. `None` without a cookie, and where there are
-    /// features in it that RFC 8489 does not define.
+    /// Returns the features in the cookie of a nonce, which is not authenticated.
+    ///
+    /// `None` if there is no cookie or if it contains features that RFC 8489 does not define.
     #[must_use]
     pub fn of(nonce: &str) -> Option<Self> {
         split(nonce.as_bytes()).and_then(|(bits, _)| Self::from_bits(bits))
@@ -50,7 +51,7 @@ impl SecurityFeatures {
     }
 }
 
-/// The nonce cookie with these bits.
+/// Returns the nonce cookie with these bits.
 pub(super) fn cookie(bits: [u8; 3]) -> [u8; COOKIE_LEN] {
     let mut cookie = [0; COOKIE_LEN];
     let (start, text) = cookie.split_at_mut(COOKIE.len());
@@ -60,12 +61,12 @@ pub(super) fn cookie(bits: [u8; 3]) -> [u8; COOKIE_LEN] {
     cookie
 }
 
-/// The bits of the nonce cookie, and what stands behind it.
+/// Splits a nonce into the bits of its cookie and the rest.
 pub(super) fn split(nonce: &[u8]) -> Option<([u8; 3], &[u8])> {
-    let (text, behind) = nonce.strip_prefix(COOKIE)?.split_first_chunk::<BITS_LEN>()?;
+    let (text, rest) = nonce.strip_prefix(COOKIE)?.split_first_chunk::<BITS_LEN>()?;
     let mut bits = [0; 3];
-    // Four characters are three bytes, or fewer where the last of them are padding.
-    (STANDARD.decode_slice(text, &mut bits) == Ok(bits.len())).then_some((bits, behind))
+    // Four characters decode to three bytes, or to fewer if they include padding.
+    (STANDARD.decode_slice(text, &mut bits) == Ok(bits.len())).then_some((bits, rest))
 }
 
 #[cfg(test)]
@@ -77,7 +78,7 @@ mod tests {
     const ANONYMITY: SecurityFeatures = SecurityFeatures { username_anonymity: true, ..NONE };
     const BOTH: SecurityFeatures = SecurityFeatures { password_algorithms: true, username_anonymity: true };
 
-    // RFC 8489 §18.1 and erratum 6290: bit 0 is the leftmost to some, the rightmost to others
+    // RFC 8489 §18.1 and erratum 6290: bit 0 is the leftmost or the rightmost.
     #[test]
     fn a_feature_is_announced_at_both_ends_of_the_bits() {
         for (features, expected) in [(NONE, "AAAA"), (ALGORITHMS, "gAAB"), (ANONYMITY, "QAAC"), (BOTH, "wAAD")] {
@@ -87,9 +88,9 @@ mod tests {
         }
     }
 
-    // RFC 8489 Appendix B.1 has the cookie with "AAAC" in a request with USERHASH
+    // RFC 8489 Appendix B.1: a request with USERHASH has the cookie with "AAAC".
     #[test]
-    fn a_feature_is_understood_at_either_end() {
+    fn a_feature_is_accepted_at_either_end() {
         for (text, expected) in [
             ("gAAA", ALGORITHMS),
             ("AAAB", ALGORITHMS),
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cookie_announces_nothing() {
+    fn an_invalid_cookie_announces_nothing() {
         for nonce in
             ["", "obMatJos2", "obMatJos2gAA", "obMatJos2gA==", "obMatJos2gAA=x", "obMatJos2g-AA", "xobMatJos2gAAB"]
         {

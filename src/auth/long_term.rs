@@ -7,17 +7,18 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// How a key is made of a password (RFC 8489 §18.5).
+/// The algorithm that derives a key from a password (RFC 8489 §18.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyAlgorithm {
-    /// A key of 16 bytes, for clients that know no other (RFC 8489 §18.5.1.1).
+    /// MD5 with a key of 16 bytes, for clients that support no other algorithm (RFC 8489 §18.5.1.1).
     Md5,
-    /// A key of 32 bytes (RFC 8489 §18.5.1.2).
+    /// SHA-256 with a key of 32 bytes (RFC 8489 §18.5.1.2).
     Sha256,
 }
 
-/// The key, the digest of `username ":" realm ":" password`, under which the integrity of a request is computed
-/// (RFC 8489 §9.2.2, §18.5.1). Zeroised on drop, redacted in `Debug`, compared in constant time.
+/// The key for message integrity, the digest of `username ":" realm ":" password` (RFC 8489 §9.2.2, §18.5.1).
+///
+/// It is zeroized on drop, redacted in `Debug` and compared in constant time.
 #[derive(Clone)]
 pub struct LongTermKey(Bytes);
 
@@ -28,17 +29,19 @@ enum Bytes {
 }
 
 impl LongTermKey {
-    /// Derives the key that clients use who name no password algorithm: by MD5 (RFC 8489 §9.2.2).
+    /// Derives the key with MD5, for clients that send no PASSWORD-ALGORITHM (RFC 8489 §9.2.2).
     ///
-    /// As [`derive_by`](Self::derive_by).
+    /// See [`derive_by`](Self::derive_by).
     #[must_use]
     pub fn derive(username: &str, realm: &str, password: &[u8]) -> Self {
         Self::derive_by(KeyAlgorithm::Md5, username, realm, password)
     }
 
-    /// Derives the key by the given algorithm. Quotes around `username` and `realm` and NULs behind each field do not
-    /// count (RFC 8489 §9.2.2). The strings are expected in the form that the OpaqueString profile (RFC 8265 §4.2)
-    /// gives them, which any string of ASCII letters, digits, punctuation and spaces already has.
+    /// Derives the key with the given algorithm.
+    ///
+    /// Quotes around `username` and `realm` and trailing NULs of all fields are removed (RFC 8489 §9.2.2). The strings
+    /// must already conform to the OpaqueString profile (RFC 8265 §4.2), as every string of printable ASCII characters
+    /// does.
     #[must_use]
     pub fn derive_by(algorithm: KeyAlgorithm, username: &str, realm: &str, password: &[u8]) -> Self {
         #[cfg(test)]
@@ -50,7 +53,7 @@ impl LongTermKey {
         })
     }
 
-    /// How it was made.
+    /// Returns the algorithm with which the key was derived.
     #[must_use]
     pub fn algorithm(&self) -> KeyAlgorithm {
         match self.0 {
@@ -59,7 +62,7 @@ impl LongTermKey {
         }
     }
 
-    /// The key bytes, for the HMAC: 16 or 32.
+    /// Returns the 16 or 32 bytes of the key.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
@@ -71,7 +74,7 @@ impl LongTermKey {
 
 #[cfg(test)]
 thread_local! {
-    /// How many keys this thread has derived.
+    /// The number of keys that this thread has derived.
     pub(crate) static DERIVATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
@@ -109,7 +112,7 @@ impl Eq for LongTermKey {}
 mod tests {
     use super::*;
 
-    // RFC 8489 §9.2.2: the example in the text
+    // RFC 8489 §9.2.2: the example in the text.
     #[test]
     fn key_of_the_rfc_example() {
         let key = LongTermKey::derive("user", "realm", b"pass");
@@ -117,7 +120,7 @@ mod tests {
         assert_eq!(key.as_bytes(), &expected.to_be_bytes());
     }
 
-    // RFC 8489 §18.5.1.2. Made with: printf user:realm:pass | sha256sum
+    // RFC 8489 §18.5.1.2. From `printf user:realm:pass | sha256sum`.
     #[test]
     fn a_sha256_key_has_32_bytes() {
         let key = LongTermKey::derive_by(KeyAlgorithm::Sha256, "user", "realm", b"pass");
@@ -126,9 +129,9 @@ mod tests {
         assert_ne!(key, LongTermKey::derive("user", "realm", b"pass"));
     }
 
-    // RFC 8489 §9.2.2: "with any quotes and trailing nulls removed"
+    // RFC 8489 §9.2.2: "with any quotes and trailing nulls removed".
     #[test]
-    fn quotes_and_trailing_nuls_do_not_count() {
+    fn quotes_and_trailing_nuls_are_ignored() {
         for algorithm in [KeyAlgorithm::Md5, KeyAlgorithm::Sha256] {
             let derive = |username, realm, password| LongTermKey::derive_by(algorithm, username, realm, password);
             let key = derive("user", "realm", b"pass".as_slice());
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn each_field_counts() {
+    fn each_field_changes_the_key() {
         for algorithm in [KeyAlgorithm::Md5, KeyAlgorithm::Sha256] {
             let derive = |username, realm, password| LongTermKey::derive_by(algorithm, username, realm, password);
             let key = derive("user", "realm", b"pass".as_slice());

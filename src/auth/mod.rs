@@ -1,8 +1,7 @@
-//! Authentication: shared secrets, time-limited credentials, long-term keys and stateless nonces
-//! (RFC 8489 §9.2).
+//! Authentication: shared secrets, time-limited credentials, long-term keys and stateless nonces (RFC 8489 §9.2).
 //!
-//! Pure: the wall-clock second and every random byte arrive as arguments. Nothing in here prints a secret: `Debug`
-//! is redacted, secrets are zeroised when dropped and compared in constant time.
+//! The module reads neither clock nor random numbers; both are arguments. `Debug` redacts secrets, which are zeroized
+//! when dropped and compared in constant time.
 
 mod authenticator;
 mod features;
@@ -15,7 +14,7 @@ pub mod time_limited;
 
 pub use authenticator::{AuthFailure, Authenticator};
 pub use features::SecurityFeatures;
-pub use identity::{Identity, KnownIdentities};
+pub use identity::{Identity, IdentityCache};
 #[cfg(test)]
 pub(crate) use long_term::DERIVATIONS;
 pub use long_term::{KeyAlgorithm, LongTermKey};

@@ -1,4 +1,4 @@
-//! Stateless nonces (RFC 8489 §9.2 and §18.1).
+//! Stateless nonces (RFC 8489 §9.2, §18.1).
 //!
 //! A nonce is 36 ASCII characters, a multiple of four so that its attribute needs no padding:
 //!
@@ -7,8 +7,8 @@
 //! cookie     24 feature bits in base64   timestamp (4 bytes) ‖ truncated HMAC-SHA256 (13 bytes)
 //! ```
 //!
-//! The HMAC covers the timestamp, the client's transport address and the feature bits, so the server has nothing
-//! to remember, a nonce is of use to nobody else, and its features cannot be changed under way (RFC 8489 §9.2.1).
+//! The HMAC covers the timestamp, the client's transport address and the feature bits. The server therefore stores no
+//! nonce, no other client can use it, and its features cannot be changed in transit (RFC 8489 §9.2.1).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -29,22 +29,22 @@ const BODY_LEN: usize = TIMESTAMP_LEN + MAC_LEN;
 const BODY_TEXT_LEN: usize = (BODY_LEN * 8).div_ceil(6);
 const NONCE_LEN: usize = COOKIE_LEN + BODY_TEXT_LEN;
 
-/// What is announced unless the mint is told otherwise.
+/// The features that are announced by default.
 const FEATURES: SecurityFeatures = SecurityFeatures { password_algorithms: true, username_anonymity: false };
 
-/// What sets a nonce key apart from every other use of the secret it is derived from.
+/// The label that separates a nonce key from other keys derived from the same secret.
 const KEY_LABEL: &[u8] = b"turnserver nonce key 1";
 
-/// A nonce as it goes into a NONCE attribute: characters of qdtext (RFC 8489 §14.10), no quote and no backslash.
+/// The value of a NONCE attribute: characters of qdtext, without quotes and backslashes (RFC 8489 §14.10).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Nonce([u8; NONCE_LEN]);
 
 impl Nonce {
-    /// Its text.
+    /// Returns the nonce as text.
     ///
     /// # Panics
     ///
-    /// Never: a nonce is made of ASCII.
+    /// Never: a nonce consists of ASCII.
     #[must_use]
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).expect("cookie and base64 are ASCII")
@@ -63,20 +63,20 @@ impl fmt::Debug for Nonce {
     }
 }
 
-/// Why a nonce is not accepted. Either way RFC 8489 §9.2.4 has a 438 with a fresh one.
+/// Why a nonce is not accepted. The response to both is 438 with a new nonce (RFC 8489 §9.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NonceError {
-    /// Not made with any of our keys, made for another client, or malformed.
-    #[error("the nonce was not made here for this client")]
-    Foreign,
-    /// Ours, and older than its lifetime (or further in the future than that: the clock was set back).
+    /// The nonce was not minted with one of the keys for this client, or is malformed.
+    #[error("this server did not issue the nonce to this client")]
+    Invalid,
+    /// The nonce is authentic, but its timestamp differs from the current time by more than the lifetime.
     #[error("the nonce has expired")]
     Expired,
 }
 
-/// Makes and checks nonces.
+/// Mints and checks nonces.
 pub struct NonceMint {
-    /// The one that mints, and others whose nonces are accepted.
+    /// The key that mints, and further keys whose nonces are accepted.
     keys: (NonceKey, Vec<NonceKey>),
     lifetime_seconds: u64,
     features: SecurityFeatures,
@@ -95,8 +95,10 @@ impl fmt::Debug for NonceMint {
 }
 
 impl NonceMint {
-    /// Keys from the shared secrets, so that a restarted or a sibling server accepts the nonces: mints with the
-    /// first, accepts all. `None` without a secret. A lifetime above 2³¹ − 1 seconds counts as that.
+    /// Creates a mint with keys derived from the shared secrets; `None` without a secret.
+    ///
+    /// It mints with the first key and accepts all. After a restart the server still accepts its nonces, and so do
+    /// other servers with the same secrets. The lifetime is limited to 2³¹ − 1 seconds.
     #[must_use]
     pub fn from_secrets(secrets: &[Secret], lifetime_seconds: u64) -> Option<Self> {
         let mut keys = secrets.iter().map(|secret| Zeroizing::new(hmac_sha256(secret.as_bytes(), &[KEY_LABEL])));
@@ -104,24 +106,25 @@ impl NonceMint {
         Some(Self { keys: (first, keys.collect()), lifetime_seconds, features: FEATURES })
     }
 
-    /// One key of random bytes, for a server without a shared secret: its nonces end with it.
+    /// Creates a mint with a random key, for a server without a shared secret. A restart invalidates its nonces.
     #[must_use]
     pub fn from_random(key: [u8; 32], lifetime_seconds: u64) -> Self {
         Self { keys: (Zeroizing::new(key), Vec::new()), lifetime_seconds, features: FEATURES }
     }
 
-    /// Announces these features in the nonces to come, in place of password algorithms alone. Nonces are accepted with
-    /// whatever features they were made.
+    /// Sets the features that new nonces announce, by default only password algorithms.
+    ///
+    /// A nonce that was minted with other features is still accepted.
     #[must_use]
-    pub fn announcing(self, features: SecurityFeatures) -> Self {
+    pub fn with_features(self, features: SecurityFeatures) -> Self {
         Self { features, ..self }
     }
 
-    /// Makes the nonce of this second for `client`. Two clients never get the same (RFC 8489 §9.2.4).
+    /// Mints the nonce of this second for `client`. Two clients never receive the same nonce (RFC 8489 §9.2.4).
     ///
     /// # Panics
     ///
-    /// Never: the buffer has the length of what is encoded into it.
+    /// Never: the buffer has the length of the encoded nonce.
     #[must_use]
     pub fn mint(&self, unix_now: u64, client: SocketAddr) -> Nonce {
         let timestamp = timestamp(unix_now);
@@ -139,49 +142,52 @@ impl NonceMint {
         Nonce(nonce)
     }
 
-    /// Whether `nonce` was made for `client` with one of the keys and is still in its lifetime. Its features are then
-    /// as they were announced ([`SecurityFeatures::of`]).
+    /// Checks that `nonce` was minted for `client` with one of the keys and has not expired.
     ///
-    /// A timestamp in the future counts by its distance too, so that a sibling server with a clock that runs ahead
-    /// is understood, and a clock that was set back far does not make nonces that last.
+    /// The features of such a nonce ([`SecurityFeatures::of`]) are those that were announced.
+    ///
+    /// The timestamp may be in the future by at most the lifetime. This accepts nonces of other servers whose clock is
+    /// ahead, but not nonces from before the clock was set back by a long time.
     ///
     /// # Errors
     ///
-    /// [`NonceError::Foreign`] before [`NonceError::Expired`]: the time is that of an authentic nonce.
+    /// [`NonceError::Invalid`] takes precedence over [`NonceError::Expired`], because only the timestamp of an
+    /// authentic nonce is meaningful.
     pub fn check(&self, nonce: &str, unix_now: u64, client: SocketAddr) -> Result<(), NonceError> {
-        let Decoded { features, stamped, given } = decode(nonce.as_bytes()).ok_or(NonceError::Foreign)?;
+        let Decoded { features, minted_at, given } = decode(nonce.as_bytes()).ok_or(NonceError::Invalid)?;
         let (first, others) = &self.keys;
         let mut keys = std::iter::once(first).chain(others);
-        let authentic = keys.any(|key| mac(key, stamped, client, features).ct_eq(&given).into());
+        let authentic = keys.any(|key| mac(key, minted_at, client, features).ct_eq(&given).into());
         if !authentic {
-            return Err(NonceError::Foreign);
+            return Err(NonceError::Invalid);
         }
-        // The difference of wrapping 32-bit seconds as a signed number stays right beyond 2106.
-        let distance = timestamp(unix_now).wrapping_sub(stamped).cast_signed();
+        // The signed difference of wrapping 32-bit seconds is also correct after 2106.
+        let distance = timestamp(unix_now).wrapping_sub(minted_at).cast_signed();
         let lifetime = i32::try_from(self.lifetime_seconds).unwrap_or(i32::MAX);
         let alive = -i64::from(lifetime) <= i64::from(distance) && distance < lifetime;
         if alive { Ok(()) } else { Err(NonceError::Expired) }
     }
 }
 
-/// A nonce, taken apart.
+/// A parsed nonce.
 struct Decoded {
     features: [u8; 3],
-    stamped: u32,
+    minted_at: u32,
     given: [u8; MAC_LEN],
 }
 
-/// `None` unless it has exactly the form that we write, with features that we know.
+/// Parses a nonce; `None` unless it has exactly the form of a minted one and announces only known features.
 fn decode(nonce: &[u8]) -> Option<Decoded> {
     let (features, text) = features::split(nonce)?;
     SecurityFeatures::from_bits(features)?;
-    // Decoding refuses other alphabets, padding and stray trailing bits, so that no two texts mean the same nonce.
+    // Decoding fails on other alphabets, padding and non-zero trailing bits, so that each nonce has exactly one
+    // encoding.
     let mut body = [0; BODY_LEN];
     if text.len() != BODY_TEXT_LEN || URL_SAFE_NO_PAD.decode_slice(text, &mut body).ok()? != BODY_LEN {
         return None;
     }
     let (timestamp, mac) = body.split_first_chunk()?;
-    Some(Decoded { features, stamped: u32::from_be_bytes(*timestamp), given: mac.try_into().ok()? })
+    Some(Decoded { features, minted_at: u32::from_be_bytes(*timestamp), given: mac.try_into().ok()? })
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "timestamps are compared modulo 2^32")]
@@ -190,8 +196,8 @@ fn timestamp(unix_seconds: u64) -> u32 {
 }
 
 fn mac(key: &NonceKey, timestamp: u32, client: SocketAddr, features: [u8; 3]) -> [u8; MAC_LEN] {
-    // An IPv4 client is one client whether a socket reports it as IPv4 or as an IPv4-mapped address. Flow label and
-    // scope are no part of a transport address.
+    // The MAC is the same for an IPv4 address and its IPv4-mapped form. Flow label and scope id are not part of a
+    // transport address.
     let address = match client.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
@@ -206,7 +212,7 @@ fn mac(key: &NonceKey, timestamp: u32, client: SocketAddr, features: [u8; 3]) ->
 }
 
 fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC accepts a key of any length");
     for part in parts {
         mac.update(part);
     }

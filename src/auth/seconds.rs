@@ -1,4 +1,4 @@
-//! Spans of time as an operator reads them.
+//! Human-readable durations.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// A span in seconds whose `Display` keeps the two largest units: `45 s`, `2 min 5 s`, `11 h 59 min`, `3 d 4 h`.
+/// A duration in seconds. `Display` shows the two largest units: `45 s`, `2 min 5 s`, `11 h 59 min`, `3 d 4 h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HumanSeconds(pub u64);
 

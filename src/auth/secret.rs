@@ -1,31 +1,31 @@
-//! Bytes that must not leak.
+//! Shared secrets and passwords.
 
 use std::fmt;
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// A shared secret or a password: never empty, zeroised on drop, redacted in `Debug`, compared in constant time.
+/// A shared secret or a password. It is not empty, zeroized on drop, redacted in `Debug` and compared in constant time.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
-/// An empty secret was offered; with it, anybody could make credentials.
+/// A secret is empty. Anyone could create credentials with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the secret is empty")]
 pub struct EmptySecret;
 
 impl Secret {
-    /// Takes the bytes over.
+    /// Creates a secret from its bytes.
     ///
     /// # Errors
     ///
-    /// [`EmptySecret`] where there are none.
+    /// [`EmptySecret`] if there are none.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, EmptySecret> {
         let bytes = Zeroizing::new(bytes.into());
         if bytes.is_empty() { Err(EmptySecret) } else { Ok(Self(bytes)) }
     }
 
-    /// The bytes, for a MAC or a digest.
+    /// Returns the bytes, for a MAC or a digest.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_secret_is_refused() {
+    fn an_empty_secret_is_an_error() {
         assert_eq!(Secret::new("").unwrap_err(), EmptySecret);
     }
 

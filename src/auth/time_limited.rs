@@ -1,8 +1,9 @@
-//! Time-limited credentials, the TURN REST convention: the username is `<unix expiry>:<name>` or a bare
-//! `<unix expiry>`, the password is `base64(HMAC-SHA1(secret, username))`.
+//! Time-limited credentials (the TURN REST API convention).
 //!
-//! An application that shares the secret makes them without asking the server, and the server checks them without
-//! a database.
+//! The username is `<unix expiry>:<name>` or `<unix expiry>`. The password is `base64(HMAC-SHA1(secret, username))`.
+//!
+//! An application that shares the secret mints them without contacting the server, and the server checks them without a
+//! database.
 
 use std::fmt;
 
@@ -16,78 +17,81 @@ use zeroize::Zeroizing;
 
 use super::{HumanSeconds, Secret};
 
-/// An expiry from here on, the year 5138 in seconds, was meant in milliseconds, where it is a day of 1973 or later.
-/// Taken as seconds it would make a credential that never ends.
+/// The smallest expiry that is interpreted as milliseconds: the year 5138 in seconds, or 1973 in milliseconds.
+///
+/// Interpreted as seconds, an expiry in milliseconds would result in a credential that never expires.
 const MILLISECONDS_FROM: u64 = 100_000_000_000;
 
 const HMAC_SHA1_LEN: usize = 20;
 
-/// A username of the time-limited form, taken apart.
+/// A parsed time-limited username.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimitedUsername<'a> {
-    /// When the credential ends, in seconds since the Unix epoch.
+    /// When the credential expires, in seconds since the Unix epoch.
     pub expires: u64,
-    /// The name behind the expiry; the empty string where there is none.
+    /// The name after the expiry, or an empty string.
     pub user: &'a str,
 }
 
 impl<'a> TimeLimitedUsername<'a> {
-    /// Takes a username apart. `None` where it does not begin with decimal digits that are followed by a colon or
-    /// by nothing, and where the number does not fit 64 bits.
+    /// Parses a username; `None` unless it consists of a decimal number of up to 64 bits, optionally followed by a
+    /// colon and a name.
     #[must_use]
     pub fn parse(username: &'a str) -> Option<Self> {
         let (expires, user) = username.split_once(':').unwrap_or((username, ""));
-        // `u64::from_str` would also take a leading plus sign.
+        // `u64::from_str` would also accept a leading plus sign.
         if !expires.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }
         Some(Self { expires: expires.parse().ok()?, user })
     }
 
-    /// Whether the expiry was evidently written in milliseconds (beyond the year 5138 as seconds). Such a
-    /// credential is refused: it would be valid for thousands of years.
+    /// Returns whether the expiry seems to be in milliseconds, because in seconds it would be after the year 5138.
+    ///
+    /// Such a credential is invalid. Otherwise it would be valid for thousands of years.
     #[must_use]
     pub fn is_in_milliseconds(&self) -> bool {
         self.expires >= MILLISECONDS_FROM
     }
 }
 
-/// Seconds since `expires`, `Some(0)` at that very second; `None` while the credential lives. The one comparison
-/// of an expiry with the wall clock; both in seconds since the Unix epoch.
+/// Returns the seconds since `expires`, `Some(0)` in that second, and `None` before.
+///
+/// Both arguments are in seconds since the Unix epoch. Only this function compares an expiry with the wall clock.
 #[must_use]
 pub fn expired_for(expires: u64, unix_now: u64) -> Option<u64> {
     unix_now.checked_sub(expires)
 }
 
-/// The password that belongs to `username` under `secret`.
+/// Returns the password for `username` with `secret`.
 ///
 /// # Panics
 ///
-/// Never: HMAC takes a key of any length.
+/// Never: HMAC accepts a key of any length.
 #[must_use]
 pub fn password(secret: &Secret, username: &str) -> Zeroizing<String> {
-    let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");
+    let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).expect("HMAC accepts a key of any length");
     mac.update(username.as_bytes());
     Zeroizing::new(STANDARD.encode(mac.finalize().into_bytes()))
 }
 
-/// A credential as it is handed to a client.
+/// A credential for a client.
 #[derive(Clone)]
 pub struct Credential {
-    /// What goes into USERNAME.
+    /// The value of USERNAME.
     pub username: String,
     /// The password, in base64.
     pub password: Zeroizing<String>,
-    /// When it ends, in seconds since the Unix epoch.
+    /// When it expires, in seconds since the Unix epoch.
     pub expires: u64,
 }
 
 impl Credential {
-    /// The argument of `new RTCPeerConnection(…)` as JSON on one line: an `RTCConfiguration` with one `RTCIceServer`
-    /// (W3C WebRTC §4.2.1).
+    /// Returns an `RTCConfiguration` with one `RTCIceServer` as JSON on one line, the argument of
+    /// `new RTCPeerConnection(…)` (W3C WebRTC §4.2.1).
     #[must_use]
     pub fn ice_servers(&self, urls: &[String]) -> String {
-        // Put together by hand to keep the order in which people read it.
+        // Formatted by hand to keep the usual order of the keys.
         let (urls, username, password) = (json!(urls), json!(self.username), json!(self.password.as_str()));
         format!("{{\"iceServers\":[{{\"urls\":{urls},\"username\":{username},\"credential\":{password}}}]}}")
     }
@@ -103,7 +107,7 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Makes a credential for `user`, or an anonymous one, that ends at `expires` (seconds since the Unix epoch).
+/// Mints a credential for `user`, or an anonymous one, that expires at `expires` (seconds since the Unix epoch).
 #[must_use]
 pub fn mint(secret: &Secret, user: Option<&str>, expires: u64) -> Credential {
     let username = match user {
@@ -114,100 +118,100 @@ pub fn mint(secret: &Secret, user: Option<&str>, expires: u64) -> Credential {
     Credential { username, password, expires }
 }
 
-/// A credential that is right and has not expired.
+/// A valid credential that has not expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Valid<'u> {
-    /// The name behind the expiry; the empty string where there is none.
+    /// The name after the expiry, or an empty string.
     pub user: &'u str,
-    /// When it ends, in seconds since the Unix epoch.
+    /// When it expires, in seconds since the Unix epoch.
     pub expires: u64,
-    /// Which of the secrets made it, from 0.
+    /// The index of the matching secret.
     pub secret_index: usize,
 }
 
-/// Why a credential fails. `Display` is a sentence for the person who has to repair it.
+/// Why a credential is not valid. `Display` is the text for the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
-    /// The username or the password cannot come from the convention.
+    /// The username or the password does not follow the convention.
     #[error("malformed: {0}")]
     Malformed(#[from] Malformed),
-    /// There is no secret to check it with.
-    #[error("no secret is configured, so no time-limited credential can be right")]
+    /// No secret is configured.
+    #[error("no secret is configured, so no time-limited credential can be valid")]
     NoSecret,
-    /// The password is right for none of the secrets.
-    #[error("wrong secret: {}", NoneOf(*tried))]
+    /// The password does not match any secret.
+    #[error("wrong secret: {}", NoSecretMatched(*tried))]
     WrongSecret {
-        /// How many secrets were tried.
+        /// The number of secrets tried.
         tried: usize,
     },
-    /// The password is right for none of the secrets, and the expiry has passed as well.
-    #[error("wrong secret: {}; besides, the credential expired {} ago", NoneOf(*tried), HumanSeconds(*ago_seconds))]
+    /// The password does not match any secret, and the credential has expired as well.
+    #[error("wrong secret: {}; in addition, the credential expired {} ago", NoSecretMatched(*tried), HumanSeconds(*ago_seconds))]
     WrongSecretAndExpired {
-        /// How many secrets were tried.
+        /// The number of secrets tried.
         tried: usize,
         /// Seconds since the expiry.
         ago_seconds: u64,
     },
-    /// The password is right, the time is over.
+    /// The password is correct, and the credential has expired.
     #[error("expired {} ago", HumanSeconds(*ago_seconds))]
     Expired {
         /// Seconds since the expiry.
         ago_seconds: u64,
-        /// Which of the secrets made it, from 0.
+        /// The index of the matching secret.
         secret_index: usize,
     },
 }
 
-/// Says that a password came from none of so many secrets.
-pub(super) struct NoneOf(pub(super) usize);
+/// Displays that a password matches none of the given number of secrets.
+pub(super) struct NoSecretMatched(pub(super) usize);
 
-impl fmt::Display for NoneOf {
+impl fmt::Display for NoSecretMatched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            1 => f.write_str("the password was not made with the one secret that was tried"),
-            tried => write!(f, "the password was made with none of the {tried} secrets that were tried"),
+            1 => f.write_str("the password does not match the secret"),
+            tried => write!(f, "the password matches none of the {tried} secrets"),
         }
     }
 }
 
-/// What is wrong with the form of a credential.
+/// Why a credential does not follow the convention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// No expiry stands at the front of the username.
-    #[error("the username does not begin with an expiry; it has to be <unix expiry>:<name> or <unix expiry>")]
+    /// The username does not begin with an expiry.
+    #[error("the username does not begin with an expiry; it must be <unix expiry>:<name> or <unix expiry>")]
     NoExpiry,
     /// The username is `<name>:<expiry>`.
-    #[error("the expiry stands behind the name; the username has to be <unix expiry>:<name>")]
-    ExpiryBehindName,
-    /// The expiry was written in milliseconds.
-    #[error("the expiry {expires} looks like milliseconds; it has to be in seconds since the Unix epoch")]
+    #[error("the expiry follows the name; the username must be <unix expiry>:<name>")]
+    ExpiryAfterName,
+    /// The expiry is in milliseconds.
+    #[error("the expiry {expires} seems to be in milliseconds; it must be in seconds since the Unix epoch")]
     ExpiryInMilliseconds {
-        /// The number as it stands in the username.
+        /// The number in the username.
         expires: u64,
     },
     /// The password is the MAC in hexadecimal.
-    #[error("the password looks like hexadecimal; it has to be the base64 of the HMAC-SHA1")]
+    #[error("the password seems to be hexadecimal; it must be the base64 of the HMAC-SHA1")]
     PasswordIsHex,
     /// The password is not base64.
     #[error("the password is not base64 (standard alphabet, with padding)")]
     PasswordNotBase64,
-    /// The password is base64 of something that is no HMAC-SHA1.
-    #[error("the password holds {bytes} bytes, an HMAC-SHA1 has 20{}", if *bytes == 32 { " (32 would be HMAC-SHA256)" } else { "" })]
+    /// The decoded password does not have the length of an HMAC-SHA1.
+    #[error("the password decodes to {bytes} bytes, but an HMAC-SHA1 has 20{}", if *bytes == 32 { " (an HMAC-SHA256 has 32)" } else { "" })]
     PasswordLength {
-        /// Bytes behind the base64.
+        /// The length of the decoded password in bytes.
         bytes: usize,
     },
 }
 
-/// What keeps `username` from being of the time-limited form with a usable expiry.
+/// Parses a time-limited username and checks its expiry.
 ///
 /// # Errors
 ///
 /// One of the variants of [`Malformed`] that are about the username.
 pub fn check_username(username: &str) -> Result<TimeLimitedUsername<'_>, Malformed> {
     let Some(parsed) = TimeLimitedUsername::parse(username) else {
-        let behind = username.rsplit_once(':').and_then(|(_, last)| TimeLimitedUsername::parse(last));
-        return Err(if behind.is_some() { Malformed::ExpiryBehindName } else { Malformed::NoExpiry });
+        let expiry_last = username.rsplit_once(':').and_then(|(_, last)| TimeLimitedUsername::parse(last));
+        return Err(if expiry_last.is_some() { Malformed::ExpiryAfterName } else { Malformed::NoExpiry });
     };
     if parsed.is_in_milliseconds() {
         return Err(Malformed::ExpiryInMilliseconds { expires: parsed.expires });
@@ -215,11 +219,11 @@ pub fn check_username(username: &str) -> Result<TimeLimitedUsername<'_>, Malform
     Ok(parsed)
 }
 
-/// Checks a whole credential, each secret in turn.
+/// Checks a credential with each secret.
 ///
 /// # Errors
 ///
-/// Says what is wrong with it: its form first, then its secret, then its expiry.
+/// Why the credential is not valid. The form is checked first, then the secret, then the expiry.
 pub fn verify<'u>(
     secrets: &[Secret],
     username: &'u str,
@@ -231,9 +235,9 @@ pub fn verify<'u>(
     if secrets.is_empty() {
         return Err(CredentialError::NoSecret);
     }
-    let right = |secret: &Secret| bool::from(password(secret, username).as_bytes().ct_eq(given.as_bytes()));
+    let matches = |secret: &Secret| bool::from(password(secret, username).as_bytes().ct_eq(given.as_bytes()));
     let tried = secrets.len();
-    match (secrets.iter().position(right), expired_for(expires, unix_now)) {
+    match (secrets.iter().position(matches), expired_for(expires, unix_now)) {
         (Some(secret_index), None) => Ok(Valid { user, expires, secret_index }),
         (Some(secret_index), Some(ago_seconds)) => Err(CredentialError::Expired { ago_seconds, secret_index }),
         (None, None) => Err(CredentialError::WrongSecret { tried }),

@@ -1,35 +1,48 @@
-//! `[listen]`, `[relay]` and `[peers]`: everything that is an address.
+//! `[listen]`, `[relay]` and `[peers]`: addresses and ports.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{Limits, Listen, Peers, Relay, RelayAddresses, schema};
+use super::{Limits, Peers, Relay, RelayAddresses, schema};
+use crate::special_purpose;
+use crate::transport::{Endpoint, Transport};
 
 const DEFAULT_PORT: u16 = 3478;
 
+/// The listeners of a configuration without `[listen]`.
+pub(super) fn default_listen() -> Vec<Endpoint> {
+    let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, DEFAULT_PORT));
+    [Transport::Udp, Transport::Tcp].map(|transport| Endpoint::new(transport, everywhere)).to_vec()
+}
+
+/// The addresses of the listeners of one transport.
+pub(super) fn addresses_of(listen: &[Endpoint], transport: Transport) -> impl Iterator<Item = SocketAddr> {
+    listen.iter().filter(move |endpoint| endpoint.transport == transport).map(|endpoint| endpoint.address)
+}
+
 /// `[listen]`.
-pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Listen {
-    let default = Listen::default();
+pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Endpoint> {
+    let default = default_listen();
     let Some(section) = top.section("listen", &schema::LISTEN, report) else { return default };
-    let listen = Listen {
-        udp: listeners(&section, "udp", report).unwrap_or(default.udp),
-        tcp: listeners(&section, "tcp", report).unwrap_or(default.tcp),
-        tls: listeners(&section, "tls", report).unwrap_or(default.tls),
-    };
-    let tls_span = || section.span("tls");
-    for tls in &listen.tls {
-        if let Some(tcp) = listen.tcp.iter().find(|tcp| overlap(**tcp, *tls)) {
+    let mut listen = Vec::new();
+    for transport in Transport::ALL {
+        let addresses = listeners(&section, transport.as_str(), report)
+            .unwrap_or_else(|| addresses_of(&default, transport).collect());
+        listen.extend(addresses.into_iter().map(|address| Endpoint::new(transport, address)));
+    }
+    for tls in addresses_of(&listen, Transport::Tls) {
+        if let Some(tcp) = addresses_of(&listen, Transport::Tcp).find(|tcp| overlap(*tcp, tls)) {
             report.error(
-                &tls_span(),
+                &section.span("tls"),
                 format!(
-                    "`listen.tls` has {tls} and `listen.tcp` has {tcp}, which is the same port: a port is for one of \
-                     the two; 5349 and 443 are usual for TLS"
+                    "`listen.tls` has {tls} and `listen.tcp` has {tcp}, but TCP and TLS cannot share a port; TLS \
+                     usually uses 5349 or 443"
                 ),
             );
         }
@@ -38,8 +51,8 @@ pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Listen {
     if empty("udp") == Some(true) && empty("tcp") == Some(true) && empty("tls") != Some(false) {
         report.error(
             &section.span("udp"),
-            "`listen.udp` and `listen.tcp` are empty, so no client could reach the server: \
-             leave one out for its default",
+            "`listen.udp` and `listen.tcp` are empty, so no client can reach the server: \
+             omit one to use its default",
         );
     }
     listen
@@ -53,10 +66,10 @@ fn listeners(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Optio
         let (span, text) = (text.span(), *text.get_ref());
         let Some(address) = listen_address(&name, text, &span, report) else { continue };
         match listeners.iter().find(|other| collide(**other, address)) {
-            Some(other) if *other == address => report.error(&span, format!("{name} has {} twice", quoted(text))),
+            Some(other) if *other == address => report.error(&span, format!("{name} contains {} twice", quoted(text))),
             Some(other) => report.error(
                 &span,
-                format!("{name}: {address} and {other} are the same port, because [::] takes IPv4 as well: keep one"),
+                format!("{name}: {address} and {other} conflict, because [::] also accepts IPv4: keep one"),
             ),
             None => listeners.push(address),
         }
@@ -64,28 +77,27 @@ fn listeners(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Optio
     Some(listeners)
 }
 
-/// Whether two listeners of one transport ask for the same port of the same address. Port 0 is another port each time.
+/// Returns whether two listeners of one transport use the same address and port. Each port 0 is a different port.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (a == b || (a.ip().is_unspecified() && b.ip().is_unspecified()))
 }
 
-/// Whether listeners of two transports that share the ports of TCP would take the same connections.
+/// Returns whether a TCP and a TLS listener would accept the same connections.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let covers = |wide: IpAddr, ip: IpAddr| wide == ip || wide.is_unspecified() && (wide.is_ipv6() || ip.is_ipv4());
     a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
 }
 
 fn listen_address(name: &str, text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<SocketAddr> {
-    let why = match text.parse::<SocketAddr>() {
+    let reason = match text.parse::<SocketAddr>() {
         Ok(address) if address.ip().is_multicast() || is_broadcast(address.ip()) => {
-            "is not an address of one machine".to_owned()
+            "is not a unicast address".to_owned()
         }
         Ok(address) if matches!(address.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local()) => {
-            "is link-local, and no client outside of its network has a route to it; listen on [::] or on another address"
-                .to_owned()
+            "is link-local and reachable only from its own link; use [::] or another address".to_owned()
         }
         Ok(address) => match mapped(address.ip()) {
-            Some(v4) => format!("is an IPv4 address in disguise; write `{v4}:{}`", address.port()),
+            Some(v4) => format!("is IPv4-mapped; use `{v4}:{}`", address.port()),
             None => return Some(address),
         },
         Err(_) => {
@@ -95,11 +107,11 @@ fn listen_address(name: &str, text: &str, span: &Range<usize>, report: &mut Repo
             } else if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
                 format!("has no port; did you mean `{}`?", SocketAddr::new(ip, DEFAULT_PORT))
             } else {
-                "is not an address and a port, as in \"[::]:3478\" or \"192.0.2.7:3478\"".to_owned()
+                "is not an address with a port, for example \"[::]:3478\" or \"192.0.2.7:3478\"".to_owned()
             }
         }
     };
-    report.error(span, format!("{name}: {} {why}", quoted(text)));
+    report.error(span, format!("{name}: {} {reason}", quoted(text)));
     None
 }
 
@@ -128,7 +140,7 @@ pub(super) fn relay(top: &Section<'_>, workers: usize, limits: &Limits, report: 
 }
 
 fn relay_addresses(section: &Section<'_>, report: &mut Report<'_>) -> Option<RelayAddresses> {
-    const TAKES: &str = "`relay.addresses` is \"auto\" or a list of addresses";
+    const EXPECTED: &str = "`relay.addresses` must be \"auto\" or a list of addresses";
     let value = section.value("addresses")?;
     match value.get_ref() {
         DeValue::String(word) if word == "auto" => return Some(RelayAddresses::Auto),
@@ -137,11 +149,11 @@ fn relay_addresses(section: &Section<'_>, report: &mut Report<'_>) -> Option<Rel
                 Ok(address) => format!("; did you mean [\"{address}\"]?"),
                 Err(_) => format!(", not {}", quoted(word)),
             };
-            report.error(&value.span(), format!("{TAKES}{hint}"));
+            report.error(&value.span(), format!("{EXPECTED}{hint}"));
             return None;
         }
         DeValue::Array(elements) if elements.is_empty() => {
-            report.error(&value.span(), format!("{TAKES}, and this list is empty"));
+            report.error(&value.span(), format!("{EXPECTED}, not an empty list"));
             return None;
         }
         DeValue::Array(_) => {}
@@ -154,7 +166,7 @@ fn relay_addresses(section: &Section<'_>, report: &mut Report<'_>) -> Option<Rel
     for text in section.strings("addresses", report)? {
         let Some(address) = relay_address("`relay.addresses`", text.get_ref(), &text.span(), report) else { continue };
         if given.contains(&address) {
-            report.error(&text.span(), format!("`relay.addresses` has {} twice", quoted(text.get_ref())));
+            report.error(&text.span(), format!("`relay.addresses` contains {} twice", quoted(text.get_ref())));
         } else {
             given.push(address);
         }
@@ -162,22 +174,22 @@ fn relay_addresses(section: &Section<'_>, report: &mut Report<'_>) -> Option<Rel
     Some(RelayAddresses::Given(given))
 }
 
-/// An address that a peer can send to.
+/// Parses an address that peers can reach.
 fn relay_address(name: &str, text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<IpAddr> {
-    let why = match text.parse::<IpAddr>() {
-        Ok(ip) if ip.is_unspecified() => "stands for every address; name one".to_owned(),
-        Ok(ip) if ip.is_multicast() || is_broadcast(ip) => "is not an address of one machine".to_owned(),
-        Ok(IpAddr::V6(ip)) if ip.is_unicast_link_local() => "is link-local, so no peer could reach it".to_owned(),
+    let reason = match text.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() => "is the unspecified address; use a specific one".to_owned(),
+        Ok(ip) if ip.is_multicast() || is_broadcast(ip) => "is not a unicast address".to_owned(),
+        Ok(IpAddr::V6(ip)) if ip.is_unicast_link_local() => "is link-local, so peers cannot reach it".to_owned(),
         Ok(ip) => match mapped(ip) {
-            Some(v4) => format!("is an IPv4 address in disguise; write `{v4}`"),
+            Some(v4) => format!("is IPv4-mapped; use `{v4}`"),
             None => return Some(ip),
         },
         Err(_) => match text.parse::<SocketAddr>() {
-            Ok(address) => format!("has a port; did you mean `{}`? The ports are those of `relay.ports`", address.ip()),
+            Ok(address) => format!("has a port; did you mean `{}`? Ports belong in `relay.ports`", address.ip()),
             Err(_) => "is not an IP address".to_owned(),
         },
     };
-    report.error(span, format!("{name}: {} {why}", quoted(text)));
+    report.error(span, format!("{name}: {} {reason}", quoted(text)));
     None
 }
 
@@ -186,48 +198,48 @@ fn external(section: &Section<'_>, addresses: &RelayAddresses, report: &mut Repo
     let mut pairs: Vec<(IpAddr, IpAddr)> = Vec::new();
     for (key, value) in table.get_ref().iter() {
         let span = key.span();
-        let ours = relay_address("`relay.external`", key.get_ref(), &span, report);
-        let theirs = match value.get_ref() {
+        let inside = relay_address("`relay.external`", key.get_ref(), &span, report);
+        let outside = match value.get_ref() {
             DeValue::String(text) => relay_address("`relay.external`", text, &value.span(), report),
             other => {
-                section.mismatch("external", value.span(), "a table of addresses in quotes", other, report);
+                section.mismatch("external", value.span(), "a table of quoted addresses", other, report);
                 None
             }
         };
-        let (Some(ours), Some(theirs)) = (ours, theirs) else { continue };
-        if ours.is_ipv4() != theirs.is_ipv4() {
+        let (Some(inside), Some(outside)) = (inside, outside) else { continue };
+        if inside.is_ipv4() != outside.is_ipv4() {
             report.error(
                 &span,
-                format!("`relay.external`: `{ours}` and `{theirs}` are not of the same family (IPv4 or IPv6)"),
+                format!("`relay.external`: `{inside}` and `{outside}` are of different address families"),
             );
         }
         if let RelayAddresses::Given(given) = addresses
             && !given.is_empty()
-            && !given.contains(&ours)
+            && !given.contains(&inside)
         {
             report.error(
                 &span,
                 format!(
-                    "`relay.external`: `{ours}` is not in `relay.addresses`; \
-                     the address on the left is that of this machine"
+                    "`relay.external`: `{inside}` is not in `relay.addresses`; \
+                     the address on the left must be one of this machine"
                 ),
             );
         }
-        if pairs.iter().any(|(other, _)| *other == ours) {
-            report.error(&span, format!("`relay.external` has `{ours}` twice"));
-        } else if pairs.iter().any(|(_, other)| *other == theirs) {
+        if pairs.iter().any(|(other, _)| *other == inside) {
+            report.error(&span, format!("`relay.external` contains `{inside}` twice"));
+        } else if pairs.iter().any(|(_, other)| *other == outside) {
             report.error(
                 &value.span(),
-                format!("`relay.external`: `{theirs}` stands for two addresses, and 1:1 NAT has one behind each"),
+                format!("`relay.external` maps two addresses to `{outside}`; 1:1 NAT needs a different one for each"),
             );
         }
-        pairs.push((ours, theirs));
+        pairs.push((inside, outside));
     }
     pairs.sort_unstable();
     pairs
 }
 
-/// `"FIRST-LAST"`, both included.
+/// Parses the inclusive range `"FIRST-LAST"`.
 fn port_range(section: &Section<'_>, report: &mut Report<'_>) -> Option<RangeInclusive<u16>> {
     let text = section.string("ports", report)?;
     let (span, text) = (text.span(), *text.get_ref());
@@ -236,19 +248,21 @@ fn port_range(section: &Section<'_>, report: &mut Report<'_>) -> Option<RangeInc
         Some((number(first)?, number(last)?))
     });
     let Some((first, last)) = numbers else {
-        report.error(&span, format!("`relay.ports`: {} is not a range of ports, as in \"49152-65535\"", quoted(text)));
+        report
+            .error(&span, format!("`relay.ports`: {} is not a port range, for example \"49152-65535\"", quoted(text)));
         return None;
     };
     let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(last)) else {
-        report.error(&span, format!("`relay.ports`: {} has a port above 65535", quoted(text)));
+        report.error(&span, format!("`relay.ports`: {} contains a port above 65535", quoted(text)));
         return None;
     };
     if first == 0 || last == 0 {
-        report.error(&span, format!("`relay.ports`: {} has port 0, which does not exist", quoted(text)));
+        report.error(&span, format!("`relay.ports`: {} contains port 0, which cannot be used", quoted(text)));
         return None;
     }
     if first > last {
-        report.error(&span, format!("`relay.ports`: {} is empty; did you mean `{last}-{first}`?", quoted(text)));
+        report
+            .error(&span, format!("`relay.ports`: {} is an empty range; did you mean `{last}-{first}`?", quoted(text)));
         return None;
     }
     Some(first..=last)
@@ -259,24 +273,22 @@ fn check_port_range(span: &Range<usize>, ports: &RangeInclusive<u16>, workers: u
     if (workers as u64) > count {
         report.error(
             span,
-            format!("`relay.ports` has fewer ports ({count}) than there are `workers` ({workers}); each needs its own"),
+            format!("`relay.ports` has only {count} ports for {workers} `workers`; each worker needs at least one"),
         );
     }
     if *ports.start() < 1024 {
         report.warn(
             span,
-            "`relay.ports` begins below 1024: such ports need a privilege, \
-             and peers may take them for those of services",
+            "`relay.ports` starts below 1024: these ports need a privilege, \
+             and peers may mistake them for well-known services",
         );
     }
 }
 
-/// A relay socket cannot have the port of a UDP listener on the same address.
-pub(super) fn warn_of_overlap(top: &Section<'_>, listen: &Listen, relay: &Relay, report: &mut Report<'_>) {
-    let Some(port) = listen.udp.iter().map(SocketAddr::port).find(|port| *port != 0 && relay.ports.contains(port))
-    else {
-        return;
-    };
+/// Warns if the relay ports contain the port of a UDP listener: a relay socket cannot use it on the same address.
+pub(super) fn warn_of_port_overlap(top: &Section<'_>, listen: &[Endpoint], relay: &Relay, report: &mut Report<'_>) {
+    let mut ports = addresses_of(listen, Transport::Udp).map(|address| address.port());
+    let Some(port) = ports.find(|port| *port != 0 && relay.ports.contains(port)) else { return };
     let span_of = |section: &str, key: &str| top.value(section)?.get_ref().get(key).map(Spanned::span);
     let span = span_of("relay", "ports").or_else(|| span_of("listen", "udp")).unwrap_or_default();
     report.warn(&span, format!("`relay.ports` contains {port}, the port of a UDP listener"));
@@ -297,7 +309,7 @@ pub(super) fn peers(top: &Section<'_>, report: &mut Report<'_>) -> Peers {
             report.error(
                 &allowed.span(),
                 format!(
-                    "`peers.allow`: `{}` has no effect, because `peers.deny` has `{denied}` and is asked first",
+                    "`peers.allow`: `{}` has no effect, because `peers.deny` contains `{denied}` and takes precedence",
                     short(range)
                 ),
             );
@@ -312,12 +324,15 @@ fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Sp
     for text in section.strings(key, report).unwrap_or_default() {
         match network(text.get_ref()) {
             Ok(network) => {
-                if let (Some(form), "allow") = (carrier_of_ipv4(network), key) {
+                if let (IpNet::V6(v6), "allow") = (network, key)
+                    && let Some(embedding) = special_purpose::embedding_of(v6)
+                {
+                    let form = embedding.name();
                     let what = quoted(text.get_ref());
                     report.warn(
                         &text.span(),
                         format!(
-                            "{}: {what} admits IPv4 addresses as {form} spells them, private ones too",
+                            "{}: {what} allows IPv4 addresses in {form} form, including private ones",
                             section.name(key)
                         ),
                     );
@@ -332,38 +347,24 @@ fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Sp
     networks
 }
 
-/// A prefix, or an address as a prefix of its full length.
+/// Parses a prefix, or an address as a prefix of full length.
 fn network(text: &str) -> Result<IpNet, String> {
     let network = match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
         (Ok(network), _) => network,
         (_, Ok(address)) => IpNet::from(address),
-        _ => return Err("is neither an address nor a prefix, as in \"192.0.2.7\" or \"10.0.0.0/8\"".to_owned()),
+        _ => return Err("is neither an address nor a prefix, for example \"192.0.2.7\" or \"10.0.0.0/8\"".to_owned()),
     };
     if network.trunc() != network {
-        return Err(format!("has bits set behind its prefix; did you mean `{}`?", network.trunc()));
+        return Err(format!("has bits set after the prefix; did you mean `{}`?", network.trunc()));
     }
     if let IpNet::V6(v6) = network
         && let Some(v4) = v6.addr().to_ipv4_mapped()
         && let Some(length) = v6.prefix_len().checked_sub(96)
         && let Ok(v4) = Ipv4Net::new(v4, length)
     {
-        return Err(format!("is IPv4 in disguise; write `{}`", short(&IpNet::V4(v4))));
+        return Err(format!("is IPv4-mapped; use `{}`", short(&IpNet::V4(v4))));
     }
     Ok(network)
-}
-
-/// The name of the kind of addresses if all of the network carry an IPv4 address.
-fn carrier_of_ipv4(network: IpNet) -> Option<&'static str> {
-    let IpNet::V6(network) = network else { return None };
-    [
-        ("6to4", Ipv6Net::new_assert(Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16)),
-        ("Teredo", Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 32)),
-        ("NAT64", Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96)),
-        ("NAT64", Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48)),
-    ]
-    .into_iter()
-    .find(|(_, carrier)| carrier.contains(&network))
-    .map(|(form, _)| form)
 }
 
 /// A single address without its prefix length.

@@ -1,4 +1,4 @@
-//! `[alternate]`: the servers that clients are sent to.
+//! `[alternate]`: the servers to which clients are redirected.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -6,25 +6,28 @@ use super::addresses::{is_broadcast, mapped};
 use super::general::{check_host, one_of};
 use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{Alternate, AlternateWhen, Listen, schema};
+use super::{Alternate, AlternateWhen, schema};
+use crate::transport::Endpoint;
 
-/// One of the two lists: clients are sent on over the transport that they came by, and TLS has a port of its own.
-struct List<'l> {
+/// One of the two server lists. A redirected client keeps its transport, and TLS has a separate port.
+struct List {
     key: &'static str,
-    /// The port that a hint completes an address with.
+    /// The port in a hint for an address without a port.
     port: u16,
-    /// Where the clients come in that are sent to these servers.
-    listeners: &'l [SocketAddr],
-    /// The keys of these listeners, as a message names them.
+    /// The listeners of the clients that are redirected to these servers.
+    listeners: Vec<SocketAddr>,
+    /// The keys of these listeners, for messages.
     listen: &'static str,
 }
 
-pub(super) fn alternate(top: &Section<'_>, listen: &Listen, report: &mut Report<'_>) -> Alternate {
+pub(super) fn alternate(top: &Section<'_>, listen: &[Endpoint], report: &mut Report<'_>) -> Alternate {
     let default = Alternate::default();
     let Some(section) = top.section("alternate", &schema::ALTERNATE, report) else { return default };
-    let plain: Vec<SocketAddr> = listen.udp.iter().chain(&listen.tcp).copied().collect();
-    let plain = List { key: "servers", port: 3478, listeners: &plain, listen: "`listen.udp` and `listen.tcp`" };
-    let tls = List { key: "tls-servers", port: 5349, listeners: &listen.tls, listen: "`listen.tls`" };
+    let (tls, plain): (Vec<_>, Vec<_>) = listen.iter().partition(|endpoint| endpoint.transport.is_encrypted());
+    let addresses = |endpoints: Vec<&Endpoint>| endpoints.iter().map(|endpoint| endpoint.address).collect();
+    let (listeners, listen) = (addresses(plain), "`listen.udp` and `listen.tcp`");
+    let plain = List { key: "servers", port: 3478, listeners, listen };
+    let tls = List { key: "tls-servers", port: 5349, listeners: addresses(tls), listen: "`listen.tls`" };
     let (servers, tls_servers) = (plain.servers(&section, report), tls.servers(&section, report));
     let domain = section.string("domain", report).and_then(|domain| match check_domain(domain.get_ref()) {
         Ok(()) => Some((*domain.get_ref()).to_owned()),
@@ -40,21 +43,21 @@ pub(super) fn alternate(top: &Section<'_>, listen: &Listen, report: &mut Report<
     if let (true, true, Some((when, span))) = (plain.is_empty(&section), tls.is_empty(&section), &when)
         && *when != default.when
     {
-        let without = "has no effect without `alternate.servers`: list the other servers there";
+        let without = "has no effect without `alternate.servers`: list the alternate servers there";
         report.error(span, format!("`alternate.when` {without}"));
     }
     if domain.is_some() && tls.is_empty(&section) {
-        let without = "has no effect without `alternate.tls-servers`: only clients over TLS look at it";
+        let without = "has no effect without `alternate.tls-servers`: only TLS clients use it";
         report.warn(&section.span("domain"), format!("`alternate.domain` {without}"));
     }
     for (list, own, others) in [(&plain, &servers, &tls_servers), (&tls, &tls_servers, &servers)] {
-        list.warn_of_clients_left_behind(&section, own, !others.is_empty(), report);
+        list.warn_of_missing_servers(&section, own, !others.is_empty(), report);
     }
     Alternate { servers, tls_servers, domain, when: when.map_or(default.when, |(when, _)| when) }
 }
 
-impl List<'_> {
-    /// Whether nothing is listed, be it right or wrong.
+impl List {
+    /// Returns whether the list has no entries, valid or not.
     fn is_empty(&self, section: &Section<'_>) -> bool {
         let value = section.value(self.key);
         value.is_none_or(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty()))
@@ -68,11 +71,13 @@ impl List<'_> {
             match check_server(text, self.port) {
                 Err(why) => report.error(&span, format!("{name}: {} {why}", quoted(text))),
                 Ok(server) if servers.contains(&server) => {
-                    report.error(&span, format!("{name} has {} twice", quoted(text)));
+                    report.error(&span, format!("{name} contains {} twice", quoted(text)));
                 }
                 Ok(server) if self.listeners.contains(&server) => report.error(
                     &span,
-                    format!("{name}: `{server}` is this server's own, and clients would go round in circles"),
+                    format!(
+                        "{name}: `{server}` is an address of this server, so clients would be redirected in a loop"
+                    ),
                 ),
                 Ok(server) => servers.push(server),
             }
@@ -80,8 +85,8 @@ impl List<'_> {
         servers
     }
 
-    /// RFC 8489 §10: a client is only ever sent to an address of its own family, and stays with its transport.
-    fn warn_of_clients_left_behind(
+    /// Warns of clients without an alternate server. RFC 8489 §10: a client keeps its address family and transport.
+    fn warn_of_missing_servers(
         &self,
         section: &Section<'_>,
         servers: &[SocketAddr],
@@ -92,59 +97,57 @@ impl List<'_> {
         if servers.is_empty() {
             if others && !self.listeners.is_empty() && self.is_empty(section) {
                 let header = section.span(if self.key == "servers" { "tls-servers" } else { "servers" });
-                report.warn(&header, format!("{name} is empty, so clients of {listen} are not sent anywhere"));
+                report.warn(&header, format!("{name} is empty, so clients of {listen} are not redirected"));
             }
             return;
         }
         if self.listeners.is_empty() {
-            report.warn(&section.span(self.key), format!("{name} has no effect, because no client comes by {listen}"));
+            report.warn(&section.span(self.key), format!("{name} has no effect without listeners in {listen}"));
         }
         for (family, is_ipv4) in [("IPv4", true), ("IPv6", false)] {
-            let takes = |listener: &SocketAddr| listener.is_ipv4() == is_ipv4 || listener.ip() == Ipv6Addr::UNSPECIFIED;
-            if self.listeners.iter().any(takes) && servers.iter().all(|server| server.is_ipv4() != is_ipv4) {
+            let accepts =
+                |listener: &SocketAddr| listener.is_ipv4() == is_ipv4 || listener.ip() == Ipv6Addr::UNSPECIFIED;
+            if self.listeners.iter().any(accepts) && servers.iter().all(|server| server.is_ipv4() != is_ipv4) {
                 let missing = format!("{name} has no {family} address");
-                report.warn(
-                    &section.span(self.key),
-                    format!("{missing}, so clients that come over {family} are not sent anywhere"),
-                );
+                report.warn(&section.span(self.key), format!("{missing}, so {family} clients are not redirected"));
             }
         }
     }
 }
 
-/// The address of a server, or why a text is none.
+/// Parses the address of a server, or returns why it is invalid.
 fn check_server(text: &str, default_port: u16) -> Result<SocketAddr, String> {
     Err(match text.parse::<SocketAddr>() {
-        Ok(server) if server.port() == 0 => "has port 0, which no client can reach".to_owned(),
-        Ok(server) if server.ip().is_unspecified() => "stands for every address; name one".to_owned(),
-        Ok(server) if server.ip().is_multicast() || is_broadcast(server.ip()) => {
-            "is not an address of one machine".to_owned()
-        }
+        Ok(server) if server.port() == 0 => "has port 0, which cannot be used".to_owned(),
+        Ok(server) if server.ip().is_unspecified() => "is the unspecified address; use a specific one".to_owned(),
+        Ok(server) if server.ip().is_multicast() || is_broadcast(server.ip()) => "is not a unicast address".to_owned(),
         Ok(server) if matches!(server.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local()) => {
-            "is link-local, and no client outside of its network has a route to it".to_owned()
+            "is link-local and reachable only from its own link".to_owned()
         }
         Ok(server) => match mapped(server.ip()) {
-            Some(v4) => format!("is an IPv4 address in disguise; write `{v4}:{}`", server.port()),
+            Some(v4) => format!("is IPv4-mapped; use `{v4}:{}`", server.port()),
             None => return Ok(server),
         },
         Err(_) => match text.trim_matches(['[', ']']).parse::<IpAddr>() {
             Ok(ip) => format!("has no port; did you mean `{}`?", SocketAddr::new(ip, default_port)),
             // RFC 8489 §14.15: the attribute carries an address.
-            Err(_) => "is not an address and a port, as in \"203.0.113.5:3478\"; a name cannot be sent".to_owned(),
+            Err(_) => {
+                "is not an address with a port, for example \"203.0.113.5:3478\"; names are not supported".to_owned()
+            }
         },
     })
 }
 
-/// RFC 8489 §14.16: a DNS name. An address has no place there.
+/// Checks the domain. RFC 8489 §14.16: a DNS name, not an address.
 fn check_domain(domain: &str) -> Result<(), String> {
     let host = check_host(domain)?;
     if host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
-        return Err("is an address; write the name in the other servers' certificate".to_owned());
+        return Err("is an address; use the name in the alternate servers' certificate".to_owned());
     }
     let inner = |label: &str| !label.starts_with('-') && !label.ends_with('-') && !label.contains('_');
     if !domain.split('.').all(inner) {
         return Err(
-            "is no name for a certificate: letters, digits and hyphens within each part (RFC 1123 §2.1)".to_owned()
+            "is not a valid certificate name: labels have letters, digits and inner hyphens (RFC 1123 §2.1)".to_owned()
         );
     }
     Ok(())

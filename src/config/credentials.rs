@@ -1,4 +1,4 @@
-//! `[auth]`: secrets, the file that holds them, and static users. No message repeats a secret or a password.
+//! `[auth]`: secrets, the secrets file and static users. No message contains a secret or a password.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -19,8 +19,8 @@ use crate::auth::time_limited::TimeLimitedUsername;
 
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 const SECOND: Duration = Duration::from_secs(1);
-/// In bytes; shorter ones can be found by trying.
-const SHORTEST_GOOD_SECRET: usize = 16;
+/// In bytes; shorter secrets can be guessed.
+const MIN_STRONG_SECRET: usize = 16;
 /// RFC 8489 §14.3: fewer than 509 bytes.
 const MAX_USERNAME: usize = 508;
 
@@ -45,9 +45,10 @@ fn inline_secret(name: &str, text: &Spanned<&str>, report: &mut Report<'_>) -> O
     warn_if_world_readable(&text.span(), report);
     let secret = Secret::new(text.get_ref().as_bytes()).ok();
     match &secret {
-        None => report.error(&text.span(), format!("{name} has an empty secret: `openssl rand -hex 32` makes one")),
-        Some(secret) if secret.as_bytes().len() < SHORTEST_GOOD_SECRET => {
-            report.warn(&text.span(), format!("{name} has {SHORT_SECRET}"));
+        None => report
+            .error(&text.span(), format!("{name} contains an empty secret: create one with `openssl rand -hex 32`")),
+        Some(secret) if secret.as_bytes().len() < MIN_STRONG_SECRET => {
+            report.warn(&text.span(), format!("{name} contains {SHORT_SECRET}"));
         }
         Some(_) => {}
     }
@@ -55,25 +56,22 @@ fn inline_secret(name: &str, text: &Spanned<&str>, report: &mut Report<'_>) -> O
 }
 
 const SHORT_SECRET: &str =
-    "a secret shorter than 16 bytes, which can be guessed: `openssl rand -hex 32` makes a good one";
+    "a secret shorter than 16 bytes, which can be guessed: create one with `openssl rand -hex 32`";
 
-/// Says once that the file, which holds a secret at `span`, is open to everybody.
+/// Warns once that the configuration file, which contains a secret at `span`, is world-readable.
 fn warn_if_world_readable(span: &std::ops::Range<usize>, report: &mut Report<'_>) {
     if std::mem::take(&mut report.world_readable) {
         let file = report.file();
-        report.warn(
-            span,
-            format!("this file holds a secret and every user of the machine may read it: `chmod 640 {file}`"),
-        );
+        report.warn(span, format!("this file contains a secret and is world-readable: run `chmod 640 {file}`"));
     }
 }
 
-/// The secrets in the file that `secrets-file` names.
+/// Reads the secrets in `secrets-file`.
 fn secrets_file(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Secret> {
     let Some(name) = section.string("secrets-file", report) else { return Vec::new() };
     let (span, name) = (name.span(), *name.get_ref());
     if name.is_empty() {
-        report.error(&span, "`auth.secrets-file` is empty: leave it out if there is no such file");
+        report.error(&span, "`auth.secrets-file` is empty: omit it if there is no such file");
         return Vec::new();
     }
     let path = match paths::resolve(report.file(), name) {
@@ -100,10 +98,7 @@ fn secrets_file(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Secret> {
     };
     if readable_by_others(&path) {
         let path = path.display();
-        report.warn(
-            &span,
-            format!("`auth.secrets-file`: every user of the machine may read `{path}`: `chmod 640 {path}`"),
-        );
+        report.warn(&span, format!("`auth.secrets-file`: `{path}` is world-readable: run `chmod 640 {path}`"));
     }
     let mut secrets: Vec<Secret> = Vec::new();
     let shown = path.display().to_string();
@@ -116,9 +111,9 @@ fn secrets_file(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Secret> {
         if content.starts_with('#') {
             continue;
         }
-        // Only an empty line makes no secret.
+        // Only an empty line is not a secret.
         let Ok(secret) = Secret::new(content.as_bytes()) else { continue };
-        if secret.as_bytes().len() < SHORTEST_GOOD_SECRET {
+        if secret.as_bytes().len() < MIN_STRONG_SECRET {
             inner.warn(&(start..offset), SHORT_SECRET);
         }
         secrets.push(secret);
@@ -128,7 +123,7 @@ fn secrets_file(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Secret> {
         let origin = paths::origin(name);
         report.error(
             &span,
-            format!("`auth.secrets-file`: `{shown}`{origin} holds no secret; put one on a line of its own"),
+            format!("`auth.secrets-file`: `{shown}`{origin} contains no secret: write one secret per line"),
         );
     }
     secrets
@@ -138,10 +133,10 @@ pub(super) fn readable_by_others(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o004 != 0)
 }
 
-/// Why a file cannot be read; where permissions are the reason, for whom.
+/// Describes why a file cannot be read, with the user if the permission is denied.
 pub(crate) fn read_failure(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        io::ErrorKind::NotFound => "file not found".to_owned(),
         io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
         io::ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
         io::ErrorKind::PermissionDenied => match effective_user() {
@@ -152,7 +147,7 @@ pub(crate) fn read_failure(error: &io::Error) -> String {
     }
 }
 
-/// The user that this process runs as. The owner of `/proc/self` tells it without a system call of our own.
+/// Returns the user of this process: the owner of `/proc/self`, which needs no system call of our own.
 fn effective_user() -> Option<String> {
     let uid = fs::metadata("/proc/self").ok()?.uid();
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
@@ -175,21 +170,21 @@ fn users(section: &Section<'_>, report: &mut Report<'_>) -> Vec<StaticUser> {
         let (span, user) = (user.span(), user.into_inner());
         if let Some(first) = seen.insert(user.name.clone(), span.start) {
             let line = report.line_of(first);
-            report.error(&span, format!("user {} is there twice; the first is in line {line}", quoted(&user.name)));
+            report.error(&span, format!("user {} is defined twice; the first is in line {line}", quoted(&user.name)));
         }
         users.push(user);
     }
     users
 }
 
-/// One `[[auth.users]]`, with the place of its name.
+/// Reads one `[[auth.users]]`, with the span of its name.
 fn user(table: &DeTable<'_>, header: std::ops::Range<usize>, report: &mut Report<'_>) -> Option<Spanned<StaticUser>> {
     let section = Section::new(&schema::USER, table, report);
     let name = section.string("name", report);
     let password = section.string("password", report);
     let who = name.as_ref().map_or_else(|| "a user".to_owned(), |name| format!("user {}", quoted(name.get_ref())));
     if section.value("name").is_none() {
-        report.error(&header, "a user without a `name`");
+        report.error(&header, "a user has no `name`");
     }
     if section.value("password").is_none() {
         report.error(&header, format!("{who} has no `password`"));
@@ -218,17 +213,20 @@ fn check_username(name: &Spanned<&str>, report: &mut Report<'_>) {
         let length = name.len();
         report.error(
             &span,
-            format!("the `name` of a user has {length} bytes, and {MAX_USERNAME} are allowed (RFC 8489 §14.3)"),
+            format!("the `name` of a user has {length} bytes; the maximum is {MAX_USERNAME} (RFC 8489 §14.3)"),
         );
     }
-    // RFC 8265 §4.2: the OpaqueString profile has no control characters, so no client can send this name.
+    // RFC 8265 §4.2: the OpaqueString profile excludes control characters, so no client can send this name.
     if let Some(bad) = name.chars().find(|c| c.is_control()) {
         report.error(&span, format!("the `name` of a user must not contain {}", name_of(bad)));
     }
     if TimeLimitedUsername::parse(name).is_some() {
         report.warn(
             &span,
-            format!("user {} is named like a time-limited credential, but its password never expires", quoted(name)),
+            format!(
+                "user {} has a name in the form of a time-limited credential, but its password never expires",
+                quoted(name)
+            ),
         );
     }
 }

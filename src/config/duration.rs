@@ -1,26 +1,26 @@
-//! Durations as people write them: `90s`, `10m`, `1h`, `1d`.
+//! Durations with a unit: `90s`, `10m`, `1h`, `1d`.
 
 use std::time::Duration;
 
 /// Why a text is not a duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
-    /// Digits and nothing behind them.
-    #[error("it has no unit: write it with s, m, h or d behind it, as in \"90s\" or \"1h\"")]
+    /// Digits without a unit.
+    #[error("the unit is missing: append s, m, h or d, for example \"90s\" or \"1h\"")]
     NoUnit,
-    /// Neither a number nor a unit that exists.
-    #[error("a duration is a whole number and one of the units s, m, h, d, as in \"90s\", \"10m\", \"1h\" or \"1d\"")]
+    /// Not a number with a known unit.
+    #[error("a duration is a whole number with a unit (s, m, h or d), for example \"90s\", \"10m\", \"1h\" or \"1d\"")]
     Malformed,
-    /// More seconds than 64 bits hold.
-    #[error("it is too long")]
+    /// More seconds than fit into 64 bits.
+    #[error("the duration is too long")]
     TooLong,
 }
 
-/// Reads a whole number with a unit: `s`, `m`, `h` or `d` (seconds, minutes, hours, days of 86 400 seconds).
+/// Parses a whole number with a unit: `s`, `m`, `h` or `d` (seconds, minutes, hours, days of 86 400 seconds).
 ///
 /// # Errors
 ///
-/// Says what is missing or not understood; the text itself is not repeated.
+/// If the text is not a duration. The error does not contain the text.
 pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at_checked(digits).ok_or(DurationError::Malformed)?;
@@ -39,9 +39,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     number.checked_mul(seconds_per_unit).map(Duration::from_secs).ok_or(DurationError::TooLong)
 }
 
-/// Writes whole seconds in the largest unit that divides them: `1h`, `90m`, `61s`.
+/// Formats whole seconds in the largest unit that divides them: `1h`, `90m`, `61s`.
 ///
-/// [`parse_duration`] reads the result back. Fractions of a second are cut off.
+/// [`parse_duration`] parses the result. Fractions of a second are truncated.
 pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     for (unit, length) in [("d", 86_400), ("h", 3_600), ("m", 60)] {

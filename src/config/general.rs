@@ -12,12 +12,12 @@ use super::reader::{Section, list};
 use super::{Compat, Config, Limits, Log, LogFormat, LogLevel, Timeouts, format_duration, parse_duration, schema};
 
 const MAX_WORKERS: usize = 1024;
-/// As many as there are channel numbers with `compat.rfc5766-channels`: 0x4000–0x7FFF.
+/// The number of channel numbers with `compat.rfc5766-channels`: 0x4000–0x7FFF.
 const MAX_CHANNELS: u16 = 16_384;
 /// RFC 8489 §14.9: fewer than 128 characters.
 const MAX_REALM: usize = 127;
 
-/// Reports what the TOML parser objected to, once for each line, because one slip makes it stumble more than once.
+/// Reports the errors of the TOML parser, at most one per line, because one mistake often causes several errors.
 pub(super) fn report_syntax_errors(errors: &[toml::de::Error], report: &mut Report<'_>) {
     let mut errors: Vec<_> = errors.iter().map(|error| (error.span().unwrap_or_default(), error.message())).collect();
     errors.sort_by_key(|(span, _)| span.start);
@@ -28,9 +28,9 @@ pub(super) fn report_syntax_errors(errors: &[toml::de::Error], report: &mut Repo
     }
 }
 
-/// Of the text nothing but a key is quoted: anything else may be a secret.
+/// Returns the message for a syntax error. It quotes only keys; anything else may be a secret.
 fn syntax_message(message: &str, text: &str) -> String {
-    const NOT_TEXT: [&str; 7] = [
+    const NOT_A_STRING: [&str; 7] = [
         "string values must be quoted",
         "invalid boolean",
         "invalid date",
@@ -40,15 +40,15 @@ fn syntax_message(message: &str, text: &str) -> String {
         "unexpected leading zero",
     ];
     if message == "duplicate key" {
-        format!("{} is there twice", quoted(text.trim()))
+        format!("{} is defined twice", quoted(text.trim()))
     } else if matches!(message, "invalid basic string, expected `\"`" | "invalid literal string, expected `'`") {
         "not valid TOML: the string has no closing quote".to_owned()
-    } else if !NOT_TEXT.iter().any(|start| message.starts_with(start)) {
+    } else if !NOT_A_STRING.iter().any(|start| message.starts_with(start)) {
         format!("not valid TOML: {message}")
     } else if text.trim().is_empty() {
-        "not valid TOML: here a value is missing".to_owned()
+        "not valid TOML: a value is missing here".to_owned()
     } else {
-        "not valid TOML: this is neither a number nor true or false; text stands in quotes".to_owned()
+        "not valid TOML: this is not a number, true or false; strings need quotes".to_owned()
     }
 }
 
@@ -57,18 +57,18 @@ pub(super) fn realm(top: &Section<'_>, report: &mut Report<'_>) -> String {
     let (span, realm) = (realm.span(), *realm.get_ref());
     let length = realm.chars().count();
     if realm.is_empty() {
-        report.error(&span, "`realm` is empty: leave it out for the default, or give the domain of your service");
+        report.error(&span, "`realm` is empty: omit it to use the default, or set the domain of your service");
     } else if length > MAX_REALM {
-        report.error(&span, format!("`realm` has {length} characters, and {MAX_REALM} are allowed (RFC 8489 §14.9)"));
+        report.error(&span, format!("`realm` has {length} characters; the maximum is {MAX_REALM} (RFC 8489 §14.9)"));
     }
-    // RFC 8489 §14.9: qdtext, which has neither quotes nor backslashes; clients put it between quotes.
+    // RFC 8489 §14.9: qdtext excludes quotes and backslashes, because clients quote the realm.
     if let Some(bad) = realm.chars().find(|c| c.is_control() || matches!(c, '"' | '\'' | '\\')) {
         report.error(&span, format!("`realm` must not contain {}", name_of(bad)));
     }
     realm.to_owned()
 }
 
-/// A host as it stands in a URL, or why it cannot.
+/// Reads the hostname in URL form.
 pub(super) fn hostname(top: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
     let hostname = top.string("hostname", report)?;
     match check_host(hostname.get_ref()) {
@@ -81,7 +81,7 @@ pub(super) fn hostname(top: &Section<'_>, report: &mut Report<'_>) -> Option<Str
 }
 
 pub(super) fn check_host(host: &str) -> Result<String, String> {
-    const EXAMPLE: &str = "write only the name or the address, as in \"turn.example.org\"";
+    const EXAMPLE: &str = "use only the name or the address, for example \"turn.example.org\"";
     if host.is_empty() {
         return Err(format!("is empty: {EXAMPLE}"));
     }
@@ -99,24 +99,24 @@ pub(super) fn check_host(host: &str) -> Result<String, String> {
         return Err(format!("contains a slash: {EXAMPLE}"));
     }
     if host.contains(':') {
-        return Err(format!("contains a port: {EXAMPLE}; the ports are those of `[listen]`"));
+        return Err(format!("contains a port: {EXAMPLE}; ports belong in `[listen]`"));
     }
     if host.contains('*') {
         return Err(format!("contains a wildcard: {EXAMPLE}"));
     }
     if !host.is_ascii() {
-        return Err("is not in ASCII: write it in its form that begins with xn--".to_owned());
+        return Err("is not ASCII: use the form that starts with xn--".to_owned());
     }
     if let Some(bad) = host.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | '.')) {
         return Err(format!("contains {}: {EXAMPLE}", name_of(bad)));
     }
     let labels = host.strip_suffix('.').unwrap_or(host);
     if labels.len() > 253 || labels.split('.').any(|label| label.is_empty() || label.len() > 63) {
-        return Err("is no name: between its dots stand 1 to 63 characters, and 253 in all".to_owned());
+        return Err("is not a valid name: a label has 1 to 63 characters, the name at most 253".to_owned());
     }
-    // What is made of digits and dots only is an address to every resolver (RFC 3986 §3.2.2).
+    // Resolvers treat a name of only digits and dots as an address (RFC 3986 §3.2.2).
     if host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && host.parse::<Ipv4Addr>().is_err() {
-        return Err("is not an IPv4 address: that has four numbers from 0 to 255".to_owned());
+        return Err("is not an IPv4 address: it must have four numbers from 0 to 255".to_owned());
     }
     Ok(host.to_owned())
 }
@@ -142,7 +142,7 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
     if (1..bytes_per_second_per_allocation).contains(&bytes_per_second_per_user) {
         report.warn(
             &section.span("bytes-per-second-per-allocation"),
-            "`limits.bytes-per-second-per-allocation` has no effect: `limits.bytes-per-second-per-user` is less",
+            "`limits.bytes-per-second-per-allocation` has no effect: `limits.bytes-per-second-per-user` is lower",
         );
     }
     Limits {
@@ -177,7 +177,7 @@ pub(super) fn timeouts(top: &Section<'_>, report: &mut Report<'_>) -> Timeouts {
     const FIVE_MINUTES: Duration = Duration::from_secs(300);
     let default = Timeouts::default();
     let Some(section) = top.section("timeouts", &schema::TIMEOUTS, report) else { return default };
-    let mut read = |key, most, default| duration(&section, key, SECOND, most, report).unwrap_or(default);
+    let mut read = |key, max, default| duration(&section, key, SECOND, max, report).unwrap_or(default);
     Timeouts {
         tls_handshake: read("tls-handshake", FIVE_MINUTES, default.tls_handshake),
         first_request: read("first-request", FIVE_MINUTES, default.first_request),
@@ -208,19 +208,19 @@ pub(super) fn log(top: &Section<'_>, report: &mut Report<'_>) -> Log {
     }
 }
 
-/// A duration as a string with a unit or as a number of seconds.
+/// Reads a duration: a string with a unit, or a number of seconds.
 pub(super) fn duration(
     section: &Section<'_>,
     key: &str,
-    least: Duration,
-    most: Duration,
+    min: Duration,
+    max: Duration,
     report: &mut Report<'_>,
 ) -> Option<Duration> {
     let value = section.value(key)?;
     let (span, name) = (value.span(), section.name(key));
     let duration = match value.get_ref() {
         DeValue::Integer(_) => {
-            let seconds: u64 = section.number(key, least.as_secs()..=most.as_secs(), report)?;
+            let seconds: u64 = section.number(key, min.as_secs()..=max.as_secs(), report)?;
             Duration::from_secs(seconds)
         }
         DeValue::String(text) => match parse_duration(text) {
@@ -235,15 +235,15 @@ pub(super) fn duration(
             return None;
         }
     };
-    if !(least..=most).contains(&duration) {
-        let (least, most) = (format_duration(least), format_duration(most));
-        report.error(&span, format!("{name} must be between {least} and {most}"));
+    if !(min..=max).contains(&duration) {
+        let (min, max) = (format_duration(min), format_duration(max));
+        report.error(&span, format!("{name} must be between {min} and {max}"));
         return None;
     }
     Some(duration)
 }
 
-/// One of a few words.
+/// Reads one of several choices.
 pub(super) fn one_of<T: Copy>(
     name: &str,
     word: &Spanned<&str>,
@@ -258,12 +258,15 @@ pub(super) fn one_of<T: Copy>(
             Some(candidate) => format!("; did you mean `{candidate}`?"),
             None => String::new(),
         };
-        report.error(&word.span(), format!("{name} is one of {}, not {}{hint}", list(&words), quoted(word.get_ref())));
+        report.error(
+            &word.span(),
+            format!("{name} must be one of {}, not {}{hint}", list(&words), quoted(word.get_ref())),
+        );
     }
     found
 }
 
-/// A character as a sentence names it.
+/// Describes a character for a message.
 pub(super) fn name_of(character: char) -> String {
     match character {
         '"' | '\'' => "a quotation mark".to_owned(),

@@ -1,10 +1,10 @@
-//! The configuration: from `turnserver.toml` to values that can be used as they are.
+//! The configuration: parses `turnserver.toml` into validated values.
 //!
-//! A file is read completely before anything is said about it: every unknown key, every value that cannot be used and
-//! every contradiction is reported at once, with its line and column, and each one stops the start. What is allowed
-//! but probably not meant becomes a warning in [`Config::warnings`]. `docs/configuration.md` lists the keys.
+//! Unknown keys, invalid values and contradictions are errors. All errors are reported together, each with its line and
+//! column. Valid but probably unintended settings become warnings in [`Config::warnings`].
+//! `docs/configuration.md` lists the keys.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 use crate::auth::Secret;
+use crate::transport::Endpoint;
 
 mod addresses;
 mod alternate;
@@ -39,97 +40,86 @@ pub(crate) use credentials::read_failure;
 use problem::{Report, position};
 use reader::Section;
 
-/// A complete configuration. [`Config::default`] is what an empty file means.
+/// A complete configuration. [`Config::default`] equals an empty file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The realm of the long-term credentials (RFC 8489 §14.9): 1 to 127 characters, no quotes or backslashes.
     pub realm: String,
-    /// The name or address by which clients reach this server, as it stands in a URL: IPv6 in brackets.
+    /// The name or address by which clients reach this server, in URL form: IPv6 in brackets.
     pub hostname: Option<String>,
-    /// How many workers to run, 0 to 1024; 0 is one for each CPU.
+    /// The number of workers, 0 to 1024. 0: one per CPU.
     pub workers: usize,
-    /// How long a stop (SIGTERM) waits for allocations to end, at most 1 day; 0 is not at all.
+    /// How long the server waits for allocations to end after SIGTERM, at most 1 day. 0: it does not wait.
     pub drain_deadline: Duration,
-    /// Where clients are served.
-    pub listen: Listen,
-    /// The certificate of the TLS listeners; `Some` exactly if there are any.
+    /// `[listen]`: the endpoints, UDP before TCP before TLS, each in the order of the file. Never empty. `[::]` also accepts IPv4.
+    /// Each port 0 selects a free port. The endpoints of one transport are distinct, except those with port 0. A TLS endpoint
+    /// never has the port of a TCP one.
+    pub listen: Vec<Endpoint>,
+    /// The certificate of the TLS listeners; `Some` if and only if there are any.
     pub tls: Option<Tls>,
     /// The relayed transport addresses.
     pub relay: Relay,
-    /// Who may allocate.
+    /// Credentials.
     pub auth: Auth,
-    /// Which peers may be reached.
+    /// The peer policy.
     pub peers: Peers,
-    /// How much one client, and all of them, may take.
+    /// Limits per user, per allocation and in total.
     pub limits: Limits,
-    /// How long the server waits for clients on connections.
+    /// Timeouts of connections.
     pub timeouts: Timeouts,
-    /// Other servers.
+    /// Alternate servers.
     pub alternate: Alternate,
     /// Deviations from the RFCs for old clients.
     pub compat: Compat,
-    /// What is logged, and how.
+    /// Log level and format.
     pub log: Log,
-    /// Things worth saying that do not stop the start, in the order of the file.
+    /// The warnings, in the order of the file.
     pub warnings: Vec<Problem>,
-}
-
-/// `[listen]`: where clients are served; at least one list is not empty. `[::]` takes IPv4 as well; port 0 is any free
-/// port, another one in each place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// UDP listeners, all different.
-    pub udp: Vec<SocketAddr>,
-    /// TCP listeners, all different; they may have the addresses and ports of UDP listeners.
-    pub tcp: Vec<SocketAddr>,
-    /// TLS listeners, all different, none on a port of a TCP listener; they may have the addresses and ports of UDP
-    /// listeners.
-    pub tls: Vec<SocketAddr>,
 }
 
 /// `[tls]`: the certificate of the TLS listeners. The files are read at the start and when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// The certificate and those of its issuers, in PEM.
+    /// The certificate and its issuers' certificates, in PEM.
     pub certificate: PathBuf,
-    /// Its private key, in PEM and not encrypted.
+    /// Its private key, unencrypted, in PEM.
     pub private_key: PathBuf,
 }
 
-/// Where relayed transport addresses come from.
+/// The source of the relay addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RelayAddresses {
-    /// From the interfaces of the machine.
+    /// Detected from the interfaces of the machine.
     Auto,
-    /// These: at least one, all different, none unspecified or multicast.
+    /// Configured: at least one, without duplicates, none unspecified or multicast.
     Given(Vec<IpAddr>),
 }
 
 /// `[relay]`: the relayed transport addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relay {
-    /// The addresses that relay sockets are bound to.
+    /// The addresses to which relay sockets are bound.
     pub addresses: RelayAddresses,
-    /// 1:1 NAT: an address of ours, and the address of the same family that the world sees for it. Sorted by the first.
+    /// 1:1 NAT: an address of this machine, and its public address of the same family. Sorted by the first.
     pub external: Vec<(IpAddr, IpAddr)>,
-    /// The ports of the relay sockets; never empty, never with port 0.
+    /// The ports of the relay sockets; never empty, never contains port 0.
     pub ports: RangeInclusive<u16>,
 }
 
-/// `[auth]`: who may allocate.
+/// `[auth]`: credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Auth {
-    /// The secrets of time-limited credentials, those of `secrets` before those of `secrets-file`.
+    /// The secrets of time-limited credentials: those of `secrets`, then those of `secrets-file`.
     pub secrets: Vec<Secret>,
-    /// Users with a password that does not expire; their names are all different.
+    /// Users with a permanent password; their names are unique.
     pub users: Vec<StaticUser>,
     /// How long a nonce is accepted, 1 s to 1 day (RFC 8489 §9.2).
     pub nonce_lifetime: Duration,
-    /// How far past the expiry of its time-limited credential a Refresh may extend an allocation, at most 365 days.
+    /// How far a Refresh may extend an allocation past the expiry of its time-limited credential, at most 365 days.
     pub expiry_grace: Duration,
 }
 
-/// `[[auth.users]]`: a user with a password that does not expire.
+/// `[[auth.users]]`: a user with a permanent password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticUser {
     /// The USERNAME that the client sends (RFC 8489 §14.3).
@@ -138,46 +128,45 @@ pub struct StaticUser {
     pub password: Secret,
 }
 
-/// `[peers]`: which peers may be reached, beyond the built-in list of denied ranges. `deny` is asked before `allow`.
+/// `[peers]`: exceptions from the built-in list of denied ranges. `deny` takes precedence over `allow`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
     /// Ranges that are allowed although the built-in list denies them.
     pub allow: Vec<IpNet>,
-    /// Ranges that are denied whatever else holds.
+    /// Ranges that are always denied.
     pub deny: Vec<IpNet>,
 }
 
-/// `[limits]`: how much one client, and all of them, may take.
+/// `[limits]`: limits per user, per allocation and in total.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Allocations of one user at a time; 0 is no limit.
+    /// Concurrent allocations per user. 0: no limit.
     pub allocations_per_user: u32,
-    /// Allocations of all users together; 0 is as many as there are ports.
+    /// Concurrent allocations in total. 0: as many as there are relay ports.
     pub allocations: u32,
-    /// New allocations of one user in a second, 1 to 1000, with a burst of four seconds' worth but at least 32; 0 is no
-    /// limit.
+    /// New allocations per second and user, 1 to 1000, with a burst of four seconds' worth, at least 32. 0: no limit.
     pub allocations_per_second_per_user: u32,
-    /// Permissions of one allocation, at least 1 (RFC 8656 §9).
+    /// Permissions per allocation, at least 1 (RFC 8656 §9).
     pub permissions_per_allocation: u16,
-    /// Channels of one allocation, 1 to 16 384 (RFC 8656 §12).
+    /// Channels per allocation, 1 to 16 384 (RFC 8656 §12).
     pub channels_per_allocation: u16,
-    /// New peer addresses of one allocation in a second, 1 to 10 000, with a burst of four seconds' worth but at least
-    /// 64; 0 is no limit.
+    /// New peer addresses per second and allocation, 1 to 10 000, with a burst of four seconds' worth, at least 64. 0:
+    /// no limit.
     pub peers_per_second: u32,
-    /// Application data of one allocation in bytes a second, each direction apart, with a burst of one second's worth
-    /// but at least 64 KiB; 0 is no limit.
+    /// Application data per allocation in bytes per second and direction, with a burst of one second's worth, at least
+    /// 64 KiB. 0: no limit.
     pub bytes_per_second_per_allocation: u32,
-    /// The same for all allocations of one user together.
+    /// The same for all allocations of a user together.
     pub bytes_per_second_per_user: u32,
-    /// TCP and TLS connections of all clients together; 0 is no limit.
+    /// TCP and TLS connections in total. 0: no limit.
     pub connections: u32,
-    /// TCP and TLS connections of one source, which is an IPv4 address or an IPv6 /64; 0 is no limit.
+    /// TCP and TLS connections per source (an IPv4 address or an IPv6 /64). 0: no limit.
     pub connections_per_source: u32,
-    /// Answers per second to a source that has not shown that it receives them, 1 to 1000 in each worker; 0 is no limit.
+    /// Responses per second and worker to a source that has not proved that it receives them, 1 to 1000. 0: no limit.
     pub unverified_replies: u32,
 }
 
-/// `[timeouts]`: how long the server waits for clients on connections (TCP and TLS).
+/// `[timeouts]`: timeouts of connections (TCP and TLS).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// From the connection to the end of the TLS handshake, 1 s to 5 minutes.
@@ -186,32 +175,32 @@ pub struct Timeouts {
     pub first_request: Duration,
     /// After a request, on a connection without an allocation, 1 s to 1 day.
     pub idle: Duration,
-    /// On a connection that has had no allocation, whatever is asked on it, 1 s to 1 day.
+    /// In total, on a connection that never had an allocation, 1 s to 1 day.
     pub unauthenticated: Duration,
 }
 
-/// `[alternate]`: the servers that clients are sent to which get no allocation here (RFC 8489 §10).
+/// `[alternate]`: the alternate servers for clients that get no allocation here (RFC 8489 §10).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alternate {
-    /// Their addresses for clients over UDP and TCP, all different, none of them a listener's; empty for none.
+    /// Their addresses for UDP and TCP clients, without duplicates, none of them a listener's.
     pub servers: Vec<SocketAddr>,
-    /// The same for clients over TLS.
+    /// The same for TLS clients.
     pub tls_servers: Vec<SocketAddr>,
-    /// The DNS name in their certificate, if it is another one than in ours (RFC 8489 §14.16).
+    /// The DNS name in their certificate, if it differs from this server's (RFC 8489 §14.16).
     pub domain: Option<String>,
-    /// When clients are sent there.
+    /// When clients are redirected.
     pub when: AlternateWhen,
 }
 
-/// When clients are sent to another server; each includes those before it.
+/// When clients are redirected to an alternate server. Each choice includes the preceding ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AlternateWhen {
-    /// While this one drains.
+    /// While this server drains.
     #[default]
     Draining,
-    /// When no further allocation has a place here.
+    /// When this server has no capacity for further allocations.
     Full,
-    /// Always: this one makes no allocation.
+    /// Always; this server makes no allocations.
     Always,
 }
 
@@ -219,7 +208,7 @@ impl AlternateWhen {
     /// Every choice.
     pub const ALL: [Self; 3] = [Self::Draining, Self::Full, Self::Always];
 
-    /// The choice as the file spells it.
+    /// Returns the choice as written in the file.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Draining => "draining",
@@ -232,33 +221,33 @@ impl AlternateWhen {
 /// `[compat]`: deviations from the RFCs for old clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compat {
-    /// Also accept the channel numbers 0x5000–0x7FFF, which RFC 8656 §12 reserves.
+    /// Accepts the channel numbers 0x5000–0x7FFF, which RFC 8656 §12 reserves.
     pub rfc5766_channels: bool,
-    /// Also know ADDITIONAL-ADDRESS-FAMILY and ADDRESS-ERROR-CODE by 0x8032 and 0x8033, the numbers of a draft of RFC 8656
-    /// that coturn's clients use.
+    /// Also uses 0x8032 for ADDITIONAL-ADDRESS-FAMILY and 0x8033 for ADDRESS-ERROR-CODE, the numbers of a draft of RFC
+    /// 8656 that coturn's clients use.
     pub draft_dual_allocation: bool,
 }
 
-/// `[log]`: what is logged, and how.
+/// `[log]`: log level and format.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Log {
-    /// The least important level that is written.
+    /// The least severe level that is logged.
     pub level: LogLevel,
-    /// How a line looks.
+    /// The format of a line.
     pub format: LogFormat,
 }
 
-/// The least important level that is logged.
+/// The least severe level that is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogLevel {
-    /// What keeps the server from doing its work.
+    /// Failures that prevent the server from working.
     Error,
-    /// What an operator should look at.
+    /// Conditions that need the operator's attention.
     Warn,
-    /// The life of the process and of its allocations.
+    /// Events of the process and of allocations.
     #[default]
     Info,
-    /// The reasons of single decisions.
+    /// The reasons for individual decisions.
     Debug,
     /// Everything.
     Trace,
@@ -268,7 +257,7 @@ impl LogLevel {
     /// Every level, from the fewest lines to the most.
     pub const ALL: [Self; 5] = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
 
-    /// The level as the file spells it.
+    /// Returns the level as written in the file.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -286,13 +275,13 @@ impl fmt::Display for LogLevel {
     }
 }
 
-/// How a log line looks.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     #[default]
     Text,
-    /// One JSON object for each line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -300,7 +289,7 @@ impl LogFormat {
     /// Every format.
     pub const ALL: [Self; 2] = [Self::Text, Self::Json];
 
-    /// The format as the file spells it.
+    /// Returns the format as written in the file.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Text => "text",
@@ -322,7 +311,7 @@ impl Default for Config {
             hostname: None,
             workers: 0,
             drain_deadline: Duration::from_secs(1),
-            listen: Listen::default(),
+            listen: addresses::default_listen(),
             tls: None,
             relay: Relay::default(),
             auth: Auth::default(),
@@ -334,13 +323,6 @@ impl Default for Config {
             log: Log::default(),
             warnings: Vec::new(),
         }
-    }
-}
-
-impl Default for Listen {
-    fn default() -> Self {
-        let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 3478));
-        Self { udp: vec![everywhere], tcp: vec![everywhere], tls: Vec::new() }
     }
 }
 
@@ -391,11 +373,11 @@ impl Default for Timeouts {
 }
 
 impl Config {
-    /// Reads and checks a configuration file, and the secrets file that it names.
+    /// Reads and checks a configuration file and its secrets file.
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or everything that is wrong in it.
+    /// All errors in the file, or that the file cannot be read.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let file = path.display().to_string();
         let bytes = fs::read(path).map_err(|error| {
@@ -405,7 +387,7 @@ impl Config {
         let text = String::from_utf8(bytes).map_err(|error| {
             let valid = error.utf8_error().valid_up_to();
             let before = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default());
-            let message = "this byte is not UTF-8: save the file as UTF-8".to_owned();
+            let message = "invalid UTF-8: save the file as UTF-8".to_owned();
             let position = Some(position(&before, valid));
             ConfigErrors::new(vec![Problem { file: file.clone(), position, message }])
         })?;
@@ -415,13 +397,13 @@ impl Config {
         Self::check(report)
     }
 
-    /// Checks a configuration text.
+    /// Parses and checks a configuration text.
     ///
-    /// `file_name` is what the errors call it; the relative paths in it begin beside it.
+    /// `file_name` is used in error messages, and relative paths start at its directory.
     ///
     /// # Errors
     ///
-    /// Everything that is wrong, in the order of the file.
+    /// All errors, in the order of the file.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigErrors> {
         Self::check(Report::new(file_name, text))
     }
@@ -432,7 +414,7 @@ impl Config {
         if syntax_errors.is_empty() {
             config = Self::read(document.get_ref(), &mut report);
         } else {
-            // The rest of such a file may not mean what it seems to: only the syntax is worth talking about.
+            // With syntax errors the meaning of the rest is uncertain, so only these are reported.
             general::report_syntax_errors(&syntax_errors, &mut report);
         }
         if report.errors.is_empty() {
@@ -443,14 +425,14 @@ impl Config {
         }
     }
 
-    /// Reads every section, whatever is wrong in the others.
+    /// Reads all sections; errors in one section do not prevent reading the others.
     fn read(document: &DeTable<'_>, report: &mut Report<'_>) -> Self {
         let top = Section::new(&schema::TOP, document, report);
         let workers = general::workers(&top, report);
         let listen = addresses::listen(&top, report);
         let limits = general::limits(&top, report);
         let relay = addresses::relay(&top, workers, &limits, report);
-        addresses::warn_of_overlap(&top, &listen, &relay, report);
+        addresses::warn_of_port_overlap(&top, &listen, &relay, report);
         let alternate = alternate::alternate(&top, &listen, report);
         Self {
             realm: general::realm(&top, report),
@@ -471,18 +453,18 @@ impl Config {
         }
     }
 
-    /// What the server will do with this configuration, for a person to read.
+    /// Returns a human-readable summary of this configuration.
     pub fn summary(&self) -> Summary<'_> {
         Summary::new(self)
     }
 }
 
-/// The configuration file that is used when none is named: `turnserver.toml` in the working directory, else
-/// `/etc/turnserver/turnserver.toml`, else none.
+/// Returns the configuration file that is used by default: `turnserver.toml` in the working directory, otherwise
+/// `/etc/turnserver/turnserver.toml`, if one of them exists.
 pub fn default_path() -> Option<PathBuf> {
     ["turnserver.toml", "/etc/turnserver/turnserver.toml"]
         .into_iter()
         .map(PathBuf::from)
-        // A file that is there but cannot be looked at is to be complained about, not passed over.
+        // A file that exists but cannot be accessed is an error later; it must not be skipped.
         .find(|path| !matches!(fs::metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound))
 }

@@ -1,27 +1,27 @@
-//! Paths in the configuration, and where they start.
+//! Paths in the configuration, and their base directory.
 
 use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// What a path begins with that systemd's `LoadCredential=` or `ImportCredential=` provides.
+/// The prefix of a path to a file from systemd's `LoadCredential=` or `ImportCredential=`.
 const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
 
-/// The file that a key names. `$CREDENTIALS_DIRECTORY/` is where the service manager puts what the unit loads; any other
-/// relative path is meant from the directory of the configuration file, so that it does not depend on who starts us.
+/// Resolves a path in the configuration. `$CREDENTIALS_DIRECTORY/` is the directory of systemd credentials. Any other
+/// relative path starts at the directory of the configuration file, independent of the working directory.
 ///
 /// # Errors
 ///
-/// What is missing and what to do, where the directory of the credentials is not known.
+/// If the path needs the directory of the credentials and `$CREDENTIALS_DIRECTORY` is not set.
 pub(super) fn resolve(config_file: &str, name: &str) -> Result<PathBuf, String> {
     resolve_in(env::var_os("CREDENTIALS_DIRECTORY").as_deref(), config_file, name)
 }
 
-/// Where the content of a file comes from that only the service has; empty for any other file.
+/// Describes the origin of a credential file for a message; empty for any other file.
 pub(super) fn origin(name: &str) -> String {
     match name.strip_prefix(CREDENTIALS) {
         Some(credential) => {
-            format!(" (the copy, made at the start, of what the unit loads as `LoadCredential={credential}:`)")
+            format!(" (copied at the start from `LoadCredential={credential}:` of the unit)")
         }
         None => String::new(),
     }
@@ -35,7 +35,7 @@ fn resolve_in(credentials: Option<&OsStr>, config_file: &str, name: &str) -> Res
         Some(directory) if Path::new(directory).is_absolute() => Ok(Path::new(directory).join(credential)),
         _ => Err(format!(
             "`$CREDENTIALS_DIRECTORY` is not set: systemd sets it for a unit with `LoadCredential={credential}:PATH`; \
-             to try it by hand, set it to the directory that has `{credential}`"
+             to run without systemd, set it to the directory that contains `{credential}`"
         )),
     }
 }
@@ -56,13 +56,13 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_is_in_the_directory_of_the_service_manager() {
+    fn a_credential_path_starts_at_the_credentials_directory() {
         let path = resolved(Some("/run/credentials/turnserver.service"), "$CREDENTIALS_DIRECTORY/secrets").unwrap();
         assert_eq!(path, Path::new("/run/credentials/turnserver.service/secrets"));
     }
 
     #[test]
-    fn a_credential_without_a_service_manager_says_what_to_do() {
+    fn a_credential_path_without_a_credentials_directory_is_an_error_with_advice() {
         for directory in [None, Some(""), Some("relative")] {
             let message = resolved(directory, "$CREDENTIALS_DIRECTORY/secrets").unwrap_err();
             assert!(message.contains("is not set") && message.contains("LoadCredential=secrets:PATH"), "{message}");

@@ -1,19 +1,19 @@
-//! What is wrong with a configuration, and where.
+//! Errors and warnings of a configuration, with their positions.
 
 use std::fmt;
 use std::ops::Range;
 
-/// One thing that is wrong, or worth saying, with the place where it stands.
+/// An error or a warning, with its position.
 ///
-/// Its [`Display`](fmt::Display) form is one line, `FILE:LINE:COLUMN: MESSAGE`. It quotes no source line, and nothing
-/// from the value of a key that holds secrets: configuration errors end up in logs and bug reports.
+/// Its [`Display`](fmt::Display) form is one line, `FILE:LINE:COLUMN: MESSAGE`. It quotes neither the source line nor
+/// values of keys with secrets, because configuration errors end up in logs and bug reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The file as the user named it.
     pub file: String,
-    /// Line and column, both from 1, the column in characters. `None` where the whole file is meant.
+    /// Line and column, starting at 1; the column counts characters. `None` for the whole file.
     pub position: Option<(usize, usize)>,
-    /// What is wrong and what to do about it.
+    /// The reason and the advice.
     pub message: String,
 }
 
@@ -26,7 +26,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that keeps a configuration from being used, in the order of the file. Never empty.
+/// All errors of a configuration, in the order of the file. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(Vec<Problem>);
 
@@ -36,13 +36,13 @@ impl ConfigErrors {
         Self(problems)
     }
 
-    /// The errors, in the order of the file.
+    /// Returns the errors in the order of the file.
     pub fn problems(&self) -> &[Problem] {
         &self.0
     }
 }
 
-/// One line for each error.
+/// Writes one line per error.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.0.iter().enumerate() {
@@ -55,11 +55,11 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-/// A text and its name: turns byte ranges into positions and collects what is found.
+/// Collects the errors and warnings of a text, and converts byte ranges to positions.
 pub(super) struct Report<'t> {
     file: &'t str,
     text: &'t str,
-    /// Whether every user of the machine may read the text.
+    /// Whether the file is world-readable.
     pub(super) world_readable: bool,
     pub(super) errors: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
@@ -88,7 +88,7 @@ impl<'t> Report<'t> {
         self.warnings.push(problem);
     }
 
-    /// The line of a byte offset, from 1.
+    /// Returns the line of a byte offset, starting at 1.
     pub(super) fn line_of(&self, offset: usize) -> usize {
         position(self.text, offset).0
     }
@@ -98,13 +98,13 @@ impl<'t> Report<'t> {
     }
 }
 
-/// Line and column of a byte offset, both from 1.
+/// Returns the line and column of a byte offset, both starting at 1.
 pub(super) fn position(text: &str, offset: usize) -> (usize, usize) {
     let (mut line, mut column) = (1, 1);
     for (_, character) in text.char_indices().take_while(|(at, _)| *at < offset) {
         match character {
             '\n' => (line, column) = (line + 1, 1),
-            // A byte order mark takes no column in any editor.
+            // Editors do not count a byte order mark as a column.
             '\u{feff}' => {}
             _ => column += 1,
         }
@@ -112,19 +112,19 @@ pub(super) fn position(text: &str, offset: usize) -> (usize, usize) {
     (line, column)
 }
 
-/// A value as a message shows it: in backticks, on one line, not longer than a reader can use.
+/// Formats a value for a message: in backticks, on one line, truncated if long.
 pub(super) fn quoted(value: &str) -> String {
-    const LONGEST: usize = 80;
+    const MAX_LENGTH: usize = 80;
     let escaped = value.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'");
-    if escaped.chars().count() > LONGEST {
-        let short: String = escaped.chars().take(LONGEST).collect();
+    if escaped.chars().count() > MAX_LENGTH {
+        let short: String = escaped.chars().take(MAX_LENGTH).collect();
         format!("`{short}…`")
     } else {
         format!("`{escaped}`")
     }
 }
 
-/// The candidate that `word` is probably a misspelling of.
+/// Returns the candidate of which `word` is probably a misspelling.
 pub(super) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let word = word.to_lowercase().replace('_', "-");
     candidates

@@ -1,4 +1,4 @@
-//! A walk over the parsed file that never stops at the first mistake: what cannot be read is reported and left out.
+//! Access to the parsed file. Invalid values are reported and skipped, so that all errors are found in one pass.
 
 use std::ops::Range;
 
@@ -8,14 +8,14 @@ use toml::de::{DeTable, DeValue};
 use super::problem::{Report, closest, quoted};
 use super::schema::{self, TableKeys};
 
-/// A table of the file together with the keys that it may have.
+/// A table of the file and its valid keys.
 pub(super) struct Section<'t> {
     keys: &'static TableKeys,
     table: &'t DeTable<'t>,
 }
 
 impl<'t> Section<'t> {
-    /// Takes a table over and reports every key of it that does not exist.
+    /// Wraps a table and reports its unknown keys.
     pub(super) fn new(keys: &'static TableKeys, table: &'t DeTable<'t>, report: &mut Report<'_>) -> Self {
         for key in table.keys() {
             if !keys.keys.contains(&&**key.get_ref()) {
@@ -25,7 +25,7 @@ impl<'t> Section<'t> {
         Self { keys, table }
     }
 
-    /// The dotted name of a key, in backticks.
+    /// Returns the dotted name of a key, in backticks.
     pub(super) fn name(&self, key: &str) -> String {
         if self.keys.path.is_empty() { format!("`{key}`") } else { format!("`{}.{key}`", self.keys.path) }
     }
@@ -35,7 +35,7 @@ impl<'t> Section<'t> {
         self.table.get(key)
     }
 
-    /// Where a key or its value begins; the start of the file if it is not there.
+    /// Returns the span of a value; the start of the file if the key is missing.
     pub(super) fn span(&self, key: &str) -> Range<usize> {
         self.value(key).map(Spanned::span).unwrap_or_default()
     }
@@ -56,13 +56,17 @@ impl<'t> Section<'t> {
         }
     }
 
-    /// The tables of `[[path.key]]`.
+    /// Returns the tables of `[[path.key]]`.
     pub(super) fn tables(&self, key: &str, report: &mut Report<'_>) -> Vec<Spanned<&'t DeTable<'t>>> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let DeValue::Array(elements) = value.get_ref() else {
             report.error(
                 &value.span(),
-                format!("{} is a list of tables: write each as `[[{}.{key}]]`", self.name(key), self.keys.path),
+                format!(
+                    "{} must be a list of tables: write each one as `[[{}.{key}]]`",
+                    self.name(key),
+                    self.keys.path
+                ),
             );
             return Vec::new();
         };
@@ -87,7 +91,7 @@ impl<'t> Section<'t> {
         }
     }
 
-    /// A list of strings; elements of another type are reported and left out.
+    /// Reads a list of strings; elements of another type are reported and skipped.
     pub(super) fn strings(&self, key: &str, report: &mut Report<'_>) -> Option<Vec<Spanned<&'t str>>> {
         let value = self.value(key)?;
         let elements = match value.get_ref() {
@@ -95,7 +99,7 @@ impl<'t> Section<'t> {
             DeValue::String(_) => {
                 report.error(
                     &value.span(),
-                    format!("{} is a list: put brackets around the value, as in [\"…\"]", self.name(key)),
+                    format!("{} must be a list: put the value in brackets, [\"…\"]", self.name(key)),
                 );
                 return None;
             }
@@ -125,7 +129,7 @@ impl<'t> Section<'t> {
         }
     }
 
-    /// A whole number within `range`.
+    /// Reads a whole number within `range`.
     pub(super) fn number<N>(&self, key: &str, range: std::ops::RangeInclusive<N>, report: &mut Report<'_>) -> Option<N>
     where
         N: TryFrom<i128> + PartialOrd + std::fmt::Display,
@@ -160,17 +164,17 @@ impl<'t> Section<'t> {
         let found = match found {
             DeValue::String(_) => "a string",
             DeValue::Integer(_) => "a whole number",
-            DeValue::Float(_) => "a fraction",
-            DeValue::Boolean(_) => "true or false",
+            DeValue::Float(_) => "a decimal number",
+            DeValue::Boolean(_) => "a boolean",
             DeValue::Datetime(_) => "a date or time",
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
         };
-        report.error(&span, format!("{} takes {expected}, and this is {found}", self.name(key)));
+        report.error(&span, format!("{} must be {expected}, not {found}", self.name(key)));
     }
 }
 
-/// What to say about a key that does not exist.
+/// Returns the message for an unknown key.
 fn unknown_key(key: &str, keys: &TableKeys) -> String {
     let unknown = format!("unknown key {} in {}", quoted(key), keys.name());
     if let Some(candidate) = closest(key, keys.keys.iter().copied()) {
@@ -178,14 +182,14 @@ fn unknown_key(key: &str, keys: &TableKeys) -> String {
     }
     if let Some(home) = schema::ALL.iter().find(|table| table.keys.contains(&key)) {
         return match home.path {
-            "" => format!("{unknown}; it belongs at the top of the file, above the first `[section]`"),
+            "" => format!("{unknown}; it belongs at the top of the file, before the first `[section]`"),
             _ => format!("{unknown}; it belongs in {}", home.name()),
         };
     }
-    format!("{unknown}; the keys there are {}", list(keys.keys))
+    format!("{unknown}; valid keys are {}", list(keys.keys))
 }
 
-/// `a`, `b` and `c`.
+/// Formats words as `a`, `b` and `c`.
 pub(super) fn list(words: &[&str]) -> String {
     let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     match words.split_last() {

@@ -1,4 +1,4 @@
-//! The keys that exist, table by table. The reader, the suggestions and the test of the documents share this list.
+//! The valid keys of each table, shared by the reader, the suggestions and the tests of the documents.
 
 /// One table of the file and its keys.
 pub(super) struct TableKeys {
@@ -8,7 +8,7 @@ pub(super) struct TableKeys {
 }
 
 impl TableKeys {
-    /// The table as a sentence names it.
+    /// Returns the name of the table for a message.
     pub(super) fn name(&self) -> String {
         match self.path {
             "" => "the top level".to_owned(),
@@ -69,3 +69,30 @@ pub(super) const LOG: TableKeys = TableKeys { path: "log", keys: &["level", "for
 
 pub(super) const ALL: &[&TableKeys] =
     &[&TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &ALTERNATE, &COMPAT, &LOG];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setting;
+    use crate::transport::Transport;
+
+    fn is_key(name: &str) -> bool {
+        let (path, key) = name.rsplit_once('.').unwrap_or(("", name));
+        ALL.iter().any(|table| table.path == path && table.keys.contains(&key))
+    }
+
+    #[test]
+    fn every_setting_that_a_message_names_is_a_key() {
+        for name in setting::ALL {
+            assert!(is_key(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_listeners_of_each_transport_have_a_key() {
+        for transport in Transport::ALL {
+            assert!(is_key(&format!("listen.{transport}")));
+        }
+        assert_eq!(LISTEN.keys.len(), Transport::ALL.len());
+    }
+}

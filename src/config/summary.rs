@@ -1,4 +1,4 @@
-//! What a configuration means, for `turnserver check-config`.
+//! The explanation of a configuration for `turnserver check-config`.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::addresses::short;
 use super::{AlternateWhen, Config, RelayAddresses, format_duration};
 
-/// What the server will do with a configuration, in a few lines for a person. Shows no secret.
+/// A human-readable summary of a configuration, without secrets. Returned by [`Config::summary`].
 ///
-/// Made by [`Config::summary`]; its [`Display`](fmt::Display) form ends without a newline and has the warnings last.
+/// Its [`Display`](fmt::Display) form has several lines, the warnings last, and does not end with a newline.
 #[derive(Clone, Copy, Debug)]
 pub struct Summary<'c>(&'c Config);
 
@@ -41,21 +41,25 @@ impl fmt::Display for Summary<'_> {
         write!(f, "realm    {realm}")?;
         match hostname {
             Some(hostname) => write!(f, "\nhost     {hostname}")?,
-            None => f.write_str("\nhost     not set: urls name an address of this machine")?,
+            None => f.write_str("\nhost     not set: printed URLs contain an address of this machine")?,
         }
         match workers {
-            0 => f.write_str("\nworkers  one for each CPU")?,
+            0 => f.write_str("\nworkers  one per CPU")?,
             workers => write!(f, "\nworkers  {workers}")?,
         }
         match *drain_deadline {
-            Duration::ZERO => f.write_str("\nstop     at once")?,
+            Duration::ZERO => f.write_str("\nstop     immediately after SIGTERM")?,
             deadline => {
-                write!(f, "\nstop     with the last allocation, at most {} after SIGTERM", format_duration(deadline))?;
+                write!(
+                    f,
+                    "\nstop     when the last allocation ends, at most {} after SIGTERM",
+                    format_duration(deadline)
+                )?;
             }
         }
-        let of = |transport, addresses| std::iter::repeat(transport).zip(addresses);
-        for (transport, address) in of("udp", &listen.udp).chain(of("tcp", &listen.tcp)).chain(of("tls", &listen.tls)) {
-            write!(f, "\nlisten   {transport} {address}")?;
+        for endpoint in listen {
+            write!(f, "\nlisten   {endpoint}")?;
+            let address = endpoint.address;
             match (address.ip().is_unspecified() && address.is_ipv6(), address.port()) {
                 (true, 0) => f.write_str(" (IPv6 and IPv4, any free port)")?,
                 (true, _) => f.write_str(" (IPv6 and IPv4)")?,
@@ -76,33 +80,33 @@ impl fmt::Display for Summary<'_> {
                 write!(f, "\nrelay    {}", given.join(", "))?;
             }
         }
-        write!(f, "; ports {first}-{last}, {} for each address", relay.ports.len())?;
-        for (ours, theirs) in &relay.external {
-            write!(f, "\n         {ours} is advertised as {theirs}")?;
+        write!(f, "; ports {first}-{last}, {} per address", relay.ports.len())?;
+        for (inside, outside) in &relay.external {
+            write!(f, "\n         {inside} is advertised as {outside}")?;
         }
 
         match (auth.secrets.len(), auth.users.len()) {
-            (0, 0) => f.write_str("\nauth     no secret and no user: one secret is made for each run")?,
+            (0, 0) => f.write_str("\nauth     no secret and no user: a secret is created at each start")?,
             (secrets, users) => {
                 write!(f, "\nauth     {}, {}", plural(secrets, "secret"), plural(users, "static user"))?;
             }
         }
-        write!(f, "; a nonce is good for {}", format_duration(auth.nonce_lifetime))?;
+        write!(f, "; nonces are valid for {}", format_duration(auth.nonce_lifetime))?;
         match auth.expiry_grace {
             Duration::ZERO => {
-                f.write_str("\n         no Refresh extends an allocation past the expiry of its credential")?;
+                f.write_str("\n         a Refresh cannot extend an allocation past the expiry of its credential")?;
             }
             grace => {
                 let grace = format_duration(grace);
                 write!(
                     f,
-                    "\n         a Refresh extends an allocation up to {grace} past the expiry of its credential"
+                    "\n         a Refresh can extend an allocation up to {grace} past the expiry of its credential"
                 )?;
             }
         }
 
         f.write_str("\npeers    special-purpose addresses are denied")?;
-        for (verb, networks) in [("allowed besides", &peers.allow), ("denied besides", &peers.deny)] {
+        for (verb, networks) in [("also allowed", &peers.allow), ("also denied", &peers.deny)] {
             if !networks.is_empty() {
                 let networks: Vec<String> = networks.iter().map(short).collect();
                 write!(f, "\n         {verb}: {}", networks.join(", "))?;
@@ -111,53 +115,54 @@ impl fmt::Display for Summary<'_> {
 
         f.write_str("\nlimits   ")?;
         match limits.allocations_per_user {
-            0 => f.write_str("any number of allocations for a user")?,
-            allocations => write!(f, "{} for each user", plural(allocations, "allocation"))?,
+            0 => f.write_str("allocations per user are not limited")?,
+            allocations => write!(f, "{} per user", plural(allocations, "allocation"))?,
         }
         match limits.allocations {
-            0 => f.write_str(", in all as many as there are ports")?,
-            allocations => write!(f, ", {allocations} in all")?,
+            0 => f.write_str(", in total as many as there are relay ports")?,
+            allocations => write!(f, ", {allocations} in total")?,
         }
         match limits.allocations_per_second_per_user {
             0 => {}
-            allocations => write!(f, "\n         a user makes at most {} a second", plural(allocations, "allocation"))?,
+            allocations => write!(f, "\n         {} per second and user", plural(allocations, "new allocation"))?,
         }
         let (permissions, channels) = (limits.permissions_per_allocation, limits.channels_per_allocation);
-        write!(f, "\n         an allocation has at most {}", plural(permissions, "permission"))?;
-        write!(f, " and {}", plural(channels, "channel"))?;
+        write!(f, "\n         {}", plural(permissions, "permission"))?;
+        write!(f, " and {} per allocation", plural(channels, "channel"))?;
         match limits.peers_per_second {
             0 => {}
-            peers => write!(f, ", and {} a second", plural(peers, "new peer"))?,
+            peers => write!(f, ", {} per second", plural(peers, "new peer"))?,
         }
-        for (bytes, whose) in [
-            (limits.bytes_per_second_per_allocation, "an allocation has"),
-            (limits.bytes_per_second_per_user, "all allocations of a user have"),
-        ] {
+        for (bytes, owner) in
+            [(limits.bytes_per_second_per_allocation, "allocation"), (limits.bytes_per_second_per_user, "user")]
+        {
             if bytes != 0 {
-                write!(f, "\n         {whose} at most {} a second relayed each way", plural(bytes, "byte"))?;
+                write!(f, "\n         {} per second, direction and {owner}", plural(bytes, "byte"))?;
             }
         }
         match limits.connections {
-            0 => f.write_str("\n         any number of TCP and TLS connections")?,
-            connections => write!(f, "\n         {} in all", plural(connections, "TCP and TLS connection"))?,
+            0 => f.write_str("\n         TCP and TLS connections are not limited")?,
+            connections => write!(f, "\n         {} in total", plural(connections, "TCP and TLS connection"))?,
         }
         match limits.connections_per_source {
-            0 => f.write_str(", from one source too")?,
-            connections => write!(f, ", {connections} from one source")?,
+            0 => f.write_str(", not limited per source")?,
+            connections => write!(f, ", {connections} per source")?,
         }
         match limits.unverified_replies {
-            0 => f.write_str("\n         unverified sources get any number of answers")?,
-            replies => write!(f, "\n         an unverified source gets {} a second", plural(replies, "answer"))?,
+            0 => f.write_str("\n         responses to unverified sources are not limited")?,
+            responses => {
+                write!(f, "\n         {} per second to an unverified source", plural(responses, "response"))?;
+            }
         }
         let [handshake, first, idle, unauthenticated] =
             [timeouts.tls_handshake, timeouts.first_request, timeouts.idle, timeouts.unauthenticated]
                 .map(format_duration);
         write!(
             f,
-            "\ntimeouts a connection has {handshake} for its TLS handshake, {first} for its first request\n         \
-             and without an allocation {idle} after a request, {unauthenticated} in all"
+            "\ntimeouts {handshake} for the TLS handshake, {first} for the first request; \
+             without an allocation\n         {idle} after a request, {unauthenticated} in total"
         )?;
-        let other = [("over UDP and TCP", &alternate.servers), ("over TLS", &alternate.tls_servers)];
+        let other = [("UDP and TCP", &alternate.servers), ("TLS", &alternate.tls_servers)];
         for (transport, servers) in other.into_iter().filter(|(_, servers)| !servers.is_empty()) {
             let when = match alternate.when {
                 AlternateWhen::Draining => "while this server drains",
@@ -165,10 +170,10 @@ impl fmt::Display for Summary<'_> {
                 AlternateWhen::Always => "always",
             };
             let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
-            write!(f, "\nothers   {when}, clients {transport} are sent to {}", servers.join(", "))?;
+            write!(f, "\nothers   {when}, {transport} clients are redirected to {}", servers.join(", "))?;
         }
         if let Some(domain) = &alternate.domain {
-            write!(f, "\n         whose certificate has the name {domain}")?;
+            write!(f, "\n         their certificate has the name {domain}")?;
         }
         if compat.rfc5766_channels {
             f.write_str("\ncompat   channel numbers up to 0x7FFF are accepted")?;

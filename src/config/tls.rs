@@ -1,15 +1,16 @@
-//! `[tls]`: where the certificate and its key are. What is in the files is looked at when the server starts.
+//! `[tls]`: the paths of the certificate and its key. The files are read when the server starts.
 
 use super::paths;
 use super::problem::Report;
 use super::reader::Section;
-use super::{Listen, Tls, schema};
+use super::{Tls, schema};
+use crate::transport::Endpoint;
 
-pub(super) fn tls(top: &Section<'_>, listen: &Listen, report: &mut Report<'_>) -> Option<Tls> {
-    let wanted = !listen.tls.is_empty();
+pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], report: &mut Report<'_>) -> Option<Tls> {
+    let required = listen.iter().any(|endpoint| endpoint.transport.is_encrypted());
     let Some(section) = top.section("tls", &schema::TLS, report) else {
-        // A `tls` that is no table is complained about already.
-        if wanted && top.value("tls").is_none() {
+        // A `tls` that is not a table has been reported already.
+        if required && top.value("tls").is_none() {
             let span = top.value("listen").and_then(|listen| listen.get_ref().get("tls")).map(toml::Spanned::span);
             report.error(
                 &span.unwrap_or_default(),
@@ -21,12 +22,12 @@ pub(super) fn tls(top: &Section<'_>, listen: &Listen, report: &mut Report<'_>) -
     let header = top.span("tls");
     let mut path = |key: &str| {
         let Some(value) = section.value(key) else {
-            report.error(&header, format!("`[tls]` has no `{key}`: give the path of its PEM file"));
+            report.error(&header, format!("`[tls]` has no `{key}`: set the path of the PEM file"));
             return None;
         };
         let path = section.string(key, report)?;
         if path.get_ref().is_empty() {
-            report.error(&value.span(), format!("{} is empty: give the path of a PEM file", section.name(key)));
+            report.error(&value.span(), format!("{} is empty: set the path of a PEM file", section.name(key)));
             return None;
         }
         paths::resolve(report.file(), path.get_ref())
@@ -35,11 +36,12 @@ pub(super) fn tls(top: &Section<'_>, listen: &Listen, report: &mut Report<'_>) -
     };
     let (certificate, private_key) = (path("certificate"), path("private-key"));
     let listed = top.value("listen").and_then(|listen| listen.get_ref().get("tls")?.get_ref().as_array());
-    // Where addresses are listed and none is right, they are complained about already.
-    if !wanted && listed.is_none_or(|list| list.is_empty()) {
+    // If all listed addresses are invalid, they have been reported already.
+    if !required && listed.is_none_or(|list| list.is_empty()) {
         report.error(
             &header,
-            "`[tls]` has no effect, because `listen.tls` is empty: set it, as in tls = [\"[::]:5349\"], or leave `[tls]` out",
+            "`[tls]` has no effect, because `listen.tls` is empty: set it, for example tls = [\"[::]:5349\"], or \
+             remove `[tls]`",
         );
     }
     Some(Tls { certificate: certificate?, private_key: private_key? })

@@ -25,17 +25,18 @@ pub(super) fn own_server(config: &Config, own: &[IpAddr]) -> Option<SocketAddr> 
         let any = here.is_unspecified() && (here.is_ipv6() || there.is_ipv4()) && own.contains(&there);
         listener.port() == server.port() && (any || here == there || config.relay.external.iter().any(outside))
     };
-    let (listen, alternate) = (&config.listen, &config.alternate);
-    let find = |servers: &[SocketAddr], listeners: &[&[SocketAddr]]| {
-        let mut servers = servers.iter().copied();
-        servers.find(|server| listeners.concat().into_iter().any(|listener| reaches(listener, *server)))
+    let find = |servers: &[SocketAddr], over_tls: bool| {
+        let listeners = config.listen.iter().filter(|endpoint| endpoint.transport.is_encrypted() == over_tls);
+        let reached = |server: &SocketAddr| listeners.clone().any(|endpoint| reaches(endpoint.address, *server));
+        servers.iter().copied().find(reached)
     };
-    find(&alternate.servers, &[&listen.udp, &listen.tcp]).or_else(|| find(&alternate.tls_servers, &[&listen.tls]))
+    find(&config.alternate.servers, false).or_else(|| find(&config.alternate.tls_servers, true))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::{Endpoint, Transport};
 
     fn found(listen: &str, server: &str) -> bool {
         let text = format!(
@@ -66,11 +67,11 @@ mod tests {
 
     #[test]
     fn the_ports_of_tls_are_those_of_tls_servers() {
-        let tls = "[::]:5349".parse().unwrap();
+        let tls = Endpoint::new(Transport::Tls, "[::]:5349".parse().unwrap());
         let with = |servers: &[&str], tls_servers: &[&str]| {
             let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
             let mut config = Config::default();
-            config.listen.tls = vec![tls];
+            config.listen.push(tls);
             (config.alternate.servers, config.alternate.tls_servers) = (parse(servers), parse(tls_servers));
             own_server(&config, &["10.0.0.5".parse().unwrap()])
         };

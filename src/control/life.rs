@@ -4,18 +4,21 @@ use std::future::pending;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep};
 
-use super::News;
-use super::service::{Pulse, Service};
+use super::WorkerEvent;
+use super::service::{Service, Watchdog};
+use super::start::WorkerControl;
 use super::tls::{self, Certificates};
 use crate::clock;
-use crate::turn::Shared;
+use crate::net::tls::Acceptor;
+use crate::setting::DRAIN_DEADLINE;
+use crate::turn::Ledger;
+use crate::worker::Snapshot;
 
 /// How often a drain looks whether the last allocation has ended.
 const LOOK: Duration = Duration::from_millis(100);
@@ -99,8 +102,10 @@ impl Stage {
 
 /// A server that is ready.
 pub(super) struct Life<'a> {
-    pub(super) shared: &'a Shared,
-    pub(super) heartbeats: &'a [Arc<AtomicU64>],
+    pub(super) ledger: &'a Ledger,
+    pub(super) workers: &'a [WorkerControl],
+    /// The configuration that the workers read.
+    pub(super) snapshot: Arc<Snapshot>,
     /// How long SIGTERM waits for the last allocation.
     pub(super) drain_deadline: Duration,
     /// Kept up to date until the end.
@@ -110,14 +115,21 @@ pub(super) struct Life<'a> {
 
 impl Life<'_> {
     /// Waits for the end. If a worker ended unexpectedly, it is the end and says which.
-    pub(super) async fn run(mut self, signals: &mut Signals, news: &mut mpsc::Receiver<News>) -> Option<usize> {
+    pub(super) async fn run(
+        mut self,
+        signals: &mut Signals,
+        events: &mut mpsc::Receiver<WorkerEvent>,
+    ) -> Option<usize> {
         let mut stage = Stage::Serving;
+        let snapshots = self.distribute_snapshots();
+        let mut acceptors = self.certificates.as_ref().map(Certificates::subscribe);
         let mut deadline: Option<Pin<Box<Sleep>>> = None;
-        let watchdog = self.service.watchdog_period();
-        let mut pulse = watchdog.map(|period| Pulse::new(self.heartbeats, period));
-        let (mut sign, mut status) = (watchdog.map(every), self.service.listens().then(|| every(STATUS)));
-        // So that each look is a whole period behind the one before.
-        sign.iter_mut().for_each(Interval::reset);
+        let period = self.service.watchdog_period();
+        let statistics = self.workers.iter().map(|worker| Arc::clone(&worker.statistics));
+        let mut watchdog = period.map(|period| Watchdog::new(statistics, period));
+        let (mut ping, mut status) = (period.map(every), self.service.is_connected().then(|| every(STATUS)));
+        // The first check is one whole period after the start.
+        ping.iter_mut().for_each(Interval::reset);
         let (mut look, mut progress): (Option<Interval>, Option<Interval>) = (None, None);
         self.service.ready();
         let early = loop {
@@ -137,42 +149,64 @@ impl Life<'_> {
                         status.iter_mut().for_each(Interval::reset_immediately);
                     }
                 }
-                Some(News::Ended(index)) = news.recv() => break Some(index),
+                Some(WorkerEvent::Ended(index)) = events.recv() => break Some(index),
                 () = tick(&mut look) => {
                     if self.allocations() == 0 {
                         break None;
                     }
                 }
                 () = async { match &mut deadline { Some(sleep) => sleep.await, None => pending().await } } => {
-                    tracing::info!(allocations = self.allocations(), "the drain deadline has come");
+                    tracing::info!(allocations = self.allocations(), "drain deadline reached");
                     break None;
                 }
                 () = tls::due(&mut self.certificates) => {
                     if let Some(certificates) = &mut self.certificates {
-                        certificates.look();
+                        certificates.poll();
                     }
+                }
+                acceptor = replaced(&mut acceptors) => {
+                    self.snapshot = Arc::new(Snapshot { tls: Some(acceptor), ..(*self.snapshot).clone() });
+                    snapshots.send_replace(Arc::clone(&self.snapshot));
                 }
                 () = tick(&mut progress) => tracing::info!(allocations = self.allocations(), "draining"),
                 () = tick(&mut status) => {
                     let status = self.status(stage);
                     self.service.status(status);
                 }
-                () = tick(&mut sign) => self.sign_of_life(pulse.as_mut()),
+                () = tick(&mut ping) => self.ping_watchdog(watchdog.as_mut()),
             }
         };
         self.service.stopping(FAREWELL);
         early
     }
 
+    /// Sends each worker every snapshot that is put into the channel, or only the latest if the worker is slow. Control does not
+    /// wait for workers.
+    fn distribute_snapshots(&self) -> watch::Sender<Arc<Snapshot>> {
+        let sender = watch::Sender::new(Arc::clone(&self.snapshot));
+        for worker in self.workers {
+            let (handle, mut snapshots) = (worker.handle.clone(), sender.subscribe());
+            tokio::spawn(async move {
+                while snapshots.changed().await.is_ok() {
+                    let snapshot = Arc::clone(&snapshots.borrow_and_update());
+                    if handle.reconfigure(snapshot).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        sender
+    }
+
     /// Begins a drain; the answer is its deadline.
     fn begin(&self, stage: Stage) -> Option<Pin<Box<Sleep>>> {
-        self.shared.draining.store(true, Ordering::Relaxed);
+        self.ledger.set_draining(true);
         let allocations = self.allocations();
         if stage != Stage::Stopping {
             // A service manager that knew of it would set a limit to it.
             tracing::info!(
                 allocations,
-                "SIGUSR1: draining; no new allocations are made, and the server ends with the last one"
+                "SIGUSR1: draining. No new allocations are made; the server stops when the last allocation ends"
             );
             return None;
         }
@@ -181,8 +215,8 @@ impl Life<'_> {
             tracing::info!(
                 allocations,
                 deadline = self.drain_deadline.as_secs(),
-                "SIGTERM: draining; no new allocations are made, and the server ends with the last one, or after the \
-                 deadline (drain-deadline, in seconds); a second SIGTERM ends it at once"
+                "SIGTERM: draining. No new allocations are made; the server stops when the last allocation ends or at \
+                 the deadline ({DRAIN_DEADLINE}, in seconds). A second SIGTERM stops it at once"
             );
         }
         Some(Box::pin(sleep(self.drain_deadline)))
@@ -191,30 +225,31 @@ impl Life<'_> {
     /// Reads again what can be read again.
     fn reload(&mut self) {
         self.service.reloading(clock::monotonic());
-        const RESTART: &str = "the configuration is not reloaded by this version; restart it to apply a change";
+        const RESTART: &str =
+            "SIGHUP does not reload the configuration in this version. Restart the server to apply changes";
         match &mut self.certificates {
             Some(certificates) => {
                 certificates.reload();
-                tracing::info!("SIGHUP: the certificate was looked at; {RESTART}");
+                tracing::info!("SIGHUP: certificate checked. {RESTART}");
             }
-            None => tracing::warn!("SIGHUP: {RESTART}"),
+            None => tracing::warn!("{RESTART}"),
         }
         self.service.ready();
     }
 
-    fn sign_of_life(&self, pulse: Option<&mut Pulse>) {
-        match pulse.and_then(Pulse::stalled) {
-            None => self.service.alive(),
+    fn ping_watchdog(&self, watchdog: Option<&mut Watchdog>) {
+        match watchdog.and_then(Watchdog::stalled) {
+            None => self.service.ping_watchdog(),
             Some(worker) => tracing::error!(
                 worker,
-                "the worker's loop stands still, so the service manager gets no sign of life; this is a bug, please \
+                "the worker is stalled, so no watchdog ping is sent to the service manager. This is a bug; please \
                  report it"
             ),
         }
     }
 
     fn status(&self, stage: Stage) -> String {
-        let (allocations, connections) = (self.allocations(), self.shared.connections.allocations());
+        let (allocations, connections) = (self.allocations(), self.ledger.connections.allocations());
         let clients = format!("{}, {}", plural(allocations, "allocation"), plural(connections, "connection"));
         match stage {
             Stage::Serving => clients,
@@ -223,7 +258,7 @@ impl Life<'_> {
     }
 
     fn allocations(&self) -> u32 {
-        self.shared.quota.allocations()
+        self.ledger.quota.allocations()
     }
 }
 
@@ -232,6 +267,16 @@ fn every(period: Duration) -> Interval {
     let mut interval = interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
+}
+
+/// Waits until the certificate was replaced, and returns what serves it.
+async fn replaced(acceptors: &mut Option<watch::Receiver<Acceptor>>) -> Acceptor {
+    if let Some(acceptors) = acceptors
+        && acceptors.changed().await.is_ok()
+    {
+        return acceptors.borrow_and_update().clone();
+    }
+    pending().await
 }
 
 /// The next tick, if there are any.

@@ -1,199 +1,176 @@
-//! The listeners of one transport: claimed once for the process, bound once more for each further worker.
+//! The listeners: claimed once for the process, and bound once more for each further worker.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::net::{interfaces, tcp, udp};
+use crate::transport::Endpoint;
+use crate::worker::{BoundListener, ListenerSocket};
 
-/// Why nobody can be served at an address. Each is one line that says what to do.
+/// Why clients cannot be served at an endpoint. Each is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// It is taken.
+    /// Another program has the port.
     #[error(
-        "cannot listen on {transport} {address}: another program has the port; `ss -{flag}lpn sport = :{port}` shows \
-         which, listen.{transport} in the configuration chooses another",
-        flag = if *.transport == "udp" { 'u' } else { 't' },
-        port = .address.port()
+        "cannot listen on {0}: another program has the port; `ss -{flag}lpn sport = :{port}` shows which, \
+         listen.{transport} in the configuration chooses another",
+        flag = if .0.transport.is_connection() { 't' } else { 'u' },
+        port = .0.address.port(),
+        transport = .0.transport
     )]
-    InUse {
-        /// `udp`, `tcp` or `tls`.
-        transport: &'static str,
-        /// The address.
-        address: SocketAddr,
-    },
-    /// It is not of this machine.
+    InUse(Endpoint),
+    /// The machine does not have the address.
     #[error(
-        "cannot listen on {transport} {address}: this machine has no such address, but {available}; \
-         listen.{transport} names it"
+        "cannot listen on {endpoint}: this machine has no such address, but {available}; listen.{transport} names it",
+        transport = .endpoint.transport
     )]
     NotOurs {
-        /// `udp`, `tcp` or `tls`.
-        transport: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// Those that the machine has.
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// The addresses that the machine has.
         available: String,
     },
-    /// A port below 1024, without the right to it.
+    /// The port is below 1024, and the process lacks the privilege for it.
     #[error(
-        "cannot listen on {transport} {address}: ports below 1024 need a privilege; the systemd unit grants it with \
+        "cannot listen on {0}: ports below 1024 need a privilege; the systemd unit grants it with \
          AmbientCapabilities=CAP_NET_BIND_SERVICE"
     )]
-    NotPermitted {
-        /// `udp`, `tcp` or `tls`.
-        transport: &'static str,
-        /// The address.
-        address: SocketAddr,
-    },
+    NotPermitted(Endpoint),
     /// Another error of the kernel.
-    #[error("cannot listen on {transport} {address}: {error}")]
+    #[error("cannot listen on {endpoint}: {error}")]
     Other {
-        /// `udp`, `tcp` or `tls`.
-        transport: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// What the kernel said.
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// What the kernel reported.
         error: io::Error,
     },
 }
 
-/// How the listeners of a transport are made.
-#[derive(Debug)]
-struct Transport<S> {
-    /// As the configuration and the log name it.
-    name: &'static str,
-    claim: fn(SocketAddr) -> io::Result<S>,
-    join: fn(SocketAddr) -> io::Result<S>,
-    local_addr: fn(&S) -> io::Result<SocketAddr>,
-}
-
-/// The addresses of a transport that are listened on, and the sockets that hold them until the first worker has them.
-#[derive(Debug)]
-pub(super) struct Listeners<S> {
-    transport: Transport<S>,
-    addresses: Vec<SocketAddr>,
-    claimed: Option<Vec<S>>,
-}
-
-impl Listeners<UdpSocket> {
-    /// Claims each address, if nobody else has it; port 0 becomes a real one.
-    pub(super) fn udp(wanted: &[SocketAddr]) -> Result<Self, ListenError> {
-        let (claim, join) = (udp::claim_listener, udp::bind_listener);
-        Self::claim(Transport { name: "udp", claim, join, local_addr: UdpSocket::local_addr }, wanted)
-    }
-}
-
-impl Listeners<TcpListener> {
-    /// Claims each address, if nobody else has it; port 0 becomes a real one.
-    pub(super) fn tcp(wanted: &[SocketAddr]) -> Result<Self, ListenError> {
-        Self::stream("tcp", wanted)
-    }
-
-    /// The same for TLS.
-    pub(super) fn tls(wanted: &[SocketAddr]) -> Result<Self, ListenError> {
-        Self::stream("tls", wanted)
-    }
-
-    fn stream(name: &'static str, wanted: &[SocketAddr]) -> Result<Self, ListenError> {
-        let (claim, join) = (tcp::claim_listener, tcp::bind_listener);
-        Self::claim(Transport { name, claim, join, local_addr: TcpListener::local_addr }, wanted)
-    }
-}
-
-impl<S> Listeners<S> {
-    fn claim(transport: Transport<S>, wanted: &[SocketAddr]) -> Result<Self, ListenError> {
-        let mut claimed: Vec<(usize, SocketAddr, S)> = Vec::with_capacity(wanted.len());
-        // Wildcards first: they hold their port on every address, so that the specific ones beside them can share it.
-        for wildcards in [true, false] {
-            let these = wanted.iter().enumerate().filter(|(_, address)| address.ip().is_unspecified() == wildcards);
-            for (place, address) in these {
-                let shared = claimed.iter().any(|(_, own, _)| covers(*own, *address));
-                let socket = if shared { (transport.join)(*address) } else { transport.claim_one(*address) };
-                let (local, socket) = socket
-                    .and_then(|socket| Ok(((transport.local_addr)(&socket)?, socket)))
-                    .map_err(|error| transport.refused(*address, error))?;
-                claimed.push((place, local, socket));
+impl ListenError {
+    fn new(endpoint: Endpoint, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse(endpoint),
+            io::ErrorKind::PermissionDenied => Self::NotPermitted(endpoint),
+            io::ErrorKind::AddrNotAvailable => {
+                let own = interfaces::addresses().unwrap_or_default();
+                let own: Vec<String> = own.iter().map(|own| format!("{} ({})", own.address, own.name)).collect();
+                let available = if own.is_empty() { "no address at all".to_owned() } else { own.join(", ") };
+                Self::NotOurs { endpoint, available }
             }
+            _ => Self::Other { endpoint, error },
         }
-        claimed.sort_by_key(|(place, _, _)| *place);
-        let (addresses, sockets) = claimed.into_iter().map(|(_, address, socket)| (address, socket)).unzip();
-        Ok(Self { transport, addresses, claimed: Some(sockets) })
+    }
+}
+
+/// The endpoints that clients are served at, and the sockets that hold their ports until the first worker takes them.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    endpoints: Vec<Endpoint>,
+    claimed: Option<Vec<BoundListener>>,
+}
+
+impl Listeners {
+    /// Claims each endpoint unless another program has it; port 0 becomes a real port.
+    pub(super) fn claim(wanted: &[Endpoint]) -> Result<Self, ListenError> {
+        let mut order: Vec<(usize, Endpoint)> = wanted.iter().copied().enumerate().collect();
+        // Wildcards first: they hold their port on every address, so that specific addresses can share it.
+        order.sort_by_key(|(_, endpoint)| (endpoint.transport, !endpoint.address.ip().is_unspecified()));
+        let mut claimed: Vec<(usize, BoundListener)> = Vec::with_capacity(wanted.len());
+        for (index, endpoint) in order {
+            let shared = claimed.iter().any(|(_, own)| covers(own.endpoint, endpoint));
+            let listener = if shared { bind(endpoint, Ports::Joined) } else { claim_one(endpoint) };
+            claimed.push((index, listener.map_err(|error| ListenError::new(endpoint, error))?));
+        }
+        claimed.sort_by_key(|(index, _)| *index);
+        let claimed: Vec<BoundListener> = claimed.into_iter().map(|(_, listener)| listener).collect();
+        Ok(Self { endpoints: claimed.iter().map(|listener| listener.endpoint).collect(), claimed: Some(claimed) })
     }
 
-    /// The transport and each address, in the order of the configuration, with their real ports.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
-        self.addresses.iter().map(|address| (self.transport.name, *address))
+    /// Each endpoint, in the order of the configuration, with its real port.
+    pub(super) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
     }
 
-    /// The sockets of one more worker: the first has those that hold the ports, the others join it.
-    pub(super) fn for_next_worker(&mut self) -> Result<Vec<S>, ListenError> {
-        let join = |address: &SocketAddr| {
-            (self.transport.join)(*address).map_err(|error| self.transport.refused(*address, error))
-        };
+    /// The listeners of one more worker: the first gets the sockets that hold the ports, the others join them.
+    pub(super) fn for_next_worker(&mut self) -> Result<Vec<BoundListener>, ListenError> {
+        let join =
+            |endpoint: &Endpoint| bind(*endpoint, Ports::Joined).map_err(|error| ListenError::new(*endpoint, error));
         match self.claimed.take() {
-            Some(sockets) => Ok(sockets),
-            None => self.addresses.iter().map(join).collect(),
+            Some(listeners) => Ok(listeners),
+            None => self.endpoints.iter().map(join).collect(),
         }
     }
 }
 
-impl<S> Transport<S> {
-    fn claim_one(&self, address: SocketAddr) -> io::Result<S> {
-        match (self.claim)(address) {
-            Err(error) if udp::no_ipv6(&error) && address.is_ipv6() && address.ip().is_unspecified() => {
-                let transport = self.name;
-                tracing::warn!(transport, %address, "this kernel has no IPv6: listening on 0.0.0.0 only");
-                (self.claim)(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
-            }
-            other => other,
-        }
-    }
+/// Whether a socket may share its port.
+#[derive(Clone, Copy, Debug)]
+enum Ports {
+    /// It must be the first one with the port.
+    Claimed,
+    /// Another listener of this process has the port already.
+    Joined,
+}
 
-    fn refused(&self, address: SocketAddr, error: io::Error) -> ListenError {
-        refused(self.name, address, error)
+fn bind(endpoint: Endpoint, ports: Ports) -> io::Result<BoundListener> {
+    let Endpoint { transport, address } = endpoint;
+    let socket = match (transport.is_connection(), ports) {
+        (false, Ports::Claimed) => ListenerSocket::Udp(udp::claim_listener(address)?),
+        (false, Ports::Joined) => ListenerSocket::Udp(udp::bind_listener(address)?),
+        (true, Ports::Claimed) => ListenerSocket::Tcp(tcp::claim_listener(address)?),
+        (true, Ports::Joined) => ListenerSocket::Tcp(tcp::bind_listener(address)?),
+    };
+    Ok(BoundListener { endpoint: Endpoint::new(transport, socket.local_addr()?), socket })
+}
+
+/// Claims an endpoint, on IPv4 alone if it is `[::]` and the kernel has no IPv6.
+fn claim_one(endpoint: Endpoint) -> io::Result<BoundListener> {
+    let Endpoint { transport, address } = endpoint;
+    match bind(endpoint, Ports::Claimed) {
+        Err(error) if udp::no_ipv6(&error) && address.is_ipv6() && address.ip().is_unspecified() => {
+            tracing::warn!(
+                transport = transport.as_str(),
+                %address,
+                "this kernel has no IPv6: listening on 0.0.0.0 only"
+            );
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            bind(Endpoint::new(transport, address), Ports::Claimed)
+        }
+        other => other,
     }
 }
 
-/// Whether this machine has these addresses.
-pub(super) fn check_addresses(transport: &'static str, wanted: &[SocketAddr]) -> Result<(), ListenError> {
+/// Checks that this machine has these addresses.
+pub(super) fn check_addresses(wanted: &[Endpoint]) -> Result<(), ListenError> {
     let is_foreign = |ip: IpAddr| !ip.is_unspecified() && !interfaces::is_local(ip);
-    match wanted.iter().find(|address| is_foreign(address.ip())) {
-        Some(address) => Err(refused(transport, *address, io::ErrorKind::AddrNotAvailable.into())),
+    match wanted.iter().find(|endpoint| is_foreign(endpoint.address.ip())) {
+        Some(endpoint) => Err(ListenError::new(*endpoint, io::ErrorKind::AddrNotAvailable.into())),
         None => Ok(()),
     }
 }
 
-fn refused(transport: &'static str, address: SocketAddr, error: io::Error) -> ListenError {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => ListenError::InUse { transport, address },
-        io::ErrorKind::PermissionDenied => ListenError::NotPermitted { transport, address },
-        io::ErrorKind::AddrNotAvailable => {
-            let own = interfaces::addresses().unwrap_or_default();
-            let own: Vec<String> = own.iter().map(|own| format!("{} ({})", own.address, own.name)).collect();
-            let available = if own.is_empty() { "no address at all".to_owned() } else { own.join(", ") };
-            ListenError::NotOurs { transport, address, available }
-        }
-        _ => ListenError::Other { transport, address, error },
-    }
-}
-
-/// Whether a socket at the wildcard `own` takes what is sent to `address` unless another is bound to just that.
-fn covers(own: SocketAddr, address: SocketAddr) -> bool {
-    own.ip().is_unspecified() && own.port() == address.port() && (own.is_ipv6() || address.is_ipv4())
+/// Whether a socket at the wildcard `own` receives what is sent to `other` if no socket is bound to exactly `other`.
+fn covers(own: Endpoint, other: Endpoint) -> bool {
+    let (wildcard, address) = (own.address, other.address);
+    own.transport == other.transport
+        && wildcard.ip().is_unspecified()
+        && wildcard.port() == address.port()
+        && (wildcard.is_ipv6() || address.is_ipv4())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::Transport;
 
     fn each(text: &str) -> [ListenError; 4] {
-        let address = text.parse().unwrap();
+        let [udp, tcp] =
+            [Transport::Udp, Transport::Tcp].map(|transport| Endpoint::new(transport, text.parse().unwrap()));
         let available = "10.0.0.5 (eth0)".to_owned();
         [
-            ListenError::InUse { transport: "udp", address },
-            ListenError::InUse { transport: "tcp", address },
-            ListenError::NotOurs { transport: "tcp", address, available },
-            ListenError::NotPermitted { transport: "tcp", address },
+            ListenError::InUse(udp),
+            ListenError::InUse(tcp),
+            ListenError::NotOurs { endpoint: tcp, available },
+            ListenError::NotPermitted(tcp),
         ]
     }
 
@@ -212,21 +189,29 @@ mod tests {
 
     #[test]
     fn every_worker_has_a_socket_for_each_address_in_the_order_of_the_configuration() {
-        let free = Listeners::tcp(&["0.0.0.0:0".parse().unwrap()]).unwrap();
-        let port = free.addresses().next().unwrap().1.port();
+        let endpoints = |transport, ips: &[&str], port| -> Vec<Endpoint> {
+            let addresses = ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
+            addresses.map(|address| Endpoint::new(transport, address)).collect()
+        };
+        let free = Listeners::claim(&endpoints(Transport::Tcp, &["0.0.0.0"], 0)).unwrap();
+        let port = free.endpoints()[0].address.port();
         drop(free);
-        // The specific one shares the port of the wildcard behind it.
-        let wanted = ["127.0.0.2", "0.0.0.0"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
-        let mut listeners = Listeners::tcp(&wanted).unwrap();
-        assert_eq!(listeners.addresses().collect::<Vec<_>>(), wanted.map(|address| ("tcp", address)));
+        // The specific address shares the port of the wildcard that follows it.
+        let wanted = endpoints(Transport::Tcp, &["127.0.0.2", "0.0.0.0"], port);
+        let mut listeners = Listeners::claim(&wanted).unwrap();
+        assert_eq!(listeners.endpoints(), wanted);
         let workers: Vec<_> = (0..3).map(|_| listeners.for_next_worker().unwrap()).collect();
         for worker in &workers {
-            assert_eq!(worker.iter().map(|socket| socket.local_addr().unwrap()).collect::<Vec<_>>(), wanted);
+            assert_eq!(worker.iter().map(|listener| listener.endpoint).collect::<Vec<_>>(), wanted);
+            assert!(worker.iter().all(|listener| matches!(listener.socket, ListenerSocket::Tcp(_))));
+            let local = |listener: &BoundListener| listener.socket.local_addr().unwrap();
+            let addresses: Vec<SocketAddr> = wanted.iter().map(|endpoint| endpoint.address).collect();
+            assert_eq!(worker.iter().map(local).collect::<Vec<_>>(), addresses);
         }
         drop(listeners);
-        for address in wanted {
-            assert!(matches!(Listeners::tcp(&[address]), Err(ListenError::InUse { transport: "tcp", .. })));
+        for endpoint in wanted {
+            assert!(matches!(Listeners::claim(&[endpoint]), Err(ListenError::InUse(taken)) if taken == endpoint));
         }
-        assert!(Listeners::udp(&wanted).is_ok());
+        assert!(Listeners::claim(&endpoints(Transport::Udp, &["127.0.0.2", "0.0.0.0"], port)).is_ok());
     }
 }

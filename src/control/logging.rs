@@ -1,7 +1,7 @@
-//! Where the log goes, and how it looks.
+//! The log: output and format.
 //!
-//! Lines go through a bounded queue to a thread that writes them. Whoever reads standard error too slowly, or not at
-//! all, loses lines and not calls.
+//! Lines go through a bounded queue to a thread that writes them to standard error. If standard error is not read fast
+//! enough, lines are lost; the relay does not wait.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogFormat, LogLevel};
 
-/// Lines that wait to be written.
-const QUEUE: usize = 4096;
+/// The maximum number of queued lines.
+const QUEUE_LENGTH: usize = 4096;
 
-/// How long the end of the process waits for the last lines.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the process waits for the last lines before it exits.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The running log; [`finish`](Self::finish) it before the process ends.
+/// The running log. Call [`finish`](Self::finish) before the process exits.
 #[derive(Debug)]
 pub struct Logging {
     queue: SyncSender<Entry>,
@@ -32,16 +32,16 @@ pub struct Logging {
 #[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
-    /// Everything before it is written: say so.
+    /// Asks for a message when all preceding lines are written.
     Flush(SyncSender<()>),
 }
 
-/// Sends the log of this process to standard error. To be called once.
+/// Starts the log of this process on standard error. Must be called only once.
 ///
 /// # Errors
-/// If the thread that writes cannot be started.
+/// If the writer thread cannot be started.
 pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
-    let (queue, lines) = sync_channel(QUEUE);
+    let (queue, lines) = sync_channel(QUEUE_LENGTH);
     let lost = Arc::new(AtomicU64::new(0));
     let (format, count) = (log.format, Arc::clone(&lost));
     thread::Builder::new().name("log".to_owned()).spawn(move || write(&lines, &count, format, &mut io::stderr()))?;
@@ -63,18 +63,18 @@ pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
 }
 
 impl Logging {
-    /// Waits until what has been logged is written, for a second at most.
+    /// Waits until all lines are written, for one second at most.
     pub fn finish(&self) {
         let (written, wait) = sync_channel(1);
-        // A full queue means that nobody reads.
+        // If the queue is full, standard error is not being read.
         if self.queue.try_send(Entry::Flush(written)).is_ok() {
-            // Nothing more can be done for lines that are not read in time.
-            let _ = wait.recv_timeout(PATIENCE);
+            // Lines that are not read in time are lost.
+            let _ = wait.recv_timeout(FLUSH_TIMEOUT);
         }
     }
 }
 
-/// Makes the subscriber put its lines into the queue.
+/// The writer of the subscriber: puts lines into the queue.
 #[derive(Debug)]
 struct Queued {
     queue: SyncSender<Entry>,
@@ -90,7 +90,7 @@ impl<'a> MakeWriter<'a> for Queued {
 }
 
 impl Write for &Queued {
-    /// The subscriber writes a line at once.
+    /// The subscriber writes one whole line per call.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.queue.try_send(Entry::Line(line.to_vec())).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -103,7 +103,7 @@ impl Write for &Queued {
     }
 }
 
-/// Writes lines until the process ends. A line that cannot be written is gone; there is nowhere to tell it.
+/// Writes lines until the process exits. A line that cannot be written is lost; the failure cannot be reported.
 fn write(lines: &Receiver<Entry>, lost: &AtomicU64, format: LogFormat, out: &mut impl Write) {
     for entry in lines {
         match entry {
@@ -116,7 +116,7 @@ fn write(lines: &Receiver<Entry>, lost: &AtomicU64, format: LogFormat, out: &mut
             }
             Entry::Flush(written) => {
                 let _ = out.flush();
-                // Whoever waited may have given up.
+                // The receiver may have timed out.
                 let _ = written.try_send(());
             }
         }
@@ -124,7 +124,7 @@ fn write(lines: &Receiver<Entry>, lost: &AtomicU64, format: LogFormat, out: &mut
 }
 
 fn notice(lost: u64, format: LogFormat) -> String {
-    let message = "lines of the log are lost here: standard error is not read fast enough";
+    let message = "log lines were lost here because standard error is not read fast enough";
     match format {
         LogFormat::Text => format!("WARN {message} count={lost}\n"),
         LogFormat::Json => format!("{}\n", json!({ "level": "WARN", "fields": { "message": message, "count": lost } })),
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_queue_loses_lines_and_says_how_many() {
+    fn a_full_queue_drops_lines_and_logs_their_number() {
         let (queue, lines) = sync_channel(2);
         let queued = Queued { queue, lost: Arc::default() };
         for line in ["one\n", "two\n", "three\n", "four\n"] {
@@ -146,12 +146,12 @@ mod tests {
         drop(queued);
         let mut out = Vec::new();
         write(&lines, &lost, LogFormat::Text, &mut out);
-        let notice = "WARN lines of the log are lost here: standard error is not read fast enough count=2\n";
+        let notice = "WARN log lines were lost here because standard error is not read fast enough count=2\n";
         assert_eq!(String::from_utf8(out).unwrap(), format!("one\n{notice}two\n"));
     }
 
     #[test]
-    fn a_reader_that_is_gone_is_no_error() {
+    fn a_closed_reader_is_not_an_error() {
         let (queue, lines) = sync_channel(2);
         let queued = Queued { queue, lost: Arc::default() };
         (&queued).write_all(b"one\n").unwrap();

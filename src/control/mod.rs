@@ -6,12 +6,12 @@ mod life;
 mod listeners;
 pub mod logging;
 mod service;
+mod snapshot;
 mod start;
 mod tls;
 
 use std::collections::HashSet;
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
@@ -22,8 +22,10 @@ use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::net::tls::Certificate;
 use crate::net::udp;
+use crate::setting::AUTH_SECRETS;
+use crate::transport::{Endpoint, TurnUri};
 use crate::turn::Outcome;
-use crate::worker::{self, Totals};
+use crate::worker::{self, ListenerSocket, Totals};
 use life::{Life, Signals};
 use service::Service;
 
@@ -31,7 +33,7 @@ pub use listeners::ListenError;
 pub use start::{StartError, check_alternate, check_listeners, choose_addresses};
 pub use tls::{TlsError, check as check_tls};
 
-type WorkerThread = thread::JoinHandle<io::Result<Totals>>;
+type WorkerThread = thread::JoinHandle<io::Result<()>>;
 
 /// How long the credential holds that is printed when no secret is configured, in seconds.
 const PRINTED_LIFETIME: u64 = 24 * 3600;
@@ -46,7 +48,9 @@ pub enum RunError {
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
     /// A worker ended before it was told to: a bug, whose message stands above in the log.
-    #[error("worker {0} ended unexpectedly, and the server with it; this is a bug, please report the lines above")]
+    #[error(
+        "worker {0} stopped unexpectedly, so the server stopped. This is a bug; please report the preceding log lines"
+    )]
     WorkerEnded(usize),
 }
 
@@ -72,7 +76,6 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     };
     announce(&prepared);
 
-    let heartbeats: Vec<_> = prepared.plans.iter().map(|plan| Arc::clone(&plan.heartbeat)).collect();
     let (ended, mut endings) = mpsc::channel(2 * prepared.plans.len().max(1));
     let mut threads = Vec::new();
     for (index, plan) in prepared.plans.into_iter().enumerate() {
@@ -80,7 +83,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         let work = move || {
             let _ended = ended;
             // There is room for what all workers have to say.
-            worker::run(plan, move || drop(started.try_send(News::Started)))
+            worker::run(plan, move || drop(started.try_send(WorkerEvent::Started)))
         };
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(work);
         threads.push(thread.map_err(StartError::Worker)?);
@@ -88,8 +91,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let mut early = None;
     for _ in 0..threads.len() {
         match endings.blocking_recv() {
-            Some(News::Started) => {}
-            Some(News::Ended(index)) => early = Some(index),
+            Some(WorkerEvent::Started) => {}
+            Some(WorkerEvent::Ended(index)) => early = Some(index),
             None => break,
         }
     }
@@ -98,13 +101,14 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     }
     if let Some(secret) = &prepared.own_secret {
         let certificate = prepared.certificates.as_ref().map(tls::Certificates::current);
-        print_ice_servers(config, &prepared.listeners, &prepared.choice, certificate, secret);
+        print_ice_servers(config, &prepared.endpoints, &prepared.choice, certificate, secret);
     }
     tracing::info!(workers = threads.len(), "ready");
 
     let life = Life {
-        shared: &prepared.shared,
-        heartbeats: &heartbeats,
+        ledger: &prepared.ledger,
+        workers: &prepared.controls,
+        snapshot: Arc::clone(&prepared.snapshot),
         drain_deadline: config.drain_deadline,
         certificates: prepared.certificates,
         service: Service::from_environment(),
@@ -112,11 +116,10 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let early = runtime.block_on(life.run(&mut signals, &mut endings));
     // No receiver is left only if every worker has ended already.
     let _ = stop.send(true);
-    let mut totals = Totals::default();
     let mut failed = early;
     for (index, thread) in threads.into_iter().enumerate() {
         match thread.join() {
-            Ok(Ok(of_worker)) => totals.add(&of_worker),
+            Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::error!(worker = index, %error, "worker failed");
                 failed = Some(index);
@@ -124,12 +127,14 @@ pub fn run(config: &Config) -> Result<(), RunError> {
             Err(_) => failed = Some(index),
         }
     }
+    let mut totals = Totals::default();
+    prepared.controls.iter().for_each(|worker| totals.add(&worker.statistics.read()));
     log_totals(&totals, clock);
     failed.map_or(Ok(()), |index| Err(RunError::WorkerEnded(index)))
 }
 
-/// What a worker's thread tells.
-enum News {
+/// What a worker's thread reports.
+enum WorkerEvent {
     Started,
     Ended(usize),
 }
@@ -137,13 +142,13 @@ enum News {
 /// Tells that a worker's thread is over, however it came to that.
 struct Ended {
     index: usize,
-    sender: mpsc::Sender<News>,
+    sender: mpsc::Sender<WorkerEvent>,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
         // There is a place for each worker; and after the end nobody listens.
-        let _ = self.sender.try_send(News::Ended(self.index));
+        let _ = self.sender.try_send(WorkerEvent::Ended(self.index));
     }
 }
 
@@ -158,8 +163,8 @@ fn failed_to_start(stop: &watch::Sender<bool>, threads: Vec<WorkerThread>) -> Ru
 }
 
 fn announce(prepared: &start::Prepared) {
-    for (transport, address) in &prepared.listeners {
-        tracing::info!(transport, %address, "listening");
+    for Endpoint { transport, address } in &prepared.endpoints {
+        tracing::info!(transport = transport.as_str(), %address, "listening");
     }
     for relay in &prepared.choice.addresses {
         tracing::info!(address = %relay.bind, advertised = %relay.advertised, reason = relay.reason, "relay address");
@@ -168,7 +173,11 @@ fn announce(prepared: &start::Prepared) {
         tracing::warn!("{warning}");
     }
     let listeners = prepared.plans.iter().flat_map(|plan| &plan.listeners);
-    if let Some(note) = listeners.filter_map(|socket| udp::buffer_sizes(socket).ok()).find_map(short_of_buffer) {
+    let mut sizes = listeners.filter_map(|listener| match &listener.socket {
+        ListenerSocket::Udp(socket) => udp::buffer_sizes(socket).ok(),
+        ListenerSocket::Tcp(_) => None,
+    });
+    if let Some(note) = sizes.find_map(short_of_buffer) {
         tracing::info!("{note}");
     }
 }
@@ -181,8 +190,8 @@ fn short_of_buffer(sizes: udp::BufferSizes) -> Option<String> {
     let least = short().map(|(_, size)| size / 1024).min()?;
     let commands: String = short().map(|(limit, _)| format!(" net.core.{limit}={wanted}")).collect();
     Some(format!(
-        "the system lets a UDP listener buffer {least} KiB where {} KiB are wanted, so that bursts of packets may be lost; to \
-         lift its limit: sysctl{commands}",
+        "the system limits the buffer of a UDP listener to {least} KiB instead of {} KiB, so bursts of packets may be \
+         lost. To raise the limit: sysctl{commands}",
         wanted / 1024
     ))
 }
@@ -190,21 +199,21 @@ fn short_of_buffer(sizes: udp::BufferSizes) -> Option<String> {
 /// Prints what a page passes to `new RTCPeerConnection`, for a server that has only the secret of this run.
 fn print_ice_servers(
     config: &Config,
-    listeners: &[(&str, SocketAddr)],
+    endpoints: &[Endpoint],
     choice: &addresses::Choice,
     certificate: Option<&Certificate>,
     secret: &Secret,
 ) {
     let credential = time_limited::mint(secret, Some("try"), clock::unix_seconds() + PRINTED_LIFETIME);
-    let entry = credential.ice_servers(&urls(config, listeners, choice, certificate));
+    let entry = credential.ice_servers(&urls(config, endpoints, choice, certificate));
     let mut stdout = io::stdout().lock();
     if let Err(error) = writeln!(stdout, "{entry}").and_then(|()| stdout.flush()) {
-        tracing::warn!(%error, "the iceServers entry could not be printed");
+        tracing::warn!(%error, "cannot print the iceServers entry");
     }
     tracing::info!(
-        "no secret is configured, so one was made for this run; the line on standard output is for new \
-         RTCPeerConnection(…) and holds for 24 h or until the server stops. To make it permanent, put the output of \
-         `openssl rand -hex 32` into auth.secrets and mint with turn-credential"
+        "no secret is configured, so the server created one for this run. Pass the line on standard output to new \
+         RTCPeerConnection(…); it is valid for 24 h or until the server stops. For permanent credentials, set \
+         {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use `turn-credential mint`"
     );
 }
 
@@ -214,31 +223,28 @@ fn print_ice_servers(
 /// those of its addresses that the certificate is for, else by the first name in it, else not at all.
 fn urls(
     config: &Config,
-    listeners: &[(&str, SocketAddr)],
+    endpoints: &[Endpoint],
     choice: &addresses::Choice,
     certificate: Option<&Certificate>,
 ) -> Vec<String> {
     let name = certificate.and_then(|certificate| certificate.names.iter().find(|name| !name.starts_with('*')));
-    let mut urls: Vec<String> = listeners
+    let mut urls: Vec<String> = endpoints
         .iter()
-        .flat_map(|(transport, listener)| {
-            let port = listener.port();
+        .flat_map(|Endpoint { transport, address }| {
             let mut hosts = match &config.hostname {
-                Some(name) => vec![format!("{name}:{port}")],
-                None => addresses::advertised_hosts(*listener, &config.relay.external, choice),
+                Some(name) => vec![name.clone()],
+                None => {
+                    let addresses = addresses::advertised_hosts(address.ip(), &config.relay.external, choice);
+                    addresses.iter().map(ToString::to_string).collect()
+                }
             };
-            let (scheme, transport) = if *transport == "tls" { ("turns", "tcp") } else { ("turn", *transport) };
-            if scheme == "turns" && config.hostname.is_none() {
-                let covered = |host: &String| {
-                    let address = host.rsplit_once(':').map(|(address, _)| address);
-                    certificate.zip(address).is_some_and(|(certificate, address)| certificate.covers(address))
-                };
-                hosts.retain(covered);
+            if transport.is_encrypted() && config.hostname.is_none() {
+                hosts.retain(|host| certificate.is_some_and(|certificate| certificate.covers(host)));
                 if hosts.is_empty() {
-                    hosts.extend(name.map(|name| format!("{name}:{port}")));
+                    hosts.extend(name.cloned());
                 }
             }
-            hosts.into_iter().map(move |host| format!("{scheme}:{host}?transport={transport}"))
+            hosts.into_iter().map(move |host| TurnUri::new(*transport, &host, address.port()).to_string())
         })
         .collect();
     let mut seen = HashSet::new();
@@ -257,7 +263,7 @@ fn log_totals(totals: &Totals, clock: Clock) {
         uptime = clock.elapsed().as_secs(),
         relayed = sum(|outcome| matches!(outcome, Outcome::RelayedToPeer | Outcome::RelayedToClient)),
         answered = sum(|outcome| matches!(outcome, Outcome::Answered(_))),
-        rejected = sum(|outcome| matches!(outcome, Outcome::Rejected(_) | Outcome::Refused(_))),
+        rejected = sum(|outcome| matches!(outcome, Outcome::Rejected(_) | Outcome::RejectedByLimit(_))),
         dropped = sum(|outcome| matches!(outcome, Outcome::Dropped(_))),
         detail = detail.join(", "),
         connections = connections.join(", "),
@@ -268,12 +274,13 @@ fn log_totals(totals: &Totals, clock: Clock) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::Transport;
 
     #[test]
     fn a_listener_with_little_buffer_is_worth_a_line() {
         let sizes = |receive, send| udp::BufferSizes { receive, send };
         let note = short_of_buffer(sizes(212_992, udp::LISTENER_BUFFER)).unwrap();
-        assert!(note.contains("208 KiB where 4096 KiB"), "{note}");
+        assert!(note.contains("208 KiB instead of 4096 KiB"), "{note}");
         assert!(note.ends_with("sysctl net.core.rmem_max=4194304"), "{note}");
         let note = short_of_buffer(sizes(212_992, 100 << 10)).unwrap();
         assert!(note.contains(" 100 KiB "), "{note}");
@@ -286,14 +293,14 @@ mod tests {
         let bind = "127.0.0.1".parse().unwrap();
         let relay = addresses::RelayAddress { bind, advertised: bind, reason: String::new() };
         let choice = addresses::Choice { addresses: vec![relay], warnings: Vec::new() };
-        let listeners = [
-            ("udp", "0.0.0.0:3478"),
-            ("udp", "127.0.0.1:3478"),
-            ("udp", "127.0.0.1:443"),
-            ("tcp", "127.0.0.1:3478"),
-            ("tcp", "0.0.0.0:3478"),
+        let endpoints = [
+            (Transport::Udp, "0.0.0.0:3478"),
+            (Transport::Udp, "127.0.0.1:3478"),
+            (Transport::Udp, "127.0.0.1:443"),
+            (Transport::Tcp, "127.0.0.1:3478"),
+            (Transport::Tcp, "0.0.0.0:3478"),
         ]
-        .map(|(transport, text)| (transport, text.parse().unwrap()));
+        .map(|(transport, text)| Endpoint::new(transport, text.parse().unwrap()));
 
         let mut config = Config::default();
         let expected = [
@@ -301,13 +308,13 @@ mod tests {
             "turn:127.0.0.1:443?transport=udp",
             "turn:127.0.0.1:3478?transport=tcp",
         ];
-        assert_eq!(urls(&config, &listeners, &choice, None), expected);
+        assert_eq!(urls(&config, &endpoints, &choice, None), expected);
         config.hostname = Some("turn.example.org".to_owned());
         let expected = [
             "turn:turn.example.org:3478?transport=udp",
             "turn:turn.example.org:443?transport=udp",
             "turn:turn.example.org:3478?transport=tcp",
         ];
-        assert_eq!(urls(&config, &listeners, &choice, None), expected);
+        assert_eq!(urls(&config, &endpoints, &choice, None), expected);
     }
 }

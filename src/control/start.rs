@@ -4,7 +4,6 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,15 +12,18 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 
 use super::addresses::{self, AddressError, Choice};
-use super::alternate::{alternate, own_server};
+use super::alternate::own_server;
 use super::listeners::{self, ListenError, Listeners};
+use super::snapshot::{Surroundings, snapshot};
 use super::tls::{Certificates, TlsError};
-use crate::auth::{Authenticator, NonceMint, Secret};
+use crate::auth::Secret;
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
 use crate::net::{interfaces, limits};
-use crate::turn::{self, LiveRelays, PeerPolicy, Quota, Rate, RelayRange, Reservations, Settings, Shared, UserRates};
-use crate::worker::{Plan, Timeouts};
+use crate::setting::{self, CONNECTIONS, OPEN_FILES, WORKERS};
+use crate::transport::Endpoint;
+use crate::turn::{self, Ledger, RelayRange};
+use crate::worker::{self, Handle, Plan, Snapshot, Statistics};
 
 /// Why the server does not start. Each is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -36,26 +38,36 @@ pub enum StartError {
     #[error("{0}")]
     Tls(#[from] TlsError),
     /// An alternate server is this server.
-    #[error("alternate.servers: {0} is this server itself, and clients would go round in circles")]
+    #[error("{key}: {0} is an address of this server, so clients would be redirected in a loop", key = setting::ALTERNATE_SERVERS)]
     Alternate(SocketAddr),
     /// The system's random source failed.
-    #[error("the random source of the system does not work: {0}")]
+    #[error("the random number generator of the system failed: {0}")]
     Random(#[from] getrandom::Error),
     /// A thread or its runtime could not be made.
     #[error(
         "cannot start a worker: {0}{advice}",
-        advice = if is_out_of_files(.0) { "; raise the limit of open files (LimitNOFILE), or set fewer workers" } else { "" }
+        advice = advice(.0)
     )]
     Worker(io::Error),
+}
+
+/// What control has of a worker.
+#[derive(Clone, Debug)]
+pub(super) struct WorkerControl {
+    pub(super) handle: Handle,
+    pub(super) statistics: Arc<Statistics>,
 }
 
 /// Everything that is decided before the first worker runs.
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) plans: Vec<Plan>,
-    pub(super) shared: Arc<Shared>,
-    /// The transports and addresses that are listened on, with their real ports.
-    pub(super) listeners: Vec<(&'static str, SocketAddr)>,
+    /// What control has of each worker.
+    pub(super) controls: Vec<WorkerControl>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) ledger: Arc<Ledger>,
+    /// Where clients are served, with the real ports.
+    pub(super) endpoints: Vec<Endpoint>,
     pub(super) choice: Choice,
     /// `Some` if there are TLS listeners.
     pub(super) certificates: Option<Certificates>,
@@ -70,9 +82,7 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
     let hostname = config.hostname.as_deref();
     let certificates = config.tls.as_ref().map(|tls| Certificates::load(tls, hostname)).transpose()?;
     let connections = share_open_files(config, &choice);
-    let mut udp = Listeners::udp(&config.listen.udp)?;
-    let mut tcp = Listeners::tcp(&config.listen.tcp)?;
-    let mut tls = Listeners::tls(&config.listen.tls)?;
+    let mut listeners = Listeners::claim(&config.listen)?;
     let workers = worker_count(config);
     let own_secret = if config.auth.secrets.is_empty() && config.auth.users.is_empty() {
         let text = URL_SAFE_NO_PAD.encode(random_key()?);
@@ -81,25 +91,35 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
     } else {
         None
     };
-    let shared = Arc::new(share(config, &choice, own_secret.as_ref(), connections)?);
-    let mut plans = Vec::with_capacity(workers);
+    let surroundings = Surroundings {
+        own_secret: own_secret.as_ref(),
+        nonce_key: random_key()?,
+        own_addresses: own_addresses(config, &choice)?,
+        connections,
+        tls: certificates.as_ref().map(|certificates| certificates.subscribe().borrow().clone()),
+    };
+    let snapshot = Arc::new(snapshot(config, surroundings));
+    let addresses = choice.addresses.iter().map(|relay| (relay.bind, relay.advertised));
+    let ledger = Arc::new(Ledger::new(addresses, &config.relay.ports, [random_key()?, random_key()?]));
+    let (mut plans, mut controls) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
     for index in 0..workers {
+        let (handle, mailbox) = worker::mailbox();
+        let statistics = Arc::<Statistics>::default();
+        controls.push(WorkerControl { handle, statistics: Arc::clone(&statistics) });
         plans.push(Plan {
-            listeners: udp.for_next_worker()?,
-            tcp_listeners: tcp.for_next_worker()?,
-            tls_listeners: tls.for_next_worker()?,
-            tls: certificates.as_ref().map(Certificates::subscribe),
-            timeouts: timeouts(config),
-            settings: settings(config, &choice, workers, index),
-            shared: Arc::clone(&shared),
+            listeners: listeners.for_next_worker()?,
+            relays: relay_ranges(config, &choice, workers, index),
+            snapshot: Arc::clone(&snapshot),
+            ledger: Arc::clone(&ledger),
+            statistics,
+            mailbox,
             clock,
             rng: StdRng::from_seed(random_key()?),
             stop: stop.clone(),
-            heartbeat: Arc::default(),
         });
     }
-    let listeners = udp.addresses().chain(tcp.addresses()).chain(tls.addresses()).collect();
-    Ok(Prepared { plans, shared, listeners, choice, certificates, own_secret })
+    let endpoints = listeners.endpoints().to_vec();
+    Ok(Prepared { plans, controls, snapshot, ledger, endpoints, choice, certificates, own_secret })
 }
 
 /// The relay addresses, with the reasons for them.
@@ -120,9 +140,7 @@ pub fn choose_addresses(config: &Config) -> Result<Choice, AddressError> {
 /// # Errors
 /// Names the first one that it does not have.
 pub fn check_listeners(config: &Config) -> Result<(), StartError> {
-    listeners::check_addresses("udp", &config.listen.udp)?;
-    listeners::check_addresses("tcp", &config.listen.tcp)?;
-    Ok(listeners::check_addresses("tls", &config.listen.tls)?)
+    Ok(listeners::check_addresses(&config.listen)?)
 }
 
 /// Whether the alternate servers are other servers.
@@ -154,72 +172,23 @@ fn worker_count(config: &Config) -> usize {
     wanted.min(config.relay.ports.len() / 2).max(1)
 }
 
-fn share(
-    config: &Config,
-    choice: &Choice,
-    own_secret: Option<&Secret>,
-    connections: u32,
-) -> Result<Shared, StartError> {
-    let secrets: Vec<Secret> = config.auth.secrets.iter().chain(own_secret).cloned().collect();
-    let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
-    let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
-    let nonces = match NonceMint::from_secrets(&secrets, nonce_lifetime) {
-        Some(nonces) => nonces,
-        None => NonceMint::from_random(random_key()?, nonce_lifetime),
-    };
-    let own = own_addresses(config, choice)?;
-    let authenticator = Authenticator::new(config.realm.clone(), secrets, users);
-    Ok(Shared {
-        nonces: nonces.announcing(authenticator.features()),
-        authenticator,
-        policy: PeerPolicy { allow: config.peers.allow.clone(), deny: config.peers.deny.clone(), own },
-        live: LiveRelays::new(choice.addresses.iter().map(|relay| (relay.bind, relay.advertised))),
-        reservations: Reservations::new(
-            choice.addresses.iter().map(|relay| (relay.bind, relay.advertised)),
-            &config.relay.ports,
-        ),
-        quota: quota(config, choice)?,
-        connections: Quota::new(config.limits.connections_per_source, connections, random_key()?),
-        draining: AtomicBool::new(false),
-        alternate: alternate(&config.alternate),
-    })
-}
-
-fn quota(config: &Config, choice: &Choice) -> Result<Quota, StartError> {
-    let limits = &config.limits;
-    let rates = UserRates {
-        allocations: Rate::of_allocations(limits.allocations_per_second_per_user),
-        bytes: Rate::of_bytes(limits.bytes_per_second_per_user),
-    };
-    let ports = config.relay.ports.len() * choice.addresses.len();
-    Ok(Quota::with_rates(limits.allocations_per_user, limits.allocations, rates, ports, random_key()?))
-}
-
-fn settings(config: &Config, choice: &Choice, workers: usize, index: usize) -> Settings {
+/// The relay addresses with the ports of one worker.
+fn relay_ranges(config: &Config, choice: &Choice, workers: usize, index: usize) -> Vec<RelayRange> {
     let ports = turn::slice_of(&config.relay.ports, workers, index);
     let relays = choice.addresses.iter().zip(std::iter::repeat(ports)).filter_map(|(relay, ports)| {
         Some(RelayRange { bind: relay.bind, advertised: relay.advertised, ports: ports? })
     });
-    Settings {
-        relays: relays.collect(),
-        permissions_per_allocation: config.limits.permissions_per_allocation.into(),
-        channels_per_allocation: config.limits.channels_per_allocation.into(),
-        peer_rate: Rate::of_peers(config.limits.peers_per_second),
-        byte_rate: Rate::of_bytes(config.limits.bytes_per_second_per_allocation),
-        unverified_replies: config.limits.unverified_replies,
-        rfc5766_channels: config.compat.rfc5766_channels,
-        draft_dual_allocation: config.compat.draft_dual_allocation,
-        expiry_grace: config.auth.expiry_grace.as_secs(),
+    relays.collect()
+}
+
+/// What the operator can do about an error of a worker, as the end of its message.
+fn advice(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => {
+            format!("; raise the limit of open files ({OPEN_FILES}), or set fewer {WORKERS}")
+        }
+        _ => String::new(),
     }
-}
-
-fn is_out_of_files(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-}
-
-fn timeouts(config: &Config) -> Timeouts {
-    let crate::config::Timeouts { tls_handshake, first_request, idle, unauthenticated } = config.timeouts;
-    Timeouts { tls_handshake, first_request, idle, unauthenticated }
 }
 
 /// What the process has open besides: listeners, the runtimes of the workers, standard streams, files that are read.
@@ -229,11 +198,11 @@ const OTHER_FILES: u64 = 16;
 /// for the relay sockets.
 fn share_open_files(config: &Config, choice: &Choice) -> u32 {
     let wanted = config.limits.connections;
-    let no_streams = config.listen.tcp.is_empty() && config.listen.tls.is_empty();
+    let no_connections = !config.listen.iter().any(|endpoint| endpoint.transport.is_connection());
     let limit = match limits::raise_open_files() {
         Ok(limit) => limit,
         Err(error) => {
-            tracing::warn!(%error, "the limit of open files cannot be raised");
+            tracing::warn!(%error, "cannot raise the limit of open files");
             return wanted;
         }
     };
@@ -242,17 +211,17 @@ fn share_open_files(config: &Config, choice: &Choice) -> u32 {
         0 => relay_ports,
         allocations => relay_ports.min(u64::from(allocations) * choice.addresses.len() as u64),
     };
-    let listeners = config.listen.udp.len() + config.listen.tcp.len() + config.listen.tls.len();
-    let others = OTHER_FILES + (worker_count(config) * (listeners + 4)) as u64;
+    let others = OTHER_FILES + (worker_count(config) * (config.listen.len() + 4)) as u64;
     let room = limit.saturating_sub(others);
     let most = most_connections(room, relay_sockets);
-    let enough = room >= relay_sockets.saturating_add(if no_streams { 0 } else { wanted.into() });
-    if no_streams {
+    let enough = room >= relay_sockets.saturating_add(if no_connections { 0 } else { wanted.into() });
+    if no_connections {
         if !enough {
             tracing::warn!(
                 limit,
                 relay_sockets,
-                "fewer open files are allowed than there may be relay sockets: raise LimitNOFILE, or allocations will fail"
+                "the limit of open files is lower than the number of relay sockets. Raise {OPEN_FILES}, or allocations \
+                 will fail"
             );
         }
         return wanted;
@@ -262,8 +231,8 @@ fn share_open_files(config: &Config, choice: &Choice) -> u32 {
             limit,
             relay_sockets,
             connections = most.min(if wanted == 0 { u32::MAX } else { wanted }),
-            "fewer open files are allowed than relay sockets and limits.connections together: only that many connections are \
-             admitted, to leave room for relay sockets; raise LimitNOFILE"
+            "the limit of open files is too low for the relay sockets and {CONNECTIONS}, so fewer connections are \
+             accepted. Raise {OPEN_FILES}"
         );
     }
     // 0 is no limit, and then the limit of open files is the only one.

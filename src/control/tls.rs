@@ -1,7 +1,7 @@
-//! The certificate of the TLS listeners: whether it can be served, and when it is replaced.
+//! The certificate of the TLS listeners: loading, checking and replacement.
 //!
-//! The files are looked at once a second instead of being watched by the kernel: ACME clients replace symlinks, in one
-//! directory or another, of files in a third, and looking at what the configured path leads to sees all of that.
+//! The files are polled once per second instead of being watched by the kernel: ACME clients replace symlinks in
+//! several directories, and polling the configured path detects all of these changes.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
@@ -16,17 +16,18 @@ use crate::auth::HumanSeconds;
 use crate::clock;
 use crate::config::{self, Tls};
 use crate::net::tls::{self, Acceptor, Certificate, Chain, FileError, LoadError, Setup, date};
+use crate::setting::{HOSTNAME, TLS_CERTIFICATE, TLS_PRIVATE_KEY};
 
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval between checks of the files.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// In seconds.
+/// One day, in seconds.
 const DAY: u64 = 86_400;
 
-/// Who renews automatically does so a month before the end; in the last two weeks something is wrong.
-const EXPIRES_SOON: u64 = 14 * DAY;
+/// Automatic renewal happens about a month before the expiry, so it has probably failed in the last two weeks.
+const EXPIRY_WARNING: u64 = 14 * DAY;
 
-/// Why the configured certificate cannot be served: one line that names the file, the reason and what to do.
+/// Why the configured certificate is unusable: one line with the file, the reason and advice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsError(String);
 
@@ -38,42 +39,42 @@ impl fmt::Display for TlsError {
     }
 }
 
-/// What `check-config` tells of the certificate: its description, and what is wrong with it and can be served still.
+/// Returns the description of the certificate and the warnings, for `check-config`.
 ///
 /// # Errors
-/// If it cannot be served.
+/// If the certificate is unusable.
 pub fn check(tls: &Tls, hostname: Option<&str>) -> Result<(String, Vec<String>), TlsError> {
     let setup = load(tls, clock::unix_seconds())?;
     let warnings = warnings(tls, &setup, hostname, clock::unix_seconds());
     Ok((describe(&setup.certificate), warnings))
 }
 
-/// Loads the certificate, if it can be served at `now`.
+/// Loads the certificate if it is usable at `now`.
 fn load(tls: &Tls, now: u64) -> Result<Setup, TlsError> {
     let setup = tls::load(&tls.certificate, &tls.private_key).map_err(|error| unusable(tls, error))?;
     let Certificate { not_before, not_after, .. } = setup.certificate;
-    let why = if not_after < now {
+    let reason = if not_after < now {
         format!("expired {} ago, on {}: renew it", HumanSeconds(now - not_after), date(not_after))
     } else if not_before > now {
         format!(
-            "is valid in {} only, from {} on: is the clock right?",
+            "is not yet valid; it becomes valid in {}, on {}: check the clock",
             HumanSeconds(not_before - now),
             date(not_before)
         )
     } else {
         return Ok(setup);
     };
-    Err(TlsError(format!("`tls.certificate`: the certificate in `{}` {why}", tls.certificate.display())))
+    Err(TlsError(format!("`{TLS_CERTIFICATE}`: the certificate in `{}` {reason}", tls.certificate.display())))
 }
 
 fn unusable(tls: &Tls, error: LoadError) -> TlsError {
     let (key, path, error) = match error {
-        LoadError::Certificate(error) => ("certificate", &tls.certificate, error),
-        LoadError::Key(error) => ("private-key", &tls.private_key, error),
+        LoadError::Certificate(error) => (TLS_CERTIFICATE, &tls.certificate, error),
+        LoadError::Key(error) => (TLS_PRIVATE_KEY, &tls.private_key, error),
         LoadError::Mismatch => {
             return TlsError(format!(
-                "`tls.private-key`: the key in `{}` does not belong to the certificate in `{}`: both have to be of one \
-                 renewal",
+                "`{TLS_PRIVATE_KEY}`: the key in `{}` does not belong to the certificate in `{}`: use the key and \
+                 the certificate of one renewal",
                 tls.private_key.display(),
                 tls.certificate.display()
             ));
@@ -82,64 +83,68 @@ fn unusable(tls: &Tls, error: LoadError) -> TlsError {
     let file = path.display();
     TlsError(match error {
         FileError::Unreadable(error) => {
-            let why = config::read_failure(&error);
-            let obstacle = if error.kind() == io::ErrorKind::PermissionDenied { obstacle(path) } else { String::new() };
-            format!("`tls.{key}`: `{file}` cannot be read: {why}{obstacle}")
+            let reason = config::read_failure(&error);
+            let advice =
+                if error.kind() == io::ErrorKind::PermissionDenied { permission_advice(path) } else { String::new() };
+            format!("`{key}`: `{file}` cannot be read: {reason}{advice}")
         }
-        other => format!("`tls.{key}`: `{file}` cannot be used: {other}"),
+        other => format!("`{key}`: `{file}` cannot be used: {other}"),
     })
 }
 
-/// Who may read what is in the way, and what to do about it.
-fn obstacle(path: &Path) -> String {
+/// Describes the permissions that prevent reading, and how to change them.
+fn permission_advice(path: &Path) -> String {
     let owned = |metadata: &Metadata| {
         format!("mode {:04o}, owner uid {}, group gid {}", metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
     };
     if let Ok(metadata) = fs::metadata(path) {
         let file = path.display();
-        return format!(" ({}): let its group read it, `chgrp turnserver {file}; chmod 640 {file}`", owned(&metadata));
+        return format!(
+            " ({}): make it readable for the group: `chgrp turnserver {file}; chmod 640 {file}`",
+            owned(&metadata)
+        );
     }
-    // The innermost directory that can be looked at is the one that lets nobody through.
+    // The innermost accessible directory is the one that denies access to its content.
     let closed = path.ancestors().skip(1).find_map(|directory| Some((directory, fs::metadata(directory).ok()?)));
     let closed = closed.map_or_else(String::new, |(directory, metadata)| {
         format!(" (directory {}: {})", directory.display(), owned(&metadata))
     });
-    format!("{closed}: copy the file to a place that the server may read, from a hook of the ACME client")
+    format!("{closed}: copy the file to a directory that the server can read, in a deploy hook of the ACME client")
 }
 
-/// What is wrong and does not keep the certificate from being served.
+/// Returns the warnings about a usable certificate.
 fn warnings(tls: &Tls, setup: &Setup, hostname: Option<&str>, now: u64) -> Vec<String> {
     let (file, own) = (tls.certificate.display(), &setup.certificate);
     let mut warnings = Vec::new();
     match setup.chain {
         Chain::Ordered => {}
         Chain::Unordered => warnings.push(format!(
-            "`tls.certificate`: the certificates in `{file}` are not each followed by its issuer; they are sent in the \
-             right order, without those that do not belong there"
+            "`{TLS_CERTIFICATE}`: the certificates in `{file}` are not in order, each followed by its issuer; they are \
+             sent in the right order, without unrelated certificates"
         )),
         Chain::Incomplete => warnings.push(format!(
-            "`tls.certificate`: the certificate of the issuer ({}) is missing in `{file}`, so many clients will not \
-             trust it: take the file with the whole chain (fullchain.pem)",
+            "`{TLS_CERTIFICATE}`: the certificate of the issuer ({}) is missing in `{file}`, so many clients will not \
+             trust the certificate: use the file with the whole chain (fullchain.pem)",
             own.issuer
         )),
     }
     if let Some(host) = hostname.filter(|host| !own.covers(host)) {
         warnings.push(format!(
-            "`tls.certificate`: the certificate in `{file}` is for {}, and clients that connect to `hostname` {host} \
-             will refuse it",
+            "`{TLS_CERTIFICATE}`: the certificate in `{file}` is valid for {}, so clients that connect to `{HOSTNAME}` \
+             {host} will reject it",
             names(own)
         ));
     }
-    warnings.extend(expires_soon(tls, own, now));
+    warnings.extend(expiry_warning(tls, own, now));
     warnings
 }
 
-fn expires_soon(tls: &Tls, certificate: &Certificate, now: u64) -> Option<String> {
+fn expiry_warning(tls: &Tls, certificate: &Certificate, now: u64) -> Option<String> {
     let (file, end) = (tls.certificate.display(), certificate.not_after);
     match end.checked_sub(now) {
-        None => Some(format!("`tls.certificate`: the certificate in `{file}` expired on {}: renew it", date(end))),
-        Some(left) if left < EXPIRES_SOON => Some(format!(
-            "`tls.certificate`: the certificate in `{file}` expires in {}, on {}: renew it",
+        None => Some(format!("`{TLS_CERTIFICATE}`: the certificate in `{file}` expired on {}: renew it", date(end))),
+        Some(left) if left < EXPIRY_WARNING => Some(format!(
+            "`{TLS_CERTIFICATE}`: the certificate in `{file}` expires in {}, on {}: renew it",
             HumanSeconds(left),
             date(end)
         )),
@@ -152,18 +157,18 @@ fn describe(certificate: &Certificate) -> String {
     format!("{}; issued by {issuer}, serial {serial}, valid until {}", names(certificate), date(*not_after))
 }
 
-/// Whom a certificate is for.
+/// Returns the names and addresses for which a certificate is valid.
 fn names(certificate: &Certificate) -> String {
     let addresses = certificate.addresses.iter().map(ToString::to_string);
     let names: Vec<String> = certificate.names.iter().cloned().chain(addresses).collect();
     match (names.is_empty(), certificate.subject.is_empty()) {
         (false, _) => names.join(", "),
-        (true, false) => format!("{} (which has no subjectAltName)", certificate.subject),
-        (true, true) => "nobody".to_owned(),
+        (true, false) => format!("{} (without subjectAltName)", certificate.subject),
+        (true, true) => "no name".to_owned(),
     }
 }
 
-/// What tells one state of a file from another: device, inode, size and times. `None` for a file that is not there.
+/// Identifies a version of a file: device, inode, size and times. `None` for a missing file.
 type Stamp = Option<(u64, u64, u64, [i64; 4])>;
 
 fn stamp(path: &Path) -> Stamp {
@@ -175,33 +180,33 @@ fn stamps(tls: &Tls) -> [Stamp; 2] {
     [stamp(&tls.certificate), stamp(&tls.private_key)]
 }
 
-/// The certificate that is served, kept up to date.
+/// The certificate in use, kept up to date.
 #[derive(Debug)]
 pub(super) struct Certificates {
     files: Tls,
     hostname: Option<String>,
     sender: watch::Sender<Acceptor>,
     current: Certificate,
-    /// Of the files when they were last read.
+    /// The stamps of the files when they were last read.
     seen: [Stamp; 2],
-    /// Why they are not served.
+    /// Why the files are unusable.
     failure: Option<TlsError>,
     failure_logged: bool,
-    /// When the end of the certificate is to be spoken of next, in seconds since the Unix epoch.
-    remind: u64,
-    looks: Interval,
+    /// When to log the next expiry warning, in seconds since the Unix epoch.
+    next_warning: u64,
+    polls: Interval,
 }
 
 impl Certificates {
-    /// Loads the certificate and tells about it. To be called within a runtime with a timer.
+    /// Loads and logs the certificate. Must be called within a runtime with a timer.
     ///
     /// # Errors
-    /// If it cannot be served.
+    /// If it is unusable.
     pub(super) fn load(tls: &Tls, hostname: Option<&str>) -> Result<Self, TlsError> {
         let (seen, now) = (stamps(tls), clock::unix_seconds());
         let setup = load(tls, now)?;
-        let mut looks = tokio::time::interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut polls = tokio::time::interval(POLL_INTERVAL);
+        polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let loaded = Self {
             files: tls.clone(),
             hostname: hostname.map(str::to_owned),
@@ -210,52 +215,52 @@ impl Certificates {
             seen,
             failure: None,
             failure_logged: false,
-            remind: now + DAY,
-            looks,
+            next_warning: now + DAY,
+            polls,
         };
-        loaded.tell(&setup, now, "certificate loaded");
+        loaded.log(&setup, now, "certificate loaded");
         Ok(loaded)
     }
 
-    /// What workers serve handshakes with.
+    /// Returns a receiver of the current acceptor, for a worker.
     pub(super) fn subscribe(&self) -> watch::Receiver<Acceptor> {
         self.sender.subscribe()
     }
 
-    /// The certificate that is served.
+    /// Returns the certificate in use.
     pub(super) fn current(&self) -> &Certificate {
         &self.current
     }
 
-    /// Serves what is in the files if they have changed.
+    /// Replaces the certificate if the files have changed.
     ///
-    /// A renewal replaces two files, one after the other. What does not fit together is tried again at each look, and
-    /// spoken of when nothing has changed at the next one.
-    pub(super) fn look(&mut self) {
+    /// A renewal replaces two files, one after the other. While they do not match, each call retries. The failure is
+    /// logged when the files are unchanged at the next call.
+    pub(super) fn poll(&mut self) {
         let (now, before) = (clock::unix_seconds(), self.seen);
         if self.failure.is_some() || stamps(&self.files) != before {
             if let Ok(setup) = self.read(now) {
-                self.tell(&setup, now, "certificate replaced: new connections get this one");
+                self.log(&setup, now, "certificate replaced for new connections");
             } else if self.seen == before {
                 self.log_failure();
             }
         }
-        if now >= self.remind {
-            self.remind = now + DAY;
-            if let Some(warning) = expires_soon(&self.files, &self.current, now) {
+        if now >= self.next_warning {
+            self.next_warning = now + DAY;
+            if let Some(warning) = expiry_warning(&self.files, &self.current, now) {
                 tracing::warn!("{warning}");
             }
         }
     }
 
-    /// Reads the files, changed or not, and says what came of it.
+    /// Reads the files, changed or not, and logs the result.
     pub(super) fn reload(&mut self) {
         let (now, before) = (clock::unix_seconds(), self.current.clone());
         match self.read(now) {
             Ok(setup) if setup.certificate == before => {
-                self.tell(&setup, now, "certificate read again: it is the same");
+                self.log(&setup, now, "certificate reloaded, unchanged");
             }
-            Ok(setup) => self.tell(&setup, now, "certificate replaced: new connections get this one"),
+            Ok(setup) => self.log(&setup, now, "certificate replaced for new connections"),
             Err(()) => {
                 self.failure_logged = false;
                 self.log_failure();
@@ -282,7 +287,7 @@ impl Certificates {
         }
     }
 
-    /// Says once for each change what is wrong with the files.
+    /// Logs why the files are unusable, once per change.
     fn log_failure(&mut self) {
         if let Some(error) = &self.failure
             && !std::mem::replace(&mut self.failure_logged, true)
@@ -291,7 +296,7 @@ impl Certificates {
         }
     }
 
-    fn tell(&self, setup: &Setup, now: u64, message: &str) {
+    fn log(&self, setup: &Setup, now: u64, message: &str) {
         let certificate = &setup.certificate;
         tracing::info!(
             names = names(certificate), issuer = certificate.issuer, serial = certificate.serial,
@@ -303,10 +308,10 @@ impl Certificates {
     }
 }
 
-/// Waits until it is time to look at the files, for ever where there are none. May be dropped at any time.
+/// Waits until the next check of the files is due; forever without a certificate. Cancel-safe.
 pub(super) async fn due(certificates: &mut Option<Certificates>) {
     match certificates {
-        Some(certificates) => drop(certificates.looks.tick().await),
+        Some(certificates) => drop(certificates.polls.tick().await),
         None => std::future::pending().await,
     }
 }

@@ -10,17 +10,17 @@ use nix::sys::socket::SockaddrStorage;
 /// One address of one network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceAddress {
-    /// The interface as the system names it.
+    /// The name of the interface.
     pub name: String,
     /// The address, without its scope id.
     pub address: IpAddr,
-    /// The interface is a loopback interface. Its addresses need not be: routed ones are often put there.
+    /// The interface is a loopback interface. It often has routed addresses as well as loopback addresses.
     pub loopback: bool,
-    /// The interface is switched on.
+    /// The interface is up.
     pub up: bool,
 }
 
-/// Every IPv4 and IPv6 address of every interface, in the system's order.
+/// Returns every IPv4 and IPv6 address of every interface, in the order of the system.
 ///
 /// # Errors
 ///
@@ -38,21 +38,23 @@ pub fn addresses() -> io::Result<Vec<InterfaceAddress>> {
     Ok(found.collect())
 }
 
-/// Whether a socket can have `ip` as its own address: an interface has it, or it is routed to this machine.
+/// Returns whether `ip` is an address of this machine: an interface has it, or it is routed to this machine.
 ///
-/// Wildcards, multicast and broadcast addresses, which can be bound too, are not local; nor is a link-local IPv6
-/// address, which is none without a scope.
+/// Wildcard, multicast and broadcast addresses are not local, although a socket can be bound to them. A link-local IPv6
+/// address is not local either, because it is incomplete without a scope id.
 pub fn is_local(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     if ip.is_unspecified() || ip.is_multicast() {
         return false;
     }
-    // Connecting to the own address refuses broadcast addresses; it sends nothing.
+    // Connecting to the bound address fails for broadcast addresses. It sends nothing.
     let bound = UdpSocket::bind((ip, 0)).and_then(|socket| socket.connect(socket.local_addr()?));
     bound.is_ok()
 }
 
-/// The source address that the kernel would use towards `destination`; `None` where there is no route. It sends nothing.
+/// Returns the source address that the kernel would use to send to `destination`; `None` if there is no route.
+///
+/// It sends nothing.
 pub fn source_for(destination: IpAddr) -> Option<IpAddr> {
     let destination = destination.to_canonical();
     let wildcard: IpAddr = match destination {
@@ -60,7 +62,7 @@ pub fn source_for(destination: IpAddr) -> Option<IpAddr> {
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((wildcard, 0)).ok()?;
-    // The port plays no part in the choice of a route.
+    // The port does not affect the route.
     socket.connect(SocketAddr::new(destination, 9)).ok()?;
     Some(socket.local_addr().ok()?.ip()).filter(|source| !source.is_unspecified())
 }
@@ -98,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_others_and_of_nobody_are_not_local() {
+    fn remote_and_special_addresses_are_not_local() {
         for text in
             ["fe80::1", "203.0.113.77", "2001:db8::77", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"]
         {
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_source_towards_this_machine_is_an_address_of_it() {
+    fn source_for_a_local_destination_is_that_address() {
         assert_eq!(source_for(ip("127.0.0.1")), Some(ip("127.0.0.1")));
         assert_eq!(source_for(ip("::ffff:127.0.0.1")), Some(ip("127.0.0.1")));
         for entry in addresses().unwrap().iter().filter(|entry| entry.address == ip("::1")) {
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_source_towards_a_link_local_address_without_its_scope() {
+    fn there_is_no_source_for_a_link_local_destination_without_scope_id() {
         assert_eq!(source_for(ip("fe80::1")), None);
     }
 }

@@ -1,10 +1,10 @@
-//! Limits that the kernel sets to a process.
+//! Resource limits of the process.
 
 use std::io;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Raises the limit of open files as far as this user may, and returns it.
+/// Raises the limit of open files to the hard limit, and returns it.
 ///
 /// # Errors
 /// Those of `getrlimit` and `setrlimit`.
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_ends_up_at_what_this_user_may_have() {
+    fn the_soft_limit_is_raised_to_the_hard_limit() {
         let raised = raise_open_files().unwrap();
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (raised, raised));
     }

@@ -1,4 +1,4 @@
-//! System calls and TLS: sockets, datagrams, interface addresses, certificates. This module knows no TURN.
+//! System calls and TLS: sockets, datagrams, interface addresses and certificates. Nothing here is specific to TURN.
 
 pub mod batch;
 pub mod interfaces;

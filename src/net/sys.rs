@@ -1,9 +1,11 @@
-//! The unsafe code of the crate: `recvmsg`, `sendmsg` and their plural forms, with the control messages that say where a
-//! datagram was sent to, how it is marked, how long its segments are and why an earlier one was not delivered. And what
-//! the runtime calls unsafe: to watch a descriptor.
+//! The unsafe code of the crate: `recvmsg`, `sendmsg`, `recvmmsg` and `sendmmsg` with their control messages, and the
+//! registration of a descriptor with the runtime.
 //!
-//! The safe wrappers of other crates allocate their control buffers on the heap; here they live on the stack or are used
-//! again, because these functions run once per packet.
+//! The control messages carry the destination of a datagram, its DSCP and ECN, the length of its segments, and the
+//! error of an earlier datagram.
+//!
+//! The safe wrappers of other crates allocate control buffers on the heap. These functions run once per packet, so
+//! their control buffers are on the stack or reused.
 #![allow(unsafe_code, reason = "these system calls take raw pointers; every other file denies unsafe code")]
 
 use std::io;
@@ -16,44 +18,46 @@ use std::ptr;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// What the kernel says about one datagram, addresses as the kernel writes them (IPv4 on a dual-stack socket: mapped).
-pub(super) struct Arrival {
+/// The metadata of a received datagram. Addresses are not canonical: a dual-stack socket reports IPv4 as mapped.
+pub(super) struct RecvMeta {
     pub(super) len: usize,
     pub(super) source: Option<SocketAddr>,
     pub(super) destination: Option<IpAddr>,
     pub(super) truncated: bool,
-    /// DSCP and ECN: the second byte of the IPv4 header, the traffic class of IPv6.
+    /// DSCP and ECN: the second byte of the IPv4 header, or the IPv6 traffic class.
     pub(super) tos: u8,
-    /// How long the datagrams are that the kernel has merged into this one; the last may be shorter.
+    /// If the kernel merged datagrams, their length. The last may be shorter.
     pub(super) segment: Option<NonZeroUsize>,
-    /// How many datagrams the socket had dropped when this one arrived, if any.
+    /// The number of datagrams that the socket had dropped when this one arrived, if any.
     pub(super) dropped: Option<u32>,
 }
 
-/// Where and how a datagram is to be sent.
+/// The parameters of a datagram to send.
 #[derive(Clone, Copy)]
 pub(super) struct Outgoing {
     pub(super) to: SocketAddr,
     /// The local address to send from, of the family of `to`.
     pub(super) from: Option<IpAddr>,
     pub(super) tos: u8,
-    /// Cut what is sent into datagrams of this many bytes.
+    /// The kernel splits the payload into datagrams of this length in bytes.
     pub(super) segment: Option<u16>,
-    /// Not to be fragmented if the destination is an IPv6 address; IPv4 has only an option of the socket for that.
+    /// A datagram to an IPv6 address must not be fragmented. IPv4 has only a socket option for that.
     pub(super) unfragmented: bool,
 }
 
 /// An entry of a socket's error queue.
 pub(super) struct QueuedError {
-    /// Where the datagram that failed was sent to.
+    /// The destination of the datagram that failed.
     pub(super) destination: Option<SocketAddr>,
     pub(super) error: libc::sock_extended_err,
 }
 
-/// Room for both kinds of packet information (72 bytes on a 64-bit machine) and five small messages (24 bytes each).
+/// The size of a control buffer in bytes.
+///
+/// It holds both kinds of packet information (72 bytes on a 64-bit machine) and five small messages (24 bytes each).
 const CONTROL_LEN: usize = 192;
 
-/// Storage for control messages, aligned as `cmsghdr` has to be.
+/// A buffer for control messages, aligned for `cmsghdr`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 struct Control([u8; CONTROL_LEN]);
@@ -68,7 +72,7 @@ const _: () = assert!(
 );
 
 /// Receives one datagram into `buffer`.
-pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Arrival> {
+pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<RecvMeta> {
     let (mut name, mut control) = (Name::EMPTY, Control::EMPTY);
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut header = empty_header();
@@ -77,13 +81,13 @@ pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Arriv
     header.msg_iovlen = 1;
     header.msg_control = (&raw mut control).cast();
     let len = retry(|| {
-        make_room(&mut header);
-        // SAFETY: every pointer in `header` names a live buffer of the length that stands beside it, and nothing else
+        reset_header(&mut header);
+        // SAFETY: every pointer in `header` points to a live buffer of the length given with it, and nothing else
         // refers to these buffers during the call.
         unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, 0) }
     })?;
     // SAFETY: `recvmsg` succeeded on `header`, whose buffers are alive.
-    Ok(unsafe { arrival(&header, &name, len) })
+    Ok(unsafe { recv_meta(&header, &name, len) })
 }
 
 /// Sends one datagram.
@@ -95,20 +99,21 @@ pub(super) fn send(fd: BorrowedFd<'_>, payload: &[u8], outgoing: &Outgoing) -> i
     header.msg_name = (&raw mut name).cast();
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
-    let mut notes = ControlWriter::new(&mut control);
-    notes.all(outgoing);
-    header.msg_controllen = notes.used as _;
+    let mut writer = ControlWriter::new(&mut control);
+    writer.write_all(outgoing);
+    header.msg_controllen = writer.used as _;
     header.msg_control = (&raw mut control).cast();
-    // SAFETY: every pointer in `header` names a live buffer of at least the length that stands beside it; sendmsg only
-    // reads them.
+    // SAFETY: every pointer in `header` points to a live buffer of at least the length given with it, and `sendmsg`
+    // only reads them.
     retry(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, 0) })
 }
 
-/// Sends one datagram that needs nothing but its destination, without waiting: what `sendmmsg` does for a single one, for less.
+/// Sends one datagram without control messages and without waiting. It costs less than `sendmmsg` with one message.
 pub(super) fn send_plain(fd: BorrowedFd<'_>, payload: &[u8], to: SocketAddr) -> io::Result<usize> {
     let mut name = Name::EMPTY;
     let length = name.set(to);
-    // SAFETY: both pointers name live buffers of at least the length that stands beside them, which the kernel only reads.
+    // SAFETY: both pointers point to live buffers of at least the length given with them, and the kernel only reads
+    // them.
     retry(|| unsafe {
         libc::sendto(
             fd.as_raw_fd(),
@@ -128,41 +133,43 @@ pub(super) fn receive_error(fd: BorrowedFd<'_>) -> io::Result<Option<QueuedError
     header.msg_name = (&raw mut name).cast();
     header.msg_control = (&raw mut control).cast();
     retry(|| {
-        make_room(&mut header);
-        // SAFETY: as in `receive`; there is no room for the payload, which is cut.
+        reset_header(&mut header);
+        // SAFETY: as in `receive`. There is no buffer for the payload, which is discarded.
         unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE) }
     })?;
     // SAFETY: `recvmsg` succeeded on `header`, whose control buffer is alive.
-    let noted = unsafe { read_control(&header) };
-    Ok(noted.error.map(|error| QueuedError { destination: name.get(header.msg_namelen), error }))
+    let control = unsafe { read_control(&header) };
+    Ok(control.error.map(|error| QueuedError { destination: name.get(header.msg_namelen), error }))
 }
 
-/// Slots for datagrams to be received into, one call for many.
+/// Slots into which one call receives many datagrams.
+///
+/// `headers` points into the other vectors, so that none of them ever grows or is replaced.
 pub(super) struct Receiver {
-    /// Never grows and is never replaced, as none of the others is: `headers` points into them.
     arena: Vec<u8>,
     stride: usize,
     offset: usize,
     names: Vec<Name>,
     _controls: Vec<Control>,
-    /// Points into the arena, during a call.
+    /// Points into the arena during a call.
     vectors: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
 }
 
 impl Receiver {
-    /// `slots` slots of `stride` bytes, of which `len` from `offset` on are received into. The memory comes zeroed from
-    /// the system, page by page as it is used.
+    /// Creates `slots` slots of `stride` bytes, each of which receives up to `len` bytes at `offset`.
+    ///
+    /// The system provides the memory zeroed, page by page as it is used.
     ///
     /// # Panics
-    /// If the room does not fit into its slot, or the slots into memory.
+    /// If `offset + len` exceeds `stride`, or if the slots do not fit into memory.
     pub(super) fn new(slots: usize, stride: usize, offset: usize, len: usize) -> Self {
-        assert!(offset.checked_add(len).is_some_and(|end| end <= stride), "the room is within its slot");
+        assert!(offset.checked_add(len).is_some_and(|end| end <= stride), "the payload fits into its slot");
         let size = slots.checked_mul(stride).expect("the arena fits into memory");
         let (arena, mut names, mut controls) = (vec![0; size], vec![Name::EMPTY; slots], vec![Control::EMPTY; slots]);
-        // None of the pointers below are used before a system call, and the vectors that they point into stay as they
-        // are: `as_mut_ptr` promises that its pointer remains valid beside later ones. Into the arena, of which mutable
-        // slices are given out, pointers are made for each call.
+        // The pointers below are used only in system calls, and the vectors that they point into do not change: a
+        // pointer from `as_mut_ptr` stays valid after later calls of it. Pointers into the arena are made for each
+        // call, because `arena_mut` returns mutable slices of it.
         let (name, control) = (names.as_mut_ptr(), controls.as_mut_ptr());
         let mut vectors = vec![libc::iovec { iov_base: ptr::null_mut(), iov_len: len }; slots];
         let vector = vectors.as_mut_ptr();
@@ -172,7 +179,7 @@ impl Receiver {
             header.msg_iov = vector.wrapping_add(slot);
             header.msg_iovlen = 1;
             header.msg_control = control.wrapping_add(slot).cast();
-            make_room(&mut header);
+            reset_header(&mut header);
             libc::mmsghdr { msg_hdr: header, msg_len: 0 }
         };
         let headers = (0..slots).map(header).collect();
@@ -187,25 +194,26 @@ impl Receiver {
         &mut self.arena
     }
 
-    /// Receives into the slots from `first` on, into `max` of them at most, without waiting. `each` is told of every
-    /// datagram and its slot, in order.
+    /// Receives into at most `max` slots, starting with `first`, without waiting. Returns how many were filled.
+    ///
+    /// Calls `each` with the slot and the metadata of every datagram, in order.
     pub(super) fn receive(
         &mut self,
         fd: BorrowedFd<'_>,
         first: usize,
         max: usize,
-        mut each: impl FnMut(usize, Arrival),
+        mut each: impl FnMut(usize, RecvMeta),
     ) -> io::Result<usize> {
         let headers = self.headers.get_mut(first..).unwrap_or_default();
         let wanted = libc::c_uint::try_from(max.min(headers.len())).unwrap_or(libc::c_uint::MAX);
         let (base, vector) = (self.arena.as_mut_ptr(), self.vectors.as_mut_ptr());
         for slot in first..first + wanted as usize {
-            // SAFETY: there is a vector and a slot of the arena for each header.
+            // SAFETY: each header has a vector and a slot of the arena.
             unsafe { (*vector.add(slot)).iov_base = base.add(slot * self.stride + self.offset).cast() };
         }
         let count = retry(|| {
-            // SAFETY: there are `wanted` headers, whose pointers name buffers of the length that stands beside them.
-            // `self` owns these and is borrowed mutably, so that nothing else refers to them during the call.
+            // SAFETY: there are `wanted` headers, whose pointers point to buffers of the length given with them. `self`
+            // owns the buffers and is borrowed mutably, so that nothing else refers to them during the call.
             let count = unsafe {
                 libc::recvmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), wanted, libc::MSG_DONTWAIT as _, ptr::null_mut())
             };
@@ -215,30 +223,32 @@ impl Receiver {
             headers.iter_mut().zip(self.names.get(first..).unwrap_or_default()).enumerate().take(count)
         {
             // SAFETY: `recvmmsg` filled the first `count` headers, whose buffers are alive.
-            each(first + slot, unsafe { arrival(&message.msg_hdr, name, message.msg_len as usize) });
-            make_room(&mut message.msg_hdr);
+            each(first + slot, unsafe { recv_meta(&message.msg_hdr, name, message.msg_len as usize) });
+            reset_header(&mut message.msg_hdr);
         }
         Ok(count)
     }
 }
 
-/// What `sendmmsg` is given, kept so that its memory is used again. The pointers in it are of the call that made them.
+/// The buffers for `sendmmsg`, whose memory is reused. The pointers in them are valid only during the call that set
+/// them.
 #[derive(Default)]
 pub(super) struct Sender {
     names: Vec<Name>,
     controls: Vec<Control>,
     vectors: Vec<libc::iovec>,
-    /// For each message, where its vectors begin.
+    /// The index of the first vector of each message.
     starts: Vec<usize>,
     headers: Vec<libc::mmsghdr>,
 }
 
-/// The most messages that one `sendmmsg` takes (`UIO_MAXIOV`).
-const MOST_MESSAGES: usize = 1_024;
+/// The most messages that one `sendmmsg` accepts (`UIO_MAXIOV`).
+const MAX_MESSAGES: usize = 1_024;
 
 impl Sender {
-    /// Sends `messages`, each in pieces, in order and without waiting, until one fails. Returns how many were sent, or
-    /// the error of the first.
+    /// Sends `messages`, each consisting of pieces, in order and without waiting, until one fails.
+    ///
+    /// Returns how many were sent, or the error of the first message.
     pub(super) fn send<'a, P: Iterator<Item = &'a [u8]>>(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -248,7 +258,7 @@ impl Sender {
         self.vectors.clear();
         self.starts.clear();
         self.headers.clear();
-        for (index, (outgoing, pieces)) in messages.take(MOST_MESSAGES).enumerate() {
+        for (index, (outgoing, pieces)) in messages.take(MAX_MESSAGES).enumerate() {
             let mut header = empty_header();
             let mut name = Name::EMPTY;
             header.msg_namelen = name.set(outgoing.to);
@@ -257,9 +267,9 @@ impl Sender {
                 self.controls.push(Control::EMPTY);
             }
             if let Some(control) = self.controls.get_mut(index) {
-                let mut notes = ControlWriter::new(control);
-                notes.all(&outgoing);
-                header.msg_controllen = notes.used as _;
+                let mut writer = ControlWriter::new(control);
+                writer.write_all(&outgoing);
+                header.msg_controllen = writer.used as _;
             }
             let start = self.vectors.len();
             self.starts.push(start);
@@ -269,7 +279,7 @@ impl Sender {
             header.msg_iovlen = (self.vectors.len() - start) as _;
             self.headers.push(libc::mmsghdr { msg_hdr: header, msg_len: 0 });
         }
-        // Only here have the vectors stopped growing and moving.
+        // The pointers are set only after the vectors have stopped growing.
         let (name, control) = (self.names.as_mut_ptr(), self.controls.as_mut_ptr());
         let vector = self.vectors.as_mut_ptr();
         for (index, (message, start)) in self.headers.iter_mut().zip(&self.starts).enumerate() {
@@ -280,9 +290,9 @@ impl Sender {
         }
         let wanted = libc::c_uint::try_from(self.headers.len()).unwrap_or(libc::c_uint::MAX);
         retry(|| {
-            // SAFETY: there are `wanted` headers. Their names, control messages and vectors are in `self`, which nothing
-            // else refers to, and the pieces that the vectors name outlive this call; the kernel only reads them. It
-            // writes `msg_len` in the headers.
+            // SAFETY: there are `wanted` headers. Their names, control messages and vectors are in `self`, to which
+            // nothing else refers, and the pieces that the vectors point to outlive this call. The kernel only reads
+            // these, and writes `msg_len` in the headers.
             let count =
                 unsafe { libc::sendmmsg(fd.as_raw_fd(), self.headers.as_mut_ptr(), wanted, libc::MSG_DONTWAIT as _) };
             count as isize
@@ -290,13 +300,13 @@ impl Sender {
     }
 }
 
-/// Has the runtime watch a descriptor for reading alone.
+/// Registers a descriptor with the runtime for reading only.
 pub(super) fn watch_reading(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the `AsyncFd` owns the descriptor, which is open and stays the same as long as it lives.
+    // SAFETY: the `AsyncFd` owns the descriptor, which stays open and unchanged until the `AsyncFd` is dropped.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
-/// Sets an option of a socket that is an integer.
+/// Sets a socket option whose value is an integer.
 pub(super) fn set_option(
     fd: BorrowedFd<'_>,
     level: libc::c_int,
@@ -304,7 +314,7 @@ pub(super) fn set_option(
     value: libc::c_int,
 ) -> io::Result<()> {
     #[expect(clippy::cast_possible_truncation, reason = "the size of an integer")]
-    // SAFETY: `value` lives through the call, and its size is what it is said to be.
+    // SAFETY: `value` outlives the call, and its size is passed along.
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -317,7 +327,7 @@ pub(super) fn set_option(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// An address of either family as the kernel has it.
+/// A socket address of either family in the layout of the kernel.
 #[derive(Clone, Copy)]
 #[repr(C)]
 union Name {
@@ -383,39 +393,39 @@ impl Name {
 }
 
 fn empty_header() -> libc::msghdr {
-    // SAFETY: a C struct of pointers and integers, for which null and zero are values. It is not written as a literal
-    // because musl has private padding in it.
+    // SAFETY: `msghdr` consists of pointers and integers, for which null and zero are valid. A literal is not possible,
+    // because the struct has private padding with musl.
     unsafe { mem::zeroed() }
 }
 
-/// Says how much room for a name and for control messages there is, which the kernel overwrites with what it used.
+/// Sets the sizes of the name and control buffers, which the kernel overwrites with the lengths that it used.
 #[expect(clippy::cast_possible_truncation, reason = "the size of a small union")]
-fn make_room(header: &mut libc::msghdr) {
+fn reset_header(header: &mut libc::msghdr) {
     header.msg_namelen = size_of::<Name>() as _;
     header.msg_controllen = CONTROL_LEN as _;
     header.msg_flags = 0;
 }
 
-/// Reads what the kernel wrote about a datagram.
+/// Reads the metadata that the kernel wrote about a datagram.
 ///
 /// # Safety
 ///
 /// `recvmsg` must have succeeded on `header`, and its control buffer must be alive.
-unsafe fn arrival(header: &libc::msghdr, name: &Name, len: usize) -> Arrival {
+unsafe fn recv_meta(header: &libc::msghdr, name: &Name, len: usize) -> RecvMeta {
     // SAFETY: the contract is the same.
-    let noted = unsafe { read_control(header) };
-    Arrival {
+    let control = unsafe { read_control(header) };
+    RecvMeta {
         len,
         source: name.get(header.msg_namelen),
-        destination: noted.destination,
+        destination: control.destination,
         truncated: header.msg_flags & libc::MSG_TRUNC != 0,
-        tos: noted.tos,
-        segment: noted.segment,
-        dropped: noted.dropped,
+        tos: control.tos,
+        segment: control.segment,
+        dropped: control.dropped,
     }
 }
 
-/// The bytes that a control message of a `T` takes.
+/// Returns the number of bytes that a control message with a `T` occupies.
 const fn space_for<T>() -> usize {
     // SAFETY: plain arithmetic; `T` is a struct of a few bytes.
     #[expect(clippy::cast_possible_truncation, reason = "a few bytes, and checked against CONTROL_LEN above")]
@@ -424,7 +434,7 @@ const fn space_for<T>() -> usize {
     }
 }
 
-/// Writes control messages one behind the other.
+/// Writes consecutive control messages.
 struct ControlWriter<'a> {
     control: &'a mut Control,
     used: usize,
@@ -435,7 +445,7 @@ impl<'a> ControlWriter<'a> {
         Self { control, used: 0 }
     }
 
-    /// The local address to send from.
+    /// Writes the source address.
     fn from(&mut self, from: Option<IpAddr>) {
         match from {
             None => {}
@@ -448,14 +458,14 @@ impl<'a> ControlWriter<'a> {
                 self.push(libc::IPPROTO_IP, libc::IP_PKTINFO, info);
             }
             Some(IpAddr::V6(from)) => {
-                // A link-local source needs its interface; the kernel takes that from the scope of the destination.
+                // A link-local source needs an interface, which the kernel takes from the scope id of the destination.
                 let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: from.octets() }, ipi6_ifindex: 0 };
                 self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
             }
         }
     }
 
-    /// DSCP and ECN of a datagram to an address of this family; 0 is what the kernel sends anyway.
+    /// Writes DSCP and ECN, unless they are 0, which is the default of the kernel.
     fn tos(&mut self, tos: u8, v6: bool) {
         match (tos, v6) {
             (0, _) => {}
@@ -464,8 +474,8 @@ impl<'a> ControlWriter<'a> {
         }
     }
 
-    /// Everything that a datagram needs besides its destination.
-    fn all(&mut self, outgoing: &Outgoing) {
+    /// Writes every control message that a datagram needs.
+    fn write_all(&mut self, outgoing: &Outgoing) {
         self.from(outgoing.from);
         self.tos(outgoing.tos, outgoing.to.is_ipv6());
         if let Some(segment) = outgoing.segment {
@@ -479,13 +489,13 @@ impl<'a> ControlWriter<'a> {
     fn push<T: Copy>(&mut self, level: libc::c_int, kind: libc::c_int, info: T) {
         const { assert!(align_of::<T>() <= align_of::<Control>()) };
         let end = self.used + space_for::<T>();
-        debug_assert!(end <= CONTROL_LEN, "there is room for every message that a datagram may have");
+        debug_assert!(end <= CONTROL_LEN, "the buffer holds every control message that a datagram can have");
         if end > CONTROL_LEN {
             return;
         }
         #[expect(clippy::cast_possible_truncation, reason = "the size of a struct of a few bytes")]
-        // SAFETY: `used` is a sum of `CMSG_SPACE`s, so that the place is aligned for `cmsghdr`, and `space_for::<T>()`
-        // bytes from there on are within `control`: a header and, behind it, a `T`.
+        // SAFETY: `used` is a sum of `CMSG_SPACE`s, so that the message is aligned for `cmsghdr`. The
+        // `space_for::<T>()` bytes from `used` on are within `control`, and hold a header followed by a `T`.
         unsafe {
             let message = (&raw mut *self.control).cast::<u8>().add(self.used).cast::<libc::cmsghdr>();
             (*message).cmsg_level = level;
@@ -497,9 +507,9 @@ impl<'a> ControlWriter<'a> {
     }
 }
 
-/// What control messages say about a datagram.
+/// The contents of the control messages of a datagram.
 #[derive(Default)]
-struct Noted {
+struct ControlMessages {
     destination: Option<IpAddr>,
     tos: u8,
     segment: Option<NonZeroUsize>,
@@ -507,20 +517,21 @@ struct Noted {
     error: Option<libc::sock_extended_err>,
 }
 
-/// Reads the control messages of a datagram. An IPv4 datagram on a dual-stack socket brings both kinds of destination.
+/// Reads the control messages of a datagram. An IPv4 datagram on a dual-stack socket has both kinds of packet
+/// information.
 ///
 /// # Safety
 ///
 /// `recvmsg` must have succeeded on `header`, and its control buffer must be alive.
-unsafe fn read_control(header: &libc::msghdr) -> Noted {
-    let mut noted = Noted::default();
-    // The last message may have been cut.
+unsafe fn read_control(header: &libc::msghdr) -> ControlMessages {
+    let mut control = ControlMessages::default();
+    // The last message may be incomplete.
     if header.msg_flags & libc::MSG_CTRUNC != 0 {
-        return noted;
+        return control;
     }
-    // SAFETY: by the contract above `header` describes whole control messages that the kernel wrote; the two macros stay
-    // within them. The level and type of a message say what its data is, which is copied out without an assumption about
-    // its alignment.
+    // SAFETY: by the contract above, `header` describes complete control messages that the kernel wrote, and the two
+    // macros stay within them. The level and type of a message determine its data, which is copied without an
+    // assumption about its alignment.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {
@@ -528,35 +539,35 @@ unsafe fn read_control(header: &libc::msghdr) -> Noted {
             match ((*message).cmsg_level, (*message).cmsg_type) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     let info = ptr::read_unaligned(data.cast::<libc::in_pktinfo>());
-                    noted.destination = Some(IpAddr::V4(Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes())));
+                    control.destination = Some(IpAddr::V4(Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes())));
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info = ptr::read_unaligned(data.cast::<libc::in6_pktinfo>());
-                    noted.destination = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
+                    control.destination = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
                 }
-                (libc::IPPROTO_IP, libc::IP_TOS) => noted.tos = ptr::read(data),
+                (libc::IPPROTO_IP, libc::IP_TOS) => control.tos = ptr::read(data),
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                    noted.tos = ptr::read_unaligned(data.cast::<libc::c_int>()).to_le_bytes()[0];
+                    control.tos = ptr::read_unaligned(data.cast::<libc::c_int>()).to_le_bytes()[0];
                 }
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     let segment = usize::try_from(ptr::read_unaligned(data.cast::<libc::c_int>()));
-                    noted.segment = segment.ok().and_then(NonZeroUsize::new);
+                    control.segment = segment.ok().and_then(NonZeroUsize::new);
                 }
                 (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
-                    noted.dropped = Some(ptr::read_unaligned(data.cast::<u32>()));
+                    control.dropped = Some(ptr::read_unaligned(data.cast::<u32>()));
                 }
                 (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) => {
-                    noted.error = Some(ptr::read_unaligned(data.cast::<libc::sock_extended_err>()));
+                    control.error = Some(ptr::read_unaligned(data.cast::<libc::sock_extended_err>()));
                 }
                 _ => {}
             }
             message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    noted
+    control
 }
 
-/// Repeats a system call that a signal interrupted; a negative result is the error in `errno`.
+/// Repeats a system call until no signal interrupts it. A negative result stands for the error in `errno`.
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
         match usize::try_from(call()) {

@@ -1,4 +1,4 @@
-//! TCP: how listeners are bound, and how connections end whose client is gone.
+//! TCP: binds listeners, and detects clients that are no longer reachable.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -13,18 +13,18 @@ use super::udp;
 #[cfg(test)]
 mod tests;
 
-/// How many connections wait to be accepted while a worker is busy with something else; the system may allow fewer.
+/// The most connections that wait to be accepted while a worker is busy. The system may allow fewer.
 const BACKLOG: i32 = 1024;
 
-/// How often a claim is repeated, in case it has met another one of the same moment.
-const MOST_RIVALS: usize = 16;
+/// The most retries of a claim that may have collided with a concurrent one.
+const MAX_RETRIES: usize = 16;
 
-/// Binds one worker's listener: non-blocking, sharing its port with the listeners of the other workers
-/// (`SO_REUSEPORT`), each of which gets its part of the connections.
+/// Binds the listener of one worker.
 ///
-/// `[::]` takes IPv4 clients too, every other IPv6 address takes only IPv6.
+/// It does not block and shares its port with the listeners of the other workers (`SO_REUSEPORT`); the kernel
+/// distributes the connections among them. `[::]` also accepts IPv4; every other IPv6 address accepts only IPv6.
 ///
-/// It would join the port of another server of the same user: only [`claim_listener`] learns of that.
+/// This function does not detect another server of the same user on the port; [`claim_listener`] does.
 ///
 /// # Errors
 ///
@@ -37,29 +37,29 @@ pub fn bind_listener(addr: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Binds the first listener of an address, which nobody else may have: as [`bind_listener`], which the others that
-/// share the port come from. Port 0 becomes a free one.
+/// Binds the first listener of an address, on which no other socket may listen yet.
 ///
-/// Connections that an earlier server left behind, open or waiting out their time, do not hold the address. From here
-/// to the end of the socket no other server can claim it, so two that start at once cannot both have it.
+/// The socket is configured as in [`bind_listener`], which binds the further listeners of the address. Port 0 selects a
+/// free port. Connections of an earlier server, open or in TIME-WAIT, do not prevent the claim. Until the socket is
+/// closed, no other server can claim the address, so of two servers that start at the same time only one succeeds.
 ///
 /// # Errors
 ///
-/// `AddrInUse` where anybody listens on the port, otherwise as [`bind_listener`].
+/// `AddrInUse` if another socket listens on the port, otherwise as [`bind_listener`].
 pub fn claim_listener(addr: SocketAddr) -> io::Result<TcpListener> {
-    let mut rivals = 0;
+    let mut retries = 0;
     let listener = loop {
         let socket = new_socket(addr)?;
         match socket.bind(&addr.into()).and_then(|()| socket.listen(BACKLOG)) {
-            // Of several that come in the same moment the kernel may refuse all.
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && rivals < MOST_RIVALS => {
-                rivals += 1;
+            // The kernel may fail all of several concurrent claims.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && retries < MAX_RETRIES => {
+                retries += 1;
                 thread::yield_now();
             }
             listening => break listening.map(|()| TcpListener::from(socket))?,
         }
     };
-    // Not before: a listener that may share would join whoever is there.
+    // Set after `listen`: with it, this socket would share a port that another server uses.
     SockRef::from(&listener).set_reuse_port(true)?;
     Ok(listener)
 }
@@ -69,21 +69,21 @@ fn new_socket(addr: SocketAddr) -> io::Result<Socket> {
     if addr.is_ipv6() {
         socket.set_only_v6(!udp::dual_stack(addr))?;
     }
-    // Linux: past the connections of an ended listener, never past a listener.
+    // On Linux this ignores the connections of a closed listener, but not a listener.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
-/// Makes the kernel notice that a client has vanished: after 30 s in which it acknowledges nothing, or answers no probe.
+/// Makes the kernel end a connection whose client has not acknowledged data or keepalive probes for 30 s.
 ///
 /// # Errors
 ///
 /// Those of `setsockopt`.
-pub fn notice_vanished(stream: &impl AsFd) -> io::Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(30);
+pub fn enable_dead_peer_detection(stream: &impl AsFd) -> io::Result<()> {
+    const TIMEOUT: Duration = Duration::from_secs(30);
     let socket = SockRef::from(stream);
-    let probes = TcpKeepalive::new().with_time(PATIENCE).with_interval(PATIENCE / 3).with_retries(3);
+    let probes = TcpKeepalive::new().with_time(TIMEOUT).with_interval(TIMEOUT / 3).with_retries(3);
     socket.set_tcp_keepalive(&probes)?;
-    socket.set_tcp_user_timeout(Some(PATIENCE))
+    socket.set_tcp_user_timeout(Some(TIMEOUT))
 }

@@ -1,4 +1,4 @@
-//! What the tests of this module share.
+//! Helpers that the tests of this module share.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -28,28 +28,29 @@ pub(super) fn has_ipv6() -> bool {
     }
 }
 
-/// The loopback addresses of this machine.
+/// Returns the loopback addresses of this machine.
 pub(super) fn loopbacks() -> Vec<IpAddr> {
     let all = [("127.0.0.1", true), ("::1", has_ipv6())];
-    all.into_iter().filter(|(_, there)| *there).map(|(text, _)| ip(text)).collect()
+    all.into_iter().filter(|(_, available)| *available).map(|(text, _)| ip(text)).collect()
 }
 
-/// Waits until `poll` tells one of `events`, though not for ever.
+/// Waits until `poll` reports one of `events`, for at most ten seconds.
 pub(super) fn wait_for(socket: &impl AsFd, events: PollFlags) {
     let mut polled = [PollFd::new(socket.as_fd(), events)];
-    assert_eq!(poll(&mut polled, PollTimeout::from(10_000_u16)), Ok(1), "nothing came");
+    assert_eq!(poll(&mut polled, PollTimeout::from(10_000_u16)), Ok(1), "timed out");
     assert!(polled[0].revents().unwrap().intersects(events));
 }
 
-/// A socket that nobody but itself can write to: the answer to others is that its port is unreachable.
-pub(super) fn deaf(ip: IpAddr) -> UdpSocket {
+/// Returns a socket that receives only from itself: others that send to its port receive an ICMP port unreachable.
+pub(super) fn closed_port(ip: IpAddr) -> UdpSocket {
     let socket = UdpSocket::bind((ip, 0)).unwrap();
     socket.connect(socket.local_addr().unwrap()).unwrap();
     socket
 }
 
-/// Runs a test in a network of its own, where the interfaces are as `setup` makes them: lines for `ip`. Does nothing for
-/// a user who may not have one.
+/// Runs a test in its own network namespace, which `setup` configures: arguments of `ip`, one command per line.
+///
+/// Does nothing without the privilege to create a namespace or without the `ip` command.
 pub(super) fn in_own_network(setup: &[&str], test: impl FnOnce() + Send) {
     thread::scope(|scope| {
         scope.spawn(|| {

@@ -3,22 +3,24 @@
 use std::thread;
 use std::time::Duration;
 
-/// The longest [`pause`].
-pub const LONGEST_PAUSE: Duration = Duration::from_micros(150);
+/// The longest duration of a [`pause`].
+pub const MAX_PAUSE: Duration = Duration::from_micros(150);
 
-/// Makes the timers of the calling thread fire when they should: by default the kernel lets them be up to 50 µs late in
-/// order to wake up less often (`PR_SET_TIMERSLACK`). Threads that it starts afterwards inherit this.
+/// Minimizes the timer slack of the calling thread (`PR_SET_TIMERSLACK`). Threads that it starts later inherit this.
+///
+/// By default, the kernel lets timers fire up to 50 µs late in order to wake up less often.
 ///
 /// # Errors
-/// Those of `prctl`; there are none that a thread could do anything about.
-pub fn make_precise() -> std::io::Result<()> {
+/// Those of `prctl`. None is expected.
+pub fn minimize_timer_slack() -> std::io::Result<()> {
     Ok(nix::sys::prctl::set_timerslack(1)?)
 }
 
-/// Lets the calling thread sleep, for [`LONGEST_PAUSE`] at most. It takes some 30 µs longer than asked for, since the
-/// thread has to be woken, and 70 µs longer without [`make_precise`].
+/// Lets the calling thread sleep for at most [`MAX_PAUSE`].
+///
+/// It returns about 30 µs late because the thread has to be woken, or 70 µs late without [`minimize_timer_slack`].
 pub fn pause(duration: Duration) {
-    thread::sleep(duration.min(LONGEST_PAUSE));
+    thread::sleep(duration.min(MAX_PAUSE));
 }
 
 #[cfg(test)]
@@ -26,11 +28,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn precision_is_a_matter_of_the_calling_thread() {
+    fn timer_slack_changes_only_for_the_calling_thread() {
         let slack = || nix::sys::prctl::get_timerslack().unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
-                make_precise().unwrap();
+                minimize_timer_slack().unwrap();
                 assert_eq!(slack(), 1);
             });
         });

@@ -1,4 +1,4 @@
-//! TLS: a certificate and its key from PEM files, checked, and handshakes with them.
+//! TLS: loads and checks a certificate and its key from PEM files, and performs handshakes with them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,87 +19,85 @@ mod handshake;
 pub(crate) mod tests;
 
 pub use certificate::{Certificate, date};
-pub use handshake::{Acceptor, Failure, Metered, Stream, Usage};
+pub use handshake::{Acceptor, Failure, LimitedStream, Stream, Usage};
 
-/// A certificate that can be served.
+/// A loaded certificate and its key.
 #[derive(Debug)]
 pub struct Setup {
-    /// What handshakes are served with.
+    /// Performs handshakes with the certificate.
     pub acceptor: Acceptor,
-    /// The server's own certificate.
+    /// The certificate of the server.
     pub certificate: Certificate,
-    /// What the file has of its issuers.
+    /// The state of the certificate chain in the file.
     pub chain: Chain,
 }
 
-/// The certificates behind the server's own.
+/// The state of a certificate chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chain {
-    /// Each is followed by its issuer.
+    /// Each certificate is followed by its issuer.
     Ordered,
-    /// They are there in another order, or some do not belong there. Those that do are sent, in the right order.
+    /// The order is wrong, or unrelated certificates are present. The server sends the related ones in the right order.
     Unordered,
-    /// The certificate is not signed by itself, and its issuer is not in the file.
+    /// The certificate is not self-signed, and its issuer is missing.
     Incomplete,
 }
 
-/// Why a certificate cannot be served.
+/// Why a certificate and its key cannot be used.
 #[derive(Debug)]
 pub enum LoadError {
-    /// The file with the certificate.
+    /// The certificate file has an error.
     Certificate(FileError),
-    /// The file with the key.
+    /// The key file has an error.
     Key(FileError),
-    /// The key belongs to another certificate.
+    /// The key does not belong to any certificate in the file.
     Mismatch,
 }
 
-/// What is wrong with one of the files.
+/// Why a certificate file or key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{0}")]
     Unreadable(io::Error),
-    /// It is not well-formed PEM.
+    /// The file is not well-formed PEM.
     #[error("it is not well-formed PEM")]
     BadPem,
-    /// It has the binary form.
+    /// The file is binary.
     #[error("it is binary (DER): convert it to PEM with `openssl x509 -inform der` or `openssl pkey -inform der`")]
     Binary,
-    /// There is a key in it and no certificate.
-    #[error("it holds a private key and no certificate: are the two files exchanged?")]
+    /// The certificate file contains a key and no certificate.
+    #[error("it contains a private key but no certificate; check whether the two files are swapped")]
     OnlyKey,
-    /// There is a certificate in it and no key.
-    #[error("it holds a certificate and no private key: are the two files exchanged?")]
+    /// The key file contains a certificate and no key.
+    #[error("it contains a certificate but no private key; check whether the two files are swapped")]
     OnlyCertificate,
-    /// There is no certificate in it.
-    #[error("there is no certificate in it (a PEM block that begins with `-----BEGIN CERTIFICATE-----`)")]
+    /// The file contains no certificate.
+    #[error("it contains no certificate (a PEM block that begins with `-----BEGIN CERTIFICATE-----`)")]
     NoCertificate,
-    /// There is no key in it.
-    #[error("there is no private key in it (a PEM block that begins with `-----BEGIN PRIVATE KEY-----`)")]
+    /// The file contains no key.
+    #[error("it contains no private key (a PEM block that begins with `-----BEGIN PRIVATE KEY-----`)")]
     NoKey,
     /// The key is encrypted.
-    #[error("the key is encrypted, and a server has nobody to ask for the passphrase: `openssl pkey` removes it")]
+    #[error("the key is encrypted, and the server cannot ask for a passphrase: remove it with `openssl pkey`")]
     EncryptedKey,
-    /// A certificate cannot be understood.
-    #[error("certificate {0} in it is damaged")]
+    /// A certificate cannot be parsed.
+    #[error("certificate {0} in the file is damaged")]
     Damaged(usize),
-    /// The kind of key is not known, or the key is damaged.
+    /// The type of the key is not supported, or the key is damaged.
     #[error(
         "the key cannot be used: it is damaged, or neither RSA (2048 to 8192 bits), ECDSA (P-256, P-384) nor Ed25519"
     )]
     UnusableKey,
-    /// The certificate is good, and TLS does not work with it.
+    /// The TLS library rejects the certificate.
     #[error("{0}")]
-    Refused(rustls::Error),
+    Rejected(rustls::Error),
 }
 
-/// Loads a certificate and its key.
-///
-/// Whether the certificate is valid now is for the caller to judge.
+/// Loads a certificate and its key. The caller checks the validity period.
 ///
 /// # Errors
-/// What makes them unusable.
+/// The reason for which they cannot be used.
 pub fn load(certificate: &Path, key: &Path) -> Result<Setup, LoadError> {
     let chain = read_certificates(certificate).map_err(LoadError::Certificate)?;
     let key = read_key(key).map_err(LoadError::Key)?;
@@ -107,14 +105,14 @@ pub fn load(certificate: &Path, key: &Path) -> Result<Setup, LoadError> {
     let own = chain.first().ok_or(LoadError::Certificate(FileError::NoCertificate))?.0.clone();
     let chain = chain.into_iter().map(|(_, der)| der).collect();
     let acceptor =
-        acceptor(CertifiedKey::new(chain, key)).map_err(|error| LoadError::Certificate(FileError::Refused(error)))?;
+        acceptor(CertifiedKey::new(chain, key)).map_err(|error| LoadError::Certificate(FileError::Rejected(error)))?;
     Ok(Setup { acceptor, certificate: own, chain: order })
 }
 
 type Parsed = (Certificate, CertificateDer<'static>);
 
 fn read_certificates(path: &Path) -> Result<Vec<Parsed>, FileError> {
-    // A file with the key in it as well is usual.
+    // The file often contains the key as well.
     let bytes = Zeroizing::new(read(path).map_err(FileError::Unreadable)?);
     let certificates: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(|_| FileError::BadPem)?;
@@ -134,17 +132,17 @@ fn read_certificates(path: &Path) -> Result<Vec<Parsed>, FileError> {
     certificates.into_iter().enumerate().map(parse).collect()
 }
 
-/// The longest certificate chain or key that is read, in bytes.
-const LONGEST_FILE: u64 = 1 << 20;
+/// The largest certificate file or key file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
 
-/// Reads a file. A pipe could keep the caller waiting for ever, and a device could go on for ever.
+/// Reads a regular file. Reading from a pipe could block forever, and a device may have no end.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let about = fs::metadata(path)?;
-    // A directory says so itself.
-    if !about.is_file() && !about.is_dir() {
+    let metadata = fs::metadata(path)?;
+    // Reading a directory fails with a better message.
+    if !metadata.is_file() && !metadata.is_dir() {
         return Err(io::Error::other("it is not a regular file"));
     }
-    if about.len() > LONGEST_FILE {
+    if metadata.len() > MAX_FILE {
         return Err(io::Error::other("it is longer than 1 MiB"));
     }
     fs::read(path)
@@ -166,7 +164,7 @@ fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, FileError> {
     usable.map_err(|_| FileError::UnusableKey)
 }
 
-/// DER begins with a SEQUENCE.
+/// Returns whether the file is DER, which begins with a SEQUENCE.
 fn is_binary(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0x30])
 }
@@ -175,11 +173,11 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// The certificate of the key first, and then each one's issuer (RFC 8446 §4.4.2).
+/// Orders the chain: the certificate of the key first, each one followed by its issuer (RFC 8446 §4.4.2).
 fn order(mut rest: Vec<Parsed>, key: &Arc<dyn SigningKey>) -> Result<(Vec<Parsed>, Chain), LoadError> {
     let is_of_key = |der: &CertificateDer<'static>| {
         let matched = CertifiedKey::new(vec![der.clone()], Arc::clone(key)).keys_match();
-        // Where the key does not tell, the first certificate is taken for its own.
+        // If the key cannot be compared, the first certificate is used.
         matches!(matched, Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)))
     };
     let place = rest.iter().position(|(_, der)| is_of_key(der)).ok_or(LoadError::Mismatch)?;
@@ -209,7 +207,8 @@ fn acceptor(certified: CertifiedKey) -> Result<Acceptor, rustls::Error> {
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = handshake::ALPN.map(<[u8]>::to_vec).into();
-    // A connection lasts as long as a call: resumption would save little, and its table is a lock between workers.
+    // A connection lasts as long as a call, so resumption would save little. Its table would need a lock between
+    // workers.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Acceptor(Arc::new(config)))

@@ -1,7 +1,7 @@
-//! UDP sockets: how listeners and relay sockets are bound, and how one datagram is received and sent.
+//! UDP sockets: binds listeners and relay sockets, and receives and sends single datagrams.
 //!
-//! Addresses that leave this module are canonical: an IPv4-mapped IPv6 address comes out as IPv4, whatever the family
-//! of the socket. So a client has one 5-tuple, not two.
+//! This module returns canonical addresses: an IPv4-mapped IPv6 address is returned as IPv4, whatever the family of the
+//! socket, so that a client has only one 5-tuple.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -15,46 +15,49 @@ use super::sys::{self, Outgoing};
 #[cfg(test)]
 mod tests;
 
-/// What a listener's kernel buffers are grown to, in bytes: some ten thousand packets, so that a burst outlives the
-/// time that the worker is busy with something else.
+/// The size requested for each kernel buffer of a listener, in bytes.
+///
+/// It holds about ten thousand packets, so that it buffers a burst while the worker is busy.
 pub const LISTENER_BUFFER: usize = 4 << 20;
 
-/// What the kernel buffers of a relay socket are grown to, in bytes: some 900 packets of 1200 bytes as the kernel counts
-/// them, ten times what the usual default holds. That is a fifth of a second of a peer that sends 40 Mbit/s, or a few
-/// milliseconds of one that sends as fast as it can. The memory is taken only while packets are in it, and for all sockets
-/// of the machine together it is never more than `net.ipv4.udp_mem` says.
+/// The size requested for each kernel buffer of a relay socket, in bytes.
+///
+/// With the kernel's overhead it holds about 900 packets of 1200 bytes, ten times the usual default: 0.2 s of a peer
+/// that sends 40 Mbit/s. The kernel uses memory only for queued packets, and `net.ipv4.udp_mem` limits the memory of
+/// all UDP sockets together.
 pub const RELAY_BUFFER: usize = 1 << 20;
 
-/// How often a call is repeated that reports an earlier datagram's error. Each time takes one such error away, and
-/// another one has to arrive in the moment between.
-const PENDING_ERRORS: usize = 8;
+/// The most attempts of a call that fails with the error of an earlier datagram.
+///
+/// Each attempt clears one pending error, so a further one is needed only if another error arrives in the meantime.
+const MAX_ATTEMPTS: usize = 8;
 
-/// One received datagram; the payload is at the start of the buffer that [`receive`] was given.
+/// One received datagram. Its payload is at the start of the buffer passed to [`receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes in the buffer.
+    /// The number of bytes in the buffer.
     pub len: usize,
-    /// The sender. A link-local IPv6 address keeps its scope id, every other one has none.
+    /// The sender. Only a link-local IPv6 address has a scope id.
     pub source: SocketAddr,
-    /// The address that the sender wrote to; `None` on a socket bound to a specific address.
+    /// The destination address; `None` on a socket that is bound to a specific address.
     pub destination: Option<IpAddr>,
-    /// The datagram was longer than the buffer, and its end is lost.
+    /// The datagram was longer than the buffer and was cut.
     pub truncated: bool,
-    /// DSCP (upper six bits) and ECN: the second byte of the IPv4 header, the traffic class of IPv6.
+    /// DSCP (upper six bits) and ECN: the second byte of the IPv4 header, or the IPv6 traffic class.
     pub tos: u8,
 }
 
-/// Binds one worker's listener: non-blocking, sharing its port with the listeners of the other workers
-/// (`SO_REUSEPORT`), with large buffers where the system allows it.
+/// Binds the listener of one worker.
 ///
-/// `[::]` takes IPv4 clients too, every other IPv6 address takes only IPv6. A wildcard listener learns the
-/// [`Received::destination`] of each datagram.
+/// It does not block, shares its port with the listeners of the other workers (`SO_REUSEPORT`), and has buffers of
+/// [`LISTENER_BUFFER`] if the system allows it. `[::]` also accepts IPv4; every other IPv6 address accepts only IPv6. A
+/// wildcard listener reports the [`Received::destination`] of each datagram.
 ///
-/// It would join the port of another server of the same user: only [`claim_listener`] learns of that.
+/// This function does not detect another server of the same user on the port; [`claim_listener`] does.
 ///
 /// # Errors
 ///
-/// Those of `socket`, `bind` and `setsockopt`; that the buffers could not grow is none. See also [`no_ipv6`].
+/// Those of `socket`, `bind` and `setsockopt`. A failure to grow the buffers is ignored. See also [`no_ipv6`].
 pub fn bind_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = new_listener(addr)?;
     socket.set_reuse_port(true)?;
@@ -62,36 +65,39 @@ pub fn bind_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Binds the first listener of an address, which nobody else may have: as [`bind_listener`], which the others that
-/// share the port come from. Port 0 becomes a free one.
+/// Binds the first listener of an address, which no other socket may use yet.
 ///
-/// From here to the end of the socket no other server can claim the address, so two that start at once cannot both have
-/// it.
+/// The socket is configured as in [`bind_listener`], which binds the further listeners of the address. Port 0 selects a
+/// free port. Until the socket is closed, no other server can claim the address, so of two servers that start at the
+/// same time only one succeeds.
 ///
 /// # Errors
 ///
-/// `AddrInUse` where anybody holds the port, otherwise as [`bind_listener`].
+/// `AddrInUse` if another socket is bound to the port, otherwise as [`bind_listener`].
 pub fn claim_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = new_listener(addr)?;
     socket.bind(&addr.into())?;
-    // Not before: a bind that may share would join whoever is there.
+    // Set after `bind`: with it, `bind` would succeed on a port that another server uses.
     socket.set_reuse_port(true)?;
     Ok(socket.into())
 }
 
-/// Whether binding `[::]` failed because this kernel has no IPv6 or has it switched off, so that `0.0.0.0` can stand in
-/// for it. For a specific address the same error may mean that the machine does not have it.
+/// Returns whether binding `[::]` failed because the kernel has no IPv6 or IPv6 is disabled.
+///
+/// `0.0.0.0` can be used in that case. For a specific address, the same error can mean that no interface has the
+/// address.
 pub fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-/// Binds the socket of one relayed transport address: non-blocking, sharing its port with nobody, one family only, with
-/// buffers of [`RELAY_BUFFER`] where the system allows it. Its datagrams may be fragmented on their way (RFC 8656 §14:
-/// DF is 0) except by [`send_unfragmented`].
+/// Binds the socket of one relayed transport address.
+///
+/// It does not block, does not share its port, carries one address family, and has buffers of [`RELAY_BUFFER`] if the
+/// system allows it. Its datagrams may be fragmented (RFC 8656 §14: DF is 0) unless [`send_unfragmented`] sends them.
 ///
 /// # Errors
 ///
-/// Those of `socket` and `bind`: `AddrInUse` where the port is taken.
+/// Those of `socket` and `bind`: `AddrInUse` if the port is in use.
 pub fn bind_relay(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = new_socket(addr, false)?;
     socket.bind(&addr.into())?;
@@ -99,30 +105,32 @@ pub fn bind_relay(addr: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Lets the kernel merge consecutive datagrams of one sender, of equal size but for a shorter last one, into one of up to
-/// 64 KiB (`UDP_GRO`), as [`RecvBatch`](super::batch::RecvBatch) can tell them apart; [`receive`] cannot. Returns
-/// whether the kernel does it: since Linux 5.0.
-pub fn merge_received(socket: &impl AsFd) -> bool {
+/// Enables generic receive offload (`UDP_GRO`, since Linux 5.0). Returns whether the kernel supports it.
+///
+/// The kernel then merges consecutive datagrams of one sender and of equal length into one of up to 64 KiB; the last
+/// may be shorter. [`RecvBatch`](super::batch::RecvBatch) can split them, [`receive`] cannot.
+pub fn enable_gro(socket: &impl AsFd) -> bool {
     setsockopt(&socket.as_fd(), sockopt::UdpGroSegment, &true).is_ok()
 }
 
-/// Whether the kernel can cut one message into datagrams (`UDP_SEGMENT`): since Linux 4.18. An older one would send it
-/// whole.
+/// Returns whether the kernel can split one message into datagrams (`UDP_SEGMENT`, since Linux 4.18).
+///
+/// An older kernel ignores the option and sends the message as one datagram.
 pub(super) fn segmentation_supported() -> bool {
     let socket = |domain| Socket::new(domain, Type::DGRAM, Some(Protocol::UDP));
     let socket = socket(Domain::IPV4).or_else(|_| socket(Domain::IPV6));
     socket.is_ok_and(|socket| getsockopt(&socket, sockopt::UdpGsoSegment).is_ok())
 }
 
-/// Lets the kernel queue the ICMP errors that this socket's datagrams cause, for [`receive_error`].
+/// Makes the kernel queue the ICMP errors that this socket's datagrams cause, for [`receive_error`].
 ///
-/// The queue shares the memory of the receive buffer: whoever calls this has to read the queue, or errors will fill it.
-/// `epoll` tells of an error by `EPOLLERR` alone, which is no readiness to read.
+/// The queue uses the memory of the receive buffer, so the caller must read it or errors will fill the buffer. `epoll`
+/// reports an error as `EPOLLERR` without `EPOLLIN`.
 ///
 /// # Errors
 ///
 /// Those of `getsockopt` and `setsockopt`.
-pub fn report_errors(socket: &impl AsFd) -> io::Result<()> {
+pub fn enable_error_queue(socket: &impl AsFd) -> io::Result<()> {
     let fd = socket.as_fd();
     if SockRef::from(&fd).domain()? == Domain::IPV6 {
         setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?;
@@ -132,17 +140,18 @@ pub fn report_errors(socket: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Sizes of a socket's kernel buffers in bytes, in the unit of [`LISTENER_BUFFER`] and [`RELAY_BUFFER`]: what packets
-/// and the kernel's notes on them may take is twice as much.
+/// The sizes of a socket's kernel buffers in bytes, comparable to [`LISTENER_BUFFER`] and [`RELAY_BUFFER`].
+///
+/// The kernel reserves twice as much, for packets and its own overhead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferSizes {
-    /// Of the receive buffer. `net.core.rmem_max` limits it for a process without `CAP_NET_ADMIN`.
+    /// The receive buffer. `net.core.rmem_max` limits it for a process without `CAP_NET_ADMIN`.
     pub receive: usize,
-    /// Of the send buffer. `net.core.wmem_max` limits it.
+    /// The send buffer. `net.core.wmem_max` limits it for a process without `CAP_NET_ADMIN`.
     pub send: usize,
 }
 
-/// The sizes that the buffers really have: less than what was asked for where the system's limits are lower.
+/// Returns the actual sizes of the buffers, which are smaller than requested if the limits of the system are lower.
 ///
 /// # Errors
 ///
@@ -150,48 +159,47 @@ pub struct BufferSizes {
 pub fn buffer_sizes(socket: &impl AsFd) -> io::Result<BufferSizes> {
     let fd = socket.as_fd();
     let socket = SockRef::from(&fd);
-    // The kernel reports twice the size that was asked for.
+    // The kernel reports twice the requested size.
     Ok(BufferSizes { receive: socket.recv_buffer_size()? / 2, send: socket.send_buffer_size()? / 2 })
 }
 
-/// Receives one datagram into `buffer`. It allocates nothing.
+/// Receives one datagram into `buffer` without allocating.
 ///
 /// # Errors
 ///
-/// `WouldBlock` where nothing is there, otherwise those of `recvmsg`; an interrupted call is repeated, and so is one that
-/// reports the error of a datagram sent earlier (see [`report_errors`]).
+/// `WouldBlock` if no datagram is available, otherwise those of `recvmsg`. The call is repeated if a signal interrupts
+/// it or if it reports the error of a datagram sent earlier (see [`enable_error_queue`]).
 pub fn receive(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let arrival = past_pending_errors(|| sys::receive(socket.as_fd(), buffer))?;
-    let source = arrival.source.ok_or(io::ErrorKind::InvalidData)?;
+    let meta = skip_pending_errors(|| sys::receive(socket.as_fd(), buffer))?;
+    let source = meta.source.ok_or(io::ErrorKind::InvalidData)?;
     Ok(Received {
-        len: arrival.len,
+        len: meta.len,
         source: canonical(source),
-        destination: arrival.destination.map(|address| address.to_canonical()),
-        truncated: arrival.truncated,
-        tos: arrival.tos,
+        destination: meta.destination.map(|address| address.to_canonical()),
+        truncated: meta.truncated,
+        tos: meta.tos,
     })
 }
 
-/// Sends one datagram to `to`, with the source address `from` where one is named, else the one that the kernel picks.
-/// It allocates nothing.
+/// Sends one datagram to `to` without allocating. If `from` is `None`, the kernel selects the source address.
 ///
-/// A dual-stack socket takes IPv4 destinations as they are.
+/// A dual-stack socket accepts IPv4 destinations that are not mapped.
 ///
 /// # Errors
 ///
-/// `InvalidInput` where `from` is not of the family of `to`, `WouldBlock` where the socket's buffer is full, otherwise
-/// those of `sendmsg`, among them that `from` is no address of this machine; an interrupted call is repeated, and so is
-/// one that reports the error of an earlier datagram (see [`report_errors`]).
+/// `InvalidInput` if `from` and `to` are of different families, `WouldBlock` if the socket's buffer is full, otherwise
+/// those of `sendmsg`, which fails if `from` is not an address of this machine. The call is repeated if a signal
+/// interrupts it or if it reports the error of a datagram sent earlier (see [`enable_error_queue`]).
 pub fn send(socket: &impl AsFd, payload: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
-    send_marked(socket, payload, to, from, 0)
+    send_with_tos(socket, payload, to, from, 0)
 }
 
-/// Sends one datagram as [`send`] does, with this DSCP and ECN (see [`Received::tos`]).
+/// Sends one datagram as [`send`] does, with the given DSCP and ECN (see [`Received::tos`]).
 ///
 /// # Errors
 ///
 /// As [`send`].
-pub fn send_marked(
+pub fn send_with_tos(
     socket: &impl AsFd,
     payload: &[u8],
     to: SocketAddr,
@@ -200,21 +208,23 @@ pub fn send_marked(
 ) -> io::Result<()> {
     let outgoing = outgoing(to, from, tos).ok_or(io::ErrorKind::InvalidInput)?;
     // A datagram is sent whole or not at all.
-    past_pending_errors(|| sys::send(socket.as_fd(), payload, &outgoing)).map(|_| ())
+    skip_pending_errors(|| sys::send(socket.as_fd(), payload, &outgoing)).map(|_| ())
 }
 
-/// Sends one datagram out of a relay socket with the DF bit set (RFC 8656 §14, §15), or to an IPv6 peer without a Fragment
-/// header. What the interface cannot take whole is not sent. An IPv4 datagram may be larger than the path MTU that the
-/// kernel has heard of: the client wants to find out itself.
+/// Sends one datagram from a relay socket without fragmentation (RFC 8656 §14, §15): with DF set, or without a Fragment
+/// header to an IPv6 peer.
+///
+/// A datagram longer than the MTU of the interface is not sent. An IPv4 datagram may exceed the path MTU that the
+/// kernel knows, because the client performs its own path MTU discovery.
 ///
 /// # Errors
 ///
-/// `EMSGSIZE` where the datagram is too long, which [`receive_error`] reports too if [`report_errors`] is on; otherwise
-/// as [`send`].
+/// `EMSGSIZE` if the datagram is too long; [`receive_error`] then returns an error as well if [`enable_error_queue`]
+/// was called. Otherwise as [`send`].
 pub fn send_unfragmented(socket: &impl AsFd, payload: &[u8], to: SocketAddr, tos: u8) -> io::Result<()> {
     let fd = socket.as_fd();
     let outgoing = Outgoing { unfragmented: true, ..outgoing(to, None, tos).ok_or(io::ErrorKind::InvalidInput)? };
-    // What is pending is taken away first, because repeating the call would report an EMSGSIZE of its own twice.
+    // A pending error is cleared first, because repeating the call would queue its own EMSGSIZE twice.
     let _ = SockRef::from(&fd).take_error();
     if outgoing.to.is_ipv6() {
         return sys::send(fd, payload, &outgoing).map(|_| ());
@@ -228,40 +238,41 @@ pub fn send_unfragmented(socket: &impl AsFd, payload: &[u8], to: SocketAddr, tos
 /// Why a datagram sent to a peer was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreachable {
-    /// Where it was sent to. The port is 0 where the kernel does not tell it: for an IPv4 datagram that this machine
-    /// found too long.
+    /// The destination of the datagram. The port is 0 if the kernel does not report it: for an IPv4 datagram that was
+    /// too long for the interface.
     pub peer: SocketAddr,
-    /// The ICMP type, of ICMP or ICMPv6 by the family of `peer`.
+    /// The type in the ICMP message, or in the ICMPv6 message if `peer` is an IPv6 address.
     pub kind: u8,
-    /// The ICMP code.
+    /// The code in the ICMP message.
     pub code: u8,
-    /// The next hop's MTU in bytes for an ICMP message of type 3 and code 4 or an ICMPv6 message of type 2, else 0: the
-    /// Error Data of RFC 8656 §18.13.
+    /// The Error Data of RFC 8656 §18.13: the MTU of the next hop in bytes for ICMP type 3, code 4 and ICMPv6 type 2,
+    /// otherwise 0.
     pub info: u32,
-    /// Who found out.
+    /// Where the error was detected.
     pub origin: Origin,
 }
 
-/// Where an error comes from.
+/// Where an error was detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// An ICMP or ICMPv6 message.
+    /// In the network: an ICMP or ICMPv6 message reported it.
     Network,
-    /// This machine, which would not send so long a datagram unfragmented. Type, code and MTU are those that a router
-    /// would have sent.
+    /// On this machine: the datagram was too long for the interface and must not be fragmented. Type, code and MTU are
+    /// those that a router would have sent.
     Local,
 }
 
-/// Takes the oldest error from the queue of a socket that has [`report_errors`] on; `None` when there is none. It
-/// allocates nothing.
+/// Takes the oldest error from the error queue of a socket without allocating; `None` if the queue is empty.
+///
+/// The queue is filled after [`enable_error_queue`].
 ///
 /// # Errors
 ///
-/// Those of `recvmsg`; an interrupted call is repeated.
+/// Those of `recvmsg`. An interrupted call is repeated.
 pub fn receive_error(socket: &impl AsFd) -> io::Result<Option<Unreachable>> {
     loop {
         match sys::receive_error(socket.as_fd()) {
-            // Other kinds of entries are passed over: nobody has asked for them.
+            // Entries of other kinds are ignored.
             Ok(entry) => {
                 if let Some(error) = entry.and_then(unreachable) {
                     return Ok(Some(error));
@@ -288,11 +299,11 @@ fn unreachable(entry: sys::QueuedError) -> Option<Unreachable> {
     Some(Unreachable { peer, kind, code, info, origin })
 }
 
-/// Repeats a call as long as it reports errors that ICMP messages have left on the socket. An error of its own comes
-/// again each time.
-pub(super) fn past_pending_errors<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Repeats a call while it fails with an error that an ICMP message left on the socket. An error of the call itself
+/// persists and is returned.
+pub(super) fn skip_pending_errors<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut result = call();
-    for _ in 1..PENDING_ERRORS {
+    for _ in 1..MAX_ATTEMPTS {
         match &result {
             Err(error) if may_be_pending(error) => result = call(),
             _ => break,
@@ -301,7 +312,7 @@ pub(super) fn past_pending_errors<T>(mut call: impl FnMut() -> io::Result<T>) ->
     result
 }
 
-/// Whether an ICMP message can leave this error on a socket that has [`report_errors`] on.
+/// Returns whether an ICMP message can leave this error on a socket after [`enable_error_queue`].
 pub(super) fn may_be_pending(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -320,14 +331,13 @@ pub(super) fn may_be_pending(error: &io::Error) -> bool {
     )
 }
 
-/// A datagram's destination, source and marking as the kernel takes them; `None` where their families differ.
+/// Builds the parameters of a datagram; `None` if the families of `to` and `from` differ.
 fn outgoing(to: SocketAddr, from: Option<IpAddr>, tos: u8) -> Option<Outgoing> {
-    // Linux takes an IPv4 destination on a dual-stack socket, so that nobody has to know the family of the socket. The
-    // reverse, a mapped one on an IPv4 socket, it refuses.
+    // Linux accepts an IPv4 destination on a dual-stack socket, but no mapped destination on an IPv4 socket.
     let to = canonical(to);
     let from = from.map(|address| address.to_canonical());
-    let fits = from.is_none_or(|from| from.is_ipv4() == to.is_ipv4());
-    fits.then_some(Outgoing { to, from, tos, segment: None, unfragmented: false })
+    let families_match = from.is_none_or(|from| from.is_ipv4() == to.is_ipv4());
+    families_match.then_some(Outgoing { to, from, tos, segment: None, unfragmented: false })
 }
 
 fn new_listener(addr: SocketAddr) -> io::Result<Socket> {
@@ -355,40 +365,39 @@ fn new_socket(addr: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
         setsockopt(&socket, sockopt::IpRecvTos, &true)?;
         set_discovery(socket.as_fd(), FRAGMENT_V4)?;
     }
-    // A kernel that does not count drops serves as well.
+    // A kernel that does not count drops is supported, too.
     let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
     Ok(socket)
 }
 
-/// Whether a listener on this address takes clients of both families.
+/// Returns whether a listener on this address accepts clients of both families.
 pub(super) fn dual_stack(addr: SocketAddr) -> bool {
     addr.is_ipv6() && addr.ip().is_unspecified()
 }
 
-/// Grows both buffers as far as the system lets us: past its limits with `CAP_NET_ADMIN`, up to them without.
+/// Grows both buffers to `size`, or to the limits of the system without `CAP_NET_ADMIN`.
 fn grow_buffers(socket: &Socket, size: usize) {
-    let Ok(had) = buffer_sizes(socket) else { return };
-    if had.receive < size && setsockopt(socket, sockopt::RcvBufForce, &size).is_err() {
+    let Ok(current) = buffer_sizes(socket) else { return };
+    if current.receive < size && setsockopt(socket, sockopt::RcvBufForce, &size).is_err() {
         let _ = socket.set_recv_buffer_size(size);
     }
-    if had.send < size && setsockopt(socket, sockopt::SndBufForce, &size).is_err() {
+    if current.send < size && setsockopt(socket, sockopt::SndBufForce, &size).is_err() {
         let _ = socket.set_send_buffer_size(size);
     }
 }
 
-/// DF is 0, and too long a datagram is fragmented for the interface. Unlike `IP_PMTUDISC_DONT` this tells of the ICMP
-/// messages that datagrams with DF cause, and does not let a forged one make fragments smaller.
+/// DF is 0, and a datagram longer than the MTU of the interface is fragmented. Unlike `IP_PMTUDISC_DONT`, this reports
+/// the ICMP messages that datagrams with DF cause, and a forged one cannot make fragments smaller.
 const FRAGMENT_V4: libc::c_int = libc::IP_PMTUDISC_OMIT;
 
-/// Too long a datagram is fragmented for its path, as far as ICMPv6 messages have told of that: routers do not fragment
-/// IPv6.
+/// A datagram longer than the path MTU known from ICMPv6 messages is fragmented, because routers do not fragment IPv6.
 const FRAGMENT_V6: libc::c_int = libc::IPV6_PMTUDISC_DONT;
 
 fn set_discovery(fd: BorrowedFd<'_>, mode: libc::c_int) -> io::Result<()> {
     sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode)
 }
 
-/// The same address written in one way: IPv4 where it is mapped, no flow label.
+/// Returns the canonical form of an address: a mapped address as IPv4, and no flow label.
 pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
     match addr {
         SocketAddr::V4(_) => addr,

@@ -1,8 +1,8 @@
-//! The numbers of the attributes (RFC 8489 §18.3, RFC 8656 §18 and the extensions that clients send).
+//! Attribute types (RFC 8489 §18.3, RFC 8656 §18 and extensions that clients send).
 
 use std::fmt;
 
-/// An attribute's 16-bit type (RFC 8489 §14).
+/// The 16-bit type of an attribute (RFC 8489 §14).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttributeType(u16);
 
@@ -55,8 +55,8 @@ attribute_types! {
     PASSWORD_ALGORITHMS = 0x8002, "PASSWORD-ALGORITHMS", "RFC 8489 §14.11";
     ALTERNATE_DOMAIN = 0x8003, "ALTERNATE-DOMAIN", "RFC 8489 §14.16";
     ICMP = 0x8004, "ICMP", "RFC 8656 §18.13";
-    DRAFT_ADDITIONAL_ADDRESS_FAMILY = 0x8032, "ADDITIONAL-ADDRESS-FAMILY (draft)", "As a draft of RFC 8656 and coturn have it";
-    DRAFT_ADDRESS_ERROR_CODE = 0x8033, "ADDRESS-ERROR-CODE (draft)", "As a draft of RFC 8656 and coturn have it";
+    DRAFT_ADDITIONAL_ADDRESS_FAMILY = 0x8032, "ADDITIONAL-ADDRESS-FAMILY (draft)", "A draft of RFC 8656, used by coturn";
+    DRAFT_ADDRESS_ERROR_CODE = 0x8033, "ADDRESS-ERROR-CODE (draft)", "A draft of RFC 8656, used by coturn";
     SOFTWARE = 0x8022, "SOFTWARE", "RFC 8489 §14.14";
     ALTERNATE_SERVER = 0x8023, "ALTERNATE-SERVER", "RFC 8489 §14.15";
     FINGERPRINT = 0x8028, "FINGERPRINT", "RFC 8489 §14.7";
@@ -69,17 +69,17 @@ attribute_types! {
 }
 
 impl AttributeType {
-    /// An attribute type by its number; every number is one.
+    /// Creates an attribute type from its number. Every number is valid.
     pub const fn new(number: u16) -> Self {
         Self(number)
     }
 
-    /// The number on the wire.
+    /// Returns the number of the type.
     pub const fn number(self) -> u16 {
         self.0
     }
 
-    /// Whether a receiver that does not know this attribute has to reject the message (RFC 8489 §14).
+    /// Returns whether the attribute is comprehension-required (RFC 8489 §14).
     pub const fn is_comprehension_required(self) -> bool {
         self.0 < 0x8000
     }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn attribute_types_print_as_the_rfc_writes_them() {
+    fn attribute_types_are_displayed_with_their_rfc_names() {
         assert_eq!(AttributeType::XOR_RELAYED_ADDRESS.to_string(), "XOR-RELAYED-ADDRESS");
         assert_eq!(AttributeType::new(0x7ABC).to_string(), "0x7ABC");
     }

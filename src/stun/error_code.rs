@@ -7,50 +7,50 @@ use std::fmt;
 pub struct ErrorCode(u16);
 
 impl ErrorCode {
-    /// The client should go to another server.
+    /// The client should use another server.
     pub const TRY_ALTERNATE: Self = Self(300);
     /// The request is malformed.
     pub const BAD_REQUEST: Self = Self(400);
-    /// The request does not carry the right credentials.
+    /// The request does not have valid credentials.
     pub const UNAUTHENTICATED: Self = Self(401);
-    /// The request is understood and administratively refused.
+    /// The request is forbidden by an administrative rule.
     pub const FORBIDDEN: Self = Self(403);
     /// A comprehension-required attribute is not understood.
     pub const UNKNOWN_ATTRIBUTE: Self = Self(420);
-    /// An allocation is missing, or exists where there must be none.
+    /// No allocation exists, or one exists already.
     pub const ALLOCATION_MISMATCH: Self = Self(437);
     /// The nonce is no longer valid.
     pub const STALE_NONCE: Self = Self(438);
     /// The server does not relay for the requested address family.
     pub const ADDRESS_FAMILY_NOT_SUPPORTED: Self = Self(440);
-    /// The credentials are not those that made the allocation.
+    /// The credentials are not those that created the allocation.
     pub const WRONG_CREDENTIALS: Self = Self(441);
     /// The server cannot relay over the requested transport.
     pub const UNSUPPORTED_TRANSPORT_PROTOCOL: Self = Self(442);
     /// The peer's address family is not that of the relayed transport address.
     pub const PEER_ADDRESS_FAMILY_MISMATCH: Self = Self(443);
-    /// RFC 6062: there is a connection to this peer.
+    /// A connection to the peer already exists (RFC 6062).
     pub const CONNECTION_ALREADY_EXISTS: Self = Self(446);
-    /// RFC 6062: the peer did not accept the connection.
+    /// The connection to the peer failed or timed out (RFC 6062).
     pub const CONNECTION_TIMEOUT_OR_FAILURE: Self = Self(447);
-    /// This user may have no more allocations at present.
+    /// The user has reached the quota of allocations.
     pub const ALLOCATION_QUOTA_REACHED: Self = Self(486);
-    /// The server failed in a way that may pass.
+    /// The server has a temporary error.
     pub const SERVER_ERROR: Self = Self(500);
-    /// The server is out of a resource.
+    /// The server has exhausted a resource.
     pub const INSUFFICIENT_CAPACITY: Self = Self(508);
 
-    /// An error code; `None` outside 300 to 699.
+    /// Creates an error code; `None` if it is outside 300 to 699.
     pub const fn new(code: u16) -> Option<Self> {
         if matches!(code, 300..=699) { Some(Self(code)) } else { None }
     }
 
-    /// The code as a number, 300 to 699.
+    /// Returns the code as a number, 300 to 699.
     pub const fn code(self) -> u16 {
         self.0
     }
 
-    /// The recommended reason phrase; empty for a code that has no constant here.
+    /// Returns the recommended reason phrase, which is empty for a code without a constant.
     pub const fn reason(self) -> &'static str {
         match self {
             Self::TRY_ALTERNATE => "Try Alternate",
@@ -73,13 +73,13 @@ impl ErrorCode {
         }
     }
 
-    /// The hundreds digit, 3 to 6, and the rest, 0 to 99, as they stand in the attribute.
+    /// Returns the class, 3 to 6, and the number, 0 to 99, of the attribute.
     pub(super) const fn class_and_number(self) -> [u8; 2] {
-        // Both quotients are below 100, so the low byte is the whole value.
+        // Both values are below 100, so the low byte is sufficient.
         [(self.0 / 100).to_be_bytes()[1], (self.0 % 100).to_be_bytes()[1]]
     }
 
-    /// Reads the class from the low three bits of `class`; the bits above are reserved (RFC 8489 §14.8).
+    /// Creates an error code from class and number. Only the low three bits of the class are used (RFC 8489 §14.8).
     pub(super) const fn from_class_and_number([class, number]: [u8; 2]) -> Option<Self> {
         let class = class & 0x07;
         if matches!(class, 3..=6) && number <= 99 { Some(Self(class as u16 * 100 + number as u16)) } else { None }
@@ -107,7 +107,7 @@ mod tests {
 
     // RFC 8489 §14.8
     #[test]
-    fn every_code_survives_class_and_number() {
+    fn every_code_is_encoded_and_decoded() {
         for code in 300..=699 {
             let code = ErrorCode::new(code).unwrap();
             let [class, number] = code.class_and_number();
@@ -116,15 +116,15 @@ mod tests {
         }
     }
 
-    // RFC 8489 §14.8: the reserved bits above the class are ignored
+    // RFC 8489 §14.8
     #[test]
-    fn reserved_bits_beside_the_class_are_ignored() {
+    fn reserved_bits_before_the_class_are_ignored() {
         assert_eq!(ErrorCode::from_class_and_number([0xFC, 1]), Some(ErrorCode::UNAUTHENTICATED));
     }
 
     // RFC 8489 §14.8: class 3 to 6, number 0 to 99
     #[test]
-    fn codes_outside_their_range_do_not_exist() {
+    fn codes_out_of_range_are_invalid() {
         assert_eq!(ErrorCode::new(299), None);
         assert_eq!(ErrorCode::new(700), None);
         for pair in [[2, 0], [7, 0], [0, 0], [4, 100], [4, 255]] {
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_print_with_their_phrase() {
+    fn codes_are_displayed_with_their_reason_phrase() {
         assert_eq!(ErrorCode::STALE_NONCE.to_string(), "438 Stale Nonce");
         assert_eq!(ErrorCode::new(699).unwrap().to_string(), "699");
     }

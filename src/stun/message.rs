@@ -1,4 +1,4 @@
-//! The view over a received message (RFC 8489 §5, §14).
+//! A view of a received message (RFC 8489 §5, §14).
 
 #[cfg(test)]
 mod tests;
@@ -16,10 +16,10 @@ use super::{
     MAGIC_COOKIE, Method, RawAttribute, TransactionId,
 };
 
-/// Why some bytes are not a STUN message.
+/// Why bytes are not a STUN message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ParseError {
-    /// There is no room for a header.
+    /// The message is shorter than a header.
     #[error("fewer than 20 bytes")]
     TooShort,
     /// The two most significant bits are not zero (RFC 8489 §5).
@@ -31,18 +31,18 @@ pub enum ParseError {
     /// The length is not a multiple of four (RFC 8489 §5).
     #[error("the length is not a multiple of four")]
     UnalignedLength,
-    /// The length says more than there is.
-    #[error("shorter than its length says")]
+    /// The message is shorter than its length field.
+    #[error("shorter than the length field")]
     Truncated,
-    /// The length says less than there is.
-    #[error("bytes behind the end of the message")]
+    /// The message is followed by more bytes.
+    #[error("bytes after the end of the message")]
     TrailingBytes,
-    /// An attribute reaches past the end of the message.
-    #[error("an attribute reaches past the end of the message")]
+    /// An attribute extends past the end of the message.
+    #[error("an attribute extends past the end of the message")]
     AttributeOverrun,
 }
 
-/// A message whose header and attribute structure are sound. Values of attributes are decoded on demand.
+/// A message whose header and attribute lengths are valid. Attribute values are decoded on demand.
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
     bytes: &'a [u8],
@@ -53,13 +53,13 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Reads one whole datagram or frame.
+    /// Parses a whole datagram or frame.
     ///
-    /// Every attribute's length is checked, also behind the integrity attributes; no value is looked at.
+    /// The length of every attribute is checked, even after the integrity attributes. Values are not read.
     ///
     /// # Errors
     ///
-    /// [`ParseError`] when the bytes are not exactly one STUN message with a magic cookie.
+    /// [`ParseError`] unless the bytes are exactly one STUN message with a magic cookie.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let mut reader = Reader::new(bytes);
         let (Some(message_type), Some(length), Some(cookie), Some(&transaction_id)) =
@@ -88,43 +88,44 @@ impl<'a> Message<'a> {
         Ok(Self { bytes, attributes, class, method, transaction_id: TransactionId::new(transaction_id) })
     }
 
-    /// Request, indication or one of the two kinds of response.
+    /// Returns the class.
     pub fn class(&self) -> Class {
         self.class
     }
 
-    /// The method.
+    /// Returns the method.
     pub fn method(&self) -> Method {
         self.method
     }
 
-    /// The transaction ID.
+    /// Returns the transaction ID.
     pub fn transaction_id(&self) -> TransactionId {
         self.transaction_id
     }
 
-    /// The whole message, header included.
+    /// Returns the whole message, including the header.
     pub fn as_bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// The attributes in their order, without those that a receiver has to ignore: behind MESSAGE-INTEGRITY everything
-    /// but MESSAGE-INTEGRITY-SHA256 and FINGERPRINT, behind MESSAGE-INTEGRITY-SHA256 everything but FINGERPRINT, and
-    /// behind FINGERPRINT everything (RFC 8489 §9, §14.7).
+    /// Returns the attributes in order, except those that a receiver ignores (RFC 8489 §9, §14.7).
+    ///
+    /// After MESSAGE-INTEGRITY, only MESSAGE-INTEGRITY-SHA256 and FINGERPRINT are returned; after
+    /// MESSAGE-INTEGRITY-SHA256, only FINGERPRINT; and after FINGERPRINT, nothing.
     pub fn attributes(&self) -> Attributes<'a> {
         Attributes { reader: self.attributes, message_len: self.bytes.len(), seen: Seen::Nothing }
     }
 
-    /// The first attribute of a type; later ones are duplicates (RFC 8489 §14). `None` when there is none.
+    /// Returns the first attribute of a type, or `None`. Later ones are duplicates (RFC 8489 §14).
     ///
     /// # Errors
     ///
-    /// [`AttributeError`] when its value is not what the attribute's definition says.
+    /// [`AttributeError`] if the value is malformed.
     pub fn get<A: Attribute<'a>>(&self) -> Result<Option<A>, AttributeError> {
         self.all().next().transpose()
     }
 
-    /// Every attribute of a type in order, for those that may repeat (XOR-PEER-ADDRESS in CreatePermission).
+    /// Returns all attributes of a type in order, for XOR-PEER-ADDRESS in CreatePermission, which may be repeated.
     pub fn all<A: Attribute<'a>>(&self) -> impl Iterator<Item = Result<A, AttributeError>> + use<'a, A> {
         let transaction_id = self.transaction_id;
         self.attributes()
@@ -132,13 +133,14 @@ impl<'a> Message<'a> {
             .map(move |attribute| A::decode(attribute.value, transaction_id))
     }
 
-    /// Whether there is an attribute of this type among those that are not ignored.
+    /// Returns whether [`Self::attributes`] contains an attribute of this type.
     pub fn contains(&self, kind: AttributeType) -> bool {
         self.attributes().any(|attribute| attribute.kind == kind)
     }
 
-    /// The comprehension-required attributes that are not `understood`, which a 420 has to list (RFC 8489 §6.3.1).
-    /// A type that appears twice is returned twice.
+    /// Returns the comprehension-required attributes that are not `understood`, for a 420 (RFC 8489 §6.3.1).
+    ///
+    /// A type that occurs twice is returned twice.
     pub fn unknown_required<F: Fn(AttributeType) -> bool>(
         &self,
         understood: F,
@@ -148,7 +150,8 @@ impl<'a> Message<'a> {
             .filter(move |&kind| kind.is_comprehension_required() && !understood(kind))
     }
 
-    /// Where in [`Self::as_bytes`] the value of the first DATA attribute lies, for relaying it without a copy.
+    /// Returns the range of the value of the first DATA attribute in [`Self::as_bytes`], for relaying it without a
+    /// copy.
     pub fn data_range(&self) -> Option<Range<usize>> {
         let (start, attribute) = self.find(AttributeType::DATA)?;
         let start = start + ATTRIBUTE_HEADER_LEN;
@@ -158,7 +161,7 @@ impl<'a> Message<'a> {
     /// Checks FINGERPRINT (RFC 8489 §14.7).
     pub fn fingerprint(&self) -> FingerprintStatus {
         let Some((start, attribute)) = self.find(AttributeType::FINGERPRINT) else { return FingerprintStatus::Absent };
-        // "MUST be the last attribute": the length in the header then covers it and nothing more.
+        // "MUST be the last attribute": the length in the header then covers nothing after it.
         let is_last = start + ATTRIBUTE_HEADER_LEN + FINGERPRINT_LEN == self.bytes.len();
         match (Fingerprint::decode(attribute.value, self.transaction_id), self.covered(start, FINGERPRINT_LEN)) {
             (Ok(Fingerprint(value)), Some(covered)) if is_last && covered.fingerprint() == value => {
@@ -168,32 +171,32 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Checks MESSAGE-INTEGRITY with the key of RFC 8489 §9.1.1 or §9.2.2, in time that does not depend on how much of
-    /// it matches.
+    /// Checks MESSAGE-INTEGRITY with the key of RFC 8489 §9.1.1 or §9.2.2 in constant time.
     pub fn verify_integrity(&self, key: &[u8]) -> IntegrityStatus {
         let Some((start, attribute)) = self.find(AttributeType::MESSAGE_INTEGRITY) else {
             return IntegrityStatus::Absent;
         };
         match (MessageIntegrity::decode(attribute.value, self.transaction_id), self.covered(start, SHA1_LEN)) {
-            (Ok(MessageIntegrity(value)), Some(covered)) if covered.sha1_is(key, value) => IntegrityStatus::Valid,
+            (Ok(MessageIntegrity(value)), Some(covered)) if covered.verify_sha1(key, value) => IntegrityStatus::Valid,
             _ => IntegrityStatus::Wrong,
         }
     }
 
-    /// Checks MESSAGE-INTEGRITY-SHA256 like [`Self::verify_integrity`]. A truncated one is wrong: no usage that this
-    /// server takes part in allows truncation (RFC 8489 §14.6).
+    /// Checks MESSAGE-INTEGRITY-SHA256 in constant time.
+    ///
+    /// A truncated value is wrong, because TURN does not allow truncation (RFC 8489 §14.6).
     pub fn verify_integrity_sha256(&self, key: &[u8]) -> IntegrityStatus {
         let Some((start, attribute)) = self.find(AttributeType::MESSAGE_INTEGRITY_SHA256) else {
             return IntegrityStatus::Absent;
         };
         let value = MessageIntegritySha256::decode(attribute.value, self.transaction_id).ok().and_then(|it| it.full());
         match (value, self.covered(start, attribute.value.len())) {
-            (Some(value), Some(covered)) if covered.sha256_is(key, value) => IntegrityStatus::Valid,
+            (Some(value), Some(covered)) if covered.verify_sha256(key, value) => IntegrityStatus::Valid,
             _ => IntegrityStatus::Wrong,
         }
     }
 
-    /// The first attribute of a type and where its header starts.
+    /// Returns the first attribute of a type and the start of its header.
     fn find(&self, kind: AttributeType) -> Option<(usize, RawAttribute<'a>)> {
         let mut attributes = self.attributes();
         loop {
@@ -220,7 +223,7 @@ impl fmt::Debug for Message<'_> {
     }
 }
 
-/// Which of the attributes that end the ordinary part of a message have passed.
+/// The last attribute that restricts the attributes after it.
 #[derive(Clone, Copy, Debug)]
 enum Seen {
     Nothing,
@@ -229,7 +232,7 @@ enum Seen {
     Fingerprint,
 }
 
-/// The attributes of a message that are not to be ignored; see [`Message::attributes`].
+/// An iterator over the attributes of a message that a receiver does not ignore. See [`Message::attributes`].
 #[derive(Clone)]
 pub struct Attributes<'a> {
     reader: Reader<'a>,

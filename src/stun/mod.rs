@@ -1,8 +1,8 @@
-//! STUN wire code: RFC 8489 §5, §14 and the attributes of RFC 8656 §18.
+//! STUN wire format: RFC 8489 §5, §14 and the attributes of RFC 8656 §18.
 //!
-//! [`Message`] is a view over a received datagram and [`MessageWriter`] fills a caller's buffer. Neither allocates,
-//! and no sequence of bytes makes either panic: every read goes through one small reader that cannot over-read, every
-//! write through [`ValueWriter`]. Typed attributes are in [`attribute`]; each knows only its own value.
+//! [`Message`] is a view of a received message, and [`MessageWriter`] writes into a buffer of the caller. Neither
+//! allocates, and neither panics on any input: all reads are bounds-checked by one reader, and all writes by
+//! [`ValueWriter`]. [`attribute`] contains the typed attributes.
 #![cfg_attr(
     not(test),
     deny(
@@ -38,16 +38,16 @@ pub use message::{Attributes, Message, ParseError};
 pub use types::{Class, Method, TransactionId};
 pub use writer::{BufferTooSmall, MessageWriter, ValueWriter};
 
-/// Length in bytes of the header in front of the attributes (RFC 8489 §5).
+/// The length of the message header in bytes (RFC 8489 §5).
 pub const HEADER_LEN: usize = 20;
 
-/// The constant in bytes 4 to 7 of every message (RFC 8489 §5).
+/// The magic cookie, bytes 4 to 7 of every message (RFC 8489 §5).
 pub const MAGIC_COOKIE: u32 = 0x2112_A442;
 
-/// Length in bytes of the type and length in front of an attribute's value (RFC 8489 §14).
+/// The length of an attribute's type and length fields in bytes (RFC 8489 §14).
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 
-/// How many bytes of padding follow a value of `len` bytes: 0 to 3 (RFC 8489 §14).
+/// Returns the number of padding bytes after a value of `len` bytes, 0 to 3 (RFC 8489 §14).
 const fn padding(len: usize) -> usize {
     len.wrapping_neg() % 4
 }

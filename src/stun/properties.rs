@@ -1,4 +1,4 @@
-//! Properties of reader and writer over generated, mutated and random bytes.
+//! Properties of reader and writer with generated, mutated and random bytes.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -8,7 +8,7 @@ use super::*;
 
 const KEY: &[u8] = b"key";
 
-/// A message as a peer might send it: any attributes in any order, checksums anywhere.
+/// A part of a generated message: any attribute, or a checksum at any position.
 #[derive(Clone, Debug)]
 enum Part {
     Raw(u16, Vec<u8>),
@@ -21,7 +21,7 @@ fn part() -> impl Strategy<Value = Part> {
     let known = (0x0001_u16..0x0030).prop_union(0x8000_u16..0x8030);
     prop_oneof![
         8 => (known, vec(any::<u8>(), 0..40)).prop_map(|(kind, value)| Part::Raw(kind, value)),
-        // Values that pass for families, small numbers and texts.
+        // Values that are valid as address families, small numbers and texts.
         8 => ((0x0001_u16..0x0030).prop_union(0x8000_u16..0x8005), vec(0_u8..6, 0..24))
             .prop_map(|(kind, value)| Part::Raw(kind, value)),
         1 => (any::<u16>(), vec(any::<u8>(), 0..8)).prop_map(|(kind, value)| Part::Raw(kind, value)),
@@ -52,15 +52,15 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// A message with some bytes overwritten and perhaps cut off.
+/// Generates a message of which some bytes are overwritten and which may be cut.
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
     (message(), vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), any::<prop::sample::Index>(), 0..8).prop_map(
-        |(mut bytes, overwrites, cut, whether_to_cut)| {
+        |(mut bytes, overwrites, cut, cut_if_zero)| {
             for (at, byte) in overwrites {
                 let at = at.index(bytes.len());
                 bytes[at] = byte;
             }
-            if whether_to_cut == 0 {
+            if cut_if_zero == 0 {
                 bytes.truncate(cut.index(bytes.len()));
             }
             bytes
@@ -68,8 +68,8 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// Writes what was read and reads it again.
-macro_rules! assert_survives {
+/// Asserts that each attribute is the same after it is written and read again.
+macro_rules! assert_round_trip {
     ($message:expr, $($attribute:ty),* $(,)?) => {$(
         let first = $message.get::<$attribute>();
         if let Ok(Some(first)) = first {
@@ -86,10 +86,10 @@ macro_rules! assert_survives {
     )*};
 }
 
-/// Calls everything that a message offers.
-fn use_all_of(bytes: &[u8]) -> Result<(), TestCaseError> {
+/// Calls every method of a message.
+fn exercise(bytes: &[u8]) -> Result<(), TestCaseError> {
     let Ok(message) = Message::parse(bytes) else { return Ok(()) };
-    assert_survives!(
+    assert_round_trip!(
         message,
         MappedAddress,
         XorMappedAddress,
@@ -127,7 +127,7 @@ fn use_all_of(bytes: &[u8]) -> Result<(), TestCaseError> {
         prop_assert_eq!(Some(Data(&bytes[range])), message.get().unwrap());
     }
 
-    // What is not ignored, written again, gives an equal view.
+    // A message of the attributes that are not ignored has the same attributes.
     let mut buffer = vec![0xEE; 70_000];
     let mut writer = MessageWriter::new(&mut buffer, message.class(), message.method(), message.transaction_id());
     message.attributes().for_each(|attribute| writer.push(&attribute));
@@ -146,38 +146,38 @@ proptest! {
     #[test]
     fn written_messages_are_read_back(bytes in message()) {
         prop_assert!(Message::parse(&bytes).is_ok());
-        use_all_of(&bytes)?;
+        exercise(&bytes)?;
     }
 
     #[test]
-    fn mutated_messages_do_not_panic_and_survive_rewriting(bytes in mutated()) {
-        use_all_of(&bytes)?;
+    fn mutated_messages_do_not_panic_and_can_be_rewritten(bytes in mutated()) {
+        exercise(&bytes)?;
     }
 
     #[test]
     fn random_bytes_do_not_panic(bytes in vec(any::<u8>(), 0..200)) {
-        use_all_of(&bytes)?;
+        exercise(&bytes)?;
     }
 
-    // Random bytes are hardly ever a header; behind a sound one they reach the attributes.
+    // Random bytes are rarely a valid header. With one, parsing reaches the attributes.
     #[test]
-    fn random_bytes_behind_a_header_do_not_panic(words in vec(any::<[u8; 4]>(), 0..60)) {
+    fn random_bytes_after_a_header_do_not_panic(words in vec(any::<[u8; 4]>(), 0..60)) {
         let attributes = words.concat();
         let mut bytes = b"\x00\x03\x00\x00\x21\x12\xa4\x42transaction!".to_vec();
         bytes[2..4].copy_from_slice(&u16::try_from(attributes.len()).unwrap().to_be_bytes());
         bytes.extend(attributes);
-        use_all_of(&bytes)?;
+        exercise(&bytes)?;
     }
 
     // RFC 8489 §14: "the padding bits MUST be set to zero on sending"
     #[test]
     fn written_padding_is_zero(bytes in message()) {
         let mut rest = &bytes[HEADER_LEN..];
-        while let [_, _, high, low, behind @ ..] = rest {
+        while let [_, _, high, low, following @ ..] = rest {
             let len = usize::from(u16::from_be_bytes([*high, *low]));
             let padded = len.next_multiple_of(4);
-            prop_assert!(behind[len..padded].iter().all(|&byte| byte == 0));
-            rest = &behind[padded..];
+            prop_assert!(following[len..padded].iter().all(|&byte| byte == 0));
+            rest = &following[padded..];
         }
         prop_assert!(rest.is_empty());
     }

@@ -1,8 +1,8 @@
-//! Reading network bytes without a way to read past their end.
+//! Bounds-checked reading of network bytes.
 
 use super::{AttributeType, padding};
 
-/// The bytes that are still to be read. Every method either consumes what it returns or returns `None`.
+/// The remaining bytes of an input. Every method consumes what it returns, or returns `None`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader<'a>(&'a [u8]);
 
@@ -47,7 +47,7 @@ impl<'a> Reader<'a> {
         std::mem::take(&mut self.0)
     }
 
-    /// One attribute with its padding (RFC 8489 §14). The padding's value is ignored, but it has to be there.
+    /// Reads an attribute and its padding, whose value is ignored (RFC 8489 §14).
     pub(super) fn attribute(&mut self) -> Option<(AttributeType, &'a [u8])> {
         let kind = AttributeType::new(self.u16()?);
         let len = usize::from(self.u16()?);

@@ -2,16 +2,16 @@
 
 use std::fmt;
 
-/// What kind of message it is: the two class bits of the message type (RFC 8489 §5).
+/// The class of a message, from the two class bits of the message type (RFC 8489 §5).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Class {
-    /// Wants an answer.
+    /// A request, which expects a response.
     Request,
-    /// Wants none.
+    /// An indication, which has no response.
     Indication,
-    /// The answer to a request that was carried out.
+    /// A success response.
     Success,
-    /// The answer to a request that was rejected.
+    /// An error response.
     Error,
 }
 
@@ -41,12 +41,12 @@ impl Method {
     /// RFC 6062 §4.4; indications only.
     pub const CONNECTION_ATTEMPT: Self = Self(0x00C);
 
-    /// A method by its number; `None` beyond 12 bits.
+    /// Creates a method from its number; `None` if it has more than 12 bits.
     pub const fn new(number: u16) -> Option<Self> {
         if number <= 0xFFF { Some(Self(number)) } else { None }
     }
 
-    /// The method's number, 0 to 0xFFF.
+    /// Returns the number of the method, 0 to 0xFFF.
     pub const fn number(self) -> u16 {
         self.0
     }
@@ -83,17 +83,17 @@ impl fmt::Debug for Method {
     }
 }
 
-/// The 96 bits that tie an answer to its request (RFC 8489 §5).
+/// The 96-bit identifier that a request and its response share (RFC 8489 §5).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TransactionId([u8; 12]);
 
 impl TransactionId {
-    /// A transaction ID in network byte order.
+    /// Creates a transaction ID from its bytes in network byte order.
     pub const fn new(bytes: [u8; 12]) -> Self {
         Self(bytes)
     }
 
-    /// The twelve bytes as they stand in the header.
+    /// Returns the twelve bytes in network byte order.
     pub const fn as_bytes(&self) -> &[u8; 12] {
         &self.0
     }
@@ -105,7 +105,7 @@ impl fmt::Debug for TransactionId {
     }
 }
 
-/// The 14-bit message type: the class bits C1 and C0 sit between the method bits (RFC 8489 §5, figure 3).
+/// Encodes the 14-bit message type. The class bits C1 and C0 are between the method bits (RFC 8489 §5, figure 3).
 pub(super) const fn encode_message_type(class: Class, Method(method): Method) -> u16 {
     let class = match class {
         Class::Request => 0x0000,
@@ -116,7 +116,7 @@ pub(super) const fn encode_message_type(class: Class, Method(method): Method) ->
     (method & 0xF80) << 2 | (method & 0x070) << 1 | method & 0x00F | class
 }
 
-/// The inverse of [`encode_message_type`]; `None` when the two most significant bits are not zero.
+/// Decodes the message type; `None` if the two most significant bits are not zero.
 pub(super) const fn decode_message_type(value: u16) -> Option<(Class, Method)> {
     if value & 0xC000 != 0 {
         return None;
@@ -138,7 +138,7 @@ mod tests {
 
     // RFC 8489 §5
     #[test]
-    fn every_class_and_method_survives_the_message_type() {
+    fn every_class_and_method_is_encoded_and_decoded() {
         for class in CLASSES {
             for number in 0..=0xFFF {
                 let method = Method::new(number).unwrap();
@@ -149,7 +149,7 @@ mod tests {
         }
     }
 
-    // RFC 8489 §5: "a Binding request has ... 0x0001, a Binding response 0x0101"
+    // RFC 8489 §5: a Binding request is 0x0001, its success response 0x0101.
     #[test]
     fn message_types_have_their_published_values() {
         assert_eq!(encode_message_type(Class::Request, Method::BINDING), 0x0001);
@@ -160,19 +160,19 @@ mod tests {
     }
 
     #[test]
-    fn message_type_with_a_leading_bit_is_refused() {
+    fn message_type_with_a_leading_bit_is_invalid() {
         assert_eq!(decode_message_type(0x4001), None);
         assert_eq!(decode_message_type(0x8001), None);
     }
 
     #[test]
-    fn method_of_thirteen_bits_does_not_exist() {
+    fn method_of_thirteen_bits_is_invalid() {
         assert_eq!(Method::new(0x1000), None);
         assert_eq!(Method::new(0x003), Some(Method::ALLOCATE));
     }
 
     #[test]
-    fn methods_print_as_the_rfc_writes_them() {
+    fn methods_are_displayed_with_their_rfc_names() {
         assert_eq!(Method::CREATE_PERMISSION.to_string(), "CreatePermission");
         assert_eq!(Method::new(0x0AB).unwrap().to_string(), "0x0AB");
         assert_eq!(format!("{:?}", TransactionId::new([0xAB; 12])), "ab".repeat(12));

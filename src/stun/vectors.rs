@@ -1,7 +1,7 @@
-//! The published messages: RFC 5769 §2 and RFC 8489 Appendix B.1, read and rebuilt byte for byte.
+//! The test vectors of RFC 5769 §2 and RFC 8489 Appendix B.1, parsed and rebuilt.
 //!
-//! RFC 5769 §2 pads the first three with spaces, and their checksums cover that. A sender may not do so (RFC 8489 §14),
-//! hence [`MessageWriter::repad`], which exists in tests only.
+//! The checksums of the first three vectors of RFC 5769 cover padding with spaces, which a sender must not use (RFC
+//! 8489 §14). [`MessageWriter::repad`], which only tests have, writes such padding.
 
 use super::attribute::*;
 use super::*;
@@ -130,8 +130,8 @@ fn rfc5769_long_term_request_is_read_and_rebuilt() {
     assert_eq!(rebuilt, bytes);
 }
 
-// RFC 8489 Appendix B.1 as corrected by erratum 6268: the printed message lacks PASSWORD-ALGORITHM and its length and
-// HMAC belong to another one.
+// RFC 8489 Appendix B.1 as corrected by erratum 6268: the published message has no PASSWORD-ALGORITHM, and its length
+// and HMAC are wrong.
 #[test]
 fn rfc8489_appendix_b1_is_read_and_rebuilt() {
     use sha2::{Digest, Sha256};

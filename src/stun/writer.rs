@@ -1,4 +1,4 @@
-//! Writing a message into a buffer of the caller (RFC 8489 §5, §14).
+//! Writing of messages (RFC 8489 §5, §14).
 
 #[cfg(test)]
 mod tests;
@@ -7,12 +7,12 @@ use super::integrity::Covered;
 use super::types::encode_message_type;
 use super::{AttributeType, Class, EncodeAttribute, HEADER_LEN, MAGIC_COOKIE, Method, TransactionId, padding};
 
-/// The message does not fit into the buffer, or into the 16 bits of its length.
+/// The message does not fit into the buffer, or its length does not fit into 16 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the message does not fit into the buffer")]
 pub struct BufferTooSmall;
 
-/// Takes the bytes of an attribute's value. What does not fit is dropped and remembered.
+/// Writes the value of an attribute. Bytes that do not fit are discarded, which makes the message fail.
 pub struct ValueWriter<'b> {
     buffer: &'b mut [u8],
     len: usize,
@@ -34,7 +34,7 @@ impl ValueWriter<'_> {
         }
     }
 
-    /// Appends a length as 16 bits; one that needs more makes the message too long.
+    /// Appends a length as 16 bits. A longer one makes the message fail.
     pub(super) fn put_u16_len(&mut self, len: usize) {
         match u16::try_from(len) {
             Ok(len) => self.put(&len.to_be_bytes()),
@@ -53,7 +53,7 @@ impl ValueWriter<'_> {
         place
     }
 
-    /// Writes a length into the two bytes at `at`, which `put` has passed.
+    /// Overwrites the two bytes at `at` with a length.
     fn patch_u16(&mut self, at: usize, value: usize) {
         match (u16::try_from(value), self.buffer.get_mut(at..).and_then(<[u8]>::first_chunk_mut)) {
             (Ok(value), Some(place)) if !self.overflow => *place = value.to_be_bytes(),
@@ -62,11 +62,11 @@ impl ValueWriter<'_> {
     }
 }
 
-/// Writes one message: header, attributes in the order of the calls, checksums last.
+/// Writes a message: the header, then attributes and checksums in the order of the calls.
 ///
-/// Nothing is ever written behind the end of the buffer. A message that does not fit is noticed by the `finish` methods
-/// alone, so that the calls in between need no error handling.
-// No Debug: the buffer behind the message may hold what was in it before.
+/// Only the `finish` methods report that the message does not fit into the buffer, so that the other calls need no
+/// error handling.
+// There is no Debug, because the rest of the buffer may contain other data.
 pub struct MessageWriter<'b> {
     out: ValueWriter<'b>,
     transaction_id: TransactionId,
@@ -83,9 +83,9 @@ impl<'b> MessageWriter<'b> {
         Self { out, transaction_id }
     }
 
-    /// Appends an attribute and its padding, which is zero (RFC 8489 §14).
+    /// Appends an attribute and its zero padding (RFC 8489 §14).
     ///
-    /// Behind an integrity attribute a receiver ignores it; see [`super::Message::attributes`].
+    /// A receiver ignores an attribute after an integrity attribute. See [`super::Message::attributes`].
     pub fn push(&mut self, attribute: &(impl EncodeAttribute + ?Sized)) {
         self.out.put(&attribute.kind().number().to_be_bytes());
         let length_at = self.out.len;
@@ -97,36 +97,36 @@ impl<'b> MessageWriter<'b> {
         self.out.put_zeros(padding(value_len));
     }
 
-    /// Appends MESSAGE-INTEGRITY over everything so far (RFC 8489 §14.5).
+    /// Appends MESSAGE-INTEGRITY, computed over the message so far (RFC 8489 §14.5).
     pub fn message_integrity(&mut self, key: &[u8]) {
         self.push_checksum(AttributeType::MESSAGE_INTEGRITY, |covered| covered.sha1(key));
     }
 
-    /// Appends MESSAGE-INTEGRITY-SHA256, not truncated, over everything so far (RFC 8489 §14.6).
+    /// Appends MESSAGE-INTEGRITY-SHA256 without truncation, computed over the message so far (RFC 8489 §14.6).
     pub fn message_integrity_sha256(&mut self, key: &[u8]) {
         self.push_checksum(AttributeType::MESSAGE_INTEGRITY_SHA256, |covered| covered.sha256(key));
     }
 
-    /// Appends FINGERPRINT, which has to be the last attribute (RFC 8489 §14.7).
+    /// Appends FINGERPRINT, which must be the last attribute (RFC 8489 §14.7).
     pub fn fingerprint(&mut self) {
         self.push_checksum(AttributeType::FINGERPRINT, |covered| covered.fingerprint().to_be_bytes());
     }
 
-    /// How many bytes the message has so far, its header included.
+    /// Returns the length of the message so far in bytes, including the header.
     pub fn written(&self) -> usize {
         self.out.len
     }
 
-    /// Ends the message and returns it.
+    /// Completes the message and returns it.
     ///
     /// # Errors
     ///
-    /// [`BufferTooSmall`] when it did not fit; the buffer's content is then meaningless.
+    /// [`BufferTooSmall`] if the message does not fit. The content of the buffer is then undefined.
     pub fn finish(self) -> Result<&'b [u8], BufferTooSmall> {
         self.finish_with_length_of(0)
     }
 
-    /// Ends the message and returns only its length in bytes, for a caller that goes on to use the buffer.
+    /// Completes the message and returns its length in bytes, for a caller that still needs the buffer.
     ///
     /// # Errors
     ///
@@ -135,23 +135,23 @@ impl<'b> MessageWriter<'b> {
         self.finish().map(<[u8]>::len)
     }
 
-    /// Ends the message with the header of a DATA attribute, whose `data_len` bytes of value lie, or will be sent,
-    /// right behind what is returned. The caller appends [`data_padding`](super::attribute::data_padding) zero bytes.
+    /// Completes the message with the header of a DATA attribute, and returns it without the value.
     ///
-    /// With XOR-PEER-ADDRESS as the only attribute before it, what is returned has 36 bytes for an IPv4 peer and 48 for
-    /// an IPv6 peer.
+    /// The caller appends the `data_len` bytes of the value and [`data_padding`](super::attribute::data_padding) zero
+    /// bytes. If XOR-PEER-ADDRESS is the only other attribute, the returned part has 36 bytes for an IPv4 peer and 48
+    /// for an IPv6 peer.
     ///
     /// # Errors
     ///
     /// As [`Self::finish`].
-    pub fn finish_with_data_behind(mut self, data_len: usize) -> Result<&'b [u8], BufferTooSmall> {
+    pub fn finish_with_data_header(mut self, data_len: usize) -> Result<&'b [u8], BufferTooSmall> {
         self.out.put(&AttributeType::DATA.number().to_be_bytes());
         self.out.put_u16_len(data_len);
         self.finish_with_length_of(data_len.saturating_add(padding(data_len)))
     }
 
-    fn finish_with_length_of(mut self, behind: usize) -> Result<&'b [u8], BufferTooSmall> {
-        self.out.patch_u16(2, self.out.len.saturating_add(behind).saturating_sub(HEADER_LEN));
+    fn finish_with_length_of(mut self, data_len: usize) -> Result<&'b [u8], BufferTooSmall> {
+        self.out.patch_u16(2, self.out.len.saturating_add(data_len).saturating_sub(HEADER_LEN));
         let ValueWriter { buffer, len, overflow } = self.out;
         if overflow {
             return Err(BufferTooSmall);
@@ -174,7 +174,7 @@ impl<'b> MessageWriter<'b> {
 
 #[cfg(test)]
 impl MessageWriter<'_> {
-    /// Overwrites the padding that was just written. RFC 5769 pads with spaces.
+    /// Overwrites the last padding. RFC 5769 pads with spaces.
     pub(super) fn repad(&mut self, count: usize, byte: u8) {
         let end = self.out.len;
         self.out.buffer[end - count..end].fill(byte);

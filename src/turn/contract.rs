@@ -1,35 +1,40 @@
-//! The contract between the core and its shell, on one page.
+//! The contract between the core and its shell: every input and every output.
 //!
-//! The shell hands in packets and the results of sockets that the core asked for; the core answers with a decision.
-//! On the fast path that decision is a route over the buffer that the shell holds: nothing is copied or allocated.
+//! The shell passes packets, the results of socket operations and commands to the core. The core returns a decision. On
+//! the fast path the decision is a route over the buffer that the shell holds: nothing is copied or allocated.
 //!
 //! ```text
-//!                 client_packet                          relay_opened
-//!   client ─────────────────────▶ ┌────────────────┐ ◀───────────────────── shell
-//!          ◀───────────────────── │  turn::Server  │ ─────────────────────▶ OpenRelay, ToPeer
-//!            Reply, ToClient      └────────────────┘      next_action       Close, Log
-//!                                     ▲        ▲                            (then relay_closed)
-//!      peer_packet, peer_unreachable ─┘        └─ advance (time), stop
+//!   input                                            output
+//!   client_packet   a datagram or frame of a client  FromClient: relay, respond, open a socket, drop
+//!   peer_packet     a datagram of a peer             FromPeer: relay, drop
+//!   peer_unreachable  an ICMP error                  IcmpIndication for the client, or a drop reason
+//!   socket_opened   the result of opening a socket   Opened: respond, open another socket, abandon
+//!   socket_closed   a socket is closed               -
+//!   credit          packets that were relayed        -
+//!   connection_closed, advance, stop                 -
+//!   reconfigure, review                              whether there is more to review
+//!   end_allocation  a command                        whether there was such an allocation
+//!   import          an allocation of another process the sockets that it needs
+//!   allocations, describe, export                    plain data
+//!
+//!   After every input: next_action, until it returns None.
+//!   Action: close a socket, log an event, a channel route was added or removed
 //! ```
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::Duration;
 
-use crate::auth::{AuthFailure, HumanSeconds};
-use crate::stun::attribute::AddressFamily;
-use crate::turn::limit::Limit;
-use crate::turn::outcome::{DropReason, Outcome};
-use crate::turn::protocol::channel_data::Framing;
-use crate::turn::shared::policy::Denial;
-use crate::turn::time::Instant;
+use super::event::Event;
+use super::outcome::{DropReason, Outcome};
+use super::time::{Deadline, Instant};
+use crate::transport::Transport;
 
-/// What the core may not fetch for itself: the time and randomness.
+/// The time and the source of randomness, which the core does not fetch itself.
 pub struct Context<'a> {
     /// The monotonic clock.
     pub now: Instant,
-    /// The wall clock, in seconds since the Unix epoch; credentials and nonces are dated by it.
+    /// The wall clock, in seconds since the Unix epoch. Credentials and nonces are dated by it.
     pub unix: u64,
     /// A cryptographically secure source.
     pub rng: &'a mut dyn rand::CryptoRng,
@@ -41,91 +46,92 @@ impl fmt::Debug for Context<'_> {
     }
 }
 
-/// The transport between client and server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Transport {
-    /// Plain UDP.
-    Udp,
-    /// Plain TCP.
-    Tcp,
-    /// TLS over TCP.
-    Tls,
-}
-
-impl Transport {
-    /// Whether packets arrive in a row on a connection, whose handshake has shown that the client is where it says.
-    #[must_use]
-    pub fn is_stream(self) -> bool {
-        match self {
-            Self::Udp => false,
-            Self::Tcp | Self::Tls => true,
-        }
-    }
-
-    /// The DSCP and ECN that a datagram is relayed with which came with `tos`, from or to a client on this transport:
-    /// the same, or none where one side is a connection (RFC 8656 §14–§16).
-    pub(crate) fn relayed_tos(self, tos: u8) -> u8 {
-        if self.is_stream() { 0 } else { tos }
-    }
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Udp => "udp",
-            Self::Tcp => "tcp",
-            Self::Tls => "tls",
-        })
-    }
-}
-
 /// The communication path between a client and the server (RFC 8656 §2), as the server sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FiveTuple {
-    /// Where the client's packets come from.
+    /// The source of the client's packets.
     pub client: SocketAddr,
-    /// The address that the client wrote to.
+    /// The address that the client sends to.
     pub server: SocketAddr,
-    /// How they travel.
+    /// The transport between them.
     pub transport: Transport,
 }
 
-/// Names an allocation's relay socket of one address family, and no other one's ever after.
+/// Identifies an allocation. It is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RelayId {
-    /// Twice the allocation's place in the table, and one more for IPv6.
+pub struct AllocationId {
+    /// The place in the table.
+    pub(crate) place: u32,
+    /// Distinguishes the allocation from earlier ones in the same place.
+    pub(crate) generation: u32,
+}
+
+/// The number of sockets that an allocation can have.
+const SOCKETS_PER_ALLOCATION: u32 = 2;
+
+/// Identifies a relay socket. It is never reused. What the socket is for, the core knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId {
+    /// The allocation's place times [`SOCKETS_PER_ALLOCATION`], plus the index of the socket within the allocation.
     slot: u32,
     generation: u32,
 }
 
-impl RelayId {
-    /// A small number that no two live relay sockets of a worker share; it is used again after the socket is closed.
+impl SocketId {
+    /// Returns a small number that no two open relay sockets of a worker share. It is reused after the socket is closed.
     #[must_use]
     pub fn slot(self) -> usize {
         self.slot as usize
     }
 
-    pub(crate) fn allocation(self) -> AllocationId {
-        AllocationId { place: self.slot / 2, generation: self.generation }
+    /// Returns the allocation that the socket belongs to.
+    #[must_use]
+    pub fn allocation(self) -> AllocationId {
+        AllocationId { place: self.slot / SOCKETS_PER_ALLOCATION, generation: self.generation }
     }
 
-    pub(crate) fn family(self) -> AddressFamily {
-        if self.slot.is_multiple_of(2) { AddressFamily::V4 } else { AddressFamily::V6 }
+    /// The first socket of the first allocation in the place of this slot.
+    #[cfg(test)]
+    pub(crate) fn for_tests(slot: u32) -> Self {
+        Self { slot, generation: 0 }
+    }
+
+    pub(crate) fn index(self) -> SocketIndex {
+        SocketIndex(self.slot % SOCKETS_PER_ALLOCATION)
     }
 }
 
-/// Names an allocation, and no other one ever after.
+/// The place of a socket within its allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct AllocationId {
-    pub(crate) place: u32,
-    pub(crate) generation: u32,
+pub(crate) struct SocketIndex(u32);
+
+impl SocketIndex {
+    pub(crate) const FIRST: Self = Self(0);
+    pub(crate) const SECOND: Self = Self(1);
 }
 
 impl AllocationId {
-    pub(crate) fn relay(self, family: AddressFamily) -> RelayId {
-        let slot = self.place * 2 + u32::from(family == AddressFamily::V6);
-        RelayId { slot, generation: self.generation }
+    pub(crate) fn socket(self, index: SocketIndex) -> SocketId {
+        SocketId { slot: self.place * SOCKETS_PER_ALLOCATION + index.0, generation: self.generation }
     }
+}
+
+/// A relay socket to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketSpec {
+    /// The identifier of the socket from here on.
+    pub socket: SocketId,
+    /// What kind of socket it is.
+    pub kind: SocketKind,
+    /// The address to bind it to.
+    pub bind: SocketAddr,
+}
+
+/// The kind of a relay socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    /// A UDP socket.
+    Udp,
 }
 
 /// The relayed transport addresses of an allocation: one, or one of each address family (RFC 8656 §7.2). Displayed with
@@ -139,7 +145,7 @@ pub struct RelayedAddresses {
 }
 
 impl RelayedAddresses {
-    /// Those that there are, IPv4 first.
+    /// Returns the addresses, IPv4 first.
     pub fn iter(self) -> impl Iterator<Item = SocketAddr> {
         self.v4.into_iter().chain(self.v6)
     }
@@ -165,283 +171,131 @@ pub struct IcmpError {
     pub kind: u8,
     /// The code.
     pub code: u8,
-    /// The MTU of the next hop in bytes, where the datagram was too big for it.
+    /// The MTU of the next hop in bytes, if the datagram was too big for it.
     pub mtu: u32,
 }
 
-/// What to do with a packet from a client.
+/// The decision about a packet from a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromClient {
-    /// Send part of the packet to a peer.
+    /// Send part of the buffer to a peer.
     Relay(ToPeer),
-    /// Send the first bytes of the reply buffer back to the client.
-    Reply(Reply),
-    /// Carry out the [`Action`]s that wait, then open a relay socket and report with
-    /// [`Server::relay_opened`](crate::turn::Server::relay_opened).
-    Open(OpenRelay),
-    /// Nothing.
+    /// Send the first bytes of the response buffer to the client.
+    Respond(Response),
+    /// Carry out the pending [`Action`]s, then open a relay socket and report the result with
+    /// [`Server::socket_opened`](crate::turn::Server::socket_opened).
+    Open(SocketSpec),
+    /// Do nothing.
     Drop(DropReason),
 }
 
-/// What to do with a datagram from a peer.
+/// The decision about a datagram from a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromPeer {
     /// Send part of the buffer to a client.
     Relay(ToClient),
-    /// Nothing.
+    /// Do nothing.
     Drop(DropReason),
 }
 
-/// A route to a peer: the bytes `payload` of the packet, out of relay socket `relay`, to `peer`.
+/// A payload to send to a peer. Once it is sent, it is to be [credited](crate::turn::Server::credit).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToPeer {
     /// The socket to send from.
-    pub relay: RelayId,
+    pub socket: SocketId,
     /// The peer's transport address, as the network knows it.
     pub peer: SocketAddr,
-    /// The application data within the packet.
+    /// The application data within the buffer.
     pub payload: Range<usize>,
-    /// The DSCP and ECN to send with, as they stand in the TOS or Traffic Class field (RFC 8656 §14, §15).
+    /// The DSCP and ECN to send with: the TOS or Traffic Class field (RFC 8656 §14, §15).
     pub tos: u8,
-    /// Whether DF is to be 1, or IPv6 is not to fragment; otherwise the datagram may be fragmented (RFC 8656 §14, §15).
+    /// Whether to set DF, or not to fragment IPv6 (RFC 8656 §14, §15).
     pub dont_fragment: bool,
 }
 
-/// A route to a client: the bytes `message` of the buffer, on the 5-tuple.
+/// A message to send to a client: a header, a payload and padding. Once it is sent, the payload is to be
+/// [credited](crate::turn::Server::credit).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToClient {
     /// The client's 5-tuple.
     pub tuple: FiveTuple,
-    /// The message within the buffer, whose header lies in the headroom.
-    pub message: Range<usize>,
-    /// The DSCP and ECN to send with, as they stand in the TOS or Traffic Class field (RFC 8656 §14); it means nothing on
-    /// a connection (§16).
+    /// The header: the last bytes of the headroom that the shell has lent.
+    pub header: usize,
+    /// The application data within the buffer.
+    pub payload: Range<usize>,
+    /// The number of zero bytes after the payload, [`TAILROOM`](crate::turn::TAILROOM) at most.
+    pub padding: usize,
+    /// The DSCP and ECN to send with, as in [`ToPeer::tos`]. A connection ignores it (RFC 8656 §16).
     pub tos: u8,
-    /// Under what the datagram is counted once it is sent.
-    pub outcome: Outcome,
 }
 
-/// How a peer's datagrams reach a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerRoute {
+/// A Data indication about an ICMP error, which is in the response buffer (RFC 8656 §11.5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IcmpIndication {
     /// The client's 5-tuple.
     pub tuple: FiveTuple,
-    /// What stands around each of them.
-    pub framing: Framing,
-    /// The DSCP and ECN to send with, as in [`ToClient::tos`].
-    pub tos: u8,
-}
-
-/// An answer to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
-    /// Bytes of the reply buffer that are the answer.
+    /// The length in bytes.
     pub length: usize,
-    /// Under what the request is counted.
-    pub outcome: Outcome,
 }
 
-/// A relay socket to be opened.
+/// A response to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenRelay {
-    /// What the socket is called from here on.
-    pub relay: RelayId,
-    /// The address to bind it to.
-    pub bind: SocketAddr,
+pub struct Response {
+    /// The length of the response, which begins at the start of the response buffer.
+    pub length: usize,
+    /// What the request is counted under once the response is sent.
+    pub outcome: Outcome,
 }
 
 /// Why a relay socket could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenError {
-    /// Somebody else has the port; another one may do.
+    /// Another program has the port; another port may work.
     PortInUse,
-    /// No port will do: no descriptors left, the address is gone from the machine, and so on.
+    /// No port will work: no file descriptor is left, the address has left the machine, and so on.
     Other,
 }
 
-/// What to do when a relay socket was opened or not.
+/// The decision after a relay socket was opened or failed to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// Send the first bytes of the reply buffer to the client.
-    Reply(FiveTuple, Reply),
-    /// Open this socket: in place of the one that was not to be had, or besides the one that is open.
-    Open(OpenRelay),
-    /// The allocation is gone: close the socket, if there is one.
+    /// Send the first bytes of the response buffer to the client.
+    Respond(FiveTuple, Response),
+    /// Open this socket: in place of the one that failed, or in addition to the one that is open.
+    Open(SocketSpec),
+    /// The allocation has ended. Close the socket if it is open, and report it closed.
     Abandoned,
 }
 
-/// What the core wants done, or known, besides the answer to a packet.
+/// What the core wants done or known in addition to the decision about a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Close a relay socket, and then report with [`Server::relay_closed`](crate::turn::Server::relay_closed).
-    Close(RelayId),
-    /// Something to log.
+    /// Close a relay socket, and then report it with [`Server::socket_closed`](crate::turn::Server::socket_closed).
+    Close(SocketId),
+    /// Log an event.
     Log(Event),
+    /// A channel became a route, or the expiry of its route changed.
+    RouteAdded(ChannelRoute),
+    /// A channel is no longer a route.
+    RouteRemoved(ChannelRoute),
 }
 
-/// What an operator may want to read about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// An allocation was made.
-    AllocationCreated {
-        /// Whose it is.
-        user: String,
-        /// The client's 5-tuple.
-        tuple: FiveTuple,
-        /// The relayed transport addresses that the client was told.
-        relay: RelayedAddresses,
-        /// For how long, in seconds.
-        lifetime: u32,
-    },
-    /// An allocation is over.
-    AllocationEnded(Box<AllocationSummary>),
-    /// A client that can receive at its address presented credentials that do not hold.
-    AuthenticationFailed {
-        /// The USERNAME that it gave.
-        username: String,
-        /// The client's 5-tuple.
-        tuple: FiveTuple,
-        /// Why they do not hold.
-        cause: AuthCause,
-    },
-    /// An authenticated client asked for a peer that the policy refuses.
-    PeerRefused {
-        /// Whose allocation it is.
-        user: String,
-        /// The client's 5-tuple.
-        tuple: FiveTuple,
-        /// The peer asked for.
-        peer: SocketAddr,
-        /// The rule that refuses it.
-        denial: Denial,
-    },
-    /// An authenticated client asked for a channel number of RFC 5766 that RFC 8656 §12 does not allow.
-    Rfc5766Channel {
-        /// Whose allocation it is.
-        user: String,
-        /// The client's 5-tuple.
-        tuple: FiveTuple,
-        /// The number asked for.
-        number: u16,
-    },
-    /// An authenticated client was sent to another server in place of being given an allocation.
-    AllocationRedirected {
-        /// Who asked.
-        user: String,
-        /// The client's 5-tuple.
-        tuple: FiveTuple,
-        /// The alternate server of the client's family.
-        server: SocketAddr,
-        /// Why.
-        cause: RedirectCause,
-    },
-    /// An authenticated client is given no allocation, for a reason that is none of the limits.
-    AllocationRefused {
-        /// Who asked.
-        user: String,
-        /// The client's 5-tuple.
-        tuple: FiveTuple,
-        /// Why, and what to do if there is anything.
-        reason: &'static str,
-    },
-    /// An authenticated client has run into a limit. Of data that is dropped this is told once a minute for each
-    /// allocation and limit.
-    LimitReached {
-        /// Who asked, or whose allocation it is.
-        user: String,
-        /// The client's 5-tuple.
-        tuple: FiveTuple,
-        /// The limit.
-        limit: Limit,
-    },
-}
-
-/// Why a client is sent to another server.
+/// A bound channel whose peer has a permission, as plain data. Whoever relays it outside the core
+/// [credits](crate::turn::Server::credit) what it has relayed.
+///
+/// The 5-tuple and the channel number identify a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RedirectCause {
-    /// Because every client is.
-    Always,
-    /// Because of what would have been an [`Event::LimitReached`].
-    Limit(Limit),
-    /// Because of what would have been an [`Event::AllocationRefused`], with its `reason`.
-    Refused(&'static str),
-}
-
-impl fmt::Display for RedirectCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Always => f.write_str("alternate.when is always"),
-            Self::Limit(limit) => write!(f, "{} ({})", limit.cause(), limit.setting()),
-            Self::Refused(reason) => f.write_str(reason),
-        }
-    }
-}
-
-/// Why credentials do not hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AuthCause {
-    /// They are not right.
-    Failure(AuthFailure),
-    /// They were right until so many seconds ago.
-    Expired {
-        /// Seconds since the expiry.
-        ago: u64,
-    },
-}
-
-impl fmt::Display for AuthCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Failure(failure) => failure.fmt(f),
-            Self::Expired { ago } => write!(
-                f,
-                "the credential expired {} ago (if it should not have, compare the clocks of the application and of \
-                 this machine)",
-                HumanSeconds(*ago)
-            ),
-        }
-    }
-}
-
-/// An allocation's life, told at its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllocationSummary {
-    /// Whose it was.
-    pub user: String,
+pub struct ChannelRoute {
     /// The client's 5-tuple.
     pub tuple: FiveTuple,
-    /// The relayed transport addresses that the client was told.
-    pub relay: RelayedAddresses,
-    /// From the Allocate request to the end.
-    pub duration: Duration,
-    /// Application data relayed from the client, in bytes.
-    pub bytes_to_peers: u64,
-    /// Application data relayed to the client, in bytes.
-    pub bytes_to_client: u64,
-    /// What ended it.
-    pub reason: EndReason,
-}
-
-/// What ended an allocation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndReason {
-    /// The client asked for a lifetime of zero (RFC 8656 §8.2).
-    Deleted,
-    /// Its time-to-expiry reached zero.
-    Expired,
-    /// The client's connection is gone.
-    ConnectionClosed,
-    /// The server is stopping.
-    ServerStopped,
-}
-
-impl fmt::Display for EndReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Deleted => "deleted by the client",
-            Self::Expired => "expired",
-            Self::ConnectionClosed => "the connection was closed",
-            Self::ServerStopped => "the server stopped",
-        })
-    }
+    /// The channel number.
+    pub channel: u16,
+    /// The relay socket.
+    pub socket: SocketId,
+    /// The address that the relay socket is bound to.
+    pub relay: SocketAddr,
+    /// The peer's transport address, as the client knows it.
+    pub peer: SocketAddr,
+    /// When the channel, its permission or its relayed transport address expires first, unless it is refreshed.
+    pub expires: Deadline,
 }

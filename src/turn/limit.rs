@@ -1,13 +1,14 @@
-//! The limits that a client can run into: how each is called, which setting is behind it, and what the client and the
-//! operator are told.
+//! The limits that a client can reach: their names, their settings, and the texts for the client and the log.
 
-use crate::stun::ErrorCode;
-use crate::turn::contract::{Action, Event, FiveTuple};
+use crate::setting;
+use crate::turn::contract::{Action, FiveTuple};
+use crate::turn::event::Event;
+use crate::turn::protocol::rejection::RejectionCode;
 
 macro_rules! limits {
-    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal, $setting:literal, $reason:literal,
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal, $setting:expr, $reason:literal,
         $what:literal: $cause:literal;)+) => {
-        /// A limit that keeps a client from what it asks for.
+        /// A limit that a request or data can reach.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Limit {
             $($(#[doc = $doc])+ $name,)+
@@ -25,7 +26,7 @@ macro_rules! limits {
                 }
             }
 
-            /// The setting to be changed by an operator who wants to allow more.
+            /// The setting that raises the limit.
             #[must_use]
             pub fn setting(self) -> &'static str {
                 match self {
@@ -33,7 +34,7 @@ macro_rules! limits {
                 }
             }
 
-            /// What an operator is told: what happens, and why.
+            /// The log line: what happens, and why.
             #[must_use]
             pub fn note(self) -> &'static str {
                 match self {
@@ -61,65 +62,64 @@ macro_rules! limits {
 
 limits! {
     /// The user has as many allocations as one user may have.
-    AllocationsPerUser = "allocations-per-user", "limits.allocations-per-user",
+    AllocationsPerUser = "allocations-per-user", setting::ALLOCATIONS_PER_USER,
         "Allocation Quota Reached",
-        "allocation refused": "the user has as many allocations as this limit allows";
-    /// The user makes allocations faster than one user may.
-    AllocationRate = "allocation-rate", "limits.allocations-per-second-per-user",
+        "allocation rejected": "the user has as many allocations as this limit allows";
+    /// The user makes allocations faster than allowed.
+    AllocationRate = "allocation-rate", setting::ALLOCATIONS_PER_SECOND_PER_USER,
         "Allocation Quota Reached: allocations per second",
-        "allocation refused": "the user makes allocations faster than this limit allows";
+        "allocation rejected": "the user makes allocations faster than this limit allows";
     /// The server has as many allocations as it may have.
-    Allocations = "allocations", "limits.allocations",
+    Allocations = "allocations", setting::ALLOCATIONS,
         "Insufficient Capacity: allocations",
-        "allocation refused": "the server has as many allocations as this limit allows";
+        "allocation rejected": "the server has as many allocations as this limit allows";
     /// Every relay port is taken.
-    RelayPorts = "relay-ports", "relay.ports",
+    RelayPorts = "relay-ports", setting::RELAY_PORTS,
         "Insufficient Capacity: relay ports",
-        "allocation refused": "no relay port is free: widen relay.ports";
-    /// Every relay port is taken, and some of them by other programs.
-    PortsInUse = "ports-in-use", "relay.ports",
+        "allocation rejected": "no relay port is free: widen the range";
+    /// Every relay port is taken, some of them by other programs.
+    PortsInUse = "ports-in-use", setting::RELAY_PORTS,
         "Insufficient Capacity: relay ports",
-        "allocation refused": "no relay port is free, and other programs have some of them: give this server relay.ports \
-         of its own; ports that others had are tried again after a minute";
-    /// The kernel refuses to open a relay socket.
+        "allocation rejected": "no relay port is free, and other programs use some of them: give this server a range \
+         of its own; ports in use are retried after a minute";
+    /// The kernel cannot open a relay socket.
     Sockets = "sockets", "LimitNOFILE",
         "Insufficient Capacity: sockets",
-        "allocation refused": "the kernel refuses another relay socket: raise the limit of open files (LimitNOFILE), or \
-         see whether the relay address is still on this machine";
+        "allocation rejected": "the kernel cannot open another relay socket: raise the limit of open files, or \
+         check that the relay address is still on this machine";
     /// The allocation has as many permissions as it may have.
-    Permissions = "permissions", "limits.permissions-per-allocation",
+    Permissions = "permissions", setting::PERMISSIONS_PER_ALLOCATION,
         "Insufficient Capacity: permissions",
-        "permission refused": "the allocation has as many permissions as this limit allows";
+        "permission rejected": "the allocation has as many permissions as this limit allows";
     /// The allocation has as many channels as it may have.
-    Channels = "channels", "limits.channels-per-allocation",
+    Channels = "channels", setting::CHANNELS_PER_ALLOCATION,
         "Insufficient Capacity: channels",
-        "channel refused": "the allocation has as many channels as this limit allows";
-    /// The allocation asks for new peer addresses faster than it may.
-    PeerRate = "peer-rate", "limits.peers-per-second",
+        "channel rejected": "the allocation has as many channels as this limit allows";
+    /// The allocation requests new peer addresses faster than allowed.
+    PeerRate = "peer-rate", setting::PEERS_PER_SECOND,
         "Insufficient Capacity: new peers per second",
-        "permission refused": "the allocation asks for new peers faster than this limit allows";
-    /// More application data passes an allocation in one direction than may.
-    AllocationBandwidth = "allocation-bandwidth", "limits.bytes-per-second-per-allocation",
+        "permission rejected": "the allocation requests new peers faster than this limit allows";
+    /// An allocation relays more application data in one direction than allowed.
+    AllocationBandwidth = "allocation-bandwidth", setting::BYTES_PER_SECOND_PER_ALLOCATION,
         "Insufficient Capacity: bytes per second of an allocation",
-        "data dropped": "more passes this allocation than this limit allows";
-    /// More application data passes the allocations of one user in one direction than may.
-    UserBandwidth = "user-bandwidth", "limits.bytes-per-second-per-user",
+        "data dropped": "this allocation relays more than this limit allows";
+    /// The allocations of one user relay more application data in one direction than allowed.
+    UserBandwidth = "user-bandwidth", setting::BYTES_PER_SECOND_PER_USER,
         "Insufficient Capacity: bytes per second of a user",
-        "data dropped": "more passes the allocations of this user than this limit allows";
+        "data dropped": "the allocations of this user relay more than this limit allows";
 }
 
 impl Limit {
-    /// The code of the answer to a request that meets with it: 486 for what the user has too much of (RFC 8656 §7.2 step
-    /// 10), or else 508.
+    /// The code of the error response: 486 for a limit of the user (RFC 8656 §7.2 step 10), else 508.
     #[must_use]
-    pub fn code(self) -> ErrorCode {
+    pub const fn code(self) -> RejectionCode {
         match self {
-            Self::AllocationsPerUser | Self::AllocationRate => ErrorCode::ALLOCATION_QUOTA_REACHED,
-            _ => ErrorCode::INSUFFICIENT_CAPACITY,
+            Self::AllocationsPerUser | Self::AllocationRate => RejectionCode::AllocationQuotaReached,
+            _ => RejectionCode::InsufficientCapacity,
         }
     }
 
-    /// The note for the log that a client has met with it.
+    /// The log entry for a client that has reached the limit.
     pub(crate) fn reached(self, user: &str, tuple: FiveTuple) -> Action {
         Action::Log(Event::LimitReached { user: user.to_owned(), tuple, limit: self })
     }

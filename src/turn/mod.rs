@@ -1,12 +1,20 @@
 //! The TURN protocol (RFC 8656): one worker's state, without sockets, clocks or threads.
 //!
-//! [`Server`] is the whole of it; what goes in and comes out stands in `contract.rs`.
+//! [`Server`] is the core of a worker. `contract.rs` lists its inputs and outputs. `protocol` is what goes over the wire,
+//! `tables` is the state of one worker, `shared` is what the workers of a process share.
 
+mod burst;
 mod contract;
+mod data;
+mod event;
+mod inspect;
 mod limit;
 mod outcome;
 mod protocol;
 mod rate;
+mod reconfigure;
+mod record;
+mod routes;
 mod server;
 mod shared;
 mod tables;
@@ -15,28 +23,38 @@ mod time;
 #[cfg(test)]
 mod tests;
 
+pub use burst::{ClientBurst, PeerBurst};
 pub use contract::{
-    Action, AllocationSummary, AuthCause, Context, EndReason, Event, FiveTuple, FromClient, FromPeer, IcmpError,
-    OpenError, OpenRelay, Opened, PeerRoute, RedirectCause, RelayId, RelayedAddresses, Reply, ToClient, ToPeer,
-    Transport,
+    Action, AllocationId, ChannelRoute, Context, FiveTuple, FromClient, FromPeer, IcmpError, IcmpIndication, OpenError,
+    Opened, RelayedAddresses, Response, SocketId, SocketKind, SocketSpec, ToClient, ToPeer,
 };
+pub use event::{AllocationSummary, AuthCause, EndReason, Event, RedirectCause, Traffic};
+pub use inspect::{AllocationDetail, AllocationInfo, Cursor, Page};
 pub use limit::Limit;
 pub use outcome::{Counters, DropReason, Outcome};
-pub use protocol::channel_data::{Framing, HEADROOM, TAILROOM};
+pub use protocol::channel_data::{HEADROOM, TAILROOM};
+pub use protocol::channel_numbers::ChannelNumbers;
 pub use protocol::framing::{Frame, LARGEST_FRAME, is_binding, written_length};
+pub use protocol::rejection::RejectionCode;
+pub use protocol::request_method::RequestMethod;
 pub use rate::Rate;
-pub use server::{RelayRange, Server, Settings, Shared};
+pub use record::{AllocationRecord, Epoch, ImportError, RelayRecord};
+pub use server::{RelayRange, Server};
 pub use shared::alternate::{Alternate, RedirectWhen};
+pub use shared::ledger::Ledger;
 pub use shared::live_relays::LiveRelays;
 pub use shared::policy::{Denial, PeerPolicy};
-pub use shared::quota::{Quota, QuotaExceeded, Ticket, UserRates};
+pub use shared::quota::{Direction, Quota, QuotaExceeded, Ticket, UserRates};
 pub use shared::reservations::Reservations;
+pub use shared::snapshot::{Compat, Limits, Snapshot};
 pub use tables::ports::slice_of;
 pub use time::{Deadline, Instant};
+
+pub use crate::transport::Transport;
 
 /// The time-to-expiry of an allocation whose client asks for nothing longer, in seconds (RFC 8656 §3.2).
 pub const DEFAULT_LIFETIME: u32 = 600;
 /// The longest time-to-expiry that a client can get at a time, in seconds (RFC 8656 §7.2).
 pub const MAXIMUM_LIFETIME: u32 = 3600;
-/// Enough for every answer that the core writes, in bytes.
-pub const REPLY_BUFFER: usize = 2048;
+/// The size of a response buffer in bytes: enough for every response and indication that the core writes.
+pub const RESPONSE_BUFFER: usize = 2048;

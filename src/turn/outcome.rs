@@ -1,39 +1,42 @@
-//! What became of a packet: every one ends in exactly one [`Outcome`], and is counted under it.
+//! What happened to a packet: each ends in exactly one [`Outcome`] and is counted under it.
 
 use std::fmt;
 
-use crate::stun::{ErrorCode, Method};
+use crate::stun::Method;
 use crate::turn::limit::Limit;
+use crate::turn::protocol::rejection::RejectionCode;
+use crate::turn::protocol::request_method::RequestMethod;
 
-/// The one end of a packet. The same words serve in logs, counters and tests.
+/// The end of a packet. The same names serve in logs, counters and tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Sent on from a client to a peer.
+    /// Relayed from a client to a peer.
     RelayedToPeer,
-    /// Sent on from a peer to a client.
+    /// Relayed from a peer to a client.
     RelayedToClient,
-    /// An ICMP error that a client was told of (RFC 8656 §11.5).
+    /// An ICMP error that was passed on to a client (RFC 8656 §11.5).
     RelayedIcmp,
     /// A request that got a success response.
-    Answered(Method),
-    /// A request that got an error response, but for those below.
-    Rejected(ErrorCode),
+    Answered(RequestMethod),
+    /// A request that got an error response for a reason other than a limit.
+    Rejected(RejectionCode),
     /// A request that got an error response (486 or 508) because a limit is reached.
-    Refused(Limit),
-    /// A packet that got silence.
+    RejectedByLimit(Limit),
+    /// A packet without a response.
     Dropped(DropReason),
 }
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
-        /// Why a packet got silence.
+        /// Why a packet was dropped.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum DropReason {
             $($(#[doc = $doc])+ $name,)+
         }
 
         impl DropReason {
-            const ALL: &[Self] = &[$(Self::$name),+];
+            /// Every reason, in the order of the counters.
+            pub const ALL: &[Self] = &[$(Self::$name),+];
 
             /// The name in logs and counters.
             #[must_use]
@@ -53,21 +56,21 @@ drop_reasons! {
     MalformedStun = "malformed-stun",
     /// A FINGERPRINT that does not match (RFC 8489 §6.3).
     WrongFingerprint = "wrong-fingerprint",
-    /// A response; a server asks nothing.
+    /// A response; a server sends no requests.
     UnexpectedResponse = "unexpected-response",
-    /// A method that this server does not serve, or not in this class (RFC 8489 §6.3).
+    /// A method that this server does not serve in this class (RFC 8489 §6.3).
     UnsupportedMethod = "unsupported-method",
-    /// A Binding indication: a keep-alive, which is never answered.
+    /// A Binding indication: a keep-alive without a response.
     Keepalive = "keepalive",
-    /// A client transport address that nothing can be sent to.
+    /// A client transport address that cannot be sent to.
     UnusableSource = "unusable-source",
-    /// A request from a source that has not shown that it receives answers, and has got many.
-    ReplyLimit = "reply-limit",
+    /// A request from an unverified source that has had as many responses as the rate limit allows.
+    ResponseLimit = "response-limit",
     /// A datagram longer than the receive buffer.
     Truncated = "truncated",
     /// An indication or ChannelData on a 5-tuple that has no allocation (RFC 8656 §5).
     NoAllocation = "no-allocation",
-    /// A repeated Allocate request whose first copy is still being worked on.
+    /// A retransmitted Allocate request whose first copy is still being processed.
     AllocationPending = "allocation-pending",
     /// ChannelData whose length field exceeds the datagram (RFC 8656 §12.6).
     MalformedChannelData = "malformed-channel-data",
@@ -77,17 +80,17 @@ drop_reasons! {
     MalformedIndication = "malformed-indication",
     /// A Send indication for a peer, or a datagram from or an ICMP error about one, without a permission (RFC 8656 §9).
     NoPermission = "no-permission",
-    /// A peer that the peer policy does not admit.
+    /// A peer that the peer policy denies.
     PeerForbidden = "peer-forbidden",
     /// A datagram, or an ICMP error, on a relay socket whose allocation has ended.
     AllocationEnded = "allocation-ended",
-    /// Application data beyond what the allocation may have relayed in a second.
+    /// Application data above the rate limit of the allocation.
     AllocationBandwidth = "allocation-bandwidth",
-    /// Application data beyond what the user may have relayed in a second.
+    /// Application data above the rate limit of the user.
     UserBandwidth = "user-bandwidth",
-    /// An ICMP error of a type that clients are not told (RFC 8656 §11.5).
+    /// An ICMP error of a type that is not passed on to clients (RFC 8656 §11.5).
     IcmpType = "icmp-type",
-    /// An ICMP error on an allocation whose client has been told of many in this second.
+    /// An ICMP error above the rate limit of the allocation.
     IcmpLimit = "icmp-limit",
     /// Data that does not fit into a message to the client.
     TooLarge = "too-large",
@@ -95,28 +98,43 @@ drop_reasons! {
     ReceiveBufferFull = "receive-buffer-full",
     /// The socket's send buffer was full.
     SendBufferFull = "send-buffer-full",
-    /// The kernel refused to send.
+    /// The kernel failed to send.
     SendFailed = "send-failed",
 }
 
-const METHODS: [Method; 5] =
-    [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
+impl Outcome {
+    /// The number of outcomes.
+    pub const COUNT: usize =
+        3 + RequestMethod::ALL.len() + RejectionCode::ALL.len() + Limit::ALL.len() + DropReason::ALL.len();
 
-const CODES: [ErrorCode; 13] = [
-    ErrorCode::TRY_ALTERNATE,
-    ErrorCode::BAD_REQUEST,
-    ErrorCode::UNAUTHENTICATED,
-    ErrorCode::FORBIDDEN,
-    ErrorCode::UNKNOWN_ATTRIBUTE,
-    ErrorCode::ALLOCATION_MISMATCH,
-    ErrorCode::STALE_NONCE,
-    ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED,
-    ErrorCode::WRONG_CREDENTIALS,
-    ErrorCode::UNSUPPORTED_TRANSPORT_PROTOCOL,
-    ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH,
-    ErrorCode::ALLOCATION_QUOTA_REACHED,
-    ErrorCode::INSUFFICIENT_CAPACITY,
-];
+    /// Returns every outcome, in the order of their indices.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::RelayedToPeer, Self::RelayedToClient, Self::RelayedIcmp]
+            .into_iter()
+            .chain(RequestMethod::ALL.iter().copied().map(Self::Answered))
+            .chain(RejectionCode::ALL.iter().copied().map(Self::Rejected))
+            .chain(Limit::ALL.iter().copied().map(Self::RejectedByLimit))
+            .chain(DropReason::ALL.iter().copied().map(Self::Dropped))
+    }
+
+    /// Returns the place of the outcome in an array of [`COUNT`](Self::COUNT) counters.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        const ANSWERED: usize = 3;
+        const REJECTED: usize = ANSWERED + RequestMethod::ALL.len();
+        const BY_LIMIT: usize = REJECTED + RejectionCode::ALL.len();
+        const DROPPED: usize = BY_LIMIT + Limit::ALL.len();
+        match self {
+            Self::RelayedToPeer => 0,
+            Self::RelayedToClient => 1,
+            Self::RelayedIcmp => 2,
+            Self::Answered(method) => ANSWERED + method as usize,
+            Self::Rejected(code) => REJECTED + code as usize,
+            Self::RejectedByLimit(limit) => BY_LIMIT + limit as usize,
+            Self::Dropped(reason) => DROPPED + reason as usize,
+        }
+    }
+}
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -124,86 +142,59 @@ impl fmt::Display for Outcome {
             Self::RelayedToPeer => f.write_str("relayed-to-peer"),
             Self::RelayedToClient => f.write_str("relayed-to-client"),
             Self::RelayedIcmp => f.write_str("relayed-icmp"),
-            Self::Answered(method) => write!(f, "answered {method}"),
-            Self::Rejected(code) => write!(f, "rejected {}", code.code()),
-            Self::Refused(limit) => write!(f, "refused {}", limit.label()),
+            Self::Answered(method) => write!(f, "answered {}", Method::from(*method)),
+            Self::Rejected(code) => write!(f, "rejected {code}"),
+            Self::RejectedByLimit(limit) => write!(f, "rejected {} {}", limit.code(), limit.label()),
             Self::Dropped(reason) => write!(f, "dropped {}", reason.label()),
         }
     }
 }
 
-/// How many packets had which outcome.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    relayed_to_peer: u64,
-    relayed_to_client: u64,
-    relayed_icmp: u64,
-    answered: [u64; METHODS.len()],
-    rejected: [u64; CODES.len()],
-    refused: [u64; Limit::ALL.len()],
-    dropped: [u64; DropReason::ALL.len()],
+/// The number of packets by outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters([u64; Outcome::COUNT]);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self([0; Outcome::COUNT])
+    }
+}
+
+impl From<[u64; Outcome::COUNT]> for Counters {
+    /// The counts are in the order of [`Outcome::index`].
+    fn from(counts: [u64; Outcome::COUNT]) -> Self {
+        Self(counts)
+    }
 }
 
 impl Counters {
     /// Counts one packet.
+    #[expect(clippy::indexing_slicing, reason = "every index of an outcome is below COUNT, see the test")]
     pub fn count(&mut self, outcome: Outcome) {
-        if let Some(counter) = self.counter_mut(outcome) {
-            *counter += 1;
-        }
+        self.0[outcome.index()] += 1;
     }
 
-    /// How many packets had `outcome`.
+    /// Returns the number of packets with `outcome`.
     #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "every index of an outcome is below COUNT, see the test")]
     pub fn get(&self, outcome: Outcome) -> u64 {
-        self.clone().counter_mut(outcome).map_or(0, |counter| *counter)
+        self.0[outcome.index()]
     }
 
-    /// Every outcome that occurred, with its count.
+    /// Returns every outcome that occurred, with its count.
     pub fn occurred(&self) -> impl Iterator<Item = (Outcome, u64)> + '_ {
-        let relayed = [
-            (Outcome::RelayedToPeer, self.relayed_to_peer),
-            (Outcome::RelayedToClient, self.relayed_to_client),
-            (Outcome::RelayedIcmp, self.relayed_icmp),
-        ];
-        let answered = METHODS.into_iter().map(Outcome::Answered).zip(self.answered);
-        let rejected = CODES.into_iter().map(Outcome::Rejected).zip(self.rejected);
-        let refused = Limit::ALL.iter().copied().map(Outcome::Refused).zip(self.refused);
-        let dropped = DropReason::ALL.iter().copied().map(Outcome::Dropped).zip(self.dropped);
-        relayed
-            .into_iter()
-            .chain(answered)
-            .chain(rejected)
-            .chain(refused)
-            .chain(dropped)
-            .filter(|(_, count)| *count > 0)
+        Outcome::all().zip(self.0).filter(|(_, count)| *count > 0)
     }
 
-    /// All packets.
+    /// Returns the number of all packets.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.occurred().map(|(_, count)| count).sum()
+        self.0.iter().sum()
     }
 
     /// Adds the counts of another worker.
     pub fn add(&mut self, other: &Self) {
-        for (outcome, count) in other.occurred() {
-            if let Some(counter) = self.counter_mut(outcome) {
-                *counter += count;
-            }
-        }
-    }
-
-    /// `None` for an answer or a rejection that no handler gives.
-    fn counter_mut(&mut self, outcome: Outcome) -> Option<&mut u64> {
-        match outcome {
-            Outcome::RelayedToPeer => Some(&mut self.relayed_to_peer),
-            Outcome::RelayedToClient => Some(&mut self.relayed_to_client),
-            Outcome::RelayedIcmp => Some(&mut self.relayed_icmp),
-            Outcome::Answered(method) => self.answered.get_mut(METHODS.iter().position(|known| *known == method)?),
-            Outcome::Rejected(code) => self.rejected.get_mut(CODES.iter().position(|known| *known == code)?),
-            Outcome::Refused(limit) => self.refused.get_mut(limit as usize),
-            Outcome::Dropped(reason) => self.dropped.get_mut(reason as usize),
-        }
+        self.0.iter_mut().zip(other.0).for_each(|(count, other)| *count += other);
     }
 }
 
@@ -216,18 +207,12 @@ mod tests {
     #[test]
     fn every_outcome_has_a_counter_and_a_name_of_its_own() {
         let mut counters = Counters::default();
-        let outcomes: Vec<Outcome> = [Outcome::RelayedToPeer, Outcome::RelayedToClient, Outcome::RelayedIcmp]
-            .into_iter()
-            .chain(METHODS.map(Outcome::Answered))
-            .chain(CODES.map(Outcome::Rejected))
-            .chain(Limit::ALL.iter().copied().map(Outcome::Refused))
-            .chain(DropReason::ALL.iter().copied().map(Outcome::Dropped))
-            .collect();
-        for outcome in &outcomes {
-            counters.count(*outcome);
-            assert_eq!(counters.get(*outcome), 1);
+        for (index, outcome) in Outcome::all().enumerate() {
+            assert_eq!(outcome.index(), index);
+            counters.count(outcome);
+            assert_eq!(counters.get(outcome), 1);
         }
-        assert_eq!(counters.total(), outcomes.len() as u64);
-        assert_eq!(outcomes.iter().map(ToString::to_string).collect::<BTreeSet<_>>().len(), outcomes.len());
+        assert_eq!(counters.total(), Outcome::COUNT as u64);
+        assert_eq!(Outcome::all().map(|outcome| outcome.to_string()).collect::<BTreeSet<_>>().len(), Outcome::COUNT);
     }
 }

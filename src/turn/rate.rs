@@ -94,8 +94,11 @@ impl SharedBucket {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).is_ok()
     }
 
+    /// Fills the bucket. A full one is not written to, so that a page of unused buckets stays unmapped.
     pub(crate) fn fill(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        if self.0.load(Ordering::Relaxed) != 0 {
+            self.0.store(0, Ordering::Relaxed);
+        }
     }
 }
 

@@ -24,6 +24,12 @@ impl Instant {
         Self(self.0.saturating_add(Self::from_elapsed(later).0))
     }
 
+    /// The moment `earlier` before this one, or the start of the process.
+    #[must_use]
+    pub fn minus(self, earlier: Duration) -> Self {
+        Self(self.0.saturating_sub(Self::from_elapsed(earlier).0))
+    }
+
     /// How long ago `earlier` was; zero if it lies ahead.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
@@ -38,6 +44,11 @@ impl Instant {
     /// Whole seconds since the process started, rounded down.
     pub(crate) fn second(self) -> u64 {
         self.0 / MICROS
+    }
+
+    /// The same in 32 bits, which last for 136 years.
+    pub(crate) fn second_u32(self) -> u32 {
+        u32::try_from(self.second()).unwrap_or(u32::MAX)
     }
 }
 

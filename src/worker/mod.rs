@@ -1,168 +1,162 @@
 //! The event loop around one core: a thread with its own runtime, listeners and relay sockets.
 //!
-//! Everything here belongs to one thread. Each listener has a task, all relay sockets have one together, and each connection
-//! has its own. They wait for readiness and then hand what is there to `Worker`, which asks the core and carries out what it
-//! decides.
+//! Everything here belongs to one thread. Each listener has a task, all relay sockets share one, and each connection has its own.
+//! They wait for readiness and then pass what is there to `Worker`, which asks the core and carries out its decisions. Control
+//! sends commands through the [`mailbox`] and reads the [`Statistics`].
 
 mod connections;
-mod datagrams;
-mod events;
-mod handshake;
+mod event_log;
+mod from_clients;
+mod from_peers;
+mod mailbox;
 mod outbox;
 mod pace;
-mod stream;
+mod relays;
+mod statistics;
 mod tasks;
 #[cfg(test)]
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use rand::rngs::StdRng;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, watch as channel};
 
 use crate::clock::{self, Clock};
-use crate::net::batch::{DropCounter, RecvBatch, Room};
-use crate::net::watch::{Readable, Watch};
+use crate::net::batch::{DropCounter, RecvBatch, SlotLayout};
+use crate::net::watch::Readable;
 use crate::net::{timer, tls, udp, watch};
+use crate::transport::Endpoint;
 use crate::turn::{
-    Action, Context, Counters, DropReason, FiveTuple, HEADROOM, Instant, LARGEST_FRAME, OpenError, OpenRelay, Opened,
-    Outcome, REPLY_BUFFER, RelayId, Server, Settings, Shared, TAILROOM,
+    self, Action, AllocationDetail, AllocationId, Context, Cursor, Direction, DropReason, HEADROOM, Instant,
+    LARGEST_FRAME, Ledger, OpenError, Opened, Outcome, Page, RESPONSE_BUFFER, RelayRange, Server, SocketId, SocketSpec,
+    TAILROOM,
 };
-pub use connections::{Close, ConnectionCounters};
-use events::EventLog;
-use handshake::Handshakes;
-use outbox::Outbox;
+use connections::{CloseReason, ConnectionOutcome, Connections};
+pub(crate) use connections::{ConnectionLimits, Timeouts};
+use event_log::EventLog;
+pub(crate) use mailbox::{Handle, Mailbox, mailbox};
+use outbox::{Flow, Sent, Staged, StagedForClients};
 use pace::Pace;
-use stream::Outbound;
-pub use tasks::HEARTBEAT;
+use relays::RelaySockets;
+pub(crate) use statistics::{Statistics, Totals};
 
-/// The longest UDP payload, and one byte to see that it is not exceeded.
+/// The longest UDP payload, and one more byte to detect that it is exceeded.
 const LARGEST_DATAGRAM: usize = 65_536;
 
-/// What one read of a connection takes at most, in bytes.
+/// The number of bytes that one read of a connection takes at most.
 const LARGEST_READ: usize = 64 * 1024;
 
-/// What connections are read into: one read behind the beginning of a message from the read before.
+/// The size of the buffer for connections: one read after the beginning of a message from the read before.
 const STREAM_BUFFER: usize = LARGEST_FRAME + LARGEST_READ;
 
-/// A slot for a datagram.
-const ROOM: Room = Room { headroom: HEADROOM, payload: LARGEST_DATAGRAM, tailroom: TAILROOM };
+/// The layout of a slot for a datagram.
+const SLOT: SlotLayout = SlotLayout { headroom: HEADROOM, payload: LARGEST_DATAGRAM, tailroom: TAILROOM };
 
-/// What a worker is started with. The sockets are bound before any thread runs, so that a start fails as a whole.
+/// What a worker is started with. The sockets are bound before any thread runs, so a start fails as a whole.
 #[derive(Debug)]
-pub struct Plan {
-    /// This worker's listeners, each bound to an address that every worker listens on.
-    pub listeners: Vec<UdpSocket>,
-    /// This worker's TCP listeners, bound in the same way.
-    pub tcp_listeners: Vec<StdTcpListener>,
-    /// This worker's TLS listeners, bound in the same way.
-    pub tls_listeners: Vec<StdTcpListener>,
-    /// What TLS handshakes are served with, always the latest; `None` if there are no TLS listeners.
-    pub tls: Option<channel::Receiver<tls::Acceptor>>,
-    /// How long it waits for clients on connections.
-    pub timeouts: Timeouts,
-    /// This worker's part of the configuration.
-    pub settings: Settings,
-    /// What it shares with the other workers.
-    pub shared: Arc<Shared>,
+pub(crate) struct Plan {
+    /// Each worker has its own socket for each endpoint.
+    pub(crate) listeners: Vec<BoundListener>,
+    /// The relay addresses, with the ports of this worker.
+    pub(crate) relays: Vec<RelayRange>,
+    /// The configuration, until the mailbox brings another one.
+    pub(crate) snapshot: Arc<Snapshot>,
+    /// What all workers share.
+    pub(crate) ledger: Arc<Ledger>,
+    /// What control reads.
+    pub(crate) statistics: Arc<Statistics>,
+    /// Commands from control.
+    pub(crate) mailbox: Mailbox,
     /// The clock of the process.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// A generator of this worker's own, seeded from the system's.
-    pub rng: StdRng,
+    pub(crate) rng: StdRng,
     /// Becomes true when the worker has to stop.
-    pub stop: channel::Receiver<bool>,
-    /// Counted up by the worker each [`HEARTBEAT`] while its loop turns.
-    pub heartbeat: Arc<AtomicU64>,
+    pub(crate) stop: channel::Receiver<bool>,
 }
 
-/// How long a worker waits for clients on connections.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// For the end of the TLS handshake, from the connection on.
-    pub tls_handshake: Duration,
-    /// For the first request, from the handshake on.
-    pub first_request: Duration,
-    /// After the last request, on a connection without an allocation.
-    pub idle: Duration,
-    /// In all, on a connection that has had no allocation.
-    pub unauthenticated: Duration,
+/// A listener whose socket is bound.
+#[derive(Debug)]
+pub(crate) struct BoundListener {
+    /// Where clients reach it, with the real port.
+    pub(crate) endpoint: Endpoint,
+    pub(crate) socket: ListenerSocket,
 }
 
-/// What became of a worker's packets and connections.
-#[derive(Clone, Debug, Default)]
-pub struct Totals {
-    /// By outcome.
-    pub packets: Counters,
-    /// By end.
-    pub connections: ConnectionCounters,
+/// The socket of a listener.
+#[derive(Debug)]
+pub(crate) enum ListenerSocket {
+    /// Receives datagrams.
+    Udp(UdpSocket),
+    /// Accepts connections, for TCP and for TLS.
+    Tcp(TcpListener),
 }
 
-impl Totals {
-    /// Adds those of another worker.
-    pub fn add(&mut self, other: &Self) {
-        self.packets.add(&other.packets);
-        self.connections.add(&other.connections);
+impl ListenerSocket {
+    /// Returns the address that the socket is bound to.
+    ///
+    /// # Errors
+    /// If the kernel does not report it.
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Udp(socket) => socket.local_addr(),
+            Self::Tcp(socket) => socket.local_addr(),
+        }
     }
 }
 
-/// Runs a worker on this thread until it is told to stop, and returns what became of its packets and connections. `started` is called
-/// once its clients can be served.
+/// The part of the configuration that workers read. A reload replaces it as a whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    /// What the core reads.
+    pub(crate) core: Arc<turn::Snapshot>,
+    pub(crate) connection_limits: ConnectionLimits,
+    pub(crate) timeouts: Timeouts,
+    /// Serves TLS handshakes; `None` without a certificate.
+    pub(crate) tls: Option<tls::Acceptor>,
+}
+
+/// Runs a worker on this thread until it has to stop. Calls `started` once clients can be served.
 ///
 /// # Errors
-/// If the runtime cannot be made, a socket cannot be registered with it, or a task of the worker panics.
-pub fn run(plan: Plan, started: impl FnOnce()) -> io::Result<Totals> {
-    // Without it a pause takes longer, and no more than that.
-    let _ = timer::make_precise();
+/// If the runtime cannot be created, a socket cannot be registered with it, or a task of the worker panics.
+pub(crate) fn run(plan: Plan, started: impl FnOnce()) -> io::Result<()> {
+    // On an error pauses take longer, with no other effect.
+    let _ = timer::minimize_timer_slack();
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_io().enable_time().on_thread_park(tasks::end_turn);
-    // A `LocalSet` would come to the same, with a second queue in front of the runtime's and a look at `serve` each turn.
+    let runtime = runtime.enable_io().enable_time().on_thread_park(tasks::end_iteration);
+    // A `LocalSet` would do as well, but it adds a second queue in front of the runtime's.
     let runtime = runtime.build_local(LocalOptions::default())?;
     runtime.block_on(tasks::serve(plan, started))
 }
 
-/// A socket that clients write to.
+/// A UDP socket that clients send to.
 #[derive(Debug)]
 struct Listener {
     socket: Readable,
     address: SocketAddr,
-    /// What waits for the end of the turn.
-    outbox: RefCell<Outbox>,
-    lost: Cell<DropCounter>,
+    drops: Cell<DropCounter>,
 }
 
 impl Listener {
     fn new(socket: UdpSocket) -> io::Result<Self> {
         let address = socket.local_addr()?;
-        // An old kernel does without.
-        udp::merge_received(&socket);
-        Ok(Self { socket: watch::readable(socket)?, address, outbox: RefCell::default(), lost: Cell::default() })
+        // Old kernels do not merge.
+        udp::enable_gro(&socket);
+        Ok(Self { socket: watch::readable(socket)?, address, drops: Cell::default() })
     }
 
-    /// Whether packets to `server` arrive here; a wildcard takes what no other listener of that port is bound to.
+    /// Whether packets to `server` arrive here. A wildcard takes what no other listener of that port is bound to.
     fn serves(&self, server: SocketAddr, exactly: bool) -> bool {
         let wildcard = !exactly && self.address.ip().is_unspecified();
         self.address.port() == server.port() && (wildcard || self.address.ip() == server.ip())
     }
-}
-
-/// The socket of one relayed transport address.
-#[derive(Debug)]
-struct Relay {
-    id: RelayId,
-    socket: UdpSocket,
-    lost: DropCounter,
-    /// It stands in [`Worker::due`] or [`Worker::unread`].
-    due: bool,
-    /// It has an error to tell.
-    error: bool,
 }
 
 /// The time, read once for a batch of packets.
@@ -172,83 +166,107 @@ struct Now {
     unix: u64,
 }
 
-/// One worker's state.
+/// One worker: the buffers that clients' packets are received into, and everything else.
+///
+/// A packet's buffer and what is queued from it are one value ([`Staged`]), which is passed along with the packet.
 #[derive(Debug)]
 struct Worker {
-    server: Server,
-    listeners: Vec<Rc<Listener>>,
-    /// By [`RelayId::slot`].
-    relays: Vec<Option<Relay>>,
-    /// Tells which of them have something to read; the token is the slot.
-    watch: Rc<Watch>,
-    /// The slots of those that are known to have something.
-    due: VecDeque<usize>,
-    /// The slots of those that could not be received from.
-    unread: Vec<usize>,
-    /// What is to be written to the clients that are on connections.
-    connections: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
-    connection_counters: ConnectionCounters,
-    handshakes: Handshakes,
-    timeouts: Timeouts,
-    /// What a listener received.
-    from_clients: RecvBatch,
-    /// What relay sockets received and clients have not been sent; its first `filled` slots are in use.
-    from_peers: RecvBatch,
-    filled: usize,
-    to_peers: Outbox,
+    shell: Shell,
+    /// What listeners receive.
+    datagrams: Staged<RecvBatch>,
     /// What connections are read into.
-    buffer: Box<[u8]>,
-    reply: Box<[u8]>,
+    stream: Staged<Box<[u8]>>,
+}
+
+/// The core and what carries out its decisions.
+#[derive(Debug)]
+struct Shell {
+    server: Server,
+    snapshot: Arc<Snapshot>,
+    ledger: Arc<Ledger>,
+    statistics: Arc<Statistics>,
+    listeners: Vec<Rc<Listener>>,
+    relays: RelaySockets,
+    /// What relay sockets receive and what is sent to clients over UDP.
+    to_clients: StagedForClients,
+    connections: Connections,
+    response: Box<[u8]>,
     pace: Pace,
-    /// Tasks that ran since waiting datagrams were last sent.
+    /// The number of tasks that have run since waiting datagrams were sent to clients.
     tasks: u32,
-    shared: Arc<Shared>,
     clock: Clock,
     rng: StdRng,
-    counters: Counters,
     events: EventLog,
     panicked: Rc<Notify>,
-    /// No connection is taken any more, and those that there are end once their answers are written.
-    stopping: bool,
-    /// Told when the last connection has ended.
-    disconnected: Rc<Notify>,
 }
 
 impl Worker {
-    fn new(plan: Plan) -> io::Result<Rc<RefCell<Self>>> {
-        let listeners = plan.listeners.into_iter().map(|socket| Listener::new(socket).map(Rc::new));
-        let listeners = listeners.collect::<io::Result<_>>()?;
-        let watch = Rc::new(Watch::new()?);
-        Ok(Rc::new(RefCell::new(Self {
+    fn new(plan: Plan, listeners: Vec<UdpSocket>) -> io::Result<(Rc<RefCell<Self>>, Mailbox)> {
+        let listeners = listeners.into_iter().map(|socket| Listener::new(socket).map(Rc::new));
+        let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+        let (core, ledger) = (Arc::clone(&plan.snapshot.core), Arc::clone(&plan.ledger));
+        let shell = Shell {
+            server: Server::new(core, ledger, plan.relays),
+            snapshot: plan.snapshot,
+            ledger: plan.ledger,
+            statistics: plan.statistics,
+            relays: RelaySockets::new()?,
+            to_clients: StagedForClients::new(RecvBatch::new(from_peers::BATCH, SLOT), listeners.len()),
             listeners,
-            shared: Arc::clone(&plan.shared),
-            server: Server::new(plan.shared, plan.settings),
-            relays: Vec::new(),
-            watch,
-            due: VecDeque::new(),
-            unread: Vec::new(),
-            connections: HashMap::new(),
-            connection_counters: ConnectionCounters::default(),
-            handshakes: Handshakes::default(),
-            timeouts: plan.timeouts,
-            from_clients: RecvBatch::new(datagrams::FROM_CLIENTS, ROOM),
-            from_peers: RecvBatch::new(datagrams::FROM_PEERS, ROOM),
-            filled: 0,
-            to_peers: Outbox::default(),
-            buffer: vec![0; STREAM_BUFFER].into(),
+            connections: Connections::default(),
+            response: vec![0; RESPONSE_BUFFER].into(),
             pace: Pace::new(Instant::from_elapsed(plan.clock.elapsed())),
             tasks: 0,
-            reply: vec![0; REPLY_BUFFER].into(),
             clock: plan.clock,
             rng: plan.rng,
-            counters: Counters::default(),
             events: EventLog::default(),
             panicked: Rc::default(),
-            stopping: false,
-            disconnected: Rc::default(),
-        })))
+        };
+        let worker = Self {
+            shell,
+            datagrams: Staged::new(RecvBatch::new(from_clients::BATCH, SLOT)),
+            stream: Staged::new(vec![0; STREAM_BUFFER].into()),
+        };
+        Ok((Rc::new(RefCell::new(worker)), plan.mailbox))
     }
 
+    fn reconfigure(&mut self, snapshot: Arc<Snapshot>) {
+        let shell = &mut self.shell;
+        if !Arc::ptr_eq(&shell.snapshot.core, &snapshot.core) {
+            shell.server.reconfigure(Arc::clone(&snapshot.core));
+        }
+        shell.snapshot = snapshot;
+    }
+
+    /// Reviews some allocations after a new configuration. Returns whether there are more.
+    fn review(&mut self, most: usize) -> bool {
+        let now = self.shell.now();
+        let more = self.shell.server.review(now.monotonic, most);
+        self.shell.carry_out(now);
+        more
+    }
+
+    fn list(&self, cursor: Cursor, most: usize) -> Page {
+        self.shell.server.allocations(self.shell.now().monotonic, cursor, most)
+    }
+
+    fn describe(&self, id: AllocationId) -> Option<AllocationDetail> {
+        self.shell.server.describe(self.shell.now().monotonic, id)
+    }
+
+    fn end_allocations(&mut self, ids: &[AllocationId]) -> usize {
+        let now = self.shell.now();
+        let ended = ids.iter().filter(|id| self.shell.server.end_allocation(now.monotonic, **id)).count();
+        self.shell.carry_out(now);
+        ended
+    }
+
+    fn publish(&self) {
+        self.shell.publish();
+    }
+}
+
+impl Shell {
     fn now(&self) -> Now {
         Now { monotonic: Instant::from_elapsed(self.clock.elapsed()), unix: clock::unix_seconds() }
     }
@@ -257,77 +275,91 @@ impl Worker {
     fn tick(&mut self, now: Now) {
         self.server.advance(now.monotonic);
         self.carry_out(now);
-        self.receive_again(now);
+        self.retry_failed_relays(now);
         self.events.tick(now.monotonic);
+        self.publish();
     }
 
-    /// Ends every allocation, what is to be told, and every connection once what is due on it is written.
+    fn publish(&self) {
+        self.statistics.publish(self.server.allocation_count(), self.server.route_count());
+    }
+
+    /// Ends every allocation, and every connection once what is queued for it is written.
     fn stop(&mut self, now: Now) {
-        self.stopping = true;
         self.flush_to_clients();
         self.server.stop(now.monotonic);
         self.carry_out(now);
         self.events.finish();
-        for outbound in self.connections.values() {
-            outbound.borrow_mut().finish();
-        }
+        self.connections.stop();
     }
 
-    /// Counts a packet's end.
+    /// Counts the connections that are still open as ended by the stop.
+    fn end_connections(&mut self) {
+        let open = self.statistics.read().connections.open();
+        self.statistics.count_connection(ConnectionOutcome::Ended(CloseReason::ServerStopped), open);
+    }
+
+    /// Counts the end of a packet.
     fn settle(&mut self, from: SocketAddr, outcome: Outcome) {
-        self.counters.count(outcome);
-        if let Outcome::Rejected(_) | Outcome::Refused(_) | Outcome::Dropped(_) = outcome {
+        self.statistics.count(outcome, 1);
+        if let Outcome::Rejected(_) | Outcome::RejectedByLimit(_) | Outcome::Dropped(_) = outcome {
             tracing::debug!(%from, "{outcome}");
         }
     }
 
-    /// Does what the core wants done besides.
+    /// Credits packets that were sent.
+    fn credit(&mut self, socket: SocketId, direction: Direction, packets: u64, bytes: u64) {
+        self.server.credit(socket, direction, packets, bytes);
+        self.statistics.count_bytes(direction, bytes);
+    }
+
+    /// Carries out the actions of the core. What waits for peers must have been sent.
     fn carry_out(&mut self, now: Now) {
+        // Data that waits for a client belongs into the record of its allocation, which may be about to be logged.
+        if self.to_clients.filled > 0 && self.server.has_actions() {
+            self.flush_to_clients();
+        }
         while let Some(action) = self.server.next_action() {
             match action {
-                Action::Close(id) => self.close_relay(id),
+                Action::Close(socket) => self.close_relay(socket),
                 Action::Log(event) => self.events.log(now.monotonic, &event),
+                // Every route is relayed here.
+                Action::RouteAdded(_) | Action::RouteRemoved(_) => {}
             }
         }
     }
 
-    /// Opens relay sockets until the core is content, and answers the client. The outcome is `None` if it is counted when
-    /// the answer is sent.
-    fn open_relay(&mut self, now: Now, mut open: OpenRelay) -> Option<Outcome> {
+    /// Opens relay sockets until the core has what it needs, and sends its response. Returns `None` if the outcome is counted when
+    /// the response is sent.
+    fn open_relay(&mut self, now: Now, mut spec: SocketSpec) -> Option<Outcome> {
         loop {
-            let opened = udp::bind_relay(open.bind).and_then(|socket| {
-                udp::report_errors(&socket)?;
-                udp::merge_received(&socket);
-                let token = u64::try_from(open.relay.slot()).map_err(io::Error::other)?;
-                self.watch.add(&socket, token)?;
-                Ok(socket)
-            });
-            let report = match &opened {
+            let opened = self.relays.open(&spec);
+            let result = match &opened {
                 Ok(_) => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(OpenError::PortInUse),
                 Err(error) => {
-                    tracing::debug!(address = %open.bind, %error, "relay socket not opened");
+                    tracing::debug!(address = %spec.bind, %error, "relay socket not opened");
                     Err(OpenError::Other)
                 }
             };
             let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
-            match self.server.relay_opened(&mut cx, &open, report, &mut self.reply) {
-                Opened::Reply(tuple, reply) => {
+            match self.server.socket_opened(&mut cx, &spec, result, &mut self.response) {
+                Opened::Respond(tuple, response) => {
                     if let Ok(socket) = opened {
-                        self.install(&open, socket);
+                        self.relays.insert(spec.socket, socket);
                     }
-                    return self.send_reply(&tuple, &reply);
+                    return self.respond(&tuple, response.length, response.outcome);
                 }
                 Opened::Open(next) => {
                     if let Ok(socket) = opened {
-                        self.install(&open, socket);
+                        self.relays.insert(spec.socket, socket);
                     }
-                    open = next;
+                    spec = next;
                 }
                 Opened::Abandoned => {
                     if let Ok(socket) = opened {
                         drop(socket);
-                        self.server.relay_closed(open.bind);
+                        self.server.socket_closed(spec.bind);
                     }
                     return Some(Outcome::Dropped(DropReason::AllocationEnded));
                 }
@@ -335,26 +367,23 @@ impl Worker {
         }
     }
 
-    fn install(&mut self, open: &OpenRelay, socket: UdpSocket) {
-        let slot = open.relay.slot();
-        if self.relays.len() <= slot {
-            self.relays.resize_with(slot + 1, || None);
-        }
-        if let Some(place) = self.relays.get_mut(slot) {
-            debug_assert!(place.is_none(), "a slot's socket is closed before the slot is used again");
-            *place = Some(Relay { id: open.relay, socket, lost: DropCounter::default(), due: false, error: false });
-        }
-    }
-
-    fn close_relay(&mut self, id: RelayId) {
-        let Some(relay) = self.relays.get_mut(id.slot()).and_then(|place| place.take_if(|relay| relay.id == id)) else {
-            return;
-        };
-        let bind = relay.socket.local_addr();
-        drop(relay);
+    fn close_relay(&mut self, id: SocketId) {
+        let Some(socket) = self.relays.remove(id) else { return };
+        let bind = socket.local_addr();
+        drop(socket);
         match bind {
-            Ok(bind) => self.server.relay_closed(bind),
+            Ok(bind) => self.server.socket_closed(bind),
             Err(error) => tracing::error!(%error, "the port of a relay socket is lost"),
         }
+    }
+}
+
+/// Counts and credits datagrams after an attempt to send them.
+fn report(server: &mut Server, statistics: &Statistics, direction: Direction, sent: Sent) {
+    let Sent { flow, outcome, packets, bytes } = sent;
+    statistics.count(outcome, packets);
+    if let (Flow::Relay(socket), Outcome::RelayedToPeer | Outcome::RelayedToClient) = (flow, outcome) {
+        server.credit(socket, direction, packets, bytes);
+        statistics.count_bytes(direction, bytes);
     }
 }

@@ -1,54 +1,60 @@
-//! Datagrams that wait for the end of a turn of the loop, or of a batch, to leave through one socket together.
+//! Datagrams that wait for the end of an iteration of the event loop, or of a batch, to be sent together.
+//!
+//! An outbox refers to a buffer by ranges. [`Staged`] keeps both together, so that no range is ever read out of another
+//! buffer.
 
 use std::ops::Range;
 use std::os::fd::AsFd;
 
-use crate::net::batch::{Fate, Piece, SendBatch, Target};
-use crate::turn::{DropReason, Outcome};
+use crate::net::batch::{Piece, RecvBatch, SendBatch, SendStatus, Target};
+use crate::turn::{DropReason, Outcome, SocketId};
 
-/// Datagrams for one socket. Those of one flow leave in their order; flows change places, so that each one's datagrams
-/// stand together and can leave as one message (see [`SendBatch`]).
+/// Datagrams for one socket, or for one socket each flow. Those of one flow are sent in order. Flows are sorted, so that each
+/// one's datagrams are adjacent and can be sent as one message (see [`SendBatch`]).
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     batch: SendBatch,
     waiting: Vec<Waiting>,
     /// By flow, then by arrival: indices into `waiting`.
-    order: Vec<(Flow, usize)>,
+    order: Vec<(Flow, u32)>,
 }
 
-/// What keeps its order: an allocation's data in one direction, or the answers.
+/// What is sent in order: the data of a relay socket in one direction, or responses. Responses are sent first: relayed data
+/// must not take their place in a full socket buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Flow(u32);
-
-impl Flow {
-    /// Answers, each on its own. They leave first: relayed data may not cost them their place in a full buffer.
-    pub(super) const ANSWERS: Self = Self(0);
-
-    /// The flow of a relay socket, by [`RelayId::slot`](crate::turn::RelayId::slot).
-    pub(super) fn of_relay(slot: usize) -> Self {
-        Self(u32::try_from(slot).map_or(u32::MAX, |slot| slot.saturating_add(1)))
-    }
-
-    /// The slot of the relay socket.
-    pub(super) fn slot(self) -> usize {
-        self.0.saturating_sub(1) as usize
-    }
+pub(super) enum Flow {
+    /// Each response on its own.
+    Responses,
+    /// The data of a relay socket.
+    Relay(SocketId),
 }
 
-/// A header, the payload, padding.
-const MOST_PIECES: usize = 3;
+/// The number of pieces of a datagram: a header, the payload, padding.
+const MAX_PIECES: usize = 3;
 
 #[derive(Debug)]
 struct Waiting {
     target: Target,
-    pieces: [Piece; MOST_PIECES],
+    pieces: [Piece; MAX_PIECES],
     count: usize,
-    /// Under what it is counted once it is sent.
+    /// The length of the application data in bytes.
+    payload: usize,
+    /// What the datagram is counted under once it is sent.
     outcome: Outcome,
 }
 
+/// What happened to consecutive datagrams of one flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sent {
+    pub(super) flow: Flow,
+    pub(super) outcome: Outcome,
+    pub(super) packets: u64,
+    /// Bytes of application data.
+    pub(super) bytes: u64,
+}
+
 impl Outbox {
-    /// Datagrams that wait.
+    /// Returns the number of datagrams that wait.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
@@ -58,65 +64,82 @@ impl Outbox {
         self.batch.keep(bytes)
     }
 
-    /// Adds a datagram of up to three pieces.
-    pub(super) fn push(&mut self, flow: Flow, target: Target, parts: &[Piece], outcome: Outcome) {
-        debug_assert!(parts.len() <= MOST_PIECES, "a datagram has a header, a payload and padding");
-        let mut pieces = [Piece::of_arena(0..0); MOST_PIECES];
-        let count = parts.len().min(MOST_PIECES);
+    /// Adds a datagram of up to three pieces, with `payload` bytes of application data.
+    pub(super) fn push(&mut self, flow: Flow, target: Target, parts: &[Piece], payload: usize, outcome: Outcome) {
+        debug_assert!(parts.len() <= MAX_PIECES, "a datagram has a header, a payload and padding");
+        let mut pieces = [Piece::of_arena(0..0); MAX_PIECES];
+        let count = parts.len().min(MAX_PIECES);
         for (place, part) in pieces.iter_mut().zip(parts) {
             *place = *part;
         }
-        self.order.push((flow, self.waiting.len()));
-        self.waiting.push(Waiting { target, pieces, count, outcome });
+        self.order.push((flow, u32::try_from(self.waiting.len()).unwrap_or(u32::MAX)));
+        self.waiting.push(Waiting { target, pieces, count, payload, outcome });
     }
 
-    /// Sends everything through one socket; `arena` is what the pieces are ranges of. `settled` is told what became of
-    /// each datagram.
-    pub(super) fn flush(&mut self, socket: &impl AsFd, arena: &[u8], mut settled: impl FnMut(Outcome)) {
+    /// Sends everything through one socket. The pieces are ranges of `arena`.
+    fn flush(&mut self, socket: &impl AsFd, arena: &[u8], mut report: impl FnMut(Sent)) {
         if self.waiting.is_empty() {
             return;
         }
         self.order.sort_unstable();
-        self.send(socket, arena, 0..self.order.len(), &mut settled);
+        self.send(socket, arena, 0..self.order.len(), &mut report);
         self.clear();
     }
 
-    /// Sends everything, each flow through its own socket; what has none is dropped. For datagrams that lie in the arena
-    /// as a whole.
-    pub(super) fn flush_each<'s, S: AsFd + 's>(
+    /// Sends everything, each flow through its own socket. Datagrams without a socket are dropped.
+    fn flush_each<'s, S: AsFd + 's>(
         &mut self,
-        socket_of: impl Fn(Flow) -> Option<&'s S>,
+        socket_of: impl Fn(SocketId) -> Option<&'s S>,
         arena: &[u8],
-        mut settled: impl FnMut(Outcome),
+        mut report: impl FnMut(Sent),
     ) {
         self.order.sort_unstable();
         let mut start = 0;
         while let Some((flow, _)) = self.order.get(start).copied() {
             let others = self.order.get(start..).unwrap_or_default();
             let end = start + others.partition_point(|(other, _)| *other == flow);
-            match socket_of(flow) {
-                Some(socket) => self.send(socket, arena, start..end, &mut settled),
-                None => (start..end).for_each(|_| settled(Outcome::Dropped(DropReason::AllocationEnded))),
+            let socket = match flow {
+                Flow::Relay(socket) => socket_of(socket),
+                Flow::Responses => None,
+            };
+            match socket {
+                Some(socket) => self.send(socket, arena, start..end, &mut report),
+                None => {
+                    let (outcome, packets) = (Outcome::Dropped(DropReason::AllocationEnded), (end - start) as u64);
+                    report(Sent { flow, outcome, packets, bytes: 0 });
+                }
             }
             start = end;
         }
         self.clear();
     }
 
-    fn send(&mut self, socket: &impl AsFd, arena: &[u8], these: Range<usize>, settled: &mut impl FnMut(Outcome)) {
+    fn send(&mut self, socket: &impl AsFd, arena: &[u8], these: Range<usize>, report: &mut impl FnMut(Sent)) {
         let (waiting, order) = (&self.waiting, self.order.get(these).unwrap_or_default());
-        let datagrams = || order.iter().filter_map(|(_, at)| waiting.get(*at));
-        for datagram in datagrams() {
+        let datagrams = || order.iter().filter_map(|(flow, at)| Some((*flow, waiting.get(*at as usize)?)));
+        for (_, datagram) in datagrams() {
             self.batch.push(&datagram.target, datagram.pieces.get(..datagram.count).unwrap_or_default());
         }
-        let fates = self.batch.flush(socket, arena);
-        for (datagram, fate) in datagrams().zip(fates) {
-            settled(match fate {
-                Fate::Sent => datagram.outcome,
-                Fate::BufferFull => Outcome::Dropped(DropReason::SendBufferFull),
-                Fate::Failed(_) => Outcome::Dropped(DropReason::SendFailed),
-            });
+        let statuses = self.batch.flush(socket, arena);
+        let mut run: Option<Sent> = None;
+        for ((flow, datagram), status) in datagrams().zip(statuses) {
+            let outcome = match status {
+                SendStatus::Sent => datagram.outcome,
+                SendStatus::BufferFull => Outcome::Dropped(DropReason::SendBufferFull),
+                SendStatus::Failed(_) => Outcome::Dropped(DropReason::SendFailed),
+            };
+            match &mut run {
+                Some(run) if run.flow == flow && run.outcome == outcome => {
+                    run.packets += 1;
+                    run.bytes += datagram.payload as u64;
+                }
+                _ => {
+                    let next = Sent { flow, outcome, packets: 1, bytes: datagram.payload as u64 };
+                    run.replace(next).into_iter().for_each(&mut *report);
+                }
+            }
         }
+        run.into_iter().for_each(report);
     }
 
     fn clear(&mut self) {
@@ -125,26 +148,161 @@ impl Outbox {
     }
 }
 
+/// A buffer that datagrams refer to.
+pub(super) trait Arena {
+    /// Returns the whole buffer.
+    fn bytes(&self) -> &[u8];
+}
+
+impl Arena for RecvBatch {
+    fn bytes(&self) -> &[u8] {
+        self.arena()
+    }
+}
+
+impl Arena for Box<[u8]> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+/// A buffer, and the datagrams made of its parts that wait to be sent to peers.
+#[derive(Debug)]
+pub(super) struct Staged<B> {
+    pub(super) buffer: B,
+    outbox: Outbox,
+}
+
+impl<B: Arena> Staged<B> {
+    pub(super) fn new(buffer: B) -> Self {
+        Self { buffer, outbox: Outbox::default() }
+    }
+
+    /// Adds a part of the buffer, to be sent by a relay socket.
+    pub(super) fn push(&mut self, socket: SocketId, target: Target, payload: Range<usize>) {
+        let (length, piece) = (payload.len(), Piece::of_arena(payload));
+        self.outbox.push(Flow::Relay(socket), target, &[piece], length, Outcome::RelayedToPeer);
+    }
+
+    /// Sends everything, by the relay sockets that `socket_of` returns.
+    pub(super) fn flush<'s, S: AsFd + 's>(
+        &mut self,
+        socket_of: impl Fn(SocketId) -> Option<&'s S>,
+        report: impl FnMut(Sent),
+    ) {
+        self.outbox.flush_each(socket_of, self.buffer.bytes(), report);
+    }
+}
+
+/// The buffer that peers' datagrams are received into, and per listener the datagrams that wait to be sent to clients.
+#[derive(Debug)]
+pub(super) struct StagedForClients {
+    pub(super) batch: RecvBatch,
+    /// The first slots of the batch, which are in use until the next flush.
+    pub(super) filled: usize,
+    outboxes: Vec<Outbox>,
+}
+
+impl StagedForClients {
+    /// For this many listeners.
+    pub(super) fn new(batch: RecvBatch, listeners: usize) -> Self {
+        Self { batch, filled: 0, outboxes: (0..listeners).map(|_| Outbox::default()).collect() }
+    }
+
+    /// Returns the number of datagrams that wait.
+    pub(super) fn len(&self) -> usize {
+        self.outboxes.iter().map(Outbox::len).sum()
+    }
+
+    /// Adds a response, to be sent by a listener. Returns whether there is such a listener.
+    pub(super) fn push_response(&mut self, listener: usize, target: Target, bytes: &[u8], outcome: Outcome) -> bool {
+        let Some(outbox) = self.outboxes.get_mut(listener) else { return false };
+        let piece = outbox.keep(bytes);
+        outbox.push(Flow::Responses, target, &[piece], 0, outcome);
+        true
+    }
+
+    /// Adds a peer's datagram with a header and padding, to be sent by a listener. The payload is a part of the batch; if it
+    /// has a slot of its own, the header and the padding are written around it. Returns whether there is such a listener.
+    pub(super) fn push_data(
+        &mut self,
+        listener: usize,
+        socket: SocketId,
+        target: Target,
+        message: Message<'_>,
+        slot: Option<usize>,
+    ) -> bool {
+        let Some(outbox) = self.outboxes.get_mut(listener) else { return false };
+        let Message { header, payload, padding } = message;
+        let (flow, length, outcome) = (Flow::Relay(socket), payload.len(), Outcome::RelayedToClient);
+        if let Some(slot) = slot
+            && let Some(whole) = self.batch.surround(slot, payload.clone(), header, padding.len())
+        {
+            outbox.push(flow, target, &[Piece::of_arena(whole)], length, outcome);
+            return true;
+        }
+        let pieces = [outbox.keep(header), Piece::of_arena(payload), outbox.keep(padding)];
+        outbox.push(flow, target, &pieces, length, outcome);
+        true
+    }
+
+    /// Sends everything, by the socket of each listener, and frees the batch.
+    pub(super) fn flush<'s, S: AsFd + 's>(
+        &mut self,
+        sockets: impl Iterator<Item = &'s S>,
+        mut report: impl FnMut(Sent),
+    ) {
+        for (outbox, socket) in self.outboxes.iter_mut().zip(sockets) {
+            outbox.flush(socket, self.batch.arena(), &mut report);
+        }
+        self.filled = 0;
+    }
+}
+
+/// A message to a client.
+#[derive(Clone, Debug)]
+pub(super) struct Message<'a> {
+    pub(super) header: &'a [u8],
+    pub(super) payload: Range<usize>,
+    pub(super) padding: &'a [u8],
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+    use crate::turn::RequestMethod;
+
+    fn socket_id(slot: u32) -> SocketId {
+        SocketId::for_tests(slot)
+    }
 
     #[test]
-    fn answers_leave_first_and_each_flow_keeps_its_order() {
+    fn responses_are_sent_first_and_each_flow_keeps_its_order() {
         let (socket, client) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         let target = Target::new(client.local_addr().unwrap(), None, 0);
         let mut outbox = Outbox::default();
-        let flows = [7, 3, 7].map(Flow::of_relay);
-        for (at, flow) in flows.into_iter().enumerate() {
-            outbox.push(flow, target, &[Piece::of_arena(at..at + 1)], Outcome::RelayedToClient);
+        for (at, slot) in [7, 3, 7].into_iter().enumerate() {
+            let piece = Piece::of_arena(at..at + 1);
+            outbox.push(Flow::Relay(socket_id(slot)), target, &[piece], 1, Outcome::RelayedToClient);
         }
-        let answer = outbox.keep(b"an answer");
-        outbox.push(Flow::ANSWERS, target, &[answer], Outcome::Answered(crate::stun::Method::BINDING));
-        let mut settled = 0;
-        outbox.flush(&socket, b"abc", |_| settled += 1);
-        assert_eq!((settled, outbox.len()), (4, 0));
+        let response = outbox.keep(b"a response");
+        let answered = Outcome::Answered(RequestMethod::Binding);
+        outbox.push(Flow::Responses, target, &[response], 0, answered);
+        let mut sent = Vec::new();
+        outbox.flush(&socket, b"abc", |run| sent.push(run));
+        assert_eq!(outbox.len(), 0);
+        let data = |slot, packets| Sent {
+            flow: Flow::Relay(socket_id(slot)),
+            outcome: Outcome::RelayedToClient,
+            packets,
+            bytes: packets,
+        };
+        assert_eq!(
+            sent,
+            [Sent { flow: Flow::Responses, outcome: answered, packets: 1, bytes: 0 }, data(3, 1), data(7, 2)]
+        );
 
         client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
         let received = [(); 4].map(|()| {
@@ -152,6 +310,6 @@ mod tests {
             let length = client.recv(&mut buffer).unwrap();
             String::from_utf8(buffer[..length].to_vec()).unwrap()
         });
-        assert_eq!(received, ["an answer", "b", "a", "c"]);
+        assert_eq!(received, ["a response", "b", "a", "c"]);
     }
 }

@@ -10,7 +10,7 @@ use crate::net::timer;
 use crate::turn::Instant;
 
 /// The longest pause. With what the kernel takes to wake the thread a packet waits up to 180 µs, half of that on average.
-const LONGEST: Duration = timer::LONGEST_PAUSE;
+const LONGEST: Duration = timer::MAX_PAUSE;
 
 /// How many packets a pause is to gather: with more the waking is a small part of the cost.
 const GATHER: u32 = 32;

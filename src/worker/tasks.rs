@@ -1,62 +1,64 @@
-//! The tasks of a worker: one for each listener, one for all relay sockets, and the one that keeps time.
+//! The tasks of a worker: one for each listener, one for all relay sockets, one for the mailbox, and the one that keeps time.
 
 use std::cell::RefCell;
 use std::io;
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch as channel};
+use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::MissedTickBehavior;
 
-use super::{Listener, Plan, Totals, Worker, handshake, stream};
+use super::{Listener, ListenerSocket, Plan, Worker, connections, mailbox};
 use crate::net::timer;
-use crate::net::tls::{Acceptor, Usage};
+use crate::net::tls::Usage;
 use crate::net::watch::{Events, Readable, Watch};
-use crate::turn::Transport;
+use crate::transport::Transport;
 
-/// How long a socket is left alone after an error that is none of "nothing there".
+/// How long a socket is left alone after an error.
 const BACK_OFF: Duration = Duration::from_millis(10);
 
-/// How long after an error no connection is accepted.
+/// How long no connection is accepted after an error.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 
-/// How often a worker tells the core that time passes, and others that its loop turns.
-pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// The time between two ticks: the core learns that time passes, and the statistics are published.
+const TICK: Duration = Duration::from_secs(1);
 
-/// How long clients on connections have at the end to take the answers that are due to them.
-const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// How long clients on connections have to read their last responses when the worker stops.
+const LAST_RESPONSES: Duration = Duration::from_millis(500);
 
-/// Runs a worker to its end.
-pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<Totals> {
-    let (mut stop, heartbeat) = (plan.stop.clone(), Arc::clone(&plan.heartbeat));
-    let mut streams = Vec::new();
-    for listener in std::mem::take(&mut plan.tcp_listeners) {
-        streams.push((TcpListener::from_std(listener)?, None));
+/// Runs a worker until it stops.
+pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<()> {
+    let mut stop = plan.stop.clone();
+    let (mut udp, mut tcp) = (Vec::new(), Vec::new());
+    for listener in std::mem::take(&mut plan.listeners) {
+        match listener.socket {
+            ListenerSocket::Udp(socket) => udp.push(socket),
+            ListenerSocket::Tcp(socket) => tcp.push((TcpListener::from_std(socket)?, listener.endpoint.transport)),
+        }
     }
-    for listener in std::mem::take(&mut plan.tls_listeners) {
-        streams.push((TcpListener::from_std(listener)?, plan.tls.clone()));
-    }
-    let worker = Worker::new(plan)?;
+    let (worker, commands) = Worker::new(plan, udp)?;
     WORKER.set(Rc::downgrade(&worker));
-    let (listeners, panicked) = (worker.borrow().listeners.clone(), Rc::clone(&worker.borrow().panicked));
-    for (listener, tls) in streams {
-        spawn(&panicked, accept(Rc::downgrade(&worker), Rc::clone(&panicked), listener, tls));
+    let (listeners, panicked) = {
+        let shell = &worker.borrow().shell;
+        (shell.listeners.clone(), Rc::clone(&shell.panicked))
+    };
+    for (listener, transport) in tcp {
+        spawn(&panicked, accept(Rc::downgrade(&worker), Rc::clone(&panicked), listener, transport));
     }
     for listener in listeners {
         spawn(&panicked, serve_listener(Rc::clone(&worker), listener));
     }
-    let watch = Rc::clone(&worker.borrow().watch);
+    let watch = Rc::clone(worker.borrow().shell.relays.watch());
     spawn(&panicked, serve_relays(Rc::downgrade(&worker), watch.readable()?, watch));
+    spawn(&panicked, mailbox::serve(Rc::downgrade(&worker), commands));
     started();
-    let mut ticks = tokio::time::interval(HEARTBEAT);
+    let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stopped = async {
-        // The sender is gone only if the process is ending otherwise; that is a stop too.
+        // A dropped sender means that the process ends; that is a stop, too.
         let _ = stop.wait_for(|stop| *stop).await;
     };
     tokio::pin!(stopped);
@@ -65,56 +67,51 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
             () = &mut stopped => break,
             () = panicked.notified() => return Err(io::Error::other("a task panicked")),
             _ = ticks.tick() => {
-                let mut worker = worker.borrow_mut();
-                let now = worker.now();
-                worker.tick(now);
-                heartbeat.fetch_add(1, Ordering::Relaxed);
+                let shell = &mut worker.borrow_mut().shell;
+                let now = shell.now();
+                shell.tick(now);
             }
         }
     }
-    let disconnected = {
-        let mut worker = worker.borrow_mut();
-        let now = worker.now();
-        worker.stop(now);
-        Rc::clone(&worker.disconnected)
+    let none_left = {
+        let shell = &mut worker.borrow_mut().shell;
+        let now = shell.now();
+        shell.stop(now);
+        Rc::clone(shell.connections.none_left())
     };
-    let last_answers = async {
-        while !worker.borrow().connections.is_empty() {
-            disconnected.notified().await;
+    let last_responses = async {
+        while !worker.borrow().shell.connections.is_empty() {
+            none_left.notified().await;
         }
     };
-    // Whoever does not read by then does not get them.
-    let _ = tokio::time::timeout(LAST_ANSWERS, last_answers).await;
+    // A client that does not read in time does not get them.
+    let _ = tokio::time::timeout(LAST_RESPONSES, last_responses).await;
     let mut worker = worker.borrow_mut();
-    worker.flush_to_clients();
-    worker.connection_counters.server_stopped();
-    Ok(Totals { packets: worker.counters.clone(), connections: worker.connection_counters.clone() })
+    worker.shell.flush_to_clients();
+    worker.shell.end_connections();
+    worker.publish();
+    Ok(())
 }
 
-/// Accepts connections for ever: an error is over when a descriptor is free again, and no reason to give up.
-async fn accept(
-    worker: Weak<RefCell<Worker>>,
-    panicked: Rc<Notify>,
-    listener: TcpListener,
-    tls: Option<channel::Receiver<Acceptor>>,
-) {
-    let transport = if tls.is_some() { Transport::Tls } else { Transport::Tcp };
+/// Accepts connections. An error passes when a file descriptor is free again.
+async fn accept(worker: Weak<RefCell<Worker>>, panicked: Rc<Notify>, listener: TcpListener, transport: Transport) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let Some(this) = worker.upgrade() else { return };
                 let admitted = this.borrow_mut().admit(&stream, transport);
+                let acceptor = if transport.is_encrypted() { this.borrow().shell.snapshot.tls.clone() } else { None };
                 drop(this);
-                if let Some((tuple, ticket)) = admitted {
-                    let worker = Weak::clone(&worker);
-                    match &tls {
-                        Some(tls) => {
-                            let acceptor = tls.borrow().clone();
-                            spawn(&panicked, handshake::serve(worker, tuple, ticket, stream, acceptor));
-                        }
-                        None => {
-                            spawn(&panicked, stream::serve(worker, tuple, ticket, stream, Usage::Turn));
-                        }
+                let Some((tuple, ticket)) = admitted else { continue };
+                let worker = Weak::clone(&worker);
+                match (transport.is_encrypted(), acceptor) {
+                    (true, Some(acceptor)) => {
+                        spawn(&panicked, connections::serve_tls(worker, tuple, ticket, stream, acceptor));
+                    }
+                    // TLS listeners have a certificate: the start fails without one, and a reload keeps it.
+                    (true, None) => {}
+                    (false, _) => {
+                        spawn(&panicked, connections::serve_plain(worker, tuple, ticket, stream, Usage::Turn));
                     }
                 }
             }
@@ -122,7 +119,7 @@ async fn accept(
                 let Some(worker) = worker.upgrade() else { return };
                 worker.borrow_mut().accept_failed(&error);
                 drop(worker);
-                // A connection that broke before it was accepted is no reason to keep the others waiting.
+                // A connection that broke before it was accepted does not delay the others.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     tokio::time::sleep(ACCEPT_BACK_OFF).await;
                 }
@@ -140,14 +137,14 @@ async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {
         }
         let more = {
             let mut worker = worker.borrow_mut();
-            let now = worker.now();
+            let now = worker.shell.now();
             worker.serve_clients(now, &listener)
         };
-        pause(more).await;
+        wait_for_more(more).await;
     }
 }
 
-/// Starts a task whose panic ends the worker: a panic is a bug, and half a worker helps nobody.
+/// Spawns a task whose panic ends the worker. A panic is a bug, and a worker cannot go on without one of its tasks.
 fn spawn(panicked: &Rc<Notify>, task: impl Future<Output = ()> + 'static) {
     let guard = PanicGuard(Rc::clone(panicked));
     let guarded = async move {
@@ -167,7 +164,7 @@ impl Drop for PanicGuard {
     }
 }
 
-/// Serves the relay sockets, of which one descriptor says which have something to read.
+/// Serves the relay sockets. One descriptor reports which of them have something to read.
 async fn serve_relays(worker: Weak<RefCell<Worker>>, readable: Readable, watch: Rc<Watch>) {
     let (mut events, mut more) = (Events::default(), false);
     loop {
@@ -175,17 +172,17 @@ async fn serve_relays(worker: Weak<RefCell<Worker>>, readable: Readable, watch: 
             tracing::error!(%error, "relay sockets cannot be watched");
             tokio::time::sleep(BACK_OFF).await;
         }
-        // If those are all, the runtime has to wait for news: it is told without another call.
-        let told = readable.try_io(Interest::READABLE, |_| match watch.ready(&mut events)? {
+        // If those are all, the runtime waits for the next event, without another call.
+        let read = readable.try_io(Interest::READABLE, |_| match watch.ready(&mut events)? {
             true => Err(io::ErrorKind::WouldBlock.into()),
             false => Ok(()),
         });
         more = {
             let Some(worker) = worker.upgrade() else { return };
             let mut worker = worker.borrow_mut();
-            events.drain().for_each(|ready| worker.relay_ready(ready));
-            let now = worker.now();
-            worker.serve_relays(now) || told.is_ok()
+            events.drain().for_each(|ready| worker.shell.relays.set_ready(ready));
+            let now = worker.shell.now();
+            worker.shell.serve_relays(now) || read.is_ok()
         };
         if more {
             yield_now().await;
@@ -193,8 +190,8 @@ async fn serve_relays(worker: Weak<RefCell<Worker>>, readable: Readable, watch: 
     }
 }
 
-/// Waits until a socket's turn comes again, by whether there was more.
-async fn pause(more: io::Result<bool>) {
+/// Lets other tasks run, or backs off after an error.
+async fn wait_for_more(more: io::Result<bool>) {
     match more {
         Ok(false) => {}
         Ok(true) => yield_now().await,
@@ -212,9 +209,9 @@ thread_local! {
 }
 
 /// Runs when every task waits, before the thread does.
-pub(super) fn end_turn() {
+pub(super) fn end_iteration() {
     let worker = WORKER.with_borrow(Weak::upgrade);
-    if let Some(pause) = worker.and_then(|worker| worker.borrow_mut().end_turn()) {
+    if let Some(pause) = worker.and_then(|worker| worker.borrow_mut().shell.end_iteration()) {
         timer::pause(pause);
     }
 }
@@ -224,7 +221,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_panic_in_a_task_is_told_and_the_end_of_one_is_not() {
+    async fn a_panic_of_a_task_is_reported_and_its_end_is_not() {
         let panicked = Rc::new(Notify::new());
         let tasks = tokio::task::LocalSet::new();
         tasks

@@ -1,6 +1,6 @@
 //! A worker on real sockets, with a clock that the test moves.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -8,64 +8,67 @@ use rand::SeedableRng as _;
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::auth::{Authenticator, LongTermKey, NonceMint, Secret};
+use crate::auth::LongTermKey;
 use crate::net::watch::Ready;
 use crate::stun::attribute::{Nonce, Realm, RequestedTransport, Username};
 use crate::stun::{Class, Message, MessageWriter, Method, TransactionId};
-use crate::turn::{LiveRelays, PeerPolicy, Quota, RelayRange, Reservations};
+use crate::test_world::Blueprint;
 
 const REALM: &str = "test";
 const UNIX: u64 = 1_700_000_000;
 
-/// A worker with one static user and these relay ports, what it shares, and the address of its listener.
-fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<Shared>, SocketAddr) {
-    let localhost = IpAddr::from([127, 0, 0, 1]);
-    let listener = udp::claim_listener((localhost, 0).into()).unwrap();
-    let address = listener.local_addr().unwrap();
-    let shared = Shared {
-        authenticator: Authenticator::new(REALM.into(), vec![], [("ann".into(), Secret::new("password").unwrap())]),
-        nonces: NonceMint::from_random([1; 32], 3600),
-        policy: PeerPolicy::default(),
-        live: LiveRelays::new([(localhost, localhost)]),
-        reservations: Reservations::new([(localhost, localhost)], &ports),
-        quota: Quota::new(0, 0, [2; 32]),
-        connections: Quota::new(0, 0, [4; 32]),
-        draining: false.into(),
-        alternate: None,
-    };
-    let settings = Settings {
-        relays: vec![RelayRange { bind: localhost, advertised: localhost, ports }],
-        permissions_per_allocation: 8,
-        channels_per_allocation: 8,
-        peer_rate: None,
-        byte_rate: None,
-        unverified_replies: 0,
-        rfc5766_channels: false,
-        draft_dual_allocation: false,
-        expiry_grace: 0,
-    };
-    let (_, stop) = channel::channel(false);
-    let (rng, clock) = (StdRng::seed_from_u64(3), Clock::start());
-    let shared = Arc::new(shared);
-    let plan = Plan {
-        listeners: vec![listener],
-        tcp_listeners: vec![],
-        tls_listeners: vec![],
-        tls: None,
+/// A worker with one static user and these relay ports, the configuration, and the address of its listener.
+fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<turn::Snapshot>, SocketAddr) {
+    let (worker, _, plan) = worker_with_mailbox(ports);
+    (worker, plan.snapshot, plan.address)
+}
+
+struct TestPlan {
+    snapshot: Arc<turn::Snapshot>,
+    address: SocketAddr,
+    mailbox: Mailbox,
+    statistics: Arc<Statistics>,
+}
+
+fn blueprint(ports: std::ops::RangeInclusive<u16>) -> Blueprint {
+    Blueprint::new(REALM, ("127.0.0.1", "127.0.0.1"), ports).user("ann", "password")
+}
+
+fn snapshot(core: Arc<turn::Snapshot>) -> Snapshot {
+    Snapshot {
+        core,
+        connection_limits: ConnectionLimits { per_source: 0, in_all: 0 },
         timeouts: Timeouts {
             tls_handshake: Duration::from_secs(10),
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(60),
             unauthenticated: Duration::from_secs(300),
         },
-        settings,
-        shared: Arc::clone(&shared),
-        clock,
-        rng,
+        tls: None,
+    }
+}
+
+fn worker_with_mailbox(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
+    let blueprint = blueprint(ports);
+    let listener = udp::claim_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = listener.local_addr().unwrap();
+    let core = blueprint.snapshot();
+    let (_, stop) = channel::channel(false);
+    let (handle, mailbox) = mailbox();
+    let statistics = Arc::<Statistics>::default();
+    let plan = Plan {
+        listeners: Vec::new(),
+        relays: blueprint.ranges(&blueprint.ports),
+        snapshot: Arc::new(snapshot(Arc::clone(&core))),
+        ledger: blueprint.ledger(),
+        statistics: Arc::clone(&statistics),
+        mailbox,
+        clock: Clock::start(),
+        rng: StdRng::seed_from_u64(3),
         stop,
-        heartbeat: Arc::default(),
     };
-    (Worker::new(plan).unwrap(), shared, address)
+    let (worker, mailbox) = Worker::new(plan, vec![listener]).unwrap();
+    (worker, handle, TestPlan { snapshot: core, address, mailbox, statistics })
 }
 
 fn allocate(number: u8, nonce: &str) -> Vec<u8> {
@@ -85,43 +88,43 @@ fn allocate(number: u8, nonce: &str) -> Vec<u8> {
 #[tokio::test(flavor = "current_thread")]
 async fn an_allocation_that_takes_the_place_of_an_expired_one_leaves_no_socket_and_no_port_behind() {
     let test = async {
-        let (worker, shared, address) = worker(15_300..=15_303);
+        let (worker, snapshot, address) = worker(15_300..=15_303);
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.connect(address).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let nonce = shared.nonces.mint(UNIX, client.local_addr().unwrap());
+        let nonce = snapshot.nonces.mint(UNIX, client.local_addr().unwrap());
         for round in 0..12_u8 {
             client.send(&allocate(round, nonce.as_str())).unwrap();
-            let listener = Rc::clone(&worker.borrow().listeners[0]);
+            let listener = Rc::clone(&worker.borrow().shell.listeners[0]);
             drop(listener.socket.readable().await.unwrap());
             let monotonic = Instant::from_elapsed(Duration::from_secs(600 * u64::from(round)));
             let now = Now { monotonic, unix: UNIX };
             worker.borrow_mut().serve_clients(now, &listener).unwrap();
-            worker.borrow_mut().flush_to_clients();
+            worker.borrow_mut().shell.flush_to_clients();
             let mut answer = [0; 512];
             let length = client.recv(&mut answer).unwrap();
             assert_eq!(Message::parse(&answer[..length]).unwrap().class(), Class::Success, "round {round}");
-            assert_eq!(worker.borrow().relays.iter().flatten().count(), 1);
+            assert_eq!(worker.borrow().shell.relays.iter().count(), 1);
         }
     };
     LocalSet::new().run_until(test).await;
 }
 
-/// A worker that has an allocation for each of so many clients, and its relay sockets' addresses by slot.
+/// A worker that has an allocation for each of so many clients, and its relay sockets with their addresses.
 async fn worker_with_relays(
     ports: std::ops::RangeInclusive<u16>,
     clients: u8,
-) -> (Rc<RefCell<Worker>>, Vec<(usize, SocketAddr)>) {
-    let (worker, shared, address) = worker(ports);
+) -> (Rc<RefCell<Worker>>, Vec<(SocketId, SocketAddr)>) {
+    let (worker, snapshot, address) = worker(ports);
     for number in 0..clients {
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let nonce = shared.nonces.mint(UNIX, client.local_addr().unwrap());
+        let nonce = snapshot.nonces.mint(UNIX, client.local_addr().unwrap());
         client.send_to(&allocate(number, nonce.as_str()), address).unwrap();
         serve(&worker).await;
     }
-    worker.borrow_mut().flush_to_clients();
-    let of = |relay: &Relay| (relay.id.slot(), relay.socket.local_addr().unwrap());
-    let relays: Vec<_> = worker.borrow().relays.iter().flatten().map(of).collect();
+    worker.borrow_mut().shell.flush_to_clients();
+    let of = |relay: &relays::RelaySocket| (relay.id, relay.socket.local_addr().unwrap());
+    let relays: Vec<_> = worker.borrow().shell.relays.iter().map(of).collect();
     assert_eq!(relays.len(), usize::from(clients));
     (worker, relays)
 }
@@ -132,18 +135,22 @@ fn now() -> Now {
 
 /// Serves the listener once when it has something, and returns whether there may be more.
 async fn serve(worker: &RefCell<Worker>) -> bool {
-    let listener = Rc::clone(&worker.borrow().listeners[0]);
+    let listener = Rc::clone(&worker.borrow().shell.listeners[0]);
     drop(listener.socket.readable().await.unwrap());
     worker.borrow_mut().serve_clients(now(), &listener).unwrap()
 }
 
-/// Packets that the worker has seen to the end.
-fn settled(worker: &RefCell<Worker>) -> u64 {
-    worker.borrow().counters.occurred().map(|(_, count)| count).sum()
+fn counters(worker: &RefCell<Worker>) -> turn::Counters {
+    worker.borrow().shell.statistics.read().packets
 }
 
-fn told(slot: usize, error: bool) -> Ready {
-    Ready { token: u64::try_from(slot).unwrap(), error }
+/// Returns the number of packets that have an outcome.
+fn settled(worker: &RefCell<Worker>) -> u64 {
+    counters(worker).total()
+}
+
+fn ready(socket: SocketId, error: bool) -> Ready {
+    Ready { token: u64::try_from(socket.slot()).unwrap(), error }
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -155,16 +162,16 @@ async fn a_peer_that_floods_gets_its_share_and_the_next_one_its_own() {
     }
     peer.send_to(b"one", relays[1].1).unwrap();
     let before = settled(&worker);
-    worker.borrow_mut().relay_ready(told(relays[1].0, false));
+    worker.borrow_mut().shell.relays.set_ready(ready(relays[1].0, false));
     for (served, left) in [(17, 1), (16, 1), (8, 0)] {
-        // It is told of again and again, and stands in the queue once.
-        worker.borrow_mut().relay_ready(told(relays[0].0, false));
-        worker.borrow_mut().relay_ready(told(relays[0].0, false));
+        // It is reported repeatedly and queued once.
+        worker.borrow_mut().shell.relays.set_ready(ready(relays[0].0, false));
+        worker.borrow_mut().shell.relays.set_ready(ready(relays[0].0, false));
         let start = settled(&worker);
-        assert_eq!(worker.borrow_mut().serve_relays(now()), left > 0);
-        assert_eq!((settled(&worker) - start, worker.borrow().due.len()), (served, left));
+        assert_eq!(worker.borrow_mut().shell.serve_relays(now()), left > 0);
+        assert_eq!((settled(&worker) - start, worker.borrow().shell.relays.ready_count()), (served, left));
     }
-    let dropped = worker.borrow().counters.get(Outcome::Dropped(DropReason::NoPermission));
+    let dropped = counters(&worker).get(Outcome::Dropped(DropReason::NoPermission));
     assert_eq!((settled(&worker) - before, dropped), (41, 41));
 }
 
@@ -176,42 +183,42 @@ async fn icmp_errors_are_served_a_few_at_a_time() {
     deaf.connect(deaf.local_addr().unwrap()).unwrap();
     for _ in 0..60 {
         // Every other time it reports the error of the one before.
-        let _ = worker.borrow().relays[relays[0].0].as_ref().unwrap().socket.send_to(b"x", deaf.local_addr().unwrap());
+        let _ = worker.borrow().shell.relays.socket(relays[0].0).unwrap().send_to(b"x", deaf.local_addr().unwrap());
     }
     let before = settled(&worker);
-    worker.borrow_mut().relay_ready(told(relays[0].0, true));
-    assert!(worker.borrow_mut().serve_relays(now()));
+    worker.borrow_mut().shell.relays.set_ready(ready(relays[0].0, true));
+    assert!(worker.borrow_mut().shell.serve_relays(now()));
     assert_eq!(settled(&worker), before + 16);
-    assert!(!worker.borrow_mut().serve_relays(now()));
+    assert!(!worker.borrow_mut().shell.serve_relays(now()));
     assert!(settled(&worker) > before + 16);
 }
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_socket_that_cannot_be_received_from_is_tried_again_at_the_next_tick() {
     let (worker, relays) = worker_with_relays(15_324..=15_331, 1).await;
-    let (slot, address) = relays[0];
+    let (id, address) = relays[0];
     let no_socket = UdpSocket::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
     let swap = |socket| {
         let mut worker = worker.borrow_mut();
-        std::mem::replace(&mut worker.relays[slot].as_mut().unwrap().socket, socket)
+        std::mem::replace(&mut worker.shell.relays.get_mut(id).unwrap().socket, socket)
     };
     let socket = swap(no_socket);
     for _ in 0..3 {
-        worker.borrow_mut().relay_ready(told(slot, false));
-        assert!(!worker.borrow_mut().serve_relays(now()));
+        worker.borrow_mut().shell.relays.set_ready(ready(id, false));
+        assert!(!worker.borrow_mut().shell.serve_relays(now()));
     }
-    assert_eq!(worker.borrow().unread, [slot]);
+    assert_eq!(worker.borrow().shell.relays.failed(), [id.slot()]);
     drop(swap(socket));
     for _ in 0..20 {
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", address).unwrap();
     }
     let before = settled(&worker);
-    // What one call leaves is for the next tick: perhaps no news will come of it.
+    // What one call leaves is read at the next tick, without another event.
     for served in [16, 20] {
-        worker.borrow_mut().tick(now());
+        worker.borrow_mut().shell.tick(now());
         assert_eq!(settled(&worker), before + served);
     }
-    assert!(worker.borrow().unread.is_empty());
+    assert!(worker.borrow().shell.relays.failed().is_empty());
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -230,4 +237,113 @@ async fn merged_datagrams_are_bounded_in_bytes() {
     assert_eq!(settled(&worker), 32 * 9);
     assert!(!serve(&worker).await);
     assert_eq!(settled(&worker), 34 * 9);
+}
+
+/// Runs `test` beside the task that serves the mailbox.
+async fn beside_the_mailbox<T>(worker: &Rc<RefCell<Worker>>, mailbox: Mailbox, test: impl Future<Output = T>) -> T {
+    LocalSet::new()
+        .run_until(async {
+            let served = tokio::task::spawn_local(mailbox::serve(Rc::downgrade(worker), mailbox));
+            let result = test.await;
+            served.abort();
+            result
+        })
+        .await
+}
+
+/// Makes an allocation for each of so many clients. Their sockets stay open, so each has a port of its own.
+async fn allocate_for(worker: &Rc<RefCell<Worker>>, plan: &TestPlan, clients: u8) -> Vec<UdpSocket> {
+    let mut sockets = Vec::new();
+    for number in 0..clients {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let nonce = plan.snapshot.nonces.mint(UNIX, client.local_addr().unwrap());
+        client.send_to(&allocate(number, nonce.as_str()), plan.address).unwrap();
+        serve(worker).await;
+        sockets.push(client);
+    }
+    worker.borrow_mut().shell.flush_to_clients();
+    sockets
+}
+
+/// Every allocation of a worker, page by page.
+async fn list_all(handle: &Handle) -> Vec<AllocationId> {
+    let (mut all, mut cursor) = (Vec::new(), Cursor::default());
+    loop {
+        let page = handle.list(cursor).await.unwrap();
+        all.extend(page.allocations.iter().map(|info| info.id));
+        match page.next {
+            Some(next) => cursor = next,
+            None => return all,
+        }
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn control_lists_describes_and_ends_allocations_through_the_mailbox() {
+    let (worker, handle, plan) = worker_with_mailbox(15_332..=15_471);
+    let _clients = allocate_for(&worker, &plan, 130).await;
+    let statistics = Arc::clone(&plan.statistics);
+    let test = async {
+        let all = list_all(&handle).await;
+        assert_eq!(all.len(), 130, "more than two pages");
+        let detail = handle.describe(all[0]).await.unwrap().unwrap();
+        assert_eq!((detail.info.id, detail.info.user.as_str()), (all[0], "ann"));
+        handle.publish().await.unwrap();
+        assert_eq!(statistics.read().allocations, 130);
+        assert_eq!(handle.end(all[..100].to_vec()).await.unwrap(), 100);
+        assert_eq!(handle.end(all.clone()).await.unwrap(), 30);
+        assert_eq!(handle.describe(all[0]).await.unwrap(), None);
+        assert_eq!(list_all(&handle).await, []);
+    };
+    beside_the_mailbox(&worker, plan.mailbox, test).await;
+    assert_eq!(worker.borrow().shell.relays.iter().count(), 0);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_new_configuration_ends_the_allocations_of_users_that_are_gone() {
+    let ports = 15_472..=15_611;
+    let (worker, handle, plan) = worker_with_mailbox(ports.clone());
+    let _clients = allocate_for(&worker, &plan, 130).await;
+    let same = Arc::new(snapshot(blueprint(ports.clone()).snapshot()));
+    let without_ann = Blueprint::new(REALM, ("127.0.0.1", "127.0.0.1"), ports).user("bob", "password");
+    let without_ann = Arc::new(snapshot(without_ann.snapshot()));
+    let test = async {
+        handle.reconfigure(same).await.unwrap();
+        assert_eq!(list_all(&handle).await.len(), 130);
+        handle.reconfigure(without_ann).await.unwrap();
+        assert_eq!(list_all(&handle).await, []);
+    };
+    beside_the_mailbox(&worker, plan.mailbox, test).await;
+    assert_eq!(worker.borrow().shell.relays.iter().count(), 0);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_command_to_a_worker_that_has_ended_fails() {
+    let (worker, handle, plan) = worker_with_mailbox(15_612..=15_615);
+    drop((worker, plan.mailbox));
+    assert!(handle.list(Cursor::default()).await.is_err());
+}
+
+// Bytes count once they are sent, also those of an allocation that ends in the same batch.
+#[tokio::test(flavor = "current_thread")]
+async fn bytes_are_counted_when_they_are_sent() {
+    let (worker, relays) = worker_with_relays(15_616..=15_619, 1).await;
+    let (id, _) = relays[0];
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let target = crate::net::batch::Target::new(peer.local_addr().unwrap(), None, 0);
+    let mut worker = worker.borrow_mut();
+    let Worker { shell, stream, .. } = &mut *worker;
+    // The log has the event of the creation already.
+    while shell.server.next_action().is_some() {}
+    stream.push(id, target, 0..100);
+    assert_eq!(shell.statistics.read().bytes_to_peers, 0);
+    shell.server.end_allocation(now().monotonic, id.allocation());
+    shell.flush_to_peers(stream);
+    assert_eq!(shell.statistics.read().bytes_to_peers, 100);
+    let ended = std::iter::from_fn(|| shell.server.next_action()).find_map(|action| match action {
+        Action::Log(turn::Event::AllocationEnded(summary)) => Some(summary),
+        _ => None,
+    });
+    let traffic = ended.unwrap().traffic;
+    assert_eq!((traffic.packets_to_peers, traffic.bytes_to_peers), (1, 100));
 }

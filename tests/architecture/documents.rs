@@ -1,5 +1,5 @@
-//! What docs/rfc-coverage.md and docs/threat-model.md say of the code is so: the files are there, the tests are tests,
-//! the configuration keys are keys, and every row has a test, says why it has none, or admits that it is missing.
+//! Checks docs/rfc-coverage.md and docs/threat-model.md against the code: named files, tests and configuration keys
+//! exist. Every row has a test, a reason for having none, or a mark that it is missing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,22 +7,22 @@ use std::path::Path;
 
 use crate::tokens::{starts_with, tokens};
 
-/// What stands in place of a test where a requirement is not met.
+/// Marks a requirement that is not met.
 const MISSING: &str = "**missing**";
 
-/// What in a row separates its tests from a remark.
+/// Separates the tests of a row from a remark.
 const REMARK: &str = " — ";
 
-/// A row of a table with the columns section (or attack), requirement (or answer), where, tests.
+/// A table row with the columns section (or attack), requirement (or defence), where, tests.
 struct Row<'d> {
     line: usize,
     cells: [&'d str; 4],
 }
 
-/// What the documents are compared with.
+/// The facts against which the documents are checked.
 struct Project {
     exists: fn(&str) -> bool,
-    /// The names of the tests in a file.
+    /// Returns the names of the tests in a file.
     tests: fn(&str) -> BTreeSet<String>,
     /// Configuration keys as `section.key`.
     keys: BTreeSet<String>,
@@ -46,7 +46,7 @@ fn rows(document: &str) -> Result<Vec<Row<'_>>, String> {
     .collect()
 }
 
-/// What stands between backticks.
+/// Returns the texts between backticks.
 fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
@@ -56,8 +56,8 @@ fn list(texts: &[&str]) -> String {
 }
 
 impl Row<'_> {
-    /// What is wrong with the row.
-    fn mistake(&self, project: &Project) -> Result<(), String> {
+    /// Checks the row. The error is the reason why it is wrong.
+    fn check(&self, project: &Project) -> Result<(), String> {
         let [topic, requirement, places, evidence] = self.cells;
         if topic.is_empty() || requirement.is_empty() {
             return Err("an empty cell".to_owned());
@@ -77,7 +77,7 @@ impl Row<'_> {
                 return Err(format!("no such path: {path}"));
             }
         } else if tested {
-            return Err("tested, but nowhere done".to_owned());
+            return Err("tests without an implementation".to_owned());
         }
         if tested {
             let (tests, _) = evidence.split_once(REMARK).unwrap_or((evidence, ""));
@@ -90,14 +90,14 @@ impl Row<'_> {
     }
 }
 
-/// Whether a quoted text is written like a configuration key with its section.
+/// Returns whether a quoted text has the form of a configuration key with its section.
 fn is_key(text: &str) -> bool {
     text.contains('.')
         && !text.contains('/')
         && text.chars().all(|c| c.is_ascii_lowercase() || "0123456789.-".contains(c))
 }
 
-/// A file and tests of it: `` `src/x.rs`: `one_test`, `another_test` ``.
+/// Checks a file and its tests: `` `src/x.rs`: `one_test`, `another_test` ``.
 fn check_tests(group: &str, project: &Project) -> Result<(), String> {
     let quoted = quoted(group);
     let [file, tests @ ..] = quoted.as_slice() else { return Err(format!("no file: {group}")) };
@@ -114,7 +114,7 @@ fn check_tests(group: &str, project: &Project) -> Result<(), String> {
     }
 }
 
-/// The functions of a file that have the attribute `test`, or one that ends so, as `tokio::test` does.
+/// Returns the functions of a file with the attribute `test`, or with one that ends in `test`, such as `tokio::test`.
 fn test_names(source: &str) -> BTreeSet<String> {
     let tokens = tokens(source);
     let (mut names, mut is_test) = (BTreeSet::new(), false);
@@ -133,7 +133,7 @@ fn test_names(source: &str) -> BTreeSet<String> {
     names
 }
 
-/// The keys of the shipped configuration, those in comments too, as `section.key`.
+/// Returns the keys of the shipped configuration as `section.key`, including those in comments.
 fn keys(configuration: &str) -> BTreeSet<String> {
     let (mut keys, mut section) = (BTreeSet::new(), String::new());
     for line in configuration.lines().map(|line| line.strip_prefix('#').unwrap_or(line)) {
@@ -148,8 +148,9 @@ fn keys(configuration: &str) -> BTreeSet<String> {
 
 fn mistakes(document: &str, project: &Project) -> Vec<String> {
     let rows = rows(document).unwrap();
-    let told = rows.iter().filter_map(|row| row.mistake(project).err().map(|why| format!("line {}: {why}", row.line)));
-    told.collect()
+    let mistakes =
+        rows.iter().filter_map(|row| row.check(project).err().map(|why| format!("line {}: {why}", row.line)));
+    mistakes.collect()
 }
 
 fn this_project() -> Project {
@@ -161,7 +162,7 @@ fn this_project() -> Project {
 }
 
 #[test]
-fn the_coverage_of_the_rfcs_is_what_the_document_says() {
+fn rfc_coverage_names_existing_files_tests_and_keys() {
     let document = read("docs/rfc-coverage.md");
     assert!(rows(&document).unwrap().len() > 100);
     let mistakes = mistakes(&document, &this_project());
@@ -169,7 +170,7 @@ fn the_coverage_of_the_rfcs_is_what_the_document_says() {
 }
 
 #[test]
-fn the_threats_are_answered_as_the_document_says() {
+fn threat_model_names_existing_files_tests_and_keys() {
     let document = read("docs/threat-model.md");
     assert!(rows(&document).unwrap().len() > 30);
     let mistakes = mistakes(&document, &this_project());
@@ -177,7 +178,7 @@ fn the_threats_are_answered_as_the_document_says() {
 }
 
 #[test]
-fn a_row_that_is_wrong_is_found() {
+fn wrong_rows_are_found() {
     let project = Project {
         exists: |path| path.starts_with("src/"),
         tests: |_| ["one", "two"].map(str::to_owned).into(),
@@ -187,7 +188,7 @@ fn a_row_that_is_wrong_is_found() {
     for good in [
         "| 1 | must | `src/a`, `src/b` | `src/a`: `one`, `two`; `src/b`: `one` |",
         "| 1 | must | `src/a` | `src/a`: `one` — up to `limits.connections` |",
-        "| 1 | must | — | nobody does this here |",
+        "| 1 | must | — | no code does this here |",
         "| 1 | must | — | **missing** |",
     ] {
         assert_eq!(mistakes(&table(good), &project), [""; 0], "{good}");
@@ -204,12 +205,12 @@ fn a_row_that_is_wrong_is_found() {
         "| 1 | must | — | `src/a`: `one` |",
         "| 1 | must | — | — |",
         "| 1 | must | — |  |",
-        "| 1 |  | — | nobody does this here |",
-        "| 1 | up to `limits.conections` | — | nobody does this here |",
+        "| 1 |  | — | no code does this here |",
+        "| 1 | up to `limits.conections` | — | no code does this here |",
     ] {
         assert_eq!(mistakes(&table(bad), &project).len(), 1, "{bad}");
     }
-    assert!(rows(&table("| 1 | must | nobody does this here |")).is_err());
+    assert!(rows(&table("| 1 | must | no code does this here |")).is_err());
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! The paths that a file names, and which modules of the crate they lead to.
+//! Finds the paths in a file and the modules of the crate to which they lead.
 
 use std::collections::BTreeSet;
 
 use crate::tokens::{Token, starts_with, tokens};
 
-/// Every path of a file, with groups written out: `use a::{b, c::d};` has `a::b` and `a::c::d`. Each comes with the
-/// names of the modules that it stands in, beginning with those of the file.
+/// Returns every path of a file with its enclosing module path. Groups are expanded: `use a::{b, c::d};` has `a::b` and
+/// `a::c::d`.
 pub(crate) fn paths(file_module: &[String], tokens: &[Token]) -> Vec<(Vec<String>, Vec<String>)> {
     let mut found = Vec::new();
     let mut module = file_module.to_vec();
@@ -41,7 +41,7 @@ pub(crate) fn paths(file_module: &[String], tokens: &[Token]) -> Vec<(Vec<String
     found
 }
 
-/// Reads the path at `at`, and returns what is behind it.
+/// Reads the path at `at` and returns the index after it.
 fn read_path(tokens: &[Token], mut at: usize, prefix: &[String], found: &mut Vec<Vec<String>>) -> usize {
     let mut path = prefix.to_vec();
     loop {
@@ -51,10 +51,10 @@ fn read_path(tokens: &[Token], mut at: usize, prefix: &[String], found: &mut Vec
             _ => break,
         }
         at += 1;
-        // Who gives a module another name can reach everything in it.
+        // A renamed module gives access to everything in it.
         if tokens.get(at).is_some_and(|token| token.is("as")) {
             path.push("*".to_owned());
-            // Not so in a cast to a type that is a path.
+            // A cast to a type that is a path is not a renaming.
             let renamed = !tokens.get(at + 2).is_some_and(|token| token.is("::"));
             at += if renamed { 2 } else { 1 };
             break;
@@ -79,7 +79,7 @@ fn read_group(tokens: &[Token], mut at: usize, prefix: &[String], found: &mut Ve
     at
 }
 
-/// The modules of the crate's top level that the file of `file_module` uses, `own` not among them. `*` stands for all.
+/// Returns the top-level modules that the file of `file_module` uses, except its own. `*` means all.
 pub(crate) fn imports(file_module: &[String], tokens: &[Token]) -> BTreeSet<String> {
     let own = file_module.first();
     let target = |(module, path): (Vec<String>, Vec<String>)| {
@@ -88,7 +88,7 @@ pub(crate) fn imports(file_module: &[String], tokens: &[Token]) -> BTreeSet<Stri
             "super" | "self" => {
                 let path: Vec<&String> = path.iter().skip_while(|segment| *segment == "self").collect();
                 let levels = path.iter().take_while(|segment| **segment == "super").count();
-                // Where it stays below the top level it stays in its own module.
+                // Only a path that reaches the top level leaves the file's own module.
                 return (levels > 0 && levels == module.len()).then(|| path.get(levels).copied().cloned()).flatten();
             }
             _ => return None,
@@ -98,17 +98,17 @@ pub(crate) fn imports(file_module: &[String], tokens: &[Token]) -> BTreeSet<Stri
     paths(file_module, tokens).into_iter().filter_map(target).filter(|name| Some(name) != own).collect()
 }
 
-/// The modules of the library `turnserver` that a file of another crate uses.
+/// Returns the modules of the library `turnserver` that a file of another crate uses.
 pub(crate) fn library_imports(tokens: &[Token]) -> BTreeSet<String> {
     let target = |(_, path): (_, Vec<String>)| (path.first()? == "turnserver").then(|| path.get(1).cloned()).flatten();
     paths(&[], tokens).into_iter().filter_map(target).collect()
 }
 
-/// Leaves out the items that are compiled for tests only, and names the modules among them that are files.
+/// Removes the items that are compiled for tests only. Also returns the names of those that are module files.
 pub(crate) fn without_tests(tokens: &[Token]) -> (Vec<Token>, Vec<String>) {
     let (mut kept, mut test_files) = (Vec::new(), Vec::new());
     let mut rest = tokens;
-    while let Some((first, behind)) = rest.split_first() {
+    while let Some((first, after)) = rest.split_first() {
         if starts_with(rest, &["#", "[", "cfg", "(", "test", ")", "]"]) {
             let item = &rest[..item_len(rest)];
             if let Some(at) = item.iter().position(|token| token.is("mod")).filter(|at| item.len() == at + 3) {
@@ -117,13 +117,13 @@ pub(crate) fn without_tests(tokens: &[Token]) -> (Vec<Token>, Vec<String>) {
             rest = &rest[item.len()..];
         } else {
             kept.push(first.clone());
-            rest = behind;
+            rest = after;
         }
     }
     (kept, test_files)
 }
 
-/// The length of the item, field or variant that begins with an attribute.
+/// Returns the length of the item, field or variant that starts with an attribute.
 fn item_len(tokens: &[Token]) -> usize {
     const ITEMS: [&str; 10] = ["fn", "impl", "mod", "use", "struct", "enum", "trait", "const", "static", "macro_rules"];
     let mut depth = 0_usize;
@@ -170,13 +170,13 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_written_out() {
+    fn groups_are_expanded() {
         let source = "use crate::{auth, net::{udp, interfaces::{self, X}}, stun::*};\nuse crate::worker::{A, B};";
         assert_eq!(imports_of("turn", source), ["auth", "net", "stun", "worker"]);
     }
 
     #[test]
-    fn super_counts_where_it_leaves_the_module() {
+    fn super_is_an_import_where_it_leaves_the_module() {
         assert_eq!(imports_of("turn", "use super::net::udp;"), ["net"]);
         assert_eq!(imports_of("turn::table", "use super::wheel::Wheel; use super::super::auth::Secret;"), ["auth"]);
         assert_eq!(imports_of("turn::methods::send", "use super::{super::{super::clock, table}, refresh};"), ["clock"]);
@@ -191,12 +191,12 @@ mod tests {
     }
 
     #[test]
-    fn the_module_itself_is_no_import() {
+    fn a_module_does_not_import_itself() {
         assert_eq!(imports_of("turn::table", "use crate::turn::wheel; pub(in crate::turn) fn f() {}"), [""; 0]);
     }
 
     #[test]
-    fn everything_at_once_is_found() {
+    fn imports_of_everything_are_found() {
         assert_eq!(imports_of("turn", "use crate::*;"), ["*"]);
         assert_eq!(imports_of("turn", "use crate as everything;"), ["*"]);
         assert_eq!(imports_of("turn", "use super::*;"), ["*"]);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_strings_and_visibility_are_no_imports() {
+    fn comments_strings_and_visibility_are_not_imports() {
         let source = r#"// use crate::net;
             /// [`x`](crate::net::x)
             pub(crate) fn f() { g("crate::net::x"); /* super::net */ } pub(super) struct S; use std::net::IpAddr;"#;
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn test_code_is_left_out() {
+    fn test_code_is_removed() {
         let source = "use a; #[cfg(test)] #[path = \"x\"] mod tests; #[cfg(test)] mod inline { fn f() { x(); } }\n\
                       #[cfg(test)] impl S { fn g([u8; 2]) {} } #[cfg(test)] use b::{c, d}; #[cfg(unix)] mod sys;";
         let (kept, files) = without_tests(&tokens(source));

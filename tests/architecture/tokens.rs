@@ -1,6 +1,6 @@
-//! As much of a Rust lexer as it takes to see which words a file uses: comments and literals are left out.
+//! A minimal Rust lexer that finds the words of a file. It skips comments and literals.
 
-/// A word or a character of punctuation (`::` is one), and the line on which it stands.
+/// A word or a punctuation character (or `::`), with its line.
 #[derive(Clone, Debug)]
 pub(crate) struct Token {
     pub(crate) text: String,
@@ -27,7 +27,7 @@ pub(crate) fn tokens(source: &str) -> Vec<Token> {
     tokens
 }
 
-/// Whether the texts of `tokens` start with `texts`.
+/// Returns whether the texts of `tokens` start with `texts`.
 pub(crate) fn starts_with(tokens: &[Token], texts: &[&str]) -> bool {
     tokens.len() >= texts.len() && tokens.iter().zip(texts).all(|(token, text)| token.is(text))
 }
@@ -38,7 +38,7 @@ struct Lexer<'s> {
 }
 
 impl Lexer<'_> {
-    /// Consumes something; the text of a token, or nothing for what is left out.
+    /// Consumes a token and returns its text, or consumes skipped text and returns `None`.
     fn next(&mut self) -> Option<String> {
         let rest = self.rest;
         if rest.starts_with("//") {
@@ -92,18 +92,18 @@ fn is_word_char(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// The length of the raw string that `text` starts with.
+/// Returns the length of the raw string at the start of `text`.
 fn raw_string(text: &str) -> Option<usize> {
     let prefix = ["br", "cr", "r"].into_iter().find(|prefix| text.starts_with(prefix))?;
-    let behind = &text[prefix.len()..];
-    let hashes = behind.len() - behind.trim_start_matches('#').len();
-    let body = behind[hashes..].strip_prefix('"')?;
+    let after = &text[prefix.len()..];
+    let hashes = after.len() - after.trim_start_matches('#').len();
+    let body = after[hashes..].strip_prefix('"')?;
     let end = format!("\"{}", "#".repeat(hashes));
     let len = body.find(&end).map_or(body.len(), |at| at + end.len());
     Some(prefix.len() + hashes + 1 + len)
 }
 
-/// The length of the string, character or lifetime that `text` starts with.
+/// Returns the length of the string, character or lifetime at the start of `text`.
 fn quoted(text: &str) -> Option<usize> {
     let prefix = usize::from(text.starts_with(['b', 'c']));
     let body = &text[prefix..];
@@ -138,12 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn comments_are_left_out() {
+    fn comments_are_skipped() {
         assert_eq!(texts("a // b\nc /* d /* e */ f */ g /// h\n//! i"), ["a", "c", "g"]);
     }
 
     #[test]
-    fn literals_and_lifetimes_are_left_out() {
+    fn literals_and_lifetimes_are_skipped() {
         assert_eq!(texts(r##"f("x\"y", r#"z"w"#, b"v", br"u\", 'q', '\'', '\n', b'p', "é") r"##), {
             ["f", "(", ",", ",", ",", ",", ",", ",", ",", ",", ")", "r"]
         });
@@ -152,12 +152,12 @@ mod tests {
     }
 
     #[test]
-    fn words_that_begin_like_a_literal_stay_words() {
+    fn words_that_start_like_a_literal_are_words() {
         assert_eq!(texts("bytes crate read b r c"), ["bytes", "crate", "read", "b", "r", "c"]);
     }
 
     #[test]
-    fn tokens_know_their_line() {
+    fn tokens_have_their_line() {
         let lines: Vec<usize> = tokens("a\n\"x\ny\" b\n/*\n*/ c::d").iter().map(|token| token.line).collect();
         assert_eq!(lines, [1, 3, 5, 5, 5]);
     }

@@ -1,5 +1,5 @@
-//! As much of a WebDriver client as one page needs: <https://www.w3.org/TR/webdriver2/>, over plain HTTP to a
-//! chromedriver of the test's own.
+//! A minimal WebDriver client (<https://www.w3.org/TR/webdriver2/>), over plain HTTP to a chromedriver that the test
+//! starts.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{PATIENCE, Process, TempDir};
+use crate::support::{Process, TIMEOUT, TempDir};
 
 const PACKAGES: &str = "chromium chromium-driver";
 
-/// How long a script in the page may take.
+/// Time limit for a script in the page.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(120);
 
-/// A headless Chromium with a profile of its own. Dropping it ends the browser and its driver.
+/// A headless Chromium with its own profile. Dropping it stops the browser and its driver.
 pub(crate) struct Browser {
     driver: SocketAddr,
     session: String,
@@ -26,8 +26,9 @@ pub(crate) struct Browser {
 impl Browser {
     pub(crate) fn start() -> Self {
         let chromedriver = Process::start(Command::new("chromedriver").arg("--port=0"), Some(PACKAGES));
-        let port = chromedriver.stdout.wait_for(PATIENCE, |lines| lines.iter().find_map(|line| started_on(line)));
-        let port = port.unwrap_or_else(|| panic!("chromedriver names no port; it said:\n{}", chromedriver.said()));
+        let port = chromedriver.stdout.wait_for(TIMEOUT, |lines| lines.iter().find_map(|line| started_on(line)));
+        let port =
+            port.unwrap_or_else(|| panic!("chromedriver reports no port; its output:\n{}", chromedriver.output()));
         let profile = TempDir::new();
         let mut browser =
             Self { driver: (Ipv4Addr::LOCALHOST, port).into(), session: String::new(), chromedriver, profile };
@@ -44,10 +45,10 @@ impl Browser {
                 // Tests run as root in containers, where Chromium's sandbox does not work.
                 "--no-sandbox",
                 "--disable-gpu",
-                // The test's certificate is signed by nobody that the browser knows; this holds for WebRTC too.
+                // The browser does not trust the test's certificate. The option applies to WebRTC too.
                 "--ignore-certificate-errors",
                 "--disable-dev-shm-usage",
-                // The browser talks to nothing but the page and the relay.
+                // Limits the browser's traffic to the page and the relay.
                 "--disable-background-networking",
                 "--disable-component-update",
                 "--disable-quic",
@@ -65,27 +66,27 @@ impl Browser {
         self.in_session("POST", "/url", &json!({ "url": url }));
     }
 
-    /// Runs `script` in the page, which ends when it calls its last argument; what it passes there is the answer.
+    /// Runs `script` in the page. It ends by calling its last argument with the result, which is returned.
     pub(crate) fn execute_async(&self, script: &str, arguments: &[Value]) -> Value {
         self.in_session("POST", "/execute/async", &json!({ "script": script, "args": arguments }))
     }
 
     fn in_session(&self, method: &str, path: &str, body: &Value) -> Value {
         self.command(method, &format!("/session/{}{path}", self.session), body)
-            .unwrap_or_else(|error| panic!("{path}: {error}; chromedriver said:\n{}", self.chromedriver.said()))
+            .unwrap_or_else(|error| panic!("{path}: {error}; chromedriver output:\n{}", self.chromedriver.output()))
     }
 
-    /// One command; the error is the driver's message.
+    /// Sends a command. The error is the driver's message.
     fn command(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
-        let (status, answer) = self.exchange(method, path, &body.to_string()).map_err(|error| error.to_string())?;
-        let mut answer: Value = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
-        let value = answer["value"].take();
+        let (status, response) = self.exchange(method, path, &body.to_string()).map_err(|error| error.to_string())?;
+        let mut response: Value = serde_json::from_slice(&response).map_err(|error| error.to_string())?;
+        let value = response["value"].take();
         if status == 200 { Ok(value) } else { Err(value["message"].as_str().unwrap_or("no message").to_owned()) }
     }
 
     fn exchange(&self, method: &str, path: &str, body: &str) -> std::io::Result<(u16, Vec<u8>)> {
         let mut stream = TcpStream::connect(self.driver)?;
-        stream.set_read_timeout(Some(SCRIPT_LIMIT + PATIENCE))?;
+        stream.set_read_timeout(Some(SCRIPT_LIMIT + TIMEOUT))?;
         let (host, length) = (self.driver, body.len());
         write!(
             stream,
@@ -108,22 +109,22 @@ impl Browser {
                 None => break,
             }
         }
-        let mut answer = vec![0; content_length];
-        reader.read_exact(&mut answer)?;
-        Ok((status, answer))
+        let mut response = vec![0; content_length];
+        reader.read_exact(&mut response)?;
+        Ok((status, response))
     }
 }
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The driver ends the browser with the session; killed first, it would leave the browser behind.
+        // The driver stops the browser when the session is deleted. A driver that is killed leaves the browser running.
         if !self.session.is_empty() {
             let _ = self.command("DELETE", &format!("/session/{}", self.session), &json!({}));
         }
     }
 }
 
-/// The port in `ChromeDriver was started successfully on port 41235.`
+/// Returns the port in `ChromeDriver was started successfully on port 41235.`
 fn started_on(line: &str) -> Option<u16> {
     line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok()
 }

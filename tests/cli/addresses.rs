@@ -1,4 +1,4 @@
-//! Relay addresses: which are chosen, what is said about them, what clients are told.
+//! Relay addresses: which are chosen, logged and advertised.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ fn warnings(server: &Server) -> Vec<LogLine> {
     server.logs().into_iter().filter(|line| line.level() == "WARN").collect()
 }
 
-/// An address of this machine that browsers elsewhere cannot reach, if it has one.
+/// Returns an address of this machine that other networks cannot reach, if it has one.
 fn private_address() -> Option<IpAddr> {
     let private = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => ip.is_private() || ip.is_documentation(),
@@ -26,7 +26,7 @@ fn private_address() -> Option<IpAddr> {
 }
 
 #[test]
-fn a_machine_with_loopback_only_works_and_says_so() {
+fn a_loopback_relay_address_works_with_a_warning() {
     let server = Server::start(&config(&["127.0.0.1"], ""));
     let line = relay_address(&server);
     assert_eq!(line.field("address").as_deref(), Some("127.0.0.1"));
@@ -41,18 +41,18 @@ fn a_machine_with_loopback_only_works_and_says_so() {
 }
 
 #[test]
-fn a_private_relay_address_without_a_mapping_is_a_warning_that_says_what_to_set() {
-    // The choice itself is tested on made-up machines; this one may have only public addresses.
+fn a_private_relay_address_without_a_mapping_is_a_warning_with_the_setting() {
+    // A machine with only public addresses has nothing to warn about. Unit tests cover the choice itself.
     let Some(ip) = private_address() else { return };
     let server = Server::start(&config_for(&["127.0.0.1"], &[&ip.to_string()], ""));
     let warnings = warnings(&server);
     let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
     assert!(warning.message().contains(&ip.to_string()), "{warning:?}");
-    assert!(warning.message().contains(&format!("set in [relay] external = {{ \"{ip}\" = ")), "{warning:?}");
+    assert!(warning.message().contains(&format!("set external = {{ \"{ip}\" = ")), "{warning:?}");
 }
 
 #[test]
-fn an_address_behind_nat_is_advertised_as_it_is_mapped() {
+fn a_mapped_relay_address_is_advertised() {
     let mapping = "[relay]\nexternal = { \"127.0.0.1\" = \"203.0.113.9\" }\n";
     let server = Server::start(&config_without_secret(&["127.0.0.1"], "").replace("[relay]\n", mapping));
     let line = relay_address(&server);
@@ -75,7 +75,7 @@ fn an_address_behind_nat_is_advertised_as_it_is_mapped() {
 }
 
 #[test]
-fn check_config_shows_what_is_advertised() {
+fn check_config_shows_the_advertised_address() {
     let mapping = "[relay]\nexternal = { \"127.0.0.1\" = \"203.0.113.9\" }\n";
     let directory = TempDir::new();
     directory.write("turnserver.toml", &text_config(&["127.0.0.1"], "").replace("[relay]\n", mapping));
@@ -84,7 +84,7 @@ fn check_config_shows_what_is_advertised() {
 }
 
 #[test]
-fn relay_addresses_are_found_on_any_machine() {
+fn automatic_relay_addresses_are_found_on_any_machine() {
     let config = text_config(&["127.0.0.1"], "").replace("addresses = [\"127.0.0.1\"]", "addresses = \"auto\"");
     let server = Running::start(&config, &[]);
     let line = server.wait_for_line(|line| line.contains(" relay address "));

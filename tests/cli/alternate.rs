@@ -1,4 +1,4 @@
-//! `[alternate]`: another server for clients that get no allocation.
+//! `[alternate]`: redirecting clients to another server.
 
 use turnserver::stun::Method;
 use turnserver::stun::attribute::{AlternateServer, RequestedTransport};
@@ -7,24 +7,24 @@ use super::running::{failure, text_config, turnserver};
 use crate::support::client::{Client, Login};
 use crate::support::{Server, TempDir, config};
 
-// RFC 8489 §10: the request is made again at the alternate server, with the same credentials.
+// RFC 8489 §10: the client repeats the request at the alternate server with the same credentials.
 #[test]
-fn a_client_that_is_sent_elsewhere_gets_its_allocation_there() {
+fn a_redirected_client_allocates_at_the_alternate_server() {
     let other = Server::start(&config(&["127.0.0.1"], ""));
     let alternate = format!("[alternate]\nservers = [\"{}\"]\nwhen = \"always\"\n", other.udp_address());
     let first = Server::start(&config(&["127.0.0.1"], &alternate));
     let login = Login::mint("alice", 600);
     let client = Client::new(first.udp_address());
     let session = client.challenge(&login);
-    let answer = client.request(&session, Method::ALLOCATE, &|writer| writer.push(&RequestedTransport::UDP));
-    assert_eq!(answer.error(), Some(300));
-    let AlternateServer(server) = answer.get().unwrap();
+    let response = client.request(&session, Method::ALLOCATE, &|writer| writer.push(&RequestedTransport::UDP));
+    assert_eq!(response.error(), Some(300));
+    let AlternateServer(server) = response.get().unwrap();
     assert_eq!(server, other.udp_address());
     assert!(Client::new(server).allocate(&login).is_ok());
 }
 
 #[test]
-fn a_full_server_logs_where_it_sends_clients_and_why() {
+fn a_full_server_logs_redirects_with_target_and_reason() {
     let more = "[alternate]\nservers = [\"203.0.113.5:3478\"]\nwhen = \"full\"\n[limits]\nallocations = 1\n";
     let server = Server::start(&config(&["127.0.0.1"], more));
     let first = Client::new(server.udp_address());
@@ -38,9 +38,9 @@ fn a_full_server_logs_where_it_sends_clients_and_why() {
     assert!(line.field("reason").unwrap().contains("limits.allocations"), "{line:?}");
 }
 
-// What a wildcard listener takes is known only where the interfaces are.
+// The addresses of a wildcard listener are known only at the start, from the interfaces.
 #[test]
-fn a_server_that_would_send_clients_to_itself_does_not_start() {
+fn a_server_that_is_its_own_alternate_does_not_start() {
     let directory = TempDir::new();
     let listen = "udp = [\"127.0.0.1:0\"]";
     let text = text_config(&["127.0.0.1"], "[alternate]\nservers = [\"127.0.0.1:9\"]\n");
@@ -48,7 +48,8 @@ fn a_server_that_would_send_clients_to_itself_does_not_start() {
     directory.write("turnserver.toml", &text.replace(listen, "udp = [\"0.0.0.0:9\"]"));
     for arguments in [&["check-config"][..], &[]] {
         let finished = turnserver(&directory, arguments);
-        let said = "alternate.servers: 127.0.0.1:9 is this server itself, and clients would go round in circles";
-        assert_eq!(failure(&finished), said);
+        let expected =
+            "alternate.servers: 127.0.0.1:9 is an address of this server, so clients would be redirected in a loop";
+        assert_eq!(failure(&finished), expected);
     }
 }

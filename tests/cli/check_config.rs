@@ -12,7 +12,7 @@ fn report(finished: &Finished) -> String {
 }
 
 #[test]
-fn a_good_file_is_summed_up_on_standard_output_without_its_secrets() {
+fn a_valid_file_is_summarized_on_standard_output_without_secrets() {
     let directory = TempDir::new();
     let users = "[[auth.users]]\nname = \"bob\"\npassword = \"builder-of-things\"\n";
     directory.write("good.toml", &text_config(&["127.0.0.1"], users));
@@ -34,7 +34,7 @@ fn a_good_file_is_summed_up_on_standard_output_without_its_secrets() {
 }
 
 #[test]
-fn a_bad_file_is_exit_code_1() {
+fn an_invalid_file_is_exit_code_1() {
     let directory = TempDir::new();
     directory.write("bad.toml", "realm = \n");
     let finished = turnserver(&directory, &["check-config", "--config", "bad.toml"]);
@@ -50,7 +50,7 @@ fn the_shipped_file_has_no_errors() {
 }
 
 #[test]
-fn the_file_in_the_working_directory_is_the_one_that_is_checked() {
+fn the_file_in_the_working_directory_is_checked() {
     let directory = TempDir::new();
     directory.write("turnserver.toml", &text_config(&["127.0.0.1"], ""));
     let report = report(&turnserver(&directory, &["check-config"]));
@@ -58,18 +58,18 @@ fn the_file_in_the_working_directory_is_the_one_that_is_checked() {
 }
 
 #[test]
-fn without_a_file_it_says_that_these_are_the_defaults() {
+fn without_a_file_the_defaults_are_reported() {
     if Path::new("/etc/turnserver/turnserver.toml").exists() {
-        // This machine runs a server of its own, whose file is the one that is found.
+        // The installed configuration of this machine would be found.
         return;
     }
     let report = report(&turnserver(&TempDir::new(), &["check-config"]));
-    assert!(report.starts_with("no configuration file: these are the defaults\n"), "{report}");
-    assert!(report.contains("no secret and no user: one secret is made for each run"), "{report}");
+    assert!(report.starts_with("no configuration file: using the defaults\n"), "{report}");
+    assert!(report.contains("no secret and no user: a secret is created at each start"), "{report}");
 }
 
 #[test]
-fn nothing_is_started() {
+fn check_config_starts_nothing() {
     let directory = TempDir::new();
     let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let taken = text_config(&["127.0.0.1"], "").replace("127.0.0.1:0", &other.local_addr().unwrap().to_string());

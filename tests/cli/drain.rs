@@ -1,4 +1,4 @@
-//! The end with clients still there: SIGUSR1, SIGTERM and its deadline, and what ends the server at once.
+//! Stopping with allocations: SIGUSR1, SIGTERM with its deadline, and immediate stops.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -7,17 +7,17 @@ use turnserver::stun::Method;
 
 use super::running::Running;
 use crate::support::client::{Client, Login, Session, receive, socket};
-use crate::support::{Finished, LogLine, PATIENCE, config};
+use crate::support::{Finished, LogLine, TIMEOUT, config};
 
 const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";
 
-/// A server that gives allocations this long, in TOML, after SIGTERM.
+/// Starts a server with this `drain-deadline` (TOML).
 fn server(drain_deadline: &str) -> Running {
     let config = config(&["127.0.0.1"], LOOPBACK_PEERS);
     Running::start(&format!("drain-deadline = {drain_deadline:?}\n{config}"), &[])
 }
 
-/// A client in a call: it has an allocation and a peer.
+/// A client with an allocation and a peer.
 struct Call {
     client: Client,
     session: Session,
@@ -41,8 +41,8 @@ impl Call {
         Self::begin(Client::connect(server.listening("tcp")[0]))
     }
 
-    /// Data goes both ways, and the allocation can be kept alive.
-    fn goes_on(&self) {
+    /// Asserts that data flows both ways and that the allocation can be refreshed.
+    fn assert_works(&self) {
         self.client.send_to_peer(self.peer.local_addr().unwrap(), b"there");
         assert_eq!(receive(&self.peer), (b"there".to_vec(), self.relayed));
         self.peer.send_to(b"back", self.relayed).unwrap();
@@ -56,24 +56,24 @@ impl Call {
     }
 }
 
-/// Sends a signal and waits until the log says what it means.
+/// Sends a signal and waits until its effect is logged.
 fn signal(server: &Running, signal: Signal) {
     server.process.signal(signal);
     server.wait_for_line(|line| LogLine::parse(line).message().starts_with(&format!("{signal}: draining")));
 }
 
-fn refuses_newcomers(server: &Running) {
+fn assert_rejects_new_clients(server: &Running) {
     let login = Login::mint("bob", 600);
     assert_eq!(Client::new(server.address()).allocate(&login).map(drop), Err(508));
     assert_eq!(Client::connect(server.listening("tcp")[0]).allocate(&login).map(drop), Err(508));
-    // Not only clients with an allocation may have to know their address.
+    // Binding still works without an allocation.
     let client = Client::new(server.address());
     assert_eq!(client.binding(), client.address());
 }
 
-/// The reasons for which allocations ended, once the server has ended as it should.
+/// Waits for a successful stop and returns the reasons for which allocations ended.
 fn reasons(server: Running) -> Vec<String> {
-    let ended: Finished = server.process.finish(PATIENCE);
+    let ended: Finished = server.process.finish(TIMEOUT);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let lines: Vec<LogLine> = ended.stderr.iter().map(|line| LogLine::parse(line)).collect();
     assert_eq!(lines.last().map(LogLine::message), Some("stopped"), "{ended:?}");
@@ -83,7 +83,7 @@ fn reasons(server: Running) -> Vec<String> {
 
 // RFC 8489 §10.
 #[test]
-fn a_server_that_drains_sends_newcomers_to_its_alternate() {
+fn a_draining_server_redirects_new_clients_to_its_alternate() {
     let alternate = "[alternate]\nservers = [\"203.0.113.5:3478\"]\n";
     let server = Running::start(&config(&["127.0.0.1"], &format!("{LOOPBACK_PEERS}{alternate}")), &[]);
     let call = Call::over_udp(&server);
@@ -91,63 +91,63 @@ fn a_server_that_drains_sends_newcomers_to_its_alternate() {
     let login = Login::mint("bob", 600);
     assert_eq!(Client::new(server.address()).allocate(&login).map(drop), Err(300));
     server.wait_for_line(|line| LogLine::parse(line).message() == "allocation redirected");
-    call.goes_on();
+    call.assert_works();
     call.end();
     assert_eq!(reasons(server), ["deleted by the client"]);
 }
 
 #[test]
-fn sigusr1_takes_no_new_allocations_and_ends_the_server_with_the_last_one() {
+fn sigusr1_rejects_new_allocations_and_stops_the_server_after_the_last_one() {
     let server = server("0s");
     let (first, last) = (Call::over_udp(&server), Call::over_tcp(&server));
     signal(&server, Signal::SIGUSR1);
-    refuses_newcomers(&server);
-    first.goes_on();
+    assert_rejects_new_clients(&server);
+    first.assert_works();
     first.end();
-    last.goes_on();
-    // Asked for twice it is the same.
+    last.assert_works();
+    // A second SIGUSR1 changes nothing.
     server.process.signal(Signal::SIGUSR1);
-    refuses_newcomers(&server);
-    last.goes_on();
+    assert_rejects_new_clients(&server);
+    last.assert_works();
     last.end();
-    assert_eq!(last.client.frame(), None, "the connection is closed behind the last answer");
+    assert_eq!(last.client.frame(), None, "the connection is closed after the last response");
     assert_eq!(reasons(server), ["deleted by the client", "deleted by the client"]);
 }
 
 #[test]
-fn sigterm_lets_the_last_allocation_end_before_the_deadline() {
+fn sigterm_waits_for_the_last_allocation_before_the_deadline() {
     let server = server("1h");
     let call = Call::over_udp(&server);
     signal(&server, Signal::SIGTERM);
-    refuses_newcomers(&server);
-    call.goes_on();
+    assert_rejects_new_clients(&server);
+    call.assert_works();
     call.end();
     assert_eq!(reasons(server), ["deleted by the client"]);
 }
 
 #[test]
-fn sigterm_ends_the_allocations_that_are_left_at_the_deadline() {
+fn sigterm_ends_remaining_allocations_at_the_deadline() {
     let server = server("1s");
     let call = Call::over_tcp(&server);
     signal(&server, Signal::SIGTERM);
-    call.goes_on();
-    server.wait_for_line(|line| LogLine::parse(line).message() == "the drain deadline has come");
+    call.assert_works();
+    server.wait_for_line(|line| LogLine::parse(line).message() == "drain deadline reached");
     assert_eq!(call.client.frame(), None);
     assert_eq!(reasons(server), ["the server stopped"]);
 }
 
 #[test]
-fn sigterm_during_the_drain_of_sigusr1_sets_the_deadline() {
+fn sigterm_during_a_sigusr1_drain_sets_the_deadline() {
     let server = server("1s");
     let _call = Call::over_udp(&server);
     signal(&server, Signal::SIGUSR1);
     signal(&server, Signal::SIGTERM);
-    server.wait_for_line(|line| LogLine::parse(line).message() == "the drain deadline has come");
+    server.wait_for_line(|line| LogLine::parse(line).message() == "drain deadline reached");
     assert_eq!(reasons(server), ["the server stopped"]);
 }
 
 #[test]
-fn a_second_sigterm_and_a_sigint_end_a_drain_at_once() {
+fn a_second_sigterm_or_a_sigint_ends_a_drain_at_once() {
     for (first, second) in
         [(Signal::SIGTERM, Signal::SIGTERM), (Signal::SIGTERM, Signal::SIGINT), (Signal::SIGUSR1, Signal::SIGINT)]
     {
@@ -171,10 +171,10 @@ fn sigint_does_not_drain() {
 fn without_an_allocation_a_drain_ends_at_once_and_closes_the_connections() {
     for signal in [Signal::SIGTERM, Signal::SIGUSR1] {
         let server = server("1h");
-        let stranger = Client::connect(server.listening("tcp")[0]);
-        stranger.binding();
+        let client = Client::connect(server.listening("tcp")[0]);
+        client.binding();
         server.process.signal(signal);
-        assert_eq!(stranger.frame(), None);
+        assert_eq!(client.frame(), None);
         assert_eq!(reasons(server), [""; 0], "{signal}");
     }
 }

@@ -1,4 +1,4 @@
-//! Starts that fail: exit codes and the one line that says why.
+//! Starts that fail: exit codes and the line with the reason.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -6,16 +6,16 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use super::running::{Running, failure, text_config, turnserver};
 use crate::support::TempDir;
 
-/// A configuration that listens on exactly `address` over one transport, and on any port over the other.
+/// Returns a configuration that listens on `address` over one transport, and on any port over the other.
 fn listening_on(transport: &str, address: &str) -> String {
     let config = text_config(&["127.0.0.1"], "");
-    let (before, behind) = config.split_once(&format!("{transport} = ")).unwrap();
-    let (_, behind) = behind.split_once('\n').unwrap();
-    format!("{before}{transport} = [{address:?}]\n{behind}")
+    let (before, after) = config.split_once(&format!("{transport} = ")).unwrap();
+    let (_, after) = after.split_once('\n').unwrap();
+    format!("{before}{transport} = [{address:?}]\n{after}")
 }
 
 #[track_caller]
-fn fails_with(config: &str, parts: &[&str]) {
+fn assert_fails_with(config: &str, parts: &[&str]) {
     let directory = TempDir::new();
     directory.write("turnserver.toml", config);
     let finished = turnserver(&directory, &[]);
@@ -26,55 +26,55 @@ fn fails_with(config: &str, parts: &[&str]) {
 }
 
 #[track_caller]
-fn in_use(transport: &str, address: SocketAddr) {
+fn assert_in_use(transport: &str, address: SocketAddr) {
     let begin = format!("cannot listen on {transport} {address}: another program has the port");
     let flag = if transport == "udp" { 'u' } else { 't' };
-    let look = format!("ss -{flag}lpn sport = :{}", address.port());
-    fails_with(
+    let hint = format!("ss -{flag}lpn sport = :{}", address.port());
+    assert_fails_with(
         &listening_on(transport, &address.to_string()),
-        &[&begin, &look, &format!("listen.{transport} in the configuration")],
+        &[&begin, &hint, &format!("listen.{transport} in the configuration")],
     );
 }
 
 #[test]
-fn a_port_that_another_program_has_is_one_line_that_names_it_and_what_to_do() {
+fn a_port_in_use_by_another_program_is_one_line_with_port_and_remedy() {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    in_use("udp", udp.local_addr().unwrap());
+    assert_in_use("udp", udp.local_addr().unwrap());
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-    in_use("tcp", tcp.local_addr().unwrap());
+    assert_in_use("tcp", tcp.local_addr().unwrap());
 }
 
 #[test]
-fn a_port_that_another_turnserver_has_is_one_line_that_names_it_and_what_to_do() {
+fn a_port_in_use_by_another_turnserver_is_one_line_with_port_and_remedy() {
     let other = Running::start(&text_config(&["127.0.0.1"], ""), &[]);
-    in_use("udp", other.address());
-    in_use("tcp", other.listening("tcp")[0]);
+    assert_in_use("udp", other.address());
+    assert_in_use("tcp", other.listening("tcp")[0]);
     assert_eq!(other.terminate().code, Some(0));
 }
 
 #[test]
-fn a_listen_address_that_is_not_ours_is_one_line_that_names_those_that_are() {
+fn a_foreign_listen_address_is_one_line_with_the_local_addresses() {
     for transport in ["udp", "tcp"] {
         for address in ["203.0.113.7:3478", "[2001:db8:ffff::7]:3478"] {
             let begin = format!("cannot listen on {transport} {address}: ");
             let key = format!("listen.{transport} names it");
-            fails_with(&listening_on(transport, address), &[&begin, "127.0.0.1 (lo)", &key]);
+            assert_fails_with(&listening_on(transport, address), &[&begin, "127.0.0.1 (lo)", &key]);
         }
     }
 }
 
 #[test]
-fn a_relay_address_that_is_not_ours_is_one_line_that_explains_nat() {
+fn a_foreign_relay_address_is_one_line_that_explains_nat() {
     let config =
         text_config(&["127.0.0.1"], "").replace("addresses = [\"127.0.0.1\"]", "addresses = [\"203.0.113.7\"]");
-    fails_with(&config, &["relay.addresses", "203.0.113.7", "127.0.0.1 (lo)", "`external`"]);
+    assert_fails_with(&config, &["relay.addresses", "203.0.113.7", "127.0.0.1 (lo)", "`external`"]);
     let directory = TempDir::new();
     directory.write("turnserver.toml", &config);
     assert!(failure(&turnserver(&directory, &["check-config"])).contains("203.0.113.7"));
 }
 
 #[test]
-fn a_configuration_file_that_is_missing_or_cannot_be_read_is_one_line_that_names_it() {
+fn a_missing_or_unreadable_configuration_file_is_one_line_with_its_path() {
     let directory = TempDir::new();
     fs::create_dir(directory.path().join("directory.toml")).unwrap();
     fs::write(directory.path().join("binary.toml"), b"realm = \"\xff\"\n").unwrap();
@@ -89,7 +89,7 @@ fn a_configuration_file_that_is_missing_or_cannot_be_read_is_one_line_that_names
 }
 
 #[test]
-fn three_mistakes_in_the_configuration_are_three_lines_with_place_and_suggestion() {
+fn three_configuration_errors_are_three_lines_with_position_and_suggestion() {
     let directory = TempDir::new();
     directory.write("wrong.toml", "relam = \"r\"\n[relay]\nports = \"65535-49152\"\n[log]\nlevel = \"inof\"\n");
     for arguments in [&["--config", "wrong.toml"][..], &["check-config", "--config", "wrong.toml"]] {
@@ -108,7 +108,7 @@ fn three_mistakes_in_the_configuration_are_three_lines_with_place_and_suggestion
 }
 
 #[test]
-fn a_wrong_use_of_the_command_line_is_exit_code_2() {
+fn invalid_arguments_are_exit_code_2() {
     let directory = TempDir::new();
     for (arguments, part) in [
         (&["--frobnicate"][..], "--frobnicate"),

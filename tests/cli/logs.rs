@@ -1,4 +1,4 @@
-//! What is logged, how often, in which format.
+//! The log: events, their rate limits, and formats.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -8,11 +8,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use turnserver::stun::TransactionId;
 
-use super::running::{ANSWER_ALL, Running, is_ready, text_config};
+use super::running::{Running, UNLIMITED_RESPONSES, is_ready, text_config};
 use crate::support::client::{Client, Login, allocate, receive, socket};
-use crate::support::{Finished, LogLine, PATIENCE, Server, TempDir, config, config_without_secret};
+use crate::support::{Finished, LogLine, Server, TIMEOUT, TempDir, config, config_without_secret};
 
-/// How many failed authentications a worker logs one by one in a minute.
+/// The number of failed authentications that a worker logs individually per minute.
 const FAILURES_LOGGED: usize = 5;
 const WORKERS: usize = 2;
 
@@ -20,7 +20,7 @@ fn with_workers(config: &str) -> String {
     format!("workers = {WORKERS}\n{config}")
 }
 
-/// What was logged between the start and the stop.
+/// Returns the lines logged between start and stop.
 fn between(ended: &Finished) -> Vec<LogLine> {
     let lines = ended.stderr.iter().skip_while(|line| !is_ready(line)).skip(1);
     lines.map(|line| LogLine::parse(line)).take_while(|line| line.message() != "stopped").collect()
@@ -51,7 +51,7 @@ fn an_allocation_is_logged_when_it_is_created_and_when_its_client_deletes_it() {
     assert_eq!(ended.field("bytes_to_peers").as_deref(), Some("7"));
     assert_eq!(ended.field("bytes_to_client").as_deref(), Some("4"));
     let duration: u64 = ended.field("duration").unwrap().parse().unwrap();
-    assert!(duration <= PATIENCE.as_secs(), "{ended:?}");
+    assert!(duration <= TIMEOUT.as_secs(), "{ended:?}");
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_failed_authentication_is_logged_with_its_reason() {
         (Login::new("mallory", "x"), "unknown user"),
         (Login::new("1700000000000:dave", "x"), "milliseconds"),
     ];
-    // One client for each: a worker logs only a few in a minute, and all may meet the same one.
+    // All clients may meet the same worker, which logs only a few failures per minute.
     assert!(cases.len() <= FAILURES_LOGGED);
     for (login, reason) in cases {
         let client = Client::new(server.udp_address());
@@ -80,8 +80,8 @@ fn a_failed_authentication_is_logged_with_its_reason() {
 }
 
 #[test]
-fn a_thousand_failed_authentications_are_a_few_lines_and_a_sum() {
-    let server = Running::start(&with_workers(&config(&["127.0.0.1"], ANSWER_ALL)), &[]);
+fn a_thousand_failed_authentications_are_a_few_lines_and_a_total() {
+    let server = Running::start(&with_workers(&config(&["127.0.0.1"], UNLIMITED_RESPONSES)), &[]);
     let login = Login::new(&Login::mint("alice", 600).username, "wrong");
     for _ in 0..20 {
         let client = Client::new(server.address());
@@ -91,17 +91,17 @@ fn a_thousand_failed_authentications_are_a_few_lines_and_a_sum() {
     }
     let ended = server.terminate();
     let lines = between(&ended);
-    let one_by_one = lines.iter().filter(|line| line.message() == "authentication failed").count();
-    assert!((FAILURES_LOGGED..=FAILURES_LOGGED * WORKERS).contains(&one_by_one), "{lines:?}");
-    let sums = lines.iter().filter(|line| line.message().starts_with("more failed authentications"));
-    let sums: Vec<usize> = sums.map(|line| line.field("count").unwrap().parse().unwrap()).collect();
-    assert_eq!(one_by_one + sums.iter().sum::<usize>(), 1_000, "{lines:?}");
-    assert_eq!(lines.len(), one_by_one + sums.len(), "{lines:?}");
+    let individual = lines.iter().filter(|line| line.message() == "authentication failed").count();
+    assert!((FAILURES_LOGGED..=FAILURES_LOGGED * WORKERS).contains(&individual), "{lines:?}");
+    let totals = lines.iter().filter(|line| line.message().starts_with("more failed authentications"));
+    let totals: Vec<usize> = totals.map(|line| line.field("count").unwrap().parse().unwrap()).collect();
+    assert_eq!(individual + totals.iter().sum::<usize>(), 1_000, "{lines:?}");
+    assert_eq!(lines.len(), individual + totals.len(), "{lines:?}");
 }
 
 #[test]
-fn a_thousand_packets_of_strangers_are_not_worth_a_line() {
-    let server = Running::start(&with_workers(&config(&["127.0.0.1"], ANSWER_ALL)), &[]);
+fn a_thousand_packets_from_unauthenticated_clients_are_not_logged() {
+    let server = Running::start(&with_workers(&config(&["127.0.0.1"], UNLIMITED_RESPONSES)), &[]);
     for _ in 0..10 {
         let client = Client::new(server.address());
         for round in 0..25_u8 {
@@ -109,7 +109,7 @@ fn a_thousand_packets_of_strangers_are_not_worth_a_line() {
             assert_eq!(client.receive().error(), Some(401));
             client.send(&[round.wrapping_mul(17); 40]);
             client.send(&[0, 1, 0, 8, 0x21, 0x12, 0xa4, 0x42, round]);
-            // Its answer comes when the others have been looked at.
+            // Its response shows that the server has handled the others.
             client.binding();
         }
     }
@@ -133,7 +133,7 @@ fn json_format_makes_every_line_of_standard_error_json() {
 }
 
 #[test]
-fn text_format_has_no_escapes_when_standard_error_is_a_pipe() {
+fn text_format_has_no_escape_sequences_when_standard_error_is_a_pipe() {
     let server = Running::start(&text_config(&["127.0.0.1"], ""), &["--log-level", "trace"]);
     assert!(Client::new(server.address()).allocate(&Login::mint("alice\u{1b}[31m", 600)).is_ok());
     for line in server.terminate().stderr {
@@ -141,7 +141,7 @@ fn text_format_has_no_escapes_when_standard_error_is_a_pipe() {
     }
 }
 
-/// A line of the text log without its quoted strings.
+/// Returns a line of the text log without its quoted strings.
 fn outside_of_quotes(line: &str) -> String {
     let (mut outside, mut quoted) = (String::new(), false);
     let mut characters = line.chars();
@@ -176,7 +176,7 @@ fn a_username_cannot_forge_a_line_or_a_field_of_the_text_log() {
 }
 
 #[test]
-fn the_flag_for_the_log_level_overrides_the_configuration() {
+fn the_log_level_option_overrides_the_configuration() {
     let quiet = text_config(&["127.0.0.1"], "").replace("format =", "level = \"error\"\nformat =");
     let server = Running::start(&quiet, &["--log-level", "debug"]);
     Client::new(server.address()).send(b"neither STUN nor ChannelData");
@@ -185,39 +185,39 @@ fn the_flag_for_the_log_level_overrides_the_configuration() {
 }
 
 #[test]
-fn a_server_that_logs_errors_only_is_silent_from_start_to_stop() {
+fn at_level_error_a_normal_run_logs_nothing() {
     let server = Running::begin(&config_without_secret(&["127.0.0.1"], ""), &["--log-level", "error"]);
-    let line = server.process.stdout.wait_for(PATIENCE, |lines| lines.first().cloned()).unwrap();
+    let line = server.process.stdout.wait_for(TIMEOUT, |lines| lines.first().cloned()).unwrap();
     let address = line.split_once("turn:").unwrap().1.split_once('?').unwrap().0;
     Client::new(address.parse().unwrap()).binding();
     let ended = server.terminate();
     assert_eq!((ended.code, ended.stderr.as_slice()), (Some(0), &[][..]));
 }
 
-/// A server whose standard error nobody reads but the test. Dropping it kills it.
-struct Unread(Child);
+/// A server whose standard error only the test reads. Dropping it kills it.
+struct PipedServer(Child);
 
-impl Unread {
-    fn ends_well(mut self) {
+impl PipedServer {
+    fn assert_stops(mut self) {
         kill(Pid::from_raw(self.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
         assert_eq!(self.0.wait().unwrap().code(), Some(0));
     }
 }
 
-impl Drop for Unread {
+impl Drop for PipedServer {
     fn drop(&mut self) {
-        // It has ended already if all went well.
+        // It has already ended unless the test failed.
         let _ = self.0.kill();
     }
 }
 
-/// Starts such a server and gives its UDP address.
-fn with_open_standard_error(more: &str) -> (Unread, BufReader<ChildStderr>, SocketAddr, TempDir) {
+/// Starts a server, and returns the unread part of its standard error and its UDP address.
+fn start_piped(more: &str) -> (PipedServer, BufReader<ChildStderr>, SocketAddr, TempDir) {
     let directory = TempDir::new();
     let path = directory.write("turnserver.toml", &config(&["127.0.0.1"], more));
     let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
     command.arg("--config").arg(path).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut server = Unread(command.spawn().unwrap());
+    let mut server = PipedServer(command.spawn().unwrap());
     let mut stderr = BufReader::new(server.0.stderr.take().unwrap());
     let (mut address, mut text) = (None, String::new());
     while address.is_none() || !text.contains("\"ready\"") {
@@ -232,8 +232,8 @@ fn with_open_standard_error(more: &str) -> (Unread, BufReader<ChildStderr>, Sock
 }
 
 #[test]
-fn a_server_whose_log_nobody_reads_any_more_goes_on_and_ends_well() {
-    let (server, stderr, address, _directory) = with_open_standard_error("");
+fn a_closed_log_pipe_does_not_stop_the_server() {
+    let (server, stderr, address, _directory) = start_piped("");
     drop(stderr);
     for _ in 0..20 {
         let client = Client::new(address);
@@ -241,13 +241,13 @@ fn a_server_whose_log_nobody_reads_any_more_goes_on_and_ends_well() {
         assert_eq!(client.binding(), client.address());
         client.delete(&session);
     }
-    server.ends_well();
+    server.assert_stops();
 }
 
 #[test]
-fn a_reader_of_the_log_that_stands_still_does_not_stop_the_relay() {
-    let (server, stderr, address, _directory) = with_open_standard_error(ANSWER_ALL);
-    // Far more lines than a pipe and the queue behind it hold.
+fn a_stalled_log_reader_does_not_stop_the_relay() {
+    let (server, stderr, address, _directory) = start_piped(UNLIMITED_RESPONSES);
+    // Far more lines than the pipe and the log queue hold.
     for _ in 0..40 {
         let client = Client::new(address);
         for _ in 0..100 {
@@ -255,6 +255,6 @@ fn a_reader_of_the_log_that_stands_still_does_not_stop_the_relay() {
             client.delete(&session);
         }
     }
-    server.ends_well();
+    server.assert_stops();
     drop(stderr);
 }

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 
 use turnserver::stun::{Class, Method, TransactionId};
 
-use super::running::ANSWER_ALL;
+use super::running::UNLIMITED_RESPONSES;
 use crate::support::client::{Client, Login, message, receive, socket};
 use crate::support::{Server, config, config_for, has_ipv6};
 
 #[test]
-fn a_binding_request_is_answered_with_the_clients_address_over_ipv4_and_ipv6() {
+fn a_binding_response_has_the_clients_address_over_ipv4_and_ipv6() {
     if !has_ipv6() {
         return;
     }
@@ -31,34 +31,34 @@ fn two_listeners_of_one_family_both_serve() {
 }
 
 #[test]
-fn udp_and_tcp_may_have_the_same_port_and_either_may_be_missing() {
-    // An address of this test's own, so that nobody else takes its ports between two servers.
+fn udp_and_tcp_can_share_a_port_and_either_can_be_absent() {
+    // Only this test uses the address, so its ports stay free between two servers.
     let config = config_for(&["127.0.0.5"], &["127.0.0.1"], "");
     let (_, lists) = config.split_once("udp = ").unwrap();
     let (lists, _) = lists.split_once("\n[relay]").unwrap();
     let first = Server::start(&config.replace(lists, "[]\ntcp = [\"127.0.0.5:0\"]"));
     let address = first.tcp_address();
-    // The other way round, beside it.
+    // The same port over UDP only.
     let second = Server::start(&config.replace(lists, &format!("[\"{address}\"]\ntcp = []")));
     assert_eq!(second.udp_address(), address);
     let client = Client::new(address);
     assert_eq!(client.binding(), client.address());
     assert_eq!(first.terminate().code, Some(0));
     drop(second);
-    // And both, right after the first.
+    // Both, right after the first server has stopped.
     let both = Server::start(&config.replace(lists, &format!("[\"{address}\"]\ntcp = [\"{address}\"]")));
     assert_eq!((both.udp_address(), both.tcp_address()), (address, address));
 }
 
-/// Asks `from` an unconnected socket, which takes answers from anywhere, and returns where the answer came from.
-fn answered_from(from: &str, to: SocketAddr) -> SocketAddr {
+/// Sends a Binding request from an unconnected socket and returns the source of the response.
+fn response_source(from: &str, to: SocketAddr) -> SocketAddr {
     let socket = socket(from.parse().unwrap());
     socket.send_to(&message(Class::Request, Method::BINDING, TransactionId::new([7; 12]), &|_| {}), to).unwrap();
     receive(&socket).1
 }
 
 #[test]
-fn a_wildcard_listener_answers_from_the_very_address_that_the_client_wrote_to() {
+fn a_wildcard_listener_responds_from_the_address_that_the_client_sent_to() {
     if !has_ipv6() {
         return;
     }
@@ -67,13 +67,13 @@ fn a_wildcard_listener_answers_from_the_very_address_that_the_client_wrote_to() 
         for ip in own {
             let to = SocketAddr::new(ip.parse().unwrap(), server.udp_address().port());
             let from = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            assert_eq!(answered_from(from, to), to, "on {listen}");
+            assert_eq!(response_source(from, to), to, "on {listen}");
         }
     }
 }
 
 #[test]
-fn a_wildcard_listener_keeps_allocations_of_its_addresses_apart() {
+fn a_wildcard_listener_separates_allocations_by_its_address() {
     let server = Server::start(&config_for(&["0.0.0.0"], &["127.0.0.1"], ""));
     let allocate = |ip: &str| {
         let client = Client::new(SocketAddr::new(ip.parse().unwrap(), server.udp_address().port()));
@@ -85,17 +85,18 @@ fn a_wildcard_listener_keeps_allocations_of_its_addresses_apart() {
 }
 
 #[test]
-fn all_workers_share_the_port_that_port_0_became() {
+fn all_workers_share_the_port_chosen_for_port_0() {
     const WORKERS: usize = 4;
-    // How many failed authentications a worker logs one by one in a minute, by which the workers can be told apart.
+    // The number of failed authentications that a worker logs individually per minute. It shows how many workers had
+    // clients.
     const FAILURES_LOGGED: usize = 5;
-    let server = Server::start(&format!("workers = {WORKERS}\n{}", config(&["127.0.0.1"], ANSWER_ALL)));
+    let server = Server::start(&format!("workers = {WORKERS}\n{}", config(&["127.0.0.1"], UNLIMITED_RESPONSES)));
     assert_ne!(server.udp_address().port(), 0);
     let ready = server.wait_for_log(|line| line.message() == "ready");
     assert_eq!(ready.field("workers"), Some(WORKERS.to_string()));
 
     let wrong = Login::new(&Login::mint("alice", 600).username, "wrong");
-    // The kernel spreads clients over the workers; that one gets none of so many happens to nobody.
+    // The kernel spreads clients over the workers. With this many, every worker gets one.
     for _ in 0..100 {
         let client = Client::new(server.udp_address());
         assert_eq!(client.binding(), client.address());

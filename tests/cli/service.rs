@@ -1,4 +1,4 @@
-//! The server as a service: what it tells the service manager, and the unit that is shipped.
+//! The server as a service: notifications to the service manager, and the shipped unit.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
@@ -11,9 +11,9 @@ use turnserver::config::Config;
 
 use super::running::{Running, is_ready, turnserver};
 use crate::support::client::{Client, Login};
-use crate::support::{LogLine, PATIENCE, SECRET, TempDir, config};
+use crate::support::{LogLine, SECRET, TIMEOUT, TempDir, config};
 
-/// The end of the conversation that belongs to the service manager.
+/// The service manager's end of the notification socket.
 struct Manager {
     socket: UnixDatagram,
     name: String,
@@ -24,7 +24,7 @@ impl Manager {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("turnserver-cli-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self { socket, name: format!("@{name}") }
     }
 
@@ -35,105 +35,105 @@ impl Manager {
         server
     }
 
-    /// The next message.
-    fn hears(&self) -> String {
+    /// Waits for the next message.
+    fn receive(&self) -> String {
         let mut buffer = [0; 1024];
-        let length = self.socket.recv(&mut buffer).expect("the server has something to tell");
+        let length = self.socket.recv(&mut buffer).expect("a notification");
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     }
 
-    /// The next message that begins so.
-    fn waits_for(&self, start: &str) -> String {
-        std::iter::repeat_with(|| self.hears()).find(|message| message.starts_with(start)).unwrap()
+    /// Waits for the next message with this prefix.
+    fn wait_for(&self, start: &str) -> String {
+        std::iter::repeat_with(|| self.receive()).find(|message| message.starts_with(start)).unwrap()
     }
 }
 
 #[test]
-fn the_service_manager_is_told_of_the_start_the_clients_and_the_end() {
+fn the_service_manager_is_notified_of_start_status_and_stop() {
     let manager = Manager::new();
     let server = manager.start(&format!("drain-deadline = \"1h\"\n{}", config(&["127.0.0.1"], "")), &[]);
-    assert_eq!(manager.hears(), "READY=1\n");
-    // Whoever is told of it can be a client at once.
+    assert_eq!(manager.receive(), "READY=1\n");
+    // The server accepts clients once it has notified READY.
     let client = Client::connect(server.listening("tcp")[0]);
     let (session, _) = client.allocate(&Login::mint("alice", 600)).unwrap();
-    manager.waits_for("STATUS=1 allocation, 1 connection\n");
+    manager.wait_for("STATUS=1 allocation, 1 connection\n");
 
     server.process.terminate();
-    // The hour of the drain, and ten seconds for the farewell.
-    manager.waits_for("STOPPING=1\nEXTEND_TIMEOUT_USEC=3610000000\n");
-    manager.waits_for("STATUS=draining: 1 allocation, 1 connection\n");
+    // The drain deadline of one hour, and ten seconds to stop.
+    manager.wait_for("STOPPING=1\nEXTEND_TIMEOUT_USEC=3610000000\n");
+    manager.wait_for("STATUS=draining: 1 allocation, 1 connection\n");
     client.delete(&session);
-    manager.waits_for("STOPPING=1\n");
-    assert_eq!(server.process.finish(PATIENCE).code, Some(0));
+    manager.wait_for("STOPPING=1\n");
+    assert_eq!(server.process.finish(TIMEOUT).code, Some(0));
 }
 
-// A service manager that knows of the end sets a limit to it.
+// The service manager limits the time after STOPPING.
 #[test]
-fn a_drain_without_a_deadline_is_not_told_as_the_end() {
+fn a_drain_without_a_deadline_is_not_notified_as_stopping() {
     let manager = Manager::new();
     let server = manager.start(&config(&["127.0.0.1"], ""), &[]);
-    assert_eq!(manager.hears(), "READY=1\n");
+    assert_eq!(manager.receive(), "READY=1\n");
     let client = Client::new(server.address());
     let (session, _) = client.allocate(&Login::mint("alice", 600)).unwrap();
     server.process.signal(Signal::SIGUSR1);
     loop {
-        let message = manager.hears();
+        let message = manager.receive();
         assert!(message.starts_with("STATUS="), "{message}");
         if message.starts_with("STATUS=draining: 1 allocation") {
             break;
         }
     }
     client.delete(&session);
-    assert!(manager.hears().starts_with("STOPPING=1\n"));
+    assert!(manager.receive().starts_with("STOPPING=1\n"));
 }
 
 #[test]
-fn a_reload_has_a_beginning_with_its_time_and_an_end() {
+fn a_reload_is_notified_at_its_start_with_the_time_and_at_its_end() {
     let manager = Manager::new();
     let server = manager.start(&config(&["127.0.0.1"], ""), &[]);
-    manager.waits_for("READY=1\n");
+    manager.wait_for("READY=1\n");
     server.process.signal(Signal::SIGHUP);
-    let reloading = manager.waits_for("RELOADING=1\n");
+    let reloading = manager.wait_for("RELOADING=1\n");
     let micros: u64 = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().trim_end().parse().unwrap();
-    // The clock of the manager, which has been running since the machine started.
+    // The monotonic clock, which the service manager uses.
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
     let now = u64::try_from(now.tv_sec()).unwrap() * 1_000_000;
     assert!((now - 60_000_000..=now + 1_000_000).contains(&micros), "{micros} of {now}");
-    assert_eq!(manager.hears(), "READY=1\n");
+    assert_eq!(manager.receive(), "READY=1\n");
     server.terminate();
 }
 
 #[test]
-fn signs_of_life_come_as_long_as_the_watchdog_wants_them() {
+fn watchdog_pings_are_sent_while_the_watchdog_is_enabled() {
     let manager = Manager::new();
     let server = manager.start(&config(&["127.0.0.1"], ""), &[("WATCHDOG_USEC", "200000")]);
-    // More of them than would come if the workers' heartbeats did not.
+    // More pings than without the workers' heartbeats.
     for _ in 0..60 {
-        assert_eq!(manager.waits_for("WATCHDOG="), "WATCHDOG=1\n");
+        assert_eq!(manager.wait_for("WATCHDOG="), "WATCHDOG=1\n");
     }
     let finished = server.terminate();
     assert_eq!(finished.code, Some(0), "{finished:?}");
 }
 
-// A long period leaves one look in which the hearts have to have beaten.
+// With a long period there is only one check of the heartbeats.
 #[test]
-fn before_the_first_heartbeats_no_worker_is_taken_for_stalled() {
+fn no_worker_is_reported_stalled_before_its_first_heartbeat() {
     let manager = Manager::new();
     let server = manager.start(&config(&["127.0.0.1"], ""), &[("WATCHDOG_USEC", "30000000")]);
-    manager.waits_for("STATUS=");
+    manager.wait_for("STATUS=");
     let finished = server.terminate();
     assert!(finished.stderr.iter().all(|line| LogLine::parse(line).level() != "ERROR"), "{finished:?}");
 }
 
 #[test]
-fn without_a_watchdog_there_are_no_signs_of_life() {
+fn without_a_watchdog_no_pings_are_sent() {
     let manager = Manager::new();
-    // The watchdog of the first process of all, which is not the server.
+    // The watchdog of process 1, which is not the server.
     let server = manager.start(&config(&["127.0.0.1"], ""), &[("WATCHDOG_USEC", "2000"), ("WATCHDOG_PID", "1")]);
-    assert_eq!(manager.hears(), "READY=1\n");
+    assert_eq!(manager.receive(), "READY=1\n");
     server.process.signal(Signal::SIGHUP);
     loop {
-        let message = manager.hears();
+        let message = manager.receive();
         assert!(!message.contains("WATCHDOG"), "{message}");
         if message == "READY=1\n" {
             break;
@@ -142,8 +142,8 @@ fn without_a_watchdog_there_are_no_signs_of_life() {
 }
 
 #[test]
-fn a_service_manager_that_does_not_exist_is_a_warning() {
-    let environment = [("NOTIFY_SOCKET", "@turnserver-cli-nobody"), ("WATCHDOG_USEC", "1000")];
+fn a_missing_service_manager_is_a_warning() {
+    let environment = [("NOTIFY_SOCKET", "@turnserver-cli-missing"), ("WATCHDOG_USEC", "1000")];
     let server = Running::begin_in(TempDir::new(), &config(&["127.0.0.1"], ""), &[], &environment);
     server.wait_for_line(|line| {
         let line = LogLine::parse(line);
@@ -154,7 +154,7 @@ fn a_service_manager_that_does_not_exist_is_a_warning() {
 }
 
 #[test]
-fn secrets_come_from_the_credentials_of_the_service() {
+fn secrets_are_read_from_the_service_credentials() {
     let directory = TempDir::new();
     directory.write("secrets", SECRET);
     let path = directory.path().display().to_string();
@@ -165,35 +165,35 @@ fn secrets_come_from_the_credentials_of_the_service() {
     assert!(Client::new(server.address()).allocate(&Login::mint("alice", 600)).is_ok());
     server.process.interrupt();
 
-    // What the unit gives in place of a file that is not there.
+    // The unit's default for a missing file.
     let directory = TempDir::new();
     directory.write("secrets", "# /etc/turnserver/secrets did not exist when the service was started.");
     let path = directory.path().display().to_string();
-    let refused = Running::begin_in(directory, &config, &[], &[("CREDENTIALS_DIRECTORY", &path)]);
-    let refused = refused.process.finish(PATIENCE);
-    let expected = "(the copy, made at the start, of what the unit loads as `LoadCredential=secrets:`) holds no secret";
-    assert_eq!(refused.code, Some(1));
-    assert!(refused.stderr[0].contains(expected), "{refused:?}");
+    let rejected = Running::begin_in(directory, &config, &[], &[("CREDENTIALS_DIRECTORY", &path)]);
+    let rejected = rejected.process.finish(TIMEOUT);
+    let expected = "(copied at the start from `LoadCredential=secrets:` of the unit) contains no secret";
+    assert_eq!(rejected.code, Some(1));
+    assert!(rejected.stderr[0].contains(expected), "{rejected:?}");
 
     let directory = TempDir::new();
     directory.write("turnserver.toml", &config);
-    let refused = turnserver(&directory, &[]);
-    assert_eq!(refused.code, Some(1));
-    assert!(refused.stderr[0].contains("`$CREDENTIALS_DIRECTORY` is not set"), "{refused:?}");
+    let rejected = turnserver(&directory, &[]);
+    assert_eq!(rejected.code, Some(1));
+    assert!(rejected.stderr[0].contains("`$CREDENTIALS_DIRECTORY` is not set"), "{rejected:?}");
 }
 
 fn unit() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/turnserver.service")).unwrap()
 }
 
-/// The values of a setting of the unit.
+/// Returns the values of a setting of the unit.
 fn settings(name: &str) -> Vec<String> {
     let unit = unit();
     let assignments = unit.lines().filter_map(|line| line.split_once('='));
     assignments.filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).collect()
 }
 
-// A socket for each relay port of both families and for each connection, and some for what else there is.
+// One descriptor per relay port of both families and per connection, and some for everything else.
 #[test]
 fn the_unit_allows_as_many_open_files_as_the_defaults_need() {
     let config = Config::default();
@@ -202,7 +202,7 @@ fn the_unit_allows_as_many_open_files_as_the_defaults_need() {
     assert!((needed..2 * needed).contains(&allowed), "{allowed} allowed, {needed} needed");
 }
 
-// Without a default the unit does not start where a file is missing.
+// Without a default, the unit does not start if a file is missing.
 #[test]
 fn each_credential_that_the_unit_loads_has_a_default() {
     let name = |value: String| value.split_once(':').unwrap().0.to_owned();

@@ -1,4 +1,4 @@
-//! How a server starts: what it prints, what it logs, and that no secret is in it.
+//! Starting: output, log, and the absence of secrets in both.
 
 use serde_json::Value;
 
@@ -8,10 +8,10 @@ use turnserver::stun::{Class, Message, Method, TransactionId};
 
 use super::running::{Running, as_text, text_config, turnserver};
 use crate::support::client::{Client, Login, allocate, message, receive, socket};
-use crate::support::{PATIENCE, REALM, SECRET, Server, TempDir, config, config_without_secret, has_ipv6};
+use crate::support::{REALM, SECRET, Server, TIMEOUT, TempDir, config, config_without_secret, has_ipv6};
 
 #[test]
-fn a_server_with_a_secret_prints_nothing_on_standard_output_and_says_that_it_is_ready() {
+fn a_server_with_a_secret_prints_nothing_on_standard_output_and_logs_that_it_is_ready() {
     let server = Server::start(&config(&["127.0.0.1"], ""));
     let ready = server.wait_for_log(|line| line.message() == "ready");
     assert_eq!(ready.level(), "INFO");
@@ -21,7 +21,7 @@ fn a_server_with_a_secret_prints_nothing_on_standard_output_and_says_that_it_is_
 }
 
 #[test]
-fn a_server_with_a_static_user_prints_nothing_and_lets_that_user_allocate() {
+fn a_server_with_a_static_user_prints_nothing_and_accepts_that_user() {
     let users = "[[auth.users]]\nname = \"alice\"\npassword = \"an old password\"\n";
     let server = Server::start(&config_without_secret(&["127.0.0.1"], users));
     assert!(Client::new(server.udp_address()).allocate(&Login::new("alice", "an old password")).is_ok());
@@ -29,7 +29,7 @@ fn a_server_with_a_static_user_prints_nothing_and_lets_that_user_allocate() {
     assert_eq!(server.terminate().stdout, [""; 0]);
 }
 
-// Keys and ports come from the system's generator: what one run gave out tells nothing about another.
+// Keys and ports come from the system's random generator, so one run reveals nothing about another.
 #[test]
 fn two_runs_share_neither_nonces_nor_relay_ports() {
     let users = "[[auth.users]]\nname = \"alice\"\npassword = \"an old password\"\n";
@@ -39,23 +39,24 @@ fn two_runs_share_neither_nonces_nor_relay_ports() {
     let mut nonces: Vec<String> = Vec::new();
     let ports = [(); 2].map(|()| {
         let server = Server::start(&config);
-        let ask = |request: &[u8]| {
+        let exchange = |request: &[u8]| {
             socket.send_to(request, server.udp_address()).unwrap();
             receive(&socket).0
         };
-        let challenge = ask(&allocate(id));
+        let challenge = exchange(&allocate(id));
         let Nonce(nonce) = Message::parse(&challenge).unwrap().get().unwrap().unwrap();
         nonces.push(nonce.to_owned());
         let codes = nonces.iter().map(|nonce| {
-            let answer = ask(&message(Class::Request, Method::REFRESH, id, &|writer| {
+            let response = exchange(&message(Class::Request, Method::REFRESH, id, &|writer| {
                 writer.push(&Username("alice"));
                 writer.push(&Realm(REALM));
                 writer.push(&Nonce(nonce));
                 writer.message_integrity(key.as_bytes());
             }));
-            Message::parse(&answer).unwrap().get::<ErrorCodeAttribute<'_>>().unwrap().unwrap().code.code()
+            Message::parse(&response).unwrap().get::<ErrorCodeAttribute<'_>>().unwrap().unwrap().code.code()
         });
-        // Its own nonce is taken, and then there is no allocation; an earlier run's is stale.
+        // The nonce of this run is valid, but there is no allocation (437). The nonce of the previous run is stale
+        // (438).
         assert_eq!(codes.collect::<Vec<_>>(), [438, 437][2 - nonces.len()..]);
         let login = Login::new("alice", "an old password");
         let clients = [(); 4].map(|()| Client::new(server.udp_address()));
@@ -65,7 +66,7 @@ fn two_runs_share_neither_nonces_nor_relay_ports() {
 }
 
 #[test]
-fn without_a_secret_exactly_one_line_is_printed_whose_credential_allocates() {
+fn without_a_secret_one_line_with_a_valid_credential_is_printed() {
     if !has_ipv6() {
         return;
     }
@@ -92,7 +93,7 @@ fn without_a_secret_exactly_one_line_is_printed_whose_credential_allocates() {
 }
 
 #[test]
-fn the_configured_hostname_stands_in_the_printed_url() {
+fn the_printed_url_has_the_configured_hostname() {
     let config = format!("hostname = \"turn.example.org\"\n{}", config_without_secret(&["127.0.0.1"], ""));
     let server = Server::start(&config);
     let urls = [
@@ -103,10 +104,10 @@ fn the_configured_hostname_stands_in_the_printed_url() {
 }
 
 #[test]
-fn without_a_secret_the_log_says_how_to_make_it_permanent_and_repeats_neither_secret_nor_credential() {
+fn without_a_secret_the_log_explains_how_to_set_one_and_contains_no_secret() {
     let config = as_text(&config_without_secret(&["127.0.0.1"], ""));
     let server = Running::start(&config, &["--log-level", "trace"]);
-    let printed = server.process.stdout.wait_for(PATIENCE, |lines| lines.first().cloned()).unwrap();
+    let printed = server.process.stdout.wait_for(TIMEOUT, |lines| lines.first().cloned()).unwrap();
     let printed: Value = serde_json::from_str(&printed).unwrap();
     let [username, password] = ["username", "credential"].map(|key| printed["iceServers"][0][key].as_str().unwrap());
     assert!(Client::new(server.address()).allocate(&Login::new(username, password)).is_ok());
@@ -125,7 +126,7 @@ fn without_a_secret_the_log_says_how_to_make_it_permanent_and_repeats_neither_se
 }
 
 #[test]
-fn the_log_never_repeats_a_configured_secret_or_password() {
+fn the_log_never_contains_a_configured_secret_or_password() {
     let users = "[[auth.users]]\nname = \"bob\"\npassword = \"builder-of-things\"\n";
     let server = Running::start(&text_config(&["127.0.0.1"], users), &["--log-level", "trace"]);
     let minted = Login::mint("alice", 600);
@@ -140,7 +141,7 @@ fn the_log_never_repeats_a_configured_secret_or_password() {
 }
 
 #[test]
-fn the_file_in_the_working_directory_is_found_and_named_at_the_start() {
+fn the_file_in_the_working_directory_is_found_and_logged() {
     let server = Running::start(&text_config(&["127.0.0.1"], ""), &[]);
     let first = server.wait_for_line(|line| line.contains(" starting "));
     assert!(first.contains("configuration=\"turnserver.toml\""), "{first}");

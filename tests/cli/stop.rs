@@ -1,4 +1,4 @@
-//! How a server ends: exit code, totals, and the end of its allocations.
+//! Stopping: exit code, totals, and the end of allocations.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ fn number(line: &LogLine, field: &str) -> u64 {
     line.field(field).unwrap().parse().unwrap()
 }
 
-/// The counts of the field `detail`: "answered Binding: 3, dropped no-allocation: 1".
+/// Parses the counts of the field `detail`: "answered Binding: 3, dropped no-allocation: 1".
 fn detail(line: &LogLine) -> HashMap<String, u64> {
     let detail = line.field("detail").unwrap();
     let entry = |entry: &str| {
@@ -48,9 +48,8 @@ fn sigterm_ends_an_idle_server_with_exit_code_0() {
     stopped(&ended);
 }
 
-// Every packet ends in exactly one count.
 #[test]
-fn at_the_end_each_packet_is_in_exactly_one_of_the_totals() {
+fn each_packet_is_in_exactly_one_of_the_totals() {
     let server = Running::start(&config(&["127.0.0.1"], LOOPBACK_PEERS), &[]);
     let peer = socket("127.0.0.1:0".parse().unwrap());
     let peer_address = peer.local_addr().unwrap();
@@ -61,7 +60,7 @@ fn at_the_end_each_packet_is_in_exactly_one_of_the_totals() {
         client.binding();
         assert_eq!(client.allocate(&Login::mint("alice", -60)).map(drop), Err(401));
         let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
-        client.send_to_peer(peer_address, b"dropped for want of a permission");
+        client.send_to_peer(peer_address, b"dropped without a permission");
         client.permit(&session, peer_address);
         client.send_to_peer(peer_address, b"there");
         assert_eq!(receive(&peer), (b"there".to_vec(), relayed));
@@ -69,7 +68,7 @@ fn at_the_end_each_packet_is_in_exactly_one_of_the_totals() {
         client.receive();
         client.send(b"neither STUN nor ChannelData");
         client.delete(&session);
-        client.send_to_peer(peer_address, b"dropped for want of an allocation");
+        client.send_to_peer(peer_address, b"dropped without an allocation");
         client.send(&allocate(TransactionId::new([1; 12])));
         assert_eq!(client.receive().error(), Some(401));
         sent += client.sent() + 1;
@@ -92,7 +91,7 @@ fn at_the_end_each_packet_is_in_exactly_one_of_the_totals() {
 }
 
 #[test]
-fn a_stop_ends_the_allocations_and_logs_each_before_the_totals() {
+fn a_stop_logs_the_end_of_each_allocation_before_the_totals() {
     let server = Running::start(&config(&["127.0.0.1"], ""), &[]);
     let clients: Vec<_> = (0..8)
         .map(|index| {
@@ -115,10 +114,10 @@ fn a_stop_ends_the_allocations_and_logs_each_before_the_totals() {
 }
 
 #[test]
-fn sighup_is_answered_in_the_log_and_ends_nothing() {
+fn sighup_is_logged_and_ends_nothing() {
     let server = Running::start(&config(&["127.0.0.1"], ""), &[]);
     kill(Pid::from_raw(server.process.id().try_into().unwrap()), Signal::SIGHUP).unwrap();
-    server.wait_for_line(|line| line.contains("SIGHUP: the configuration is not reloaded"));
+    server.wait_for_line(|line| line.contains("SIGHUP does not reload the configuration"));
     let client = Client::new(server.address());
     assert_eq!(client.binding(), client.address());
     assert_eq!(server.terminate().code, Some(0));

@@ -1,4 +1,4 @@
-//! The `turn` crate's client on a socket that counts what passes.
+//! The `turn` crate's client on a socket that counts relayed data.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use turn::client::ClientConfig;
 use webrtc_util::Conn;
 
-use crate::support::{Credential, PATIENCE, REALM};
+use crate::support::{Credential, REALM, TIMEOUT};
 
 /// One client with one allocation.
 pub(crate) struct Client {
@@ -27,7 +27,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Allocates at `server` a relayed address of the server's own family.
+    /// Allocates a relayed address of the same family as `server`.
     pub(crate) async fn allocate(server: SocketAddr, credential: &Credential) -> Result<Self, turn::Error> {
         let socket = Arc::new(Socket::new(server, credential).await);
         let turn = client(&socket, server, credential).await;
@@ -39,21 +39,21 @@ impl Client {
         self.relay.local_addr().unwrap()
     }
 
-    /// Sends through the relay. The first datagram for a peer makes a permission, goes out in a Send indication and
-    /// has the crate bind a channel; once that is bound, the next ones go out as ChannelData.
+    /// Sends through the relay. With the first datagram for a peer, the crate creates a permission, sends a Send
+    /// indication and starts to bind a channel. After the binding it sends ChannelData.
     pub(crate) async fn send(&self, payload: &[u8], peer: SocketAddr) {
         self.try_send(payload, peer).await.unwrap();
     }
 
     pub(crate) async fn try_send(&self, payload: &[u8], peer: SocketAddr) -> Result<(), webrtc_util::Error> {
-        let sent = timeout(PATIENCE, self.relay.send_to(payload, peer)).await;
-        sent.expect("the server answers the requests that come before sending").map(drop)
+        let sent = timeout(TIMEOUT, self.relay.send_to(payload, peer)).await;
+        sent.expect("responses to the requests before sending").map(drop)
     }
 
-    /// The next datagram from any peer.
+    /// Receives the next datagram from any peer.
     pub(crate) async fn receive(&self) -> (Vec<u8>, SocketAddr) {
         let mut buffer = vec![0; 2048];
-        let received = timeout(PATIENCE, self.relay.recv_from(&mut buffer)).await;
+        let received = timeout(TIMEOUT, self.relay.recv_from(&mut buffer)).await;
         let (len, peer) = received.expect("a datagram comes back through the relay").unwrap();
         buffer.truncate(len);
         (buffer, peer)
@@ -65,12 +65,12 @@ impl Client {
     }
 }
 
-/// The address from which `server` sees a client.
+/// Returns a client's address as `server` sees it, and its local address.
 pub(crate) async fn mapped_address(server: SocketAddr, credential: &Credential) -> (SocketAddr, SocketAddr) {
     let socket = Arc::new(Socket::new(server, credential).await);
     let turn = client(&socket, server, credential).await;
-    let mapped = timeout(PATIENCE, turn.send_binding_request_to(&server.to_string())).await;
-    (mapped.expect("a Binding request is answered").unwrap(), socket.local_addr().unwrap())
+    let mapped = timeout(TIMEOUT, turn.send_binding_request_to(&server.to_string())).await;
+    (mapped.expect("a Binding response").unwrap(), socket.local_addr().unwrap())
 }
 
 async fn client(socket: &Arc<Socket>, server: SocketAddr, credential: &Credential) -> turn::client::Client {
@@ -90,8 +90,8 @@ async fn client(socket: &Arc<Socket>, server: SocketAddr, credential: &Credentia
     turn
 }
 
-/// The client's UDP socket. It counts the relayed data that passes by its form, and asks for an IPv6 relayed address
-/// where the server is reached over IPv6, which the crate has no option for.
+/// The client's UDP socket. It counts relayed data by its form. Over IPv6 it requests an IPv6 relayed address, for
+/// which the crate has no option.
 pub(crate) struct Socket {
     udp: UdpSocket,
     ipv6: bool,
@@ -100,7 +100,7 @@ pub(crate) struct Socket {
     pub(crate) received: Counters,
 }
 
-/// Relayed data by the form in which it travels between client and server.
+/// Counts relayed data by its form between client and server.
 #[derive(Default)]
 pub(crate) struct Counters {
     indications: AtomicUsize,
@@ -140,7 +140,7 @@ impl Socket {
         }
     }
 
-    /// The Allocate request with REQUESTED-ADDRESS-FAMILY (RFC 8656 §18.6), authenticated if it was.
+    /// Adds REQUESTED-ADDRESS-FAMILY (RFC 8656 §18.6) to an Allocate request and recomputes its integrity.
     fn with_address_family(&self, request: &Message) -> Result<Message, stun::Error> {
         let mut changed = Message { typ: request.typ, transaction_id: request.transaction_id, ..Message::new() };
         changed.write_header();
@@ -183,7 +183,7 @@ impl Conn for Socket {
         if self.ipv6 && is_message(datagram) {
             let mut message = Message::new();
             message.unmarshal_binary(datagram).unwrap();
-            // Of the requests only Allocate has a REQUESTED-TRANSPORT.
+            // Only Allocate requests have a REQUESTED-TRANSPORT.
             if message.contains(ATTR_REQUESTED_TRANSPORT) {
                 return Ok(self.udp.send_to(&self.with_address_family(&message).unwrap().raw, server).await?);
             }

@@ -11,7 +11,7 @@ use turnserver::stun::attribute::{
 use turnserver::stun::{
     Attribute as _, AttributeType, Class, ErrorCode, FingerprintStatus, IntegrityStatus, Message, Method,
 };
-use turnserver::turn::{Limit, Outcome};
+use turnserver::turn::{Limit, Outcome, RejectionCode};
 
 use crate::model::{Answer, Body, NO_PORT};
 use crate::setup::REALM;
@@ -39,21 +39,22 @@ pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Opt
     assert_eq!(message.get::<Software<'_>>().unwrap().is_some(), named);
 
     let body = match (body(&message, bytes), outcome) {
-        (Body::Error { code, challenge: false, .. }, Outcome::Refused(limit)) => {
+        (Body::Error { code, challenge: false, .. }, Outcome::RejectedByLimit(limit)) => {
             let user = matches!(limit, Limit::AllocationsPerUser | Limit::AllocationRate);
             assert_eq!(code, if user { 486 } else { 508 });
             Body::Refused(known(limit))
         }
         (body @ Body::Redirected { .. }, outcome) => {
-            assert_eq!(outcome, Outcome::Rejected(ErrorCode::TRY_ALTERNATE));
+            assert_eq!(outcome, Outcome::Rejected(RejectionCode::TryAlternate));
             body
         }
         (body @ Body::Error { code, .. }, Outcome::Rejected(counted)) => {
-            assert_eq!(counted.code(), code);
+            assert_eq!(counted.code().code(), code);
             body
         }
         (body, outcome) => {
-            assert_eq!(outcome, Outcome::Answered(expected.method), "{body:?}");
+            let Outcome::Answered(method) = outcome else { panic!("{outcome} for {body:?}") };
+            assert_eq!(Method::from(method), expected.method);
             body
         }
     };

@@ -1,14 +1,13 @@
 //! The end of a walk.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 
 use turnserver::auth::KeyAlgorithm;
 use turnserver::stun::attribute::{AddressFamily, RequestedAddressFamily, RequestedTransport};
 use turnserver::stun::{Class, Method};
 use turnserver::turn::{FiveTuple, RedirectWhen, Transport};
 
-use crate::model::Wish;
+use crate::model::PortPreference;
 use crate::packet::{self, Authentication, Signed};
 use crate::world::World;
 
@@ -33,7 +32,7 @@ impl World {
         assert!(self.model.reservations.is_empty());
         self.check(true);
         self.model.draining = false;
-        self.shared.draining.store(false, Ordering::Relaxed);
+        self.ledger.set_draining(false);
         let always = self.setup().alternate.as_ref().is_some_and(|alternate| alternate.when == RedirectWhen::Always);
         let limited = self.setup().rates.user_allocations.is_some();
         if self.setup().per_user == 0 && self.setup().in_all == 0 && !always && !limited {
@@ -52,7 +51,7 @@ impl World {
             let family =
                 if (client / self.setup().workers).is_multiple_of(2) { AddressFamily::V4 } else { AddressFamily::V6 };
             let now = self.now();
-            if self.model.free_ports(now, worker, family == AddressFamily::V6, Wish::Any).is_empty() {
+            if self.model.free_ports(now, worker, family == AddressFamily::V6, PortPreference::Any).is_empty() {
                 continue;
             }
             let id = packet::transaction(&mut self.dice);

@@ -2,18 +2,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
+use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
 use turnserver::auth::time_limited::{self, TimeLimitedUsername};
-use turnserver::auth::{Authenticator, KeyAlgorithm, LongTermKey, NonceMint, Secret};
+use turnserver::auth::{KeyAlgorithm, LongTermKey, Secret};
 use turnserver::turn::{
-    Alternate, Denial, FiveTuple, LiveRelays, PeerPolicy, Quota, Rate, RedirectWhen, RelayRange, Reservations,
-    Settings, Shared, Transport, UserRates, slice_of,
+    Alternate, ChannelNumbers, Compat, Denial, FiveTuple, Limits, PeerPolicy, Rate, RedirectWhen, RelayRange,
+    Transport, UserRates, slice_of,
 };
 
 use crate::dice::Dice;
+use crate::test_world::Blueprint;
 
 pub(crate) const REALM: &str = "sim.example.org";
 
@@ -47,6 +48,9 @@ const PEERS: &[(&str, Option<Denial>)] = &[
     // IPv4 relay addresses in other words are no way to a relay socket.
     ("::ffff:8.8.4.4", Some(Denial::OwnAddress)),
 ];
+
+/// What the strict policy denies in addition.
+const STRICTLY_DENIED: &[&str] = &["5.5.5.0/24", "1.0.0.7/32", "2a01::/16"];
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Relay {
@@ -107,7 +111,7 @@ fn rate(limited: Limited) -> Option<Rate> {
 }
 
 /// What does not change while the world turns.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) workers: usize,
     /// Allocations come and go.
@@ -129,6 +133,8 @@ pub(crate) struct Setup {
     pub(crate) unix_ms: u64,
     pub(crate) clients: Vec<FiveTuple>,
     pub(crate) alternate: Option<Alternate>,
+    /// Whether the policy denies [`STRICTLY_DENIED`] too.
+    pub(crate) strict: bool,
     peers: Vec<(IpAddr, Option<Denial>)>,
     nonce_key: [u8; 32],
     quota_key: [u8; 32],
@@ -202,38 +208,58 @@ impl Setup {
             unix_ms: 1_700_000_000_000 + dice.between(0, 999),
             clients,
             alternate,
+            strict: false,
             peers: PEERS.iter().map(|(text, denial)| (ip(text), *denial)).collect(),
             nonce_key: [byte; 32],
             quota_key: [!byte; 32],
         }
     }
 
-    pub(crate) fn shared(&self) -> Arc<Shared> {
-        let users = self.statics.iter().map(|(name, word)| (name.clone(), Secret::new(*word).unwrap()));
+    /// The configuration of the servers.
+    pub(crate) fn blueprint(&self) -> Blueprint {
+        let secret = |word: &str| Secret::new(word).unwrap();
         let mut own = vec![ip(LISTENER), ip("2a00::200")];
         own.extend(self.relays.iter().flat_map(|relay| [relay.bind, relay.advertised]));
-        // Always ours, so that the table of peers holds whether or not there is a relay socket on it.
+        // Always an address of the server, so that the table of peers holds whether or not a relay socket is bound to it.
         own.push(ip("8.8.4.4"));
-        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        let authenticator = Authenticator::new(REALM.to_owned(), self.secrets.clone(), users);
-        let Rates { user_allocations, user_bytes, .. } = self.rates;
-        let user_rates = UserRates { allocations: rate(user_allocations), bytes: rate(user_bytes) };
-        Arc::new(Shared {
-            nonces: NonceMint::from_secrets(&self.secrets, self.nonce_lifetime)
-                .unwrap_or_else(|| NonceMint::from_random(self.nonce_key, self.nonce_lifetime))
-                .announcing(authenticator.features()),
-            authenticator,
-            policy: PeerPolicy { allow: nets(&["10.7.0.0/16"]), deny: nets(&["9.9.9.0/24", "10.7.1.0/24"]), own },
-            live: LiveRelays::new(self.relays.iter().map(|relay| (relay.bind, relay.advertised))),
-            reservations: Reservations::new(
-                self.relays.iter().map(|relay| (relay.bind, relay.advertised)),
-                &self.ports,
-            ),
-            quota: Quota::with_rates(self.per_user, self.in_all, user_rates, 64, self.quota_key),
-            connections: Quota::new(0, 0, self.quota_key),
-            draining: false.into(),
-            alternate: self.alternate.clone(),
-        })
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let mut deny = nets(&["9.9.9.0/24", "10.7.1.0/24"]);
+        if self.strict {
+            deny.extend(nets(STRICTLY_DENIED));
+        }
+        let mut blueprint = Blueprint::new(REALM, ("8.8.4.4", "8.8.4.4"), self.ports.clone());
+        blueprint.secrets.clone_from(&self.secrets);
+        blueprint.users = self.statics.iter().map(|(name, word)| (name.clone(), secret(word))).collect();
+        blueprint.nonce_key = self.secrets.is_empty().then_some(self.nonce_key);
+        blueprint.nonce_lifetime = self.nonce_lifetime;
+        blueprint.policy = PeerPolicy { allow: nets(&["10.7.0.0/16"]), deny, own };
+        blueprint.limits = Limits {
+            allocations_per_user: self.per_user,
+            allocations: self.in_all,
+            user_rates: UserRates {
+                allocations: rate(self.rates.user_allocations),
+                bytes: rate(self.rates.user_bytes),
+            },
+            permissions_per_allocation: self.permissions,
+            channels_per_allocation: self.channels,
+            peer_rate: rate(self.rates.peers),
+            byte_rate: rate(self.rates.bytes),
+            unverified_responses: 0,
+        };
+        blueprint.alternate = self.alternate.clone();
+        blueprint.compat = Compat {
+            channels: if self.rfc5766_channels { ChannelNumbers::Rfc5766 } else { ChannelNumbers::Rfc8656 },
+            draft_dual_allocation: self.draft_dual_allocation,
+        };
+        blueprint.expiry_grace = self.expiry_grace;
+        blueprint.relays = self.relays.iter().map(|relay| (relay.bind, relay.advertised)).collect();
+        blueprint.quota_key = self.quota_key;
+        blueprint
+    }
+
+    /// The relay addresses and ports of a worker.
+    pub(crate) fn ranges(&self, worker: usize) -> Vec<RelayRange> {
+        self.blueprint().ranges(&self.ports_of(worker))
     }
 
     fn ports_of(&self, worker: usize) -> RangeInclusive<u16> {
@@ -243,27 +269,6 @@ impl Setup {
     /// The worker whose a port is.
     pub(crate) fn owner_of(&self, port: u16) -> usize {
         (0..self.workers).find(|worker| self.ports_of(*worker).contains(&port)).expect("a port of ours")
-    }
-
-    /// Whether places in the quota are somebody's.
-    pub(crate) fn tells_users_apart(&self) -> bool {
-        self.per_user != 0 || self.rates.user_allocations.is_some() || self.rates.user_bytes.is_some()
-    }
-
-    pub(crate) fn settings(&self, worker: usize) -> Settings {
-        let ports = self.ports_of(worker);
-        let range = |relay: &Relay| RelayRange { bind: relay.bind, advertised: relay.advertised, ports: ports.clone() };
-        Settings {
-            relays: self.relays.iter().map(range).collect(),
-            permissions_per_allocation: self.permissions,
-            channels_per_allocation: self.channels,
-            peer_rate: rate(self.rates.peers),
-            byte_rate: rate(self.rates.bytes),
-            unverified_replies: 0,
-            rfc5766_channels: self.rfc5766_channels,
-            draft_dual_allocation: self.draft_dual_allocation,
-            expiry_grace: self.expiry_grace,
-        }
     }
 
     /// The worker that a 5-tuple's packets arrive at.
@@ -328,6 +333,9 @@ impl Setup {
             if relay.advertised == address {
                 return Some(relay.denial.1);
             }
+        }
+        if self.strict && STRICTLY_DENIED.iter().any(|net| net.parse::<IpNet>().unwrap().contains(&address)) {
+            return Some(Denial::Operator);
         }
         let known = self.peers.iter().find(|(peer, _)| *peer == address);
         known.unwrap_or_else(|| panic!("{address} is no peer of this world")).1

@@ -2,16 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 use turnserver::stun::{Class, Method};
-use turnserver::turn::{FiveTuple, IcmpError, OpenError, RelayId, Transport};
+use turnserver::turn::{FiveTuple, IcmpError, OpenError, SocketId, Transport};
 
 use crate::model::Alloc;
 use crate::packet::{self, Authentication, Packet, Signed, raw};
 use crate::world::{Datagram, Flight, Socket, World};
 
-const WEIGHTS: [u64; 19] = [
+const WEIGHTS: [u64; 21] = [
     180, // ChannelData
     140, // Send indication
     150, // peer's datagram
@@ -31,10 +30,12 @@ const WEIGHTS: [u64; 19] = [
     3,   // the server drains, or takes allocations again
     2,   // the wall clock is set
     30,  // an ICMP error comes back
+    3,   // the policy changes
+    3,   // the allocations of a worker are handed over
 ];
 
 /// The same in a world in which allocations come and go.
-const CHURN: [u64; 19] = [20, 20, 40, 30, 5, 10, 300, 250, 20, 20, 60, 30, 250, 150, 10, 20, 3, 1, 10];
+const CHURN: [u64; 21] = [20, 20, 40, 30, 5, 10, 300, 250, 20, 20, 60, 30, 250, 150, 10, 20, 3, 1, 10, 2, 2];
 
 pub(crate) const CHANNELS: [u16; 5] = [0x4000, 0x4001, 0x4002, 0x4003, 0x4fff];
 pub(crate) const ODD_CHANNELS: [u16; 8] = [0, 0x3fff, 0x5000, 0x5001, 0x6789, 0x7fff, 0x8000, 0xffff];
@@ -68,9 +69,14 @@ impl World {
                 self.advance(worker);
             }
             18 => self.icmp(),
+            19 => self.change_policy(),
+            20 => {
+                let worker = self.dice.below(self.setup().workers);
+                self.hand_over(worker);
+            }
             16 => {
                 self.model.draining = !self.model.draining && self.dice.percent(20);
-                self.shared.draining.store(self.model.draining, Ordering::Relaxed);
+                self.ledger.set_draining(self.model.draining);
                 self.tell(|world| format!("draining: {}", world.model.draining));
             }
             _ => {
@@ -184,7 +190,7 @@ impl World {
         }
         let v6 = self.dice.pick(&families);
         let alloc = &self.model.allocs[at];
-        let own: Vec<RelayId> = alloc.addresses.iter().map(|address| address.id).collect();
+        let own: Vec<SocketId> = alloc.addresses.iter().map(|address| address.id).collect();
         if !alloc.permissions.is_empty() && self.dice.percent(permitted) {
             let alloc = &self.model.allocs[at];
             if !alloc.channels.is_empty() && self.dice.percent(40) {

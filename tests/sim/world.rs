@@ -5,7 +5,6 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash as _, Hasher as _};
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +13,9 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use turnserver::stun::attribute::Icmp;
 use turnserver::turn::{
-    Action, Context, Counters, Event, FiveTuple, FromClient, FromPeer, HEADROOM, IcmpError, Instant, OpenError,
-    OpenRelay, Opened, Outcome, REPLY_BUFFER, RedirectCause, RelayId, Server, Shared, TAILROOM, ToClient,
+    Action, ChannelRoute, Context, Counters, Direction, Epoch, Event, FiveTuple, FromClient, HEADROOM, IcmpError,
+    ImportError, Instant, Ledger, OpenError, Opened, Outcome, RESPONSE_BUFFER, RedirectCause, Server, SocketId,
+    SocketSpec, TAILROOM,
 };
 
 use crate::check;
@@ -23,6 +23,7 @@ use crate::dice::Dice;
 use crate::model::{Answer, Body, Expect, ExpectOpened, ExpectPeer, Model, Now};
 use crate::packet::{Packet, Signed};
 use crate::setup::Setup;
+use crate::test_world;
 
 /// As many steps as are told when a run fails.
 const TOLD: usize = 40;
@@ -37,7 +38,7 @@ pub(crate) enum Flight {
 #[derive(Clone, Debug)]
 pub(crate) struct Datagram {
     pub(crate) worker: usize,
-    pub(crate) relay: RelayId,
+    pub(crate) relay: SocketId,
     pub(crate) source: SocketAddr,
     pub(crate) payload: Rc<[u8]>,
 }
@@ -54,7 +55,7 @@ pub(crate) struct Client {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Socket {
     pub(crate) worker: usize,
-    pub(crate) relay: RelayId,
+    pub(crate) relay: SocketId,
     pub(crate) bind: SocketAddr,
 }
 
@@ -66,15 +67,20 @@ pub(crate) struct World {
     pub(crate) sockets: Vec<Socket>,
     /// Sockets that were closed lately.
     pub(crate) stale: VecDeque<Socket>,
-    pub(crate) opens: Vec<(usize, OpenRelay)>,
+    pub(crate) opens: Vec<(usize, SocketSpec)>,
     pub(crate) closing: Vec<(usize, SocketAddr)>,
     pub(crate) flight: Vec<Flight>,
     pub(crate) ms: u64,
     pub(crate) counters: Counters,
     /// How often what occurred that no counter tells.
     pub(crate) seen: BTreeMap<&'static str, u64>,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) ledger: Arc<Ledger>,
     servers: Vec<Server>,
+    /// The announced routes of each worker.
+    routes: Vec<Vec<ChannelRoute>>,
+    /// What is sent after the next input, with the number of the input that it came from.
+    unsent: Vec<(u64, usize, SocketId, Direction, usize)>,
+    inputs: u64,
     core_rng: StdRng,
     reply: Vec<u8>,
     buffer: Vec<u8>,
@@ -104,9 +110,10 @@ impl World {
         let mut dice = Dice::new(seed);
         let setup = Setup::roll(&mut dice);
         let credentials = setup.credentials(&mut dice);
-        let shared = setup.shared();
-        let servers = (0..setup.workers).map(|worker| Server::new(Arc::clone(&shared), setup.settings(worker)));
-        let servers = servers.collect();
+        let blueprint = setup.blueprint();
+        let (snapshot, ledger) = (blueprint.snapshot(), blueprint.ledger());
+        let server = |worker| Server::new(Arc::clone(&snapshot), Arc::clone(&ledger), setup.ranges(worker));
+        let servers = (0..setup.workers).map(server).collect();
         let clients = (0..setup.clients.len())
             .map(|_| Client { credential: dice.below(credentials.len()), ..Client::default() })
             .collect();
@@ -121,10 +128,13 @@ impl World {
             ms: 0,
             counters: Counters::default(),
             seen: BTreeMap::new(),
-            shared,
+            ledger,
             servers,
+            routes: vec![Vec::new(); setup.workers],
+            unsent: Vec::new(),
+            inputs: 0,
             core_rng: StdRng::seed_from_u64(seed),
-            reply: vec![0; REPLY_BUFFER],
+            reply: vec![0; RESPONSE_BUFFER],
             buffer: Vec::new(),
             transcript: told.then(Transcript::default),
             model: Model::new(setup, credentials),
@@ -178,19 +188,20 @@ impl World {
         self.reply.fill(0xa5);
         let mut cx = context(now, &mut self.core_rng);
         let tos = self.dice.next() as u8;
-        let got = self.servers[worker].client_packet(&mut cx, &tuple, bytes, tos, &mut self.reply);
+        let got = test_world::client_packet(&mut self.servers[worker], &mut cx, &tuple, bytes, tos, &mut self.reply);
         match (expected, got) {
             (Expect::Drop(expected), FromClient::Drop(reason)) => {
                 assert_eq!(reason, expected);
                 self.counters.count(Outcome::Dropped(reason));
             }
             (Expect::ToPeer { relay, peer, payload, dont_fragment }, FromClient::Relay(route)) => {
-                assert_eq!((route.relay, route.peer, &bytes[route.payload]), (relay, peer, payload.as_slice()));
+                assert_eq!((route.socket, route.peer, &bytes[route.payload]), (relay, peer, payload.as_slice()));
                 assert_eq!((route.tos, route.dont_fragment), (tos, dont_fragment));
                 self.counters.count(Outcome::RelayedToPeer);
+                self.sent(worker, relay, Direction::ToPeers, payload.len());
                 self.datagram_from_relay(worker, relay, peer, payload.into());
             }
-            (Expect::Answer(answer), FromClient::Reply(reply)) => {
+            (Expect::Answer(answer), FromClient::Respond(reply)) => {
                 self.counters.count(reply.outcome);
                 self.answered(&tuple, reply.length, reply.outcome, &answer, client);
             }
@@ -231,7 +242,7 @@ impl World {
     }
 
     /// What a relay socket sends reaches another relay socket, or a peer, who may answer.
-    fn datagram_from_relay(&mut self, worker: usize, relay: RelayId, peer: SocketAddr, payload: Rc<[u8]>) {
+    fn datagram_from_relay(&mut self, worker: usize, relay: SocketId, peer: SocketAddr, payload: Rc<[u8]>) {
         let find = |socket: &&Socket| socket.worker == worker && socket.relay == relay;
         let from = *self.sockets.iter().find(find).expect("a relay socket is open");
         let other = self.sockets.iter().find(|socket| socket.bind == peer).copied();
@@ -263,32 +274,58 @@ impl World {
         self.buffer[HEADROOM..end].copy_from_slice(payload);
         let mut cx = context(now, &mut self.core_rng);
         let tos = self.dice.next() as u8;
-        let got = self.servers[*worker].peer_packet(&mut cx, *relay, *source, tos, &mut self.buffer, payload.len());
+        let server = &mut self.servers[*worker];
+        let got = test_world::peer_packet(server, &mut cx, *relay, *source, tos, &mut self.buffer);
         if !matches!(expected, ExpectPeer::Drop(_)) && self.setup().is_relay_address(source.ip()) {
             self.see("data between two relayed addresses of ours");
         }
         match (expected, got) {
-            (ExpectPeer::Drop(expected), FromPeer::Drop(reason)) => {
+            (ExpectPeer::Drop(expected), Err(reason)) => {
                 assert_eq!(reason, expected);
                 self.counters.count(Outcome::Dropped(reason));
             }
-            (ExpectPeer::Channel(to, number), FromPeer::Relay(route)) => {
-                let message = self.relayed_to_client(route, to, tos, Outcome::RelayedToClient);
+            (ExpectPeer::Channel(to, number), Ok((route, message))) => {
+                assert_eq!((route.tuple, route.tos), (to, tos));
+                self.counters.count(Outcome::RelayedToClient);
                 check::channel_data(&self.buffer[message], number, payload);
+                self.sent(*worker, *relay, Direction::ToClient, payload.len());
             }
-            (ExpectPeer::Indication(to, peer), FromPeer::Relay(route)) => {
-                let message = self.relayed_to_client(route, to, tos, Outcome::RelayedToClient);
+            (ExpectPeer::Indication(to, peer), Ok((route, message))) => {
+                assert_eq!((route.tuple, route.tos), (to, tos));
+                self.counters.count(Outcome::RelayedToClient);
                 check::data_indication(&self.buffer[message], peer, payload);
+                self.sent(*worker, *relay, Direction::ToClient, payload.len());
             }
             (expected, got) => panic!("expected {expected:?}, got {got:?}"),
         }
         self.take_actions(*worker);
     }
 
-    fn relayed_to_client(&mut self, route: ToClient, to: FiveTuple, tos: u8, outcome: Outcome) -> Range<usize> {
-        assert_eq!((route.tuple, route.tos, route.outcome), (to, tos, outcome));
-        self.counters.count(outcome);
-        route.message
+    /// A packet is on its way: it leaves at once, after the next input, or never.
+    fn sent(&mut self, worker: usize, relay: SocketId, direction: Direction, bytes: usize) {
+        match self.dice.below(10) {
+            0 => {}
+            1..4 => self.unsent.push((self.inputs, worker, relay, direction, bytes)),
+            _ => self.credit(worker, relay, direction, bytes),
+        }
+    }
+
+    fn credit(&mut self, worker: usize, relay: SocketId, direction: Direction, bytes: usize) {
+        self.servers[worker].credit(relay, direction, 1, bytes as u64);
+        if self.model.credit(worker, relay, direction, bytes as u64) {
+            self.see("bytes of an allocation that had ended");
+        }
+    }
+
+    /// What waits from preceding inputs is sent before the actions of this one are carried out.
+    fn send_waiting(&mut self) {
+        let input = self.inputs;
+        for (_, worker, relay, direction, bytes) in
+            self.unsent.extract_if(.., |(of, ..)| *of < input).collect::<Vec<_>>()
+        {
+            self.credit(worker, relay, direction, bytes);
+        }
+        self.inputs += 1;
     }
 
     /// An ICMP error about a datagram to `peer` reaches a relay socket.
@@ -297,18 +334,19 @@ impl World {
         let expected = self.model.peer_unreachable(now, worker, relay, peer, error);
         self.tell(|_| format!("{peer} is not reached from {socket:?}: {error:?}, expected: {expected:?}"));
         self.buffer.clear();
-        self.buffer.resize(REPLY_BUFFER, 0xee);
+        self.buffer.resize(RESPONSE_BUFFER, 0xee);
         let mut cx = context(now, &mut self.core_rng);
         let got = self.servers[worker].peer_unreachable(&mut cx, relay, peer, error, &mut self.buffer);
         match (expected, got) {
-            (ExpectPeer::Drop(expected), FromPeer::Drop(reason)) => {
+            (ExpectPeer::Drop(expected), Err(reason)) => {
                 assert_eq!(reason, expected);
                 self.counters.count(Outcome::Dropped(reason));
             }
-            (ExpectPeer::Icmp(to, peer, data), FromPeer::Relay(route)) => {
-                let message = self.relayed_to_client(route, to, 0, Outcome::RelayedIcmp);
+            (ExpectPeer::Icmp(to, peer, data), Ok(indication)) => {
+                assert_eq!(indication.tuple, to);
+                self.counters.count(Outcome::RelayedIcmp);
                 let icmp = Icmp { kind: error.kind, code: error.code, data };
-                check::icmp_indication(&self.buffer[message], peer, icmp);
+                check::icmp_indication(&self.buffer[..indication.length], peer, icmp);
             }
             (expected, got) => panic!("expected {expected:?}, got {got:?}"),
         }
@@ -322,16 +360,16 @@ impl World {
         self.tell(|_| format!("worker {worker}: {open:?} → {result:?}"));
         self.reply.fill(0xa5);
         let mut cx = context(now, &mut self.core_rng);
-        let got = self.servers[worker].relay_opened(&mut cx, &open, result, &mut self.reply);
-        let token = if let Opened::Reply(_, reply) = &got { check::token(&self.reply[..reply.length]) } else { None };
+        let got = self.servers[worker].socket_opened(&mut cx, &open, result, &mut self.reply);
+        let token = if let Opened::Respond(_, reply) = &got { check::token(&self.reply[..reply.length]) } else { None };
         let expected = self.model.opened(now, worker, &open, result, token);
         self.tell(|_| format!("  expected: {expected:?}"));
         let goes_on = !matches!(got, Opened::Abandoned);
         if result.is_ok() && goes_on {
-            self.sockets.push(Socket { worker, relay: open.relay, bind: open.bind });
+            self.sockets.push(Socket { worker, relay: open.socket, bind: open.bind });
         }
         match (expected, got) {
-            (ExpectOpened::Answer(expected, answer), Opened::Reply(tuple, reply)) => {
+            (ExpectOpened::Answer(expected, answer), Opened::Respond(tuple, reply)) => {
                 assert_eq!(tuple, expected);
                 match &answer.body {
                     Body::Allocated { relayed, .. } if relayed.len() == 2 => self.see("a dual allocation"),
@@ -348,7 +386,7 @@ impl World {
             }
             (ExpectOpened::Another { at, v6 }, Opened::Open(another)) => {
                 assert_eq!(another.bind.is_ipv6(), v6);
-                assert_eq!(another.relay == open.relay, open.bind.is_ipv6() == v6, "a name for each family");
+                assert!(result.is_err() || another.socket != open.socket, "an open socket keeps its name");
                 self.model.opening_another(now, at, &another);
                 self.opens.push((worker, another));
             }
@@ -366,12 +404,13 @@ impl World {
         let (worker, bind) = self.closing.swap_remove(at);
         self.tell(|_| format!("worker {worker}: {bind} is closed"));
         self.model.closed(bind);
-        self.servers[worker].relay_closed(bind);
+        self.servers[worker].socket_closed(bind);
         self.take_actions(worker);
     }
 
     pub(crate) fn advance(&mut self, worker: usize) {
         let now = self.now();
+        self.send_waiting();
         self.servers[worker].advance(instant(now));
         let actions = self.drain(worker);
         self.tell(|_| format!("worker {worker} looks at the clock: {actions:?}"));
@@ -381,6 +420,7 @@ impl World {
 
     pub(crate) fn stop(&mut self, worker: usize) {
         let now = self.now();
+        self.send_waiting();
         self.servers[worker].stop(instant(now));
         let actions = self.drain(worker);
         self.tell(|_| format!("worker {worker} stops: {actions:?}"));
@@ -390,6 +430,7 @@ impl World {
 
     /// Compares what a server announces after an input.
     fn take_actions(&mut self, worker: usize) {
+        self.send_waiting();
         let actions = self.drain(worker);
         if !actions.is_empty() {
             self.tell(|_| format!("  announced: {actions:?}"));
@@ -403,14 +444,26 @@ impl World {
         let mut actions = Vec::new();
         while let Some(mut action) = server.next_action() {
             match &mut action {
+                Action::RouteAdded(route) => {
+                    let same = |other: &ChannelRoute| (other.tuple, other.channel) == (route.tuple, route.channel);
+                    self.routes[worker].retain(|other| !same(other));
+                    self.routes[worker].push(*route);
+                    continue;
+                }
+                Action::RouteRemoved(route) => {
+                    let before = self.routes[worker].len();
+                    self.routes[worker].retain(|other| other != route);
+                    assert_eq!(self.routes[worker].len() + 1, before, "a route is removed as it was added");
+                    continue;
+                }
                 Action::Log(Event::LimitReached { limit, .. }) => *limit = check::known(*limit),
-                Action::Log(Event::AllocationRefused { reason, .. }) => {
+                Action::Log(Event::AllocationRejected { reason, .. }) => {
                     assert!(!reason.is_empty(), "a refusal says why");
                     *reason = "";
                 }
                 Action::Log(Event::AllocationRedirected { cause, .. }) => match cause {
                     RedirectCause::Limit(limit) => *limit = check::known(*limit),
-                    RedirectCause::Refused(reason) => {
+                    RedirectCause::Rejected(reason) => {
                         assert!(!reason.is_empty(), "a redirection says why");
                         *reason = "";
                     }
@@ -437,22 +490,117 @@ impl World {
         }
     }
 
+    /// Every worker gets another policy.
+    pub(crate) fn change_policy(&mut self) {
+        self.model.setup.strict = !self.model.setup.strict;
+        self.tell(|world| format!("strict policy: {}", world.setup().strict));
+        let snapshot = self.setup().blueprint().snapshot();
+        let now = self.now();
+        for worker in 0..self.servers.len() {
+            self.servers[worker].reconfigure(Arc::clone(&snapshot));
+            while self.servers[worker].review(instant(now), 2) {}
+            self.model.review(now, worker);
+            if !self.model.announced.is_empty() {
+                self.see("peers that a new policy denies");
+            }
+            // The server chooses the order.
+            let tuple = |action: &Action| match action {
+                Action::Log(Event::PeersRevoked { tuple, .. }) => format!("{tuple:?}"),
+                other => panic!("nothing else changes: {other:?}"),
+            };
+            let (mut actions, mut expected) = (self.drain(worker), std::mem::take(&mut self.model.announced));
+            actions.sort_by_key(tuple);
+            expected.sort_by_key(tuple);
+            assert_eq!(actions, expected);
+        }
+    }
+
+    /// Another process takes over the allocations of a worker, and they are the same there.
+    pub(crate) fn hand_over(&mut self, worker: usize) {
+        let now = self.now();
+        let unix = Duration::from_millis(self.model.setup.unix_ms + self.ms);
+        let here = Epoch { now: instant(now), unix };
+        // The other process has another clock.
+        let there = Epoch { now: Instant::from_elapsed(Duration::from_millis(self.ms + 98_765_432)), unix };
+        let blueprint = self.setup().blueprint();
+        let ranges = self.setup().ranges(worker);
+        let mut other = Server::new(blueprint.snapshot(), blueprint.ledger(), ranges);
+        let records: Vec<_> = self.servers[worker].export(here).collect();
+        let mut imported = Vec::new();
+        for record in records {
+            match other.import(there, &record) {
+                Ok(sockets) => {
+                    assert_eq!(sockets.len(), record.relays.len());
+                    imported.push(record);
+                }
+                Err(error) => {
+                    let foreign = record.relays.iter().any(|relay| self.setup().owner_of(relay.bind.port()) != worker);
+                    assert!(foreign && matches!(error, ImportError::Port(_)), "{error}");
+                    self.see("an allocation of which the ports belong to another worker");
+                }
+            }
+        }
+        other.check_invariants(0);
+        let mut again: Vec<_> = other.export(there).collect();
+        let by_relay = |record: &turnserver::turn::AllocationRecord| record.relays[0].bind;
+        again.sort_by_key(by_relay);
+        imported.sort_by_key(by_relay);
+        assert_eq!(again, imported);
+        if !again.is_empty() {
+            self.see("an allocation that was handed over");
+        }
+        // Its routes are those of this one.
+        let added = std::iter::from_fn(|| other.next_action()).map(|action| match action {
+            Action::RouteAdded(route) => (route.tuple, route.channel, route.peer),
+            other => panic!("only routes are announced: {other:?}"),
+        });
+        let mut added: Vec<_> = added.collect();
+        let tuples: Vec<_> = imported.iter().map(|record| record.tuple).collect();
+        let routes = self.model.routes(now, worker).into_iter().filter(|route| tuples.contains(&route.tuple));
+        let mut expected: Vec<_> = routes.map(|route| (route.tuple, route.channel, route.peer)).collect();
+        let key = |(tuple, channel, _): &(FiveTuple, u16, _)| (tuple.client, tuple.server, *channel);
+        added.sort_by_key(key);
+        expected.sort_by_key(key);
+        assert_eq!(added, expected);
+    }
+
+    /// The live routes are the bound channels whose peers have permissions.
+    fn check_routes(&mut self) {
+        let now = self.now();
+        for worker in 0..self.servers.len() {
+            let expected = self.model.routes(now, worker);
+            let live = |route: &&ChannelRoute| !route.expires.has_passed(instant(now));
+            let mut routes: Vec<_> = self.routes[worker].iter().filter(live).copied().collect();
+            routes.sort_by_key(|route| (route.relay, route.channel));
+            assert_eq!(routes, expected, "routes of worker {worker}");
+            if routes.len() > 3 {
+                self.see("many routes");
+            }
+            let bound =
+                self.model.allocs.iter().filter(|alloc| alloc.worker == worker).flat_map(|alloc| &alloc.channels);
+            if bound.filter(|(_, _, until)| *until > now.ms).count() > expected.len() {
+                self.see("a route that ends with its permission");
+            }
+        }
+    }
+
     /// What has to hold after every step.
-    pub(crate) fn check(&self, thoroughly: bool) {
+    pub(crate) fn check(&mut self, thoroughly: bool) {
+        self.check_routes();
         for (worker, server) in self.servers.iter().enumerate() {
             server.check_invariants(self.opens.iter().filter(|(at, _)| *at == worker).count());
             let allocs = self.model.allocs.iter().filter(|alloc| alloc.worker == worker).count();
-            assert_eq!(server.allocations(), allocs, "allocations of worker {worker}");
+            assert_eq!(server.allocation_count(), allocs, "allocations of worker {worker}");
         }
-        assert_eq!(self.shared.quota.allocations() as usize, self.model.places(None), "the quota's count");
+        assert_eq!(self.ledger.quota.allocations() as usize, self.model.places(None), "the quota's count");
         if thoroughly {
-            assert_eq!(self.shared.live.count(), self.model.count_open_sockets(), "live relayed addresses");
+            assert_eq!(self.ledger.live.count(), self.model.count_open_sockets(), "live relayed addresses");
             assert_eq!(self.sockets.len(), self.model.count_open_sockets(), "relay sockets");
-            assert_eq!(self.shared.reservations.count(), self.model.reservations.len(), "reservations");
+            assert_eq!(self.ledger.reservations.count(), self.model.reservations.len(), "reservations");
             let reserved = self.model.reserved_ports();
             let lent: usize = self.servers.iter().map(Server::borrowed_ports).sum();
             let away: usize = self.servers.iter().map(Server::reserved_ports).sum();
-            assert_eq!(away, reserved.len() + lent + self.shared.reservations.returned(), "ports that are reserved");
+            assert_eq!(away, reserved.len() + lent + self.ledger.reservations.returned(), "ports that are reserved");
             let mut taken = [self.model.taken.as_slice(), &reserved].concat();
             taken.sort_unstable();
             assert!(taken.is_sorted_by(|a, b| a < b), "no port twice");

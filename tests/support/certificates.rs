@@ -1,4 +1,4 @@
-//! Certificates that are made while the tests run.
+//! Certificates generated during the tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use rcgen::{
 
 const DAY: u64 = 86_400;
 
-/// A root, an intermediate authority below it, and what they issue.
+/// A root and an intermediate certificate authority.
 pub(crate) struct Authority {
     /// Seconds since the Unix epoch.
     now: u64,
@@ -46,7 +46,7 @@ fn authority(name: &str, now: u64) -> CertificateParams {
 }
 
 impl Authority {
-    /// At the time `now`, in seconds since the Unix epoch.
+    /// Creates an authority that is valid at `now`, in seconds since the Unix epoch.
     pub(crate) fn new(now: u64) -> Self {
         let key = || KeyPair::generate().unwrap();
         let root = CertifiedIssuer::self_signed(authority("Test Root", now), key()).unwrap();
@@ -54,12 +54,12 @@ impl Authority {
         Self { now, root, intermediate }
     }
 
-    /// A certificate for `names` that is valid for 90 days.
+    /// Issues a certificate for `names` that is valid for 90 days.
     pub(crate) fn issue(&self, names: &[&str]) -> Issued {
         self.issue_for(names, self.now - DAY, self.now + 90 * DAY)
     }
 
-    /// A certificate that is valid between two times, in seconds since the Unix epoch.
+    /// Issues a certificate that is valid between two times, in seconds since the Unix epoch.
     pub(crate) fn issue_for(&self, names: &[&str], from: u64, to: u64) -> Issued {
         static SERIAL: AtomicU64 = AtomicU64::new(0x10);
         let serial = [0x5e, u8::try_from(SERIAL.fetch_add(1, Ordering::Relaxed)).unwrap()];
@@ -79,7 +79,7 @@ impl Authority {
         self.root.pem()
     }
 
-    /// A certificate with its issuer behind it, as an ACME client writes them.
+    /// Returns a certificate followed by its issuer's, as an ACME client writes them.
     pub(crate) fn chain(&self, issued: &Issued) -> String {
         issued.own.clone() + &self.intermediate()
     }

@@ -1,4 +1,4 @@
-//! A TURN client on a plain socket or on TLS, which does nothing that it is not told to do.
+//! A TURN client on UDP, TCP or TLS, which sends only what a test requests.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, Read as _, Write as _};
@@ -13,15 +13,15 @@ use turnserver::stun::attribute::{
 use turnserver::stun::{Attribute, Class, Message, MessageWriter, Method, TransactionId};
 
 use super::tls::{self, TlsStream};
-use super::{PATIENCE, SECRET};
+use super::{SECRET, TIMEOUT};
 
-/// What is written into a request before its integrity attribute.
+/// Writes a request's attributes before its integrity attribute.
 type Fill<'f> = &'f dyn Fn(&mut MessageWriter<'_>);
 
 pub(crate) struct Client {
     link: Link,
     server: SocketAddr,
-    /// Every datagram that went to the server.
+    /// The number of messages sent to the server.
     sent: Cell<u64>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Login {
     pub(crate) password: String,
 }
 
-/// What a server needs to know to accept a request.
+/// The credentials of a client after a challenge.
 #[derive(Clone)]
 pub(crate) struct Session {
     username: String,
@@ -48,14 +48,14 @@ pub(crate) struct Session {
 }
 
 /// A received message.
-pub(crate) struct Answer(Vec<u8>);
+pub(crate) struct Response(Vec<u8>);
 
 impl Login {
     pub(crate) fn new(username: &str, password: &str) -> Self {
         Self { username: username.to_owned(), password: password.to_owned() }
     }
 
-    /// A time-limited credential by the secret of the test configurations, which expires `after` seconds from now.
+    /// Mints a time-limited credential with the test secret. It expires in `after` seconds.
     pub(crate) fn mint(user: &str, after: i64) -> Self {
         let secret = Secret::new(SECRET).unwrap();
         let minted = time_limited::mint(&secret, Some(user), unix_seconds().checked_add_signed(after).unwrap());
@@ -69,28 +69,28 @@ impl Client {
         Self::on(socket(SocketAddr::new(own, 0)), server)
     }
 
-    /// A client on a socket of the caller's.
+    /// Creates a client on an existing socket.
     pub(crate) fn on(socket: UdpSocket, server: SocketAddr) -> Self {
-        // So that an answer from another address does not arrive.
+        // A connected socket receives no response from another address.
         socket.connect(server).unwrap();
         Self { link: Link::Udp(socket), server, sent: Cell::new(0) }
     }
 
-    /// A client on a TCP connection.
+    /// Creates a client on a TCP connection.
     pub(crate) fn connect(server: SocketAddr) -> Self {
         let stream = TcpStream::connect(server).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { link: Link::Tcp(stream), server, sent: Cell::new(0) }
     }
 
-    /// A client on a TLS connection whose handshake is done.
+    /// Creates a client on a TLS connection after its handshake.
     pub(crate) fn on_tls(stream: TlsStream) -> Self {
         let server = stream.sock.peer_addr().unwrap();
         Self { link: Link::Tls(Box::new(RefCell::new(stream))), server, sent: Cell::new(0) }
     }
 
-    /// The TLS connection below.
+    /// Returns the TLS connection.
     pub(crate) fn into_tls(self) -> TlsStream {
         match self.link {
             Link::Tls(stream) => stream.into_inner(),
@@ -107,9 +107,9 @@ impl Client {
         .unwrap()
     }
 
-    /// The socket of a UDP client.
+    /// Returns the socket of a UDP client.
     pub(crate) fn socket(&self) -> &UdpSocket {
-        let Link::Udp(socket) = &self.link else { panic!("TCP has another one") };
+        let Link::Udp(socket) = &self.link else { panic!("this client is not on UDP") };
         socket
     }
 
@@ -126,14 +126,14 @@ impl Client {
         self.sent.set(self.sent.get() + 1);
     }
 
-    pub(crate) fn receive(&self) -> Answer {
+    pub(crate) fn receive(&self) -> Response {
         match &self.link {
-            Link::Udp(socket) => Answer(receive(socket).0),
-            Link::Tcp(_) | Link::Tls(_) => Answer(self.frame().expect("the connection is open")),
+            Link::Udp(socket) => Response(receive(socket).0),
+            Link::Tcp(_) | Link::Tls(_) => Response(self.frame().expect("an open connection")),
         }
     }
 
-    /// The next message of a connection, without its padding; `None` if the server has closed it.
+    /// Receives the next message of a connection, without its padding. `None` if the server has closed it.
     pub(crate) fn frame(&self) -> Option<Vec<u8>> {
         let read = |bytes: &mut [u8]| match &self.link {
             Link::Udp(_) => panic!("UDP has no frames"),
@@ -156,18 +156,18 @@ impl Client {
         Some(frame)
     }
 
-    /// The client's address as the server sees it.
+    /// Sends a Binding request and returns the client's address as the server sees it.
     pub(crate) fn binding(&self) -> SocketAddr {
         self.send(&message(Class::Request, Method::BINDING, self.transaction(), &|_| {}));
-        self.receive().get::<XorMappedAddress>().expect("a Binding request is answered").0
+        self.receive().get::<XorMappedAddress>().expect("a Binding response").0
     }
 
-    /// An Allocate request without credentials, and what a client makes of the 401.
+    /// Sends an Allocate request without credentials and returns the session from its 401.
     pub(crate) fn challenge(&self, login: &Login) -> Session {
         self.send(&allocate(self.transaction()));
-        let answer = self.receive();
-        assert_eq!(answer.error(), Some(401));
-        let (Realm(realm), Nonce(nonce)) = (answer.get().unwrap(), answer.get().unwrap());
+        let response = self.receive();
+        assert_eq!(response.error(), Some(401));
+        let (Realm(realm), Nonce(nonce)) = (response.get().unwrap(), response.get().unwrap());
         Session {
             username: login.username.clone(),
             realm: realm.to_owned(),
@@ -176,12 +176,12 @@ impl Client {
         }
     }
 
-    pub(crate) fn request(&self, session: &Session, method: Method, fill: Fill<'_>) -> Answer {
+    pub(crate) fn request(&self, session: &Session, method: Method, fill: Fill<'_>) -> Response {
         self.send(&self.signed(session, method, fill));
         self.receive()
     }
 
-    /// A request with its credentials, to be sent.
+    /// Returns a request with credentials.
     pub(crate) fn signed(&self, session: &Session, method: Method, fill: Fill<'_>) -> Vec<u8> {
         message(Class::Request, method, self.transaction(), &|writer| {
             fill(writer);
@@ -192,22 +192,22 @@ impl Client {
         })
     }
 
-    /// Allocates; the error code where that fails.
+    /// Allocates. The error is the code of the response.
     pub(crate) fn allocate(&self, login: &Login) -> Result<(Session, SocketAddr), u16> {
         let session = self.challenge(login);
-        let answer = self.request(&session, Method::ALLOCATE, &|writer| {
+        let response = self.request(&session, Method::ALLOCATE, &|writer| {
             writer.push(&RequestedTransport::UDP);
             writer.push(&RequestedAddressFamily(AddressFamily::of(self.server.ip())));
         });
-        match answer.error() {
+        match response.error() {
             Some(code) => Err(code),
-            None => Ok((session, answer.get::<XorRelayedAddress>().unwrap().0)),
+            None => Ok((session, response.get::<XorRelayedAddress>().unwrap().0)),
         }
     }
 
     pub(crate) fn permit(&self, session: &Session, peer: SocketAddr) {
-        let answer = self.request(session, Method::CREATE_PERMISSION, &|writer| writer.push(&XorPeerAddress(peer)));
-        assert_eq!(answer.error(), None);
+        let response = self.request(session, Method::CREATE_PERMISSION, &|writer| writer.push(&XorPeerAddress(peer)));
+        assert_eq!(response.error(), None);
     }
 
     pub(crate) fn send_to_peer(&self, peer: SocketAddr, payload: &[u8]) {
@@ -217,13 +217,13 @@ impl Client {
         }));
     }
 
-    /// Ends the allocation.
+    /// Deletes the allocation.
     pub(crate) fn delete(&self, session: &Session) {
-        let answer = self.request(session, Method::REFRESH, &|writer| writer.push(&Lifetime(0)));
-        assert_eq!(answer.error(), None);
+        let response = self.request(session, Method::REFRESH, &|writer| writer.push(&Lifetime(0)));
+        assert_eq!(response.error(), None);
     }
 
-    /// A different one for each datagram sent.
+    /// Returns a transaction ID that differs for each message sent.
     fn transaction(&self) -> TransactionId {
         let mut id = [0x7e; 12];
         id[4..].copy_from_slice(&self.sent().to_be_bytes());
@@ -231,7 +231,7 @@ impl Client {
     }
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn error(&self) -> Option<u16> {
         self.get::<ErrorCodeAttribute<'_>>().map(|error| error.code.code())
     }
@@ -240,16 +240,16 @@ impl Answer {
         Message::parse(&self.0).unwrap().get().unwrap()
     }
 
-    /// Every attribute of its kind.
+    /// Returns all attributes of a type.
     pub(crate) fn all<'a, A: Attribute<'a>>(&'a self) -> Vec<A> {
         Message::parse(&self.0).unwrap().all().map(Result::unwrap).collect()
     }
 }
 
-/// A socket that does not wait forever.
+/// Binds a socket with a receive timeout.
 pub(crate) fn socket(address: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind(address).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 
@@ -261,14 +261,14 @@ pub(crate) fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
                 buffer.truncate(len);
                 return (buffer, from);
             }
-            // A receive with a timeout is not resumed after a signal.
+            // The kernel does not restart a receive with a timeout after a signal.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => panic!("nothing was received: {error}"),
+            Err(error) => panic!("receiving failed: {error}"),
         }
     }
 }
 
-/// An Allocate request without credentials.
+/// Returns an Allocate request without credentials.
 pub(crate) fn allocate(transaction: TransactionId) -> Vec<u8> {
     message(Class::Request, Method::ALLOCATE, transaction, &|writer| writer.push(&RequestedTransport::UDP))
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-/// One line that a server wrote to stderr.
+/// A line that a server wrote to standard error.
 #[derive(Clone)]
 pub(crate) struct LogLine {
     text: String,
@@ -16,22 +16,22 @@ impl LogLine {
         Self { text: text.to_owned(), json: serde_json::from_str(text).ok() }
     }
 
-    /// The line as it was written.
+    /// Returns the line as written.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// The message; empty for a line that is not a log event (a panic, for example).
+    /// Returns the message. Empty for a line that is not a log event (a panic, for example).
     pub(crate) fn message(&self) -> &str {
         self.pointer("/fields/message").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// `ERROR`, `WARN`, `INFO`, …; empty for a line that is not a log event.
+    /// Returns `ERROR`, `WARN`, `INFO`, … Empty for a line that is not a log event.
     pub(crate) fn level(&self) -> &str {
         self.pointer("/level").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// A field of the event as text; numbers and booleans are written out.
+    /// Returns a field of the event as text, including numbers and booleans.
     pub(crate) fn field(&self, name: &str) -> Option<String> {
         match self.pointer("/fields")?.get(name)? {
             Value::String(text) => Some(text.clone()),
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_event_keeps_its_text() {
+    fn a_line_that_is_not_an_event_keeps_its_text() {
         for text in ["thread 'main' panicked at src/main.rs:1:1:", "", "{\"level\":", "[1]", "42"] {
             let line = LogLine::parse(text);
             assert_eq!((line.text(), line.message(), line.level()), (text, "", ""));

@@ -1,8 +1,8 @@
-//! What the integration tests share: the real binaries as processes, their logs, configuration and credentials.
+//! Shared by the integration tests: the real binaries as processes, their logs, configurations and credentials.
 //!
-//! Nothing here sleeps. Every wait is for an event (a log line, the end of a process) and is bounded; one that runs
-//! out panics with what the process had said until then.
-#![allow(dead_code, unused_imports, reason = "each test binary compiles this module and uses its own part of it")]
+//! Nothing sleeps. Every wait is for an event (a log line, the end of a process) and has a timeout. On a timeout it
+//! panics with the output of the process.
+#![allow(dead_code, unused_imports, reason = "each test binary compiles this module and uses a part of it")]
 
 pub(crate) mod certificates;
 pub(crate) mod client;
@@ -24,10 +24,10 @@ pub(crate) use log::LogLine;
 pub(crate) use process::{Finished, Process, run};
 pub(crate) use server::{Credential, Ended, Server};
 
-/// How long anything that should happen at once may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout of every wait. It is long because the machine may be busy.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A directory of one test's own, removed when it is dropped.
+/// A temporary directory, removed on drop.
 pub(crate) struct TempDir(PathBuf);
 
 impl TempDir {
@@ -35,7 +35,7 @@ impl TempDir {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        // A killed run may have left the directory of a process with the same id.
+        // A killed run with the same process id may have left the directory.
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap();
         Self(path)
@@ -45,7 +45,7 @@ impl TempDir {
         &self.0
     }
 
-    /// Writes a file that only its owner may read, as one that holds a secret should be, and says where it is.
+    /// Writes a file that only its owner may read, because it may contain a secret. Returns its path.
     pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.join(name);
         let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
@@ -60,11 +60,11 @@ impl Drop for TempDir {
     }
 }
 
-/// Whether this machine can be reached at `::1`; a test that needs it has nothing to show elsewhere.
+/// Returns whether this machine has `::1`. Tests that need it are skipped otherwise.
 pub(crate) fn has_ipv6() -> bool {
     let has = std::net::UdpSocket::bind("[::1]:0").is_ok();
     if !has {
-        println!("left out: this machine has no IPv6 on its loopback interface");
+        println!("skipped: this machine has no IPv6 on its loopback interface");
     }
     has
 }

@@ -1,5 +1,4 @@
-//! Processes whose output is collected while they run, whose end is waited for within bounds, and which do not outlive
-//! the test.
+//! Processes that do not outlive the test. Their output is collected while they run.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -10,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-/// What a process has written to one of its outputs so far.
+/// The lines that a process has written to one of its outputs.
 #[derive(Clone)]
 pub(crate) struct Lines(Arc<(Mutex<Written>, Condvar)>);
 
@@ -42,8 +41,8 @@ impl Lines {
         self.lock().lines.clone()
     }
 
-    /// Waits until `find` finds what it looks for in the lines written so far; `None` when the output ends or `limit`
-    /// passes first.
+    /// Waits until `find` returns a value for the lines written so far. `None` if the output ends or `limit` passes
+    /// first.
     pub(crate) fn wait_for<T>(&self, limit: Duration, mut find: impl FnMut(&[String]) -> Option<T>) -> Option<T> {
         let mut found = None;
         let pending = |written: &mut Written| {
@@ -54,7 +53,7 @@ impl Lines {
         found
     }
 
-    /// Waits until the output is closed, which a process does at its end; whether it was within `limit`.
+    /// Waits until the process closes the output. Returns `false` if `limit` passes first.
     pub(crate) fn wait_for_end(&self, limit: Duration) -> bool {
         self.0.1.wait_timeout_while(self.lock(), limit, |written| !written.ended).unwrap().0.ended
     }
@@ -75,14 +74,14 @@ pub(crate) struct Process {
 /// A program that has ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
-    /// The exit code; `None` where a signal ended it.
+    /// The exit code. `None` if a signal ended the process.
     pub(crate) code: Option<i32>,
     pub(crate) stdout: Vec<String>,
     pub(crate) stderr: Vec<String>,
 }
 
 impl Process {
-    /// Starts `command`; `package` is the Debian package that has it, for the message where it is missing.
+    /// Starts `command`. `package` is its Debian package, for the error message if it is missing.
     pub(crate) fn start(command: &mut Command, package: Option<&str>) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -95,41 +94,41 @@ impl Process {
         Self { child, name, stdout, stderr }
     }
 
-    /// The standard input; it is closed when the answer is dropped.
+    /// Takes the standard input. Dropping it closes the input.
     pub(crate) fn take_stdin(&mut self) -> ChildStdin {
         self.child.stdin.take().unwrap()
     }
 
-    /// SIGTERM: a polite request to end.
+    /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         signal::kill(self.pid(), Signal::SIGTERM).unwrap();
     }
 
-    /// SIGINT: what Ctrl-C sends.
+    /// Sends SIGINT, as Ctrl-C does.
     pub(crate) fn interrupt(&self) {
         signal::kill(self.pid(), Signal::SIGINT).unwrap();
     }
 
-    /// Sends any other signal.
+    /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         signal::kill(self.pid(), signal).unwrap();
     }
 
-    /// Waits for the end; panics (and so kills) when `limit` passes first.
+    /// Waits for the end. Panics, and thereby kills the process, if `limit` passes first.
     pub(crate) fn finish(mut self, limit: Duration) -> Finished {
         drop(self.child.stdin.take());
         if !(self.stdout.wait_for_end(limit) && self.stderr.wait_for_end(limit)) {
-            panic!("{} did not end within {limit:?}; it said:\n{}", self.name, self.said());
+            panic!("{} did not end within {limit:?}; its output:\n{}", self.name, self.output());
         }
         let code = self.child.wait().unwrap().code();
         Finished { code, stdout: self.stdout.so_far(), stderr: self.stderr.so_far() }
     }
 
-    /// Everything written so far, for a failure's message.
-    pub(crate) fn said(&self) -> String {
-        let mut said = self.stdout.so_far();
-        said.extend(self.stderr.so_far());
-        said.join("\n")
+    /// Returns everything written so far, for error messages.
+    pub(crate) fn output(&self) -> String {
+        let mut lines = self.stdout.so_far();
+        lines.extend(self.stderr.so_far());
+        lines.join("\n")
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -148,7 +147,7 @@ impl Drop for Process {
     }
 }
 
-/// Runs a program to its end, within `limit`, with nothing on its standard input.
+/// Runs a program to its end, within `limit`, with an empty standard input.
 pub(crate) fn run(command: &mut Command, package: Option<&str>, limit: Duration) -> Finished {
     Process::start(command, package).finish(limit)
 }

@@ -1,4 +1,4 @@
-//! The server under test: the binary that Cargo built, as a process.
+//! The server under test as a process.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -6,9 +6,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{LogLine, PATIENCE, Process, TempDir, run};
+use super::{LogLine, Process, TIMEOUT, TempDir, run};
 
-/// A running `turnserver` that has said that it is ready. Dropping it kills it.
+/// A running `turnserver` that is ready. Dropping it kills it.
 pub(crate) struct Server {
     process: Process,
     /// Transport and address of each listener.
@@ -18,18 +18,18 @@ pub(crate) struct Server {
     _directory: TempDir,
 }
 
-/// A server that was asked to end.
+/// A server that was terminated.
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
     pub(crate) logs: Vec<LogLine>,
     pub(crate) stdout: Vec<String>,
 }
 
-/// What a TURN client needs, as `turn-credential mint` printed it.
+/// A credential as printed by `turn-credential mint`.
 pub(crate) struct Credential {
     pub(crate) username: String,
     pub(crate) password: String,
-    /// The whole object, which is the argument of `new RTCPeerConnection(...)`.
+    /// The argument of `new RTCPeerConnection(...)`.
     pub(crate) configuration: Value,
 }
 
@@ -39,7 +39,7 @@ impl Server {
         Self::start_by(&mut Command::new(env!("CARGO_BIN_EXE_turnserver")), config)
     }
 
-    /// The same, with at most `open_files` descriptors.
+    /// Like `start`, with at most `open_files` descriptors.
     pub(crate) fn start_with_open_files(config: &str, open_files: u32) -> Self {
         let mut shell = Command::new("sh");
         let limited = format!("ulimit -n {open_files} && exec \"$0\" \"$@\"");
@@ -50,37 +50,37 @@ impl Server {
         let directory = TempDir::new();
         let path = directory.write("turnserver.toml", config);
         let process = Process::start(command.arg("--config").arg(&path), None);
-        let ready = process.stderr.wait_for(PATIENCE, |lines| {
+        let ready = process.stderr.wait_for(TIMEOUT, |lines| {
             lines.iter().any(|line| LogLine::parse(line).message() == "ready").then_some(())
         });
-        assert!(ready.is_some(), "the server is not ready; it said:\n{}", process.said());
+        assert!(ready.is_some(), "the server is not ready; its output:\n{}", process.output());
 
         let listening: Vec<_> = parse(&process.stderr.so_far()).iter().filter_map(listener).collect();
         let resolved_config = directory.write("resolved.toml", &with_listeners(config, &listening));
         Self { process, listening, resolved_config, _directory: directory }
     }
 
-    /// The UDP address of a server that listens on one.
+    /// Returns the UDP address of a server with one UDP listener.
     pub(crate) fn udp_address(&self) -> SocketAddr {
         self.only("udp")
     }
 
-    /// The TCP address of a server that listens on one.
+    /// Returns the TCP address of a server with one TCP listener.
     pub(crate) fn tcp_address(&self) -> SocketAddr {
         self.only("tcp")
     }
 
-    /// The UDP address with this IP address, of a server that listens on several.
+    /// Returns the UDP address with this IP address.
     pub(crate) fn udp_address_on(&self, ip: IpAddr) -> SocketAddr {
         self.on("udp", ip)
     }
 
-    /// The TCP address with this IP address, of a server that listens on several.
+    /// Returns the TCP address with this IP address.
     pub(crate) fn tcp_address_on(&self, ip: IpAddr) -> SocketAddr {
         self.on("tcp", ip)
     }
 
-    /// The TLS address of a server that listens on one.
+    /// Returns the TLS address of a server with one TLS listener.
     pub(crate) fn tls_address(&self) -> SocketAddr {
         self.only("tls")
     }
@@ -88,68 +88,67 @@ impl Server {
     fn only(&self, transport: &str) -> SocketAddr {
         match addresses(&self.listening, transport).as_slice() {
             [address] => *address,
-            _ => panic!("the server does not listen on one {transport} address:\n{}", self.process.said()),
+            _ => panic!("the server does not listen on one {transport} address:\n{}", self.process.output()),
         }
     }
 
     fn on(&self, transport: &str, ip: IpAddr) -> SocketAddr {
         let address = addresses(&self.listening, transport).into_iter().find(|address| address.ip() == ip);
-        address.unwrap_or_else(|| panic!("the server does not listen on {transport} {ip}:\n{}", self.process.said()))
+        address.unwrap_or_else(|| panic!("the server does not listen on {transport} {ip}:\n{}", self.process.output()))
     }
 
-    /// The configuration that the server runs with, with real ports in place of port 0.
+    /// Returns the path of the server's configuration, with the real ports instead of port 0.
     pub(crate) fn config_path(&self) -> &Path {
         &self.resolved_config
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Every line logged so far.
+    /// Returns every line logged so far.
     pub(crate) fn logs(&self) -> Vec<LogLine> {
         parse(&self.process.stderr.so_far())
     }
 
-    /// What standard output has got so far.
+    /// Returns the lines of standard output so far.
     pub(crate) fn stdout(&self) -> Vec<String> {
         self.process.stdout.so_far()
     }
 
-    /// Waits for a log line that `wanted` accepts, be it written already or still to come.
+    /// Waits for a log line that `wanted` accepts, which may already be written.
     pub(crate) fn wait_for_log(&self, wanted: impl Fn(&LogLine) -> bool) -> LogLine {
-        let found = self.process.stderr.wait_for(PATIENCE, |lines| parse(lines).into_iter().find(|line| wanted(line)));
-        found.unwrap_or_else(|| panic!("the awaited log line did not come; the server said:\n{}", self.process.said()))
+        let found = self.process.stderr.wait_for(TIMEOUT, |lines| parse(lines).into_iter().find(|line| wanted(line)));
+        found.unwrap_or_else(|| panic!("no such log line; server output:\n{}", self.process.output()))
     }
 
     /// Waits until `wanted` accepts the lines logged so far.
     pub(crate) fn wait_for_logs(&self, wanted: impl Fn(&[LogLine]) -> bool) {
-        let found = self.process.stderr.wait_for(PATIENCE, |lines| wanted(&parse(lines)).then_some(()));
-        found
-            .unwrap_or_else(|| panic!("the awaited log lines did not come; the server said:\n{}", self.process.said()));
+        let found = self.process.stderr.wait_for(TIMEOUT, |lines| wanted(&parse(lines)).then_some(()));
+        found.unwrap_or_else(|| panic!("no such log lines; server output:\n{}", self.process.output()));
     }
 
-    /// Mints a time-limited credential for `user` from the server's own configuration.
+    /// Mints a time-limited credential for `user` from the server's configuration.
     pub(crate) fn credential(&self, user: &str) -> Credential {
         let host = self.listening[0].1.ip().to_string();
         let mut mint = Command::new(env!("CARGO_BIN_EXE_turn-credential"));
         mint.args(["mint", "--format", "ice-servers", "--user", user, "--host", &host]);
-        let minted = run(mint.arg("--config").arg(&self.resolved_config), None, PATIENCE);
+        let minted = run(mint.arg("--config").arg(&self.resolved_config), None, TIMEOUT);
         assert_eq!(minted.code, Some(0), "turn-credential mint: {minted:?}");
         Credential::parse(&minted.stdout.join("\n"))
     }
 
-    /// The credential that a server without any secret prints at its start.
+    /// Returns the credential that a server without a secret prints at its start.
     pub(crate) fn printed_credential(&self) -> Credential {
-        let printed = self.process.stdout.wait_for(PATIENCE, |lines| lines.first().cloned());
-        Credential::parse(&printed.unwrap_or_else(|| panic!("no credential was printed; {}", self.process.said())))
+        let printed = self.process.stdout.wait_for(TIMEOUT, |lines| lines.first().cloned());
+        Credential::parse(&printed.unwrap_or_else(|| panic!("no credential was printed; {}", self.process.output())))
     }
 
-    /// Asks the server to end (SIGTERM) and waits until it has.
+    /// Sends SIGTERM and waits for the end.
     pub(crate) fn terminate(self) -> Ended {
         self.process.terminate();
-        let finished = self.process.finish(PATIENCE);
+        let finished = self.process.finish(TIMEOUT);
         Ended { code: finished.code, logs: parse(&finished.stderr), stdout: finished.stdout }
     }
 }
@@ -178,7 +177,7 @@ fn addresses(listening: &[(String, SocketAddr)], transport: &str) -> Vec<SocketA
     listening.iter().filter(|(of, _)| of == transport).map(|(_, address)| *address).collect()
 }
 
-/// `config` with the addresses that are really listened on, so that `turn-credential` prints urls that work.
+/// Replaces the listeners in `config` by the real addresses, so that `turn-credential` prints working URLs.
 fn with_listeners(config: &str, listening: &[(String, SocketAddr)]) -> String {
     let mut table: toml::Table = config.parse().unwrap();
     let listen = table.entry("listen").or_insert_with(|| toml::Table::new().into()).as_table_mut().unwrap();
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_udp_listener_gives_a_udp_address() {
+    fn listeners_are_found_by_transport() {
         let lines = [
             listening("udp", "[::1]:40123"),
             listening("tcp", "127.0.0.1:40124"),

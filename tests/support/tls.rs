@@ -1,4 +1,4 @@
-//! The client's side of TLS, on a socket that blocks.
+//! The client's side of TLS, on a blocking socket.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -11,12 +11,12 @@ use tokio_rustls::rustls::{
     self, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion, version,
 };
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use super::certificates::Authority;
 
 pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
-/// What a client offers.
+/// The TLS versions and ALPN protocols that a client offers.
 pub(crate) struct Offer<'o> {
     pub(crate) versions: &'o [&'static SupportedProtocolVersion],
     pub(crate) alpn: &'o [&'o str],
@@ -26,7 +26,7 @@ pub(crate) const TLS12: &SupportedProtocolVersion = &version::TLS12;
 pub(crate) const TLS13: &SupportedProtocolVersion = &version::TLS13;
 pub(crate) const ANY: Offer<'static> = Offer { versions: &[TLS13, TLS12], alpn: &[] };
 
-/// A session that trusts `authority` and expects a certificate for `localhost`.
+/// Returns a session that trusts `authority` and expects a certificate for `localhost`.
 pub(crate) fn session(authority: &Authority, offer: &Offer<'_>) -> ClientConnection {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.root().as_bytes()).unwrap()).unwrap();
@@ -41,12 +41,12 @@ pub(crate) fn session(authority: &Authority, offer: &Offer<'_>) -> ClientConnect
 
 pub(crate) fn tcp(server: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(server).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }
 
-/// Connects and carries out the handshake.
+/// Connects and performs the handshake.
 pub(crate) fn handshake(
     server: SocketAddr,
     authority: &Authority,
@@ -62,21 +62,21 @@ pub(crate) fn handshake(
     Ok(stream)
 }
 
-/// The serial number of the certificate that the server sent, in hexadecimal: two bytes, behind the header and the
-/// version of the certificate.
+/// Returns the serial number of the server's certificate, in hexadecimal. It has two bytes after the certificate's
+/// header and version.
 pub(crate) fn serial(stream: &TlsStream) -> String {
     let own = &stream.conn.peer_certificates().unwrap()[0];
     let at = own.windows(4).position(|four| four[..3] == [0x02, 0x02, 0x5e]).unwrap();
     format!("{:02x}{:02x}", own[at + 2], own[at + 3])
 }
 
-/// Writes all of `bytes` in one record, or as few as TLS allows.
+/// Writes `bytes` in as few records as possible.
 pub(crate) fn write(stream: &mut TlsStream, bytes: &[u8]) -> io::Result<()> {
     stream.write_all(bytes)?;
     stream.flush()
 }
 
-/// Reads until the server ends the connection; `false` if it did so without `close_notify`.
+/// Reads until the server ends the connection. Returns `false` if it sent no `close_notify`.
 pub(crate) fn read_to_end(stream: &mut TlsStream) -> bool {
     loop {
         match stream.read(&mut [0; 1024]) {

@@ -1,4 +1,4 @@
-//! What a server says about its certificate when it starts, and does not start with.
+//! Checks of the certificate at the start.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,28 +9,28 @@ use turnserver::clock::unix_seconds;
 use crate::common::Fixture;
 use crate::support::certificates::{Authority, Issued};
 use crate::support::tls::{ANY, handshake};
-use crate::support::{PATIENCE, Server, TempDir, config, config_without_secret, run, with_tls};
+use crate::support::{Server, TIMEOUT, TempDir, config, config_without_secret, run, with_tls};
 
 const DAY: u64 = 86_400;
 
-/// What the start and `check-config` say: the same, in one line, with exit code 1.
+/// Asserts that the start and `check-config` fail with the same error line and exit code 1, and returns the line.
 #[track_caller]
-fn refused(directory: &TempDir, files: &[PathBuf; 2]) -> String {
+fn start_error(directory: &TempDir, files: &[PathBuf; 2]) -> String {
     let path = directory.write("turnserver.toml", &with_tls(&config(&["127.0.0.1"], ""), &["127.0.0.1"], files));
-    let said = [&[][..], &["check-config"]].map(|arguments| {
+    let lines = [&[][..], &["check-config"]].map(|arguments| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
-        let finished = run(command.args(arguments).arg("--config").arg(&path), None, PATIENCE);
+        let finished = run(command.args(arguments).arg("--config").arg(&path), None, TIMEOUT);
         assert_eq!(finished.code, Some(1), "{finished:?}");
         let errors: Vec<String> = finished.stderr.into_iter().filter(|line| line.starts_with("turnserver: ")).collect();
         assert_eq!(errors.len(), 1, "{errors:?}");
         errors.concat()
     });
-    assert_eq!(said[0], said[1]);
-    said[0].replace(&format!("{}/", directory.path().display()), "")
+    assert_eq!(lines[0], lines[1]);
+    lines[0].replace(&format!("{}/", directory.path().display()), "")
 }
 
 #[test]
-fn a_certificate_that_cannot_be_served_stops_the_start_with_the_reason() {
+fn an_unusable_certificate_prevents_the_start_with_the_reason() {
     let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
     let now = unix_seconds();
     let good = authority.issue(&["localhost"]);
@@ -44,19 +44,19 @@ fn a_certificate_that_cannot_be_served_stops_the_start_with_the_reason() {
     let damaged = "-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----\n";
     let bad_key = "-----BEGIN PRIVATE KEY-----\nMAAA\n-----END PRIVATE KEY-----\n";
     let cases = [
-        ("", good.key.as_str(), "`tls.certificate`: `c.pem` cannot be used: there is no certificate in it"),
+        ("", good.key.as_str(), "`tls.certificate`: `c.pem` cannot be used: it contains no certificate"),
         (
             &good.key,
             &good.key,
-            "`tls.certificate`: `c.pem` cannot be used: it holds a private key and no certificate: are",
+            "`tls.certificate`: `c.pem` cannot be used: it contains a private key but no certificate",
         ),
         ("0\u{1}\u{1}", &good.key, "`tls.certificate`: `c.pem` cannot be used: it is binary (DER)"),
-        (damaged, &good.key, "`tls.certificate`: `c.pem` cannot be used: certificate 1 in it is damaged"),
-        (&chain(&good), "", "`tls.private-key`: `k.pem` cannot be used: there is no private key in it"),
+        (damaged, &good.key, "`tls.certificate`: `c.pem` cannot be used: certificate 1 in the file is damaged"),
+        (&chain(&good), "", "`tls.private-key`: `k.pem` cannot be used: it contains no private key"),
         (
             &chain(&good),
             &good.own,
-            "`tls.private-key`: `k.pem` cannot be used: it holds a certificate and no private key",
+            "`tls.private-key`: `k.pem` cannot be used: it contains a certificate but no private key",
         ),
         (&chain(&good), encrypted, "`tls.private-key`: `k.pem` cannot be used: the key is encrypted"),
         (&chain(&good), old_encrypted, "`tls.private-key`: `k.pem` cannot be used: the key is encrypted"),
@@ -67,47 +67,51 @@ fn a_certificate_that_cannot_be_served_stops_the_start_with_the_reason() {
             "`tls.private-key`: the key in `k.pem` does not belong to the certificate in `c.pem`",
         ),
         (&chain(&expired), &expired.key, "`tls.certificate`: the certificate in `c.pem` expired 3 d ago, on 20"),
-        (&chain(&early), &early.key, "`tls.certificate`: the certificate in `c.pem` is valid in 2 d 1 h only, from 20"),
+        (
+            &chain(&early),
+            &early.key,
+            "`tls.certificate`: the certificate in `c.pem` is not yet valid; it becomes valid in 2 d 1 h, on 20",
+        ),
     ];
     for (certificate, key, expected) in cases {
         let files = [directory.write("c.pem", certificate), directory.write("k.pem", key)];
-        let said = refused(&directory, &files);
-        assert!(said.starts_with(&format!("turnserver: {expected}")), "{said}");
+        let error = start_error(&directory, &files);
+        assert!(error.starts_with(&format!("turnserver: {expected}")), "{error}");
     }
     let files = [directory.path().join("none.pem"), directory.write("k.pem", &good.key)];
     assert_eq!(
-        refused(&directory, &files),
-        "turnserver: `tls.certificate`: `none.pem` cannot be read: there is no such file"
+        start_error(&directory, &files),
+        "turnserver: `tls.certificate`: `none.pem` cannot be read: file not found"
     );
     let files = [directory.write("c.pem", &chain(&good)), directory.path().to_owned()];
-    assert!(refused(&directory, &files).ends_with("cannot be read: it is a directory"));
+    assert!(start_error(&directory, &files).ends_with("cannot be read: it is a directory"));
 }
 
-/// The summary of a configuration with this certificate.
-fn checked(directory: &TempDir, hostname: &str, certificate: &str, issued: &Issued) -> String {
+/// Returns the summary of a configuration with this certificate.
+fn check_config(directory: &TempDir, hostname: &str, certificate: &str, issued: &Issued) -> String {
     let files = [directory.write("c.pem", certificate), directory.write("k.pem", &issued.key)];
     let config = with_tls(&config(&["127.0.0.1"], ""), &["127.0.0.1"], &files);
     let path = directory.write("turnserver.toml", &format!("{hostname}{config}"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
-    let finished = run(command.arg("check-config").arg("--config").arg(path), None, PATIENCE);
+    let finished = run(command.arg("check-config").arg("--config").arg(path), None, TIMEOUT);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     finished.stdout.join("\n").replace(&format!("{}/", directory.path().display()), "")
 }
 
 #[test]
-fn what_can_be_served_and_is_probably_wrong_is_a_warning() {
+fn a_usable_but_suspicious_certificate_is_a_warning() {
     let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
     let now = unix_seconds();
     let names = ["turn.example.org", "*.example.net", "192.0.2.7", "2001:db8::7"];
     let good = authority.issue(&names);
     let chain = authority.chain(&good);
-    let report = checked(&directory, "", &chain, &good);
+    let report = check_config(&directory, "", &chain, &good);
     let expected = "certificate for turn.example.org, *.example.net, 192.0.2.7, 2001:db8::7; issued by \
                     CN=Test Intermediate, serial ";
     assert!(report.contains(expected), "{report}");
     assert!(!report.contains("warning: `tls"), "{report}");
     for host in ["turn.example.org", "TURN.example.org", "a.example.net", "192.0.2.7", "[2001:db8::7]"] {
-        let report = checked(&directory, &format!("hostname = \"{host}\"\n"), &chain, &good);
+        let report = check_config(&directory, &format!("hostname = \"{host}\"\n"), &chain, &good);
         assert!(!report.contains("warning: `tls"), "{report}");
     }
 
@@ -116,17 +120,17 @@ fn what_can_be_served_and_is_probably_wrong_is_a_warning() {
     let whole = [&good.own, &authority.intermediate(), &authority.root()].map(String::as_str).concat();
     for (hostname, certificate, issued, expected) in [
         ("", &good.own, &good, "the certificate of the issuer (CN=Test Intermediate) is missing in `c.pem`"),
-        ("", &shuffled, &good, "the certificates in `c.pem` are not each followed by its issuer"),
+        ("", &shuffled, &good, "the certificates in `c.pem` are not in order, each followed by its issuer"),
         ("", &authority.chain(&soon), &soon, "the certificate in `c.pem` expires in 13 d, on 20"),
         (
             "hostname = \"a.b.example.net\"\n",
             &whole,
             &good,
-            "the certificate in `c.pem` is for turn.example.org, *.example.net, 192.0.2.7, 2001:db8::7, and clients that \
-             connect to `hostname` a.b.example.net will refuse it",
+            "the certificate in `c.pem` is valid for turn.example.org, *.example.net, 192.0.2.7, 2001:db8::7, so \
+             clients that connect to `hostname` a.b.example.net will reject it",
         ),
     ] {
-        let report = checked(&directory, hostname, certificate, issued);
+        let report = check_config(&directory, hostname, certificate, issued);
         let warnings: Vec<&str> = report.lines().filter(|line| line.starts_with("warning: `tls")).collect();
         assert_eq!(warnings.len(), 1, "{report}");
         assert!(warnings[0].starts_with(&format!("warning: `tls.certificate`: {expected}")), "{report}");
@@ -134,7 +138,7 @@ fn what_can_be_served_and_is_probably_wrong_is_a_warning() {
 }
 
 #[test]
-fn the_log_tells_of_the_certificate_and_a_shuffled_chain_is_sent_in_its_order() {
+fn the_certificate_is_logged_and_a_shuffled_chain_is_sent_in_order() {
     let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
     let issued = authority.issue(&["localhost"]);
     let shuffled = [&authority.intermediate(), &issued.own].map(String::as_str).concat();
@@ -146,13 +150,13 @@ fn the_log_tells_of_the_certificate_and_a_shuffled_chain_is_sent_in_its_order() 
     assert_eq!(loaded.field("issuer").as_deref(), Some("CN=Test Intermediate"));
     assert_eq!(loaded.field("serial"), Some(issued.serial));
     assert!(loaded.field("expires").unwrap().ends_with(" UTC"), "{loaded:?}");
-    let warned = server.wait_for_log(|line| line.message().contains("not each followed by its issuer"));
+    let warned = server.wait_for_log(|line| line.message().contains("each followed by its issuer"));
     assert_eq!(warned.level(), "WARN");
 }
 
-// RFC 7065 §3.1: a client compares the host of the url with the certificate.
+// RFC 7065 §3.1: a client compares the URL's host with the certificate.
 #[test]
-fn the_printed_urls_name_what_the_certificate_is_for() {
+fn the_printed_urls_have_a_name_of_the_certificate() {
     let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
     for (names, hostname, host) in [
         (&["*.example.org", "turn.example.org", "127.0.0.1"][..], "", Some("127.0.0.1")),
@@ -183,7 +187,7 @@ fn a_certificate_with_its_key_in_one_file_is_served() {
 }
 
 #[test]
-fn no_private_key_gets_into_the_log() {
+fn the_log_contains_no_private_key() {
     let fixture = Fixture::new("");
     let words: Vec<&str> = fixture.issued.key.lines().filter(|line| !line.starts_with('-')).collect();
     assert!(Path::new(&fixture.files[1]).exists() && !words.is_empty());

@@ -1,4 +1,4 @@
-//! What happens on connections.
+//! Handshakes, data and the end of connections.
 
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
@@ -51,29 +51,29 @@ fn tls_1_2_and_1_3_are_served_over_ipv4_and_ipv6() {
 
 // RFC 7443 §2, RFC 7301 §3.2
 #[test]
-fn of_the_protocols_that_a_client_offers_ours_is_taken_and_turn_before_nat_discovery() {
+fn alpn_selects_our_protocols_and_prefers_turn_to_nat_discovery() {
     let fixture = Fixture::new("");
     for version in [TLS12, TLS13] {
-        for (alpn, taken) in [
+        for (alpn, selected) in [
             (&[][..], None),
             (&["stun.turn"], Some("stun.turn")),
             (&["stun.nat-discovery"], Some("stun.nat-discovery")),
             (&["h2", "stun.nat-discovery", "stun.turn"], Some("stun.turn")),
         ] {
             let stream = fixture.offering(&Offer { versions: &[version], alpn });
-            assert_eq!(stream.conn.alpn_protocol(), taken.map(str::as_bytes));
+            assert_eq!(stream.conn.alpn_protocol(), selected.map(str::as_bytes));
             let client = Client::on_tls(stream);
             assert_eq!(client.binding(), client.address());
         }
-        let refused = handshake(fixture.address(), &fixture.authority, &Offer { versions: &[version], alpn: &["h2"] });
-        assert_eq!(refused.err(), Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)));
+        let rejected = handshake(fixture.address(), &fixture.authority, &Offer { versions: &[version], alpn: &["h2"] });
+        assert_eq!(rejected.err(), Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)));
     }
     let ended = fixture.finish(10);
     assert_connections(&ended, &[("admitted", 10), ("closed-without-notify", 8), ("no-application-protocol", 2)]);
 }
 
 #[test]
-fn a_connection_for_nat_discovery_is_for_binding_only() {
+fn a_nat_discovery_connection_allows_binding_only() {
     let fixture = Fixture::new("");
     let offer = Offer { versions: &[TLS13], alpn: &["stun.nat-discovery"] };
     let client = Client::on_tls(fixture.offering(&offer));
@@ -99,8 +99,8 @@ fn data_flows_both_ways_in_indications_and_padded_channel_data() {
         client.send_to_peer(peer_address, b"to the peer");
         assert_eq!(receive(&peer), (b"to the peer".to_vec(), relayed));
         peer.send_to(b"to the client", relayed).unwrap();
-        let answer = client.receive();
-        assert_eq!(answer.get::<Data<'_>>(), Some(Data(b"to the client")));
+        let response = client.receive();
+        assert_eq!(response.get::<Data<'_>>(), Some(Data(b"to the client")));
 
         let bound = client.request(&session, Method::CHANNEL_BIND, &|writer| {
             writer.push(&ChannelNumber(0x4001));
@@ -119,7 +119,7 @@ fn data_flows_both_ways_in_indications_and_padded_channel_data() {
 }
 
 #[test]
-fn messages_are_found_however_they_are_cut_into_records() {
+fn messages_are_found_however_they_are_split_into_records() {
     let fixture = Fixture::new("");
     let client = fixture.client();
     let message = binding(1);
@@ -129,7 +129,7 @@ fn messages_are_found_however_they_are_cut_into_records() {
         client.send(back);
         assert_eq!(transaction(&client.frame().unwrap()), TransactionId::new([1; 12]));
     }
-    // A byte in each record, and many messages in one.
+    // One byte per record, then many messages in one record.
     for byte in &message {
         client.send(&[*byte]);
     }
@@ -142,11 +142,11 @@ fn messages_are_found_however_they_are_cut_into_records() {
 }
 
 #[test]
-fn records_are_found_however_they_are_cut_into_segments() {
+fn records_are_found_however_they_are_split_into_segments() {
     let fixture = Fixture::new("");
     let mut session = session(&fixture.authority, &Offer { versions: &[TLS13], alpn: &["stun.turn"] });
     let mut stream = tcp(fixture.address());
-    let mut asked = false;
+    let mut requested = false;
     loop {
         let mut flight = Vec::new();
         while session.wants_write() {
@@ -158,31 +158,31 @@ fn records_are_found_however_they_are_cut_into_segments() {
         if session.is_handshaking() {
             session.read_tls(&mut stream).unwrap();
             session.process_new_packets().unwrap();
-        } else if !std::mem::replace(&mut asked, true) {
+        } else if !std::mem::replace(&mut requested, true) {
             session.writer().write_all(&binding(9)).unwrap();
         } else {
             break;
         }
     }
-    let mut answer = [0; 256];
+    let mut response = [0; 256];
     let length = loop {
         session.read_tls(&mut stream).unwrap();
         session.process_new_packets().unwrap();
-        if let Ok(length) = session.reader().read(&mut answer) {
+        if let Ok(length) = session.reader().read(&mut response) {
             break length;
         }
     };
-    let mapped = Message::parse(&answer[..length]).unwrap().get::<XorMappedAddress>().unwrap().unwrap();
+    let mapped = Message::parse(&response[..length]).unwrap().get::<XorMappedAddress>().unwrap().unwrap();
     assert_eq!(mapped.0, stream.local_addr().unwrap());
 }
 
 #[test]
-fn what_is_not_tls_ends_the_connection_at_once() {
+fn data_that_is_not_tls_ends_the_connection_at_once() {
     let fixture = Fixture::new("");
     for garbage in [&binding(1)[..], b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
         let mut stream = tcp(fixture.address());
         stream.write_all(garbage).unwrap();
-        // An alert that tells a client of TLS, and the end.
+        // The server sends a TLS alert and closes.
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest);
         assert!(rest.len() < 32, "{rest:?}");
@@ -191,15 +191,15 @@ fn what_is_not_tls_ends_the_connection_at_once() {
 }
 
 #[test]
-fn a_client_that_does_not_trust_the_certificate_is_counted_as_such() {
+fn a_client_that_does_not_trust_the_certificate_is_counted() {
     let fixture = Fixture::new("");
-    let stranger = Authority::new(unix_seconds());
-    assert!(handshake(fixture.address(), &stranger, &Offer { versions: &[TLS12], alpn: &[] }).is_err());
+    let untrusted = Authority::new(unix_seconds());
+    assert!(handshake(fixture.address(), &untrusted, &Offer { versions: &[TLS12], alpn: &[] }).is_err());
     assert_connections(&fixture.finish(1), &[("admitted", 1), ("tls-alert-from-client", 1)]);
 }
 
 #[test]
-fn a_handshake_that_never_ends_is_ended_at_its_deadline() {
+fn an_incomplete_handshake_ends_at_its_deadline() {
     let fixture = Fixture::new("[timeouts]\ntls-handshake = \"1s\"\n");
     let mut session = session(&fixture.authority, &Offer { versions: &[TLS13], alpn: &[] });
     let mut hello = Vec::new();
@@ -212,7 +212,7 @@ fn a_handshake_that_never_ends_is_ended_at_its_deadline() {
             stream
         })
         .collect();
-    // Others are served meanwhile.
+    // Other clients are served in the meantime.
     let client = fixture.client();
     assert_eq!(client.binding(), client.address());
     for stream in &mut waiting {
@@ -224,7 +224,7 @@ fn a_handshake_that_never_ends_is_ended_at_its_deadline() {
 }
 
 #[test]
-fn a_handshake_that_is_too_long_is_ended() {
+fn a_handshake_that_is_too_long_ends_the_connection() {
     let fixture = Fixture::new("");
     let mut stream = tcp(fixture.address());
     // A ClientHello of 60 000 bytes, in records of 1000.
@@ -242,18 +242,18 @@ fn a_handshake_that_is_too_long_is_ended() {
 }
 
 #[test]
-fn who_asks_nothing_after_the_handshake_is_told_that_this_is_the_end() {
+fn a_silent_connection_is_closed_with_close_notify() {
     let fixture = Fixture::new("[timeouts]\nfirst-request = \"1s\"\nidle = \"1s\"\n");
     let mut silent = fixture.stream();
-    let asked = fixture.client();
-    asked.binding();
+    let active = fixture.client();
+    active.binding();
     assert!(read_to_end(&mut silent));
-    assert!(read_to_end(&mut asked.into_tls()));
+    assert!(read_to_end(&mut active.into_tls()));
     assert_connections(&fixture.finish(2), &[("admitted", 2), ("idle", 2)]);
 }
 
 #[test]
-fn who_only_ever_asks_for_bindings_is_disconnected_in_the_end() {
+fn a_connection_with_binding_requests_only_is_closed_at_its_deadline() {
     let fixture = Fixture::new("[timeouts]\nunauthenticated = \"2s\"\n[limits]\nunverified-replies = 0\n");
     let client = fixture.client();
     let allocated = fixture.client();
@@ -270,12 +270,12 @@ fn who_only_ever_asks_for_bindings_is_disconnected_in_the_end() {
     assert_connections(&ended, &[("admitted", 2), ("unauthenticated", 1), ("server-stopped", 1)]);
 }
 
-/// Allocates, lets the client go in `how`, and waits until its allocation is gone and its port free.
-fn vanish(fixture: &Fixture, how: impl FnOnce(crate::support::tls::TlsStream)) {
+/// Allocates, ends the connection with `end`, and waits until the allocation has ended and its port is free.
+fn assert_ends(fixture: &Fixture, end: impl FnOnce(crate::support::tls::TlsStream)) {
     let client = fixture.client();
     let (_, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
     assert!(std::net::UdpSocket::bind(relayed).is_err());
-    how(client.into_tls());
+    end(client.into_tls());
     let ended = fixture
         .server
         .wait_for_log(|line| line.message() == "allocation ended" && line.field("relay") == Some(relayed.to_string()));
@@ -284,21 +284,21 @@ fn vanish(fixture: &Fixture, how: impl FnOnce(crate::support::tls::TlsStream)) {
 }
 
 #[test]
-fn however_a_client_goes_its_allocation_ends_and_its_port_is_free() {
+fn an_allocation_ends_however_its_connection_ends() {
     let fixture = Fixture::new("");
-    vanish(&fixture, |mut stream| {
+    assert_ends(&fixture, |mut stream| {
         stream.conn.send_close_notify();
         stream.flush().unwrap();
-        // The server says its farewell too.
+        // The server sends close_notify too.
         assert!(read_to_end(&mut stream));
     });
-    vanish(&fixture, drop);
-    vanish(&fixture, |mut stream| {
+    assert_ends(&fixture, drop);
+    assert_ends(&fixture, |mut stream| {
         stream.sock.shutdown(Shutdown::Write).unwrap();
         read_to_end(&mut stream);
     });
-    vanish(&fixture, |stream| SockRef::from(&stream.sock).set_linger(Some(std::time::Duration::ZERO)).unwrap());
-    vanish(&fixture, |mut stream| {
+    assert_ends(&fixture, |stream| SockRef::from(&stream.sock).set_linger(Some(std::time::Duration::ZERO)).unwrap());
+    assert_ends(&fixture, |mut stream| {
         stream.sock.write_all(b"\x17\x03\x03\x00\x20 these are not thirty-two bytes!").unwrap();
         let _ = stream.sock.read_to_end(&mut Vec::new());
     });
@@ -309,7 +309,7 @@ fn however_a_client_goes_its_allocation_ends_and_its_port_is_free() {
     assert!(ended.logs.iter().all(|line| !matches!(line.level(), "WARN" | "ERROR") || is_about_the_machine(line)));
 }
 
-/// Whether a warning is about where the test runs.
+/// Returns whether a warning is about the machine on which the test runs.
 fn is_about_the_machine(line: &crate::support::LogLine) -> bool {
     line.message().contains("open files") || line.message().contains("loopback")
 }
@@ -324,7 +324,7 @@ fn a_client_that_does_not_read_loses_data_and_keeps_its_allocation() {
     let other = Client::new(fixture.server.udp_address());
     for round in 0..2_000 {
         peer.send_to(&[7; 10_000], relayed).unwrap();
-        // Who waits for an answer lets the server keep up.
+        // Waiting for a response lets the server catch up.
         if round % 10 == 0 {
             assert_eq!(other.binding(), other.address());
         }
@@ -351,16 +351,16 @@ fn unfinished_handshakes_count_as_connections() {
     let waiting = [tcp(fixture.address()), tcp(fixture.address())];
     let mut third = tcp(fixture.address());
     assert_eq!(third.read(&mut [0; 8]).unwrap_or_default(), 0);
-    let refused = fixture.server.wait_for_log(|line| line.message().starts_with("connection refused"));
-    assert_eq!(refused.field("limit").as_deref(), Some("limits.connections-per-source"));
+    let rejected = fixture.server.wait_for_log(|line| line.message().starts_with("connection rejected"));
+    assert_eq!(rejected.field("limit").as_deref(), Some("limits.connections-per-source"));
     drop((waiting, third));
-    // TCP connections take from the same count; their places are free when the server has seen the end.
+    // TCP connections share the limit. The slots are free once the server has noticed the end.
     let served = || {
         let client = Client::connect(fixture.server.tcp_address());
         client.send(&binding(1));
         client.frame().is_some()
     };
-    assert!((0..10_000).any(|_| served()), "the places are not free again");
+    assert!((0..10_000).any(|_| served()), "the slots are not free again");
 }
 
 #[test]

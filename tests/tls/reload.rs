@@ -1,4 +1,4 @@
-//! A certificate that is replaced while the server runs.
+//! Replacing the certificate while the server runs.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,7 +14,7 @@ use crate::support::{LogLine, Server, TempDir, config, with_tls};
 
 const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
 
-const REPLACED: &str = "certificate replaced: new connections get this one";
+const REPLACED: &str = "certificate replaced for new connections";
 
 fn replaced_by(serial: &str) -> impl Fn(&LogLine) -> bool + '_ {
     move |line| line.message() == REPLACED && line.field("serial").as_deref() == Some(serial)
@@ -29,7 +29,7 @@ fn hangup(server: &Server) {
 }
 
 #[test]
-fn a_new_certificate_is_for_new_connections_and_calls_on_old_ones_go_on() {
+fn a_new_certificate_is_used_for_new_connections_and_old_ones_continue() {
     let fixture = Fixture::new(LOOPBACK_PEERS);
     let stream = fixture.stream();
     assert_eq!(serial(&stream), fixture.issued.serial);
@@ -58,7 +58,7 @@ fn a_new_certificate_is_for_new_connections_and_calls_on_old_ones_go_on() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_leaves_the_old_one_in_place_until_it_can_be() {
+fn an_unusable_certificate_keeps_the_old_one_until_it_is_usable() {
     let fixture = Fixture::new("");
     let [certificate, key] = &fixture.files;
     fs::write(certificate, "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
@@ -66,7 +66,7 @@ fn a_certificate_that_cannot_be_used_leaves_the_old_one_in_place_until_it_can_be
     assert!(kept.message().ends_with("fullchain.pem` cannot be used: it is not well-formed PEM"), "{kept:?}");
     assert_eq!(serial(&fixture.stream()), fixture.issued.serial);
 
-    // The first half of a renewal: the key is the old one still.
+    // The first half of a renewal, while the key is still the old one.
     let renewed = fixture.authority.issue(&["localhost"]);
     fs::write(certificate, fixture.authority.chain(&renewed)).unwrap();
     let kept = fixture.server.wait_for_log(|line| is_kept(line) && line.message().contains("does not belong"));
@@ -76,21 +76,21 @@ fn a_certificate_that_cannot_be_used_leaves_the_old_one_in_place_until_it_can_be
     fixture.server.wait_for_log(replaced_by(&renewed.serial));
     assert_eq!(serial(&fixture.stream()), renewed.serial);
 
-    // Each state of the files was spoken of once.
+    // Each state of the files is logged once.
     assert_eq!(fixture.server.terminate().logs.iter().filter(|line| is_kept(line)).count(), 2);
 }
 
 #[test]
-fn sighup_reads_the_files_at_once_and_says_what_came_of_it() {
+fn sighup_reads_the_files_at_once_and_logs_the_result() {
     let fixture = Fixture::new("");
     hangup(&fixture.server);
-    let same = fixture.server.wait_for_log(|line| line.message() == "certificate read again: it is the same");
+    let same = fixture.server.wait_for_log(|line| line.message() == "certificate reloaded, unchanged");
     assert_eq!(same.field("serial").as_deref(), Some(fixture.issued.serial.as_str()));
 
     fs::remove_file(&fixture.files[1]).unwrap();
     hangup(&fixture.server);
     let kept = fixture.server.wait_for_log(is_kept);
-    assert!(kept.message().ends_with("privkey.pem` cannot be read: there is no such file"), "{kept:?}");
+    assert!(kept.message().ends_with("privkey.pem` cannot be read: file not found"), "{kept:?}");
 
     let renewed = fixture.authority.issue(&["localhost"]);
     fixture.authority.write(&renewed, fixture.directory.path());
@@ -99,9 +99,9 @@ fn sighup_reads_the_files_at_once_and_says_what_came_of_it() {
     assert_eq!(serial(&fixture.stream()), renewed.serial);
 }
 
-// certbot's live/ has links into archive/; Kubernetes swaps the link of a whole directory.
+// certbot's live/ links into archive/. Kubernetes replaces the link of a whole directory.
 #[test]
-fn symlinks_that_lead_elsewhere_are_a_change() {
+fn a_changed_symlink_target_is_a_change() {
     let base = Fixture::new("");
     let directory = TempDir::new();
     let version = |name: &str| {

@@ -1,4 +1,4 @@
-//! A client's requests: what makes an allocation, keeps and ends it.
+//! A client's requests: creating, refreshing and deleting an allocation.
 
 use std::net::SocketAddr;
 
@@ -14,10 +14,10 @@ use super::{Outcome, PASSWORD, USER, clock};
 /// The channel of each flow's peer.
 pub(crate) const CHANNEL: u16 = 0x4000;
 
-/// How often a request over UDP is sent before it is given up.
+/// Maximum number of transmissions of a request over UDP.
 const ATTEMPTS: usize = 10;
 
-/// What a client knows after it has been challenged (RFC 8489 §9.2).
+/// A client's credentials after a challenge (RFC 8489 §9.2).
 #[derive(Clone)]
 pub(crate) struct Session {
     realm: String,
@@ -25,13 +25,13 @@ pub(crate) struct Session {
     key: LongTermKey,
 }
 
-/// What is written into a request before its credentials.
+/// Writes a request's attributes before its credentials.
 pub(crate) type Fill<'f> = &'f dyn Fn(&mut MessageWriter<'_>);
 
 impl Session {
-    /// What the 401 or 438 in `answer` tells. The key of `known` is taken over, as its realm is the same.
-    pub(crate) fn challenged(answer: &[u8], known: Option<&Self>) -> Outcome<Self> {
-        let message = Message::parse(answer)?;
+    /// Reads the 401 or 438 in `response`. Reuses the key of `known` if the realm is the same.
+    pub(crate) fn from_challenge(response: &[u8], known: Option<&Self>) -> Outcome<Self> {
+        let message = Message::parse(response)?;
         let Realm(realm) = message.get()?.ok_or("a challenge without a realm")?;
         let Nonce(nonce) = message.get()?.ok_or("a challenge without a nonce")?;
         let key = match known.filter(|known| known.realm == realm) {
@@ -42,7 +42,7 @@ impl Session {
     }
 }
 
-/// Writes a request, with credentials where there are some.
+/// Writes a request, with credentials if there is a session.
 pub(crate) fn request(
     method: Method,
     transaction: TransactionId,
@@ -61,32 +61,32 @@ pub(crate) fn request(
     Ok(writer.finish()?.to_vec())
 }
 
-/// The code of an error response; `None` for a success.
-pub(crate) fn error_of(answer: &[u8]) -> Outcome<Option<u16>> {
-    let message = Message::parse(answer)?;
+/// Returns the code of an error response. `None` for a success response.
+pub(crate) fn error_of(response: &[u8]) -> Outcome<Option<u16>> {
+    let message = Message::parse(response)?;
     Ok(match message.class() {
         Class::Success => None,
         _ => Some(message.get::<ErrorCodeAttribute<'_>>()?.map_or(0, |error| error.code.code())),
     })
 }
 
-/// What every Allocate request asks for.
+/// Writes the attributes of an Allocate request.
 pub(crate) fn allocate_attributes(writer: &mut MessageWriter<'_>) {
     writer.push(&RequestedTransport::UDP);
 }
 
-/// What ends an allocation in a Refresh request (RFC 8656 §7).
+/// Writes the attribute of a Refresh request that deletes an allocation (RFC 8656 §7).
 pub(crate) fn deletion_attributes(writer: &mut MessageWriter<'_>) {
     writer.push(&Lifetime(0));
 }
 
-/// What binds [`CHANNEL`] to `peer` (RFC 8656 §12.1).
+/// Writes the attributes that bind [`CHANNEL`] to `peer` (RFC 8656 §12.1).
 pub(crate) fn channel_attributes(writer: &mut MessageWriter<'_>, peer: SocketAddr) {
     writer.push(&ChannelNumber(CHANNEL));
     writer.push(&XorPeerAddress(peer));
 }
 
-/// A transaction ID that no other request of this process has.
+/// Returns a transaction ID that is unique in this process.
 pub(crate) fn transaction() -> TransactionId {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -97,45 +97,45 @@ pub(crate) fn transaction() -> TransactionId {
     TransactionId::new(id)
 }
 
-/// Allocates.
+/// Creates an allocation.
 pub(crate) fn allocate(link: &mut Link) -> Outcome<Session> {
-    let challenge = ask(link, Method::ALLOCATE, None, &allocate_attributes)?;
+    let challenge = exchange(link, Method::ALLOCATE, None, &allocate_attributes)?;
     if error_of(&challenge)? != Some(401) {
         return Err("an Allocate request without credentials was not challenged".into());
     }
-    let session = Session::challenged(&challenge, None)?;
-    succeed(link, Method::ALLOCATE, &session, &allocate_attributes)?;
+    let session = Session::from_challenge(&challenge, None)?;
+    expect_success(link, Method::ALLOCATE, &session, &allocate_attributes)?;
     Ok(session)
 }
 
-/// Binds [`CHANNEL`] to `peer`, which permits the peer too.
+/// Binds [`CHANNEL`] to `peer`, which also installs a permission.
 pub(crate) fn bind_channel(link: &mut Link, session: &Session, peer: SocketAddr) -> Outcome<()> {
-    succeed(link, Method::CHANNEL_BIND, session, &|writer| channel_attributes(writer, peer))
+    expect_success(link, Method::CHANNEL_BIND, session, &|writer| channel_attributes(writer, peer))
 }
 
-/// Permits the peer.
+/// Installs a permission for the peer.
 pub(crate) fn permit(link: &mut Link, session: &Session, peer: SocketAddr) -> Outcome<()> {
-    succeed(link, Method::CREATE_PERMISSION, session, &|writer| writer.push(&XorPeerAddress(peer)))
+    expect_success(link, Method::CREATE_PERMISSION, session, &|writer| writer.push(&XorPeerAddress(peer)))
 }
 
-fn succeed(link: &mut Link, method: Method, session: &Session, fill: Fill<'_>) -> Outcome<()> {
-    match error_of(&ask(link, method, Some(session), fill)?)? {
+fn expect_success(link: &mut Link, method: Method, session: &Session, fill: Fill<'_>) -> Outcome<()> {
+    match error_of(&exchange(link, method, Some(session), fill)?)? {
         None => Ok(()),
-        Some(code) => Err(format!("the server refused {method} with {code}").into()),
+        Some(code) => Err(format!("the server rejected {method} with {code}").into()),
     }
 }
 
-/// Sends a request, over UDP as often as it takes, and waits for its answer.
-fn ask(link: &mut Link, method: Method, session: Option<&Session>, fill: Fill<'_>) -> Outcome<Vec<u8>> {
+/// Sends a request and waits for its response. Retransmits over UDP.
+fn exchange(link: &mut Link, method: Method, session: Option<&Session>, fill: Fill<'_>) -> Outcome<Vec<u8>> {
     let transaction = transaction();
     let message = request(method, transaction, session, fill)?;
-    for _ in 0..if link.loses() { ATTEMPTS } else { 1 } {
+    for _ in 0..if link.is_lossy() { ATTEMPTS } else { 1 } {
         link.send(&message)?;
-        while let Some(answer) = link.receive()? {
-            if Message::parse(&answer).is_ok_and(|answer| answer.transaction_id() == transaction) {
-                return Ok(answer);
+        while let Some(response) = link.receive()? {
+            if Message::parse(&response).is_ok_and(|response| response.transaction_id() == transaction) {
+                return Ok(response);
             }
         }
     }
-    Err(format!("{method} was not answered").into())
+    Err(format!("{method} got no response").into())
 }

@@ -1,4 +1,4 @@
-//! Clients that ask for their address and nothing else.
+//! Clients that send Binding requests only.
 
 use std::net::UdpSocket;
 
@@ -8,47 +8,47 @@ use turnserver::stun::{Class, Message};
 
 use super::datagrams::{self, Receiver};
 use super::link::{binding_request, udp};
-use super::{Job, Orders, Outcome, Say, allocation::transaction, clock};
+use super::{Commands, Job, Outcome, Report, allocation::transaction, clock};
 
-/// How long a client waits before it takes what it asked for lost.
-const GIVEN_UP: u64 = 50 * clock::MILLISECOND;
+/// Time without a response after which a client regards all outstanding requests as lost.
+const LOSS_TIMEOUT: u64 = 50 * clock::MILLISECOND;
 
 struct Client {
     socket: UdpSocket,
-    unanswered: u64,
-    /// When it last heard something or had nothing to wait for.
-    heard: u64,
+    outstanding: u64,
+    /// Time of the last response, or the last time without outstanding requests.
+    active_at: u64,
 }
 
-/// Keeps `window` requests of each client on their way; says how many were answered within the measured time.
-pub(crate) fn run(job: &Job, clients: usize, window: u64, orders: &Orders, say: Say<'_>) -> Outcome<Value> {
+/// Keeps `window` requests of each client outstanding. Returns the number of responses within the measurement.
+pub(crate) fn run(job: &Job, clients: usize, window: u64, commands: &Commands, report: Report<'_>) -> Outcome<Value> {
     let poll = Epoll::new(EpollCreateFlags::empty())?;
     let mut all = Vec::new();
     for index in 0..clients {
         let socket = udp(job.own, job.server)?;
         datagrams::prepare(&socket)?;
         poll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
-        all.push(Client { socket, unanswered: 0, heard: 0 });
+        all.push(Client { socket, outstanding: 0, active_at: 0 });
     }
     let request = binding_request(transaction())?;
-    say("ready");
-    let measured = orders.window()?;
+    report("ready");
+    let measured = commands.window()?;
     clock::sleep_until(measured.start);
 
-    let (mut answers, mut sent, mut wrong) = (0_u64, 0_u64, 0_u64);
+    let (mut responses, mut sent, mut damaged) = (0_u64, 0_u64, 0_u64);
     let mut receiver = Receiver::new(8);
     let mut ready = vec![EpollEvent::empty(); clients];
     loop {
         let now = clock::now();
         if now >= measured.to {
-            return Ok(json!({ "answers": answers, "sent": sent, "damaged": wrong }));
+            return Ok(json!({ "responses": responses, "sent": sent, "damaged": damaged }));
         }
         for client in &mut all {
-            if client.unanswered == 0 || now.saturating_sub(client.heard) > GIVEN_UP {
-                (client.unanswered, client.heard) = (0, now);
+            if client.outstanding == 0 || now.saturating_sub(client.active_at) > LOSS_TIMEOUT {
+                (client.outstanding, client.active_at) = (0, now);
             }
-            while client.unanswered < window && client.socket.send(&request).is_ok() {
-                client.unanswered += 1;
+            while client.outstanding < window && client.socket.send(&request).is_ok() {
+                client.outstanding += 1;
                 sent += u64::from(measured.counts(now));
             }
         }
@@ -57,11 +57,11 @@ pub(crate) fn run(job: &Job, clients: usize, window: u64, orders: &Orders, say: 
             let client = usize::try_from(event.data()).ok().and_then(|index| all.get_mut(index));
             let Some(client) = client else { continue };
             receiver.drain(&client.socket, &mut |message, arrival| {
-                client.unanswered = client.unanswered.saturating_sub(1);
-                client.heard = arrival;
+                client.outstanding = client.outstanding.saturating_sub(1);
+                client.active_at = arrival;
                 let success = Message::parse(message).is_ok_and(|message| message.class() == Class::Success);
-                wrong += u64::from(!success);
-                answers += u64::from(success && measured.counts(arrival));
+                damaged += u64::from(!success);
+                responses += u64::from(success && measured.counts(arrival));
             })?;
         }
     }

@@ -1,4 +1,4 @@
-//! Clients that come, allocate, end their allocation and are followed by the next, each from a port of its own.
+//! Clients that allocate, delete the allocation and are replaced by the next, each from its own port.
 
 use std::io;
 use std::net::{IpAddr, UdpSocket};
@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 use turnserver::stun::{Message, Method, TransactionId};
 
 use super::allocation::{Session, allocate_attributes, deletion_attributes, error_of, request, transaction};
-use super::{Job, Orders, Outcome, Say, clock};
+use super::{Commands, Job, Outcome, Report, clock};
 
-/// How long a client waits for an answer before it asks again.
-const PATIENCE: u64 = 250 * clock::MILLISECOND;
+/// Time without a response after which a client retransmits.
+const RETRANSMIT_AFTER: u64 = 250 * clock::MILLISECOND;
 
-/// The ports that clients come from, one after the other: as many others as possible come between two clients of one
-/// port, because the second is refused as long as the server remembers the first (RFC 8656 §7.2: 437).
+/// The range of client ports. It is large because a port is rejected as long as the server remembers its preceding
+/// client (RFC 8656 §7.2: 437).
 const FIRST_PORT: u16 = 10_000;
 const LAST_PORT: u16 = 65_535;
 
-/// Gives out the clients' ports.
+/// Assigns the clients' ports.
 struct Ports {
     own: IpAddr,
     next: u16,
@@ -37,14 +37,14 @@ impl Ports {
     }
 }
 
-/// A client between two answers.
+/// A client that waits for a response.
 struct Client {
     socket: UdpSocket,
     step: Step,
-    /// What it has asked, and when.
-    asked: Vec<u8>,
+    /// The outstanding request, its transaction and its time.
+    request: Vec<u8>,
     transaction: TransactionId,
-    at: u64,
+    sent_at: u64,
     session: Option<Session>,
 }
 
@@ -57,16 +57,16 @@ enum Step {
     Delete,
 }
 
-/// Keeps `clients` clients busy; says how many allocations were made and ended within the measured time.
-pub(crate) fn run(job: &Job, clients: usize, orders: &Orders, say: Say<'_>) -> Outcome<Value> {
-    say("ready");
-    let window = orders.window()?;
+/// Runs `clients` clients at a time. Returns the number of allocations created and deleted within the measurement.
+pub(crate) fn run(job: &Job, clients: usize, commands: &Commands, report: Report<'_>) -> Outcome<Value> {
+    report("ready");
+    let window = commands.window()?;
     clock::sleep_until(window.start);
 
     let poll = Epoll::new(EpollCreateFlags::empty())?;
     let (mut all, mut ports) = (Vec::new(), Ports { own: job.own, next: FIRST_PORT });
     for index in 0..clients {
-        all.push(Client::arrive(job, &mut ports, &poll, index)?);
+        all.push(Client::start(job, &mut ports, &poll, index)?);
     }
     let (mut allocations, mut failed, mut repeated) = (0_u64, 0_u64, 0_u64);
     let mut why = String::new();
@@ -81,7 +81,7 @@ pub(crate) fn run(job: &Job, clients: usize, orders: &Orders, say: Say<'_>) -> O
             let index = usize::try_from(event.data())?;
             let Some(client) = all.get_mut(index) else { continue };
             let Ok(length) = client.socket.recv(&mut buffer) else { continue };
-            match client.answered(buffer.get(..length).unwrap_or_default(), &mut known) {
+            match client.handle_response(buffer.get(..length).unwrap_or_default(), &mut known) {
                 Ok(true) => continue,
                 Ok(false) => allocations += u64::from(window.counts(now)),
                 Err(error) => {
@@ -89,55 +89,56 @@ pub(crate) fn run(job: &Job, clients: usize, orders: &Orders, say: Say<'_>) -> O
                     why = error.to_string();
                 }
             }
-            // The one before leaves the poll with its socket.
-            *client = Client::arrive(job, &mut ports, &poll, index)?;
+            // Dropping the old client's socket removes it from the poll.
+            *client = Client::start(job, &mut ports, &poll, index)?;
         }
-        for client in all.iter_mut().filter(|client| now.saturating_sub(client.at) > PATIENCE) {
-            client.at = now;
+        for client in all.iter_mut().filter(|client| now.saturating_sub(client.sent_at) > RETRANSMIT_AFTER) {
+            client.sent_at = now;
             repeated += 1;
-            let _ = client.socket.send(&client.asked);
+            let _ = client.socket.send(&client.request);
         }
     }
 }
 
 impl Client {
-    fn arrive(job: &Job, ports: &mut Ports, poll: &Epoll, index: usize) -> Outcome<Self> {
+    fn start(job: &Job, ports: &mut Ports, poll: &Epoll, index: usize) -> Outcome<Self> {
         let socket = ports.bind()?;
         socket.connect(job.server)?;
         socket.set_nonblocking(true)?;
         poll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
         let transaction = transaction();
-        let mut client = Self { socket, step: Step::Challenge, asked: Vec::new(), transaction, at: 0, session: None };
-        client.ask(Step::Challenge)?;
+        let mut client =
+            Self { socket, step: Step::Challenge, request: Vec::new(), transaction, sent_at: 0, session: None };
+        client.send(Step::Challenge)?;
         Ok(client)
     }
 
-    fn ask(&mut self, step: Step) -> Outcome<()> {
-        (self.step, self.at, self.transaction) = (step, clock::now(), transaction());
+    fn send(&mut self, step: Step) -> Outcome<()> {
+        (self.step, self.sent_at, self.transaction) = (step, clock::now(), transaction());
         let session = self.session.as_ref();
-        self.asked = match step {
+        self.request = match step {
             Step::Challenge | Step::Allocate => {
                 request(Method::ALLOCATE, self.transaction, session, &allocate_attributes)?
             }
             Step::Delete => request(Method::REFRESH, self.transaction, session, &deletion_attributes)?,
         };
-        self.socket.send(&self.asked)?;
+        self.socket.send(&self.request)?;
         Ok(())
     }
 
-    /// Takes an answer and asks what comes next; whether the client goes on.
-    fn answered(&mut self, answer: &[u8], known: &mut Option<Session>) -> Outcome<bool> {
-        if Message::parse(answer)?.transaction_id() != self.transaction {
+    /// Handles a response and sends the next request. Returns whether the client continues.
+    fn handle_response(&mut self, response: &[u8], known: &mut Option<Session>) -> Outcome<bool> {
+        if Message::parse(response)?.transaction_id() != self.transaction {
             return Ok(true);
         }
-        match (self.step, error_of(answer)?) {
+        match (self.step, error_of(response)?) {
             (Step::Challenge, Some(401)) => {
-                let session = Session::challenged(answer, known.as_ref())?;
+                let session = Session::from_challenge(response, known.as_ref())?;
                 *known = Some(session.clone());
                 self.session = Some(session);
-                self.ask(Step::Allocate).map(|()| true)
+                self.send(Step::Allocate).map(|()| true)
             }
-            (Step::Allocate, None) => self.ask(Step::Delete).map(|()| true),
+            (Step::Allocate, None) => self.send(Step::Delete).map(|()| true),
             (Step::Delete, None) => Ok(false),
             (step, Some(code)) => Err(format!("{step:?} with {code}").into()),
             (Step::Challenge, None) => Err("allocated without credentials".into()),

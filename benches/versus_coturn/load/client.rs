@@ -1,4 +1,4 @@
-//! The clients of a load of payloads: one allocation for each flow.
+//! The clients of a load: one allocation per flow.
 
 use std::io::{self, Write};
 use std::net::UdpSocket;
@@ -9,33 +9,33 @@ use serde_json::{Value, json};
 use super::allocation::{CHANNEL, allocate, bind_channel, permit};
 use super::datagrams::{self, Receiver};
 use super::frame::{Template, payload_of};
-use super::link::{Link, Linker, Stream};
+use super::link::{Connector, Link, Stream};
 use super::sink::{self, Inlet};
 use super::source::{self, Feedback, Outlet, Packet, Reporter};
 use super::stamp::{PRIMER, Stamp};
-use super::{Job, Orders, Outcome, Say, clock};
+use super::{Commands, Job, Outcome, Report, clock};
 use crate::scenario::{Direction, Framing, Shape, Transport};
 
-/// How often a packet is sent that opens the way of a flow, before the relay is said not to work.
+/// Number of attempts to establish the path of a flow.
 const PRIMERS: usize = 10;
 
-/// Bytes that may wait for room in a connection; what comes on top is lost.
+/// Maximum number of bytes queued for a connection. Further packets are lost.
 const BACKLOG: usize = 256 << 10;
 
-/// Sockets that are looked at in one go.
+/// Maximum number of events per `epoll_wait`.
 const READY: usize = 256;
 
-/// Plays the clients of the job's load and says what they sent or received.
-pub(crate) fn run(job: &Job, orders: &Orders, say: Say<'_>) -> Outcome<Value> {
+/// Runs the clients of the job's load and returns their counts.
+pub(crate) fn run(job: &Job, commands: &Commands, report: Report<'_>) -> Outcome<Value> {
     let load = job.load()?;
     let template = match load.framing {
         Framing::Channel => Template::channel(CHANNEL, load.payload, load.transport != Transport::Udp)?,
         Framing::Indication => Template::indication(job.peer, load.payload)?,
     };
-    let linker = Linker::new(job, load.transport)?;
+    let connector = Connector::new(job, load.transport)?;
     let mut links = Vec::new();
     for flow in 0..load.flows {
-        let mut link = linker.link()?;
+        let mut link = connector.connect()?;
         let session = allocate(&mut link)?;
         match load.framing {
             Framing::Channel => bind_channel(&mut link, &session, job.peer)?,
@@ -46,28 +46,28 @@ pub(crate) fn run(job: &Job, orders: &Orders, say: Say<'_>) -> Outcome<Value> {
     }
     let mut ends = Ends::new(links, template, load.shape)?;
     let feedback = if load.direction == Direction::Up { Some(Feedback::open(load, &job.feedback)?) } else { None };
-    say("ready");
-    let window = orders.window()?;
+    report("ready");
+    let window = commands.window()?;
     match feedback {
         Some(feedback) => Ok(json!({ "sent": source::run(load, &mut ends, window, feedback)? })),
         None => Ok(sink::run(load, &mut ends, window, Reporter::connect(load, &job.feedback)?)?.result()),
     }
 }
 
-/// Sends a packet to the peer, which learns from it where to send, and waits for it to come back.
+/// Sends a packet to the peer, which learns the relayed address from it, and waits for the echo.
 fn prime(link: &mut Link, flow: usize, template: &Template) -> Outcome<()> {
     for _ in 0..PRIMERS {
         let stamp = Stamp { flow: u32::try_from(flow)?, sequence: PRIMER, sent: clock::now() };
         let mut message = Vec::new();
         template.append(&stamp, &mut message);
         link.send(&message)?;
-        while let Some(answer) = link.receive()? {
-            if payload_of(&answer).and_then(Stamp::read).is_some_and(|stamp| stamp.sequence == PRIMER) {
+        while let Some(response) = link.receive()? {
+            if payload_of(&response).and_then(Stamp::read).is_some_and(|stamp| stamp.sequence == PRIMER) {
                 return Ok(());
             }
         }
     }
-    Err("nothing comes back through the allocation".into())
+    Err("the allocation does not relay data".into())
 }
 
 /// The clients' sockets during the load.
@@ -77,13 +77,13 @@ struct Ends {
     shape: Shape,
     poll: Epoll,
     receiver: Receiver,
-    /// Messages on their way into a socket.
+    /// Messages to be sent.
     scratch: Vec<u8>,
 }
 
 enum End {
     Udp(UdpSocket),
-    /// A connection and what it has not taken yet.
+    /// A connection and its unsent bytes.
     Stream(Stream, Vec<u8>),
 }
 
@@ -129,7 +129,7 @@ impl Outlet for Ends {
 fn send_datagrams(socket: &UdpSocket, messages: &[u8], length: usize, shape: Shape) {
     match (shape, u16::try_from(length)) {
         (Shape::Merged, Ok(length)) => datagrams::send_merged(socket, messages, length, None),
-        // What the kernel refuses is lost, and counted as such.
+        // A datagram that the kernel rejects is lost and counted as such.
         _ if messages.len() == length => drop(socket.send(messages)),
         _ => datagrams::send_each(socket, messages, length, &[]),
     }
@@ -150,7 +150,7 @@ fn send_in_stream(stream: &mut Stream, backlog: &mut Vec<u8>, messages: &[u8]) {
 
 impl Inlet for Ends {
     fn wait(&mut self, tick: u64) -> Outcome<()> {
-        // A connection does not note when its bytes arrived, so they have to be read when they do.
+        // The kernel records no arrival times for connections, so data must be read when it arrives.
         if let Some(End::Stream(..)) = self.ends.first() {
             let milliseconds = u16::try_from(tick.saturating_sub(clock::now()) / clock::MILLISECOND)?.max(1);
             self.poll.wait(&mut [EpollEvent::empty()], EpollTimeout::from(milliseconds))?;

@@ -1,4 +1,4 @@
-//! The clock of the load generator: the kernel stamps received datagrams with it, and it is the same in every process.
+//! The clock of the load generator. The kernel uses it for the arrival times of datagrams, and all processes share it.
 
 use std::time::Duration;
 
@@ -12,26 +12,26 @@ pub(crate) const SECOND: u64 = 1_000_000_000;
 /// Nanoseconds in a millisecond.
 pub(crate) const MILLISECOND: u64 = 1_000_000;
 
-/// Nanoseconds since the Unix epoch.
+/// Returns the nanoseconds since the Unix epoch.
 pub(crate) fn now() -> u64 {
     // The call does not fail for this clock on Linux.
     clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, nanoseconds)
 }
 
-/// Sleeps until [`now`] is `deadline`; at once if it has passed.
+/// Sleeps until [`now`] reaches `deadline`.
 pub(crate) fn sleep_until(deadline: u64) {
     let at = TimeSpec::from_duration(Duration::from_nanos(deadline));
     while clock_nanosleep(ClockId::CLOCK_REALTIME, ClockNanosleepFlags::TIMER_ABSTIME, &at) == Err(Errno::EINTR) {}
 }
 
-/// A point in time of the kernel's in nanoseconds since the Unix epoch.
+/// Converts a kernel time to nanoseconds since the Unix epoch.
 pub(crate) fn nanoseconds(at: TimeSpec) -> u64 {
     let (seconds, rest) = (u64::try_from(at.tv_sec()), u64::try_from(at.tv_nsec()));
     seconds.unwrap_or(0) * SECOND + rest.unwrap_or(0)
 }
 
-/// Lets this thread wake up when it asked to, not up to 50 µs later.
+/// Disables the timer slack, which delays wakeups of this thread by up to 50 µs.
 pub(crate) fn sleep_precisely() {
-    // Where it is refused, packets leave a little later than they should, which the generator reports.
+    // On failure, packets are sent slightly late, which the generator reports.
     let _ = nix::sys::prctl::set_timerslack(1);
 }

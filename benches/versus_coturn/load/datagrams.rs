@@ -1,4 +1,4 @@
-//! Many datagrams in one system call, in both directions, and what the kernel says about those received.
+//! Sends and receives many datagrams per system call, with arrival times.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -13,14 +13,13 @@ use nix::sys::time::TimeSpec;
 
 use super::clock;
 
-/// Bytes of the longest datagram.
+/// Length of the longest datagram, in bytes.
 const LONGEST: usize = 65_536;
 
-/// Bytes of a socket's receive buffer, so that what arrives while a role sleeps is not lost.
+/// Size of a socket's receive buffer, in bytes. It holds the packets that arrive while a role sleeps.
 const BUFFER: usize = 8 << 20;
 
-/// Prepares a socket for [`Receiver`]: room for a burst, the time of arrival with each datagram, segmented datagrams
-/// in one piece.
+/// Prepares a socket for [`Receiver`]: a large buffer, arrival times, and segmented datagrams in one piece.
 pub(crate) fn prepare(socket: &UdpSocket) -> io::Result<()> {
     if setsockopt(socket, sockopt::RcvBufForce, &BUFFER).is_err() {
         setsockopt(socket, sockopt::RcvBuf, &BUFFER)?;
@@ -30,10 +29,9 @@ pub(crate) fn prepare(socket: &UdpSocket) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends `messages`, which lie behind one another and are each `length` bytes long, in one call: to `to` each, or to
-/// where the socket is connected to.
+/// Sends consecutive `messages` of `length` bytes each in one call, to the addresses `to` or to the connected address.
 ///
-/// What the kernel refuses has no further consequence: it does not arrive, and is counted as lost.
+/// Messages that the kernel rejects are lost and counted as such.
 pub(crate) fn send_each(socket: &UdpSocket, messages: &[u8], length: usize, to: &[SocketAddr]) {
     let messages: Vec<[IoSlice<'_>; 1]> = messages.chunks(length).map(|message| [IoSlice::new(message)]).collect();
     let mut addresses: Vec<Option<SockaddrStorage>> = to.iter().map(|to| Some(SockaddrStorage::from(*to))).collect();
@@ -42,32 +40,32 @@ pub(crate) fn send_each(socket: &UdpSocket, messages: &[u8], length: usize, to: 
     let _ = sendmmsg(socket.as_raw_fd(), &mut headers, &messages, &addresses, [], MsgFlags::empty());
 }
 
-/// Sends `messages` as one datagram that is cut into segments of `length` bytes at the latest possible place. What the
-/// kernel refuses is lost, as above.
+/// Sends `messages` as one datagram that is split into segments of `length` bytes as late as possible. Messages that
+/// the kernel rejects are lost.
 pub(crate) fn send_merged(socket: &UdpSocket, messages: &[u8], length: u16, to: Option<SocketAddr>) {
     let (message, to) = ([IoSlice::new(messages)], to.map(SockaddrStorage::from));
     let segments = [ControlMessage::UdpGsoSegments(&length)];
     let _ = sendmsg(socket.as_raw_fd(), &message, &segments, MsgFlags::empty(), to.as_ref());
 }
 
-/// Receives from sockets that were prepared.
+/// Receives from prepared sockets.
 pub(crate) struct Receiver {
     buffers: Vec<Vec<u8>>,
 }
 
 impl Receiver {
-    /// A receiver that asks for up to `batch` datagrams at a time.
+    /// Creates a receiver of up to `batch` datagrams at a time.
     pub(crate) fn new(batch: usize) -> Self {
         Self { buffers: vec![vec![0; LONGEST]; batch] }
     }
 
-    /// Hands on everything that the socket has: each datagram (each segment of a merged one) and when it arrived.
+    /// Calls `each` with every available datagram (or segment of a merged one) and its arrival time.
     pub(crate) fn drain(&mut self, socket: &UdpSocket, each: &mut dyn FnMut(&[u8], u64)) -> io::Result<()> {
         loop {
             match self.receive(socket, each) {
                 Ok(received) if received < self.buffers.len() => return Ok(()),
                 Err(Errno::EAGAIN) => return Ok(()),
-                // A message of ICMP for something sent earlier; it has been taken off by being told.
+                // An ICMP error for an earlier packet. Reporting it has cleared it.
                 Ok(_) | Err(Errno::EINTR | Errno::ECONNREFUSED | Errno::EHOSTUNREACH) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -76,9 +74,9 @@ impl Receiver {
 
     fn receive(&mut self, socket: &UdpSocket, each: &mut dyn FnMut(&[u8], u64)) -> Result<usize, Errno> {
         let mut slices: Vec<_> = self.buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
-        // The kernel writes into the headers how much room was used, and takes that for what there is the next time.
-        let room = nix::cmsg_space!(TimeSpec, i32);
-        let mut headers: MultiHeaders<()> = MultiHeaders::preallocate(slices.len(), Some(room));
+        // The kernel overwrites the buffer sizes in the headers, so they cannot be reused.
+        let space = nix::cmsg_space!(TimeSpec, i32);
+        let mut headers: MultiHeaders<()> = MultiHeaders::preallocate(slices.len(), Some(space));
         let messages = recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
         let mut received = 0;
         for message in messages {
@@ -92,7 +90,7 @@ impl Receiver {
     }
 }
 
-/// When a datagram arrived, and how long its segments are.
+/// Returns the arrival time of a datagram and the length of its segments.
 fn control_of(message: &RecvMsg<'_, '_, ()>) -> (u64, usize) {
     let (mut arrival, mut segment) = (None, LONGEST);
     for control in message.cmsgs().into_iter().flatten() {

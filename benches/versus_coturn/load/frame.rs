@@ -1,4 +1,4 @@
-//! Payloads in their frames: what a client and a peer send for a payload, and where it lies in what they receive.
+//! Messages with payloads: creating them, and finding the payload in received ones.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -11,20 +11,20 @@ use super::stamp::Stamp;
 
 const CHANNEL_HEADER: usize = 4;
 
-/// A message with a blank payload, to be copied and stamped.
+/// A message with an unstamped payload, which is copied and stamped for each packet.
 pub(crate) struct Template {
     bytes: Vec<u8>,
     payload: Range<usize>,
 }
 
 impl Template {
-    /// The payload alone, as peers send it.
+    /// Creates a bare payload, as peers send it.
     pub(crate) fn bare(payload: usize) -> Self {
         let bytes = Stamp::blank(payload);
         Self { payload: 0..bytes.len(), bytes }
     }
 
-    /// A ChannelData message (RFC 8656 §12.4), padded where it goes into a stream (§12.5).
+    /// Creates a ChannelData message (RFC 8656 §12.4), with padding in a stream (§12.5).
     pub(crate) fn channel(number: u16, payload: usize, stream: bool) -> Outcome<Self> {
         let mut bytes = number.to_be_bytes().to_vec();
         bytes.extend(u16::try_from(payload)?.to_be_bytes());
@@ -36,7 +36,7 @@ impl Template {
         Ok(Self { bytes, payload })
     }
 
-    /// A Send indication (RFC 8656 §11.1).
+    /// Creates a Send indication (RFC 8656 §11.1).
     pub(crate) fn indication(peer: SocketAddr, payload: usize) -> Outcome<Self> {
         let (mut buffer, id) = (vec![0; payload + 100], TransactionId::new([0x5e; 12]));
         let mut writer = MessageWriter::new(&mut buffer, Class::Indication, Method::SEND, id);
@@ -47,7 +47,7 @@ impl Template {
         Ok(Self { bytes, payload })
     }
 
-    /// Bytes of the message.
+    /// Returns the length of the message in bytes.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -62,7 +62,7 @@ impl Template {
     }
 }
 
-/// The payload of a message that a client received: of ChannelData or of a Data indication.
+/// Returns the payload of a ChannelData message or a Data indication.
 pub(crate) fn payload_of(message: &[u8]) -> Option<&[u8]> {
     let first = *message.first()?;
     if (0x40..0x50).contains(&first) {
@@ -75,7 +75,7 @@ pub(crate) fn payload_of(message: &[u8]) -> Option<&[u8]> {
     if is_data { message.get::<Data<'_>>().ok().flatten().map(|data| data.0) } else { None }
 }
 
-/// How many bytes of a stream the message takes that `bytes` begins with; `None` as long as that cannot be told.
+/// Returns the length in a stream of the message at the start of `bytes`. `None` if more bytes are needed.
 pub(crate) fn length_in_stream(bytes: &[u8]) -> Option<usize> {
     let [first, _, high, low] = *bytes.first_chunk::<4>()?;
     let length = usize::from(u16::from_be_bytes([high, low]));
@@ -96,7 +96,7 @@ mod tests {
         buffer.split_off(6)
     }
 
-    // RFC 8656 §12.5: padding belongs to the message in a stream, and not to the payload.
+    // RFC 8656 §12.5: in a stream, padding is part of the message but not of the payload.
     #[test]
     fn the_payload_of_channel_data_is_found() {
         for (payload, stream, whole) in
@@ -117,7 +117,7 @@ mod tests {
         let peer = "192.0.2.1:9".parse().unwrap();
         let bytes = message(&Template::indication(peer, 1000).unwrap());
         assert_eq!(length_in_stream(&bytes), Some(bytes.len()));
-        // What a client receives is a Data indication.
+        // Only a Data indication has a payload for a client.
         assert_eq!(payload_of(&bytes), None);
         let parsed = Message::parse(&bytes).unwrap();
         assert_eq!(Stamp::read(parsed.get::<Data<'_>>().unwrap().unwrap().0), Some(STAMP));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_header_says_nothing_of_the_length() {
+    fn an_incomplete_header_has_no_length() {
         assert_eq!(length_in_stream(&[0x40, 1, 0]), None);
         assert_eq!(payload_of(&[0x40, 1, 0, 9, 1]), None);
         assert_eq!(payload_of(&[]), None);

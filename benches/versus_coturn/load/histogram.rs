@@ -1,6 +1,6 @@
-//! Latencies in little memory: buckets that grow with the value, so that each is known to within 1.6 %.
+//! A histogram of latencies. Buckets grow with the value, so each value is accurate to 1.6 %.
 
-/// Buckets for each doubling of the value, as a power of two.
+/// Buckets per doubling of the value, as a power of two.
 const PRECISION: u32 = 6;
 
 const STEPS: u64 = 1 << PRECISION;
@@ -25,8 +25,8 @@ impl Histogram {
         }
     }
 
-    /// The value that `share` (0.5 for the median) of all values do not exceed, rounded up to its bucket's end; `None`
-    /// of nothing.
+    /// Returns the value that `share` (0.5 for the median) of all values do not exceed, rounded up to the end of its
+    /// bucket. `None` if there are no values.
     pub(crate) fn quantile(&self, share: f64) -> Option<u64> {
         #[expect(
             clippy::cast_possible_truncation,
@@ -83,9 +83,9 @@ mod tests {
         assert_eq!([0.0, 0.01, 0.5, 0.99, 1.0].map(|share| histogram.quantile(share).unwrap()), [1, 1, 50, 99, 100]);
     }
 
-    // A single slow packet of a hundred is beyond the 99th percentile; two are not.
+    // One slow packet of a hundred is above the 99th percentile, and two are not.
     #[test]
-    fn a_tail_shows_where_it_has_to() {
+    fn the_tail_appears_in_the_right_quantile() {
         let fast = std::iter::repeat_n(10, 99);
         assert_eq!(of(fast.clone().chain([5_000])).quantile(0.99), Some(10));
         assert!(of(fast.chain([5_000, 5_000])).quantile(0.99).unwrap() >= 5_000);
@@ -93,9 +93,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_value_is_known_to_within_a_sixtieth(value in 0_u64..1 << 50) {
-            let told = of([value]).quantile(0.5).unwrap();
-            prop_assert!(value <= told && told - value <= value / 60, "{value} became {told}");
+        fn a_value_is_accurate_to_a_sixtieth(value in 0_u64..1 << 50) {
+            let found = of([value]).quantile(0.5).unwrap();
+            prop_assert!(value <= found && found - value <= value / 60, "{value} became {found}");
         }
 
         #[test]

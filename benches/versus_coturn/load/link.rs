@@ -1,4 +1,4 @@
-//! The way from a client to the server: UDP, TCP or TLS.
+//! A client's path to the server: UDP, TCP or TLS.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -14,22 +14,22 @@ use super::frame::length_in_stream;
 use super::{Job, Outcome, clock};
 use crate::scenario::Transport;
 
-/// How long an answer may take before a request is sent again.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// Time without a response after which a request is retransmitted.
+const RETRANSMIT_AFTER: Duration = Duration::from_millis(300);
 
-/// How long a server may take to start.
-const START: u64 = 10 * clock::SECOND;
+/// Time limit for the start of a server.
+const START_TIMEOUT: u64 = 10 * clock::SECOND;
 
-/// Between two attempts to reach a server that is starting.
-const RETRY: Duration = Duration::from_millis(20);
+/// Interval between attempts to reach a server that is starting.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// One client's socket or connection. Blocking, with a deadline for what is received.
+/// A client's socket or connection. Blocking, with a receive timeout.
 pub(crate) enum Link {
     Udp(UdpSocket),
     Stream(Stream),
 }
 
-/// A connection and what has come of the next messages.
+/// A connection and its received but unread bytes.
 pub(crate) struct Stream {
     inner: Connection,
     received: Vec<u8>,
@@ -40,30 +40,30 @@ enum Connection {
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
-/// Makes the links of one job.
-pub(crate) struct Linker {
+/// Creates the links of a job.
+pub(crate) struct Connector {
     own: IpAddr,
     server: SocketAddr,
     transport: Transport,
     tls: Option<Arc<ClientConfig>>,
 }
 
-impl Linker {
+impl Connector {
     pub(crate) fn new(job: &Job, transport: Transport) -> Outcome<Self> {
         let tls = match transport {
-            Transport::Tls => Some(Arc::new(trust(job)?)),
+            Transport::Tls => Some(Arc::new(tls_config(job)?)),
             Transport::Udp | Transport::Tcp => None,
         };
         Ok(Self { own: job.own, server: job.server, transport, tls })
     }
 
-    pub(crate) fn link(&self) -> Outcome<Link> {
+    pub(crate) fn connect(&self) -> Outcome<Link> {
         if self.transport == Transport::Udp {
             return Ok(Link::Udp(udp(self.own, self.server)?));
         }
         let tcp = TcpStream::connect(self.server)?;
         tcp.set_nodelay(true)?;
-        tcp.set_read_timeout(Some(10 * PATIENCE))?;
+        tcp.set_read_timeout(Some(10 * RETRANSMIT_AFTER))?;
         let inner = match &self.tls {
             None => Connection::Tcp(tcp),
             Some(config) => {
@@ -83,12 +83,12 @@ impl Link {
         }
     }
 
-    /// The next message; `None` if none came in time.
+    /// Receives the next message. `None` on a timeout.
     pub(crate) fn receive(&mut self) -> io::Result<Option<Vec<u8>>> {
         match self {
             Self::Udp(socket) => {
                 let mut buffer = vec![0; 2048];
-                let received = in_time(socket.recv(&mut buffer))?;
+                let received = unless_timed_out(socket.recv(&mut buffer))?;
                 Ok(received.map(|length| {
                     buffer.truncate(length);
                     buffer
@@ -98,21 +98,21 @@ impl Link {
                 if let Some(message) = stream.take_message() {
                     return Ok(Some(message));
                 }
-                if in_time(stream.read_more())?.is_none() {
+                if unless_timed_out(stream.read_more())?.is_none() {
                     return Ok(None);
                 }
             },
         }
     }
 
-    /// Whether messages can be lost and have to be sent again.
-    pub(crate) fn loses(&self) -> bool {
+    /// Returns whether messages can be lost and need retransmission.
+    pub(crate) fn is_lossy(&self) -> bool {
         matches!(self, Self::Udp(_))
     }
 }
 
 impl Stream {
-    /// The socket below.
+    /// Returns the socket.
     pub(crate) fn socket(&self) -> &TcpStream {
         match &self.inner {
             Connection::Tcp(tcp) => tcp,
@@ -120,7 +120,7 @@ impl Stream {
         }
     }
 
-    /// Reads once, whatever there is.
+    /// Reads available bytes once.
     pub(crate) fn read_more(&mut self) -> io::Result<()> {
         let mut piece = [0; 16 << 10];
         let length = match &mut self.inner {
@@ -131,7 +131,7 @@ impl Stream {
         if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
-    /// Hands on the whole messages that have been read, with their padding.
+    /// Calls `each` with every complete message, including its padding.
     pub(crate) fn each_message(&mut self, each: &mut dyn FnMut(&[u8])) {
         let mut used = 0;
         while let Some(rest) = self.received.get(used..)
@@ -165,53 +165,53 @@ impl Write for Stream {
     }
 }
 
-/// A socket for this server alone.
+/// Returns a socket that is connected to the server.
 pub(crate) fn udp(own: IpAddr, server: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((own, 0))?;
     socket.connect(server)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(RETRANSMIT_AFTER))?;
     Ok(socket)
 }
 
-/// A Binding request.
+/// Returns a Binding request.
 pub(crate) fn binding_request(transaction: TransactionId) -> Outcome<Vec<u8>> {
     let mut buffer = [0; 20];
     Ok(MessageWriter::new(&mut buffer, Class::Request, Method::BINDING, transaction).finish()?.to_vec())
 }
 
-/// Waits until the server answers on the transport of the job.
+/// Waits until the server responds on the transport of the job.
 pub(crate) fn await_server(job: &Job) -> Outcome<()> {
     let transport = job.load().map_or(Transport::Udp, |load| load.transport);
-    let linker = Linker::new(job, transport)?;
-    let deadline = clock::now() + START;
-    let mut answer = Err("it did not answer".into());
+    let connector = Connector::new(job, transport)?;
+    let deadline = clock::now() + START_TIMEOUT;
+    let mut result = Err("no attempt was made".into());
     while clock::now() < deadline {
-        answer = greet(&linker);
-        if answer.is_ok() {
+        result = probe(&connector);
+        if result.is_ok() {
             return Ok(());
         }
-        std::thread::sleep(RETRY);
+        std::thread::sleep(RETRY_INTERVAL);
     }
-    answer.map_err(|error| format!("the server was not reached within 10 s: {error}").into())
+    result.map_err(|error| format!("the server was not reached within 10 s: {error}").into())
 }
 
-fn greet(linker: &Linker) -> Outcome<()> {
-    let mut link = linker.link()?;
+fn probe(connector: &Connector) -> Outcome<()> {
+    let mut link = connector.connect()?;
     link.send(&binding_request(TransactionId::new([1; 12]))?)?;
-    link.receive()?.ok_or("it did not answer in time")?;
+    link.receive()?.ok_or("no response")?;
     Ok(())
 }
 
-/// A configuration that trusts the benchmark's certificate alone.
-fn trust(job: &Job) -> Outcome<ClientConfig> {
+/// Returns a TLS configuration that trusts the benchmark's certificate only.
+fn tls_config(job: &Job) -> Outcome<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&job.certificate)?)?;
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// What a call gave, `None` if its deadline passed.
-pub(crate) fn in_time<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+/// Converts a timeout to `None`.
+pub(crate) fn unless_timed_out<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(None),

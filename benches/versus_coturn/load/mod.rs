@@ -1,13 +1,13 @@
-//! The load generator: clients and peers, each a process of one thread that is told what to do line by line.
+//! The load generator: clients and peers, each a single-threaded process that is controlled by lines of text.
 //!
-//! | the benchmark says | a role says | when |
+//! | command | report | meaning |
 //! |---|---|---|
-//! | | `address ADDRESS` | a peer has its socket |
-//! | | `reachable` | a client has had an answer from the server |
-//! | `begin` | | a client may allocate |
-//! | | `ready` | its allocations stand and the way through each is open |
+//! | | `address ADDRESS` | the peer has its socket |
+//! | | `reachable` | the client has received a response from the server |
+//! | `begin` | | the client may allocate |
+//! | | `ready` | the setup of the clients is complete |
 //! | `window START FROM TO` | | send from START on, count from FROM to TO (nanoseconds since the Unix epoch) |
-//! | | `result JSON` | all is counted |
+//! | | `result JSON` | the counts |
 
 mod allocation;
 mod binding;
@@ -17,12 +17,12 @@ pub(crate) mod clock;
 mod datagrams;
 mod frame;
 mod histogram;
+mod idle;
 mod link;
 mod peer;
 mod sink;
 mod source;
 mod stamp;
-mod standing;
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -35,51 +35,51 @@ use crate::scenario::{Load, Scenario, Work};
 
 pub(crate) use peer::run as peer;
 
-/// What stops a role; a sentence for the person who started the benchmark.
+/// The result of a role. The error is a message for the user of the benchmark.
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// The user that both servers know.
 pub(crate) const USER: &str = "bench";
 
-/// The password of [`USER`]. It protects nothing: the servers are reachable from the benchmark alone.
+/// The password of [`USER`]. It protects nothing: only the benchmark can reach the servers.
 pub(crate) const PASSWORD: &str = "for-the-benchmark-only";
 
 /// The realm of both servers.
 pub(crate) const REALM: &str = "bench.example";
 
-/// What a role has to do, and where.
+/// The work of a role.
 pub(crate) struct Job {
     pub(crate) scenario: &'static Scenario,
-    /// Which of the scenario's loads.
+    /// Index of the load in the scenario.
     pub(crate) load: usize,
     /// The role's own address.
     pub(crate) own: IpAddr,
-    /// The server's listener for the transport of the load.
+    /// The server's address for the transport of the load.
     pub(crate) server: SocketAddr,
-    /// The peer that clients send to.
+    /// The address to which clients send.
     pub(crate) peer: SocketAddr,
-    /// The socket over which a receiver tells its sender how far it is; outside of all networks.
+    /// The Unix socket through which a receiver reports its progress to its sender.
     pub(crate) feedback: PathBuf,
     /// The PEM file of the server's certificate.
     pub(crate) certificate: PathBuf,
 }
 
-/// The time of a measurement, in nanoseconds since the Unix epoch.
+/// The times of a measurement, in nanoseconds since the Unix epoch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Window {
-    /// When the load begins.
+    /// Start of the load.
     pub(crate) start: u64,
-    /// From when on it counts.
+    /// Start of the measurement.
     pub(crate) from: u64,
-    /// When it ends.
+    /// End of the load and the measurement.
     pub(crate) to: u64,
 }
 
-/// The lines that a role is told.
-pub(crate) struct Orders(pub(crate) Receiver<String>);
+/// Receives the commands of a role.
+pub(crate) struct Commands(pub(crate) Receiver<String>);
 
-/// Where a role says something.
-pub(crate) type Say<'s> = &'s mut dyn FnMut(&str);
+/// Sends the reports of a role.
+pub(crate) type Report<'s> = &'s mut dyn FnMut(&str);
 
 impl Job {
     fn load(&self) -> Outcome<&'static Load> {
@@ -88,66 +88,66 @@ impl Job {
 }
 
 impl Window {
-    /// Whether what happens at `time` counts.
+    /// Returns whether `time` is within the measurement.
     pub(crate) fn counts(&self, time: u64) -> bool {
         (self.from..self.to).contains(&time)
     }
 
-    /// The order that names this window.
-    pub(crate) fn order(&self) -> String {
+    /// Returns the command for this window.
+    pub(crate) fn command(&self) -> String {
         format!("window {} {} {}", self.start, self.from, self.to)
     }
 
-    /// Reads the order.
-    pub(crate) fn parse(order: &str) -> Option<Self> {
-        let mut words = order.strip_prefix("window ")?.split(' ').map(str::parse);
+    /// Parses the command.
+    pub(crate) fn parse(command: &str) -> Option<Self> {
+        let mut words = command.strip_prefix("window ")?.split(' ').map(str::parse);
         let window = Self { start: words.next()?.ok()?, from: words.next()?.ok()?, to: words.next()?.ok()? };
         words.next().is_none().then_some(window)
     }
 }
 
-impl Orders {
-    /// Waits for the next order, which has to be `wanted`.
+impl Commands {
+    /// Waits for the next command, which has to be `wanted`.
     fn expect(&self, wanted: &str) -> Outcome<()> {
-        let order = self.0.recv().map_err(|_| "the benchmark has ended")?;
-        if order == wanted { Ok(()) } else { Err(format!("expected {wanted:?}, was told {order:?}").into()) }
+        let command = self.0.recv().map_err(|_| "the benchmark has ended")?;
+        if command == wanted { Ok(()) } else { Err(format!("expected {wanted:?}, received {command:?}").into()) }
     }
 
     /// Waits for the window of the measurement.
     fn window(&self) -> Outcome<Window> {
-        let order = self.0.recv().map_err(|_| "the benchmark has ended")?;
-        Ok(Window::parse(&order).ok_or_else(|| format!("expected a window, was told {order:?}"))?)
+        let command = self.0.recv().map_err(|_| "the benchmark has ended")?;
+        Ok(Window::parse(&command).ok_or_else(|| format!("expected a window, received {command:?}"))?)
     }
 
-    /// The window, if it has been told by now.
-    fn window_by_now(&self) -> Outcome<Option<Window>> {
+    /// Returns the window if it was received already.
+    fn try_window(&self) -> Outcome<Option<Window>> {
         match self.0.try_recv() {
-            Ok(order) => Ok(Some(Window::parse(&order).ok_or("expected a window")?)),
+            Ok(command) => Ok(Some(Window::parse(&command).ok_or("expected a window")?)),
             Err(std::sync::mpsc::TryRecvError::Empty) => Ok(None),
             Err(std::sync::mpsc::TryRecvError::Disconnected) => Err("the benchmark has ended".into()),
         }
     }
 }
 
-/// Plays the clients of a job to its end.
-pub(crate) fn client(job: &Job, orders: &Orders, say: Say<'_>) -> Outcome<()> {
+/// Runs the clients of a job.
+pub(crate) fn client(job: &Job, commands: &Commands, report: Report<'_>) -> Outcome<()> {
     clock::sleep_precisely();
     turnserver::net::limits::raise_open_files()?;
     link::await_server(job)?;
-    say("reachable");
-    orders.expect("begin")?;
+    report("reachable");
+    commands.expect("begin")?;
     let result = match job.scenario.work {
-        Work::Relay(_) => client::run(job, orders, say)?,
-        Work::Churn { clients } => churn::run(job, clients, orders, say)?,
-        Work::Binding { clients, window } => binding::run(job, clients, window, orders, say)?,
-        Work::Standing { allocations, refreshed } => standing::run(job, allocations, refreshed, orders, say)?,
+        Work::Relay(_) => client::run(job, commands, report)?,
+        Work::Churn { clients } => churn::run(job, clients, commands, report)?,
+        Work::Binding { clients, window } => binding::run(job, clients, window, commands, report)?,
+        Work::Idle { allocations, refreshed } => idle::run(job, allocations, refreshed, commands, report)?,
     };
-    tell(say, &result);
+    send_result(report, &result);
     Ok(())
 }
 
-fn tell(say: Say<'_>, result: &Value) {
-    say(&format!("result {result}"));
+fn send_result(report: Report<'_>, result: &Value) {
+    report(&format!("result {result}"));
 }
 
 #[cfg(test)]
@@ -156,16 +156,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_is_read_as_it_was_told() {
+    fn a_window_order_is_parsed() {
         let window = Window { start: 1_790_000_000_000_000_000, from: 1_790_000_001_000_000_000, to: u64::MAX };
-        assert_eq!(Window::parse(&window.order()), Some(window));
+        assert_eq!(Window::parse(&window.command()), Some(window));
         for wrong in ["window 1 2", "window 1 2 3 4", "window 1 2 x", "begin", ""] {
             assert_eq!(Window::parse(wrong), None, "{wrong:?}");
         }
     }
 
     #[test]
-    fn what_is_sent_at_the_end_of_a_window_does_not_count() {
+    fn the_end_of_a_window_is_exclusive() {
         let window = Window { start: 0, from: 10, to: 20 };
         assert_eq!([9, 10, 19, 20].map(|time| window.counts(time)), [false, true, true, false]);
     }

@@ -1,4 +1,4 @@
-//! The peer of a load: one socket that all allocations of the load send to and receive from.
+//! The peer of a load: one socket that exchanges data with all allocations of the load.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -8,47 +8,47 @@ use serde_json::json;
 
 use super::datagrams::{self, Receiver};
 use super::frame::Template;
-use super::link::in_time;
+use super::link::unless_timed_out;
 use super::sink::{self, Inlet};
 use super::source::{self, Feedback, Outlet, Packet, Reporter};
 use super::stamp::{PRIMER, Stamp};
-use super::{Job, Orders, Outcome, Say, Window, clock, tell};
+use super::{Commands, Job, Outcome, Report, Window, clock, send_result};
 use crate::scenario::{Direction, Shape};
 
-/// How often a peer that answers primers looks whether the load begins.
-const LOOK: Duration = Duration::from_millis(5);
+/// Interval at which the peer checks for the start of the load.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Plays the peer of a job to its end.
-pub(crate) fn run(job: &Job, orders: &Orders, say: Say<'_>) -> Outcome<()> {
+/// Runs the peer of a job.
+pub(crate) fn run(job: &Job, commands: &Commands, report: Report<'_>) -> Outcome<()> {
     clock::sleep_precisely();
     let load = job.load()?;
     let socket = UdpSocket::bind((job.own, 0))?;
     datagrams::prepare(&socket)?;
     let feedback = if load.direction == Direction::Down { Some(Feedback::open(load, &job.feedback)?) } else { None };
-    say(&format!("address {}", socket.local_addr()?));
+    report(&format!("address {}", socket.local_addr()?));
 
     let mut relayed = vec![None; load.flows];
-    let window = answer_primers(&socket, &mut relayed, orders)?;
+    let window = echo_primers(&socket, &mut relayed, commands)?;
     let template = Template::bare(load.payload);
     let relayed = relayed.into_iter().collect::<Option<Vec<_>>>();
     let mut end = End { socket, template, shape: load.shape, relayed: Vec::new(), receiver: Receiver::new(64) };
     let result = match feedback {
         Some(feedback) => {
-            end.relayed = relayed.ok_or("a flow has not said where it is")?;
+            end.relayed = relayed.ok_or("a flow has sent no primer")?;
             json!({ "sent": source::run(load, &mut end, window, feedback)? })
         }
         None => sink::run(load, &mut end, window, Reporter::connect(load, &job.feedback)?)?.result(),
     };
-    tell(say, &result);
+    send_result(report, &result);
     Ok(())
 }
 
-/// Learns the relayed address of each flow and sends its primer back, until the load begins.
-fn answer_primers(socket: &UdpSocket, relayed: &mut [Option<SocketAddr>], orders: &Orders) -> Outcome<Window> {
-    socket.set_read_timeout(Some(LOOK))?;
+/// Learns the relayed address of each flow and echoes its primer, until the load starts.
+fn echo_primers(socket: &UdpSocket, relayed: &mut [Option<SocketAddr>], commands: &Commands) -> Outcome<Window> {
+    socket.set_read_timeout(Some(POLL_INTERVAL))?;
     let mut buffer = [0; 2048];
     loop {
-        if let Some(window) = orders.window_by_now()? {
+        if let Some(window) = commands.try_window()? {
             return Ok(window);
         }
         let Some((length, from)) = received(socket.recv_from(&mut buffer))? else { continue };
@@ -62,8 +62,8 @@ fn answer_primers(socket: &UdpSocket, relayed: &mut [Option<SocketAddr>], orders
 }
 
 fn received<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match in_time(result) {
-        // What was sent to an allocation that is gone.
+    match unless_timed_out(result) {
+        // An ICMP error for an allocation that no longer exists.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(None),
         result => result,
     }
@@ -93,9 +93,9 @@ impl Outlet for End {
             (Shape::Merged, Ok(length)) => {
                 let mut rest = messages.as_slice();
                 for same in addresses.chunk_by(|one, next| one == next) {
-                    let Some((first, behind)) = rest.split_at_checked(same.len() * self.template.len()) else { return };
+                    let Some((first, after)) = rest.split_at_checked(same.len() * self.template.len()) else { return };
                     datagrams::send_merged(&self.socket, first, length, same.first().copied());
-                    rest = behind;
+                    rest = after;
                 }
             }
             _ => datagrams::send_each(&self.socket, &messages, self.template.len(), &addresses),

@@ -1,4 +1,4 @@
-//! The receiving side of a load: what arrived, how late, and in which order.
+//! The receiving side of a load: counts, latencies and order.
 
 use serde_json::{Value, json};
 
@@ -8,40 +8,40 @@ use super::stamp::{PRIMER, Stamp};
 use super::{Outcome, Window, clock};
 use crate::scenario::{Load, Pace};
 
-/// How long packets may be on their way when the load has ended.
-const LAST_CALL: u64 = 300 * clock::MILLISECOND;
+/// Time to wait for packets in flight after the end of the load.
+const GRACE_PERIOD: u64 = 300 * clock::MILLISECOND;
 
-/// Where payloads come from.
+/// Receives payloads.
 pub(crate) trait Inlet {
-    /// Waits for payloads, at most until `tick`.
+    /// Waits for payloads until `tick` at the latest.
     fn wait(&mut self, tick: u64) -> Outcome<()>;
 
-    /// Hands on each payload that is there and when it arrived. What is no payload is left out.
+    /// Calls `each` with each available payload and its arrival time. Skips messages without a payload.
     fn drain(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> Outcome<()>;
 }
 
-/// What a receiver counted of the packets that were sent within the window.
+/// Counts of the packets that were sent within the window.
 #[derive(Default)]
 pub(crate) struct Received {
     delivered: u64,
-    /// Packets behind a later one of their flow, and repeated ones.
-    disordered: u64,
-    /// Payloads that are not as they were sent.
+    /// Packets that arrived after a later one of their flow, and duplicates.
+    reordered: u64,
+    /// Payloads that differ from what was sent.
     damaged: u64,
     latencies: Histogram,
-    /// The sequence number that each flow expects next.
+    /// The next expected sequence number of each flow.
     expected: Vec<u64>,
 }
 
-/// Receives a load to its end.
+/// Receives a load until its end.
 pub(crate) fn run(
     load: &Load,
     inlet: &mut dyn Inlet,
     window: Window,
     mut reporter: Option<Reporter>,
 ) -> Outcome<Received> {
-    // A receiver that sleeps does not have to be woken for each packet, which would cost the server CPU time that it
-    // does not cost where the receiver is on another machine. The kernel notes when packets arrive.
+    // The receiver sleeps, because waking it for each packet would cost the server CPU time that it does not cost with
+    // a receiver on another machine. The kernel records the arrival times.
     let tick = match load.pace {
         Pace::Rate(_) => 500_000,
         Pace::Window(_) => 100_000,
@@ -49,7 +49,7 @@ pub(crate) fn run(
     let mut received = Received { expected: vec![0; load.flows], ..Received::default() };
     loop {
         let now = clock::now();
-        if now > window.to + LAST_CALL {
+        if now > window.to + GRACE_PERIOD {
             return Ok(received);
         }
         inlet.wait(now + tick)?;
@@ -57,7 +57,7 @@ pub(crate) fn run(
             if let Some(stamp) = received.count(payload, load.payload, arrival, window)
                 && let Some(reporter) = &mut reporter
             {
-                reporter.note(usize::try_from(stamp.flow).unwrap_or(usize::MAX), stamp.sequence);
+                reporter.record(usize::try_from(stamp.flow).unwrap_or(usize::MAX), stamp.sequence);
             }
         })?;
         if let Some(reporter) = &mut reporter {
@@ -83,18 +83,18 @@ impl Received {
         let in_order = stamp.sequence >= *expected;
         *expected = (*expected).max(stamp.sequence + 1);
         if window.counts(stamp.sent) {
-            self.disordered += u64::from(!in_order);
+            self.reordered += u64::from(!in_order);
             self.delivered += 1;
             self.latencies.add(arrival.saturating_sub(stamp.sent));
         }
         Some(stamp)
     }
 
-    /// What the benchmark is told.
+    /// Returns the counts as JSON.
     pub(crate) fn result(&self) -> Value {
         json!({
             "delivered": self.delivered,
-            "disordered": self.disordered,
+            "reordered": self.reordered,
             "damaged": self.damaged,
             "p50": self.latencies.quantile(0.5),
             "p99": self.latencies.quantile(0.99),
@@ -120,11 +120,11 @@ mod tests {
     }
 
     fn counts(received: &Received) -> [u64; 3] {
-        [received.delivered, received.disordered, received.damaged]
+        [received.delivered, received.reordered, received.damaged]
     }
 
     #[test]
-    fn what_was_sent_within_the_window_counts() {
+    fn packets_sent_within_the_window_count() {
         let mut received = receiver();
         for (sequence, sent) in [999, 1_000, 1_999, 2_000].into_iter().enumerate() {
             received.count(&payload(0, sequence as u64, sent), 100, 5_000, WINDOW).unwrap();
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn order_is_within_a_flow() {
+    fn order_is_checked_per_flow() {
         let mut received = receiver();
         for (flow, sequence) in [(0, 0), (1, 0), (0, 2), (1, 1), (0, 1), (0, 2), (0, 3)] {
             received.count(&payload(flow, sequence, 1_500), 100, 1_510, WINDOW).unwrap();
@@ -150,7 +150,7 @@ mod tests {
         for wrong in [cut, payload(2, 0, 1_500), vec![0; 100]] {
             assert!(received.count(&wrong, 100, 1_510, WINDOW).is_none());
         }
-        // Whole, but of another length than the load has.
+        // Undamaged, but not of the load's length.
         assert!(received.count(&payload(0, 0, 1_500), 101, 1_510, WINDOW).is_none());
         assert_eq!(counts(&received), [0, 0, 4]);
     }

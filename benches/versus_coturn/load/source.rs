@@ -1,5 +1,4 @@
-//! The sending side of a load: when which flow sends, and what the receiving
-//! side says to it.
+//! The sending side of a load: the pace, and the progress that the receiver reports.
 
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -14,25 +13,25 @@ use super::stamp::Stamp;
 use super::{Outcome, Window, clock};
 use crate::scenario::{Load, Pace, Shape, TRAIN};
 
-/// How long a flow waits for its oldest packet before it takes all on their way for lost.
-const GIVEN_UP: u64 = 50 * clock::MILLISECOND;
+/// Time without progress after which a flow regards all packets in flight as lost.
+const LOSS_TIMEOUT: u64 = 50 * clock::MILLISECOND;
 
-/// A sender that is later than this leaves out what it owes, so that it does not flood the server to catch up.
-const HOPELESS: u64 = 5 * clock::MILLISECOND;
+/// A sender that is later than this skips packets instead of sending all at once.
+const MAX_LATENESS: u64 = 5 * clock::MILLISECOND;
 
-/// Packets that are handed over at a time at most.
+/// Maximum number of packets sent at a time.
 const BURST: u64 = 64;
 
-/// A stamped packet to be sent; its payload begins with the stamp.
+/// A packet to send, as the stamp of its payload.
 pub(crate) type Packet = Stamp;
 
-/// Where packets go out.
+/// Sends packets.
 pub(crate) trait Outlet {
-    /// Sends packets in this order. What cannot be sent is lost.
+    /// Sends packets in this order. Packets that cannot be sent are lost.
     fn send(&mut self, packets: &[Packet]);
 }
 
-/// Gives out the sequence numbers of each flow.
+/// Assigns the sequence numbers of each flow.
 struct Flows {
     next: Vec<u64>,
     window: Window,
@@ -57,24 +56,24 @@ impl Flows {
         Stamp { flow: u32::try_from(flow).unwrap_or(u32::MAX), sequence, sent }
     }
 
-    /// The next `together` packets of each flow that has room for them.
-    fn fill(&mut self, room: u64, together: u64, progress: &mut [Progress], now: u64, packets: &mut Vec<Packet>) {
+    /// Appends the next `batch` packets of each flow whose window `limit` allows them.
+    fn fill(&mut self, limit: u64, batch: u64, progress: &mut [Progress], now: u64, packets: &mut Vec<Packet>) {
         for (flow, progress) in progress.iter_mut().enumerate() {
             let sent = self.next.get(flow).copied().unwrap_or(0);
-            if progress.on_their_way(sent, now) + together <= room {
-                packets.extend((0..together).map(|_| self.packet(flow, now)));
+            if progress.in_flight(sent, now) + batch <= limit {
+                packets.extend((0..batch).map(|_| self.packet(flow, now)));
             }
         }
     }
 }
 
-/// Sends a load through `outlet`; returns how many packets were sent within the window.
+/// Sends a load through `outlet` and returns the number of packets sent within the window.
 pub(crate) fn run(load: &Load, outlet: &mut dyn Outlet, window: Window, feedback: Feedback) -> Outcome<u64> {
     clock::sleep_until(window.start);
     let flows = Flows::new(load.flows, window);
     match load.pace {
         Pace::Rate(rate) => Ok(paced(rate, flows, outlet)),
-        Pace::Window(room) => windowed(room, load.shape, flows, outlet, feedback),
+        Pace::Window(limit) => windowed(limit, load.shape, flows, outlet, feedback),
     }
 }
 
@@ -87,7 +86,7 @@ fn paced(rate: u64, mut flows: Flows, outlet: &mut dyn Outlet) -> u64 {
             return flows.counted;
         }
         packets.clear();
-        packets.extend(pacer.due(now).map(|turn| flows.packet(usize::try_from(turn % count).unwrap_or(0), now)));
+        packets.extend(pacer.due(now).map(|number| flows.packet(usize::try_from(number % count).unwrap_or(0), now)));
         if packets.is_empty() {
             clock::sleep_until(pacer.next());
         } else {
@@ -96,20 +95,20 @@ fn paced(rate: u64, mut flows: Flows, outlet: &mut dyn Outlet) -> u64 {
     }
 }
 
-/// Says when the next packet is due.
+/// Computes when packets are due.
 struct Pacer {
     /// Nanoseconds between two packets.
     interval: u64,
     start: u64,
-    /// Packets that have been sent or left out.
+    /// Packets that were sent or skipped.
     done: u64,
 }
 
 impl Pacer {
-    /// The packets that are to be sent at this time.
+    /// Returns the numbers of the packets that are due.
     fn due(&mut self, now: u64) -> Range<u64> {
         let due = if now < self.start { 0 } else { (now - self.start) / self.interval + 1 };
-        if due.saturating_sub(self.done) > HOPELESS / self.interval + BURST {
+        if due.saturating_sub(self.done) > MAX_LATENESS / self.interval + BURST {
             self.done = due - BURST;
         }
         let first = self.done;
@@ -117,14 +116,14 @@ impl Pacer {
         first..self.done
     }
 
-    /// When the next packet is due.
+    /// Returns the time at which the next packet is due.
     fn next(&self) -> u64 {
         self.start + self.done * self.interval
     }
 }
 
-fn windowed(room: u64, shape: Shape, mut flows: Flows, outlet: &mut dyn Outlet, feedback: Feedback) -> Outcome<u64> {
-    let together = if shape == Shape::Single { 1 } else { TRAIN as u64 };
+fn windowed(limit: u64, shape: Shape, mut flows: Flows, outlet: &mut dyn Outlet, feedback: Feedback) -> Outcome<u64> {
+    let batch = if shape == Shape::Single { 1 } else { TRAIN as u64 };
     let mut progress = vec![Progress::default(); flows.next.len()];
     let mut packets = Vec::new();
     loop {
@@ -134,7 +133,7 @@ fn windowed(room: u64, shape: Shape, mut flows: Flows, outlet: &mut dyn Outlet, 
         }
         feedback.read(&mut progress, false)?;
         packets.clear();
-        flows.fill(room, together, &mut progress, now, &mut packets);
+        flows.fill(limit, batch, &mut progress, now, &mut packets);
         if packets.is_empty() {
             feedback.read(&mut progress, true)?;
         } else {
@@ -143,37 +142,37 @@ fn windowed(room: u64, shape: Shape, mut flows: Flows, outlet: &mut dyn Outlet, 
     }
 }
 
-/// How far a flow's receiver is.
+/// The progress of a flow's receiver.
 #[derive(Clone, Default)]
 struct Progress {
-    /// The sequence number that it expects next.
+    /// The next expected sequence number.
     expected: u64,
-    /// When that last changed, or when nothing was on its way.
+    /// Time of the last change, or the last time without packets in flight.
     since: u64,
 }
 
 impl Progress {
-    fn on_their_way(&mut self, sent: u64, now: u64) -> u64 {
+    fn in_flight(&mut self, sent: u64, now: u64) -> u64 {
         if sent <= self.expected {
             self.since = now;
-        } else if now.saturating_sub(self.since) > GIVEN_UP {
+        } else if now.saturating_sub(self.since) > LOSS_TIMEOUT {
             *self = Self { expected: sent, since: now };
         }
         sent.saturating_sub(self.expected)
     }
 
-    fn has_received(&mut self, expected: u64, now: u64) {
+    fn update(&mut self, expected: u64, now: u64) {
         if expected > self.expected {
             *self = Self { expected, since: now };
         }
     }
 }
 
-/// Where the sender of a window hears from its receiver, outside of the networks that are measured.
+/// The sender's end of the progress reports, which do not use the measured network.
 pub(crate) struct Feedback(Option<UnixDatagram>);
 
 impl Feedback {
-    /// Opens the sender's end, for loads that need it.
+    /// Opens the socket if the load needs it.
     pub(crate) fn open(load: &Load, path: &Path) -> Outcome<Self> {
         if matches!(load.pace, Pace::Rate(_)) {
             return Ok(Self(None));
@@ -183,36 +182,36 @@ impl Feedback {
         Ok(Self(Some(socket)))
     }
 
-    /// Takes in what has been said so far; with `wait` it waits a little for something to be said.
+    /// Reads all reports. With `wait` it waits briefly for the first one.
     fn read(&self, progress: &mut [Progress], wait: bool) -> Outcome<()> {
         let Some(socket) = &self.0 else { return Ok(()) };
-        let mut news = vec![0; 8 * progress.len()];
+        let mut report = vec![0; 8 * progress.len()];
         let mut flags = if wait { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
         loop {
-            match recv(socket.as_raw_fd(), &mut news, flags) {
+            match recv(socket.as_raw_fd(), &mut report, flags) {
                 Ok(_) => {}
                 Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
             let now = clock::now();
-            for (progress, news) in progress.iter_mut().zip(news.as_chunks::<8>().0) {
-                progress.has_received(u64::from_le_bytes(*news), now);
+            for (progress, expected) in progress.iter_mut().zip(report.as_chunks::<8>().0) {
+                progress.update(u64::from_le_bytes(*expected), now);
             }
             flags = MsgFlags::MSG_DONTWAIT;
         }
     }
 }
 
-/// The receiver's end.
+/// The receiver's end of the progress reports.
 pub(crate) struct Reporter {
     socket: UnixDatagram,
-    /// The sequence number that each flow expects next.
+    /// The next expected sequence number of each flow.
     expected: Vec<u64>,
-    unsaid: bool,
+    unreported: bool,
 }
 
 impl Reporter {
-    /// Connects to the sender of a load that needs it.
+    /// Connects to the sender if the load needs it.
     pub(crate) fn connect(load: &Load, path: &Path) -> Outcome<Option<Self>> {
         if matches!(load.pace, Pace::Rate(_)) {
             return Ok(None);
@@ -220,22 +219,22 @@ impl Reporter {
         let socket = UnixDatagram::unbound()?;
         socket.connect(path)?;
         socket.set_nonblocking(true)?;
-        Ok(Some(Self { socket, expected: vec![0; load.flows], unsaid: false }))
+        Ok(Some(Self { socket, expected: vec![0; load.flows], unreported: false }))
     }
 
-    /// Notes a packet.
-    pub(crate) fn note(&mut self, flow: usize, sequence: u64) {
+    /// Records a received packet.
+    pub(crate) fn record(&mut self, flow: usize, sequence: u64) {
         if let Some(expected) = self.expected.get_mut(flow) {
             *expected = (*expected).max(sequence + 1);
-            self.unsaid = true;
+            self.unreported = true;
         }
     }
 
-    /// Says how far each flow is, if there is news. What finds no room is said the next time.
+    /// Reports the progress of all flows if it has changed. A report that cannot be sent is repeated the next time.
     pub(crate) fn report(&mut self) {
-        if self.unsaid {
-            let news: Vec<u8> = self.expected.iter().flat_map(|expected| expected.to_le_bytes()).collect();
-            self.unsaid = self.socket.send(&news).is_err();
+        if self.unreported {
+            let report: Vec<u8> = self.expected.iter().flat_map(|expected| expected.to_le_bytes()).collect();
+            self.unreported = self.socket.send(&report).is_err();
         }
     }
 }
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_due_at_their_time_and_not_before() {
+    fn packets_are_not_due_before_their_time() {
         let mut pacer = Pacer { interval: 1_000, start: 10_000, done: 0 };
         for (now, due) in [(9_999, 0..0), (10_000, 0..1), (10_999, 1..1), (11_000, 1..2), (13_500, 2..4)] {
             assert_eq!(pacer.due(now), due, "{now}");
@@ -260,10 +259,10 @@ mod tests {
         assert_eq!(pacer.next(), 14_000);
     }
 
-    // A little late: they are sent in pieces. Hopelessly late: the oldest are left out.
+    // A slightly late sender sends in several bursts. A very late one skips the oldest packets.
     #[test]
-    fn a_late_sender_catches_up_or_leaves_out() {
-        let (interval, late) = (1_000, HOPELESS / 1_000 + BURST);
+    fn a_late_sender_catches_up_or_skips() {
+        let (interval, late) = (1_000, MAX_LATENESS / 1_000 + BURST);
         let mut pacer = Pacer { interval, start: 0, done: 0 };
         assert_eq!(pacer.due((late - 1) * interval), 0..BURST);
         assert_eq!(pacer.due((late - 1) * interval), BURST..2 * BURST);
@@ -281,47 +280,47 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_filled_and_not_more() {
+    fn a_window_is_filled_and_not_exceeded() {
         let (mut flows, mut progress, mut packets) = (Flows::new(2, WINDOW), vec![Progress::default(); 2], Vec::new());
-        let (room, together) = (TRAIN as u64 + 5, TRAIN as u64);
+        let (limit, batch) = (TRAIN as u64 + 5, TRAIN as u64);
         for _ in 0..2 {
-            flows.fill(room, together, &mut progress, 1_000, &mut packets);
+            flows.fill(limit, batch, &mut progress, 1_000, &mut packets);
             assert_eq!(packets.len(), 2 * TRAIN);
         }
-        // One packet too few has arrived of the first flow, enough of the second.
-        progress[0].has_received(together - 6, 1_001);
-        progress[1].has_received(together - 5, 1_001);
+        // The first flow has received one packet too few, the second enough.
+        progress[0].update(batch - 6, 1_001);
+        progress[1].update(batch - 5, 1_001);
         packets.clear();
-        flows.fill(room, together, &mut progress, 1_002, &mut packets);
+        flows.fill(limit, batch, &mut progress, 1_002, &mut packets);
         assert_eq!(packets.iter().map(|packet| packet.flow).collect::<Vec<_>>(), [1; TRAIN]);
-        assert_eq!(packets[0].sequence, together);
+        assert_eq!(packets[0].sequence, batch);
     }
 
     #[test]
-    fn what_is_reported_makes_room() {
+    fn reported_progress_frees_the_window() {
         let directory = tempfile();
         let load = load(2, Pace::Window(8), Shape::Single);
         let feedback = Feedback::open(&load, &directory).unwrap();
         let mut reporter = Reporter::connect(&load, &directory).unwrap().unwrap();
-        reporter.note(1, 4);
-        reporter.note(1, 2);
+        reporter.record(1, 4);
+        reporter.record(1, 2);
         reporter.report();
         let mut progress = vec![Progress::default(); 2];
         feedback.read(&mut progress, true).unwrap();
         std::fs::remove_file(&directory).unwrap();
         let now = clock::now();
-        assert_eq!(progress.iter_mut().map(|flow| flow.on_their_way(8, now)).collect::<Vec<_>>(), [0, 3]);
+        assert_eq!(progress.iter_mut().map(|flow| flow.in_flight(8, now)).collect::<Vec<_>>(), [0, 3]);
     }
 
     #[test]
-    fn a_flow_of_which_nothing_is_heard_is_given_up_and_starts_again() {
+    fn a_flow_without_progress_times_out_and_restarts() {
         let mut progress = Progress::default();
-        assert_eq!(progress.on_their_way(0, 1_000), 0);
-        assert_eq!(progress.on_their_way(8, 2_000), 8);
-        progress.has_received(2, 3_000);
-        assert_eq!(progress.on_their_way(8, 3_000 + GIVEN_UP), 6);
-        assert_eq!(progress.on_their_way(8, 3_001 + GIVEN_UP), 0);
-        assert_eq!(progress.on_their_way(10, 3_002 + GIVEN_UP), 2);
+        assert_eq!(progress.in_flight(0, 1_000), 0);
+        assert_eq!(progress.in_flight(8, 2_000), 8);
+        progress.update(2, 3_000);
+        assert_eq!(progress.in_flight(8, 3_000 + LOSS_TIMEOUT), 6);
+        assert_eq!(progress.in_flight(8, 3_001 + LOSS_TIMEOUT), 0);
+        assert_eq!(progress.in_flight(10, 3_002 + LOSS_TIMEOUT), 2);
     }
 
     fn tempfile() -> std::path::PathBuf {

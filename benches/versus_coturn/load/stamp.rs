@@ -1,15 +1,14 @@
-//! What a payload carries: who sent it and when, and whether it arrived as it was sent.
+//! The stamp of a payload: flow, sequence number, time and checksum.
 
 /// The length of the shortest payload that has room for a stamp, in bytes.
 pub(crate) const SHORTEST: usize = 32;
 
-/// The sequence number of the packets that open the way before the load begins.
+/// The sequence number of the packets that establish a flow's path before the load starts.
 pub(crate) const PRIMER: u64 = u64::MAX;
 
 const MAGIC: u32 = 0x7475_726e;
 
-/// The head of a payload. Its tail repeats a sum of it, so that a payload that was cut, mixed up or relayed with
-/// another's end is noticed.
+/// The head of a payload. The tail is a checksum of the head and the length, which detects truncated or mixed payloads.
 ///
 /// ```text
 ///  0       4      8           16       24             len-8      len
@@ -19,17 +18,17 @@ const MAGIC: u32 = 0x7475_726e;
 pub(crate) struct Stamp {
     pub(crate) flow: u32,
     pub(crate) sequence: u64,
-    /// When it was sent, in nanoseconds since the Unix epoch.
+    /// Sending time, in nanoseconds since the Unix epoch.
     pub(crate) sent: u64,
 }
 
 impl Stamp {
-    /// A payload of `length` bytes to be stamped; at least [`SHORTEST`].
+    /// Returns an unstamped payload of `length` bytes, but at least [`SHORTEST`].
     pub(crate) fn blank(length: usize) -> Vec<u8> {
         vec![0x5a; length.max(SHORTEST)]
     }
 
-    /// Stamps a payload. One that is too short is left as it is.
+    /// Stamps a payload, unless it is too short.
     pub(crate) fn write(&self, payload: &mut [u8]) {
         let whole = payload.len();
         let Some((head, rest)) = payload.split_first_chunk_mut::<24>() else { return };
@@ -41,7 +40,7 @@ impl Stamp {
         *tail = self.checksum(whole).to_be_bytes();
     }
 
-    /// The stamp of a payload; `None` if it is none or is damaged.
+    /// Reads the stamp of a payload. `None` if there is none or the payload is damaged.
     pub(crate) fn read(payload: &[u8]) -> Option<Self> {
         let (head, rest) = payload.split_first_chunk::<24>()?;
         let mut fields = head.as_chunks::<8>().0.iter().map(|field| u64::from_be_bytes(*field));
@@ -72,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stamped_is_read_back() {
+    fn a_stamp_is_read_back() {
         for length in [SHORTEST, 33, 1000, 1200] {
             assert_eq!(stamped(length).len(), length);
             assert_eq!(Stamp::read(&stamped(length)), Some(STAMP));
@@ -80,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_is_not_whole_is_noticed() {
+    fn a_damaged_payload_is_detected() {
         let (payload, mut other) = (stamped(1000), stamped(1000));
         assert_eq!(Stamp::read(&payload[..999]), None);
         assert_eq!(Stamp::read(&payload[1..]), None);
@@ -88,19 +87,19 @@ mod tests {
         // The head of one with the tail of another.
         Stamp { sequence: 5, ..STAMP }.write(&mut other);
         assert_eq!(Stamp::read(&[&payload[..500], &other[500..]].concat()), None);
-        // Cut in two in the middle, both halves of the right form.
+        // The middle is missing.
         assert_eq!(Stamp::read(&[&payload[..492], &payload[992..]].concat()), None);
     }
 
     #[test]
-    fn foreign_bytes_are_no_stamp() {
+    fn other_bytes_are_not_a_stamp() {
         assert_eq!(Stamp::read(&[]), None);
         assert_eq!(Stamp::read(&[0; 1000]), None);
         assert_eq!(Stamp::read(&Stamp::blank(1000)), None);
     }
 
     #[test]
-    fn a_payload_too_short_for_a_stamp_is_left_as_it_is() {
+    fn a_payload_too_short_for_a_stamp_is_unchanged() {
         let mut short = vec![1; SHORTEST - 1];
         STAMP.write(&mut short);
         assert_eq!(short, vec![1; SHORTEST - 1]);

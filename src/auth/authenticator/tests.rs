@@ -17,7 +17,7 @@ fn authenticator(secrets: &[&str], users: &[(&str, &str)]) -> Authenticator {
 }
 
 impl Authenticator {
-    /// For a client that names itself by USERNAME and names no password algorithm.
+    /// Authenticates a request with USERNAME and without PASSWORD-ALGORITHM.
     fn by_name(
         &self,
         username: &str,
@@ -28,13 +28,13 @@ impl Authenticator {
     }
 }
 
-/// A client that signs with the key of `username` and `password`; the server's view of its integrity.
+/// Returns the integrity check of a request that is signed with the key of `username` and `password`.
 fn signed(username: &str, password: &str) -> impl FnMut(&LongTermKey) -> bool {
     let key = LongTermKey::derive(username, REALM, password.as_bytes());
     move |candidate| *candidate == key
 }
 
-// Made with Python: md5(username ":" realm ":" base64(hmac_sha1("north-star", username)))
+// From Python: md5(username ":" realm ":" base64(hmac_sha1("north-star", username)))
 #[test]
 fn the_key_of_a_time_limited_credential_is_the_one_that_python_computes() {
     let authenticator = authenticator(&["north-star"], &[]);
@@ -48,7 +48,7 @@ fn the_key_of_a_time_limited_credential_is_the_one_that_python_computes() {
 }
 
 #[test]
-fn a_static_user_is_known_by_the_password() {
+fn a_static_user_is_authenticated_by_the_password() {
     let authenticator = authenticator(&["north-star"], &[("bob", "builder"), ("eve", "dropper")]);
     let identity = authenticator.by_name("bob", NOW, &mut signed("bob", "builder")).unwrap();
     assert_eq!((identity.user(), identity.expires()), ("bob", None));
@@ -61,24 +61,24 @@ fn a_static_user_is_known_by_the_password() {
 }
 
 #[test]
-fn each_of_several_secrets_is_tried_in_turn() {
+fn each_of_several_secrets_is_tried_in_order() {
     let authenticator = authenticator(&["first", "second", "third"], &[]);
     for (index, text) in ["first", "second", "third"].into_iter().enumerate() {
         let minted = time_limited::mint(&secret(text), Some("alice"), NOW + 60);
         let mut right = signed(&minted.username, &minted.password);
-        let mut asked = 0;
+        let mut checks = 0;
         let mut counted = |key: &LongTermKey| {
-            asked += 1;
+            checks += 1;
             right(key)
         };
         let identity = authenticator.by_name(&minted.username, NOW, &mut counted).unwrap();
         assert_eq!((identity.user(), identity.expires()), ("alice", Some(NOW + 60)));
-        assert_eq!(asked, index + 1);
+        assert_eq!(checks, index + 1);
     }
 }
 
 #[test]
-fn quotas_count_the_name_or_else_the_whole_username() {
+fn quotas_apply_to_the_name_or_else_the_whole_username() {
     let authenticator = authenticator(&["north-star"], &[]);
     let user = |username| authenticator.by_name(username, NOW, &mut |_| true).unwrap().user().to_owned();
     assert_eq!(user("1800000000:alice"), "alice");
@@ -88,7 +88,7 @@ fn quotas_count_the_name_or_else_the_whole_username() {
 }
 
 #[test]
-fn an_expired_credential_is_an_identity_that_says_for_how_long() {
+fn an_expired_credential_is_an_identity_with_the_time_since_the_expiry() {
     let authenticator = authenticator(&["north-star"], &[]);
     let minted = time_limited::mint(&secret("north-star"), Some("alice"), NOW);
     let identity =
@@ -98,14 +98,14 @@ fn an_expired_credential_is_an_identity_that_says_for_how_long() {
     assert_eq!(identity.expired_for(NOW + 90), Some(90));
 }
 
-// RFC 8489 §9.2.4: a wrong username and a wrong integrity are both 401; the operator is told which
+// RFC 8489 §9.2.4: a wrong username and a wrong integrity are both 401. The log distinguishes them.
 #[test]
-fn failures_say_what_is_wrong() {
+fn failures_have_distinct_reasons() {
     let with_secrets = authenticator(&["first", "second"], &[("bob", "builder")]);
     let failure = |username| with_secrets.by_name(username, NOW, &mut |_| false).unwrap_err();
     assert_eq!(failure("mallory"), AuthFailure::UnknownUser);
     assert_eq!(failure(""), AuthFailure::UnknownUser);
-    assert_eq!(failure("alice:1800000000"), AuthFailure::ExpiryBehindName);
+    assert_eq!(failure("alice:1800000000"), AuthFailure::ExpiryAfterName);
     assert_eq!(failure("1800000000:alice"), AuthFailure::WrongSecret { tried: 2 });
     let expired = failure("1699996400:alice");
     assert_eq!(expired, AuthFailure::WrongSecretAndExpired { tried: 2, ago_seconds: 3_600 });
@@ -117,7 +117,7 @@ fn failures_say_what_is_wrong() {
 }
 
 #[test]
-fn an_expiry_in_milliseconds_is_refused_even_with_the_right_secret() {
+fn an_expiry_in_milliseconds_fails_even_with_the_right_secret() {
     let authenticator = authenticator(&["north-star"], &[]);
     let failure = authenticator.by_name("1700000000000:alice", NOW, &mut |_| true).unwrap_err();
     assert_eq!(failure, AuthFailure::ExpiryInMilliseconds { expires: 1_700_000_000_000 });
@@ -125,7 +125,7 @@ fn an_expiry_in_milliseconds_is_refused_even_with_the_right_secret() {
 }
 
 #[test]
-fn a_static_user_goes_before_the_time_limited_form() {
+fn a_static_user_takes_precedence_over_a_time_limited_username() {
     let authenticator = authenticator(&["north-star"], &[("1700000000", "builder")]);
     let identity = authenticator.by_name("1700000000", NOW, &mut |_| true).unwrap();
     assert_eq!(identity.expires(), None);
@@ -133,9 +133,9 @@ fn a_static_user_goes_before_the_time_limited_form() {
     assert_eq!(failure, AuthFailure::WrongPassword);
 }
 
-// RFC 8489 §9.2.2: trailing NULs of the USERNAME do not count
+// RFC 8489 §9.2.2
 #[test]
-fn trailing_nuls_of_a_username_do_not_count() {
+fn trailing_nuls_of_a_username_are_ignored() {
     let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
     let identity = authenticator.by_name("bob\0\0", NOW, &mut signed("bob", "builder")).unwrap();
     assert_eq!(identity.user(), "bob");
@@ -152,9 +152,9 @@ fn debug_shows_names_but_no_secret() {
     assert!(shown.contains("LongTermKey(redacted)") && shown.contains("Secret(redacted)"), "{shown}");
 }
 
-// RFC 8489 §9.2.2, §18.5.1. Made with Python: hashlib.sha256(username ":" realm ":" password)
+// RFC 8489 §9.2.2, §18.5.1. From Python: hashlib.sha256(username ":" realm ":" password)
 #[test]
-fn keys_are_made_by_the_algorithm_that_the_client_names() {
+fn keys_are_derived_with_the_algorithm_of_the_client() {
     let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
     let hex = |key: &LongTermKey| key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     for (name, expected) in [
@@ -172,7 +172,7 @@ fn keys_are_made_by_the_algorithm_that_the_client_names() {
         );
     }
     let failure = authenticator.authenticate(Some("bob"), KeyAlgorithm::Sha256, 0, None, &mut signed("bob", "builder"));
-    assert_eq!(failure.unwrap_err(), AuthFailure::WrongPassword, "the MD5 key is another one");
+    assert_eq!(failure.unwrap_err(), AuthFailure::WrongPassword, "the MD5 key is different");
 }
 
 // RFC 8489 Appendix B.1
@@ -185,13 +185,13 @@ fn the_userhash_of_the_rfc_example_is_found() {
         0x4a, 0x3c, 0xf3, 0x8f, 0xef, 0x69, 0x92, 0xbd, 0xa9, 0x52, 0xc6, 0x78, 0x04, 0x17, 0xda, 0x0f, 0x24, 0x81,
         0x94, 0x15, 0x56, 0x9e, 0x60, 0xb2, 0x05, 0xc4, 0x6e, 0x41, 0x40, 0x7f, 0x17, 0x04,
     ];
-    assert_eq!(authenticator.name_of(&userhash), Some(name));
+    assert_eq!(authenticator.username_for(&userhash), Some(name));
     userhash[31] ^= 1;
-    assert_eq!(authenticator.name_of(&userhash), None);
+    assert_eq!(authenticator.username_for(&userhash), None);
 }
 
 #[test]
-fn clients_are_invited_to_hide_their_names_only_where_every_name_can_be_found() {
+fn username_anonymity_is_announced_only_with_static_users_alone() {
     let anonymity = |secrets: &[&str], users: &[(&str, &str)]| authenticator(secrets, users).features();
     let features = |username_anonymity| SecurityFeatures { password_algorithms: true, username_anonymity };
     assert_eq!(anonymity(&[], &[("bob", "builder")]), features(true));
@@ -200,9 +200,9 @@ fn clients_are_invited_to_hide_their_names_only_where_every_name_can_be_found() 
     assert_eq!(anonymity(&[], &[]), features(false));
 }
 
-// A name is not to be told from another by how long its refusal takes.
+// The response time must not reveal which usernames exist.
 #[test]
-fn a_name_that_nobody_has_costs_as_many_integrity_checks_as_a_wrong_password() {
+fn an_unknown_name_takes_as_many_integrity_checks_as_a_wrong_password() {
     let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
     let without = Authenticator::new(REALM.to_owned(), Vec::new(), [("bob".to_owned(), secret("builder"))]);
     let names = ["bob", "mallory", "", "mallory:1800000000", "1800000000:mallory", "1800000000000:mallory"];
@@ -210,22 +210,22 @@ fn a_name_that_nobody_has_costs_as_many_integrity_checks_as_a_wrong_password() {
         names.into_iter().map(Some).chain([None]).flat_map(|name| [(name, &authenticator), (name, &without)])
     {
         let mut checks = 0;
-        let refused = authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, None, &mut |_| {
+        let result = authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, None, &mut |_| {
             checks += 1;
             false
         });
-        assert!(refused.is_err());
+        assert!(result.is_err());
         assert_eq!(checks, 1, "{name:?}");
     }
 }
 
 #[test]
-fn whoever_signs_with_the_key_of_nobody_is_nobody() {
+fn the_dummy_key_authenticates_no_request() {
     let authenticator = authenticator(&[], &[("bob", "builder")]);
-    let refused = |name| authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, None, &mut |_| true).unwrap_err();
-    assert_eq!(refused(None), AuthFailure::UnknownUserhash);
-    assert_eq!(refused(Some("mallory")), AuthFailure::UnknownUser);
-    assert_eq!(refused(Some("")), AuthFailure::UnknownUser);
+    let failure = |name| authenticator.authenticate(name, KeyAlgorithm::Md5, NOW, None, &mut |_| true).unwrap_err();
+    assert_eq!(failure(None), AuthFailure::UnknownUserhash);
+    assert_eq!(failure(Some("mallory")), AuthFailure::UnknownUser);
+    assert_eq!(failure(Some("")), AuthFailure::UnknownUser);
 }
 
 fn derivations() -> usize {
@@ -233,7 +233,7 @@ fn derivations() -> usize {
 }
 
 #[test]
-fn a_known_identity_is_found_right_without_deriving_a_key() {
+fn a_known_identity_is_authenticated_without_deriving_a_key() {
     let authenticator = authenticator(&["first", "second", "third"], &[("bob", "builder")]);
     let minted = time_limited::mint(&secret("third"), Some("alice"), NOW + 60);
     for (name, password) in [(minted.username.as_str(), minted.password.as_str()), ("bob", "builder")] {
@@ -251,9 +251,9 @@ fn a_known_identity_is_found_right_without_deriving_a_key() {
     }
 }
 
-// While secrets are rotated, an application may make two credentials of one username.
+// While secrets are rotated, an application may mint two credentials with one username.
 #[test]
-fn a_credential_of_another_secret_is_right_beside_the_known_one() {
+fn a_credential_of_another_secret_is_valid_in_addition_to_the_known_one() {
     let authenticator = authenticator(&["new", "old"], &[]);
     let [old, new] = ["old", "new"].map(|text| time_limited::mint(&secret(text), Some("alice"), NOW + 60));
     assert_eq!(old.username, new.username);
@@ -266,7 +266,7 @@ fn a_credential_of_another_secret_is_right_beside_the_known_one() {
 }
 
 #[test]
-fn a_known_identity_is_of_no_use_to_another_name_or_algorithm() {
+fn a_known_identity_authenticates_no_other_name_or_algorithm() {
     let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
     let minted = time_limited::mint(&secret("north-star"), Some("alice"), NOW + 60);
     let mut right = signed(&minted.username, &minted.password);
@@ -275,14 +275,14 @@ fn a_known_identity_is_of_no_use_to_another_name_or_algorithm() {
     for (name, algorithm) in
         [("bob", KeyAlgorithm::Md5), (&other.username, KeyAlgorithm::Md5), (&minted.username, KeyAlgorithm::Sha256)]
     {
-        let refused = authenticator.authenticate(Some(name), algorithm, NOW, Some(&alice), &mut right);
-        assert!(refused.is_err(), "{name}");
+        let result = authenticator.authenticate(Some(name), algorithm, NOW, Some(&alice), &mut right);
+        assert!(result.is_err(), "{name}");
     }
 }
 
-// Who is known is not to be told from who is not by how long the refusal of a guess takes.
+// The response time must not reveal which users are cached.
 #[test]
-fn a_wrong_password_costs_as_much_whether_its_user_is_known_or_not() {
+fn a_wrong_password_takes_as_many_checks_whether_its_user_is_known_or_not() {
     let authenticator = authenticator(&["first", "second", "third"], &[("bob", "builder")]);
     let minted = time_limited::mint(&secret("second"), Some("alice"), NOW + 60);
     for (name, password, expected) in
@@ -291,11 +291,11 @@ fn a_wrong_password_costs_as_much_whether_its_user_is_known_or_not() {
         let identity = authenticator.by_name(name, NOW, &mut signed(name, password)).unwrap();
         for known in [None, Some(&identity)] {
             let (before, mut checks) = (derivations(), 0);
-            let refused = authenticator.authenticate(Some(name), KeyAlgorithm::Md5, NOW, known, &mut |_| {
+            let result = authenticator.authenticate(Some(name), KeyAlgorithm::Md5, NOW, known, &mut |_| {
                 checks += 1;
                 false
             });
-            assert!(matches!(refused, Err(AuthFailure::WrongSecret { tried: 3 } | AuthFailure::WrongPassword)));
+            assert!(matches!(result, Err(AuthFailure::WrongSecret { tried: 3 } | AuthFailure::WrongPassword)));
             assert_eq!((derivations() - before, checks), expected, "{name}");
         }
     }

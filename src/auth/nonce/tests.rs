@@ -19,18 +19,18 @@ fn client() -> SocketAddr {
     SocketAddr::from(([192, 0, 2, 7], 50_000))
 }
 
-// RFC 8489 §9.2, §9.2.4: "obMatJos2" and the base64 of 24 feature bits come first, "Password algorithms" among them
+// RFC 8489 §9.2, §9.2.4: a nonce starts with "obMatJos2" and the base64 of 24 feature bits.
 #[test]
-fn a_nonce_starts_with_the_cookie_and_is_short_enough_to_need_no_padding() {
+fn a_nonce_starts_with_the_cookie_and_needs_no_padding() {
     let nonce = mint_of(&["north-star"]).mint(NOW, client());
     assert_eq!(&nonce.as_str()[..13], "obMatJos2gAAB");
     assert_eq!(nonce.as_str().len(), 36);
     assert_eq!(nonce.to_string(), nonce.as_str());
 }
 
-// RFC 8489 §14.10: qdtext; no quote and no backslash, so that it stands unescaped in a quoted string
+// RFC 8489 §14.10: qdtext without quotes and backslashes, so that a quoted string needs no escapes.
 #[test]
-fn a_nonce_is_made_of_qdtext() {
+fn a_nonce_consists_of_qdtext() {
     let mint = mint_of(&["north-star"]);
     for port in 0..500 {
         let nonce = mint.mint(NOW + u64::from(port), SocketAddr::from(([192, 0, 2, 7], port)));
@@ -38,7 +38,7 @@ fn a_nonce_is_made_of_qdtext() {
     }
 }
 
-// Made with Python's hmac and base64 from the layout in this module's documentation
+// From Python's hmac and base64 with the layout in the documentation of this module.
 #[test]
 fn nonces_are_those_that_python_computes() {
     let mint = mint_of(&["north-star"]);
@@ -46,25 +46,25 @@ fn nonces_are_those_that_python_computes() {
     let v6 = SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7), 50_000));
     assert_eq!(mint.mint(NOW, v6).as_str(), "obMatJos2gAABZVPxAMwQyUktp-gRdF9hiFg");
     let anonymous = SecurityFeatures { password_algorithms: true, username_anonymity: true };
-    let mint = mint.announcing(anonymous);
+    let mint = mint.with_features(anonymous);
     assert_eq!(mint.mint(NOW, client()).as_str(), "obMatJos2wAADZVPxAD-w6nwJJ80ZCYdTBfU");
     assert_eq!(SecurityFeatures::of(mint.mint(NOW, client()).as_str()), Some(anonymous));
 }
 
-// RFC 8489 §9.2.1: what a nonce announces cannot be changed under way
+// RFC 8489 §9.2.1: the announced features cannot be changed in transit.
 #[test]
-fn a_nonce_with_other_features_than_it_was_made_with_is_foreign() {
+fn a_nonce_with_changed_features_is_invalid() {
     let mint = mint_of(&["north-star"]);
     let nonce = mint.mint(NOW, client()).to_string();
     for features in ["AAAA", "gAAA", "AAAB", "wAAD", "gAAD", "AAAD"] {
         let changed = nonce.replacen("gAAB", features, 1);
-        assert_eq!(mint.check(&changed, NOW, client()), Err(NonceError::Foreign), "{features}");
+        assert_eq!(mint.check(&changed, NOW, client()), Err(NonceError::Invalid), "{features}");
     }
 }
 
-// A sibling that announces something else, and a version before there was anything to announce.
+// From servers that announce other features, or none.
 #[test]
-fn a_nonce_is_accepted_with_the_features_it_was_made_with() {
+fn a_nonce_is_accepted_with_the_features_it_was_minted_with() {
     let mint = mint_of(&["north-star"]);
     for nonce in ["obMatJos2AAAAZVPxAGwi7p8k1H2Z3k_NONA", "obMatJos2wAADZVPxAD-w6nwJJ80ZCYdTBfU"] {
         assert_eq!(mint.check(nonce, NOW, client()), Ok(()), "{nonce}");
@@ -72,7 +72,7 @@ fn a_nonce_is_accepted_with_the_features_it_was_made_with() {
 }
 
 #[test]
-fn a_nonce_lives_for_its_lifetime() {
+fn a_nonce_expires_after_its_lifetime() {
     let mint = mint_of(&["north-star"]);
     let nonce = mint.mint(NOW, client());
     let at = |now| mint.check(nonce.as_str(), now, client());
@@ -83,17 +83,17 @@ fn a_nonce_lives_for_its_lifetime() {
 }
 
 #[test]
-fn a_nonce_from_the_future_counts_by_its_distance() {
+fn a_nonce_from_the_future_is_accepted_within_its_lifetime() {
     let mint = mint_of(&["north-star"]);
     let nonce = mint.mint(NOW, client());
     let at = |now| mint.check(nonce.as_str(), now, client());
-    assert_eq!(at(NOW - 5), Ok(()), "a sibling whose clock runs ahead");
+    assert_eq!(at(NOW - 5), Ok(()), "another server whose clock is ahead");
     assert_eq!(at(NOW - LIFETIME - 1), Err(NonceError::Expired), "a clock that was set back");
     assert_eq!(at(0), Err(NonceError::Expired));
 }
 
 #[test]
-fn the_wrap_of_the_timestamp_in_2106_makes_no_gap() {
+fn the_timestamp_may_wrap_in_2106() {
     let mint = mint_of(&["north-star"]);
     let last = u64::from(u32::MAX);
     let nonce = mint.mint(last, client());
@@ -101,19 +101,19 @@ fn the_wrap_of_the_timestamp_in_2106_makes_no_gap() {
     assert_eq!(mint.check(nonce.as_str(), last + LIFETIME, client()), Err(NonceError::Expired));
 }
 
-// RFC 8489 §9.2.4: not the same NONCE for two source addresses or ports
+// RFC 8489 §9.2.4: two source addresses or ports never have the same NONCE.
 #[test]
-fn a_nonce_is_of_use_to_its_client_only() {
+fn a_nonce_is_valid_only_for_its_client() {
     let mint = mint_of(&["north-star"]);
     let nonce = mint.mint(NOW, client());
     for other in [([192, 0, 2, 7], 50_001), ([192, 0, 2, 8], 50_000)].map(SocketAddr::from) {
-        assert_eq!(mint.check(nonce.as_str(), NOW, other), Err(NonceError::Foreign));
+        assert_eq!(mint.check(nonce.as_str(), NOW, other), Err(NonceError::Invalid));
         assert_ne!(mint.mint(NOW, other), nonce);
     }
 }
 
 #[test]
-fn an_ipv4_client_is_the_same_as_an_ipv4_mapped_one() {
+fn an_ipv4_mapped_client_has_the_nonce_of_the_ipv4_client() {
     let mint = mint_of(&["north-star"]);
     let mapped = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped(), 50_000));
     assert_eq!(mint.mint(NOW, mapped), mint.mint(NOW, client()));
@@ -123,12 +123,12 @@ fn an_ipv4_client_is_the_same_as_an_ipv4_mapped_one() {
 }
 
 #[test]
-fn a_nonce_of_another_key_is_foreign() {
+fn a_nonce_of_another_key_is_invalid() {
     let random = NonceMint::from_random([7; 32], LIFETIME);
     let nonce = random.mint(NOW, client());
     assert_eq!(random.check(nonce.as_str(), NOW, client()), Ok(()));
     for other in [NonceMint::from_random([8; 32], LIFETIME), mint_of(&["north-star"])] {
-        assert_eq!(other.check(nonce.as_str(), NOW, client()), Err(NonceError::Foreign));
+        assert_eq!(other.check(nonce.as_str(), NOW, client()), Err(NonceError::Invalid));
     }
 }
 
@@ -142,19 +142,19 @@ fn rotated_secrets_accept_each_others_nonces() {
     assert_eq!(during.check(old_nonce.as_str(), NOW, client()), Ok(()));
     assert_eq!(during.check(new_nonce.as_str(), NOW, client()), Ok(()));
     assert_eq!(after.check(new_nonce.as_str(), NOW, client()), Ok(()));
-    assert_eq!(after.check(old_nonce.as_str(), NOW, client()), Err(NonceError::Foreign));
+    assert_eq!(after.check(old_nonce.as_str(), NOW, client()), Err(NonceError::Invalid));
     assert!(NonceMint::from_secrets(&[], LIFETIME).is_none());
 }
 
 #[test]
-fn what_is_no_nonce_of_ours_is_foreign() {
+fn a_malformed_nonce_is_invalid() {
     let mint = mint_of(&["north-star"]);
     let nonce = mint.mint(NOW, client()).to_string();
     let unassigned = nonce.replacen("gAAB", "oAAB", 1);
     let longer = format!("{nonce}A");
     let padded = format!("{nonce}=");
     for text in ["", "obMatJos2gAAB", &nonce[..35], &nonce[13..], &longer, &padded, &unassigned, "nonsense"] {
-        assert_eq!(mint.check(text, NOW, client()), Err(NonceError::Foreign), "{text:?}");
+        assert_eq!(mint.check(text, NOW, client()), Err(NonceError::Invalid), "{text:?}");
     }
 }
 
@@ -167,7 +167,7 @@ fn debug_shows_no_byte_of_a_key() {
 
 proptest! {
     #[test]
-    fn a_nonce_with_any_character_changed_is_foreign(
+    fn a_nonce_with_any_changed_character_is_invalid(
         secret in "[a-z]{1,40}", now in 0..u64::from(u32::MAX), port: u16, at in 0..36usize, to in any::<char>(),
     ) {
         let mint = mint_of(&[&secret]);
@@ -176,17 +176,17 @@ proptest! {
         prop_assume!(changed[at] != to);
         changed[at] = to;
         let changed: String = changed.into_iter().collect();
-        prop_assert_eq!(mint.check(&changed, now, client), Err(NonceError::Foreign));
+        prop_assert_eq!(mint.check(&changed, now, client), Err(NonceError::Invalid));
     }
 
-    // The slack bits of the last character are where two texts could mean the same bytes.
+    // The unused bits of the last character could allow two encodings of the same bytes.
     #[test]
-    fn a_nonce_has_one_spelling(now in 0..u64::from(u32::MAX), at in 0..36usize, to in "[A-Za-z0-9_+/=-]") {
+    fn a_nonce_has_only_one_encoding(now in 0..u64::from(u32::MAX), at in 0..36usize, to in "[A-Za-z0-9_+/=-]") {
         let mint = mint_of(&["north-star"]);
         let mut changed = mint.mint(now, client()).to_string();
         prop_assume!(changed[at..=at] != to);
         changed.replace_range(at..=at, &to);
-        prop_assert_eq!(mint.check(&changed, now, client()), Err(NonceError::Foreign));
+        prop_assert_eq!(mint.check(&changed, now, client()), Err(NonceError::Invalid));
     }
 
     #[test]

@@ -11,7 +11,7 @@ fn north_star() -> Secret {
 }
 
 #[test]
-fn usernames_come_apart_at_the_first_colon() {
+fn usernames_are_split_at_the_first_colon() {
     let parsed = |username| TimeLimitedUsername::parse(username).map(|parsed| (parsed.expires, parsed.user));
     assert_eq!(parsed("1700000000:alice"), Some((NOW, "alice")));
     assert_eq!(parsed("1700000000"), Some((NOW, "")));
@@ -25,7 +25,7 @@ fn usernames_come_apart_at_the_first_colon() {
     assert_eq!(parsed("18446744073709551616:x"), None, "one more than 64 bits hold");
 }
 
-// Made with: printf %s USERNAME | openssl dgst -sha1 -hmac SECRET -binary | base64
+// From `printf %s USERNAME | openssl dgst -sha1 -hmac SECRET -binary | base64`.
 #[test]
 fn passwords_are_those_that_openssl_computes() {
     let vectors = [
@@ -41,7 +41,7 @@ fn passwords_are_those_that_openssl_computes() {
 }
 
 #[test]
-fn minting_names_the_expiry_and_the_user() {
+fn a_minted_username_contains_the_expiry_and_the_user() {
     let named = mint(&north_star(), Some("alice"), NOW);
     assert_eq!((named.username.as_str(), named.expires), ("1700000000:alice", NOW));
     assert_eq!(*named.password, "rchw+7XvnG7mN0BXm8xDnHNSHX0=");
@@ -51,7 +51,7 @@ fn minting_names_the_expiry_and_the_user() {
 }
 
 #[test]
-fn a_minted_credential_is_valid_until_the_second_of_its_expiry() {
+fn a_minted_credential_is_valid_until_its_expiry() {
     let secrets = secrets(&["old", "north-star"]);
     let minted = mint(&north_star(), Some("alice"), NOW);
     let at = |now| verify(&secrets, &minted.username, &minted.password, now);
@@ -71,24 +71,24 @@ fn each_of_several_secrets_is_tried() {
         let valid = verify(&all, &minted.username, &minted.password, 0).unwrap();
         assert_eq!((valid.secret_index, valid.user), (index, ""));
     }
-    let foreign = mint(&north_star(), Some("alice"), NOW);
-    assert_eq!(verify(&all, &foreign.username, &foreign.password, 0), Err(CredentialError::WrongSecret { tried: 3 }));
+    let other = mint(&north_star(), Some("alice"), NOW);
+    assert_eq!(verify(&all, &other.username, &other.password, 0), Err(CredentialError::WrongSecret { tried: 3 }));
     assert_eq!(
-        verify(&all, &foreign.username, &foreign.password, NOW + 5),
+        verify(&all, &other.username, &other.password, NOW + 5),
         Err(CredentialError::WrongSecretAndExpired { tried: 3, ago_seconds: 5 })
     );
-    assert_eq!(verify(&[], &foreign.username, &foreign.password, 0), Err(CredentialError::NoSecret));
+    assert_eq!(verify(&[], &other.username, &other.password, 0), Err(CredentialError::NoSecret));
 }
 
 #[test]
-fn a_password_counts_only_for_its_own_username() {
+fn a_password_is_valid_only_for_its_username() {
     let minted = mint(&north_star(), Some("alice"), NOW);
     let later = verify(&[north_star()], "1700009999:alice", &minted.password, 0);
     assert_eq!(later, Err(CredentialError::WrongSecret { tried: 1 }));
 }
 
 #[test]
-fn malformed_usernames_are_named() {
+fn the_error_says_how_a_username_is_malformed() {
     let password = password(&north_star(), "1700000000:alice");
     let malformed = |username| match verify(&[north_star()], username, &password, 0) {
         Err(CredentialError::Malformed(what)) => what,
@@ -97,21 +97,21 @@ fn malformed_usernames_are_named() {
     assert_eq!(malformed("alice"), Malformed::NoExpiry);
     assert_eq!(malformed(""), Malformed::NoExpiry);
     assert_eq!(malformed("alice:bob"), Malformed::NoExpiry);
-    assert_eq!(malformed("alice:1700000000"), Malformed::ExpiryBehindName);
-    assert_eq!(malformed("a:b:1700000000"), Malformed::ExpiryBehindName);
+    assert_eq!(malformed("alice:1700000000"), Malformed::ExpiryAfterName);
+    assert_eq!(malformed("a:b:1700000000"), Malformed::ExpiryAfterName);
     let milliseconds = Malformed::ExpiryInMilliseconds { expires: 1_700_000_000_000 };
     assert_eq!(malformed("1700000000000:alice"), milliseconds);
     assert!(milliseconds.to_string().contains("milliseconds"), "{milliseconds}");
 }
 
 #[test]
-fn the_last_expiry_taken_as_seconds_is_of_the_year_5138() {
+fn the_last_expiry_in_seconds_is_in_the_year_5138() {
     assert!(check_username("99999999999").is_ok());
     assert!(check_username("100000000000").is_err());
 }
 
 #[test]
-fn malformed_passwords_are_named() {
+fn the_error_says_how_a_password_is_malformed() {
     let malformed = |password| match verify(&[north_star()], "1700000000:alice", password, 0) {
         Err(CredentialError::Malformed(what)) => what,
         other => panic!("{other:?}"),

@@ -1,4 +1,4 @@
-//! The command line.
+//! Command line arguments.
 
 use std::ffi::OsString;
 use std::net::Ipv6Addr;
@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use turnserver::config::{DurationError, parse_duration};
 
-/// In seconds: the longest life of a credential, ten years.
+/// The longest lifetime of a credential, in seconds: ten years.
 const LONGEST_TTL: u64 = 3_650 * 86_400;
 
-/// Makes and checks time-limited TURN credentials
+/// Create and check time-limited TURN credentials
 #[derive(Debug, Parser)]
 #[command(name = "turn-credential", version, arg_required_else_help = true)]
 pub(crate) struct Arguments {
@@ -20,17 +20,17 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Print a new credential
+    /// Create and print a credential
     #[command(after_help = MINT_HELP)]
     Mint(Mint),
-    /// Say whether a credential is valid, and if not, why
+    /// Report whether a credential is valid, and if not, why
     #[command(after_help = VERIFY_HELP)]
     Verify(Verify),
 }
 
 const MINT_HELP: &str = "\
-The secret comes from the configuration unless one of the --secret options names another place. Without --config and
-without a --secret option, ./turnserver.toml is read, else /etc/turnserver/turnserver.toml. Of several secrets the
+The secret comes from the configuration unless a --secret option names another source. Without --config and without a
+--secret option, ./turnserver.toml is read, otherwise /etc/turnserver/turnserver.toml. If there are several secrets, the
 first one is used.
 
 Examples:
@@ -39,10 +39,10 @@ Examples:
   turn-credential mint --secret-file /run/secrets/turn --format json";
 
 const VERIFY_HELP: &str = "\
-Exit code 0: valid. 1: not valid, and standard error says why. 2: wrong use.
+Exit code 0: valid. 1: not valid; the reason is on standard error. 2: usage error.
 
-The password is read from standard input unless --password-env names a variable. Every configured secret is tried,
-and static users of the configuration are known as well.
+The password is read from standard input unless --password-env names a variable. Every configured secret is tried, and
+static users of the configuration are checked, too.
 
 Example:
   echo 'rchw+7XvnG7mN0BXm8xDnHNSHX0=' | turn-credential verify 1700000000:alice";
@@ -51,25 +51,25 @@ Example:
 pub(crate) struct Mint {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// Whom the credential is for; limits are counted per user. May contain colons
+    /// The user of the credential; limits are counted per user. May contain colons
     #[arg(long, value_name = "NAME", value_parser = parse_user)]
     pub(crate) user: Option<String>,
-    /// How long the credential lives: seconds, or a number with s, m, h or d
+    /// The lifetime of the credential: seconds, or a number with s, m, h or d
     #[arg(long, value_name = "DURATION", default_value = "12h", value_parser = parse_ttl)]
     pub(crate) ttl: u64,
-    /// The name or address of the server in URLs; without it, `hostname` of the configuration or an address from it
+    /// The name or address of the server in URLs. Default: `hostname` or an address from the configuration
     #[arg(long, value_name = "HOST", value_parser = parse_host)]
     pub(crate) host: Option<String>,
-    /// How to print the credential
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Verify {
-    /// The username: EXPIRY:NAME or EXPIRY (in unix time), or a static user
+    /// The username: EXPIRY:NAME or EXPIRY (in Unix time), or a static user
     pub(crate) username: String,
-    /// Takes what is refused, a password, so that the refusal can say where it belongs.
+    /// A password on the command line, which is rejected with an error that names the right source.
     #[arg(hide = true)]
     pub(crate) misplaced_password: Option<String>,
     #[command(flatten)]
@@ -77,67 +77,67 @@ pub(crate) struct Verify {
     /// Read the password from standard input (the default)
     #[arg(long, conflicts_with = "password_env")]
     pub(crate) password_stdin: bool,
-    /// Take the password from this environment variable
+    /// Read the password from this environment variable
     #[arg(long, value_name = "VARIABLE")]
     pub(crate) password_env: Option<String>,
 }
 
-/// Where secrets come from.
+/// The source of the secrets.
 #[derive(Args, Debug)]
 pub(crate) struct Source {
-    /// The configuration of the server
+    /// The configuration file of the server
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Read secrets from this file, one a line; empty lines and lines that begin with # do not count
+    /// Read secrets from this file, one per line; empty lines and lines that start with # are ignored
     #[arg(long, value_name = "FILE", group = "secret_source")]
     pub(crate) secret_file: Option<PathBuf>,
-    /// Read secrets from standard input, one a line as in a file
+    /// Read secrets from standard input, in the format of --secret-file
     #[arg(long, group = "secret_source")]
     pub(crate) secret_stdin: bool,
-    /// Take the secret from this environment variable
+    /// Read the secret from this environment variable
     #[arg(long, value_name = "VARIABLE", group = "secret_source")]
     pub(crate) secret_env: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Lines for a person
+    /// Human-readable lines
     Text,
-    /// An object with username, password, expires, expires_at and, where they are known, urls
+    /// An object with username, password, expires, expires_at and, if known, urls
     Json,
     /// The argument of `new RTCPeerConnection(...)`
     IceServers,
-    /// Lines for `eval` in a shell: TURN_USERNAME, TURN_PASSWORD, TURN_EXPIRES and, where they are known, TURN_URLS
+    /// Lines for `eval` in a shell: TURN_USERNAME, TURN_PASSWORD, TURN_EXPIRES and, if known, TURN_URLS
     Env,
 }
 
-/// Finds the attempt to pass a secret or a password as an argument; returns what to answer.
+/// Returns the error message if a secret or a password is passed as an argument.
 pub(crate) fn secret_on_the_command_line(arguments: impl Iterator<Item = OsString>) -> Option<String> {
     let mut names = arguments.take_while(|argument| argument != "--").filter_map(|argument| {
         let bytes = argument.as_encoded_bytes();
         let name = bytes.split(|byte| *byte == b'=').next()?;
-        [("--secret", SECRET_PLACES), ("--password", PASSWORD_PLACES)]
+        [("--secret", SECRET_SOURCES), ("--password", PASSWORD_SOURCES)]
             .into_iter()
             .find(|(option, _)| option.as_bytes() == name)
     });
-    names.next().map(|(option, places)| {
+    names.next().map(|(option, sources)| {
         format!(
-            "there is no {option} option, because every user of this machine can read a command line; {places}\n\
-             If a real one stood there, replace it."
+            "there is no {option} option, because every user of this machine can read the command line; {sources}\n\
+             If the value was real, replace it."
         )
     })
 }
 
-const SECRET_PLACES: &str =
+const SECRET_SOURCES: &str =
     "the secret comes from --config FILE, --secret-file FILE, --secret-stdin or --secret-env VARIABLE.";
 
-pub(crate) const PASSWORD_PLACES: &str = "the password comes from standard input or --password-env VARIABLE.";
+pub(crate) const PASSWORD_SOURCES: &str = "the password comes from standard input or --password-env VARIABLE.";
 
 fn parse_user(user: &str) -> Result<String, String> {
     if user.is_empty() {
-        return Err("the name is empty; leave --user out for a credential without a name".to_owned());
+        return Err("the name is empty; omit --user for a credential without a name".to_owned());
     }
-    // RFC 8265 §4.2: the OpaqueString profile, which RFC 8489 §14.3 asks for, has no control characters.
+    // RFC 8265 §4.2: the OpaqueString profile, which RFC 8489 §14.3 requires, excludes control characters.
     if let Some(control) = user.chars().find(|character| character.is_control()) {
         return Err(format!("it contains the control character {}", control.escape_unicode()));
     }
@@ -151,9 +151,9 @@ fn parse_ttl(ttl: &str) -> Result<u64, String> {
         Err(error) => return Err(error.to_string()),
     };
     match seconds {
-        0 => Err("a credential has to live for a second at least".to_owned()),
+        0 => Err("the lifetime must be at least one second".to_owned()),
         1..=LONGEST_TTL => Ok(seconds),
-        _ => Err("that is longer than 3650d".to_owned()),
+        _ => Err("the lifetime must not exceed 3650d".to_owned()),
     }
 }
 
@@ -164,7 +164,9 @@ fn parse_host(host: &str) -> Result<String, String> {
     }
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     if host.is_empty() || !host.bytes().all(plain) {
-        return Err("give only the name or the address, without scheme and port, as in turn.example.org".to_owned());
+        return Err(
+            "use only the name or the address, without scheme and port, for example turn.example.org".to_owned()
+        );
     }
     Ok(host.to_owned())
 }

@@ -17,13 +17,13 @@ use crate::urls::urls;
 /// RFC 8489 §14.3: fewer than 509 bytes.
 const MAX_USERNAME: usize = 508;
 
-/// What to print.
+/// Returns the output for a new credential.
 pub(crate) fn run(arguments: &Mint) -> Result<Zeroizing<String>, Failure> {
-    let Loaded { config, secrets, place, .. } = source::load(&arguments.source)?;
+    let Loaded { config, secrets, source, .. } = source::load(&arguments.source)?;
     let Some(secret) = secrets.first() else {
-        return Err(Failure::Because(format!(
-            "there is no secret: {place}; \
-             name one with --config, --secret-file, --secret-stdin or --secret-env (`openssl rand -hex 32` makes one)"
+        return Err(Failure::Failed(format!(
+            "there is no secret: {source}; \
+             set one with --config, --secret-file, --secret-stdin or --secret-env (`openssl rand -hex 32` creates one)"
         )));
     };
     let expires = clock::unix_seconds().saturating_add(arguments.ttl);
@@ -31,7 +31,7 @@ pub(crate) fn run(arguments: &Mint) -> Result<Zeroizing<String>, Failure> {
     if credential.username.len() > MAX_USERNAME {
         let length = credential.username.len();
         return Err(Failure::Usage(format!(
-            "the username, expiry included, has {length} bytes; {MAX_USERNAME} are allowed (RFC 8489 section 14.3)"
+            "the username with its expiry has {length} bytes; the maximum is {MAX_USERNAME} (RFC 8489 section 14.3)"
         )));
     }
     let urls = urls(&config, arguments.host.as_deref());
@@ -39,10 +39,10 @@ pub(crate) fn run(arguments: &Mint) -> Result<Zeroizing<String>, Failure> {
         Format::Text => text(&credential, arguments.ttl, &urls.unwrap_or_default()),
         Format::Json => json(&credential, &urls.unwrap_or_default()),
         Format::Env => env(&credential, &urls.unwrap_or_default()),
-        // Without urls it would be no use to a browser.
+        // A browser cannot use the entry without URLs.
         Format::IceServers => match urls {
             Ok(urls) => format!("{}\n", credential.ice_servers(&urls)),
-            Err(error) => return Err(Failure::Because(error.to_string())),
+            Err(error) => return Err(Failure::Failed(error.to_string())),
         },
     };
     Ok(Zeroizing::new(printed))
@@ -88,7 +88,7 @@ fn env(credential: &Credential, urls: &[String]) -> String {
     lines
 }
 
-/// One word of a POSIX shell, whatever is in it: single quotes take everything but a single quote literally.
+/// Quotes a text as one word of a POSIX shell: within single quotes, every other character is literal.
 fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

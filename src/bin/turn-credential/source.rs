@@ -1,4 +1,4 @@
-//! Where secrets, passwords and the configuration come from: never from an argument.
+//! Sources of secrets, passwords and the configuration; arguments are never among them.
 
 use std::borrow::Cow;
 use std::fs;
@@ -8,48 +8,49 @@ use std::path::Path;
 
 use turnserver::auth::Secret;
 use turnserver::config::{self, Config};
+use turnserver::setting::{AUTH_SECRETS, AUTH_SECRETS_FILE};
 use zeroize::Zeroizing;
 
 use crate::Failure;
 use crate::args::{Source, Verify};
 
-/// What the sources yield.
+/// The configuration and the secrets.
 pub(crate) struct Loaded {
-    /// The configuration, or built-in defaults where none was read.
+    /// The configuration, or the defaults if none was read.
     pub(crate) config: Config,
     /// Whether the configuration was read from a file.
     pub(crate) from_file: bool,
-    /// The secrets, from the place that was asked for.
+    /// The secrets from the requested source.
     pub(crate) secrets: Vec<Secret>,
-    /// That place, as an error names it.
-    pub(crate) place: String,
+    /// That source, for error messages.
+    pub(crate) source: String,
 }
 
-/// Reads the configuration, if it is needed, and the secrets. None at all is not an error here.
+/// Reads the configuration, if it is needed, and the secrets, of which there may be none.
 pub(crate) fn load(source: &Source) -> Result<Loaded, Failure> {
-    let elsewhere = secrets_elsewhere(source)?;
-    let path = match (&source.config, &elsewhere) {
+    let from_options = secrets_from_options(source)?;
+    let path = match (&source.config, &from_options) {
         (Some(path), _) => Some(Cow::Borrowed(path.as_path())),
         (None, Some(_)) => None,
         (None, None) => config::default_path().map(Cow::Owned),
     };
     let config = match &path {
-        Some(path) => Config::load(path).map_err(|errors| Failure::Because(errors.to_string()))?,
+        Some(path) => Config::load(path).map_err(|errors| Failure::Failed(errors.to_string()))?,
         None => Config::default(),
     };
-    let (secrets, place) = elsewhere.unwrap_or_else(|| {
-        let place = path.as_ref().map_or_else(
+    let (secrets, description) = from_options.unwrap_or_else(|| {
+        let description = path.as_ref().map_or_else(
             || "no configuration was found (./turnserver.toml, /etc/turnserver/turnserver.toml)".to_owned(),
-            |path| format!("{} sets neither `auth.secrets` nor `auth.secrets-file`", path.display()),
+            |path| format!("{} sets neither `{AUTH_SECRETS}` nor `{AUTH_SECRETS_FILE}`", path.display()),
         );
-        (config.auth.secrets.clone(), place)
+        (config.auth.secrets.clone(), description)
     });
-    Ok(Loaded { config, from_file: path.is_some(), secrets, place })
+    Ok(Loaded { config, from_file: path.is_some(), secrets, source: description })
 }
 
-/// The secrets that a `--secret-…` option names, and what it names; `None` without such an option. Never empty.
-fn secrets_elsewhere(source: &Source) -> Result<Option<(Vec<Secret>, String)>, Failure> {
-    let (secrets, place) = if let Some(path) = &source.secret_file {
+/// Returns the secrets that a `--secret-…` option names, at least one, and their source; `None` without such an option.
+fn secrets_from_options(source: &Source) -> Result<Option<(Vec<Secret>, String)>, Failure> {
+    let (secrets, description) = if let Some(path) = &source.secret_file {
         (lines(&read_file(path)?), path.display().to_string())
     } else if source.secret_stdin {
         (lines(&read_stdin("secret")?), "standard input".to_owned())
@@ -60,12 +61,12 @@ fn secrets_elsewhere(source: &Source) -> Result<Option<(Vec<Secret>, String)>, F
         return Ok(None);
     };
     if secrets.is_empty() {
-        return Err(Failure::Because(format!("{place} holds no secret")));
+        return Err(Failure::Failed(format!("{description} contains no secret")));
     }
-    Ok(Some((secrets, place)))
+    Ok(Some((secrets, description)))
 }
 
-/// One secret a line, as in the file that `auth.secrets-file` names.
+/// Parses one secret per line, as in `auth.secrets-file`.
 fn lines(bytes: &[u8]) -> Vec<Secret> {
     bytes
         .split(|byte| *byte == b'\n')
@@ -86,12 +87,12 @@ pub(crate) fn password(verify: &Verify) -> Result<Zeroizing<String>, Failure> {
     line = line.strip_suffix(b"\r").unwrap_or(line);
     match str::from_utf8(line) {
         Ok(password) => Ok(Zeroizing::new(password.to_owned())),
-        Err(_) => Err(Failure::Because("the password is not UTF-8".to_owned())),
+        Err(_) => Err(Failure::Failed("the password is not UTF-8".to_owned())),
     }
 }
 
 fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let bytes = fs::read(path).map_err(|error| Failure::Because(format!("cannot read {}: {error}", path.display())))?;
+    let bytes = fs::read(path).map_err(|error| Failure::Failed(format!("cannot read {}: {error}", path.display())))?;
     Ok(Zeroizing::new(bytes))
 }
 
@@ -101,20 +102,22 @@ fn read_stdin(what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
         let _ = writeln!(io::stderr(), "Type the {what}, then Enter and Ctrl-D:");
     }
     let mut bytes = Zeroizing::new(Vec::new());
-    stdin.read_to_end(&mut bytes).map_err(|error| Failure::Because(format!("cannot read standard input: {error}")))?;
+    stdin.read_to_end(&mut bytes).map_err(|error| Failure::Failed(format!("cannot read standard input: {error}")))?;
     Ok(bytes)
 }
 
-/// The value of the variable that `option` names.
+/// Returns the value of the environment variable `name`, the argument of `option`.
 fn environment(option: &str, name: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
     if let Some(value) = std::env::var_os(name) {
         return Ok(Zeroizing::new(value.into_vec()));
     }
-    // What looks unlike the name of a variable may be the secret itself, and messages end up in logs.
-    let like_a_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
-    Err(Failure::Because(if like_a_name {
+    // A text that does not look like a variable name may be the secret itself, and messages end up in logs.
+    let looks_like_a_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
+    Err(Failure::Failed(if looks_like_a_name {
         format!("the environment variable {name} is not set")
     } else {
-        format!("no environment variable has the name that {option} gives; it takes a name, not the value")
+        format!(
+            "the environment variable of {option} is not set; the option takes the name of a variable, not the value"
+        )
     }))
 }

@@ -1,8 +1,8 @@
-//! Times as people and programs read them.
+//! Time formatting.
 
 const DAY: u64 = 86_400;
 
-/// RFC 3339 in UTC, such as `2023-11-14T22:13:20Z`. Takes seconds since the Unix epoch.
+/// Formats seconds since the Unix epoch as RFC 3339 in UTC, for example `2023-11-14T22:13:20Z`.
 pub(crate) fn rfc3339(unix_seconds: u64) -> String {
     let (mut days, second_of_day) = (unix_seconds / DAY, unix_seconds % DAY);
     let mut year = 1970;
@@ -35,9 +35,9 @@ fn days_of_months(year: u64) -> [u64; 12] {
 mod tests {
     use super::*;
 
-    // Made with: date -u -d @SECONDS +%Y-%m-%dT%H:%M:%SZ
+    // Generated with: date -u -d @SECONDS +%Y-%m-%dT%H:%M:%SZ
     #[test]
-    fn times_are_those_of_date() {
+    fn times_match_those_of_date() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
         assert_eq!(rfc3339(1_700_000_000), "2023-11-14T22:13:20Z");

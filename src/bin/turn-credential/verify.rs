@@ -6,21 +6,21 @@ use turnserver::clock;
 use zeroize::Zeroizing;
 
 use crate::Failure;
-use crate::args::{PASSWORD_PLACES, Verify};
+use crate::args::{PASSWORD_SOURCES, Verify};
 use crate::source::{self, Loaded};
 use crate::text::rfc3339;
 
-/// What to print about a valid credential.
+/// Returns the output for a valid credential.
 pub(crate) fn run(arguments: &Verify) -> Result<Zeroizing<String>, Failure> {
     if arguments.misplaced_password.is_some() {
         return Err(Failure::Usage(format!(
-            "a password does not belong on the command line, which every user of this machine can read; \
-             {PASSWORD_PLACES}"
+            "every user of this machine can read the command line, so a password must not be on it; \
+             {PASSWORD_SOURCES}"
         )));
     }
     if arguments.source.secret_stdin && arguments.password_env.is_none() {
         return Err(Failure::Usage(
-            "standard input cannot be both the secret and the password: use --password-env VARIABLE, or another \
+            "standard input cannot provide both the secret and the password: use --password-env VARIABLE or another \
              source of the secret"
                 .to_owned(),
         ));
@@ -29,17 +29,17 @@ pub(crate) fn run(arguments: &Verify) -> Result<Zeroizing<String>, Failure> {
     let loaded = source::load(&arguments.source)?;
     let password = source::password(arguments)?;
     let verdict = match loaded.config.auth.users.iter().find(|user| user.name == username) {
-        // The server looks for a static user first as well.
+        // The server also checks static users first.
         Some(user) => static_user(&user.password, username, &password),
         None => time_limited(&loaded, username, &password),
     };
-    verdict.map(Zeroizing::new).map_err(|why| Failure::Because(format!("not valid: {why}")))
+    verdict.map(Zeroizing::new).map_err(|why| Failure::Failed(format!("not valid: {why}")))
 }
 
-fn static_user(right: &Secret, username: &str, password: &str) -> Result<String, String> {
+fn static_user(expected: &Secret, username: &str, password: &str) -> Result<String, String> {
     let name = username.escape_debug();
     match Secret::new(password) {
-        Ok(given) if given == *right => {
+        Ok(given) if given == *expected => {
             Ok(format!("valid: the password of the static user {name}, which does not expire\n"))
         }
         Ok(_) => Err(format!("the password is wrong; {name} is a static user of the configuration")),
@@ -63,10 +63,10 @@ fn time_limited(loaded: &Loaded, username: &str, password: &str) -> Result<Strin
             ))
         }
         Err(error @ CredentialError::Malformed(Malformed::NoExpiry)) if loaded.from_file => {
-            Err(format!("{error}; nor is it the name of a static user in the configuration"))
+            Err(format!("{error}, and the configuration has no static user with this name"))
         }
         Err(CredentialError::NoSecret) => {
-            Err(format!("no time-limited credential can be, because there is no secret: {}", loaded.place))
+            Err(format!("there is no secret, so no time-limited credential is valid: {}", loaded.source))
         }
         Err(error @ (CredentialError::Expired { .. } | CredentialError::WrongSecretAndExpired { .. })) => {
             let end =

@@ -1,4 +1,4 @@
-//! The files of the repository, and files on disk.
+//! The configuration files and documents of the repository, and files on disk.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -7,7 +7,7 @@ use super::*;
 const SHIPPED: &str = include_str!("../../../turnserver.toml");
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
 
-/// A directory of its own for one test, gone when the test ends.
+/// A temporary directory for one test, deleted when dropped.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -32,12 +32,12 @@ impl Drop for Directory {
 }
 
 #[test]
-fn the_shipped_file_is_the_default() {
+fn the_shipped_file_equals_the_defaults() {
     assert_eq!(Config::parse(SHIPPED, "turnserver.toml").unwrap(), Config::default());
     assert_eq!(parse(""), Config::default());
 }
 
-/// The key and the table of each assignment, set or shown as an example.
+/// Returns the table and key of each assignment, including commented examples.
 fn assignments(text: &str) -> Vec<(String, String)> {
     let mut table = String::new();
     let mut found = Vec::new();
@@ -70,7 +70,7 @@ fn the_shipped_file_has_every_key() {
 }
 
 #[test]
-fn the_examples_in_the_shipped_file_are_accepted_once_they_are_filled_in() {
+fn the_examples_in_the_shipped_file_are_valid() {
     let filled =
         SHIPPED.replace("password = \"\"", "password = \"x\"").replace("/etc/turnserver/secrets", "Cargo.toml");
     let filled = filled.replace("tls = [] ", "tls = [\"[::]:5349\"] ");
@@ -91,7 +91,7 @@ fn the_examples_in_the_shipped_file_are_accepted_once_they_are_filled_in() {
 }
 
 #[test]
-fn the_document_has_every_key_in_the_section_of_its_table() {
+fn the_document_lists_every_key_in_the_section_of_its_table() {
     for table in schema::ALL {
         let heading = match table.path {
             "" => "## Top level\n".to_owned(),
@@ -112,13 +112,13 @@ fn the_document_has_every_key_in_the_section_of_its_table() {
 }
 
 #[test]
-fn the_messages_in_the_document_are_what_is_said() {
+fn the_messages_in_the_document_are_current() {
     let errors = Config::parse("relam = \"x\"\n\n\n[relay]\nports = \"65535-49152\"", "turnserver.toml").unwrap_err();
     assert!(DOCUMENT.contains(&format!("```text\n{errors}\n```")), "{errors}");
 }
 
 #[test]
-fn secrets_come_from_the_file_behind_those_in_the_configuration() {
+fn secrets_from_the_file_follow_those_in_the_configuration() {
     let directory = Directory::new("secrets");
     directory.write("more", "# the old one\n\n  fedcba9876543210  \r\nshort\n", 0o640);
     let text = "[auth]\nsecrets = [\"0123456789abcdef\"]\nsecrets-file = \"more\"";
@@ -130,26 +130,26 @@ fn secrets_come_from_the_file_behind_those_in_the_configuration() {
     assert_eq!(
         warnings,
         [format!(
-            "{}:4:1: a secret shorter than 16 bytes, which can be guessed: `openssl rand -hex 32` makes a good one",
+            "{}:4:1: a secret shorter than 16 bytes, which can be guessed: create one with `openssl rand -hex 32`",
             directory.0.join("more").display()
         )]
     );
 }
 
 #[test]
-fn a_file_with_secrets_that_everybody_can_read_is_a_warning_said_once() {
+fn a_world_readable_file_with_secrets_causes_one_warning() {
     let directory = Directory::new("modes");
     directory.write("more", "fedcba9876543210\n", 0o644);
     let text = "[auth]\nsecrets = [\"0123456789abcdef\", \"0123456789abcdeg\"]\nsecrets-file = \"more\"";
     let path = directory.write("t.toml", text, 0o644);
     let config = Config::load(&path).unwrap();
-    let said: Vec<String> = config.warnings.iter().map(|warning| warning.message.clone()).collect();
+    let messages: Vec<String> = config.warnings.iter().map(|warning| warning.message.clone()).collect();
     let (path, more) = (path.display(), directory.0.join("more"));
     assert_eq!(
-        said,
+        messages,
         [
-            format!("this file holds a secret and every user of the machine may read it: `chmod 640 {path}`"),
-            format!("`auth.secrets-file`: every user of the machine may read `{0}`: `chmod 640 {0}`", more.display()),
+            format!("this file contains a secret and is world-readable: run `chmod 640 {path}`"),
+            format!("`auth.secrets-file`: `{0}` is world-readable: run `chmod 640 {0}`", more.display()),
         ]
     );
     assert_eq!(config.warnings[0].position, Some((2, 12)));
@@ -158,14 +158,14 @@ fn a_file_with_secrets_that_everybody_can_read_is_a_warning_said_once() {
 }
 
 #[test]
-fn a_secrets_file_that_gives_no_secret_is_an_error() {
+fn a_secrets_file_without_a_secret_is_an_error() {
     let directory = Directory::new("no-secrets");
     directory.write("empty", "# nothing\n\n", 0o600);
     directory.write("binary", [0xff, 0xfe], 0o600);
     let shown = |name: &str| directory.0.join(name).display().to_string();
     for (name, what) in [
-        ("empty", format!("`{}` holds no secret; put one on a line of its own", shown("empty"))),
-        ("absent", format!("`{}` cannot be read: there is no such file", shown("absent"))),
+        ("empty", format!("`{}` contains no secret: write one secret per line", shown("empty"))),
+        ("absent", format!("`{}` cannot be read: file not found", shown("absent"))),
         ("binary", format!("`{}` cannot be read: it is not UTF-8 text", shown("binary"))),
         (".", format!("`{}` cannot be read: it is a directory", shown("."))),
     ] {
@@ -175,7 +175,7 @@ fn a_secrets_file_that_gives_no_secret_is_an_error() {
     }
     assert_eq!(
         error("[auth]\nsecrets-file = \"\""),
-        "2:16: `auth.secrets-file` is empty: leave it out if there is no such file"
+        "2:16: `auth.secrets-file` is empty: omit it if there is no such file"
     );
 }
 
@@ -190,8 +190,8 @@ fn a_configuration_file_that_cannot_be_read_is_one_error() {
     let directory = Directory::new("unreadable");
     let absent = directory.0.join("absent.toml");
     let error = Config::load(&absent).unwrap_err().to_string();
-    assert_eq!(error, format!("{}: cannot be read: there is no such file", absent.display()));
+    assert_eq!(error, format!("{}: cannot be read: file not found", absent.display()));
     let binary = directory.write("binary.toml", b"realm = \"x\"\n\xc3\xa4\xff", 0o600);
     let error = Config::load(&binary).unwrap_err().to_string();
-    assert_eq!(error, format!("{}:2:2: this byte is not UTF-8: save the file as UTF-8", binary.display()));
+    assert_eq!(error, format!("{}:2:2: invalid UTF-8: save the file as UTF-8", binary.display()));
 }

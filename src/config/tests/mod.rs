@@ -4,7 +4,7 @@ mod files;
 mod messages;
 mod values;
 
-/// The lines that a wrong text is answered with, without the name of the file.
+/// Returns the error lines for an invalid text, without the file name.
 fn errors(text: &str) -> Vec<String> {
     let errors = Config::parse(text, "t.toml").expect_err("the text is accepted");
     let lines: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();

@@ -1,8 +1,9 @@
-//! What right values become, and that nothing in a file makes the reader panic.
+//! How valid values are parsed, and that no input causes a panic.
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::transport::Transport;
 
 const EVERYTHING: &str = r#"
 realm = "example.org"
@@ -68,21 +69,24 @@ level = "trace"
 format = "json"
 "#;
 
+fn endpoints(transport: Transport, addresses: &[&str]) -> Vec<Endpoint> {
+    addresses.iter().map(|address| Endpoint::new(transport, address.parse().unwrap())).collect()
+}
+
 #[test]
-fn every_value_arrives() {
+fn every_value_is_parsed() {
     let secret = |text: &str| Secret::new(text).unwrap();
     let expected = Config {
         realm: "example.org".to_owned(),
         hostname: Some("[2001:db8::7]".to_owned()),
         workers: 3,
         drain_deadline: Duration::from_secs(600),
-        listen: Listen {
-            udp: ["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]
-                .map(|a| a.parse().unwrap())
-                .to_vec(),
-            tcp: ["127.0.0.1:0", "0.0.0.0:3478", "127.0.0.1:0"].map(|a| a.parse().unwrap()).to_vec(),
-            tls: ["[::1]:3478", "0.0.0.0:443"].map(|a| a.parse().unwrap()).to_vec(),
-        },
+        listen: [
+            endpoints(Transport::Udp, &["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]),
+            endpoints(Transport::Tcp, &["127.0.0.1:0", "0.0.0.0:3478", "127.0.0.1:0"]),
+            endpoints(Transport::Tls, &["[::1]:3478", "0.0.0.0:443"]),
+        ]
+        .concat(),
         tls: Some(Tls { certificate: "chain.pem".into(), private_key: "/etc/key.pem".into() }),
         relay: Relay {
             addresses: RelayAddresses::Given(["10.0.0.5", "2001:db8::7"].map(|a| a.parse().unwrap()).to_vec()),
@@ -132,16 +136,17 @@ fn every_value_arrives() {
 }
 
 #[test]
-fn a_transport_is_left_out_with_an_empty_list_and_not_without_the_key() {
-    let everywhere = Listen::default();
-    assert_eq!(parse("[listen]\ntcp = []").listen, Listen { tcp: Vec::new(), ..everywhere.clone() });
-    assert_eq!(parse("[listen]\nudp = []").listen, Listen { udp: Vec::new(), ..everywhere.clone() });
-    let specific = vec!["127.0.0.1:443".parse().unwrap()];
-    assert_eq!(parse("[listen]\ntcp = [\"127.0.0.1:443\"]").listen, Listen { tcp: specific, ..everywhere });
+fn an_empty_list_disables_a_transport_and_a_missing_key_does_not() {
+    let everywhere = |transport| endpoints(transport, &["[::]:3478"]);
+    assert_eq!(parse("[listen]\ntcp = []").listen, everywhere(Transport::Udp));
+    assert_eq!(parse("[listen]\nudp = []").listen, everywhere(Transport::Tcp));
+    let specific = endpoints(Transport::Tcp, &["127.0.0.1:443"]);
+    let udp = everywhere(Transport::Udp);
+    assert_eq!(parse("[listen]\ntcp = [\"127.0.0.1:443\"]").listen, [udp, specific].concat());
 }
 
 #[test]
-fn hosts_become_what_a_url_needs() {
+fn hostnames_are_formatted_for_urls() {
     for (host, expected) in [
         ("turn.example.org", "turn.example.org"),
         ("turn.example.org.", "turn.example.org."),
@@ -155,26 +160,26 @@ fn hosts_become_what_a_url_needs() {
 }
 
 #[test]
-fn the_summary_says_what_will_happen() {
+fn the_summary_describes_every_setting() {
     assert_eq!(
         Config::default().summary().to_string(),
         "\
 realm    turnserver
-host     not set: urls name an address of this machine
-workers  one for each CPU
-stop     with the last allocation, at most 1s after SIGTERM
+host     not set: printed URLs contain an address of this machine
+workers  one per CPU
+stop     when the last allocation ends, at most 1s after SIGTERM
 listen   udp [::]:3478 (IPv6 and IPv4)
 listen   tcp [::]:3478 (IPv6 and IPv4)
-relay    addresses from the interfaces of this machine; ports 49152-65535, 16384 for each address
-auth     no secret and no user: one secret is made for each run; a nonce is good for 1h
-         a Refresh extends an allocation up to 1h past the expiry of its credential
+relay    addresses from the interfaces of this machine; ports 49152-65535, 16384 per address
+auth     no secret and no user: a secret is created at each start; nonces are valid for 1h
+         a Refresh can extend an allocation up to 1h past the expiry of its credential
 peers    special-purpose addresses are denied
-limits   32 allocations for each user, in all as many as there are ports
-         an allocation has at most 256 permissions and 256 channels
-         10000 TCP and TLS connections in all, 500 from one source
-         an unverified source gets 50 answers a second
-timeouts a connection has 10s for its TLS handshake, 10s for its first request
-         and without an allocation 1m after a request, 5m in all
+limits   32 allocations per user, in total as many as there are relay ports
+         256 permissions and 256 channels per allocation
+         10000 TCP and TLS connections in total, 500 per source
+         50 responses per second to an unverified source
+timeouts 10s for the TLS handshake, 10s for the first request; without an allocation
+         1m after a request, 5m in total
 log      info as text"
     );
     assert_eq!(
@@ -183,7 +188,7 @@ log      info as text"
 realm    example.org
 host     [2001:db8::7]
 workers  3
-stop     with the last allocation, at most 10m after SIGTERM
+stop     when the last allocation ends, at most 10m after SIGTERM
 listen   udp 0.0.0.0:3478
 listen   udp [2001:db8::7]:443
 listen   udp 127.0.0.1:0 (any free port)
@@ -194,39 +199,39 @@ listen   tcp 127.0.0.1:0 (any free port)
 listen   tls [::1]:3478
 listen   tls 0.0.0.0:443
 tls      chain.pem, with the key in /etc/key.pem
-relay    10.0.0.5, 2001:db8::7; ports 50000-50999, 1000 for each address
+relay    10.0.0.5, 2001:db8::7; ports 50000-50999, 1000 per address
          10.0.0.5 is advertised as 203.0.113.9
-auth     1 secret, 1 static user; a nonce is good for 10m
-         no Refresh extends an allocation past the expiry of its credential
+auth     1 secret, 1 static user; nonces are valid for 10m
+         a Refresh cannot extend an allocation past the expiry of its credential
 peers    special-purpose addresses are denied
-         allowed besides: 10.20.0.0/16, 192.168.1.7, ::1
-         denied besides: 2001:db8:1::/48
-limits   any number of allocations for a user, 500 in all
-         a user makes at most 3 allocations a second
-         an allocation has at most 1 permission and 16384 channels, and 1 new peer a second
-         an allocation has at most 125000 bytes a second relayed each way
-         all allocations of a user have at most 4294967295 bytes a second relayed each way
-         any number of TCP and TLS connections, 30 from one source
-         an unverified source gets 7 answers a second
-timeouts a connection has 1s for its TLS handshake, 5m for its first request
-         and without an allocation 1d after a request, 90s in all
-others   when this server is full or drains, clients over UDP and TCP are sent to 203.0.113.5:3478, [2001:db8::5]:3478
-others   when this server is full or drains, clients over TLS are sent to 203.0.113.5:5349, [2001:db8::5]:5349
-         whose certificate has the name turn2.example.org
+         also allowed: 10.20.0.0/16, 192.168.1.7, ::1
+         also denied: 2001:db8:1::/48
+limits   allocations per user are not limited, 500 in total
+         3 new allocations per second and user
+         1 permission and 16384 channels per allocation, 1 new peer per second
+         125000 bytes per second, direction and allocation
+         4294967295 bytes per second, direction and user
+         TCP and TLS connections are not limited, 30 per source
+         7 responses per second to an unverified source
+timeouts 1s for the TLS handshake, 5m for the first request; without an allocation
+         1d after a request, 90s in total
+others   when this server is full or drains, UDP and TCP clients are redirected to 203.0.113.5:3478, [2001:db8::5]:3478
+others   when this server is full or drains, TLS clients are redirected to 203.0.113.5:5349, [2001:db8::5]:5349
+         their certificate has the name turn2.example.org
 compat   channel numbers up to 0x7FFF are accepted
 compat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY
 log      trace as json
-warning  t.toml:22:12: `auth.secrets` has a secret shorter than 16 bytes, \
-which can be guessed: `openssl rand -hex 32` makes a good one"
+warning  t.toml:22:12: `auth.secrets` contains a secret shorter than 16 bytes, \
+which can be guessed: create one with `openssl rand -hex 32`"
     );
 }
 
-/// Anything printable, or what TOML is made of.
+/// Any printable text, or TOML syntax.
 const REPLACEMENT: &str = "\\PC{0,6}|[\"'\\[\\]{}=.,\\n#\\\\:0-9/-]{0,4}";
 
 proptest! {
     #[test]
-    fn durations_are_read_back_as_they_are_written(seconds in any::<u64>()) {
+    fn formatted_durations_parse_to_the_same_value(seconds in any::<u64>()) {
         let duration = Duration::from_secs(seconds);
         prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
     }

@@ -1,6 +1,8 @@
 //! How far the addresses of this machine reach, by their range alone.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
+
+use crate::special_purpose::{self, Reach};
 
 /// From where an address can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,43 +21,12 @@ use Reachability::{Global, LinkLocal, Loopback, Private};
 
 /// Classifies by IANA's registries of special-purpose addresses.
 pub(super) fn reachability(ip: IpAddr) -> Reachability {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => v4(ip),
-        IpAddr::V6(ip) => v6(ip),
-    }
-}
-
-fn v4(ip: Ipv4Addr) -> Reachability {
-    match ip.octets() {
-        [127, ..] => Loopback,
-        [169, 254, ..] => LinkLocal,
-        [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => Private("private"),
-        [100, 64..=127, ..] => Private("carrier-grade NAT"),
-        [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => Private("documentation"),
-        [198, 18..=19, ..] => Private("benchmarking"),
-        [224..=239, ..] => Private("multicast"),
-        [0, ..] | [192, 0, 0, _] | [240..=255, ..] => Private("reserved"),
-        _ => Global,
-    }
-}
-
-fn v6(ip: Ipv6Addr) -> Reachability {
-    if ip.is_loopback() {
-        return Loopback;
-    }
-    match ip.segments() {
-        [0xfe80..=0xfebf, ..] => LinkLocal,
-        [0xfc00..=0xfdff, ..] => Private("unique local"),
-        [0xfec0..=0xfeff, ..] => Private("site-local"),
-        [0xff00..=0xffff, ..] => Private("multicast"),
-        [0x2001, 0x0db8, ..] | [0x3fff, 0x0000..=0x0fff, ..] => Private("documentation"),
-        [0x2001, 0x0002, 0, ..] => Private("benchmarking"),
-        // Reachable as far as somebody's tunnel relay is, and the relays are gone.
-        [0x2001, 0, ..] => Private("Teredo"),
-        [0x2002, ..] => Private("6to4"),
-        [0x2001, 0x0001..=0x01ff, ..] => Private("reserved"),
-        [0x2000..=0x3fff, ..] => Global,
-        _ => Private("reserved"),
+    let Some(range) = special_purpose::find(ip.to_canonical()) else { return Global };
+    match range.reach {
+        Reach::Machine => Loopback,
+        Reach::Link => LinkLocal,
+        Reach::Limited | Reach::Mapped => Private(range.kind),
+        Reach::Global => Global,
     }
 }
 
@@ -70,7 +41,7 @@ mod tests {
             (Global, &["172.15.255.255", "172.32.0.0", "192.167.255.255", "192.169.0.0", "223.255.255.255"]),
             (Global, &["198.17.255.255", "198.20.0.0", "169.253.255.255", "126.255.255.255", "128.0.0.0"]),
             (Global, &["2000::", "2001:200::1", "2001:db7::1", "2001:db9::1", "2a00::1", "3ffe::1", "3fff:1000::1"]),
-            (Global, &["::ffff:1.1.1.1"]),
+            (Global, &["::ffff:1.1.1.1", "192.88.98.255", "192.88.100.0", "2001:3::1", "2001:4:112::1"]),
             (Private("private"), &["10.0.0.0", "10.255.255.255", "172.16.0.0", "172.31.255.255"]),
             (Private("private"), &["192.168.0.0", "192.168.255.255", "::ffff:10.0.0.1"]),
             (Private("carrier-grade NAT"), &["100.64.0.0", "100.127.255.255"]),
@@ -83,6 +54,8 @@ mod tests {
             (Private("site-local"), &["fec0::1", "feff::1"]),
             (Private("Teredo"), &["2001:0:1::1"]),
             (Private("6to4"), &["2002:101:101::1"]),
+            (Private("6to4 relay"), &["192.88.99.0", "192.88.99.255"]),
+            (Private("non-routable"), &["2001:20::1", "2001:2f:ffff::1", "2001:30::1", "2001:3f:ffff::1"]),
             (LinkLocal, &["169.254.0.0", "169.254.255.255", "fe80::1", "febf::1"]),
             (Loopback, &["127.0.0.0", "127.255.255.255", "::1", "::ffff:127.0.0.1"]),
         ];

@@ -1,10 +1,12 @@
+use std::net::SocketAddr;
+
 use super::*;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// "eth0 10.0.0.5" per address; "down eth0 10.0.0.5" for one of an interface that is switched off.
+/// Parses "eth0 10.0.0.5" per address; "down eth0 10.0.0.5" for an interface that is down.
 fn machine(lines: &[&str]) -> Vec<InterfaceAddress> {
     let entry = |line: &&str| {
         let (up, line) = line.strip_prefix("down ").map_or((true, *line), |rest| (false, rest));
@@ -31,7 +33,7 @@ fn given(addresses: &[&str], lines: &[&str], external: &[(&str, &str)]) -> Resul
     choose(Some(&addresses), &mapping(external), &machine(lines), &|_| None)
 }
 
-/// "bind" or "bind → advertised".
+/// Formats each address as "bind" or "bind → advertised".
 fn outline(choice: &Choice) -> Vec<String> {
     let line = |address: &RelayAddress| {
         let RelayAddress { bind, advertised, .. } = address;
@@ -45,15 +47,15 @@ fn reasons(choice: &Choice) -> Vec<&str> {
 }
 
 #[test]
-fn a_server_with_a_global_address_per_family_uses_both_without_a_word() {
+fn a_server_with_a_global_address_per_family_uses_both_without_a_warning() {
     let choice = auto(&["eth0 5.9.1.1", "eth0 2a01:4f8::1", "eth0 fe80::1"], &[], &["5.9.1.1", "2a01:4f8::1"]).unwrap();
     assert_eq!(outline(&choice), ["5.9.1.1", "2a01:4f8::1"]);
-    assert_eq!(reasons(&choice), ["global address of eth0, the kernel's source towards the internet"; 2]);
+    assert_eq!(reasons(&choice), ["global address of eth0, the kernel's source address for the internet"; 2]);
     assert_eq!(choice.warnings, [""; 0]);
 }
 
 #[test]
-fn the_kernels_source_wins_among_global_addresses() {
+fn the_kernels_source_address_is_preferred_among_global_addresses() {
     let lines = ["eth0 5.9.1.1", "eth0 5.9.1.2", "eth1 5.9.1.3"];
     assert_eq!(outline(&auto(&lines, &[], &["5.9.1.2"]).unwrap()), ["5.9.1.2"]);
     let choice = auto(&lines, &[], &[]).unwrap();
@@ -61,36 +63,34 @@ fn the_kernels_source_wins_among_global_addresses() {
 }
 
 #[test]
-fn a_global_address_wins_over_a_private_one_that_the_kernel_prefers() {
+fn a_global_address_precedes_a_private_one_that_the_kernel_prefers() {
     let choice = auto(&["eth0 10.0.0.5", "eth1 5.9.1.1"], &[], &["10.0.0.5"]).unwrap();
     assert_eq!(outline(&choice), ["5.9.1.1"]);
     assert_eq!(choice.warnings, [""; 0]);
 }
 
 #[test]
-fn a_global_address_on_the_loopback_interface_counts_after_one_on_a_network() {
+fn a_global_address_of_the_loopback_interface_follows_one_of_another_interface() {
     assert_eq!(outline(&auto(&["lo 5.9.1.1"], &[], &[]).unwrap()), ["5.9.1.1"]);
     assert_eq!(outline(&auto(&["lo 5.9.1.1", "eth0 5.9.1.2"], &[], &[]).unwrap()), ["5.9.1.2"]);
     assert_eq!(outline(&auto(&["lo 10.255.255.254", "eth0 172.20.1.2"], &[], &[]).unwrap()), ["172.20.1.2"]);
 }
 
 #[test]
-fn a_private_address_is_used_with_a_warning_that_says_what_to_set() {
+fn a_private_address_causes_a_warning_with_advice() {
     let choice = auto(&["docker0 172.17.0.1", "eth0 10.0.0.5"], &[], &["10.0.0.5"]).unwrap();
     assert_eq!(outline(&choice), ["10.0.0.5"]);
-    assert_eq!(reasons(&choice), ["private address of eth0, the kernel's source towards the internet"]);
+    assert_eq!(reasons(&choice), ["private address of eth0, the kernel's source address for the internet"]);
     assert_eq!(
         choice.warnings,
-        [
-            "relay address 10.0.0.5 of eth0 is a private address: browsers elsewhere cannot reach it. Behind 1:1 NAT set in \
-          [relay] external = { \"10.0.0.5\" = \"203.0.113.9\" } with the outside address; otherwise set relay.addresses \
-          to a public address of this machine"
-        ]
+        ["relay address 10.0.0.5 of eth0 is a private address: browsers elsewhere cannot reach it. Behind 1:1 NAT, \
+             set external = { \"10.0.0.5\" = \"203.0.113.9\" } in [relay] with the outside address; otherwise set \
+             relay.addresses to a public address of this machine"]
     );
 }
 
 #[test]
-fn an_address_that_is_not_global_names_its_range_in_the_warning() {
+fn the_warning_about_a_non_global_address_names_its_range() {
     for (address, range) in [
         ("100.64.3.4", "carrier-grade NAT"),
         ("192.0.2.2", "documentation"),
@@ -106,27 +106,27 @@ fn an_address_that_is_not_global_names_its_range_in_the_warning() {
 }
 
 #[test]
-fn a_private_family_beside_a_good_one_may_be_left_out() {
+fn the_warning_about_a_private_family_suggests_omitting_it() {
     let choice = auto(&["eth0 5.9.1.1", "eth0 fd00::2"], &[], &[]).unwrap();
     assert_eq!(outline(&choice), ["5.9.1.1", "fd00::2"]);
     let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
     assert!(warning.contains("fd00::2") && warning.contains("\"2001:db8::9\""), "{warning}");
-    assert!(warning.ends_with("do without this one: addresses = [\"5.9.1.1\"]"), "{warning}");
+    assert!(warning.ends_with("omit this address: addresses = [\"5.9.1.1\"]"), "{warning}");
 }
 
 #[test]
-fn a_mapping_sets_the_advertised_address_and_silences_the_warning() {
+fn a_mapping_sets_the_advertised_address_and_avoids_the_warning() {
     let choice = auto(&["eth0 10.0.0.5"], &[("10.0.0.5", "5.9.1.1")], &["10.0.0.5"]).unwrap();
     assert_eq!(outline(&choice), ["10.0.0.5 → 5.9.1.1"]);
     assert_eq!(
         reasons(&choice),
-        ["private address of eth0, mapped by relay.external, the kernel's source towards the internet"]
+        ["private address of eth0, mapped by relay.external, the kernel's source address for the internet"]
     );
     assert_eq!(choice.warnings, [""; 0]);
 }
 
 #[test]
-fn a_mapped_address_wins_over_every_other_of_its_family() {
+fn a_mapped_address_precedes_all_others_of_its_family() {
     let lines = ["eth0 5.9.1.1", "eth1 10.0.0.5", "eth0 2a01:4f8::1"];
     let choice = auto(&lines, &[("10.0.0.5", "5.9.1.2")], &["5.9.1.1"]).unwrap();
     assert_eq!(outline(&choice), ["10.0.0.5 → 5.9.1.2", "2a01:4f8::1"]);
@@ -138,7 +138,7 @@ fn addresses_of_interfaces_that_are_down_are_not_detected() {
 }
 
 #[test]
-fn loopback_is_used_where_nothing_else_is_and_says_so() {
+fn loopback_is_used_with_a_warning_if_there_is_no_other_address() {
     for lines in [&[][..], &["eth0 fe80::1", "eth0 169.254.3.4"], &["down eth0 5.9.1.1"]] {
         let choice = auto(lines, &[], &[]).unwrap();
         assert_eq!(outline(&choice), ["127.0.0.1", "::1"]);
@@ -158,28 +158,28 @@ fn one_loopback_family_is_enough() {
 }
 
 #[test]
-fn loopback_of_one_family_is_not_used_beside_an_address_of_the_other() {
+fn loopback_of_one_family_is_not_used_with_an_address_of_the_other() {
     assert_eq!(outline(&auto(&["eth0 2a01:4f8::1"], &[], &[]).unwrap()), ["2a01:4f8::1"]);
 }
 
 #[test]
-fn a_machine_without_any_address_cannot_start() {
+fn a_machine_without_addresses_is_an_error() {
     let error = choose(None, &[], &[], &|_| None).unwrap_err();
     assert!(matches!(error, AddressError::NoneFound));
     assert!(error.to_string().starts_with("no relay address found"));
 }
 
 #[test]
-fn given_addresses_are_taken_in_their_order_and_once() {
+fn configured_addresses_are_used_in_order_without_duplicates() {
     let lines = ["eth0 5.9.1.1", "eth0 5.9.1.2", "down eth1 5.9.1.3"];
     let choice = given(&["5.9.1.3", "5.9.1.1", "::ffff:5.9.1.3"], &lines, &[]).unwrap();
     assert_eq!(outline(&choice), ["5.9.1.3", "5.9.1.1"]);
-    assert_eq!(reasons(&choice)[1], "global address of eth0, given in relay.addresses");
+    assert_eq!(reasons(&choice)[1], "global address of eth0, configured in relay.addresses");
     assert_eq!(choice.warnings, [""; 0]);
 }
 
 #[test]
-fn given_addresses_that_do_not_reach_far_are_warned_of() {
+fn configured_addresses_with_limited_reachability_cause_warnings() {
     let lines = ["eth0 10.0.0.5", "eth0 169.254.3.4"];
     let choice = given(&["10.0.0.5", "169.254.3.4", "127.0.0.1"], &lines, &[]).unwrap();
     assert_eq!(choice.addresses.len(), 3);
@@ -193,26 +193,27 @@ fn given_addresses_that_do_not_reach_far_are_warned_of() {
 }
 
 #[test]
-fn a_given_address_that_is_not_ours_is_one_line_that_explains_nat() {
+fn a_configured_address_of_another_machine_is_an_error_that_explains_nat() {
     let error = given(&["5.9.1.1"], &["eth0 10.0.0.5", "eth0 fe80::1"], &[]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "relay.addresses: 5.9.1.1 is not among the addresses of this machine, 127.0.0.1 (lo), ::1 (lo), 10.0.0.5 (eth0); \
-         behind 1:1 NAT the inside address goes into `addresses`, the outside one into `external`: \
+        "relay.addresses: 5.9.1.1 is not among the addresses of this machine: \
+         127.0.0.1 (lo), ::1 (lo), 10.0.0.5 (eth0); \
+         behind 1:1 NAT, set `addresses` to the inside address and map it in `external`: \
          addresses = [\"10.0.0.5\"] and external = { \"10.0.0.5\" = \"5.9.1.1\" }"
     );
 }
 
 #[test]
-fn all_given_addresses_that_are_not_ours_are_named_at_once() {
+fn all_configured_addresses_of_other_machines_are_reported_together() {
     let error = given(&["2a01:4f8::1", "10.0.0.5", "5.9.1.1"], &["eth0 10.0.0.5"], &[]).unwrap_err().to_string();
     assert!(error.starts_with("relay.addresses: 2a01:4f8::1 and 5.9.1.1 are not among"), "{error}");
-    // There is no IPv6 address that could be the inside one.
-    assert!(error.ends_with("the outside one into `external`"), "{error}");
+    // The machine has no IPv6 address that could be the inside address.
+    assert!(error.ends_with("map it in `external`"), "{error}");
 }
 
 #[test]
-fn a_wildcard_multicast_or_scoped_address_cannot_be_given() {
+fn an_unspecified_multicast_or_link_local_address_is_an_error() {
     for text in ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "fe80::1"] {
         let error = given(&[text], &["eth0 fe80::1"], &[]).unwrap_err();
         assert!(matches!(error, AddressError::Unusable(unusable) if unusable == ip(text)), "{error}");
@@ -221,23 +222,30 @@ fn a_wildcard_multicast_or_scoped_address_cannot_be_given() {
 }
 
 #[test]
-fn a_mapping_between_families_is_refused() {
+fn a_mapping_between_families_is_an_error() {
     let error = auto(&["eth0 10.0.0.5"], &[("10.0.0.5", "2a01:4f8::1")], &[]).unwrap_err();
     assert!(matches!(error, AddressError::MixedFamilies(..)), "{error}");
 }
 
 #[test]
-fn a_mapping_of_an_address_that_is_not_ours_is_warned_of() {
+fn a_mapping_of_an_address_of_another_machine_causes_a_warning() {
     let choice = auto(&["eth0 5.9.1.1"], &[("10.0.0.6", "5.9.1.1")], &[]).unwrap();
     let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
     assert!(warning.starts_with("relay.external maps 10.0.0.6, which is not among"), "{warning}");
+}
+
+/// Where clients reach a listener, each address with the listener's port.
+fn hosts(listener: &str, external: &[(IpAddr, IpAddr)], choice: &Choice) -> Vec<String> {
+    let listener: SocketAddr = listener.parse().unwrap();
+    let hosts = advertised_hosts(listener.ip(), external, choice);
+    hosts.into_iter().map(|host| SocketAddr::new(host, listener.port()).to_string()).collect()
 }
 
 #[test]
 fn a_specific_listener_is_advertised_as_itself_or_as_it_is_mapped() {
     let external = mapping(&[("10.0.0.5", "5.9.1.1")]);
     let choice = auto(&[], &[], &[]).unwrap();
-    let hosts = |text: &str| advertised_hosts(text.parse().unwrap(), &external, &choice);
+    let hosts = |listener| hosts(listener, &external, &choice);
     assert_eq!(hosts("10.0.0.5:3478"), ["5.9.1.1:3478"]);
     assert_eq!(hosts("5.9.1.7:443"), ["5.9.1.7:443"]);
     assert_eq!(hosts("[2a01:4f8::1]:3478"), ["[2a01:4f8::1]:3478"]);
@@ -247,20 +255,20 @@ fn a_specific_listener_is_advertised_as_itself_or_as_it_is_mapped() {
 fn a_wildcard_listener_is_advertised_at_the_relay_addresses_it_listens_for() {
     let lines = ["eth0 2a01:4f8::1", "eth0 10.0.0.5"];
     let choice = given(&["2a01:4f8::1", "10.0.0.5"], &lines, &[("10.0.0.5", "5.9.1.1")]).unwrap();
-    let hosts = |text: &str| advertised_hosts(text.parse().unwrap(), &[], &choice);
+    let hosts = |listener| hosts(listener, &[], &choice);
     assert_eq!(hosts("[::]:3478"), ["5.9.1.1:3478", "[2a01:4f8::1]:3478"]);
     assert_eq!(hosts("0.0.0.0:3478"), ["5.9.1.1:3478"]);
 }
 
 #[test]
-fn two_addresses_that_clients_would_know_as_one_are_refused() {
+fn two_addresses_with_the_same_advertised_address_are_an_error() {
     let lines = ["eth0 10.0.0.5", "eth0 5.9.1.2"];
     let error = given(&["10.0.0.5", "5.9.1.2"], &lines, &[("10.0.0.5", "5.9.1.2")]).unwrap_err();
     assert!(error.to_string().contains("10.0.0.5 and 5.9.1.2 are both advertised as 5.9.1.2"), "{error}");
 }
 
 #[test]
-fn this_machine_has_relay_addresses_that_can_be_bound() {
+fn the_detected_relay_addresses_can_be_bound() {
     let choice = detect(None, &[]).unwrap();
     for address in choice.addresses {
         assert!(interfaces::is_local(address.bind), "{address:?}");
@@ -268,7 +276,7 @@ fn this_machine_has_relay_addresses_that_can_be_bound() {
 }
 
 #[test]
-fn an_address_that_is_routed_to_this_machine_can_be_given() {
-    let given = [ip("127.3.2.1")];
-    assert_eq!(outline(&detect(Some(&given), &[]).unwrap()), ["127.3.2.1"]);
+fn an_address_that_is_routed_to_this_machine_can_be_configured() {
+    let configured = [ip("127.3.2.1")];
+    assert_eq!(outline(&detect(Some(&configured), &[]).unwrap()), ["127.3.2.1"]);
 }

@@ -1,4 +1,4 @@
-//! What is said about a certificate, and how often.
+//! Messages about a certificate, and their frequency.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::net::tls::tests::certificates::{Authority, Issued};
 
-/// A directory with a certificate in it, gone when the test ends.
+/// A temporary directory with a certificate, deleted when dropped.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -29,7 +29,7 @@ impl Drop for Directory {
     }
 }
 
-/// The lines of the log while `work` runs.
+/// Returns the lines that are logged while `work` runs.
 fn logged(work: impl FnOnce()) -> Vec<String> {
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -50,58 +50,58 @@ fn logged(work: impl FnOnce()) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_state_of_the_files_that_cannot_be_served_is_spoken_of_once_and_not_at_the_first_look() {
+async fn unusable_files_are_logged_once_and_not_at_the_first_poll() {
     let (authority, directory) = (Authority::new(clock::unix_seconds()), Directory::new("once"));
     let tls = directory.write(&authority, &authority.issue(&["localhost"]));
     let mut certificates = Certificates::load(&tls, None).unwrap();
-    assert_eq!(logged(|| certificates.look()), [""; 0]);
+    assert_eq!(logged(|| certificates.poll()), [""; 0]);
     let now = clock::unix_seconds();
     // The reason changes with the time; that is no news.
     let expired = authority.issue_for(&["localhost"], now - 100, now - 1);
     directory.write(&authority, &expired);
-    assert_eq!(logged(|| certificates.look()), [""; 0]);
-    let lines = logged(|| (0..5).for_each(|_| certificates.look()));
+    assert_eq!(logged(|| certificates.poll()), [""; 0]);
+    let lines = logged(|| (0..5).for_each(|_| certificates.poll()));
     assert!(lines.len() == 1 && lines[0].contains("expired"), "{lines:?}");
-    // Who asks is told again.
+    // An explicit reload logs the failure again.
     assert_eq!(logged(|| certificates.reload()).len(), 1);
     fs::remove_file(&tls.private_key).unwrap();
-    assert_eq!(logged(|| certificates.look()), [""; 0]);
-    assert_eq!(logged(|| (0..5).for_each(|_| certificates.look())).len(), 1);
+    assert_eq!(logged(|| certificates.poll()), [""; 0]);
+    assert_eq!(logged(|| (0..5).for_each(|_| certificates.poll())).len(), 1);
     let renewed = authority.issue(&["localhost"]);
     directory.write(&authority, &renewed);
-    let lines = logged(|| (0..5).for_each(|_| certificates.look()));
+    let lines = logged(|| (0..5).for_each(|_| certificates.poll()));
     assert!(lines.len() == 1 && lines[0].contains(&renewed.serial), "{lines:?}");
     assert_eq!(certificates.current().serial, renewed.serial);
 }
 
 #[tokio::test]
-async fn a_certificate_that_nobody_renews_is_spoken_of_once_a_day() {
+async fn an_expiring_certificate_is_logged_once_a_day() {
     let (authority, directory) = (Authority::new(clock::unix_seconds()), Directory::new("daily"));
     let now = clock::unix_seconds();
     let tls = directory.write(&authority, &authority.issue_for(&["localhost"], now - 100, now + 5 * DAY + 30));
     let mut certificates = Certificates::load(&tls, None).unwrap();
-    assert_eq!(logged(|| certificates.look()), [""; 0]);
-    certificates.remind = now;
-    let lines = logged(|| (0..5).for_each(|_| certificates.look()));
+    assert_eq!(logged(|| certificates.poll()), [""; 0]);
+    certificates.next_warning = now;
+    let lines = logged(|| (0..5).for_each(|_| certificates.poll()));
     assert!(lines.len() == 1 && lines[0].contains("expires in 5 d, on "), "{lines:?}");
     certificates.current.not_after = now - 60;
-    certificates.remind = now;
-    let lines = logged(|| (0..5).for_each(|_| certificates.look()));
+    certificates.next_warning = now;
+    let lines = logged(|| (0..5).for_each(|_| certificates.poll()));
     assert!(lines.len() == 1 && lines[0].contains(" expired on "), "{lines:?}");
 }
 
 #[test]
-fn what_keeps_a_file_from_being_read_is_shown_with_what_to_do() {
+fn missing_permissions_are_reported_with_advice() {
     let directory = Directory::new("obstacle");
     let file = directory.0.join("key.pem");
     fs::write(&file, "").unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    let shown = obstacle(&file);
-    let advice = format!("let its group read it, `chgrp turnserver {0}; chmod 640 {0}`", file.display());
+    let shown = permission_advice(&file);
+    let advice = format!("make it readable for the group: `chgrp turnserver {0}; chmod 640 {0}`", file.display());
     assert!(shown.starts_with(" (mode 0600, owner uid ") && shown.ends_with(&advice), "{shown}");
 
     fs::set_permissions(&directory.0, fs::Permissions::from_mode(0o750)).unwrap();
-    let shown = obstacle(&directory.0.join("closed").join("key.pem"));
+    let shown = permission_advice(&directory.0.join("closed").join("key.pem"));
     let begin = format!(" (directory {}: mode 0750, owner uid ", directory.0.display());
-    assert!(shown.starts_with(&begin) && shown.ends_with("from a hook of the ACME client"), "{shown}");
+    assert!(shown.starts_with(&begin) && shown.ends_with("in a deploy hook of the ACME client"), "{shown}");
 }

@@ -1,19 +1,19 @@
 //! Many UDP datagrams in one system call.
 //!
 //! ```text
-//!   socket ──▶ RecvBatch: an arena of slots ──▶ the caller decides ──▶ SendBatch ──▶ socket
+//!   socket ──▶ RecvBatch: an arena of slots ──▶ caller ──▶ SendBatch ──▶ socket
 //!
-//!   a slot    ┌──────────┬───────────────────────────────┬──────────┐
-//!             │ headroom │ a datagram, or merged ones    │ tailroom │
+//!   slot      ┌──────────┬───────────────────────────────┬──────────┐
+//!             │ headroom │ datagram or merged datagrams  │ tailroom │
 //!             └──────────┴───────────────────────────────┴──────────┘
 //!                           │ 1200   │ 1200   │ 800 │
 //!                          [hdr]↓   [hdr]↓   [hdr]↓      pieces: ranges of the arena, headers of the SendBatch
 //! ```
 //!
-//! Payloads stay in the arena from the call that receives them to the call that sends them.
+//! A payload stays in the arena between the call that receives it and the call that sends it.
 
 mod receive;
 mod send;
 
-pub use receive::{Datagram, DropCounter, Filled, RecvBatch, Room};
-pub use send::{Fate, Piece, SendBatch, Target};
+pub use receive::{Datagram, DropCounter, Filled, RecvBatch, SlotLayout};
+pub use send::{Piece, SendBatch, SendStatus, Target};

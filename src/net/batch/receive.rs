@@ -7,84 +7,85 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 
 use crate::net::sys;
-use crate::net::udp::{canonical, past_pending_errors};
+use crate::net::udp::{canonical, skip_pending_errors};
 
 #[cfg(test)]
 mod tests;
 
-/// What a slot of the arena is made of, in bytes.
+/// The layout of a slot of the arena, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// In front of what is received, so that a header can be written there.
+pub struct SlotLayout {
+    /// Space before the payload, for a header.
     pub headroom: usize,
-    /// For what is received. 65 536 is more than the longest UDP payload, merged or not.
+    /// Space for the payload. 65 536 bytes hold the longest UDP payload, merged or not.
     pub payload: usize,
-    /// Behind it, so that padding can be written there.
+    /// Space after the payload, for padding.
     pub tailroom: usize,
 }
 
-impl Room {
+impl SlotLayout {
     const fn size(self) -> usize {
         self.headroom + self.payload + self.tailroom
     }
 }
 
-/// A datagram, or several that the kernel has merged (see [`merge_received`](crate::net::udp::merge_received)).
+/// A datagram, or several that the kernel merged (see [`enable_gro`](crate::net::udp::enable_gro)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// Where its payload is in the arena.
+    /// The range of its payload in the arena.
     pub payload: Range<usize>,
-    /// The sender. A link-local IPv6 address keeps its scope id, every other one has none.
+    /// The sender. Only a link-local IPv6 address has a scope id.
     pub source: SocketAddr,
-    /// The address that the sender wrote to; `None` on a socket bound to a specific address.
+    /// The destination address; `None` on a socket that is bound to a specific address.
     pub destination: Option<IpAddr>,
-    /// It was longer than its room, and its end is lost.
+    /// The datagram was longer than [`SlotLayout::payload`] and was cut.
     pub truncated: bool,
-    /// DSCP (upper six bits) and ECN: the second byte of the IPv4 header, the traffic class of IPv6.
+    /// DSCP (upper six bits) and ECN: the second byte of the IPv4 header, or the IPv6 traffic class.
     pub tos: u8,
-    /// If several were merged, their length in bytes; the last may be shorter.
+    /// If the kernel merged datagrams, their length in bytes. The last may be shorter.
     pub segment: Option<NonZeroUsize>,
 }
 
 impl Datagram {
-    /// The payloads that the network carried, in the order in which they came: one, unless they were merged.
+    /// Returns the payloads of the merged datagrams in the order of their arrival, or the only payload.
     pub fn segments(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let Range { start, end } = self.payload;
         let length = self.segment.map_or(usize::MAX, NonZeroUsize::get);
-        // An empty datagram is one, too.
+        // An empty datagram has one empty segment.
         let first = start..end.min(start.saturating_add(length));
-        std::iter::successors(Some(first), move |before| {
-            (before.end < end).then(|| before.end..end.min(before.end.saturating_add(length)))
+        std::iter::successors(Some(first), move |previous| {
+            (previous.end < end).then(|| previous.end..end.min(previous.end.saturating_add(length)))
         })
     }
 }
 
-/// What one call received.
+/// The result of one call that received datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filled {
-    /// Slots filled, from the first on. Fewer than were asked for: the socket is drained.
+    /// The number of slots filled. The socket is empty if it is less than the requested maximum.
     pub count: usize,
-    /// What the socket's counter of drops stood at, for [`DropCounter::advance`]; `None` if it has dropped nothing.
+    /// The drop counter of the socket, for [`DropCounter::advance`]; `None` if the socket has dropped nothing.
     pub dropped: Option<u32>,
 }
 
-/// Follows the counter of datagrams that the kernel dropped because a socket's receive buffer was full
-/// (`SO_RXQ_OVFL`). It is heard of only when a later datagram is received.
+/// Counts the datagrams that the kernel dropped because the receive buffer of a socket was full (`SO_RXQ_OVFL`).
+///
+/// The kernel reports drops only with a datagram that is received later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DropCounter(u32);
 
 impl DropCounter {
-    /// Datagrams dropped since the last call, by the counter that a socket's [`Filled::dropped`] brought. The counter
-    /// wraps around.
+    /// Returns how many datagrams were dropped since the last call. `counter` is [`Filled::dropped`], which wraps
+    /// around.
     pub fn advance(&mut self, counter: Option<u32>) -> u32 {
         let Some(counter) = counter else { return 0 };
         counter.wrapping_sub(std::mem::replace(&mut self.0, counter))
     }
 }
 
-/// An arena of slots that datagrams are received into, used again and again. Receiving allocates nothing.
+/// A reusable arena of slots for received datagrams. Receiving allocates nothing.
 pub struct RecvBatch {
-    room: Room,
+    layout: SlotLayout,
     slots: usize,
     receiver: sys::Receiver,
     datagrams: Vec<Option<Datagram>>,
@@ -92,55 +93,58 @@ pub struct RecvBatch {
 
 impl std::fmt::Debug for RecvBatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RecvBatch").field("room", &self.room).field("slots", &self.slots).finish_non_exhaustive()
+        f.debug_struct("RecvBatch").field("layout", &self.layout).field("slots", &self.slots).finish_non_exhaustive()
     }
 }
 
 impl RecvBatch {
-    /// An arena of so many slots. Its memory is zero, and the system provides it page by page as it is used: slots
-    /// that only ever take small datagrams take a page or two.
+    /// Creates an arena of `slots` slots.
+    ///
+    /// The system provides the memory zeroed, page by page as it is used: a slot that receives only small datagrams
+    /// uses one or two pages.
     ///
     /// # Panics
-    /// If so much does not fit into the address space.
+    /// If the arena does not fit into the address space.
     #[must_use]
-    pub fn new(slots: usize, room: Room) -> Self {
-        let receiver = sys::Receiver::new(slots, room.size(), room.headroom, room.payload);
-        Self { room, slots, receiver, datagrams: vec![None; slots] }
+    pub fn new(slots: usize, layout: SlotLayout) -> Self {
+        let receiver = sys::Receiver::new(slots, layout.size(), layout.headroom, layout.payload);
+        Self { layout, slots, receiver, datagrams: vec![None; slots] }
     }
 
-    /// How many slots there are.
+    /// Returns the number of slots.
     #[must_use]
     pub fn slots(&self) -> usize {
         self.slots
     }
 
-    /// Receives what a socket holds into the slots from `first` on, into `max` of them at most, and never waits. Slots
-    /// before `first` stay as they are, so that packets of several sockets can be in the arena at once.
+    /// Receives datagrams of a socket into at most `max` slots, starting with `first`, without waiting.
+    ///
+    /// Slots before `first` are not changed, so that the arena can hold datagrams of several sockets.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` where nothing is there, otherwise those of `recvmmsg`; an interrupted call is repeated, and so is one
-    /// that reports the error of a datagram sent earlier (see [`report_errors`](crate::net::udp::report_errors)).
-    /// `InvalidInput` where no slot is asked for.
+    /// `WouldBlock` if no datagram is available, `InvalidInput` if `max` is 0 or `first` is not a slot, otherwise those
+    /// of `recvmmsg`. The call is repeated if a signal interrupts it or if it reports the error of a datagram sent
+    /// earlier (see [`enable_error_queue`](crate::net::udp::enable_error_queue)).
     pub fn receive(&mut self, socket: &impl AsFd, first: usize, max: usize) -> io::Result<Filled> {
         if max == 0 || first >= self.slots {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let (receiver, datagrams) = (&mut self.receiver, &mut self.datagrams);
-        let (size, headroom) = (self.room.size(), self.room.headroom);
+        let (size, headroom) = (self.layout.size(), self.layout.headroom);
         let mut dropped = None;
-        let count = past_pending_errors(|| {
-            receiver.receive(socket.as_fd(), first, max, |slot, arrival| {
+        let count = skip_pending_errors(|| {
+            receiver.receive(socket.as_fd(), first, max, |slot, meta| {
                 let start = slot * size + headroom;
-                dropped = arrival.dropped.or(dropped);
+                dropped = meta.dropped.or(dropped);
                 if let Some(place) = datagrams.get_mut(slot) {
-                    *place = arrival.source.map(|source| Datagram {
-                        payload: start..start + arrival.len,
+                    *place = meta.source.map(|source| Datagram {
+                        payload: start..start + meta.len,
                         source: canonical(source),
-                        destination: arrival.destination.map(|address| address.to_canonical()),
-                        truncated: arrival.truncated,
-                        tos: arrival.tos,
-                        segment: arrival.segment,
+                        destination: meta.destination.map(|address| address.to_canonical()),
+                        truncated: meta.truncated,
+                        tos: meta.tos,
+                        segment: meta.segment,
                     });
                 }
             })
@@ -148,25 +152,45 @@ impl RecvBatch {
         Ok(Filled { count, dropped })
     }
 
-    /// What was last received into a slot.
+    /// Returns the datagram that was last received into a slot.
     #[must_use]
     pub fn datagram(&self, slot: usize) -> Option<&Datagram> {
         self.datagrams.get(slot)?.as_ref()
     }
 
-    /// A whole slot: headroom, what was received, tailroom.
+    /// Returns a whole slot: headroom, payload and tailroom.
     pub fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
-        let size = self.room.size();
+        let size = self.layout.size();
         self.receiver.arena_mut().chunks_exact_mut(size.max(1)).nth(slot).unwrap_or_default()
     }
 
-    /// All slots, one behind the other.
+    /// Writes `header` in front of a payload that has a slot to itself, and `padding` zero bytes after it. Returns the place of all
+    /// three in the arena; `None` if they do not fit into the slot.
+    pub fn surround(
+        &mut self,
+        slot: usize,
+        payload: Range<usize>,
+        header: &[u8],
+        padding: usize,
+    ) -> Option<Range<usize>> {
+        let whole = payload.start.checked_sub(header.len())?..payload.end.checked_add(padding)?;
+        let place = slot * self.layout.size()..(slot + 1) * self.layout.size();
+        if whole.start < place.start || whole.end > place.end {
+            return None;
+        }
+        let arena = self.receiver.arena_mut();
+        arena.get_mut(whole.start..payload.start)?.copy_from_slice(header);
+        arena.get_mut(payload.end..whole.end)?.fill(0);
+        Some(whole)
+    }
+
+    /// Returns the bytes of all slots, in order.
     #[must_use]
     pub fn arena(&self) -> &[u8] {
         self.receiver.arena()
     }
 
-    /// All slots, to be written to.
+    /// Returns the bytes of all slots, in order, mutably.
     pub fn arena_mut(&mut self) -> &mut [u8] {
         self.receiver.arena_mut()
     }

@@ -1,4 +1,4 @@
-//! Sending with `sendmmsg`, and runs of datagrams with `UDP_SEGMENT`.
+//! Sending with `sendmmsg`, and with segmentation offload (`UDP_SEGMENT`).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,28 +11,30 @@ use crate::net::udp::{canonical, may_be_pending, segmentation_supported};
 #[cfg(test)]
 mod tests;
 
-/// The most datagrams that a kernel of any version cuts one message into (`UDP_MAX_SEGMENTS`).
-const MOST_SEGMENTS: usize = 64;
+/// The most datagrams into which every version of the kernel can split one message (`UDP_MAX_SEGMENTS`).
+const MAX_SEGMENTS: usize = 64;
 
-/// The longest UDP payload over IPv4, which a run must not exceed either.
-const LONGEST_RUN: usize = 65_507;
+/// The longest message, whether it is split or not: the longest UDP payload over IPv4.
+const MAX_MESSAGE: usize = 65_507;
 
 /// The most pieces of one message (`UIO_MAXIOV`).
-const MOST_PIECES: usize = 1_024;
+const MAX_PIECES: usize = 1_024;
 
-/// The longest datagrams that are sent in runs: what fits into an Ethernet frame with the headers of either version of IP.
-/// The kernel refuses segments that it would have to fragment.
-const LONGEST_SEGMENT_V4: usize = 1_472;
-const LONGEST_SEGMENT_V6: usize = 1_452;
+/// The longest segments: the UDP payload that fits into an Ethernet frame, over IPv4 and over IPv6. The kernel fails
+/// with `EINVAL` or `EMSGSIZE` on a segment that it would have to fragment.
+const MAX_SEGMENT_V4: usize = 1_472;
+const MAX_SEGMENT_V6: usize = 1_452;
 
-/// How many messages one call hands to the kernel. What fails is tried again from the one behind it on, so that many
-/// failures may not cost the making of all that follow each time.
-const MOST_MESSAGES: usize = 64;
+/// The most messages of one system call.
+///
+/// After a failed message, the call is repeated with the following ones. The limit bounds the cost of building them
+/// again after each failure.
+const MAX_MESSAGES: usize = 64;
 
-/// How often a call is repeated that may have reported the error of an earlier datagram.
+/// The most retries of a call that may have reported the error of an earlier datagram.
 const RETRIES: usize = 2;
 
-/// Where datagrams go, and how.
+/// The destination, source address, and DSCP and ECN of datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     to: SocketAddr,
@@ -41,29 +43,32 @@ pub struct Target {
 }
 
 impl Target {
-    /// To `to`, from the local address `from` where one is named, else the one that the kernel picks, with this DSCP and
-    /// ECN (see [`Datagram::tos`](super::Datagram::tos)). A dual-stack socket takes IPv4 addresses as they are.
+    /// Creates a target with the destination `to`, the local address `from`, and DSCP and ECN (see
+    /// [`Datagram::tos`](super::Datagram::tos)).
+    ///
+    /// If `from` is `None`, the kernel selects the source address. A dual-stack socket accepts IPv4 addresses that are
+    /// not mapped.
     #[must_use]
     pub fn new(to: SocketAddr, from: Option<IpAddr>, tos: u8) -> Self {
         Self { to: canonical(to), from: from.map(|address| address.to_canonical()), tos }
     }
 
-    /// Whether source and destination are of one family.
-    fn is_possible(&self) -> bool {
+    /// Returns whether source and destination are of the same family.
+    fn families_match(&self) -> bool {
         self.from.is_none_or(|from| from.is_ipv4() == self.to.is_ipv4())
     }
 
-    /// Whether a datagram needs nothing but its destination.
+    /// Returns whether a datagram needs no control messages.
     fn is_plain(&self) -> bool {
         self.from.is_none() && self.tos == 0
     }
 
-    fn longest_segment(&self) -> usize {
-        if self.to.is_ipv4() { LONGEST_SEGMENT_V4 } else { LONGEST_SEGMENT_V6 }
+    fn max_segment(&self) -> usize {
+        if self.to.is_ipv4() { MAX_SEGMENT_V4 } else { MAX_SEGMENT_V6 }
     }
 }
 
-/// A part of a datagram: bytes of the arena, or bytes that the batch keeps.
+/// A part of a datagram: a range of the arena, or bytes that the batch has copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     kept: bool,
@@ -72,65 +77,65 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// These bytes of the arena that [`SendBatch::flush`] will be given.
+    /// Creates a piece from a range of the arena that will be passed to [`SendBatch::flush`].
     #[must_use]
     pub fn of_arena(range: Range<usize>) -> Self {
         Self { kept: false, start: range.start, end: range.end }
     }
 
-    /// Its length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.end.saturating_sub(self.start)
     }
 
-    /// Whether it has none.
+    /// Returns whether the piece has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// What became of a datagram.
+/// The result of sending a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// The kernel has it.
+pub enum SendStatus {
+    /// The kernel accepted the datagram.
     Sent,
-    /// It was not sent because the socket's buffer or the interface's queue was full.
+    /// The datagram was not sent because the buffer of the socket or the queue of the interface was full.
     BufferFull,
-    /// It was not sent for another reason: the system's error number.
+    /// The datagram was not sent for another reason, given as `errno`.
     Failed(i32),
 }
 
-/// Datagrams that leave through one socket, collected and sent together in the order in which they were pushed.
+/// Datagrams for one socket, which are sent together in the order in which they were pushed.
 ///
-/// Consecutive datagrams to the same target and of equal length, of which the last may be shorter, become one message
-/// that the kernel cuts apart. Once its memory has grown to what a flush takes, a batch allocates nothing.
+/// Consecutive datagrams to the same target and of equal length become one message that the kernel splits; the last may
+/// be shorter. A batch allocates nothing once its memory has grown to the largest flush.
 pub struct SendBatch {
-    /// Whether runs are made at all.
+    /// Whether a message may hold several datagrams.
     segmentation: bool,
-    /// Bytes that are not in the arena.
+    /// Copied bytes that are not in the arena.
     kept: Vec<u8>,
     pieces: Vec<Piece>,
-    /// For each datagram, where its pieces end.
+    /// The end of the pieces of each datagram.
     ends: Vec<usize>,
-    runs: Vec<Run>,
-    /// How many bytes of the arena are referred to.
+    messages: Vec<Message>,
+    /// The minimum length of the arena to which the pieces refer.
     arena: usize,
-    fates: Vec<Fate>,
-    /// Set by [`Self::flush`]: the fates are those of datagrams that are no longer here.
+    statuses: Vec<SendStatus>,
+    /// Set by [`Self::flush`]: `statuses` belongs to the datagrams of the last flush.
     flushed: bool,
     sender: sys::Sender,
 }
 
-/// Datagrams that make one message.
-struct Run {
+/// One message of `sendmmsg`, which holds one or more datagrams.
+struct Message {
     target: Target,
-    /// Length of the first one.
+    /// The length of the first datagram in bytes.
     segment: usize,
-    /// Length of them all.
+    /// The length of all datagrams in bytes.
     length: usize,
-    /// Another one may follow: none has been shorter.
+    /// A datagram can be appended, because all have the length of the first.
     open: bool,
     datagrams: Range<usize>,
     pieces: Range<usize>,
@@ -149,7 +154,7 @@ impl std::fmt::Debug for SendBatch {
 }
 
 impl SendBatch {
-    /// An empty batch. It asks the kernel whether it can cut messages apart: since Linux 4.18.
+    /// Creates an empty batch, and detects whether the kernel supports segmentation (since Linux 4.18).
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -157,81 +162,81 @@ impl SendBatch {
             kept: Vec::new(),
             pieces: Vec::new(),
             ends: Vec::new(),
-            runs: Vec::new(),
+            messages: Vec::new(),
             arena: 0,
-            fates: Vec::new(),
+            statuses: Vec::new(),
             flushed: false,
             sender: sys::Sender::default(),
         }
     }
 
-    /// Datagrams that wait.
+    /// Returns the number of datagrams pushed since the last flush.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether none waits.
+    /// Returns whether no datagram was pushed since the last flush.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// Keeps a copy of a few bytes that are not in the arena, a header or a whole answer, until the next flush.
+    /// Copies bytes that are not in the arena, such as a header or a whole response, until the next flush.
     pub fn keep(&mut self, bytes: &[u8]) -> Piece {
         let start = self.kept.len();
         self.kept.extend_from_slice(bytes);
         Piece { kept: true, start, end: self.kept.len() }
     }
 
-    /// Adds a datagram that consists of these pieces. Returns its number, from 0 since the last flush.
+    /// Adds a datagram that consists of `pieces`. Returns its index in the result of the next flush.
     pub fn push(&mut self, target: &Target, pieces: &[Piece]) -> usize {
         if std::mem::take(&mut self.flushed) {
-            self.fates.clear();
+            self.statuses.clear();
         }
         debug_assert!(
             pieces.iter().all(|piece| !piece.kept || piece.end <= self.kept.len()),
-            "what was kept for an earlier flush is gone"
+            "bytes copied before the last flush are not available"
         );
         let (number, first) = (self.ends.len(), self.pieces.len());
         self.pieces.extend_from_slice(pieces);
         let own = first..self.pieces.len();
         self.ends.push(own.end);
-        if !target.is_possible() {
-            self.fates.push(Fate::Failed(libc::EINVAL));
+        if !target.families_match() {
+            self.statuses.push(SendStatus::Failed(libc::EINVAL));
             return number;
         }
-        self.fates.push(Fate::BufferFull);
+        self.statuses.push(SendStatus::BufferFull);
         let in_arena = pieces.iter().filter(|piece| !piece.kept);
         self.arena = in_arena.map(|piece| piece.end).fold(self.arena, usize::max);
         let length = pieces.iter().map(Piece::len).sum();
-        let last = self.runs.last_mut().filter(|_| self.segmentation);
-        match last.filter(|run| run.admits(target, length, &own)) {
-            Some(run) => {
-                run.open = length == run.segment;
-                run.length += length;
-                run.datagrams.end = number + 1;
-                run.pieces.end = own.end;
+        let last = self.messages.last_mut().filter(|_| self.segmentation);
+        match last.filter(|message| message.can_append(target, length, &own)) {
+            Some(message) => {
+                message.open = length == message.segment;
+                message.length += length;
+                message.datagrams.end = number + 1;
+                message.pieces.end = own.end;
             }
-            None => self.runs.push(Run::of_one(*target, length, number, own)),
+            None => self.messages.push(Message::single(*target, length, number, own)),
         }
         number
     }
 
-    /// Sends everything, and returns the fate of each datagram by its number. The batch is empty then.
+    /// Sends all datagrams and empties the batch. Returns the status of each datagram in the order of [`Self::push`].
     ///
-    /// A datagram that fails holds up no other one. When the socket's buffer is full, the rest is not tried. Where the
-    /// kernel or the interface does not cut a message apart, its datagrams are sent one by one.
-    pub fn flush(&mut self, socket: &impl AsFd, arena: &[u8]) -> &[Fate] {
+    /// A failed datagram does not affect others. Once the buffer of the socket is full, the rest is not tried. If the
+    /// kernel or the interface cannot split a message, its datagrams are sent one by one.
+    pub fn flush(&mut self, socket: &impl AsFd, arena: &[u8]) -> &[SendStatus] {
         if std::mem::replace(&mut self.flushed, true) {
-            self.fates.clear();
+            self.statuses.clear();
         }
         let (mut next, mut attempts) = (0, 0);
-        while next < self.runs.len() {
+        while next < self.messages.len() {
             let error = match self.transmit(socket, arena, next) {
                 Ok(count) => {
                     let sent = next..next + count.max(1);
-                    self.settle(sent.clone(), Fate::Sent);
+                    self.set_status(sent.clone(), SendStatus::Sent);
                     (next, attempts) = (sent.end, 0);
                     continue;
                 }
@@ -246,25 +251,26 @@ impl SendBatch {
                 continue;
             }
             attempts = 0;
-            if refuses_segments(code) && self.runs.get(next).is_some_and(|run| run.datagrams.len() > 1) {
-                if refuses_all_segments(code) && std::mem::take(&mut self.segmentation) {
-                    tracing::info!(%error, "UDP segmentation is not used: datagrams are sent one by one");
+            if is_segmentation_error(code) && self.messages.get(next).is_some_and(|message| message.datagrams.len() > 1)
+            {
+                if is_segmentation_unsupported(code) && std::mem::take(&mut self.segmentation) {
+                    tracing::info!(%error, "the interface does not support UDP segmentation; sending datagrams one by one");
                 }
                 self.split(next);
             } else {
-                self.settle(next..next + 1, Fate::Failed(code));
+                self.set_status(next..next + 1, SendStatus::Failed(code));
                 next += 1;
             }
         }
         self.kept.clear();
         self.pieces.clear();
         self.ends.clear();
-        self.runs.clear();
+        self.messages.clear();
         self.arena = 0;
-        &self.fates
+        &self.statuses
     }
 
-    /// Sends the messages from run `first` on until one fails.
+    /// Sends messages, starting with `first`, until one fails. Returns how many were sent.
     fn transmit(&mut self, socket: &impl AsFd, arena: &[u8], first: usize) -> io::Result<usize> {
         if arena.len() < self.arena {
             return Err(io::Error::from_raw_os_error(libc::EFAULT));
@@ -274,55 +280,55 @@ impl SendBatch {
             let area = if piece.kept { kept } else { arena };
             area.get(piece.start..piece.end).unwrap_or_default()
         };
-        if let [run] = self.runs.get(first..).unwrap_or_default()
-            && let [piece] = pieces.get(run.pieces.clone()).unwrap_or_default()
-            && run.target.is_plain()
+        if let [message] = self.messages.get(first..).unwrap_or_default()
+            && let [piece] = pieces.get(message.pieces.clone()).unwrap_or_default()
+            && message.target.is_plain()
         {
-            return sys::send_plain(socket.as_fd(), bytes(piece), run.target.to).map(|_| 1);
+            return sys::send_plain(socket.as_fd(), bytes(piece), message.target.to).map(|_| 1);
         }
-        let messages = self.runs.iter().skip(first).take(MOST_MESSAGES).map(|run| {
-            let pieces = pieces.get(run.pieces.clone()).unwrap_or_default();
-            (run.outgoing(), pieces.iter().map(bytes))
+        let messages = self.messages.iter().skip(first).take(MAX_MESSAGES).map(|message| {
+            let pieces = pieces.get(message.pieces.clone()).unwrap_or_default();
+            (message.outgoing(), pieces.iter().map(bytes))
         });
         self.sender.send(socket.as_fd(), messages)
     }
 
-    fn settle(&mut self, runs: Range<usize>, fate: Fate) {
-        for run in self.runs.get(runs).unwrap_or_default() {
-            self.fates.get_mut(run.datagrams.clone()).unwrap_or_default().fill(fate);
+    fn set_status(&mut self, messages: Range<usize>, status: SendStatus) {
+        for message in self.messages.get(messages).unwrap_or_default() {
+            self.statuses.get_mut(message.datagrams.clone()).unwrap_or_default().fill(status);
         }
     }
 
-    /// Makes each datagram of a run a message of its own.
+    /// Replaces a message with one message per datagram.
     fn split(&mut self, index: usize) {
-        let Some(Run { target, datagrams, pieces, .. }) = self.runs.get(index) else { return };
+        let Some(Message { target, datagrams, pieces, .. }) = self.messages.get(index) else { return };
         let (target, mut first) = (*target, pieces.start);
         let (ends, pieces) = (&self.ends, &self.pieces);
         let singles = datagrams.clone().map(|number| {
             let end = ends.get(number).copied().unwrap_or(first);
             let own = std::mem::replace(&mut first, end)..end;
             let length = pieces.get(own.clone()).unwrap_or_default().iter().map(Piece::len).sum();
-            Run::of_one(target, length, number, own)
+            Message::single(target, length, number, own)
         });
-        self.runs.splice(index..=index, singles);
+        self.messages.splice(index..=index, singles);
     }
 }
 
-impl Run {
-    fn of_one(target: Target, length: usize, number: usize, pieces: Range<usize>) -> Self {
+impl Message {
+    fn single(target: Target, length: usize, number: usize, pieces: Range<usize>) -> Self {
         Self { target, segment: length, length, open: length > 0, datagrams: number..number + 1, pieces }
     }
 
-    /// Whether the next datagram, of `length` bytes in these pieces, can go with those that are here.
-    fn admits(&self, target: &Target, length: usize, pieces: &Range<usize>) -> bool {
+    /// Returns whether a datagram of `length` bytes in `pieces` can be appended.
+    fn can_append(&self, target: &Target, length: usize, pieces: &Range<usize>) -> bool {
         self.open
             && self.target == *target
             && self.pieces.end == pieces.start
             && (1..=self.segment).contains(&length)
-            && self.segment <= target.longest_segment()
-            && self.datagrams.len() < MOST_SEGMENTS
-            && self.length + length <= LONGEST_RUN
-            && self.pieces.len() + pieces.len() <= MOST_PIECES
+            && self.segment <= target.max_segment()
+            && self.datagrams.len() < MAX_SEGMENTS
+            && self.length + length <= MAX_MESSAGE
+            && self.pieces.len() + pieces.len() <= MAX_PIECES
     }
 
     fn outgoing(&self) -> Outgoing {
@@ -332,13 +338,14 @@ impl Run {
     }
 }
 
-/// Whether a message that is to be cut apart may fail with this error where its datagrams, sent one by one, do not:
-/// segments that do not fit the interface, or no checksum offload.
-fn refuses_segments(code: i32) -> bool {
-    refuses_all_segments(code) || matches!(code, libc::EINVAL | libc::EMSGSIZE)
+/// Returns whether segmentation can be the cause of this error, so that sending the datagrams one by one may succeed.
+///
+/// Causes are segments longer than the MTU of the interface, and a missing checksum offload.
+fn is_segmentation_error(code: i32) -> bool {
+    is_segmentation_unsupported(code) || matches!(code, libc::EINVAL | libc::EMSGSIZE)
 }
 
-/// Whether the error is about the interface and not about this message.
-fn refuses_all_segments(code: i32) -> bool {
+/// Returns whether the error means that no message can be split.
+fn is_segmentation_unsupported(code: i32) -> bool {
     matches!(code, libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
 }

@@ -8,7 +8,7 @@ use std::thread;
 
 use super::*;
 
-/// How often a listener is asked for a connection that is made already: for seconds.
+/// How often a listener is polled for a connection, which takes seconds.
 const TRIES: usize = 5_000_000;
 
 fn addr(text: &str) -> SocketAddr {
@@ -27,7 +27,7 @@ fn port(listener: &TcpListener) -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// Waits for the next connection to any of the listeners: to which, and the connection.
+/// Waits for the next connection to any of the listeners. Returns the index of the listener and the connection.
 fn accept(listeners: &[&TcpListener]) -> (usize, TcpStream) {
     for _ in 0..TRIES {
         for (index, listener) in listeners.iter().enumerate() {
@@ -45,14 +45,14 @@ fn in_use<T>(result: io::Result<T>) -> bool {
     result.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
-/// Whether a socket without `SO_REUSEADDR` could be bound to the port.
+/// Returns whether a socket without `SO_REUSEADDR` could be bound to the port.
 fn is_vacant(addr: SocketAddr) -> bool {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).unwrap();
     !in_use(socket.bind(&addr.into()))
 }
 
 #[test]
-fn listeners_join_a_claimed_port_that_nobody_else_can_claim() {
+fn listeners_can_share_a_claimed_port_but_no_one_can_claim_it_again() {
     let wildcard = if has_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
     for text in ["127.0.0.1:0", wildcard] {
         let claimed = claim_listener(addr(text)).unwrap();
@@ -67,23 +67,23 @@ fn listeners_join_a_claimed_port_that_nobody_else_can_claim() {
 }
 
 #[test]
-fn a_claim_sees_listeners_of_any_kind_behind_wildcards_and_before_them() {
+fn a_claim_fails_if_a_listener_uses_the_wildcard_or_a_specific_address() {
     let any: &[&str] = if has_ipv6() { &["0.0.0.0", "::"] } else { &["0.0.0.0"] };
     for wildcard in any {
-        // `TcpListener::bind` is SO_REUSEADDR, `bind_listener` SO_REUSEPORT besides.
-        for hold in [|addr| TcpListener::bind(addr), bind_listener as fn(SocketAddr) -> _] {
-            let specific = hold(at("127.0.0.1", 0)).unwrap();
+        // `TcpListener::bind` sets SO_REUSEADDR; `bind_listener` also sets SO_REUSEPORT.
+        for bind in [|addr| TcpListener::bind(addr), bind_listener as fn(SocketAddr) -> _] {
+            let specific = bind(at("127.0.0.1", 0)).unwrap();
             assert!(in_use(claim_listener(at(wildcard, port(&specific)))), "{wildcard}");
-            let general = hold(at(wildcard, 0)).unwrap();
+            let general = bind(at(wildcard, 0)).unwrap();
             assert!(in_use(claim_listener(at("127.0.0.1", port(&general)))), "{wildcard}");
         }
     }
 }
 
 #[test]
-fn of_claims_at_the_same_time_exactly_one_succeeds() {
+fn exactly_one_of_several_concurrent_claims_succeeds() {
     const CLAIMS: usize = 4;
-    // An address of this test's own: nobody else takes the port while it is free.
+    // No other test uses this address, so that no one takes the port while it is free.
     const IP: &str = "127.0.0.77";
     for _ in 0..50 {
         let free = port(&claim_listener(at(IP, 0)).unwrap());
@@ -103,11 +103,11 @@ fn of_claims_at_the_same_time_exactly_one_succeeds() {
 }
 
 #[test]
-fn a_restart_can_claim_its_port_while_old_connections_wait_out_their_time() {
+fn a_restart_can_claim_its_port_while_old_connections_are_in_time_wait() {
     let listener = claim_listener(addr("127.0.0.1:0")).unwrap();
     let own = listener.local_addr().unwrap();
     let mut client = TcpStream::connect(own).unwrap();
-    // The end that closes first waits.
+    // The end that closes first enters TIME-WAIT.
     drop(accept(&[&listener]));
     assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
     drop((client, listener));
@@ -131,19 +131,19 @@ fn a_restart_can_claim_its_port_while_an_old_connection_is_open() {
 }
 
 #[test]
-fn connections_are_spread_over_the_listeners_that_share_a_port() {
+fn connections_are_distributed_among_the_listeners_of_a_port() {
     let claimed = claim_listener(addr("127.0.0.1:0")).unwrap();
     let own = claimed.local_addr().unwrap();
     let joined = [bind_listener(own).unwrap(), bind_listener(own).unwrap()];
     let all = [&claimed, &joined[0], &joined[1]];
-    // That one gets none of so many happens to nobody.
+    // With 200 connections, the probability that a listener gets none is negligible.
     let _clients: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(own).unwrap()).collect();
     let reached: HashSet<usize> = (0..200).map(|_| accept(&all).0).collect();
     assert_eq!(reached.len(), all.len());
 }
 
 #[test]
-fn a_listener_beside_the_wildcard_of_its_port_has_its_address_for_itself() {
+fn a_specific_listener_takes_precedence_over_the_wildcard() {
     let wildcard = claim_listener(addr(if has_ipv6() { "[::]:0" } else { "0.0.0.0:0" })).unwrap();
     let specific = bind_listener(at("127.0.0.1", port(&wildcard))).unwrap();
     for (ip, expected) in [("127.0.0.1", 1), ("127.0.0.2", 0)] {
@@ -153,7 +153,7 @@ fn a_listener_beside_the_wildcard_of_its_port_has_its_address_for_itself() {
 }
 
 #[test]
-fn a_dual_stack_wildcard_takes_both_families() {
+fn a_dual_stack_wildcard_accepts_both_families() {
     if has_ipv6() {
         let listener = claim_listener(addr("[::]:0")).unwrap();
         for ip in ["127.0.0.1", "::1"] {
@@ -168,7 +168,7 @@ fn a_dual_stack_wildcard_takes_both_families() {
 }
 
 #[test]
-fn a_specific_ipv6_listener_leaves_the_port_to_ipv4() {
+fn a_specific_ipv6_listener_does_not_use_the_ipv4_port() {
     if has_ipv6() {
         let listener = claim_listener(addr("[::1]:0")).unwrap();
         assert!(SockRef::from(&listener).only_v6().unwrap());
@@ -176,7 +176,7 @@ fn a_specific_ipv6_listener_leaves_the_port_to_ipv4() {
 }
 
 #[test]
-fn no_listener_blocks() {
+fn listeners_do_not_block() {
     for listener in [claim_listener(addr("127.0.0.1:0")).unwrap(), bind_listener(addr("127.0.0.1:0")).unwrap()] {
         assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }

@@ -1,4 +1,4 @@
-//! As much of an X.509 certificate (RFC 5280 §4.1) as an operator wants to know of his own.
+//! The fields of an X.509 certificate (RFC 5280 §4.1) that matter to the operator of a server.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -9,26 +9,26 @@ use der::{DateTime, Decode as _, Reader, SliceReader, Tag, TagNumber, Tagged as 
 
 const SUBJECT_ALT_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.17");
 
-/// RFC 5280 §4.2.1.6: the choices of GeneralName that name a server.
+/// RFC 5280 §4.2.1.6: the choices of GeneralName that identify a server.
 const DNS_NAME: TagNumber = TagNumber(2);
 const IP_ADDRESS: TagNumber = TagNumber(7);
 
-/// What a certificate says about itself.
+/// The fields of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// The distinguished name of whom it is for, as in `CN=turn.example.org`; may be empty.
+    /// The distinguished name of the subject, as in `CN=turn.example.org`. It may be empty.
     pub subject: String,
-    /// The distinguished name of who signed it.
+    /// The distinguished name of the issuer.
     pub issuer: String,
     /// The serial number in hexadecimal.
     pub serial: String,
-    /// The DNS names of its subjectAltName, wildcards among them.
+    /// The DNS names of the subjectAltName, including wildcards.
     pub names: Vec<String>,
-    /// The addresses of its subjectAltName.
+    /// The addresses of the subjectAltName.
     pub addresses: Vec<IpAddr>,
-    /// From when on it is valid, in seconds since the Unix epoch.
+    /// The start of the validity period, in seconds since the Unix epoch.
     pub not_before: u64,
-    /// Until when it is valid, in seconds since the Unix epoch.
+    /// The end of the validity period, in seconds since the Unix epoch.
     pub not_after: u64,
     subject_der: Vec<u8>,
     issuer_der: Vec<u8>,
@@ -74,20 +74,21 @@ impl Certificate {
         })
     }
 
-    /// Whether it names itself as its issuer.
+    /// Returns whether subject and issuer are the same.
     #[must_use]
     pub fn is_self_signed(&self) -> bool {
         self.subject_der == self.issuer_der
     }
 
-    /// Whether it names `other` as its issuer.
+    /// Returns whether the issuer of this certificate is the subject of `other`.
     #[must_use]
     pub fn is_issued_by(&self, other: &Self) -> bool {
         self.issuer_der == other.subject_der
     }
 
-    /// Whether clients accept it for a host as it stands in a url: a name, an IPv4 address or an IPv6 address in
-    /// brackets (RFC 9525 §6.3: a wildcard stands for the leftmost label).
+    /// Returns whether clients accept the certificate for the host of a URI (RFC 9525 §6.3).
+    ///
+    /// The host is a name, an IPv4 address or an IPv6 address in brackets. A wildcard matches the leftmost label.
     #[must_use]
     pub fn covers(&self, host: &str) -> bool {
         let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
@@ -102,7 +103,7 @@ impl Certificate {
     }
 }
 
-/// A time for people to read, as in `2026-11-21 12:00 UTC`. Takes seconds since the Unix epoch.
+/// Formats a time in seconds since the Unix epoch, as in `2026-11-21 12:00 UTC`.
 #[must_use]
 pub fn date(unix: u64) -> String {
     match DateTime::from_unix_duration(Duration::from_secs(unix)) {
@@ -120,7 +121,7 @@ fn time<'r>(reader: &mut impl Reader<'r>) -> der::Result<u64> {
     Ok(since.as_secs())
 }
 
-/// What the subjectAltName among `extensions` names.
+/// Adds the names and addresses of the subjectAltName in `extensions`.
 fn subject_alt_names(extensions: &[u8], names: &mut Vec<String>, addresses: &mut Vec<IpAddr>) -> der::Result<()> {
     SliceReader::new(extensions)?.sequence(|list| {
         while !list.is_finished() {
@@ -155,7 +156,7 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
     v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
 }
 
-/// `C=US, O=Example, CN=Example CA`, in the order of the certificate.
+/// Formats a distinguished name as `C=US, O=Example, CN=Example CA`, in the order of the certificate.
 fn distinguished_name(bytes: &[u8]) -> der::Result<String> {
     let mut parts = Vec::new();
     SliceReader::new(bytes)?.sequence(|name| {
@@ -176,7 +177,7 @@ fn distinguished_name(bytes: &[u8]) -> der::Result<String> {
     Ok(parts.join(", "))
 }
 
-/// RFC 4514 §3.
+/// Returns the short name of an attribute type (RFC 4514 §3).
 fn attribute_name(kind: ObjectIdentifier) -> String {
     let dotted = kind.to_string();
     let short = match dotted.as_str() {

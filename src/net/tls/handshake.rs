@@ -1,4 +1,4 @@
-//! The server's side of a handshake, within bounds, and why TLS failed where it did.
+//! The server side of a TLS handshake, with its limits, and the reasons for which TLS fails.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,81 +14,81 @@ pub(super) const ALPN: [&[u8]; 2] = [TURN, NAT_DISCOVERY];
 const TURN: &[u8] = b"stun.turn";
 const NAT_DISCOVERY: &[u8] = b"stun.nat-discovery";
 
-/// What a client may send until its handshake is done, in bytes; a large ClientHello has two or three thousand.
-const LONGEST_HANDSHAKE: usize = 16 * 1024;
+/// The most bytes that a client may send until its handshake is complete. A large ClientHello has 2000 to 3000 bytes.
+const MAX_HANDSHAKE: usize = 16 * 1024;
 
-/// What is held back of records that are to be sent, in bytes, so that they are no second queue behind that of the
-/// connection. As much again waits as long as the client does not read.
-const MOST_BUFFERED: usize = 32 * 1024;
+/// The most bytes of records that wait for a flush, which bounds the memory used in addition to the queue of the
+/// connection. While the client does not read, rustls buffers up to the same amount.
+const MAX_BUFFERED: usize = 32 * 1024;
 
-/// What an idle connection keeps of a buffer, in bytes.
-const MOST_KEPT: usize = 4 * 1024;
+/// The largest capacity in bytes of an empty record buffer that is not freed.
+const MAX_IDLE_CAPACITY: usize = 4 * 1024;
 
-/// Serves handshakes with one certificate. Cloning shares it.
+/// Performs handshakes with one certificate. Clones share the certificate.
 #[derive(Clone, Debug)]
 pub struct Acceptor(pub(super) Arc<ServerConfig>);
 
-/// A connection whose handshake is done.
-pub type Stream<S> = tokio_rustls::server::TlsStream<Metered<S>>;
+/// A connection whose handshake is complete.
+pub type Stream<S> = tokio_rustls::server::TlsStream<LimitedStream<S>>;
 
-/// What a client said with ALPN that the connection is for (RFC 7443).
+/// The usage of a connection that the client selected with ALPN (RFC 7443).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Usage {
-    /// TURN, or nothing was said.
+    /// TURN, or no ALPN.
     Turn,
-    /// NAT discovery: Binding and nothing else.
+    /// NAT discovery: only Binding.
     NatDiscovery,
 }
 
 /// Why TLS failed on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// What came is not TLS.
+    /// The client did not send TLS.
     NotTls,
-    /// The client offers protocols, and none of them is ours (RFC 7301 §3.2).
+    /// The server supports none of the protocols that the client offers (RFC 7301 §3.2).
     NoApplicationProtocol,
-    /// No version, cipher suite, group or signature scheme in common.
+    /// Client and server have no version, cipher suite, group or signature scheme in common.
     Incompatible,
-    /// The client sent a fatal alert: it does not trust the certificate, for example.
+    /// The client sent a fatal alert, for example because it does not trust the certificate.
     Alert,
-    /// The client breaks the rules of TLS.
+    /// The client violated the protocol.
     Violation,
-    /// A handshake longer than any client needs.
+    /// The client sent more bytes than any handshake needs.
     TooLong,
-    /// The connection ended without `close_notify`, or before the handshake did.
+    /// The connection ended before the handshake was complete or without `close_notify`.
     Truncated,
-    /// The connection broke.
+    /// The connection failed.
     Broken,
 }
 
 impl Acceptor {
-    /// Carries out the handshake of a new connection. Has no deadline of its own.
+    /// Performs the handshake of a new connection. The caller sets the deadline.
     ///
     /// # Errors
-    /// Why there is no connection; the client has been sent the alert that says so, where that was possible.
+    /// The reason for which the handshake failed. The alert was sent to the client if possible.
     pub async fn accept<S>(&self, stream: S) -> Result<(Stream<S>, Usage), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let metered = Metered { stream, left: Some(LONGEST_HANDSHAKE), records: Vec::new() };
-        let bound = |session: &mut rustls::ServerConnection| session.set_buffer_limit(Some(MOST_BUFFERED));
-        let accept = TlsAcceptor::from(Arc::clone(&self.0)).accept_with(metered, bound).into_fallible();
+        let limited = LimitedStream { stream, remaining: Some(MAX_HANDSHAKE), records: Vec::new() };
+        let bound = |session: &mut rustls::ServerConnection| session.set_buffer_limit(Some(MAX_BUFFERED));
+        let accept = TlsAcceptor::from(Arc::clone(&self.0)).accept_with(limited, bound).into_fallible();
         match accept.await {
             Ok(mut stream) => {
-                let (metered, session) = stream.get_mut();
-                metered.left = None;
+                let (limited, session) = stream.get_mut();
+                limited.remaining = None;
                 let usage =
                     if session.alpn_protocol() == Some(NAT_DISCOVERY) { Usage::NatDiscovery } else { Usage::Turn };
                 Ok((stream, usage))
             }
-            Err((_, metered)) if metered.left == Some(0) => Err(Failure::TooLong),
+            Err((_, limited)) if limited.remaining == Some(0) => Err(Failure::TooLong),
             Err((error, _)) => Err(Failure::of(&error)),
         }
     }
 }
 
 impl Failure {
-    /// The reason behind an error of reading or writing.
+    /// Returns the reason for an error of reading or writing.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
@@ -105,18 +105,20 @@ impl Failure {
     }
 }
 
-/// The stream below TLS. During the handshake it takes no more than so many bytes; after it, records are collected until
-/// a flush, so that many of them leave in one write.
+/// The stream below TLS, with a limit on the handshake and a buffer for records.
+///
+/// During the handshake it reads a limited number of bytes. After the handshake it collects records until a flush, so
+/// that one write sends many of them.
 #[derive(Debug)]
-pub struct Metered<S> {
+pub struct LimitedStream<S> {
     stream: S,
-    /// What the client may still send; `None` after the handshake.
-    left: Option<usize>,
-    /// Records that wait for the flush.
+    /// The number of bytes that the client may still send; `None` after the handshake.
+    remaining: Option<usize>,
+    /// The records that wait for a flush.
     records: Vec<u8>,
 }
 
-impl<S: AsyncWrite + Unpin> Metered<S> {
+impl<S: AsyncWrite + Unpin> LimitedStream<S> {
     fn poll_write_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut done = 0;
         let result = loop {
@@ -131,44 +133,44 @@ impl<S: AsyncWrite + Unpin> Metered<S> {
             }
         };
         self.records.drain(..done);
-        if self.records.is_empty() && self.records.capacity() > MOST_KEPT {
+        if self.records.is_empty() && self.records.capacity() > MAX_IDLE_CAPACITY {
             self.records = Vec::new();
         }
         result
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for LimitedStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.left == Some(0) {
+        if this.remaining == Some(0) {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
-        if let Some(left) = &mut this.left {
-            *left = left.saturating_sub(buf.filled().len() - before);
+        if let Some(remaining) = &mut this.remaining {
+            *remaining = remaining.saturating_sub(buf.filled().len() - before);
         }
         polled
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
 
-    /// An alert may be the last of several records, and is tried only once: all of them have to go.
+    /// Accepts all slices: an alert can be the last of several records, and rustls tries to write it only once.
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.left.is_some() {
+        if this.remaining.is_some() {
             return Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
         }
-        if this.records.len() >= MOST_BUFFERED {
+        if this.records.len() >= MAX_BUFFERED {
             ready!(this.poll_write_records(cx))?;
         }
         let before = this.records.len();

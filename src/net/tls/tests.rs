@@ -1,4 +1,4 @@
-//! What is read from certificates, good ones and others.
+//! Parsing of valid and of damaged certificates.
 
 use proptest::prelude::*;
 
@@ -17,7 +17,7 @@ fn der(pem: &str) -> CertificateDer<'static> {
 }
 
 #[test]
-fn a_certificate_tells_whom_it_is_for_and_for_how_long() {
+fn subject_names_and_validity_are_parsed() {
     let authority = Authority::new(NOW);
     let issued = authority.issue(&["turn.example.org", "*.example.net", "192.0.2.7", "2001:db8::7"]);
     let certificate = Certificate::parse(&der(&issued.own)).unwrap();
@@ -35,20 +35,20 @@ fn a_certificate_tells_whom_it_is_for_and_for_how_long() {
     assert!(!certificate.is_issued_by(&root) && root.names.is_empty());
 }
 
-// RFC 5280 §4.1.2.5: from 2050 on, times have the other of their two forms.
+// RFC 5280 §4.1.2.5: times from 2050 on are encoded as GeneralizedTime.
 #[test]
 fn a_certificate_may_end_after_2049() {
     let end = 4_107_542_400;
     let issued = Authority::new(NOW).issue_for(&["localhost"], NOW, end);
     let certificate = Certificate::parse(&der(&issued.own)).unwrap();
     assert_eq!((certificate.not_before, certificate.not_after), (NOW, end));
-    // Made with: date -u -d @SECONDS
+    // From `date -u -d @SECONDS`.
     assert_eq!([date(NOW), date(end)], ["2023-11-14 22:13 UTC", "2100-03-01 00:00 UTC"]);
 }
 
 // RFC 9525 §6.3
 #[test]
-fn a_wildcard_stands_for_one_label_and_addresses_for_themselves() {
+fn a_wildcard_matches_one_label_and_an_address_only_itself() {
     let issued = Authority::new(NOW).issue(&["turn.example.org", "*.example.net", "192.0.2.7", "2001:db8::7"]);
     let certificate = Certificate::parse(&der(&issued.own)).unwrap();
     for host in ["turn.example.org", "TURN.Example.org.", "a.example.net", "192.0.2.7", "[2001:db8::7]"] {

@@ -6,23 +6,23 @@ use std::time::Duration;
 use nix::poll::PollFlags;
 
 use super::*;
-use crate::net::testing::{addr, deaf, has_ipv6, in_own_network, ip, loopbacks, wait_for};
+use crate::net::testing::{addr, closed_port, has_ipv6, in_own_network, ip, loopbacks, wait_for};
 
-/// A listener on a free port, and that port.
+/// Returns a listener on a free port, and the port.
 fn listener(text: &str) -> (UdpSocket, u16) {
     let listener = bind_listener(addr(text)).unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)
 }
 
-/// A client that waits for its answers, though not for ever.
+/// Returns a client that waits for at most ten seconds for a response.
 fn client(text: &str) -> UdpSocket {
     let client = UdpSocket::bind(text).unwrap();
     client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     client
 }
 
-/// Waits until a datagram is there, then receives it.
+/// Waits for a datagram and receives it.
 fn receive_one(socket: &UdpSocket, buffer: &mut [u8]) -> Received {
     socket.set_nonblocking(false).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -31,7 +31,7 @@ fn receive_one(socket: &UdpSocket, buffer: &mut [u8]) -> Received {
     received
 }
 
-/// The client writes to `destination`, the listener answers from where it was written to.
+/// Sends from the client to `destination` and back from that address.
 fn echo(listener: &UdpSocket, client: &UdpSocket, destination: SocketAddr, expected: Option<IpAddr>) {
     client.send_to(b"ping", destination).unwrap();
     let mut buffer = [0; 64];
@@ -60,7 +60,7 @@ fn a_specific_ipv6_listener_echoes_and_reports_no_destination() {
 }
 
 #[test]
-fn an_ipv4_wildcard_answers_from_the_address_that_was_written_to() {
+fn an_ipv4_wildcard_responds_from_the_destination_address() {
     let (listener, port) = listener("0.0.0.0:0");
     for text in ["127.0.0.1", "127.0.0.2"] {
         echo(&listener, &client("127.0.0.1:0"), SocketAddr::new(ip(text), port), Some(ip(text)));
@@ -68,7 +68,7 @@ fn an_ipv4_wildcard_answers_from_the_address_that_was_written_to() {
 }
 
 #[test]
-fn a_dual_stack_wildcard_answers_both_families_from_the_address_that_was_written_to() {
+fn a_dual_stack_wildcard_responds_from_the_destination_address_in_both_families() {
     if has_ipv6() {
         let (listener, port) = listener("[::]:0");
         for text in ["127.0.0.1", "127.0.0.2"] {
@@ -79,7 +79,7 @@ fn a_dual_stack_wildcard_answers_both_families_from_the_address_that_was_written
 }
 
 #[test]
-fn a_link_local_client_keeps_its_scope_and_is_answered() {
+fn a_link_local_client_keeps_its_scope_id_and_receives_a_response() {
     let link_local_address = nix::ifaddrs::getifaddrs().unwrap().find_map(|entry| {
         let v6 = *entry.address?.as_sockaddr_in6()?;
         (v6.ip().is_unicast_link_local()).then(|| (v6.ip(), v6.scope_id()))
@@ -93,7 +93,7 @@ fn a_link_local_client_keeps_its_scope_and_is_answered() {
 }
 
 #[test]
-fn mapped_addresses_mean_the_ipv4_ones() {
+fn mapped_addresses_are_sent_as_ipv4() {
     let (listener, port) = listener("0.0.0.0:0");
     let client = client("127.0.0.1:0");
     let to = SocketAddr::new(ip("::ffff:127.0.0.1"), client.local_addr().unwrap().port());
@@ -103,13 +103,13 @@ fn mapped_addresses_mean_the_ipv4_ones() {
 }
 
 #[test]
-fn a_source_that_cannot_be_is_an_error_and_sends_nothing() {
+fn an_impossible_source_address_is_an_error_and_sends_nothing() {
     let (listener, _) = listener("0.0.0.0:0");
     let client = client("127.0.0.1:0");
     let to = client.local_addr().unwrap();
     let error = send(&listener, b"hello", to, Some(ip("::1"))).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-    // Which error it is differs between versions of the kernel.
+    // The error differs between kernel versions.
     send(&listener, b"hello", to, Some(ip("203.0.113.77"))).unwrap_err();
     client.set_nonblocking(true).unwrap();
     assert_eq!(client.recv(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -138,7 +138,7 @@ fn an_empty_datagram_is_a_datagram() {
 }
 
 #[test]
-fn the_largest_datagram_arrives_whole() {
+fn the_largest_datagram_arrives_complete() {
     let (listener, port) = listener("127.0.0.1:0");
     let client = client("127.0.0.1:0");
     let payload: Vec<u8> = (0..65_507_u32).map(|i| i.to_le_bytes()[0]).collect();
@@ -148,9 +148,9 @@ fn the_largest_datagram_arrives_whole() {
     assert_eq!(buffer[..payload.len()], payload);
 }
 
-// RFC 8656 §14: DSCP and ECN of what comes in are known, and what goes out can have the same.
+// RFC 8656 §14: DSCP and ECN of a received datagram can be copied to a sent one.
 #[test]
-fn dscp_and_ecn_travel_both_ways_in_both_families() {
+fn dscp_and_ecn_are_received_and_sent_in_both_families() {
     let mut cases = vec![("127.0.0.1:0", "127.0.0.1"), ("0.0.0.0:0", "127.0.0.1")];
     if has_ipv6() {
         cases.extend([("[::1]:0", "::1"), ("[::]:0", "::1"), ("[::]:0", "127.0.0.1")]);
@@ -159,17 +159,17 @@ fn dscp_and_ecn_travel_both_ways_in_both_families() {
         let (listener, port) = listener(listen);
         let peer = bind_relay(SocketAddr::new(ip(host), 0)).unwrap();
         for tos in [0, 0b1011_1010, 0b0000_0011, 0xff] {
-            send_marked(&peer, b"there", SocketAddr::new(ip(host), port), None, tos).unwrap();
+            send_with_tos(&peer, b"there", SocketAddr::new(ip(host), port), None, tos).unwrap();
             let received = receive_one(&listener, &mut [0; 8]);
             assert_eq!(received.tos, tos, "{listen} from {host}");
-            send_marked(&listener, b"back", received.source, received.destination, tos).unwrap();
+            send_with_tos(&listener, b"back", received.source, received.destination, tos).unwrap();
             assert_eq!(receive_one(&peer, &mut [0; 8]).tos, tos, "{listen} to {host}");
         }
     }
 }
 
 #[test]
-fn no_socket_blocks() {
+fn sockets_do_not_block() {
     let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
     let (listener, _) = listener("127.0.0.1:0");
     for socket in [relay, listener] {
@@ -178,7 +178,7 @@ fn no_socket_blocks() {
 }
 
 #[test]
-fn listeners_join_a_claimed_port_that_nobody_else_can_claim() {
+fn listeners_can_share_a_claimed_port_but_no_one_can_claim_it_again() {
     let wildcard = if has_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
     for text in ["127.0.0.1:0", wildcard] {
         let claimed = claim_listener(addr(text)).unwrap();
@@ -193,7 +193,7 @@ fn listeners_join_a_claimed_port_that_nobody_else_can_claim() {
 }
 
 #[test]
-fn a_claim_of_a_wildcard_sees_a_specific_holder() {
+fn a_wildcard_claim_fails_if_a_specific_address_is_in_use() {
     let (_holder, port) = listener("127.0.0.1:0");
     let mut wildcards = vec!["0.0.0.0"];
     if has_ipv6() {
@@ -206,7 +206,7 @@ fn a_claim_of_a_wildcard_sees_a_specific_holder() {
 }
 
 #[test]
-fn a_relay_port_is_shared_with_nobody() {
+fn a_relay_port_is_not_shared() {
     let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
     let taken = relay.local_addr().unwrap();
     assert_eq!(bind_relay(taken).unwrap_err().kind(), io::ErrorKind::AddrInUse);
@@ -214,7 +214,7 @@ fn a_relay_port_is_shared_with_nobody() {
 }
 
 #[test]
-fn an_ipv6_relay_socket_leaves_the_port_to_ipv4() {
+fn an_ipv6_relay_socket_does_not_use_the_ipv4_port() {
     if has_ipv6() {
         let relay = bind_relay(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0)).unwrap();
         assert!(SockRef::from(&relay).only_v6().unwrap());
@@ -222,14 +222,14 @@ fn an_ipv6_relay_socket_leaves_the_port_to_ipv4() {
 }
 
 #[test]
-fn only_the_absence_of_ipv6_counts_as_no_ipv6() {
+fn no_ipv6_is_true_only_for_errors_of_missing_ipv6() {
     for (code, expected) in [(libc::EAFNOSUPPORT, true), (libc::EADDRNOTAVAIL, true), (libc::EADDRINUSE, false)] {
         assert_eq!(no_ipv6(&io::Error::from_raw_os_error(code)), expected);
     }
 }
 
 #[test]
-fn the_buffers_of_a_listener_are_no_smaller_than_those_of_other_sockets() {
+fn listener_buffers_are_not_smaller_than_relay_buffers() {
     let (listener, _) = listener("127.0.0.1:0");
     let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
     let (listener, relay) = (SockRef::from(&listener), SockRef::from(&relay));
@@ -238,7 +238,7 @@ fn the_buffers_of_a_listener_are_no_smaller_than_those_of_other_sockets() {
 }
 
 #[test]
-fn the_sizes_of_the_buffers_are_those_that_the_system_grants() {
+fn buffer_sizes_are_those_that_the_system_allows() {
     let (listener, _) = listener("127.0.0.1:0");
     let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
     SockRef::from(&relay).set_recv_buffer_size(8_192).unwrap();
@@ -259,12 +259,12 @@ fn port_unreachable(peer: SocketAddr) -> Unreachable {
 
 // RFC 8656 §11.5
 #[test]
-fn a_closed_port_is_reported_with_the_peer_that_it_is_of() {
+fn a_closed_port_is_reported_with_its_peer() {
     for host in loopbacks() {
         let relay = bind_relay(SocketAddr::new(host, 0)).unwrap();
-        report_errors(&relay).unwrap();
+        enable_error_queue(&relay).unwrap();
         assert_eq!(receive_error(&relay).unwrap(), None);
-        let nowhere = [deaf(host), deaf(host)].map(|socket| (socket.local_addr().unwrap(), socket));
+        let nowhere = [closed_port(host), closed_port(host)].map(|socket| (socket.local_addr().unwrap(), socket));
         for (address, _socket) in &nowhere {
             send(&relay, b"lost", *address, None).unwrap();
         }
@@ -277,12 +277,12 @@ fn a_closed_port_is_reported_with_the_peer_that_it_is_of() {
 }
 
 #[test]
-fn an_error_of_an_earlier_datagram_is_no_failure_of_sending_or_receiving() {
+fn an_error_of_an_earlier_datagram_does_not_affect_sending_or_receiving() {
     for host in loopbacks() {
         let relay = bind_relay(SocketAddr::new(host, 0)).unwrap();
-        report_errors(&relay).unwrap();
-        let (peer, deaf) = (client(&SocketAddr::new(host, 0).to_string()), deaf(host));
-        let nowhere = deaf.local_addr().unwrap();
+        enable_error_queue(&relay).unwrap();
+        let (peer, closed_port) = (client(&SocketAddr::new(host, 0).to_string()), closed_port(host));
+        let nowhere = closed_port.local_addr().unwrap();
         let mut buffer = [0; 8];
         for _ in 0..3 {
             send(&relay, b"lost", nowhere, None).unwrap();
@@ -308,11 +308,11 @@ fn an_error_of_an_earlier_datagram_is_no_failure_of_sending_or_receiving() {
 
 // RFC 8656 §14, §15
 #[test]
-fn too_long_a_datagram_is_fragmented_unless_that_is_forbidden() {
+fn a_datagram_longer_than_the_mtu_is_fragmented_unless_df_is_set() {
     in_own_network(&["link set lo up mtu 1280"], || {
         for host in loopbacks() {
             let relay = bind_relay(SocketAddr::new(host, 0)).unwrap();
-            report_errors(&relay).unwrap();
+            enable_error_queue(&relay).unwrap();
             let peer = client(&SocketAddr::new(host, 0).to_string());
             let to = peer.local_addr().unwrap();
             let headers = if host.is_ipv4() { 20 + 8 } else { 40 + 8 };
@@ -323,9 +323,9 @@ fn too_long_a_datagram_is_fragmented_unless_that_is_forbidden() {
 
                 let error = send_unfragmented(&relay, &vec![2; 1_281 - headers], to, 0).unwrap_err();
                 assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
-                let told = receive_error(&relay).unwrap().unwrap();
-                assert_eq!((told.peer.ip(), told.info, told.origin), (host, 1_280, Origin::Local));
-                assert_eq!((told.kind, told.code), if host.is_ipv4() { (3, 4) } else { (2, 0) });
+                let error = receive_error(&relay).unwrap().unwrap();
+                assert_eq!((error.peer.ip(), error.info, error.origin), (host, 1_280, Origin::Local));
+                assert_eq!((error.kind, error.code), if host.is_ipv4() { (3, 4) } else { (2, 0) });
                 assert_eq!(receive_error(&relay).unwrap(), None);
 
                 send(&relay, &[3; 2_000], to, None).unwrap();

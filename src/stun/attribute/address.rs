@@ -9,14 +9,14 @@ use crate::stun::{AttributeType, MAGIC_COOKIE, TransactionId, ValueWriter};
 /// The address families of RFC 8489 §14.1.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum AddressFamily {
-    /// IPv4, on the wire 1.
+    /// IPv4 (0x01).
     V4,
-    /// IPv6, on the wire 2.
+    /// IPv6 (0x02).
     V6,
 }
 
 impl AddressFamily {
-    /// The family of an address; an IPv4 address mapped into IPv6 is an IPv6 address.
+    /// Returns the family of an address. An IPv4-mapped IPv6 address is an IPv6 address.
     pub const fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(_) => Self::V4,
@@ -46,8 +46,8 @@ impl From<&SocketAddr> for AddressFamily {
     }
 }
 
-/// What an address is XORed with: the magic cookie and, for IPv6, the transaction ID behind it. Zeros leave a plain
-/// address as it is.
+/// The value with which an address is XORed: the magic cookie followed by the transaction ID, or zero for a plain
+/// address.
 #[derive(Clone, Copy)]
 struct Mask(u128);
 
@@ -59,7 +59,7 @@ impl Mask {
         Self(u128::from(MAGIC_COOKIE) << 96 | low)
     }
 
-    /// XORing twice is the identity: the same function writes and reads.
+    /// XORs `bytes` with the mask, both for encoding and decoding.
     fn apply<const N: usize>(self, mut bytes: [u8; N]) -> [u8; N] {
         bytes.iter_mut().zip(self.0.to_be_bytes()).for_each(|(byte, mask)| *byte ^= mask);
         bytes
@@ -118,14 +118,14 @@ macro_rules! address_attributes {
 }
 
 address_attributes! {
-    /// MAPPED-ADDRESS (RFC 8489 §14.1): what RFC 3489 clients read.
+    /// MAPPED-ADDRESS (RFC 8489 §14.1), for RFC 3489 clients.
     MappedAddress, MAPPED_ADDRESS, |_| Mask::PLAIN;
-    /// XOR-MAPPED-ADDRESS (RFC 8489 §14.2): the client's address as the server sees it.
+    /// XOR-MAPPED-ADDRESS (RFC 8489 §14.2): the server-reflexive transport address of the client.
     XorMappedAddress, XOR_MAPPED_ADDRESS, Mask::of;
-    /// XOR-PEER-ADDRESS (RFC 8656 §18.3): a peer as the server sees it.
+    /// XOR-PEER-ADDRESS (RFC 8656 §18.3): the address of a peer as seen by the server.
     XorPeerAddress, XOR_PEER_ADDRESS, Mask::of;
     /// XOR-RELAYED-ADDRESS (RFC 8656 §18.5): the relayed transport address of an allocation.
     XorRelayedAddress, XOR_RELAYED_ADDRESS, Mask::of;
-    /// ALTERNATE-SERVER (RFC 8489 §14.15): where a 300 sends the client.
+    /// ALTERNATE-SERVER (RFC 8489 §14.15): the server to which a 300 redirects the client.
     AlternateServer, ALTERNATE_SERVER, |_| Mask::PLAIN;
 }

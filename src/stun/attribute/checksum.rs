@@ -1,7 +1,7 @@
-//! The values of the three checksums (RFC 8489 §14.5–14.7).
+//! The values of the checksums (RFC 8489 §14.5–14.7).
 //!
-//! They can only be read: [`MessageWriter`](crate::stun::MessageWriter) computes what it writes, and
-//! [`Message`](crate::stun::Message) has the methods that check them.
+//! They can only be decoded. [`MessageWriter`](crate::stun::MessageWriter) computes and writes them, and
+//! [`Message`](crate::stun::Message) checks them.
 
 use super::{Attribute, AttributeError};
 use crate::stun::integrity::{FINGERPRINT_LEN, SHA1_LEN, SHA256_LEN};
@@ -24,12 +24,12 @@ impl<'a> Attribute<'a> for MessageIntegrity<'a> {
 pub struct MessageIntegritySha256<'a>(&'a [u8]);
 
 impl<'a> MessageIntegritySha256<'a> {
-    /// The bytes that are there.
+    /// Returns the bytes, which may be truncated.
     pub const fn as_bytes(&self) -> &'a [u8] {
         self.0
     }
 
-    /// All 32 bytes, if it is not truncated.
+    /// Returns all 32 bytes; `None` if they are truncated.
     pub fn full(&self) -> Option<&'a [u8; SHA256_LEN]> {
         self.0.try_into().ok()
     }
@@ -46,7 +46,7 @@ impl<'a> Attribute<'a> for MessageIntegritySha256<'a> {
     }
 }
 
-/// FINGERPRINT (RFC 8489 §14.7): the CRC-32, XORed as it stands on the wire.
+/// FINGERPRINT (RFC 8489 §14.7): the CRC-32 XORed with 0x5354554E.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fingerprint(pub u32);
 

@@ -1,10 +1,10 @@
-//! USERHASH and the password algorithms (RFC 8489 §14.4, §14.11, §14.12).
+//! USERHASH and password algorithms (RFC 8489 §14.4, §14.11, §14.12).
 
 use super::{Attribute, AttributeError, EncodeAttribute, read_all};
 use crate::stun::reader::Reader;
 use crate::stun::{AttributeType, TransactionId, ValueWriter, padding};
 
-/// USERHASH (RFC 8489 §14.4): SHA-256 of username and realm in place of the username.
+/// USERHASH (RFC 8489 §14.4): the SHA-256 of username and realm, which replaces USERNAME.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Userhash<'a>(pub &'a [u8; 32]);
 
@@ -31,14 +31,14 @@ impl EncodeAttribute for Userhash<'_> {
 pub struct PasswordAlgorithm<'a> {
     /// The number in the registry of RFC 8489 §18.5.
     pub algorithm: u16,
-    /// Empty for the algorithms of RFC 8489; at most 65535 bytes.
+    /// The parameters, at most 65535 bytes. The algorithms of RFC 8489 have none.
     pub parameters: &'a [u8],
 }
 
 impl PasswordAlgorithm<'static> {
     /// The key is the MD5 of username, realm and password (RFC 8489 §18.5.1.1).
     pub const MD5: Self = Self { algorithm: 1, parameters: &[] };
-    /// The key is their SHA-256 (RFC 8489 §18.5.1.2).
+    /// The key is the SHA-256 of username, realm and password (RFC 8489 §18.5.1.2).
     pub const SHA256: Self = Self { algorithm: 2, parameters: &[] };
 }
 
@@ -47,7 +47,7 @@ impl<'a> PasswordAlgorithm<'a> {
         let algorithm = reader.u16()?;
         let len = usize::from(reader.u16()?);
         let parameters = reader.take(len)?;
-        // At the end of the value, the attribute's own padding may stand for that of the parameters.
+        // At the end of the value, the padding of the attribute can replace that of the parameters.
         reader.take(padding(len).min(reader.remaining()))?;
         Some(Self { algorithm, parameters })
     }
@@ -78,24 +78,24 @@ impl EncodeAttribute for PasswordAlgorithm<'_> {
     }
 }
 
-/// PASSWORD-ALGORITHMS (RFC 8489 §14.11): what the server can use, in the order of its preference.
+/// PASSWORD-ALGORITHMS (RFC 8489 §14.11): the algorithms of the server in order of preference.
 #[derive(Clone, Copy)]
 pub struct PasswordAlgorithms<'a>(List<'a>);
 
 #[derive(Clone, Copy)]
 enum List<'a> {
-    /// Whole entries only.
+    /// Complete entries.
     Received(&'a [u8]),
     ToSend(&'a [PasswordAlgorithm<'a>]),
 }
 
 impl<'a> PasswordAlgorithms<'a> {
-    /// The attribute for these algorithms.
+    /// Creates the attribute for these algorithms.
     pub const fn new(algorithms: &'a [PasswordAlgorithm<'a>]) -> Self {
         Self(List::ToSend(algorithms))
     }
 
-    /// The algorithms in their order.
+    /// Returns the algorithms in order.
     pub fn iter(&self) -> impl Iterator<Item = PasswordAlgorithm<'a>> + use<'a> {
         let (received, to_send): (&[u8], &[PasswordAlgorithm<'a>]) = match self.0 {
             List::Received(bytes) => (bytes, &[]),

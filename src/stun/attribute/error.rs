@@ -1,4 +1,4 @@
-//! What an error response says (RFC 8489 §14.8, §14.13; RFC 8656 §18.12).
+//! The attributes of error responses (RFC 8489 §14.8, §14.13; RFC 8656 §18.12).
 
 use super::{AddressFamily, Attribute, AttributeError, EncodeAttribute, text};
 use crate::stun::reader::Reader;
@@ -7,14 +7,14 @@ use crate::stun::{AttributeType, ErrorCode, TransactionId, ValueWriter};
 /// ERROR-CODE (RFC 8489 §14.8).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ErrorCodeAttribute<'a> {
-    /// Why the request was rejected.
+    /// The error code.
     pub code: ErrorCode,
-    /// For people; below 128 characters.
+    /// The reason phrase, fewer than 128 characters.
     pub reason: &'a str,
 }
 
 impl ErrorCodeAttribute<'static> {
-    /// A code with its recommended reason phrase.
+    /// Creates the attribute with the recommended reason phrase of the code.
     pub const fn new(code: ErrorCode) -> Self {
         Self { code, reason: code.reason() }
     }
@@ -48,9 +48,9 @@ impl EncodeAttribute for ErrorCodeAttribute<'_> {
 pub struct AddressErrorCode<'a> {
     /// The family that was not allocated.
     pub family: AddressFamily,
-    /// 440 or 508.
+    /// The error code, 440 or 508.
     pub code: ErrorCode,
-    /// For people; below 128 characters.
+    /// The reason phrase, fewer than 128 characters.
     pub reason: &'a str,
 }
 
@@ -76,24 +76,24 @@ impl EncodeAttribute for AddressErrorCode<'_> {
     }
 }
 
-/// UNKNOWN-ATTRIBUTES (RFC 8489 §14.13): what a 420 did not understand.
+/// UNKNOWN-ATTRIBUTES (RFC 8489 §14.13): the types that the server did not understand.
 #[derive(Clone, Copy)]
 pub struct UnknownAttributes<'a>(List<'a>);
 
 #[derive(Clone, Copy)]
 enum List<'a> {
-    /// Two bytes per type, an even number of them.
+    /// Two bytes per type.
     Received(&'a [u8]),
     ToSend(&'a [AttributeType]),
 }
 
 impl<'a> UnknownAttributes<'a> {
-    /// The attribute for these types.
+    /// Creates the attribute for these types.
     pub const fn new(types: &'a [AttributeType]) -> Self {
         Self(List::ToSend(types))
     }
 
-    /// The types in their order.
+    /// Returns the types in order.
     pub fn iter(&self) -> impl Iterator<Item = AttributeType> + use<'a> {
         let (received, to_send): (&[u8], &[AttributeType]) = match self.0 {
             List::Received(bytes) => (bytes, &[]),

@@ -1,7 +1,7 @@
-//! Typed attributes: what RFC 8489 §14 and RFC 8656 §18 define, one type each.
+//! Typed attributes of RFC 8489 §14 and RFC 8656 §18.
 //!
-//! A type decodes a value that came from the network, or writes one into a message. Fields that are reserved are
-//! written as zero and ignored when read. Where a value has a fixed length, any other length is an error.
+//! Each type decodes a received value, or writes one into a message. Reserved fields are written as zero and ignored
+//! when read. If the length of a value is fixed, any other length is an error.
 
 mod address;
 mod checksum;
@@ -26,16 +26,16 @@ pub use turn::{
 use super::reader::Reader;
 use super::{AttributeType, TransactionId, ValueWriter};
 
-/// Why an attribute's value is not what its definition says.
+/// Why the value of an attribute is malformed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AttributeError {
-    /// The length is not one that this attribute can have.
+    /// The length is not valid for this attribute.
     #[error("wrong length")]
     WrongLength,
-    /// A text is longer than a receiver has to accept (763 bytes; 255 for a domain name).
+    /// The text is longer than a receiver must accept: 763 bytes, or 255 for a domain name.
     #[error("text too long")]
     TextTooLong,
-    /// A text is not UTF-8.
+    /// The text is not UTF-8.
     #[error("text is not UTF-8")]
     NotUtf8,
     /// The address family is neither IPv4 (1) nor IPv6 (2).
@@ -44,39 +44,39 @@ pub enum AttributeError {
     /// The error code is outside 300 to 699.
     #[error("error code out of range")]
     ErrorCodeOutOfRange,
-    /// The domain name is not one.
+    /// The text is not a domain name.
     #[error("not a domain name")]
     NotADomainName,
 }
 
 /// An attribute that can be read from a message.
 pub trait Attribute<'a>: Sized {
-    /// Its type.
+    /// The attribute type.
     const TYPE: AttributeType;
 
-    /// Reads the value, without padding. XOR addresses need the transaction ID (RFC 8489 §14.2).
+    /// Decodes the value, which excludes padding. XORed addresses need the transaction ID (RFC 8489 §14.2).
     ///
     /// # Errors
     ///
-    /// [`AttributeError`] when the value is not what the definition says.
+    /// [`AttributeError`] if the value is malformed.
     fn decode(value: &'a [u8], transaction_id: TransactionId) -> Result<Self, AttributeError>;
 }
 
 /// An attribute that can be written into a message.
 pub trait EncodeAttribute {
-    /// Its type.
+    /// Returns the attribute type.
     fn kind(&self) -> AttributeType;
 
-    /// Writes the value, without padding.
+    /// Writes the value without padding.
     fn encode(&self, value: &mut ValueWriter<'_>, transaction_id: TransactionId);
 }
 
-/// An attribute as it stands in the message, without its padding.
+/// An attribute whose value is not decoded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RawAttribute<'a> {
-    /// Its type.
+    /// The attribute type.
     pub kind: AttributeType,
-    /// Its value; a part of the message.
+    /// The value without padding.
     pub value: &'a [u8],
 }
 
@@ -90,19 +90,19 @@ impl EncodeAttribute for RawAttribute<'_> {
     }
 }
 
-// Names the attribute and not its value, which may hold what a client sent in confidence.
+// The value is not shown, because it may be confidential.
 impl std::fmt::Debug for RawAttribute<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({} bytes)", self.kind, self.value.len())
     }
 }
 
-/// How many zero bytes follow a DATA value of `len` bytes: 0 to 3 (RFC 8656 §18.4).
+/// Returns the number of zero bytes after a DATA value of `len` bytes, 0 to 3 (RFC 8656 §18.4).
 pub const fn data_padding(len: usize) -> usize {
     super::padding(len)
 }
 
-/// Runs `read` over a value, all of which it has to consume.
+/// Reads a value with `read`, which must consume all of it.
 fn read_all<'a, T>(value: &'a [u8], read: impl FnOnce(&mut Reader<'a>) -> Option<T>) -> Result<T, AttributeError> {
     let mut reader = Reader::new(value);
     match read(&mut reader) {

@@ -5,7 +5,7 @@ use crate::stun::{Class, ErrorCode, Message, MessageWriter, Method};
 
 const TRANSACTION: TransactionId = TransactionId::new(*b"\xb7\xe7\xa7\x01\xbc\x34\xd6\x86\xfa\x87\xdf\xae");
 
-/// Decodes, writes and compares: `wire` is the value without padding.
+/// Checks decoding and encoding. `wire` is the value without padding.
 fn check<'a, A: Attribute<'a> + EncodeAttribute + PartialEq + Debug>(attribute: A, wire: &'a [u8]) {
     assert_eq!(A::decode(wire, TRANSACTION).as_ref(), Ok(&attribute));
     assert_eq!(attribute.kind(), A::TYPE);
@@ -21,11 +21,11 @@ fn encode(attribute: &impl EncodeAttribute) -> Vec<u8> {
     written.value.to_vec()
 }
 
-/// Prefixes of `value`, all of which are the wrong length for `A` but those of `good` bytes.
-fn check_lengths<'a, A: Attribute<'a> + Debug>(value: &'a [u8; 64], good: &[usize]) {
+/// Checks that `A` accepts the prefixes of `value` of the `valid` lengths and no others.
+fn check_lengths<'a, A: Attribute<'a> + Debug>(value: &'a [u8; 64], valid: &[usize]) {
     for len in 0..=value.len() {
         let result = A::decode(&value[..len], TRANSACTION);
-        if good.contains(&len) {
+        if valid.contains(&len) {
             assert!(result.is_ok(), "{} of {len} bytes: {result:?}", A::TYPE);
         } else {
             assert_eq!(result.err(), Some(AttributeError::WrongLength), "{} of {len} bytes", A::TYPE);
@@ -33,7 +33,7 @@ fn check_lengths<'a, A: Attribute<'a> + Debug>(value: &'a [u8; 64], good: &[usiz
     }
 }
 
-/// Starts like an IPv4 address, and like family 1 where the family comes first.
+/// The start of an IPv4 address.
 const IPV4: [u8; 64] = {
     let mut value = [1; 64];
     value[0] = 0;
@@ -74,13 +74,13 @@ fn xored_addresses_are_read_and_written() {
 }
 
 #[test]
-fn addresses_at_the_edges_are_read_and_written() {
+fn extreme_addresses_are_read_and_written() {
     for address in ["0.0.0.0:0", "255.255.255.255:65535", "[::]:0", "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535"] {
         let address = address.parse().unwrap();
         check(MappedAddress(address), &encode(&MappedAddress(address)));
         check(XorPeerAddress(address), &encode(&XorPeerAddress(address)));
     }
-    // An IPv4-mapped address stays the IPv6 address that it is; unmapping is for the peer policy.
+    // An IPv4-mapped address remains an IPv6 address. The peer policy unmaps it.
     let mapped = "[::ffff:192.0.2.1]:1".parse().unwrap();
     check(XorPeerAddress(mapped), &encode(&XorPeerAddress(mapped)));
 }
@@ -134,7 +134,7 @@ fn check_text_limits<'a, A: Attribute<'a> + Debug>(long: &'a [u8; 764]) {
     );
 }
 
-// RFC 8489 §14.3: "MUST be able to parse a UTF-8-encoded sequence of 763 or fewer octets"; alike §14.9, §14.10, §14.14
+// RFC 8489 §14.3, §14.9, §14.10, §14.14: "MUST be able to parse a UTF-8-encoded sequence of 763 or fewer octets"
 #[test]
 fn texts_are_utf8_of_at_most_763_bytes() {
     let long = [b'x'; 764];
@@ -187,7 +187,7 @@ fn password_algorithms_are_read_and_written() {
     );
 }
 
-// RFC 8489 §14.12: the padding's value is ignored; the attribute's own padding may stand for the last entry's
+// RFC 8489 §14.12: the value of padding is ignored. The padding of the attribute can replace that of the last entry.
 #[test]
 fn padding_of_algorithm_parameters_is_ignored() {
     let expected = Ok(PasswordAlgorithm { algorithm: 9, parameters: b"p" });
@@ -197,7 +197,7 @@ fn padding_of_algorithm_parameters_is_ignored() {
 }
 
 #[test]
-fn password_algorithms_that_do_not_add_up_are_refused() {
+fn password_algorithms_with_inconsistent_lengths_are_errors() {
     for wire in [&b"\0"[..], b"\0\x01\0", b"\0\x01\0\x01", b"\0\x01\xff\xff", b"\0\x01\0\x05abcd", b"\0\x01\0\0\0"] {
         assert_eq!(PasswordAlgorithm::decode(wire, TRANSACTION), Err(AttributeError::WrongLength));
         assert_eq!(PasswordAlgorithms::decode(wire, TRANSACTION), Err(AttributeError::WrongLength));
@@ -217,7 +217,7 @@ fn error_code_is_read_and_written() {
 
 // RFC 8489 §14.8: reserved bits are ignored, class is 3 to 6, number is 0 to 99
 #[test]
-fn error_code_out_of_range_is_refused_and_reserved_bits_are_not() {
+fn error_code_out_of_range_is_an_error_and_reserved_bits_are_ignored() {
     let decode = |wire| ErrorCodeAttribute::decode(wire, TRANSACTION).map(|it| it.code);
     assert_eq!(decode(b"\xff\xff\xfc\x01"), Ok(ErrorCode::UNAUTHENTICATED));
     for wire in [b"\x00\x00\x02\x00", b"\x00\x00\x07\x00", b"\x00\x00\x00\x00", b"\x00\x00\x04\x64"] {
@@ -365,6 +365,6 @@ fn checksums_have_the_lengths_of_their_hashes() {
 }
 
 #[test]
-fn payload_does_not_show_in_debug_output() {
+fn debug_output_does_not_show_the_payload() {
     assert_eq!(format!("{:?}", Data(b"private")), "Data(7 bytes)");
 }

@@ -1,15 +1,15 @@
-//! Attributes that are texts (RFC 8489 §14.3, §14.9, §14.10, §14.14, §14.16).
+//! Attributes whose value is text (RFC 8489 §14.3, §14.9, §14.10, §14.14, §14.16).
 //!
-//! A sender has to keep them below 128 characters, hence to 509 bytes at most; a receiver has to read 763 bytes, which
-//! is what RFC 5389 allowed. The writer takes any text: its caller knows where the text comes from.
+//! A sender limits them to fewer than 128 characters, and so to at most 509 bytes. A receiver must accept the 763 bytes
+//! of RFC 5389. The writer does not check the length, which is the responsibility of its caller.
 
 use super::{Attribute, AttributeError, EncodeAttribute};
 use crate::stun::{AttributeType, TransactionId, ValueWriter};
 
-/// RFC 8489 §14.3, §14.8–14.10, §14.14: the longest text that a receiver has to accept, in bytes.
+/// The longest text that a receiver must accept, in bytes (RFC 8489 §14.3, §14.8–14.10, §14.14).
 const MAX_LEN: usize = 763;
 
-/// RFC 8489 §14.16, in bytes.
+/// The longest domain name in bytes (RFC 8489 §14.16).
 const MAX_DOMAIN_LEN: usize = 255;
 
 pub(super) fn decode(value: &[u8]) -> Result<&str, AttributeError> {
@@ -19,7 +19,8 @@ pub(super) fn decode(value: &[u8]) -> Result<&str, AttributeError> {
     std::str::from_utf8(value).map_err(|_| AttributeError::NotUtf8)
 }
 
-/// RFC 1123 §2.1: labels of letters, digits and inner hyphens, 1 to 63 bytes each; a dot may end the name.
+/// Decodes a domain name: labels of 1 to 63 letters, digits and inner hyphens, and an optional final dot (RFC 1123
+/// §2.1).
 fn decode_domain(value: &[u8]) -> Result<&str, AttributeError> {
     if value.len() > MAX_DOMAIN_LEN {
         return Err(AttributeError::TextTooLong);
@@ -65,7 +66,7 @@ macro_rules! text_attributes {
 }
 
 text_attributes! {
-    /// USERNAME (RFC 8489 §14.3). A sender keeps it below 509 bytes.
+    /// USERNAME (RFC 8489 §14.3). A sender limits it to fewer than 509 bytes.
     Username, USERNAME, decode;
     /// REALM (RFC 8489 §14.9).
     Realm, REALM, decode;
@@ -73,6 +74,6 @@ text_attributes! {
     Nonce, NONCE, decode;
     /// SOFTWARE (RFC 8489 §14.14).
     Software, SOFTWARE, decode;
-    /// ALTERNATE-DOMAIN (RFC 8489 §14.16): the name that an alternate server's certificate has to match.
+    /// ALTERNATE-DOMAIN (RFC 8489 §14.16): the name that the certificate of an alternate server must match.
     AlternateDomain, ALTERNATE_DOMAIN, decode_domain;
 }

@@ -1,9 +1,9 @@
-//! The attributes of TURN that are neither an address nor an error (RFC 8656 §18).
+//! The attributes of RFC 8656 §18 except addresses and errors.
 
 use super::{AddressFamily, Attribute, AttributeError, EncodeAttribute, read_all};
 use crate::stun::{AttributeType, TransactionId, ValueWriter};
 
-/// CHANNEL-NUMBER (RFC 8656 §18.1). Any 16 bits; which ones may be bound is for ChannelBind to say.
+/// CHANNEL-NUMBER (RFC 8656 §18.1). ChannelBind checks the range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChannelNumber(pub u16);
 
@@ -52,8 +52,9 @@ impl EncodeAttribute for Lifetime {
     }
 }
 
-/// DATA (RFC 8656 §18.4): the payload of a UDP datagram. Where it lies in the message,
-/// [`Message::data_range`](crate::stun::Message::data_range) says.
+/// DATA (RFC 8656 §18.4): the payload of a UDP datagram.
+///
+/// See [`Message::data_range`](crate::stun::Message::data_range) for its range in the message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Data<'a>(pub &'a [u8]);
 
@@ -75,7 +76,7 @@ impl EncodeAttribute for Data<'_> {
     }
 }
 
-// A payload is the users' own and has no place in a log.
+// The payload is not shown, because it is confidential.
 impl std::fmt::Debug for Data<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Data({} bytes)", self.0.len())
@@ -112,17 +113,16 @@ macro_rules! family_attributes {
 family_attributes! {
     /// REQUESTED-ADDRESS-FAMILY (RFC 8656 §18.6).
     RequestedAddressFamily, REQUESTED_ADDRESS_FAMILY;
-    /// ADDITIONAL-ADDRESS-FAMILY (RFC 8656 §18.11). Reads both families; that only IPv6 is allowed is for Allocate to
-    /// say.
+    /// ADDITIONAL-ADDRESS-FAMILY (RFC 8656 §18.11). Allocate checks that it is IPv6.
     AdditionalAddressFamily, ADDITIONAL_ADDRESS_FAMILY;
-    /// The same under the number that a draft gave it and coturn's clients send.
+    /// ADDITIONAL-ADDRESS-FAMILY with the number of a draft, which clients of coturn send.
     DraftAdditionalAddressFamily, DRAFT_ADDITIONAL_ADDRESS_FAMILY;
 }
 
 /// EVEN-PORT (RFC 8656 §18.7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EvenPort {
-    /// Whether the next higher port is to be held for another allocation.
+    /// Whether the next higher port is reserved for another allocation.
     pub reserve_next: bool,
 }
 
@@ -149,9 +149,9 @@ impl EncodeAttribute for EvenPort {
 pub struct RequestedTransport(pub u8);
 
 impl RequestedTransport {
-    /// The only protocol that RFC 8656 relays.
+    /// UDP, the only protocol of RFC 8656.
     pub const UDP: Self = Self(17);
-    /// The protocol of RFC 6062 §4.1.
+    /// TCP (RFC 6062 §4.1).
     pub const TCP: Self = Self(6);
 }
 
@@ -173,7 +173,7 @@ impl EncodeAttribute for RequestedTransport {
     }
 }
 
-/// DONT-FRAGMENT (RFC 8656 §18.9): a flag without a value.
+/// DONT-FRAGMENT (RFC 8656 §18.9), which has no value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DontFragment;
 
@@ -215,14 +215,14 @@ impl EncodeAttribute for ReservationToken {
     }
 }
 
-/// ICMP (RFC 8656 §18.13): why a datagram did not reach the peer.
+/// ICMP (RFC 8656 §18.13): an ICMP error for a datagram to a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Icmp {
-    /// The ICMP type; what it means depends on the peer's address family.
+    /// The ICMP or ICMPv6 type, by the address family of the peer.
     pub kind: u8,
     /// The ICMP code.
     pub code: u8,
-    /// The MTU of the next hop in bytes where the datagram was too big, else 0.
+    /// The MTU of the next hop in bytes if the datagram was too long, otherwise 0.
     pub data: u32,
 }
 

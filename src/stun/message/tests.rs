@@ -4,7 +4,7 @@ use crate::stun::*;
 const TRANSACTION: TransactionId = TransactionId::new(*b"transaction!");
 const KEY: &[u8] = b"key";
 
-/// The first attribute's value starts here.
+/// The start of the value of the first attribute.
 const FIRST_VALUE: usize = 24;
 
 fn write(write: impl FnOnce(&mut MessageWriter<'_>)) -> Vec<u8> {
@@ -30,7 +30,7 @@ fn with_length(bytes: &[u8], length: u16) -> Vec<u8> {
 
 // RFC 8489 §5
 #[test]
-fn header_alone_is_a_message() {
+fn header_without_attributes_is_a_message() {
     let bytes = write(|_| ());
     let message = Message::parse(&bytes).unwrap();
     assert_eq!(bytes.len(), HEADER_LEN);
@@ -45,7 +45,7 @@ fn header_alone_is_a_message() {
 }
 
 #[test]
-fn message_cut_short_anywhere_is_refused() {
+fn truncated_message_is_an_error() {
     let bytes = write(|writer| {
         writer.push(&Username("alice"));
         writer.push(&XorPeerAddress("[2001:db8::1]:9".parse().unwrap()));
@@ -58,7 +58,7 @@ fn message_cut_short_anywhere_is_refused() {
         let expected = if len < HEADER_LEN { ParseError::TooShort } else { ParseError::Truncated };
         assert_eq!(Message::parse(&bytes[..len]).unwrap_err(), expected, "{len}");
 
-        // The same with a header that knows of the cut: never a panic, and a message only between two attributes.
+        // With an adjusted length, it is a message only if it ends between two attributes.
         if len >= HEADER_LEN {
             let cut = with_length(&bytes[..len], u16::try_from(len - HEADER_LEN).unwrap());
             let between_attributes = [20, 32, 56, 68, 92, 128].contains(&len);
@@ -69,7 +69,7 @@ fn message_cut_short_anywhere_is_refused() {
 
 // RFC 8489 §5: the length excludes the header and is a multiple of four
 #[test]
-fn length_that_lies_is_refused() {
+fn wrong_length_is_an_error() {
     let bytes = write(|writer| writer.push(&Lifetime(600)));
     let parse = |length| Message::parse(&with_length(&bytes, length)).map(|_| ());
     assert_eq!(parse(8), Ok(()));
@@ -84,7 +84,7 @@ fn length_that_lies_is_refused() {
 
 // RFC 8489 §14
 #[test]
-fn attribute_that_reaches_past_the_end_is_refused() {
+fn attribute_that_extends_past_the_end_is_an_error() {
     let bytes = write(|writer| {
         writer.push(&Lifetime(600));
         writer.push(&Lifetime(600));
@@ -103,9 +103,9 @@ fn attribute_that_reaches_past_the_end_is_refused() {
     }
 }
 
-// RFC 8489 §14: padding has to be there, and its value is ignored
+// RFC 8489 §14: padding is required, and its value is ignored
 #[test]
-fn padding_is_skipped_whatever_it_holds() {
+fn the_value_of_padding_is_ignored() {
     let mut bytes = write(|writer| {
         writer.push(&Username("a"));
         writer.push(&Lifetime(1));
@@ -118,7 +118,7 @@ fn padding_is_skipped_whatever_it_holds() {
 
 // RFC 8489 §5
 #[test]
-fn other_protocols_are_refused() {
+fn other_protocols_are_errors() {
     let bytes = write(|writer| writer.push(&Lifetime(600)));
     let with = |at: usize, byte: u8| {
         let mut bytes = bytes.clone();
@@ -134,7 +134,7 @@ fn other_protocols_are_refused() {
 
 // RFC 8489 §9: "agents MUST ignore all attributes that follow MESSAGE-INTEGRITY, with the exception of ..."
 #[test]
-fn attributes_behind_message_integrity_are_ignored() {
+fn attributes_after_message_integrity_are_ignored() {
     let bytes = write(|writer| {
         writer.push(&Username("alice"));
         writer.message_integrity(KEY);
@@ -168,7 +168,7 @@ fn attributes_behind_message_integrity_are_ignored() {
 
 // RFC 8489 §9
 #[test]
-fn attributes_behind_message_integrity_sha256_are_ignored() {
+fn attributes_after_message_integrity_sha256_are_ignored() {
     let bytes = write(|writer| {
         writer.message_integrity_sha256(KEY);
         writer.push(&Lifetime(3600));
@@ -183,7 +183,7 @@ fn attributes_behind_message_integrity_sha256_are_ignored() {
 
 // RFC 8489 §14.7: FINGERPRINT is the last attribute
 #[test]
-fn attributes_behind_fingerprint_are_ignored_and_make_it_wrong() {
+fn attributes_after_fingerprint_are_ignored_and_make_it_wrong() {
     let bytes = write(|writer| {
         writer.push(&Lifetime(1));
         writer.fingerprint();
@@ -198,7 +198,7 @@ fn attributes_behind_fingerprint_are_ignored_and_make_it_wrong() {
 
 // RFC 8489 §14: "only the first occurrence needs to be processed"
 #[test]
-fn first_of_two_attributes_wins() {
+fn first_of_two_attributes_is_used() {
     let bytes = write(|writer| {
         writer.push(&Lifetime(1));
         writer.push(&Lifetime(2));
@@ -209,7 +209,7 @@ fn first_of_two_attributes_wins() {
 }
 
 #[test]
-fn first_attribute_counts_even_when_it_is_malformed() {
+fn first_attribute_is_used_even_if_it_is_malformed() {
     let bytes = write(|writer| {
         writer.push(&raw(0x000D, b"toolong"));
         writer.push(&Lifetime(2));
@@ -230,7 +230,7 @@ fn repeated_addresses_are_all_returned_in_order() {
 
 // RFC 8489 §6.3.1
 #[test]
-fn unknown_required_lists_what_is_neither_understood_nor_optional() {
+fn unknown_required_returns_required_attributes_that_are_not_understood() {
     let bytes = write(|writer| {
         writer.push(&raw(0x7ABC, b"x"));
         writer.push(&Lifetime(1));
@@ -244,7 +244,7 @@ fn unknown_required_lists_what_is_neither_understood_nor_optional() {
 }
 
 #[test]
-fn data_range_points_at_the_payload() {
+fn data_range_is_the_range_of_the_payload() {
     let bytes = write(|writer| {
         writer.push(&XorPeerAddress("192.0.2.1:1".parse().unwrap()));
         writer.push(&Data(b"hello"));
@@ -265,7 +265,7 @@ fn empty_payload_has_an_empty_range() {
 
 // RFC 8489 §14.5, §14.6, §14.7
 #[test]
-fn every_flipped_bit_is_noticed() {
+fn every_flipped_bit_is_detected() {
     let bytes = write(|writer| {
         writer.push(&Username("alice"));
         writer.message_integrity(KEY);
@@ -279,7 +279,7 @@ fn every_flipped_bit_is_noticed() {
         flipped[bit / 8] ^= 1 << (bit % 8);
         let Ok(message) = Message::parse(&flipped) else { continue };
         assert_ne!(message.fingerprint(), FingerprintStatus::Valid, "bit {bit}");
-        // The length in the header is replaced before the HMAC is computed, and parse has checked it.
+        // The HMAC is computed with an adjusted length, and `parse` has checked the length of the header.
         if bit / 8 < integrity_end && !(2..4).contains(&(bit / 8)) {
             assert_ne!(message.verify_integrity(KEY), IntegrityStatus::Valid, "bit {bit}");
         }
@@ -350,7 +350,7 @@ fn longest_message_is_read() {
 }
 
 #[test]
-fn message_of_nothing_but_empty_attributes_is_read() {
+fn message_of_only_empty_attributes_is_read() {
     let bytes = write(|writer| (0..0xFFFC / 4).for_each(|_| writer.push(&DontFragment)));
     let message = Message::parse(&bytes).unwrap();
     assert_eq!(message.attributes().count(), 0xFFFC / 4);
@@ -376,7 +376,7 @@ fn datagrams_of_735_and_65535_bytes_do_not_panic() {
 }
 
 #[test]
-fn debug_output_names_attributes_and_hides_their_values() {
+fn debug_output_shows_attributes_without_their_values() {
     let bytes = write(|writer| {
         writer.push(&Username("alice"));
         writer.push(&Data(b"private"));

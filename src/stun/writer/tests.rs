@@ -9,7 +9,7 @@ fn writer(buffer: &mut [u8]) -> MessageWriter<'_> {
 
 // RFC 8489 §5
 #[test]
-fn header_stands_as_the_rfc_draws_it() {
+fn header_has_the_layout_of_the_rfc() {
     let mut buffer = [0xEE; 20];
     assert_eq!(writer(&mut buffer).finish().unwrap(), b"\x00\x17\x00\x00\x21\x12\xa4\x42transaction!");
 }
@@ -31,7 +31,7 @@ fn padding_is_zero_in_a_dirty_buffer() {
 }
 
 #[test]
-fn message_that_does_not_fit_is_reported_and_stays_within_its_buffer() {
+fn message_that_does_not_fit_is_an_error_and_stays_within_its_buffer() {
     let fill = |writer: &mut MessageWriter<'_>| {
         writer.push(&Username("alice"));
         writer.push(&UnknownAttributes::new(&[AttributeType::LIFETIME]));
@@ -47,12 +47,12 @@ fn message_that_does_not_fit_is_reported_and_stays_within_its_buffer() {
 
     for len in 0..needed {
         let mut buffer = [0xEE; 256];
-        let (room, behind) = buffer.split_at_mut(len);
-        let mut writer = writer(room);
+        let (available, rest) = buffer.split_at_mut(len);
+        let mut writer = writer(available);
         fill(&mut writer);
         assert!(writer.written() <= len);
         assert_eq!(writer.finish(), Err(BufferTooSmall), "{len}");
-        assert!(behind.iter().all(|&byte| byte == 0xEE));
+        assert!(rest.iter().all(|&byte| byte == 0xEE));
     }
     let mut exact = vec![0xEE; needed];
     let mut writer = writer(&mut exact);
@@ -61,7 +61,7 @@ fn message_that_does_not_fit_is_reported_and_stays_within_its_buffer() {
 }
 
 #[test]
-fn small_attribute_after_one_that_did_not_fit_does_not_hide_it() {
+fn small_attribute_after_one_that_did_not_fit_is_still_an_error() {
     let mut buffer = [0; 40];
     let mut writer = writer(&mut buffer);
     writer.push(&Data(&[0; 100]));
@@ -71,7 +71,7 @@ fn small_attribute_after_one_that_did_not_fit_does_not_hide_it() {
 
 // RFC 8489 §5, §14: both lengths have 16 bits
 #[test]
-fn lengths_beyond_sixteen_bits_are_reported() {
+fn lengths_above_sixteen_bits_are_errors() {
     let mut buffer = vec![0; 140_000];
     let value = vec![0; 70_000];
 
@@ -84,10 +84,10 @@ fn lengths_beyond_sixteen_bits_are_reported() {
     message_too_long.push(&DontFragment);
     assert_eq!(message_too_long.finish(), Err(BufferTooSmall));
 
-    let mut no_room_for_integrity = writer(&mut buffer);
-    no_room_for_integrity.push(&Data(&value[..0xFFF0]));
-    no_room_for_integrity.message_integrity(b"key");
-    assert_eq!(no_room_for_integrity.finish(), Err(BufferTooSmall));
+    let mut integrity_too_long = writer(&mut buffer);
+    integrity_too_long.push(&Data(&value[..0xFFF0]));
+    integrity_too_long.message_integrity(b"key");
+    assert_eq!(integrity_too_long.finish(), Err(BufferTooSmall));
 
     let mut value_too_long = writer(&mut buffer);
     value_too_long.push(&Data(&value[..0x10000]));
@@ -97,14 +97,14 @@ fn lengths_beyond_sixteen_bits_are_reported() {
     parameters_too_long.push(&PasswordAlgorithm { algorithm: 9, parameters: &value });
     assert_eq!(parameters_too_long.finish(), Err(BufferTooSmall));
 
-    assert_eq!(writer(&mut buffer).finish_with_data_behind(0xFFF9), Err(BufferTooSmall));
-    assert_eq!(writer(&mut buffer).finish_with_data_behind(0x10000), Err(BufferTooSmall));
-    assert_eq!(writer(&mut buffer).finish_with_data_behind(usize::MAX), Err(BufferTooSmall));
+    assert_eq!(writer(&mut buffer).finish_with_data_header(0xFFF9), Err(BufferTooSmall));
+    assert_eq!(writer(&mut buffer).finish_with_data_header(0x10000), Err(BufferTooSmall));
+    assert_eq!(writer(&mut buffer).finish_with_data_header(usize::MAX), Err(BufferTooSmall));
 }
 
-// RFC 8656 §11.6: a Data indication whose payload is already in place
+// RFC 8656 §11.6
 #[test]
-fn header_in_front_of_a_payload_equals_the_copying_way() {
+fn data_indication_without_a_copy_equals_one_with_a_copied_payload() {
     for (peer, head_len) in [("192.0.2.1:7", 36), ("[2001:db8::1]:7", 48)] {
         let peer = XorPeerAddress(peer.parse().unwrap());
         for len in [0, 1, 2, 3, 4, 1200] {
@@ -117,7 +117,7 @@ fn header_in_front_of_a_payload_equals_the_copying_way() {
             let mut head = [0xEE; 48];
             let mut in_place = writer(&mut head);
             in_place.push(&peer);
-            let head = in_place.finish_with_data_behind(len).unwrap();
+            let head = in_place.finish_with_data_header(len).unwrap();
             assert_eq!(head.len(), head_len);
             let whole = [head, &payload, &[0; 3][..data_padding(len)]].concat();
             assert_eq!(whole, copying.finish().unwrap());

@@ -9,8 +9,8 @@ use crate::stun::{Class, MessageWriter, Method, TransactionId};
 /// Length of a ChannelData header.
 pub(crate) const CHANNEL_HEADER: usize = 4;
 
-/// Bytes that the shell leaves free in front of what it receives from a peer: room for a ChannelData header or for a
-/// whole Data indication up to its data, with an IPv6 peer address.
+/// The bytes that the shell keeps free in front of a datagram from a peer: enough for a ChannelData header, or for a Data
+/// indication up to its data, with an IPv6 peer address.
 ///
 /// ```text
 ///  0                                            44      48                  48+len
@@ -19,11 +19,11 @@ pub(crate) const CHANNEL_HEADER: usize = 4;
 /// ```
 pub const HEADROOM: usize = 48;
 
-/// Bytes that the shell leaves free behind the longest payload, for the padding of a Data indication.
+/// The bytes that the shell keeps free after the longest payload, for padding.
 pub const TAILROOM: usize = 3;
 
-/// Where the payload of a ChannelData message lies, and its channel. `None` if the length field says more than there
-/// is; bytes behind the payload are allowed (RFC 8656 §12.5: padding).
+/// Returns the channel number of a ChannelData message and the place of its payload. `None` if the length field exceeds the
+/// datagram; bytes after the payload are allowed (RFC 8656 §12.5: padding).
 pub(crate) fn parse(datagram: &[u8]) -> Option<(u16, Range<usize>)> {
     let ([number_high, number_low, length_high, length_low], data) = datagram.split_first_chunk::<CHANNEL_HEADER>()?;
     let length = usize::from(u16::from_be_bytes([*length_high, *length_low]));
@@ -31,9 +31,9 @@ pub(crate) fn parse(datagram: &[u8]) -> Option<(u16, Range<usize>)> {
         .then(|| (u16::from_be_bytes([*number_high, *number_low]), CHANNEL_HEADER..CHANNEL_HEADER + length))
 }
 
-/// What stands around the data of a peer on its way to a client.
+/// The form in which data of a peer is sent to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
+pub(crate) enum Framing {
     /// ChannelData on this channel (RFC 8656 §12.4).
     Channel {
         /// The channel that is bound to the peer.
@@ -46,10 +46,10 @@ pub enum Framing {
 }
 
 impl Framing {
-    /// Writes the header of `length` bytes of data to the end of `headroom`, and says how long it is. `None` if there is
-    /// no such message: it would be longer than its length field can say.
+    /// Writes the header of `length` bytes of data to the end of `headroom`, and returns its length. `None` if the length field
+    /// cannot hold the length.
     #[must_use]
-    pub fn write_header(
+    pub(crate) fn write_header(
         &self,
         length: usize,
         rng: &mut dyn rand::CryptoRng,
@@ -65,37 +65,26 @@ impl Framing {
             Self::Indication(peer) => {
                 let mut transaction = [0; 12];
                 rng.fill_bytes(&mut transaction);
-                // The writer fills forwards, so the header is made aside and put where it ends at the payload.
+                // The writer fills forwards. So the header is written elsewhere and copied to end at the payload.
                 let mut header = [0; HEADROOM];
                 let transaction = TransactionId::new(transaction);
                 let mut writer = MessageWriter::new(&mut header, Class::Indication, Method::DATA, transaction);
                 writer.push(&XorPeerAddress(*peer));
-                let header = writer.finish_with_data_behind(length).ok()?;
+                let header = writer.finish_with_data_header(length).ok()?;
                 headroom.get_mut(HEADROOM - header.len()..)?.copy_from_slice(header);
                 Some(header.len())
             }
         }
     }
 
-    /// How many zero bytes follow `length` bytes of data: three at most, see [`TAILROOM`].
+    /// Returns the number of zero bytes after `length` bytes of data, [`TAILROOM`] at most.
     #[must_use]
-    pub fn padding(&self, length: usize) -> usize {
+    pub(crate) fn padding(&self, length: usize) -> usize {
         match self {
             Self::Channel { padded: false, .. } => 0,
             Self::Channel { padded: true, .. } => length.next_multiple_of(4) - length,
             Self::Indication(_) => data_padding(length),
         }
-    }
-
-    /// Makes the message around the `length` bytes that stand in `buffer` at [`HEADROOM`], in front of [`TAILROOM`] more,
-    /// and says where it lies. `None` as in [`write_header`](Self::write_header).
-    #[must_use]
-    pub fn wrap(&self, buffer: &mut [u8], length: usize, rng: &mut dyn rand::CryptoRng) -> Option<Range<usize>> {
-        let header = self.write_header(length, rng, buffer.first_chunk_mut()?)?;
-        let end = HEADROOM + length + self.padding(length);
-        // What is left in the buffer behind the payload is another client's data.
-        buffer.get_mut(HEADROOM + length..end)?.fill(0);
-        Some(HEADROOM - header..end)
     }
 }
 
@@ -108,6 +97,14 @@ mod tests {
     use super::*;
     use crate::stun::Message;
     use crate::stun::attribute::Data;
+
+    /// Makes the message around the `length` bytes at [`HEADROOM`] of a buffer, as a shell does.
+    fn wrap(framing: Framing, buffer: &mut [u8], length: usize, rng: &mut StdRng) -> Option<Range<usize>> {
+        let header = framing.write_header(length, rng, buffer.first_chunk_mut()?)?;
+        let end = HEADROOM + length + framing.padding(length);
+        buffer[HEADROOM + length..end].fill(0);
+        Some(HEADROOM - header..end)
+    }
 
     fn channel(padded: bool) -> Framing {
         Framing::Channel { number: 0x4abc, padded }
@@ -140,20 +137,20 @@ mod tests {
             buffer[HEADROOM..HEADROOM + payload.len()].copy_from_slice(&payload);
 
             let mut rng = StdRng::seed_from_u64(5);
-            let range = Framing::Indication(peer).wrap(&mut buffer, payload.len(), &mut rng).unwrap();
+            let range = wrap(Framing::Indication(peer), &mut buffer, payload.len(), &mut rng).unwrap();
             let message = Message::parse(&buffer[range.clone()]).unwrap();
             prop_assert_eq!((message.class(), message.method()), (Class::Indication, Method::DATA));
             prop_assert_eq!(message.get::<XorPeerAddress>(), Ok(Some(XorPeerAddress(peer))));
             prop_assert_eq!(message.get::<Data<'_>>(), Ok(Some(Data(&payload))));
             prop_assert!(buffer[HEADROOM + payload.len()..range.end].iter().all(|byte| *byte == 0));
 
-            let range = channel(false).wrap(&mut buffer, payload.len(), &mut rng).unwrap();
+            let range = wrap(channel(false), &mut buffer, payload.len(), &mut rng).unwrap();
             let message = &buffer[range];
             prop_assert_eq!(parse(message), Some((0x4abc, 4..4 + payload.len())));
             prop_assert_eq!(&message[4..], &payload);
 
             buffer[HEADROOM + payload.len()..].fill(0xee);
-            let range = channel(true).wrap(&mut buffer, payload.len(), &mut rng).unwrap();
+            let range = wrap(channel(true), &mut buffer, payload.len(), &mut rng).unwrap();
             let message = &buffer[range];
             prop_assert_eq!(message.len() % 4, 0);
             prop_assert_eq!(parse(message), Some((0x4abc, 4..4 + payload.len())));
@@ -167,7 +164,7 @@ mod tests {
         let mut buffer = vec![0; HEADROOM + length + TAILROOM];
         let peer = "192.0.2.7:9".parse().unwrap();
         let mut rng = StdRng::seed_from_u64(5);
-        assert_eq!(Framing::Indication(peer).wrap(&mut buffer, length, &mut rng), None);
-        assert!(channel(true).wrap(&mut buffer, length, &mut rng).is_some());
+        assert_eq!(wrap(Framing::Indication(peer), &mut buffer, length, &mut rng), None);
+        assert!(wrap(channel(true), &mut buffer, length, &mut rng).is_some());
     }
 }

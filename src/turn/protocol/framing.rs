@@ -1,36 +1,34 @@
 //! Where one message ends and the next begins on a stream (RFC 8489 §6.2.2, RFC 8656 §12.5).
 
-use std::ops::RangeInclusive;
-
 use crate::stun::{HEADER_LEN, MAGIC_COOKIE};
-
 use crate::turn::protocol::channel_data::CHANNEL_HEADER;
+use crate::turn::protocol::channel_numbers::ChannelNumbers;
 
-/// The longest frame: a STUN header and as many attributes as its length field can say.
+/// The longest frame in bytes: a STUN header and the attributes that its length field allows.
 pub const LARGEST_FRAME: usize = 65_552;
 
-/// What the bytes received so far begin with.
+/// What a byte stream begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// A whole message of `message` bytes, and padding up to `length`.
+    /// A complete message.
     Complete {
-        /// Bytes of the message itself.
+        /// The length of the message in bytes.
         message: usize,
-        /// Bytes until the next one.
+        /// The length with padding: where the next message begins.
         length: usize,
     },
     /// The beginning of a message.
     Partial,
-    /// Nothing that can be a message; there is no way to find the next one.
+    /// Not a message. The next message cannot be found.
     Invalid,
 }
 
-/// Looks at what the bytes of a stream begin with. `channels` are the channel numbers that there can be.
-pub(crate) fn next_frame(bytes: &[u8], channels: &RangeInclusive<u16>) -> Frame {
+/// Examines the start of a byte stream.
+pub(crate) fn next_frame(bytes: &[u8], channels: ChannelNumbers) -> Frame {
     let Some([first, second, third, fourth]) = bytes.first_chunk() else {
-        // The first byte tells garbage from the beginning of a message already.
+        // The first byte alone can rule out a message.
         return match bytes.first() {
-            Some(first) if *first > 3 && !high_bytes(channels).contains(first) => Frame::Invalid,
+            Some(first) if *first > 3 && !channels.contains_first_byte(*first) => Frame::Invalid,
             _ => Frame::Partial,
         };
     };
@@ -41,7 +39,7 @@ pub(crate) fn next_frame(bytes: &[u8], channels: &RangeInclusive<u16>) -> Frame 
             return Frame::Invalid;
         }
         (HEADER_LEN + length, HEADER_LEN + length)
-    } else if channels.contains(&number) {
+    } else if channels.contains(number) {
         (CHANNEL_HEADER + length, CHANNEL_HEADER + length.next_multiple_of(4))
     } else {
         return Frame::Invalid;
@@ -49,22 +47,17 @@ pub(crate) fn next_frame(bytes: &[u8], channels: &RangeInclusive<u16>) -> Frame 
     if bytes.len() < padded { Frame::Partial } else { Frame::Complete { message, length: padded } }
 }
 
-/// The length of a message that this server has written to a stream, its padding included, by its first four bytes.
+/// Returns the length, with padding, of a message that this server has written to a stream, from its first four bytes.
 #[must_use]
 pub fn written_length([first, _, high, low]: [u8; 4]) -> usize {
     let length = usize::from(u16::from_be_bytes([high, low]));
     if first <= 3 { HEADER_LEN + length } else { CHANNEL_HEADER + length.next_multiple_of(4) }
 }
 
-/// Whether a message is a Binding request or indication (RFC 8489 §18.2), by its type alone.
+/// Whether the type of a message is that of a Binding request or indication (RFC 8489 §18.2).
 #[must_use]
 pub fn is_binding(message: &[u8]) -> bool {
     matches!(message, [0x00, 0x01 | 0x11, ..])
-}
-
-fn high_bytes(channels: &RangeInclusive<u16>) -> RangeInclusive<u8> {
-    let high = |number: u16| number.to_be_bytes()[0];
-    high(*channels.start())..=high(*channels.end())
 }
 
 #[cfg(test)]
@@ -75,7 +68,7 @@ mod tests {
     use crate::stun::attribute::Software;
     use crate::stun::{Class, MessageWriter, Method, TransactionId};
 
-    const CHANNELS: RangeInclusive<u16> = 0x4000..=0x4fff;
+    const CHANNELS: ChannelNumbers = ChannelNumbers::Rfc8656;
 
     fn binding() -> Vec<u8> {
         let mut buffer = [0; 64];
@@ -101,24 +94,24 @@ mod tests {
     fn a_message_is_partial_until_its_last_byte() {
         let message = binding();
         for length in 0..message.len() {
-            assert_eq!(next_frame(&message[..length], &CHANNELS), Frame::Partial, "{length}");
+            assert_eq!(next_frame(&message[..length], CHANNELS), Frame::Partial, "{length}");
         }
         let complete = Frame::Complete { message: message.len(), length: message.len() };
-        assert_eq!(next_frame(&message, &CHANNELS), complete);
-        assert_eq!(next_frame(&[message, vec![9; 3]].concat(), &CHANNELS), complete);
+        assert_eq!(next_frame(&message, CHANNELS), complete);
+        assert_eq!(next_frame(&[message, vec![9; 3]].concat(), CHANNELS), complete);
     }
 
     // RFC 8656 §12.5: padded to a multiple of four bytes, which the length field leaves out.
     #[test]
     fn channel_data_ends_behind_its_padding() {
-        assert_eq!(next_frame(&[0x40, 0, 0, 1, 7, 0, 0], &CHANNELS), Frame::Partial);
-        assert_eq!(next_frame(&[0x40, 0, 0, 1, 7, 0, 0, 0], &CHANNELS), Frame::Complete { message: 5, length: 8 });
-        assert_eq!(next_frame(&[0x4f, 0xff, 0, 0], &CHANNELS), Frame::Complete { message: 4, length: 4 });
+        assert_eq!(next_frame(&[0x40, 0, 0, 1, 7, 0, 0], CHANNELS), Frame::Partial);
+        assert_eq!(next_frame(&[0x40, 0, 0, 1, 7, 0, 0, 0], CHANNELS), Frame::Complete { message: 5, length: 8 });
+        assert_eq!(next_frame(&[0x4f, 0xff, 0, 0], CHANNELS), Frame::Complete { message: 4, length: 4 });
         let longest = [&[0x40, 0, 0xff, 0xff][..], &[0; 65_536]].concat();
-        assert_eq!(next_frame(&longest, &CHANNELS), Frame::Complete { message: 65_539, length: 65_540 });
+        assert_eq!(next_frame(&longest, CHANNELS), Frame::Complete { message: 65_539, length: 65_540 });
         let longest = [&[0, 1, 0xff, 0xfc, 0x21, 0x12, 0xa4, 0x42][..], &[0; LARGEST_FRAME - 8]].concat();
         let complete = Frame::Complete { message: LARGEST_FRAME, length: LARGEST_FRAME };
-        assert_eq!(next_frame(&longest, &CHANNELS), complete);
+        assert_eq!(next_frame(&longest, CHANNELS), complete);
     }
 
     #[test]
@@ -132,15 +125,15 @@ mod tests {
     #[test]
     fn what_cannot_become_a_message_is_told_as_early_as_can_be() {
         for garbage in [&b"\x16\x03\x01"[..], b"P", b"\x50", &[0, 1, 0, 3], &[0, 1, 0, 0, 1, 2, 3, 4]] {
-            assert_eq!(next_frame(garbage, &CHANNELS), Frame::Invalid, "{garbage:?}");
+            assert_eq!(next_frame(garbage, CHANNELS), Frame::Invalid, "{garbage:?}");
         }
-        assert_eq!(next_frame(&[0x50, 0, 0, 0], &(0x4000..=0x7fff)), Frame::Complete { message: 4, length: 4 });
+        assert_eq!(next_frame(&[0x50, 0, 0, 0], ChannelNumbers::Rfc5766), Frame::Complete { message: 4, length: 4 });
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_a_frame_longer_than_they_are(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Frame::Complete { message, length } = next_frame(&bytes, &CHANNELS) {
+            if let Frame::Complete { message, length } = next_frame(&bytes, CHANNELS) {
                 prop_assert!(message <= length && length <= bytes.len());
             }
         }

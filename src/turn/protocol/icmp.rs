@@ -1,14 +1,13 @@
-//! ICMP errors on their way to the client (RFC 8656 §11.5).
+//! ICMP errors that are passed on to the client (RFC 8656 §11.5).
 
 use std::net::SocketAddr;
-use std::ops::Range;
 
 use crate::stun::attribute::{Icmp, XorPeerAddress};
 use crate::stun::{Class, MessageWriter, Method, TransactionId};
 use crate::turn::contract::IcmpError;
 
-/// The attribute that tells the client of an error about a datagram to `peer`; `None` for the types that it is not told.
-pub(crate) fn told(peer: SocketAddr, error: IcmpError) -> Option<Icmp> {
+/// Returns the ICMP attribute for an error about a datagram to `peer`; `None` for types that are not passed on.
+pub(crate) fn attribute(peer: SocketAddr, error: IcmpError) -> Option<Icmp> {
     let IcmpError { kind, code, mtu } = error;
     let too_big = match (peer.is_ipv4(), kind) {
         // Destination Unreachable; with code 4, "fragmentation needed and DF set".
@@ -23,15 +22,15 @@ pub(crate) fn told(peer: SocketAddr, error: IcmpError) -> Option<Icmp> {
     Some(Icmp { kind, code, data: if too_big { mtu } else { 0 } })
 }
 
-/// Writes the Data indication at the beginning of `buffer` and says where it lies.
+/// Writes the Data indication to the beginning of `buffer` and returns its length; `None` if it does not fit.
 pub(crate) fn data_indication(
     buffer: &mut [u8],
     peer: SocketAddr,
     icmp: Icmp,
     transaction: TransactionId,
-) -> Option<Range<usize>> {
+) -> Option<usize> {
     let mut writer = MessageWriter::new(buffer, Class::Indication, Method::DATA, transaction);
     writer.push(&XorPeerAddress(peer));
     writer.push(&icmp);
-    writer.finish_len().ok().map(|length| 0..length)
+    writer.finish_len().ok()
 }

@@ -1,220 +1,249 @@
-//! What every request goes through: authentication (RFC 8489 §9.2.4), the check for attributes that must be
-//! understood (§6.3.1), its method, and the answer.
+//! The steps that every request takes: authentication (RFC 8489 §9.2.4), the check for unknown attributes (§6.3.1), the handler of
+//! its method, and the response.
 
 use std::rc::Rc;
 
 use crate::auth::{Identity, LongTermKey, NonceError};
 use crate::stun::attribute::Nonce;
-use crate::stun::{Attribute, AttributeType, ErrorCode, Message, Method};
-use crate::turn::contract::{Action, AllocationId, AuthCause, Context, Event, FiveTuple, FromClient, OpenRelay};
+use crate::stun::{Attribute, AttributeType, Message};
+use crate::turn::contract::{Action, AllocationId, Context, FiveTuple, FromClient, SocketSpec};
+use crate::turn::event::{AuthCause, Event};
 use crate::turn::outcome::DropReason;
-use crate::turn::protocol::credentials::Claim;
-use crate::turn::protocol::response::{self, Answering, Besides, Reject, Success};
+use crate::turn::protocol::credentials::Credentials;
+use crate::turn::protocol::rejection::Rejection;
+use crate::turn::protocol::request_method::RequestMethod;
+use crate::turn::protocol::response::{self, ErrorExtras, ResponseContext, Success};
 use crate::turn::server::Server;
 use crate::turn::tables::allocation::Allocation;
 use crate::turn::tables::table::Table;
 use crate::turn::time::Instant;
 
-/// A request whose sender has proved who it is.
+/// A request whose sender is authenticated.
 pub(crate) struct Authenticated<'a, 'm> {
     pub(crate) message: &'a Message<'m>,
+    pub(crate) context: ResponseContext,
     pub(crate) tuple: FiveTuple,
     pub(crate) identity: Rc<Identity>,
-    /// That of the 5-tuple, if it has one, in whatever state it is.
+    /// The allocation of the 5-tuple, if it has one, in any state.
     pub(crate) allocation: Option<AllocationId>,
 }
 
-/// What a method makes of a request that it accepts.
+/// The result of a request that its handler accepts.
 pub(crate) enum Accepted {
     Success(Success),
-    /// The answer follows when the socket is open.
-    Open(OpenRelay),
-    /// An earlier copy of the request is being worked on.
+    /// The response follows when the socket is open.
+    Open(SocketSpec),
+    /// An earlier copy of the request is being processed.
     Pending,
 }
 
+/// Carries out an authenticated request of one method.
+type Handler = fn(&mut Server, &mut Context<'_>, &Authenticated<'_, '_>) -> Result<Accepted, Rejection>;
+
 impl Server {
-    pub(crate) fn authenticated_request(
+    pub(crate) fn request(
         &mut self,
         cx: &mut Context<'_>,
         tuple: &FiveTuple,
+        method: RequestMethod,
         message: &Message<'_>,
-        reply: &mut [u8],
+        response: &mut [u8],
+    ) -> FromClient {
+        let context = ResponseContext::of(method, message);
+        let handler: Handler = match method {
+            RequestMethod::Binding => return self.binding(cx.now, tuple, &context, message, response),
+            RequestMethod::Allocate => Self::allocate,
+            RequestMethod::Refresh => Self::refresh,
+            RequestMethod::CreatePermission => Self::create_permission,
+            RequestMethod::ChannelBind => Self::channel_bind,
+        };
+        self.authenticated_request(cx, tuple, context, message, handler, response)
+    }
+
+    fn authenticated_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        tuple: &FiveTuple,
+        context: ResponseContext,
+        message: &Message<'_>,
+        handler: Handler,
+        response: &mut [u8],
     ) -> FromClient {
         // Before the costly HMAC over the message, and before anything is sent.
         let nonce = self.check_nonce(cx, tuple, message);
-        // Whoever repeats a nonce that it was given, valid or not, or has an allocation, receives at its address; and whoever
-        // forges that address cannot have it cut off.
-        let verified = nonce != Err(NonceError::Foreign) || self.table.find_open(tuple, cx.now).is_some();
-        if !verified && !self.replies.admits(tuple, cx.now) {
-            return FromClient::Drop(DropReason::ReplyLimit);
+        // A client that repeats a nonce it was given, valid or expired, or that has an allocation receives at its address. A
+        // forged flood from that address does not block it.
+        let verified = nonce != Err(NonceError::Invalid) || self.table.find_open(tuple, cx.now).is_some();
+        if !verified && !self.responses.admits(tuple, cx.now) {
+            return FromClient::Drop(DropReason::ResponseLimit);
         }
-        let answering = Answering::to(message);
-        let claim = Claim::read(message, nonce);
-        let request = match claim
-            .as_ref()
-            .map_err(|reject| *reject)
-            .and_then(|claim| self.authenticate(cx, tuple, message, claim, nonce.is_ok()))
+        let request = match Credentials::read(message, nonce)
+            .and_then(|credentials| self.authenticate(cx, tuple, context, message, &credentials, nonce.is_ok()))
         {
             Ok(request) => request,
-            // Who is right does not come here twice in a row; who tries passwords does.
-            Err(reject)
-                if verified
-                    && reject.is(ErrorCode::UNAUTHENTICATED)
-                    && !self.replies.admits_source(tuple.client.ip(), cx.now) =>
-            {
-                return FromClient::Drop(DropReason::ReplyLimit);
+            // Rate-limits repeated 401s: a client that tries passwords gets them, one with the right credentials does not.
+            Err(Rejection::Unauthenticated) if verified && !self.responses.admits_source(tuple.client.ip(), cx.now) => {
+                return FromClient::Drop(DropReason::ResponseLimit);
             }
-            Err(reject) => return self.rejected(cx, tuple, &answering, None, &reject, reply),
+            Err(rejection) => return self.reject(cx, tuple, &context, None, &rejection, response),
         };
         let accepted = match unknown_attributes(message) {
-            Some(reject) => Err(reject),
-            None => match message.method() {
-                Method::ALLOCATE => self.allocate(cx, &request),
-                Method::REFRESH => self.refresh(cx, &request),
-                Method::CREATE_PERMISSION => self.create_permission(cx.now, &request),
-                _ => self.channel_bind(cx.now, &request),
-            },
+            Some(rejection) => Err(rejection),
+            None => handler(self, cx, &request),
         };
         let key = request.identity.key();
         match accepted {
-            Ok(Accepted::Success(success)) => response::success(reply, &answering, key, &success)
-                .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply),
+            Ok(Accepted::Success(success)) => response::success(response, &context, key, &success)
+                .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Respond),
             Ok(Accepted::Open(open)) => FromClient::Open(open),
             Ok(Accepted::Pending) => FromClient::Drop(DropReason::AllocationPending),
-            Err(reject) => {
-                // RFC 8489 §9.2.4: a 401 is not signed, whichever check it comes from.
-                let key = (!reject.challenges()).then_some(key);
-                self.rejected(cx, tuple, &answering, key, &reject, reply)
+            Err(rejection) => {
+                // RFC 8489 §9.2.4: a challenge has no integrity, whichever check it comes from.
+                let key = (!rejection.is_challenge()).then_some(key);
+                self.reject(cx, tuple, &context, key, &rejection, response)
             }
         }
     }
 
-    pub(crate) fn rejected(
+    pub(crate) fn reject(
         &self,
         cx: &Context<'_>,
         tuple: &FiveTuple,
-        answering: &Answering,
+        context: &ResponseContext,
         key: Option<&LongTermKey>,
-        reject: &Reject,
-        reply: &mut [u8],
+        rejection: &Rejection,
+        response: &mut [u8],
     ) -> FromClient {
-        let (nonce, redirect);
-        let besides = if reject.challenges() {
-            nonce = self.shared.nonces.mint(cx.unix, tuple.client);
-            Besides::Challenge { realm: self.shared.authenticator.realm(), nonce: nonce.as_str() }
-        } else if reject.is(ErrorCode::TRY_ALTERNATE) {
-            redirect = self.redirect_for(tuple, answering.transaction);
-            redirect.map_or(Besides::Nothing, Besides::Redirect)
-        } else {
-            Besides::Nothing
+        let nonce;
+        let extras = match rejection {
+            Rejection::Unauthenticated | Rejection::StaleNonce => {
+                nonce = self.snapshot.nonces.mint(cx.unix, tuple.client);
+                ErrorExtras::Challenge { realm: self.snapshot.authenticator.realm(), nonce: nonce.as_str() }
+            }
+            Rejection::UnknownAttributes(list) => ErrorExtras::Unknown(list),
+            Rejection::TryAlternate(redirect) => {
+                let alternate = self.snapshot.alternate.as_ref();
+                let domain = alternate.and_then(|alternate| alternate.domain_for(tuple.transport));
+                ErrorExtras::Alternate { redirect: *redirect, domain }
+            }
+            Rejection::BadRequest(_)
+            | Rejection::Forbidden
+            | Rejection::AllocationMismatch
+            | Rejection::AddressFamilyNotSupported
+            | Rejection::WrongCredentials
+            | Rejection::UnsupportedTransportProtocol
+            | Rejection::PeerAddressFamilyMismatch
+            | Rejection::InsufficientCapacity(_)
+            | Rejection::Limit(_) => ErrorExtras::None,
         };
-        response::error(reply, answering, key, reject, besides)
-            .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply)
+        response::error(response, context, key, rejection, extras)
+            .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Respond)
     }
 
-    /// Whether the nonce is ours, this client's and valid; one that is missing is nobody's.
+    /// Whether the nonce was made by this server for this client and is valid. A missing one is foreign.
     fn check_nonce(&self, cx: &Context<'_>, tuple: &FiveTuple, message: &Message<'_>) -> Result<(), NonceError> {
         match message.get() {
-            Ok(Some(Nonce(nonce))) => self.shared.nonces.check(nonce, cx.unix, tuple.client),
-            _ => Err(NonceError::Foreign),
+            Ok(Some(Nonce(nonce))) => self.snapshot.nonces.check(nonce, cx.unix, tuple.client),
+            _ => Err(NonceError::Invalid),
         }
     }
 
-    /// The checks of RFC 8489 §9.2.4 from the username on, in the order given there.
+    /// The checks of RFC 8489 §9.2.4 from the username on, in that order.
     fn authenticate<'a, 'm>(
         &mut self,
         cx: &Context<'_>,
         tuple: &FiveTuple,
+        context: ResponseContext,
         message: &'a Message<'m>,
-        claim: &Claim<'m>,
+        credentials: &Credentials<'m>,
         nonce_is_valid: bool,
-    ) -> Result<Authenticated<'a, 'm>, Reject> {
-        let authenticator = &self.shared.authenticator;
-        let (username, algorithm) = (claim.username(authenticator), claim.algorithm);
+    ) -> Result<Authenticated<'a, 'm>, Rejection> {
+        let authenticator = &self.snapshot.authenticator;
+        let (username, algorithm) = (credentials.username(authenticator), credentials.algorithm);
         let allocation = self.table.find(tuple);
         let own = allocation.and_then(|id| self.table.get(id)).map(|allocation| &allocation.identity);
         let known = username.and_then(|username| {
-            own.filter(|own| own.may_be(username, algorithm)).or_else(|| self.known.find(username, algorithm))
+            own.filter(|own| own.is_for(username, algorithm)).or_else(|| self.known.get(username, algorithm))
         });
-        let mut matches = |key: &LongTermKey| claim.is_signed_with(key, message);
+        let mut matches = |key: &LongTermKey| credentials.is_signed_with(key, message);
         let identity = match authenticator.authenticate(username, algorithm, cx.unix, known, &mut matches) {
             Ok(identity) => identity,
             Err(failure) => {
-                // A stranger who forges sources writes no log.
+                // A client that forges its address writes no log.
                 if nonce_is_valid {
-                    let (username, cause) = (claim.shown(authenticator), AuthCause::Failure(failure));
+                    let (username, cause) = (credentials.for_log(authenticator), AuthCause::Failure(failure));
                     let event = Event::AuthenticationFailed { username, tuple: *tuple, cause };
                     self.actions.push_back(Action::Log(event));
                 }
-                return Err(Reject::challenge(ErrorCode::UNAUTHENTICATED));
+                return Err(Rejection::Unauthenticated);
             }
         };
         if !nonce_is_valid {
-            return Err(Reject::challenge(ErrorCode::STALE_NONCE));
+            return Err(Rejection::StaleNonce);
         }
         let is_own = own.is_some_and(|own| Rc::ptr_eq(own, &identity));
         let expired = identity.expired_for(cx.unix).is_some();
-        let request = Authenticated { message, tuple: *tuple, identity, allocation };
-        // An Allocate that has succeeded gets its answer again, even if the credential has expired in between.
-        if message.method() == Method::ALLOCATE && expired && !self.is_retransmission(cx.now, &request) {
+        let request = Authenticated { message, context, tuple: *tuple, identity, allocation };
+        // A retransmitted Allocate gets its response again, even if the credential has expired in between.
+        if context.method == RequestMethod::Allocate && expired && !self.is_retransmission(cx.now, &request) {
             return Err(self.expired(cx, &request));
         }
-        // What an allocation holds is found there.
+        // The identity of an allocation is found there.
         if !is_own && !expired {
-            self.known.keep(&request.identity);
+            self.known.insert(&request.identity);
         }
         Ok(request)
     }
 
-    /// The credential was right until it expired: to be refused, and logged.
-    pub(crate) fn expired(&mut self, cx: &Context<'_>, request: &Authenticated<'_, '_>) -> Reject {
+    /// Logs that the credential has expired, and rejects the request.
+    pub(crate) fn expired(&mut self, cx: &Context<'_>, request: &Authenticated<'_, '_>) -> Rejection {
         let ago = request.identity.expired_for(cx.unix).unwrap_or_default();
         self.actions.push_back(Action::Log(Event::AuthenticationFailed {
             username: request.identity.username().to_owned(),
             tuple: request.tuple,
             cause: AuthCause::Expired { ago },
         }));
-        Reject::challenge(ErrorCode::UNAUTHENTICATED)
+        Rejection::Unauthenticated
     }
 }
 
 impl Table {
-    /// The allocation that a request other than Allocate is about (RFC 8656 §5).
+    /// Returns the allocation that a request other than Allocate refers to (RFC 8656 §5).
     pub(crate) fn allocation_of(
         &mut self,
         now: Instant,
         request: &Authenticated<'_, '_>,
-    ) -> Result<(AllocationId, &mut Allocation), Reject> {
+    ) -> Result<(AllocationId, &mut Allocation), Rejection> {
         let found = request.allocation.and_then(|id| Some((id, self.get_mut(id)?)));
         let open = found.filter(|(_, allocation)| allocation.is_open(now));
-        let (id, allocation) = open.ok_or(Reject::new(ErrorCode::ALLOCATION_MISMATCH, "Allocation Mismatch"))?;
+        let (id, allocation) = open.ok_or(Rejection::AllocationMismatch)?;
         if allocation.identity.username() == request.identity.username() {
             Ok((id, allocation))
         } else {
-            Err(Reject::new(ErrorCode::WRONG_CREDENTIALS, "Wrong Credentials"))
+            Err(Rejection::WrongCredentials)
         }
     }
 }
 
-/// An attribute that must be there and be well-formed, or else 400.
-pub(crate) fn required<'m, A: Attribute<'m>>(message: &Message<'m>) -> Result<A, Reject> {
-    optional(message)?.ok_or(Reject::new(ErrorCode::BAD_REQUEST, "Missing Attribute"))
+/// Returns an attribute that must be present and well-formed, else 400.
+pub(crate) fn required<'m, A: Attribute<'m>>(message: &Message<'m>) -> Result<A, Rejection> {
+    optional(message)?.ok_or(Rejection::BadRequest("Missing Attribute"))
 }
 
-/// An attribute that must be well-formed if it is there, or else 400.
-pub(crate) fn optional<'m, A: Attribute<'m>>(message: &Message<'m>) -> Result<Option<A>, Reject> {
-    message.get().map_err(|_| Reject::new(ErrorCode::BAD_REQUEST, "Malformed Attribute"))
+/// Returns an attribute that must be well-formed if it is present, else 400.
+pub(crate) fn optional<'m, A: Attribute<'m>>(message: &Message<'m>) -> Result<Option<A>, Rejection> {
+    message.get().map_err(|_| Rejection::BadRequest("Malformed Attribute"))
 }
 
 /// RFC 8489 §6.3.1: comprehension-required attributes that are not understood → 420.
-pub(crate) fn unknown_attributes(message: &Message<'_>) -> Option<Reject> {
+pub(crate) fn unknown_attributes(message: &Message<'_>) -> Option<Rejection> {
     let mut unknown = message.unknown_required(is_understood);
     let first = unknown.next()?;
-    Some(Reject::unknown_attributes(first, unknown))
+    Some(Rejection::unknown_attributes(first, unknown))
 }
 
-/// The comprehension-required attributes that this server acts on, or may ignore where it does not expect them.
+/// Whether this server understands a comprehension-required attribute: it acts on it, or may ignore it in a message where it is
+/// not expected.
 pub(crate) fn is_understood(kind: AttributeType) -> bool {
     matches!(
         kind,

@@ -1,4 +1,4 @@
-//! Writing answers.
+//! Writing responses.
 
 use std::net::SocketAddr;
 
@@ -9,46 +9,44 @@ use crate::stun::attribute::{
     XorRelayedAddress,
 };
 use crate::stun::{
-    AttributeType, BufferTooSmall, Class, EncodeAttribute, ErrorCode, Message, MessageWriter, Method, TransactionId,
+    AttributeType, BufferTooSmall, Class, EncodeAttribute, ErrorCode, Message, MessageWriter, TransactionId,
     ValueWriter,
 };
-use crate::turn::contract::{RelayedAddresses, Reply};
-use crate::turn::limit::Limit;
+use crate::turn::contract::{RelayedAddresses, Response};
 use crate::turn::outcome::Outcome;
+use crate::turn::protocol::rejection::{Rejection, UnknownAttributeList};
+use crate::turn::protocol::request_method::RequestMethod;
 use crate::turn::shared::alternate::Redirect;
 use crate::turn::shared::reservations::Token;
 
-/// RFC 8656 §5: in the answers to Allocate and Refresh. Only clients that have proved who they are see it.
+/// RFC 8656 §5: in responses to Allocate and Refresh. Only authenticated clients get it.
 const SOFTWARE: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
 
-/// How keys may be made of passwords, in the order of our preference. Every challenge lists it, which makes it 12 bytes
-/// longer (112 in all with the default realm); strangers get few of them by the reply limit.
+/// The password algorithms in order of preference. The list makes each challenge 12 bytes longer (112 bytes with the
+/// default realm). The response limit bounds how many challenges an unverified source gets.
 pub(crate) const PASSWORD_ALGORITHMS: PasswordAlgorithms<'static> =
     PasswordAlgorithms::new(&[PasswordAlgorithm::SHA256, PasswordAlgorithm::MD5]);
 
-/// As many unknown attributes as one answer names.
-const MAX_UNKNOWN: usize = 32;
-
-/// What an answer must repeat of its request.
+/// What a response takes from its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Answering {
-    pub(crate) method: Method,
+pub(crate) struct ResponseContext {
+    pub(crate) method: RequestMethod,
     pub(crate) transaction: TransactionId,
-    /// Whether the client uses FINGERPRINT, and so gets one.
+    /// Whether the request has a FINGERPRINT; then the response gets one.
     pub(crate) fingerprint: bool,
-    /// Whether the client knows ADDRESS-ERROR-CODE by the number that belongs to the one it has sent.
+    /// Whether the client uses the draft's attribute numbers for dual allocation.
     draft_numbers: bool,
-    /// Whether the client knows of password algorithms: RFC 8489 §9.2.4 has MESSAGE-INTEGRITY-SHA256 in its answers, and
-    /// MESSAGE-INTEGRITY in those of the others.
+    /// Whether the client uses password algorithms. RFC 8489 §9.2.4: then the response has MESSAGE-INTEGRITY-SHA256, else
+    /// MESSAGE-INTEGRITY.
     pub(crate) sha256: bool,
 }
 
-impl Answering {
-    pub(crate) fn to(message: &Message<'_>) -> Self {
+impl ResponseContext {
+    pub(crate) fn of(method: RequestMethod, message: &Message<'_>) -> Self {
         let (mut fingerprint, mut sha256, mut draft, mut standard) = (false, false, false, false);
         for attribute in message.attributes() {
             match attribute.kind {
-                // A wrong one was dropped long before.
+                // A wrong FINGERPRINT was dropped before.
                 AttributeType::FINGERPRINT => fingerprint = true,
                 AttributeType::PASSWORD_ALGORITHM | AttributeType::PASSWORD_ALGORITHMS => sha256 = true,
                 AttributeType::DRAFT_ADDITIONAL_ADDRESS_FAMILY => draft = true,
@@ -56,12 +54,11 @@ impl Answering {
                 _ => {}
             }
         }
-        let (method, transaction) = (message.method(), message.transaction_id());
-        Self { method, transaction, fingerprint, draft_numbers: draft && !standard, sha256 }
+        Self { method, transaction: message.transaction_id(), fingerprint, draft_numbers: draft && !standard, sha256 }
     }
 }
 
-/// ADDRESS-ERROR-CODE with a draft's number.
+/// ADDRESS-ERROR-CODE with the draft's attribute number.
 struct Draft<'a>(AddressErrorCode<'a>);
 
 impl EncodeAttribute for Draft<'_> {
@@ -74,14 +71,14 @@ impl EncodeAttribute for Draft<'_> {
     }
 }
 
-/// What a success response says.
+/// The content of a success response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Success {
     Allocated {
         relayed: RelayedAddresses,
         mapped: SocketAddr,
         lifetime: u32,
-        /// RFC 8656 §7.2 step 9: one of two families is not to be had.
+        /// RFC 8656 §7.2 step 9: the address family that could not be allocated, and why.
         address_error: Option<(AddressFamily, ErrorCode)>,
         token: Option<Token>,
     },
@@ -91,99 +88,43 @@ pub(crate) enum Success {
     Done,
 }
 
-/// What goes with an error response.
+/// The attributes of an error response besides ERROR-CODE.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Besides<'a> {
-    Nothing,
+pub(crate) enum ErrorExtras<'a> {
+    None,
     /// For a 401 or 438.
     Challenge {
         realm: &'a str,
         nonce: &'a str,
     },
+    /// For a 420.
+    Unknown(&'a UnknownAttributeList),
     /// For a 300.
-    Redirect(Redirect<'a>),
+    Alternate {
+        redirect: Redirect,
+        domain: Option<&'a str>,
+    },
 }
 
-/// Why a request gets an error response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reject {
-    code: ErrorCode,
-    reason: &'static str,
-    unknown: UnknownList,
-    challenge: bool,
-    /// The limit that is reached, if that is why.
-    limit: Option<Limit>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct UnknownList {
-    kinds: [AttributeType; MAX_UNKNOWN],
-    length: usize,
-}
-
-impl UnknownList {
-    const EMPTY: Self = Self { kinds: [AttributeType::new(0); MAX_UNKNOWN], length: 0 };
-}
-
-impl Reject {
-    pub(crate) const fn new(code: ErrorCode, reason: &'static str) -> Self {
-        Self { code, reason, unknown: UnknownList::EMPTY, challenge: false, limit: None }
-    }
-
-    /// Because a limit is reached.
-    pub(crate) fn limited(limit: Limit) -> Self {
-        Self { limit: Some(limit), ..Self::new(limit.code(), limit.reason()) }
-    }
-
-    /// With a REALM, a fresh NONCE and PASSWORD-ALGORITHMS, for the client to try (again) with credentials.
-    pub(crate) fn challenge(code: ErrorCode) -> Self {
-        Self { challenge: true, ..Self::new(code, code.reason()) }
-    }
-
-    pub(crate) fn unknown_attributes(first: AttributeType, rest: impl Iterator<Item = AttributeType>) -> Self {
-        let mut unknown = UnknownList::EMPTY;
-        for kind in std::iter::once(first).chain(rest) {
-            let known = unknown.kinds.get(..unknown.length).is_some_and(|named| named.contains(&kind));
-            match unknown.kinds.get_mut(unknown.length) {
-                Some(place) if !known => {
-                    *place = kind;
-                    unknown.length += 1;
-                }
-                Some(_) => {}
-                None => break,
-            }
-        }
-        Self { unknown, ..Self::new(ErrorCode::UNKNOWN_ATTRIBUTE, "Unknown Attribute") }
-    }
-
-    pub(crate) fn code(&self) -> ErrorCode {
-        self.code
-    }
-
-    pub(crate) fn is(&self, code: ErrorCode) -> bool {
-        self.code == code
-    }
-
-    pub(crate) fn challenges(&self) -> bool {
-        self.challenge
-    }
-}
-
-/// Writes the answer to a Binding request (RFC 8489 §12).
-pub(crate) fn binding(buffer: &mut [u8], answering: &Answering, mapped: SocketAddr) -> Result<Reply, BufferTooSmall> {
-    let mut writer = MessageWriter::new(buffer, Class::Success, answering.method, answering.transaction);
+/// Writes the response to a Binding request (RFC 8489 §12).
+pub(crate) fn binding(
+    buffer: &mut [u8],
+    context: &ResponseContext,
+    mapped: SocketAddr,
+) -> Result<Response, BufferTooSmall> {
+    let mut writer = MessageWriter::new(buffer, Class::Success, context.method.into(), context.transaction);
     writer.push(&XorMappedAddress(mapped));
-    finish(writer, answering, None, Outcome::Answered(answering.method))
+    finish(writer, context, None, Outcome::Answered(context.method))
 }
 
 /// Writes a success response to an authenticated request.
 pub(crate) fn success(
     buffer: &mut [u8],
-    answering: &Answering,
+    context: &ResponseContext,
     key: &LongTermKey,
     success: &Success,
-) -> Result<Reply, BufferTooSmall> {
-    let mut writer = MessageWriter::new(buffer, Class::Success, answering.method, answering.transaction);
+) -> Result<Response, BufferTooSmall> {
+    let mut writer = MessageWriter::new(buffer, Class::Success, context.method.into(), context.transaction);
     match *success {
         Success::Allocated { relayed, mapped, lifetime, address_error, token } => {
             relayed.iter().for_each(|relayed| writer.push(&XorRelayedAddress(relayed)));
@@ -194,36 +135,34 @@ pub(crate) fn success(
             writer.push(&XorMappedAddress(mapped));
             if let Some((family, code)) = address_error {
                 let error = AddressErrorCode { family, code, reason: code.reason() };
-                if answering.draft_numbers { writer.push(&Draft(error)) } else { writer.push(&error) }
+                if context.draft_numbers { writer.push(&Draft(error)) } else { writer.push(&error) }
             }
         }
         Success::Refreshed { lifetime } => writer.push(&Lifetime(lifetime)),
         Success::Done => {}
     }
-    finish(writer, answering, Some(key), Outcome::Answered(answering.method))
+    finish(writer, context, Some(key), Outcome::Answered(context.method))
 }
 
-/// Writes an error response. The key is that of the request where it was authenticated.
+/// Writes an error response. `key` is that of the request if it was authenticated.
 pub(crate) fn error(
     buffer: &mut [u8],
-    answering: &Answering,
+    context: &ResponseContext,
     key: Option<&LongTermKey>,
-    reject: &Reject,
-    besides: Besides<'_>,
-) -> Result<Reply, BufferTooSmall> {
-    let mut writer = MessageWriter::new(buffer, Class::Error, answering.method, answering.transaction);
-    writer.push(&ErrorCodeAttribute { code: reject.code, reason: reject.reason });
-    if let Some(unknown) = reject.unknown.kinds.get(..reject.unknown.length).filter(|unknown| !unknown.is_empty()) {
-        writer.push(&UnknownAttributes::new(unknown));
-    }
-    match besides {
-        Besides::Nothing => {}
-        Besides::Challenge { realm, nonce } => {
+    rejection: &Rejection,
+    extras: ErrorExtras<'_>,
+) -> Result<Response, BufferTooSmall> {
+    let mut writer = MessageWriter::new(buffer, Class::Error, context.method.into(), context.transaction);
+    writer.push(&ErrorCodeAttribute { code: rejection.code().code(), reason: rejection.reason() });
+    match extras {
+        ErrorExtras::None => {}
+        ErrorExtras::Challenge { realm, nonce } => {
             writer.push(&Realm(realm));
             writer.push(&Nonce(nonce));
             writer.push(&PASSWORD_ALGORITHMS);
         }
-        Besides::Redirect(Redirect { server, other_family, domain }) => {
+        ErrorExtras::Unknown(list) => writer.push(&UnknownAttributes::new(list.as_slice())),
+        ErrorExtras::Alternate { redirect: Redirect { server, other_family }, domain } => {
             writer.push(&AlternateServer(server));
             if let Some(other_family) = other_family {
                 writer.push(&AlternateServer(other_family));
@@ -233,27 +172,27 @@ pub(crate) fn error(
             }
         }
     }
-    finish(writer, answering, key, reject.limit.map_or(Outcome::Rejected(reject.code), Outcome::Refused))
+    finish(writer, context, key, rejection.outcome())
 }
 
 fn finish(
     mut writer: MessageWriter<'_>,
-    answering: &Answering,
+    context: &ResponseContext,
     key: Option<&LongTermKey>,
     outcome: Outcome,
-) -> Result<Reply, BufferTooSmall> {
+) -> Result<Response, BufferTooSmall> {
     if let Some(key) = key {
-        if matches!(answering.method, Method::ALLOCATE | Method::REFRESH) {
+        if matches!(context.method, RequestMethod::Allocate | RequestMethod::Refresh) {
             writer.push(&Software(SOFTWARE));
         }
-        if answering.sha256 {
+        if context.sha256 {
             writer.message_integrity_sha256(key.as_bytes());
         } else {
             writer.message_integrity(key.as_bytes());
         }
     }
-    if answering.fingerprint {
+    if context.fingerprint {
         writer.fingerprint();
     }
-    Ok(Reply { length: writer.finish_len()?, outcome })
+    Ok(Response { length: writer.finish_len()?, outcome })
 }

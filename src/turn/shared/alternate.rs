@@ -1,83 +1,66 @@
-//! Sending clients to another server (RFC 8489 §10, RFC 8656 §7.2 step 11).
+//! Redirecting clients to another server (RFC 8489 §10, RFC 8656 §7.2 step 11).
 
 use std::net::SocketAddr;
 
-use crate::stun::{ErrorCode, TransactionId};
-use crate::turn::contract::{Action, Event, FiveTuple, RedirectCause, Transport};
-use crate::turn::protocol::response::Reject;
-use crate::turn::server::Server;
+use crate::stun::TransactionId;
+use crate::transport::Transport;
+use crate::turn::contract::FiveTuple;
 
-/// When clients are sent elsewhere; each includes those before it.
+/// When clients are redirected. Each condition includes the preceding ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RedirectWhen {
-    /// While the server takes no new allocations because it is about to end.
+    /// While the server drains.
     Draining,
-    /// When there is no place for another allocation: neither a relay port nor a socket, or `limits.allocations` reached.
+    /// When the server has no relay port or socket for another allocation, or has reached `limits.allocations`.
     Full,
-    /// Always: the server makes no allocation itself.
+    /// Always. The server makes no allocation itself.
     Always,
 }
 
-/// The other servers.
+/// The servers that clients are redirected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alternate {
-    /// Their transport addresses for clients over UDP and TCP. A client is sent to one of its own family, and stays with
-    /// its transport (RFC 8489 §10).
+    /// The servers for clients over UDP and TCP. A client is redirected to one of its own address family and keeps its
+    /// transport (RFC 8489 §10).
     pub servers: Vec<SocketAddr>,
-    /// The same for clients over TLS.
+    /// The servers for clients over TLS.
     pub tls_servers: Vec<SocketAddr>,
-    /// The name in their certificate, if it is another one than in ours (RFC 8489 §14.16).
+    /// The name in their certificate, if it differs from the name in this server's certificate (RFC 8489 §14.16).
     pub domain: Option<String>,
-    /// When clients are sent there.
+    /// When clients are redirected.
     pub when: RedirectWhen,
 }
 
-/// Where one client is sent.
+/// The servers that one client is redirected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Redirect<'a> {
-    /// Of the client's family.
+pub(crate) struct Redirect {
+    /// Of the client's address family.
     pub(crate) server: SocketAddr,
-    /// Of the other family, if there is one: RFC 8489 §10 wants it behind the first.
+    /// Of the other address family, if there is one: RFC 8489 §10 puts it after the first.
     pub(crate) other_family: Option<SocketAddr>,
-    pub(crate) domain: Option<&'a str>,
 }
 
 impl Alternate {
-    /// Picks for a client; `None` if there is no server of its family. Clients choose transaction IDs at random
-    /// (RFC 8489 §5), so they spread over the servers, and a retransmission is sent where the request was.
-    pub(crate) fn pick(&self, tuple: &FiveTuple, transaction: TransactionId) -> Option<Redirect<'_>> {
-        let (servers, domain) = match tuple.transport {
-            Transport::Udp | Transport::Tcp => (&self.servers, None),
-            // RFC 8489 §10 demands the name of some answers over TLS; other clients over TLS may use it.
-            Transport::Tls => (&self.tls_servers, self.domain.as_deref()),
+    /// Picks the servers for a client; `None` if there is none of its address family. Clients choose transaction IDs at
+    /// random (RFC 8489 §5), so they spread over the servers, and a retransmission gets the same servers.
+    pub(crate) fn pick(&self, tuple: &FiveTuple, transaction: TransactionId) -> Option<Redirect> {
+        let servers = match tuple.transport {
+            Transport::Udp | Transport::Tcp => &self.servers,
+            Transport::Tls => &self.tls_servers,
         };
         let is_ipv4 = tuple.client.ip().to_canonical().is_ipv4();
         let server = one_of(servers.iter().filter(|server| server.is_ipv4() == is_ipv4), transaction)?;
         let other_family = one_of(servers.iter().filter(|server| server.is_ipv4() != is_ipv4), transaction);
-        Some(Redirect { server, other_family, domain })
-    }
-}
-
-impl Server {
-    pub(crate) fn redirect_for(&self, tuple: &FiveTuple, transaction: TransactionId) -> Option<Redirect<'_>> {
-        self.shared.alternate.as_ref()?.pick(tuple, transaction)
+        Some(Redirect { server, other_family })
     }
 
-    /// The 300 for a client that gets no allocation, if there is another server for it and it is to be sent there `when`
-    /// it is so.
-    pub(crate) fn redirect(
-        &mut self,
-        user: &str,
-        tuple: FiveTuple,
-        transaction: TransactionId,
-        when: RedirectWhen,
-        cause: RedirectCause,
-    ) -> Option<Reject> {
-        let alternate = self.shared.alternate.as_ref().filter(|alternate| when <= alternate.when)?;
-        let Redirect { server, .. } = alternate.pick(&tuple, transaction)?;
-        let user = user.to_owned();
-        self.actions.push_back(Action::Log(Event::AllocationRedirected { user, tuple, server, cause }));
-        Some(Reject::new(ErrorCode::TRY_ALTERNATE, ErrorCode::TRY_ALTERNATE.reason()))
+    /// The ALTERNATE-DOMAIN of a response. RFC 8489 §10 demands it in some responses over TLS; other clients over TLS may
+    /// use it.
+    pub(crate) fn domain_for(&self, transport: Transport) -> Option<&str> {
+        match transport {
+            Transport::Udp | Transport::Tcp => None,
+            Transport::Tls => self.domain.as_deref(),
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Who may be reached as a peer (RFC 8656 §10.2, §11.2, §12.2: the server MAY restrict it).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
+use crate::special_purpose::{self, Destinations};
 use crate::turn::shared::live_relays::LiveRelays;
 
 /// The operator's rules, and the server's own addresses.
@@ -62,146 +63,39 @@ impl PeerPolicy {
     }
 
     fn address_allowed(&self, address: IpAddr) -> Result<(), Denial> {
-        let views = Views::of(address);
-        let matches = |nets: &[IpNet], view: IpAddr| nets.iter().any(|net| net.contains(&view));
-        if views.iter().any(|view| matches(&self.deny, view)) {
+        // A peer must not be denied in one notation and allowed in another.
+        let destinations = Destinations::of(address);
+        let matches = |nets: &[IpNet], address: IpAddr| nets.iter().any(|net| net.contains(&address));
+        if destinations.iter().any(|destination| matches(&self.deny, destination)) {
             return Err(Denial::Operator);
         }
-        if matches(&self.allow, address) || views.iter().all(|view| matches(&self.allow, view)) {
+        if matches(&self.allow, address) || destinations.iter().all(|destination| matches(&self.allow, destination)) {
             return Ok(());
         }
-        if let Some(name) = views.iter().find_map(special_range) {
+        if let Some(name) = destinations.iter().find_map(special_range) {
             return Err(Denial::Special(name));
         }
-        if views.iter().any(|view| self.own.contains(&view)) {
+        if destinations.iter().any(|destination| self.own.contains(&destination)) {
             return Err(Denial::OwnAddress);
         }
         Ok(())
     }
 }
 
-/// Every address that a packet for one address may end at: IPv6 has many ways to write an IPv4 address, and whichever
-/// the network understands must not be refused in one spelling and admitted in another.
-#[derive(Clone, Copy, Debug)]
-struct Views([Option<IpAddr>; 3]);
-
-impl Views {
-    fn of(address: IpAddr) -> Self {
-        let IpAddr::V6(v6) = address else { return Self([Some(address), None, None]) };
-        let segments = v6.segments();
-        let v4 = |high: u16, low: u16| {
-            let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-            Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
-        };
-        let outer = Some(address);
-        match segments {
-            // IPv4-mapped, RFC 4291 §2.5.5.2: the same address by another name.
-            [0, 0, 0, 0, 0, 0xffff, high, low] => Self([v4(high, low), None, None]),
-            // IPv4-translated, RFC 2765 §2.1.
-            [0, 0, 0, 0, 0xffff, 0, high, low] => Self([v4(high, low), None, None]),
-            // IPv4-compatible, RFC 4291 §2.5.5.1; :: and ::1 are what they are.
-            [0, 0, 0, 0, 0, 0, high, low] if !(high == 0 && low <= 1) => Self([v4(high, low), None, None]),
-            // NAT64, RFC 6052 §2.1.
-            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Self([outer, v4(high, low), None]),
-            // Local-use NAT64, RFC 8215: with a /48 prefix the address lies around bits 64..72, with /96 at the end.
-            [0x64, 0xff9b, 1, high, middle, low, end_high, end_low] => {
-                let ([_, second], [third, _]) = (middle.to_be_bytes(), low.to_be_bytes());
-                Self([outer, v4(high, u16::from_be_bytes([second, third])), v4(end_high, end_low)])
-            }
-            // Teredo, RFC 4380 §4: the server's address, and the client's with all bits inverted.
-            [0x2001, 0, server_high, server_low, _, _, high, low] => {
-                Self([outer, v4(server_high, server_low), v4(!high, !low)])
-            }
-            // 6to4, RFC 3056 §2.
-            [0x2002, high, low, ..] => Self([outer, v4(high, low), None]),
-            _ => Self([outer, None, None]),
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = IpAddr> {
-        self.0.into_iter().flatten()
-    }
-}
-
-/// Whether `address` is at the end of a Teredo or 6to4 tunnel. Clients and peers there could make a packet circle between
-/// the server and the tunnel's other end, and grow on its way (RFC 8656 §21.4).
-pub(crate) fn is_tunneled(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(v6) if [TEREDO, SIX_TO_FOUR].iter().any(|net| net.contains(&v6)))
-}
-
-/// The name of the special-purpose range that `address` lies in.
+/// The name of the special-purpose range that `address` is in, unless the range is globally reachable. What NAT64 carries
+/// is judged by its IPv4 address; what a tunnel carries is denied (RFC 8656 §21.4).
 fn special_range(address: IpAddr) -> Option<&'static str> {
-    match address {
-        IpAddr::V4(v4) => SPECIAL_V4.iter().find(|(net, _)| net.contains(&v4)).map(|(_, name)| *name),
-        IpAddr::V6(v6) => SPECIAL_V6.iter().find(|(net, _)| net.contains(&v6)).and_then(|(_, name)| *name),
-    }
+    special_purpose::find(address).filter(|range| !range.is_globally_reachable()).map(|range| range.name)
 }
-
-const fn v4(a: u8, b: u8, c: u8, d: u8, length: u8) -> Ipv4Net {
-    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length)
-}
-
-const fn v6(segments: [u16; 8], length: u8) -> Ipv6Net {
-    let [a, b, c, d, e, f, g, h] = segments;
-    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, g, h), length)
-}
-
-/// What the IANA IPv4 Special-Purpose Address Registry does not call globally reachable, and multicast.
-const SPECIAL_V4: &[(Ipv4Net, &str)] = &[
-    (v4(0, 0, 0, 0, 8), "this-network"),
-    (v4(10, 0, 0, 0, 8), "private"),
-    (v4(100, 64, 0, 0, 10), "shared"),
-    (v4(127, 0, 0, 0, 8), "loopback"),
-    // The metadata services of cloud providers are here.
-    (v4(169, 254, 0, 0, 16), "link-local"),
-    (v4(172, 16, 0, 0, 12), "private"),
-    (v4(192, 0, 0, 0, 24), "protocol-assignments"),
-    (v4(192, 0, 2, 0, 24), "documentation"),
-    (v4(192, 88, 99, 0, 24), "6to4-relay"),
-    (v4(192, 168, 0, 0, 16), "private"),
-    (v4(198, 18, 0, 0, 15), "benchmarking"),
-    (v4(198, 51, 100, 0, 24), "documentation"),
-    (v4(203, 0, 113, 0, 24), "documentation"),
-    (v4(224, 0, 0, 0, 4), "multicast"),
-    // With the limited broadcast address.
-    (v4(240, 0, 0, 0, 4), "reserved"),
-];
-
-const TEREDO: Ipv6Net = v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32);
-const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
-
-/// The same for IPv6; the first match counts, and `None` admits. What NAT64 carries is admitted here and judged by its
-/// IPv4 address; what a tunnel carries is refused (RFC 8656 §21.4).
-const SPECIAL_V6: &[(Ipv6Net, Option<&str>)] = &[
-    (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), Some("unspecified")),
-    (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), Some("loopback")),
-    (v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96), None),
-    (v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48), Some("local-nat64")),
-    (v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64), Some("discard-only")),
-    (v6([0x100, 0, 0, 1, 0, 0, 0, 0], 64), Some("dummy")),
-    (TEREDO, Some("teredo")),
-    (v6([0x2001, 3, 0, 0, 0, 0, 0, 0], 32), None),
-    (v6([0x2001, 4, 0x112, 0, 0, 0, 0, 0], 48), None),
-    (v6([0x2001, 0x20, 0, 0, 0, 0, 0, 0], 28), None),
-    (v6([0x2001, 0x30, 0, 0, 0, 0, 0, 0], 28), None),
-    (v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), Some("protocol-assignments")),
-    (v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), Some("documentation")),
-    (SIX_TO_FOUR, Some("6to4")),
-    (v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), Some("documentation")),
-    (v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3), None),
-    (v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7), Some("unique-local")),
-    (v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10), Some("link-local")),
-    (v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10), Some("site-local")),
-    (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), Some("multicast")),
-    // Only 2000::/3 is global unicast (RFC 4291 §2.4, as IANA assigns it).
-    (v6([0, 0, 0, 0, 0, 0, 0, 0], 0), Some("unassigned")),
-];
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::special_purpose::is_tunneled;
 
     fn policy(allow: &[&str], deny: &[&str], own: &[&str]) -> PeerPolicy {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -338,7 +232,7 @@ mod tests {
         assert_eq!(judge(&policy, "2a00::8"), Ok(()));
     }
 
-    /// The prefixes again, as numbers and written down apart from the tables above.
+    /// The prefixes again, as numbers and written down apart from the tables.
     fn naive_v4(address: Ipv4Addr) -> bool {
         let n = u32::from(address);
         let within = |first: u32, last: u32| (first..=last).contains(&n);
@@ -360,7 +254,8 @@ mod tests {
 
     /// Addresses at and around the edges of ranges, where a wrong comparison shows.
     fn edgy_v4() -> impl Strategy<Value = Ipv4Addr> {
-        let edges = SPECIAL_V4.iter().flat_map(|(net, _)| [u32::from(net.network()), u32::from(net.broadcast())]);
+        let edges =
+            special_purpose::V4.iter().flat_map(|(net, _)| [u32::from(net.network()), u32::from(net.broadcast())]);
         let near = (prop::sample::select(edges.collect::<Vec<u32>>()), -2..=2_i32)
             .prop_map(|(edge, step)| Ipv4Addr::from(edge.wrapping_add_signed(step)));
         prop_oneof![near, any::<u32>().prop_map(Ipv4Addr::from)]
@@ -381,7 +276,8 @@ mod tests {
     }
 
     fn edgy_v6() -> impl Strategy<Value = Ipv6Addr> {
-        let edges = SPECIAL_V6.iter().flat_map(|(net, _)| [u128::from(net.network()), u128::from(net.broadcast())]);
+        let edges =
+            special_purpose::V6.iter().flat_map(|(net, _)| [u128::from(net.network()), u128::from(net.broadcast())]);
         let near = (prop::sample::select(edges.collect::<Vec<u128>>()), -2..=2_i128)
             .prop_map(|(edge, step)| Ipv6Addr::from(edge.wrapping_add_signed(step)));
         prop_oneof![near, any::<u128>().prop_map(Ipv6Addr::from)]

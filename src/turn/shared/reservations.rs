@@ -6,10 +6,12 @@
 //! went with it. A port that another worker has had comes back through a bit that its owner looks at.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::turn::shared::quota::{Ticket, TicketWord};
+use crate::turn::shared::quota::{Quota, Ticket, TicketWord};
 
 /// The reservations of all workers.
 #[derive(Debug)]
@@ -20,23 +22,25 @@ pub struct Reservations {
 /// What a RESERVATION-TOKEN says: 8 bits for the relay address, 16 for the port, 40 that are random. Of the 256th relay
 /// address and those behind it nothing can be reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Token(u64);
+pub(crate) struct Token(NonZeroU64);
 
 const ADDRESS_BITS: u32 = 8;
 const RANDOM_BITS: u32 = 40;
 
 impl Token {
-    pub(crate) fn from_bytes(bytes: [u8; 8]) -> Self {
-        Self(u64::from_be_bytes(bytes))
+    /// Reads a token; `None` if it is no token that this server makes.
+    pub(crate) fn from_bytes(bytes: [u8; 8]) -> Option<Self> {
+        NonZeroU64::new(u64::from_be_bytes(bytes)).map(Self)
     }
 
     pub(crate) fn to_bytes(self) -> [u8; 8] {
-        self.0.to_be_bytes()
+        self.0.get().to_be_bytes()
     }
 
-    fn new(address: u8, port: u16, random: u64) -> Self {
+    /// `port` is odd, so a token is never 0.
+    fn new(address: u8, port: u16, random: u64) -> Option<Self> {
         let place = (u64::from(address) << 16) | u64::from(port);
-        Self((place << RANDOM_BITS) | (random >> (u64::BITS - RANDOM_BITS)))
+        NonZeroU64::new((place << RANDOM_BITS) | (random >> (u64::BITS - RANDOM_BITS))).map(Self)
     }
 
     fn place(self) -> (usize, u16) {
@@ -75,7 +79,7 @@ struct Pair {
 }
 
 impl Reservations {
-    /// No reservations. Takes pairs of the address that relay sockets are bound to and the address that clients are told,
+    /// No reservations. Takes pairs of the address that relay sockets are bound to and the address that clients are advertised,
     /// and the ports of each.
     #[must_use]
     pub fn new(addresses: impl IntoIterator<Item = (IpAddr, IpAddr)>, ports: &RangeInclusive<u16>) -> Self {
@@ -120,11 +124,11 @@ impl Reservations {
     ) -> Result<Token, Ticket> {
         let found = self.find_pair(bind).and_then(|(at, address, index)| Some((at, address.pairs.get(index)?)));
         let Some((at, pair)) = found else { return Err(ticket) };
-        let token = Token::new(at, bind.port(), rng.next_u64());
+        let Some(token) = Token::new(at, bind.port(), rng.next_u64()) else { return Err(ticket) };
         debug_assert_eq!(pair.token.load(Ordering::Relaxed), 0, "a port is reserved once at a time");
-        pair.ticket.store(ticket.into_word().0, Ordering::Relaxed);
+        pair.ticket.store(ticket.into_word().to_bits(), Ordering::Relaxed);
         // Release: who finds the token finds the ticket.
-        pair.token.store(token.0, Ordering::Release);
+        pair.token.store(token.0.get(), Ordering::Release);
         Ok(token)
     }
 
@@ -132,22 +136,22 @@ impl Reservations {
     pub(crate) fn find(&self, token: Token) -> Option<Reserved> {
         let (address, pair) = self.pair(token)?;
         let port = token.place().1;
-        (pair.token.load(Ordering::Acquire) == token.0).then(|| Reserved {
+        (pair.token.load(Ordering::Acquire) == token.0.get()).then(|| Reserved {
             bind: SocketAddr::new(address.bind, port),
             relayed: SocketAddr::new(address.advertised, port),
-            ticket: TicketWord(pair.ticket.load(Ordering::Relaxed)),
+            ticket: TicketWord::from_bits(pair.ticket.load(Ordering::Relaxed)),
         })
     }
 
     /// Ends a reservation. Whoever gets the ticket has the port, too.
-    pub(crate) fn claim(&self, token: Token) -> Option<Ticket> {
+    pub(crate) fn claim(&self, token: Token, quota: &Arc<Quota>) -> Option<Ticket> {
         let (_, pair) = self.pair(token)?;
-        pair.token.compare_exchange(token.0, 0, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        Some(TicketWord(pair.ticket.load(Ordering::Relaxed)).into_ticket())
+        pair.token.compare_exchange(token.0.get(), 0, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        Some(quota.ticket(TicketWord::from_bits(pair.ticket.load(Ordering::Relaxed))))
     }
 
     /// Returns a claimed port to the worker whose it is.
-    pub(crate) fn give_back(&self, bind: SocketAddr) {
+    pub(crate) fn return_port(&self, bind: SocketAddr) {
         let Some((_, address, index)) = self.find_pair(bind) else { return };
         if let Some(word) = address.returned.get(index / 64) {
             // Release: the socket was closed before.
@@ -204,7 +208,10 @@ mod tests {
 
     fn reservations(ports: RangeInclusive<u16>) -> Reservations {
         let addresses = [("10.0.0.4", "203.0.113.4"), (BIND, "203.0.113.9")];
-        Reservations::new(addresses.map(|(bind, told)| (bind.parse().unwrap(), told.parse().unwrap())), &ports)
+        Reservations::new(
+            addresses.map(|(bind, advertised)| (bind.parse().unwrap(), advertised.parse().unwrap())),
+            &ports,
+        )
     }
 
     fn bind(port: u16) -> SocketAddr {
@@ -213,34 +220,34 @@ mod tests {
 
     #[test]
     fn a_token_is_good_once_and_only_whole() {
-        let (reservations, quota) = (reservations(50_000..=50_009), Quota::new(2, 0, [7; 32]));
+        let (reservations, quota) = (reservations(50_000..=50_009), Arc::new(Quota::new(64, [7; 32])));
         let mut rng = StdRng::seed_from_u64(1);
-        let token = reservations.reserve(bind(50_003), quota.admit("ann").unwrap(), &mut rng).unwrap();
+        let token = reservations.reserve(bind(50_003), quota.admit("ann", 0, 0).unwrap(), &mut rng).unwrap();
         let found = reservations.find(token).unwrap();
         assert_eq!((found.bind, found.relayed), (bind(50_003), "203.0.113.9:50003".parse().unwrap()));
         assert_eq!((quota.is_of(found.ticket, "ann"), quota.is_of(found.ticket, "bob")), (true, false));
         for bit in 0..64 {
-            let other = Token(token.0 ^ (1 << bit));
-            assert!(reservations.find(other).is_none() && reservations.claim(other).is_none());
+            let other = Token(NonZeroU64::new(token.0.get() ^ (1 << bit)).unwrap());
+            assert!(reservations.find(other).is_none() && reservations.claim(other, &quota).is_none());
         }
         assert_eq!(reservations.count(), 1);
-        quota.release(reservations.claim(token).unwrap());
-        assert!(reservations.find(token).is_none() && reservations.claim(token).is_none());
+        drop(reservations.claim(token, &quota).unwrap());
+        assert!(reservations.find(token).is_none() && reservations.claim(token, &quota).is_none());
         assert_eq!((reservations.count(), quota.allocations()), (0, 0));
     }
 
     // Nobody can tell a token from the ones before.
     #[test]
     fn tokens_have_forty_random_bits() {
-        let (reservations, quota) = (reservations(50_000..=50_009), Quota::new(0, 0, [7; 32]));
+        let (reservations, quota) = (reservations(50_000..=50_009), Arc::new(Quota::new(64, [7; 32])));
         let mut rng = StdRng::seed_from_u64(1);
         let mut changing = 0;
         let mut tokens = BTreeSet::new();
         for _ in 0..200 {
-            let token = reservations.reserve(bind(50_001), quota.admit("ann").unwrap(), &mut rng).unwrap();
-            changing |= token.0 ^ tokens.first().copied().unwrap_or(token.0);
-            assert!(tokens.insert(token.0));
-            quota.release(reservations.claim(token).unwrap());
+            let token = reservations.reserve(bind(50_001), quota.admit("ann", 0, 0).unwrap(), &mut rng).unwrap();
+            changing |= token.0.get() ^ tokens.first().copied().unwrap_or(token.0.get());
+            assert!(tokens.insert(token.0.get()));
+            drop(reservations.claim(token, &quota).unwrap());
         }
         assert_eq!(changing, (1 << 40) - 1);
     }
@@ -249,7 +256,7 @@ mod tests {
     fn ports_come_back_to_the_worker_whose_they_are() {
         let reservations = reservations(50_001..=50_400);
         let odd: BTreeSet<u16> = (50_001..=50_399).step_by(2).collect();
-        odd.iter().for_each(|port| reservations.give_back(bind(*port)));
+        odd.iter().for_each(|port| reservations.return_port(bind(*port)));
         assert_eq!(reservations.returned(), 200);
         let collect = |ports: &RangeInclusive<u16>| {
             let mut back = BTreeSet::new();
@@ -267,12 +274,12 @@ mod tests {
 
     #[test]
     fn of_workers_that_claim_at_once_one_gets_the_port() {
-        let (reservations, quota) = (reservations(50_000..=50_199), Quota::new(0, 0, [7; 32]));
+        let (reservations, quota) = (reservations(50_000..=50_199), Arc::new(Quota::new(64, [7; 32])));
         let mut rng = StdRng::seed_from_u64(1);
-        let mut reserve = |port| reservations.reserve(bind(port), quota.admit("ann").unwrap(), &mut rng).unwrap();
+        let mut reserve = |port| reservations.reserve(bind(port), quota.admit("ann", 0, 0).unwrap(), &mut rng).unwrap();
         let tokens: Vec<Token> = (50_001..=50_199).step_by(2).map(&mut reserve).collect();
         let claimed: usize = std::thread::scope(|scope| {
-            let claim_all = || tokens.iter().filter_map(|token| reservations.claim(*token)).count();
+            let claim_all = || tokens.iter().filter_map(|token| reservations.claim(*token, &quota)).count();
             let workers = [(); 4].map(|()| scope.spawn(claim_all));
             workers.into_iter().map(|worker| worker.join().unwrap()).sum()
         });

@@ -1,49 +1,49 @@
-//! One allocation: its relayed transport addresses, permissions and channels (RFC 8656 §6, §9, §12).
+//! One allocation: its state, and what it has used of its rates (RFC 8656 §6).
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::channels::Channels;
+use super::channels::{Channel, Channels};
 use super::permissions::Permissions;
+use super::ports::PortPreference;
+use super::relays::Relays;
 use crate::auth::Identity;
 use crate::stun::attribute::AddressFamily;
 use crate::stun::{ErrorCode, TransactionId};
 use crate::turn::contract::{Action, FiveTuple};
+use crate::turn::event::Traffic;
 use crate::turn::limit::Limit;
-use crate::turn::protocol::methods::Obstacle;
-use crate::turn::protocol::response::Answering;
-use crate::turn::rate::{Bucket, Rate};
-use crate::turn::shared::quota::{Direction, Quota, Ticket};
+use crate::turn::protocol::methods::AllocateFailure;
+use crate::turn::protocol::response::ResponseContext;
+use crate::turn::rate::Bucket;
+use crate::turn::shared::quota::{Direction, Ticket};
 use crate::turn::shared::reservations::Token;
-use crate::turn::tables::ports::Wish;
-use crate::turn::tables::relays::Relays;
 use crate::turn::time::{Deadline, Instant};
 
-/// Of how many ICMP errors a client is told in a second: enough to learn of every peer that is gone, and nothing to
-/// those who forge them.
+/// The number of ICMP errors per second that a client gets. It learns of every peer that is gone, and forged errors cost
+/// little.
 const ICMP_PER_SECOND: u32 = 10;
 
-/// How long it is not told again that data is dropped because of a limit.
-const TOLD: Duration = Duration::from_secs(60);
+/// The time between two log entries about data that a limit drops.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct Allocation {
     pub(crate) tuple: FiveTuple,
     pub(crate) relays: Relays,
     pub(crate) state: State,
-    /// Of the Allocate request, to know its retransmissions (RFC 8656 §7.2).
+    /// That of the Allocate request; identifies its retransmissions (RFC 8656 §7.2).
     pub(crate) transaction: TransactionId,
-    /// Whose it is.
     pub(crate) identity: Rc<Identity>,
     pub(crate) created: Instant,
-    /// The family that was asked for and is not to be had, and why (RFC 8656 §7.2 step 9).
+    /// The requested address family that could not be allocated, and why (RFC 8656 §7.2 step 9).
     pub(crate) address_error: Option<(AddressFamily, ErrorCode)>,
-    /// Of the port next to its own, to be told again (RFC 8656 §7.2).
+    /// The token of the reserved next port; a retransmission gets it again (RFC 8656 §7.2).
     pub(crate) token: Option<Token>,
     pub(crate) permissions: Permissions,
     pub(crate) channels: Channels,
-    pub(crate) bytes_to_peers: u64,
-    pub(crate) bytes_to_client: u64,
+    pub(crate) traffic: Traffic,
     pub(crate) icmp: IcmpBudget,
     pub(crate) ticket: Ticket,
     pub(crate) meter: Meter,
@@ -55,9 +55,9 @@ pub(crate) struct Meter {
     to_peers: Bucket,
     to_client: Bucket,
     pub(crate) peers: Bucket,
-    /// Until when nobody needs to be told again that its own limit, or its user's, has dropped data.
-    own_told: Deadline,
-    user_told: Deadline,
+    /// Until when dropped data is not reported again: by the limit of the allocation, and by that of the user.
+    own_reported: Deadline,
+    user_reported: Deadline,
 }
 
 impl Meter {
@@ -65,9 +65,17 @@ impl Meter {
         to_peers: Bucket::FULL,
         to_client: Bucket::FULL,
         peers: Bucket::FULL,
-        own_told: Deadline::PASSED,
-        user_told: Deadline::PASSED,
+        own_reported: Deadline::PASSED,
+        user_reported: Deadline::PASSED,
     };
+
+    /// Returns the bucket for the bytes of one direction.
+    pub(crate) fn bucket(&mut self, direction: Direction) -> &mut Bucket {
+        match direction {
+            Direction::ToPeers => &mut self.to_peers,
+            Direction::ToClient => &mut self.to_client,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -77,49 +85,50 @@ pub(crate) enum State {
     Open,
 }
 
-/// What is needed to open the sockets and to answer the Allocate request then.
+/// What is needed to open the sockets and to respond to the Allocate request afterwards.
 #[derive(Debug)]
 pub(crate) struct Opening {
-    /// Ports tried so far for the address family whose turn it is.
+    /// The number of ports tried for the current address family.
     pub(crate) attempts: u8,
-    pub(crate) answering: Answering,
+    pub(crate) context: ResponseContext,
     /// When the allocation ends.
     pub(crate) deadline: Deadline,
-    pub(crate) wish: Wish,
-    /// The family whose turn is next.
+    pub(crate) preference: PortPreference,
+    /// The address family to open next.
     pub(crate) next: Option<AddressFamily>,
-    /// The first that is not to be had, and why.
-    pub(crate) failed: Option<(AddressFamily, Obstacle)>,
-    /// The address is one that was reserved, and no other will do.
+    /// The first address family that failed, and why.
+    pub(crate) failed: Option<(AddressFamily, AllocateFailure)>,
+    /// The address was reserved, and no other will do.
     pub(crate) claimed: bool,
     /// The place in the quota of the port to be reserved.
     pub(crate) reserve: Option<Ticket>,
 }
 
-/// ICMP errors that the client has been told of in a second.
+/// The ICMP errors that the client got in one second.
 #[derive(Debug, Default)]
 pub(crate) struct IcmpBudget {
-    second: u64,
-    told: u32,
+    second: u32,
+    sent: u32,
 }
 
 impl IcmpBudget {
     pub(crate) fn admits(&mut self, now: Instant) -> bool {
-        if self.second != now.second() {
-            *self = Self { second: now.second(), told: 0 };
+        let second = now.second_u32();
+        if self.second != second {
+            *self = Self { second, sent: 0 };
         }
-        self.told += u32::from(self.told <= ICMP_PER_SECOND);
-        self.told <= ICMP_PER_SECOND
+        self.sent += u32::from(self.sent <= ICMP_PER_SECOND);
+        self.sent <= ICMP_PER_SECOND
     }
 }
 
 impl Allocation {
-    /// Whether its client has been answered and its time has not come.
+    /// Whether its client has got its response and it has not expired.
     pub(crate) fn is_open(&self, now: Instant) -> bool {
         matches!(self.state, State::Open) && !self.has_ended(now)
     }
 
-    /// Whether its time has come: that of the last of its relayed transport addresses.
+    /// Whether the last of its relayed transport addresses has expired.
     pub(crate) fn has_ended(&self, now: Instant) -> bool {
         match &self.state {
             State::Opening(opening) => opening.deadline.has_passed(now),
@@ -127,17 +136,17 @@ impl Allocation {
         }
     }
 
-    /// Whether there is a relayed transport address of this family.
+    /// Whether it has a relayed transport address of this family.
     pub(crate) fn has(&self, family: AddressFamily, now: Instant) -> bool {
-        self.relays.iter().any(|relay| relay.family() == family && relay.is_live(now))
+        self.relays.of_family(family, now).is_some()
     }
 
-    /// Whether it comes from the Allocate request with this transaction ID and USERNAME.
+    /// Whether the Allocate request with this transaction ID and USERNAME created it.
     pub(crate) fn was_made_by(&self, transaction: TransactionId, username: &str) -> bool {
         self.transaction == transaction && self.identity.username() == username
     }
 
-    /// What is to be opened, unless all of it is.
+    /// Returns what is being opened; `None` if everything is open.
     pub(crate) fn opening(&mut self) -> Option<(&mut Opening, &mut Relays)> {
         match &mut self.state {
             State::Opening(opening) => Some((opening, &mut self.relays)),
@@ -145,46 +154,20 @@ impl Allocation {
         }
     }
 
-    /// Counts application data that may pass, or says which limit is in its way.
-    pub(crate) fn pass(
-        &mut self,
-        direction: Direction,
-        bytes: usize,
-        now: Instant,
-        rate: Option<&Rate>,
-        quota: &Quota,
-    ) -> Result<(), Limit> {
-        let (bucket, counter) = match direction {
-            Direction::ToPeers => (&mut self.meter.to_peers, &mut self.bytes_to_peers),
-            Direction::ToClient => (&mut self.meter.to_client, &mut self.bytes_to_client),
+    /// Returns the log entry about data that a limit has dropped, unless there was one lately.
+    pub(crate) fn report_limit(&mut self, limit: Limit, now: Instant) -> Option<Action> {
+        let reported = match limit {
+            Limit::UserBandwidth => &mut self.meter.user_reported,
+            _ => &mut self.meter.own_reported,
         };
-        let after = match rate {
-            Some(rate) => bucket.offer(rate, now, bytes).ok_or(Limit::AllocationBandwidth)?,
-            None => *bucket,
-        };
-        // What the user's limit drops has cost the allocation nothing.
-        if !quota.admits_bytes(&self.ticket, direction, now, bytes) {
-            return Err(Limit::UserBandwidth);
-        }
-        *bucket = after;
-        *counter += bytes as u64;
-        Ok(())
-    }
-
-    /// What to tell of data that a limit has dropped, unless it has been told lately.
-    pub(crate) fn complaint(&mut self, limit: Limit, now: Instant) -> Option<Action> {
-        let told = match limit {
-            Limit::UserBandwidth => &mut self.meter.user_told,
-            _ => &mut self.meter.own_told,
-        };
-        if !told.has_passed(now) {
+        if !reported.has_passed(now) {
             return None;
         }
-        *told = Deadline::after(now, TOLD);
+        *reported = Deadline::after(now, REPORT_INTERVAL);
         Some(limit.reached(self.identity.user(), self.tuple))
     }
 
-    /// When it next has something to expire.
+    /// Returns when something of it expires next.
     pub(crate) fn next_deadline(&self) -> Deadline {
         let permissions = self.permissions.iter().map(|(_, deadline)| deadline);
         let channels = self.channels.iter().map(|channel| channel.deadline);
@@ -195,14 +178,28 @@ impl Allocation {
         permissions.chain(channels).fold(own, Deadline::earlier)
     }
 
-    /// Forgets permissions and channels whose time has come, also those of a relayed transport address that is over.
-    pub(crate) fn expire(&mut self, now: Instant) {
-        self.permissions.retain(|_, deadline| !deadline.has_passed(now));
-        self.channels.retain(|channel| !channel.deadline.has_passed(now));
-        for relay in self.relays.iter().filter(|relay| !relay.is_live(now)) {
-            let family = relay.family();
-            self.permissions.retain(|address, _| AddressFamily::of(address) != family);
-            self.channels.retain(|channel| AddressFamily::from(&channel.peer) != family);
-        }
+    /// Returns the permissions that have not expired, and whose address family has a relayed transport address.
+    pub(crate) fn live_permissions(&self, now: Instant) -> impl Iterator<Item = (IpAddr, Deadline)> {
+        let live = move |(address, deadline): &(IpAddr, Deadline)| {
+            !deadline.has_passed(now) && self.has(AddressFamily::of(*address), now)
+        };
+        self.permissions.iter().filter(live)
+    }
+
+    /// Returns the channels that have not expired, and whose address family has a relayed transport address.
+    pub(crate) fn live_channels(&self, now: Instant) -> impl Iterator<Item = &Channel> {
+        let live = move |channel: &&Channel| {
+            !channel.deadline.has_passed(now) && self.has(AddressFamily::from(&channel.peer), now)
+        };
+        self.channels.iter().filter(live)
+    }
+
+    /// Removes the permissions that have expired, also those of a relayed transport address that has ended.
+    pub(crate) fn remove_expired_permissions(&mut self, now: Instant) {
+        let live = [AddressFamily::V4, AddressFamily::V6].map(|family| self.has(family, now));
+        self.permissions.retain(|address, deadline| {
+            let [v4, v6] = live;
+            !deadline.has_passed(now) && if address.is_ipv4() { v4 } else { v6 }
+        });
     }
 }

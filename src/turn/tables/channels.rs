@@ -14,8 +14,8 @@ const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 pub(crate) struct Channels {
     /// Ordered by number.
     by_number: Vec<Channel>,
-    /// The same bindings ordered by peer.
-    by_peer: Vec<(SocketAddr, u16)>,
+    /// The places in `by_number`, ordered by peer. Made anew when a binding comes or goes.
+    by_peer: Box<[u16]>,
 }
 
 /// A channel bound to a peer.
@@ -24,9 +24,26 @@ pub(crate) struct Channel {
     pub(crate) number: u16,
     pub(crate) peer: SocketAddr,
     pub(crate) deadline: Deadline,
+    /// The announced expiry of the route; has passed if the channel is no route.
+    route: Deadline,
 }
 
-/// Why a channel cannot be bound so.
+impl Channel {
+    pub(crate) fn new(number: u16, peer: SocketAddr, deadline: Deadline) -> Self {
+        Self { number, peer, deadline, route: Deadline::PASSED }
+    }
+
+    /// Returns the announced expiry of the route; `None` if the channel is no route.
+    pub(crate) fn route(&self) -> Option<Deadline> {
+        (self.route != Deadline::PASSED).then_some(self.route)
+    }
+
+    pub(crate) fn set_route(&mut self, expires: Option<Deadline>) {
+        self.route = expires.unwrap_or(Deadline::PASSED);
+    }
+}
+
+/// Why a channel cannot be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BindConflict {
     NumberBoundToOtherPeer,
@@ -34,20 +51,20 @@ pub(crate) enum BindConflict {
 }
 
 impl Channels {
-    /// The peer that a channel is bound to.
+    /// Returns the peer that a channel is bound to.
     pub(crate) fn peer(&self, number: u16, now: Instant) -> Option<SocketAddr> {
         let channel = self.by_number.get(self.find(number).ok()?)?;
         (!channel.deadline.has_passed(now)).then_some(channel.peer)
     }
 
-    /// The channel that is bound to a peer.
+    /// Returns the channel that is bound to a peer.
     pub(crate) fn number(&self, peer: SocketAddr, now: Instant) -> Option<u16> {
-        let at = self.by_peer.binary_search_by_key(&peer, |(peer, _)| *peer).ok()?;
-        let (_, number) = *self.by_peer.get(at)?;
-        self.peer(number, now).map(|_| number)
+        let at = self.find_peer(peer).ok()?;
+        let channel = self.by_number.get(usize::from(*self.by_peer.get(at)?))?;
+        (!channel.deadline.has_passed(now)).then_some(channel.number)
     }
 
-    /// Whether the two may be bound to each other; an expired binding is in nobody's way.
+    /// Returns what prevents the two from being bound to each other. An expired binding does not.
     pub(crate) fn conflict(&self, number: u16, peer: SocketAddr, now: Instant) -> Option<BindConflict> {
         if self.peer(number, now).is_some_and(|bound| bound != peer) {
             Some(BindConflict::NumberBoundToOtherPeer)
@@ -58,56 +75,72 @@ impl Channels {
         }
     }
 
-    /// Binds or refreshes a channel for which there is no [`conflict`](Self::conflict).
+    /// Binds or refreshes a channel. There must be no [`conflict`](Self::conflict), and expired bindings must have been
+    /// removed.
     pub(crate) fn bind(&mut self, number: u16, peer: SocketAddr, now: Instant) {
-        let deadline = Deadline::after(now, CHANNEL_LIFETIME);
-        // Only an expired binding can still stand under this number or peer for somebody else.
-        self.retain(|channel| !channel.deadline.has_passed(now));
-        let channel = Channel { number, peer, deadline };
+        self.bind_until(number, peer, Deadline::after(now, CHANNEL_LIFETIME));
+    }
+
+    /// Like [`bind`](Self::bind), with a deadline of its own.
+    pub(crate) fn bind_until(&mut self, number: u16, peer: SocketAddr, deadline: Deadline) {
         match self.find(number) {
             Ok(at) => {
                 if let Some(found) = self.by_number.get_mut(at) {
-                    *found = channel;
+                    debug_assert_eq!(found.peer, peer, "expired bindings are removed first");
+                    found.deadline = deadline;
                 }
             }
             Err(at) => {
-                insert(&mut self.by_number, at, channel);
-                let at = self.by_peer.partition_point(|(other, _)| *other < peer);
-                insert(&mut self.by_peer, at, (peer, number));
+                insert(&mut self.by_number, at, Channel::new(number, peer, deadline));
+                self.index_by_peer();
             }
         }
     }
 
-    /// Returns each binding.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Channel> {
-        self.by_number.iter().copied()
+    /// Returns each binding, ordered by number.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Channel> {
+        self.by_number.iter()
+    }
+
+    /// Returns each binding, for changes to its route.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Channel> {
+        self.by_number.iter_mut()
+    }
+
+    /// Removes the bindings that `keep` does not accept.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&Channel) -> bool) {
+        self.by_number.retain(keep);
+        self.index_by_peer();
     }
 
     pub(crate) fn len(&self) -> usize {
         self.by_number.len()
     }
 
-    /// Removes the bindings that `keep` does not accept.
-    pub(crate) fn retain(&mut self, keep: impl Fn(&Channel) -> bool) {
-        if !self.by_number.iter().all(&keep) {
-            self.by_number.retain(&keep);
-            let live = &self.by_number;
-            self.by_peer.retain(|(_, number)| live.binary_search_by_key(number, |channel| channel.number).is_ok());
-        }
-    }
-
     fn find(&self, number: u16) -> Result<usize, usize> {
         self.by_number.binary_search_by_key(&number, |channel| channel.number)
+    }
+
+    fn find_peer(&self, peer: SocketAddr) -> Result<usize, usize> {
+        self.by_peer.binary_search_by_key(&Some(peer), |place| peer_at(&self.by_number, *place))
+    }
+
+    fn index_by_peer(&mut self) {
+        self.by_peer = (0..).take(self.by_number.len()).collect();
+        self.by_peer.sort_unstable_by_key(|place| peer_at(&self.by_number, *place));
     }
 
     /// Panics unless both orders hold the same bindings.
     pub(crate) fn check_invariants(&self) {
         assert!(self.by_number.is_sorted_by(|a, b| a.number < b.number), "numbers are ordered and unique");
-        assert!(self.by_peer.is_sorted_by(|a, b| a.0 < b.0), "peers are ordered and unique");
-        let mut pairs: Vec<_> = self.by_number.iter().map(|channel| (channel.peer, channel.number)).collect();
-        pairs.sort_unstable();
-        assert_eq!(pairs, self.by_peer, "both orders hold the same bindings");
+        let peers: Vec<_> = self.by_peer.iter().map(|place| peer_at(&self.by_number, *place)).collect();
+        assert!(peers.is_sorted_by(|a, b| a < b), "peers are ordered and unique");
+        assert_eq!(peers.len(), self.by_number.len(), "both orders hold the same bindings");
     }
+}
+
+fn peer_at(by_number: &[Channel], place: u16) -> Option<SocketAddr> {
+    by_number.get(usize::from(place)).map(|channel| channel.peer)
 }
 
 #[cfg(test)]
@@ -135,6 +168,7 @@ mod tests {
         assert_eq!(channels.conflict(0x4000, peer(2), at(1)), Some(BindConflict::NumberBoundToOtherPeer));
         assert_eq!(channels.conflict(0x4001, peer(1), at(1)), Some(BindConflict::PeerBoundToOtherNumber));
         assert_eq!(channels.conflict(0x4000, peer(2), at(600)), None);
+        channels.retain(|channel| !channel.deadline.has_passed(at(600)));
         channels.bind(0x4000, peer(2), at(600));
         assert_eq!((channels.number(peer(1), at(600)), channels.number(peer(2), at(600))), (None, Some(0x4000)));
         channels.check_invariants();
@@ -153,6 +187,7 @@ mod tests {
                     || model.iter().any(|(bound, (other, _))| *other == port && *bound != number);
                 prop_assert_eq!(channels.conflict(number, peer(port), at(second)).is_some(), taken);
                 if !taken {
+                    channels.retain(|channel| !channel.deadline.has_passed(at(second)));
                     channels.bind(number, peer(port), at(second));
                     model.insert(number, (port, second + 600));
                 }

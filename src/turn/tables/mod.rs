@@ -5,7 +5,7 @@ pub(crate) mod channels;
 pub(crate) mod permissions;
 pub(crate) mod ports;
 pub(crate) mod relays;
-pub(crate) mod reply_limit;
+pub(crate) mod response_limit;
 mod short_list;
 pub(crate) mod table;
 pub(crate) mod wheel;

@@ -28,7 +28,11 @@ impl Permissions {
 
     /// Installs or refreshes a permission.
     pub(crate) fn install(&mut self, address: IpAddr, now: Instant) {
-        let deadline = Deadline::after(now, PERMISSION_LIFETIME);
+        self.install_until(address, Deadline::after(now, PERMISSION_LIFETIME));
+    }
+
+    /// Like [`install`](Self::install), with a deadline of its own.
+    pub(crate) fn install_until(&mut self, address: IpAddr, deadline: Deadline) {
         match self.find(address) {
             Ok(at) => {
                 if let Some(found) = self.list.get_mut(at) {
@@ -39,7 +43,7 @@ impl Permissions {
         }
     }
 
-    /// How many of the distinct `addresses` have no entry yet.
+    /// Returns how many of the distinct `addresses` have no entry yet.
     pub(crate) fn missing(&self, addresses: impl Iterator<Item = IpAddr>) -> usize {
         let mut new: Vec<IpAddr> = addresses.filter(|address| self.find(*address).is_err()).collect();
         new.sort_unstable();

@@ -39,7 +39,7 @@ enum Place {
 
 /// What an Allocate request wants of its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wish {
+pub(crate) enum PortPreference {
     Any,
     /// RFC 8656 §18.7, R = 0.
     Even,
@@ -55,7 +55,12 @@ impl PortPool {
     }
 
     /// Takes a random free port that is as wished.
-    pub(crate) fn take(&mut self, now: Instant, wish: Wish, rng: &mut dyn rand::CryptoRng) -> Option<u16> {
+    pub(crate) fn take(
+        &mut self,
+        now: Instant,
+        preference: PortPreference,
+        rng: &mut dyn rand::CryptoRng,
+    ) -> Option<u16> {
         while let Some((_, port)) = self.set_aside.pop_front_if(|(deadline, _)| deadline.has_passed(now)) {
             self.make_free(port, Place::Aside);
         }
@@ -65,14 +70,16 @@ impl PortPool {
         // From a random place on; the second step finds an even port while there are as many as odd ones.
         let start = rng.random_range(0..self.free.len());
         let (behind, ahead) = self.free.split_at_checked(start)?;
-        let fits = |port: &&u16| match wish {
-            Wish::Any => true,
-            Wish::Even => port.is_multiple_of(2),
-            Wish::EvenAndNext => port.is_multiple_of(2) && matches!(self.place(**port | 1), Some(Place::Free(_))),
+        let fits = |port: &&u16| match preference {
+            PortPreference::Any => true,
+            PortPreference::Even => port.is_multiple_of(2),
+            PortPreference::EvenAndNext => {
+                port.is_multiple_of(2) && matches!(self.place(**port | 1), Some(Place::Free(_)))
+            }
         };
         let port = *ahead.iter().chain(behind).find(fits)?;
         self.leave_free(port, Place::Taken);
-        if wish == Wish::EvenAndNext {
+        if preference == PortPreference::EvenAndNext {
             self.leave_free(port | 1, Place::Reserved);
             self.reserved += 1;
         }
@@ -85,15 +92,24 @@ impl PortPool {
     }
 
     /// Returns a port that an allocation had.
-    pub(crate) fn give_back(&mut self, port: u16) {
+    pub(crate) fn release(&mut self, port: u16) {
         self.make_free(port, Place::Taken);
     }
 
-    /// Returns a port that was reserved, or that another worker has had.
-    pub(crate) fn release(&mut self, port: u16) {
+    /// Returns a port that was reserved, or that another worker had.
+    pub(crate) fn release_reserved(&mut self, port: u16) {
         if self.make_free(port, Place::Reserved) {
             self.reserved -= 1;
         }
+    }
+
+    /// Takes this port if it is free.
+    pub(crate) fn take_exactly(&mut self, port: u16) -> bool {
+        let free = matches!(self.place(port), Some(Place::Free(_)));
+        if free {
+            self.leave_free(port, Place::Taken);
+        }
+        free
     }
 
     /// An allocation of this worker takes a reserved port.
@@ -202,7 +218,7 @@ mod tests {
     fn every_port_of_the_range_is_handed_out_once() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_099);
-        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), Wish::Any, &mut rng)).collect();
+        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), PortPreference::Any, &mut rng)).collect();
         assert_eq!(ports, (50_000..=50_099).collect());
         assert_eq!(pool.taken(), 100);
     }
@@ -212,9 +228,9 @@ mod tests {
     fn even_ports_are_found_to_the_last_and_cost_no_odd_one() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_099);
-        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), Wish::Even, &mut rng)).collect();
+        let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), PortPreference::Even, &mut rng)).collect();
         assert_eq!(ports, (50_000..=50_099).step_by(2).collect());
-        assert_eq!(std::iter::from_fn(|| pool.take(at(0), Wish::Any, &mut rng)).count(), 50);
+        assert_eq!(std::iter::from_fn(|| pool.take(at(0), PortPreference::Any, &mut rng)).count(), 50);
     }
 
     // RFC 8656 §7.2: random ports (RFC 6056), so that a port tells nothing about the one before or after it.
@@ -224,7 +240,10 @@ mod tests {
             .map(|seed| {
                 let mut rng = StdRng::seed_from_u64(seed);
                 let mut pool = PortPool::new(49_152..=65_535);
-                (pool.take(at(0), Wish::Any, &mut rng).unwrap(), pool.take(at(0), Wish::Any, &mut rng).unwrap())
+                (
+                    pool.take(at(0), PortPreference::Any, &mut rng).unwrap(),
+                    pool.take(at(0), PortPreference::Any, &mut rng).unwrap(),
+                )
             })
             .collect();
         let distinct = |values: Vec<u16>| values.into_iter().collect::<BTreeSet<u16>>().len();
@@ -240,9 +259,9 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(65_535..=65_535);
         for _ in 0..3 {
-            let port = pool.take(at(0), Wish::Any, &mut rng).unwrap();
-            assert_eq!(pool.take(at(0), Wish::Any, &mut rng), None);
-            pool.give_back(port);
+            let port = pool.take(at(0), PortPreference::Any, &mut rng).unwrap();
+            assert_eq!(pool.take(at(0), PortPreference::Any, &mut rng), None);
+            pool.release(port);
         }
     }
 
@@ -250,10 +269,10 @@ mod tests {
     fn a_port_set_aside_comes_back_after_a_minute() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_000);
-        let port = pool.take(at(0), Wish::Any, &mut rng).unwrap();
+        let port = pool.take(at(0), PortPreference::Any, &mut rng).unwrap();
         pool.set_aside(port, at(0));
-        assert_eq!(pool.take(at(59), Wish::Any, &mut rng), None);
-        assert_eq!(pool.take(at(60), Wish::Any, &mut rng), Some(port));
+        assert_eq!(pool.take(at(59), PortPreference::Any, &mut rng), None);
+        assert_eq!(pool.take(at(60), PortPreference::Any, &mut rng), Some(port));
     }
 
     // R = 1 takes whole pairs, and only where both are free.
@@ -261,10 +280,11 @@ mod tests {
     fn pairs_are_found_to_the_last() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_001..=50_100);
-        let evens: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), Wish::EvenAndNext, &mut rng)).collect();
+        let evens: BTreeSet<u16> =
+            std::iter::from_fn(|| pool.take(at(0), PortPreference::EvenAndNext, &mut rng)).collect();
         assert_eq!(evens, (50_002..=50_098).step_by(2).collect(), "the ends of the range have no neighbours");
         assert_eq!((pool.taken(), pool.reserved()), (49, 49));
-        let left: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), Wish::Any, &mut rng)).collect();
+        let left: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), PortPreference::Any, &mut rng)).collect();
         assert_eq!(left, [50_001, 50_100].into());
     }
 
@@ -299,17 +319,17 @@ mod tests {
                                 *place = Free;
                             }
                         }
-                        let wish = [Wish::Any, Wish::Even, Wish::EvenAndNext, Wish::EvenAndNext][usize::from(step)];
+                        let preference = [PortPreference::Any, PortPreference::Even, PortPreference::EvenAndNext, PortPreference::EvenAndNext][usize::from(step)];
                         let fits = |port: u16| {
                             model.get(&port) == Some(&Free)
-                                && (wish == Wish::Any || port.is_multiple_of(2))
-                                && (wish != Wish::EvenAndNext || model.get(&(port + 1)) == Some(&Free))
+                                && (preference == PortPreference::Any || port.is_multiple_of(2))
+                                && (preference != PortPreference::EvenAndNext || model.get(&(port + 1)) == Some(&Free))
                         };
-                        match pool.take(at(second), wish, &mut rng) {
+                        match pool.take(at(second), preference, &mut rng) {
                             Some(port) => {
                                 prop_assert!(fits(port));
                                 model.insert(port, Taken);
-                                if wish == Wish::EvenAndNext {
+                                if preference == PortPreference::EvenAndNext {
                                     model.insert(port + 1, Reserved);
                                 }
                             }
@@ -317,7 +337,7 @@ mod tests {
                         }
                     }
                     4 => if let Some(port) = among(&model, Taken) {
-                        pool.give_back(port);
+                        pool.release(port);
                         model.insert(port, Free);
                     }
                     5 => if let Some(port) = among(&model, Taken) {
@@ -325,7 +345,7 @@ mod tests {
                         model.insert(port, Aside(second + 60));
                     }
                     6 => if let Some(port) = among(&model, Reserved) {
-                        pool.release(port);
+                        pool.release_reserved(port);
                         model.insert(port, Free);
                     }
                     _ => if let Some(port) = among(&model, Reserved) {

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::stun::attribute::AddressFamily;
-use crate::turn::contract::RelayedAddresses;
+use crate::turn::contract::{RelayedAddresses, SocketIndex};
 use crate::turn::time::{Deadline, Instant};
 
-/// At most one of each address family. Each has a time-to-expiry of its own (RFC 8656 §8.1).
+/// At most one relayed transport address of each address family. Each has a time-to-expiry of its own (RFC 8656 §8.1).
 #[derive(Debug, Default)]
 pub(crate) struct Relays {
     first: Option<Relay>,
@@ -14,42 +14,66 @@ pub(crate) struct Relays {
     second: Option<Box<Relay>>,
 }
 
+/// A relayed transport address and its socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Relay {
-    /// What its socket is bound to.
+    /// The address that the socket is bound to.
     address: IpAddr,
-    /// What the client is told.
     advertised: IpAddr,
     port: u16,
     pub(crate) deadline: Deadline,
-    pub(crate) socket: Socket,
+    pub(crate) socket: SocketState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Socket {
+pub(crate) enum SocketState {
     Opening,
     Open,
-    /// Over before the allocation is.
+    /// Closed before the allocation ends.
     Closed,
 }
 
 impl Relays {
-    /// Enters the address whose socket is being opened.
-    pub(crate) fn set(&mut self, relay: Relay) {
+    /// Enters an address and returns the index of its socket.
+    pub(crate) fn set(&mut self, relay: Relay) -> SocketIndex {
         match &mut self.first {
-            Some(first) if first.family() != relay.family() => self.second = Some(Box::new(relay)),
-            first => *first = Some(relay),
+            Some(first) if first.family() != relay.family() => {
+                self.second = Some(Box::new(relay));
+                SocketIndex::SECOND
+            }
+            first => {
+                *first = Some(relay);
+                SocketIndex::FIRST
+            }
         }
     }
 
-    /// Takes the address of a family out, whose socket could not be opened.
-    pub(crate) fn remove(&mut self, family: AddressFamily) {
-        self.first.take_if(|relay| relay.family() == family);
-        self.second.take_if(|relay| relay.family() == family);
+    /// Removes the address whose socket could not be opened.
+    pub(crate) fn remove(&mut self, index: SocketIndex) {
+        if index == SocketIndex::FIRST {
+            self.first = None;
+        } else {
+            self.second = None;
+        }
     }
 
-    pub(crate) fn get_mut(&mut self, family: AddressFamily) -> Option<&mut Relay> {
-        self.iter_mut().find(|relay| relay.family() == family)
+    pub(crate) fn at(&self, index: SocketIndex) -> Option<&Relay> {
+        if index == SocketIndex::FIRST { self.first.as_ref() } else { self.second.as_deref() }
+    }
+
+    pub(crate) fn at_mut(&mut self, index: SocketIndex) -> Option<&mut Relay> {
+        if index == SocketIndex::FIRST { self.first.as_mut() } else { self.second.as_deref_mut() }
+    }
+
+    /// Returns the address of a family and the index of its socket, unless it has expired or is not open.
+    pub(crate) fn of_family(&self, family: AddressFamily, now: Instant) -> Option<(SocketIndex, &Relay)> {
+        self.indexed().find(|(_, relay)| relay.family() == family && relay.is_live(now))
+    }
+
+    /// Returns each address and the index of its socket.
+    pub(crate) fn indexed(&self) -> impl Iterator<Item = (SocketIndex, &Relay)> {
+        let first = self.first.iter().map(|relay| (SocketIndex::FIRST, relay));
+        first.chain(self.second.as_deref().map(|relay| (SocketIndex::SECOND, relay)))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Relay> {
@@ -60,47 +84,48 @@ impl Relays {
         self.first.iter_mut().chain(self.second.as_deref_mut())
     }
 
-    /// Those that are or were open.
-    pub(crate) fn told(&self) -> RelayedAddresses {
-        self.addresses(|relay| relay.socket != Socket::Opening)
+    /// Returns the advertised addresses of the sockets that are or were open.
+    pub(crate) fn advertised(&self) -> RelayedAddresses {
+        self.addresses(|relay| relay.socket != SocketState::Opening)
     }
 
+    /// Returns the advertised addresses that are in use.
     pub(crate) fn live(&self, now: Instant) -> RelayedAddresses {
         self.addresses(|relay| relay.is_live(now))
     }
 
-    /// The time-to-expiry of the live one that ends first, in seconds.
+    /// Returns the shortest time-to-expiry of the addresses in use, in seconds.
     pub(crate) fn seconds_left(&self, now: Instant) -> u32 {
         let live = self.iter().filter(|relay| relay.is_live(now)).map(|relay| relay.deadline.seconds_left(now));
         live.min().unwrap_or(0)
     }
 
-    /// The earliest end of those that are open.
+    /// Returns the earliest deadline of the open sockets.
     pub(crate) fn deadline(&self) -> Option<Deadline> {
-        let open = self.iter().filter(|relay| relay.socket == Socket::Open);
+        let open = self.iter().filter(|relay| relay.socket == SocketState::Open);
         open.map(|relay| relay.deadline).reduce(Deadline::earlier)
     }
 
     fn addresses(&self, which: impl Fn(&Relay) -> bool) -> RelayedAddresses {
-        let of = |family| self.iter().find(|relay| relay.family() == family && which(relay)).map(Relay::relayed);
+        let of = |family| self.iter().find(|relay| relay.family() == family && which(relay)).map(Relay::advertised);
         RelayedAddresses { v4: of(AddressFamily::V4), v6: of(AddressFamily::V6) }
     }
 }
 
 impl Relay {
-    /// Its socket is being opened. Both addresses have the same port.
-    pub(crate) fn opening(bind: SocketAddr, relayed: SocketAddr, deadline: Deadline) -> Self {
-        debug_assert_eq!(bind.port(), relayed.port());
-        Self { address: bind.ip(), advertised: relayed.ip(), port: bind.port(), deadline, socket: Socket::Opening }
+    /// An address in this state. Both addresses have the same port.
+    pub(crate) fn new(bind: SocketAddr, advertised: SocketAddr, deadline: Deadline, socket: SocketState) -> Self {
+        debug_assert_eq!(bind.port(), advertised.port());
+        Self { address: bind.ip(), advertised: advertised.ip(), port: bind.port(), deadline, socket }
     }
 
-    /// What its socket is bound to.
+    /// Returns the address that the socket is bound to.
     pub(crate) fn bind(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.port)
     }
 
-    /// What the client is told.
-    pub(crate) fn relayed(&self) -> SocketAddr {
+    /// Returns the relayed transport address that the client and peers use.
+    pub(crate) fn advertised(&self) -> SocketAddr {
         SocketAddr::new(self.advertised, self.port)
     }
 
@@ -109,6 +134,6 @@ impl Relay {
     }
 
     pub(crate) fn is_live(&self, now: Instant) -> bool {
-        self.socket == Socket::Open && !self.deadline.has_passed(now)
+        self.socket == SocketState::Open && !self.deadline.has_passed(now)
     }
 }

@@ -1,24 +1,24 @@
-//! The allocation table: a slab and its index by 5-tuple. The index by relay socket is the slab itself, since a
-//! [`RelayId`] names a place in it.
+//! The allocation table: a slab and its index by 5-tuple. A [`SocketId`] contains the place in the slab, so relay sockets
+//! need no index.
 
 use std::hash::{BuildHasher as _, RandomState};
 
 use slab::Slab;
 
-use crate::turn::contract::{AllocationId, FiveTuple, RelayId};
+use crate::turn::contract::{AllocationId, FiveTuple, SocketId};
 use crate::turn::tables::allocation::Allocation;
 use crate::turn::tables::wheel::Wheel;
 use crate::turn::time::Instant;
 
-/// More lists than this are of no use to a worker.
+/// There are no more allocations than ports.
 const MOST_LISTS: usize = 65_536;
 const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Table {
     slab: Slab<Entry>,
-    /// The index by 5-tuple: lists of the allocations that share a hash, threaded through the slab. There are as many as
-    /// there are ports, so it never grows, and no packet has to wait for that.
+    /// The index by 5-tuple: lists of the allocations that share a hash, linked through the slab. There are as many lists as
+    /// ports, so the index never grows, and no packet waits for that.
     heads: Box<[u32]>,
     hasher: RandomState,
     wheel: Wheel,
@@ -29,13 +29,13 @@ pub(crate) struct Table {
 #[derive(Debug)]
 struct Entry {
     generation: u32,
-    /// Another one whose 5-tuple has the same hash.
+    /// The next entry whose 5-tuple has the same hash.
     next: u32,
     allocation: Allocation,
 }
 
 impl Table {
-    /// For about so many allocations.
+    /// A table for about `room` allocations.
     pub(crate) fn new(room: usize) -> Self {
         let lists = room.next_power_of_two().min(MOST_LISTS);
         Self {
@@ -47,7 +47,7 @@ impl Table {
         }
     }
 
-    /// Adds an allocation, whose 5-tuple has none.
+    /// Adds an allocation. Its 5-tuple must have none.
     pub(crate) fn insert(&mut self, allocation: Allocation) -> AllocationId {
         debug_assert!(self.find(&allocation.tuple).is_none(), "a 5-tuple has one allocation");
         let generation = self.next_generation;
@@ -93,21 +93,23 @@ impl Table {
         }
     }
 
-    /// The list of a 5-tuple. The hash is keyed, so that nobody can make one of them long.
+    /// Returns the list of a 5-tuple. The hash is keyed, so clients cannot make a list long.
     #[expect(clippy::cast_possible_truncation, reason = "the remainder is below the number of lists")]
     fn list(&self, tuple: &FiveTuple) -> usize {
         (self.hasher.hash_one(tuple) % self.heads.len() as u64) as usize
     }
 
-    /// The allocation of a 5-tuple, unless it is not open yet or its time has come.
+    /// Returns the allocation of a 5-tuple, unless it is not open yet or has expired.
     pub(crate) fn find_open(&mut self, tuple: &FiveTuple, now: Instant) -> Option<(AllocationId, &mut Allocation)> {
         let id = self.find(tuple)?;
         self.get_mut(id).filter(|allocation| allocation.is_open(now)).map(|allocation| (id, allocation))
     }
 
-    /// The allocation of a relay socket, unless the relayed transport address is over.
-    pub(crate) fn find_by_relay(&mut self, relay: RelayId, now: Instant) -> Option<&mut Allocation> {
-        self.get_mut(relay.allocation()).filter(|allocation| allocation.has(relay.family(), now))
+    /// Returns the allocation of a relay socket, unless its relayed transport address has ended.
+    pub(crate) fn find_by_socket(&mut self, socket: SocketId, now: Instant) -> Option<&mut Allocation> {
+        let live =
+            |allocation: &&mut Allocation| allocation.relays.at(socket.index()).is_some_and(|relay| relay.is_live(now));
+        self.get_mut(socket.allocation()).filter(live)
     }
 
     pub(crate) fn get(&self, id: AllocationId) -> Option<&Allocation> {
@@ -115,13 +117,13 @@ impl Table {
         (entry.generation == id.generation).then_some(&entry.allocation)
     }
 
-    /// After a change to its deadlines, the allocation must be handed to [`reschedule`](Self::reschedule).
+    /// After a change to the deadlines of the allocation, call [`reschedule`](Self::reschedule).
     pub(crate) fn get_mut(&mut self, id: AllocationId) -> Option<&mut Allocation> {
         let entry = self.slab.get_mut(id.place as usize)?;
         (entry.generation == id.generation).then_some(&mut entry.allocation)
     }
 
-    /// Takes note of a deadline of the allocation that may be earlier than the others.
+    /// Files the allocation under its earliest deadline.
     pub(crate) fn reschedule(&mut self, id: AllocationId) {
         if let Some(allocation) = self.get(id) {
             let deadline = allocation.next_deadline();
@@ -129,13 +131,13 @@ impl Table {
         }
     }
 
-    /// One allocation that may have something to expire; it must be removed or rescheduled.
+    /// Returns an allocation of which something may have expired. It must be removed or rescheduled.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<AllocationId> {
         let place = self.wheel.pop(now)?;
         self.id_at(place)
     }
 
-    /// Some allocation, if there is any.
+    /// Returns any allocation.
     pub(crate) fn any(&self) -> Option<AllocationId> {
         let (place, entry) = self.slab.iter().next()?;
         Some(AllocationId { place: u32::try_from(place).ok()?, generation: entry.generation })
@@ -149,6 +151,14 @@ impl Table {
         self.slab.iter().map(|(_, entry)| &entry.allocation)
     }
 
+    /// Returns the allocations in the places from `place` on, in order.
+    pub(crate) fn iter_from(&self, place: u32) -> impl Iterator<Item = (AllocationId, &Allocation)> {
+        (place..).take((self.slab.capacity()).saturating_sub(place as usize)).filter_map(|place| {
+            let entry = self.slab.get(place as usize)?;
+            Some((AllocationId { place, generation: entry.generation }, &entry.allocation))
+        })
+    }
+
     fn id_at(&self, place: u32) -> Option<AllocationId> {
         self.slab.get(place as usize).map(|entry| AllocationId { place, generation: entry.generation })
     }
@@ -157,7 +167,7 @@ impl Table {
     pub(crate) fn check_invariants(&self) {
         let next = |place: &u32| self.slab.get(*place as usize).map(|entry| entry.next);
         let lists = self.heads.iter().map(|head| std::iter::successors(Some(*head), next).take_while(|at| *at != NONE));
-        // A list that runs in a circle has more.
+        // A circular list has more.
         let indexed = lists.flatten().take(self.slab.len() + 1).count();
         assert_eq!(self.slab.len(), indexed, "every allocation is indexed once");
         assert_eq!(self.slab.len(), self.wheel.len(), "every allocation is filed once");
@@ -176,8 +186,7 @@ impl Table {
 mod tests {
     use super::*;
 
-    // What an allocation takes besides is in the lists of its permissions and channels, and what its user's allocations
-    // share: tests/no_allocation.rs.
+    // tests/no_allocation.rs measures an allocation with its permissions, channels and identity.
     #[test]
     fn an_entry_is_small() {
         let bytes = size_of::<Entry>();

@@ -71,7 +71,7 @@ impl Modern {
     fn ask(&self, world: &mut World, method: Method, attributes: &[&dyn EncodeAttribute]) -> Answer {
         let request = self.request(world, method, attributes);
         match world.client_packet(&self.client.tuple, &request) {
-            (FromClient::Reply(reply), buffer) => Answer::new(&request, &buffer, &reply),
+            (FromClient::Respond(reply), buffer) => Answer::new(&request, &buffer, &reply),
             (FromClient::Open(open), _) => world.opened(&request, &open, Ok(())),
             (other, _) => panic!("an answer is expected, not {other:?}"),
         }
@@ -261,7 +261,7 @@ fn a_client_with_the_nonce_and_the_list_of_another_server_is_challenged() {
 #[test]
 fn a_nonce_that_announces_nothing_asks_for_no_list() {
     let mut world = World::new();
-    let mint = NonceMint::from_random(NONCE_KEY, NONCE_LIFETIME).announcing(SecurityFeatures::default());
+    let mint = NonceMint::from_random(NONCE_KEY, NONCE_LIFETIME).with_features(SecurityFeatures::default());
     let mut client = world.client(1);
     client.nonce = mint.mint(world.unix, client.tuple.client).to_string();
     world.allocate(&client);
@@ -311,7 +311,7 @@ fn a_retransmitted_allocate_of_a_modern_client_gets_the_same_answer() {
 #[test]
 fn a_static_user_is_known_by_its_userhash() {
     for with_secrets in [true, false] {
-        let mut world = World::with(|setup| setup.secrets = with_secrets);
+        let mut world = World::with(|setup| setup.secrets.truncate(usize::from(with_secrets)));
         let plain = Modern::new(&world.client(1));
         let hidden = Modern { by_hash: true, ..plain.clone() };
         let answer = hidden.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
@@ -385,7 +385,7 @@ fn a_userhash_of_another_length_is_400() {
 #[test]
 fn clients_are_invited_to_hide_their_names_where_all_users_are_static() {
     for with_secrets in [true, false] {
-        let mut world = World::with(|setup| setup.secrets = with_secrets);
+        let mut world = World::with(|setup| setup.secrets.truncate(usize::from(with_secrets)));
         let tuple = world.client(1).tuple;
         let answer = world.answer_to(&tuple, &plain(Class::Request, Method::ALLOCATE, &[]));
         let features = SecurityFeatures::of(&answer.nonce().unwrap()).unwrap();

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::stun::attribute::{
@@ -10,6 +9,7 @@ use crate::stun::attribute::{
     RequestedTransport, UnknownAttributes, XorMappedAddress, XorRelayedAddress,
 };
 use crate::stun::{AttributeType, EncodeAttribute, Method};
+use crate::turn::RequestMethod;
 use crate::turn::tests::support::*;
 use crate::turn::{Action, DropReason, EndReason, Event, FromClient, OpenError, Opened, Outcome};
 
@@ -22,9 +22,9 @@ fn allocate_is_answered_with_relayed_address_lifetime_and_mapped_address() {
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let open = world.open_for(&client.tuple, &request);
     assert_eq!(open.bind.ip().to_string(), BIND_V4);
-    assert_eq!(world.server.next_action(), None, "nothing is said before the socket is open");
+    assert_eq!(world.action(), None, "nothing is said before the socket is open");
     let answer = world.opened(&request, &open, Ok(()));
-    assert_eq!(answer.outcome, Outcome::Answered(Method::ALLOCATE));
+    assert_eq!(answer.outcome, Outcome::Answered(RequestMethod::Allocate));
     assert_eq!(
         answer.kinds(),
         [
@@ -80,7 +80,7 @@ fn allocate_after_the_end_of_an_allocation_succeeds_in_its_very_millisecond() {
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let open = world.open_for(&client.tuple, &request);
     assert_eq!(world.ended(&old).reason, EndReason::Expired);
-    assert_ne!(open.relay, old.id, "the shell can tell the new socket from the old one");
+    assert_ne!(open.socket, old.id, "the shell can tell the new socket from the old one");
     world.opened(&request, &open, Ok(()));
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
 }
@@ -161,7 +161,7 @@ fn bad_combinations_of_address_families_are_400() {
 // Step 7: a family that the server does not have → 440, also for want of a REQUESTED-ADDRESS-FAMILY.
 #[test]
 fn address_family_that_the_server_does_not_have_is_440() {
-    let mut only_v4 = World::with(|setup| setup.settings.relays.truncate(1));
+    let mut only_v4 = World::with(|setup| setup.relays.truncate(1));
     let client = only_v4.client(1);
     let [v4, v6] = [AddressFamily::V4, AddressFamily::V6].map(RequestedAddressFamily);
     assert_eq!(only_v4.refusal(&client, Method::ALLOCATE, &[&UDP, &v6]), 440);
@@ -169,7 +169,7 @@ fn address_family_that_the_server_does_not_have_is_440() {
     assert_eq!(only_v4.refusal(&client, Method::ALLOCATE, &[&UDP, &unknown]), 440);
     only_v4.allocate_with(&client, &[&v4]);
 
-    let mut only_v6 = World::with(|setup| setup.settings.relays.retain(|relay| relay.bind.is_ipv6()));
+    let mut only_v6 = World::with(|setup| setup.relays.retain(|(bind, _)| bind.is_ipv6()));
     let client = only_v6.client(1);
     assert_eq!(only_v6.refusal(&client, Method::ALLOCATE, &[&UDP]), 440);
     assert_eq!(only_v6.refusal(&client, Method::ALLOCATE, &[&UDP, &v4]), 440);
@@ -217,7 +217,7 @@ fn an_allocation_lasts_its_lifetime_to_the_millisecond() {
     let client = world.client(1);
     let relay = world.allocate_with(&client, &[&Lifetime(700)]);
     world.advance(Duration::from_millis(699_999));
-    assert_eq!(world.server.allocations(), 1);
+    assert_eq!(world.server.allocation_count(), 1);
     world.advance(Duration::from_millis(1));
     let summary = world.ended(&relay);
     assert_eq!((summary.reason, summary.duration), (EndReason::Expired, seconds(700)));
@@ -227,7 +227,7 @@ fn an_allocation_lasts_its_lifetime_to_the_millisecond() {
 // §7.2, the note on the stateless stack approach: the answer is the same but for LIFETIME.
 #[test]
 fn retransmitted_allocate_gets_the_same_answer() {
-    let mut world = World::with(|setup| (setup.allocations_per_user, setup.allocations) = (1, 1));
+    let mut world = World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (1, 1));
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let open = world.open_for(&client.tuple, &request);
@@ -261,7 +261,7 @@ fn the_same_transaction_id_under_another_username_is_437() {
 
 #[test]
 fn retransmission_while_the_socket_is_being_opened_is_dropped() {
-    let mut world = World::with(|setup| setup.allocations_per_user = 1);
+    let mut world = World::with(|setup| setup.limits.allocations_per_user = 1);
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let open = world.open_for(&client.tuple, &request);
@@ -275,7 +275,7 @@ fn retransmission_while_the_socket_is_being_opened_is_dropped() {
 // Step 10: 486. The user is who stands behind the expiry.
 #[test]
 fn the_quota_counts_the_user_behind_the_expiry() {
-    let mut world = World::with(|setup| setup.allocations_per_user = 2);
+    let mut world = World::with(|setup| setup.limits.allocations_per_user = 2);
     let [first, second, third] =
         [1, 2, 3].map(|host| world.client(host).with_credential("carol", UNIX + 5_000 + u64::from(host)));
     let relay = world.allocate(&first);
@@ -306,7 +306,7 @@ fn the_quota_counts_the_user_behind_the_expiry() {
 // The place of a refused allocation is not lost.
 #[test]
 fn a_failed_socket_gives_the_quota_back() {
-    let mut world = World::with(|setup| (setup.allocations_per_user, setup.allocations) = (1, 1));
+    let mut world = World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (1, 1));
     let client = world.client(1);
     for _ in 0..3 {
         let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
@@ -322,7 +322,7 @@ fn a_failed_socket_gives_the_quota_back() {
 
 #[test]
 fn limits_allocations_is_508_and_says_so() {
-    let mut world = World::with(|setup| setup.allocations = 2);
+    let mut world = World::with(|setup| setup.limits.allocations = 2);
     let (first, third) = (world.client(1), world.client(3));
     let relay = world.allocate(&first);
     let second = world.client(2);
@@ -355,10 +355,10 @@ fn exhausted_ports_are_508_until_a_socket_is_closed() {
     // The port comes back when the socket is closed, not before.
     let first = world.client(1);
     world.accept(&first, Method::REFRESH, &[&Lifetime(0)]);
-    assert_eq!(world.server.next_action(), Some(Action::Close(relays[0].id)));
+    assert_eq!(world.action(), Some(Action::Close(relays[0].id)));
     assert!(matches!(world.event(), Event::AllocationEnded(_)));
     refused(&mut world);
-    world.server.relay_closed(relays[0].bind);
+    world.server.socket_closed(relays[0].bind);
     assert_eq!(world.allocate(&late).bind.port(), relays[0].bind.port());
 }
 
@@ -372,12 +372,12 @@ fn ports_in_use_are_passed_over_and_tried_again_later() {
     let mut tried = BTreeSet::new();
     let answer = loop {
         assert!(tried.insert(open.bind.port()), "no port is tried twice");
-        match world.relay_opened(&open, Err(OpenError::PortInUse)) {
+        match world.socket_opened(&open, Err(OpenError::PortInUse)) {
             (Opened::Open(next), _) => {
-                assert_eq!(next.relay, open.relay);
+                assert_eq!(next.socket, open.socket);
                 open = next;
             }
-            (Opened::Reply(tuple, reply), buffer) => {
+            (Opened::Respond(tuple, reply), buffer) => {
                 assert_eq!(tuple, client.tuple);
                 break Answer::new(&request, &buffer, &reply);
             }
@@ -395,12 +395,12 @@ fn ports_in_use_are_passed_over_and_tried_again_later() {
 
 #[test]
 fn sixteen_ports_are_tried_and_no_more() {
-    let mut world = World::with(|setup| setup.settings.relays[0].ports = 50_000..=50_999);
+    let mut world = World::with(|setup| setup.ports = 50_000..=50_999);
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let mut open = world.open_for(&client.tuple, &request);
     let mut tries = 1;
-    while let (Opened::Open(next), _) = world.relay_opened(&open, Err(OpenError::PortInUse)) {
+    while let (Opened::Open(next), _) = world.socket_opened(&open, Err(OpenError::PortInUse)) {
         (open, tries) = (next, tries + 1);
     }
     assert_eq!(tries, 16);
@@ -427,10 +427,10 @@ fn a_socket_that_opens_after_the_end_is_abandoned_and_its_port_kept_until_it_is_
             }
         });
         assert_eq!(world.footprint(), Footprint { ports_taken: 2, ..NOTHING });
-        assert_eq!(world.relay_opened(&opens[0], Ok(())).0, Opened::Abandoned);
-        assert_eq!(world.relay_opened(&opens[1], Err(OpenError::Other)).0, Opened::Abandoned);
+        assert_eq!(world.socket_opened(&opens[0], Ok(())).0, Opened::Abandoned);
+        assert_eq!(world.socket_opened(&opens[1], Err(OpenError::Other)).0, Opened::Abandoned);
         assert_eq!(world.footprint(), Footprint { ports_taken: 1, ..NOTHING });
-        world.server.relay_closed(opens[0].bind);
+        world.server.socket_closed(opens[0].bind);
         assert_eq!(world.footprint(), NOTHING);
     }
 }
@@ -445,7 +445,7 @@ fn while_the_server_drains_a_new_allocate_is_508_and_an_old_one_gets_its_answer_
     let first = world.opened(&request, &open, Ok(()));
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
     let before = world.footprint();
-    world.shared.draining.store(true, Ordering::Relaxed);
+    world.ledger.set_draining(true);
     let newcomer = world.client(2);
     assert_eq!(world.refusal(&newcomer, Method::ALLOCATE, &[&UDP]), 508);
     assert!(limit(&mut world).contains("shutting down"));
@@ -488,7 +488,7 @@ fn unauthenticated_allocate_opens_no_socket() {
     client.nonce = "guess".to_owned();
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     for _ in 0..50 {
-        assert!(matches!(world.client_packet(&client.tuple, &request).0, FromClient::Reply(_)));
+        assert!(matches!(world.client_packet(&client.tuple, &request).0, FromClient::Respond(_)));
     }
     assert_eq!(world.footprint(), NOTHING);
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 
+use crate::setting;
 use crate::stun::attribute::{
     AlternateDomain, AlternateServer, ChannelNumber, EvenPort, Lifetime, RequestedTransport, XorPeerAddress,
 };
@@ -19,7 +19,7 @@ fn alternate(when: RedirectWhen) -> Alternate {
     Alternate { servers: SERVERS.map(address).to_vec(), tls_servers: vec![address(TLS_SERVER)], domain: None, when }
 }
 
-fn world(when: RedirectWhen, change: impl FnOnce(&mut Setup)) -> World {
+fn world(when: RedirectWhen, change: impl FnOnce(&mut crate::test_world::Blueprint)) -> World {
     World::with(|setup| {
         setup.alternate = Some(alternate(when));
         change(setup);
@@ -72,7 +72,8 @@ fn a_client_whose_family_no_server_has_is_508() {
     let answer = world.ask(&world.client(1), Method::ALLOCATE, &[&UDP]);
     assert_eq!(answer.code(), Some(508));
     assert!(answer.reason().contains("address family"));
-    assert!(limit(&mut world).contains("no alternate server"));
+    let note = limit(&mut world);
+    assert!(note.starts_with(setting::ALTERNATE_WHEN) && note.contains("no alternate server"), "{note}");
 }
 
 #[test]
@@ -143,7 +144,7 @@ fn while_the_server_drains_new_allocations_go_elsewhere_and_old_ones_go_on() {
         let first = world.opened(&request, &open, Ok(()));
         assert!(matches!(world.event(), Event::AllocationCreated { .. }));
         let before = world.footprint();
-        world.shared.draining.store(true, Ordering::Relaxed);
+        world.ledger.set_draining(true);
 
         for attributes in [&[&UDP as &dyn EncodeAttribute][..], &[&UDP, &EvenPort { reserve_next: true }]] {
             let answer = world.ask(&world.client(2), Method::ALLOCATE, attributes);
@@ -157,7 +158,7 @@ fn while_the_server_drains_new_allocations_go_elsewhere_and_old_ones_go_on() {
         world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
         assert_eq!(world.footprint(), before);
         assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP]), 437);
-        world.shared.draining.store(false, Ordering::Relaxed);
+        world.ledger.set_draining(false);
         world.allocate(&world.client(3));
     }
 }
@@ -171,7 +172,7 @@ fn a_server_that_drains_without_an_alternate_says_that_it_is_shutting_down() {
     let v6 = v6_client(&elsewhere);
     let v4 = nowhere.client(1);
     for (world, client) in [(&mut nowhere, v4), (&mut elsewhere, v6)] {
-        world.shared.draining.store(true, Ordering::Relaxed);
+        world.ledger.set_draining(true);
         let answer = world.ask(&client, Method::ALLOCATE, &[&UDP]);
         assert_eq!(answer.code(), Some(508));
         assert!(answer.reason().contains("shutting down"), "{}", answer.reason());
@@ -198,22 +199,21 @@ fn a_full_server_sends_clients_elsewhere_if_it_is_told_to() {
             };
             assert!(note.contains(words), "{note}");
         };
-        let mut limited = world(when, |setup| setup.allocations = 1);
+        let mut limited = world(when, |setup| setup.limits.allocations = 1);
         limited.allocate(&limited.client(1));
         let before = limited.footprint();
         let answer = limited.ask(&limited.client(2), Method::ALLOCATE, &[&UDP]);
         expect(&mut limited, &answer, "limits.allocations");
         assert_eq!(limited.footprint(), before);
 
-        let mut narrow =
-            world(when, |setup| setup.settings.relays.iter_mut().for_each(|relay| relay.ports = 50_000..=50_000));
+        let mut narrow = world(when, |setup| setup.ports = 50_000..=50_000);
         narrow.allocate(&narrow.client(1));
         let answer = narrow.ask(&narrow.client(2), Method::ALLOCATE, &[&UDP]);
         expect(&mut narrow, &answer, "relay.ports");
 
         for (error, words) in [(OpenError::PortInUse, "other programs"), (OpenError::Other, "LimitNOFILE")] {
             let mut world = world(when, |setup| {
-                setup.settings.relays.iter_mut().for_each(|relay| relay.ports = 50_000..=50_000);
+                setup.ports = 50_000..=50_000;
             });
             let client = world.client(1);
             let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
@@ -229,7 +229,7 @@ fn a_full_server_sends_clients_elsewhere_if_it_is_told_to() {
 // One user's quota is no reason to send it where it may have another one (RFC 8656 §7.2 step 10).
 #[test]
 fn a_user_at_its_quota_is_486_and_not_redirected() {
-    let mut world = world(RedirectWhen::Full, |setup| setup.allocations_per_user = 1);
+    let mut world = world(RedirectWhen::Full, |setup| setup.limits.allocations_per_user = 1);
     world.allocate_with(&world.client(1), &[&Lifetime(700)]);
     assert_eq!(world.refusal(&world.client(2), Method::ALLOCATE, &[&UDP]), 486);
     assert!(limit(&mut world).contains("allocations-per-user"));

@@ -2,10 +2,10 @@
 
 use crate::auth::AuthFailure;
 use crate::stun::attribute::{
-    AddressFamily, ChannelNumber, Lifetime, Nonce, Realm, RequestedTransport, Software, Username, XorPeerAddress,
-    XorRelayedAddress,
+    ChannelNumber, Lifetime, Nonce, Realm, RequestedTransport, Software, Username, XorPeerAddress, XorRelayedAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, FingerprintStatus, MessageWriter, Method, TransactionId};
+use crate::turn::contract::SocketIndex;
 use crate::turn::tests::support::*;
 use crate::turn::{AuthCause, DropReason, Event, FromClient};
 
@@ -125,7 +125,7 @@ fn nothing_is_logged_without_a_valid_nonce() {
     client.nonce = world.client(1).nonce;
     world.pass(seconds(NONCE_LIFETIME));
     assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
-    assert_eq!(world.server.next_action(), None);
+    assert_eq!(world.action(), None);
 }
 
 // The NONCE is no longer valid → 438 with a valid one and the REALM.
@@ -309,7 +309,7 @@ fn authenticated_answers_have_a_fingerprint_where_the_request_has_one() {
         assert_eq!((answer.code(), answer.message().fingerprint()), (code, FingerprintStatus::Valid));
         request[24] ^= 1;
         assert_eq!(world.dropped(&client.tuple, &request), DropReason::WrongFingerprint);
-        while world.server.next_action().is_some() {}
+        while world.action().is_some() {}
     }
 }
 
@@ -347,7 +347,7 @@ fn attributes_behind_the_integrity_are_ignored_in_every_method() {
         let request = appended(&client.request(world.transaction(), method, inside), behind);
         match world.client_packet(&client.tuple, &request) {
             (FromClient::Open(open), _) => world.opened(&request, &open, Ok(())),
-            (FromClient::Reply(reply), buffer) => Answer::new(&request, &buffer, &reply),
+            (FromClient::Respond(reply), buffer) => Answer::new(&request, &buffer, &reply),
             (other, _) => panic!("an answer is expected, not {other:?}"),
         }
     };
@@ -358,7 +358,7 @@ fn attributes_behind_the_integrity_are_ignored_in_every_method() {
     assert_eq!((answer.code(), answer.lifetime()), (None, Some(600)));
     assert!(matches!(world.event(), Event::AllocationCreated { lifetime: 600, .. }));
     let (id, _) = world.server.table.find_open(&client.tuple, world.now).unwrap();
-    let relay = id.relay(AddressFamily::V4);
+    let relay = id.socket(SocketIndex::FIRST);
     // Refresh: neither a longer lifetime nor a deletion.
     for lifetime in [3_600, 0] {
         let answer = ask(&mut world, Method::REFRESH, &[], &[&Lifetime(lifetime), &unknown]);
@@ -390,14 +390,14 @@ fn attributes_behind_the_integrity_are_ignored_in_every_method() {
 // design: an answer to a source that nobody has seen receive is a gift to whoever forges it.
 #[test]
 fn a_source_without_a_valid_nonce_gets_few_answers_and_one_with_a_nonce_all() {
-    let mut world = World::with(|setup| setup.settings.unverified_replies = 10);
+    let mut world = World::with(|setup| setup.limits.unverified_responses = 10);
     let client = world.client(1);
     let other = world.client(2);
     let stranger = |world: &mut World, method| {
         let packet = plain(Class::Request, method, &[&RequestedTransport::UDP]);
         match world.client_packet(&client.tuple, &packet).0 {
-            FromClient::Reply(_) => true,
-            FromClient::Drop(DropReason::ReplyLimit) => false,
+            FromClient::Respond(_) => true,
+            FromClient::Drop(DropReason::ResponseLimit) => false,
             other => panic!("{other:?}"),
         }
     };
@@ -414,14 +414,14 @@ fn a_source_without_a_valid_nonce_gets_few_answers_and_one_with_a_nonce_all() {
         assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437);
     }
     let packet = plain(Class::Request, Method::BINDING, &[]);
-    assert!(matches!(world.client_packet(&other.tuple, &packet).0, FromClient::Reply(_)));
+    assert!(matches!(world.client_packet(&other.tuple, &packet).0, FromClient::Respond(_)));
     assert_eq!(world.footprint(), NOTHING);
 }
 
 // Whoever forges the address of a client whose nonce has expired meanwhile must not be able to cut its call off.
 #[test]
 fn a_client_with_an_allocation_or_an_expired_nonce_is_answered_whatever_a_forger_sends() {
-    let mut world = World::with(|setup| setup.settings.unverified_replies = 10);
+    let mut world = World::with(|setup| setup.limits.unverified_responses = 10);
     let mut holder = world.client(1);
     world.allocate(&holder);
     holder.nonce = "of another life".to_owned();
@@ -433,7 +433,7 @@ fn a_client_with_an_allocation_or_an_expired_nonce_is_answered_whatever_a_forger
     let mut forged = returning.tuple;
     forged.client.set_port(9);
     let packet = plain(Class::Request, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-    while let FromClient::Reply(_) = world.client_packet(&forged, &packet).0 {}
+    while let FromClient::Respond(_) = world.client_packet(&forged, &packet).0 {}
 
     assert_eq!(world.refusal(&holder, Method::REFRESH, &[]), 438);
     assert_eq!(world.refusal(&returning, Method::REFRESH, &[]), 438);
@@ -441,18 +441,18 @@ fn a_client_with_an_allocation_or_an_expired_nonce_is_answered_whatever_a_forger
 
 #[test]
 fn passwords_cannot_be_tried_faster_than_strangers_are_answered() {
-    let mut world = World::with(|setup| setup.settings.unverified_replies = 10);
+    let mut world = World::with(|setup| setup.limits.unverified_responses = 10);
     let (client, mut guesser) = (world.client(1), world.client(1));
     guesser.password = "a guess".to_owned();
     let mut answered = 0;
     for _ in 0..1_000 {
         let packet = guesser.request(world.transaction(), Method::REFRESH, &[]);
-        if let FromClient::Reply(_) = world.client_packet(&guesser.tuple, &packet).0 {
+        if let FromClient::Respond(_) = world.client_packet(&guesser.tuple, &packet).0 {
             answered += 1;
         }
     }
     assert_eq!(answered, 41);
-    while world.server.next_action().is_some() {}
+    while world.action().is_some() {}
     assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437);
 }
 

@@ -1,5 +1,6 @@
 use crate::stun::attribute::{Software, UnknownAttributes, XorMappedAddress};
 use crate::stun::{AttributeType, Class, FingerprintStatus, Message, Method, TransactionId};
+use crate::turn::RequestMethod;
 use crate::turn::tests::support::*;
 use crate::turn::{DropReason, Outcome};
 
@@ -11,7 +12,7 @@ fn binding_tells_the_clients_transport_address_and_nothing_else() {
         let mut tuple = world.client(1).tuple;
         tuple.client = address(source);
         let answer = world.answer_to(&tuple, &plain(Class::Request, Method::BINDING, &[]));
-        assert_eq!(answer.outcome, Outcome::Answered(Method::BINDING));
+        assert_eq!(answer.outcome, Outcome::Answered(RequestMethod::Binding));
         assert_eq!(answer.kinds(), [AttributeType::XOR_MAPPED_ADDRESS]);
         assert_eq!(answer.get(), Some(XorMappedAddress(tuple.client)));
         assert_eq!(answer.bytes.len(), length);

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 
+use crate::setting;
 use crate::stun::attribute::{AddressFamily, ChannelNumber, Lifetime, RequestedAddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, Method};
+use crate::turn::ChannelNumbers;
 use crate::turn::tests::support::*;
 use crate::turn::{DropReason, Event, Limit};
 
@@ -78,7 +80,7 @@ fn channel_number_of_rfc_5766_is_400_that_names_the_setting() {
     for number in [0x5000, 0x7fff] {
         let answer = bind(&mut world, &client, number, peer(1));
         assert_eq!(answer.code(), Some(400));
-        assert!(answer.reason().contains("compat.rfc5766-channels"));
+        assert!(answer.reason().contains(setting::RFC5766_CHANNELS));
         let (user, tuple) = ("alice".to_owned(), client.tuple);
         assert_eq!(world.event(), Event::Rfc5766Channel { user, tuple, number });
         assert_eq!(world.dropped(&client.tuple, &channel_data(number, b"out")), DropReason::UnknownProtocol);
@@ -87,7 +89,7 @@ fn channel_number_of_rfc_5766_is_400_that_names_the_setting() {
 
 #[test]
 fn channel_numbers_of_rfc_5766_are_served_where_the_setting_admits_them() {
-    let mut world = World::with(|setup| setup.settings.rfc5766_channels = true);
+    let mut world = World::with(|setup| setup.compat.channels = ChannelNumbers::Rfc5766);
     let client = world.client(1);
     let relay = world.allocate(&client);
     for (number, host) in [(0x5000, 1), (0x7fff, 2)] {
@@ -158,7 +160,7 @@ fn refused_peers_are_403_with_the_rule_in_the_log() {
     ] {
         let peer = address(refused);
         assert_eq!(bind(&mut world, client, 0x4000, peer).code(), Some(403), "{refused}");
-        assert!(matches!(world.event(), Event::PeerRefused { peer: logged, .. } if logged == peer));
+        assert!(matches!(world.event(), Event::PeerDenied { peer: logged, .. } if logged == peer));
         assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
     }
 }
@@ -166,7 +168,7 @@ fn refused_peers_are_403_with_the_rule_in_the_log() {
 #[test]
 fn channels_and_permissions_beyond_the_limits_are_508() {
     let mut world = World::with(|setup| {
-        (setup.settings.channels_per_allocation, setup.settings.permissions_per_allocation) = (2, 2);
+        (setup.limits.channels_per_allocation, setup.limits.permissions_per_allocation) = (2, 2);
     });
     let client = world.client(1);
     world.allocate_with(&client, &[&Lifetime(3_600)]);
@@ -193,7 +195,7 @@ fn channels_and_permissions_beyond_the_limits_are_508() {
 #[test]
 fn expired_channels_and_permissions_do_not_count_against_the_limits() {
     let mut world = World::with(|setup| {
-        (setup.settings.channels_per_allocation, setup.settings.permissions_per_allocation) = (2, 2);
+        (setup.limits.channels_per_allocation, setup.limits.permissions_per_allocation) = (2, 2);
     });
     let client = world.client(1);
     world.allocate_with(&client, &[&Lifetime(3_600)]);

@@ -8,7 +8,7 @@ use crate::stun::attribute::{
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, ErrorCode, Method};
 use crate::turn::tests::support::*;
-use crate::turn::{Action, DropReason, Event, IcmpError, Limit, OpenError, OpenRelay, Opened, Rate, RelayedAddresses};
+use crate::turn::{Action, DropReason, Event, IcmpError, Limit, OpenError, Opened, Rate, RelayedAddresses, SocketSpec};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 const BOTH: AdditionalAddressFamily = AdditionalAddressFamily(AddressFamily::V6);
@@ -29,12 +29,12 @@ fn address_error(answer: &Answer) -> Option<(AddressFamily, ErrorCode)> {
 fn dual(world: &mut World, client: &Client) -> [Relay; 2] {
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
     let first = world.open_for(&client.tuple, &request);
-    let (Opened::Open(second), _) = world.relay_opened(&first, Ok(())) else { panic!("a second socket is expected") };
+    let (Opened::Open(second), _) = world.socket_opened(&first, Ok(())) else { panic!("a second socket is expected") };
     let answer = world.opened(&request, &second, Ok(()));
     let addresses = relayed(&answer);
     assert_eq!(created(world), RelayedAddresses { v4: Some(addresses[0]), v6: Some(addresses[1]) });
     [(first, addresses[0]), (second, addresses[1])].map(|(open, relayed)| Relay {
-        id: open.relay,
+        id: open.socket,
         bind: open.bind,
         relayed,
     })
@@ -50,17 +50,17 @@ fn created(world: &mut World) -> RelayedAddresses {
 
 /// The server wants one of two sockets closed, and says nothing more.
 fn closed(world: &mut World, relay: &Relay) {
-    assert_eq!(world.server.next_action(), Some(Action::Close(relay.id)));
-    assert_eq!(world.server.next_action(), None, "the allocation goes on");
-    world.server.relay_closed(relay.bind);
+    assert_eq!(world.action(), Some(Action::Close(relay.id)));
+    assert_eq!(world.action(), None, "the allocation goes on");
+    world.server.socket_closed(relay.bind);
 }
 
 fn ended(world: &mut World, relays: &[Relay]) -> RelayedAddresses {
     for relay in relays {
-        assert_eq!(world.server.next_action(), Some(Action::Close(relay.id)));
+        assert_eq!(world.action(), Some(Action::Close(relay.id)));
     }
     let Event::AllocationEnded(summary) = world.event() else { panic!("an end is expected in the log") };
-    relays.iter().for_each(|relay| world.server.relay_closed(relay.bind));
+    relays.iter().for_each(|relay| world.server.socket_closed(relay.bind));
     summary.relay
 }
 
@@ -71,15 +71,15 @@ fn send(peer: SocketAddr) -> Vec<u8> {
 // Step 9: fully met, with two XOR-RELAYED-ADDRESS attributes; the same for a retransmission.
 #[test]
 fn additional_family_gets_one_address_of_each() {
-    let mut world = World::with(|setup| (setup.allocations_per_user, setup.allocations) = (1, 1));
+    let mut world = World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (1, 1));
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH, &Lifetime(700)]);
     let first = world.open_for(&client.tuple, &request);
     assert_eq!(world.dropped(&client.tuple, &request), DropReason::AllocationPending);
-    let (Opened::Open(second), _) = world.relay_opened(&first, Ok(())) else { panic!("a second socket is expected") };
+    let (Opened::Open(second), _) = world.socket_opened(&first, Ok(())) else { panic!("a second socket is expected") };
     assert_eq!(world.dropped(&client.tuple, &request), DropReason::AllocationPending);
-    assert_ne!(first.relay, second.relay);
-    assert_ne!(first.relay.slot(), second.relay.slot());
+    assert_ne!(first.socket, second.socket);
+    assert_ne!(first.socket.slot(), second.socket.slot());
     let answer = world.opened(&request, &second, Ok(()));
     let kinds = [
         AttributeType::XOR_RELAYED_ADDRESS,
@@ -113,7 +113,7 @@ fn even_port_is_about_both_addresses() {
 // Step 9: partly met, with ADDRESS-ERROR-CODE for the family that is not to be had; the same for a retransmission.
 #[test]
 fn a_family_that_the_server_does_not_have_is_440_in_address_error_code() {
-    let mut world = World::with(|setup| setup.settings.relays.truncate(1));
+    let mut world = World::with(|setup| setup.relays.truncate(1));
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
     let open = world.open_for(&client.tuple, &request);
@@ -152,13 +152,13 @@ fn a_family_without_a_port_or_a_socket_is_508_in_address_error_code() {
         let mut open = world.open_for(&client.tuple, &request);
         let mut relays = Vec::new();
         let (last, others) = results.split_last().unwrap();
-        let mut report = |open: &OpenRelay, result: Result<(), OpenError>| {
-            result.iter().for_each(|()| relays.push((open.relay, open.bind)));
+        let mut report = |open: &SocketSpec, result: Result<(), OpenError>| {
+            result.iter().for_each(|()| relays.push((open.socket, open.bind)));
             result
         };
         for result in others {
             let result = report(&open, *result);
-            let (Opened::Open(next), _) = world.relay_opened(&open, result) else {
+            let (Opened::Open(next), _) = world.socket_opened(&open, result) else {
                 panic!("another socket is expected")
             };
             open = next;
@@ -184,7 +184,7 @@ fn the_numbers_of_the_draft_are_known_where_they_are_admitted() {
     assert_eq!(relayed(&strict.accept(&client, Method::ALLOCATE, &[&UDP, &asked])).len(), 1);
     created(&mut strict);
 
-    let mut world = World::with(|setup| setup.settings.draft_dual_allocation = true);
+    let mut world = World::with(|setup| setup.compat.draft_dual_allocation = true);
     let client = world.client(1);
     assert_eq!(relayed(&world.accept(&client, Method::ALLOCATE, &[&UDP, &asked])).len(), 2);
     created(&mut world);
@@ -194,8 +194,8 @@ fn the_numbers_of_the_draft_are_known_where_they_are_admitted() {
     assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &v4]), 400);
 
     let mut world = World::with(|setup| {
-        setup.settings.draft_dual_allocation = true;
-        setup.settings.relays.truncate(1);
+        setup.compat.draft_dual_allocation = true;
+        setup.relays.truncate(1);
     });
     for (attributes, number) in [
         (&[&UDP as &dyn EncodeAttribute, &asked][..], AttributeType::DRAFT_ADDRESS_ERROR_CODE),
@@ -207,24 +207,24 @@ fn the_numbers_of_the_draft_are_known_where_they_are_admitted() {
         assert_eq!(answer.kinds()[3], number);
         created(&mut world);
         world.server.connection_closed(world.now, &client.tuple);
-        while world.server.next_action().is_some() {}
+        while world.action().is_some() {}
     }
 }
 
 // Step 9: not met at all → 508, and nothing is left.
 #[test]
 fn without_an_address_of_either_family_it_is_508() {
-    let mut world = World::with(|setup| (setup.allocations_per_user, setup.allocations) = (1, 1));
+    let mut world = World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (1, 1));
     let client = world.client(1);
     for errors in [[OpenError::Other; 2], [OpenError::Other, OpenError::PortInUse]] {
         let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
         let mut open = world.open_for(&client.tuple, &request);
-        let (Opened::Open(next), _) = world.relay_opened(&open, Err(errors[0])) else { panic!("IPv6 is expected") };
+        let (Opened::Open(next), _) = world.socket_opened(&open, Err(errors[0])) else { panic!("IPv6 is expected") };
         open = next;
         let answer = loop {
-            match world.relay_opened(&open, Err(errors[1])) {
+            match world.socket_opened(&open, Err(errors[1])) {
                 (Opened::Open(next), _) => open = next,
-                (Opened::Reply(_, reply), buffer) => break Answer::new(&request, &buffer, &reply),
+                (Opened::Respond(_, reply), buffer) => break Answer::new(&request, &buffer, &reply),
                 (Opened::Abandoned, _) => panic!("the client is owed an answer"),
             }
         };
@@ -256,19 +256,19 @@ fn an_allocation_that_ends_between_its_sockets_leaves_neither() {
             let client = world.client(1);
             let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
             let first = world.open_for(&client.tuple, &request);
-            let (Opened::Open(second), _) = world.relay_opened(&first, Ok(())) else { panic!("a second is expected") };
+            let (Opened::Open(second), _) = world.socket_opened(&first, Ok(())) else { panic!("a second is expected") };
             if expires {
                 world.advance(seconds(600));
             } else {
                 world.server.connection_closed(world.now, &client.tuple);
             }
-            assert_eq!(world.server.next_action(), Some(Action::Close(first.relay)));
-            assert_eq!(world.server.next_action(), None, "nobody was told of it");
+            assert_eq!(world.action(), Some(Action::Close(first.socket)));
+            assert_eq!(world.action(), None, "nobody was told of it");
             assert_eq!(world.footprint(), Footprint { ports_taken: 2, ..NOTHING });
-            assert_eq!(world.relay_opened(&second, result).0, Opened::Abandoned);
-            world.server.relay_closed(first.bind);
+            assert_eq!(world.socket_opened(&second, result).0, Opened::Abandoned);
+            world.server.socket_closed(first.bind);
             if result.is_ok() {
-                world.server.relay_closed(second.bind);
+                world.server.socket_closed(second.bind);
             }
             assert_eq!(world.footprint(), NOTHING);
         }
@@ -385,7 +385,7 @@ fn deleting_one_family_leaves_the_other_alone() {
 // §8.2: a family that was never there.
 #[test]
 fn refresh_of_the_family_that_was_not_allocated_is_443() {
-    let mut world = World::with(|setup| setup.settings.relays.truncate(1));
+    let mut world = World::with(|setup| setup.relays.truncate(1));
     let client = world.client(1);
     world.accept(&client, Method::ALLOCATE, &[&UDP, &BOTH]);
     created(&mut world);
@@ -396,7 +396,7 @@ fn refresh_of_the_family_that_was_not_allocated_is_443() {
 // Both addresses are one allocation's; and an ICMP error is no application data.
 #[test]
 fn bandwidth_is_limited_over_both_addresses() {
-    let mut world = World::with(|setup| setup.settings.byte_rate = Rate::new(1, 4));
+    let mut world = World::with(|setup| setup.limits.byte_rate = Rate::new(1, 4));
     let client = world.client(1);
     let relays = dual(&mut world, &client);
     let peers = [peer(1), peer_v6(1)];

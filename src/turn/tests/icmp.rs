@@ -2,12 +2,13 @@
 
 use crate::stun::attribute::{AddressFamily, ChannelNumber, Icmp, RequestedAddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, Class, Message, Method};
+use crate::turn::contract::SocketIndex;
 use crate::turn::tests::support::*;
-use crate::turn::{DropReason, IcmpError, RelayId, Transport};
+use crate::turn::{DropReason, IcmpError, SocketId, Transport};
 
 const PORT_UNREACHABLE: IcmpError = IcmpError { kind: 3, code: 3, mtu: 0 };
 
-fn v4() -> (World, Client, RelayId) {
+fn v4() -> (World, Client, SocketId) {
     let mut world = World::new();
     let client = world.client(1);
     let relay = world.allocate(&client);
@@ -15,7 +16,7 @@ fn v4() -> (World, Client, RelayId) {
     (world, client, relay.id)
 }
 
-fn v6() -> (World, Client, RelayId) {
+fn v6() -> (World, Client, SocketId) {
     let mut world = World::new();
     let client = world.client(1);
     let relay = world.allocate_with(&client, &[&RequestedAddressFamily(AddressFamily::V6)]);
@@ -104,8 +105,10 @@ fn an_error_about_a_datagram_of_an_ended_allocation_is_dropped() {
 fn a_client_is_told_of_ten_errors_a_second() {
     let (mut world, ..) = v4();
     let other = world.client(2);
-    let relays =
-        [world.server.table.find(&world.client(1).tuple).unwrap().relay(AddressFamily::V4), world.allocate(&other).id];
+    let relays = [
+        world.server.table.find(&world.client(1).tuple).unwrap().socket(SocketIndex::FIRST),
+        world.allocate(&other).id,
+    ];
     world.permit(&other, peer(1));
     for _ in 0..3 {
         for relay in relays {

@@ -103,7 +103,7 @@ fn a_wrong_password_for_a_known_user_is_401() {
         assert_eq!(world.refusal(&client, Method::REFRESH, &[&Lifetime(0)]), 401);
         world.event();
     }
-    assert_eq!(world.server.allocations(), 1);
+    assert_eq!(world.server.allocation_count(), 1);
 }
 
 #[test]

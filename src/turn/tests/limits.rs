@@ -16,7 +16,7 @@ fn send(payload: &[u8]) -> Vec<u8> {
 }
 
 /// Two clients of alice's, each with an allocation, a permission for peer 1 and a channel to it.
-fn talking(change: impl FnOnce(&mut Setup)) -> (World, [Client; 2], [Relay; 2]) {
+fn talking(change: impl FnOnce(&mut crate::test_world::Blueprint)) -> (World, [Client; 2], [Relay; 2]) {
     let mut world = World::with(change);
     let clients = [world.client(1), world.client(2)];
     let relays = [0, 1].map(|at| {
@@ -30,7 +30,7 @@ fn talking(change: impl FnOnce(&mut Setup)) -> (World, [Client; 2], [Relay; 2]) 
 // RFC 8656 §10.2: 508, all or nothing; what is there is refreshed for nothing, by either request.
 #[test]
 fn new_peers_beyond_their_rate_are_508_and_known_ones_are_not() {
-    let mut world = World::with(|setup| setup.settings.peer_rate = Rate::new(1, 3));
+    let mut world = World::with(|setup| setup.limits.peer_rate = Rate::new(1, 3));
     let client = world.client(1);
     let relay = world.allocate_with(&client, &[&Lifetime(3_600)]);
     let peers: Vec<XorPeerAddress> = (1..=6).map(|host| XorPeerAddress(peer(host))).collect();
@@ -38,7 +38,7 @@ fn new_peers_beyond_their_rate_are_508_and_known_ones_are_not() {
     world.accept(&client, CREATE_PERMISSION, &all[..2]);
 
     let answer = world.ask(&client, CREATE_PERMISSION, &all[..4]);
-    assert_eq!((answer.code(), answer.outcome), (Some(508), Outcome::Refused(Limit::PeerRate)));
+    assert_eq!((answer.code(), answer.outcome), (Some(508), Outcome::RejectedByLimit(Limit::PeerRate)));
     assert_eq!(answer.reason(), "Insufficient Capacity: new peers per second");
     let (user, tuple) = ("alice".to_owned(), client.tuple);
     assert_eq!(world.event(), Event::LimitReached { user, tuple, limit: Limit::PeerRate });
@@ -50,7 +50,7 @@ fn new_peers_beyond_their_rate_are_508_and_known_ones_are_not() {
     }
     world.accept(&client, CHANNEL_BIND, &[&ChannelNumber(0x4001), &peers[2]]);
     let answer = world.ask(&client, CHANNEL_BIND, &[&ChannelNumber(0x4002), &peers[3]]);
-    assert_eq!(answer.outcome, Outcome::Refused(Limit::PeerRate));
+    assert_eq!(answer.outcome, Outcome::RejectedByLimit(Limit::PeerRate));
     assert_eq!(world.limit(), Limit::PeerRate);
     world.pass(seconds(1));
     world.accept(&client, CREATE_PERMISSION, &all[..4]);
@@ -62,8 +62,8 @@ fn new_peers_beyond_their_rate_are_508_and_known_ones_are_not() {
 #[test]
 fn peers_that_are_refused_otherwise_cost_nothing_of_the_rate() {
     let mut world = World::with(|setup| {
-        setup.settings.peer_rate = Rate::new(1, 2);
-        setup.settings.permissions_per_allocation = 2;
+        setup.limits.peer_rate = Rate::new(1, 2);
+        setup.limits.permissions_per_allocation = 2;
     });
     let client = world.client(1);
     world.allocate(&client);
@@ -72,13 +72,13 @@ fn peers_that_are_refused_otherwise_cost_nothing_of_the_rate() {
     assert_eq!(world.limit(), Limit::Permissions);
     let forbidden = XorPeerAddress(address("127.0.0.1:22"));
     assert_eq!(world.refusal(&client, CREATE_PERMISSION, &[&one, &forbidden]), 403);
-    assert!(matches!(world.event(), Event::PeerRefused { .. }));
+    assert!(matches!(world.event(), Event::PeerDenied { .. }));
     world.accept(&client, CREATE_PERMISSION, &[&one, &two]);
 }
 
 #[test]
 fn data_beyond_an_allocations_rate_is_dropped_each_direction_and_each_allocation_apart() {
-    let (mut world, clients, relays) = talking(|setup| setup.settings.byte_rate = Rate::new(100, 1_000));
+    let (mut world, clients, relays) = talking(|setup| setup.limits.byte_rate = Rate::new(100, 1_000));
     let payload = [7; 250];
     for at in [0, 1] {
         let tuple = clients[at].tuple;
@@ -109,30 +109,30 @@ fn data_beyond_an_allocations_rate_is_dropped_each_direction_and_each_allocation
     // Only what has been relayed is counted.
     world.accept(&clients[0], Method::REFRESH, &[&Lifetime(0)]);
     let summary = world.ended(&relays[0]);
-    assert_eq!((summary.bytes_to_peers, summary.bytes_to_client), (1_250, 1_250));
+    assert_eq!((summary.traffic.bytes_to_peers, summary.traffic.bytes_to_client), (1_250, 1_250));
 }
 
-// What comes in runs is routed once.
+// A burst is routed once.
 #[test]
-fn every_datagram_of_a_run_counts() {
-    let (mut world, clients, relays) = talking(|setup| setup.settings.byte_rate = Rate::new(1, 1_000));
-    let (now, relay) = (world.now, relays[0].id);
-    world.relayed(&clients[0].tuple, &channel_data(0x4000, &[7; 400]));
-    assert_eq!(world.server.admit_to_peer(now, relay, 400), Ok(()));
-    assert_eq!(world.server.admit_to_peer(now, relay, 400), Err(DropReason::AllocationBandwidth));
+fn every_datagram_of_a_burst_counts() {
+    let (mut world, clients, relays) = talking(|setup| setup.limits.byte_rate = Rate::new(1, 1_000));
+    let message = channel_data(0x4000, &[7; 400]);
+    let decisions = world.client_burst(&clients[0].tuple, &message.repeat(3), message.len());
+    let too_much = Err(DropReason::AllocationBandwidth);
+    assert_eq!(decisions, [Ok(400), Ok(400), too_much]);
     assert_eq!(world.limit(), Limit::AllocationBandwidth);
-    assert_eq!(world.server.admit_to_peer(now, relay, 200), Ok(()));
-    assert_eq!(world.server.admit_to_client(now, relay, 999), Ok(()));
-    assert_eq!(world.server.admit_to_client(now, relay, 2), Err(DropReason::AllocationBandwidth));
+    world.relayed(&clients[0].tuple, &channel_data(0x4000, &[7; 200]));
+    assert_eq!(world.peer_burst(relays[0].id, peer(1), 999, 500), [Ok(500), Ok(499)]);
+    assert_eq!(world.peer_burst(relays[0].id, peer(1), 4, 2), [too_much, too_much]);
     world.accept(&clients[0], Method::REFRESH, &[&Lifetime(0)]);
     let summary = world.ended(&relays[0]);
-    assert_eq!((summary.bytes_to_peers, summary.bytes_to_client), (1_000, 999));
-    assert_eq!(world.server.admit_to_peer(now, relay, 1), Err(DropReason::AllocationEnded));
+    assert_eq!((summary.traffic.bytes_to_peers, summary.traffic.bytes_to_client), (1_000, 999));
+    assert_eq!(world.peer_burst(relays[0].id, peer(1), 1, 1), [Err(DropReason::AllocationEnded)]);
 }
 
 #[test]
 fn dropped_data_is_told_once_a_minute() {
-    let (mut world, clients, _) = talking(|setup| setup.settings.byte_rate = Rate::new(1, 2));
+    let (mut world, clients, _) = talking(|setup| setup.limits.byte_rate = Rate::new(1, 2));
     let tuple = clients[0].tuple;
     for _ in 0..3 {
         for millisecond in 0..600 {
@@ -140,7 +140,7 @@ fn dropped_data_is_told_once_a_minute() {
             if millisecond == 0 {
                 assert_eq!(world.limit(), Limit::AllocationBandwidth);
             }
-            assert_eq!(world.server.next_action(), None);
+            assert_eq!(world.action(), None);
             world.pass(Duration::from_millis(100));
         }
     }
@@ -150,8 +150,8 @@ fn dropped_data_is_told_once_a_minute() {
 fn data_beyond_a_users_rate_is_dropped_whichever_allocation_it_is_on() {
     // A limit that counts nobody does not keep the users from being told apart.
     let (mut world, clients, relays) = talking(|setup| {
-        setup.allocations_per_user = 0;
-        setup.user_rates = UserRates { bytes: Rate::new(100, 1_000), ..UserRates::default() };
+        setup.limits.allocations_per_user = 0;
+        setup.limits.user_rates = UserRates { bytes: Rate::new(100, 1_000), ..UserRates::default() };
     });
     let bob = world.client(3).as_user(1);
     world.allocate(&bob);
@@ -187,8 +187,8 @@ fn data_beyond_a_users_rate_is_dropped_whichever_allocation_it_is_on() {
 #[test]
 fn what_the_users_rate_drops_costs_the_allocation_nothing() {
     let (mut world, clients, _) = talking(|setup| {
-        setup.settings.byte_rate = Rate::new(1, 1_000);
-        setup.user_rates.bytes = Rate::new(1_000, 1_000);
+        setup.limits.byte_rate = Rate::new(1, 1_000);
+        setup.limits.user_rates.bytes = Rate::new(1_000, 1_000);
     });
     world.relayed(&clients[1].tuple, &send(&[7; 1_000]));
     assert_eq!(world.dropped(&clients[0].tuple, &send(&[7; 1_000])), DropReason::UserBandwidth);
@@ -203,7 +203,7 @@ fn what_the_users_rate_drops_costs_the_allocation_nothing() {
 // RFC 8656 §7.2 step 10: 486. Neither retransmissions nor what fails otherwise is counted, and deleting does not help.
 #[test]
 fn allocations_beyond_the_users_rate_are_486() {
-    let mut world = World::with(|setup| setup.user_rates.allocations = Rate::new(1, 2));
+    let mut world = World::with(|setup| setup.limits.user_rates.allocations = Rate::new(1, 2));
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let open = world.open_for(&client.tuple, &request);
@@ -220,10 +220,10 @@ fn allocations_beyond_the_users_rate_are_486() {
 
     let before = world.footprint();
     let answer = world.ask(&second, Method::ALLOCATE, &[&UDP]);
-    assert_eq!((answer.code(), answer.outcome), (Some(486), Outcome::Refused(Limit::AllocationRate)));
+    assert_eq!((answer.code(), answer.outcome), (Some(486), Outcome::RejectedByLimit(Limit::AllocationRate)));
     assert_eq!(answer.reason(), "Allocation Quota Reached: allocations per second");
     assert_eq!(world.limit(), Limit::AllocationRate);
-    assert_eq!((world.footprint(), world.shared.quota.of_user("alice")), (before, 1));
+    assert_eq!((world.footprint(), world.ledger.quota.of_user("alice")), (before, 1));
     world.allocate(&world.client(3).as_user(1));
     world.pass(seconds(1));
     world.allocate(&second);

@@ -115,7 +115,7 @@ fn the_summary_counts_application_data_in_both_directions() {
     world.pass(seconds(5));
     world.accept(&client, Method::REFRESH, &[&Lifetime(0)]);
     let summary = world.ended(&relay);
-    assert_eq!((summary.bytes_to_peers, summary.bytes_to_client), (110, 7));
+    assert_eq!((summary.traffic.bytes_to_peers, summary.traffic.bytes_to_client), (110, 7));
     assert_eq!((summary.duration, summary.reason), (seconds(5), EndReason::Deleted));
 }
 

@@ -12,7 +12,7 @@ const CREATE_PERMISSION: Method = Method::CREATE_PERMISSION;
 
 fn denial(world: &mut World) -> Denial {
     match world.event() {
-        Event::PeerRefused { denial, .. } => denial,
+        Event::PeerDenied { denial, .. } => denial,
         other => panic!("a refused peer is expected in the log, not {other:?}"),
     }
 }
@@ -92,7 +92,7 @@ fn refused_peers_are_403_with_the_rule_in_the_log() {
         let peers: [&dyn EncodeAttribute; 2] = [&XorPeerAddress(peer(1)), &XorPeerAddress(refused)];
         assert_eq!(world.refusal(&client, CREATE_PERMISSION, &peers), 403, "{refused}");
         let (user, tuple, peer) = ("alice".to_owned(), client.tuple, refused);
-        assert_eq!(world.event(), Event::PeerRefused { user, tuple, peer, denial: rule });
+        assert_eq!(world.event(), Event::PeerDenied { user, tuple, peer, denial: rule });
     }
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
 }
@@ -202,7 +202,7 @@ fn one_request_installs_permissions_for_all_its_peers() {
 // §10.2: a capacity limit → 508, all or nothing; what is there can be renewed.
 #[test]
 fn permissions_beyond_the_limit_are_508() {
-    let mut world = World::with(|setup| setup.settings.permissions_per_allocation = 2);
+    let mut world = World::with(|setup| setup.limits.permissions_per_allocation = 2);
     let client = world.client(1);
     let relay = world.allocate_with(&client, &[&Lifetime(3_600)]);
     let [one, two, three] = [1, 2, 3].map(|host| XorPeerAddress(peer(host)));

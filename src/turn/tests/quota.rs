@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::stun::Method;
 use crate::stun::attribute::{Lifetime, RequestedTransport};
-use crate::stun::{ErrorCode, Method};
+use crate::turn::RejectionCode;
 use crate::turn::tests::support::*;
-use crate::turn::{Action, FromClient, Limit, OpenError, OpenRelay, Opened, Outcome};
+use crate::turn::{Action, FromClient, Limit, OpenError, Opened, Outcome, SocketSpec};
 
 const PER_USER: usize = 2;
 const IN_ALL: usize = 5;
@@ -56,15 +57,15 @@ struct Case {
     has: BTreeMap<u8, Has>,
     /// The last Allocate request of each client, and whose it is.
     requests: BTreeMap<u8, (Client, Vec<u8>)>,
-    opening: Vec<(u8, Vec<u8>, OpenRelay)>,
-    relays: Vec<OpenRelay>,
+    opening: Vec<(u8, Vec<u8>, SocketSpec)>,
+    relays: Vec<SocketSpec>,
 }
 
 impl Case {
     fn new() -> Self {
         let world = World::with(|setup| {
-            setup.allocations_per_user = u32::try_from(PER_USER).unwrap();
-            setup.allocations = u32::try_from(IN_ALL).unwrap();
+            setup.limits.allocations_per_user = u32::try_from(PER_USER).unwrap();
+            setup.limits.allocations = u32::try_from(IN_ALL).unwrap();
         });
         let (has, requests) = (BTreeMap::new(), BTreeMap::new());
         Self { world, second: 0, has, requests, opening: Vec::new(), relays: Vec::new() }
@@ -115,16 +116,16 @@ impl Case {
                 self.has.insert(client, Has { user, deadline: self.second + 600, open: false });
                 self.opening.push((client, packet, open));
             }
-            (FromClient::Reply(reply), _) => match reply.outcome {
-                Outcome::Refused(Limit::Allocations) => assert!(!known && in_all == IN_ALL),
-                Outcome::Refused(Limit::AllocationsPerUser) => {
+            (FromClient::Respond(reply), _) => match reply.outcome {
+                Outcome::RejectedByLimit(Limit::Allocations) => assert!(!known && in_all == IN_ALL),
+                Outcome::RejectedByLimit(Limit::AllocationsPerUser) => {
                     assert!(!known && of_user == PER_USER && in_all < IN_ALL);
                 }
                 // Ports that others have are none of the quota's business.
-                Outcome::Refused(Limit::PortsInUse | Limit::RelayPorts) => assert!(!known),
+                Outcome::RejectedByLimit(Limit::PortsInUse | Limit::RelayPorts) => assert!(!known),
                 Outcome::Answered(_) => assert!(self.has[&client].open),
-                Outcome::Rejected(ErrorCode::STALE_NONCE) => {}
-                Outcome::Rejected(ErrorCode::ALLOCATION_MISMATCH) => assert!(known),
+                Outcome::Rejected(RejectionCode::StaleNonce) => {}
+                Outcome::Rejected(RejectionCode::AllocationMismatch) => assert!(known),
                 outcome => panic!("{outcome}"),
             },
             (FromClient::Drop(_), _) => assert!(!self.has[&client].open),
@@ -137,27 +138,27 @@ impl Case {
             return;
         }
         let (client, packet, open) = self.opening.remove(0);
-        match self.world.relay_opened(&open, result).0 {
-            Opened::Reply(_, reply) if matches!(reply.outcome, Outcome::Answered(_)) => {
+        match self.world.socket_opened(&open, result).0 {
+            Opened::Respond(_, reply) if matches!(reply.outcome, Outcome::Answered(_)) => {
                 self.has.get_mut(&client).unwrap().open = true;
                 self.relays.push(open);
             }
-            Opened::Reply(..) => drop(self.has.remove(&client).unwrap()),
+            Opened::Respond(..) => drop(self.has.remove(&client).unwrap()),
             Opened::Open(next) => self.opening.push((client, packet, next)),
-            Opened::Abandoned if result.is_ok() => self.world.server.relay_closed(open.bind),
+            Opened::Abandoned if result.is_ok() => self.world.server.socket_closed(open.bind),
             Opened::Abandoned => {}
         }
     }
 
     /// Closes what the server wants closed, and compares.
     fn check(&mut self) {
-        while let Some(action) = self.world.server.next_action() {
+        while let Some(action) = self.world.action() {
             let Action::Close(id) = action else { continue };
-            let at = self.relays.iter().position(|open| open.relay == id).unwrap();
+            let at = self.relays.iter().position(|open| open.socket == id).unwrap();
             let open = self.relays.remove(at);
-            self.world.server.relay_closed(open.bind);
+            self.world.server.socket_closed(open.bind);
         }
-        let quota = &self.world.shared.quota;
+        let quota = &self.world.ledger.quota;
         assert_eq!(quota.allocations() as usize, self.has.len());
         for user in 0..4 {
             assert_eq!(quota.of_user(&format!("user-{user}")), self.count_of(user) as u64, "user-{user}");

@@ -23,7 +23,7 @@ fn refresh_sets_the_lifetime_between_the_default_and_the_maximum() {
     // Without LIFETIME it is the default, and that may be less than what was left.
     assert_eq!(world.accept(&client, Method::REFRESH, &[]).lifetime(), Some(600));
     world.advance(Duration::from_millis(599_999));
-    assert_eq!(world.server.allocations(), 1);
+    assert_eq!(world.server.allocation_count(), 1);
     world.advance(Duration::from_millis(1));
     assert_eq!(world.ended(&relay).reason, EndReason::Expired);
 }
@@ -36,7 +36,7 @@ fn refresh_postpones_the_end_to_the_second() {
     world.advance(seconds(599));
     world.accept(&client, Method::REFRESH, &[&Lifetime(1_000)]);
     world.advance(seconds(999));
-    assert_eq!(world.server.allocations(), 1);
+    assert_eq!(world.server.allocation_count(), 1);
     world.advance(seconds(1));
     assert_eq!(world.ended(&relay).duration, seconds(1_599));
     assert_eq!(world.footprint(), NOTHING);
@@ -112,7 +112,7 @@ fn unknown_attributes_in_refresh_are_420() {
     world.allocate(&client);
     let unknown = Raw(AttributeType::new(0x7abc), &[]);
     assert_eq!(world.refusal(&client, Method::REFRESH, &[&Lifetime(0), &unknown]), 420);
-    assert_eq!(world.server.allocations(), 1);
+    assert_eq!(world.server.allocation_count(), 1);
 }
 
 // A time-limited credential keeps its allocation for the grace period beyond its expiry, and no longer.
@@ -137,7 +137,7 @@ fn refresh_is_capped_by_the_expiry_of_the_credential_and_its_grace() {
 // What it was given before the expiry stays with it, and it may always be deleted.
 #[test]
 fn refresh_after_the_grace_is_401_and_leaves_the_allocation_its_time() {
-    let mut world = World::with(|setup| setup.settings.expiry_grace = 0);
+    let mut world = World::with(|setup| setup.expiry_grace = 0);
     let client = world.client(1).with_credential("carol", UNIX + 10);
     let relay = world.allocate_with(&client, &[&Lifetime(600)]);
     world.pass(seconds(10));

@@ -4,9 +4,10 @@ use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport,
     ReservationToken, XorRelayedAddress,
 };
-use crate::stun::{AttributeType, EncodeAttribute, ErrorCode, Method};
+use crate::stun::{AttributeType, EncodeAttribute, Method};
+use crate::turn::RejectionCode;
 use crate::turn::tests::support::*;
-use crate::turn::{DropReason, Event, Limit, OpenError, OpenRelay, Opened, Outcome, Rate, RelayId};
+use crate::turn::{DropReason, Event, Limit, OpenError, Opened, Outcome, Rate, SocketId, SocketSpec};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 const RESERVE: EvenPort = EvenPort { reserve_next: true };
@@ -27,11 +28,11 @@ fn reserve_with(world: &mut World, host: u8, more: &[&dyn EncodeAttribute]) -> (
     let XorRelayedAddress(relayed) = answer.get().unwrap();
     assert!(relayed.port().is_multiple_of(2));
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
-    (Relay { id: open.relay, bind: open.bind, relayed }, answer.get().expect("a token"))
+    (Relay { id: open.socket, bind: open.bind, relayed }, answer.get().expect("a token"))
 }
 
 /// Has a socket asked for with a token; what it is opened by is for the caller.
-fn claim(world: &mut World, client: &Client, token: &ReservationToken) -> (Vec<u8>, OpenRelay) {
+fn claim(world: &mut World, client: &Client, token: &ReservationToken) -> (Vec<u8>, SocketSpec) {
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, token]);
     let open = world.open_for(&client.tuple, &request);
     (request, open)
@@ -130,7 +131,7 @@ fn a_token_that_is_not_valid_is_508() {
         assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &ReservationToken(other)]), 508);
     }
     world.advance(std::time::Duration::from_millis(29_999));
-    assert_eq!(world.shared.reservations.count(), 1, "it is held for 30 seconds at least");
+    assert_eq!(world.ledger.reservations.count(), 1, "it is held for 30 seconds at least");
     world.advance(std::time::Duration::from_millis(1));
     assert_eq!(world.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..NOTHING });
     assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &ReservationToken(token)]), 508);
@@ -154,14 +155,14 @@ fn stopping_ends_reservations() {
     let (relay, _) = reserve(&mut world, 1);
     world.server.stop(world.now);
     world.ended(&relay);
-    assert_eq!((world.footprint(), world.shared.reservations.count()), (NOTHING, 0));
+    assert_eq!((world.footprint(), world.ledger.reservations.count()), (NOTHING, 0));
 }
 
 // §7.2, the note on the stateless stack approach: the token is told again, and a token is not claimed twice by one
 // request.
 #[test]
 fn retransmissions_get_the_same_token_and_the_same_address() {
-    let mut world = World::with(|setup| setup.allocations_per_user = 2);
+    let mut world = World::with(|setup| setup.limits.allocations_per_user = 2);
     let (first, second) = (world.client(1), world.client(2));
     let reserving = first.request(world.transaction(), Method::ALLOCATE, &[&UDP, &RESERVE]);
     let open = world.open_for(&first.tuple, &reserving);
@@ -195,7 +196,7 @@ fn retransmissions_get_the_same_token_and_the_same_address() {
 // The address decides the family, on which a request with a token may say nothing; so too on a server whose IPv4 is gone.
 #[test]
 fn a_token_for_an_ipv6_address_gets_it() {
-    let mut world = World::with(|setup| setup.settings.relays.retain(|relay| relay.bind.is_ipv6()));
+    let mut world = World::with(|setup| setup.relays.retain(|(bind, _)| bind.is_ipv6()));
     let v6 = RequestedAddressFamily(AddressFamily::V6);
     let (relay, token) = reserve_with(&mut world, 1, &[&v6]);
     let claimed = world.allocate_with(&world.client(2), &[&token]);
@@ -221,7 +222,7 @@ fn a_token_is_good_at_every_worker() {
     );
     delete(&mut other, 2, &claimed);
     assert_eq!(other.footprint(), Footprint { counted: 1, live: 1, ..NOTHING });
-    assert_eq!(owner.shared.reservations.returned(), 1);
+    assert_eq!(owner.ledger.reservations.returned(), 1);
     owner.advance(seconds(1));
     assert_eq!(owner.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..NOTHING });
     // It can be reserved and lent again.
@@ -257,7 +258,7 @@ fn a_returned_port_is_found_when_there_is_no_other() {
 #[test]
 fn a_reservation_counts_as_an_allocation_until_it_is_one() {
     for elsewhere in [false, true] {
-        let mut world = World::with(|setup| (setup.allocations_per_user, setup.allocations) = (2, 3));
+        let mut world = World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (2, 3));
         let mut sibling = world.sibling();
         let second = world.client(2);
         let (relay, token) = reserve(&mut world, 1);
@@ -278,7 +279,8 @@ fn a_reservation_counts_as_an_allocation_until_it_is_one() {
 #[test]
 fn a_reservation_for_which_there_is_no_place_is_refused_whole() {
     for (per_user, in_all, code) in [(1, 0, 486), (0, 1, 508)] {
-        let mut world = World::with(|setup| (setup.allocations_per_user, setup.allocations) = (per_user, in_all));
+        let mut world =
+            World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (per_user, in_all));
         let client = world.client(1);
         for _ in 0..3 {
             assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &RESERVE]), code);
@@ -292,7 +294,7 @@ fn a_reservation_for_which_there_is_no_place_is_refused_whole() {
 // A token is good for everybody; whoever has the allocation is who it counts for.
 #[test]
 fn another_user_who_claims_a_reservation_has_it_counted() {
-    let mut world = World::with(|setup| setup.allocations_per_user = 2);
+    let mut world = World::with(|setup| setup.limits.allocations_per_user = 2);
     let bob = world.client(2).as_user(1);
     let (relay, token) = reserve(&mut world, 1);
     world.allocate(&bob);
@@ -314,29 +316,31 @@ fn another_user_who_claims_a_reservation_has_it_counted() {
 // A reservation is no allocation; what is made of it is one, of whoever makes it.
 #[test]
 fn reserving_costs_nothing_of_the_allocation_rate_and_claiming_does() {
-    let mut world = World::with(|setup| setup.user_rates.allocations = Rate::new(1, 2));
+    let mut world = World::with(|setup| setup.limits.user_rates.allocations = Rate::new(1, 2));
     let (_, token) = reserve(&mut world, 1);
     let (_, other) = reserve(&mut world, 2);
     let before = world.footprint();
     let (alice, bob) = (world.client(3), world.client(4).as_user(1));
     let answer = world.ask(&alice, Method::ALLOCATE, &[&UDP, &token]);
-    assert_eq!((answer.code(), answer.outcome), (Some(486), Outcome::Refused(Limit::AllocationRate)));
+    assert_eq!((answer.code(), answer.outcome), (Some(486), Outcome::RejectedByLimit(Limit::AllocationRate)));
     assert_eq!((world.limit(), world.footprint()), (Limit::AllocationRate, before));
     world.allocate_with(&bob, &[&token]);
-    assert_eq!((world.shared.quota.of_user("alice"), world.shared.quota.of_user("bob")), (3, 1));
+    assert_eq!((world.ledger.quota.of_user("alice"), world.ledger.quota.of_user("bob")), (3, 1));
     world.allocate(&world.client(5).as_user(1));
     assert_eq!(world.refusal(&world.client(6).as_user(1), Method::ALLOCATE, &[&UDP, &other]), 486);
     assert_eq!(world.limit(), Limit::AllocationRate);
     world.pass(seconds(1));
     world.allocate_with(&alice, &[&other]);
-    assert_eq!((world.shared.quota.of_user("alice"), world.shared.quota.of_user("bob")), (3, 2));
+    assert_eq!((world.ledger.quota.of_user("alice"), world.ledger.quota.of_user("bob")), (3, 2));
 }
 
 // What is refused for want of a place costs nothing of the rate, and what the rate refuses takes no place.
 #[test]
 fn a_reservation_that_a_limit_refuses_costs_nothing_of_the_other() {
     let one_a_second = Rate::new(1, 1);
-    let mut world = World::with(|setup| (setup.allocations_per_user, setup.user_rates.allocations) = (1, one_a_second));
+    let mut world = World::with(|setup| {
+        (setup.limits.allocations_per_user, setup.limits.user_rates.allocations) = (1, one_a_second);
+    });
     let client = world.client(1);
     for _ in 0..3 {
         assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &RESERVE]), 486);
@@ -344,7 +348,7 @@ fn a_reservation_that_a_limit_refuses_costs_nothing_of_the_other() {
     }
     world.allocate(&client);
 
-    let mut world = World::with(|setup| setup.user_rates.allocations = one_a_second);
+    let mut world = World::with(|setup| setup.limits.user_rates.allocations = one_a_second);
     world.allocate(&world.client(1));
     let before = world.footprint();
     for _ in 0..3 {
@@ -358,7 +362,7 @@ fn a_reservation_that_a_limit_refuses_costs_nothing_of_the_other() {
 // An even port that somebody else has costs neither it nor its neighbour.
 #[test]
 fn a_pair_whose_even_port_is_in_use_is_given_back() {
-    let mut world = World::with(|setup| setup.allocations_per_user = 2);
+    let mut world = World::with(|setup| setup.limits.allocations_per_user = 2);
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &RESERVE]);
     let mut open = world.open_for(&client.tuple, &request);
@@ -367,7 +371,7 @@ fn a_pair_whose_even_port_is_in_use_is_given_back() {
             world.footprint(),
             Footprint { allocations: 1, counted: 2, ports_taken: 1, ports_reserved: 1, ..NOTHING }
         );
-        let (Opened::Open(next), _) = world.relay_opened(&open, Err(OpenError::PortInUse)) else {
+        let (Opened::Open(next), _) = world.socket_opened(&open, Err(OpenError::PortInUse)) else {
             panic!("{left} pairs are left")
         };
         open = next;
@@ -395,9 +399,9 @@ fn an_allocation_that_ends_while_it_is_opened_reserves_nothing() {
         let open = world.open_for(&client.tuple, &request);
         world.server.connection_closed(world.now, &client.tuple);
         assert_eq!(world.footprint(), Footprint { ports_taken: 1, ..NOTHING });
-        assert_eq!(world.relay_opened(&open, result).0, Opened::Abandoned);
+        assert_eq!(world.socket_opened(&open, result).0, Opened::Abandoned);
         if result.is_ok() {
-            world.server.relay_closed(open.bind);
+            world.server.socket_closed(open.bind);
         }
         assert_eq!(world.footprint(), NOTHING);
     }
@@ -408,7 +412,7 @@ fn an_allocation_that_ends_while_it_is_opened_reserves_nothing() {
 fn a_claimed_port_that_cannot_be_bound_is_508() {
     for elsewhere in [false, true] {
         for failure in FAILURES {
-            let mut world = World::with(|setup| setup.allocations_per_user = 2);
+            let mut world = World::with(|setup| setup.limits.allocations_per_user = 2);
             let mut sibling = world.sibling();
             let second = world.client(2);
             let (relay, token) = reserve(&mut world, 1);
@@ -416,8 +420,8 @@ fn a_claimed_port_that_cannot_be_bound_is_508() {
             let (request, open) = claim(worker, &second, &token);
             let answer = worker.opened(&request, &open, Err(failure));
             let outcome = match failure {
-                OpenError::PortInUse => Outcome::Rejected(ErrorCode::INSUFFICIENT_CAPACITY),
-                OpenError::Other => Outcome::Refused(Limit::Sockets),
+                OpenError::PortInUse => Outcome::Rejected(RejectionCode::InsufficientCapacity),
+                OpenError::Other => Outcome::RejectedByLimit(Limit::Sockets),
             };
             assert_eq!((answer.code(), answer.outcome), (Some(508), outcome));
             limit(worker);
@@ -441,9 +445,9 @@ fn a_claim_that_is_abandoned_returns_the_port() {
             let worker = if elsewhere { &mut sibling } else { &mut world };
             let (_, open) = claim(worker, &second, &token);
             worker.server.connection_closed(worker.now, &second.tuple);
-            assert_eq!(worker.relay_opened(&open, result).0, Opened::Abandoned);
+            assert_eq!(worker.socket_opened(&open, result).0, Opened::Abandoned);
             if result.is_ok() {
-                worker.server.relay_closed(open.bind);
+                worker.server.socket_closed(open.bind);
             }
             delete(&mut world, 1, &relay);
             world.advance(seconds(1));
@@ -455,8 +459,8 @@ fn a_claim_that_is_abandoned_returns_the_port() {
 // Nothing tells one token from the next, and a port from its token only who has it.
 #[test]
 fn tokens_differ_though_the_port_is_the_same() {
-    let mut world = World::with(|setup| setup.settings.relays[0].ports = 50_000..=50_001);
-    let mut tokens: Vec<(RelayId, [u8; 8])> = Vec::new();
+    let mut world = World::with(|setup| setup.ports = 50_000..=50_001);
+    let mut tokens: Vec<(SocketId, [u8; 8])> = Vec::new();
     for _ in 0..20 {
         let (relay, ReservationToken(token)) = reserve(&mut world, 1);
         assert!(tokens.iter().all(|(id, other)| *id != relay.id && *other != token));

@@ -10,8 +10,9 @@ use crate::stun::attribute::{
     Username, XorPeerAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, Method, TransactionId};
+use crate::turn::RequestMethod;
 use crate::turn::tests::support::*;
-use crate::turn::{Action, DropReason, FromClient, OpenRelay, Outcome};
+use crate::turn::{Action, DropReason, FromClient, Outcome, SocketSpec};
 
 // RFC 8656 §12, Table 3: by the first byte; what is reserved is dropped.
 #[test]
@@ -38,7 +39,7 @@ fn messages_that_break_the_rules_of_the_header_are_met_with_silence() {
     let mut world = World::new();
     let tuple = world.client(1).tuple;
     let good = plain(Class::Request, Method::BINDING, &[&Software("client")]);
-    assert_eq!(world.answer_to(&tuple, &good).outcome, Outcome::Answered(Method::BINDING));
+    assert_eq!(world.answer_to(&tuple, &good).outcome, Outcome::Answered(RequestMethod::Binding));
     for length in 1..good.len() {
         assert_eq!(world.dropped(&tuple, &good[..length]), DropReason::MalformedStun, "cut to {length}");
     }
@@ -128,7 +129,7 @@ fn answers_fit_the_smallest_path_mtu() {
         });
         match world.client_packet(&client.tuple, &request) {
             (FromClient::Open(open), _) => world.all_opened(&request, open),
-            (FromClient::Reply(reply), buffer) => Answer::new(&request, &buffer, &reply),
+            (FromClient::Respond(reply), buffer) => Answer::new(&request, &buffer, &reply),
             (other, _) => panic!("an answer is expected, not {other:?}"),
         }
     };
@@ -146,7 +147,7 @@ fn answers_fit_the_smallest_path_mtu() {
     for answer in answers {
         assert!(answer.bytes.len() + 128 - REALM.len() <= 576 - 20 - 8, "{} bytes", answer.bytes.len());
     }
-    while world.server.next_action().is_some() {}
+    while world.action().is_some() {}
 }
 
 /// The packets of a client that knows what it does, to be spoilt.
@@ -248,15 +249,15 @@ proptest! {
         for packet in &packets {
             match world.client_packet(&tuple, packet).0 {
                 FromClient::Drop(_) => {}
-                FromClient::Reply(reply) => {
-                    let is_binding = reply.outcome == Outcome::Answered(Method::BINDING);
+                FromClient::Respond(reply) => {
+                    let is_binding = reply.outcome == Outcome::Answered(RequestMethod::Binding);
                     prop_assert!(is_binding || matches!(reply.outcome, Outcome::Rejected(_)));
                     // With the headers of IP and UDP, three times at most: no reflector of any use.
                     prop_assert!(reply.length + 28 < 3 * (packet.len() + 28), "{} for {}", reply.length, packet.len());
                 }
                 other => prop_assert!(false, "{other:?}"),
             }
-            prop_assert_eq!(world.server.next_action(), None);
+            prop_assert_eq!(world.action(), None);
         }
         prop_assert_eq!(world.footprint(), NOTHING);
     }
@@ -272,7 +273,7 @@ proptest! {
         world.permit(&client, peer(1));
         world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4001), &XorPeerAddress(peer(2))]);
         let mut datagrams = datagrams.into_iter();
-        let mut opening: Option<OpenRelay> = None;
+        let mut opening: Option<SocketSpec> = None;
         for (packet, pause) in packets {
             if let FromClient::Open(open) = world.client_packet(&client.tuple, &packet).0 {
                 opening = Some(open);
@@ -287,12 +288,12 @@ proptest! {
             }
             world.advance(Duration::from_millis(pause));
             if let Some(open) = opening.take() {
-                world.relay_opened(&open, Ok(()));
+                world.socket_opened(&open, Ok(()));
             }
-            prop_assert!(world.server.allocations() <= 1);
-            let actions: Vec<Action> = std::iter::from_fn(|| world.server.next_action()).collect();
+            prop_assert!(world.server.allocation_count() <= 1);
+            let actions: Vec<Action> = std::iter::from_fn(|| world.action()).collect();
             if actions.contains(&Action::Close(relay.id)) {
-                world.server.relay_closed(relay.bind);
+                world.server.socket_closed(relay.bind);
                 return Ok(());
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
-use crate::auth::{Authenticator, LongTermKey, NonceMint, Secret, time_limited};
+use crate::auth::{LongTermKey, Secret, time_limited};
 use crate::stun::attribute::{
     ErrorCodeAttribute, Lifetime, Nonce, Realm, RequestedTransport, Username, XorPeerAddress, XorRelayedAddress,
 };
@@ -16,6 +16,7 @@ use crate::stun::{
     Attribute, AttributeType, Class, EncodeAttribute, HEADER_LEN, IntegrityStatus, Message, MessageWriter, Method,
     TransactionId, ValueWriter,
 };
+use crate::test_world::{self, Blueprint};
 use crate::turn::tables::ports::PortPool;
 use crate::turn::*;
 
@@ -54,51 +55,29 @@ pub(crate) fn peer_v6(host: u16) -> SocketAddr {
     SocketAddr::from(([0x2001, 0xdb8, 2, 0, 0, 0, 0, host], 7_000))
 }
 
-/// What a world may differ in.
-pub(crate) struct Setup {
-    pub(crate) settings: Settings,
-    pub(crate) policy: PeerPolicy,
-    /// Whether there are time-limited credentials besides the static users.
-    pub(crate) secrets: bool,
-    pub(crate) allocations_per_user: u32,
-    pub(crate) allocations: u32,
-    pub(crate) alternate: Option<Alternate>,
-    pub(crate) user_rates: UserRates,
+/// The configuration of a world: two relay addresses, static users and time-limited credentials.
+pub(crate) fn blueprint() -> Blueprint {
+    let mut blueprint = Blueprint::new(REALM, (BIND_V4, ADVERTISED_V4), ALL_PORTS);
+    let v6 = RELAY_V6.parse().unwrap();
+    blueprint.relays.push((v6, v6));
+    blueprint.secrets.push(Secret::new(SECRET).unwrap());
+    blueprint.nonce_key = Some(NONCE_KEY);
+    blueprint.nonce_lifetime = NONCE_LIFETIME;
+    blueprint.limits.channels_per_allocation = 4;
+    blueprint.expiry_grace = EXPIRY_GRACE;
+    blueprint.policy = PeerPolicy {
+        allow: PEERS.map(|net| net.parse().unwrap()).to_vec(),
+        deny: Vec::new(),
+        own: [BIND_V4, ADVERTISED_V4, RELAY_V6].map(|own| own.parse().unwrap()).to_vec(),
+    };
+    USERS.into_iter().fold(blueprint, |blueprint, (name, password)| blueprint.user(name, password))
 }
 
-impl Setup {
-    fn new() -> Self {
-        let relay = |bind: &str, advertised: &str| RelayRange {
-            bind: bind.parse().unwrap(),
-            advertised: advertised.parse().unwrap(),
-            ports: 50_000..=50_000 + PORTS - 1,
-        };
-        let own = [BIND_V4, ADVERTISED_V4, RELAY_V6].map(|own| own.parse().unwrap());
-        Self {
-            settings: Settings {
-                relays: vec![relay(BIND_V4, ADVERTISED_V4), relay(RELAY_V6, RELAY_V6)],
-                permissions_per_allocation: 8,
-                channels_per_allocation: 4,
-                peer_rate: None,
-                byte_rate: None,
-                unverified_replies: 0,
-                rfc5766_channels: false,
-                draft_dual_allocation: false,
-                expiry_grace: EXPIRY_GRACE,
-            },
-            policy: PeerPolicy {
-                allow: PEERS.map(|net| net.parse().unwrap()).to_vec(),
-                deny: Vec::new(),
-                own: own.to_vec(),
-            },
-            secrets: true,
-            allocations_per_user: 0,
-            allocations: 0,
-            alternate: None,
-            user_rates: UserRates::default(),
-        }
-    }
-}
+const ALL_PORTS: std::ops::RangeInclusive<u16> = 50_000..=50_000 + 2 * PORTS - 1;
+/// The ports of the first worker.
+const OWN_PORTS: std::ops::RangeInclusive<u16> = 50_000..=50_000 + PORTS - 1;
+/// The ports of the second worker.
+const SIBLING_PORTS: std::ops::RangeInclusive<u16> = 50_000 + PORTS..=50_000 + 2 * PORTS - 1;
 
 /// A server and its time. At its end it must have nothing left to say.
 pub(crate) struct World {
@@ -107,7 +86,9 @@ pub(crate) struct World {
     /// With what the latest went on to a client.
     pub(crate) tos_sent: u8,
     pub(crate) server: Server,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) ledger: Arc<Ledger>,
+    /// The announced routes, by 5-tuple and channel.
+    pub(crate) routes: Vec<ChannelRoute>,
     pub(crate) now: Instant,
     pub(crate) unix: u64,
     rng: StdRng,
@@ -119,7 +100,7 @@ pub(crate) struct World {
 impl Drop for World {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            assert_eq!(self.server.next_action(), None, "nothing is left");
+            assert_eq!(self.action(), None, "nothing is left");
         }
     }
 }
@@ -143,34 +124,26 @@ impl World {
         Self::with(|_| {})
     }
 
-    pub(crate) fn with(change: impl FnOnce(&mut Setup)) -> Self {
-        let mut setup = Setup::new();
-        change(&mut setup);
-        let secret = |text: &str| Secret::new(text).unwrap();
-        let users = USERS.map(|(name, password)| (name.to_owned(), secret(password)));
-        let relays = setup.settings.relays.iter().map(|relay| (relay.bind, relay.advertised));
-        let secrets = if setup.secrets { vec![secret(SECRET)] } else { Vec::new() };
-        let authenticator = Authenticator::new(REALM.to_owned(), secrets, users);
-        let shared = Arc::new(Shared {
-            nonces: NonceMint::from_random(NONCE_KEY, NONCE_LIFETIME).announcing(authenticator.features()),
-            authenticator,
-            policy: setup.policy,
-            live: LiveRelays::new(relays.clone()),
-            reservations: Reservations::new(relays, &(50_000..=50_000 + 2 * PORTS - 1)),
-            quota: Quota::with_rates(setup.allocations_per_user, setup.allocations, setup.user_rates, 64, [5; 32]),
-            connections: Quota::new(0, 0, [6; 32]),
-            draining: false.into(),
-            alternate: setup.alternate,
-        });
-        Self::over(shared, setup.settings)
+    pub(crate) fn with(change: impl FnOnce(&mut Blueprint)) -> Self {
+        let mut blueprint = blueprint();
+        change(&mut blueprint);
+        // Half of the ports are for a sibling, unless the test has chosen the ports.
+        let ports = if blueprint.ports == ALL_PORTS { OWN_PORTS } else { blueprint.ports.clone() };
+        Self::over(&blueprint, blueprint.snapshot(), blueprint.ledger(), &ports)
     }
 
-    fn over(shared: Arc<Shared>, settings: Settings) -> Self {
+    fn over(
+        blueprint: &Blueprint,
+        snapshot: Arc<Snapshot>,
+        ledger: Arc<Ledger>,
+        ports: &std::ops::RangeInclusive<u16>,
+    ) -> Self {
         Self {
             tos: 0,
             tos_sent: 0,
-            server: Server::new(Arc::clone(&shared), settings),
-            shared,
+            server: Server::new(snapshot, Arc::clone(&ledger), blueprint.ranges(ports)),
+            ledger,
+            routes: Vec::new(),
             now: Instant::from_elapsed(seconds(1_000)),
             unix: UNIX,
             rng: StdRng::seed_from_u64(7),
@@ -181,13 +154,36 @@ impl World {
 
     /// Another worker, with ports of its own.
     pub(crate) fn sibling(&self) -> Self {
-        let mut settings = Setup::new().settings;
-        for relay in &mut settings.relays {
-            relay.ports = 50_000 + PORTS..=50_000 + 2 * PORTS - 1;
-        }
-        let mut sibling = Self::over(Arc::clone(&self.shared), settings);
+        let (snapshot, ledger) = (Arc::clone(self.server.snapshot()), Arc::clone(&self.ledger));
+        let mut sibling = Self::over(&blueprint(), snapshot, ledger, &SIBLING_PORTS);
         (sibling.now, sibling.unix) = (self.now, self.unix);
         sibling
+    }
+
+    /// Another process with the same configuration and clock.
+    pub(crate) fn successor(&self) -> Self {
+        let blueprint = blueprint();
+        let mut successor = Self::over(&blueprint, blueprint.snapshot(), blueprint.ledger(), &OWN_PORTS);
+        (successor.now, successor.unix) = (self.now, self.unix);
+        successor
+    }
+
+    /// The next action that is not about a route. Routes are kept in `routes`.
+    pub(crate) fn action(&mut self) -> Option<Action> {
+        loop {
+            match self.server.next_action()? {
+                Action::RouteAdded(route) => {
+                    self.routes.retain(|other| (other.tuple, other.channel) != (route.tuple, route.channel));
+                    self.routes.push(route);
+                }
+                Action::RouteRemoved(route) => {
+                    let before = self.routes.len();
+                    self.routes.retain(|other| *other != route);
+                    assert_eq!(self.routes.len(), before - 1, "a route is removed as it was added");
+                }
+                other => return Some(other),
+            }
+        }
     }
 
     /// A client at a host of its own with a nonce for it, and alice's credentials.
@@ -202,7 +198,7 @@ impl World {
     }
 
     pub(crate) fn nonce(&self, client: SocketAddr) -> String {
-        self.shared.nonces.mint(self.unix, client).to_string()
+        self.server.snapshot().nonces.mint(self.unix, client).to_string()
     }
 
     pub(crate) fn pass(&mut self, time: Duration) {
@@ -219,9 +215,9 @@ impl World {
 
     pub(crate) fn footprint(&self) -> Footprint {
         Footprint {
-            allocations: self.server.allocations(),
-            counted: self.shared.quota.allocations(),
-            live: self.shared.live.count(),
+            allocations: self.server.allocation_count(),
+            counted: self.ledger.quota.allocations(),
+            live: self.ledger.live.count(),
             ports_taken: self.server.pools.iter().map(PortPool::taken).sum(),
             ports_reserved: self.server.reserved_ports(),
             ports_borrowed: self.server.borrowed_ports(),
@@ -236,7 +232,7 @@ impl World {
     }
 
     pub(crate) fn event(&mut self) -> Event {
-        match self.server.next_action() {
+        match self.action() {
             Some(Action::Log(event)) => event,
             other => panic!("something to log is expected, not {other:?}"),
         }
@@ -252,9 +248,9 @@ impl World {
 
     /// Hands in a packet; the reply buffer holds rubbish before.
     pub(crate) fn client_packet(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (FromClient, Vec<u8>) {
-        let mut reply = vec![0xaa; REPLY_BUFFER];
+        let mut reply = vec![0xaa; RESPONSE_BUFFER];
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-        let decision = self.server.client_packet(&mut cx, tuple, packet, self.tos, &mut reply);
+        let decision = test_world::client_packet(&mut self.server, &mut cx, tuple, packet, self.tos, &mut reply);
         if let FromClient::Open(_) = decision {
             self.opening += 1;
         }
@@ -262,11 +258,57 @@ impl World {
         (decision, reply)
     }
 
-    pub(crate) fn relay_opened(&mut self, open: &OpenRelay, result: Result<(), OpenError>) -> (Opened, Vec<u8>) {
-        let mut reply = vec![0xaa; REPLY_BUFFER];
+    /// A merged datagram from a client, cut into messages of `length` bytes: what each of them relays, or why it is dropped.
+    pub(crate) fn client_burst(
+        &mut self,
+        tuple: &FiveTuple,
+        buffer: &[u8],
+        length: usize,
+    ) -> Vec<Result<usize, DropReason>> {
+        let mut burst = ClientBurst::new(0..buffer.len(), Some(length), self.tos);
+        let mut decisions = Vec::new();
+        loop {
+            let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
+            match self.server.client_packet(&mut cx, tuple, buffer, &mut burst, &mut [0; RESPONSE_BUFFER]) {
+                Some(FromClient::Relay(route)) => {
+                    self.server.credit(route.socket, Direction::ToPeers, 1, route.payload.len() as u64);
+                    decisions.push(Ok(route.payload.len()));
+                }
+                Some(FromClient::Drop(reason)) => decisions.push(Err(reason)),
+                Some(other) => panic!("a route is expected, not {other:?}"),
+                None => return decisions,
+            }
+        }
+    }
+
+    /// The same from a peer: `bytes` of data in datagrams of `length` bytes.
+    pub(crate) fn peer_burst(
+        &mut self,
+        socket: SocketId,
+        source: SocketAddr,
+        bytes: usize,
+        length: usize,
+    ) -> Vec<Result<usize, DropReason>> {
+        let mut burst = PeerBurst::new(source, 0..bytes, Some(length), self.tos);
+        let mut decisions = Vec::new();
+        loop {
+            let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
+            match self.server.peer_packet(&mut cx, socket, &mut burst, &mut [0; HEADROOM]) {
+                Some(FromPeer::Relay(route)) => {
+                    self.server.credit(socket, Direction::ToClient, 1, route.payload.len() as u64);
+                    decisions.push(Ok(route.payload.len()));
+                }
+                Some(FromPeer::Drop(reason)) => decisions.push(Err(reason)),
+                None => return decisions,
+            }
+        }
+    }
+
+    pub(crate) fn socket_opened(&mut self, open: &SocketSpec, result: Result<(), OpenError>) -> (Opened, Vec<u8>) {
+        let mut reply = vec![0xaa; RESPONSE_BUFFER];
         self.opening -= 1;
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-        let opened = self.server.relay_opened(&mut cx, open, result, &mut reply);
+        let opened = self.server.socket_opened(&mut cx, open, result, &mut reply);
         if let Opened::Open(_) = opened {
             self.opening += 1;
         }
@@ -277,13 +319,13 @@ impl World {
     /// A packet that has an answer at once.
     pub(crate) fn answer_to(&mut self, tuple: &FiveTuple, packet: &[u8]) -> Answer {
         match self.client_packet(tuple, packet) {
-            (FromClient::Reply(reply), buffer) => Answer::new(packet, &buffer, &reply),
+            (FromClient::Respond(reply), buffer) => Answer::new(packet, &buffer, &reply),
             (other, _) => panic!("an answer is expected, not {other:?}"),
         }
     }
 
     /// A packet that makes the server open a socket.
-    pub(crate) fn open_for(&mut self, tuple: &FiveTuple, packet: &[u8]) -> OpenRelay {
+    pub(crate) fn open_for(&mut self, tuple: &FiveTuple, packet: &[u8]) -> SocketSpec {
         match self.client_packet(tuple, packet) {
             (FromClient::Open(open), _) => open,
             (other, _) => panic!("a socket to open is expected, not {other:?}"),
@@ -291,18 +333,18 @@ impl World {
     }
 
     /// The answer to an Allocate request once its socket is open or not.
-    pub(crate) fn opened(&mut self, packet: &[u8], open: &OpenRelay, result: Result<(), OpenError>) -> Answer {
-        match self.relay_opened(open, result) {
-            (Opened::Reply(_, reply), buffer) => Answer::new(packet, &buffer, &reply),
+    pub(crate) fn opened(&mut self, packet: &[u8], open: &SocketSpec, result: Result<(), OpenError>) -> Answer {
+        match self.socket_opened(open, result) {
+            (Opened::Respond(_, reply), buffer) => Answer::new(packet, &buffer, &reply),
             (other, _) => panic!("an answer is expected, not {other:?}"),
         }
     }
 
     /// The answer to an Allocate request once whatever it takes is open.
-    pub(crate) fn all_opened(&mut self, packet: &[u8], mut open: OpenRelay) -> Answer {
+    pub(crate) fn all_opened(&mut self, packet: &[u8], mut open: SocketSpec) -> Answer {
         loop {
-            match self.relay_opened(&open, Ok(())) {
-                (Opened::Reply(_, reply), buffer) => return Answer::new(packet, &buffer, &reply),
+            match self.socket_opened(&open, Ok(())) {
+                (Opened::Respond(_, reply), buffer) => return Answer::new(packet, &buffer, &reply),
                 (Opened::Open(next), _) => open = next,
                 (Opened::Abandoned, _) => panic!("an answer is expected"),
             }
@@ -318,9 +360,12 @@ impl World {
     }
 
     /// A packet that goes on to a peer: out of which socket, where to, and the payload.
-    pub(crate) fn relayed(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (RelayId, SocketAddr, Vec<u8>) {
+    pub(crate) fn relayed(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (SocketId, SocketAddr, Vec<u8>) {
         match self.client_packet(tuple, packet) {
-            (FromClient::Relay(route), _) => (route.relay, route.peer, packet[route.payload].to_vec()),
+            (FromClient::Relay(route), _) => {
+                self.server.credit(route.socket, Direction::ToPeers, 1, route.payload.len() as u64);
+                (route.socket, route.peer, packet[route.payload].to_vec())
+            }
             (other, _) => panic!("a route to a peer is expected, not {other:?}"),
         }
     }
@@ -328,48 +373,39 @@ impl World {
     /// What reaches the client of a datagram from a peer. The buffer around it holds rubbish before.
     pub(crate) fn peer_packet(
         &mut self,
-        relay: RelayId,
+        relay: SocketId,
         source: SocketAddr,
         payload: &[u8],
     ) -> Result<(FiveTuple, Vec<u8>), DropReason> {
         let mut buffer = vec![0xaa; HEADROOM + payload.len() + TAILROOM];
         buffer[HEADROOM..HEADROOM + payload.len()].copy_from_slice(payload);
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-        let decision = self.server.peer_packet(&mut cx, relay, source, self.tos, &mut buffer, payload.len());
+        let sent = test_world::peer_packet(&mut self.server, &mut cx, relay, source, self.tos, &mut buffer);
         self.server.check_invariants(self.opening);
-        match decision {
-            FromPeer::Relay(route) => {
-                assert_eq!(route.outcome, Outcome::RelayedToClient);
-                self.tos_sent = route.tos;
-                Ok((route.tuple, buffer[route.message].to_vec()))
-            }
-            FromPeer::Drop(reason) => Err(reason),
-        }
+        let (route, message) = sent?;
+        self.server.credit(relay, Direction::ToClient, 1, payload.len() as u64);
+        self.tos_sent = route.tos;
+        Ok((route.tuple, buffer[message].to_vec()))
     }
 
     /// What reaches the client of an ICMP error about a datagram to a peer. The buffer holds rubbish before.
     pub(crate) fn peer_unreachable(
         &mut self,
-        relay: RelayId,
+        relay: SocketId,
         peer: SocketAddr,
         error: IcmpError,
     ) -> Result<(FiveTuple, Vec<u8>), DropReason> {
-        let mut buffer = vec![0xaa; REPLY_BUFFER];
+        let mut buffer = vec![0xaa; RESPONSE_BUFFER];
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-        match self.server.peer_unreachable(&mut cx, relay, peer, error, &mut buffer) {
-            FromPeer::Relay(route) => {
-                assert_eq!((route.outcome, route.tos), (Outcome::RelayedIcmp, 0));
-                Ok((route.tuple, buffer[route.message].to_vec()))
-            }
-            FromPeer::Drop(reason) => Err(reason),
-        }
+        let indication = self.server.peer_unreachable(&mut cx, relay, peer, error, &mut buffer)?;
+        Ok((indication.tuple, buffer[..indication.length].to_vec()))
     }
 
     /// An authenticated request and its answer; a socket that it needs is opened.
     pub(crate) fn ask(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> Answer {
         let packet = client.request(self.transaction(), method, attributes);
         let answer = match self.client_packet(&client.tuple, &packet) {
-            (FromClient::Reply(reply), buffer) => Answer::new(&packet, &buffer, &reply),
+            (FromClient::Respond(reply), buffer) => Answer::new(&packet, &buffer, &reply),
             (FromClient::Open(open), _) => self.all_opened(&packet, open),
             (other, _) => panic!("an answer is expected, not {other:?}"),
         };
@@ -409,7 +445,7 @@ impl World {
             }
             other => panic!("an allocation is expected in the log, not {other:?}"),
         }
-        Relay { id: open.relay, bind: open.bind, relayed }
+        Relay { id: open.socket, bind: open.bind, relayed }
     }
 
     pub(crate) fn permit(&mut self, client: &Client, peer: SocketAddr) {
@@ -418,11 +454,11 @@ impl World {
 
     /// The server wants the socket closed and logs the end of its allocation; closes the socket.
     pub(crate) fn ended(&mut self, relay: &Relay) -> AllocationSummary {
-        assert_eq!(self.server.next_action(), Some(Action::Close(relay.id)));
+        assert_eq!(self.action(), Some(Action::Close(relay.id)));
         let Event::AllocationEnded(summary) = self.event() else { panic!("an end is expected in the log") };
         assert_eq!(summary.relay, relay.relayed.into());
         self.server.check_invariants(self.opening);
-        self.server.relay_closed(relay.bind);
+        self.server.socket_closed(relay.bind);
         self.server.check_invariants(self.opening);
         *summary
     }
@@ -431,7 +467,7 @@ impl World {
 /// What the log says about the allocation that was refused.
 pub(crate) fn limit(world: &mut World) -> String {
     match world.event() {
-        Event::AllocationRefused { reason, .. } => reason.to_owned(),
+        Event::AllocationRejected { reason, .. } => reason.to_owned(),
         Event::LimitReached { limit, .. } => format!("{}: {}", limit.setting(), limit.note()),
         other => panic!("a refusal is expected in the log, not {other:?}"),
     }
@@ -440,7 +476,7 @@ pub(crate) fn limit(world: &mut World) -> String {
 /// An open relay socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Relay {
-    pub(crate) id: RelayId,
+    pub(crate) id: SocketId,
     pub(crate) bind: SocketAddr,
     pub(crate) relayed: SocketAddr,
 }
@@ -543,21 +579,23 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn new(request: &[u8], buffer: &[u8], reply: &Reply) -> Self {
+    pub(crate) fn new(request: &[u8], buffer: &[u8], reply: &Response) -> Self {
         let (answer, untouched) = buffer.split_at(reply.length);
         assert!(untouched.iter().all(|byte| *byte == 0xaa), "nothing is written behind the answer");
         let answer = Self { bytes: answer.to_vec(), outcome: reply.outcome };
         let (request, message) = (Message::parse(request).unwrap(), answer.message());
         assert_eq!((message.method(), message.transaction_id()), (request.method(), request.transaction_id()));
         match answer.outcome {
-            Outcome::Answered(method) => assert_eq!((message.class(), method), (Class::Success, request.method())),
+            Outcome::Answered(method) => {
+                assert_eq!((message.class(), method.into()), (Class::Success, request.method()));
+            }
             Outcome::Rejected(code) => {
-                assert_eq!((message.class(), answer.code()), (Class::Error, Some(code.code())));
+                assert_eq!((message.class(), answer.code()), (Class::Error, Some(code.code().code())));
                 // RFC 8489 §14.8: fewer than 128 characters.
                 assert!((1..128).contains(&answer.reason().chars().count()), "an error has a reason phrase");
             }
-            Outcome::Refused(limit) => {
-                assert_eq!((message.class(), answer.code()), (Class::Error, Some(limit.code().code())));
+            Outcome::RejectedByLimit(limit) => {
+                assert_eq!((message.class(), answer.code()), (Class::Error, Some(limit.code().code().code())));
                 assert_eq!(answer.reason(), limit.reason());
             }
             other => panic!("an answer is not {other}"),

@@ -17,7 +17,7 @@ fn five_tuples_with_the_same_hash_are_told_apart() {
             world.accept(&clients[at], Method::REFRESH, &[&Lifetime(0)]);
             let summary = world.ended(&relays[at].take().unwrap());
             assert_eq!(summary.tuple, clients[at].tuple);
-            assert_eq!(world.server.allocations(), 5 - gone);
+            assert_eq!(world.server.allocation_count(), 5 - gone);
             for (client, relay) in clients.iter().zip(&relays) {
                 assert_eq!(world.server.has_allocation(&client.tuple), relay.is_some());
             }

@@ -51,7 +51,7 @@ fn dscp_and_ecn_go_from_datagram_to_datagram() {
     for v6 in [false, true] {
         let (mut world, client) = dual(Transport::Udp, v6);
         for (number, peer) in [(0x4000, peer(1)), (0x4001, peer_v6(1))] {
-            let relay = route(&mut world, &client, &send(peer, &[])).relay;
+            let relay = route(&mut world, &client, &send(peer, &[])).socket;
             for tos in [0, TOS] {
                 world.tos = tos;
                 assert_eq!(route(&mut world, &client, &send(peer, &[])).tos, tos);
@@ -75,7 +75,7 @@ fn nothing_of_the_ip_header_crosses_a_connection() {
     world.tos = TOS;
     let sent = route(&mut world, &client, &send(peer(1), &[]));
     assert_eq!((sent.tos, route(&mut world, &client, &channel_data(0x4000, b"out")).tos), (0, 0));
-    world.peer_packet(sent.relay, peer(1), b"in").unwrap();
+    world.peer_packet(sent.socket, peer(1), b"in").unwrap();
     assert_eq!(world.tos_sent, 0);
 }
 
@@ -105,7 +105,7 @@ fn dont_fragment_from_ipv4_to_ipv6_is_420_on_datagrams() {
         world.accept(client, Method::ALLOCATE, &[&RequestedTransport::UDP, &both, &DontFragment]);
         world.event();
     }
-    let mut only_v4 = World::with(|setup| setup.settings.relays.truncate(1));
+    let mut only_v4 = World::with(|setup| setup.relays.truncate(1));
     let client = only_v4.client(1);
     only_v4.accept(&client, Method::ALLOCATE, &[&RequestedTransport::UDP, &both, &DontFragment]);
     only_v4.event();

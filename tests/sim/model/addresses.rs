@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use turnserver::stun::TransactionId;
 use turnserver::turn::{
-    Action, AllocationSummary, EndReason, Event, FiveTuple, Limit, OpenError, OpenRelay, RedirectWhen, RelayId,
-    RelayedAddresses,
+    Action, AllocationSummary, EndReason, Event, FiveTuple, Limit, OpenError, RedirectWhen, RelayedAddresses, SocketId,
+    SocketSpec, Traffic,
 };
 
-use super::allocate::{Wanted, Wish};
+use super::allocate::{PortPreference, Wanted};
 use super::tokens::AllocTokens;
 use super::{Answer, Body, ExpectOpened, Model, NO_PORT, Now, error, seconds_left};
 
@@ -28,7 +28,7 @@ pub(crate) enum State {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Address {
-    pub(crate) id: RelayId,
+    pub(crate) id: SocketId,
     pub(crate) bind: SocketAddr,
     pub(crate) relayed: SocketAddr,
     pub(crate) deadline: u64,
@@ -59,8 +59,7 @@ pub(crate) struct Alloc {
     token: Option<[u8; 8]>,
     pub(crate) permissions: Vec<(IpAddr, u64)>,
     pub(crate) channels: Vec<(u16, SocketAddr, u64)>,
-    pub(super) to_peers: u64,
-    pub(super) to_client: u64,
+    pub(super) traffic: Traffic,
     /// A second, and how many ICMP errors were told in it.
     pub(super) icmp: (u64, u32),
     pub(super) tokens: AllocTokens,
@@ -123,12 +122,12 @@ impl Alloc {
 
     fn summary(&self, now: Now, reason: EndReason) -> AllocationSummary {
         AllocationSummary {
+            id: self.addresses[0].id.allocation(),
             user: self.user.clone(),
             tuple: self.tuple,
             relay: self.told(),
             duration: Duration::from_millis(now.ms - self.created),
-            bytes_to_peers: self.to_peers,
-            bytes_to_client: self.to_client,
+            traffic: self.traffic,
             reason,
         }
     }
@@ -136,7 +135,8 @@ impl Alloc {
     /// The port that is to be reserved when the client is answered.
     fn next_to(&self) -> Option<SocketAddr> {
         let bind = self.addresses.first()?.bind;
-        (!self.open && self.wanted.wish == Wish::Pair).then(|| SocketAddr::new(bind.ip(), bind.port() + 1))
+        (!self.open && self.wanted.preference == PortPreference::Pair)
+            .then(|| SocketAddr::new(bind.ip(), bind.port() + 1))
     }
 }
 
@@ -160,7 +160,7 @@ impl Model {
     pub(crate) fn places(&self, user: Option<&str>) -> usize {
         let of = |owner: &String| user.is_none_or(|user| user == owner);
         let allocs = self.allocs.iter().filter(|alloc| of(&alloc.user));
-        let to_be = allocs.clone().filter(|alloc| !alloc.open && alloc.wanted.wish == Wish::Pair);
+        let to_be = allocs.clone().filter(|alloc| !alloc.open && alloc.wanted.preference == PortPreference::Pair);
         allocs.count() + to_be.count() + self.reservations.iter().filter(|reservation| of(&reservation.user)).count()
     }
 
@@ -185,19 +185,20 @@ impl Model {
     }
 
     /// Even ports of this family, or any, that may be used at a worker.
-    pub(crate) fn free_ports(&self, now: Now, worker: usize, v6: bool, wish: Wish) -> Vec<SocketAddr> {
-        let settings = self.setup.settings(worker);
-        let relays = settings.relays.into_iter().filter(|relay| relay.bind.is_ipv6() == v6);
+    pub(crate) fn free_ports(&self, now: Now, worker: usize, v6: bool, preference: PortPreference) -> Vec<SocketAddr> {
+        let relays = self.setup.ranges(worker).into_iter().filter(|relay| relay.bind.is_ipv6() == v6);
         let reserved = self.reserved_ports();
         let free: Vec<SocketAddr> = relays
             .flat_map(|relay| relay.ports.map(move |port| SocketAddr::new(relay.bind, port)))
             .filter(|bind| !self.taken.contains(bind) && !reserved.contains(bind))
             .filter(|bind| !self.aside.iter().any(|(aside, until)| aside == bind && *until > now.ms))
             .collect();
-        let fits = |bind: &SocketAddr| match wish {
-            Wish::Any => true,
-            Wish::Even => bind.port().is_multiple_of(2),
-            Wish::Pair => bind.port().is_multiple_of(2) && free.contains(&SocketAddr::new(bind.ip(), bind.port() + 1)),
+        let fits = |bind: &SocketAddr| match preference {
+            PortPreference::Any => true,
+            PortPreference::Even => bind.port().is_multiple_of(2),
+            PortPreference::Pair => {
+                bind.port().is_multiple_of(2) && free.contains(&SocketAddr::new(bind.ip(), bind.port() + 1))
+            }
         };
         free.iter().copied().filter(fits).collect()
     }
@@ -211,7 +212,7 @@ impl Model {
     pub(super) fn next_family(&self, now: Now, worker: usize, mut v6: bool, wanted: &mut Wanted) -> Option<bool> {
         loop {
             let known = self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == v6);
-            if !self.free_ports(now, worker, v6, wanted.wish).is_empty() {
+            if !self.free_ports(now, worker, v6, wanted.preference).is_empty() {
                 return Some(v6);
             }
             v6 = wanted.fail(v6, if known { Body::Refused(NO_PORT) } else { error(440) })?;
@@ -219,7 +220,7 @@ impl Model {
     }
 
     /// The server wants this socket for a new allocation.
-    pub(crate) fn opening(&mut self, now: Now, tuple: FiveTuple, worker: usize, wanted: Wanted, open: &OpenRelay) {
+    pub(crate) fn opening(&mut self, now: Now, tuple: FiveTuple, worker: usize, wanted: Wanted, open: &SocketSpec) {
         match wanted.claimed {
             Some(bind) => assert_eq!(open.bind, bind),
             None => assert_eq!(open.bind.is_ipv6(), wanted.v6),
@@ -238,8 +239,7 @@ impl Model {
             token: None,
             permissions: Vec::new(),
             channels: Vec::new(),
-            to_peers: 0,
-            to_client: 0,
+            traffic: Traffic::default(),
             icmp: (0, 0),
             tokens: AllocTokens::default(),
         });
@@ -247,23 +247,23 @@ impl Model {
     }
 
     /// The server wants this socket for an allocation that it has begun.
-    pub(crate) fn opening_another(&mut self, now: Now, at: usize, open: &OpenRelay) {
+    pub(crate) fn opening_another(&mut self, now: Now, at: usize, open: &SocketSpec) {
         self.socket_wanted(now, at, open);
     }
 
-    fn socket_wanted(&mut self, now: Now, at: usize, open: &OpenRelay) {
-        let (worker, wish) = (self.allocs[at].worker, self.allocs[at].wanted.wish);
+    fn socket_wanted(&mut self, now: Now, at: usize, open: &SocketSpec) {
+        let (worker, preference) = (self.allocs[at].worker, self.allocs[at].wanted.preference);
         if self.allocs[at].wanted.claimed.is_none() {
-            let free = self.free_ports(now, worker, open.bind.is_ipv6(), wish);
+            let free = self.free_ports(now, worker, open.bind.is_ipv6(), preference);
             assert!(free.contains(&open.bind), "{} may be used", open.bind);
         }
         let others = self.allocs.iter().filter(|alloc| alloc.worker == worker).flat_map(|alloc| &alloc.addresses);
-        assert!(others.clone().all(|address| address.id != open.relay), "a new name");
+        assert!(others.clone().all(|address| address.id != open.socket), "a new name");
         let relayed = self.relayed(open.bind);
         self.taken.push(open.bind);
         let alloc = &mut self.allocs[at];
         alloc.wanted.attempts += 1;
-        let (id, bind, deadline, state) = (open.relay, open.bind, alloc.deadline, State::Opening);
+        let (id, bind, deadline, state) = (open.socket, open.bind, alloc.deadline, State::Opening);
         alloc.addresses.push(Address { id, bind, relayed, deadline, state });
     }
 
@@ -272,7 +272,7 @@ impl Model {
         &mut self,
         now: Now,
         worker: usize,
-        open: &OpenRelay,
+        open: &SocketSpec,
         result: Result<(), OpenError>,
         token: Option<[u8; 8]>,
     ) -> ExpectOpened {
@@ -284,7 +284,7 @@ impl Model {
                 self.aside.push((open.bind, now.ms + ASIDE_MS));
             }
         }
-        let asked = |address: &Address| address.id == open.relay && address.state == State::Opening;
+        let asked = |address: &Address| address.id == open.socket && address.state == State::Opening;
         let of = |alloc: &Alloc| alloc.worker == worker && alloc.addresses.iter().any(asked);
         let Some(at) = self.allocs.iter().position(of) else { return ExpectOpened::Abandoned };
         if self.allocs[at].is_over(now) {

@@ -14,7 +14,7 @@ use super::{Answer, Body, Expect, Model, Now, error};
 
 /// What is wanted of the port.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Wish {
+pub(crate) enum PortPreference {
     Any,
     Even,
     Pair,
@@ -25,7 +25,7 @@ pub(crate) enum Wish {
 pub(crate) struct Wanted {
     /// The family that is asked for first.
     pub(crate) v6: bool,
-    pub(super) wish: Wish,
+    pub(super) preference: PortPreference,
     /// The family that is asked for then.
     pub(super) next: Option<bool>,
     /// The first that was not to be had, and the answer if there is no other.
@@ -131,16 +131,16 @@ impl Model {
             _ => return Err(fail(400)),
         };
         let additional = additional || draft;
-        let wish = match message.get::<EvenPort>() {
-            Ok(None) => Wish::Any,
-            Ok(Some(EvenPort { reserve_next: false })) => Wish::Even,
-            Ok(Some(EvenPort { reserve_next: true })) if !additional => Wish::Pair,
+        let preference = match message.get::<EvenPort>() {
+            Ok(None) => PortPreference::Any,
+            Ok(Some(EvenPort { reserve_next: false })) => PortPreference::Even,
+            Ok(Some(EvenPort { reserve_next: true })) if !additional => PortPreference::Pair,
             _ => return Err(fail(400)),
         };
         let Ok(lifetime) = message.get::<Lifetime>() else { return Err(fail(400)) };
         let mut wanted = Wanted {
             v6: family == Some(AddressFamily::V6),
-            wish,
+            preference,
             next: additional.then_some(true),
             failed: None,
             attempts: 0,
@@ -169,7 +169,7 @@ impl Model {
         }
         // Step 10, and once more for a port that is to be reserved.
         self.admit(tuple, &wanted, 0).map_err(refuse)?;
-        if wish == Wish::Pair {
+        if preference == PortPreference::Pair {
             self.admit(tuple, &wanted, 1).map_err(refuse)?;
         }
         self.admit_rate(now, tuple, &wanted).map_err(refuse)?;
@@ -209,7 +209,7 @@ impl Model {
     /// Takes a reserved port, with the reservation's place in the quota if that is the same user's.
     fn claim(&mut self, now: Now, tuple: &FiveTuple, token: [u8; 8], mut wanted: Wanted) -> Result<Expect, Body> {
         let at = self.reservations.iter().position(|reservation| reservation.token == token).ok_or(error(508))?;
-        if self.setup.tells_users_apart() && self.reservations[at].user != wanted.user {
+        if self.reservations[at].user != wanted.user {
             self.admit(tuple, &wanted, 0)?;
         }
         self.admit_rate(now, tuple, &wanted)?;

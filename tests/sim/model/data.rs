@@ -1,10 +1,13 @@
 //! Application data, both ways (RFC 8656 §11, §12).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use turnserver::stun::attribute::{Data, XorPeerAddress};
 use turnserver::stun::{AttributeType, Message};
-use turnserver::turn::{DropReason, FiveTuple, IcmpError, RelayId};
+use turnserver::turn::{
+    Action, ChannelRoute, Deadline, Direction, DropReason, Event, FiveTuple, IcmpError, Instant, SocketId, Traffic,
+};
 
 use super::requests::unknown;
 use super::{Alloc, Expect, ExpectPeer, Model, Now};
@@ -59,9 +62,7 @@ impl Model {
         if let Err(reason) = self.pass(now, at, 0, payload.len()) {
             return Expect::Drop(reason);
         }
-        let alloc = &mut self.allocs[at];
-        alloc.to_peers += payload.len() as u64;
-        let relay = alloc.address(peer.is_ipv6()).unwrap().id;
+        let relay = self.allocs[at].address(peer.is_ipv6()).unwrap().id;
         Expect::ToPeer { relay, peer, payload: payload.to_vec(), dont_fragment }
     }
 
@@ -74,7 +75,7 @@ impl Model {
         &mut self,
         now: Now,
         worker: usize,
-        relay: RelayId,
+        relay: SocketId,
         source: SocketAddr,
         length: usize,
     ) -> ExpectPeer {
@@ -101,15 +102,85 @@ impl Model {
         if let Err(reason) = self.pass(now, at, 1, length) {
             return ExpectPeer::Drop(reason);
         }
-        self.allocs[at].to_client += length as u64;
         match channel {
             Some((number, _, _)) => ExpectPeer::Channel(tuple, number),
             None => ExpectPeer::Indication(tuple, peer),
         }
     }
 
+    /// A packet was sent: it counts for its allocation, or in the announcement that the allocation has ended. Returns whether
+    /// the allocation had ended.
+    pub(crate) fn credit(&mut self, worker: usize, relay: SocketId, direction: Direction, bytes: u64) -> bool {
+        let id = relay.allocation();
+        let has = |alloc: &&mut Alloc| {
+            alloc.worker == worker && alloc.addresses.iter().any(|address| address.id.allocation() == id)
+        };
+        let traffic = match self.allocs.iter_mut().find(has) {
+            Some(alloc) => &mut alloc.traffic,
+            None => {
+                let summary = self.announced.iter_mut().find_map(|action| match action {
+                    Action::Log(Event::AllocationEnded(summary)) if summary.id == id => Some(summary),
+                    _ => None,
+                });
+                let Some(summary) = summary else { return false };
+                add(&mut summary.traffic, direction, bytes);
+                return true;
+            }
+        };
+        add(traffic, direction, bytes);
+        false
+    }
+
+    /// The bound channels of a worker whose peers have permissions, and when each of them expires.
+    pub(crate) fn routes(&self, now: Now, worker: usize) -> Vec<ChannelRoute> {
+        let mut routes = Vec::new();
+        for alloc in self.allocs.iter().filter(|alloc| alloc.worker == worker && alloc.open) {
+            for (channel, peer, until) in &alloc.channels {
+                let permission = alloc.permissions.iter().find(|(address, _)| *address == peer.ip());
+                let address = alloc.address(peer.is_ipv6()).filter(|_| alloc.has(now, peer.is_ipv6()));
+                let (Some((_, permitted)), Some(address)) = (permission, address) else { continue };
+                let expires = *until.min(permitted).min(&address.deadline);
+                if expires <= now.ms {
+                    continue;
+                }
+                let start = Instant::from_elapsed(Duration::ZERO);
+                routes.push(ChannelRoute {
+                    tuple: alloc.tuple,
+                    channel: *channel,
+                    socket: address.id,
+                    relay: address.bind,
+                    peer: *peer,
+                    expires: Deadline::after(start, Duration::from_millis(expires)),
+                });
+            }
+        }
+        routes.sort_by_key(|route| (route.relay, route.channel));
+        routes
+    }
+
+    /// The policy has changed: what it denies is removed.
+    pub(crate) fn review(&mut self, now: Now, worker: usize) {
+        let setup = self.setup.clone();
+        // A relay address is allowed, whether or not it is in use at present.
+        let allowed = |address: IpAddr| setup.is_relay_address(address) || setup.denial(address).is_none();
+        for alloc in self.allocs.iter_mut().filter(|alloc| alloc.worker == worker) {
+            if !alloc.open || alloc.is_over(now) {
+                continue;
+            }
+            alloc.purge(now);
+            let before = (alloc.permissions.len(), alloc.channels.len());
+            alloc.permissions.retain(|(address, _)| allowed(*address));
+            alloc.channels.retain(|(_, peer, _)| allowed(peer.ip()));
+            let (permissions, channels) = (before.0 - alloc.permissions.len(), before.1 - alloc.channels.len());
+            if permissions + channels > 0 {
+                let (user, tuple) = (alloc.user.clone(), alloc.tuple);
+                self.announced.push(Action::Log(Event::PeersRevoked { user, tuple, permissions, channels }));
+            }
+        }
+    }
+
     /// The allocation whose relay socket that is.
-    fn alloc_of(&self, now: Now, worker: usize, relay: RelayId) -> Option<usize> {
+    fn alloc_of(&self, now: Now, worker: usize, relay: SocketId) -> Option<usize> {
         let has = |alloc: &Alloc| {
             [false, true]
                 .iter()
@@ -123,7 +194,7 @@ impl Model {
         &mut self,
         now: Now,
         worker: usize,
-        relay: RelayId,
+        relay: SocketId,
         sent_to: SocketAddr,
         error: IcmpError,
     ) -> ExpectPeer {
@@ -149,4 +220,13 @@ impl Model {
         let too_big = if peer.is_ipv4() { (error.kind, error.code) == (3, 4) } else { error.kind == 2 };
         ExpectPeer::Icmp(alloc.tuple, peer, if too_big { error.mtu } else { 0 })
     }
+}
+
+fn add(traffic: &mut Traffic, direction: Direction, bytes: u64) {
+    let (packets, count) = match direction {
+        Direction::ToPeers => (&mut traffic.packets_to_peers, &mut traffic.bytes_to_peers),
+        Direction::ToClient => (&mut traffic.packets_to_client, &mut traffic.bytes_to_client),
+    };
+    *packets += 1;
+    *count += bytes;
 }

@@ -16,12 +16,12 @@ use std::net::{IpAddr, SocketAddr};
 use turnserver::auth::KeyAlgorithm;
 use turnserver::stun::{Method, TransactionId};
 use turnserver::turn::{
-    Action, Alternate, Denial, DropReason, Event, FiveTuple, Limit, RedirectCause, RedirectWhen, RelayId,
+    Action, Alternate, Denial, DropReason, Event, FiveTuple, Limit, RedirectCause, RedirectWhen, SocketId,
 };
 
 pub(crate) use self::addresses::{Alloc, Reservation};
+pub(crate) use self::allocate::PortPreference;
 use self::allocate::Wanted;
-pub(crate) use self::allocate::Wish;
 use self::tokens::UserTokens;
 use crate::packet::Signed;
 use crate::setup::{Credential, Setup};
@@ -42,7 +42,7 @@ pub(crate) struct Now {
 pub(crate) enum Expect {
     Drop(DropReason),
     ToPeer {
-        relay: RelayId,
+        relay: SocketId,
         peer: SocketAddr,
         payload: Vec<u8>,
         dont_fragment: bool,
@@ -206,7 +206,7 @@ impl Model {
         let Some((alternate, server)) = alternate.and_then(|alternate| Some((alternate, pick(alternate, v6)?))) else {
             self.announced.push(Action::Log(match why {
                 Body::Refused(limit) => Event::LimitReached { user, tuple, limit },
-                _ => Event::AllocationRefused { user, tuple, reason: "" },
+                _ => Event::AllocationRejected { user, tuple, reason: "" },
             }));
             return why;
         };
@@ -214,7 +214,7 @@ impl Model {
         let cause = match (when, why) {
             (Some(RedirectWhen::Always), _) => RedirectCause::Always,
             (_, Body::Refused(limit)) => RedirectCause::Limit(limit),
-            _ => RedirectCause::Refused(""),
+            _ => RedirectCause::Rejected(""),
         };
         self.announced.push(Action::Log(Event::AllocationRedirected { user, tuple, server, cause }));
         // These clients come over UDP, and the name in a certificate is nothing to them.

@@ -217,7 +217,7 @@ impl Model {
         };
         let Some(expires) = number(username.split(':').next().unwrap_or("")) else {
             let behind = username.contains(':') && number(username.rsplit(':').next().unwrap_or("")).is_some();
-            return if behind { AuthFailure::ExpiryBehindName } else { AuthFailure::UnknownUser };
+            return if behind { AuthFailure::ExpiryAfterName } else { AuthFailure::UnknownUser };
         };
         let tried = self.setup.secrets.len();
         if expires >= 100_000_000_000 {
@@ -349,7 +349,7 @@ impl Model {
     fn allowed(&mut self, at: usize, peer: SocketAddr) -> Result<(), Body> {
         let Err(denial) = self.peer(peer) else { return Ok(()) };
         let (user, tuple) = (self.allocs[at].user.clone(), self.allocs[at].tuple);
-        self.announced.push(Action::Log(Event::PeerRefused { user, tuple, peer, denial }));
+        self.announced.push(Action::Log(Event::PeerDenied { user, tuple, peer, denial }));
         Err(error(403))
     }
 }

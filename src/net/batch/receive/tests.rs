@@ -6,13 +6,13 @@ use nix::poll::PollFlags;
 use socket2::SockRef;
 
 use super::*;
-use crate::net::batch::{Fate, Piece, SendBatch, Target};
-use crate::net::testing::{addr, deaf, has_ipv6, ip, loopbacks, wait_for};
-use crate::net::udp::{self, bind_listener, bind_relay, merge_received, report_errors};
+use crate::net::batch::{Piece, SendBatch, SendStatus, Target};
+use crate::net::testing::{addr, closed_port, has_ipv6, ip, loopbacks, wait_for};
+use crate::net::udp::{self, bind_listener, bind_relay, enable_error_queue, enable_gro};
 
-const ROOM: Room = Room { headroom: 48, payload: 65_536, tailroom: 4 };
+const LAYOUT: SlotLayout = SlotLayout { headroom: 48, payload: 65_536, tailroom: 4 };
 
-/// Receives until so many slots are filled.
+/// Receives until `wanted` slots are filled.
 fn fill(batch: &mut RecvBatch, socket: &UdpSocket, wanted: usize) {
     let mut filled = 0;
     while filled < wanted {
@@ -25,32 +25,32 @@ fn payload(batch: &RecvBatch, slot: usize) -> &[u8] {
     &batch.arena()[batch.datagram(slot).unwrap().payload.clone()]
 }
 
-/// So many bytes, no two neighbours of them alike.
+/// Returns `length` bytes, of which no two adjacent ones are equal.
 fn bytes(length: usize) -> Vec<u8> {
     (0..251).cycle().take(length).collect()
 }
 
-/// Sends `payload` as one message that is cut into datagrams of `segment` bytes.
+/// Sends `payload` as one message that the kernel splits into datagrams of `segment` bytes.
 fn send_merged(socket: &UdpSocket, to: SocketAddr, tos: u8, segment: usize, payload: &[u8]) {
     let mut batch = SendBatch::new();
     for start in (0..payload.len()).step_by(segment) {
         let piece = Piece::of_arena(start..payload.len().min(start + segment));
         batch.push(&Target::new(to, None, tos), &[piece]);
     }
-    assert!(batch.flush(socket, payload).iter().all(|fate| *fate == Fate::Sent));
+    assert!(batch.flush(socket, payload).iter().all(|status| *status == SendStatus::Sent));
 }
 
 #[test]
-fn one_call_receives_what_is_there_in_order() {
+fn one_call_receives_all_datagrams_in_order() {
     for ip in loopbacks() {
         let listener = bind_listener(SocketAddr::new(ip, 0)).unwrap();
         let to = listener.local_addr().unwrap();
         let clients = [(); 2].map(|()| bind_relay(SocketAddr::new(ip, 0)).unwrap());
         let sent = [(0, 5, 0), (1, 0, 3), (0, 1_200, 0xb8), (1, 60_000, 0)];
         for (client, length, tos) in sent {
-            udp::send_marked(&clients[client], &bytes(length), to, None, tos).unwrap();
+            udp::send_with_tos(&clients[client], &bytes(length), to, None, tos).unwrap();
         }
-        let mut batch = RecvBatch::new(6, ROOM);
+        let mut batch = RecvBatch::new(6, LAYOUT);
         fill(&mut batch, &listener, sent.len());
         for (slot, (client, length, tos)) in sent.into_iter().enumerate() {
             let start = slot * (48 + 65_536 + 4) + 48;
@@ -74,10 +74,10 @@ fn one_call_receives_what_is_there_in_order() {
 }
 
 #[test]
-fn slots_before_the_first_keep_what_they_hold() {
+fn slots_before_the_first_are_not_changed() {
     let listener = bind_listener(addr("127.0.0.1:0")).unwrap();
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let mut batch = RecvBatch::new(3, ROOM);
+    let mut batch = RecvBatch::new(3, LAYOUT);
     for slot in 0..3 {
         client.send_to(&bytes(slot + 1), listener.local_addr().unwrap()).unwrap();
         wait_for(&listener, PollFlags::POLLIN);
@@ -89,14 +89,14 @@ fn slots_before_the_first_keep_what_they_hold() {
 }
 
 #[test]
-fn a_slot_is_used_again_for_another_family_and_another_length() {
+fn a_slot_can_be_reused_for_another_family_and_another_length() {
     if has_ipv6() {
         let listener = bind_listener(addr("[::]:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut batch = RecvBatch::new(1, ROOM);
+        let mut batch = RecvBatch::new(1, LAYOUT);
         for (host, length, tos) in [("::1", 9, 7), ("127.0.0.1", 3, 0), ("::1", 0, 0), ("127.0.0.2", 1_000, 0xff)] {
             let client = bind_relay(SocketAddr::new(ip(host), 0)).unwrap();
-            udp::send_marked(&client, &bytes(length), SocketAddr::new(ip(host), port), None, tos).unwrap();
+            udp::send_with_tos(&client, &bytes(length), SocketAddr::new(ip(host), port), None, tos).unwrap();
             fill(&mut batch, &listener, 1);
             let datagram = batch.datagram(0).unwrap();
             assert_eq!((datagram.source, datagram.destination), (client.local_addr().unwrap(), Some(ip(host))));
@@ -107,14 +107,14 @@ fn a_slot_is_used_again_for_another_family_and_another_length() {
 }
 
 #[test]
-fn merged_datagrams_can_be_told_apart() {
+fn merged_datagrams_can_be_split() {
     let mut listens = vec!["127.0.0.1:0", "0.0.0.0:0"];
     if has_ipv6() {
         listens.extend(["[::1]:0", "[::]:0"]);
     }
     for listen in listens {
         let listener = bind_listener(addr(listen)).unwrap();
-        if !merge_received(&listener) {
+        if !enable_gro(&listener) {
             return;
         }
         let (bound, port) = (addr(listen).ip(), listener.local_addr().unwrap().port());
@@ -125,7 +125,7 @@ fn merged_datagrams_can_be_told_apart() {
             let client = bind_relay(SocketAddr::new(host, 0)).unwrap();
             let sent = bytes(5 * 1_200 + 700);
             send_merged(&client, SocketAddr::new(host, port), 0xb9, 1_200, &sent);
-            let mut batch = RecvBatch::new(2, ROOM);
+            let mut batch = RecvBatch::new(2, LAYOUT);
             fill(&mut batch, &listener, 1);
             let datagram = batch.datagram(0).unwrap().clone();
             assert_eq!(datagram.segment, NonZeroUsize::new(1_200), "{host} to {listen}");
@@ -138,12 +138,12 @@ fn merged_datagrams_can_be_told_apart() {
 }
 
 #[test]
-fn a_socket_that_merges_nothing_receives_the_datagrams_one_by_one() {
+fn a_socket_without_gro_receives_datagrams_one_by_one() {
     let listener = bind_listener(addr("127.0.0.1:0")).unwrap();
     let client = bind_relay(addr("127.0.0.1:0")).unwrap();
     let sent = bytes(3 * 500 + 1);
     send_merged(&client, listener.local_addr().unwrap(), 0, 500, &sent);
-    let mut batch = RecvBatch::new(4, ROOM);
+    let mut batch = RecvBatch::new(4, LAYOUT);
     fill(&mut batch, &listener, 4);
     for (slot, expected) in sent.chunks(500).enumerate() {
         assert_eq!(payload(&batch, slot), expected);
@@ -152,7 +152,7 @@ fn a_socket_that_merges_nothing_receives_the_datagrams_one_by_one() {
 }
 
 #[test]
-fn a_lone_datagram_is_one_segment_even_if_it_is_empty() {
+fn a_single_datagram_is_one_segment_even_if_it_is_empty() {
     for payload in [10..10, 10..30] {
         let source = addr("127.0.0.1:1");
         let datagram =
@@ -162,10 +162,10 @@ fn a_lone_datagram_is_one_segment_even_if_it_is_empty() {
 }
 
 #[test]
-fn a_datagram_longer_than_its_room_is_truncated_and_spoils_nothing() {
+fn a_datagram_longer_than_its_slot_is_truncated_and_overwrites_nothing_else() {
     let listener = bind_listener(addr("127.0.0.1:0")).unwrap();
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let mut batch = RecvBatch::new(2, Room { headroom: 2, payload: 8, tailroom: 2 });
+    let mut batch = RecvBatch::new(2, SlotLayout { headroom: 2, payload: 8, tailroom: 2 });
     for length in [9, 8] {
         client.send_to(&bytes(length), listener.local_addr().unwrap()).unwrap();
     }
@@ -174,20 +174,20 @@ fn a_datagram_longer_than_its_room_is_truncated_and_spoils_nothing() {
     assert_eq!(batch.arena(), [&[0; 2][..], &bytes(8), &[0; 4], &bytes(8), &[0; 2]].concat());
 }
 
-// RFC 8656 §11.5: an ICMP error is about one peer and no reason to keep another one's datagram waiting.
+// RFC 8656 §11.5: an ICMP error concerns one peer and must not delay the datagram of another.
 #[test]
-fn an_error_of_an_earlier_datagram_does_not_disturb_receiving() {
+fn an_error_of_an_earlier_datagram_does_not_affect_receiving() {
     for host in loopbacks() {
         let relay = bind_relay(SocketAddr::new(host, 0)).unwrap();
-        report_errors(&relay).unwrap();
+        enable_error_queue(&relay).unwrap();
         let peer = UdpSocket::bind((host, 0)).unwrap();
-        let deaf = deaf(host);
-        let mut batch = RecvBatch::new(4, ROOM);
+        let closed_port = closed_port(host);
+        let mut batch = RecvBatch::new(4, LAYOUT);
         for _ in 0..3 {
-            udp::send(&relay, b"lost", deaf.local_addr().unwrap(), None).unwrap();
+            udp::send(&relay, b"lost", closed_port.local_addr().unwrap(), None).unwrap();
             wait_for(&relay, PollFlags::POLLERR);
             assert_eq!(batch.receive(&relay, 0, 4).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-            udp::send(&relay, b"lost", deaf.local_addr().unwrap(), None).unwrap();
+            udp::send(&relay, b"lost", closed_port.local_addr().unwrap(), None).unwrap();
             peer.send_to(b"arrives", relay.local_addr().unwrap()).unwrap();
             wait_for(&relay, PollFlags::POLLIN);
             assert_eq!(batch.receive(&relay, 0, 4).unwrap().count, 1);
@@ -201,13 +201,13 @@ fn datagrams_that_the_kernel_dropped_are_counted() {
     let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
     SockRef::from(&relay).set_recv_buffer_size(0).unwrap();
     let (to, client) = (relay.local_addr().unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-    let mut batch = RecvBatch::new(64, ROOM);
+    let mut batch = RecvBatch::new(64, LAYOUT);
     let (mut counter, mut received, mut dropped) = (DropCounter::default(), 0, 0);
     for round in 1..=2 {
         for _ in 0..100 {
             client.send_to(&bytes(1_200), to).unwrap();
         }
-        // What was dropped is told with a datagram that comes after it.
+        // Drops are reported with a datagram that arrives later.
         let mut counted = false;
         while !counted {
             while let Ok(taken) = batch.receive(&relay, 0, 64) {
@@ -227,7 +227,7 @@ fn datagrams_that_the_kernel_dropped_are_counted() {
 }
 
 #[test]
-fn the_counter_of_drops_wraps_around() {
+fn the_drop_counter_wraps_around() {
     let mut counter = DropCounter::default();
     assert_eq!(counter.advance(None), 0);
     assert_eq!(counter.advance(Some(u32::MAX)), u32::MAX);
@@ -237,9 +237,9 @@ fn the_counter_of_drops_wraps_around() {
 }
 
 #[test]
-fn no_slot_is_an_error_and_takes_nothing() {
+fn receiving_into_no_slot_is_an_error() {
     let listener = bind_listener(addr("127.0.0.1:0")).unwrap();
-    let mut batch = RecvBatch::new(1, ROOM);
+    let mut batch = RecvBatch::new(1, LAYOUT);
     for (first, max) in [(0, 0), (1, 1), (9, 1)] {
         assert_eq!(batch.receive(&listener, first, max).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }

@@ -1,4 +1,4 @@
-//! Real sockets on the loopback interface, or in a network of their own where an interface has to be peculiar.
+//! Real sockets on the loopback interface, or in their own network namespace if a test has to configure an interface.
 
 use std::net::UdpSocket;
 
@@ -6,13 +6,13 @@ use nix::poll::PollFlags;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::*;
-use crate::net::batch::{RecvBatch, Room};
-use crate::net::testing::{addr, deaf, has_ipv6, in_own_network, ip, loopbacks, wait_for};
-use crate::net::udp::{bind_listener, bind_relay, merge_received, receive_error, report_errors};
+use crate::net::batch::{RecvBatch, SlotLayout};
+use crate::net::testing::{addr, closed_port, has_ipv6, in_own_network, ip, loopbacks, wait_for};
+use crate::net::udp::{bind_listener, bind_relay, enable_error_queue, enable_gro, receive_error};
 
-/// Receives so many datagrams, merged ones counted as the kernel delivers them.
+/// Receives `count` datagrams; merged ones count as one.
 fn receive(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
-    let mut batch = RecvBatch::new(8, Room { headroom: 0, payload: 65_536, tailroom: 0 });
+    let mut batch = RecvBatch::new(8, SlotLayout { headroom: 0, payload: 65_536, tailroom: 0 });
     let mut payloads = Vec::new();
     while payloads.len() < count {
         wait_for(socket, PollFlags::POLLIN);
@@ -22,7 +22,7 @@ fn receive(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
     payloads
 }
 
-/// Datagrams of these lengths, each of its own bytes, and where each is in the arena.
+/// Returns an arena with datagrams of these lengths and different contents, and the piece of each.
 fn arena(lengths: &[usize]) -> (Vec<u8>, Vec<Piece>) {
     let (mut arena, mut pieces) = (Vec::new(), Vec::new());
     for (number, length) in lengths.iter().enumerate() {
@@ -36,7 +36,7 @@ fn payloads(arena: &[u8], pieces: &[Piece]) -> Vec<Vec<u8>> {
     pieces.iter().map(|piece| arena[piece.start..piece.end].to_vec()).collect()
 }
 
-/// Pushes a datagram for each length, and returns what is to arrive and the arena.
+/// Pushes a datagram for each length. Returns the arena and the expected payloads.
 fn push_all(batch: &mut SendBatch, to: SocketAddr, lengths: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
     let (arena, pieces) = arena(lengths);
     for (number, piece) in pieces.iter().enumerate() {
@@ -53,7 +53,7 @@ fn socket(ip: IpAddr) -> (UdpSocket, SocketAddr) {
 }
 
 #[test]
-fn datagrams_of_all_lengths_arrive_whole_and_in_order() {
+fn datagrams_of_all_lengths_arrive_complete_and_in_order() {
     for ip in loopbacks() {
         let ((peer, to), (sender, _)) = (socket(ip), socket(ip));
         let lengths =
@@ -61,52 +61,54 @@ fn datagrams_of_all_lengths_arrive_whole_and_in_order() {
         let mut batch = SendBatch::new();
         let (arena, expected) = push_all(&mut batch, to, &lengths);
         assert_eq!(batch.len(), lengths.len());
-        assert_eq!(batch.flush(&sender, &arena), vec![Fate::Sent; lengths.len()]);
+        assert_eq!(batch.flush(&sender, &arena), vec![SendStatus::Sent; lengths.len()]);
         assert!(batch.is_empty());
         assert_eq!(receive(&peer, lengths.len()), expected);
         assert_eq!(batch.flush(&sender, &arena), []);
     }
 }
 
-/// The lengths of the messages that datagrams of these lengths arrive as, if the receiver takes runs as they are.
-fn runs_of(ip: IpAddr, lengths: &[usize], messages: usize) -> Option<Vec<usize>> {
+/// Sends datagrams of these lengths to a socket with GRO. Returns the lengths of the messages that arrive.
+fn message_lengths(ip: IpAddr, lengths: &[usize], messages: usize) -> Option<Vec<usize>> {
     let ((peer, to), (sender, _)) = (socket(ip), socket(ip));
     let mut batch = SendBatch::new();
-    if !merge_received(&peer) || !batch.segmentation {
+    if !enable_gro(&peer) || !batch.segmentation {
         return None;
     }
     let (arena, expected) = push_all(&mut batch, to, lengths);
-    assert_eq!(batch.flush(&sender, &arena), vec![Fate::Sent; lengths.len()]);
+    assert_eq!(batch.flush(&sender, &arena), vec![SendStatus::Sent; lengths.len()]);
     let received = receive(&peer, messages);
     assert_eq!(received.concat(), expected.concat());
     Some(received.iter().map(Vec::len).collect())
 }
 
 #[test]
-fn equal_datagrams_go_out_as_one_message_that_a_shorter_one_may_end() {
+fn datagrams_of_equal_length_and_a_shorter_last_one_are_one_message() {
     for ip in loopbacks() {
-        let Some(runs) = runs_of(ip, &[100, 100, 100, 40, 100, 100, 101, 101, 0, 0, 9, 9], 6) else { return };
-        assert_eq!(runs, [340, 200, 202, 0, 0, 18]);
+        let Some(lengths) = message_lengths(ip, &[100, 100, 100, 40, 100, 100, 101, 101, 0, 0, 9, 9], 6) else {
+            return;
+        };
+        assert_eq!(lengths, [340, 200, 202, 0, 0, 18]);
     }
 }
 
 #[test]
-fn a_run_is_no_longer_than_the_kernel_takes() {
+fn a_message_does_not_exceed_the_limits_of_the_kernel() {
     for ip in loopbacks() {
-        let Some(runs) = runs_of(ip, &[10; 130], 3) else { return };
-        assert_eq!(runs, [640, 640, 20]);
+        let Some(lengths) = message_lengths(ip, &[10; 130], 3) else { return };
+        assert_eq!(lengths, [640, 640, 20]);
         let longest = if ip.is_ipv4() { 1_472 } else { 1_452 };
         let most = 65_507 / longest;
-        let runs = runs_of(ip, &vec![longest; most + 1], 2).unwrap();
-        assert_eq!(runs, [most * longest, longest]);
-        let runs = runs_of(ip, &[longest + 1; 2], 2).unwrap();
-        assert_eq!(runs, [longest + 1; 2]);
+        let lengths = message_lengths(ip, &vec![longest; most + 1], 2).unwrap();
+        assert_eq!(lengths, [most * longest, longest]);
+        let lengths = message_lengths(ip, &[longest + 1; 2], 2).unwrap();
+        assert_eq!(lengths, [longest + 1; 2]);
     }
 }
 
-// RFC 8656 §12.4: the four bytes in front of each ChannelData message, left out on one way and put in on the other.
+// RFC 8656 §12.4: the header of each ChannelData message is removed in one direction and added in the other.
 #[test]
-fn headers_are_left_out_and_put_in_byte_for_byte() {
+fn channel_data_headers_are_removed_and_added() {
     for ip in loopbacks() {
         let ((peer, to_peer), (client, to_client), (relay, _)) = (socket(ip), socket(ip), socket(ip));
         let merged: Vec<u8> = (0..30_u8).flat_map(|i| [&[0x40, 1, 0, 100][..], &[i; 100]].concat()).collect();
@@ -114,7 +116,7 @@ fn headers_are_left_out_and_put_in_byte_for_byte() {
         for start in (0..merged.len()).step_by(104) {
             batch.push(&Target::new(to_peer, None, 0), &[Piece::of_arena(start + 4..start + 104)]);
         }
-        assert_eq!(batch.flush(&relay, &merged), [Fate::Sent; 30]);
+        assert_eq!(batch.flush(&relay, &merged), [SendStatus::Sent; 30]);
         let payloads = receive(&peer, 30);
         assert_eq!(payloads, (0..30).map(|i| vec![i; 100]).collect::<Vec<_>>());
 
@@ -124,13 +126,13 @@ fn headers_are_left_out_and_put_in_byte_for_byte() {
             assert_eq!(pieces.map(|piece| piece.len()), [4, 100]);
             batch.push(&Target::new(to_client, None, 0), &pieces);
         }
-        assert_eq!(batch.flush(&relay, &arena), [Fate::Sent; 30]);
+        assert_eq!(batch.flush(&relay, &arena), [SendStatus::Sent; 30]);
         assert_eq!(receive(&client, 30).concat(), merged);
     }
 }
 
 #[test]
-fn source_address_and_marking_are_those_of_each_target() {
+fn each_target_has_its_own_source_address_dscp_and_ecn() {
     let (listener, _) = socket(ip("0.0.0.0"));
     let port = listener.local_addr().unwrap().port();
     let (client, to) = socket(ip("127.0.0.1"));
@@ -141,8 +143,8 @@ fn source_address_and_marking_are_those_of_each_target() {
         let piece = batch.keep(b"x");
         batch.push(&Target::new(to, Some(ip(from)), tos), &[piece]);
     }
-    assert_eq!(batch.flush(&listener, &[]), [Fate::Sent; 5]);
-    let mut received = RecvBatch::new(5, Room { headroom: 0, payload: 9, tailroom: 0 });
+    assert_eq!(batch.flush(&listener, &[]), [SendStatus::Sent; 5]);
+    let mut received = RecvBatch::new(5, SlotLayout { headroom: 0, payload: 9, tailroom: 0 });
     for (slot, (from, tos)) in sent.into_iter().enumerate() {
         wait_for(&client, PollFlags::POLLIN);
         received.receive(&client, slot, 1).unwrap();
@@ -163,7 +165,7 @@ fn a_dual_stack_socket_sends_to_both_families_in_one_flush() {
             batch.push(&Target::new(*to, Some(to.ip()), 0b11), &[piece, piece]);
             batch.push(&Target::new(*to, Some(to.ip()), 0b11), &[piece, piece]);
         }
-        assert_eq!(batch.flush(&listener, &[]), [Fate::Sent; 8]);
+        assert_eq!(batch.flush(&listener, &[]), [SendStatus::Sent; 8]);
         for (client, to) in &clients {
             assert_eq!(receive(client, 4), vec![to.to_string().repeat(2).into_bytes(); 4]);
         }
@@ -171,7 +173,7 @@ fn a_dual_stack_socket_sends_to_both_families_in_one_flush() {
 }
 
 #[test]
-fn a_datagram_that_cannot_be_sent_costs_only_itself() {
+fn a_datagram_that_cannot_be_sent_does_not_affect_others() {
     let ((peer, to), (sender, _)) = (socket(ip("127.0.0.1")), socket(ip("127.0.0.1")));
     let mut batch = SendBatch::new();
     let good = Target::new(to, None, 0);
@@ -192,33 +194,33 @@ fn a_datagram_that_cannot_be_sent_costs_only_itself() {
     let last = batch.keep(b"end");
     batch.push(&good, &[last]);
 
-    let fates = batch.flush(&sender, &too_long);
-    let sent: Vec<bool> = fates.iter().map(|fate| *fate == Fate::Sent).collect();
+    let statuses = batch.flush(&sender, &too_long);
+    let sent: Vec<bool> = statuses.iter().map(|status| *status == SendStatus::Sent).collect();
     assert_eq!(sent, [true, false, true, false, false, true, false, true]);
-    assert_eq!((fates[1], fates[4]), (Fate::Failed(libc::EINVAL), Fate::Failed(libc::EINVAL)));
-    assert_eq!(fates[6], Fate::Failed(libc::EMSGSIZE));
+    assert_eq!((statuses[1], statuses[4]), (SendStatus::Failed(libc::EINVAL), SendStatus::Failed(libc::EINVAL)));
+    assert_eq!(statuses[6], SendStatus::Failed(libc::EMSGSIZE));
     assert_eq!(receive(&peer, 4), [&[0; 3][..], &[2; 3], &[5; 3], b"end"]);
 }
 
 #[test]
-fn pieces_that_are_not_in_the_arena_are_not_sent() {
+fn pieces_outside_the_arena_are_not_sent() {
     let ((peer, to), (sender, _)) = (socket(ip("127.0.0.1")), socket(ip("127.0.0.1")));
     let mut batch = SendBatch::new();
     batch.push(&Target::new(to, None, 0), &[Piece::of_arena(0..5), Piece::of_arena(0..1)]);
-    assert_eq!(batch.flush(&sender, &[0; 4]), [Fate::Failed(libc::EFAULT)]);
+    assert_eq!(batch.flush(&sender, &[0; 4]), [SendStatus::Failed(libc::EFAULT)]);
     batch.push(&Target::new(to, None, 0), &[Piece::of_arena(1..4)]);
-    assert_eq!(batch.flush(&sender, &[7; 4]), [Fate::Sent]);
+    assert_eq!(batch.flush(&sender, &[7; 4]), [SendStatus::Sent]);
     assert_eq!(receive(&peer, 1), [[7; 3]]);
 }
 
-// RFC 8656 §11.5: a peer's closed port costs nothing but what was sent to it.
+// RFC 8656 §11.5: a closed port of one peer must not affect the datagrams to another.
 #[test]
-fn errors_of_earlier_datagrams_cost_no_packet_to_another_peer() {
+fn errors_of_earlier_datagrams_do_not_affect_other_peers() {
     for ip in loopbacks() {
         let relay = bind_relay(SocketAddr::new(ip, 0)).unwrap();
-        report_errors(&relay).unwrap();
-        let ((peer, to), deaf) = (socket(ip), deaf(ip));
-        let nowhere = deaf.local_addr().unwrap();
+        enable_error_queue(&relay).unwrap();
+        let ((peer, to), closed_port) = (socket(ip), closed_port(ip));
+        let nowhere = closed_port.local_addr().unwrap();
         let mut batch = SendBatch::new();
         for round in 0..3 {
             let sent = [nowhere, to, nowhere, nowhere, to, to, nowhere];
@@ -226,7 +228,7 @@ fn errors_of_earlier_datagrams_cost_no_packet_to_another_peer() {
                 let piece = batch.keep(&[round, number]);
                 batch.push(&Target::new(*target, None, 0), &[piece]);
             }
-            assert_eq!(batch.flush(&relay, &[]), [Fate::Sent; 7]);
+            assert_eq!(batch.flush(&relay, &[]), [SendStatus::Sent; 7]);
             assert_eq!(receive(&peer, 3), [[round, 1], [round, 4], [round, 5]]);
         }
         for _ in 0..3 * 3 {
@@ -236,62 +238,62 @@ fn errors_of_earlier_datagrams_cost_no_packet_to_another_peer() {
     }
 }
 
-/// Sends runs through a socket that refuses segments with `code`, and checks that every datagram arrives.
-fn refused(sender: &UdpSocket, peer: &UdpSocket, length: usize) -> SendBatch {
+/// Sends through a socket on which segmentation fails, and checks that every datagram arrives.
+fn without_segmentation(sender: &UdpSocket, peer: &UdpSocket, length: usize) -> SendBatch {
     let to = peer.local_addr().unwrap();
     let mut batch = SendBatch::new();
     let lengths = [length, length, length, 9, length, length, 1, 5, 6];
     for _ in 0..2 {
         let (arena, expected) = push_all(&mut batch, to, &lengths);
-        assert_eq!(batch.flush(sender, &arena), [Fate::Sent; 9]);
+        assert_eq!(batch.flush(sender, &arena), [SendStatus::Sent; 9]);
         assert_eq!(receive(peer, 9), expected);
     }
     batch
 }
 
 #[test]
-fn a_run_that_a_socket_refuses_is_sent_one_by_one() {
+fn datagrams_are_sent_one_by_one_if_the_socket_cannot_segment() {
     let (sender, peer) = (socket(ip("127.0.0.1")).0, socket(ip("127.0.0.1")).0);
-    // Without checksums there is no segmentation: EINVAL.
+    // Segmentation without checksums fails with EINVAL.
     sys::set_option(sender.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
-    assert_eq!(refused(&sender, &peer, 1_000).segmentation, segmentation_supported());
+    assert_eq!(without_segmentation(&sender, &peer, 1_000).segmentation, segmentation_supported());
 }
 
 #[test]
-fn a_run_that_does_not_fit_the_interface_is_sent_one_by_one() {
+fn datagrams_longer_than_the_mtu_are_sent_one_by_one() {
     in_own_network(&["link set lo up mtu 1280"], || {
         let (sender, peer) = (socket(ip("127.0.0.1")).0, socket(ip("127.0.0.1")).0);
-        assert_eq!(refused(&sender, &peer, 1_400).segmentation, segmentation_supported());
+        assert_eq!(without_segmentation(&sender, &peer, 1_400).segmentation, segmentation_supported());
     });
 }
 
 #[test]
-fn an_interface_that_cannot_do_it_ends_segmentation() {
+fn segmentation_is_disabled_if_the_interface_does_not_support_it() {
     const UDP_LITE: i32 = 136;
     let lite = || {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::from(UDP_LITE)))?;
         socket.bind(&addr("127.0.0.1:0").into())?;
         io::Result::Ok(UdpSocket::from(socket))
     };
-    // UDP-Lite has no segmentation: EIO.
+    // Segmentation with UDP-Lite fails with EIO.
     let (Ok(sender), Ok(peer)) = (lite(), lite()) else { return };
-    assert!(!refused(&sender, &peer, 1_000).segmentation);
+    assert!(!without_segmentation(&sender, &peer, 1_000).segmentation);
 }
 
 #[test]
-fn which_refusals_end_segmentation() {
+fn only_some_segmentation_errors_disable_segmentation() {
     for code in [libc::EIO, libc::EOPNOTSUPP, libc::ENOPROTOOPT] {
-        assert!(refuses_segments(code) && refuses_all_segments(code));
+        assert!(is_segmentation_error(code) && is_segmentation_unsupported(code));
     }
     for code in [libc::EINVAL, libc::EMSGSIZE] {
-        assert!(refuses_segments(code) && !refuses_all_segments(code));
+        assert!(is_segmentation_error(code) && !is_segmentation_unsupported(code));
     }
-    assert!(!refuses_segments(libc::EPERM));
+    assert!(!is_segmentation_error(libc::EPERM));
 }
 
 #[test]
 fn a_full_buffer_leaves_the_rest_unsent_and_the_batch_usable() {
-    // Nobody there says what the hardware address of 10.9.9.2 is, so that packets to it wait and fill the buffer.
+    // No host resolves 10.9.9.2, so that packets to it wait for the neighbour lookup and fill the buffer.
     let setup = [
         "link set lo up",
         "link add name near type veth peer name far",
@@ -305,15 +307,15 @@ fn a_full_buffer_leaves_the_rest_unsent_and_the_batch_usable() {
         let mut batch = SendBatch::new();
         let (arena, _) =
             push_all(&mut batch, addr("10.9.9.2:9"), &[1_000, 1_001, 1_002, 1_003, 1_004, 1_005, 1_006, 1_007]);
-        let fates = batch.flush(&sender, &arena).to_vec();
-        let sent = fates.iter().take_while(|fate| **fate == Fate::Sent).count();
-        assert!((1..8).contains(&sent), "{fates:?}");
-        assert_eq!(fates[sent..], vec![Fate::BufferFull; 8 - sent]);
+        let statuses = batch.flush(&sender, &arena).to_vec();
+        let sent = statuses.iter().take_while(|status| **status == SendStatus::Sent).count();
+        assert!((1..8).contains(&sent), "{statuses:?}");
+        assert_eq!(statuses[sent..], vec![SendStatus::BufferFull; 8 - sent]);
 
         let (peer, to) = socket(ip("127.0.0.1"));
         let (free, _) = socket(ip("127.0.0.1"));
         let (arena, expected) = push_all(&mut batch, to, &[3, 4]);
-        assert_eq!(batch.flush(&free, &arena), [Fate::Sent; 2]);
+        assert_eq!(batch.flush(&free, &arena), [SendStatus::Sent; 2]);
         assert_eq!(receive(&peer, 2), expected);
     });
 }

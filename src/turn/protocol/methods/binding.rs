@@ -1,10 +1,11 @@
-//! Binding (RFC 8489 §12): tells the client its transport address. It needs no authentication and no memory.
+//! Binding (RFC 8489 §12): reports the client's transport address. It needs no authentication and no state.
 
 use crate::stun::Message;
 use crate::turn::contract::{FiveTuple, FromClient};
 use crate::turn::outcome::DropReason;
+use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request::unknown_attributes;
-use crate::turn::protocol::response::{self, Answering, Besides};
+use crate::turn::protocol::response::{self, ErrorExtras, ResponseContext};
 use crate::turn::server::Server;
 use crate::turn::time::Instant;
 
@@ -13,18 +14,24 @@ impl Server {
         &mut self,
         now: Instant,
         tuple: &FiveTuple,
+        context: &ResponseContext,
         message: &Message<'_>,
-        reply: &mut [u8],
+        response: &mut [u8],
     ) -> FromClient {
-        // The client of an allocation has shown that it is where it says.
-        if self.table.find_open(tuple, now).is_none() && !self.replies.admits(tuple, now) {
-            return FromClient::Drop(DropReason::ReplyLimit);
+        // The client of an allocation has proved that it receives at its address.
+        if self.table.find_open(tuple, now).is_none() && !self.responses.admits(tuple, now) {
+            return FromClient::Drop(DropReason::ResponseLimit);
         }
-        let answering = Answering::to(message);
         match unknown_attributes(message) {
-            Some(reject) => response::error(reply, &answering, None, &reject, Besides::Nothing),
-            None => response::binding(reply, &answering, tuple.client),
+            Some(rejection) => {
+                let extras = match &rejection {
+                    Rejection::UnknownAttributes(list) => ErrorExtras::Unknown(list),
+                    _ => ErrorExtras::None,
+                };
+                response::error(response, context, None, &rejection, extras)
+            }
+            None => response::binding(response, context, tuple.client),
         }
-        .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Reply)
+        .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Respond)
     }
 }

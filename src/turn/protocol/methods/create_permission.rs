@@ -1,46 +1,52 @@
 //! CreatePermission (RFC 8656 §10.2).
 
-use crate::stun::ErrorCode;
 use crate::stun::attribute::XorPeerAddress;
-use crate::turn::protocol::methods::{FORBIDDEN, admit_permissions, check_family, refused};
+use crate::turn::contract::Context;
+use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request::{Accepted, Authenticated};
-use crate::turn::protocol::response::{Reject, Success};
+use crate::turn::protocol::response::Success;
 use crate::turn::server::Server;
-use crate::turn::time::Instant;
+
+use super::{admit_permissions, check_family, denied};
 
 impl Server {
     pub(crate) fn create_permission(
         &mut self,
-        now: Instant,
+        cx: &mut Context<'_>,
         request: &Authenticated<'_, '_>,
-    ) -> Result<Accepted, Reject> {
-        let (id, allocation) = self.table.allocation_of(now, request)?;
-        // None of them, or any that is malformed → 400. Nothing is installed before all are found good.
+    ) -> Result<Accepted, Rejection> {
+        let now = cx.now;
+        let (_, allocation) = self.table.allocation_of(now, request)?;
+        // No address, or a malformed one → 400. Nothing is installed before all of them are checked.
         let mut peers = request.message.all::<XorPeerAddress>().peekable();
         if peers.peek().is_none() {
-            return Err(Reject::new(ErrorCode::BAD_REQUEST, "No XOR-PEER-ADDRESS"));
+            return Err(Rejection::BadRequest("No XOR-PEER-ADDRESS"));
         }
         if peers.any(|peer| peer.is_err()) {
-            return Err(Reject::new(ErrorCode::BAD_REQUEST, "Bad XOR-PEER-ADDRESS"));
+            return Err(Rejection::BadRequest("Bad XOR-PEER-ADDRESS"));
         }
         let peers = || request.message.all::<XorPeerAddress>().flatten().map(|XorPeerAddress(peer)| peer);
         for peer in peers() {
             check_family(allocation, peer, now)?;
         }
         for peer in peers() {
-            if let Err(denial) = self.shared.policy.permission_allowed(&self.shared.live, peer.ip()) {
-                self.actions.push_back(refused(allocation, peer, denial));
-                return Err(FORBIDDEN);
+            if let Err(denial) = self.snapshot.policy.permission_allowed(&self.ledger.live, peer.ip()) {
+                self.actions.push_back(denied(allocation, peer, denial));
+                return Err(Rejection::Forbidden);
             }
         }
-        allocation.expire(now);
-        if let Err(limit) = admit_permissions(allocation, peers().map(|peer| peer.ip()), &self.settings, now) {
+        allocation.remove_expired_permissions(now);
+        let limits = &self.snapshot.limits;
+        let admitted = admit_permissions(allocation, peers().map(|peer| peer.ip()), limits, now);
+        if let Err(limit) = admitted {
             self.actions.push_back(limit.reached(allocation.identity.user(), allocation.tuple));
-            return Err(Reject::limited(limit));
+            return Err(Rejection::Limit(limit));
         }
         for peer in peers() {
             allocation.permissions.install(peer.ip(), now);
         }
+        let (id, _) = self.table.allocation_of(now, request)?;
+        self.announce_routes(id, now);
         self.table.reschedule(id);
         Ok(Accepted::Success(Success::Done))
     }

@@ -1,4 +1,4 @@
-//! One method, one file; each carries out the steps of its section of RFC 8656.
+//! The handlers: one file per method, each with the steps of its section of RFC 8656.
 
 mod allocate;
 mod binding;
@@ -9,47 +9,43 @@ mod send;
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::stun::ErrorCode;
 use crate::stun::attribute::AddressFamily;
-use crate::turn::contract::{Action, Event};
+use crate::turn::contract::Action;
+use crate::turn::event::Event;
 use crate::turn::limit::Limit;
-use crate::turn::protocol::response::Reject;
-use crate::turn::server::Settings;
+use crate::turn::protocol::rejection::Rejection;
 use crate::turn::shared::policy::Denial;
+use crate::turn::shared::snapshot::Limits;
 use crate::turn::tables::allocation::Allocation;
 use crate::turn::time::Instant;
 
-pub(crate) use allocate::Obstacle;
+pub(crate) use allocate::AllocateFailure;
 
-/// Whether the peer is of the family of a relayed transport address of the allocation, or else 443.
-fn check_family(allocation: &Allocation, peer: SocketAddr, now: Instant) -> Result<(), Reject> {
-    if allocation.has(AddressFamily::from(&peer), now) { Ok(()) } else { Err(FAMILY_MISMATCH) }
+/// RFC 8656 §10.2, §12.2: the peer must be of the family of a relayed transport address, else 443.
+fn check_family(allocation: &Allocation, peer: SocketAddr, now: Instant) -> Result<(), Rejection> {
+    if allocation.has(AddressFamily::from(&peer), now) { Ok(()) } else { Err(Rejection::PeerAddressFamilyMismatch) }
 }
 
-const FAMILY_MISMATCH: Reject = Reject::new(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH, "Peer Address Family Mismatch");
-
-/// Whether the allocation, from which what has expired is gone, may have permissions for these addresses. Those that it
-/// has already cost nothing.
+/// Whether the allocation may have permissions for these addresses. Those that it has already cost nothing. Expired
+/// permissions must have been removed.
 fn admit_permissions(
     allocation: &mut Allocation,
     addresses: impl Iterator<Item = IpAddr>,
-    settings: &Settings,
+    limits: &Limits,
     now: Instant,
 ) -> Result<(), Limit> {
     let missing = allocation.permissions.missing(addresses);
-    if allocation.permissions.len() + missing > settings.permissions_per_allocation {
+    if missing > 0 && allocation.permissions.len() + missing > limits.permissions_per_allocation {
         return Err(Limit::Permissions);
     }
-    match &settings.peer_rate {
+    match &limits.peer_rate {
         Some(rate) if !allocation.meter.peers.take(rate, now, missing) => Err(Limit::PeerRate),
         _ => Ok(()),
     }
 }
 
-/// The note for the log that goes with a 403.
-fn refused(allocation: &Allocation, peer: SocketAddr, denial: Denial) -> Action {
+/// Returns the log entry for a 403.
+fn denied(allocation: &Allocation, peer: SocketAddr, denial: Denial) -> Action {
     let (user, tuple) = (allocation.identity.user().to_owned(), allocation.tuple);
-    Action::Log(Event::PeerRefused { user, tuple, peer, denial })
+    Action::Log(Event::PeerDenied { user, tuple, peer, denial })
 }
-
-const FORBIDDEN: Reject = Reject::new(ErrorCode::FORBIDDEN, "Forbidden");

@@ -2,26 +2,31 @@
 
 use std::time::Duration;
 
+use crate::stun::AttributeError;
 use crate::stun::attribute::{Lifetime, RequestedAddressFamily};
-use crate::stun::{AttributeError, ErrorCode};
-use crate::turn::contract::{Context, EndReason};
-use crate::turn::protocol::methods::FAMILY_MISMATCH;
+use crate::turn::contract::Context;
+use crate::turn::event::EndReason;
+use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request::{Accepted, Authenticated, optional};
-use crate::turn::protocol::response::{Reject, Success};
+use crate::turn::protocol::response::Success;
 use crate::turn::server::Server;
 use crate::turn::tables::relays::Relay;
 use crate::turn::time::Deadline;
 use crate::turn::{DEFAULT_LIFETIME, MAXIMUM_LIFETIME};
 
 impl Server {
-    pub(crate) fn refresh(&mut self, cx: &Context<'_>, request: &Authenticated<'_, '_>) -> Result<Accepted, Reject> {
+    pub(crate) fn refresh(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &Authenticated<'_, '_>,
+    ) -> Result<Accepted, Rejection> {
         let (id, allocation) = self.table.allocation_of(cx.now, request)?;
-        // §8.1: without a family the request is about all relayed transport addresses.
+        // §8.1: without a family the request applies to all relayed transport addresses.
         let family = match request.message.get::<RequestedAddressFamily>() {
             Ok(None) => None,
             Ok(Some(RequestedAddressFamily(family))) if allocation.has(family, cx.now) => Some(family),
-            Ok(Some(_)) | Err(AttributeError::UnknownFamily) => return Err(FAMILY_MISMATCH),
-            Err(_) => return Err(Reject::new(ErrorCode::BAD_REQUEST, "Malformed Attribute")),
+            Ok(Some(_)) | Err(AttributeError::UnknownFamily) => return Err(Rejection::PeerAddressFamilyMismatch),
+            Err(_) => return Err(Rejection::BadRequest("Malformed Attribute")),
         };
         let desired = optional(request.message)?.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| seconds);
         if desired == 0 {
@@ -33,10 +38,10 @@ impl Server {
         }
         let desired = desired.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME);
         let desired = Deadline::after(cx.now, Duration::from_secs(desired.into()));
-        // A credential that is over may keep its allocation for the grace period, and for what it was given before.
+        // An expired credential keeps its allocation for the grace period, or for the time-to-expiry granted before.
         let last = match request.identity.expires() {
             Some(expires) => {
-                let left = expires.saturating_add(self.settings.expiry_grace).saturating_sub(cx.unix);
+                let left = expires.saturating_add(self.snapshot.expiry_grace).saturating_sub(cx.unix);
                 if left == 0 {
                     return Err(self.expired(cx, request));
                 }
@@ -44,13 +49,14 @@ impl Server {
             }
             None => Deadline::NEVER,
         };
-        let concerned = |relay: &&mut Relay| family.is_none_or(|family| relay.family() == family);
+        let requested = |relay: &&mut Relay| family.is_none_or(|family| relay.family() == family);
         let mut earliest = Deadline::NEVER;
-        for relay in allocation.relays.iter_mut().filter(|relay| relay.is_live(cx.now)).filter(concerned) {
+        for relay in allocation.relays.iter_mut().filter(|relay| relay.is_live(cx.now)).filter(requested) {
             relay.deadline = desired.earlier(last.later(relay.deadline));
             earliest = earliest.earlier(relay.deadline);
         }
         let lifetime = earliest.seconds_left(cx.now);
+        self.announce_routes(id, cx.now);
         self.table.reschedule(id);
         Ok(Accepted::Success(Success::Refreshed { lifetime }))
     }

@@ -1,7 +1,7 @@
-//! What the core tells, as lines of the log.
+//! The log lines for events of the core, rate-limited.
 //!
-//! What clients can cause is written so many times a minute at most: a few times what tells of trouble, and the ordinary
-//! lines of allocations as often as a log can bear. The rest is counted and summed up.
+//! Clients cause these events, so each kind has a number of lines per minute: a few for problems, many for allocations. The rest are
+//! counted and summed up in one line.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,16 +9,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::setting;
 use crate::turn::{Deadline, Event, Instant, Limit, QuotaExceeded, RedirectCause};
 
-/// How many lines of one kind are written in one [`WINDOW`].
+/// The number of lines of one kind per [`WINDOW`].
 const LINES: u32 = 5;
-/// How many lines tell of allocations in one [`WINDOW`]: a hundred a second, more than a busy server needs, and less
-/// than fills a disk overnight when somebody with a credential tries.
+/// The number of lines about allocations per [`WINDOW`]: a hundred a second. A busy server needs fewer, and a client with a
+/// credential cannot fill a disk overnight.
 const ALLOCATION_LINES: u32 = 6_000;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// The longest name from the network that a line repeats, in characters.
+/// The longest part of a name from the network that a line has, in characters.
 const LONGEST_NAME: usize = 64;
 
 /// Writes events to the log.
@@ -26,13 +27,13 @@ const LONGEST_NAME: usize = 64;
 pub(super) struct EventLog {
     allocations: RateLimit,
     failed_authentications: RateLimit,
-    refused_allocations: RateLimit,
+    rejected_allocations: RateLimit,
     redirected_allocations: RateLimit,
     limits: BTreeMap<Limit, RateLimit>,
     old_channels: RateLimit,
-    refused_connections: RateLimit,
+    rejected_connections: RateLimit,
     failed_accepts: RateLimit,
-    /// Ranges whose refusal has been explained once.
+    /// The ranges whose denial was explained.
     explained: BTreeSet<&'static str>,
 }
 
@@ -41,11 +42,11 @@ impl Default for EventLog {
         Self {
             allocations: RateLimit::of(ALLOCATION_LINES),
             failed_authentications: RateLimit::of(LINES),
-            refused_allocations: RateLimit::of(LINES),
+            rejected_allocations: RateLimit::of(LINES),
             redirected_allocations: RateLimit::of(LINES),
             limits: Limit::ALL.iter().map(|limit| (*limit, RateLimit::of(LINES))).collect(),
             old_channels: RateLimit::of(LINES),
-            refused_connections: RateLimit::of(LINES),
+            rejected_connections: RateLimit::of(LINES),
             failed_accepts: RateLimit::of(LINES),
             explained: BTreeSet::new(),
         }
@@ -68,7 +69,7 @@ impl EventLog {
                     tracing::info!(
                         user = &*printable(&ended.user), client = %ended.tuple.client, relay = %ended.relay,
                         reason = %ended.reason, duration = ended.duration.as_secs(),
-                        bytes_to_peers = ended.bytes_to_peers, bytes_to_client = ended.bytes_to_client,
+                        bytes_to_peers = ended.traffic.bytes_to_peers, bytes_to_client = ended.traffic.bytes_to_client,
                         "allocation ended"
                     );
                 }
@@ -81,9 +82,9 @@ impl EventLog {
                     );
                 }
             }
-            Event::AllocationRefused { user, tuple, reason } => {
-                if self.refused_allocations.admits(now) {
-                    tracing::warn!(user = &*printable(user), client = %tuple.client, reason, "allocation refused");
+            Event::AllocationRejected { user, tuple, reason } => {
+                if self.rejected_allocations.admits(now) {
+                    tracing::warn!(user = &*printable(user), client = %tuple.client, reason, "allocation rejected");
                 }
             }
             Event::LimitReached { user, tuple, limit } => {
@@ -108,33 +109,42 @@ impl EventLog {
                 if self.old_channels.admits(now) {
                     tracing::warn!(
                         user = &*printable(user), client = %tuple.client, channel = format_args!("{number:#06x}"),
-                        "channel refused: RFC 8656 allows 0x4000 to 0x4fff; compat.rfc5766-channels = true admits \
-                         this client's"
+                        "channel rejected: RFC 8656 allows 0x4000 to 0x4fff; {} = true accepts 0x5000 to 0x7fff too",
+                        setting::RFC5766_CHANNELS
                     );
                 }
             }
-            Event::PeerRefused { user, tuple, peer, denial } => {
+            Event::PeersRevoked { user, tuple, permissions, channels } => {
+                if self.allocations.admits(now) {
+                    tracing::info!(
+                        user = &*printable(user), client = %tuple.client, permissions, channels,
+                        "peers revoked: the new configuration denies them"
+                    );
+                }
+            }
+            Event::PeerDenied { user, tuple, peer, denial } => {
                 let (user, client, range) = (printable(user), tuple.client, denial.label());
                 if self.explained.insert(range) {
                     tracing::info!(
                         user = &*user, %client, %peer, range,
-                        "peer refused: browsers offer addresses of their own network too, and their call goes on over \
-                         others; peers.allow admits a range (said once for each range)"
+                        "peer denied: browsers also offer addresses of their own network, and the call uses the others; {} \
+                         allows a range (logged once for each range)",
+                        setting::PEERS_ALLOW
                     );
                 } else {
-                    tracing::debug!(user = &*user, %client, %peer, range, "peer refused");
+                    tracing::debug!(user = &*user, %client, %peer, range, "peer denied");
                 }
             }
         }
     }
 
-    pub(super) fn connection_refused(&mut self, now: Instant, client: SocketAddr, exceeded: QuotaExceeded) {
-        if self.refused_connections.admits(now) {
+    pub(super) fn connection_rejected(&mut self, now: Instant, client: SocketAddr, exceeded: QuotaExceeded) {
+        if self.rejected_connections.admits(now) {
             let limit = match exceeded {
-                QuotaExceeded::User => "limits.connections-per-source",
-                QuotaExceeded::Server => "limits.connections",
+                QuotaExceeded::User => setting::CONNECTIONS_PER_SOURCE,
+                QuotaExceeded::Server => setting::CONNECTIONS,
             };
-            tracing::warn!(%client, limit, "connection refused: the limit is reached");
+            tracing::warn!(%client, limit, "connection rejected: the limit is reached");
         }
     }
 
@@ -142,17 +152,18 @@ impl EventLog {
         if self.failed_accepts.admits(now) {
             tracing::warn!(
                 %error,
-                "a connection could not be accepted; if there are too many open files, raise LimitNOFILE"
+                "a connection could not be accepted; if there are too many open files, raise {}",
+                setting::OPEN_FILES
             );
         }
     }
 
-    /// Sums up what was not written, once its window is over.
+    /// Logs the number of suppressed lines of each window that has ended.
     pub(super) fn tick(&mut self, now: Instant) {
         self.sum_up(|limit| limit.summary(now));
     }
 
-    /// Sums up what was not written, at the end.
+    /// Logs the number of suppressed lines when the worker stops.
     pub(super) fn finish(&mut self) {
         self.sum_up(RateLimit::rest);
     }
@@ -161,10 +172,10 @@ impl EventLog {
         for (limit, what) in [
             (&mut self.allocations, "allocations created or ended"),
             (&mut self.failed_authentications, "failed authentications"),
-            (&mut self.refused_allocations, "refused allocations"),
+            (&mut self.rejected_allocations, "rejected allocations"),
             (&mut self.redirected_allocations, "redirected allocations"),
-            (&mut self.old_channels, "refused channels"),
-            (&mut self.refused_connections, "refused connections"),
+            (&mut self.old_channels, "rejected channels"),
+            (&mut self.rejected_connections, "rejected connections"),
             (&mut self.failed_accepts, "connections not accepted"),
         ] {
             if let Some(count) = count_of(limit) {
@@ -176,14 +187,14 @@ impl EventLog {
                 tracing::warn!(
                     count,
                     limit = limit.setting(),
-                    "more clients ran into this limit in the last minute, not logged one by one"
+                    "more clients reached this limit in the last minute, not logged one by one"
                 );
             }
         }
     }
 }
 
-/// Lets so many through in each window.
+/// Admits a number of lines per window.
 #[derive(Debug)]
 struct RateLimit {
     lines: u32,
@@ -210,20 +221,20 @@ impl RateLimit {
         false
     }
 
-    /// How many were not let through, once their window is over.
+    /// Returns the number of suppressed lines once their window has ended.
     fn summary(&mut self, now: Instant) -> Option<u64> {
         let over = self.window.is_some_and(|end| end.has_passed(now));
         if over { self.rest() } else { None }
     }
 
-    /// How many were not let through and are in no summary yet.
+    /// Returns the number of suppressed lines that were not summed up yet.
     fn rest(&mut self) -> Option<u64> {
         (self.suppressed > 0).then(|| std::mem::take(&mut self.suppressed))
     }
 }
 
-/// A name from the network, fit for the log: short, and without characters that move the cursor. As it may still look
-/// like fields of a line, it is recorded as a string, which the text format puts in quotes, and never by `%`.
+/// Returns a name from the network in a form for the log: short, and without control characters. It may still look like fields of
+/// a line, so it is recorded as a string, which the text format quotes, and never by `%`.
 fn printable(name: &str) -> Cow<'_, str> {
     if name.len() <= LONGEST_NAME && !name.chars().any(char::is_control) {
         return Cow::Borrowed(name);
@@ -243,13 +254,13 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::turn::{AllocationSummary, AuthCause, Denial, EndReason, FiveTuple, Transport};
+    use crate::turn::{AllocationSummary, AuthCause, Denial, EndReason, FiveTuple, SocketId, Traffic, Transport};
 
     fn at(second: u64) -> Instant {
         Instant::from_elapsed(Duration::from_secs(second))
     }
 
-    /// Keeps the lines of this thread's log.
+    /// Collects the log lines of this thread.
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -264,7 +275,7 @@ mod tests {
         }
     }
 
-    /// What is logged while `work` runs.
+    /// Returns the lines that `work` logs.
     fn logged(work: impl FnOnce()) -> Vec<String> {
         let lines = Lines::default();
         let writer = lines.clone();
@@ -279,27 +290,28 @@ mod tests {
         FiveTuple { client, server, transport: Transport::Udp }
     }
 
-    /// Everything that a client can have written, and how often a minute.
+    /// Every event that a client can cause, and its lines per minute.
     fn events() -> Vec<(Event, usize)> {
         let (user, username, tuple, relay) = ("ann".to_owned(), "ann".to_owned(), tuple(), tuple().server);
         let summary = AllocationSummary {
+            id: SocketId::for_tests(0).allocation(),
             user: user.clone(),
             tuple,
             relay: relay.into(),
             duration: WINDOW,
-            bytes_to_peers: 0,
-            bytes_to_client: 0,
+            traffic: Traffic::default(),
             reason: EndReason::Deleted,
         };
         let redirected = |cause| Event::AllocationRedirected { user: "ann".to_owned(), tuple, server: relay, cause };
         let refused =
-            |label| Event::PeerRefused { user: "ann".to_owned(), tuple, peer: relay, denial: Denial::Special(label) };
+            |label| Event::PeerDenied { user: "ann".to_owned(), tuple, peer: relay, denial: Denial::Special(label) };
         let mut events = vec![
             (Event::AllocationCreated { user: user.clone(), tuple, relay: relay.into(), lifetime: 600 }, 6_000),
             (Event::AllocationEnded(Box::new(summary)), 6_000),
+            (Event::PeersRevoked { user: user.clone(), tuple, permissions: 1, channels: 1 }, 6_000),
             (Event::AuthenticationFailed { username, tuple, cause: AuthCause::Expired { ago: 5 } }, 5),
             (Event::Rfc5766Channel { user: user.clone(), tuple, number: 0x5000 }, 5),
-            (Event::AllocationRefused { user: user.clone(), tuple, reason: "tunnel" }, 5),
+            (Event::AllocationRejected { user: user.clone(), tuple, reason: "tunnel" }, 5),
             (redirected(RedirectCause::Limit(Limit::RelayPorts)), 5),
             (refused("loopback"), 1),
             (refused("private"), 1),
@@ -309,9 +321,9 @@ mod tests {
         events
     }
 
-    // However fast a client makes them happen; and each kind is limited apart, so that none hides another.
+    // Each kind has a limit of its own, so none hides another.
     #[test]
-    fn events_are_so_many_lines_a_minute_and_a_sum() {
+    fn events_are_rate_limited_per_minute_and_summed_up() {
         for (event, most) in events() {
             let mut log = EventLog::default();
             let mut minute = |from: u64| {
@@ -358,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_lines_a_window_and_then_a_sum() {
+    fn a_window_admits_a_few_lines_and_then_a_sum() {
         let mut limit = RateLimit::of(LINES);
         assert_eq!((0..1_000).filter(|_| limit.admits(at(1))).count(), 5);
         assert_eq!(limit.summary(at(60)), None);
@@ -368,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_end_the_sum_does_not_wait_for_its_window() {
+    fn at_the_end_the_sum_does_not_wait_for_the_window() {
         let mut limit = RateLimit::of(LINES);
         assert_eq!((0..7).filter(|_| limit.admits(at(1))).count(), 5);
         assert_eq!((limit.rest(), limit.rest()), (Some(2), None));

@@ -7,21 +7,22 @@ use std::rc::{Rc, Weak};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::{Close, Worker, stream};
+use super::{CloseReason, stream};
 use crate::net::tls::Acceptor;
 use crate::turn::{FiveTuple, Ticket};
+use crate::worker::Worker;
 
-/// How many handshakes a worker has under way. One more ends the oldest: an honest client is done in two round trips, and
-/// whoever wants to hold places can hold none against those that come after.
-const MOST: usize = 512;
+/// The number of unfinished handshakes of a worker. Another one evicts the oldest: a handshake takes two round trips, so clients that
+/// keep theirs unfinished do not block others.
+const MAX_HANDSHAKES: usize = 512;
 
-/// The handshakes under way, the oldest first; each can be told to end.
+/// The unfinished handshakes, the oldest first. Each is notified when it is evicted.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes(VecDeque<Rc<Notify>>);
 
 impl Handshakes {
     fn begin(&mut self) -> Rc<Notify> {
-        if self.0.len() >= MOST
+        if self.0.len() >= MAX_HANDSHAKES
             && let Some(oldest) = self.0.pop_front()
         {
             oldest.notify_one();
@@ -36,34 +37,35 @@ impl Handshakes {
     }
 }
 
-/// Carries out the handshake of a new connection and serves it.
-pub(super) async fn serve(
+/// Carries out the handshake of a new connection, then serves it.
+pub(in crate::worker) async fn serve(
     worker: Weak<RefCell<Worker>>,
     tuple: FiveTuple,
     ticket: Ticket,
     stream: TcpStream,
     acceptor: Acceptor,
 ) {
-    let (place, limit) = match worker.upgrade() {
+    let (place, timeout) = match worker.upgrade() {
         Some(worker) => {
             let mut worker = worker.borrow_mut();
-            (worker.handshakes.begin(), worker.timeouts.tls_handshake)
+            let timeout = worker.shell.snapshot.timeouts.tls_handshake;
+            (worker.shell.connections.handshakes.begin(), timeout)
         }
         None => return,
     };
     let handshake = tokio::select! {
-        done = acceptor.accept(stream) => done.map_err(Close::from),
-        () = tokio::time::sleep(limit) => Err(Close::HandshakeTimeout),
-        () = place.notified() => Err(Close::HandshakeGaveWay),
+        done = acceptor.accept(stream) => done.map_err(CloseReason::from),
+        () = tokio::time::sleep(timeout) => Err(CloseReason::HandshakeTimeout),
+        () = place.notified() => Err(CloseReason::HandshakeEvicted),
     };
     if let Some(this) = worker.upgrade() {
-        this.borrow_mut().handshakes.end(&place);
+        this.borrow_mut().shell.connections.handshakes.end(&place);
     }
     match handshake {
         Ok((stream, usage)) => stream::serve(worker, tuple, ticket, stream, usage).await,
         Err(close) => {
             if let Some(worker) = worker.upgrade() {
-                worker.borrow_mut().connection_ended(&tuple, ticket, close);
+                worker.borrow_mut().connection_ended(&tuple, close);
             }
         }
     }
@@ -76,17 +78,17 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn one_handshake_too_many_ends_the_oldest() {
         let mut handshakes = Handshakes::default();
-        let places: Vec<_> = (0..MOST).map(|_| handshakes.begin()).collect();
+        let places: Vec<_> = (0..MAX_HANDSHAKES).map(|_| handshakes.begin()).collect();
         handshakes.end(&places[0]);
         let _ = handshakes.begin();
-        let told = |place: &Rc<Notify>| {
+        let evicted = |place: &Rc<Notify>| {
             let place = Rc::clone(place);
             async move { tokio::time::timeout(std::time::Duration::ZERO, place.notified()).await.is_ok() }
         };
-        assert!(!told(&places[1]).await);
+        assert!(!evicted(&places[1]).await);
         let _ = handshakes.begin();
-        assert!(told(&places[1]).await);
-        assert!(!told(&places[2]).await);
-        assert_eq!(handshakes.0.len(), MOST);
+        assert!(evicted(&places[1]).await);
+        assert!(!evicted(&places[2]).await);
+        assert_eq!(handshakes.0.len(), MAX_HANDSHAKES);
     }
 }

@@ -1,7 +1,7 @@
-//! How many answers go to an address that nobody has proved to receive there.
+//! The rate limit on responses to unverified sources.
 //!
-//! Whoever forges a source makes the server answer to somebody else. So the answers to requests without a valid nonce
-//! are limited for each source; a client that repeats the nonce of its first answer is past this.
+//! A forged source makes the server respond to a third party. So responses to requests without a nonce of this server are
+//! rate-limited per source. A client that repeats the nonce of its first response is verified.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
@@ -10,24 +10,24 @@ use std::time::Duration;
 use crate::turn::contract::FiveTuple;
 use crate::turn::time::{Deadline, Instant};
 
-/// Sources share a bucket by a hash that nobody outside can compute: fixed memory, whatever the number of sources.
+/// The number of buckets. A keyed hash assigns sources to them, so the memory is fixed.
 const BUCKETS: usize = 8192;
 
-/// What a source has not used of its rate in this time it may use at once.
+/// The time over which a source can save up unused responses.
 const BURST: Duration = Duration::from_secs(4);
 
 #[derive(Debug)]
-pub(crate) struct ReplyLimit {
-    /// Between two answers at the steady rate; `None` for no limit.
+pub(crate) struct ResponseLimit {
+    /// The time between two responses at the steady rate; `None` for no limit.
     interval: Option<Duration>,
-    /// When the next answer would be due at the steady rate.
+    /// Per bucket, when the next response is due at the steady rate.
     due: Vec<Deadline>,
-    /// Keyed anew in each process, like the index of the table; no packet depends on it.
+    /// Its key is random in each process.
     hasher: RandomState,
 }
 
-impl ReplyLimit {
-    /// Admits so many answers a second to each source, 0 for no limit.
+impl ResponseLimit {
+    /// Admits `per_second` responses to each source; 0 is no limit.
     pub(crate) fn new(per_second: u32) -> Self {
         let interval = (per_second > 0).then(|| Duration::from_secs(1) / per_second);
         let never_used = Deadline::after(Instant::from_elapsed(Duration::ZERO), Duration::ZERO);
@@ -35,12 +35,12 @@ impl ReplyLimit {
         Self { interval, due: vec![never_used; buckets], hasher: RandomState::new() }
     }
 
-    /// Whether one more answer may go to the client: one that has connected does receive at its address.
+    /// Whether another response may be sent to the client. A client with a connection has proved its source.
     pub(crate) fn admits(&mut self, tuple: &FiveTuple, now: Instant) -> bool {
-        tuple.transport.is_stream() || self.admits_source(tuple.client.ip(), now)
+        tuple.transport.proves_source() || self.admits_source(tuple.client.ip(), now)
     }
 
-    /// Counts by IPv4 address, or by the /64 network of an IPv6 address.
+    /// Like [`admits`](Self::admits), by IPv4 address or by the /64 network of an IPv6 address.
     pub(crate) fn admits_source(&mut self, source: IpAddr, now: Instant) -> bool {
         let Some(interval) = self.interval else { return true };
         let network = match source {
@@ -66,13 +66,13 @@ mod tests {
         Instant::from_elapsed(Duration::from_millis(millisecond))
     }
 
-    fn admitted(limit: &mut ReplyLimit, source: &str, now: Instant) -> usize {
+    fn admitted(limit: &mut ResponseLimit, source: &str, now: Instant) -> usize {
         (0..10_000).filter(|_| limit.admits_source(source.parse().unwrap(), now)).count()
     }
 
     #[test]
     fn a_source_gets_a_burst_and_then_its_rate() {
-        let mut limit = ReplyLimit::new(50);
+        let mut limit = ResponseLimit::new(50);
         assert_eq!(admitted(&mut limit, "192.0.2.1", at(100_000)), 201);
         assert_eq!(admitted(&mut limit, "192.0.2.1", at(101_000)), 50);
         assert_eq!(admitted(&mut limit, "192.0.2.1", at(101_000)), 0);
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn sources_are_limited_apart_and_an_ipv6_network_as_one() {
-        let mut limit = ReplyLimit::new(50);
+        let mut limit = ResponseLimit::new(50);
         assert_eq!(admitted(&mut limit, "2001:db8::1", at(0)), 201);
         assert_eq!(admitted(&mut limit, "2001:db8::ffff:1", at(0)), 0);
         // One of so many may share the bucket.
@@ -91,11 +91,11 @@ mod tests {
 
     #[test]
     fn no_limit_is_no_limit() {
-        assert_eq!(admitted(&mut ReplyLimit::new(0), "192.0.2.1", at(0)), 10_000);
+        assert_eq!(admitted(&mut ResponseLimit::new(0), "192.0.2.1", at(0)), 10_000);
     }
 
     #[test]
     fn rates_need_not_divide_a_second() {
-        assert_eq!(admitted(&mut ReplyLimit::new(700), "192.0.2.1", at(0)), 2_802);
+        assert_eq!(admitted(&mut ResponseLimit::new(700), "192.0.2.1", at(0)), 2_802);
     }
 }

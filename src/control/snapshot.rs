@@ -1,0 +1,72 @@
+//! From the configuration file to the snapshot that the workers read.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::alternate::alternate;
+use crate::auth::{Authenticator, NonceMint, Secret};
+use crate::config::Config;
+use crate::net::tls::Acceptor;
+use crate::turn::{self, ChannelNumbers, Compat, Limits, PeerPolicy, Rate, UserRates};
+use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
+
+/// What a snapshot needs in addition to the configuration file.
+pub(super) struct Surroundings<'a> {
+    /// The secret of this run, if none is configured.
+    pub(super) own_secret: Option<&'a Secret>,
+    /// The key of nonces if no secret is configured.
+    pub(super) nonce_key: [u8; 32],
+    /// The addresses of this machine, and those that the world knows it by.
+    pub(super) own_addresses: Vec<IpAddr>,
+    /// The limit on connections that the open files allow.
+    pub(super) connections: u32,
+    /// Serves TLS handshakes.
+    pub(super) tls: Option<Acceptor>,
+}
+
+/// Builds the snapshot of a configuration.
+pub(super) fn snapshot(config: &Config, surroundings: Surroundings<'_>) -> Snapshot {
+    let Surroundings { own_secret, nonce_key, own_addresses, connections, tls } = surroundings;
+    let secrets: Vec<Secret> = config.auth.secrets.iter().chain(own_secret).cloned().collect();
+    let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
+    let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
+    let nonces = NonceMint::from_secrets(&secrets, nonce_lifetime)
+        .unwrap_or_else(|| NonceMint::from_random(nonce_key, nonce_lifetime));
+    let authenticator = Authenticator::new(config.realm.clone(), secrets, users);
+    let core = turn::Snapshot {
+        nonces: nonces.with_features(authenticator.features()),
+        authenticator,
+        policy: PeerPolicy { allow: config.peers.allow.clone(), deny: config.peers.deny.clone(), own: own_addresses },
+        limits: limits(config),
+        alternate: alternate(&config.alternate),
+        compat: Compat {
+            channels: if config.compat.rfc5766_channels { ChannelNumbers::Rfc5766 } else { ChannelNumbers::Rfc8656 },
+            draft_dual_allocation: config.compat.draft_dual_allocation,
+        },
+        expiry_grace: config.auth.expiry_grace.as_secs(),
+    };
+    let crate::config::Timeouts { tls_handshake, first_request, idle, unauthenticated } = config.timeouts;
+    Snapshot {
+        core: Arc::new(core),
+        connection_limits: ConnectionLimits { per_source: config.limits.connections_per_source, in_all: connections },
+        timeouts: Timeouts { tls_handshake, first_request, idle, unauthenticated },
+        tls,
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    let limits = &config.limits;
+    Limits {
+        allocations_per_user: limits.allocations_per_user,
+        allocations: limits.allocations,
+        user_rates: UserRates {
+            allocations: Rate::of_allocations(limits.allocations_per_second_per_user),
+            bytes: Rate::of_bytes(limits.bytes_per_second_per_user),
+        },
+        permissions_per_allocation: limits.permissions_per_allocation.into(),
+        channels_per_allocation: limits.channels_per_allocation.into(),
+        peer_rate: Rate::of_peers(limits.peers_per_second),
+        byte_rate: Rate::of_bytes(limits.bytes_per_second_per_allocation),
+        unverified_responses: limits.unverified_replies,
+    }
+}

@@ -1,0 +1,64 @@
+//! The names of settings in messages. A test in `config/schema.rs` checks that each is a key of the configuration.
+//!
+//! A message that has to be a literal spells the name out, and its test compares it with the constant.
+
+macro_rules! settings {
+    ($($name:ident = $key:literal;)+) => {
+        $(
+            #[doc = concat!("`", $key, "`.")]
+            pub const $name: &str = $key;
+        )+
+
+        /// Every key.
+        pub const ALL: &[&str] = &[$($name),+];
+    };
+}
+
+settings! {
+    HOSTNAME = "hostname";
+    WORKERS = "workers";
+    DRAIN_DEADLINE = "drain-deadline";
+    TLS_CERTIFICATE = "tls.certificate";
+    TLS_PRIVATE_KEY = "tls.private-key";
+    RELAY_ADDRESSES = "relay.addresses";
+    RELAY_EXTERNAL = "relay.external";
+    RELAY_PORTS = "relay.ports";
+    AUTH_SECRETS = "auth.secrets";
+    AUTH_SECRETS_FILE = "auth.secrets-file";
+    PEERS_ALLOW = "peers.allow";
+    ALLOCATIONS_PER_USER = "limits.allocations-per-user";
+    ALLOCATIONS_PER_SECOND_PER_USER = "limits.allocations-per-second-per-user";
+    ALLOCATIONS = "limits.allocations";
+    PERMISSIONS_PER_ALLOCATION = "limits.permissions-per-allocation";
+    CHANNELS_PER_ALLOCATION = "limits.channels-per-allocation";
+    PEERS_PER_SECOND = "limits.peers-per-second";
+    BYTES_PER_SECOND_PER_ALLOCATION = "limits.bytes-per-second-per-allocation";
+    BYTES_PER_SECOND_PER_USER = "limits.bytes-per-second-per-user";
+    CONNECTIONS = "limits.connections";
+    CONNECTIONS_PER_SOURCE = "limits.connections-per-source";
+    ALTERNATE_SERVERS = "alternate.servers";
+    ALTERNATE_WHEN = "alternate.when";
+    RFC5766_CHANNELS = "compat.rfc5766-channels";
+}
+
+/// The limit of open files, which is a setting of the systemd unit.
+pub const OPEN_FILES: &str = "LimitNOFILE";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_key_has_one_name() {
+        let distinct: HashSet<&&str> = ALL.iter().collect();
+        assert_eq!(distinct.len(), ALL.len());
+    }
+
+    #[test]
+    fn the_systemd_unit_sets_the_limit_of_open_files() {
+        let unit = include_str!("../systemd/turnserver.service");
+        assert!(unit.lines().any(|line| line.starts_with(&format!("{OPEN_FILES}="))));
+    }
+}

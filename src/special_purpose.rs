@@ -1,0 +1,327 @@
+//! The special-purpose address ranges of IANA's registries (RFC 6890), and the IPv4 addresses in IPv6 addresses.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+/// The properties of the addresses of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The name in logs and counters.
+    pub name: &'static str,
+    /// The kind of the addresses for a message, to be read before "address".
+    pub kind: &'static str,
+    /// From where an interface with such an address is reached.
+    pub reach: Reach,
+    /// The form of the addresses, if they contain IPv4 addresses.
+    pub embedding: Option<Embedding>,
+}
+
+/// From where an interface is reached, as far as the range of its address says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// From this machine.
+    Machine,
+    /// From the same link.
+    Link,
+    /// From some networks at most.
+    Limited,
+    /// From some networks at most, although the range is globally reachable by the registry: a translator or an overlay
+    /// network maps its addresses to others, so they do not locate an interface.
+    Mapped,
+    /// From everywhere.
+    Global,
+}
+
+impl Range {
+    /// Whether the registry says that the range is globally reachable. "N/A" is no.
+    #[must_use]
+    pub fn is_globally_reachable(&self) -> bool {
+        matches!(self.reach, Mapped | Global)
+    }
+
+    const fn new(name: &'static str, kind: &'static str, reach: Reach) -> Self {
+        Self { name, kind, reach, embedding: None }
+    }
+
+    const fn embedding(self, embedding: Embedding) -> Self {
+        Self { embedding: Some(embedding), ..self }
+    }
+}
+
+/// A form of IPv6 addresses that contain IPv4 addresses. A gateway forwards packets to one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Embedding {
+    /// RFC 6052 §2.1: the well-known prefix of NAT64.
+    Nat64,
+    /// RFC 8215: the local-use prefix of NAT64.
+    LocalNat64,
+    /// RFC 4380 §4.
+    Teredo,
+    /// RFC 3056 §2.
+    SixToFour,
+}
+
+impl Embedding {
+    /// The name for a message.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nat64 | Self::LocalNat64 => "NAT64",
+            Self::Teredo => "Teredo",
+            Self::SixToFour => "6to4",
+        }
+    }
+
+    /// Whether the gateway is the end of a tunnel.
+    #[must_use]
+    pub fn is_tunnel(self) -> bool {
+        match self {
+            Self::Nat64 | Self::LocalNat64 => false,
+            Self::Teredo | Self::SixToFour => true,
+        }
+    }
+
+    /// The IPv4 addresses that `address` may contain.
+    fn ipv4(self, address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
+        let [_, a, b, c, d, e, g, h] = address.segments();
+        match self {
+            Self::Nat64 => [Some(join(g, h)), None],
+            // RFC 6052 §2.2: with a /48 prefix the IPv4 address is around bits 64 to 71, with a /96 prefix at the end.
+            Self::LocalNat64 => {
+                let ([_, third], [fourth, _]) = (d.to_be_bytes(), e.to_be_bytes());
+                [Some(join(c, u16::from_be_bytes([third, fourth]))), Some(join(g, h))]
+            }
+            // The server's address, and the client's with all bits inverted.
+            Self::Teredo => [Some(join(b, c)), Some(join(!g, !h))],
+            Self::SixToFour => [Some(join(a, b)), None],
+        }
+    }
+}
+
+fn join(high: u16, low: u16) -> Ipv4Addr {
+    let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+    Ipv4Addr::new(a, b, c, d)
+}
+
+/// The addresses at which a packet for one address may arrive: the address itself and the IPv4 addresses in it. Another
+/// notation of an IPv4 address is that address alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Destinations([Option<IpAddr>; 3]);
+
+impl Destinations {
+    /// Returns the addresses at which a packet for `address` may arrive.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        let IpAddr::V6(v6) = address else { return Self([Some(address), None, None]) };
+        if let Some(v4) = notation_of_ipv4(v6) {
+            return Self([Some(IpAddr::V4(v4)), None, None]);
+        }
+        let embedding = find(address).and_then(|range| range.embedding);
+        let [first, second] = embedding.map_or([None; 2], |embedding| embedding.ipv4(v6)).map(|v4| v4.map(IpAddr::V4));
+        Self([Some(address), first, second])
+    }
+
+    /// Returns each address.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        self.0.into_iter().flatten()
+    }
+}
+
+/// The IPv4 address of which `address` is another notation.
+fn notation_of_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    match address.segments() {
+        // IPv4-mapped, RFC 4291 §2.5.5.2.
+        [0, 0, 0, 0, 0, 0xffff, high, low] => Some(join(high, low)),
+        // IPv4-translated, RFC 2765 §2.1.
+        [0, 0, 0, 0, 0xffff, 0, high, low] => Some(join(high, low)),
+        // IPv4-compatible, RFC 4291 §2.5.5.1; :: and ::1 are addresses of IPv6.
+        [0, 0, 0, 0, 0, 0, high, low] if !(high == 0 && low <= 1) => Some(join(high, low)),
+        _ => None,
+    }
+}
+
+/// The range that `address` is in; `None` if it is an IPv4 address of no special purpose.
+#[must_use]
+pub fn find(address: IpAddr) -> Option<&'static Range> {
+    match address {
+        IpAddr::V4(v4) => V4.iter().find(|(prefix, _)| prefix.contains(&v4)).map(|(_, range)| range),
+        IpAddr::V6(v6) => V6.iter().find(|(prefix, _)| prefix.contains(&v6)).map(|(_, range)| range),
+    }
+}
+
+/// The form of the addresses of `network`, if all of them contain IPv4 addresses.
+#[must_use]
+pub fn embedding_of(network: Ipv6Net) -> Option<Embedding> {
+    V6.iter().find(|(prefix, _)| prefix.contains(&network)).and_then(|(_, range)| range.embedding)
+}
+
+/// Whether `address` is at the end of a Teredo or 6to4 tunnel. A packet could loop between the server and the tunnel's
+/// other end and grow on its way (RFC 8656 §21.4).
+#[must_use]
+pub fn is_tunneled(address: IpAddr) -> bool {
+    find(address).and_then(|range| range.embedding).is_some_and(Embedding::is_tunnel)
+}
+
+use Reach::{Global, Limited, Link, Machine, Mapped};
+
+/// The IPv4 ranges that are not globally reachable, and multicast.
+///
+/// The globally reachable addresses in 192.0.0.0/24 have no row. They are anycast addresses for clients that look for a
+/// server (RFC 7723, RFC 8155), and never the address of a peer.
+pub static V4: &[(Ipv4Net, Range)] = &[
+    (v4(0, 0, 0, 0, 8), Range::new("this-network", "reserved", Limited)),
+    (v4(10, 0, 0, 0, 8), Range::new("private", "private", Limited)),
+    (v4(100, 64, 0, 0, 10), Range::new("shared", "carrier-grade NAT", Limited)),
+    (v4(127, 0, 0, 0, 8), Range::new("loopback", "loopback", Machine)),
+    // The metadata services of cloud providers are here.
+    (v4(169, 254, 0, 0, 16), Range::new("link-local", "link-local", Link)),
+    (v4(172, 16, 0, 0, 12), Range::new("private", "private", Limited)),
+    (v4(192, 0, 0, 0, 24), Range::new("protocol-assignments", "reserved", Limited)),
+    (v4(192, 0, 2, 0, 24), Range::new("documentation", "documentation", Limited)),
+    // The anycast prefix of 6to4 relays, deprecated by RFC 7526; N/A in the registry.
+    (v4(192, 88, 99, 0, 24), Range::new("6to4-relay", "6to4 relay", Limited)),
+    (v4(192, 168, 0, 0, 16), Range::new("private", "private", Limited)),
+    (v4(198, 18, 0, 0, 15), Range::new("benchmarking", "benchmarking", Limited)),
+    (v4(198, 51, 100, 0, 24), Range::new("documentation", "documentation", Limited)),
+    (v4(203, 0, 113, 0, 24), Range::new("documentation", "documentation", Limited)),
+    (v4(224, 0, 0, 0, 4), Range::new("multicast", "multicast", Limited)),
+    // With the limited broadcast address.
+    (v4(240, 0, 0, 0, 4), Range::new("reserved", "reserved", Limited)),
+];
+
+/// All IPv6 ranges; the first match counts.
+///
+/// The globally reachable addresses in 2001:1::/32 have no row, for the same reason as in IPv4.
+pub static V6: &[(Ipv6Net, Range)] = &[
+    (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), Range::new("unspecified", "reserved", Limited)),
+    (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), Range::new("loopback", "loopback", Machine)),
+    // A translator maps these to IPv4 hosts.
+    (v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96), Range::new("nat64", "reserved", Mapped).embedding(Embedding::Nat64)),
+    (
+        v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48),
+        Range::new("local-nat64", "reserved", Limited).embedding(Embedding::LocalNat64),
+    ),
+    (v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64), Range::new("discard-only", "reserved", Limited)),
+    (v6([0x100, 0, 0, 1, 0, 0, 0, 0], 64), Range::new("dummy", "reserved", Limited)),
+    // N/A in the registry: reachable as far as a relay of the tunnel is, and hardly any relay is left.
+    (v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32), Range::new("teredo", "Teredo", Limited).embedding(Embedding::Teredo)),
+    // Counted as part of 2001::/23.
+    (v6([0x2001, 2, 0, 0, 0, 0, 0, 0], 48), Range::new("protocol-assignments", "benchmarking", Limited)),
+    (v6([0x2001, 3, 0, 0, 0, 0, 0, 0], 32), Range::new("amt", "multicast relay", Global)),
+    (v6([0x2001, 4, 0x112, 0, 0, 0, 0, 0], 48), Range::new("as112", "AS112", Global)),
+    // RFC 7343: ORCHIDs identify hosts and do not locate them. Only an overlay network routes them.
+    (v6([0x2001, 0x20, 0, 0, 0, 0, 0, 0], 28), Range::new("orchid", "non-routable", Mapped)),
+    // RFC 9374: ORCHIDs of drones.
+    (v6([0x2001, 0x30, 0, 0, 0, 0, 0, 0], 28), Range::new("drone-id", "non-routable", Mapped)),
+    (v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), Range::new("protocol-assignments", "reserved", Limited)),
+    (v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), Range::new("documentation", "documentation", Limited)),
+    // N/A in the registry, as Teredo.
+    (v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16), Range::new("6to4", "6to4", Limited).embedding(Embedding::SixToFour)),
+    (v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), Range::new("documentation", "documentation", Limited)),
+    (v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3), Range::new("global-unicast", "global", Global)),
+    (v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7), Range::new("unique-local", "unique local", Limited)),
+    (v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10), Range::new("link-local", "link-local", Link)),
+    (v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10), Range::new("site-local", "site-local", Limited)),
+    (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), Range::new("multicast", "multicast", Limited)),
+    // Only 2000::/3 is global unicast (RFC 4291 §2.4, as IANA assigns it). SRv6 SIDs (5f00::/16) are here too.
+    (v6([0, 0, 0, 0, 0, 0, 0, 0], 0), Range::new("unassigned", "reserved", Limited)),
+];
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, length: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length)
+}
+
+const fn v6(segments: [u16; 8], length: u8) -> Ipv6Net {
+    let [a, b, c, d, e, f, g, h] = segments;
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, g, h), length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range_of(address: &str) -> Option<&'static Range> {
+        find(address.parse().unwrap())
+    }
+
+    fn destinations(address: &str) -> Vec<String> {
+        Destinations::of(address.parse().unwrap()).iter().map(|address| address.to_string()).collect()
+    }
+
+    #[test]
+    fn an_ipv4_address_of_no_special_purpose_has_no_range() {
+        for address in ["1.1.1.1", "192.0.1.0", "192.88.98.255", "192.88.100.0", "223.255.255.255"] {
+            assert_eq!(range_of(address), None, "{address}");
+        }
+    }
+
+    #[test]
+    fn every_prefix_is_truncated_and_reached_before_a_wider_one() {
+        for (index, (prefix, _)) in V4.iter().enumerate() {
+            assert_eq!(*prefix, prefix.trunc());
+            assert!(V4[..index].iter().all(|(earlier, _)| !earlier.contains(prefix)), "{prefix}");
+        }
+        for (index, (prefix, _)) in V6.iter().enumerate() {
+            assert_eq!(*prefix, prefix.trunc());
+            assert!(V6[..index].iter().all(|(earlier, _)| !earlier.contains(prefix)), "{prefix}");
+        }
+    }
+
+    // The column "Globally Reachable" of the registries.
+    #[test]
+    fn ranges_are_globally_reachable_as_the_registry_says() {
+        let globally_reachable = |address| range_of(address).is_none_or(Range::is_globally_reachable);
+        for address in ["64:ff9b::1", "2001:3::1", "2001:4:112::1", "2001:20::1", "2001:3f:ffff::1", "2620:4f:8000::1"]
+        {
+            assert!(globally_reachable(address), "{address}");
+        }
+        for address in ["64:ff9b:1::1", "100::1", "100:0:0:1::1", "2001::1", "2001:2::1", "2001:10::1", "2001:db8::1"] {
+            assert!(!globally_reachable(address), "{address}");
+        }
+        for address in ["2002::1", "3fff::1", "5f00::1", "fc00::1", "fe80::1", "192.88.99.1", "240.0.0.1", "10.0.0.1"] {
+            assert!(!globally_reachable(address), "{address}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_locate_no_interface_are_not_reached_from_everywhere() {
+        for address in ["64:ff9b::808:808", "2001:20::1", "2001:2f:ffff::1", "2001:30::1"] {
+            assert_eq!(range_of(address).map(|range| range.reach), Some(Mapped), "{address}");
+        }
+    }
+
+    #[test]
+    fn another_notation_of_an_ipv4_address_is_that_address() {
+        for address in ["10.0.0.1", "::ffff:10.0.0.1", "::ffff:0:10.0.0.1", "::10.0.0.1"] {
+            assert_eq!(destinations(address), ["10.0.0.1"]);
+        }
+        assert_eq!(destinations("::"), ["::"]);
+        assert_eq!(destinations("::1"), ["::1"]);
+    }
+
+    #[test]
+    fn a_gateway_may_send_to_each_ipv4_address_in_an_address() {
+        for (address, expected) in [
+            ("64:ff9b::10.0.0.1", &["64:ff9b::a00:1", "10.0.0.1"][..]),
+            ("64:ff9b:1:a00:0:100:808:808", &["64:ff9b:1:a00:0:100:808:808", "10.0.0.1", "8.8.8.8"]),
+            ("2001:0:808:404::f5ff:fffe", &["2001:0:808:404::f5ff:fffe", "8.8.4.4", "10.0.0.1"]),
+            ("2002:a00:1::7", &["2002:a00:1::7", "10.0.0.1"]),
+            ("2001:db8::7", &["2001:db8::7"]),
+        ] {
+            assert_eq!(destinations(address), expected);
+        }
+    }
+
+    #[test]
+    fn a_network_has_an_embedding_if_all_of_its_addresses_have() {
+        let name = |network: &str| embedding_of(network.parse().unwrap()).map(Embedding::name);
+        assert_eq!(name("2002:808::/32"), Some("6to4"));
+        assert_eq!(name("2001::/32"), Some("Teredo"));
+        assert_eq!(name("64:ff9b::/96"), Some("NAT64"));
+        assert_eq!(name("64:ff9b:1:2::/64"), Some("NAT64"));
+        for network in ["64:ff9b::/95", "2001::/23", "2000::/3", "::/0", "::/96", "::1/128"] {
+            assert_eq!(name(network), None, "{network}");
+        }
+    }
+}

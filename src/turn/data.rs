@@ -1,0 +1,308 @@
+//! The path of packets: demultiplexing, application data in both directions, ICMP errors.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+use super::burst::{CachedRoute, ClientBurst, PeerBurst, PeerRoute};
+use super::contract::{
+    Action, Context, FiveTuple, FromClient, FromPeer, IcmpError, IcmpIndication, SocketId, ToClient, ToPeer,
+};
+use super::event::{Event, Traffic};
+use super::limit::Limit;
+use super::outcome::DropReason;
+use super::protocol::channel_data::{self, Framing, HEADROOM};
+use super::protocol::icmp;
+use super::protocol::request_method::RequestMethod;
+use super::server::Server;
+use super::shared::ledger::Ledger;
+use super::shared::policy::Denial;
+use super::shared::quota::Direction;
+use super::shared::snapshot::Snapshot;
+use super::tables::allocation::Allocation;
+use super::time::Instant;
+use crate::stun::attribute::AddressFamily;
+use crate::stun::{Class, FingerprintStatus, Message, Method, TransactionId};
+
+impl Server {
+    /// Decides about the next packet of a burst from a client: a UDP datagram, one segment of a merged datagram, or a frame of
+    /// a stream. Returns `None` if the burst is used up.
+    ///
+    /// The burst lies in `buffer`, and so does the payload of the decision. A response is written to `response`, which has
+    /// room for [`RESPONSE_BUFFER`](super::RESPONSE_BUFFER) bytes.
+    pub fn client_packet(
+        &mut self,
+        cx: &mut Context<'_>,
+        tuple: &FiveTuple,
+        buffer: &[u8],
+        burst: &mut ClientBurst,
+        response: &mut [u8],
+    ) -> Option<FromClient> {
+        let place = burst.next()?;
+        let packet = buffer.get(place.clone()).unwrap_or_default();
+        let header: [u8; 4] = packet.first_chunk().copied().unwrap_or_default();
+        if let Some(cached) = burst.cached.as_ref().filter(|last| last.header == header && last.length == packet.len())
+        {
+            let ToPeer { socket, payload, .. } = &cached.route;
+            return Some(match self.admit_data(cx.now, *socket, Direction::ToPeers, payload.len()) {
+                Ok(()) => FromClient::Relay(moved(&cached.route, place.start)),
+                Err(reason) => FromClient::Drop(reason),
+            });
+        }
+        burst.cached = None;
+        let decision = self.decide(cx, tuple, packet, burst.tos, response);
+        let FromClient::Relay(route) = decision else { return Some(decision) };
+        let absolute = moved(&route, place.start);
+        // The first two bits tell ChannelData from STUN, whose messages are all different.
+        if !matches!(header, [0..=3, ..]) {
+            burst.cached = Some(CachedRoute { header, length: packet.len(), route });
+        }
+        Some(FromClient::Relay(absolute))
+    }
+
+    /// Decides about one packet. The payload of a route is relative to the packet.
+    fn decide(
+        &mut self,
+        cx: &mut Context<'_>,
+        tuple: &FiveTuple,
+        packet: &[u8],
+        tos: u8,
+        response: &mut [u8],
+    ) -> FromClient {
+        if !is_usable(tuple.client) {
+            return FromClient::Drop(DropReason::UnusableSource);
+        }
+        // RFC 8656 §12, Table 3.
+        match packet.first() {
+            Some(0..=3) => self.stun_message(cx, tuple, packet, tos, response),
+            Some(first) if self.snapshot.compat.channels.contains_first_byte(*first) => {
+                self.channel_data(cx.now, tuple, packet, tos)
+            }
+            _ => FromClient::Drop(DropReason::UnknownProtocol),
+        }
+    }
+
+    fn stun_message(
+        &mut self,
+        cx: &mut Context<'_>,
+        tuple: &FiveTuple,
+        packet: &[u8],
+        tos: u8,
+        response: &mut [u8],
+    ) -> FromClient {
+        let Ok(message) = Message::parse(packet) else { return FromClient::Drop(DropReason::MalformedStun) };
+        // RFC 8489 §6.3: checks that do not depend on the class. A message that fails them is silently discarded.
+        if message.fingerprint() == FingerprintStatus::Wrong {
+            return FromClient::Drop(DropReason::WrongFingerprint);
+        }
+        match message.class() {
+            Class::Success | Class::Error => FromClient::Drop(DropReason::UnexpectedResponse),
+            Class::Indication => match message.method() {
+                Method::SEND => self.send_indication(cx.now, tuple, &message, tos),
+                Method::BINDING => FromClient::Drop(DropReason::Keepalive),
+                _ => FromClient::Drop(DropReason::UnsupportedMethod),
+            },
+            Class::Request => match RequestMethod::of(message.method()) {
+                Some(method) => self.request(cx, tuple, method, &message, response),
+                None => FromClient::Drop(DropReason::UnsupportedMethod),
+            },
+        }
+    }
+
+    /// RFC 8656 §12.6.
+    fn channel_data(&mut self, now: Instant, tuple: &FiveTuple, packet: &[u8], tos: u8) -> FromClient {
+        let Some((number, payload)) = channel_data::parse(packet) else {
+            return FromClient::Drop(DropReason::MalformedChannelData);
+        };
+        let Some((id, allocation)) = self.table.find_open(tuple, now) else {
+            return FromClient::Drop(DropReason::NoAllocation);
+        };
+        let Some(peer) = allocation.channels.peer(number, now) else {
+            return FromClient::Drop(DropReason::ChannelNotBound);
+        };
+        let Some((index, _)) = allocation.relays.of_family(AddressFamily::from(&peer), now) else {
+            return FromClient::Drop(DropReason::ChannelNotBound);
+        };
+        let Ok(peer) = bound_peer_allowed(&self.snapshot, &self.ledger, peer) else {
+            return FromClient::Drop(DropReason::PeerForbidden);
+        };
+        let socket = id.socket(index);
+        if let Err(reason) = self.admit_data(now, socket, Direction::ToPeers, payload.len()) {
+            return FromClient::Drop(reason);
+        }
+        // RFC 8656 §14 and §15: only a Send indication can ask for DF.
+        let tos = tuple.transport.relayed_tos(tos);
+        FromClient::Relay(ToPeer { socket, peer, payload, tos, dont_fragment: false })
+    }
+
+    /// Decides about the next datagram of a burst that a relay socket received (RFC 8656 §11.3). Returns `None` if the burst
+    /// is used up.
+    ///
+    /// The header of the message to the client is written to the end of `headroom`.
+    pub fn peer_packet(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: SocketId,
+        burst: &mut PeerBurst,
+        headroom: &mut [u8; HEADROOM],
+    ) -> Option<FromPeer> {
+        let payload = burst.next()?;
+        let (source, tos) = (burst.source, burst.tos);
+        let route = *burst.decided.get_or_insert_with(|| self.peer_route(cx.now, socket, source, tos));
+        Some(self.message_to_client(cx, socket, route, payload, headroom).map_or_else(FromPeer::Drop, FromPeer::Relay))
+    }
+
+    fn message_to_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: SocketId,
+        route: Result<PeerRoute, DropReason>,
+        payload: Range<usize>,
+        headroom: &mut [u8; HEADROOM],
+    ) -> Result<ToClient, DropReason> {
+        let PeerRoute { tuple, framing, tos } = route?;
+        let header = framing.write_header(payload.len(), cx.rng, headroom).ok_or(DropReason::TooLarge)?;
+        self.admit_data(cx.now, socket, Direction::ToClient, payload.len())?;
+        Ok(ToClient { tuple, header, padding: framing.padding(payload.len()), payload, tos })
+    }
+
+    fn peer_route(
+        &mut self,
+        now: Instant,
+        socket: SocketId,
+        source: SocketAddr,
+        tos: u8,
+    ) -> Result<PeerRoute, DropReason> {
+        let (snapshot, ledger) = (&self.snapshot, &self.ledger);
+        let allocation = self.table.find_by_socket(socket, now).ok_or(DropReason::AllocationEnded)?;
+        let peer = ledger.live.advertised(source);
+        if !allocation.permissions.allows(peer.ip(), now) {
+            return Err(DropReason::NoPermission);
+        }
+        let tuple = allocation.tuple;
+        // RFC 8656 §12.5: the server MUST use ChannelData where a channel is bound.
+        let (allowed, framing) = match allocation.channels.number(peer, now) {
+            Some(number) => {
+                let padded = tuple.transport.is_framed();
+                (bound_peer_allowed(snapshot, ledger, peer), Framing::Channel { number, padded })
+            }
+            None => (snapshot.policy.peer_allowed(&ledger.live, peer), Framing::Indication(peer)),
+        };
+        allowed.map_err(|_| DropReason::PeerForbidden)?;
+        Ok(PeerRoute { tuple, framing, tos: tuple.transport.relayed_tos(tos) })
+    }
+
+    /// Charges a datagram of `length` bytes to the rates of its allocation and user.
+    pub(crate) fn admit_data(
+        &mut self,
+        now: Instant,
+        socket: SocketId,
+        direction: Direction,
+        length: usize,
+    ) -> Result<(), DropReason> {
+        let limits = &self.snapshot.limits;
+        if limits.byte_rate.is_none() && limits.user_rates.bytes.is_none() {
+            return Ok(());
+        }
+        let allocation = self.table.get_mut(socket.allocation()).ok_or(DropReason::AllocationEnded)?;
+        allocation.admit_data(direction, length, now, limits, &self.ledger.quota).map_err(|limit| {
+            self.actions.extend(allocation.report_limit(limit, now));
+            match limit {
+                Limit::UserBandwidth => DropReason::UserBandwidth,
+                _ => DropReason::AllocationBandwidth,
+            }
+        })
+    }
+
+    /// Credits packets to an allocation that were relayed: by the shell, or outside the process by a
+    /// [`ChannelRoute`](super::ChannelRoute). `bytes` are those of application data.
+    pub fn credit(&mut self, socket: SocketId, direction: Direction, packets: u64, bytes: u64) {
+        let id = socket.allocation();
+        let traffic = match self.table.get_mut(id) {
+            Some(allocation) => Some(&mut allocation.traffic),
+            // The allocation ended after the decision and before the packets were sent.
+            None => self.actions.iter_mut().rev().find_map(|action| match action {
+                Action::Log(Event::AllocationEnded(summary)) if summary.id == id => Some(&mut summary.traffic),
+                _ => None,
+            }),
+        };
+        let Some(Traffic { packets_to_peers, bytes_to_peers, packets_to_client, bytes_to_client }) = traffic else {
+            return;
+        };
+        let (packet_count, byte_count) = match direction {
+            Direction::ToPeers => (packets_to_peers, bytes_to_peers),
+            Direction::ToClient => (packets_to_client, bytes_to_client),
+        };
+        *packet_count += packets;
+        *byte_count += bytes;
+    }
+
+    /// Decides about an ICMP error that came back for a datagram to `peer` (RFC 8656 §11.5). The Data indication for the
+    /// client is written to `buffer`, which has room for [`RESPONSE_BUFFER`](super::RESPONSE_BUFFER) bytes.
+    ///
+    /// # Errors
+    /// Why the client gets no indication.
+    pub fn peer_unreachable(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: SocketId,
+        peer: SocketAddr,
+        error: IcmpError,
+        buffer: &mut [u8],
+    ) -> Result<IcmpIndication, DropReason> {
+        let attribute = icmp::attribute(peer, error).ok_or(DropReason::IcmpType)?;
+        let allocation = self.table.find_by_socket(socket, cx.now).ok_or(DropReason::AllocationEnded)?;
+        let peer = self.ledger.live.advertised(peer);
+        if !allocation.permissions.allows(peer.ip(), cx.now) {
+            return Err(DropReason::NoPermission);
+        }
+        if !allocation.icmp.admits(cx.now) {
+            return Err(DropReason::IcmpLimit);
+        }
+        let mut transaction = [0; 12];
+        cx.rng.fill_bytes(&mut transaction);
+        let length = icmp::data_indication(buffer, peer, attribute, TransactionId::new(transaction));
+        Ok(IcmpIndication { tuple: allocation.tuple, length: length.ok_or(DropReason::TooLarge)? })
+    }
+}
+
+impl Allocation {
+    /// Charges application data to the rates, or returns the limit that it exceeds.
+    fn admit_data(
+        &mut self,
+        direction: Direction,
+        bytes: usize,
+        now: Instant,
+        limits: &super::Limits,
+        quota: &super::Quota,
+    ) -> Result<(), Limit> {
+        let bucket = self.meter.bucket(direction);
+        let charged = match &limits.byte_rate {
+            Some(rate) => bucket.offer(rate, now, bytes).ok_or(Limit::AllocationBandwidth)?,
+            None => *bucket,
+        };
+        // Data above the limit of the user is not charged to the allocation.
+        if !quota.admits_bytes(&self.ticket, direction, limits.user_rates.bytes.as_ref(), now, bytes) {
+            return Err(Limit::UserBandwidth);
+        }
+        *bucket = charged;
+        Ok(())
+    }
+}
+
+/// The route with its payload `by` bytes further on.
+fn moved(route: &ToPeer, by: usize) -> ToPeer {
+    let Range { start, end } = route.payload;
+    ToPeer { payload: by + start..by + end, ..route.clone() }
+}
+
+/// Whether data may flow between a client and a peer whose channel binding the policy has allowed. A new policy removes
+/// the channels that it denies, so only one thing can have changed: whether a relayed address of this server is in use.
+fn bound_peer_allowed(snapshot: &Snapshot, ledger: &Ledger, peer: SocketAddr) -> Result<SocketAddr, Denial> {
+    if ledger.live.is_relay_address(peer.ip()) { snapshot.policy.peer_allowed(&ledger.live, peer) } else { Ok(peer) }
+}
+
+/// Whether a response can be sent there.
+fn is_usable(client: SocketAddr) -> bool {
+    let ip = client.ip();
+    client.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::from([255; 4])
+}

@@ -1,0 +1,207 @@
+//! What the log says about clients and allocations.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::contract::{AllocationId, FiveTuple, RelayedAddresses};
+use super::limit::Limit;
+use super::shared::policy::Denial;
+use crate::auth::{AuthFailure, HumanSeconds};
+use crate::setting::ALTERNATE_WHEN;
+
+/// Something that an operator may want to read about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An allocation was created.
+    AllocationCreated {
+        /// The user.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The advertised relayed transport addresses.
+        relay: RelayedAddresses,
+        /// The time-to-expiry in seconds.
+        lifetime: u32,
+    },
+    /// An allocation ended.
+    AllocationEnded(Box<AllocationSummary>),
+    /// A client that receives at its address presented credentials that are not valid.
+    AuthenticationFailed {
+        /// The USERNAME of the request.
+        username: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// Why they are not valid.
+        cause: AuthCause,
+    },
+    /// An authenticated client requested a peer that the policy denies.
+    PeerDenied {
+        /// The user.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The requested peer.
+        peer: SocketAddr,
+        /// The rule that denies it.
+        denial: Denial,
+    },
+    /// An authenticated client requested a channel number of RFC 5766 that RFC 8656 §12 does not allow.
+    Rfc5766Channel {
+        /// The user.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The requested channel number.
+        number: u16,
+    },
+    /// An authenticated client was redirected to another server.
+    AllocationRedirected {
+        /// The user.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The alternate server of the client's address family.
+        server: SocketAddr,
+        /// Why.
+        cause: RedirectCause,
+    },
+    /// The allocation of an authenticated client was rejected for a reason other than a limit.
+    AllocationRejected {
+        /// The user.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// Why, and what to do if anything.
+        reason: &'static str,
+    },
+    /// An authenticated client reached a limit. For dropped data this event occurs once a minute for each allocation and limit.
+    LimitReached {
+        /// The user.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The limit.
+        limit: Limit,
+    },
+    /// A new configuration denies peers of an allocation, whose permissions and channels were removed.
+    PeersRevoked {
+        /// The user.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The number of permissions that were removed.
+        permissions: usize,
+        /// The number of channels that were removed.
+        channels: usize,
+    },
+}
+
+/// Why a client is redirected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedirectCause {
+    /// Every client is.
+    Always,
+    /// Instead of an [`Event::LimitReached`].
+    Limit(Limit),
+    /// Instead of an [`Event::AllocationRejected`] with this reason.
+    Rejected(&'static str),
+}
+
+impl fmt::Display for RedirectCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Always => write!(f, "{ALTERNATE_WHEN} is always"),
+            Self::Limit(limit) => write!(f, "{} ({})", limit.cause(), limit.setting()),
+            Self::Rejected(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// Why credentials are not valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthCause {
+    /// They are wrong.
+    Failure(AuthFailure),
+    /// They have expired.
+    Expired {
+        /// Seconds since the expiry.
+        ago: u64,
+    },
+}
+
+impl fmt::Display for AuthCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failure(failure) => failure.fmt(f),
+            Self::Expired { ago } => write!(
+                f,
+                "the credential expired {} ago (if it should not have, compare the clocks of the application and of \
+                 this machine)",
+                HumanSeconds(*ago)
+            ),
+        }
+    }
+}
+
+/// The life of an allocation, reported when it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllocationSummary {
+    /// The allocation.
+    pub id: AllocationId,
+    /// The user.
+    pub user: String,
+    /// The client's 5-tuple.
+    pub tuple: FiveTuple,
+    /// The advertised relayed transport addresses.
+    pub relay: RelayedAddresses,
+    /// The time from the Allocate request to the end.
+    pub duration: Duration,
+    /// What was relayed.
+    pub traffic: Traffic,
+    /// What ended it.
+    pub reason: EndReason,
+}
+
+/// The packets and bytes of application data that were relayed, that is, sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets from the client to its peers.
+    pub packets_to_peers: u64,
+    /// Bytes from the client to its peers.
+    pub bytes_to_peers: u64,
+    /// Packets from peers to the client.
+    pub packets_to_client: u64,
+    /// Bytes from peers to the client.
+    pub bytes_to_client: u64,
+}
+
+/// What ended an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// The client requested a lifetime of zero (RFC 8656 §8.2).
+    Deleted,
+    /// Its time-to-expiry reached zero.
+    Expired,
+    /// The client's connection was closed.
+    ConnectionClosed,
+    /// The server stopped.
+    ServerStopped,
+    /// A new configuration does not accept the credentials that created it.
+    CredentialsRevoked,
+    /// The operator ended it.
+    EndedByOperator,
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deleted => "deleted by the client",
+            Self::Expired => "expired",
+            Self::ConnectionClosed => "the connection was closed",
+            Self::ServerStopped => "the server stopped",
+            Self::CredentialsRevoked => "the credentials were revoked",
+            Self::EndedByOperator => "ended by the operator",
+        })
+    }
+}

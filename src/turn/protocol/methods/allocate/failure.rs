@@ -1,0 +1,78 @@
+//! Why an allocation, or one of its two address families, cannot be made.
+
+use crate::turn::contract::{Action, FiveTuple};
+use crate::turn::event::{Event, RedirectCause};
+use crate::turn::limit::Limit;
+use crate::turn::protocol::rejection::Rejection;
+use crate::turn::shared::alternate::RedirectWhen;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AllocateFailure {
+    Limit(Limit),
+    /// No relay address has this address family.
+    NoAddressOfFamily,
+    Draining,
+    /// Every client is redirected, and there is no alternate server for this one.
+    AlwaysRedirected,
+    /// RFC 8656 §21.4.
+    Tunneled,
+    ReservedPortInUse,
+}
+
+impl AllocateFailure {
+    pub(crate) const NO_PORT: Self = Self::Limit(Limit::RelayPorts);
+
+    pub(super) fn rejection(self) -> Rejection {
+        match self {
+            Self::Limit(limit) => Rejection::Limit(limit),
+            Self::NoAddressOfFamily => Rejection::AddressFamilyNotSupported,
+            Self::Draining => Rejection::InsufficientCapacity("Server is shutting down"),
+            Self::AlwaysRedirected => {
+                Rejection::InsufficientCapacity("Insufficient Capacity: no server for this address family")
+            }
+            Self::Tunneled => Rejection::Forbidden,
+            Self::ReservedPortInUse => NO_RESERVATION,
+        }
+    }
+
+    /// Returns when clients are redirected because of it, and the cause for the log; `None` if never.
+    pub(super) fn redirect(self) -> Option<(RedirectWhen, RedirectCause)> {
+        match self {
+            Self::Limit(limit @ (Limit::Allocations | Limit::RelayPorts | Limit::PortsInUse | Limit::Sockets)) => {
+                Some((RedirectWhen::Full, RedirectCause::Limit(limit)))
+            }
+            Self::Draining => Some((RedirectWhen::Draining, RedirectCause::Rejected(self.reason()))),
+            Self::AlwaysRedirected => Some((RedirectWhen::Always, RedirectCause::Always)),
+            Self::Limit(_) | Self::NoAddressOfFamily | Self::Tunneled | Self::ReservedPortInUse => None,
+        }
+    }
+
+    /// Returns the log entry.
+    pub(super) fn log(self, user: &str, tuple: FiveTuple) -> Action {
+        match self {
+            Self::Limit(limit) => limit.reached(user, tuple),
+            other => {
+                let (user, reason) = (user.to_owned(), other.reason());
+                Action::Log(Event::AllocationRejected { user, tuple, reason })
+            }
+        }
+    }
+
+    /// Returns the reason for the log.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Limit(limit) => limit.cause(),
+            Self::NoAddressOfFamily => "the server has no relay address of this address family",
+            Self::Draining => "the server is shutting down and stops with its last allocation",
+            Self::AlwaysRedirected => {
+                "alternate.when is always, but there is no alternate server for the client's address family and transport"
+            }
+            Self::Tunneled => "the client has a Teredo or 6to4 address, which RFC 8656 §21.4 excludes",
+            Self::ReservedPortInUse => {
+                "another program uses a reserved relay port: give this server a range of its own"
+            }
+        }
+    }
+}
+
+pub(super) const NO_RESERVATION: Rejection = Rejection::InsufficientCapacity("Insufficient Capacity: reserved port");

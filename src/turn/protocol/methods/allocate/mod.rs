@@ -1,0 +1,488 @@
+//! Allocate (RFC 8656 §7.2).
+
+mod failure;
+mod wanted;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rand::RngExt as _;
+
+use crate::auth::Identity;
+use crate::special_purpose::is_tunneled;
+use crate::stun::attribute::AddressFamily;
+use crate::stun::{AttributeType, TransactionId};
+use crate::turn::contract::{
+    Action, AllocationId, Context, FiveTuple, FromClient, OpenError, Opened, SocketKind, SocketSpec,
+};
+use crate::turn::event::{EndReason, Event, Traffic};
+use crate::turn::limit::Limit;
+use crate::turn::protocol::rejection::Rejection;
+use crate::turn::protocol::request::{Accepted, Authenticated};
+use crate::turn::protocol::response::{self, ResponseContext, Success};
+use crate::turn::server::Server;
+use crate::turn::shared::alternate::RedirectWhen;
+use crate::turn::shared::quota::{QuotaExceeded, Ticket, TicketWord};
+use crate::turn::shared::reservations::{Reserved, Token};
+use crate::turn::tables::allocation::{Allocation, IcmpBudget, Meter, Opening, State};
+use crate::turn::tables::channels::Channels;
+use crate::turn::tables::permissions::Permissions;
+use crate::turn::tables::ports::{PortPool, PortPreference};
+use crate::turn::tables::relays::{Relay, Relays, SocketState};
+use crate::turn::time::{Deadline, Instant};
+use failure::NO_RESERVATION;
+use wanted::{Wanted, WantedAddress};
+
+pub(crate) use failure::AllocateFailure;
+
+/// The number of ports in use by other programs that are tried.
+const ATTEMPTS: u8 = 16;
+
+/// RFC 8656 §7.2: a port MUST be reserved for at least 30 seconds.
+const RESERVATION: Duration = Duration::from_secs(30);
+
+impl Server {
+    /// Whether the request is a retransmission of the one that created the allocation of its 5-tuple.
+    pub(crate) fn is_retransmission(&self, now: Instant, request: &Authenticated<'_, '_>) -> bool {
+        let allocation = request.allocation.and_then(|id| self.table.get(id));
+        allocation.is_some_and(|allocation| {
+            let transaction = request.message.transaction_id();
+            !allocation.has_ended(now) && allocation.was_made_by(transaction, request.identity.username())
+        })
+    }
+
+    pub(crate) fn allocate(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &Authenticated<'_, '_>,
+    ) -> Result<Accepted, Rejection> {
+        // Step 2: the 5-tuple has an allocation → 437, unless this is a retransmission of the request that created it.
+        if let Some(id) = request.allocation {
+            let retransmission = self.is_retransmission(cx.now, request);
+            match self.table.get(id).filter(|allocation| !allocation.has_ended(cx.now)) {
+                Some(allocation) if retransmission => {
+                    return Ok(match allocation.state {
+                        State::Opening(_) => Accepted::Pending,
+                        State::Open => Accepted::Success(allocated(allocation, cx.now)),
+                    });
+                }
+                Some(_) => return Err(Rejection::AllocationMismatch),
+                None => self.end(id, cx.now, EndReason::Expired),
+            }
+        }
+        if is_tunneled(request.tuple.client.ip()) {
+            return Err(self.failed(request, AllocateFailure::Tunneled));
+        }
+        // Step 11.
+        if let Some(failure) = self.general_failure() {
+            return Err(self.failed(request, failure));
+        }
+        let Wanted { address, lifetime } = Wanted::parse(request.message, self.snapshot.compat.draft_dual_allocation)?;
+        let deadline = Deadline::after(cx.now, lifetime);
+        match address {
+            WantedAddress::New { family, additional, preference } => {
+                // Step 7: a family that no relay address has → 440.
+                if self.relays_of(family).is_empty() {
+                    return Err(Rejection::AddressFamilyNotSupported);
+                }
+                if (family == AddressFamily::V6 || additional) && !self.relays_of(AddressFamily::V6).is_empty() {
+                    check_dont_fragment(request)?;
+                }
+                let (ticket, reserve) = self.admit_with_neighbour(cx.now, request, preference)?;
+                let next = additional.then_some(AddressFamily::V6);
+                let id =
+                    self.begin(cx.now, request, ticket, Start { deadline, preference, next, reserve, claimed: false });
+                match self.next_socket(cx, id, family) {
+                    Some(open) => Ok(Accepted::Open(open)),
+                    None => {
+                        Err(self.give_up(id).map_or(AllocateFailure::NO_PORT.rejection(), |failed| failed.rejection))
+                    }
+                }
+            }
+            WantedAddress::Reserved(token) => {
+                let (reserved, ticket) = self.claim(cx.now, request, token)?;
+                let start =
+                    Start { deadline, preference: PortPreference::Any, next: None, reserve: None, claimed: true };
+                let id = self.begin(cx.now, request, ticket, start);
+                let open = self.ask_for_socket(id, reserved.bind, reserved.relayed);
+                open.map(Accepted::Open).ok_or(NO_RESERVATION)
+            }
+        }
+    }
+
+    /// Step 10: takes a place in the quota, else 486 or 508.
+    fn admit(&mut self, request: &Authenticated<'_, '_>) -> Result<Ticket, Rejection> {
+        let (limits, user) = (&self.snapshot.limits, request.identity.user());
+        match self.ledger.quota.admit(user, limits.allocations_per_user, limits.allocations) {
+            Ok(ticket) => Ok(ticket),
+            Err(QuotaExceeded::User) => Err(self.failed(request, AllocateFailure::Limit(Limit::AllocationsPerUser))),
+            Err(QuotaExceeded::Server) => Err(self.failed(request, AllocateFailure::Limit(Limit::Allocations))),
+        }
+    }
+
+    /// Charges an allocation to the rate of its user, who has this ticket.
+    fn admit_rate(
+        &mut self,
+        now: Instant,
+        request: &Authenticated<'_, '_>,
+        ticket: TicketWord,
+    ) -> Result<(), Rejection> {
+        let rate = self.snapshot.limits.user_rates.allocations.as_ref();
+        if self.ledger.quota.admits_rate(ticket, rate, now) {
+            return Ok(());
+        }
+        Err(self.failed(request, AllocateFailure::Limit(Limit::AllocationRate)))
+    }
+
+    fn failed(&mut self, request: &Authenticated<'_, '_>, failure: AllocateFailure) -> Rejection {
+        self.redirect_or_reject(request.identity.user(), request.tuple, request.context.transaction, failure)
+    }
+
+    /// Redirects a client that gets no allocation, or else rejects its request. Logs either.
+    fn redirect_or_reject(
+        &mut self,
+        user: &str,
+        tuple: FiveTuple,
+        transaction: TransactionId,
+        failure: AllocateFailure,
+    ) -> Rejection {
+        let redirect = failure.redirect().and_then(|(when, cause)| {
+            let alternate = self.snapshot.alternate.as_ref().filter(|alternate| when <= alternate.when)?;
+            Some((alternate.pick(&tuple, transaction)?, cause))
+        });
+        match redirect {
+            Some((redirect, cause)) => {
+                let (user, server) = (user.to_owned(), redirect.server);
+                self.actions.push_back(Action::Log(Event::AllocationRedirected { user, tuple, server, cause }));
+                Rejection::TryAlternate(redirect)
+            }
+            None => {
+                self.actions.push_back(failure.log(user, tuple));
+                failure.rejection()
+            }
+        }
+    }
+
+    /// Returns why no client gets an allocation at present, if none does.
+    fn general_failure(&self) -> Option<AllocateFailure> {
+        if self.ledger.is_draining() {
+            Some(AllocateFailure::Draining)
+        } else if self.snapshot.alternate.as_ref().is_some_and(|alternate| alternate.when == RedirectWhen::Always) {
+            Some(AllocateFailure::AlwaysRedirected)
+        } else {
+            None
+        }
+    }
+
+    /// Takes a place in the quota, and another one if a port is to be reserved: a reservation counts like an allocation until
+    /// it becomes one.
+    fn admit_with_neighbour(
+        &mut self,
+        now: Instant,
+        request: &Authenticated<'_, '_>,
+        preference: PortPreference,
+    ) -> Result<(Ticket, Option<Ticket>), Rejection> {
+        let ticket = self.admit(request)?;
+        let reserve = match preference {
+            PortPreference::EvenAndNext => Some(self.admit(request)?),
+            PortPreference::Any | PortPreference::Even => None,
+        };
+        // A request that is rejected for another reason is not charged to the rate.
+        self.admit_rate(now, request, ticket.word())?;
+        Ok((ticket, reserve))
+    }
+
+    /// Step 5: takes the reserved address of a token, with its place in the quota, else 508. The address family is that of the
+    /// reserved address.
+    fn claim(
+        &mut self,
+        now: Instant,
+        request: &Authenticated<'_, '_>,
+        token: Option<Token>,
+    ) -> Result<(Reserved, Ticket), Rejection> {
+        let token = token.ok_or(NO_RESERVATION)?;
+        let reserved = self.ledger.reservations.find(token).ok_or(NO_RESERVATION)?;
+        if reserved.bind.is_ipv6() {
+            check_dont_fragment(request)?;
+        }
+        // Any user can claim a token, but an allocation counts for the user who makes it.
+        let same_user = self.ledger.quota.is_of(reserved.ticket, request.identity.user());
+        let own = if same_user { None } else { Some(self.admit(request)?) };
+        let counted = own.as_ref().map_or(reserved.ticket, Ticket::word);
+        self.admit_rate(now, request, counted)?;
+        let claimed = self.ledger.reservations.claim(token, &self.ledger.quota).ok_or(NO_RESERVATION)?;
+        let ticket = own.unwrap_or(claimed);
+        match self.pool_of(reserved.bind) {
+            Some(pool) => pool.claim(reserved.bind.port()),
+            None => self.borrowed += 1,
+        }
+        Ok((reserved, ticket))
+    }
+
+    /// Enters an allocation that has no address yet.
+    fn begin(&mut self, now: Instant, request: &Authenticated<'_, '_>, ticket: Ticket, start: Start) -> AllocationId {
+        let opening = Opening {
+            attempts: 0,
+            context: request.context,
+            deadline: start.deadline,
+            preference: start.preference,
+            next: start.next,
+            failed: None,
+            claimed: start.claimed,
+            reserve: start.reserve,
+        };
+        self.table.insert(Allocation {
+            tuple: request.tuple,
+            relays: Relays::default(),
+            state: State::Opening(Box::new(opening)),
+            transaction: request.context.transaction,
+            identity: Rc::clone(&request.identity),
+            created: now,
+            address_error: None,
+            token: None,
+            permissions: Permissions::default(),
+            channels: Channels::default(),
+            traffic: Traffic::default(),
+            icmp: IcmpBudget::default(),
+            ticket,
+            meter: Meter::UNUSED,
+        })
+    }
+
+    /// Takes a port for a socket of `family`, or of the next family if there is none. `None` if nothing more can be opened.
+    fn next_socket(&mut self, cx: &mut Context<'_>, id: AllocationId, mut family: AddressFamily) -> Option<SocketSpec> {
+        loop {
+            let (opening, _) = self.table.get_mut(id)?.opening()?;
+            let preference = opening.preference;
+            match self.take_port(cx, family, preference) {
+                Ok((bind, relayed)) => return self.ask_for_socket(id, bind, relayed),
+                Err(failure) => {
+                    let (opening, _) = self.table.get_mut(id)?.opening()?;
+                    family = opening.fail(family, failure)?;
+                }
+            }
+        }
+    }
+
+    fn ask_for_socket(&mut self, id: AllocationId, bind: SocketAddr, relayed: SocketAddr) -> Option<SocketSpec> {
+        let (opening, relays) = self.table.get_mut(id)?.opening()?;
+        opening.attempts += 1;
+        let index = relays.set(Relay::new(bind, relayed, opening.deadline, SocketState::Opening));
+        Some(SocketSpec { socket: id.socket(index), kind: SocketKind::Udp, bind })
+    }
+
+    /// Continues an Allocate request with the result of opening a relay socket.
+    ///
+    /// A response is written to `response`, as in [`client_packet`](Self::client_packet).
+    pub fn socket_opened(
+        &mut self,
+        cx: &mut Context<'_>,
+        open: &SocketSpec,
+        result: Result<(), OpenError>,
+        response: &mut [u8],
+    ) -> Opened {
+        match result {
+            Ok(()) => {}
+            Err(OpenError::PortInUse) => self.set_aside(open.bind, cx.now),
+            Err(OpenError::Other) => self.release_port(open.bind),
+        }
+        let (id, index, family) = (open.socket.allocation(), open.socket.index(), AddressFamily::from(&open.bind));
+        // The allocation may have expired while its socket was being opened.
+        if self.table.get(id).is_some_and(|allocation| allocation.has_ended(cx.now)) {
+            self.end(id, cx.now, EndReason::Expired);
+        }
+        let Some((opening, relays)) = self.table.get_mut(id).and_then(Allocation::opening) else {
+            if result.is_ok() {
+                self.count_abandoned();
+            }
+            return Opened::Abandoned;
+        };
+        let next = match result {
+            Ok(()) => {
+                if let Some(relay) = relays.at_mut(index) {
+                    relay.socket = SocketState::Open;
+                }
+                self.ledger.live.set(open.bind, true);
+                opening.next_family()
+            }
+            Err(error) => {
+                relays.remove(index);
+                let next = match error {
+                    OpenError::PortInUse if opening.claimed => opening.fail(family, AllocateFailure::ReservedPortInUse),
+                    OpenError::PortInUse if opening.attempts < ATTEMPTS => Some(family),
+                    OpenError::PortInUse => opening.fail(family, AllocateFailure::Limit(Limit::PortsInUse)),
+                    OpenError::Other => opening.fail(family, AllocateFailure::Limit(Limit::Sockets)),
+                };
+                let preference = opening.preference;
+                self.release_next(preference, open.bind);
+                next
+            }
+        };
+        match next.and_then(|family| self.next_socket(cx, id, family)) {
+            Some(next) => Opened::Open(next),
+            None => self.finish_allocate(cx, id, response),
+        }
+    }
+
+    /// Responds once there is nothing more to open: with success if any socket is open.
+    fn finish_allocate(&mut self, cx: &mut Context<'_>, id: AllocationId, response: &mut [u8]) -> Opened {
+        let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
+        let Some(bind) = allocation.relays.iter().next().map(Relay::bind) else {
+            return self.reject_allocate(cx, id, response);
+        };
+        let State::Opening(opening) = std::mem::replace(&mut allocation.state, State::Open) else {
+            return Opened::Abandoned;
+        };
+        let Opening { context, failed, reserve, .. } = *opening;
+        let token = reserve.and_then(|ticket| self.reserve_next(cx, bind, ticket));
+        let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
+        allocation.token = token;
+        // Step 9: the response names the family that could not be allocated.
+        allocation.address_error = failed.map(|(family, failure)| (family, failure.rejection().code().code()));
+        let success = allocated(allocation, cx.now);
+        self.actions.push_back(Action::Log(Event::AllocationCreated {
+            user: allocation.identity.user().to_owned(),
+            tuple: allocation.tuple,
+            relay: allocation.relays.advertised(),
+            lifetime: allocation.relays.seconds_left(cx.now),
+        }));
+        match response::success(response, &context, allocation.identity.key(), &success) {
+            Ok(response) => Opened::Respond(allocation.tuple, response),
+            Err(_) => {
+                self.end(id, cx.now, EndReason::Deleted);
+                Opened::Abandoned
+            }
+        }
+    }
+
+    /// Reserves the port next to an even one for the client that presents the token.
+    fn reserve_next(&mut self, cx: &mut Context<'_>, even: SocketAddr, ticket: Ticket) -> Option<Token> {
+        let next = SocketAddr::new(even.ip(), even.port() | 1);
+        match self.ledger.reservations.reserve(next, ticket, cx.rng) {
+            Ok(token) => {
+                self.reserved.push_back((Deadline::after(cx.now, RESERVATION), token, next));
+                Some(token)
+            }
+            Err(_ticket) => {
+                self.release_next(PortPreference::EvenAndNext, even);
+                None
+            }
+        }
+    }
+
+    fn reject_allocate(&mut self, cx: &Context<'_>, id: AllocationId, response: &mut [u8]) -> Opened {
+        let Some(Failed { tuple, identity, context, rejection }) = self.give_up(id) else { return Opened::Abandoned };
+        match self.reject(cx, &tuple, &context, Some(identity.key()), &rejection, response) {
+            FromClient::Respond(response) => Opened::Respond(tuple, response),
+            _ => Opened::Abandoned,
+        }
+    }
+
+    /// Removes an allocation for which no socket can be opened.
+    fn give_up(&mut self, id: AllocationId) -> Option<Failed> {
+        let Allocation { tuple, identity, state, .. } = self.table.remove(id)?;
+        let State::Opening(opening) = state else { return None };
+        let context = opening.context;
+        let rejection = self.redirect_or_reject(identity.user(), tuple, context.transaction, opening.failure());
+        Some(Failed { tuple, identity, context, rejection })
+    }
+
+    /// Takes a free port of one of the relay addresses of a family, starting with a random one. Returns the address to bind the
+    /// socket to and the advertised address.
+    fn take_port(
+        &mut self,
+        cx: &mut Context<'_>,
+        family: AddressFamily,
+        preference: PortPreference,
+    ) -> Result<(SocketAddr, SocketAddr), AllocateFailure> {
+        let relays = self.relays_of(family);
+        if relays.is_empty() {
+            return Err(AllocateFailure::NoAddressOfFamily);
+        }
+        let first = cx.rng.random_range(0..relays.len());
+        for at in relays.iter().cycle().skip(first).take(relays.len()) {
+            let Some(port) = self.take_port_of(cx, *at, preference) else { continue };
+            if let Some(relay) = self.relays.get(*at) {
+                return Ok((SocketAddr::new(relay.bind, port), SocketAddr::new(relay.advertised, port)));
+            }
+        }
+        let in_use = relays.iter().any(|at| self.pools.get(*at).is_some_and(PortPool::has_set_aside));
+        Err(if in_use { AllocateFailure::Limit(Limit::PortsInUse) } else { AllocateFailure::NO_PORT })
+    }
+
+    fn take_port_of(&mut self, cx: &mut Context<'_>, at: usize, preference: PortPreference) -> Option<u16> {
+        let bind = self.relays.get(at)?.bind;
+        if preference == PortPreference::EvenAndNext && !self.ledger.reservations.cover(bind) {
+            return None;
+        }
+        let taken = self.pools.get_mut(at)?.take(cx.now, preference, cx.rng);
+        if taken.is_none() {
+            self.collect_returned(at);
+            return self.pools.get_mut(at)?.take(cx.now, preference, cx.rng);
+        }
+        taken
+    }
+
+    fn relays_of(&self, family: AddressFamily) -> Vec<usize> {
+        let relays = (0..).zip(&self.relays);
+        relays.filter(|(_, relay)| AddressFamily::of(relay.bind) == family).map(|(at, _)| at).collect()
+    }
+}
+
+/// The initial state of an allocation.
+struct Start {
+    deadline: Deadline,
+    preference: PortPreference,
+    next: Option<AddressFamily>,
+    reserve: Option<Ticket>,
+    claimed: bool,
+}
+
+/// An allocation that could not be made, and what its client gets.
+struct Failed {
+    tuple: FiveTuple,
+    identity: Rc<Identity>,
+    context: ResponseContext,
+    rejection: Rejection,
+}
+
+impl Opening {
+    /// Moves on to the next family.
+    fn next_family(&mut self) -> Option<AddressFamily> {
+        self.attempts = 0;
+        self.next.take()
+    }
+
+    /// Records why a family failed, and moves on to the next one.
+    fn fail(&mut self, family: AddressFamily, failure: AllocateFailure) -> Option<AddressFamily> {
+        self.failed.get_or_insert((family, failure));
+        self.next_family()
+    }
+
+    /// Returns why no socket could be opened.
+    fn failure(&self) -> AllocateFailure {
+        self.failed.map_or(AllocateFailure::NO_PORT, |(_, failure)| failure)
+    }
+}
+
+/// RFC 8656 §3.7: a socket does not tell whether an IPv4 datagram came with DF. So if data may go to IPv6 peers,
+/// DONT-FRAGMENT → 420, as in step 4.
+fn check_dont_fragment(request: &Authenticated<'_, '_>) -> Result<(), Rejection> {
+    let FiveTuple { client, transport, .. } = request.tuple;
+    let asked = request.message.contains(AttributeType::DONT_FRAGMENT);
+    if asked && client.is_ipv4() && transport.carries_ip_fields() {
+        return Err(Rejection::unknown_attributes(AttributeType::DONT_FRAGMENT, std::iter::empty()));
+    }
+    Ok(())
+}
+
+fn allocated(allocation: &Allocation, now: Instant) -> Success {
+    Success::Allocated {
+        relayed: allocation.relays.live(now),
+        mapped: allocation.tuple.client,
+        lifetime: allocation.relays.seconds_left(now),
+        address_error: allocation.address_error,
+        token: allocation.token,
+    }
+}

@@ -1,0 +1,78 @@
+//! What an Allocate request asks for (RFC 8656 §7.2, steps 3 to 9).
+
+use std::time::Duration;
+
+use crate::stun::attribute::{
+    AdditionalAddressFamily, AddressFamily, DraftAdditionalAddressFamily, EvenPort, Lifetime, RequestedAddressFamily,
+    RequestedTransport, ReservationToken,
+};
+use crate::stun::{AttributeError, AttributeType, Message};
+use crate::turn::protocol::rejection::Rejection;
+use crate::turn::protocol::request::{optional, required};
+use crate::turn::shared::reservations::Token;
+use crate::turn::tables::ports::PortPreference;
+use crate::turn::{DEFAULT_LIFETIME, MAXIMUM_LIFETIME};
+
+/// The allocation that a request wants.
+pub(super) struct Wanted {
+    pub(super) address: WantedAddress,
+    pub(super) lifetime: Duration,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum WantedAddress {
+    New {
+        family: AddressFamily,
+        /// Whether an IPv6 address is wanted in addition.
+        additional: bool,
+        preference: PortPreference,
+    },
+    /// By a token; `None` if it is none of this server.
+    Reserved(Option<Token>),
+}
+
+/// The attributes that choose the address, and so exclude a token.
+const ADDRESS_CHOICES: [AttributeType; 3] =
+    [AttributeType::EVEN_PORT, AttributeType::REQUESTED_ADDRESS_FAMILY, AttributeType::ADDITIONAL_ADDRESS_FAMILY];
+
+impl Wanted {
+    pub(super) fn parse(message: &Message<'_>, draft_dual_allocation: bool) -> Result<Self, Rejection> {
+        let bad = |reason| Err(Rejection::BadRequest(reason));
+        // Step 3: missing or malformed → 400, no UDP → 442.
+        let transport: RequestedTransport = required(message)?;
+        if transport != RequestedTransport::UDP {
+            return Err(Rejection::UnsupportedTransportProtocol);
+        }
+        // Step 5: a token and another choice of the address → 400.
+        let token = optional(message)?.map(|ReservationToken(bytes)| Token::from_bytes(bytes));
+        if token.is_some() && ADDRESS_CHOICES.iter().any(|kind| message.contains(*kind)) {
+            return bad("Bad RESERVATION-TOKEN");
+        }
+        // Steps 6 and 7. An unknown family is not supported.
+        let requested = match message.get::<RequestedAddressFamily>() {
+            Ok(requested) => requested.map(|RequestedAddressFamily(family)| family),
+            Err(AttributeError::UnknownFamily) => return Err(Rejection::AddressFamilyNotSupported),
+            Err(_) => return bad("Malformed Attribute"),
+        };
+        let additional = optional(message)?.map(|AdditionalAddressFamily(family)| family);
+        let draft = if draft_dual_allocation { optional(message)? } else { None };
+        let additional = additional.or(draft.map(|DraftAdditionalAddressFamily(family)| family));
+        // Step 6: both attributes → 400. Step 9: the IPv4 family → 400.
+        if additional.is_some_and(|family| family == AddressFamily::V4 || requested.is_some()) {
+            return bad("Bad ADDITIONAL-ADDRESS-FAMILY");
+        }
+        let additional = additional.is_some();
+        // Step 8: a reservation and an additional family → 400.
+        let preference = match optional(message)? {
+            None => PortPreference::Any,
+            Some(EvenPort { reserve_next: false }) => PortPreference::Even,
+            Some(EvenPort { reserve_next: true }) if additional => return bad("Bad EVEN-PORT"),
+            Some(EvenPort { reserve_next: true }) => PortPreference::EvenAndNext,
+        };
+        let lifetime = optional(message)?.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| seconds);
+        let lifetime = Duration::from_secs(lifetime.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME).into());
+        let family = requested.unwrap_or(AddressFamily::V4);
+        let address = token.map_or(WantedAddress::New { family, additional, preference }, WantedAddress::Reserved);
+        Ok(Self { address, lifetime })
+    }
+}

@@ -1,0 +1,106 @@
+//! Replacing the configuration of a running server, and revoking what the new one does not allow.
+//!
+//! A new configuration applies to new requests and to unbound peers at once. Existing allocations are reviewed a few at a time, so
+//! that no packet waits for the review of all.
+
+use std::sync::Arc;
+
+use super::contract::{Action, AllocationId};
+use super::event::{EndReason, Event};
+use super::server::Server;
+use super::shared::snapshot::{Limits, Snapshot};
+use super::tables::allocation::Allocation;
+use super::tables::response_limit::ResponseLimit;
+use super::time::Instant;
+use crate::auth::IdentityCache;
+
+/// The progress of a review.
+#[derive(Debug)]
+pub(crate) struct Review {
+    /// The place in the table to continue at; `None` if every allocation was reviewed.
+    next: Option<u32>,
+    /// The highest limits of any configuration so far: lower ones leave existing permissions and channels alone.
+    permissions: usize,
+    channels: usize,
+}
+
+impl Review {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self { next: None, permissions: limits.permissions_per_allocation, channels: limits.channels_per_allocation }
+    }
+
+    fn begin(&mut self, limits: &Limits) {
+        self.next = Some(0);
+        self.permissions = self.permissions.max(limits.permissions_per_allocation);
+        self.channels = self.channels.max(limits.channels_per_allocation);
+    }
+
+    /// Panics if an allocation exceeds the limits. For tests.
+    pub(crate) fn check_caps(&self, allocation: &Allocation) {
+        assert!(allocation.permissions.len() <= self.permissions, "permissions are capped");
+        assert!(allocation.channels.len() <= self.channels, "channels are capped");
+    }
+}
+
+impl Server {
+    /// Replaces the configuration. [`review`](Self::review) then revokes what the new one does not allow.
+    pub fn reconfigure(&mut self, snapshot: Arc<Snapshot>) {
+        if snapshot.limits.unverified_responses != self.snapshot.limits.unverified_responses {
+            self.responses = ResponseLimit::new(snapshot.limits.unverified_responses);
+        }
+        // Their keys may no longer be valid.
+        self.known = IdentityCache::new();
+        self.review.begin(&snapshot.limits);
+        self.snapshot = snapshot;
+    }
+
+    /// Returns the configuration.
+    #[must_use]
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// Reviews up to `most` allocations after [`reconfigure`](Self::reconfigure), and returns whether there are more.
+    ///
+    /// An allocation whose credentials are no longer valid ends. Permissions and channels whose peers the policy now denies
+    /// are removed, and so are channels whose numbers are no longer accepted.
+    pub fn review(&mut self, now: Instant, most: usize) -> bool {
+        let Some(next) = self.review.next else { return false };
+        let ids: Vec<AllocationId> = self.table.iter_from(next).take(most).map(|(id, _)| id).collect();
+        self.review.next = ids.last().map(|last| last.place + 1).filter(|_| ids.len() == most);
+        for id in ids {
+            self.review_one(id, now);
+        }
+        self.review.next.is_some()
+    }
+
+    fn review_one(&mut self, id: AllocationId, now: Instant) {
+        let snapshot = Arc::clone(&self.snapshot);
+        let Some(allocation) = self.table.get(id) else { return };
+        if !snapshot.authenticator.accepts(&allocation.identity) {
+            return self.end(id, now, EndReason::CredentialsRevoked);
+        }
+        self.remove_expired(id, now);
+        let Some(allocation) = self.table.get_mut(id) else { return };
+        let (live, policy) = (&self.ledger.live, &snapshot.policy);
+        let before = allocation.permissions.len();
+        allocation.permissions.retain(|address, _| policy.permission_allowed(live, address).is_ok());
+        let permissions = before - allocation.permissions.len();
+        let ledger = Arc::clone(&self.ledger);
+        let channels = self.retain_channels(id, now, |_, channel| {
+            let peer = channel.peer;
+            // Whether a relayed address of this server is in use is checked when data flows.
+            let allowed = policy.permission_allowed(&ledger.live, peer.ip()).is_ok();
+            allowed && snapshot.compat.channels.contains(channel.number)
+        });
+        if permissions + channels == 0 {
+            return;
+        }
+        self.announce_routes(id, now);
+        self.table.reschedule(id);
+        if let Some(allocation) = self.table.get(id) {
+            let (user, tuple) = (allocation.identity.user().to_owned(), allocation.tuple);
+            self.actions.push_back(Action::Log(Event::PeersRevoked { user, tuple, permissions, channels }));
+        }
+    }
+}

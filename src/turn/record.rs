@@ -1,0 +1,208 @@
+//! An allocation as plain data, for the hand-over to another process.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::contract::{AllocationId, FiveTuple, SocketKind, SocketSpec};
+use super::event::Traffic;
+use super::server::Server;
+use super::shared::reservations::Token;
+use super::tables::allocation::{Allocation, IcmpBudget, Meter, State};
+use super::tables::channels::Channels;
+use super::tables::permissions::Permissions;
+use super::tables::relays::{Relay, Relays, SocketState};
+use super::time::{Deadline, Instant};
+use crate::auth::{Identity, LongTermKey};
+use crate::stun::attribute::AddressFamily;
+use crate::stun::{ErrorCode, TransactionId};
+
+/// An open allocation. Every time in it is absolute, since the Unix epoch, so that it means the same to another process.
+///
+/// What the allocation has used of its rates is not part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllocationRecord {
+    /// The client's 5-tuple.
+    pub tuple: FiveTuple,
+    /// The USERNAME of the credentials that created it.
+    pub username: String,
+    /// Their key. Redacted in `Debug`.
+    pub key: LongTermKey,
+    /// The transaction ID of the Allocate request.
+    pub transaction: TransactionId,
+    /// When the Allocate request came.
+    pub created: Duration,
+    /// The relayed transport addresses in use: one, or one of each address family.
+    pub relays: Vec<RelayRecord>,
+    /// The requested address family that could not be allocated, and the code (RFC 8656 §7.2 step 9).
+    pub address_error: Option<(AddressFamily, ErrorCode)>,
+    /// The RESERVATION-TOKEN of the Allocate response.
+    pub token: Option<[u8; 8]>,
+    /// Each permission and its expiry.
+    pub permissions: Vec<(IpAddr, Duration)>,
+    /// Each channel number, its peer and its expiry.
+    pub channels: Vec<(u16, SocketAddr, Duration)>,
+    /// What was relayed.
+    pub traffic: Traffic,
+}
+
+/// A relayed transport address of an [`AllocationRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayRecord {
+    /// The address that the relay socket is bound to.
+    pub bind: SocketAddr,
+    /// The advertised address.
+    pub advertised: SocketAddr,
+    /// When it expires.
+    pub expires: Duration,
+}
+
+/// The relation between the two clocks: the same moment on both.
+#[derive(Clone, Copy, Debug)]
+pub struct Epoch {
+    /// On the monotonic clock of this process.
+    pub now: Instant,
+    /// On the wall clock, since the Unix epoch.
+    pub unix: Duration,
+}
+
+impl Epoch {
+    fn absolute(&self, deadline: Deadline) -> Duration {
+        self.unix + deadline.left(self.now)
+    }
+
+    fn deadline(&self, absolute: Duration) -> Deadline {
+        Deadline::after(self.now, absolute.saturating_sub(self.unix))
+    }
+}
+
+/// Why an allocation cannot be imported. Nothing of it is kept then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImportError {
+    /// The configuration does not accept its credentials.
+    #[error("the configuration does not accept its credentials")]
+    Credentials,
+    /// The 5-tuple has an allocation.
+    #[error("the 5-tuple has an allocation already")]
+    TupleInUse,
+    /// It has no relayed transport address that is still in use.
+    #[error("it has expired")]
+    Expired,
+    /// The relay address or port does not belong to this worker, or is in use.
+    #[error("the relay port {0} does not belong to this worker, or is in use")]
+    Port(SocketAddr),
+    /// The number of allocations in the process has reached its maximum.
+    #[error("there are too many allocations")]
+    Quota,
+}
+
+impl Server {
+    /// Returns each open allocation as plain data.
+    pub fn export(&self, epoch: Epoch) -> impl Iterator<Item = AllocationRecord> + '_ {
+        let open = self.table.iter_from(0).filter(move |(_, allocation)| allocation.is_open(epoch.now));
+        open.map(move |(_, allocation)| record(allocation, epoch))
+    }
+
+    /// Takes over an allocation, and returns its sockets, which the shell has or has to open.
+    ///
+    /// # Errors
+    /// If the allocation cannot exist here.
+    pub fn import(&mut self, epoch: Epoch, record: &AllocationRecord) -> Result<Vec<SocketSpec>, ImportError> {
+        let now = epoch.now;
+        let identity = self.snapshot.authenticator.recognize(&record.username, &record.key);
+        let identity = identity.ok_or(ImportError::Credentials)?;
+        if self.table.find(&record.tuple).is_some() {
+            return Err(ImportError::TupleInUse);
+        }
+        let live = record.relays.iter().filter(|relay| relay.expires > epoch.unix);
+        let live: Vec<&RelayRecord> = live.take(2).collect();
+        if live.is_empty() {
+            return Err(ImportError::Expired);
+        }
+        // Limits concern new allocations.
+        let ticket = self.ledger.quota.admit(identity.user(), 0, 0).map_err(|_| ImportError::Quota)?;
+        self.take_ports(&live)?;
+        let mut relays = Relays::default();
+        let mut sockets = Vec::new();
+        for relay in live {
+            let deadline = epoch.deadline(relay.expires);
+            let index = relays.set(Relay::new(relay.bind, relay.advertised, deadline, SocketState::Open));
+            sockets.push((index, relay.bind));
+            self.ledger.live.set(relay.bind, true);
+        }
+        let id = self.insert_imported(epoch, record, identity, relays, ticket);
+        self.remove_expired(id, now);
+        self.table.reschedule(id);
+        let spec = |(index, bind)| SocketSpec { socket: id.socket(index), kind: SocketKind::Udp, bind };
+        Ok(sockets.into_iter().map(spec).collect())
+    }
+
+    /// Takes the ports of all addresses, or none.
+    fn take_ports(&mut self, relays: &[&RelayRecord]) -> Result<(), ImportError> {
+        for (at, relay) in relays.iter().enumerate() {
+            let taken = self.pool_of(relay.bind).is_some_and(|pool| pool.take_exactly(relay.bind.port()));
+            if !taken {
+                relays.iter().take(at).for_each(|relay| self.release_port(relay.bind));
+                return Err(ImportError::Port(relay.bind));
+            }
+        }
+        Ok(())
+    }
+
+    fn insert_imported(
+        &mut self,
+        epoch: Epoch,
+        record: &AllocationRecord,
+        identity: Rc<Identity>,
+        relays: Relays,
+        ticket: super::Ticket,
+    ) -> AllocationId {
+        let mut permissions = Permissions::default();
+        for (address, expires) in &record.permissions {
+            permissions.install_until(*address, epoch.deadline(*expires));
+        }
+        let mut channels = Channels::default();
+        for (number, peer, expires) in &record.channels {
+            channels.bind_until(*number, *peer, epoch.deadline(*expires));
+        }
+        self.table.insert(Allocation {
+            tuple: record.tuple,
+            relays,
+            state: State::Open,
+            transaction: record.transaction,
+            identity,
+            created: epoch.now.minus(epoch.unix.saturating_sub(record.created)),
+            address_error: record.address_error,
+            token: record.token.and_then(Token::from_bytes),
+            permissions,
+            channels,
+            traffic: record.traffic,
+            icmp: IcmpBudget::default(),
+            ticket,
+            meter: Meter::UNUSED,
+        })
+    }
+}
+
+fn record(allocation: &Allocation, epoch: Epoch) -> AllocationRecord {
+    let now = epoch.now;
+    let relays = allocation.relays.iter().filter(|relay| relay.is_live(now)).map(|relay| RelayRecord {
+        bind: relay.bind(),
+        advertised: relay.advertised(),
+        expires: epoch.absolute(relay.deadline),
+    });
+    let (permissions, channels) = (allocation.live_permissions(now), allocation.live_channels(now));
+    AllocationRecord {
+        tuple: allocation.tuple,
+        username: allocation.identity.username().to_owned(),
+        key: allocation.identity.key().clone(),
+        transaction: allocation.transaction,
+        created: epoch.unix.saturating_sub(now.since(allocation.created)),
+        relays: relays.collect(),
+        address_error: allocation.address_error,
+        token: allocation.token.map(Token::to_bytes),
+        permissions: permissions.map(|(address, deadline)| (address, epoch.absolute(deadline))).collect(),
+        channels: channels.map(|channel| (channel.number, channel.peer, epoch.absolute(channel.deadline))).collect(),
+        traffic: allocation.traffic,
+    }
+}

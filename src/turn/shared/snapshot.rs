@@ -1,0 +1,57 @@
+//! The part of the configuration that the core reads. A reload replaces it as a whole.
+
+use crate::auth::{Authenticator, NonceMint};
+use crate::turn::protocol::channel_numbers::ChannelNumbers;
+use crate::turn::rate::Rate;
+use crate::turn::shared::alternate::Alternate;
+use crate::turn::shared::policy::PeerPolicy;
+use crate::turn::shared::quota::UserRates;
+
+/// A configuration, immutable. [`Server::reconfigure`](crate::turn::Server::reconfigure) replaces it.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The realm, the shared secrets and the static users.
+    pub authenticator: Authenticator,
+    /// Makes and checks nonces.
+    pub nonces: NonceMint,
+    /// The peers that clients may reach.
+    pub policy: PeerPolicy,
+    /// Limits on allocations, users and sources.
+    pub limits: Limits,
+    /// Where clients are redirected to that get no allocation here.
+    pub alternate: Option<Alternate>,
+    /// Deviations from RFC 8656 for the sake of deployed clients.
+    pub compat: Compat,
+    /// How many seconds past the expiry of its credential an allocation may be refreshed.
+    pub expiry_grace: u64,
+}
+
+/// Limits. They apply to new requests and to data; what exists already stays.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Allocations of one user; 0 for no limit.
+    pub allocations_per_user: u32,
+    /// Allocations of the server; 0 for no limit.
+    pub allocations: u32,
+    /// Rates of one user.
+    pub user_rates: UserRates,
+    /// Permissions of one allocation.
+    pub permissions_per_allocation: usize,
+    /// Channels of one allocation.
+    pub channels_per_allocation: usize,
+    /// New peer addresses of one allocation, each of which is a new permission.
+    pub peer_rate: Option<Rate>,
+    /// Application data of one allocation in bytes, per direction.
+    pub byte_rate: Option<Rate>,
+    /// Responses per second of a worker to a source that has not proved that it receives them; 0 for no limit.
+    pub unverified_responses: u32,
+}
+
+/// Deviations from RFC 8656.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compat {
+    /// The channel numbers that are accepted.
+    pub channels: ChannelNumbers,
+    /// Whether ADDITIONAL-ADDRESS-FAMILY is also accepted under the number that coturn's clients use.
+    pub draft_dual_allocation: bool,
+}

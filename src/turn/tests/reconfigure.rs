@@ -1,0 +1,208 @@
+//! A new configuration for a running server, and what control sees and ends.
+
+use crate::stun::Method;
+use crate::stun::attribute::{ChannelNumber, XorPeerAddress};
+use crate::test_world::Blueprint;
+use crate::turn::tests::support::*;
+use crate::turn::{Action, AllocationRecord, ChannelNumbers, Cursor, DropReason, EndReason, Epoch, Event, ImportError};
+
+/// Replaces the configuration, and reviews every allocation.
+fn reconfigure(world: &mut World, change: impl FnOnce(&mut Blueprint)) {
+    let mut blueprint = blueprint();
+    change(&mut blueprint);
+    world.server.reconfigure(blueprint.snapshot());
+    while world.server.review(world.now, 1) {}
+}
+
+/// The events since the last call, and closes the sockets.
+fn events(world: &mut World, relays: &[Relay]) -> Vec<Event> {
+    let mut events = Vec::new();
+    while let Some(action) = world.action() {
+        match action {
+            Action::Log(event) => events.push(event),
+            Action::Close(id) => {
+                let relay = relays.iter().find(|relay| relay.id == id).unwrap();
+                world.server.socket_closed(relay.bind);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    world.server.check_invariants(0);
+    events
+}
+
+#[test]
+fn the_allocations_of_a_user_that_is_gone_end() {
+    let mut world = World::new();
+    let clients = [world.client(1), world.client(2).as_user(1), world.client(3).with_credential("carol", UNIX + 900)];
+    let relays = clients.clone().map(|client| world.allocate(&client));
+    reconfigure(&mut world, |blueprint| blueprint.users.retain(|(name, _)| name != "bob"));
+    let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
+    assert_eq!((summary.user.as_str(), summary.reason), ("bob", EndReason::CredentialsRevoked));
+    reconfigure(&mut world, |blueprint| blueprint.secrets.clear());
+    // Bob is back, but his allocation is not.
+    let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
+    assert_eq!((summary.user.as_str(), summary.reason), ("carol", EndReason::CredentialsRevoked));
+    reconfigure(&mut world, |_| {});
+    assert_eq!(events(&mut world, &relays), []);
+    assert_eq!(world.footprint().allocations, 1);
+}
+
+#[test]
+fn a_new_password_ends_the_allocations_of_the_old_one_and_applies_to_requests_at_once() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relays = [world.allocate(&client)];
+    let mut changed = blueprint();
+    changed.users.clear();
+    let changed = changed.user("alice", "looking-glass");
+    world.server.reconfigure(changed.snapshot());
+    // Before the review the allocation is still there.
+    let new = Client { password: "looking-glass".to_owned(), ..world.client(2) };
+    let other = world.allocate(&new);
+    assert_eq!(world.refusal(&world.client(3), Method::ALLOCATE, &[]), 401);
+    world.event();
+    while world.server.review(world.now, 1) {}
+    let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
+    assert_eq!(summary.reason, EndReason::CredentialsRevoked);
+    assert!(world.peer_packet(other.id, peer(1), b"x").is_err_and(|reason| reason == DropReason::NoPermission));
+}
+
+#[test]
+fn peers_that_the_new_policy_denies_lose_their_permissions_and_channels() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relay = world.allocate(&client);
+    for host in [1, 2] {
+        let number = ChannelNumber(0x4000 + u16::from(host));
+        world.accept(&client, Method::CHANNEL_BIND, &[&number, &XorPeerAddress(peer(host))]);
+    }
+    world.permit(&client, peer(3));
+    reconfigure(&mut world, |blueprint| {
+        blueprint
+            .policy
+            .deny
+            .extend(["198.51.100.1/32", "198.51.100.3/32"].map(|net| net.parse::<ipnet::IpNet>().unwrap()));
+    });
+    let [Event::PeersRevoked { permissions, channels, .. }] = &events(&mut world, &[relay])[..] else {
+        panic!("one allocation loses peers")
+    };
+    assert_eq!((*permissions, *channels), (2, 1));
+    assert_eq!(world.routes.iter().map(|route| route.peer).collect::<Vec<_>>(), [peer(2)]);
+    assert_eq!(world.dropped(&client.tuple, &channel_data(0x4001, b"x")), DropReason::ChannelNotBound);
+    assert_eq!(world.relayed(&client.tuple, &channel_data(0x4002, b"x")).1, peer(2));
+    assert_eq!(world.peer_packet(relay.id, peer(3), b"x"), Err(DropReason::NoPermission));
+    let attributes = XorPeerAddress(peer(3));
+    assert_eq!(world.refusal(&client, Method::CREATE_PERMISSION, &[&attributes]), 403);
+    world.event();
+}
+
+#[test]
+fn channels_above_0x4fff_end_when_they_are_no_longer_accepted() {
+    let mut world = World::with(|setup| setup.compat.channels = ChannelNumbers::Rfc5766);
+    let client = world.client(1);
+    let relay = world.allocate(&client);
+    world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x5000), &XorPeerAddress(peer(1))]);
+    reconfigure(&mut world, |_| {});
+    let [Event::PeersRevoked { permissions: 0, channels: 1, .. }] = &events(&mut world, &[relay])[..] else {
+        panic!("one channel ends")
+    };
+    assert_eq!(world.routes, []);
+}
+
+#[test]
+fn lower_limits_apply_to_new_requests_only() {
+    let mut world = World::new();
+    let client = world.client(1);
+    world.allocate(&client);
+    (1..=3).for_each(|host| world.permit(&client, peer(host)));
+    reconfigure(&mut world, |blueprint| {
+        blueprint.limits.permissions_per_allocation = 2;
+        blueprint.limits.allocations_per_user = 1;
+    });
+    world.permit(&client, peer(3));
+    assert_eq!(world.refusal(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(4))]), 508);
+    world.limit();
+    let udp = crate::stun::attribute::RequestedTransport::UDP;
+    assert_eq!(world.refusal(&world.client(2), Method::ALLOCATE, &[&udp]), 486);
+    world.limit();
+}
+
+#[test]
+fn allocations_are_listed_in_pages_described_and_ended() {
+    let mut world = World::new();
+    let clients: Vec<_> = (1..=5).map(|host| world.client(host)).collect();
+    let relays: Vec<_> = clients.iter().map(|client| world.allocate(client)).collect();
+    world.accept(&clients[2], Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
+    world.permit(&clients[2], peer(2));
+    world.relayed(&clients[2].tuple, &channel_data(0x4000, &[7; 30]));
+    world.action();
+    let (mut listed, mut cursor, mut pages) = (Vec::new(), Cursor::default(), 0);
+    loop {
+        let page = world.server.allocations(world.now, cursor, 2);
+        assert!(page.allocations.len() <= 2);
+        listed.extend(page.allocations);
+        pages += 1;
+        match page.next {
+            Some(next) => cursor = next,
+            None => break,
+        }
+    }
+    assert_eq!((listed.len(), pages), (5, 3));
+    let third = listed.iter().find(|info| info.tuple == clients[2].tuple).unwrap();
+    assert_eq!((third.permissions, third.channels, third.expires_in), (2, 1, 600));
+    assert_eq!((third.traffic.packets_to_peers, third.traffic.bytes_to_peers), (1, 30));
+    let detail = world.server.describe(world.now, third.id).unwrap();
+    assert_eq!(detail.permissions, [(peer(1).ip(), 300), (peer(2).ip(), 300)]);
+    assert_eq!(detail.channels, [(0x4000, peer(1), 600)]);
+    assert!(world.server.end_allocation(world.now, third.id));
+    assert_eq!(world.ended(&relays[2]).reason, EndReason::EndedByOperator);
+    assert!(!world.server.end_allocation(world.now, third.id));
+    assert_eq!(world.server.describe(world.now, third.id), None);
+}
+
+fn records(world: &World) -> (Epoch, Vec<AllocationRecord>) {
+    let epoch = Epoch { now: world.now, unix: seconds(world.unix) };
+    (epoch, world.server.export(epoch).collect())
+}
+
+#[test]
+fn an_allocation_that_is_handed_over_goes_on_in_the_other_process() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relay = world.allocate(&client);
+    world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
+    world.action();
+    let (epoch, all) = records(&world);
+    let mut successor = world.successor();
+    let sockets = successor.server.import(epoch, &all[0]).unwrap();
+    assert_eq!((sockets.len(), sockets[0].bind), (1, relay.bind));
+    assert_eq!(successor.relayed(&client.tuple, &channel_data(0x4000, b"on")).1, peer(1));
+    let to_client = successor.peer_packet(sockets[0].socket, peer(1), b"and on").unwrap();
+    assert_eq!(to_client.0, client.tuple);
+    assert_eq!(successor.footprint().counted, 1);
+    successor.accept(&client, Method::REFRESH, &[]);
+    successor.action();
+    // It cannot be taken over twice, and what fails leaves nothing behind.
+    let before = successor.footprint();
+    assert_eq!(successor.server.import(epoch, &all[0]).unwrap_err(), ImportError::TupleInUse);
+    let other = AllocationRecord { tuple: world.client(2).tuple, ..all[0].clone() };
+    assert_eq!(successor.server.import(epoch, &other).unwrap_err(), ImportError::Port(relay.bind));
+    assert_eq!(successor.footprint(), before);
+    successor.server.check_invariants(0);
+}
+
+#[test]
+fn an_allocation_with_other_credentials_or_without_time_is_not_taken_over() {
+    let mut world = World::new();
+    let client = world.client(1);
+    world.allocate(&client);
+    let (epoch, all) = records(&world);
+    let mut successor = World::with(|setup| setup.users.clear());
+    assert_eq!(successor.server.import(epoch, &all[0]).unwrap_err(), ImportError::Credentials);
+    let mut successor = world.successor();
+    let late = Epoch { unix: epoch.unix + seconds(600), ..epoch };
+    assert_eq!(successor.server.import(late, &all[0]).unwrap_err(), ImportError::Expired);
+    assert_eq!(successor.footprint(), NOTHING);
+    assert!(!format!("{:?}", all[0]).contains("wonderland"));
+}

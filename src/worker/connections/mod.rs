@@ -1,0 +1,386 @@
+//! Connections (TCP and TLS): which are accepted, how many there are, and how each of them ends.
+
+mod handshake;
+mod outbound;
+mod stream;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use super::Worker;
+use crate::net::tcp;
+use crate::net::tls::Failure;
+use crate::transport::Transport;
+use crate::turn::{DropReason, FiveTuple, QuotaExceeded, Ticket};
+use handshake::Handshakes;
+use outbound::Outbound;
+
+pub(super) use handshake::serve as serve_tls;
+pub(super) use stream::serve as serve_plain;
+
+/// Limits on connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionLimits {
+    /// Connections from one source: an IPv4 address or an IPv6 /64; 0 for no limit.
+    pub(crate) per_source: u32,
+    /// Connections of the server; 0 for no limit.
+    pub(crate) in_all: u32,
+}
+
+/// How long a worker waits for clients on connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    /// For the end of the TLS handshake, from the connection on.
+    pub(crate) tls_handshake: Duration,
+    /// For the first request, from the handshake on.
+    pub(crate) first_request: Duration,
+    /// After the last request, on a connection without an allocation.
+    pub(crate) idle: Duration,
+    /// In all, on a connection that has had no allocation.
+    pub(crate) unauthenticated: Duration,
+}
+
+/// The connections of a worker.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    /// What is to be written to each client.
+    open: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
+    handshakes: Handshakes,
+    /// No connection is accepted any more, and each ends once its responses are written.
+    stopping: bool,
+    /// Notified when the last connection has ended.
+    none_left: Rc<Notify>,
+}
+
+impl Connections {
+    /// Ends every connection once what is queued for it is written.
+    pub(super) fn stop(&mut self) {
+        self.stopping = true;
+        for outbound in self.open.values() {
+            outbound.borrow_mut().finish();
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    pub(super) fn none_left(&self) -> &Rc<Notify> {
+        &self.none_left
+    }
+
+    /// Queues a response, or an indication about an ICMP error, which is as rare. Returns whether there is such a connection.
+    pub(super) fn push_response(&self, tuple: &FiveTuple, message: &[u8], has_allocation: bool) -> bool {
+        let outbound = self.open.get(tuple);
+        if let Some(outbound) = outbound {
+            outbound.borrow_mut().push_response(message, has_allocation);
+        }
+        outbound.is_some()
+    }
+
+    /// Queues relayed data, which consists of a few parts.
+    pub(super) fn push_data(&self, tuple: &FiveTuple, parts: [&[u8]; 3]) -> Result<(), DropReason> {
+        let outbound = self.open.get(tuple).ok_or(DropReason::SendFailed)?;
+        if outbound.borrow_mut().push_data(parts) { Ok(()) } else { Err(DropReason::SendBufferFull) }
+    }
+}
+
+impl Worker {
+    /// Returns the 5-tuple of a new connection and its place in the count; `None` if it is to be closed.
+    pub(super) fn admit(&mut self, stream: &TcpStream, transport: Transport) -> Option<(FiveTuple, Ticket)> {
+        let shell = &mut self.shell;
+        if shell.connections.stopping {
+            return None;
+        }
+        let Ok((client, server)) = prepare(stream) else {
+            // The client has gone already.
+            shell.statistics.count_connection(ConnectionOutcome::Admitted, 1);
+            shell.statistics.count_connection(ConnectionOutcome::Ended(CloseReason::Broken), 1);
+            return None;
+        };
+        let tuple = FiveTuple { client: canonical(client), server: canonical(server), transport };
+        let source = match tuple.client.ip() {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => (u128::from(v6) >> 64).to_string(),
+        };
+        let ConnectionLimits { per_source, in_all } = shell.snapshot.connection_limits;
+        match shell.ledger.connections.admit(&source, per_source, in_all) {
+            Ok(ticket) => {
+                shell.statistics.count_connection(ConnectionOutcome::Admitted, 1);
+                Some((tuple, ticket))
+            }
+            Err(exceeded) => {
+                shell.statistics.count_connection(exceeded.into(), 1);
+                let now = shell.now();
+                shell.events.connection_rejected(now.monotonic, tuple.client, exceeded);
+                None
+            }
+        }
+    }
+
+    pub(super) fn accept_failed(&mut self, error: &io::Error) {
+        self.shell.statistics.count_connection(ConnectionOutcome::AcceptFailed, 1);
+        let now = self.shell.now();
+        self.shell.events.accept_failed(now.monotonic, error);
+    }
+
+    /// Adds a connection.
+    fn connected(&mut self, tuple: FiveTuple, outbound: Rc<RefCell<Outbound>>) {
+        if self.shell.connections.stopping {
+            outbound.borrow_mut().finish();
+        }
+        if self.shell.connections.open.insert(tuple, outbound).is_some() {
+            // The client reuses the port, so its old connection is broken. That connection's task does not know yet.
+            self.end_allocation(&tuple);
+        }
+    }
+
+    /// Removes a connection and ends its allocation.
+    fn disconnected(&mut self, tuple: &FiveTuple, outbound: &Rc<RefCell<Outbound>>, close: CloseReason) {
+        let connections = &mut self.shell.connections;
+        if connections.open.get(tuple).is_some_and(|current| Rc::ptr_eq(current, outbound)) {
+            connections.open.remove(tuple);
+            self.end_allocation(tuple);
+        }
+        if self.shell.connections.open.is_empty() {
+            self.shell.connections.none_left.notify_one();
+        }
+        self.connection_ended(tuple, close);
+    }
+
+    /// Counts a connection that has ended.
+    fn connection_ended(&mut self, tuple: &FiveTuple, close: CloseReason) {
+        self.shell.statistics.count_connection(ConnectionOutcome::Ended(close), 1);
+        tracing::debug!(client = %tuple.client, transport = %tuple.transport, reason = %close, "connection ended");
+    }
+
+    fn end_allocation(&mut self, tuple: &FiveTuple) {
+        let now = self.shell.now();
+        self.shell.server.connection_closed(now.monotonic, tuple);
+        self.shell.carry_out(now);
+    }
+}
+
+/// Returns both ends of a new connection, after setting it to send at once and to detect a client that has vanished.
+fn prepare(stream: &TcpStream) -> io::Result<(SocketAddr, SocketAddr)> {
+    // Responses are written whole. Waiting for more would only delay them.
+    stream.set_nodelay(true)?;
+    tcp::enable_dead_peer_detection(stream)?;
+    Ok((stream.peer_addr()?, stream.local_addr()?))
+}
+
+/// Converts an IPv4-mapped address. A client has one 5-tuple, whatever the address family of the listener's socket.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::from((v4, address.port())),
+        IpAddr::V6(_) => address,
+    }
+}
+
+macro_rules! close_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
+        /// Why a connection ended. Each admitted connection ends for exactly one reason.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum CloseReason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl CloseReason {
+            /// Every reason.
+            pub(crate) const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The name in logs and counters.
+            #[must_use]
+            pub(crate) fn label(self) -> &'static str {
+                match self {
+                    $(Self::$name => $label,)+
+                }
+            }
+        }
+    };
+}
+
+close_reasons! {
+    /// The client closed it, or its half of it.
+    ByClient = "closed-by-client",
+    /// The client closed a TLS connection without `close_notify`, or during the handshake.
+    Truncated = "closed-without-notify",
+    /// The client sent something other than TURN.
+    Garbage = "not-turn",
+    /// The client negotiated `stun.nat-discovery` and sent another request than Binding (RFC 7443).
+    OtherUsage = "not-nat-discovery",
+    /// The client does not read its responses.
+    Unread = "responses-unread",
+    /// The client has no allocation and sent no request in time.
+    Idle = "idle",
+    /// The client has had no allocation on the connection for too long.
+    Unauthenticated = "unauthenticated",
+    /// The connection broke.
+    Broken = "broken",
+    /// The TLS handshake took too long.
+    HandshakeTimeout = "tls-handshake-timeout",
+    /// There were too many unfinished TLS handshakes, and this was the oldest.
+    HandshakeEvicted = "tls-handshake-evicted",
+    /// The client sent more bytes than a TLS handshake takes.
+    HandshakeTooLong = "tls-handshake-too-long",
+    /// The client sent something other than TLS.
+    NotTls = "not-tls",
+    /// The client offered no application protocol that the server speaks (RFC 7301 §3.2).
+    NoApplicationProtocol = "no-application-protocol",
+    /// The client and the server have no TLS version, cipher suite or signature scheme in common.
+    Incompatible = "tls-incompatible",
+    /// The client sent a TLS alert, for example because it does not trust the certificate.
+    Alert = "tls-alert-from-client",
+    /// The client violated the TLS protocol.
+    Violation = "tls-violation",
+    /// The server stopped.
+    ServerStopped = "server-stopped",
+}
+
+impl From<Failure> for CloseReason {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NotTls => Self::NotTls,
+            Failure::NoApplicationProtocol => Self::NoApplicationProtocol,
+            Failure::Incompatible => Self::Incompatible,
+            Failure::Alert => Self::Alert,
+            Failure::Violation => Self::Violation,
+            Failure::TooLong => Self::HandshakeTooLong,
+            Failure::Truncated => Self::Truncated,
+            Failure::Broken => Self::Broken,
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+/// What happened to a connection: one of the first four, and for an admitted one its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectionOutcome {
+    Admitted,
+    /// The source has as many connections as allowed.
+    RejectedBySource,
+    /// The server has as many connections as allowed.
+    Rejected,
+    /// `accept` failed.
+    AcceptFailed,
+    Ended(CloseReason),
+}
+
+impl ConnectionOutcome {
+    pub(crate) const COUNT: usize = 4 + CloseReason::ALL.len();
+
+    /// Returns every outcome, in the order of their indices.
+    fn all() -> impl Iterator<Item = Self> {
+        [Self::Admitted, Self::RejectedBySource, Self::Rejected, Self::AcceptFailed]
+            .into_iter()
+            .chain(CloseReason::ALL.iter().copied().map(Self::Ended))
+    }
+
+    /// Returns the place of the outcome in an array of [`COUNT`](Self::COUNT) counters.
+    pub(crate) const fn index(self) -> usize {
+        match self {
+            Self::Admitted => 0,
+            Self::RejectedBySource => 1,
+            Self::Rejected => 2,
+            Self::AcceptFailed => 3,
+            Self::Ended(close) => 4 + close as usize,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::RejectedBySource => "rejected connections-per-source",
+            Self::Rejected => "rejected connections",
+            Self::AcceptFailed => "accept failed",
+            Self::Ended(close) => close.label(),
+        }
+    }
+}
+
+impl From<QuotaExceeded> for ConnectionOutcome {
+    fn from(exceeded: QuotaExceeded) -> Self {
+        match exceeded {
+            QuotaExceeded::User => Self::RejectedBySource,
+            QuotaExceeded::Server => Self::Rejected,
+        }
+    }
+}
+
+/// The number of connections by outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionCounters([u64; ConnectionOutcome::COUNT]);
+
+impl Default for ConnectionCounters {
+    fn default() -> Self {
+        Self([0; ConnectionOutcome::COUNT])
+    }
+}
+
+impl From<[u64; ConnectionOutcome::COUNT]> for ConnectionCounters {
+    /// The counts are in the order of [`ConnectionOutcome::index`].
+    fn from(counts: [u64; ConnectionOutcome::COUNT]) -> Self {
+        Self(counts)
+    }
+}
+
+impl ConnectionCounters {
+    /// Returns the number of connections that are open.
+    pub(crate) fn open(&self) -> u64 {
+        let [admitted, _, _, _, ended @ ..] = &self.0;
+        admitted.saturating_sub(ended.iter().sum())
+    }
+
+    /// Adds the counts of another worker.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(count, other)| *count += other);
+    }
+
+    /// Returns every outcome that occurred, by name and count.
+    pub(crate) fn occurred(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let named = ConnectionOutcome::all().map(ConnectionOutcome::label);
+        named.zip(self.0).filter(|(_, count)| *count > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_a_counter_and_a_name_of_its_own() {
+        for (index, outcome) in ConnectionOutcome::all().enumerate() {
+            assert_eq!(outcome.index(), index);
+        }
+        let one_of_each = ConnectionCounters([1; ConnectionOutcome::COUNT]);
+        let mut sum = one_of_each.clone();
+        sum.add(&one_of_each);
+        let names: BTreeSet<_> = sum.occurred().collect();
+        assert_eq!(names.len(), ConnectionOutcome::COUNT);
+        assert!(names.iter().all(|(_, count)| *count == 2));
+    }
+
+    #[test]
+    fn connections_that_have_not_ended_are_open() {
+        let mut counts = [0; ConnectionOutcome::COUNT];
+        counts[ConnectionOutcome::Admitted.index()] = 3;
+        counts[ConnectionOutcome::RejectedBySource.index()] = 5;
+        counts[ConnectionOutcome::Ended(CloseReason::ByClient).index()] = 1;
+        assert_eq!(ConnectionCounters::from(counts).open(), 2);
+    }
+}

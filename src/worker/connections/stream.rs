@@ -1,0 +1,264 @@
+//! Clients on connections: one task each, which reads messages, passes them to the core, and writes what is queued.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::ops::Range;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::yield_now;
+use tokio::time::sleep;
+
+use super::outbound::Outbound;
+use super::{CloseReason, Timeouts};
+use crate::net::tls::{Failure, Usage};
+use crate::turn::{self, ClientBurst, Deadline, DropReason, FiveTuple, Frame, Instant, Outcome, Ticket};
+use crate::worker::{LARGEST_READ, Now, Worker};
+
+/// The longest request of a client that has had no allocation on the connection, in bytes.
+const MAX_UNAUTHENTICATED_REQUEST: usize = 4 * 1024;
+
+/// The number of messages of a connection that are served before others.
+const BUDGET: usize = 64;
+
+/// What was received from a client and is still to be served.
+#[derive(Debug)]
+struct Inbound {
+    /// The application protocol of the connection.
+    usage: Usage,
+    bytes: Vec<u8>,
+    /// `bytes` has whole messages, which are served before more is read.
+    more: bool,
+    /// The client has had an allocation on this connection.
+    authenticated: bool,
+    /// Until when it must have had one.
+    unauthenticated_until: Deadline,
+    /// Until when it must make a request.
+    until: Deadline,
+}
+
+impl Inbound {
+    fn new(now: Instant, timeouts: &Timeouts, usage: Usage) -> Self {
+        let until = Deadline::after(now, timeouts.first_request);
+        let unauthenticated_until = Deadline::after(now, timeouts.unauthenticated);
+        Self { usage, bytes: Vec::new(), more: false, authenticated: false, unauthenticated_until, until }
+    }
+
+    /// Returns the next deadline.
+    fn deadline(&self) -> Deadline {
+        if self.authenticated { self.until } else { self.until.earlier(self.unauthenticated_until) }
+    }
+
+    /// Keeps these bytes instead of the ones kept before.
+    fn keep(&mut self, bytes: &[u8]) {
+        // The buffer belongs to the worker. A connection keeps only what is still to be served.
+        if bytes.is_empty() {
+            self.bytes = Vec::new();
+        } else {
+            self.bytes.clear();
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+}
+
+/// Whether bytes cannot be a request of an unauthenticated client: too long, or not STUN.
+fn is_not_a_request(bytes: &[u8]) -> bool {
+    let length = |high: &u8, low: &u8| usize::from(u16::from_be_bytes([*high, *low]));
+    match bytes {
+        [first, ..] if *first > 3 => true,
+        [_, _, high, low, ..] => length(high, low) > MAX_UNAUTHENTICATED_REQUEST,
+        _ => false,
+    }
+}
+
+/// Serves a client until its connection ends.
+pub(in crate::worker) async fn serve<S>(
+    worker: Weak<RefCell<Worker>>,
+    tuple: FiveTuple,
+    _ticket: Ticket,
+    mut stream: S,
+    usage: Usage,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let outbound = Rc::new(RefCell::new(Outbound::new(tuple.transport)));
+    match worker.upgrade() {
+        Some(worker) => worker.borrow_mut().connected(tuple, Rc::clone(&outbound)),
+        None => return,
+    }
+    let close = serve_until_closed(&worker, &tuple, &outbound, &mut stream, usage).await;
+    // With TLS this sends close_notify, if there is room for it.
+    let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx))).await;
+    if let Some(worker) = worker.upgrade() {
+        worker.borrow_mut().disconnected(&tuple, &outbound, close);
+    }
+}
+
+async fn serve_until_closed<S>(
+    worker: &Weak<RefCell<Worker>>,
+    tuple: &FiveTuple,
+    outbound: &RefCell<Outbound>,
+    stream: &mut S,
+    usage: Usage,
+) -> CloseReason
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut inbound, mut armed, timer) = match worker.upgrade() {
+        Some(worker) => {
+            let worker = worker.borrow();
+            let now = worker.shell.now().monotonic;
+            let inbound = Inbound::new(now, &worker.shell.snapshot.timeouts, usage);
+            let armed = inbound.deadline();
+            (inbound, armed, sleep(armed.left(now)))
+        }
+        None => return CloseReason::ServerStopped,
+    };
+    tokio::pin!(timer);
+    loop {
+        let step = poll_fn(|cx| {
+            if let Poll::Ready(close) = outbound.borrow_mut().poll_write(cx, stream) {
+                return Poll::Ready(Err(close));
+            }
+            let Some(worker) = worker.upgrade() else { return Poll::Ready(Err(CloseReason::ServerStopped)) };
+            let read = worker.borrow_mut().poll_read(cx, tuple, &mut inbound, stream);
+            match read {
+                Poll::Ready(Err(close)) => {
+                    // Writes the responses to what came before, as far as possible at once.
+                    let _ = outbound.borrow_mut().poll_write(cx, stream);
+                    Poll::Ready(Err(close))
+                }
+                // Requests usually move the deadline back, and then the timer stays as it is.
+                _ if inbound.deadline().is_before(armed) => Poll::Ready(Ok(Step::Timer)),
+                Poll::Ready(Ok(more)) => Poll::Ready(Ok(Step::Read(more))),
+                Poll::Pending => timer.as_mut().poll(cx).map(|()| Ok(Step::Timer)),
+            }
+        });
+        match step.await {
+            Ok(Step::Read(false)) => {}
+            // Others are served before the client continues.
+            Ok(Step::Read(true)) => yield_now().await,
+            Ok(Step::Timer) => {
+                let Some(worker) = worker.upgrade() else { return CloseReason::ServerStopped };
+                match worker.borrow().remaining_time(tuple, &mut inbound) {
+                    Ok(left) => {
+                        timer.as_mut().reset(tokio::time::Instant::now() + left);
+                        armed = inbound.deadline();
+                    }
+                    Err(close) => return close,
+                }
+            }
+            Err(close) => return close,
+        }
+    }
+}
+
+/// Why the task of a connection woke up.
+enum Step {
+    /// Something was read. The flag says whether there may be more.
+    Read(bool),
+    /// A deadline may have passed.
+    Timer,
+}
+
+impl Worker {
+    /// Returns how long the client has to make a request.
+    fn remaining_time(&self, tuple: &FiveTuple, inbound: &mut Inbound) -> Result<Duration, CloseReason> {
+        let now = self.shell.now().monotonic;
+        if !inbound.authenticated && inbound.unauthenticated_until.has_passed(now) {
+            return Err(CloseReason::Unauthenticated);
+        }
+        if inbound.until.has_passed(now) {
+            if !self.shell.server.has_allocation(tuple) {
+                return Err(CloseReason::Idle);
+            }
+            inbound.until = Deadline::after(now, self.shell.snapshot.timeouts.idle);
+        }
+        Ok(inbound.deadline().left(now))
+    }
+
+    /// Reads from a connection and serves complete messages, within a budget. Ready with whether there may be more.
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        tuple: &FiveTuple,
+        inbound: &mut Inbound,
+        stream: &mut S,
+    ) -> Poll<Result<bool, CloseReason>> {
+        let kept = inbound.bytes.len();
+        let (mut end, mut full) = (kept, false);
+        if !inbound.more {
+            let room = self.stream.buffer.get_mut(kept..).unwrap_or_default();
+            let most = room.len().min(LARGEST_READ);
+            let mut read = ReadBuf::new(room.get_mut(..most).unwrap_or_default());
+            match ready!(Pin::new(stream).poll_read(cx, &mut read)) {
+                Ok(()) if read.filled().is_empty() => return Poll::Ready(Err(CloseReason::ByClient)),
+                Ok(()) => (end, full) = (kept + read.filled().len(), read.remaining() == 0),
+                Err(error) => return Poll::Ready(Err(Failure::of(&error).into())),
+            }
+        }
+        if let Some(begun) = self.stream.buffer.get_mut(..kept) {
+            begun.copy_from_slice(&inbound.bytes);
+        }
+        let now = self.shell.now();
+        let mut served = 0..end;
+        let received = self.serve_frames(now, tuple, inbound, &mut served);
+        // The next connection is read into the same buffer.
+        self.shell.flush_to_peers(&mut self.stream);
+        self.shell.carry_out(now);
+        self.shell.end_task(full || inbound.more);
+        inbound.keep(self.stream.buffer.get(served).unwrap_or_default());
+        received?;
+        // A client that sends data but no requests times out as well.
+        if inbound.deadline().has_passed(now.monotonic) {
+            self.remaining_time(tuple, inbound)?;
+        }
+        Poll::Ready(Ok(full || inbound.more))
+    }
+
+    /// Serves the complete messages in these bytes of the buffer. What is left is the beginning of a message.
+    fn serve_frames(
+        &mut self,
+        now: Now,
+        tuple: &FiveTuple,
+        inbound: &mut Inbound,
+        left: &mut Range<usize>,
+    ) -> Result<(), CloseReason> {
+        inbound.more = false;
+        for served in 0.. {
+            let bytes = self.stream.buffer.get(left.clone()).unwrap_or_default();
+            // One of the preceding messages may have created the allocation.
+            inbound.authenticated = inbound.authenticated || self.shell.server.has_allocation(tuple);
+            if !inbound.authenticated && is_not_a_request(bytes) {
+                return Err(CloseReason::Garbage);
+            }
+            match self.shell.server.next_frame(bytes) {
+                Frame::Complete { .. } if served == BUDGET => {
+                    inbound.more = true;
+                    break;
+                }
+                Frame::Complete { message, .. }
+                    if inbound.usage == Usage::NatDiscovery
+                        && !turn::is_binding(bytes.get(..message).unwrap_or_default()) =>
+                {
+                    // RFC 7443 §2: the client has negotiated a connection for Binding.
+                    self.shell.settle(tuple.client, Outcome::Dropped(DropReason::UnsupportedMethod));
+                    return Err(CloseReason::OtherUsage);
+                }
+                Frame::Complete { message, length } => {
+                    let burst = ClientBurst::new(left.start..left.start + message, None, 0);
+                    if self.shell.serve_burst(now, tuple, &mut self.stream, burst) {
+                        inbound.until = Deadline::after(now.monotonic, self.shell.snapshot.timeouts.idle);
+                    }
+                    left.start += length;
+                }
+                Frame::Partial => break,
+                Frame::Invalid => return Err(CloseReason::Garbage),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! Packets from clients: from a listener or a connection through the core to relay sockets.
+//!
+//! ```text
+//!   listener    ──▶ Worker::datagrams ──▶ core ──▶ relay sockets      after each batch
+//!   connection  ──▶ Worker::stream    ──▶ core ──▶ relay sockets      after each read
+//! ```
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+
+use tokio::io::Interest;
+
+use super::outbox::{Arena, Staged};
+use super::{Listener, Now, Shell, Worker};
+use crate::net::batch::{Datagram, RecvBatch, Target};
+use crate::net::udp;
+use crate::net::watch::Readable;
+use crate::transport::Transport;
+use crate::turn::{ClientBurst, Context, Direction, DropReason, FiveTuple, FromClient, Outcome, ToPeer};
+
+/// The number of datagrams from clients that are served before their payloads are sent. Under load several of each client are
+/// among them, and are sent as one message.
+pub(super) const BATCH: usize = 256;
+
+/// The number of datagrams that one call receives from a listener.
+const PER_CALL: usize = 32;
+
+/// The number of bytes after which a listener yields to others. Merged datagrams are long, and each is many packets.
+const MAX_BYTES: usize = 256 * 1024;
+
+/// What one call received.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    count: usize,
+    /// The kernel's counter of drops.
+    dropped: Option<u32>,
+    more: bool,
+}
+
+/// Receives the datagrams of a socket. A batch that is not full has drained the socket; the runtime then learns it without another
+/// call.
+fn receive(into: &mut RecvBatch, socket: &Readable, first: usize, most: usize) -> io::Result<Batch> {
+    let mut received = None;
+    let tried = socket.try_io(Interest::READABLE, |socket| {
+        let batch = into.receive(socket, first, most)?;
+        received = Some(batch);
+        if batch.count < most { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match (received, tried) {
+        (Some(batch), tried) => Ok(Batch { count: batch.count, dropped: batch.dropped, more: tried.is_ok() }),
+        (None, Err(error)) => Err(error),
+        (None, Ok(())) => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+impl Worker {
+    /// Receives datagrams of clients, within a budget, and serves them. Returns whether there may be more.
+    ///
+    /// # Errors
+    /// Those of receiving; [`io::ErrorKind::WouldBlock`] if nothing is there.
+    pub(super) fn serve_clients(&mut self, now: Now, listener: &Listener) -> io::Result<bool> {
+        let (mut first, mut bytes) = (0, 0);
+        let more = loop {
+            let batch = match receive(&mut self.datagrams.buffer, &listener.socket, first, PER_CALL) {
+                Ok(batch) => batch,
+                Err(error) if first == 0 => return Err(error),
+                Err(_) => break false,
+            };
+            let mut drops = listener.drops.get();
+            self.shell.count_receive_drops(drops.advance(batch.dropped));
+            listener.drops.set(drops);
+            for slot in first..first + batch.count {
+                let Some(datagram) = self.datagrams.buffer.datagram(slot).cloned() else { continue };
+                let server = datagram.destination.unwrap_or(listener.address.ip());
+                let server = SocketAddr::new(server, listener.address.port());
+                let tuple = FiveTuple { client: datagram.source, server, transport: Transport::Udp };
+                bytes += datagram.payload.len();
+                self.serve_client(now, &tuple, datagram);
+            }
+            first += batch.count;
+            if !batch.more || first + PER_CALL > BATCH || bytes > MAX_BYTES {
+                break batch.more;
+            }
+        };
+        self.shell.flush_to_peers(&mut self.datagrams);
+        self.shell.carry_out(now);
+        self.shell.end_task(more);
+        Ok(more)
+    }
+
+    /// Serves a datagram from a client, or each of several that the kernel merged.
+    fn serve_client(&mut self, now: Now, tuple: &FiveTuple, datagram: Datagram) {
+        if datagram.truncated {
+            return self.shell.settle(tuple.client, Outcome::Dropped(DropReason::Truncated));
+        }
+        let length = datagram.segment.map(std::num::NonZeroUsize::get);
+        let burst = ClientBurst::new(datagram.payload, length, datagram.tos);
+        self.shell.serve_burst(now, tuple, &mut self.datagrams, burst);
+    }
+}
+
+impl Shell {
+    /// Passes a client's packets, which are in `staged`, to the core and carries out its decisions. Returns whether one of them
+    /// was not dropped.
+    pub(super) fn serve_burst<B: Arena>(
+        &mut self,
+        now: Now,
+        tuple: &FiveTuple,
+        staged: &mut Staged<B>,
+        mut burst: ClientBurst,
+    ) -> bool {
+        let mut served = false;
+        loop {
+            let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
+            let bytes = staged.buffer.bytes();
+            let decision = self.server.client_packet(&mut cx, tuple, bytes, &mut burst, &mut self.response);
+            let Some(decision) = decision else { return served };
+            self.pace.moved(1);
+            let outcome = match decision {
+                FromClient::Relay(route) if route.dont_fragment => Some(self.send_unfragmented(now, staged, &route)),
+                FromClient::Relay(ToPeer { socket, peer, payload, tos, .. }) => {
+                    staged.push(socket, Target::new(peer, None, tos), payload);
+                    None
+                }
+                FromClient::Respond(response) => self.respond(tuple, response.length, response.outcome),
+                FromClient::Open(spec) => {
+                    // A socket with the same slot may have to be closed first, and before that what waits for it sent.
+                    self.flush_to_peers(staged);
+                    self.carry_out(now);
+                    self.open_relay(now, spec)
+                }
+                FromClient::Drop(reason) => Some(Outcome::Dropped(reason)),
+            };
+            served |= !matches!(outcome, Some(Outcome::Dropped(_)));
+            if let Some(outcome) = outcome {
+                self.settle(tuple.client, outcome);
+            }
+        }
+    }
+
+    /// Sends a payload at once, whole or not at all. Clients that probe the path MTU do so now and then.
+    fn send_unfragmented<B: Arena>(&mut self, now: Now, staged: &mut Staged<B>, route: &ToPeer) -> Outcome {
+        // Packets that came before it are sent before it.
+        self.flush_to_peers(staged);
+        let payload = staged.buffer.bytes().get(route.payload.clone()).unwrap_or_default();
+        let Some(socket) = self.relays.socket(route.socket) else {
+            return Outcome::Dropped(DropReason::AllocationEnded);
+        };
+        match udp::send_unfragmented(socket, payload, route.peer, route.tos) {
+            Ok(()) => {
+                self.credit(route.socket, Direction::ToPeers, 1, payload.len() as u64);
+                Outcome::RelayedToPeer
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Outcome::Dropped(DropReason::SendBufferFull),
+            Err(error) => {
+                if error.raw_os_error() == Some(libc::EMSGSIZE) {
+                    self.serve_icmp_errors(now, route.socket, Some(route.peer));
+                }
+                Outcome::Dropped(DropReason::SendFailed)
+            }
+        }
+    }
+
+    /// Sends what waits for peers.
+    pub(super) fn flush_to_peers<B: Arena>(&mut self, staged: &mut Staged<B>) {
+        let Self { relays, statistics, server, .. } = self;
+        let socket_of = |id| -> Option<&UdpSocket> { relays.socket(id) };
+        staged.flush(socket_of, |sent| super::report(server, statistics, Direction::ToPeers, sent));
+    }
+}

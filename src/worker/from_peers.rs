@@ -1,0 +1,252 @@
+//! Datagrams from peers: from relay sockets through the core to clients; and everything else that is sent to clients.
+//!
+//! ```text
+//!   relay socket ──▶ Shell::to_clients ──▶ core ──▶ listener       at the end of the iteration of the event loop
+//!                                              └──▶ connection     at once
+//! ```
+//!
+//! What peers send stays in its buffer until the iteration ends or the buffer is full, so that the packets of all
+//! allocations leave through the listener together. Responses leave with them.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::outbox::Message;
+use super::{Now, Shell};
+use crate::net::batch::{Datagram, Target};
+use crate::net::udp::{self, Origin};
+use crate::turn::{
+    Context, Direction, DropReason, FiveTuple, FromPeer, HEADROOM, IcmpError, Instant, Outcome, PeerBurst, SocketId,
+    TAILROOM, ToClient,
+};
+
+/// The number of datagrams from peers that fit into the buffer until the end of an iteration.
+pub(super) const BATCH: usize = 256;
+
+/// The number of datagrams that one call receives from a relay socket.
+const PER_CALL: usize = 16;
+
+/// The number of packets from peers after which the worker serves others.
+const MAX_PACKETS: usize = 512;
+
+/// The number of tasks after which waiting datagrams are sent, even if the iteration does not end.
+const MAX_TASKS: u32 = 128;
+
+/// The number of datagrams for clients after which they are sent, even if the iteration does not end.
+const MAX_WAITING: usize = 256;
+
+/// The number of ICMP errors of one relay socket after which the worker serves others.
+const MAX_ERRORS: usize = 16;
+
+/// The padding of a message.
+const PADDING: [u8; TAILROOM] = [0; TAILROOM];
+
+/// What a relay socket had.
+#[derive(Clone, Copy, Debug, Default)]
+struct Served {
+    /// The packets that were served, each of those that the kernel merged.
+    packets: usize,
+    /// There may be more of them.
+    more: bool,
+    /// There may be more ICMP errors.
+    error: bool,
+}
+
+impl Shell {
+    /// Serves the relay sockets that are ready, each once at most. Returns whether some have more or must wait.
+    pub(super) fn serve_relays(&mut self, now: Now) -> bool {
+        let mut left = MAX_PACKETS;
+        for _ in 0..self.relays.ready_count() {
+            let Some((socket, error)) = self.relays.next_ready() else { continue };
+            let served = self.serve_relay(now, socket, error);
+            if served.more || served.error {
+                let token = socket.slot() as u64;
+                self.relays.set_ready(crate::net::watch::Ready { token, error: served.error });
+            }
+            left = left.saturating_sub(served.packets);
+            if left == 0 {
+                break;
+            }
+        }
+        let more = self.relays.ready_count() > 0;
+        self.end_task(more);
+        more
+    }
+
+    /// Serves a relay socket: first its ICMP errors, then what one call receives from peers.
+    fn serve_relay(&mut self, now: Now, socket: SocketId, error: bool) -> Served {
+        let error = error && self.serve_icmp_errors(now, socket, None);
+        match self.serve_peers(now, socket) {
+            Ok(served) => Served { error, ..served },
+            Err(failure) => {
+                if failure.kind() != io::ErrorKind::WouldBlock {
+                    tracing::debug!(error = %failure, "cannot receive from peers");
+                    self.relays.set_failed(socket);
+                }
+                Served { error, ..Served::default() }
+            }
+        }
+    }
+
+    /// Retries the sockets that could not be read from. What one call leaves waits for the next tick or event.
+    pub(super) fn retry_failed_relays(&mut self, now: Now) {
+        self.relays.retry_failed();
+        self.serve_relays(now);
+    }
+
+    /// Receives from peers and queues the datagrams for the client.
+    fn serve_peers(&mut self, now: Now, socket: SocketId) -> io::Result<Served> {
+        if self.to_clients.filled + PER_CALL > BATCH {
+            self.flush_to_clients();
+        }
+        let first = self.to_clients.filled;
+        let Some(relay) = self.relays.get_mut(socket) else { return Ok(Served::default()) };
+        let batch = self.to_clients.batch.receive(&relay.socket, first, PER_CALL)?;
+        self.to_clients.filled += batch.count;
+        let dropped = relay.drops.advance(batch.dropped);
+        self.count_receive_drops(dropped);
+        let mut served = Served { packets: 0, more: batch.count == PER_CALL, error: false };
+        for slot in first..first + batch.count {
+            let Some(datagram) = self.to_clients.batch.datagram(slot).cloned() else { continue };
+            if datagram.truncated {
+                served.packets += 1;
+                self.settle(datagram.source, Outcome::Dropped(DropReason::Truncated));
+                continue;
+            }
+            served.packets += self.serve_peer(now, socket, slot, &datagram);
+        }
+        self.carry_out(now);
+        self.end_task(false);
+        Ok(served)
+    }
+
+    /// Queues a datagram of a peer for the client, or each of several that the kernel merged. Returns how many.
+    fn serve_peer(&mut self, now: Now, socket: SocketId, slot: usize, datagram: &Datagram) -> usize {
+        let length = datagram.segment.map(std::num::NonZeroUsize::get);
+        let mut burst = PeerBurst::new(datagram.source, datagram.payload.clone(), length, datagram.tos);
+        // Merged datagrams have no room in between for a header.
+        let slot = length.is_none().then_some(slot);
+        let mut headroom = [0; HEADROOM];
+        let mut packets = 0;
+        loop {
+            let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
+            let Some(decision) = self.server.peer_packet(&mut cx, socket, &mut burst, &mut headroom) else {
+                return packets;
+            };
+            packets += 1;
+            self.pace.moved(1);
+            let dropped = match decision {
+                FromPeer::Relay(route) => self.send_data(socket, route, &headroom, slot).err(),
+                FromPeer::Drop(reason) => Some(reason),
+            };
+            if let Some(reason) = dropped {
+                self.settle(datagram.source, Outcome::Dropped(reason));
+            }
+        }
+    }
+
+    /// Queues a message for the client: on its connection, or at the listener of its 5-tuple.
+    fn send_data(
+        &mut self,
+        socket: SocketId,
+        route: ToClient,
+        headroom: &[u8; HEADROOM],
+        slot: Option<usize>,
+    ) -> Result<(), DropReason> {
+        let ToClient { tuple, header, payload, padding, tos } = route;
+        let header = headroom.get(HEADROOM - header..).unwrap_or_default();
+        let padding = PADDING.get(..padding).unwrap_or_default();
+        if tuple.transport.is_connection() {
+            let payload = self.to_clients.batch.arena().get(payload).unwrap_or_default();
+            let length = payload.len();
+            self.connections.push_data(&tuple, [header, payload, padding])?;
+            // What a connection takes counts as sent.
+            self.statistics.count(Outcome::RelayedToClient, 1);
+            self.credit(socket, Direction::ToClient, 1, length as u64);
+            return Ok(());
+        }
+        let (listener, from) = self.listener_of(&tuple).ok_or(DropReason::SendFailed)?;
+        let target = Target::new(tuple.client, from, tos);
+        let queued = self.to_clients.push_data(listener, socket, target, Message { header, payload, padding }, slot);
+        if queued { Ok(()) } else { Err(DropReason::SendFailed) }
+    }
+
+    /// Sends the client a Data indication for each ICMP error of a relay socket (RFC 8656 §11.5). `peer` is the destination of
+    /// a datagram that this machine has just found too long. Returns whether there may be more.
+    pub(super) fn serve_icmp_errors(&mut self, now: Now, socket: SocketId, peer: Option<SocketAddr>) -> bool {
+        for _ in 0..MAX_ERRORS {
+            let Some(Ok(Some(error))) = self.relays.socket(socket).map(udp::receive_error) else { return false };
+            let peer = match (error.origin, peer) {
+                (Origin::Network, _) => error.peer,
+                // The kernel may leave out the port, but not the address.
+                (Origin::Local, Some(peer)) if peer.ip() == error.peer.ip() => peer,
+                // The client got it when it happened, or was not to get it.
+                (Origin::Local, _) => continue,
+            };
+            let error = IcmpError { kind: error.kind, code: error.code, mtu: error.info };
+            let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
+            let outcome = match self.server.peer_unreachable(&mut cx, socket, peer, error, &mut self.response) {
+                Ok(indication) => self.respond(&indication.tuple, indication.length, Outcome::RelayedIcmp),
+                Err(reason) => Some(Outcome::Dropped(reason)),
+            };
+            if let Some(outcome) = outcome {
+                self.settle(peer, outcome);
+            }
+        }
+        true
+    }
+
+    /// Sends the first bytes of the response buffer to a client: over UDP at the end of the iteration. Returns `None` if the
+    /// outcome is counted when they are sent.
+    pub(super) fn respond(&mut self, tuple: &FiveTuple, length: usize, outcome: Outcome) -> Option<Outcome> {
+        let failed = Some(Outcome::Dropped(DropReason::SendFailed));
+        if tuple.transport.is_connection() {
+            let message = self.response.get(..length).unwrap_or_default();
+            let sent = self.connections.push_response(tuple, message, self.server.has_allocation(tuple));
+            return if sent { Some(outcome) } else { failed };
+        }
+        let Some((listener, from)) = self.listener_of(tuple) else { return failed };
+        let target = Target::new(tuple.client, from, 0);
+        let message = self.response.get(..length).unwrap_or_default();
+        if self.to_clients.push_response(listener, target, message, outcome) { None } else { failed }
+    }
+
+    /// Returns the index of the listener that serves a 5-tuple, and the address to send from if the listener has several.
+    fn listener_of(&self, tuple: &FiveTuple) -> Option<(usize, Option<IpAddr>)> {
+        let find = |exactly| self.listeners.iter().position(|listener| listener.serves(tuple.server, exactly));
+        let index = find(true).or_else(|| find(false))?;
+        let wildcard = self.listeners.get(index)?.address.ip().is_unspecified();
+        Some((index, wildcard.then(|| tuple.server.ip())))
+    }
+
+    /// Sends what waits for clients, and frees the buffer for more datagrams of peers.
+    pub(super) fn flush_to_clients(&mut self) {
+        let Self { to_clients, listeners, statistics, server, .. } = self;
+        let sockets = listeners.iter().map(|listener| listener.socket.get_ref());
+        to_clients.flush(sockets, |sent| super::report(server, statistics, Direction::ToClient, sent));
+        self.tasks = 0;
+    }
+
+    /// To be called at the end of each task that may have queued something. While a task has `more` to do, the iteration may not
+    /// end, and what waits is sent now.
+    pub(super) fn end_task(&mut self, more: bool) {
+        self.tasks += 1;
+        if more || self.tasks >= MAX_TASKS || self.to_clients.len() >= MAX_WAITING {
+            self.flush_to_clients();
+        }
+    }
+
+    /// To be called at the end of an iteration of the event loop: sends what waits, and returns how long to pause.
+    pub(super) fn end_iteration(&mut self) -> Option<Duration> {
+        self.flush_to_clients();
+        let now = Instant::from_elapsed(self.clock.elapsed());
+        self.pace.pause(now)
+    }
+
+    pub(super) fn count_receive_drops(&mut self, dropped: u32) {
+        if dropped > 0 {
+            self.statistics.count(Outcome::Dropped(DropReason::ReceiveBufferFull), dropped.into());
+        }
+    }
+}

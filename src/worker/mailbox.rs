@@ -1,0 +1,134 @@
+//! Commands from control to a worker.
+//!
+//! A bounded channel for each worker. The worker serves it between batches of packets, a little at a time. Each command has a
+//! response; no response comes if the worker has ended.
+
+use std::cell::RefCell;
+use std::rc::Weak;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::yield_now;
+
+use super::{Snapshot, Worker};
+use crate::turn::{AllocationDetail, AllocationId, Cursor, Page};
+
+/// The number of commands that wait for a worker at most.
+const CAPACITY: usize = 16;
+
+/// The number of allocations that a worker reviews, lists or ends before it serves packets again.
+const BUDGET: usize = 64;
+
+/// A command to a worker.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Replace the configuration, and revoke what the new one does not allow.
+    Reconfigure { snapshot: Arc<Snapshot>, done: oneshot::Sender<()> },
+    /// List some allocations.
+    List { cursor: Cursor, response: oneshot::Sender<Page> },
+    /// Describe an allocation.
+    Describe { id: AllocationId, response: oneshot::Sender<Option<AllocationDetail>> },
+    /// End allocations. The response is the number of those that existed.
+    End { ids: Vec<AllocationId>, response: oneshot::Sender<usize> },
+    /// Publish the gauges of the statistics now. They are published once a second otherwise.
+    Publish { done: oneshot::Sender<()> },
+}
+
+/// The worker has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the worker has ended")]
+pub(crate) struct WorkerEnded;
+
+/// Control's end of the mailbox of a worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle(mpsc::Sender<Command>);
+
+/// The worker's end of its mailbox.
+#[derive(Debug)]
+pub(crate) struct Mailbox(mpsc::Receiver<Command>);
+
+/// Creates the mailbox of a worker.
+pub(crate) fn mailbox() -> (Handle, Mailbox) {
+    let (sender, receiver) = mpsc::channel(CAPACITY);
+    (Handle(sender), Mailbox(receiver))
+}
+
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "only the control socket, which is not built yet, calls most of them")
+)]
+impl Handle {
+    /// Replaces the configuration. Returns when what it does not allow has been revoked.
+    pub(crate) async fn reconfigure(&self, snapshot: Arc<Snapshot>) -> Result<(), WorkerEnded> {
+        self.call(|done| Command::Reconfigure { snapshot, done }).await
+    }
+
+    /// Lists some allocations. The default cursor is the beginning.
+    pub(crate) async fn list(&self, cursor: Cursor) -> Result<Page, WorkerEnded> {
+        self.call(|response| Command::List { cursor, response }).await
+    }
+
+    /// Describes an allocation; `None` if it has ended.
+    pub(crate) async fn describe(&self, id: AllocationId) -> Result<Option<AllocationDetail>, WorkerEnded> {
+        self.call(|response| Command::Describe { id, response }).await
+    }
+
+    /// Ends allocations. Returns the number of those that existed.
+    pub(crate) async fn end(&self, ids: Vec<AllocationId>) -> Result<usize, WorkerEnded> {
+        self.call(|response| Command::End { ids, response }).await
+    }
+
+    /// Has the gauges of the statistics published now.
+    pub(crate) async fn publish(&self) -> Result<(), WorkerEnded> {
+        self.call(|done| Command::Publish { done }).await
+    }
+
+    /// Sends a command and waits for its response.
+    async fn call<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, WorkerEnded> {
+        let (sender, response) = oneshot::channel();
+        self.0.send(command(sender)).await.map_err(|_| WorkerEnded)?;
+        response.await.map_err(|_| WorkerEnded)
+    }
+}
+
+/// Serves commands until control has dropped every handle.
+pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
+    while let Some(command) = mailbox.0.recv().await {
+        // A sender that no longer waits gets no response.
+        match command {
+            Command::Reconfigure { snapshot, done } => {
+                let Some(this) = worker.upgrade() else { return };
+                this.borrow_mut().reconfigure(snapshot);
+                drop(this);
+                while worker.upgrade().is_some_and(|worker| worker.borrow_mut().review(BUDGET)) {
+                    yield_now().await;
+                }
+                let _ = done.send(());
+            }
+            Command::List { cursor, response } => {
+                let Some(worker) = worker.upgrade() else { return };
+                let _ = response.send(worker.borrow().list(cursor, BUDGET));
+            }
+            Command::Describe { id, response } => {
+                let Some(worker) = worker.upgrade() else { return };
+                let _ = response.send(worker.borrow().describe(id));
+            }
+            Command::End { ids, response } => {
+                let mut ended = 0;
+                for ids in ids.chunks(BUDGET) {
+                    let Some(this) = worker.upgrade() else { return };
+                    ended += this.borrow_mut().end_allocations(ids);
+                    drop(this);
+                    yield_now().await;
+                }
+                let _ = response.send(ended);
+            }
+            Command::Publish { done } => {
+                let Some(worker) = worker.upgrade() else { return };
+                worker.borrow().publish();
+                let _ = done.send(());
+            }
+        }
+        yield_now().await;
+    }
+}

@@ -1,0 +1,131 @@
+//! The relay sockets of a worker, and the queue of those that have something to read.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::UdpSocket;
+use std::rc::Rc;
+
+use crate::net::batch::DropCounter;
+use crate::net::udp;
+use crate::net::watch::{Ready, Watch};
+use crate::turn::{SocketId, SocketKind, SocketSpec};
+
+/// The relay sockets by [`SocketId::slot`]. One descriptor reports which of them can be read from.
+#[derive(Debug)]
+pub(super) struct RelaySockets {
+    sockets: Vec<Option<RelaySocket>>,
+    watch: Rc<Watch>,
+    /// The slots of the sockets that have something to read, in order.
+    ready: VecDeque<usize>,
+    /// The slots of the sockets that could not be read from.
+    failed: Vec<usize>,
+}
+
+/// The socket of one relayed transport address.
+#[derive(Debug)]
+pub(super) struct RelaySocket {
+    pub(super) id: SocketId,
+    pub(super) socket: UdpSocket,
+    pub(super) drops: DropCounter,
+    /// Whether it is in [`RelaySockets::ready`] or [`RelaySockets::failed`].
+    queued: bool,
+    /// Whether it has an ICMP error to report.
+    error: bool,
+}
+
+impl RelaySockets {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { sockets: Vec::new(), watch: Rc::new(Watch::new()?), ready: VecDeque::new(), failed: Vec::new() })
+    }
+
+    pub(super) fn watch(&self) -> &Rc<Watch> {
+        &self.watch
+    }
+
+    /// Opens a socket, without adding it.
+    pub(super) fn open(&self, spec: &SocketSpec) -> io::Result<UdpSocket> {
+        let SocketKind::Udp = spec.kind;
+        let socket = udp::bind_relay(spec.bind)?;
+        udp::enable_error_queue(&socket)?;
+        udp::enable_gro(&socket);
+        let token = u64::try_from(spec.socket.slot()).map_err(io::Error::other)?;
+        self.watch.add(&socket, token)?;
+        Ok(socket)
+    }
+
+    pub(super) fn insert(&mut self, id: SocketId, socket: UdpSocket) {
+        let slot = id.slot();
+        if self.sockets.len() <= slot {
+            self.sockets.resize_with(slot + 1, || None);
+        }
+        if let Some(place) = self.sockets.get_mut(slot) {
+            debug_assert!(place.is_none(), "a slot's socket is closed before the slot is reused");
+            *place = Some(RelaySocket { id, socket, drops: DropCounter::default(), queued: false, error: false });
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: SocketId) -> Option<UdpSocket> {
+        let place = self.sockets.get_mut(id.slot())?;
+        place.take_if(|relay| relay.id == id).map(|relay| relay.socket)
+    }
+
+    pub(super) fn socket(&self, id: SocketId) -> Option<&UdpSocket> {
+        let relay = self.sockets.get(id.slot())?.as_ref()?;
+        (relay.id == id).then_some(&relay.socket)
+    }
+
+    pub(super) fn get_mut(&mut self, id: SocketId) -> Option<&mut RelaySocket> {
+        self.at(id.slot()).filter(|relay| relay.id == id)
+    }
+
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = &RelaySocket> {
+        self.sockets.iter().flatten()
+    }
+
+    fn at(&mut self, slot: usize) -> Option<&mut RelaySocket> {
+        self.sockets.get_mut(slot)?.as_mut()
+    }
+
+    /// Queues a socket that has something to read. It is queued once, however often it is reported.
+    pub(super) fn set_ready(&mut self, ready: Ready) {
+        let slot = usize::try_from(ready.token).unwrap_or(usize::MAX);
+        // It may have been closed since.
+        let Some(relay) = self.at(slot) else { return };
+        relay.error |= ready.error;
+        if !std::mem::replace(&mut relay.queued, true) {
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// Takes the next socket from the queue; the flag says whether it has an ICMP error. `None` for one that was closed.
+    pub(super) fn next_ready(&mut self) -> Option<(SocketId, bool)> {
+        let slot = self.ready.pop_front()?;
+        let relay = self.at(slot)?;
+        relay.queued = false;
+        Some((relay.id, std::mem::take(&mut relay.error)))
+    }
+
+    pub(super) fn ready_count(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Leaves a socket that could not be read from until [`retry_failed`](Self::retry_failed). Its buffer may be full, and then
+    /// nothing arrives that would report it again.
+    pub(super) fn set_failed(&mut self, id: SocketId) {
+        let Some(relay) = self.get_mut(id) else { return };
+        if !std::mem::replace(&mut relay.queued, true) {
+            self.failed.push(id.slot());
+        }
+    }
+
+    /// Queues the sockets that could not be read from.
+    pub(super) fn retry_failed(&mut self) {
+        self.ready.extend(self.failed.drain(..));
+    }
+
+    #[cfg(test)]
+    pub(super) fn failed(&self) -> &[usize] {
+        &self.failed
+    }
+}

@@ -1,0 +1,147 @@
+//! What every test of the core is built from: a configuration, the servers made of it, and packets through them.
+//!
+//! The unit tests of the library, the simulation, the allocation counter and the benchmark of the core share this file.
+#![allow(dead_code, reason = "each user needs another part of it")]
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use turnserver::auth::{Authenticator, NonceMint, Secret};
+use turnserver::turn::{
+    Alternate, ClientBurst, Compat, Context, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, Ledger, Limits,
+    PeerBurst, PeerPolicy, RelayRange, Server, Snapshot, SocketId, TAILROOM, ToClient, UserRates,
+};
+
+/// A configuration, to be changed before servers are made of it.
+pub(crate) struct Blueprint {
+    pub(crate) realm: String,
+    pub(crate) secrets: Vec<Secret>,
+    pub(crate) users: Vec<(String, Secret)>,
+    /// The key of nonces; `None` to derive it from the secrets.
+    pub(crate) nonce_key: Option<[u8; 32]>,
+    pub(crate) nonce_lifetime: u64,
+    pub(crate) policy: PeerPolicy,
+    pub(crate) limits: Limits,
+    pub(crate) alternate: Option<Alternate>,
+    pub(crate) compat: Compat,
+    pub(crate) expiry_grace: u64,
+    /// Pairs of the address that relay sockets are bound to and the advertised one.
+    pub(crate) relays: Vec<(IpAddr, IpAddr)>,
+    /// The ports of all workers.
+    pub(crate) ports: RangeInclusive<u16>,
+    pub(crate) quota_key: [u8; 32],
+}
+
+impl Blueprint {
+    /// A server with one relay address and neither users nor limits.
+    pub(crate) fn new(realm: &str, relay: (&str, &str), ports: RangeInclusive<u16>) -> Self {
+        let address = |text: &str| text.parse().unwrap();
+        Self {
+            realm: realm.to_owned(),
+            secrets: Vec::new(),
+            users: Vec::new(),
+            nonce_key: Some([3; 32]),
+            nonce_lifetime: 3_000,
+            policy: PeerPolicy::default(),
+            limits: Limits {
+                allocations_per_user: 0,
+                allocations: 0,
+                user_rates: UserRates::default(),
+                permissions_per_allocation: 8,
+                channels_per_allocation: 8,
+                peer_rate: None,
+                byte_rate: None,
+                unverified_responses: 0,
+            },
+            alternate: None,
+            compat: Compat::default(),
+            expiry_grace: 0,
+            relays: vec![(address(relay.0), address(relay.1))],
+            ports,
+            quota_key: [5; 32],
+        }
+    }
+
+    pub(crate) fn user(mut self, name: &str, password: &str) -> Self {
+        self.users.push((name.to_owned(), Secret::new(password).unwrap()));
+        self
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        let authenticator = Authenticator::new(self.realm.clone(), self.secrets.clone(), self.users.clone());
+        let nonces = match self.nonce_key {
+            Some(key) => NonceMint::from_random(key, self.nonce_lifetime),
+            None => NonceMint::from_secrets(&self.secrets, self.nonce_lifetime).expect("there are secrets"),
+        };
+        Arc::new(Snapshot {
+            nonces: nonces.with_features(authenticator.features()),
+            authenticator,
+            policy: self.policy.clone(),
+            limits: self.limits.clone(),
+            alternate: self.alternate.clone(),
+            compat: self.compat,
+            expiry_grace: self.expiry_grace,
+        })
+    }
+
+    pub(crate) fn ledger(&self) -> Arc<Ledger> {
+        Arc::new(Ledger::new(self.relays.iter().copied(), &self.ports, [self.quota_key; 2]))
+    }
+
+    /// The relay addresses with these ports.
+    pub(crate) fn ranges(&self, ports: &RangeInclusive<u16>) -> Vec<RelayRange> {
+        let range = |(bind, advertised): &(IpAddr, IpAddr)| RelayRange {
+            bind: *bind,
+            advertised: *advertised,
+            ports: ports.clone(),
+        };
+        self.relays.iter().map(range).collect()
+    }
+
+    /// A server that has all ports, and what it reads.
+    pub(crate) fn server(&self) -> (Server, Arc<Snapshot>, Arc<Ledger>) {
+        let (snapshot, ledger) = (self.snapshot(), self.ledger());
+        let server = Server::new(Arc::clone(&snapshot), Arc::clone(&ledger), self.ranges(&self.ports));
+        (server, snapshot, ledger)
+    }
+}
+
+/// Passes one packet of a client to a server.
+pub(crate) fn client_packet(
+    server: &mut Server,
+    cx: &mut Context<'_>,
+    tuple: &FiveTuple,
+    packet: &[u8],
+    tos: u8,
+    response: &mut [u8],
+) -> FromClient {
+    let mut burst = ClientBurst::new(0..packet.len(), None, tos);
+    let decision = server.client_packet(cx, tuple, packet, &mut burst, response).expect("a packet has a decision");
+    debug_assert!(server.client_packet(cx, tuple, packet, &mut burst, response).is_none(), "there was one packet");
+    decision
+}
+
+/// Passes one datagram of a peer, which lies behind [`HEADROOM`] bytes of `buffer` and in front of [`TAILROOM`] more, to a
+/// server. Puts the header and the padding around it, as a shell does, and returns the place of the whole message.
+pub(crate) fn peer_packet(
+    server: &mut Server,
+    cx: &mut Context<'_>,
+    socket: SocketId,
+    source: SocketAddr,
+    tos: u8,
+    buffer: &mut [u8],
+) -> Result<(ToClient, std::ops::Range<usize>), DropReason> {
+    let payload = HEADROOM..buffer.len() - TAILROOM;
+    let mut burst = PeerBurst::new(source, payload, None, tos);
+    let headroom = buffer.first_chunk_mut().expect("the buffer has headroom");
+    match server.peer_packet(cx, socket, &mut burst, headroom).expect("a datagram has a decision") {
+        FromPeer::Relay(route) => {
+            let end = route.payload.end + route.padding;
+            buffer[route.payload.end..end].fill(0);
+            let message = HEADROOM - route.header..end;
+            Ok((route, message))
+        }
+        FromPeer::Drop(reason) => Err(reason),
+    }
+}
