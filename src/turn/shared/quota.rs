@@ -6,7 +6,7 @@
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha1::Sha1;
@@ -33,6 +33,8 @@ pub struct Quota {
     users: Box<[AtomicU64]>,
     /// [`METERS`] for each word of `users`.
     meters: Box<[SharedBucket]>,
+    /// Whether a rate was ever applied. Until then every meter is full, and its memory stays untouched.
+    metered: AtomicBool,
     /// Without this key nobody can choose names that share a fingerprint or crowd a row.
     key: Zeroizing<[u8; 32]>,
 }
@@ -134,6 +136,7 @@ impl Quota {
             allocations: AtomicU32::new(0),
             users: zeroed(words, AtomicU64::new),
             meters: zeroed(words * METERS, SharedBucket::new),
+            metered: AtomicBool::new(false),
             key: Zeroizing::new(key),
         }
     }
@@ -203,6 +206,9 @@ impl Quota {
 
     fn takes(&self, slot: Option<usize>, meter: usize, rate: Option<&Rate>, now: Instant, amount: usize) -> bool {
         let (Some(rate), Some(slot)) = (rate, slot) else { return true };
+        if !self.metered.load(Ordering::Relaxed) {
+            self.metered.store(true, Ordering::Relaxed);
+        }
         self.meters.get(slot * METERS + meter).is_none_or(|bucket| bucket.take(rate, now, amount))
     }
 
@@ -230,7 +236,7 @@ impl Quota {
                 (None, None) => return Ok(TicketWord::UNCOUNTED),
             };
             if word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                if own.is_none() {
+                if own.is_none() && self.metered.load(Ordering::Relaxed) {
                     // The word was another user's: its use of the rates is not this user's.
                     self.meters.iter().skip(slot * METERS).take(METERS).for_each(SharedBucket::fill);
                 }
