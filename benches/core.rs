@@ -1,13 +1,8 @@
-//! What the core costs without sockets, on a server with a thousand allocations: the routes of the fast path, and
-//! requests. Heap allocations are counted beside the time.
+//! Benchmarks of the core without sockets, on a server with a thousand allocations: the routes of the fast path, and
+//! requests. They measure time and heap allocations.
 //!
-//! `cargo bench --bench core`. Times of one machine at different hours are not to be compared, those of one run are.
-#![allow(
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a benchmark that cannot be set up ends with a panic"
-)]
+//! `cargo bench --bench core`. Only compare times of the same run.
+#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -44,19 +39,19 @@ const BOUND: u16 = 7_000;
 const PERMITTED: u16 = 7_001;
 
 fn main() {
-    // Left to itself divan takes as few calls for a sample as the cold ones suggest.
+    // By default, divan derives the number of calls per sample from the first calls, whose caches are cold.
     Divan::default().sample_size(1_000).sample_count(100).config_with_args().main();
 }
 
-/// A server on which every client has an allocation with one channel, and each is a user with a time-limited credential.
-/// There is one client more, who has nothing.
+/// A server on which each client has its own user with a time-limited credential, and an allocation with one channel. The
+/// last client has no allocation.
 struct World {
     server: Server,
     rng: StdRng,
     clients: Vec<Client>,
     relays: Vec<SocketId>,
-    /// Whose turn it is.
-    turn: usize,
+    /// The client of the last call of [`next`](Self::next).
+    current: usize,
 }
 
 struct Client {
@@ -101,47 +96,47 @@ impl World {
         let (server, snapshot, _) = blueprint.server();
         let clients = (0..=CLIENTS).map(|number| Client::new(number, &snapshot)).collect();
         let (rng, relays) = (StdRng::seed_from_u64(7), Vec::with_capacity(CLIENTS));
-        let mut world = Self { server, rng, clients, relays, turn: 0 };
-        let reply = &mut [0; RESPONSE_BUFFER];
+        let mut world = Self { server, rng, clients, relays, current: 0 };
+        let response = &mut [0; RESPONSE_BUFFER];
         for client in 0..CLIENTS {
             let packet = world.clients[client].request(Method::ALLOCATE, &[&RequestedTransport::UDP]);
-            let relay = world.allocate(client, &packet, reply).socket;
+            let relay = world.allocate(client, &packet, response).socket;
             world.relays.push(relay);
             let packet = world.clients[client].channel_bind();
-            world.answered(client, &packet, reply);
+            world.succeed(client, &packet, response);
         }
         world
     }
 
-    fn packet(&mut self, client: usize, packet: &[u8], reply: &mut [u8]) -> FromClient {
+    fn packet(&mut self, client: usize, packet: &[u8], response: &mut [u8]) -> FromClient {
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
         let tuple = &self.clients[client].tuple;
         let mut burst = ClientBurst::new(0..packet.len(), None, 0);
-        self.server.client_packet(&mut cx, tuple, packet, &mut burst, reply).unwrap()
+        self.server.client_packet(&mut cx, tuple, packet, &mut burst, response).unwrap()
     }
 
-    fn answered(&mut self, client: usize, packet: &[u8], reply: &mut [u8]) {
-        let decision = self.packet(client, packet, reply);
-        assert!(matches!(&decision, FromClient::Respond(reply) if matches!(reply.outcome, Outcome::Answered(_))));
+    fn succeed(&mut self, client: usize, packet: &[u8], response: &mut [u8]) {
+        let decision = self.packet(client, packet, response);
+        assert!(matches!(&decision, FromClient::Respond(response) if matches!(response.outcome, Outcome::Answered(_))));
     }
 
-    fn allocate(&mut self, client: usize, packet: &[u8], reply: &mut [u8]) -> SocketSpec {
-        let FromClient::Open(open) = self.packet(client, packet, reply) else { panic!("no socket to open") };
+    fn allocate(&mut self, client: usize, packet: &[u8], response: &mut [u8]) -> SocketSpec {
+        let FromClient::Open(open) = self.packet(client, packet, response) else { panic!("no socket to open") };
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
-        let opened = self.server.socket_opened(&mut cx, &open, Ok(()), reply);
+        let opened = self.server.socket_opened(&mut cx, &open, Ok(()), response);
         assert!(matches!(opened, Opened::Respond(..)));
         while self.server.next_action().is_some() {}
         open
     }
 
-    /// Another client each time, so that no allocation is warmer than it would be.
+    /// Returns another client each time, so that caches are no warmer than in practice.
     fn next(&mut self) -> usize {
-        self.turn = (self.turn + 367) % CLIENTS;
-        self.turn
+        self.current = (self.current + 367) % CLIENTS;
+        self.current
     }
 
-    /// A packet of each client.
-    fn of_each(&self, packet: impl Fn(&Client) -> Vec<u8>) -> Vec<Vec<u8>> {
+    /// Returns a packet of each client.
+    fn packets(&self, packet: impl Fn(&Client) -> Vec<u8>) -> Vec<Vec<u8>> {
         self.clients.iter().map(packet).collect()
     }
 }
@@ -190,7 +185,7 @@ fn send_indication_to_peer(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// The route of one datagram, the count of its bytes, and its header.
+/// Decides about a peer's datagram, writes its header and credits it.
 fn to_client(bencher: Bencher<'_, '_>, source: SocketAddr) {
     let mut world = World::new();
     let mut headroom = [0; HEADROOM];
@@ -219,21 +214,21 @@ fn data_indication_to_client(bencher: Bencher<'_, '_>) {
 fn binding(bencher: Bencher<'_, '_>) {
     let mut world = World::new();
     let packet = message(Class::Request, Method::BINDING, |writer| writer.fingerprint());
-    let mut reply = [0; RESPONSE_BUFFER];
+    let mut response = [0; RESPONSE_BUFFER];
     bencher.bench_local(|| {
         let client = world.next();
-        world.answered(client, black_box(&packet), &mut reply);
+        world.succeed(client, black_box(&packet), &mut response);
     });
 }
 
-/// A request that is answered with success, once of each client in turn.
+/// Measures a request that succeeds, from one client after another.
 fn request(bencher: Bencher<'_, '_>, packet: impl Fn(&Client) -> Vec<u8>) {
     let mut world = World::new();
-    let packets = world.of_each(packet);
-    let mut reply = [0; RESPONSE_BUFFER];
+    let packets = world.packets(packet);
+    let mut response = [0; RESPONSE_BUFFER];
     bencher.bench_local(|| {
         let client = world.next();
-        world.answered(client, black_box(&packets[client]), &mut reply);
+        world.succeed(client, black_box(&packets[client]), &mut response);
     });
 }
 
@@ -256,25 +251,25 @@ fn channel_bind(bencher: Bencher<'_, '_>) {
 fn challenge(bencher: Bencher<'_, '_>) {
     let mut world = World::new();
     let packet = message(Class::Request, Method::ALLOCATE, |writer| writer.push(&RequestedTransport::UDP));
-    let mut reply = [0; RESPONSE_BUFFER];
+    let mut response = [0; RESPONSE_BUFFER];
     bencher.bench_local(|| {
-        let decision = world.packet(CLIENTS, black_box(&packet), &mut reply);
-        let FromClient::Respond(reply) = decision else { panic!("no answer") };
-        assert_eq!(reply.outcome, Outcome::Rejected(RejectionCode::Unauthenticated));
+        let decision = world.packet(CLIENTS, black_box(&packet), &mut response);
+        let FromClient::Respond(response) = decision else { panic!("no response") };
+        assert_eq!(response.outcome, Outcome::Rejected(RejectionCode::Unauthenticated));
     });
 }
 
-/// An allocation from the Allocate request with its credentials to the Refresh that ends it.
+/// Measures an allocation from the Allocate request with credentials to the Refresh that deletes it.
 #[divan::bench]
 fn allocate_and_delete(bencher: Bencher<'_, '_>) {
     let mut world = World::new();
     let client = &world.clients[CLIENTS];
     let allocate = client.request(Method::ALLOCATE, &[&RequestedTransport::UDP]);
     let delete = client.request(Method::REFRESH, &[&Lifetime(0)]);
-    let mut reply = [0; RESPONSE_BUFFER];
+    let mut response = [0; RESPONSE_BUFFER];
     bencher.bench_local(|| {
-        let open = world.allocate(CLIENTS, black_box(&allocate), &mut reply);
-        world.answered(CLIENTS, black_box(&delete), &mut reply);
+        let open = world.allocate(CLIENTS, black_box(&allocate), &mut response);
+        world.succeed(CLIENTS, black_box(&delete), &mut response);
         while let Some(action) = world.server.next_action() {
             if let Action::Close(_) = action {
                 world.server.socket_closed(open.bind);

@@ -1,8 +1,8 @@
 //! A STUN/TURN relay for WebRTC.
 //!
 //! The protocol core ([`stun`], [`auth`], [`turn`]) is pure: time and randomness arrive as arguments, and it owns
-//! no socket. [`worker`] is the event loop around one core, [`control`] the life of the process. `docs/architecture.md`
-//! draws the threads and follows a packet through them.
+//! no socket. `worker` runs the event loop around one core; [`control`] starts and stops the process.
+//! `docs/architecture.md` describes the threads and the path of a packet.
 
 pub mod auth;
 pub mod clock;
@@ -16,7 +16,7 @@ pub mod transport;
 pub mod turn;
 mod worker;
 
-// The test world names the library as integration tests do.
+// The test support refers to the library by its name, as in integration tests.
 #[cfg(test)]
 extern crate self as turnserver;
 #[cfg(test)]

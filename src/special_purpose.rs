@@ -9,32 +9,32 @@ use ipnet::{Ipv4Net, Ipv6Net};
 pub struct Range {
     /// The name in logs and counters.
     pub name: &'static str,
-    /// The kind of the addresses for a message, to be read before "address".
+    /// The kind of the addresses in messages. It precedes the word "address".
     pub kind: &'static str,
-    /// From where an interface with such an address is reached.
+    /// From where an interface with such an address can be reached.
     pub reach: Reach,
     /// The form of the addresses, if they contain IPv4 addresses.
     pub embedding: Option<Embedding>,
 }
 
-/// From where an interface is reached, as far as the range of its address says.
+/// From where an interface can be reached, according to the range of its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// From this machine.
+    /// Only from this machine.
     Machine,
-    /// From the same link.
+    /// Only from the same link.
     Link,
-    /// From some networks at most.
+    /// At most from some networks.
     Limited,
-    /// From some networks at most, although the range is globally reachable by the registry: a translator or an overlay
-    /// network maps its addresses to others, so they do not locate an interface.
+    /// At most from some networks, although the registry says that the range is globally reachable: a translator or an
+    /// overlay network maps its addresses to others, so they do not locate an interface.
     Mapped,
     /// From everywhere.
     Global,
 }
 
 impl Range {
-    /// Whether the registry says that the range is globally reachable. "N/A" is no.
+    /// Whether the registry says that the range is globally reachable. "N/A" counts as no.
     #[must_use]
     pub fn is_globally_reachable(&self) -> bool {
         matches!(self.reach, Mapped | Global)
@@ -63,7 +63,7 @@ pub enum Embedding {
 }
 
 impl Embedding {
-    /// The name for a message.
+    /// Returns the name for a message.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -82,7 +82,7 @@ impl Embedding {
         }
     }
 
-    /// The IPv4 addresses that `address` may contain.
+    /// Returns the IPv4 addresses that `address` may contain.
     fn ipv4(self, address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
         let [_, a, b, c, d, e, g, h] = address.segments();
         match self {
@@ -104,8 +104,8 @@ fn join(high: u16, low: u16) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, d)
 }
 
-/// The addresses at which a packet for one address may arrive: the address itself and the IPv4 addresses in it. Another
-/// notation of an IPv4 address is that address alone.
+/// The addresses at which a packet for one address may arrive: the address itself and the IPv4 addresses that it
+/// contains. For another notation of an IPv4 address, it is only that IPv4 address.
 #[derive(Clone, Copy, Debug)]
 pub struct Destinations([Option<IpAddr>; 3]);
 
@@ -128,7 +128,7 @@ impl Destinations {
     }
 }
 
-/// The IPv4 address of which `address` is another notation.
+/// Returns the IPv4 address of which `address` is another notation.
 fn notation_of_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     match address.segments() {
         // IPv4-mapped, RFC 4291 §2.5.5.2.
@@ -141,7 +141,7 @@ fn notation_of_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// The range that `address` is in; `None` if it is an IPv4 address of no special purpose.
+/// Returns the range that `address` is in; `None` if it is an IPv4 address without a special purpose.
 #[must_use]
 pub fn find(address: IpAddr) -> Option<&'static Range> {
     match address {
@@ -150,7 +150,7 @@ pub fn find(address: IpAddr) -> Option<&'static Range> {
     }
 }
 
-/// The form of the addresses of `network`, if all of them contain IPv4 addresses.
+/// Returns the form of the addresses of `network`, if all of them contain IPv4 addresses.
 #[must_use]
 pub fn embedding_of(network: Ipv6Net) -> Option<Embedding> {
     V6.iter().find(|(prefix, _)| prefix.contains(&network)).and_then(|(_, range)| range.embedding)
@@ -167,8 +167,8 @@ use Reach::{Global, Limited, Link, Machine, Mapped};
 
 /// The IPv4 ranges that are not globally reachable, and multicast.
 ///
-/// The globally reachable addresses in 192.0.0.0/24 have no row. They are anycast addresses for clients that look for a
-/// server (RFC 7723, RFC 8155), and never the address of a peer.
+/// The globally reachable addresses in 192.0.0.0/24 have no row. They are anycast addresses for server discovery (RFC
+/// 7723, RFC 8155), and never the address of a peer.
 pub static V4: &[(Ipv4Net, Range)] = &[
     (v4(0, 0, 0, 0, 8), Range::new("this-network", "reserved", Limited)),
     (v4(10, 0, 0, 0, 8), Range::new("private", "private", Limited)),
@@ -190,7 +190,7 @@ pub static V4: &[(Ipv4Net, Range)] = &[
     (v4(240, 0, 0, 0, 4), Range::new("reserved", "reserved", Limited)),
 ];
 
-/// All IPv6 ranges; the first match counts.
+/// All IPv6 ranges. The first match applies.
 ///
 /// The globally reachable addresses in 2001:1::/32 have no row, for the same reason as in IPv4.
 pub static V6: &[(Ipv6Net, Range)] = &[
@@ -204,7 +204,7 @@ pub static V6: &[(Ipv6Net, Range)] = &[
     ),
     (v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64), Range::new("discard-only", "reserved", Limited)),
     (v6([0x100, 0, 0, 1, 0, 0, 0, 0], 64), Range::new("dummy", "reserved", Limited)),
-    // N/A in the registry: reachable as far as a relay of the tunnel is, and hardly any relay is left.
+    // N/A in the registry: a Teredo relay is needed, and few are left.
     (v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32), Range::new("teredo", "Teredo", Limited).embedding(Embedding::Teredo)),
     // Counted as part of 2001::/23.
     (v6([0x2001, 2, 0, 0, 0, 0, 0, 0], 48), Range::new("protocol-assignments", "benchmarking", Limited)),
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn every_prefix_is_truncated_and_reached_before_a_wider_one() {
+    fn every_prefix_is_truncated_and_precedes_wider_ones() {
         for (index, (prefix, _)) in V4.iter().enumerate() {
             assert_eq!(*prefix, prefix.trunc());
             assert!(V4[..index].iter().all(|(earlier, _)| !earlier.contains(prefix)), "{prefix}");
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_locate_no_interface_are_not_reached_from_everywhere() {
+    fn addresses_that_do_not_locate_an_interface_are_mapped() {
         for address in ["64:ff9b::808:808", "2001:20::1", "2001:2f:ffff::1", "2001:30::1"] {
             assert_eq!(range_of(address).map(|range| range.reach), Some(Mapped), "{address}");
         }
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_may_send_to_each_ipv4_address_in_an_address() {
+    fn destinations_include_each_embedded_ipv4_address() {
         for (address, expected) in [
             ("64:ff9b::10.0.0.1", &["64:ff9b::a00:1", "10.0.0.1"][..]),
             ("64:ff9b:1:a00:0:100:808:808", &["64:ff9b:1:a00:0:100:808:808", "10.0.0.1", "8.8.8.8"]),

@@ -18,7 +18,7 @@ impl Transport {
     /// Every transport, in the order in which listeners are listed.
     pub const ALL: [Self; 3] = [Self::Udp, Self::Tcp, Self::Tls];
 
-    /// The name in the configuration and in logs: `udp`, `tcp` or `tls`.
+    /// Returns the name in the configuration and in logs: `udp`, `tcp` or `tls`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -28,7 +28,7 @@ impl Transport {
         }
     }
 
-    /// The protocol that the transport's ports belong to: `udp` or `tcp`.
+    /// Returns the protocol that the transport's ports belong to: `udp` or `tcp`.
     #[must_use]
     pub fn port_protocol(self) -> &'static str {
         match self {
@@ -73,8 +73,8 @@ impl Transport {
         }
     }
 
-    /// The TOS or Traffic Class field of a datagram that arrived with `tos` and is relayed from or to a client on this
-    /// transport: the same value, or 0 if the client has a connection (RFC 8656 §14–§16).
+    /// Returns the TOS or Traffic Class field for relaying a datagram that arrived with `tos` from or to a client on
+    /// this transport: the same value, or 0 if the client has a connection (RFC 8656 §14–§16).
     pub(crate) fn relayed_tos(self, tos: u8) -> u8 {
         if self.carries_ip_fields() { tos } else { 0 }
     }
@@ -128,8 +128,8 @@ pub struct TurnUri {
 }
 
 impl TurnUri {
-    /// Returns the URI of a server that is reached at `host`: a name, an IPv4 address, or an IPv6 address with or without
-    /// brackets. The host is not checked.
+    /// Returns the URI of a server that is reached at `host`: a name, an IPv4 address, or an IPv6 address with or
+    /// without brackets. The host is not checked.
     #[must_use]
     pub fn new(transport: Transport, host: &str, port: u16) -> Self {
         // RFC 3986 §3.2.2: an IPv6 address is in brackets.

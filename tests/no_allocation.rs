@@ -1,15 +1,17 @@
-//! The fast path allocates nothing on the heap, and an allocation takes little of it: a binary of its own, because it counts in the global allocator.
+//! Tests that the fast path allocates no heap memory, and that an allocation needs little. They replace the global
+//! allocator, so they are a separate binary.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
-    reason = "a panic is a test's way to fail; clippy.toml allows it in #[test] functions, but not in their helpers"
+    reason = "tests fail by panicking; clippy.toml allows this only in #[test] functions, not in their helpers"
 )]
 #![expect(unsafe_code, reason = "implementing GlobalAlloc is unsafe")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -32,26 +34,26 @@ use crate::test_world::Blueprint;
 #[path = "support/world.rs"]
 mod test_world;
 
-/// Counts what the thread that asks has allocated; other threads of the test runner go uncounted.
+/// Counts the heap allocations of each thread separately, so that other threads of the test runner do not count.
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    /// Bytes that are allocated now, as they were asked for.
+    /// The requested bytes of all live heap allocations.
     static LIVE: Cell<usize> = const { Cell::new(0) };
 }
 
 fn count(size: usize) {
-    // While a thread ends its cells are gone.
+    // The cells of a thread that ends no longer exist.
     let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
     let _ = LIVE.try_with(|live| live.set(live.get().wrapping_add(size)));
 }
 
-fn count_back(size: usize) {
+fn uncount(size: usize) {
     let _ = LIVE.try_with(|live| live.set(live.get().wrapping_sub(size)));
 }
 
-// SAFETY: every call is passed on to the system's allocator as it came.
+// SAFETY: every call is forwarded unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
@@ -66,14 +68,14 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count_back(layout.size());
+        uncount(layout.size());
         count(size);
         // SAFETY: the caller keeps the contract of `realloc`.
         unsafe { System.realloc(block, layout, size) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count_back(layout.size());
+        uncount(layout.size());
         // SAFETY: the caller keeps the contract of `dealloc`.
         unsafe { System.dealloc(block, layout) }
     }
@@ -86,20 +88,20 @@ const ROUNDS: usize = 1_000;
 const REALM: &str = "example.org";
 const PASSWORD: &str = "wonderland";
 const UNIX: u64 = 1_800_000_000;
-/// Users, and clients that are idle.
+/// The number of users, and of idle clients.
 const CLIENTS: usize = 1_000;
 const PORTS: RangeInclusive<u16> = 50_000..=51_999;
 
-/// Runs `round` many times and fails if it allocated even once.
+/// Runs `round` [`ROUNDS`] times and fails if it allocates heap memory.
 fn allocates_nothing(mut round: impl FnMut()) {
     let before = ALLOCATIONS.get();
     for _ in 0..ROUNDS {
         round();
     }
-    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations in {ROUNDS} rounds");
+    assert_eq!(ALLOCATIONS.get() - before, 0, "heap allocations in {ROUNDS} rounds");
 }
 
-/// A server with one allocation, which has a channel to one peer and a permission for another.
+/// A server with one allocation that has a channel to one peer and a permission for another.
 struct World {
     server: Server,
     rng: StdRng,
@@ -121,12 +123,12 @@ fn permitted() -> SocketAddr {
 }
 
 impl World {
-    /// The world and its allocation's relay socket.
+    /// Returns the world and the relay socket of its allocation.
     fn new() -> (Self, SocketId) {
         Self::limited(None)
     }
 
-    /// The same with a rate for the allocation and for its user.
+    /// Like [`new`](Self::new), with a rate limit for the allocation and for its user.
     fn limited(bytes: Option<Rate>) -> (Self, SocketId) {
         let mut blueprint = Blueprint::new(REALM, ("10.0.0.5", "203.0.113.9"), PORTS);
         for number in 0..CLIENTS {
@@ -143,26 +145,26 @@ impl World {
         let mut world = Self { server, rng, tuple, user: "user-0".to_owned(), nonce };
 
         let relay = world.allocate();
-        assert_answered(&world.request(Method::CREATE_PERMISSION, &[&XorPeerAddress(permitted())]));
+        assert_success(&world.request(Method::CREATE_PERMISSION, &[&XorPeerAddress(permitted())]));
         (world, relay)
     }
 
-    /// Sends from another 5-tuple and for another user from here on.
+    /// Continues with another 5-tuple and another user.
     fn become_client(&mut self, number: usize, user: &str) {
         user.clone_into(&mut self.user);
         self.tuple.client = SocketAddr::from(([192, 0, 2, 2], 10_000 + u16::try_from(number).unwrap()));
         self.nonce = self.server.snapshot().nonces.mint(UNIX, self.tuple.client).to_string();
     }
 
-    /// An allocation with a channel, and the permission that comes with it.
+    /// Creates an allocation with a channel, and thus a permission. Returns its relay socket.
     fn allocate(&mut self) -> SocketId {
         let FromClient::Open(open) = self.request(Method::ALLOCATE, &[&RequestedTransport::UDP]) else {
-            panic!("a socket to open is expected")
+            panic!("no socket to open")
         };
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
         let opened = self.server.socket_opened(&mut cx, &open, Ok(()), &mut [0; RESPONSE_BUFFER]);
         assert!(matches!(opened, Opened::Respond(..)));
-        assert_answered(&self.request(Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(bound())]));
+        assert_success(&self.request(Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(bound())]));
         while self.server.next_action().is_some() {}
         open.socket
     }
@@ -183,9 +185,9 @@ impl World {
         })
     }
 
-    fn packet(&mut self, tuple: &FiveTuple, packet: &[u8], reply: &mut [u8]) -> FromClient {
+    fn packet(&mut self, tuple: &FiveTuple, packet: &[u8], response: &mut [u8]) -> FromClient {
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
-        test_world::client_packet(&mut self.server, &mut cx, tuple, packet, 0xb8, reply)
+        test_world::client_packet(&mut self.server, &mut cx, tuple, packet, 0xb8, response)
     }
 }
 
@@ -193,9 +195,9 @@ fn now() -> Instant {
     Instant::from_elapsed(Duration::from_secs(1_000))
 }
 
-fn assert_answered(decision: &FromClient) {
-    let FromClient::Respond(reply) = decision else { panic!("an answer is expected") };
-    assert!(matches!(reply.outcome, Outcome::Answered(_)), "{}", reply.outcome);
+fn assert_success(decision: &FromClient) {
+    let FromClient::Respond(response) = decision else { panic!("no response") };
+    assert!(matches!(response.outcome, Outcome::Answered(_)), "{}", response.outcome);
 }
 
 fn message(class: Class, method: Method, fill: impl FnOnce(&mut MessageWriter<'_>)) -> Vec<u8> {
@@ -205,10 +207,10 @@ fn message(class: Class, method: Method, fill: impl FnOnce(&mut MessageWriter<'_
     writer.finish().unwrap().to_vec()
 }
 
-// Guards the guard: what allocates is counted.
+// Verifies the check itself.
 #[test]
-#[should_panic(expected = "allocations in 1000 rounds")]
-fn an_allocation_is_noticed() {
+#[should_panic(expected = "heap allocations in 1000 rounds")]
+fn a_heap_allocation_is_detected() {
     allocates_nothing(|| drop(std::hint::black_box(vec![1_u8])));
 }
 
@@ -216,29 +218,29 @@ fn an_allocation_is_noticed() {
 fn binding_allocates_nothing() {
     let (mut world, _) = World::new();
     let packet = message(Class::Request, Method::BINDING, |writer| writer.fingerprint());
-    let mut reply = [0; RESPONSE_BUFFER];
+    let mut response = [0; RESPONSE_BUFFER];
     for client in ["192.0.2.9:5000", "[2001:db8::9]:5000"] {
         let tuple = FiveTuple { client: address(client), ..world.tuple };
-        allocates_nothing(|| assert_answered(&world.packet(&tuple, &packet, &mut reply)));
+        allocates_nothing(|| assert_success(&world.packet(&tuple, &packet, &mut response)));
     }
 }
 
 #[test]
-fn challenging_a_stranger_allocates_nothing() {
+fn challenging_an_unauthenticated_client_allocates_nothing() {
     let (mut world, _) = World::new();
     let tuple = FiveTuple { client: address("192.0.2.9:5000"), ..world.tuple };
     let packet = message(Class::Request, Method::ALLOCATE, |writer| writer.push(&RequestedTransport::UDP));
-    let mut reply = [0; RESPONSE_BUFFER];
+    let mut response = [0; RESPONSE_BUFFER];
     allocates_nothing(|| {
-        let FromClient::Respond(reply) = world.packet(&tuple, &packet, &mut reply) else { panic!("no answer") };
-        assert_eq!(reply.outcome, Outcome::Rejected(RejectionCode::Unauthenticated));
+        let FromClient::Respond(response) = world.packet(&tuple, &packet, &mut response) else { panic!("no response") };
+        assert_eq!(response.outcome, Outcome::Rejected(RejectionCode::Unauthenticated));
     });
 }
 
 #[test]
-fn whoever_keeps_an_allocation_alive_allocates_nothing() {
+fn refreshing_an_allocation_allocates_nothing() {
     let (mut world, _) = World::new();
-    let mut reply = [0; RESPONSE_BUFFER];
+    let mut response = [0; RESPONSE_BUFFER];
     let packets = [
         world.authenticated(Method::REFRESH, &[]),
         world.authenticated(Method::CREATE_PERMISSION, &[&XorPeerAddress(permitted()), &XorPeerAddress(bound())]),
@@ -246,12 +248,12 @@ fn whoever_keeps_an_allocation_alive_allocates_nothing() {
     ];
     let tuple = world.tuple;
     for packet in packets {
-        allocates_nothing(|| assert_answered(&world.packet(&tuple, &packet, &mut reply)));
+        allocates_nothing(|| assert_success(&world.packet(&tuple, &packet, &mut response)));
     }
 }
 
 #[test]
-fn channel_data_to_the_peer_allocates_nothing() {
+fn channel_data_to_a_peer_allocates_nothing() {
     let (mut world, relay) = World::new();
     let (tuple, packet) = (world.tuple, [&[0x40, 0, 0, 200][..], &[7; 200]].concat());
     allocates_nothing(|| {
@@ -289,7 +291,7 @@ fn an_icmp_error_allocates_nothing() {
 }
 
 #[test]
-fn peer_datagrams_to_channel_data_and_to_data_indications_allocate_nothing() {
+fn channel_data_and_data_indications_to_a_client_allocate_nothing() {
     let (mut world, relay) = World::new();
     let mut buffer = [7; HEADROOM + 201 + TAILROOM];
     for (source, length) in [(bound(), 4 + 201), (permitted(), 20 + 12 + 4 + 204)] {
@@ -304,7 +306,7 @@ fn peer_datagrams_to_channel_data_and_to_data_indications_allocate_nothing() {
 }
 
 #[test]
-fn an_idle_allocation_takes_little_memory() {
+fn an_idle_allocation_needs_little_memory() {
     for (users, most) in [(1, 500), (CLIENTS, 650)] {
         let (mut world, _) = World::new();
         let before = LIVE.get();
@@ -341,7 +343,9 @@ fn batches_allocate_nothing_once_they_have_grown() {
                 assert_eq!(poll(&mut polled, PollTimeout::from(10_000_u16)), Ok(1));
                 let received = inbound.receive(&receiver, 0, 8).unwrap();
                 for slot in 0..received.count {
-                    for segment in inbound.datagram(slot).unwrap().segments() {
+                    let datagram = inbound.datagram(slot).unwrap();
+                    let longest = datagram.segment.map_or(usize::MAX, NonZeroUsize::get);
+                    for segment in inbound.arena()[datagram.payload.clone()].chunks(longest) {
                         assert_eq!(segment.len(), 4 + lengths[arrived]);
                         arrived += 1;
                     }
@@ -354,7 +358,7 @@ fn batches_allocate_nothing_once_they_have_grown() {
 }
 
 #[test]
-fn data_under_a_limit_allocates_nothing() {
+fn data_below_a_rate_limit_allocates_nothing() {
     let (mut world, relay) = World::limited(Rate::of_bytes(1_000_000_000));
     let (tuple, packet) = (world.tuple, [&[0x40, 0, 0, 200][..], &[7; 200]].concat());
     let mut buffer = [7; HEADROOM + 201 + TAILROOM];
@@ -365,9 +369,9 @@ fn data_under_a_limit_allocates_nothing() {
     });
 }
 
-// Whoever sends too much is told of once; all else is dropped for nothing.
+// Only the log entry for the first dropped packet needs memory.
 #[test]
-fn data_over_a_limit_allocates_nothing() {
+fn data_above_a_rate_limit_allocates_nothing() {
     let (mut world, relay) = World::limited(Rate::new(1, 100));
     let (tuple, packet) = (world.tuple, [&[0x40, 0, 0, 200][..], &[7; 200]].concat());
     let mut buffer = [7; HEADROOM + 201 + TAILROOM];

@@ -1,8 +1,9 @@
-//! A simulation of the TURN core: many clients and peers, a network that loses, doubles and reorders, virtual hours.
+//! A simulation of the TURN core: many clients and peers, a network that loses, duplicates and reorders packets, and
+//! hours of virtual time.
 //!
-//! Each seed makes a world and walks it for some thousand steps. After every step what the servers did is compared
-//! with a shadow model that was written from the RFCs. A seed is replayed, with its last steps told, by
-//! `SIM_SEED=7 cargo test --test sim`; `SIM_STEPS` changes how many steps a walk has.
+//! Each seed generates a world and runs it for thousands of steps. After every step the behaviour of the servers is
+//! compared with a model that was written from the RFCs. `SIM_SEED=7 cargo test --test sim` runs one seed again and
+//! prints its last steps if it fails. `SIM_STEPS` sets the number of steps.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::expect_used,
@@ -10,13 +11,11 @@
     clippy::panic,
     clippy::print_stderr,
     clippy::unwrap_used,
-    reason = "a panic is a test's way to fail; clippy.toml allows it in #[test] functions, but not in their helpers"
+    reason = "tests fail by panicking; clippy.toml allows this only in #[test] functions, not in their helpers"
 )]
 
 #[path = "sim/check.rs"]
 mod check;
-#[path = "sim/dice.rs"]
-mod dice;
 #[path = "sim/ending.rs"]
 mod ending;
 #[path = "sim/model/mod.rs"]
@@ -25,6 +24,8 @@ mod model;
 mod packet;
 #[path = "sim/requests.rs"]
 mod requests;
+#[path = "sim/rng.rs"]
+mod rng;
 #[path = "sim/setup.rs"]
 mod setup;
 #[path = "sim/steps.rs"]
@@ -45,8 +46,8 @@ use crate::world::World;
 
 const STEPS: usize = 3_000;
 
-/// Why the core drops packets in these worlds, which have no reply limit; the other reasons are its shell's.
-const REASONS: [DropReason; 20] = [
+/// The reasons for which the core drops packets here, without a response limit. The other reasons belong to the worker.
+const DROP_REASONS: [DropReason; 20] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,
     DropReason::WrongFingerprint,
@@ -69,7 +70,7 @@ const REASONS: [DropReason; 20] = [
     DropReason::UserBandwidth,
 ];
 
-/// The limits that requests run into.
+/// The limits that requests reach.
 const LIMITS: [Limit; 8] = [
     Limit::AllocationsPerUser,
     Limit::AllocationRate,
@@ -81,27 +82,27 @@ const LIMITS: [Limit; 8] = [
     Limit::PeerRate,
 ];
 
-/// What must occur though no counter tells it.
-const SEEN: [&str; 14] = [
+/// Situations that must occur and that no counter shows.
+const SITUATIONS: [&str; 14] = [
     "a claimed port",
     "a dual allocation",
-    "a dual one without IPv4",
-    "a dual one without IPv6",
+    "a dual allocation without IPv4",
+    "a dual allocation without IPv6",
     "a port claimed at another worker",
     "a reservation",
-    "a route that ends with its permission",
-    "an allocation of which the ports belong to another worker",
-    "an allocation that was handed over",
-    "bytes of an allocation that had ended",
-    "many routes",
+    "a channel whose permission has expired",
+    "an import of a port of another worker",
+    "an imported allocation",
+    "bytes credited to an allocation that has ended",
+    "more than three routes",
     "peers that a new policy denies",
-    "another worker's port that is not to be had",
-    "data between two relayed addresses of ours",
+    "a claimed port that cannot be opened",
+    "data between two relayed addresses of this server",
 ];
 
-/// Walks one world to its end.
-fn walk(seed: u64, steps: usize, told: bool) -> World {
-    let mut world = World::new(seed, told);
+/// Runs one world to its end.
+fn run(seed: u64, steps: usize, traced: bool) -> World {
+    let mut world = World::new(seed, traced);
     for step in 0..steps {
         world.step();
         world.check(step % 4 == 0);
@@ -110,31 +111,31 @@ fn walk(seed: u64, steps: usize, told: bool) -> World {
     world
 }
 
-fn walk_all(seeds: Range<u64>) {
+fn run_all(seeds: Range<u64>) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let steps = number("SIM_STEPS").map_or(STEPS, |steps| steps as usize);
     if let Some(seed) = number("SIM_SEED") {
         if seeds.start == 0 {
-            walk(seed, steps, true);
+            run(seed, steps, true);
         }
         return;
     }
-    let (mut counters, mut seen) = (Counters::default(), BTreeMap::<&str, u64>::new());
+    let (mut counters, mut observed) = (Counters::default(), BTreeMap::<&str, u64>::new());
     for seed in seeds {
-        // Telling takes long, so only a walk that fails is told, in a second one.
-        let Ok(world) = catch_unwind(|| walk(seed, steps, false)) else {
-            eprintln!("seed {seed} failed; to replay it: SIM_SEED={seed} cargo test --test sim");
-            walk(seed, steps, true);
-            panic!("seed {seed} failed once and not again");
+        // A trace is slow, so only a second run of a failed seed has one.
+        let Ok(world) = catch_unwind(|| run(seed, steps, false)) else {
+            eprintln!("seed {seed} failed; to run it again: SIM_SEED={seed} cargo test --test sim");
+            run(seed, steps, true);
+            panic!("seed {seed} failed in the first run only");
         };
         counters.add(&world.counters);
-        world.seen.iter().for_each(|(what, count)| *seen.entry(what).or_default() += count);
+        world.observed.iter().for_each(|(what, count)| *observed.entry(what).or_default() += count);
     }
     if number("SIM_STEPS").is_some() {
         return;
     }
-    // A walk that never gets anywhere would find the model right, too.
-    // 508 is what a token gets that stands for nothing, or for a port that another program has.
+    // Runs that never reach these outcomes would prove nothing.
+    // 508 is for an unknown token, or a reserved port that another program uses.
     let codes = [300, 400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 508]
         .map(|code| RejectionCode::of(ErrorCode::new(code).unwrap()).unwrap());
     let outcomes = [Outcome::RelayedToPeer, Outcome::RelayedToClient, Outcome::RelayedIcmp]
@@ -142,40 +143,40 @@ fn walk_all(seeds: Range<u64>) {
         .chain(RequestMethod::ALL.iter().copied().map(Outcome::Answered))
         .chain(codes.map(Outcome::Rejected))
         .chain(LIMITS.map(Outcome::RejectedByLimit))
-        .chain(REASONS.map(Outcome::Dropped));
+        .chain(DROP_REASONS.map(Outcome::Dropped));
     for outcome in outcomes {
-        assert!(counters.get(outcome) >= 3, "hardly ever: {outcome}");
+        assert!(counters.get(outcome) >= 3, "too rare: {outcome}");
     }
-    for what in SEEN {
-        assert!(seen.get(what).is_some_and(|count| *count >= 3), "hardly ever: {what}; {seen:?}");
+    for what in SITUATIONS {
+        assert!(observed.get(what).is_some_and(|count| *count >= 3), "too rare: {what}; {observed:?}");
     }
     assert!(counters.get(Outcome::RelayedToPeer) > 5_000 && counters.get(Outcome::RelayedToClient) > 5_000);
 }
 
 #[test]
-fn the_core_does_what_the_model_does_1() {
-    walk_all(0..64);
+fn the_core_behaves_like_the_model_1() {
+    run_all(0..64);
 }
 
 #[test]
-fn the_core_does_what_the_model_does_2() {
-    walk_all(64..128);
+fn the_core_behaves_like_the_model_2() {
+    run_all(64..128);
 }
 
 #[test]
-fn the_core_does_what_the_model_does_3() {
-    walk_all(128..192);
+fn the_core_behaves_like_the_model_3() {
+    run_all(128..192);
 }
 
 #[test]
-fn the_core_does_what_the_model_does_4() {
-    walk_all(192..256);
+fn the_core_behaves_like_the_model_4() {
+    run_all(192..256);
 }
 
 #[test]
-fn a_seed_is_one_walk() {
+fn a_seed_always_gives_the_same_run() {
     for seed in 1_000..1_004 {
-        assert_eq!(walk(seed, 500, true).digest(), walk(seed, 500, true).digest());
+        assert_eq!(run(seed, 500, true).digest(), run(seed, 500, true).digest());
     }
-    assert_ne!(walk(1_000, 500, true).digest(), walk(1_001, 500, true).digest());
+    assert_ne!(run(1_000, 500, true).digest(), run(1_001, 500, true).digest());
 }

@@ -277,7 +277,7 @@ mod stream {
         let logs = server.terminate().logs;
         assert!(!logs.iter().any(|line| line.message().starts_with("a connection could not be accepted")), "{logs:#?}");
         let counts = logs.last().unwrap().field("connections").unwrap();
-        let expected = format!("admitted: {most}, rejected connections: {}", connections.len() - most);
+        let expected = format!("accepted: {most}, rejected connections: {}", connections.len() - most);
         assert!(counts.starts_with(&expected), "{counts}");
     }
 

@@ -7,7 +7,10 @@ mod support;
 #[cfg(test)]
 mod translation {
     use std::net::{IpAddr, SocketAddr, UdpSocket};
+    use std::os::fd::AsFd as _;
 
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use turnserver::net::batch::{Piece, RecvBatch, SendBatch, SendStatus, SlotLayout, Target};
     use turnserver::net::udp;
     use turnserver::stun::attribute::{
         AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, DontFragment, EvenPort, Icmp, RequestedTransport,
@@ -36,10 +39,18 @@ mod translation {
     }
 
     fn receive_marked(socket: &UdpSocket) -> (Vec<u8>, u8, SocketAddr) {
-        let mut buffer = vec![0; 2048];
-        let received = udp::receive(socket, &mut buffer).unwrap();
-        buffer.truncate(received.len);
-        (buffer, received.tos, received.source)
+        let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut polled, PollTimeout::try_from(TIMEOUT).unwrap()), Ok(1), "timed out");
+        let mut batch = RecvBatch::new(1, SlotLayout { headroom: 0, payload: 2048, tailroom: 0 });
+        assert_eq!(batch.receive(socket, 0, 1).unwrap().count, 1);
+        let received = batch.datagram(0).unwrap();
+        (batch.arena()[received.payload.clone()].to_vec(), received.tos, received.source)
+    }
+
+    fn send_marked(socket: &UdpSocket, payload: &[u8], to: SocketAddr, tos: u8) {
+        let mut batch = SendBatch::new();
+        batch.push(&Target::new(to, None, tos), &[Piece::of_arena(0..payload.len())]);
+        assert_eq!(batch.flush(socket, payload), [SendStatus::Sent]);
     }
 
     fn send_indication(peer: SocketAddr, payload: &[u8], dont_fragment: bool) -> Vec<u8> {
@@ -54,7 +65,7 @@ mod translation {
 
     // §14: indications and channels carry the values of the incoming datagram. A response carries none.
     #[test]
-    fn dscp_and_ecn_go_from_datagram_to_datagram() {
+    fn dscp_and_ecn_are_copied_between_datagrams() {
         for ip in loopback() {
             let server = Server::start(&config(&[ip], LOOPBACK_PEERS));
             let ip: IpAddr = ip.parse().unwrap();
@@ -65,9 +76,9 @@ mod translation {
             client.permit(&session, peer_address);
             for tos in [TOS, 0] {
                 let sent = send_indication(peer_address, b"out", false);
-                udp::send_with_tos(client.socket(), &sent, server.udp_address(), None, tos).unwrap();
+                send_marked(client.socket(), &sent, server.udp_address(), tos);
                 assert_eq!(receive_marked(&peer), (b"out".to_vec(), tos, relayed));
-                udp::send_with_tos(&peer, b"in", relayed, None, tos).unwrap();
+                send_marked(&peer, b"in", relayed, tos);
                 assert_eq!(receive_marked(client.socket()).1, tos);
             }
             let bound = client.request(&session, Method::CHANNEL_BIND, &|writer| {
@@ -75,9 +86,9 @@ mod translation {
                 writer.push(&XorPeerAddress(peer_address));
             });
             assert_eq!(bound.error(), None);
-            udp::send_with_tos(client.socket(), b"\x40\x00\x00\x03out", server.udp_address(), None, TOS).unwrap();
+            send_marked(client.socket(), b"\x40\x00\x00\x03out", server.udp_address(), TOS);
             assert_eq!(receive_marked(&peer), (b"out".to_vec(), TOS, relayed));
-            udp::send_with_tos(&peer, b"in", relayed, None, TOS).unwrap();
+            send_marked(&peer, b"in", relayed, TOS);
             assert_eq!(receive_marked(client.socket()), (b"\x40\x00\x00\x02in".to_vec(), TOS, server.udp_address()));
             client.send(&message(Class::Request, Method::BINDING, TransactionId::new([1; 12]), &|_| {}));
             assert_eq!(receive_marked(client.socket()).1, 0);

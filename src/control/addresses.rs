@@ -17,7 +17,7 @@ use crate::setting::{RELAY_ADDRESSES, RELAY_EXTERNAL};
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
+pub(super) enum Family {
     /// IPv4.
     V4,
     /// IPv6.
@@ -87,8 +87,8 @@ pub enum AddressError {
     NoneFound,
     /// Two relay addresses have the same advertised address.
     #[error(
-        "relay addresses {0} and {1} are both advertised as {2}; map them to different addresses in {RELAY_EXTERNAL}, or \
-         remove one from {RELAY_ADDRESSES}"
+        "relay addresses {0} and {1} are both advertised as {2}; map them to different addresses in {RELAY_EXTERNAL}, \
+         or remove one from {RELAY_ADDRESSES}"
     )]
     SharedAddress(IpAddr, IpAddr, IpAddr),
     /// The interfaces could not be read.
@@ -102,7 +102,7 @@ pub enum AddressError {
 /// # Errors
 ///
 /// As for [`choose`], and if the interfaces cannot be read.
-pub fn detect(configured: Option<&[IpAddr]>, external: &[(IpAddr, IpAddr)]) -> Result<Choice, AddressError> {
+pub(super) fn detect(configured: Option<&[IpAddr]>, external: &[(IpAddr, IpAddr)]) -> Result<Choice, AddressError> {
     let mut addresses = interfaces::addresses()?;
     // A whole network can be routed to a machine (127.0.0.0/8 is), so that no interface lists its addresses.
     for ip in configured.unwrap_or_default().iter().chain(external.iter().map(|(inside, _)| inside)) {
@@ -124,7 +124,7 @@ pub fn detect(configured: Option<&[IpAddr]>, external: &[(IpAddr, IpAddr)]) -> R
 /// # Errors
 ///
 /// If a configured address or a mapping is unusable, or no address is found.
-pub fn choose(
+pub(super) fn choose(
     configured: Option<&[IpAddr]>,
     external: &[(IpAddr, IpAddr)],
     interfaces: &[InterfaceAddress],
@@ -156,11 +156,11 @@ pub fn choose(
     Ok(Choice { addresses, warnings })
 }
 
-/// The addresses at which clients reach a listener, for the URIs that are printed at start: a specific address or what
-/// `external` makes of it; for a wildcard the advertised relay addresses that it takes packets for, IPv4 first.
+/// Returns the addresses at which clients reach a listener, for the URIs that are printed at start.
 ///
-/// It is empty where a wildcard listens for a family that has no relay address.
-pub fn advertised_hosts(listener: IpAddr, external: &[(IpAddr, IpAddr)], choice: &Choice) -> Vec<IpAddr> {
+/// For a specific address, this is the address that `external` maps it to, or the address itself. For a wildcard, these
+/// are the advertised relay addresses of its families, IPv4 first; none if these families have no relay address.
+pub(super) fn advertised_hosts(listener: IpAddr, external: &[(IpAddr, IpAddr)], choice: &Choice) -> Vec<IpAddr> {
     let ip = listener.to_canonical();
     let mut hosts: Vec<IpAddr> = if ip.is_unspecified() {
         let advertised = choice.addresses.iter().map(|address| address.advertised);

@@ -1,11 +1,11 @@
-//! The other servers, and that this one is not among them.
+//! The alternate servers, and the check that this server is not one of them.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{self, AlternateWhen, Config};
 use crate::turn::{Alternate, RedirectWhen};
 
-/// What the workers are told.
+/// Returns the alternate servers as the workers read them; `None` if there are none.
 pub(super) fn alternate(config: &config::Alternate) -> Option<Alternate> {
     let when = match config.when {
         AlternateWhen::Draining => RedirectWhen::Draining,
@@ -16,14 +16,16 @@ pub(super) fn alternate(config: &config::Alternate) -> Option<Alternate> {
     (!servers.is_empty() || !tls_servers.is_empty()).then_some(Alternate { servers, tls_servers, domain, when })
 }
 
-/// An alternate server that is this one, whose clients would come back for ever: a listener's address, one of the `own`
-/// of this machine where the listener takes all of them, or what 1:1 NAT makes of the listener's.
+/// Returns an alternate server that is this server, which would redirect clients to itself in a loop.
+///
+/// It is this server if it has the address of a listener, the address that `external` maps this one to, or any address
+/// in `own` (the addresses of this machine) if the listener is a wildcard.
 pub(super) fn own_server(config: &Config, own: &[IpAddr]) -> Option<SocketAddr> {
     let reaches = |listener: SocketAddr, server: SocketAddr| {
         let (here, there) = (listener.ip(), server.ip());
-        let outside = |(ours, theirs): &(IpAddr, IpAddr)| *ours == here && *theirs == there;
-        let any = here.is_unspecified() && (here.is_ipv6() || there.is_ipv4()) && own.contains(&there);
-        listener.port() == server.port() && (any || here == there || config.relay.external.iter().any(outside))
+        let mapped = |(inside, outside): &(IpAddr, IpAddr)| *inside == here && *outside == there;
+        let wildcard = here.is_unspecified() && (here.is_ipv6() || there.is_ipv4()) && own.contains(&there);
+        listener.port() == server.port() && (wildcard || here == there || config.relay.external.iter().any(mapped))
     };
     let find = |servers: &[SocketAddr], over_tls: bool| {
         let listeners = config.listen.iter().filter(|endpoint| endpoint.transport.is_encrypted() == over_tls);
@@ -55,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_listener_is_every_address_of_this_machine() {
+    fn a_wildcard_listener_has_every_address_of_this_machine() {
         assert!(found("[::]:3478", "10.0.0.5:3478"));
         assert!(found("[::]:3478", "203.0.113.9:3478"));
         assert!(found("[::]:3478", "[2001:db8::7]:3478"));
@@ -66,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ports_of_tls_are_those_of_tls_servers() {
+    fn tls_servers_are_compared_only_with_tls_listeners() {
         let tls = Endpoint::new(Transport::Tls, "[::]:5349".parse().unwrap());
         let with = |servers: &[&str], tls_servers: &[&str]| {
             let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -81,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn one_address_is_itself_and_what_nat_makes_of_it() {
+    fn a_specific_listener_has_its_own_address_and_the_mapped_one() {
         assert!(found("10.0.0.5:3478", "203.0.113.9:3478"));
         assert!(!found("10.0.0.5:3478", "10.0.0.6:3478"));
         assert!(!found("[2001:db8::7]:3478", "203.0.113.9:3478"));

@@ -1,4 +1,4 @@
-//! From "ready" to the end: signals, the drain, and what the service manager is told meanwhile.
+//! The running server: signals, the drain, and the notifications to the service manager.
 
 use std::future::pending;
 use std::io;
@@ -20,19 +20,19 @@ use crate::setting::DRAIN_DEADLINE;
 use crate::turn::Ledger;
 use crate::worker::Snapshot;
 
-/// How often a drain looks whether the last allocation has ended.
-const LOOK: Duration = Duration::from_millis(100);
+/// The interval at which a drain checks whether the last allocation has ended.
+const DRAIN_CHECK: Duration = Duration::from_millis(100);
 
-/// How often a drain says in the log how many allocations are left.
+/// The interval at which a drain logs the number of remaining allocations.
 const PROGRESS: Duration = Duration::from_secs(30);
 
-/// How often the service manager is told how many clients there are.
+/// The interval at which the service manager is notified of the number of clients.
 const STATUS: Duration = Duration::from_secs(5);
 
-/// What the end takes besides the drain: the last answers, and the log.
-const FAREWELL: Duration = Duration::from_secs(10);
+/// The maximum time to stop after a drain: for the last responses and the log.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The signals that the process listens to.
+/// The signals that the process handles.
 #[derive(Debug)]
 pub(super) struct Signals {
     interrupt: Signal,
@@ -41,9 +41,9 @@ pub(super) struct Signals {
     user: Signal,
 }
 
-/// A signal that came.
+/// A signal that was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sent {
+enum Received {
     /// SIGINT.
     Interrupt,
     /// SIGTERM.
@@ -55,11 +55,11 @@ enum Sent {
 }
 
 impl Signals {
-    /// Listens from here on, within a tokio runtime.
+    /// Installs the handlers. It must be called within a tokio runtime.
     ///
     /// # Errors
     /// If a handler cannot be installed.
-    pub(super) fn listen() -> io::Result<Self> {
+    pub(super) fn install() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -68,53 +68,53 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Sent {
+    async fn next(&mut self) -> Received {
         tokio::select! {
-            _ = self.interrupt.recv() => Sent::Interrupt,
-            _ = self.terminate.recv() => Sent::Terminate,
-            _ = self.hangup.recv() => Sent::Hangup,
-            _ = self.user.recv() => Sent::Drain,
+            _ = self.interrupt.recv() => Received::Interrupt,
+            _ = self.terminate.recv() => Received::Terminate,
+            _ = self.hangup.recv() => Received::Hangup,
+            _ = self.user.recv() => Received::Drain,
         }
     }
 }
 
-/// How far the process has come.
+/// The stage of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Serving,
-    /// Ends with the last allocation.
+    /// The process stops when the last allocation ends.
     Draining,
-    /// Ends with the last allocation, or at the deadline.
+    /// The process stops when the last allocation ends, or at the deadline.
     Stopping,
 }
 
 impl Stage {
-    /// What a signal leads to; `None` is the end.
-    fn after(self, sent: Sent) -> Option<Self> {
-        match (self, sent) {
-            (_, Sent::Interrupt) | (Self::Stopping, Sent::Terminate) => None,
-            (Self::Serving | Self::Draining, Sent::Terminate) => Some(Self::Stopping),
-            (Self::Serving, Sent::Drain) => Some(Self::Draining),
-            (stage, Sent::Hangup | Sent::Drain) => Some(stage),
+    /// Returns the stage after a signal; `None` if the process stops at once.
+    fn after(self, signal: Received) -> Option<Self> {
+        match (self, signal) {
+            (_, Received::Interrupt) | (Self::Stopping, Received::Terminate) => None,
+            (Self::Serving | Self::Draining, Received::Terminate) => Some(Self::Stopping),
+            (Self::Serving, Received::Drain) => Some(Self::Draining),
+            (stage, Received::Hangup | Received::Drain) => Some(stage),
         }
     }
 }
 
-/// A server that is ready.
-pub(super) struct Life<'a> {
+/// A server whose workers run.
+pub(super) struct RunningServer<'a> {
     pub(super) ledger: &'a Ledger,
     pub(super) workers: &'a [WorkerControl],
     /// The configuration that the workers read.
     pub(super) snapshot: Arc<Snapshot>,
-    /// How long SIGTERM waits for the last allocation.
+    /// The maximum duration of a drain after SIGTERM.
     pub(super) drain_deadline: Duration,
-    /// Kept up to date until the end.
+    /// `Some` if there are TLS listeners.
     pub(super) certificates: Option<Certificates>,
     pub(super) service: Service,
 }
 
-impl Life<'_> {
-    /// Waits for the end. If a worker ended unexpectedly, it is the end and says which.
+impl RunningServer<'_> {
+    /// Handles signals until the server stops. Returns the index of a worker that ended unexpectedly, if any.
     pub(super) async fn run(
         mut self,
         signals: &mut Signals,
@@ -128,29 +128,29 @@ impl Life<'_> {
         let statistics = self.workers.iter().map(|worker| Arc::clone(&worker.statistics));
         let mut watchdog = period.map(|period| Watchdog::new(statistics, period));
         let (mut ping, mut status) = (period.map(every), self.service.is_connected().then(|| every(STATUS)));
-        // The first check is one whole period after the start.
+        // The first ping is one period after the start.
         ping.iter_mut().for_each(Interval::reset);
-        let (mut look, mut progress): (Option<Interval>, Option<Interval>) = (None, None);
+        let (mut drain_check, mut progress): (Option<Interval>, Option<Interval>) = (None, None);
         self.service.ready();
-        let early = loop {
+        let ended_early = loop {
             tokio::select! {
                 biased;
-                sent = signals.next() => {
-                    let Some(next) = stage.after(sent) else { break None };
-                    if sent == Sent::Hangup {
+                signal = signals.next() => {
+                    let Some(next) = stage.after(signal) else { break None };
+                    if signal == Received::Hangup {
                         self.reload();
                     }
                     if next != stage {
                         stage = next;
-                        deadline = self.begin(stage);
-                        (look, progress) = (Some(every(LOOK)), Some(every(PROGRESS)));
-                        // The beginning is in the log already.
+                        deadline = self.start_drain(stage);
+                        (drain_check, progress) = (Some(every(DRAIN_CHECK)), Some(every(PROGRESS)));
+                        // The start of the drain is in the log already.
                         progress.iter_mut().for_each(Interval::reset);
                         status.iter_mut().for_each(Interval::reset_immediately);
                     }
                 }
                 Some(WorkerEvent::Ended(index)) = events.recv() => break Some(index),
-                () = tick(&mut look) => {
+                () = tick(&mut drain_check) => {
                     if self.allocations() == 0 {
                         break None;
                     }
@@ -164,7 +164,7 @@ impl Life<'_> {
                         certificates.poll();
                     }
                 }
-                acceptor = replaced(&mut acceptors) => {
+                acceptor = next_acceptor(&mut acceptors) => {
                     self.snapshot = Arc::new(Snapshot { tls: Some(acceptor), ..(*self.snapshot).clone() });
                     snapshots.send_replace(Arc::clone(&self.snapshot));
                 }
@@ -176,12 +176,12 @@ impl Life<'_> {
                 () = tick(&mut ping) => self.ping_watchdog(watchdog.as_mut()),
             }
         };
-        self.service.stopping(FAREWELL);
-        early
+        self.service.stopping(STOP_TIMEOUT);
+        ended_early
     }
 
-    /// Sends each worker every snapshot that is put into the channel, or only the latest if the worker is slow. Control does not
-    /// wait for workers.
+    /// Sends each worker every snapshot that is put into the channel, or only the latest if the worker is slow. Control
+    /// does not wait for workers.
     fn distribute_snapshots(&self) -> watch::Sender<Arc<Snapshot>> {
         let sender = watch::Sender::new(Arc::clone(&self.snapshot));
         for worker in self.workers {
@@ -198,31 +198,31 @@ impl Life<'_> {
         sender
     }
 
-    /// Begins a drain; the answer is its deadline.
-    fn begin(&self, stage: Stage) -> Option<Pin<Box<Sleep>>> {
+    /// Starts a drain. Returns its deadline.
+    fn start_drain(&self, stage: Stage) -> Option<Pin<Box<Sleep>>> {
         self.ledger.set_draining(true);
         let allocations = self.allocations();
         if stage != Stage::Stopping {
-            // A service manager that knew of it would set a limit to it.
+            // The service manager is not notified, because it would limit the duration of the drain.
             tracing::info!(
                 allocations,
-                "SIGUSR1: draining. No new allocations are made; the server stops when the last allocation ends"
+                "SIGUSR1: draining. New allocations are rejected; the server stops when the last allocation ends"
             );
             return None;
         }
-        self.service.stopping(self.drain_deadline + FAREWELL);
+        self.service.stopping(self.drain_deadline + STOP_TIMEOUT);
         if allocations > 0 {
             tracing::info!(
                 allocations,
                 deadline = self.drain_deadline.as_secs(),
-                "SIGTERM: draining. No new allocations are made; the server stops when the last allocation ends or at \
+                "SIGTERM: draining. New allocations are rejected; the server stops when the last allocation ends or at \
                  the deadline ({DRAIN_DEADLINE}, in seconds). A second SIGTERM stops it at once"
             );
         }
         Some(Box::pin(sleep(self.drain_deadline)))
     }
 
-    /// Reads again what can be read again.
+    /// Reloads the certificate. The configuration cannot be reloaded.
     fn reload(&mut self) {
         self.service.reloading(clock::monotonic());
         const RESTART: &str =
@@ -262,15 +262,15 @@ impl Life<'_> {
     }
 }
 
-/// An interval that leaves out what it is too late for. Its first tick is due at once.
+/// Returns an interval whose first tick is immediate, and which does not make up for missed ticks.
 fn every(period: Duration) -> Interval {
     let mut interval = interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
 }
 
-/// Waits until the certificate was replaced, and returns what serves it.
-async fn replaced(acceptors: &mut Option<watch::Receiver<Acceptor>>) -> Acceptor {
+/// Waits until the certificate is replaced, and returns its acceptor.
+async fn next_acceptor(acceptors: &mut Option<watch::Receiver<Acceptor>>) -> Acceptor {
     if let Some(acceptors) = acceptors
         && acceptors.changed().await.is_ok()
     {
@@ -279,7 +279,7 @@ async fn replaced(acceptors: &mut Option<watch::Receiver<Acceptor>>) -> Acceptor
     pending().await
 }
 
-/// The next tick, if there are any.
+/// Waits for the next tick; forever if there is no interval.
 async fn tick(interval: &mut Option<Interval>) {
     match interval {
         Some(interval) => drop(interval.tick().await),
@@ -296,10 +296,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_signal_leads_on_or_to_the_end() {
-        use Sent::{Drain, Hangup, Interrupt, Terminate};
+    fn each_signal_has_a_defined_effect_in_each_stage() {
+        use Received::{Drain, Hangup, Interrupt, Terminate};
         use Stage::{Draining, Serving, Stopping};
-        for (stage, sent, next) in [
+        for (stage, signal, next) in [
             (Serving, Hangup, Some(Serving)),
             (Serving, Drain, Some(Draining)),
             (Serving, Terminate, Some(Stopping)),
@@ -309,12 +309,12 @@ mod tests {
             (Draining, Terminate, Some(Stopping)),
             (Draining, Interrupt, None),
             (Stopping, Hangup, Some(Stopping)),
-            // A drain without an end does not take the place of one that has been asked to end.
+            // A drain without a deadline does not replace one with a deadline.
             (Stopping, Drain, Some(Stopping)),
             (Stopping, Terminate, None),
             (Stopping, Interrupt, None),
         ] {
-            assert_eq!(stage.after(sent), next, "{stage:?} {sent:?}");
+            assert_eq!(stage.after(signal), next, "{stage:?} {signal:?}");
         }
     }
 }

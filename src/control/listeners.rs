@@ -1,4 +1,4 @@
-//! The listeners: claimed once for the process, and bound once more for each further worker.
+//! The listeners: claimed once for the process, and bound again for each further worker.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -7,13 +7,13 @@ use crate::net::{interfaces, tcp, udp};
 use crate::transport::Endpoint;
 use crate::worker::{BoundListener, ListenerSocket};
 
-/// Why clients cannot be served at an endpoint. Each is one line that says what to do.
+/// Why a listener cannot be bound. Each message is one line with advice.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another program has the port.
+    /// Another program uses the port.
     #[error(
-        "cannot listen on {0}: another program has the port; `ss -{flag}lpn sport = :{port}` shows which, \
-         listen.{transport} in the configuration chooses another",
+        "cannot listen on {0}: another program uses the port. Find it with `ss -{flag}lpn sport = :{port}`, or set \
+         another port in listen.{transport}",
         flag = if .0.transport.is_connection() { 't' } else { 'u' },
         port = .0.address.port(),
         transport = .0.transport
@@ -21,10 +21,11 @@ pub enum ListenError {
     InUse(Endpoint),
     /// The machine does not have the address.
     #[error(
-        "cannot listen on {endpoint}: this machine has no such address, but {available}; listen.{transport} names it",
+        "cannot listen on {endpoint}: this machine does not have the address. Change it in listen.{transport}; the \
+         addresses of this machine are {available}",
         transport = .endpoint.transport
     )]
-    NotOurs {
+    NotLocal {
         /// The endpoint.
         endpoint: Endpoint,
         /// The addresses that the machine has.
@@ -32,7 +33,7 @@ pub enum ListenError {
     },
     /// The port is below 1024, and the process lacks the privilege for it.
     #[error(
-        "cannot listen on {0}: ports below 1024 need a privilege; the systemd unit grants it with \
+        "cannot listen on {0}: ports below 1024 require CAP_NET_BIND_SERVICE. The systemd unit grants it with \
          AmbientCapabilities=CAP_NET_BIND_SERVICE"
     )]
     NotPermitted(Endpoint),
@@ -54,15 +55,15 @@ impl ListenError {
             io::ErrorKind::AddrNotAvailable => {
                 let own = interfaces::addresses().unwrap_or_default();
                 let own: Vec<String> = own.iter().map(|own| format!("{} ({})", own.address, own.name)).collect();
-                let available = if own.is_empty() { "no address at all".to_owned() } else { own.join(", ") };
-                Self::NotOurs { endpoint, available }
+                let available = if own.is_empty() { "none".to_owned() } else { own.join(", ") };
+                Self::NotLocal { endpoint, available }
             }
             _ => Self::Other { endpoint, error },
         }
     }
 }
 
-/// The endpoints that clients are served at, and the sockets that hold their ports until the first worker takes them.
+/// The endpoints of the listeners, and the sockets that claim their ports until the first worker takes them.
 #[derive(Debug)]
 pub(super) struct Listeners {
     endpoints: Vec<Endpoint>,
@@ -70,7 +71,7 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// Claims each endpoint unless another program has it; port 0 becomes a real port.
+    /// Claims each endpoint. Port 0 selects a free port.
     pub(super) fn claim(wanted: &[Endpoint]) -> Result<Self, ListenError> {
         let mut order: Vec<(usize, Endpoint)> = wanted.iter().copied().enumerate().collect();
         // Wildcards first: they hold their port on every address, so that specific addresses can share it.
@@ -78,7 +79,7 @@ impl Listeners {
         let mut claimed: Vec<(usize, BoundListener)> = Vec::with_capacity(wanted.len());
         for (index, endpoint) in order {
             let shared = claimed.iter().any(|(_, own)| covers(own.endpoint, endpoint));
-            let listener = if shared { bind(endpoint, Ports::Joined) } else { claim_one(endpoint) };
+            let listener = if shared { bind(endpoint, Ports::Shared) } else { claim_one(endpoint) };
             claimed.push((index, listener.map_err(|error| ListenError::new(endpoint, error))?));
         }
         claimed.sort_by_key(|(index, _)| *index);
@@ -86,43 +87,44 @@ impl Listeners {
         Ok(Self { endpoints: claimed.iter().map(|listener| listener.endpoint).collect(), claimed: Some(claimed) })
     }
 
-    /// Each endpoint, in the order of the configuration, with its real port.
+    /// Returns the endpoints with their actual ports, in the order of the configuration.
     pub(super) fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
 
-    /// The listeners of one more worker: the first gets the sockets that hold the ports, the others join them.
+    /// Returns the listeners of the next worker. The first worker gets the claiming sockets, the others share their
+    /// ports.
     pub(super) fn for_next_worker(&mut self) -> Result<Vec<BoundListener>, ListenError> {
-        let join =
-            |endpoint: &Endpoint| bind(*endpoint, Ports::Joined).map_err(|error| ListenError::new(*endpoint, error));
+        let bind_shared =
+            |endpoint: &Endpoint| bind(*endpoint, Ports::Shared).map_err(|error| ListenError::new(*endpoint, error));
         match self.claimed.take() {
             Some(listeners) => Ok(listeners),
-            None => self.endpoints.iter().map(join).collect(),
+            None => self.endpoints.iter().map(bind_shared).collect(),
         }
     }
 }
 
-/// Whether a socket may share its port.
+/// How a listener gets its port.
 #[derive(Clone, Copy, Debug)]
 enum Ports {
-    /// It must be the first one with the port.
+    /// No other socket may use the port yet.
     Claimed,
-    /// Another listener of this process has the port already.
-    Joined,
+    /// A listener of this process has claimed the port.
+    Shared,
 }
 
 fn bind(endpoint: Endpoint, ports: Ports) -> io::Result<BoundListener> {
     let Endpoint { transport, address } = endpoint;
     let socket = match (transport.is_connection(), ports) {
         (false, Ports::Claimed) => ListenerSocket::Udp(udp::claim_listener(address)?),
-        (false, Ports::Joined) => ListenerSocket::Udp(udp::bind_listener(address)?),
+        (false, Ports::Shared) => ListenerSocket::Udp(udp::bind_listener(address)?),
         (true, Ports::Claimed) => ListenerSocket::Tcp(tcp::claim_listener(address)?),
-        (true, Ports::Joined) => ListenerSocket::Tcp(tcp::bind_listener(address)?),
+        (true, Ports::Shared) => ListenerSocket::Tcp(tcp::bind_listener(address)?),
     };
     Ok(BoundListener { endpoint: Endpoint::new(transport, socket.local_addr()?), socket })
 }
 
-/// Claims an endpoint, on IPv4 alone if it is `[::]` and the kernel has no IPv6.
+/// Claims an endpoint; `0.0.0.0` in place of `[::]` if the kernel has no IPv6.
 fn claim_one(endpoint: Endpoint) -> io::Result<BoundListener> {
     let Endpoint { transport, address } = endpoint;
     match bind(endpoint, Ports::Claimed) {
@@ -130,7 +132,7 @@ fn claim_one(endpoint: Endpoint) -> io::Result<BoundListener> {
             tracing::warn!(
                 transport = transport.as_str(),
                 %address,
-                "this kernel has no IPv6: listening on 0.0.0.0 only"
+                "the kernel has no IPv6, so the server listens only on 0.0.0.0"
             );
             let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
             bind(Endpoint::new(transport, address), Ports::Claimed)
@@ -141,14 +143,14 @@ fn claim_one(endpoint: Endpoint) -> io::Result<BoundListener> {
 
 /// Checks that this machine has these addresses.
 pub(super) fn check_addresses(wanted: &[Endpoint]) -> Result<(), ListenError> {
-    let is_foreign = |ip: IpAddr| !ip.is_unspecified() && !interfaces::is_local(ip);
-    match wanted.iter().find(|endpoint| is_foreign(endpoint.address.ip())) {
+    let is_not_local = |ip: IpAddr| !ip.is_unspecified() && !interfaces::is_local(ip);
+    match wanted.iter().find(|endpoint| is_not_local(endpoint.address.ip())) {
         Some(endpoint) => Err(ListenError::new(*endpoint, io::ErrorKind::AddrNotAvailable.into())),
         None => Ok(()),
     }
 }
 
-/// Whether a socket at the wildcard `own` receives what is sent to `other` if no socket is bound to exactly `other`.
+/// Returns whether `own` is a wildcard that includes `other`, so that both can share a port.
 fn covers(own: Endpoint, other: Endpoint) -> bool {
     let (wildcard, address) = (own.address, other.address);
     own.transport == other.transport
@@ -169,7 +171,7 @@ mod tests {
         [
             ListenError::InUse(udp),
             ListenError::InUse(tcp),
-            ListenError::NotOurs { endpoint: tcp, available },
+            ListenError::NotLocal { endpoint: tcp, available },
             ListenError::NotPermitted(tcp),
         ]
     }
@@ -178,9 +180,9 @@ mod tests {
     fn each_error_names_the_transport_and_what_to_do() {
         let lines = each("192.0.2.7:80").map(|error| error.to_string());
         for (line, (begin, part)) in lines.iter().zip([
-            ("cannot listen on udp 192.0.2.7:80: ", "`ss -ulpn sport = :80` shows which, listen.udp "),
-            ("cannot listen on tcp 192.0.2.7:80: ", "`ss -tlpn sport = :80` shows which, listen.tcp "),
-            ("cannot listen on tcp 192.0.2.7:80: ", "but 10.0.0.5 (eth0); listen.tcp names it"),
+            ("cannot listen on udp 192.0.2.7:80: ", "`ss -ulpn sport = :80`, or set another port in listen.udp"),
+            ("cannot listen on tcp 192.0.2.7:80: ", "`ss -tlpn sport = :80`, or set another port in listen.tcp"),
+            ("cannot listen on tcp 192.0.2.7:80: ", "in listen.tcp; the addresses of this machine are 10.0.0.5 (eth0)"),
             ("cannot listen on tcp 192.0.2.7:80: ", "CAP_NET_BIND_SERVICE"),
         ]) {
             assert!(line.starts_with(begin) && line.contains(part), "{line}");

@@ -1,6 +1,6 @@
-//! The life of the process: start, signals, stop.
+//! The start, the signals and the stop of the process.
 
-pub mod addresses;
+mod addresses;
 mod alternate;
 mod life;
 mod listeners;
@@ -26,35 +26,36 @@ use crate::setting::AUTH_SECRETS;
 use crate::transport::{Endpoint, TurnUri};
 use crate::turn::Outcome;
 use crate::worker::{self, ListenerSocket, Totals};
-use life::{Life, Signals};
+use life::{RunningServer, Signals};
 use service::Service;
 
+pub use addresses::{AddressError, Choice, RelayAddress};
 pub use listeners::ListenError;
 pub use start::{StartError, check_alternate, check_listeners, choose_addresses};
 pub use tls::{TlsError, check as check_tls};
 
 type WorkerThread = thread::JoinHandle<io::Result<()>>;
 
-/// How long the credential holds that is printed when no secret is configured, in seconds.
+/// The lifetime in seconds of the credential that is printed if no secret is configured.
 const PRINTED_LIFETIME: u64 = 24 * 3600;
 
-/// How the server's run ended, where it did not end as it should.
+/// Why the server did not run or did not stop normally.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// It did not start.
+    /// The server did not start.
     #[error("{0}")]
     Start(#[from] StartError),
-    /// The process could not wait for signals.
+    /// The signal handlers could not be installed.
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
-    /// A worker ended before it was told to: a bug, whose message stands above in the log.
+    /// A worker ended before the server stopped. This is a bug; the log has the message.
     #[error(
         "worker {0} stopped unexpectedly, so the server stopped. This is a bug; please report the preceding log lines"
     )]
     WorkerEnded(usize),
 }
 
-/// Runs the server until SIGINT, or until it is drained upon SIGTERM or SIGUSR1.
+/// Runs the server until SIGINT, or until the drain that SIGTERM or SIGUSR1 starts has ended.
 ///
 /// # Errors
 /// If it cannot start, or a worker fails.
@@ -69,43 +70,43 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         let _entered = runtime.enter();
         start::prepare(config, clock, &stopped)?
     };
-    // Before the first line that says that the server is there, so that a signal sent upon it is not lost.
+    // The handlers are installed before the first log line, so that no signal sent in response to it is lost.
     let mut signals = {
         let _entered = runtime.enter();
-        Signals::listen().map_err(RunError::Signals)?
+        Signals::install().map_err(RunError::Signals)?
     };
     announce(&prepared);
 
-    let (ended, mut endings) = mpsc::channel(2 * prepared.plans.len().max(1));
+    let (sender, mut events) = mpsc::channel(2 * prepared.plans.len().max(1));
     let mut threads = Vec::new();
     for (index, plan) in prepared.plans.into_iter().enumerate() {
-        let (started, ended) = (ended.clone(), Ended { index, sender: ended.clone() });
+        let (started, reporter) = (sender.clone(), EndReporter { index, sender: sender.clone() });
         let work = move || {
-            let _ended = ended;
-            // There is room for what all workers have to say.
+            let _reporter = reporter;
+            // The channel has space for two events of each worker.
             worker::run(plan, move || drop(started.try_send(WorkerEvent::Started)))
         };
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(work);
         threads.push(thread.map_err(StartError::Worker)?);
     }
-    let mut early = None;
+    let mut ended_early = None;
     for _ in 0..threads.len() {
-        match endings.blocking_recv() {
+        match events.blocking_recv() {
             Some(WorkerEvent::Started) => {}
-            Some(WorkerEvent::Ended(index)) => early = Some(index),
+            Some(WorkerEvent::Ended(index)) => ended_early = Some(index),
             None => break,
         }
     }
-    if early.is_some() {
+    if ended_early.is_some() {
         return Err(failed_to_start(&stop, threads));
     }
-    if let Some(secret) = &prepared.own_secret {
+    if let Some(secret) = &prepared.generated_secret {
         let certificate = prepared.certificates.as_ref().map(tls::Certificates::current);
         print_ice_servers(config, &prepared.endpoints, &prepared.choice, certificate, secret);
     }
     tracing::info!(workers = threads.len(), "ready");
 
-    let life = Life {
+    let server = RunningServer {
         ledger: &prepared.ledger,
         workers: &prepared.controls,
         snapshot: Arc::clone(&prepared.snapshot),
@@ -113,10 +114,10 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         certificates: prepared.certificates,
         service: Service::from_environment(),
     };
-    let early = runtime.block_on(life.run(&mut signals, &mut endings));
-    // No receiver is left only if every worker has ended already.
+    let ended_early = runtime.block_on(server.run(&mut signals, &mut events));
+    // This fails only if every worker has ended already.
     let _ = stop.send(true);
-    let mut failed = early;
+    let mut failed = ended_early;
     for (index, thread) in threads.into_iter().enumerate() {
         match thread.join() {
             Ok(Ok(())) => {}
@@ -133,28 +134,28 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     failed.map_or(Ok(()), |index| Err(RunError::WorkerEnded(index)))
 }
 
-/// What a worker's thread reports.
+/// An event that the thread of a worker reports.
 enum WorkerEvent {
     Started,
     Ended(usize),
 }
 
-/// Tells that a worker's thread is over, however it came to that.
-struct Ended {
+/// Reports the end of a worker's thread when it is dropped, after a panic as well.
+struct EndReporter {
     index: usize,
     sender: mpsc::Sender<WorkerEvent>,
 }
 
-impl Drop for Ended {
+impl Drop for EndReporter {
     fn drop(&mut self) {
-        // There is a place for each worker; and after the end nobody listens.
+        // The channel has space for it. After the server has stopped there is no receiver.
         let _ = self.sender.try_send(WorkerEvent::Ended(self.index));
     }
 }
 
-/// Ends the workers that did start, and tells why another one did not.
+/// Stops the workers that started, and returns the error of the one that did not.
 fn failed_to_start(stop: &watch::Sender<bool>, threads: Vec<WorkerThread>) -> RunError {
-    // Those that have ended need not be told.
+    // This fails only if every worker has ended already.
     let _ = stop.send(true);
     let results =
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked"))));
@@ -177,30 +178,30 @@ fn announce(prepared: &start::Prepared) {
         ListenerSocket::Udp(socket) => udp::buffer_sizes(socket).ok(),
         ListenerSocket::Tcp(_) => None,
     });
-    if let Some(note) = sizes.find_map(short_of_buffer) {
-        tracing::info!("{note}");
+    if let Some(advice) = sizes.find_map(buffer_advice) {
+        tracing::info!("{advice}");
     }
 }
 
-/// What to say where the system gives a UDP listener less buffer than it should have.
-fn short_of_buffer(sizes: udp::BufferSizes) -> Option<String> {
+/// Returns advice if the buffers of a UDP listener are smaller than requested.
+fn buffer_advice(sizes: udp::BufferSizes) -> Option<String> {
     let wanted = udp::LISTENER_BUFFER;
     let limits = [("rmem_max", sizes.receive), ("wmem_max", sizes.send)];
-    let short = || limits.iter().filter(|(_, size)| *size < wanted);
-    let least = short().map(|(_, size)| size / 1024).min()?;
-    let commands: String = short().map(|(limit, _)| format!(" net.core.{limit}={wanted}")).collect();
+    let too_small = || limits.iter().filter(|(_, size)| *size < wanted);
+    let least = too_small().map(|(_, size)| size / 1024).min()?;
+    let commands: String = too_small().map(|(limit, _)| format!(" net.core.{limit}={wanted}")).collect();
     Some(format!(
         "the system limits the buffer of a UDP listener to {least} KiB instead of {} KiB, so bursts of packets may be \
-         lost. To raise the limit: sysctl{commands}",
+         dropped. To raise the limit, run: sysctl{commands}",
         wanted / 1024
     ))
 }
 
-/// Prints what a page passes to `new RTCPeerConnection`, for a server that has only the secret of this run.
+/// Prints an `iceServers` entry for `new RTCPeerConnection` with a credential of the generated secret.
 fn print_ice_servers(
     config: &Config,
     endpoints: &[Endpoint],
-    choice: &addresses::Choice,
+    choice: &Choice,
     certificate: Option<&Certificate>,
     secret: &Secret,
 ) {
@@ -217,16 +218,12 @@ fn print_ice_servers(
     );
 }
 
-/// The urls of the listeners, each once: a wildcard and one of its addresses may share a port.
+/// Returns the URIs of the listeners without duplicates: a wildcard and one of its addresses may share a port.
 ///
-/// A client of TLS compares the host with the certificate. So where no `hostname` is configured, a TLS listener is named by
-/// those of its addresses that the certificate is for, else by the first name in it, else not at all.
-fn urls(
-    config: &Config,
-    endpoints: &[Endpoint],
-    choice: &addresses::Choice,
-    certificate: Option<&Certificate>,
-) -> Vec<String> {
+/// A TLS client compares the host with the certificate. If no `hostname` is configured, the hosts of a TLS listener are
+/// those of its addresses that the certificate covers, otherwise the first name in the certificate. Without either, the
+/// listener has no URI.
+fn urls(config: &Config, endpoints: &[Endpoint], choice: &Choice, certificate: Option<&Certificate>) -> Vec<String> {
     let name = certificate.and_then(|certificate| certificate.names.iter().find(|name| !name.starts_with('*')));
     let mut urls: Vec<String> = endpoints
         .iter()
@@ -277,22 +274,22 @@ mod tests {
     use crate::transport::Transport;
 
     #[test]
-    fn a_listener_with_little_buffer_is_worth_a_line() {
+    fn small_listener_buffers_cause_advice() {
         let sizes = |receive, send| udp::BufferSizes { receive, send };
-        let note = short_of_buffer(sizes(212_992, udp::LISTENER_BUFFER)).unwrap();
-        assert!(note.contains("208 KiB instead of 4096 KiB"), "{note}");
-        assert!(note.ends_with("sysctl net.core.rmem_max=4194304"), "{note}");
-        let note = short_of_buffer(sizes(212_992, 100 << 10)).unwrap();
-        assert!(note.contains(" 100 KiB "), "{note}");
-        assert!(note.ends_with("sysctl net.core.rmem_max=4194304 net.core.wmem_max=4194304"), "{note}");
-        assert_eq!(short_of_buffer(sizes(udp::LISTENER_BUFFER, udp::LISTENER_BUFFER)), None);
+        let advice = buffer_advice(sizes(212_992, udp::LISTENER_BUFFER)).unwrap();
+        assert!(advice.contains("208 KiB instead of 4096 KiB"), "{advice}");
+        assert!(advice.ends_with("sysctl net.core.rmem_max=4194304"), "{advice}");
+        let advice = buffer_advice(sizes(212_992, 100 << 10)).unwrap();
+        assert!(advice.contains(" 100 KiB "), "{advice}");
+        assert!(advice.ends_with("sysctl net.core.rmem_max=4194304 net.core.wmem_max=4194304"), "{advice}");
+        assert_eq!(buffer_advice(sizes(udp::LISTENER_BUFFER, udp::LISTENER_BUFFER)), None);
     }
 
     #[test]
-    fn a_url_is_named_once_however_many_listeners_it_stands_for() {
+    fn listeners_with_the_same_uri_share_one_entry() {
         let bind = "127.0.0.1".parse().unwrap();
-        let relay = addresses::RelayAddress { bind, advertised: bind, reason: String::new() };
-        let choice = addresses::Choice { addresses: vec![relay], warnings: Vec::new() };
+        let relay = RelayAddress { bind, advertised: bind, reason: String::new() };
+        let choice = Choice { addresses: vec![relay], warnings: Vec::new() };
         let endpoints = [
             (Transport::Udp, "0.0.0.0:3478"),
             (Transport::Udp, "127.0.0.1:3478"),

@@ -1,4 +1,4 @@
-//! From the configuration file to the snapshot that the workers read.
+//! Builds the snapshot that the workers read from the configuration.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,24 +10,24 @@ use crate::net::tls::Acceptor;
 use crate::turn::{self, ChannelNumbers, Compat, Limits, PeerPolicy, Rate, UserRates};
 use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
 
-/// What a snapshot needs in addition to the configuration file.
-pub(super) struct Surroundings<'a> {
-    /// The secret of this run, if none is configured.
-    pub(super) own_secret: Option<&'a Secret>,
-    /// The key of nonces if no secret is configured.
+/// The parts of a snapshot that are not in the configuration file.
+pub(super) struct SnapshotInputs<'a> {
+    /// The secret that was generated for this run, if none is configured.
+    pub(super) generated_secret: Option<&'a Secret>,
+    /// The key for nonces if no secret is configured.
     pub(super) nonce_key: [u8; 32],
-    /// The addresses of this machine, and those that the world knows it by.
+    /// The addresses of this machine, inside and outside.
     pub(super) own_addresses: Vec<IpAddr>,
-    /// The limit on connections that the open files allow.
+    /// The limit on connections, which the limit of open files may have reduced.
     pub(super) connections: u32,
     /// Serves TLS handshakes.
     pub(super) tls: Option<Acceptor>,
 }
 
 /// Builds the snapshot of a configuration.
-pub(super) fn snapshot(config: &Config, surroundings: Surroundings<'_>) -> Snapshot {
-    let Surroundings { own_secret, nonce_key, own_addresses, connections, tls } = surroundings;
-    let secrets: Vec<Secret> = config.auth.secrets.iter().chain(own_secret).cloned().collect();
+pub(super) fn snapshot(config: &Config, inputs: SnapshotInputs<'_>) -> Snapshot {
+    let SnapshotInputs { generated_secret, nonce_key, own_addresses, connections, tls } = inputs;
+    let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
     let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
     let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
     let nonces = NonceMint::from_secrets(&secrets, nonce_lifetime)

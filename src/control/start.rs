@@ -1,4 +1,4 @@
-//! From a configuration to everything that the workers are started with. Whatever can fail fails here, before the first
+//! Prepares everything that the workers need. Errors of the configuration and of sockets are found before the first
 //! thread runs.
 
 use std::io;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::addresses::{self, AddressError, Choice};
 use super::alternate::own_server;
 use super::listeners::{self, ListenError, Listeners};
-use super::snapshot::{Surroundings, snapshot};
+use super::snapshot::{SnapshotInputs, snapshot};
 use super::tls::{Certificates, TlsError};
 use crate::auth::Secret;
 use crate::clock::Clock;
@@ -25,25 +25,28 @@ use crate::transport::Endpoint;
 use crate::turn::{self, Ledger, RelayRange};
 use crate::worker::{self, Handle, Plan, Snapshot, Statistics};
 
-/// Why the server does not start. Each is one line that says what to do.
+/// Why the server does not start. Each message is one line with advice.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A listen address cannot be used.
+    /// A listener cannot be bound.
     #[error("{0}")]
     Listen(#[from] ListenError),
-    /// No usable relay address.
+    /// The relay addresses are unusable.
     #[error("{0}")]
     Addresses(#[from] AddressError),
-    /// TLS is configured and cannot be served.
+    /// The certificate is unusable.
     #[error("{0}")]
     Tls(#[from] TlsError),
     /// An alternate server is this server.
-    #[error("{key}: {0} is an address of this server, so clients would be redirected in a loop", key = setting::ALTERNATE_SERVERS)]
+    #[error(
+        "{key}: {0} is an address of this server, so clients would be redirected in a loop",
+        key = setting::ALTERNATE_SERVERS
+    )]
     Alternate(SocketAddr),
     /// The system's random source failed.
     #[error("the random number generator of the system failed: {0}")]
     Random(#[from] getrandom::Error),
-    /// A thread or its runtime could not be made.
+    /// A thread or its runtime could not be created.
     #[error(
         "cannot start a worker: {0}{advice}",
         advice = advice(.0)
@@ -51,28 +54,28 @@ pub enum StartError {
     Worker(io::Error),
 }
 
-/// What control has of a worker.
+/// The handle and the statistics of a worker.
 #[derive(Clone, Debug)]
 pub(super) struct WorkerControl {
     pub(super) handle: Handle,
     pub(super) statistics: Arc<Statistics>,
 }
 
-/// Everything that is decided before the first worker runs.
+/// The result of [`prepare`].
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) plans: Vec<Plan>,
-    /// What control has of each worker.
+    /// One entry per worker, in the order of `plans`.
     pub(super) controls: Vec<WorkerControl>,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) ledger: Arc<Ledger>,
-    /// Where clients are served, with the real ports.
+    /// The endpoints of the listeners, with their actual ports.
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) choice: Choice,
     /// `Some` if there are TLS listeners.
     pub(super) certificates: Option<Certificates>,
-    /// The secret that was made for this run, if none is configured.
-    pub(super) own_secret: Option<Secret>,
+    /// The secret that was generated for this run, if none is configured.
+    pub(super) generated_secret: Option<Secret>,
 }
 
 /// Prepares the workers.
@@ -81,24 +84,24 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
     check_alternate(config, &choice)?;
     let hostname = config.hostname.as_deref();
     let certificates = config.tls.as_ref().map(|tls| Certificates::load(tls, hostname)).transpose()?;
-    let connections = share_open_files(config, &choice);
+    let connections = connection_limit(config, &choice);
     let mut listeners = Listeners::claim(&config.listen)?;
     let workers = worker_count(config);
-    let own_secret = if config.auth.secrets.is_empty() && config.auth.users.is_empty() {
+    // The text is 43 characters long, which is a valid secret.
+    let generated_secret = if config.auth.secrets.is_empty() && config.auth.users.is_empty() {
         let text = URL_SAFE_NO_PAD.encode(random_key()?);
-        // 43 characters are not empty.
         Secret::new(text).ok()
     } else {
         None
     };
-    let surroundings = Surroundings {
-        own_secret: own_secret.as_ref(),
+    let inputs = SnapshotInputs {
+        generated_secret: generated_secret.as_ref(),
         nonce_key: random_key()?,
         own_addresses: own_addresses(config, &choice)?,
         connections,
         tls: certificates.as_ref().map(|certificates| certificates.subscribe().borrow().clone()),
     };
-    let snapshot = Arc::new(snapshot(config, surroundings));
+    let snapshot = Arc::new(snapshot(config, inputs));
     let addresses = choice.addresses.iter().map(|relay| (relay.bind, relay.advertised));
     let ledger = Arc::new(Ledger::new(addresses, &config.relay.ports, [random_key()?, random_key()?]));
     let (mut plans, mut controls) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
@@ -119,13 +122,13 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
         });
     }
     let endpoints = listeners.endpoints().to_vec();
-    Ok(Prepared { plans, controls, snapshot, ledger, endpoints, choice, certificates, own_secret })
+    Ok(Prepared { plans, controls, snapshot, ledger, endpoints, choice, certificates, generated_secret })
 }
 
-/// The relay addresses, with the reasons for them.
+/// Returns the relay addresses, with the reasons for them.
 ///
 /// # Errors
-/// If there is none that could be used.
+/// If a configured address is unusable, or none is found.
 pub fn choose_addresses(config: &Config) -> Result<Choice, AddressError> {
     let given = match &config.relay.addresses {
         RelayAddresses::Auto => None,
@@ -134,24 +137,24 @@ pub fn choose_addresses(config: &Config) -> Result<Choice, AddressError> {
     addresses::detect(given, &config.relay.external)
 }
 
-/// Whether this machine has the addresses to listen on. Whether their ports are free is known at the start only: a
-/// server that runs already has them.
+/// Checks that this machine has the addresses to listen on. It does not check the ports, which a running server may
+/// use.
 ///
 /// # Errors
-/// Names the first one that it does not have.
+/// Names the first missing address.
 pub fn check_listeners(config: &Config) -> Result<(), StartError> {
     Ok(listeners::check_addresses(&config.listen)?)
 }
 
-/// Whether the alternate servers are other servers.
+/// Checks that no alternate server is this server.
 ///
 /// # Errors
-/// Names the first one that is this server.
+/// Names the first one that is.
 pub fn check_alternate(config: &Config, choice: &Choice) -> Result<(), StartError> {
     own_server(config, &own_addresses(config, choice)?).map_or(Ok(()), |server| Err(StartError::Alternate(server)))
 }
 
-/// The addresses of this machine, as it knows them and as the world does.
+/// Returns the addresses of this machine, inside and outside.
 fn own_addresses(config: &Config, choice: &Choice) -> Result<Vec<IpAddr>, AddressError> {
     let interfaces = interfaces::addresses().map_err(AddressError::Interfaces)?;
     let addresses = interfaces
@@ -162,17 +165,17 @@ fn own_addresses(config: &Config, choice: &Choice) -> Result<Vec<IpAddr>, Addres
     Ok(addresses.collect())
 }
 
-/// How many workers run: never more than there are relay ports to divide.
+/// Returns the number of workers, which the number of relay ports limits.
 fn worker_count(config: &Config) -> usize {
     let wanted = match config.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         wanted => wanted,
     };
-    // Two ports each, since a worker's ports begin with an even one.
+    // Each worker needs two ports, because its first port is even.
     wanted.min(config.relay.ports.len() / 2).max(1)
 }
 
-/// The relay addresses with the ports of one worker.
+/// Returns the relay addresses with the ports of one worker.
 fn relay_ranges(config: &Config, choice: &Choice, workers: usize, index: usize) -> Vec<RelayRange> {
     let ports = turn::slice_of(&config.relay.ports, workers, index);
     let relays = choice.addresses.iter().zip(std::iter::repeat(ports)).filter_map(|(relay, ports)| {
@@ -181,7 +184,7 @@ fn relay_ranges(config: &Config, choice: &Choice, workers: usize, index: usize) 
     relays.collect()
 }
 
-/// What the operator can do about an error of a worker, as the end of its message.
+/// Returns advice about an error of a worker, as the end of the message.
 fn advice(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE) => {
@@ -191,12 +194,11 @@ fn advice(error: &io::Error) -> String {
     }
 }
 
-/// What the process has open besides: listeners, the runtimes of the workers, standard streams, files that are read.
+/// The number of open files that depend neither on workers nor on clients, such as the standard streams.
 const OTHER_FILES: u64 = 16;
 
-/// Raises the limit of open files, and returns how many connections there may be in all: each is one, and must leave room
-/// for the relay sockets.
-fn share_open_files(config: &Config, choice: &Choice) -> u32 {
+/// Raises the limit of open files, and returns the limit on connections that leaves enough files for the relay sockets.
+fn connection_limit(config: &Config, choice: &Choice) -> u32 {
     let wanted = config.limits.connections;
     let no_connections = !config.listen.iter().any(|endpoint| endpoint.transport.is_connection());
     let limit = match limits::raise_open_files() {
@@ -212,9 +214,9 @@ fn share_open_files(config: &Config, choice: &Choice) -> u32 {
         allocations => relay_ports.min(u64::from(allocations) * choice.addresses.len() as u64),
     };
     let others = OTHER_FILES + (worker_count(config) * (config.listen.len() + 4)) as u64;
-    let room = limit.saturating_sub(others);
-    let most = most_connections(room, relay_sockets);
-    let enough = room >= relay_sockets.saturating_add(if no_connections { 0 } else { wanted.into() });
+    let available = limit.saturating_sub(others);
+    let most = max_connections(available, relay_sockets);
+    let enough = available >= relay_sockets.saturating_add(if no_connections { 0 } else { wanted.into() });
     if no_connections {
         if !enough {
             tracing::warn!(
@@ -235,14 +237,14 @@ fn share_open_files(config: &Config, choice: &Choice) -> u32 {
              accepted. Raise {OPEN_FILES}"
         );
     }
-    // 0 is no limit, and then the limit of open files is the only one.
+    // 0 means no limit except that of open files.
     if wanted == 0 { most } else { wanted.min(most) }
 }
 
-/// How many of so many files may be connections: those that no relay socket needs, and at least half, since a client
-/// on a connection needs one of each. Never 0, which would be no limit.
-fn most_connections(room: u64, relay_sockets: u64) -> u32 {
-    u32::try_from(room.saturating_sub(relay_sockets).max(room / 2).max(1)).unwrap_or(u32::MAX)
+/// Returns the number of open files that connections may use: those that relay sockets do not need, and at least half,
+/// because a client on a connection needs one of each. It is never 0, which would mean no limit.
+fn max_connections(available: u64, relay_sockets: u64) -> u32 {
+    u32::try_from(available.saturating_sub(relay_sockets).max(available / 2).max(1)).unwrap_or(u32::MAX)
 }
 
 fn random_key() -> Result<[u8; 32], getrandom::Error> {
@@ -256,11 +258,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_leave_relay_sockets_their_share_of_the_open_files() {
-        assert_eq!(most_connections(100_000, 16_384), 83_616);
-        assert_eq!(most_connections(20_000, 16_384), 10_000);
-        assert_eq!(most_connections(1_000, 16_384), 500);
-        assert_eq!(most_connections(0, 16_384), 1);
-        assert_eq!(most_connections(u64::MAX, 1), u32::MAX);
+    fn connections_leave_open_files_for_relay_sockets() {
+        assert_eq!(max_connections(100_000, 16_384), 83_616);
+        assert_eq!(max_connections(20_000, 16_384), 10_000);
+        assert_eq!(max_connections(1_000, 16_384), 500);
+        assert_eq!(max_connections(0, 16_384), 1);
+        assert_eq!(max_connections(u64::MAX, 1), u32::MAX);
     }
 }

@@ -42,7 +42,7 @@ pub fn addresses() -> io::Result<Vec<InterfaceAddress>> {
 ///
 /// Wildcard, multicast and broadcast addresses are not local, although a socket can be bound to them. A link-local IPv6
 /// address is not local either, because it is incomplete without a scope id.
-pub fn is_local(ip: IpAddr) -> bool {
+pub(crate) fn is_local(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     if ip.is_unspecified() || ip.is_multicast() {
         return false;
@@ -55,7 +55,7 @@ pub fn is_local(ip: IpAddr) -> bool {
 /// Returns the source address that the kernel would use to send to `destination`; `None` if there is no route.
 ///
 /// It sends nothing.
-pub fn source_for(destination: IpAddr) -> Option<IpAddr> {
+pub(crate) fn source_for(destination: IpAddr) -> Option<IpAddr> {
     let destination = destination.to_canonical();
     let wildcard: IpAddr = match destination {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

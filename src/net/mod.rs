@@ -4,10 +4,10 @@ pub mod batch;
 pub mod interfaces;
 pub mod limits;
 mod sys;
-pub mod tcp;
+pub(crate) mod tcp;
 #[cfg(test)]
 mod testing;
-pub mod timer;
-pub mod tls;
+pub(crate) mod timer;
+pub(crate) mod tls;
 pub mod udp;
-pub mod watch;
+pub(crate) mod watch;

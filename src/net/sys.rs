@@ -71,25 +71,6 @@ const _: () = assert!(
     space_for::<libc::in_pktinfo>() + space_for::<libc::in6_pktinfo>() + 5 * space_for::<libc::c_int>() <= CONTROL_LEN
 );
 
-/// Receives one datagram into `buffer`.
-pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<RecvMeta> {
-    let (mut name, mut control) = (Name::EMPTY, Control::EMPTY);
-    let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    let mut header = empty_header();
-    header.msg_name = (&raw mut name).cast();
-    header.msg_iov = &raw mut slice;
-    header.msg_iovlen = 1;
-    header.msg_control = (&raw mut control).cast();
-    let len = retry(|| {
-        reset_header(&mut header);
-        // SAFETY: every pointer in `header` points to a live buffer of the length given with it, and nothing else
-        // refers to these buffers during the call.
-        unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, 0) }
-    })?;
-    // SAFETY: `recvmsg` succeeded on `header`, whose buffers are alive.
-    Ok(unsafe { recv_meta(&header, &name, len) })
-}
-
 /// Sends one datagram.
 pub(super) fn send(fd: BorrowedFd<'_>, payload: &[u8], outgoing: &Outgoing) -> io::Result<usize> {
     let (mut name, mut control) = (Name::EMPTY, Control::EMPTY);
@@ -134,7 +115,8 @@ pub(super) fn receive_error(fd: BorrowedFd<'_>) -> io::Result<Option<QueuedError
     header.msg_control = (&raw mut control).cast();
     retry(|| {
         reset_header(&mut header);
-        // SAFETY: as in `receive`. There is no buffer for the payload, which is discarded.
+        // SAFETY: every pointer in `header` points to a live buffer of the length given with it, and nothing else
+        // refers to these buffers during the call. There is no buffer for the payload, which is discarded.
         unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE) }
     })?;
     // SAFETY: `recvmsg` succeeded on `header`, whose control buffer is alive.
@@ -567,7 +549,7 @@ unsafe fn read_control(header: &libc::msghdr) -> ControlMessages {
     control
 }
 
-/// Repeats a system call until no signal interrupts it. A negative result stands for the error in `errno`.
+/// Repeats a system call until no signal interrupts it. A negative result means that the error is in `errno`.
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
         match usize::try_from(call()) {

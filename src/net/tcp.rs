@@ -29,7 +29,7 @@ const MAX_RETRIES: usize = 16;
 /// # Errors
 ///
 /// Those of `socket`, `setsockopt`, `bind` and `listen`. See also [`udp::no_ipv6`].
-pub fn bind_listener(addr: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn bind_listener(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = new_socket(addr)?;
     socket.set_reuse_port(true)?;
     socket.bind(&addr.into())?;
@@ -46,7 +46,7 @@ pub fn bind_listener(addr: SocketAddr) -> io::Result<TcpListener> {
 /// # Errors
 ///
 /// `AddrInUse` if another socket listens on the port, otherwise as [`bind_listener`].
-pub fn claim_listener(addr: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn claim_listener(addr: SocketAddr) -> io::Result<TcpListener> {
     let mut retries = 0;
     let listener = loop {
         let socket = new_socket(addr)?;
@@ -80,7 +80,7 @@ fn new_socket(addr: SocketAddr) -> io::Result<Socket> {
 /// # Errors
 ///
 /// Those of `setsockopt`.
-pub fn enable_dead_peer_detection(stream: &impl AsFd) -> io::Result<()> {
+pub(crate) fn enable_dead_peer_detection(stream: &impl AsFd) -> io::Result<()> {
     const TIMEOUT: Duration = Duration::from_secs(30);
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new().with_time(TIMEOUT).with_interval(TIMEOUT / 3).with_retries(3);

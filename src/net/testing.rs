@@ -8,6 +8,7 @@ use std::thread;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 
+use super::batch::{Datagram, Piece, RecvBatch, SendBatch, SendStatus, SlotLayout, Target};
 use super::udp::no_ipv6;
 
 pub(super) fn addr(text: &str) -> SocketAddr {
@@ -39,6 +40,23 @@ pub(super) fn wait_for(socket: &impl AsFd, events: PollFlags) {
     let mut polled = [PollFd::new(socket.as_fd(), events)];
     assert_eq!(poll(&mut polled, PollTimeout::from(10_000_u16)), Ok(1), "timed out");
     assert!(polled[0].revents().unwrap().intersects(events));
+}
+
+/// Sends one datagram.
+pub(super) fn send(socket: &UdpSocket, payload: &[u8], target: &Target) -> SendStatus {
+    let mut batch = SendBatch::new();
+    batch.push(target, &[Piece::of_arena(0..payload.len())]);
+    batch.flush(socket, payload)[0]
+}
+
+/// Waits for a datagram, and receives at most `size` bytes of it.
+pub(super) fn receive(socket: &UdpSocket, size: usize) -> (Datagram, Vec<u8>) {
+    wait_for(socket, PollFlags::POLLIN);
+    let mut batch = RecvBatch::new(1, SlotLayout { headroom: 0, payload: size, tailroom: 0 });
+    assert_eq!(batch.receive(socket, 0, 1).unwrap().count, 1);
+    let datagram = batch.datagram(0).unwrap().clone();
+    let payload = batch.arena()[datagram.payload.clone()].to_vec();
+    (datagram, payload)
 }
 
 /// Returns a socket that receives only from itself: others that send to its port receive an ICMP port unreachable.

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 /// The longest duration of a [`pause`].
-pub const MAX_PAUSE: Duration = Duration::from_micros(150);
+pub(crate) const MAX_PAUSE: Duration = Duration::from_micros(150);
 
 /// Minimizes the timer slack of the calling thread (`PR_SET_TIMERSLACK`). Threads that it starts later inherit this.
 ///
@@ -12,14 +12,14 @@ pub const MAX_PAUSE: Duration = Duration::from_micros(150);
 ///
 /// # Errors
 /// Those of `prctl`. None is expected.
-pub fn minimize_timer_slack() -> std::io::Result<()> {
+pub(crate) fn minimize_timer_slack() -> std::io::Result<()> {
     Ok(nix::sys::prctl::set_timerslack(1)?)
 }
 
 /// Lets the calling thread sleep for at most [`MAX_PAUSE`].
 ///
 /// It returns about 30 µs late because the thread has to be woken, or 70 µs late without [`minimize_timer_slack`].
-pub fn pause(duration: Duration) {
+pub(crate) fn pause(duration: Duration) {
     thread::sleep(duration.min(MAX_PAUSE));
 }
 

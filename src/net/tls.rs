@@ -18,23 +18,23 @@ mod handshake;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use certificate::{Certificate, date};
-pub use handshake::{Acceptor, Failure, LimitedStream, Stream, Usage};
+pub(crate) use certificate::{Certificate, date};
+pub(crate) use handshake::{Acceptor, Failure, Usage};
 
 /// A loaded certificate and its key.
 #[derive(Debug)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// Performs handshakes with the certificate.
-    pub acceptor: Acceptor,
+    pub(crate) acceptor: Acceptor,
     /// The certificate of the server.
-    pub certificate: Certificate,
+    pub(crate) certificate: Certificate,
     /// The state of the certificate chain in the file.
-    pub chain: Chain,
+    pub(crate) chain: Chain,
 }
 
 /// The state of a certificate chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Chain {
+pub(crate) enum Chain {
     /// Each certificate is followed by its issuer.
     Ordered,
     /// The order is wrong, or unrelated certificates are present. The server sends the related ones in the right order.
@@ -45,7 +45,7 @@ pub enum Chain {
 
 /// Why a certificate and its key cannot be used.
 #[derive(Debug)]
-pub enum LoadError {
+pub(crate) enum LoadError {
     /// The certificate file has an error.
     Certificate(FileError),
     /// The key file has an error.
@@ -56,7 +56,7 @@ pub enum LoadError {
 
 /// Why a certificate file or key file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub(crate) enum FileError {
     /// The file cannot be read.
     #[error("{0}")]
     Unreadable(io::Error),
@@ -98,7 +98,7 @@ pub enum FileError {
 ///
 /// # Errors
 /// The reason for which they cannot be used.
-pub fn load(certificate: &Path, key: &Path) -> Result<Setup, LoadError> {
+pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Setup, LoadError> {
     let chain = read_certificates(certificate).map_err(LoadError::Certificate)?;
     let key = read_key(key).map_err(LoadError::Key)?;
     let (chain, order) = order(chain, &key)?;

@@ -1,10 +1,10 @@
-//! UDP sockets: binds listeners and relay sockets, and receives and sends single datagrams.
+//! UDP sockets: binds listeners and relay sockets, reads their error queues, and sends datagrams without fragmentation.
 //!
 //! This module returns canonical addresses: an IPv4-mapped IPv6 address is returned as IPv4, whatever the family of the
 //! socket, so that a client has only one 5-tuple.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -18,46 +18,31 @@ mod tests;
 /// The size requested for each kernel buffer of a listener, in bytes.
 ///
 /// It holds about ten thousand packets, so that it buffers a burst while the worker is busy.
-pub const LISTENER_BUFFER: usize = 4 << 20;
+pub(crate) const LISTENER_BUFFER: usize = 4 << 20;
 
 /// The size requested for each kernel buffer of a relay socket, in bytes.
 ///
 /// With the kernel's overhead it holds about 900 packets of 1200 bytes, ten times the usual default: 0.2 s of a peer
 /// that sends 40 Mbit/s. The kernel uses memory only for queued packets, and `net.ipv4.udp_mem` limits the memory of
 /// all UDP sockets together.
-pub const RELAY_BUFFER: usize = 1 << 20;
+pub(crate) const RELAY_BUFFER: usize = 1 << 20;
 
 /// The most attempts of a call that fails with the error of an earlier datagram.
 ///
 /// Each attempt clears one pending error, so a further one is needed only if another error arrives in the meantime.
 const MAX_ATTEMPTS: usize = 8;
 
-/// One received datagram. Its payload is at the start of the buffer passed to [`receive`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Received {
-    /// The number of bytes in the buffer.
-    pub len: usize,
-    /// The sender. Only a link-local IPv6 address has a scope id.
-    pub source: SocketAddr,
-    /// The destination address; `None` on a socket that is bound to a specific address.
-    pub destination: Option<IpAddr>,
-    /// The datagram was longer than the buffer and was cut.
-    pub truncated: bool,
-    /// DSCP (upper six bits) and ECN: the second byte of the IPv4 header, or the IPv6 traffic class.
-    pub tos: u8,
-}
-
 /// Binds the listener of one worker.
 ///
 /// It does not block, shares its port with the listeners of the other workers (`SO_REUSEPORT`), and has buffers of
-/// [`LISTENER_BUFFER`] if the system allows it. `[::]` also accepts IPv4; every other IPv6 address accepts only IPv6. A
-/// wildcard listener reports the [`Received::destination`] of each datagram.
+/// `LISTENER_BUFFER` if the system allows it. `[::]` also accepts IPv4; every other IPv6 address accepts only IPv6. A
+/// wildcard listener reports the [`Datagram::destination`](super::batch::Datagram::destination) of each datagram.
 ///
-/// This function does not detect another server of the same user on the port; [`claim_listener`] does.
+/// This function does not detect another server of the same user on the port; `claim_listener` does.
 ///
 /// # Errors
 ///
-/// Those of `socket`, `bind` and `setsockopt`. A failure to grow the buffers is ignored. See also [`no_ipv6`].
+/// Those of `socket`, `bind` and `setsockopt`. A failure to grow the buffers is ignored. See also `no_ipv6`.
 pub fn bind_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = new_listener(addr)?;
     socket.set_reuse_port(true)?;
@@ -74,7 +59,7 @@ pub fn bind_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
 /// # Errors
 ///
 /// `AddrInUse` if another socket is bound to the port, otherwise as [`bind_listener`].
-pub fn claim_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
+pub(crate) fn claim_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = new_listener(addr)?;
     socket.bind(&addr.into())?;
     // Set after `bind`: with it, `bind` would succeed on a port that another server uses.
@@ -86,7 +71,7 @@ pub fn claim_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
 ///
 /// `0.0.0.0` can be used in that case. For a specific address, the same error can mean that no interface has the
 /// address.
-pub fn no_ipv6(error: &io::Error) -> bool {
+pub(crate) fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
@@ -98,7 +83,7 @@ pub fn no_ipv6(error: &io::Error) -> bool {
 /// # Errors
 ///
 /// Those of `socket` and `bind`: `AddrInUse` if the port is in use.
-pub fn bind_relay(addr: SocketAddr) -> io::Result<UdpSocket> {
+pub(crate) fn bind_relay(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = new_socket(addr, false)?;
     socket.bind(&addr.into())?;
     grow_buffers(&socket, RELAY_BUFFER);
@@ -108,7 +93,7 @@ pub fn bind_relay(addr: SocketAddr) -> io::Result<UdpSocket> {
 /// Enables generic receive offload (`UDP_GRO`, since Linux 5.0). Returns whether the kernel supports it.
 ///
 /// The kernel then merges consecutive datagrams of one sender and of equal length into one of up to 64 KiB; the last
-/// may be shorter. [`RecvBatch`](super::batch::RecvBatch) can split them, [`receive`] cannot.
+/// may be shorter. [`Datagram::segment`](super::batch::Datagram::segment) is then their length.
 pub fn enable_gro(socket: &impl AsFd) -> bool {
     setsockopt(&socket.as_fd(), sockopt::UdpGroSegment, &true).is_ok()
 }
@@ -130,7 +115,7 @@ pub(super) fn segmentation_supported() -> bool {
 /// # Errors
 ///
 /// Those of `getsockopt` and `setsockopt`.
-pub fn enable_error_queue(socket: &impl AsFd) -> io::Result<()> {
+pub(crate) fn enable_error_queue(socket: &impl AsFd) -> io::Result<()> {
     let fd = socket.as_fd();
     if SockRef::from(&fd).domain()? == Domain::IPV6 {
         setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?;
@@ -144,11 +129,11 @@ pub fn enable_error_queue(socket: &impl AsFd) -> io::Result<()> {
 ///
 /// The kernel reserves twice as much, for packets and its own overhead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BufferSizes {
+pub(crate) struct BufferSizes {
     /// The receive buffer. `net.core.rmem_max` limits it for a process without `CAP_NET_ADMIN`.
-    pub receive: usize,
+    pub(crate) receive: usize,
     /// The send buffer. `net.core.wmem_max` limits it for a process without `CAP_NET_ADMIN`.
-    pub send: usize,
+    pub(crate) send: usize,
 }
 
 /// Returns the actual sizes of the buffers, which are smaller than requested if the limits of the system are lower.
@@ -156,59 +141,11 @@ pub struct BufferSizes {
 /// # Errors
 ///
 /// Those of `getsockopt`.
-pub fn buffer_sizes(socket: &impl AsFd) -> io::Result<BufferSizes> {
+pub(crate) fn buffer_sizes(socket: &impl AsFd) -> io::Result<BufferSizes> {
     let fd = socket.as_fd();
     let socket = SockRef::from(&fd);
     // The kernel reports twice the requested size.
     Ok(BufferSizes { receive: socket.recv_buffer_size()? / 2, send: socket.send_buffer_size()? / 2 })
-}
-
-/// Receives one datagram into `buffer` without allocating.
-///
-/// # Errors
-///
-/// `WouldBlock` if no datagram is available, otherwise those of `recvmsg`. The call is repeated if a signal interrupts
-/// it or if it reports the error of a datagram sent earlier (see [`enable_error_queue`]).
-pub fn receive(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let meta = skip_pending_errors(|| sys::receive(socket.as_fd(), buffer))?;
-    let source = meta.source.ok_or(io::ErrorKind::InvalidData)?;
-    Ok(Received {
-        len: meta.len,
-        source: canonical(source),
-        destination: meta.destination.map(|address| address.to_canonical()),
-        truncated: meta.truncated,
-        tos: meta.tos,
-    })
-}
-
-/// Sends one datagram to `to` without allocating. If `from` is `None`, the kernel selects the source address.
-///
-/// A dual-stack socket accepts IPv4 destinations that are not mapped.
-///
-/// # Errors
-///
-/// `InvalidInput` if `from` and `to` are of different families, `WouldBlock` if the socket's buffer is full, otherwise
-/// those of `sendmsg`, which fails if `from` is not an address of this machine. The call is repeated if a signal
-/// interrupts it or if it reports the error of a datagram sent earlier (see [`enable_error_queue`]).
-pub fn send(socket: &impl AsFd, payload: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
-    send_with_tos(socket, payload, to, from, 0)
-}
-
-/// Sends one datagram as [`send`] does, with the given DSCP and ECN (see [`Received::tos`]).
-///
-/// # Errors
-///
-/// As [`send`].
-pub fn send_with_tos(
-    socket: &impl AsFd,
-    payload: &[u8],
-    to: SocketAddr,
-    from: Option<IpAddr>,
-    tos: u8,
-) -> io::Result<()> {
-    let outgoing = outgoing(to, from, tos).ok_or(io::ErrorKind::InvalidInput)?;
-    // A datagram is sent whole or not at all.
-    skip_pending_errors(|| sys::send(socket.as_fd(), payload, &outgoing)).map(|_| ())
 }
 
 /// Sends one datagram from a relay socket without fragmentation (RFC 8656 §14, §15): with DF set, or without a Fragment
@@ -220,10 +157,10 @@ pub fn send_with_tos(
 /// # Errors
 ///
 /// `EMSGSIZE` if the datagram is too long; [`receive_error`] then returns an error as well if [`enable_error_queue`]
-/// was called. Otherwise as [`send`].
-pub fn send_unfragmented(socket: &impl AsFd, payload: &[u8], to: SocketAddr, tos: u8) -> io::Result<()> {
+/// was called. `WouldBlock` if the buffer of the socket is full, otherwise those of `sendmsg` and `setsockopt`.
+pub(crate) fn send_unfragmented(socket: &impl AsFd, payload: &[u8], to: SocketAddr, tos: u8) -> io::Result<()> {
     let fd = socket.as_fd();
-    let outgoing = Outgoing { unfragmented: true, ..outgoing(to, None, tos).ok_or(io::ErrorKind::InvalidInput)? };
+    let outgoing = Outgoing { to: canonical(to), from: None, tos, segment: None, unfragmented: true };
     // A pending error is cleared first, because repeating the call would queue its own EMSGSIZE twice.
     let _ = SockRef::from(&fd).take_error();
     if outgoing.to.is_ipv6() {
@@ -237,24 +174,24 @@ pub fn send_unfragmented(socket: &impl AsFd, payload: &[u8], to: SocketAddr, tos
 
 /// Why a datagram sent to a peer was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unreachable {
+pub(crate) struct Unreachable {
     /// The destination of the datagram. The port is 0 if the kernel does not report it: for an IPv4 datagram that was
     /// too long for the interface.
-    pub peer: SocketAddr,
+    pub(crate) peer: SocketAddr,
     /// The type in the ICMP message, or in the ICMPv6 message if `peer` is an IPv6 address.
-    pub kind: u8,
+    pub(crate) kind: u8,
     /// The code in the ICMP message.
-    pub code: u8,
+    pub(crate) code: u8,
     /// The Error Data of RFC 8656 §18.13: the MTU of the next hop in bytes for ICMP type 3, code 4 and ICMPv6 type 2,
     /// otherwise 0.
-    pub info: u32,
+    pub(crate) info: u32,
     /// Where the error was detected.
-    pub origin: Origin,
+    pub(crate) origin: Origin,
 }
 
 /// Where an error was detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// In the network: an ICMP or ICMPv6 message reported it.
     Network,
     /// On this machine: the datagram was too long for the interface and must not be fragmented. Type, code and MTU are
@@ -269,7 +206,7 @@ pub enum Origin {
 /// # Errors
 ///
 /// Those of `recvmsg`. An interrupted call is repeated.
-pub fn receive_error(socket: &impl AsFd) -> io::Result<Option<Unreachable>> {
+pub(crate) fn receive_error(socket: &impl AsFd) -> io::Result<Option<Unreachable>> {
     loop {
         match sys::receive_error(socket.as_fd()) {
             // Entries of other kinds are ignored.
@@ -329,15 +266,6 @@ pub(super) fn may_be_pending(error: &io::Error) -> bool {
                 | libc::EACCES
         )
     )
-}
-
-/// Builds the parameters of a datagram; `None` if the families of `to` and `from` differ.
-fn outgoing(to: SocketAddr, from: Option<IpAddr>, tos: u8) -> Option<Outgoing> {
-    // Linux accepts an IPv4 destination on a dual-stack socket, but no mapped destination on an IPv4 socket.
-    let to = canonical(to);
-    let from = from.map(|address| address.to_canonical());
-    let families_match = from.is_none_or(|from| from.is_ipv4() == to.is_ipv4());
-    families_match.then_some(Outgoing { to, from, tos, segment: None, unfragmented: false })
 }
 
 fn new_listener(addr: SocketAddr) -> io::Result<Socket> {

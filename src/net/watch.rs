@@ -16,7 +16,7 @@ use super::sys;
 const MAX_EVENTS: usize = 64;
 
 /// A descriptor that is registered with the runtime for reading.
-pub type Readable = AsyncFd<OwnedFd>;
+pub(crate) type Readable = AsyncFd<OwnedFd>;
 
 /// Registers a descriptor with the runtime for reading.
 ///
@@ -25,28 +25,28 @@ pub type Readable = AsyncFd<OwnedFd>;
 ///
 /// # Panics
 /// If called outside a runtime.
-pub fn readable(fd: impl Into<OwnedFd>) -> io::Result<Readable> {
+pub(crate) fn readable(fd: impl Into<OwnedFd>) -> io::Result<Readable> {
     sys::watch_reading(fd.into())
 }
 
 /// An edge-triggered epoll instance.
 #[derive(Debug)]
-pub struct Watch(Epoll);
+pub(crate) struct Watch(Epoll);
 
 /// The events that [`Watch::ready`] returned last.
 #[derive(Debug)]
-pub struct Events {
+pub(crate) struct Events {
     all: Vec<EpollEvent>,
     count: usize,
 }
 
 /// An event of one socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ready {
+pub(crate) struct Ready {
     /// The number passed to [`Watch::add`].
-    pub token: u64,
+    pub(crate) token: u64,
     /// Its error queue is not empty (see [`enable_error_queue`](super::udp::enable_error_queue)), or it has failed.
-    pub error: bool,
+    pub(crate) error: bool,
 }
 
 impl Default for Events {
@@ -57,7 +57,7 @@ impl Default for Events {
 
 impl Events {
     /// Takes the events of the last call.
-    pub fn drain(&mut self) -> impl Iterator<Item = Ready> + '_ {
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Ready> + '_ {
         let failed = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
         let events = self.all.iter().take(std::mem::take(&mut self.count));
         events.map(move |event| Ready { token: event.data(), error: event.events().intersects(failed) })
@@ -69,7 +69,7 @@ impl Watch {
     ///
     /// # Errors
     /// Those of `epoll_create1`: the limit of open files is reached.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
     }
 
@@ -80,7 +80,7 @@ impl Watch {
     ///
     /// # Errors
     /// Those of `epoll_ctl`: `ENOSPC` if the limit `fs.epoll.max_user_watches` is reached.
-    pub fn add(&self, socket: &impl AsFd, token: u64) -> io::Result<()> {
+    pub(crate) fn add(&self, socket: &impl AsFd, token: u64) -> io::Result<()> {
         let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         Ok(self.0.add(socket, EpollEvent::new(readable, token))?)
     }
@@ -92,7 +92,7 @@ impl Watch {
     ///
     /// # Panics
     /// If called outside a runtime.
-    pub fn readable(&self) -> io::Result<Readable> {
+    pub(crate) fn readable(&self) -> io::Result<Readable> {
         readable(self.0.0.try_clone()?)
     }
 
@@ -100,7 +100,7 @@ impl Watch {
     ///
     /// # Errors
     /// Those of `epoll_wait`.
-    pub fn ready(&self, events: &mut Events) -> io::Result<bool> {
+    pub(crate) fn ready(&self, events: &mut Events) -> io::Result<bool> {
         events.count = 0;
         events.count = self.0.wait(&mut events.all, EpollTimeout::ZERO)?;
         Ok(events.count < events.all.len())
@@ -128,9 +128,9 @@ mod tests {
 
     #[test]
     fn each_arrival_is_reported_once() {
-        let (watch, socket, silent, peer) = (Watch::new().unwrap(), bound(), bound(), bound());
+        let (watch, socket, idle, peer) = (Watch::new().unwrap(), bound(), bound(), bound());
         watch.add(&socket, 7).unwrap();
-        watch.add(&silent, 8).unwrap();
+        watch.add(&idle, 8).unwrap();
         assert_eq!(ready(&watch), (vec![], true));
         for _ in 0..2 {
             peer.send_to(b"x", socket.local_addr().unwrap()).unwrap();

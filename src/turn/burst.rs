@@ -1,7 +1,7 @@
 //! Packets that arrive together: the segments of a datagram that the kernel merged (UDP_GRO), or a single packet.
 //!
-//! The core decides about the first packet of a burst and reuses the decision for those that look like it. Each packet is
-//! still admitted and counted on its own.
+//! The core decides about the first packet of a burst and reuses the decision for the packets that have the same route.
+//! Each packet is still charged to the rates and counted.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -19,7 +19,7 @@ struct Segments {
 }
 
 impl Segments {
-    /// `length` is that of each packet; `None` if there is only one, which may be empty.
+    /// `length` is the length of each packet. `None` means that there is only one, which may be empty.
     fn new(place: Range<usize>, length: Option<usize>) -> Self {
         Self { length: length.unwrap_or(place.len()).max(1), rest: place, done: false }
     }
@@ -35,8 +35,8 @@ impl Segments {
     }
 }
 
-/// Packets of one client, to be passed to [`Server::client_packet`](crate::turn::Server::client_packet) until it returns
-/// `None`.
+/// Packets of one client, to be passed to [`Server::client_packet`](crate::turn::Server::client_packet) until it
+/// returns `None`.
 #[derive(Debug)]
 pub struct ClientBurst {
     segments: Segments,
@@ -44,18 +44,18 @@ pub struct ClientBurst {
     pub(crate) cached: Option<CachedRoute>,
 }
 
-/// The route of a ChannelData message. It holds for the next one if header and length are the same.
+/// The route of a ChannelData message. It applies to the next message if header and length are the same.
 #[derive(Debug)]
 pub(crate) struct CachedRoute {
     pub(crate) header: [u8; 4],
     pub(crate) length: usize,
-    /// The range of the payload is relative to the message.
+    /// The payload is relative to the message.
     pub(crate) route: ToPeer,
 }
 
 impl ClientBurst {
-    /// A burst that lies at `place` in a buffer and came with this TOS or Traffic Class field. `length` is that of each
-    /// packet if there are several.
+    /// Creates a burst at `place` in a buffer that arrived with this TOS or Traffic Class field. `length` is the length
+    /// of each packet, if there are several.
     #[must_use]
     pub fn new(place: Range<usize>, length: Option<usize>, tos: u8) -> Self {
         Self { segments: Segments::new(place, length), tos, cached: None }
@@ -66,8 +66,8 @@ impl ClientBurst {
     }
 }
 
-/// Datagrams of one peer on one relay socket, to be passed to [`Server::peer_packet`](crate::turn::Server::peer_packet) until
-/// it returns `None`.
+/// Datagrams of one peer on one relay socket, to be passed to [`Server::peer_packet`](crate::turn::Server::peer_packet)
+/// until it returns `None`.
 #[derive(Debug)]
 pub struct PeerBurst {
     segments: Segments,
@@ -85,8 +85,8 @@ pub(crate) struct PeerRoute {
 }
 
 impl PeerBurst {
-    /// A burst from `source` that lies at `place` in a buffer and came with this TOS or Traffic Class field. `length` is that
-    /// of each datagram if there are several.
+    /// Creates a burst from `source` at `place` in a buffer that arrived with this TOS or Traffic Class field. `length`
+    /// is the length of each datagram, if there are several.
     #[must_use]
     pub fn new(source: SocketAddr, place: Range<usize>, length: Option<usize>, tos: u8) -> Self {
         Self { segments: Segments::new(place, length), source, tos, decided: None }

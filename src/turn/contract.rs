@@ -46,7 +46,7 @@ impl fmt::Debug for Context<'_> {
     }
 }
 
-/// The communication path between a client and the server (RFC 8656 §2), as the server sees it.
+/// The 5-tuple of a client and the server (RFC 8656 §2), as the server sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FiveTuple {
     /// The source of the client's packets.
@@ -69,7 +69,7 @@ pub struct AllocationId {
 /// The number of sockets that an allocation can have.
 const SOCKETS_PER_ALLOCATION: u32 = 2;
 
-/// Identifies a relay socket. It is never reused. What the socket is for, the core knows.
+/// Identifies a relay socket. It is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketId {
     /// The allocation's place times [`SOCKETS_PER_ALLOCATION`], plus the index of the socket within the allocation.
@@ -78,7 +78,8 @@ pub struct SocketId {
 }
 
 impl SocketId {
-    /// Returns a small number that no two open relay sockets of a worker share. It is reused after the socket is closed.
+    /// Returns a small number that no two open relay sockets of a worker share. It is reused after the socket is
+    /// closed.
     #[must_use]
     pub fn slot(self) -> usize {
         self.slot as usize
@@ -116,7 +117,7 @@ impl AllocationId {
     }
 }
 
-/// A relay socket to be opened.
+/// A relay socket that the shell must open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketSpec {
     /// The identifier of the socket from here on.
@@ -198,12 +199,12 @@ pub enum FromPeer {
     Drop(DropReason),
 }
 
-/// A payload to send to a peer. Once it is sent, it is to be [credited](crate::turn::Server::credit).
+/// A payload to send to a peer. The shell [credits](crate::turn::Server::credit) it once it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToPeer {
     /// The socket to send from.
     pub socket: SocketId,
-    /// The peer's transport address, as the network knows it.
+    /// The destination: the peer's transport address, or the bind address of a relay socket of this server.
     pub peer: SocketAddr,
     /// The application data within the buffer.
     pub payload: Range<usize>,
@@ -213,17 +214,17 @@ pub struct ToPeer {
     pub dont_fragment: bool,
 }
 
-/// A message to send to a client: a header, a payload and padding. Once it is sent, the payload is to be
-/// [credited](crate::turn::Server::credit).
+/// A message to send to a client: a header, a payload and padding. The shell [credits](crate::turn::Server::credit) the
+/// payload once it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToClient {
     /// The client's 5-tuple.
     pub tuple: FiveTuple,
-    /// The header: the last bytes of the headroom that the shell has lent.
+    /// The length of the header in bytes. It is at the end of the headroom.
     pub header: usize,
     /// The application data within the buffer.
     pub payload: Range<usize>,
-    /// The number of zero bytes after the payload, [`TAILROOM`](crate::turn::TAILROOM) at most.
+    /// The number of zero bytes after the payload, at most [`TAILROOM`](crate::turn::TAILROOM).
     pub padding: usize,
     /// The DSCP and ECN to send with, as in [`ToPeer::tos`]. A connection ignores it (RFC 8656 §16).
     pub tos: u8,
@@ -267,7 +268,7 @@ pub enum Opened {
     Abandoned,
 }
 
-/// What the core wants done or known in addition to the decision about a packet.
+/// An action of the shell in addition to the decision about a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Close a relay socket, and then report it with [`Server::socket_closed`](crate::turn::Server::socket_closed).
@@ -280,8 +281,8 @@ pub enum Action {
     RouteRemoved(ChannelRoute),
 }
 
-/// A bound channel whose peer has a permission, as plain data. Whoever relays it outside the core
-/// [credits](crate::turn::Server::credit) what it has relayed.
+/// A bound channel whose peer has a permission, as plain data. Traffic that is relayed outside the core must be
+/// [credited](crate::turn::Server::credit).
 ///
 /// The 5-tuple and the channel number identify a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,11 +24,11 @@ use crate::stun::attribute::AddressFamily;
 use crate::stun::{Class, FingerprintStatus, Message, Method, TransactionId};
 
 impl Server {
-    /// Decides about the next packet of a burst from a client: a UDP datagram, one segment of a merged datagram, or a frame of
-    /// a stream. Returns `None` if the burst is used up.
+    /// Decides about the next packet of a burst from a client: a UDP datagram, one segment of a merged datagram, or a
+    /// frame of a stream. Returns `None` at the end of the burst.
     ///
-    /// The burst lies in `buffer`, and so does the payload of the decision. A response is written to `response`, which has
-    /// room for [`RESPONSE_BUFFER`](super::RESPONSE_BUFFER) bytes.
+    /// The burst and the payload of the decision are in `buffer`. A response is written to `response`, which has room
+    /// for [`RESPONSE_BUFFER`](super::RESPONSE_BUFFER) bytes.
     pub fn client_packet(
         &mut self,
         cx: &mut Context<'_>,
@@ -52,7 +52,7 @@ impl Server {
         let decision = self.decide(cx, tuple, packet, burst.tos, response);
         let FromClient::Relay(route) = decision else { return Some(decision) };
         let absolute = moved(&route, place.start);
-        // The first two bits tell ChannelData from STUN, whose messages are all different.
+        // A STUN message (0–3) has a new transaction ID each time, so its route is not cached.
         if !matches!(header, [0..=3, ..]) {
             burst.cached = Some(CachedRoute { header, length: packet.len(), route });
         }
@@ -108,7 +108,7 @@ impl Server {
         }
     }
 
-    /// RFC 8656 §12.6.
+    /// Relays a ChannelData message (RFC 8656 §12.6).
     fn channel_data(&mut self, now: Instant, tuple: &FiveTuple, packet: &[u8], tos: u8) -> FromClient {
         let Some((number, payload)) = channel_data::parse(packet) else {
             return FromClient::Drop(DropReason::MalformedChannelData);
@@ -129,13 +129,13 @@ impl Server {
         if let Err(reason) = self.admit_data(now, socket, Direction::ToPeers, payload.len()) {
             return FromClient::Drop(reason);
         }
-        // RFC 8656 §14 and §15: only a Send indication can ask for DF.
+        // RFC 8656 §14 and §15: only a Send indication can request DF.
         let tos = tuple.transport.relayed_tos(tos);
         FromClient::Relay(ToPeer { socket, peer, payload, tos, dont_fragment: false })
     }
 
-    /// Decides about the next datagram of a burst that a relay socket received (RFC 8656 §11.3). Returns `None` if the burst
-    /// is used up.
+    /// Decides about the next datagram of a burst that a relay socket received (RFC 8656 §11.3). Returns `None` at the
+    /// end of the burst.
     ///
     /// The header of the message to the client is written to the end of `headroom`.
     pub fn peer_packet(
@@ -213,8 +213,8 @@ impl Server {
         })
     }
 
-    /// Credits packets to an allocation that were relayed: by the shell, or outside the process by a
-    /// [`ChannelRoute`](super::ChannelRoute). `bytes` are those of application data.
+    /// Credits relayed packets to an allocation. The shell relays them, or another program that uses a
+    /// [`ChannelRoute`](super::ChannelRoute). `bytes` is the amount of application data.
     pub fn credit(&mut self, socket: SocketId, direction: Direction, packets: u64, bytes: u64) {
         let id = socket.allocation();
         let traffic = match self.table.get_mut(id) {
@@ -236,11 +236,11 @@ impl Server {
         *byte_count += bytes;
     }
 
-    /// Decides about an ICMP error that came back for a datagram to `peer` (RFC 8656 §11.5). The Data indication for the
+    /// Decides about an ICMP error for a datagram to `peer` (RFC 8656 §11.5). The Data indication for the
     /// client is written to `buffer`, which has room for [`RESPONSE_BUFFER`](super::RESPONSE_BUFFER) bytes.
     ///
     /// # Errors
-    /// Why the client gets no indication.
+    /// Returns why the client gets no indication.
     pub fn peer_unreachable(
         &mut self,
         cx: &mut Context<'_>,
@@ -289,19 +289,20 @@ impl Allocation {
     }
 }
 
-/// The route with its payload `by` bytes further on.
+/// Returns the route with its payload moved by `by` bytes.
 fn moved(route: &ToPeer, by: usize) -> ToPeer {
     let Range { start, end } = route.payload;
     ToPeer { payload: by + start..by + end, ..route.clone() }
 }
 
-/// Whether data may flow between a client and a peer whose channel binding the policy has allowed. A new policy removes
-/// the channels that it denies, so only one thing can have changed: whether a relayed address of this server is in use.
+/// Checks whether data may be relayed between a client and a peer with a bound channel. The policy has allowed the
+/// binding, and a new policy removes the channels that it denies. So only relayed transport addresses of this server,
+/// which may have ended, are checked again.
 fn bound_peer_allowed(snapshot: &Snapshot, ledger: &Ledger, peer: SocketAddr) -> Result<SocketAddr, Denial> {
     if ledger.live.is_relay_address(peer.ip()) { snapshot.policy.peer_allowed(&ledger.live, peer) } else { Ok(peer) }
 }
 
-/// Whether a response can be sent there.
+/// Whether a response can be sent to this address.
 fn is_usable(client: SocketAddr) -> bool {
     let ip = client.ip();
     client.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::from([255; 4])

@@ -1,4 +1,4 @@
-//! What the log says about clients and allocations.
+//! The log entries about clients and allocations.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use super::shared::policy::Denial;
 use crate::auth::{AuthFailure, HumanSeconds};
 use crate::setting::ALTERNATE_WHEN;
 
-/// Something that an operator may want to read about.
+/// An event for the operator's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// An allocation was created.
@@ -26,7 +26,7 @@ pub enum Event {
     },
     /// An allocation ended.
     AllocationEnded(Box<AllocationSummary>),
-    /// A client that receives at its address presented credentials that are not valid.
+    /// A client with a valid nonce sent credentials that are not valid.
     AuthenticationFailed {
         /// The USERNAME of the request.
         username: String,
@@ -75,7 +75,8 @@ pub enum Event {
         /// Why, and what to do if anything.
         reason: &'static str,
     },
-    /// An authenticated client reached a limit. For dropped data this event occurs once a minute for each allocation and limit.
+    /// An authenticated client reached a limit. For dropped data this event occurs once a minute for each allocation
+    /// and limit.
     LimitReached {
         /// The user.
         user: String,
@@ -100,7 +101,7 @@ pub enum Event {
 /// Why a client is redirected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedirectCause {
-    /// Every client is.
+    /// `alternate.when` is `always`.
     Always,
     /// Instead of an [`Event::LimitReached`].
     Limit(Limit),
@@ -144,7 +145,7 @@ impl fmt::Display for AuthCause {
     }
 }
 
-/// The life of an allocation, reported when it ends.
+/// The summary of an allocation that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationSummary {
     /// The allocation.
@@ -157,9 +158,9 @@ pub struct AllocationSummary {
     pub relay: RelayedAddresses,
     /// The time from the Allocate request to the end.
     pub duration: Duration,
-    /// What was relayed.
+    /// The relayed traffic.
     pub traffic: Traffic,
-    /// What ended it.
+    /// Why it ended.
     pub reason: EndReason,
 }
 
@@ -176,7 +177,7 @@ pub struct Traffic {
     pub bytes_to_client: u64,
 }
 
-/// What ended an allocation.
+/// Why an allocation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndReason {
     /// The client requested a lifetime of zero (RFC 8656 §8.2).

@@ -1,4 +1,4 @@
-//! What control reads about allocations, and the command to end one.
+//! Listing, describing and ending allocations, for control.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub struct AllocationInfo {
     pub age: Duration,
     /// The time-to-expiry in seconds.
     pub expires_in: u32,
-    /// What was relayed.
+    /// The relayed traffic.
     pub traffic: Traffic,
     /// The number of permissions.
     pub permissions: usize,
@@ -35,7 +35,7 @@ pub struct AllocationInfo {
 /// An allocation with its permissions and channels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationDetail {
-    /// What a listing has.
+    /// The entry in a listing.
     pub info: AllocationInfo,
     /// Each permission, and its remaining time in seconds.
     pub permissions: Vec<(IpAddr, u32)>,
@@ -52,7 +52,8 @@ pub struct Page {
     pub next: Option<Cursor>,
 }
 
-/// The place of a page in a listing. Allocations that begin or end between two pages may be missing; none is listed twice.
+/// The place of a page in a listing. Allocations that begin or end between two pages may be missing; none is listed
+/// twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor(u32);
 

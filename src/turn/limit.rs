@@ -18,7 +18,7 @@ macro_rules! limits {
             /// Every limit.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// The name in counters.
+            /// Returns the name in counters.
             #[must_use]
             pub fn label(self) -> &'static str {
                 match self {
@@ -26,7 +26,7 @@ macro_rules! limits {
                 }
             }
 
-            /// The setting that raises the limit.
+            /// Returns the setting that raises the limit.
             #[must_use]
             pub fn setting(self) -> &'static str {
                 match self {
@@ -34,7 +34,7 @@ macro_rules! limits {
                 }
             }
 
-            /// The log line: what happens, and why.
+            /// Returns the text for the log: what happened, and why.
             #[must_use]
             pub fn note(self) -> &'static str {
                 match self {
@@ -42,7 +42,7 @@ macro_rules! limits {
                 }
             }
 
-            /// The part of the note that says why, and what to do if there is anything.
+            /// Returns the second part of the note: why, and what to do.
             #[must_use]
             pub fn cause(self) -> &'static str {
                 match self {
@@ -50,7 +50,7 @@ macro_rules! limits {
                 }
             }
 
-            /// The reason phrase of the answer, in which a client's developer learns which limit it was.
+            /// Returns the reason phrase of the response, which names the limit for a client's developer.
             pub(crate) fn reason(self) -> &'static str {
                 match self {
                     $(Self::$name => $reason,)+
@@ -83,7 +83,7 @@ limits! {
         "allocation rejected": "no relay port is free, and other programs use some of them: give this server a range \
          of its own; ports in use are retried after a minute";
     /// The kernel cannot open a relay socket.
-    Sockets = "sockets", "LimitNOFILE",
+    Sockets = "sockets", setting::OPEN_FILES,
         "Insufficient Capacity: sockets",
         "allocation rejected": "the kernel cannot open another relay socket: raise the limit of open files, or \
          check that the relay address is still on this machine";
@@ -110,7 +110,7 @@ limits! {
 }
 
 impl Limit {
-    /// The code of the error response: 486 for a limit of the user (RFC 8656 §7.2 step 10), else 508.
+    /// Returns the code of the error response: 486 for a limit of the user (RFC 8656 §7.2 step 10), else 508.
     #[must_use]
     pub const fn code(self) -> RejectionCode {
         match self {
@@ -119,7 +119,7 @@ impl Limit {
         }
     }
 
-    /// The log entry for a client that has reached the limit.
+    /// Returns the log entry for a client that has reached the limit.
     pub(crate) fn reached(self, user: &str, tuple: FiveTuple) -> Action {
         Action::Log(Event::LimitReached { user: user.to_owned(), tuple, limit: self })
     }

@@ -1,7 +1,7 @@
 //! The TURN protocol (RFC 8656): one worker's state, without sockets, clocks or threads.
 //!
-//! [`Server`] is the core of a worker. `contract.rs` lists its inputs and outputs. `protocol` is what goes over the wire,
-//! `tables` is the state of one worker, `shared` is what the workers of a process share.
+//! [`Server`] is the core of a worker. `contract.rs` lists its inputs and outputs. `protocol` is what goes over the
+//! wire, `tables` is the state of one worker, `shared` is what the workers of a process share.
 
 mod burst;
 mod contract;
@@ -52,9 +52,9 @@ pub use time::{Deadline, Instant};
 
 pub use crate::transport::Transport;
 
-/// The time-to-expiry of an allocation whose client asks for nothing longer, in seconds (RFC 8656 §3.2).
+/// The default time-to-expiry of an allocation in seconds (RFC 8656 §3.2). Shorter requested lifetimes are raised to it.
 pub const DEFAULT_LIFETIME: u32 = 600;
-/// The longest time-to-expiry that a client can get at a time, in seconds (RFC 8656 §7.2).
+/// The longest time-to-expiry that a request can set, in seconds (RFC 8656 §7.2).
 pub const MAXIMUM_LIFETIME: u32 = 3600;
 /// The size of a response buffer in bytes: enough for every response and indication that the core writes.
 pub const RESPONSE_BUFFER: usize = 2048;

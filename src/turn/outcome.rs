@@ -7,7 +7,7 @@ use crate::turn::limit::Limit;
 use crate::turn::protocol::rejection::RejectionCode;
 use crate::turn::protocol::request_method::RequestMethod;
 
-/// The end of a packet. The same names serve in logs, counters and tests.
+/// What happened to a packet. Logs, counters and tests use the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Relayed from a client to a peer.
@@ -38,7 +38,7 @@ macro_rules! drop_reasons {
             /// Every reason, in the order of the counters.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// The name in logs and counters.
+            /// Returns the name in logs and counters.
             #[must_use]
             pub fn label(self) -> &'static str {
                 match self {

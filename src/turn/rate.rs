@@ -1,55 +1,56 @@
-//! Token buckets: how much may pass in a second, and how much at once.
+//! Token buckets: an amount per second, and a burst.
 //!
-//! A bucket is one word, the moment at which it will be full again (the generic cell rate algorithm). Nothing has to
-//! be done to it while time passes, and several workers can share one.
+//! A bucket is one word: the time at which it will be full again (the generic cell rate algorithm). It needs no
+//! periodic update, and several workers can share one.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::turn::time::Instant;
 
-/// Parts of a microsecond that buckets reckon in, so that a single byte of a fast link counts.
+/// The time units of buckets per microsecond. They are small enough for a single byte at the highest rate.
 const PARTS: u64 = 1024;
 const SECOND: u64 = 1_000_000 * PARTS;
 
-/// How much of something may pass: so much in a second, and in a burst what has not been used before.
+/// A rate limit: an amount per second, and a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     per_second: NonZeroU64,
-    /// How long it takes to fill an empty bucket.
+    /// The time that fills an empty bucket.
     depth: u64,
 }
 
 impl Rate {
-    /// `burst` may pass at once, and no single thing may be larger. `None` if `per_second` is 0, which means no limit.
+    /// Creates a rate limit. `burst` may be taken at once, and nothing larger. `None` if `per_second` is 0, which means
+    /// no limit.
     #[must_use]
     pub fn new(per_second: u32, burst: u32) -> Option<Self> {
         let per_second = NonZeroU64::new(per_second.into())?;
         Some(Self { per_second, depth: u64::from(burst) * SECOND / per_second })
     }
 
-    /// Of bytes, with a burst of one second's worth, but at least 64 KiB, which every datagram fits into.
+    /// Creates a rate limit on bytes. The burst is the amount per second, but at least 64 KiB, the longest datagram.
     #[must_use]
     pub fn of_bytes(per_second: u32) -> Option<Self> {
         Self::new(per_second, per_second.max(65_536))
     }
 
-    /// Of new peers, with a burst of four seconds' worth, but at least 64: a browser asks for all candidates of the other
-    /// side at once.
+    /// Creates a rate limit on new peers. The burst is the amount of four seconds, but at least 64: a browser requests
+    /// permissions for all candidates of the other side at once.
     #[must_use]
     pub fn of_peers(per_second: u32) -> Option<Self> {
         Self::new(per_second, per_second.saturating_mul(4).max(64))
     }
 
-    /// Of allocations, with a burst of four seconds' worth, but at least 32: a page opens several connections at once,
-    /// and a browser makes an allocation for each url and interface of each.
+    /// Creates a rate limit on allocations. The burst is the amount of four seconds, but at least 32: a page opens
+    /// several connections at once, and a browser makes an allocation per connection, URL and interface.
     #[must_use]
     pub fn of_allocations(per_second: u32) -> Option<Self> {
         Self::new(per_second, per_second.saturating_mul(4).max(32))
     }
 
-    /// When a bucket will be full that would have been full at `full`, once `amount` more has passed; `None` if that may
-    /// not pass.
+    /// Returns when a bucket will be full after `amount` is taken, if it would have been full at `full`. `None` if the
+    /// bucket has less than `amount`.
     fn after(&self, full: u64, now: Instant, amount: u64) -> Option<u64> {
         let now = now.micros().saturating_mul(PARTS);
         let owed = full.saturating_sub(now).saturating_add(amount.saturating_mul(SECOND) / self.per_second);
@@ -57,19 +58,19 @@ impl Rate {
     }
 }
 
-/// What one worker uses of a rate.
+/// A bucket of one worker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bucket(u64);
 
 impl Bucket {
     pub(crate) const FULL: Self = Self(0);
 
-    /// Whether so much may pass; it is taken with [`take`](Self::take).
+    /// Returns the bucket after `amount` is taken; `None` if it has less.
     pub(crate) fn offer(self, rate: &Rate, now: Instant, amount: usize) -> Option<Self> {
         rate.after(self.0, now, amount as u64).map(Self)
     }
 
-    /// Lets so much pass, or leaves the bucket as it was.
+    /// Takes `amount`. Returns false, and takes nothing, if the bucket has less.
     pub(crate) fn take(&mut self, rate: &Rate, now: Instant, amount: usize) -> bool {
         let after = self.offer(rate, now, amount);
         *self = after.unwrap_or(*self);
@@ -77,24 +78,24 @@ impl Bucket {
     }
 }
 
-/// What several workers use of one rate.
+/// A bucket that several workers share.
 #[derive(Debug)]
 pub(crate) struct SharedBucket(AtomicU64);
 
 impl SharedBucket {
-    /// `full` is 0 for a full bucket.
+    /// Creates a bucket that will be full at `full`; 0 for a full bucket.
     pub(crate) fn new(full: u64) -> Self {
         Self(AtomicU64::new(full))
     }
 
-    /// Lets so much pass, or leaves the bucket as it was.
+    /// Takes `amount`. Returns false, and takes nothing, if the bucket has less.
     pub(crate) fn take(&self, rate: &Rate, now: Instant, amount: usize) -> bool {
-        // Relaxed: the word publishes nothing but itself.
+        // Relaxed: no other memory depends on the word.
         let after = |full| rate.after(full, now, amount as u64);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).is_ok()
     }
 
-    /// Fills the bucket. A full one is not written to, so that a page of unused buckets stays unmapped.
+    /// Fills the bucket. Does not write to a full one, so that a page of unused buckets stays unmapped.
     pub(crate) fn fill(&self) {
         if self.0.load(Ordering::Relaxed) != 0 {
             self.0.store(0, Ordering::Relaxed);
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn no_rate_is_too_low_for_a_datagram_or_what_a_browser_asks_at_once() {
+    fn every_rate_allows_the_longest_datagram_and_the_burst_of_a_browser() {
         for (rate, amount) in [(Rate::of_bytes(1), 65_507), (Rate::of_peers(1), 64), (Rate::of_allocations(1), 32)] {
             let mut bucket = Bucket::FULL;
             assert!(bucket.take(&rate.unwrap(), at(0), amount));
@@ -136,22 +137,22 @@ mod tests {
     }
 
     #[test]
-    fn single_bytes_count_on_the_fastest_link_too() {
+    fn small_amounts_count_at_the_highest_rate() {
         let (rate, mut bucket) = (Rate::of_bytes(u32::MAX).unwrap(), Bucket::FULL);
         assert!(bucket.take(&rate, at(0), u32::MAX as usize));
         let second = (0..1_000_000).map(|microsecond| passed(&mut bucket, &rate, at(microsecond), 1_000));
         let bytes = second.take(1_000).sum::<usize>() * 1_000;
-        // One millisecond of it.
+        // The amount of one millisecond.
         assert!((4_200_000..=4_350_000).contains(&bytes), "{bytes}");
     }
 
     #[test]
-    fn no_rate_is_no_limit() {
+    fn a_rate_of_zero_is_no_limit() {
         assert_eq!([Rate::of_bytes(0), Rate::of_peers(0), Rate::of_allocations(0), Rate::new(0, 5)], [None; 4]);
     }
 
     #[test]
-    fn workers_that_take_at_once_share_one_burst() {
+    fn concurrent_workers_share_one_burst() {
         let (rate, bucket) = (Rate::new(1, 1_000).unwrap(), SharedBucket::new(0));
         let taken: usize = std::thread::scope(|scope| {
             let workers: Vec<_> =
@@ -162,15 +163,16 @@ mod tests {
     }
 
     proptest! {
-        // Rates that divide a second, so that there is nothing to round.
+        // Rates that divide a second, so nothing is rounded.
         #[test]
-        fn a_bucket_behaves_like_one_that_is_filled_drop_by_drop(
+        fn a_bucket_behaves_like_a_continuously_refilled_counter(
             exponent in 0..7_u32,
             burst in 1..3_000_u32,
             steps in prop::collection::vec((0..900_000_u64, 0..2_000_usize), 1..60),
         ) {
             let per_second = 10_u32.pow(exponent);
-            let (rate, mut bucket, shared) = (Rate::new(per_second, burst).unwrap(), Bucket::FULL, SharedBucket::new(0));
+            let rate = Rate::new(per_second, burst).unwrap();
+            let (mut bucket, shared) = (Bucket::FULL, SharedBucket::new(0));
             // In millionths.
             let full = u64::from(burst) * 1_000_000;
             let (mut level, mut now) = (full, 0);

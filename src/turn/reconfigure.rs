@@ -1,7 +1,7 @@
 //! Replacing the configuration of a running server, and revoking what the new one does not allow.
 //!
-//! A new configuration applies to new requests and to unbound peers at once. Existing allocations are reviewed a few at a time, so
-//! that no packet waits for the review of all.
+//! A new configuration applies to new requests, and to data of peers without a channel, at once. Existing allocations
+//! are reviewed a few at a time, so that no packet waits for the review of all.
 
 use std::sync::Arc;
 
@@ -48,8 +48,8 @@ impl Server {
         if snapshot.limits.unverified_responses != self.snapshot.limits.unverified_responses {
             self.responses = ResponseLimit::new(snapshot.limits.unverified_responses);
         }
-        // Their keys may no longer be valid.
-        self.known = IdentityCache::new();
+        // The keys of cached identities may no longer be valid.
+        self.identity_cache = IdentityCache::new();
         self.review.begin(&snapshot.limits);
         self.snapshot = snapshot;
     }
@@ -62,8 +62,8 @@ impl Server {
 
     /// Reviews up to `most` allocations after [`reconfigure`](Self::reconfigure), and returns whether there are more.
     ///
-    /// An allocation whose credentials are no longer valid ends. Permissions and channels whose peers the policy now denies
-    /// are removed, and so are channels whose numbers are no longer accepted.
+    /// An allocation whose credentials are no longer valid ends. Permissions and channels whose peers the policy now
+    /// denies are removed, and so are channels whose numbers are no longer accepted.
     pub fn review(&mut self, now: Instant, most: usize) -> bool {
         let Some(next) = self.review.next else { return false };
         let ids: Vec<AllocationId> = self.table.iter_from(next).take(most).map(|(id, _)| id).collect();

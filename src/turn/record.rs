@@ -17,20 +17,20 @@ use crate::auth::{Identity, LongTermKey};
 use crate::stun::attribute::AddressFamily;
 use crate::stun::{ErrorCode, TransactionId};
 
-/// An open allocation. Every time in it is absolute, since the Unix epoch, so that it means the same to another process.
+/// An open allocation. All times are absolute, since the Unix epoch, so they are valid in another process.
 ///
-/// What the allocation has used of its rates is not part of it.
+/// Rate usage is not included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationRecord {
     /// The client's 5-tuple.
     pub tuple: FiveTuple,
     /// The USERNAME of the credentials that created it.
     pub username: String,
-    /// Their key. Redacted in `Debug`.
+    /// The key of the credentials. Redacted in `Debug`.
     pub key: LongTermKey,
     /// The transaction ID of the Allocate request.
     pub transaction: TransactionId,
-    /// When the Allocate request came.
+    /// When the Allocate request arrived.
     pub created: Duration,
     /// The relayed transport addresses in use: one, or one of each address family.
     pub relays: Vec<RelayRecord>,
@@ -42,7 +42,7 @@ pub struct AllocationRecord {
     pub permissions: Vec<(IpAddr, Duration)>,
     /// Each channel number, its peer and its expiry.
     pub channels: Vec<(u16, SocketAddr, Duration)>,
-    /// What was relayed.
+    /// The relayed traffic.
     pub traffic: Traffic,
 }
 
@@ -57,7 +57,7 @@ pub struct RelayRecord {
     pub expires: Duration,
 }
 
-/// The relation between the two clocks: the same moment on both.
+/// The same moment on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Epoch {
     /// On the monotonic clock of this process.
@@ -76,7 +76,7 @@ impl Epoch {
     }
 }
 
-/// Why an allocation cannot be imported. Nothing of it is kept then.
+/// Why an allocation was not imported. A failed import changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImportError {
     /// The configuration does not accept its credentials.
@@ -103,7 +103,7 @@ impl Server {
         open.map(move |(_, allocation)| record(allocation, epoch))
     }
 
-    /// Takes over an allocation, and returns its sockets, which the shell has or has to open.
+    /// Imports an allocation. Returns its sockets, which the shell has received with it or must open.
     ///
     /// # Errors
     /// If the allocation cannot exist here.
@@ -119,7 +119,7 @@ impl Server {
         if live.is_empty() {
             return Err(ImportError::Expired);
         }
-        // Limits concern new allocations.
+        // Limits apply to new allocations only.
         let ticket = self.ledger.quota.admit(identity.user(), 0, 0).map_err(|_| ImportError::Quota)?;
         self.take_ports(&live)?;
         let mut relays = Relays::default();

@@ -8,7 +8,7 @@ use super::time::{Deadline, Instant};
 use crate::stun::attribute::AddressFamily;
 
 impl Server {
-    /// Announces what has changed about the routes of an allocation. To be called after every change to its channels, its
+    /// Announces the changes to the routes of an allocation. Call it after every change to its channels, its
     /// permissions or the deadlines of its relayed transport addresses.
     pub(crate) fn announce_routes(&mut self, id: AllocationId, now: Instant) {
         let Some(allocation) = self.table.get_mut(id) else { return };
@@ -38,8 +38,8 @@ impl Server {
         }
     }
 
-    /// Removes the permissions and channels of an allocation that have expired, also those of a relayed transport address
-    /// that has ended.
+    /// Removes the permissions and channels of an allocation that have expired, also those of a relayed transport
+    /// address that has ended.
     pub(crate) fn remove_expired(&mut self, id: AllocationId, now: Instant) {
         self.retain_channels(id, now, |allocation, channel| {
             !channel.deadline.has_passed(now) && allocation.has(AddressFamily::from(&channel.peer), now)
@@ -77,7 +77,7 @@ impl Server {
 }
 
 impl Allocation {
-    /// When the route of a channel expires; `None` if the channel is no route.
+    /// Returns when the route of a channel expires. `None` if the channel is not a route.
     fn route_expiry(&self, channel: &Channel, now: Instant) -> Option<Deadline> {
         let (_, relay) = self.relays.of_family(AddressFamily::from(&channel.peer), now)?;
         let permission = self.permissions.deadline(channel.peer.ip())?;

@@ -1,4 +1,4 @@
-//! One worker's TURN server: its state, sockets and the passing of time.
+//! The TURN server of one worker: its state, its sockets and the expiry of allocations.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -46,17 +46,17 @@ pub struct Server {
     closing: usize,
     /// The reservations of this worker in the order in which they expire. Some may have been claimed.
     pub(crate) reserved: VecDeque<(Deadline, Token, SocketAddr)>,
-    /// Ports of other workers that sockets of this one are bound to, by reservations of theirs.
+    /// The number of ports of other workers that this worker has claimed by their reservations.
     pub(crate) borrowed: usize,
     pub(crate) responses: ResponseLimit,
-    pub(crate) known: IdentityCache,
+    pub(crate) identity_cache: IdentityCache,
     pub(crate) review: Review,
     /// The number of channels that are routes.
     pub(crate) routes: usize,
 }
 
 impl Server {
-    /// A server without allocations. `relays` are the relay addresses, with the ports of this worker.
+    /// Creates a server without allocations. `relays` are the relay addresses with the ports of this worker.
     #[must_use]
     pub fn new(snapshot: Arc<Snapshot>, ledger: Arc<Ledger>, relays: Vec<RelayRange>) -> Self {
         let pools = relays.iter().map(|relay| PortPool::new(relay.ports.clone())).collect();
@@ -73,7 +73,7 @@ impl Server {
             closing: 0,
             reserved: VecDeque::new(),
             borrowed: 0,
-            known: IdentityCache::new(),
+            identity_cache: IdentityCache::new(),
             routes: 0,
         }
     }
@@ -97,7 +97,7 @@ impl Server {
         self.table.find(tuple).is_some()
     }
 
-    /// Ends what has expired. To be called about once a second.
+    /// Ends allocations, permissions, channels and reservations that have expired. Call it about once per second.
     pub fn advance(&mut self, now: Instant) {
         while let Some(id) = self.table.pop_due(now) {
             self.expire(id, now);
@@ -134,13 +134,13 @@ impl Server {
         }
     }
 
-    /// Returns what the core wants done in addition to the decision about the last input. To be called after every input
-    /// until it returns `None`.
+    /// Returns the next action in addition to the decision about the last input. Call it after every input until it
+    /// returns `None`.
     pub fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// A relay socket is closed, so its port can be bound again.
+    /// Reports that a relay socket is closed, so that its port can be bound again.
     pub fn socket_closed(&mut self, bind: SocketAddr) {
         debug_assert!(self.closing > 0, "a socket is reported closed once");
         self.closing = self.closing.saturating_sub(1);
@@ -153,7 +153,7 @@ impl Server {
         self.table.len()
     }
 
-    /// Whether [`next_action`](Self::next_action) returns something.
+    /// Whether [`next_action`](Self::next_action) returns an action.
     #[must_use]
     pub fn has_actions(&self) -> bool {
         !self.actions.is_empty()
@@ -190,8 +190,8 @@ impl Server {
         }
     }
 
-    /// Ends one relayed transport address with its permissions and channels (RFC 8656 §8.1), and with the last one the
-    /// allocation.
+    /// Ends one relayed transport address with its permissions and channels (RFC 8656 §8.1). Ends the allocation if it
+    /// was the last one.
     pub(crate) fn end_relay(&mut self, id: AllocationId, family: AddressFamily, now: Instant, reason: EndReason) {
         let Some(allocation) = self.table.get_mut(id) else { return };
         if !allocation.relays.iter().any(|relay| relay.family() != family && relay.is_live(now)) {
@@ -213,7 +213,7 @@ impl Server {
         self.actions.push_back(Action::Close(socket));
     }
 
-    /// Returns a port that a socket of this worker was or was to be bound to.
+    /// Releases the port of a socket that is closed or was not opened.
     pub(crate) fn release_port(&mut self, bind: SocketAddr) {
         match self.pool_of(bind) {
             Some(pool) => pool.release(bind.port()),
@@ -221,7 +221,7 @@ impl Server {
         }
     }
 
-    /// Returns a port that another program turned out to use.
+    /// Sets aside a port that another program uses.
     pub(crate) fn set_aside(&mut self, bind: SocketAddr, now: Instant) {
         match self.pool_of(bind) {
             Some(pool) => pool.set_aside(bind.port(), now),
@@ -235,7 +235,7 @@ impl Server {
         self.ledger.reservations.return_port(bind);
     }
 
-    /// Releases the port next to an even one that was to be reserved with it.
+    /// Releases the port next to an even one, if the request reserves it.
     pub(crate) fn release_next(&mut self, preference: PortPreference, even: SocketAddr) {
         let next = SocketAddr::new(even.ip(), even.port() | 1);
         if let (PortPreference::EvenAndNext, Some(pool)) = (preference, self.pool_of(next)) {
@@ -264,14 +264,14 @@ impl Server {
         self.pools.get_mut(at).filter(|pool| pool.owns(bind.port()))
     }
 
-    /// The shell has opened a socket for an allocation that has ended.
+    /// Counts a socket that the shell has opened for an allocation that has ended.
     pub(crate) fn count_abandoned(&mut self) {
         self.closing += 1;
     }
 
-    /// Panics unless the tables agree with each other. For tests, after every step.
+    /// Panics unless the tables are consistent. For tests, after every step.
     ///
-    /// `opening` is the number of sockets that the shell was asked to open and has not reported on.
+    /// `opening` is the number of requested sockets whose result the shell has not reported.
     ///
     /// # Panics
     /// If an invariant does not hold.
@@ -297,13 +297,13 @@ impl Server {
         assert_eq!(taken + self.borrowed, open + opening + self.closing, "no port is leaked");
     }
 
-    /// Returns the ports of this worker that are reserved, with its own allocations or with other workers. For tests.
+    /// Returns the number of ports of this worker that are reserved or claimed by other workers. For tests.
     #[must_use]
     pub fn reserved_ports(&self) -> usize {
         self.pools.iter().map(PortPool::reserved).sum()
     }
 
-    /// Returns the ports of other workers that this one's sockets are bound to. For tests.
+    /// Returns the number of ports of other workers that this worker has claimed. For tests.
     #[must_use]
     pub fn borrowed_ports(&self) -> usize {
         self.borrowed

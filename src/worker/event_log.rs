@@ -1,7 +1,7 @@
 //! The log lines for events of the core, rate-limited.
 //!
-//! Clients cause these events, so each kind has a number of lines per minute: a few for problems, many for allocations. The rest are
-//! counted and summed up in one line.
+//! Clients cause these events, so the lines of each kind are limited per minute: a few for problems, many for
+//! allocations. Further ones are counted, and one line has their number.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,12 +14,12 @@ use crate::turn::{Deadline, Event, Instant, Limit, QuotaExceeded, RedirectCause}
 
 /// The number of lines of one kind per [`WINDOW`].
 const LINES: u32 = 5;
-/// The number of lines about allocations per [`WINDOW`]: a hundred a second. A busy server needs fewer, and a client with a
-/// credential cannot fill a disk overnight.
+/// The number of lines about allocations per [`WINDOW`]: 100 per second. A busy server needs fewer, and a client with a
+/// credential cannot fill the disk quickly.
 const ALLOCATION_LINES: u32 = 6_000;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// The longest part of a name from the network that a line has, in characters.
+/// The maximum length of a name from the network in a line, in characters.
 const LONGEST_NAME: usize = 64;
 
 /// Writes events to the log.
@@ -30,7 +30,7 @@ pub(super) struct EventLog {
     rejected_allocations: RateLimit,
     redirected_allocations: RateLimit,
     limits: BTreeMap<Limit, RateLimit>,
-    old_channels: RateLimit,
+    rfc5766_channels: RateLimit,
     rejected_connections: RateLimit,
     failed_accepts: RateLimit,
     /// The ranges whose denial was explained.
@@ -45,7 +45,7 @@ impl Default for EventLog {
             rejected_allocations: RateLimit::of(LINES),
             redirected_allocations: RateLimit::of(LINES),
             limits: Limit::ALL.iter().map(|limit| (*limit, RateLimit::of(LINES))).collect(),
-            old_channels: RateLimit::of(LINES),
+            rfc5766_channels: RateLimit::of(LINES),
             rejected_connections: RateLimit::of(LINES),
             failed_accepts: RateLimit::of(LINES),
             explained: BTreeSet::new(),
@@ -57,7 +57,7 @@ impl EventLog {
     pub(super) fn log(&mut self, now: Instant, event: &Event) {
         match event {
             Event::AllocationCreated { user, tuple, relay, lifetime } => {
-                if self.allocations.admits(now) {
+                if self.allocations.allows(now) {
                     tracing::info!(
                         user = &*printable(user), client = %tuple.client, server = %tuple.server,
                         transport = %tuple.transport, %relay, lifetime, "allocation created"
@@ -65,7 +65,7 @@ impl EventLog {
                 }
             }
             Event::AllocationEnded(ended) => {
-                if self.allocations.admits(now) {
+                if self.allocations.allows(now) {
                     tracing::info!(
                         user = &*printable(&ended.user), client = %ended.tuple.client, relay = %ended.relay,
                         reason = %ended.reason, duration = ended.duration.as_secs(),
@@ -75,7 +75,7 @@ impl EventLog {
                 }
             }
             Event::AuthenticationFailed { username, tuple, cause } => {
-                if self.failed_authentications.admits(now) {
+                if self.failed_authentications.allows(now) {
                     tracing::warn!(
                         username = &*printable(username), client = %tuple.client, reason = %cause,
                         "authentication failed"
@@ -83,12 +83,12 @@ impl EventLog {
                 }
             }
             Event::AllocationRejected { user, tuple, reason } => {
-                if self.rejected_allocations.admits(now) {
+                if self.rejected_allocations.allows(now) {
                     tracing::warn!(user = &*printable(user), client = %tuple.client, reason, "allocation rejected");
                 }
             }
             Event::LimitReached { user, tuple, limit } => {
-                if self.limits.get_mut(limit).is_some_and(|lines| lines.admits(now)) {
+                if self.limits.get_mut(limit).is_some_and(|lines| lines.allows(now)) {
                     tracing::warn!(
                         user = &*printable(user), client = %tuple.client, limit = limit.setting(), "{}", limit.note()
                     );
@@ -98,7 +98,7 @@ impl EventLog {
                 tracing::debug!(user = &*printable(user), client = %tuple.client, %server, "allocation redirected");
             }
             Event::AllocationRedirected { user, tuple, server, cause } => {
-                if self.redirected_allocations.admits(now) {
+                if self.redirected_allocations.allows(now) {
                     tracing::info!(
                         user = &*printable(user), client = %tuple.client, %server, reason = %cause,
                         "allocation redirected"
@@ -106,16 +106,16 @@ impl EventLog {
                 }
             }
             Event::Rfc5766Channel { user, tuple, number } => {
-                if self.old_channels.admits(now) {
+                if self.rfc5766_channels.allows(now) {
                     tracing::warn!(
                         user = &*printable(user), client = %tuple.client, channel = format_args!("{number:#06x}"),
-                        "channel rejected: RFC 8656 allows 0x4000 to 0x4fff; {} = true accepts 0x5000 to 0x7fff too",
+                        "channel rejected: RFC 8656 allows 0x4000 to 0x4fff; {} = true also allows 0x5000 to 0x7fff",
                         setting::RFC5766_CHANNELS
                     );
                 }
             }
             Event::PeersRevoked { user, tuple, permissions, channels } => {
-                if self.allocations.admits(now) {
+                if self.allocations.allows(now) {
                     tracing::info!(
                         user = &*printable(user), client = %tuple.client, permissions, channels,
                         "peers revoked: the new configuration denies them"
@@ -127,8 +127,8 @@ impl EventLog {
                 if self.explained.insert(range) {
                     tracing::info!(
                         user = &*user, %client, %peer, range,
-                        "peer denied: browsers also offer addresses of their own network, and the call uses the others; {} \
-                         allows a range (logged once for each range)",
+                        "peer denied. Browsers also send addresses of their own network; the call uses other addresses. \
+                         {} allows a range. This is logged once for each range",
                         setting::PEERS_ALLOW
                     );
                 } else {
@@ -139,7 +139,7 @@ impl EventLog {
     }
 
     pub(super) fn connection_rejected(&mut self, now: Instant, client: SocketAddr, exceeded: QuotaExceeded) {
-        if self.rejected_connections.admits(now) {
+        if self.rejected_connections.allows(now) {
             let limit = match exceeded {
                 QuotaExceeded::User => setting::CONNECTIONS_PER_SOURCE,
                 QuotaExceeded::Server => setting::CONNECTIONS,
@@ -149,7 +149,7 @@ impl EventLog {
     }
 
     pub(super) fn accept_failed(&mut self, now: Instant, error: &io::Error) {
-        if self.failed_accepts.admits(now) {
+        if self.failed_accepts.allows(now) {
             tracing::warn!(
                 %error,
                 "a connection could not be accepted; if there are too many open files, raise {}",
@@ -160,21 +160,21 @@ impl EventLog {
 
     /// Logs the number of suppressed lines of each window that has ended.
     pub(super) fn tick(&mut self, now: Instant) {
-        self.sum_up(|limit| limit.summary(now));
+        self.log_suppressed(|limit| limit.summary(now));
     }
 
     /// Logs the number of suppressed lines when the worker stops.
     pub(super) fn finish(&mut self) {
-        self.sum_up(RateLimit::rest);
+        self.log_suppressed(RateLimit::rest);
     }
 
-    fn sum_up(&mut self, count_of: impl Fn(&mut RateLimit) -> Option<u64>) {
+    fn log_suppressed(&mut self, count_of: impl Fn(&mut RateLimit) -> Option<u64>) {
         for (limit, what) in [
             (&mut self.allocations, "allocations created or ended"),
             (&mut self.failed_authentications, "failed authentications"),
             (&mut self.rejected_allocations, "rejected allocations"),
             (&mut self.redirected_allocations, "redirected allocations"),
-            (&mut self.old_channels, "rejected channels"),
+            (&mut self.rfc5766_channels, "rejected channels"),
             (&mut self.rejected_connections, "rejected connections"),
             (&mut self.failed_accepts, "connections not accepted"),
         ] {
@@ -194,27 +194,27 @@ impl EventLog {
     }
 }
 
-/// Admits a number of lines per window.
+/// Allows a number of lines per window.
 #[derive(Debug)]
 struct RateLimit {
     lines: u32,
     window: Option<Deadline>,
-    admitted: u32,
+    allowed: u32,
     suppressed: u64,
 }
 
 impl RateLimit {
     fn of(lines: u32) -> Self {
-        Self { lines, window: None, admitted: 0, suppressed: 0 }
+        Self { lines, window: None, allowed: 0, suppressed: 0 }
     }
 
-    fn admits(&mut self, now: Instant) -> bool {
+    fn allows(&mut self, now: Instant) -> bool {
         if self.window.is_none_or(|end| end.has_passed(now)) {
             self.window = Some(Deadline::after(now, WINDOW));
-            self.admitted = 0;
+            self.allowed = 0;
         }
-        if self.admitted < self.lines {
-            self.admitted += 1;
+        if self.allowed < self.lines {
+            self.allowed += 1;
             return true;
         }
         self.suppressed += 1;
@@ -227,14 +227,14 @@ impl RateLimit {
         if over { self.rest() } else { None }
     }
 
-    /// Returns the number of suppressed lines that were not summed up yet.
+    /// Returns the number of suppressed lines that were not reported yet.
     fn rest(&mut self) -> Option<u64> {
         (self.suppressed > 0).then(|| std::mem::take(&mut self.suppressed))
     }
 }
 
-/// Returns a name from the network in a form for the log: short, and without control characters. It may still look like fields of
-/// a line, so it is recorded as a string, which the text format quotes, and never by `%`.
+/// Returns a name from the network without control characters and with a limited length. It may still look like fields
+/// of a line, so it is logged as a string, which the text format quotes, and not with `%`.
 fn printable(name: &str) -> Cow<'_, str> {
     if name.len() <= LONGEST_NAME && !name.chars().any(char::is_control) {
         return Cow::Borrowed(name);
@@ -303,7 +303,7 @@ mod tests {
             reason: EndReason::Deleted,
         };
         let redirected = |cause| Event::AllocationRedirected { user: "ann".to_owned(), tuple, server: relay, cause };
-        let refused =
+        let denied =
             |label| Event::PeerDenied { user: "ann".to_owned(), tuple, peer: relay, denial: Denial::Special(label) };
         let mut events = vec![
             (Event::AllocationCreated { user: user.clone(), tuple, relay: relay.into(), lifetime: 600 }, 6_000),
@@ -313,15 +313,15 @@ mod tests {
             (Event::Rfc5766Channel { user: user.clone(), tuple, number: 0x5000 }, 5),
             (Event::AllocationRejected { user: user.clone(), tuple, reason: "tunnel" }, 5),
             (redirected(RedirectCause::Limit(Limit::RelayPorts)), 5),
-            (refused("loopback"), 1),
-            (refused("private"), 1),
+            (denied("loopback"), 1),
+            (denied("private"), 1),
         ];
         let limits = Limit::ALL.iter().map(|limit| Event::LimitReached { user: user.clone(), tuple, limit: *limit });
         events.extend(limits.map(|event| (event, 5)));
         events
     }
 
-    // Each kind has a limit of its own, so none hides another.
+    // Each kind has its own limit.
     #[test]
     fn events_are_rate_limited_per_minute_and_summed_up() {
         for (event, most) in events() {
@@ -335,7 +335,7 @@ mod tests {
             for (round, from) in [0, 70].into_iter().enumerate() {
                 let lines = minute(from);
                 if most == 1 {
-                    // Explained once and never again.
+                    // Logged only once.
                     assert_eq!(lines.len(), 1 - round, "{event:?}");
                     continue;
                 }
@@ -370,19 +370,19 @@ mod tests {
     }
 
     #[test]
-    fn a_window_admits_a_few_lines_and_then_a_sum() {
+    fn a_window_allows_a_few_lines_and_counts_the_rest() {
         let mut limit = RateLimit::of(LINES);
-        assert_eq!((0..1_000).filter(|_| limit.admits(at(1))).count(), 5);
+        assert_eq!((0..1_000).filter(|_| limit.allows(at(1))).count(), 5);
         assert_eq!(limit.summary(at(60)), None);
         assert_eq!(limit.summary(at(61)), Some(995));
         assert_eq!(limit.summary(at(62)), None);
-        assert!(limit.admits(at(62)));
+        assert!(limit.allows(at(62)));
     }
 
     #[test]
-    fn at_the_end_the_sum_does_not_wait_for_the_window() {
+    fn at_the_stop_suppressed_lines_are_reported_before_the_window_ends() {
         let mut limit = RateLimit::of(LINES);
-        assert_eq!((0..7).filter(|_| limit.admits(at(1))).count(), 5);
+        assert_eq!((0..7).filter(|_| limit.allows(at(1))).count(), 5);
         assert_eq!((limit.rest(), limit.rest()), (Some(2), None));
     }
 

@@ -18,17 +18,17 @@ use crate::net::watch::Readable;
 use crate::transport::Transport;
 use crate::turn::{ClientBurst, Context, Direction, DropReason, FiveTuple, FromClient, Outcome, ToPeer};
 
-/// The number of datagrams from clients that are served before their payloads are sent. Under load several of each client are
-/// among them, and are sent as one message.
+/// The number of datagrams from clients that are served before their payloads are sent. Under load, a batch has several
+/// datagrams of each client, which are sent as one message.
 pub(super) const BATCH: usize = 256;
 
 /// The number of datagrams that one call receives from a listener.
 const PER_CALL: usize = 32;
 
-/// The number of bytes after which a listener yields to others. Merged datagrams are long, and each is many packets.
+/// The number of bytes after which a listener yields to other tasks. A merged datagram consists of many packets.
 const MAX_BYTES: usize = 256 * 1024;
 
-/// What one call received.
+/// The result of one call that received datagrams.
 #[derive(Clone, Copy, Debug)]
 struct Batch {
     count: usize,
@@ -37,8 +37,8 @@ struct Batch {
     more: bool,
 }
 
-/// Receives the datagrams of a socket. A batch that is not full has drained the socket; the runtime then learns it without another
-/// call.
+/// Receives datagrams from a socket. After a batch that is not full, the runtime is notified that the socket is empty,
+/// without another system call.
 fn receive(into: &mut RecvBatch, socket: &Readable, first: usize, most: usize) -> io::Result<Batch> {
     let mut received = None;
     let tried = socket.try_io(Interest::READABLE, |socket| {
@@ -57,7 +57,7 @@ impl Worker {
     /// Receives datagrams of clients, within a budget, and serves them. Returns whether there may be more.
     ///
     /// # Errors
-    /// Those of receiving; [`io::ErrorKind::WouldBlock`] if nothing is there.
+    /// Those of receiving; [`io::ErrorKind::WouldBlock`] if no datagram is available.
     pub(super) fn serve_clients(&mut self, now: Now, listener: &Listener) -> io::Result<bool> {
         let (mut first, mut bytes) = (0, 0);
         let more = loop {
@@ -88,10 +88,10 @@ impl Worker {
         Ok(more)
     }
 
-    /// Serves a datagram from a client, or each of several that the kernel merged.
+    /// Serves a datagram from a client, or each of the datagrams that the kernel merged into it.
     fn serve_client(&mut self, now: Now, tuple: &FiveTuple, datagram: Datagram) {
         if datagram.truncated {
-            return self.shell.settle(tuple.client, Outcome::Dropped(DropReason::Truncated));
+            return self.shell.count_outcome(tuple.client, Outcome::Dropped(DropReason::Truncated));
         }
         let length = datagram.segment.map(std::num::NonZeroUsize::get);
         let burst = ClientBurst::new(datagram.payload, length, datagram.tos);
@@ -100,8 +100,8 @@ impl Worker {
 }
 
 impl Shell {
-    /// Passes a client's packets, which are in `staged`, to the core and carries out its decisions. Returns whether one of them
-    /// was not dropped.
+    /// Passes a client's packets, which are in `staged`, to the core and carries out its decisions. Returns whether one
+    /// of them was not dropped.
     pub(super) fn serve_burst<B: Arena>(
         &mut self,
         now: Now,
@@ -115,7 +115,7 @@ impl Shell {
             let bytes = staged.buffer.bytes();
             let decision = self.server.client_packet(&mut cx, tuple, bytes, &mut burst, &mut self.response);
             let Some(decision) = decision else { return served };
-            self.pace.moved(1);
+            self.pace.count(1);
             let outcome = match decision {
                 FromClient::Relay(route) if route.dont_fragment => Some(self.send_unfragmented(now, staged, &route)),
                 FromClient::Relay(ToPeer { socket, peer, payload, tos, .. }) => {
@@ -124,7 +124,7 @@ impl Shell {
                 }
                 FromClient::Respond(response) => self.respond(tuple, response.length, response.outcome),
                 FromClient::Open(spec) => {
-                    // A socket with the same slot may have to be closed first, and before that what waits for it sent.
+                    // A socket with the same slot may have to be closed first, after its waiting datagrams are sent.
                     self.flush_to_peers(staged);
                     self.carry_out(now);
                     self.open_relay(now, spec)
@@ -133,14 +133,14 @@ impl Shell {
             };
             served |= !matches!(outcome, Some(Outcome::Dropped(_)));
             if let Some(outcome) = outcome {
-                self.settle(tuple.client, outcome);
+                self.count_outcome(tuple.client, outcome);
             }
         }
     }
 
-    /// Sends a payload at once, whole or not at all. Clients that probe the path MTU do so now and then.
+    /// Sends a payload at once and without fragmentation. This is rare: clients do it to probe the path MTU.
     fn send_unfragmented<B: Arena>(&mut self, now: Now, staged: &mut Staged<B>, route: &ToPeer) -> Outcome {
-        // Packets that came before it are sent before it.
+        // Earlier packets are sent first, in order.
         self.flush_to_peers(staged);
         let payload = staged.buffer.bytes().get(route.payload.clone()).unwrap_or_default();
         let Some(socket) = self.relays.socket(route.socket) else {
@@ -161,10 +161,10 @@ impl Shell {
         }
     }
 
-    /// Sends what waits for peers.
+    /// Sends the datagrams that wait for peers.
     pub(super) fn flush_to_peers<B: Arena>(&mut self, staged: &mut Staged<B>) {
         let Self { relays, statistics, server, .. } = self;
         let socket_of = |id| -> Option<&UdpSocket> { relays.socket(id) };
-        staged.flush(socket_of, |sent| super::report(server, statistics, Direction::ToPeers, sent));
+        staged.flush(socket_of, |result| super::count_sent(server, statistics, Direction::ToPeers, result));
     }
 }

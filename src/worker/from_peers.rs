@@ -1,12 +1,12 @@
-//! Datagrams from peers: from relay sockets through the core to clients; and everything else that is sent to clients.
+//! Datagrams from peers: from relay sockets through the core to clients. Responses are sent to clients here as well.
 //!
 //! ```text
 //!   relay socket ──▶ Shell::to_clients ──▶ core ──▶ listener       at the end of the iteration of the event loop
 //!                                              └──▶ connection     at once
 //! ```
 //!
-//! What peers send stays in its buffer until the iteration ends or the buffer is full, so that the packets of all
-//! allocations leave through the listener together. Responses leave with them.
+//! Datagrams of peers stay in the buffer until the iteration ends or the buffer is full, so that the listener sends
+//! those of all allocations together. Responses are sent with them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -27,7 +27,7 @@ pub(super) const BATCH: usize = 256;
 /// The number of datagrams that one call receives from a relay socket.
 const PER_CALL: usize = 16;
 
-/// The number of packets from peers after which the worker serves others.
+/// The number of packets from peers after which other tasks run.
 const MAX_PACKETS: usize = 512;
 
 /// The number of tasks after which waiting datagrams are sent, even if the iteration does not end.
@@ -36,25 +36,25 @@ const MAX_TASKS: u32 = 128;
 /// The number of datagrams for clients after which they are sent, even if the iteration does not end.
 const MAX_WAITING: usize = 256;
 
-/// The number of ICMP errors of one relay socket after which the worker serves others.
+/// The number of ICMP errors of one relay socket after which other sockets are served.
 const MAX_ERRORS: usize = 16;
 
 /// The padding of a message.
 const PADDING: [u8; TAILROOM] = [0; TAILROOM];
 
-/// What a relay socket had.
+/// The result of serving a relay socket.
 #[derive(Clone, Copy, Debug, Default)]
 struct Served {
-    /// The packets that were served, each of those that the kernel merged.
+    /// The number of packets that were served. Packets that the kernel merged are counted one by one.
     packets: usize,
-    /// There may be more of them.
+    /// There may be more packets.
     more: bool,
     /// There may be more ICMP errors.
     error: bool,
 }
 
 impl Shell {
-    /// Serves the relay sockets that are ready, each once at most. Returns whether some have more or must wait.
+    /// Serves the relay sockets that are ready, each at most once. Returns whether some are still ready.
     pub(super) fn serve_relays(&mut self, now: Now) -> bool {
         let mut left = MAX_PACKETS;
         for _ in 0..self.relays.ready_count() {
@@ -74,7 +74,7 @@ impl Shell {
         more
     }
 
-    /// Serves a relay socket: first its ICMP errors, then what one call receives from peers.
+    /// Serves a relay socket: first its ICMP errors, then the datagrams that one call receives.
     fn serve_relay(&mut self, now: Now, socket: SocketId, error: bool) -> Served {
         let error = error && self.serve_icmp_errors(now, socket, None);
         match self.serve_peers(now, socket) {
@@ -89,7 +89,7 @@ impl Shell {
         }
     }
 
-    /// Retries the sockets that could not be read from. What one call leaves waits for the next tick or event.
+    /// Retries the sockets that could not be read from. Datagrams that one call leaves wait for the next tick or event.
     pub(super) fn retry_failed_relays(&mut self, now: Now) {
         self.relays.retry_failed();
         self.serve_relays(now);
@@ -111,7 +111,7 @@ impl Shell {
             let Some(datagram) = self.to_clients.batch.datagram(slot).cloned() else { continue };
             if datagram.truncated {
                 served.packets += 1;
-                self.settle(datagram.source, Outcome::Dropped(DropReason::Truncated));
+                self.count_outcome(datagram.source, Outcome::Dropped(DropReason::Truncated));
                 continue;
             }
             served.packets += self.serve_peer(now, socket, slot, &datagram);
@@ -121,11 +121,12 @@ impl Shell {
         Ok(served)
     }
 
-    /// Queues a datagram of a peer for the client, or each of several that the kernel merged. Returns how many.
+    /// Queues a datagram of a peer for the client, or each of the datagrams that the kernel merged into it. Returns
+    /// their number.
     fn serve_peer(&mut self, now: Now, socket: SocketId, slot: usize, datagram: &Datagram) -> usize {
         let length = datagram.segment.map(std::num::NonZeroUsize::get);
         let mut burst = PeerBurst::new(datagram.source, datagram.payload.clone(), length, datagram.tos);
-        // Merged datagrams have no room in between for a header.
+        // There is no space for a header between merged datagrams.
         let slot = length.is_none().then_some(slot);
         let mut headroom = [0; HEADROOM];
         let mut packets = 0;
@@ -135,13 +136,13 @@ impl Shell {
                 return packets;
             };
             packets += 1;
-            self.pace.moved(1);
+            self.pace.count(1);
             let dropped = match decision {
                 FromPeer::Relay(route) => self.send_data(socket, route, &headroom, slot).err(),
                 FromPeer::Drop(reason) => Some(reason),
             };
             if let Some(reason) = dropped {
-                self.settle(datagram.source, Outcome::Dropped(reason));
+                self.count_outcome(datagram.source, Outcome::Dropped(reason));
             }
         }
     }
@@ -161,7 +162,7 @@ impl Shell {
             let payload = self.to_clients.batch.arena().get(payload).unwrap_or_default();
             let length = payload.len();
             self.connections.push_data(&tuple, [header, payload, padding])?;
-            // What a connection takes counts as sent.
+            // Data that a connection queues counts as sent.
             self.statistics.count(Outcome::RelayedToClient, 1);
             self.credit(socket, Direction::ToClient, 1, length as u64);
             return Ok(());
@@ -172,8 +173,8 @@ impl Shell {
         if queued { Ok(()) } else { Err(DropReason::SendFailed) }
     }
 
-    /// Sends the client a Data indication for each ICMP error of a relay socket (RFC 8656 §11.5). `peer` is the destination of
-    /// a datagram that this machine has just found too long. Returns whether there may be more.
+    /// Sends the client a Data indication for each ICMP error of a relay socket (RFC 8656 §11.5). `peer` is the
+    /// destination of a datagram that this machine has just found too long. Returns whether there may be more.
     pub(super) fn serve_icmp_errors(&mut self, now: Now, socket: SocketId, peer: Option<SocketAddr>) -> bool {
         for _ in 0..MAX_ERRORS {
             let Some(Ok(Some(error))) = self.relays.socket(socket).map(udp::receive_error) else { return false };
@@ -181,7 +182,7 @@ impl Shell {
                 (Origin::Network, _) => error.peer,
                 // The kernel may leave out the port, but not the address.
                 (Origin::Local, Some(peer)) if peer.ip() == error.peer.ip() => peer,
-                // The client got it when it happened, or was not to get it.
+                // The client was notified when the error occurred, or needs no notification.
                 (Origin::Local, _) => continue,
             };
             let error = IcmpError { kind: error.kind, code: error.code, mtu: error.info };
@@ -191,14 +192,14 @@ impl Shell {
                 Err(reason) => Some(Outcome::Dropped(reason)),
             };
             if let Some(outcome) = outcome {
-                self.settle(peer, outcome);
+                self.count_outcome(peer, outcome);
             }
         }
         true
     }
 
-    /// Sends the first bytes of the response buffer to a client: over UDP at the end of the iteration. Returns `None` if the
-    /// outcome is counted when they are sent.
+    /// Sends the first bytes of the response buffer to a client; over UDP at the end of the iteration. Returns `None`
+    /// if the outcome is counted when the response is sent.
     pub(super) fn respond(&mut self, tuple: &FiveTuple, length: usize, outcome: Outcome) -> Option<Outcome> {
         let failed = Some(Outcome::Dropped(DropReason::SendFailed));
         if tuple.transport.is_connection() {
@@ -212,7 +213,8 @@ impl Shell {
         if self.to_clients.push_response(listener, target, message, outcome) { None } else { failed }
     }
 
-    /// Returns the index of the listener that serves a 5-tuple, and the address to send from if the listener has several.
+    /// Returns the index of the listener that serves a 5-tuple, and the address to send from if the listener has
+    /// several.
     fn listener_of(&self, tuple: &FiveTuple) -> Option<(usize, Option<IpAddr>)> {
         let find = |exactly| self.listeners.iter().position(|listener| listener.serves(tuple.server, exactly));
         let index = find(true).or_else(|| find(false))?;
@@ -220,16 +222,16 @@ impl Shell {
         Some((index, wildcard.then(|| tuple.server.ip())))
     }
 
-    /// Sends what waits for clients, and frees the buffer for more datagrams of peers.
+    /// Sends the datagrams that wait for clients, and frees the buffer for more datagrams of peers.
     pub(super) fn flush_to_clients(&mut self) {
         let Self { to_clients, listeners, statistics, server, .. } = self;
         let sockets = listeners.iter().map(|listener| listener.socket.get_ref());
-        to_clients.flush(sockets, |sent| super::report(server, statistics, Direction::ToClient, sent));
+        to_clients.flush(sockets, |result| super::count_sent(server, statistics, Direction::ToClient, result));
         self.tasks = 0;
     }
 
-    /// To be called at the end of each task that may have queued something. While a task has `more` to do, the iteration may not
-    /// end, and what waits is sent now.
+    /// Ends a step of a task, which may have queued datagrams. If the task has `more` to do, they are sent now, because
+    /// the iteration may continue for long.
     pub(super) fn end_task(&mut self, more: bool) {
         self.tasks += 1;
         if more || self.tasks >= MAX_TASKS || self.to_clients.len() >= MAX_WAITING {
@@ -237,7 +239,7 @@ impl Shell {
         }
     }
 
-    /// To be called at the end of an iteration of the event loop: sends what waits, and returns how long to pause.
+    /// Ends an iteration of the event loop: sends the waiting datagrams, and returns how long to pause.
     pub(super) fn end_iteration(&mut self) -> Option<Duration> {
         self.flush_to_clients();
         let now = Instant::from_elapsed(self.clock.elapsed());

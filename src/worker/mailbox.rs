@@ -1,7 +1,7 @@
 //! Commands from control to a worker.
 //!
-//! A bounded channel for each worker. The worker serves it between batches of packets, a little at a time. Each command has a
-//! response; no response comes if the worker has ended.
+//! Each worker has a bounded channel, which it serves in small steps between batches of packets. Each command has a
+//! response, unless the worker has ended.
 
 use std::cell::RefCell;
 use std::rc::Weak;
@@ -13,7 +13,7 @@ use tokio::task::yield_now;
 use super::{Snapshot, Worker};
 use crate::turn::{AllocationDetail, AllocationId, Cursor, Page};
 
-/// The number of commands that wait for a worker at most.
+/// The maximum number of commands that wait for a worker.
 const CAPACITY: usize = 16;
 
 /// The number of allocations that a worker reviews, lists or ends before it serves packets again.
@@ -22,7 +22,7 @@ const BUDGET: usize = 64;
 /// A command to a worker.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Replace the configuration, and revoke what the new one does not allow.
+    /// Replace the configuration, and revoke everything that the new one does not allow.
     Reconfigure { snapshot: Arc<Snapshot>, done: oneshot::Sender<()> },
     /// List some allocations.
     List { cursor: Cursor, response: oneshot::Sender<Page> },
@@ -30,7 +30,7 @@ pub(crate) enum Command {
     Describe { id: AllocationId, response: oneshot::Sender<Option<AllocationDetail>> },
     /// End allocations. The response is the number of those that existed.
     End { ids: Vec<AllocationId>, response: oneshot::Sender<usize> },
-    /// Publish the gauges of the statistics now. They are published once a second otherwise.
+    /// Publish the gauges of the statistics now. Otherwise they are published once per second.
     Publish { done: oneshot::Sender<()> },
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn mailbox() -> (Handle, Mailbox) {
     expect(dead_code, reason = "only the control socket, which is not built yet, calls most of them")
 )]
 impl Handle {
-    /// Replaces the configuration. Returns when what it does not allow has been revoked.
+    /// Replaces the configuration. Returns when everything that it does not allow has been revoked.
     pub(crate) async fn reconfigure(&self, snapshot: Arc<Snapshot>) -> Result<(), WorkerEnded> {
         self.call(|done| Command::Reconfigure { snapshot, done }).await
     }
@@ -78,7 +78,7 @@ impl Handle {
         self.call(|response| Command::End { ids, response }).await
     }
 
-    /// Has the gauges of the statistics published now.
+    /// Publishes the gauges of the statistics now.
     pub(crate) async fn publish(&self) -> Result<(), WorkerEnded> {
         self.call(|done| Command::Publish { done }).await
     }

@@ -1,8 +1,8 @@
 //! The event loop around one core: a thread with its own runtime, listeners and relay sockets.
 //!
-//! Everything here belongs to one thread. Each listener has a task, all relay sockets share one, and each connection has its own.
-//! They wait for readiness and then pass what is there to `Worker`, which asks the core and carries out its decisions. Control
-//! sends commands through the [`mailbox`] and reads the [`Statistics`].
+//! Everything here belongs to one thread. Each listener has a task, all relay sockets share one, and each connection
+//! has its own. They wait for readiness and then pass the received packets to `Worker`, which asks the core and carries
+//! out its decisions. Control sends commands through the [`mod@mailbox`] and reads the [`Statistics`].
 
 mod connections;
 mod event_log;
@@ -41,7 +41,7 @@ use connections::{CloseReason, ConnectionOutcome, Connections};
 pub(crate) use connections::{ConnectionLimits, Timeouts};
 use event_log::EventLog;
 pub(crate) use mailbox::{Handle, Mailbox, mailbox};
-use outbox::{Flow, Sent, Staged, StagedForClients};
+use outbox::{Flow, SendResult, Staged, StagedForClients};
 use pace::Pace;
 use relays::RelaySockets;
 pub(crate) use statistics::{Statistics, Totals};
@@ -58,7 +58,8 @@ const STREAM_BUFFER: usize = LARGEST_FRAME + LARGEST_READ;
 /// The layout of a slot for a datagram.
 const SLOT: SlotLayout = SlotLayout { headroom: HEADROOM, payload: LARGEST_DATAGRAM, tailroom: TAILROOM };
 
-/// What a worker is started with. The sockets are bound before any thread runs, so a start fails as a whole.
+/// Everything that a worker needs to start. Its listeners are bound before any thread runs, so a start fails as a
+/// whole.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// Each worker has its own socket for each endpoint.
@@ -84,7 +85,7 @@ pub(crate) struct Plan {
 /// A listener whose socket is bound.
 #[derive(Debug)]
 pub(crate) struct BoundListener {
-    /// Where clients reach it, with the real port.
+    /// The endpoint that clients reach, with the actual port.
     pub(crate) endpoint: Endpoint,
     pub(crate) socket: ListenerSocket,
 }
@@ -127,11 +128,11 @@ pub(crate) struct Snapshot {
 /// # Errors
 /// If the runtime cannot be created, a socket cannot be registered with it, or a task of the worker panics.
 pub(crate) fn run(plan: Plan, started: impl FnOnce()) -> io::Result<()> {
-    // On an error pauses take longer, with no other effect.
+    // If this fails, pauses take longer. There is no other effect.
     let _ = timer::minimize_timer_slack();
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_io().enable_time().on_thread_park(tasks::end_iteration);
-    // A `LocalSet` would do as well, but it adds a second queue in front of the runtime's.
+    // A `LocalSet` would add a second queue before that of the runtime.
     let runtime = runtime.build_local(LocalOptions::default())?;
     runtime.block_on(tasks::serve(plan, started))
 }
@@ -147,12 +148,13 @@ struct Listener {
 impl Listener {
     fn new(socket: UdpSocket) -> io::Result<Self> {
         let address = socket.local_addr()?;
-        // Old kernels do not merge.
+        // Old kernels do not support it, and datagrams then arrive one by one.
         udp::enable_gro(&socket);
         Ok(Self { socket: watch::readable(socket)?, address, drops: Cell::default() })
     }
 
-    /// Whether packets to `server` arrive here. A wildcard takes what no other listener of that port is bound to.
+    /// Returns whether packets to `server` arrive here. A wildcard receives those to addresses that no other listener
+    /// of the port is bound to.
     fn serves(&self, server: SocketAddr, exactly: bool) -> bool {
         let wildcard = !exactly && self.address.ip().is_unspecified();
         self.address.port() == server.port() && (wildcard || self.address.ip() == server.ip())
@@ -172,13 +174,13 @@ struct Now {
 #[derive(Debug)]
 struct Worker {
     shell: Shell,
-    /// What listeners receive.
+    /// Datagrams that listeners receive.
     datagrams: Staged<RecvBatch>,
-    /// What connections are read into.
+    /// Bytes that connections receive.
     stream: Staged<Box<[u8]>>,
 }
 
-/// The core and what carries out its decisions.
+/// The core, and everything that carries out its decisions.
 #[derive(Debug)]
 struct Shell {
     server: Server,
@@ -187,7 +189,7 @@ struct Shell {
     statistics: Arc<Statistics>,
     listeners: Vec<Rc<Listener>>,
     relays: RelaySockets,
-    /// What relay sockets receive and what is sent to clients over UDP.
+    /// Datagrams that relay sockets receive and that are sent to clients over UDP.
     to_clients: StagedForClients,
     connections: Connections,
     response: Box<[u8]>,
@@ -271,7 +273,7 @@ impl Shell {
         Now { monotonic: Instant::from_elapsed(self.clock.elapsed()), unix: clock::unix_seconds() }
     }
 
-    /// Lets time pass in the core.
+    /// Advances the time of the core, and does the periodic work.
     fn tick(&mut self, now: Now) {
         self.server.advance(now.monotonic);
         self.carry_out(now);
@@ -284,7 +286,7 @@ impl Shell {
         self.statistics.publish(self.server.allocation_count(), self.server.route_count());
     }
 
-    /// Ends every allocation, and every connection once what is queued for it is written.
+    /// Ends every allocation, and every connection as soon as its queue is written.
     fn stop(&mut self, now: Now) {
         self.flush_to_clients();
         self.server.stop(now.monotonic);
@@ -299,8 +301,8 @@ impl Shell {
         self.statistics.count_connection(ConnectionOutcome::Ended(CloseReason::ServerStopped), open);
     }
 
-    /// Counts the end of a packet.
-    fn settle(&mut self, from: SocketAddr, outcome: Outcome) {
+    /// Counts the outcome of a packet. Each packet has exactly one.
+    fn count_outcome(&mut self, from: SocketAddr, outcome: Outcome) {
         self.statistics.count(outcome, 1);
         if let Outcome::Rejected(_) | Outcome::RejectedByLimit(_) | Outcome::Dropped(_) = outcome {
             tracing::debug!(%from, "{outcome}");
@@ -313,9 +315,10 @@ impl Shell {
         self.statistics.count_bytes(direction, bytes);
     }
 
-    /// Carries out the actions of the core. What waits for peers must have been sent.
+    /// Carries out the actions of the core. Datagrams that wait for peers must have been sent before.
     fn carry_out(&mut self, now: Now) {
-        // Data that waits for a client belongs into the record of its allocation, which may be about to be logged.
+        // Waiting data is credited to its allocation when it is sent, so it is sent before the end of an allocation is
+        // logged.
         if self.to_clients.filled > 0 && self.server.has_actions() {
             self.flush_to_clients();
         }
@@ -323,14 +326,14 @@ impl Shell {
             match action {
                 Action::Close(socket) => self.close_relay(socket),
                 Action::Log(event) => self.events.log(now.monotonic, &event),
-                // Every route is relayed here.
+                // No route is offloaded: the worker relays all data itself.
                 Action::RouteAdded(_) | Action::RouteRemoved(_) => {}
             }
         }
     }
 
-    /// Opens relay sockets until the core has what it needs, and sends its response. Returns `None` if the outcome is counted when
-    /// the response is sent.
+    /// Opens relay sockets until the core has what it needs, and sends its response. Returns `None` if the outcome is
+    /// counted when the response is sent.
     fn open_relay(&mut self, now: Now, mut spec: SocketSpec) -> Option<Outcome> {
         loop {
             let opened = self.relays.open(&spec);
@@ -373,14 +376,16 @@ impl Shell {
         drop(socket);
         match bind {
             Ok(bind) => self.server.socket_closed(bind),
-            Err(error) => tracing::error!(%error, "the port of a relay socket is lost"),
+            Err(error) => {
+                tracing::error!(%error, "cannot read the address of a relay socket, so its port is not used again");
+            }
         }
     }
 }
 
 /// Counts and credits datagrams after an attempt to send them.
-fn report(server: &mut Server, statistics: &Statistics, direction: Direction, sent: Sent) {
-    let Sent { flow, outcome, packets, bytes } = sent;
+fn count_sent(server: &mut Server, statistics: &Statistics, direction: Direction, result: SendResult) {
+    let SendResult { flow, outcome, packets, bytes } = result;
     statistics.count(outcome, packets);
     if let (Flow::Relay(socket), Outcome::RelayedToPeer | Outcome::RelayedToClient) = (flow, outcome) {
         server.credit(socket, direction, packets, bytes);

@@ -9,8 +9,8 @@ use std::os::fd::AsFd;
 use crate::net::batch::{Piece, RecvBatch, SendBatch, SendStatus, Target};
 use crate::turn::{DropReason, Outcome, SocketId};
 
-/// Datagrams for one socket, or for one socket each flow. Those of one flow are sent in order. Flows are sorted, so that each
-/// one's datagrams are adjacent and can be sent as one message (see [`SendBatch`]).
+/// Datagrams for one socket, or for one socket per flow. Those of one flow are sent in order. Flows are sorted, so that
+/// the datagrams of a flow are adjacent and can be sent as one message (see [`SendBatch`]).
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     batch: SendBatch,
@@ -19,11 +19,11 @@ pub(super) struct Outbox {
     order: Vec<(Flow, u32)>,
 }
 
-/// What is sent in order: the data of a relay socket in one direction, or responses. Responses are sent first: relayed data
-/// must not take their place in a full socket buffer.
+/// Datagrams that are sent in order: the data of a relay socket in one direction, or responses. Responses are sent
+/// first, so that relayed data does not fill the socket buffer before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Flow {
-    /// Each response on its own.
+    /// Responses to clients.
     Responses,
     /// The data of a relay socket.
     Relay(SocketId),
@@ -39,13 +39,13 @@ struct Waiting {
     count: usize,
     /// The length of the application data in bytes.
     payload: usize,
-    /// What the datagram is counted under once it is sent.
+    /// The outcome that is counted if the datagram is sent.
     outcome: Outcome,
 }
 
-/// What happened to consecutive datagrams of one flow.
+/// The result of sending consecutive datagrams of one flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sent {
+pub(super) struct SendResult {
     pub(super) flow: Flow,
     pub(super) outcome: Outcome,
     pub(super) packets: u64,
@@ -77,7 +77,7 @@ impl Outbox {
     }
 
     /// Sends everything through one socket. The pieces are ranges of `arena`.
-    fn flush(&mut self, socket: &impl AsFd, arena: &[u8], mut report: impl FnMut(Sent)) {
+    fn flush(&mut self, socket: &impl AsFd, arena: &[u8], mut report: impl FnMut(SendResult)) {
         if self.waiting.is_empty() {
             return;
         }
@@ -91,7 +91,7 @@ impl Outbox {
         &mut self,
         socket_of: impl Fn(SocketId) -> Option<&'s S>,
         arena: &[u8],
-        mut report: impl FnMut(Sent),
+        mut report: impl FnMut(SendResult),
     ) {
         self.order.sort_unstable();
         let mut start = 0;
@@ -106,7 +106,7 @@ impl Outbox {
                 Some(socket) => self.send(socket, arena, start..end, &mut report),
                 None => {
                     let (outcome, packets) = (Outcome::Dropped(DropReason::AllocationEnded), (end - start) as u64);
-                    report(Sent { flow, outcome, packets, bytes: 0 });
+                    report(SendResult { flow, outcome, packets, bytes: 0 });
                 }
             }
             start = end;
@@ -114,14 +114,14 @@ impl Outbox {
         self.clear();
     }
 
-    fn send(&mut self, socket: &impl AsFd, arena: &[u8], these: Range<usize>, report: &mut impl FnMut(Sent)) {
+    fn send(&mut self, socket: &impl AsFd, arena: &[u8], these: Range<usize>, report: &mut impl FnMut(SendResult)) {
         let (waiting, order) = (&self.waiting, self.order.get(these).unwrap_or_default());
         let datagrams = || order.iter().filter_map(|(flow, at)| Some((*flow, waiting.get(*at as usize)?)));
         for (_, datagram) in datagrams() {
             self.batch.push(&datagram.target, datagram.pieces.get(..datagram.count).unwrap_or_default());
         }
         let statuses = self.batch.flush(socket, arena);
-        let mut run: Option<Sent> = None;
+        let mut run: Option<SendResult> = None;
         for ((flow, datagram), status) in datagrams().zip(statuses) {
             let outcome = match status {
                 SendStatus::Sent => datagram.outcome,
@@ -134,7 +134,7 @@ impl Outbox {
                     run.bytes += datagram.payload as u64;
                 }
                 _ => {
-                    let next = Sent { flow, outcome, packets: 1, bytes: datagram.payload as u64 };
+                    let next = SendResult { flow, outcome, packets: 1, bytes: datagram.payload as u64 };
                     run.replace(next).into_iter().for_each(&mut *report);
                 }
             }
@@ -188,7 +188,7 @@ impl<B: Arena> Staged<B> {
     pub(super) fn flush<'s, S: AsFd + 's>(
         &mut self,
         socket_of: impl Fn(SocketId) -> Option<&'s S>,
-        report: impl FnMut(Sent),
+        report: impl FnMut(SendResult),
     ) {
         self.outbox.flush_each(socket_of, self.buffer.bytes(), report);
     }
@@ -222,8 +222,9 @@ impl StagedForClients {
         true
     }
 
-    /// Adds a peer's datagram with a header and padding, to be sent by a listener. The payload is a part of the batch; if it
-    /// has a slot of its own, the header and the padding are written around it. Returns whether there is such a listener.
+    /// Adds a peer's datagram with a header and padding, to be sent by a listener. The payload is a part of the batch;
+    /// if it has a slot of its own, the header and the padding are written around it. Returns whether there is such a
+    /// listener.
     pub(super) fn push_data(
         &mut self,
         listener: usize,
@@ -250,7 +251,7 @@ impl StagedForClients {
     pub(super) fn flush<'s, S: AsFd + 's>(
         &mut self,
         sockets: impl Iterator<Item = &'s S>,
-        mut report: impl FnMut(Sent),
+        mut report: impl FnMut(SendResult),
     ) {
         for (outbox, socket) in self.outboxes.iter_mut().zip(sockets) {
             outbox.flush(socket, self.batch.arena(), &mut report);
@@ -288,21 +289,18 @@ mod tests {
             outbox.push(Flow::Relay(socket_id(slot)), target, &[piece], 1, Outcome::RelayedToClient);
         }
         let response = outbox.keep(b"a response");
-        let answered = Outcome::Answered(RequestMethod::Binding);
-        outbox.push(Flow::Responses, target, &[response], 0, answered);
+        let outcome = Outcome::Answered(RequestMethod::Binding);
+        outbox.push(Flow::Responses, target, &[response], 0, outcome);
         let mut sent = Vec::new();
         outbox.flush(&socket, b"abc", |run| sent.push(run));
         assert_eq!(outbox.len(), 0);
-        let data = |slot, packets| Sent {
+        let data = |slot, packets| SendResult {
             flow: Flow::Relay(socket_id(slot)),
             outcome: Outcome::RelayedToClient,
             packets,
             bytes: packets,
         };
-        assert_eq!(
-            sent,
-            [Sent { flow: Flow::Responses, outcome: answered, packets: 1, bytes: 0 }, data(3, 1), data(7, 2)]
-        );
+        assert_eq!(sent, [SendResult { flow: Flow::Responses, outcome, packets: 1, bytes: 0 }, data(3, 1), data(7, 2)]);
 
         client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
         let received = [(); 4].map(|()| {

@@ -1,4 +1,4 @@
-//! The relay sockets of a worker, and the queue of those that have something to read.
+//! The relay sockets of a worker, and the queue of those that are ready to read.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,7 +15,7 @@ use crate::turn::{SocketId, SocketKind, SocketSpec};
 pub(super) struct RelaySockets {
     sockets: Vec<Option<RelaySocket>>,
     watch: Rc<Watch>,
-    /// The slots of the sockets that have something to read, in order.
+    /// The slots of the sockets that are ready to read, in order.
     ready: VecDeque<usize>,
     /// The slots of the sockets that could not be read from.
     failed: Vec<usize>,
@@ -87,7 +87,7 @@ impl RelaySockets {
         self.sockets.get_mut(slot)?.as_mut()
     }
 
-    /// Queues a socket that has something to read. It is queued once, however often it is reported.
+    /// Queues a socket that is ready to read, unless it is already queued.
     pub(super) fn set_ready(&mut self, ready: Ready) {
         let slot = usize::try_from(ready.token).unwrap_or(usize::MAX);
         // It may have been closed since.
@@ -98,7 +98,7 @@ impl RelaySockets {
         }
     }
 
-    /// Takes the next socket from the queue; the flag says whether it has an ICMP error. `None` for one that was closed.
+    /// Takes the next socket from the queue, and whether it has an ICMP error. Returns `None` if the socket was closed.
     pub(super) fn next_ready(&mut self) -> Option<(SocketId, bool)> {
         let slot = self.ready.pop_front()?;
         let relay = self.at(slot)?;
@@ -110,8 +110,8 @@ impl RelaySockets {
         self.ready.len()
     }
 
-    /// Leaves a socket that could not be read from until [`retry_failed`](Self::retry_failed). Its buffer may be full, and then
-    /// nothing arrives that would report it again.
+    /// Keeps a socket that could not be read from for [`retry_failed`](Self::retry_failed). If its buffer is full, no
+    /// datagram arrives that would cause another event.
     pub(super) fn set_failed(&mut self, id: SocketId) {
         let Some(relay) = self.get_mut(id) else { return };
         if !std::mem::replace(&mut relay.queued, true) {

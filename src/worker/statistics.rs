@@ -1,11 +1,12 @@
-//! The counters of a worker, which only the worker writes and anyone reads at any time.
+//! The counters of a worker. Only the worker writes them; other threads read them at any time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::connections::{ConnectionCounters, ConnectionOutcome};
 use crate::turn::{Counters, Direction, Outcome};
 
-/// Live counters and gauges of a worker. It has cache lines of its own: writing them costs other workers nothing.
+/// The counters and gauges of a worker. They have their own cache lines, so that writing them does not slow down other
+/// workers.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Statistics {
@@ -49,7 +50,7 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// Adds those of another worker.
+    /// Adds the values of another worker.
     pub(crate) fn add(&mut self, other: &Self) {
         self.packets.add(&other.packets);
         self.bytes_to_peers += other.bytes_to_peers;
@@ -61,7 +62,7 @@ impl Totals {
 }
 
 impl Statistics {
-    /// Reads all values. Each of them is exact; they need not be of the same moment.
+    /// Reads all values. Each is exact, but they may be read at slightly different times.
     #[must_use]
     pub(crate) fn read(&self) -> Totals {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -76,7 +77,7 @@ impl Statistics {
         }
     }
 
-    /// Returns a count that grows at least once a second while the event loop runs.
+    /// Returns a count that grows at least once per second while the event loop runs.
     #[must_use]
     pub(crate) fn heartbeat(&self) -> u64 {
         self.iterations.load(Ordering::Relaxed)
@@ -97,7 +98,7 @@ impl Statistics {
         add(&self.connections[outcome.index()], connections);
     }
 
-    /// Publishes the gauges, and that the event loop runs.
+    /// Publishes the gauges, and counts an iteration for [`heartbeat`](Self::heartbeat).
     pub(crate) fn publish(&self, allocations: usize, routes: usize) {
         set(&self.allocations, allocations as u64);
         set(&self.routes, routes as u64);

@@ -1,4 +1,4 @@
-//! The tasks of a worker: one for each listener, one for all relay sockets, one for the mailbox, and the one that keeps time.
+//! The tasks of a worker: one for each listener, one for all relay sockets, one for the mailbox, and one for the ticks.
 
 use std::cell::RefCell;
 use std::io;
@@ -17,13 +17,13 @@ use crate::net::tls::Usage;
 use crate::net::watch::{Events, Readable, Watch};
 use crate::transport::Transport;
 
-/// How long a socket is left alone after an error.
+/// The time for which reading from a socket backs off after an error.
 const BACK_OFF: Duration = Duration::from_millis(10);
 
-/// How long no connection is accepted after an error.
+/// The time for which accepting connections backs off after an error.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 
-/// The time between two ticks: the core learns that time passes, and the statistics are published.
+/// The interval of ticks, which advance the time of the core and publish the statistics.
 const TICK: Duration = Duration::from_secs(1);
 
 /// How long clients on connections have to read their last responses when the worker stops.
@@ -58,7 +58,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stopped = async {
-        // A dropped sender means that the process ends; that is a stop, too.
+        // If the sender is dropped, the process ends, and the worker stops as well.
         let _ = stop.wait_for(|stop| *stop).await;
     };
     tokio::pin!(stopped);
@@ -84,7 +84,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
             none_left.notified().await;
         }
     };
-    // A client that does not read in time does not get them.
+    // A client that does not read in time does not receive them.
     let _ = tokio::time::timeout(LAST_RESPONSES, last_responses).await;
     let mut worker = worker.borrow_mut();
     worker.shell.flush_to_clients();
@@ -93,22 +93,22 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     Ok(())
 }
 
-/// Accepts connections. An error passes when a file descriptor is free again.
+/// Accepts connections. It backs off after an error, which is usually that the limit of open files is reached.
 async fn accept(worker: Weak<RefCell<Worker>>, panicked: Rc<Notify>, listener: TcpListener, transport: Transport) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let Some(this) = worker.upgrade() else { return };
-                let admitted = this.borrow_mut().admit(&stream, transport);
+                let accepted = this.borrow_mut().accept(&stream, transport);
                 let acceptor = if transport.is_encrypted() { this.borrow().shell.snapshot.tls.clone() } else { None };
                 drop(this);
-                let Some((tuple, ticket)) = admitted else { continue };
+                let Some((tuple, ticket)) = accepted else { continue };
                 let worker = Weak::clone(&worker);
                 match (transport.is_encrypted(), acceptor) {
                     (true, Some(acceptor)) => {
                         spawn(&panicked, connections::serve_tls(worker, tuple, ticket, stream, acceptor));
                     }
-                    // TLS listeners have a certificate: the start fails without one, and a reload keeps it.
+                    // Not reached: the start fails if a TLS listener has no certificate, and a reload keeps it.
                     (true, None) => {}
                     (false, _) => {
                         spawn(&panicked, connections::serve_plain(worker, tuple, ticket, stream, Usage::Turn));
@@ -164,7 +164,7 @@ impl Drop for PanicGuard {
     }
 }
 
-/// Serves the relay sockets. One descriptor reports which of them have something to read.
+/// Serves the relay sockets. One descriptor reports which of them are ready to read.
 async fn serve_relays(worker: Weak<RefCell<Worker>>, readable: Readable, watch: Rc<Watch>) {
     let (mut events, mut more) = (Events::default(), false);
     loop {
@@ -172,7 +172,7 @@ async fn serve_relays(worker: Weak<RefCell<Worker>>, readable: Readable, watch: 
             tracing::error!(%error, "relay sockets cannot be watched");
             tokio::time::sleep(BACK_OFF).await;
         }
-        // If those are all, the runtime waits for the next event, without another call.
+        // If these are all, the runtime waits for the next event without another system call.
         let read = readable.try_io(Interest::READABLE, |_| match watch.ready(&mut events)? {
             true => Err(io::ErrorKind::WouldBlock.into()),
             false => Ok(()),
@@ -208,7 +208,7 @@ thread_local! {
     static WORKER: RefCell<Weak<RefCell<Worker>>> = const { RefCell::new(Weak::new()) };
 }
 
-/// Runs when every task waits, before the thread does.
+/// Ends an iteration: every task waits, and the thread is about to wait.
 pub(super) fn end_iteration() {
     let worker = WORKER.with_borrow(Weak::upgrade);
     if let Some(pause) = worker.and_then(|worker| worker.borrow_mut().shell.end_iteration()) {
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_panic_of_a_task_is_reported_and_its_end_is_not() {
+    async fn only_a_panic_of_a_task_is_reported() {
         let panicked = Rc::new(Notify::new());
         let tasks = tokio::task::LocalSet::new();
         tasks

@@ -1,4 +1,4 @@
-//! A worker on real sockets, with a clock that the test moves.
+//! A worker on real sockets, with a clock that the test advances.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::test_world::Blueprint;
 const REALM: &str = "test";
 const UNIX: u64 = 1_700_000_000;
 
-/// A worker with one static user and these relay ports, the configuration, and the address of its listener.
+/// Returns a worker with one static user and these relay ports, its configuration, and the address of its listener.
 fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<turn::Snapshot>, SocketAddr) {
     let (worker, _, plan) = worker_with_mailbox(ports);
     (worker, plan.snapshot, plan.address)
@@ -83,10 +83,10 @@ fn allocate(number: u8, nonce: &str) -> Vec<u8> {
     writer.finish().unwrap().to_vec()
 }
 
-// A client that comes back in the very moment in which its allocation expires, before the clock has ticked, takes the
-// place of the old allocation, whose socket is closed first and whose port is free again.
+// A client allocates again when its allocation has just expired, before the next tick. The socket of the old allocation
+// is closed first, and its port can be used again.
 #[tokio::test(flavor = "current_thread")]
-async fn an_allocation_that_takes_the_place_of_an_expired_one_leaves_no_socket_and_no_port_behind() {
+async fn replacing_an_expired_allocation_closes_its_socket_and_releases_its_port() {
     let test = async {
         let (worker, snapshot, address) = worker(15_300..=15_303);
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -101,16 +101,16 @@ async fn an_allocation_that_takes_the_place_of_an_expired_one_leaves_no_socket_a
             let now = Now { monotonic, unix: UNIX };
             worker.borrow_mut().serve_clients(now, &listener).unwrap();
             worker.borrow_mut().shell.flush_to_clients();
-            let mut answer = [0; 512];
-            let length = client.recv(&mut answer).unwrap();
-            assert_eq!(Message::parse(&answer[..length]).unwrap().class(), Class::Success, "round {round}");
+            let mut response = [0; 512];
+            let length = client.recv(&mut response).unwrap();
+            assert_eq!(Message::parse(&response[..length]).unwrap().class(), Class::Success, "round {round}");
             assert_eq!(worker.borrow().shell.relays.iter().count(), 1);
         }
     };
     LocalSet::new().run_until(test).await;
 }
 
-/// A worker that has an allocation for each of so many clients, and its relay sockets with their addresses.
+/// Returns a worker with one allocation for each of `clients` clients, and the IDs and addresses of its relay sockets.
 async fn worker_with_relays(
     ports: std::ops::RangeInclusive<u16>,
     clients: u8,
@@ -133,7 +133,7 @@ fn now() -> Now {
     Now { monotonic: Instant::from_elapsed(Duration::from_secs(1)), unix: UNIX }
 }
 
-/// Serves the listener once when it has something, and returns whether there may be more.
+/// Waits until the listener is readable and serves it once. Returns whether there may be more datagrams.
 async fn serve(worker: &RefCell<Worker>) -> bool {
     let listener = Rc::clone(&worker.borrow().shell.listeners[0]);
     drop(listener.socket.readable().await.unwrap());
@@ -144,8 +144,8 @@ fn counters(worker: &RefCell<Worker>) -> turn::Counters {
     worker.borrow().shell.statistics.read().packets
 }
 
-/// Returns the number of packets that have an outcome.
-fn settled(worker: &RefCell<Worker>) -> u64 {
+/// Returns the number of packets whose outcome is counted.
+fn counted(worker: &RefCell<Worker>) -> u64 {
     counters(worker).total()
 }
 
@@ -154,47 +154,48 @@ fn ready(socket: SocketId, error: bool) -> Ready {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_peer_that_floods_gets_its_share_and_the_next_one_its_own() {
+async fn a_flooding_peer_does_not_delay_the_peer_of_another_allocation() {
     let (worker, relays) = worker_with_relays(15_304..=15_311, 2).await;
     let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
     for _ in 0..40 {
         peer.send_to(b"flood", relays[0].1).unwrap();
     }
     peer.send_to(b"one", relays[1].1).unwrap();
-    let before = settled(&worker);
+    let before = counted(&worker);
     worker.borrow_mut().shell.relays.set_ready(ready(relays[1].0, false));
     for (served, left) in [(17, 1), (16, 1), (8, 0)] {
-        // It is reported repeatedly and queued once.
+        // It is reported twice and queued once.
         worker.borrow_mut().shell.relays.set_ready(ready(relays[0].0, false));
         worker.borrow_mut().shell.relays.set_ready(ready(relays[0].0, false));
-        let start = settled(&worker);
+        let start = counted(&worker);
         assert_eq!(worker.borrow_mut().shell.serve_relays(now()), left > 0);
-        assert_eq!((settled(&worker) - start, worker.borrow().shell.relays.ready_count()), (served, left));
+        assert_eq!((counted(&worker) - start, worker.borrow().shell.relays.ready_count()), (served, left));
     }
     let dropped = counters(&worker).get(Outcome::Dropped(DropReason::NoPermission));
-    assert_eq!((settled(&worker) - before, dropped), (41, 41));
+    assert_eq!((counted(&worker) - before, dropped), (41, 41));
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn icmp_errors_are_served_a_few_at_a_time() {
+async fn icmp_errors_are_served_within_a_budget() {
     let (worker, relays) = worker_with_relays(15_312..=15_319, 1).await;
-    // Nobody but itself can write to it: the answer to others is that its port is unreachable.
-    let deaf = UdpSocket::bind("127.0.0.1:0").unwrap();
-    deaf.connect(deaf.local_addr().unwrap()).unwrap();
+    // A connected socket receives only from its peer: others receive an ICMP port unreachable.
+    let unreachable = UdpSocket::bind("127.0.0.1:0").unwrap();
+    unreachable.connect(unreachable.local_addr().unwrap()).unwrap();
+    let unreachable_address = unreachable.local_addr().unwrap();
     for _ in 0..60 {
-        // Every other time it reports the error of the one before.
-        let _ = worker.borrow().shell.relays.socket(relays[0].0).unwrap().send_to(b"x", deaf.local_addr().unwrap());
+        // Every second call fails with the error of the previous datagram.
+        let _ = worker.borrow().shell.relays.socket(relays[0].0).unwrap().send_to(b"x", unreachable_address);
     }
-    let before = settled(&worker);
+    let before = counted(&worker);
     worker.borrow_mut().shell.relays.set_ready(ready(relays[0].0, true));
     assert!(worker.borrow_mut().shell.serve_relays(now()));
-    assert_eq!(settled(&worker), before + 16);
+    assert_eq!(counted(&worker), before + 16);
     assert!(!worker.borrow_mut().shell.serve_relays(now()));
-    assert!(settled(&worker) > before + 16);
+    assert!(counted(&worker) > before + 16);
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_socket_that_cannot_be_received_from_is_tried_again_at_the_next_tick() {
+async fn receiving_from_a_failed_socket_is_retried_at_the_next_tick() {
     let (worker, relays) = worker_with_relays(15_324..=15_331, 1).await;
     let (id, address) = relays[0];
     let no_socket = UdpSocket::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
@@ -212,11 +213,11 @@ async fn a_socket_that_cannot_be_received_from_is_tried_again_at_the_next_tick()
     for _ in 0..20 {
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", address).unwrap();
     }
-    let before = settled(&worker);
-    // What one call leaves is read at the next tick, without another event.
+    let before = counted(&worker);
+    // Datagrams that one call leaves are read at the next tick, without another event.
     for served in [16, 20] {
         worker.borrow_mut().shell.tick(now());
-        assert_eq!(settled(&worker), before + served);
+        assert_eq!(counted(&worker), before + served);
     }
     assert!(worker.borrow().shell.relays.failed().is_empty());
 }
@@ -226,21 +227,21 @@ async fn merged_datagrams_are_bounded_in_bytes() {
     const DATAGRAMS: usize = 34;
     let (worker, _, address) = worker(15_320..=15_323);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    // An old kernel cuts nothing apart and merges nothing.
+    // Old kernels support neither segmentation nor GRO.
     if setsockopt(&client, sockopt::UdpGsoSegment, &1_000).is_err() {
         return;
     }
     for _ in 0..DATAGRAMS {
         assert_eq!(client.send_to(&[0; 9_000], address).unwrap(), 9_000);
     }
-    assert!(serve(&worker).await, "32 datagrams are too many bytes already");
-    assert_eq!(settled(&worker), 32 * 9);
+    assert!(serve(&worker).await, "32 datagrams exceed the budget");
+    assert_eq!(counted(&worker), 32 * 9);
     assert!(!serve(&worker).await);
-    assert_eq!(settled(&worker), 34 * 9);
+    assert_eq!(counted(&worker), 34 * 9);
 }
 
-/// Runs `test` beside the task that serves the mailbox.
-async fn beside_the_mailbox<T>(worker: &Rc<RefCell<Worker>>, mailbox: Mailbox, test: impl Future<Output = T>) -> T {
+/// Runs `test` while a task serves the mailbox.
+async fn with_served_mailbox<T>(worker: &Rc<RefCell<Worker>>, mailbox: Mailbox, test: impl Future<Output = T>) -> T {
     LocalSet::new()
         .run_until(async {
             let served = tokio::task::spawn_local(mailbox::serve(Rc::downgrade(worker), mailbox));
@@ -251,7 +252,7 @@ async fn beside_the_mailbox<T>(worker: &Rc<RefCell<Worker>>, mailbox: Mailbox, t
         .await
 }
 
-/// Makes an allocation for each of so many clients. Their sockets stay open, so each has a port of its own.
+/// Creates one allocation for each of `clients` clients. Their sockets stay open, so that each has its own port.
 async fn allocate_for(worker: &Rc<RefCell<Worker>>, plan: &TestPlan, clients: u8) -> Vec<UdpSocket> {
     let mut sockets = Vec::new();
     for number in 0..clients {
@@ -265,7 +266,7 @@ async fn allocate_for(worker: &Rc<RefCell<Worker>>, plan: &TestPlan, clients: u8
     sockets
 }
 
-/// Every allocation of a worker, page by page.
+/// Lists every allocation of a worker, page by page.
 async fn list_all(handle: &Handle) -> Vec<AllocationId> {
     let (mut all, mut cursor) = (Vec::new(), Cursor::default());
     loop {
@@ -295,12 +296,12 @@ async fn control_lists_describes_and_ends_allocations_through_the_mailbox() {
         assert_eq!(handle.describe(all[0]).await.unwrap(), None);
         assert_eq!(list_all(&handle).await, []);
     };
-    beside_the_mailbox(&worker, plan.mailbox, test).await;
+    with_served_mailbox(&worker, plan.mailbox, test).await;
     assert_eq!(worker.borrow().shell.relays.iter().count(), 0);
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_new_configuration_ends_the_allocations_of_users_that_are_gone() {
+async fn a_new_configuration_ends_the_allocations_of_removed_users() {
     let ports = 15_472..=15_611;
     let (worker, handle, plan) = worker_with_mailbox(ports.clone());
     let _clients = allocate_for(&worker, &plan, 130).await;
@@ -313,7 +314,7 @@ async fn a_new_configuration_ends_the_allocations_of_users_that_are_gone() {
         handle.reconfigure(without_ann).await.unwrap();
         assert_eq!(list_all(&handle).await, []);
     };
-    beside_the_mailbox(&worker, plan.mailbox, test).await;
+    with_served_mailbox(&worker, plan.mailbox, test).await;
     assert_eq!(worker.borrow().shell.relays.iter().count(), 0);
 }
 
@@ -324,7 +325,7 @@ async fn a_command_to_a_worker_that_has_ended_fails() {
     assert!(handle.list(Cursor::default()).await.is_err());
 }
 
-// Bytes count once they are sent, also those of an allocation that ends in the same batch.
+// Bytes are counted when they are sent, even if the allocation ends in the same batch.
 #[tokio::test(flavor = "current_thread")]
 async fn bytes_are_counted_when_they_are_sent() {
     let (worker, relays) = worker_with_relays(15_616..=15_619, 1).await;
@@ -333,7 +334,7 @@ async fn bytes_are_counted_when_they_are_sent() {
     let target = crate::net::batch::Target::new(peer.local_addr().unwrap(), None, 0);
     let mut worker = worker.borrow_mut();
     let Worker { shell, stream, .. } = &mut *worker;
-    // The log has the event of the creation already.
+    // The event of the creation is skipped.
     while shell.server.next_action().is_some() {}
     stream.push(id, target, 0..100);
     assert_eq!(shell.statistics.read().bytes_to_peers, 0);

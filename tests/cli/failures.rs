@@ -27,12 +27,12 @@ fn assert_fails_with(config: &str, parts: &[&str]) {
 
 #[track_caller]
 fn assert_in_use(transport: &str, address: SocketAddr) {
-    let begin = format!("cannot listen on {transport} {address}: another program has the port");
+    let begin = format!("cannot listen on {transport} {address}: another program uses the port");
     let flag = if transport == "udp" { 'u' } else { 't' };
     let hint = format!("ss -{flag}lpn sport = :{}", address.port());
     assert_fails_with(
         &listening_on(transport, &address.to_string()),
-        &[&begin, &hint, &format!("listen.{transport} in the configuration")],
+        &[&begin, &hint, &format!("set another port in listen.{transport}")],
     );
 }
 
@@ -57,7 +57,7 @@ fn a_foreign_listen_address_is_one_line_with_the_local_addresses() {
     for transport in ["udp", "tcp"] {
         for address in ["203.0.113.7:3478", "[2001:db8:ffff::7]:3478"] {
             let begin = format!("cannot listen on {transport} {address}: ");
-            let key = format!("listen.{transport} names it");
+            let key = format!("Change it in listen.{transport}");
             assert_fails_with(&listening_on(transport, address), &[&begin, "127.0.0.1 (lo)", &key]);
         }
     }

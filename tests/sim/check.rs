@@ -1,4 +1,4 @@
-//! Reads what the server writes and compares it with what it has to be.
+//! Parses the messages of the server and compares them with the expected ones.
 
 use std::net::SocketAddr;
 
@@ -13,17 +13,22 @@ use turnserver::stun::{
 };
 use turnserver::turn::{Limit, Outcome, RejectionCode};
 
-use crate::model::{Answer, Body, NO_PORT};
+use crate::model::{Body, ExpectedResponse, NO_PORT};
 use crate::setup::REALM;
 
-/// Compares an answer; gives the nonce in it.
-pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Option<&LongTermKey>) -> Option<String> {
-    let message = Message::parse(bytes).expect("an answer is well-formed");
+/// Checks a response. Returns its nonce.
+pub(crate) fn response(
+    bytes: &[u8],
+    outcome: Outcome,
+    expected: &ExpectedResponse,
+    key: Option<&LongTermKey>,
+) -> Option<String> {
+    let message = Message::parse(bytes).expect("a response is well-formed");
     padding_is_zero(bytes);
     assert_eq!((message.method(), message.transaction_id()), (expected.method, expected.transaction));
     let fingerprint = if expected.fingerprint { FingerprintStatus::Valid } else { FingerprintStatus::Absent };
     assert_eq!(message.fingerprint(), fingerprint);
-    // RFC 8489 §9.2.4: the one that the client expects, and not the other.
+    // RFC 8489 §9.2.4: exactly the integrity attribute that the client expects.
     let key_bytes = key.map(LongTermKey::as_bytes).unwrap_or_default();
     let (sha1, sha256) = (message.verify_integrity(key_bytes), message.verify_integrity_sha256(key_bytes));
     let (valid, absent) = (IntegrityStatus::Valid, IntegrityStatus::Absent);
@@ -34,7 +39,7 @@ pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Opt
     };
     assert_eq!((sha1, sha256), signed);
     assert!(!message.contains(AttributeType::USERNAME) && !message.contains(AttributeType::USERHASH));
-    // RFC 8656 §5 wants SOFTWARE in these; strangers need not know it.
+    // RFC 8656 §5 requires SOFTWARE in these; unauthenticated clients do not get it.
     let named = key.is_some() && [Method::ALLOCATE, Method::REFRESH].contains(&message.method());
     assert_eq!(message.get::<Software<'_>>().unwrap().is_some(), named);
 
@@ -42,7 +47,7 @@ pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Opt
         (Body::Error { code, challenge: false, .. }, Outcome::RejectedByLimit(limit)) => {
             let user = matches!(limit, Limit::AllocationsPerUser | Limit::AllocationRate);
             assert_eq!(code, if user { 486 } else { 508 });
-            Body::Refused(known(limit))
+            Body::LimitReached(merge_port_limits(limit))
         }
         (body @ Body::Redirected { .. }, outcome) => {
             assert_eq!(outcome, Outcome::Rejected(RejectionCode::TryAlternate));
@@ -70,14 +75,14 @@ pub(crate) fn answer(bytes: &[u8], outcome: Outcome, expected: &Answer, key: Opt
     nonce
 }
 
-/// The model does not tell why there is no port.
-pub(crate) fn known(limit: Limit) -> Limit {
+/// Merges the two reasons for a missing port, which the model does not distinguish.
+pub(crate) fn merge_port_limits(limit: Limit) -> Limit {
     if limit == Limit::PortsInUse { NO_PORT } else { limit }
 }
 
-/// The RESERVATION-TOKEN of an answer.
+/// Returns the RESERVATION-TOKEN of a response.
 pub(crate) fn token(bytes: &[u8]) -> Option<[u8; 8]> {
-    let message = Message::parse(bytes).expect("an answer is well-formed");
+    let message = Message::parse(bytes).expect("a response is well-formed");
     message.get().unwrap().map(|ReservationToken(token)| token)
 }
 
@@ -103,7 +108,7 @@ fn body(message: &Message<'_>, bytes: &[u8]) -> Body {
     let mapped = message.get().unwrap().map(|XorMappedAddress(address)| address);
     let relayed: Vec<SocketAddr> = message.all::<XorRelayedAddress>().map(|relayed| relayed.unwrap().0).collect();
     let lifetime = message.get().unwrap().map(|Lifetime(seconds)| seconds);
-    // A draft has another number for it.
+    // A draft uses another number.
     let draft = message.attributes().find(|attribute| attribute.kind.number() == 0x8033);
     let draft = draft.map(|attribute| AddressErrorCode::decode(attribute.value, message.transaction_id()).unwrap());
     let address_error = message.get::<AddressErrorCode<'_>>().unwrap().or(draft);
@@ -115,12 +120,12 @@ fn body(message: &Message<'_>, bytes: &[u8]) -> Body {
             Body::Allocated { relayed, mapped, lifetime, address_error, token: token(bytes) }
         }
         (Method::REFRESH, None, [], Some(lifetime)) => Body::Refreshed(lifetime),
-        (Method::CREATE_PERMISSION | Method::CHANNEL_BIND, None, [], None) => Body::Done,
-        _ => panic!("no such answer: {message:?}"),
+        (Method::CREATE_PERMISSION | Method::CHANNEL_BIND, None, [], None) => Body::Empty,
+        _ => panic!("no such response: {message:?}"),
     }
 }
 
-/// A Data indication with exactly this content.
+/// Checks a Data indication with data.
 pub(crate) fn data_indication(bytes: &[u8], peer: SocketAddr, payload: &[u8]) {
     let message = Message::parse(bytes).expect("a Data indication is well-formed");
     assert_eq!((message.class(), message.method()), (Class::Indication, Method::DATA));
@@ -130,7 +135,7 @@ pub(crate) fn data_indication(bytes: &[u8], peer: SocketAddr, payload: &[u8]) {
     padding_is_zero(bytes);
 }
 
-/// A Data indication about an ICMP error.
+/// Checks a Data indication about an ICMP error.
 pub(crate) fn icmp_indication(bytes: &[u8], peer: SocketAddr, icmp: Icmp) {
     let message = Message::parse(bytes).expect("a Data indication is well-formed");
     assert_eq!((message.class(), message.method()), (Class::Indication, Method::DATA));
@@ -145,13 +150,13 @@ pub(crate) fn channel_data(bytes: &[u8], number: u16, payload: &[u8]) {
     assert_eq!(&bytes[4..], payload);
 }
 
-/// RFC 8489 §14, and no byte of somebody else's in it.
+/// RFC 8489 §14: padding contains no bytes of other clients.
 fn padding_is_zero(message: &[u8]) {
     let mut rest = &message[20..];
     while let [_, _, high, low, tail @ ..] = rest {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
-        let (value, behind) = tail.split_at(length.next_multiple_of(4));
+        let (value, following) = tail.split_at(length.next_multiple_of(4));
         assert!(value[length..].iter().all(|byte| *byte == 0), "padding is zero");
-        rest = behind;
+        rest = following;
     }
 }

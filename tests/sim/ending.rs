@@ -1,4 +1,4 @@
-//! The end of a walk.
+//! The end of a run.
 
 use std::net::SocketAddr;
 
@@ -12,9 +12,9 @@ use crate::packet::{self, Authentication, Signed};
 use crate::world::World;
 
 impl World {
-    /// Everything ends, and nothing is left.
+    /// Ends every allocation and checks that nothing is left.
     pub(crate) fn finish(&mut self) {
-        let stopped = self.dice.percent(50);
+        let stopped = self.rng.percent(50);
         for worker in 0..self.setup().workers {
             if stopped {
                 self.stop(worker);
@@ -40,7 +40,7 @@ impl World {
         }
     }
 
-    /// Every port can be had again.
+    /// Allocates every port once more.
     fn use_every_port(&mut self) {
         let ports = self.setup().ports.len() * self.setup().relays.len();
         for client in 0..(ports + 1) * self.setup().workers * 2 {
@@ -54,11 +54,11 @@ impl World {
             if self.model.free_ports(now, worker, family == AddressFamily::V6, PortPreference::Any).is_empty() {
                 continue;
             }
-            let id = packet::transaction(&mut self.dice);
+            let id = packet::transaction(&mut self.rng);
             let none = Authentication::NONE;
-            let stranger = packet::message(Class::Request, Method::ALLOCATE, id, false, &none, |_| {});
+            let unauthenticated = packet::message(Class::Request, Method::ALLOCATE, id, false, &none, |_| {});
             self.clients[0].nonce = None;
-            self.packet_from(worker, tuple, &stranger, Signed::Wrongly, Some(0));
+            self.packet_from(worker, tuple, &unauthenticated, Signed::Invalid, Some(0));
             let by = Authentication {
                 username: Some(self.model.credentials[0].username.clone()),
                 realm: true,

@@ -1,4 +1,4 @@
-//! What clients send.
+//! The packets of clients.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -7,17 +7,17 @@ use turnserver::auth::{KeyAlgorithm, LongTermKey};
 use turnserver::stun::attribute::{Data, Nonce, RawAttribute, Realm, Userhash, Username, XorPeerAddress};
 use turnserver::stun::{AttributeType, Class, MessageWriter, Method, TransactionId};
 
-use crate::dice::Dice;
+use crate::rng::SplitMix;
 use crate::setup::{REALM, userhash};
 
-/// What the simulation knows of a packet's integrity, so that the model need not compute it again.
+/// The integrity of a packet as far as the simulation knows it, so that the model need not compute it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signed {
-    /// Right under this key of this credential, if there is an integrity attribute at all.
+    /// Valid with this key of this credential, if the packet has an integrity attribute.
     With(usize, KeyAlgorithm),
-    /// Wrong under every key.
-    Wrongly,
-    /// To be computed.
+    /// Invalid with every key.
+    Invalid,
+    /// Not known.
     Unknown,
 }
 
@@ -28,14 +28,15 @@ pub(crate) struct Packet {
     pub(crate) signed: Signed,
 }
 
-/// What a request says of its sender.
+/// The authentication attributes of a request.
 #[derive(Debug)]
 pub(crate) struct Authentication {
     pub(crate) username: Option<String>,
-    /// The name is sent as USERHASH.
-    pub(crate) hidden: bool,
-    /// The values of PASSWORD-ALGORITHMS and PASSWORD-ALGORITHM.
+    /// Whether the name is sent as USERHASH.
+    pub(crate) as_userhash: bool,
+    /// The value of PASSWORD-ALGORITHMS.
     pub(crate) listed: Option<&'static [u8]>,
+    /// The value of PASSWORD-ALGORITHM.
     pub(crate) named: Option<&'static [u8]>,
     pub(crate) realm: bool,
     pub(crate) nonce: Option<String>,
@@ -46,7 +47,7 @@ pub(crate) struct Authentication {
 impl Authentication {
     pub(crate) const NONE: Self = Self {
         username: None,
-        hidden: false,
+        as_userhash: false,
         listed: None,
         named: None,
         realm: false,
@@ -56,12 +57,12 @@ impl Authentication {
     };
 }
 
-pub(crate) fn transaction(dice: &mut Dice) -> TransactionId {
-    let (high, low) = (dice.next().to_be_bytes(), dice.next().to_be_bytes());
+pub(crate) fn transaction(rng: &mut SplitMix) -> TransactionId {
+    let (high, low) = (rng.next().to_be_bytes(), rng.next().to_be_bytes());
     TransactionId::new(std::array::from_fn(|at| if at < 8 { high[at] } else { low[at - 8] }))
 }
 
-/// Writes a message of `attributes`.
+/// Writes a message with these attributes.
 pub(crate) fn message(
     class: Class,
     method: Method,
@@ -74,7 +75,7 @@ pub(crate) fn message(
     let mut writer = MessageWriter::new(&mut buffer, class, method, id);
     attributes(&mut writer);
     match &by.username {
-        Some(username) if by.hidden => writer.push(&Userhash(&userhash(username))),
+        Some(username) if by.as_userhash => writer.push(&Userhash(&userhash(username))),
         Some(username) => writer.push(&Username(username)),
         None => {}
     }
@@ -102,15 +103,15 @@ pub(crate) fn message(
     writer.finish().expect("the message fits").into()
 }
 
-/// An attribute with any content.
+/// Writes an attribute with any content.
 pub(crate) fn raw(writer: &mut MessageWriter<'_>, kind: u16, value: &[u8]) {
     writer.push(&RawAttribute { kind: AttributeType::new(kind), value });
 }
 
-pub(crate) fn send_indication(dice: &mut Dice, peer: SocketAddr, payload: &[u8]) -> Rc<[u8]> {
-    let (id, fingerprint) = (transaction(dice), dice.percent(10));
-    let flaw = dice.below(60);
-    let data_first = dice.percent(20);
+pub(crate) fn send_indication(rng: &mut SplitMix, peer: SocketAddr, payload: &[u8]) -> Rc<[u8]> {
+    let (id, fingerprint) = (transaction(rng), rng.percent(10));
+    let flaw = rng.below(60);
+    let data_first = rng.percent(20);
     message(Class::Indication, Method::SEND, id, fingerprint, &Authentication::NONE, |writer| {
         if data_first && flaw != 0 {
             writer.push(&Data(payload));
@@ -121,7 +122,7 @@ pub(crate) fn send_indication(dice: &mut Dice, peer: SocketAddr, payload: &[u8])
             3 => raw(writer, 0x001a, &[]),
             4 => raw(writer, 0x8022, b"a name"),
             5 => {
-                // Only the first of an attribute counts.
+                // Only the first attribute of a type counts.
                 writer.push(&XorPeerAddress(peer));
                 writer.push(&XorPeerAddress(SocketAddr::from(([127, 0, 0, 1], 22))));
             }
@@ -133,10 +134,10 @@ pub(crate) fn send_indication(dice: &mut Dice, peer: SocketAddr, payload: &[u8])
     })
 }
 
-pub(crate) fn channel_data(dice: &mut Dice, number: u16, payload: &[u8]) -> Rc<[u8]> {
+pub(crate) fn channel_data(rng: &mut SplitMix, number: u16, payload: &[u8]) -> Rc<[u8]> {
     let mut bytes = Vec::with_capacity(4 + payload.len() + 3);
     bytes.extend(number.to_be_bytes());
-    let length = match dice.below(40) {
+    let length = match rng.below(40) {
         0 => payload.len() + 1,
         1 => payload.len() / 2,
         2 => 0xffff,
@@ -144,7 +145,7 @@ pub(crate) fn channel_data(dice: &mut Dice, number: u16, payload: &[u8]) -> Rc<[
     };
     bytes.extend((length as u16).to_be_bytes());
     bytes.extend(payload);
-    if dice.percent(10) {
+    if rng.percent(10) {
         bytes.resize(bytes.len().next_multiple_of(4), 0xff);
     }
     bytes.into()

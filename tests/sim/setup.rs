@@ -1,4 +1,4 @@
-//! The world that a seed makes: addresses, limits, credentials.
+//! The world of a seed: addresses, limits, credentials.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -13,7 +13,7 @@ use turnserver::turn::{
     Transport, UserRates, slice_of,
 };
 
-use crate::dice::Dice;
+use crate::rng::SplitMix;
 use crate::test_world::Blueprint;
 
 pub(crate) const REALM: &str = "sim.example.org";
@@ -21,7 +21,7 @@ pub(crate) const REALM: &str = "sim.example.org";
 /// An address of this machine that no relay socket is bound to.
 const LISTENER: &str = "8.8.4.200";
 
-/// Peers out in the world, and what the policy below has to say of each: deny beats allow beats the special ranges.
+/// Peers, and the decision of the policy below about each: `deny` precedes `allow`, which precedes the special ranges.
 const PEERS: &[(&str, Option<Denial>)] = &[
     ("1.1.1.1", None),
     ("1.0.0.7", None),
@@ -30,7 +30,7 @@ const PEERS: &[(&str, Option<Denial>)] = &[
     ("2606:4700::1111", None),
     ("2a01::99", None),
     ("2a01::9a", None),
-    // Admitted by the operator, though private.
+    // Private, and allowed by the operator.
     ("10.7.0.9", None),
     ("9.9.9.9", Some(Denial::Operator)),
     ("10.7.1.1", Some(Denial::Operator)),
@@ -45,18 +45,18 @@ const PEERS: &[(&str, Option<Denial>)] = &[
     ("::ffff:9.9.9.9", Some(Denial::Operator)),
     ("64:ff9b::7f00:1", Some(Denial::Special("loopback"))),
     ("2002:101:101::1", Some(Denial::Special("6to4"))),
-    // IPv4 relay addresses in other words are no way to a relay socket.
+    // Other notations of IPv4 relay addresses do not reach a relay socket.
     ("::ffff:8.8.4.4", Some(Denial::OwnAddress)),
 ];
 
-/// What the strict policy denies in addition.
+/// The ranges that the strict policy denies in addition.
 const STRICTLY_DENIED: &[&str] = &["5.5.5.0/24", "1.0.0.7/32", "2a01::/16"];
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Relay {
     pub(crate) bind: IpAddr,
     pub(crate) advertised: IpAddr,
-    /// What the policy says of a port that is not live, by either name.
+    /// The decision about a port that is not live, by its bound and its advertised address.
     pub(crate) denial: (Denial, Denial),
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct Relay {
 pub(crate) struct Credential {
     pub(crate) username: String,
     password: String,
-    /// Whose allocations are counted together; `None` for a credential that the server knows nothing of.
+    /// The user for the quota; `None` for a credential that the server does not accept.
     pub(crate) user: Option<String>,
     pub(crate) expires: Option<u64>,
 }
@@ -80,41 +80,41 @@ pub(crate) fn userhash(username: &str) -> [u8; 32] {
     Sha256::digest(format!("{username}:{REALM}")).into()
 }
 
-/// So much in a second, and so much at once.
-pub(crate) type Limited = Option<(u32, u32)>;
+/// The amount per second, and the burst.
+pub(crate) type RateLimit = Option<(u32, u32)>;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rates {
-    pub(crate) peers: Limited,
-    pub(crate) bytes: Limited,
-    pub(crate) user_bytes: Limited,
-    pub(crate) user_allocations: Limited,
+    pub(crate) peers: RateLimit,
+    pub(crate) bytes: RateLimit,
+    pub(crate) user_bytes: RateLimit,
+    pub(crate) user_allocations: RateLimit,
 }
 
 impl Rates {
-    /// In most worlds nothing is limited. The rates divide a second, so that nothing has to be rounded.
-    fn roll(dice: &mut Dice) -> Self {
-        if dice.percent(70) {
+    /// Most worlds have no rate limits. The rates divide a second, so that no rounding is needed.
+    fn generate(rng: &mut SplitMix) -> Self {
+        if rng.percent(70) {
             return Self::default();
         }
         Self {
-            peers: dice.pick(&[None, Some((1, 1)), Some((1, 3)), Some((5, 8))]),
-            bytes: dice.pick(&[None, Some((1, 40)), Some((10, 1_200)), Some((1_000, 1_000))]),
-            user_bytes: dice.pick(&[None, Some((1, 60)), Some((10, 1_500)), Some((500, 1_300))]),
-            user_allocations: dice.pick(&[None, Some((1, 1)), Some((1, 4)), Some((2, 2))]),
+            peers: rng.pick(&[None, Some((1, 1)), Some((1, 3)), Some((5, 8))]),
+            bytes: rng.pick(&[None, Some((1, 40)), Some((10, 1_200)), Some((1_000, 1_000))]),
+            user_bytes: rng.pick(&[None, Some((1, 60)), Some((10, 1_500)), Some((500, 1_300))]),
+            user_allocations: rng.pick(&[None, Some((1, 1)), Some((1, 4)), Some((2, 2))]),
         }
     }
 }
 
-fn rate(limited: Limited) -> Option<Rate> {
-    limited.and_then(|(per_second, burst)| Rate::new(per_second, burst))
+fn rate(limit: RateLimit) -> Option<Rate> {
+    limit.and_then(|(per_second, burst)| Rate::new(per_second, burst))
 }
 
-/// What does not change while the world turns.
+/// The properties of a world.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) workers: usize,
-    /// Allocations come and go.
+    /// Whether most steps create and delete allocations.
     pub(crate) churn: bool,
     pub(crate) ports: RangeInclusive<u16>,
     pub(crate) relays: Vec<Relay>,
@@ -129,11 +129,11 @@ pub(crate) struct Setup {
     pub(crate) nonce_lifetime: u64,
     pub(crate) secrets: Vec<Secret>,
     pub(crate) statics: Vec<(String, &'static str)>,
-    /// The wall clock at millisecond 0 of the other clock; their seconds do not begin together.
+    /// The wall clock at millisecond 0 of the monotonic clock. Their seconds start at different times.
     pub(crate) unix_ms: u64,
     pub(crate) clients: Vec<FiveTuple>,
     pub(crate) alternate: Option<Alternate>,
-    /// Whether the policy denies [`STRICTLY_DENIED`] too.
+    /// Whether the policy also denies [`STRICTLY_DENIED`].
     pub(crate) strict: bool,
     peers: Vec<(IpAddr, Option<Denial>)>,
     nonce_key: [u8; 32],
@@ -145,10 +145,10 @@ fn ip(text: &str) -> IpAddr {
 }
 
 impl Setup {
-    pub(crate) fn roll(dice: &mut Dice) -> Self {
-        let first = 50_000 + dice.between(0, 3) as u16;
-        let workers = dice.between(1, 3) as usize;
-        let ports = first..=first + dice.between(workers as u64 * 2 + 2, 20) as u16;
+    pub(crate) fn generate(rng: &mut SplitMix) -> Self {
+        let first = 50_000 + rng.between(0, 3) as u16;
+        let workers = rng.between(1, 3) as usize;
+        let ports = first..=first + rng.between(workers as u64 * 2 + 2, 20) as u16;
         let plain =
             Relay { bind: ip("8.8.4.4"), advertised: ip("8.8.4.4"), denial: (Denial::OwnAddress, Denial::OwnAddress) };
         let nat = Relay {
@@ -157,7 +157,7 @@ impl Setup {
             denial: (Denial::Special("private"), Denial::OwnAddress),
         };
         let v6 = Relay { bind: ip("2a00::7"), advertised: ip("2a00::7"), ..plain };
-        let relays = match dice.below(8) {
+        let relays = match rng.below(8) {
             0 => vec![plain],
             1 => vec![v6],
             2 => vec![nat],
@@ -165,16 +165,16 @@ impl Setup {
             _ => vec![plain, v6, nat],
         };
         let secrets = ["north wind", "south wind"].map(|text| Secret::new(text).unwrap());
-        let secrets = secrets.into_iter().take(dice.pick(&[0, 1, 1, 2, 2, 2])).collect();
+        let secrets = secrets.into_iter().take(rng.pick(&[0, 1, 1, 2, 2, 2])).collect();
         let servers = ["8.8.4.200:3478", "[2a00::200]:3478"].map(|text| text.parse::<SocketAddr>().unwrap());
-        let clients = (0..dice.between(6, 14))
+        let clients = (0..rng.between(6, 14))
             .map(|index| {
                 let port = 4_000 + index as u16;
-                let (client, server) = match dice.below(16) {
-                    // The end of a tunnel, which gets no allocation.
+                let (client, server) = match rng.below(16) {
+                    // A tunnel endpoint, which gets no allocation.
                     0 => (SocketAddr::new(ip("2002:101:101::5"), port), servers[1]),
                     1..4 => (SocketAddr::new(ip("2a02::5"), port), servers[1]),
-                    // The same client transport address on two servers' addresses makes two 5-tuples.
+                    // One client transport address and several server addresses are several 5-tuples.
                     4..8 => (SocketAddr::new(ip("77.0.0.1"), 4_000), SocketAddr::new(servers[0].ip(), port)),
                     _ => (SocketAddr::new(ip("77.0.0.2"), port), servers[0]),
                 };
@@ -183,29 +183,29 @@ impl Setup {
             .collect();
         let servers = ["8.8.6.1:3478", "8.8.6.2:3478", "8.8.6.3:3478", "[2a00::6]:3478"];
         let mut servers: Vec<SocketAddr> = servers.iter().map(|text| text.parse().unwrap()).collect();
-        servers.retain(|_| dice.percent(60));
-        let when = dice.weighted(&[10, 10, 1]);
+        servers.retain(|_| rng.percent(60));
+        let when = rng.weighted(&[10, 10, 1]);
         let when = [RedirectWhen::Draining, RedirectWhen::Full, RedirectWhen::Always][when];
-        let domain = dice.percent(50).then(|| "turn2.example.org".to_owned());
-        let alternate = dice.percent(60).then_some(Alternate { servers, tls_servers: Vec::new(), domain, when });
-        let byte = dice.next() as u8;
+        let domain = rng.percent(50).then(|| "turn2.example.org".to_owned());
+        let alternate = rng.percent(60).then_some(Alternate { servers, tls_servers: Vec::new(), domain, when });
+        let byte = rng.next() as u8;
         Self {
             workers,
-            churn: dice.percent(30),
+            churn: rng.percent(30),
             ports,
             relays,
-            per_user: dice.pick(&[0, 0, 1, 2, 3, 5]),
-            in_all: dice.pick(&[0, 0, 3, 6, 12]),
-            permissions: dice.between(1, 6) as usize,
-            channels: dice.between(1, 5) as usize,
-            rates: Rates::roll(dice),
-            rfc5766_channels: dice.percent(40),
-            draft_dual_allocation: dice.percent(40),
-            expiry_grace: dice.pick(&[0, 30, 700]),
-            nonce_lifetime: dice.pick(&[60, 600, 3_600]),
+            per_user: rng.pick(&[0, 0, 1, 2, 3, 5]),
+            in_all: rng.pick(&[0, 0, 3, 6, 12]),
+            permissions: rng.between(1, 6) as usize,
+            channels: rng.between(1, 5) as usize,
+            rates: Rates::generate(rng),
+            rfc5766_channels: rng.percent(40),
+            draft_dual_allocation: rng.percent(40),
+            expiry_grace: rng.pick(&[0, 30, 700]),
+            nonce_lifetime: rng.pick(&[60, 600, 3_600]),
             secrets,
             statics: vec![("alice".to_owned(), "wonderland"), ("bob".to_owned(), "builder")],
-            unix_ms: 1_700_000_000_000 + dice.between(0, 999),
+            unix_ms: 1_700_000_000_000 + rng.between(0, 999),
             clients,
             alternate,
             strict: false,
@@ -215,12 +215,12 @@ impl Setup {
         }
     }
 
-    /// The configuration of the servers.
+    /// Returns the configuration of the servers.
     pub(crate) fn blueprint(&self) -> Blueprint {
         let secret = |word: &str| Secret::new(word).unwrap();
         let mut own = vec![ip(LISTENER), ip("2a00::200")];
         own.extend(self.relays.iter().flat_map(|relay| [relay.bind, relay.advertised]));
-        // Always an address of the server, so that the table of peers holds whether or not a relay socket is bound to it.
+        // Always an address of the server, so that PEERS is correct in every world.
         own.push(ip("8.8.4.4"));
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
         let mut deny = nets(&["9.9.9.0/24", "10.7.1.0/24"]);
@@ -257,7 +257,7 @@ impl Setup {
         blueprint
     }
 
-    /// The relay addresses and ports of a worker.
+    /// Returns the relay addresses and ports of a worker.
     pub(crate) fn ranges(&self, worker: usize) -> Vec<RelayRange> {
         self.blueprint().ranges(&self.ports_of(worker))
     }
@@ -266,18 +266,18 @@ impl Setup {
         slice_of(&self.ports, self.workers, worker).expect("there are ports for every worker")
     }
 
-    /// The worker whose a port is.
+    /// Returns the worker that a port belongs to.
     pub(crate) fn owner_of(&self, port: u16) -> usize {
-        (0..self.workers).find(|worker| self.ports_of(*worker).contains(&port)).expect("a port of ours")
+        (0..self.workers).find(|worker| self.ports_of(*worker).contains(&port)).expect("a relay port")
     }
 
-    /// The worker that a 5-tuple's packets arrive at.
+    /// Returns the worker that serves a client.
     pub(crate) fn worker_of(&self, client: usize) -> usize {
         client % self.workers
     }
 
-    /// The credentials at the beginning: right ones and such as the server cannot know.
-    pub(crate) fn credentials(&self, dice: &mut Dice) -> Vec<Credential> {
+    /// Returns the credentials at the start.
+    pub(crate) fn credentials(&self, rng: &mut SplitMix) -> Vec<Credential> {
         let mut all: Vec<Credential> = Vec::new();
         for (name, word) in &self.statics {
             all.push(Credential {
@@ -290,7 +290,7 @@ impl Setup {
         let now = self.unix_ms / 1_000;
         for secret in 0..self.secrets.len() {
             for name in [Some("alice"), Some("carol"), None] {
-                let expires = now + dice.pick(&[5, 100, 1_000, 5_000, 100_000]);
+                let expires = now + rng.pick(&[5, 100, 1_000, 5_000, 100_000]);
                 all.push(self.time_limited(secret, name, expires));
             }
         }
@@ -308,8 +308,8 @@ impl Setup {
         }
     }
 
-    /// Usernames that no credential is right for, whatever the password.
-    pub(crate) fn strangers(&self, unix: u64) -> [Credential; 5] {
+    /// Returns credentials that the server does not accept.
+    pub(crate) fn unknown_credentials(&self, unix: u64) -> [Credential; 5] {
         let names = [
             "mallory".to_owned(),
             format!("mallory:{}", unix + 1_000),
@@ -324,7 +324,7 @@ impl Setup {
         self.relays.iter().any(|relay| relay.advertised == address)
     }
 
-    /// What the policy says of an address that no live relay socket has.
+    /// Returns the decision about an address without a live relay socket.
     pub(crate) fn denial(&self, address: IpAddr) -> Option<Denial> {
         for relay in &self.relays {
             if relay.bind == address {
@@ -338,14 +338,14 @@ impl Setup {
             return Some(Denial::Operator);
         }
         let known = self.peers.iter().find(|(peer, _)| *peer == address);
-        known.unwrap_or_else(|| panic!("{address} is no peer of this world")).1
+        known.unwrap_or_else(|| panic!("{address} is not in PEERS")).1
     }
 
-    pub(crate) fn peer(&self, dice: &mut Dice, v6: bool, allowed: bool) -> SocketAddr {
+    pub(crate) fn peer(&self, rng: &mut SplitMix, v6: bool, allowed: bool) -> SocketAddr {
         loop {
-            let (address, denial) = dice.pick(&self.peers);
+            let (address, denial) = rng.pick(&self.peers);
             if address.is_ipv6() == v6 && denial.is_none() == allowed {
-                return SocketAddr::new(address, 7_000 + dice.between(0, 2) as u16);
+                return SocketAddr::new(address, 7_000 + rng.between(0, 2) as u16);
             }
         }
     }

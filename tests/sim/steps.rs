@@ -1,4 +1,4 @@
-//! What can happen, and how often.
+//! The steps of a run, and their frequency.
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -14,27 +14,27 @@ const WEIGHTS: [u64; 21] = [
     180, // ChannelData
     140, // Send indication
     150, // peer's datagram
-    120, // what was on its way arrives
+    120, // a delayed packet arrives
     30,  // Binding
     50,  // junk
     80,  // Allocate
     40,  // Refresh
     70,  // CreatePermission
     70,  // ChannelBind
-    30,  // a packet once more
+    30,  // a retransmission
     60,  // time passes
-    70,  // a socket is open, or is not to be had
+    70,  // the result of opening a socket
     30,  // a socket is closed
     6,   // another credential
-    20,  // a worker looks at the clock
-    3,   // the server drains, or takes allocations again
+    20,  // a worker advances its clock
+    3,   // a drain begins or ends
     2,   // the wall clock is set
-    30,  // an ICMP error comes back
+    30,  // an ICMP error arrives
     3,   // the policy changes
     3,   // the allocations of a worker are handed over
 ];
 
-/// The same in a world in which allocations come and go.
+/// The frequencies in a world with [`churn`](crate::setup::Setup::churn).
 const CHURN: [u64; 21] = [20, 20, 40, 30, 5, 10, 300, 250, 20, 20, 60, 30, 250, 150, 10, 20, 3, 1, 10, 2, 2];
 
 pub(crate) const CHANNELS: [u16; 5] = [0x4000, 0x4001, 0x4002, 0x4003, 0x4fff];
@@ -43,7 +43,7 @@ pub(crate) const ODD_CHANNELS: [u16; 8] = [0, 0x3fff, 0x5000, 0x5001, 0x6789, 0x
 impl World {
     pub(crate) fn step(&mut self) {
         let weights = if self.setup().churn { &CHURN } else { &WEIGHTS };
-        match self.dice.weighted(weights) {
+        match self.rng.weighted(weights) {
             0 => self.channel_data(),
             1 => self.send_indication(),
             2 => self.peer_sends(),
@@ -54,41 +54,41 @@ impl World {
             7 => self.refresh(),
             8 => self.create_permission(),
             9 => self.channel_bind(),
-            10 => self.once_more(),
+            10 => self.retransmit(),
             11 => self.time_passes(),
             12 => self.socket_opens(),
             13 => {
                 if !self.closing.is_empty() {
-                    let at = self.dice.below(self.closing.len());
+                    let at = self.rng.below(self.closing.len());
                     self.report_closed(at);
                 }
             }
-            14 => self.other_credential(),
+            14 => self.change_credential(),
             15 => {
-                let worker = self.dice.below(self.setup().workers);
+                let worker = self.rng.below(self.setup().workers);
                 self.advance(worker);
             }
             18 => self.icmp(),
             19 => self.change_policy(),
             20 => {
-                let worker = self.dice.below(self.setup().workers);
+                let worker = self.rng.below(self.setup().workers);
                 self.hand_over(worker);
             }
             16 => {
-                self.model.draining = !self.model.draining && self.dice.percent(20);
+                self.model.draining = !self.model.draining && self.rng.percent(20);
                 self.ledger.set_draining(self.model.draining);
-                self.tell(|world| format!("draining: {}", world.model.draining));
+                self.trace(|world| format!("draining: {}", world.model.draining));
             }
             _ => {
-                let by = self.dice.pick(&[1_000, 45_000, 700_000, 5_000_000]);
+                let by = self.rng.pick(&[1_000, 45_000, 700_000, 5_000_000]);
                 let unix_ms = &mut self.model.setup.unix_ms;
-                *unix_ms = if self.dice.percent(50) { *unix_ms + by } else { *unix_ms - by };
-                self.tell(|world| format!("the wall clock says {}", world.now().unix));
+                *unix_ms = if self.rng.percent(50) { *unix_ms + by } else { *unix_ms - by };
+                self.trace(|world| format!("wall clock: {}", world.now().unix));
             }
         }
     }
 
-    /// A client sends; the packet may be lost, late or doubled.
+    /// Sends a packet of a client. It may be lost, delayed or duplicated.
     pub(crate) fn client_sends(&mut self, client: usize, bytes: Rc<[u8]>, signed: Signed) {
         let packet = Packet { client, bytes, signed };
         let sent = &mut self.clients[client].sent;
@@ -96,7 +96,7 @@ impl World {
         if sent.len() > 6 {
             sent.pop_front();
         }
-        match self.dice.below(20) {
+        match self.rng.below(20) {
             0 => {}
             1 | 2 => self.send(Flight::ToServer(packet)),
             3 => {
@@ -111,37 +111,33 @@ impl World {
         if self.flight.is_empty() {
             return;
         }
-        let at = self.dice.below(self.flight.len());
-        let flight = if self.dice.percent(10) { self.flight[at].clone() } else { self.flight.swap_remove(at) };
+        let at = self.rng.below(self.flight.len());
+        let flight = if self.rng.percent(10) { self.flight[at].clone() } else { self.flight.swap_remove(at) };
         match flight {
             Flight::ToServer(packet) => self.client_packet(&packet),
             Flight::ToRelay(datagram) => self.peer_packet(&datagram),
         }
     }
 
-    /// Any packet, but above all an Allocate request that is being worked on.
-    fn once_more(&mut self) {
-        let mut client = self.dice.below(self.clients.len());
+    /// Retransmits a packet, mostly an Allocate request whose socket is being opened.
+    fn retransmit(&mut self) {
+        let mut client = self.rng.below(self.clients.len());
         let opening = self.model.allocs.iter().find(|alloc| !alloc.open).map(|alloc| alloc.tuple);
-        if let Some(tuple) = opening.filter(|_| self.dice.percent(60)) {
-            client = self.setup().clients.iter().position(|client| *client == tuple).expect("a client's");
+        if let Some(tuple) = opening.filter(|_| self.rng.percent(60)) {
+            client = self.setup().clients.iter().position(|client| *client == tuple).expect("the tuple of a client");
         }
         if !self.clients[client].sent.is_empty() {
-            let at = self.dice.below(self.clients[client].sent.len());
+            let at = self.rng.below(self.clients[client].sent.len());
             let packet = self.clients[client].sent[at].clone();
             self.client_packet(&packet);
         }
     }
 
-    /// Mostly a client whose allocation is open.
+    /// Returns a client, mostly one with an open allocation.
     pub(crate) fn some_client(&mut self) -> usize {
         let clients: Vec<usize> = (0..self.clients.len()).collect();
         let open: Vec<usize> = clients.into_iter().filter(|client| self.alloc_of(*client).is_some()).collect();
-        if open.is_empty() || self.dice.percent(6) {
-            self.dice.below(self.clients.len())
-        } else {
-            self.dice.pick(&open)
-        }
+        if open.is_empty() || self.rng.percent(6) { self.rng.below(self.clients.len()) } else { self.rng.pick(&open) }
     }
 
     pub(crate) fn alloc_of(&self, client: usize) -> Option<usize> {
@@ -149,25 +145,25 @@ impl World {
     }
 
     fn payload(&mut self) -> Rc<[u8]> {
-        let length = match self.dice.below(40) {
+        let length = match self.rng.below(40) {
             0 => 1_200,
             1..=3 => 0,
-            _ => self.dice.below(24),
+            _ => self.rng.below(24),
         };
-        self.dice.bytes(length).into()
+        self.rng.bytes(length).into()
     }
 
     fn channel_data(&mut self) {
         let client = self.some_client();
         let bound = self.alloc_of(client).map_or(Vec::new(), |at| self.model.allocs[at].channels.clone());
-        let number = if bound.is_empty() || self.dice.percent(10) {
-            let number = self.dice.pick(&CHANNELS);
-            if self.dice.percent(20) { self.dice.pick(&ODD_CHANNELS) } else { number }
+        let number = if bound.is_empty() || self.rng.percent(10) {
+            let number = self.rng.pick(&CHANNELS);
+            if self.rng.percent(20) { self.rng.pick(&ODD_CHANNELS) } else { number }
         } else {
-            self.dice.pick(&bound).0
+            self.rng.pick(&bound).0
         };
         let payload = self.payload();
-        let bytes = packet::channel_data(&mut self.dice, number, &payload);
+        let bytes = packet::channel_data(&mut self.rng, number, &payload);
         self.client_sends(client, bytes, Signed::Unknown);
     }
 
@@ -175,11 +171,11 @@ impl World {
         let client = self.some_client();
         let peer = self.some_peer(client, 80);
         let payload = self.payload();
-        let bytes = packet::send_indication(&mut self.dice, peer, &payload);
+        let bytes = packet::send_indication(&mut self.rng, peer, &payload);
         self.client_sends(client, bytes, Signed::Unknown);
     }
 
-    /// A peer for a client: in so many of a hundred cases one that it has a permission for.
+    /// Returns a peer for a client. `permitted` is the probability in percent that the client has a permission for it.
     pub(crate) fn some_peer(&mut self, client: usize, permitted: u64) -> SocketAddr {
         let Some(at) = self.alloc_of(client) else { return self.setup_peer(false, true) };
         let alloc = &self.model.allocs[at];
@@ -188,30 +184,30 @@ impl World {
         if families.is_empty() {
             families = vec![false];
         }
-        let v6 = self.dice.pick(&families);
+        let v6 = self.rng.pick(&families);
         let alloc = &self.model.allocs[at];
         let own: Vec<SocketId> = alloc.addresses.iter().map(|address| address.id).collect();
-        if !alloc.permissions.is_empty() && self.dice.percent(permitted) {
+        if !alloc.permissions.is_empty() && self.rng.percent(permitted) {
             let alloc = &self.model.allocs[at];
-            if !alloc.channels.is_empty() && self.dice.percent(40) {
-                return self.dice.pick(&alloc.channels).1;
+            if !alloc.channels.is_empty() && self.rng.percent(40) {
+                return self.rng.pick(&alloc.channels).1;
             }
-            let address = self.dice.pick(&alloc.permissions).0;
+            let address = self.rng.pick(&alloc.permissions).0;
             return self.with_port(address);
         }
-        match self.dice.below(20) {
+        match self.rng.below(20) {
             0 => self.setup_peer(!v6, true),
             1 | 2 => self.setup_peer(v6, false),
-            // The relayed address of another client, by what it was told or by what it is bound to.
+            // The relayed address of another client: the advertised or the bound one.
             3..=9 => {
                 let others = self.model.allocs.iter().flat_map(|alloc| &alloc.addresses);
                 let others = others.filter(|other| other.bind.is_ipv6() == v6 && !own.contains(&other.id));
                 let names: Vec<SocketAddr> =
                     others.flat_map(|other| [other.relayed, other.relayed, other.bind]).collect();
-                if names.is_empty() { self.setup_peer(v6, true) } else { self.dice.pick(&names) }
+                if names.is_empty() { self.setup_peer(v6, true) } else { self.rng.pick(&names) }
             }
             10 => {
-                let relay = self.dice.below(self.setup().relays.len());
+                let relay = self.rng.below(self.setup().relays.len());
                 self.with_port(self.setup().relays[relay].advertised)
             }
             _ => self.setup_peer(v6, true),
@@ -219,74 +215,74 @@ impl World {
     }
 
     fn setup_peer(&mut self, v6: bool, allowed: bool) -> SocketAddr {
-        self.model.setup.peer(&mut self.dice, v6, allowed)
+        self.model.setup.peer(&mut self.rng, v6, allowed)
     }
 
-    /// A port for an address: of a relay socket, if it is one of ours, or else one of a peer's.
+    /// Adds a port to an address: that of a relay socket if it is a relay address, otherwise that of a peer.
     fn with_port(&mut self, address: IpAddr) -> SocketAddr {
         let own = self.model.allocs.iter().flat_map(|alloc| &alloc.addresses).map(|own| own.relayed);
         let own: Vec<SocketAddr> = own.filter(|relayed| relayed.ip() == address).collect();
-        if self.dice.permille(15) {
+        if self.rng.permille(15) {
             SocketAddr::new(address, 0)
-        } else if own.is_empty() || self.dice.percent(10) {
-            SocketAddr::new(address, 7_000 + self.dice.between(0, 2) as u16)
+        } else if own.is_empty() || self.rng.percent(10) {
+            SocketAddr::new(address, 7_000 + self.rng.between(0, 2) as u16)
         } else {
-            self.dice.pick(&own)
+            self.rng.pick(&own)
         }
     }
 
     fn peer_sends(&mut self) {
-        if self.sockets.is_empty() || !self.stale.is_empty() && self.dice.percent(3) {
+        if self.sockets.is_empty() || !self.stale.is_empty() && self.rng.percent(3) {
             let Some(socket) = self.stale.front().copied() else { return };
             let (source, payload) = (self.setup_peer(false, true), self.payload());
             let datagram = Datagram { worker: socket.worker, relay: socket.relay, source, payload };
             return self.peer_packet(&datagram);
         }
-        let socket = self.dice.below(self.sockets.len());
+        let socket = self.rng.below(self.sockets.len());
         let socket = self.sockets[socket];
         let source = self.some_source(socket);
-        let payload = if self.dice.permille(6) { vec![7; 65_500 + self.dice.below(20)].into() } else { self.payload() };
+        let payload = if self.rng.permille(6) { vec![7; 65_500 + self.rng.below(20)].into() } else { self.payload() };
         let datagram = Datagram { worker: socket.worker, relay: socket.relay, source, payload };
         self.peer_packet(&datagram);
     }
 
-    /// A peer of a socket's family, mostly one that there is a permission for.
+    /// Returns a peer of the socket's address family, mostly one with a permission.
     fn some_source(&mut self, socket: Socket) -> SocketAddr {
         let v6 = socket.bind.is_ipv6();
         let has = |alloc: &&Alloc| alloc.addresses.iter().any(|address| address.bind == socket.bind);
         let to = self.model.allocs.iter().find(has).expect("a socket has an allocation");
         let permissions: Vec<_> = to.permissions.iter().copied().filter(|(peer, _)| peer.is_ipv6() == v6).collect();
         let channels: Vec<_> = to.channels.iter().copied().filter(|(_, peer, _)| peer.is_ipv6() == v6).collect();
-        if !channels.is_empty() && self.dice.percent(45) {
-            self.dice.pick(&channels).1
-        } else if !permissions.is_empty() && self.dice.percent(70) {
-            let address = self.dice.pick(&permissions).0;
+        if !channels.is_empty() && self.rng.percent(45) {
+            self.rng.pick(&channels).1
+        } else if !permissions.is_empty() && self.rng.percent(70) {
+            let address = self.rng.pick(&permissions).0;
             self.with_port(address)
         } else {
-            let allowed = self.dice.percent(80);
+            let allowed = self.rng.percent(80);
             self.setup_peer(v6, allowed)
         }
     }
 
     fn icmp(&mut self) {
-        let stale = !self.stale.is_empty() && self.dice.percent(5);
+        let stale = !self.stale.is_empty() && self.rng.percent(5);
         let socket = match (stale, self.sockets.is_empty()) {
             (true, _) => self.stale[0],
             (false, true) => return,
-            (false, false) => self.sockets[self.dice.below(self.sockets.len())],
+            (false, false) => self.sockets[self.rng.below(self.sockets.len())],
         };
         let peer = if stale { self.setup_peer(socket.bind.is_ipv6(), true) } else { self.some_source(socket) };
-        let kind = if self.dice.percent(10) { self.dice.next() as u8 } else { self.dice.pick(&[1, 2, 3, 3, 3, 11]) };
-        let error = IcmpError { kind, code: self.dice.pick(&[0, 1, 3, 4]), mtu: 1_280 };
-        let times = if self.dice.percent(5) { 12 } else { 1 };
+        let kind = if self.rng.percent(10) { self.rng.next() as u8 } else { self.rng.pick(&[1, 2, 3, 3, 3, 11]) };
+        let error = IcmpError { kind, code: self.rng.pick(&[0, 1, 3, 4]), mtu: 1_280 };
+        let times = if self.rng.percent(5) { 12 } else { 1 };
         for _ in 0..times {
             self.peer_unreachable(&socket, peer, error);
         }
     }
 
     fn binding(&mut self) {
-        let client = self.dice.below(self.clients.len());
-        let (id, fingerprint, kind) = (packet::transaction(&mut self.dice), self.dice.percent(50), self.dice.below(12));
+        let client = self.rng.below(self.clients.len());
+        let (id, fingerprint, kind) = (packet::transaction(&mut self.rng), self.rng.percent(50), self.rng.below(12));
         let class = if kind == 0 { Class::Indication } else { Class::Request };
         let bytes = packet::message(class, Method::BINDING, id, fingerprint, &Authentication::NONE, |writer| {
             if kind == 1 {
@@ -298,13 +294,13 @@ impl World {
         self.client_sends(client, bytes, Signed::Unknown);
     }
 
-    /// Bytes that no client sends: random, mutated, cut, with a source that cannot be.
+    /// Sends bytes that no client sends: random, mutated, truncated, or from an impossible source.
     fn junk(&mut self) {
-        let client = self.dice.below(self.clients.len());
-        let kind = self.dice.below(10);
+        let client = self.rng.below(self.clients.len());
+        let kind = self.rng.below(10);
         if kind < 2 {
-            let length = self.dice.below(60);
-            let mut bytes = self.dice.bytes(length);
+            let length = self.rng.below(60);
+            let mut bytes = self.rng.bytes(length);
             if let (1, Some(first)) = (kind, bytes.first_mut()) {
                 *first &= 0x43;
             }
@@ -312,14 +308,14 @@ impl World {
         }
         if kind == 2 {
             let source = ["0.0.0.0:5", "77.0.0.2:0", "224.0.0.1:9", "[ff02::1]:9", "[::]:9", "255.255.255.255:1"];
-            let client = self.dice.pick(&source).parse().unwrap();
+            let client = self.rng.pick(&source).parse().unwrap();
             let tuple = FiveTuple { client, server: self.setup().clients[0].server, transport: Transport::Udp };
             return self.packet_from(0, tuple, &[0, 1, 0, 0], Signed::Unknown, None);
         }
         if kind == 3 {
-            let (id, class) = (packet::transaction(&mut self.dice), self.dice.pick(&[0, 1, 2, 3]));
+            let (id, class) = (packet::transaction(&mut self.rng), self.rng.pick(&[0, 1, 2, 3]));
             let class = [Class::Request, Class::Indication, Class::Success, Class::Error][class];
-            let method = Method::new(self.dice.between(0, 15) as u16).unwrap();
+            let method = Method::new(self.rng.between(0, 15) as u16).unwrap();
             let bytes = packet::message(class, method, id, false, &Authentication::NONE, |_| {});
             return self.client_packet(&Packet { client, bytes, signed: Signed::Unknown });
         }
@@ -328,13 +324,13 @@ impl World {
         if bytes.is_empty() {
             return;
         }
-        for _ in 0..self.dice.between(1, 3) {
-            let (at, byte) = (self.dice.below(bytes.len()), self.dice.next() as u8);
-            match self.dice.below(4) {
+        for _ in 0..self.rng.between(1, 3) {
+            let (at, byte) = (self.rng.below(bytes.len()), self.rng.next() as u8);
+            match self.rng.below(4) {
                 0 => bytes[at] = byte,
                 1 => bytes[at] ^= 1 << (byte % 8),
                 2 => bytes.truncate(at.max(1)),
-                // Behind the integrity attribute nothing counts but FINGERPRINT.
+                // After the integrity attribute, only FINGERPRINT counts.
                 _ => {
                     bytes.extend([0, 0x0d, 0, 4, 0, 0, 0, 0]);
                     if bytes.len() >= 20 && bytes[0] < 4 {
@@ -347,20 +343,20 @@ impl World {
         self.client_packet(&Packet { client, bytes: bytes.into(), signed: Signed::Unknown });
     }
 
-    fn other_credential(&mut self) {
-        let mut client = self.dice.below(self.clients.len());
-        while self.alloc_of(client).is_some() && self.dice.percent(80) {
-            client = self.dice.below(self.clients.len());
+    fn change_credential(&mut self) {
+        let mut client = self.rng.below(self.clients.len());
+        while self.alloc_of(client).is_some() && self.rng.percent(80) {
+            client = self.rng.below(self.clients.len());
         }
         let secrets = self.setup().secrets.len();
         if secrets > 0 && self.model.credentials.len() < 40 {
-            let expires = self.now().unix + self.dice.pick(&[3, 60, 700, 4_000]);
-            let (secret, name) = (self.dice.below(secrets), self.dice.pick(&[None, Some("alice"), Some("dave")]));
+            let expires = self.now().unix + self.rng.pick(&[3, 60, 700, 4_000]);
+            let (secret, name) = (self.rng.below(secrets), self.rng.pick(&[None, Some("alice"), Some("dave")]));
             let made = self.setup().time_limited(secret, name, expires);
             self.model.credentials.push(made);
             self.clients[client].credential = self.model.credentials.len() - 1;
         } else {
-            self.clients[client].credential = self.dice.below(self.model.credentials.len());
+            self.clients[client].credential = self.rng.below(self.model.credentials.len());
         }
     }
 
@@ -368,8 +364,8 @@ impl World {
         if self.opens.is_empty() {
             return;
         }
-        let at = self.dice.below(self.opens.len());
-        let result = match self.dice.below(16) {
+        let at = self.rng.below(self.opens.len());
+        let result = match self.rng.below(16) {
             0..=2 => Err(OpenError::PortInUse),
             3 => Err(OpenError::Other),
             _ => Ok(()),
@@ -378,30 +374,30 @@ impl World {
     }
 
     fn time_passes(&mut self) {
-        let by = match self.dice.below(40) {
-            0..=21 => self.dice.between(1, 60),
-            22..=29 => self.dice.between(100, 2_500),
-            30..=33 => self.dice.between(5_000, 60_000),
+        let by = match self.rng.below(40) {
+            0..=21 => self.rng.between(1, 60),
+            22..=29 => self.rng.between(100, 2_500),
+            30..=33 => self.rng.between(5_000, 60_000),
             34..=37 => self.until_some_deadline(),
-            38 => self.dice.between(60_000, 400_000),
+            38 => self.rng.between(60_000, 400_000),
             _ => {
-                if self.dice.percent(25) {
-                    self.dice.between(400_000, 4_000_000)
+                if self.rng.percent(25) {
+                    self.rng.between(400_000, 4_000_000)
                 } else {
-                    self.dice.between(1_000, 9_000)
+                    self.rng.between(1_000, 9_000)
                 }
             }
         };
         self.ms += by;
-        self.tell(|_| format!("{by} ms later"));
+        self.trace(|_| format!("{by} ms later"));
         for worker in 0..self.setup().workers {
-            if self.dice.percent(if by > 2_000 { 95 } else { 40 }) {
+            if self.rng.percent(if by > 2_000 { 95 } else { 40 }) {
                 self.advance(worker);
             }
         }
     }
 
-    /// Up to the very millisecond at which something expires, one before it or one behind it.
+    /// Returns the time until something expires, or one millisecond less or more.
     fn until_some_deadline(&mut self) -> u64 {
         let mut deadlines = Vec::new();
         for alloc in &self.model.allocs {
@@ -410,7 +406,7 @@ impl World {
             deadlines.extend(alloc.channels.iter().map(|(_, _, until)| *until));
         }
         deadlines.extend(self.model.reservations.iter().map(|reservation| reservation.until));
-        deadlines.extend(self.model.aside.iter().map(|(_, until)| *until));
+        deadlines.extend(self.model.set_aside.iter().map(|(_, until)| *until));
         let second = |unix: u64| (unix * 1_000).saturating_sub(self.setup().unix_ms);
         let expiries = self.model.credentials.iter().filter_map(|credential| credential.expires);
         deadlines.extend(expiries.map(second));
@@ -419,11 +415,11 @@ impl World {
         if deadlines.is_empty() {
             return 1;
         }
-        // Mostly one of the next, or else hardly anything would ever live.
+        // Mostly one of the next deadlines. Otherwise few allocations would last.
         deadlines.sort_unstable();
-        if self.dice.percent(80) {
+        if self.rng.percent(80) {
             deadlines.truncate(3);
         }
-        self.dice.pick(&deadlines) + self.dice.between(0, 2) - 1 - self.ms
+        self.rng.pick(&deadlines) + self.rng.between(0, 2) - 1 - self.ms
     }
 }

@@ -1,5 +1,5 @@
-//! The shell of the simulation: clocks, sockets and the network between clients, servers and peers. Whatever goes into
-//! a server goes into the model too, and what comes out of both is compared.
+//! The environment of the servers: clocks, sockets and the network between clients, servers and peers. Each input is
+//! passed to a server and to the model, and their outputs are compared.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, VecDeque};
@@ -19,16 +19,16 @@ use turnserver::turn::{
 };
 
 use crate::check;
-use crate::dice::Dice;
-use crate::model::{Answer, Body, Expect, ExpectOpened, ExpectPeer, Model, Now};
+use crate::model::{Body, Expect, ExpectOpened, ExpectPeer, ExpectedResponse, Model, Now};
 use crate::packet::{Packet, Signed};
+use crate::rng::SplitMix;
 use crate::setup::Setup;
 use crate::test_world;
 
-/// As many steps as are told when a run fails.
-const TOLD: usize = 40;
+/// The number of lines that are printed when a run fails.
+const TRACE_LENGTH: usize = 40;
 
-/// What is on its way, in no order.
+/// A packet in the network.
 #[derive(Clone, Debug)]
 pub(crate) enum Flight {
     ToServer(Packet),
@@ -48,7 +48,7 @@ pub(crate) struct Client {
     pub(crate) credential: usize,
     pub(crate) nonce: Option<String>,
     pub(crate) old_nonce: Option<String>,
-    /// The latest packets, to be sent again.
+    /// The latest packets, for retransmissions.
     pub(crate) sent: VecDeque<Packet>,
 }
 
@@ -61,33 +61,33 @@ pub(crate) struct Socket {
 
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) dice: Dice,
+    pub(crate) rng: SplitMix,
     pub(crate) model: Model,
     pub(crate) clients: Vec<Client>,
     pub(crate) sockets: Vec<Socket>,
-    /// Sockets that were closed lately.
+    /// Recently closed sockets.
     pub(crate) stale: VecDeque<Socket>,
     pub(crate) opens: Vec<(usize, SocketSpec)>,
     pub(crate) closing: Vec<(usize, SocketAddr)>,
     pub(crate) flight: Vec<Flight>,
     pub(crate) ms: u64,
     pub(crate) counters: Counters,
-    /// How often what occurred that no counter tells.
-    pub(crate) seen: BTreeMap<&'static str, u64>,
+    /// How often each of the [`SITUATIONS`](crate::SITUATIONS) occurred.
+    pub(crate) observed: BTreeMap<&'static str, u64>,
     pub(crate) ledger: Arc<Ledger>,
     servers: Vec<Server>,
     /// The announced routes of each worker.
     routes: Vec<Vec<ChannelRoute>>,
-    /// What is sent after the next input, with the number of the input that it came from.
+    /// Packets that are credited after a later input, with the number of the input that they are from.
     unsent: Vec<(u64, usize, SocketId, Direction, usize)>,
     inputs: u64,
     core_rng: StdRng,
-    reply: Vec<u8>,
+    response: Vec<u8>,
     buffer: Vec<u8>,
     transcript: Option<Transcript>,
 }
 
-/// The end of what happened, and a digest of all of it.
+/// The last lines of the trace, and a digest of all lines.
 #[derive(Debug, Default)]
 struct Transcript {
     last: VecDeque<String>,
@@ -106,19 +106,19 @@ impl Drop for Transcript {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, told: bool) -> Self {
-        let mut dice = Dice::new(seed);
-        let setup = Setup::roll(&mut dice);
-        let credentials = setup.credentials(&mut dice);
+    pub(crate) fn new(seed: u64, traced: bool) -> Self {
+        let mut rng = SplitMix::new(seed);
+        let setup = Setup::generate(&mut rng);
+        let credentials = setup.credentials(&mut rng);
         let blueprint = setup.blueprint();
         let (snapshot, ledger) = (blueprint.snapshot(), blueprint.ledger());
         let server = |worker| Server::new(Arc::clone(&snapshot), Arc::clone(&ledger), setup.ranges(worker));
         let servers = (0..setup.workers).map(server).collect();
         let clients = (0..setup.clients.len())
-            .map(|_| Client { credential: dice.below(credentials.len()), ..Client::default() })
+            .map(|_| Client { credential: rng.below(credentials.len()), ..Client::default() })
             .collect();
         let mut world = Self {
-            dice,
+            rng,
             clients,
             sockets: Vec::new(),
             stale: VecDeque::new(),
@@ -127,19 +127,19 @@ impl World {
             flight: Vec::new(),
             ms: 0,
             counters: Counters::default(),
-            seen: BTreeMap::new(),
+            observed: BTreeMap::new(),
             ledger,
             servers,
             routes: vec![Vec::new(); setup.workers],
             unsent: Vec::new(),
             inputs: 0,
             core_rng: StdRng::seed_from_u64(seed),
-            reply: vec![0; RESPONSE_BUFFER],
+            response: vec![0; RESPONSE_BUFFER],
             buffer: Vec::new(),
-            transcript: told.then(Transcript::default),
+            transcript: traced.then(Transcript::default),
             model: Model::new(setup, credentials),
         };
-        world.tell(|world| format!("{:?}", world.model.setup));
+        world.trace(|world| format!("{:?}", world.model.setup));
         world
     }
 
@@ -151,7 +151,7 @@ impl World {
         Now { ms: self.ms, unix: (self.model.setup.unix_ms + self.ms) / 1_000 }
     }
 
-    pub(crate) fn tell(&mut self, line: impl FnOnce(&Self) -> String) {
+    pub(crate) fn trace(&mut self, line: impl FnOnce(&Self) -> String) {
         if self.transcript.is_none() {
             return;
         }
@@ -159,7 +159,7 @@ impl World {
         let Some(transcript) = &mut self.transcript else { return };
         line.hash(&mut transcript.digest);
         transcript.last.push_back(line);
-        if transcript.last.len() > TOLD {
+        if transcript.last.len() > TRACE_LENGTH {
             transcript.last.pop_front();
         }
     }
@@ -170,7 +170,7 @@ impl World {
 
     pub(crate) fn client_packet(&mut self, packet: &Packet) {
         let (tuple, worker) = (self.setup().clients[packet.client], self.setup().worker_of(packet.client));
-        self.tell(|_| format!("client {} → {:?}, {} bytes", packet.client, packet.signed, packet.bytes.len()));
+        self.trace(|_| format!("client {} → {:?}, {} bytes", packet.client, packet.signed, packet.bytes.len()));
         self.packet_from(worker, tuple, &packet.bytes, packet.signed, Some(packet.client));
     }
 
@@ -184,11 +184,11 @@ impl World {
     ) {
         let now = self.now();
         let expected = self.model.client_packet(now, worker, &tuple, bytes, signed);
-        self.tell(|_| format!("  expected: {expected:?}"));
-        self.reply.fill(0xa5);
+        self.trace(|_| format!("  expected: {expected:?}"));
+        self.response.fill(0xa5);
         let mut cx = context(now, &mut self.core_rng);
-        let tos = self.dice.next() as u8;
-        let got = test_world::client_packet(&mut self.servers[worker], &mut cx, &tuple, bytes, tos, &mut self.reply);
+        let tos = self.rng.next() as u8;
+        let got = test_world::client_packet(&mut self.servers[worker], &mut cx, &tuple, bytes, tos, &mut self.response);
         match (expected, got) {
             (Expect::Drop(expected), FromClient::Drop(reason)) => {
                 assert_eq!(reason, expected);
@@ -201,14 +201,14 @@ impl World {
                 self.sent(worker, relay, Direction::ToPeers, payload.len());
                 self.datagram_from_relay(worker, relay, peer, payload.into());
             }
-            (Expect::Answer(answer), FromClient::Respond(reply)) => {
-                self.counters.count(reply.outcome);
-                self.answered(&tuple, reply.length, reply.outcome, &answer, client);
+            (Expect::Respond(expected), FromClient::Respond(response)) => {
+                self.counters.count(response.outcome);
+                self.check_response(&tuple, response.length, response.outcome, &expected, client);
             }
             (Expect::Open(wanted), FromClient::Open(open)) => {
                 if wanted.claimed.is_some() {
                     let own = self.setup().owner_of(open.bind.port()) == worker;
-                    self.see(if own { "a claimed port" } else { "a port claimed at another worker" });
+                    self.observe(if own { "a claimed port" } else { "a port claimed at another worker" });
                 }
                 self.model.opening(now, tuple, worker, *wanted, &open);
                 self.opens.push((worker, open));
@@ -218,11 +218,18 @@ impl World {
         self.take_actions(worker);
     }
 
-    fn answered(&mut self, tuple: &FiveTuple, length: usize, outcome: Outcome, answer: &Answer, client: Option<usize>) {
-        let key = answer.signer.map(|signer| self.model.credentials[signer].key(answer.keyed));
-        let nonce = check::answer(&self.reply[..length], outcome, answer, key.as_ref());
+    fn check_response(
+        &mut self,
+        tuple: &FiveTuple,
+        length: usize,
+        outcome: Outcome,
+        expected: &ExpectedResponse,
+        client: Option<usize>,
+    ) {
+        let key = expected.signer.map(|signer| self.model.credentials[signer].key(expected.keyed));
+        let nonce = check::response(&self.response[..length], outcome, expected, key.as_ref());
         if let Some(nonce) = nonce {
-            // RFC 8489 §9.2.4; only a server of static users alone can find every USERHASH.
+            // RFC 8489 §9.2.4. Only a server with nothing but static users can find every USERHASH.
             let cookie = if self.setup().secrets.is_empty() { "obMatJos2wAAD" } else { "obMatJos2gAAB" };
             assert!(nonce.starts_with(cookie), "{nonce}");
             let now = self.now();
@@ -232,23 +239,23 @@ impl World {
             }
         }
         if self.transcript.is_some() {
-            let bytes = self.reply[..length].to_vec();
-            self.tell(|_| format!("  answered {bytes:02x?}"));
+            let bytes = self.response[..length].to_vec();
+            self.trace(|_| format!("  response {bytes:02x?}"));
         }
     }
 
-    fn see(&mut self, what: &'static str) {
-        *self.seen.entry(what).or_default() += 1;
+    fn observe(&mut self, what: &'static str) {
+        *self.observed.entry(what).or_default() += 1;
     }
 
-    /// What a relay socket sends reaches another relay socket, or a peer, who may answer.
+    /// Delivers a datagram of a relay socket to another relay socket, or to a peer, which may send it back.
     fn datagram_from_relay(&mut self, worker: usize, relay: SocketId, peer: SocketAddr, payload: Rc<[u8]>) {
         let find = |socket: &&Socket| socket.worker == worker && socket.relay == relay;
         let from = *self.sockets.iter().find(find).expect("a relay socket is open");
         let other = self.sockets.iter().find(|socket| socket.bind == peer).copied();
         let datagram = match other {
             Some(other) => Datagram { worker: other.worker, relay: other.relay, source: from.bind, payload },
-            None if self.dice.percent(60) => return,
+            None if self.rng.percent(60) => return,
             None => Datagram { worker, relay, source: peer, payload },
         };
         self.send(Flight::ToRelay(datagram));
@@ -256,7 +263,7 @@ impl World {
 
     pub(crate) fn send(&mut self, flight: Flight) {
         if self.flight.len() >= 60 {
-            let lost = self.dice.below(self.flight.len());
+            let lost = self.rng.below(self.flight.len());
             self.flight.swap_remove(lost);
         }
         self.flight.push(flight);
@@ -265,19 +272,19 @@ impl World {
     pub(crate) fn peer_packet(&mut self, datagram: &Datagram) {
         let Datagram { worker, relay, source, payload } = datagram;
         let now = self.now();
-        self.tell(|_| format!("{source} → {relay:?} of worker {worker}, {} bytes", payload.len()));
+        self.trace(|_| format!("{source} → {relay:?} of worker {worker}, {} bytes", payload.len()));
         let expected = self.model.peer_packet(now, *worker, *relay, *source, payload.len());
-        self.tell(|_| format!("  expected: {expected:?}"));
+        self.trace(|_| format!("  expected: {expected:?}"));
         let end = HEADROOM + payload.len();
         self.buffer.clear();
         self.buffer.resize(end + TAILROOM, 0xee);
         self.buffer[HEADROOM..end].copy_from_slice(payload);
         let mut cx = context(now, &mut self.core_rng);
-        let tos = self.dice.next() as u8;
+        let tos = self.rng.next() as u8;
         let server = &mut self.servers[*worker];
         let got = test_world::peer_packet(server, &mut cx, *relay, *source, tos, &mut self.buffer);
         if !matches!(expected, ExpectPeer::Drop(_)) && self.setup().is_relay_address(source.ip()) {
-            self.see("data between two relayed addresses of ours");
+            self.observe("data between two relayed addresses of this server");
         }
         match (expected, got) {
             (ExpectPeer::Drop(expected), Err(reason)) => {
@@ -301,9 +308,9 @@ impl World {
         self.take_actions(*worker);
     }
 
-    /// A packet is on its way: it leaves at once, after the next input, or never.
+    /// Credits a packet now, after a later input, or never.
     fn sent(&mut self, worker: usize, relay: SocketId, direction: Direction, bytes: usize) {
-        match self.dice.below(10) {
+        match self.rng.below(10) {
             0 => {}
             1..4 => self.unsent.push((self.inputs, worker, relay, direction, bytes)),
             _ => self.credit(worker, relay, direction, bytes),
@@ -313,11 +320,11 @@ impl World {
     fn credit(&mut self, worker: usize, relay: SocketId, direction: Direction, bytes: usize) {
         self.servers[worker].credit(relay, direction, 1, bytes as u64);
         if self.model.credit(worker, relay, direction, bytes as u64) {
-            self.see("bytes of an allocation that had ended");
+            self.observe("bytes credited to an allocation that has ended");
         }
     }
 
-    /// What waits from preceding inputs is sent before the actions of this one are carried out.
+    /// Credits the packets of preceding inputs, before the actions of this one are carried out.
     fn send_waiting(&mut self) {
         let input = self.inputs;
         for (_, worker, relay, direction, bytes) in
@@ -328,11 +335,11 @@ impl World {
         self.inputs += 1;
     }
 
-    /// An ICMP error about a datagram to `peer` reaches a relay socket.
+    /// Passes an ICMP error about a datagram to `peer` to a relay socket.
     pub(crate) fn peer_unreachable(&mut self, socket: &Socket, peer: SocketAddr, error: IcmpError) {
         let (now, worker, relay) = (self.now(), socket.worker, socket.relay);
         let expected = self.model.peer_unreachable(now, worker, relay, peer, error);
-        self.tell(|_| format!("{peer} is not reached from {socket:?}: {error:?}, expected: {expected:?}"));
+        self.trace(|_| format!("{peer} is unreachable from {socket:?}: {error:?}, expected: {expected:?}"));
         self.buffer.clear();
         self.buffer.resize(RESPONSE_BUFFER, 0xee);
         let mut cx = context(now, &mut self.core_rng);
@@ -353,40 +360,48 @@ impl World {
         self.take_actions(worker);
     }
 
-    /// Tells a server what became of a socket.
+    /// Reports the result of opening a socket.
     pub(crate) fn report_opened(&mut self, at: usize, result: Result<(), OpenError>) {
         let (worker, open) = self.opens.swap_remove(at);
         let now = self.now();
-        self.tell(|_| format!("worker {worker}: {open:?} → {result:?}"));
-        self.reply.fill(0xa5);
+        self.trace(|_| format!("worker {worker}: {open:?} → {result:?}"));
+        self.response.fill(0xa5);
         let mut cx = context(now, &mut self.core_rng);
-        let got = self.servers[worker].socket_opened(&mut cx, &open, result, &mut self.reply);
-        let token = if let Opened::Respond(_, reply) = &got { check::token(&self.reply[..reply.length]) } else { None };
+        let got = self.servers[worker].socket_opened(&mut cx, &open, result, &mut self.response);
+        let token = if let Opened::Respond(_, response) = &got {
+            check::token(&self.response[..response.length])
+        } else {
+            None
+        };
         let expected = self.model.opened(now, worker, &open, result, token);
-        self.tell(|_| format!("  expected: {expected:?}"));
+        self.trace(|_| format!("  expected: {expected:?}"));
         let goes_on = !matches!(got, Opened::Abandoned);
         if result.is_ok() && goes_on {
             self.sockets.push(Socket { worker, relay: open.socket, bind: open.bind });
         }
         match (expected, got) {
-            (ExpectOpened::Answer(expected, answer), Opened::Respond(tuple, reply)) => {
-                assert_eq!(tuple, expected);
-                match &answer.body {
-                    Body::Allocated { relayed, .. } if relayed.len() == 2 => self.see("a dual allocation"),
-                    Body::Allocated { address_error: Some((false, 508)), .. } => self.see("a dual one without IPv4"),
-                    Body::Allocated { address_error: Some((true, 508)), .. } => self.see("a dual one without IPv6"),
-                    Body::Allocated { token: Some(_), .. } => self.see("a reservation"),
+            (ExpectOpened::Respond(expected_tuple, expected), Opened::Respond(tuple, response)) => {
+                assert_eq!(tuple, expected_tuple);
+                match &expected.body {
+                    Body::Allocated { relayed, .. } if relayed.len() == 2 => self.observe("a dual allocation"),
+                    Body::Allocated { address_error: Some((false, 508)), .. } => {
+                        self.observe("a dual allocation without IPv4");
+                    }
+                    Body::Allocated { address_error: Some((true, 508)), .. } => {
+                        self.observe("a dual allocation without IPv6");
+                    }
+                    Body::Allocated { token: Some(_), .. } => self.observe("a reservation"),
                     Body::Error { .. } if self.setup().owner_of(open.bind.port()) != worker => {
-                        self.see("another worker's port that is not to be had");
+                        self.observe("a claimed port that cannot be opened");
                     }
                     _ => {}
                 }
-                self.counters.count(reply.outcome);
-                self.answered(&tuple, reply.length, reply.outcome, &answer, None);
+                self.counters.count(response.outcome);
+                self.check_response(&tuple, response.length, response.outcome, &expected, None);
             }
-            (ExpectOpened::Another { at, v6 }, Opened::Open(another)) => {
+            (ExpectOpened::OpenAnother { at, v6 }, Opened::Open(another)) => {
                 assert_eq!(another.bind.is_ipv6(), v6);
-                assert!(result.is_err() || another.socket != open.socket, "an open socket keeps its name");
+                assert!(result.is_err() || another.socket != open.socket, "an open socket keeps its identifier");
                 self.model.opening_another(now, at, &another);
                 self.opens.push((worker, another));
             }
@@ -402,7 +417,7 @@ impl World {
 
     pub(crate) fn report_closed(&mut self, at: usize) {
         let (worker, bind) = self.closing.swap_remove(at);
-        self.tell(|_| format!("worker {worker}: {bind} is closed"));
+        self.trace(|_| format!("worker {worker}: {bind} is closed"));
         self.model.closed(bind);
         self.servers[worker].socket_closed(bind);
         self.take_actions(worker);
@@ -413,7 +428,7 @@ impl World {
         self.send_waiting();
         self.servers[worker].advance(instant(now));
         let actions = self.drain(worker);
-        self.tell(|_| format!("worker {worker} looks at the clock: {actions:?}"));
+        self.trace(|_| format!("worker {worker} advances: {actions:?}"));
         self.model.advanced(now, worker, &actions);
         self.close_sockets(worker, &actions);
     }
@@ -423,17 +438,17 @@ impl World {
         self.send_waiting();
         self.servers[worker].stop(instant(now));
         let actions = self.drain(worker);
-        self.tell(|_| format!("worker {worker} stops: {actions:?}"));
+        self.trace(|_| format!("worker {worker} stops: {actions:?}"));
         self.model.stopped(now, worker, &actions);
         self.close_sockets(worker, &actions);
     }
 
-    /// Compares what a server announces after an input.
+    /// Checks the actions of a server after an input.
     fn take_actions(&mut self, worker: usize) {
         self.send_waiting();
         let actions = self.drain(worker);
         if !actions.is_empty() {
-            self.tell(|_| format!("  announced: {actions:?}"));
+            self.trace(|_| format!("  actions: {actions:?}"));
         }
         assert_eq!(actions, std::mem::take(&mut self.model.announced));
         self.close_sockets(worker, &actions);
@@ -456,15 +471,15 @@ impl World {
                     assert_eq!(self.routes[worker].len() + 1, before, "a route is removed as it was added");
                     continue;
                 }
-                Action::Log(Event::LimitReached { limit, .. }) => *limit = check::known(*limit),
+                Action::Log(Event::LimitReached { limit, .. }) => *limit = check::merge_port_limits(*limit),
                 Action::Log(Event::AllocationRejected { reason, .. }) => {
-                    assert!(!reason.is_empty(), "a refusal says why");
+                    assert!(!reason.is_empty(), "a rejection has a reason");
                     *reason = "";
                 }
                 Action::Log(Event::AllocationRedirected { cause, .. }) => match cause {
-                    RedirectCause::Limit(limit) => *limit = check::known(*limit),
+                    RedirectCause::Limit(limit) => *limit = check::merge_port_limits(*limit),
                     RedirectCause::Rejected(reason) => {
-                        assert!(!reason.is_empty(), "a redirection says why");
+                        assert!(!reason.is_empty(), "a redirection has a reason");
                         *reason = "";
                     }
                     RedirectCause::Always => {}
@@ -490,10 +505,10 @@ impl World {
         }
     }
 
-    /// Every worker gets another policy.
+    /// Replaces the policy of all workers.
     pub(crate) fn change_policy(&mut self) {
         self.model.setup.strict = !self.model.setup.strict;
-        self.tell(|world| format!("strict policy: {}", world.setup().strict));
+        self.trace(|world| format!("strict policy: {}", world.setup().strict));
         let snapshot = self.setup().blueprint().snapshot();
         let now = self.now();
         for worker in 0..self.servers.len() {
@@ -501,12 +516,12 @@ impl World {
             while self.servers[worker].review(instant(now), 2) {}
             self.model.review(now, worker);
             if !self.model.announced.is_empty() {
-                self.see("peers that a new policy denies");
+                self.observe("peers that a new policy denies");
             }
-            // The server chooses the order.
+            // The order is not specified.
             let tuple = |action: &Action| match action {
                 Action::Log(Event::PeersRevoked { tuple, .. }) => format!("{tuple:?}"),
-                other => panic!("nothing else changes: {other:?}"),
+                other => panic!("unexpected: {other:?}"),
             };
             let (mut actions, mut expected) = (self.drain(worker), std::mem::take(&mut self.model.announced));
             actions.sort_by_key(tuple);
@@ -515,7 +530,7 @@ impl World {
         }
     }
 
-    /// Another process takes over the allocations of a worker, and they are the same there.
+    /// Imports the allocations of a worker into another server and checks that they are equal there.
     pub(crate) fn hand_over(&mut self, worker: usize) {
         let now = self.now();
         let unix = Duration::from_millis(self.model.setup.unix_ms + self.ms);
@@ -536,7 +551,7 @@ impl World {
                 Err(error) => {
                     let foreign = record.relays.iter().any(|relay| self.setup().owner_of(relay.bind.port()) != worker);
                     assert!(foreign && matches!(error, ImportError::Port(_)), "{error}");
-                    self.see("an allocation of which the ports belong to another worker");
+                    self.observe("an import of a port of another worker");
                 }
             }
         }
@@ -547,12 +562,12 @@ impl World {
         imported.sort_by_key(by_relay);
         assert_eq!(again, imported);
         if !again.is_empty() {
-            self.see("an allocation that was handed over");
+            self.observe("an imported allocation");
         }
-        // Its routes are those of this one.
+        // The routes are the same.
         let added = std::iter::from_fn(|| other.next_action()).map(|action| match action {
             Action::RouteAdded(route) => (route.tuple, route.channel, route.peer),
-            other => panic!("only routes are announced: {other:?}"),
+            other => panic!("unexpected: {other:?}"),
         });
         let mut added: Vec<_> = added.collect();
         let tuples: Vec<_> = imported.iter().map(|record| record.tuple).collect();
@@ -564,7 +579,7 @@ impl World {
         assert_eq!(added, expected);
     }
 
-    /// The live routes are the bound channels whose peers have permissions.
+    /// Checks that the live routes are the bound channels whose peers have permissions.
     fn check_routes(&mut self) {
         let now = self.now();
         for worker in 0..self.servers.len() {
@@ -574,17 +589,17 @@ impl World {
             routes.sort_by_key(|route| (route.relay, route.channel));
             assert_eq!(routes, expected, "routes of worker {worker}");
             if routes.len() > 3 {
-                self.see("many routes");
+                self.observe("more than three routes");
             }
             let bound =
                 self.model.allocs.iter().filter(|alloc| alloc.worker == worker).flat_map(|alloc| &alloc.channels);
             if bound.filter(|(_, _, until)| *until > now.ms).count() > expected.len() {
-                self.see("a route that ends with its permission");
+                self.observe("a channel whose permission has expired");
             }
         }
     }
 
-    /// What has to hold after every step.
+    /// Checks the invariants after a step.
     pub(crate) fn check(&mut self, thoroughly: bool) {
         self.check_routes();
         for (worker, server) in self.servers.iter().enumerate() {
@@ -592,18 +607,18 @@ impl World {
             let allocs = self.model.allocs.iter().filter(|alloc| alloc.worker == worker).count();
             assert_eq!(server.allocation_count(), allocs, "allocations of worker {worker}");
         }
-        assert_eq!(self.ledger.quota.allocations() as usize, self.model.places(None), "the quota's count");
+        assert_eq!(self.ledger.quota.allocations() as usize, self.model.places(None), "allocations in the quota");
         if thoroughly {
             assert_eq!(self.ledger.live.count(), self.model.count_open_sockets(), "live relayed addresses");
             assert_eq!(self.sockets.len(), self.model.count_open_sockets(), "relay sockets");
             assert_eq!(self.ledger.reservations.count(), self.model.reservations.len(), "reservations");
             let reserved = self.model.reserved_ports();
-            let lent: usize = self.servers.iter().map(Server::borrowed_ports).sum();
-            let away: usize = self.servers.iter().map(Server::reserved_ports).sum();
-            assert_eq!(away, reserved.len() + lent + self.ledger.reservations.returned(), "ports that are reserved");
+            let borrowed: usize = self.servers.iter().map(Server::borrowed_ports).sum();
+            let held: usize = self.servers.iter().map(Server::reserved_ports).sum();
+            assert_eq!(held, reserved.len() + borrowed + self.ledger.reservations.returned(), "reserved ports");
             let mut taken = [self.model.taken.as_slice(), &reserved].concat();
             taken.sort_unstable();
-            assert!(taken.is_sorted_by(|a, b| a < b), "no port twice");
+            assert!(taken.is_sorted_by(|a, b| a < b), "no port is used twice");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! What every test of the core is built from: a configuration, the servers made of it, and packets through them.
+//! Test support for the core: a configuration, servers with this configuration, and functions that pass packets to
+//! them.
 //!
 //! The unit tests of the library, the simulation, the allocation counter and the benchmark of the core share this file.
-#![allow(dead_code, reason = "each user needs another part of it")]
+#![allow(dead_code, reason = "each user uses only a part of it")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -13,12 +14,12 @@ use turnserver::turn::{
     PeerBurst, PeerPolicy, RelayRange, Server, Snapshot, SocketId, TAILROOM, ToClient, UserRates,
 };
 
-/// A configuration, to be changed before servers are made of it.
+/// A configuration that a test changes before it creates servers.
 pub(crate) struct Blueprint {
     pub(crate) realm: String,
     pub(crate) secrets: Vec<Secret>,
     pub(crate) users: Vec<(String, Secret)>,
-    /// The key of nonces; `None` to derive it from the secrets.
+    /// The key of nonces; `None` derives it from the secrets.
     pub(crate) nonce_key: Option<[u8; 32]>,
     pub(crate) nonce_lifetime: u64,
     pub(crate) policy: PeerPolicy,
@@ -34,7 +35,7 @@ pub(crate) struct Blueprint {
 }
 
 impl Blueprint {
-    /// A server with one relay address and neither users nor limits.
+    /// Returns a configuration with one relay address, without users, and almost without limits.
     pub(crate) fn new(realm: &str, relay: (&str, &str), ports: RangeInclusive<u16>) -> Self {
         let address = |text: &str| text.parse().unwrap();
         Self {
@@ -89,7 +90,7 @@ impl Blueprint {
         Arc::new(Ledger::new(self.relays.iter().copied(), &self.ports, [self.quota_key; 2]))
     }
 
-    /// The relay addresses with these ports.
+    /// Returns the relay addresses with these ports.
     pub(crate) fn ranges(&self, ports: &RangeInclusive<u16>) -> Vec<RelayRange> {
         let range = |(bind, advertised): &(IpAddr, IpAddr)| RelayRange {
             bind: *bind,
@@ -99,7 +100,7 @@ impl Blueprint {
         self.relays.iter().map(range).collect()
     }
 
-    /// A server that has all ports, and what it reads.
+    /// Returns a server that has all ports, with its snapshot and ledger.
     pub(crate) fn server(&self) -> (Server, Arc<Snapshot>, Arc<Ledger>) {
         let (snapshot, ledger) = (self.snapshot(), self.ledger());
         let server = Server::new(Arc::clone(&snapshot), Arc::clone(&ledger), self.ranges(&self.ports));
@@ -122,8 +123,8 @@ pub(crate) fn client_packet(
     decision
 }
 
-/// Passes one datagram of a peer, which lies behind [`HEADROOM`] bytes of `buffer` and in front of [`TAILROOM`] more, to a
-/// server. Puts the header and the padding around it, as a shell does, and returns the place of the whole message.
+/// Passes one datagram of a peer to a server. The datagram is in `buffer`, between [`HEADROOM`] and [`TAILROOM`] bytes.
+/// Writes the header and the padding around it, as a shell does, and returns the range of the whole message.
 pub(crate) fn peer_packet(
     server: &mut Server,
     cx: &mut Context<'_>,

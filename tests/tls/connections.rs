@@ -69,7 +69,7 @@ fn alpn_selects_our_protocols_and_prefers_turn_to_nat_discovery() {
         assert_eq!(rejected.err(), Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)));
     }
     let ended = fixture.finish(10);
-    assert_connections(&ended, &[("admitted", 10), ("closed-without-notify", 8), ("no-application-protocol", 2)]);
+    assert_connections(&ended, &[("accepted", 10), ("closed-without-notify", 8), ("no-application-protocol", 2)]);
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_nat_discovery_connection_allows_binding_only() {
     client.send(&allocate(TransactionId::new([1; 12])));
     assert_eq!(client.frame(), None);
     let ended = fixture.finish(1);
-    assert_connections(&ended, &[("admitted", 1), ("not-nat-discovery", 1)]);
+    assert_connections(&ended, &[("accepted", 1), ("not-nat-discovery", 1)]);
     let stopped = ended.logs.iter().find(|line| line.message() == "stopped").unwrap();
     assert_eq!(stopped.field("detail").as_deref(), Some("answered Binding: 1, dropped unsupported-method: 1"));
 }
@@ -187,7 +187,7 @@ fn data_that_is_not_tls_ends_the_connection_at_once() {
         let _ = stream.read_to_end(&mut rest);
         assert!(rest.len() < 32, "{rest:?}");
     }
-    assert_connections(&fixture.finish(2), &[("admitted", 2), ("not-tls", 2)]);
+    assert_connections(&fixture.finish(2), &[("accepted", 2), ("not-tls", 2)]);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_client_that_does_not_trust_the_certificate_is_counted() {
     let fixture = Fixture::new("");
     let untrusted = Authority::new(unix_seconds());
     assert!(handshake(fixture.address(), &untrusted, &Offer { versions: &[TLS12], alpn: &[] }).is_err());
-    assert_connections(&fixture.finish(1), &[("admitted", 1), ("tls-alert-from-client", 1)]);
+    assert_connections(&fixture.finish(1), &[("accepted", 1), ("tls-alert-from-client", 1)]);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn an_incomplete_handshake_ends_at_its_deadline() {
     }
     drop((waiting, client));
     let ended = fixture.finish(7);
-    assert_connections(&ended, &[("admitted", 7), ("closed-without-notify", 1), ("tls-handshake-timeout", 6)]);
+    assert_connections(&ended, &[("accepted", 7), ("closed-without-notify", 1), ("tls-handshake-timeout", 6)]);
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn a_handshake_that_is_too_long_ends_the_connection() {
         }
     }
     let _ = stream.read_to_end(&mut Vec::new());
-    assert_connections(&fixture.finish(1), &[("admitted", 1), ("tls-handshake-too-long", 1)]);
+    assert_connections(&fixture.finish(1), &[("accepted", 1), ("tls-handshake-too-long", 1)]);
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn a_silent_connection_is_closed_with_close_notify() {
     active.binding();
     assert!(read_to_end(&mut silent));
     assert!(read_to_end(&mut active.into_tls()));
-    assert_connections(&fixture.finish(2), &[("admitted", 2), ("idle", 2)]);
+    assert_connections(&fixture.finish(2), &[("accepted", 2), ("idle", 2)]);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_connection_with_binding_requests_only_is_closed_at_its_deadline() {
     let refreshed = allocated.request(&session, Method::REFRESH, &|writer| writer.push(&Lifetime(600)));
     assert_eq!(refreshed.error(), None);
     let ended = fixture.server.terminate();
-    assert_connections(&ended, &[("admitted", 2), ("unauthenticated", 1), ("server-stopped", 1)]);
+    assert_connections(&ended, &[("accepted", 2), ("unauthenticated", 1), ("server-stopped", 1)]);
 }
 
 /// Allocates, ends the connection with `end`, and waits until the allocation has ended and its port is free.
@@ -304,7 +304,7 @@ fn an_allocation_ends_however_its_connection_ends() {
     });
     let ended = fixture.finish(5);
     let expected =
-        [("admitted", 5), ("closed-by-client", 1), ("closed-without-notify", 2), ("broken", 1), ("tls-violation", 1)];
+        [("accepted", 5), ("closed-by-client", 1), ("closed-without-notify", 2), ("broken", 1), ("tls-violation", 1)];
     assert_connections(&ended, &expected);
     assert!(ended.logs.iter().all(|line| !matches!(line.level(), "WARN" | "ERROR") || is_about_the_machine(line)));
 }

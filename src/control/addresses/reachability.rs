@@ -1,4 +1,4 @@
-//! How far the addresses of this machine reach, by their range alone.
+//! Classification of addresses by their range.
 
 use std::net::IpAddr;
 
@@ -7,9 +7,9 @@ use crate::special_purpose::{self, Reach};
 /// From where an address can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reachability {
-    /// From everywhere, as far as its range tells.
+    /// From everywhere, according to its range.
     Global,
-    /// From some networks at most; says what kind of range it is, to be read in front of "address".
+    /// From some networks at most. The text is the kind of range, an adjective to "address" in a message.
     Private(&'static str),
     /// From the same link.
     LinkLocal,
@@ -19,7 +19,7 @@ pub(super) enum Reachability {
 
 use Reachability::{Global, LinkLocal, Loopback, Private};
 
-/// Classifies by IANA's registries of special-purpose addresses.
+/// Classifies an address according to IANA's registries of special-purpose addresses.
 pub(super) fn reachability(ip: IpAddr) -> Reachability {
     let Some(range) = special_purpose::find(ip.to_canonical()) else { return Global };
     match range.reach {

@@ -234,7 +234,7 @@ fn a_mapping_of_an_address_of_another_machine_causes_a_warning() {
     assert!(warning.starts_with("relay.external maps 10.0.0.6, which is not among"), "{warning}");
 }
 
-/// Where clients reach a listener, each address with the listener's port.
+/// Returns the addresses at which clients reach a listener, with its port.
 fn hosts(listener: &str, external: &[(IpAddr, IpAddr)], choice: &Choice) -> Vec<String> {
     let listener: SocketAddr = listener.parse().unwrap();
     let hosts = advertised_hosts(listener.ip(), external, choice);

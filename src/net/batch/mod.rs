@@ -15,5 +15,6 @@
 mod receive;
 mod send;
 
-pub use receive::{Datagram, DropCounter, Filled, RecvBatch, SlotLayout};
+pub(crate) use receive::DropCounter;
+pub use receive::{Datagram, Filled, RecvBatch, SlotLayout};
 pub use send::{Piece, SendBatch, SendStatus, Target};

@@ -46,25 +46,12 @@ pub struct Datagram {
     pub segment: Option<NonZeroUsize>,
 }
 
-impl Datagram {
-    /// Returns the payloads of the merged datagrams in the order of their arrival, or the only payload.
-    pub fn segments(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let Range { start, end } = self.payload;
-        let length = self.segment.map_or(usize::MAX, NonZeroUsize::get);
-        // An empty datagram has one empty segment.
-        let first = start..end.min(start.saturating_add(length));
-        std::iter::successors(Some(first), move |previous| {
-            (previous.end < end).then(|| previous.end..end.min(previous.end.saturating_add(length)))
-        })
-    }
-}
-
 /// The result of one call that received datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filled {
     /// The number of slots filled. The socket is empty if it is less than the requested maximum.
     pub count: usize,
-    /// The drop counter of the socket, for [`DropCounter::advance`]; `None` if the socket has dropped nothing.
+    /// The drop counter of the socket, for `DropCounter::advance`; `None` if the socket has dropped nothing.
     pub dropped: Option<u32>,
 }
 
@@ -72,12 +59,12 @@ pub struct Filled {
 ///
 /// The kernel reports drops only with a datagram that is received later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DropCounter(u32);
+pub(crate) struct DropCounter(u32);
 
 impl DropCounter {
     /// Returns how many datagrams were dropped since the last call. `counter` is [`Filled::dropped`], which wraps
     /// around.
-    pub fn advance(&mut self, counter: Option<u32>) -> u32 {
+    pub(crate) fn advance(&mut self, counter: Option<u32>) -> u32 {
         let Some(counter) = counter else { return 0 };
         counter.wrapping_sub(std::mem::replace(&mut self.0, counter))
     }
@@ -111,12 +98,6 @@ impl RecvBatch {
         Self { layout, slots, receiver, datagrams: vec![None; slots] }
     }
 
-    /// Returns the number of slots.
-    #[must_use]
-    pub fn slots(&self) -> usize {
-        self.slots
-    }
-
     /// Receives datagrams of a socket into at most `max` slots, starting with `first`, without waiting.
     ///
     /// Slots before `first` are not changed, so that the arena can hold datagrams of several sockets.
@@ -125,7 +106,7 @@ impl RecvBatch {
     ///
     /// `WouldBlock` if no datagram is available, `InvalidInput` if `max` is 0 or `first` is not a slot, otherwise those
     /// of `recvmmsg`. The call is repeated if a signal interrupts it or if it reports the error of a datagram sent
-    /// earlier (see [`enable_error_queue`](crate::net::udp::enable_error_queue)).
+    /// earlier (see `udp::enable_error_queue`).
     pub fn receive(&mut self, socket: &impl AsFd, first: usize, max: usize) -> io::Result<Filled> {
         if max == 0 || first >= self.slots {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -158,15 +139,9 @@ impl RecvBatch {
         self.datagrams.get(slot)?.as_ref()
     }
 
-    /// Returns a whole slot: headroom, payload and tailroom.
-    pub fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
-        let size = self.layout.size();
-        self.receiver.arena_mut().chunks_exact_mut(size.max(1)).nth(slot).unwrap_or_default()
-    }
-
-    /// Writes `header` in front of a payload that has a slot to itself, and `padding` zero bytes after it. Returns the place of all
-    /// three in the arena; `None` if they do not fit into the slot.
-    pub fn surround(
+    /// Writes `header` before a payload that is alone in its slot, and `padding` zero bytes after it. Returns the range
+    /// of all three in the arena; `None` if they do not fit into the slot.
+    pub(crate) fn surround(
         &mut self,
         slot: usize,
         payload: Range<usize>,
@@ -188,10 +163,5 @@ impl RecvBatch {
     #[must_use]
     pub fn arena(&self) -> &[u8] {
         self.receiver.arena()
-    }
-
-    /// Returns the bytes of all slots, in order, mutably.
-    pub fn arena_mut(&mut self) -> &mut [u8] {
-        self.receiver.arena_mut()
     }
 }

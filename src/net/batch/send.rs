@@ -83,16 +83,8 @@ impl Piece {
         Self { kept: false, start: range.start, end: range.end }
     }
 
-    /// Returns the length in bytes.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.end.saturating_sub(self.start)
-    }
-
-    /// Returns whether the piece has no bytes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -149,7 +141,7 @@ impl Default for SendBatch {
 
 impl std::fmt::Debug for SendBatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SendBatch").field("datagrams", &self.len()).finish_non_exhaustive()
+        f.debug_struct("SendBatch").field("datagrams", &self.ends.len()).finish_non_exhaustive()
     }
 }
 
@@ -168,18 +160,6 @@ impl SendBatch {
             flushed: false,
             sender: sys::Sender::default(),
         }
-    }
-
-    /// Returns the number of datagrams pushed since the last flush.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// Returns whether no datagram was pushed since the last flush.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
     }
 
     /// Copies bytes that are not in the arena, such as a header or a whole response, until the next flush.
@@ -254,7 +234,10 @@ impl SendBatch {
             if is_segmentation_error(code) && self.messages.get(next).is_some_and(|message| message.datagrams.len() > 1)
             {
                 if is_segmentation_unsupported(code) && std::mem::take(&mut self.segmentation) {
-                    tracing::info!(%error, "the interface does not support UDP segmentation; sending datagrams one by one");
+                    tracing::info!(
+                        %error,
+                        "the interface does not support UDP segmentation; sending datagrams one by one"
+                    );
                 }
                 self.split(next);
             } else {

@@ -15,21 +15,21 @@ const IP_ADDRESS: TagNumber = TagNumber(7);
 
 /// The fields of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Certificate {
+pub(crate) struct Certificate {
     /// The distinguished name of the subject, as in `CN=turn.example.org`. It may be empty.
-    pub subject: String,
+    pub(crate) subject: String,
     /// The distinguished name of the issuer.
-    pub issuer: String,
+    pub(crate) issuer: String,
     /// The serial number in hexadecimal.
-    pub serial: String,
+    pub(crate) serial: String,
     /// The DNS names of the subjectAltName, including wildcards.
-    pub names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// The addresses of the subjectAltName.
-    pub addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// The start of the validity period, in seconds since the Unix epoch.
-    pub not_before: u64,
+    pub(crate) not_before: u64,
     /// The end of the validity period, in seconds since the Unix epoch.
-    pub not_after: u64,
+    pub(crate) not_after: u64,
     subject_der: Vec<u8>,
     issuer_der: Vec<u8>,
 }
@@ -76,13 +76,13 @@ impl Certificate {
 
     /// Returns whether subject and issuer are the same.
     #[must_use]
-    pub fn is_self_signed(&self) -> bool {
+    pub(crate) fn is_self_signed(&self) -> bool {
         self.subject_der == self.issuer_der
     }
 
     /// Returns whether the issuer of this certificate is the subject of `other`.
     #[must_use]
-    pub fn is_issued_by(&self, other: &Self) -> bool {
+    pub(crate) fn is_issued_by(&self, other: &Self) -> bool {
         self.issuer_der == other.subject_der
     }
 
@@ -90,7 +90,7 @@ impl Certificate {
     ///
     /// The host is a name, an IPv4 address or an IPv6 address in brackets. A wildcard matches the leftmost label.
     #[must_use]
-    pub fn covers(&self, host: &str) -> bool {
+    pub(crate) fn covers(&self, host: &str) -> bool {
         let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         if let Ok(address) = bare.parse::<IpAddr>() {
             return self.addresses.contains(&address);
@@ -105,7 +105,7 @@ impl Certificate {
 
 /// Formats a time in seconds since the Unix epoch, as in `2026-11-21 12:00 UTC`.
 #[must_use]
-pub fn date(unix: u64) -> String {
+pub(crate) fn date(unix: u64) -> String {
     match DateTime::from_unix_duration(Duration::from_secs(unix)) {
         Ok(at) => format!("{}-{:02}-{:02} {:02}:{:02} UTC", at.year(), at.month(), at.day(), at.hour(), at.minutes()),
         Err(_) => format!("second {unix} of the epoch"),

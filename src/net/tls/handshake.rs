@@ -26,14 +26,14 @@ const MAX_IDLE_CAPACITY: usize = 4 * 1024;
 
 /// Performs handshakes with one certificate. Clones share the certificate.
 #[derive(Clone, Debug)]
-pub struct Acceptor(pub(super) Arc<ServerConfig>);
+pub(crate) struct Acceptor(pub(super) Arc<ServerConfig>);
 
 /// A connection whose handshake is complete.
-pub type Stream<S> = tokio_rustls::server::TlsStream<LimitedStream<S>>;
+pub(crate) type Stream<S> = tokio_rustls::server::TlsStream<LimitedStream<S>>;
 
 /// The usage of a connection that the client selected with ALPN (RFC 7443).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Usage {
+pub(crate) enum Usage {
     /// TURN, or no ALPN.
     Turn,
     /// NAT discovery: only Binding.
@@ -42,7 +42,7 @@ pub enum Usage {
 
 /// Why TLS failed on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// The client did not send TLS.
     NotTls,
     /// The server supports none of the protocols that the client offers (RFC 7301 §3.2).
@@ -66,7 +66,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// The reason for which the handshake failed. The alert was sent to the client if possible.
-    pub async fn accept<S>(&self, stream: S) -> Result<(Stream<S>, Usage), Failure>
+    pub(crate) async fn accept<S>(&self, stream: S) -> Result<(Stream<S>, Usage), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -90,7 +90,7 @@ impl Acceptor {
 impl Failure {
     /// Returns the reason for an error of reading or writing.
     #[must_use]
-    pub fn of(error: &io::Error) -> Self {
+    pub(crate) fn of(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(rustls::Error::InvalidMessage(
                 InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
@@ -110,7 +110,7 @@ impl Failure {
 /// During the handshake it reads a limited number of bytes. After the handshake it collects records until a flush, so
 /// that one write sends many of them.
 #[derive(Debug)]
-pub struct LimitedStream<S> {
+pub(crate) struct LimitedStream<S> {
     stream: S,
     /// The number of bytes that the client may still send; `None` after the handshake.
     remaining: Option<usize>,

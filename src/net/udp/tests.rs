@@ -1,12 +1,13 @@
 //! Real sockets on the loopback interface. A machine without IPv6 passes the tests that need it without doing anything.
 
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
 use nix::poll::PollFlags;
 
 use super::*;
-use crate::net::testing::{addr, closed_port, has_ipv6, in_own_network, ip, loopbacks, wait_for};
+use crate::net::batch::{RecvBatch, SendStatus, SlotLayout, Target};
+use crate::net::testing::{addr, closed_port, has_ipv6, in_own_network, ip, loopbacks, receive, send, wait_for};
 
 /// Returns a listener on a free port, and the port.
 fn listener(text: &str) -> (UdpSocket, u16) {
@@ -22,25 +23,17 @@ fn client(text: &str) -> UdpSocket {
     client
 }
 
-/// Waits for a datagram and receives it.
-fn receive_one(socket: &UdpSocket, buffer: &mut [u8]) -> Received {
-    socket.set_nonblocking(false).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let received = receive(socket, buffer).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    received
-}
-
 /// Sends from the client to `destination` and back from that address.
 fn echo(listener: &UdpSocket, client: &UdpSocket, destination: SocketAddr, expected: Option<IpAddr>) {
     client.send_to(b"ping", destination).unwrap();
-    let mut buffer = [0; 64];
-    let received = receive_one(listener, &mut buffer);
-    let source = client.local_addr().unwrap();
-    assert_eq!(received, Received { len: 4, source, destination: expected, truncated: false, tos: 0 });
-    assert_eq!(&buffer[..4], b"ping");
+    let (received, payload) = receive(listener, 64);
+    assert_eq!(payload, b"ping");
+    assert_eq!((received.source, received.destination), (client.local_addr().unwrap(), expected));
+    assert_eq!((received.truncated, received.tos), (false, 0));
 
-    send(listener, b"pong", received.source, received.destination).unwrap();
+    let mut buffer = [0; 64];
+    let target = Target::new(received.source, received.destination, 0);
+    assert_eq!(send(listener, b"pong", &target), SendStatus::Sent);
     let (len, from) = client.recv_from(&mut buffer).unwrap();
     assert_eq!((&buffer[..len], from), (&b"pong"[..], destination));
 }
@@ -97,7 +90,8 @@ fn mapped_addresses_are_sent_as_ipv4() {
     let (listener, port) = listener("0.0.0.0:0");
     let client = client("127.0.0.1:0");
     let to = SocketAddr::new(ip("::ffff:127.0.0.1"), client.local_addr().unwrap().port());
-    send(&listener, b"hello", to, Some(ip("::ffff:127.0.0.3"))).unwrap();
+    let target = Target::new(to, Some(ip("::ffff:127.0.0.3")), 0);
+    assert_eq!(send(&listener, b"hello", &target), SendStatus::Sent);
     let mut buffer = [0; 64];
     assert_eq!(client.recv_from(&mut buffer).unwrap(), (5, SocketAddr::new(ip("127.0.0.3"), port)));
 }
@@ -107,10 +101,10 @@ fn an_impossible_source_address_is_an_error_and_sends_nothing() {
     let (listener, _) = listener("0.0.0.0:0");
     let client = client("127.0.0.1:0");
     let to = client.local_addr().unwrap();
-    let error = send(&listener, b"hello", to, Some(ip("::1"))).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    let send_from = |from| send(&listener, b"hello", &Target::new(to, Some(ip(from)), 0));
+    assert_eq!(send_from("::1"), SendStatus::Failed(libc::EINVAL));
     // The error differs between kernel versions.
-    send(&listener, b"hello", to, Some(ip("203.0.113.77"))).unwrap_err();
+    assert!(matches!(send_from("203.0.113.77"), SendStatus::Failed(_)));
     client.set_nonblocking(true).unwrap();
     assert_eq!(client.recv(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
 }
@@ -119,11 +113,10 @@ fn an_impossible_source_address_is_an_error_and_sends_nothing() {
 fn a_datagram_longer_than_the_buffer_is_reported_as_truncated() {
     let (listener, port) = listener("127.0.0.1:0");
     let client = client("127.0.0.1:0");
-    let mut buffer = [0; 8];
     for (sent, truncated) in [(8, false), (9, true)] {
         client.send_to(&vec![7; sent], ("127.0.0.1", port)).unwrap();
-        let received = receive_one(&listener, &mut buffer);
-        assert_eq!((received.len, received.truncated), (8, truncated));
+        let (received, payload) = receive(&listener, 8);
+        assert_eq!((payload.len(), received.truncated), (8, truncated));
     }
 }
 
@@ -132,8 +125,8 @@ fn an_empty_datagram_is_a_datagram() {
     let (listener, port) = listener("127.0.0.1:0");
     let client = client("127.0.0.1:0");
     client.send_to(&[], ("127.0.0.1", port)).unwrap();
-    assert_eq!(receive_one(&listener, &mut [0; 8]).len, 0);
-    send(&listener, &[], client.local_addr().unwrap(), None).unwrap();
+    assert!(receive(&listener, 8).1.is_empty());
+    assert_eq!(send(&listener, &[], &Target::new(client.local_addr().unwrap(), None, 0)), SendStatus::Sent);
     assert_eq!(client.recv(&mut [0; 8]).unwrap(), 0);
 }
 
@@ -142,10 +135,9 @@ fn the_largest_datagram_arrives_complete() {
     let (listener, port) = listener("127.0.0.1:0");
     let client = client("127.0.0.1:0");
     let payload: Vec<u8> = (0..65_507_u32).map(|i| i.to_le_bytes()[0]).collect();
-    send(&client, &payload, SocketAddr::new(ip("127.0.0.1"), port), None).unwrap();
-    let mut buffer = vec![0; 65_535];
-    assert_eq!(receive_one(&listener, &mut buffer).len, payload.len());
-    assert_eq!(buffer[..payload.len()], payload);
+    let target = Target::new(SocketAddr::new(ip("127.0.0.1"), port), None, 0);
+    assert_eq!(send(&client, &payload, &target), SendStatus::Sent);
+    assert_eq!(receive(&listener, 65_535).1, payload);
 }
 
 // RFC 8656 §14: DSCP and ECN of a received datagram can be copied to a sent one.
@@ -159,11 +151,13 @@ fn dscp_and_ecn_are_received_and_sent_in_both_families() {
         let (listener, port) = listener(listen);
         let peer = bind_relay(SocketAddr::new(ip(host), 0)).unwrap();
         for tos in [0, 0b1011_1010, 0b0000_0011, 0xff] {
-            send_with_tos(&peer, b"there", SocketAddr::new(ip(host), port), None, tos).unwrap();
-            let received = receive_one(&listener, &mut [0; 8]);
+            let target = Target::new(SocketAddr::new(ip(host), port), None, tos);
+            assert_eq!(send(&peer, b"there", &target), SendStatus::Sent);
+            let (received, _) = receive(&listener, 8);
             assert_eq!(received.tos, tos, "{listen} from {host}");
-            send_with_tos(&listener, b"back", received.source, received.destination, tos).unwrap();
-            assert_eq!(receive_one(&peer, &mut [0; 8]).tos, tos, "{listen} to {host}");
+            let target = Target::new(received.source, received.destination, tos);
+            assert_eq!(send(&listener, b"back", &target), SendStatus::Sent);
+            assert_eq!(receive(&peer, 8).0.tos, tos, "{listen} to {host}");
         }
     }
 }
@@ -173,7 +167,7 @@ fn sockets_do_not_block() {
     let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
     let (listener, _) = listener("127.0.0.1:0");
     for socket in [relay, listener] {
-        assert_eq!(receive(&socket, &mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(socket.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }
 
@@ -266,7 +260,7 @@ fn a_closed_port_is_reported_with_its_peer() {
         assert_eq!(receive_error(&relay).unwrap(), None);
         let nowhere = [closed_port(host), closed_port(host)].map(|socket| (socket.local_addr().unwrap(), socket));
         for (address, _socket) in &nowhere {
-            send(&relay, b"lost", *address, None).unwrap();
+            assert_eq!(send(&relay, b"lost", &Target::new(*address, None, 0)), SendStatus::Sent);
         }
         for (address, _socket) in &nowhere {
             wait_for(&relay, PollFlags::POLLERR);
@@ -283,17 +277,19 @@ fn an_error_of_an_earlier_datagram_does_not_affect_sending_or_receiving() {
         enable_error_queue(&relay).unwrap();
         let (peer, closed_port) = (client(&SocketAddr::new(host, 0).to_string()), closed_port(host));
         let nowhere = closed_port.local_addr().unwrap();
+        let [to_nowhere, to_peer] = [nowhere, peer.local_addr().unwrap()].map(|to| Target::new(to, None, 0));
+        let mut batch = RecvBatch::new(1, SlotLayout { headroom: 0, payload: 8, tailroom: 0 });
         let mut buffer = [0; 8];
         for _ in 0..3 {
-            send(&relay, b"lost", nowhere, None).unwrap();
+            assert_eq!(send(&relay, b"lost", &to_nowhere), SendStatus::Sent);
             wait_for(&relay, PollFlags::POLLERR);
-            assert_eq!(receive(&relay, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(batch.receive(&relay, 0, 1).unwrap_err().kind(), io::ErrorKind::WouldBlock);
             send_unfragmented(&relay, b"lost", nowhere, 0).unwrap();
             wait_for(&relay, PollFlags::POLLERR);
             send_unfragmented(&relay, b"arrives", peer.local_addr().unwrap(), 0).unwrap();
-            send(&relay, b"lost", nowhere, None).unwrap();
+            assert_eq!(send(&relay, b"lost", &to_nowhere), SendStatus::Sent);
             wait_for(&relay, PollFlags::POLLERR);
-            send(&relay, b"arrives", peer.local_addr().unwrap(), None).unwrap();
+            assert_eq!(send(&relay, b"arrives", &to_peer), SendStatus::Sent);
             for _ in 0..2 {
                 let (len, from) = peer.recv_from(&mut buffer).unwrap();
                 assert_eq!((&buffer[..len], from), (&b"arrives"[..], relay.local_addr().unwrap()));
@@ -328,7 +324,7 @@ fn a_datagram_longer_than_the_mtu_is_fragmented_unless_df_is_set() {
                 assert_eq!((error.kind, error.code), if host.is_ipv4() { (3, 4) } else { (2, 0) });
                 assert_eq!(receive_error(&relay).unwrap(), None);
 
-                send(&relay, &[3; 2_000], to, None).unwrap();
+                assert_eq!(send(&relay, &[3; 2_000], &Target::new(to, None, 0)), SendStatus::Sent);
                 assert_eq!(peer.recv(&mut buffer).unwrap(), 2_000);
             }
         }

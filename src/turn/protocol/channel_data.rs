@@ -9,8 +9,8 @@ use crate::stun::{Class, MessageWriter, Method, TransactionId};
 /// Length of a ChannelData header.
 pub(crate) const CHANNEL_HEADER: usize = 4;
 
-/// The bytes that the shell keeps free in front of a datagram from a peer: enough for a ChannelData header, or for a Data
-/// indication up to its data, with an IPv6 peer address.
+/// The bytes that the shell keeps free in front of a datagram from a peer: enough for a ChannelData header, or for a
+/// Data indication up to its data, with an IPv6 peer address.
 ///
 /// ```text
 ///  0                                            44      48                  48+len
@@ -22,8 +22,8 @@ pub const HEADROOM: usize = 48;
 /// The bytes that the shell keeps free after the longest payload, for padding.
 pub const TAILROOM: usize = 3;
 
-/// Returns the channel number of a ChannelData message and the place of its payload. `None` if the length field exceeds the
-/// datagram; bytes after the payload are allowed (RFC 8656 §12.5: padding).
+/// Returns the channel number of a ChannelData message and the place of its payload. `None` if the length field exceeds
+/// the datagram; bytes after the payload are allowed (RFC 8656 §12.5: padding).
 pub(crate) fn parse(datagram: &[u8]) -> Option<(u16, Range<usize>)> {
     let ([number_high, number_low, length_high, length_low], data) = datagram.split_first_chunk::<CHANNEL_HEADER>()?;
     let length = usize::from(u16::from_be_bytes([*length_high, *length_low]));
@@ -46,8 +46,8 @@ pub(crate) enum Framing {
 }
 
 impl Framing {
-    /// Writes the header of `length` bytes of data to the end of `headroom`, and returns its length. `None` if the length field
-    /// cannot hold the length.
+    /// Writes the header of `length` bytes of data to the end of `headroom`. Returns the length of the header; `None`
+    /// if `length` does not fit into the length field.
     #[must_use]
     pub(crate) fn write_header(
         &self,
@@ -65,7 +65,7 @@ impl Framing {
             Self::Indication(peer) => {
                 let mut transaction = [0; 12];
                 rng.fill_bytes(&mut transaction);
-                // The writer fills forwards. So the header is written elsewhere and copied to end at the payload.
+                // The writer fills a buffer from its start. The header has to end at the payload, so it is copied.
                 let mut header = [0; HEADROOM];
                 let transaction = TransactionId::new(transaction);
                 let mut writer = MessageWriter::new(&mut header, Class::Indication, Method::DATA, transaction);
@@ -77,7 +77,7 @@ impl Framing {
         }
     }
 
-    /// Returns the number of zero bytes after `length` bytes of data, [`TAILROOM`] at most.
+    /// Returns the number of zero bytes after `length` bytes of data, at most [`TAILROOM`].
     #[must_use]
     pub(crate) fn padding(&self, length: usize) -> usize {
         match self {
@@ -98,7 +98,7 @@ mod tests {
     use crate::stun::Message;
     use crate::stun::attribute::Data;
 
-    /// Makes the message around the `length` bytes at [`HEADROOM`] of a buffer, as a shell does.
+    /// Writes the header and the padding around the `length` bytes at [`HEADROOM`] of a buffer, as a shell does.
     fn wrap(framing: Framing, buffer: &mut [u8], length: usize, rng: &mut StdRng) -> Option<Range<usize>> {
         let header = framing.write_header(length, rng, buffer.first_chunk_mut()?)?;
         let end = HEADROOM + length + framing.padding(length);
@@ -111,22 +111,22 @@ mod tests {
     }
 
     #[test]
-    fn parse_refuses_a_length_beyond_the_datagram() {
+    fn parse_fails_if_the_length_exceeds_the_datagram() {
         assert_eq!(parse(&[0x40, 0, 0, 1]), None);
         assert_eq!(parse(&[0x40, 0, 0]), None);
         assert_eq!(parse(&[0x40, 0, 0xff, 0xff, 1, 2, 3]), None);
     }
 
-    // RFC 8656 §12.4: 0 is a valid length. §12.5: over UDP padding may be there.
+    // RFC 8656 §12.4: 0 is a valid length. §12.5: over UDP there may be padding.
     #[test]
-    fn parse_takes_an_empty_payload_and_leaves_padding_out() {
+    fn parse_accepts_an_empty_payload_and_excludes_padding() {
         assert_eq!(parse(&[0x40, 1, 0, 0]), Some((0x4001, 4..4)));
         assert_eq!(parse(&[0x4f, 0xff, 0, 1, 9, 0, 0, 0]), Some((0x4fff, 4..5)));
     }
 
     proptest! {
         #[test]
-        fn what_is_wrapped_is_read_back(
+        fn written_messages_are_parsed_to_the_same_content(
             payload in prop::collection::vec(any::<u8>(), 0..70),
             v6 in any::<bool>(),
             port in any::<u16>(),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_too_long_for_the_length_field_is_refused() {
+    fn a_payload_too_long_for_the_length_field_gets_no_header() {
         let length = usize::from(u16::MAX);
         let mut buffer = vec![0; HEADROOM + length + TAILROOM];
         let peer = "192.0.2.7:9".parse().unwrap();

@@ -2,13 +2,13 @@
 
 use std::ops::RangeInclusive;
 
-/// The range of channel numbers. The one place that knows it: demultiplexing, framing and ChannelBind ask here.
+/// The range of channel numbers, for demultiplexing, framing and ChannelBind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ChannelNumbers {
     /// 0x4000–0x4FFF (RFC 8656 §12).
     #[default]
     Rfc8656,
-    /// 0x4000–0x7FFF, as RFC 5766 §11 had it; some clients still choose such numbers.
+    /// 0x4000–0x7FFF, as in RFC 5766 §11. Some clients still use such numbers.
     Rfc5766,
 }
 
@@ -43,7 +43,7 @@ mod tests {
 
     // RFC 8656 §12, Table 3; RFC 5766 §11.
     #[test]
-    fn the_first_byte_tells_the_range() {
+    fn the_first_byte_determines_the_range() {
         for number in 0..=u16::MAX {
             let [byte, _] = number.to_be_bytes();
             for numbers in [ChannelNumbers::Rfc8656, ChannelNumbers::Rfc5766] {

@@ -33,7 +33,7 @@ impl<'m> Credentials<'m> {
         }
         // Integrity, but no USERNAME or USERHASH, REALM or NONCE → 400.
         let name = match optional(message)? {
-            // RFC 8489 §9.2.2: trailing nulls are no part of the name.
+            // RFC 8489 §9.2.2: trailing nulls are not part of the name.
             Some(Username(name)) => Name::Given(name.trim_end_matches('\0')),
             None => {
                 let Userhash(hash) = required(message)?;
@@ -73,7 +73,7 @@ impl<'m> Credentials<'m> {
     }
 }
 
-/// The third check of RFC 8489 §9.2.4: the password algorithm.
+/// Carries out the third check of RFC 8489 §9.2.4: the password algorithm.
 fn algorithm(message: &Message<'_>, nonce: &str, checked: Result<(), NonceError>) -> Result<KeyAlgorithm, Rejection> {
     let listed: Option<PasswordAlgorithms<'_>> = optional(message)?;
     let named: Option<PasswordAlgorithm<'_>> = optional(message)?;
@@ -82,7 +82,7 @@ fn algorithm(message: &Message<'_>, nonce: &str, checked: Result<(), NonceError>
         // The client does not use password algorithms.
         (None, None) => return Ok(KeyAlgorithm::Md5),
         (Some(listed), Some(named)) => {
-            // The list that came with another server's nonce is unknown here. The client gets a nonce of this server by a 438.
+            // This server does not know the list of another server's nonce. The client gets a new nonce in a 438.
             let is_ours = checked != Err(NonceError::Invalid);
             let as_sent = !is_ours || listed == PASSWORD_ALGORITHMS;
             let chosen = listed.iter().any(|listed| listed == named);
@@ -98,7 +98,7 @@ fn algorithm(message: &Message<'_>, nonce: &str, checked: Result<(), NonceError>
     match named {
         PasswordAlgorithm::SHA256 => Ok(KeyAlgorithm::Sha256),
         PasswordAlgorithm::MD5 => Ok(KeyAlgorithm::Md5),
-        // An algorithm of another server. The challenge lists those of this one.
+        // An algorithm of another server. The challenge lists the algorithms of this one.
         _ => Err(Rejection::Unauthenticated),
     }
 }

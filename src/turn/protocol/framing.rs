@@ -1,4 +1,4 @@
-//! Where one message ends and the next begins on a stream (RFC 8489 §6.2.2, RFC 8656 §12.5).
+//! The boundaries of messages on a stream (RFC 8489 §6.2.2, RFC 8656 §12.5).
 
 use crate::stun::{HEADER_LEN, MAGIC_COOKIE};
 use crate::turn::protocol::channel_data::CHANNEL_HEADER;
@@ -7,7 +7,7 @@ use crate::turn::protocol::channel_numbers::ChannelNumbers;
 /// The longest frame in bytes: a STUN header and the attributes that its length field allows.
 pub const LARGEST_FRAME: usize = 65_552;
 
-/// What a byte stream begins with.
+/// The start of a byte stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// A complete message.
@@ -79,7 +79,7 @@ mod tests {
 
     // RFC 8489 §5: class and method in the first two bytes.
     #[test]
-    fn a_binding_is_told_by_its_type() {
+    fn a_binding_is_recognized_by_its_type() {
         let of = |class, method| {
             let mut buffer = [0; 64];
             let writer = MessageWriter::new(&mut buffer, class, method, TransactionId::new([1; 12]));
@@ -101,9 +101,9 @@ mod tests {
         assert_eq!(next_frame(&[message, vec![9; 3]].concat(), CHANNELS), complete);
     }
 
-    // RFC 8656 §12.5: padded to a multiple of four bytes, which the length field leaves out.
+    // RFC 8656 §12.5: padded to a multiple of four bytes. The length field does not include the padding.
     #[test]
-    fn channel_data_ends_behind_its_padding() {
+    fn a_channel_data_frame_includes_its_padding() {
         assert_eq!(next_frame(&[0x40, 0, 0, 1, 7, 0, 0], CHANNELS), Frame::Partial);
         assert_eq!(next_frame(&[0x40, 0, 0, 1, 7, 0, 0, 0], CHANNELS), Frame::Complete { message: 5, length: 8 });
         assert_eq!(next_frame(&[0x4f, 0xff, 0, 0], CHANNELS), Frame::Complete { message: 4, length: 4 });
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_of_what_is_written_is_that_of_its_frame() {
+    fn written_length_is_the_length_of_the_frame() {
         let longest = [&[0x40, 0, 0xff, 0xff][..], &[0; 65_536]].concat();
         for message in [binding(), vec![0x40, 0, 0, 1, 7, 0, 0, 0], vec![0x4f, 0xff, 0, 0], longest] {
             assert_eq!(written_length(*message.first_chunk().unwrap()), message.len());
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_become_a_message_is_told_as_early_as_can_be() {
+    fn invalid_frames_are_detected_early() {
         for garbage in [&b"\x16\x03\x01"[..], b"P", b"\x50", &[0, 1, 0, 3], &[0, 1, 0, 0, 1, 2, 3, 4]] {
             assert_eq!(next_frame(garbage, CHANNELS), Frame::Invalid, "{garbage:?}");
         }
@@ -132,7 +132,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_a_frame_longer_than_they_are(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn a_frame_is_never_longer_than_its_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Frame::Complete { message, length } = next_frame(&bytes, CHANNELS) {
                 prop_assert!(message <= length && length <= bytes.len());
             }

@@ -18,7 +18,7 @@ pub(crate) fn attribute(peer: SocketAddr, error: IcmpError) -> Option<Icmp> {
         (true, 11) | (false, 1 | 3) => false,
         _ => return None,
     };
-    // §18.13: the error data of all others MUST be zero.
+    // §18.13: the data of all other errors MUST be zero.
     Some(Icmp { kind, code, data: if too_big { mtu } else { 0 } })
 }
 

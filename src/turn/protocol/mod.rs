@@ -1,4 +1,4 @@
-//! What goes over the wire: framing, requests from authentication to response, and one handler for each method.
+//! The wire protocol: framing, authentication, one handler for each method, and responses.
 
 pub(crate) mod channel_data;
 pub(crate) mod channel_numbers;

@@ -1,4 +1,4 @@
-//! Error responses: their codes, and what each of them carries.
+//! Error responses: their codes and their content.
 
 use std::fmt;
 
@@ -122,7 +122,7 @@ impl Rejection {
         }
     }
 
-    /// The reason phrase of the response.
+    /// Returns the reason phrase of the response.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::BadRequest(reason) | Self::InsufficientCapacity(reason) => reason,
@@ -131,7 +131,7 @@ impl Rejection {
         }
     }
 
-    /// What the request is counted under.
+    /// Returns the outcome that the request is counted under.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Self::Limit(limit) => Outcome::RejectedByLimit(*limit),
@@ -145,7 +145,7 @@ impl Rejection {
     }
 }
 
-/// The number of unknown attributes that one response lists at most.
+/// The maximum number of unknown attributes in one response.
 const MAX_UNKNOWN: usize = 32;
 
 /// The distinct attribute types of a 420 response.

@@ -1,5 +1,5 @@
-//! The steps that every request takes: authentication (RFC 8489 §9.2.4), the check for unknown attributes (§6.3.1), the handler of
-//! its method, and the response.
+//! The steps of a request other than Binding: authentication (RFC 8489 §9.2.4), the check for unknown attributes
+//! (§6.3.1), the handler of its method, and the response.
 
 use std::rc::Rc;
 
@@ -71,8 +71,8 @@ impl Server {
     ) -> FromClient {
         // Before the costly HMAC over the message, and before anything is sent.
         let nonce = self.check_nonce(cx, tuple, message);
-        // A client that repeats a nonce it was given, valid or expired, or that has an allocation receives at its address. A
-        // forged flood from that address does not block it.
+        // A client is verified if it repeats a nonce of this server, valid or expired, or has an allocation. Then a
+        // forged flood from its address does not block it.
         let verified = nonce != Err(NonceError::Invalid) || self.table.find_open(tuple, cx.now).is_some();
         if !verified && !self.responses.admits(tuple, cx.now) {
             return FromClient::Drop(DropReason::ResponseLimit);
@@ -81,7 +81,7 @@ impl Server {
             .and_then(|credentials| self.authenticate(cx, tuple, context, message, &credentials, nonce.is_ok()))
         {
             Ok(request) => request,
-            // Rate-limits repeated 401s: a client that tries passwords gets them, one with the right credentials does not.
+            // Rate-limits repeated 401s, which password guesses cause. A client with valid credentials gets none.
             Err(Rejection::Unauthenticated) if verified && !self.responses.admits_source(tuple.client.ip(), cx.now) => {
                 return FromClient::Drop(DropReason::ResponseLimit);
             }
@@ -140,7 +140,7 @@ impl Server {
             .map_or(FromClient::Drop(DropReason::TooLarge), FromClient::Respond)
     }
 
-    /// Whether the nonce was made by this server for this client and is valid. A missing one is foreign.
+    /// Checks whether this server made the nonce for this client and it has not expired. A missing nonce is invalid.
     fn check_nonce(&self, cx: &Context<'_>, tuple: &FiveTuple, message: &Message<'_>) -> Result<(), NonceError> {
         match message.get() {
             Ok(Some(Nonce(nonce))) => self.snapshot.nonces.check(nonce, cx.unix, tuple.client),
@@ -148,7 +148,7 @@ impl Server {
         }
     }
 
-    /// The checks of RFC 8489 §9.2.4 from the username on, in that order.
+    /// Carries out the checks of RFC 8489 §9.2.4 from the username on, in order.
     fn authenticate<'a, 'm>(
         &mut self,
         cx: &Context<'_>,
@@ -163,13 +163,13 @@ impl Server {
         let allocation = self.table.find(tuple);
         let own = allocation.and_then(|id| self.table.get(id)).map(|allocation| &allocation.identity);
         let known = username.and_then(|username| {
-            own.filter(|own| own.is_for(username, algorithm)).or_else(|| self.known.get(username, algorithm))
+            own.filter(|own| own.is_for(username, algorithm)).or_else(|| self.identity_cache.get(username, algorithm))
         });
         let mut matches = |key: &LongTermKey| credentials.is_signed_with(key, message);
         let identity = match authenticator.authenticate(username, algorithm, cx.unix, known, &mut matches) {
             Ok(identity) => identity,
             Err(failure) => {
-                // A client that forges its address writes no log.
+                // A forged source has no valid nonce, so it cannot fill the log.
                 if nonce_is_valid {
                     let (username, cause) = (credentials.for_log(authenticator), AuthCause::Failure(failure));
                     let event = Event::AuthenticationFailed { username, tuple: *tuple, cause };
@@ -188,9 +188,9 @@ impl Server {
         if context.method == RequestMethod::Allocate && expired && !self.is_retransmission(cx.now, &request) {
             return Err(self.expired(cx, &request));
         }
-        // The identity of an allocation is found there.
+        // The identity of an allocation is found in the allocation, so it is not cached.
         if !is_own && !expired {
-            self.known.insert(&request.identity);
+            self.identity_cache.insert(&request.identity);
         }
         Ok(request)
     }
@@ -242,8 +242,8 @@ pub(crate) fn unknown_attributes(message: &Message<'_>) -> Option<Rejection> {
     Some(Rejection::unknown_attributes(first, unknown))
 }
 
-/// Whether this server understands a comprehension-required attribute: it acts on it, or may ignore it in a message where it is
-/// not expected.
+/// Whether this server understands a comprehension-required attribute: it processes the attribute, or ignores it in a
+/// message where it is not expected.
 pub(crate) fn is_understood(kind: AttributeType) -> bool {
     matches!(
         kind,

@@ -27,17 +27,17 @@ const SOFTWARE: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
 pub(crate) const PASSWORD_ALGORITHMS: PasswordAlgorithms<'static> =
     PasswordAlgorithms::new(&[PasswordAlgorithm::SHA256, PasswordAlgorithm::MD5]);
 
-/// What a response takes from its request.
+/// The properties of a request that its response depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ResponseContext {
     pub(crate) method: RequestMethod,
     pub(crate) transaction: TransactionId,
-    /// Whether the request has a FINGERPRINT; then the response gets one.
+    /// Whether the request has a FINGERPRINT. Then the response has one.
     pub(crate) fingerprint: bool,
     /// Whether the client uses the draft's attribute numbers for dual allocation.
     draft_numbers: bool,
-    /// Whether the client uses password algorithms. RFC 8489 §9.2.4: then the response has MESSAGE-INTEGRITY-SHA256, else
-    /// MESSAGE-INTEGRITY.
+    /// Whether the client uses password algorithms. RFC 8489 §9.2.4: then the response has MESSAGE-INTEGRITY-SHA256,
+    /// else MESSAGE-INTEGRITY.
     pub(crate) sha256: bool,
 }
 
@@ -46,7 +46,7 @@ impl ResponseContext {
         let (mut fingerprint, mut sha256, mut draft, mut standard) = (false, false, false, false);
         for attribute in message.attributes() {
             match attribute.kind {
-                // A wrong FINGERPRINT was dropped before.
+                // A message with a wrong FINGERPRINT was dropped before.
                 AttributeType::FINGERPRINT => fingerprint = true,
                 AttributeType::PASSWORD_ALGORITHM | AttributeType::PASSWORD_ALGORITHMS => sha256 = true,
                 AttributeType::DRAFT_ADDITIONAL_ADDRESS_FAMILY => draft = true,
@@ -88,7 +88,7 @@ pub(crate) enum Success {
     Done,
 }
 
-/// The attributes of an error response besides ERROR-CODE.
+/// The attributes of an error response in addition to ERROR-CODE.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ErrorExtras<'a> {
     None,

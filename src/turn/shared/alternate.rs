@@ -41,8 +41,8 @@ pub(crate) struct Redirect {
 }
 
 impl Alternate {
-    /// Picks the servers for a client; `None` if there is none of its address family. Clients choose transaction IDs at
-    /// random (RFC 8489 §5), so they spread over the servers, and a retransmission gets the same servers.
+    /// Selects the servers for a client; `None` if there is none of its address family. Clients choose transaction IDs
+    /// at random (RFC 8489 §5), so they spread over the servers, and a retransmission gets the same servers.
     pub(crate) fn pick(&self, tuple: &FiveTuple, transaction: TransactionId) -> Option<Redirect> {
         let servers = match tuple.transport {
             Transport::Udp | Transport::Tcp => &self.servers,
@@ -54,8 +54,8 @@ impl Alternate {
         Some(Redirect { server, other_family })
     }
 
-    /// The ALTERNATE-DOMAIN of a response. RFC 8489 §10 demands it in some responses over TLS; other clients over TLS may
-    /// use it.
+    /// Returns the ALTERNATE-DOMAIN of a response. RFC 8489 §10 demands it in some responses over TLS; other clients
+    /// over TLS may use it.
     pub(crate) fn domain_for(&self, transport: Transport) -> Option<&str> {
         match transport {
             Transport::Udp | Transport::Tcp => None,

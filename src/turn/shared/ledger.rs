@@ -1,4 +1,4 @@
-//! What the workers share for as long as the process lives. Nothing in it is ever locked.
+//! What the workers share for the lifetime of the process. It has no locks.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -14,18 +14,18 @@ use crate::turn::shared::reservations::Reservations;
 pub struct Ledger {
     /// The relayed transport addresses of this server that are in use.
     pub live: LiveRelays,
-    /// Ports that are reserved for the client with their token.
+    /// The ports that are reserved for the client with their token.
     pub reservations: Reservations,
-    /// The number of allocations, in all and per user, and what users have used of their rates.
+    /// The number of allocations, in total and per user, and the rate usage of users.
     pub quota: Arc<Quota>,
-    /// The number of connections. Its users are the sources, as text: an IPv4 address or an IPv6 /64.
+    /// The number of connections, in total and per source. A source is an IPv4 address or an IPv6 /64, as text.
     pub connections: Arc<Quota>,
     draining: AtomicBool,
 }
 
 impl Ledger {
-    /// Creates a ledger without allocations. `addresses` are pairs of the address that relay sockets are bound to and the
-    /// advertised address, each with `ports`. The keys come from a secure random source.
+    /// Creates a ledger without allocations. `addresses` are pairs of the address that relay sockets are bound to and
+    /// the advertised address, each with `ports`. The keys come from a secure random source.
     #[must_use]
     pub fn new(
         addresses: impl IntoIterator<Item = (IpAddr, IpAddr)>,

@@ -1,12 +1,13 @@
-//! The relayed transport addresses that are live now, over all workers.
+//! The live relayed transport addresses of all workers.
 //!
-//! Two clients of one server reach each other through these: a relayed address of our own is a permitted peer however
-//! strict the policy is, because it is checked here and not by address range.
+//! Two clients of one server reach each other through these: a live relayed transport address of this server is always
+//! an allowed peer, whatever address ranges the policy denies.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One bit for each port of each relay address. A worker sets and clears the bits of its own ports; all read.
+/// One bit for each port of each relay address. A worker sets and clears the bits of its own ports. All workers read
+/// them.
 #[derive(Debug)]
 pub struct LiveRelays {
     addresses: Vec<RelayPorts>,
@@ -20,7 +21,8 @@ struct RelayPorts {
 }
 
 impl LiveRelays {
-    /// Takes pairs of the address that relay sockets are bound to and the address that clients are told.
+    /// Creates a table without live addresses. `addresses` are pairs of the address that relay sockets are bound to and
+    /// the advertised address.
     #[must_use]
     pub fn new(addresses: impl IntoIterator<Item = (IpAddr, IpAddr)>) -> Self {
         let ports = || (0..=u16::MAX / 64).map(|_| AtomicU64::new(0)).collect();
@@ -32,7 +34,7 @@ impl LiveRelays {
     pub(crate) fn set(&self, bind: SocketAddr, live: bool) {
         let Some(address) = self.addresses.iter().find(|address| address.bind == bind.ip()) else { return };
         let (word, bit) = address.bit(bind.port());
-        // Relaxed: the bit publishes nothing but itself.
+        // Relaxed: no other memory depends on the bit.
         if live {
             word.fetch_or(bit, Ordering::Relaxed)
         } else {
@@ -40,22 +42,22 @@ impl LiveRelays {
         };
     }
 
-    /// If `peer`, as a client names it, is a live relayed transport address of ours: where datagrams for it go, which
-    /// differs from the advertised address behind 1:1 NAT.
+    /// Returns the bind address of the relay socket whose advertised address is `peer`. `None` if `peer` is not a live
+    /// relayed transport address of this server. The two addresses differ behind 1:1 NAT.
     #[must_use]
     pub fn live(&self, peer: SocketAddr) -> Option<SocketAddr> {
         let address = self.addresses.iter().find(|address| address.advertised == peer.ip())?;
         address.is_live(peer.port()).then(|| SocketAddr::new(address.bind, peer.port()))
     }
 
-    /// Whether `address` is one of our relay addresses, as clients know them.
+    /// Whether `address` is the advertised address of one of this server's relay addresses.
     #[must_use]
     pub fn is_relay_address(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.advertised == address)
     }
 
-    /// The address that clients know the sender of a datagram by: a live relay socket of ours behind 1:1 NAT sends
-    /// from its inside address, and is known by its outside one.
+    /// Returns the advertised address if `source` is the bind address of a live relay socket of this server, else
+    /// `source`.
     #[must_use]
     pub fn advertised(&self, source: SocketAddr) -> SocketAddr {
         match self.addresses.iter().find(|address| address.bind == source.ip()) {
@@ -64,7 +66,7 @@ impl LiveRelays {
         }
     }
 
-    /// How many relayed transport addresses are live.
+    /// Returns the number of live relayed transport addresses.
     #[must_use]
     pub fn count(&self) -> usize {
         let words = self.addresses.iter().flat_map(|address| address.ports.iter());
@@ -92,13 +94,13 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn behind_nat() -> LiveRelays {
+    fn nat_relays() -> LiveRelays {
         LiveRelays::new([("10.0.0.5".parse().unwrap(), "203.0.113.9".parse().unwrap())])
     }
 
     #[test]
-    fn a_live_relay_is_known_by_its_outside_address_and_reached_at_its_inside_one() {
-        let live = behind_nat();
+    fn a_live_relay_is_found_by_its_advertised_address_and_reached_at_its_bind_address() {
+        let live = nat_relays();
         live.set(address("10.0.0.5:50000"), true);
         assert_eq!(live.live(address("203.0.113.9:50000")), Some(address("10.0.0.5:50000")));
         assert_eq!(live.live(address("10.0.0.5:50000")), None);
@@ -107,8 +109,8 @@ mod tests {
     }
 
     #[test]
-    fn only_the_very_port_is_live() {
-        let live = behind_nat();
+    fn only_the_exact_port_is_live() {
+        let live = nat_relays();
         live.set(address("10.0.0.5:65535"), true);
         assert_eq!(live.live(address("203.0.113.9:65534")), None);
         assert_eq!(live.live(address("203.0.113.8:65535")), None);

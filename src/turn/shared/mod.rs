@@ -1,4 +1,4 @@
-//! What the workers of a process share: immutable configuration and tables of atomic words. Nothing is ever locked.
+//! What the workers of a process share: immutable configuration and tables of atomic words. There are no locks.
 
 pub(crate) mod alternate;
 pub(crate) mod ledger;

@@ -1,4 +1,4 @@
-//! Who may be reached as a peer (RFC 8656 §10.2, §11.2, §12.2: the server MAY restrict it).
+//! The peer policy: which peers clients may reach (RFC 8656 §10.2, §11.2, §12.2: the server MAY restrict them).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,27 +10,27 @@ use crate::turn::shared::live_relays::LiveRelays;
 /// The operator's rules, and the server's own addresses.
 #[derive(Clone, Debug, Default)]
 pub struct PeerPolicy {
-    /// Peers to admit though the built-in list refuses them.
+    /// Peers to allow even if the built-in list denies them.
     pub allow: Vec<IpNet>,
-    /// Peers to refuse whatever else says.
+    /// Peers to deny even if `allow` allows them.
     pub deny: Vec<IpNet>,
-    /// Addresses of this machine's interfaces, and the addresses that the world knows them by.
+    /// The addresses of this machine's interfaces, and their advertised addresses.
     pub own: Vec<IpAddr>,
 }
 
-/// Why a peer is refused.
+/// Why a peer is denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denial {
     /// It matches `peers.deny`.
     Operator,
-    /// It is an address of this server, and no live relayed address.
+    /// It is an address of this server, and not a live relayed transport address.
     OwnAddress,
-    /// It lies in a special-purpose range; the name of the range.
+    /// It is in the special-purpose range with this name.
     Special(&'static str),
 }
 
 impl Denial {
-    /// A fixed name, for logs and counters.
+    /// Returns the name in logs and counters.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -42,10 +42,10 @@ impl Denial {
 }
 
 impl PeerPolicy {
-    /// Whether a client may exchange data with `peer`. Gives the address that datagrams for it go to.
+    /// Checks whether a client may exchange data with `peer`. Returns the address to send datagrams for the peer to.
     ///
     /// # Errors
-    /// Says which rule refuses it.
+    /// Returns the rule that denies the peer.
     pub fn peer_allowed(&self, live: &LiveRelays, peer: SocketAddr) -> Result<SocketAddr, Denial> {
         match live.live(peer) {
             Some(wire) => Ok(wire),
@@ -53,11 +53,11 @@ impl PeerPolicy {
         }
     }
 
-    /// Whether a permission for `address` may be installed. Any port will do for that, so a relay address of ours is
-    /// admitted here; that the port is live is asked again when data flows.
+    /// Checks whether a permission for `address` may be installed. A permission has no port, so the relay addresses of
+    /// this server are allowed. Whether a port is live is checked when data is relayed.
     ///
     /// # Errors
-    /// Says which rule refuses it.
+    /// Returns the rule that denies the address.
     pub fn permission_allowed(&self, live: &LiveRelays, address: IpAddr) -> Result<(), Denial> {
         if live.is_relay_address(address) { Ok(()) } else { self.address_allowed(address) }
     }
@@ -82,8 +82,8 @@ impl PeerPolicy {
     }
 }
 
-/// The name of the special-purpose range that `address` is in, unless the range is globally reachable. What NAT64 carries
-/// is judged by its IPv4 address; what a tunnel carries is denied (RFC 8656 §21.4).
+/// Returns the name of the special-purpose range that `address` is in, unless the range is globally reachable. For
+/// NAT64 the embedded IPv4 address decides. Tunnel addresses are denied (RFC 8656 §21.4).
 fn special_range(address: IpAddr) -> Option<&'static str> {
     special_purpose::find(address).filter(|range| !range.is_globally_reachable()).map(|range| range.name)
 }
@@ -102,12 +102,12 @@ mod tests {
         PeerPolicy { allow: nets(allow), deny: nets(deny), own: own.iter().map(|text| text.parse().unwrap()).collect() }
     }
 
-    fn judge(policy: &PeerPolicy, address: &str) -> Result<(), Denial> {
+    fn check(policy: &PeerPolicy, address: &str) -> Result<(), Denial> {
         policy.address_allowed(address.parse().unwrap())
     }
 
-    /// Every way to write an IPv4 address into an IPv6 one that some network understands.
-    fn spellings(v4: Ipv4Addr) -> Vec<IpAddr> {
+    /// Returns every notation of an IPv4 address in IPv6.
+    fn notations(v4: Ipv4Addr) -> Vec<IpAddr> {
         let [a, b, c, d] = v4.octets();
         let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
         [
@@ -126,15 +126,15 @@ mod tests {
     }
 
     #[test]
-    fn public_addresses_are_admitted() {
+    fn public_addresses_are_allowed() {
         let policy = policy(&[], &[], &[]);
         for address in ["8.8.8.8", "1.1.1.1", "192.0.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"] {
-            assert_eq!(judge(&policy, address), Ok(()), "{address}");
+            assert_eq!(check(&policy, address), Ok(()), "{address}");
         }
     }
 
     #[test]
-    fn special_purpose_addresses_are_refused_by_name() {
+    fn special_purpose_addresses_are_denied_by_name() {
         let policy = policy(&[], &[], &[]);
         for (address, name) in [
             ("0.0.0.0", "this-network"),
@@ -163,55 +163,55 @@ mod tests {
             ("ff02::1", "multicast"),
             ("1::1", "unassigned"),
         ] {
-            assert_eq!(judge(&policy, address), Err(Denial::Special(name)), "{address}");
+            assert_eq!(check(&policy, address), Err(Denial::Special(name)), "{address}");
         }
     }
 
     #[test]
-    fn every_spelling_of_a_refused_ipv4_address_is_refused() {
+    fn every_notation_of_a_denied_ipv4_address_is_denied() {
         let policy = policy(&[], &["9.9.9.0/24"], &["8.8.4.4"]);
         for v4 in ["127.0.0.1", "10.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "9.9.9.9", "8.8.4.4"] {
-            for spelling in spellings(v4.parse().unwrap()) {
-                assert!(policy.address_allowed(spelling).is_err(), "{v4} as {spelling}");
+            for notation in notations(v4.parse().unwrap()) {
+                assert!(policy.address_allowed(notation).is_err(), "{v4} as {notation}");
             }
         }
     }
 
     #[test]
-    fn deny_goes_before_allow_and_allow_before_the_built_in_list() {
+    fn deny_precedes_allow_and_allow_precedes_the_built_in_list() {
         let policy = policy(&["10.0.0.0/8", "fd00::/8", "8.8.4.4/32"], &["10.1.0.0/16", "8.8.8.0/24"], &["8.8.4.4"]);
-        assert_eq!(judge(&policy, "10.2.0.1"), Ok(()));
-        assert_eq!(judge(&policy, "::ffff:10.2.0.1"), Ok(()));
-        assert_eq!(judge(&policy, "10.1.0.1"), Err(Denial::Operator));
-        assert_eq!(judge(&policy, "::ffff:10.1.0.1"), Err(Denial::Operator));
-        assert_eq!(judge(&policy, "8.8.8.8"), Err(Denial::Operator));
-        assert_eq!(judge(&policy, "8.8.4.4"), Ok(()));
-        assert_eq!(judge(&policy, "fd12::1"), Ok(()));
-        assert_eq!(judge(&policy, "127.0.0.1"), Err(Denial::Special("loopback")));
+        assert_eq!(check(&policy, "10.2.0.1"), Ok(()));
+        assert_eq!(check(&policy, "::ffff:10.2.0.1"), Ok(()));
+        assert_eq!(check(&policy, "10.1.0.1"), Err(Denial::Operator));
+        assert_eq!(check(&policy, "::ffff:10.1.0.1"), Err(Denial::Operator));
+        assert_eq!(check(&policy, "8.8.8.8"), Err(Denial::Operator));
+        assert_eq!(check(&policy, "8.8.4.4"), Ok(()));
+        assert_eq!(check(&policy, "fd12::1"), Ok(()));
+        assert_eq!(check(&policy, "127.0.0.1"), Err(Denial::Special("loopback")));
     }
 
-    // RFC 8656 §21.4: tunnels are refused whatever IPv4 address they lead to, unless the operator says otherwise.
+    // RFC 8656 §21.4: tunnel addresses are denied regardless of their IPv4 address, unless the operator allows them.
     #[test]
-    fn tunnel_ends_are_refused_though_their_ipv4_address_is_public() {
-        let (refused, asked_for) = (policy(&["8.0.0.0/8"], &[], &[]), policy(&["2002:808::/32"], &[], &[]));
+    fn tunnel_addresses_are_denied_even_if_their_ipv4_address_is_public() {
+        let (denied, allowed) = (policy(&["8.0.0.0/8"], &[], &[]), policy(&["2002:808::/32"], &[], &[]));
         for address in ["2001:0:808:808::f7f7:f7f7", "2002:808:808::1", "2002:101:101::1"] {
-            assert!(judge(&refused, address).is_err() && is_tunneled(address.parse().unwrap()), "{address}");
+            assert!(check(&denied, address).is_err() && is_tunneled(address.parse().unwrap()), "{address}");
         }
-        assert_eq!(judge(&asked_for, "2002:808:808::1"), Ok(()));
+        assert_eq!(check(&allowed, "2002:808:808::1"), Ok(()));
         for address in ["2001:1::1", "2003::1", "8.8.8.8", "64:ff9b::808:808"] {
             assert!(!is_tunneled(address.parse().unwrap()), "{address}");
         }
     }
 
-    // An admitted IPv4 range must not admit a local-use NAT64 address whose other reading is private.
+    // An allowed IPv4 range must not allow a local-use NAT64 address whose other embedded IPv4 address is private.
     #[test]
-    fn an_address_with_two_readings_needs_both_to_be_allowed() {
+    fn an_address_with_two_embedded_ipv4_addresses_needs_both_to_be_allowed() {
         let policy = policy(&["8.0.0.0/8"], &[], &[]);
-        assert!(judge(&policy, "64:ff9b:1:a00:0:100:808:808").is_err());
+        assert!(check(&policy, "64:ff9b:1:a00:0:100:808:808").is_err());
     }
 
     #[test]
-    fn a_live_relayed_address_of_ours_is_admitted_and_its_neighbour_is_not() {
+    fn a_live_relayed_address_is_allowed_and_its_neighbour_port_is_not() {
         let live = LiveRelays::new([("127.0.0.1".parse().unwrap(), "203.0.113.9".parse().unwrap())]);
         let policy = policy(&[], &["127.0.0.0/8"], &["127.0.0.1", "203.0.113.9"]);
         let relay: SocketAddr = "127.0.0.1:50000".parse().unwrap();
@@ -225,14 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_own_addresses_are_refused() {
+    fn the_servers_own_addresses_are_denied() {
         let policy = policy(&[], &[], &["198.51.99.1", "2a00::7"]);
-        assert_eq!(judge(&policy, "198.51.99.1"), Err(Denial::OwnAddress));
-        assert_eq!(judge(&policy, "2a00::7"), Err(Denial::OwnAddress));
-        assert_eq!(judge(&policy, "2a00::8"), Ok(()));
+        assert_eq!(check(&policy, "198.51.99.1"), Err(Denial::OwnAddress));
+        assert_eq!(check(&policy, "2a00::7"), Err(Denial::OwnAddress));
+        assert_eq!(check(&policy, "2a00::8"), Ok(()));
     }
 
-    /// The prefixes again, as numbers and written down apart from the tables.
+    /// Whether an address is allowed, by an independent list of the ranges as numbers.
     fn naive_v4(address: Ipv4Addr) -> bool {
         let n = u32::from(address);
         let within = |first: u32, last: u32| (first..=last).contains(&n);
@@ -252,7 +252,7 @@ mod tests {
             || within(0xe000_0000, 0xffff_ffff))
     }
 
-    /// Addresses at and around the edges of ranges, where a wrong comparison shows.
+    /// Generates addresses at and around the boundaries of ranges.
     fn edgy_v4() -> impl Strategy<Value = Ipv4Addr> {
         let edges =
             special_purpose::V4.iter().flat_map(|(net, _)| [u32::from(net.network()), u32::from(net.broadcast())]);
@@ -287,12 +287,12 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn ipv4_agrees_with_a_naive_oracle_in_every_spelling(address in edgy_v4()) {
+        fn ipv4_agrees_with_a_naive_oracle_in_every_notation(address in edgy_v4()) {
             let policy = policy(&[], &[], &[]);
             prop_assert_eq!(policy.address_allowed(IpAddr::V4(address)).is_ok(), naive_v4(address));
             if !naive_v4(address) {
-                for spelling in spellings(address) {
-                    prop_assert!(policy.address_allowed(spelling).is_err(), "{} as {}", address, spelling);
+                for notation in notations(address) {
+                    prop_assert!(policy.address_allowed(notation).is_err(), "{} as {}", address, notation);
                 }
             }
         }

@@ -1,7 +1,8 @@
-//! The number of allocations, per user and in all, over all workers; and what each user has used of its rates.
+//! The number of allocations of all workers, per user and in total, and the rate usage of each user.
 //!
-//! Counters are atomic words that each worker changes by compare-and-swap, on the control path only; nothing waits. The
-//! data path touches one word, and only if the bandwidth of users is limited: the ticket of an allocation holds its index.
+//! Counters are atomic words. Workers change them by compare-and-swap when allocations begin and end, without locks.
+//! The data path uses one word, and only if the bandwidth of users is limited. The ticket of an allocation contains its
+//! index.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -15,27 +16,27 @@ use zeroize::Zeroizing;
 use crate::turn::rate::{Rate, SharedBucket};
 use crate::turn::time::Instant;
 
-/// The number of words in a row. Fingerprints select the row.
+/// The number of words in a row. The hash of a user selects the row.
 const WAYS: usize = 16;
-/// Words per allocation that the table has room for: a row holds four users on average at most, and one in a million
-/// overflows.
+/// The number of words per allocation that the table has room for. A row has at most four users on average, and one row
+/// in a million overflows.
 const ROOM: usize = 4;
 const COUNT_BITS: u32 = 20;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
-/// Buckets of one user: data to peers, data to clients, and new allocations.
+/// The number of buckets of one user: data to peers, data to clients, and new allocations.
 const METERS: usize = 3;
 
-/// The number of live allocations, in all and per user. Limits and rates are arguments: a reload may change them.
+/// The number of allocations, in total and per user. Limits and rates are arguments, because a reload may change them.
 pub struct Quota {
     allocations: AtomicU32,
-    /// Rows of [`WAYS`] words, each a user's fingerprint above [`COUNT_BITS`] bits of count; 0 is an empty word. A user
-    /// without allocations keeps its word, and with it what it has used of its rates, until another user needs the word.
+    /// Rows of [`WAYS`] words. A word has a user's fingerprint above [`COUNT_BITS`] bits of count; 0 is an empty word.
+    /// A user without allocations keeps its word and its rate usage until another user needs the word.
     users: Box<[AtomicU64]>,
-    /// [`METERS`] for each word of `users`.
+    /// [`METERS`] buckets for each word of `users`.
     meters: Box<[SharedBucket]>,
     /// Whether a rate was ever applied. Until then every meter is full, and its memory stays untouched.
     metered: AtomicBool,
-    /// Without this key nobody can choose names that share a fingerprint or crowd a row.
+    /// A client that does not know the key cannot choose names that share a fingerprint or fill a row.
     key: Zeroizing<[u8; 32]>,
 }
 
@@ -63,7 +64,7 @@ impl fmt::Debug for Quota {
     }
 }
 
-/// Why an allocation is not admitted.
+/// The limit that an allocation would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuotaExceeded {
     /// The user has as many allocations as one user may have.
@@ -72,17 +73,17 @@ pub enum QuotaExceeded {
     Server,
 }
 
-/// The place of an admitted allocation in the count. Dropping it gives the place back.
+/// The place of one allocation in the quota. Dropping the ticket releases the place.
 #[derive(Debug)]
-#[must_use = "dropping a ticket gives the place back"]
+#[must_use = "dropping a ticket releases the place"]
 pub struct Ticket {
     quota: Arc<Quota>,
     /// `None` once the place has moved into a [`TicketWord`].
     word: Option<TicketWord>,
 }
 
-/// A [`Ticket`] in transit between workers: 1 if its user is not counted, else the index of the user's word plus 2. It does not give
-/// its place back; [`Quota::ticket`] makes it a ticket again.
+/// A [`Ticket`] as a word, which workers can exchange: 1 if its user is not counted, else the index of the user's word
+/// plus 2. Dropping it does not release the place. [`Quota::ticket`] converts it back to a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TicketWord(NonZeroU64);
 
@@ -121,14 +122,15 @@ impl TicketWord {
         self.0.get()
     }
 
-    /// The inverse of [`to_bits`](Self::to_bits).
+    /// Returns the word with these bits, from [`to_bits`](Self::to_bits).
     pub(crate) fn from_bits(bits: u64) -> Self {
         Self(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
     }
 }
 
 impl Quota {
-    /// A quota without allocations, with room for the users of `room` allocations. `key` comes from a secure random source.
+    /// Creates a quota without allocations, with room for the users of `room` allocations. `key` comes from a secure
+    /// random source.
     #[must_use]
     pub fn new(room: usize, key: [u8; 32]) -> Self {
         let words = (room * ROOM / WAYS).next_power_of_two() * WAYS;
@@ -141,10 +143,10 @@ impl Quota {
         }
     }
 
-    /// Counts one more allocation of `user`, unless the user has `per_user` or the server `in_all`; 0 is no limit.
+    /// Counts one more allocation of `user`, unless the user has `per_user` or the server has `in_all`; 0 is no limit.
     ///
     /// # Errors
-    /// If a limit is reached; then nothing is counted.
+    /// If a limit is reached. Then nothing is counted.
     pub fn admit(self: &Arc<Self>, user: &str, per_user: u32, in_all: u32) -> Result<Ticket, QuotaExceeded> {
         let limit = if in_all == 0 { u32::MAX } else { in_all };
         self.allocations
@@ -159,7 +161,7 @@ impl Quota {
         }
     }
 
-    /// Makes a word a ticket again. To be called once for each ticket that was converted.
+    /// Converts a word back to a ticket. Call it once for each ticket that was converted.
     pub(crate) fn ticket(self: &Arc<Self>, word: TicketWord) -> Ticket {
         Ticket { quota: Arc::clone(self), word: Some(word) }
     }
@@ -169,11 +171,11 @@ impl Quota {
         // A word that counts an allocation is never taken over by another user.
         if let Some(word) = word.slot().and_then(|slot| self.users.get(slot)) {
             let before = word.fetch_sub(1, Ordering::Relaxed);
-            debug_assert_ne!(before & COUNT_MASK, 0, "what is released was counted");
+            debug_assert_ne!(before & COUNT_MASK, 0, "every released place was counted");
         }
     }
 
-    /// Whether a ticket may serve for an allocation of `user`: its place is counted for this user or for none.
+    /// Whether the place of a ticket is counted for `user`, or for no user.
     pub(crate) fn is_of(&self, ticket: TicketWord, user: &str) -> bool {
         let Some(slot) = ticket.slot() else { return true };
         let (row, tag) = self.fingerprint(user);
@@ -198,7 +200,7 @@ impl Quota {
         rate.is_none() || self.takes(ticket.word().slot(), direction as usize, rate, now, bytes)
     }
 
-    /// The number of allocations.
+    /// Returns the number of allocations.
     #[must_use]
     pub fn allocations(&self) -> u32 {
         self.allocations.load(Ordering::Relaxed)
@@ -215,8 +217,8 @@ impl Quota {
     fn admit_user(&self, user: &str, per_user: u32) -> Result<TicketWord, QuotaExceeded> {
         let (row, tag) = self.fingerprint(user);
         let limit = if per_user == 0 { COUNT_MASK } else { COUNT_MASK.min(per_user.into()) };
-        // Another worker may change the word between the load and the swap; then the loop repeats. Two workers that find
-        // different free words may both enter a new user. Then the limits are exceeded by a few until the user's
+        // Another worker may change the word between the load and the swap; then the loop repeats. Two workers that
+        // find different free words may both enter a new user. Then the limits are exceeded by a few until the user's
         // allocations end.
         loop {
             let (mut own, mut empty, mut left) = (None, None, None);
@@ -237,7 +239,7 @@ impl Quota {
             };
             if word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 if own.is_none() && self.metered.load(Ordering::Relaxed) {
-                    // The word was another user's: its use of the rates is not this user's.
+                    // The word belonged to another user, so its rate usage is reset.
                     self.meters.iter().skip(slot * METERS).take(METERS).for_each(SharedBucket::fill);
                 }
                 return Ok(TicketWord::of(Some(slot)));
@@ -249,7 +251,7 @@ impl Quota {
         self.users.get(row * WAYS..(row + 1) * WAYS).unwrap_or_default()
     }
 
-    /// The user's row, and its fingerprint, which is in place above the count bits and never 0.
+    /// Returns the user's row and its fingerprint. The fingerprint is above the count bits and never 0.
     #[expect(clippy::cast_possible_truncation, reason = "the remainder is below the number of rows")]
     fn fingerprint(&self, user: &str) -> (usize, u64) {
         #[expect(clippy::expect_used, reason = "HMAC takes keys of every length")]
@@ -261,7 +263,7 @@ impl Quota {
         ((word(0) % rows) as usize, (word(8) & !COUNT_MASK).max(COUNT_MASK + 1))
     }
 
-    /// The allocations that are counted for `user`.
+    /// Returns the number of allocations that are counted for `user`.
     #[cfg(test)]
     pub(crate) fn of_user(&self, user: &str) -> u64 {
         let (row, tag) = self.fingerprint(user);
@@ -270,8 +272,8 @@ impl Quota {
     }
 }
 
-/// Words of 0 that take memory only once they are used: the allocator gets zeroed pages from the system, and wrapping
-/// the words does not write to them.
+/// Returns `length` zero words. They use memory only once they are written: the allocator gets zeroed pages from the
+/// system, and wrapping the words does not write to them.
 fn zeroed<T>(length: usize, wrap: impl Fn(u64) -> T) -> Box<[T]> {
     vec![0; length].into_iter().map(wrap).collect()
 }
@@ -320,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_gets_as_many_as_the_limit_and_another_user_too() {
+    fn the_limit_applies_to_each_user() {
         let quota = quota(2, 0);
         let first = quota.admit("alice").unwrap();
         let _second = quota.admit("alice").unwrap();
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_survives_being_a_word() {
+    fn a_ticket_can_be_converted_to_a_word_and_back() {
         for per_user in [0, 3] {
             let quota = quota(per_user, 0);
             for user in ["alice", "bob", "carol"] {
@@ -345,7 +347,7 @@ mod tests {
             }
             assert_eq!(quota.allocations(), 0);
         }
-        // What a user owes goes with it.
+        // A converted ticket still refers to the rate usage of its user.
         let quota = metered(0);
         let [alice, bob] = ["alice", "bob"].map(|user| quota.admit(user).unwrap());
         assert!(quota.admits_bytes(&alice, Direction::ToPeers, at(0), 100));
@@ -361,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_in_all_is_over_all_users() {
+    fn the_server_limit_covers_all_users() {
         let quota = quota(0, 2);
         let first = quota.admit("a").unwrap();
         let _second = quota.admit("b").unwrap();
@@ -374,14 +376,14 @@ mod tests {
         Instant::from_elapsed(Duration::from_secs(second))
     }
 
-    /// With two allocations a second and a hundred bytes, and one row.
+    /// A quota with one row and with rates: a burst of two allocations and of a hundred bytes.
     fn metered(per_user: u32) -> Limited {
         let rates = UserRates { allocations: Rate::new(1, 2), bytes: Rate::new(1, 100) };
         Limited { quota: Arc::new(Quota::new(1, [7; 32])), per_user, in_all: 0, rates }
     }
 
     #[test]
-    fn a_user_owes_the_same_rates_on_every_ticket_and_each_direction_apart() {
+    fn the_rates_of_a_user_cover_all_its_tickets_and_each_direction_separately() {
         let quota = metered(0);
         let [first, second, other] = ["alice", "alice", "bob"].map(|user| quota.admit(user).unwrap());
         assert!(quota.admits_bytes(&first, Direction::ToPeers, at(0), 60));
@@ -394,9 +396,9 @@ mod tests {
         assert!(!quota.admits_rate(first, at(0)) && quota.admits_rate(other, at(0)));
     }
 
-    // Otherwise whoever deletes the last allocation and makes a new one is past every limit.
+    // Otherwise a user could evade the rate limits by deleting its last allocation and creating a new one.
     #[test]
-    fn what_a_user_owes_outlasts_its_allocations_until_another_user_needs_the_place() {
+    fn rate_usage_outlasts_the_allocations_until_another_user_needs_the_word() {
         let quota = metered(1);
         let ticket = quota.admit("alice").unwrap();
         assert!(quota.admits_bytes(&ticket, Direction::ToPeers, at(0), 100));
@@ -404,7 +406,7 @@ mod tests {
         let ticket = quota.admit("alice").unwrap();
         assert!(!quota.admits_bytes(&ticket, Direction::ToPeers, at(0), 1));
         drop(ticket);
-        // There are fifteen other places in the row, and these take hers last.
+        // There are fifteen other words in the row, which are used before hers.
         let others: Vec<Ticket> = (0..15).map(|user| quota.admit(&format!("user-{user}")).unwrap()).collect();
         let ticket = quota.admit("alice").unwrap();
         assert!(!quota.admits_bytes(&ticket, Direction::ToPeers, at(0), 1));
@@ -417,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_row_is_full_of_users_the_next_one_goes_uncounted() {
+    fn a_user_without_a_free_word_in_its_row_is_not_counted() {
         let quota = metered(1);
         let tickets: Vec<Ticket> = (0..16).map(|user| quota.admit(&format!("user-{user}")).unwrap()).collect();
         for user in 0..16 {
@@ -433,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_room_for_the_users_that_it_is_made_for() {
+    fn a_table_has_room_for_the_given_number_of_users() {
         let quota = Limited {
             quota: Arc::new(Quota::new(40_000, [7; 32])),
             per_user: 1,
@@ -445,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_that_count_at_once_admit_exactly_the_limit() {
+    fn concurrent_workers_admit_exactly_the_limit() {
         let quota = quota(100, 0);
         let admitted: Vec<Ticket> = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..4)
@@ -461,7 +463,8 @@ mod tests {
         #[test]
         fn counts_like_a_map(steps in prop::collection::vec((0..16u8, any::<bool>()), 1..300)) {
             // All in one row.
-            let quota = Limited { quota: Arc::new(Quota::new(1, [9; 32])), per_user: 3, in_all: 20, rates: UserRates::default() };
+            let rates = UserRates::default();
+            let quota = Limited { quota: Arc::new(Quota::new(1, [9; 32])), per_user: 3, in_all: 20, rates };
             let mut model = BTreeMap::<u8, Vec<Ticket>>::new();
             for (user, admit) in steps {
                 let total: usize = model.values().map(Vec::len).sum();

@@ -1,9 +1,9 @@
-//! Relayed transport addresses that are held for the Allocate that comes with their token (RFC 8656 §7.2), over all
-//! workers: the client's next 5-tuple may be another worker's.
+//! Relayed transport addresses that are reserved for the Allocate request with their token (RFC 8656 §7.2). All workers
+//! share the table, because the request may arrive at another worker.
 //!
-//! The worker whose ports they are makes reservations and ends those that nobody claims. Each is one word; whoever
-//! exchanges the token in it for 0, the claimer or the owner, has the port from then on, and the place in the quota that
-//! went with it. A port that another worker has had comes back through a bit that its owner looks at.
+//! A worker reserves its own ports, and ends the reservations that are not claimed in time. A reservation is one word.
+//! The worker that exchanges the token in it for 0, to claim or to end it, then owns the port and its place in the
+//! quota. A worker returns a claimed port by setting a bit, which the owner of the port collects.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
@@ -19,8 +19,8 @@ pub struct Reservations {
     addresses: Vec<Address>,
 }
 
-/// What a RESERVATION-TOKEN says: 8 bits for the relay address, 16 for the port, 40 that are random. Of the 256th relay
-/// address and those behind it nothing can be reserved.
+/// A RESERVATION-TOKEN: 8 bits for the relay address, 16 for the port, and 40 random bits. Only ports of the first 256
+/// relay addresses can be reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token(NonZeroU64);
 
@@ -28,7 +28,7 @@ const ADDRESS_BITS: u32 = 8;
 const RANDOM_BITS: u32 = 40;
 
 impl Token {
-    /// Reads a token; `None` if it is no token that this server makes.
+    /// Reads a token; `None` for 0, which is never a token.
     pub(crate) fn from_bytes(bytes: [u8; 8]) -> Option<Self> {
         NonZeroU64::new(u64::from_be_bytes(bytes)).map(Self)
     }
@@ -37,7 +37,7 @@ impl Token {
         self.0.get().to_be_bytes()
     }
 
-    /// `port` is odd, so a token is never 0.
+    /// Creates the token for an odd port. It is never 0, because `port` is not 0.
     fn new(address: u8, port: u16, random: u64) -> Option<Self> {
         let place = (u64::from(address) << 16) | u64::from(port);
         NonZeroU64::new((place << RANDOM_BITS) | (random >> (u64::BITS - RANDOM_BITS))).map(Self)
@@ -49,12 +49,12 @@ impl Token {
     }
 }
 
-/// A relayed transport address that waits for its token.
+/// A reserved relayed transport address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reserved {
     pub(crate) bind: SocketAddr,
     pub(crate) relayed: SocketAddr,
-    /// In whose place in the quota it is.
+    /// Its place in the quota.
     pub(crate) ticket: TicketWord,
 }
 
@@ -65,22 +65,22 @@ struct Address {
     /// The even port of the first pair.
     first: u16,
     pairs: Box<[Pair]>,
-    /// A bit for each pair whose odd port comes back.
+    /// A bit for each pair, set if its odd port is returned.
     returned: Box<[AtomicU64]>,
 }
 
-/// What concerns the odd port of a pair.
+/// The reservation of the odd port of a pair.
 #[derive(Debug)]
 struct Pair {
-    /// 0 where nothing is reserved.
+    /// 0 if the port is not reserved.
     token: AtomicU64,
-    /// Means something while there is a token.
+    /// Valid while there is a token.
     ticket: AtomicU64,
 }
 
 impl Reservations {
-    /// No reservations. Takes pairs of the address that relay sockets are bound to and the address that clients are advertised,
-    /// and the ports of each.
+    /// Creates a table without reservations. `addresses` are pairs of the address that relay sockets are bound to and
+    /// the advertised address, each with `ports`.
     #[must_use]
     pub fn new(addresses: impl IntoIterator<Item = (IpAddr, IpAddr)>, ports: &RangeInclusive<u16>) -> Self {
         let first = ports.start() & !1;
@@ -96,14 +96,14 @@ impl Reservations {
         Self { addresses: addresses.into_iter().map(address).collect() }
     }
 
-    /// How many wait for their tokens.
+    /// Returns the number of reservations.
     #[must_use]
     pub fn count(&self) -> usize {
         let pairs = self.addresses.iter().flat_map(|address| &address.pairs);
         pairs.filter(|pair| pair.token.load(Ordering::Relaxed) != 0).count()
     }
 
-    /// How many ports are back and have not been collected by their owners.
+    /// Returns the number of returned ports that their owners have not collected.
     #[must_use]
     pub fn returned(&self) -> usize {
         let words = self.addresses.iter().flat_map(|address| &address.returned);
@@ -115,7 +115,8 @@ impl Reservations {
         self.addresses.iter().take(1 << ADDRESS_BITS).any(|address| address.bind == bind)
     }
 
-    /// Holds a port, which is the odd one of a pair of the caller's. Gives the ticket back if there can be no token.
+    /// Reserves the odd port of a pair that the caller owns. Returns the ticket as the error if the port cannot be
+    /// reserved.
     pub(crate) fn reserve(
         &self,
         bind: SocketAddr,
@@ -127,12 +128,12 @@ impl Reservations {
         let Some(token) = Token::new(at, bind.port(), rng.next_u64()) else { return Err(ticket) };
         debug_assert_eq!(pair.token.load(Ordering::Relaxed), 0, "a port is reserved once at a time");
         pair.ticket.store(ticket.into_word().to_bits(), Ordering::Relaxed);
-        // Release: who finds the token finds the ticket.
+        // Release: a worker that reads the token also reads the ticket.
         pair.token.store(token.0.get(), Ordering::Release);
         Ok(token)
     }
 
-    /// What a token stands for, unless somebody claims it at this very moment.
+    /// Returns the address that a token reserves. Another worker may claim it at the same time.
     pub(crate) fn find(&self, token: Token) -> Option<Reserved> {
         let (address, pair) = self.pair(token)?;
         let port = token.place().1;
@@ -143,23 +144,23 @@ impl Reservations {
         })
     }
 
-    /// Ends a reservation. Whoever gets the ticket has the port, too.
+    /// Ends a reservation. The caller that gets the ticket also owns the port.
     pub(crate) fn claim(&self, token: Token, quota: &Arc<Quota>) -> Option<Ticket> {
         let (_, pair) = self.pair(token)?;
         pair.token.compare_exchange(token.0.get(), 0, Ordering::Acquire, Ordering::Relaxed).ok()?;
         Some(quota.ticket(TicketWord::from_bits(pair.ticket.load(Ordering::Relaxed))))
     }
 
-    /// Returns a claimed port to the worker whose it is.
+    /// Returns a claimed port to the worker that owns it.
     pub(crate) fn return_port(&self, bind: SocketAddr) {
         let Some((_, address, index)) = self.find_pair(bind) else { return };
         if let Some(word) = address.returned.get(index / 64) {
-            // Release: the socket was closed before.
+            // Release: the socket is closed before the owner reads the bit.
             word.fetch_or(1 << (index % 64), Ordering::Release);
         }
     }
 
-    /// Takes the ports among `ports` of a relay address that have come back.
+    /// Collects the returned ports of a relay address that are in `ports`.
     pub(crate) fn collect(&self, bind: IpAddr, ports: &RangeInclusive<u16>, mut take: impl FnMut(u16)) {
         let Some(address) = self.addresses.iter().find(|address| address.bind == bind) else { return };
         let (Some(first), Some(last)) = (address.index(ports.start() | 1), address.index(*ports.end())) else { return };
@@ -181,7 +182,7 @@ impl Reservations {
         Some((address, address.pairs.get(address.index(port)?)?))
     }
 
-    /// The pair of an odd port, with the number of its address.
+    /// Returns the address of an odd port with its number, and the index of the port's pair.
     fn find_pair(&self, bind: SocketAddr) -> Option<(u8, &Address, usize)> {
         let (at, address) = (0..=u8::MAX).zip(&self.addresses).find(|(_, address)| address.bind == bind.ip())?;
         Some((at, address, address.index(bind.port()).filter(|_| !bind.port().is_multiple_of(2))?))
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_once_and_only_whole() {
+    fn a_token_is_valid_only_once_and_unmodified() {
         let (reservations, quota) = (reservations(50_000..=50_009), Arc::new(Quota::new(64, [7; 32])));
         let mut rng = StdRng::seed_from_u64(1);
         let token = reservations.reserve(bind(50_003), quota.admit("ann", 0, 0).unwrap(), &mut rng).unwrap();
@@ -236,7 +237,7 @@ mod tests {
         assert_eq!((reservations.count(), quota.allocations()), (0, 0));
     }
 
-    // Nobody can tell a token from the ones before.
+    // A token cannot be predicted from earlier ones.
     #[test]
     fn tokens_have_forty_random_bits() {
         let (reservations, quota) = (reservations(50_000..=50_009), Arc::new(Quota::new(64, [7; 32])));
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_come_back_to_the_worker_whose_they_are() {
+    fn ports_are_returned_to_the_worker_that_owns_them() {
         let reservations = reservations(50_001..=50_400);
         let odd: BTreeSet<u16> = (50_001..=50_399).step_by(2).collect();
         odd.iter().for_each(|port| reservations.return_port(bind(*port)));
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn of_workers_that_claim_at_once_one_gets_the_port() {
+    fn concurrent_claims_of_a_token_succeed_once() {
         let (reservations, quota) = (reservations(50_000..=50_199), Arc::new(Quota::new(64, [7; 32])));
         let mut rng = StdRng::seed_from_u64(1);
         let mut reserve = |port| reservations.reserve(bind(port), quota.admit("ann", 0, 0).unwrap(), &mut rng).unwrap();

@@ -18,15 +18,15 @@ pub struct Snapshot {
     pub policy: PeerPolicy,
     /// Limits on allocations, users and sources.
     pub limits: Limits,
-    /// Where clients are redirected to that get no allocation here.
+    /// The servers for clients that get no allocation here.
     pub alternate: Option<Alternate>,
-    /// Deviations from RFC 8656 for the sake of deployed clients.
+    /// Deviations from RFC 8656 for deployed clients.
     pub compat: Compat,
-    /// How many seconds past the expiry of its credential an allocation may be refreshed.
+    /// The number of seconds after the expiry of its credential in which an allocation can be refreshed.
     pub expiry_grace: u64,
 }
 
-/// Limits. They apply to new requests and to data; what exists already stays.
+/// Limits. They apply to new requests and to data. Existing allocations, permissions and channels are not affected.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Allocations of one user; 0 for no limit.
@@ -39,11 +39,11 @@ pub struct Limits {
     pub permissions_per_allocation: usize,
     /// Channels of one allocation.
     pub channels_per_allocation: usize,
-    /// New peer addresses of one allocation, each of which is a new permission.
+    /// New peer addresses of one allocation.
     pub peer_rate: Option<Rate>,
     /// Application data of one allocation in bytes, per direction.
     pub byte_rate: Option<Rate>,
-    /// Responses per second of a worker to a source that has not proved that it receives them; 0 for no limit.
+    /// Responses per second of a worker to an unverified source; 0 for no limit.
     pub unverified_responses: u32,
 }
 

@@ -1,4 +1,4 @@
-//! One allocation: its state, and what it has used of its rates (RFC 8656 §6).
+//! One allocation: its state and its rate usage (RFC 8656 §6).
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -21,8 +21,8 @@ use crate::turn::shared::quota::{Direction, Ticket};
 use crate::turn::shared::reservations::Token;
 use crate::turn::time::{Deadline, Instant};
 
-/// The number of ICMP errors per second that a client gets. It learns of every peer that is gone, and forged errors cost
-/// little.
+/// The number of ICMP errors per second that a client gets. It suffices to report unreachable peers, and limits forged
+/// errors.
 const ICMP_PER_SECOND: u32 = 10;
 
 /// The time between two log entries about data that a limit drops.
@@ -33,13 +33,13 @@ pub(crate) struct Allocation {
     pub(crate) tuple: FiveTuple,
     pub(crate) relays: Relays,
     pub(crate) state: State,
-    /// That of the Allocate request; identifies its retransmissions (RFC 8656 §7.2).
+    /// The transaction ID of the Allocate request. It identifies retransmissions (RFC 8656 §7.2).
     pub(crate) transaction: TransactionId,
     pub(crate) identity: Rc<Identity>,
     pub(crate) created: Instant,
     /// The requested address family that could not be allocated, and why (RFC 8656 §7.2 step 9).
     pub(crate) address_error: Option<(AddressFamily, ErrorCode)>,
-    /// The token of the reserved next port; a retransmission gets it again (RFC 8656 §7.2).
+    /// The token of the reserved next port. The response to a retransmission has it too (RFC 8656 §7.2).
     pub(crate) token: Option<Token>,
     pub(crate) permissions: Permissions,
     pub(crate) channels: Channels,
@@ -49,13 +49,13 @@ pub(crate) struct Allocation {
     pub(crate) meter: Meter,
 }
 
-/// What an allocation has used of its rates.
+/// The rate usage of an allocation.
 #[derive(Debug)]
 pub(crate) struct Meter {
     to_peers: Bucket,
     to_client: Bucket,
     pub(crate) peers: Bucket,
-    /// Until when dropped data is not reported again: by the limit of the allocation, and by that of the user.
+    /// Until when data dropped by the limit of the allocation, or by that of the user, is not logged again.
     own_reported: Deadline,
     user_reported: Deadline,
 }
@@ -85,7 +85,7 @@ pub(crate) enum State {
     Open,
 }
 
-/// What is needed to open the sockets and to respond to the Allocate request afterwards.
+/// The state of opening the sockets, and the properties of the response to the Allocate request.
 #[derive(Debug)]
 pub(crate) struct Opening {
     /// The number of ports tried for the current address family.
@@ -98,7 +98,7 @@ pub(crate) struct Opening {
     pub(crate) next: Option<AddressFamily>,
     /// The first address family that failed, and why.
     pub(crate) failed: Option<(AddressFamily, AllocateFailure)>,
-    /// The address was reserved, and no other will do.
+    /// Whether the address was reserved. Then no other port is tried.
     pub(crate) claimed: bool,
     /// The place in the quota of the port to be reserved.
     pub(crate) reserve: Option<Ticket>,
@@ -123,7 +123,7 @@ impl IcmpBudget {
 }
 
 impl Allocation {
-    /// Whether its client has got its response and it has not expired.
+    /// Whether its sockets are open and it has not expired.
     pub(crate) fn is_open(&self, now: Instant) -> bool {
         matches!(self.state, State::Open) && !self.has_ended(now)
     }
@@ -146,7 +146,7 @@ impl Allocation {
         self.transaction == transaction && self.identity.username() == username
     }
 
-    /// Returns what is being opened; `None` if everything is open.
+    /// Returns the state of opening the sockets; `None` if the allocation is open.
     pub(crate) fn opening(&mut self) -> Option<(&mut Opening, &mut Relays)> {
         match &mut self.state {
             State::Opening(opening) => Some((opening, &mut self.relays)),
@@ -154,7 +154,7 @@ impl Allocation {
         }
     }
 
-    /// Returns the log entry about data that a limit has dropped, unless there was one lately.
+    /// Returns the log entry about data that a limit has dropped, at most once per [`REPORT_INTERVAL`].
     pub(crate) fn report_limit(&mut self, limit: Limit, now: Instant) -> Option<Action> {
         let reported = match limit {
             Limit::UserBandwidth => &mut self.meter.user_reported,
@@ -167,7 +167,7 @@ impl Allocation {
         Some(limit.reached(self.identity.user(), self.tuple))
     }
 
-    /// Returns when something of it expires next.
+    /// Returns the earliest deadline of the allocation, its permissions and its channels.
     pub(crate) fn next_deadline(&self) -> Deadline {
         let permissions = self.permissions.iter().map(|(_, deadline)| deadline);
         let channels = self.channels.iter().map(|channel| channel.deadline);

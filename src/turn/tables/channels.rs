@@ -14,7 +14,7 @@ const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 pub(crate) struct Channels {
     /// Ordered by number.
     by_number: Vec<Channel>,
-    /// The places in `by_number`, ordered by peer. Made anew when a binding comes or goes.
+    /// The indices in `by_number`, ordered by peer. Rebuilt when a binding is added or removed.
     by_peer: Box<[u16]>,
 }
 
@@ -24,7 +24,7 @@ pub(crate) struct Channel {
     pub(crate) number: u16,
     pub(crate) peer: SocketAddr,
     pub(crate) deadline: Deadline,
-    /// The announced expiry of the route; has passed if the channel is no route.
+    /// The announced expiry of the route; [`Deadline::PASSED`] if the channel is not a route.
     route: Deadline,
 }
 
@@ -33,7 +33,7 @@ impl Channel {
         Self { number, peer, deadline, route: Deadline::PASSED }
     }
 
-    /// Returns the announced expiry of the route; `None` if the channel is no route.
+    /// Returns the announced expiry of the route; `None` if the channel is not a route.
     pub(crate) fn route(&self) -> Option<Deadline> {
         (self.route != Deadline::PASSED).then_some(self.route)
     }
@@ -81,7 +81,7 @@ impl Channels {
         self.bind_until(number, peer, Deadline::after(now, CHANNEL_LIFETIME));
     }
 
-    /// Like [`bind`](Self::bind), with a deadline of its own.
+    /// Like [`bind`](Self::bind), with the given deadline.
     pub(crate) fn bind_until(&mut self, number: u16, peer: SocketAddr, deadline: Deadline) {
         match self.find(number) {
             Ok(at) => {
@@ -159,9 +159,9 @@ mod tests {
         SocketAddr::from(([192, 0, 2, 1], port))
     }
 
-    // RFC 8656 §12.2: neither the number nor the address may be bound otherwise.
+    // RFC 8656 §12.2: neither the number nor the peer may be in another binding.
     #[test]
-    fn a_channel_and_a_peer_have_each_other_alone() {
+    fn a_channel_has_one_peer_and_a_peer_has_one_channel() {
         let mut channels = Channels::default();
         channels.bind(0x4000, peer(1), at(0));
         assert_eq!(channels.conflict(0x4000, peer(1), at(1)), None);

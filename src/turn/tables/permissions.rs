@@ -31,7 +31,7 @@ impl Permissions {
         self.install_until(address, Deadline::after(now, PERMISSION_LIFETIME));
     }
 
-    /// Like [`install`](Self::install), with a deadline of its own.
+    /// Like [`install`](Self::install), with the given deadline.
     pub(crate) fn install_until(&mut self, address: IpAddr, deadline: Deadline) {
         match self.find(address) {
             Ok(at) => {
@@ -43,7 +43,7 @@ impl Permissions {
         }
     }
 
-    /// Returns how many of the distinct `addresses` have no entry yet.
+    /// Returns how many distinct `addresses` have no entry.
     pub(crate) fn missing(&self, addresses: impl Iterator<Item = IpAddr>) -> usize {
         let mut new: Vec<IpAddr> = addresses.filter(|address| self.find(*address).is_err()).collect();
         new.sort_unstable();
@@ -56,7 +56,7 @@ impl Permissions {
         self.list.retain(|permission| keep(permission.address, permission.deadline));
     }
 
-    /// When the permission for `address` expires; `None` if there is none.
+    /// Returns when the permission for `address` expires; `None` if there is none.
     pub(crate) fn deadline(&self, address: IpAddr) -> Option<Deadline> {
         self.find(address).ok().and_then(|at| self.list.get(at)).map(|permission| permission.deadline)
     }

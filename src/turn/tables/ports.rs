@@ -8,53 +8,52 @@ use rand::RngExt as _;
 
 use crate::turn::time::{Deadline, Instant};
 
-/// How long a port that another process holds is left alone before it is tried again.
+/// The time after which a port that another program uses is retried.
 const SET_ASIDE: Duration = Duration::from_secs(60);
 
-/// Ports of a range. Picks are random over the free ones (RFC 6056 §3.3.1), so that one port tells nothing about the
-/// next.
+/// The ports of a range. A free port is selected at random (RFC 6056 §3.3.1), so that ports are not predictable.
 #[derive(Debug)]
 pub(crate) struct PortPool {
     range: RangeInclusive<u16>,
     free: Vec<u16>,
-    /// One for each port of the range.
-    places: Box<[Place]>,
-    /// In the order in which they come back.
+    /// The state of each port of the range.
+    states: Box<[PortState]>,
+    /// In the order in which they are retried.
     set_aside: VecDeque<(Deadline, u16)>,
     reserved: usize,
 }
 
-/// Where a port is.
+/// The state of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// At this place of the free list.
+enum PortState {
+    /// At this index of the free list.
     Free(u16),
-    /// With an allocation.
+    /// Used by an allocation.
     Taken,
-    /// Reserved for an allocation to come (RFC 8656 §7.2), or with another worker, who has claimed it.
+    /// Reserved (RFC 8656 §7.2), or claimed by another worker.
     Reserved,
-    /// Found to be in use by somebody else.
+    /// Used by another program.
     Aside,
 }
 
-/// What an Allocate request wants of its port.
+/// The kind of port that an Allocate request requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PortPreference {
     Any,
     /// RFC 8656 §18.7, R = 0.
     Even,
-    /// RFC 8656 §18.7, R = 1: an even one, whose next higher neighbour is reserved.
+    /// RFC 8656 §18.7, R = 1: an even port, and the next higher port is reserved.
     EvenAndNext,
 }
 
 impl PortPool {
     pub(crate) fn new(range: RangeInclusive<u16>) -> Self {
         let free: Vec<u16> = range.clone().collect();
-        let places = (0..).take(free.len()).map(Place::Free).collect();
-        Self { free, places, range, set_aside: VecDeque::new(), reserved: 0 }
+        let states = (0..).take(free.len()).map(PortState::Free).collect();
+        Self { free, states, range, set_aside: VecDeque::new(), reserved: 0 }
     }
 
-    /// Takes a random free port that is as wished.
+    /// Takes a random free port that matches the preference.
     pub(crate) fn take(
         &mut self,
         now: Instant,
@@ -62,120 +61,120 @@ impl PortPool {
         rng: &mut dyn rand::CryptoRng,
     ) -> Option<u16> {
         while let Some((_, port)) = self.set_aside.pop_front_if(|(deadline, _)| deadline.has_passed(now)) {
-            self.make_free(port, Place::Aside);
+            self.make_free(port, PortState::Aside);
         }
         if self.free.is_empty() {
             return None;
         }
-        // From a random place on; the second step finds an even port while there are as many as odd ones.
+        // The search starts at a random index. If half of the free ports are even, it takes two steps on average.
         let start = rng.random_range(0..self.free.len());
-        let (behind, ahead) = self.free.split_at_checked(start)?;
+        let (before, after) = self.free.split_at_checked(start)?;
         let fits = |port: &&u16| match preference {
             PortPreference::Any => true,
             PortPreference::Even => port.is_multiple_of(2),
             PortPreference::EvenAndNext => {
-                port.is_multiple_of(2) && matches!(self.place(**port | 1), Some(Place::Free(_)))
+                port.is_multiple_of(2) && matches!(self.state(**port | 1), Some(PortState::Free(_)))
             }
         };
-        let port = *ahead.iter().chain(behind).find(fits)?;
-        self.leave_free(port, Place::Taken);
+        let port = *after.iter().chain(before).find(fits)?;
+        self.leave_free(port, PortState::Taken);
         if preference == PortPreference::EvenAndNext {
-            self.leave_free(port | 1, Place::Reserved);
+            self.leave_free(port | 1, PortState::Reserved);
             self.reserved += 1;
         }
         Some(port)
     }
 
-    /// Whether `port` is of this pool, wherever it is.
+    /// Whether `port` belongs to this pool, in any state.
     pub(crate) fn owns(&self, port: u16) -> bool {
         self.range.contains(&port)
     }
 
-    /// Returns a port that an allocation had.
+    /// Releases the port of an allocation.
     pub(crate) fn release(&mut self, port: u16) {
-        self.make_free(port, Place::Taken);
+        self.make_free(port, PortState::Taken);
     }
 
-    /// Returns a port that was reserved, or that another worker had.
+    /// Releases a port that was reserved, or claimed by another worker.
     pub(crate) fn release_reserved(&mut self, port: u16) {
-        if self.make_free(port, Place::Reserved) {
+        if self.make_free(port, PortState::Reserved) {
             self.reserved -= 1;
         }
     }
 
     /// Takes this port if it is free.
     pub(crate) fn take_exactly(&mut self, port: u16) -> bool {
-        let free = matches!(self.place(port), Some(Place::Free(_)));
+        let free = matches!(self.state(port), Some(PortState::Free(_)));
         if free {
-            self.leave_free(port, Place::Taken);
+            self.leave_free(port, PortState::Taken);
         }
         free
     }
 
-    /// An allocation of this worker takes a reserved port.
+    /// Takes a reserved port for an allocation of this worker.
     pub(crate) fn claim(&mut self, port: u16) {
-        debug_assert_eq!(self.place(port), Some(Place::Reserved));
-        if let Some(place) = self.place_mut(port).filter(|place| **place == Place::Reserved) {
-            *place = Place::Taken;
+        debug_assert_eq!(self.state(port), Some(PortState::Reserved));
+        if let Some(place) = self.state_mut(port).filter(|place| **place == PortState::Reserved) {
+            *place = PortState::Taken;
             self.reserved -= 1;
         }
     }
 
-    /// Returns a port that an allocation was to have and that turned out to be in use by somebody else.
+    /// Sets aside a port that was taken for an allocation and is used by another program.
     pub(crate) fn set_aside(&mut self, port: u16, now: Instant) {
-        debug_assert_eq!(self.place(port), Some(Place::Taken));
-        if let Some(place) = self.place_mut(port) {
-            *place = Place::Aside;
+        debug_assert_eq!(self.state(port), Some(PortState::Taken));
+        if let Some(place) = self.state_mut(port) {
+            *place = PortState::Aside;
             self.set_aside.push_back((Deadline::after(now, SET_ASIDE), port));
         }
     }
 
-    /// Whether ports are missing because other programs have them.
+    /// Whether other programs use ports of this pool.
     pub(crate) fn has_set_aside(&self) -> bool {
         !self.set_aside.is_empty()
     }
 
-    /// Ports that are with allocations of this worker.
+    /// Returns the number of ports that allocations of this worker use.
     pub(crate) fn taken(&self) -> usize {
         self.range.len() - self.free.len() - self.set_aside.len() - self.reserved
     }
 
-    /// Ports that are reserved or with other workers.
+    /// Returns the number of ports that are reserved or claimed by other workers.
     pub(crate) fn reserved(&self) -> usize {
         self.reserved
     }
 
-    /// Whether an allocation of this worker may be using `port`.
+    /// Whether an allocation of this worker uses `port`.
     pub(crate) fn is_taken(&self, port: u16) -> bool {
-        self.place(port) == Some(Place::Taken)
+        self.state(port) == Some(PortState::Taken)
     }
 
-    fn place(&self, port: u16) -> Option<Place> {
-        self.places.get(usize::from(port.checked_sub(*self.range.start())?)).copied()
+    fn state(&self, port: u16) -> Option<PortState> {
+        self.states.get(usize::from(port.checked_sub(*self.range.start())?)).copied()
     }
 
-    fn place_mut(&mut self, port: u16) -> Option<&mut Place> {
-        self.places.get_mut(usize::from(port.checked_sub(*self.range.start())?))
+    fn state_mut(&mut self, port: u16) -> Option<&mut PortState> {
+        self.states.get_mut(usize::from(port.checked_sub(*self.range.start())?))
     }
 
-    fn leave_free(&mut self, port: u16, to: Place) {
-        let Some(Place::Free(at)) = self.place(port) else { return };
+    fn leave_free(&mut self, port: u16, to: PortState) {
+        let Some(PortState::Free(at)) = self.state(port) else { return };
         self.free.swap_remove(usize::from(at));
         if let Some(moved) = self.free.get(usize::from(at)).copied()
-            && let Some(place) = self.place_mut(moved)
+            && let Some(place) = self.state_mut(moved)
         {
-            *place = Place::Free(at);
+            *place = PortState::Free(at);
         }
-        if let Some(place) = self.place_mut(port) {
+        if let Some(place) = self.state_mut(port) {
             *place = to;
         }
     }
 
-    fn make_free(&mut self, port: u16, from: Place) -> bool {
-        debug_assert_eq!(self.place(port), Some(from), "port {port} comes back from where it was, and once");
+    fn make_free(&mut self, port: u16, from: PortState) -> bool {
+        debug_assert_eq!(self.state(port), Some(from), "port {port} is released once and from its state");
         let Ok(at) = u16::try_from(self.free.len()) else { return false };
-        match self.place_mut(port) {
-            Some(place) if *place == from => *place = Place::Free(at),
+        match self.state_mut(port) {
+            Some(place) if *place == from => *place = PortState::Free(at),
             _ => return false,
         }
         self.free.push(port);
@@ -183,8 +182,8 @@ impl PortPool {
     }
 }
 
-/// Splits `range` into `parts` disjoint slices that begin at even ports, so that an even port and its odd neighbour
-/// stay together, and returns the slice of part `index`. `None` where the range has too few ports for so many parts.
+/// Splits `range` into `parts` disjoint slices and returns slice `index`. All slices except the first begin at an even
+/// port, so that an even port and the next odd port are in the same slice. `None` if the range has too few ports.
 ///
 /// # Panics
 /// If `index` is not below `parts`.
@@ -215,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn every_port_of_the_range_is_handed_out_once() {
+    fn every_port_of_the_range_is_taken_once() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_099);
         let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), PortPreference::Any, &mut rng)).collect();
@@ -223,9 +222,9 @@ mod tests {
         assert_eq!(pool.taken(), 100);
     }
 
-    // RFC 8656 §7.2: EVEN-PORT with the R bit 0 takes one even port and leaves its neighbour free.
+    // RFC 8656 §7.2: EVEN-PORT with the R bit 0 takes one even port. The next odd port stays free.
     #[test]
-    fn even_ports_are_found_to_the_last_and_cost_no_odd_one() {
+    fn every_even_port_is_found_and_no_odd_port_is_taken() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_099);
         let ports: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), PortPreference::Even, &mut rng)).collect();
@@ -233,9 +232,9 @@ mod tests {
         assert_eq!(std::iter::from_fn(|| pool.take(at(0), PortPreference::Any, &mut rng)).count(), 50);
     }
 
-    // RFC 8656 §7.2: random ports (RFC 6056), so that a port tells nothing about the one before or after it.
+    // RFC 8656 §7.2: random ports (RFC 6056), so that a port does not predict other ports.
     #[test]
-    fn a_port_does_not_tell_the_next() {
+    fn a_port_does_not_predict_the_next() {
         let pairs: Vec<(u16, u16)> = (0..500)
             .map(|seed| {
                 let mut rng = StdRng::seed_from_u64(seed);
@@ -255,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_range_can_be_used_again() {
+    fn a_released_port_can_be_taken_again() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(65_535..=65_535);
         for _ in 0..3 {
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_set_aside_comes_back_after_a_minute() {
+    fn a_port_set_aside_is_retried_after_a_minute() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_000..=50_000);
         let port = pool.take(at(0), PortPreference::Any, &mut rng).unwrap();
@@ -275,22 +274,26 @@ mod tests {
         assert_eq!(pool.take(at(60), PortPreference::Any, &mut rng), Some(port));
     }
 
-    // R = 1 takes whole pairs, and only where both are free.
+    // R = 1 takes pairs whose ports are both free.
     #[test]
-    fn pairs_are_found_to_the_last() {
+    fn every_free_pair_is_found() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut pool = PortPool::new(50_001..=50_100);
         let evens: BTreeSet<u16> =
             std::iter::from_fn(|| pool.take(at(0), PortPreference::EvenAndNext, &mut rng)).collect();
-        assert_eq!(evens, (50_002..=50_098).step_by(2).collect(), "the ends of the range have no neighbours");
+        assert_eq!(
+            evens,
+            (50_002..=50_098).step_by(2).collect(),
+            "the ports at the ends of the range are not in a pair"
+        );
         assert_eq!((pool.taken(), pool.reserved()), (49, 49));
         let left: BTreeSet<u16> = std::iter::from_fn(|| pool.take(at(0), PortPreference::Any, &mut rng)).collect();
         assert_eq!(left, [50_001, 50_100].into());
     }
 
-    /// Where the model has a port.
+    /// The state of a port in the model.
     #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Whereabouts {
+    enum ModelState {
         Free,
         Taken,
         Reserved,
@@ -298,18 +301,19 @@ mod tests {
     }
 
     proptest! {
-        // Whatever is done with them, every port is in exactly one place.
+        // Every port always has exactly one state.
         #[test]
         fn behaves_like_a_map(steps in prop::collection::vec((0..8u8, 0..16u16, 0..30u64), 1..300)) {
-            use Whereabouts::*;
+            use ModelState::*;
             let mut rng = StdRng::seed_from_u64(1);
             let mut pool = PortPool::new(50_001..=50_012);
-            let mut model: BTreeMap<u16, Whereabouts> = (50_001..=50_012).map(|port| (port, Free)).collect();
+            let mut model: BTreeMap<u16, ModelState> = (50_001..=50_012).map(|port| (port, Free)).collect();
             let mut second = 0;
             for (step, which, pause) in steps {
                 second += pause;
-                let among = |model: &BTreeMap<u16, Whereabouts>, wanted| {
-                    let ports: Vec<u16> = model.iter().filter(|(_, at)| **at == wanted).map(|(port, _)| *port).collect();
+                let among = |model: &BTreeMap<u16, ModelState>, wanted| {
+                    let ports = model.iter().filter(|(_, state)| **state == wanted).map(|(port, _)| *port);
+                    let ports: Vec<u16> = ports.collect();
                     (!ports.is_empty()).then(|| ports[usize::from(which) % ports.len()])
                 };
                 match step {
@@ -319,7 +323,11 @@ mod tests {
                                 *place = Free;
                             }
                         }
-                        let preference = [PortPreference::Any, PortPreference::Even, PortPreference::EvenAndNext, PortPreference::EvenAndNext][usize::from(step)];
+                        let preference = match step {
+                            0 => PortPreference::Any,
+                            1 => PortPreference::Even,
+                            _ => PortPreference::EvenAndNext,
+                        };
                         let fits = |port: u16| {
                             model.get(&port) == Some(&Free)
                                 && (preference == PortPreference::Any || port.is_multiple_of(2))
@@ -362,7 +370,11 @@ mod tests {
         }
 
         #[test]
-        fn slices_cover_the_range_and_do_not_overlap(first in 1024..=65_535u16, more in 0..2_000u16, parts in 1..9usize) {
+        fn slices_cover_the_range_and_do_not_overlap(
+            first in 1024..=65_535u16,
+            more in 0..2_000u16,
+            parts in 1..9usize,
+        ) {
             let range = first..=first.saturating_add(more);
             let mut seen = Vec::new();
             for index in 0..parts {

@@ -10,7 +10,7 @@ use crate::turn::time::{Deadline, Instant};
 #[derive(Debug, Default)]
 pub(crate) struct Relays {
     first: Option<Relay>,
-    /// Of the other family. Few allocations have two.
+    /// The address of the other family. Few allocations have two.
     second: Option<Box<Relay>>,
 }
 
@@ -65,7 +65,7 @@ impl Relays {
         if index == SocketIndex::FIRST { self.first.as_mut() } else { self.second.as_deref_mut() }
     }
 
-    /// Returns the address of a family and the index of its socket, unless it has expired or is not open.
+    /// Returns the address of a family and the index of its socket, if its socket is open and it has not expired.
     pub(crate) fn of_family(&self, family: AddressFamily, now: Instant) -> Option<(SocketIndex, &Relay)> {
         self.indexed().find(|(_, relay)| relay.family() == family && relay.is_live(now))
     }
@@ -113,7 +113,7 @@ impl Relays {
 }
 
 impl Relay {
-    /// An address in this state. Both addresses have the same port.
+    /// Creates a relayed transport address. `bind` and `advertised` have the same port.
     pub(crate) fn new(bind: SocketAddr, advertised: SocketAddr, deadline: Deadline, socket: SocketState) -> Self {
         debug_assert_eq!(bind.port(), advertised.port());
         Self { address: bind.ip(), advertised: advertised.ip(), port: bind.port(), deadline, socket }

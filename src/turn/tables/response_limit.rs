@@ -1,7 +1,7 @@
 //! The rate limit on responses to unverified sources.
 //!
-//! A forged source makes the server respond to a third party. So responses to requests without a nonce of this server are
-//! rate-limited per source. A client that repeats the nonce of its first response is verified.
+//! A forged source makes the server respond to a third party. So responses to requests without a nonce of this server
+//! are rate-limited per source. A client that repeats the nonce of its first response is verified.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ pub(crate) struct ResponseLimit {
 }
 
 impl ResponseLimit {
-    /// Admits `per_second` responses to each source; 0 is no limit.
+    /// Creates a limit of `per_second` responses to each source; 0 is no limit.
     pub(crate) fn new(per_second: u32) -> Self {
         let interval = (per_second > 0).then(|| Duration::from_secs(1) / per_second);
         let never_used = Deadline::after(Instant::from_elapsed(Duration::ZERO), Duration::ZERO);
@@ -80,17 +80,17 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_limited_apart_and_an_ipv6_network_as_one() {
+    fn sources_are_limited_separately_and_an_ipv6_network_as_one() {
         let mut limit = ResponseLimit::new(50);
         assert_eq!(admitted(&mut limit, "2001:db8::1", at(0)), 201);
         assert_eq!(admitted(&mut limit, "2001:db8::ffff:1", at(0)), 0);
-        // One of so many may share the bucket.
+        // One of these may share its bucket with another source.
         let others = (1..=9).filter(|n| admitted(&mut limit, &format!("192.0.2.{n}"), at(0)) == 201).count();
         assert!(others >= 8, "{others}");
     }
 
     #[test]
-    fn no_limit_is_no_limit() {
+    fn zero_is_no_limit() {
         assert_eq!(admitted(&mut ResponseLimit::new(0), "192.0.2.1", at(0)), 10_000);
     }
 

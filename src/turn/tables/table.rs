@@ -1,5 +1,5 @@
-//! The allocation table: a slab and its index by 5-tuple. A [`SocketId`] contains the place in the slab, so relay sockets
-//! need no index.
+//! The allocation table: a slab and its index by 5-tuple. A [`SocketId`] contains the place in the slab, so relay
+//! sockets need no index.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -17,8 +17,8 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug)]
 pub(crate) struct Table {
     slab: Slab<Entry>,
-    /// The index by 5-tuple: lists of the allocations that share a hash, linked through the slab. There are as many lists as
-    /// ports, so the index never grows, and no packet waits for that.
+    /// The index by 5-tuple: lists of the allocations that share a hash, linked through the slab. There are as many
+    /// lists as ports, so the index never grows, and no packet waits for that.
     heads: Box<[u32]>,
     hasher: RandomState,
     wheel: Wheel,
@@ -35,7 +35,7 @@ struct Entry {
 }
 
 impl Table {
-    /// A table for about `room` allocations.
+    /// Creates a table for about `room` allocations.
     pub(crate) fn new(room: usize) -> Self {
         let lists = room.next_power_of_two().min(MOST_LISTS);
         Self {
@@ -117,7 +117,7 @@ impl Table {
         (entry.generation == id.generation).then_some(&entry.allocation)
     }
 
-    /// After a change to the deadlines of the allocation, call [`reschedule`](Self::reschedule).
+    /// Returns an allocation for changes. After a change to its deadlines, call [`reschedule`](Self::reschedule).
     pub(crate) fn get_mut(&mut self, id: AllocationId) -> Option<&mut Allocation> {
         let entry = self.slab.get_mut(id.place as usize)?;
         (entry.generation == id.generation).then_some(&mut entry.allocation)
@@ -163,18 +163,18 @@ impl Table {
         self.slab.get(place as usize).map(|entry| AllocationId { place, generation: entry.generation })
     }
 
-    /// Panics unless slab, index and wheel agree.
+    /// Panics unless slab, index and wheel are consistent.
     pub(crate) fn check_invariants(&self) {
         let next = |place: &u32| self.slab.get(*place as usize).map(|entry| entry.next);
         let lists = self.heads.iter().map(|head| std::iter::successors(Some(*head), next).take_while(|at| *at != NONE));
-        // A circular list has more.
+        // The limit detects circular lists.
         let indexed = lists.flatten().take(self.slab.len() + 1).count();
         assert_eq!(self.slab.len(), indexed, "every allocation is indexed once");
         assert_eq!(self.slab.len(), self.wheel.len(), "every allocation is filed once");
         for (place, entry) in &self.slab {
             let place = u32::try_from(place).expect("places are small");
             let found = self.find(&entry.allocation.tuple).map(|id| id.place);
-            assert_eq!(found, Some(place), "the index names the place");
+            assert_eq!(found, Some(place), "the index refers to the place");
             let filed = self.wheel.filed_second(place).expect("every allocation is filed");
             assert!(filed <= entry.allocation.next_deadline().second(), "the wheel fires in time");
             entry.allocation.channels.check_invariants();

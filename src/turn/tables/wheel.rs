@@ -1,9 +1,8 @@
 //! The timer wheel: one-second slots, one entry per allocation.
 //!
-//! An entry is filed under the second at which its allocation next has something to expire. A deadline that moves
-//! later leaves the entry where it is: when it fires, its owner files it again. A deadline that moves earlier moves the
-//! entry. The slots are lists threaded through the entries, so filing, moving and cancelling are O(1) and nothing stale
-//! is ever left behind.
+//! An entry is filed under the second of the allocation's next deadline. If the deadline moves later, the entry stays
+//! where it is, and its owner files it again when it fires. If the deadline moves earlier, the entry moves. The slots
+//! are linked lists through the entries, so filing, moving and cancelling are O(1), and no stale entries remain.
 
 use crate::turn::time::{Deadline, Instant};
 
@@ -17,7 +16,7 @@ pub(crate) struct Wheel {
     heads: Vec<u32>,
     /// Indexed by key, which is the allocation's slab index.
     entries: Vec<Entry>,
-    /// The next second to look at; every entry is filed at this second or later.
+    /// The next second to process. Every entry is filed under this second or a later one.
     next_second: u64,
     filed: usize,
 }
@@ -26,12 +25,12 @@ pub(crate) struct Wheel {
 struct Entry {
     previous: u32,
     next: u32,
-    /// `NOWHERE` while the entry is in no slot.
+    /// [`NO_SECOND`] while the entry is in no slot.
     second: u64,
 }
 
-const NOWHERE: u64 = u64::MAX;
-const UNFILED: Entry = Entry { previous: NONE, next: NONE, second: NOWHERE };
+const NO_SECOND: u64 = u64::MAX;
+const UNFILED: Entry = Entry { previous: NONE, next: NONE, second: NO_SECOND };
 
 #[expect(
     clippy::indexing_slicing,
@@ -42,17 +41,17 @@ impl Wheel {
         Self { heads: vec![NONE; SLOTS], entries: Vec::new(), next_second: 0, filed: 0 }
     }
 
-    /// Makes sure that `key` fires no later than `deadline`, or in the next second if that has passed.
+    /// Files `key` to fire no later than `deadline`, or in the next second if the deadline has passed.
     pub(crate) fn file(&mut self, key: u32, deadline: Deadline) {
         let index = key as usize;
         if self.entries.len() <= index {
             self.entries.resize(index + 1, UNFILED);
         }
-        // Beyond the horizon it fires early and is filed again.
+        // A deadline beyond the horizon fires early and is filed again.
         let horizon = self.next_second + SLOTS as u64 - 1;
         let second = deadline.second().clamp(self.next_second, horizon);
         match self.entries[index].second {
-            NOWHERE => {}
+            NO_SECOND => {}
             filed if filed <= second => return,
             _ => self.cancel(key),
         }
@@ -66,10 +65,10 @@ impl Wheel {
         self.filed += 1;
     }
 
-    /// Takes `key` out of the wheel; it need not be filed.
+    /// Removes `key` from the wheel, if it is filed.
     pub(crate) fn cancel(&mut self, key: u32) {
         let Some(entry) = self.entries.get(key as usize).copied() else { return };
-        if entry.second == NOWHERE {
+        if entry.second == NO_SECOND {
             return;
         }
         if entry.previous == NONE {
@@ -84,7 +83,7 @@ impl Wheel {
         self.filed -= 1;
     }
 
-    /// Takes one key out whose second has come.
+    /// Removes and returns one key whose second has passed.
     pub(crate) fn pop(&mut self, now: Instant) -> Option<u32> {
         let due = now.second();
         if self.filed == 0 {
@@ -107,9 +106,9 @@ impl Wheel {
         (second % SLOTS as u64) as usize
     }
 
-    /// The second `key` is filed under, for `Table::check_invariants`.
+    /// Returns the second that `key` is filed under. For `Table::check_invariants`.
     pub(crate) fn filed_second(&self, key: u32) -> Option<u64> {
-        self.entries.get(key as usize).map(|entry| entry.second).filter(|second| *second != NOWHERE)
+        self.entries.get(key as usize).map(|entry| entry.second).filter(|second| *second != NO_SECOND)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -12,14 +12,14 @@ use crate::turn::tests::authentication::CHALLENGE;
 use crate::turn::tests::support::*;
 use crate::turn::{AuthCause, Event, FromClient};
 
-/// What the challenge lists, byte for byte: SHA-256, then MD5, both without parameters.
+/// The list in the challenge: SHA-256, then MD5, both without parameters.
 const LISTED: [u8; 8] = [0, 2, 0, 0, 0, 1, 0, 0];
 const SHA256: [u8; 4] = [0, 2, 0, 0];
 const MD5: [u8; 4] = [0, 1, 0, 0];
 
-/// A client of RFC 8489 and what it writes.
+/// A client that uses password algorithms, and what it sends.
 #[derive(Clone)]
-struct Modern {
+struct AlgorithmClient {
     client: Client,
     by_hash: bool,
     listed: Option<Vec<u8>>,
@@ -36,8 +36,8 @@ fn userhash(username: &str) -> [u8; 32] {
     Sha256::digest(format!("{username}:{REALM}")).into()
 }
 
-impl Modern {
-    /// One that does as the challenge bids: echoes the list and uses the first algorithm in it.
+impl AlgorithmClient {
+    /// Returns a client that follows the challenge: it repeats the list and uses the first algorithm in it.
     fn new(client: &Client) -> Self {
         let key = key_of(client, KeyAlgorithm::Sha256);
         let client = client.clone();
@@ -68,117 +68,117 @@ impl Modern {
         })
     }
 
-    fn ask(&self, world: &mut World, method: Method, attributes: &[&dyn EncodeAttribute]) -> Answer {
+    fn send_request(&self, world: &mut World, method: Method, attributes: &[&dyn EncodeAttribute]) -> CheckedResponse {
         let request = self.request(world, method, attributes);
         match world.client_packet(&self.client.tuple, &request) {
-            (FromClient::Respond(reply), buffer) => Answer::new(&request, &buffer, &reply),
+            (FromClient::Respond(response), buffer) => CheckedResponse::new(&request, &buffer, &response),
             (FromClient::Open(open), _) => world.opened(&request, &open, Ok(())),
-            (other, _) => panic!("an answer is expected, not {other:?}"),
+            (other, _) => panic!("a response is expected, not {other:?}"),
         }
     }
 
-    /// Whether the answer is signed as clients of RFC 8489 expect it.
-    fn has_signed(&self, answer: &Answer) -> bool {
-        !answer.message().contains(AttributeType::MESSAGE_INTEGRITY)
-            && answer.message().verify_integrity_sha256(self.key.as_bytes()) == IntegrityStatus::Valid
+    /// Whether the response has a valid MESSAGE-INTEGRITY-SHA256 and no MESSAGE-INTEGRITY.
+    fn verifies(&self, response: &CheckedResponse) -> bool {
+        !response.message().contains(AttributeType::MESSAGE_INTEGRITY)
+            && response.message().verify_integrity_sha256(self.key.as_bytes()) == IntegrityStatus::Valid
     }
 }
 
-fn assert_allocated(world: &mut World, answer: &Answer) -> String {
-    assert_eq!(answer.code(), None, "{}", answer.reason());
+fn assert_allocated(world: &mut World, response: &CheckedResponse) -> String {
+    assert_eq!(response.code(), None, "{}", response.reason());
     match world.event() {
         Event::AllocationCreated { user, .. } => user,
-        other => panic!("an allocation is expected in the log, not {other:?}"),
+        other => panic!("a log entry about a new allocation is expected, not {other:?}"),
     }
 }
 
 fn logged_failure(world: &mut World) -> (String, AuthFailure) {
     match world.event() {
         Event::AuthenticationFailed { username, cause: AuthCause::Failure(failure), .. } => (username, failure),
-        other => panic!("a failed authentication is expected in the log, not {other:?}"),
+        other => panic!("a log entry about a failed authentication is expected, not {other:?}"),
     }
 }
 
-// RFC 8489 §9.2.4: PASSWORD-ALGORITHMS in preferential order, and the bit in the nonce that goes with it.
+// RFC 8489 §9.2.4: PASSWORD-ALGORITHMS in order of preference, and the corresponding feature bit in the nonce.
 #[test]
-fn a_challenge_prefers_sha256_and_says_so_in_its_nonce() {
+fn a_challenge_prefers_sha256_and_its_nonce_announces_password_algorithms() {
     let mut world = World::new();
     let client = world.client(1);
-    let answer = world.answer_to(&client.tuple, &plain(Class::Request, Method::ALLOCATE, &[]));
-    let listed: PasswordAlgorithms<'_> = answer.get().unwrap();
+    let response = world.response_to(&client.tuple, &plain(Class::Request, Method::ALLOCATE, &[]));
+    let listed: PasswordAlgorithms<'_> = response.get().unwrap();
     assert!(listed.iter().eq([PasswordAlgorithm::SHA256, PasswordAlgorithm::MD5]));
-    assert!(answer.bytes.windows(LISTED.len()).any(|bytes| bytes == LISTED));
+    assert!(response.bytes.windows(LISTED.len()).any(|bytes| bytes == LISTED));
     let features = SecurityFeatures { password_algorithms: true, username_anonymity: false };
-    assert_eq!(SecurityFeatures::of(&answer.nonce().unwrap()), Some(features));
+    assert_eq!(SecurityFeatures::of(&response.nonce().unwrap()), Some(features));
 }
 
-// RFC 8489 §9.2.4: MESSAGE-INTEGRITY-SHA256 in any response to a client that names its algorithm, errors included.
+// RFC 8489 §9.2.4: MESSAGE-INTEGRITY-SHA256 in all responses to a client that sends PASSWORD-ALGORITHM.
 #[test]
-fn a_client_that_names_an_algorithm_is_answered_with_sha256_integrity() {
+fn a_client_that_sends_password_algorithm_gets_sha256_integrity() {
     for (named, algorithm) in [(SHA256, KeyAlgorithm::Sha256), (MD5, KeyAlgorithm::Md5)] {
         let mut world = World::new();
-        let mut client = Modern::new(&world.client(1));
+        let mut client = AlgorithmClient::new(&world.client(1));
         (client.named, client.key) = (Some(named.to_vec()), key_of(&client.client, algorithm));
-        let refused = client.ask(&mut world, Method::REFRESH, &[]);
-        assert_eq!((refused.code(), client.has_signed(&refused)), (Some(437), true));
-        let allocated = client.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-        assert!(client.has_signed(&allocated));
+        let mismatch = client.send_request(&mut world, Method::REFRESH, &[]);
+        assert_eq!((mismatch.code(), client.verifies(&mismatch)), (Some(437), true));
+        let allocated = client.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+        assert!(client.verifies(&allocated));
         assert_eq!(assert_allocated(&mut world, &allocated), "alice");
-        let unknown = client.ask(&mut world, Method::REFRESH, &[&Raw(AttributeType::new(0x7f01), &[])]);
-        assert_eq!((unknown.code(), client.has_signed(&unknown)), (Some(420), true));
+        let unknown = client.send_request(&mut world, Method::REFRESH, &[&Raw(AttributeType::new(0x7f01), &[])]);
+        assert_eq!((unknown.code(), client.verifies(&unknown)), (Some(420), true));
         let bind: [&dyn EncodeAttribute; 2] = [&ChannelNumber(0x4000), &XorPeerAddress(peer(1))];
         for (method, attributes) in [
             (Method::REFRESH, &[][..]),
             (Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1)) as &dyn EncodeAttribute]),
             (Method::CHANNEL_BIND, &bind),
         ] {
-            let answer = client.ask(&mut world, method, attributes);
-            assert_eq!((answer.code(), client.has_signed(&answer)), (None, true), "{method}");
+            let response = client.send_request(&mut world, method, attributes);
+            assert_eq!((response.code(), client.verifies(&response)), (None, true), "{method}");
         }
     }
 }
 
-// RFC 8489 §9.2.4: without MESSAGE-INTEGRITY-SHA256 it is MESSAGE-INTEGRITY that counts, whatever the key.
+// RFC 8489 §9.2.4: without MESSAGE-INTEGRITY-SHA256, MESSAGE-INTEGRITY is checked, with either key.
 #[test]
-fn a_client_that_names_sha256_may_sign_with_sha1() {
+fn a_client_with_a_sha256_key_may_sign_with_sha1() {
     let mut world = World::new();
-    let client = Modern { sha1: true, ..Modern::new(&world.client(1)) };
-    let answer = client.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-    assert!(client.has_signed(&answer));
-    assert_allocated(&mut world, &answer);
+    let client = AlgorithmClient { sha1: true, ..AlgorithmClient::new(&world.client(1)) };
+    let response = client.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+    assert!(client.verifies(&response));
+    assert_allocated(&mut world, &response);
 }
 
 #[test]
 fn time_limited_credentials_have_keys_of_both_kinds() {
     for (named, algorithm) in [(SHA256, KeyAlgorithm::Sha256), (MD5, KeyAlgorithm::Md5)] {
         let mut world = World::new();
-        let mut client = Modern::new(&world.client(1).with_credential("carol", UNIX + 1_000));
+        let mut client = AlgorithmClient::new(&world.client(1).with_credential("carol", UNIX + 1_000));
         (client.named, client.key) = (Some(named.to_vec()), key_of(&client.client, algorithm));
-        let answer = client.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-        assert!(client.has_signed(&answer));
-        assert_eq!(assert_allocated(&mut world, &answer), "carol");
+        let response = client.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+        assert!(client.verifies(&response));
+        assert_eq!(assert_allocated(&mut world, &response), "carol");
     }
 }
 
 #[test]
 fn the_key_of_another_algorithm_is_a_wrong_password() {
     let mut world = World::new();
-    let mut client = Modern::new(&world.client(1));
+    let mut client = AlgorithmClient::new(&world.client(1));
     client.key = key_of(&client.client, KeyAlgorithm::Md5);
-    let answer = client.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-    assert_eq!((answer.code(), answer.kinds()), (Some(401), CHALLENGE.to_vec()));
+    let response = client.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+    assert_eq!((response.code(), response.kinds()), (Some(401), CHALLENGE.to_vec()));
     assert_eq!(logged_failure(&mut world), ("alice".to_owned(), AuthFailure::WrongPassword));
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// RFC 8489 §9.2.4: unless both are there, the list is as it was sent and the algorithm is one of it → 400, before the
-// username, the integrity and the age of the nonce are looked at.
+// RFC 8489 §9.2.4: one of the attributes is missing, the list is not the one that was sent, or the algorithm is not in
+// it → 400, before the username, the integrity and the age of the nonce are checked.
 #[test]
-fn a_list_that_was_tampered_with_or_an_algorithm_outside_it_is_400() {
+fn a_modified_algorithm_list_or_an_algorithm_outside_it_is_400() {
     let mut world = World::new();
-    let good = Modern::new(&world.client(1));
+    let good = AlgorithmClient::new(&world.client(1));
     let lists: [&[u8]; 6] = [
-        // SHA-256 stripped: the attack that all this is there to prevent.
+        // SHA-256 removed: a bid-down attack.
         &MD5,
         &SHA256,
         &[0, 1, 0, 0, 0, 2, 0, 0],
@@ -186,80 +186,89 @@ fn a_list_that_was_tampered_with_or_an_algorithm_outside_it_is_400() {
         &[0, 2, 0, 1, 9, 0, 0, 0, 0, 1, 0, 0],
         &[],
     ];
-    let mut cases: Vec<Modern> = Vec::new();
+    let mut cases: Vec<AlgorithmClient> = Vec::new();
     for listed in lists {
         for (named, algorithm) in [(SHA256, KeyAlgorithm::Sha256), (MD5, KeyAlgorithm::Md5)] {
             let key = key_of(&good.client, algorithm);
-            cases.push(Modern { listed: Some(listed.to_vec()), named: Some(named.to_vec()), key, ..good.clone() });
+            cases.push(AlgorithmClient {
+                listed: Some(listed.to_vec()),
+                named: Some(named.to_vec()),
+                key,
+                ..good.clone()
+            });
         }
     }
-    cases.push(Modern { listed: None, ..good.clone() });
-    cases.push(Modern { named: None, ..good.clone() });
-    cases.push(Modern { named: Some(vec![0, 3, 0, 0]), ..good.clone() });
-    cases.push(Modern { named: Some(vec![0, 2, 0, 1, 9, 0, 0, 0]), ..good.clone() });
+    cases.push(AlgorithmClient { listed: None, ..good.clone() });
+    cases.push(AlgorithmClient { named: None, ..good.clone() });
+    cases.push(AlgorithmClient { named: Some(vec![0, 3, 0, 0]), ..good.clone() });
+    cases.push(AlgorithmClient { named: Some(vec![0, 2, 0, 1, 9, 0, 0, 0]), ..good.clone() });
     let malformed: [&[u8]; 4] = [&[], &[0, 2], &[0, 2, 0, 1], &[0, 2, 0, 0, 0]];
-    cases.extend(malformed.map(|named| Modern { named: Some(named.to_vec()), ..good.clone() }));
-    cases.push(Modern { listed: Some(vec![0, 2, 0, 0, 0, 1, 0]), ..good.clone() });
+    cases.extend(malformed.map(|named| AlgorithmClient { named: Some(named.to_vec()), ..good.clone() }));
+    cases.push(AlgorithmClient { listed: Some(vec![0, 2, 0, 0, 0, 1, 0]), ..good.clone() });
     let mut unknown = cases[0].clone();
     unknown.client.username = "mallory".to_owned();
     cases.push(unknown);
     for _ in 0..2 {
         for case in &cases {
             for method in [Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
-                let answer = case.ask(&mut world, method, &[&RequestedTransport::UDP]);
+                let response = case.send_request(&mut world, method, &[&RequestedTransport::UDP]);
                 let shown = (&case.listed, &case.named);
-                assert_eq!((answer.code(), answer.kinds()), (Some(400), vec![AttributeType::ERROR_CODE]), "{shown:?}");
+                assert_eq!(
+                    (response.code(), response.kinds()),
+                    (Some(400), vec![AttributeType::ERROR_CODE]),
+                    "{shown:?}"
+                );
             }
         }
-        // Nor does a nonce that has grown old make a difference.
+        // An expired nonce makes no difference.
         world.pass(seconds(NONCE_LIFETIME));
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// RFC 8489 §9.2.1: whoever takes the bit out of the nonce makes it another one, and the way back is a 438 with the bit.
+// RFC 8489 §9.2.1: a nonce with changed feature bits is invalid. The 438 has a nonce with the correct bits.
 #[test]
-fn a_nonce_that_was_stripped_of_its_features_is_438() {
+fn a_nonce_with_modified_feature_bits_is_438() {
     let mut world = World::new();
     let honest = world.client(1);
     for features in ["AAAA", "gAAA", "AAAB", "wAAD"] {
         let nonce = honest.nonce.replacen("gAAB", features, 1);
         assert_ne!(nonce, honest.nonce);
-        // The client that was led to believe that there is nothing but MD5, and the one that would hide its name.
-        let led = Client { nonce: nonce.clone(), ..honest.clone() };
-        let answer = world.ask(&led, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-        assert_eq!((answer.code(), answer.kinds()), (Some(438), CHALLENGE.to_vec()));
-        let modern = Modern::new(&led);
-        let answer = modern.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-        assert_eq!((answer.code(), answer.nonce()), (Some(438), Some(honest.nonce.clone())));
+        // A client that sees no feature bits uses MD5. The other one uses password algorithms.
+        let misled = Client { nonce: nonce.clone(), ..honest.clone() };
+        let response = world.send_request(&misled, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+        assert_eq!((response.code(), response.kinds()), (Some(438), CHALLENGE.to_vec()));
+        let with_algorithms = AlgorithmClient::new(&misled);
+        let response = with_algorithms.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+        assert_eq!((response.code(), response.nonce()), (Some(438), Some(honest.nonce.clone())));
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// What another server listed is not known here. Its client gets a nonce and a list of ours, and not a 400 without
-// integrity, which it would have to ignore (RFC 8489 §9.2.5).
+// This server does not know the list of another server. The client gets a nonce and a list of this server. It would
+// have to ignore a 400 without integrity (RFC 8489 §9.2.5).
 #[test]
 fn a_client_with_the_nonce_and_the_list_of_another_server_is_challenged() {
     let mut world = World::new();
     let client = world.client(1);
     for nonce in ["obMatJos2gAABanother", "obMatJos2AAAAanother", "obMatJos2IAAAanother", "another"] {
-        let mut modern = Modern::new(&Client { nonce: nonce.to_owned(), ..client.clone() });
+        let mut with_algorithms = AlgorithmClient::new(&Client { nonce: nonce.to_owned(), ..client.clone() });
         let lists: [&[u8]; 2] = [&SHA256, &[0, 2, 0, 0, 0, 9, 0, 0]];
         for listed in lists {
-            modern.listed = Some(listed.to_vec());
-            let answer = modern.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-            assert_eq!((answer.code(), answer.kinds()), (Some(438), CHALLENGE.to_vec()), "{nonce}");
+            with_algorithms.listed = Some(listed.to_vec());
+            let response = with_algorithms.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+            assert_eq!((response.code(), response.kinds()), (Some(438), CHALLENGE.to_vec()), "{nonce}");
         }
-        (modern.listed, modern.named) = (Some(vec![0, 9, 0, 0]), Some(vec![0, 9, 0, 0]));
-        let answer = modern.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-        assert_eq!((answer.code(), answer.kinds()), (Some(401), CHALLENGE.to_vec()), "{nonce}");
+        (with_algorithms.listed, with_algorithms.named) = (Some(vec![0, 9, 0, 0]), Some(vec![0, 9, 0, 0]));
+        let response = with_algorithms.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+        assert_eq!((response.code(), response.kinds()), (Some(401), CHALLENGE.to_vec()), "{nonce}");
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// A sibling or an earlier version with the same key that announced nothing: its nonces go on.
+// Nonces of another version with the same key and without feature bits stay valid.
 #[test]
-fn a_nonce_that_announces_nothing_asks_for_no_list() {
+fn a_nonce_without_feature_bits_requires_no_algorithm_list() {
     let mut world = World::new();
     let mint = NonceMint::from_random(NONCE_KEY, NONCE_LIFETIME).with_features(SecurityFeatures::default());
     let mut client = world.client(1);
@@ -271,17 +280,17 @@ fn a_nonce_that_announces_nothing_asks_for_no_list() {
         (Some(LISTED), Some(SHA256), KeyAlgorithm::Sha256),
         (Some(LISTED), None, KeyAlgorithm::Md5),
     ] {
-        let mut modern = Modern::new(&client);
-        (modern.listed, modern.named) = (listed.map(Into::into), named.map(Into::into));
-        modern.key = key_of(&client, algorithm);
-        let answer = modern.ask(&mut world, Method::REFRESH, &[]);
-        assert_eq!((answer.code(), modern.has_signed(&answer)), (None, true));
+        let mut with_algorithms = AlgorithmClient::new(&client);
+        (with_algorithms.listed, with_algorithms.named) = (listed.map(Into::into), named.map(Into::into));
+        with_algorithms.key = key_of(&client, algorithm);
+        let response = with_algorithms.send_request(&mut world, Method::REFRESH, &[]);
+        assert_eq!((response.code(), with_algorithms.verifies(&response)), (None, true));
     }
 }
 
-// RFC 8489 §14.5: behind the integrity nothing counts, so a client cannot be made to look like a modern one.
+// RFC 8489 §14.5: attributes after the integrity are ignored, so an attacker cannot add password algorithms.
 #[test]
-fn password_algorithms_behind_the_integrity_do_not_count() {
+fn password_algorithms_after_the_integrity_are_ignored() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate(&client);
@@ -291,81 +300,87 @@ fn password_algorithms_behind_the_integrity_do_not_count() {
         writer.push(&Raw(AttributeType::PASSWORD_ALGORITHMS, &LISTED));
         writer.push(&PasswordAlgorithm::SHA256);
     });
-    let answer = world.answer_to(&client.tuple, &request);
-    assert!(answer.code().is_none() && answer.is_signed_for(&client));
+    let response = world.response_to(&client.tuple, &request);
+    assert!(response.code().is_none() && response.is_signed_for(&client));
 }
 
-// RFC 8656 §7.2: the answer once more, signed as the first one.
+// RFC 8656 §7.2: the retransmission gets the same response with the same integrity.
 #[test]
-fn a_retransmitted_allocate_of_a_modern_client_gets_the_same_answer() {
+fn a_retransmitted_allocate_with_sha256_integrity_gets_the_same_response() {
     let mut world = World::new();
-    let client = Modern::new(&world.client(1));
+    let client = AlgorithmClient::new(&world.client(1));
     let request = client.request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
     let open = world.open_for(&client.client.tuple, &request);
     let first = world.opened(&request, &open, Ok(()));
     assert_allocated(&mut world, &first);
-    assert_eq!(world.answer_to(&client.client.tuple, &request), first);
+    assert_eq!(world.response_to(&client.client.tuple, &request), first);
 }
 
-// RFC 8489 §14.4: USERHASH stands for the USERNAME; it is the same user, and the same allocation (RFC 8656 §5).
+// RFC 8489 §14.4: USERHASH replaces USERNAME. The user and the allocation are the same (RFC 8656 §5).
 #[test]
-fn a_static_user_is_known_by_its_userhash() {
+fn a_static_user_is_found_by_its_userhash() {
     for with_secrets in [true, false] {
         let mut world = World::with(|setup| setup.secrets.truncate(usize::from(with_secrets)));
-        let plain = Modern::new(&world.client(1));
-        let hidden = Modern { by_hash: true, ..plain.clone() };
-        let answer = hidden.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-        assert!(hidden.has_signed(&answer));
-        assert_eq!(assert_allocated(&mut world, &answer), "alice");
-        // RFC 8489 §9.2.4: neither name is in the answer.
-        assert!(!answer.kinds().contains(&AttributeType::USERNAME));
-        assert!(!answer.kinds().contains(&AttributeType::USERHASH));
-        assert_eq!(plain.ask(&mut world, Method::REFRESH, &[]).code(), None);
-        assert_eq!(hidden.ask(&mut world, Method::REFRESH, &[&Lifetime(700)]).code(), None);
-        let bob = Modern { by_hash: true, ..Modern::new(&world.client(1).as_user(1)) };
-        assert_eq!(bob.ask(&mut world, Method::REFRESH, &[]).code(), Some(441));
+        let plain = AlgorithmClient::new(&world.client(1));
+        let hidden = AlgorithmClient { by_hash: true, ..plain.clone() };
+        let response = hidden.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+        assert!(hidden.verifies(&response));
+        assert_eq!(assert_allocated(&mut world, &response), "alice");
+        // RFC 8489 §9.2.4: the response has neither USERNAME nor USERHASH.
+        assert!(!response.kinds().contains(&AttributeType::USERNAME));
+        assert!(!response.kinds().contains(&AttributeType::USERHASH));
+        assert_eq!(plain.send_request(&mut world, Method::REFRESH, &[]).code(), None);
+        assert_eq!(hidden.send_request(&mut world, Method::REFRESH, &[&Lifetime(700)]).code(), None);
+        let bob = AlgorithmClient { by_hash: true, ..AlgorithmClient::new(&world.client(1).as_user(1)) };
+        assert_eq!(bob.send_request(&mut world, Method::REFRESH, &[]).code(), Some(441));
     }
 }
 
 #[test]
-fn a_client_without_password_algorithms_may_hide_its_name_too() {
+fn userhash_is_accepted_without_password_algorithms() {
     let mut world = World::new();
     let client = world.client(1);
-    let old =
-        Modern { by_hash: true, listed: None, named: None, key: client.key(), sha1: true, ..Modern::new(&client) };
-    let answer = old.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-    assert!(answer.is_signed_for(&client));
-    assert_eq!(assert_allocated(&mut world, &answer), "alice");
+    let old = AlgorithmClient {
+        by_hash: true,
+        listed: None,
+        named: None,
+        key: client.key(),
+        sha1: true,
+        ..AlgorithmClient::new(&client)
+    };
+    let response = old.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+    assert!(response.is_signed_for(&client));
+    assert_eq!(assert_allocated(&mut world, &response), "alice");
 }
 
-// RFC 8489 §9.2.4: a USERHASH that is not valid → 401, as for a USERNAME. A time-limited username is found by no hash.
+// RFC 8489 §9.2.4: an unknown USERHASH → 401, as for USERNAME. Time-limited usernames cannot be found by their hash.
 #[test]
-fn a_userhash_of_nobody_is_401_and_logged() {
+fn an_unknown_userhash_is_401_and_logged() {
     let mut world = World::new();
     let mut mallory = world.client(1);
     mallory.username = "mallory".to_owned();
     for client in [mallory, world.client(1).with_credential("carol", UNIX + 1_000)] {
-        let hidden = Modern { by_hash: true, ..Modern::new(&client) };
-        let answer = hidden.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-        assert_eq!((answer.code(), answer.kinds()), (Some(401), CHALLENGE.to_vec()));
+        let hidden = AlgorithmClient { by_hash: true, ..AlgorithmClient::new(&client) };
+        let response = hidden.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+        assert_eq!((response.code(), response.kinds()), (Some(401), CHALLENGE.to_vec()));
         let [a, b, c, d, ..] = userhash(&client.username);
         let shown = format!("USERHASH {a:02x}{b:02x}{c:02x}{d:02x}…");
         assert_eq!(logged_failure(&mut world), (shown, AuthFailure::UnknownUserhash));
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
 #[test]
-fn a_wrong_password_behind_a_userhash_is_401_and_logged_with_the_name() {
+fn a_wrong_password_with_a_userhash_is_401_and_logged_with_the_username() {
     let mut world = World::new();
-    let mut hidden = Modern { by_hash: true, ..Modern::new(&world.client(1)) };
+    let mut hidden = AlgorithmClient { by_hash: true, ..AlgorithmClient::new(&world.client(1)) };
     hidden.key = LongTermKey::derive_by(KeyAlgorithm::Sha256, "alice", REALM, b"looking-glass");
-    let answer = hidden.ask(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-    assert_eq!((answer.code(), answer.kinds()), (Some(401), CHALLENGE.to_vec()));
+    let response = hidden.send_request(&mut world, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+    assert_eq!((response.code(), response.kinds()), (Some(401), CHALLENGE.to_vec()));
     assert_eq!(logged_failure(&mut world), ("alice".to_owned(), AuthFailure::WrongPassword));
 }
 
-// RFC 8489 §14.4: 32 bytes, always.
+// RFC 8489 §14.4: USERHASH has 32 bytes.
 #[test]
 fn a_userhash_of_another_length_is_400() {
     let mut world = World::new();
@@ -377,18 +392,18 @@ fn a_userhash_of_another_length_is_400() {
             writer.push(&Nonce(&client.nonce));
             writer.message_integrity(client.key().as_bytes());
         });
-        assert_eq!(world.answer_to(&client.tuple, &request).code(), Some(400));
+        assert_eq!(world.response_to(&client.tuple, &request).code(), Some(400));
     }
 }
 
-// RFC 8489 §9.2.4, §9.2.5: the bit obliges clients to send USERHASH, so it is set only where every name can be found.
+// RFC 8489 §9.2.4, §9.2.5: the bit obliges clients to send USERHASH. So it is set only if every username can be found.
 #[test]
-fn clients_are_invited_to_hide_their_names_where_all_users_are_static() {
+fn username_anonymity_is_announced_if_all_users_are_static() {
     for with_secrets in [true, false] {
         let mut world = World::with(|setup| setup.secrets.truncate(usize::from(with_secrets)));
         let tuple = world.client(1).tuple;
-        let answer = world.answer_to(&tuple, &plain(Class::Request, Method::ALLOCATE, &[]));
-        let features = SecurityFeatures::of(&answer.nonce().unwrap()).unwrap();
+        let response = world.response_to(&tuple, &plain(Class::Request, Method::ALLOCATE, &[]));
+        let features = SecurityFeatures::of(&response.nonce().unwrap()).unwrap();
         assert_eq!(features.username_anonymity, !with_secrets);
     }
 }

@@ -16,17 +16,17 @@ use crate::turn::{Action, DropReason, EndReason, Event, FromClient, OpenError, O
 const UDP: RequestedTransport = RequestedTransport::UDP;
 
 #[test]
-fn allocate_is_answered_with_relayed_address_lifetime_and_mapped_address() {
+fn allocate_response_has_relayed_address_lifetime_and_mapped_address() {
     let mut world = World::new();
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let open = world.open_for(&client.tuple, &request);
     assert_eq!(open.bind.ip().to_string(), BIND_V4);
-    assert_eq!(world.action(), None, "nothing is said before the socket is open");
-    let answer = world.opened(&request, &open, Ok(()));
-    assert_eq!(answer.outcome, Outcome::Answered(RequestMethod::Allocate));
+    assert_eq!(world.action(), None, "there is no log entry before the socket is open");
+    let response = world.opened(&request, &open, Ok(()));
+    assert_eq!(response.outcome, Outcome::Answered(RequestMethod::Allocate));
     assert_eq!(
-        answer.kinds(),
+        response.kinds(),
         [
             AttributeType::XOR_RELAYED_ADDRESS,
             AttributeType::LIFETIME,
@@ -35,27 +35,27 @@ fn allocate_is_answered_with_relayed_address_lifetime_and_mapped_address() {
             AttributeType::MESSAGE_INTEGRITY,
         ]
     );
-    // Behind 1:1 NAT the client is told the address that the world knows.
+    // Behind 1:1 NAT the response has the advertised address.
     let relay = SocketAddr::new(ADVERTISED_V4.parse().unwrap(), open.bind.port());
-    assert_eq!(answer.get(), Some(XorRelayedAddress(relay)));
-    assert_eq!(answer.get(), Some(XorMappedAddress(client.tuple.client)));
-    assert_eq!(answer.lifetime(), Some(600));
-    assert!(answer.is_signed_for(&client));
+    assert_eq!(response.get(), Some(XorRelayedAddress(relay)));
+    assert_eq!(response.get(), Some(XorMappedAddress(client.tuple.client)));
+    assert_eq!(response.lifetime(), Some(600));
+    assert!(response.is_signed_for(&client));
     let (user, tuple) = ("alice".to_owned(), client.tuple);
     assert_eq!(world.event(), Event::AllocationCreated { user, tuple, relay: relay.into(), lifetime: 600 });
 }
 
-// Step 2: 437 for a second allocation on the 5-tuple, whoever asks.
+// Step 2: 437 for a second allocation on the 5-tuple, for every user.
 #[test]
 fn second_allocate_on_a_5_tuple_is_437() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate(&client);
     let before = world.footprint();
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP]), 437);
-    assert_eq!(world.refusal(&client.as_user(1), Method::ALLOCATE, &[&UDP]), 437);
-    // The step comes before those that look at the attributes.
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[]), 437);
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP]), 437);
+    assert_eq!(world.error_code(&client.as_user(1), Method::ALLOCATE, &[&UDP]), 437);
+    // This step precedes the checks of the attributes.
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[]), 437);
     assert_eq!(world.footprint(), before);
 }
 
@@ -65,72 +65,75 @@ fn second_allocate_while_the_socket_is_being_opened_is_437() {
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let open = world.open_for(&client.tuple, &request);
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP]), 437);
-    assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437, "there is no allocation yet");
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP]), 437);
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 437, "there is no allocation yet");
     world.opened(&request, &open, Ok(()));
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
 }
 
 #[test]
-fn allocate_after_the_end_of_an_allocation_succeeds_in_its_very_millisecond() {
+fn allocate_succeeds_in_the_millisecond_in_which_the_old_allocation_expires() {
     let mut world = World::new();
     let client = world.client(1);
     let old = world.allocate(&client);
     world.pass(seconds(600));
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let open = world.open_for(&client.tuple, &request);
-    assert_eq!(world.ended(&old).reason, EndReason::Expired);
-    assert_ne!(open.socket, old.id, "the shell can tell the new socket from the old one");
+    assert_eq!(world.expect_end(&old).reason, EndReason::Expired);
+    assert_ne!(open.socket, old.id, "the new socket differs from the old one");
     world.opened(&request, &open, Ok(()));
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
 }
 
 // Step 3: missing or malformed → 400, another protocol → 442.
 #[test]
-fn requested_transport_is_400_where_missing_or_malformed_and_442_where_not_udp() {
+fn requested_transport_is_400_if_missing_or_malformed_and_442_if_not_udp() {
     let mut world = World::new();
     let client = world.client(1);
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[]), 400);
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[]), 400);
     for value in [&[][..], &[17], &[17, 0, 0], &[17, 0, 0, 0, 0]] {
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&Raw(AttributeType::REQUESTED_TRANSPORT, value)]), 400);
+        assert_eq!(
+            world.error_code(&client, Method::ALLOCATE, &[&Raw(AttributeType::REQUESTED_TRANSPORT, value)]),
+            400
+        );
     }
     for protocol in [RequestedTransport::TCP, RequestedTransport(0), RequestedTransport(132)] {
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&protocol]), 442);
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&protocol]), 442);
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// Step 4: DF can be set, so DONT-FRAGMENT is understood. What is not gets 420 with the list.
+// Step 4: DF can be set, so DONT-FRAGMENT is understood. Attributes that are not understood → 420 with the list.
 #[test]
 fn dont_fragment_is_understood_and_unknown_attributes_are_420() {
     let mut world = World::new();
     let client = world.client(1);
     let attributes = [&DontFragment as &dyn EncodeAttribute, &UDP, &Raw(AttributeType::new(0x7abc), &[])];
-    let answer = world.ask(&client, Method::ALLOCATE, &attributes);
-    let unknown: Vec<_> = answer.get::<UnknownAttributes<'_>>().unwrap().iter().collect();
-    assert_eq!((answer.code(), unknown), (Some(420), vec![AttributeType::new(0x7abc)]));
-    assert_eq!(world.footprint(), NOTHING);
+    let response = world.send_request(&client, Method::ALLOCATE, &attributes);
+    let unknown: Vec<_> = response.get::<UnknownAttributes<'_>>().unwrap().iter().collect();
+    assert_eq!((response.code(), unknown), (Some(420), vec![AttributeType::new(0x7abc)]));
+    assert_eq!(world.footprint(), EMPTY);
     world.allocate_with(&client, &[&DontFragment]);
 }
 
-// Step 8, R = 0: an even port, and nothing is kept of the odd one.
+// Step 8, R = 0: an even port, and the odd one stays free.
 #[test]
-fn even_port_gets_an_even_port_and_costs_no_other() {
+fn even_port_gets_an_even_port_and_reserves_no_other() {
     let mut world = World::new();
     for host in 1..=4 {
         let relay = world.allocate_with(&world.client(host), &[&EvenPort { reserve_next: false }]);
         assert!(relay.bind.port().is_multiple_of(2));
     }
     let late = world.client(5);
-    assert_eq!(world.refusal(&late, Method::ALLOCATE, &[&UDP, &EvenPort { reserve_next: false }]), 508);
-    limit(&mut world);
+    assert_eq!(world.error_code(&late, Method::ALLOCATE, &[&UDP, &EvenPort { reserve_next: false }]), 508);
+    rejection_note(&mut world);
     for host in 5..=8 {
         world.allocate(&world.client(host));
     }
-    assert_eq!(world.footprint(), Footprint { allocations: 8, counted: 8, live: 8, ports_taken: 8, ..NOTHING });
+    assert_eq!(world.footprint(), Footprint { allocations: 8, counted: 8, live: 8, ports_taken: 8, ..EMPTY });
 }
 
-// RFC 8489 §6.3.1: what is comprehension-optional is ignored.
+// RFC 8489 §6.3.1: unknown comprehension-optional attributes are ignored.
 #[test]
 fn unknown_optional_attributes_are_ignored() {
     let mut world = World::new();
@@ -141,44 +144,44 @@ fn unknown_optional_attributes_are_ignored() {
 
 // Step 6: both family attributes → 400. Step 9: ADDITIONAL-ADDRESS-FAMILY of IPv4 → 400.
 #[test]
-fn bad_combinations_of_address_families_are_400() {
+fn invalid_combinations_of_address_families_are_400() {
     let mut world = World::new();
     let client = world.client(1);
     for family in [AddressFamily::V4, AddressFamily::V6] {
         for additional in [AddressFamily::V4, AddressFamily::V6] {
             let (family, additional) = (RequestedAddressFamily(family), AdditionalAddressFamily(additional));
-            assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &family, &additional]), 400);
+            assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &family, &additional]), 400);
         }
     }
     let additional = AdditionalAddressFamily(AddressFamily::V4);
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &additional]), 400);
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &additional]), 400);
     for kind in [AttributeType::REQUESTED_ADDRESS_FAMILY, AttributeType::ADDITIONAL_ADDRESS_FAMILY] {
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &Raw(kind, &[1])]), 400);
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &Raw(kind, &[1])]), 400);
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// Step 7: a family that the server does not have → 440, also for want of a REQUESTED-ADDRESS-FAMILY.
+// Step 7: a family that the server does not have → 440, also without a REQUESTED-ADDRESS-FAMILY.
 #[test]
-fn address_family_that_the_server_does_not_have_is_440() {
+fn unsupported_address_family_is_440() {
     let mut only_v4 = World::with(|setup| setup.relays.truncate(1));
     let client = only_v4.client(1);
     let [v4, v6] = [AddressFamily::V4, AddressFamily::V6].map(RequestedAddressFamily);
-    assert_eq!(only_v4.refusal(&client, Method::ALLOCATE, &[&UDP, &v6]), 440);
+    assert_eq!(only_v4.error_code(&client, Method::ALLOCATE, &[&UDP, &v6]), 440);
     let unknown = Raw(AttributeType::REQUESTED_ADDRESS_FAMILY, &[3, 0, 0, 0]);
-    assert_eq!(only_v4.refusal(&client, Method::ALLOCATE, &[&UDP, &unknown]), 440);
+    assert_eq!(only_v4.error_code(&client, Method::ALLOCATE, &[&UDP, &unknown]), 440);
     only_v4.allocate_with(&client, &[&v4]);
 
     let mut only_v6 = World::with(|setup| setup.relays.retain(|(bind, _)| bind.is_ipv6()));
     let client = only_v6.client(1);
-    assert_eq!(only_v6.refusal(&client, Method::ALLOCATE, &[&UDP]), 440);
-    assert_eq!(only_v6.refusal(&client, Method::ALLOCATE, &[&UDP, &v4]), 440);
-    assert_eq!(only_v6.footprint(), NOTHING);
+    assert_eq!(only_v6.error_code(&client, Method::ALLOCATE, &[&UDP]), 440);
+    assert_eq!(only_v6.error_code(&client, Method::ALLOCATE, &[&UDP, &v4]), 440);
+    assert_eq!(only_v6.footprint(), EMPTY);
     only_v6.allocate_with(&client, &[&v6]);
 }
 
 #[test]
-fn requested_family_decides_which_relay_address_is_used() {
+fn requested_family_selects_the_relay_address() {
     let mut world = World::new();
     let [v4, v6] = [AddressFamily::V4, AddressFamily::V6].map(RequestedAddressFamily);
     let (first, second, third) = (world.client(1), world.client(2), world.client(3));
@@ -187,16 +190,17 @@ fn requested_family_decides_which_relay_address_is_used() {
     assert_eq!(world.allocate_with(&third, &[&v6]).relayed.ip().to_string(), RELAY_V6);
 }
 
-// The default where less is asked for, the maximum where more is.
+// A shorter requested lifetime is raised to the default, a longer one is lowered to the maximum.
 #[test]
 fn lifetime_is_between_the_default_and_the_maximum() {
     let mut world = World::new();
-    for (host, (asked, given)) in
+    for (host, (requested, given)) in
         (1..).zip([(0, 600), (1, 600), (600, 600), (601, 601), (3_600, 3_600), (3_601, 3_600), (u32::MAX, 3_600)])
     {
         let client = world.client(host);
-        let answer_of = |world: &mut World| world.ask(&client, Method::ALLOCATE, &[&UDP, &Lifetime(asked)]);
-        assert_eq!(answer_of(&mut world).lifetime(), Some(given), "asked for {asked}");
+        let request_with =
+            |world: &mut World| world.send_request(&client, Method::ALLOCATE, &[&UDP, &Lifetime(requested)]);
+        assert_eq!(request_with(&mut world).lifetime(), Some(given), "requested {requested}");
         assert!(matches!(world.event(), Event::AllocationCreated { lifetime, .. } if lifetime == given));
     }
 }
@@ -206,9 +210,9 @@ fn malformed_lifetime_is_400() {
     let mut world = World::new();
     let client = world.client(1);
     for value in [&[][..], &[0, 0, 2], &[0, 0, 0, 2, 0]] {
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &Raw(AttributeType::LIFETIME, value)]), 400);
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &Raw(AttributeType::LIFETIME, value)]), 400);
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
 #[test]
@@ -219,14 +223,14 @@ fn an_allocation_lasts_its_lifetime_to_the_millisecond() {
     world.advance(Duration::from_millis(699_999));
     assert_eq!(world.server.allocation_count(), 1);
     world.advance(Duration::from_millis(1));
-    let summary = world.ended(&relay);
+    let summary = world.expect_end(&relay);
     assert_eq!((summary.reason, summary.duration), (EndReason::Expired, seconds(700)));
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// §7.2, the note on the stateless stack approach: the answer is the same but for LIFETIME.
+// §7.2, the note on the stateless stack approach: the response is the same except for LIFETIME.
 #[test]
-fn retransmitted_allocate_gets_the_same_answer() {
+fn retransmitted_allocate_gets_the_same_response() {
     let mut world = World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (1, 1));
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
@@ -234,9 +238,9 @@ fn retransmitted_allocate_gets_the_same_answer() {
     let first = world.opened(&request, &open, Ok(()));
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
     let before = world.footprint();
-    assert_eq!(world.answer_to(&client.tuple, &request), first);
+    assert_eq!(world.response_to(&client.tuple, &request), first);
     world.pass(seconds(7));
-    let later = world.answer_to(&client.tuple, &request);
+    let later = world.response_to(&client.tuple, &request);
     assert_eq!(later.lifetime(), Some(593));
     assert_eq!(later.kinds(), first.kinds());
     assert_eq!(later.get::<XorRelayedAddress>(), first.get());
@@ -244,7 +248,7 @@ fn retransmitted_allocate_gets_the_same_answer() {
     assert_eq!(world.footprint(), before, "a retransmission is counted once");
 }
 
-// What a copy of the request says that is signed by somebody else is not a retransmission.
+// A request with the same transaction ID from another user is not a retransmission.
 #[test]
 fn the_same_transaction_id_under_another_username_is_437() {
     let mut world = World::new();
@@ -253,10 +257,10 @@ fn the_same_transaction_id_under_another_username_is_437() {
     let request = client.request(transaction, Method::ALLOCATE, &[&UDP]);
     let open = world.open_for(&client.tuple, &request);
     let other = client.as_user(1).request(transaction, Method::ALLOCATE, &[&UDP]);
-    assert_eq!(world.answer_to(&client.tuple, &other).code(), Some(437));
+    assert_eq!(world.response_to(&client.tuple, &other).code(), Some(437));
     world.opened(&request, &open, Ok(()));
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
-    assert_eq!(world.answer_to(&client.tuple, &other).code(), Some(437));
+    assert_eq!(world.response_to(&client.tuple, &other).code(), Some(437));
 }
 
 #[test]
@@ -272,68 +276,68 @@ fn retransmission_while_the_socket_is_being_opened_is_dropped() {
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
 }
 
-// Step 10: 486. The user is who stands behind the expiry.
+// Step 10: 486. The user is the username without the expiry.
 #[test]
-fn the_quota_counts_the_user_behind_the_expiry() {
+fn the_quota_counts_the_user_without_the_expiry() {
     let mut world = World::with(|setup| setup.limits.allocations_per_user = 2);
     let [first, second, third] =
         [1, 2, 3].map(|host| world.client(host).with_credential("carol", UNIX + 5_000 + u64::from(host)));
     let relay = world.allocate(&first);
     world.allocate(&second);
     let full = world.footprint();
-    assert_eq!(world.refusal(&third, Method::ALLOCATE, &[&UDP]), 486);
-    assert!(limit(&mut world).contains("allocations-per-user"));
+    assert_eq!(world.error_code(&third, Method::ALLOCATE, &[&UDP]), 486);
+    assert!(rejection_note(&mut world).contains("allocations-per-user"));
     assert_eq!(world.footprint(), full);
-    // Another user is not concerned.
+    // Another user is not affected.
     let other = world.client(4);
     world.allocate(&other);
 
     // Released on deletion …
     world.accept(&first, Method::REFRESH, &[&Lifetime(0)]);
-    assert_eq!(world.ended(&relay).user, "carol");
+    assert_eq!(world.expect_end(&relay).user, "carol");
     let relay = world.allocate(&third);
-    assert_eq!(world.refusal(&first, Method::ALLOCATE, &[&UDP]), 486);
-    limit(&mut world);
+    assert_eq!(world.error_code(&first, Method::ALLOCATE, &[&UDP]), 486);
+    rejection_note(&mut world);
     // … and on expiry.
     for client in [&second, &other] {
         world.accept(client, Method::REFRESH, &[&Lifetime(1_000)]);
     }
     world.advance(seconds(600));
-    assert_eq!(world.ended(&relay).reason, EndReason::Expired);
+    assert_eq!(world.expect_end(&relay).reason, EndReason::Expired);
     world.allocate(&first);
 }
 
-// The place of a refused allocation is not lost.
+// A rejected allocation does not count.
 #[test]
-fn a_failed_socket_gives_the_quota_back() {
+fn a_failed_socket_releases_the_quota() {
     let mut world = World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (1, 1));
     let client = world.client(1);
     for _ in 0..3 {
         let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
         let open = world.open_for(&client.tuple, &request);
-        let answer = world.opened(&request, &open, Err(OpenError::Other));
-        assert_eq!(answer.code(), Some(508));
-        assert!(answer.is_signed_for(&client));
-        assert!(limit(&mut world).contains("LimitNOFILE"));
-        assert_eq!(world.footprint(), NOTHING);
+        let response = world.opened(&request, &open, Err(OpenError::Other));
+        assert_eq!(response.code(), Some(508));
+        assert!(response.is_signed_for(&client));
+        assert!(rejection_note(&mut world).contains("LimitNOFILE"));
+        assert_eq!(world.footprint(), EMPTY);
     }
     world.allocate(&client);
 }
 
 #[test]
-fn limits_allocations_is_508_and_says_so() {
+fn allocations_above_the_server_limit_are_508() {
     let mut world = World::with(|setup| setup.limits.allocations = 2);
     let (first, third) = (world.client(1), world.client(3));
     let relay = world.allocate(&first);
     let second = world.client(2);
     world.allocate(&second);
     let full = world.footprint();
-    let answer = world.ask(&third, Method::ALLOCATE, &[&UDP]);
-    assert_eq!((answer.code(), answer.reason().as_str()), (Some(508), "Insufficient Capacity: allocations"));
-    assert!(limit(&mut world).contains("limits.allocations"));
+    let response = world.send_request(&third, Method::ALLOCATE, &[&UDP]);
+    assert_eq!((response.code(), response.reason().as_str()), (Some(508), "Insufficient Capacity: allocations"));
+    assert!(rejection_note(&mut world).contains("limits.allocations"));
     assert_eq!(world.footprint(), full);
     world.accept(&first, Method::REFRESH, &[&Lifetime(0)]);
-    world.ended(&relay);
+    world.expect_end(&relay);
     world.allocate(&third);
 }
 
@@ -345,56 +349,56 @@ fn exhausted_ports_are_508_until_a_socket_is_closed() {
     assert_eq!(ports.len(), usize::from(PORTS), "no two allocations share a relayed transport address");
     let late = world.client(9);
     let full = world.footprint();
-    let refused = |world: &mut World| {
-        let answer = world.ask(&late, Method::ALLOCATE, &[&UDP]);
-        assert_eq!((answer.code(), answer.reason().as_str()), (Some(508), "Insufficient Capacity: relay ports"));
-        assert!(limit(world).contains("relay.ports"));
+    let expect_rejection = |world: &mut World| {
+        let response = world.send_request(&late, Method::ALLOCATE, &[&UDP]);
+        assert_eq!((response.code(), response.reason().as_str()), (Some(508), "Insufficient Capacity: relay ports"));
+        assert!(rejection_note(world).contains("relay.ports"));
     };
-    refused(&mut world);
+    expect_rejection(&mut world);
     assert_eq!(world.footprint(), full);
-    // The port comes back when the socket is closed, not before.
+    // The port is released when the socket is closed, not before.
     let first = world.client(1);
     world.accept(&first, Method::REFRESH, &[&Lifetime(0)]);
     assert_eq!(world.action(), Some(Action::Close(relays[0].id)));
     assert!(matches!(world.event(), Event::AllocationEnded(_)));
-    refused(&mut world);
+    expect_rejection(&mut world);
     world.server.socket_closed(relays[0].bind);
     assert_eq!(world.allocate(&late).bind.port(), relays[0].bind.port());
 }
 
-// A port that somebody else has is passed over, tried again after a while, and lost in no case.
+// A port that another program uses is skipped, and retried later.
 #[test]
-fn ports_in_use_are_passed_over_and_tried_again_later() {
+fn ports_in_use_are_skipped_and_retried_after_a_minute() {
     let mut world = World::new();
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let mut open = world.open_for(&client.tuple, &request);
     let mut tried = BTreeSet::new();
-    let answer = loop {
+    let response = loop {
         assert!(tried.insert(open.bind.port()), "no port is tried twice");
         match world.socket_opened(&open, Err(OpenError::PortInUse)) {
             (Opened::Open(next), _) => {
                 assert_eq!(next.socket, open.socket);
                 open = next;
             }
-            (Opened::Respond(tuple, reply), buffer) => {
+            (Opened::Respond(tuple, response), buffer) => {
                 assert_eq!(tuple, client.tuple);
-                break Answer::new(&request, &buffer, &reply);
+                break CheckedResponse::new(&request, &buffer, &response);
             }
-            (Opened::Abandoned, _) => panic!("the client is owed an answer"),
+            (Opened::Abandoned, _) => panic!("a response is expected"),
         }
     };
-    assert_eq!((answer.code(), tried.len()), (Some(508), usize::from(PORTS)));
-    assert!(limit(&mut world).contains("relay.ports"));
-    assert_eq!(world.footprint(), NOTHING);
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP]), 508);
-    limit(&mut world);
+    assert_eq!((response.code(), tried.len()), (Some(508), usize::from(PORTS)));
+    assert!(rejection_note(&mut world).contains("relay.ports"));
+    assert_eq!(world.footprint(), EMPTY);
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP]), 508);
+    rejection_note(&mut world);
     world.pass(seconds(60));
     world.allocate(&client);
 }
 
 #[test]
-fn sixteen_ports_are_tried_and_no_more() {
+fn at_most_sixteen_ports_are_tried() {
     let mut world = World::with(|setup| setup.ports = 50_000..=50_999);
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
@@ -404,13 +408,13 @@ fn sixteen_ports_are_tried_and_no_more() {
         (open, tries) = (next, tries + 1);
     }
     assert_eq!(tries, 16);
-    assert!(limit(&mut world).contains("other programs"));
-    assert_eq!(world.footprint(), NOTHING);
+    assert!(rejection_note(&mut world).contains("other programs"));
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// The shell is slow, and time and the operator are not.
+// The allocation expires, or the server stops, before the shell reports the socket.
 #[test]
-fn a_socket_that_opens_after_the_end_is_abandoned_and_its_port_kept_until_it_is_closed() {
+fn a_socket_that_opens_after_the_end_is_abandoned_and_holds_its_port_until_closed() {
     for stopped in [false, true] {
         let mut world = World::new();
         let client = world.client(1);
@@ -426,18 +430,18 @@ fn a_socket_that_opens_after_the_end_is_abandoned_and_its_port_kept_until_it_is_
                 open
             }
         });
-        assert_eq!(world.footprint(), Footprint { ports_taken: 2, ..NOTHING });
+        assert_eq!(world.footprint(), Footprint { ports_taken: 2, ..EMPTY });
         assert_eq!(world.socket_opened(&opens[0], Ok(())).0, Opened::Abandoned);
         assert_eq!(world.socket_opened(&opens[1], Err(OpenError::Other)).0, Opened::Abandoned);
-        assert_eq!(world.footprint(), Footprint { ports_taken: 1, ..NOTHING });
+        assert_eq!(world.footprint(), Footprint { ports_taken: 1, ..EMPTY });
         world.server.socket_closed(opens[0].bind);
-        assert_eq!(world.footprint(), NOTHING);
+        assert_eq!(world.footprint(), EMPTY);
     }
 }
 
-// RFC 8656 §7.2 step 11: a server that cannot take on more → 508.
+// RFC 8656 §7.2 step 11: no capacity → 508.
 #[test]
-fn while_the_server_drains_a_new_allocate_is_508_and_an_old_one_gets_its_answer_again() {
+fn a_draining_server_rejects_new_allocates_with_508_and_responds_to_retransmissions() {
     let mut world = World::new();
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
@@ -446,10 +450,10 @@ fn while_the_server_drains_a_new_allocate_is_508_and_an_old_one_gets_its_answer_
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
     let before = world.footprint();
     world.ledger.set_draining(true);
-    let newcomer = world.client(2);
-    assert_eq!(world.refusal(&newcomer, Method::ALLOCATE, &[&UDP]), 508);
-    assert!(limit(&mut world).contains("shutting down"));
-    assert_eq!(world.answer_to(&client.tuple, &request), first);
+    let new_client = world.client(2);
+    assert_eq!(world.error_code(&new_client, Method::ALLOCATE, &[&UDP]), 508);
+    assert!(rejection_note(&mut world).contains("shutting down"));
+    assert_eq!(world.response_to(&client.tuple, &request), first);
     assert_eq!(world.accept(&client, Method::REFRESH, &[]).lifetime(), Some(600));
     assert_eq!(world.footprint(), before);
 }
@@ -460,26 +464,26 @@ fn stopping_ends_every_allocation() {
     let relays = [1, 2, 3].map(|host| world.client(host)).map(|client| world.allocate(&client));
     world.server.stop(world.now);
     for relay in &relays {
-        assert_eq!(world.ended(relay).reason, EndReason::ServerStopped);
+        assert_eq!(world.expect_end(relay).reason, EndReason::ServerStopped);
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// §21.4: no allocation at the end of a Teredo or 6to4 tunnel, whatever the credentials.
+// §21.4: no allocation for a Teredo or 6to4 address, even with valid credentials.
 #[test]
-fn a_client_behind_a_tunnel_gets_no_allocation() {
+fn a_client_with_a_tunnel_address_gets_no_allocation() {
     let mut world = World::new();
     for tunnel in ["[2001:0:808:808::f7f7:f7f7]:5000", "[2002:808:808::1]:5000"] {
         let mut client = world.client(1);
         client.tuple.client = address(tunnel);
         client.nonce = world.nonce(client.tuple.client);
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP]), 403);
-        assert!(limit(&mut world).contains("§21.4"));
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP]), 403);
+        assert!(rejection_note(&mut world).contains("§21.4"));
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// A stranger's Allocate costs neither a socket nor anything else, however often it comes.
+// The Allocate requests of an unauthenticated client use no socket and no other resource.
 #[test]
 fn unauthenticated_allocate_opens_no_socket() {
     let mut world = World::new();
@@ -490,5 +494,5 @@ fn unauthenticated_allocate_opens_no_socket() {
     for _ in 0..50 {
         assert!(matches!(world.client_packet(&client.tuple, &request).0, FromClient::Respond(_)));
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }

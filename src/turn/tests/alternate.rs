@@ -26,17 +26,17 @@ fn world(when: RedirectWhen, change: impl FnOnce(&mut crate::test_world::Bluepri
     })
 }
 
-/// The servers of a 300, in order.
-fn servers(answer: &Answer) -> Vec<SocketAddr> {
-    assert_eq!((answer.code(), answer.reason().as_str()), (Some(300), "Try Alternate"));
-    answer.message().all::<AlternateServer>().map(|server| server.unwrap().0).collect()
+/// Returns the servers of a 300 response, in order.
+fn servers(response: &CheckedResponse) -> Vec<SocketAddr> {
+    assert_eq!((response.code(), response.reason().as_str()), (Some(300), "Try Alternate"));
+    response.message().all::<AlternateServer>().map(|server| server.unwrap().0).collect()
 }
 
-/// The server and the cause that the log has for the last redirection.
+/// Returns the server and the cause of the next log entry, which must be about a redirect.
 fn redirected(world: &mut World) -> (SocketAddr, RedirectCause) {
     match world.event() {
         Event::AllocationRedirected { server, cause, .. } => (server, cause),
-        other => panic!("a redirection is expected in the log, not {other:?}"),
+        other => panic!("a log entry about a redirect is expected, not {other:?}"),
     }
 }
 
@@ -47,69 +47,69 @@ fn v6_client(world: &World) -> Client {
     Client { nonce: world.nonce(client.tuple.client), ..client }
 }
 
-// RFC 8489 §10: an address of the client's family first, one of the other behind it.
+// RFC 8489 §10: an address of the client's family first, then one of the other family.
 #[test]
-fn a_client_is_sent_to_a_server_of_its_family_and_told_one_of_the_other() {
+fn a_redirect_lists_a_server_of_the_clients_family_and_then_one_of_the_other() {
     let mut world = world(RedirectWhen::Always, |_| {});
-    let answer = world.ask(&world.client(1), Method::ALLOCATE, &[&UDP]);
-    let [first, second] = servers(&answer)[..] else { panic!("two servers are expected: {answer:?}") };
+    let response = world.send_request(&world.client(1), Method::ALLOCATE, &[&UDP]);
+    let [first, second] = servers(&response)[..] else { panic!("two servers are expected: {response:?}") };
     assert!(SERVERS.map(address)[..2].contains(&first));
     assert_eq!((second, redirected(&mut world)), (address(SERVERS[2]), (first, RedirectCause::Always)));
 
-    let answer = world.ask(&v6_client(&world), Method::ALLOCATE, &[&UDP]);
-    let [first, second] = servers(&answer)[..] else { panic!("two servers are expected: {answer:?}") };
+    let response = world.send_request(&v6_client(&world), Method::ALLOCATE, &[&UDP]);
+    let [first, second] = servers(&response)[..] else { panic!("two servers are expected: {response:?}") };
     assert!(SERVERS.map(address)[..2].contains(&second));
     assert_eq!((first, redirected(&mut world).0), (address(SERVERS[2]), first));
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// RFC 8489 §10: the ALTERNATE-SERVER must be of the family of the client's address, so there is no 300 without one.
+// RFC 8489 §10: ALTERNATE-SERVER must be of the client's address family. Without such a server there is no 300.
 #[test]
-fn a_client_whose_family_no_server_has_is_508() {
+fn a_client_without_an_alternate_server_of_its_family_is_508() {
     let mut world = world(RedirectWhen::Always, |setup| {
         setup.alternate.as_mut().unwrap().servers = vec![address(SERVERS[2])];
     });
-    let answer = world.ask(&world.client(1), Method::ALLOCATE, &[&UDP]);
-    assert_eq!(answer.code(), Some(508));
-    assert!(answer.reason().contains("address family"));
-    let note = limit(&mut world);
+    let response = world.send_request(&world.client(1), Method::ALLOCATE, &[&UDP]);
+    assert_eq!(response.code(), Some(508));
+    assert!(response.reason().contains("address family"));
+    let note = rejection_note(&mut world);
     assert!(note.starts_with(setting::ALTERNATE_WHEN) && note.contains("no alternate server"), "{note}");
 }
 
 #[test]
-fn clients_spread_over_the_servers_and_a_retransmission_is_sent_where_the_request_was() {
+fn clients_are_spread_over_the_servers_and_a_retransmission_gets_the_same_server() {
     let mut world = world(RedirectWhen::Always, |_| {});
     let client = world.client(1);
     let mut seen = BTreeSet::new();
     for _ in 0..20 {
         let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
-        let answer = world.answer_to(&client.tuple, &request);
-        assert_eq!(world.answer_to(&client.tuple, &request), answer);
+        let response = world.response_to(&client.tuple, &request);
+        assert_eq!(world.response_to(&client.tuple, &request), response);
         assert_eq!(redirected(&mut world), redirected(&mut world));
-        seen.insert(servers(&answer)[0]);
+        seen.insert(servers(&response)[0]);
     }
     assert_eq!(seen, BTreeSet::from([address(SERVERS[0]), address(SERVERS[1])]));
 }
 
 // RFC 8489 §10, §14.16.
 #[test]
-fn clients_over_tls_have_servers_of_their_own_and_are_told_the_name_in_the_certificate() {
+fn clients_over_tls_are_redirected_to_tls_servers_with_alternate_domain() {
     let mut world = world(RedirectWhen::Always, |setup| {
         setup.alternate.as_mut().unwrap().domain = Some("turn2.example.org".to_owned());
     });
     let mut client = world.client(1);
     for transport in [Transport::Udp, Transport::Tcp] {
         client.tuple.transport = transport;
-        let answer = world.ask(&client, Method::ALLOCATE, &[&UDP]);
-        assert!(!answer.kinds().contains(&AttributeType::ALTERNATE_DOMAIN));
+        let response = world.send_request(&client, Method::ALLOCATE, &[&UDP]);
+        assert!(!response.kinds().contains(&AttributeType::ALTERNATE_DOMAIN));
         assert_ne!(redirected(&mut world).0, address(TLS_SERVER));
     }
     client.tuple.transport = Transport::Tls;
-    let answer = world.ask(&client, Method::ALLOCATE, &[&UDP]);
-    assert_eq!(answer.get(), Some(AlternateDomain("turn2.example.org")));
+    let response = world.send_request(&client, Method::ALLOCATE, &[&UDP]);
+    assert_eq!(response.get(), Some(AlternateDomain("turn2.example.org")));
     assert_eq!(redirected(&mut world).0, address(TLS_SERVER));
     assert_eq!(
-        answer.kinds(),
+        response.kinds(),
         [
             AttributeType::ERROR_CODE,
             AttributeType::ALTERNATE_SERVER,
@@ -120,22 +120,23 @@ fn clients_over_tls_have_servers_of_their_own_and_are_told_the_name_in_the_certi
     );
 }
 
-// Whoever has not proved who it is learns of no other server.
+// Unauthenticated clients do not learn the alternate servers.
 #[test]
-fn only_authenticated_clients_are_redirected_and_only_from_allocate() {
+fn only_authenticated_allocate_requests_are_redirected() {
     let mut world = world(RedirectWhen::Always, |_| {});
     let client = world.client(1);
     let mut mistaken = client.clone();
     mistaken.password = "looking-glass".to_owned();
-    assert_eq!(world.refusal(&mistaken, Method::ALLOCATE, &[&UDP]), 401);
+    assert_eq!(world.error_code(&mistaken, Method::ALLOCATE, &[&UDP]), 401);
     assert!(matches!(world.event(), Event::AuthenticationFailed { .. }));
-    assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437);
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &Raw(AttributeType::new(0x7f01), &[])]), 420);
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 437);
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &Raw(AttributeType::new(0x7f01), &[])]), 420);
 }
 
-// An allocation that was made lives on, its Allocate is answered once more, and new ones are sent elsewhere.
+// An existing allocation continues, and its Allocate request can be retransmitted. New Allocate requests are
+// redirected.
 #[test]
-fn while_the_server_drains_new_allocations_go_elsewhere_and_old_ones_go_on() {
+fn a_draining_server_redirects_new_allocations_and_keeps_existing_ones() {
     for when in [RedirectWhen::Draining, RedirectWhen::Full] {
         let mut world = world(when, |_| {});
         let client = world.client(1);
@@ -147,53 +148,53 @@ fn while_the_server_drains_new_allocations_go_elsewhere_and_old_ones_go_on() {
         world.ledger.set_draining(true);
 
         for attributes in [&[&UDP as &dyn EncodeAttribute][..], &[&UDP, &EvenPort { reserve_next: true }]] {
-            let answer = world.ask(&world.client(2), Method::ALLOCATE, attributes);
+            let response = world.send_request(&world.client(2), Method::ALLOCATE, attributes);
             let (server, cause) = redirected(&mut world);
-            assert_eq!(servers(&answer)[0], server);
+            assert_eq!(servers(&response)[0], server);
             assert!(cause.to_string().contains("shutting down"), "{cause}");
         }
-        assert_eq!(world.answer_to(&client.tuple, &request), first);
+        assert_eq!(world.response_to(&client.tuple, &request), first);
         assert_eq!(world.accept(&client, Method::REFRESH, &[]).lifetime(), Some(600));
         world.permit(&client, peer(1));
         world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
         assert_eq!(world.footprint(), before);
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP]), 437);
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP]), 437);
         world.ledger.set_draining(false);
         world.allocate(&world.client(3));
     }
 }
 
 #[test]
-fn a_server_that_drains_without_an_alternate_says_that_it_is_shutting_down() {
-    let mut nowhere = World::new();
-    let mut elsewhere = world(RedirectWhen::Draining, |setup| {
+fn a_draining_server_without_an_alternate_server_is_508() {
+    let mut without_alternate = World::new();
+    let mut with_alternate = world(RedirectWhen::Draining, |setup| {
         setup.alternate.as_mut().unwrap().servers.truncate(2);
     });
-    let v6 = v6_client(&elsewhere);
-    let v4 = nowhere.client(1);
-    for (world, client) in [(&mut nowhere, v4), (&mut elsewhere, v6)] {
+    let v6 = v6_client(&with_alternate);
+    let v4 = without_alternate.client(1);
+    for (world, client) in [(&mut without_alternate, v4), (&mut with_alternate, v6)] {
         world.ledger.set_draining(true);
-        let answer = world.ask(&client, Method::ALLOCATE, &[&UDP]);
-        assert_eq!(answer.code(), Some(508));
-        assert!(answer.reason().contains("shutting down"), "{}", answer.reason());
-        assert!(limit(world).contains("shutting down"));
-        assert_eq!(world.footprint(), NOTHING);
+        let response = world.send_request(&client, Method::ALLOCATE, &[&UDP]);
+        assert_eq!(response.code(), Some(508));
+        assert!(response.reason().contains("shutting down"), "{}", response.reason());
+        assert!(rejection_note(world).contains("shutting down"));
+        assert_eq!(world.footprint(), EMPTY);
     }
 }
 
-// Full is the server as a whole: no relay port, no socket, or limits.allocations. Each leaves nothing behind.
+// A server is full if it has no relay port or no socket, or has reached limits.allocations.
 #[test]
-fn a_full_server_sends_clients_elsewhere_if_it_is_told_to() {
+fn a_full_server_redirects_clients_if_configured() {
     for when in [RedirectWhen::Draining, RedirectWhen::Full] {
-        let expect = |world: &mut World, answer: &Answer, words: &str| {
+        let expect = |world: &mut World, response: &CheckedResponse, words: &str| {
             let note = match when {
                 RedirectWhen::Draining => {
-                    assert_eq!(answer.code(), Some(508));
-                    limit(world)
+                    assert_eq!(response.code(), Some(508));
+                    rejection_note(world)
                 }
                 _ => {
                     let (server, cause) = redirected(world);
-                    assert_eq!(servers(answer)[0], server);
+                    assert_eq!(servers(response)[0], server);
                     cause.to_string()
                 }
             };
@@ -202,14 +203,14 @@ fn a_full_server_sends_clients_elsewhere_if_it_is_told_to() {
         let mut limited = world(when, |setup| setup.limits.allocations = 1);
         limited.allocate(&limited.client(1));
         let before = limited.footprint();
-        let answer = limited.ask(&limited.client(2), Method::ALLOCATE, &[&UDP]);
-        expect(&mut limited, &answer, "limits.allocations");
+        let response = limited.send_request(&limited.client(2), Method::ALLOCATE, &[&UDP]);
+        expect(&mut limited, &response, "limits.allocations");
         assert_eq!(limited.footprint(), before);
 
         let mut narrow = world(when, |setup| setup.ports = 50_000..=50_000);
         narrow.allocate(&narrow.client(1));
-        let answer = narrow.ask(&narrow.client(2), Method::ALLOCATE, &[&UDP]);
-        expect(&mut narrow, &answer, "relay.ports");
+        let response = narrow.send_request(&narrow.client(2), Method::ALLOCATE, &[&UDP]);
+        expect(&mut narrow, &response, "relay.ports");
 
         for (error, words) in [(OpenError::PortInUse, "other programs"), (OpenError::Other, "LimitNOFILE")] {
             let mut world = world(when, |setup| {
@@ -218,19 +219,19 @@ fn a_full_server_sends_clients_elsewhere_if_it_is_told_to() {
             let client = world.client(1);
             let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
             let open = world.open_for(&client.tuple, &request);
-            let answer = world.opened(&request, &open, Err(error));
-            assert!(answer.is_signed_for(&client));
-            expect(&mut world, &answer, words);
-            assert_eq!(world.footprint(), NOTHING);
+            let response = world.opened(&request, &open, Err(error));
+            assert!(response.is_signed_for(&client));
+            expect(&mut world, &response, words);
+            assert_eq!(world.footprint(), EMPTY);
         }
     }
 }
 
-// One user's quota is no reason to send it where it may have another one (RFC 8656 §7.2 step 10).
+// A redirect would let the user exceed its quota on another server (RFC 8656 §7.2 step 10).
 #[test]
 fn a_user_at_its_quota_is_486_and_not_redirected() {
     let mut world = world(RedirectWhen::Full, |setup| setup.limits.allocations_per_user = 1);
     world.allocate_with(&world.client(1), &[&Lifetime(700)]);
-    assert_eq!(world.refusal(&world.client(2), Method::ALLOCATE, &[&UDP]), 486);
-    assert!(limit(&mut world).contains("allocations-per-user"));
+    assert_eq!(world.error_code(&world.client(2), Method::ALLOCATE, &[&UDP]), 486);
+    assert!(rejection_note(&mut world).contains("allocations-per-user"));
 }

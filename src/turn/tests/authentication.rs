@@ -9,49 +9,49 @@ use crate::turn::contract::SocketIndex;
 use crate::turn::tests::support::*;
 use crate::turn::{AuthCause, DropReason, Event, FromClient};
 
-/// What a 401 and a 438 consist of (RFC 8489 §9.2.4).
+/// The attributes of a 401 and a 438 response (RFC 8489 §9.2.4).
 pub(crate) const CHALLENGE: [AttributeType; 4] =
     [AttributeType::ERROR_CODE, AttributeType::REALM, AttributeType::NONCE, AttributeType::PASSWORD_ALGORITHMS];
 
 const METHODS: [Method; 4] = [Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
 
-/// What the log says when the next request fails.
+/// Returns the cause in the next log entry, which must be about a failed authentication.
 fn logged_failure(world: &mut World) -> AuthFailure {
     match world.event() {
         Event::AuthenticationFailed { cause: AuthCause::Failure(failure), .. } => failure,
-        other => panic!("a failed authentication is expected in the log, not {other:?}"),
+        other => panic!("a log entry about a failed authentication is expected, not {other:?}"),
     }
 }
 
-// No MESSAGE-INTEGRITY → 401 with REALM, NONCE and PASSWORD-ALGORITHMS. Nothing is logged: every client begins so.
+// No MESSAGE-INTEGRITY → 401 with REALM, NONCE and PASSWORD-ALGORITHMS. It is not logged, because every client gets it.
 #[test]
-fn request_without_credentials_is_401_with_realm_nonce_and_algorithms_alone() {
+fn request_without_credentials_is_401_with_only_realm_nonce_and_algorithms() {
     let mut world = World::new();
     let client = world.client(1);
     for method in METHODS {
         let request = plain(Class::Request, method, &[&RequestedTransport::UDP]);
-        let answer = world.answer_to(&client.tuple, &request);
-        assert_eq!(answer.code(), Some(401));
-        assert_eq!(answer.kinds(), CHALLENGE);
-        assert_eq!(answer.get(), Some(Realm(REALM)));
-        assert_eq!(answer.nonce(), Some(client.nonce.clone()));
+        let response = world.response_to(&client.tuple, &request);
+        assert_eq!(response.code(), Some(401));
+        assert_eq!(response.kinds(), CHALLENGE);
+        assert_eq!(response.get(), Some(Realm(REALM)));
+        assert_eq!(response.nonce(), Some(client.nonce.clone()));
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// A forged source must not find an amplifier here: with 28 bytes of IP and UDP header on both sides the smallest
-// request that gets this answer, 48 bytes, is answered with 140.
+// The amplification factor must be low: with 28 bytes of IP and UDP headers each, the smallest request has 48 bytes and
+// this response has 140.
 #[test]
-fn the_answer_to_a_stranger_is_small() {
+fn the_response_to_an_unauthenticated_client_is_small() {
     let mut world = World::new();
     let tuple = world.client(1).tuple;
     let request = plain(Class::Request, Method::ALLOCATE, &[]);
-    let answer = world.answer_to(&tuple, &request);
-    assert_eq!(answer.bytes.len(), 20 + (4 + 4 + 16) + (4 + REALM.len().next_multiple_of(4)) + (4 + 36) + (4 + 8));
-    assert!(answer.bytes.len() + 28 < 3 * (request.len() + 28), "less than three times as long");
+    let response = world.response_to(&tuple, &request);
+    assert_eq!(response.bytes.len(), 20 + (4 + 4 + 16) + (4 + REALM.len().next_multiple_of(4)) + (4 + 36) + (4 + 8));
+    assert!(response.bytes.len() + 28 < 3 * (request.len() + 28), "less than three times as long");
 }
 
-// MESSAGE-INTEGRITY without USERNAME, REALM or NONCE → 400, without any of them and without integrity.
+// MESSAGE-INTEGRITY without USERNAME, REALM or NONCE → 400. The response has none of them, and no integrity.
 #[test]
 fn integrity_without_username_realm_or_nonce_is_400() {
     let mut world = World::new();
@@ -65,15 +65,15 @@ fn integrity_without_username_realm_or_nonce_is_400() {
                 present.for_each(|at| writer.push(all[at]));
                 writer.message_integrity(client.key().as_bytes());
             });
-            let answer = world.answer_to(&client.tuple, &request);
-            assert_eq!((answer.code(), answer.kinds()), (Some(400), vec![AttributeType::ERROR_CODE]));
+            let response = world.response_to(&client.tuple, &request);
+            assert_eq!((response.code(), response.kinds()), (Some(400), vec![AttributeType::ERROR_CODE]));
         }
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
 #[test]
-fn username_that_is_no_text_is_400() {
+fn username_that_is_not_valid_text_is_400() {
     let mut world = World::new();
     let client = world.client(1);
     for name in [&[0xff_u8, 0xfe][..], &[b'a'; 764][..]] {
@@ -83,36 +83,36 @@ fn username_that_is_no_text_is_400() {
             writer.push(&Nonce(&client.nonce));
             writer.message_integrity(client.key().as_bytes());
         });
-        assert_eq!(world.answer_to(&client.tuple, &request).code(), Some(400));
+        assert_eq!(world.response_to(&client.tuple, &request).code(), Some(400));
     }
 }
 
-// A USERNAME that is not valid, or an integrity that does not match → 401 with REALM and NONCE.
+// An unknown USERNAME, or an integrity that does not match → 401 with REALM and NONCE.
 #[test]
 fn unknown_user_and_wrong_password_are_401_and_logged_once() {
     let mut world = World::new();
     let alice = world.client(1);
-    let (mut stranger, mut mistaken) = (alice.clone(), alice.clone());
-    stranger.username = "mallory".to_owned();
+    let (mut unknown, mut mistaken) = (alice.clone(), alice.clone());
+    unknown.username = "mallory".to_owned();
     mistaken.password = "looking-glass".to_owned();
     let mut forger = alice.with_credential("alice", UNIX + 1_000);
     forger.password = "guess".to_owned();
     for method in METHODS {
         for (client, failure) in [
-            (&stranger, AuthFailure::UnknownUser),
+            (&unknown, AuthFailure::UnknownUser),
             (&mistaken, AuthFailure::WrongPassword),
             (&forger, AuthFailure::WrongSecret { tried: 1 }),
         ] {
-            let answer = world.ask(client, method, &[&RequestedTransport::UDP]);
-            assert_eq!(answer.code(), Some(401));
-            assert_eq!(answer.kinds(), CHALLENGE);
+            let response = world.send_request(client, method, &[&RequestedTransport::UDP]);
+            assert_eq!(response.code(), Some(401));
+            assert_eq!(response.kinds(), CHALLENGE);
             assert_eq!(logged_failure(&mut world), failure);
         }
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// Whoever has no nonce of ours may have forged the source address, and must not be able to fill the log.
+// A client without a nonce of this server may have forged its source address. It must not be able to fill the log.
 #[test]
 fn nothing_is_logged_without_a_valid_nonce() {
     let mut world = World::new();
@@ -120,17 +120,17 @@ fn nothing_is_logged_without_a_valid_nonce() {
     client.password = "looking-glass".to_owned();
     for nonce in [String::new(), "obMatJos2AAAAsomebody-elses".to_owned(), world.client(2).nonce] {
         client.nonce = nonce;
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
     }
     client.nonce = world.client(1).nonce;
     world.pass(seconds(NONCE_LIFETIME));
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
     assert_eq!(world.action(), None);
 }
 
 // The NONCE is no longer valid → 438 with a valid one and the REALM.
 #[test]
-fn stale_foreign_and_borrowed_nonces_are_438_and_the_fresh_one_works() {
+fn expired_and_foreign_nonces_are_438_and_the_new_one_is_accepted() {
     let mut world = World::new();
     let client = world.client(1);
     let mut other_port = client.tuple.client;
@@ -139,25 +139,25 @@ fn stale_foreign_and_borrowed_nonces_are_438_and_the_fresh_one_works() {
     world.pass(seconds(NONCE_LIFETIME));
     for nonce in [stale, world.nonce(other_port), world.client(2).nonce, "f//499k954d6OL34oL9FSTvy64sA".to_owned()] {
         for method in METHODS {
-            let answer = world.ask(&Client { nonce: nonce.clone(), ..client.clone() }, method, &[]);
-            assert_eq!(answer.code(), Some(438));
-            assert_eq!(answer.kinds(), CHALLENGE);
-            assert_eq!(answer.nonce(), Some(world.nonce(client.tuple.client)));
+            let response = world.send_request(&Client { nonce: nonce.clone(), ..client.clone() }, method, &[]);
+            assert_eq!(response.code(), Some(438));
+            assert_eq!(response.kinds(), CHALLENGE);
+            assert_eq!(response.nonce(), Some(world.nonce(client.tuple.client)));
         }
     }
-    assert_eq!(world.footprint(), NOTHING);
-    let fresh = Client { nonce: world.nonce(client.tuple.client), ..client };
-    world.allocate(&fresh);
+    assert_eq!(world.footprint(), EMPTY);
+    let renewed = Client { nonce: world.nonce(client.tuple.client), ..client };
+    world.allocate(&renewed);
 }
 
 #[test]
-fn a_nonce_lasts_to_the_second() {
+fn a_nonce_is_valid_for_exactly_its_lifetime() {
     let mut world = World::new();
     let client = world.client(1);
     world.pass(seconds(NONCE_LIFETIME - 1));
-    assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437);
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 437);
     world.pass(seconds(1));
-    assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 438);
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 438);
 }
 
 // RFC 8489 §9.2.4: no NONCE twice, unless for the same source address and port.
@@ -165,7 +165,7 @@ fn a_nonce_lasts_to_the_second() {
 fn two_clients_are_given_different_nonces() {
     let mut world = World::new();
     let challenge = |world: &mut World, client: &Client| {
-        world.answer_to(&client.tuple, &plain(Class::Request, Method::ALLOCATE, &[])).nonce().unwrap()
+        world.response_to(&client.tuple, &plain(Class::Request, Method::ALLOCATE, &[])).nonce().unwrap()
     };
     let (first, second) = (world.client(1), world.client(2));
     let mut third = world.client(1);
@@ -176,18 +176,18 @@ fn two_clients_are_given_different_nonces() {
     assert!(nonces.iter().all(|nonce| nonce.starts_with("obMatJos2gAAB")));
 }
 
-// An expired credential makes no allocation.
+// An expired credential cannot create an allocation.
 #[test]
-fn allocate_with_an_expired_credential_is_401_and_says_so_in_the_log() {
+fn allocate_with_an_expired_credential_is_401_and_logged() {
     let mut world = World::new();
     let client = world.client(1).with_credential("carol", UNIX + 10);
     world.pass(seconds(10));
-    let answer = world.ask(&client, Method::ALLOCATE, &[&RequestedTransport::UDP]);
-    assert_eq!(answer.kinds(), CHALLENGE);
-    assert_eq!(answer.code(), Some(401));
+    let response = world.send_request(&client, Method::ALLOCATE, &[&RequestedTransport::UDP]);
+    assert_eq!(response.kinds(), CHALLENGE);
+    assert_eq!(response.code(), Some(401));
     let (username, tuple, cause) = (client.username.clone(), client.tuple, AuthCause::Expired { ago: 0 });
     assert_eq!(world.event(), Event::AuthenticationFailed { username, tuple, cause });
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn allocate_with_a_credential_in_its_last_second_is_accepted() {
     world.allocate(&client);
 }
 
-// RFC 8656 §5: another username than that of the Allocate request → 441.
+// RFC 8656 §5: a username other than that of the Allocate request → 441.
 #[test]
 fn another_username_on_an_allocation_is_441() {
     let mut world = World::new();
@@ -206,38 +206,38 @@ fn another_username_on_an_allocation_is_441() {
     let relay = world.allocate(&alice);
     let before = world.footprint();
     let other = alice.as_user(1);
-    assert_eq!(world.refusal(&other, Method::REFRESH, &[&Lifetime(0)]), 441);
-    assert_eq!(world.refusal(&other, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))]), 441);
+    assert_eq!(world.error_code(&other, Method::REFRESH, &[&Lifetime(0)]), 441);
+    assert_eq!(world.error_code(&other, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))]), 441);
     let bind: [&dyn EncodeAttribute; 2] = [&ChannelNumber(0x4000), &XorPeerAddress(peer(1))];
-    assert_eq!(world.refusal(&other, Method::CHANNEL_BIND, &bind), 441);
+    assert_eq!(world.error_code(&other, Method::CHANNEL_BIND, &bind), 441);
     assert_eq!(world.footprint(), before);
     assert!(world.peer_packet(relay.id, peer(1), b"in").is_err());
 }
 
-// Two credentials of one user are two usernames.
+// Two credentials of one user have two usernames.
 #[test]
 fn a_later_credential_of_the_same_user_is_441() {
     let mut world = World::new();
     let client = world.client(1).with_credential("carol", UNIX + 1_000);
     world.allocate(&client);
     let later = client.with_credential("carol", UNIX + 2_000);
-    assert_eq!(world.refusal(&later, Method::REFRESH, &[]), 441);
+    assert_eq!(world.error_code(&later, Method::REFRESH, &[]), 441);
 }
 
-// RFC 8656 §5: no allocation → 437, for every method but Allocate.
+// RFC 8656 §5: no allocation → 437, for every method except Allocate.
 #[test]
 fn requests_without_an_allocation_are_437() {
     let mut world = World::new();
     let client = world.client(1);
-    assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437);
-    assert_eq!(world.refusal(&client, Method::REFRESH, &[&Lifetime(0)]), 437);
-    assert_eq!(world.refusal(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))]), 437);
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 437);
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[&Lifetime(0)]), 437);
+    assert_eq!(world.error_code(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))]), 437);
     let bind: [&dyn EncodeAttribute; 2] = [&ChannelNumber(0x4000), &XorPeerAddress(peer(1))];
-    assert_eq!(world.refusal(&client, Method::CHANNEL_BIND, &bind), 437);
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.error_code(&client, Method::CHANNEL_BIND, &bind), 437);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// RFC 8656 §2: the server's side is part of the 5-tuple.
+// RFC 8656 §2: the server's address is part of the 5-tuple.
 #[test]
 fn an_allocation_belongs_to_its_whole_5_tuple() {
     let mut world = World::new();
@@ -249,30 +249,30 @@ fn an_allocation_belongs_to_its_whole_5_tuple() {
             client.tuple.server.set_ip("192.0.2.201".parse().unwrap());
         },
     ] {
-        let mut elsewhere = client.clone();
-        change(&mut elsewhere);
-        assert_eq!(world.refusal(&elsewhere, Method::REFRESH, &[]), 437);
+        let mut other_tuple = client.clone();
+        change(&mut other_tuple);
+        assert_eq!(world.error_code(&other_tuple, Method::REFRESH, &[]), 437);
     }
 }
 
-// RFC 8489 §9.2.4: MESSAGE-INTEGRITY-SHA256 takes precedence; without PASSWORD-ALGORITHM the key is the MD5 one, and
-// then the answer has MESSAGE-INTEGRITY.
+// RFC 8489 §9.2.4: MESSAGE-INTEGRITY-SHA256 takes precedence. Without PASSWORD-ALGORITHM the key is derived with MD5,
+// and the response has MESSAGE-INTEGRITY.
 #[test]
-fn sha256_integrity_is_accepted_and_answered_with_sha1() {
+fn sha256_integrity_without_password_algorithm_gets_a_sha1_response() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate(&client);
     let mut seal = |seal: &dyn Fn(&mut MessageWriter<'_>, &[u8])| {
         let transaction = world.transaction();
         let request = client.request_sealed(transaction, Method::REFRESH, &[], |writer, key| seal(writer, key));
-        let answer = world.answer_to(&client.tuple, &request);
-        if answer.code().is_none() {
-            assert!(answer.is_signed_for(&client));
-            assert!(!answer.message().contains(AttributeType::MESSAGE_INTEGRITY_SHA256));
+        let response = world.response_to(&client.tuple, &request);
+        if response.code().is_none() {
+            assert!(response.is_signed_for(&client));
+            assert!(!response.message().contains(AttributeType::MESSAGE_INTEGRITY_SHA256));
         } else {
             assert_eq!(logged_failure(&mut world), AuthFailure::WrongPassword);
         }
-        answer.code()
+        response.code()
     };
     assert_eq!(seal(&|writer, key| writer.message_integrity_sha256(key)), None);
     assert_eq!(
@@ -295,7 +295,7 @@ fn sha256_integrity_is_accepted_and_answered_with_sha1() {
 }
 
 #[test]
-fn authenticated_answers_have_a_fingerprint_where_the_request_has_one() {
+fn authenticated_responses_have_a_fingerprint_if_the_request_has_one() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate(&client);
@@ -305,33 +305,33 @@ fn authenticated_answers_have_a_fingerprint_where_the_request_has_one() {
             writer.message_integrity(key);
             writer.fingerprint();
         });
-        let answer = world.answer_to(&client.tuple, &request);
-        assert_eq!((answer.code(), answer.message().fingerprint()), (code, FingerprintStatus::Valid));
+        let response = world.response_to(&client.tuple, &request);
+        assert_eq!((response.code(), response.message().fingerprint()), (code, FingerprintStatus::Valid));
         request[24] ^= 1;
         assert_eq!(world.dropped(&client.tuple, &request), DropReason::WrongFingerprint);
         while world.action().is_some() {}
     }
 }
 
-// RFC 8656 §5: SOFTWARE in Allocate and Refresh responses; a stranger is not told.
+// RFC 8656 §5: SOFTWARE in Allocate and Refresh responses. Unauthenticated clients do not get it.
 #[test]
-fn software_is_told_to_authenticated_clients_in_allocate_and_refresh() {
+fn software_is_sent_to_authenticated_clients_in_allocate_and_refresh() {
     let mut world = World::new();
     let client = world.client(1);
-    let has_software = |answer: &Answer| answer.get::<Software<'_>>().is_some();
-    assert!(has_software(&world.ask(&client, Method::ALLOCATE, &[])));
+    let has_software = |response: &CheckedResponse| response.get::<Software<'_>>().is_some();
+    assert!(has_software(&world.send_request(&client, Method::ALLOCATE, &[])));
     world.allocate(&client);
-    // RFC 8489 §14.14: who made it, and which version it is.
+    // RFC 8489 §14.14: the software and its version.
     let named = Software(concat!("turnserver/", env!("CARGO_PKG_VERSION")));
-    assert_eq!(world.ask(&client, Method::REFRESH, &[]).get(), Some(named));
-    assert!(has_software(&world.ask(&client, Method::REFRESH, &[])));
-    assert!(!has_software(&world.ask(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))])));
+    assert_eq!(world.send_request(&client, Method::REFRESH, &[]).get(), Some(named));
+    assert!(has_software(&world.send_request(&client, Method::REFRESH, &[])));
+    assert!(!has_software(&world.send_request(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))])));
 }
 
-/// `message` with more attributes behind its end, and the length of its header made to fit.
+/// Returns `message` with more attributes at the end, and the length in its header adjusted.
 fn appended(message: &[u8], attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
-    let behind = plain(Class::Request, Method::BINDING, attributes);
-    let mut whole = [message, &behind[20..]].concat();
+    let appendix = plain(Class::Request, Method::BINDING, attributes);
+    let mut whole = [message, &appendix[20..]].concat();
     let length = u16::try_from(whole.len() - 20).unwrap();
     whole[2..4].copy_from_slice(&length.to_be_bytes());
     whole
@@ -339,61 +339,61 @@ fn appended(message: &[u8], attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
 
 // RFC 8489 §14.5: what follows MESSAGE-INTEGRITY is ignored, except FINGERPRINT and MESSAGE-INTEGRITY-SHA256.
 #[test]
-fn attributes_behind_the_integrity_are_ignored_in_every_method() {
+fn attributes_after_the_integrity_are_ignored_in_every_method() {
     let mut world = World::new();
     let client = world.client(1);
     let unknown = Raw(AttributeType::new(0x7abc), &[]);
-    let ask = |world: &mut World, method, inside: &[&dyn EncodeAttribute], behind: &[&dyn EncodeAttribute]| {
-        let request = appended(&client.request(world.transaction(), method, inside), behind);
+    let send_request = |world: &mut World, method, before: &[&dyn EncodeAttribute], after: &[&dyn EncodeAttribute]| {
+        let request = appended(&client.request(world.transaction(), method, before), after);
         match world.client_packet(&client.tuple, &request) {
             (FromClient::Open(open), _) => world.opened(&request, &open, Ok(())),
-            (FromClient::Respond(reply), buffer) => Answer::new(&request, &buffer, &reply),
-            (other, _) => panic!("an answer is expected, not {other:?}"),
+            (FromClient::Respond(response), buffer) => CheckedResponse::new(&request, &buffer, &response),
+            (other, _) => panic!("a response is expected, not {other:?}"),
         }
     };
-    // Allocate: no longer lifetime; and what it needs must stand in front.
-    assert_eq!(ask(&mut world, Method::ALLOCATE, &[], &[&RequestedTransport::UDP]).code(), Some(400));
+    // Allocate: required attributes must precede the integrity, and a later LIFETIME has no effect.
+    assert_eq!(send_request(&mut world, Method::ALLOCATE, &[], &[&RequestedTransport::UDP]).code(), Some(400));
     let udp = RequestedTransport::UDP;
-    let answer = ask(&mut world, Method::ALLOCATE, &[&udp], &[&Lifetime(3_600), &unknown]);
-    assert_eq!((answer.code(), answer.lifetime()), (None, Some(600)));
+    let response = send_request(&mut world, Method::ALLOCATE, &[&udp], &[&Lifetime(3_600), &unknown]);
+    assert_eq!((response.code(), response.lifetime()), (None, Some(600)));
     assert!(matches!(world.event(), Event::AllocationCreated { lifetime: 600, .. }));
     let (id, _) = world.server.table.find_open(&client.tuple, world.now).unwrap();
     let relay = id.socket(SocketIndex::FIRST);
     // Refresh: neither a longer lifetime nor a deletion.
     for lifetime in [3_600, 0] {
-        let answer = ask(&mut world, Method::REFRESH, &[], &[&Lifetime(lifetime), &unknown]);
-        assert_eq!((answer.code(), answer.lifetime()), (None, Some(600)));
+        let response = send_request(&mut world, Method::REFRESH, &[], &[&Lifetime(lifetime), &unknown]);
+        assert_eq!((response.code(), response.lifetime()), (None, Some(600)));
     }
     // CreatePermission: no second permission.
     let (one, two) = (XorPeerAddress(peer(1)), XorPeerAddress(peer(2)));
-    assert_eq!(ask(&mut world, Method::CREATE_PERMISSION, &[&one], &[&two, &unknown]).code(), None);
-    assert_eq!(ask(&mut world, Method::CREATE_PERMISSION, &[], &[&two]).code(), Some(400));
+    assert_eq!(send_request(&mut world, Method::CREATE_PERMISSION, &[&one], &[&two, &unknown]).code(), None);
+    assert_eq!(send_request(&mut world, Method::CREATE_PERMISSION, &[], &[&two]).code(), Some(400));
     assert!(world.peer_packet(relay, peer(1), b"in").is_ok());
     assert!(world.peer_packet(relay, peer(2), b"in").is_err());
     // ChannelBind: no other channel, no other peer.
     let number = ChannelNumber(0x4000);
     let more: [&dyn EncodeAttribute; 3] = [&ChannelNumber(0x4001), &two, &unknown];
-    assert_eq!(ask(&mut world, Method::CHANNEL_BIND, &[&number, &one], &more).code(), None);
-    assert_eq!(ask(&mut world, Method::CHANNEL_BIND, &[&number], &[&one]).code(), Some(400));
-    assert_eq!(ask(&mut world, Method::CHANNEL_BIND, &[&one], &[&number]).code(), Some(400));
+    assert_eq!(send_request(&mut world, Method::CHANNEL_BIND, &[&number, &one], &more).code(), None);
+    assert_eq!(send_request(&mut world, Method::CHANNEL_BIND, &[&number], &[&one]).code(), Some(400));
+    assert_eq!(send_request(&mut world, Method::CHANNEL_BIND, &[&one], &[&number]).code(), Some(400));
     assert_eq!(world.relayed(&client.tuple, &channel_data(0x4000, b"out")).1, peer(1));
     assert_eq!(world.dropped(&client.tuple, &channel_data(0x4001, b"out")), DropReason::ChannelNotBound);
-    // And credentials behind the integrity are none.
+    // Credentials after the integrity are ignored.
     let bare = write(Class::Request, Method::REFRESH, TransactionId::new([1; 12]), |writer| {
         writer.message_integrity(client.key().as_bytes());
     });
     let username = Username(&client.username);
     let credentials: [&dyn EncodeAttribute; 3] = [&username, &Realm(REALM), &Nonce(&client.nonce)];
-    assert_eq!(world.answer_to(&client.tuple, &appended(&bare, &credentials)).code(), Some(400));
+    assert_eq!(world.response_to(&client.tuple, &appended(&bare, &credentials)).code(), Some(400));
 }
 
-// design: an answer to a source that nobody has seen receive is a gift to whoever forges it.
+// A source without a valid nonce may be forged, so the responses to it are rate-limited.
 #[test]
-fn a_source_without_a_valid_nonce_gets_few_answers_and_one_with_a_nonce_all() {
+fn responses_are_rate_limited_only_without_a_valid_nonce() {
     let mut world = World::with(|setup| setup.limits.unverified_responses = 10);
     let client = world.client(1);
     let other = world.client(2);
-    let stranger = |world: &mut World, method| {
+    let gets_response = |world: &mut World, method| {
         let packet = plain(Class::Request, method, &[&RequestedTransport::UDP]);
         match world.client_packet(&client.tuple, &packet).0 {
             FromClient::Respond(_) => true,
@@ -401,30 +401,30 @@ fn a_source_without_a_valid_nonce_gets_few_answers_and_one_with_a_nonce_all() {
             other => panic!("{other:?}"),
         }
     };
-    let answered = (0..1_000).filter(|n| {
+    let responses = (0..1_000).filter(|n| {
         let method = if n % 2 == 0 { Method::BINDING } else { Method::ALLOCATE };
-        stranger(&mut world, method)
+        gets_response(&mut world, method)
     });
-    assert_eq!(answered.count(), 41);
+    assert_eq!(responses.count(), 41);
     world.pass(seconds(1));
-    assert_eq!((0..100).filter(|_| stranger(&mut world, Method::ALLOCATE)).count(), 10);
+    assert_eq!((0..100).filter(|_| gets_response(&mut world, Method::ALLOCATE)).count(), 10);
 
-    // Who repeats the nonce is not counted, and is not slowed down by the forger; nor is another source.
+    // A client with a valid nonce is not rate-limited, and neither is another source.
     for _ in 0..100 {
-        assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437);
+        assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 437);
     }
     let packet = plain(Class::Request, Method::BINDING, &[]);
     assert!(matches!(world.client_packet(&other.tuple, &packet).0, FromClient::Respond(_)));
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// Whoever forges the address of a client whose nonce has expired meanwhile must not be able to cut its call off.
+// An attacker that forges the address of a client must not block the client when its nonce has expired.
 #[test]
-fn a_client_with_an_allocation_or_an_expired_nonce_is_answered_whatever_a_forger_sends() {
+fn a_forged_flood_does_not_block_a_client_with_an_allocation_or_an_expired_nonce() {
     let mut world = World::with(|setup| setup.limits.unverified_responses = 10);
     let mut holder = world.client(1);
     world.allocate(&holder);
-    holder.nonce = "of another life".to_owned();
+    holder.nonce = "an invalid nonce".to_owned();
     let mut returning = world.client(1);
     returning.tuple.client.set_port(5_001);
     returning.nonce = world.nonce(returning.tuple.client);
@@ -435,30 +435,30 @@ fn a_client_with_an_allocation_or_an_expired_nonce_is_answered_whatever_a_forger
     let packet = plain(Class::Request, Method::ALLOCATE, &[&RequestedTransport::UDP]);
     while let FromClient::Respond(_) = world.client_packet(&forged, &packet).0 {}
 
-    assert_eq!(world.refusal(&holder, Method::REFRESH, &[]), 438);
-    assert_eq!(world.refusal(&returning, Method::REFRESH, &[]), 438);
+    assert_eq!(world.error_code(&holder, Method::REFRESH, &[]), 438);
+    assert_eq!(world.error_code(&returning, Method::REFRESH, &[]), 438);
 }
 
 #[test]
-fn passwords_cannot_be_tried_faster_than_strangers_are_answered() {
+fn password_guesses_are_rate_limited() {
     let mut world = World::with(|setup| setup.limits.unverified_responses = 10);
     let (client, mut guesser) = (world.client(1), world.client(1));
     guesser.password = "a guess".to_owned();
-    let mut answered = 0;
+    let mut responses = 0;
     for _ in 0..1_000 {
         let packet = guesser.request(world.transaction(), Method::REFRESH, &[]);
         if let FromClient::Respond(_) = world.client_packet(&guesser.tuple, &packet).0 {
-            answered += 1;
+            responses += 1;
         }
     }
-    assert_eq!(answered, 41);
+    assert_eq!(responses, 41);
     while world.action().is_some() {}
-    assert_eq!(world.refusal(&client, Method::REFRESH, &[]), 437);
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 437);
 }
 
-// RFC 8489 §6.3.1: the client may have got either answer, so both have to say the same.
+// RFC 8489 §6.3.1: the client may receive either response, so both must have the same content.
 #[test]
-fn a_retransmitted_allocate_is_answered_alike_when_the_credential_has_expired_in_between() {
+fn a_retransmitted_allocate_gets_the_same_response_after_the_credential_has_expired() {
     let mut world = World::new();
     let client = world.client(1).with_credential("alice", UNIX + 5);
     let packet = client.request(world.transaction(), Method::ALLOCATE, &[&RequestedTransport::UDP]);
@@ -466,7 +466,7 @@ fn a_retransmitted_allocate_is_answered_alike_when_the_credential_has_expired_in
     let first = world.opened(&packet, &open, Ok(()));
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
     world.pass(seconds(10));
-    let again = world.answer_to(&client.tuple, &packet);
+    let again = world.response_to(&client.tuple, &packet);
     assert_eq!((first.code(), again.code()), (None, None));
     assert_eq!(first.get::<XorRelayedAddress>(), again.get::<XorRelayedAddress>());
 }

@@ -4,55 +4,55 @@ use crate::turn::RequestMethod;
 use crate::turn::tests::support::*;
 use crate::turn::{DropReason, Outcome};
 
-// RFC 8489 §6.3.1.1: the source transport address, as XOR-MAPPED-ADDRESS.
+// RFC 8489 §6.3.1.1: XOR-MAPPED-ADDRESS is the source transport address.
 #[test]
-fn binding_tells_the_clients_transport_address_and_nothing_else() {
+fn binding_response_has_only_the_clients_transport_address() {
     let mut world = World::new();
     for (source, length) in [("192.0.2.7:5000", 32), ("[2001:db8::7]:5000", 44)] {
         let mut tuple = world.client(1).tuple;
         tuple.client = address(source);
-        let answer = world.answer_to(&tuple, &plain(Class::Request, Method::BINDING, &[]));
-        assert_eq!(answer.outcome, Outcome::Answered(RequestMethod::Binding));
-        assert_eq!(answer.kinds(), [AttributeType::XOR_MAPPED_ADDRESS]);
-        assert_eq!(answer.get(), Some(XorMappedAddress(tuple.client)));
-        assert_eq!(answer.bytes.len(), length);
+        let response = world.response_to(&tuple, &plain(Class::Request, Method::BINDING, &[]));
+        assert_eq!(response.outcome, Outcome::Answered(RequestMethod::Binding));
+        assert_eq!(response.kinds(), [AttributeType::XOR_MAPPED_ADDRESS]);
+        assert_eq!(response.get(), Some(XorMappedAddress(tuple.client)));
+        assert_eq!(response.bytes.len(), length);
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
 // RFC 8489 §6.3.1: 420 with the list; unknown comprehension-optional attributes are ignored.
 #[test]
-fn binding_with_unknown_attributes_is_420_that_lists_those_that_must_be_understood() {
+fn binding_with_unknown_attributes_is_420_that_lists_the_comprehension_required_ones() {
     let mut world = World::new();
     let tuple = world.client(1).tuple;
     let [required, optional, another] = [0x7abc, 0xbcde, 0x0003].map(AttributeType::new);
     let request = plain(Class::Request, Method::BINDING, &[&Raw(required, &[1]), &Raw(optional, &[2])]);
-    let answer = world.answer_to(&tuple, &request);
-    assert_eq!(answer.code(), Some(420));
-    assert_eq!(answer.get(), Some(UnknownAttributes::new(&[required])));
+    let response = world.response_to(&tuple, &request);
+    assert_eq!(response.code(), Some(420));
+    assert_eq!(response.get(), Some(UnknownAttributes::new(&[required])));
 
     let request = plain(Class::Request, Method::BINDING, &[&Raw(required, &[]), &Raw(another, &[0; 4])]);
-    assert_eq!(world.answer_to(&tuple, &request).get(), Some(UnknownAttributes::new(&[required, another])));
+    assert_eq!(world.response_to(&tuple, &request).get(), Some(UnknownAttributes::new(&[required, another])));
 
     let request = plain(Class::Request, Method::BINDING, &[&Raw(optional, &[]), &Software("client 1.0")]);
-    assert_eq!(world.answer_to(&tuple, &request).code(), None);
+    assert_eq!(world.response_to(&tuple, &request).code(), None);
 }
 
-// A packet full of unknown attributes must not become a bigger one.
+// The response must not be longer than the request.
 #[test]
-fn binding_with_a_thousand_unknown_attributes_gets_a_small_answer() {
+fn binding_with_a_thousand_unknown_attributes_gets_a_small_response() {
     let mut world = World::new();
     let request = write(Class::Request, Method::BINDING, TransactionId::new([1; 12]), |writer| {
         (0x4000..0x4400).for_each(|kind| writer.push(&Raw(AttributeType::new(kind), &[])));
     });
-    let answer = world.answer_to(&world.client(1).tuple, &request);
-    assert_eq!(answer.code(), Some(420));
-    assert!(answer.bytes.len() <= 120, "{} bytes", answer.bytes.len());
+    let response = world.response_to(&world.client(1).tuple, &request);
+    assert_eq!(response.code(), Some(420));
+    assert!(response.bytes.len() <= 120, "{} bytes", response.bytes.len());
 }
 
-// RFC 8489 §7: FINGERPRINT is used where the request used it; §6.3: a wrong one is silently discarded.
+// RFC 8489 §7: the response has a FINGERPRINT if the request has one. §6.3: a wrong one is silently discarded.
 #[test]
-fn fingerprint_is_answered_with_fingerprint_and_a_wrong_one_with_silence() {
+fn responses_have_a_fingerprint_if_the_request_has_one_and_a_wrong_one_is_dropped() {
     let mut world = World::new();
     let tuple = world.client(1).tuple;
     for unknown in [false, true] {
@@ -62,19 +62,19 @@ fn fingerprint_is_answered_with_fingerprint_and_a_wrong_one_with_silence() {
             }
             writer.fingerprint();
         });
-        let answer = world.answer_to(&tuple, &request);
-        assert_eq!(answer.message().fingerprint(), FingerprintStatus::Valid);
-        assert_eq!(answer.code(), unknown.then_some(420));
+        let response = world.response_to(&tuple, &request);
+        assert_eq!(response.message().fingerprint(), FingerprintStatus::Valid);
+        assert_eq!(response.code(), unknown.then_some(420));
         *request.last_mut().unwrap() ^= 1;
         assert_eq!(world.dropped(&tuple, &request), DropReason::WrongFingerprint);
     }
-    let answer = world.answer_to(&tuple, &plain(Class::Request, Method::BINDING, &[]));
-    assert_eq!(answer.message().fingerprint(), FingerprintStatus::Absent);
+    let response = world.response_to(&tuple, &plain(Class::Request, Method::BINDING, &[]));
+    assert_eq!(response.message().fingerprint(), FingerprintStatus::Absent);
 }
 
 // RFC 8489 §6.3.2: a Binding indication is a keep-alive and has no response.
 #[test]
-fn binding_indication_and_responses_are_met_with_silence() {
+fn binding_indications_and_responses_are_dropped() {
     let mut world = World::new();
     let tuple = world.client(1).tuple;
     assert_eq!(world.dropped(&tuple, &plain(Class::Indication, Method::BINDING, &[])), DropReason::Keepalive);
@@ -87,7 +87,7 @@ fn binding_indication_and_responses_are_met_with_silence() {
 
 // RFC 8489 §6.3: an unsupported method, or a class that the method does not have, is silently discarded.
 #[test]
-fn methods_that_are_not_served_are_met_with_silence() {
+fn unsupported_methods_are_dropped() {
     let mut world = World::new();
     let tuple = world.client(1).tuple;
     for (class, method) in [
@@ -105,9 +105,9 @@ fn methods_that_are_not_served_are_met_with_silence() {
     }
 }
 
-// An answer to these would go nowhere, or to everybody.
+// A response to these addresses would reach no host, or many.
 #[test]
-fn sources_that_cannot_be_answered_are_met_with_silence() {
+fn requests_from_unusable_sources_are_dropped() {
     let mut world = World::new();
     let request = plain(Class::Request, Method::BINDING, &[]);
     assert!(Message::parse(&request).is_ok());

@@ -11,11 +11,11 @@ use crate::turn::{DropReason, Event, Limit};
 
 const CHANNEL_BIND: Method = Method::CHANNEL_BIND;
 
-fn bind(world: &mut World, client: &Client, number: u16, peer: SocketAddr) -> Answer {
-    world.ask(client, CHANNEL_BIND, &[&ChannelNumber(number), &XorPeerAddress(peer)])
+fn bind(world: &mut World, client: &Client, number: u16, peer: SocketAddr) -> CheckedResponse {
+    world.send_request(client, CHANNEL_BIND, &[&ChannelNumber(number), &XorPeerAddress(peer)])
 }
 
-/// A world in which client 1 has an allocation for an hour.
+/// Returns a world in which client 1 has an allocation for an hour.
 fn allocated() -> (World, Client, Relay) {
     let mut world = World::new();
     let client = world.client(1);
@@ -24,31 +24,31 @@ fn allocated() -> (World, Client, Relay) {
 }
 
 #[test]
-fn channel_bind_has_an_empty_signed_answer_and_installs_a_permission() {
+fn channel_bind_gets_an_empty_signed_response_and_installs_a_permission() {
     let (mut world, client, relay) = allocated();
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).kinds(), [AttributeType::MESSAGE_INTEGRITY]);
-    // From the bound peer as ChannelData, from its address otherwise as a Data indication.
+    // From the bound peer as ChannelData, from another port of its address as a Data indication.
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Ok((client.tuple, channel_data(0x4000, b"in"))));
     let mut other_port = peer(1);
     other_port.set_port(7_001);
     assert!(world.peer_packet(relay.id, other_port, b"in").is_ok());
 }
 
-// §12.2: both attributes must be there and be well-formed.
+// §12.2: both attributes must be present and well-formed.
 #[test]
 fn missing_or_malformed_number_or_peer_is_400() {
     let (mut world, client, relay) = allocated();
     let (number, one) = (ChannelNumber(0x4000), XorPeerAddress(peer(1)));
-    assert_eq!(world.refusal(&client, CHANNEL_BIND, &[]), 400);
-    assert_eq!(world.refusal(&client, CHANNEL_BIND, &[&number]), 400);
-    assert_eq!(world.refusal(&client, CHANNEL_BIND, &[&one]), 400);
+    assert_eq!(world.error_code(&client, CHANNEL_BIND, &[]), 400);
+    assert_eq!(world.error_code(&client, CHANNEL_BIND, &[&number]), 400);
+    assert_eq!(world.error_code(&client, CHANNEL_BIND, &[&one]), 400);
     for value in [&[][..], &[0x40, 0], &[0x40, 0, 0], &[0x40, 0, 0, 0, 0]] {
         let bad = Raw(AttributeType::CHANNEL_NUMBER, value);
-        assert_eq!(world.refusal(&client, CHANNEL_BIND, &[&bad, &one]), 400);
+        assert_eq!(world.error_code(&client, CHANNEL_BIND, &[&bad, &one]), 400);
     }
     for value in [&[][..], &[0, 1, 0, 0], &[0, 7, 0, 0, 1, 2, 3, 4]] {
         let bad = Raw(AttributeType::XOR_PEER_ADDRESS, value);
-        assert_eq!(world.refusal(&client, CHANNEL_BIND, &[&number, &bad]), 400);
+        assert_eq!(world.error_code(&client, CHANNEL_BIND, &[&number, &bad]), 400);
     }
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
 }
@@ -57,7 +57,7 @@ fn missing_or_malformed_number_or_peer_is_400() {
 fn unknown_attributes_in_channel_bind_are_420() {
     let (mut world, client, relay) = allocated();
     let (number, one, unknown) = (ChannelNumber(0x4000), XorPeerAddress(peer(1)), Raw(AttributeType::new(0x7abc), &[]));
-    assert_eq!(world.refusal(&client, CHANNEL_BIND, &[&number, &one, &unknown]), 420);
+    assert_eq!(world.error_code(&client, CHANNEL_BIND, &[&number, &one, &unknown]), 420);
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
 }
 
@@ -66,21 +66,21 @@ fn unknown_attributes_in_channel_bind_are_420() {
 fn channel_number_out_of_range_is_400() {
     let (mut world, client, _) = allocated();
     for number in [0, 1, 0x3fff, 0x8000, 0xffff] {
-        let answer = bind(&mut world, &client, number, peer(1));
-        assert_eq!((answer.code(), answer.reason().as_str()), (Some(400), "Channel Number Out of Range"));
+        let response = bind(&mut world, &client, number, peer(1));
+        assert_eq!((response.code(), response.reason().as_str()), (Some(400), "Channel Number Out of Range"));
     }
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     assert_eq!(bind(&mut world, &client, 0x4fff, peer(2)).code(), None);
 }
 
-// A client of RFC 5766 picks such numbers; the operator reads which setting admits them.
+// Clients of RFC 5766 choose such numbers. The response names the setting that allows them.
 #[test]
 fn channel_number_of_rfc_5766_is_400_that_names_the_setting() {
     let (mut world, client, _) = allocated();
     for number in [0x5000, 0x7fff] {
-        let answer = bind(&mut world, &client, number, peer(1));
-        assert_eq!(answer.code(), Some(400));
-        assert!(answer.reason().contains(setting::RFC5766_CHANNELS));
+        let response = bind(&mut world, &client, number, peer(1));
+        assert_eq!(response.code(), Some(400));
+        assert!(response.reason().contains(setting::RFC5766_CHANNELS));
         let (user, tuple) = ("alice".to_owned(), client.tuple);
         assert_eq!(world.event(), Event::Rfc5766Channel { user, tuple, number });
         assert_eq!(world.dropped(&client.tuple, &channel_data(number, b"out")), DropReason::UnknownProtocol);
@@ -88,7 +88,7 @@ fn channel_number_of_rfc_5766_is_400_that_names_the_setting() {
 }
 
 #[test]
-fn channel_numbers_of_rfc_5766_are_served_where_the_setting_admits_them() {
+fn channel_numbers_of_rfc_5766_are_accepted_if_the_setting_allows_them() {
     let mut world = World::with(|setup| setup.compat.channels = ChannelNumbers::Rfc5766);
     let client = world.client(1);
     let relay = world.allocate(&client);
@@ -102,16 +102,16 @@ fn channel_numbers_of_rfc_5766_are_served_where_the_setting_admits_them() {
     assert_eq!(world.dropped(&client.tuple, &channel_data(0x8000, b"out")), DropReason::UnknownProtocol);
 }
 
-// §12.2: neither may be bound elsewhere. The same binding again is fine.
+// §12.2: neither may be in another binding. The same binding again is accepted.
 #[test]
 fn number_or_peer_bound_elsewhere_is_400() {
     let (mut world, client, _) = allocated();
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
-    let answer = bind(&mut world, &client, 0x4000, peer(2));
-    assert_eq!((answer.code(), answer.reason().as_str()), (Some(400), "Channel Bound to Another Peer"));
-    let answer = bind(&mut world, &client, 0x4001, peer(1));
-    assert_eq!((answer.code(), answer.reason().as_str()), (Some(400), "Peer Bound to Another Channel"));
+    let response = bind(&mut world, &client, 0x4000, peer(2));
+    assert_eq!((response.code(), response.reason().as_str()), (Some(400), "Channel Bound to Another Peer"));
+    let response = bind(&mut world, &client, 0x4001, peer(1));
+    assert_eq!((response.code(), response.reason().as_str()), (Some(400), "Peer Bound to Another Channel"));
     // A peer is a transport address: another port is another peer.
     let mut other_port = peer(1);
     other_port.set_port(7_001);
@@ -143,11 +143,11 @@ fn peer_of_the_other_address_family_is_443() {
 }
 
 #[test]
-fn refused_peers_are_403_with_the_rule_in_the_log() {
+fn denied_peers_are_403_and_logged_with_the_rule() {
     let (mut world, client, _) = allocated();
     let second = world.client(2);
     world.allocate_with(&second, &[&RequestedAddressFamily(AddressFamily::V6)]);
-    for (client, refused) in [
+    for (client, denied) in [
         (&client, "127.0.0.1:7000"),
         (&client, "169.254.169.254:80"),
         (&client, "10.0.0.5:49999"),
@@ -158,15 +158,15 @@ fn refused_peers_are_403_with_the_rule_in_the_log() {
         (&second, "[2001:0:808:808::f7f7:f7f7]:7000"),
         (&second, "[2001:db8:1::5]:22"),
     ] {
-        let peer = address(refused);
-        assert_eq!(bind(&mut world, client, 0x4000, peer).code(), Some(403), "{refused}");
+        let peer = address(denied);
+        assert_eq!(bind(&mut world, client, 0x4000, peer).code(), Some(403), "{denied}");
         assert!(matches!(world.event(), Event::PeerDenied { peer: logged, .. } if logged == peer));
         assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
     }
 }
 
 #[test]
-fn channels_and_permissions_beyond_the_limits_are_508() {
+fn channels_and_permissions_above_the_limits_are_508() {
     let mut world = World::with(|setup| {
         (setup.limits.channels_per_allocation, setup.limits.permissions_per_allocation) = (2, 2);
     });
@@ -176,22 +176,22 @@ fn channels_and_permissions_beyond_the_limits_are_508() {
     other_port.set_port(7_001);
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     assert_eq!(bind(&mut world, &client, 0x4001, other_port).code(), None);
-    let answer = bind(&mut world, &client, 0x4002, peer(2));
-    assert_eq!((answer.code(), answer.reason().as_str()), (Some(508), "Insufficient Capacity: channels"));
-    assert_eq!(world.limit(), Limit::Channels);
-    // What is there can be refreshed.
+    let response = bind(&mut world, &client, 0x4002, peer(2));
+    assert_eq!((response.code(), response.reason().as_str()), (Some(508), "Insufficient Capacity: channels"));
+    assert_eq!(world.logged_limit(), Limit::Channels);
+    // An existing channel can be refreshed.
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     world.pass(seconds(600));
     world.permit(&client, peer(2));
     world.permit(&client, peer(3));
-    let answer = bind(&mut world, &client, 0x4000, peer(1));
-    assert_eq!((answer.code(), answer.reason().as_str()), (Some(508), "Insufficient Capacity: permissions"));
-    assert_eq!(world.limit(), Limit::Permissions);
+    let response = bind(&mut world, &client, 0x4000, peer(1));
+    assert_eq!((response.code(), response.reason().as_str()), (Some(508), "Insufficient Capacity: permissions"));
+    assert_eq!(world.logged_limit(), Limit::Permissions);
     assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
     assert_eq!(bind(&mut world, &client, 0x4000, peer(2)).code(), None);
 }
 
-// Also where nobody has looked since they expired.
+// Also if `advance` was not called since they expired.
 #[test]
 fn expired_channels_and_permissions_do_not_count_against_the_limits() {
     let mut world = World::with(|setup| {
@@ -208,9 +208,9 @@ fn expired_channels_and_permissions_do_not_count_against_the_limits() {
     }
 }
 
-// §12: ten minutes, and the permission five. ChannelData renews neither (§12.6).
+// §12: a channel lasts ten minutes and its permission five. ChannelData refreshes neither (§12.6).
 #[test]
-fn a_channel_lasts_600_seconds_and_its_permission_300_whatever_the_traffic() {
+fn a_channel_lasts_600_seconds_and_its_permission_300_regardless_of_traffic() {
     let (mut world, client, relay) = allocated();
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     for second in 1..600 {
@@ -230,7 +230,7 @@ fn a_channel_lasts_600_seconds_and_its_permission_300_whatever_the_traffic() {
 }
 
 #[test]
-fn channel_bind_renews_channel_and_permission() {
+fn channel_bind_refreshes_channel_and_permission() {
     let (mut world, client, relay) = allocated();
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     world.advance(seconds(599));
@@ -243,9 +243,9 @@ fn channel_bind_renews_channel_and_permission() {
     assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
 }
 
-// §9: requests of both kinds renew the same permission; CreatePermission renews no channel.
+// §9: both methods refresh the same permission. CreatePermission does not refresh a channel.
 #[test]
-fn create_permission_renews_the_permission_of_a_channel_but_not_the_channel() {
+fn create_permission_refreshes_the_permission_of_a_channel_but_not_the_channel() {
     let (mut world, client, relay) = allocated();
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     world.advance(seconds(299));
@@ -254,14 +254,14 @@ fn create_permission_renews_the_permission_of_a_channel_but_not_the_channel() {
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in").unwrap().1, channel_data(0x4000, b"in"));
     world.permit(&client, peer(1));
     world.advance(seconds(2));
-    // Unbound, and so by Data indication.
+    // The channel has expired, so the data comes in a Data indication.
     assert_ne!(world.peer_packet(relay.id, peer(1), b"in").unwrap().1, channel_data(0x4000, b"in"));
     assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
 }
 
-// §12: once unbound, number and address can be bound otherwise.
+// §12: after the expiry, number and peer can be bound to others.
 #[test]
-fn an_expired_binding_is_in_nobodys_way() {
+fn an_expired_binding_does_not_block_a_new_one() {
     let (mut world, client, relay) = allocated();
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     world.pass(seconds(600));
@@ -271,7 +271,7 @@ fn an_expired_binding_is_in_nobodys_way() {
     assert_eq!(world.peer_packet(relay.id, peer(2), b"in").unwrap().1, channel_data(0x4000, b"in"));
 }
 
-// §12.4 to §12.6: 0 is a valid length, and over UDP there may be padding that is no data.
+// §12.4 to §12.6: 0 is a valid length. Over UDP there may be padding, which is not data.
 #[test]
 fn channel_data_is_relayed_without_its_padding() {
     let (mut world, client, relay) = allocated();
@@ -283,9 +283,9 @@ fn channel_data_is_relayed_without_its_padding() {
     assert_eq!(world.relayed(&client.tuple, &channel_data(0x4000, &long)).2, long);
 }
 
-// §12.6: a length beyond the datagram, a channel that is not bound → silence.
+// §12.6: a length beyond the datagram, or a channel that is not bound → drop.
 #[test]
-fn bad_channel_data_is_met_with_silence() {
+fn invalid_channel_data_is_dropped() {
     let (mut world, client, _) = allocated();
     bind(&mut world, &client, 0x4000, peer(1));
     let tuple = client.tuple;
@@ -300,14 +300,14 @@ fn bad_channel_data_is_met_with_silence() {
     assert_eq!(world.dropped(&tuple, &channel_data(0x5000, b"out")), DropReason::UnknownProtocol);
 }
 
-// §5: on a 5-tuple without an allocation → silence.
+// §5: a 5-tuple without an allocation → drop.
 #[test]
-fn channel_data_without_an_allocation_is_met_with_silence() {
+fn channel_data_without_an_allocation_is_dropped() {
     let (mut world, client, relay) = allocated();
     bind(&mut world, &client, 0x4000, peer(1));
-    let stranger = world.client(2);
-    assert_eq!(world.dropped(&stranger.tuple, &channel_data(0x4000, b"out")), DropReason::NoAllocation);
+    let other = world.client(2);
+    assert_eq!(world.dropped(&other.tuple, &channel_data(0x4000, b"out")), DropReason::NoAllocation);
     world.accept(&client, Method::REFRESH, &[&Lifetime(0)]);
-    world.ended(&relay);
+    world.expect_end(&relay);
     assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::NoAllocation);
 }

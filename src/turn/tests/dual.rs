@@ -14,24 +14,24 @@ const UDP: RequestedTransport = RequestedTransport::UDP;
 const BOTH: AdditionalAddressFamily = AdditionalAddressFamily(AddressFamily::V6);
 const V4: RequestedAddressFamily = RequestedAddressFamily(AddressFamily::V4);
 const V6: RequestedAddressFamily = RequestedAddressFamily(AddressFamily::V6);
-const ONE: Footprint = Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..NOTHING };
-const TWO: Footprint = Footprint { allocations: 1, counted: 1, live: 2, ports_taken: 2, ..NOTHING };
+const ONE: Footprint = Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..EMPTY };
+const TWO: Footprint = Footprint { allocations: 1, counted: 1, live: 2, ports_taken: 2, ..EMPTY };
 
-fn relayed(answer: &Answer) -> Vec<SocketAddr> {
-    answer.message().all::<XorRelayedAddress>().map(|address| address.unwrap().0).collect()
+fn relayed(response: &CheckedResponse) -> Vec<SocketAddr> {
+    response.message().all::<XorRelayedAddress>().map(|address| address.unwrap().0).collect()
 }
 
-fn address_error(answer: &Answer) -> Option<(AddressFamily, ErrorCode)> {
-    answer.get().map(|AddressErrorCode { family, code, .. }| (family, code))
+fn address_error(response: &CheckedResponse) -> Option<(AddressFamily, ErrorCode)> {
+    response.get().map(|AddressErrorCode { family, code, .. }| (family, code))
 }
 
-/// Opens both sockets.
+/// Makes a dual allocation.
 fn dual(world: &mut World, client: &Client) -> [Relay; 2] {
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
     let first = world.open_for(&client.tuple, &request);
     let (Opened::Open(second), _) = world.socket_opened(&first, Ok(())) else { panic!("a second socket is expected") };
-    let answer = world.opened(&request, &second, Ok(()));
-    let addresses = relayed(&answer);
+    let response = world.opened(&request, &second, Ok(()));
+    let addresses = relayed(&response);
     assert_eq!(created(world), RelayedAddresses { v4: Some(addresses[0]), v6: Some(addresses[1]) });
     [(first, addresses[0]), (second, addresses[1])].map(|(open, relayed)| Relay {
         id: open.socket,
@@ -40,26 +40,27 @@ fn dual(world: &mut World, client: &Client) -> [Relay; 2] {
     })
 }
 
-/// What the log says about the allocation that was made.
+/// Returns the relayed transport addresses of the next log entry, which must be about a new allocation.
 fn created(world: &mut World) -> RelayedAddresses {
     match world.event() {
         Event::AllocationCreated { relay, .. } => relay,
-        other => panic!("an allocation is expected in the log, not {other:?}"),
+        other => panic!("a log entry about a new allocation is expected, not {other:?}"),
     }
 }
 
-/// The server wants one of two sockets closed, and says nothing more.
-fn closed(world: &mut World, relay: &Relay) {
+/// Expects that the server closes one of two sockets, and no other action. Reports the socket closed.
+fn expect_close(world: &mut World, relay: &Relay) {
     assert_eq!(world.action(), Some(Action::Close(relay.id)));
-    assert_eq!(world.action(), None, "the allocation goes on");
+    assert_eq!(world.action(), None, "the allocation continues");
     world.server.socket_closed(relay.bind);
 }
 
-fn ended(world: &mut World, relays: &[Relay]) -> RelayedAddresses {
+/// Expects that the server closes the sockets and logs the end of their allocation. Reports the sockets closed.
+fn expect_end(world: &mut World, relays: &[Relay]) -> RelayedAddresses {
     for relay in relays {
         assert_eq!(world.action(), Some(Action::Close(relay.id)));
     }
-    let Event::AllocationEnded(summary) = world.event() else { panic!("an end is expected in the log") };
+    let Event::AllocationEnded(summary) = world.event() else { panic!("a log entry about the end is expected") };
     relays.iter().for_each(|relay| world.server.socket_closed(relay.bind));
     summary.relay
 }
@@ -68,9 +69,9 @@ fn send(peer: SocketAddr) -> Vec<u8> {
     plain(Class::Indication, Method::SEND, &[&XorPeerAddress(peer), &Data(b"out")])
 }
 
-// Step 9: fully met, with two XOR-RELAYED-ADDRESS attributes; the same for a retransmission.
+// Step 9: both families are available → two XOR-RELAYED-ADDRESS attributes, also for a retransmission.
 #[test]
-fn additional_family_gets_one_address_of_each() {
+fn additional_address_family_gets_one_address_of_each_family() {
     let mut world = World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (1, 1));
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH, &Lifetime(700)]);
@@ -80,7 +81,7 @@ fn additional_family_gets_one_address_of_each() {
     assert_eq!(world.dropped(&client.tuple, &request), DropReason::AllocationPending);
     assert_ne!(first.socket, second.socket);
     assert_ne!(first.socket.slot(), second.socket.slot());
-    let answer = world.opened(&request, &second, Ok(()));
+    let response = world.opened(&request, &second, Ok(()));
     let kinds = [
         AttributeType::XOR_RELAYED_ADDRESS,
         AttributeType::XOR_RELAYED_ADDRESS,
@@ -89,40 +90,40 @@ fn additional_family_gets_one_address_of_each() {
         AttributeType::SOFTWARE,
         AttributeType::MESSAGE_INTEGRITY,
     ];
-    assert_eq!(answer.kinds(), kinds);
+    assert_eq!(response.kinds(), kinds);
     let [v4, v6] = [(ADVERTISED_V4, first.bind.port()), (RELAY_V6, second.bind.port())]
         .map(|(ip, port)| SocketAddr::new(ip.parse().unwrap(), port));
-    assert_eq!((relayed(&answer), answer.lifetime()), (vec![v4, v6], Some(700)));
+    assert_eq!((relayed(&response), response.lifetime()), (vec![v4, v6], Some(700)));
     assert_eq!(created(&mut world), RelayedAddresses { v4: Some(v4), v6: Some(v6) });
     assert_eq!(world.footprint(), TWO);
-    assert_eq!(world.answer_to(&client.tuple, &request), answer);
+    assert_eq!(world.response_to(&client.tuple, &request), response);
     assert_eq!(world.footprint(), TWO);
 }
 
 #[test]
-fn even_port_is_about_both_addresses() {
+fn even_port_applies_to_both_addresses() {
     let mut world = World::new();
     for host in 1..=4 {
         let client = world.client(host);
-        let answer = world.accept(&client, Method::ALLOCATE, &[&UDP, &BOTH, &EvenPort { reserve_next: false }]);
-        assert!(relayed(&answer).iter().all(|address| address.port().is_multiple_of(2)));
+        let response = world.accept(&client, Method::ALLOCATE, &[&UDP, &BOTH, &EvenPort { reserve_next: false }]);
+        assert!(relayed(&response).iter().all(|address| address.port().is_multiple_of(2)));
         created(&mut world);
     }
 }
 
-// Step 9: partly met, with ADDRESS-ERROR-CODE for the family that is not to be had; the same for a retransmission.
+// Step 9: one family is not available → ADDRESS-ERROR-CODE for it, also for a retransmission.
 #[test]
-fn a_family_that_the_server_does_not_have_is_440_in_address_error_code() {
+fn an_unsupported_additional_family_is_440_in_address_error_code() {
     let mut world = World::with(|setup| setup.relays.truncate(1));
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
     let open = world.open_for(&client.tuple, &request);
-    let answer = world.opened(&request, &open, Ok(()));
+    let response = world.opened(&request, &open, Ok(()));
     created(&mut world);
-    for answer in [answer, world.answer_to(&client.tuple, &request)] {
-        assert_eq!(address_error(&answer), Some((AddressFamily::V6, ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)));
-        assert_eq!(answer.get::<AddressErrorCode<'_>>().unwrap().reason, "Address Family not Supported");
-        assert_eq!(relayed(&answer).len(), 1);
+    for response in [response, world.response_to(&client.tuple, &request)] {
+        assert_eq!(address_error(&response), Some((AddressFamily::V6, ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)));
+        assert_eq!(response.get::<AddressErrorCode<'_>>().unwrap().reason, "Address Family not Supported");
+        assert_eq!(relayed(&response).len(), 1);
     }
     assert_eq!(world.footprint(), ONE);
 }
@@ -131,7 +132,7 @@ fn a_family_that_the_server_does_not_have_is_440_in_address_error_code() {
 fn a_family_without_a_port_or_a_socket_is_508_in_address_error_code() {
     const IN_USE: Result<(), OpenError> = Err(OpenError::PortInUse);
     const FAILED: Result<(), OpenError> = Err(OpenError::Other);
-    // Whose ports others have, which sockets open in the order in which they are asked for, and what is missing then.
+    // The family whose ports are all taken, the results of opening the sockets in order, and the family that fails.
     for (family, results, missing) in [
         (None, &[Ok(()), FAILED][..], AddressFamily::V6),
         (None, &[Ok(()), IN_USE, FAILED], AddressFamily::V6),
@@ -163,57 +164,57 @@ fn a_family_without_a_port_or_a_socket_is_508_in_address_error_code() {
             };
             open = next;
         }
-        let answer = world.opened(&request, &open, report(&open, *last));
-        assert_eq!(address_error(&answer), Some((missing, ErrorCode::INSUFFICIENT_CAPACITY)));
-        let [address] = relayed(&answer)[..] else { panic!("one address is expected") };
+        let response = world.opened(&request, &open, report(&open, *last));
+        assert_eq!(address_error(&response), Some((missing, ErrorCode::INSUFFICIENT_CAPACITY)));
+        let [address] = relayed(&response)[..] else { panic!("one address is expected") };
         assert_eq!(created(&mut world), address.into());
-        assert_eq!(world.answer_to(&client.tuple, &request), answer);
+        assert_eq!(world.response_to(&client.tuple, &request), response);
         world.accept(&client, Method::REFRESH, &[&Lifetime(0)]);
         let relays: Vec<Relay> = relays.into_iter().map(|(id, bind)| Relay { id, bind, relayed: address }).collect();
-        assert_eq!(ended(&mut world, &relays), address.into());
+        assert_eq!(expect_end(&mut world, &relays), address.into());
         assert_eq!(world.footprint(), before);
     }
 }
 
-// As coturn's clients have it: by other numbers, where the operator admits them.
+// The clients of coturn use other attribute numbers. The operator can enable them.
 #[test]
-fn the_numbers_of_the_draft_are_known_where_they_are_admitted() {
-    let asked = DraftAdditionalAddressFamily(AddressFamily::V6);
+fn draft_attribute_numbers_are_accepted_if_enabled() {
+    let requested = DraftAdditionalAddressFamily(AddressFamily::V6);
     let mut strict = World::new();
     let client = strict.client(1);
-    assert_eq!(relayed(&strict.accept(&client, Method::ALLOCATE, &[&UDP, &asked])).len(), 1);
+    assert_eq!(relayed(&strict.accept(&client, Method::ALLOCATE, &[&UDP, &requested])).len(), 1);
     created(&mut strict);
 
     let mut world = World::with(|setup| setup.compat.draft_dual_allocation = true);
     let client = world.client(1);
-    assert_eq!(relayed(&world.accept(&client, Method::ALLOCATE, &[&UDP, &asked])).len(), 2);
+    assert_eq!(relayed(&world.accept(&client, Method::ALLOCATE, &[&UDP, &requested])).len(), 2);
     created(&mut world);
     let client = world.client(2);
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &asked, &V6]), 400);
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &requested, &V6]), 400);
     let v4 = DraftAdditionalAddressFamily(AddressFamily::V4);
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &v4]), 400);
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &v4]), 400);
 
     let mut world = World::with(|setup| {
         setup.compat.draft_dual_allocation = true;
         setup.relays.truncate(1);
     });
     for (attributes, number) in [
-        (&[&UDP as &dyn EncodeAttribute, &asked][..], AttributeType::DRAFT_ADDRESS_ERROR_CODE),
+        (&[&UDP as &dyn EncodeAttribute, &requested][..], AttributeType::DRAFT_ADDRESS_ERROR_CODE),
         (&[&UDP as &dyn EncodeAttribute, &BOTH][..], AttributeType::ADDRESS_ERROR_CODE),
-        (&[&UDP as &dyn EncodeAttribute, &BOTH, &asked][..], AttributeType::ADDRESS_ERROR_CODE),
+        (&[&UDP as &dyn EncodeAttribute, &BOTH, &requested][..], AttributeType::ADDRESS_ERROR_CODE),
     ] {
         let client = world.client(1);
-        let answer = world.accept(&client, Method::ALLOCATE, attributes);
-        assert_eq!(answer.kinds()[3], number);
+        let response = world.accept(&client, Method::ALLOCATE, attributes);
+        assert_eq!(response.kinds()[3], number);
         created(&mut world);
         world.server.connection_closed(world.now, &client.tuple);
         while world.action().is_some() {}
     }
 }
 
-// Step 9: not met at all → 508, and nothing is left.
+// Step 9: no family is available → 508, and nothing stays allocated.
 #[test]
-fn without_an_address_of_either_family_it_is_508() {
+fn a_dual_allocation_without_any_address_is_508() {
     let mut world = World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (1, 1));
     let client = world.client(1);
     for errors in [[OpenError::Other; 2], [OpenError::Other, OpenError::PortInUse]] {
@@ -221,16 +222,16 @@ fn without_an_address_of_either_family_it_is_508() {
         let mut open = world.open_for(&client.tuple, &request);
         let (Opened::Open(next), _) = world.socket_opened(&open, Err(errors[0])) else { panic!("IPv6 is expected") };
         open = next;
-        let answer = loop {
+        let response = loop {
             match world.socket_opened(&open, Err(errors[1])) {
                 (Opened::Open(next), _) => open = next,
-                (Opened::Respond(_, reply), buffer) => break Answer::new(&request, &buffer, &reply),
-                (Opened::Abandoned, _) => panic!("the client is owed an answer"),
+                (Opened::Respond(_, response), buffer) => break CheckedResponse::new(&request, &buffer, &response),
+                (Opened::Abandoned, _) => panic!("a response is expected"),
             }
         };
-        assert_eq!(answer.code(), Some(508));
-        assert!(limit(&mut world).contains("LimitNOFILE"), "the first reason counts");
-        assert_eq!(world.footprint(), NOTHING);
+        assert_eq!(response.code(), Some(508));
+        assert!(rejection_note(&mut world).contains("LimitNOFILE"), "the first failure is logged");
+        assert_eq!(world.footprint(), EMPTY);
     }
     let mut full = World::new();
     for family in [V4, V6] {
@@ -242,41 +243,43 @@ fn without_an_address_of_either_family_it_is_508() {
         }
     }
     let before = full.footprint();
-    assert_eq!(full.refusal(&full.client(9), Method::ALLOCATE, &[&UDP, &BOTH]), 508);
-    limit(&mut full);
+    assert_eq!(full.error_code(&full.client(9), Method::ALLOCATE, &[&UDP, &BOTH]), 508);
+    rejection_note(&mut full);
     assert_eq!(full.footprint(), before);
 }
 
-// A socket that is open already is closed if the allocation ends while the other one is being opened.
+// An open socket is closed if the allocation ends while the other socket is being opened.
 #[test]
-fn an_allocation_that_ends_between_its_sockets_leaves_neither() {
+fn an_allocation_that_ends_while_its_second_socket_opens_releases_both() {
     for expires in [false, true] {
         for result in [Ok(()), Err(OpenError::PortInUse), Err(OpenError::Other)] {
             let mut world = World::new();
             let client = world.client(1);
             let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &BOTH]);
             let first = world.open_for(&client.tuple, &request);
-            let (Opened::Open(second), _) = world.socket_opened(&first, Ok(())) else { panic!("a second is expected") };
+            let (Opened::Open(second), _) = world.socket_opened(&first, Ok(())) else {
+                panic!("a second socket is expected")
+            };
             if expires {
                 world.advance(seconds(600));
             } else {
                 world.server.connection_closed(world.now, &client.tuple);
             }
             assert_eq!(world.action(), Some(Action::Close(first.socket)));
-            assert_eq!(world.action(), None, "nobody was told of it");
-            assert_eq!(world.footprint(), Footprint { ports_taken: 2, ..NOTHING });
+            assert_eq!(world.action(), None, "the client does not know of the allocation");
+            assert_eq!(world.footprint(), Footprint { ports_taken: 2, ..EMPTY });
             assert_eq!(world.socket_opened(&second, result).0, Opened::Abandoned);
             world.server.socket_closed(first.bind);
             if result.is_ok() {
                 world.server.socket_closed(second.bind);
             }
-            assert_eq!(world.footprint(), NOTHING);
+            assert_eq!(world.footprint(), EMPTY);
         }
     }
 }
 
 #[test]
-fn peers_of_both_families_are_reached_each_from_its_own_socket() {
+fn each_address_family_is_relayed_on_its_own_socket() {
     let mut world = World::new();
     let client = world.client(1);
     let [v4, v6] = dual(&mut world, &client);
@@ -289,14 +292,14 @@ fn peers_of_both_families_are_reached_each_from_its_own_socket() {
         assert_eq!(world.peer_packet(relay.id, peer, b"in").unwrap().1, channel_data(number, b"in"));
         assert_ne!(relay.id, other.id);
     }
-    // A channel number belongs to the allocation, whatever its addresses.
+    // The address families of an allocation share its channel numbers.
     let bound = [&ChannelNumber(0x4000) as _, &XorPeerAddress(peer_v6(1)) as _];
-    assert_eq!(world.refusal(&client, Method::CHANNEL_BIND, &bound), 400);
+    assert_eq!(world.error_code(&client, Method::CHANNEL_BIND, &bound), 400);
 }
 
-// §8.1: with a family the request is about that one alone, without one about both.
+// §8.1: a request with a family applies to that family only, and a request without one to both.
 #[test]
-fn refresh_with_a_family_concerns_it_alone() {
+fn refresh_with_a_family_applies_to_that_family_only() {
     let mut world = World::new();
     let client = world.client(1);
     let relays = dual(&mut world, &client);
@@ -310,28 +313,28 @@ fn refresh_with_a_family_concerns_it_alone() {
     world.permit(&client, peer(1));
     world.permit(&client, peer_v6(1));
     world.pass(seconds(301));
-    // Over in that very moment, whether swept or not: 443 for what is of its family (§8.2, §10.2, §12.2).
-    assert_eq!(world.refusal(&client, Method::REFRESH, &[&V4]), 443);
-    assert_eq!(world.refusal(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))]), 443);
+    // The address has expired, also before `advance`: 443 for requests about its family (§8.2, §10.2, §12.2).
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[&V4]), 443);
+    assert_eq!(world.error_code(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))]), 443);
     let bind = [&ChannelNumber(0x4000) as _, &XorPeerAddress(peer(1)) as _];
-    assert_eq!(world.refusal(&client, Method::CHANNEL_BIND, &bind), 443);
+    assert_eq!(world.error_code(&client, Method::CHANNEL_BIND, &bind), 443);
     assert_eq!(world.dropped(&client.tuple, &send(peer(1))), DropReason::MalformedIndication);
     assert_eq!(world.peer_packet(relays[0].id, peer(1), b"in"), Err(DropReason::AllocationEnded));
     world.advance(seconds(0));
-    closed(&mut world, &relays[0]);
+    expect_close(&mut world, &relays[0]);
     assert_eq!(world.footprint(), ONE);
     world.permit(&client, peer_v6(1));
     assert_eq!(world.relayed(&client.tuple, &send(peer_v6(1))).0, relays[1].id);
     assert_eq!(world.accept(&client, Method::REFRESH, &[&V6]).lifetime(), Some(600));
     world.advance(seconds(600));
-    // Both are named, though one was over before.
+    // The log lists both addresses, although one ended before.
     let addresses = RelayedAddresses { v4: Some(relays[0].relayed), v6: Some(relays[1].relayed) };
-    assert_eq!(ended(&mut world, &relays[1..]), addresses);
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(expect_end(&mut world, &relays[1..]), addresses);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
 #[test]
-fn refresh_without_a_family_concerns_both() {
+fn refresh_without_a_family_applies_to_both() {
     let mut world = World::new();
     let client = world.client(1);
     let relays = dual(&mut world, &client);
@@ -340,62 +343,62 @@ fn refresh_without_a_family_concerns_both() {
     world.advance(seconds(899));
     assert_eq!(world.footprint(), TWO);
     world.advance(seconds(1));
-    ended(&mut world, &relays);
-    assert_eq!(world.footprint(), NOTHING);
+    expect_end(&mut world, &relays);
+    assert_eq!(world.footprint(), EMPTY);
 
     let relays = dual(&mut world, &client);
     assert_eq!(world.accept(&client, Method::REFRESH, &[&Lifetime(0)]).lifetime(), Some(0));
-    ended(&mut world, &relays);
-    assert_eq!(world.footprint(), NOTHING);
+    expect_end(&mut world, &relays);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// §8.1: the permissions and channels of the other family MUST NOT be affected. Those of the deleted one are gone.
+// §8.1: the permissions and channels of the other family MUST NOT be affected. Those of the deleted one are removed.
 #[test]
-fn deleting_one_family_leaves_the_other_alone() {
-    for (asked, deleted, left, gone, stays) in [(V4, 0, 1, peer(1), peer_v6(1)), (V6, 1, 0, peer_v6(1), peer(1))] {
+fn deleting_one_family_does_not_affect_the_other() {
+    for (requested, deleted, left, gone, stays) in [(V4, 0, 1, peer(1), peer_v6(1)), (V6, 1, 0, peer_v6(1), peer(1))] {
         let mut world = World::new();
         let client = world.client(1);
         let relays = dual(&mut world, &client);
         for (number, peer) in [(0x4000, gone), (0x4001, stays)] {
             world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(number), &XorPeerAddress(peer)]);
         }
-        assert_eq!(world.accept(&client, Method::REFRESH, &[&asked, &Lifetime(0)]).lifetime(), Some(0));
-        closed(&mut world, &relays[deleted]);
+        assert_eq!(world.accept(&client, Method::REFRESH, &[&requested, &Lifetime(0)]).lifetime(), Some(0));
+        expect_close(&mut world, &relays[deleted]);
         assert_eq!(world.footprint(), ONE);
 
         assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
         assert_eq!(world.dropped(&client.tuple, &send(gone)), DropReason::MalformedIndication);
         assert_eq!(world.peer_packet(relays[deleted].id, gone, b"in"), Err(DropReason::AllocationEnded));
-        assert_eq!(world.refusal(&client, Method::REFRESH, &[&asked, &Lifetime(0)]), 443);
+        assert_eq!(world.error_code(&client, Method::REFRESH, &[&requested, &Lifetime(0)]), 443);
         let expected = (relays[left].id, stays, b"out".to_vec());
         assert_eq!(world.relayed(&client.tuple, &channel_data(0x4001, b"out")), expected);
         assert_eq!(world.relayed(&client.tuple, &send(stays)), expected);
         assert!(world.peer_packet(relays[left].id, stays, b"in").is_ok());
-        // The number is free again.
+        // The channel number can be bound again.
         let bind = [&ChannelNumber(0x4000) as _, &XorPeerAddress(SocketAddr::new(stays.ip(), 9)) as _];
         world.accept(&client, Method::CHANNEL_BIND, &bind);
 
-        let last = if asked == V4 { V6 } else { V4 };
+        let last = if requested == V4 { V6 } else { V4 };
         world.accept(&client, Method::REFRESH, &[&last, &Lifetime(0)]);
-        ended(&mut world, &relays[left..=left]);
-        assert_eq!(world.footprint(), NOTHING);
+        expect_end(&mut world, &relays[left..=left]);
+        assert_eq!(world.footprint(), EMPTY);
     }
 }
 
-// §8.2: a family that was never there.
+// §8.2: a family that was never allocated.
 #[test]
 fn refresh_of_the_family_that_was_not_allocated_is_443() {
     let mut world = World::with(|setup| setup.relays.truncate(1));
     let client = world.client(1);
     world.accept(&client, Method::ALLOCATE, &[&UDP, &BOTH]);
     created(&mut world);
-    assert_eq!(world.refusal(&client, Method::REFRESH, &[&V6]), 443);
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[&V6]), 443);
     world.accept(&client, Method::REFRESH, &[&V4]);
 }
 
-// Both addresses are one allocation's; and an ICMP error is no application data.
+// Both addresses belong to one allocation. An ICMP error is not application data.
 #[test]
-fn bandwidth_is_limited_over_both_addresses() {
+fn the_byte_rate_covers_both_addresses() {
     let mut world = World::with(|setup| setup.limits.byte_rate = Rate::new(1, 4));
     let client = world.client(1);
     let relays = dual(&mut world, &client);
@@ -403,7 +406,7 @@ fn bandwidth_is_limited_over_both_addresses() {
     peers.iter().for_each(|peer| world.permit(&client, *peer));
     world.relayed(&client.tuple, &send(peers[0]));
     assert_eq!(world.dropped(&client.tuple, &send(peers[1])), DropReason::AllocationBandwidth);
-    assert_eq!(world.limit(), Limit::AllocationBandwidth);
+    assert_eq!(world.logged_limit(), Limit::AllocationBandwidth);
     assert!(world.peer_packet(relays[0].id, peers[0], b"in!").is_ok());
     assert_eq!(world.peer_packet(relays[1].id, peers[1], b"in!"), Err(DropReason::AllocationBandwidth));
     assert!(world.peer_unreachable(relays[1].id, peers[1], IcmpError { kind: 1, code: 4, mtu: 0 }).is_ok());

@@ -24,10 +24,10 @@ fn v6() -> (World, Client, SocketId) {
     (world, client, relay.id)
 }
 
-// A Data indication with XOR-PEER-ADDRESS, port included, and ICMP; no DATA. Also where a channel is bound, and also on
-// a connection (§16).
+// A Data indication with XOR-PEER-ADDRESS, including the port, and ICMP, without DATA. Also if a channel is bound, and
+// also on a connection (§16).
 #[test]
-fn the_client_is_told_of_an_icmp_error_in_a_data_indication() {
+fn an_icmp_error_is_sent_to_the_client_in_a_data_indication() {
     for transport in [Transport::Udp, Transport::Tcp] {
         let mut world = World::new();
         let mut client = world.client(1);
@@ -43,14 +43,14 @@ fn the_client_is_told_of_an_icmp_error_in_a_data_indication() {
         assert_eq!(message.get(), Ok(Some(XorPeerAddress(peer(1)))));
         assert_eq!(message.get(), Ok(Some(Icmp { kind: 3, code: 3, data: 0 })));
         let (_, next) = world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE).unwrap();
-        assert_ne!(next[8..20], bytes[8..20], "every indication has a transaction ID of its own");
+        assert_ne!(next[8..20], bytes[8..20], "every indication has its own transaction ID");
     }
 }
 
-// Types 3 and 11 of ICMPv4, and 1, 2 and 3 of ICMPv6; the rest is silently dropped. §18.13: the MTU for "too big", zero
-// for all else.
+// Types 3 and 11 of ICMPv4, and 1, 2 and 3 of ICMPv6. Other types are dropped. §18.13: the data is the MTU for "too
+// big", and zero for other errors.
 #[test]
-fn errors_of_other_types_are_dropped_and_only_too_big_has_data() {
+fn other_icmp_types_are_dropped_and_only_too_big_has_data() {
     for (v6, (mut world, _, relay), peer) in [(false, v4(), peer(1)), (true, v6(), peer_v6(1))] {
         for kind in 0..=255 {
             for code in [0, 4] {
@@ -78,7 +78,7 @@ fn errors_of_other_types_are_dropped_and_only_too_big_has_data() {
     }
 }
 
-// Only the peer's address is compared, not its port; there is no port to be told either where the system hides it.
+// Only the peer's address is compared, not its port. The port is 0 if the system does not report it.
 #[test]
 fn an_error_about_an_address_without_a_permission_is_dropped() {
     let (mut world, _, relay) = v4();
@@ -100,9 +100,9 @@ fn an_error_about_a_datagram_of_an_ended_allocation_is_dropped() {
     assert_eq!(world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE), Err(DropReason::AllocationEnded));
 }
 
-// Who can forge ICMP errors is nobody whom the client should hear more from.
+// ICMP errors can be forged, so they are rate-limited.
 #[test]
-fn a_client_is_told_of_ten_errors_a_second() {
+fn a_client_gets_at_most_ten_icmp_errors_per_second() {
     let (mut world, ..) = v4();
     let other = world.client(2);
     let relays = [
@@ -112,17 +112,17 @@ fn a_client_is_told_of_ten_errors_a_second() {
     world.permit(&other, peer(1));
     for _ in 0..3 {
         for relay in relays {
-            let told = (0..1_000).filter(|_| world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE).is_ok()).count();
-            assert_eq!(told, 10);
+            let sent = (0..1_000).filter(|_| world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE).is_ok()).count();
+            assert_eq!(sent, 10);
             assert_eq!(world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE), Err(DropReason::IcmpLimit));
         }
         world.pass(seconds(1));
     }
 }
 
-// A relayed address of our own is known to clients by the address that they were told.
+// A relay of this server is reported by its advertised address.
 #[test]
-fn an_error_about_a_relay_of_our_own_names_its_outside_address() {
+fn an_error_about_a_relay_of_this_server_has_its_advertised_address() {
     let mut world = World::new();
     let (first, second) = (world.client(1), world.client(2));
     let (from, to) = (world.allocate(&first), world.allocate(&second));

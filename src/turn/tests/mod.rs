@@ -1,4 +1,4 @@
-//! The core by example: an input, its exact outputs, and nothing besides.
+//! Tests of the core: each gives an input, checks its exact outputs, and checks that there are no others.
 
 mod algorithms;
 mod allocate;
@@ -8,7 +8,7 @@ mod binding;
 mod channel;
 mod dual;
 mod icmp;
-mod known;
+mod identity_cache;
 mod limits;
 mod peer;
 mod permission;

@@ -1,4 +1,4 @@
-//! RFC 8656 §11.3 and §12.7, and the way between two relayed addresses of this server.
+//! RFC 8656 §11.3 and §12.7, and data between two relayed transport addresses of this server.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ fn send(peer: SocketAddr, payload: &[u8]) -> Vec<u8> {
     plain(Class::Indication, Method::SEND, &[&XorPeerAddress(peer), &Data(payload)])
 }
 
-// §11.3: XOR-PEER-ADDRESS and DATA, on the allocation's 5-tuple. What was in the buffer before stays there.
+// §11.3: XOR-PEER-ADDRESS and DATA, on the allocation's 5-tuple. Previous content of the buffer is not sent.
 #[test]
 fn a_datagram_becomes_a_data_indication_with_zero_padding() {
     let mut world = World::new();
@@ -39,7 +39,7 @@ fn a_datagram_becomes_a_data_indication_with_zero_padding() {
 }
 
 #[test]
-fn every_data_indication_has_a_transaction_id_of_its_own() {
+fn every_data_indication_has_its_own_transaction_id() {
     let mut world = World::new();
     let client = world.client(1);
     let relay = world.allocate(&client);
@@ -62,9 +62,9 @@ fn a_datagram_from_a_bound_peer_becomes_channel_data() {
     }
 }
 
-// No length field can say more than 16 bits.
+// A length field has 16 bits.
 #[test]
-fn a_datagram_that_fits_into_no_message_is_dropped() {
+fn a_datagram_too_long_for_a_message_is_dropped() {
     let mut world = World::new();
     let client = world.client(1);
     let relay = world.allocate(&client);
@@ -74,7 +74,7 @@ fn a_datagram_that_fits_into_no_message_is_dropped() {
     assert!(world.peer_packet(relay.id, peer(1), &too_long[..65_507]).is_ok());
 }
 
-// §9: without a permission → silence, even for a peer that the policy would admit.
+// §9: no permission → drop, even for a peer that the policy allows.
 #[test]
 fn a_datagram_without_a_permission_is_dropped() {
     let mut world = World::new();
@@ -92,8 +92,8 @@ fn a_datagram_for_an_allocation_that_has_ended_is_dropped() {
     world.pass(seconds(600));
     assert_eq!(world.peer_packet(old.id, peer(1), b"in"), Err(DropReason::AllocationEnded));
     world.advance(seconds(0));
-    world.ended(&old);
-    // The place in the table is used again, and the old name stays the old one's.
+    world.expect_end(&old);
+    // The slot is reused, and the old identifier does not refer to the new socket.
     let new = world.allocate(&client);
     world.permit(&client, peer(1));
     assert_eq!(new.id.slot(), old.id.slot());
@@ -114,12 +114,12 @@ fn the_summary_counts_application_data_in_both_directions() {
     world.peer_packet(relay.id, peer(2), &[1; 1_000]).unwrap_err();
     world.pass(seconds(5));
     world.accept(&client, Method::REFRESH, &[&Lifetime(0)]);
-    let summary = world.ended(&relay);
+    let summary = world.expect_end(&relay);
     assert_eq!((summary.traffic.bytes_to_peers, summary.traffic.bytes_to_client), (110, 7));
     assert_eq!((summary.duration, summary.reason), (seconds(5), EndReason::Deleted));
 }
 
-/// Two clients with an allocation each behind the same 1:1 NAT, who know each other by the outside address.
+/// Returns two clients, each with an allocation on the relay address behind 1:1 NAT.
 fn two_relays(denied: bool) -> (World, [Client; 2], [Relay; 2]) {
     let mut world = World::with(|setup| {
         if denied {
@@ -131,18 +131,18 @@ fn two_relays(denied: bool) -> (World, [Client; 2], [Relay; 2]) {
     (world, clients, relays)
 }
 
-// Two browsers that may use nothing but this relay must reach each other, however strict the policy.
+// Two browsers that use only this server must reach each other, even if the policy denies all peers.
 #[test]
-fn two_live_relays_reach_each_other_by_indications_through_their_outside_names() {
+fn two_live_relays_exchange_indications_by_their_advertised_addresses() {
     for denied in [false, true] {
         let (mut world, clients, relays) = two_relays(denied);
         world.permit(&clients[0], relays[1].relayed);
         world.permit(&clients[1], relays[0].relayed);
         for (from, to) in [(0, 1), (1, 0)] {
-            // Out to the inside address, because that is where the socket is …
+            // The destination is the bind address of the other relay socket.
             let sent = world.relayed(&clients[from].tuple, &send(relays[to].relayed, b"hello"));
             assert_eq!(sent, (relays[from].id, relays[to].bind, b"hello".to_vec()));
-            // … and in from the inside address, by its outside name.
+            // The source is the bind address, and the indication has the advertised address.
             let (tuple, bytes) = world.peer_packet(relays[to].id, relays[from].bind, b"hello").unwrap();
             assert_eq!(tuple, clients[to].tuple);
             assert_eq!(Message::parse(&bytes).unwrap().get(), Ok(Some(XorPeerAddress(relays[from].relayed))));
@@ -151,7 +151,7 @@ fn two_live_relays_reach_each_other_by_indications_through_their_outside_names()
 }
 
 #[test]
-fn two_live_relays_reach_each_other_by_channels_through_their_outside_names() {
+fn two_live_relays_exchange_channel_data_by_their_advertised_addresses() {
     for denied in [false, true] {
         let (mut world, clients, relays) = two_relays(denied);
         for (from, to) in [(0, 1), (1, 0)] {
@@ -167,7 +167,7 @@ fn two_live_relays_reach_each_other_by_channels_through_their_outside_names() {
     }
 }
 
-// An IPv6 relay address that is behind no NAT has one name.
+// The IPv6 relay address is not behind NAT.
 #[test]
 fn two_live_ipv6_relays_reach_each_other() {
     let mut world = World::new();
@@ -181,43 +181,43 @@ fn two_live_ipv6_relays_reach_each_other() {
     assert!(world.peer_packet(relays[1].id, relays[0].bind, b"hello").is_ok());
 }
 
-// The neighbour port of a relay may be any service of this machine.
+// The next port may belong to another service of this machine.
 #[test]
-fn the_neighbour_port_of_a_live_relay_is_no_peer_in_either_direction() {
+fn the_port_next_to_a_live_relay_is_denied_in_both_directions() {
     let (mut world, clients, relays) = two_relays(false);
     world.permit(&clients[0], relays[1].relayed);
     let live = relays.map(|relay| relay.bind.port());
     let free = (50_000..50_000 + PORTS).find(|port| !live.contains(port)).unwrap();
     for port in [free, 22, 3_478] {
-        let (mut outside, mut inside) = (relays[1].relayed, relays[1].bind);
-        outside.set_port(port);
-        inside.set_port(port);
-        assert_eq!(world.dropped(&clients[0].tuple, &send(outside, b"out")), DropReason::PeerForbidden);
+        let (mut advertised, mut bound) = (relays[1].relayed, relays[1].bind);
+        advertised.set_port(port);
+        bound.set_port(port);
+        assert_eq!(world.dropped(&clients[0].tuple, &send(advertised, b"out")), DropReason::PeerForbidden);
         let bind =
-            world.refusal(&clients[0], Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(outside)]);
+            world.error_code(&clients[0], Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(advertised)]);
         assert_eq!(bind, 403);
         world.event();
-        assert_eq!(world.peer_packet(relays[0].id, inside, b"in"), Err(DropReason::NoPermission));
-        assert_eq!(world.peer_packet(relays[0].id, outside, b"in"), Err(DropReason::PeerForbidden));
+        assert_eq!(world.peer_packet(relays[0].id, bound, b"in"), Err(DropReason::NoPermission));
+        assert_eq!(world.peer_packet(relays[0].id, advertised, b"in"), Err(DropReason::PeerForbidden));
     }
 }
 
 #[test]
-fn a_relay_that_has_ended_is_no_peer_any_more() {
+fn an_ended_relay_is_denied_as_a_peer() {
     let (mut world, clients, relays) = two_relays(false);
     let second = XorPeerAddress(relays[1].relayed);
     world.accept(&clients[0], Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &second]);
     world.accept(&clients[1], Method::REFRESH, &[&Lifetime(0)]);
-    world.ended(&relays[1]);
+    world.expect_end(&relays[1]);
     assert_eq!(world.dropped(&clients[0].tuple, &channel_data(0x4000, b"out")), DropReason::PeerForbidden);
     assert_eq!(world.dropped(&clients[0].tuple, &send(relays[1].relayed, b"out")), DropReason::PeerForbidden);
     assert!(world.peer_packet(relays[0].id, relays[1].bind, b"in").is_err());
     assert!(world.peer_packet(relays[0].id, relays[1].relayed, b"in").is_err());
 }
 
-// A socket that is still being opened, or was not opened, is no relay.
+// A relayed transport address whose socket is being opened is not live.
 #[test]
-fn a_relay_is_live_from_the_opening_of_its_socket() {
+fn a_relay_is_live_once_its_socket_is_open() {
     let mut world = World::new();
     let (first, second) = (world.client(1), world.client(2));
     world.allocate(&first);

@@ -13,33 +13,33 @@ const CREATE_PERMISSION: Method = Method::CREATE_PERMISSION;
 fn denial(world: &mut World) -> Denial {
     match world.event() {
         Event::PeerDenied { denial, .. } => denial,
-        other => panic!("a refused peer is expected in the log, not {other:?}"),
+        other => panic!("a log entry about a denied peer is expected, not {other:?}"),
     }
 }
 
 #[test]
-fn create_permission_has_an_empty_signed_answer() {
+fn create_permission_gets_an_empty_signed_response() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate(&client);
-    let answer = world.accept(&client, CREATE_PERMISSION, &[&XorPeerAddress(peer(1))]);
-    assert_eq!(answer.kinds(), [AttributeType::MESSAGE_INTEGRITY]);
+    let response = world.accept(&client, CREATE_PERMISSION, &[&XorPeerAddress(peer(1))]);
+    assert_eq!(response.kinds(), [AttributeType::MESSAGE_INTEGRITY]);
 }
 
-// None, or any that is invalid → 400, and then nothing is installed.
+// No peer, or any malformed one → 400, and nothing is installed.
 #[test]
-fn no_peer_and_one_malformed_among_several_are_400() {
+fn create_permission_without_a_peer_or_with_a_malformed_one_is_400() {
     let mut world = World::new();
     let client = world.client(1);
     let relay = world.allocate(&client);
-    assert_eq!(world.refusal(&client, CREATE_PERMISSION, &[]), 400);
+    assert_eq!(world.error_code(&client, CREATE_PERMISSION, &[]), 400);
     let good = XorPeerAddress(peer(1));
     for value in
         [&[][..], &[0, 1, 0, 0], &[0, 3, 0, 0, 1, 2, 3, 4], &[0, 1, 0, 0, 1, 2, 3, 4, 5], &[0, 2, 0, 0, 1, 2, 3, 4]]
     {
         let bad = Raw(AttributeType::XOR_PEER_ADDRESS, value);
         for order in [[&good as &dyn EncodeAttribute, &bad], [&bad, &good]] {
-            assert_eq!(world.refusal(&client, CREATE_PERMISSION, &order), 400);
+            assert_eq!(world.error_code(&client, CREATE_PERMISSION, &order), 400);
         }
     }
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
@@ -51,11 +51,11 @@ fn unknown_attributes_in_create_permission_are_420() {
     let client = world.client(1);
     let relay = world.allocate(&client);
     let unknown = Raw(AttributeType::new(0x7abc), &[]);
-    assert_eq!(world.refusal(&client, CREATE_PERMISSION, &[&XorPeerAddress(peer(1)), &unknown]), 420);
+    assert_eq!(world.error_code(&client, CREATE_PERMISSION, &[&XorPeerAddress(peer(1)), &unknown]), 420);
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
 }
 
-// §10.2: another address family than that of the relayed transport address → 443, all or nothing.
+// §10.2: an address family other than that of the relayed transport address → 443, and nothing is installed.
 #[test]
 fn peer_of_the_other_address_family_is_443() {
     let mut world = World::new();
@@ -63,19 +63,19 @@ fn peer_of_the_other_address_family_is_443() {
     let relay = world.allocate(&first);
     world.allocate_with(&second, &[&RequestedAddressFamily(AddressFamily::V6)]);
     let (v4, v6) = (XorPeerAddress(peer(1)), XorPeerAddress(peer_v6(1)));
-    assert_eq!(world.refusal(&first, CREATE_PERMISSION, &[&v4, &v6]), 443);
-    assert_eq!(world.refusal(&second, CREATE_PERMISSION, &[&v6, &v4]), 443);
+    assert_eq!(world.error_code(&first, CREATE_PERMISSION, &[&v4, &v6]), 443);
+    assert_eq!(world.error_code(&second, CREATE_PERMISSION, &[&v6, &v4]), 443);
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
     world.accept(&second, CREATE_PERMISSION, &[&v6]);
 }
 
-// §10.2: a peer that is not allowed → 403, all or nothing.
+// §10.2: a denied peer → 403, and nothing is installed.
 #[test]
-fn refused_peers_are_403_with_the_rule_in_the_log() {
+fn denied_peers_are_403_and_logged_with_the_rule() {
     let mut world = World::with(|setup| setup.policy.deny = vec!["198.51.100.66/32".parse().unwrap()]);
     let client = world.client(1);
     let relay = world.allocate(&client);
-    for (refused, rule) in [
+    for (denied, rule) in [
         ("127.0.0.1", Denial::Special("loopback")),
         ("0.0.0.0", Denial::Special("this-network")),
         ("10.1.2.3", Denial::Special("private")),
@@ -88,22 +88,22 @@ fn refused_peers_are_403_with_the_rule_in_the_log() {
         ("198.18.0.1", Denial::Special("benchmarking")),
         ("198.51.100.66", Denial::Operator),
     ] {
-        let refused = SocketAddr::new(refused.parse().unwrap(), 7_000);
-        let peers: [&dyn EncodeAttribute; 2] = [&XorPeerAddress(peer(1)), &XorPeerAddress(refused)];
-        assert_eq!(world.refusal(&client, CREATE_PERMISSION, &peers), 403, "{refused}");
-        let (user, tuple, peer) = ("alice".to_owned(), client.tuple, refused);
+        let denied = SocketAddr::new(denied.parse().unwrap(), 7_000);
+        let peers: [&dyn EncodeAttribute; 2] = [&XorPeerAddress(peer(1)), &XorPeerAddress(denied)];
+        assert_eq!(world.error_code(&client, CREATE_PERMISSION, &peers), 403, "{denied}");
+        let (user, tuple, peer) = ("alice".to_owned(), client.tuple, denied);
         assert_eq!(world.event(), Event::PeerDenied { user, tuple, peer, denial: rule });
     }
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
 }
 
-// Every way to write loopback into an IPv6 address, for a client whose relayed address is IPv6.
+// Every notation of loopback and of other denied addresses in IPv6.
 #[test]
-fn loopback_is_403_in_every_ipv6_spelling() {
+fn loopback_is_403_in_every_ipv6_notation() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate_with(&client, &[&RequestedAddressFamily(AddressFamily::V6)]);
-    for spelling in [
+    for notation in [
         "[::1]:7000",
         "[::]:7000",
         "[::ffff:127.0.0.1]:7000",
@@ -121,14 +121,18 @@ fn loopback_is_403_in_every_ipv6_spelling() {
         "[fd00::1]:7000",
         "[ff02::1]:7000",
     ] {
-        assert_eq!(world.refusal(&client, CREATE_PERMISSION, &[&XorPeerAddress(address(spelling))]), 403, "{spelling}");
+        assert_eq!(
+            world.error_code(&client, CREATE_PERMISSION, &[&XorPeerAddress(address(notation))]),
+            403,
+            "{notation}"
+        );
         denial(&mut world);
     }
 }
 
 // §9: it MUST be 300 seconds.
 #[test]
-fn a_permission_lasts_300_seconds_and_a_second_request_renews_it() {
+fn a_permission_lasts_300_seconds_and_a_second_request_refreshes_it() {
     let mut world = World::new();
     let client = world.client(1);
     let relay = world.allocate_with(&client, &[&Lifetime(3_600)]);
@@ -138,16 +142,16 @@ fn a_permission_lasts_300_seconds_and_a_second_request_renews_it() {
     world.permit(&client, peer(1));
     world.advance(Duration::from_millis(299_999));
     assert!(world.peer_packet(relay.id, peer(1), b"in").is_ok());
-    // To the millisecond, also before the server is told that time has passed.
+    // The permission expires to the millisecond, also before `advance` is called.
     world.pass(Duration::from_millis(1));
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
     world.advance(seconds(1));
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
 }
 
-// §9: traffic in either direction does not renew it.
+// §9: traffic in either direction does not refresh a permission.
 #[test]
-fn traffic_does_not_renew_a_permission() {
+fn traffic_does_not_refresh_a_permission() {
     let mut world = World::new();
     let client = world.client(1);
     let relay = world.allocate(&client);
@@ -162,13 +166,13 @@ fn traffic_does_not_renew_a_permission() {
 
 // §9: only addresses are compared.
 #[test]
-fn a_permission_is_for_an_address_whatever_the_port() {
+fn a_permission_applies_to_every_port_of_an_address() {
     let mut world = World::new();
     let client = world.client(1);
     let relay = world.allocate(&client);
-    let mut nameless = peer(1);
-    nameless.set_port(0);
-    world.permit(&client, nameless);
+    let mut without_port = peer(1);
+    without_port.set_port(0);
+    world.permit(&client, without_port);
     for port in [1, 7_000, 65_535] {
         let mut source = peer(1);
         source.set_port(port);
@@ -177,7 +181,7 @@ fn a_permission_is_for_an_address_whatever_the_port() {
     assert_eq!(world.peer_packet(relay.id, peer(2), b"in"), Err(DropReason::NoPermission));
 }
 
-// §9: permissions of one allocation have nothing to do with those of another.
+// §9: the permissions of one allocation do not apply to another.
 #[test]
 fn permissions_belong_to_one_allocation() {
     let mut world = World::new();
@@ -199,23 +203,23 @@ fn one_request_installs_permissions_for_all_its_peers() {
     }
 }
 
-// §10.2: a capacity limit → 508, all or nothing; what is there can be renewed.
+// §10.2: a capacity limit → 508, and nothing is installed. Existing permissions can be refreshed.
 #[test]
-fn permissions_beyond_the_limit_are_508() {
+fn permissions_above_the_limit_are_508() {
     let mut world = World::with(|setup| setup.limits.permissions_per_allocation = 2);
     let client = world.client(1);
     let relay = world.allocate_with(&client, &[&Lifetime(3_600)]);
     let [one, two, three] = [1, 2, 3].map(|host| XorPeerAddress(peer(host)));
-    assert_eq!(world.refusal(&client, CREATE_PERMISSION, &[&one, &two, &three]), 508);
-    assert_eq!(world.limit(), Limit::Permissions);
+    assert_eq!(world.error_code(&client, CREATE_PERMISSION, &[&one, &two, &three]), 508);
+    assert_eq!(world.logged_limit(), Limit::Permissions);
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
     world.accept(&client, CREATE_PERMISSION, &[&one, &one, &two]);
-    assert_eq!(world.refusal(&client, CREATE_PERMISSION, &[&three]), 508);
-    assert_eq!(world.limit(), Limit::Permissions);
-    assert_eq!(world.refusal(&client, CREATE_PERMISSION, &[&one, &three]), 508);
-    assert_eq!(world.limit(), Limit::Permissions);
+    assert_eq!(world.error_code(&client, CREATE_PERMISSION, &[&three]), 508);
+    assert_eq!(world.logged_limit(), Limit::Permissions);
+    assert_eq!(world.error_code(&client, CREATE_PERMISSION, &[&one, &three]), 508);
+    assert_eq!(world.logged_limit(), Limit::Permissions);
     world.accept(&client, CREATE_PERMISSION, &[&two, &one]);
-    // Those that have expired are in nobody's way, even if nobody has looked since.
+    // Expired permissions do not count, also before `advance` is called.
     world.pass(seconds(300));
     world.accept(&client, CREATE_PERMISSION, &[&three]);
 }

@@ -1,4 +1,4 @@
-//! A new configuration for a running server, and what control sees and ends.
+//! Reconfiguration of a running server, and the listing, ending, export and import of allocations.
 
 use crate::stun::Method;
 use crate::stun::attribute::{ChannelNumber, XorPeerAddress};
@@ -14,7 +14,7 @@ fn reconfigure(world: &mut World, change: impl FnOnce(&mut Blueprint)) {
     while world.server.review(world.now, 1) {}
 }
 
-/// The events since the last call, and closes the sockets.
+/// Returns the events since the last call, and reports the sockets closed.
 fn events(world: &mut World, relays: &[Relay]) -> Vec<Event> {
     let mut events = Vec::new();
     while let Some(action) = world.action() {
@@ -32,7 +32,7 @@ fn events(world: &mut World, relays: &[Relay]) -> Vec<Event> {
 }
 
 #[test]
-fn the_allocations_of_a_user_that_is_gone_end() {
+fn the_allocations_of_a_removed_user_end() {
     let mut world = World::new();
     let clients = [world.client(1), world.client(2).as_user(1), world.client(3).with_credential("carol", UNIX + 900)];
     let relays = clients.clone().map(|client| world.allocate(&client));
@@ -40,7 +40,7 @@ fn the_allocations_of_a_user_that_is_gone_end() {
     let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
     assert_eq!((summary.user.as_str(), summary.reason), ("bob", EndReason::CredentialsRevoked));
     reconfigure(&mut world, |blueprint| blueprint.secrets.clear());
-    // Bob is back, but his allocation is not.
+    // Bob's credentials are valid again, but his allocation has ended.
     let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
     assert_eq!((summary.user.as_str(), summary.reason), ("carol", EndReason::CredentialsRevoked));
     reconfigure(&mut world, |_| {});
@@ -57,10 +57,10 @@ fn a_new_password_ends_the_allocations_of_the_old_one_and_applies_to_requests_at
     changed.users.clear();
     let changed = changed.user("alice", "looking-glass");
     world.server.reconfigure(changed.snapshot());
-    // Before the review the allocation is still there.
+    // The allocation continues until the review.
     let new = Client { password: "looking-glass".to_owned(), ..world.client(2) };
     let other = world.allocate(&new);
-    assert_eq!(world.refusal(&world.client(3), Method::ALLOCATE, &[]), 401);
+    assert_eq!(world.error_code(&world.client(3), Method::ALLOCATE, &[]), 401);
     world.event();
     while world.server.review(world.now, 1) {}
     let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
@@ -93,7 +93,7 @@ fn peers_that_the_new_policy_denies_lose_their_permissions_and_channels() {
     assert_eq!(world.relayed(&client.tuple, &channel_data(0x4002, b"x")).1, peer(2));
     assert_eq!(world.peer_packet(relay.id, peer(3), b"x"), Err(DropReason::NoPermission));
     let attributes = XorPeerAddress(peer(3));
-    assert_eq!(world.refusal(&client, Method::CREATE_PERMISSION, &[&attributes]), 403);
+    assert_eq!(world.error_code(&client, Method::CREATE_PERMISSION, &[&attributes]), 403);
     world.event();
 }
 
@@ -121,11 +121,11 @@ fn lower_limits_apply_to_new_requests_only() {
         blueprint.limits.allocations_per_user = 1;
     });
     world.permit(&client, peer(3));
-    assert_eq!(world.refusal(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(4))]), 508);
-    world.limit();
+    assert_eq!(world.error_code(&client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(4))]), 508);
+    world.logged_limit();
     let udp = crate::stun::attribute::RequestedTransport::UDP;
-    assert_eq!(world.refusal(&world.client(2), Method::ALLOCATE, &[&udp]), 486);
-    world.limit();
+    assert_eq!(world.error_code(&world.client(2), Method::ALLOCATE, &[&udp]), 486);
+    world.logged_limit();
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn allocations_are_listed_in_pages_described_and_ended() {
     assert_eq!(detail.permissions, [(peer(1).ip(), 300), (peer(2).ip(), 300)]);
     assert_eq!(detail.channels, [(0x4000, peer(1), 600)]);
     assert!(world.server.end_allocation(world.now, third.id));
-    assert_eq!(world.ended(&relays[2]).reason, EndReason::EndedByOperator);
+    assert_eq!(world.expect_end(&relays[2]).reason, EndReason::EndedByOperator);
     assert!(!world.server.end_allocation(world.now, third.id));
     assert_eq!(world.server.describe(world.now, third.id), None);
 }
@@ -167,7 +167,7 @@ fn records(world: &World) -> (Epoch, Vec<AllocationRecord>) {
 }
 
 #[test]
-fn an_allocation_that_is_handed_over_goes_on_in_the_other_process() {
+fn an_imported_allocation_continues_in_the_other_process() {
     let mut world = World::new();
     let client = world.client(1);
     let relay = world.allocate(&client);
@@ -183,7 +183,7 @@ fn an_allocation_that_is_handed_over_goes_on_in_the_other_process() {
     assert_eq!(successor.footprint().counted, 1);
     successor.accept(&client, Method::REFRESH, &[]);
     successor.action();
-    // It cannot be taken over twice, and what fails leaves nothing behind.
+    // It cannot be imported twice, and a failed import changes nothing.
     let before = successor.footprint();
     assert_eq!(successor.server.import(epoch, &all[0]).unwrap_err(), ImportError::TupleInUse);
     let other = AllocationRecord { tuple: world.client(2).tuple, ..all[0].clone() };
@@ -193,7 +193,7 @@ fn an_allocation_that_is_handed_over_goes_on_in_the_other_process() {
 }
 
 #[test]
-fn an_allocation_with_other_credentials_or_without_time_is_not_taken_over() {
+fn an_allocation_with_invalid_credentials_or_past_its_expiry_is_not_imported() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate(&client);
@@ -203,6 +203,6 @@ fn an_allocation_with_other_credentials_or_without_time_is_not_taken_over() {
     let mut successor = world.successor();
     let late = Epoch { unix: epoch.unix + seconds(600), ..epoch };
     assert_eq!(successor.server.import(late, &all[0]).unwrap_err(), ImportError::Expired);
-    assert_eq!(successor.footprint(), NOTHING);
+    assert_eq!(successor.footprint(), EMPTY);
     assert!(!format!("{:?}", all[0]).contains("wonderland"));
 }

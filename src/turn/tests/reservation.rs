@@ -24,14 +24,14 @@ fn reserve_with(world: &mut World, host: u8, more: &[&dyn EncodeAttribute]) -> (
     attributes.extend(more);
     let request = client.request(world.transaction(), Method::ALLOCATE, &attributes);
     let open = world.open_for(&client.tuple, &request);
-    let answer = world.opened(&request, &open, Ok(()));
-    let XorRelayedAddress(relayed) = answer.get().unwrap();
+    let response = world.opened(&request, &open, Ok(()));
+    let XorRelayedAddress(relayed) = response.get().unwrap();
     assert!(relayed.port().is_multiple_of(2));
     assert!(matches!(world.event(), Event::AllocationCreated { .. }));
-    (Relay { id: open.socket, bind: open.bind, relayed }, answer.get().expect("a token"))
+    (Relay { id: open.socket, bind: open.bind, relayed }, response.get().expect("a token"))
 }
 
-/// Has a socket asked for with a token; what it is opened by is for the caller.
+/// Passes an Allocate request with a token to the server. Returns the request and the socket that the server requests.
 fn claim(world: &mut World, client: &Client, token: &ReservationToken) -> (Vec<u8>, SocketSpec) {
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, token]);
     let open = world.open_for(&client.tuple, &request);
@@ -40,56 +40,56 @@ fn claim(world: &mut World, client: &Client, token: &ReservationToken) -> (Vec<u
 
 fn delete(world: &mut World, host: u8, relay: &Relay) {
     world.accept(&world.client(host), Method::REFRESH, &[&Lifetime(0)]);
-    world.ended(relay);
+    world.expect_end(relay);
 }
 
-// The token stands for the next higher port on the same address, whoever comes with it, once.
+// A token claims the next higher port on the same address, once, on any 5-tuple.
 #[test]
-fn the_port_next_to_an_even_one_goes_to_who_has_the_token() {
+fn the_token_claims_the_port_next_to_the_even_one() {
     let mut world = World::new();
     let (relay, token) = reserve(&mut world, 1);
     let second = world.client(2);
     let claimed = world.allocate_with(&second, &[&token]);
     assert_eq!((claimed.bind.ip(), claimed.bind.port()), (relay.bind.ip(), relay.bind.port() + 1));
     assert_eq!((claimed.relayed.ip(), claimed.relayed.port()), (relay.relayed.ip(), relay.relayed.port() + 1));
-    assert_eq!(world.footprint(), Footprint { allocations: 2, counted: 2, live: 2, ports_taken: 2, ..NOTHING });
-    assert_eq!(world.refusal(&world.client(3), Method::ALLOCATE, &[&UDP, &token]), 508);
+    assert_eq!(world.footprint(), Footprint { allocations: 2, counted: 2, live: 2, ports_taken: 2, ..EMPTY });
+    assert_eq!(world.error_code(&world.client(3), Method::ALLOCATE, &[&UDP, &token]), 508);
     delete(&mut world, 1, &relay);
     delete(&mut world, 2, &claimed);
     world.advance(seconds(30));
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// What is reserved nobody else gets.
+// Allocate requests without the token do not get the reserved port.
 #[test]
-fn a_reserved_port_is_not_handed_out() {
+fn a_reserved_port_is_not_allocated_without_its_token() {
     let mut world = World::new();
     let (_, token) = reserve(&mut world, 1);
     for host in 2..=7 {
         world.allocate(&world.client(host));
     }
-    assert_eq!(world.refusal(&world.client(8), Method::ALLOCATE, &[&UDP]), 508);
-    limit(&mut world);
+    assert_eq!(world.error_code(&world.client(8), Method::ALLOCATE, &[&UDP]), 508);
+    rejection_note(&mut world);
     world.allocate_with(&world.client(8), &[&token]);
 }
 
-// Step 8: no pair → 508. Step 5: both together → 400.
+// Step 8: no free pair of ports → 508.
 #[test]
-fn no_pair_of_ports_is_508_and_leaves_nothing_behind() {
+fn a_reservation_without_a_free_pair_of_ports_is_508() {
     let mut world = World::new();
     for host in 1..=4 {
         reserve(&mut world, host);
     }
     let before = world.footprint();
-    assert_eq!(before, Footprint { allocations: 4, counted: 8, live: 4, ports_taken: 4, ports_reserved: 4, ..NOTHING });
-    assert_eq!(world.refusal(&world.client(5), Method::ALLOCATE, &[&UDP, &RESERVE]), 508);
-    limit(&mut world);
+    assert_eq!(before, Footprint { allocations: 4, counted: 8, live: 4, ports_taken: 4, ports_reserved: 4, ..EMPTY });
+    assert_eq!(world.error_code(&world.client(5), Method::ALLOCATE, &[&UDP, &RESERVE]), 508);
+    rejection_note(&mut world);
     assert_eq!(world.footprint(), before);
 }
 
-// Steps 5 and 8: attributes that do not go together, and a token that is none.
+// Steps 5 and 8: attributes that exclude each other, and a malformed token.
 #[test]
-fn bad_combinations_with_a_token_or_a_reservation_are_400() {
+fn invalid_combinations_with_a_token_or_a_reservation_are_400() {
     let mut world = World::new();
     let (_, token) = reserve(&mut world, 1);
     let client = world.client(2);
@@ -104,47 +104,47 @@ fn bad_combinations_with_a_token_or_a_reservation_are_400() {
         &AdditionalAddressFamily(v4),
         &unknown_family,
     ] {
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &token, other]), 400);
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &token, other]), 400);
     }
     let both = [&UDP as &dyn EncodeAttribute, &RESERVE, &AdditionalAddressFamily(v6)];
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &both), 400);
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &both), 400);
     for length in [0, 7, 9] {
         let malformed = Raw(AttributeType::RESERVATION_TOKEN, &[0; 9][..length]);
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &malformed]), 400);
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &malformed]), 400);
     }
-    // A request that comes to nothing costs no reservation.
+    // A rejected request does not claim the reservation.
     world.allocate_with(&client, &[&token]);
 }
 
 // Step 5: out of range, of no reservation, or expired → 508.
 #[test]
-fn a_token_that_is_not_valid_is_508() {
+fn an_invalid_token_is_508() {
     let mut world = World::new();
     let (_, ReservationToken(token)) = reserve(&mut world, 1);
     let client = world.client(2);
     for at in 0..8 {
         let mut other = token;
         other[at] ^= 1;
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &ReservationToken(other)]), 508);
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &ReservationToken(other)]), 508);
     }
     for other in [[0; 8], [0xff; 8], [1, 0, 0, 0, 0, 0, 0, 0]] {
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &ReservationToken(other)]), 508);
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &ReservationToken(other)]), 508);
     }
     world.advance(std::time::Duration::from_millis(29_999));
-    assert_eq!(world.ledger.reservations.count(), 1, "it is held for 30 seconds at least");
+    assert_eq!(world.ledger.reservations.count(), 1, "it is held for at least 30 seconds");
     world.advance(std::time::Duration::from_millis(1));
-    assert_eq!(world.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..NOTHING });
-    assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &ReservationToken(token)]), 508);
+    assert_eq!(world.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..EMPTY });
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &ReservationToken(token)]), 508);
 }
 
-// §7.2: the reservation MUST be held; it is not the allocation's that made it.
+// §7.2: the reservation MUST be held for 30 seconds, also if its allocation ends before.
 #[test]
 fn a_reservation_outlives_the_allocation_that_made_it() {
     let mut world = World::new();
     let client = world.client(1);
     let (relay, token) = reserve(&mut world, 1);
     delete(&mut world, 1, &relay);
-    assert_eq!(world.footprint(), Footprint { counted: 1, ports_reserved: 1, ..NOTHING });
+    assert_eq!(world.footprint(), Footprint { counted: 1, ports_reserved: 1, ..EMPTY });
     let claimed = world.allocate_with(&client, &[&token]);
     assert_eq!(claimed.bind.port(), relay.bind.port() + 1);
 }
@@ -154,12 +154,12 @@ fn stopping_ends_reservations() {
     let mut world = World::new();
     let (relay, _) = reserve(&mut world, 1);
     world.server.stop(world.now);
-    world.ended(&relay);
-    assert_eq!((world.footprint(), world.ledger.reservations.count()), (NOTHING, 0));
+    world.expect_end(&relay);
+    assert_eq!((world.footprint(), world.ledger.reservations.count()), (EMPTY, 0));
 }
 
-// §7.2, the note on the stateless stack approach: the token is told again, and a token is not claimed twice by one
-// request.
+// §7.2, the note on the stateless stack approach: the response has the same token, and the retransmission of a claim
+// does not claim it again.
 #[test]
 fn retransmissions_get_the_same_token_and_the_same_address() {
     let mut world = World::with(|setup| setup.limits.allocations_per_user = 2);
@@ -180,20 +180,20 @@ fn retransmissions_get_the_same_token_and_the_same_address() {
             AttributeType::MESSAGE_INTEGRITY,
         ]
     );
-    assert_eq!(world.answer_to(&first.tuple, &reserving), reserved);
+    assert_eq!(world.response_to(&first.tuple, &reserving), reserved);
     let (claiming, open) = claim(&mut world, &second, &reserved.get().unwrap());
     assert_eq!(world.dropped(&second.tuple, &claiming), DropReason::AllocationPending);
     let claimed = world.opened(&claiming, &open, Ok(()));
     world.event();
     let before = world.footprint();
     for _ in 0..2 {
-        assert_eq!(world.answer_to(&second.tuple, &claiming), claimed);
-        assert_eq!(world.answer_to(&first.tuple, &reserving), reserved);
+        assert_eq!(world.response_to(&second.tuple, &claiming), claimed);
+        assert_eq!(world.response_to(&first.tuple, &reserving), reserved);
     }
     assert_eq!(world.footprint(), before);
 }
 
-// The address decides the family, on which a request with a token may say nothing; so too on a server whose IPv4 is gone.
+// The reserved address determines the family, because a request with a token must not name one.
 #[test]
 fn a_token_for_an_ipv6_address_gets_it() {
     let mut world = World::with(|setup| setup.relays.retain(|(bind, _)| bind.is_ipv6()));
@@ -203,29 +203,29 @@ fn a_token_for_an_ipv6_address_gets_it() {
     assert_eq!((claimed.bind.ip(), claimed.bind.port()), (relay.bind.ip(), relay.bind.port() + 1));
 }
 
-// §7.2: any 5-tuple, which may be another worker's. The port goes back to the worker whose it is.
+// §7.2: any 5-tuple can claim a token, also one of another worker. The port is returned to its own worker.
 #[test]
-fn a_token_is_good_at_every_worker() {
+fn a_token_is_valid_at_every_worker() {
     let mut owner = World::new();
-    let mut other = owner.sibling();
+    let mut other = owner.other_worker();
     let (relay, token) = reserve(&mut owner, 1);
     let client = other.client(2);
     let claimed = other.allocate_with(&client, &[&token]);
     assert_eq!((claimed.bind.ip(), claimed.bind.port()), (relay.bind.ip(), relay.bind.port() + 1));
-    assert_eq!(owner.refusal(&owner.client(3), Method::ALLOCATE, &[&UDP, &token]), 508);
-    assert_eq!(other.footprint(), Footprint { allocations: 1, counted: 2, live: 2, ports_borrowed: 1, ..NOTHING });
-    // Its time as a reservation ends; it stays with the other worker.
+    assert_eq!(owner.error_code(&owner.client(3), Method::ALLOCATE, &[&UDP, &token]), 508);
+    assert_eq!(other.footprint(), Footprint { allocations: 1, counted: 2, live: 2, ports_borrowed: 1, ..EMPTY });
+    // The time of the reservation ends, and the other worker still has the port.
     owner.advance(seconds(31));
     assert_eq!(
         owner.footprint(),
-        Footprint { allocations: 1, counted: 2, live: 2, ports_taken: 1, ports_reserved: 1, ..NOTHING }
+        Footprint { allocations: 1, counted: 2, live: 2, ports_taken: 1, ports_reserved: 1, ..EMPTY }
     );
     delete(&mut other, 2, &claimed);
-    assert_eq!(other.footprint(), Footprint { counted: 1, live: 1, ..NOTHING });
+    assert_eq!(other.footprint(), Footprint { counted: 1, live: 1, ..EMPTY });
     assert_eq!(owner.ledger.reservations.returned(), 1);
     owner.advance(seconds(1));
-    assert_eq!(owner.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..NOTHING });
-    // It can be reserved and lent again.
+    assert_eq!(owner.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..EMPTY });
+    // The port can be reserved and claimed by the other worker again.
     delete(&mut owner, 1, &relay);
     for _ in 0..10 {
         let (relay, token) = reserve(&mut owner, 1);
@@ -234,117 +234,117 @@ fn a_token_is_good_at_every_worker() {
         delete(&mut owner, 1, &relay);
     }
     owner.advance(seconds(31));
-    assert_eq!((owner.footprint(), other.footprint()), (NOTHING, NOTHING));
+    assert_eq!((owner.footprint(), other.footprint()), (EMPTY, EMPTY));
 }
 
-// Who has no port left looks for returned ones before it says so.
+// A worker without a free port collects returned ports before it rejects a request.
 #[test]
-fn a_returned_port_is_found_when_there_is_no_other() {
+fn a_returned_port_is_collected_when_no_other_is_free() {
     let mut owner = World::new();
-    let mut other = owner.sibling();
+    let mut other = owner.other_worker();
     let (_, token) = reserve(&mut owner, 1);
     let (client, late) = (other.client(2), owner.client(9));
     let claimed = other.allocate_with(&client, &[&token]);
     for host in 3..=8 {
         owner.allocate(&owner.client(host));
     }
-    assert_eq!(owner.refusal(&late, Method::ALLOCATE, &[&UDP]), 508);
-    limit(&mut owner);
+    assert_eq!(owner.error_code(&late, Method::ALLOCATE, &[&UDP]), 508);
+    rejection_note(&mut owner);
     delete(&mut other, 2, &claimed);
     assert_eq!(owner.allocate(&late).bind, claimed.bind);
 }
 
-// Step 10, and more: whoever makes reservations without end would have all ports.
+// Step 10: without a limit on reservations, one user could reserve all ports.
 #[test]
-fn a_reservation_counts_as_an_allocation_until_it_is_one() {
-    for elsewhere in [false, true] {
+fn a_reservation_counts_as_an_allocation() {
+    for at_other_worker in [false, true] {
         let mut world = World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (2, 3));
-        let mut sibling = world.sibling();
+        let mut other_worker = world.other_worker();
         let second = world.client(2);
         let (relay, token) = reserve(&mut world, 1);
-        assert_eq!(world.refusal(&second, Method::ALLOCATE, &[&UDP]), 486);
-        limit(&mut world);
-        // The reservation's own place is enough for whoever claims it.
-        let worker = if elsewhere { &mut sibling } else { &mut world };
+        assert_eq!(world.error_code(&second, Method::ALLOCATE, &[&UDP]), 486);
+        rejection_note(&mut world);
+        // A claim by the same user needs no further place in the quota.
+        let worker = if at_other_worker { &mut other_worker } else { &mut world };
         let claimed = worker.allocate_with(&second, &[&token]);
-        assert_eq!(worker.refusal(&worker.client(3), Method::ALLOCATE, &[&UDP]), 486);
-        limit(worker);
+        assert_eq!(worker.error_code(&worker.client(3), Method::ALLOCATE, &[&UDP]), 486);
+        rejection_note(worker);
         delete(worker, 2, &claimed);
         delete(&mut world, 1, &relay);
         world.advance(seconds(30));
-        assert_eq!((world.footprint(), sibling.footprint()), (NOTHING, NOTHING));
+        assert_eq!((world.footprint(), other_worker.footprint()), (EMPTY, EMPTY));
     }
 }
 
 #[test]
-fn a_reservation_for_which_there_is_no_place_is_refused_whole() {
+fn an_allocate_with_a_reservation_above_the_quota_is_rejected() {
     for (per_user, in_all, code) in [(1, 0, 486), (0, 1, 508)] {
         let mut world =
             World::with(|setup| (setup.limits.allocations_per_user, setup.limits.allocations) = (per_user, in_all));
         let client = world.client(1);
         for _ in 0..3 {
-            assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &RESERVE]), code);
-            limit(&mut world);
-            assert_eq!(world.footprint(), NOTHING);
+            assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &RESERVE]), code);
+            rejection_note(&mut world);
+            assert_eq!(world.footprint(), EMPTY);
         }
         world.allocate(&client);
     }
 }
 
-// A token is good for everybody; whoever has the allocation is who it counts for.
+// Any user can claim a token. The allocation counts for the user who claims it.
 #[test]
-fn another_user_who_claims_a_reservation_has_it_counted() {
+fn a_claimed_reservation_counts_for_the_user_who_claims_it() {
     let mut world = World::with(|setup| setup.limits.allocations_per_user = 2);
     let bob = world.client(2).as_user(1);
     let (relay, token) = reserve(&mut world, 1);
     world.allocate(&bob);
     world.allocate(&world.client(3).as_user(1));
     let before = world.footprint();
-    // Bob has no place left, and the reservation stays as it was.
-    assert_eq!(world.refusal(&world.client(4).as_user(1), Method::ALLOCATE, &[&UDP, &token]), 486);
-    limit(&mut world);
+    // Bob has reached the limit, and the reservation is unchanged.
+    assert_eq!(world.error_code(&world.client(4).as_user(1), Method::ALLOCATE, &[&UDP, &token]), 486);
+    rejection_note(&mut world);
     assert_eq!(world.footprint(), before);
     let carol = world.client(5).with_credential("carol", UNIX + 5_000);
     world.allocate_with(&carol, &[&token]);
-    // Alice has her place again.
+    // The reservation no longer counts for Alice.
     world.allocate(&world.client(6));
-    assert_eq!(world.refusal(&world.client(7), Method::ALLOCATE, &[&UDP]), 486);
-    limit(&mut world);
+    assert_eq!(world.error_code(&world.client(7), Method::ALLOCATE, &[&UDP]), 486);
+    rejection_note(&mut world);
     delete(&mut world, 1, &relay);
 }
 
-// A reservation is no allocation; what is made of it is one, of whoever makes it.
+// A reservation is not charged to the allocation rate. A claim is charged to the user who makes it.
 #[test]
-fn reserving_costs_nothing_of_the_allocation_rate_and_claiming_does() {
+fn claiming_is_charged_to_the_allocation_rate_and_reserving_is_not() {
     let mut world = World::with(|setup| setup.limits.user_rates.allocations = Rate::new(1, 2));
     let (_, token) = reserve(&mut world, 1);
     let (_, other) = reserve(&mut world, 2);
     let before = world.footprint();
     let (alice, bob) = (world.client(3), world.client(4).as_user(1));
-    let answer = world.ask(&alice, Method::ALLOCATE, &[&UDP, &token]);
-    assert_eq!((answer.code(), answer.outcome), (Some(486), Outcome::RejectedByLimit(Limit::AllocationRate)));
-    assert_eq!((world.limit(), world.footprint()), (Limit::AllocationRate, before));
+    let response = world.send_request(&alice, Method::ALLOCATE, &[&UDP, &token]);
+    assert_eq!((response.code(), response.outcome), (Some(486), Outcome::RejectedByLimit(Limit::AllocationRate)));
+    assert_eq!((world.logged_limit(), world.footprint()), (Limit::AllocationRate, before));
     world.allocate_with(&bob, &[&token]);
     assert_eq!((world.ledger.quota.of_user("alice"), world.ledger.quota.of_user("bob")), (3, 1));
     world.allocate(&world.client(5).as_user(1));
-    assert_eq!(world.refusal(&world.client(6).as_user(1), Method::ALLOCATE, &[&UDP, &other]), 486);
-    assert_eq!(world.limit(), Limit::AllocationRate);
+    assert_eq!(world.error_code(&world.client(6).as_user(1), Method::ALLOCATE, &[&UDP, &other]), 486);
+    assert_eq!(world.logged_limit(), Limit::AllocationRate);
     world.pass(seconds(1));
     world.allocate_with(&alice, &[&other]);
     assert_eq!((world.ledger.quota.of_user("alice"), world.ledger.quota.of_user("bob")), (3, 2));
 }
 
-// What is refused for want of a place costs nothing of the rate, and what the rate refuses takes no place.
+// A request that the quota rejects is not charged to the rate, and a request that the rate rejects is not counted.
 #[test]
-fn a_reservation_that_a_limit_refuses_costs_nothing_of_the_other() {
+fn a_reservation_that_one_limit_rejects_is_not_charged_to_the_other() {
     let one_a_second = Rate::new(1, 1);
     let mut world = World::with(|setup| {
         (setup.limits.allocations_per_user, setup.limits.user_rates.allocations) = (1, one_a_second);
     });
     let client = world.client(1);
     for _ in 0..3 {
-        assert_eq!(world.refusal(&client, Method::ALLOCATE, &[&UDP, &RESERVE]), 486);
-        assert_eq!((world.limit(), world.footprint()), (Limit::AllocationsPerUser, NOTHING));
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &RESERVE]), 486);
+        assert_eq!((world.logged_limit(), world.footprint()), (Limit::AllocationsPerUser, EMPTY));
     }
     world.allocate(&client);
 
@@ -352,16 +352,16 @@ fn a_reservation_that_a_limit_refuses_costs_nothing_of_the_other() {
     world.allocate(&world.client(1));
     let before = world.footprint();
     for _ in 0..3 {
-        assert_eq!(world.refusal(&world.client(2), Method::ALLOCATE, &[&UDP, &RESERVE]), 486);
-        assert_eq!((world.limit(), &world.footprint()), (Limit::AllocationRate, &before));
+        assert_eq!(world.error_code(&world.client(2), Method::ALLOCATE, &[&UDP, &RESERVE]), 486);
+        assert_eq!((world.logged_limit(), &world.footprint()), (Limit::AllocationRate, &before));
     }
     world.pass(seconds(1));
     reserve(&mut world, 2);
 }
 
-// An even port that somebody else has costs neither it nor its neighbour.
+// If another program uses the even port, both ports of the pair are released.
 #[test]
-fn a_pair_whose_even_port_is_in_use_is_given_back() {
+fn a_pair_whose_even_port_is_in_use_is_released() {
     let mut world = World::with(|setup| setup.limits.allocations_per_user = 2);
     let client = world.client(1);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &RESERVE]);
@@ -369,80 +369,80 @@ fn a_pair_whose_even_port_is_in_use_is_given_back() {
     for left in (1..=3).rev() {
         assert_eq!(
             world.footprint(),
-            Footprint { allocations: 1, counted: 2, ports_taken: 1, ports_reserved: 1, ..NOTHING }
+            Footprint { allocations: 1, counted: 2, ports_taken: 1, ports_reserved: 1, ..EMPTY }
         );
         let (Opened::Open(next), _) = world.socket_opened(&open, Err(OpenError::PortInUse)) else {
             panic!("{left} pairs are left")
         };
         open = next;
     }
-    let answer = world.opened(&request, &open, Err(OpenError::PortInUse));
-    assert_eq!(answer.code(), Some(508));
-    assert!(limit(&mut world).contains("other programs"));
-    assert_eq!(world.footprint(), NOTHING);
-    // The odd ones are free.
+    let response = world.opened(&request, &open, Err(OpenError::PortInUse));
+    assert_eq!(response.code(), Some(508));
+    assert!(rejection_note(&mut world).contains("other programs"));
+    assert_eq!(world.footprint(), EMPTY);
+    // The odd ports are free.
     world.allocate(&client);
     world.pass(seconds(60));
     let client = world.client(2);
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
     let open = world.open_for(&client.tuple, &request);
     world.opened(&request, &open, Err(OpenError::Other));
-    limit(&mut world);
+    rejection_note(&mut world);
 }
 
 #[test]
-fn an_allocation_that_ends_while_it_is_opened_reserves_nothing() {
+fn an_allocation_that_ends_while_its_socket_opens_reserves_nothing() {
     for result in [Ok(()), Err(OpenError::PortInUse), Err(OpenError::Other)] {
         let mut world = World::new();
         let client = world.client(1);
         let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &RESERVE]);
         let open = world.open_for(&client.tuple, &request);
         world.server.connection_closed(world.now, &client.tuple);
-        assert_eq!(world.footprint(), Footprint { ports_taken: 1, ..NOTHING });
+        assert_eq!(world.footprint(), Footprint { ports_taken: 1, ..EMPTY });
         assert_eq!(world.socket_opened(&open, result).0, Opened::Abandoned);
         if result.is_ok() {
             world.server.socket_closed(open.bind);
         }
-        assert_eq!(world.footprint(), NOTHING);
+        assert_eq!(world.footprint(), EMPTY);
     }
 }
 
-// "… or the one that was reserved is no longer available": 508, no other port instead, and nothing is lost.
+// Step 5, "no longer available": 508. The server does not try another port, and releases everything.
 #[test]
 fn a_claimed_port_that_cannot_be_bound_is_508() {
-    for elsewhere in [false, true] {
+    for at_other_worker in [false, true] {
         for failure in FAILURES {
             let mut world = World::with(|setup| setup.limits.allocations_per_user = 2);
-            let mut sibling = world.sibling();
+            let mut other_worker = world.other_worker();
             let second = world.client(2);
             let (relay, token) = reserve(&mut world, 1);
-            let worker = if elsewhere { &mut sibling } else { &mut world };
+            let worker = if at_other_worker { &mut other_worker } else { &mut world };
             let (request, open) = claim(worker, &second, &token);
-            let answer = worker.opened(&request, &open, Err(failure));
+            let response = worker.opened(&request, &open, Err(failure));
             let outcome = match failure {
                 OpenError::PortInUse => Outcome::Rejected(RejectionCode::InsufficientCapacity),
                 OpenError::Other => Outcome::RejectedByLimit(Limit::Sockets),
             };
-            assert_eq!((answer.code(), answer.outcome), (Some(508), outcome));
-            limit(worker);
-            assert_eq!(worker.refusal(&second, Method::ALLOCATE, &[&UDP, &token]), 508);
+            assert_eq!((response.code(), response.outcome), (Some(508), outcome));
+            rejection_note(worker);
+            assert_eq!(worker.error_code(&second, Method::ALLOCATE, &[&UDP, &token]), 508);
             delete(&mut world, 1, &relay);
             world.advance(seconds(1));
-            assert_eq!((world.footprint(), sibling.footprint()), (NOTHING, NOTHING));
+            assert_eq!((world.footprint(), other_worker.footprint()), (EMPTY, EMPTY));
         }
     }
 }
 
-// A client that is gone before its socket is open leaves nothing with either worker.
+// If the connection is closed before the socket is open, neither worker keeps the port.
 #[test]
 fn a_claim_that_is_abandoned_returns_the_port() {
-    for elsewhere in [false, true] {
+    for at_other_worker in [false, true] {
         for result in [Ok(()), Err(OpenError::PortInUse), Err(OpenError::Other)] {
             let mut world = World::new();
-            let mut sibling = world.sibling();
+            let mut other_worker = world.other_worker();
             let second = world.client(2);
             let (relay, token) = reserve(&mut world, 1);
-            let worker = if elsewhere { &mut sibling } else { &mut world };
+            let worker = if at_other_worker { &mut other_worker } else { &mut world };
             let (_, open) = claim(worker, &second, &token);
             worker.server.connection_closed(worker.now, &second.tuple);
             assert_eq!(worker.socket_opened(&open, result).0, Opened::Abandoned);
@@ -451,14 +451,14 @@ fn a_claim_that_is_abandoned_returns_the_port() {
             }
             delete(&mut world, 1, &relay);
             world.advance(seconds(1));
-            assert_eq!((world.footprint(), sibling.footprint()), (NOTHING, NOTHING));
+            assert_eq!((world.footprint(), other_worker.footprint()), (EMPTY, EMPTY));
         }
     }
 }
 
-// Nothing tells one token from the next, and a port from its token only who has it.
+// A token is random for each reservation.
 #[test]
-fn tokens_differ_though_the_port_is_the_same() {
+fn tokens_for_the_same_port_differ() {
     let mut world = World::with(|setup| setup.ports = 50_000..=50_001);
     let mut tokens: Vec<(SocketId, [u8; 8])> = Vec::new();
     for _ in 0..20 {

@@ -1,4 +1,4 @@
-//! Bytes that nobody sane would send, and what a stranger can buy with them.
+//! Malformed packets, and packets of unauthenticated clients.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use crate::turn::RequestMethod;
 use crate::turn::tests::support::*;
 use crate::turn::{Action, DropReason, FromClient, Outcome, SocketSpec};
 
-// RFC 8656 §12, Table 3: by the first byte; what is reserved is dropped.
+// RFC 8656 §12, Table 3: packets are demultiplexed by the first byte. Reserved values are dropped.
 #[test]
-fn the_first_byte_decides_what_a_packet_is() {
+fn the_first_byte_selects_the_protocol() {
     let mut world = World::new();
     let tuple = world.client(1).tuple;
     assert_eq!(world.dropped(&tuple, &[]), DropReason::UnknownProtocol);
@@ -30,16 +30,16 @@ fn the_first_byte_decides_what_a_packet_is() {
             assert_eq!(world.dropped(&tuple, &[first, 0, 0][..length]), reason, "{first:#x}");
         }
     }
-    assert_eq!(world.footprint(), NOTHING);
+    assert_eq!(world.footprint(), EMPTY);
 }
 
-// RFC 8489 §6.3: the rules of §5; what breaks them is silently discarded.
+// RFC 8489 §6.3: a message that violates §5 is silently discarded.
 #[test]
-fn messages_that_break_the_rules_of_the_header_are_met_with_silence() {
+fn malformed_messages_are_dropped() {
     let mut world = World::new();
     let tuple = world.client(1).tuple;
     let good = plain(Class::Request, Method::BINDING, &[&Software("client")]);
-    assert_eq!(world.answer_to(&tuple, &good).outcome, Outcome::Answered(RequestMethod::Binding));
+    assert_eq!(world.response_to(&tuple, &good).outcome, Outcome::Answered(RequestMethod::Binding));
     for length in 1..good.len() {
         assert_eq!(world.dropped(&tuple, &good[..length]), DropReason::MalformedStun, "cut to {length}");
     }
@@ -58,9 +58,9 @@ fn messages_that_break_the_rules_of_the_header_are_met_with_silence() {
     changed(&|packet| packet.extend([0; 4]));
 }
 
-// 735 bytes is the length that has felled a server; 65 535 is the longest that a length field can claim.
+// A message of 735 bytes has crashed another server. 65 535 is the maximum of a length field.
 #[test]
-fn long_messages_are_taken_as_what_they_are() {
+fn long_messages_are_parsed() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate(&client);
@@ -72,7 +72,7 @@ fn long_messages_are_taken_as_what_they_are() {
         let padded = Raw(AttributeType::new(0x8fff), &payload);
         world.accept(&client, Method::REFRESH, &[&padded]);
         let binding = plain(Class::Request, Method::BINDING, &[&padded]);
-        assert_eq!(world.answer_to(&client.tuple, &binding).code(), None);
+        assert_eq!(world.response_to(&client.tuple, &binding).code(), None);
     }
     for first in [0, 1, 0x40] {
         let mut packet = vec![0xff; 65_535];
@@ -87,7 +87,7 @@ fn long_messages_are_taken_as_what_they_are() {
 }
 
 #[test]
-fn as_many_attributes_as_a_message_can_hold_are_borne() {
+fn messages_with_the_maximum_number_of_attributes_are_accepted() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate(&client);
@@ -99,9 +99,9 @@ fn as_many_attributes_as_a_message_can_hold_are_borne() {
     world.accept(&client, Method::CREATE_PERMISSION, &peers);
 }
 
-// The longest names that RFC 8489 §14.3 and §14.9 let a client send.
+// The maximum lengths of RFC 8489 §14.3, §14.9 and §14.10.
 #[test]
-fn the_longest_names_are_borne() {
+fn the_longest_username_realm_and_nonce_are_parsed() {
     let mut world = World::new();
     let client = world.client(1);
     let name = "u".repeat(509);
@@ -111,12 +111,12 @@ fn the_longest_names_are_borne() {
         writer.push(&Nonce(&"n".repeat(763)));
         writer.message_integrity(b"some key");
     });
-    assert_eq!(world.answer_to(&client.tuple, &request).code(), Some(401));
+    assert_eq!(world.response_to(&client.tuple, &request).code(), Some(401));
 }
 
-// RFC 8489 §6.1: 576 bytes with the headers of IPv4 and UDP, whatever is asked, for realms of up to 127 ASCII characters.
+// RFC 8489 §6.1: at most 576 bytes with the IPv4 and UDP headers, for realms of up to 127 ASCII characters.
 #[test]
-fn answers_fit_the_smallest_path_mtu() {
+fn responses_fit_the_smallest_path_mtu() {
     let mut world = World::new();
     let client = world.client(1);
     let unknown: Vec<_> = (0x7000..0x7100).map(|kind| Raw(AttributeType::new(kind), &[])).collect();
@@ -129,29 +129,32 @@ fn answers_fit_the_smallest_path_mtu() {
         });
         match world.client_packet(&client.tuple, &request) {
             (FromClient::Open(open), _) => world.all_opened(&request, open),
-            (FromClient::Respond(reply), buffer) => Answer::new(&request, &buffer, &reply),
-            (other, _) => panic!("an answer is expected, not {other:?}"),
+            (FromClient::Respond(response), buffer) => CheckedResponse::new(&request, &buffer, &response),
+            (other, _) => panic!("a response is expected, not {other:?}"),
         }
     };
-    let stale = Client { nonce: "of another life".to_owned(), ..client.clone() };
+    let stale = Client { nonce: "an invalid nonce".to_owned(), ..client.clone() };
     let everything: [&dyn EncodeAttribute; 3] = [&udp, &Lifetime(700), &AdditionalAddressFamily(AddressFamily::V6)];
-    let answers = [
-        world.answer_to(&client.tuple, &plain(Class::Request, Method::ALLOCATE, &unknown)),
+    let responses = [
+        world.response_to(&client.tuple, &plain(Class::Request, Method::ALLOCATE, &unknown)),
         sealed(&mut world, &stale, Method::ALLOCATE, &[&udp]),
         sealed(&mut world, &client, Method::BINDING, &unknown),
         sealed(&mut world, &client, Method::ALLOCATE, &unknown),
         sealed(&mut world, &client, Method::ALLOCATE, &everything),
         sealed(&mut world, &client, Method::CHANNEL_BIND, &[&ChannelNumber(0x5000), &XorPeerAddress(peer(1))]),
     ];
-    assert_eq!(answers.each_ref().map(Answer::code), [Some(401), Some(438), Some(420), Some(420), None, Some(400)]);
-    for answer in answers {
-        assert!(answer.bytes.len() + 128 - REALM.len() <= 576 - 20 - 8, "{} bytes", answer.bytes.len());
+    assert_eq!(
+        responses.each_ref().map(CheckedResponse::code),
+        [Some(401), Some(438), Some(420), Some(420), None, Some(400)]
+    );
+    for response in responses {
+        assert!(response.bytes.len() + 128 - REALM.len() <= 576 - 20 - 8, "{} bytes", response.bytes.len());
     }
     while world.action().is_some() {}
 }
 
-/// The packets of a client that knows what it does, to be spoilt.
-fn sane_packets(client: &Client) -> Vec<Vec<u8>> {
+/// Returns valid packets of a client, for mutation.
+fn valid_packets(client: &Client) -> Vec<Vec<u8>> {
     let (udp, zero, hour) = (RequestedTransport::UDP, Lifetime(0), Lifetime(3_600));
     let (one, two, number) = (XorPeerAddress(peer(1)), XorPeerAddress(peer(2)), ChannelNumber(0x4000));
     let requests: [(Method, &[&dyn EncodeAttribute]); 6] = [
@@ -172,36 +175,36 @@ fn sane_packets(client: &Client) -> Vec<Vec<u8>> {
     packets
 }
 
-/// What may be done to a packet.
+/// A mutation of a packet.
 #[derive(Clone, Debug)]
-enum Spoil {
+enum Mutation {
     Set(prop::sample::Index, u8),
     Cut(prop::sample::Index),
     Append(Vec<u8>),
-    /// Puts a plausible 16-bit length somewhere.
+    /// Writes a plausible 16-bit length.
     Length(prop::sample::Index, u16),
 }
 
-fn spoil() -> impl Strategy<Value = Spoil> {
+fn mutation() -> impl Strategy<Value = Mutation> {
     prop_oneof![
-        4 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(|(at, byte)| Spoil::Set(at, byte)),
-        1 => any::<prop::sample::Index>().prop_map(Spoil::Cut),
-        1 => vec(any::<u8>(), 1..40).prop_map(Spoil::Append),
-        2 => (any::<prop::sample::Index>(), 0..100_u16).prop_map(|(at, length)| Spoil::Length(at, length)),
+        4 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(|(at, byte)| Mutation::Set(at, byte)),
+        1 => any::<prop::sample::Index>().prop_map(Mutation::Cut),
+        1 => vec(any::<u8>(), 1..40).prop_map(Mutation::Append),
+        2 => (any::<prop::sample::Index>(), 0..100_u16).prop_map(|(at, length)| Mutation::Length(at, length)),
     ]
 }
 
-fn spoilt(mut packet: Vec<u8>, spoils: &[Spoil]) -> Vec<u8> {
-    for spoil in spoils {
-        match spoil {
+fn mutated(mut packet: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
+    for mutation in mutations {
+        match mutation {
             _ if packet.is_empty() => {}
-            Spoil::Set(at, byte) => {
+            Mutation::Set(at, byte) => {
                 let at = at.index(packet.len());
                 packet[at] = *byte;
             }
-            Spoil::Cut(at) => packet.truncate(at.index(packet.len() + 1)),
-            Spoil::Append(bytes) => packet.extend(bytes),
-            Spoil::Length(at, length) => {
+            Mutation::Cut(at) => packet.truncate(at.index(packet.len() + 1)),
+            Mutation::Append(bytes) => packet.extend(bytes),
+            Mutation::Length(at, length) => {
                 let at = at.index(packet.len()) & !1;
                 for (place, byte) in packet[at..].iter_mut().zip(length.to_be_bytes()) {
                     *place = byte;
@@ -212,7 +215,7 @@ fn spoilt(mut packet: Vec<u8>, spoils: &[Spoil]) -> Vec<u8> {
     packet
 }
 
-/// Any bytes, sound headers with any attributes, and spoilt packets.
+/// Generates random bytes, valid headers with random attributes, and mutated packets.
 fn packet(packets: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let attributes = vec((any::<u16>(), vec(any::<u8>(), 0..24)), 0..6);
     let known = prop::sample::select(vec![0x06, 0x08, 0x0c, 0x0d, 0x12, 0x13, 0x14, 0x15, 0x17, 0x19, 0x1c, 0x8028]);
@@ -228,19 +231,20 @@ fn packet(packets: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         1 => vec(any::<u8>(), 0..120),
         2 => message,
-        4 => (prop::sample::select(packets), vec(spoil(), 1..4)).prop_map(|(packet, spoils)| spoilt(packet, &spoils)),
+        4 => (prop::sample::select(packets), vec(mutation(), 1..4))
+            .prop_map(|(packet, mutations)| mutated(packet, &mutations)),
     ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
-    // Decision 4 of the design: an unauthenticated packet buys nothing.
+    // A packet of an unauthenticated client creates no state.
     #[test]
-    fn no_packet_of_a_stranger_leaves_anything_behind(
+    fn no_packet_of_an_unauthenticated_client_creates_state(
         packets in vec(
-            // A stranger can copy what a client sends, but has not its password and receives not at its address.
-            packet(sane_packets(&Client { password: "guess".to_owned(), ..World::new().client(1) })),
+            // An attacker can copy the packets of a client, but does not know its password or receive at its address.
+            packet(valid_packets(&Client { password: "guess".to_owned(), ..World::new().client(1) })),
             1..12,
         ),
     ) {
@@ -249,22 +253,23 @@ proptest! {
         for packet in &packets {
             match world.client_packet(&tuple, packet).0 {
                 FromClient::Drop(_) => {}
-                FromClient::Respond(reply) => {
-                    let is_binding = reply.outcome == Outcome::Answered(RequestMethod::Binding);
-                    prop_assert!(is_binding || matches!(reply.outcome, Outcome::Rejected(_)));
-                    // With the headers of IP and UDP, three times at most: no reflector of any use.
-                    prop_assert!(reply.length + 28 < 3 * (packet.len() + 28), "{} for {}", reply.length, packet.len());
+                FromClient::Respond(response) => {
+                    let is_binding = response.outcome == Outcome::Answered(RequestMethod::Binding);
+                    prop_assert!(is_binding || matches!(response.outcome, Outcome::Rejected(_)));
+                    // With the IP and UDP headers, a response is less than three times as long as its request.
+                    let (sent, received) = (response.length + 28, packet.len() + 28);
+                    prop_assert!(sent < 3 * received, "{} for {}", sent, received);
                 }
                 other => prop_assert!(false, "{other:?}"),
             }
             prop_assert_eq!(world.action(), None);
         }
-        prop_assert_eq!(world.footprint(), NOTHING);
+        prop_assert_eq!(world.footprint(), EMPTY);
     }
 
     #[test]
     fn no_packet_of_a_client_breaks_the_server(
-        packets in vec((packet(sane_packets(&World::new().client(1))), 0..400_u64), 1..24),
+        packets in vec((packet(valid_packets(&World::new().client(1))), 0..400_u64), 1..24),
         datagrams in vec((0..4_u8, any::<u16>(), vec(any::<u8>(), 0..80)), 0..24),
     ) {
         let mut world = World::new();

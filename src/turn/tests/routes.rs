@@ -1,4 +1,4 @@
-//! Channel routes: announced, refreshed and removed with what they depend on.
+//! Channel routes: announced, refreshed and removed with their channel, permission and allocation.
 
 use crate::stun::Method;
 use crate::stun::attribute::{ChannelNumber, Lifetime, XorPeerAddress};
@@ -10,7 +10,7 @@ fn bind(world: &mut World, client: &Client, number: u16, host: u8) {
     world.accept(client, Method::CHANNEL_BIND, &[&ChannelNumber(number), &XorPeerAddress(peer(host))]);
 }
 
-/// The announced routes.
+/// Returns the announced routes.
 fn routes(world: &mut World) -> Vec<ChannelRoute> {
     assert_eq!(world.action(), None);
     world.routes.clone()
@@ -40,7 +40,7 @@ fn a_bound_channel_is_a_route_until_its_permission_expires() {
     let again = ChannelRoute { expires: Deadline::after(world.now, seconds(299)), ..route };
     assert_eq!(routes(&mut world), [again]);
     world.accept(&client, Method::REFRESH, &[&Lifetime(0)]);
-    world.ended(&relay);
+    world.expect_end(&relay);
     assert_eq!(routes(&mut world), []);
 }
 
@@ -56,7 +56,7 @@ fn a_refresh_of_the_channel_or_the_permission_moves_the_expiry_of_the_route() {
         let expires = Deadline::after(world.now, seconds(300));
         assert_eq!(routes(&mut world).iter().map(|route| route.expires).collect::<Vec<_>>(), [expires]);
     }
-    // The allocation has 300 seconds left, and the route no more.
+    // After 100 more seconds the allocation has 200 seconds left, and so has the route.
     world.advance(seconds(100));
     bind(&mut world, &client, 0x4000, 1);
     let expires = Deadline::after(world.now, seconds(200));
@@ -67,7 +67,7 @@ fn a_refresh_of_the_channel_or_the_permission_moves_the_expiry_of_the_route() {
 }
 
 #[test]
-fn a_repeated_request_announces_nothing_new() {
+fn a_repeated_request_announces_no_route() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate(&client);

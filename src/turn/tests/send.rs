@@ -1,4 +1,4 @@
-//! RFC 8656 §11.2. Whatever is wrong, an indication is never answered.
+//! RFC 8656 §11.2. An indication never has a response.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ fn send(peer: SocketAddr, payload: &[u8]) -> Vec<u8> {
     indication(&[&XorPeerAddress(peer), &Data(payload)])
 }
 
-/// A world in which client 1 has an allocation and a permission for peer 1.
+/// Returns a world in which client 1 has an allocation and a permission for peer 1.
 fn permitted() -> (World, Client, Relay) {
     let mut world = World::new();
     let client = world.client(1);
@@ -27,7 +27,7 @@ fn permitted() -> (World, Client, Relay) {
 }
 
 #[test]
-fn send_relays_the_data_and_nothing_else() {
+fn send_relays_only_the_data() {
     let (mut world, client, relay) = permitted();
     for payload in [&b""[..], b"a", b"abcd", b"abcde", &[9; 60_000]] {
         let expected = (relay.id, peer(1), payload.to_vec());
@@ -35,7 +35,7 @@ fn send_relays_the_data_and_nothing_else() {
         let reversed = indication(&[&Software("client"), &Data(payload), &XorPeerAddress(peer(1))]);
         assert_eq!(world.relayed(&client.tuple, &reversed), expected);
     }
-    // Of attributes that appear twice the first counts (RFC 8489 §14).
+    // If an attribute appears twice, the first one is used (RFC 8489 §14).
     let twice = indication(&[&XorPeerAddress(peer(1)), &Data(b"one"), &XorPeerAddress(peer(2)), &Data(b"two")]);
     assert_eq!(world.relayed(&client.tuple, &twice), (relay.id, peer(1), b"one".to_vec()));
 }
@@ -43,22 +43,22 @@ fn send_relays_the_data_and_nothing_else() {
 #[test]
 fn send_without_peer_or_data_or_with_a_malformed_peer_is_dropped() {
     let (mut world, client, _) = permitted();
-    let mut nowhere = peer(1);
-    nowhere.set_port(0);
+    let mut port_zero = peer(1);
+    port_zero.set_port(0);
     for attributes in [
         &[][..],
         &[&XorPeerAddress(peer(1)) as &dyn EncodeAttribute],
         &[&Data(b"out")],
         &[&Raw(AttributeType::XOR_PEER_ADDRESS, &[0, 1, 0, 0]), &Data(b"out")],
         &[&Raw(AttributeType::XOR_PEER_ADDRESS, &[0, 9, 0, 0, 1, 2, 3, 4]), &Data(b"out")],
-        &[&XorPeerAddress(nowhere), &Data(b"out")],
+        &[&XorPeerAddress(port_zero), &Data(b"out")],
         &[&XorPeerAddress(peer_v6(1)), &Data(b"out")],
     ] {
         assert_eq!(world.dropped(&client.tuple, &indication(attributes)), DropReason::MalformedIndication);
     }
 }
 
-// What is unknown and must be understood discards an indication (RFC 8489 §6.3.2).
+// An indication with unknown comprehension-required attributes is discarded (RFC 8489 §6.3.2).
 #[test]
 fn send_with_unknown_attributes_is_dropped() {
     let (mut world, client, _) = permitted();
@@ -79,7 +79,7 @@ fn send_without_a_permission_is_dropped_and_installs_none() {
 
 // A Send indication never refreshes the permission.
 #[test]
-fn send_does_not_renew_the_permission() {
+fn send_does_not_refresh_the_permission() {
     let (mut world, client, _) = permitted();
     for _ in 0..299 {
         world.advance(seconds(1));
@@ -89,20 +89,20 @@ fn send_does_not_renew_the_permission() {
     assert_eq!(world.dropped(&client.tuple, &send(peer(1), b"out")), DropReason::NoPermission);
 }
 
-// §5: without an allocation → silence.
+// §5: no allocation → drop.
 #[test]
 fn send_without_an_allocation_is_dropped() {
     let (mut world, client, relay) = permitted();
-    let stranger = world.client(2);
-    assert_eq!(world.dropped(&stranger.tuple, &send(peer(1), b"out")), DropReason::NoAllocation);
+    let other = world.client(2);
+    assert_eq!(world.dropped(&other.tuple, &send(peer(1), b"out")), DropReason::NoAllocation);
     world.accept(&client, Method::REFRESH, &[&Lifetime(0)]);
-    world.ended(&relay);
+    world.expect_end(&relay);
     assert_eq!(world.dropped(&client.tuple, &send(peer(1), b"out")), DropReason::NoAllocation);
 }
 
-// The policy is asked here too: a permission is by address, and of our own relay address only live ports are peers.
+// A permission covers all ports of an address, but only live ports of this server's relay addresses are allowed.
 #[test]
-fn send_to_a_port_of_our_own_that_is_no_relay_is_dropped() {
+fn send_to_a_port_of_a_relay_address_that_is_not_live_is_dropped() {
     let (mut world, client, relay) = permitted();
     let mut neighbour = relay.relayed;
     neighbour.set_port(22);
@@ -121,18 +121,18 @@ fn send_reaches_ipv6_peers_from_an_ipv6_allocation() {
     assert_eq!(world.dropped(&client.tuple, &send(peer(1), b"out")), DropReason::MalformedIndication);
 }
 
-// A DATA length that lies is a message that is none.
+// A DATA length beyond the message → drop.
 #[test]
-fn send_with_a_lying_data_length_is_dropped() {
+fn send_with_a_wrong_data_length_is_dropped() {
     let (mut world, client, _) = permitted();
     let good = send(peer(1), b"abcd");
     let length_at = good.len() - 4 - 2;
-    for lie in [5_u16, 8, 735, 0x7fff, 0xfffc, 0xffff] {
+    for length in [5_u16, 8, 735, 0x7fff, 0xfffc, 0xffff] {
         let mut packet = good.clone();
-        packet[length_at..length_at + 2].copy_from_slice(&lie.to_be_bytes());
-        assert_eq!(world.dropped(&client.tuple, &packet), DropReason::MalformedStun, "{lie}");
+        packet[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
+        assert_eq!(world.dropped(&client.tuple, &packet), DropReason::MalformedStun, "{length}");
     }
-    // A shorter one is true of what it covers; the rest is padding.
+    // With a shorter length the rest is padding.
     let mut packet = good;
     packet[length_at + 1] = 3;
     assert_eq!(world.relayed(&client.tuple, &packet).2, b"abc");

@@ -1,4 +1,4 @@
-//! One server with two relay addresses, clients that know how to write requests, and an eye on all that comes out.
+//! One server with two relay addresses, clients that write requests, and checks of every output.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use crate::turn::*;
 
 pub(crate) const REALM: &str = "example.org";
 pub(crate) const SECRET: &str = "north-star";
-/// When a world begins.
+/// The wall clock at the start of a world.
 pub(crate) const UNIX: u64 = 1_800_000_000;
 pub(crate) const NONCE_LIFETIME: u64 = 3_000;
 pub(crate) const NONCE_KEY: [u8; 32] = [3; 32];
@@ -30,11 +30,11 @@ pub(crate) const EXPIRY_GRACE: u64 = 700;
 pub(crate) const USERS: [(&str, &str); 2] = [("alice", "wonderland"), ("bob", "builder")];
 
 pub(crate) const PORTS: u16 = 8;
-/// The IPv4 relay address is behind 1:1 NAT; the IPv6 one is not.
+/// The IPv4 relay address is behind 1:1 NAT. The IPv6 relay address is not.
 pub(crate) const BIND_V4: &str = "10.0.0.5";
 pub(crate) const ADVERTISED_V4: &str = "203.0.113.9";
 pub(crate) const RELAY_V6: &str = "2001:db8:1::5";
-/// Peers that the policy admits; all else of the documentation ranges is refused.
+/// Peers that the policy allows. It denies all other documentation addresses.
 pub(crate) const PEERS: [&str; 2] = ["198.51.100.0/24", "2001:db8:2::/48"];
 
 pub(crate) fn address(text: &str) -> SocketAddr {
@@ -45,17 +45,17 @@ pub(crate) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// An admitted IPv4 peer.
+/// Returns an allowed IPv4 peer.
 pub(crate) fn peer(host: u8) -> SocketAddr {
     SocketAddr::from(([198, 51, 100, host], 7_000))
 }
 
-/// An admitted IPv6 peer.
+/// Returns an allowed IPv6 peer.
 pub(crate) fn peer_v6(host: u16) -> SocketAddr {
     SocketAddr::from(([0x2001, 0xdb8, 2, 0, 0, 0, 0, host], 7_000))
 }
 
-/// The configuration of a world: two relay addresses, static users and time-limited credentials.
+/// Returns the configuration of a world: two relay addresses, static users and time-limited credentials.
 pub(crate) fn blueprint() -> Blueprint {
     let mut blueprint = Blueprint::new(REALM, (BIND_V4, ADVERTISED_V4), ALL_PORTS);
     let v6 = RELAY_V6.parse().unwrap();
@@ -77,13 +77,13 @@ const ALL_PORTS: std::ops::RangeInclusive<u16> = 50_000..=50_000 + 2 * PORTS - 1
 /// The ports of the first worker.
 const OWN_PORTS: std::ops::RangeInclusive<u16> = 50_000..=50_000 + PORTS - 1;
 /// The ports of the second worker.
-const SIBLING_PORTS: std::ops::RangeInclusive<u16> = 50_000 + PORTS..=50_000 + 2 * PORTS - 1;
+const OTHER_WORKER_PORTS: std::ops::RangeInclusive<u16> = 50_000 + PORTS..=50_000 + 2 * PORTS - 1;
 
-/// A server and its time. At its end it must have nothing left to say.
+/// A server and its clocks. When it is dropped, no action may be pending.
 pub(crate) struct World {
-    /// With what packets arrive.
+    /// The TOS or Traffic Class field of arriving packets.
     pub(crate) tos: u8,
-    /// With what the latest went on to a client.
+    /// The TOS or Traffic Class field of the last packet to a client.
     pub(crate) tos_sent: u8,
     pub(crate) server: Server,
     pub(crate) ledger: Arc<Ledger>,
@@ -92,7 +92,7 @@ pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) unix: u64,
     rng: StdRng,
-    /// Sockets asked for and not reported on.
+    /// The number of requested sockets whose result was not reported.
     opening: usize,
     transactions: u32,
 }
@@ -100,12 +100,12 @@ pub(crate) struct World {
 impl Drop for World {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            assert_eq!(self.action(), None, "nothing is left");
+            assert_eq!(self.action(), None, "no action is pending");
         }
     }
 }
 
-/// What must be as before when an attempt came to nothing.
+/// What allocations use. A request that fails must not change it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Footprint {
     pub(crate) allocations: usize,
@@ -116,7 +116,7 @@ pub(crate) struct Footprint {
     pub(crate) ports_borrowed: usize,
 }
 
-pub(crate) const NOTHING: Footprint =
+pub(crate) const EMPTY: Footprint =
     Footprint { allocations: 0, counted: 0, live: 0, ports_taken: 0, ports_reserved: 0, ports_borrowed: 0 };
 
 impl World {
@@ -127,7 +127,7 @@ impl World {
     pub(crate) fn with(change: impl FnOnce(&mut Blueprint)) -> Self {
         let mut blueprint = blueprint();
         change(&mut blueprint);
-        // Half of the ports are for a sibling, unless the test has chosen the ports.
+        // Half of the ports belong to the other worker, unless the test has chosen the ports.
         let ports = if blueprint.ports == ALL_PORTS { OWN_PORTS } else { blueprint.ports.clone() };
         Self::over(&blueprint, blueprint.snapshot(), blueprint.ledger(), &ports)
     }
@@ -152,15 +152,15 @@ impl World {
         }
     }
 
-    /// Another worker, with ports of its own.
-    pub(crate) fn sibling(&self) -> Self {
+    /// Returns another worker of the process. It has its own ports.
+    pub(crate) fn other_worker(&self) -> Self {
         let (snapshot, ledger) = (Arc::clone(self.server.snapshot()), Arc::clone(&self.ledger));
-        let mut sibling = Self::over(&blueprint(), snapshot, ledger, &SIBLING_PORTS);
-        (sibling.now, sibling.unix) = (self.now, self.unix);
-        sibling
+        let mut other_worker = Self::over(&blueprint(), snapshot, ledger, &OTHER_WORKER_PORTS);
+        (other_worker.now, other_worker.unix) = (self.now, self.unix);
+        other_worker
     }
 
-    /// Another process with the same configuration and clock.
+    /// Returns a server of another process with the same configuration and clocks.
     pub(crate) fn successor(&self) -> Self {
         let blueprint = blueprint();
         let mut successor = Self::over(&blueprint, blueprint.snapshot(), blueprint.ledger(), &OWN_PORTS);
@@ -168,7 +168,7 @@ impl World {
         successor
     }
 
-    /// The next action that is not about a route. Routes are kept in `routes`.
+    /// Returns the next action that is not about a route. Routes are kept in `routes`.
     pub(crate) fn action(&mut self) -> Option<Action> {
         loop {
             match self.server.next_action()? {
@@ -186,7 +186,7 @@ impl World {
         }
     }
 
-    /// A client at a host of its own with a nonce for it, and alice's credentials.
+    /// Returns a client at the given host with a valid nonce and alice's credentials.
     pub(crate) fn client(&self, host: u8) -> Client {
         let tuple = FiveTuple {
             client: SocketAddr::from(([192, 0, 2, host], 5_000)),
@@ -201,12 +201,13 @@ impl World {
         self.server.snapshot().nonces.mint(self.unix, client).to_string()
     }
 
+    /// Advances the clocks without notifying the server.
     pub(crate) fn pass(&mut self, time: Duration) {
         self.now = self.now.plus(time);
         self.unix += time.as_secs();
     }
 
-    /// Lets time pass and tells the server.
+    /// Advances the clocks and notifies the server.
     pub(crate) fn advance(&mut self, time: Duration) {
         self.pass(time);
         self.server.advance(self.now);
@@ -231,34 +232,36 @@ impl World {
         TransactionId::new(bytes)
     }
 
+    /// Returns the next action, which must be a log entry.
     pub(crate) fn event(&mut self) -> Event {
         match self.action() {
             Some(Action::Log(event)) => event,
-            other => panic!("something to log is expected, not {other:?}"),
+            other => panic!("a log entry is expected, not {other:?}"),
         }
     }
 
-    /// The limit that somebody has run into, as the log says.
-    pub(crate) fn limit(&mut self) -> Limit {
+    /// Returns the limit in the next log entry.
+    pub(crate) fn logged_limit(&mut self) -> Limit {
         match self.event() {
             Event::LimitReached { limit, .. } => limit,
             other => panic!("a limit is expected in the log, not {other:?}"),
         }
     }
 
-    /// Hands in a packet; the reply buffer holds rubbish before.
+    /// Passes a packet to the server. The response buffer is filled with other bytes before.
     pub(crate) fn client_packet(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (FromClient, Vec<u8>) {
-        let mut reply = vec![0xaa; RESPONSE_BUFFER];
+        let mut buffer = vec![0xaa; RESPONSE_BUFFER];
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-        let decision = test_world::client_packet(&mut self.server, &mut cx, tuple, packet, self.tos, &mut reply);
+        let decision = test_world::client_packet(&mut self.server, &mut cx, tuple, packet, self.tos, &mut buffer);
         if let FromClient::Open(_) = decision {
             self.opening += 1;
         }
         self.server.check_invariants(self.opening);
-        (decision, reply)
+        (decision, buffer)
     }
 
-    /// A merged datagram from a client, cut into messages of `length` bytes: what each of them relays, or why it is dropped.
+    /// Passes a merged datagram from a client, with segments of `length` bytes. Returns how many bytes each segment
+    /// relays, or why it is dropped.
     pub(crate) fn client_burst(
         &mut self,
         tuple: &FiveTuple,
@@ -281,7 +284,8 @@ impl World {
         }
     }
 
-    /// The same from a peer: `bytes` of data in datagrams of `length` bytes.
+    /// Passes a merged datagram from a peer: `bytes` of data in segments of `length` bytes. Returns how many bytes each
+    /// segment relays, or why it is dropped.
     pub(crate) fn peer_burst(
         &mut self,
         socket: SocketId,
@@ -305,61 +309,66 @@ impl World {
     }
 
     pub(crate) fn socket_opened(&mut self, open: &SocketSpec, result: Result<(), OpenError>) -> (Opened, Vec<u8>) {
-        let mut reply = vec![0xaa; RESPONSE_BUFFER];
+        let mut buffer = vec![0xaa; RESPONSE_BUFFER];
         self.opening -= 1;
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-        let opened = self.server.socket_opened(&mut cx, open, result, &mut reply);
+        let opened = self.server.socket_opened(&mut cx, open, result, &mut buffer);
         if let Opened::Open(_) = opened {
             self.opening += 1;
         }
         self.server.check_invariants(self.opening);
-        (opened, reply)
+        (opened, buffer)
     }
 
-    /// A packet that has an answer at once.
-    pub(crate) fn answer_to(&mut self, tuple: &FiveTuple, packet: &[u8]) -> Answer {
+    /// Passes a packet to the server, which must respond without opening a socket.
+    pub(crate) fn response_to(&mut self, tuple: &FiveTuple, packet: &[u8]) -> CheckedResponse {
         match self.client_packet(tuple, packet) {
-            (FromClient::Respond(reply), buffer) => Answer::new(packet, &buffer, &reply),
-            (other, _) => panic!("an answer is expected, not {other:?}"),
+            (FromClient::Respond(response), buffer) => CheckedResponse::new(packet, &buffer, &response),
+            (other, _) => panic!("a response is expected, not {other:?}"),
         }
     }
 
-    /// A packet that makes the server open a socket.
+    /// Passes a packet to the server, which must request a socket.
     pub(crate) fn open_for(&mut self, tuple: &FiveTuple, packet: &[u8]) -> SocketSpec {
         match self.client_packet(tuple, packet) {
             (FromClient::Open(open), _) => open,
-            (other, _) => panic!("a socket to open is expected, not {other:?}"),
+            (other, _) => panic!("a socket request is expected, not {other:?}"),
         }
     }
 
-    /// The answer to an Allocate request once its socket is open or not.
-    pub(crate) fn opened(&mut self, packet: &[u8], open: &SocketSpec, result: Result<(), OpenError>) -> Answer {
+    /// Reports the result of opening a socket, and returns the response to the Allocate request.
+    pub(crate) fn opened(
+        &mut self,
+        packet: &[u8],
+        open: &SocketSpec,
+        result: Result<(), OpenError>,
+    ) -> CheckedResponse {
         match self.socket_opened(open, result) {
-            (Opened::Respond(_, reply), buffer) => Answer::new(packet, &buffer, &reply),
-            (other, _) => panic!("an answer is expected, not {other:?}"),
+            (Opened::Respond(_, response), buffer) => CheckedResponse::new(packet, &buffer, &response),
+            (other, _) => panic!("a response is expected, not {other:?}"),
         }
     }
 
-    /// The answer to an Allocate request once whatever it takes is open.
-    pub(crate) fn all_opened(&mut self, packet: &[u8], mut open: SocketSpec) -> Answer {
+    /// Reports every requested socket open, and returns the response to the Allocate request.
+    pub(crate) fn all_opened(&mut self, packet: &[u8], mut open: SocketSpec) -> CheckedResponse {
         loop {
             match self.socket_opened(&open, Ok(())) {
-                (Opened::Respond(_, reply), buffer) => return Answer::new(packet, &buffer, &reply),
+                (Opened::Respond(_, response), buffer) => return CheckedResponse::new(packet, &buffer, &response),
                 (Opened::Open(next), _) => open = next,
-                (Opened::Abandoned, _) => panic!("an answer is expected"),
+                (Opened::Abandoned, _) => panic!("a response is expected"),
             }
         }
     }
 
-    /// A packet that is met with silence.
+    /// Passes a packet to the server, which must drop it.
     pub(crate) fn dropped(&mut self, tuple: &FiveTuple, packet: &[u8]) -> DropReason {
         match self.client_packet(tuple, packet) {
             (FromClient::Drop(reason), _) => reason,
-            (other, _) => panic!("silence is expected, not {other:?}"),
+            (other, _) => panic!("a drop is expected, not {other:?}"),
         }
     }
 
-    /// A packet that goes on to a peer: out of which socket, where to, and the payload.
+    /// Passes a packet to the server, which must relay it. Returns the socket, the destination and the payload.
     pub(crate) fn relayed(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (SocketId, SocketAddr, Vec<u8>) {
         match self.client_packet(tuple, packet) {
             (FromClient::Relay(route), _) => {
@@ -370,7 +379,8 @@ impl World {
         }
     }
 
-    /// What reaches the client of a datagram from a peer. The buffer around it holds rubbish before.
+    /// Passes a datagram from a peer to the server. Returns the message to the client. The buffer around the payload is
+    /// filled with other bytes before.
     pub(crate) fn peer_packet(
         &mut self,
         relay: SocketId,
@@ -388,7 +398,8 @@ impl World {
         Ok((route.tuple, buffer[message].to_vec()))
     }
 
-    /// What reaches the client of an ICMP error about a datagram to a peer. The buffer holds rubbish before.
+    /// Passes an ICMP error to the server. Returns the message to the client. The buffer is filled with other bytes
+    /// before.
     pub(crate) fn peer_unreachable(
         &mut self,
         relay: SocketId,
@@ -401,30 +412,41 @@ impl World {
         Ok((indication.tuple, buffer[..indication.length].to_vec()))
     }
 
-    /// An authenticated request and its answer; a socket that it needs is opened.
-    pub(crate) fn ask(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> Answer {
+    /// Passes an authenticated request to the server, opens the sockets that it needs, and returns the response.
+    pub(crate) fn send_request(
+        &mut self,
+        client: &Client,
+        method: Method,
+        attributes: &[&dyn EncodeAttribute],
+    ) -> CheckedResponse {
         let packet = client.request(self.transaction(), method, attributes);
-        let answer = match self.client_packet(&client.tuple, &packet) {
-            (FromClient::Respond(reply), buffer) => Answer::new(&packet, &buffer, &reply),
+        let response = match self.client_packet(&client.tuple, &packet) {
+            (FromClient::Respond(response), buffer) => CheckedResponse::new(&packet, &buffer, &response),
             (FromClient::Open(open), _) => self.all_opened(&packet, open),
-            (other, _) => panic!("an answer is expected, not {other:?}"),
+            (other, _) => panic!("a response is expected, not {other:?}"),
         };
-        // RFC 8489 §9.2.4: what follows authentication is signed, and what is not, is not.
-        let challenged = matches!(answer.code(), Some(401 | 438));
-        assert_eq!(answer.message().contains(AttributeType::MESSAGE_INTEGRITY), !challenged);
-        assert!(challenged || answer.is_signed_for(client), "the answer is signed with the client's key");
-        answer
+        // RFC 8489 §9.2.4: every response to an authenticated request is signed, and a challenge is not.
+        let challenged = matches!(response.code(), Some(401 | 438));
+        assert_eq!(response.message().contains(AttributeType::MESSAGE_INTEGRITY), !challenged);
+        assert!(challenged || response.is_signed_for(client), "the response is signed with the client's key");
+        response
     }
 
-    /// The code of the error response to an authenticated request.
-    pub(crate) fn refusal(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> u16 {
-        self.ask(client, method, attributes).code().expect("a refusal is expected")
+    /// Passes an authenticated request to the server, which must reject it. Returns the error code.
+    pub(crate) fn error_code(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> u16 {
+        self.send_request(client, method, attributes).code().expect("an error response is expected")
     }
 
-    pub(crate) fn accept(&mut self, client: &Client, method: Method, attributes: &[&dyn EncodeAttribute]) -> Answer {
-        let answer = self.ask(client, method, attributes);
-        assert_eq!(answer.code(), None, "{}", answer.reason());
-        answer
+    /// Passes an authenticated request to the server, which must accept it. Returns the response.
+    pub(crate) fn accept(
+        &mut self,
+        client: &Client,
+        method: Method,
+        attributes: &[&dyn EncodeAttribute],
+    ) -> CheckedResponse {
+        let response = self.send_request(client, method, attributes);
+        assert_eq!(response.code(), None, "{}", response.reason());
+        response
     }
 
     pub(crate) fn allocate(&mut self, client: &Client) -> Relay {
@@ -436,14 +458,14 @@ impl World {
         let attributes: Vec<_> = std::iter::once(udp).chain(attributes.iter().copied()).collect();
         let packet = client.request(self.transaction(), Method::ALLOCATE, &attributes);
         let open = self.open_for(&client.tuple, &packet);
-        let answer = self.opened(&packet, &open, Ok(()));
-        assert!(answer.is_signed_for(client));
-        let XorRelayedAddress(relayed) = answer.get().expect("a relayed address");
+        let response = self.opened(&packet, &open, Ok(()));
+        assert!(response.is_signed_for(client));
+        let XorRelayedAddress(relayed) = response.get().expect("a relayed address");
         match self.event() {
             Event::AllocationCreated { tuple, relay, lifetime, .. } => {
-                assert_eq!((tuple, relay, Some(lifetime)), (client.tuple, relayed.into(), answer.lifetime()));
+                assert_eq!((tuple, relay, Some(lifetime)), (client.tuple, relayed.into(), response.lifetime()));
             }
-            other => panic!("an allocation is expected in the log, not {other:?}"),
+            other => panic!("a log entry about a new allocation is expected, not {other:?}"),
         }
         Relay { id: open.socket, bind: open.bind, relayed }
     }
@@ -452,10 +474,10 @@ impl World {
         self.accept(client, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer)]);
     }
 
-    /// The server wants the socket closed and logs the end of its allocation; closes the socket.
-    pub(crate) fn ended(&mut self, relay: &Relay) -> AllocationSummary {
+    /// Expects that the server closes the socket and logs the end of its allocation. Reports the socket closed.
+    pub(crate) fn expect_end(&mut self, relay: &Relay) -> AllocationSummary {
         assert_eq!(self.action(), Some(Action::Close(relay.id)));
-        let Event::AllocationEnded(summary) = self.event() else { panic!("an end is expected in the log") };
+        let Event::AllocationEnded(summary) = self.event() else { panic!("a log entry about the end is expected") };
         assert_eq!(summary.relay, relay.relayed.into());
         self.server.check_invariants(self.opening);
         self.server.socket_closed(relay.bind);
@@ -464,12 +486,12 @@ impl World {
     }
 }
 
-/// What the log says about the allocation that was refused.
-pub(crate) fn limit(world: &mut World) -> String {
+/// Returns the text of the next log entry, which must be about a rejected allocation.
+pub(crate) fn rejection_note(world: &mut World) -> String {
     match world.event() {
         Event::AllocationRejected { reason, .. } => reason.to_owned(),
         Event::LimitReached { limit, .. } => format!("{}: {}", limit.setting(), limit.note()),
-        other => panic!("a refusal is expected in the log, not {other:?}"),
+        other => panic!("a log entry about a rejected allocation is expected, not {other:?}"),
     }
 }
 
@@ -481,7 +503,7 @@ pub(crate) struct Relay {
     pub(crate) relayed: SocketAddr,
 }
 
-/// What a client needs to know to write requests.
+/// The 5-tuple and the credentials of a client, which writes requests.
 #[derive(Clone)]
 pub(crate) struct Client {
     pub(crate) tuple: FiveTuple,
@@ -491,12 +513,12 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// The same client with the credentials of a static user.
+    /// Returns the same client with the credentials of a static user.
     pub(crate) fn as_user(&self, at: usize) -> Self {
         Self { username: USERS[at].0.to_owned(), password: USERS[at].1.to_owned(), ..self.clone() }
     }
 
-    /// The same client with a time-limited credential.
+    /// Returns the same client with a time-limited credential.
     pub(crate) fn with_credential(&self, user: &str, expires: u64) -> Self {
         let credential = time_limited::mint(&Secret::new(SECRET).unwrap(), Some(user), expires);
         Self { username: credential.username, password: credential.password.to_string(), ..self.clone() }
@@ -515,7 +537,7 @@ impl Client {
         self.request_sealed(transaction, method, attributes, |writer, key| writer.message_integrity(key))
     }
 
-    /// A request with whatever integrity `seal` puts under it.
+    /// Returns a request whose integrity attributes `seal` writes.
     pub(crate) fn request_sealed(
         &self,
         transaction: TransactionId,
@@ -545,20 +567,20 @@ pub(crate) fn write(
     writer.finish().unwrap().to_vec()
 }
 
-/// A message without credentials.
+/// Returns a message without credentials.
 pub(crate) fn plain(class: Class, method: Method, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
     write(class, method, TransactionId::new([0x0b; 12]), |writer| {
         attributes.iter().for_each(|attribute| writer.push(*attribute));
     })
 }
 
-/// A ChannelData message (RFC 8656 §12.4).
+/// Returns a ChannelData message (RFC 8656 §12.4).
 pub(crate) fn channel_data(number: u16, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap();
     [&number.to_be_bytes(), &length.to_be_bytes(), payload].concat()
 }
 
-/// An attribute that its type would not let us write.
+/// An attribute with any value, for malformed and unknown attributes.
 pub(crate) struct Raw<'a>(pub(crate) AttributeType, pub(crate) &'a [u8]);
 
 impl EncodeAttribute for Raw<'_> {
@@ -571,37 +593,37 @@ impl EncodeAttribute for Raw<'_> {
     }
 }
 
-/// A response that has been checked for what every response must be.
+/// A response that fulfills the requirements for all responses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct CheckedResponse {
     pub(crate) bytes: Vec<u8>,
     pub(crate) outcome: Outcome,
 }
 
-impl Answer {
-    pub(crate) fn new(request: &[u8], buffer: &[u8], reply: &Response) -> Self {
-        let (answer, untouched) = buffer.split_at(reply.length);
-        assert!(untouched.iter().all(|byte| *byte == 0xaa), "nothing is written behind the answer");
-        let answer = Self { bytes: answer.to_vec(), outcome: reply.outcome };
-        let (request, message) = (Message::parse(request).unwrap(), answer.message());
+impl CheckedResponse {
+    pub(crate) fn new(request: &[u8], buffer: &[u8], decision: &Response) -> Self {
+        let (written, untouched) = buffer.split_at(decision.length);
+        assert!(untouched.iter().all(|byte| *byte == 0xaa), "nothing is written after the response");
+        let response = Self { bytes: written.to_vec(), outcome: decision.outcome };
+        let (request, message) = (Message::parse(request).unwrap(), response.message());
         assert_eq!((message.method(), message.transaction_id()), (request.method(), request.transaction_id()));
-        match answer.outcome {
+        match response.outcome {
             Outcome::Answered(method) => {
                 assert_eq!((message.class(), method.into()), (Class::Success, request.method()));
             }
             Outcome::Rejected(code) => {
-                assert_eq!((message.class(), answer.code()), (Class::Error, Some(code.code().code())));
+                assert_eq!((message.class(), response.code()), (Class::Error, Some(code.code().code())));
                 // RFC 8489 §14.8: fewer than 128 characters.
-                assert!((1..128).contains(&answer.reason().chars().count()), "an error has a reason phrase");
+                assert!((1..128).contains(&response.reason().chars().count()), "an error has a reason phrase");
             }
             Outcome::RejectedByLimit(limit) => {
-                assert_eq!((message.class(), answer.code()), (Class::Error, Some(limit.code().code().code())));
-                assert_eq!(answer.reason(), limit.reason());
+                assert_eq!((message.class(), response.code()), (Class::Error, Some(limit.code().code().code())));
+                assert_eq!(response.reason(), limit.reason());
             }
-            other => panic!("an answer is not {other}"),
+            other => panic!("a response is not {other}"),
         }
-        assert_padding_is_zero(&answer.bytes);
-        answer
+        assert_padding_is_zero(&response.bytes);
+        response
     }
 
     pub(crate) fn message(&self) -> Message<'_> {
@@ -628,7 +650,7 @@ impl Answer {
         self.get().map(|Nonce(nonce)| nonce.to_owned())
     }
 
-    /// The types of its attributes, in order.
+    /// Returns the types of the attributes, in order.
     pub(crate) fn kinds(&self) -> Vec<AttributeType> {
         self.message().attributes().map(|attribute| attribute.kind).collect()
     }
@@ -642,14 +664,14 @@ impl Answer {
 pub(crate) fn assert_padding_is_zero(message: &[u8]) {
     let mut rest = &message[HEADER_LEN..];
     let mut kinds = BTreeSet::new();
-    while let [kind_high, kind_low, high, low, behind @ ..] = rest {
+    while let [kind_high, kind_low, high, low, tail @ ..] = rest {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         let padded = length.next_multiple_of(4);
-        assert!(behind[length..padded].iter().all(|byte| *byte == 0), "padding is zero");
+        assert!(tail[length..padded].iter().all(|byte| *byte == 0), "padding is zero");
         let kind = AttributeType::new(u16::from_be_bytes([*kind_high, *kind_low]));
         let may_repeat = [AttributeType::XOR_RELAYED_ADDRESS, AttributeType::ALTERNATE_SERVER].contains(&kind);
         assert!(kinds.insert(kind) || may_repeat, "an attribute type appears once");
-        rest = &behind[padded..];
+        rest = &tail[padded..];
     }
     assert!(rest.is_empty());
 }

@@ -1,13 +1,13 @@
-//! The allocation table, behind the server.
+//! The allocation table.
 
 use crate::stun::Method;
 use crate::stun::attribute::Lifetime;
 use crate::turn::tables::table::Table;
 use crate::turn::tests::support::*;
 
-// However many 5-tuples share a hash; the invariants are checked after every packet.
+// All 5-tuples share one hash. The invariants are checked after every packet.
 #[test]
-fn five_tuples_with_the_same_hash_are_told_apart() {
+fn five_tuples_with_the_same_hash_are_distinguished() {
     for order in [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 5, 0, 3, 1, 4]] {
         let mut world = World::new();
         world.server.table = Table::new(1);
@@ -15,7 +15,7 @@ fn five_tuples_with_the_same_hash_are_told_apart() {
         let mut relays: Vec<_> = clients.iter().map(|client| Some(world.allocate(client))).collect();
         for (gone, at) in order.into_iter().enumerate() {
             world.accept(&clients[at], Method::REFRESH, &[&Lifetime(0)]);
-            let summary = world.ended(&relays[at].take().unwrap());
+            let summary = world.expect_end(&relays[at].take().unwrap());
             assert_eq!(summary.tuple, clients[at].tuple);
             assert_eq!(world.server.allocation_count(), 5 - gone);
             for (client, relay) in clients.iter().zip(&relays) {

@@ -1,4 +1,4 @@
-//! RFC 8656 §13 to §16: what of an IP header goes from one side of a relay to the other.
+//! RFC 8656 §13 to §16: the IP header fields that are copied when data is relayed.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use crate::turn::{FromClient, ToPeer, Transport};
 /// Expedited Forwarding, Congestion Experienced.
 const TOS: u8 = 0xbb;
 
-/// A client on this transport with a dual allocation and a permission for the first peer of each family.
+/// Returns a client on this transport with a dual allocation and a permission for the first peer of each family.
 fn dual(transport: Transport, v6: bool) -> (World, Client) {
     let mut world = World::new();
     let mut client = world.client(1);
@@ -45,9 +45,9 @@ fn send(peer: SocketAddr, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
     plain(Class::Indication, Method::SEND, &all)
 }
 
-// §14: DSCP and ECN are those of the datagram that came; so too between families (§13, RFC 7915 §4 and §5).
+// §14: DSCP and ECN are copied from the received datagram, also between address families (§13, RFC 7915 §4 and §5).
 #[test]
-fn dscp_and_ecn_go_from_datagram_to_datagram() {
+fn dscp_and_ecn_are_copied_between_datagrams() {
     for v6 in [false, true] {
         let (mut world, client) = dual(Transport::Udp, v6);
         for (number, peer) in [(0x4000, peer(1)), (0x4001, peer_v6(1))] {
@@ -67,9 +67,9 @@ fn dscp_and_ecn_go_from_datagram_to_datagram() {
     }
 }
 
-// §15: Not-ECT and Best Effort to the peer; §16: what peers set is ignored.
+// §15: Not-ECT and Best Effort to the peer. §16: the fields of datagrams from peers are ignored.
 #[test]
-fn nothing_of_the_ip_header_crosses_a_connection() {
+fn ip_header_fields_are_not_copied_to_or_from_a_connection() {
     let (mut world, client) = dual(Transport::Tcp, false);
     world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
     world.tos = TOS;
@@ -79,24 +79,25 @@ fn nothing_of_the_ip_header_crosses_a_connection() {
     assert_eq!(world.tos_sent, 0);
 }
 
-// §3.7: where datagrams with an unknown DF may go from IPv4 to IPv6, DONT-FRAGMENT in an Allocate request → 420.
+// §3.7: DONT-FRAGMENT in an Allocate request → 420, if datagrams with an unknown DF may be relayed from IPv4 to IPv6.
 #[test]
-fn dont_fragment_from_ipv4_to_ipv6_is_420_on_datagrams() {
+fn dont_fragment_from_ipv4_to_ipv6_is_420_over_udp() {
     let (v6, both) = (RequestedAddressFamily(AddressFamily::V6), AdditionalAddressFamily(AddressFamily::V6));
     let mut world = World::new();
     let (reserving, client) = (world.client(1), world.client(2));
     let reserve = EvenPort { reserve_next: true };
-    let answer = world.accept(&reserving, Method::ALLOCATE, &[&RequestedTransport::UDP, &v6, &reserve]);
+    let response = world.accept(&reserving, Method::ALLOCATE, &[&RequestedTransport::UDP, &v6, &reserve]);
     world.event();
-    let token: ReservationToken = answer.get().unwrap();
+    let token: ReservationToken = response.get().unwrap();
     let before = world.footprint();
     for wanted in [&v6 as &dyn EncodeAttribute, &both, &token] {
-        let answer = world.ask(&client, Method::ALLOCATE, &[&RequestedTransport::UDP, wanted, &DontFragment]);
-        let unknown: Vec<_> = answer.get::<UnknownAttributes<'_>>().unwrap().iter().collect();
-        assert_eq!((answer.code(), unknown), (Some(420), vec![AttributeType::DONT_FRAGMENT]));
+        let response =
+            world.send_request(&client, Method::ALLOCATE, &[&RequestedTransport::UDP, wanted, &DontFragment]);
+        let unknown: Vec<_> = response.get::<UnknownAttributes<'_>>().unwrap().iter().collect();
+        assert_eq!((response.code(), unknown), (Some(420), vec![AttributeType::DONT_FRAGMENT]));
     }
     assert_eq!(world.footprint(), before);
-    // A connection has no such translation, and a client that has IPv6 needs none.
+    // There is no such translation from a connection or from an IPv6 client.
     let (mut stream, mut six) = (world.client(3), world.client(4));
     stream.tuple.transport = Transport::Tcp;
     six.tuple.client = address("[2001:db8::4]:5000");
@@ -111,10 +112,10 @@ fn dont_fragment_from_ipv4_to_ipv6_is_420_on_datagrams() {
     only_v4.event();
 }
 
-// §14: DF follows DONT-FRAGMENT from IPv4 to IPv4. §13.1 to §13.3: otherwise it MUST be ignored between datagrams.
-// §13: not so for data from a connection.
+// §14: DONT-FRAGMENT sets DF from IPv4 to IPv4. §13.1 to §13.3: between other datagrams it MUST be ignored. §15: it
+// applies to data from a connection.
 #[test]
-fn dont_fragment_counts_from_ipv4_to_ipv4_and_from_connections() {
+fn dont_fragment_applies_from_ipv4_to_ipv4_and_from_connections() {
     for (transport, v6, to_v4, to_v6) in [
         (Transport::Udp, false, true, false),
         (Transport::Udp, true, false, false),
@@ -123,8 +124,8 @@ fn dont_fragment_counts_from_ipv4_to_ipv4_and_from_connections() {
     ] {
         let (mut world, client) = dual(transport, v6);
         for (peer, expected) in [(peer(1), to_v4), (peer_v6(1), to_v6)] {
-            let asked = route(&mut world, &client, &send(peer, &[&DontFragment]));
-            assert_eq!(asked.dont_fragment, expected, "{transport}, {} to {peer}", client.tuple.client);
+            let requested = route(&mut world, &client, &send(peer, &[&DontFragment]));
+            assert_eq!(requested.dont_fragment, expected, "{transport}, {} to {peer}", client.tuple.client);
             assert!(!route(&mut world, &client, &send(peer, &[])).dont_fragment);
         }
         world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);

@@ -12,8 +12,8 @@ use crate::net::tls::Acceptor;
 use crate::turn::{FiveTuple, Ticket};
 use crate::worker::Worker;
 
-/// The number of unfinished handshakes of a worker. Another one evicts the oldest: a handshake takes two round trips, so clients that
-/// keep theirs unfinished do not block others.
+/// The maximum number of unfinished handshakes of a worker. A further one evicts the oldest, so clients that do not
+/// finish theirs do not block others.
 const MAX_HANDSHAKES: usize = 512;
 
 /// The unfinished handshakes, the oldest first. Each is notified when it is evicted.
@@ -27,13 +27,13 @@ impl Handshakes {
         {
             oldest.notify_one();
         }
-        let place = Rc::new(Notify::new());
-        self.0.push_back(Rc::clone(&place));
-        place
+        let eviction = Rc::new(Notify::new());
+        self.0.push_back(Rc::clone(&eviction));
+        eviction
     }
 
-    fn end(&mut self, place: &Rc<Notify>) {
-        self.0.retain(|other| !Rc::ptr_eq(other, place));
+    fn end(&mut self, eviction: &Rc<Notify>) {
+        self.0.retain(|other| !Rc::ptr_eq(other, eviction));
     }
 }
 
@@ -45,7 +45,7 @@ pub(in crate::worker) async fn serve(
     stream: TcpStream,
     acceptor: Acceptor,
 ) {
-    let (place, timeout) = match worker.upgrade() {
+    let (eviction, timeout) = match worker.upgrade() {
         Some(worker) => {
             let mut worker = worker.borrow_mut();
             let timeout = worker.shell.snapshot.timeouts.tls_handshake;
@@ -56,10 +56,10 @@ pub(in crate::worker) async fn serve(
     let handshake = tokio::select! {
         done = acceptor.accept(stream) => done.map_err(CloseReason::from),
         () = tokio::time::sleep(timeout) => Err(CloseReason::HandshakeTimeout),
-        () = place.notified() => Err(CloseReason::HandshakeEvicted),
+        () = eviction.notified() => Err(CloseReason::HandshakeEvicted),
     };
     if let Some(this) = worker.upgrade() {
-        this.borrow_mut().shell.connections.handshakes.end(&place);
+        this.borrow_mut().shell.connections.handshakes.end(&eviction);
     }
     match handshake {
         Ok((stream, usage)) => stream::serve(worker, tuple, ticket, stream, usage).await,
@@ -76,19 +76,19 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "current_thread")]
-    async fn one_handshake_too_many_ends_the_oldest() {
+    async fn a_handshake_above_the_limit_evicts_the_oldest() {
         let mut handshakes = Handshakes::default();
-        let places: Vec<_> = (0..MAX_HANDSHAKES).map(|_| handshakes.begin()).collect();
-        handshakes.end(&places[0]);
+        let evictions: Vec<_> = (0..MAX_HANDSHAKES).map(|_| handshakes.begin()).collect();
+        handshakes.end(&evictions[0]);
         let _ = handshakes.begin();
-        let evicted = |place: &Rc<Notify>| {
-            let place = Rc::clone(place);
-            async move { tokio::time::timeout(std::time::Duration::ZERO, place.notified()).await.is_ok() }
+        let evicted = |eviction: &Rc<Notify>| {
+            let eviction = Rc::clone(eviction);
+            async move { tokio::time::timeout(std::time::Duration::ZERO, eviction.notified()).await.is_ok() }
         };
-        assert!(!evicted(&places[1]).await);
+        assert!(!evicted(&evictions[1]).await);
         let _ = handshakes.begin();
-        assert!(evicted(&places[1]).await);
-        assert!(!evicted(&places[2]).await);
+        assert!(evicted(&evictions[1]).await);
+        assert!(!evicted(&evictions[2]).await);
         assert_eq!(handshakes.0.len(), MAX_HANDSHAKES);
     }
 }

@@ -38,20 +38,20 @@ pub(crate) struct ConnectionLimits {
 /// How long a worker waits for clients on connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// For the end of the TLS handshake, from the connection on.
+    /// From the connection to the end of the TLS handshake.
     pub(crate) tls_handshake: Duration,
-    /// For the first request, from the handshake on.
+    /// From the end of the handshake to the first request.
     pub(crate) first_request: Duration,
-    /// After the last request, on a connection without an allocation.
+    /// Since the last request, on a connection without an allocation.
     pub(crate) idle: Duration,
-    /// In all, on a connection that has had no allocation.
+    /// Since the end of the handshake, on a connection that has had no allocation.
     pub(crate) unauthenticated: Duration,
 }
 
 /// The connections of a worker.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
-    /// What is to be written to each client.
+    /// The queue of each connection.
     open: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
     handshakes: Handshakes,
     /// No connection is accepted any more, and each ends once its responses are written.
@@ -61,7 +61,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Ends every connection once what is queued for it is written.
+    /// Ends every connection as soon as its queue is written.
     pub(super) fn stop(&mut self) {
         self.stopping = true;
         for outbound in self.open.values() {
@@ -77,7 +77,7 @@ impl Connections {
         &self.none_left
     }
 
-    /// Queues a response, or an indication about an ICMP error, which is as rare. Returns whether there is such a connection.
+    /// Queues a response, or an indication about an ICMP error. Returns whether there is such a connection.
     pub(super) fn push_response(&self, tuple: &FiveTuple, message: &[u8], has_allocation: bool) -> bool {
         let outbound = self.open.get(tuple);
         if let Some(outbound) = outbound {
@@ -94,15 +94,15 @@ impl Connections {
 }
 
 impl Worker {
-    /// Returns the 5-tuple of a new connection and its place in the count; `None` if it is to be closed.
-    pub(super) fn admit(&mut self, stream: &TcpStream, transport: Transport) -> Option<(FiveTuple, Ticket)> {
+    /// Returns the 5-tuple of a new connection and its ticket in the quota; `None` if the connection is rejected.
+    pub(super) fn accept(&mut self, stream: &TcpStream, transport: Transport) -> Option<(FiveTuple, Ticket)> {
         let shell = &mut self.shell;
         if shell.connections.stopping {
             return None;
         }
         let Ok((client, server)) = prepare(stream) else {
-            // The client has gone already.
-            shell.statistics.count_connection(ConnectionOutcome::Admitted, 1);
+            // The client has already closed the connection.
+            shell.statistics.count_connection(ConnectionOutcome::Accepted, 1);
             shell.statistics.count_connection(ConnectionOutcome::Ended(CloseReason::Broken), 1);
             return None;
         };
@@ -114,7 +114,7 @@ impl Worker {
         let ConnectionLimits { per_source, in_all } = shell.snapshot.connection_limits;
         match shell.ledger.connections.admit(&source, per_source, in_all) {
             Ok(ticket) => {
-                shell.statistics.count_connection(ConnectionOutcome::Admitted, 1);
+                shell.statistics.count_connection(ConnectionOutcome::Accepted, 1);
                 Some((tuple, ticket))
             }
             Err(exceeded) => {
@@ -138,7 +138,8 @@ impl Worker {
             outbound.borrow_mut().finish();
         }
         if self.shell.connections.open.insert(tuple, outbound).is_some() {
-            // The client reuses the port, so its old connection is broken. That connection's task does not know yet.
+            // The client reuses the port, so its old connection is broken, which the task of that connection has not
+            // detected.
             self.end_allocation(&tuple);
         }
     }
@@ -169,7 +170,7 @@ impl Worker {
     }
 }
 
-/// Returns both ends of a new connection, after setting it to send at once and to detect a client that has vanished.
+/// Configures a new connection to send at once and to detect an unreachable client. Returns the addresses of both ends.
 fn prepare(stream: &TcpStream) -> io::Result<(SocketAddr, SocketAddr)> {
     // Responses are written whole. Waiting for more would only delay them.
     stream.set_nodelay(true)?;
@@ -187,7 +188,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 macro_rules! close_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
-        /// Why a connection ended. Each admitted connection ends for exactly one reason.
+        /// Why a connection ended. Each accepted connection ends for exactly one reason.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum CloseReason {
             $($(#[doc = $doc])+ $name,)+
@@ -266,10 +267,10 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// What happened to a connection: one of the first four, and for an admitted one its end.
+/// The outcome of a connection: one of the first four, and for an accepted connection also its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectionOutcome {
-    Admitted,
+    Accepted,
     /// The source has as many connections as allowed.
     RejectedBySource,
     /// The server has as many connections as allowed.
@@ -284,7 +285,7 @@ impl ConnectionOutcome {
 
     /// Returns every outcome, in the order of their indices.
     fn all() -> impl Iterator<Item = Self> {
-        [Self::Admitted, Self::RejectedBySource, Self::Rejected, Self::AcceptFailed]
+        [Self::Accepted, Self::RejectedBySource, Self::Rejected, Self::AcceptFailed]
             .into_iter()
             .chain(CloseReason::ALL.iter().copied().map(Self::Ended))
     }
@@ -292,7 +293,7 @@ impl ConnectionOutcome {
     /// Returns the place of the outcome in an array of [`COUNT`](Self::COUNT) counters.
     pub(crate) const fn index(self) -> usize {
         match self {
-            Self::Admitted => 0,
+            Self::Accepted => 0,
             Self::RejectedBySource => 1,
             Self::Rejected => 2,
             Self::AcceptFailed => 3,
@@ -302,7 +303,7 @@ impl ConnectionOutcome {
 
     fn label(self) -> &'static str {
         match self {
-            Self::Admitted => "admitted",
+            Self::Accepted => "accepted",
             Self::RejectedBySource => "rejected connections-per-source",
             Self::Rejected => "rejected connections",
             Self::AcceptFailed => "accept failed",
@@ -340,8 +341,8 @@ impl From<[u64; ConnectionOutcome::COUNT]> for ConnectionCounters {
 impl ConnectionCounters {
     /// Returns the number of connections that are open.
     pub(crate) fn open(&self) -> u64 {
-        let [admitted, _, _, _, ended @ ..] = &self.0;
-        admitted.saturating_sub(ended.iter().sum())
+        let [accepted, _, _, _, ended @ ..] = &self.0;
+        accepted.saturating_sub(ended.iter().sum())
     }
 
     /// Adds the counts of another worker.
@@ -378,7 +379,7 @@ mod tests {
     #[test]
     fn connections_that_have_not_ended_are_open() {
         let mut counts = [0; ConnectionOutcome::COUNT];
-        counts[ConnectionOutcome::Admitted.index()] = 3;
+        counts[ConnectionOutcome::Accepted.index()] = 3;
         counts[ConnectionOutcome::RejectedBySource.index()] = 5;
         counts[ConnectionOutcome::Ended(CloseReason::ByClient).index()] = 1;
         assert_eq!(ConnectionCounters::from(counts).open(), 2);

@@ -1,4 +1,4 @@
-//! What is queued for a client on a connection, bounded in bytes.
+//! The queue of bytes for a client on a connection, which is bounded.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -11,16 +11,16 @@ use crate::net::tls::Failure;
 use crate::transport::Transport;
 use crate::turn;
 
-/// Bytes of relayed data that wait for a slow client. Data above it is dropped, as a full socket buffer drops it.
+/// The maximum length of the queue in bytes after adding relayed data. Data above it is dropped.
 const MAX_DATA: usize = 256 * 1024;
 
-/// Bytes of data and responses that wait for a slow client. Responses are never dropped; the connection ends instead.
+/// The maximum length of the queue in bytes after adding a response. Above it, the connection ends.
 const MAX_IN_ALL: usize = MAX_DATA + 64 * 1024;
 
 /// Like [`MAX_IN_ALL`], for a client without an allocation.
 const MAX_WITHOUT_ALLOCATION: usize = 16 * 1024;
 
-/// What is queued for a client.
+/// The queue for a client.
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
     queue: VecDeque<u8>,
@@ -29,11 +29,11 @@ pub(super) struct Outbound {
     overflowed: bool,
     /// The connection is closed once the queue is written.
     finishing: bool,
-    /// Each write has one message, so that each gets a TLS record of its own. Some clients, coturn's among them, take a record for
-    /// a message and lose the rest of it.
+    /// Each write has one message, so that each message has its own TLS record. Some clients, such as coturn's, expect
+    /// one message per record and lose further ones.
     single: bool,
-    /// The bytes of the first message that are still to be written.
-    begun: usize,
+    /// The number of unwritten bytes of the first message.
+    remaining: usize,
 }
 
 impl Outbound {
@@ -46,18 +46,18 @@ impl Outbound {
         if !self.single {
             return self.queue.as_slices().0;
         }
-        if self.begun == 0 {
+        if self.remaining == 0 {
             let mut header = [0; 4];
             for (place, byte) in header.iter_mut().zip(&self.queue) {
                 *place = *byte;
             }
-            self.begun = turn::written_length(header);
+            self.remaining = turn::written_length(header);
         }
-        if self.queue.as_slices().0.len() < self.begun {
+        if self.queue.as_slices().0.len() < self.remaining {
             self.queue.make_contiguous();
         }
         let front = self.queue.as_slices().0;
-        front.get(..self.begun).unwrap_or(front)
+        front.get(..self.remaining).unwrap_or(front)
     }
 
     /// Queues relayed data. Returns whether there was room.
@@ -106,7 +106,7 @@ impl Outbound {
             match ready!(Pin::new(&mut *stream).poll_write(cx, self.piece())) {
                 Ok(written) if written > 0 => {
                     self.queue.drain(..written);
-                    self.begun = self.begun.saturating_sub(written);
+                    self.remaining = self.remaining.saturating_sub(written);
                 }
                 Ok(_) => return Poll::Ready(CloseReason::Broken),
                 Err(error) => return Poll::Ready(Failure::of(&error).into()),

@@ -1,4 +1,4 @@
-//! Clients on connections: one task each, which reads messages, passes them to the core, and writes what is queued.
+//! Clients on connections: one task each, which reads messages, passes them to the core, and writes the queue.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -21,22 +21,22 @@ use crate::worker::{LARGEST_READ, Now, Worker};
 /// The longest request of a client that has had no allocation on the connection, in bytes.
 const MAX_UNAUTHENTICATED_REQUEST: usize = 4 * 1024;
 
-/// The number of messages of a connection that are served before others.
+/// The number of messages of a connection after which other tasks run.
 const BUDGET: usize = 64;
 
-/// What was received from a client and is still to be served.
+/// The received bytes of a connection that are not served yet, and its deadlines.
 #[derive(Debug)]
 struct Inbound {
     /// The application protocol of the connection.
     usage: Usage,
     bytes: Vec<u8>,
-    /// `bytes` has whole messages, which are served before more is read.
+    /// `bytes` has complete messages, which are served before more is read.
     more: bool,
     /// The client has had an allocation on this connection.
     authenticated: bool,
-    /// Until when it must have had one.
+    /// The deadline for the first allocation.
     unauthenticated_until: Deadline,
-    /// Until when it must make a request.
+    /// The deadline for the next request.
     until: Deadline,
 }
 
@@ -54,7 +54,7 @@ impl Inbound {
 
     /// Keeps these bytes instead of the ones kept before.
     fn keep(&mut self, bytes: &[u8]) {
-        // The buffer belongs to the worker. A connection keeps only what is still to be served.
+        // The buffer belongs to the worker. A connection keeps only bytes that are not served yet.
         if bytes.is_empty() {
             self.bytes = Vec::new();
         } else {
@@ -64,7 +64,7 @@ impl Inbound {
     }
 }
 
-/// Whether bytes cannot be a request of an unauthenticated client: too long, or not STUN.
+/// Returns whether bytes cannot be a request of an unauthenticated client: too long, or not STUN.
 fn is_not_a_request(bytes: &[u8]) -> bool {
     let length = |high: &u8, low: &u8| usize::from(u16::from_be_bytes([*high, *low]));
     match bytes {
@@ -90,7 +90,7 @@ pub(in crate::worker) async fn serve<S>(
         None => return,
     }
     let close = serve_until_closed(&worker, &tuple, &outbound, &mut stream, usage).await;
-    // With TLS this sends close_notify, if there is room for it.
+    // With TLS this sends close_notify, if the socket buffer has space for it.
     let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx))).await;
     if let Some(worker) = worker.upgrade() {
         worker.borrow_mut().disconnected(&tuple, &outbound, close);
@@ -127,11 +127,11 @@ where
             let read = worker.borrow_mut().poll_read(cx, tuple, &mut inbound, stream);
             match read {
                 Poll::Ready(Err(close)) => {
-                    // Writes the responses to what came before, as far as possible at once.
+                    // Writes the responses to earlier requests, as far as possible without waiting.
                     let _ = outbound.borrow_mut().poll_write(cx, stream);
                     Poll::Ready(Err(close))
                 }
-                // Requests usually move the deadline back, and then the timer stays as it is.
+                // Requests usually postpone the deadline; the timer is then not changed.
                 _ if inbound.deadline().is_before(armed) => Poll::Ready(Ok(Step::Timer)),
                 Poll::Ready(Ok(more)) => Poll::Ready(Ok(Step::Read(more))),
                 Poll::Pending => timer.as_mut().poll(cx).map(|()| Ok(Step::Timer)),
@@ -139,7 +139,7 @@ where
         });
         match step.await {
             Ok(Step::Read(false)) => {}
-            // Others are served before the client continues.
+            // Other tasks run before this one continues.
             Ok(Step::Read(true)) => yield_now().await,
             Ok(Step::Timer) => {
                 let Some(worker) = worker.upgrade() else { return CloseReason::ServerStopped };
@@ -165,7 +165,7 @@ enum Step {
 }
 
 impl Worker {
-    /// Returns how long the client has to make a request.
+    /// Returns the time until the next deadline, or the reason to close the connection.
     fn remaining_time(&self, tuple: &FiveTuple, inbound: &mut Inbound) -> Result<Duration, CloseReason> {
         let now = self.shell.now().monotonic;
         if !inbound.authenticated && inbound.unauthenticated_until.has_passed(now) {
@@ -180,7 +180,8 @@ impl Worker {
         Ok(inbound.deadline().left(now))
     }
 
-    /// Reads from a connection and serves complete messages, within a budget. Ready with whether there may be more.
+    /// Reads from a connection and serves complete messages, within a budget. The result says whether there may be
+    /// more.
     fn poll_read<S: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -200,8 +201,8 @@ impl Worker {
                 Err(error) => return Poll::Ready(Err(Failure::of(&error).into())),
             }
         }
-        if let Some(begun) = self.stream.buffer.get_mut(..kept) {
-            begun.copy_from_slice(&inbound.bytes);
+        if let Some(start) = self.stream.buffer.get_mut(..kept) {
+            start.copy_from_slice(&inbound.bytes);
         }
         let now = self.shell.now();
         let mut served = 0..end;
@@ -219,7 +220,7 @@ impl Worker {
         Poll::Ready(Ok(full || inbound.more))
     }
 
-    /// Serves the complete messages in these bytes of the buffer. What is left is the beginning of a message.
+    /// Serves the complete messages in the range `left` of the buffer, and removes them from it.
     fn serve_frames(
         &mut self,
         now: Now,
@@ -245,7 +246,7 @@ impl Worker {
                         && !turn::is_binding(bytes.get(..message).unwrap_or_default()) =>
                 {
                     // RFC 7443 §2: the client has negotiated a connection for Binding.
-                    self.shell.settle(tuple.client, Outcome::Dropped(DropReason::UnsupportedMethod));
+                    self.shell.count_outcome(tuple.client, Outcome::Dropped(DropReason::UnsupportedMethod));
                     return Err(CloseReason::OtherUsage);
                 }
                 Frame::Complete { message, length } => {

@@ -11,11 +11,11 @@ use turnserver::turn::{
 
 use super::allocate::{PortPreference, Wanted};
 use super::tokens::AllocTokens;
-use super::{Answer, Body, ExpectOpened, Model, NO_PORT, Now, error, seconds_left};
+use super::{Body, ExpectOpened, ExpectedResponse, Model, NO_PORT, Now, error, seconds_left};
 
-/// How long a port that somebody else has is left alone.
-const ASIDE_MS: u64 = 60_000;
-/// Ports that are tried for one address.
+/// How long a port in use by another program is not tried again.
+const SET_ASIDE_MS: u64 = 60_000;
+/// The number of ports that are tried for one address.
 const ATTEMPTS: u32 = 16;
 const RESERVED_MS: u64 = 30_000;
 
@@ -23,7 +23,7 @@ const RESERVED_MS: u64 = 30_000;
 pub(crate) enum State {
     Opening,
     Open,
-    Over,
+    Ended,
 }
 
 #[derive(Clone, Debug)]
@@ -45,27 +45,27 @@ impl Address {
 pub(crate) struct Alloc {
     pub(crate) tuple: FiveTuple,
     pub(crate) worker: usize,
-    /// IPv4 first, and the one that is being opened last.
+    /// IPv4 first. The one that is being opened is the last.
     pub(crate) addresses: Vec<Address>,
     pub(crate) username: String,
     pub(super) user: String,
     pub(crate) transaction: TransactionId,
     created: u64,
-    /// When it ends if it is never answered.
+    /// When it expires if its Allocate request gets no response.
     pub(crate) deadline: u64,
-    /// Whether the client has been answered.
+    /// Whether the client has got a success response.
     pub(crate) open: bool,
     wanted: Wanted,
     token: Option<[u8; 8]>,
     pub(crate) permissions: Vec<(IpAddr, u64)>,
     pub(crate) channels: Vec<(u16, SocketAddr, u64)>,
     pub(super) traffic: Traffic,
-    /// A second, and how many ICMP errors were told in it.
+    /// A second, and the number of ICMP errors in it.
     pub(super) icmp: (u64, u32),
     pub(super) tokens: AllocTokens,
 }
 
-/// A port that waits for its token.
+/// A reserved port.
 #[derive(Clone, Debug)]
 pub(crate) struct Reservation {
     pub(crate) token: [u8; 8],
@@ -76,7 +76,7 @@ pub(crate) struct Reservation {
 }
 
 impl Alloc {
-    pub(crate) fn is_over(&self, now: Now) -> bool {
+    pub(crate) fn has_ended(&self, now: Now) -> bool {
         if self.open { !self.addresses.iter().any(|address| address.is_live(now)) } else { self.deadline <= now.ms }
     }
 
@@ -94,30 +94,30 @@ impl Alloc {
         self.addresses.iter_mut().filter(move |address| address.is_live(now)).filter(wanted)
     }
 
-    /// Forgets what has expired.
+    /// Removes what has expired.
     pub(super) fn purge(&mut self, now: Now) {
         let families = [false, true].map(|v6| self.has(now, v6));
         self.permissions.retain(|(peer, until)| *until > now.ms && families[usize::from(peer.is_ipv6())]);
         self.channels.retain(|(_, peer, until)| *until > now.ms && families[usize::from(peer.is_ipv6())]);
     }
 
-    fn told(&self) -> RelayedAddresses {
-        let told = |v6| self.address(v6).filter(|address| address.state != State::Opening);
-        let [v4, v6] = [false, true].map(|v6| told(v6).map(|address| address.relayed));
+    fn advertised(&self) -> RelayedAddresses {
+        let opened = |v6| self.address(v6).filter(|address| address.state != State::Opening);
+        let [v4, v6] = [false, true].map(|v6| opened(v6).map(|address| address.relayed));
         RelayedAddresses { v4, v6 }
     }
 
-    /// The answer to the request that made it.
-    pub(super) fn allocated(&self, now: Now, answer: &Answer) -> Answer {
+    /// Returns the response to the request that created it.
+    pub(super) fn allocated(&self, now: Now, response: &ExpectedResponse) -> ExpectedResponse {
         let live = || self.addresses.iter().filter(|address| address.is_live(now));
         let body = Body::Allocated {
             relayed: live().map(|address| address.relayed).collect(),
             mapped: self.tuple.client,
             lifetime: live().map(|address| seconds_left(address.deadline, now)).min().unwrap(),
-            address_error: self.wanted.failed.as_ref().map(|(v6, why)| (*v6, code(why))),
+            address_error: self.wanted.failed.as_ref().map(|(v6, failure)| (*v6, code(failure))),
             token: self.token,
         };
-        Answer { body, ..answer.clone() }
+        ExpectedResponse { body, ..response.clone() }
     }
 
     fn summary(&self, now: Now, reason: EndReason) -> AllocationSummary {
@@ -125,14 +125,14 @@ impl Alloc {
             id: self.addresses[0].id.allocation(),
             user: self.user.clone(),
             tuple: self.tuple,
-            relay: self.told(),
+            relay: self.advertised(),
             duration: Duration::from_millis(now.ms - self.created),
             traffic: self.traffic,
             reason,
         }
     }
 
-    /// The port that is to be reserved when the client is answered.
+    /// Returns the port that will be reserved with the success response.
     fn next_to(&self) -> Option<SocketAddr> {
         let bind = self.addresses.first()?.bind;
         (!self.open && self.wanted.preference == PortPreference::Pair)
@@ -141,7 +141,7 @@ impl Alloc {
 }
 
 impl Model {
-    /// Sockets that are open, with what they are called.
+    /// Returns the addresses with an open socket.
     pub(super) fn open_sockets(&self) -> impl Iterator<Item = &Address> {
         self.allocs.iter().flat_map(|alloc| &alloc.addresses).filter(|address| address.state == State::Open)
     }
@@ -150,21 +150,21 @@ impl Model {
         self.open_sockets().count()
     }
 
-    /// Ports that nobody has a socket on and nobody else gets.
+    /// Returns the ports without a socket that are not available.
     pub(crate) fn reserved_ports(&self) -> Vec<SocketAddr> {
-        let to_be = self.allocs.iter().filter_map(Alloc::next_to);
-        self.reservations.iter().map(|reservation| reservation.bind).chain(to_be).collect()
+        let pending = self.allocs.iter().filter_map(Alloc::next_to);
+        self.reservations.iter().map(|reservation| reservation.bind).chain(pending).collect()
     }
 
-    /// How many places of the quota a user has, or all together have.
+    /// Returns the number of places in the quota that a user has, or all users.
     pub(crate) fn places(&self, user: Option<&str>) -> usize {
         let of = |owner: &String| user.is_none_or(|user| user == owner);
         let allocs = self.allocs.iter().filter(|alloc| of(&alloc.user));
-        let to_be = allocs.clone().filter(|alloc| !alloc.open && alloc.wanted.preference == PortPreference::Pair);
-        allocs.count() + to_be.count() + self.reservations.iter().filter(|reservation| of(&reservation.user)).count()
+        let pending = allocs.clone().filter(|alloc| !alloc.open && alloc.wanted.preference == PortPreference::Pair);
+        allocs.count() + pending.count() + self.reservations.iter().filter(|reservation| of(&reservation.user)).count()
     }
 
-    /// Takes an allocation away and announces its end if its beginning was announced.
+    /// Ends an allocation, and announces the end if the client knows of the allocation.
     pub(super) fn end(&mut self, now: Now, at: usize, reason: EndReason) {
         let alloc = self.allocs.remove(at);
         let open = alloc.addresses.iter().filter(|address| address.state == State::Open);
@@ -174,24 +174,24 @@ impl Model {
         }
     }
 
-    /// Ends one address, and with the last one the allocation.
+    /// Ends one address; the end of the last one ends the allocation.
     pub(super) fn end_address(&mut self, now: Now, at: usize, v6: bool) {
         if !self.allocs[at].has(now, !v6) {
             return self.end(now, at, EndReason::Deleted);
         }
         let address = self.allocs[at].live_mut(now, Some(v6)).next().unwrap();
-        address.state = State::Over;
+        address.state = State::Ended;
         self.announced.push(Action::Close(address.id));
     }
 
-    /// Even ports of this family, or any, that may be used at a worker.
+    /// Returns the ports of an address family that a worker may choose.
     pub(crate) fn free_ports(&self, now: Now, worker: usize, v6: bool, preference: PortPreference) -> Vec<SocketAddr> {
         let relays = self.setup.ranges(worker).into_iter().filter(|relay| relay.bind.is_ipv6() == v6);
         let reserved = self.reserved_ports();
         let free: Vec<SocketAddr> = relays
             .flat_map(|relay| relay.ports.map(move |port| SocketAddr::new(relay.bind, port)))
             .filter(|bind| !self.taken.contains(bind) && !reserved.contains(bind))
-            .filter(|bind| !self.aside.iter().any(|(aside, until)| aside == bind && *until > now.ms))
+            .filter(|bind| !self.set_aside.iter().any(|(port, until)| port == bind && *until > now.ms))
             .collect();
         let fits = |bind: &SocketAddr| match preference {
             PortPreference::Any => true,
@@ -204,22 +204,22 @@ impl Model {
     }
 
     fn relayed(&self, bind: SocketAddr) -> SocketAddr {
-        let relay = self.setup.relays.iter().find(|relay| relay.bind == bind.ip()).expect("a relay address of ours");
+        let relay = self.setup.relays.iter().find(|relay| relay.bind == bind.ip()).expect("a relay address");
         SocketAddr::new(relay.advertised, bind.port())
     }
 
-    /// The family that a socket is asked for next; those that are not to be had are left out.
+    /// Returns the address family of the next socket. Families without a free port are skipped.
     pub(super) fn next_family(&self, now: Now, worker: usize, mut v6: bool, wanted: &mut Wanted) -> Option<bool> {
         loop {
             let known = self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == v6);
             if !self.free_ports(now, worker, v6, wanted.preference).is_empty() {
                 return Some(v6);
             }
-            v6 = wanted.fail(v6, if known { Body::Refused(NO_PORT) } else { error(440) })?;
+            v6 = wanted.fail(v6, if known { Body::LimitReached(NO_PORT) } else { error(440) })?;
         }
     }
 
-    /// The server wants this socket for a new allocation.
+    /// The server opens this socket for a new allocation.
     pub(crate) fn opening(&mut self, now: Now, tuple: FiveTuple, worker: usize, wanted: Wanted, open: &SocketSpec) {
         match wanted.claimed {
             Some(bind) => assert_eq!(open.bind, bind),
@@ -231,7 +231,7 @@ impl Model {
             addresses: Vec::new(),
             username: wanted.username.clone(),
             user: wanted.user.clone(),
-            transaction: wanted.answer.transaction,
+            transaction: wanted.response.transaction,
             created: now.ms,
             deadline: now.ms + wanted.lifetime * 1_000,
             open: false,
@@ -246,7 +246,7 @@ impl Model {
         self.socket_wanted(now, self.allocs.len() - 1, open);
     }
 
-    /// The server wants this socket for an allocation that it has begun.
+    /// The server opens another socket for an allocation.
     pub(crate) fn opening_another(&mut self, now: Now, at: usize, open: &SocketSpec) {
         self.socket_wanted(now, at, open);
     }
@@ -258,7 +258,7 @@ impl Model {
             assert!(free.contains(&open.bind), "{} may be used", open.bind);
         }
         let others = self.allocs.iter().filter(|alloc| alloc.worker == worker).flat_map(|alloc| &alloc.addresses);
-        assert!(others.clone().all(|address| address.id != open.socket), "a new name");
+        assert!(others.clone().all(|address| address.id != open.socket), "a new identifier");
         let relayed = self.relayed(open.bind);
         self.taken.push(open.bind);
         let alloc = &mut self.allocs[at];
@@ -267,7 +267,7 @@ impl Model {
         alloc.addresses.push(Address { id, bind, relayed, deadline, state });
     }
 
-    /// A socket is open or not. `token` is what the server's answer to the client has.
+    /// A socket was opened or failed. `token` is that of the server's response to the client.
     pub(crate) fn opened(
         &mut self,
         now: Now,
@@ -278,16 +278,16 @@ impl Model {
     ) -> ExpectOpened {
         if let Err(error) = result {
             self.taken.retain(|bind| *bind != open.bind);
-            // A port of another worker's goes back to it.
+            // A port of another worker returns to that worker.
             if error == OpenError::PortInUse && self.setup.owner_of(open.bind.port()) == worker {
-                self.aside.retain(|(bind, _)| *bind != open.bind);
-                self.aside.push((open.bind, now.ms + ASIDE_MS));
+                self.set_aside.retain(|(bind, _)| *bind != open.bind);
+                self.set_aside.push((open.bind, now.ms + SET_ASIDE_MS));
             }
         }
         let asked = |address: &Address| address.id == open.socket && address.state == State::Opening;
         let of = |alloc: &Alloc| alloc.worker == worker && alloc.addresses.iter().any(asked);
         let Some(at) = self.allocs.iter().position(of) else { return ExpectOpened::Abandoned };
-        if self.allocs[at].is_over(now) {
+        if self.allocs[at].has_ended(now) {
             self.end(now, at, EndReason::Expired);
             return ExpectOpened::Abandoned;
         }
@@ -302,41 +302,41 @@ impl Model {
             }
             Err(OpenError::Other) => {
                 alloc.addresses.pop();
-                wanted.fail(v6, Body::Refused(Limit::Sockets))
+                wanted.fail(v6, Body::LimitReached(Limit::Sockets))
             }
             Err(OpenError::PortInUse) => {
                 alloc.addresses.pop();
                 match (wanted.claimed, wanted.attempts < ATTEMPTS) {
                     (Some(_), _) => wanted.fail(v6, error(508)),
                     (None, true) => Some(v6),
-                    (None, false) => wanted.fail(v6, Body::Refused(NO_PORT)),
+                    (None, false) => wanted.fail(v6, Body::LimitReached(NO_PORT)),
                 }
             }
         };
         let turn = turn.and_then(|v6| self.next_family(now, worker, v6, &mut wanted));
         self.allocs[at].wanted = wanted;
         match turn {
-            Some(v6) => ExpectOpened::Another { at, v6 },
+            Some(v6) => ExpectOpened::OpenAnother { at, v6 },
             None if self.allocs[at].addresses.is_empty() => {
                 let alloc = self.allocs.remove(at);
-                let (_, why) = alloc.wanted.failed.unwrap();
-                // A reserved port that somebody else has, which is no limit, is at no other server.
-                let when = matches!(why, Body::Refused(_)).then_some(RedirectWhen::Full);
-                let answer = alloc.wanted.answer;
-                let body = self.refused(why, when, &alloc.user, &alloc.tuple, answer.transaction);
-                ExpectOpened::Answer(alloc.tuple, Answer { body, ..answer })
+                let (_, failure) = alloc.wanted.failed.unwrap();
+                // A reserved port in use by another program is not a limit, and no other server has it.
+                let when = matches!(failure, Body::LimitReached(_)).then_some(RedirectWhen::Full);
+                let response = alloc.wanted.response;
+                let body = self.redirect_or_reject(failure, when, &alloc.user, &alloc.tuple, response.transaction);
+                ExpectOpened::Respond(alloc.tuple, ExpectedResponse { body, ..response })
             }
-            None => self.answered(now, at, token),
+            None => self.respond(now, at, token),
         }
     }
 
-    fn answered(&mut self, now: Now, at: usize, token: Option<[u8; 8]>) -> ExpectOpened {
+    fn respond(&mut self, now: Now, at: usize, token: Option<[u8; 8]>) -> ExpectOpened {
         let next_to = self.allocs[at].next_to();
         let alloc = &mut self.allocs[at];
         alloc.open = true;
         if let Some(bind) = next_to {
             let token = token.expect("a port is reserved");
-            assert!(!self.tokens.contains(&token), "no token is given out twice");
+            assert!(!self.tokens.contains(&token), "tokens are unique");
             self.tokens.push(token);
             alloc.token = Some(token);
             let (user, worker, until) = (alloc.user.clone(), alloc.worker, now.ms + RESERVED_MS);
@@ -345,10 +345,10 @@ impl Model {
         self.announced.push(Action::Log(Event::AllocationCreated {
             user: alloc.user.clone(),
             tuple: alloc.tuple,
-            relay: alloc.told(),
+            relay: alloc.advertised(),
             lifetime: seconds_left(alloc.deadline, now),
         }));
-        ExpectOpened::Answer(alloc.tuple, alloc.allocated(now, &alloc.wanted.answer))
+        ExpectOpened::Respond(alloc.tuple, alloc.allocated(now, &alloc.wanted.response))
     }
 
     pub(crate) fn closed(&mut self, bind: SocketAddr) {
@@ -357,7 +357,7 @@ impl Model {
         assert_eq!(self.taken.len() + 1, before, "{bind} was in use");
     }
 
-    /// Time passes at a worker. The server may end what has expired, and must end what expired before this second.
+    /// The worker advances its clock. It may end what has expired, and must end what expired before this second.
     pub(crate) fn advanced(&mut self, now: Now, worker: usize, actions: &[Action]) {
         self.ended(now, worker, actions, EndReason::Expired);
         let overdue = |deadline: u64| deadline.div_ceil(1_000) <= now.ms / 1_000;
@@ -381,7 +381,7 @@ impl Model {
         self.reservations.retain(|reservation| reservation.worker != worker);
     }
 
-    /// Takes note of what the server has ended, in an order of its choice.
+    /// Applies the ends that the server announced, in any order.
     fn ended(&mut self, now: Now, worker: usize, actions: &[Action], reason: EndReason) {
         let is_open = |address: &Address| address.state == State::Open;
         for action in actions {
@@ -395,26 +395,29 @@ impl Model {
                         reason == EndReason::ServerStopped || address.deadline <= now.ms,
                         "{address:?} has expired"
                     );
-                    address.state = State::Over;
+                    address.state = State::Ended;
                 }
-                Action::Log(Event::AllocationEnded(told)) => {
-                    let alloc = allocs.find(|alloc| alloc.tuple == told.tuple).expect("what ends was there");
-                    assert!(alloc.open && !alloc.addresses.iter().any(is_open), "{alloc:?} is over");
-                    assert_eq!(**told, alloc.summary(now, reason));
-                    self.allocs.retain(|alloc| alloc.tuple != told.tuple);
+                Action::Log(Event::AllocationEnded(summary)) => {
+                    let alloc = allocs.find(|alloc| alloc.tuple == summary.tuple).expect("what ends existed");
+                    assert!(alloc.open && !alloc.addresses.iter().any(is_open), "{alloc:?} has ended");
+                    assert_eq!(**summary, alloc.summary(now, reason));
+                    self.allocs.retain(|alloc| alloc.tuple != summary.tuple);
                 }
-                other => panic!("only ends are announced: {other:?}"),
+                other => panic!("unexpected: {other:?}"),
             }
         }
-        assert!(self.allocs.iter().all(|alloc| !alloc.open || alloc.addresses.iter().any(is_open)), "an end is told");
+        assert!(
+            self.allocs.iter().all(|alloc| !alloc.open || alloc.addresses.iter().any(is_open)),
+            "each end is reported"
+        );
     }
 }
 
-/// The code that tells one family why it is not to be had.
-fn code(why: &Body) -> u16 {
-    match why {
+/// Returns the code of ADDRESS-ERROR-CODE for a failure.
+fn code(failure: &Body) -> u16 {
+    match failure {
         Body::Error { code, .. } => *code,
-        // Ports and sockets.
+        // No port or no socket.
         _ => 508,
     }
 }

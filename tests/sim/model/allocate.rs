@@ -10,9 +10,9 @@ use turnserver::stun::{AttributeError, AttributeType, Message};
 use turnserver::turn::{DropReason, EndReason, FiveTuple, Limit, RedirectWhen};
 
 use super::requests::desired_lifetime;
-use super::{Answer, Body, Expect, Model, Now, error};
+use super::{Body, Expect, ExpectedResponse, Model, Now, error};
 
-/// What is wanted of the port.
+/// The requested kind of port.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum PortPreference {
     Any,
@@ -20,30 +20,30 @@ pub(crate) enum PortPreference {
     Pair,
 }
 
-/// An allocation without its relayed addresses.
+/// A requested allocation.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Wanted {
-    /// The family that is asked for first.
+    /// Whether the first address family is IPv6.
     pub(crate) v6: bool,
     pub(super) preference: PortPreference,
-    /// The family that is asked for then.
+    /// The second address family, if any: whether it is IPv6.
     pub(super) next: Option<bool>,
-    /// The first that was not to be had, and the answer if there is no other.
+    /// The first address family that failed, and the response if the other one fails too.
     pub(super) failed: Option<(bool, Body)>,
-    /// Ports tried for the family that is asked for.
+    /// Ports tried for the current address family.
     pub(super) attempts: u32,
-    /// The reserved port that it is to have.
+    /// The reserved port that it claims.
     pub(crate) claimed: Option<SocketAddr>,
-    pub(super) answer: Answer,
+    pub(super) response: ExpectedResponse,
     pub(super) lifetime: u64,
     pub(super) username: String,
     pub(super) user: String,
 }
 
 impl Wanted {
-    /// This family is not to be had; gives the next one.
-    pub(super) fn fail(&mut self, v6: bool, why: Body) -> Option<bool> {
-        self.failed.get_or_insert((v6, why));
+    /// This address family has failed. Returns the next one.
+    pub(super) fn fail(&mut self, v6: bool, failure: Body) -> Option<bool> {
+        self.failed.get_or_insert((v6, failure));
         self.attempts = 0;
         self.next.take()
     }
@@ -54,48 +54,48 @@ fn unknown_dont_fragment() -> Body {
 }
 
 impl Model {
-    /// Both sides of the result are an end; `Err` is an early one.
+    /// Returns what is expected. `Err` only serves to return early.
     pub(super) fn allocate(
         &mut self,
         now: Now,
         worker: usize,
         tuple: &FiveTuple,
         message: &Message<'_>,
-        answer: Answer,
+        response: ExpectedResponse,
     ) -> Result<Expect, Expect> {
-        let refuse = |body| Expect::Answer(Answer { body, ..answer.clone() });
-        let fail = |code| refuse(error(code));
-        let credential = &self.credentials[answer.signer.expect("it is authenticated")];
-        let user = credential.user.clone().expect("a right credential is somebody's");
+        let reject = |body| Expect::Respond(ExpectedResponse { body, ..response.clone() });
+        let fail = |code| reject(error(code));
+        let credential = &self.credentials[response.signer.expect("it is authenticated")];
+        let user = credential.user.clone().expect("a valid credential has a user");
         let username = credential.username.clone();
         // Step 2.
         if let Some(at) = self.find(tuple) {
             let alloc = &self.allocs[at];
-            if alloc.is_over(now) {
+            if alloc.has_ended(now) {
                 self.end(now, at, EndReason::Expired);
-            } else if alloc.transaction != answer.transaction || alloc.username != username {
+            } else if alloc.transaction != response.transaction || alloc.username != username {
                 return Err(fail(437));
             } else if !alloc.open {
                 return Err(Expect::Drop(DropReason::AllocationPending));
             } else {
-                return Err(Expect::Answer(alloc.allocated(now, &answer)));
+                return Err(Expect::Respond(alloc.allocated(now, &response)));
             }
         }
         // §21.4.
         if matches!(tuple.client.ip(), IpAddr::V6(v6) if v6.segments()[0] == 0x2002) {
-            let body = self.refused(error(403), None, &user, tuple, answer.transaction);
-            return Err(Expect::Answer(Answer { body, ..answer }));
+            let body = self.redirect_or_reject(error(403), None, &user, tuple, response.transaction);
+            return Err(Expect::Respond(ExpectedResponse { body, ..response }));
         }
         // Step 11.
         let always = self.setup.alternate.as_ref().is_some_and(|alternate| alternate.when == RedirectWhen::Always);
-        let turned_away = match (self.draining, always) {
+        let redirect_when = match (self.draining, always) {
             (true, _) => Some(RedirectWhen::Draining),
             (false, true) => Some(RedirectWhen::Always),
             (false, false) => None,
         };
-        if turned_away.is_some() {
-            let body = self.refused(error(508), turned_away, &user, tuple, answer.transaction);
-            return Err(Expect::Answer(Answer { body, ..answer }));
+        if redirect_when.is_some() {
+            let body = self.redirect_or_reject(error(508), redirect_when, &user, tuple, response.transaction);
+            return Err(Expect::Respond(ExpectedResponse { body, ..response }));
         }
         // Step 3.
         match message.get::<RequestedTransport>() {
@@ -145,7 +145,7 @@ impl Model {
             failed: None,
             attempts: 0,
             claimed: None,
-            answer: answer.clone(),
+            response: response.clone(),
             lifetime: desired_lifetime(lifetime).max(600),
             username,
             user,
@@ -154,9 +154,9 @@ impl Model {
             let no_df = tuple.client.is_ipv4() && has(AttributeType::DONT_FRAGMENT);
             let reserved = self.reservations.iter().find(|reservation| reservation.token == token);
             if no_df && reserved.is_some_and(|reservation| reservation.bind.is_ipv6()) {
-                return Err(refuse(unknown_dont_fragment()));
+                return Err(reject(unknown_dont_fragment()));
             }
-            return self.claim(now, tuple, token, wanted).map_err(refuse);
+            return self.claim(now, tuple, token, wanted).map_err(reject);
         }
         if !self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == wanted.v6) {
             return Err(fail(440));
@@ -165,28 +165,28 @@ impl Model {
         let has_v6 = self.setup.relays.iter().any(|relay| relay.bind.is_ipv6());
         let no_df = tuple.client.is_ipv4() && has(AttributeType::DONT_FRAGMENT);
         if no_df && has_v6 && (wanted.v6 || additional) {
-            return Err(refuse(unknown_dont_fragment()));
+            return Err(reject(unknown_dont_fragment()));
         }
-        // Step 10, and once more for a port that is to be reserved.
-        self.admit(tuple, &wanted, 0).map_err(refuse)?;
+        // Step 10, and again for a port to be reserved.
+        self.admit(tuple, &wanted, 0).map_err(reject)?;
         if preference == PortPreference::Pair {
-            self.admit(tuple, &wanted, 1).map_err(refuse)?;
+            self.admit(tuple, &wanted, 1).map_err(reject)?;
         }
-        self.admit_rate(now, tuple, &wanted).map_err(refuse)?;
+        self.admit_rate(now, tuple, &wanted).map_err(reject)?;
         match self.next_family(now, worker, wanted.v6, &mut wanted) {
             Some(v6) => Ok(Expect::Open(Box::new(Wanted { v6, ..wanted }))),
             None => {
-                let (_, why) = wanted.failed.unwrap();
-                let when = matches!(why, Body::Refused(_)).then_some(RedirectWhen::Full);
-                Err(refuse(self.refused(why, when, &wanted.user, tuple, answer.transaction)))
+                let (_, failure) = wanted.failed.unwrap();
+                let when = matches!(failure, Body::LimitReached(_)).then_some(RedirectWhen::Full);
+                Err(reject(self.redirect_or_reject(failure, when, &wanted.user, tuple, response.transaction)))
             }
         }
     }
 
-    /// A place in the quota besides so many that were just given, or the answer if there is none.
-    fn admit(&mut self, tuple: &FiveTuple, wanted: &Wanted, besides: usize) -> Result<(), Body> {
+    /// Checks the quota for one more place in addition to `additional` new ones. The error is the response.
+    fn admit(&mut self, tuple: &FiveTuple, wanted: &Wanted, additional: usize) -> Result<(), Body> {
         let user = wanted.user.as_str();
-        let full = |limit: u32, places: usize| limit != 0 && places + besides >= limit as usize;
+        let full = |limit: u32, places: usize| limit != 0 && places + additional >= limit as usize;
         let (limit, when) = if full(self.setup.in_all, self.places(None)) {
             (Limit::Allocations, Some(RedirectWhen::Full))
         } else if full(self.setup.per_user, self.places(Some(user))) {
@@ -194,19 +194,19 @@ impl Model {
         } else {
             return Ok(());
         };
-        Err(self.refused(Body::Refused(limit), when, user, tuple, wanted.answer.transaction))
+        Err(self.redirect_or_reject(Body::LimitReached(limit), when, user, tuple, wanted.response.transaction))
     }
 
-    /// What is made of a reservation counts, the reservation does not.
+    /// Checks the rate of allocations. A reservation does not count, the allocation that claims it does.
     fn admit_rate(&mut self, now: Now, tuple: &FiveTuple, wanted: &Wanted) -> Result<(), Body> {
-        if self.may_allocate(now, &wanted.user) {
+        if self.admit_allocation(now, &wanted.user) {
             return Ok(());
         }
-        let why = Body::Refused(Limit::AllocationRate);
-        Err(self.refused(why, None, &wanted.user, tuple, wanted.answer.transaction))
+        let failure = Body::LimitReached(Limit::AllocationRate);
+        Err(self.redirect_or_reject(failure, None, &wanted.user, tuple, wanted.response.transaction))
     }
 
-    /// Takes a reserved port, with the reservation's place in the quota if that is the same user's.
+    /// Claims a reserved port. A reservation of the same user passes on its place in the quota.
     fn claim(&mut self, now: Now, tuple: &FiveTuple, token: [u8; 8], mut wanted: Wanted) -> Result<Expect, Body> {
         let at = self.reservations.iter().position(|reservation| reservation.token == token).ok_or(error(508))?;
         if self.reservations[at].user != wanted.user {

@@ -1,4 +1,4 @@
-//! Application data, both ways (RFC 8656 §11, §12).
+//! Application data in both directions (RFC 8656 §11, §12).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -59,7 +59,7 @@ impl Model {
     }
 
     fn relay_data(&mut self, now: Now, at: usize, peer: SocketAddr, payload: &[u8], dont_fragment: bool) -> Expect {
-        if let Err(reason) = self.pass(now, at, 0, payload.len()) {
+        if let Err(reason) = self.admit_data(now, at, 0, payload.len()) {
             return Expect::Drop(reason);
         }
         let relay = self.allocs[at].address(peer.is_ipv6()).unwrap().id;
@@ -82,7 +82,7 @@ impl Model {
         let Some(at) = self.alloc_of(now, worker, relay) else {
             return ExpectPeer::Drop(DropReason::AllocationEnded);
         };
-        let peer = self.known_as(source);
+        let peer = self.advertised_source(source);
         if !self.is_permitted(now, at, peer) {
             return ExpectPeer::Drop(DropReason::NoPermission);
         }
@@ -99,7 +99,7 @@ impl Model {
             }
         }
         let (tuple, channel) = (alloc.tuple, channel.copied());
-        if let Err(reason) = self.pass(now, at, 1, length) {
+        if let Err(reason) = self.admit_data(now, at, 1, length) {
             return ExpectPeer::Drop(reason);
         }
         match channel {
@@ -108,8 +108,7 @@ impl Model {
         }
     }
 
-    /// A packet was sent: it counts for its allocation, or in the announcement that the allocation has ended. Returns whether
-    /// the allocation had ended.
+    /// Credits a packet to its allocation, or to the announcement of its end. Returns whether the allocation has ended.
     pub(crate) fn credit(&mut self, worker: usize, relay: SocketId, direction: Direction, bytes: u64) -> bool {
         let id = relay.allocation();
         let has = |alloc: &&mut Alloc| {
@@ -131,7 +130,7 @@ impl Model {
         false
     }
 
-    /// The bound channels of a worker whose peers have permissions, and when each of them expires.
+    /// Returns the bound channels of a worker whose peers have permissions, and their expiry.
     pub(crate) fn routes(&self, now: Now, worker: usize) -> Vec<ChannelRoute> {
         let mut routes = Vec::new();
         for alloc in self.allocs.iter().filter(|alloc| alloc.worker == worker && alloc.open) {
@@ -158,13 +157,13 @@ impl Model {
         routes
     }
 
-    /// The policy has changed: what it denies is removed.
+    /// Removes what a new policy denies.
     pub(crate) fn review(&mut self, now: Now, worker: usize) {
         let setup = self.setup.clone();
-        // A relay address is allowed, whether or not it is in use at present.
+        // A relay address is allowed, whether or not it is in use.
         let allowed = |address: IpAddr| setup.is_relay_address(address) || setup.denial(address).is_none();
         for alloc in self.allocs.iter_mut().filter(|alloc| alloc.worker == worker) {
-            if !alloc.open || alloc.is_over(now) {
+            if !alloc.open || alloc.has_ended(now) {
                 continue;
             }
             alloc.purge(now);
@@ -179,7 +178,7 @@ impl Model {
         }
     }
 
-    /// The allocation whose relay socket that is.
+    /// Returns the allocation of a relay socket.
     fn alloc_of(&self, now: Now, worker: usize, relay: SocketId) -> Option<usize> {
         let has = |alloc: &Alloc| {
             [false, true]
@@ -205,7 +204,7 @@ impl Model {
         let Some(at) = self.alloc_of(now, worker, relay) else {
             return ExpectPeer::Drop(DropReason::AllocationEnded);
         };
-        let peer = self.known_as(sent_to);
+        let peer = self.advertised_source(sent_to);
         if !self.is_permitted(now, at, peer) {
             return ExpectPeer::Drop(DropReason::NoPermission);
         }

@@ -1,8 +1,7 @@
-//! The shadow model: what RFC 8656 and RFC 8489 say that a server does, in lists that are searched from the front and
-//! with absolute times in milliseconds.
+//! The model: the behaviour that RFC 8656 and RFC 8489 require, with linear lists and absolute times in milliseconds.
 //!
-//! Where the server may choose (a port, the moment within a second at which it forgets what has expired), the model
-//! takes over the choice after it has found it legal.
+//! Where the server has a choice (a port, the moment within a second at which it removes what has expired), the model
+//! checks the choice and adopts it.
 
 mod addresses;
 mod allocate;
@@ -26,7 +25,7 @@ use self::tokens::UserTokens;
 use crate::packet::Signed;
 use crate::setup::{Credential, Setup};
 
-/// No port is to be had. What has to be said of it depends on whether others have some, which servers forget at leisure.
+/// No port is free. The model does not distinguish whether other programs use some of the ports.
 pub(crate) const NO_PORT: Limit = Limit::RelayPorts;
 
 /// The two clocks.
@@ -37,7 +36,7 @@ pub(crate) struct Now {
     pub(crate) unix: u64,
 }
 
-/// What the server has to do with a client's packet.
+/// The expected decision about a client's packet.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Expect {
     Drop(DropReason),
@@ -47,19 +46,21 @@ pub(crate) enum Expect {
         payload: Vec<u8>,
         dont_fragment: bool,
     },
-    Answer(Answer),
+    Respond(ExpectedResponse),
     /// Open a relay socket.
     Open(Box<Wanted>),
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Answer {
+pub(crate) struct ExpectedResponse {
     pub(crate) method: Method,
     pub(crate) transaction: TransactionId,
     pub(crate) fingerprint: bool,
-    /// The credential that it has to be signed with, by which of its keys, and whether with MESSAGE-INTEGRITY-SHA256.
+    /// The credential of the integrity attribute.
     pub(crate) signer: Option<usize>,
+    /// Which of its keys is used.
     pub(crate) keyed: KeyAlgorithm,
+    /// Whether the attribute is MESSAGE-INTEGRITY-SHA256.
     pub(crate) sha256: bool,
     pub(crate) body: Body,
 }
@@ -71,41 +72,41 @@ pub(crate) enum Body {
         relayed: Vec<SocketAddr>,
         mapped: SocketAddr,
         lifetime: u32,
-        /// Whether it is about IPv6, and the code.
+        /// Whether the family is IPv6, and the code.
         address_error: Option<(bool, u16)>,
         token: Option<[u8; 8]>,
     },
     Refreshed(u32),
-    Done,
+    Empty,
     Error {
         code: u16,
         challenge: bool,
         unknown: Vec<u16>,
     },
-    /// An error, too, and counted under the limit.
-    Refused(Limit),
+    /// An error that is counted under the limit.
+    LimitReached(Limit),
     Redirected {
         servers: Vec<SocketAddr>,
         domain: Option<String>,
     },
 }
 
-/// What the server has to do with a peer's datagram.
+/// The expected decision about a peer's datagram or an ICMP error.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ExpectPeer {
     Drop(DropReason),
     Channel(FiveTuple, u16),
     Indication(FiveTuple, SocketAddr),
-    /// With the data of the ICMP attribute.
+    /// The 5-tuple, the peer and the data of the ICMP attribute.
     Icmp(FiveTuple, SocketAddr, u32),
 }
 
-/// What the server has to do when a relay socket was opened or not.
+/// The expected decision after a relay socket was opened or failed to open.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ExpectOpened {
-    Answer(FiveTuple, Answer),
-    /// Another socket, of this family, for this allocation of the model's.
-    Another {
+    Respond(FiveTuple, ExpectedResponse),
+    /// Another socket of this address family for this allocation of the model.
+    OpenAnother {
         at: usize,
         v6: bool,
     },
@@ -116,20 +117,20 @@ pub(crate) enum ExpectOpened {
 pub(crate) struct Model {
     pub(crate) setup: Setup,
     pub(crate) credentials: Vec<Credential>,
-    /// Expired ones included until the server has noticed.
+    /// Includes expired ones until the server has ended them.
     pub(crate) allocs: Vec<Alloc>,
-    /// Ports that wait for their tokens.
+    /// Reserved ports.
     pub(crate) reservations: Vec<Reservation>,
-    /// Every token that was given out.
+    /// Every token so far.
     tokens: Vec<[u8; 8]>,
     /// Relay sockets that exist, are being opened or are being closed.
     pub(crate) taken: Vec<SocketAddr>,
-    pub(crate) aside: Vec<(SocketAddr, u64)>,
-    /// Every nonce that was given out: when, and to whom.
+    pub(crate) set_aside: Vec<(SocketAddr, u64)>,
+    /// Every nonce so far, with its time and client.
     nonces: HashMap<String, (u64, SocketAddr)>,
-    /// What users have left of their rates.
+    /// The token buckets of users.
     users: HashMap<String, UserTokens>,
-    /// What the server has to announce, in order.
+    /// The expected actions of the server, in order.
     pub(crate) announced: Vec<Action>,
     pub(crate) draining: bool,
 }
@@ -143,7 +144,7 @@ impl Model {
             reservations: Vec::new(),
             tokens: Vec::new(),
             taken: Vec::new(),
-            aside: Vec::new(),
+            set_aside: Vec::new(),
             nonces: HashMap::new(),
             users: HashMap::new(),
             announced: Vec::new(),
@@ -155,22 +156,22 @@ impl Model {
         self.allocs.iter().position(|alloc| alloc.tuple == *tuple)
     }
 
-    /// The open allocation of a 5-tuple.
+    /// Returns the open allocation of a 5-tuple.
     pub(crate) fn live(&self, now: Now, tuple: &FiveTuple) -> Option<usize> {
-        self.find(tuple).filter(|at| self.allocs[*at].open && !self.allocs[*at].is_over(now))
+        self.find(tuple).filter(|at| self.allocs[*at].open && !self.allocs[*at].has_ended(now))
     }
 
-    /// The relay socket behind a transport address, as clients know it.
+    /// Returns the address that the relay socket of an advertised address is bound to.
     fn own_relay(&self, peer: SocketAddr) -> Option<SocketAddr> {
         self.open_sockets().find(|address| address.relayed == peer).map(|address| address.bind)
     }
 
-    /// The address that clients know the sender of a datagram by.
-    fn known_as(&self, source: SocketAddr) -> SocketAddr {
+    /// Returns the advertised address of the sender of a datagram.
+    fn advertised_source(&self, source: SocketAddr) -> SocketAddr {
         self.open_sockets().find(|address| address.bind == source).map_or(source, |address| address.relayed)
     }
 
-    /// Where data for a peer goes, or why it may not.
+    /// Returns the destination of data for a peer, or why the policy denies it.
     fn peer(&self, peer: SocketAddr) -> Result<SocketAddr, Denial> {
         match self.own_relay(peer) {
             Some(bind) => Ok(bind),
@@ -178,17 +179,17 @@ impl Model {
         }
     }
 
-    /// A client has run into a limit.
-    fn reached(&mut self, at: usize, limit: Limit) {
+    /// A client has reached a limit.
+    fn limit_reached(&mut self, at: usize, limit: Limit) {
         let (user, tuple) = (self.allocs[at].user.clone(), self.allocs[at].tuple);
         self.announced.push(Action::Log(Event::LimitReached { user, tuple, limit }));
     }
 
-    /// What a client gets in place of an allocation: this error, or another server if there is one for it `when` this is
-    /// so (RFC 8489 §10). Servers are picked by the transaction ID, which is random.
-    fn refused(
+    /// Returns the response to an Allocate request that fails: this error, or a redirection if there is another server
+    /// for the case `when` (RFC 8489 §10). The transaction ID, which is random, selects the server.
+    fn redirect_or_reject(
         &mut self,
-        why: Body,
+        failure: Body,
         when: Option<RedirectWhen>,
         user: &str,
         tuple: &FiveTuple,
@@ -204,32 +205,32 @@ impl Model {
         let alternate =
             self.setup.alternate.as_ref().filter(|alternate| when.is_some_and(|when| when <= alternate.when));
         let Some((alternate, server)) = alternate.and_then(|alternate| Some((alternate, pick(alternate, v6)?))) else {
-            self.announced.push(Action::Log(match why {
-                Body::Refused(limit) => Event::LimitReached { user, tuple, limit },
+            self.announced.push(Action::Log(match failure {
+                Body::LimitReached(limit) => Event::LimitReached { user, tuple, limit },
                 _ => Event::AllocationRejected { user, tuple, reason: "" },
             }));
-            return why;
+            return failure;
         };
         let servers = std::iter::once(server).chain(pick(alternate, !v6)).collect();
-        let cause = match (when, why) {
+        let cause = match (when, failure) {
             (Some(RedirectWhen::Always), _) => RedirectCause::Always,
-            (_, Body::Refused(limit)) => RedirectCause::Limit(limit),
+            (_, Body::LimitReached(limit)) => RedirectCause::Limit(limit),
             _ => RedirectCause::Rejected(""),
         };
         self.announced.push(Action::Log(Event::AllocationRedirected { user, tuple, server, cause }));
-        // These clients come over UDP, and the name in a certificate is nothing to them.
+        // The clients use UDP, so the name in a certificate is not sent.
         Body::Redirected { servers, domain: None }
     }
 
-    /// The server gave a client a nonce, which nobody else may have (RFC 8489 §9.2.4).
+    /// Checks that a nonce is unique to its client (RFC 8489 §9.2.4).
     pub(crate) fn issued(&mut self, now: Now, client: SocketAddr, nonce: &str) {
         let known = *self.nonces.entry(nonce.to_owned()).or_insert((now.unix, client));
-        assert_eq!(known, (now.unix, client), "a nonce is fresh and its client's alone");
+        assert_eq!(known, (now.unix, client), "a nonce is new and unique to its client");
     }
 
     fn nonce_is_good(&self, now: Now, client: SocketAddr, nonce: &str) -> bool {
         let Some((at, owner)) = self.nonces.get(nonce) else { return false };
-        // One from the future was made before the clock was set back.
+        // A nonce from the future was made before the clock was set back.
         let lifetime = self.setup.nonce_lifetime;
         *owner == client && now.unix < at + lifetime && *at <= now.unix + lifetime
     }

@@ -12,17 +12,17 @@ use turnserver::stun::attribute::{
 use turnserver::stun::{AttributeError, AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
 use turnserver::turn::{Action, AuthCause, DropReason, EndReason, Event, FiveTuple, Limit};
 
-use super::{Answer, Body, Expect, Model, Now, error, seconds_left};
+use super::{Body, Expect, ExpectedResponse, Model, Now, error, seconds_left};
 use crate::packet::Signed;
 use crate::setup::userhash;
 
-/// The comprehension-required attributes of RFC 8489 §18.3 and RFC 8656 §18 that this server offers to understand.
+/// The comprehension-required attributes of RFC 8489 §18.3 and RFC 8656 §18 that this server understands.
 const UNDERSTOOD: [u16; 21] = [
     0x0001, 0x0006, 0x0008, 0x0009, 0x000a, 0x000c, 0x000d, 0x0012, 0x0013, 0x0014, 0x0015, 0x0016, 0x0017, 0x0018,
     0x0019, 0x001a, 0x001c, 0x001d, 0x001e, 0x0020, 0x0022,
 ];
 
-/// The comprehension-required attributes that are not understood, each once.
+/// Returns the unknown comprehension-required attributes, each once.
 pub(super) fn unknown(message: &Message<'_>) -> Vec<u16> {
     let mut unknown = Vec::new();
     for kind in message.attributes().map(|attribute| attribute.kind.number()) {
@@ -52,32 +52,33 @@ impl Model {
         let transaction = message.transaction_id();
         let sha256 = [0x001d, 0x8002].into_iter().any(|kind| message.contains(AttributeType::new(kind)));
         let (signer, keyed) = (None, KeyAlgorithm::Md5);
-        let mut answer = Answer { method, transaction, fingerprint, signer, keyed, sha256, body: Body::Done };
+        let mut response =
+            ExpectedResponse { method, transaction, fingerprint, signer, keyed, sha256, body: Body::Empty };
         if method == Method::BINDING {
             let unknown = unknown(&message);
-            answer.body = if unknown.is_empty() {
+            response.body = if unknown.is_empty() {
                 Body::Mapped(tuple.client)
             } else {
                 Body::Error { code: 420, challenge: false, unknown }
             };
-            return Expect::Answer(answer);
+            return Expect::Respond(response);
         }
         if ![Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND].contains(&method) {
             return Expect::Drop(DropReason::UnsupportedMethod);
         }
         match self.authenticate(now, tuple, &message, signed) {
-            Ok((credential, keyed)) => (answer.signer, answer.keyed) = (Some(credential), keyed),
-            Err(body) => return Expect::Answer(Answer { body, ..answer }),
+            Ok((credential, keyed)) => (response.signer, response.keyed) = (Some(credential), keyed),
+            Err(body) => return Expect::Respond(ExpectedResponse { body, ..response }),
         }
         let unknown = unknown(&message);
         if !unknown.is_empty() {
-            answer.body = Body::Error { code: 420, challenge: false, unknown };
-            return Expect::Answer(answer);
+            response.body = Body::Error { code: 420, challenge: false, unknown };
+            return Expect::Respond(response);
         }
         if method == Method::ALLOCATE {
-            return self.allocate(now, worker, tuple, &message, answer).unwrap_or_else(|expect| expect);
+            return self.allocate(now, worker, tuple, &message, response).unwrap_or_else(|expect| expect);
         }
-        let credential = answer.signer.expect("it was just set");
+        let credential = response.signer.expect("it was just set");
         // RFC 8656 §5.
         let done = match self.live(now, tuple) {
             None => Err(error(437)),
@@ -88,15 +89,15 @@ impl Model {
                 _ => self.channel_bind(now, at, &message),
             },
         };
-        answer.body = done.unwrap_or_else(|body| body);
-        // RFC 8489 §9.2.4: a 401 is not signed.
-        if let Body::Error { challenge: true, .. } = answer.body {
-            answer.signer = None;
+        response.body = done.unwrap_or_else(|body| body);
+        // RFC 8489 §9.2.4: a 401 has no integrity.
+        if let Body::Error { challenge: true, .. } = response.body {
+            response.signer = None;
         }
-        Expect::Answer(answer)
+        Expect::Respond(response)
     }
 
-    /// RFC 8489 §9.2.4; gives the credential and which of its keys it is.
+    /// RFC 8489 §9.2.4. Returns the credential and which of its keys is used.
     fn authenticate(
         &mut self,
         now: Now,
@@ -127,12 +128,12 @@ impl Model {
         };
         let algorithm = self.algorithm(tuple, message, nonce)?;
         let fresh = self.nonce_is_good(now, tuple.client, nonce);
-        // Two secrets can make two credentials of one username.
+        // One username can have two credentials, from two secrets.
         let named = |at: &usize| Some(&self.credentials[*at].username) == username.as_ref();
         let mut named = (0..self.credentials.len()).filter(named);
         let right = named.find(|at| match signed {
             Signed::With(signer, keyed) => signer == *at && keyed == algorithm,
-            Signed::Wrongly => false,
+            Signed::Invalid => false,
             Signed::Unknown => {
                 let key = self.credentials[*at].key(algorithm);
                 let key = key.as_bytes();
@@ -144,7 +145,7 @@ impl Model {
         let Some(credential) = right else {
             if fresh {
                 let failure = match &username {
-                    Some(username) => self.why_not(now, username),
+                    Some(username) => self.failure_of(now, username),
                     None => AuthFailure::UnknownUserhash,
                 };
                 self.authentication_failed(&shown, tuple, AuthCause::Failure(failure));
@@ -155,11 +156,11 @@ impl Model {
             return Err(challenge(438));
         }
         match self.credentials[credential].expires {
-            // RFC 8489 §6.3.1: what has succeeded is answered alike, whatever has expired since.
+            // RFC 8489 §6.3.1: a retransmission gets the same response, even after the credential has expired.
             Some(expires)
                 if message.method() == Method::ALLOCATE
                     && expires <= now.unix
-                    && !self.made(now, tuple, message, &shown) =>
+                    && !self.is_retransmission(now, tuple, message, &shown) =>
             {
                 self.authentication_failed(&shown, tuple, AuthCause::Expired { ago: now.unix - expires });
                 Err(challenge(401))
@@ -180,9 +181,9 @@ impl Model {
         if announces_algorithms(nonce) {
             let (Some(listed), Some(named)) = (listed, named) else { return Err(error(400)) };
             let entries: Vec<_> = listed.iter().map(|entry| (entry.algorithm, entry.parameters)).collect();
-            // What came with somebody else's nonce is not known.
-            let ours = self.nonces.get(nonce).is_some_and(|(_, owner)| *owner == tuple.client);
-            let as_sent = !ours || entries == [(2, &[][..]), (1, &[])];
+            // The list that came with another client's nonce is unknown.
+            let own = self.nonces.get(nonce).is_some_and(|(_, owner)| *owner == tuple.client);
+            let as_sent = !own || entries == [(2, &[][..]), (1, &[])];
             if !as_sent || !entries.contains(&(named.algorithm, named.parameters)) {
                 return Err(error(400));
             }
@@ -194,10 +195,10 @@ impl Model {
         }
     }
 
-    /// Whether the message has made the allocation of its 5-tuple.
-    fn made(&self, now: Now, tuple: &FiveTuple, message: &Message<'_>, username: &str) -> bool {
+    /// Whether the message is the one that created the allocation of its 5-tuple.
+    fn is_retransmission(&self, now: Now, tuple: &FiveTuple, message: &Message<'_>, username: &str) -> bool {
         self.find(tuple).map(|at| &self.allocs[at]).is_some_and(|alloc| {
-            !alloc.is_over(now) && alloc.transaction == message.transaction_id() && alloc.username == username
+            !alloc.has_ended(now) && alloc.transaction == message.transaction_id() && alloc.username == username
         })
     }
 
@@ -206,8 +207,8 @@ impl Model {
         self.announced.push(Action::Log(Event::AuthenticationFailed { username, tuple: *tuple, cause }));
     }
 
-    /// What an operator is told of a username whose key did not match.
-    fn why_not(&self, now: Now, username: &str) -> AuthFailure {
+    /// Returns the logged reason for a failed authentication.
+    fn failure_of(&self, now: Now, username: &str) -> AuthFailure {
         if self.setup.statics.iter().any(|(name, _)| name == username) {
             return AuthFailure::WrongPassword;
         }
@@ -216,8 +217,8 @@ impl Model {
             digits.then(|| text.parse().ok()).flatten()
         };
         let Some(expires) = number(username.split(':').next().unwrap_or("")) else {
-            let behind = username.contains(':') && number(username.rsplit(':').next().unwrap_or("")).is_some();
-            return if behind { AuthFailure::ExpiryAfterName } else { AuthFailure::UnknownUser };
+            let expiry_is_last = username.contains(':') && number(username.rsplit(':').next().unwrap_or("")).is_some();
+            return if expiry_is_last { AuthFailure::ExpiryAfterName } else { AuthFailure::UnknownUser };
         };
         let tried = self.setup.secrets.len();
         if expires >= 100_000_000_000 {
@@ -231,8 +232,8 @@ impl Model {
         }
     }
 
-    /// RFC 8656 §8.2, and the end of time-limited credentials: an allocation whose credential is over may live as long
-    /// as it was promised, and may be extended to the grace period behind the credential's end.
+    /// RFC 8656 §8.2, and the expiry of time-limited credentials: the allocation of an expired credential keeps its
+    /// lifetime, and can be extended to the end of the grace period.
     fn refresh(&mut self, now: Now, at: usize, message: &Message<'_>, credential: usize) -> Result<Body, Body> {
         let asked = match message.get::<RequestedAddressFamily>() {
             Ok(asked) => asked.map(|RequestedAddressFamily(asked)| asked == AddressFamily::V6),
@@ -280,7 +281,7 @@ impl Model {
             return Err(error(443));
         }
         for peer in &peers {
-            // Any port will do, and a relay address of ours has ports that will.
+            // A permission is for any port, and a relay address may have allowed ports.
             if !self.setup.is_relay_address(peer.ip()) {
                 self.allowed(at, *peer)?;
             }
@@ -290,12 +291,12 @@ impl Model {
         for peer in &peers {
             permit(&mut after, now, *peer);
         }
-        if let Err(limit) = self.permit_all(now, at, &after) {
-            self.reached(at, limit);
-            return Err(Body::Refused(limit));
+        if let Err(limit) = self.admit_permissions(now, at, &after) {
+            self.limit_reached(at, limit);
+            return Err(Body::LimitReached(limit));
         }
         self.allocs[at].permissions = after;
-        Ok(Body::Done)
+        Ok(Body::Empty)
     }
 
     /// RFC 8656 §12.2.
@@ -335,17 +336,17 @@ impl Model {
         let admitted = if channels.len() > self.setup.channels {
             Err(Limit::Channels)
         } else {
-            self.permit_all(now, at, &permissions)
+            self.admit_permissions(now, at, &permissions)
         };
         if let Err(limit) = admitted {
-            self.reached(at, limit);
-            return Err(Body::Refused(limit));
+            self.limit_reached(at, limit);
+            return Err(Body::LimitReached(limit));
         }
         (self.allocs[at].channels, self.allocs[at].permissions) = (channels, permissions);
-        Ok(Body::Done)
+        Ok(Body::Empty)
     }
 
-    /// 403 for a peer that may not be reached.
+    /// Checks a peer against the policy. The error is a 403.
     fn allowed(&mut self, at: usize, peer: SocketAddr) -> Result<(), Body> {
         let Err(denial) = self.peer(peer) else { return Ok(()) };
         let (user, tuple) = (self.allocs[at].user.clone(), self.allocs[at].tuple);
@@ -354,9 +355,9 @@ impl Model {
     }
 }
 
-/// Bit 0 of the nonce cookie (RFC 8489 §9.2), counted from either end, in the company of none but bit 1.
+/// Whether bit 0 of the nonce cookie (RFC 8489 §9.2) is set, counted from either end. Only bit 1 may be set as well.
 fn announces_algorithms(nonce: &str) -> bool {
-    let text = nonce.strip_prefix("obMatJos2").and_then(|behind| behind.get(..4));
+    let text = nonce.strip_prefix("obMatJos2").and_then(|rest| rest.get(..4));
     let bits = text.and_then(|text| STANDARD.decode(text).ok());
     bits.is_some_and(|bits| match bits[..] {
         [high, 0, low] => high & !0xc0 == 0 && low & !0x03 == 0 && (high & 0x80 != 0 || low & 0x01 != 0),
@@ -368,7 +369,7 @@ fn challenge(code: u16) -> Body {
     Body::Error { code, challenge: true, unknown: Vec::new() }
 }
 
-/// In seconds: RFC 8656 §7.2 and §8.2 have the same limits.
+/// Returns the lifetime in seconds. RFC 8656 §7.2 and §8.2 have the same limits.
 pub(super) fn desired_lifetime(asked: Option<Lifetime>) -> u64 {
     match asked {
         None => 600,

@@ -1,22 +1,22 @@
-//! Token buckets as they are drawn: something drips in, and what is taken out has to be there.
+//! Token buckets.
 
 use std::net::IpAddr;
 
 use turnserver::turn::{DropReason, Limit};
 
 use super::{Model, Now};
-use crate::setup::Limited;
+use crate::setup::RateLimit;
 
-/// How long dropped data is not told again.
-const TOLD_MS: u64 = 60_000;
+/// The time between two log entries about dropped data.
+const REPORT_INTERVAL_MS: u64 = 60_000;
 
-/// What is in a bucket, in thousandths, and when it was looked at; full at first.
+/// The level of a bucket in thousandths, and the time of the last update; `None` is full.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tokens(Option<(u64, u64)>);
 
 impl Tokens {
-    fn has(&mut self, limited: Limited, now: Now, amount: usize) -> bool {
-        let Some((per_second, burst)) = limited else { return true };
+    fn has(&mut self, limit: RateLimit, now: Now, amount: usize) -> bool {
+        let Some((per_second, burst)) = limit else { return true };
         let full = u64::from(burst) * 1_000;
         let (level, at) = self.0.unwrap_or((full, now.ms));
         let level = full.min(level + (now.ms - at) * u64::from(per_second));
@@ -31,25 +31,25 @@ impl Tokens {
     }
 }
 
-/// What a user has left, over all workers.
+/// The buckets of a user, over all workers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct UserTokens {
     bytes: [Tokens; 2],
     allocations: Tokens,
 }
 
-/// What an allocation has left.
+/// The buckets of an allocation.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AllocTokens {
     bytes: [Tokens; 2],
     peers: Tokens,
-    /// Until when its own limit, or its user's, is not told again.
-    told: [u64; 2],
+    /// Until when its own limit, and its user's limit, is not logged again.
+    silent_until: [u64; 2],
 }
 
 impl Model {
-    /// Application data of an allocation to peers (0) or to its client (1): both limits have to allow it.
-    pub(super) fn pass(&mut self, now: Now, at: usize, direction: usize, bytes: usize) -> Result<(), DropReason> {
+    /// Charges data to peers (0) or to the client (1). Both limits must allow it.
+    pub(super) fn admit_data(&mut self, now: Now, at: usize, direction: usize, bytes: usize) -> Result<(), DropReason> {
         let rates = self.setup.rates;
         let alloc = &mut self.allocs[at];
         let user = self.users.entry(alloc.user.clone()).or_default();
@@ -63,15 +63,15 @@ impl Model {
             all.take(bytes);
             return Ok(());
         };
-        if alloc.tokens.told[which] <= now.ms {
-            alloc.tokens.told[which] = now.ms + TOLD_MS;
-            self.reached(at, limit);
+        if alloc.tokens.silent_until[which] <= now.ms {
+            alloc.tokens.silent_until[which] = now.ms + REPORT_INTERVAL_MS;
+            self.limit_reached(at, limit);
         }
         Err(reason)
     }
 
-    /// One more allocation of a user.
-    pub(super) fn may_allocate(&mut self, now: Now, user: &str) -> bool {
+    /// Charges an allocation to the rate of its user.
+    pub(super) fn admit_allocation(&mut self, now: Now, user: &str) -> bool {
         let tokens = &mut self.users.entry(user.to_owned()).or_default().allocations;
         let has = tokens.has(self.setup.rates.user_allocations, now, 1);
         if has {
@@ -80,8 +80,8 @@ impl Model {
         has
     }
 
-    /// The permissions that an allocation would have, if it may have them.
-    pub(super) fn permit_all(&mut self, now: Now, at: usize, after: &[(IpAddr, u64)]) -> Result<(), Limit> {
+    /// Checks the permissions that an allocation would have against the limits.
+    pub(super) fn admit_permissions(&mut self, now: Now, at: usize, after: &[(IpAddr, u64)]) -> Result<(), Limit> {
         let alloc = &mut self.allocs[at];
         let known = |address: &IpAddr| alloc.permissions.iter().any(|(a, until)| a == address && *until > now.ms);
         let new = after.iter().filter(|(address, _)| !known(address)).count();

@@ -60,9 +60,7 @@ fn datagrams_of_all_lengths_arrive_complete_and_in_order() {
             [5, 1_200, 1_200, 700, 700, 1_200, 0, 0, 3, 1_452, 1_452, 1_472, 1_472, 1_473, 1_473, 65_507, 1, 1];
         let mut batch = SendBatch::new();
         let (arena, expected) = push_all(&mut batch, to, &lengths);
-        assert_eq!(batch.len(), lengths.len());
         assert_eq!(batch.flush(&sender, &arena), vec![SendStatus::Sent; lengths.len()]);
-        assert!(batch.is_empty());
         assert_eq!(receive(&peer, lengths.len()), expected);
         assert_eq!(batch.flush(&sender, &arena), []);
     }

@@ -49,12 +49,12 @@ impl Server {
         }
         let limits = &self.snapshot.limits;
         let is_new = allocation.channels.peer(number, now).is_none();
-        let admitted = if is_new && allocation.channels.len() >= limits.channels_per_allocation {
+        let within_limits = if is_new && allocation.channels.len() >= limits.channels_per_allocation {
             Err(Limit::Channels)
         } else {
             admit_permissions(allocation, std::iter::once(peer.ip()), limits, now)
         };
-        if let Err(limit) = admitted {
+        if let Err(limit) = within_limits {
             self.actions.push_back(limit.reached(allocation.identity.user(), allocation.tuple));
             return Err(Rejection::Limit(limit));
         }

@@ -37,8 +37,8 @@ impl Server {
         }
         allocation.remove_expired_permissions(now);
         let limits = &self.snapshot.limits;
-        let admitted = admit_permissions(allocation, peers().map(|peer| peer.ip()), limits, now);
-        if let Err(limit) = admitted {
+        let within_limits = admit_permissions(allocation, peers().map(|peer| peer.ip()), limits, now);
+        if let Err(limit) = within_limits {
             self.actions.push_back(limit.reached(allocation.identity.user(), allocation.tuple));
             return Err(Rejection::Limit(limit));
         }

@@ -26,8 +26,8 @@ fn check_family(allocation: &Allocation, peer: SocketAddr, now: Instant) -> Resu
     if allocation.has(AddressFamily::from(&peer), now) { Ok(()) } else { Err(Rejection::PeerAddressFamilyMismatch) }
 }
 
-/// Whether the allocation may have permissions for these addresses. Those that it has already cost nothing. Expired
-/// permissions must have been removed.
+/// Checks the limits on permissions and charges new addresses to the peer rate. Existing permissions are not charged.
+/// Expired permissions must have been removed.
 fn admit_permissions(
     allocation: &mut Allocation,
     addresses: impl Iterator<Item = IpAddr>,

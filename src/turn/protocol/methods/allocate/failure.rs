@@ -12,7 +12,7 @@ pub(crate) enum AllocateFailure {
     /// No relay address has this address family.
     NoAddressOfFamily,
     Draining,
-    /// Every client is redirected, and there is no alternate server for this one.
+    /// `alternate.when` is `always`. The request is rejected only if there is no alternate server for the client.
     AlwaysRedirected,
     /// RFC 8656 §21.4.
     Tunneled,
@@ -35,7 +35,8 @@ impl AllocateFailure {
         }
     }
 
-    /// Returns when clients are redirected because of it, and the cause for the log; `None` if never.
+    /// Returns the condition under which the failure causes a redirect, and the cause for the log; `None` if it never
+    /// does.
     pub(super) fn redirect(self) -> Option<(RedirectWhen, RedirectCause)> {
         match self {
             Self::Limit(limit @ (Limit::Allocations | Limit::RelayPorts | Limit::PortsInUse | Limit::Sockets)) => {

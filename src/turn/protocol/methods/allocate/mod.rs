@@ -1,7 +1,7 @@
 //! Allocate (RFC 8656 §7.2).
 
 mod failure;
-mod wanted;
+mod options;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -32,11 +32,11 @@ use crate::turn::tables::ports::{PortPool, PortPreference};
 use crate::turn::tables::relays::{Relay, Relays, SocketState};
 use crate::turn::time::{Deadline, Instant};
 use failure::NO_RESERVATION;
-use wanted::{Wanted, WantedAddress};
+use options::{AddressOption, AllocateOptions};
 
 pub(crate) use failure::AllocateFailure;
 
-/// The number of ports in use by other programs that are tried.
+/// The maximum number of ports that are tried for one address family, if other programs use them.
 const ATTEMPTS: u8 = 16;
 
 /// RFC 8656 §7.2: a port MUST be reserved for at least 30 seconds.
@@ -78,10 +78,11 @@ impl Server {
         if let Some(failure) = self.general_failure() {
             return Err(self.failed(request, failure));
         }
-        let Wanted { address, lifetime } = Wanted::parse(request.message, self.snapshot.compat.draft_dual_allocation)?;
+        let AllocateOptions { address, lifetime } =
+            AllocateOptions::parse(request.message, self.snapshot.compat.draft_dual_allocation)?;
         let deadline = Deadline::after(cx.now, lifetime);
         match address {
-            WantedAddress::New { family, additional, preference } => {
+            AddressOption::New { family, additional, preference } => {
                 // Step 7: a family that no relay address has → 440.
                 if self.relays_of(family).is_empty() {
                     return Err(Rejection::AddressFamilyNotSupported);
@@ -96,16 +97,16 @@ impl Server {
                 match self.next_socket(cx, id, family) {
                     Some(open) => Ok(Accepted::Open(open)),
                     None => {
-                        Err(self.give_up(id).map_or(AllocateFailure::NO_PORT.rejection(), |failed| failed.rejection))
+                        Err(self.abandon(id).map_or(AllocateFailure::NO_PORT.rejection(), |failed| failed.rejection))
                     }
                 }
             }
-            WantedAddress::Reserved(token) => {
+            AddressOption::Reserved(token) => {
                 let (reserved, ticket) = self.claim(cx.now, request, token)?;
                 let start =
                     Start { deadline, preference: PortPreference::Any, next: None, reserve: None, claimed: true };
                 let id = self.begin(cx.now, request, ticket, start);
-                let open = self.ask_for_socket(id, reserved.bind, reserved.relayed);
+                let open = self.request_socket(id, reserved.bind, reserved.relayed);
                 open.map(Accepted::Open).ok_or(NO_RESERVATION)
             }
         }
@@ -121,7 +122,7 @@ impl Server {
         }
     }
 
-    /// Charges an allocation to the rate of its user, who has this ticket.
+    /// Charges an allocation to the rate of the user of a ticket.
     fn admit_rate(
         &mut self,
         now: Instant,
@@ -139,7 +140,7 @@ impl Server {
         self.redirect_or_reject(request.identity.user(), request.tuple, request.context.transaction, failure)
     }
 
-    /// Redirects a client that gets no allocation, or else rejects its request. Logs either.
+    /// Redirects a client that gets no allocation, or rejects its request if there is no redirect, and logs it.
     fn redirect_or_reject(
         &mut self,
         user: &str,
@@ -175,8 +176,8 @@ impl Server {
         }
     }
 
-    /// Takes a place in the quota, and another one if a port is to be reserved: a reservation counts like an allocation until
-    /// it becomes one.
+    /// Takes a place in the quota, and another one if the request reserves a port: a reservation counts as an
+    /// allocation.
     fn admit_with_neighbour(
         &mut self,
         now: Instant,
@@ -193,8 +194,8 @@ impl Server {
         Ok((ticket, reserve))
     }
 
-    /// Step 5: takes the reserved address of a token, with its place in the quota, else 508. The address family is that of the
-    /// reserved address.
+    /// Step 5: takes the reserved address of a token, with its place in the quota, else 508. The address family is that
+    /// of the reserved address.
     fn claim(
         &mut self,
         now: Instant,
@@ -250,13 +251,14 @@ impl Server {
         })
     }
 
-    /// Takes a port for a socket of `family`, or of the next family if there is none. `None` if nothing more can be opened.
+    /// Takes a port for a socket of `family`, or of the next family if there is none. `None` if nothing more can be
+    /// opened.
     fn next_socket(&mut self, cx: &mut Context<'_>, id: AllocationId, mut family: AddressFamily) -> Option<SocketSpec> {
         loop {
             let (opening, _) = self.table.get_mut(id)?.opening()?;
             let preference = opening.preference;
             match self.take_port(cx, family, preference) {
-                Ok((bind, relayed)) => return self.ask_for_socket(id, bind, relayed),
+                Ok((bind, relayed)) => return self.request_socket(id, bind, relayed),
                 Err(failure) => {
                     let (opening, _) = self.table.get_mut(id)?.opening()?;
                     family = opening.fail(family, failure)?;
@@ -265,7 +267,7 @@ impl Server {
         }
     }
 
-    fn ask_for_socket(&mut self, id: AllocationId, bind: SocketAddr, relayed: SocketAddr) -> Option<SocketSpec> {
+    fn request_socket(&mut self, id: AllocationId, bind: SocketAddr, relayed: SocketAddr) -> Option<SocketSpec> {
         let (opening, relays) = self.table.get_mut(id)?.opening()?;
         opening.attempts += 1;
         let index = relays.set(Relay::new(bind, relayed, opening.deadline, SocketState::Opening));
@@ -325,7 +327,7 @@ impl Server {
         }
     }
 
-    /// Responds once there is nothing more to open: with success if any socket is open.
+    /// Responds when all sockets are open or have failed. It is a success response if at least one socket is open.
     fn finish_allocate(&mut self, cx: &mut Context<'_>, id: AllocationId, response: &mut [u8]) -> Opened {
         let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
         let Some(bind) = allocation.relays.iter().next().map(Relay::bind) else {
@@ -372,7 +374,7 @@ impl Server {
     }
 
     fn reject_allocate(&mut self, cx: &Context<'_>, id: AllocationId, response: &mut [u8]) -> Opened {
-        let Some(Failed { tuple, identity, context, rejection }) = self.give_up(id) else { return Opened::Abandoned };
+        let Some(Failed { tuple, identity, context, rejection }) = self.abandon(id) else { return Opened::Abandoned };
         match self.reject(cx, &tuple, &context, Some(identity.key()), &rejection, response) {
             FromClient::Respond(response) => Opened::Respond(tuple, response),
             _ => Opened::Abandoned,
@@ -380,7 +382,7 @@ impl Server {
     }
 
     /// Removes an allocation for which no socket can be opened.
-    fn give_up(&mut self, id: AllocationId) -> Option<Failed> {
+    fn abandon(&mut self, id: AllocationId) -> Option<Failed> {
         let Allocation { tuple, identity, state, .. } = self.table.remove(id)?;
         let State::Opening(opening) = state else { return None };
         let context = opening.context;
@@ -388,8 +390,8 @@ impl Server {
         Some(Failed { tuple, identity, context, rejection })
     }
 
-    /// Takes a free port of one of the relay addresses of a family, starting with a random one. Returns the address to bind the
-    /// socket to and the advertised address.
+    /// Takes a free port of one of the relay addresses of a family, starting with a random one. Returns the address to
+    /// bind the socket to and the advertised address.
     fn take_port(
         &mut self,
         cx: &mut Context<'_>,
@@ -439,7 +441,7 @@ struct Start {
     claimed: bool,
 }
 
-/// An allocation that could not be made, and what its client gets.
+/// An allocation that could not be made, and the rejection of its request.
 struct Failed {
     tuple: FiveTuple,
     identity: Rc<Identity>,
@@ -448,13 +450,13 @@ struct Failed {
 }
 
 impl Opening {
-    /// Moves on to the next family.
+    /// Continues with the next family.
     fn next_family(&mut self) -> Option<AddressFamily> {
         self.attempts = 0;
         self.next.take()
     }
 
-    /// Records why a family failed, and moves on to the next one.
+    /// Records why a family failed, and continues with the next one.
     fn fail(&mut self, family: AddressFamily, failure: AllocateFailure) -> Option<AddressFamily> {
         self.failed.get_or_insert((family, failure));
         self.next_family()
@@ -466,8 +468,8 @@ impl Opening {
     }
 }
 
-/// RFC 8656 §3.7: a socket does not tell whether an IPv4 datagram came with DF. So if data may go to IPv6 peers,
-/// DONT-FRAGMENT → 420, as in step 4.
+/// RFC 8656 §3.7: a socket does not report whether a received IPv4 datagram had DF set. So DONT-FRAGMENT → 420, as in
+/// step 4, if data may be relayed to IPv6 peers.
 fn check_dont_fragment(request: &Authenticated<'_, '_>) -> Result<(), Rejection> {
     let FiveTuple { client, transport, .. } = request.tuple;
     let asked = request.message.contains(AttributeType::DONT_FRAGMENT);

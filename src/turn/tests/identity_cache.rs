@@ -1,4 +1,4 @@
-//! Who is known needs no key derived again (RFC 8489 §9.2.2), and is judged as anew all the same.
+//! The identity cache saves the derivation of keys (RFC 8489 §9.2.2). Every request is still authenticated.
 
 use std::rc::Rc;
 
@@ -8,10 +8,10 @@ use crate::stun::{EncodeAttribute, Method};
 use crate::turn::tests::support::*;
 use crate::turn::{AuthCause, Event};
 
-/// How many keys the server derives to answer a packet.
+/// Returns how many keys the server derives to respond to a packet.
 fn derivations(world: &mut World, client: &Client, packet: &[u8]) -> usize {
     let before = DERIVATIONS.get();
-    world.answer_to(&client.tuple, packet);
+    world.response_to(&client.tuple, packet);
     DERIVATIONS.get() - before
 }
 
@@ -19,8 +19,8 @@ fn request(world: &mut World, client: &Client, method: Method, attributes: &[&dy
     client.request(world.transaction(), method, attributes)
 }
 
-fn known(world: &World) -> usize {
-    world.server.known.len()
+fn cached_identities(world: &World) -> usize {
+    world.server.identity_cache.len()
 }
 
 fn assert_expired(world: &mut World) {
@@ -29,7 +29,7 @@ fn assert_expired(world: &mut World) {
 }
 
 #[test]
-fn the_key_of_a_user_is_derived_for_the_first_request_alone() {
+fn the_key_of_a_user_is_derived_only_for_the_first_request() {
     let mut world = World::new();
     let client = world.client(1).with_credential("carol", UNIX + 1_000);
     // No allocation yet: 437.
@@ -47,7 +47,7 @@ fn the_key_of_a_user_is_derived_for_the_first_request_alone() {
         let packet = request(&mut world, &client, method, attributes);
         assert_eq!(derivations(&mut world, &client, &packet), 0, "{method:?}");
     }
-    assert_eq!(known(&world), 1);
+    assert_eq!(cached_identities(&world), 1);
 }
 
 #[test]
@@ -62,58 +62,58 @@ fn the_allocations_of_a_user_share_one_identity() {
     assert!(identities.all(|identity| Rc::ptr_eq(identity, first)));
 }
 
-// However many others send requests, and whatever they put out of the cache.
+// Also if other requests have evicted the identity from the cache.
 #[test]
-fn whoever_has_an_allocation_needs_no_derivation_again() {
+fn requests_on_an_allocation_derive_no_key() {
     let mut world = World::new();
     let client = world.client(1).with_credential("carol", UNIX + 1_000);
     world.allocate(&client);
-    world.server.known = Default::default();
+    world.server.identity_cache = Default::default();
     let packet = request(&mut world, &client, Method::REFRESH, &[]);
     assert_eq!(derivations(&mut world, &client, &packet), 0);
-    assert_eq!(known(&world), 0);
+    assert_eq!(cached_identities(&world), 0);
 }
 
 #[test]
-fn a_request_that_is_refused_makes_nobody_known() {
+fn a_rejected_request_caches_no_identity() {
     let mut world = World::new();
     let client = world.client(1).with_credential("carol", UNIX + 1_000);
     let wrong = Client { password: "wrong".to_owned(), ..client.clone() };
     let foreign = Client { nonce: world.nonce(world.client(2).tuple.client), ..client.clone() };
     for (client, code, logs) in [(&wrong, 401, true), (&foreign, 438, false)] {
-        assert_eq!(world.refusal(client, Method::ALLOCATE, &[&RequestedTransport::UDP]), code);
+        assert_eq!(world.error_code(client, Method::ALLOCATE, &[&RequestedTransport::UDP]), code);
         if logs {
             world.event();
         }
     }
     let expired = client.with_credential("carol", UNIX - 1);
-    assert_eq!(world.refusal(&expired, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
+    assert_eq!(world.error_code(&expired, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
     assert_expired(&mut world);
-    assert_eq!(known(&world), 0);
+    assert_eq!(cached_identities(&world), 0);
 }
 
 #[test]
-fn a_wrong_password_for_a_known_user_is_401() {
+fn a_wrong_password_for_a_cached_user_is_401() {
     let mut world = World::new();
     let client = world.client(1).with_credential("carol", UNIX + 1_000);
     world.allocate(&client);
     let wrong = Client { password: "wrong".to_owned(), ..client.clone() };
-    let elsewhere = Client { tuple: world.client(2).tuple, nonce: world.client(2).nonce, ..wrong.clone() };
-    for client in [wrong, elsewhere] {
-        assert_eq!(world.refusal(&client, Method::REFRESH, &[&Lifetime(0)]), 401);
+    let other_client = Client { tuple: world.client(2).tuple, nonce: world.client(2).nonce, ..wrong.clone() };
+    for client in [wrong, other_client] {
+        assert_eq!(world.error_code(&client, Method::REFRESH, &[&Lifetime(0)]), 401);
         world.event();
     }
     assert_eq!(world.server.allocation_count(), 1);
 }
 
 #[test]
-fn the_expiry_of_a_known_user_is_noticed() {
+fn a_cached_user_is_rejected_after_the_expiry() {
     let mut world = World::new();
     let client = world.client(1).with_credential("carol", UNIX + 10);
-    let elsewhere = world.client(2).with_credential("carol", UNIX + 10);
+    let other_client = world.client(2).with_credential("carol", UNIX + 10);
     world.allocate(&client);
     world.pass(seconds(10));
-    assert_eq!(world.refusal(&elsewhere, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
+    assert_eq!(world.error_code(&other_client, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401);
     assert_expired(&mut world);
     assert_eq!(world.accept(&client, Method::REFRESH, &[&Lifetime(3_600)]).lifetime(), Some(700));
     world.pass(seconds(699));

@@ -1,10 +1,10 @@
-//! The simulation's own randomness: small, fast, and the same on every machine.
+//! The random numbers of the simulation: small, fast, and equal on every machine.
 
-/// SplitMix64.
+/// The generator SplitMix64.
 #[derive(Debug)]
-pub(crate) struct Dice(u64);
+pub(crate) struct SplitMix(u64);
 
-impl Dice {
+impl SplitMix {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -17,12 +17,12 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`.
+    /// Returns a number below `end`.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         self.between(0, end as u64 - 1) as usize
     }
 
-    /// A number of `first..=last`.
+    /// Returns a number of `first..=last`.
     pub(crate) fn between(&mut self, first: u64, last: u64) -> u64 {
         first + self.next() % (last - first + 1)
     }
@@ -39,7 +39,7 @@ impl Dice {
         choices[self.below(choices.len())]
     }
 
-    /// One of the indices of `weights`, as often as its weight says.
+    /// Returns an index of `weights` with a probability proportional to its weight.
     pub(crate) fn weighted(&mut self, weights: &[u64]) -> usize {
         let mut left = self.next() % weights.iter().sum::<u64>();
         for (index, weight) in weights.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What an Allocate request asks for (RFC 8656 §7.2, steps 3 to 9).
+//! The options of an Allocate request (RFC 8656 §7.2, steps 3 to 9).
 
 use std::time::Duration;
 
@@ -13,29 +13,29 @@ use crate::turn::shared::reservations::Token;
 use crate::turn::tables::ports::PortPreference;
 use crate::turn::{DEFAULT_LIFETIME, MAXIMUM_LIFETIME};
 
-/// The allocation that a request wants.
-pub(super) struct Wanted {
-    pub(super) address: WantedAddress,
+/// The allocation that a request requires.
+pub(super) struct AllocateOptions {
+    pub(super) address: AddressOption,
     pub(super) lifetime: Duration,
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum WantedAddress {
+pub(super) enum AddressOption {
     New {
         family: AddressFamily,
         /// Whether an IPv6 address is wanted in addition.
         additional: bool,
         preference: PortPreference,
     },
-    /// By a token; `None` if it is none of this server.
+    /// The address that a token reserves; `None` if the token is 0.
     Reserved(Option<Token>),
 }
 
-/// The attributes that choose the address, and so exclude a token.
+/// The attributes that select the address, and so exclude a token.
 const ADDRESS_CHOICES: [AttributeType; 3] =
     [AttributeType::EVEN_PORT, AttributeType::REQUESTED_ADDRESS_FAMILY, AttributeType::ADDITIONAL_ADDRESS_FAMILY];
 
-impl Wanted {
+impl AllocateOptions {
     pub(super) fn parse(message: &Message<'_>, draft_dual_allocation: bool) -> Result<Self, Rejection> {
         let bad = |reason| Err(Rejection::BadRequest(reason));
         // Step 3: missing or malformed → 400, no UDP → 442.
@@ -43,7 +43,7 @@ impl Wanted {
         if transport != RequestedTransport::UDP {
             return Err(Rejection::UnsupportedTransportProtocol);
         }
-        // Step 5: a token and another choice of the address → 400.
+        // Step 5: a token and another attribute that selects the address → 400.
         let token = optional(message)?.map(|ReservationToken(bytes)| Token::from_bytes(bytes));
         if token.is_some() && ADDRESS_CHOICES.iter().any(|kind| message.contains(*kind)) {
             return bad("Bad RESERVATION-TOKEN");
@@ -72,7 +72,7 @@ impl Wanted {
         let lifetime = optional(message)?.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| seconds);
         let lifetime = Duration::from_secs(lifetime.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME).into());
         let family = requested.unwrap_or(AddressFamily::V4);
-        let address = token.map_or(WantedAddress::New { family, additional, preference }, WantedAddress::Reserved);
+        let address = token.map_or(AddressOption::New { family, additional, preference }, AddressOption::Reserved);
         Ok(Self { address, lifetime })
     }
 }
