@@ -83,7 +83,7 @@ const LIMITS: [Limit; 8] = [
 ];
 
 /// Situations that must occur and that no counter shows.
-const SITUATIONS: [&str; 14] = [
+const SITUATIONS: [&str; 17] = [
     "a claimed port",
     "a dual allocation",
     "a dual allocation without IPv4",
@@ -98,6 +98,9 @@ const SITUATIONS: [&str; 14] = [
     "peers that a new policy denies",
     "a claimed port that cannot be opened",
     "data between two relayed addresses of this server",
+    "merged packets to a peer",
+    "merged packets to a client",
+    "a request between merged packets",
 ];
 
 /// Runs one world to its end.

@@ -90,7 +90,7 @@ mod through_a_server {
     fn server() -> Server {
         let more = format!(
             "[[auth.users]]\nname = {USER:?}\npassword = {PASSWORD:?}\n[peers]\nallow = [\"127.0.0.1\"]\n\
-             [limits]\nallocations-per-user = 0\nunverified-replies = 0\n"
+             [limits]\nallocations-per-user = 0\nunverified-responses = 0\n"
         );
         Server::start(&config_without_secret(&["127.0.0.1"], &more))
     }

@@ -77,7 +77,7 @@ impl Servers {
              [relay]\naddresses = [\"{relay}\"]\nports = \"{first}-{last}\"\n\
              [[auth.users]]\nname = \"{USER}\"\npassword = \"{PASSWORD}\"\n\
              [peers]\nallow = [\"{peer}\"]\n\
-             [limits]\nallocations-per-user = 0\nconnections-per-source = 0\nunverified-replies = 0\n\
+             [limits]\nallocations-per-user = 0\nconnections-per-source = 0\nunverified-responses = 0\n\
              [log]\nlevel = \"warn\"\n",
             scenario.workers.unwrap_or(0),
         )

@@ -105,7 +105,7 @@ impl Authenticator {
                 KeyAlgorithm::Md5 => &keys.md5,
                 KeyAlgorithm::Sha256 => &keys.sha256,
             };
-            return if known.is_none() && matches(key) {
+            return if known.is_none_or(|known| known.key() != key) && matches(key) {
                 Ok(Rc::new(Identity::of_static_user(username, key.clone())))
             } else {
                 Err(AuthFailure::WrongPassword)
@@ -117,14 +117,14 @@ impl Authenticator {
             Ok(time_limited) => time_limited,
             Err(malformed) => return self.fail(malformed.into(), matches),
         };
-        for (at, secret) in self.secrets.iter().enumerate() {
+        for secret in &self.secrets {
             let password = time_limited::password(secret, username);
             let key = LongTermKey::derive_by(algorithm, username, &self.realm, password.as_bytes());
             // The key of the known identity was tried above. It is still derived, so that a wrong password takes the
             // same time whether the user is cached or not.
-            let tried = known.is_some_and(|known| known.secret == Some(at));
+            let tried = known.is_some_and(|known| *known.key() == key);
             if !tried && matches(&key) {
-                return Ok(Rc::new(Identity::of_credential(username, time_limited, key, at)));
+                return Ok(Rc::new(Identity::of_credential(username, time_limited, key)));
             }
         }
         let tried = self.secrets.len();

@@ -15,24 +15,17 @@ pub struct Identity {
     user_start: usize,
     expires: Option<u64>,
     key: LongTermKey,
-    /// The index of the shared secret of the credential; `None` for a static user.
-    pub(super) secret: Option<usize>,
 }
 
 impl Identity {
     pub(super) fn of_static_user(username: &str, key: LongTermKey) -> Self {
-        Self { username: username.into(), user_start: 0, expires: None, key, secret: None }
+        Self { username: username.into(), user_start: 0, expires: None, key }
     }
 
     /// `parsed` is the parsed `username`.
-    pub(super) fn of_credential(
-        username: &str,
-        parsed: TimeLimitedUsername<'_>,
-        key: LongTermKey,
-        secret: usize,
-    ) -> Self {
+    pub(super) fn of_credential(username: &str, parsed: TimeLimitedUsername<'_>, key: LongTermKey) -> Self {
         let user_start = if parsed.user.is_empty() { 0 } else { username.len() - parsed.user.len() };
-        Self { username: username.into(), user_start, expires: Some(parsed.expires), key, secret: Some(secret) }
+        Self { username: username.into(), user_start, expires: Some(parsed.expires), key }
     }
 
     /// Returns the value of USERNAME without trailing NULs.

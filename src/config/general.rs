@@ -166,9 +166,9 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
         connections_per_source: section
             .number("connections-per-source", 0..=u32::MAX, report)
             .unwrap_or(default.connections_per_source),
-        unverified_replies: section
-            .number("unverified-replies", 0..=1000, report)
-            .unwrap_or(default.unverified_replies),
+        unverified_responses: section
+            .number("unverified-responses", 0..=1000, report)
+            .unwrap_or(default.unverified_responses),
     }
 }
 

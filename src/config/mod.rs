@@ -163,7 +163,7 @@ pub struct Limits {
     /// TCP and TLS connections per source (an IPv4 address or an IPv6 /64). 0: no limit.
     pub connections_per_source: u32,
     /// Responses per second and worker to a source that has not proved that it receives them, 1 to 1000. 0: no limit.
-    pub unverified_replies: u32,
+    pub unverified_responses: u32,
 }
 
 /// `[timeouts]`: timeouts of connections (TCP and TLS).
@@ -356,7 +356,7 @@ impl Default for Limits {
             bytes_per_second_per_user: 0,
             connections: 10_000,
             connections_per_source: 500,
-            unverified_replies: 50,
+            unverified_responses: 50,
         }
     }
 }

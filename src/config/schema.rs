@@ -57,7 +57,7 @@ pub(super) const LIMITS: TableKeys = TableKeys {
         "bytes-per-second-per-user",
         "connections",
         "connections-per-source",
-        "unverified-replies",
+        "unverified-responses",
     ],
 };
 pub(super) const TIMEOUTS: TableKeys =

@@ -148,7 +148,7 @@ impl fmt::Display for Summary<'_> {
             0 => f.write_str(", not limited per source")?,
             connections => write!(f, ", {connections} per source")?,
         }
-        match limits.unverified_replies {
+        match limits.unverified_responses {
             0 => f.write_str("\n         responses to unverified sources are not limited")?,
             responses => {
                 write!(f, "\n         {} per second to an unverified source", plural(responses, "response"))?;

@@ -7,15 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep};
+use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
 use super::WorkerEvent;
 use super::service::{Service, Watchdog};
 use super::start::WorkerControl;
-use super::tls::{self, Certificates};
+use super::tls::{self, Certificates, Replacement};
 use crate::clock;
-use crate::net::tls::Acceptor;
 use crate::setting::DRAIN_DEADLINE;
 use crate::turn::Ledger;
 use crate::worker::Snapshot;
@@ -31,6 +30,9 @@ const STATUS: Duration = Duration::from_secs(5);
 
 /// The maximum time to stop after a drain: for the last responses and the log.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The maximum time that the start of a new configuration waits for the workers.
+const RECONFIGURE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The signals that the process handles.
 #[derive(Debug)]
@@ -121,8 +123,6 @@ impl RunningServer<'_> {
         events: &mut mpsc::Receiver<WorkerEvent>,
     ) -> Option<usize> {
         let mut stage = Stage::Serving;
-        let snapshots = self.distribute_snapshots();
-        let mut acceptors = self.certificates.as_ref().map(Certificates::subscribe);
         let mut deadline: Option<Pin<Box<Sleep>>> = None;
         let period = self.service.watchdog_period();
         let statistics = self.workers.iter().map(|worker| Arc::clone(&worker.statistics));
@@ -138,7 +138,7 @@ impl RunningServer<'_> {
                 signal = signals.next() => {
                     let Some(next) = stage.after(signal) else { break None };
                     if signal == Received::Hangup {
-                        self.reload();
+                        self.reload().await;
                     }
                     if next != stage {
                         stage = next;
@@ -160,13 +160,8 @@ impl RunningServer<'_> {
                     break None;
                 }
                 () = tls::due(&mut self.certificates) => {
-                    if let Some(certificates) = &mut self.certificates {
-                        certificates.poll();
-                    }
-                }
-                acceptor = next_acceptor(&mut acceptors) => {
-                    self.snapshot = Arc::new(Snapshot { tls: Some(acceptor), ..(*self.snapshot).clone() });
-                    snapshots.send_replace(Arc::clone(&self.snapshot));
+                    let replacement = self.certificates.as_mut().and_then(Certificates::poll);
+                    self.replace_certificate(replacement).await;
                 }
                 () = tick(&mut progress) => tracing::info!(allocations = self.allocations(), "draining"),
                 () = tick(&mut status) => {
@@ -180,22 +175,36 @@ impl RunningServer<'_> {
         ended_early
     }
 
-    /// Sends each worker every snapshot that is put into the channel, or only the latest if the worker is slow. Control
-    /// does not wait for workers.
-    fn distribute_snapshots(&self) -> watch::Sender<Arc<Snapshot>> {
-        let sender = watch::Sender::new(Arc::clone(&self.snapshot));
-        for worker in self.workers {
-            let (handle, mut snapshots) = (worker.handle.clone(), sender.subscribe());
-            tokio::spawn(async move {
-                while snapshots.changed().await.is_ok() {
-                    let snapshot = Arc::clone(&snapshots.borrow_and_update());
-                    if handle.reconfigure(snapshot).await.is_err() {
-                        return;
-                    }
-                }
-            });
+    /// Passes a new certificate to the workers. It is in the log only when they use it: whoever reads that line may connect
+    /// at once.
+    async fn replace_certificate(&mut self, replacement: Option<Replacement>) {
+        let Some(replacement) = replacement else { return };
+        self.reconfigure(Snapshot { tls: Some(replacement.acceptor()), ..(*self.snapshot).clone() }).await;
+        if let Some(certificates) = &self.certificates {
+            certificates.log_replacement(&replacement);
         }
-        sender
+    }
+
+    /// Sends each worker a new configuration, and waits until every worker uses it. A worker that is too slow gets it later.
+    async fn reconfigure(&mut self, snapshot: Snapshot) {
+        self.snapshot = Arc::new(snapshot);
+        let reconfigure = |worker: &WorkerControl| {
+            let (handle, snapshot) = (worker.handle.clone(), Arc::clone(&self.snapshot));
+            // A task of its own goes on after the timeout. A worker that has ended needs no configuration.
+            tokio::spawn(async move { handle.reconfigure(snapshot).await })
+        };
+        let tasks: Vec<_> = self.workers.iter().map(reconfigure).collect();
+        let all = async {
+            for task in tasks {
+                let _ = task.await;
+            }
+        };
+        if timeout(RECONFIGURE_TIMEOUT, all).await.is_err() {
+            tracing::warn!(
+                seconds = RECONFIGURE_TIMEOUT.as_secs(),
+                "a worker does not use the new configuration yet. It will when it is less busy"
+            );
+        }
     }
 
     /// Starts a drain. Returns its deadline.
@@ -223,13 +232,14 @@ impl RunningServer<'_> {
     }
 
     /// Reloads the certificate. The configuration cannot be reloaded.
-    fn reload(&mut self) {
+    async fn reload(&mut self) {
         self.service.reloading(clock::monotonic());
         const RESTART: &str =
             "SIGHUP does not reload the configuration in this version. Restart the server to apply changes";
         match &mut self.certificates {
             Some(certificates) => {
-                certificates.reload();
+                let replacement = certificates.reload();
+                self.replace_certificate(replacement).await;
                 tracing::info!("SIGHUP: certificate checked. {RESTART}");
             }
             None => tracing::warn!("{RESTART}"),
@@ -267,16 +277,6 @@ fn every(period: Duration) -> Interval {
     let mut interval = interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
-}
-
-/// Waits until the certificate is replaced, and returns its acceptor.
-async fn next_acceptor(acceptors: &mut Option<watch::Receiver<Acceptor>>) -> Acceptor {
-    if let Some(acceptors) = acceptors
-        && acceptors.changed().await.is_ok()
-    {
-        return acceptors.borrow_and_update().clone();
-    }
-    pending().await
 }
 
 /// Waits for the next tick; forever if there is no interval.

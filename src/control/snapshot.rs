@@ -67,6 +67,6 @@ fn limits(config: &Config) -> Limits {
         channels_per_allocation: limits.channels_per_allocation.into(),
         peer_rate: Rate::of_peers(limits.peers_per_second),
         byte_rate: Rate::of_bytes(limits.bytes_per_second_per_allocation),
-        unverified_responses: limits.unverified_replies,
+        unverified_responses: limits.unverified_responses,
     }
 }

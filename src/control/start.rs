@@ -84,6 +84,7 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
     check_alternate(config, &choice)?;
     let hostname = config.hostname.as_deref();
     let certificates = config.tls.as_ref().map(|tls| Certificates::load(tls, hostname)).transpose()?;
+    let (certificates, acceptor) = certificates.unzip();
     let connections = connection_limit(config, &choice);
     let mut listeners = Listeners::claim(&config.listen)?;
     let workers = worker_count(config);
@@ -99,7 +100,7 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
         nonce_key: random_key()?,
         own_addresses: own_addresses(config, &choice)?,
         connections,
-        tls: certificates.as_ref().map(|certificates| certificates.subscribe().borrow().clone()),
+        tls: acceptor,
     };
     let snapshot = Arc::new(snapshot(config, inputs));
     let addresses = choice.addresses.iter().map(|relay| (relay.bind, relay.advertised));

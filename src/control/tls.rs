@@ -9,7 +9,6 @@ use std::path::Path;
 use std::time::Duration;
 use std::{fmt, io};
 
-use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::auth::HumanSeconds;
@@ -180,12 +179,28 @@ fn stamps(tls: &Tls) -> [Stamp; 2] {
     [stamp(&tls.certificate), stamp(&tls.private_key)]
 }
 
-/// The certificate in use, kept up to date.
+const REPLACED: &str = "certificate replaced for new connections";
+
+/// A certificate that was read and that the workers do not use yet.
+#[must_use]
+pub(super) struct Replacement {
+    setup: Setup,
+    /// What to log as soon as the workers use it.
+    message: &'static str,
+}
+
+impl Replacement {
+    /// Returns what accepts connections with it.
+    pub(super) fn acceptor(&self) -> Acceptor {
+        self.setup.acceptor.clone()
+    }
+}
+
+/// The files of the certificate, checked for changes.
 #[derive(Debug)]
 pub(super) struct Certificates {
     files: Tls,
     hostname: Option<String>,
-    sender: watch::Sender<Acceptor>,
     current: Certificate,
     /// The stamps of the files when they were last read.
     seen: [Stamp; 2],
@@ -202,7 +217,7 @@ impl Certificates {
     ///
     /// # Errors
     /// If it is unusable.
-    pub(super) fn load(tls: &Tls, hostname: Option<&str>) -> Result<Self, TlsError> {
+    pub(super) fn load(tls: &Tls, hostname: Option<&str>) -> Result<(Self, Acceptor), TlsError> {
         let (seen, now) = (stamps(tls), clock::unix_seconds());
         let setup = load(tls, now)?;
         let mut polls = tokio::time::interval(POLL_INTERVAL);
@@ -210,7 +225,6 @@ impl Certificates {
         let loaded = Self {
             files: tls.clone(),
             hostname: hostname.map(str::to_owned),
-            sender: watch::Sender::new(setup.acceptor.clone()),
             current: setup.certificate.clone(),
             seen,
             failure: None,
@@ -219,12 +233,7 @@ impl Certificates {
             polls,
         };
         loaded.log(&setup, now, "certificate loaded");
-        Ok(loaded)
-    }
-
-    /// Returns a receiver of the current acceptor, for a worker.
-    pub(super) fn subscribe(&self) -> watch::Receiver<Acceptor> {
-        self.sender.subscribe()
+        Ok((loaded, setup.acceptor))
     }
 
     /// Returns the certificate in use.
@@ -232,16 +241,17 @@ impl Certificates {
         &self.current
     }
 
-    /// Replaces the certificate if the files have changed.
+    /// Reads the files if they have changed. The caller passes the new certificate to the workers and then to
+    /// [`log_replacement`](Self::log_replacement).
     ///
     /// A renewal replaces two files, one after the other. While they do not match, each call retries. The failure is
     /// logged when the files are unchanged at the next call.
-    pub(super) fn poll(&mut self) {
+    pub(super) fn poll(&mut self) -> Option<Replacement> {
         let (now, before) = (clock::unix_seconds(), self.seen);
+        let mut replacement = None;
         if self.failure.is_some() || stamps(&self.files) != before {
-            if let Ok(setup) = self.read(now) {
-                self.log(&setup, now, "certificate replaced for new connections");
-            } else if self.seen == before {
+            replacement = self.read(now).map(|setup| Replacement { setup, message: REPLACED });
+            if replacement.is_none() && self.seen == before {
                 self.log_failure();
             }
         }
@@ -251,24 +261,27 @@ impl Certificates {
                 tracing::warn!("{warning}");
             }
         }
+        replacement
     }
 
-    /// Reads the files, changed or not, and logs the result.
-    pub(super) fn reload(&mut self) {
+    /// Like [`poll`](Self::poll), but reads the files whether they have changed or not.
+    pub(super) fn reload(&mut self) -> Option<Replacement> {
         let (now, before) = (clock::unix_seconds(), self.current.clone());
-        match self.read(now) {
-            Ok(setup) if setup.certificate == before => {
-                self.log(&setup, now, "certificate reloaded, unchanged");
-            }
-            Ok(setup) => self.log(&setup, now, "certificate replaced for new connections"),
-            Err(()) => {
-                self.failure_logged = false;
-                self.log_failure();
-            }
-        }
+        let Some(setup) = self.read(now) else {
+            self.failure_logged = false;
+            self.log_failure();
+            return None;
+        };
+        let message = if setup.certificate == before { "certificate reloaded, unchanged" } else { REPLACED };
+        Some(Replacement { setup, message })
     }
 
-    fn read(&mut self, now: u64) -> Result<Setup, ()> {
+    /// Logs that the workers use the new certificate.
+    pub(super) fn log_replacement(&self, replacement: &Replacement) {
+        self.log(&replacement.setup, clock::unix_seconds(), replacement.message);
+    }
+
+    fn read(&mut self, now: u64) -> Option<Setup> {
         let seen = stamps(&self.files);
         if seen != std::mem::replace(&mut self.seen, seen) {
             self.failure_logged = false;
@@ -276,13 +289,12 @@ impl Certificates {
         match load(&self.files, now) {
             Ok(setup) => {
                 self.failure = None;
-                self.sender.send_replace(setup.acceptor.clone());
                 self.current = setup.certificate.clone();
-                Ok(setup)
+                Some(setup)
             }
             Err(error) => {
                 self.failure = Some(error);
-                Err(())
+                None
             }
         }
     }

@@ -284,7 +284,9 @@ pub enum Action {
 /// A bound channel whose peer has a permission, as plain data. Traffic that is relayed outside the core must be
 /// [credited](crate::turn::Server::credit).
 ///
-/// The 5-tuple and the channel number identify a route.
+/// The 5-tuple and the channel number identify a route. If the peer is at a relay address of this server, it is the
+/// relayed transport address of another client: the core checks for each packet that it is still in use, and translates
+/// it to the bound address. Such a route must not be relayed outside the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelRoute {
     /// The client's 5-tuple.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::contract::{AllocationId, FiveTuple, RelayedAddresses};
 use super::event::{EndReason, Traffic};
 use super::server::Server;
-use super::tables::allocation::{Allocation, State};
+use super::tables::allocation::Allocation;
 use super::time::Instant;
 
 /// An allocation in a listing.
@@ -92,7 +92,7 @@ impl Server {
 
     /// Ends an allocation on behalf of the operator. Returns whether it was open.
     pub fn end_allocation(&mut self, now: Instant, id: AllocationId) -> bool {
-        let open = self.table.get(id).is_some_and(|allocation| matches!(allocation.state, State::Open));
+        let open = self.table.get(id).is_some_and(|allocation| allocation.is_open(now));
         if open {
             self.end(id, now, EndReason::EndedByOperator);
         }

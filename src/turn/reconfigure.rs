@@ -29,10 +29,20 @@ impl Review {
         Self { next: None, permissions: limits.permissions_per_allocation, channels: limits.channels_per_allocation }
     }
 
+    /// Whether there are allocations that were not reviewed since the configuration was replaced.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.next.is_some()
+    }
+
     fn begin(&mut self, limits: &Limits) {
         self.next = Some(0);
-        self.permissions = self.permissions.max(limits.permissions_per_allocation);
-        self.channels = self.channels.max(limits.channels_per_allocation);
+        self.raise_caps(limits.permissions_per_allocation, limits.channels_per_allocation);
+    }
+
+    /// Records that an allocation may have this many permissions and channels.
+    pub(crate) fn raise_caps(&mut self, permissions: usize, channels: usize) {
+        self.permissions = self.permissions.max(permissions);
+        self.channels = self.channels.max(channels);
     }
 
     /// Panics if an allocation exceeds the limits. For tests.
@@ -74,7 +84,8 @@ impl Server {
         self.review.next.is_some()
     }
 
-    fn review_one(&mut self, id: AllocationId, now: Instant) {
+    /// Applies the configuration to one allocation.
+    pub(crate) fn review_one(&mut self, id: AllocationId, now: Instant) {
         let snapshot = Arc::clone(&self.snapshot);
         let Some(allocation) = self.table.get(id) else { return };
         if !snapshot.authenticator.accepts(&allocation.identity) {

@@ -88,6 +88,9 @@ pub enum ImportError {
     /// It has no relayed transport address that is still in use.
     #[error("it has expired")]
     Expired,
+    /// It has several relayed transport addresses of one address family.
+    #[error("it has several relayed transport addresses of one address family")]
+    Relays,
     /// The relay address or port does not belong to this worker, or is in use.
     #[error("the relay port {0} does not belong to this worker, or is in use")]
     Port(SocketAddr),
@@ -115,9 +118,14 @@ impl Server {
             return Err(ImportError::TupleInUse);
         }
         let live = record.relays.iter().filter(|relay| relay.expires > epoch.unix);
-        let live: Vec<&RelayRecord> = live.take(2).collect();
+        let live: Vec<&RelayRecord> = live.collect();
         if live.is_empty() {
             return Err(ImportError::Expired);
+        }
+        let is_v6 = |relay: &&RelayRecord| relay.bind.is_ipv6();
+        if live.iter().filter(|relay| is_v6(relay)).count() > 1 || live.iter().filter(|relay| !is_v6(relay)).count() > 1
+        {
+            return Err(ImportError::Relays);
         }
         // Limits apply to new allocations only.
         let ticket = self.ledger.quota.admit(identity.user(), 0, 0).map_err(|_| ImportError::Quota)?;
@@ -131,7 +139,9 @@ impl Server {
             self.ledger.live.set(relay.bind, true);
         }
         let id = self.insert_imported(epoch, record, identity, relays, ticket);
-        self.remove_expired(id, now);
+        // The configuration here may deny peers that it has.
+        self.review.raise_caps(record.permissions.len(), record.channels.len());
+        self.review_one(id, now);
         self.table.reschedule(id);
         let spec = |(index, bind)| SocketSpec { socket: id.socket(index), kind: SocketKind::Udp, bind };
         Ok(sockets.into_iter().map(spec).collect())

@@ -24,16 +24,18 @@ impl Instant {
         Self(self.0.saturating_add(Self::from_elapsed(later).0))
     }
 
-    /// Returns the time `earlier` before this one, but not before the start of the process.
+    /// Returns the time `earlier` before this one. It may be before the start of the process: only
+    /// [`since`](Self::since) may be called with it.
     #[must_use]
     pub fn minus(self, earlier: Duration) -> Self {
-        Self(self.0.saturating_sub(Self::from_elapsed(earlier).0))
+        Self(self.0.wrapping_sub(Self::from_elapsed(earlier).0))
     }
 
     /// Returns the time since `earlier`; zero if `earlier` is later than this.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.0.saturating_sub(earlier.0))
+        let micros = self.0.wrapping_sub(earlier.0).cast_signed();
+        Duration::from_micros(u64::try_from(micros).unwrap_or(0))
     }
 
     /// Returns the microseconds since the process started.

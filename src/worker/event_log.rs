@@ -26,6 +26,7 @@ const LONGEST_NAME: usize = 64;
 #[derive(Debug)]
 pub(super) struct EventLog {
     allocations: RateLimit,
+    revoked_peers: RateLimit,
     failed_authentications: RateLimit,
     rejected_allocations: RateLimit,
     redirected_allocations: RateLimit,
@@ -41,6 +42,7 @@ impl Default for EventLog {
     fn default() -> Self {
         Self {
             allocations: RateLimit::of(ALLOCATION_LINES),
+            revoked_peers: RateLimit::of(ALLOCATION_LINES),
             failed_authentications: RateLimit::of(LINES),
             rejected_allocations: RateLimit::of(LINES),
             redirected_allocations: RateLimit::of(LINES),
@@ -115,7 +117,7 @@ impl EventLog {
                 }
             }
             Event::PeersRevoked { user, tuple, permissions, channels } => {
-                if self.allocations.allows(now) {
+                if self.revoked_peers.allows(now) {
                     tracing::info!(
                         user = &*printable(user), client = %tuple.client, permissions, channels,
                         "peers revoked: the new configuration denies them"
@@ -171,6 +173,7 @@ impl EventLog {
     fn log_suppressed(&mut self, count_of: impl Fn(&mut RateLimit) -> Option<u64>) {
         for (limit, what) in [
             (&mut self.allocations, "allocations created or ended"),
+            (&mut self.revoked_peers, "allocations with revoked peers"),
             (&mut self.failed_authentications, "failed authentications"),
             (&mut self.rejected_allocations, "rejected allocations"),
             (&mut self.redirected_allocations, "redirected allocations"),

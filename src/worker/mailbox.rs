@@ -17,7 +17,7 @@ use crate::turn::{AllocationDetail, AllocationId, Cursor, Page};
 const CAPACITY: usize = 16;
 
 /// The number of allocations that a worker reviews, lists or ends before it serves packets again.
-const BUDGET: usize = 64;
+const BUDGET: usize = 16;
 
 /// A command to a worker.
 #[derive(Debug)]

@@ -349,13 +349,13 @@ impl Shell {
             match self.server.socket_opened(&mut cx, &spec, result, &mut self.response) {
                 Opened::Respond(tuple, response) => {
                     if let Ok(socket) = opened {
-                        self.relays.insert(spec.socket, socket);
+                        self.relays.insert(&spec, socket);
                     }
                     return self.respond(&tuple, response.length, response.outcome);
                 }
                 Opened::Open(next) => {
                     if let Ok(socket) = opened {
-                        self.relays.insert(spec.socket, socket);
+                        self.relays.insert(&spec, socket);
                     }
                     spec = next;
                 }
@@ -371,14 +371,8 @@ impl Shell {
     }
 
     fn close_relay(&mut self, id: SocketId) {
-        let Some(socket) = self.relays.remove(id) else { return };
-        let bind = socket.local_addr();
-        drop(socket);
-        match bind {
-            Ok(bind) => self.server.socket_closed(bind),
-            Err(error) => {
-                tracing::error!(%error, "cannot read the address of a relay socket, so its port is not used again");
-            }
+        if let Some(bind) = self.relays.close(id) {
+            self.server.socket_closed(bind);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 
 use crate::net::batch::DropCounter;
@@ -26,6 +26,8 @@ pub(super) struct RelaySockets {
 pub(super) struct RelaySocket {
     pub(super) id: SocketId,
     pub(super) socket: UdpSocket,
+    /// The address that it is bound to.
+    bind: SocketAddr,
     pub(super) drops: DropCounter,
     /// Whether it is in [`RelaySockets::ready`] or [`RelaySockets::failed`].
     queued: bool,
@@ -53,20 +55,22 @@ impl RelaySockets {
         Ok(socket)
     }
 
-    pub(super) fn insert(&mut self, id: SocketId, socket: UdpSocket) {
+    pub(super) fn insert(&mut self, spec: &SocketSpec, socket: UdpSocket) {
+        let SocketSpec { socket: id, bind, .. } = *spec;
         let slot = id.slot();
         if self.sockets.len() <= slot {
             self.sockets.resize_with(slot + 1, || None);
         }
         if let Some(place) = self.sockets.get_mut(slot) {
             debug_assert!(place.is_none(), "a slot's socket is closed before the slot is reused");
-            *place = Some(RelaySocket { id, socket, drops: DropCounter::default(), queued: false, error: false });
+            *place = Some(RelaySocket { id, socket, bind, drops: DropCounter::default(), queued: false, error: false });
         }
     }
 
-    pub(super) fn remove(&mut self, id: SocketId) -> Option<UdpSocket> {
+    /// Closes a socket. Returns the address that it was bound to.
+    pub(super) fn close(&mut self, id: SocketId) -> Option<SocketAddr> {
         let place = self.sockets.get_mut(id.slot())?;
-        place.take_if(|relay| relay.id == id).map(|relay| relay.socket)
+        place.take_if(|relay| relay.id == id).map(|relay| relay.bind)
     }
 
     pub(super) fn socket(&self, id: SocketId) -> Option<&UdpSocket> {

@@ -31,6 +31,7 @@ impl World {
         assert!(self.model.allocs.is_empty() && self.model.taken.is_empty() && self.sockets.is_empty());
         assert!(self.model.reservations.is_empty());
         self.check(true);
+        assert!(self.no_routes(), "every route was removed");
         self.model.draining = false;
         self.ledger.set_draining(false);
         let always = self.setup().alternate.as_ref().is_some_and(|alternate| alternate.when == RedirectWhen::Always);
@@ -58,7 +59,7 @@ impl World {
             let none = Authentication::NONE;
             let unauthenticated = packet::message(Class::Request, Method::ALLOCATE, id, false, &none, |_| {});
             self.clients[0].nonce = None;
-            self.packet_from(worker, tuple, &unauthenticated, Signed::Invalid, Some(0));
+            self.packets_from(worker, tuple, &[(unauthenticated, Signed::Invalid)], Some(0));
             let by = Authentication {
                 username: Some(self.model.credentials[0].username.clone()),
                 realm: true,
@@ -70,7 +71,7 @@ impl World {
                 writer.push(&RequestedTransport::UDP);
                 writer.push(&RequestedAddressFamily(family));
             });
-            self.packet_from(worker, tuple, &bytes, Signed::With(0, KeyAlgorithm::Md5), Some(0));
+            self.packets_from(worker, tuple, &[(bytes, Signed::With(0, KeyAlgorithm::Md5))], Some(0));
             self.report_opened(0, Ok(()));
         }
         assert_eq!(self.model.count_open_sockets(), ports, "every port is in use");

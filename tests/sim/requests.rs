@@ -1,6 +1,7 @@
 //! The requests of clients, with typical mistakes.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use turnserver::auth::KeyAlgorithm;
 use turnserver::stun::attribute::{
@@ -89,6 +90,16 @@ impl World {
     }
 
     fn request(&mut self, client: usize, method: Method, attributes: impl FnOnce(&mut MessageWriter<'_>)) {
+        let (bytes, signed) = self.build_request(client, method, attributes);
+        self.client_sends(client, bytes, signed);
+    }
+
+    fn build_request(
+        &mut self,
+        client: usize,
+        method: Method,
+        attributes: impl FnOnce(&mut MessageWriter<'_>),
+    ) -> (Rc<[u8]>, Signed) {
         let (by, signed) = self.authentication(client);
         let (mut id, fingerprint) = (packet::transaction(&mut self.rng), self.rng.percent(25));
         // Another user's request may have the transaction ID that created the allocation.
@@ -110,7 +121,12 @@ impl World {
                 _ => {}
             }
         });
-        self.client_sends(client, bytes, signed);
+        (bytes, signed)
+    }
+
+    /// Returns a request that deletes the allocation of a client.
+    pub(super) fn deletion(&mut self, client: usize) -> (Rc<[u8]>, Signed) {
+        self.build_request(client, Method::REFRESH, |writer| writer.push(&Lifetime(0)))
     }
 
     fn lifetime(&mut self) -> Option<u32> {

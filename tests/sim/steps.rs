@@ -10,7 +10,7 @@ use crate::model::Alloc;
 use crate::packet::{self, Authentication, Packet, Signed, raw};
 use crate::world::{Datagram, Flight, Socket, World};
 
-const WEIGHTS: [u64; 21] = [
+const WEIGHTS: [u64; 22] = [
     180, // ChannelData
     140, // Send indication
     150, // peer's datagram
@@ -32,10 +32,11 @@ const WEIGHTS: [u64; 21] = [
     30,  // an ICMP error arrives
     3,   // the policy changes
     3,   // the allocations of a worker are handed over
+    40,  // merged packets of a client
 ];
 
 /// The frequencies in a world with [`churn`](crate::setup::Setup::churn).
-const CHURN: [u64; 21] = [20, 20, 40, 30, 5, 10, 300, 250, 20, 20, 60, 30, 250, 150, 10, 20, 3, 1, 10, 2, 2];
+const CHURN: [u64; 22] = [20, 20, 40, 30, 5, 10, 300, 250, 20, 20, 60, 30, 250, 150, 10, 20, 3, 1, 10, 2, 2, 20];
 
 pub(crate) const CHANNELS: [u16; 5] = [0x4000, 0x4001, 0x4002, 0x4003, 0x4fff];
 pub(crate) const ODD_CHANNELS: [u16; 8] = [0, 0x3fff, 0x5000, 0x5001, 0x6789, 0x7fff, 0x8000, 0xffff];
@@ -74,6 +75,7 @@ impl World {
                 let worker = self.rng.below(self.setup().workers);
                 self.hand_over(worker);
             }
+            21 => self.merged_packets(),
             16 => {
                 self.model.draining = !self.model.draining && self.rng.percent(20);
                 self.ledger.set_draining(self.model.draining);
@@ -167,6 +169,46 @@ impl World {
         self.client_sends(client, bytes, Signed::Unknown);
     }
 
+    /// Sends two to six packets of one length that the kernel merges: ChannelData on one or two channels, and sometimes a
+    /// request or a retransmission between them. The last may be shorter.
+    fn merged_packets(&mut self) {
+        let client = self.some_client();
+        if self.setup().clients[client].transport != Transport::Udp {
+            return;
+        }
+        let bound = self.alloc_of(client).map_or(Vec::new(), |at| self.model.allocs[at].channels.clone());
+        let mut numbers = [self.rng.pick(&CHANNELS), self.rng.pick(&CHANNELS)];
+        if !bound.is_empty() {
+            numbers = [self.rng.pick(&bound).0, self.rng.pick(&bound).0];
+        }
+        let between = match self.rng.below(10) {
+            0..6 => None,
+            6 => Some(self.deletion(client)),
+            _ => self.clients[client].sent.back().map(|packet| (packet.bytes.clone(), packet.signed)),
+        };
+        let between = between.filter(|(bytes, _)| bytes.len() > 8);
+        let length = between.as_ref().map_or_else(|| self.rng.between(4, 40) as usize, |(bytes, _)| bytes.len());
+        let count = self.rng.between(2, 6);
+        let at = self.rng.between(0, count - 1);
+        let packets: Vec<_> = (0..count)
+            .map(|index| {
+                if let Some(packet) = between.as_ref().filter(|_| index == at) {
+                    return packet.clone();
+                }
+                let shorter = if index == count - 1 { self.rng.below(length.min(8)) } else { 0 };
+                let number = if self.rng.percent(80) { numbers[0] } else { numbers[1] };
+                let mut bytes = number.to_be_bytes().to_vec();
+                let payload = length - shorter.min(length - 4) - 4;
+                // The datagram may be longer than the message.
+                let padding = if self.rng.percent(20) { payload.min(2) } else { 0 };
+                bytes.extend(((payload - padding) as u16).to_be_bytes());
+                bytes.extend(self.rng.bytes(payload));
+                (bytes.into(), Signed::Unknown)
+            })
+            .collect();
+        self.client_burst(client, &packets);
+    }
+
     fn send_indication(&mut self) {
         let client = self.some_client();
         let peer = self.some_peer(client, 80);
@@ -241,7 +283,7 @@ impl World {
         let socket = self.rng.below(self.sockets.len());
         let socket = self.sockets[socket];
         let source = self.some_source(socket);
-        let payload = if self.rng.permille(6) { vec![7; 65_500 + self.rng.below(20)].into() } else { self.payload() };
+        let payload = if self.rng.permille(12) { vec![7; 65_500 + self.rng.below(20)].into() } else { self.payload() };
         let datagram = Datagram { worker: socket.worker, relay: socket.relay, source, payload };
         self.peer_packet(&datagram);
     }
@@ -310,7 +352,7 @@ impl World {
             let source = ["0.0.0.0:5", "77.0.0.2:0", "224.0.0.1:9", "[ff02::1]:9", "[::]:9", "255.255.255.255:1"];
             let client = self.rng.pick(&source).parse().unwrap();
             let tuple = FiveTuple { client, server: self.setup().clients[0].server, transport: Transport::Udp };
-            return self.packet_from(0, tuple, &[0, 1, 0, 0], Signed::Unknown, None);
+            return self.packets_from(0, tuple, &[([0, 1, 0, 0].into(), Signed::Unknown)], None);
         }
         if kind == 3 {
             let (id, class) = (packet::transaction(&mut self.rng), self.rng.pick(&[0, 1, 2, 3]));

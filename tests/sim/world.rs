@@ -13,9 +13,9 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use turnserver::stun::attribute::Icmp;
 use turnserver::turn::{
-    Action, ChannelRoute, Context, Counters, Direction, Epoch, Event, FiveTuple, FromClient, HEADROOM, IcmpError,
-    ImportError, Instant, Ledger, OpenError, Opened, Outcome, RESPONSE_BUFFER, RedirectCause, Server, SocketId,
-    SocketSpec, TAILROOM,
+    Action, ChannelRoute, ClientBurst, Context, Counters, Direction, Epoch, Event, FiveTuple, FromClient, FromPeer,
+    HEADROOM, IcmpError, ImportError, Instant, Ledger, OpenError, Opened, Outcome, PeerBurst, RESPONSE_BUFFER,
+    RedirectCause, Server, SocketId, SocketSpec,
 };
 
 use crate::check;
@@ -23,7 +23,6 @@ use crate::model::{Body, Expect, ExpectOpened, ExpectPeer, ExpectedResponse, Mod
 use crate::packet::{Packet, Signed};
 use crate::rng::SplitMix;
 use crate::setup::Setup;
-use crate::test_world;
 
 /// The number of lines that are printed when a run fails.
 const TRACE_LENGTH: usize = 40;
@@ -169,53 +168,71 @@ impl World {
     }
 
     pub(crate) fn client_packet(&mut self, packet: &Packet) {
-        let (tuple, worker) = (self.setup().clients[packet.client], self.setup().worker_of(packet.client));
-        self.trace(|_| format!("client {} → {:?}, {} bytes", packet.client, packet.signed, packet.bytes.len()));
-        self.packet_from(worker, tuple, &packet.bytes, packet.signed, Some(packet.client));
+        self.client_burst(packet.client, &[(packet.bytes.clone(), packet.signed)]);
     }
 
-    pub(crate) fn packet_from(
+    /// Passes packets of a client that the kernel has merged. All have one length, except that the last may be shorter.
+    pub(crate) fn client_burst(&mut self, client: usize, packets: &[(Rc<[u8]>, Signed)]) {
+        let (tuple, worker) = (self.setup().clients[client], self.setup().worker_of(client));
+        self.packets_from(worker, tuple, packets, Some(client));
+    }
+
+    pub(crate) fn packets_from(
         &mut self,
         worker: usize,
         tuple: FiveTuple,
-        bytes: &[u8],
-        signed: Signed,
+        packets: &[(Rc<[u8]>, Signed)],
         client: Option<usize>,
     ) {
         let now = self.now();
-        let expected = self.model.client_packet(now, worker, &tuple, bytes, signed);
-        self.trace(|_| format!("  expected: {expected:?}"));
-        self.response.fill(0xa5);
-        let mut cx = context(now, &mut self.core_rng);
+        let buffer: Vec<u8> = packets.iter().flat_map(|(bytes, _)| bytes.iter().copied()).collect();
         let tos = self.rng.next() as u8;
-        let got = test_world::client_packet(&mut self.servers[worker], &mut cx, &tuple, bytes, tos, &mut self.response);
-        match (expected, got) {
-            (Expect::Drop(expected), FromClient::Drop(reason)) => {
-                assert_eq!(reason, expected);
-                self.counters.count(Outcome::Dropped(reason));
-            }
-            (Expect::ToPeer { relay, peer, payload, dont_fragment }, FromClient::Relay(route)) => {
-                assert_eq!((route.socket, route.peer, &bytes[route.payload]), (relay, peer, payload.as_slice()));
-                assert_eq!((route.tos, route.dont_fragment), (tos, dont_fragment));
-                self.counters.count(Outcome::RelayedToPeer);
-                self.sent(worker, relay, Direction::ToPeers, payload.len());
-                self.datagram_from_relay(worker, relay, peer, payload.into());
-            }
-            (Expect::Respond(expected), FromClient::Respond(response)) => {
-                self.counters.count(response.outcome);
-                self.check_response(&tuple, response.length, response.outcome, &expected, client);
-            }
-            (Expect::Open(wanted), FromClient::Open(open)) => {
-                if wanted.claimed.is_some() {
-                    let own = self.setup().owner_of(open.bind.port()) == worker;
-                    self.observe(if own { "a claimed port" } else { "a port claimed at another worker" });
+        let length = (packets.len() > 1).then(|| packets[0].0.len());
+        let mut burst = ClientBurst::new(0..buffer.len(), length, tos);
+        for (bytes, signed) in packets {
+            self.trace(|_| format!("client {client:?} → {signed:?}, {} bytes", bytes.len()));
+            let expected = self.model.client_packet(now, worker, &tuple, bytes, *signed);
+            self.trace(|_| format!("  expected: {expected:?}"));
+            self.response.fill(0xa5);
+            let mut cx = context(now, &mut self.core_rng);
+            let got = self.servers[worker].client_packet(&mut cx, &tuple, &buffer, &mut burst, &mut self.response);
+            match (expected, got.expect("a packet has a decision")) {
+                (Expect::Drop(expected), FromClient::Drop(reason)) => {
+                    assert_eq!(reason, expected);
+                    self.counters.count(Outcome::Dropped(reason));
                 }
-                self.model.opening(now, tuple, worker, *wanted, &open);
-                self.opens.push((worker, open));
+                (Expect::ToPeer { relay, peer, payload, dont_fragment }, FromClient::Relay(route)) => {
+                    assert_eq!((route.socket, route.peer, &buffer[route.payload]), (relay, peer, payload.as_slice()));
+                    assert_eq!((route.tos, route.dont_fragment), (tos, dont_fragment));
+                    self.counters.count(Outcome::RelayedToPeer);
+                    self.sent(worker, relay, Direction::ToPeers, payload.len());
+                    self.datagram_from_relay(worker, relay, peer, payload.into());
+                    if packets.len() > 1 {
+                        self.observe("merged packets to a peer");
+                    }
+                }
+                (Expect::Respond(expected), FromClient::Respond(response)) => {
+                    self.counters.count(response.outcome);
+                    self.check_response(&tuple, response.length, response.outcome, &expected, client);
+                    if packets.len() > 1 {
+                        self.observe("a request between merged packets");
+                    }
+                }
+                (Expect::Open(wanted), FromClient::Open(open)) => {
+                    if wanted.claimed.is_some() {
+                        let own = self.setup().owner_of(open.bind.port()) == worker;
+                        self.observe(if own { "a claimed port" } else { "a port claimed at another worker" });
+                    }
+                    self.model.opening(now, tuple, worker, *wanted, &open);
+                    self.opens.push((worker, open));
+                }
+                (expected, got) => panic!("expected {expected:?}, got {got:?}"),
             }
-            (expected, got) => panic!("expected {expected:?}, got {got:?}"),
+            self.take_actions(worker);
         }
-        self.take_actions(worker);
+        let mut cx = context(now, &mut self.core_rng);
+        let end = self.servers[worker].client_packet(&mut cx, &tuple, &buffer, &mut burst, &mut self.response);
+        assert!(end.is_none(), "the burst has ended");
     }
 
     fn check_response(
@@ -269,43 +286,61 @@ impl World {
         self.flight.push(flight);
     }
 
+    /// Passes a datagram of a peer, and sometimes more of the same length that the kernel has merged with it.
     pub(crate) fn peer_packet(&mut self, datagram: &Datagram) {
         let Datagram { worker, relay, source, payload } = datagram;
+        let (worker, relay, source) = (*worker, *relay, *source);
         let now = self.now();
-        self.trace(|_| format!("{source} → {relay:?} of worker {worker}, {} bytes", payload.len()));
-        let expected = self.model.peer_packet(now, *worker, *relay, *source, payload.len());
-        self.trace(|_| format!("  expected: {expected:?}"));
-        let end = HEADROOM + payload.len();
-        self.buffer.clear();
-        self.buffer.resize(end + TAILROOM, 0xee);
-        self.buffer[HEADROOM..end].copy_from_slice(payload);
-        let mut cx = context(now, &mut self.core_rng);
+        let merged = !payload.is_empty() && payload.len() < 2_000 && self.rng.percent(20);
+        let count = if merged { self.rng.between(2, 5) as usize } else { 1 };
         let tos = self.rng.next() as u8;
-        let server = &mut self.servers[*worker];
-        let got = test_world::peer_packet(server, &mut cx, *relay, *source, tos, &mut self.buffer);
-        if !matches!(expected, ExpectPeer::Drop(_)) && self.setup().is_relay_address(source.ip()) {
-            self.observe("data between two relayed addresses of this server");
+        let buffer = payload.repeat(count);
+        let mut burst = PeerBurst::new(source, 0..buffer.len(), merged.then_some(payload.len()), tos);
+        for at in 0..count {
+            self.trace(|_| format!("{source} → {relay:?} of worker {worker}, {} bytes", payload.len()));
+            let expected = self.model.peer_packet(now, worker, relay, source, payload.len());
+            self.trace(|_| format!("  expected: {expected:?}"));
+            let mut headroom = [0xee; HEADROOM];
+            let mut cx = context(now, &mut self.core_rng);
+            let got = self.servers[worker].peer_packet(&mut cx, relay, &mut burst, &mut headroom);
+            if !matches!(expected, ExpectPeer::Drop(_)) && self.setup().is_relay_address(source.ip()) {
+                self.observe("data between two relayed addresses of this server");
+            }
+            match (expected, got.expect("a datagram has a decision")) {
+                (ExpectPeer::Drop(expected), FromPeer::Drop(reason)) => {
+                    assert_eq!(reason, expected);
+                    self.counters.count(Outcome::Dropped(reason));
+                }
+                (expected, FromPeer::Relay(route)) => {
+                    assert_eq!(route.tos, tos);
+                    assert_eq!(route.payload, at * payload.len()..(at + 1) * payload.len());
+                    let mut message = [&headroom[HEADROOM - route.header..], &buffer[route.payload.clone()]].concat();
+                    message.resize(message.len() + route.padding, 0);
+                    match expected {
+                        ExpectPeer::Channel(to, number) => {
+                            assert_eq!(route.tuple, to);
+                            check::channel_data(&message, number, payload);
+                        }
+                        ExpectPeer::Indication(to, peer) => {
+                            assert_eq!(route.tuple, to);
+                            check::data_indication(&message, peer, payload);
+                        }
+                        other => panic!("expected {other:?}, got {route:?}"),
+                    }
+                    self.counters.count(Outcome::RelayedToClient);
+                    self.sent(worker, relay, Direction::ToClient, payload.len());
+                    if merged {
+                        self.observe("merged packets to a client");
+                    }
+                }
+                (expected, got) => panic!("expected {expected:?}, got {got:?}"),
+            }
+            self.take_actions(worker);
         }
-        match (expected, got) {
-            (ExpectPeer::Drop(expected), Err(reason)) => {
-                assert_eq!(reason, expected);
-                self.counters.count(Outcome::Dropped(reason));
-            }
-            (ExpectPeer::Channel(to, number), Ok((route, message))) => {
-                assert_eq!((route.tuple, route.tos), (to, tos));
-                self.counters.count(Outcome::RelayedToClient);
-                check::channel_data(&self.buffer[message], number, payload);
-                self.sent(*worker, *relay, Direction::ToClient, payload.len());
-            }
-            (ExpectPeer::Indication(to, peer), Ok((route, message))) => {
-                assert_eq!((route.tuple, route.tos), (to, tos));
-                self.counters.count(Outcome::RelayedToClient);
-                check::data_indication(&self.buffer[message], peer, payload);
-                self.sent(*worker, *relay, Direction::ToClient, payload.len());
-            }
-            (expected, got) => panic!("expected {expected:?}, got {got:?}"),
-        }
-        self.take_actions(*worker);
+        let mut headroom = [0; HEADROOM];
+        let mut cx = context(now, &mut self.core_rng);
+        let end = self.servers[worker].peer_packet(&mut cx, relay, &mut burst, &mut headroom);
+        assert!(end.is_none(), "the burst has ended");
     }
 
     /// Credits a packet now, after a later input, or never.
@@ -431,6 +466,10 @@ impl World {
         self.trace(|_| format!("worker {worker} advances: {actions:?}"));
         self.model.advanced(now, worker, &actions);
         self.close_sockets(worker, &actions);
+        // Deadlines are looked at once per second.
+        let second = Instant::from_elapsed(Duration::from_secs(now.ms / 1_000));
+        let expired = self.routes[worker].iter().find(|route| route.expires.has_passed(second));
+        assert_eq!(expired, None, "an expired route is removed");
     }
 
     pub(crate) fn stop(&mut self, worker: usize) {
@@ -535,8 +574,9 @@ impl World {
         let now = self.now();
         let unix = Duration::from_millis(self.model.setup.unix_ms + self.ms);
         let here = Epoch { now: instant(now), unix };
-        // The other process has another clock.
-        let there = Epoch { now: Instant::from_elapsed(Duration::from_millis(self.ms + 98_765_432)), unix };
+        // The other process has another clock. It may have started after the allocations.
+        let started = if self.rng.percent(50) { 0 } else { self.ms + 98_765_432 };
+        let there = Epoch { now: Instant::from_elapsed(Duration::from_millis(started)), unix };
         let blueprint = self.setup().blueprint();
         let ranges = self.setup().ranges(worker);
         let mut other = Server::new(blueprint.snapshot(), blueprint.ledger(), ranges);
@@ -577,6 +617,10 @@ impl World {
         added.sort_by_key(key);
         expected.sort_by_key(key);
         assert_eq!(added, expected);
+    }
+
+    pub(crate) fn no_routes(&self) -> bool {
+        self.routes.iter().all(Vec::is_empty)
     }
 
     /// Checks that the live routes are the bound channels whose peers have permissions.

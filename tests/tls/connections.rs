@@ -254,7 +254,7 @@ fn a_silent_connection_is_closed_with_close_notify() {
 
 #[test]
 fn a_connection_with_binding_requests_only_is_closed_at_its_deadline() {
-    let fixture = Fixture::new("[timeouts]\nunauthenticated = \"2s\"\n[limits]\nunverified-replies = 0\n");
+    let fixture = Fixture::new("[timeouts]\nunauthenticated = \"2s\"\n[limits]\nunverified-responses = 0\n");
     let client = fixture.client();
     let allocated = fixture.client();
     let (session, _) = allocated.allocate(&Login::mint("alice", 600)).unwrap();

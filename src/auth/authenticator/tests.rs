@@ -251,6 +251,20 @@ fn a_known_identity_is_authenticated_without_deriving_a_key() {
     }
 }
 
+#[test]
+fn an_identity_of_a_former_configuration_does_not_hide_the_new_key() {
+    let former = authenticator(&["old"], &[("bob", "hush")]);
+    let current = authenticator(&["new", "old"], &[("bob", "quiet")]);
+    let [old, new] = ["old", "new"].map(|text| time_limited::mint(&secret(text), Some("alice"), NOW + 60));
+    for (name, before, after) in
+        [(old.username.as_str(), old.password.as_str(), new.password.as_str()), ("bob", "hush", "quiet")]
+    {
+        let known = former.by_name(name, NOW, &mut signed(name, before)).unwrap();
+        let mut right = signed(name, after);
+        assert!(current.authenticate(Some(name), KeyAlgorithm::Md5, NOW, Some(&known), &mut right).is_ok(), "{name}");
+    }
+}
+
 // While secrets are rotated, an application may mint two credentials with one username.
 #[test]
 fn a_credential_of_another_secret_is_valid_in_addition_to_the_known_one() {

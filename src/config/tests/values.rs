@@ -46,7 +46,7 @@ bytes-per-second-per-allocation = 125_000
 bytes-per-second-per-user = 4_294_967_295
 connections = 0
 connections-per-source = 30
-unverified-replies = 7
+unverified-responses = 7
 
 [timeouts]
 tls-handshake = 1
@@ -114,7 +114,7 @@ fn every_value_is_parsed() {
             bytes_per_second_per_user: 4_294_967_295,
             connections: 0,
             connections_per_source: 30,
-            unverified_replies: 7,
+            unverified_responses: 7,
         },
         timeouts: Timeouts {
             tls_handshake: Duration::from_secs(1),

@@ -49,27 +49,34 @@ fn logged(work: impl FnOnce()) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+/// Polls as control does.
+fn poll(certificates: &mut Certificates) {
+    if let Some(replacement) = certificates.poll() {
+        certificates.log_replacement(&replacement);
+    }
+}
+
 #[tokio::test]
 async fn unusable_files_are_logged_once_and_not_at_the_first_poll() {
     let (authority, directory) = (Authority::new(clock::unix_seconds()), Directory::new("once"));
     let tls = directory.write(&authority, &authority.issue(&["localhost"]));
-    let mut certificates = Certificates::load(&tls, None).unwrap();
-    assert_eq!(logged(|| certificates.poll()), [""; 0]);
+    let (mut certificates, _) = Certificates::load(&tls, None).unwrap();
+    assert_eq!(logged(|| poll(&mut certificates)), [""; 0]);
     let now = clock::unix_seconds();
     // The reason changes with the time; that is no news.
     let expired = authority.issue_for(&["localhost"], now - 100, now - 1);
     directory.write(&authority, &expired);
-    assert_eq!(logged(|| certificates.poll()), [""; 0]);
-    let lines = logged(|| (0..5).for_each(|_| certificates.poll()));
+    assert_eq!(logged(|| poll(&mut certificates)), [""; 0]);
+    let lines = logged(|| (0..5).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains("expired"), "{lines:?}");
     // An explicit reload logs the failure again.
-    assert_eq!(logged(|| certificates.reload()).len(), 1);
+    assert_eq!(logged(|| assert!(certificates.reload().is_none())).len(), 1);
     fs::remove_file(&tls.private_key).unwrap();
-    assert_eq!(logged(|| certificates.poll()), [""; 0]);
-    assert_eq!(logged(|| (0..5).for_each(|_| certificates.poll())).len(), 1);
+    assert_eq!(logged(|| poll(&mut certificates)), [""; 0]);
+    assert_eq!(logged(|| (0..5).for_each(|_| poll(&mut certificates))).len(), 1);
     let renewed = authority.issue(&["localhost"]);
     directory.write(&authority, &renewed);
-    let lines = logged(|| (0..5).for_each(|_| certificates.poll()));
+    let lines = logged(|| (0..5).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains(&renewed.serial), "{lines:?}");
     assert_eq!(certificates.current().serial, renewed.serial);
 }
@@ -79,14 +86,14 @@ async fn an_expiring_certificate_is_logged_once_a_day() {
     let (authority, directory) = (Authority::new(clock::unix_seconds()), Directory::new("daily"));
     let now = clock::unix_seconds();
     let tls = directory.write(&authority, &authority.issue_for(&["localhost"], now - 100, now + 5 * DAY + 30));
-    let mut certificates = Certificates::load(&tls, None).unwrap();
-    assert_eq!(logged(|| certificates.poll()), [""; 0]);
+    let (mut certificates, _) = Certificates::load(&tls, None).unwrap();
+    assert_eq!(logged(|| poll(&mut certificates)), [""; 0]);
     certificates.next_warning = now;
-    let lines = logged(|| (0..5).for_each(|_| certificates.poll()));
+    let lines = logged(|| (0..5).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains("expires in 5 d, on "), "{lines:?}");
     certificates.current.not_after = now - 60;
     certificates.next_warning = now;
-    let lines = logged(|| (0..5).for_each(|_| certificates.poll()));
+    let lines = logged(|| (0..5).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains(" expired on "), "{lines:?}");
 }
 

@@ -162,8 +162,12 @@ impl Server {
         let (username, algorithm) = (credentials.username(authenticator), credentials.algorithm);
         let allocation = self.table.find(tuple);
         let own = allocation.and_then(|id| self.table.get(id)).map(|allocation| &allocation.identity);
+        // The identity of an allocation that is not reviewed yet may no longer be valid.
+        let reviewed = own.filter(|_| !self.review.is_pending());
         let known = username.and_then(|username| {
-            own.filter(|own| own.is_for(username, algorithm)).or_else(|| self.identity_cache.get(username, algorithm))
+            reviewed
+                .filter(|own| own.is_for(username, algorithm))
+                .or_else(|| self.identity_cache.get(username, algorithm))
         });
         let mut matches = |key: &LongTermKey| credentials.is_signed_with(key, message);
         let identity = match authenticator.authenticate(username, algorithm, cx.unix, known, &mut matches) {

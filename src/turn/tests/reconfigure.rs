@@ -4,7 +4,10 @@ use crate::stun::Method;
 use crate::stun::attribute::{ChannelNumber, XorPeerAddress};
 use crate::test_world::Blueprint;
 use crate::turn::tests::support::*;
-use crate::turn::{Action, AllocationRecord, ChannelNumbers, Cursor, DropReason, EndReason, Epoch, Event, ImportError};
+use crate::turn::{
+    Action, AllocationRecord, ChannelNumbers, Cursor, DropReason, EndReason, Epoch, Event, ImportError, Rate,
+    RelayRecord,
+};
 
 /// Replaces the configuration, and reviews every allocation.
 fn reconfigure(world: &mut World, change: impl FnOnce(&mut Blueprint)) {
@@ -69,6 +72,20 @@ fn a_new_password_ends_the_allocations_of_the_old_one_and_applies_to_requests_at
 }
 
 #[test]
+fn a_removed_user_is_rejected_before_the_allocation_is_reviewed() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relays = [world.allocate(&client)];
+    let mut changed = blueprint();
+    changed.users.clear();
+    world.server.reconfigure(changed.snapshot());
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 401);
+    world.event();
+    while world.server.review(world.now, 1) {}
+    assert_eq!(events(&mut world, &relays).len(), 1);
+}
+
+#[test]
 fn peers_that_the_new_policy_denies_lose_their_permissions_and_channels() {
     let mut world = World::new();
     let client = world.client(1);
@@ -126,6 +143,11 @@ fn lower_limits_apply_to_new_requests_only() {
     let udp = crate::stun::attribute::RequestedTransport::UDP;
     assert_eq!(world.error_code(&world.client(2), Method::ALLOCATE, &[&udp]), 486);
     world.logged_limit();
+    // Renewing a permission is not charged, even if new peers have used more than the new rate allows at once.
+    reconfigure(&mut world, |blueprint| blueprint.limits.peer_rate = Rate::of_peers(1));
+    (4..=8).for_each(|host| world.permit(&client, peer(host)));
+    reconfigure(&mut world, |blueprint| blueprint.limits.peer_rate = Rate::of_peers(1000));
+    world.permit(&client, peer(8));
 }
 
 #[test]
@@ -193,6 +215,30 @@ fn an_imported_allocation_continues_in_the_other_process() {
 }
 
 #[test]
+fn peers_that_the_other_process_denies_are_not_imported() {
+    let mut world = World::new();
+    let client = world.client(1);
+    world.allocate(&client);
+    for host in [1, 2] {
+        let number = ChannelNumber(0x4000 + u16::from(host));
+        world.accept(&client, Method::CHANNEL_BIND, &[&number, &XorPeerAddress(peer(host))]);
+    }
+    let (epoch, all) = records(&world);
+    let mut successor = World::with(|setup| {
+        setup.policy.deny.extend(["198.51.100.1/32".parse::<ipnet::IpNet>().unwrap()]);
+        setup.limits.permissions_per_allocation = 1;
+        setup.limits.channels_per_allocation = 0;
+    });
+    successor.server.import(epoch, &all[0]).unwrap();
+    let Event::PeersRevoked { permissions, channels, .. } = successor.event() else { panic!("peers are revoked") };
+    assert_eq!((permissions, channels), (1, 1));
+    assert_eq!(successor.routes.iter().map(|route| route.peer).collect::<Vec<_>>(), [peer(2)]);
+    assert_eq!(successor.dropped(&client.tuple, &channel_data(0x4001, b"x")), DropReason::ChannelNotBound);
+    assert_eq!(successor.relayed(&client.tuple, &channel_data(0x4002, b"x")).1, peer(2));
+    successor.server.check_invariants(0);
+}
+
+#[test]
 fn an_allocation_with_invalid_credentials_or_past_its_expiry_is_not_imported() {
     let mut world = World::new();
     let client = world.client(1);
@@ -201,6 +247,9 @@ fn an_allocation_with_invalid_credentials_or_past_its_expiry_is_not_imported() {
     let mut successor = World::with(|setup| setup.users.clear());
     assert_eq!(successor.server.import(epoch, &all[0]).unwrap_err(), ImportError::Credentials);
     let mut successor = world.successor();
+    let relay = RelayRecord { bind: address("192.0.2.1:50999"), ..all[0].relays[0] };
+    let twice = AllocationRecord { relays: vec![all[0].relays[0], relay], ..all[0].clone() };
+    assert_eq!(successor.server.import(epoch, &twice).unwrap_err(), ImportError::Relays);
     let late = Epoch { unix: epoch.unix + seconds(600), ..epoch };
     assert_eq!(successor.server.import(late, &all[0]).unwrap_err(), ImportError::Expired);
     assert_eq!(successor.footprint(), EMPTY);

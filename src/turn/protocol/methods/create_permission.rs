@@ -16,7 +16,7 @@ impl Server {
         request: &Authenticated<'_, '_>,
     ) -> Result<Accepted, Rejection> {
         let now = cx.now;
-        let (_, allocation) = self.table.allocation_of(now, request)?;
+        let (id, allocation) = self.table.allocation_of(now, request)?;
         // No address, or a malformed one → 400. Nothing is installed before all of them are checked.
         let mut peers = request.message.all::<XorPeerAddress>().peekable();
         if peers.peek().is_none() {
@@ -35,7 +35,8 @@ impl Server {
                 return Err(Rejection::Forbidden);
             }
         }
-        allocation.remove_expired_permissions(now);
+        self.remove_expired(id, now);
+        let (id, allocation) = self.table.allocation_of(now, request)?;
         let limits = &self.snapshot.limits;
         let within_limits = admit_permissions(allocation, peers().map(|peer| peer.ip()), limits, now);
         if let Err(limit) = within_limits {
@@ -45,7 +46,6 @@ impl Server {
         for peer in peers() {
             allocation.permissions.install(peer.ip(), now);
         }
-        let (id, _) = self.table.allocation_of(now, request)?;
         self.announce_routes(id, now);
         self.table.reschedule(id);
         Ok(Accepted::Success(Success::Done))

@@ -35,7 +35,10 @@ fn admit_permissions(
     now: Instant,
 ) -> Result<(), Limit> {
     let missing = allocation.permissions.missing(addresses);
-    if missing > 0 && allocation.permissions.len() + missing > limits.permissions_per_allocation {
+    if missing == 0 {
+        return Ok(());
+    }
+    if allocation.permissions.len() + missing > limits.permissions_per_allocation {
         return Err(Limit::Permissions);
     }
     match &limits.peer_rate {
