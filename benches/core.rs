@@ -43,8 +43,8 @@ fn main() {
     Divan::default().sample_size(1_000).sample_count(100).config_with_args().main();
 }
 
-/// A server on which each client has its own user with a time-limited credential, and an allocation with one channel. The
-/// last client has no allocation.
+/// A server on which each client has its own user with a time-limited credential, and an allocation with one channel.
+/// The last client has no allocation.
 struct World {
     server: Server,
     rng: StdRng,
@@ -185,7 +185,7 @@ fn send_indication_to_peer(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// Decides about a peer's datagram, writes its header and credits it.
+/// Measures a datagram from a peer: the decision, the header and the credit.
 fn to_client(bencher: Bencher<'_, '_>, source: SocketAddr) {
     let mut world = World::new();
     let mut headroom = [0; HEADROOM];

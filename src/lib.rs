@@ -1,6 +1,6 @@
 //! A STUN/TURN relay for WebRTC.
 //!
-//! The protocol core ([`stun`], [`auth`], [`turn`]) is pure: time and randomness arrive as arguments, and it owns
+//! The protocol core ([`stun`], [`auth`], [`turn`]) is pure: time and randomness are passed as arguments, and it owns
 //! no socket. `worker` runs the event loop around one core; [`control`] starts and stops the process.
 //! `docs/architecture.md` describes the threads and the path of a packet.
 

@@ -1,6 +1,6 @@
 //! The names of settings in messages. A test in `config/schema.rs` checks that each is a key of the configuration.
 //!
-//! A message that must be a literal contains the name, and its test compares it with the constant.
+//! A message that must be a string literal repeats the name. A test compares this message with the constant.
 
 macro_rules! settings {
     ($($name:ident = $key:literal;)+) => {

@@ -49,7 +49,8 @@ impl Range {
     }
 }
 
-/// A form of IPv6 addresses that contain IPv4 addresses. A gateway forwards packets to one of these.
+/// A form of IPv6 addresses that contain IPv4 addresses. A gateway forwards a packet for such an address to an IPv4
+/// address in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Embedding {
     /// RFC 6052 §2.1: the well-known prefix of NAT64.
@@ -186,7 +187,7 @@ pub static V4: &[(Ipv4Net, Range)] = &[
     (v4(198, 51, 100, 0, 24), Range::new("documentation", "documentation", Limited)),
     (v4(203, 0, 113, 0, 24), Range::new("documentation", "documentation", Limited)),
     (v4(224, 0, 0, 0, 4), Range::new("multicast", "multicast", Limited)),
-    // With the limited broadcast address.
+    // Contains the limited broadcast address.
     (v4(240, 0, 0, 0, 4), Range::new("reserved", "reserved", Limited)),
 ];
 
@@ -216,7 +217,7 @@ pub static V6: &[(Ipv6Net, Range)] = &[
     (v6([0x2001, 0x30, 0, 0, 0, 0, 0, 0], 28), Range::new("drone-id", "non-routable", Mapped)),
     (v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), Range::new("protocol-assignments", "reserved", Limited)),
     (v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), Range::new("documentation", "documentation", Limited)),
-    // N/A in the registry, as Teredo.
+    // N/A in the registry, like Teredo.
     (v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16), Range::new("6to4", "6to4", Limited).embedding(Embedding::SixToFour)),
     (v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), Range::new("documentation", "documentation", Limited)),
     (v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3), Range::new("global-unicast", "global", Global)),

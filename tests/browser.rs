@@ -1,4 +1,4 @@
-//! A headless Chromium calls itself through the real server only.
+//! A headless Chromium calls itself. The call goes through the real server only.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]

@@ -291,10 +291,11 @@ mod relay {
         std::iter::from_fn(|| socket.recv_from(&mut [0; 2048]).ok()).count()
     }
 
-    /// A datagram. The burst of 64 KiB allows `BURST` of them, and at 10 bytes per second no other within the test.
+    /// The payload of a datagram. The burst of 64 KiB allows `BURST` of them. At 10 bytes per second, the limit allows
+    /// no further one during the test.
     const PAYLOAD: [u8; 1000] = [7; 1000];
     const BURST: usize = 65;
-    /// Few enough for every socket's buffer.
+    /// A number of datagrams that fits into the buffer of every socket.
     const EACH: usize = 40;
     const ROUNDS_OF_DATA: usize = 5;
     const SENT: usize = EACH * ROUNDS_OF_DATA;

@@ -46,7 +46,8 @@ use crate::world::World;
 
 const STEPS: usize = 3_000;
 
-/// The reasons for which the core drops packets here, without a response limit. The other reasons belong to the worker.
+/// The reasons for which the core drops packets in the simulation, which has no response limit. The other reasons
+/// belong to the worker.
 const DROP_REASONS: [DropReason; 20] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,

@@ -292,7 +292,7 @@ mod stream {
         let rejected = server.wait_for_log(|line| line.message().starts_with("connection rejected"));
         assert_eq!(rejected.field("limit").as_deref(), Some("limits.connections-per-source"));
         drop(accepted.into_iter().next().unwrap());
-        // The slot is free once the server has noticed the end. Until then it rejects new connections.
+        // The slot is free once the server has noticed the end. Until then, the server rejects new connections.
         let served = || {
             let client = Client::connect(server.tcp_address());
             client.send(&binding(1));

@@ -31,7 +31,7 @@ mod theirs {
     pub(crate) use stun::xoraddr::XorMappedAddress;
 }
 
-/// The methods that both sides know. Theirs cannot be built from a number.
+/// The methods that both sides know. A method of the `stun` crate cannot be built from a number.
 const METHODS: [(Method, theirs::Method); 10] = [
     (Method::BINDING, stun::message::METHOD_BINDING),
     (Method::ALLOCATE, stun::message::METHOD_ALLOCATE),

@@ -306,7 +306,7 @@ fn run_role(role: &RoleArguments, part: fn(&Job, &Commands, load::Report<'_>) ->
     part(&job, &Commands(commands), &mut print)
 }
 
-/// Replaces this process by another program.
+/// Replaces this process with another program.
 fn exec_program(line: &[String]) -> Outcome<()> {
     die_with_parent()?;
     turnserver::net::limits::raise_open_files()?;

@@ -45,7 +45,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already. It must be waited for in either case.
+        // The process may have ended already. It must be waited for in either case.
         let _ = self.0.kill();
         interrupt::ended(self.0.id());
         let _ = self.0.wait();

@@ -158,7 +158,7 @@ impl Measured {
                 self.figures.insert(Figure::Responses, responses / seconds);
                 self.figures.insert(Figure::ResponsesPerCpuSecond, responses / cpu_seconds);
                 self.remark(counted, "damaged", "responses were invalid")?;
-                // Requests in flight at the end of the window account for a few.
+                // A few may be missing: the requests in flight at the end of the window.
                 if counted.number("sent")? - responses > 0.001 * responses + 1000.0 {
                     self.remarks.push("more than 0.1 % of the requests got no response".to_owned());
                 }
@@ -217,7 +217,7 @@ impl Counted {
 impl Side {
     fn start(scenario: &'static Scenario, load: usize, servers: &Servers, network: &Network) -> Outcome<Self> {
         let feedback = servers.directory.join(format!("feedback-{load}.sock"));
-        // The preceding measurement may have left it.
+        // The preceding measurement may have left the file.
         let _ = fs::remove_file(&feedback);
         let addresses = &network.addresses;
         let tls = scenario.work.loads().get(load).is_some_and(|load| load.transport == Transport::Tls);

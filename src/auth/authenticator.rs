@@ -16,8 +16,8 @@ pub struct Authenticator {
     users: BTreeMap<String, StaticKeys>,
     /// The name of each static user by USERHASH.
     names: BTreeMap<[u8; 32], String>,
-    /// The key that is checked if no user can have sent a request, so that the response time does not reveal which
-    /// users exist. A match never authenticates a request.
+    /// The key that a request is checked with if there is no candidate key. The response time then does not reveal
+    /// which users exist. A match never authenticates a request.
     dummy_key: LongTermKey,
 }
 
@@ -54,8 +54,8 @@ impl Authenticator {
 
     /// Returns the features that a challenge may announce.
     ///
-    /// Username anonymity is announced only if every username can be found by its hash. That is not possible for the
-    /// username of a time-limited credential.
+    /// Username anonymity is announced only if every username can be found by its hash. The username of a time-limited
+    /// credential cannot.
     #[must_use]
     pub fn features(&self) -> SecurityFeatures {
         let username_anonymity = self.secrets.is_empty() && !self.users.is_empty();
@@ -120,8 +120,8 @@ impl Authenticator {
         for secret in &self.secrets {
             let password = time_limited::password(secret, username);
             let key = LongTermKey::derive_by(algorithm, username, &self.realm, password.as_bytes());
-            // The key of the known identity was tried above. It is still derived, so that a wrong password takes the
-            // same time whether the user is cached or not.
+            // The key is derived even if it is that of the known identity, which was tried above. A wrong password then
+            // takes the same time whether the user is cached or not.
             let tried = known.is_some_and(|known| *known.key() == key);
             if !tried && matches(&key) {
                 return Ok(Rc::new(Identity::of_credential(username, time_limited, key)));
@@ -134,15 +134,14 @@ impl Authenticator {
         })
     }
 
-    /// Whether the credentials of an identity are still those of a static user or of a shared secret. Their expiry does not
-    /// matter.
+    /// Whether an identity still has the credentials of a static user or of a shared secret. Expiry is not checked.
     #[must_use]
     pub fn accepts(&self, identity: &Identity) -> bool {
         self.recognize(identity.username(), identity.key()).is_some()
     }
 
-    /// Returns the identity with this username and key; `None` if they are not valid credentials. Their expiry does not
-    /// matter.
+    /// Returns the identity with this username and key; `None` if they are not valid credentials. Expiry is not
+    /// checked.
     #[must_use]
     pub fn recognize(&self, username: &str, key: &LongTermKey) -> Option<Rc<Identity>> {
         let mut matches = |candidate: &LongTermKey| candidate == key;
@@ -181,7 +180,7 @@ pub enum AuthFailure {
     #[error("the credential is time-limited, but no shared secret is configured")]
     NoSecret,
     /// The password of a static user is wrong.
-    #[error("wrong password (or realm) for a static user")]
+    #[error("wrong password or realm for a static user")]
     WrongPassword,
     /// The password does not match any secret.
     #[error("{}", NoSecretMatched(*tried))]

@@ -12,12 +12,13 @@ const BITS_LEN: usize = 4;
 pub(super) const COOKIE_LEN: usize = COOKIE.len() + BITS_LEN;
 
 // RFC 8489 §18.1 counts the bits from the left; its verified erratum 6290 and its Appendix B.1 count them from the
-// right. Clients of both kinds exist, and the bits in between are unassigned in both cases. A feature is therefore
-// announced at both ends, and accepted at either.
+// right. Both kinds of client exist, and neither numbering assigns the bits in between. Each feature is therefore
+// announced at both ends, and accepted at either end.
 const PASSWORD_ALGORITHMS: u32 = 1 << 23 | 1;
 const USERNAME_ANONYMITY: u32 = 1 << 22 | 1 << 1;
 
-/// The features that a nonce announces, so that removing them from a challenge is detected (RFC 8489 §9.2.1).
+/// The features that a nonce announces. If an attacker removes one of them from a challenge, that is detected (RFC 8489
+/// §9.2.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SecurityFeatures {
     /// The challenge contains PASSWORD-ALGORITHMS.

@@ -11,7 +11,7 @@ use super::{KeyAlgorithm, LongTermKey};
 #[derive(Debug)]
 pub struct Identity {
     username: Box<str>,
-    /// The start of [`Self::user`] in the username.
+    /// The byte offset of [`Self::user`] in the username.
     user_start: usize,
     expires: Option<u64>,
     key: LongTermKey,
@@ -73,16 +73,16 @@ const WAYS: usize = 8;
 
 /// A cache of authenticated identities, so that the key is not derived again for every request.
 ///
-/// It holds at most 2048 identities of about 150 bytes each, and 1.3 MB with the longest usernames (508 bytes). The
-/// caller inserts an identity only after it has authenticated a request.
+/// It holds at most 2048 identities. An identity takes about 150 bytes, and the whole cache 1.3 MB with the longest
+/// usernames (508 bytes). The caller inserts an identity only after it has authenticated a request.
 ///
 /// A keyed hash of username and algorithm selects one of 256 sets of eight entries. A full set evicts the least
 /// recently used entry, whose key then has to be derived again. A credential has at most two entries, one per
 /// algorithm, and a client cannot compute the hash. A client with a few credentials therefore cannot evict the entries
 /// of others.
 ///
-/// Entries are valid for one [`Authenticator`](super::Authenticator). Another one, with other secrets or users, needs a
-/// new cache.
+/// Entries are valid for one [`Authenticator`](super::Authenticator). An authenticator with other secrets or users
+/// needs a new cache.
 pub struct IdentityCache {
     /// The entries of each set, the most recently used first.
     sets: Box<[[Option<Rc<Identity>>; WAYS]]>,

@@ -63,7 +63,7 @@ impl fmt::Debug for Nonce {
     }
 }
 
-/// Why a nonce is not accepted. The response to both is 438 with a new nonce (RFC 8489 §9.2.4).
+/// Why a nonce is not accepted. In both cases the response is 438 with a new nonce (RFC 8489 §9.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NonceError {
     /// The nonce was not minted with one of the keys for this client, or is malformed.
@@ -76,7 +76,7 @@ pub enum NonceError {
 
 /// Mints and checks nonces.
 pub struct NonceMint {
-    /// The key that mints, and further keys whose nonces are accepted.
+    /// The key that mints nonces, and the other keys whose nonces are accepted.
     keys: (NonceKey, Vec<NonceKey>),
     lifetime_seconds: u64,
     features: SecurityFeatures,
@@ -97,8 +97,8 @@ impl fmt::Debug for NonceMint {
 impl NonceMint {
     /// Creates a mint with keys derived from the shared secrets; `None` without a secret.
     ///
-    /// It mints with the first key and accepts all. After a restart the server still accepts its nonces, and so do
-    /// other servers with the same secrets. The lifetime is limited to 2³¹ − 1 seconds.
+    /// It mints with the first key and accepts nonces of all keys. The server still accepts its nonces after a restart,
+    /// and so do other servers with the same secrets. The lifetime is limited to 2³¹ − 1 seconds.
     #[must_use]
     pub fn from_secrets(secrets: &[Secret], lifetime_seconds: u64) -> Option<Self> {
         let mut keys = secrets.iter().map(|secret| Zeroizing::new(hmac_sha256(secret.as_bytes(), &[KEY_LABEL])));
@@ -144,7 +144,7 @@ impl NonceMint {
 
     /// Checks that `nonce` was minted for `client` with one of the keys and has not expired.
     ///
-    /// The features of such a nonce ([`SecurityFeatures::of`]) are those that were announced.
+    /// If the check succeeds, [`SecurityFeatures::of`] returns the features that were announced with the nonce.
     ///
     /// The timestamp may be in the future by at most the lifetime. This accepts nonces of other servers whose clock is
     /// ahead, but not nonces from before the clock was set back by a long time.

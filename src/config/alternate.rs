@@ -14,7 +14,7 @@ struct List {
     key: &'static str,
     /// The port in a hint for an address without a port.
     port: u16,
-    /// The listeners of the clients that are redirected to these servers.
+    /// The listeners whose clients are redirected to these servers.
     listeners: Vec<SocketAddr>,
     /// The keys of these listeners, for messages.
     listen: &'static str,

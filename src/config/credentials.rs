@@ -19,7 +19,7 @@ use crate::auth::time_limited::TimeLimitedUsername;
 
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 const SECOND: Duration = Duration::from_secs(1);
-/// In bytes; shorter secrets can be guessed.
+/// The minimum length of a strong secret, in bytes. Shorter secrets can be guessed.
 const MIN_STRONG_SECRET: usize = 16;
 /// RFC 8489 §14.3: fewer than 509 bytes.
 const MAX_USERNAME: usize = 508;
@@ -111,7 +111,7 @@ fn secrets_file(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Secret> {
         if content.starts_with('#') {
             continue;
         }
-        // Only an empty line is not a secret.
+        // Only an empty line is invalid as a secret.
         let Ok(secret) = Secret::new(content.as_bytes()) else { continue };
         if secret.as_bytes().len() < MIN_STRONG_SECRET {
             inner.warn(&(start..offset), SHORT_SECRET);
@@ -147,7 +147,7 @@ pub(crate) fn read_failure(error: &io::Error) -> String {
     }
 }
 
-/// Returns the user of this process: the owner of `/proc/self`, which needs no system call of our own.
+/// Returns the user of this process: the owner of `/proc/self`. The standard library cannot return the user directly.
 fn effective_user() -> Option<String> {
     let uid = fs::metadata("/proc/self").ok()?.uid();
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();

@@ -51,9 +51,9 @@ pub struct Config {
     pub workers: usize,
     /// How long the server waits for allocations to end after SIGTERM, at most 1 day. 0: it does not wait.
     pub drain_deadline: Duration,
-    /// `[listen]`: the endpoints, UDP before TCP before TLS, each in the order of the file. Never empty. `[::]` also accepts IPv4.
-    /// Each port 0 selects a free port. The endpoints of one transport are distinct, except those with port 0. A TLS endpoint
-    /// never has the port of a TCP one.
+    /// `[listen]`: the endpoints, UDP before TCP before TLS, each in the order of the file. Never empty. `[::]` also
+    /// accepts IPv4. Each port 0 selects a free port. Except for those with port 0, the endpoints of one transport are
+    /// distinct. A TLS endpoint never has the port of a TCP one.
     pub listen: Vec<Endpoint>,
     /// The certificate of the TLS listeners; `Some` if and only if there are any.
     pub tls: Option<Tls>,
@@ -171,18 +171,18 @@ pub struct Limits {
 pub struct Timeouts {
     /// From the connection to the end of the TLS handshake, 1 s to 5 minutes.
     pub tls_handshake: Duration,
-    /// From there to the first request, 1 s to 5 minutes.
+    /// From the end of the handshake to the first request, 1 s to 5 minutes.
     pub first_request: Duration,
-    /// After a request, on a connection without an allocation, 1 s to 1 day.
+    /// From one request to the next, on a connection without an allocation, 1 s to 1 day.
     pub idle: Duration,
-    /// In total, on a connection that never had an allocation, 1 s to 1 day.
+    /// From the end of the handshake to the first allocation, 1 s to 1 day.
     pub unauthenticated: Duration,
 }
 
 /// `[alternate]`: the alternate servers for clients that get no allocation here (RFC 8489 §10).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alternate {
-    /// Their addresses for UDP and TCP clients, without duplicates, none of them a listener's.
+    /// Their addresses for UDP and TCP clients, without duplicates. None is the address of a listener.
     pub servers: Vec<SocketAddr>,
     /// The same for TLS clients.
     pub tls_servers: Vec<SocketAddr>,

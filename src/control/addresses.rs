@@ -83,7 +83,7 @@ pub enum AddressError {
     #[error("{RELAY_EXTERNAL}: {0} cannot be mapped to {1}; map IPv4 to IPv4 and IPv6 to IPv6")]
     MixedFamilies(IpAddr, IpAddr),
     /// No interface that is up has a usable address.
-    #[error("no relay address found: no network interface that is up has an address that is not link-local")]
+    #[error("no relay address found: every network interface that is up has only link-local addresses or none")]
     NoneFound,
     /// Two relay addresses have the same advertised address.
     #[error(
@@ -104,7 +104,7 @@ pub enum AddressError {
 /// As for [`choose`], and if the interfaces cannot be read.
 pub(super) fn detect(configured: Option<&[IpAddr]>, external: &[(IpAddr, IpAddr)]) -> Result<Choice, AddressError> {
     let mut addresses = interfaces::addresses()?;
-    // A whole network can be routed to a machine (127.0.0.0/8 is), so that no interface lists its addresses.
+    // A whole network can be routed to a machine, as 127.0.0.0/8 is. No interface then lists its addresses.
     for ip in configured.unwrap_or_default().iter().chain(external.iter().map(|(inside, _)| inside)) {
         let ip = ip.to_canonical();
         if addresses.iter().all(|known| known.address != ip) && interfaces::is_local(ip) {
@@ -115,8 +115,8 @@ pub(super) fn detect(configured: Option<&[IpAddr]>, external: &[(IpAddr, IpAddr)
     choose(configured, external, &addresses, &|family| interfaces::source_for(internet_address(family)))
 }
 
-/// Selects the relay addresses from the addresses of a machine. `preferred` returns the kernel's source address for the
-/// internet.
+/// Selects the relay addresses from the addresses of a machine. `preferred` returns the source address that the kernel
+/// would use towards the internet.
 ///
 /// Without configured addresses, it selects one per family: an address that `external` maps, otherwise a global one,
 /// otherwise a private one with a warning; a loopback address only if the machine has no other; never a link-local one.
@@ -282,7 +282,7 @@ fn not_local(missing: &[IpAddr], outside: IpAddr, candidates: &[Candidate<'_>]) 
     }
 }
 
-/// Warns of mappings of addresses that the machine does not have, which have no effect.
+/// Warns of mappings that have no effect, because the machine does not have their inside address.
 fn unused_mappings(external: &[(IpAddr, IpAddr)], candidates: &[Candidate<'_>]) -> Vec<String> {
     let insides = external.iter().map(|(inside, _)| inside.to_canonical());
     let unused = insides.filter(|inside| candidates.iter().all(|candidate| candidate.ip != *inside));

@@ -16,10 +16,10 @@ pub(super) fn alternate(config: &config::Alternate) -> Option<Alternate> {
     (!servers.is_empty() || !tls_servers.is_empty()).then_some(Alternate { servers, tls_servers, domain, when })
 }
 
-/// Returns an alternate server that is this server, which would redirect clients to itself in a loop.
+/// Returns an alternate server that is this server itself. It would redirect clients to itself in a loop.
 ///
-/// It is this server if it has the address of a listener, the address that `external` maps this one to, or any address
-/// in `own` (the addresses of this machine) if the listener is a wildcard.
+/// An alternate server is this server if its address is that of a listener, or the one to which `external` maps that of
+/// a listener. For a wildcard listener, it may be any address in `own` (the addresses of this machine).
 pub(super) fn own_server(config: &Config, own: &[IpAddr]) -> Option<SocketAddr> {
     let reaches = |listener: SocketAddr, server: SocketAddr| {
         let (here, there) = (listener.ip(), server.ip());

@@ -31,7 +31,7 @@ const STATUS: Duration = Duration::from_secs(5);
 /// The maximum time to stop after a drain: for the last responses and the log.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum time that the start of a new configuration waits for the workers.
+/// The maximum time to wait until all workers use a new configuration.
 const RECONFIGURE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The signals that the process handles.
@@ -175,8 +175,8 @@ impl RunningServer<'_> {
         ended_early
     }
 
-    /// Passes a new certificate to the workers. It is in the log only when they use it: whoever reads that line may connect
-    /// at once.
+    /// Passes a new certificate to the workers. The certificate is logged only when they use it, because the reader of
+    /// that line may connect at once.
     async fn replace_certificate(&mut self, replacement: Option<Replacement>) {
         let Some(replacement) = replacement else { return };
         self.reconfigure(Snapshot { tls: Some(replacement.acceptor()), ..(*self.snapshot).clone() }).await;
@@ -185,12 +185,13 @@ impl RunningServer<'_> {
         }
     }
 
-    /// Sends each worker a new configuration, and waits until every worker uses it. A worker that is too slow gets it later.
+    /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it no longer waits
+    /// for slow workers, which use the configuration later.
     async fn reconfigure(&mut self, snapshot: Snapshot) {
         self.snapshot = Arc::new(snapshot);
         let reconfigure = |worker: &WorkerControl| {
             let (handle, snapshot) = (worker.handle.clone(), Arc::clone(&self.snapshot));
-            // A task of its own goes on after the timeout. A worker that has ended needs no configuration.
+            // A separate task continues after the timeout. A worker that has ended needs no configuration.
             tokio::spawn(async move { handle.reconfigure(snapshot).await })
         };
         let tasks: Vec<_> = self.workers.iter().map(reconfigure).collect();
@@ -202,7 +203,7 @@ impl RunningServer<'_> {
         if timeout(RECONFIGURE_TIMEOUT, all).await.is_err() {
             tracing::warn!(
                 seconds = RECONFIGURE_TIMEOUT.as_secs(),
-                "a worker does not use the new configuration yet. It will when it is less busy"
+                "a worker does not use the new configuration yet; it will do so when it is less busy"
             );
         }
     }

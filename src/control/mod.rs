@@ -140,7 +140,7 @@ enum WorkerEvent {
     Ended(usize),
 }
 
-/// Reports the end of a worker's thread when it is dropped, after a panic as well.
+/// Reports the end of a worker's thread on drop, also after a panic.
 struct EndReporter {
     index: usize,
     sender: mpsc::Sender<WorkerEvent>,

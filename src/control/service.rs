@@ -16,14 +16,15 @@ use crate::worker::Statistics;
 /// The send timeout, for a service manager that does not read.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a heartbeat may be unchanged before its worker counts as stalled. It may be late on a busy machine.
+/// How long a heartbeat may be unchanged before its worker counts as stalled. A heartbeat may be late on a busy
+/// machine.
 const STALL_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The connection to the service manager, if it wants notifications.
 #[derive(Debug, Default)]
 pub(super) struct Service {
     socket: Option<UnixDatagram>,
-    /// The longest interval between watchdog pings that it tolerates.
+    /// The longest interval between watchdog pings that the service manager tolerates.
     watchdog_timeout: Option<Duration>,
     /// The last status that was sent.
     status: String,

@@ -1,4 +1,4 @@
-//! Builds the snapshot that the workers read from the configuration.
+//! Converts the configuration to the snapshot that the workers read.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -142,7 +142,7 @@ pub fn choose_addresses(config: &Config) -> Result<Choice, AddressError> {
 /// use.
 ///
 /// # Errors
-/// Names the first missing address.
+/// The first missing address.
 pub fn check_listeners(config: &Config) -> Result<(), StartError> {
     Ok(listeners::check_addresses(&config.listen)?)
 }
@@ -150,7 +150,7 @@ pub fn check_listeners(config: &Config) -> Result<(), StartError> {
 /// Checks that no alternate server is this server.
 ///
 /// # Errors
-/// Names the first one that is.
+/// The first alternate server that is this server.
 pub fn check_alternate(config: &Config, choice: &Choice) -> Result<(), StartError> {
     own_server(config, &own_addresses(config, choice)?).map_or(Ok(()), |server| Err(StartError::Alternate(server)))
 }
@@ -243,7 +243,8 @@ fn connection_limit(config: &Config, choice: &Choice) -> u32 {
 }
 
 /// Returns the number of open files that connections may use: those that relay sockets do not need, and at least half,
-/// because a client on a connection needs one of each. It is never 0, which would mean no limit.
+/// because a client on a connection needs one file for the connection and one for its relay socket. It is never 0,
+/// which would mean no limit.
 fn max_connections(available: u64, relay_sockets: u64) -> u32 {
     u32::try_from(available.saturating_sub(relay_sockets).max(available / 2).max(1)).unwrap_or(u32::MAX)
 }

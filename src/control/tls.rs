@@ -190,7 +190,7 @@ pub(super) struct Replacement {
 }
 
 impl Replacement {
-    /// Returns what accepts connections with it.
+    /// Returns the acceptor that performs handshakes with the certificate.
     pub(super) fn acceptor(&self) -> Acceptor {
         self.setup.acceptor.clone()
     }
@@ -244,8 +244,8 @@ impl Certificates {
     /// Reads the files if they have changed. The caller passes the new certificate to the workers and then to
     /// [`log_replacement`](Self::log_replacement).
     ///
-    /// A renewal replaces two files, one after the other. While they do not match, each call retries. The failure is
-    /// logged when the files are unchanged at the next call.
+    /// A renewal replaces two files, one after the other. Until they match, each call retries. The failure is logged if
+    /// the files are unchanged at the next call.
     pub(super) fn poll(&mut self) -> Option<Replacement> {
         let (now, before) = (clock::unix_seconds(), self.seen);
         let mut replacement = None;

@@ -26,7 +26,7 @@ pub(super) struct RecvMeta {
     pub(super) truncated: bool,
     /// DSCP and ECN: the second byte of the IPv4 header, or the IPv6 traffic class.
     pub(super) tos: u8,
-    /// If the kernel merged datagrams, their length. The last may be shorter.
+    /// If the kernel merged datagrams, the length of each. The last may be shorter.
     pub(super) segment: Option<NonZeroUsize>,
     /// The number of datagrams that the socket had dropped when this one arrived, if any.
     pub(super) dropped: Option<u32>,
@@ -126,7 +126,7 @@ pub(super) fn receive_error(fd: BorrowedFd<'_>) -> io::Result<Option<QueuedError
 
 /// Slots into which one call receives many datagrams.
 ///
-/// `headers` points into the other vectors, so that none of them ever grows or is replaced.
+/// `headers` points into the other vectors, so none of them may grow or be replaced.
 pub(super) struct Receiver {
     arena: Vec<u8>,
     stride: usize,
@@ -150,8 +150,8 @@ impl Receiver {
         let size = slots.checked_mul(stride).expect("the arena fits into memory");
         let (arena, mut names, mut controls) = (vec![0; size], vec![Name::EMPTY; slots], vec![Control::EMPTY; slots]);
         // The pointers below are used only in system calls, and the vectors that they point into do not change: a
-        // pointer from `as_mut_ptr` stays valid after later calls of it. Pointers into the arena are made for each
-        // call, because `arena_mut` returns mutable slices of it.
+        // pointer from `as_mut_ptr` stays valid after later calls of `as_mut_ptr`. Pointers into the arena are made for
+        // each call, because `arena_mut` returns mutable slices of it.
         let (name, control) = (names.as_mut_ptr(), controls.as_mut_ptr());
         let mut vectors = vec![libc::iovec { iov_base: ptr::null_mut(), iov_len: len }; slots];
         let vector = vectors.as_mut_ptr();

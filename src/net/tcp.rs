@@ -51,7 +51,7 @@ pub(crate) fn claim_listener(addr: SocketAddr) -> io::Result<TcpListener> {
     let listener = loop {
         let socket = new_socket(addr)?;
         match socket.bind(&addr.into()).and_then(|()| socket.listen(BACKLOG)) {
-            // The kernel may fail all of several concurrent claims.
+            // If several claims are concurrent, the kernel may let all of them fail.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && retries < MAX_RETRIES => {
                 retries += 1;
                 thread::yield_now();
@@ -59,7 +59,7 @@ pub(crate) fn claim_listener(addr: SocketAddr) -> io::Result<TcpListener> {
             listening => break listening.map(|()| TcpListener::from(socket))?,
         }
     };
-    // Set after `listen`: with it, this socket would share a port that another server uses.
+    // Set after `listen`: if it were set before, this socket would share a port that another server uses.
     SockRef::from(&listener).set_reuse_port(true)?;
     Ok(listener)
 }
@@ -69,7 +69,7 @@ fn new_socket(addr: SocketAddr) -> io::Result<Socket> {
     if addr.is_ipv6() {
         socket.set_only_v6(!udp::dual_stack(addr))?;
     }
-    // On Linux this ignores the connections of a closed listener, but not a listener.
+    // On Linux, `bind` then ignores the connections of a closed listener, but not another listener.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     Ok(socket)

@@ -22,9 +22,9 @@ pub(crate) const LISTENER_BUFFER: usize = 4 << 20;
 
 /// The size requested for each kernel buffer of a relay socket, in bytes.
 ///
-/// With the kernel's overhead it holds about 900 packets of 1200 bytes, ten times the usual default: 0.2 s of a peer
-/// that sends 40 Mbit/s. The kernel uses memory only for queued packets, and `net.ipv4.udp_mem` limits the memory of
-/// all UDP sockets together.
+/// With the kernel's overhead it holds about 900 packets of 1200 bytes, ten times the usual default. A peer that sends
+/// 40 Mbit/s fills it in 0.2 s. The kernel uses memory only for queued packets, and `net.ipv4.udp_mem` limits the
+/// memory of all UDP sockets together.
 pub(crate) const RELAY_BUFFER: usize = 1 << 20;
 
 /// The most attempts of a call that fails with the error of an earlier datagram.
@@ -62,7 +62,7 @@ pub fn bind_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
 pub(crate) fn claim_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = new_listener(addr)?;
     socket.bind(&addr.into())?;
-    // Set after `bind`: with it, `bind` would succeed on a port that another server uses.
+    // Set after `bind`: if it were set before, `bind` would succeed on a port that another server uses.
     socket.set_reuse_port(true)?;
     Ok(socket.into())
 }
@@ -92,8 +92,8 @@ pub(crate) fn bind_relay(addr: SocketAddr) -> io::Result<UdpSocket> {
 
 /// Enables generic receive offload (`UDP_GRO`, since Linux 5.0). Returns whether the kernel supports it.
 ///
-/// The kernel then merges consecutive datagrams of one sender and of equal length into one of up to 64 KiB; the last
-/// may be shorter. [`Datagram::segment`](super::batch::Datagram::segment) is then their length.
+/// The kernel then merges consecutive datagrams of one sender and of equal length into one datagram of up to 64 KiB;
+/// the last may be shorter. [`Datagram::segment`](super::batch::Datagram::segment) is then the length of each.
 pub fn enable_gro(socket: &impl AsFd) -> bool {
     setsockopt(&socket.as_fd(), sockopt::UdpGroSegment, &true).is_ok()
 }
@@ -315,7 +315,7 @@ fn grow_buffers(socket: &Socket, size: usize) {
 }
 
 /// DF is 0, and a datagram longer than the MTU of the interface is fragmented. Unlike `IP_PMTUDISC_DONT`, this reports
-/// the ICMP messages that datagrams with DF cause, and a forged one cannot make fragments smaller.
+/// the ICMP messages that datagrams with DF cause, and a forged ICMP message cannot make fragments smaller.
 const FRAGMENT_V4: libc::c_int = libc::IP_PMTUDISC_OMIT;
 
 /// A datagram longer than the path MTU known from ICMPv6 messages is fragmented, because routers do not fragment IPv6.

@@ -45,7 +45,8 @@ pub(crate) struct Events {
 pub(crate) struct Ready {
     /// The number passed to [`Watch::add`].
     pub(crate) token: u64,
-    /// Its error queue is not empty (see [`enable_error_queue`](super::udp::enable_error_queue)), or it has failed.
+    /// The error queue of the socket is not empty (see [`enable_error_queue`](super::udp::enable_error_queue)), or the
+    /// socket has failed.
     pub(crate) error: bool,
 }
 
@@ -96,7 +97,7 @@ impl Watch {
         readable(self.0.0.try_clone()?)
     }
 
-    /// Takes events of sockets without waiting. Returns whether these are all.
+    /// Takes events of sockets without waiting. Returns whether it took all pending events.
     ///
     /// # Errors
     /// Those of `epoll_wait`.

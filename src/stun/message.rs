@@ -161,7 +161,7 @@ impl<'a> Message<'a> {
     /// Checks FINGERPRINT (RFC 8489 §14.7).
     pub fn fingerprint(&self) -> FingerprintStatus {
         let Some((start, attribute)) = self.find(AttributeType::FINGERPRINT) else { return FingerprintStatus::Absent };
-        // "MUST be the last attribute": the length in the header then covers nothing after it.
+        // "MUST be the last attribute": it then ends at the end of the message.
         let is_last = start + ATTRIBUTE_HEADER_LEN + FINGERPRINT_LEN == self.bytes.len();
         match (Fingerprint::decode(attribute.value, self.transaction_id), self.covered(start, FINGERPRINT_LEN)) {
             (Ok(Fingerprint(value)), Some(covered)) if is_last && covered.fingerprint() == value => {

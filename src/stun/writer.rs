@@ -34,7 +34,7 @@ impl ValueWriter<'_> {
         }
     }
 
-    /// Appends a length as 16 bits. A longer one makes the message fail.
+    /// Appends a length as 16 bits. A length above 65535 makes the message fail.
     pub(super) fn put_u16_len(&mut self, len: usize) {
         match u16::try_from(len) {
             Ok(len) => self.put(&len.to_be_bytes()),

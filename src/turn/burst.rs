@@ -19,7 +19,7 @@ struct Segments {
 }
 
 impl Segments {
-    /// `length` is the length of each packet. `None` means that there is only one, which may be empty.
+    /// `length` is the length of each packet. `None` means that there is only one packet, which may be empty.
     fn new(place: Range<usize>, length: Option<usize>) -> Self {
         Self { length: length.unwrap_or(place.len()).max(1), rest: place, done: false }
     }
@@ -49,13 +49,13 @@ pub struct ClientBurst {
 pub(crate) struct CachedRoute {
     pub(crate) header: [u8; 4],
     pub(crate) length: usize,
-    /// The payload is relative to the message.
+    /// The payload range is relative to the start of the message.
     pub(crate) route: ToPeer,
 }
 
 impl ClientBurst {
-    /// Creates a burst at `place` in a buffer that arrived with this TOS or Traffic Class field. `length` is the length
-    /// of each packet, if there are several.
+    /// Creates a burst at `place` in a buffer. The packets arrived with this TOS or Traffic Class field. `length` is
+    /// the length of each packet, if there are several.
     #[must_use]
     pub fn new(place: Range<usize>, length: Option<usize>, tos: u8) -> Self {
         Self { segments: Segments::new(place, length), tos, cached: None }
@@ -85,8 +85,8 @@ pub(crate) struct PeerRoute {
 }
 
 impl PeerBurst {
-    /// Creates a burst from `source` at `place` in a buffer that arrived with this TOS or Traffic Class field. `length`
-    /// is the length of each datagram, if there are several.
+    /// Creates a burst from `source` at `place` in a buffer. The datagrams arrived with this TOS or Traffic Class
+    /// field. `length` is the length of each datagram, if there are several.
     #[must_use]
     pub fn new(source: SocketAddr, place: Range<usize>, length: Option<usize>, tos: u8) -> Self {
         Self { segments: Segments::new(place, length), source, tos, decided: None }

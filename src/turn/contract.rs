@@ -30,11 +30,11 @@ use super::outcome::{DropReason, Outcome};
 use super::time::{Deadline, Instant};
 use crate::transport::Transport;
 
-/// The time and the source of randomness, which the core does not fetch itself.
+/// The time and the source of randomness, which the caller provides.
 pub struct Context<'a> {
     /// The monotonic clock.
     pub now: Instant,
-    /// The wall clock, in seconds since the Unix epoch. Credentials and nonces are dated by it.
+    /// The wall clock, in seconds since the Unix epoch. The times in credentials and nonces refer to it.
     pub unix: u64,
     /// A cryptographically secure source.
     pub rng: &'a mut dyn rand::CryptoRng,
@@ -120,7 +120,7 @@ impl AllocationId {
 /// A relay socket that the shell must open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketSpec {
-    /// The identifier of the socket from here on.
+    /// The identifier of the socket in all later calls.
     pub socket: SocketId,
     /// What kind of socket it is.
     pub kind: SocketKind,
@@ -168,7 +168,7 @@ impl fmt::Display for RelayedAddresses {
 /// An ICMP error about a datagram that was sent to a peer (RFC 8656 §11.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IcmpError {
-    /// The type, of ICMPv4 or ICMPv6 as the peer's address is.
+    /// The type: of ICMPv4 for an IPv4 peer, of ICMPv6 for an IPv6 peer.
     pub kind: u8,
     /// The code.
     pub code: u8,
@@ -210,7 +210,7 @@ pub struct ToPeer {
     pub payload: Range<usize>,
     /// The DSCP and ECN to send with: the TOS or Traffic Class field (RFC 8656 §14, §15).
     pub tos: u8,
-    /// Whether to set DF, or not to fragment IPv6 (RFC 8656 §14, §15).
+    /// Whether to prevent fragmentation, for IPv4 by setting DF (RFC 8656 §14, §15).
     pub dont_fragment: bool,
 }
 
@@ -220,7 +220,7 @@ pub struct ToPeer {
 pub struct ToClient {
     /// The client's 5-tuple.
     pub tuple: FiveTuple,
-    /// The length of the header in bytes. It is at the end of the headroom.
+    /// The length in bytes of the header, which is at the end of the headroom.
     pub header: usize,
     /// The application data within the buffer.
     pub payload: Range<usize>,
@@ -253,7 +253,7 @@ pub struct Response {
 pub enum OpenError {
     /// Another program has the port; another port may work.
     PortInUse,
-    /// No port will work: no file descriptor is left, the address has left the machine, and so on.
+    /// No port will work, for example because no file descriptor is left or the machine no longer has the address.
     Other,
 }
 
@@ -284,9 +284,9 @@ pub enum Action {
 /// A bound channel whose peer has a permission, as plain data. Traffic that is relayed outside the core must be
 /// [credited](crate::turn::Server::credit).
 ///
-/// The 5-tuple and the channel number identify a route. If the peer is at a relay address of this server, it is the
-/// relayed transport address of another client: the core checks for each packet that it is still in use, and translates
-/// it to the bound address. Such a route must not be relayed outside the core.
+/// The 5-tuple and the channel number identify a route. A peer at a relay address of this server is the relayed
+/// transport address of another client. For each packet, the core checks that this address is still in use, and
+/// translates it to the bound address. Such a route must not be relayed outside the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelRoute {
     /// The client's 5-tuple.
@@ -299,6 +299,6 @@ pub struct ChannelRoute {
     pub relay: SocketAddr,
     /// The peer's transport address, as the client knows it.
     pub peer: SocketAddr,
-    /// When the channel, its permission or its relayed transport address expires first, unless it is refreshed.
+    /// The earliest expiry of the channel, its permission and its relayed transport address. A refresh can postpone it.
     pub expires: Deadline,
 }

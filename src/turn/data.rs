@@ -59,7 +59,7 @@ impl Server {
         Some(FromClient::Relay(absolute))
     }
 
-    /// Decides about one packet. The payload of a route is relative to the packet.
+    /// Decides about one packet. The payload range of a route is relative to the start of the packet.
     fn decide(
         &mut self,
         cx: &mut Context<'_>,
@@ -213,7 +213,7 @@ impl Server {
         })
     }
 
-    /// Credits relayed packets to an allocation. The shell relays them, or another program that uses a
+    /// Credits relayed packets to an allocation. Either the shell has relayed them, or another program that uses a
     /// [`ChannelRoute`](super::ChannelRoute). `bytes` is the amount of application data.
     pub fn credit(&mut self, socket: SocketId, direction: Direction, packets: u64, bytes: u64) {
         let id = socket.allocation();
@@ -296,8 +296,8 @@ fn moved(route: &ToPeer, by: usize) -> ToPeer {
 }
 
 /// Checks whether data may be relayed between a client and a peer with a bound channel. The policy has allowed the
-/// binding, and a new policy removes the channels that it denies. So only relayed transport addresses of this server,
-/// which may have ended, are checked again.
+/// binding, and a new policy removes the channels that it denies. Only relayed transport addresses of this server are
+/// checked again, because they may have ended.
 fn bound_peer_allowed(snapshot: &Snapshot, ledger: &Ledger, peer: SocketAddr) -> Result<SocketAddr, Denial> {
     if ledger.live.is_relay_address(peer.ip()) { snapshot.policy.peer_allowed(&ledger.live, peer) } else { Ok(peer) }
 }

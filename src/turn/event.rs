@@ -72,7 +72,7 @@ pub enum Event {
         user: String,
         /// The client's 5-tuple.
         tuple: FiveTuple,
-        /// Why, and what to do if anything.
+        /// Why, and what the operator can do about it, if anything.
         reason: &'static str,
     },
     /// An authenticated client reached a limit. For dropped data this event occurs once a minute for each allocation
@@ -85,7 +85,7 @@ pub enum Event {
         /// The limit.
         limit: Limit,
     },
-    /// A new configuration denies peers of an allocation, whose permissions and channels were removed.
+    /// A new configuration denies peers of an allocation. The permissions and channels of these peers were removed.
     PeersRevoked {
         /// The user.
         user: String,
@@ -103,9 +103,10 @@ pub enum Event {
 pub enum RedirectCause {
     /// `alternate.when` is `always`.
     Always,
-    /// Instead of an [`Event::LimitReached`].
+    /// The client reached a limit. The redirect is logged in place of an [`Event::LimitReached`].
     Limit(Limit),
-    /// Instead of an [`Event::AllocationRejected`] with this reason.
+    /// Without the redirect, the allocation would be rejected for this reason. The redirect is logged in place of an
+    /// [`Event::AllocationRejected`].
     Rejected(&'static str),
 }
 
@@ -137,7 +138,7 @@ impl fmt::Display for AuthCause {
             Self::Failure(failure) => failure.fmt(f),
             Self::Expired { ago } => write!(
                 f,
-                "the credential expired {} ago (if it should not have, compare the clocks of the application and of \
+                "the credential expired {} ago (if it should still be valid, compare the clocks of the application and of \
                  this machine)",
                 HumanSeconds(*ago)
             ),

@@ -1,7 +1,7 @@
 //! The TURN protocol (RFC 8656): one worker's state, without sockets, clocks or threads.
 //!
-//! [`Server`] is the core of a worker. `contract.rs` lists its inputs and outputs. `protocol` is what goes over the
-//! wire, `tables` is the state of one worker, `shared` is what the workers of a process share.
+//! [`Server`] is the core of a worker. `contract.rs` lists its inputs and outputs. `protocol` is the wire protocol,
+//! `tables` is the state of one worker, and `shared` is what the workers of a process share.
 
 mod burst;
 mod contract;

@@ -1,4 +1,4 @@
-//! What happened to a packet: each ends in exactly one [`Outcome`] and is counted under it.
+//! What happened to a packet: each packet has exactly one [`Outcome`] and is counted under it.
 
 use std::fmt;
 
@@ -56,7 +56,7 @@ drop_reasons! {
     MalformedStun = "malformed-stun",
     /// A FINGERPRINT that does not match (RFC 8489 §6.3).
     WrongFingerprint = "wrong-fingerprint",
-    /// A response; a server sends no requests.
+    /// A STUN response, although the server sends no requests.
     UnexpectedResponse = "unexpected-response",
     /// A method that this server does not serve in this class (RFC 8489 §6.3).
     UnsupportedMethod = "unsupported-method",
@@ -64,7 +64,7 @@ drop_reasons! {
     Keepalive = "keepalive",
     /// A client transport address that cannot be sent to.
     UnusableSource = "unusable-source",
-    /// A request from an unverified source that has had as many responses as the rate limit allows.
+    /// A request that gets no response, because its source has had as many responses as the rate limit allows.
     ResponseLimit = "response-limit",
     /// A datagram longer than the receive buffer.
     Truncated = "truncated",
@@ -76,9 +76,10 @@ drop_reasons! {
     MalformedChannelData = "malformed-channel-data",
     /// ChannelData on a channel that is not bound (RFC 8656 §12.6).
     ChannelNotBound = "channel-not-bound",
-    /// A Send indication without a valid XOR-PEER-ADDRESS and DATA, or with attributes that must be understood.
+    /// A Send indication without a valid XOR-PEER-ADDRESS and DATA, or with unknown comprehension-required attributes.
     MalformedIndication = "malformed-indication",
-    /// A Send indication for a peer, or a datagram from or an ICMP error about one, without a permission (RFC 8656 §9).
+    /// A Send indication for a peer without a permission, a datagram from one, or an ICMP error about one (RFC 8656
+    /// §9).
     NoPermission = "no-permission",
     /// A peer that the peer policy denies.
     PeerForbidden = "peer-forbidden",

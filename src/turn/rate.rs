@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::turn::time::Instant;
 
-/// The time units of buckets per microsecond. They are small enough for a single byte at the highest rate.
+/// The number of a bucket's time units in a microsecond. A unit is short enough for a single byte at the highest rate.
 const PARTS: u64 = 1024;
 const SECOND: u64 = 1_000_000 * PARTS;
 
@@ -21,15 +21,15 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Creates a rate limit. `burst` may be taken at once, and nothing larger. `None` if `per_second` is 0, which means
-    /// no limit.
+    /// Creates a rate limit. At most `burst` may be taken at once. `None` if `per_second` is 0, which means no limit.
     #[must_use]
     pub fn new(per_second: u32, burst: u32) -> Option<Self> {
         let per_second = NonZeroU64::new(per_second.into())?;
         Some(Self { per_second, depth: u64::from(burst) * SECOND / per_second })
     }
 
-    /// Creates a rate limit on bytes. The burst is the amount per second, but at least 64 KiB, the longest datagram.
+    /// Creates a rate limit on bytes. The burst is the amount per second, but at least 64 KiB, so that any datagram
+    /// fits.
     #[must_use]
     pub fn of_bytes(per_second: u32) -> Option<Self> {
         Self::new(per_second, per_second.max(65_536))

@@ -1,6 +1,6 @@
 //! Replacing the configuration of a running server, and revoking what the new one does not allow.
 //!
-//! A new configuration applies to new requests, and to data of peers without a channel, at once. Existing allocations
+//! A new configuration applies at once to new requests, and to data of peers without a channel. Existing allocations
 //! are reviewed a few at a time, so that no packet waits for the review of all.
 
 use std::sync::Arc;
@@ -19,7 +19,8 @@ use crate::auth::IdentityCache;
 pub(crate) struct Review {
     /// The place in the table to continue at; `None` if every allocation was reviewed.
     next: Option<u32>,
-    /// The highest limits of any configuration so far: lower ones leave existing permissions and channels alone.
+    /// The highest limits of any configuration so far. An allocation may have that many permissions and channels,
+    /// because a lower limit does not remove existing ones.
     permissions: usize,
     channels: usize,
 }
@@ -100,7 +101,7 @@ impl Server {
         let ledger = Arc::clone(&self.ledger);
         let channels = self.retain_channels(id, now, |_, channel| {
             let peer = channel.peer;
-            // Whether a relayed address of this server is in use is checked when data flows.
+            // If the peer is at a relay address of this server, its port is checked when data is relayed.
             let allowed = policy.permission_allowed(&ledger.live, peer.ip()).is_ok();
             allowed && snapshot.compat.channels.contains(channel.number)
         });

@@ -80,22 +80,22 @@ impl Epoch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImportError {
     /// The configuration does not accept its credentials.
-    #[error("the configuration does not accept its credentials")]
+    #[error("the configuration does not accept the credentials of the allocation")]
     Credentials,
     /// The 5-tuple has an allocation.
     #[error("the 5-tuple has an allocation already")]
     TupleInUse,
     /// It has no relayed transport address that is still in use.
-    #[error("it has expired")]
+    #[error("the allocation has expired")]
     Expired,
     /// It has several relayed transport addresses of one address family.
-    #[error("it has several relayed transport addresses of one address family")]
+    #[error("the allocation has several relayed transport addresses of one address family")]
     Relays,
     /// The relay address or port does not belong to this worker, or is in use.
-    #[error("the relay port {0} does not belong to this worker, or is in use")]
+    #[error("the relay address {0} does not belong to this worker, or its port is in use")]
     Port(SocketAddr),
     /// The number of allocations in the process has reached its maximum.
-    #[error("there are too many allocations")]
+    #[error("the process has reached its maximum number of allocations")]
     Quota,
 }
 
@@ -139,7 +139,7 @@ impl Server {
             self.ledger.live.set(relay.bind, true);
         }
         let id = self.insert_imported(epoch, record, identity, relays, ticket);
-        // The configuration here may deny peers that it has.
+        // The configuration of this process may deny peers of the imported allocation.
         self.review.raise_caps(record.permissions.len(), record.channels.len());
         self.review_one(id, now);
         self.table.reschedule(id);

@@ -38,8 +38,8 @@ impl Server {
         }
     }
 
-    /// Removes the permissions and channels of an allocation that have expired, also those of a relayed transport
-    /// address that has ended.
+    /// Removes the permissions and channels of an allocation that have expired, and those whose relayed transport
+    /// address has ended.
     pub(crate) fn remove_expired(&mut self, id: AllocationId, now: Instant) {
         self.retain_channels(id, now, |allocation, channel| {
             !channel.deadline.has_passed(now) && allocation.has(AddressFamily::from(&channel.peer), now)

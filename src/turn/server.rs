@@ -21,7 +21,7 @@ use super::time::{Deadline, Instant};
 use crate::auth::IdentityCache;
 use crate::stun::attribute::AddressFamily;
 
-/// A relay address and the ports of it that a worker may use.
+/// A relay address and those of its ports that a worker may use.
 #[derive(Clone, Debug)]
 pub struct RelayRange {
     /// The address that relay sockets are bound to.
@@ -46,7 +46,7 @@ pub struct Server {
     closing: usize,
     /// The reservations of this worker in the order in which they expire. Some may have been claimed.
     pub(crate) reserved: VecDeque<(Deadline, Token, SocketAddr)>,
-    /// The number of ports of other workers that this worker has claimed by their reservations.
+    /// The number of ports of other workers that this worker has claimed with reservation tokens.
     pub(crate) borrowed: usize,
     pub(crate) responses: ResponseLimit,
     pub(crate) identity_cache: IdentityCache,
@@ -171,12 +171,12 @@ impl Server {
         for (index, relay) in allocation.relays.indexed() {
             match (relay.socket, &allocation.state) {
                 (SocketState::Open, _) => self.close(id.socket(index), relay),
-                // The shell still has to report on this socket; its reserved neighbour is released here.
+                // The shell has not reported on this socket yet, so only the reserved next port is released here.
                 (SocketState::Opening, State::Opening(opening)) => self.release_next(opening.preference, relay.bind()),
                 _ => {}
             }
         }
-        // The client of an allocation that is being opened does not know of it.
+        // The end of an allocation that is still being opened is not logged, because the client does not know of it.
         if let State::Open = allocation.state {
             self.actions.push_back(Action::Log(Event::AllocationEnded(Box::new(AllocationSummary {
                 id,
@@ -235,7 +235,7 @@ impl Server {
         self.ledger.reservations.return_port(bind);
     }
 
-    /// Releases the port next to an even one, if the request reserves it.
+    /// Releases the next higher port of an even port, if the request reserves it.
     pub(crate) fn release_next(&mut self, preference: PortPreference, even: SocketAddr) {
         let next = SocketAddr::new(even.ip(), even.port() | 1);
         if let (PortPreference::EvenAndNext, Some(pool)) = (preference, self.pool_of(next)) {

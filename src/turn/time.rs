@@ -1,4 +1,4 @@
-//! One clock reading, one deadline type, one comparison.
+//! Times on the monotonic clock, and deadlines.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ impl Instant {
         Self(self.0.saturating_add(Self::from_elapsed(later).0))
     }
 
-    /// Returns the time `earlier` before this one. It may be before the start of the process: only
+    /// Returns the time `earlier` before this one. The result may be before the start of the process, so only
     /// [`since`](Self::since) may be called with it.
     #[must_use]
     pub fn minus(self, earlier: Duration) -> Self {
@@ -69,7 +69,7 @@ impl Deadline {
         Self(now.plus(lifetime).0)
     }
 
-    /// Whether the deadline has passed. It passes exactly at its time.
+    /// Whether the deadline has passed. At exactly its time, it has passed.
     #[must_use]
     pub fn has_passed(self, now: Instant) -> bool {
         self.0 <= now.0

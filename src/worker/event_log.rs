@@ -1,7 +1,7 @@
 //! The log lines for events of the core, rate-limited.
 //!
 //! Clients cause these events, so the lines of each kind are limited per minute: a few for problems, many for
-//! allocations. Further ones are counted, and one line has their number.
+//! allocations. Further lines are suppressed and counted, and one line reports their number.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +34,7 @@ pub(super) struct EventLog {
     rfc5766_channels: RateLimit,
     rejected_connections: RateLimit,
     failed_accepts: RateLimit,
-    /// The ranges whose denial was explained.
+    /// The ranges whose denial has been explained in the log.
     explained: BTreeSet<&'static str>,
 }
 
@@ -236,8 +236,8 @@ impl RateLimit {
     }
 }
 
-/// Returns a name from the network without control characters and with a limited length. It may still look like fields
-/// of a line, so it is logged as a string, which the text format quotes, and not with `%`.
+/// Returns a name from the network without control characters and with a limited length. The name may still look like
+/// fields of a log line. It is therefore logged as a string, which the text format quotes, not with `%`.
 fn printable(name: &str) -> Cow<'_, str> {
     if name.len() <= LONGEST_NAME && !name.chars().any(char::is_control) {
         return Cow::Borrowed(name);

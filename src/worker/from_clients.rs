@@ -37,8 +37,8 @@ struct Batch {
     more: bool,
 }
 
-/// Receives datagrams from a socket. After a batch that is not full, the runtime is notified that the socket is empty,
-/// without another system call.
+/// Receives datagrams from a socket. A batch that is not full shows that the socket is empty. The runtime is notified
+/// of this without another system call.
 fn receive(into: &mut RecvBatch, socket: &Readable, first: usize, most: usize) -> io::Result<Batch> {
     let mut received = None;
     let tried = socket.try_io(Interest::READABLE, |socket| {
@@ -100,8 +100,8 @@ impl Worker {
 }
 
 impl Shell {
-    /// Passes a client's packets, which are in `staged`, to the core and carries out its decisions. Returns whether one
-    /// of them was not dropped.
+    /// Passes the packets of a client, which are in `staged`, to the core and carries out its decisions. Returns
+    /// whether at least one packet was not dropped.
     pub(super) fn serve_burst<B: Arena>(
         &mut self,
         now: Now,
@@ -124,7 +124,8 @@ impl Shell {
                 }
                 FromClient::Respond(response) => self.respond(tuple, response.length, response.outcome),
                 FromClient::Open(spec) => {
-                    // A socket with the same slot may have to be closed first, after its waiting datagrams are sent.
+                    // A socket in the same slot may have to be closed first. Its waiting datagrams are sent before
+                    // that.
                     self.flush_to_peers(staged);
                     self.carry_out(now);
                     self.open_relay(now, spec)

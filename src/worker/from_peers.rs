@@ -89,7 +89,8 @@ impl Shell {
         }
     }
 
-    /// Retries the sockets that could not be read from. Datagrams that one call leaves wait for the next tick or event.
+    /// Retries the sockets that could not be read from, with one call each. Datagrams that this call leaves wait for
+    /// the next tick or event.
     pub(super) fn retry_failed_relays(&mut self, now: Now) {
         self.relays.retry_failed();
         self.serve_relays(now);
@@ -173,14 +174,14 @@ impl Shell {
         if queued { Ok(()) } else { Err(DropReason::SendFailed) }
     }
 
-    /// Sends the client a Data indication for each ICMP error of a relay socket (RFC 8656 §11.5). `peer` is the
-    /// destination of a datagram that this machine has just found too long. Returns whether there may be more.
+    /// Sends the client a Data indication for each ICMP error of a relay socket (RFC 8656 §11.5). If this machine has
+    /// just found a datagram too long, `peer` is its destination. Returns whether there may be more.
     pub(super) fn serve_icmp_errors(&mut self, now: Now, socket: SocketId, peer: Option<SocketAddr>) -> bool {
         for _ in 0..MAX_ERRORS {
             let Some(Ok(Some(error))) = self.relays.socket(socket).map(udp::receive_error) else { return false };
             let peer = match (error.origin, peer) {
                 (Origin::Network, _) => error.peer,
-                // The kernel may leave out the port, but not the address.
+                // The kernel may omit the port, but it always reports the address.
                 (Origin::Local, Some(peer)) if peer.ip() == error.peer.ip() => peer,
                 // The client was notified when the error occurred, or needs no notification.
                 (Origin::Local, _) => continue,
@@ -198,8 +199,8 @@ impl Shell {
         true
     }
 
-    /// Sends the first bytes of the response buffer to a client; over UDP at the end of the iteration. Returns `None`
-    /// if the outcome is counted when the response is sent.
+    /// Sends the first `length` bytes of the response buffer to a client. Over UDP, they are sent at the end of the
+    /// iteration. Returns `None` if the outcome is counted when the response is sent.
     pub(super) fn respond(&mut self, tuple: &FiveTuple, length: usize, outcome: Outcome) -> Option<Outcome> {
         let failed = Some(Outcome::Dropped(DropReason::SendFailed));
         if tuple.transport.is_connection() {
@@ -231,7 +232,7 @@ impl Shell {
     }
 
     /// Ends a step of a task, which may have queued datagrams. If the task has `more` to do, they are sent now, because
-    /// the iteration may continue for long.
+    /// the iteration may still take long.
     pub(super) fn end_task(&mut self, more: bool) {
         self.tasks += 1;
         if more || self.tasks >= MAX_TASKS || self.to_clients.len() >= MAX_WAITING {

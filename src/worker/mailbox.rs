@@ -24,7 +24,7 @@ const BUDGET: usize = 16;
 pub(crate) enum Command {
     /// Replace the configuration, and revoke everything that the new one does not allow.
     Reconfigure { snapshot: Arc<Snapshot>, done: oneshot::Sender<()> },
-    /// List some allocations.
+    /// List one page of allocations, starting at the cursor.
     List { cursor: Cursor, response: oneshot::Sender<Page> },
     /// Describe an allocation.
     Describe { id: AllocationId, response: oneshot::Sender<Option<AllocationDetail>> },
@@ -55,7 +55,7 @@ pub(crate) fn mailbox() -> (Handle, Mailbox) {
 
 #[cfg_attr(
     not(test),
-    expect(dead_code, reason = "only the control socket, which is not built yet, calls most of them")
+    expect(dead_code, reason = "most of these functions are for the control socket, which does not exist yet")
 )]
 impl Handle {
     /// Replaces the configuration. Returns when everything that it does not allow has been revoked.
@@ -63,7 +63,7 @@ impl Handle {
         self.call(|done| Command::Reconfigure { snapshot, done }).await
     }
 
-    /// Lists some allocations. The default cursor is the beginning.
+    /// Lists one page of allocations, starting at the cursor. The default cursor is the beginning.
     pub(crate) async fn list(&self, cursor: Cursor) -> Result<Page, WorkerEnded> {
         self.call(|response| Command::List { cursor, response }).await
     }

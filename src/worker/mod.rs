@@ -1,8 +1,8 @@
 //! The event loop around one core: a thread with its own runtime, listeners and relay sockets.
 //!
-//! Everything here belongs to one thread. Each listener has a task, all relay sockets share one, and each connection
-//! has its own. They wait for readiness and then pass the received packets to `Worker`, which asks the core and carries
-//! out its decisions. Control sends commands through the [`mod@mailbox`] and reads the [`Statistics`].
+//! Everything here belongs to one thread. Each listener and each connection has a task, and all relay sockets share
+//! one. A task waits for readiness and then passes the received packets to `Worker`, which asks the core for decisions
+//! and carries them out. Control sends commands through the [`mod@mailbox`] and reads the [`Statistics`].
 
 mod connections;
 mod event_log;
@@ -46,13 +46,14 @@ use pace::Pace;
 use relays::RelaySockets;
 pub(crate) use statistics::{Statistics, Totals};
 
-/// The longest UDP payload, and one more byte to detect that it is exceeded.
+/// The longest UDP payload, and one more byte to detect a longer one.
 const LARGEST_DATAGRAM: usize = 65_536;
 
-/// The number of bytes that one read of a connection takes at most.
+/// The maximum number of bytes that one read of a connection returns.
 const LARGEST_READ: usize = 64 * 1024;
 
-/// The size of the buffer for connections: one read after the beginning of a message from the read before.
+/// The size of the buffer for connections. It holds an incomplete message from the preceding read, and one read after
+/// it.
 const STREAM_BUFFER: usize = LARGEST_FRAME + LARGEST_READ;
 
 /// The layout of a slot for a datagram.
@@ -76,7 +77,7 @@ pub(crate) struct Plan {
     pub(crate) mailbox: Mailbox,
     /// The clock of the process.
     pub(crate) clock: Clock,
-    /// A generator of this worker's own, seeded from the system's.
+    /// The random number generator of this worker, seeded from the generator of the system.
     pub(crate) rng: StdRng,
     /// Becomes true when the worker has to stop.
     pub(crate) stop: channel::Receiver<bool>,
@@ -148,13 +149,13 @@ struct Listener {
 impl Listener {
     fn new(socket: UdpSocket) -> io::Result<Self> {
         let address = socket.local_addr()?;
-        // Old kernels do not support it, and datagrams then arrive one by one.
+        // Old kernels do not support GRO. Datagrams then arrive one by one.
         udp::enable_gro(&socket);
         Ok(Self { socket: watch::readable(socket)?, address, drops: Cell::default() })
     }
 
-    /// Returns whether packets to `server` arrive here. A wildcard receives those to addresses that no other listener
-    /// of the port is bound to.
+    /// Returns whether packets to `server` arrive here. A wildcard listener receives the packets to every address to
+    /// which no other listener of the port is bound.
     fn serves(&self, server: SocketAddr, exactly: bool) -> bool {
         let wildcard = !exactly && self.address.ip().is_unspecified();
         self.address.port() == server.port() && (wildcard || self.address.ip() == server.ip())
@@ -168,9 +169,9 @@ struct Now {
     unix: u64,
 }
 
-/// One worker: the buffers that clients' packets are received into, and everything else.
+/// One worker: the buffers into which packets from clients are received, and everything else.
 ///
-/// A packet's buffer and what is queued from it are one value ([`Staged`]), which is passed along with the packet.
+/// A buffer and the datagrams queued from it form one value ([`Staged`]), which is passed along with each packet.
 #[derive(Debug)]
 struct Worker {
     shell: Shell,
@@ -332,7 +333,7 @@ impl Shell {
         }
     }
 
-    /// Opens relay sockets until the core has what it needs, and sends its response. Returns `None` if the outcome is
+    /// Opens relay sockets until the core requests no more, then sends its response. Returns `None` if the outcome is
     /// counted when the response is sent.
     fn open_relay(&mut self, now: Now, mut spec: SocketSpec) -> Option<Outcome> {
         loop {

@@ -1,6 +1,6 @@
-//! Datagrams that wait for the end of an iteration of the event loop, or of a batch, to be sent together.
+//! Datagrams that wait to be sent together at the end of a batch or of an iteration of the event loop.
 //!
-//! An outbox refers to a buffer by ranges. [`Staged`] keeps both together, so that no range is ever read out of another
+//! An outbox refers to a buffer by ranges. [`Staged`] keeps both together, so that no range is ever applied to another
 //! buffer.
 
 use std::ops::Range;
@@ -15,7 +15,7 @@ use crate::turn::{DropReason, Outcome, SocketId};
 pub(super) struct Outbox {
     batch: SendBatch,
     waiting: Vec<Waiting>,
-    /// By flow, then by arrival: indices into `waiting`.
+    /// Indices into `waiting`, sorted by flow, then by arrival.
     order: Vec<(Flow, u32)>,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct SendResult {
 }
 
 impl Outbox {
-    /// Returns the number of datagrams that wait.
+    /// Returns the number of waiting datagrams.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
@@ -166,7 +166,7 @@ impl Arena for Box<[u8]> {
     }
 }
 
-/// A buffer, and the datagrams made of its parts that wait to be sent to peers.
+/// A buffer, and the datagrams for peers that consist of parts of it and wait to be sent.
 #[derive(Debug)]
 pub(super) struct Staged<B> {
     pub(super) buffer: B,
@@ -184,7 +184,7 @@ impl<B: Arena> Staged<B> {
         self.outbox.push(Flow::Relay(socket), target, &[piece], length, Outcome::RelayedToPeer);
     }
 
-    /// Sends everything, by the relay sockets that `socket_of` returns.
+    /// Sends everything through the relay sockets that `socket_of` returns.
     pub(super) fn flush<'s, S: AsFd + 's>(
         &mut self,
         socket_of: impl Fn(SocketId) -> Option<&'s S>,
@@ -194,17 +194,18 @@ impl<B: Arena> Staged<B> {
     }
 }
 
-/// The buffer that peers' datagrams are received into, and per listener the datagrams that wait to be sent to clients.
+/// The buffer into which datagrams from peers are received, and for each listener the datagrams that wait to be sent to
+/// clients.
 #[derive(Debug)]
 pub(super) struct StagedForClients {
     pub(super) batch: RecvBatch,
-    /// The first slots of the batch, which are in use until the next flush.
+    /// The number of slots, counted from the first, that are in use until the next flush.
     pub(super) filled: usize,
     outboxes: Vec<Outbox>,
 }
 
 impl StagedForClients {
-    /// For this many listeners.
+    /// Creates an empty value for this many listeners.
     pub(super) fn new(batch: RecvBatch, listeners: usize) -> Self {
         Self { batch, filled: 0, outboxes: (0..listeners).map(|_| Outbox::default()).collect() }
     }
@@ -214,7 +215,7 @@ impl StagedForClients {
         self.outboxes.iter().map(Outbox::len).sum()
     }
 
-    /// Adds a response, to be sent by a listener. Returns whether there is such a listener.
+    /// Adds a response, to be sent by a listener. Returns whether the listener exists.
     pub(super) fn push_response(&mut self, listener: usize, target: Target, bytes: &[u8], outcome: Outcome) -> bool {
         let Some(outbox) = self.outboxes.get_mut(listener) else { return false };
         let piece = outbox.keep(bytes);
@@ -223,8 +224,8 @@ impl StagedForClients {
     }
 
     /// Adds a peer's datagram with a header and padding, to be sent by a listener. The payload is a part of the batch;
-    /// if it has a slot of its own, the header and the padding are written around it. Returns whether there is such a
-    /// listener.
+    /// if it has a slot of its own, the header and the padding are written around it. Returns whether the listener
+    /// exists.
     pub(super) fn push_data(
         &mut self,
         listener: usize,
@@ -247,7 +248,7 @@ impl StagedForClients {
         true
     }
 
-    /// Sends everything, by the socket of each listener, and frees the batch.
+    /// Sends everything through the socket of each listener, and frees the batch.
     pub(super) fn flush<'s, S: AsFd + 's>(
         &mut self,
         sockets: impl Iterator<Item = &'s S>,

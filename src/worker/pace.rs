@@ -1,8 +1,9 @@
 //! Pauses between the iterations of a worker, similar to the interrupt moderation of a network card.
 //!
 //! Under load, a thread that sleeps until a packet arrives wakes up for almost every packet, and each wake-up costs as
-//! much as the packet. During a pause several packets arrive, which one wake-up then serves. A pause needs a timer,
-//! which costs twice as much as a wake-up by a packet, so there is no pause that would gather only one or two packets.
+//! much as serving the packet. During a pause several packets arrive, which one wake-up then serves. A pause needs a
+//! timer, which costs twice as much as a wake-up by a packet, so the worker does not pause if a pause would gather only
+//! one or two packets.
 
 use std::time::Duration;
 
@@ -57,8 +58,8 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Simulates an event loop. A packet arrives every `gap`, and serving it takes `work`. Returns the number of iterations
-    /// per packet and the longest pause.
+    /// Simulates an event loop. A packet arrives every `gap`, and serving it takes `work`. Returns the number of
+    /// iterations per packet and the longest pause.
     fn run(gap: Duration, work: Duration) -> (f64, Duration) {
         let mut now = Instant::from_elapsed(Duration::from_secs(1));
         let mut pace = Pace::new(now);

@@ -94,7 +94,7 @@ impl RelaySockets {
     /// Queues a socket that is ready to read, unless it is already queued.
     pub(super) fn set_ready(&mut self, ready: Ready) {
         let slot = usize::try_from(ready.token).unwrap_or(usize::MAX);
-        // It may have been closed since.
+        // The socket may have been closed since the event.
         let Some(relay) = self.at(slot) else { return };
         relay.error |= ready.error;
         if !std::mem::replace(&mut relay.queued, true) {
@@ -102,7 +102,8 @@ impl RelaySockets {
         }
     }
 
-    /// Takes the next socket from the queue, and whether it has an ICMP error. Returns `None` if the socket was closed.
+    /// Takes the next socket from the queue. The flag says whether it has an ICMP error. Returns `None` if the socket
+    /// was closed.
     pub(super) fn next_ready(&mut self) -> Option<(SocketId, bool)> {
         let slot = self.ready.pop_front()?;
         let relay = self.at(slot)?;
@@ -114,8 +115,8 @@ impl RelaySockets {
         self.ready.len()
     }
 
-    /// Keeps a socket that could not be read from for [`retry_failed`](Self::retry_failed). If its buffer is full, no
-    /// datagram arrives that would cause another event.
+    /// Marks a socket that could not be read from, so that [`retry_failed`](Self::retry_failed) queues it again. While
+    /// its buffer is full, no further datagram arrives, so no event would report it.
     pub(super) fn set_failed(&mut self, id: SocketId) {
         let Some(relay) = self.get_mut(id) else { return };
         if !std::mem::replace(&mut relay.queued, true) {

@@ -84,7 +84,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
             none_left.notified().await;
         }
     };
-    // A client that does not read in time does not receive them.
+    // A client that does not read in time loses its last responses.
     let _ = tokio::time::timeout(LAST_RESPONSES, last_responses).await;
     let mut worker = worker.borrow_mut();
     worker.shell.flush_to_clients();
@@ -172,7 +172,7 @@ async fn serve_relays(worker: Weak<RefCell<Worker>>, readable: Readable, watch: 
             tracing::error!(%error, "relay sockets cannot be watched");
             tokio::time::sleep(BACK_OFF).await;
         }
-        // If these are all, the runtime waits for the next event without another system call.
+        // If no other socket is ready, the runtime waits for the next event without another system call.
         let read = readable.try_io(Interest::READABLE, |_| match watch.ready(&mut events)? {
             true => Err(io::ErrorKind::WouldBlock.into()),
             false => Ok(()),

@@ -164,7 +164,7 @@ async fn a_flooding_peer_does_not_delay_the_peer_of_another_allocation() {
     let before = counted(&worker);
     worker.borrow_mut().shell.relays.set_ready(ready(relays[1].0, false));
     for (served, left) in [(17, 1), (16, 1), (8, 0)] {
-        // It is reported twice and queued once.
+        // The socket is reported twice but queued once.
         worker.borrow_mut().shell.relays.set_ready(ready(relays[0].0, false));
         worker.borrow_mut().shell.relays.set_ready(ready(relays[0].0, false));
         let start = counted(&worker);

@@ -66,7 +66,7 @@ impl Browser {
         self.in_session("POST", "/url", &json!({ "url": url }));
     }
 
-    /// Runs `script` in the page. It ends by calling its last argument with the result, which is returned.
+    /// Runs `script` in the page and returns its result. The script ends by calling its last argument with the result.
     pub(crate) fn execute_async(&self, script: &str, arguments: &[Value]) -> Value {
         self.in_session("POST", "/execute/async", &json!({ "script": script, "args": arguments }))
     }

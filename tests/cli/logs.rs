@@ -67,7 +67,7 @@ fn a_failed_authentication_is_logged_with_its_reason() {
         (Login::new("mallory", "x"), "unknown user"),
         (Login::new("1700000000000:dave", "x"), "milliseconds"),
     ];
-    // All clients may meet the same worker, which logs only a few failures per minute.
+    // One worker may serve all clients, and it logs only a few failures per minute.
     assert!(cases.len() <= FAILURES_LOGGED);
     for (login, reason) in cases {
         let client = Client::new(server.udp_address());
@@ -109,7 +109,7 @@ fn a_thousand_packets_from_unauthenticated_clients_are_not_logged() {
             assert_eq!(client.receive().error(), Some(401));
             client.send(&[round.wrapping_mul(17); 40]);
             client.send(&[0, 1, 0, 8, 0x21, 0x12, 0xa4, 0x42, round]);
-            // Its response shows that the server has handled the others.
+            // The Binding response shows that the server has handled the preceding packets.
             client.binding();
         }
     }

@@ -45,7 +45,7 @@ fn udp_and_tcp_can_share_a_port_and_either_can_be_absent() {
     assert_eq!(client.binding(), client.address());
     assert_eq!(first.terminate().code, Some(0));
     drop(second);
-    // Both, right after the first server has stopped.
+    // The port over UDP and TCP, right after the first server has stopped.
     let both = Server::start(&config.replace(lists, &format!("[\"{address}\"]\ntcp = [\"{address}\"]")));
     assert_eq!((both.udp_address(), both.tcp_address()), (address, address));
 }
@@ -87,8 +87,8 @@ fn a_wildcard_listener_separates_allocations_by_its_address() {
 #[test]
 fn all_workers_share_the_port_chosen_for_port_0() {
     const WORKERS: usize = 4;
-    // The number of failed authentications that a worker logs individually per minute. It shows how many workers had
-    // clients.
+    // The number of failed authentications that a worker logs individually per minute. The number of logged failures
+    // shows how many workers had clients.
     const FAILURES_LOGGED: usize = 5;
     let server = Server::start(&format!("workers = {WORKERS}\n{}", config(&["127.0.0.1"], UNLIMITED_RESPONSES)));
     assert_ne!(server.udp_address().port(), 0);

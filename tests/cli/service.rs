@@ -107,7 +107,7 @@ fn a_reload_is_notified_at_its_start_with_the_time_and_at_its_end() {
 fn watchdog_pings_are_sent_while_the_watchdog_is_enabled() {
     let manager = Manager::new();
     let server = manager.start(&config(&["127.0.0.1"], ""), &[("WATCHDOG_USEC", "200000")]);
-    // More pings than without the workers' heartbeats.
+    // More pings than the server would send without the heartbeats of the workers.
     for _ in 0..60 {
         assert_eq!(manager.wait_for("WATCHDOG="), "WATCHDOG=1\n");
     }

@@ -54,7 +54,7 @@ fn each_packet_is_in_exactly_one_of_the_totals() {
     let peer = socket("127.0.0.1:0".parse().unwrap());
     let peer_address = peer.local_addr().unwrap();
     let mut sent = 0;
-    // The kernel spreads them over the workers.
+    // The kernel spreads the clients over the workers.
     for _ in 0..8 {
         let client = Client::new(server.address());
         client.binding();

@@ -129,7 +129,7 @@ pub(crate) struct Setup {
     pub(crate) nonce_lifetime: u64,
     pub(crate) secrets: Vec<Secret>,
     pub(crate) statics: Vec<(String, &'static str)>,
-    /// The wall clock at millisecond 0 of the monotonic clock. Their seconds start at different times.
+    /// The wall clock at millisecond 0 of the monotonic clock. The seconds of the two clocks start at different times.
     pub(crate) unix_ms: u64,
     pub(crate) clients: Vec<FiveTuple>,
     pub(crate) alternate: Option<Alternate>,

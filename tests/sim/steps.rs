@@ -169,8 +169,8 @@ impl World {
         self.client_sends(client, bytes, Signed::Unknown);
     }
 
-    /// Sends two to six packets of one length that the kernel merges: ChannelData on one or two channels, and sometimes a
-    /// request or a retransmission between them. The last may be shorter.
+    /// Sends two to six packets of one length that the kernel merges: ChannelData on one or two channels, and sometimes
+    /// a request or a retransmission between them. The last may be shorter.
     fn merged_packets(&mut self) {
         let client = self.some_client();
         if self.setup().clients[client].transport != Transport::Udp {

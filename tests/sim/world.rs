@@ -466,7 +466,7 @@ impl World {
         self.trace(|_| format!("worker {worker} advances: {actions:?}"));
         self.model.advanced(now, worker, &actions);
         self.close_sockets(worker, &actions);
-        // Deadlines are looked at once per second.
+        // The server checks deadlines once per second.
         let second = Instant::from_elapsed(Duration::from_secs(now.ms / 1_000));
         let expired = self.routes[worker].iter().find(|route| route.expires.has_passed(second));
         assert_eq!(expired, None, "an expired route is removed");
@@ -574,7 +574,7 @@ impl World {
         let now = self.now();
         let unix = Duration::from_millis(self.model.setup.unix_ms + self.ms);
         let here = Epoch { now: instant(now), unix };
-        // The other process has another clock. It may have started after the allocations.
+        // The other process has another clock, which may have started after the allocations.
         let started = if self.rng.percent(50) { 0 } else { self.ms + 98_765_432 };
         let there = Epoch { now: Instant::from_elapsed(Duration::from_millis(started)), unix };
         let blueprint = self.setup().blueprint();

@@ -62,8 +62,8 @@ pub(crate) fn handshake(
     Ok(stream)
 }
 
-/// Returns the serial number of the server's certificate, in hexadecimal. It has two bytes after the certificate's
-/// header and version.
+/// Returns the serial number of the server's certificate, in hexadecimal. The serial number has two bytes and follows
+/// the header and the version of the certificate.
 pub(crate) fn serial(stream: &TlsStream) -> String {
     let own = &stream.conn.peer_certificates().unwrap()[0];
     let at = own.windows(4).position(|four| four[..3] == [0x02, 0x02, 0x5e]).unwrap();

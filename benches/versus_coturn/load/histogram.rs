@@ -25,8 +25,8 @@ impl Histogram {
         }
     }
 
-    /// Returns the value that `share` (0.5 for the median) of all values do not exceed, rounded up to the end of its
-    /// bucket. `None` if there are no values.
+    /// Returns the quantile for `share` (0.5 for the median): the value that this share of all values does not exceed,
+    /// rounded up to the end of its bucket. `None` if there are no values.
     pub(crate) fn quantile(&self, share: f64) -> Option<u64> {
         #[expect(
             clippy::cast_possible_truncation,
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!([0.0, 0.01, 0.5, 0.99, 1.0].map(|share| histogram.quantile(share).unwrap()), [1, 1, 50, 99, 100]);
     }
 
-    // One slow packet of a hundred is above the 99th percentile, and two are not.
+    // With one slow packet in a hundred, the 99th percentile is fast. With two, it is slow.
     #[test]
     fn the_tail_appears_in_the_right_quantile() {
         let fast = std::iter::repeat_n(10, 99);

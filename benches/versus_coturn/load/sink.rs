@@ -40,8 +40,8 @@ pub(crate) fn run(
     window: Window,
     mut reporter: Option<Reporter>,
 ) -> Outcome<Received> {
-    // The receiver sleeps, because waking it for each packet would cost the server CPU time that it does not cost with
-    // a receiver on another machine. The kernel records the arrival times.
+    // The receiver sleeps. Waking it for each packet would cost the server CPU time, which a receiver on another
+    // machine would not. The kernel records the arrival times.
     let tick = match load.pace {
         Pace::Rate(_) => 500_000,
         Pace::Window(_) => 100_000,

@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(Stamp::read(&payload[..999]), None);
         assert_eq!(Stamp::read(&payload[1..]), None);
         assert_eq!(Stamp::read(&[payload.as_slice(), &[0]].concat()), None);
-        // The head of one with the tail of another.
+        // The head of one payload with the tail of another.
         Stamp { sequence: 5, ..STAMP }.write(&mut other);
         assert_eq!(Stamp::read(&[&payload[..500], &other[500..]].concat()), None);
         // The middle is missing.

@@ -28,7 +28,7 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
-    // Before clap, whose message would give no advice and might repeat the secret.
+    // This check runs before clap, whose message would give no advice and might repeat the secret.
     let outcome = match args::secret_on_the_command_line(std::env::args_os().skip(1)) {
         Some(message) => Err(Failure::Usage(message)),
         None => run(Arguments::try_parse().unwrap_or_else(|error| error.exit())),

@@ -1,4 +1,4 @@
-//! Sources of secrets, passwords and the configuration; arguments are never among them.
+//! Sources of secrets, passwords and the configuration. Secrets and passwords are never read from arguments.
 
 use std::borrow::Cow;
 use std::fs;
@@ -26,7 +26,7 @@ pub(crate) struct Loaded {
     pub(crate) source: String,
 }
 
-/// Reads the configuration, if it is needed, and the secrets, of which there may be none.
+/// Reads the secrets, of which there may be none, and the configuration if it is needed.
 pub(crate) fn load(source: &Source) -> Result<Loaded, Failure> {
     let from_options = secrets_from_options(source)?;
     let path = match (&source.config, &from_options) {
@@ -48,7 +48,8 @@ pub(crate) fn load(source: &Source) -> Result<Loaded, Failure> {
     Ok(Loaded { config, from_file: path.is_some(), secrets, source: description })
 }
 
-/// Returns the secrets that a `--secret-…` option names, at least one, and their source; `None` without such an option.
+/// Returns the secrets from a `--secret-…` option, at least one, and the name of their source. `None` without such an
+/// option.
 fn secrets_from_options(source: &Source) -> Result<Option<(Vec<Secret>, String)>, Failure> {
     let (secrets, description) = if let Some(path) = &source.secret_file {
         (lines(&read_file(path)?), path.display().to_string())
@@ -76,7 +77,7 @@ fn lines(bytes: &[u8]) -> Vec<Secret> {
         .collect()
 }
 
-/// The password that `verify` is asked about, without the end of its line.
+/// Returns the password that `verify` checks, without the end of its line.
 pub(crate) fn password(verify: &Verify) -> Result<Zeroizing<String>, Failure> {
     let bytes = match &verify.password_env {
         Some(name) => environment("--password-env", name)?,

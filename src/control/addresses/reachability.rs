@@ -9,7 +9,7 @@ use crate::special_purpose::{self, Reach};
 pub(super) enum Reachability {
     /// From everywhere, according to its range.
     Global,
-    /// From some networks at most. The text is the kind of range, an adjective to "address" in a message.
+    /// At most from some networks. The text names the kind of range, as an adjective before "address" in a message.
     Private(&'static str),
     /// From the same link.
     LinkLocal,

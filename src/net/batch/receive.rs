@@ -38,11 +38,11 @@ pub struct Datagram {
     pub source: SocketAddr,
     /// The destination address; `None` on a socket that is bound to a specific address.
     pub destination: Option<IpAddr>,
-    /// The datagram was longer than [`SlotLayout::payload`] and was cut.
+    /// The datagram was longer than [`SlotLayout::payload`] and was truncated.
     pub truncated: bool,
     /// DSCP (upper six bits) and ECN: the second byte of the IPv4 header, or the IPv6 traffic class.
     pub tos: u8,
-    /// If the kernel merged datagrams, their length in bytes. The last may be shorter.
+    /// If the kernel merged datagrams, the length of each in bytes. The last may be shorter.
     pub segment: Option<NonZeroUsize>,
 }
 

@@ -27,8 +27,8 @@ const MAX_SEGMENT_V6: usize = 1_452;
 
 /// The most messages of one system call.
 ///
-/// After a failed message, the call is repeated with the following ones. The limit bounds the cost of building them
-/// again after each failure.
+/// After a failed message, the call is repeated with the messages that follow it. The limit bounds the cost of building
+/// these again.
 const MAX_MESSAGES: usize = 64;
 
 /// The most retries of a call that may have reported the error of an earlier datagram.
@@ -46,8 +46,8 @@ impl Target {
     /// Creates a target with the destination `to`, the local address `from`, and DSCP and ECN (see
     /// [`Datagram::tos`](super::Datagram::tos)).
     ///
-    /// If `from` is `None`, the kernel selects the source address. A dual-stack socket accepts IPv4 addresses that are
-    /// not mapped.
+    /// If `from` is `None`, the kernel selects the source address. On a dual-stack socket, IPv4 addresses need not be
+    /// mapped.
     #[must_use]
     pub fn new(to: SocketAddr, from: Option<IpAddr>, tos: u8) -> Self {
         Self { to: canonical(to), from: from.map(|address| address.to_canonical()), tos }
@@ -127,7 +127,7 @@ struct Message {
     segment: usize,
     /// The length of all datagrams in bytes.
     length: usize,
-    /// A datagram can be appended, because all have the length of the first.
+    /// A further datagram can be appended, because all so far have the length of the first.
     open: bool,
     datagrams: Range<usize>,
     pieces: Range<usize>,
@@ -205,8 +205,8 @@ impl SendBatch {
 
     /// Sends all datagrams and empties the batch. Returns the status of each datagram in the order of [`Self::push`].
     ///
-    /// A failed datagram does not affect others. Once the buffer of the socket is full, the rest is not tried. If the
-    /// kernel or the interface cannot split a message, its datagrams are sent one by one.
+    /// A failed datagram does not affect others. Once the buffer of the socket is full, the remaining datagrams are not
+    /// tried. If the kernel or the interface cannot split a message, its datagrams are sent one by one.
     pub fn flush(&mut self, socket: &impl AsFd, arena: &[u8]) -> &[SendStatus] {
         if std::mem::replace(&mut self.flushed, true) {
             self.statuses.clear();

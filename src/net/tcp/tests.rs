@@ -8,7 +8,7 @@ use std::thread;
 
 use super::*;
 
-/// How often a listener is polled for a connection, which takes seconds.
+/// The maximum number of polls for a connection. Together they take seconds.
 const TRIES: usize = 5_000_000;
 
 fn addr(text: &str) -> SocketAddr {

@@ -17,11 +17,11 @@ const NAT_DISCOVERY: &[u8] = b"stun.nat-discovery";
 /// The most bytes that a client may send until its handshake is complete. A large ClientHello has 2000 to 3000 bytes.
 const MAX_HANDSHAKE: usize = 16 * 1024;
 
-/// The most bytes of records that wait for a flush, which bounds the memory used in addition to the queue of the
-/// connection. While the client does not read, rustls buffers up to the same amount.
+/// The maximum number of bytes of records that wait for a flush. It bounds the memory that a connection uses in
+/// addition to its queue. While the client does not read, rustls buffers up to the same amount.
 const MAX_BUFFERED: usize = 32 * 1024;
 
-/// The largest capacity in bytes of an empty record buffer that is not freed.
+/// The largest capacity, in bytes, that an empty record buffer keeps. A larger buffer is freed.
 const MAX_IDLE_CAPACITY: usize = 4 * 1024;
 
 /// Performs handshakes with one certificate. Clones share the certificate.

@@ -47,7 +47,7 @@ impl<'a> PasswordAlgorithm<'a> {
         let algorithm = reader.u16()?;
         let len = usize::from(reader.u16()?);
         let parameters = reader.take(len)?;
-        // At the end of the value, the padding of the attribute can replace that of the parameters.
+        // The last entry may lack its padding, because the padding of the attribute can take its place.
         reader.take(padding(len).min(reader.remaining()))?;
         Some(Self { algorithm, parameters })
     }

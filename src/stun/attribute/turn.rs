@@ -218,7 +218,7 @@ impl EncodeAttribute for ReservationToken {
 /// ICMP (RFC 8656 §18.13): an ICMP error for a datagram to a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Icmp {
-    /// The ICMP or ICMPv6 type, by the address family of the peer.
+    /// The type: of ICMP for an IPv4 peer, of ICMPv6 for an IPv6 peer.
     pub kind: u8,
     /// The ICMP code.
     pub code: u8,

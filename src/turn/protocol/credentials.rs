@@ -1,4 +1,4 @@
-//! The credentials of a request, parsed and not yet verified: the first checks of RFC 8489 §9.2.4.
+//! The credentials of a request, parsed but not yet verified: the first checks of RFC 8489 §9.2.4.
 
 use crate::auth::{Authenticator, KeyAlgorithm, LongTermKey, NonceError, SecurityFeatures};
 use crate::stun::attribute::{Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm, Userhash, Username};
@@ -82,7 +82,8 @@ fn algorithm(message: &Message<'_>, nonce: &str, checked: Result<(), NonceError>
         // The client does not use password algorithms.
         (None, None) => return Ok(KeyAlgorithm::Md5),
         (Some(listed), Some(named)) => {
-            // This server does not know the list of another server's nonce. The client gets a new nonce in a 438.
+            // If another server made the nonce, the list that it announced is unknown here. The client gets a 438 with
+            // a new nonce.
             let is_ours = checked != Err(NonceError::Invalid);
             let as_sent = !is_ours || listed == PASSWORD_ALGORITHMS;
             let chosen = listed.iter().any(|listed| listed == named);
@@ -98,7 +99,7 @@ fn algorithm(message: &Message<'_>, nonce: &str, checked: Result<(), NonceError>
     match named {
         PasswordAlgorithm::SHA256 => Ok(KeyAlgorithm::Sha256),
         PasswordAlgorithm::MD5 => Ok(KeyAlgorithm::Md5),
-        // An algorithm of another server. The challenge lists the algorithms of this one.
+        // An algorithm that another server offered. The challenge lists the algorithms of this server.
         _ => Err(Rejection::Unauthenticated),
     }
 }

@@ -7,7 +7,7 @@ use crate::turn::protocol::channel_numbers::ChannelNumbers;
 /// The longest frame in bytes: a STUN header and the attributes that its length field allows.
 pub const LARGEST_FRAME: usize = 65_552;
 
-/// The start of a byte stream.
+/// What the start of a byte stream contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// A complete message.

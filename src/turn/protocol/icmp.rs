@@ -14,7 +14,7 @@ pub(crate) fn attribute(peer: SocketAddr, error: IcmpError) -> Option<Icmp> {
         (true, 3) => code == 4,
         // Packet Too Big.
         (false, 2) => true,
-        // Time Exceeded; Destination Unreachable and Time Exceeded of ICMPv6.
+        // Time Exceeded in ICMPv4; Destination Unreachable and Time Exceeded in ICMPv6.
         (true, 11) | (false, 1 | 3) => false,
         _ => return None,
     };

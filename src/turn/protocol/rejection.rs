@@ -139,7 +139,7 @@ impl Rejection {
         }
     }
 
-    /// Whether the response carries a challenge. RFC 8489 §9.2.4: such a response has no integrity.
+    /// Whether the response carries a challenge. RFC 8489 §9.2.4: such a response has no message integrity.
     pub(crate) fn is_challenge(&self) -> bool {
         matches!(self, Self::Unauthenticated | Self::StaleNonce)
     }

@@ -69,10 +69,11 @@ impl Server {
         handler: Handler,
         response: &mut [u8],
     ) -> FromClient {
-        // Before the costly HMAC over the message, and before anything is sent.
+        // The nonce and the response limit are checked before the costly HMAC over the message, and before anything is
+        // sent.
         let nonce = self.check_nonce(cx, tuple, message);
-        // A client is verified if it repeats a nonce of this server, valid or expired, or has an allocation. Then a
-        // forged flood from its address does not block it.
+        // A client is verified if it repeats a nonce of this server, valid or expired, or if it has an allocation. A
+        // flood of packets with its address as the forged source then does not block it.
         let verified = nonce != Err(NonceError::Invalid) || self.table.find_open(tuple, cx.now).is_some();
         if !verified && !self.responses.admits(tuple, cx.now) {
             return FromClient::Drop(DropReason::ResponseLimit);
@@ -81,7 +82,8 @@ impl Server {
             .and_then(|credentials| self.authenticate(cx, tuple, context, message, &credentials, nonce.is_ok()))
         {
             Ok(request) => request,
-            // Rate-limits repeated 401s, which password guesses cause. A client with valid credentials gets none.
+            // A client that guesses passwords gets a 401 each time, so these are rate-limited. A client with valid
+            // credentials gets no 401.
             Err(Rejection::Unauthenticated) if verified && !self.responses.admits_source(tuple.client.ip(), cx.now) => {
                 return FromClient::Drop(DropReason::ResponseLimit);
             }
@@ -98,7 +100,7 @@ impl Server {
             Ok(Accepted::Open(open)) => FromClient::Open(open),
             Ok(Accepted::Pending) => FromClient::Drop(DropReason::AllocationPending),
             Err(rejection) => {
-                // RFC 8489 §9.2.4: a challenge has no integrity, whichever check it comes from.
+                // RFC 8489 §9.2.4: a challenge has no message integrity, even if a handler returns it.
                 let key = (!rejection.is_challenge()).then_some(key);
                 self.reject(cx, tuple, &context, key, &rejection, response)
             }
@@ -192,7 +194,7 @@ impl Server {
         if context.method == RequestMethod::Allocate && expired && !self.is_retransmission(cx.now, &request) {
             return Err(self.expired(cx, &request));
         }
-        // The identity of an allocation is found in the allocation, so it is not cached.
+        // The identity of an allocation is stored in the allocation, so it is not cached as well.
         if !is_own && !expired {
             self.identity_cache.insert(&request.identity);
         }

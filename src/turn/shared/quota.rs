@@ -234,12 +234,12 @@ impl Quota {
                 (Some((_, _, value)), _) if value & COUNT_MASK >= limit => return Err(QuotaExceeded::User),
                 (Some((slot, word, value)), _) => (slot, word, value, value + 1),
                 (None, Some((slot, word, value))) => (slot, word, value, tag | 1),
-                // Sixteen other users share the row. One uncounted user is better than a rejected call.
+                // Sixteen other users occupy the row. It is better not to count a user than to reject an allocation.
                 (None, None) => return Ok(TicketWord::UNCOUNTED),
             };
             if word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 if own.is_none() && self.metered.load(Ordering::Relaxed) {
-                    // The word belonged to another user, so its rate usage is reset.
+                    // The word may have belonged to another user, so its rate usage is reset.
                     self.meters.iter().skip(slot * METERS).take(METERS).for_each(SharedBucket::fill);
                 }
                 return Ok(TicketWord::of(Some(slot)));
@@ -406,7 +406,7 @@ mod tests {
         let ticket = quota.admit("alice").unwrap();
         assert!(!quota.admits_bytes(&ticket, Direction::ToPeers, at(0), 1));
         drop(ticket);
-        // There are fifteen other words in the row, which are used before hers.
+        // Other users get the fifteen other words of the row before they get Alice's.
         let others: Vec<Ticket> = (0..15).map(|user| quota.admit(&format!("user-{user}")).unwrap()).collect();
         let ticket = quota.admit("alice").unwrap();
         assert!(!quota.admits_bytes(&ticket, Direction::ToPeers, at(0), 1));

@@ -2,8 +2,8 @@
 //! share the table, because the request may arrive at another worker.
 //!
 //! A worker reserves its own ports, and ends the reservations that are not claimed in time. A reservation is one word.
-//! The worker that exchanges the token in it for 0, to claim or to end it, then owns the port and its place in the
-//! quota. A worker returns a claimed port by setting a bit, which the owner of the port collects.
+//! To claim or to end it, a worker exchanges the token in the word for 0. The worker that succeeds then owns the port
+//! and its place in the quota. A worker returns a claimed port by setting a bit, which the owner of the port collects.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;

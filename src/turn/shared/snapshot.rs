@@ -22,7 +22,7 @@ pub struct Snapshot {
     pub alternate: Option<Alternate>,
     /// Deviations from RFC 8656 for deployed clients.
     pub compat: Compat,
-    /// The number of seconds after the expiry of its credential in which an allocation can be refreshed.
+    /// How long an allocation can be refreshed after its credential has expired, in seconds.
     pub expiry_grace: u64,
 }
 

@@ -55,7 +55,8 @@ pub(crate) struct Meter {
     to_peers: Bucket,
     to_client: Bucket,
     pub(crate) peers: Bucket,
-    /// Until when data dropped by the limit of the allocation, or by that of the user, is not logged again.
+    /// The time until which data dropped by the limit of the allocation is not logged again. `user_reported` is the
+    /// same for the limit of the user.
     own_reported: Deadline,
     user_reported: Deadline,
 }
@@ -100,7 +101,7 @@ pub(crate) struct Opening {
     pub(crate) failed: Option<(AddressFamily, AllocateFailure)>,
     /// Whether the address was reserved. Then no other port is tried.
     pub(crate) claimed: bool,
-    /// The place in the quota of the port to be reserved.
+    /// The place in the quota for the port to be reserved.
     pub(crate) reserve: Option<Ticket>,
 }
 
@@ -194,7 +195,7 @@ impl Allocation {
         self.channels.iter().filter(live)
     }
 
-    /// Removes the permissions that have expired, also those of a relayed transport address that has ended.
+    /// Removes the permissions that have expired, and those whose relayed transport address has ended.
     pub(crate) fn remove_expired_permissions(&mut self, now: Instant) {
         let live = [AddressFamily::V4, AddressFamily::V6].map(|family| self.has(family, now));
         self.permissions.retain(|address, deadline| {

@@ -29,7 +29,7 @@ pub(crate) struct Relay {
 pub(crate) enum SocketState {
     Opening,
     Open,
-    /// Closed before the allocation ends.
+    /// Closed, although the allocation has not ended.
     Closed,
 }
 

@@ -10,15 +10,15 @@ use crate::turn::tables::allocation::Allocation;
 use crate::turn::tables::wheel::Wheel;
 use crate::turn::time::Instant;
 
-/// There are no more allocations than ports.
+/// The maximum number of lists: as many as one relay address has ports.
 const MOST_LISTS: usize = 65_536;
 const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Table {
     slab: Slab<Entry>,
-    /// The index by 5-tuple: lists of the allocations that share a hash, linked through the slab. There are as many
-    /// lists as ports, so the index never grows, and no packet waits for that.
+    /// The index by 5-tuple: lists of the allocations that share a hash, linked through the slab. The number of lists
+    /// depends on the number of ports and is fixed, so no packet waits for the index to grow.
     heads: Box<[u32]>,
     hasher: RandomState,
     wheel: Wheel,
@@ -131,7 +131,8 @@ impl Table {
         }
     }
 
-    /// Returns an allocation of which something may have expired. It must be removed or rescheduled.
+    /// Returns an allocation that has expired, or whose permissions or channels may have expired. The caller must
+    /// remove or reschedule it.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<AllocationId> {
         let place = self.wheel.pop(now)?;
         self.id_at(place)

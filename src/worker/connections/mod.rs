@@ -1,4 +1,4 @@
-//! Connections (TCP and TLS): which are accepted, how many there are, and how each of them ends.
+//! TCP and TLS connections: their acceptance, their number, and the reason why each one ends.
 
 mod handshake;
 mod outbound;
@@ -42,9 +42,9 @@ pub(crate) struct Timeouts {
     pub(crate) tls_handshake: Duration,
     /// From the end of the handshake to the first request.
     pub(crate) first_request: Duration,
-    /// Since the last request, on a connection without an allocation.
+    /// From one request to the next, on a connection without an allocation.
     pub(crate) idle: Duration,
-    /// Since the end of the handshake, on a connection that has had no allocation.
+    /// From the end of the handshake to the first allocation.
     pub(crate) unauthenticated: Duration,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Connections {
     /// The queue of each connection.
     open: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
     handshakes: Handshakes,
-    /// No connection is accepted any more, and each ends once its responses are written.
+    /// The worker accepts no further connections, and each open one ends once its queue is written.
     stopping: bool,
     /// Notified when the last connection has ended.
     none_left: Rc<Notify>,
@@ -77,7 +77,7 @@ impl Connections {
         &self.none_left
     }
 
-    /// Queues a response, or an indication about an ICMP error. Returns whether there is such a connection.
+    /// Queues a response, or an indication about an ICMP error. Returns whether the connection exists.
     pub(super) fn push_response(&self, tuple: &FiveTuple, message: &[u8], has_allocation: bool) -> bool {
         let outbound = self.open.get(tuple);
         if let Some(outbound) = outbound {
@@ -138,8 +138,8 @@ impl Worker {
             outbound.borrow_mut().finish();
         }
         if self.shell.connections.open.insert(tuple, outbound).is_some() {
-            // The client reuses the port, so its old connection is broken, which the task of that connection has not
-            // detected.
+            // The client reuses the port, so its old connection is broken. The task of that connection has not detected
+            // this yet.
             self.end_allocation(&tuple);
         }
     }
@@ -172,7 +172,7 @@ impl Worker {
 
 /// Configures a new connection to send at once and to detect an unreachable client. Returns the addresses of both ends.
 fn prepare(stream: &TcpStream) -> io::Result<(SocketAddr, SocketAddr)> {
-    // Responses are written whole. Waiting for more would only delay them.
+    // Responses are written whole, so waiting for more data would only delay them.
     stream.set_nodelay(true)?;
     tcp::enable_dead_peer_detection(stream)?;
     Ok((stream.peer_addr()?, stream.local_addr()?))
@@ -210,13 +210,13 @@ macro_rules! close_reasons {
 }
 
 close_reasons! {
-    /// The client closed it, or its half of it.
+    /// The client closed the connection, or its own direction of it.
     ByClient = "closed-by-client",
     /// The client closed a TLS connection without `close_notify`, or during the handshake.
     Truncated = "closed-without-notify",
     /// The client sent something other than TURN.
     Garbage = "not-turn",
-    /// The client negotiated `stun.nat-discovery` and sent another request than Binding (RFC 7443).
+    /// The client negotiated `stun.nat-discovery` and sent a request other than Binding (RFC 7443).
     OtherUsage = "not-nat-discovery",
     /// The client does not read its responses.
     Unread = "responses-unread",
@@ -267,7 +267,7 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// The outcome of a connection: one of the first four, and for an accepted connection also its end.
+/// The outcome of a connection: one of the first four variants. An accepted connection has a second outcome, its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectionOutcome {
     Accepted,
@@ -290,7 +290,7 @@ impl ConnectionOutcome {
             .chain(CloseReason::ALL.iter().copied().map(Self::Ended))
     }
 
-    /// Returns the place of the outcome in an array of [`COUNT`](Self::COUNT) counters.
+    /// Returns the index of the outcome in an array of [`COUNT`](Self::COUNT) counters.
     pub(crate) const fn index(self) -> usize {
         match self {
             Self::Accepted => 0,

@@ -11,10 +11,11 @@ use crate::net::tls::Failure;
 use crate::transport::Transport;
 use crate::turn;
 
-/// The maximum length of the queue in bytes after adding relayed data. Data above it is dropped.
+/// The maximum length of the queue, in bytes, up to which relayed data is added. Data that would exceed it is dropped.
 const MAX_DATA: usize = 256 * 1024;
 
-/// The maximum length of the queue in bytes after adding a response. Above it, the connection ends.
+/// The maximum length of the queue, in bytes, up to which responses are added. If a response would exceed it, the
+/// connection ends.
 const MAX_IN_ALL: usize = MAX_DATA + 64 * 1024;
 
 /// Like [`MAX_IN_ALL`], for a client without an allocation.
@@ -30,7 +31,7 @@ pub(super) struct Outbound {
     /// The connection is closed once the queue is written.
     finishing: bool,
     /// Each write has one message, so that each message has its own TLS record. Some clients, such as coturn's, expect
-    /// one message per record and lose further ones.
+    /// one message per record and lose any further ones in it.
     single: bool,
     /// The number of unwritten bytes of the first message.
     remaining: usize,
@@ -70,7 +71,7 @@ impl Outbound {
         fits
     }
 
-    /// Queues a response. If the client leaves too many unread, the connection ends.
+    /// Queues a response. If the client leaves too many responses unread, the connection ends.
     pub(super) fn push_response(&mut self, message: &[u8], has_allocation: bool) {
         let most = if has_allocation { MAX_IN_ALL } else { MAX_WITHOUT_ALLOCATION };
         self.overflowed |= self.queue.len() + message.len() > most;
@@ -90,7 +91,7 @@ impl Outbound {
         }
     }
 
-    /// Writes as much as the connection takes. Ready only if the connection has to be closed.
+    /// Writes as much as the connection accepts. Returns `Ready` only if the connection has to be closed.
     pub(super) fn poll_write<S: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -128,7 +129,7 @@ mod tests {
 
     use super::*;
 
-    /// A connection that takes `room` bytes, then none.
+    /// A connection that accepts `room` bytes and no more.
     #[derive(Default)]
     struct Slow {
         room: usize,

@@ -30,7 +30,7 @@ struct Inbound {
     /// The application protocol of the connection.
     usage: Usage,
     bytes: Vec<u8>,
-    /// `bytes` has complete messages, which are served before more is read.
+    /// `bytes` contains complete messages. They are served before the next read.
     more: bool,
     /// The client has had an allocation on this connection.
     authenticated: bool,
@@ -52,7 +52,7 @@ impl Inbound {
         if self.authenticated { self.until } else { self.until.earlier(self.unauthenticated_until) }
     }
 
-    /// Keeps these bytes instead of the ones kept before.
+    /// Replaces the kept bytes with these.
     fn keep(&mut self, bytes: &[u8]) {
         // The buffer belongs to the worker. A connection keeps only bytes that are not served yet.
         if bytes.is_empty() {
@@ -131,7 +131,8 @@ where
                     let _ = outbound.borrow_mut().poll_write(cx, stream);
                     Poll::Ready(Err(close))
                 }
-                // Requests usually postpone the deadline; the timer is then not changed.
+                // A request usually postpones the deadline, which leaves the timer unchanged. Only an earlier deadline
+                // rearms it.
                 _ if inbound.deadline().is_before(armed) => Poll::Ready(Ok(Step::Timer)),
                 Poll::Ready(Ok(more)) => Poll::Ready(Ok(Step::Read(more))),
                 Poll::Pending => timer.as_mut().poll(cx).map(|()| Ok(Step::Timer)),
@@ -158,7 +159,7 @@ where
 
 /// Why the task of a connection woke up.
 enum Step {
-    /// Something was read. The flag says whether there may be more.
+    /// Bytes were read. The flag says whether there may be more.
     Read(bool),
     /// A deadline may have passed.
     Timer,
@@ -207,7 +208,7 @@ impl Worker {
         let now = self.shell.now();
         let mut served = 0..end;
         let received = self.serve_frames(now, tuple, inbound, &mut served);
-        // The next connection is read into the same buffer.
+        // The waiting datagrams are sent now, because the next connection is read into the same buffer.
         self.shell.flush_to_peers(&mut self.stream);
         self.shell.carry_out(now);
         self.shell.end_task(full || inbound.more);

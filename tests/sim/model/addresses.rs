@@ -13,7 +13,7 @@ use super::allocate::{PortPreference, Wanted};
 use super::tokens::AllocTokens;
 use super::{Body, ExpectOpened, ExpectedResponse, Model, NO_PORT, Now, error, seconds_left};
 
-/// How long a port in use by another program is not tried again.
+/// The time for which a port in use by another program is not tried again.
 const SET_ASIDE_MS: u64 = 60_000;
 /// The number of ports that are tried for one address.
 const ATTEMPTS: u32 = 16;
@@ -150,13 +150,13 @@ impl Model {
         self.open_sockets().count()
     }
 
-    /// Returns the ports without a socket that are not available.
+    /// Returns the ports that have no socket and are not available.
     pub(crate) fn reserved_ports(&self) -> Vec<SocketAddr> {
         let pending = self.allocs.iter().filter_map(Alloc::next_to);
         self.reservations.iter().map(|reservation| reservation.bind).chain(pending).collect()
     }
 
-    /// Returns the number of places in the quota that a user has, or all users.
+    /// Returns the number of places in the quota that a user holds, or that all users hold together.
     pub(crate) fn places(&self, user: Option<&str>) -> usize {
         let of = |owner: &String| user.is_none_or(|user| user == owner);
         let allocs = self.allocs.iter().filter(|alloc| of(&alloc.user));

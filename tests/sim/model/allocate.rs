@@ -41,7 +41,7 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// This address family has failed. Returns the next one.
+    /// Records that this address family has failed. Returns the next one.
     pub(super) fn fail(&mut self, v6: bool, failure: Body) -> Option<bool> {
         self.failed.get_or_insert((v6, failure));
         self.attempts = 0;
@@ -54,7 +54,7 @@ fn unknown_dont_fragment() -> Body {
 }
 
 impl Model {
-    /// Returns what is expected. `Err` only serves to return early.
+    /// Returns the expected decision. `Err` only serves to return early.
     pub(super) fn allocate(
         &mut self,
         now: Now,
@@ -197,7 +197,7 @@ impl Model {
         Err(self.redirect_or_reject(Body::LimitReached(limit), when, user, tuple, wanted.response.transaction))
     }
 
-    /// Checks the rate of allocations. A reservation does not count, the allocation that claims it does.
+    /// Checks the rate of allocations. A reservation does not count; the allocation that claims it counts.
     fn admit_rate(&mut self, now: Now, tuple: &FiveTuple, wanted: &Wanted) -> Result<(), Body> {
         if self.admit_allocation(now, &wanted.user) {
             return Ok(());

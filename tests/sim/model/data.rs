@@ -49,7 +49,7 @@ impl Model {
         }
         match self.peer(peer) {
             Ok(wire) => {
-                // RFC 8656 §13: between two families, or within IPv6, it is ignored.
+                // RFC 8656 §13: DONT-FRAGMENT is ignored between two families and within IPv6.
                 let v4_only = tuple.client.is_ipv4() && peer.is_ipv4();
                 let dont_fragment = v4_only && message.contains(AttributeType::DONT_FRAGMENT);
                 self.relay_data(now, at, wire, payload, dont_fragment)

@@ -185,8 +185,8 @@ impl Model {
         self.announced.push(Action::Log(Event::LimitReached { user, tuple, limit }));
     }
 
-    /// Returns the response to an Allocate request that fails: this error, or a redirection if there is another server
-    /// for the case `when` (RFC 8489 §10). The transaction ID, which is random, selects the server.
+    /// Returns the response to an Allocate request that fails: this error, or a redirection if there is an alternate
+    /// server for the case `when` (RFC 8489 §10). The transaction ID, which is random, selects the server.
     fn redirect_or_reject(
         &mut self,
         failure: Body,

@@ -181,7 +181,7 @@ impl Model {
         if announces_algorithms(nonce) {
             let (Some(listed), Some(named)) = (listed, named) else { return Err(error(400)) };
             let entries: Vec<_> = listed.iter().map(|entry| (entry.algorithm, entry.parameters)).collect();
-            // The list that came with another client's nonce is unknown.
+            // The server does not know which list it sent with the nonce of another client.
             let own = self.nonces.get(nonce).is_some_and(|(_, owner)| *owner == tuple.client);
             let as_sent = !own || entries == [(2, &[][..]), (1, &[])];
             if !as_sent || !entries.contains(&(named.algorithm, named.parameters)) {
@@ -281,7 +281,7 @@ impl Model {
             return Err(error(443));
         }
         for peer in &peers {
-            // A permission is for any port, and a relay address may have allowed ports.
+            // A permission covers every port, and a relay address may have ports that are allowed.
             if !self.setup.is_relay_address(peer.ip()) {
                 self.allowed(at, *peer)?;
             }
@@ -355,7 +355,8 @@ impl Model {
     }
 }
 
-/// Whether bit 0 of the nonce cookie (RFC 8489 §9.2) is set, counted from either end. Only bit 1 may be set as well.
+/// Returns whether bit 0 of the nonce cookie (RFC 8489 §9.2) is set, with the bits counted from either end. Of the
+/// other bits, only bit 1 may be set.
 fn announces_algorithms(nonce: &str) -> bool {
     let text = nonce.strip_prefix("obMatJos2").and_then(|rest| rest.get(..4));
     let bits = text.and_then(|text| STANDARD.decode(text).ok());

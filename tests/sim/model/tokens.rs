@@ -10,7 +10,7 @@ use crate::setup::RateLimit;
 /// The time between two log entries about dropped data.
 const REPORT_INTERVAL_MS: u64 = 60_000;
 
-/// The level of a bucket in thousandths, and the time of the last update; `None` is full.
+/// The level of a bucket in thousandths, and the time of the last update; `None` if the bucket is full.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tokens(Option<(u64, u64)>);
 
@@ -43,7 +43,7 @@ pub(super) struct UserTokens {
 pub(super) struct AllocTokens {
     bytes: [Tokens; 2],
     peers: Tokens,
-    /// Until when its own limit, and its user's limit, is not logged again.
+    /// The times until which its own limit and the limit of its user are not logged again.
     silent_until: [u64; 2],
 }
 

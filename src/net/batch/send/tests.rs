@@ -291,7 +291,7 @@ fn only_some_segmentation_errors_disable_segmentation() {
 
 #[test]
 fn a_full_buffer_leaves_the_rest_unsent_and_the_batch_usable() {
-    // No host resolves 10.9.9.2, so that packets to it wait for the neighbour lookup and fill the buffer.
+    // No host answers the neighbour lookup for 10.9.9.2, so packets to it wait and fill the buffer.
     let setup = [
         "link set lo up",
         "link add name near type veth peer name far",

@@ -38,7 +38,8 @@ impl Server {
         }
         let desired = desired.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME);
         let desired = Deadline::after(cx.now, Duration::from_secs(desired.into()));
-        // An expired credential keeps its allocation for the grace period, or for the time-to-expiry granted before.
+        // After its credential expires, an allocation lasts at most until the end of the grace period, or until the
+        // deadline that it already has if that is later.
         let last = match request.identity.expires() {
             Some(expires) => {
                 let left = expires.saturating_add(self.snapshot.expiry_grace).saturating_sub(cx.unix);

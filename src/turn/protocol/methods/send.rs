@@ -43,8 +43,8 @@ impl Server {
         let peer = allowed.map_err(|_| DropReason::PeerForbidden)?;
         let socket = id.socket(index);
         self.admit_data(now, socket, Direction::ToPeers, payload.len())?;
-        // RFC 8656 §13: DONT-FRAGMENT MUST be ignored between two address families and within IPv6. §15: it applies to
-        // data that came on a connection.
+        // RFC 8656 §13: DONT-FRAGMENT MUST be ignored between two address families and within IPv6. §15: for data that
+        // came on a connection, it always applies.
         let is_ipv4_only = tuple.client.is_ipv4() && family == AddressFamily::V4;
         let dont_fragment =
             message.contains(AttributeType::DONT_FRAGMENT) && (is_ipv4_only || !tuple.transport.carries_ip_fields());

@@ -14,7 +14,7 @@ pub(crate) enum AllocateFailure {
     Draining,
     /// `alternate.when` is `always`. The request is rejected only if there is no alternate server for the client.
     AlwaysRedirected,
-    /// RFC 8656 §21.4.
+    /// The client has a Teredo or 6to4 address (RFC 8656 §21.4).
     Tunneled,
     ReservedPortInUse,
 }
@@ -64,11 +64,11 @@ impl AllocateFailure {
         match self {
             Self::Limit(limit) => limit.cause(),
             Self::NoAddressOfFamily => "the server has no relay address of this address family",
-            Self::Draining => "the server is shutting down and stops with its last allocation",
+            Self::Draining => "the server is shutting down and stops when its last allocation ends",
             Self::AlwaysRedirected => {
                 "alternate.when is always, but there is no alternate server for the client's address family and transport"
             }
-            Self::Tunneled => "the client has a Teredo or 6to4 address, which RFC 8656 §21.4 excludes",
+            Self::Tunneled => "the client has a Teredo or 6to4 address, which the server rejects (RFC 8656 §21.4)",
             Self::ReservedPortInUse => {
                 "another program uses a reserved relay port: give this server a range of its own"
             }

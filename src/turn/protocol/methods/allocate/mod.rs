@@ -36,7 +36,7 @@ use options::{AddressOption, AllocateOptions};
 
 pub(crate) use failure::AllocateFailure;
 
-/// The maximum number of ports that are tried for one address family, if other programs use them.
+/// The maximum number of ports that are tried for one address family when other programs use some of them.
 const ATTEMPTS: u8 = 16;
 
 /// RFC 8656 §7.2: a port MUST be reserved for at least 30 seconds.
@@ -112,7 +112,7 @@ impl Server {
         }
     }
 
-    /// Step 10: takes a place in the quota, else 486 or 508.
+    /// Step 10: takes a place in the quota. If a limit is reached → 486 or 508.
     fn admit(&mut self, request: &Authenticated<'_, '_>) -> Result<Ticket, Rejection> {
         let (limits, user) = (&self.snapshot.limits, request.identity.user());
         match self.ledger.quota.admit(user, limits.allocations_per_user, limits.allocations) {
@@ -140,7 +140,8 @@ impl Server {
         self.redirect_or_reject(request.identity.user(), request.tuple, request.context.transaction, failure)
     }
 
-    /// Redirects a client that gets no allocation, or rejects its request if there is no redirect, and logs it.
+    /// Redirects a client that gets no allocation, or rejects its request if no redirect applies. Logs the redirect or
+    /// the rejection.
     fn redirect_or_reject(
         &mut self,
         user: &str,
@@ -165,7 +166,7 @@ impl Server {
         }
     }
 
-    /// Returns why no client gets an allocation at present, if none does.
+    /// Returns the reason if no client can get an allocation at present.
     fn general_failure(&self) -> Option<AllocateFailure> {
         if self.ledger.is_draining() {
             Some(AllocateFailure::Draining)
@@ -194,8 +195,8 @@ impl Server {
         Ok((ticket, reserve))
     }
 
-    /// Step 5: takes the reserved address of a token, with its place in the quota, else 508. The address family is that
-    /// of the reserved address.
+    /// Step 5: takes the address that a token reserves, with a place in the quota. No such reservation → 508. The
+    /// allocation has the address family of the reserved address.
     fn claim(
         &mut self,
         now: Instant,
@@ -251,8 +252,8 @@ impl Server {
         })
     }
 
-    /// Takes a port for a socket of `family`, or of the next family if there is none. `None` if nothing more can be
-    /// opened.
+    /// Takes a port for a socket of `family`. If that fails, continues with the next family. `None` if no family is
+    /// left.
     fn next_socket(&mut self, cx: &mut Context<'_>, id: AllocationId, mut family: AddressFamily) -> Option<SocketSpec> {
         loop {
             let (opening, _) = self.table.get_mut(id)?.opening()?;
@@ -468,8 +469,8 @@ impl Opening {
     }
 }
 
-/// RFC 8656 §3.7: a socket does not report whether a received IPv4 datagram had DF set. So DONT-FRAGMENT → 420, as in
-/// step 4, if data may be relayed to IPv6 peers.
+/// RFC 8656 §3.7: a socket does not report whether a received IPv4 datagram had DF set. Therefore DONT-FRAGMENT → 420,
+/// as in step 4, if data may be relayed to IPv6 peers.
 fn check_dont_fragment(request: &Authenticated<'_, '_>) -> Result<(), Rejection> {
     let FiveTuple { client, transport, .. } = request.tuple;
     let asked = request.message.contains(AttributeType::DONT_FRAGMENT);

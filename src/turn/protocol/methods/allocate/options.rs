@@ -48,7 +48,7 @@ impl AllocateOptions {
         if token.is_some() && ADDRESS_CHOICES.iter().any(|kind| message.contains(*kind)) {
             return bad("Bad RESERVATION-TOKEN");
         }
-        // Steps 6 and 7. An unknown family is not supported.
+        // Steps 6 and 7. An unknown family → 440.
         let requested = match message.get::<RequestedAddressFamily>() {
             Ok(requested) => requested.map(|RequestedAddressFamily(family)| family),
             Err(AttributeError::UnknownFamily) => return Err(Rejection::AddressFamilyNotSupported),
