@@ -36,7 +36,6 @@ settings! {
     BYTES_PER_SECOND_PER_USER = "limits.bytes-per-second-per-user";
     CONNECTIONS = "limits.connections";
     CONNECTIONS_PER_SOURCE = "limits.connections-per-source";
-    ALTERNATE_SERVERS = "alternate.servers";
     ALTERNATE_WHEN = "alternate.when";
     RFC5766_CHANNELS = "compat.rfc5766-channels";
 }

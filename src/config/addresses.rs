@@ -273,7 +273,7 @@ fn check_port_range(span: &Range<usize>, ports: &RangeInclusive<u16>, workers: u
     if (workers as u64) > count {
         report.error(
             span,
-            format!("`relay.ports` has only {count} ports for {workers} `workers`; each worker needs at least one"),
+            format!("`relay.ports` has only {count} ports for {workers} `workers`; use at least two ports per worker"),
         );
     }
     if *ports.start() < 1024 {

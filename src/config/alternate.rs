@@ -140,15 +140,15 @@ fn check_server(text: &str, default_port: u16) -> Result<SocketAddr, String> {
 
 /// Checks the domain. RFC 8489 §14.16: a DNS name, not an address.
 fn check_domain(domain: &str) -> Result<(), String> {
+    const INVALID_LABEL: &str = "is not a valid name: a label consists of letters, digits and hyphens, and does not \
+                                 start or end with a hyphen (RFC 1123 §2.1)";
     let host = check_host(domain)?;
     if host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
-        return Err("is an address; use the name in the alternate servers' certificate".to_owned());
+        return Err("is an address; set the DNS name in the certificate of the alternate servers".to_owned());
     }
-    let inner = |label: &str| !label.starts_with('-') && !label.ends_with('-') && !label.contains('_');
-    if !domain.split('.').all(inner) {
-        return Err(
-            "is not a valid certificate name: labels have letters, digits and inner hyphens (RFC 1123 §2.1)".to_owned()
-        );
+    let is_valid = |label: &str| !label.starts_with('-') && !label.ends_with('-') && !label.contains('_');
+    if !domain.split('.').all(is_valid) {
+        return Err(INVALID_LABEL.to_owned());
     }
     Ok(())
 }

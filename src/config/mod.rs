@@ -158,7 +158,7 @@ pub struct Limits {
     pub bytes_per_second_per_allocation: u32,
     /// The same for all allocations of a user together.
     pub bytes_per_second_per_user: u32,
-    /// TCP and TLS connections in total. 0: no limit.
+    /// TCP and TLS connections in total. 0: only the limit of open files applies.
     pub connections: u32,
     /// TCP and TLS connections per source (an IPv4 address or an IPv6 /64). 0: no limit.
     pub connections_per_source: u32,

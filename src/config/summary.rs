@@ -141,7 +141,7 @@ impl fmt::Display for Summary<'_> {
             }
         }
         match limits.connections {
-            0 => f.write_str("\n         TCP and TLS connections are not limited")?,
+            0 => f.write_str("\n         TCP and TLS connections are not limited in total")?,
             connections => write!(f, "\n         {} in total", plural(connections, "TCP and TLS connection"))?,
         }
         match limits.connections_per_source {
@@ -159,8 +159,9 @@ impl fmt::Display for Summary<'_> {
                 .map(format_duration);
         write!(
             f,
-            "\ntimeouts {handshake} for the TLS handshake, {first} for the first request; \
-             without an allocation\n         {idle} after a request, {unauthenticated} in total"
+            "\ntimeouts {handshake} for the TLS handshake, {first} for the first request, \
+             {unauthenticated} for the first allocation\n         \
+             {idle} after a request on a connection without an allocation"
         )?;
         let other = [("UDP and TCP", &alternate.servers), ("TLS", &alternate.tls_servers)];
         for (transport, servers) in other.into_iter().filter(|(_, servers)| !servers.is_empty()) {

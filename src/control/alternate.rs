@@ -18,8 +18,8 @@ pub(super) fn alternate(config: &config::Alternate) -> Option<Alternate> {
 
 /// Returns an alternate server that is this server itself. It would redirect clients to itself in a loop.
 ///
-/// An alternate server is this server if its address is that of a listener, or the one to which `external` maps that of
-/// a listener. For a wildcard listener, it may be any address in `own` (the addresses of this machine).
+/// An alternate server is this server if its address is the address of a listener, or the address to which `external`
+/// maps the address of a listener. A wildcard listener has every address in `own` (the addresses of this machine).
 pub(super) fn own_server(config: &Config, own: &[IpAddr]) -> Option<SocketAddr> {
     let reaches = |listener: SocketAddr, server: SocketAddr| {
         let (here, there) = (listener.ip(), server.ip());

@@ -175,8 +175,8 @@ impl RunningServer<'_> {
         ended_early
     }
 
-    /// Passes a new certificate to the workers. The certificate is logged only when they use it, because the reader of
-    /// that line may connect at once.
+    /// Passes a new certificate to the workers. The certificate is logged only when they use it, because a reader of
+    /// the log may connect at once and expect the new certificate.
     async fn replace_certificate(&mut self, replacement: Option<Replacement>) {
         let Some(replacement) = replacement else { return };
         self.reconfigure(Snapshot { tls: Some(replacement.acceptor()), ..(*self.snapshot).clone() }).await;
@@ -185,8 +185,8 @@ impl RunningServer<'_> {
         }
     }
 
-    /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it no longer waits
-    /// for slow workers, which use the configuration later.
+    /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it stops waiting;
+    /// slow workers use the configuration later.
     async fn reconfigure(&mut self, snapshot: Snapshot) {
         self.snapshot = Arc::new(snapshot);
         let reconfigure = |worker: &WorkerControl| {

@@ -70,7 +70,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         let _entered = runtime.enter();
         start::prepare(config, clock, &stopped)?
     };
-    // The handlers are installed before the first log line, so that no signal sent in response to it is lost.
+    // The handlers are installed before the listeners are logged. A program that waits for these lines can send a
+    // signal at once.
     let mut signals = {
         let _entered = runtime.enter();
         Signals::install().map_err(RunError::Signals)?
@@ -213,16 +214,16 @@ fn print_ice_servers(
     }
     tracing::info!(
         "no secret is configured, so the server created one for this run. Pass the line on standard output to new \
-         RTCPeerConnection(…); it is valid for 24 h or until the server stops. For permanent credentials, set \
-         {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use `turn-credential mint`"
+         RTCPeerConnection(…). Its credential expires after 24 h, or earlier if the server stops. For permanent \
+         credentials, set {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use `turn-credential mint`"
     );
 }
 
 /// Returns the URIs of the listeners without duplicates: a wildcard and one of its addresses may share a port.
 ///
 /// A TLS client compares the host with the certificate. If no `hostname` is configured, the hosts of a TLS listener are
-/// those of its addresses that the certificate covers, otherwise the first name in the certificate. Without either, the
-/// listener has no URI.
+/// those of its addresses that the certificate covers, otherwise the first name in the certificate that is not a
+/// wildcard. Without either, the listener has no URI.
 fn urls(config: &Config, endpoints: &[Endpoint], choice: &Choice, certificate: Option<&Certificate>) -> Vec<String> {
     let name = certificate.and_then(|certificate| certificate.names.iter().find(|name| !name.starts_with('*')));
     let mut urls: Vec<String> = endpoints

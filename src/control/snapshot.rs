@@ -14,9 +14,9 @@ use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
 pub(super) struct SnapshotInputs<'a> {
     /// The secret that was generated for this run, if none is configured.
     pub(super) generated_secret: Option<&'a Secret>,
-    /// The key for nonces if no secret is configured.
+    /// The key for nonces if there is neither a configured nor a generated secret.
     pub(super) nonce_key: [u8; 32],
-    /// The addresses of this machine, inside and outside.
+    /// The addresses of this machine, including its outside addresses behind 1:1 NAT.
     pub(super) own_addresses: Vec<IpAddr>,
     /// The limit on connections, which the limit of open files may have reduced.
     pub(super) connections: u32,

@@ -1,5 +1,5 @@
 //! Prepares everything that the workers need. Errors of the configuration and of sockets are found before the first
-//! thread runs.
+//! worker runs.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,7 @@ use crate::auth::Secret;
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
 use crate::net::{interfaces, limits};
-use crate::setting::{self, CONNECTIONS, OPEN_FILES, WORKERS};
+use crate::setting::{CONNECTIONS, OPEN_FILES, WORKERS};
 use crate::transport::Endpoint;
 use crate::turn::{self, Ledger, RelayRange};
 use crate::worker::{self, Handle, Plan, Snapshot, Statistics};
@@ -38,10 +38,7 @@ pub enum StartError {
     #[error("{0}")]
     Tls(#[from] TlsError),
     /// An alternate server is this server.
-    #[error(
-        "{key}: {0} is an address of this server, so clients would be redirected in a loop",
-        key = setting::ALTERNATE_SERVERS
-    )]
+    #[error("[alternate]: {0} is an address of this server, so clients would be redirected in a loop")]
     Alternate(SocketAddr),
     /// The system's random source failed.
     #[error("the random number generator of the system failed: {0}")]
@@ -155,7 +152,7 @@ pub fn check_alternate(config: &Config, choice: &Choice) -> Result<(), StartErro
     own_server(config, &own_addresses(config, choice)?).map_or(Ok(()), |server| Err(StartError::Alternate(server)))
 }
 
-/// Returns the addresses of this machine, inside and outside.
+/// Returns the addresses of this machine, including its outside addresses behind 1:1 NAT.
 fn own_addresses(config: &Config, choice: &Choice) -> Result<Vec<IpAddr>, AddressError> {
     let interfaces = interfaces::addresses().map_err(AddressError::Interfaces)?;
     let addresses = interfaces
@@ -242,9 +239,9 @@ fn connection_limit(config: &Config, choice: &Choice) -> u32 {
     if wanted == 0 { most } else { wanted.min(most) }
 }
 
-/// Returns the number of open files that connections may use: those that relay sockets do not need, and at least half,
-/// because a client on a connection needs one file for the connection and one for its relay socket. It is never 0,
-/// which would mean no limit.
+/// Returns the number of open files that connections may use: those that relay sockets do not need, but at least half
+/// of all, because a client on a connection needs two files: one for the connection and one for its relay socket. The
+/// number is never 0, because 0 means no limit.
 fn max_connections(available: u64, relay_sockets: u64) -> u32 {
     u32::try_from(available.saturating_sub(relay_sockets).max(available / 2).max(1)).unwrap_or(u32::MAX)
 }

@@ -23,7 +23,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// One day, in seconds.
 const DAY: u64 = 86_400;
 
-/// Automatic renewal happens about a month before the expiry, so it has probably failed in the last two weeks.
+/// The time before the expiry at which warnings start, in seconds. Automatic renewal happens about a month before the
+/// expiry, so it has probably failed if the certificate is not renewed by then.
 const EXPIRY_WARNING: u64 = 14 * DAY;
 
 /// Why the configured certificate is unusable: one line with the file, the reason and advice.
@@ -73,7 +74,7 @@ fn unusable(tls: &Tls, error: LoadError) -> TlsError {
         LoadError::Mismatch => {
             return TlsError(format!(
                 "`{TLS_PRIVATE_KEY}`: the key in `{}` does not belong to the certificate in `{}`: use the key and \
-                 the certificate of one renewal",
+                 the certificate from the same renewal",
                 tls.private_key.display(),
                 tls.certificate.display()
             ));
@@ -118,8 +119,8 @@ fn warnings(tls: &Tls, setup: &Setup, hostname: Option<&str>, now: u64) -> Vec<S
     match setup.chain {
         Chain::Ordered => {}
         Chain::Unordered => warnings.push(format!(
-            "`{TLS_CERTIFICATE}`: the certificates in `{file}` are not in order, each followed by its issuer; they are \
-             sent in the right order, without unrelated certificates"
+            "`{TLS_CERTIFICATE}`: the certificates in `{file}` are not in the right order (each followed by its \
+             issuer), or some are unrelated. The server sends the related ones in the right order"
         )),
         Chain::Incomplete => warnings.push(format!(
             "`{TLS_CERTIFICATE}`: the certificate of the issuer ({}) is missing in `{file}`, so many clients will not \
@@ -304,7 +305,7 @@ impl Certificates {
         if let Some(error) = &self.failure
             && !std::mem::replace(&mut self.failure_logged, true)
         {
-            tracing::error!("the old certificate stays in use, because the new one cannot be used: {error}");
+            tracing::error!("the old certificate stays in use, because the configured files are unusable: {error}");
         }
     }
 

@@ -49,7 +49,7 @@ fn a_server_that_is_its_own_alternate_does_not_start() {
     for arguments in [&["check-config"][..], &[]] {
         let finished = turnserver(&directory, arguments);
         let expected =
-            "alternate.servers: 127.0.0.1:9 is an address of this server, so clients would be redirected in a loop";
+            "[alternate]: 127.0.0.1:9 is an address of this server, so clients would be redirected in a loop";
         assert_eq!(failure(&finished), expected);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Loaded {
     pub(crate) from_file: bool,
     /// The secrets from the requested source.
     pub(crate) secrets: Vec<Secret>,
-    /// That source, for error messages.
+    /// If there are no secrets: the reason, for the error message.
     pub(crate) source: String,
 }
 

@@ -3,16 +3,16 @@
 use std::net::IpAddr;
 
 use turnserver::config::{Config, RelayAddresses};
-use turnserver::setting::HOSTNAME;
+use turnserver::setting::{HOSTNAME, RELAY_ADDRESSES};
 use turnserver::transport::{Endpoint, TurnUri};
 
 /// Why the URLs are not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UrlsUnknown {
     #[error(
-        "the configuration does not contain the address of the server: set `{HOSTNAME}`, or pass --host HOST (the \
-         listeners use a wildcard address, and the server detects the relay addresses; TLS clients need a name for \
-         which the certificate is valid)"
+        "the configuration does not contain the address of the server: set `{HOSTNAME}`, or pass --host HOST. Without \
+         either, a UDP or TCP URL needs a specific address in `[listen]` or `{RELAY_ADDRESSES}`, and there is no TLS \
+         URL"
     )]
     Host,
     #[error("the configuration does not contain the port of the server: `[listen]` has only port 0")]

@@ -408,7 +408,7 @@ fn an_invalid_port_range_is_an_error() {
     }
     assert_eq!(
         error("workers = 4\n[relay]\nports = \"50000-50002\""),
-        "3:9: `relay.ports` has only 3 ports for 4 `workers`; each worker needs at least one"
+        "3:9: `relay.ports` has only 3 ports for 4 `workers`; use at least two ports per worker"
     );
 }
 
@@ -660,22 +660,18 @@ fn a_transport_without_an_alternate_server_causes_a_warning() {
 
 #[test]
 fn the_domain_of_an_alternate_server_must_be_a_dns_name() {
+    const INVALID_LABEL: &str = "is not a valid name: a label consists of letters, digits and hyphens, \
+                                 and does not start or end with a hyphen (RFC 1123 §2.1)";
     let of = |value: &str| {
         let servers = "tls-servers = [\"203.0.113.5:1\", \"[2001:db8::5]:1\"]";
         error(&format!("[alternate]\n{servers}\ndomain = \"{value}\""))
     };
     for (value, why) in [
         ("", "is empty: use only the name or the address, for example \"turn.example.org\""),
-        ("203.0.113.5", "is an address; use the name in the alternate servers' certificate"),
-        ("2001:db8::5", "is an address; use the name in the alternate servers' certificate"),
-        (
-            "-a.example",
-            "is not a valid certificate name: labels have letters, digits and inner hyphens (RFC 1123 §2.1)",
-        ),
-        (
-            "a_b.example",
-            "is not a valid certificate name: labels have letters, digits and inner hyphens (RFC 1123 §2.1)",
-        ),
+        ("203.0.113.5", "is an address; set the DNS name in the certificate of the alternate servers"),
+        ("2001:db8::5", "is an address; set the DNS name in the certificate of the alternate servers"),
+        ("-a.example", INVALID_LABEL),
+        ("a_b.example", INVALID_LABEL),
     ] {
         assert_eq!(of(value), format!("3:10: `alternate.domain`: `{value}` {why}"));
     }

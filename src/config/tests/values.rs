@@ -178,8 +178,8 @@ limits   32 allocations per user, in total as many as there are relay ports
          256 permissions and 256 channels per allocation
          10000 TCP and TLS connections in total, 500 per source
          50 responses per second to an unverified source
-timeouts 10s for the TLS handshake, 10s for the first request; without an allocation
-         1m after a request, 5m in total
+timeouts 10s for the TLS handshake, 10s for the first request, 5m for the first allocation
+         1m after a request on a connection without an allocation
 log      info as text"
     );
     assert_eq!(
@@ -211,10 +211,10 @@ limits   allocations per user are not limited, 500 in total
          1 permission and 16384 channels per allocation, 1 new peer per second
          125000 bytes per second, direction and allocation
          4294967295 bytes per second, direction and user
-         TCP and TLS connections are not limited, 30 per source
+         TCP and TLS connections are not limited in total, 30 per source
          7 responses per second to an unverified source
-timeouts 1s for the TLS handshake, 5m for the first request; without an allocation
-         1d after a request, 90s in total
+timeouts 1s for the TLS handshake, 5m for the first request, 90s for the first allocation
+         1d after a request on a connection without an allocation
 others   when this server is full or drains, UDP and TCP clients are redirected to 203.0.113.5:3478, [2001:db8::5]:3478
 others   when this server is full or drains, TLS clients are redirected to 203.0.113.5:5349, [2001:db8::5]:5349
          their certificate has the name turn2.example.org
