@@ -125,12 +125,12 @@ mod browser {
     }
 
     #[test]
-    fn a_call_runs_over_tcp_where_udp_is_blocked() {
+    fn a_call_runs_over_tcp_only() {
         call_over("minted credential, tcp", "127.0.0.1", ["tcp", "tcp"]);
     }
 
     #[test]
-    fn a_call_runs_over_tls_where_everything_else_is_blocked() {
+    fn a_call_runs_over_tls_only() {
         call_over("minted credential, tls", "127.0.0.1", ["tls", "tls"]);
     }
 

@@ -159,7 +159,7 @@ fn ice_servers_is_the_argument_of_a_peer_connection() {
     let [server] = minted["iceServers"].as_array().unwrap().as_slice() else { panic!("{minted}") };
     assert_eq!(server.as_object().unwrap().len(), 3, "{minted}");
     assert_eq!(server["urls"], serde_json::json!(URLS));
-    let expires: u64 = string(server, "username").parse().expect("without --user a bare expiry");
+    let expires: u64 = string(server, "username").parse().expect("without --user, the username is the expiry");
     assert_eq!(string(server, "credential"), credential(SECRET, None, expires).password.as_str());
 }
 

@@ -33,7 +33,7 @@ mod uclient {
         Tls,
     }
 
-    /// What each client allocates.
+    /// The relayed addresses that each client allocates.
     #[derive(Clone, Copy)]
     enum Allocation {
         /// One address. Every second request asks for an even port.

@@ -1,4 +1,4 @@
-//! Tests of the real server over loopback with an independent client, the `turn` crate's.
+//! Tests of the real server over loopback with an independent client: that of the `turn` crate.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
@@ -143,8 +143,8 @@ mod relay {
         assert!(rejected.contains("403"), "{rejected}");
     }
 
-    // A permission covers all ports of an address (RFC 8656 §9). One for the relay's own address is granted because
-    // other clients have relayed addresses there, but other services on that address are unreachable.
+    // A permission covers all ports of an address (RFC 8656 §9). The server allows a permission for its own relay
+    // address, because other clients have relayed addresses there. Other services on that address stay unreachable.
     #[tokio::test]
     async fn a_peer_on_the_relay_address_gets_nothing_unless_it_is_a_live_relayed_address() {
         let server = Server::start(&config(&["127.0.0.1"], ""));

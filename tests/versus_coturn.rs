@@ -1,4 +1,4 @@
-//! Tests of the benchmark's parts, which `cargo bench` does not run.
+//! Tests of the parts of the benchmark. `cargo bench` does not run them.
 
 #[allow(dead_code, reason = "the benchmark uses the rest")]
 #[path = "../benches/versus_coturn/load/mod.rs"]
@@ -170,7 +170,7 @@ mod through_a_server {
         assert_arrives(Load { transport: Transport::Tcp, direction: Direction::Down, ..LOAD });
     }
 
-    // More packets arrive than the windows hold, so the receiver's reports reach the sender.
+    // If more packets arrive than fit into the windows, the receiver's reports have reached the sender.
     #[test]
     fn a_window_advances_with_arriving_packets() {
         for direction in [Direction::Up, Direction::Down] {

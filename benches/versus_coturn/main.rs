@@ -30,7 +30,7 @@ use scenario::Scenario;
 use server::{Kind, Servers};
 use table::Line;
 
-/// CPU use of other programs, including kernel threads, that makes a measurement unreliable; in cores.
+/// The CPU use of other programs, in cores, above which a measurement is unreliable. It includes kernel threads.
 const DISTURBANCE: f64 = 0.3;
 
 /// The lines after the table.
@@ -71,7 +71,7 @@ impl Remarks {
 #[derive(Parser)]
 #[command(name = "versus-coturn", bin_name = "cargo bench --bench versus-coturn --")]
 struct Arguments {
-    /// Run only this scenario, or both directions of it (`paced` for paced-up and paced-down). Can be repeated.
+    /// Run only this scenario. A name without -up or -down selects both directions. Can be repeated.
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
     /// Number of rounds. Each measures both servers once.
@@ -83,7 +83,7 @@ struct Arguments {
     /// Seconds of load before each measurement.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=3600))]
     warm_up: u64,
-    /// Use the loopback interface, for machines without network namespaces. The figures differ.
+    /// Use the loopback interface instead of network namespaces. The figures differ from those with namespaces.
     #[arg(long)]
     loopback: bool,
     /// Print the table in Markdown.
@@ -92,10 +92,10 @@ struct Arguments {
     /// List the scenarios and exit.
     #[arg(long)]
     list: bool,
-    /// coturn's program.
+    /// Path of coturn's program.
     #[arg(long, value_name = "FILE", default_value = "/usr/bin/turnserver")]
     coturn: PathBuf,
-    /// Our program.
+    /// Path of our server's program.
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_turnserver"))]
     ours: PathBuf,
     /// Added by Cargo.
@@ -105,7 +105,7 @@ struct Arguments {
     part: Option<Part>,
 }
 
-/// The roles in which this program starts itself.
+/// The parts of the benchmark that run in their own processes. For each part, this program starts itself.
 #[derive(Subcommand)]
 #[command(disable_help_subcommand = true)]
 enum Part {
@@ -191,8 +191,8 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
     if remarks.failed { Err("not everything could be measured".into()) } else { Ok(()) }
 }
 
-/// Measures both servers in every round. A server whose measurement fails is skipped from then on; the other server and
-/// the other scenarios are still measured.
+/// Measures both servers in every round. If a measurement of a server fails, the remaining rounds of the scenario skip
+/// this server. The other server and the other scenarios are still measured.
 fn compare(
     scenario: &'static Scenario,
     servers: &Servers,

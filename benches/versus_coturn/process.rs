@@ -114,7 +114,8 @@ impl Role {
 
     /// Sends a command to the role.
     pub(crate) fn send_command(&mut self, command: &str) -> Outcome<()> {
-        writeln!(self.commands, "{command}").map_err(|error| format!("the {} is gone: {error}", self.name).into())
+        writeln!(self.commands, "{command}")
+            .map_err(|error| format!("cannot send to the {}: {error}", self.name).into())
     }
 
     /// Waits for a line that starts with `wanted` and returns the rest of it.

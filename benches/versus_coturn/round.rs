@@ -148,7 +148,7 @@ impl Measured {
                 self.figures.insert(Figure::AllocationsPerCpuSecond, allocations / cpu_seconds);
                 if counted.number("failed")? > 0.0 {
                     let why = counted.0.iter().find_map(|value| value.get("why")?.as_str()).unwrap_or_default();
-                    self.remark(counted, "failed", &format!("clients were rejected, the last one: {why}"))?;
+                    self.remark(counted, "failed", &format!("clients failed, the last one with: {why}"))?;
                 }
                 self.remark(counted, "repeated", "requests were retransmitted")?;
             }
@@ -210,7 +210,7 @@ impl Measured {
 impl Counted {
     fn number(&self, name: &str) -> Outcome<f64> {
         let found = self.0.iter().find_map(|value| value.get(name)?.as_f64());
-        Ok(found.ok_or_else(|| format!("no role counted {name}"))?)
+        Ok(found.ok_or_else(|| format!("no role reported {name}"))?)
     }
 }
 

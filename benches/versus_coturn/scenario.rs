@@ -81,7 +81,8 @@ pub(crate) enum Shape {
     Single,
     /// [`TRAIN`] consecutive packets of one flow.
     Train,
-    /// A train as one segmented datagram (`UDP_SEGMENT`), which the server receives as after a network card's GRO.
+    /// A train as one segmented datagram (`UDP_SEGMENT`). The server receives it in one piece, as if a network card had
+    /// merged the packets (GRO).
     Merged,
 }
 
@@ -91,7 +92,7 @@ pub(crate) struct Row {
     pub(crate) goal: Option<Goal>,
 }
 
-/// A measured value. The order has no meaning.
+/// A measured value. The order of the variants has no meaning.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Figure {
     CpuPerPacket,
@@ -230,36 +231,36 @@ const fn relay(name: &'static str, about: &'static str, loads: &'static [Load], 
 /// Every scenario, in the order of the table.
 pub(crate) const ALL: &[Scenario] = &[
     relay("paced-up", "50 flows, 1000 bytes, 40 000 packets/s in total, to the peer", &[PACED], PACED_ROWS),
-    relay("paced-down", "the same to the clients", &[down(PACED)], PACED_ROWS),
+    relay("paced-down", "as paced-up, to the clients", &[down(PACED)], PACED_ROWS),
     relay(
         "many-up",
         "1000 flows, 40 000 packets/s in total, to the peer",
         &[Load { flows: 1000, ..PACED }],
         PACED_ROWS,
     ),
-    relay("many-down", "the same to the clients", &[down(Load { flows: 1000, ..PACED })], PACED_ROWS),
+    relay("many-down", "as many-up, to the clients", &[down(Load { flows: 1000, ..PACED })], PACED_ROWS),
     relay(
         "quiet-up",
         "50 flows, 2 000 packets/s, to the peer",
         &[Load { pace: Pace::Rate(2_000), ..PACED }],
         QUIET_ROWS,
     ),
-    relay("quiet-down", "the same to the clients", &[down(Load { pace: Pace::Rate(2_000), ..PACED })], QUIET_ROWS),
-    relay("saturated-up", "50 flows as fast as they are relayed, to the peer", &[SATURATED], SATURATED_ROWS),
-    relay("saturated-down", "the same to the clients", &[down(SATURATED)], SATURATED_ROWS),
+    relay("quiet-down", "as quiet-up, to the clients", &[down(Load { pace: Pace::Rate(2_000), ..PACED })], QUIET_ROWS),
+    relay("saturated-up", "50 flows as fast as the server relays them, to the peer", &[SATURATED], SATURATED_ROWS),
+    relay("saturated-down", "as saturated-up, to the clients", &[down(SATURATED)], SATURATED_ROWS),
     relay("bulk-up", "4 fast flows of 1200 bytes in trains of 32 packets, to the peer", &[BULK], BULK_ROWS),
-    relay("bulk-down", "the same to the clients", &[down(BULK)], BULK_ROWS),
+    relay("bulk-down", "as bulk-up, to the clients", &[down(BULK)], BULK_ROWS),
     relay("bulk-merged-up", "4 fast flows, 32 packets merged into one datagram", &[BULK_MERGED], MERGED_ROWS),
-    relay("bulk-merged-down", "the same to the clients", &[down(BULK_MERGED)], MERGED_ROWS),
+    relay("bulk-merged-down", "as bulk-merged-up, to the clients", &[down(BULK_MERGED)], MERGED_ROWS),
     relay(
         "indications-up",
-        "as paced-up in Send indications",
+        "as paced-up, in Send indications",
         &[Load { framing: Framing::Indication, ..PACED }],
         CHEAP_ROWS,
     ),
     relay(
         "indications-down",
-        "as paced-down in Data indications",
+        "as paced-down, in Data indications",
         &[down(Load { framing: Framing::Indication, ..PACED })],
         CHEAP_ROWS,
     ),
@@ -279,7 +280,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ),
     Scenario {
         name: "mixed",
-        about: "50 paced flows (10 000 packets/s) and one at full speed, one worker; latency of the 50",
+        about: "50 paced flows (10 000 packets/s) and one flow at full speed, one worker; latency of the 50 flows",
         work: Work::Relay(&[
             Load { pace: Pace::Rate(10_000), ..PACED },
             Load { flows: 1, pace: Pace::Window(128), ..PACED },
@@ -324,7 +325,7 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "idle",
-        about: "10 000 idle allocations, refreshed as clients do",
+        about: "10 000 idle allocations that clients refresh as usual",
         work: Work::Idle { allocations: 10_000, refreshed: true },
         workers: None,
         rows: &[row(Figure::CoreShare, Goal::AtMost(1.0)), shown(Figure::BytesPerAllocation)],

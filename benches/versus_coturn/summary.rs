@@ -23,8 +23,9 @@ impl Summary {
     }
 }
 
-/// Returns the median of the ratios of ours to coturn's in each round, because other activity on the machine affects
-/// both servers of a round. `None` if coturn's figure is 0 or a round is missing.
+/// Returns the median over the rounds of the ratio of our figure to coturn's. The ratio is computed for each round,
+/// because other activity on the machine affects both servers of a round. `None` if coturn's figure is 0 or a round is
+/// missing.
 pub(crate) fn ratio(ours: &[f64], coturn: &[f64]) -> Option<f64> {
     let ratios: Vec<f64> = ours.iter().zip(coturn).map(|(ours, coturn)| ours / coturn).collect();
     let usable = ours.len() == coturn.len() && ratios.iter().all(|ratio| ratio.is_finite());

@@ -66,7 +66,8 @@ pub(super) fn closed_port(ip: IpAddr) -> UdpSocket {
     socket
 }
 
-/// Runs a test in its own network namespace, which `setup` configures: arguments of `ip`, one command per line.
+/// Runs a test in its own network namespace. Each line of `setup` has the arguments of one `ip` command, which
+/// configures the namespace.
 ///
 /// Does nothing without the privilege to create a namespace or without the `ip` command.
 pub(super) fn in_own_network(setup: &[&str], test: impl FnOnce() + Send) {

@@ -154,7 +154,7 @@ impl EventLog {
         if self.failed_accepts.allows(now) {
             tracing::warn!(
                 %error,
-                "a connection could not be accepted; if there are too many open files, raise {}",
+                "a connection could not be accepted. If the process has too many open files, raise {}",
                 setting::OPEN_FILES
             );
         }
@@ -179,10 +179,10 @@ impl EventLog {
             (&mut self.redirected_allocations, "redirected allocations"),
             (&mut self.rfc5766_channels, "rejected channels"),
             (&mut self.rejected_connections, "rejected connections"),
-            (&mut self.failed_accepts, "connections not accepted"),
+            (&mut self.failed_accepts, "connections that could not be accepted"),
         ] {
             if let Some(count) = count_of(limit) {
-                tracing::warn!(count, "more {what} in the last minute, not logged one by one");
+                tracing::warn!(count, "further {what} in the last minute were not logged");
             }
         }
         for (limit, lines) in &mut self.limits {
@@ -190,7 +190,7 @@ impl EventLog {
                 tracing::warn!(
                     count,
                     limit = limit.setting(),
-                    "more clients reached this limit in the last minute, not logged one by one"
+                    "this limit was reached again in the last minute; these events were not logged"
                 );
             }
         }
@@ -383,14 +383,14 @@ mod tests {
     }
 
     #[test]
-    fn at_the_stop_suppressed_lines_are_reported_before_the_window_ends() {
+    fn a_stop_reports_suppressed_lines_before_the_window_ends() {
         let mut limit = RateLimit::of(LINES);
         assert_eq!((0..7).filter(|_| limit.allows(at(1))).count(), 5);
         assert_eq!((limit.rest(), limit.rest()), (Some(2), None));
     }
 
     #[test]
-    fn names_from_the_network_cannot_forge_lines_or_fill_them() {
+    fn names_from_the_network_cannot_forge_lines_and_are_truncated() {
         assert_eq!(printable("1700000000:alice"), "1700000000:alice");
         assert_eq!(printable("a\nINFO \u{1b}[2J"), "a\\nINFO \\u{1b}[2J");
         assert_eq!(printable(&"é".repeat(1_000)).chars().count(), LONGEST_NAME + 1);

@@ -89,8 +89,8 @@ impl Shell {
         }
     }
 
-    /// Retries the sockets that could not be read from, with one call each. Datagrams that this call leaves wait for
-    /// the next tick or event.
+    /// Retries the sockets that could not be read from, with one call each. If datagrams remain after this call, they
+    /// wait for the next tick or event.
     pub(super) fn retry_failed_relays(&mut self, now: Now) {
         self.relays.retry_failed();
         self.serve_relays(now);
@@ -174,8 +174,9 @@ impl Shell {
         if queued { Ok(()) } else { Err(DropReason::SendFailed) }
     }
 
-    /// Sends the client a Data indication for each ICMP error of a relay socket (RFC 8656 §11.5). If this machine has
-    /// just found a datagram too long, `peer` is its destination. Returns whether there may be more.
+    /// Sends the client a Data indication for each ICMP error of a relay socket (RFC 8656 §11.5). If the socket has
+    /// just failed to send a datagram because it is too long, `peer` is its destination. Returns whether there may be
+    /// more errors.
     pub(super) fn serve_icmp_errors(&mut self, now: Now, socket: SocketId, peer: Option<SocketAddr>) -> bool {
         for _ in 0..MAX_ERRORS {
             let Some(Ok(Some(error))) = self.relays.socket(socket).map(udp::receive_error) else { return false };

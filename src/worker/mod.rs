@@ -59,19 +59,19 @@ const STREAM_BUFFER: usize = LARGEST_FRAME + LARGEST_READ;
 /// The layout of a slot for a datagram.
 const SLOT: SlotLayout = SlotLayout { headroom: HEADROOM, payload: LARGEST_DATAGRAM, tailroom: TAILROOM };
 
-/// Everything that a worker needs to start. Its listeners are bound before any thread runs, so a start fails as a
-/// whole.
+/// Everything that a worker needs to start. All listeners are bound before the first worker starts. If one of them
+/// cannot be bound, no worker starts.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// Each worker has its own socket for each endpoint.
     pub(crate) listeners: Vec<BoundListener>,
     /// The relay addresses, with the ports of this worker.
     pub(crate) relays: Vec<RelayRange>,
-    /// The configuration, until the mailbox brings another one.
+    /// The initial configuration. The mailbox delivers later ones.
     pub(crate) snapshot: Arc<Snapshot>,
-    /// What all workers share.
+    /// The state that all workers share.
     pub(crate) ledger: Arc<Ledger>,
-    /// What control reads.
+    /// The counters of this worker, which control reads.
     pub(crate) statistics: Arc<Statistics>,
     /// Commands from control.
     pub(crate) mailbox: Mailbox,
@@ -116,7 +116,7 @@ impl ListenerSocket {
 /// The part of the configuration that workers read. A reload replaces it as a whole.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
-    /// What the core reads.
+    /// The configuration of the core.
     pub(crate) core: Arc<turn::Snapshot>,
     pub(crate) connection_limits: ConnectionLimits,
     pub(crate) timeouts: Timeouts,
@@ -316,7 +316,7 @@ impl Shell {
         self.statistics.count_bytes(direction, bytes);
     }
 
-    /// Carries out the actions of the core. Datagrams that wait for peers must have been sent before.
+    /// Carries out the actions of the core. The caller must have sent the datagrams that wait for peers.
     fn carry_out(&mut self, now: Now) {
         // Waiting data is credited to its allocation when it is sent, so it is sent before the end of an allocation is
         // logged.

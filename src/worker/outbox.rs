@@ -29,7 +29,7 @@ pub(super) enum Flow {
     Relay(SocketId),
 }
 
-/// The number of pieces of a datagram: a header, the payload, padding.
+/// The maximum number of pieces of a datagram: a header, the payload, padding.
 const MAX_PIECES: usize = 3;
 
 #[derive(Debug)]
@@ -178,7 +178,7 @@ impl<B: Arena> Staged<B> {
         Self { buffer, outbox: Outbox::default() }
     }
 
-    /// Adds a part of the buffer, to be sent by a relay socket.
+    /// Adds a part of the buffer, which a relay socket sends at the next flush.
     pub(super) fn push(&mut self, socket: SocketId, target: Target, payload: Range<usize>) {
         let (length, piece) = (payload.len(), Piece::of_arena(payload));
         self.outbox.push(Flow::Relay(socket), target, &[piece], length, Outcome::RelayedToPeer);
@@ -215,7 +215,7 @@ impl StagedForClients {
         self.outboxes.iter().map(Outbox::len).sum()
     }
 
-    /// Adds a response, to be sent by a listener. Returns whether the listener exists.
+    /// Adds a response, which a listener sends at the next flush. Returns whether the listener exists.
     pub(super) fn push_response(&mut self, listener: usize, target: Target, bytes: &[u8], outcome: Outcome) -> bool {
         let Some(outbox) = self.outboxes.get_mut(listener) else { return false };
         let piece = outbox.keep(bytes);
@@ -223,9 +223,9 @@ impl StagedForClients {
         true
     }
 
-    /// Adds a peer's datagram with a header and padding, to be sent by a listener. The payload is a part of the batch;
-    /// if it has a slot of its own, the header and the padding are written around it. Returns whether the listener
-    /// exists.
+    /// Adds a peer's datagram with a header and padding, which a listener sends at the next flush. The payload is a
+    /// part of the batch. If it has a slot of its own, the header and the padding are written around it. Returns
+    /// whether the listener exists.
     pub(super) fn push_data(
         &mut self,
         listener: usize,

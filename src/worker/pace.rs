@@ -19,7 +19,7 @@ const GATHER: u32 = 32;
 /// The interval over which the load is measured.
 const WINDOW: Duration = Duration::from_millis(1);
 
-/// The minimum load for pauses, in packets per [`WINDOW`]. With it, the longest pause gathers three packets.
+/// The minimum load for pauses, in packets per [`WINDOW`]. At this load, the longest pause gathers three packets.
 const LOADED: u32 = 17;
 
 /// Measures the load of a worker and determines its pauses.

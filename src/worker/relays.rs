@@ -102,8 +102,8 @@ impl RelaySockets {
         }
     }
 
-    /// Takes the next socket from the queue. The flag says whether it has an ICMP error. Returns `None` if the socket
-    /// was closed.
+    /// Takes the next socket from the queue. The flag says whether it has an ICMP error. Returns `None` if the queue is
+    /// empty or the socket was closed.
     pub(super) fn next_ready(&mut self) -> Option<(SocketId, bool)> {
         let slot = self.ready.pop_front()?;
         let relay = self.at(slot)?;

@@ -1,4 +1,5 @@
-//! The tasks of a worker: one for each listener, one for all relay sockets, one for the mailbox, and one for the ticks.
+//! The tasks of a worker: one for each listener, one for each connection, one for all relay sockets, and one for the
+//! mailbox. The main task ([`serve`]) runs the ticks.
 
 use std::cell::RefCell;
 use std::io;
@@ -26,7 +27,7 @@ const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 /// The interval of ticks, which advance the time of the core and publish the statistics.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long clients on connections have to read their last responses when the worker stops.
+/// The time that clients on connections get to read their last responses when the worker stops.
 const LAST_RESPONSES: Duration = Duration::from_millis(500);
 
 /// Runs a worker until it stops.
@@ -93,7 +94,8 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     Ok(())
 }
 
-/// Accepts connections. It backs off after an error, which is usually that the limit of open files is reached.
+/// Accepts connections. It backs off after an error. The most frequent error is that the process has too many open
+/// files.
 async fn accept(worker: Weak<RefCell<Worker>>, panicked: Rc<Notify>, listener: TcpListener, transport: Transport) {
     loop {
         match listener.accept().await {
@@ -108,7 +110,8 @@ async fn accept(worker: Weak<RefCell<Worker>>, panicked: Rc<Notify>, listener: T
                     (true, Some(acceptor)) => {
                         spawn(&panicked, connections::serve_tls(worker, tuple, ticket, stream, acceptor));
                     }
-                    // Not reached: the start fails if a TLS listener has no certificate, and a reload keeps it.
+                    // Not reached: the start fails if a TLS listener has no certificate, and a reload never removes
+                    // the certificate.
                     (true, None) => {}
                     (false, _) => {
                         spawn(&panicked, connections::serve_plain(worker, tuple, ticket, stream, Usage::Turn));

@@ -1,5 +1,5 @@
-//! Checks docs/rfc-coverage.md and docs/threat-model.md against the code: named files, tests and configuration keys
-//! exist. Every row has a test, a reason for having none, or a mark that it is missing.
+//! Checks docs/rfc-coverage.md and docs/threat-model.md against the code: the files, tests and configuration keys that
+//! they name exist. Every row names a test, gives a reason why it has none, or marks its requirement as missing.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -38,7 +38,7 @@ fn a_full_server_logs_redirects_with_target_and_reason() {
     assert!(line.field("reason").unwrap().contains("limits.allocations"), "{line:?}");
 }
 
-// The addresses of a wildcard listener are known only at the start, from the interfaces.
+// The addresses of a wildcard listener are those of the interfaces. The configuration file does not contain them.
 #[test]
 fn a_server_that_is_its_own_alternate_does_not_start() {
     let directory = TempDir::new();

@@ -93,7 +93,7 @@ fn a_thousand_failed_authentications_are_a_few_lines_and_a_total() {
     let lines = between(&ended);
     let individual = lines.iter().filter(|line| line.message() == "authentication failed").count();
     assert!((FAILURES_LOGGED..=FAILURES_LOGGED * WORKERS).contains(&individual), "{lines:?}");
-    let totals = lines.iter().filter(|line| line.message().starts_with("more failed authentications"));
+    let totals = lines.iter().filter(|line| line.message().starts_with("further failed authentications"));
     let totals: Vec<usize> = totals.map(|line| line.field("count").unwrap().parse().unwrap()).collect();
     assert_eq!(individual + totals.iter().sum::<usize>(), 1_000, "{lines:?}");
     assert_eq!(lines.len(), individual + totals.len(), "{lines:?}");

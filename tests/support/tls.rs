@@ -56,7 +56,7 @@ pub(crate) fn handshake(
     while stream.conn.is_handshaking() {
         if let Err(error) = stream.conn.complete_io(&mut stream.sock) {
             let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).cloned();
-            return Err(inner.unwrap_or_else(|| panic!("no error of TLS: {error}")));
+            return Err(inner.unwrap_or_else(|| panic!("not an error of TLS: {error}")));
         }
     }
     Ok(stream)

@@ -27,7 +27,7 @@ pub(crate) struct Blueprint {
     pub(crate) alternate: Option<Alternate>,
     pub(crate) compat: Compat,
     pub(crate) expiry_grace: u64,
-    /// Pairs of the address that relay sockets are bound to and the advertised one.
+    /// For each relay address: the address that relay sockets are bound to, and the advertised address.
     pub(crate) relays: Vec<(IpAddr, IpAddr)>,
     /// The ports of all workers.
     pub(crate) ports: RangeInclusive<u16>,
@@ -124,7 +124,7 @@ pub(crate) fn client_packet(
 }
 
 /// Passes one datagram of a peer to a server. The datagram is in `buffer`, between [`HEADROOM`] and [`TAILROOM`] bytes.
-/// Writes the header and the padding around it, as a shell does, and returns the range of the whole message.
+/// Writes the header and the padding around it, as a worker does, and returns the range of the whole message.
 pub(crate) fn peer_packet(
     server: &mut Server,
     cx: &mut Context<'_>,

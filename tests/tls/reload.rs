@@ -58,7 +58,7 @@ fn a_new_certificate_is_used_for_new_connections_and_old_ones_continue() {
 }
 
 #[test]
-fn an_unusable_certificate_keeps_the_old_one_until_it_is_usable() {
+fn the_old_certificate_stays_in_use_until_the_new_one_is_usable() {
     let fixture = Fixture::new("");
     let [certificate, key] = &fixture.files;
     fs::write(certificate, "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
@@ -99,7 +99,7 @@ fn sighup_reads_the_files_at_once_and_logs_the_result() {
     assert_eq!(serial(&fixture.stream()), renewed.serial);
 }
 
-// certbot's live/ links into archive/. Kubernetes replaces the link of a whole directory.
+// The files in certbot's live/ are links to files in archive/. Kubernetes replaces the link to a whole directory.
 #[test]
 fn a_changed_symlink_target_is_a_change() {
     let base = Fixture::new("");

@@ -13,8 +13,8 @@ use super::{Commands, Job, Outcome, Report, clock};
 /// Time without a response after which a client retransmits.
 const RETRANSMIT_AFTER: u64 = 250 * clock::MILLISECOND;
 
-/// The range of client ports. It is large because a port is rejected as long as the server remembers its preceding
-/// client (RFC 8656 §7.2: 437).
+/// The range of client ports. It is large because a server may keep the 5-tuple of a deleted allocation for some time.
+/// During this time it rejects an Allocate request from the same port (RFC 8656 §7.2: 437).
 const FIRST_PORT: u16 = 10_000;
 const LAST_PORT: u16 = 65_535;
 
@@ -140,8 +140,8 @@ impl Client {
             }
             (Step::Allocate, None) => self.send(Step::Delete).map(|()| true),
             (Step::Delete, None) => Ok(false),
-            (step, Some(code)) => Err(format!("{step:?} with {code}").into()),
-            (Step::Challenge, None) => Err("allocated without credentials".into()),
+            (step, Some(code)) => Err(format!("error {code} at step {step:?}").into()),
+            (Step::Challenge, None) => Err("the server allocated without credentials".into()),
         }
     }
 }

@@ -77,7 +77,7 @@ struct Ends {
     shape: Shape,
     poll: Epoll,
     receiver: Receiver,
-    /// Messages to be sent.
+    /// The messages of one flow that are sent next.
     scratch: Vec<u8>,
 }
 

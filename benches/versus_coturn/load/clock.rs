@@ -32,6 +32,6 @@ pub(crate) fn nanoseconds(at: TimeSpec) -> u64 {
 
 /// Disables the timer slack, which delays wakeups of this thread by up to 50 µs.
 pub(crate) fn sleep_precisely() {
-    // On failure, packets are sent slightly late, which the generator reports.
+    // If this fails, packets are sent slightly late.
     let _ = nix::sys::prctl::set_timerslack(1);
 }

@@ -19,7 +19,7 @@ const LONGEST: usize = 65_536;
 /// Size of a socket's receive buffer, in bytes. It holds the packets that arrive while a role sleeps.
 const BUFFER: usize = 8 << 20;
 
-/// Prepares a socket for [`Receiver`]: a large buffer, arrival times, and segmented datagrams in one piece.
+/// Prepares a socket for [`Receiver`]: a large receive buffer, arrival times, and merged datagrams (`UDP_GRO`).
 pub(crate) fn prepare(socket: &UdpSocket) -> io::Result<()> {
     if setsockopt(socket, sockopt::RcvBufForce, &BUFFER).is_err() {
         setsockopt(socket, sockopt::RcvBuf, &BUFFER)?;
@@ -40,8 +40,8 @@ pub(crate) fn send_each(socket: &UdpSocket, messages: &[u8], length: usize, to: 
     let _ = sendmmsg(socket.as_raw_fd(), &mut headers, &messages, &addresses, [], MsgFlags::empty());
 }
 
-/// Sends `messages` as one datagram that is split into segments of `length` bytes as late as possible. Messages that
-/// the kernel rejects are lost.
+/// Sends `messages` as one datagram, which the kernel splits into segments of `length` bytes as late as possible
+/// (`UDP_SEGMENT`). Messages that the kernel rejects are lost.
 pub(crate) fn send_merged(socket: &UdpSocket, messages: &[u8], length: u16, to: Option<SocketAddr>) {
     let (message, to) = ([IoSlice::new(messages)], to.map(SockaddrStorage::from));
     let segments = [ControlMessage::UdpGsoSegments(&length)];

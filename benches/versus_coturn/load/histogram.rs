@@ -1,6 +1,6 @@
 //! A histogram of latencies. Buckets grow with the value, so each value is accurate to 1.6 %.
 
-/// Buckets per doubling of the value, as a power of two.
+/// The binary logarithm of the number of buckets per doubling of the value.
 const PRECISION: u32 = 6;
 
 const STEPS: u64 = 1 << PRECISION;

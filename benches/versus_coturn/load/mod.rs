@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_order_is_parsed() {
+    fn a_window_command_is_parsed() {
         let window = Window { start: 1_790_000_000_000_000_000, from: 1_790_000_001_000_000_000, to: u64::MAX };
         assert_eq!(Window::parse(&window.command()), Some(window));
         for wrong in ["window 1 2", "window 1 2 3 4", "window 1 2 x", "begin", ""] {

@@ -40,8 +40,8 @@ pub(crate) fn run(
     window: Window,
     mut reporter: Option<Reporter>,
 ) -> Outcome<Received> {
-    // The receiver sleeps. Waking it for each packet would cost the server CPU time, which a receiver on another
-    // machine would not. The kernel records the arrival times.
+    // The receiver sleeps between ticks, and the kernel records the arrival times. Otherwise the CPU time of the server
+    // would include waking the receiver for each packet. A receiver on another machine would not cause that cost.
     let tick = match load.pace {
         Pace::Rate(_) => 500_000,
         Pace::Window(_) => 100_000,

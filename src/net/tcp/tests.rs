@@ -1,4 +1,4 @@
-//! Real sockets on the loopback interface. A machine without IPv6 passes the tests that need it without doing anything.
+//! Real sockets on the loopback interface. On a machine without IPv6, the tests that need IPv6 do nothing and pass.
 
 use std::collections::HashSet;
 use std::io::Read as _;

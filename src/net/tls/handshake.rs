@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{self, InvalidMessage, ServerConfig};
 
-/// RFC 7443 §2, in the order of preference.
+/// The application protocols of the server (RFC 7443 §2), in the order of preference.
 pub(super) const ALPN: [&[u8]; 2] = [TURN, NAT_DISCOVERY];
 const TURN: &[u8] = b"stun.turn";
 const NAT_DISCOVERY: &[u8] = b"stun.nat-discovery";

@@ -1,4 +1,4 @@
-//! Real sockets on the loopback interface. A machine without IPv6 passes the tests that need it without doing anything.
+//! Real sockets on the loopback interface. On a machine without IPv6, the tests that need IPv6 do nothing and pass.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn client(text: &str) -> UdpSocket {
     client
 }
 
-/// Sends from the client to `destination` and back from that address.
+/// Sends a datagram from the client to `destination`, and a response from `destination` to the client.
 fn echo(listener: &UdpSocket, client: &UdpSocket, destination: SocketAddr, expected: Option<IpAddr>) {
     client.send_to(b"ping", destination).unwrap();
     let (received, payload) = receive(listener, 64);

@@ -1,4 +1,4 @@
-//! The queue of bytes for a client on a connection, which is bounded.
+//! The bounded queue of bytes for a client on a connection.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -11,11 +11,11 @@ use crate::net::tls::Failure;
 use crate::transport::Transport;
 use crate::turn;
 
-/// The maximum length of the queue, in bytes, up to which relayed data is added. Data that would exceed it is dropped.
+/// The length of the queue, in bytes, up to which relayed data is added. Data that would exceed it is dropped.
 const MAX_DATA: usize = 256 * 1024;
 
-/// The maximum length of the queue, in bytes, up to which responses are added. If a response would exceed it, the
-/// connection ends.
+/// The length of the queue, in bytes, up to which responses are added. If a response would exceed it, the connection
+/// ends.
 const MAX_IN_ALL: usize = MAX_DATA + 64 * 1024;
 
 /// Like [`MAX_IN_ALL`], for a client without an allocation.
