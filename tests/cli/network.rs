@@ -73,15 +73,15 @@ fn a_wildcard_listener_responds_from_the_address_that_the_client_sent_to() {
 }
 
 #[test]
-fn a_wildcard_listener_separates_allocations_by_its_address() {
+fn a_wildcard_listener_separates_allocations_by_server_address() {
     let server = Server::start(&config_for(&["0.0.0.0"], &["127.0.0.1"], ""));
-    let allocate = |ip: &str| {
-        let client = Client::new(SocketAddr::new(ip.parse().unwrap(), server.udp_address().port()));
-        let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
-        client.delete(&session);
-        relayed
-    };
-    assert_eq!(allocate("127.0.0.1").ip(), allocate("127.0.0.2").ip());
+    let socket = socket("127.0.0.1:0".parse().unwrap());
+    // Both requests have the same source and the same transaction ID.
+    let [first, second] = ["127.0.0.1", "127.0.0.2"].map(|ip| {
+        let to = SocketAddr::new(ip.parse().unwrap(), server.udp_address().port());
+        Client::on(socket.try_clone().unwrap(), to).allocate(&Login::mint("alice", 600)).unwrap().1
+    });
+    assert_ne!(first, second);
 }
 
 #[test]
