@@ -24,10 +24,10 @@ pub enum Reach {
     Machine,
     /// Only from the same link.
     Link,
-    /// At most from some networks.
+    /// From some networks, or from none.
     Limited,
-    /// At most from some networks, although the registry says that the range is globally reachable: a translator or an
-    /// overlay network maps its addresses to others, so they do not locate an interface.
+    /// From some networks, or from none, although the registry says that the range is globally reachable: a translator
+    /// or an overlay network maps its addresses to others, so they do not locate an interface.
     Mapped,
     /// From everywhere.
     Global,
@@ -106,7 +106,7 @@ fn join(high: u16, low: u16) -> Ipv4Addr {
 }
 
 /// The addresses at which a packet for one address may arrive: the address itself and the IPv4 addresses that it
-/// contains. For another notation of an IPv4 address, it is only that IPv4 address.
+/// contains. If the address is another notation of an IPv4 address, that IPv4 address is the only one.
 #[derive(Clone, Copy, Debug)]
 pub struct Destinations([Option<IpAddr>; 3]);
 
@@ -225,7 +225,7 @@ pub static V6: &[(Ipv6Net, Range)] = &[
     (v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10), Range::new("link-local", "link-local", Link)),
     (v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10), Range::new("site-local", "site-local", Limited)),
     (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), Range::new("multicast", "multicast", Limited)),
-    // Only 2000::/3 is global unicast (RFC 4291 §2.4, as IANA assigns it). SRv6 SIDs (5f00::/16) are here too.
+    // IANA assigns global unicast addresses only from 2000::/3 (RFC 4291 §2.4). SRv6 SIDs (5f00::/16) are in this row.
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 0), Range::new("unassigned", "reserved", Limited)),
 ];
 

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners_are_ordered_as_they_are_listed() {
+    fn transports_are_listed_in_ascending_order() {
         assert!(Transport::ALL.is_sorted());
     }
 

@@ -46,8 +46,8 @@ use crate::world::World;
 
 const STEPS: usize = 3_000;
 
-/// The reasons for which the core drops packets in the simulation, which has no response limit. The other reasons
-/// belong to the worker.
+/// The reasons for which the core drops packets in the simulation. The simulation has no response limit. The worker
+/// drops packets for the other reasons.
 const DROP_REASONS: [DropReason; 20] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,
@@ -139,7 +139,7 @@ fn run_all(seeds: Range<u64>) {
         return;
     }
     // Runs that never reach these outcomes would prove nothing.
-    // 508 is for an unknown token, or a reserved port that another program uses.
+    // A 508 that is not due to a limit is for an unknown token, or for a reserved port that another program uses.
     let codes = [300, 400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 508]
         .map(|code| RejectionCode::of(ErrorCode::new(code).unwrap()).unwrap());
     let outcomes = [Outcome::RelayedToPeer, Outcome::RelayedToClient, Outcome::RelayedIcmp]

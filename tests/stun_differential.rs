@@ -87,7 +87,7 @@ fn address() -> impl Strategy<Value = SocketAddr> {
     (ip, any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
 }
 
-/// Generates up to 509 bytes, which both sides accept in every attribute.
+/// Generates at most 508 bytes, which both sides accept in every attribute.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![vec(any::<char>(), 0..20), vec(any::<char>(), 127)].prop_map(|chars| chars.into_iter().collect())
 }

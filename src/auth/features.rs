@@ -17,8 +17,8 @@ pub(super) const COOKIE_LEN: usize = COOKIE.len() + BITS_LEN;
 const PASSWORD_ALGORITHMS: u32 = 1 << 23 | 1;
 const USERNAME_ANONYMITY: u32 = 1 << 22 | 1 << 1;
 
-/// The features that a nonce announces. If an attacker removes one of them from a challenge, that is detected (RFC 8489
-/// §9.2.1).
+/// The features that a nonce announces. If an attacker removes one of them from a challenge, the client or the server
+/// detects this (RFC 8489 §9.2.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SecurityFeatures {
     /// The challenge contains PASSWORD-ALGORITHMS.
@@ -28,7 +28,7 @@ pub struct SecurityFeatures {
 }
 
 impl SecurityFeatures {
-    /// Returns the features in the cookie of a nonce, which is not authenticated.
+    /// Returns the features in the cookie of a nonce. This does not authenticate the nonce.
     ///
     /// `None` if there is no cookie or if it contains features that RFC 8489 does not define.
     #[must_use]

@@ -190,7 +190,7 @@ pub enum Malformed {
         expires: u64,
     },
     /// The password is the MAC in hexadecimal.
-    #[error("the password seems to be hexadecimal; it must be the base64 of the HMAC-SHA1")]
+    #[error("the password seems to be hexadecimal; it must be the HMAC-SHA1 in base64")]
     PasswordIsHex,
     /// The password is not base64.
     #[error("the password is not base64 (standard alphabet, with padding)")]

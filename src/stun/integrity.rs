@@ -11,7 +11,7 @@ pub(super) const SHA256_LEN: usize = 32;
 /// The length of the value of FINGERPRINT in bytes.
 pub(super) const FINGERPRINT_LEN: usize = 4;
 
-/// The value that is XORed with the CRC-32, which distinguishes FINGERPRINT from a CRC-32 of the application (RFC 8489
+/// The value that is XORed with the CRC-32. It distinguishes FINGERPRINT from a CRC-32 of the application (RFC 8489
 /// §14.7).
 const FINGERPRINT_XOR: u32 = 0x5354_554E;
 

@@ -1,4 +1,4 @@
-//! Properties of reader and writer with generated, mutated and random bytes.
+//! Property tests of the reader and the writer with generated, mutated and random bytes.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -127,7 +127,7 @@ fn exercise(bytes: &[u8]) -> Result<(), TestCaseError> {
         prop_assert_eq!(Some(Data(&bytes[range])), message.get().unwrap());
     }
 
-    // A message of the attributes that are not ignored has the same attributes.
+    // A new message with the attributes that are not ignored has the same attributes.
     let mut buffer = vec![0xEE; 70_000];
     let mut writer = MessageWriter::new(&mut buffer, message.class(), message.method(), message.transaction_id());
     message.attributes().for_each(|attribute| writer.push(&attribute));

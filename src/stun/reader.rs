@@ -47,7 +47,7 @@ impl<'a> Reader<'a> {
         std::mem::take(&mut self.0)
     }
 
-    /// Reads an attribute and its padding, whose value is ignored (RFC 8489 §14).
+    /// Reads an attribute and skips its padding, whose value a receiver ignores (RFC 8489 §14).
     pub(super) fn attribute(&mut self) -> Option<(AttributeType, &'a [u8])> {
         let kind = AttributeType::new(self.u16()?);
         let len = usize::from(self.u16()?);

@@ -35,7 +35,7 @@ impl Segments {
     }
 }
 
-/// Packets of one client, to be passed to [`Server::client_packet`](crate::turn::Server::client_packet) until it
+/// Packets of one client. Pass the burst to [`Server::client_packet`](crate::turn::Server::client_packet) until it
 /// returns `None`.
 #[derive(Debug)]
 pub struct ClientBurst {
@@ -66,8 +66,8 @@ impl ClientBurst {
     }
 }
 
-/// Datagrams of one peer on one relay socket, to be passed to [`Server::peer_packet`](crate::turn::Server::peer_packet)
-/// until it returns `None`.
+/// Datagrams of one peer on one relay socket. Pass the burst to
+/// [`Server::peer_packet`](crate::turn::Server::peer_packet) until it returns `None`.
 #[derive(Debug)]
 pub struct PeerBurst {
     segments: Segments,

@@ -230,7 +230,7 @@ pub struct ToClient {
     pub tos: u8,
 }
 
-/// A Data indication about an ICMP error, which is in the response buffer (RFC 8656 §11.5).
+/// A Data indication about an ICMP error (RFC 8656 §11.5). It is in the response buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IcmpIndication {
     /// The client's 5-tuple.
@@ -244,7 +244,7 @@ pub struct IcmpIndication {
 pub struct Response {
     /// The length of the response, which begins at the start of the response buffer.
     pub length: usize,
-    /// What the request is counted under once the response is sent.
+    /// The outcome that the request is counted under, once the response is sent.
     pub outcome: Outcome,
 }
 
@@ -284,9 +284,9 @@ pub enum Action {
 /// A bound channel whose peer has a permission, as plain data. Traffic that is relayed outside the core must be
 /// [credited](crate::turn::Server::credit).
 ///
-/// The 5-tuple and the channel number identify a route. A peer at a relay address of this server is the relayed
-/// transport address of another client. For each packet, the core checks that this address is still in use, and
-/// translates it to the bound address. Such a route must not be relayed outside the core.
+/// The 5-tuple and the channel number identify a route. If the peer's address is a relay address of this server, the
+/// peer is the relayed transport address of another client. For each packet, the core checks that this address is still
+/// in use, and translates it to the bound address. Traffic of such a route must not be relayed outside the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelRoute {
     /// The client's 5-tuple.

@@ -213,8 +213,8 @@ impl Server {
         })
     }
 
-    /// Credits relayed packets to an allocation. Either the shell has relayed them, or another program that uses a
-    /// [`ChannelRoute`](super::ChannelRoute). `bytes` is the amount of application data.
+    /// Credits relayed packets to an allocation: packets that the shell has sent, or that another program has relayed
+    /// with a [`ChannelRoute`](super::ChannelRoute). `bytes` is the amount of application data.
     pub fn credit(&mut self, socket: SocketId, direction: Direction, packets: u64, bytes: u64) {
         let id = socket.allocation();
         let traffic = match self.table.get_mut(id) {

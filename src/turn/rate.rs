@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::turn::time::Instant;
 
-/// The number of a bucket's time units in a microsecond. A unit is short enough for a single byte at the highest rate.
+/// The number of a bucket's time units in a microsecond. At the highest rate, one unit is the time for four bytes.
 const PARTS: u64 = 1024;
 const SECOND: u64 = 1_000_000 * PARTS;
 
@@ -49,8 +49,8 @@ impl Rate {
         Self::new(per_second, per_second.saturating_mul(4).max(32))
     }
 
-    /// Returns when a bucket will be full after `amount` is taken, if it would have been full at `full`. `None` if the
-    /// bucket has less than `amount`.
+    /// Takes `amount` from a bucket that will be full at `full`. Returns the new time at which it will be full;
+    /// `None` if it has less than `amount`.
     fn after(&self, full: u64, now: Instant, amount: u64) -> Option<u64> {
         let now = now.micros().saturating_mul(PARTS);
         let owed = full.saturating_sub(now).saturating_add(amount.saturating_mul(SECOND) / self.per_second);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_passes_and_then_the_rate() {
+    fn a_burst_passes_and_then_the_rate_applies() {
         let (rate, mut bucket) = (Rate::of_bytes(100_000).unwrap(), Bucket::FULL);
         assert_eq!(passed(&mut bucket, &rate, at(5_000_000), 1_000), 100);
         assert_eq!(passed(&mut bucket, &rate, at(5_500_000), 1_000), 50);

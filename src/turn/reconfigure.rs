@@ -19,8 +19,8 @@ use crate::auth::IdentityCache;
 pub(crate) struct Review {
     /// The place in the table to continue at; `None` if every allocation was reviewed.
     next: Option<u32>,
-    /// The highest limits of any configuration so far. An allocation may have that many permissions and channels,
-    /// because a lower limit does not remove existing ones.
+    /// The highest limits so far, or the numbers of an imported allocation if they are higher. An allocation may have
+    /// that many permissions and channels, because a lower limit does not remove existing ones.
     permissions: usize,
     channels: usize,
 }

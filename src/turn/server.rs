@@ -42,7 +42,7 @@ pub struct Server {
     pub(crate) pools: Vec<PortPool>,
     pub(crate) table: Table,
     pub(crate) actions: VecDeque<Action>,
-    /// Relay sockets of ended allocations that the shell has not reported closed.
+    /// The number of relay sockets that the shell must close and has not reported closed.
     closing: usize,
     /// The reservations of this worker in the order in which they expire. Some may have been claimed.
     pub(crate) reserved: VecDeque<(Deadline, Token, SocketAddr)>,
@@ -134,7 +134,7 @@ impl Server {
         }
     }
 
-    /// Returns the next action in addition to the decision about the last input. Call it after every input until it
+    /// Returns the next action that an input requires in addition to its decision. Call it after every input until it
     /// returns `None`.
     pub fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()

@@ -39,7 +39,7 @@ pub(crate) fn response(
     };
     assert_eq!((sha1, sha256), signed);
     assert!(!message.contains(AttributeType::USERNAME) && !message.contains(AttributeType::USERHASH));
-    // RFC 8656 §5 requires SOFTWARE in these; unauthenticated clients do not get it.
+    // RFC 8656 §5 recommends SOFTWARE in responses to Allocate and Refresh. Unauthenticated clients do not get it.
     let named = key.is_some() && [Method::ALLOCATE, Method::REFRESH].contains(&message.method());
     assert_eq!(message.get::<Software<'_>>().unwrap().is_some(), named);
 

@@ -92,7 +92,7 @@ pub(crate) struct Rates {
 }
 
 impl Rates {
-    /// Most worlds have no rate limits. The rates divide a second, so that no rounding is needed.
+    /// Generates the rate limits. Most worlds have none. The rates divide a second, so that no rounding is needed.
     fn generate(rng: &mut SplitMix) -> Self {
         if rng.percent(70) {
             return Self::default();

@@ -372,7 +372,7 @@ impl World {
                 0 => bytes[at] = byte,
                 1 => bytes[at] ^= 1 << (byte % 8),
                 2 => bytes.truncate(at.max(1)),
-                // After the integrity attribute, only FINGERPRINT counts.
+                // LIFETIME of 0. It is ignored after an integrity attribute.
                 _ => {
                     bytes.extend([0, 0x0d, 0, 4, 0, 0, 0, 0]);
                     if bytes.len() >= 20 && bytes[0] < 4 {
@@ -457,7 +457,7 @@ impl World {
         if deadlines.is_empty() {
             return 1;
         }
-        // Mostly one of the next deadlines. Otherwise few allocations would last.
+        // Picks mostly one of the next three deadlines. With later deadlines, few allocations would last.
         deadlines.sort_unstable();
         if self.rng.percent(80) {
             deadlines.truncate(3);

@@ -77,7 +77,7 @@ pub(crate) struct World {
     servers: Vec<Server>,
     /// The announced routes of each worker.
     routes: Vec<Vec<ChannelRoute>>,
-    /// Packets that are credited after a later input, with the number of the input that they are from.
+    /// Packets that are credited after a later input, each with the number of its own input.
     unsent: Vec<(u64, usize, SocketId, Direction, usize)>,
     inputs: u64,
     core_rng: StdRng,
@@ -246,7 +246,7 @@ impl World {
         let key = expected.signer.map(|signer| self.model.credentials[signer].key(expected.keyed));
         let nonce = check::response(&self.response[..length], outcome, expected, key.as_ref());
         if let Some(nonce) = nonce {
-            // RFC 8489 §9.2.4. Only a server with nothing but static users can find every USERHASH.
+            // RFC 8489 §9.2.4. Only a server whose users are all static can find every USERHASH.
             let cookie = if self.setup().secrets.is_empty() { "obMatJos2wAAD" } else { "obMatJos2gAAB" };
             assert!(nonce.starts_with(cookie), "{nonce}");
             let now = self.now();
@@ -507,7 +507,7 @@ impl World {
                 Action::RouteRemoved(route) => {
                     let before = self.routes[worker].len();
                     self.routes[worker].retain(|other| other != route);
-                    assert_eq!(self.routes[worker].len() + 1, before, "a route is removed as it was added");
+                    assert_eq!(self.routes[worker].len() + 1, before, "the removed route was announced");
                     continue;
                 }
                 Action::Log(Event::LimitReached { limit, .. }) => *limit = check::merge_port_limits(*limit),
@@ -534,7 +534,7 @@ impl World {
         for action in actions {
             let Action::Close(relay) = action else { continue };
             let find = |socket: &Socket| socket.worker == worker && socket.relay == *relay;
-            let at = self.sockets.iter().position(find).expect("what is closed was open");
+            let at = self.sockets.iter().position(find).expect("the closed socket was open");
             let socket = self.sockets.swap_remove(at);
             self.closing.push((worker, socket.bind));
             self.stale.push_back(socket);

@@ -191,7 +191,7 @@ fn the_userhash_of_the_rfc_example_is_found() {
 }
 
 #[test]
-fn username_anonymity_is_announced_only_with_static_users_alone() {
+fn username_anonymity_requires_static_users_and_no_secret() {
     let anonymity = |secrets: &[&str], users: &[(&str, &str)]| authenticator(secrets, users).features();
     let features = |username_anonymity| SecurityFeatures { password_algorithms: true, username_anonymity };
     assert_eq!(anonymity(&[], &[("bob", "builder")]), features(true));

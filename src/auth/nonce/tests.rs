@@ -133,7 +133,7 @@ fn a_nonce_of_another_key_is_invalid() {
 }
 
 #[test]
-fn rotated_secrets_accept_each_others_nonces() {
+fn a_nonce_is_accepted_while_its_secret_is_configured() {
     let before = mint_of(&["old"]);
     let during = mint_of(&["new", "old"]);
     let after = mint_of(&["new"]);

@@ -1,7 +1,7 @@
 //! Attributes whose value is text (RFC 8489 §14.3, §14.9, §14.10, §14.14, §14.16).
 //!
-//! A sender limits them to fewer than 128 characters, and so to at most 509 bytes. A receiver must accept the 763 bytes
-//! of RFC 5389. The writer does not check the length, which is the responsibility of its caller.
+//! A sender limits them to fewer than 128 characters, which have at most 508 bytes. A receiver must accept the 763
+//! bytes of RFC 5389. The writer does not check the length, which is the responsibility of its caller.
 
 use super::{Attribute, AttributeError, EncodeAttribute};
 use crate::stun::{AttributeType, TransactionId, ValueWriter};

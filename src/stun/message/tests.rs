@@ -289,7 +289,7 @@ fn every_flipped_bit_is_detected() {
     }
 }
 
-// RFC 8489 §14.5, §14.7: both have one length
+// RFC 8489 §14.5, §14.7: MESSAGE-INTEGRITY and FINGERPRINT each have a fixed length
 #[test]
 fn checksums_of_another_length_are_wrong() {
     for len in [0, 1, 3, 4, 5, 16, 19, 20, 21, 24, 31, 32, 33, 64] {

@@ -46,7 +46,7 @@ rejection_codes! {
     BadRequest = BAD_REQUEST,
     /// 401.
     Unauthenticated = UNAUTHENTICATED,
-    /// 403: the peer policy denies the peer.
+    /// 403: the server denies the peer, or the client has a tunnel address.
     Forbidden = FORBIDDEN,
     /// 420.
     UnknownAttribute = UNKNOWN_ATTRIBUTE,
@@ -74,7 +74,7 @@ impl fmt::Display for RejectionCode {
     }
 }
 
-/// Why a request gets an error response, with what the response carries.
+/// Why a request gets an error response, and the content of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rejection {
     /// 300 with ALTERNATE-SERVER (RFC 8489 §10).

@@ -31,7 +31,7 @@ pub(crate) struct Authenticated<'a, 'm> {
 /// The result of a request that its handler accepts.
 pub(crate) enum Accepted {
     Success(Success),
-    /// The response follows when the socket is open.
+    /// The response follows when the socket is open or could not be opened.
     Open(SocketSpec),
     /// An earlier copy of the request is being processed.
     Pending,
@@ -73,7 +73,7 @@ impl Server {
         // sent.
         let nonce = self.check_nonce(cx, tuple, message);
         // A client is verified if it repeats a nonce of this server, valid or expired, or if it has an allocation. A
-        // flood of packets with its address as the forged source then does not block it.
+        // flood of packets that forge the address of a verified client does not block it.
         let verified = nonce != Err(NonceError::Invalid) || self.table.find_open(tuple, cx.now).is_some();
         if !verified && !self.responses.admits(tuple, cx.now) {
             return FromClient::Drop(DropReason::ResponseLimit);

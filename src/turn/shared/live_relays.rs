@@ -6,8 +6,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One bit for each port of each relay address. A worker sets and clears the bits of its own ports. All workers read
-/// them.
+/// One bit for each port of each relay address. A worker sets and clears the bits of the ports that it uses. All
+/// workers read them.
 #[derive(Debug)]
 pub struct LiveRelays {
     addresses: Vec<RelayPorts>,

@@ -42,7 +42,7 @@ impl Denial {
 }
 
 impl PeerPolicy {
-    /// Checks whether a client may exchange data with `peer`. Returns the address to send datagrams for the peer to.
+    /// Checks whether a client may exchange data with `peer`. Returns the destination of datagrams for the peer.
     ///
     /// # Errors
     /// Returns the rule that denies the peer.
@@ -54,7 +54,7 @@ impl PeerPolicy {
     }
 
     /// Checks whether a permission for `address` may be installed. A permission has no port, so the relay addresses of
-    /// this server are allowed. Whether a port is live is checked when data is relayed.
+    /// this server are allowed. The port is checked when data is relayed.
     ///
     /// # Errors
     /// Returns the rule that denies the address.

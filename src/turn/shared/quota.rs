@@ -1,8 +1,8 @@
 //! The number of allocations of all workers, per user and in total, and the rate usage of each user.
 //!
 //! Counters are atomic words. Workers change them by compare-and-swap when allocations begin and end, without locks.
-//! The data path uses one word, and only if the bandwidth of users is limited. The ticket of an allocation contains its
-//! index.
+//! The data path changes one word, and only if the bandwidth of users is limited. It finds this word by the index in
+//! the ticket of the allocation.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -18,8 +18,8 @@ use crate::turn::time::Instant;
 
 /// The number of words in a row. The hash of a user selects the row.
 const WAYS: usize = 16;
-/// The number of words per allocation that the table has room for. A row has at most four users on average, and one row
-/// in a million overflows.
+/// The number of words in the table for each allocation of its capacity. A row has at most four users on average, and
+/// one row in a million overflows.
 const ROOM: usize = 4;
 const COUNT_BITS: u32 = 20;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;

@@ -1,9 +1,10 @@
 //! Relayed transport addresses that are reserved for the Allocate request with their token (RFC 8656 §7.2). All workers
 //! share the table, because the request may arrive at another worker.
 //!
-//! A worker reserves its own ports, and ends the reservations that are not claimed in time. A reservation is one word.
-//! To claim or to end it, a worker exchanges the token in the word for 0. The worker that succeeds then owns the port
-//! and its place in the quota. A worker returns a claimed port by setting a bit, which the owner of the port collects.
+//! A worker reserves its own ports, and ends the reservations that are not claimed in time. The token of a reservation
+//! is one word. To claim or to end the reservation, a worker exchanges the token for 0. The worker that succeeds then
+//! owns the port and its place in the quota. A worker returns a claimed port by setting a bit, which the owner of the
+//! port collects.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
@@ -182,7 +183,7 @@ impl Reservations {
         Some((address, address.pairs.get(address.index(port)?)?))
     }
 
-    /// Returns the address of an odd port with its number, and the index of the port's pair.
+    /// Returns the relay address of an odd port, with the index of the address and the index of the port's pair.
     fn find_pair(&self, bind: SocketAddr) -> Option<(u8, &Address, usize)> {
         let (at, address) = (0..=u8::MAX).zip(&self.addresses).find(|(_, address)| address.bind == bind.ip())?;
         Some((at, address, address.index(bind.port()).filter(|_| !bind.port().is_multiple_of(2))?))

@@ -55,8 +55,8 @@ pub(crate) struct Meter {
     to_peers: Bucket,
     to_client: Bucket,
     pub(crate) peers: Bucket,
-    /// The time until which data dropped by the limit of the allocation is not logged again. `user_reported` is the
-    /// same for the limit of the user.
+    /// The earliest time of the next log entry about data that the limit of the allocation drops. `user_reported` is
+    /// the same for the limit of the user.
     own_reported: Deadline,
     user_reported: Deadline,
 }
@@ -101,7 +101,7 @@ pub(crate) struct Opening {
     pub(crate) failed: Option<(AddressFamily, AllocateFailure)>,
     /// Whether the address was reserved. Then no other port is tried.
     pub(crate) claimed: bool,
-    /// The place in the quota for the port to be reserved.
+    /// The place in the quota for the next higher port, if the request reserves it.
     pub(crate) reserve: Option<Ticket>,
 }
 

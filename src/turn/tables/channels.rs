@@ -64,7 +64,7 @@ impl Channels {
         (!channel.deadline.has_passed(now)).then_some(channel.number)
     }
 
-    /// Returns why `number` and `peer` cannot be bound to each other, if they cannot. An expired binding is no
+    /// Returns the conflict that prevents binding `number` to `peer`, if there is one. An expired binding is no
     /// conflict.
     pub(crate) fn conflict(&self, number: u16, peer: SocketAddr, now: Instant) -> Option<BindConflict> {
         if self.peer(number, now).is_some_and(|bound| bound != peer) {

@@ -171,7 +171,7 @@ impl PortPool {
     }
 
     fn make_free(&mut self, port: u16, from: PortState) -> bool {
-        debug_assert_eq!(self.state(port), Some(from), "port {port} is released once and from its state");
+        debug_assert_eq!(self.state(port), Some(from), "port {port} is in the state that it is released from");
         let Ok(at) = u16::try_from(self.free.len()) else { return false };
         match self.state_mut(port) {
             Some(place) if *place == from => *place = PortState::Free(at),

@@ -34,7 +34,7 @@ pub(crate) enum SocketState {
 }
 
 impl Relays {
-    /// Enters an address and returns the index of its socket.
+    /// Stores an address and returns the index of its socket.
     pub(crate) fn set(&mut self, relay: Relay) -> SocketIndex {
         match &mut self.first {
             Some(first) if first.family() != relay.family() => {

@@ -13,7 +13,7 @@ use crate::turn::time::{Deadline, Instant};
 /// The number of buckets. A keyed hash assigns sources to them, so the memory is fixed.
 const BUCKETS: usize = 8192;
 
-/// The time over which a source can save up unused responses.
+/// The time over which a source accumulates unused responses.
 const BURST: Duration = Duration::from_secs(4);
 
 #[derive(Debug)]
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_limited_separately_and_an_ipv6_network_as_one() {
+    fn each_source_has_its_own_limit_and_an_ipv6_network_is_one_source() {
         let mut limit = ResponseLimit::new(50);
         assert_eq!(admitted(&mut limit, "2001:db8::1", at(0)), 201);
         assert_eq!(admitted(&mut limit, "2001:db8::ffff:1", at(0)), 0);

@@ -34,7 +34,7 @@ const UNFILED: Entry = Entry { previous: NONE, next: NONE, second: NO_SECOND };
 
 #[expect(
     clippy::indexing_slicing,
-    reason = "slots are indices modulo SLOTS, keys are grown into the vector before use, links name filed entries"
+    reason = "slots are indices modulo SLOTS, the vector grows before a key is used, links refer to filed entries"
 )]
 impl Wheel {
     pub(crate) fn new() -> Self {
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fraction_of_a_second_fires_at_the_next_whole_one() {
+    fn a_deadline_between_two_seconds_fires_at_the_later_one() {
         let mut wheel = Wheel::new();
         wheel.file(0, Deadline::after(at(0), Duration::from_millis(1_001)));
         assert!(drain(&mut wheel, at(1)).is_empty());

@@ -17,7 +17,7 @@ const LISTED: [u8; 8] = [0, 2, 0, 0, 0, 1, 0, 0];
 const SHA256: [u8; 4] = [0, 2, 0, 0];
 const MD5: [u8; 4] = [0, 1, 0, 0];
 
-/// A client that uses password algorithms, and what it sends.
+/// A client that uses password algorithms, and the attributes that it sends.
 #[derive(Clone)]
 struct AlgorithmClient {
     client: Client,
@@ -234,7 +234,7 @@ fn a_nonce_with_modified_feature_bits_is_438() {
     for features in ["AAAA", "gAAA", "AAAB", "wAAD"] {
         let nonce = honest.nonce.replacen("gAAB", features, 1);
         assert_ne!(nonce, honest.nonce);
-        // A client that sees no feature bits uses MD5. The other one uses password algorithms.
+        // A client that sees no feature bits uses MD5. A client that sees them uses password algorithms.
         let misled = Client { nonce: nonce.clone(), ..honest.clone() };
         let response = world.send_request(&misled, Method::ALLOCATE, &[&RequestedTransport::UDP]);
         assert_eq!((response.code(), response.kinds()), (Some(438), CHALLENGE.to_vec()));
@@ -245,8 +245,8 @@ fn a_nonce_with_modified_feature_bits_is_438() {
     assert_eq!(world.footprint(), EMPTY);
 }
 
-// This server does not know the list of another server. The client gets a nonce and a list of this server. It would
-// have to ignore a 400 without integrity (RFC 8489 §9.2.5).
+// This server does not know the list of another server. It sends a challenge with its own nonce and list, because the
+// client would have to ignore a 400 without integrity (RFC 8489 §9.2.5).
 #[test]
 fn a_client_with_the_nonce_and_the_list_of_another_server_is_challenged() {
     let mut world = World::new();
@@ -266,7 +266,7 @@ fn a_client_with_the_nonce_and_the_list_of_another_server_is_challenged() {
     assert_eq!(world.footprint(), EMPTY);
 }
 
-// Nonces of another version with the same key and without feature bits stay valid.
+// Nonces of another server version, with the same key and without feature bits, are valid.
 #[test]
 fn a_nonce_without_feature_bits_requires_no_algorithm_list() {
     let mut world = World::new();

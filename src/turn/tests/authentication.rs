@@ -160,7 +160,7 @@ fn a_nonce_is_valid_for_exactly_its_lifetime() {
     assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 438);
 }
 
-// RFC 8489 §9.2.4: no NONCE twice, unless for the same source address and port.
+// RFC 8489 §9.2.4: two requests get the same NONCE only if they have the same source address and port.
 #[test]
 fn two_clients_are_given_different_nonces() {
     let mut world = World::new();

@@ -50,7 +50,8 @@ fn binding_with_a_thousand_unknown_attributes_gets_a_small_response() {
     assert!(response.bytes.len() <= 120, "{} bytes", response.bytes.len());
 }
 
-// RFC 8489 §7: the response has a FINGERPRINT if the request has one. §6.3: a wrong one is silently discarded.
+// RFC 8489 §7: the response has a FINGERPRINT if the request has one. §6.3: a message with a wrong FINGERPRINT is
+// silently discarded.
 #[test]
 fn responses_have_a_fingerprint_if_the_request_has_one_and_a_wrong_one_is_dropped() {
     let mut world = World::new();

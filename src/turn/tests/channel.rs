@@ -27,7 +27,7 @@ fn allocated() -> (World, Client, Relay) {
 fn channel_bind_gets_an_empty_signed_response_and_installs_a_permission() {
     let (mut world, client, relay) = allocated();
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).kinds(), [AttributeType::MESSAGE_INTEGRITY]);
-    // From the bound peer as ChannelData, from another port of its address as a Data indication.
+    // Data from the bound peer becomes ChannelData. Data from another port of its address becomes a Data indication.
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Ok((client.tuple, channel_data(0x4000, b"in"))));
     let mut other_port = peer(1);
     other_port.set_port(7_001);
@@ -191,7 +191,7 @@ fn channels_and_permissions_above_the_limits_are_508() {
     assert_eq!(bind(&mut world, &client, 0x4000, peer(2)).code(), None);
 }
 
-// Also if `advance` was not called since they expired.
+// This holds even if `advance` was not called since they expired.
 #[test]
 fn expired_channels_and_permissions_do_not_count_against_the_limits() {
     let mut world = World::with(|setup| {

@@ -48,7 +48,7 @@ fn created(world: &mut World) -> RelayedAddresses {
     }
 }
 
-/// Expects that the server closes one of two sockets, and no other action. Reports the socket closed.
+/// Expects that the server closes one of two sockets and requests no other action. Reports the socket closed.
 fn expect_close(world: &mut World, relay: &Relay) {
     assert_eq!(world.action(), Some(Action::Close(relay.id)));
     assert_eq!(world.action(), None, "the allocation continues");

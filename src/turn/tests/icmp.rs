@@ -24,8 +24,8 @@ fn v6() -> (World, Client, SocketId) {
     (world, client, relay.id)
 }
 
-// A Data indication with XOR-PEER-ADDRESS, including the port, and ICMP, without DATA. Also if a channel is bound, and
-// also on a connection (§16).
+// A Data indication with XOR-PEER-ADDRESS, including the port, and ICMP, without DATA. The same applies if a channel is
+// bound, and on a connection (§16).
 #[test]
 fn an_icmp_error_is_sent_to_the_client_in_a_data_indication() {
     for transport in [Transport::Udp, Transport::Tcp] {

@@ -1,4 +1,5 @@
-//! The identity cache saves the derivation of keys (RFC 8489 §9.2.2). Every request is still authenticated.
+//! With the identity cache, the server does not derive a key again (RFC 8489 §9.2.2). It still authenticates every
+//! request.
 
 use std::rc::Rc;
 
@@ -62,7 +63,7 @@ fn the_allocations_of_a_user_share_one_identity() {
     assert!(identities.all(|identity| Rc::ptr_eq(identity, first)));
 }
 
-// Also if other requests have evicted the identity from the cache.
+// An allocation has its own identity, so it does not matter if other requests evict the identity from the cache.
 #[test]
 fn requests_on_an_allocation_derive_no_key() {
     let mut world = World::new();

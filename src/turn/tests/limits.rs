@@ -196,11 +196,12 @@ fn data_dropped_by_the_user_rate_is_not_charged_to_the_allocation() {
     world.pass(seconds(1));
     world.relayed(&clients[0].tuple, &send(&[7; 1_000]));
     assert_eq!(world.dropped(&clients[0].tuple, &send(b"x")), DropReason::AllocationBandwidth);
-    // Each of the two limits has its own minute.
+    // Each of the two limits is logged once a minute, independently of the other.
     assert_eq!(world.logged_limit(), Limit::AllocationBandwidth);
 }
 
-// RFC 8656 §7.2 step 10: 486. Retransmissions and other rejected requests are not charged. Deletion refunds nothing.
+// RFC 8656 §7.2 step 10: 486. Retransmissions and other rejected requests are not charged. Deleting an allocation does
+// not undo its charge.
 #[test]
 fn allocations_above_the_user_rate_are_486() {
     let mut world = World::with(|setup| setup.limits.user_rates.allocations = Rate::new(1, 2));

@@ -1,4 +1,4 @@
-//! The quota against a naive model: each allocation is counted once and until it ends.
+//! Compares the quota with a naive model: each allocation counts once, until it ends.
 
 use std::collections::BTreeMap;
 

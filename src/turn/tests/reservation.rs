@@ -116,7 +116,7 @@ fn invalid_combinations_with_a_token_or_a_reservation_are_400() {
     world.allocate_with(&client, &[&token]);
 }
 
-// Step 5: out of range, of no reservation, or expired → 508.
+// Step 5: a token that is out of range, belongs to no reservation, or has expired → 508.
 #[test]
 fn an_invalid_token_is_508() {
     let mut world = World::new();

@@ -99,7 +99,7 @@ fn messages_with_the_maximum_number_of_attributes_are_accepted() {
     world.accept(&client, Method::CREATE_PERMISSION, &peers);
 }
 
-// The maximum lengths of RFC 8489 §14.3, §14.9 and §14.10.
+// RFC 8489 §14.3, §14.9, §14.10: a receiver parses up to 763 bytes.
 #[test]
 fn the_longest_username_realm_and_nonce_are_parsed() {
     let mut world = World::new();

@@ -105,7 +105,7 @@ impl Drop for World {
     }
 }
 
-/// What allocations use. A request that fails must not change it.
+/// The resources that allocations use. A request that fails must not change them.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Footprint {
     pub(crate) allocations: usize,
@@ -179,7 +179,7 @@ impl World {
                 Action::RouteRemoved(route) => {
                     let before = self.routes.len();
                     self.routes.retain(|other| *other != route);
-                    assert_eq!(self.routes.len(), before - 1, "a route is removed as it was added");
+                    assert_eq!(self.routes.len(), before - 1, "the removed route was announced");
                 }
                 other => return Some(other),
             }
@@ -248,7 +248,7 @@ impl World {
         }
     }
 
-    /// Passes a packet to the server. The response buffer is filled with other bytes before.
+    /// Passes a packet to the server. The response buffer initially contains other bytes.
     pub(crate) fn client_packet(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (FromClient, Vec<u8>) {
         let mut buffer = vec![0xaa; RESPONSE_BUFFER];
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
@@ -260,8 +260,8 @@ impl World {
         (decision, buffer)
     }
 
-    /// Passes a merged datagram from a client, with segments of `length` bytes. Returns how many bytes each segment
-    /// relays, or why it is dropped.
+    /// Passes a merged datagram from a client, with segments of `length` bytes. Returns for each segment how many bytes
+    /// are relayed, or why it is dropped.
     pub(crate) fn client_burst(
         &mut self,
         tuple: &FiveTuple,
@@ -284,8 +284,8 @@ impl World {
         }
     }
 
-    /// Passes a merged datagram from a peer: `bytes` of data in segments of `length` bytes. Returns how many bytes each
-    /// segment relays, or why it is dropped.
+    /// Passes a merged datagram from a peer: `bytes` of data in segments of `length` bytes. Returns for each segment
+    /// how many bytes are relayed, or why it is dropped.
     pub(crate) fn peer_burst(
         &mut self,
         socket: SocketId,
@@ -379,8 +379,8 @@ impl World {
         }
     }
 
-    /// Passes a datagram from a peer to the server. Returns the message to the client. The buffer around the payload is
-    /// filled with other bytes before.
+    /// Passes a datagram from a peer to the server. Returns the message to the client. The buffer around the payload
+    /// initially contains other bytes.
     pub(crate) fn peer_packet(
         &mut self,
         relay: SocketId,
@@ -398,8 +398,8 @@ impl World {
         Ok((route.tuple, buffer[message].to_vec()))
     }
 
-    /// Passes an ICMP error to the server. Returns the message to the client. The buffer is filled with other bytes
-    /// before.
+    /// Passes an ICMP error to the server. Returns the message to the client. The buffer initially contains other
+    /// bytes.
     pub(crate) fn peer_unreachable(
         &mut self,
         relay: SocketId,
@@ -660,7 +660,8 @@ impl CheckedResponse {
     }
 }
 
-/// Panics unless every padding byte is zero (RFC 8489 §14) and no attribute appears twice.
+/// Panics unless every padding byte is zero (RFC 8489 §14) and no attribute appears twice. XOR-RELAYED-ADDRESS and
+/// ALTERNATE-SERVER may appear twice.
 pub(crate) fn assert_padding_is_zero(message: &[u8]) {
     let mut rest = &message[HEADER_LEN..];
     let mut kinds = BTreeSet::new();

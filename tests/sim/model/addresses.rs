@@ -45,7 +45,7 @@ impl Address {
 pub(crate) struct Alloc {
     pub(crate) tuple: FiveTuple,
     pub(crate) worker: usize,
-    /// IPv4 first. The one that is being opened is the last.
+    /// IPv4 first. The address that is being opened is the last.
     pub(crate) addresses: Vec<Address>,
     pub(crate) username: String,
     pub(super) user: String,
@@ -258,7 +258,7 @@ impl Model {
             assert!(free.contains(&open.bind), "{} may be used", open.bind);
         }
         let others = self.allocs.iter().filter(|alloc| alloc.worker == worker).flat_map(|alloc| &alloc.addresses);
-        assert!(others.clone().all(|address| address.id != open.socket), "a new identifier");
+        assert!(others.clone().all(|address| address.id != open.socket), "the identifier is new");
         let relayed = self.relayed(open.bind);
         self.taken.push(open.bind);
         let alloc = &mut self.allocs[at];
@@ -365,7 +365,7 @@ impl Model {
         let late = self.allocs.iter().filter(|alloc| alloc.worker == worker).flat_map(|alloc| &alloc.addresses);
         assert!(
             !late.clone().any(|address| is_open(address) && overdue(address.deadline)),
-            "what has expired is closed"
+            "expired addresses are closed"
         );
         self.allocs.retain(|alloc| alloc.worker != worker || alloc.open || !overdue(alloc.deadline));
         self.reservations.retain(|reservation| reservation.worker != worker || reservation.until > now.ms);
@@ -390,7 +390,7 @@ impl Model {
                 Action::Close(id) => {
                     let mut addresses = allocs.flat_map(|alloc| &mut alloc.addresses);
                     let address = addresses.find(|address| address.id == *id && is_open(address));
-                    let address = address.expect("what is closed was open");
+                    let address = address.expect("the closed socket was open");
                     assert!(
                         reason == EndReason::ServerStopped || address.deadline <= now.ms,
                         "{address:?} has expired"
@@ -398,7 +398,7 @@ impl Model {
                     address.state = State::Ended;
                 }
                 Action::Log(Event::AllocationEnded(summary)) => {
-                    let alloc = allocs.find(|alloc| alloc.tuple == summary.tuple).expect("what ends existed");
+                    let alloc = allocs.find(|alloc| alloc.tuple == summary.tuple).expect("the allocation existed");
                     assert!(alloc.open && !alloc.addresses.iter().any(is_open), "{alloc:?} has ended");
                     assert_eq!(**summary, alloc.summary(now, reason));
                     self.allocs.retain(|alloc| alloc.tuple != summary.tuple);

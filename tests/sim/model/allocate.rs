@@ -167,7 +167,7 @@ impl Model {
         if no_df && has_v6 && (wanted.v6 || additional) {
             return Err(reject(unknown_dont_fragment()));
         }
-        // Step 10, and again for a port to be reserved.
+        // Step 10, and again if the request reserves a port.
         self.admit(tuple, &wanted, 0).map_err(reject)?;
         if preference == PortPreference::Pair {
             self.admit(tuple, &wanted, 1).map_err(reject)?;

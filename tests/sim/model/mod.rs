@@ -179,7 +179,7 @@ impl Model {
         }
     }
 
-    /// A client has reached a limit.
+    /// Announces that a client has reached a limit.
     fn limit_reached(&mut self, at: usize, limit: Limit) {
         let (user, tuple) = (self.allocs[at].user.clone(), self.allocs[at].tuple);
         self.announced.push(Action::Log(Event::LimitReached { user, tuple, limit }));

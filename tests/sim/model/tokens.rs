@@ -43,7 +43,7 @@ pub(super) struct UserTokens {
 pub(super) struct AllocTokens {
     bytes: [Tokens; 2],
     peers: Tokens,
-    /// The times until which its own limit and the limit of its user are not logged again.
+    /// The earliest times of the next log entries about its own limit and about the limit of its user.
     silent_until: [u64; 2],
 }
 

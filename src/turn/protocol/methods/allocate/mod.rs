@@ -222,7 +222,7 @@ impl Server {
         Ok((reserved, ticket))
     }
 
-    /// Enters an allocation that has no address yet.
+    /// Adds an allocation that has no address yet to the table.
     fn begin(&mut self, now: Instant, request: &Authenticated<'_, '_>, ticket: Ticket, start: Start) -> AllocationId {
         let opening = Opening {
             attempts: 0,
@@ -328,7 +328,7 @@ impl Server {
         }
     }
 
-    /// Responds when all sockets are open or have failed. It is a success response if at least one socket is open.
+    /// Responds when all sockets are open or have failed: with a success response if at least one socket is open.
     fn finish_allocate(&mut self, cx: &mut Context<'_>, id: AllocationId, response: &mut [u8]) -> Opened {
         let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
         let Some(bind) = allocation.relays.iter().next().map(Relay::bind) else {
