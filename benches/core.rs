@@ -268,11 +268,11 @@ fn allocate_and_delete(bencher: Bencher<'_, '_>) {
     let delete = client.request(Method::REFRESH, &[&Lifetime(0)]);
     let mut response = [0; RESPONSE_BUFFER];
     bencher.bench_local(|| {
-        let open = world.allocate(CLIENTS, black_box(&allocate), &mut response);
+        world.allocate(CLIENTS, black_box(&allocate), &mut response);
         world.succeed(CLIENTS, black_box(&delete), &mut response);
         while let Some(action) = world.server.next_action() {
-            if let Action::Close(_) = action {
-                world.server.socket_closed(open.bind);
+            if let Action::Close { bind, .. } = action {
+                world.server.socket_closed(bind);
             }
         }
     });

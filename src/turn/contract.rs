@@ -271,8 +271,14 @@ pub enum Opened {
 /// An action of the shell in addition to the decision about a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Close a relay socket, and then report it with [`Server::socket_closed`](crate::turn::Server::socket_closed).
-    Close(SocketId),
+    /// Close a relay socket, and then report its address with
+    /// [`Server::socket_closed`](crate::turn::Server::socket_closed).
+    Close {
+        /// The socket.
+        socket: SocketId,
+        /// The address that it is bound to.
+        bind: SocketAddr,
+    },
     /// Log an event.
     Log(Event),
     /// A channel became a route, or the expiry of its route changed.

@@ -210,7 +210,7 @@ impl Server {
     fn close(&mut self, socket: SocketId, relay: &Relay) {
         self.ledger.live.set(relay.bind(), false);
         self.closing += 1;
-        self.actions.push_back(Action::Close(socket));
+        self.actions.push_back(Action::Close { socket, bind: relay.bind() });
     }
 
     /// Releases the port of a socket that is closed or was not opened.

@@ -325,7 +325,7 @@ impl Shell {
         }
         while let Some(action) = self.server.next_action() {
             match action {
-                Action::Close(socket) => self.close_relay(socket),
+                Action::Close { socket, bind } => self.close_relay(socket, bind),
                 Action::Log(event) => self.events.log(now.monotonic, &event),
                 // No route is offloaded: the worker relays all data itself.
                 Action::RouteAdded(_) | Action::RouteRemoved(_) => {}
@@ -371,8 +371,8 @@ impl Shell {
         }
     }
 
-    fn close_relay(&mut self, id: SocketId) {
-        if let Some(bind) = self.relays.close(id) {
+    fn close_relay(&mut self, socket: SocketId, bind: SocketAddr) {
+        if self.relays.close(socket) {
             self.server.socket_closed(bind);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::rc::Rc;
 
 use crate::net::batch::DropCounter;
@@ -26,8 +26,6 @@ pub(super) struct RelaySockets {
 pub(super) struct RelaySocket {
     pub(super) id: SocketId,
     pub(super) socket: UdpSocket,
-    /// The address that it is bound to.
-    bind: SocketAddr,
     pub(super) drops: DropCounter,
     /// Whether it is in [`RelaySockets::ready`] or [`RelaySockets::failed`].
     queued: bool,
@@ -56,21 +54,21 @@ impl RelaySockets {
     }
 
     pub(super) fn insert(&mut self, spec: &SocketSpec, socket: UdpSocket) {
-        let SocketSpec { socket: id, bind, .. } = *spec;
+        let id = spec.socket;
         let slot = id.slot();
         if self.sockets.len() <= slot {
             self.sockets.resize_with(slot + 1, || None);
         }
         if let Some(place) = self.sockets.get_mut(slot) {
             debug_assert!(place.is_none(), "a slot's socket is closed before the slot is reused");
-            *place = Some(RelaySocket { id, socket, bind, drops: DropCounter::default(), queued: false, error: false });
+            *place = Some(RelaySocket { id, socket, drops: DropCounter::default(), queued: false, error: false });
         }
     }
 
-    /// Closes a socket. Returns the address that it was bound to.
-    pub(super) fn close(&mut self, id: SocketId) -> Option<SocketAddr> {
-        let place = self.sockets.get_mut(id.slot())?;
-        place.take_if(|relay| relay.id == id).map(|relay| relay.bind)
+    /// Closes a socket. Returns whether it was open.
+    pub(super) fn close(&mut self, id: SocketId) -> bool {
+        let place = self.sockets.get_mut(id.slot());
+        place.and_then(|place| place.take_if(|relay| relay.id == id)).is_some()
     }
 
     pub(super) fn socket(&self, id: SocketId) -> Option<&UdpSocket> {

@@ -532,8 +532,8 @@ impl World {
 
     fn close_sockets(&mut self, worker: usize, actions: &[Action]) {
         for action in actions {
-            let Action::Close(relay) = action else { continue };
-            let find = |socket: &Socket| socket.worker == worker && socket.relay == *relay;
+            let Action::Close { socket: relay, bind } = action else { continue };
+            let find = |socket: &Socket| socket.worker == worker && (socket.relay, socket.bind) == (*relay, *bind);
             let at = self.sockets.iter().position(find).expect("the closed socket was open");
             let socket = self.sockets.swap_remove(at);
             self.closing.push((worker, socket.bind));

@@ -359,7 +359,7 @@ fn exhausted_ports_are_508_until_a_socket_is_closed() {
     // The port is released when the socket is closed, not before.
     let first = world.client(1);
     world.accept(&first, Method::REFRESH, &[&Lifetime(0)]);
-    assert_eq!(world.action(), Some(Action::Close(relays[0].id)));
+    assert_eq!(world.action(), Some(Action::Close { socket: relays[0].id, bind: relays[0].bind }));
     assert!(matches!(world.event(), Event::AllocationEnded(_)));
     expect_rejection(&mut world);
     world.server.socket_closed(relays[0].bind);

@@ -50,7 +50,7 @@ fn created(world: &mut World) -> RelayedAddresses {
 
 /// Expects that the server closes one of two sockets and requests no other action. Reports the socket closed.
 fn expect_close(world: &mut World, relay: &Relay) {
-    assert_eq!(world.action(), Some(Action::Close(relay.id)));
+    assert_eq!(world.action(), Some(Action::Close { socket: relay.id, bind: relay.bind }));
     assert_eq!(world.action(), None, "the allocation continues");
     world.server.socket_closed(relay.bind);
 }
@@ -58,7 +58,7 @@ fn expect_close(world: &mut World, relay: &Relay) {
 /// Expects that the server closes the sockets and logs the end of their allocation. Reports the sockets closed.
 fn expect_end(world: &mut World, relays: &[Relay]) -> RelayedAddresses {
     for relay in relays {
-        assert_eq!(world.action(), Some(Action::Close(relay.id)));
+        assert_eq!(world.action(), Some(Action::Close { socket: relay.id, bind: relay.bind }));
     }
     let Event::AllocationEnded(summary) = world.event() else { panic!("a log entry about the end is expected") };
     relays.iter().for_each(|relay| world.server.socket_closed(relay.bind));
@@ -265,7 +265,7 @@ fn an_allocation_that_ends_while_its_second_socket_opens_releases_both() {
             } else {
                 world.server.connection_closed(world.now, &client.tuple);
             }
-            assert_eq!(world.action(), Some(Action::Close(first.socket)));
+            assert_eq!(world.action(), Some(Action::Close { socket: first.socket, bind: first.bind }));
             assert_eq!(world.action(), None, "the client does not know of the allocation");
             assert_eq!(world.footprint(), Footprint { ports_taken: 2, ..EMPTY });
             assert_eq!(world.socket_opened(&second, result).0, Opened::Abandoned);

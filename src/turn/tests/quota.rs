@@ -153,10 +153,10 @@ impl Case {
     /// Carries out the actions of the server, and compares it with the model.
     fn check(&mut self) {
         while let Some(action) = self.world.action() {
-            let Action::Close(id) = action else { continue };
-            let at = self.relays.iter().position(|open| open.socket == id).unwrap();
-            let open = self.relays.remove(at);
-            self.world.server.socket_closed(open.bind);
+            let Action::Close { socket, bind } = action else { continue };
+            let at = self.relays.iter().position(|open| open.socket == socket && open.bind == bind).unwrap();
+            self.relays.remove(at);
+            self.world.server.socket_closed(bind);
         }
         let quota = &self.world.ledger.quota;
         assert_eq!(quota.allocations() as usize, self.allocations.len());

@@ -23,9 +23,9 @@ fn events(world: &mut World, relays: &[Relay]) -> Vec<Event> {
     while let Some(action) = world.action() {
         match action {
             Action::Log(event) => events.push(event),
-            Action::Close(id) => {
-                let relay = relays.iter().find(|relay| relay.id == id).unwrap();
-                world.server.socket_closed(relay.bind);
+            Action::Close { socket, bind } => {
+                assert!(relays.iter().any(|relay| relay.id == socket && relay.bind == bind));
+                world.server.socket_closed(bind);
             }
             other => panic!("{other:?}"),
         }

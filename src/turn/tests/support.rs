@@ -476,7 +476,7 @@ impl World {
 
     /// Expects that the server closes the socket and logs the end of its allocation. Reports the socket closed.
     pub(crate) fn expect_end(&mut self, relay: &Relay) -> AllocationSummary {
-        assert_eq!(self.action(), Some(Action::Close(relay.id)));
+        assert_eq!(self.action(), Some(Action::Close { socket: relay.id, bind: relay.bind }));
         let Event::AllocationEnded(summary) = self.event() else { panic!("a log entry about the end is expected") };
         assert_eq!(summary.relay, relay.relayed.into());
         self.server.check_invariants(self.opening);

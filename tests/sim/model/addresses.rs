@@ -39,6 +39,10 @@ impl Address {
     fn is_live(&self, now: Now) -> bool {
         self.state == State::Open && self.deadline > now.ms
     }
+
+    fn close(&self) -> Action {
+        Action::Close { socket: self.id, bind: self.bind }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -168,7 +172,7 @@ impl Model {
     pub(super) fn end(&mut self, now: Now, at: usize, reason: EndReason) {
         let alloc = self.allocs.remove(at);
         let open = alloc.addresses.iter().filter(|address| address.state == State::Open);
-        self.announced.extend(open.map(|address| Action::Close(address.id)));
+        self.announced.extend(open.map(Address::close));
         if alloc.open {
             self.announced.push(Action::Log(Event::AllocationEnded(Box::new(alloc.summary(now, reason)))));
         }
@@ -181,7 +185,7 @@ impl Model {
         }
         let address = self.allocs[at].live_mut(now, Some(v6)).next().unwrap();
         address.state = State::Ended;
-        self.announced.push(Action::Close(address.id));
+        self.announced.push(address.close());
     }
 
     /// Returns the ports of an address family that a worker may choose.
@@ -387,9 +391,9 @@ impl Model {
         for action in actions {
             let mut allocs = self.allocs.iter_mut().filter(|alloc| alloc.worker == worker);
             match action {
-                Action::Close(id) => {
+                close @ Action::Close { .. } => {
                     let mut addresses = allocs.flat_map(|alloc| &mut alloc.addresses);
-                    let address = addresses.find(|address| address.id == *id && is_open(address));
+                    let address = addresses.find(|address| address.close() == *close && is_open(address));
                     let address = address.expect("the closed socket was open");
                     assert!(
                         reason == EndReason::ServerStopped || address.deadline <= now.ms,
