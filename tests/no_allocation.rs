@@ -1,5 +1,5 @@
-//! Tests that the fast path allocates no heap memory, and that an allocation needs little. They replace the global
-//! allocator, so they are a separate binary.
+//! Tests that the fast path allocates no heap memory, and that an idle TURN allocation needs little memory. They replace
+//! the global allocator, so they are a separate binary.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,

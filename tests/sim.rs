@@ -46,8 +46,8 @@ use crate::world::World;
 
 const STEPS: usize = 3_000;
 
-/// The reasons for which the core drops packets in the simulation. The simulation has no response limit. The worker
-/// drops packets for the other reasons.
+/// The reasons for which the core drops packets in the simulation. The list omits
+/// the response limit, which the simulation does not set, and the reasons for which only the worker drops packets.
 const DROP_REASONS: [DropReason; 20] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,

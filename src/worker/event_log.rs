@@ -1,6 +1,6 @@
 //! The log lines for events of the core, rate-limited.
 //!
-//! Clients cause these events, so the lines of each kind are limited per minute: a few for problems, many for
+//! Clients cause most of these events, so the lines of each kind are limited per minute: a few for problems, many for
 //! allocations. Further lines are suppressed and counted, and one line reports their number.
 
 use std::borrow::Cow;
@@ -14,8 +14,8 @@ use crate::turn::{Deadline, Event, Instant, Limit, QuotaExceeded, RedirectCause}
 
 /// The number of lines of one kind per [`WINDOW`].
 const LINES: u32 = 5;
-/// The number of lines about allocations per [`WINDOW`]: 100 per second. A busy server needs fewer, and a client with a
-/// credential cannot fill the disk quickly.
+/// The number of lines about allocations per [`WINDOW`]: 100 per second. Even a busy server logs fewer, and a client
+/// with a credential cannot fill the disk quickly.
 const ALLOCATION_LINES: u32 = 6_000;
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -130,7 +130,7 @@ impl EventLog {
                     tracing::info!(
                         user = &*user, %client, %peer, range,
                         "peer denied. Browsers also send addresses of their own network; the call uses other addresses. \
-                         {} allows a range. This is logged once for each range",
+                         {} allows a range. Each worker logs this once for each range",
                         setting::PEERS_ALLOW
                     );
                 } else {
@@ -293,7 +293,7 @@ mod tests {
         FiveTuple { client, server, transport: Transport::Udp }
     }
 
-    /// Every event that a client can cause, and its lines per minute.
+    /// The rate-limited events of the core, and their lines per minute.
     fn events() -> Vec<(Event, usize)> {
         let (user, username, tuple, relay) = ("ann".to_owned(), "ann".to_owned(), tuple(), tuple().server);
         let summary = AllocationSummary {

@@ -154,8 +154,8 @@ impl Listener {
         Ok(Self { socket: watch::readable(socket)?, address, drops: Cell::default() })
     }
 
-    /// Returns whether packets to `server` arrive here. A wildcard listener receives the packets to every address to
-    /// which no other listener of the port is bound.
+    /// Returns whether the listener is bound to `server` or, unless `exactly`, to the wildcard address and the port of
+    /// `server`. The kernel prefers the listener of the exact address, so the caller searches for it first.
     fn serves(&self, server: SocketAddr, exactly: bool) -> bool {
         let wildcard = !exactly && self.address.ip().is_unspecified();
         self.address.port() == server.port() && (wildcard || self.address.ip() == server.ip())

@@ -15,7 +15,7 @@ pub(crate) struct Statistics {
     connections: [AtomicU64; ConnectionOutcome::COUNT],
     allocations: AtomicU64,
     routes: AtomicU64,
-    iterations: AtomicU64,
+    publications: AtomicU64,
 }
 
 impl Default for Statistics {
@@ -27,7 +27,7 @@ impl Default for Statistics {
             connections: std::array::from_fn(|_| zero()),
             allocations: zero(),
             routes: zero(),
-            iterations: zero(),
+            publications: zero(),
         }
     }
 }
@@ -80,7 +80,7 @@ impl Statistics {
     /// Returns a count that grows at least once per second while the event loop runs.
     #[must_use]
     pub(crate) fn heartbeat(&self) -> u64 {
-        self.iterations.load(Ordering::Relaxed)
+        self.publications.load(Ordering::Relaxed)
     }
 
     #[expect(clippy::indexing_slicing, reason = "every index of an outcome is below COUNT, see Outcome's test")]
@@ -98,11 +98,11 @@ impl Statistics {
         add(&self.connections[outcome.index()], connections);
     }
 
-    /// Publishes the gauges, and counts an iteration for [`heartbeat`](Self::heartbeat).
+    /// Publishes the gauges, and increments the [`heartbeat`](Self::heartbeat).
     pub(crate) fn publish(&self, allocations: usize, routes: usize) {
         set(&self.allocations, allocations as u64);
         set(&self.routes, routes as u64);
-        add(&self.iterations, 1);
+        add(&self.publications, 1);
     }
 }
 

@@ -222,7 +222,7 @@ close_reasons! {
     Unread = "responses-unread",
     /// The client has no allocation and sent no request in time.
     Idle = "idle",
-    /// The client has had no allocation on the connection for too long.
+    /// The client created no allocation on the connection in time.
     Unauthenticated = "unauthenticated",
     /// The connection broke.
     Broken = "broken",

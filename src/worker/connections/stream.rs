@@ -64,7 +64,8 @@ impl Inbound {
     }
 }
 
-/// Returns whether bytes cannot be a request of an unauthenticated client: too long, or not STUN.
+/// Returns whether bytes cannot be a request of an unauthenticated client: too long, or neither
+/// STUN nor a method below 0x100.
 fn is_not_a_request(bytes: &[u8]) -> bool {
     let length = |high: &u8, low: &u8| usize::from(u16::from_be_bytes([*high, *low]));
     match bytes {
@@ -214,7 +215,7 @@ impl Worker {
         self.shell.end_task(full || inbound.more);
         inbound.keep(self.stream.buffer.get(served).unwrap_or_default());
         received?;
-        // A client that sends data but no requests times out as well.
+        // The timer is not polled while bytes keep arriving, so the deadline is checked here as well.
         if inbound.deadline().has_passed(now.monotonic) {
             self.remaining_time(tuple, inbound)?;
         }

@@ -324,7 +324,8 @@ impl Model {
             None if self.allocs[at].addresses.is_empty() => {
                 let alloc = self.allocs.remove(at);
                 let (_, failure) = alloc.wanted.failed.unwrap();
-                // A reserved port in use by another program is not a limit, and no other server has it.
+                // A client is redirected only if a limit is reached. A reserved port that another program uses is not a
+                // limit, and an alternate server does not have the reservation.
                 let when = matches!(failure, Body::LimitReached(_)).then_some(RedirectWhen::Full);
                 let response = alloc.wanted.response;
                 let body = self.redirect_or_reject(failure, when, &alloc.user, &alloc.tuple, response.transaction);

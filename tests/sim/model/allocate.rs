@@ -161,7 +161,8 @@ impl Model {
         if !self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == wanted.v6) {
             return Err(fail(440));
         }
-        // §3.7, as step 4.
+        // §3.7: DONT-FRAGMENT does not apply between an IPv4 client and an IPv6 relayed address. As in step 4, it is an
+        // unknown attribute → 420.
         let has_v6 = self.setup.relays.iter().any(|relay| relay.bind.is_ipv6());
         let no_df = tuple.client.is_ipv4() && has(AttributeType::DONT_FRAGMENT);
         if no_df && has_v6 && (wanted.v6 || additional) {

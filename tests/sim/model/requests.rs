@@ -355,8 +355,8 @@ impl Model {
     }
 }
 
-/// Returns whether bit 0 of the nonce cookie (RFC 8489 §9.2) is set, with the bits counted from either end. Of the
-/// other bits, only bit 1 may be set.
+/// Returns whether bit 0 of the security features after the nonce cookie (RFC 8489 §9.2) is set. Bits may be counted
+/// from either end. Only bits 0 and 1 of each end may be set.
 fn announces_algorithms(nonce: &str) -> bool {
     let text = nonce.strip_prefix("obMatJos2").and_then(|rest| rest.get(..4));
     let bits = text.and_then(|text| STANDARD.decode(text).ok());
