@@ -12,7 +12,8 @@
 //!   socket_closed   a socket is closed               -
 //!   credit          packets that were relayed        -
 //!   connection_closed, advance, stop                 -
-//!   reconfigure, review                              whether there is more to review
+//!   reconfigure     a new snapshot                   -
+//!   review          some allocations, after that     whether there is more to review
 //!   end_allocation  a command                        whether there was such an allocation
 //!   import          an allocation of another process the sockets that it needs
 //!   allocations, describe, export                    plain data
@@ -91,7 +92,7 @@ impl SocketId {
         AllocationId { place: self.slot / SOCKETS_PER_ALLOCATION, generation: self.generation }
     }
 
-    /// The first socket of the first allocation in the place of this slot.
+    /// Returns the identifier with this slot and generation 0.
     #[cfg(test)]
     pub(crate) fn for_tests(slot: u32) -> Self {
         Self { slot, generation: 0 }

@@ -85,7 +85,8 @@ pub enum Event {
         /// The limit.
         limit: Limit,
     },
-    /// A new configuration denies peers of an allocation. The permissions and channels of these peers were removed.
+    /// The configuration denies peers of an allocation, or no longer accepts some of its channel numbers. The affected
+    /// permissions and channels were removed.
     PeersRevoked {
         /// The user.
         user: String,

@@ -110,7 +110,8 @@ limits! {
 }
 
 impl Limit {
-    /// Returns the code of the error response: 486 for a limit of the user (RFC 8656 §7.2 step 10), else 508.
+    /// Returns the code of the error response: 486 for a limit on the allocations of a user (RFC 8656 §7.2 step 10),
+    /// else 508.
     #[must_use]
     pub const fn code(self) -> RejectionCode {
         match self {

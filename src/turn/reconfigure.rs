@@ -1,7 +1,8 @@
 //! Replacing the configuration of a running server, and revoking what the new one does not allow.
 //!
-//! A new configuration applies at once to new requests, and to data of peers without a channel. Existing allocations
-//! are reviewed a few at a time, so that no packet waits for the review of all.
+//! A new configuration applies at once to new requests. Its limits apply at once to all data, its peer policy only to
+//! data of peers without a channel. Existing allocations are reviewed a few at a time, so that no packet waits for the
+//! review of all.
 
 use std::sync::Arc;
 

@@ -120,7 +120,7 @@ impl EventLog {
                 if self.revoked_peers.allows(now) {
                     tracing::info!(
                         user = &*printable(user), client = %tuple.client, permissions, channels,
-                        "peers revoked: the new configuration denies them"
+                        "permissions or channels removed: the new configuration denies their peers or their channel numbers"
                     );
                 }
             }

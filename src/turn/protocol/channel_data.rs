@@ -13,9 +13,10 @@ pub(crate) const CHANNEL_HEADER: usize = 4;
 /// Data indication up to its data, with an IPv6 peer address.
 ///
 /// ```text
-///  0                                            44      48                  48+len
-///  |            headroom                         | header |      payload       |  3 bytes for padding
-///  | STUN header 20 | XOR-PEER-ADDRESS 12 or 24 | DATA 4 |                    |
+///  0                                            44       48                  48+len
+///  |                     headroom                        |      payload       |  3 bytes for padding
+///  |                             ChannelData:   | header |
+///  | STUN header 20 | XOR-PEER-ADDRESS 24       | DATA 4 |  an IPv4 peer: 12, so the message begins at 12
 /// ```
 pub const HEADROOM: usize = 48;
 

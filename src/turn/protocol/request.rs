@@ -82,8 +82,8 @@ impl Server {
             .and_then(|credentials| self.authenticate(cx, tuple, context, message, &credentials, nonce.is_ok()))
         {
             Ok(request) => request,
-            // A client that guesses passwords gets a 401 each time, so these are rate-limited. A client with valid
-            // credentials gets no 401.
+            // A client that guesses passwords gets a 401 for each guess, so the 401s to verified clients are rate-limited.
+            // This does not affect a request with valid credentials, which gets no 401.
             Err(Rejection::Unauthenticated) if verified && !self.responses.admits_source(tuple.client.ip(), cx.now) => {
                 return FromClient::Drop(DropReason::ResponseLimit);
             }

@@ -4,8 +4,8 @@ use crate::stun::Method;
 
 macro_rules! request_methods {
     ($($(#[doc = $doc:literal])+ $name:ident = $method:ident,)+) => {
-        /// The method of a request that this server serves. Demultiplexing, handlers and counters match on it without a
-        /// wildcard, so a method without a handler or a counter does not compile.
+        /// The method of a request that this server serves. [`Server::request`](crate::turn::Server) matches on it
+        /// without a wildcard, so a method without a handler does not compile. The counters are derived from `ALL`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum RequestMethod {
             $($(#[doc = $doc])+ $name,)+

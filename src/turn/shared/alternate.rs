@@ -54,8 +54,8 @@ impl Alternate {
         Some(Redirect { server, other_family })
     }
 
-    /// Returns the ALTERNATE-DOMAIN of a response. RFC 8489 §10 requires it in some responses over TLS. In other
-    /// responses over TLS, clients may use it.
+    /// Returns the ALTERNATE-DOMAIN of a response over TLS. RFC 8489 §10 requires it if the request has
+    /// MESSAGE-INTEGRITY-SHA256. Other responses over TLS have it too, because their clients may use it.
     pub(crate) fn domain_for(&self, transport: Transport) -> Option<&str> {
         match transport {
             Transport::Udp | Transport::Tcp => None,

@@ -41,7 +41,8 @@ impl Wheel {
         Self { heads: vec![NONE; SLOTS], entries: Vec::new(), next_second: 0, filed: 0 }
     }
 
-    /// Files `key` to fire no later than `deadline`, or in the next second if the deadline has passed.
+    /// Files `key` under the first whole second at which `deadline` has passed, but not before the next second to
+    /// process. An entry that is filed under an earlier second stays there.
     pub(crate) fn file(&mut self, key: u32, deadline: Deadline) {
         let index = key as usize;
         if self.entries.len() <= index {

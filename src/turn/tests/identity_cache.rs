@@ -63,7 +63,8 @@ fn the_allocations_of_a_user_share_one_identity() {
     assert!(identities.all(|identity| Rc::ptr_eq(identity, first)));
 }
 
-// An allocation has its own identity, so it does not matter if other requests evict the identity from the cache.
+// An allocation holds a reference to its identity, so it does not matter if other requests evict the identity from the
+// cache.
 #[test]
 fn requests_on_an_allocation_derive_no_key() {
     let mut world = World::new();

@@ -200,8 +200,8 @@ fn data_dropped_by_the_user_rate_is_not_charged_to_the_allocation() {
     assert_eq!(world.logged_limit(), Limit::AllocationBandwidth);
 }
 
-// RFC 8656 §7.2 step 10: 486. Retransmissions and other rejected requests are not charged. Deleting an allocation does
-// not undo its charge.
+// RFC 8656 §7.2 step 10: 486. Neither a retransmission nor a request that is rejected before the rate is checked is
+// charged. Deleting an allocation does not undo its charge.
 #[test]
 fn allocations_above_the_user_rate_are_486() {
     let mut world = World::with(|setup| setup.limits.user_rates.allocations = Rate::new(1, 2));

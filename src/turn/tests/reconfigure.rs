@@ -143,7 +143,8 @@ fn lower_limits_apply_to_new_requests_only() {
     let udp = crate::stun::attribute::RequestedTransport::UDP;
     assert_eq!(world.error_code(&world.client(2), Method::ALLOCATE, &[&udp]), 486);
     world.logged_limit();
-    // Renewing a permission is not charged, even if new peers have used more than the new rate allows at once.
+    // Refreshing a permission is not charged. Otherwise it would fail here: the new peers owe five seconds at the old
+    // rate, and the burst of the new rate is four seconds.
     reconfigure(&mut world, |blueprint| blueprint.limits.peer_rate = Rate::of_peers(1));
     (4..=8).for_each(|host| world.permit(&client, peer(host)));
     reconfigure(&mut world, |blueprint| blueprint.limits.peer_rate = Rate::of_peers(1000));

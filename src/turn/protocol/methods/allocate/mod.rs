@@ -190,7 +190,7 @@ impl Server {
             PortPreference::EvenAndNext => Some(self.admit(request)?),
             PortPreference::Any | PortPreference::Even => None,
         };
-        // A request that is rejected for another reason is not charged to the rate.
+        // The rate is charged last, so a request that the quota rejects is not charged.
         self.admit_rate(now, request, ticket.word())?;
         Ok((ticket, reserve))
     }
