@@ -10,8 +10,8 @@ use turnserver::control;
 
 /// A STUN/TURN server for WebRTC.
 ///
-/// Without --config, the server reads ./turnserver.toml, otherwise /etc/turnserver/turnserver.toml. Without a file, it
-/// uses the defaults.
+/// Without --config, the server reads ./turnserver.toml, or /etc/turnserver/turnserver.toml if the former does not
+/// exist. If neither exists, it uses the defaults.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {

@@ -9,7 +9,7 @@ macro_rules! settings {
             pub const $name: &str = $key;
         )+
 
-        /// Every key.
+        /// All names in this module.
         pub const ALL: &[&str] = &[$($name),+];
     };
 }

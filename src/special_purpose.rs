@@ -168,7 +168,8 @@ use Reach::{Global, Limited, Link, Machine, Mapped};
 
 /// The IPv4 ranges that are not globally reachable, and multicast.
 ///
-/// The globally reachable addresses in 192.0.0.0/24 have no row. They are anycast addresses for server discovery (RFC
+/// The globally reachable addresses in 192.0.0.0/24 have no row of their own, so they count as not globally
+/// reachable. They are anycast addresses for server discovery (RFC
 /// 7723, RFC 8155), and never the address of a peer.
 pub static V4: &[(Ipv4Net, Range)] = &[
     (v4(0, 0, 0, 0, 8), Range::new("this-network", "reserved", Limited)),
@@ -193,7 +194,7 @@ pub static V4: &[(Ipv4Net, Range)] = &[
 
 /// All IPv6 ranges. The first match applies.
 ///
-/// The globally reachable addresses in 2001:1::/32 have no row, for the same reason as in IPv4.
+/// The globally reachable addresses in 2001:1::/32 have no row of their own either, for the same reason as in IPv4.
 pub static V6: &[(Ipv6Net, Range)] = &[
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), Range::new("unspecified", "reserved", Limited)),
     (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), Range::new("loopback", "loopback", Machine)),

@@ -73,8 +73,8 @@ impl Transport {
         }
     }
 
-    /// Returns the TOS or Traffic Class field for relaying a datagram that arrived with `tos` from or to a client on
-    /// this transport: the same value, or 0 if the client has a connection (RFC 8656 §14–§16).
+    /// Returns the TOS or Traffic Class field of data that is relayed from or to a client on this transport: `tos`, the
+    /// field of the received datagram, or 0 if the client has a connection (RFC 8656 §14–§16).
     pub(crate) fn relayed_tos(self, tos: u8) -> u8 {
         if self.carries_ip_fields() { tos } else { 0 }
     }

@@ -53,7 +53,8 @@ pub struct Config {
     pub drain_deadline: Duration,
     /// `[listen]`: the endpoints, UDP before TCP before TLS, each in the order of the file. Never empty. `[::]` also
     /// accepts IPv4. Each port 0 selects a free port. Except for those with port 0, the endpoints of one transport are
-    /// distinct. A TLS endpoint never has the port of a TCP one.
+    /// distinct. No TLS endpoint overlaps a TCP one: they differ in port or address, and a wildcard includes every
+    /// address of its families.
     pub listen: Vec<Endpoint>,
     /// The certificate of the TLS listeners; `Some` if and only if there are any.
     pub tls: Option<Tls>,
@@ -73,7 +74,7 @@ pub struct Config {
     pub compat: Compat,
     /// Log level and format.
     pub log: Log,
-    /// The warnings, in the order of the file.
+    /// The warnings, in the order in which they were found.
     pub warnings: Vec<Problem>,
 }
 

@@ -169,7 +169,8 @@ fn worker_count(config: &Config) -> usize {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         wanted => wanted,
     };
-    // Each worker needs two ports, because its first port is even.
+    // Every slice except the first begins at an even port (`slice_of`), so a slice of fewer than two ports could be
+    // empty.
     wanted.min(config.relay.ports.len() / 2).max(1)
 }
 

@@ -30,8 +30,8 @@ pub(crate) enum Command {
 
 const MINT_HELP: &str = "\
 The secret comes from the configuration unless a --secret option names another source. Without --config and without a
---secret option, ./turnserver.toml is read, otherwise /etc/turnserver/turnserver.toml. If there are several secrets, the
-first one is used.
+--secret option, this is ./turnserver.toml, or /etc/turnserver/turnserver.toml if the former does not exist. If there
+are several secrets, the first one is used.
 
 Examples:
   turn-credential mint --user alice
