@@ -95,9 +95,9 @@ struct Arguments {
     /// Path of coturn's program.
     #[arg(long, value_name = "FILE", default_value = "/usr/bin/turnserver")]
     coturn: PathBuf,
-    /// Path of our server's program.
-    #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_turnserver"))]
-    ours: PathBuf,
+    /// Path of our server's program. By default, the benchmark builds it first.
+    #[arg(long, value_name = "FILE")]
+    ours: Option<PathBuf>,
     /// Added by Cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -174,11 +174,11 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
         return Ok(());
     }
     check(arguments)?;
+    let ours = arguments.ours.clone().map_or_else(build_server, Ok)?;
     interrupt::catch()?;
     let directory = Directory::make()?;
     let network = if arguments.loopback { Network::loopback()? } else { Network::namespaces()? };
-    let (ours, coturn) = (arguments.ours.clone(), arguments.coturn.clone());
-    let servers = Servers { ours, coturn, directory: directory.0.clone() };
+    let servers = Servers { ours, coturn: arguments.coturn.clone(), directory: directory.0.clone() };
     servers.prepare(&network.addresses)?;
 
     let (mut lines, mut remarks) = (Vec::new(), Remarks::default());
@@ -262,8 +262,8 @@ fn selected(names: &[String]) -> Outcome<Vec<&'static Scenario>> {
 /// Reports all missing prerequisites before anything is created.
 fn check(arguments: &Arguments) -> Outcome<()> {
     let mut missing = Vec::new();
-    if !arguments.ours.exists() {
-        missing.push(format!("our server at {}: cargo build --release, or --ours FILE", arguments.ours.display()));
+    if let Some(ours) = arguments.ours.as_ref().filter(|ours| !ours.exists()) {
+        missing.push(format!("our server at {}: cargo build --release", ours.display()));
     }
     if !arguments.coturn.exists() {
         missing.push(format!("coturn at {}: apt-get install coturn, or --coturn FILE", arguments.coturn.display()));
@@ -279,6 +279,20 @@ fn check(arguments: &Arguments) -> Outcome<()> {
         }
     }
     if missing.is_empty() { Ok(()) } else { Err(format!("missing:\n  {}", missing.join("\n  ")).into()) }
+}
+
+/// Builds the server in a target directory of its own, as `cargo build --release` does. The server that `cargo bench`
+/// builds has the additional features that the dev-dependencies enable in tokio and others, so its cost differs.
+fn build_server() -> Outcome<PathBuf> {
+    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("shipped");
+    print_progress("building the server as `cargo build --release` does");
+    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--release", "--locked", "--quiet", "--bin", "turnserver", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target)
+        .status()?;
+    if built.success() { Ok(target.join("release/turnserver")) } else { Err("the server could not be built".into()) }
 }
 
 fn on_path(program: &str) -> bool {
