@@ -91,7 +91,8 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
             report += &format!("warning: {warning}\n");
         }
     }
-    for warning in &choice.warnings {
+    let denied = control::denied_own_addresses(config, &choice).map_err(|error| error.to_string())?;
+    for warning in choice.warnings.iter().chain(&denied) {
         report += &format!("warning: {warning}\n");
     }
     report += &config.summary().to_string();

@@ -24,7 +24,7 @@ mod uclient {
     const FOR_UCLIENT: &str = "[compat]\nrfc5766-channels = true\ndraft-dual-allocation = true\n";
 
     /// Allows peers that are plain sockets on this machine.
-    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
+    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
 
     #[derive(Clone, Copy)]
     enum Transport {

@@ -19,7 +19,7 @@ mod relay {
     use crate::support::{Ended, Server, TIMEOUT, client as plain, config, config_for, has_ipv6};
 
     /// Allows peers that are plain sockets on this machine.
-    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
+    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
 
     /// Upper limit for the loops that wait for a channel binding.
     const ROUNDS: usize = 10_000;

@@ -18,7 +18,7 @@ mod stream {
     use crate::support::client::{Client, Login, allocate, message, receive, socket};
     use crate::support::{Server, config};
 
-    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
+    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
 
     fn server(more: &str) -> Server {
         Server::start(&config(&["127.0.0.1"], more))

@@ -21,7 +21,7 @@ mod translation {
     use crate::support::client::{Client, Login, message, receive, socket};
     use crate::support::{Server, TIMEOUT, config, config_for, has_ipv6};
 
-    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
+    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
 
     /// Expedited Forwarding, ECT(0).
     const TOS: u8 = 0xba;

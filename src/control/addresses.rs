@@ -5,6 +5,7 @@
 mod reachability;
 #[cfg(test)]
 mod tests;
+mod warnings;
 
 use std::collections::HashMap;
 use std::io;
@@ -12,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use reachability::{Reachability, reachability};
 
-use crate::net::interfaces::{self, InterfaceAddress};
+use crate::net::interfaces::{self, AddressState, InterfaceAddress};
 use crate::setting::{RELAY_ADDRESSES, RELAY_EXTERNAL};
 
 /// An address family.
@@ -29,14 +30,6 @@ impl Family {
 
     fn of(ip: IpAddr) -> Family {
         if ip.is_ipv4() { Family::V4 } else { Family::V6 }
-    }
-
-    /// Returns a documentation address, as an example of an outside address in a message.
-    fn example(self) -> &'static str {
-        match self {
-            Family::V4 => "203.0.113.9",
-            Family::V6 => "2001:db8::9",
-        }
     }
 }
 
@@ -103,13 +96,14 @@ pub enum AddressError {
 ///
 /// As for [`choose`], and if the interfaces cannot be read.
 pub(super) fn detect(configured: Option<&[IpAddr]>, external: &[(IpAddr, IpAddr)]) -> Result<Choice, AddressError> {
-    let mut addresses = interfaces::addresses()?;
+    let mut addresses = interfaces::read()?.addresses;
     // A whole network can be routed to a machine, as 127.0.0.0/8 is. No interface then lists its addresses.
     for ip in configured.unwrap_or_default().iter().chain(external.iter().map(|(inside, _)| inside)) {
         let ip = ip.to_canonical();
         if addresses.iter().all(|known| known.address != ip) && interfaces::is_local(ip) {
             let name = "a local route".to_owned();
-            addresses.push(InterfaceAddress { name, address: ip, loopback: false, up: true });
+            let state = AddressState::Stable;
+            addresses.push(InterfaceAddress { name, address: ip, loopback: false, up: true, state });
         }
     }
     choose(configured, external, &addresses, &|family| interfaces::source_for(internet_address(family)))
@@ -120,6 +114,8 @@ pub(super) fn detect(configured: Option<&[IpAddr]>, external: &[(IpAddr, IpAddr)
 ///
 /// Without configured addresses, it selects one per family: an address that `external` maps, otherwise a global one,
 /// otherwise a private one with a warning; a loopback address only if the machine has no other; never a link-local one.
+/// Among addresses of the same reach, a stable one is selected before a temporary one, and a deprecated one last. The
+/// kernel's source address is often a temporary one, so a stable address of its interface comes next.
 ///
 /// # Errors
 ///
@@ -137,14 +133,15 @@ pub(super) fn choose(
         return Err(AddressError::MixedFamilies(inside, outside));
     }
     let preferred = Family::BOTH.map(preferred);
-    let candidates: Vec<Candidate<'_>> =
+    let mut candidates: Vec<Candidate<'_>> =
         interfaces.iter().map(|interface| Candidate::new(interface, external, preferred)).collect();
+    mark_preferred_interfaces(&mut candidates);
     let chosen = match configured {
         Some(configured) => configured_among(configured, &candidates)?,
         None => detect_among(&candidates)?,
     };
-    let mut warnings = unused_mappings(external, &candidates);
-    warnings.extend(limited_reach(&chosen, configured.is_none()));
+    let mut warnings = warnings::of_mappings(external, &candidates);
+    warnings.extend(warnings::of_limited_reach(&chosen, configured.is_none()));
     let addresses: Vec<RelayAddress> =
         chosen.iter().map(|candidate| candidate.relay_address(configured.is_none())).collect();
     let mut advertised = HashMap::new();
@@ -178,7 +175,10 @@ struct Candidate<'a> {
     interface: &'a InterfaceAddress,
     reachability: Reachability,
     external: Option<IpAddr>,
+    /// It is the kernel's source address for the internet.
     preferred: bool,
+    /// Its interface has the kernel's source address of its family.
+    on_preferred_interface: bool,
 }
 
 impl<'a> Candidate<'a> {
@@ -190,6 +190,7 @@ impl<'a> Candidate<'a> {
             reachability: reachability(ip),
             external: mapped(external, ip),
             preferred: preferred.contains(&Some(ip)),
+            on_preferred_interface: false,
         }
     }
 
@@ -197,12 +198,19 @@ impl<'a> Candidate<'a> {
         matches!(self.reachability, Reachability::Global | Reachability::Private(_))
     }
 
+    /// Whether a socket can be bound to it.
+    fn is_usable(&self) -> bool {
+        self.interface.up && self.interface.state.is_usable()
+    }
+
     /// Returns the rank for the selection; the lowest is the best.
     fn rank(&self) -> impl Ord + use<> {
         let private = matches!(self.reachability, Reachability::Private(_));
         // Among loopback addresses, 127.0.0.1 is preferred.
         let unusual = self.reachability == Reachability::Loopback && self.ip != IpAddr::V4(Ipv4Addr::LOCALHOST);
-        (self.external.is_none(), private, !self.preferred, self.interface.loopback, unusual)
+        let (preferred, on_preferred_interface) = (self.preferred, self.on_preferred_interface);
+        let place = (!preferred, !on_preferred_interface, self.interface.loopback, unusual);
+        (self.external.is_none(), private, self.interface.state, place)
     }
 
     fn relay_address(&self, detected: bool) -> RelayAddress {
@@ -216,6 +224,13 @@ impl<'a> Candidate<'a> {
             reason.push_str(", because the machine has no other");
         } else if self.preferred {
             reason.push_str(", the kernel's source address for the internet");
+        } else if self.on_preferred_interface && self.interface.state == AddressState::Stable {
+            reason.push_str(", stable, on the kernel's interface for the internet");
+        }
+        match self.interface.state {
+            AddressState::Temporary => reason.push_str(", temporary, because there is no stable one"),
+            AddressState::Deprecated => reason.push_str(", deprecated, because there is no better one"),
+            AddressState::Stable | AddressState::Tentative | AddressState::Failed => {}
         }
         RelayAddress { bind: self.ip, advertised: self.external.unwrap_or(self.ip), reason }
     }
@@ -230,11 +245,21 @@ impl<'a> Candidate<'a> {
     }
 }
 
+fn mark_preferred_interfaces(candidates: &mut [Candidate<'_>]) {
+    let preferred = candidates.iter().filter(|candidate| candidate.preferred);
+    let preferred: Vec<(Family, &str)> =
+        preferred.map(|candidate| (Family::of(candidate.ip), candidate.interface.name.as_str())).collect();
+    for candidate in candidates {
+        let place = (Family::of(candidate.ip), candidate.interface.name.as_str());
+        candidate.on_preferred_interface = preferred.contains(&place);
+    }
+}
+
 fn detect_among<'c, 'a>(candidates: &'c [Candidate<'a>]) -> Result<Vec<&'c Candidate<'a>>, AddressError> {
     let best_of_each_family = |usable: fn(&Candidate<'_>) -> bool| -> Vec<_> {
         let best = |family| {
             let of_family = candidates.iter().filter(|candidate| Family::of(candidate.ip) == family);
-            of_family.filter(|candidate| candidate.interface.up && usable(candidate)).min_by_key(|best| best.rank())
+            of_family.filter(|candidate| candidate.is_usable() && usable(candidate)).min_by_key(|best| best.rank())
         };
         Family::BOTH.into_iter().filter_map(best).collect()
     };
@@ -280,58 +305,6 @@ fn not_local(missing: &[IpAddr], outside: IpAddr, candidates: &[Candidate<'_>]) 
         available: available(candidates),
         advice: format!("behind 1:1 NAT, set `addresses` to the inside address and map it in `external`{example}"),
     }
-}
-
-/// Warns of mappings that have no effect, because the machine does not have their inside address.
-fn unused_mappings(external: &[(IpAddr, IpAddr)], candidates: &[Candidate<'_>]) -> Vec<String> {
-    let insides = external.iter().map(|(inside, _)| inside.to_canonical());
-    let unused = insides.filter(|inside| candidates.iter().all(|candidate| candidate.ip != *inside));
-    let warning = |inside| {
-        let available = available(candidates);
-        format!("{RELAY_EXTERNAL} maps {inside}, which is not among the addresses of this machine: {available}")
-    };
-    unused.map(warning).collect()
-}
-
-/// Warns of unmapped addresses that some clients cannot reach.
-fn limited_reach(chosen: &[&Candidate<'_>], detected: bool) -> Vec<String> {
-    let (mut warnings, mut loopback) = (Vec::new(), Vec::new());
-    for candidate in chosen.iter().filter(|candidate| candidate.external.is_none()) {
-        let Candidate { ip, interface: InterfaceAddress { name, .. }, .. } = candidate;
-        match candidate.reachability {
-            Reachability::Global => {}
-            Reachability::Loopback => loopback.push(*ip),
-            Reachability::LinkLocal => {
-                warnings.push(format!(
-                    "relay address {ip} of {name} is link-local: it is reachable only from its own link"
-                ));
-            }
-            Reachability::Private(kind) => {
-                let outside = Family::of(*ip).example();
-                let mut warning = format!(
-                    "relay address {ip} of {name} is a {kind} address: browsers elsewhere cannot reach it. Behind 1:1 \
-                     NAT, set external = {{ \"{ip}\" = \"{outside}\" }} in [relay] with the outside address; otherwise \
-                     set {RELAY_ADDRESSES} to a public address of this machine"
-                );
-                let other = chosen
-                    .iter()
-                    .find(|other| detected && (other.external.is_some() || other.reachability == Reachability::Global));
-                if let Some(other) = other {
-                    warning.push_str(&format!(", or omit this address: addresses = [\"{}\"]", other.ip));
-                }
-                warnings.push(warning);
-            }
-        }
-    }
-    if !loopback.is_empty() {
-        let list = enumerate(&loopback);
-        warnings.push(if detected {
-            format!("only programs on this machine can use the relay, because it has only loopback addresses: {list}")
-        } else {
-            format!("only programs on this machine can use the relay at its loopback address {list}")
-        });
-    }
-    warnings
 }
 
 /// Lists the usable addresses, for example "10.0.0.5 (eth0), ::1 (lo)".

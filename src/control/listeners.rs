@@ -53,7 +53,7 @@ impl ListenError {
             io::ErrorKind::AddrInUse => Self::InUse(endpoint),
             io::ErrorKind::PermissionDenied => Self::NotPermitted(endpoint),
             io::ErrorKind::AddrNotAvailable => {
-                let own = interfaces::addresses().unwrap_or_default();
+                let own = interfaces::read().unwrap_or_default().addresses;
                 let own: Vec<String> = own.iter().map(|own| format!("{} ({})", own.address, own.name)).collect();
                 let available = if own.is_empty() { "none".to_owned() } else { own.join(", ") };
                 Self::NotLocal { endpoint, available }

@@ -31,7 +31,7 @@ use service::Service;
 
 pub use addresses::{AddressError, Choice, RelayAddress};
 pub use listeners::ListenError;
-pub use start::{StartError, check_alternate, check_listeners, choose_addresses};
+pub use start::{StartError, check_alternate, check_listeners, choose_addresses, denied_own_addresses};
 pub use tls::{TlsError, check as check_tls};
 
 type WorkerThread = thread::JoinHandle<io::Result<()>>;
@@ -77,6 +77,9 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         Signals::install().map_err(RunError::Signals)?
     };
     announce(&prepared);
+    if let Some(warning) = denied_own_addresses(config, &prepared.choice).map_err(StartError::Addresses)? {
+        tracing::warn!("{warning}");
+    }
 
     let (sender, mut events) = mpsc::channel(2 * prepared.plans.len().max(1));
     let mut threads = Vec::new();

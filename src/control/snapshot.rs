@@ -36,7 +36,7 @@ pub(super) fn snapshot(config: &Config, inputs: SnapshotInputs<'_>) -> Snapshot 
     let core = turn::Snapshot {
         nonces: nonces.with_features(authenticator.features()),
         authenticator,
-        policy: PeerPolicy { allow: config.peers.allow.clone(), deny: config.peers.deny.clone(), own: own_addresses },
+        policy: policy(config, own_addresses),
         limits: limits(config),
         alternate: alternate(&config.alternate),
         compat: Compat {
@@ -52,6 +52,11 @@ pub(super) fn snapshot(config: &Config, inputs: SnapshotInputs<'_>) -> Snapshot 
         timeouts: Timeouts { tls_handshake, first_request, idle, unauthenticated },
         tls,
     }
+}
+
+/// Returns the peer policy of a configuration.
+pub(super) fn policy(config: &Config, own: Vec<IpAddr>) -> PeerPolicy {
+    PeerPolicy { allow: config.peers.allow.clone(), deny: config.peers.deny.clone(), own }
 }
 
 fn limits(config: &Config) -> Limits {

@@ -14,13 +14,13 @@ use tokio::sync::watch;
 use super::addresses::{self, AddressError, Choice};
 use super::alternate::own_server;
 use super::listeners::{self, ListenError, Listeners};
-use super::snapshot::{SnapshotInputs, snapshot};
+use super::snapshot::{SnapshotInputs, policy, snapshot};
 use super::tls::{Certificates, TlsError};
 use crate::auth::Secret;
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
 use crate::net::{interfaces, limits};
-use crate::setting::{CONNECTIONS, OPEN_FILES, WORKERS};
+use crate::setting::{CONNECTIONS, OPEN_FILES, PEERS_ALLOW, WORKERS};
 use crate::transport::Endpoint;
 use crate::turn::{self, Ledger, RelayRange};
 use crate::worker::{self, Handle, Plan, Snapshot, Statistics};
@@ -152,14 +152,34 @@ pub fn check_alternate(config: &Config, choice: &Choice) -> Result<(), StartErro
     own_server(config, &own_addresses(config, choice)?).map_or(Ok(()), |server| Err(StartError::Alternate(server)))
 }
 
+/// Warns of addresses of this machine in ranges of `peers.allow`: they stay denied as peers.
+///
+/// # Errors
+/// If the interfaces cannot be read.
+pub fn denied_own_addresses(config: &Config, choice: &Choice) -> Result<Option<String>, AddressError> {
+    let policy = policy(config, own_addresses(config, choice)?);
+    let mut list: Vec<String> = policy.own_in_allowed_ranges().map(|(own, net)| format!("{own} ({net})")).collect();
+    list.sort_unstable();
+    list.dedup();
+    Ok((!list.is_empty()).then(|| {
+        format!(
+            "{PEERS_ALLOW} has ranges with addresses of this machine, which stay denied as peers: {}. To let clients \
+             reach the services of this machine, add such an address itself",
+            list.join(", ")
+        )
+    }))
+}
+
 /// Returns the addresses of this machine, including its outside addresses behind 1:1 NAT.
 fn own_addresses(config: &Config, choice: &Choice) -> Result<Vec<IpAddr>, AddressError> {
-    let interfaces = interfaces::addresses().map_err(AddressError::Interfaces)?;
+    let interfaces = interfaces::read().map_err(AddressError::Interfaces)?;
     let addresses = interfaces
+        .addresses
         .iter()
         .map(|interface| interface.address)
         .chain(choice.addresses.iter().flat_map(|relay| [relay.bind, relay.advertised]))
-        .chain(config.relay.external.iter().map(|(_, outside)| *outside));
+        .chain(config.relay.external.iter().map(|(_, outside)| *outside))
+        .chain(config.listen.iter().map(|endpoint| endpoint.address.ip()).filter(|ip| !ip.is_unspecified()));
     Ok(addresses.collect())
 }
 

@@ -9,7 +9,7 @@ use super::running::Running;
 use crate::support::client::{Client, Login, Session, receive, socket};
 use crate::support::{Finished, LogLine, TIMEOUT, config};
 
-const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";
+const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
 
 /// Starts a server with this `drain-deadline` (TOML).
 fn server(drain_deadline: &str) -> Running {

@@ -28,7 +28,7 @@ fn between(ended: &Finished) -> Vec<LogLine> {
 
 #[test]
 fn an_allocation_is_logged_when_it_is_created_and_when_its_client_deletes_it() {
-    let server = Server::start(&config(&["127.0.0.1"], "[peers]\nallow = [\"127.0.0.0/8\"]\n"));
+    let server = Server::start(&config(&["127.0.0.1"], "[peers]\nallow = [\"127.0.0.1\"]\n"));
     let peer = socket("127.0.0.1:0".parse().unwrap());
     let client = Client::new(server.udp_address());
     let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use turnserver::stun::attribute::XorPeerAddress;
 use turnserver::stun::{Class, Method, TransactionId};
 
 use super::running::UNLIMITED_RESPONSES;
@@ -107,4 +108,21 @@ fn all_workers_share_the_port_chosen_for_port_0() {
     let logs = server.terminate().logs;
     let failures = logs.iter().filter(|line| line.message() == "authentication failed").count();
     assert_eq!(failures, WORKERS * FAILURES_LOGGED);
+}
+
+// The DNS resolver of this machine, for example, is at 127.0.0.53.
+#[test]
+fn an_allowed_range_does_not_open_the_services_of_this_machine() {
+    for (allow, expected) in [("127.0.0.0/8", Some(403)), ("127.0.0.3", None)] {
+        let policy = format!("[peers]\nallow = [{allow:?}]\n");
+        let server = Server::start(&config_for(&["127.0.0.1"], &["127.0.0.2"], &policy));
+        let warned = server.logs().iter().any(|line| line.message().contains("127.0.0.1 (127.0.0.0/8)"));
+        assert_eq!(warned, expected.is_some(), "{:?}", server.logs());
+        let client = Client::new(server.udp_address());
+        let (session, _) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        let service = socket("127.0.0.3:0".parse().unwrap()).local_addr().unwrap();
+        let response =
+            client.request(&session, Method::CREATE_PERMISSION, &|writer| writer.push(&XorPeerAddress(service)));
+        assert_eq!(response.error(), expected, "{allow}");
+    }
 }

@@ -10,7 +10,7 @@ use super::running::Running;
 use crate::support::client::{Client, Login, allocate, receive, socket};
 use crate::support::{Finished, LogLine, config};
 
-const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";
+const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
 
 fn stopped(finished: &Finished) -> LogLine {
     let last = LogLine::parse(finished.stderr.last().unwrap());

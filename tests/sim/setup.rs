@@ -21,6 +21,12 @@ pub(crate) const REALM: &str = "sim.example.org";
 /// An address of this machine that no relay socket is bound to.
 const LISTENER: &str = "8.8.4.200";
 
+/// An address of this machine in a range of `allow`.
+const IN_ALLOWED_RANGE: &str = "10.7.0.200";
+
+/// An address of this machine that `allow` names exactly.
+const NAMED: &str = "10.7.0.201";
+
 /// Peers, and the decision of the policy below about each: `deny` precedes `allow`, which precedes the special ranges.
 const PEERS: &[(&str, Option<Denial>)] = &[
     ("1.1.1.1", None),
@@ -32,6 +38,8 @@ const PEERS: &[(&str, Option<Denial>)] = &[
     ("2a01::9a", None),
     // Private, and allowed by the operator.
     ("10.7.0.9", None),
+    (IN_ALLOWED_RANGE, Some(Denial::OwnAddress)),
+    (NAMED, None),
     ("9.9.9.9", Some(Denial::Operator)),
     ("10.7.1.1", Some(Denial::Operator)),
     ("127.0.0.1", Some(Denial::Special("loopback"))),
@@ -218,7 +226,7 @@ impl Setup {
     /// Returns the configuration of the servers.
     pub(crate) fn blueprint(&self) -> Blueprint {
         let secret = |word: &str| Secret::new(word).unwrap();
-        let mut own = vec![ip(LISTENER), ip("2a00::200")];
+        let mut own = vec![ip(LISTENER), ip("2a00::200"), ip(IN_ALLOWED_RANGE), ip(NAMED)];
         own.extend(self.relays.iter().flat_map(|relay| [relay.bind, relay.advertised]));
         // Always an address of the server, so that PEERS is correct in every world.
         own.push(ip("8.8.4.4"));
@@ -232,7 +240,7 @@ impl Setup {
         blueprint.users = self.statics.iter().map(|(name, word)| (name.clone(), secret(word))).collect();
         blueprint.nonce_key = self.secrets.is_empty().then_some(self.nonce_key);
         blueprint.nonce_lifetime = self.nonce_lifetime;
-        blueprint.policy = PeerPolicy { allow: nets(&["10.7.0.0/16"]), deny, own };
+        blueprint.policy = PeerPolicy { allow: nets(&["10.7.0.0/16", "10.7.0.201/32"]), deny, own };
         blueprint.limits = Limits {
             allocations_per_user: self.per_user,
             allocations: self.in_all,

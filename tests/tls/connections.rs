@@ -15,7 +15,7 @@ use crate::support::client::{Client, Login, allocate, message, receive, socket};
 use crate::support::has_ipv6;
 use crate::support::tls::{Offer, TLS12, TLS13, handshake, read_to_end, session, tcp};
 
-const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
+const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
 
 fn binding(number: u8) -> Vec<u8> {
     message(Class::Request, Method::BINDING, TransactionId::new([number; 12]), &|_| {})

@@ -12,7 +12,7 @@ use crate::support::client::{Client, Login, receive, socket};
 use crate::support::tls::{ANY, handshake, serial};
 use crate::support::{LogLine, Server, TempDir, config, with_tls};
 
-const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\", \"::1/128\"]\n";
+const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
 
 const REPLACED: &str = "certificate replaced for new connections";
 

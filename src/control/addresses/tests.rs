@@ -6,12 +6,22 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// Parses "eth0 10.0.0.5" per address; "down eth0 10.0.0.5" for an interface that is down.
+/// Parses "eth0 10.0.0.5" per address; "down eth0 10.0.0.5" for an interface that is down; "eth0 2a01::1 temporary" for
+/// an address that is not stable.
 fn machine(lines: &[&str]) -> Vec<InterfaceAddress> {
     let entry = |line: &&str| {
         let (up, line) = line.strip_prefix("down ").map_or((true, *line), |rest| (false, rest));
-        let (name, address) = line.split_once(' ').unwrap();
-        InterfaceAddress { name: name.to_owned(), address: ip(address), loopback: name == "lo", up }
+        let mut words = line.split(' ');
+        let (name, address) = (words.next().unwrap(), ip(words.next().unwrap()));
+        let state = match words.next() {
+            None => AddressState::Stable,
+            Some("temporary") => AddressState::Temporary,
+            Some("deprecated") => AddressState::Deprecated,
+            Some("tentative") => AddressState::Tentative,
+            Some("failed") => AddressState::Failed,
+            Some(other) => panic!("{other}"),
+        };
+        InterfaceAddress { name: name.to_owned(), address, loopback: name == "lo", up, state }
     };
     let lo = ["lo 127.0.0.1", "lo ::1"];
     lo.iter().chain(lines).map(entry).collect()
@@ -83,26 +93,24 @@ fn a_private_address_causes_a_warning_with_advice() {
     assert_eq!(reasons(&choice), ["private address of eth0, the kernel's source address for the internet"]);
     assert_eq!(
         choice.warnings,
-        ["relay address 10.0.0.5 of eth0 is a private address: browsers elsewhere cannot reach it. Behind 1:1 NAT, \
-             set external = { \"10.0.0.5\" = \"203.0.113.9\" } in [relay] with the outside address; otherwise set \
-             relay.addresses to a public address of this machine"]
+        [
+            "other networks cannot reach the relay address 10.0.0.5 (private). A trial on this machine or in its network \
+             works all the same. To serve others, set external = { \"10.0.0.5\" = \"PUBLIC ADDRESS\" } in [relay]"
+        ]
     );
 }
 
 #[test]
-fn the_warning_about_a_non_global_address_names_its_range() {
-    for (address, range) in [
-        ("100.64.3.4", "carrier-grade NAT"),
-        ("192.0.2.2", "documentation"),
-        ("fd00::2", "unique local"),
-        ("2001:db8::2", "documentation"),
-    ] {
-        let choice = auto(&[&format!("eth0 {address}")], &[], &[]).unwrap();
-        assert_eq!(outline(&choice), [address]);
-        let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
-        assert!(warning.contains(&format!("is a {range} address")), "{warning}");
-        assert!(warning.contains(&format!("external = {{ \"{address}\" = ")), "{warning}");
-    }
+fn several_non_global_addresses_cause_one_warning_that_names_their_ranges() {
+    let lines = ["eth0 10.0.0.5", "eth0 100.64.3.4", "eth0 fd00::2", "eth0 192.0.2.2", "eth0 2001:db8::2"];
+    let all = ["10.0.0.5", "100.64.3.4", "fd00::2", "192.0.2.2", "2001:db8::2"];
+    let choice = given(&all, &lines, &[]).unwrap();
+    let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
+    let list = "10.0.0.5 (private) and 100.64.3.4 (carrier-grade NAT) and fd00::2 (unique local) and 192.0.2.2 \
+                (documentation) and 2001:db8::2 (documentation)";
+    assert!(warning.contains(list), "{warning}");
+    let choice = auto(&["eth0 10.0.0.5", "eth0 fd00::2"], &[], &[]).unwrap();
+    assert_eq!(choice.warnings.len(), 1, "{:?}", choice.warnings);
 }
 
 #[test]
@@ -110,8 +118,70 @@ fn the_warning_about_a_private_family_suggests_omitting_it() {
     let choice = auto(&["eth0 5.9.1.1", "eth0 fd00::2"], &[], &[]).unwrap();
     assert_eq!(outline(&choice), ["5.9.1.1", "fd00::2"]);
     let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
-    assert!(warning.contains("fd00::2") && warning.contains("\"2001:db8::9\""), "{warning}");
-    assert!(warning.ends_with("omit this address: addresses = [\"5.9.1.1\"]"), "{warning}");
+    assert!(warning.contains("fd00::2 (unique local)"), "{warning}");
+    assert!(warning.ends_with("To omit it, set addresses = [\"5.9.1.1\"] in [relay]"), "{warning}");
+}
+
+#[test]
+fn a_stable_address_precedes_a_temporary_one_that_the_kernel_prefers() {
+    let temporary = "eth0 2a01:4f8::7a7a temporary";
+    let choice = auto(&[temporary, "eth0 2a01:4f8::1", "eth0 2a01:4f8::2"], &[], &["2a01:4f8::7a7a"]).unwrap();
+    assert_eq!(outline(&choice), ["2a01:4f8::1"]);
+    assert_eq!(reasons(&choice), ["global address of eth0, stable, on the kernel's interface for the internet"]);
+    // Of several stable addresses, one of the interface that the kernel prefers.
+    let lines = ["eth1 2a01:4f9::1", temporary, "eth0 2a01:4f8::1"];
+    assert_eq!(outline(&auto(&lines, &[], &["2a01:4f8::7a7a"]).unwrap()), ["2a01:4f8::1"]);
+}
+
+#[test]
+fn a_temporary_or_deprecated_address_is_used_only_without_a_better_one_of_its_reach() {
+    for (worse, better) in [("deprecated", "temporary"), ("deprecated", ""), ("temporary", "")] {
+        let lines = [format!("eth0 2a01:4f8::2 {worse}"), format!("eth0 2a01:4f8::1 {better}")];
+        let choice = auto(&lines.each_ref().map(|line| line.trim_end()), &[], &["2a01:4f8::2"]).unwrap();
+        assert_eq!(outline(&choice), ["2a01:4f8::1"], "{worse} {better}");
+    }
+    let choice = auto(&["eth0 2a01:4f8::2 deprecated"], &[], &[]).unwrap();
+    assert_eq!(outline(&choice), ["2a01:4f8::2"]);
+    assert_eq!(reasons(&choice), ["global address of eth0, deprecated, because there is no better one"]);
+    // Clients elsewhere cannot reach a stable unique local address.
+    let choice = auto(&["eth0 fd00::1", "eth0 2a01:4f8::2 temporary"], &[], &[]).unwrap();
+    assert_eq!(outline(&choice), ["2a01:4f8::2"]);
+}
+
+#[test]
+fn a_tentative_or_failed_address_is_never_detected() {
+    let lines = ["eth0 2a01:4f8::1 tentative", "eth0 2a01:4f8::2 failed", "eth0 5.9.1.1"];
+    assert_eq!(outline(&auto(&lines, &[], &["2a01:4f8::1"]).unwrap()), ["5.9.1.1"]);
+}
+
+#[test]
+fn an_outside_address_that_clients_cannot_reach_causes_a_warning() {
+    for (outside, part) in [
+        ("203.0.113.9", "203.0.113.9, which is an address for examples in documentation"),
+        ("198.51.100.7", "198.51.100.7, which is an address for examples in documentation"),
+        ("192.168.178.2", "192.168.178.2, which is a private address"),
+        ("100.64.1.1", "100.64.1.1, which is a carrier-grade NAT address"),
+        ("127.0.0.1", "127.0.0.1, which no other network can reach"),
+        ("169.254.1.1", "169.254.1.1, which no other network can reach"),
+    ] {
+        let choice = auto(&["eth0 10.0.0.5"], &[("10.0.0.5", outside)], &[]).unwrap();
+        let [warning] = &choice.warnings[..] else { panic!("{outside}: {:?}", choice.warnings) };
+        assert!(warning.contains(part) && warning.contains("et the public address of this server"), "{warning}");
+    }
+    let choice = auto(&["eth0 fd00::5"], &[("fd00::5", "2001:db8::9")], &[]).unwrap();
+    assert_eq!(choice.warnings.len(), 1, "{:?}", choice.warnings);
+    let choice = auto(&["eth0 10.0.0.5"], &[("10.0.0.5", "5.9.1.1")], &[]).unwrap();
+    assert_eq!(choice.warnings, [""; 0]);
+}
+
+#[test]
+fn a_mapping_with_its_sides_exchanged_causes_a_warning_with_the_right_order() {
+    let choice = auto(&["eth0 10.0.0.5"], &[("5.9.1.1", "10.0.0.5")], &[]).unwrap();
+    let warning = &choice.warnings[0];
+    assert!(warning.ends_with("external = { \"10.0.0.5\" = \"5.9.1.1\" }"), "{warning}");
+    // Both are addresses of this machine.
+    let choice = auto(&["eth0 10.0.0.5", "eth1 5.9.1.1"], &[("10.0.0.5", "5.9.1.1")], &[]).unwrap();
+    assert_eq!(choice.warnings, [""; 0]);
 }
 
 #[test]
@@ -183,8 +253,8 @@ fn configured_addresses_with_limited_reachability_cause_warnings() {
     let lines = ["eth0 10.0.0.5", "eth0 169.254.3.4"];
     let choice = given(&["10.0.0.5", "169.254.3.4", "127.0.0.1"], &lines, &[]).unwrap();
     assert_eq!(choice.addresses.len(), 3);
-    let [private, link_local, loopback] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
-    assert!(private.contains("external = { \"10.0.0.5\" = \"203.0.113.9\" }"), "{private}");
+    let [link_local, private, loopback] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
+    assert!(private.contains("external = { \"10.0.0.5\" = \"PUBLIC ADDRESS\" }"), "{private}");
     assert!(link_local.contains("169.254.3.4 of eth0 is link-local"), "{link_local}");
     assert_eq!(loopback, "only programs on this machine can use the relay at its loopback address 127.0.0.1");
     let mapped =

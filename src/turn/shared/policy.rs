@@ -4,13 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::special_purpose::{self, Destinations};
+use crate::special_purpose::{self, Destinations, Reach};
 use crate::turn::shared::live_relays::LiveRelays;
 
 /// The operator's rules, and the server's own addresses.
 #[derive(Clone, Debug, Default)]
 pub struct PeerPolicy {
-    /// Peers to allow even if the built-in list denies them.
+    /// Peers to allow even if the built-in list denies them. An address of this machine is allowed only if an entry
+    /// consists of this address alone.
     pub allow: Vec<IpNet>,
     /// Peers to deny even if `allow` allows them.
     pub deny: Vec<IpNet>,
@@ -69,17 +70,34 @@ impl PeerPolicy {
         if destinations.iter().any(|destination| matches(&self.deny, destination)) {
             return Err(Denial::Operator);
         }
-        if matches(&self.allow, address) || destinations.iter().all(|destination| matches(&self.allow, destination)) {
+        let allowed = |allows: &dyn Fn(IpAddr) -> bool| allows(address) || destinations.iter().all(allows);
+        if allowed(&|address| self.allow.iter().any(|net| is_exactly(net, address))) {
             return Ok(());
         }
-        if let Some(name) = destinations.iter().find_map(special_range) {
+        let in_allowed_range = allowed(&|address| matches(&self.allow, address));
+        if !in_allowed_range && let Some(name) = destinations.iter().find_map(special_range) {
             return Err(Denial::Special(name));
         }
-        if destinations.iter().any(|destination| self.own.contains(&destination)) {
-            return Err(Denial::OwnAddress);
-        }
-        Ok(())
+        // A range that contains an own address does not open the services of this machine. The machine has every
+        // loopback address, and Linux delivers packets for the unspecified address to the machine itself.
+        let is_own = |address: IpAddr| {
+            let loopback = || special_purpose::find(address).is_some_and(|range| range.reach == Reach::Machine);
+            self.own.contains(&address) || in_allowed_range && (address.is_unspecified() || loopback())
+        };
+        if destinations.iter().any(is_own) { Err(Denial::OwnAddress) } else { Ok(()) }
     }
+
+    /// Returns the own addresses in ranges of `allow`, which stay denied, with their range.
+    pub fn own_in_allowed_ranges(&self) -> impl Iterator<Item = (IpAddr, &IpNet)> {
+        let exact = |own: IpAddr| self.allow.iter().any(|net| is_exactly(net, own));
+        let own = self.own.iter().filter(move |own| !exact(**own));
+        own.filter_map(|own| Some((*own, self.allow.iter().find(|net| net.contains(own))?)))
+    }
+}
+
+/// Whether `net` consists of `address` alone.
+fn is_exactly(net: &IpNet, address: IpAddr) -> bool {
+    net.prefix_len() == net.max_prefix_len() && net.addr() == address
 }
 
 /// Returns the name of the special-purpose range that `address` is in, unless the range is globally reachable. For
@@ -175,6 +193,31 @@ mod tests {
                 assert!(policy.address_allowed(notation).is_err(), "{v4} as {notation}");
             }
         }
+    }
+
+    #[test]
+    fn an_own_address_is_allowed_only_if_an_entry_names_it_exactly() {
+        let own = ["10.1.1.1", "2001:db8::5", "8.8.4.4"];
+        let wide = policy(&["0.0.0.0/0", "::/0", "10.1.1.0/31", "8.8.4.4/31"], &[], &own);
+        for address in own.into_iter().chain(["127.0.0.1", "127.8.7.6", "0.0.0.0", "::", "::1"]) {
+            assert_eq!(check(&wide, address), Err(Denial::OwnAddress), "{address}");
+        }
+        for v4 in ["10.1.1.1", "8.8.4.4", "127.0.0.53"] {
+            for notation in notations(v4.parse().unwrap()) {
+                assert_eq!(wide.address_allowed(notation), Err(Denial::OwnAddress), "{v4} as {notation}");
+            }
+        }
+        for address in ["10.1.1.2", "10.1.1.0", "2001:db8::6", "8.8.4.5", "169.254.169.254"] {
+            assert_eq!(check(&wide, address), Ok(()), "{address}");
+        }
+        let exact = policy(&["10.0.0.0/8", "10.1.1.1/32", "2001:db8::5/128", "127.0.0.1/32"], &[], &own);
+        for address in ["10.1.1.1", "2001:db8::5", "127.0.0.1", "::ffff:10.1.1.1"] {
+            assert_eq!(check(&exact, address), Ok(()), "{address}");
+        }
+        assert_eq!(check(&exact, "127.0.0.2"), Err(Denial::Special("loopback")));
+        let denied: Vec<_> = wide.own_in_allowed_ranges().map(|(own, net)| format!("{own} in {net}")).collect();
+        assert_eq!(denied, ["10.1.1.1 in 0.0.0.0/0", "2001:db8::5 in ::/0", "8.8.4.4 in 0.0.0.0/0"]);
+        assert_eq!(exact.own_in_allowed_ranges().count(), 0);
     }
 
     #[test]
