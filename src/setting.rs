@@ -36,6 +36,7 @@ settings! {
     BYTES_PER_SECOND_PER_USER = "limits.bytes-per-second-per-user";
     CONNECTIONS = "limits.connections";
     CONNECTIONS_PER_SOURCE = "limits.connections-per-source";
+    ALLOCATED_CONNECTIONS_PER_SOURCE = "limits.allocated-connections-per-source";
     ALTERNATE_WHEN = "alternate.when";
     RFC5766_CHANNELS = "compat.rfc5766-channels";
 }

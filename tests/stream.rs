@@ -269,16 +269,15 @@ mod stream {
         let warned = server.wait_for_log(|line| line.message().starts_with("the limit of open files is too low"));
         let most: usize = warned.field("connections").unwrap().parse().unwrap();
         let connections: Vec<Client> = (0..60).map(|_| Client::connect(server.tcp_address())).collect();
-        let rejected = server.wait_for_log(|line| line.message().starts_with("connection rejected"));
-        assert_eq!(rejected.field("limit").as_deref(), Some("limits.connections"));
         for _ in 0..5 {
             assert!(Client::new(server.udp_address()).allocate(&Login::mint("alice", 600)).is_ok());
         }
         let logs = server.terminate().logs;
         assert!(!logs.iter().any(|line| line.message().starts_with("a connection could not be accepted")), "{logs:#?}");
         let counts = logs.last().unwrap().field("connections").unwrap();
-        let expected = format!("accepted: {most}, rejected connections: {}", connections.len() - most);
-        assert!(counts.starts_with(&expected), "{counts}");
+        let open: usize = counts.rsplit_once("server-stopped: ").unwrap().1.parse().unwrap();
+        assert!((1..=most).contains(&open) && counts.contains("evicted"), "{most}: {counts}");
+        drop(connections);
     }
 
     #[test]
@@ -299,5 +298,65 @@ mod stream {
             client.frame().is_some()
         };
         assert!((0..10_000).any(|_| served()), "the slot is not free again");
+    }
+
+    #[test]
+    fn connections_with_an_allocation_do_not_count_against_the_limit_per_source() {
+        let server = server("[limits]\nconnections-per-source = 2\nallocated-connections-per-source = 4\n");
+        let login = Login::mint("alice", 600);
+        let connect = || {
+            let client = Client::connect(server.tcp_address());
+            (client.allocate(&login).unwrap(), client)
+        };
+        let clients: Vec<_> = (0..4).map(|_| connect()).collect();
+        // The fifth gets its allocation, but the connection ends.
+        let (_, fifth) = connect();
+        assert_eq!(fifth.frame(), None);
+        let closed = server.wait_for_log(|line| line.message() == "connection closed: the limit is reached");
+        assert_eq!(closed.field("limit").as_deref(), Some("limits.allocated-connections-per-source"));
+        // Without its allocation, a connection counts as one without an allocation again.
+        let ((session, _), first) = &clients[0];
+        first.delete(session);
+        let (_, sixth) = connect();
+        assert_eq!(sixth.binding(), sixth.address());
+        for ((session, _), client) in &clients[1..] {
+            assert_eq!(client.request(session, Method::REFRESH, &|writer| writer.push(&Lifetime(600))).error(), None);
+        }
+    }
+
+    #[test]
+    fn clients_are_served_while_others_fill_all_places_with_idle_connections() {
+        let server = server("[limits]\nconnections = 60\nconnections-per-source = 25\n");
+        let idle: Vec<_> = (0..60)
+            .map(|number| {
+                let flood = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                flood.bind(&SocketAddr::from(([127, 0, 1, 1 + number % 3], 0)).into()).unwrap();
+                flood.connect(&server.tcp_address().into()).unwrap();
+                flood
+            })
+            .collect();
+        let clients: Vec<_> = (0..20)
+            .map(|_| {
+                let client = Client::connect(server.tcp_address());
+                (client.allocate(&Login::mint("alice", 600)).unwrap(), client)
+            })
+            .collect();
+        for (_, client) in &clients {
+            assert_eq!(client.binding(), client.address());
+        }
+        drop((idle, clients));
+        let logs = server.terminate().logs;
+        let counts = logs.iter().find_map(|line| line.field("connections")).unwrap();
+        assert!(counts.starts_with("accepted: 80,") && counts.contains("evicted: 20"), "{counts}");
+    }
+
+    #[test]
+    fn a_tls_handshake_without_a_certificate_is_logged() {
+        let server = server("");
+        let client = Client::connect(server.tcp_address());
+        client.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+        assert_eq!(client.frame(), None);
+        let logged = server.wait_for_log(|line| line.message().contains("the server has no certificate"));
+        assert_eq!(logged.field("client"), Some(client.address().to_string()));
     }
 }

@@ -37,12 +37,12 @@ pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Endpoint
         listen.extend(addresses.into_iter().map(|address| Endpoint::new(transport, address)));
     }
     for tls in addresses_of(&listen, Transport::Tls) {
-        if let Some(tcp) = addresses_of(&listen, Transport::Tcp).find(|tcp| overlap(*tcp, tls)) {
+        if let Some(tcp) = addresses_of(&listen, Transport::Tcp).find(|tcp| *tcp != tls && collide(*tcp, tls)) {
             report.error(
                 &section.span("tls"),
                 format!(
-                    "`listen.tls` has {tls} and `listen.tcp` has {tcp}, but TCP and TLS cannot share a port; TLS \
-                     usually uses 5349 or 443"
+                    "`listen.tls` has {tls} and `listen.tcp` has {tcp}, which conflict, because [::] also accepts \
+                     IPv4: use the same address in both"
                 ),
             );
         }
@@ -80,12 +80,6 @@ fn listeners(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Optio
 /// Returns whether two listeners of one transport use the same address and port. Each port 0 is a different port.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (a == b || (a.ip().is_unspecified() && b.ip().is_unspecified()))
-}
-
-/// Returns whether a TCP and a TLS listener would accept the same connections.
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let covers = |wide: IpAddr, ip: IpAddr| wide == ip || wide.is_unspecified() && (wide.is_ipv6() || ip.is_ipv4());
-    a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
 }
 
 fn listen_address(name: &str, text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<SocketAddr> {

@@ -166,6 +166,9 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
         connections_per_source: section
             .number("connections-per-source", 0..=u32::MAX, report)
             .unwrap_or(default.connections_per_source),
+        allocated_connections_per_source: section
+            .number("allocated-connections-per-source", 0..=u32::MAX, report)
+            .unwrap_or(default.allocated_connections_per_source),
         unverified_responses: section
             .number("unverified-responses", 0..=1000, report)
             .unwrap_or(default.unverified_responses),

@@ -53,10 +53,9 @@ pub struct Config {
     pub drain_deadline: Duration,
     /// `[listen]`: the endpoints, UDP before TCP before TLS, each in the order of the file. Never empty. `[::]` also
     /// accepts IPv4. Each port 0 selects a free port. Except for those with port 0, the endpoints of one transport are
-    /// distinct. No TLS endpoint overlaps a TCP one: they differ in port or address, and a wildcard includes every
-    /// address of its families.
+    /// distinct. A TLS endpoint may equal a TCP one.
     pub listen: Vec<Endpoint>,
-    /// The certificate of the TLS listeners; `Some` if and only if there are any.
+    /// The certificate of the TLS and TCP listeners; `Some` if there are TLS listeners.
     pub tls: Option<Tls>,
     /// The relayed transport addresses.
     pub relay: Relay,
@@ -78,7 +77,7 @@ pub struct Config {
     pub warnings: Vec<Problem>,
 }
 
-/// `[tls]`: the certificate of the TLS listeners. The files are read at the start and when they change.
+/// `[tls]`: the certificate of the TLS and TCP listeners. The files are read at the start and when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
     /// The certificate and its issuers' certificates, in PEM.
@@ -161,8 +160,10 @@ pub struct Limits {
     pub bytes_per_second_per_user: u32,
     /// TCP and TLS connections in total. 0: only the limit of open files applies.
     pub connections: u32,
-    /// TCP and TLS connections per source (an IPv4 address or an IPv6 /64). 0: no limit.
+    /// TCP and TLS connections without an allocation per source (an IPv4 address or an IPv6 /64). 0: no limit.
     pub connections_per_source: u32,
+    /// TCP and TLS connections with an allocation per source. 0: no limit.
+    pub allocated_connections_per_source: u32,
     /// Responses per second and worker to a source that has not proved that it receives them, 1 to 1000. 0: no limit.
     pub unverified_responses: u32,
 }
@@ -357,6 +358,7 @@ impl Default for Limits {
             bytes_per_second_per_user: 0,
             connections: 10_000,
             connections_per_source: 500,
+            allocated_connections_per_source: 0,
             unverified_responses: 50,
         }
     }

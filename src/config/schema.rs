@@ -57,6 +57,7 @@ pub(super) const LIMITS: TableKeys = TableKeys {
         "bytes-per-second-per-user",
         "connections",
         "connections-per-source",
+        "allocated-connections-per-source",
         "unverified-responses",
     ],
 };

@@ -146,7 +146,11 @@ impl fmt::Display for Summary<'_> {
         }
         match limits.connections_per_source {
             0 => f.write_str(", not limited per source")?,
-            connections => write!(f, ", {connections} per source")?,
+            connections => write!(f, ", {connections} per source without an allocation")?,
+        }
+        match limits.allocated_connections_per_source {
+            0 => {}
+            connections => write!(f, ", {connections} per source with one")?,
         }
         match limits.unverified_responses {
             0 => f.write_str("\n         responses to unverified sources are not limited")?,

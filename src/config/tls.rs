@@ -38,11 +38,19 @@ pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], report: &mut Report<'_
     let listed = top.value("listen").and_then(|listen| listen.get_ref().get("tls")?.get_ref().as_array());
     // If all listed addresses are invalid, they have been reported already.
     if !required && listed.is_none_or(|list| list.is_empty()) {
-        report.error(
-            &header,
-            "`[tls]` has no effect, because `listen.tls` is empty: set it, for example tls = [\"[::]:5349\"], or \
-             remove `[tls]`",
-        );
+        if listen.iter().any(|endpoint| endpoint.transport.is_connection()) {
+            report.warn(
+                &header,
+                "`listen.tls` is empty, so TLS is served only on the ports of `listen.tcp`: clients expect it on 5349, \
+                 for example tls = [\"[::]:5349\"]",
+            );
+        } else {
+            report.error(
+                &header,
+                "`[tls]` has no effect, because `listen.tls` and `listen.tcp` are empty: set one, for example \
+                 tls = [\"[::]:5349\"], or remove `[tls]`",
+            );
+        }
     }
     Some(Tls { certificate: certificate?, private_key: private_key? })
 }

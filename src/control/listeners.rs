@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::net::{interfaces, tcp, udp};
-use crate::transport::Endpoint;
+use crate::transport::{Endpoint, Transport};
 use crate::worker::{BoundListener, ListenerSocket};
 
 /// Why a listener cannot be bound. Each message is one line with advice.
@@ -67,6 +67,8 @@ impl ListenError {
 #[derive(Debug)]
 pub(super) struct Listeners {
     endpoints: Vec<Endpoint>,
+    /// The endpoints with a socket, and whether they serve clients without TLS.
+    bound: Vec<(Endpoint, bool)>,
     claimed: Option<Vec<BoundListener>>,
 }
 
@@ -74,17 +76,35 @@ impl Listeners {
     /// Claims each endpoint. Port 0 selects a free port.
     pub(super) fn claim(wanted: &[Endpoint]) -> Result<Self, ListenError> {
         let mut order: Vec<(usize, Endpoint)> = wanted.iter().copied().enumerate().collect();
+        // A TCP listener also serves TLS, so a TLS endpoint with the same address needs no socket.
+        let tcp_of = |endpoint: &Endpoint| {
+            let twin = Endpoint::new(Transport::Tcp, endpoint.address);
+            let shares = endpoint.transport == Transport::Tls && endpoint.address.port() != 0;
+            if shares { wanted.iter().position(|other| *other == twin) } else { None }
+        };
+        order.retain(|(_, endpoint)| tcp_of(endpoint).is_none());
         // Wildcards first: they hold their port on every address, so that specific addresses can share it.
-        order.sort_by_key(|(_, endpoint)| (endpoint.transport, !endpoint.address.ip().is_unspecified()));
+        order.sort_by_key(|(_, endpoint)| {
+            (endpoint.transport.is_connection(), !endpoint.address.ip().is_unspecified(), endpoint.transport)
+        });
         let mut claimed: Vec<(usize, BoundListener)> = Vec::with_capacity(wanted.len());
         for (index, endpoint) in order {
             let shared = claimed.iter().any(|(_, own)| covers(own.endpoint, endpoint));
-            let listener = if shared { bind(endpoint, Ports::Shared) } else { claim_one(endpoint) };
+            let plain = endpoint.transport != Transport::Tls
+                || wanted.iter().any(|other| other.transport == Transport::Tcp && covers(*other, endpoint));
+            let listener = if shared { bind(endpoint, plain, Ports::Shared) } else { claim_one(endpoint, plain) };
             claimed.push((index, listener.map_err(|error| ListenError::new(endpoint, error))?));
         }
         claimed.sort_by_key(|(index, _)| *index);
+        let actual = |(index, endpoint): (usize, &Endpoint)| {
+            let of = tcp_of(endpoint).unwrap_or(index);
+            let listener = claimed.iter().find(|(own, _)| *own == of);
+            listener.map(|(_, listener)| Endpoint::new(endpoint.transport, listener.endpoint.address))
+        };
+        let endpoints = wanted.iter().enumerate().filter_map(actual).collect();
         let claimed: Vec<BoundListener> = claimed.into_iter().map(|(_, listener)| listener).collect();
-        Ok(Self { endpoints: claimed.iter().map(|listener| listener.endpoint).collect(), claimed: Some(claimed) })
+        let bound = claimed.iter().map(|listener| (listener.endpoint, listener.plain)).collect();
+        Ok(Self { endpoints, bound, claimed: Some(claimed) })
     }
 
     /// Returns the endpoints with their actual ports, in the order of the configuration.
@@ -95,11 +115,12 @@ impl Listeners {
     /// Returns the listeners of the next worker. The first worker gets the claiming sockets, the others share their
     /// ports.
     pub(super) fn for_next_worker(&mut self) -> Result<Vec<BoundListener>, ListenError> {
-        let bind_shared =
-            |endpoint: &Endpoint| bind(*endpoint, Ports::Shared).map_err(|error| ListenError::new(*endpoint, error));
+        let bind_shared = |(endpoint, plain): &(Endpoint, bool)| {
+            bind(*endpoint, *plain, Ports::Shared).map_err(|error| ListenError::new(*endpoint, error))
+        };
         match self.claimed.take() {
             Some(listeners) => Ok(listeners),
-            None => self.endpoints.iter().map(bind_shared).collect(),
+            None => self.bound.iter().map(bind_shared).collect(),
         }
     }
 }
@@ -113,7 +134,7 @@ enum Ports {
     Shared,
 }
 
-fn bind(endpoint: Endpoint, ports: Ports) -> io::Result<BoundListener> {
+fn bind(endpoint: Endpoint, plain: bool, ports: Ports) -> io::Result<BoundListener> {
     let Endpoint { transport, address } = endpoint;
     let socket = match (transport.is_connection(), ports) {
         (false, Ports::Claimed) => ListenerSocket::Udp(udp::claim_listener(address)?),
@@ -121,13 +142,13 @@ fn bind(endpoint: Endpoint, ports: Ports) -> io::Result<BoundListener> {
         (true, Ports::Claimed) => ListenerSocket::Tcp(tcp::claim_listener(address)?),
         (true, Ports::Shared) => ListenerSocket::Tcp(tcp::bind_listener(address)?),
     };
-    Ok(BoundListener { endpoint: Endpoint::new(transport, socket.local_addr()?), socket })
+    Ok(BoundListener { endpoint: Endpoint::new(transport, socket.local_addr()?), socket, plain })
 }
 
 /// Claims an endpoint; `0.0.0.0` in place of `[::]` if the kernel has no IPv6.
-fn claim_one(endpoint: Endpoint) -> io::Result<BoundListener> {
+fn claim_one(endpoint: Endpoint, plain: bool) -> io::Result<BoundListener> {
     let Endpoint { transport, address } = endpoint;
-    match bind(endpoint, Ports::Claimed) {
+    match bind(endpoint, plain, Ports::Claimed) {
         Err(error) if udp::no_ipv6(&error) && address.is_ipv6() && address.ip().is_unspecified() => {
             tracing::warn!(
                 transport = transport.as_str(),
@@ -135,7 +156,7 @@ fn claim_one(endpoint: Endpoint) -> io::Result<BoundListener> {
                 "the kernel has no IPv6, so the server listens only on 0.0.0.0"
             );
             let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            bind(Endpoint::new(transport, address), Ports::Claimed)
+            bind(Endpoint::new(transport, address), plain, Ports::Claimed)
         }
         other => other,
     }
@@ -153,7 +174,7 @@ pub(super) fn check_addresses(wanted: &[Endpoint]) -> Result<(), ListenError> {
 /// Returns whether `own` is a wildcard that includes `other`, so that both can share a port.
 fn covers(own: Endpoint, other: Endpoint) -> bool {
     let (wildcard, address) = (own.address, other.address);
-    own.transport == other.transport
+    own.transport.port_protocol() == other.transport.port_protocol()
         && wildcard.ip().is_unspecified()
         && wildcard.port() == address.port()
         && (wildcard.is_ipv6() || address.is_ipv4())
@@ -187,6 +208,27 @@ mod tests {
         ]) {
             assert!(line.starts_with(begin) && line.contains(part), "{line}");
         }
+    }
+
+    #[test]
+    fn tcp_and_tls_share_a_socket_on_one_address() {
+        let free = Listeners::claim(&[Endpoint::new(Transport::Tcp, "127.0.0.1:0".parse().unwrap())]).unwrap();
+        let port = free.endpoints()[0].address.port();
+        drop(free);
+        let at = |transport, ip: &str| Endpoint::new(transport, SocketAddr::new(ip.parse().unwrap(), port));
+        let of = |wanted: &[Endpoint]| {
+            let mut listeners = Listeners::claim(wanted).unwrap();
+            assert_eq!(listeners.endpoints(), wanted);
+            let workers = [listeners.for_next_worker().unwrap(), listeners.for_next_worker().unwrap()];
+            workers.map(|bound| bound.iter().map(|own| (own.endpoint, own.plain)).collect::<Vec<_>>())
+        };
+        let (tcp, tls) = (at(Transport::Tcp, "0.0.0.0"), at(Transport::Tls, "0.0.0.0"));
+        assert_eq!(of(&[tcp, tls]), [vec![(tcp, true)], vec![(tcp, true)]]);
+        // A socket of its own, on which `listen.tcp` admits clients without TLS.
+        let tls = at(Transport::Tls, "127.0.0.1");
+        assert_eq!(of(&[tcp, tls]), [vec![(tcp, true), (tls, true)], vec![(tcp, true), (tls, true)]]);
+        let (tcp, tls) = (at(Transport::Tcp, "127.0.0.1"), at(Transport::Tls, "0.0.0.0"));
+        assert_eq!(of(&[tcp, tls]), [vec![(tcp, true), (tls, false)], vec![(tcp, true), (tls, false)]]);
     }
 
     #[test]

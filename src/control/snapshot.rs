@@ -48,7 +48,11 @@ pub(super) fn snapshot(config: &Config, inputs: SnapshotInputs<'_>) -> Snapshot 
     let crate::config::Timeouts { tls_handshake, first_request, idle, unauthenticated } = config.timeouts;
     Snapshot {
         core: Arc::new(core),
-        connection_limits: ConnectionLimits { per_source: config.limits.connections_per_source, in_all: connections },
+        connection_limits: ConnectionLimits {
+            per_source: config.limits.connections_per_source,
+            allocated_per_source: config.limits.allocated_connections_per_source,
+            in_all: connections,
+        },
         timeouts: Timeouts { tls_handshake, first_request, idle, unauthenticated },
         tls,
     }

@@ -101,7 +101,7 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
     };
     let snapshot = Arc::new(snapshot(config, inputs));
     let addresses = choice.addresses.iter().map(|relay| (relay.bind, relay.advertised));
-    let ledger = Arc::new(Ledger::new(addresses, &config.relay.ports, [random_key()?, random_key()?]));
+    let ledger = Arc::new(Ledger::new(addresses, &config.relay.ports, connections, [random_key()?, random_key()?]));
     let (mut plans, mut controls) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
     for index in 0..workers {
         let (handle, mailbox) = worker::mailbox();

@@ -19,7 +19,7 @@ mod handshake;
 pub(crate) mod tests;
 
 pub(crate) use certificate::{Certificate, date};
-pub(crate) use handshake::{Acceptor, Failure, Usage};
+pub(crate) use handshake::{Acceptor, Failure, HANDSHAKE_RECORD, Stream, Usage};
 
 /// A loaded certificate and its key.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::setting;
-use crate::turn::{Deadline, Event, Instant, Limit, QuotaExceeded, RedirectCause};
+use crate::turn::{Deadline, Event, FiveTuple, Instant, Limit, QuotaExceeded, RedirectCause};
 
 /// The number of lines of one kind per [`WINDOW`].
 const LINES: u32 = 5;
@@ -34,6 +34,8 @@ pub(super) struct EventLog {
     rfc5766_channels: RateLimit,
     rejected_connections: RateLimit,
     failed_accepts: RateLimit,
+    plain_on_tls: RateLimit,
+    tls_without_certificate: RateLimit,
     /// The ranges whose denial has been explained in the log.
     explained: BTreeSet<&'static str>,
 }
@@ -50,6 +52,8 @@ impl Default for EventLog {
             rfc5766_channels: RateLimit::of(LINES),
             rejected_connections: RateLimit::of(LINES),
             failed_accepts: RateLimit::of(LINES),
+            plain_on_tls: RateLimit::of(1),
+            tls_without_certificate: RateLimit::of(1),
             explained: BTreeSet::new(),
         }
     }
@@ -150,6 +154,34 @@ impl EventLog {
         }
     }
 
+    pub(super) fn allocated_connections_exceeded(&mut self, now: Instant, client: SocketAddr) {
+        if self.rejected_connections.allows(now) {
+            let limit = setting::ALLOCATED_CONNECTIONS_PER_SOURCE;
+            tracing::warn!(%client, limit, "connection closed: the limit is reached");
+        }
+    }
+
+    pub(super) fn plain_on_tls(&mut self, now: Instant, tuple: FiveTuple) {
+        if self.plain_on_tls.allows(now) {
+            tracing::warn!(
+                client = %tuple.client, server = %tuple.server,
+                "connection closed: the client sent TURN without TLS to a port of listen.tls. Some clients, such as \
+                 libnice, do so with turns: URLs. Add the port to listen.tcp to serve them"
+            );
+        }
+    }
+
+    pub(super) fn tls_without_certificate(&mut self, now: Instant, tuple: FiveTuple) {
+        if self.tls_without_certificate.allows(now) {
+            tracing::warn!(
+                client = %tuple.client, server = %tuple.server,
+                "connection closed: the client began a TLS handshake, but the server has no certificate. Set {} and \
+                 {} to serve turns: URLs",
+                setting::TLS_CERTIFICATE, setting::TLS_PRIVATE_KEY
+            );
+        }
+    }
+
     pub(super) fn accept_failed(&mut self, now: Instant, error: &io::Error) {
         if self.failed_accepts.allows(now) {
             tracing::warn!(
@@ -180,6 +212,8 @@ impl EventLog {
             (&mut self.rfc5766_channels, "rejected channels"),
             (&mut self.rejected_connections, "rejected connections"),
             (&mut self.failed_accepts, "connections that could not be accepted"),
+            (&mut self.plain_on_tls, "connections without TLS to a TLS port"),
+            (&mut self.tls_without_certificate, "TLS handshakes without a certificate"),
         ] {
             if let Some(count) = count_of(limit) {
                 tracing::warn!(count, "further {what} in the last minute were not logged");

@@ -89,6 +89,8 @@ pub(crate) struct BoundListener {
     /// The endpoint that clients reach, with the actual port.
     pub(crate) endpoint: Endpoint,
     pub(crate) socket: ListenerSocket,
+    /// Clients without TLS are served. TLS is served on every connection if there is a certificate.
+    pub(crate) plain: bool,
 }
 
 /// The socket of a listener.

@@ -14,7 +14,6 @@ use tokio::time::MissedTickBehavior;
 
 use super::{Listener, ListenerSocket, Plan, Worker, connections, mailbox};
 use crate::net::timer;
-use crate::net::tls::Usage;
 use crate::net::watch::{Events, Readable, Watch};
 use crate::transport::Transport;
 
@@ -37,7 +36,9 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     for listener in std::mem::take(&mut plan.listeners) {
         match listener.socket {
             ListenerSocket::Udp(socket) => udp.push(socket),
-            ListenerSocket::Tcp(socket) => tcp.push((TcpListener::from_std(socket)?, listener.endpoint.transport)),
+            ListenerSocket::Tcp(socket) => {
+                tcp.push((TcpListener::from_std(socket)?, listener.endpoint.transport, listener.plain));
+            }
         }
     }
     let (worker, commands) = Worker::new(plan, udp)?;
@@ -46,8 +47,8 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
         let shell = &worker.borrow().shell;
         (shell.listeners.clone(), Rc::clone(&shell.panicked))
     };
-    for (listener, transport) in tcp {
-        spawn(&panicked, accept(Rc::downgrade(&worker), Rc::clone(&panicked), listener, transport));
+    for (listener, transport, plain) in tcp {
+        spawn(&panicked, accept(Rc::downgrade(&worker), Rc::clone(&panicked), listener, transport, plain));
     }
     for listener in listeners {
         spawn(&panicked, serve_listener(Rc::clone(&worker), listener));
@@ -68,9 +69,10 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
             () = &mut stopped => break,
             () = panicked.notified() => return Err(io::Error::other("a task panicked")),
             _ = ticks.tick() => {
-                let shell = &mut worker.borrow_mut().shell;
-                let now = shell.now();
-                shell.tick(now);
+                let mut worker = worker.borrow_mut();
+                let now = worker.shell.now();
+                worker.shell.tick(now);
+                worker.evict_for_others();
             }
         }
     }
@@ -96,26 +98,21 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
 
 /// Accepts connections. It backs off after an error. The most frequent error is that the process has too many open
 /// files.
-async fn accept(worker: Weak<RefCell<Worker>>, panicked: Rc<Notify>, listener: TcpListener, transport: Transport) {
+async fn accept(
+    worker: Weak<RefCell<Worker>>,
+    panicked: Rc<Notify>,
+    listener: TcpListener,
+    transport: Transport,
+    plain: bool,
+) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let Some(this) = worker.upgrade() else { return };
                 let accepted = this.borrow_mut().accept(&stream, transport);
-                let acceptor = if transport.is_encrypted() { this.borrow().shell.snapshot.tls.clone() } else { None };
                 drop(this);
-                let Some((tuple, ticket)) = accepted else { continue };
-                let worker = Weak::clone(&worker);
-                match (transport.is_encrypted(), acceptor) {
-                    (true, Some(acceptor)) => {
-                        spawn(&panicked, connections::serve_tls(worker, tuple, ticket, stream, acceptor));
-                    }
-                    // Not reached: the start fails if a TLS listener has no certificate, and a reload never removes
-                    // the certificate.
-                    (true, None) => {}
-                    (false, _) => {
-                        spawn(&panicked, connections::serve_plain(worker, tuple, ticket, stream, Usage::Turn));
-                    }
+                if let Some(admitted) = accepted {
+                    spawn(&panicked, connections::serve(Weak::clone(&worker), admitted, stream, plain));
                 }
             }
             Err(error) => {

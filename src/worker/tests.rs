@@ -37,7 +37,7 @@ fn blueprint(ports: std::ops::RangeInclusive<u16>) -> Blueprint {
 fn snapshot(core: Arc<turn::Snapshot>) -> Snapshot {
     Snapshot {
         core,
-        connection_limits: ConnectionLimits { per_source: 0, in_all: 0 },
+        connection_limits: ConnectionLimits { per_source: 0, allocated_per_source: 0, in_all: 0 },
         timeouts: Timeouts {
             tls_handshake: Duration::from_secs(10),
             first_request: Duration::from_secs(10),

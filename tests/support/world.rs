@@ -87,7 +87,7 @@ impl Blueprint {
     }
 
     pub(crate) fn ledger(&self) -> Arc<Ledger> {
-        Arc::new(Ledger::new(self.relays.iter().copied(), &self.ports, [self.quota_key; 2]))
+        Arc::new(Ledger::new(self.relays.iter().copied(), &self.ports, 16, [self.quota_key; 2]))
     }
 
     /// Returns the relay addresses with these ports.

@@ -376,3 +376,31 @@ fn clients_on_tls_and_udp_reach_each_other() {
     udp.send_to_peer(tls_relayed, b"from udp");
     assert_eq!(tls.receive().get::<Data<'_>>(), Some(Data(b"from udp")));
 }
+
+#[test]
+fn a_tcp_port_serves_clients_with_and_without_tls() {
+    let fixture = Fixture::new("");
+    let address = fixture.server.tcp_address();
+    let tls = Client::on_tls(handshake(address, &fixture.authority, &Offer { versions: &[TLS13], alpn: &[] }).unwrap());
+    let plain = Client::connect(address);
+    for (client, transport) in [(&tls, "tls"), (&plain, "tcp")] {
+        assert_eq!(client.binding(), client.address());
+        let (session, _) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        let created = fixture.server.wait_for_log(|line| {
+            line.message() == "allocation created" && line.field("client") == Some(client.address().to_string())
+        });
+        assert_eq!(created.field("transport").as_deref(), Some(transport));
+        client.delete(&session);
+    }
+}
+
+#[test]
+fn turn_without_tls_on_a_tls_port_is_logged_with_the_client() {
+    let fixture = Fixture::new("");
+    let client = Client::connect(fixture.address());
+    client.send(&allocate(TransactionId::new([1; 12])));
+    let logged = fixture.server.wait_for_log(|line| line.message().contains("without TLS to a port of listen.tls"));
+    assert_eq!(logged.field("client"), Some(client.address().to_string()));
+    let ended = fixture.finish(1);
+    assert_connections(&ended, &[("accepted", 1), ("not-tls", 1)]);
+}

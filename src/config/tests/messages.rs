@@ -44,10 +44,11 @@ fn tls_listeners_require_a_certificate_and_vice_versa() {
         error("[listen]\ntls = [\"[::]:5349\"]"),
         "2:7: `listen.tls` needs a certificate: set `certificate` and `private-key` in `[tls]`"
     );
-    let without = "`[tls]` has no effect, because `listen.tls` is empty: set it, for example \
+    let without = "`[tls]` has no effect, because `listen.tls` and `listen.tcp` are empty: set one, for example \
                    tls = [\"[::]:5349\"], or remove `[tls]`";
-    assert_eq!(error(TLS), format!("1:1: {without}"));
-    assert_eq!(error(&format!("[listen]\ntls = []\n{TLS}")), format!("3:1: {without}"));
+    assert_eq!(error(&format!("[listen]\ntcp = []\n{TLS}")), format!("3:1: {without}"));
+    let warnings = Config::parse(TLS, "t.toml").unwrap().warnings;
+    assert!(warnings[0].to_string().contains("TLS is served only on the ports of `listen.tcp`"), "{warnings:?}");
     let listen = "[listen]\ntls = [\"[::]:5349\"]\n";
     assert_eq!(
         errors(&format!("{listen}[tls]")),
@@ -73,23 +74,22 @@ fn tls_listeners_require_a_certificate_and_vice_versa() {
 }
 
 #[test]
-fn tcp_and_tls_cannot_share_a_port() {
-    for (tcp, tls) in [
-        ("[::]:443", "[::]:443"),
-        ("[::]:443", "192.0.2.7:443"),
-        ("192.0.2.7:443", "0.0.0.0:443"),
-        ("[::]:443", "0.0.0.0:443"),
-        ("192.0.2.7:443", "192.0.2.7:443"),
-    ] {
+fn tcp_and_tls_may_share_a_port_with_the_same_address_or_a_wildcard() {
+    let wildcards = [("[::]:443", "0.0.0.0:443"), ("0.0.0.0:443", "[::]:443")];
+    for (tcp, tls) in wildcards {
         assert_eq!(
             error(&format!("[listen]\ntcp = [\"{tcp}\"]\ntls = [\"{tls}\"]\n{TLS}")),
             format!(
-                "3:7: `listen.tls` has {tls} and `listen.tcp` has {tcp}, but TCP and TLS cannot share a port; TLS \
-                 usually uses 5349 or 443"
+                "3:7: `listen.tls` has {tls} and `listen.tcp` has {tcp}, which conflict, because [::] also accepts \
+                 IPv4: use the same address in both"
             )
         );
     }
     for (tcp, tls) in [
+        ("[::]:443", "[::]:443"),
+        ("[::]:443", "192.0.2.7:443"),
+        ("192.0.2.7:443", "0.0.0.0:443"),
+        ("192.0.2.7:443", "192.0.2.7:443"),
         ("[::]:80", "[::]:443"),
         ("0.0.0.0:443", "[::1]:443"),
         ("192.0.2.7:443", "192.0.2.8:443"),

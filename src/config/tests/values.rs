@@ -46,6 +46,7 @@ bytes-per-second-per-allocation = 125_000
 bytes-per-second-per-user = 4_294_967_295
 connections = 0
 connections-per-source = 30
+allocated-connections-per-source = 31
 unverified-responses = 7
 
 [timeouts]
@@ -114,6 +115,7 @@ fn every_value_is_parsed() {
             bytes_per_second_per_user: 4_294_967_295,
             connections: 0,
             connections_per_source: 30,
+            allocated_connections_per_source: 31,
             unverified_responses: 7,
         },
         timeouts: Timeouts {
@@ -176,7 +178,7 @@ auth     no secret and no user: a secret is created at each start; nonces are va
 peers    special-purpose addresses are denied
 limits   32 allocations per user, in total as many as there are relay ports
          256 permissions and 256 channels per allocation
-         10000 TCP and TLS connections in total, 500 per source
+         10000 TCP and TLS connections in total, 500 per source without an allocation
          50 responses per second to an unverified source
 timeouts 10s for the TLS handshake, 10s for the first request, 5m for the first allocation
          1m after a request on a connection without an allocation
@@ -211,7 +213,7 @@ limits   allocations per user are not limited, 500 in total
          1 permission and 16384 channels per allocation, 1 new peer per second
          125000 bytes per second, direction and allocation
          4294967295 bytes per second, direction and user
-         TCP and TLS connections are not limited in total, 30 per source
+         TCP and TLS connections are not limited in total, 30 per source without an allocation, 31 per source with one
          7 responses per second to an unverified source
 timeouts 1s for the TLS handshake, 5m for the first request, 90s for the first allocation
          1d after a request on a connection without an allocation

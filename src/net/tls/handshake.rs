@@ -6,13 +6,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::server::Acceptor as HelloReader;
 use tokio_rustls::rustls::{self, InvalidMessage, ServerConfig};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 /// The application protocols of the server (RFC 7443 §2), in the order of preference.
 pub(super) const ALPN: [&[u8]; 2] = [TURN, NAT_DISCOVERY];
 const TURN: &[u8] = b"stun.turn";
 const NAT_DISCOVERY: &[u8] = b"stun.nat-discovery";
+
+/// The first byte of a TLS connection: the type of a record of the handshake (RFC 8446 §5.1). No STUN message and no
+/// ChannelData begins with it (RFC 7983 §7).
+pub(crate) const HANDSHAKE_RECORD: u8 = 0x16;
 
 /// The most bytes that a client may send until its handshake is complete. A large ClientHello has 2000 to 3000 bytes.
 const MAX_HANDSHAKE: usize = 16 * 1024;
@@ -27,6 +32,9 @@ const MAX_IDLE_CAPACITY: usize = 4 * 1024;
 /// Performs handshakes with one certificate. Clones share the certificate.
 #[derive(Clone, Debug)]
 pub(crate) struct Acceptor(pub(super) Arc<ServerConfig>);
+
+/// A connection whose ClientHello was read.
+pub(crate) struct Hello<S>(StartHandshake<LimitedStream<S>>);
 
 /// A connection whose handshake is complete.
 pub(crate) type Stream<S> = tokio_rustls::server::TlsStream<LimitedStream<S>>;
@@ -62,35 +70,56 @@ pub(crate) enum Failure {
 }
 
 impl Acceptor {
-    /// Performs the handshake of a new connection. The caller sets the deadline.
+    /// Reads the ClientHello of a new connection, which takes little time of the processor. The caller sets the
+    /// deadline.
     ///
     /// # Errors
     /// The reason for which the handshake failed. The alert was sent to the client if possible.
-    pub(crate) async fn accept<S>(&self, stream: S) -> Result<(Stream<S>, Usage), Failure>
+    pub(crate) async fn hello<S>(stream: S) -> Result<Hello<S>, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let limited = LimitedStream { stream, remaining: Some(MAX_HANDSHAKE), records: Vec::new() };
+        let hello = LazyConfigAcceptor::new(HelloReader::default(), limited).await;
+        hello.map(Hello).map_err(|error| Failure::of(&error))
+    }
+
+    /// Agrees on a key and signs, which takes up to a few milliseconds before this returns. The future sends the
+    /// response and completes the handshake.
+    ///
+    /// # Errors
+    /// As [`hello`](Self::hello).
+    pub(crate) fn respond<S>(
+        &self,
+        hello: Hello<S>,
+    ) -> impl Future<Output = Result<(Stream<S>, Usage), Failure>> + use<S>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let bound = |session: &mut rustls::ServerConnection| session.set_buffer_limit(Some(MAX_BUFFERED));
-        let accept = TlsAcceptor::from(Arc::clone(&self.0)).accept_with(limited, bound).into_fallible();
-        match accept.await {
-            Ok(mut stream) => {
-                let (limited, session) = stream.get_mut();
-                limited.remaining = None;
-                let usage =
-                    if session.alpn_protocol() == Some(NAT_DISCOVERY) { Usage::NatDiscovery } else { Usage::Turn };
-                Ok((stream, usage))
-            }
-            Err((_, limited)) if limited.remaining == Some(0) => Err(Failure::TooLong),
-            Err((error, _)) => Err(Failure::of(&error)),
+        let accept = hello.0.into_stream_with(Arc::clone(&self.0), bound);
+        async {
+            let mut stream = accept.await.map_err(|error| Failure::of(&error))?;
+            let (limited, session) = stream.get_mut();
+            limited.remaining = None;
+            let usage = if session.alpn_protocol() == Some(NAT_DISCOVERY) { Usage::NatDiscovery } else { Usage::Turn };
+            Ok((stream, usage))
         }
     }
 }
+
+/// The error of reading more than [`MAX_HANDSHAKE`] bytes.
+#[derive(Debug, thiserror::Error)]
+#[error("the handshake is too long")]
+struct TooLong;
 
 impl Failure {
     /// Returns the reason for an error of reading or writing.
     #[must_use]
     pub(crate) fn of(error: &io::Error) -> Self {
+        if error.get_ref().is_some_and(|inner| inner.is::<TooLong>()) {
+            return Self::TooLong;
+        }
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(rustls::Error::InvalidMessage(
                 InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
@@ -144,7 +173,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for LimitedStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.remaining == Some(0) {
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, TooLong)));
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);

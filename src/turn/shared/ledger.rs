@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::turn::shared::live_relays::LiveRelays;
 use crate::turn::shared::quota::Quota;
@@ -20,24 +20,28 @@ pub struct Ledger {
     pub quota: Arc<Quota>,
     /// The number of connections, in total and per source. A source is an IPv4 address or an IPv6 /64, as text.
     pub connections: Arc<Quota>,
+    /// The number of connections that other workers have to evict for rejected ones.
+    wanted_evictions: AtomicU32,
     draining: AtomicBool,
 }
 
 impl Ledger {
     /// Creates a ledger without allocations. `addresses` are pairs of the address that relay sockets are bound to and
-    /// the advertised address, each with `ports`. The keys come from a secure random source.
+    /// the advertised address, each with `ports`. `connections` is the most connections, 0 for no limit. The keys come from a secure random source.
     #[must_use]
     pub fn new(
         addresses: impl IntoIterator<Item = (IpAddr, IpAddr)>,
         ports: &RangeInclusive<u16>,
-        [quota, connections]: [[u8; 32]; 2],
+        connections: u32,
+        [quota, connections_key]: [[u8; 32]; 2],
     ) -> Self {
         let addresses: Vec<_> = addresses.into_iter().collect();
         Self {
             live: LiveRelays::new(addresses.iter().copied()),
             reservations: Reservations::new(addresses.iter().copied(), ports),
             quota: Arc::new(Quota::new(ports.len() * addresses.len(), quota)),
-            connections: Arc::new(Quota::new(CONNECTIONS, connections)),
+            connections: Arc::new(Quota::new(room_for(connections), connections_key)),
+            wanted_evictions: AtomicU32::new(0),
             draining: AtomicBool::new(false),
         }
     }
@@ -48,11 +52,47 @@ impl Ledger {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// Asks other workers to evict connections.
+    pub(crate) fn want_evictions(&self, count: u32) {
+        self.wanted_evictions.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Returns the number of connections to evict, and resets it.
+    pub(crate) fn take_wanted_evictions(&self) -> u32 {
+        self.wanted_evictions.swap(0, Ordering::Relaxed)
+    }
+
     /// Begins or ends a drain.
     pub fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Ordering::Relaxed);
     }
 }
 
-/// The number of connections that the table of sources has room for.
-const CONNECTIONS: usize = 16_384;
+/// The most connections that the table of sources has room for. A process has at most this many open files, unless the
+/// system's `fs.nr_open` was raised.
+const MOST_CONNECTIONS: u32 = 1 << 20;
+
+/// The room if there is no limit: the server has no listener for connections, or the limit of open files is unknown.
+const ROOM_WITHOUT_LIMIT: u32 = 1 << 16;
+
+/// Returns the room in the table of sources for a limit on connections.
+fn room_for(connections: u32) -> usize {
+    if connections == 0 { ROOM_WITHOUT_LIMIT as usize } else { connections.min(MOST_CONNECTIONS) as usize }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_source_is_counted_up_to_the_limit_of_connections() {
+        let ledger = Ledger::new([], &(1..=2), 50_000, [[7; 32], [8; 32]]);
+        let admit = |source: u32| ledger.connections.admit(&source.to_string(), 1, 50_000);
+        let tickets: Vec<_> = (0..50_000).map(|source| admit(source).unwrap()).collect();
+        let uncounted = tickets.iter().enumerate().filter(|(source, ticket)| {
+            ledger.connections.is_of(ticket.word(), &source.to_string())
+                && ledger.connections.of_user(&source.to_string()) == 0
+        });
+        assert_eq!(uncounted.count(), 0);
+    }
+}

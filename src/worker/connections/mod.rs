@@ -1,7 +1,10 @@
 //! TCP and TLS connections: their acceptance, their number, and the reason why each one ends.
 
+mod by_source;
+mod front;
 mod handshake;
 mod outbound;
+mod places;
 mod stream;
 
 use std::cell::RefCell;
@@ -19,18 +22,21 @@ use super::Worker;
 use crate::net::tcp;
 use crate::net::tls::Failure;
 use crate::transport::Transport;
-use crate::turn::{DropReason, FiveTuple, QuotaExceeded, Ticket};
+use crate::turn::{DropReason, FiveTuple, QuotaExceeded};
+use by_source::Source;
 use handshake::Handshakes;
 use outbound::Outbound;
+use places::{Place, Places};
 
-pub(super) use handshake::serve as serve_tls;
-pub(super) use stream::serve as serve_plain;
+pub(super) use front::serve;
 
 /// Limits on connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnectionLimits {
-    /// Connections from one source: an IPv4 address or an IPv6 /64; 0 for no limit.
+    /// Connections without an allocation from one source: an IPv4 address or an IPv6 /64; 0 for no limit.
     pub(crate) per_source: u32,
+    /// The same for connections with an allocation.
+    pub(crate) allocated_per_source: u32,
     /// Connections of the server; 0 for no limit.
     pub(crate) in_all: u32,
 }
@@ -53,7 +59,8 @@ pub(crate) struct Timeouts {
 pub(super) struct Connections {
     /// The queue of each connection.
     open: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
-    handshakes: Handshakes,
+    places: Rc<RefCell<Places>>,
+    handshakes: Rc<RefCell<Handshakes>>,
     /// The worker accepts no further connections, and each open one ends once its queue is written.
     stopping: bool,
     /// Notified when the last connection has ended.
@@ -93,9 +100,16 @@ impl Connections {
     }
 }
 
+/// A connection that counts as accepted.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) tuple: FiveTuple,
+    place: Place,
+}
+
 impl Worker {
-    /// Returns the 5-tuple of a new connection and its ticket in the quota; `None` if the connection is rejected.
-    pub(super) fn accept(&mut self, stream: &TcpStream, transport: Transport) -> Option<(FiveTuple, Ticket)> {
+    /// Returns a new connection with its place; `None` if the connection is rejected.
+    pub(super) fn accept(&mut self, stream: &TcpStream, transport: Transport) -> Option<Admitted> {
         let shell = &mut self.shell;
         if shell.connections.stopping {
             return None;
@@ -107,23 +121,53 @@ impl Worker {
             return None;
         };
         let tuple = FiveTuple { client: canonical(client), server: canonical(server), transport };
-        let source = match tuple.client.ip() {
-            IpAddr::V4(v4) => v4.to_string(),
-            IpAddr::V6(v6) => (u128::from(v6) >> 64).to_string(),
-        };
-        let ConnectionLimits { per_source, in_all } = shell.snapshot.connection_limits;
-        match shell.ledger.connections.admit(&source, per_source, in_all) {
-            Ok(ticket) => {
+        let (source, limits) = (Source::of(tuple.client.ip()), &shell.snapshot.connection_limits);
+        match Places::admit(&shell.connections.places, &shell.ledger.connections, source, limits) {
+            Ok(place) => {
                 shell.statistics.count_connection(ConnectionOutcome::Accepted, 1);
-                Some((tuple, ticket))
+                Some(Admitted { tuple, place })
             }
             Err(exceeded) => {
+                if exceeded == QuotaExceeded::Server {
+                    // Another worker may have connections without an allocation.
+                    shell.ledger.want_evictions(1);
+                }
                 shell.statistics.count_connection(exceeded.into(), 1);
                 let now = shell.now();
                 shell.events.connection_rejected(now.monotonic, tuple.client, exceeded);
                 None
             }
         }
+    }
+
+    /// Evicts connections for other workers, which had none to evict when the server was full.
+    pub(super) fn evict_for_others(&mut self) {
+        let wanted = self.shell.ledger.take_wanted_evictions();
+        if wanted == 0 {
+            return;
+        }
+        let most = self.shell.snapshot.connection_limits.in_all;
+        let mut places = self.shell.connections.places.borrow_mut();
+        let is_full = || most != 0 && self.shell.ledger.connections.allocations() >= most;
+        let left = (0..wanted).skip_while(|_| is_full() && places.evict()).count();
+        if is_full() {
+            self.shell.ledger.want_evictions(u32::try_from(left).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Counts a connection as one with or without an allocation.
+    fn count_allocation(&mut self, tuple: &FiveTuple, place: &mut Place) -> Result<(), CloseReason> {
+        let shell = &mut self.shell;
+        let has_allocation = shell.server.has_allocation(tuple);
+        if place.has_allocation() == has_allocation {
+            return Ok(());
+        }
+        let limits = &shell.snapshot.connection_limits;
+        place.set_allocation(&shell.ledger.connections, has_allocation, limits).map_err(|_| {
+            let now = shell.now();
+            shell.events.allocated_connections_exceeded(now.monotonic, tuple.client);
+            CloseReason::TooManyAllocated
+        })
     }
 
     pub(super) fn accept_failed(&mut self, error: &io::Error) {
@@ -224,11 +268,16 @@ close_reasons! {
     Idle = "idle",
     /// The client created no allocation on the connection in time.
     Unauthenticated = "unauthenticated",
+    /// The server had as many connections as allowed. This was the oldest without an allocation of the source with the
+    /// most of them.
+    Evicted = "evicted",
+    /// The source has as many connections with an allocation as allowed.
+    TooManyAllocated = "allocated-connections-per-source",
     /// The connection broke.
     Broken = "broken",
     /// The TLS handshake took too long.
     HandshakeTimeout = "tls-handshake-timeout",
-    /// There were too many unfinished TLS handshakes, and this was the oldest.
+    /// There were too many unfinished TLS handshakes. This was the oldest of the source with the most of them.
     HandshakeEvicted = "tls-handshake-evicted",
     /// The client sent more bytes than a TLS handshake takes.
     HandshakeTooLong = "tls-handshake-too-long",

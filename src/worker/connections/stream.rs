@@ -13,9 +13,10 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::outbound::Outbound;
-use super::{CloseReason, Timeouts};
+use super::places::Place;
+use super::{Admitted, CloseReason, Timeouts};
 use crate::net::tls::{Failure, Usage};
-use crate::turn::{self, ClientBurst, Deadline, DropReason, FiveTuple, Frame, Instant, Outcome, Ticket};
+use crate::turn::{self, ClientBurst, Deadline, DropReason, FiveTuple, Frame, Instant, Outcome};
 use crate::worker::{LARGEST_READ, Now, Worker};
 
 /// The longest request of a client that has had no allocation on the connection, in bytes.
@@ -27,11 +28,15 @@ const BUDGET: usize = 64;
 /// The received bytes of a connection that are not served yet, and its deadlines.
 #[derive(Debug)]
 struct Inbound {
+    /// The place of the connection in the quota.
+    place: Place,
     /// The application protocol of the connection.
     usage: Usage,
     bytes: Vec<u8>,
     /// `bytes` contains complete messages. They are served before the next read.
     more: bool,
+    /// A request was served. It may have created or ended the allocation.
+    requested: bool,
     /// The client has had an allocation on this connection.
     authenticated: bool,
     /// The deadline for the first allocation.
@@ -41,10 +46,17 @@ struct Inbound {
 }
 
 impl Inbound {
-    fn new(now: Instant, timeouts: &Timeouts, usage: Usage) -> Self {
-        let until = Deadline::after(now, timeouts.first_request);
-        let unauthenticated_until = Deadline::after(now, timeouts.unauthenticated);
-        Self { usage, bytes: Vec::new(), more: false, authenticated: false, unauthenticated_until, until }
+    fn new(began: Instant, timeouts: &Timeouts, usage: Usage, place: Place) -> Self {
+        Self {
+            place,
+            usage,
+            bytes: Vec::new(),
+            more: false,
+            requested: false,
+            authenticated: false,
+            unauthenticated_until: Deadline::after(began, timeouts.unauthenticated),
+            until: Deadline::after(began, timeouts.first_request),
+        }
     }
 
     /// Returns the next deadline.
@@ -75,13 +87,13 @@ fn is_not_a_request(bytes: &[u8]) -> bool {
     }
 }
 
-/// Serves a client until its connection ends.
-pub(in crate::worker) async fn serve<S>(
+/// Serves a client until its connection ends. The time for the first request is measured from `began`.
+pub(super) async fn serve<S>(
     worker: Weak<RefCell<Worker>>,
-    tuple: FiveTuple,
-    _ticket: Ticket,
+    Admitted { tuple, place }: Admitted,
     mut stream: S,
     usage: Usage,
+    began: Instant,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -90,7 +102,11 @@ pub(in crate::worker) async fn serve<S>(
         Some(worker) => worker.borrow_mut().connected(tuple, Rc::clone(&outbound)),
         None => return,
     }
-    let close = serve_until_closed(&worker, &tuple, &outbound, &mut stream, usage).await;
+    let inbound = match worker.upgrade() {
+        Some(worker) => Inbound::new(began, &worker.borrow().shell.snapshot.timeouts, usage, place),
+        None => return,
+    };
+    let close = serve_until_closed(&worker, &tuple, &outbound, &mut stream, inbound).await;
     // With TLS this sends close_notify, if the socket buffer has space for it.
     let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx))).await;
     if let Some(worker) = worker.upgrade() {
@@ -103,26 +119,30 @@ async fn serve_until_closed<S>(
     tuple: &FiveTuple,
     outbound: &RefCell<Outbound>,
     stream: &mut S,
-    usage: Usage,
+    mut inbound: Inbound,
 ) -> CloseReason
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut inbound, mut armed, timer) = match worker.upgrade() {
+    let (mut armed, timer) = match worker.upgrade() {
         Some(worker) => {
             let worker = worker.borrow();
             let now = worker.shell.now().monotonic;
-            let inbound = Inbound::new(now, &worker.shell.snapshot.timeouts, usage);
             let armed = inbound.deadline();
-            (inbound, armed, sleep(armed.left(now)))
+            (armed, sleep(armed.left(now)))
         }
         None => return CloseReason::ServerStopped,
     };
-    tokio::pin!(timer);
+    let evicted = inbound.place.evicted();
+    let evicted = evicted.notified();
+    tokio::pin!(timer, evicted);
     loop {
         let step = poll_fn(|cx| {
             if let Poll::Ready(close) = outbound.borrow_mut().poll_write(cx, stream) {
                 return Poll::Ready(Err(close));
+            }
+            if evicted.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(CloseReason::Evicted));
             }
             let Some(worker) = worker.upgrade() else { return Poll::Ready(Err(CloseReason::ServerStopped)) };
             let read = worker.borrow_mut().poll_read(cx, tuple, &mut inbound, stream);
@@ -215,6 +235,9 @@ impl Worker {
         self.shell.end_task(full || inbound.more);
         inbound.keep(self.stream.buffer.get(served).unwrap_or_default());
         received?;
+        if std::mem::take(&mut inbound.requested) {
+            self.count_allocation(tuple, &mut inbound.place)?;
+        }
         // The timer is not polled while bytes keep arriving, so the deadline is checked here as well.
         if inbound.deadline().has_passed(now.monotonic) {
             self.remaining_time(tuple, inbound)?;
@@ -254,6 +277,7 @@ impl Worker {
                 Frame::Complete { message, length } => {
                     let burst = ClientBurst::new(left.start..left.start + message, None, 0);
                     if self.shell.serve_burst(now, tuple, &mut self.stream, burst) {
+                        inbound.requested = true;
                         inbound.until = Deadline::after(now.monotonic, self.shell.snapshot.timeouts.idle);
                     }
                     left.start += length;
