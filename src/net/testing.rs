@@ -1,5 +1,6 @@
 //! Helpers that the tests of this module share.
 
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
@@ -24,6 +25,7 @@ pub(super) fn has_ipv6() -> bool {
         Ok(_) => true,
         Err(error) => {
             assert!(no_ipv6(&error), "{error}");
+            skip("there is no IPv6");
             false
         }
     }
@@ -66,23 +68,54 @@ pub(super) fn closed_port(ip: IpAddr) -> UdpSocket {
     socket
 }
 
+/// Reports on standard error, which the test runner does not capture here, that a test does not run, or not as a whole.
+/// It fails the test if `REQUIRE_ALL_TESTS` is set, as in `.ci/run`.
+pub(super) fn skip(reason: &str) {
+    let required = std::env::var_os("REQUIRE_ALL_TESTS").is_some();
+    report_skipped(required, reason);
+}
+
+fn report_skipped(required: bool, reason: &str) {
+    assert!(!required, "REQUIRE_ALL_TESTS is set, but this test cannot run: {reason}");
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+}
+
+#[test]
+#[should_panic(expected = "this test cannot run: no privilege")]
+fn a_skipped_test_fails_where_all_tests_are_required() {
+    report_skipped(true, "no privilege");
+}
+
+#[test]
+fn the_check_script_requires_all_tests() {
+    let script = include_str!("../../.ci/run");
+    let (before, _) = script.split_once("\ncargo test\n").unwrap();
+    assert!(before.contains("\nexport REQUIRE_ALL_TESTS=1\n"));
+}
+
 /// Runs a test in its own network namespace. Each line of `setup` has the arguments of one `ip` command, which
 /// configures the namespace.
 ///
-/// Does nothing without the privilege to create a namespace or without the `ip` command.
+/// Skips the test without the privilege to create a namespace or without the `ip` command.
 pub(super) fn in_own_network(setup: &[&str], test: impl FnOnce() + Send) {
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            if unshare(CloneFlags::CLONE_NEWNET).is_err() {
-                return;
+    let skipped = thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+                return Some(format!("no network namespace can be created: {error}"));
             }
             for line in setup {
                 match Command::new("ip").args(line.split(' ')).status() {
                     Ok(status) => assert!(status.success(), "ip {line}"),
-                    Err(_) => return,
+                    Err(error) => return Some(format!("the command `ip` cannot be run: {error}")),
                 }
             }
             test();
+            None
         });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
+    if let Some(reason) = skipped {
+        skip(&reason);
+    }
 }

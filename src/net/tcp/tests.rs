@@ -1,4 +1,4 @@
-//! Real sockets on the loopback interface. On a machine without IPv6, the tests that need IPv6 do nothing and pass.
+//! Real sockets on the loopback interface. On a machine without IPv6, the tests that need IPv6 are skipped.
 
 use std::collections::HashSet;
 use std::io::Read as _;
@@ -7,6 +7,7 @@ use std::sync::Barrier;
 use std::thread;
 
 use super::*;
+use crate::net::testing::has_ipv6;
 
 /// The maximum number of polls for a connection. Together they take seconds.
 const TRIES: usize = 5_000_000;
@@ -17,10 +18,6 @@ fn addr(text: &str) -> SocketAddr {
 
 fn at(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), port)
-}
-
-fn has_ipv6() -> bool {
-    TcpListener::bind("[::1]:0").is_ok()
 }
 
 fn port(listener: &TcpListener) -> u16 {
