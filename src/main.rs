@@ -41,7 +41,7 @@ fn main() -> ExitCode {
             // If standard error is closed, only the exit code remains.
             let mut stderr = io::stderr().lock();
             for line in message.lines() {
-                let _ = writeln!(stderr, "turnserver: {line}");
+                let _ = writeln!(stderr, "{}turnserver: {line}", control::logging::error_prefix());
             }
             ExitCode::FAILURE
         }

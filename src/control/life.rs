@@ -41,6 +41,8 @@ pub(super) struct Signals {
     terminate: Signal,
     hangup: Signal,
     user: Signal,
+    /// Signals without an effect, which would otherwise end the process without a log line.
+    ignored: [Signal; 3],
 }
 
 /// A signal that was received.
@@ -54,6 +56,8 @@ enum Received {
     Hangup,
     /// SIGUSR1.
     Drain,
+    /// A signal without an effect, by name.
+    Ignored(&'static str),
 }
 
 impl Signals {
@@ -67,15 +71,20 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
             user: signal(SignalKind::user_defined1())?,
+            ignored: [signal(SignalKind::user_defined2())?, signal(SignalKind::alarm())?, signal(SignalKind::io())?],
         })
     }
 
     async fn next(&mut self) -> Received {
+        let [user_2, alarm, io] = &mut self.ignored;
         tokio::select! {
             _ = self.interrupt.recv() => Received::Interrupt,
             _ = self.terminate.recv() => Received::Terminate,
             _ = self.hangup.recv() => Received::Hangup,
             _ = self.user.recv() => Received::Drain,
+            _ = user_2.recv() => Received::Ignored("SIGUSR2"),
+            _ = alarm.recv() => Received::Ignored("SIGALRM"),
+            _ = io.recv() => Received::Ignored("SIGIO"),
         }
     }
 }
@@ -97,7 +106,7 @@ impl Stage {
             (_, Received::Interrupt) | (Self::Stopping, Received::Terminate) => None,
             (Self::Serving | Self::Draining, Received::Terminate) => Some(Self::Stopping),
             (Self::Serving, Received::Drain) => Some(Self::Draining),
-            (stage, Received::Hangup | Received::Drain) => Some(stage),
+            (stage, Received::Hangup | Received::Drain | Received::Ignored(_)) => Some(stage),
         }
     }
 }
@@ -137,8 +146,12 @@ impl RunningServer<'_> {
                 biased;
                 signal = signals.next() => {
                     let Some(next) = stage.after(signal) else { break None };
-                    if signal == Received::Hangup {
-                        self.reload().await;
+                    match signal {
+                        Received::Hangup => self.reload().await,
+                        Received::Ignored(signal) => tracing::warn!(
+                            "{signal} has no effect. SIGUSR1 drains the server, and SIGTERM stops it"
+                        ),
+                        _ => {}
                     }
                     if next != stage {
                         stage = next;
@@ -298,9 +311,12 @@ mod tests {
 
     #[test]
     fn each_signal_has_a_defined_effect_in_each_stage() {
-        use Received::{Drain, Hangup, Interrupt, Terminate};
+        use Received::{Drain, Hangup, Ignored, Interrupt, Terminate};
         use Stage::{Draining, Serving, Stopping};
         for (stage, signal, next) in [
+            (Serving, Ignored("SIGUSR2"), Some(Serving)),
+            (Draining, Ignored("SIGUSR2"), Some(Draining)),
+            (Stopping, Ignored("SIGUSR2"), Some(Stopping)),
             (Serving, Hangup, Some(Serving)),
             (Serving, Drain, Some(Draining)),
             (Serving, Terminate, Some(Stopping)),

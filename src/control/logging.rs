@@ -3,7 +3,11 @@
 //! Lines go through a bounded queue to a thread that writes them to standard error. If standard error is not read fast
 //! enough, lines are lost; the relay does not wait.
 
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Write};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -11,9 +15,11 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
-use tracing::Level;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, JsonFields, Writer, format};
+use tracing_subscriber::fmt::{FmtContext, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogFormat, LogLevel};
 
@@ -43,8 +49,8 @@ enum Entry {
 pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
     let (queue, lines) = sync_channel(QUEUE_LENGTH);
     let lost = Arc::new(AtomicU64::new(0));
-    let (format, count) = (log.format, Arc::clone(&lost));
-    thread::Builder::new().name("log".to_owned()).spawn(move || write(&lines, &count, format, &mut io::stderr()))?;
+    let (layout, count) = (Layout { format: log.format, journal: is_journal() }, Arc::clone(&lost));
+    thread::Builder::new().name("log".to_owned()).spawn(move || write(&lines, &count, layout, &mut io::stderr()))?;
 
     let level = match log.level {
         LogLevel::Error => Level::ERROR,
@@ -55,11 +61,75 @@ pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
     };
     let queued = Queued { queue: queue.clone(), lost };
     let subscriber = fmt().with_max_level(level).with_target(false).log_internal_errors(false).with_writer(queued);
-    match log.format {
-        LogFormat::Text => subscriber.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => subscriber.json().init(),
+    match (log.format, layout.journal) {
+        (LogFormat::Text, true) => {
+            let format = format().without_time().with_target(false);
+            subscriber.with_ansi(false).event_format(Prioritized(format)).init();
+        }
+        (LogFormat::Json, true) => {
+            let format = format().json().without_time().with_target(false);
+            subscriber.fmt_fields(JsonFields::new()).event_format(Prioritized(format)).init();
+        }
+        (LogFormat::Text, false) => {
+            let no_color = std::env::var_os("NO_COLOR");
+            subscriber.with_ansi(is_colored(io::stderr().is_terminal(), no_color.as_deref())).init();
+        }
+        (LogFormat::Json, false) => subscriber.json().init(),
     }
     Ok(Logging { queue })
+}
+
+/// The form of the lines.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    format: LogFormat,
+    /// The lines go to systemd's journal.
+    journal: bool,
+}
+
+/// Returns whether standard error is connected to systemd's journal: `JOURNAL_STREAM` contains its device and inode
+/// numbers (systemd.exec(5)).
+fn is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let file = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    file.and_then(|file| file.metadata())
+        .is_ok_and(|metadata| stream == *format!("{}:{}", metadata.dev(), metadata.ino()))
+}
+
+/// Returns the prefix of a line that is not a log event but an error of the process, such as a failed start.
+#[must_use]
+pub fn error_prefix() -> &'static str {
+    if is_journal() { priority(Level::ERROR) } else { "" }
+}
+
+/// Returns the priority that the journal reads from the start of a line (sd-daemon(3)).
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "<3>",
+        Level::WARN => "<4>",
+        Level::INFO => "<6>",
+        _ => "<7>",
+    }
+}
+
+/// Returns whether the level and the fields are colored (<https://no-color.org>).
+fn is_colored(terminal: bool, no_color: Option<&OsStr>) -> bool {
+    terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
+/// Writes the priority before each line.
+struct Prioritized<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Prioritized<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, cx: &FmtContext<'_, S, N>, mut line: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        line.write_str(priority(*event.metadata().level()))?;
+        self.0.format_event(cx, line, event)
+    }
 }
 
 impl Logging {
@@ -104,14 +174,14 @@ impl Write for &Queued {
 }
 
 /// Writes lines until the process exits. A line that cannot be written is lost; the failure cannot be reported.
-fn write(lines: &Receiver<Entry>, lost: &AtomicU64, format: LogFormat, out: &mut impl Write) {
+fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: Layout, out: &mut impl Write) {
     for entry in lines {
         match entry {
             Entry::Line(line) => {
                 let _ = out.write_all(&line);
                 let lost = lost.swap(0, Ordering::Relaxed);
                 if lost > 0 {
-                    let _ = out.write_all(notice(lost, format).as_bytes());
+                    let _ = out.write_all(notice(lost, layout).as_bytes());
                 }
             }
             Entry::Flush(written) => {
@@ -123,11 +193,15 @@ fn write(lines: &Receiver<Entry>, lost: &AtomicU64, format: LogFormat, out: &mut
     }
 }
 
-fn notice(lost: u64, format: LogFormat) -> String {
+fn notice(lost: u64, layout: Layout) -> String {
     let message = "log lines were lost here because standard error is not read fast enough";
-    match format {
-        LogFormat::Text => format!("WARN {message} count={lost}\n"),
-        LogFormat::Json => format!("{}\n", json!({ "level": "WARN", "fields": { "message": message, "count": lost } })),
+    let prefix = if layout.journal { priority(Level::WARN) } else { "" };
+    match layout.format {
+        LogFormat::Text => format!("{prefix}WARN {message} count={lost}\n"),
+        LogFormat::Json => {
+            let line = json!({ "level": "WARN", "fields": { "message": message, "count": lost } });
+            format!("{prefix}{line}\n")
+        }
     }
 }
 
@@ -145,8 +219,8 @@ mod tests {
         let lost = Arc::clone(&queued.lost);
         drop(queued);
         let mut out = Vec::new();
-        write(&lines, &lost, LogFormat::Text, &mut out);
-        let notice = "WARN log lines were lost here because standard error is not read fast enough count=2\n";
+        write(&lines, &lost, Layout { format: LogFormat::Text, journal: true }, &mut out);
+        let notice = "<4>WARN log lines were lost here because standard error is not read fast enough count=2\n";
         assert_eq!(String::from_utf8(out).unwrap(), format!("one\n{notice}two\n"));
     }
 
@@ -158,6 +232,14 @@ mod tests {
         drop(queued);
         let (reader, mut out) = io::pipe().unwrap();
         drop(reader);
-        write(&lines, &AtomicU64::new(0), LogFormat::Text, &mut out);
+        write(&lines, &AtomicU64::new(0), Layout { format: LogFormat::Text, journal: false }, &mut out);
+    }
+
+    #[test]
+    fn only_a_terminal_without_no_color_is_colored() {
+        assert!(is_colored(true, None));
+        assert!(is_colored(true, Some(OsStr::new(""))));
+        assert!(!is_colored(true, Some(OsStr::new("1"))));
+        assert!(!is_colored(false, None));
     }
 }

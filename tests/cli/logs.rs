@@ -1,12 +1,17 @@
 //! The log: events, their rate limits, and formats.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use turnserver::stun::TransactionId;
+use turnserver::stun::attribute::XorPeerAddress;
+use turnserver::stun::{Method, TransactionId};
 
 use super::running::{Running, UNLIMITED_RESPONSES, is_ready, text_config};
 use crate::support::client::{Client, Login, allocate, receive, socket};
@@ -257,4 +262,83 @@ fn a_stalled_log_reader_does_not_stop_the_relay() {
     }
     server.assert_stops();
     drop(stderr);
+}
+
+/// Starts the server with a socket as standard error, as systemd does, and returns the lines up to `ready`.
+fn lines_in_journal(config: &str, stream: impl Fn(u64, u64) -> String) -> (PipedServer, Vec<String>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let file = File::from(theirs.as_fd().try_clone_to_owned().unwrap()).metadata().unwrap();
+    let directory = TempDir::new();
+    let path = directory.write("turnserver.toml", config);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+    command.arg("--config").arg(path).stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
+    let server = PipedServer(command.env("JOURNAL_STREAM", stream(file.dev(), file.ino())).spawn().unwrap());
+    drop(command);
+    ours.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let mut lines = Vec::new();
+    for line in BufReader::new(ours).lines() {
+        lines.push(line.unwrap());
+        if lines.last().is_some_and(|line| line.contains("ready")) {
+            break;
+        }
+    }
+    (server, lines)
+}
+
+// sd-daemon(3): the journal reads the priority from the start of a line, and has a timestamp of its own.
+#[test]
+fn lines_in_the_journal_have_a_priority_and_no_timestamp() {
+    let (server, lines) = lines_in_journal(&text_config(&["127.0.0.1"], ""), |dev, ino| format!("{dev}:{ino}"));
+    assert!(lines.iter().all(|line| line.starts_with("<6> INFO ") || line.starts_with("<4> WARN ")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.starts_with("<6> INFO ready workers=")), "{lines:?}");
+    server.assert_stops();
+
+    let (server, lines) = lines_in_journal(&config(&["127.0.0.1"], ""), |dev, ino| format!("{dev}:{ino}"));
+    for line in lines {
+        let (priority, line) = line.split_at(3);
+        let level = LogLine::parse(line).level().to_owned();
+        assert!([("<6>", "INFO"), ("<4>", "WARN")].contains(&(priority, &level)), "{priority}{line}");
+        assert!(!line.contains("timestamp"), "{line}");
+    }
+    server.assert_stops();
+}
+
+#[test]
+fn a_failed_start_has_the_priority_of_an_error_in_the_journal() {
+    let (mut server, lines) = lines_in_journal("realmm = 1\n", |dev, ino| format!("{dev}:{ino}"));
+    assert_eq!(server.0.wait().unwrap().code(), Some(1));
+    assert!(!lines.is_empty() && lines.iter().all(|line| line.starts_with("<3>turnserver: ")), "{lines:?}");
+}
+
+// A program that a service starts inherits the variable, although its standard error goes elsewhere.
+#[test]
+fn another_stream_than_the_journal_has_timestamps_and_no_priority() {
+    let config = text_config(&["127.0.0.1"], "");
+    let (server, lines) = lines_in_journal(&config, |dev, ino| format!("{dev}:{}", ino + 1));
+    assert!(lines.iter().all(|line| line.starts_with("20") && line.contains("Z  ")), "{lines:?}");
+    server.assert_stops();
+}
+
+#[test]
+fn at_level_debug_every_rejected_or_dropped_packet_is_named_over_each_transport() {
+    let debug = config(&["127.0.0.1"], UNLIMITED_RESPONSES);
+    let server = Running::start(&debug, &["--log-level", "debug"]);
+    for client in [Client::new(server.address()), Client::connect(server.listening("tcp")[0])] {
+        let named = |what: &str| {
+            let line = server.wait_for_line(|line| {
+                let line = LogLine::parse(line);
+                line.message().starts_with(what) && line.field("client") == Some(client.address().to_string())
+            });
+            assert_eq!(LogLine::parse(&line).level(), "DEBUG");
+        };
+        client.send(&allocate(TransactionId::new([7; 12])));
+        assert_eq!(client.receive().error(), Some(401));
+        named("rejected 401");
+        let (session, _) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        let private = "10.0.0.1:9".parse().unwrap();
+        let denied =
+            client.request(&session, Method::CREATE_PERMISSION, &|writer| writer.push(&XorPeerAddress(private)));
+        assert_eq!(denied.error(), Some(403));
+        named("rejected 403");
+    }
 }

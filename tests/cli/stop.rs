@@ -33,6 +33,20 @@ fn detail(line: &LogLine) -> HashMap<String, u64> {
 }
 
 #[test]
+fn signals_without_an_effect_are_logged_and_do_not_end_the_server() {
+    let server = Running::start(&config(&["127.0.0.1"], ""), &[]);
+    for (signal, name) in [(Signal::SIGUSR2, "SIGUSR2"), (Signal::SIGALRM, "SIGALRM"), (Signal::SIGIO, "SIGIO")] {
+        server.process.signal(signal);
+        let line = LogLine::parse(&server.wait_for_line(|line| line.contains(name)));
+        assert_eq!(line.level(), "WARN");
+        assert!(line.message().contains("SIGUSR1 drains the server"), "{line:?}");
+    }
+    let client = Client::new(server.address());
+    assert_eq!(client.binding(), client.address());
+    assert_eq!(server.terminate().code, Some(0));
+}
+
+#[test]
 fn sigint_ends_an_idle_server_with_exit_code_0() {
     let ended = Running::start(&config(&["127.0.0.1"], ""), &[]).interrupt();
     assert_eq!(ended.code, Some(0), "{ended:?}");
