@@ -44,6 +44,9 @@ settings! {
 /// The limit of open files, which is a setting of the systemd unit.
 pub const OPEN_FILES: &str = "LimitNOFILE";
 
+/// The limit of address space, as the setting of a systemd unit and as a command of a shell.
+pub const ADDRESS_SPACE: &str = "LimitAS, `ulimit -v`";
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

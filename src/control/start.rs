@@ -20,7 +20,7 @@ use crate::auth::Secret;
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
 use crate::net::{interfaces, limits};
-use crate::setting::{CONNECTIONS, OPEN_FILES, PEERS_ALLOW, WORKERS};
+use crate::setting::{ADDRESS_SPACE, CONNECTIONS, OPEN_FILES, PEERS_ALLOW, WORKERS};
 use crate::transport::Endpoint;
 use crate::turn::{self, Ledger, RelayRange};
 use crate::worker::{self, Handle, Plan, Snapshot, Statistics};
@@ -208,6 +208,9 @@ fn advice(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE) => {
             format!("; raise the limit of open files ({OPEN_FILES}), or set fewer {WORKERS}")
+        }
+        Some(libc::ENOMEM | libc::EAGAIN) => {
+            format!("; raise the limit of memory ({ADDRESS_SPACE}) or of threads, or set fewer {WORKERS}")
         }
         _ => String::new(),
     }

@@ -8,6 +8,7 @@
 //! their control buffers are on the stack or reused.
 #![allow(unsafe_code, reason = "these system calls take raw pointers; every other file denies unsafe code")]
 
+use std::alloc::{self, Layout};
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -143,12 +144,15 @@ impl Receiver {
     ///
     /// The system provides the memory zeroed, page by page as it is used.
     ///
+    /// # Errors
+    /// `ENOMEM` if the slots do not fit into the address space.
+    ///
     /// # Panics
-    /// If `offset + len` exceeds `stride`, or if the slots do not fit into memory.
-    pub(super) fn new(slots: usize, stride: usize, offset: usize, len: usize) -> Self {
+    /// If `offset + len` exceeds `stride`.
+    pub(super) fn new(slots: usize, stride: usize, offset: usize, len: usize) -> io::Result<Self> {
         assert!(offset.checked_add(len).is_some_and(|end| end <= stride), "the payload fits into its slot");
-        let size = slots.checked_mul(stride).expect("the arena fits into memory");
-        let (arena, mut names, mut controls) = (vec![0; size], vec![Name::EMPTY; slots], vec![Control::EMPTY; slots]);
+        let arena = zeroed(slots.checked_mul(stride).unwrap_or(usize::MAX))?;
+        let (mut names, mut controls) = (vec![Name::EMPTY; slots], vec![Control::EMPTY; slots]);
         // The pointers below are used only in system calls, and the vectors that they point into do not change: a
         // pointer from `as_mut_ptr` stays valid after later calls of `as_mut_ptr`. Pointers into the arena are made for
         // each call, because `arena_mut` returns mutable slices of it.
@@ -165,7 +169,7 @@ impl Receiver {
             libc::mmsghdr { msg_hdr: header, msg_len: 0 }
         };
         let headers = (0..slots).map(header).collect();
-        Self { arena, stride, offset, names, _controls: controls, vectors, headers }
+        Ok(Self { arena, stride, offset, names, _controls: controls, vectors, headers })
     }
 
     pub(super) fn arena(&self) -> &[u8] {
@@ -286,6 +290,26 @@ impl Sender {
 pub(super) fn watch_reading(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the `AsyncFd` owns the descriptor, which stays open and unchanged until the `AsyncFd` is dropped.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// Returns the number of datagrams that the kernel has dropped at a socket; `None` if it does not report the number.
+pub(super) fn dropped(fd: BorrowedFd<'_>) -> Option<u32> {
+    // `SK_MEMINFO_DROPS` of linux/sock_diag.h, the last of nine values.
+    const DROPS: usize = 8;
+    let mut values = [0_u32; DROPS + 1];
+    #[expect(clippy::cast_possible_truncation, reason = "the size of nine integers")]
+    let mut length = size_of_val(&values) as libc::socklen_t;
+    // SAFETY: both pointers point to live values, and `length` is the size of `values`, which every bit pattern fits.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0 && length as usize == size_of_val(&values)).then_some(values[DROPS])
 }
 
 /// Sets a socket option whose value is an integer.
@@ -547,6 +571,24 @@ unsafe fn read_control(header: &libc::msghdr) -> ControlMessages {
         }
     }
     control
+}
+
+/// Returns `size` zero bytes, which the system provides page by page as they are used. Unlike `vec!`, it does not abort
+/// the process if the address space is too small.
+fn zeroed(size: usize) -> io::Result<Vec<u8>> {
+    let no_memory = || io::Error::from_raw_os_error(libc::ENOMEM);
+    let layout = Layout::array::<u8>(size).map_err(|_| no_memory())?;
+    if size == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the size of `layout` is not 0.
+    let start = unsafe { alloc::alloc_zeroed(layout) };
+    if start.is_null() {
+        return Err(no_memory());
+    }
+    // SAFETY: the global allocator, which a vector uses, returned `start` for `size` bytes with the alignment of `u8`,
+    // and all of them are initialized.
+    Ok(unsafe { Vec::from_raw_parts(start, size, size) })
 }
 
 /// Repeats a system call until no signal interrupts it. A negative result means that the error is in `errno`.

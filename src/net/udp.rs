@@ -29,8 +29,9 @@ pub(crate) const RELAY_BUFFER: usize = 1 << 20;
 
 /// The most attempts of a call that fails with the error of an earlier datagram.
 ///
-/// Each attempt clears one pending error, so a further one is needed only if another error arrives in the meantime.
-const MAX_ATTEMPTS: usize = 8;
+/// Each attempt clears one pending error, so a further one is needed only if another error arrives in the meantime. Under
+/// a flood of forged ICMP messages from another CPU, nine attempts in a row were seen to fail.
+pub(super) const MAX_ATTEMPTS: usize = 64;
 
 /// Binds the listener of one worker.
 ///
@@ -148,6 +149,13 @@ pub(crate) fn buffer_sizes(socket: &impl AsFd) -> io::Result<BufferSizes> {
     Ok(BufferSizes { receive: socket.recv_buffer_size()? / 2, send: socket.send_buffer_size()? / 2 })
 }
 
+/// Returns the number of datagrams that the kernel has dropped at this socket (`SO_MEMINFO`, since Linux 4.12), for
+/// [`DropCounter::advance`](super::batch::DropCounter::advance). Unlike the counter that arrives with a datagram, it
+/// includes the latest drops. Returns `None` if an old kernel does not report it.
+pub(crate) fn dropped(socket: &impl AsFd) -> Option<u32> {
+    sys::dropped(socket.as_fd())
+}
+
 /// Sends one datagram from a relay socket without fragmentation (RFC 8656 §14, §15): with DF set, or without a Fragment
 /// header to an IPv6 peer.
 ///
@@ -161,13 +169,15 @@ pub(crate) fn buffer_sizes(socket: &impl AsFd) -> io::Result<BufferSizes> {
 pub(crate) fn send_unfragmented(socket: &impl AsFd, payload: &[u8], to: SocketAddr, tos: u8) -> io::Result<()> {
     let fd = socket.as_fd();
     let outgoing = Outgoing { to: canonical(to), from: None, tos, segment: None, unfragmented: true };
-    // A pending error is cleared first, because repeating the call would queue its own EMSGSIZE twice.
+    // A pending error is cleared first, because repeating the call would queue its own EMSGSIZE twice. An error that
+    // arrives in the meantime is skipped if the call cannot have caused it.
     let _ = SockRef::from(&fd).take_error();
+    let send = || repeat_while(is_always_pending, || sys::send(fd, payload, &outgoing));
     if outgoing.to.is_ipv6() {
-        return sys::send(fd, payload, &outgoing).map(|_| ());
+        return send().map(|_| ());
     }
     set_discovery(fd, libc::IP_PMTUDISC_PROBE)?;
-    let sent = sys::send(fd, payload, &outgoing);
+    let sent = send();
     set_discovery(fd, FRAGMENT_V4)?;
     sent.map(|_| ())
 }
@@ -238,11 +248,15 @@ fn unreachable(entry: sys::QueuedError) -> Option<Unreachable> {
 
 /// Repeats a call while it fails with an error that an ICMP message left on the socket. An error of the call itself
 /// persists and is returned.
-pub(super) fn skip_pending_errors<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn skip_pending_errors<T>(call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    repeat_while(may_be_pending, call)
+}
+
+fn repeat_while<T>(pending: fn(&io::Error) -> bool, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut result = call();
     for _ in 1..MAX_ATTEMPTS {
         match &result {
-            Err(error) if may_be_pending(error) => result = call(),
+            Err(error) if pending(error) => result = call(),
             _ => break,
         }
     }
@@ -250,21 +264,16 @@ pub(super) fn skip_pending_errors<T>(mut call: impl FnMut() -> io::Result<T>) ->
 }
 
 /// Returns whether an ICMP message can leave this error on a socket after [`enable_error_queue`].
-pub(super) fn may_be_pending(error: &io::Error) -> bool {
+pub(crate) fn may_be_pending(error: &io::Error) -> bool {
+    is_always_pending(error)
+        || matches!(error.raw_os_error(), Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE | libc::EACCES))
+}
+
+/// Returns whether only an ICMP message can leave this error on an unconnected UDP socket; a call does not cause it.
+pub(super) fn is_always_pending(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(
-            libc::ECONNREFUSED
-                | libc::EHOSTUNREACH
-                | libc::ENETUNREACH
-                | libc::EMSGSIZE
-                | libc::EPROTO
-                | libc::ENOPROTOOPT
-                | libc::EOPNOTSUPP
-                | libc::EHOSTDOWN
-                | libc::ENONET
-                | libc::EACCES
-        )
+        Some(libc::ECONNREFUSED | libc::EPROTO | libc::ENOPROTOOPT | libc::EOPNOTSUPP | libc::EHOSTDOWN | libc::ENONET)
     )
 }
 

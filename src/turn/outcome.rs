@@ -118,6 +118,12 @@ impl Outcome {
             .chain(DropReason::ALL.iter().copied().map(Self::Dropped))
     }
 
+    /// Returns whether the packet was rejected or dropped.
+    #[must_use]
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Self::Rejected(_) | Self::RejectedByLimit(_) | Self::Dropped(_))
+    }
+
     /// Returns the place of the outcome in an array of [`COUNT`](Self::COUNT) counters.
     #[must_use]
     pub const fn index(self) -> usize {

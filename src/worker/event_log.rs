@@ -9,14 +9,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::setting;
-use crate::turn::{Deadline, Event, FiveTuple, Instant, Limit, QuotaExceeded, RedirectCause};
+use crate::turn::{Deadline, Event, FiveTuple, Instant, Limit, Outcome, QuotaExceeded, RedirectCause};
 
 /// The number of lines of one kind per [`WINDOW`].
 const LINES: u32 = 5;
 /// The number of lines about allocations per [`WINDOW`]: 100 per second. Even a busy server logs fewer, and a client
 /// with a credential cannot fill the disk quickly.
 const ALLOCATION_LINES: u32 = 6_000;
+/// The number of lines about packets with one outcome per [`WINDOW`].
+const PACKET_LINES: u32 = 1_000;
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// The maximum length of a name from the network in a line, in characters.
@@ -231,6 +234,66 @@ impl EventLog {
     }
 }
 
+/// The host that a packet concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Host {
+    Client(SocketAddr),
+    Peer(SocketAddr),
+    /// The kernel dropped packets at the socket that is bound to this address, without reporting their sources.
+    Local(SocketAddr),
+}
+
+/// Logs the packets that were rejected or dropped, at the level *debug*. The lines of each outcome are limited, so that
+/// a flood neither fills the disk nor hides another outcome.
+#[derive(Debug)]
+pub(super) struct PacketLog {
+    /// One limit for each [`Outcome::index`].
+    limits: Vec<RateLimit>,
+}
+
+impl Default for PacketLog {
+    fn default() -> Self {
+        Self { limits: (0..Outcome::COUNT).map(|_| RateLimit::of(PACKET_LINES)).collect() }
+    }
+}
+
+impl PacketLog {
+    pub(super) fn log(&mut self, clock: &Clock, host: Host, outcome: Outcome, packets: u64) {
+        if outcome.is_failure() && tracing::enabled!(tracing::Level::DEBUG) {
+            self.log_at(Instant::from_elapsed(clock.elapsed()), host, outcome, packets);
+        }
+    }
+
+    fn log_at(&mut self, now: Instant, host: Host, outcome: Outcome, packets: u64) {
+        if !self.limits.get_mut(outcome.index()).is_some_and(|limit| limit.allows(now)) {
+            return;
+        }
+        match host {
+            Host::Client(client) => tracing::debug!(%client, packets, "{outcome}"),
+            Host::Peer(peer) => tracing::debug!(%peer, packets, "{outcome}"),
+            Host::Local(local) => tracing::debug!(%local, packets, "{outcome}"),
+        }
+    }
+
+    /// Logs the number of suppressed lines of each window that has ended.
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.log_suppressed(|limit| limit.summary(now));
+    }
+
+    /// Logs the number of suppressed lines when the worker stops.
+    pub(super) fn finish(&mut self) {
+        self.log_suppressed(RateLimit::rest);
+    }
+
+    fn log_suppressed(&mut self, count_of: impl Fn(&mut RateLimit) -> Option<u64>) {
+        for (limit, outcome) in self.limits.iter_mut().zip(Outcome::all()) {
+            if let Some(count) = count_of(limit) {
+                tracing::debug!(count, "further lines in the last minute were not logged: {outcome}");
+            }
+        }
+    }
+}
+
 /// Allows a number of lines per window.
 #[derive(Debug)]
 struct RateLimit {
@@ -291,7 +354,9 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::turn::{AllocationSummary, AuthCause, Denial, EndReason, FiveTuple, SocketId, Traffic, Transport};
+    use crate::turn::{
+        AllocationSummary, AuthCause, Denial, DropReason, EndReason, FiveTuple, SocketId, Traffic, Transport,
+    };
 
     fn at(second: u64) -> Instant {
         Instant::from_elapsed(Duration::from_secs(second))
@@ -312,11 +377,19 @@ mod tests {
         }
     }
 
-    /// Returns the lines that `work` logs.
+    /// Returns the lines that `work` logs at level *info* and above.
     fn logged(work: impl FnOnce()) -> Vec<String> {
+        logged_at(tracing::Level::INFO, work)
+    }
+
+    fn logged_at(level: tracing::Level, work: impl FnOnce()) -> Vec<String> {
         let lines = Lines::default();
         let writer = lines.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
         tracing::subscriber::with_default(subscriber, work);
         lines.0.lock().unwrap().clone()
     }
@@ -392,6 +465,35 @@ mod tests {
             }
         });
         assert_eq!(lines.len(), (events().len() - 2) * 4 + 2);
+    }
+
+    // The level debug is for a search after a fault. A flood during the search must not fill the disk.
+    #[test]
+    fn lines_about_packets_are_limited_for_each_outcome() {
+        let (dropped, rejected) = (Outcome::Dropped(DropReason::NoAllocation), Outcome::RejectedByLimit(Limit::ALL[0]));
+        let (client, peer) = (Host::Client(tuple().client), Host::Peer(tuple().server));
+        let lines = logged_at(tracing::Level::DEBUG, || {
+            let mut log = PacketLog::default();
+            (0..10_000).for_each(|_| log.log_at(at(1), client, dropped, 1));
+            log.log_at(at(1), peer, rejected, 3);
+            log.tick(at(61));
+            log.finish();
+        });
+        assert_eq!(lines.len(), 1_002);
+        assert!(lines[0].contains(&format!("{dropped} client=192.0.2.1:5000 packets=1")), "{}", lines[0]);
+        assert!(lines[1_000].contains(&format!("{rejected} peer=192.0.2.200:3478 packets=3")), "{}", lines[1_000]);
+        assert!(lines[1_001].contains(&dropped.to_string()) && lines[1_001].contains("count=9000"), "{}", lines[1_001]);
+    }
+
+    #[test]
+    fn packets_are_logged_only_at_level_debug_and_only_failures() {
+        let mut log = PacketLog::default();
+        let (clock, client) = (Clock::start(), Host::Client(tuple().client));
+        let dropped = Outcome::Dropped(DropReason::NoAllocation);
+        let mut lines = |level, outcome| logged_at(level, || log.log(&clock, client, outcome, 1)).len();
+        assert_eq!(lines(tracing::Level::INFO, dropped), 0);
+        assert_eq!(lines(tracing::Level::DEBUG, Outcome::RelayedToPeer), 0);
+        assert_eq!(lines(tracing::Level::DEBUG, dropped), 1);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::net::{SocketAddr, UdpSocket};
 
 use tokio::io::Interest;
 
+use super::event_log::Host;
 use super::outbox::{Arena, Staged};
 use super::{Listener, Now, Shell, Worker};
 use crate::net::batch::{Datagram, RecvBatch, Target};
@@ -67,7 +68,7 @@ impl Worker {
                 Err(_) => break false,
             };
             let mut drops = listener.drops.get();
-            self.shell.count_receive_drops(drops.advance(batch.dropped));
+            self.shell.count_receive_drops(listener.address, drops.advance(batch.dropped));
             listener.drops.set(drops);
             for slot in first..first + batch.count {
                 let Some(datagram) = self.datagrams.buffer.datagram(slot).cloned() else { continue };
@@ -91,7 +92,7 @@ impl Worker {
     /// Serves a datagram from a client, or each of the datagrams that the kernel merged into it.
     fn serve_client(&mut self, now: Now, tuple: &FiveTuple, datagram: Datagram) {
         if datagram.truncated {
-            return self.shell.count_outcome(tuple.client, Outcome::Dropped(DropReason::Truncated));
+            return self.shell.count_outcome(Host::Client(tuple.client), Outcome::Dropped(DropReason::Truncated));
         }
         let length = datagram.segment.map(std::num::NonZeroUsize::get);
         let burst = ClientBurst::new(datagram.payload, length, datagram.tos);
@@ -134,7 +135,7 @@ impl Shell {
             };
             served |= !matches!(outcome, Some(Outcome::Dropped(_)));
             if let Some(outcome) = outcome {
-                self.count_outcome(tuple.client, outcome);
+                self.count_outcome(Host::Client(tuple.client), outcome);
             }
         }
     }
@@ -164,8 +165,11 @@ impl Shell {
 
     /// Sends the datagrams that wait for peers.
     pub(super) fn flush_to_peers<B: Arena>(&mut self, staged: &mut Staged<B>) {
-        let Self { relays, statistics, server, .. } = self;
+        let Self { relays, statistics, server, packet_log, clock, .. } = self;
         let socket_of = |id| -> Option<&UdpSocket> { relays.socket(id) };
-        staged.flush(socket_of, |result| super::count_sent(server, statistics, Direction::ToPeers, result));
+        staged.flush(socket_of, |result| {
+            packet_log.log(clock, Host::Peer(result.to), result.outcome, result.packets);
+            super::count_sent(server, statistics, Direction::ToPeers, result);
+        });
     }
 }

@@ -12,6 +12,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::event_log::Host;
 use super::outbox::Message;
 use super::{Now, Shell};
 use crate::net::batch::{Datagram, Target};
@@ -27,7 +28,7 @@ pub(super) const BATCH: usize = 256;
 /// The number of datagrams that one call receives from a relay socket.
 const PER_CALL: usize = 16;
 
-/// The number of packets from peers after which other tasks run.
+/// The number of packets from peers and ICMP errors after which other tasks run.
 const MAX_PACKETS: usize = 512;
 
 /// The number of tasks after which waiting datagrams are sent, even if the iteration does not end.
@@ -39,13 +40,16 @@ const MAX_WAITING: usize = 256;
 /// The number of ICMP errors of one relay socket after which other sockets are served.
 const MAX_ERRORS: usize = 16;
 
+/// The number of relay sockets whose drops are counted per tick, so that a tick stays short.
+const COUNTED_PER_TICK: usize = 1_024;
+
 /// The padding of a message.
 const PADDING: [u8; TAILROOM] = [0; TAILROOM];
 
 /// The result of serving a relay socket.
 #[derive(Clone, Copy, Debug, Default)]
 struct Served {
-    /// The number of packets that were served. Packets that the kernel merged are counted one by one.
+    /// The number of packets and ICMP errors that were served. Packets that the kernel merged are counted one by one.
     packets: usize,
     /// There may be more packets.
     more: bool,
@@ -76,24 +80,28 @@ impl Shell {
 
     /// Serves a relay socket: first its ICMP errors, then the datagrams that one call receives.
     fn serve_relay(&mut self, now: Now, socket: SocketId, error: bool) -> Served {
-        let error = error && self.serve_icmp_errors(now, socket, None);
+        let (errors, error) = if error { self.serve_icmp_errors(now, socket, None) } else { (0, false) };
         match self.serve_peers(now, socket) {
-            Ok(served) => Served { error, ..served },
+            Ok(served) => Served { packets: served.packets + errors, error, ..served },
+            // ICMP errors arrive faster than they are skipped. Other sockets are served first.
+            Err(failure) if udp::may_be_pending(&failure) => Served { packets: errors + 1, more: true, error },
             Err(failure) => {
                 if failure.kind() != io::ErrorKind::WouldBlock {
                     tracing::debug!(error = %failure, "cannot receive from peers");
                     self.relays.set_failed(socket);
                 }
-                Served { error, ..Served::default() }
+                Served { packets: errors, more: false, error }
             }
         }
     }
 
-    /// Retries the sockets that could not be read from, with one call each. If datagrams remain after this call, they
-    /// wait for the next tick or event.
+    /// Retries the sockets that could not be read from, with one call each. If datagrams remain after this call, the
+    /// task of the relay sockets continues.
     pub(super) fn retry_failed_relays(&mut self, now: Now) {
         self.relays.retry_failed();
-        self.serve_relays(now);
+        if self.serve_relays(now) {
+            self.relays.left().notify_one();
+        }
     }
 
     /// Receives from peers and queues the datagrams for the client.
@@ -105,14 +113,14 @@ impl Shell {
         let Some(relay) = self.relays.get_mut(socket) else { return Ok(Served::default()) };
         let batch = self.to_clients.batch.receive(&relay.socket, first, PER_CALL)?;
         self.to_clients.filled += batch.count;
-        let dropped = relay.drops.advance(batch.dropped);
-        self.count_receive_drops(dropped);
+        let (dropped, address) = (relay.drops.advance(batch.dropped), relay.address);
+        self.count_receive_drops(address, dropped);
         let mut served = Served { packets: 0, more: batch.count == PER_CALL, error: false };
         for slot in first..first + batch.count {
             let Some(datagram) = self.to_clients.batch.datagram(slot).cloned() else { continue };
             if datagram.truncated {
                 served.packets += 1;
-                self.count_outcome(datagram.source, Outcome::Dropped(DropReason::Truncated));
+                self.count_outcome(Host::Peer(datagram.source), Outcome::Dropped(DropReason::Truncated));
                 continue;
             }
             served.packets += self.serve_peer(now, socket, slot, &datagram);
@@ -143,7 +151,7 @@ impl Shell {
                 FromPeer::Drop(reason) => Some(reason),
             };
             if let Some(reason) = dropped {
-                self.count_outcome(datagram.source, Outcome::Dropped(reason));
+                self.count_outcome(Host::Peer(datagram.source), Outcome::Dropped(reason));
             }
         }
     }
@@ -175,11 +183,13 @@ impl Shell {
     }
 
     /// Sends the client a Data indication for each ICMP error of a relay socket (RFC 8656 §11.5). If the socket has
-    /// just failed to send a datagram because it is too long, `peer` is its destination. Returns whether there may be
-    /// more errors.
-    pub(super) fn serve_icmp_errors(&mut self, now: Now, socket: SocketId, peer: Option<SocketAddr>) -> bool {
-        for _ in 0..MAX_ERRORS {
-            let Some(Ok(Some(error))) = self.relays.socket(socket).map(udp::receive_error) else { return false };
+    /// just failed to send a datagram because it is too long, `peer` is its destination. Returns their
+    /// number, and whether there may be more.
+    pub(super) fn serve_icmp_errors(&mut self, now: Now, socket: SocketId, peer: Option<SocketAddr>) -> (usize, bool) {
+        for served in 0..MAX_ERRORS {
+            let Some(Ok(Some(error))) = self.relays.socket(socket).map(udp::receive_error) else {
+                return (served, false);
+            };
             let peer = match (error.origin, peer) {
                 (Origin::Network, _) => error.peer,
                 // The kernel may omit the port, but it always reports the address.
@@ -194,10 +204,10 @@ impl Shell {
                 Err(reason) => Some(Outcome::Dropped(reason)),
             };
             if let Some(outcome) = outcome {
-                self.count_outcome(peer, outcome);
+                self.count_outcome(Host::Peer(peer), outcome);
             }
         }
-        true
+        (MAX_ERRORS, true)
     }
 
     /// Sends the first `length` bytes of the response buffer to a client. Over UDP, they are sent at the end of the
@@ -226,9 +236,12 @@ impl Shell {
 
     /// Sends the datagrams that wait for clients, and frees the buffer for more datagrams of peers.
     pub(super) fn flush_to_clients(&mut self) {
-        let Self { to_clients, listeners, statistics, server, .. } = self;
+        let Self { to_clients, listeners, statistics, server, packet_log, clock, .. } = self;
         let sockets = listeners.iter().map(|listener| listener.socket.get_ref());
-        to_clients.flush(sockets, |result| super::count_sent(server, statistics, Direction::ToClient, result));
+        to_clients.flush(sockets, |result| {
+            packet_log.log(clock, Host::Client(result.to), result.outcome, result.packets);
+            super::count_sent(server, statistics, Direction::ToClient, result);
+        });
         self.tasks = 0;
     }
 
@@ -248,9 +261,23 @@ impl Shell {
         self.pace.pause(now)
     }
 
-    pub(super) fn count_receive_drops(&mut self, dropped: u32) {
+    /// Counts the datagrams that the kernel has dropped at the listeners, and at some of the relay sockets.
+    pub(super) fn count_drops(&mut self) {
+        for listener in self.listeners.clone() {
+            let mut drops = listener.drops.get();
+            let dropped = drops.advance(udp::dropped(listener.socket.get_ref()));
+            listener.drops.set(drops);
+            self.count_receive_drops(listener.address, dropped);
+        }
+        for (address, dropped) in self.relays.count_drops(COUNTED_PER_TICK) {
+            self.count_receive_drops(address, dropped);
+        }
+    }
+
+    /// Counts the datagrams that the kernel has dropped at the socket that is bound to `local`.
+    pub(super) fn count_receive_drops(&mut self, local: SocketAddr, dropped: u32) {
         if dropped > 0 {
-            self.statistics.count(Outcome::Dropped(DropReason::ReceiveBufferFull), dropped.into());
+            self.count_packets(Host::Local(local), Outcome::Dropped(DropReason::ReceiveBufferFull), dropped.into());
         }
     }
 }

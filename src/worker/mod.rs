@@ -39,7 +39,7 @@ use crate::turn::{
 };
 use connections::{CloseReason, ConnectionOutcome, Connections};
 pub(crate) use connections::{ConnectionLimits, Timeouts};
-use event_log::EventLog;
+use event_log::{EventLog, Host, PacketLog};
 pub(crate) use mailbox::{Handle, Mailbox, mailbox};
 use outbox::{Flow, SendResult, Staged, StagedForClients};
 use pace::Pace;
@@ -202,6 +202,7 @@ struct Shell {
     clock: Clock,
     rng: StdRng,
     events: EventLog,
+    packet_log: PacketLog,
     panicked: Rc<Notify>,
 }
 
@@ -216,7 +217,7 @@ impl Worker {
             ledger: plan.ledger,
             statistics: plan.statistics,
             relays: RelaySockets::new()?,
-            to_clients: StagedForClients::new(RecvBatch::new(from_peers::BATCH, SLOT), listeners.len()),
+            to_clients: StagedForClients::new(RecvBatch::try_new(from_peers::BATCH, SLOT)?, listeners.len()),
             listeners,
             connections: Connections::default(),
             response: vec![0; RESPONSE_BUFFER].into(),
@@ -225,11 +226,12 @@ impl Worker {
             clock: plan.clock,
             rng: plan.rng,
             events: EventLog::default(),
+            packet_log: PacketLog::default(),
             panicked: Rc::default(),
         };
         let worker = Self {
             shell,
-            datagrams: Staged::new(RecvBatch::new(from_clients::BATCH, SLOT)),
+            datagrams: Staged::new(RecvBatch::try_new(from_clients::BATCH, SLOT)?),
             stream: Staged::new(vec![0; STREAM_BUFFER].into()),
         };
         Ok((Rc::new(RefCell::new(worker)), plan.mailbox))
@@ -281,7 +283,9 @@ impl Shell {
         self.server.advance(now.monotonic);
         self.carry_out(now);
         self.retry_failed_relays(now);
+        self.count_drops();
         self.events.tick(now.monotonic);
+        self.packet_log.tick(now.monotonic);
         self.publish();
     }
 
@@ -295,6 +299,7 @@ impl Shell {
         self.server.stop(now.monotonic);
         self.carry_out(now);
         self.events.finish();
+        self.packet_log.finish();
         self.connections.stop();
     }
 
@@ -305,11 +310,13 @@ impl Shell {
     }
 
     /// Counts the outcome of a packet. Each packet has exactly one.
-    fn count_outcome(&mut self, from: SocketAddr, outcome: Outcome) {
-        self.statistics.count(outcome, 1);
-        if let Outcome::Rejected(_) | Outcome::RejectedByLimit(_) | Outcome::Dropped(_) = outcome {
-            tracing::debug!(%from, "{outcome}");
-        }
+    fn count_outcome(&mut self, host: Host, outcome: Outcome) {
+        self.count_packets(host, outcome, 1);
+    }
+
+    fn count_packets(&mut self, host: Host, outcome: Outcome, packets: u64) {
+        self.statistics.count(outcome, packets);
+        self.packet_log.log(&self.clock, host, outcome, packets);
     }
 
     /// Credits packets that were sent.
@@ -374,7 +381,8 @@ impl Shell {
     }
 
     fn close_relay(&mut self, socket: SocketId, bind: SocketAddr) {
-        if self.relays.close(socket) {
+        if let Some(dropped) = self.relays.close(socket) {
+            self.count_receive_drops(bind, dropped);
             self.server.socket_closed(bind);
         }
     }
@@ -382,7 +390,7 @@ impl Shell {
 
 /// Counts and credits datagrams after an attempt to send them.
 fn count_sent(server: &mut Server, statistics: &Statistics, direction: Direction, result: SendResult) {
-    let SendResult { flow, outcome, packets, bytes } = result;
+    let SendResult { flow, outcome, to: _, packets, bytes } = result;
     statistics.count(outcome, packets);
     if let (Flow::Relay(socket), Outcome::RelayedToPeer | Outcome::RelayedToClient) = (flow, outcome) {
         server.credit(socket, direction, packets, bytes);

@@ -3,6 +3,7 @@
 //! An outbox refers to a buffer by ranges. [`Staged`] keeps both together, so that no range is ever applied to another
 //! buffer.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
@@ -48,6 +49,8 @@ struct Waiting {
 pub(super) struct SendResult {
     pub(super) flow: Flow,
     pub(super) outcome: Outcome,
+    /// The destination, which is the same for all packets if they were rejected or dropped.
+    pub(super) to: SocketAddr,
     pub(super) packets: u64,
     /// Bytes of application data.
     pub(super) bytes: u64,
@@ -105,8 +108,11 @@ impl Outbox {
             match socket {
                 Some(socket) => self.send(socket, arena, start..end, &mut report),
                 None => {
-                    let (outcome, packets) = (Outcome::Dropped(DropReason::AllocationEnded), (end - start) as u64);
-                    report(SendResult { flow, outcome, packets, bytes: 0 });
+                    let outcome = Outcome::Dropped(DropReason::AllocationEnded);
+                    let these = self.order.get(start..end).unwrap_or_default();
+                    for datagram in these.iter().filter_map(|(_, at)| self.waiting.get(*at as usize)) {
+                        report(SendResult { flow, outcome, to: datagram.target.to(), packets: 1, bytes: 0 });
+                    }
                 }
             }
             start = end;
@@ -128,13 +134,14 @@ impl Outbox {
                 SendStatus::BufferFull => Outcome::Dropped(DropReason::SendBufferFull),
                 SendStatus::Failed(_) => Outcome::Dropped(DropReason::SendFailed),
             };
+            let to = datagram.target.to();
             match &mut run {
-                Some(run) if run.flow == flow && run.outcome == outcome => {
+                Some(run) if run.flow == flow && run.outcome == outcome && (run.to == to || !outcome.is_failure()) => {
                     run.packets += 1;
                     run.bytes += datagram.payload as u64;
                 }
                 _ => {
-                    let next = SendResult { flow, outcome, packets: 1, bytes: datagram.payload as u64 };
+                    let next = SendResult { flow, outcome, to, packets: 1, bytes: datagram.payload as u64 };
                     run.replace(next).into_iter().for_each(&mut *report);
                 }
             }
@@ -298,10 +305,12 @@ mod tests {
         let data = |slot, packets| SendResult {
             flow: Flow::Relay(socket_id(slot)),
             outcome: Outcome::RelayedToClient,
+            to: target.to(),
             packets,
             bytes: packets,
         };
-        assert_eq!(sent, [SendResult { flow: Flow::Responses, outcome, packets: 1, bytes: 0 }, data(3, 1), data(7, 2)]);
+        let response = SendResult { flow: Flow::Responses, outcome, to: target.to(), packets: 1, bytes: 0 };
+        assert_eq!(sent, [response, data(3, 1), data(7, 2)]);
 
         client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
         let received = [(); 4].map(|()| {

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
+
+use tokio::sync::Notify;
 
 use crate::net::batch::DropCounter;
 use crate::net::udp;
@@ -19,6 +21,10 @@ pub(super) struct RelaySockets {
     ready: VecDeque<usize>,
     /// The slots of the sockets that could not be read from.
     failed: Vec<usize>,
+    /// Wakes the task that serves the sockets if a tick leaves some of them ready.
+    left: Rc<Notify>,
+    /// The slot whose drops [`Self::count_drops`] counts next.
+    next_counted: usize,
 }
 
 /// The socket of one relayed transport address.
@@ -26,6 +32,8 @@ pub(super) struct RelaySockets {
 pub(super) struct RelaySocket {
     pub(super) id: SocketId,
     pub(super) socket: UdpSocket,
+    /// The address that it is bound to.
+    pub(super) address: SocketAddr,
     pub(super) drops: DropCounter,
     /// Whether it is in [`RelaySockets::ready`] or [`RelaySockets::failed`].
     queued: bool,
@@ -33,13 +41,30 @@ pub(super) struct RelaySocket {
     error: bool,
 }
 
+impl RelaySocket {
+    fn count_drops(&mut self) -> u32 {
+        self.drops.advance(udp::dropped(&self.socket))
+    }
+}
+
 impl RelaySockets {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { sockets: Vec::new(), watch: Rc::new(Watch::new()?), ready: VecDeque::new(), failed: Vec::new() })
+        Ok(Self {
+            sockets: Vec::new(),
+            watch: Rc::new(Watch::new()?),
+            ready: VecDeque::new(),
+            failed: Vec::new(),
+            left: Rc::default(),
+            next_counted: 0,
+        })
     }
 
     pub(super) fn watch(&self) -> &Rc<Watch> {
         &self.watch
+    }
+
+    pub(super) fn left(&self) -> &Rc<Notify> {
+        &self.left
     }
 
     /// Opens a socket, without adding it.
@@ -61,14 +86,38 @@ impl RelaySockets {
         }
         if let Some(place) = self.sockets.get_mut(slot) {
             debug_assert!(place.is_none(), "a slot's socket is closed before the slot is reused");
-            *place = Some(RelaySocket { id, socket, drops: DropCounter::default(), queued: false, error: false });
+            *place = Some(RelaySocket {
+                id,
+                socket,
+                address: spec.bind,
+                drops: DropCounter::default(),
+                queued: false,
+                error: false,
+            });
         }
     }
 
-    /// Closes a socket. Returns whether it was open.
-    pub(super) fn close(&mut self, id: SocketId) -> bool {
-        let place = self.sockets.get_mut(id.slot());
-        place.and_then(|place| place.take_if(|relay| relay.id == id)).is_some()
+    /// Closes a socket. Returns the number of datagrams that it has dropped and that were not counted yet; `None` if it
+    /// was not open.
+    pub(super) fn close(&mut self, id: SocketId) -> Option<u32> {
+        let mut relay = self.sockets.get_mut(id.slot())?.take_if(|relay| relay.id == id)?;
+        Some(relay.count_drops())
+    }
+
+    /// Returns the addresses of sockets that have dropped datagrams, and the number of those that were not counted yet.
+    /// A call checks at most `most` sockets, and the next call continues with the next socket.
+    pub(super) fn count_drops(&mut self, most: usize) -> Vec<(SocketAddr, u32)> {
+        let mut all = Vec::new();
+        for _ in 0..most.min(self.sockets.len()) {
+            let slot = if self.next_counted < self.sockets.len() { self.next_counted } else { 0 };
+            self.next_counted = slot + 1;
+            let Some(relay) = self.at(slot) else { continue };
+            let dropped = relay.count_drops();
+            if dropped > 0 {
+                all.push((relay.address, dropped));
+            }
+        }
+        all
     }
 
     pub(super) fn socket(&self, id: SocketId) -> Option<&UdpSocket> {

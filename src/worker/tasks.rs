@@ -53,8 +53,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     for listener in listeners {
         spawn(&panicked, serve_listener(Rc::clone(&worker), listener));
     }
-    let watch = Rc::clone(worker.borrow().shell.relays.watch());
-    spawn(&panicked, serve_relays(Rc::downgrade(&worker), watch.readable()?, watch));
+    spawn(&panicked, serve_relays(Rc::downgrade(&worker))?);
     spawn(&panicked, mailbox::serve(Rc::downgrade(&worker), commands));
     started();
     let mut ticks = tokio::time::interval(TICK);
@@ -91,6 +90,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     let _ = tokio::time::timeout(LAST_RESPONSES, last_responses).await;
     let mut worker = worker.borrow_mut();
     worker.shell.flush_to_clients();
+    worker.shell.count_drops();
     worker.shell.end_connections();
     worker.publish();
     Ok(())
@@ -165,12 +165,32 @@ impl Drop for PanicGuard {
 }
 
 /// Serves the relay sockets. One descriptor reports which of them are ready to read.
-async fn serve_relays(worker: Weak<RefCell<Worker>>, readable: Readable, watch: Rc<Watch>) {
+/// A tick wakes the task if it leaves sockets ready, because no event reports these again.
+///
+/// # Errors
+/// Those of [`Watch::readable`](crate::net::watch::Watch::readable).
+pub(super) fn serve_relays(worker: Weak<RefCell<Worker>>) -> io::Result<impl Future<Output = ()> + 'static> {
+    let strong = worker.upgrade().ok_or(io::ErrorKind::NotFound)?;
+    let (watch, left) = {
+        let relays = &strong.borrow().shell.relays;
+        (Rc::clone(relays.watch()), Rc::clone(relays.left()))
+    };
+    let readable = watch.readable()?;
+    Ok(serve_watched(worker, readable, watch, left))
+}
+
+async fn serve_watched(worker: Weak<RefCell<Worker>>, readable: Readable, watch: Rc<Watch>, left: Rc<Notify>) {
     let (mut events, mut more) = (Events::default(), false);
     loop {
-        if !more && let Err(error) = readable.readable().await {
-            tracing::error!(%error, "relay sockets cannot be watched");
-            tokio::time::sleep(BACK_OFF).await;
+        if !more {
+            let ready = tokio::select! {
+                ready = readable.readable() => ready.map(drop),
+                () = left.notified() => Ok(()),
+            };
+            if let Err(error) = ready {
+                tracing::error!(%error, "relay sockets cannot be watched");
+                tokio::time::sleep(BACK_OFF).await;
+            }
         }
         // If no other socket is ready, the runtime waits for the next event without another system call.
         let read = readable.try_io(Interest::READABLE, |_| match watch.ready(&mut events)? {

@@ -213,13 +213,74 @@ async fn receiving_from_a_failed_socket_is_retried_at_the_next_tick() {
     for _ in 0..20 {
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", address).unwrap();
     }
+    // No event reports the datagrams again.
+    while !worker.borrow().shell.relays.watch().ready(&mut watch::Events::default()).unwrap() {}
     let before = counted(&worker);
-    // Datagrams that one call leaves are read at the next tick, without another event.
-    for served in [16, 20] {
-        worker.borrow_mut().shell.tick(now());
-        assert_eq!(counted(&worker), before + served);
-    }
+    worker.borrow_mut().shell.tick(now());
+    assert_eq!(counted(&worker), before + 16);
     assert!(worker.borrow().shell.relays.failed().is_empty());
+    // The task of the relay sockets reads the datagrams that this call has left, before the next tick.
+    let task = tasks::serve_relays(Rc::downgrade(&worker)).unwrap();
+    let all = async {
+        while counted(&worker) < before + 20 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = task => {}
+        served = tokio::time::timeout(Duration::from_secs(10), all) => served.unwrap(),
+    }
+}
+
+// ICMP can be forged, so an error costs as much of the budget as a packet.
+#[tokio::test(flavor = "current_thread")]
+async fn icmp_errors_of_many_sockets_leave_time_for_other_tasks() {
+    let (worker, relays) = worker_with_relays(15_620..=15_699, 36).await;
+    let unreachable = UdpSocket::bind("127.0.0.1:0").unwrap();
+    unreachable.connect(unreachable.local_addr().unwrap()).unwrap();
+    let unreachable = unreachable.local_addr().map(|address| (address, unreachable)).unwrap();
+    for (id, _) in &relays {
+        for _ in 0..60 {
+            // Every second call fails with the error of the previous datagram.
+            let _ = worker.borrow().shell.relays.socket(*id).unwrap().send_to(b"x", unreachable.0);
+        }
+        worker.borrow_mut().shell.relays.set_ready(ready(*id, true));
+    }
+    let before = counted(&worker);
+    assert!(worker.borrow_mut().shell.serve_relays(now()));
+    assert_eq!(counted(&worker), before + 512);
+}
+
+/// Fills the receive buffer of a socket until the kernel drops datagrams.
+fn overflow(socket: &impl std::os::fd::AsFd, to: SocketAddr) {
+    setsockopt(&socket.as_fd(), sockopt::RcvBuf, &0).unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..100 {
+        sender.send_to(&[0; 1_200], to).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn kernel_drops_are_counted_at_ticks_and_when_a_relay_socket_closes() {
+    let (worker, relays) = worker_with_relays(15_700..=15_707, 2).await;
+    let dropped = || counters(&worker).get(Outcome::Dropped(DropReason::ReceiveBufferFull));
+    let of = |id: SocketId| u64::from(udp::dropped(worker.borrow().shell.relays.socket(id).unwrap()).unwrap());
+    for (id, address) in &relays {
+        overflow(worker.borrow().shell.relays.socket(*id).unwrap(), *address);
+        assert!(of(*id) > 0);
+    }
+    let [first, second] = [of(relays[0].0), of(relays[1].0)];
+    assert_eq!(dropped(), 0);
+    worker.borrow_mut().end_allocations(&[relays[0].0.allocation()]);
+    assert_eq!(dropped(), first);
+    let listener = Rc::clone(&worker.borrow().shell.listeners[0]);
+    overflow(listener.socket.get_ref(), listener.address);
+    let third = u64::from(udp::dropped(listener.socket.get_ref()).unwrap());
+    assert!(third > 0);
+    for _ in 0..2 {
+        worker.borrow_mut().shell.tick(now());
+        assert_eq!(dropped(), first + second + third);
+    }
 }
 
 #[tokio::test(flavor = "current_thread")]

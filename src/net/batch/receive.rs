@@ -55,18 +55,24 @@ pub struct Filled {
     pub dropped: Option<u32>,
 }
 
-/// Counts the datagrams that the kernel dropped because the receive buffer of a socket was full (`SO_RXQ_OVFL`).
+/// Counts the datagrams that the kernel dropped because the receive buffer of a socket was full.
 ///
-/// The kernel reports drops only with a datagram that is received later.
+/// The kernel reports its counter with a datagram that is received later (`SO_RXQ_OVFL`), as it was when the datagram
+/// arrived, and on request ([`udp::dropped`](crate::net::udp::dropped)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DropCounter(u32);
 
 impl DropCounter {
-    /// Returns how many datagrams were dropped since the last call. `counter` is [`Filled::dropped`], which wraps
-    /// around.
+    /// Returns how many datagrams were dropped since the last call. `counter` is the counter of the kernel, which wraps
+    /// around. A value from before the last call counts nothing.
     pub(crate) fn advance(&mut self, counter: Option<u32>) -> u32 {
         let Some(counter) = counter else { return 0 };
-        counter.wrapping_sub(std::mem::replace(&mut self.0, counter))
+        let more = counter.wrapping_sub(self.0);
+        if more > u32::MAX / 2 {
+            return 0;
+        }
+        self.0 = counter;
+        more
     }
 }
 
@@ -94,8 +100,16 @@ impl RecvBatch {
     /// If the arena does not fit into the address space.
     #[must_use]
     pub fn new(slots: usize, layout: SlotLayout) -> Self {
-        let receiver = sys::Receiver::new(slots, layout.size(), layout.headroom, layout.payload);
-        Self { layout, slots, receiver, datagrams: vec![None; slots] }
+        Self::try_new(slots, layout).expect("the arena fits into the address space")
+    }
+
+    /// Like [`new`](Self::new), but fails if the arena does not fit into the address space.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn try_new(slots: usize, layout: SlotLayout) -> io::Result<Self> {
+        let receiver = sys::Receiver::new(slots, layout.size(), layout.headroom, layout.payload)?;
+        Ok(Self { layout, slots, receiver, datagrams: vec![None; slots] })
     }
 
     /// Receives datagrams of a socket into at most `max` slots, starting with `first`, without waiting.

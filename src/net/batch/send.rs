@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 
 use crate::net::sys::{self, Outgoing};
-use crate::net::udp::{canonical, may_be_pending, segmentation_supported};
+use crate::net::udp::{MAX_ATTEMPTS, canonical, is_always_pending, may_be_pending, segmentation_supported};
 
 #[cfg(test)]
 mod tests;
@@ -31,8 +31,16 @@ const MAX_SEGMENT_V6: usize = 1_452;
 /// these again.
 const MAX_MESSAGES: usize = 64;
 
-/// The most retries of a call that may have reported the error of an earlier datagram.
+/// The most retries of a call that reported either the error of an earlier datagram or an error of its own.
 const RETRIES: usize = 2;
+
+/// The number of consecutive messages that an interface refuses to split after which messages are not split for a
+/// while.
+const REFUSALS: u32 = 8;
+
+/// The number of flushes without segmentation after [`REFUSALS`]. One refused message costs one system call, so trying
+/// again is cheap.
+const FLUSHES_WITHOUT: u32 = 1_024;
 
 /// The destination, source address, and DSCP and ECN of datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +59,12 @@ impl Target {
     #[must_use]
     pub fn new(to: SocketAddr, from: Option<IpAddr>, tos: u8) -> Self {
         Self { to: canonical(to), from: from.map(|address| address.to_canonical()), tos }
+    }
+
+    /// Returns the destination.
+    #[must_use]
+    pub fn to(&self) -> SocketAddr {
+        self.to
     }
 
     /// Returns whether source and destination are of the same family.
@@ -104,8 +118,7 @@ pub enum SendStatus {
 /// Consecutive datagrams to the same target and of equal length become one message that the kernel splits; the last may
 /// be shorter. A batch allocates nothing once its memory has grown to the largest flush.
 pub struct SendBatch {
-    /// Whether a message may hold several datagrams.
-    segmentation: bool,
+    segmentation: Segmentation,
     /// Copied bytes that are not in the arena.
     kept: Vec<u8>,
     pieces: Vec<Piece>,
@@ -150,7 +163,7 @@ impl SendBatch {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            segmentation: segmentation_supported(),
+            segmentation: Segmentation { supported: segmentation_supported(), ..Segmentation::default() },
             kept: Vec::new(),
             pieces: Vec::new(),
             ends: Vec::new(),
@@ -190,7 +203,7 @@ impl SendBatch {
         let in_arena = pieces.iter().filter(|piece| !piece.kept);
         self.arena = in_arena.map(|piece| piece.end).fold(self.arena, usize::max);
         let length = pieces.iter().map(Piece::len).sum();
-        let last = self.messages.last_mut().filter(|_| self.segmentation);
+        let last = self.messages.last_mut().filter(|_| self.segmentation.is_on());
         match last.filter(|message| message.can_append(target, length, &own)) {
             Some(message) => {
                 message.open = length == message.segment;
@@ -217,6 +230,9 @@ impl SendBatch {
                 Ok(count) => {
                     let sent = next..next + count.max(1);
                     self.set_status(sent.clone(), SendStatus::Sent);
+                    if self.messages.get(sent.clone()).unwrap_or_default().iter().any(Message::is_split) {
+                        self.segmentation.refusals = 0;
+                    }
                     (next, attempts) = (sent.end, 0);
                     continue;
                 }
@@ -226,18 +242,15 @@ impl SendBatch {
             if matches!(code, libc::EAGAIN | libc::ENOBUFS) {
                 break;
             }
-            if attempts < RETRIES && may_be_pending(&error) {
+            let retries = if is_always_pending(&error) { MAX_ATTEMPTS } else { RETRIES };
+            if attempts < retries && may_be_pending(&error) {
                 attempts += 1;
                 continue;
             }
             attempts = 0;
-            if is_segmentation_error(code) && self.messages.get(next).is_some_and(|message| message.datagrams.len() > 1)
-            {
-                if is_segmentation_unsupported(code) && std::mem::take(&mut self.segmentation) {
-                    tracing::info!(
-                        %error,
-                        "the interface does not support UDP segmentation; sending datagrams one by one"
-                    );
+            if is_segmentation_error(code) && self.messages.get(next).is_some_and(Message::is_split) {
+                if is_refusal(code) {
+                    self.segmentation.refused(&error);
                 }
                 self.split(next);
             } else {
@@ -245,6 +258,7 @@ impl SendBatch {
                 next += 1;
             }
         }
+        self.segmentation.paused = self.segmentation.paused.saturating_sub(1);
         self.kept.clear();
         self.pieces.clear();
         self.ends.clear();
@@ -297,7 +311,47 @@ impl SendBatch {
     }
 }
 
+/// Whether a message may hold several datagrams.
+#[derive(Clone, Copy, Debug, Default)]
+struct Segmentation {
+    /// The kernel can split messages.
+    supported: bool,
+    /// The number of consecutive messages that an interface refused to split.
+    refusals: u32,
+    /// The number of flushes before messages are split again.
+    paused: u32,
+    /// A pause was logged.
+    logged: bool,
+}
+
+impl Segmentation {
+    fn is_on(self) -> bool {
+        self.supported && self.paused == 0
+    }
+
+    /// Counts a message that the interface refused to split.
+    fn refused(&mut self, error: &io::Error) {
+        self.refusals += 1;
+        if self.refusals < REFUSALS {
+            return;
+        }
+        (self.refusals, self.paused) = (0, FLUSHES_WITHOUT);
+        if !std::mem::replace(&mut self.logged, true) {
+            tracing::info!(
+                %error,
+                "an interface refuses UDP segmentation, so datagrams are sent one by one. Segmentation is tried again \
+                 from time to time; this is logged only once"
+            );
+        }
+    }
+}
+
 impl Message {
+    /// Returns whether the kernel splits the message into several datagrams.
+    fn is_split(&self) -> bool {
+        self.datagrams.len() > 1
+    }
+
     fn single(target: Target, length: usize, number: usize, pieces: Range<usize>) -> Self {
         Self { target, segment: length, length, open: length > 0, datagrams: number..number + 1, pieces }
     }
@@ -316,19 +370,19 @@ impl Message {
 
     fn outgoing(&self) -> Outgoing {
         let Target { to, from, tos } = self.target;
-        let segment = if self.datagrams.len() > 1 { u16::try_from(self.segment).ok() } else { None };
+        let segment = if self.is_split() { u16::try_from(self.segment).ok() } else { None };
         Outgoing { to, from, tos, segment, unfragmented: false }
     }
 }
 
 /// Returns whether segmentation can be the cause of this error, so that sending the datagrams one by one may succeed.
-///
-/// Causes are segments longer than the MTU of the interface, and a missing checksum offload.
 fn is_segmentation_error(code: i32) -> bool {
-    is_segmentation_unsupported(code) || matches!(code, libc::EINVAL | libc::EMSGSIZE)
+    is_refusal(code) || code == libc::EMSGSIZE
 }
 
-/// Returns whether the error means that no message can be split.
-fn is_segmentation_unsupported(code: i32) -> bool {
-    matches!(code, libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
+/// Returns whether an interface causes this error: it has no checksum offload (`EIO`), or segments are longer than its
+/// MTU (`EINVAL`; later kernels use `EMSGSIZE`, which an ICMP message can cause as well). No ICMP message causes these
+/// two errors, so a host that forges ICMP cannot disable segmentation.
+fn is_refusal(code: i32) -> bool {
+    matches!(code, libc::EIO | libc::EINVAL)
 }

@@ -1,4 +1,4 @@
-//! Real sockets on the loopback interface. On a machine without IPv6, the tests that need IPv6 do nothing and pass.
+//! Real sockets on the loopback interface. On a machine without IPv6, the tests that need IPv6 are skipped.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 use std::time::Duration;

@@ -17,6 +17,7 @@ use super::places::Place;
 use super::{Admitted, CloseReason, Timeouts};
 use crate::net::tls::{Failure, Usage};
 use crate::turn::{self, ClientBurst, Deadline, DropReason, FiveTuple, Frame, Instant, Outcome};
+use crate::worker::event_log::Host;
 use crate::worker::{LARGEST_READ, Now, Worker};
 
 /// The longest request of a client that has had no allocation on the connection, in bytes.
@@ -271,7 +272,8 @@ impl Worker {
                         && !turn::is_binding(bytes.get(..message).unwrap_or_default()) =>
                 {
                     // RFC 7443 §2: the client has negotiated a connection for Binding.
-                    self.shell.count_outcome(tuple.client, Outcome::Dropped(DropReason::UnsupportedMethod));
+                    self.shell
+                        .count_outcome(Host::Client(tuple.client), Outcome::Dropped(DropReason::UnsupportedMethod));
                     return Err(CloseReason::OtherUsage);
                 }
                 Frame::Complete { message, length } => {

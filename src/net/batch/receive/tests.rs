@@ -219,10 +219,43 @@ fn datagrams_that_the_kernel_dropped_are_counted() {
 fn the_drop_counter_wraps_around() {
     let mut counter = DropCounter::default();
     assert_eq!(counter.advance(None), 0);
-    assert_eq!(counter.advance(Some(u32::MAX)), u32::MAX);
-    assert_eq!(counter.advance(Some(2)), 3);
+    assert_eq!(counter.advance(Some(2_000_000_000)), 2_000_000_000);
+    assert_eq!(counter.advance(Some(4_000_000_000)), 2_000_000_000);
+    assert_eq!(counter.advance(Some(2)), u32::MAX - 4_000_000_000 + 3);
     assert_eq!(counter.advance(None), 0);
     assert_eq!(counter.advance(Some(2)), 0);
+    // The value with a datagram can be older than the last one.
+    assert_eq!(counter.advance(Some(4_000_000_000)), 0);
+    assert_eq!(counter.advance(Some(3)), 1);
+}
+
+#[test]
+fn drops_are_counted_without_a_later_datagram() {
+    let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
+    SockRef::from(&relay).set_recv_buffer_size(0).unwrap();
+    let (to, client) = (relay.local_addr().unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    for _ in 0..100 {
+        client.send_to(&bytes(1_200), to).unwrap();
+    }
+    let mut counter = DropCounter::default();
+    let dropped = counter.advance(crate::net::udp::dropped(&relay));
+    let mut batch = RecvBatch::new(64, LAYOUT);
+    let mut received = 0;
+    while let Ok(taken) = batch.receive(&relay, 0, 64) {
+        received += u32::try_from(taken.count).unwrap();
+        assert_eq!(counter.advance(taken.dropped), 0, "these are counted already");
+    }
+    assert!(dropped > 0);
+    assert_eq!(received + dropped, 100);
+    assert_eq!(counter.advance(crate::net::udp::dropped(&relay)), 0);
+}
+
+#[test]
+fn an_arena_that_does_not_fit_into_the_address_space_is_an_error() {
+    for slots in [usize::MAX / 2, 1 << 44] {
+        let error = RecvBatch::try_new(slots, LAYOUT).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+    }
 }
 
 #[test]

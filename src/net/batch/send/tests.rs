@@ -1,6 +1,8 @@
 //! Real sockets on the loopback interface, or in their own network namespace if a test has to configure an interface.
 
 use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use nix::poll::PollFlags;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -70,7 +72,7 @@ fn datagrams_of_all_lengths_arrive_complete_and_in_order() {
 fn message_lengths(ip: IpAddr, lengths: &[usize], messages: usize) -> Option<Vec<usize>> {
     let ((peer, to), (sender, _)) = (socket(ip), socket(ip));
     let mut batch = SendBatch::new();
-    if !enable_gro(&peer) || !batch.segmentation {
+    if !enable_gro(&peer) || !batch.segmentation.is_on() {
         return None;
     }
     let (arena, expected) = push_all(&mut batch, to, lengths);
@@ -254,19 +256,42 @@ fn datagrams_are_sent_one_by_one_if_the_socket_cannot_segment() {
     let (sender, peer) = (socket(ip("127.0.0.1")).0, socket(ip("127.0.0.1")).0);
     // Segmentation without checksums fails with EINVAL.
     sys::set_option(sender.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
-    assert_eq!(without_segmentation(&sender, &peer, 1_000).segmentation, segmentation_supported());
+    assert_eq!(without_segmentation(&sender, &peer, 1_000).segmentation.is_on(), segmentation_supported());
 }
 
 #[test]
 fn datagrams_longer_than_the_mtu_are_sent_one_by_one() {
     in_own_network(&["link set lo up mtu 1280"], || {
         let (sender, peer) = (socket(ip("127.0.0.1")).0, socket(ip("127.0.0.1")).0);
-        assert_eq!(without_segmentation(&sender, &peer, 1_400).segmentation, segmentation_supported());
+        assert_eq!(without_segmentation(&sender, &peer, 1_400).segmentation.is_on(), segmentation_supported());
     });
 }
 
 #[test]
-fn segmentation_is_disabled_if_the_interface_does_not_support_it() {
+fn segmentation_pauses_if_the_interface_refuses_it_and_is_tried_again() {
+    let no_checksum = socket(ip("127.0.0.1")).0;
+    // Segmentation without checksums fails with EINVAL.
+    sys::set_option(no_checksum.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+    let (peer, to) = socket(ip("127.0.0.1"));
+    let mut batch = SendBatch::new();
+    if !batch.segmentation.supported {
+        return;
+    }
+    let send = |batch: &mut SendBatch| {
+        let (arena, expected) = push_all(batch, to, &[1_000, 1_000]);
+        let merged = batch.messages.len() == 1;
+        assert_eq!(batch.flush(&no_checksum, &arena), [SendStatus::Sent; 2]);
+        assert_eq!(receive(&peer, 2), expected);
+        merged
+    };
+    for _ in 0..2 {
+        assert_eq!((0..REFUSALS).filter(|_| send(&mut batch)).count(), REFUSALS as usize);
+        assert_eq!((1..FLUSHES_WITHOUT).filter(|_| send(&mut batch)).count(), 0);
+    }
+}
+
+#[test]
+fn segmentation_pauses_on_an_interface_without_checksum_offload() {
     const UDP_LITE: i32 = 136;
     let lite = || {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::from(UDP_LITE)))?;
@@ -275,18 +300,27 @@ fn segmentation_is_disabled_if_the_interface_does_not_support_it() {
     };
     // Segmentation with UDP-Lite fails with EIO.
     let (Ok(sender), Ok(peer)) = (lite(), lite()) else { return };
-    assert!(!without_segmentation(&sender, &peer, 1_000).segmentation);
+    let to = peer.local_addr().unwrap();
+    let mut batch = SendBatch::new();
+    for _ in 0..REFUSALS {
+        let (arena, expected) = push_all(&mut batch, to, &[1_000, 1_000, 9]);
+        assert_eq!(batch.flush(&sender, &arena), [SendStatus::Sent; 3]);
+        assert_eq!(receive(&peer, 3), expected);
+    }
+    assert!(!batch.segmentation.is_on());
 }
 
+// An ICMP message can leave ENOPROTOOPT (3/2), EOPNOTSUPP (3/5) or EMSGSIZE (3/4) on a socket.
 #[test]
-fn only_some_segmentation_errors_disable_segmentation() {
-    for code in [libc::EIO, libc::EOPNOTSUPP, libc::ENOPROTOOPT] {
-        assert!(is_segmentation_error(code) && is_segmentation_unsupported(code));
+fn only_errors_that_no_icmp_message_causes_count_as_refusals() {
+    for code in [libc::EIO, libc::EINVAL] {
+        assert!(is_segmentation_error(code) && is_refusal(code));
+        assert!(!may_be_pending(&io::Error::from_raw_os_error(code)));
     }
-    for code in [libc::EINVAL, libc::EMSGSIZE] {
-        assert!(is_segmentation_error(code) && !is_segmentation_unsupported(code));
+    assert!(is_segmentation_error(libc::EMSGSIZE) && !is_refusal(libc::EMSGSIZE));
+    for code in [libc::EPERM, libc::EOPNOTSUPP, libc::ENOPROTOOPT] {
+        assert!(!is_segmentation_error(code));
     }
-    assert!(!is_segmentation_error(libc::EPERM));
 }
 
 #[test]
@@ -315,5 +349,53 @@ fn a_full_buffer_leaves_the_rest_unsent_and_the_batch_usable() {
         let (arena, expected) = push_all(&mut batch, to, &[3, 4]);
         assert_eq!(batch.flush(&free, &arena), [SendStatus::Sent; 2]);
         assert_eq!(receive(&peer, 2), expected);
+    });
+}
+
+/// Returns an ICMP message of type 3 about a datagram from `from` to `to`, as a router would send it.
+fn icmp_unreachable(code: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { panic!("IPv4 only") };
+    let mut message = vec![3, code, 0, 0, 0, 0, 0, 0];
+    // The IPv4 header and the UDP header of the datagram.
+    message.extend([0x45, 0, 0, 36, 0, 0, 0, 0, 64, 17, 0, 0]);
+    message.extend([from.ip().octets(), to.ip().octets()].concat());
+    message.extend([from.port().to_be_bytes(), to.port().to_be_bytes(), [0, 16], [0, 0]].concat());
+    message.extend([0; 8]);
+    let words = message.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum = words.sum::<u32>();
+    let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    message
+}
+
+// ICMP can be forged. Types 3/2 and 3/5 leave ENOPROTOOPT and EOPNOTSUPP on the socket.
+#[test]
+fn icmp_errors_neither_disable_segmentation_nor_lose_datagrams() {
+    in_own_network(&["link set lo up"], || {
+        let relay = bind_relay(addr("127.0.0.1:0")).unwrap();
+        enable_error_queue(&relay).unwrap();
+        let (peer, to) = socket(ip("127.0.0.1"));
+        let forger = Socket::new(Domain::IPV4, Type::from(libc::SOCK_RAW), Some(Protocol::ICMPV4)).unwrap();
+        let forged = [2, 5].map(|code| icmp_unreachable(code, relay.local_addr().unwrap(), to));
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // A full queue of errors still leaves the error on the socket.
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    forged.iter().for_each(|message| drop(forger.send_to(message, &addr("127.0.0.1:0").into())));
+                }
+            });
+            let mut batch = SendBatch::new();
+            let (mut lost, mut disabled, mut buffer) = (0, 0, [0; 256]);
+            for _ in 0..5_000 {
+                let (arena, _) = push_all(&mut batch, to, &[100, 100, 100]);
+                lost += batch.flush(&relay, &arena).iter().filter(|status| **status != SendStatus::Sent).count();
+                disabled += usize::from(!batch.segmentation.is_on());
+                let _ = peer.recv(&mut buffer);
+                while receive_error(&relay).unwrap().is_some() {}
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert_eq!((lost, disabled), (0, 0));
+        });
     });
 }
