@@ -1,0 +1,100 @@
+//! The scripts and the unit in docs/install.md and `systemd`, run with replacements for the system's commands.
+
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod install {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+    use std::process::Command;
+
+    use crate::support::{Finished, TIMEOUT, TempDir, run};
+
+    fn file(name: &str) -> String {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+    }
+
+    /// Returns the deploy hook in docs/install.md.
+    fn hook() -> String {
+        let document = file("docs/install.md");
+        let start = document.find("#!/bin/sh\n").unwrap();
+        document[start..].split("```").next().unwrap().to_owned()
+    }
+
+    /// Runs the hook. Returns the calls of `install` and `systemctl`.
+    fn run_hook(is_active: i32, reload: i32) -> (Finished, String) {
+        let directory = TempDir::new();
+        let executable = |name: &str, script: &str| {
+            let path = directory.write(name, script);
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        executable("install", "#!/bin/sh\necho install >> \"$CALLS\"\n");
+        let systemctl = format!(
+            "#!/bin/sh\necho \"systemctl $1\" >> \"$CALLS\"\n\
+             case $1 in is-active) exit {is_active};; reload) exit {reload};; *) exit 9;; esac\n"
+        );
+        executable("systemctl", &systemctl);
+        let (hook, calls) = (executable("hook", &hook()), directory.path().join("calls"));
+        let mut command = Command::new("/bin/sh");
+        command.arg(hook).env("PATH", directory.path()).env("CALLS", &calls).env("RENEWED_LINEAGE", "/nowhere");
+        (run(&mut command, None, TIMEOUT), fs::read_to_string(calls).unwrap())
+    }
+
+    // README.md creates the certificate before it starts the service. certbot reports a hook that fails.
+    #[test]
+    fn the_deploy_hook_succeeds_while_the_service_does_not_run() {
+        let (finished, calls) = run_hook(3, 9);
+        assert_eq!((finished.code, calls.as_str()), (Some(0), "install\nsystemctl is-active\n"), "{finished:?}");
+    }
+
+    #[test]
+    fn the_deploy_hook_reloads_the_running_service_and_reports_its_failure() {
+        for reload in [0, 1] {
+            let (finished, calls) = run_hook(0, reload);
+            let expected = "install\nsystemctl is-active\nsystemctl reload\n";
+            assert_eq!((finished.code, calls.as_str()), (Some(reload), expected), "{finished:?}");
+        }
+    }
+
+    #[test]
+    fn each_restart_in_the_document_follows_a_check_of_the_configuration() {
+        let document = file("docs/install.md");
+        let mut restarts = 0;
+        for (before, _) in document.match_indices("systemctl restart turnserver").map(|(at, _)| document.split_at(at)) {
+            let line = before.rsplit('\n').next().unwrap();
+            // In the text, only in a table or a sentence.
+            if line.contains('`') || line.contains('|') {
+                continue;
+            }
+            restarts += 1;
+            let previous = before.trim_end_matches(line).trim_end().rsplit('\n').next().unwrap();
+            assert!(previous.contains("turnserver check-config ") && previous.ends_with("&& \\"), "{previous}");
+        }
+        assert!(restarts > 0);
+    }
+
+    #[test]
+    fn a_reload_of_the_unit_checks_the_configuration_first() {
+        let unit = file("systemd/turnserver.service");
+        let reload: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("ExecReload=")).collect();
+        let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+        let (binary, arguments) = start.split_once(' ').unwrap();
+        assert_eq!(reload, [&format!("{binary} check-config {arguments}"), "/bin/kill -HUP $MAINPID"]);
+    }
+
+    // systemd.special(7): services that need the right time are ordered after the target and do not pull it in.
+    #[test]
+    fn the_unit_is_ordered_after_the_clock_is_set() {
+        let unit = file("systemd/turnserver.service");
+        let values = |key: &str| -> Vec<String> {
+            let lines = unit.lines().filter_map(|line| line.strip_prefix(key));
+            lines.flat_map(str::split_whitespace).map(str::to_owned).collect()
+        };
+        assert!(values("After=").contains(&"time-sync.target".to_owned()));
+        assert!(!values("Wants=").contains(&"time-sync.target".to_owned()));
+    }
+}
