@@ -8,6 +8,7 @@ pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod file;
 pub mod net;
 pub mod setting;
 pub mod special_purpose;

@@ -92,7 +92,8 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
         }
     }
     let denied = control::denied_own_addresses(config, &choice).map_err(|error| error.to_string())?;
-    for warning in choice.warnings.iter().chain(&denied) {
+    let unreadable = control::unreadable_files(config, path);
+    for warning in choice.warnings.iter().chain(&denied).chain(&unreadable) {
         report += &format!("warning: {warning}\n");
     }
     report += &config.summary().to_string();

@@ -105,6 +105,43 @@ fn join(high: u16, low: u16) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, d)
 }
 
+/// A network-specific prefix whose IPv6 addresses contain IPv4 addresses (RFC 6052 §2.2): that of a NAT64 gateway, or of
+/// ISATAP routers, whose addresses have the same form with 96 bits (RFC 5214 §6.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nat64Prefix(Ipv6Net);
+
+impl Nat64Prefix {
+    /// The lengths of prefixes that RFC 6052 §2.2 defines.
+    pub const LENGTHS: [u8; 6] = [32, 40, 48, 56, 64, 96];
+
+    /// Creates a prefix; `None` if RFC 6052 does not define its length.
+    #[must_use]
+    pub fn new(prefix: Ipv6Net) -> Option<Self> {
+        Self::LENGTHS.contains(&prefix.prefix_len()).then_some(Self(prefix))
+    }
+
+    /// Returns the prefix.
+    #[must_use]
+    pub fn network(self) -> Ipv6Net {
+        self.0
+    }
+
+    /// Returns the IPv4 address that `address` contains; `None` if it does not have this prefix.
+    #[must_use]
+    pub fn ipv4(self, address: IpAddr) -> Option<Ipv4Addr> {
+        let IpAddr::V6(address) = address else { return None };
+        if !self.0.contains(&address) {
+            return None;
+        }
+        let octets = address.octets();
+        // Octet 8 is reserved and not part of the IPv4 address.
+        let start = usize::from(self.0.prefix_len() / 8);
+        let mut embedded = octets.iter().enumerate().skip(start).filter(|(at, _)| *at != 8).map(|(_, octet)| *octet);
+        let mut next = || embedded.next();
+        Some(Ipv4Addr::new(next()?, next()?, next()?, next()?))
+    }
+}
+
 /// The addresses at which a packet for one address may arrive: the address itself and the IPv4 addresses that it
 /// contains. If the address is another notation of an IPv4 address, that IPv4 address is the only one.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +158,12 @@ impl Destinations {
         let embedding = find(address).and_then(|range| range.embedding);
         let [first, second] = embedding.map_or([None; 2], |embedding| embedding.ipv4(v6)).map(|v4| v4.map(IpAddr::V4));
         Self([Some(address), first, second])
+    }
+
+    /// Returns the addresses at which a packet for `address` may arrive that a gateway forwards to `v4`.
+    #[must_use]
+    pub fn through(address: IpAddr, v4: IpAddr) -> Self {
+        Self([Some(address), Some(v4), None])
     }
 
     /// Returns each address.
@@ -151,10 +194,29 @@ pub fn find(address: IpAddr) -> Option<&'static Range> {
     }
 }
 
-/// Returns the form of the addresses of `network`, if all of them contain IPv4 addresses.
+/// The prefixes of other notations of IPv4 addresses, and the names of these notations.
+const NOTATIONS: [(Ipv6Net, &str); 3] = [
+    (v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), "IPv4-mapped"),
+    (v6([0, 0, 0, 0, 0xffff, 0, 0, 0], 96), "IPv4-translated"),
+    (v6([0, 0, 0, 0, 0, 0, 0, 0], 96), "IPv4-compatible"),
+];
+
+/// Returns the names of the forms in which addresses of `network` contain IPv4 addresses, each once.
 #[must_use]
-pub fn embedding_of(network: Ipv6Net) -> Option<Embedding> {
-    V6.iter().find(|(prefix, _)| prefix.contains(&network)).and_then(|(_, range)| range.embedding)
+pub fn embedded_forms(network: Ipv6Net) -> Vec<&'static str> {
+    // :: and ::1 are addresses of IPv6.
+    if network.prefix_len() == 128
+        && notation_of_ipv4(network.addr()).is_none()
+        && find(network.addr().into()).is_some_and(|range| range.embedding.is_none())
+    {
+        return Vec::new();
+    }
+    let embeddings = V6.iter().filter_map(|(prefix, range)| Some((*prefix, range.embedding?.name())));
+    let overlaps = |prefix: &Ipv6Net| prefix.contains(&network) || network.contains(prefix);
+    let mut names: Vec<_> =
+        NOTATIONS.into_iter().chain(embeddings).filter(|(prefix, _)| overlaps(prefix)).map(|(_, name)| name).collect();
+    names.dedup();
+    names
 }
 
 /// Whether `address` is at the end of a Teredo or 6to4 tunnel. A packet could loop between the server and the tunnel's
@@ -166,7 +228,13 @@ pub fn is_tunneled(address: IpAddr) -> bool {
 
 use Reach::{Global, Limited, Link, Machine, Mapped};
 
-/// The IPv4 ranges that are not globally reachable, and multicast.
+/// The IPv4 ranges that are not globally reachable, and multicast. The ranges named `cloud-platform` are in no registry.
+/// Cloud providers use them for services that only their customers' machines can reach.
+///
+/// The metadata services and platform addresses of other large clouds are in the ranges of the registries:
+/// 169.254.169.254 (AWS, Google, Azure, Oracle, DigitalOcean, Hetzner and others), 169.254.0.23 (Tencent),
+/// 192.0.0.192 (Oracle), 100.100.100.200 (Alibaba), fd00:ec2::254 (AWS), fd20:ce::254 (Google), fd00:c1::a9fe:a9fe
+/// (Oracle), fe80::1234:5678:9abc (Azure).
 ///
 /// The globally reachable addresses in 192.0.0.0/24 have no row of their own, so they count as not globally
 /// reachable. They are anycast addresses for server discovery (RFC
@@ -176,6 +244,14 @@ pub static V4: &[(Ipv4Net, Range)] = &[
     (v4(10, 0, 0, 0, 8), Range::new("private", "private", Limited)),
     (v4(100, 64, 0, 0, 10), Range::new("shared", "carrier-grade NAT", Limited)),
     (v4(127, 0, 0, 0, 8), Range::new("loopback", "loopback", Machine)),
+    // IBM Cloud: DNS, mirrors, time and storage inside of a VPC, "IaaS endpoints" in
+    // https://cloud.ibm.com/docs/vpc?topic=vpc-service-endpoints-for-vpc.
+    (v4(161, 26, 0, 0, 16), Range::new("cloud-platform", "cloud platform", Limited)),
+    // IBM Cloud: "cloud service endpoints", same document.
+    (v4(166, 8, 0, 0, 14), Range::new("cloud-platform", "cloud platform", Limited)),
+    // Azure: the platform of each virtual machine, with DNS, the agent's configuration and DHCP.
+    // https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16.
+    (v4(168, 63, 129, 16, 32), Range::new("cloud-platform", "cloud platform", Limited)),
     // The metadata services of cloud providers are here.
     (v4(169, 254, 0, 0, 16), Range::new("link-local", "link-local", Link)),
     (v4(172, 16, 0, 0, 12), Range::new("private", "private", Limited)),
@@ -316,14 +392,51 @@ mod tests {
     }
 
     #[test]
-    fn a_network_has_an_embedding_if_all_of_its_addresses_have() {
-        let name = |network: &str| embedding_of(network.parse().unwrap()).map(Embedding::name);
-        assert_eq!(name("2002:808::/32"), Some("6to4"));
-        assert_eq!(name("2001::/32"), Some("Teredo"));
-        assert_eq!(name("64:ff9b::/96"), Some("NAT64"));
-        assert_eq!(name("64:ff9b:1:2::/64"), Some("NAT64"));
-        for network in ["64:ff9b::/95", "2001::/23", "2000::/3", "::/0", "::/96", "::1/128"] {
-            assert_eq!(name(network), None, "{network}");
+    fn a_network_has_the_forms_of_the_ipv4_addresses_in_it() {
+        for (network, expected) in [
+            ("2002:808::/32", &["6to4"][..]),
+            ("2001::/32", &["Teredo"]),
+            ("2001::/23", &["Teredo"]),
+            ("2000::/3", &["Teredo", "6to4"]),
+            ("64:ff9b::/96", &["NAT64"]),
+            ("64:ff9b::/32", &["NAT64"]),
+            ("64:ff9b:1:2::/64", &["NAT64"]),
+            ("::/96", &["IPv4-compatible"]),
+            ("::a00:1/128", &["IPv4-compatible"]),
+            ("::ffff:0:0:0/96", &["IPv4-translated"]),
+            ("::ffff:0:0:0/80", &["IPv4-translated"]),
+            ("::/64", &["IPv4-mapped", "IPv4-translated", "IPv4-compatible"]),
+            ("::/0", &["IPv4-mapped", "IPv4-translated", "IPv4-compatible", "NAT64", "Teredo", "6to4"]),
+            ("::1/128", &[]),
+            ("::/128", &[]),
+            ("2a00::/16", &[]),
+            ("fd00::/8", &[]),
+        ] {
+            assert_eq!(embedded_forms(network.parse().unwrap()), expected, "{network}");
+        }
+    }
+
+    // RFC 6052 §2.4, Table 1.
+    #[test]
+    fn a_network_specific_address_contains_the_ipv4_address_of_the_rfc() {
+        for (prefix, address) in [
+            ("2001:db8::/32", "2001:db8:c000:221::"),
+            ("2001:db8:100::/40", "2001:db8:1c0:2:21::"),
+            ("2001:db8:122::/48", "2001:db8:122:c000:2:2100::"),
+            ("2001:db8:122:300::/56", "2001:db8:122:3c0:0:221::"),
+            ("2001:db8:122:344::/64", "2001:db8:122:344:c0:2:2100::"),
+            ("2001:db8:122:344::/96", "2001:db8:122:344::c000:221"),
+            // RFC 5214 §6.1.
+            ("2001:db8:1:2:0:5efe::/96", "2001:db8:1:2:0:5efe:192.0.2.33"),
+        ] {
+            let prefix = Nat64Prefix::new(prefix.parse().unwrap()).unwrap();
+            assert_eq!(prefix.ipv4(address.parse().unwrap()), Some(Ipv4Addr::new(192, 0, 2, 33)), "{address}");
+            for other in ["2001:db9::1", "192.0.2.33"] {
+                assert_eq!(prefix.ipv4(other.parse().unwrap()), None);
+            }
+        }
+        for length in (0..=128).filter(|length| !Nat64Prefix::LENGTHS.contains(length)) {
+            assert_eq!(Nat64Prefix::new(Ipv6Net::new("::".parse().unwrap(), length).unwrap()), None);
         }
     }
 }

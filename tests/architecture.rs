@@ -29,10 +29,11 @@ mod architecture {
         ("transport", &[]),
         ("stun", &[]),
         ("auth", &[]),
-        ("net", &[]),
+        ("net", &["file"]),
         ("clock", &[]),
+        ("file", &[]),
         ("turn", &["auth", "setting", "special_purpose", "stun", "transport"]),
-        ("config", &["auth", "special_purpose", "transport"]),
+        ("config", &["auth", "file", "setting", "special_purpose", "transport"]),
         ("worker", &["clock", "net", "setting", "transport", "turn"]),
         ("control", &["auth", "clock", "config", "net", "setting", "special_purpose", "transport", "turn", "worker"]),
     ];
@@ -40,7 +41,7 @@ mod architecture {
     /// The modules of the library that each binary may use.
     const BINARIES: &[(&str, &[&str])] = &[
         ("main.rs", &["config", "control"]),
-        ("bin/turn-credential/main.rs", &["auth", "clock", "config", "setting", "transport"]),
+        ("bin/turn-credential/main.rs", &["auth", "clock", "config", "file", "setting", "transport"]),
     ];
 
     /// The modules that must not use sockets, clocks, locks, threads or tasks.

@@ -385,12 +385,23 @@ fn a_wrong_secret_is_reported_with_the_number_tried() {
 }
 
 #[test]
+fn a_credential_with_the_name_before_the_expiry_is_verified() {
+    let directory = Workdir::with_config("name-first");
+    let username = format!("alice:{}", unix_seconds() + 3_600);
+    let password = time_limited::password(&Secret::new(SECRET).unwrap(), &username);
+    let output = directory.run_with(&["verify", &username], &[], &password).succeeded();
+    assert!(output.starts_with("valid: user alice, "), "{output}");
+    let wrong = directory.run_with(&["verify", "alice:1700000000"], &[], &password);
+    wrong.failed(1, &["wrong secret", "read as <name>:<unix expiry>"]);
+}
+
+#[test]
 fn a_malformed_credential_is_reported_with_the_reason() {
     let directory = Workdir::with_config("malformed");
     let password = "rchw+7XvnG7mN0BXm8xDnHNSHX0=";
     let verify = |username, password| directory.run_with(&["verify", username], &[], password);
     verify("alice", password).failed(1, &["malformed", "<unix expiry>:<name>", "static user"]);
-    verify("alice:1700000000", password).failed(1, &["malformed", "the expiry follows the name"]);
+    verify("alice:1700000000000", password).failed(1, &["malformed", "milliseconds"]);
     verify("1700000000000:alice", password).failed(1, &["malformed", "milliseconds"]);
     verify("1700000000:alice", "hunter2").failed(1, &["malformed", "base64"]);
     verify("1700000000:alice", "").failed(1, &["malformed", "0 bytes"]);

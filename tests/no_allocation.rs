@@ -22,7 +22,10 @@ use rand::rngs::StdRng;
 use turnserver::auth::LongTermKey;
 use turnserver::net::batch::{Piece, RecvBatch, SendBatch, SendStatus, SlotLayout, Target};
 use turnserver::net::udp;
-use turnserver::stun::attribute::{ChannelNumber, Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
+use turnserver::stun::attribute::{
+    AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, Nonce, Realm, RequestedTransport, Username,
+    XorPeerAddress,
+};
 use turnserver::stun::{Class, EncodeAttribute, MessageWriter, Method, TransactionId};
 use turnserver::turn::{
     Context, Direction, DropReason, FiveTuple, FromClient, HEADROOM, IcmpError, Instant, Opened, Outcome,
@@ -279,6 +282,8 @@ fn send_indication_allocates_nothing() {
 #[test]
 fn an_icmp_error_allocates_nothing() {
     let (mut world, relay) = World::new();
+    let shown = AdditionalAddressFamily(AddressFamily::V6);
+    assert_success(&world.request(Method::REFRESH, &[&shown]));
     let mut buffer = [0; RESPONSE_BUFFER];
     let mut indications = 0;
     allocates_nothing(|| {

@@ -118,6 +118,28 @@ mod relay {
         }
     }
 
+    // Clients of RFC 5766 do not expect a Data indication without DATA: the crate's client stops receiving at the first
+    // one (RFC 8656 §11.5). A peer port that is closed, for example of an ICE candidate, must not end the call.
+    #[tokio::test]
+    async fn a_closed_peer_port_does_not_end_the_call_of_an_rfc_5766_client() {
+        let server = Server::start(&config(&["127.0.0.1"], LOOPBACK_PEERS));
+        let client = Client::allocate(server.udp_address(), &server.credential("alice")).await.unwrap();
+        let (peer, peer_address) = peer_on("127.0.0.1").await;
+        let (closed, closed_address) = peer_on("127.0.0.1").await;
+        drop(closed);
+        for round in 0..10 {
+            client.send(b"to a closed port", closed_address).await;
+            client.send(&pattern(100, round), peer_address).await;
+            let (echo, relayed) = receive(&peer).await;
+            peer.send_to(&echo, relayed).await.unwrap();
+            assert_eq!(client.receive().await, (pattern(100, round), peer_address));
+        }
+        client.close().await;
+        let Ended { logs, .. } = server.terminate();
+        let stopped = logs.iter().find(|line| line.message() == "stopped").expect("a line about the end");
+        assert!(stopped.field("detail").unwrap().contains("icmp-withheld"), "{stopped:?}");
+    }
+
     // RFC 8656 §9: data from a peer without a permission is dropped.
     #[tokio::test]
     async fn a_peer_without_permission_does_not_reach_the_client() {

@@ -48,7 +48,7 @@ const STEPS: usize = 3_000;
 
 /// The reasons for which the core drops packets in the simulation. The list omits
 /// the response limit, which the simulation does not set, and the reasons for which only the worker drops packets.
-const DROP_REASONS: [DropReason; 20] = [
+const DROP_REASONS: [DropReason; 21] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,
     DropReason::WrongFingerprint,
@@ -66,6 +66,7 @@ const DROP_REASONS: [DropReason; 20] = [
     DropReason::AllocationEnded,
     DropReason::TooLarge,
     DropReason::IcmpType,
+    DropReason::IcmpWithheld,
     DropReason::IcmpLimit,
     DropReason::AllocationBandwidth,
     DropReason::UserBandwidth,

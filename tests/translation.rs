@@ -111,8 +111,9 @@ mod translation {
     // §11.5: an unused peer port, for clients on UDP and TCP. Other peers are not affected.
     #[test]
     fn an_unreachable_peer_is_reported_to_the_client() {
+        let more = format!("{LOOPBACK_PEERS}[compat]\nicmp-indications = \"always\"\n");
         for ip in loopback() {
-            let server = Server::start(&config(&[ip], LOOPBACK_PEERS));
+            let server = Server::start(&config(&[ip], &more));
             let port_unreachable = if ip == "127.0.0.1" { (3, 3) } else { (1, 4) };
             let ip: IpAddr = ip.parse().unwrap();
             for client in [Client::new(server.udp_address()), Client::connect(server.tcp_address())] {

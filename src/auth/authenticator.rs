@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::time_limited::{self, Malformed, NoSecretMatched};
+use super::time_limited::{self, Malformed, NoSecretMatched, Reading};
 use super::{HumanSeconds, Identity, KeyAlgorithm, LongTermKey, Secret, SecurityFeatures};
 
 /// Authenticates requests with the realm, the shared secrets and the static users (RFC 8489 §9.2.4).
@@ -127,10 +127,10 @@ impl Authenticator {
                 return Ok(Rc::new(Identity::of_credential(username, time_limited, key)));
             }
         }
-        let tried = self.secrets.len();
+        let (tried, reading) = (self.secrets.len(), time_limited.reading);
         Err(match time_limited::expired_for(time_limited.expires, unix_now) {
-            None => AuthFailure::WrongSecret { tried },
-            Some(ago_seconds) => AuthFailure::WrongSecretAndExpired { tried, ago_seconds },
+            None => AuthFailure::WrongSecret { tried, reading },
+            Some(ago_seconds) => AuthFailure::WrongSecretAndExpired { tried, ago_seconds, reading },
         })
     }
 
@@ -162,14 +162,13 @@ fn userhash(username: &str, realm: &str) -> [u8; 32] {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthFailure {
     /// The username is neither that of a static user nor time-limited.
-    #[error("unknown user: no static user has this name, and it is not of the form <unix expiry>:<name>")]
+    #[error(
+        "unknown user: no static user has this name, and it is neither of the form <unix expiry>:<name> nor <name>:<unix expiry>"
+    )]
     UnknownUser,
     /// No static user has the USERHASH.
     #[error("unknown user: no static user has this USERHASH, and a time-limited username cannot be found by its hash")]
     UnknownUserhash,
-    /// The username is `<name>:<unix expiry>`.
-    #[error("unknown user: the expiry follows the name; the username must be <unix expiry>:<name>")]
-    ExpiryAfterName,
     /// The expiry is in milliseconds. In seconds it would be thousands of years in the future.
     #[error("the expiry {expires} seems to be in milliseconds; the application must set it in seconds")]
     ExpiryInMilliseconds {
@@ -183,15 +182,17 @@ pub enum AuthFailure {
     #[error("wrong password or realm for a static user")]
     WrongPassword,
     /// The password does not match any secret.
-    #[error("{}", NoSecretMatched(*tried))]
+    #[error("{}{reading}", NoSecretMatched(*tried))]
     WrongSecret {
         /// The number of secrets tried.
         tried: usize,
+        /// Which part of the username was read as the expiry.
+        reading: Reading,
     },
     /// The password does not match any secret, and the credential has expired as well.
     #[error(
         "{}; in addition, the credential expired {} ago \
-         (if this is unexpected, compare the clocks of the application and of this machine)",
+         (if this is unexpected, compare the clocks of the application and of this machine){reading}",
         NoSecretMatched(*tried), HumanSeconds(*ago_seconds)
     )]
     WrongSecretAndExpired {
@@ -199,13 +200,14 @@ pub enum AuthFailure {
         tried: usize,
         /// Seconds since the expiry.
         ago_seconds: u64,
+        /// Which part of the username was read as the expiry.
+        reading: Reading,
     },
 }
 
 impl From<Malformed> for AuthFailure {
     fn from(malformed: Malformed) -> Self {
         match malformed {
-            Malformed::ExpiryAfterName => Self::ExpiryAfterName,
             Malformed::ExpiryInMilliseconds { expires } => Self::ExpiryInMilliseconds { expires },
             _ => Self::UnknownUser,
         }

@@ -4,28 +4,35 @@ use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::rc::Rc;
 
-use super::time_limited::{self, TimeLimitedUsername};
+use super::time_limited::{self, Reading, TimeLimitedUsername};
 use super::{KeyAlgorithm, LongTermKey};
 
 /// An authenticated user. It is shared with [`Rc`], so that name and key are in memory once.
 #[derive(Debug)]
 pub struct Identity {
     username: Box<str>,
-    /// The byte offset of [`Self::user`] in the username.
-    user_start: usize,
-    expires: Option<u64>,
+    /// The byte offset of [`Self::user`] in the username, and its length.
+    user_start: u16,
+    user_len: u16,
+    /// The expiry of a time-limited credential, and which part of the username was read as the expiry.
+    expiry: Option<(u64, Reading)>,
     key: LongTermKey,
 }
 
 impl Identity {
     pub(super) fn of_static_user(username: &str, key: LongTermKey) -> Self {
-        Self { username: username.into(), user_start: 0, expires: None, key }
+        Self { username: username.into(), user_start: 0, user_len: short(username.len()), expiry: None, key }
     }
 
     /// `parsed` is the parsed `username`.
     pub(super) fn of_credential(username: &str, parsed: TimeLimitedUsername<'_>, key: LongTermKey) -> Self {
-        let user_start = if parsed.user.is_empty() { 0 } else { username.len() - parsed.user.len() };
-        Self { username: username.into(), user_start, expires: Some(parsed.expires), key }
+        let (user_start, user_len) = match (parsed.user.len(), parsed.reading) {
+            (0, _) => (0, username.len()),
+            (length, Reading::ExpiryLast) => (0, length),
+            (length, Reading::ExpiryFirst | Reading::Ambiguous) => (username.len() - length, length),
+        };
+        let (user_start, user_len) = (short(user_start), short(user_len));
+        Self { username: username.into(), user_start, user_len, expiry: Some((parsed.expires, parsed.reading)), key }
     }
 
     /// Returns the value of USERNAME without trailing NULs.
@@ -34,11 +41,13 @@ impl Identity {
         &self.username
     }
 
-    /// Returns the user to whom quotas apply: the static user or the name after the expiry. Without a name it is the
+    /// Returns the user to whom quotas apply: the static user or the name beside the expiry. Without a name it is the
     /// whole username.
     #[must_use]
     pub fn user(&self) -> &str {
-        self.username.get(self.user_start..).unwrap_or(&self.username)
+        let rest = self.username.get(usize::from(self.user_start)..);
+        let user = rest.and_then(|rest| rest.get(..usize::from(self.user_len)));
+        user.unwrap_or(&self.username)
     }
 
     /// Returns the key for the message integrity of requests and responses.
@@ -51,14 +60,20 @@ impl Identity {
     /// `None` for a static user.
     #[must_use]
     pub fn expires(&self) -> Option<u64> {
-        self.expires
+        self.expiry.map(|(expires, _)| expires)
+    }
+
+    /// Returns which part of the username was read as the expiry.
+    #[must_use]
+    pub fn reading(&self) -> Reading {
+        self.expiry.map_or(Reading::ExpiryFirst, |(_, reading)| reading)
     }
 
     /// Returns the seconds since the credential expired, `Some(0)` in the second of the expiry. `None` if it has not
     /// expired, and for a static user.
     #[must_use]
     pub fn expired_for(&self, unix_now: u64) -> Option<u64> {
-        self.expires.and_then(|expires| time_limited::expired_for(expires, unix_now))
+        self.expires().and_then(|expires| time_limited::expired_for(expires, unix_now))
     }
 
     /// Returns whether a request with this username and key algorithm can be of this identity.
@@ -66,6 +81,11 @@ impl Identity {
     pub fn is_for(&self, username: &str, algorithm: KeyAlgorithm) -> bool {
         self.key.algorithm() == algorithm && *self.username == *username
     }
+}
+
+/// Converts an offset. The length of an attribute has 16 bits.
+fn short(offset: usize) -> u16 {
+    u16::try_from(offset).unwrap_or(u16::MAX)
 }
 
 const SETS: usize = 256;

@@ -1,6 +1,7 @@
 //! Time-limited credentials (the TURN REST API convention).
 //!
 //! The username is `<unix expiry>:<name>` or `<unix expiry>`. The password is `base64(HMAC-SHA1(secret, username))`.
+//! Some applications write `<name>:<unix expiry>`, which is also accepted.
 //!
 //! An application that shares the secret mints them without contacting the server, and the server checks them without a
 //! database.
@@ -22,28 +23,65 @@ use super::{HumanSeconds, Secret};
 /// Interpreted as seconds, an expiry in milliseconds would result in a credential that never expires.
 const MILLISECONDS_FROM: u64 = 100_000_000_000;
 
+/// The smallest number that is plausible as an expiry in seconds: the year 2001.
+const PLAUSIBLE_FROM: u64 = 1_000_000_000;
+
 const HMAC_SHA1_LEN: usize = 20;
+
+/// Which part of a username was read as the expiry. `Display` is the end of a message about a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// The first part. The last part cannot be an expiry.
+    ExpiryFirst,
+    /// The last part. The first part cannot be an expiry.
+    ExpiryLast,
+    /// The first part, but the last part could also be an expiry.
+    Ambiguous,
+}
+
+impl fmt::Display for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ExpiryFirst => Ok(()),
+            Self::ExpiryLast => f.write_str(" (the username was read as <name>:<unix expiry>)"),
+            Self::Ambiguous => {
+                f.write_str(" (the username was read as <unix expiry>:<name>, although the name could also be a time)")
+            }
+        }
+    }
+}
 
 /// A parsed time-limited username.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimitedUsername<'a> {
     /// When the credential expires, in seconds since the Unix epoch.
     pub expires: u64,
-    /// The name after the expiry, or an empty string.
+    /// The name, or an empty string.
     pub user: &'a str,
+    /// Which part was read as the expiry.
+    pub reading: Reading,
 }
 
 impl<'a> TimeLimitedUsername<'a> {
-    /// Parses a username; `None` unless it consists of a decimal number of up to 64 bits, optionally followed by a
-    /// colon and a name.
+    /// Parses a username: a decimal number of up to 64 bits, optionally followed by a colon and a name; or a name, a
+    /// colon and a time in seconds or milliseconds.
+    ///
+    /// If only the last part is a plausible time, it is the expiry. If both are, the first one is the expiry: this is
+    /// the convention, and the name may be a number.
     #[must_use]
     pub fn parse(username: &'a str) -> Option<Self> {
-        let (expires, user) = username.split_once(':').unwrap_or((username, ""));
-        // `u64::from_str` would also accept a leading plus sign.
-        if !expires.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        Some(Self { expires: expires.parse().ok()?, user })
+        let (start, rest) = username.split_once(':').unwrap_or((username, ""));
+        let first = number(start);
+        // A name without a colon after the expiry has no last part.
+        let last = username.rsplit_once(':').and_then(|(name, end)| Some((name, number(end)?)));
+        let last = last.filter(|(name, expires)| !name.is_empty() && *expires >= PLAUSIBLE_FROM);
+        let (expires, user, reading) = match (first, last) {
+            (Some(expires), None) => (expires, rest, Reading::ExpiryFirst),
+            (Some(expires), Some(_)) if expires >= PLAUSIBLE_FROM => (expires, rest, Reading::Ambiguous),
+            (_, Some((name, expires))) => (expires, name, Reading::ExpiryLast),
+            (None, None) => return None,
+        };
+        Some(Self { expires, user, reading })
     }
 
     /// Returns whether the expiry seems to be in milliseconds, because in seconds it would be after the year 5138.
@@ -53,6 +91,11 @@ impl<'a> TimeLimitedUsername<'a> {
     pub fn is_in_milliseconds(&self) -> bool {
         self.expires >= MILLISECONDS_FROM
     }
+}
+
+fn number(text: &str) -> Option<u64> {
+    // `u64::from_str` would also accept a leading plus sign.
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// Returns the seconds since `expires`, `Some(0)` in that second, and `None` before.
@@ -121,7 +164,7 @@ pub fn mint(secret: &Secret, user: Option<&str>, expires: u64) -> Credential {
 /// A valid credential that has not expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Valid<'u> {
-    /// The name after the expiry, or an empty string.
+    /// The name, or an empty string.
     pub user: &'u str,
     /// When it expires, in seconds since the Unix epoch.
     pub expires: u64,
@@ -139,24 +182,33 @@ pub enum CredentialError {
     #[error("no secret is configured, so no time-limited credential can be valid")]
     NoSecret,
     /// The password does not match any secret.
-    #[error("wrong secret: {}", NoSecretMatched(*tried))]
+    #[error("wrong secret: {}{reading}", NoSecretMatched(*tried))]
     WrongSecret {
         /// The number of secrets tried.
         tried: usize,
+        /// Which part of the username was read as the expiry.
+        reading: Reading,
     },
     /// The password does not match any secret, and the credential has expired as well.
-    #[error("wrong secret: {}; in addition, the credential expired {} ago", NoSecretMatched(*tried), HumanSeconds(*ago_seconds))]
+    #[error(
+        "wrong secret: {}; in addition, the credential expired {} ago{reading}",
+        NoSecretMatched(*tried), HumanSeconds(*ago_seconds)
+    )]
     WrongSecretAndExpired {
         /// The number of secrets tried.
         tried: usize,
         /// Seconds since the expiry.
         ago_seconds: u64,
+        /// Which part of the username was read as the expiry.
+        reading: Reading,
     },
     /// The password is correct, and the credential has expired.
-    #[error("expired {} ago", HumanSeconds(*ago_seconds))]
+    #[error("expired {} ago{reading}", HumanSeconds(*ago_seconds))]
     Expired {
         /// Seconds since the expiry.
         ago_seconds: u64,
+        /// Which part of the username was read as the expiry.
+        reading: Reading,
         /// The index of the matching secret.
         secret_index: usize,
     },
@@ -177,12 +229,9 @@ impl fmt::Display for NoSecretMatched {
 /// Why a credential does not follow the convention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// The username does not begin with an expiry.
-    #[error("the username does not begin with an expiry; it must be <unix expiry>:<name> or <unix expiry>")]
+    /// The username contains no expiry.
+    #[error("the username contains no expiry; it must be <unix expiry>:<name>, <name>:<unix expiry> or <unix expiry>")]
     NoExpiry,
-    /// The username is `<name>:<expiry>`.
-    #[error("the expiry follows the name; the username must be <unix expiry>:<name>")]
-    ExpiryAfterName,
     /// The expiry is in milliseconds.
     #[error("the expiry {expires} seems to be in milliseconds; it must be in seconds since the Unix epoch")]
     ExpiryInMilliseconds {
@@ -209,10 +258,7 @@ pub enum Malformed {
 ///
 /// One of the variants of [`Malformed`] that are about the username.
 pub fn check_username(username: &str) -> Result<TimeLimitedUsername<'_>, Malformed> {
-    let Some(parsed) = TimeLimitedUsername::parse(username) else {
-        let expiry_last = username.rsplit_once(':').and_then(|(_, last)| TimeLimitedUsername::parse(last));
-        return Err(if expiry_last.is_some() { Malformed::ExpiryAfterName } else { Malformed::NoExpiry });
-    };
+    let parsed = TimeLimitedUsername::parse(username).ok_or(Malformed::NoExpiry)?;
     if parsed.is_in_milliseconds() {
         return Err(Malformed::ExpiryInMilliseconds { expires: parsed.expires });
     }
@@ -230,7 +276,7 @@ pub fn verify<'u>(
     given: &str,
     unix_now: u64,
 ) -> Result<Valid<'u>, CredentialError> {
-    let TimeLimitedUsername { expires, user } = check_username(username)?;
+    let TimeLimitedUsername { expires, user, reading } = check_username(username)?;
     check_password_form(given)?;
     if secrets.is_empty() {
         return Err(CredentialError::NoSecret);
@@ -239,9 +285,9 @@ pub fn verify<'u>(
     let tried = secrets.len();
     match (secrets.iter().position(matches), expired_for(expires, unix_now)) {
         (Some(secret_index), None) => Ok(Valid { user, expires, secret_index }),
-        (Some(secret_index), Some(ago_seconds)) => Err(CredentialError::Expired { ago_seconds, secret_index }),
-        (None, None) => Err(CredentialError::WrongSecret { tried }),
-        (None, Some(ago_seconds)) => Err(CredentialError::WrongSecretAndExpired { tried, ago_seconds }),
+        (Some(secret_index), Some(ago_seconds)) => Err(CredentialError::Expired { ago_seconds, secret_index, reading }),
+        (None, None) => Err(CredentialError::WrongSecret { tried, reading }),
+        (None, Some(ago_seconds)) => Err(CredentialError::WrongSecretAndExpired { tried, ago_seconds, reading }),
     }
 }
 

@@ -3,14 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::problem::{Report, quoted};
 use super::reader::Section;
 use super::{Limits, Peers, Relay, RelayAddresses, schema};
-use crate::special_purpose;
+use crate::special_purpose::{self, Nat64Prefix};
 use crate::transport::{Endpoint, Transport};
 
 const DEFAULT_PORT: u16 = 3478;
@@ -310,7 +310,37 @@ pub(super) fn peers(top: &Section<'_>, report: &mut Report<'_>) -> Peers {
         }
     }
     let bare = |networks: Vec<Spanned<IpNet>>| networks.into_iter().map(Spanned::into_inner).collect();
-    Peers { allow: bare(allow), deny: bare(deny) }
+    Peers { allow: bare(allow), deny: bare(deny), nat64_prefixes: nat64_prefixes(&section, report) }
+}
+
+fn nat64_prefixes(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Nat64Prefix> {
+    let mut prefixes: Vec<Nat64Prefix> = Vec::new();
+    for text in networks(section, "nat64-prefixes", report) {
+        let network = *text.get_ref();
+        let prefix = match network {
+            IpNet::V6(v6) => Nat64Prefix::new(v6),
+            IpNet::V4(_) => None,
+        };
+        let Some(prefix) = prefix else {
+            report.error(
+                &text.span(),
+                format!(
+                    "`peers.nat64-prefixes`: `{network}` must be an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits (RFC \
+                     6052 §2.2), for example \"2001:db8:64::/96\""
+                ),
+            );
+            continue;
+        };
+        let (own, overlaps) =
+            (prefix.network(), |other: Ipv6Net, own: Ipv6Net| other.contains(&own) || own.contains(&other));
+        if let Some(other) = prefixes.iter().find(|other| overlaps(other.network(), own)) {
+            let other = other.network();
+            report.error(&text.span(), format!("`peers.nat64-prefixes`: `{own}` overlaps `{other}`"));
+            continue;
+        }
+        prefixes.push(prefix);
+    }
+    prefixes
 }
 
 fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Spanned<IpNet>> {
@@ -319,16 +349,17 @@ fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Sp
         match network(text.get_ref()) {
             Ok(network) => {
                 if let (IpNet::V6(v6), "allow") = (network, key)
-                    && let Some(embedding) = special_purpose::embedding_of(v6)
+                    && let Some((last, others)) = special_purpose::embedded_forms(v6).split_last()
                 {
-                    let form = embedding.name();
-                    let what = quoted(text.get_ref());
+                    let forms = if others.is_empty() {
+                        (*last).to_owned()
+                    } else {
+                        format!("{} and {last}", others.join(", "))
+                    };
+                    let (name, what) = (section.name(key), quoted(text.get_ref()));
                     report.warn(
                         &text.span(),
-                        format!(
-                            "{}: {what} allows IPv4 addresses in {form} form, including private ones",
-                            section.name(key)
-                        ),
+                        format!("{name}: {what} allows IPv4 addresses in {forms} form, including private ones"),
                     );
                 }
                 networks.push(Spanned::new(text.span(), network));

@@ -1,6 +1,7 @@
 //! `[auth]`: secrets, the secrets file and static users. No message contains a secret or a password.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -8,19 +9,18 @@ use std::{fs, io};
 
 use toml::Spanned;
 use toml::de::DeTable;
-use zeroize::Zeroizing;
 
 use super::general::{duration, name_of};
-use super::problem::{Report, quoted};
+use super::problem::{Problem, Report, quoted};
 use super::reader::Section;
+use super::secrets::{self, SecretLine};
 use super::{Auth, StaticUser, paths, schema};
 use crate::auth::Secret;
 use crate::auth::time_limited::TimeLimitedUsername;
+use crate::file;
 
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 const SECOND: Duration = Duration::from_secs(1);
-/// The minimum length of a strong secret, in bytes. Shorter secrets can be guessed.
-const MIN_STRONG_SECRET: usize = 16;
 /// RFC 8489 §14.3: fewer than 509 bytes.
 const MAX_USERNAME: usize = 508;
 
@@ -28,10 +28,14 @@ pub(super) fn auth(top: &Section<'_>, report: &mut Report<'_>) -> Auth {
     let default = Auth::default();
     let Some(section) = top.section("auth", &schema::AUTH, report) else { return default };
     let mut secrets: Vec<Secret> = Vec::new();
-    for secret in section.strings("secrets", report).unwrap_or_default() {
-        secrets.extend(inline_secret("`auth.secrets`", &secret, report));
+    for text in section.strings("secrets", report).unwrap_or_default() {
+        let Some(secret) = inline_secret("`auth.secrets`", &text, report) else { continue };
+        secrets.push(secret);
+        if is_repeated(&secrets) {
+            report.warn(&text.span(), format!("`auth.secrets` contains {REPEATED}"));
+        }
     }
-    secrets.extend(secrets_file(&section, report));
+    secrets_file(&section, &mut secrets, report);
     Auth {
         users: users(&section, report),
         nonce_lifetime: duration(&section, "nonce-lifetime", SECOND, DAY, report).unwrap_or(default.nonce_lifetime),
@@ -43,90 +47,92 @@ pub(super) fn auth(top: &Section<'_>, report: &mut Report<'_>) -> Auth {
 
 fn inline_secret(name: &str, text: &Spanned<&str>, report: &mut Report<'_>) -> Option<Secret> {
     warn_if_world_readable(&text.span(), report);
-    let secret = Secret::new(text.get_ref().as_bytes()).ok();
-    match &secret {
-        None => report
-            .error(&text.span(), format!("{name} contains an empty secret: create one with `openssl rand -hex 32`")),
-        Some(secret) if secret.as_bytes().len() < MIN_STRONG_SECRET => {
-            report.warn(&text.span(), format!("{name} contains {SHORT_SECRET}"));
+    let value = *text.get_ref();
+    let secret = match secrets::secret(value.as_bytes()) {
+        Ok(secret) => secret,
+        Err(bad) => {
+            report.error(&text.span(), format!("{name} contains {bad}"));
+            return None;
         }
-        Some(_) => {}
+    };
+    if value.trim() != value {
+        report.warn(
+            &text.span(),
+            format!("{name} contains a secret that begins or ends with a blank, which is part of it"),
+        );
     }
-    secret
+    if let Some(weakness) = secrets::weakness(&secret) {
+        report.warn(&text.span(), format!("{name} contains {weakness}"));
+    }
+    Some(secret)
 }
 
-const SHORT_SECRET: &str =
-    "a secret shorter than 16 bytes, which can be guessed: create one with `openssl rand -hex 32`";
+/// Whether the last of the secrets occurs before it.
+fn is_repeated(secrets: &[Secret]) -> bool {
+    secrets.split_last().is_some_and(|(last, others)| others.contains(last))
+}
+
+const REPEATED: &str = "the same secret as before: remove it";
 
 /// Warns once that the configuration file, which contains a secret at `span`, is world-readable.
-fn warn_if_world_readable(span: &std::ops::Range<usize>, report: &mut Report<'_>) {
+fn warn_if_world_readable(span: &Range<usize>, report: &mut Report<'_>) {
     if std::mem::take(&mut report.world_readable) {
         let file = report.file();
         report.warn(span, format!("this file contains a secret and is world-readable: run `chmod 640 {file}`"));
     }
 }
 
-/// Reads the secrets in `secrets-file`.
-fn secrets_file(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Secret> {
-    let Some(name) = section.string("secrets-file", report) else { return Vec::new() };
+/// Appends the secrets in `secrets-file`.
+fn secrets_file(section: &Section<'_>, all: &mut Vec<Secret>, report: &mut Report<'_>) {
+    let Some(name) = section.string("secrets-file", report) else { return };
     let (span, name) = (name.span(), *name.get_ref());
     if name.is_empty() {
-        report.error(&span, "`auth.secrets-file` is empty: omit it if there is no such file");
-        return Vec::new();
+        return report.error(&span, "`auth.secrets-file` is empty: omit it if there is no such file");
     }
-    let path = match paths::resolve(report.file(), name) {
-        Ok(path) => path,
-        Err(why) => {
-            report.error(&span, format!("`auth.secrets-file`: {why}"));
-            return Vec::new();
-        }
+    match paths::resolve(report.file(), name) {
+        Ok(path) => read_secrets(&path, name, &span, all, report),
+        Err(why) => report.error(&span, format!("`auth.secrets-file`: {why}")),
+    }
+}
+
+fn read_secrets(path: &Path, name: &str, span: &Range<usize>, all: &mut Vec<Secret>, report: &mut Report<'_>) {
+    let unreadable = |error: &io::Error| {
+        let (shown, origin) = (quoted(&path.display().to_string()), paths::origin(name));
+        format!("`auth.secrets-file`: {shown}{origin} cannot be read: {}", read_failure(error))
     };
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => Zeroizing::new(text),
-        Err(error) => {
-            report.error(
-                &span,
-                format!(
-                    "`auth.secrets-file`: {}{} cannot be read: {}",
-                    quoted(&path.display().to_string()),
-                    paths::origin(name),
-                    read_failure(&error)
-                ),
-            );
-            return Vec::new();
-        }
+    let text = match file::read(path) {
+        Ok(text) if str::from_utf8(&text).is_ok() => text,
+        Ok(_) => return report.error(span, unreadable(&io::ErrorKind::InvalidData.into())),
+        Err(error) => return report.error(span, unreadable(&error)),
     };
-    if readable_by_others(&path) {
+    if readable_by_others(path) {
         let path = path.display();
-        report.warn(&span, format!("`auth.secrets-file`: `{path}` is world-readable: run `chmod 640 {path}`"));
+        report.warn(span, format!("`auth.secrets-file`: `{path}` is world-readable: run `chmod 640 {path}`"));
     }
-    let mut secrets: Vec<Secret> = Vec::new();
     let shown = path.display().to_string();
-    let mut inner = Report::new(&shown, &text);
-    let mut offset = 0;
-    for line in text.split_inclusive('\n') {
-        let content = line.trim();
-        let start = offset + (line.len() - line.trim_start().len());
-        offset += line.len();
-        if content.starts_with('#') {
-            continue;
+    let mut lines = 0;
+    for SecretLine { number, column, secret } in secrets::lines(&text) {
+        lines += 1;
+        let position = Some((number, column));
+        let problem = |message| Problem { file: shown.clone(), position, message };
+        match secret {
+            Err(bad) => report.errors.push(problem(bad.to_string())),
+            Ok(secret) => {
+                report.warnings.extend(secrets::weakness(&secret).map(|weakness| problem(weakness.to_string())));
+                all.push(secret);
+                if is_repeated(all) {
+                    report.warnings.push(problem(REPEATED.to_owned()));
+                }
+            }
         }
-        // Only an empty line is invalid as a secret.
-        let Ok(secret) = Secret::new(content.as_bytes()) else { continue };
-        if secret.as_bytes().len() < MIN_STRONG_SECRET {
-            inner.warn(&(start..offset), SHORT_SECRET);
-        }
-        secrets.push(secret);
     }
-    report.warnings.append(&mut inner.warnings);
-    if secrets.is_empty() {
+    if lines == 0 {
         let origin = paths::origin(name);
         report.error(
-            &span,
+            span,
             format!("`auth.secrets-file`: `{shown}`{origin} contains no secret: write one secret per line"),
         );
     }
-    secrets
 }
 
 pub(super) fn readable_by_others(path: &Path) -> bool {
@@ -178,7 +184,7 @@ fn users(section: &Section<'_>, report: &mut Report<'_>) -> Vec<StaticUser> {
 }
 
 /// Reads one `[[auth.users]]`, with the span of its name.
-fn user(table: &DeTable<'_>, header: std::ops::Range<usize>, report: &mut Report<'_>) -> Option<Spanned<StaticUser>> {
+fn user(table: &DeTable<'_>, header: Range<usize>, report: &mut Report<'_>) -> Option<Spanned<StaticUser>> {
     let section = Section::new(&schema::USER, table, report);
     let name = section.string("name", report);
     let password = section.string("password", report);
@@ -194,11 +200,13 @@ fn user(table: &DeTable<'_>, header: std::ops::Range<usize>, report: &mut Report
     }
     let password = password.and_then(|password| {
         warn_if_world_readable(&password.span(), report);
-        let secret = Secret::new(password.get_ref().as_bytes()).ok();
-        if secret.is_none() {
-            report.error(&password.span(), format!("the password of {who} is empty"));
+        let text = password.get_ref();
+        if text.trim().is_empty() {
+            let what = if text.is_empty() { "is empty" } else { "consists of blanks only" };
+            report.error(&password.span(), format!("the password of {who} {what}"));
+            return None;
         }
-        secret
+        Secret::new(text.as_bytes()).ok()
     })?;
     let name = name?;
     Some(Spanned::new(name.span(), StaticUser { name: (*name.get_ref()).to_owned(), password }))

@@ -9,7 +9,10 @@ use toml::de::DeValue;
 use super::credentials::DAY;
 use super::problem::{Report, closest, quoted};
 use super::reader::{Section, list};
-use super::{Compat, Config, Limits, Log, LogFormat, LogLevel, Timeouts, format_duration, parse_duration, schema};
+use super::{
+    Compat, Config, IcmpIndications, Limits, Log, LogFormat, LogLevel, Timeouts, format_duration, parse_duration,
+    schema,
+};
 
 const MAX_WORKERS: usize = 1024;
 /// The number of channel numbers with `compat.rfc5766-channels`: 0x4000–0x7FFF.
@@ -191,7 +194,14 @@ pub(super) fn timeouts(top: &Section<'_>, report: &mut Report<'_>) -> Timeouts {
 
 pub(super) fn compat(top: &Section<'_>, report: &mut Report<'_>) -> Compat {
     let Some(section) = top.section("compat", &schema::COMPAT, report) else { return Compat::default() };
+    let icmp = section.string("icmp-indications", report);
     Compat {
+        icmp_indications: icmp
+            .and_then(|word| {
+                let name = "`compat.icmp-indications`";
+                one_of(name, &word, &IcmpIndications::ALL, IcmpIndications::as_str, report)
+            })
+            .unwrap_or_default(),
         rfc5766_channels: section.boolean("rfc5766-channels", report).unwrap_or_default(),
         draft_dual_allocation: section.boolean("draft-dual-allocation", report).unwrap_or_default(),
     }

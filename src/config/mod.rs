@@ -15,6 +15,8 @@ use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 use crate::auth::Secret;
+use crate::file;
+use crate::special_purpose::Nat64Prefix;
 use crate::transport::Endpoint;
 
 mod addresses;
@@ -26,6 +28,7 @@ mod paths;
 mod problem;
 mod reader;
 mod schema;
+pub mod secrets;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -73,6 +76,8 @@ pub struct Config {
     pub compat: Compat,
     /// Log level and format.
     pub log: Log,
+    /// The files that the configuration names, except systemd credentials: the key and the path.
+    pub files: Vec<(&'static str, PathBuf)>,
     /// The warnings, in the order in which they were found.
     pub warnings: Vec<Problem>,
 }
@@ -135,6 +140,8 @@ pub struct Peers {
     pub allow: Vec<IpNet>,
     /// Ranges that are always denied.
     pub deny: Vec<IpNet>,
+    /// Prefixes of gateways to IPv4. Addresses with these prefixes are judged by the IPv4 address in them.
+    pub nat64_prefixes: Vec<Nat64Prefix>,
 }
 
 /// `[limits]`: limits per user, per allocation and in total.
@@ -228,6 +235,34 @@ pub struct Compat {
     /// Also uses 0x8032 for ADDITIONAL-ADDRESS-FAMILY and 0x8033 for ADDRESS-ERROR-CODE, the numbers of a draft of RFC
     /// 8656 that coturn's clients use.
     pub draft_dual_allocation: bool,
+    /// Which clients get Data indications about ICMP errors (RFC 8656 §11.5).
+    pub icmp_indications: IcmpIndications,
+}
+
+/// Which clients get Data indications about ICMP errors (RFC 8656 §11.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IcmpIndications {
+    /// Clients that have shown on their allocation that they implement RFC 8489 or RFC 8656.
+    #[default]
+    Auto,
+    /// All clients.
+    Always,
+    /// No client.
+    Never,
+}
+
+impl IcmpIndications {
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Always, Self::Never];
+
+    /// Returns the choice as written in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
 }
 
 /// `[log]`: log level and format.
@@ -323,6 +358,7 @@ impl Default for Config {
             alternate: Alternate::default(),
             compat: Compat::default(),
             log: Log::default(),
+            files: Vec::new(),
             warnings: Vec::new(),
         }
     }
@@ -382,20 +418,20 @@ impl Config {
     ///
     /// All errors in the file, or that the file cannot be read.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let file = path.display().to_string();
-        let bytes = fs::read(path).map_err(|error| {
+        let name = path.display().to_string();
+        let mut bytes = file::read(path).map_err(|error| {
             let message = format!("cannot be read: {}", read_failure(&error));
-            ConfigErrors::new(vec![Problem { file: file.clone(), position: None, message }])
+            ConfigErrors::new(vec![Problem { file: name.clone(), position: None, message }])
         })?;
-        let text = String::from_utf8(bytes).map_err(|error| {
+        let text = String::from_utf8(std::mem::take(&mut bytes)).map_err(|error| {
             let valid = error.utf8_error().valid_up_to();
             let before = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default());
             let message = "invalid UTF-8: save the file as UTF-8".to_owned();
             let position = Some(position(&before, valid));
-            ConfigErrors::new(vec![Problem { file: file.clone(), position, message }])
+            ConfigErrors::new(vec![Problem { file: name.clone(), position, message }])
         })?;
         let text = Zeroizing::new(text);
-        let mut report = Report::new(&file, &text);
+        let mut report = Report::new(&name, &text);
         report.world_readable = credentials::readable_by_others(path);
         Self::check(report)
     }
@@ -452,6 +488,7 @@ impl Config {
             alternate,
             compat: general::compat(&top, report),
             log: general::log(&top, report),
+            files: paths::files(document, report.file()),
             warnings: Vec::new(),
         }
     }

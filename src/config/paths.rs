@@ -4,6 +4,10 @@ use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use toml::de::DeTable;
+
+use crate::setting;
+
 /// The prefix of a path to a file from systemd's `LoadCredential=` or `ImportCredential=`.
 const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
 
@@ -15,6 +19,20 @@ const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
 /// If the path needs the directory of the credentials and `$CREDENTIALS_DIRECTORY` is not set.
 pub(super) fn resolve(config_file: &str, name: &str) -> Result<PathBuf, String> {
     resolve_in(env::var_os("CREDENTIALS_DIRECTORY").as_deref(), config_file, name)
+}
+
+/// Returns the files that a configuration names, except systemd credentials: the key and the path.
+pub(super) fn files(document: &DeTable<'_>, config_file: &str) -> Vec<(&'static str, PathBuf)> {
+    let keys = [
+        (setting::AUTH_SECRETS_FILE, "auth", "secrets-file"),
+        (setting::TLS_CERTIFICATE, "tls", "certificate"),
+        (setting::TLS_PRIVATE_KEY, "tls", "private-key"),
+    ];
+    let named = keys.into_iter().filter_map(|(name, table, key)| {
+        let value = document.get(table)?.get_ref().get(key)?.get_ref().as_str()?;
+        (!value.starts_with(CREDENTIALS)).then(|| Some((name, resolve(config_file, value).ok()?)))?
+    });
+    named.collect()
 }
 
 /// Describes the origin of a credential file for a message; empty for any other file.

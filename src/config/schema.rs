@@ -43,7 +43,7 @@ pub(super) const RELAY: TableKeys = TableKeys { path: "relay", keys: &["addresse
 pub(super) const AUTH: TableKeys =
     TableKeys { path: "auth", keys: &["secrets", "secrets-file", "nonce-lifetime", "expiry-grace", "users"] };
 pub(super) const USER: TableKeys = TableKeys { path: "auth.users", keys: &["name", "password"] };
-pub(super) const PEERS: TableKeys = TableKeys { path: "peers", keys: &["allow", "deny"] };
+pub(super) const PEERS: TableKeys = TableKeys { path: "peers", keys: &["allow", "deny", "nat64-prefixes"] };
 pub(super) const LIMITS: TableKeys = TableKeys {
     path: "limits",
     keys: &[
@@ -65,7 +65,8 @@ pub(super) const TIMEOUTS: TableKeys =
     TableKeys { path: "timeouts", keys: &["tls-handshake", "first-request", "idle", "unauthenticated"] };
 pub(super) const ALTERNATE: TableKeys =
     TableKeys { path: "alternate", keys: &["servers", "tls-servers", "domain", "when"] };
-pub(super) const COMPAT: TableKeys = TableKeys { path: "compat", keys: &["rfc5766-channels", "draft-dual-allocation"] };
+pub(super) const COMPAT: TableKeys =
+    TableKeys { path: "compat", keys: &["rfc5766-channels", "draft-dual-allocation", "icmp-indications"] };
 pub(super) const LOG: TableKeys = TableKeys { path: "log", keys: &["level", "format"] };
 
 pub(super) const ALL: &[&TableKeys] =

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::addresses::short;
-use super::{AlternateWhen, Config, RelayAddresses, format_duration};
+use super::{AlternateWhen, Config, IcmpIndications, RelayAddresses, format_duration};
 
 /// A human-readable summary of a configuration, without secrets. Returned by [`Config::summary`].
 ///
@@ -35,6 +35,7 @@ impl fmt::Display for Summary<'_> {
             alternate,
             compat,
             log,
+            files: _,
             warnings,
         } = self.0;
 
@@ -113,6 +114,12 @@ impl fmt::Display for Summary<'_> {
             }
         }
 
+        if !peers.nat64_prefixes.is_empty() {
+            let prefixes: Vec<String> =
+                peers.nat64_prefixes.iter().map(|prefix| prefix.network().to_string()).collect();
+            write!(f, "\n         addresses in {} are judged by their IPv4 address", prefixes.join(", "))?;
+        }
+
         f.write_str("\nlimits   ")?;
         match limits.allocations_per_user {
             0 => f.write_str("allocations per user are not limited")?,
@@ -186,6 +193,12 @@ impl fmt::Display for Summary<'_> {
         if compat.draft_dual_allocation {
             f.write_str("\ncompat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY")?;
         }
+        let icmp = match compat.icmp_indications {
+            IcmpIndications::Auto => "",
+            IcmpIndications::Always => "\ncompat   every client gets Data indications about ICMP errors",
+            IcmpIndications::Never => "\ncompat   no client gets Data indications about ICMP errors",
+        };
+        f.write_str(icmp)?;
         write!(f, "\nlog      {} as {}", log.level, log.format)?;
 
         for warning in warnings {

@@ -1,5 +1,6 @@
 //! The start, the signals and the stop of the process.
 
+mod account;
 mod addresses;
 mod alternate;
 mod life;
@@ -29,6 +30,7 @@ use crate::worker::{self, ListenerSocket, Totals};
 use life::{RunningServer, Signals};
 use service::Service;
 
+pub use account::unreadable_files;
 pub use addresses::{AddressError, Choice, RelayAddress};
 pub use listeners::ListenError;
 pub use start::{StartError, check_alternate, check_listeners, choose_addresses, denied_own_addresses};

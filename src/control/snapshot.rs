@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::alternate::alternate;
 use crate::auth::{Authenticator, NonceMint, Secret};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::net::tls::Acceptor;
-use crate::turn::{self, ChannelNumbers, Compat, Limits, PeerPolicy, Rate, UserRates};
+use crate::turn::{self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, UserRates};
 use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
 
 /// The parts of a snapshot that are not in the configuration file.
@@ -42,10 +42,15 @@ pub(super) fn snapshot(config: &Config, inputs: SnapshotInputs<'_>) -> Snapshot 
         compat: Compat {
             channels: if config.compat.rfc5766_channels { ChannelNumbers::Rfc5766 } else { ChannelNumbers::Rfc8656 },
             draft_dual_allocation: config.compat.draft_dual_allocation,
+            icmp_indications: match config.compat.icmp_indications {
+                config::IcmpIndications::Auto => IcmpIndications::Auto,
+                config::IcmpIndications::Always => IcmpIndications::Always,
+                config::IcmpIndications::Never => IcmpIndications::Never,
+            },
         },
         expiry_grace: config.auth.expiry_grace.as_secs(),
     };
-    let crate::config::Timeouts { tls_handshake, first_request, idle, unauthenticated } = config.timeouts;
+    let config::Timeouts { tls_handshake, first_request, idle, unauthenticated } = config.timeouts;
     Snapshot {
         core: Arc::new(core),
         connection_limits: ConnectionLimits {
@@ -60,7 +65,12 @@ pub(super) fn snapshot(config: &Config, inputs: SnapshotInputs<'_>) -> Snapshot 
 
 /// Returns the peer policy of a configuration.
 pub(super) fn policy(config: &Config, own: Vec<IpAddr>) -> PeerPolicy {
-    PeerPolicy { allow: config.peers.allow.clone(), deny: config.peers.deny.clone(), own }
+    PeerPolicy {
+        allow: config.peers.allow.clone(),
+        deny: config.peers.deny.clone(),
+        own,
+        nat64: config.peers.nat64_prefixes.clone(),
+    }
 }
 
 fn limits(config: &Config) -> Limits {

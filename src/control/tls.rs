@@ -20,8 +20,10 @@ use crate::setting::{HOSTNAME, TLS_CERTIFICATE, TLS_PRIVATE_KEY};
 /// The interval between checks of the files.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
+/// One hour, in seconds.
+const HOUR: u64 = 3_600;
 /// One day, in seconds.
-const DAY: u64 = 86_400;
+const DAY: u64 = 24 * HOUR;
 
 /// The time before the expiry at which warnings start, in seconds. Automatic renewal happens about a month before the
 /// expiry, so it has probably failed if the certificate is not renewed by then.
@@ -49,22 +51,35 @@ pub fn check(tls: &Tls, hostname: Option<&str>) -> Result<(String, Vec<String>),
     Ok((describe(&setup.certificate), warnings))
 }
 
-/// Loads the certificate if it is usable at `now`.
+/// Loads the certificate if it has not expired at `now`.
+///
+/// A machine without a clock battery boots in the past, and its clock is set later. A certificate that is not yet valid
+/// is therefore usable.
 fn load(tls: &Tls, now: u64) -> Result<Setup, TlsError> {
     let setup = tls::load(&tls.certificate, &tls.private_key).map_err(|error| unusable(tls, error))?;
-    let Certificate { not_before, not_after, .. } = setup.certificate;
-    let reason = if not_after < now {
-        format!("expired {} ago, on {}: renew it", HumanSeconds(now - not_after), date(not_after))
-    } else if not_before > now {
+    let end = setup.certificate.not_after;
+    if end < now {
+        let file = tls.certificate.display();
+        return Err(TlsError(format!(
+            "`{TLS_CERTIFICATE}`: the certificate in `{file}` expired {} ago, on {}: renew it",
+            HumanSeconds(now - end),
+            date(end)
+        )));
+    }
+    Ok(setup)
+}
+
+/// Returns the warning about a certificate that is not yet valid.
+fn early_warning(tls: &Tls, certificate: &Certificate, now: u64) -> Option<String> {
+    let (file, start) = (tls.certificate.display(), certificate.not_before);
+    (start > now).then(|| {
         format!(
-            "is not yet valid; it becomes valid in {}, on {}: check the clock",
-            HumanSeconds(not_before - now),
-            date(not_before)
+            "`{TLS_CERTIFICATE}`: the certificate in `{file}` is not yet valid; it becomes valid in {}, on {}. Clients \
+             will reject it until then: check the clock of this machine",
+            HumanSeconds(start - now),
+            date(start)
         )
-    } else {
-        return Ok(setup);
-    };
-    Err(TlsError(format!("`{TLS_CERTIFICATE}`: the certificate in `{}` {reason}", tls.certificate.display())))
+    })
 }
 
 fn unusable(tls: &Tls, error: LoadError) -> TlsError {
@@ -135,6 +150,7 @@ fn warnings(tls: &Tls, setup: &Setup, hostname: Option<&str>, now: u64) -> Vec<S
             names(own)
         ));
     }
+    warnings.extend(early_warning(tls, own, now));
     warnings.extend(expiry_warning(tls, own, now));
     warnings
 }
@@ -142,7 +158,10 @@ fn warnings(tls: &Tls, setup: &Setup, hostname: Option<&str>, now: u64) -> Vec<S
 fn expiry_warning(tls: &Tls, certificate: &Certificate, now: u64) -> Option<String> {
     let (file, end) = (tls.certificate.display(), certificate.not_after);
     match end.checked_sub(now) {
-        None => Some(format!("`{TLS_CERTIFICATE}`: the certificate in `{file}` expired on {}: renew it", date(end))),
+        None => Some(format!(
+            "`{TLS_CERTIFICATE}`: the certificate in `{file}` expired on {}, so clients reject it: renew it",
+            date(end)
+        )),
         Some(left) if left < EXPIRY_WARNING => Some(format!(
             "`{TLS_CERTIFICATE}`: the certificate in `{file}` expires in {}, on {}: renew it",
             HumanSeconds(left),
@@ -230,7 +249,7 @@ impl Certificates {
             seen,
             failure: None,
             failure_logged: false,
-            next_warning: now + DAY,
+            next_warning: next_warning(&setup.certificate, now),
             polls,
         };
         loaded.log(&setup, now, "certificate loaded");
@@ -256,12 +275,15 @@ impl Certificates {
                 self.log_failure();
             }
         }
+        let next = next_warning(&self.current, now);
         if now >= self.next_warning {
-            self.next_warning = now + DAY;
+            self.next_warning = next;
             if let Some(warning) = expiry_warning(&self.files, &self.current, now) {
                 tracing::warn!("{warning}");
             }
         }
+        // The clock may be set back, or a new certificate may expire earlier.
+        self.next_warning = self.next_warning.min(next);
         replacement
     }
 
@@ -287,7 +309,15 @@ impl Certificates {
         if seen != std::mem::replace(&mut self.seen, seen) {
             self.failure_logged = false;
         }
-        match load(&self.files, now) {
+        let usable = load(&self.files, now).and_then(|setup| {
+            // A valid certificate is not replaced by one that clients reject. The next polls retry.
+            let early = early_warning(&self.files, &setup.certificate, now);
+            match early.filter(|_| self.current.is_valid_at(now)) {
+                Some(early) => Err(TlsError(early)),
+                None => Ok(setup),
+            }
+        });
+        match usable {
             Ok(setup) => {
                 self.failure = None;
                 self.current = setup.certificate.clone();
@@ -318,6 +348,14 @@ impl Certificates {
         for warning in warnings(&self.files, setup, self.hostname.as_deref(), now) {
             tracing::warn!("{warning}");
         }
+    }
+}
+
+/// Returns when to log the next expiry warning: in a day, when the certificate has expired, or an hour later.
+fn next_warning(certificate: &Certificate, now: u64) -> u64 {
+    match certificate.not_after.checked_sub(now) {
+        None => now + HOUR,
+        Some(left) => now + DAY.min(left + 1),
     }
 }
 

@@ -1,8 +1,8 @@
 //! TLS: loads and checks a certificate and its key from PEM files, and performs handshakes with them.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::{fs, io};
 
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::crypto::ring;
@@ -11,7 +11,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::NoServerSessionStorage;
 use tokio_rustls::rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use tokio_rustls::rustls::{InconsistentKeys, ServerConfig};
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroize as _;
+
+use crate::file;
 
 mod certificate;
 mod handshake;
@@ -113,7 +115,7 @@ type Parsed = (Certificate, CertificateDer<'static>);
 
 fn read_certificates(path: &Path) -> Result<Vec<Parsed>, FileError> {
     // The file often contains the key as well.
-    let bytes = Zeroizing::new(read(path).map_err(FileError::Unreadable)?);
+    let bytes = file::read(path).map_err(FileError::Unreadable)?;
     let certificates: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(|_| FileError::BadPem)?;
     if certificates.is_empty() {
@@ -132,24 +134,8 @@ fn read_certificates(path: &Path) -> Result<Vec<Parsed>, FileError> {
     certificates.into_iter().enumerate().map(parse).collect()
 }
 
-/// The largest certificate file or key file that is read, in bytes.
-const MAX_FILE: u64 = 1 << 20;
-
-/// Reads a regular file. Reading from a pipe could block forever, and a device may have no end.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let metadata = fs::metadata(path)?;
-    // Reading a directory fails with a better message.
-    if !metadata.is_file() && !metadata.is_dir() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    if metadata.len() > MAX_FILE {
-        return Err(io::Error::other("it is longer than 1 MiB"));
-    }
-    fs::read(path)
-}
-
 fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, FileError> {
-    let bytes = Zeroizing::new(read(path).map_err(FileError::Unreadable)?);
+    let bytes = file::read(path).map_err(FileError::Unreadable)?;
     if contains(&bytes, b"ENCRYPTED") {
         return Err(FileError::EncryptedKey);
     }

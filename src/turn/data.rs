@@ -255,6 +255,9 @@ impl Server {
         if !allocation.permissions.allows(peer.ip(), cx.now) {
             return Err(DropReason::NoPermission);
         }
+        if !self.snapshot.compat.icmp_indications.include(allocation.shows_rfc8656) {
+            return Err(DropReason::IcmpWithheld);
+        }
         if !allocation.icmp.admits(cx.now) {
             return Err(DropReason::IcmpLimit);
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::contract::{AllocationId, FiveTuple, RelayedAddresses};
 use super::limit::Limit;
 use super::shared::policy::Denial;
+use crate::auth::time_limited::Reading;
 use crate::auth::{AuthFailure, HumanSeconds};
 use crate::setting::ALTERNATE_WHEN;
 
@@ -130,6 +131,8 @@ pub enum AuthCause {
     Expired {
         /// Seconds since the expiry.
         ago: u64,
+        /// Which part of the username was read as the expiry.
+        reading: Reading,
     },
 }
 
@@ -137,10 +140,10 @@ impl fmt::Display for AuthCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failure(failure) => failure.fmt(f),
-            Self::Expired { ago } => write!(
+            Self::Expired { ago, reading } => write!(
                 f,
                 "the credential expired {} ago (if it should still be valid, compare the clocks of the application and of \
-                 this machine)",
+                 this machine){reading}",
                 HumanSeconds(*ago)
             ),
         }

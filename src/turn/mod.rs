@@ -46,7 +46,7 @@ pub use shared::live_relays::LiveRelays;
 pub use shared::policy::{Denial, PeerPolicy};
 pub use shared::quota::{Direction, Quota, QuotaExceeded, Ticket, UserRates};
 pub use shared::reservations::Reservations;
-pub use shared::snapshot::{Compat, Limits, Snapshot};
+pub use shared::snapshot::{Compat, IcmpIndications, Limits, Snapshot};
 pub use tables::ports::slice_of;
 pub use time::{Deadline, Instant};
 

@@ -91,6 +91,8 @@ drop_reasons! {
     UserBandwidth = "user-bandwidth",
     /// An ICMP error of a type that is not passed on to clients (RFC 8656 §11.5).
     IcmpType = "icmp-type",
+    /// An ICMP error that is not passed on to this client (`compat.icmp-indications`).
+    IcmpWithheld = "icmp-withheld",
     /// An ICMP error above the rate limit of the allocation.
     IcmpLimit = "icmp-limit",
     /// Data that does not fit into a message to the client.

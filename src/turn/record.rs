@@ -44,6 +44,8 @@ pub struct AllocationRecord {
     pub channels: Vec<(u16, SocketAddr, Duration)>,
     /// The relayed traffic.
     pub traffic: Traffic,
+    /// Whether a request has shown that the client implements RFC 8489 or RFC 8656.
+    pub shows_rfc8656: bool,
 }
 
 /// A relayed transport address of an [`AllocationRecord`].
@@ -188,6 +190,7 @@ impl Server {
             channels,
             traffic: record.traffic,
             icmp: IcmpBudget::default(),
+            shows_rfc8656: record.shows_rfc8656,
             ticket,
             meter: Meter::UNUSED,
         })
@@ -214,5 +217,6 @@ fn record(allocation: &Allocation, epoch: Epoch) -> AllocationRecord {
         permissions: permissions.map(|(address, deadline)| (address, epoch.absolute(deadline))).collect(),
         channels: channels.map(|channel| (channel.number, channel.peer, epoch.absolute(channel.deadline))).collect(),
         traffic: allocation.traffic,
+        shows_rfc8656: allocation.shows_rfc8656,
     }
 }

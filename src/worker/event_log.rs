@@ -415,11 +415,12 @@ mod tests {
         let redirected = |cause| Event::AllocationRedirected { user: "ann".to_owned(), tuple, server: relay, cause };
         let denied =
             |label| Event::PeerDenied { user: "ann".to_owned(), tuple, peer: relay, denial: Denial::Special(label) };
+        let reading = crate::auth::time_limited::Reading::ExpiryFirst;
         let mut events = vec![
             (Event::AllocationCreated { user: user.clone(), tuple, relay: relay.into(), lifetime: 600 }, 6_000),
             (Event::AllocationEnded(Box::new(summary)), 6_000),
             (Event::PeersRevoked { user: user.clone(), tuple, permissions: 1, channels: 1 }, 6_000),
-            (Event::AuthenticationFailed { username, tuple, cause: AuthCause::Expired { ago: 5 } }, 5),
+            (Event::AuthenticationFailed { username, tuple, cause: AuthCause::Expired { ago: 5, reading } }, 5),
             (Event::Rfc5766Channel { user: user.clone(), tuple, number: 0x5000 }, 5),
             (Event::AllocationRejected { user: user.clone(), tuple, reason: "tunnel" }, 5),
             (redirected(RedirectCause::Limit(Limit::RelayPorts)), 5),

@@ -9,8 +9,8 @@ use sha2::{Digest as _, Sha256};
 use turnserver::auth::time_limited::{self, TimeLimitedUsername};
 use turnserver::auth::{KeyAlgorithm, LongTermKey, Secret};
 use turnserver::turn::{
-    Alternate, ChannelNumbers, Compat, Denial, FiveTuple, Limits, PeerPolicy, Rate, RedirectWhen, RelayRange,
-    Transport, UserRates, slice_of,
+    Alternate, ChannelNumbers, Compat, Denial, FiveTuple, IcmpIndications, Limits, PeerPolicy, Rate, RedirectWhen,
+    RelayRange, Transport, UserRates, slice_of,
 };
 
 use crate::rng::SplitMix;
@@ -133,6 +133,7 @@ pub(crate) struct Setup {
     pub(crate) rates: Rates,
     pub(crate) rfc5766_channels: bool,
     pub(crate) draft_dual_allocation: bool,
+    pub(crate) icmp_indications: IcmpIndications,
     pub(crate) expiry_grace: u64,
     pub(crate) nonce_lifetime: u64,
     pub(crate) secrets: Vec<Secret>,
@@ -209,6 +210,11 @@ impl Setup {
             rates: Rates::generate(rng),
             rfc5766_channels: rng.percent(40),
             draft_dual_allocation: rng.percent(40),
+            icmp_indications: match byte % 8 {
+                0 => IcmpIndications::Never,
+                1 | 2 => IcmpIndications::Auto,
+                _ => IcmpIndications::Always,
+            },
             expiry_grace: rng.pick(&[0, 30, 700]),
             nonce_lifetime: rng.pick(&[60, 600, 3_600]),
             secrets,
@@ -240,7 +246,7 @@ impl Setup {
         blueprint.users = self.statics.iter().map(|(name, word)| (name.clone(), secret(word))).collect();
         blueprint.nonce_key = self.secrets.is_empty().then_some(self.nonce_key);
         blueprint.nonce_lifetime = self.nonce_lifetime;
-        blueprint.policy = PeerPolicy { allow: nets(&["10.7.0.0/16", "10.7.0.201/32"]), deny, own };
+        blueprint.policy = PeerPolicy { allow: nets(&["10.7.0.0/16", "10.7.0.201/32"]), deny, own, nat64: Vec::new() };
         blueprint.limits = Limits {
             allocations_per_user: self.per_user,
             allocations: self.in_all,
@@ -258,6 +264,7 @@ impl Setup {
         blueprint.compat = Compat {
             channels: if self.rfc5766_channels { ChannelNumbers::Rfc5766 } else { ChannelNumbers::Rfc8656 },
             draft_dual_allocation: self.draft_dual_allocation,
+            icmp_indications: self.icmp_indications,
         };
         blueprint.expiry_grace = self.expiry_grace;
         blueprint.relays = self.relays.iter().map(|relay| (relay.bind, relay.advertised)).collect();
@@ -299,7 +306,11 @@ impl Setup {
         for secret in 0..self.secrets.len() {
             for name in [Some("alice"), Some("carol"), None] {
                 let expires = now + rng.pick(&[5, 100, 1_000, 5_000, 100_000]);
-                all.push(self.time_limited(secret, name, expires));
+                all.push(match name {
+                    // The first secret belongs to an application that writes the name first.
+                    Some("carol") if secret == 0 => self.name_first(secret, "carol", expires),
+                    _ => self.time_limited(secret, name, expires),
+                });
             }
         }
         all
@@ -314,6 +325,13 @@ impl Setup {
             expires: Some(expires),
             username: made.username,
         }
+    }
+
+    /// Returns a credential of an application that writes the name before the expiry.
+    fn name_first(&self, secret: usize, name: &str, expires: u64) -> Credential {
+        let username = format!("{name}:{expires}");
+        let password = time_limited::password(&self.secrets[secret], &username).to_string();
+        Credential { password, user: Some(name.to_owned()), expires: Some(expires), username }
     }
 
     /// Returns credentials that the server does not accept.

@@ -105,10 +105,13 @@ fn failures_have_distinct_reasons() {
     let failure = |username| with_secrets.by_name(username, NOW, &mut |_| false).unwrap_err();
     assert_eq!(failure("mallory"), AuthFailure::UnknownUser);
     assert_eq!(failure(""), AuthFailure::UnknownUser);
-    assert_eq!(failure("alice:1800000000"), AuthFailure::ExpiryAfterName);
-    assert_eq!(failure("1800000000:alice"), AuthFailure::WrongSecret { tried: 2 });
+    let last = failure("alice:1800000000");
+    assert_eq!(last, AuthFailure::WrongSecret { tried: 2, reading: Reading::ExpiryLast });
+    assert!(last.to_string().contains("read as <name>:<unix expiry>"), "{last}");
+    let reading = Reading::ExpiryFirst;
+    assert_eq!(failure("1800000000:alice"), AuthFailure::WrongSecret { tried: 2, reading });
     let expired = failure("1699996400:alice");
-    assert_eq!(expired, AuthFailure::WrongSecretAndExpired { tried: 2, ago_seconds: 3_600 });
+    assert_eq!(expired, AuthFailure::WrongSecretAndExpired { tried: 2, ago_seconds: 3_600, reading });
     assert!(expired.to_string().contains("expired 1 h ago"), "{expired}");
 
     let without = authenticator(&[], &[("bob", "builder")]);
@@ -309,8 +312,18 @@ fn a_wrong_password_takes_as_many_checks_whether_its_user_is_known_or_not() {
                 checks += 1;
                 false
             });
-            assert!(matches!(result, Err(AuthFailure::WrongSecret { tried: 3 } | AuthFailure::WrongPassword)));
+            assert!(matches!(result, Err(AuthFailure::WrongSecret { tried: 3, .. } | AuthFailure::WrongPassword)));
             assert_eq!((derivations() - before, checks), expected, "{name}");
         }
+    }
+}
+
+#[test]
+fn a_credential_with_the_name_first_has_that_user() {
+    let authenticator = authenticator(&["north-star"], &[]);
+    for (username, user) in [("alice:1700000000", "alice"), ("17:1700000000", "17"), ("a:b:1700000000", "a:b")] {
+        let identity = authenticator.by_name(username, NOW, &mut |_| true).unwrap();
+        assert_eq!((identity.user(), identity.username()), (user, username));
+        assert_eq!((identity.expires(), identity.reading()), (Some(NOW), Reading::ExpiryLast));
     }
 }

@@ -12,14 +12,19 @@ fn north_star() -> Secret {
 
 #[test]
 fn usernames_are_split_at_the_first_colon() {
-    let parsed = |username| TimeLimitedUsername::parse(username).map(|parsed| (parsed.expires, parsed.user));
+    let parsed = |username| {
+        let parsed = TimeLimitedUsername::parse(username);
+        assert!(parsed.is_none_or(|parsed| parsed.reading == Reading::ExpiryFirst), "{username}");
+        parsed.map(|parsed| (parsed.expires, parsed.user))
+    };
     assert_eq!(parsed("1700000000:alice"), Some((NOW, "alice")));
     assert_eq!(parsed("1700000000"), Some((NOW, "")));
     assert_eq!(parsed("1700000000:"), Some((NOW, "")));
     assert_eq!(parsed("1700000000:a:b"), Some((NOW, "a:b")));
     assert_eq!(parsed("0:x"), Some((0, "x")));
     assert_eq!(parsed("18446744073709551615"), Some((u64::MAX, "")));
-    for other in ["", ":", ":alice", "alice", "alice:1700000000", "+1:x", "-1:x", " 1:x", "1 :x", "1.5:x", "١:x"] {
+    for other in ["", ":", ":alice", "alice", ":1700000000", "alice:1", "+1:x", "-1:x", " 1:x", "1 :x", "1.5:x", "١:x"]
+    {
         assert_eq!(parsed(other), None, "{other:?}");
     }
     assert_eq!(parsed("18446744073709551616:x"), None, "one more than 64 bits hold");
@@ -56,10 +61,12 @@ fn a_minted_credential_is_valid_until_its_expiry() {
     let minted = mint(&north_star(), Some("alice"), NOW);
     let at = |now| verify(&secrets, &minted.username, &minted.password, now);
     let valid = Valid { user: "alice", expires: NOW, secret_index: 1 };
+    let expired =
+        |ago_seconds| CredentialError::Expired { ago_seconds, secret_index: 1, reading: Reading::ExpiryFirst };
     assert_eq!(at(0), Ok(valid));
     assert_eq!(at(NOW - 1), Ok(valid));
-    assert_eq!(at(NOW), Err(CredentialError::Expired { ago_seconds: 0, secret_index: 1 }));
-    assert_eq!(at(NOW + 3 * 3_600), Err(CredentialError::Expired { ago_seconds: 10_800, secret_index: 1 }));
+    assert_eq!(at(NOW), Err(expired(0)));
+    assert_eq!(at(NOW + 3 * 3_600), Err(expired(10_800)));
     assert_eq!(at(NOW + 3 * 3_600).unwrap_err().to_string(), "expired 3 h ago");
 }
 
@@ -72,10 +79,12 @@ fn each_of_several_secrets_is_tried() {
         assert_eq!((valid.secret_index, valid.user), (index, ""));
     }
     let other = mint(&north_star(), Some("alice"), NOW);
-    assert_eq!(verify(&all, &other.username, &other.password, 0), Err(CredentialError::WrongSecret { tried: 3 }));
+    let reading = Reading::ExpiryFirst;
+    let wrong = verify(&all, &other.username, &other.password, 0);
+    assert_eq!(wrong, Err(CredentialError::WrongSecret { tried: 3, reading }));
     assert_eq!(
         verify(&all, &other.username, &other.password, NOW + 5),
-        Err(CredentialError::WrongSecretAndExpired { tried: 3, ago_seconds: 5 })
+        Err(CredentialError::WrongSecretAndExpired { tried: 3, ago_seconds: 5, reading })
     );
     assert_eq!(verify(&[], &other.username, &other.password, 0), Err(CredentialError::NoSecret));
 }
@@ -84,7 +93,7 @@ fn each_of_several_secrets_is_tried() {
 fn a_password_is_valid_only_for_its_username() {
     let minted = mint(&north_star(), Some("alice"), NOW);
     let later = verify(&[north_star()], "1700009999:alice", &minted.password, 0);
-    assert_eq!(later, Err(CredentialError::WrongSecret { tried: 1 }));
+    assert_eq!(later, Err(CredentialError::WrongSecret { tried: 1, reading: Reading::ExpiryFirst }));
 }
 
 #[test]
@@ -97,10 +106,10 @@ fn the_error_says_how_a_username_is_malformed() {
     assert_eq!(malformed("alice"), Malformed::NoExpiry);
     assert_eq!(malformed(""), Malformed::NoExpiry);
     assert_eq!(malformed("alice:bob"), Malformed::NoExpiry);
-    assert_eq!(malformed("alice:1700000000"), Malformed::ExpiryAfterName);
-    assert_eq!(malformed("a:b:1700000000"), Malformed::ExpiryAfterName);
+    assert_eq!(malformed("alice:1"), Malformed::NoExpiry);
     let milliseconds = Malformed::ExpiryInMilliseconds { expires: 1_700_000_000_000 };
     assert_eq!(malformed("1700000000000:alice"), milliseconds);
+    assert_eq!(malformed("alice:1700000000000"), milliseconds);
     assert!(milliseconds.to_string().contains("milliseconds"), "{milliseconds}");
 }
 
@@ -132,4 +141,33 @@ fn debug_of_a_credential_shows_no_password() {
     let shown = format!("{minted:?} {minted:#?}");
     assert!(shown.contains("1700000000:alice"), "{shown}");
     assert!(!shown.contains(minted.password.as_str()), "{shown}");
+}
+
+// Some applications write the name first. A name may be a number, so the part that can be a time is the expiry.
+#[test]
+fn the_expiry_is_the_only_part_that_is_a_plausible_time_or_else_the_first() {
+    let parsed = |username| {
+        let parsed = TimeLimitedUsername::parse(username).unwrap();
+        (parsed.expires, parsed.user, parsed.reading)
+    };
+    assert_eq!(parsed("alice:1700000000"), (NOW, "alice", Reading::ExpiryLast));
+    assert_eq!(parsed("a:b:1700000000"), (NOW, "a:b", Reading::ExpiryLast));
+    assert_eq!(parsed("17:1700000000"), (NOW, "17", Reading::ExpiryLast));
+    assert_eq!(parsed("1700000000:17"), (NOW, "17", Reading::ExpiryFirst));
+    assert_eq!(parsed("1700000000:999999999"), (NOW, "999999999", Reading::ExpiryFirst));
+    assert_eq!(parsed("1700000000:1800000000"), (NOW, "1800000000", Reading::Ambiguous));
+    assert_eq!(parsed("1700000000:a:1800000000"), (NOW, "a:1800000000", Reading::Ambiguous));
+    assert_eq!(parsed("17:18"), (17, "18", Reading::ExpiryFirst));
+}
+
+#[test]
+fn a_credential_with_the_name_first_is_valid_until_its_expiry() {
+    let (secrets, username) = (secrets(&["north-star"]), "alice:1700000000");
+    let password = password(&north_star(), username);
+    let at = |now| verify(&secrets, username, &password, now);
+    assert_eq!(at(NOW - 1), Ok(Valid { user: "alice", expires: NOW, secret_index: 0 }));
+    let expired = at(NOW + 60).unwrap_err().to_string();
+    assert_eq!(expired, "expired 1 min ago (the username was read as <name>:<unix expiry>)");
+    let both = verify(&secrets, "1700000000:1800000000", &password, 0).unwrap_err().to_string();
+    assert!(both.ends_with("read as <unix expiry>:<name>, although the name could also be a time)"), "{both}");
 }

@@ -67,7 +67,7 @@ pub(crate) struct Mint {
 
 #[derive(Args, Debug)]
 pub(crate) struct Verify {
-    /// The username: EXPIRY:NAME or EXPIRY (in Unix time), or a static user
+    /// The username: EXPIRY:NAME, NAME:EXPIRY or EXPIRY (in Unix time), or a static user
     pub(crate) username: String,
     /// A password on the command line, which is rejected with an error that names the right source.
     #[arg(hide = true)]
@@ -88,7 +88,7 @@ pub(crate) struct Source {
     /// The configuration file of the server
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Read secrets from this file, one per line; empty lines and lines that start with # are ignored
+    /// Read secrets from this regular file, one per line; empty lines and lines that start with # are ignored
     #[arg(long, value_name = "FILE", group = "secret_source")]
     pub(crate) secret_file: Option<PathBuf>,
     /// Read secrets from standard input, in the format of --secret-file

@@ -1,18 +1,21 @@
 //! Sources of secrets, passwords and the configuration. Secrets and passwords are never read from arguments.
 
 use std::borrow::Cow;
-use std::fs;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 
 use turnserver::auth::Secret;
-use turnserver::config::{self, Config};
+use turnserver::config::{self, Config, secrets};
+use turnserver::file;
 use turnserver::setting::{AUTH_SECRETS, AUTH_SECRETS_FILE};
 use zeroize::Zeroizing;
 
 use crate::Failure;
 use crate::args::{Source, Verify};
+
+/// The largest amount that is read from standard input, in bytes.
+const MAX_STDIN: u64 = 1 << 20;
 
 /// The configuration and the secrets.
 pub(crate) struct Loaded {
@@ -51,30 +54,36 @@ pub(crate) fn load(source: &Source) -> Result<Loaded, Failure> {
 /// Returns the secrets from a `--secret-…` option, at least one, and the name of their source. `None` without such an
 /// option.
 fn secrets_from_options(source: &Source) -> Result<Option<(Vec<Secret>, String)>, Failure> {
-    let (secrets, description) = if let Some(path) = &source.secret_file {
-        (lines(&read_file(path)?), path.display().to_string())
+    let (text, description) = if let Some(path) = &source.secret_file {
+        (read_file(path)?, path.display().to_string())
     } else if source.secret_stdin {
-        (lines(&read_stdin("secret")?), "standard input".to_owned())
+        let mut text = read_stdin("secret")?;
+        file::strip_byte_order_mark(&mut text);
+        (text, "standard input".to_owned())
     } else if let Some(name) = &source.secret_env {
-        let value = environment("--secret-env", name)?;
-        (Secret::new(value.trim_ascii()).into_iter().collect(), format!("the environment variable {name}"))
+        let (value, description) = (environment("--secret-env", name)?, format!("the environment variable {name}"));
+        let secrets = match value.trim_ascii() {
+            [] => Vec::new(),
+            value => {
+                vec![secrets::secret(value).map_err(|bad| Failure::Failed(format!("{description} contains {bad}")))?]
+            }
+        };
+        return at_least_one(secrets, description).map(Some);
     } else {
         return Ok(None);
     };
+    let read = secrets::lines(&text).map(|line| {
+        let at = line.number;
+        line.secret.map_err(|bad| Failure::Failed(format!("{description}, line {at}, contains {bad}")))
+    });
+    at_least_one(read.collect::<Result<_, _>>()?, description).map(Some)
+}
+
+fn at_least_one(secrets: Vec<Secret>, description: String) -> Result<(Vec<Secret>, String), Failure> {
     if secrets.is_empty() {
         return Err(Failure::Failed(format!("{description} contains no secret")));
     }
-    Ok(Some((secrets, description)))
-}
-
-/// Parses one secret per line, as in `auth.secrets-file`.
-fn lines(bytes: &[u8]) -> Vec<Secret> {
-    bytes
-        .split(|byte| *byte == b'\n')
-        .map(<[u8]>::trim_ascii)
-        .filter(|line| !line.starts_with(b"#"))
-        .filter_map(|line| Secret::new(line).ok())
-        .collect()
+    Ok((secrets, description))
 }
 
 /// Returns the password that `verify` checks, without the end of its line.
@@ -93,17 +102,21 @@ pub(crate) fn password(verify: &Verify) -> Result<Zeroizing<String>, Failure> {
 }
 
 fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let bytes = fs::read(path).map_err(|error| Failure::Failed(format!("cannot read {}: {error}", path.display())))?;
-    Ok(Zeroizing::new(bytes))
+    file::read(path).map_err(|error| Failure::Failed(format!("cannot read {}: {error}", path.display())))
 }
 
 fn read_stdin(what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let mut stdin = io::stdin();
+    let stdin = io::stdin();
     if stdin.is_terminal() {
         let _ = writeln!(io::stderr(), "Type the {what}, then Enter and Ctrl-D:");
     }
     let mut bytes = Zeroizing::new(Vec::new());
-    stdin.read_to_end(&mut bytes).map_err(|error| Failure::Failed(format!("cannot read standard input: {error}")))?;
+    // Standard input may be a device without an end.
+    let read = stdin.take(MAX_STDIN + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Failure::Failed(format!("cannot read standard input: {error}")))?;
+    if bytes.len() as u64 > MAX_STDIN {
+        return Err(Failure::Failed("standard input is longer than 1 MiB".to_owned()));
+    }
     Ok(bytes)
 }
 

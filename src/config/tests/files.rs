@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use crate::file::tests::make_pipe;
+
 use super::*;
 
 const SHIPPED: &str = include_str!("../../../turnserver.toml");
@@ -194,4 +196,80 @@ fn a_configuration_file_that_cannot_be_read_is_one_error() {
     let binary = directory.write("binary.toml", b"realm = \"x\"\n\xc3\xa4\xff", 0o600);
     let error = Config::load(&binary).unwrap_err().to_string();
     assert_eq!(error, format!("{}:2:2: invalid UTF-8: save the file as UTF-8", binary.display()));
+}
+
+// A byte order mark would become part of the first secret.
+#[test]
+fn a_byte_order_mark_is_not_part_of_a_file() {
+    let directory = Directory::new("mark");
+    directory.write("more", "\u{feff}fedcba9876543210\n", 0o600);
+    let text = "\u{feff}[auth]\nsecrets-file = \"more\"";
+    let config = Config::load(&directory.write("t.toml", text, 0o600)).unwrap();
+    assert_eq!(config.auth.secrets[0].as_bytes(), b"fedcba9876543210");
+    assert_eq!(config.warnings, []);
+}
+
+#[test]
+fn mistakes_in_the_secrets_file_are_reported_with_their_line_and_without_the_secret() {
+    let directory = Directory::new("mistakes");
+    let lines = "# comment\n\"0123456789abcdef\"\n  static-auth-secret=0123456789abcdef\nuse-auth-secret\n";
+    let more = directory.write("more", lines, 0o600).display().to_string();
+    let path = directory.write("t.toml", "[auth]\nsecrets-file = \"more\"", 0o600);
+    let errors = Config::load(&path).unwrap_err().to_string();
+    assert_eq!(
+        errors,
+        format!(
+            "{more}:2:1: a secret in quotes, which would be part of it: remove the quotes\n\
+             {more}:3:3: a line that sets `static-auth-secret`, not only a secret: remove everything except the secret\n\
+             {more}:4:1: a line of coturn's configuration, which is not a secret: remove it"
+        )
+    );
+    let lines = "north\n0123456789abcdef\n0123456789abcdeg\n0123456789abcdeg\n";
+    directory.write("more", lines, 0o600);
+    let text = "[auth]\nsecrets = [\"0123456789abcdef\"]\nsecrets-file = \"more\"";
+    let config = Config::load(&directory.write("t.toml", text, 0o600)).unwrap();
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    let repeated = "the same secret as before: remove it";
+    assert_eq!(
+        warnings,
+        [
+            format!(
+                "{more}:1:1: a secret that is an example of public guides, which attackers try: create one with \
+                 `openssl rand -hex 32`"
+            ),
+            format!("{more}:2:1: {repeated}"),
+            format!("{more}:4:1: {repeated}"),
+        ]
+    );
+}
+
+// A device without an end and a pipe without a writer, as the configuration and as the secrets file.
+#[test]
+fn only_regular_files_of_a_sane_size_are_read() {
+    let directory = Directory::new("special");
+    make_pipe(&directory.0.join("pipe"));
+    fs::File::create(directory.0.join("long")).unwrap().set_len(3 << 30).unwrap();
+    let pipe = directory.0.join("pipe").display().to_string();
+    let long = directory.0.join("long").display().to_string();
+    for (name, why) in [
+        ("/dev/zero", "it is a device, not a regular file"),
+        (pipe.as_str(), "it is a pipe, not a regular file"),
+        (long.as_str(), "it is longer than 1 MiB"),
+    ] {
+        assert_eq!(Config::load(Path::new(name)).unwrap_err().to_string(), format!("{name}: cannot be read: {why}"));
+        let path = directory.write("t.toml", format!("[auth]\nsecrets-file = \"{name}\""), 0o600);
+        let error = Config::load(&path).unwrap_err().to_string();
+        let expected = format!("{}:2:16: `auth.secrets-file`: `{name}` cannot be read: {why}", path.display());
+        assert_eq!(error, expected);
+    }
+}
+
+// A credential is a copy that the service can read.
+#[test]
+fn the_named_files_are_listed_except_credentials() {
+    let text = "[listen]\ntls = [\"[::]:5349\"]\n[tls]\ncertificate = \"a.pem\"\nprivate-key = \"/b.pem\"\n";
+    let config = Config::parse(text, "/etc/t.toml").unwrap();
+    assert_eq!(config.files, [("tls.certificate", "/etc/a.pem".into()), ("tls.private-key", "/b.pem".into())]);
+    let document = DeTable::parse("[auth]\nsecrets-file = \"$CREDENTIALS_DIRECTORY/secrets\"").unwrap();
+    assert_eq!(paths::files(document.get_ref(), "/etc/t.toml"), []);
 }

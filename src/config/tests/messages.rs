@@ -28,11 +28,11 @@ fn an_unknown_key_of_another_table_is_reported_with_that_table() {
 fn an_unknown_key_without_a_similar_one_is_reported_with_the_valid_keys() {
     assert_eq!(
         error("[peers]\nfrobnicate = 1"),
-        "2:1: unknown key `frobnicate` in `[peers]`; valid keys are `allow` and `deny`"
+        "2:1: unknown key `frobnicate` in `[peers]`; valid keys are `allow`, `deny` and `nat64-prefixes`"
     );
     assert_eq!(
         error("[peers]\n\"a\\nb\" = 1"),
-        "2:1: unknown key `a\\nb` in `[peers]`; valid keys are `allow` and `deny`"
+        "2:1: unknown key `a\\nb` in `[peers]`; valid keys are `allow`, `deny` and `nat64-prefixes`"
     );
 }
 
@@ -197,6 +197,33 @@ fn a_value_of_the_wrong_type_is_reported_with_the_expected_type() {
         ("[listen]\nudp = [3478]", "2:8: `listen.udp` must be a list of strings, not a whole number"),
         ("[listen]\nudp = 1979-05-27", "2:7: `listen.udp` must be a list of strings, not a date or time"),
         ("[compat]\nrfc5766-channels = 1", "2:20: `compat.rfc5766-channels` must be true or false, not a whole number"),
+        (
+            "[peers]\nnat64-prefixes = [\"2001:db8:64::/95\"]",
+            "2:19: `peers.nat64-prefixes`: `2001:db8:64::/95` must be an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits \
+             (RFC 6052 §2.2), for example \"2001:db8:64::/96\"",
+        ),
+        (
+            "[peers]\nnat64-prefixes = [\"2001:db8::/48\", \"2001:db8::/96\"]",
+            "2:36: `peers.nat64-prefixes`: `2001:db8::/96` overlaps `2001:db8::/48`",
+        ),
+        (
+            "[auth]\nsecrets = [\"  \"]",
+            "2:12: `auth.secrets` contains a secret of blanks only: create one with `openssl rand -hex 32`",
+        ),
+        (
+            "[auth]\nsecrets = [\"static-auth-secret=0123456789abcdef\"]",
+            "2:12: `auth.secrets` contains a line that sets `static-auth-secret`, not only a secret: remove everything \
+             except the secret",
+        ),
+        (
+            "[[auth.users]]\nname = \"ann\"\npassword = \"  \"",
+            "3:12: the password of user `ann` consists of blanks only",
+        ),
+        (
+            "[compat]\nicmp-indications = \"alway\"",
+            "2:20: `compat.icmp-indications` must be one of `auto`, `always` and `never`, not `alway`; did you mean \
+             `always`?",
+        ),
         (
             "[compat]\ndraft-dual-allocation = \"yes\"",
             "2:25: `compat.draft-dual-allocation` must be true or false, not a string",
@@ -539,6 +566,32 @@ fn probably_unintended_settings_cause_warnings() {
         (
             "[peers]\nallow = [\"64:ff9b::/96\"]",
             "2:10: `peers.allow`: `64:ff9b::/96` allows IPv4 addresses in NAT64 form, including private ones",
+        ),
+        (
+            "[peers]\nallow = [\"::/96\"]",
+            "2:10: `peers.allow`: `::/96` allows IPv4 addresses in IPv4-compatible form, including private ones",
+        ),
+        (
+            "[peers]\nallow = [\"::ffff:0:0:0/96\"]",
+            "2:10: `peers.allow`: `::ffff:0:0:0/96` allows IPv4 addresses in IPv4-translated form, including private \
+             ones",
+        ),
+        (
+            "[peers]\nallow = [\"2000::/3\"]",
+            "2:10: `peers.allow`: `2000::/3` allows IPv4 addresses in Teredo and 6to4 form, including private ones",
+        ),
+        (
+            "[auth]\nsecrets = [\"north\"]",
+            "2:12: `auth.secrets` contains a secret that is an example of public guides, which attackers try: create \
+             one with `openssl rand -hex 32`",
+        ),
+        (
+            "[auth]\nsecrets = [\" 0123456789abcdef\"]",
+            "2:12: `auth.secrets` contains a secret that begins or ends with a blank, which is part of it",
+        ),
+        (
+            "[auth]\nsecrets = [\"0123456789abcdef\", \"0123456789abcdef\"]",
+            "2:32: `auth.secrets` contains the same secret as before: remove it",
         ),
     ] {
         assert_eq!(warnings(text), [expected], "{text}");

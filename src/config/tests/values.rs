@@ -34,6 +34,7 @@ users = [{ name = "ann", password = "north wind" }]
 [peers]
 allow = ["10.20.0.0/16", "192.168.1.7", "::1"]
 deny = ["2001:db8:1::/48"]
+nat64-prefixes = ["2001:db8:64::/96", "fd00:64::/48"]
 
 [limits]
 allocations-per-user = 0
@@ -64,6 +65,7 @@ when = "full"
 [compat]
 rfc5766-channels = true
 draft-dual-allocation = true
+icmp-indications = "never"
 
 [log]
 level = "trace"
@@ -103,6 +105,9 @@ fn every_value_is_parsed() {
         peers: Peers {
             allow: ["10.20.0.0/16", "192.168.1.7/32", "::1/128"].map(|n| n.parse().unwrap()).to_vec(),
             deny: vec!["2001:db8:1::/48".parse().unwrap()],
+            nat64_prefixes: ["2001:db8:64::/96", "fd00:64::/48"]
+                .map(|prefix| Nat64Prefix::new(prefix.parse().unwrap()).unwrap())
+                .to_vec(),
         },
         limits: Limits {
             allocations_per_user: 0,
@@ -130,8 +135,13 @@ fn every_value_is_parsed() {
             domain: Some("turn2.example.org".to_owned()),
             when: AlternateWhen::Full,
         },
-        compat: Compat { rfc5766_channels: true, draft_dual_allocation: true },
+        compat: Compat {
+            rfc5766_channels: true,
+            draft_dual_allocation: true,
+            icmp_indications: IcmpIndications::Never,
+        },
         log: Log { level: LogLevel::Trace, format: LogFormat::Json },
+        files: vec![("tls.certificate", "chain.pem".into()), ("tls.private-key", "/etc/key.pem".into())],
         warnings: Vec::new(),
     };
     assert_eq!(parse(EVERYTHING), expected);
@@ -208,6 +218,7 @@ auth     1 secret, 1 static user; nonces are valid for 10m
 peers    special-purpose addresses are denied
          also allowed: 10.20.0.0/16, 192.168.1.7, ::1
          also denied: 2001:db8:1::/48
+         addresses in 2001:db8:64::/96, fd00:64::/48 are judged by their IPv4 address
 limits   allocations per user are not limited, 500 in total
          3 new allocations per second and user
          1 permission and 16384 channels per allocation, 1 new peer per second
@@ -222,6 +233,7 @@ others   when this server is full or drains, TLS clients are redirected to 203.0
          their certificate has the name turn2.example.org
 compat   channel numbers up to 0x7FFF are accepted
 compat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY
+compat   no client gets Data indications about ICMP errors
 log      trace as json
 warning  t.toml:22:12: `auth.secrets` contains a secret shorter than 16 bytes, \
 which can be guessed: create one with `openssl rand -hex 32`"

@@ -95,6 +95,53 @@ async fn an_expiring_certificate_is_logged_once_a_day() {
     certificates.next_warning = now;
     let lines = logged(|| (0..5).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains(" expired on "), "{lines:?}");
+    assert!(certificates.next_warning <= clock::unix_seconds() + HOUR);
+}
+
+// The next warning after the moment of expiry is not a day late, also if the clock was set back meanwhile.
+#[tokio::test]
+async fn the_expiry_itself_is_logged_and_then_each_hour() {
+    let (authority, directory) = (Authority::new(clock::unix_seconds()), Directory::new("hourly"));
+    let now = clock::unix_seconds();
+    let tls = directory.write(&authority, &authority.issue(&["localhost"]));
+    let (mut certificates, _) = Certificates::load(&tls, None).unwrap();
+    let certificate = certificates.current.clone();
+    let until = |not_after| {
+        let mut certificate = certificate.clone();
+        certificate.not_after = not_after;
+        certificate
+    };
+    assert_eq!(next_warning(&until(now + 3 * DAY), now), now + DAY);
+    assert_eq!(next_warning(&until(now + 60), now), now + 61);
+    assert_eq!(next_warning(&until(now - 1), now), now + HOUR);
+    certificates.next_warning = now + 3650 * DAY;
+    poll(&mut certificates);
+    assert!(certificates.next_warning <= clock::unix_seconds() + DAY);
+}
+
+// A machine without a clock battery boots in the past. TLS is served, and works as soon as the clock is set.
+#[tokio::test]
+async fn a_certificate_that_is_not_yet_valid_is_used_with_a_warning() {
+    let (authority, directory) = (Authority::new(clock::unix_seconds()), Directory::new("early"));
+    let now = clock::unix_seconds();
+    let early = authority.issue_for(&["localhost"], now + 2 * DAY + 30, now + 90 * DAY);
+    let tls = directory.write(&authority, &early);
+    let mut loaded = None;
+    let lines = logged(|| loaded = Some(Certificates::load(&tls, None).unwrap()));
+    assert!(lines.iter().any(|line| line.contains("WARN") && line.contains("not yet valid")), "{lines:?}");
+    let (mut certificates, _) = loaded.unwrap();
+    assert_eq!(certificates.current().serial, early.serial);
+    let (_, warnings) = check(&tls, None).unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("it becomes valid in 2 d, on "), "{warnings:?}");
+    // A valid certificate replaces it. It is not replaced by another early one.
+    let valid = authority.issue(&["localhost"]);
+    directory.write(&authority, &valid);
+    logged(|| (0..3).for_each(|_| poll(&mut certificates)));
+    assert_eq!(certificates.current().serial, valid.serial);
+    directory.write(&authority, &early);
+    let lines = logged(|| (0..3).for_each(|_| poll(&mut certificates)));
+    assert!(lines.len() == 1 && lines[0].contains("ERROR") && lines[0].contains("not yet valid"), "{lines:?}");
+    assert_eq!(certificates.current().serial, valid.serial);
 }
 
 #[test]

@@ -74,6 +74,12 @@ impl Certificate {
         })
     }
 
+    /// Returns whether a time is in the validity period, in seconds since the Unix epoch.
+    #[must_use]
+    pub(crate) fn is_valid_at(&self, unix: u64) -> bool {
+        (self.not_before..=self.not_after).contains(&unix)
+    }
+
     /// Returns whether subject and issuer are the same.
     #[must_use]
     pub(crate) fn is_self_signed(&self) -> bool {

@@ -207,7 +207,7 @@ impl Server {
         self.actions.push_back(Action::Log(Event::AuthenticationFailed {
             username: request.identity.username().to_owned(),
             tuple: request.tuple,
-            cause: AuthCause::Expired { ago },
+            cause: AuthCause::Expired { ago, reading: request.identity.reading() },
         }));
         Rejection::Unauthenticated
     }
@@ -224,6 +224,7 @@ impl Table {
         let open = found.filter(|(_, allocation)| allocation.is_open(now));
         let (id, allocation) = open.ok_or(Rejection::AllocationMismatch)?;
         if allocation.identity.username() == request.identity.username() {
+            allocation.shows_rfc8656 |= request.context.shows_rfc8656;
             Ok((id, allocation))
         } else {
             Err(Rejection::WrongCredentials)

@@ -36,25 +36,43 @@ pub(crate) struct ResponseContext {
     pub(crate) fingerprint: bool,
     /// Whether the client uses the draft's attribute numbers for dual allocation.
     draft_numbers: bool,
-    /// Whether the client uses password algorithms. RFC 8489 §9.2.4: then the response has MESSAGE-INTEGRITY-SHA256,
-    /// else MESSAGE-INTEGRITY.
-    pub(crate) sha256: bool,
+    /// Whether the response has MESSAGE-INTEGRITY: if the request has it, or if `sha256` is false.
+    sha1: bool,
+    /// Whether the client uses password algorithms. RFC 8489 §9.2.4: then the response has MESSAGE-INTEGRITY-SHA256.
+    sha256: bool,
+    /// Whether the request has an attribute of RFC 8489 or RFC 8656 that earlier RFCs do not have. The client then
+    /// knows Data indications about ICMP errors (RFC 8656 §11.6).
+    pub(crate) shows_rfc8656: bool,
 }
 
 impl ResponseContext {
     pub(crate) fn of(method: RequestMethod, message: &Message<'_>) -> Self {
-        let (mut fingerprint, mut sha256, mut draft, mut standard) = (false, false, false, false);
+        let (mut fingerprint, mut draft, mut standard) = (false, false, false);
+        let (mut sha1_request, mut algorithms, mut shows_rfc8656) = (false, false, false);
         for attribute in message.attributes() {
             match attribute.kind {
                 // A message with a wrong FINGERPRINT was dropped before.
                 AttributeType::FINGERPRINT => fingerprint = true,
-                AttributeType::PASSWORD_ALGORITHM | AttributeType::PASSWORD_ALGORITHMS => sha256 = true,
+                AttributeType::MESSAGE_INTEGRITY => sha1_request = true,
+                AttributeType::PASSWORD_ALGORITHM | AttributeType::PASSWORD_ALGORITHMS => {
+                    (algorithms, shows_rfc8656) = (true, true);
+                }
+                AttributeType::MESSAGE_INTEGRITY_SHA256 | AttributeType::USERHASH => shows_rfc8656 = true,
                 AttributeType::DRAFT_ADDITIONAL_ADDRESS_FAMILY => draft = true,
-                AttributeType::ADDITIONAL_ADDRESS_FAMILY => standard = true,
+                AttributeType::ADDITIONAL_ADDRESS_FAMILY => (standard, shows_rfc8656) = (true, true),
                 _ => {}
             }
         }
-        Self { method, transaction: message.transaction_id(), fingerprint, draft_numbers: draft && !standard, sha256 }
+        Self {
+            method,
+            transaction: message.transaction_id(),
+            fingerprint,
+            draft_numbers: draft && !standard,
+            // A client may use password algorithms and check only the kind of integrity that it has sent.
+            sha1: sha1_request || !algorithms,
+            sha256: algorithms,
+            shows_rfc8656,
+        }
     }
 }
 
@@ -185,10 +203,12 @@ fn finish(
         if matches!(context.method, RequestMethod::Allocate | RequestMethod::Refresh) {
             writer.push(&Software(SOFTWARE));
         }
+        // RFC 8489 §14.5: MESSAGE-INTEGRITY-SHA256 follows MESSAGE-INTEGRITY.
+        if context.sha1 {
+            writer.message_integrity(key.as_bytes());
+        }
         if context.sha256 {
             writer.message_integrity_sha256(key.as_bytes());
-        } else {
-            writer.message_integrity(key.as_bytes());
         }
     }
     if context.fingerprint {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::special_purpose::{self, Destinations, Reach};
+use crate::special_purpose::{self, Destinations, Nat64Prefix, Reach};
 use crate::turn::shared::live_relays::LiveRelays;
 
 /// The operator's rules, and the server's own addresses.
@@ -17,6 +17,8 @@ pub struct PeerPolicy {
     pub deny: Vec<IpNet>,
     /// The addresses of this machine's interfaces, and their advertised addresses.
     pub own: Vec<IpAddr>,
+    /// Prefixes of gateways to IPv4, in addition to the well-known one of NAT64. None contains another.
+    pub nat64: Vec<Nat64Prefix>,
 }
 
 /// Why a peer is denied.
@@ -65,7 +67,9 @@ impl PeerPolicy {
 
     fn address_allowed(&self, address: IpAddr) -> Result<(), Denial> {
         // A peer must not be denied in one notation and allowed in another.
-        let destinations = Destinations::of(address);
+        let translated = self.nat64.iter().find_map(|prefix| prefix.ipv4(address)).map(IpAddr::V4);
+        let destinations =
+            translated.map_or_else(|| Destinations::of(address), |v4| Destinations::through(address, v4));
         let matches = |nets: &[IpNet], address: IpAddr| nets.iter().any(|net| net.contains(&address));
         if destinations.iter().any(|destination| matches(&self.deny, destination)) {
             return Err(Denial::Operator);
@@ -75,7 +79,9 @@ impl PeerPolicy {
             return Ok(());
         }
         let in_allowed_range = allowed(&|address| matches(&self.allow, address));
-        if !in_allowed_range && let Some(name) = destinations.iter().find_map(special_range) {
+        // A gateway's prefix may be in any range. The IPv4 address decides.
+        let judged = translated.map_or(destinations, Destinations::of);
+        if !in_allowed_range && let Some(name) = judged.iter().find_map(special_range) {
             return Err(Denial::Special(name));
         }
         // A range that contains an own address does not open the services of this machine. The machine has every
@@ -117,7 +123,8 @@ mod tests {
 
     fn policy(allow: &[&str], deny: &[&str], own: &[&str]) -> PeerPolicy {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        PeerPolicy { allow: nets(allow), deny: nets(deny), own: own.iter().map(|text| text.parse().unwrap()).collect() }
+        let own = own.iter().map(|text| text.parse().unwrap()).collect();
+        PeerPolicy { allow: nets(allow), deny: nets(deny), own, nat64: Vec::new() }
     }
 
     fn check(policy: &PeerPolicy, address: &str) -> Result<(), Denial> {
@@ -246,6 +253,62 @@ mod tests {
         }
     }
 
+    // Platform addresses of clouds that are not in the registries, and metadata services that are.
+    #[test]
+    fn platform_and_metadata_addresses_of_clouds_are_denied() {
+        let policy = policy(&[], &[], &[]);
+        for address in ["168.63.129.16", "161.26.0.10", "161.26.255.255", "166.8.0.0", "166.11.255.255"] {
+            let v4 = address.parse().unwrap();
+            assert_eq!(check(&policy, address), Err(Denial::Special("cloud-platform")));
+            assert!(notations(v4).into_iter().all(|notation| policy.address_allowed(notation).is_err()));
+        }
+        for address in ["168.63.129.15", "168.63.129.17", "161.25.255.255", "161.27.0.0", "166.7.255.255", "166.12.0.0"]
+        {
+            assert_eq!(check(&policy, address), Ok(()), "{address}");
+        }
+        for address in [
+            "169.254.169.254",
+            "169.254.0.23",
+            "192.0.0.192",
+            "100.100.100.200",
+            "fd00:ec2::254",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "fe80::1234:5678:9abc",
+        ] {
+            assert!(check(&policy, address).is_err(), "{address}");
+        }
+    }
+
+    #[test]
+    fn addresses_with_a_listed_nat64_prefix_are_judged_by_their_ipv4_address() {
+        let prefix = |text: &str| Nat64Prefix::new(text.parse().unwrap()).unwrap();
+        let mut policy = policy(&["10.2.0.0/16"], &["9.9.9.0/24", "2a00:64::808:404/128"], &["8.8.4.4"]);
+        for address in ["2a00:64::10.0.0.1", "2a00:64::9.9.9.9"] {
+            assert_eq!(check(&policy, address), Ok(()), "{address} is an ordinary address without the list");
+        }
+        policy.nat64 = vec![prefix("2a00:64::/96"), prefix("fd00:64::/96"), prefix("2a00:48:1::/48")];
+        for (address, expected) in [
+            ("2a00:64::8.8.8.8", Ok(())),
+            ("2a00:64::10.0.0.1", Err(Denial::Special("private"))),
+            ("2a00:64::168.63.129.16", Err(Denial::Special("cloud-platform"))),
+            ("2a00:64::9.9.9.9", Err(Denial::Operator)),
+            ("2a00:64::8.8.4.4", Err(Denial::Operator)),
+            ("fd00:64::8.8.4.4", Err(Denial::OwnAddress)),
+            ("fd00:64::8.8.8.8", Ok(())),
+            ("fd00:65::8.8.8.8", Err(Denial::Special("unique-local"))),
+            // 10.0.0.1 around bits 64 to 71.
+            ("2a00:48:1:a00:0:100::", Err(Denial::Special("private"))),
+            ("2a00:48:1:808:8:800::", Ok(())),
+        ] {
+            assert_eq!(check(&policy, address), expected, "{address}");
+        }
+        // As for each form, the operator has to allow both notations.
+        assert_eq!(check(&policy, "2a00:64::10.2.0.1"), Err(Denial::Special("private")));
+        policy.allow.push("2a00:64::a02:0/112".parse().unwrap());
+        assert_eq!(check(&policy, "2a00:64::10.2.0.1"), Ok(()));
+    }
+
     // An allowed IPv4 range must not allow a local-use NAT64 address whose other embedded IPv4 address is private.
     #[test]
     fn an_address_with_two_embedded_ipv4_addresses_needs_both_to_be_allowed() {
@@ -283,6 +346,9 @@ mod tests {
             || within(0x0a00_0000, 0x0aff_ffff)
             || within(0x6440_0000, 0x647f_ffff)
             || within(0x7f00_0000, 0x7fff_ffff)
+            || within(0xa11a_0000, 0xa11a_ffff)
+            || within(0xa608_0000, 0xa60b_ffff)
+            || within(0xa83f_8110, 0xa83f_8110)
             || within(0xa9fe_0000, 0xa9fe_ffff)
             || within(0xac10_0000, 0xac1f_ffff)
             || within(0xc000_0000, 0xc000_00ff)

@@ -54,4 +54,31 @@ pub struct Compat {
     pub channels: ChannelNumbers,
     /// Whether ADDITIONAL-ADDRESS-FAMILY is also accepted under the number that coturn's clients use.
     pub draft_dual_allocation: bool,
+    /// Which clients get Data indications about ICMP errors.
+    pub icmp_indications: IcmpIndications,
+}
+
+/// Which clients get Data indications about ICMP errors (RFC 8656 §11.5).
+///
+/// RFC 5766 has no Data indications without DATA, and some clients of RFC 5766 stop receiving at the first one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IcmpIndications {
+    /// Clients that have shown on their allocation that they implement RFC 8489 or RFC 8656.
+    #[default]
+    Auto,
+    /// All clients.
+    Always,
+    /// No client.
+    Never,
+}
+
+impl IcmpIndications {
+    /// Whether a client gets them, according to what its requests have shown.
+    pub(crate) fn include(self, shows_rfc8656: bool) -> bool {
+        match self {
+            Self::Auto => shows_rfc8656,
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Allocation {
     pub(crate) channels: Channels,
     pub(crate) traffic: Traffic,
     pub(crate) icmp: IcmpBudget,
+    /// Whether a request of this allocation has shown that the client implements RFC 8489 or RFC 8656.
+    pub(crate) shows_rfc8656: bool,
     pub(crate) ticket: Ticket,
     pub(crate) meter: Meter,
 }

@@ -77,10 +77,11 @@ impl AlgorithmClient {
         }
     }
 
-    /// Whether the response has a valid MESSAGE-INTEGRITY-SHA256 and no MESSAGE-INTEGRITY.
+    /// Whether the response has a valid MESSAGE-INTEGRITY-SHA256, and a valid MESSAGE-INTEGRITY if the request had one.
     fn verifies(&self, response: &CheckedResponse) -> bool {
-        !response.message().contains(AttributeType::MESSAGE_INTEGRITY)
-            && response.message().verify_integrity_sha256(self.key.as_bytes()) == IntegrityStatus::Valid
+        let (message, key) = (response.message(), self.key.as_bytes());
+        let sha1 = if self.sha1 { IntegrityStatus::Valid } else { IntegrityStatus::Absent };
+        message.verify_integrity(key) == sha1 && message.verify_integrity_sha256(key) == IntegrityStatus::Valid
     }
 }
 
@@ -112,12 +113,14 @@ fn a_challenge_prefers_sha256_and_its_nonce_announces_password_algorithms() {
     assert_eq!(SecurityFeatures::of(&response.nonce().unwrap()), Some(features));
 }
 
-// RFC 8489 §9.2.4: MESSAGE-INTEGRITY-SHA256 in all responses to a client that sends PASSWORD-ALGORITHM.
+// RFC 8489 §9.2.4: MESSAGE-INTEGRITY-SHA256 in all responses to a client that sends PASSWORD-ALGORITHM. Some clients sign
+// with MESSAGE-INTEGRITY nevertheless, and check only that in the response.
 #[test]
-fn a_client_that_sends_password_algorithm_gets_sha256_integrity() {
-    for (named, algorithm) in [(SHA256, KeyAlgorithm::Sha256), (MD5, KeyAlgorithm::Md5)] {
+fn a_client_that_sends_password_algorithm_gets_sha256_integrity_and_its_own_kind() {
+    let algorithms = [(SHA256, KeyAlgorithm::Sha256), (MD5, KeyAlgorithm::Md5)];
+    for ((named, algorithm), sha1) in algorithms.into_iter().flat_map(|each| [(each, false), (each, true)]) {
         let mut world = World::new();
-        let mut client = AlgorithmClient::new(&world.client(1));
+        let mut client = AlgorithmClient { sha1, ..AlgorithmClient::new(&world.client(1)) };
         (client.named, client.key) = (Some(named.to_vec()), key_of(&client.client, algorithm));
         let mismatch = client.send_request(&mut world, Method::REFRESH, &[]);
         assert_eq!((mismatch.code(), client.verifies(&mismatch)), (Some(437), true));

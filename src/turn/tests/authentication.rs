@@ -1,6 +1,7 @@
 //! RFC 8489 §9.2.4 check by check, and RFC 8656 §5.
 
 use crate::auth::AuthFailure;
+use crate::auth::time_limited::Reading;
 use crate::stun::attribute::{
     ChannelNumber, Lifetime, Nonce, Realm, RequestedTransport, Software, Username, XorPeerAddress, XorRelayedAddress,
 };
@@ -101,7 +102,7 @@ fn unknown_user_and_wrong_password_are_401_and_logged_once() {
         for (client, failure) in [
             (&unknown, AuthFailure::UnknownUser),
             (&mistaken, AuthFailure::WrongPassword),
-            (&forger, AuthFailure::WrongSecret { tried: 1 }),
+            (&forger, AuthFailure::WrongSecret { tried: 1, reading: Reading::ExpiryFirst }),
         ] {
             let response = world.send_request(client, method, &[&RequestedTransport::UDP]);
             assert_eq!(response.code(), Some(401));
@@ -185,7 +186,8 @@ fn allocate_with_an_expired_credential_is_401_and_logged() {
     let response = world.send_request(&client, Method::ALLOCATE, &[&RequestedTransport::UDP]);
     assert_eq!(response.kinds(), CHALLENGE);
     assert_eq!(response.code(), Some(401));
-    let (username, tuple, cause) = (client.username.clone(), client.tuple, AuthCause::Expired { ago: 0 });
+    let cause = AuthCause::Expired { ago: 0, reading: Reading::ExpiryFirst };
+    let (username, tuple) = (client.username.clone(), client.tuple);
     assert_eq!(world.event(), Event::AuthenticationFailed { username, tuple, cause });
     assert_eq!(world.footprint(), EMPTY);
 }

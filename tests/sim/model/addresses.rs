@@ -66,6 +66,8 @@ pub(crate) struct Alloc {
     pub(super) traffic: Traffic,
     /// A second, and the number of ICMP errors in it.
     pub(super) icmp: (u64, u32),
+    /// Whether a request has had an attribute that came with RFC 8489 or RFC 8656.
+    pub(super) modern: bool,
     pub(super) tokens: AllocTokens,
 }
 
@@ -237,6 +239,7 @@ impl Model {
             user: wanted.user.clone(),
             transaction: wanted.response.transaction,
             created: now.ms,
+            modern: wanted.modern,
             deadline: now.ms + wanted.lifetime * 1_000,
             open: false,
             wanted,

@@ -38,6 +38,8 @@ pub(crate) struct Wanted {
     pub(super) lifetime: u64,
     pub(super) username: String,
     pub(super) user: String,
+    /// Whether the request has an attribute that came with RFC 8489 or RFC 8656.
+    pub(super) modern: bool,
 }
 
 impl Wanted {
@@ -149,6 +151,7 @@ impl Model {
             lifetime: desired_lifetime(lifetime).max(600),
             username,
             user,
+            modern: super::requests::is_modern(message),
         };
         if let Some(ReservationToken(token)) = token {
             let no_df = tuple.client.is_ipv4() && has(AttributeType::DONT_FRAGMENT);

@@ -6,7 +6,8 @@ use std::time::Duration;
 use turnserver::stun::attribute::{Data, XorPeerAddress};
 use turnserver::stun::{AttributeType, Message};
 use turnserver::turn::{
-    Action, ChannelRoute, Deadline, Direction, DropReason, Event, FiveTuple, IcmpError, Instant, SocketId, Traffic,
+    Action, ChannelRoute, Deadline, Direction, DropReason, Event, FiveTuple, IcmpError, IcmpIndications, Instant,
+    SocketId, Traffic,
 };
 
 use super::requests::unknown;
@@ -209,6 +210,13 @@ impl Model {
             return ExpectPeer::Drop(DropReason::NoPermission);
         }
         let alloc = &mut self.allocs[at];
+        let withheld = match self.setup.icmp_indications {
+            IcmpIndications::Auto => !alloc.modern,
+            choice => choice == IcmpIndications::Never,
+        };
+        if withheld {
+            return ExpectPeer::Drop(DropReason::IcmpWithheld);
+        }
         if alloc.icmp.0 != now.ms / 1_000 {
             alloc.icmp = (now.ms / 1_000, 0);
         }

@@ -60,8 +60,8 @@ pub(crate) struct ExpectedResponse {
     pub(crate) signer: Option<usize>,
     /// Which of its keys is used.
     pub(crate) keyed: KeyAlgorithm,
-    /// Whether the attribute is MESSAGE-INTEGRITY-SHA256.
-    pub(crate) sha256: bool,
+    /// Whether it has MESSAGE-INTEGRITY, and whether it has MESSAGE-INTEGRITY-SHA256.
+    pub(crate) integrity: (bool, bool),
     pub(crate) body: Body,
 }
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use turnserver::auth::time_limited::Reading;
 use turnserver::auth::{AuthFailure, KeyAlgorithm};
 use turnserver::stun::attribute::{
     AddressFamily, ChannelNumber, Lifetime, Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm,
@@ -50,10 +51,13 @@ impl Model {
             Class::Request => {}
         }
         let transaction = message.transaction_id();
-        let sha256 = [0x001d, 0x8002].into_iter().any(|kind| message.contains(AttributeType::new(kind)));
+        let has = |kinds: &[u16]| kinds.iter().any(|kind| message.contains(AttributeType::new(*kind)));
+        // RFC 8489 §9.2.4, and the kind of integrity of the request.
+        let uses_algorithms = has(&[0x001d, 0x8002]);
+        let integrity = (!uses_algorithms || has(&[0x0008]), uses_algorithms);
         let (signer, keyed) = (None, KeyAlgorithm::Md5);
         let mut response =
-            ExpectedResponse { method, transaction, fingerprint, signer, keyed, sha256, body: Body::Empty };
+            ExpectedResponse { method, transaction, fingerprint, signer, keyed, integrity, body: Body::Empty };
         if method == Method::BINDING {
             let unknown = unknown(&message);
             response.body = if unknown.is_empty() {
@@ -83,11 +87,14 @@ impl Model {
         let done = match self.live(now, tuple) {
             None => Err(error(437)),
             Some(at) if self.allocs[at].username != self.credentials[credential].username => Err(error(441)),
-            Some(at) => match method {
-                Method::REFRESH => self.refresh(now, at, &message, credential),
-                Method::CREATE_PERMISSION => self.create_permission(now, at, &message),
-                _ => self.channel_bind(now, at, &message),
-            },
+            Some(at) => {
+                self.allocs[at].modern |= is_modern(&message);
+                match method {
+                    Method::REFRESH => self.refresh(now, at, &message, credential),
+                    Method::CREATE_PERMISSION => self.create_permission(now, at, &message),
+                    _ => self.channel_bind(now, at, &message),
+                }
+            }
         };
         response.body = done.unwrap_or_else(|body| body);
         // RFC 8489 §9.2.4: a 401 has no integrity.
@@ -162,7 +169,8 @@ impl Model {
                     && expires <= now.unix
                     && !self.is_retransmission(now, tuple, message, &shown) =>
             {
-                self.authentication_failed(&shown, tuple, AuthCause::Expired { ago: now.unix - expires });
+                let cause = AuthCause::Expired { ago: now.unix - expires, reading: time_of(&shown).1 };
+                self.authentication_failed(&shown, tuple, cause);
                 Err(challenge(401))
             }
             _ => Ok((credential, algorithm)),
@@ -212,23 +220,16 @@ impl Model {
         if self.setup.statics.iter().any(|(name, _)| name == username) {
             return AuthFailure::WrongPassword;
         }
-        let number = |text: &str| -> Option<u64> {
-            let digits = !text.is_empty() && text.chars().all(|c| "0123456789".contains(c));
-            digits.then(|| text.parse().ok()).flatten()
-        };
-        let Some(expires) = number(username.split(':').next().unwrap_or("")) else {
-            let expiry_is_last = username.contains(':') && number(username.rsplit(':').next().unwrap_or("")).is_some();
-            return if expiry_is_last { AuthFailure::ExpiryAfterName } else { AuthFailure::UnknownUser };
-        };
+        let (Some(expires), reading) = time_of(username) else { return AuthFailure::UnknownUser };
         let tried = self.setup.secrets.len();
         if expires >= 100_000_000_000 {
             AuthFailure::ExpiryInMilliseconds { expires }
         } else if tried == 0 {
             AuthFailure::NoSecret
         } else if expires <= now.unix {
-            AuthFailure::WrongSecretAndExpired { tried, ago_seconds: now.unix - expires }
+            AuthFailure::WrongSecretAndExpired { tried, ago_seconds: now.unix - expires, reading }
         } else {
-            AuthFailure::WrongSecret { tried }
+            AuthFailure::WrongSecret { tried, reading }
         }
     }
 
@@ -257,7 +258,8 @@ impl Model {
             let end = expires + self.setup.expiry_grace;
             if end <= now.unix {
                 let (username, tuple) = (self.allocs[at].username.clone(), self.allocs[at].tuple);
-                self.authentication_failed(&username, &tuple, AuthCause::Expired { ago: now.unix - expires });
+                let cause = AuthCause::Expired { ago: now.unix - expires, reading: time_of(&username).1 };
+                self.authentication_failed(&username, &tuple, cause);
                 return Err(challenge(401));
             }
             last = now.ms + (end - now.unix) * 1_000;
@@ -364,6 +366,22 @@ fn announces_algorithms(nonce: &str) -> bool {
         [high, 0, low] => high & !0xc0 == 0 && low & !0x03 == 0 && (high & 0x80 != 0 || low & 0x01 != 0),
         _ => false,
     })
+}
+
+/// Returns whether a request has an attribute that came with RFC 8489 or RFC 8656: MESSAGE-INTEGRITY-SHA256,
+/// PASSWORD-ALGORITHM, USERHASH, ADDITIONAL-ADDRESS-FAMILY or PASSWORD-ALGORITHMS.
+pub(super) fn is_modern(message: &Message<'_>) -> bool {
+    message.attributes().any(|attribute| matches!(attribute.kind.number(), 0x001c..=0x001e | 0x8000 | 0x8002))
+}
+
+/// Returns the expiry in a username of this simulation, whose names are no numbers, and which part it is.
+fn time_of(username: &str) -> (Option<u64>, Reading) {
+    let parts: Vec<&str> = username.split(':').collect();
+    let number = |text: &str| text.chars().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    match (number(parts[0]), number(parts[parts.len() - 1])) {
+        (Some(expires), _) => (Some(expires), Reading::ExpiryFirst),
+        (None, expires) => (expires, Reading::ExpiryLast),
+    }
 }
 
 fn challenge(code: u16) -> Body {

@@ -247,6 +247,7 @@ impl Server {
             channels: Channels::default(),
             traffic: Traffic::default(),
             icmp: IcmpBudget::default(),
+            shows_rfc8656: request.context.shows_rfc8656,
             ticket,
             meter: Meter::UNUSED,
         })
