@@ -31,12 +31,12 @@ const WEIGHTS: [u64; 22] = [
     2,   // the wall clock is set
     30,  // an ICMP error arrives
     3,   // the policy changes
-    3,   // the allocations of a worker are handed over
+    6,   // the allocations of a worker are handed over
     40,  // merged packets of a client
 ];
 
 /// The frequencies in a world with [`churn`](crate::setup::Setup::churn).
-const CHURN: [u64; 22] = [20, 20, 40, 30, 5, 10, 300, 250, 20, 20, 60, 30, 250, 150, 10, 20, 3, 1, 10, 2, 2, 20];
+const CHURN: [u64; 22] = [20, 20, 40, 30, 5, 10, 300, 250, 20, 20, 60, 30, 250, 150, 10, 20, 3, 1, 10, 2, 4, 20];
 
 pub(crate) const CHANNELS: [u16; 5] = [0x4000, 0x4001, 0x4002, 0x4003, 0x4fff];
 pub(crate) const ODD_CHANNELS: [u16; 8] = [0, 0x3fff, 0x5000, 0x5001, 0x6789, 0x7fff, 0x8000, 0xffff];
@@ -407,9 +407,12 @@ impl World {
             return;
         }
         let at = self.rng.below(self.opens.len());
+        // A reserved port that was claimed at another worker is rare, so its failure is made more frequent.
+        let (worker, open) = &self.opens[at];
+        let failures = if self.setup().owner_of(open.bind.port()) == *worker { 4 } else { 8 };
         let result = match self.rng.below(16) {
             0..=2 => Err(OpenError::PortInUse),
-            3 => Err(OpenError::Other),
+            other if other < failures => Err(OpenError::Other),
             _ => Ok(()),
         };
         self.report_opened(at, result);
