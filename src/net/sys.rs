@@ -151,7 +151,7 @@ impl Receiver {
     /// If `offset + len` exceeds `stride`.
     pub(super) fn new(slots: usize, stride: usize, offset: usize, len: usize) -> io::Result<Self> {
         assert!(offset.checked_add(len).is_some_and(|end| end <= stride), "the payload fits into its slot");
-        let arena = zeroed(slots.checked_mul(stride).unwrap_or(usize::MAX))?;
+        let arena = zeroed(slots.saturating_mul(stride))?;
         let (mut names, mut controls) = (vec![Name::EMPTY; slots], vec![Control::EMPTY; slots]);
         // The pointers below are used only in system calls, and the vectors that they point into do not change: a
         // pointer from `as_mut_ptr` stays valid after later calls of `as_mut_ptr`. Pointers into the arena are made for
