@@ -22,7 +22,7 @@ mod stun_proto {
     use crate::support::client::{receive, socket};
     use crate::support::{Server, TIMEOUT, config};
 
-    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";
+    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
 
     /// What the client reports to its application.
     #[derive(Debug, PartialEq)]
