@@ -161,7 +161,7 @@ mod tests {
     }
 
     fn received(manager: &UnixDatagram) -> String {
-        manager.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut buffer = [0; 512];
         let length = manager.recv(&mut buffer).unwrap();
         String::from_utf8(buffer[..length].to_vec()).unwrap()

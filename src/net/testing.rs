@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
-use std::thread;
+use std::{io, thread};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -37,11 +37,22 @@ pub(super) fn loopbacks() -> Vec<IpAddr> {
     all.into_iter().filter(|(_, available)| *available).map(|(text, _)| ip(text)).collect()
 }
 
-/// Waits until `poll` reports one of `events`, for at most ten seconds.
+/// Waits until `poll` reports one of `events`, for at most a minute.
 pub(super) fn wait_for(socket: &impl AsFd, events: PollFlags) {
     let mut polled = [PollFd::new(socket.as_fd(), events)];
-    assert_eq!(poll(&mut polled, PollTimeout::from(10_000_u16)), Ok(1), "timed out");
+    let reported = unless_interrupted(|| Ok(poll(&mut polled, PollTimeout::from(60_000_u16))?)).unwrap();
+    assert_eq!(reported, 1, "timed out");
     assert!(polled[0].revents().unwrap().intersects(events));
+}
+
+/// Repeats a system call until no signal interrupts it.
+pub(super) fn unless_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// Sends one datagram.

@@ -91,7 +91,7 @@ async fn replacing_an_expired_allocation_closes_its_socket_and_releases_its_port
         let (worker, snapshot, address) = worker(15_300..=15_303);
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.connect(address).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let nonce = snapshot.nonces.mint(UNIX, client.local_addr().unwrap());
         for round in 0..12_u8 {
             client.send(&allocate(round, nonce.as_str())).unwrap();

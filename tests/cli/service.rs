@@ -11,7 +11,7 @@ use turnserver::config::Config;
 
 use super::running::{Running, is_ready, turnserver};
 use crate::support::client::{Client, Login};
-use crate::support::{LogLine, SECRET, TIMEOUT, TempDir, config};
+use crate::support::{LogLine, SECRET, TIMEOUT, TempDir, config, unless_interrupted};
 
 /// The service manager's end of the notification socket.
 struct Manager {
@@ -38,7 +38,7 @@ impl Manager {
     /// Waits for the next message.
     fn receive(&self) -> String {
         let mut buffer = [0; 1024];
-        let length = self.socket.recv(&mut buffer).expect("a notification");
+        let length = unless_interrupted(|| self.socket.recv(&mut buffer)).expect("a notification");
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     }
 

@@ -13,7 +13,7 @@ use turnserver::stun::attribute::{
 use turnserver::stun::{Attribute, Class, Message, MessageWriter, Method, TransactionId};
 
 use super::tls::{self, TlsStream};
-use super::{SECRET, TIMEOUT};
+use super::{SECRET, TIMEOUT, unless_interrupted};
 
 /// Writes a request's attributes before its integrity attribute.
 type Fill<'f> = &'f dyn Fn(&mut MessageWriter<'_>);
@@ -255,17 +255,9 @@ pub(crate) fn socket(address: SocketAddr) -> UdpSocket {
 
 pub(crate) fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = vec![0; 2048];
-    loop {
-        match socket.recv_from(&mut buffer) {
-            Ok((len, from)) => {
-                buffer.truncate(len);
-                return (buffer, from);
-            }
-            // The kernel does not restart a receive with a timeout after a signal.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => panic!("receiving failed: {error}"),
-        }
-    }
+    let (len, from) = unless_interrupted(|| socket.recv_from(&mut buffer)).expect("a datagram");
+    buffer.truncate(len);
+    (buffer, from)
 }
 
 /// Returns an Allocate request without credentials.

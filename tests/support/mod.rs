@@ -13,7 +13,7 @@ mod server;
 pub(crate) mod tls;
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,7 +25,18 @@ pub(crate) use process::{Finished, Process, run};
 pub(crate) use server::{Credential, Ended, Server};
 
 /// Timeout of every wait. It is long because the machine may be busy.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Repeats a system call until no signal interrupts it. The kernel does not restart a receive with a timeout after a
+/// signal, which a debugger or a suspended process also causes.
+pub(crate) fn unless_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
 
 /// A temporary directory, removed on drop.
 pub(crate) struct TempDir(PathBuf);

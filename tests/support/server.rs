@@ -46,18 +46,35 @@ impl Server {
         Self::start_by(shell.args(["-c", &limited, env!("CARGO_BIN_EXE_turnserver")]), config)
     }
 
+    /// Like `start`. Returns `None` if another program uses a port of the configuration.
+    pub(crate) fn start_unless_in_use(config: &str) -> Option<Self> {
+        match Self::try_start(&mut Command::new(env!("CARGO_BIN_EXE_turnserver")), config) {
+            Ok(server) => Some(server),
+            Err(output) if output.contains("another program uses the port") => None,
+            Err(output) => panic!("the server is not ready; its output:\n{output}"),
+        }
+    }
+
     fn start_by(command: &mut Command, config: &str) -> Self {
+        let started = Self::try_start(command, config);
+        started.unwrap_or_else(|output| panic!("the server is not ready; its output:\n{output}"))
+    }
+
+    /// Returns the server, or the output of a server that is not ready.
+    fn try_start(command: &mut Command, config: &str) -> Result<Self, String> {
         let directory = TempDir::new();
         let path = directory.write("turnserver.toml", config);
         let process = Process::start(command.arg("--config").arg(&path), None);
         let ready = process.stderr.wait_for(TIMEOUT, |lines| {
             lines.iter().any(|line| LogLine::parse(line).message() == "ready").then_some(())
         });
-        assert!(ready.is_some(), "the server is not ready; its output:\n{}", process.output());
+        if ready.is_none() {
+            return Err(process.output());
+        }
 
         let listening: Vec<_> = parse(&process.stderr.so_far()).iter().filter_map(listener).collect();
         let resolved_config = directory.write("resolved.toml", &with_listeners(config, &listening));
-        Self { process, listening, resolved_config, _directory: directory }
+        Ok(Self { process, listening, resolved_config, _directory: directory })
     }
 
     /// Returns the UDP address of a server with one UDP listener.

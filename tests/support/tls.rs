@@ -11,8 +11,8 @@ use tokio_rustls::rustls::{
     self, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion, version,
 };
 
-use super::TIMEOUT;
 use super::certificates::Authority;
+use super::{TIMEOUT, unless_interrupted};
 
 pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
@@ -79,7 +79,7 @@ pub(crate) fn write(stream: &mut TlsStream, bytes: &[u8]) -> io::Result<()> {
 /// Reads until the server ends the connection. Returns `false` if it sent no `close_notify`.
 pub(crate) fn read_to_end(stream: &mut TlsStream) -> bool {
     loop {
-        match stream.read(&mut [0; 1024]) {
+        match unless_interrupted(|| stream.read(&mut [0; 1024])) {
             Ok(0) => return true,
             Ok(_) => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {

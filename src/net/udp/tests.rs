@@ -7,7 +7,9 @@ use nix::poll::PollFlags;
 
 use super::*;
 use crate::net::batch::{RecvBatch, SendStatus, SlotLayout, Target};
-use crate::net::testing::{addr, closed_port, has_ipv6, in_own_network, ip, loopbacks, receive, send, wait_for};
+use crate::net::testing::{
+    addr, closed_port, has_ipv6, in_own_network, ip, loopbacks, receive, send, unless_interrupted, wait_for,
+};
 
 /// Returns a listener on a free port, and the port.
 fn listener(text: &str) -> (UdpSocket, u16) {
@@ -19,7 +21,7 @@ fn listener(text: &str) -> (UdpSocket, u16) {
 /// Returns a client that waits for at most ten seconds for a response.
 fn client(text: &str) -> UdpSocket {
     let client = UdpSocket::bind(text).unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     client
 }
 
@@ -34,7 +36,7 @@ fn echo(listener: &UdpSocket, client: &UdpSocket, destination: SocketAddr, expec
     let mut buffer = [0; 64];
     let target = Target::new(received.source, received.destination, 0);
     assert_eq!(send(listener, b"pong", &target), SendStatus::Sent);
-    let (len, from) = client.recv_from(&mut buffer).unwrap();
+    let (len, from) = unless_interrupted(|| client.recv_from(&mut buffer)).unwrap();
     assert_eq!((&buffer[..len], from), (&b"pong"[..], destination));
 }
 
@@ -80,7 +82,7 @@ fn a_link_local_client_keeps_its_scope_id_and_receives_a_response() {
     let Some((link_local, scope)) = link_local_address else { return };
     let (listener, port) = listener("[::]:0");
     let Ok(client) = UdpSocket::bind(SocketAddrV6::new(link_local, 0, 0, scope)) else { return };
-    client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let destination = SocketAddrV6::new(link_local, port, 0, scope);
     echo(&listener, &client, destination.into(), Some(link_local.into()));
 }
@@ -93,7 +95,10 @@ fn mapped_addresses_are_sent_as_ipv4() {
     let target = Target::new(to, Some(ip("::ffff:127.0.0.3")), 0);
     assert_eq!(send(&listener, b"hello", &target), SendStatus::Sent);
     let mut buffer = [0; 64];
-    assert_eq!(client.recv_from(&mut buffer).unwrap(), (5, SocketAddr::new(ip("127.0.0.3"), port)));
+    assert_eq!(
+        unless_interrupted(|| client.recv_from(&mut buffer)).unwrap(),
+        (5, SocketAddr::new(ip("127.0.0.3"), port))
+    );
 }
 
 #[test]
@@ -127,7 +132,7 @@ fn an_empty_datagram_is_a_datagram() {
     client.send_to(&[], ("127.0.0.1", port)).unwrap();
     assert!(receive(&listener, 8).1.is_empty());
     assert_eq!(send(&listener, &[], &Target::new(client.local_addr().unwrap(), None, 0)), SendStatus::Sent);
-    assert_eq!(client.recv(&mut [0; 8]).unwrap(), 0);
+    assert_eq!(unless_interrupted(|| client.recv(&mut [0; 8])).unwrap(), 0);
 }
 
 #[test]
@@ -291,7 +296,7 @@ fn an_error_of_an_earlier_datagram_does_not_affect_sending_or_receiving() {
             wait_for(&relay, PollFlags::POLLERR);
             assert_eq!(send(&relay, b"arrives", &to_peer), SendStatus::Sent);
             for _ in 0..2 {
-                let (len, from) = peer.recv_from(&mut buffer).unwrap();
+                let (len, from) = unless_interrupted(|| peer.recv_from(&mut buffer)).unwrap();
                 assert_eq!((&buffer[..len], from), (&b"arrives"[..], relay.local_addr().unwrap()));
             }
         }
@@ -315,7 +320,7 @@ fn a_datagram_longer_than_the_mtu_is_fragmented_unless_df_is_set() {
             let mut buffer = [0; 2_000];
             for _ in 0..2 {
                 send_unfragmented(&relay, &vec![1; 1_280 - headers], to, 0b10).unwrap();
-                assert_eq!(peer.recv(&mut buffer).unwrap(), 1_280 - headers);
+                assert_eq!(unless_interrupted(|| peer.recv(&mut buffer)).unwrap(), 1_280 - headers);
 
                 let error = send_unfragmented(&relay, &vec![2; 1_281 - headers], to, 0).unwrap_err();
                 assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
@@ -325,7 +330,7 @@ fn a_datagram_longer_than_the_mtu_is_fragmented_unless_df_is_set() {
                 assert_eq!(receive_error(&relay).unwrap(), None);
 
                 assert_eq!(send(&relay, &[3; 2_000], &Target::new(to, None, 0)), SendStatus::Sent);
-                assert_eq!(peer.recv(&mut buffer).unwrap(), 2_000);
+                assert_eq!(unless_interrupted(|| peer.recv(&mut buffer)).unwrap(), 2_000);
             }
         }
     });
