@@ -10,10 +10,12 @@ use turnserver::control;
 
 /// A STUN/TURN server for WebRTC.
 ///
-/// Without --config, the server reads ./turnserver.toml, or /etc/turnserver/turnserver.toml if the former does not
-/// exist. If neither exists, it uses the defaults.
+/// Without --config, the server reads ./turnserver.toml, or
+/// /etc/turnserver/turnserver.toml if the former does not exist. If neither
+/// exists, it uses the defaults.
+// Lines of at most 80 characters, because terminals wrap in the middle of words.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, verbatim_doc_comment)]
 struct Arguments {
     /// The configuration file.
     #[arg(long, value_name = "FILE", global = true)]
@@ -63,8 +65,8 @@ fn execute(arguments: &Arguments) -> Result<(), String> {
             let log = control::logging::start(&config.log).map_err(|error| format!("cannot start the log: {error}"))?;
             let source = path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
             tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = source, "starting");
-            let result = control::run(&config).map_err(|error| error.to_string());
-            log.finish();
+            let result = control::run(&config, &log).map_err(|error| error.to_string());
+            log.flush();
             result
         }
     }

@@ -47,6 +47,11 @@ pub const OPEN_FILES: &str = "LimitNOFILE";
 /// The limit of address space, as the setting of a systemd unit and as a command of a shell.
 pub const ADDRESS_SPACE: &str = "LimitAS, `ulimit -v`";
 
+/// Returns the name by which the operator sets a setting. Only a service has the settings of a systemd unit.
+pub fn name_for_operator(setting: &'static str, is_service: bool) -> &'static str {
+    if setting == OPEN_FILES && !is_service { "ulimit -n" } else { setting }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -57,6 +62,13 @@ mod tests {
     fn every_key_has_one_name() {
         let distinct: HashSet<&&str> = ALL.iter().collect();
         assert_eq!(distinct.len(), ALL.len());
+    }
+
+    #[test]
+    fn at_a_shell_the_limit_of_open_files_has_the_name_of_the_shell() {
+        assert_eq!(name_for_operator(OPEN_FILES, true), "LimitNOFILE");
+        assert_eq!(name_for_operator(OPEN_FILES, false), "ulimit -n");
+        assert_eq!(name_for_operator(WORKERS, false), WORKERS);
     }
 
     #[test]

@@ -455,6 +455,12 @@ fn invalid_arguments_are_exit_code_2_and_help_is_0() {
     {
         assert!(help.contains(option), "{option} is not in: {help}");
     }
+    for arguments in [&["--help"][..], &["mint", "--help"], &["mint", "-h"], &["verify", "--help"], &["verify", "-h"]] {
+        // A terminal wraps longer lines in the middle of words.
+        for line in directory.run(arguments).succeeded().lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
     assert!(!directory.run(&["verify", "--help"]).succeeded().contains("misplaced"));
 }
 

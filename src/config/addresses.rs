@@ -9,11 +9,13 @@ use toml::de::DeValue;
 
 use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{Limits, Peers, Relay, RelayAddresses, schema};
+use super::{Limits, Peers, Relay, RelayAddresses, address_hint, schema};
 use crate::special_purpose::{self, Nat64Prefix};
 use crate::transport::{Endpoint, Transport};
 
+/// The default ports of RFC 8656 §19: 3478, and 5349 for TLS.
 const DEFAULT_PORT: u16 = 3478;
+const DEFAULT_TLS_PORT: u16 = 5349;
 
 /// The listeners of a configuration without `[listen]`.
 pub(super) fn default_listen() -> Vec<Endpoint> {
@@ -32,8 +34,8 @@ pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Endpoint
     let Some(section) = top.section("listen", &schema::LISTEN, report) else { return default };
     let mut listen = Vec::new();
     for transport in Transport::ALL {
-        let addresses = listeners(&section, transport.as_str(), report)
-            .unwrap_or_else(|| addresses_of(&default, transport).collect());
+        let addresses =
+            listeners(&section, transport, report).unwrap_or_else(|| addresses_of(&default, transport).collect());
         listen.extend(addresses.into_iter().map(|address| Endpoint::new(transport, address)));
     }
     for tls in addresses_of(&listen, Transport::Tls) {
@@ -59,12 +61,14 @@ pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Endpoint
 }
 
 /// The addresses of one transport.
-fn listeners(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<Vec<SocketAddr>> {
+fn listeners(section: &Section<'_>, transport: Transport, report: &mut Report<'_>) -> Option<Vec<SocketAddr>> {
+    let key = transport.as_str();
     let name = section.name(key);
+    let default_port = if transport.is_encrypted() { DEFAULT_TLS_PORT } else { DEFAULT_PORT };
     let mut listeners: Vec<SocketAddr> = Vec::new();
     for text in section.strings(key, report)? {
         let (span, text) = (text.span(), *text.get_ref());
-        let Some(address) = listen_address(&name, text, &span, report) else { continue };
+        let Some(address) = listen_address(&name, text, default_port, &span, report) else { continue };
         match listeners.iter().find(|other| collide(**other, address)) {
             Some(other) if *other == address => report.error(&span, format!("{name} contains {} twice", quoted(text))),
             Some(other) => report.error(
@@ -82,13 +86,22 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (a == b || (a.ip().is_unspecified() && b.ip().is_unspecified()))
 }
 
-fn listen_address(name: &str, text: &str, span: &Range<usize>, report: &mut Report<'_>) -> Option<SocketAddr> {
+fn listen_address(
+    name: &str,
+    text: &str,
+    default_port: u16,
+    span: &Range<usize>,
+    report: &mut Report<'_>,
+) -> Option<SocketAddr> {
     let reason = match text.parse::<SocketAddr>() {
         Ok(address) if address.ip().is_multicast() || is_broadcast(address.ip()) => {
             "is not a unicast address".to_owned()
         }
         Ok(address) if matches!(address.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local()) => {
             "is link-local and reachable only from its own link; use [::] or another address".to_owned()
+        }
+        Ok(SocketAddr::V6(address)) if address.scope_id() != 0 => {
+            address_hint::zone(*address.ip(), &|ip| format!("`{}`", SocketAddr::new(ip, address.port())))
         }
         Ok(address) => match mapped(address.ip()) {
             Some(v4) => format!("is IPv4-mapped; use `{v4}:{}`", address.port()),
@@ -99,9 +112,14 @@ fn listen_address(name: &str, text: &str, span: &Range<usize>, report: &mut Repo
             if let Ok(port) = number.parse::<u16>() {
                 format!("has no address; did you mean `[::]:{port}`?")
             } else if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-                format!("has no port; did you mean `{}`?", SocketAddr::new(ip, DEFAULT_PORT))
+                format!("has no port; did you mean `{}`?", SocketAddr::new(ip, default_port))
             } else {
-                "is not an address with a port, for example \"[::]:3478\" or \"192.0.2.7:3478\"".to_owned()
+                address_hint::not_an_endpoint(text, default_port).unwrap_or_else(|| {
+                    format!(
+                        "is not an address with a port, for example \"[::]:{default_port}\" or \
+                         \"192.0.2.7:{default_port}\""
+                    )
+                })
             }
         }
     };
@@ -180,7 +198,7 @@ fn relay_address(name: &str, text: &str, span: &Range<usize>, report: &mut Repor
         },
         Err(_) => match text.parse::<SocketAddr>() {
             Ok(address) => format!("has a port; did you mean `{}`? Ports belong in `relay.ports`", address.ip()),
-            Err(_) => "is not an IP address".to_owned(),
+            Err(_) => address_hint::not_an_ip(text).unwrap_or_else(|| "is not an IP address".to_owned()),
         },
     };
     report.error(span, format!("{name}: {} {reason}", quoted(text)));
@@ -377,7 +395,11 @@ fn network(text: &str) -> Result<IpNet, String> {
     let network = match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
         (Ok(network), _) => network,
         (_, Ok(address)) => IpNet::from(address),
-        _ => return Err("is neither an address nor a prefix, for example \"192.0.2.7\" or \"10.0.0.0/8\"".to_owned()),
+        _ => {
+            return Err(address_hint::not_a_prefix(text).unwrap_or_else(|| {
+                "is neither an address nor a prefix, for example \"192.0.2.7\" or \"10.0.0.0/8\"".to_owned()
+            }));
+        }
     };
     if network.trunc() != network {
         return Err(format!("has bits set after the prefix; did you mean `{}`?", network.trunc()));

@@ -89,7 +89,7 @@ fn secrets_file(section: &Section<'_>, all: &mut Vec<Secret>, report: &mut Repor
     if name.is_empty() {
         return report.error(&span, "`auth.secrets-file` is empty: omit it if there is no such file");
     }
-    match paths::resolve(report.file(), name) {
+    match paths::resolve(&report.directory, name) {
         Ok(path) => read_secrets(&path, name, &span, all, report),
         Err(why) => report.error(&span, format!("`auth.secrets-file`: {why}")),
     }

@@ -20,41 +20,6 @@ const MAX_CHANNELS: u16 = 16_384;
 /// RFC 8489 §14.9: fewer than 128 characters.
 const MAX_REALM: usize = 127;
 
-/// Reports the errors of the TOML parser, at most one per line, because one mistake often causes several errors.
-pub(super) fn report_syntax_errors(errors: &[toml::de::Error], report: &mut Report<'_>) {
-    let mut errors: Vec<_> = errors.iter().map(|error| (error.span().unwrap_or_default(), error.message())).collect();
-    errors.sort_by_key(|(span, _)| span.start);
-    errors.dedup_by_key(|(span, _)| report.line_of(span.start));
-    for (span, message) in errors {
-        let message = syntax_message(message, report.text().get(span.clone()).unwrap_or_default());
-        report.error(&span, message);
-    }
-}
-
-/// Returns the message for a syntax error. It quotes only keys; anything else may be a secret.
-fn syntax_message(message: &str, text: &str) -> String {
-    const NOT_A_STRING: [&str; 7] = [
-        "string values must be quoted",
-        "invalid boolean",
-        "invalid date",
-        "invalid time",
-        "invalid integer",
-        "invalid float",
-        "unexpected leading zero",
-    ];
-    if message == "duplicate key" {
-        format!("{} is defined twice", quoted(text.trim()))
-    } else if matches!(message, "invalid basic string, expected `\"`" | "invalid literal string, expected `'`") {
-        "not valid TOML: the string has no closing quote".to_owned()
-    } else if !NOT_A_STRING.iter().any(|start| message.starts_with(start)) {
-        format!("not valid TOML: {message}")
-    } else if text.trim().is_empty() {
-        "not valid TOML: a value is missing here".to_owned()
-    } else {
-        "not valid TOML: this is not a number, true or false; strings need quotes".to_owned()
-    }
-}
-
 pub(super) fn realm(top: &Section<'_>, report: &mut Report<'_>) -> String {
     let Some(realm) = top.string("realm", report) else { return Config::default().realm };
     let (span, realm) = (realm.span(), *realm.get_ref());

@@ -19,8 +19,10 @@ use crate::file;
 use crate::special_purpose::Nat64Prefix;
 use crate::transport::Endpoint;
 
+mod address_hint;
 mod addresses;
 mod alternate;
+mod coturn;
 mod credentials;
 mod duration;
 mod general;
@@ -30,6 +32,7 @@ mod reader;
 mod schema;
 pub mod secrets;
 mod summary;
+mod syntax;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -40,7 +43,7 @@ pub use summary::Summary;
 
 pub(crate) use credentials::read_failure;
 
-use problem::{Report, position};
+use problem::{Report, position, quoted};
 use reader::Section;
 
 /// A complete configuration. [`Config::default`] equals an empty file.
@@ -420,7 +423,8 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let name = path.display().to_string();
         let mut bytes = file::read(path).map_err(|error| {
-            let message = format!("cannot be read: {}", read_failure(&error));
+            let reason = dangling_link(path).unwrap_or_else(|| read_failure(&error));
+            let message = format!("cannot be read: {reason}");
             ConfigErrors::new(vec![Problem { file: name.clone(), position: None, message }])
         })?;
         let text = String::from_utf8(std::mem::take(&mut bytes)).map_err(|error| {
@@ -432,6 +436,7 @@ impl Config {
         })?;
         let text = Zeroizing::new(text);
         let mut report = Report::new(&name, &text);
+        report.directory = path.parent().unwrap_or(Path::new("")).to_owned();
         report.world_readable = credentials::readable_by_others(path);
         Self::check(report)
     }
@@ -452,9 +457,15 @@ impl Config {
         let mut config = Self::default();
         if syntax_errors.is_empty() {
             config = Self::read(document.get_ref(), &mut report);
+            if !report.errors.is_empty() && coturn::is_file(report.text()) {
+                report.errors.clear();
+                coturn::report_file(&mut report);
+            }
+        } else if coturn::is_file(report.text()) {
+            coturn::report_file(&mut report);
         } else {
             // With syntax errors the meaning of the rest is uncertain, so only these are reported.
-            general::report_syntax_errors(&syntax_errors, &mut report);
+            syntax::report_errors(&syntax_errors, &mut report);
         }
         if report.errors.is_empty() {
             config.warnings = report.warnings;
@@ -488,7 +499,7 @@ impl Config {
             alternate,
             compat: general::compat(&top, report),
             log: general::log(&top, report),
-            files: paths::files(document, report.file()),
+            files: paths::files(document, &report.directory),
             warnings: Vec::new(),
         }
     }
@@ -505,6 +516,14 @@ pub fn default_path() -> Option<PathBuf> {
     ["turnserver.toml", "/etc/turnserver/turnserver.toml"]
         .into_iter()
         .map(PathBuf::from)
-        // A file that exists but cannot be accessed is an error later; it must not be skipped.
-        .find(|path| !matches!(fs::metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound))
+        // A file that exists but cannot be accessed, such as a dangling symbolic link, is an error later; it must not be
+        // skipped.
+        .find(|path| !matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound))
+}
+
+/// Describes a symbolic link whose target does not exist.
+fn dangling_link(path: &Path) -> Option<String> {
+    let target = fs::read_link(path).ok()?;
+    let missing = matches!(fs::metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    missing.then(|| format!("it is a symbolic link to {}, which does not exist", quoted(&target.display().to_string())))
 }

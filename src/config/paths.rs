@@ -12,17 +12,17 @@ use crate::setting;
 const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
 
 /// Resolves a path in the configuration. `$CREDENTIALS_DIRECTORY/` is the directory of systemd credentials. Any other
-/// relative path starts at the directory of the configuration file, independent of the working directory.
+/// relative path starts at `directory`, that of the configuration file, independent of the working directory.
 ///
 /// # Errors
 ///
 /// If the path needs the directory of the credentials and `$CREDENTIALS_DIRECTORY` is not set.
-pub(super) fn resolve(config_file: &str, name: &str) -> Result<PathBuf, String> {
-    resolve_in(env::var_os("CREDENTIALS_DIRECTORY").as_deref(), config_file, name)
+pub(super) fn resolve(directory: &Path, name: &str) -> Result<PathBuf, String> {
+    resolve_in(env::var_os("CREDENTIALS_DIRECTORY").as_deref(), directory, name)
 }
 
 /// Returns the files that a configuration names, except systemd credentials: the key and the path.
-pub(super) fn files(document: &DeTable<'_>, config_file: &str) -> Vec<(&'static str, PathBuf)> {
+pub(super) fn files(document: &DeTable<'_>, directory: &Path) -> Vec<(&'static str, PathBuf)> {
     let keys = [
         (setting::AUTH_SECRETS_FILE, "auth", "secrets-file"),
         (setting::TLS_CERTIFICATE, "tls", "certificate"),
@@ -30,7 +30,7 @@ pub(super) fn files(document: &DeTable<'_>, config_file: &str) -> Vec<(&'static 
     ];
     let named = keys.into_iter().filter_map(|(name, table, key)| {
         let value = document.get(table)?.get_ref().get(key)?.get_ref().as_str()?;
-        (!value.starts_with(CREDENTIALS)).then(|| Some((name, resolve(config_file, value).ok()?)))?
+        (!value.starts_with(CREDENTIALS)).then(|| Some((name, resolve(directory, value).ok()?)))?
     });
     named.collect()
 }
@@ -45,9 +45,9 @@ pub(super) fn origin(name: &str) -> String {
     }
 }
 
-fn resolve_in(credentials: Option<&OsStr>, config_file: &str, name: &str) -> Result<PathBuf, String> {
+fn resolve_in(credentials: Option<&OsStr>, directory: &Path, name: &str) -> Result<PathBuf, String> {
     let Some(credential) = name.strip_prefix(CREDENTIALS) else {
-        return Ok(Path::new(config_file).parent().unwrap_or(Path::new("")).join(name));
+        return Ok(directory.join(name));
     };
     match credentials {
         Some(directory) if Path::new(directory).is_absolute() => Ok(Path::new(directory).join(credential)),
@@ -63,14 +63,14 @@ mod tests {
     use super::*;
 
     fn resolved(credentials: Option<&str>, name: &str) -> Result<PathBuf, String> {
-        resolve_in(credentials.map(OsStr::new), "/etc/turnserver/turnserver.toml", name)
+        resolve_in(credentials.map(OsStr::new), Path::new("/etc/turnserver"), name)
     }
 
     #[test]
     fn a_relative_path_starts_at_the_directory_of_the_configuration() {
         assert_eq!(resolved(Some("/run/credentials/x"), "secrets").unwrap(), Path::new("/etc/turnserver/secrets"));
         assert_eq!(resolved(None, "/srv/secrets").unwrap(), Path::new("/srv/secrets"));
-        assert_eq!(resolve_in(None, "turnserver.toml", "secrets").unwrap(), Path::new("secrets"));
+        assert_eq!(resolve_in(None, Path::new(""), "secrets").unwrap(), Path::new("secrets"));
     }
 
     #[test]

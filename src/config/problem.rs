@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 /// An error or a warning, with its position.
 ///
@@ -59,15 +60,27 @@ impl fmt::Display for ConfigErrors {
 pub(super) struct Report<'t> {
     file: &'t str,
     text: &'t str,
+    /// The directory of the file, where relative paths start. `file` may be a lossy form of a path that is not UTF-8.
+    pub(super) directory: PathBuf,
     /// Whether the file is world-readable.
     pub(super) world_readable: bool,
+    /// The tables whose valid keys a message has listed.
+    listed: Vec<&'static str>,
     pub(super) errors: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
 }
 
 impl<'t> Report<'t> {
     pub(super) fn new(file: &'t str, text: &'t str) -> Self {
-        Self { file, text, world_readable: false, errors: Vec::new(), warnings: Vec::new() }
+        Self {
+            file,
+            text,
+            directory: Path::new(file).parent().unwrap_or(Path::new("")).to_owned(),
+            world_readable: false,
+            listed: Vec::new(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+        }
     }
 
     pub(super) fn file(&self) -> &'t str {
@@ -86,6 +99,15 @@ impl<'t> Report<'t> {
     pub(super) fn warn(&mut self, span: &Range<usize>, message: impl Into<String>) {
         let problem = self.problem(span, message.into());
         self.warnings.push(problem);
+    }
+
+    /// Returns whether this is the first call for a table. Only one message per table lists the valid keys.
+    pub(super) fn first_without_hint(&mut self, table: &'static str) -> bool {
+        let first = !self.listed.contains(&table);
+        if first {
+            self.listed.push(table);
+        }
+        first
     }
 
     /// Returns the line of a byte offset, starting at 1.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::coturn;
 use super::problem::{Report, closest, quoted};
 use super::schema::{self, TableKeys};
 
@@ -17,10 +18,16 @@ pub(super) struct Section<'t> {
 impl<'t> Section<'t> {
     /// Wraps a table and reports its unknown keys.
     pub(super) fn new(keys: &'static TableKeys, table: &'t DeTable<'t>, report: &mut Report<'_>) -> Self {
-        for key in table.keys() {
-            if !keys.keys.contains(&&**key.get_ref()) {
-                report.error(&key.span(), unknown_key(key.get_ref(), keys));
+        let mut unknown: Vec<_> = table.keys().filter(|key| !keys.keys.contains(&&**key.get_ref())).collect();
+        unknown.sort_by_key(|key| key.span().start);
+        for key in unknown {
+            let mut message = format!("unknown key {} in {}", quoted(key.get_ref()), keys.name());
+            if let Some(hint) = hint(key.get_ref(), keys) {
+                message += &format!("; {hint}");
+            } else if report.first_without_hint(keys.path) {
+                message += &format!("; valid keys are {}", list(keys.keys));
             }
+            report.error(&key.span(), message);
         }
         Self { keys, table }
     }
@@ -174,19 +181,18 @@ impl<'t> Section<'t> {
     }
 }
 
-/// Returns the message for an unknown key.
-fn unknown_key(key: &str, keys: &TableKeys) -> String {
-    let unknown = format!("unknown key {} in {}", quoted(key), keys.name());
+/// Returns the key that was probably meant by an unknown one.
+fn hint(key: &str, keys: &TableKeys) -> Option<String> {
     if let Some(candidate) = closest(key, keys.keys.iter().copied()) {
-        return format!("{unknown}; did you mean `{candidate}`?");
+        return Some(format!("did you mean `{candidate}`?"));
     }
     if let Some(home) = schema::ALL.iter().find(|table| table.keys.contains(&key)) {
-        return match home.path {
-            "" => format!("{unknown}; it belongs at the top of the file, before the first `[section]`"),
-            _ => format!("{unknown}; it belongs in {}", home.name()),
-        };
+        return Some(match home.path {
+            "" => "it belongs at the top of the file, before the first `[section]`".to_owned(),
+            _ => format!("it belongs in {}", home.name()),
+        });
     }
-    format!("{unknown}; valid keys are {}", list(keys.keys))
+    coturn::hint(key)
 }
 
 /// Formats words as `a`, `b` and `c`.

@@ -30,7 +30,7 @@ pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], report: &mut Report<'_
             report.error(&value.span(), format!("{} is empty: set the path of a PEM file", section.name(key)));
             return None;
         }
-        paths::resolve(report.file(), path.get_ref())
+        paths::resolve(&report.directory, path.get_ref())
             .map_err(|why| report.error(&value.span(), format!("{}: {why}", section.name(key))))
             .ok()
     };

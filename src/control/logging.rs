@@ -29,7 +29,7 @@ const QUEUE_LENGTH: usize = 4096;
 /// How long the process waits for the last lines before it exits.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The running log. Call [`finish`](Self::finish) before the process exits.
+/// The running log. Call [`flush`](Self::flush) before the process exits.
 #[derive(Debug)]
 pub struct Logging {
     queue: SyncSender<Entry>,
@@ -134,7 +134,7 @@ where
 
 impl Logging {
     /// Waits until all lines are written, for one second at most.
-    pub fn finish(&self) {
+    pub fn flush(&self) {
         let (written, wait) = sync_channel(1);
         // If the queue is full, standard error is not being read.
         if self.queue.try_send(Entry::Flush(written)).is_ok() {

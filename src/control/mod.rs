@@ -12,7 +12,7 @@ mod start;
 mod tls;
 
 use std::collections::HashSet;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::thread;
 
@@ -57,11 +57,12 @@ pub enum RunError {
     WorkerEnded(usize),
 }
 
-/// Runs the server until SIGINT, or until the drain that SIGTERM or SIGUSR1 starts has ended.
+/// Runs the server until SIGINT, or until the drain that SIGTERM or SIGUSR1 starts has ended. `log` is the running log
+/// of this process.
 ///
 /// # Errors
 /// If it cannot start, or a worker fails.
-pub fn run(config: &Config) -> Result<(), RunError> {
+pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -108,7 +109,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     }
     if let Some(secret) = &prepared.generated_secret {
         let certificate = prepared.certificates.as_ref().map(tls::Certificates::current);
-        print_ice_servers(config, &prepared.endpoints, &prepared.choice, certificate, secret);
+        let entry = ice_servers(config, &prepared.endpoints, &prepared.choice, certificate, secret);
+        print_entry(&entry, log);
     }
     tracing::info!(workers = threads.len(), "ready");
 
@@ -203,25 +205,43 @@ fn buffer_advice(sizes: udp::BufferSizes) -> Option<String> {
     ))
 }
 
-/// Prints an `iceServers` entry for `new RTCPeerConnection` with a credential of the generated secret.
-fn print_ice_servers(
+/// Returns an `iceServers` entry for `new RTCPeerConnection` with a credential of the generated secret.
+fn ice_servers(
     config: &Config,
     endpoints: &[Endpoint],
     choice: &Choice,
     certificate: Option<&Certificate>,
     secret: &Secret,
-) {
+) -> String {
     let credential = time_limited::mint(secret, Some("try"), clock::unix_seconds() + PRINTED_LIFETIME);
-    let entry = credential.ice_servers(&urls(config, endpoints, choice, certificate));
-    let mut stdout = io::stdout().lock();
-    if let Err(error) = writeln!(stdout, "{entry}").and_then(|()| stdout.flush()) {
-        tracing::warn!(%error, "cannot print the iceServers entry");
-    }
-    tracing::info!(
+    credential.ice_servers(&urls(config, endpoints, choice, certificate))
+}
+
+/// Prints an `iceServers` entry as one line on standard output, after its explanation. On a terminal, the explanation
+/// is next to the entry, and both are separate from the log.
+fn print_entry(entry: &str, log: &logging::Logging) {
+    let explanation = format!(
         "no secret is configured, so the server created one for this run. Pass the line on standard output to new \
          RTCPeerConnection(…). Its credential expires after 24 h, or earlier if the server stops. For permanent \
          credentials, set {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use `turn-credential mint`"
     );
+    let mut stdout = io::stdout().lock();
+    let text = if stdout.is_terminal() {
+        // The log is written by another thread.
+        log.flush();
+        format!(
+            "\nNo secret is configured, so the server created one for this run. Pass the next line to new \
+             RTCPeerConnection(…).\nIts credential expires after 24 h, or earlier if the server stops. For permanent \
+             credentials, set {AUTH_SECRETS} to\nthe output of `openssl rand -hex 32` and use `turn-credential \
+             mint`.\n\n{entry}\n\n"
+        )
+    } else {
+        tracing::info!("{explanation}");
+        format!("{entry}\n")
+    };
+    if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        tracing::warn!(%error, "cannot print the iceServers entry");
+    }
 }
 
 /// Returns the URIs of the listeners without duplicates: a wildcard and one of its addresses may share a port.

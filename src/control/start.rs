@@ -20,7 +20,7 @@ use crate::auth::Secret;
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
 use crate::net::{interfaces, limits};
-use crate::setting::{ADDRESS_SPACE, CONNECTIONS, OPEN_FILES, PEERS_ALLOW, WORKERS};
+use crate::setting::{ADDRESS_SPACE, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator};
 use crate::transport::Endpoint;
 use crate::turn::{self, Ledger, RelayRange};
 use crate::worker::{self, Handle, Plan, Snapshot, Statistics};
@@ -207,7 +207,8 @@ fn relay_ranges(config: &Config, choice: &Choice, workers: usize, index: usize) 
 fn advice(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE) => {
-            format!("; raise the limit of open files ({OPEN_FILES}), or set fewer {WORKERS}")
+            let setting = name_for_operator(OPEN_FILES, limits::is_service());
+            format!("; raise the limit of open files ({setting}), or set fewer {WORKERS}")
         }
         Some(libc::ENOMEM | libc::EAGAIN) => {
             format!("; raise the limit of memory ({ADDRESS_SPACE}) or of threads, or set fewer {WORKERS}")
@@ -231,43 +232,86 @@ fn connection_limit(config: &Config, choice: &Choice) -> u32 {
         }
     };
     let relay_ports = (config.relay.ports.len() * choice.addresses.len()) as u64;
-    let relay_sockets = match config.limits.allocations {
-        0 => relay_ports,
-        allocations => relay_ports.min(u64::from(allocations) * choice.addresses.len() as u64),
+    let files = OpenFiles {
+        limit,
+        relay_sockets: match config.limits.allocations {
+            0 => relay_ports,
+            allocations => relay_ports.min(u64::from(allocations) * choice.addresses.len() as u64),
+        },
+        connections: (!no_connections).then_some(wanted),
+        others: OTHER_FILES + (worker_count(config) * (config.listen.len() + 4)) as u64,
     };
-    let others = OTHER_FILES + (worker_count(config) * (config.listen.len() + 4)) as u64;
-    let available = limit.saturating_sub(others);
-    let most = max_connections(available, relay_sockets);
-    let enough = available >= relay_sockets.saturating_add(if no_connections { 0 } else { wanted.into() });
-    if no_connections {
-        if !enough {
-            tracing::warn!(
-                limit,
-                relay_sockets,
-                "the limit of open files is lower than the number of relay sockets. Raise {OPEN_FILES}, or allocations \
-                 will fail"
-            );
-        }
-        return wanted;
+    if let Some(warning) = files.warning(limits::is_service()) {
+        tracing::warn!(limit, connections = files.connections_accepted(), "{warning}");
     }
-    if !enough {
-        tracing::warn!(
-            limit,
-            relay_sockets,
-            connections = most.min(if wanted == 0 { u32::MAX } else { wanted }),
-            "the limit of open files is too low for the relay sockets and {CONNECTIONS}, so fewer connections are \
-             accepted. Raise {OPEN_FILES}"
-        );
-    }
-    // 0 means no limit except that of open files.
-    if wanted == 0 { most } else { wanted.min(most) }
+    if no_connections { wanted } else { files.connections_accepted() }
 }
 
-/// Returns the number of open files that connections may use: those that relay sockets do not need, but at least half
-/// of all, because a client on a connection needs two files: one for the connection and one for its relay socket. The
-/// number is never 0, because 0 means no limit.
-fn max_connections(available: u64, relay_sockets: u64) -> u32 {
-    u32::try_from(available.saturating_sub(relay_sockets).max(available / 2).max(1)).unwrap_or(u32::MAX)
+/// The limit of open files, and what needs them.
+#[derive(Clone, Copy, Debug)]
+struct OpenFiles {
+    limit: u64,
+    relay_sockets: u64,
+    /// The configured limit, where 0 means none. `None` without listeners for connections.
+    connections: Option<u32>,
+    others: u64,
+}
+
+impl OpenFiles {
+    fn available(&self) -> u64 {
+        self.limit.saturating_sub(self.others)
+    }
+
+    /// Returns the number of open files that connections may use: those that relay sockets do not need, but at least
+    /// half of all, because a client on a connection needs two files: one for the connection and one for its relay
+    /// socket. The number is never 0, because 0 means no limit.
+    fn max_connections(&self) -> u32 {
+        let available = self.available();
+        u32::try_from(available.saturating_sub(self.relay_sockets).max(available / 2).max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// Returns the limit on connections that applies.
+    fn connections_accepted(&self) -> u32 {
+        match self.connections {
+            None => 0,
+            Some(0) => self.max_connections(),
+            Some(connections) => connections.min(self.max_connections()),
+        }
+    }
+
+    /// Warns if the limit is too low for the configuration.
+    fn warning(&self, is_service: bool) -> Option<String> {
+        let Self { limit, relay_sockets, connections, others } = *self;
+        let needed = relay_sockets.saturating_add(connections.unwrap_or_default().into()).saturating_add(others);
+        if limit >= needed {
+            return None;
+        }
+        let most = self.connections_accepted();
+        let rest = self.available().saturating_sub(most.into());
+        let need = match connections {
+            None | Some(0) => String::new(),
+            Some(connections) => format!(", {connections} connections"),
+        };
+        let so = match connections {
+            None => format!("only {rest} relay sockets can be open; further allocations are rejected"),
+            Some(_) => format!(
+                "at most {most} connections are accepted, and while all of them are open, {rest} relay sockets can be \
+                 open"
+            ),
+        };
+        let remedy = if is_service {
+            format!("set {OPEN_FILES}={needed} in the unit")
+        } else {
+            format!(
+                "run `{} {needed}` as root in the shell that starts the server",
+                name_for_operator(OPEN_FILES, false)
+            )
+        };
+        Some(format!(
+            "the limit of open files is {limit}, but the configuration needs {needed} (for {relay_sockets} relay \
+             sockets{need} and {others} other files): {so}. To raise the limit, {remedy}"
+        ))
+    }
 }
 
 fn random_key() -> Result<[u8; 32], getrandom::Error> {
@@ -280,12 +324,35 @@ fn random_key() -> Result<[u8; 32], getrandom::Error> {
 mod tests {
     use super::*;
 
+    fn files(limit: u64, connections: u32) -> OpenFiles {
+        OpenFiles { limit, relay_sockets: 16_384, connections: Some(connections), others: 0 }
+    }
+
     #[test]
     fn connections_leave_open_files_for_relay_sockets() {
-        assert_eq!(max_connections(100_000, 16_384), 83_616);
-        assert_eq!(max_connections(20_000, 16_384), 10_000);
-        assert_eq!(max_connections(1_000, 16_384), 500);
-        assert_eq!(max_connections(0, 16_384), 1);
-        assert_eq!(max_connections(u64::MAX, 1), u32::MAX);
+        assert_eq!(files(100_000, 10_000).max_connections(), 83_616);
+        assert_eq!(files(20_000, 10_000).max_connections(), 10_000);
+        assert_eq!(files(1_000, 10_000).max_connections(), 500);
+        assert_eq!(files(0, 10_000).max_connections(), 1);
+        assert_eq!(OpenFiles { relay_sockets: 1, ..files(u64::MAX, 0) }.max_connections(), u32::MAX);
+    }
+
+    #[test]
+    fn a_low_limit_of_open_files_is_a_warning_whose_figures_add_up() {
+        let low = OpenFiles { others: 28, ..files(500, 10_000) };
+        let begin = "the limit of open files is 500, but the configuration needs 26412 (for 16384 relay sockets, 10000 \
+                     connections and 28 other files): at most 236 connections are accepted, and while all of them are \
+                     open, 236 relay sockets can be open. To raise the limit, ";
+        let shell = "run `ulimit -n 26412` as root in the shell that starts the server";
+        assert_eq!(low.warning(false), Some(format!("{begin}{shell}")));
+        assert_eq!(low.warning(true), Some(format!("{begin}set LimitNOFILE=26412 in the unit")));
+        let udp = OpenFiles { connections: None, ..low };
+        assert!(udp.warning(true).unwrap().contains("(for 16384 relay sockets and 28 other files): only 472 relay"));
+        let unlimited = OpenFiles { connections: Some(0), ..low };
+        assert!(
+            unlimited.warning(true).unwrap().contains("needs 16412 (for 16384 relay sockets and 28 other files): at")
+        );
+        assert_eq!(files(26_384, 10_000).warning(true), None);
+        assert!(files(26_383, 10_000).warning(true).is_some());
     }
 }

@@ -1,6 +1,8 @@
 //! Resource limits of the process.
 
-use std::io;
+use std::ffi::OsStr;
+use std::sync::OnceLock;
+use std::{env, io, process};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -16,9 +18,34 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(hard)
 }
 
+/// Returns whether systemd started this process as a service. Its unit then sets the limits.
+pub fn is_service() -> bool {
+    static IS_SERVICE: OnceLock<bool> = OnceLock::new();
+    *IS_SERVICE.get_or_init(|| {
+        let [notify, exec] = ["NOTIFY_SOCKET", "SYSTEMD_EXEC_PID"].map(env::var_os);
+        started_as_service(notify.as_deref(), exec.as_deref(), process::id())
+    })
+}
+
+/// A service manager passes `NOTIFY_SOCKET`, or the ID of the process that it executed. A program that the service
+/// starts inherits that variable, but has another ID.
+fn started_as_service(notify: Option<&OsStr>, exec: Option<&OsStr>, own: u32) -> bool {
+    notify.is_some() || exec.is_some_and(|id| id == OsStr::new(&own.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_is_recognized_by_its_environment() {
+        let socket = Some(OsStr::new("/run/systemd/notify"));
+        assert!(started_as_service(socket, None, 7));
+        assert!(started_as_service(None, Some(OsStr::new("7")), 7));
+        // A shell in a terminal that systemd started.
+        assert!(!started_as_service(None, Some(OsStr::new("6")), 7));
+        assert!(!started_as_service(None, None, 7));
+    }
 
     #[test]
     fn the_soft_limit_is_raised_to_the_hard_limit() {

@@ -89,7 +89,7 @@ pub(super) fn skip(reason: &str) {
 fn report_skipped(required: bool, reason: &str) {
     assert!(!required, "REQUIRE_ALL_TESTS is set, but this test cannot run: {reason}");
     let test = thread::current().name().unwrap_or("a test").to_owned();
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+    let _ = writeln!(io::stderr(), "skipped: {test}: {reason}");
 }
 
 #[test]

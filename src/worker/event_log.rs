@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::net::limits;
 use crate::setting;
 use crate::turn::{Deadline, Event, FiveTuple, Instant, Limit, Outcome, QuotaExceeded, RedirectCause};
 
@@ -99,7 +100,8 @@ impl EventLog {
             Event::LimitReached { user, tuple, limit } => {
                 if self.limits.get_mut(limit).is_some_and(|lines| lines.allows(now)) {
                     tracing::warn!(
-                        user = &*printable(user), client = %tuple.client, limit = limit.setting(), "{}", limit.note()
+                        user = &*printable(user), client = %tuple.client, limit = for_operator(limit.setting()), "{}",
+                        limit.note()
                     );
                 }
             }
@@ -190,7 +192,7 @@ impl EventLog {
             tracing::warn!(
                 %error,
                 "a connection could not be accepted. If the process has too many open files, raise {}",
-                setting::OPEN_FILES
+                for_operator(setting::OPEN_FILES)
             );
         }
     }
@@ -226,7 +228,7 @@ impl EventLog {
             if let Some(count) = count_of(lines) {
                 tracing::warn!(
                     count,
-                    limit = limit.setting(),
+                    limit = for_operator(limit.setting()),
                     "this limit was reached again in the last minute; these events were not logged"
                 );
             }
@@ -292,6 +294,11 @@ impl PacketLog {
             }
         }
     }
+}
+
+/// Returns the name of a setting for the operator of this process.
+fn for_operator(setting: &'static str) -> &'static str {
+    setting::name_for_operator(setting, limits::is_service())
 }
 
 /// Allows a number of lines per window.
@@ -502,7 +509,7 @@ mod tests {
         for limit in Limit::ALL {
             let event = Event::LimitReached { user: "ann".to_owned(), tuple: tuple(), limit: *limit };
             let lines = logged(|| EventLog::default().log(at(1), &event));
-            let setting = format!("limit=\"{}\"", limit.setting());
+            let setting = format!("limit=\"{}\"", for_operator(limit.setting()));
             for part in [" WARN ", "user=\"ann\"", "client=192.0.2.1:5000", &setting, limit.note()] {
                 assert!(lines[0].contains(part), "{part} in {lines:?}");
             }

@@ -1,7 +1,8 @@
 //! Starts that fail: exit codes and the line with the reason.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::running::{Running, failure, text_config, turnserver};
 use crate::support::TempDir;
@@ -85,6 +86,33 @@ fn a_missing_or_unreadable_configuration_file_is_one_line_with_its_path() {
             assert!(line.starts_with(file), "{line}");
             assert_eq!(finished.stderr.len(), 1, "{finished:?}");
         }
+    }
+}
+
+#[test]
+fn a_default_configuration_file_that_cannot_be_read_is_an_error() {
+    let directory = TempDir::new();
+    let path = directory.path().join("turnserver.toml");
+    let assert_fails_with = |reason: &str| {
+        for arguments in [&[][..], &["check-config"]] {
+            let line = failure(&turnserver(&directory, arguments)).to_owned();
+            assert!(line.starts_with("turnserver.toml: cannot be read: ") && line.contains(reason), "{line}");
+        }
+    };
+    symlink("nowhere", &path).unwrap();
+    assert_fails_with("it is a symbolic link to `nowhere`, which does not exist");
+    fs::remove_file(&path).unwrap();
+    symlink("turnserver.toml", &path).unwrap();
+    assert_fails_with("symbolic link");
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_fails_with("it is a directory");
+    fs::remove_dir(&path).unwrap();
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o000)).unwrap();
+    // root may read it.
+    if fs::read(&path).is_err() {
+        assert_fails_with("permission denied");
     }
 }
 

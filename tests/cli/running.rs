@@ -102,7 +102,7 @@ pub(crate) fn as_text(config: &str) -> String {
     config.replace("format = \"json\"", "format = \"text\"")
 }
 
-fn command(directory: &TempDir, arguments: &[&str]) -> Command {
+pub(crate) fn command(directory: &TempDir, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
     command.args(arguments).current_dir(directory.path());
     command

@@ -6,9 +6,9 @@ use turnserver::auth::LongTermKey;
 use turnserver::stun::attribute::{ErrorCodeAttribute, Nonce, Realm, Username};
 use turnserver::stun::{Class, Message, Method, TransactionId};
 
-use super::running::{Running, as_text, text_config, turnserver};
+use super::running::{Running, as_text, command, text_config, turnserver};
 use crate::support::client::{Client, Login, allocate, message, receive, socket};
-use crate::support::{REALM, SECRET, Server, TIMEOUT, TempDir, config, config_without_secret, has_ipv6};
+use crate::support::{Process, REALM, SECRET, Server, TIMEOUT, TempDir, config, config_without_secret, has_ipv6};
 
 #[test]
 fn a_server_with_a_secret_prints_nothing_on_standard_output_and_logs_that_it_is_ready() {
@@ -93,6 +93,23 @@ fn without_a_secret_one_line_with_a_valid_credential_is_printed() {
 }
 
 #[test]
+fn on_a_terminal_the_printed_entry_follows_its_explanation_and_is_separate_from_the_log() {
+    let directory = TempDir::new();
+    directory.write("turnserver.toml", &as_text(&config_without_secret(&["127.0.0.1"], "")));
+    let server = Process::start_on_terminal(command(&directory, &[]));
+    let ready = |lines: &[String]| lines.iter().any(|line| line.contains("ready")).then(|| lines.to_vec());
+    let lines = server.stdout.wait_for(TIMEOUT, ready).unwrap_or_else(|| panic!("{}", server.output()));
+    let entry = lines.iter().position(|line| line.starts_with("{\"iceServers\":")).unwrap();
+    let start = lines.iter().position(|line| line.starts_with("No secret is configured")).unwrap();
+    assert!(lines[start..entry].iter().all(|line| !line.contains("INFO") && !line.contains("WARN")), "{lines:#?}");
+    assert_eq!([start - 1, entry - 1, entry + 1].map(|line| lines[line].as_str()), [""; 3], "{lines:#?}");
+    assert!(lines[start..entry].join(" ").contains("RTCPeerConnection"), "{lines:#?}");
+    assert!(lines[..start].iter().any(|line| line.contains("relay address")), "{lines:#?}");
+    server.interrupt();
+    assert_eq!(server.finish(TIMEOUT).code, Some(0));
+}
+
+#[test]
 fn the_printed_url_has_the_configured_hostname() {
     let config = format!("hostname = \"turn.example.org\"\n{}", config_without_secret(&["127.0.0.1"], ""));
     let server = Server::start(&config);
@@ -113,7 +130,10 @@ fn without_a_secret_the_log_explains_how_to_set_one_and_contains_no_secret() {
     assert!(Client::new(server.address()).allocate(&Login::new(username, password)).is_ok());
 
     let stderr = server.terminate().stderr;
-    let hint = stderr.iter().find(|line| line.contains("no secret is configured")).unwrap();
+    let place = |part: &str| stderr.iter().position(|line| line.contains(part)).unwrap();
+    // The explanation is logged before the server is ready, as the entry is printed.
+    assert!(place("no secret is configured") < place(" ready "), "{stderr:?}");
+    let hint = &stderr[place("no secret is configured")];
     for part in ["auth.secrets", "openssl rand -hex 32", "turn-credential"] {
         assert!(hint.contains(part), "{hint}");
     }
@@ -156,6 +176,11 @@ fn help_and_version_are_printed_on_standard_output() {
     let text = help.stdout.join("\n");
     for part in ["Usage: turnserver", "--config <FILE>", "--log-level <LEVEL>", "check-config", "turnserver.toml"] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    for arguments in [&["--help"][..], &["-h"], &["check-config", "--help"]] {
+        for line in turnserver(&directory, arguments).stdout {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
     }
     let version = turnserver(&directory, &["--version"]);
     assert_eq!((version.code, version.stdout), (Some(0), vec![format!("turnserver {}", env!("CARGO_PKG_VERSION"))]));

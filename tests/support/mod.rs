@@ -79,7 +79,7 @@ pub(crate) fn has_ipv6() -> bool {
         assert!(!required, "REQUIRE_ALL_TESTS is set, but this test cannot run: there is no IPv6");
         // The test runner does not capture this, unlike `println!`.
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        let _ = writeln!(std::io::stderr(), "skipped: {test}: there is no IPv6");
+        let _ = writeln!(io::stderr(), "skipped: {test}: there is no IPv6");
     }
     has
 }

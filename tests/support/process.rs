@@ -1,11 +1,13 @@
 //! Processes that do not outlive the test. Their output is collected while they run.
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use nix::pty::{OpenptyResult, openpty};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
@@ -92,6 +94,16 @@ impl Process {
         let stdout = Lines::collect(child.stdout.take().unwrap());
         let stderr = Lines::collect(child.stderr.take().unwrap());
         Self { child, name, stdout, stderr }
+    }
+
+    /// Starts a program whose standard output and standard error are one terminal. `stdout` has the lines of both.
+    pub(crate) fn start_on_terminal(mut command: Command) -> Self {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let OpenptyResult { master, slave } = openpty(None, None).unwrap();
+        let child = command.stdin(Stdio::piped()).stdout(slave.try_clone().unwrap()).stderr(slave).spawn().unwrap();
+        // The command has the program's side of the terminal. The output ends when nothing has it open.
+        drop(command);
+        Self { child, name, stdout: Lines::collect(File::from(master)), stderr: Lines::collect(io::empty()) }
     }
 
     /// Takes the standard input. Dropping it closes the input.

@@ -21,17 +21,18 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Create and print a credential
-    #[command(after_help = MINT_HELP)]
+    #[command(after_help = MINT_HELP, next_line_help = true)]
     Mint(Mint),
     /// Report whether a credential is valid, and if not, why
-    #[command(after_help = VERIFY_HELP)]
+    #[command(after_help = VERIFY_HELP, next_line_help = true)]
     Verify(Verify),
 }
 
 const MINT_HELP: &str = "\
-The secret comes from the configuration unless a --secret option names another source. Without --config and without a
---secret option, this is ./turnserver.toml, or /etc/turnserver/turnserver.toml if the former does not exist. If there
-are several secrets, the first one is used.
+The secret comes from the configuration unless a --secret option names another
+source. Without --config and without a --secret option, this is
+./turnserver.toml, or /etc/turnserver/turnserver.toml if the former does not
+exist. If there are several secrets, the first one is used.
 
 Examples:
   turn-credential mint --user alice
@@ -39,10 +40,12 @@ Examples:
   turn-credential mint --secret-file /run/secrets/turn --format json";
 
 const VERIFY_HELP: &str = "\
-Exit code 0: valid. 1: not valid; the reason is on standard error. 2: usage error.
+Exit code 0: valid. 1: not valid; the reason is on standard error.
+2: usage error.
 
-The password is read from standard input unless --password-env names a variable. Every configured secret is tried, and
-static users of the configuration are checked, too.
+The password is read from standard input unless --password-env names a variable.
+Every configured secret is tried, and static users of the configuration are
+checked, too.
 
 Example:
   echo 'rchw+7XvnG7mN0BXm8xDnHNSHX0=' | turn-credential verify 1700000000:alice";
@@ -51,33 +54,33 @@ Example:
 pub(crate) struct Mint {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// The user of the credential; limits are counted per user. May contain colons
+    /// The user, for whom limits are counted; may contain colons
     #[arg(long, value_name = "NAME", value_parser = parse_user)]
     pub(crate) user: Option<String>,
-    /// The lifetime of the credential: seconds, or a number with s, m, h or d
+    /// The lifetime: seconds, or a number with s, m, h or d
     #[arg(long, value_name = "DURATION", default_value = "12h", value_parser = parse_ttl)]
     pub(crate) ttl: u64,
-    /// The name or address of the server in URLs. Default: `hostname` or an address from the configuration
+    /// The server in URLs; by default `hostname` or a configured address
     #[arg(long, value_name = "HOST", value_parser = parse_host)]
     pub(crate) host: Option<String>,
-    /// Output format
+    /// Format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Verify {
-    /// The username: EXPIRY:NAME, NAME:EXPIRY or EXPIRY (in Unix time), or a static user
+    /// EXPIRY:NAME, NAME:EXPIRY or EXPIRY (in Unix time), or a static user
     pub(crate) username: String,
     /// A password on the command line, which is rejected with an error that names the right source.
     #[arg(hide = true)]
     pub(crate) misplaced_password: Option<String>,
     #[command(flatten)]
     pub(crate) source: Source,
-    /// Read the password from standard input (the default)
+    /// Read the password from standard input (default)
     #[arg(long, conflicts_with = "password_env")]
     pub(crate) password_stdin: bool,
-    /// Read the password from this environment variable
+    /// Read the password from this variable
     #[arg(long, value_name = "VARIABLE")]
     pub(crate) password_env: Option<String>,
 }
@@ -88,10 +91,10 @@ pub(crate) struct Source {
     /// The configuration file of the server
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Read secrets from this regular file, one per line; empty lines and lines that start with # are ignored
+    /// Read secrets from this regular file, one per line; # starts a comment
     #[arg(long, value_name = "FILE", group = "secret_source")]
     pub(crate) secret_file: Option<PathBuf>,
-    /// Read secrets from standard input, in the format of --secret-file
+    /// Read secrets from standard input, one per line
     #[arg(long, group = "secret_source")]
     pub(crate) secret_stdin: bool,
     /// Read the secret from this environment variable
@@ -103,11 +106,11 @@ pub(crate) struct Source {
 pub(crate) enum Format {
     /// Human-readable lines
     Text,
-    /// An object with username, password, expires, expires_at and, if known, urls
+    /// An object with username, password, expiry and URLs
     Json,
     /// The argument of `new RTCPeerConnection(...)`
     IceServers,
-    /// Lines for `eval` in a shell: TURN_USERNAME, TURN_PASSWORD, TURN_EXPIRES and, if known, TURN_URLS
+    /// Lines for `eval` in a shell: TURN_USERNAME=… and others
     Env,
 }
 

@@ -1,5 +1,7 @@
 //! The configuration files and documents of the repository, and files on disk.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt;
 
 use crate::file::tests::make_pipe;
@@ -139,6 +141,17 @@ fn secrets_from_the_file_follow_those_in_the_configuration() {
 }
 
 #[test]
+fn a_relative_path_is_found_from_a_directory_whose_name_is_not_utf_8() {
+    let directory = Directory::new("not-utf-8");
+    let odd = OsStr::from_bytes(b"\xff");
+    fs::create_dir(directory.0.join(odd)).unwrap();
+    let odd = Directory(directory.0.join(odd));
+    odd.write("more", "fedcba9876543210\n", 0o640);
+    let path = odd.write("t.toml", "[auth]\nsecrets-file = \"more\"", 0o640);
+    assert_eq!(Config::load(&path).unwrap().auth.secrets.len(), 1);
+}
+
+#[test]
 fn a_world_readable_file_with_secrets_causes_one_warning() {
     let directory = Directory::new("modes");
     directory.write("more", "fedcba9876543210\n", 0o644);
@@ -193,6 +206,11 @@ fn a_configuration_file_that_cannot_be_read_is_one_error() {
     let absent = directory.0.join("absent.toml");
     let error = Config::load(&absent).unwrap_err().to_string();
     assert_eq!(error, format!("{}: cannot be read: file not found", absent.display()));
+    let link = directory.0.join("link.toml");
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    let error = Config::load(&link).unwrap_err().to_string();
+    let expected = "cannot be read: it is a symbolic link to `nowhere`, which does not exist";
+    assert_eq!(error, format!("{}: {expected}", link.display()));
     let binary = directory.write("binary.toml", b"realm = \"x\"\n\xc3\xa4\xff", 0o600);
     let error = Config::load(&binary).unwrap_err().to_string();
     assert_eq!(error, format!("{}:2:2: invalid UTF-8: save the file as UTF-8", binary.display()));
@@ -271,5 +289,5 @@ fn the_named_files_are_listed_except_credentials() {
     let config = Config::parse(text, "/etc/t.toml").unwrap();
     assert_eq!(config.files, [("tls.certificate", "/etc/a.pem".into()), ("tls.private-key", "/b.pem".into())]);
     let document = DeTable::parse("[auth]\nsecrets-file = \"$CREDENTIALS_DIRECTORY/secrets\"").unwrap();
-    assert_eq!(paths::files(document.get_ref(), "/etc/t.toml"), []);
+    assert_eq!(paths::files(document.get_ref(), Path::new("/etc")), []);
 }

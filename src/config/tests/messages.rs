@@ -36,6 +36,49 @@ fn an_unknown_key_without_a_similar_one_is_reported_with_the_valid_keys() {
     );
 }
 
+#[test]
+fn the_valid_keys_of_a_table_are_listed_once() {
+    assert_eq!(
+        errors(
+            "[peers]\nzzz = 1\nfrobnicate = 1\n[log]\nabcdefgh = 1\n[[auth.users]]\nx = 1\nname = \"a\"\npassword = \"b\"\n[[auth.users]]\nx = 1\nname = \"c\"\npassword = \"d\""
+        ),
+        [
+            "2:1: unknown key `zzz` in `[peers]`; valid keys are `allow` and `deny`",
+            "3:1: unknown key `frobnicate` in `[peers]`",
+            "5:1: unknown key `abcdefgh` in `[log]`; valid keys are `level` and `format`",
+            "7:1: unknown key `x` in `[[auth.users]]`; valid keys are `name` and `password`",
+            "11:1: unknown key `x` in `[[auth.users]]`",
+        ]
+    );
+}
+
+#[test]
+fn a_configuration_of_coturn_is_recognized_and_its_keys_are_translated() {
+    let header = "1:1: this is a configuration of coturn, but the server reads TOML with keys of its own: start with \
+                  the turnserver.toml that comes with it";
+    assert_eq!(
+        errors(
+            "# coturn\nlistening-port=3478\nfingerprint\nuse-auth-secret\nstatic-auth-secret=n33dle\n\
+                realm=turn.example.org\ndenied-peer-ip=10.0.0.0-10.255.255.255\ndenied-peer-ip=::1\n"
+        ),
+        [
+            header,
+            "2:1: `listening-port` is a key of coturn; use `listen.udp` and `listen.tcp`",
+            "3:1: `fingerprint` is a key of coturn without a counterpart: remove it",
+            "4:1: `use-auth-secret` is a key of coturn without a counterpart: remove it",
+            "5:1: `static-auth-secret` is a key of coturn; use `auth.secrets`",
+            "7:1: `denied-peer-ip` is a key of coturn; use `peers.deny`",
+        ]
+    );
+    // It is valid TOML.
+    assert_eq!(errors("min-port=49152\nmax-port=65535\n")[0], header);
+    assert_eq!(
+        error("static-auth-secret = \"x\""),
+        "1:1: unknown key `static-auth-secret` in the top level; `static-auth-secret` is a key of coturn; \
+         use `auth.secrets`"
+    );
+}
+
 const TLS: &str = "[tls]\ncertificate = \"c.pem\"\nprivate-key = \"k.pem\"\n";
 
 #[test]
@@ -143,7 +186,7 @@ fn columns_count_characters() {
         errors("peers = { allow = [\"é\", \"x\"] }\n[lgo]"),
         [
             "1:20: `peers.allow`: `é` is neither an address nor a prefix, for example \"192.0.2.7\" or \"10.0.0.0/8\"",
-            "1:25: `peers.allow`: `x` is neither an address nor a prefix, for example \"192.0.2.7\" or \"10.0.0.0/8\"",
+            "1:25: `peers.allow`: `x` is a name; use an IP address",
             "2:2: unknown key `lgo` in the top level; did you mean `log`?",
         ]
     );
@@ -156,6 +199,7 @@ fn one_syntax_error_is_reported_per_line() {
         [
             "1:9: not valid TOML: a value is missing here",
             "2:9: not valid TOML: key with no value, expected `=`",
+            "4:9: not valid TOML: the string has no closing quote",
             "5:8: not valid TOML: unclosed table, expected `]`",
         ]
     );
@@ -163,10 +207,39 @@ fn one_syntax_error_is_reported_per_line() {
         errors("realm = a b c\n[log]\nlevel = 'a\nlevel = info\n[log]\n"),
         [
             "1:9: not valid TOML: this is not a number, true or false; strings need quotes",
-            "3:11: not valid TOML: the string has no closing quote",
+            "3:9: not valid TOML: the string has no closing quote",
             "4:1: `level` is defined twice",
             "5:2: `log` is defined twice",
         ]
+    );
+}
+
+#[test]
+fn a_missing_quote_is_reported_at_its_string_without_its_consequences() {
+    let missing = |place: &str| format!("{place}: not valid TOML: the string has no closing quote");
+    for (text, place) in [
+        ("[auth]\nsecrets = [\"abc]\n", "2:12"),
+        ("[auth]\nsecrets = ['abc]\n", "2:12"),
+        ("[listen]\nudp = [\"[::]:3478]\n\n[relay]\nports = \"1-2\"\n", "2:8"),
+        ("[listen]\nudp = [\"[::]:3478, \"[::]:80\"]\n", "2:28"),
+        ("[relay]\nexternal = { \"10.0.0.5\" = \"192.0.2.1 }\n", "2:27"),
+        ("[relay]\nexternal = { \"10.0.0.5 = \"192.0.2.1\" }\n", "2:36"),
+        ("realm = \"\"\"abc\n", "1:9"),
+    ] {
+        assert_eq!(error(text), missing(place), "{text}");
+    }
+    // Other errors are still reported.
+    assert_eq!(
+        errors("realm = \"a\nhostname = turn.example.org\nworkers 3\n"),
+        [
+            missing("1:9"),
+            "2:12: not valid TOML: this is not a number, true or false; strings need quotes".to_owned(),
+            "3:9: not valid TOML: key with no value, expected `=`".to_owned(),
+        ]
+    );
+    assert_eq!(
+        error("[listen]\nudp = [\"[::]:3478\"\n[relay]\n"),
+        "3:1: not valid TOML: the list before this needs `,` or `]`"
     );
 }
 
@@ -323,13 +396,21 @@ fn a_hostname_that_is_not_a_host_is_reported_with_the_reason() {
 
 #[test]
 fn an_incomplete_listen_address_is_reported_with_a_complete_one() {
+    const ZONE: &str = "has a zone ID: a link-local address is reachable only from its own link; use another address";
     for (address, what) in [
         ("3478", "has no address; did you mean `[::]:3478`?"),
         (":5000", "has no address; did you mean `[::]:5000`?"),
         ("0.0.0.0", "has no port; did you mean `0.0.0.0:3478`?"),
         ("[2001:db8::1]", "has no port; did you mean `[2001:db8::1]:3478`?"),
         ("::", "has no port; did you mean `[::]:3478`?"),
-        ("localhost:3478", "is not an address with a port, for example \"[::]:3478\" or \"192.0.2.7:3478\""),
+        ("localhost:3478", "is a name; use an address: did you mean `127.0.0.1:3478` or `[::1]:3478`?"),
+        ("fe80::1%eth0", ZONE),
+        ("[fe80::1%eth0]:3478", ZONE),
+        (
+            "[2001:db8::1%2]:3478",
+            "has a zone ID, which only link-local addresses need; did you mean `[2001:db8::1]:3478`?",
+        ),
+        ("3478/udp", "is not an address with a port, for example \"[::]:3478\" or \"192.0.2.7:3478\""),
         ("224.0.0.1:3478", "is not a unicast address"),
         ("[::ffff:192.0.2.1]:3478", "is IPv4-mapped; use `192.0.2.1:3478`"),
     ] {
@@ -339,6 +420,20 @@ fn an_incomplete_listen_address_is_reported_with_a_complete_one() {
                 format!("2:8: `listen.{key}`: `{address}` {what}")
             );
         }
+    }
+}
+
+// RFC 8656 §19.
+#[test]
+fn a_tls_listener_without_a_port_is_reported_with_the_port_of_tls() {
+    for (address, what) in [
+        ("::", "has no port; did you mean `[::]:5349`?"),
+        ("192.0.2.7", "has no port; did you mean `192.0.2.7:5349`?"),
+        ("localhost", "is a name; use an address: did you mean `127.0.0.1:5349` or `[::1]:5349`?"),
+        ("x y", "is not an address with a port, for example \"[::]:5349\" or \"192.0.2.7:5349\""),
+    ] {
+        let text = format!("[listen]\ntls = [\"{address}\"]\n{TLS}");
+        assert_eq!(error(&text), format!("2:8: `listen.tls`: `{address}` {what}"));
     }
 }
 
@@ -362,10 +457,7 @@ fn conflicting_or_missing_listeners_are_an_error() {
         "3:7: `listen.udp` and `listen.tcp` are empty, so no client can reach the server: \
          omit one to use its default"
     );
-    assert_eq!(
-        error("[listen]\ntcp = []\nudp = [\"x\"]"),
-        "3:8: `listen.udp`: `x` is not an address with a port, for example \"[::]:3478\" or \"192.0.2.7:3478\""
-    );
+    assert_eq!(error("[listen]\ntcp = []\nudp = [\"x\"]"), "3:8: `listen.udp`: `x` is a name; use an IP address");
 }
 
 #[test]
@@ -379,7 +471,13 @@ fn a_relay_address_that_peers_cannot_reach_is_an_error() {
         ("fe80::1", "is link-local, so peers cannot reach it"),
         ("::ffff:192.0.2.1", "is IPv4-mapped; use `192.0.2.1`"),
         ("192.0.2.1:80", "has a port; did you mean `192.0.2.1`? Ports belong in `relay.ports`"),
-        ("example.org", "is not an IP address"),
+        ("example.org", "is a name; use an IP address"),
+        ("localhost", "is a name; use an address: did you mean `127.0.0.1` or `::1`?"),
+        (
+            "fe80::1%eth0",
+            "has a zone ID: a link-local address is reachable only from its own link; use another address",
+        ),
+        ("300.1.1.1", "is not an IP address"),
     ] {
         let expected = format!("2:14: `relay.addresses`: `{address}` {what}");
         assert_eq!(error(&format!("[relay]\naddresses = [\"{address}\"]")), expected);
@@ -404,7 +502,7 @@ fn a_contradictory_external_address_is_an_error() {
         [
             "2:1: `relay.external`: `10.0.0.1` and `2001:db8::1` are of different address families",
             "3:14: `relay.external`: `0.0.0.0` is the unspecified address; use a specific one",
-            "4:1: `relay.external`: `here` is not an IP address",
+            "4:1: `relay.external`: `here` is a name; use an IP address",
         ]
     );
     assert_eq!(
@@ -509,7 +607,8 @@ fn an_invalid_prefix_is_reported_with_a_valid_one() {
         ("10.0.0.1/8", "has bits set after the prefix; did you mean `10.0.0.0/8`?"),
         ("2001:db8::1/32", "has bits set after the prefix; did you mean `2001:db8::/32`?"),
         ("10.0.0.0/33", "is neither an address nor a prefix, for example \"192.0.2.7\" or \"10.0.0.0/8\""),
-        ("private", "is neither an address nor a prefix, for example \"192.0.2.7\" or \"10.0.0.0/8\""),
+        ("private", "is a name; use an IP address"),
+        ("10.0.0.0-10.0.0.9", "is a range; write it as one or more prefixes, for example \"10.0.0.0/8\""),
         ("::ffff:10.0.0.0/104", "is IPv4-mapped; use `10.0.0.0/8`"),
         ("::ffff:10.0.0.1", "is IPv4-mapped; use `10.0.0.1`"),
     ] {

@@ -81,7 +81,10 @@ pub(super) fn of_limited_reach(chosen: &[&Candidate<'_>], detected: bool) -> Vec
     if !loopback.is_empty() {
         let list = enumerate(&loopback);
         warnings.push(if detected {
-            format!("only programs on this machine can use the relay, because it has only loopback addresses: {list}")
+            format!(
+                "only programs on this machine can use the relay, because it has only loopback addresses: {list}. \
+                 Browsers do not use them, so a browser on this machine gathers no candidates"
+            )
         } else {
             format!("only programs on this machine can use the relay at its loopback address {list}")
         });

@@ -38,6 +38,15 @@ fn binding_with_unknown_attributes_is_420_that_lists_the_comprehension_required_
     assert_eq!(world.response_to(&tuple, &request).code(), None);
 }
 
+// RFC 3489 §11.1: a header with a transaction ID of 16 bytes and no magic cookie.
+#[test]
+fn a_binding_request_of_rfc_3489_is_dropped() {
+    let mut world = World::new();
+    let request = [&[0, 1, 0, 0][..], &[0x11; 16]].concat();
+    let tuple = world.client(1).tuple;
+    assert_eq!(world.dropped(&tuple, &request), DropReason::MalformedStun);
+}
+
 // The response must not be longer than the request.
 #[test]
 fn binding_with_a_thousand_unknown_attributes_gets_a_small_response() {
