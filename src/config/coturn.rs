@@ -1,4 +1,4 @@
-//! Recognizes the keys of coturn's `turnserver.conf`, which has the same name but another format.
+//! Recognizes the keys of coturn's `turnserver.conf`, which is easily taken for `turnserver.toml`.
 
 use std::ops::Range;
 

@@ -43,7 +43,7 @@ fn the_valid_keys_of_a_table_are_listed_once() {
             "[peers]\nzzz = 1\nfrobnicate = 1\n[log]\nabcdefgh = 1\n[[auth.users]]\nx = 1\nname = \"a\"\npassword = \"b\"\n[[auth.users]]\nx = 1\nname = \"c\"\npassword = \"d\""
         ),
         [
-            "2:1: unknown key `zzz` in `[peers]`; valid keys are `allow` and `deny`",
+            "2:1: unknown key `zzz` in `[peers]`; valid keys are `allow`, `deny` and `nat64-prefixes`",
             "3:1: unknown key `frobnicate` in `[peers]`",
             "5:1: unknown key `abcdefgh` in `[log]`; valid keys are `level` and `format`",
             "7:1: unknown key `x` in `[[auth.users]]`; valid keys are `name` and `password`",
