@@ -5,6 +5,9 @@
 #[path = "relay/client.rs"]
 mod client;
 #[cfg(test)]
+#[path = "relay/ports.rs"]
+mod ports;
+#[cfg(test)]
 mod support;
 
 #[cfg(test)]

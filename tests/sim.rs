@@ -85,7 +85,7 @@ const LIMITS: [Limit; 8] = [
 ];
 
 /// Situations that must occur and that no counter shows.
-const SITUATIONS: [&str; 17] = [
+const SITUATIONS: [&str; 16] = [
     "a claimed port",
     "a dual allocation",
     "a dual allocation without IPv4",
@@ -93,7 +93,6 @@ const SITUATIONS: [&str; 17] = [
     "a port claimed at another worker",
     "a reservation",
     "a channel whose permission has expired",
-    "an import of a port of another worker",
     "an imported allocation",
     "bytes credited to an allocation that has ended",
     "more than three routes",

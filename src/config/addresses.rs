@@ -127,14 +127,14 @@ fn listen_address(
     None
 }
 
-pub(super) fn relay(top: &Section<'_>, workers: usize, limits: &Limits, report: &mut Report<'_>) -> Relay {
+pub(super) fn relay(top: &Section<'_>, limits: &Limits, report: &mut Report<'_>) -> Relay {
     let default = Relay::default();
     let Some(section) = top.section("relay", &schema::RELAY, report) else { return default };
     let addresses = relay_addresses(&section, report).unwrap_or(default.addresses);
     let external = external(&section, &addresses, report);
     let ports = match port_range(&section, report) {
         Some(ports) => {
-            check_port_range(&section.span("ports"), &ports, workers, report);
+            check_port_range(&section.span("ports"), &ports, report);
             ports
         }
         None => default.ports,
@@ -280,14 +280,7 @@ fn port_range(section: &Section<'_>, report: &mut Report<'_>) -> Option<RangeInc
     Some(first..=last)
 }
 
-fn check_port_range(span: &Range<usize>, ports: &RangeInclusive<u16>, workers: usize, report: &mut Report<'_>) {
-    let count = count(ports);
-    if (workers as u64) > count {
-        report.error(
-            span,
-            format!("`relay.ports` has only {count} ports for {workers} `workers`; use at least two ports per worker"),
-        );
-    }
+fn check_port_range(span: &Range<usize>, ports: &RangeInclusive<u16>, report: &mut Report<'_>) {
     if *ports.start() < 1024 {
         report.warn(
             span,

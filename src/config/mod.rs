@@ -481,7 +481,7 @@ impl Config {
         let workers = general::workers(&top, report);
         let listen = addresses::listen(&top, report);
         let limits = general::limits(&top, report);
-        let relay = addresses::relay(&top, workers, &limits, report);
+        let relay = addresses::relay(&top, &limits, report);
         addresses::warn_of_port_overlap(&top, &listen, &relay, report);
         let alternate = alternate::alternate(&top, &listen, report);
         Self {

@@ -7,7 +7,9 @@ use super::alternate::alternate;
 use crate::auth::{Authenticator, NonceMint, Secret};
 use crate::config::{self, Config};
 use crate::net::tls::Acceptor;
-use crate::turn::{self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, UserRates};
+use crate::turn::{
+    self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, RelayAddresses, UserRates,
+};
 use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
 
 /// The parts of a snapshot that are not in the configuration file.
@@ -18,6 +20,8 @@ pub(super) struct SnapshotInputs<'a> {
     pub(super) nonce_key: [u8; 32],
     /// The addresses of this machine, including its outside addresses behind 1:1 NAT.
     pub(super) own_addresses: Vec<IpAddr>,
+    /// The relay addresses with the tables of their ports.
+    pub(super) relays: RelayAddresses,
     /// The limit on connections, which the limit of open files may have reduced.
     pub(super) connections: u32,
     /// Serves TLS handshakes.
@@ -26,7 +30,7 @@ pub(super) struct SnapshotInputs<'a> {
 
 /// Builds the snapshot of a configuration.
 pub(super) fn snapshot(config: &Config, inputs: SnapshotInputs<'_>) -> Snapshot {
-    let SnapshotInputs { generated_secret, nonce_key, own_addresses, connections, tls } = inputs;
+    let SnapshotInputs { generated_secret, nonce_key, own_addresses, relays, connections, tls } = inputs;
     let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
     let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
     let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
@@ -37,6 +41,7 @@ pub(super) fn snapshot(config: &Config, inputs: SnapshotInputs<'_>) -> Snapshot 
         nonces: nonces.with_features(authenticator.features()),
         authenticator,
         policy: policy(config, own_addresses),
+        relays,
         limits: limits(config),
         alternate: alternate(&config.alternate),
         compat: Compat {

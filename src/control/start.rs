@@ -22,7 +22,7 @@ use crate::config::{Config, RelayAddresses};
 use crate::net::{interfaces, limits};
 use crate::setting::{ADDRESS_SPACE, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator};
 use crate::transport::Endpoint;
-use crate::turn::{self, Ledger, RelayRange};
+use crate::turn::{self, Ledger};
 use crate::worker::{self, Handle, Plan, Snapshot, Statistics};
 
 /// Why the server does not start. Each message is one line with advice.
@@ -96,20 +96,20 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
         generated_secret: generated_secret.as_ref(),
         nonce_key: random_key()?,
         own_addresses: own_addresses(config, &choice)?,
+        relays: relay_addresses(config, &choice),
         connections,
         tls: acceptor,
     };
     let snapshot = Arc::new(snapshot(config, inputs));
-    let addresses = choice.addresses.iter().map(|relay| (relay.bind, relay.advertised));
-    let ledger = Arc::new(Ledger::new(addresses, &config.relay.ports, connections, [random_key()?, random_key()?]));
+    let room = config.relay.ports.len() * choice.addresses.len();
+    let ledger = Arc::new(Ledger::new(room, connections, [random_key()?, random_key()?]));
     let (mut plans, mut controls) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
-    for index in 0..workers {
+    for _ in 0..workers {
         let (handle, mailbox) = worker::mailbox();
         let statistics = Arc::<Statistics>::default();
         controls.push(WorkerControl { handle, statistics: Arc::clone(&statistics) });
         plans.push(Plan {
             listeners: listeners.for_next_worker()?,
-            relays: relay_ranges(config, &choice, workers, index),
             snapshot: Arc::clone(&snapshot),
             ledger: Arc::clone(&ledger),
             statistics,
@@ -183,24 +183,19 @@ fn own_addresses(config: &Config, choice: &Choice) -> Result<Vec<IpAddr>, Addres
     Ok(addresses.collect())
 }
 
-/// Returns the number of workers, which the number of relay ports limits.
+/// Returns the number of workers.
 fn worker_count(config: &Config) -> usize {
-    let wanted = match config.workers {
+    match config.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         wanted => wanted,
-    };
-    // Every slice except the first begins at an even port (`slice_of`), so a slice of fewer than two ports could be
-    // empty.
-    wanted.min(config.relay.ports.len() / 2).max(1)
+    }
 }
 
-/// Returns the relay addresses with the ports of one worker.
-fn relay_ranges(config: &Config, choice: &Choice, workers: usize, index: usize) -> Vec<RelayRange> {
-    let ports = turn::slice_of(&config.relay.ports, workers, index);
-    let relays = choice.addresses.iter().zip(std::iter::repeat(ports)).filter_map(|(relay, ports)| {
-        Some(RelayRange { bind: relay.bind, advertised: relay.advertised, ports: ports? })
-    });
-    relays.collect()
+/// Returns the relay addresses with their ports.
+fn relay_addresses(config: &Config, choice: &Choice) -> turn::RelayAddresses {
+    let address =
+        |relay: &addresses::RelayAddress| turn::RelayAddress::new(relay.bind, relay.advertised, &config.relay.ports);
+    choice.addresses.iter().map(|relay| Arc::new(address(relay))).collect()
 }
 
 /// Returns advice about an error of a worker, as the end of the message.

@@ -14,7 +14,6 @@ use super::protocol::channel_data::{self, Framing, HEADROOM};
 use super::protocol::icmp;
 use super::protocol::request_method::RequestMethod;
 use super::server::Server;
-use super::shared::ledger::Ledger;
 use super::shared::policy::Denial;
 use super::shared::quota::Direction;
 use super::shared::snapshot::Snapshot;
@@ -122,7 +121,7 @@ impl Server {
         let Some((index, _)) = allocation.relays.of_family(AddressFamily::from(&peer), now) else {
             return FromClient::Drop(DropReason::ChannelNotBound);
         };
-        let Ok(peer) = bound_peer_allowed(&self.snapshot, &self.ledger, peer) else {
+        let Ok(peer) = bound_peer_allowed(&self.snapshot, peer) else {
             return FromClient::Drop(DropReason::PeerForbidden);
         };
         let socket = id.socket(index);
@@ -172,9 +171,9 @@ impl Server {
         source: SocketAddr,
         tos: u8,
     ) -> Result<PeerRoute, DropReason> {
-        let (snapshot, ledger) = (&self.snapshot, &self.ledger);
+        let snapshot = &self.snapshot;
         let allocation = self.table.find_by_socket(socket, now).ok_or(DropReason::AllocationEnded)?;
-        let peer = ledger.live.advertised(source);
+        let peer = snapshot.relays.advertised(source);
         if !allocation.permissions.allows(peer.ip(), now) {
             return Err(DropReason::NoPermission);
         }
@@ -183,9 +182,9 @@ impl Server {
         let (allowed, framing) = match allocation.channels.number(peer, now) {
             Some(number) => {
                 let padded = tuple.transport.is_framed();
-                (bound_peer_allowed(snapshot, ledger, peer), Framing::Channel { number, padded })
+                (bound_peer_allowed(snapshot, peer), Framing::Channel { number, padded })
             }
-            None => (snapshot.policy.peer_allowed(&ledger.live, peer), Framing::Indication(peer)),
+            None => (snapshot.policy.peer_allowed(&snapshot.relays, peer), Framing::Indication(peer)),
         };
         allowed.map_err(|_| DropReason::PeerForbidden)?;
         Ok(PeerRoute { tuple, framing, tos: tuple.transport.relayed_tos(tos) })
@@ -251,7 +250,7 @@ impl Server {
     ) -> Result<IcmpIndication, DropReason> {
         let attribute = icmp::attribute(peer, error).ok_or(DropReason::IcmpType)?;
         let allocation = self.table.find_by_socket(socket, cx.now).ok_or(DropReason::AllocationEnded)?;
-        let peer = self.ledger.live.advertised(peer);
+        let peer = self.snapshot.relays.advertised(peer);
         if !allocation.permissions.allows(peer.ip(), cx.now) {
             return Err(DropReason::NoPermission);
         }
@@ -301,8 +300,9 @@ fn moved(route: &ToPeer, by: usize) -> ToPeer {
 /// Checks whether data may be relayed between a client and a peer with a bound channel. The policy has allowed the
 /// binding, and a new policy removes the channels that it denies. Only relayed transport addresses of this server are
 /// checked again, because they may have ended.
-fn bound_peer_allowed(snapshot: &Snapshot, ledger: &Ledger, peer: SocketAddr) -> Result<SocketAddr, Denial> {
-    if ledger.live.is_relay_address(peer.ip()) { snapshot.policy.peer_allowed(&ledger.live, peer) } else { Ok(peer) }
+fn bound_peer_allowed(snapshot: &Snapshot, peer: SocketAddr) -> Result<SocketAddr, Denial> {
+    let Snapshot { relays, policy, .. } = snapshot;
+    if relays.is_relay_address(peer.ip()) { policy.peer_allowed(relays, peer) } else { Ok(peer) }
 }
 
 /// Whether a response can be sent to this address.

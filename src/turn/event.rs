@@ -195,6 +195,8 @@ pub enum EndReason {
     ServerStopped,
     /// A new configuration does not accept the credentials that created it.
     CredentialsRevoked,
+    /// The server does not have its relay address any more.
+    RelayAddressGone,
     /// The operator ended it.
     EndedByOperator,
 }
@@ -207,6 +209,7 @@ impl fmt::Display for EndReason {
             Self::ConnectionClosed => "the connection was closed",
             Self::ServerStopped => "the server stopped",
             Self::CredentialsRevoked => "the credentials were revoked",
+            Self::RelayAddressGone => "the relay address has gone",
             Self::EndedByOperator => "ended by the operator",
         })
     }

@@ -76,12 +76,12 @@ limits! {
     /// Every relay port is taken.
     RelayPorts = "relay-ports", setting::RELAY_PORTS,
         "Insufficient Capacity: relay ports",
-        "allocation rejected": "no relay port is free: widen the range";
+        "allocation rejected": "no relay port of the server is free: widen the range";
     /// Every relay port is taken, some of them by other programs.
     PortsInUse = "ports-in-use", setting::RELAY_PORTS,
         "Insufficient Capacity: relay ports",
-        "allocation rejected": "no relay port is free, and other programs use some of them: give this server a range \
-         of its own; ports in use are retried after a minute";
+        "allocation rejected": "no relay port of the server is free, and other programs use some of them: give this \
+         server a range of its own; ports in use are retried after a minute";
     /// The kernel cannot open a relay socket.
     Sockets = "sockets", setting::OPEN_FILES,
         "Insufficient Capacity: sockets",

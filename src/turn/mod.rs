@@ -39,15 +39,13 @@ pub use protocol::rejection::RejectionCode;
 pub use protocol::request_method::RequestMethod;
 pub use rate::Rate;
 pub use record::{AllocationRecord, Epoch, ImportError, RelayRecord};
-pub use server::{RelayRange, Server};
+pub use server::Server;
 pub use shared::alternate::{Alternate, RedirectWhen};
 pub use shared::ledger::Ledger;
-pub use shared::live_relays::LiveRelays;
 pub use shared::policy::{Denial, PeerPolicy};
 pub use shared::quota::{Direction, Quota, QuotaExceeded, Ticket, UserRates};
-pub use shared::reservations::Reservations;
+pub use shared::relay_address::{RelayAddress, RelayAddresses};
 pub use shared::snapshot::{Compat, IcmpIndications, Limits, Snapshot};
-pub use tables::ports::slice_of;
 pub use time::{Deadline, Instant};
 
 pub use crate::transport::Transport;

@@ -10,7 +10,8 @@ use super::contract::{Action, AllocationId};
 use super::event::{EndReason, Event};
 use super::server::Server;
 use super::shared::snapshot::{Limits, Snapshot};
-use super::tables::allocation::Allocation;
+use super::tables::allocation::{Allocation, State};
+use super::tables::relays::{Relay, SocketState};
 use super::tables::response_limit::ResponseLimit;
 use super::time::Instant;
 use crate::auth::IdentityCache;
@@ -56,6 +57,8 @@ impl Review {
 
 impl Server {
     /// Replaces the configuration. [`review`](Self::review) then revokes what the new one does not allow.
+    ///
+    /// New allocations use its relay addresses at once, and reservations on relay addresses that it does not have end.
     pub fn reconfigure(&mut self, snapshot: Arc<Snapshot>) {
         if snapshot.limits.unverified_responses != self.snapshot.limits.unverified_responses {
             self.responses = ResponseLimit::new(snapshot.limits.unverified_responses);
@@ -64,6 +67,7 @@ impl Server {
         self.identity_cache = IdentityCache::new();
         self.review.begin(&snapshot.limits);
         self.snapshot = snapshot;
+        self.unreserve_gone();
     }
 
     /// Returns the configuration.
@@ -74,7 +78,8 @@ impl Server {
 
     /// Reviews up to `most` allocations after [`reconfigure`](Self::reconfigure), and returns whether there are more.
     ///
-    /// An allocation whose credentials are no longer valid ends. Permissions and channels whose peers the policy now
+    /// An allocation ends if its credentials are no longer valid, or if the server does not have its relay address any
+    /// more. Permissions and channels whose peers the policy now
     /// denies are removed, and so are channels whose numbers are no longer accepted.
     pub fn review(&mut self, now: Instant, most: usize) -> bool {
         let Some(next) = self.review.next else { return false };
@@ -86,6 +91,23 @@ impl Server {
         self.review.next.is_some()
     }
 
+    /// Ends the relayed transport addresses of an allocation that are on a relay address that has gone.
+    fn end_gone_relays(&mut self, id: AllocationId, now: Instant) {
+        let snapshot = Arc::clone(&self.snapshot);
+        let gone = |relay: &&Relay| relay.socket != SocketState::Closed && !snapshot.relays.contains(&relay.address);
+        loop {
+            let Some(allocation) = self.table.get(id) else { return };
+            let opening = matches!(allocation.state, State::Opening(_));
+            let Some(family) = allocation.relays.iter().find(gone).map(Relay::family) else { return };
+            if opening {
+                // The client sends its request again and gets another address.
+                self.end(id, now, EndReason::RelayAddressGone);
+            } else {
+                self.end_relay(id, family, now, EndReason::RelayAddressGone);
+            }
+        }
+    }
+
     /// Applies the configuration to one allocation.
     pub(crate) fn review_one(&mut self, id: AllocationId, now: Instant) {
         let snapshot = Arc::clone(&self.snapshot);
@@ -93,17 +115,17 @@ impl Server {
         if !snapshot.authenticator.accepts(&allocation.identity) {
             return self.end(id, now, EndReason::CredentialsRevoked);
         }
+        self.end_gone_relays(id, now);
         self.remove_expired(id, now);
         let Some(allocation) = self.table.get_mut(id) else { return };
-        let (live, policy) = (&self.ledger.live, &snapshot.policy);
+        let (relays, policy) = (&snapshot.relays, &snapshot.policy);
         let before = allocation.permissions.len();
-        allocation.permissions.retain(|address, _| policy.permission_allowed(live, address).is_ok());
+        allocation.permissions.retain(|address, _| policy.permission_allowed(relays, address).is_ok());
         let permissions = before - allocation.permissions.len();
-        let ledger = Arc::clone(&self.ledger);
         let channels = self.retain_channels(id, now, |_, channel| {
             let peer = channel.peer;
             // If the peer is at a relay address of this server, its port is checked when data is relayed.
-            let allowed = policy.permission_allowed(&ledger.live, peer.ip()).is_ok();
+            let allowed = policy.permission_allowed(relays, peer.ip()).is_ok();
             allowed && snapshot.compat.channels.contains(channel.number)
         });
         if permissions + channels == 0 {

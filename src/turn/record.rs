@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::contract::{AllocationId, FiveTuple, SocketKind, SocketSpec};
 use super::event::Traffic;
 use super::server::Server;
+use super::shared::relay_address::RelayAddress;
 use super::shared::reservations::Token;
 use super::tables::allocation::{Allocation, IcmpBudget, Meter, State};
 use super::tables::channels::Channels;
@@ -93,8 +95,8 @@ pub enum ImportError {
     /// It has several relayed transport addresses of one address family.
     #[error("the allocation has several relayed transport addresses of one address family")]
     Relays,
-    /// The relay address or port does not belong to this worker, or is in use.
-    #[error("the relay address {0} does not belong to this worker, or its port is in use")]
+    /// The server does not have the relay address, or the port is in use.
+    #[error("{0} is not on a relay address of this server, or its port is in use")]
     Port(SocketAddr),
     /// The number of allocations in the process has reached its maximum.
     #[error("the process has reached its maximum number of allocations")]
@@ -131,14 +133,14 @@ impl Server {
         }
         // Limits apply to new allocations only.
         let ticket = self.ledger.quota.admit(identity.user(), 0, 0).map_err(|_| ImportError::Quota)?;
-        self.take_ports(&live)?;
+        let addresses = self.take_ports(&live)?;
         let mut relays = Relays::default();
         let mut sockets = Vec::new();
-        for relay in live {
-            let deadline = epoch.deadline(relay.expires);
-            let index = relays.set(Relay::new(relay.bind, relay.advertised, deadline, SocketState::Open));
-            sockets.push((index, relay.bind));
-            self.ledger.live.set(relay.bind, true);
+        for (address, RelayRecord { bind, expires, .. }) in addresses.into_iter().zip(live) {
+            let (bind, deadline) = (*bind, epoch.deadline(*expires));
+            address.set_live(bind.port(), true);
+            let index = relays.set(Relay::new(address, bind.port(), deadline, SocketState::Open));
+            sockets.push((index, bind));
         }
         let id = self.insert_imported(epoch, record, identity, relays, ticket);
         // The configuration of this process may deny peers of the imported allocation.
@@ -150,15 +152,19 @@ impl Server {
     }
 
     /// Takes the ports of all addresses, or none.
-    fn take_ports(&mut self, relays: &[&RelayRecord]) -> Result<(), ImportError> {
-        for (at, relay) in relays.iter().enumerate() {
-            let taken = self.pool_of(relay.bind).is_some_and(|pool| pool.take_exactly(relay.bind.port()));
-            if !taken {
-                relays.iter().take(at).for_each(|relay| self.release_port(relay.bind));
-                return Err(ImportError::Port(relay.bind));
+    fn take_ports(&self, relays: &[&RelayRecord]) -> Result<Vec<Arc<RelayAddress>>, ImportError> {
+        let mut taken = Vec::new();
+        for RelayRecord { bind, .. } in relays {
+            let address = self.snapshot.relays.bound_to(bind.ip());
+            match address.filter(|address| address.ports.take_exactly(bind.port())) {
+                Some(address) => taken.push(Arc::clone(address)),
+                None => {
+                    taken.iter().zip(relays).for_each(|(address, relay)| address.ports.release(relay.bind.port()));
+                    return Err(ImportError::Port(*bind));
+                }
             }
         }
-        Ok(())
+        Ok(taken)
     }
 
     fn insert_imported(

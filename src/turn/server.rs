@@ -1,19 +1,19 @@
 //! The TURN server of one worker: its state, its sockets and the expiry of allocations.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::contract::{Action, AllocationId, FiveTuple, SocketId};
+use super::contract::{Action, AllocationId, FiveTuple, OpenError, SocketId};
 use super::event::{AllocationSummary, EndReason, Event};
 use super::protocol::framing::{self, Frame};
 use super::reconfigure::Review;
 use super::shared::ledger::Ledger;
+use super::shared::ports::PortPreference;
+use super::shared::relay_address::RelayAddress;
 use super::shared::reservations::Token;
 use super::shared::snapshot::Snapshot;
-use super::tables::allocation::State;
-use super::tables::ports::{PortPool, PortPreference};
+use super::tables::allocation::{Allocation, State};
 use super::tables::relays::{Relay, SocketState};
 use super::tables::response_limit::ResponseLimit;
 use super::tables::table::Table;
@@ -21,33 +21,25 @@ use super::time::{Deadline, Instant};
 use crate::auth::IdentityCache;
 use crate::stun::attribute::AddressFamily;
 
-/// A relay address and those of its ports that a worker may use.
-#[derive(Clone, Debug)]
-pub struct RelayRange {
-    /// The address that relay sockets are bound to.
-    pub bind: IpAddr,
-    /// The advertised address: what clients and peers use.
-    pub advertised: IpAddr,
-    /// Ports that no other worker uses.
-    pub ports: RangeInclusive<u16>,
-}
+/// The number of allocations that every table has room for.
+const SMALLEST_TABLE: usize = 1024;
+
+/// A port that this worker holds: the address to which the socket is bound, and the relay address with the port.
+type HeldPort = (SocketAddr, Arc<RelayAddress>);
 
 /// The TURN server of one worker.
 #[derive(Debug)]
 pub struct Server {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) ledger: Arc<Ledger>,
-    pub(crate) relays: Vec<RelayRange>,
-    /// In the order of `relays`.
-    pub(crate) pools: Vec<PortPool>,
     pub(crate) table: Table,
     pub(crate) actions: VecDeque<Action>,
-    /// The number of relay sockets that the shell must close and has not reported closed.
-    closing: usize,
-    /// The reservations of this worker in the order in which they expire. Some may have been claimed.
-    pub(crate) reserved: VecDeque<(Deadline, Token, SocketAddr)>,
-    /// The number of ports of other workers that this worker has claimed with reservation tokens.
-    pub(crate) borrowed: usize,
+    /// The ports of the relay sockets that the shell must close and has not reported closed.
+    closing: VecDeque<HeldPort>,
+    /// The ports of the relay sockets that the shell opens for allocations that have ended.
+    abandoned: Vec<HeldPort>,
+    /// The reservations that this worker has made, in the order in which they expire. Some may have been claimed.
+    pub(crate) reserved: VecDeque<(Deadline, Token, Arc<RelayAddress>)>,
     pub(crate) responses: ResponseLimit,
     pub(crate) identity_cache: IdentityCache,
     pub(crate) review: Review,
@@ -56,23 +48,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Creates a server without allocations. `relays` are the relay addresses with the ports of this worker.
+    /// Creates a server without allocations.
     #[must_use]
-    pub fn new(snapshot: Arc<Snapshot>, ledger: Arc<Ledger>, relays: Vec<RelayRange>) -> Self {
-        let pools = relays.iter().map(|relay| PortPool::new(relay.ports.clone())).collect();
-        let ports = relays.iter().map(|relay| relay.ports.len()).sum();
+    pub fn new(snapshot: Arc<Snapshot>, ledger: Arc<Ledger>) -> Self {
         Self {
             responses: ResponseLimit::new(snapshot.limits.unverified_responses),
             review: Review::new(&snapshot.limits),
+            // Relay addresses may be added later.
+            table: Table::new(snapshot.relays.port_count().max(SMALLEST_TABLE)),
             snapshot,
             ledger,
-            relays,
-            pools,
-            table: Table::new(ports),
             actions: VecDeque::new(),
-            closing: 0,
+            closing: VecDeque::new(),
+            abandoned: Vec::new(),
             reserved: VecDeque::new(),
-            borrowed: 0,
             identity_cache: IdentityCache::new(),
             routes: 0,
         }
@@ -102,10 +91,9 @@ impl Server {
         while let Some(id) = self.table.pop_due(now) {
             self.expire(id, now);
         }
-        while let Some((_, token, bind)) = self.reserved.pop_front_if(|(deadline, ..)| deadline.has_passed(now)) {
-            self.unreserve(token, bind);
+        while let Some((_, token, address)) = self.reserved.pop_front_if(|(deadline, ..)| deadline.has_passed(now)) {
+            self.unreserve(token, &address);
         }
-        (0..self.pools.len()).for_each(|at| self.collect_returned(at));
     }
 
     fn expire(&mut self, id: AllocationId, now: Instant) {
@@ -129,8 +117,8 @@ impl Server {
         while let Some(id) = self.table.any() {
             self.end(id, now, EndReason::ServerStopped);
         }
-        while let Some((_, token, bind)) = self.reserved.pop_front() {
-            self.unreserve(token, bind);
+        while let Some((_, token, address)) = self.reserved.pop_front() {
+            self.unreserve(token, &address);
         }
     }
 
@@ -142,9 +130,11 @@ impl Server {
 
     /// Reports that a relay socket is closed, so that its port can be bound again.
     pub fn socket_closed(&mut self, bind: SocketAddr) {
-        debug_assert!(self.closing > 0, "a socket is reported closed once");
-        self.closing = self.closing.saturating_sub(1);
-        self.release_port(bind);
+        let at = self.closing.iter().position(|(closing, _)| *closing == bind);
+        debug_assert!(at.is_some(), "a socket is reported closed once");
+        if let Some((_, address)) = at.and_then(|at| self.closing.remove(at)) {
+            address.ports.release(bind.port());
+        }
     }
 
     /// Returns the number of allocations of this worker, including those whose relay socket is being opened.
@@ -170,9 +160,12 @@ impl Server {
         let Some(allocation) = self.table.remove(id) else { return };
         for (index, relay) in allocation.relays.indexed() {
             match (relay.socket, &allocation.state) {
-                (SocketState::Open, _) => self.close(id.socket(index), relay),
+                (SocketState::Open, _) => self.close(id.socket(index), relay, now),
                 // The shell has not reported on this socket yet, so only the reserved next port is released here.
-                (SocketState::Opening, State::Opening(opening)) => self.release_next(opening.preference, relay.bind()),
+                (SocketState::Opening, State::Opening(opening)) => {
+                    release_next(opening.preference, &relay.address, relay.port);
+                    self.abandoned.push((relay.bind(), Arc::clone(&relay.address)));
+                }
                 _ => {}
             }
         }
@@ -200,73 +193,62 @@ impl Server {
         let found = allocation.relays.indexed().find(|(_, relay)| relay.family() == family).map(|(index, _)| index);
         if let Some((index, relay)) = found.and_then(|index| Some((index, allocation.relays.at_mut(index)?))) {
             relay.socket = SocketState::Closed;
-            let relay = *relay;
+            let relay = relay.clone();
             self.remove_expired(id, now);
-            self.close(id.socket(index), &relay);
+            self.close(id.socket(index), &relay, now);
         }
         self.table.reschedule(id);
     }
 
-    fn close(&mut self, socket: SocketId, relay: &Relay) {
-        self.ledger.live.set(relay.bind(), false);
-        self.closing += 1;
-        self.actions.push_back(Action::Close { socket, bind: relay.bind() });
+    fn close(&mut self, socket: SocketId, relay: &Relay, now: Instant) {
+        let bind = relay.bind();
+        relay.address.set_live(relay.port, false);
+        relay.address.ports.rest(relay.port, now);
+        self.closing.push_back((bind, Arc::clone(&relay.address)));
+        self.actions.push_back(Action::Close { socket, bind });
     }
 
-    /// Releases the port of a socket that is closed or was not opened.
-    pub(crate) fn release_port(&mut self, bind: SocketAddr) {
-        match self.pool_of(bind) {
-            Some(pool) => pool.release(bind.port()),
-            None => self.return_borrowed(bind),
+    /// Handles the result of opening a socket for an allocation that has ended. The shell closes the socket if it is
+    /// open.
+    pub(crate) fn abandoned_socket(&mut self, bind: SocketAddr, result: Result<(), OpenError>, now: Instant) {
+        let at = self.abandoned.iter().position(|(abandoned, _)| *abandoned == bind);
+        debug_assert!(at.is_some(), "a result is reported once");
+        let Some(at) = at else { return };
+        let (_, address) = self.abandoned.swap_remove(at);
+        match result {
+            Ok(()) => self.closing.push_back((bind, address)),
+            Err(error) => give_back(&address, bind.port(), error, now),
         }
     }
 
-    /// Sets aside a port that another program uses.
-    pub(crate) fn set_aside(&mut self, bind: SocketAddr, now: Instant) {
-        match self.pool_of(bind) {
-            Some(pool) => pool.set_aside(bind.port(), now),
-            None => self.return_borrowed(bind),
+    /// Ends a reservation, unless it has been claimed.
+    fn unreserve(&mut self, token: Token, address: &RelayAddress) {
+        if address.reservations.claim(token, &self.ledger.quota).is_some() {
+            address.ports.release(token.port());
         }
     }
 
-    fn return_borrowed(&mut self, bind: SocketAddr) {
-        debug_assert!(self.borrowed > 0, "a port of another worker was claimed");
-        self.borrowed = self.borrowed.saturating_sub(1);
-        self.ledger.reservations.return_port(bind);
-    }
-
-    /// Releases the next higher port of an even port, if the request reserves it.
-    pub(crate) fn release_next(&mut self, preference: PortPreference, even: SocketAddr) {
-        let next = SocketAddr::new(even.ip(), even.port() | 1);
-        if let (PortPreference::EvenAndNext, Some(pool)) = (preference, self.pool_of(next)) {
-            pool.release_reserved(next.port());
+    /// Ends the reservations on relay addresses that have gone.
+    pub(crate) fn unreserve_gone(&mut self) {
+        for (deadline, token, address) in std::mem::take(&mut self.reserved) {
+            if self.snapshot.relays.contains(&address) {
+                self.reserved.push_back((deadline, token, address));
+            } else {
+                self.unreserve(token, &address);
+            }
         }
     }
 
-    /// Ends a reservation of this worker, unless it has been claimed.
-    pub(crate) fn unreserve(&mut self, token: Token, bind: SocketAddr) {
-        let Some(_ticket) = self.ledger.reservations.claim(token, &self.ledger.quota) else { return };
-        if let Some(pool) = self.pool_of(bind) {
-            pool.release_reserved(bind.port());
-        }
-    }
-
-    /// Takes back the ports of one relay address that other workers have returned.
-    pub(crate) fn collect_returned(&mut self, at: usize) {
-        if let (Some(relay), Some(pool)) = (self.relays.get(at), self.pools.get_mut(at)) {
-            self.ledger.reservations.collect(relay.bind, &relay.ports, |port| pool.release_reserved(port));
-        }
-    }
-
-    /// Returns the pool of a port if it is one of this worker's.
-    pub(crate) fn pool_of(&mut self, bind: SocketAddr) -> Option<&mut PortPool> {
-        let at = self.relays.iter().position(|relay| relay.bind == bind.ip())?;
-        self.pools.get_mut(at).filter(|pool| pool.owns(bind.port()))
-    }
-
-    /// Counts a socket that the shell has opened for an allocation that has ended.
-    pub(crate) fn count_abandoned(&mut self) {
-        self.closing += 1;
+    /// Returns the number of ports that this worker holds for its allocations. The ports of reservations are not
+    /// included. For tests.
+    #[must_use]
+    pub fn held_ports(&self) -> usize {
+        let of = |allocation: &Allocation| {
+            let relays = allocation.relays.iter().filter(|relay| relay.socket != SocketState::Closed).count();
+            let pair = matches!(&allocation.state, State::Opening(opening) if opening.preference == PortPreference::EvenAndNext);
+            relays * if pair { 2 } else { 1 }
+        };
+        self.table.iter().map(of).sum::<usize>() + self.closing.len() + self.abandoned.len()
     }
 
     /// Panics unless the tables are consistent. For tests, after every step.
@@ -280,32 +262,40 @@ impl Server {
         let channels = self.table.iter().flat_map(|allocation| allocation.channels.iter());
         let routes = channels.filter(|channel| channel.route().is_some()).count();
         assert_eq!(self.routes, routes, "every route is counted");
-        let mut open = 0;
+        let mut requested = self.abandoned.len();
         for allocation in self.table.iter() {
             self.review.check_caps(allocation);
-            for relay in allocation.relays.iter().filter(|relay| relay.socket == SocketState::Open) {
-                open += 1;
-                let live = self.ledger.live.live(relay.advertised());
-                assert!(live.is_some(), "an open relayed transport address is live");
-                let at = self.relays.iter().position(|known| known.bind == relay.bind().ip());
-                let pool = at.and_then(|at| self.pools.get(at)).expect("it is on one of the relay addresses");
-                let port = relay.bind().port();
-                assert!(pool.is_taken(port) || !pool.owns(port), "a port in use is not in the pool");
+            for Relay { address, port, socket, .. } in allocation.relays.iter() {
+                let live = self.snapshot.relays.live(SocketAddr::new(address.advertised(), *port));
+                match socket {
+                    SocketState::Opening => requested += 1,
+                    SocketState::Open if !self.snapshot.relays.contains(address) => {
+                        assert!(self.review.is_pending(), "a relay address that has gone has no allocation");
+                    }
+                    SocketState::Open => assert!(live.is_some(), "an open relayed transport address is live"),
+                    SocketState::Closed => continue,
+                }
+                assert!(address.ports.is_taken(*port), "the port of a relayed transport address is taken");
             }
         }
-        let taken: usize = self.pools.iter().map(PortPool::taken).sum();
-        assert_eq!(taken + self.borrowed, open + opening + self.closing, "no port is leaked");
+        for (bind, address) in self.closing.iter().chain(&self.abandoned) {
+            assert!(address.ports.is_taken(bind.port()), "the port of a socket is taken until the socket is closed");
+        }
+        assert_eq!(requested, opening, "the result of each requested socket is awaited");
     }
+}
 
-    /// Returns the number of ports of this worker that are reserved or claimed by other workers. For tests.
-    #[must_use]
-    pub fn reserved_ports(&self) -> usize {
-        self.pools.iter().map(PortPool::reserved).sum()
+/// Releases the port of a socket that could not be opened. If another program uses it, it is not tried again soon.
+pub(crate) fn give_back(address: &RelayAddress, port: u16, error: OpenError, now: Instant) {
+    match error {
+        OpenError::PortInUse => address.ports.set_aside(port, now),
+        OpenError::Other => address.ports.release(port),
     }
+}
 
-    /// Returns the number of ports of other workers that this worker has claimed. For tests.
-    #[must_use]
-    pub fn borrowed_ports(&self) -> usize {
-        self.borrowed
+/// Releases the next higher port of an even port, if the request reserves it.
+pub(crate) fn release_next(preference: PortPreference, address: &RelayAddress, even: u16) {
+    if preference == PortPreference::EvenAndNext {
+        address.ports.release(even | 1);
     }
 }

@@ -34,8 +34,7 @@ use crate::net::{timer, tls, udp, watch};
 use crate::transport::Endpoint;
 use crate::turn::{
     self, Action, AllocationDetail, AllocationId, Context, Cursor, Direction, DropReason, HEADROOM, Instant,
-    LARGEST_FRAME, Ledger, OpenError, Opened, Outcome, Page, RESPONSE_BUFFER, RelayRange, Server, SocketId, SocketSpec,
-    TAILROOM,
+    LARGEST_FRAME, Ledger, OpenError, Opened, Outcome, Page, RESPONSE_BUFFER, Server, SocketId, SocketSpec, TAILROOM,
 };
 use connections::{CloseReason, ConnectionOutcome, Connections};
 pub(crate) use connections::{ConnectionLimits, Timeouts};
@@ -65,8 +64,6 @@ const SLOT: SlotLayout = SlotLayout { headroom: HEADROOM, payload: LARGEST_DATAG
 pub(crate) struct Plan {
     /// Each worker has its own socket for each endpoint.
     pub(crate) listeners: Vec<BoundListener>,
-    /// The relay addresses, with the ports of this worker.
-    pub(crate) relays: Vec<RelayRange>,
     /// The initial configuration. The mailbox delivers later ones.
     pub(crate) snapshot: Arc<Snapshot>,
     /// The state that all workers share.
@@ -212,7 +209,7 @@ impl Worker {
         let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
         let (core, ledger) = (Arc::clone(&plan.snapshot.core), Arc::clone(&plan.ledger));
         let shell = Shell {
-            server: Server::new(core, ledger, plan.relays),
+            server: Server::new(core, ledger),
             snapshot: plan.snapshot,
             ledger: plan.ledger,
             statistics: plan.statistics,

@@ -58,7 +58,6 @@ fn worker_with_mailbox(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Work
     let statistics = Arc::<Statistics>::default();
     let plan = Plan {
         listeners: Vec::new(),
-        relays: blueprint.ranges(&blueprint.ports),
         snapshot: Arc::new(snapshot(Arc::clone(&core))),
         ledger: blueprint.ledger(),
         statistics: Arc::clone(&statistics),
@@ -366,9 +365,9 @@ async fn a_new_configuration_ends_the_allocations_of_removed_users() {
     let ports = 15_472..=15_611;
     let (worker, handle, plan) = worker_with_mailbox(ports.clone());
     let _clients = allocate_for(&worker, &plan, 130).await;
-    let same = Arc::new(snapshot(blueprint(ports.clone()).snapshot()));
+    let same = Arc::new(snapshot(blueprint(ports.clone()).snapshot_with(plan.snapshot.relays.clone())));
     let without_ann = Blueprint::new(REALM, ("127.0.0.1", "127.0.0.1"), ports).user("bob", "password");
-    let without_ann = Arc::new(snapshot(without_ann.snapshot()));
+    let without_ann = Arc::new(snapshot(without_ann.snapshot_with(plan.snapshot.relays.clone())));
     let test = async {
         handle.reconfigure(same).await.unwrap();
         assert_eq!(list_all(&handle).await.len(), 130);

@@ -10,7 +10,7 @@ use turnserver::auth::time_limited::{self, TimeLimitedUsername};
 use turnserver::auth::{KeyAlgorithm, LongTermKey, Secret};
 use turnserver::turn::{
     Alternate, ChannelNumbers, Compat, Denial, FiveTuple, IcmpIndications, Limits, PeerPolicy, Rate, RedirectWhen,
-    RelayRange, Transport, UserRates, slice_of,
+    Transport, UserRates,
 };
 
 use crate::rng::SplitMix;
@@ -157,7 +157,7 @@ impl Setup {
     pub(crate) fn generate(rng: &mut SplitMix) -> Self {
         let first = 50_000 + rng.between(0, 3) as u16;
         let workers = rng.between(1, 3) as usize;
-        let ports = first..=first + rng.between(workers as u64 * 2 + 2, 20) as u16;
+        let ports = first..=first + rng.between(2, 20) as u16;
         let plain =
             Relay { bind: ip("8.8.4.4"), advertised: ip("8.8.4.4"), denial: (Denial::OwnAddress, Denial::OwnAddress) };
         let nat = Relay {
@@ -270,20 +270,6 @@ impl Setup {
         blueprint.relays = self.relays.iter().map(|relay| (relay.bind, relay.advertised)).collect();
         blueprint.quota_key = self.quota_key;
         blueprint
-    }
-
-    /// Returns the relay addresses and ports of a worker.
-    pub(crate) fn ranges(&self, worker: usize) -> Vec<RelayRange> {
-        self.blueprint().ranges(&self.ports_of(worker))
-    }
-
-    fn ports_of(&self, worker: usize) -> RangeInclusive<u16> {
-        slice_of(&self.ports, self.workers, worker).expect("there are ports for every worker")
-    }
-
-    /// Returns the worker that a port belongs to.
-    pub(crate) fn owner_of(&self, port: u16) -> usize {
-        (0..self.workers).find(|worker| self.ports_of(*worker).contains(&port)).expect("a relay port")
     }
 
     /// Returns the worker that serves a client.

@@ -14,8 +14,8 @@ use rand::rngs::StdRng;
 use turnserver::stun::attribute::Icmp;
 use turnserver::turn::{
     Action, ChannelRoute, ClientBurst, Context, Counters, Direction, Epoch, Event, FiveTuple, FromClient, FromPeer,
-    HEADROOM, IcmpError, ImportError, Instant, Ledger, OpenError, Opened, Outcome, PeerBurst, RESPONSE_BUFFER,
-    RedirectCause, Server, SocketId, SocketSpec,
+    HEADROOM, IcmpError, Instant, Ledger, OpenError, Opened, Outcome, PeerBurst, RESPONSE_BUFFER, RedirectCause,
+    RelayAddresses, Server, SocketId, SocketSpec,
 };
 
 use crate::check;
@@ -111,7 +111,7 @@ impl World {
         let credentials = setup.credentials(&mut rng);
         let blueprint = setup.blueprint();
         let (snapshot, ledger) = (blueprint.snapshot(), blueprint.ledger());
-        let server = |worker| Server::new(Arc::clone(&snapshot), Arc::clone(&ledger), setup.ranges(worker));
+        let server = |_| Server::new(Arc::clone(&snapshot), Arc::clone(&ledger));
         let servers = (0..setup.workers).map(server).collect();
         let clients = (0..setup.clients.len())
             .map(|_| Client { credential: rng.below(credentials.len()), ..Client::default() })
@@ -140,6 +140,11 @@ impl World {
         };
         world.trace(|world| format!("{:?}", world.model.setup));
         world
+    }
+
+    /// Returns the relay addresses, which the workers share.
+    fn relays(&self) -> &RelayAddresses {
+        &self.servers[0].snapshot().relays
     }
 
     pub(crate) fn setup(&self) -> &Setup {
@@ -191,7 +196,7 @@ impl World {
         let mut burst = ClientBurst::new(0..buffer.len(), length, tos);
         for (bytes, signed) in packets {
             self.trace(|_| format!("client {client:?} → {signed:?}, {} bytes", bytes.len()));
-            let expected = self.model.client_packet(now, worker, &tuple, bytes, *signed);
+            let expected = self.model.client_packet(now, &tuple, bytes, *signed);
             self.trace(|_| format!("  expected: {expected:?}"));
             self.response.fill(0xa5);
             let mut cx = context(now, &mut self.core_rng);
@@ -219,9 +224,12 @@ impl World {
                     }
                 }
                 (Expect::Open(wanted), FromClient::Open(open)) => {
-                    if wanted.claimed.is_some() {
-                        let own = self.setup().owner_of(open.bind.port()) == worker;
-                        self.observe(if own { "a claimed port" } else { "a port claimed at another worker" });
+                    if let Some((_, maker)) = wanted.claimed {
+                        self.observe(if maker == worker {
+                            "a claimed port"
+                        } else {
+                            "a port claimed at another worker"
+                        });
                     }
                     self.model.opening(now, tuple, worker, *wanted, &open);
                     self.opens.push((worker, open));
@@ -426,7 +434,7 @@ impl World {
                         self.observe("a dual allocation without IPv6");
                     }
                     Body::Allocated { token: Some(_), .. } => self.observe("a reservation"),
-                    Body::Error { .. } if self.setup().owner_of(open.bind.port()) != worker => {
+                    Body::Error { code: 508, .. } => {
                         self.observe("a claimed port that cannot be opened");
                     }
                     _ => {}
@@ -548,7 +556,7 @@ impl World {
     pub(crate) fn change_policy(&mut self) {
         self.model.setup.strict = !self.model.setup.strict;
         self.trace(|world| format!("strict policy: {}", world.setup().strict));
-        let snapshot = self.setup().blueprint().snapshot();
+        let snapshot = self.setup().blueprint().snapshot_with(self.relays().clone());
         let now = self.now();
         for worker in 0..self.servers.len() {
             self.servers[worker].reconfigure(Arc::clone(&snapshot));
@@ -578,22 +586,12 @@ impl World {
         let started = if self.rng.percent(50) { 0 } else { self.ms + 98_765_432 };
         let there = Epoch { now: Instant::from_elapsed(Duration::from_millis(started)), unix };
         let blueprint = self.setup().blueprint();
-        let ranges = self.setup().ranges(worker);
-        let mut other = Server::new(blueprint.snapshot(), blueprint.ledger(), ranges);
+        let mut other = Server::new(blueprint.snapshot(), blueprint.ledger());
         let records: Vec<_> = self.servers[worker].export(here).collect();
         let mut imported = Vec::new();
         for record in records {
-            match other.import(there, &record) {
-                Ok(sockets) => {
-                    assert_eq!(sockets.len(), record.relays.len());
-                    imported.push(record);
-                }
-                Err(error) => {
-                    let foreign = record.relays.iter().any(|relay| self.setup().owner_of(relay.bind.port()) != worker);
-                    assert!(foreign && matches!(error, ImportError::Port(_)), "{error}");
-                    self.observe("an import of a port of another worker");
-                }
-            }
+            assert_eq!(other.import(there, &record).unwrap().len(), record.relays.len());
+            imported.push(record);
         }
         other.check_invariants(0);
         let mut again: Vec<_> = other.export(there).collect();
@@ -653,13 +651,14 @@ impl World {
         }
         assert_eq!(self.ledger.quota.allocations() as usize, self.model.places(None), "allocations in the quota");
         if thoroughly {
-            assert_eq!(self.ledger.live.count(), self.model.count_open_sockets(), "live relayed addresses");
+            assert_eq!(self.relays().live_count(), self.model.count_open_sockets(), "live relayed addresses");
             assert_eq!(self.sockets.len(), self.model.count_open_sockets(), "relay sockets");
-            assert_eq!(self.ledger.reservations.count(), self.model.reservations.len(), "reservations");
+            assert_eq!(self.relays().reservation_count(), self.model.reservations.len(), "reservations");
             let reserved = self.model.reserved_ports();
-            let borrowed: usize = self.servers.iter().map(Server::borrowed_ports).sum();
-            let held: usize = self.servers.iter().map(Server::reserved_ports).sum();
-            assert_eq!(held, reserved.len() + borrowed + self.ledger.reservations.returned(), "reserved ports");
+            let held: usize = self.servers.iter().map(Server::held_ports).sum();
+            let all = self.relays().taken_count();
+            assert_eq!(all, held + self.relays().reservation_count(), "each taken port has a holder");
+            assert_eq!(all, self.model.taken.len() + reserved.len(), "taken ports");
             let mut taken = [self.model.taken.as_slice(), &reserved].concat();
             taken.sort_unstable();
             assert!(taken.is_sorted_by(|a, b| a < b), "no port is used twice");

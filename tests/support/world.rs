@@ -11,7 +11,7 @@ use std::sync::Arc;
 use turnserver::auth::{Authenticator, NonceMint, Secret};
 use turnserver::turn::{
     Alternate, ClientBurst, Compat, Context, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, Ledger, Limits,
-    PeerBurst, PeerPolicy, RelayRange, Server, Snapshot, SocketId, TAILROOM, ToClient, UserRates,
+    PeerBurst, PeerPolicy, RelayAddress, RelayAddresses, Server, Snapshot, SocketId, TAILROOM, ToClient, UserRates,
 };
 
 /// A configuration that a test changes before it creates servers.
@@ -69,7 +69,19 @@ impl Blueprint {
         self
     }
 
+    /// Returns the configuration, with relay addresses of its own.
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot_with(self.relay_addresses())
+    }
+
+    /// Returns the relay addresses with free ports.
+    pub(crate) fn relay_addresses(&self) -> RelayAddresses {
+        let address = |(bind, advertised): &(IpAddr, IpAddr)| RelayAddress::new(*bind, *advertised, &self.ports);
+        self.relays.iter().map(|relay| Arc::new(address(relay))).collect()
+    }
+
+    /// Returns the configuration with relay addresses that other workers or an earlier configuration may use.
+    pub(crate) fn snapshot_with(&self, relays: RelayAddresses) -> Arc<Snapshot> {
         let authenticator = Authenticator::new(self.realm.clone(), self.secrets.clone(), self.users.clone());
         let nonces = match self.nonce_key {
             Some(key) => NonceMint::from_random(key, self.nonce_lifetime),
@@ -79,6 +91,7 @@ impl Blueprint {
             nonces: nonces.with_features(authenticator.features()),
             authenticator,
             policy: self.policy.clone(),
+            relays,
             limits: self.limits.clone(),
             alternate: self.alternate.clone(),
             compat: self.compat,
@@ -87,23 +100,13 @@ impl Blueprint {
     }
 
     pub(crate) fn ledger(&self) -> Arc<Ledger> {
-        Arc::new(Ledger::new(self.relays.iter().copied(), &self.ports, 16, [self.quota_key; 2]))
+        Arc::new(Ledger::new(self.relays.len() * self.ports.len(), 16, [self.quota_key; 2]))
     }
 
-    /// Returns the relay addresses with these ports.
-    pub(crate) fn ranges(&self, ports: &RangeInclusive<u16>) -> Vec<RelayRange> {
-        let range = |(bind, advertised): &(IpAddr, IpAddr)| RelayRange {
-            bind: *bind,
-            advertised: *advertised,
-            ports: ports.clone(),
-        };
-        self.relays.iter().map(range).collect()
-    }
-
-    /// Returns a server that has all ports, with its snapshot and ledger.
+    /// Returns a server with its snapshot and ledger.
     pub(crate) fn server(&self) -> (Server, Arc<Snapshot>, Arc<Ledger>) {
         let (snapshot, ledger) = (self.snapshot(), self.ledger());
-        let server = Server::new(Arc::clone(&snapshot), Arc::clone(&ledger), self.ranges(&self.ports));
+        let server = Server::new(Arc::clone(&snapshot), Arc::clone(&ledger));
         (server, snapshot, ledger)
     }
 }

@@ -531,10 +531,6 @@ fn an_invalid_port_range_is_an_error() {
     ] {
         assert_eq!(error(&format!("[relay]\nports = \"{range}\"")), format!("2:9: `relay.ports`: `{range}` {what}"));
     }
-    assert_eq!(
-        error("workers = 4\n[relay]\nports = \"50000-50002\""),
-        "3:9: `relay.ports` has only 3 ports for 4 `workers`; use at least two ports per worker"
-    );
 }
 
 #[test]

@@ -1,21 +1,13 @@
 //! What the workers share for the lifetime of the process. It has no locks.
 
-use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::turn::shared::live_relays::LiveRelays;
 use crate::turn::shared::quota::Quota;
-use crate::turn::shared::reservations::Reservations;
 
 /// Tables of atomic words. No reload replaces them.
 #[derive(Debug)]
 pub struct Ledger {
-    /// The relayed transport addresses of this server that are in use.
-    pub live: LiveRelays,
-    /// The ports that are reserved for the client with their token.
-    pub reservations: Reservations,
     /// The number of allocations, in total and per user, and the rate usage of users.
     pub quota: Arc<Quota>,
     /// The number of connections, in total and per source. A source is an IPv4 address or an IPv6 /64, as text.
@@ -26,20 +18,12 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Creates a ledger without allocations. `addresses` are pairs of the address that relay sockets are bound to and
-    /// the advertised address, each with `ports`. `connections` is the most connections, 0 for no limit. The keys come from a secure random source.
+    /// Creates a ledger without allocations, with room for the users of `room` allocations. `connections` is the most
+    /// connections, 0 for no limit. The keys come from a secure random source.
     #[must_use]
-    pub fn new(
-        addresses: impl IntoIterator<Item = (IpAddr, IpAddr)>,
-        ports: &RangeInclusive<u16>,
-        connections: u32,
-        [quota, connections_key]: [[u8; 32]; 2],
-    ) -> Self {
-        let addresses: Vec<_> = addresses.into_iter().collect();
+    pub fn new(room: usize, connections: u32, [quota, connections_key]: [[u8; 32]; 2]) -> Self {
         Self {
-            live: LiveRelays::new(addresses.iter().copied()),
-            reservations: Reservations::new(addresses.iter().copied(), ports),
-            quota: Arc::new(Quota::new(ports.len() * addresses.len(), quota)),
+            quota: Arc::new(Quota::new(room, quota)),
             connections: Arc::new(Quota::new(room_for(connections), connections_key)),
             wanted_evictions: AtomicU32::new(0),
             draining: AtomicBool::new(false),
@@ -86,7 +70,7 @@ mod tests {
 
     #[test]
     fn every_source_is_counted_up_to_the_limit_of_connections() {
-        let ledger = Ledger::new([], &(1..=2), 50_000, [[7; 32], [8; 32]]);
+        let ledger = Ledger::new(2, 50_000, [[7; 32], [8; 32]]);
         let admit = |source: u32| ledger.connections.admit(&source.to_string(), 1, 50_000);
         let tickets: Vec<_> = (0..50_000).map(|source| admit(source).unwrap()).collect();
         let uncounted = tickets.iter().enumerate().filter(|(source, ticket)| {

@@ -2,8 +2,9 @@
 
 pub(crate) mod alternate;
 pub(crate) mod ledger;
-pub(crate) mod live_relays;
 pub(crate) mod policy;
+pub(crate) mod ports;
 pub(crate) mod quota;
+pub(crate) mod relay_address;
 pub(crate) mod reservations;
 pub(crate) mod snapshot;

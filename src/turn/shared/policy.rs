@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::special_purpose::{self, Destinations, Nat64Prefix, Reach};
-use crate::turn::shared::live_relays::LiveRelays;
+use crate::turn::shared::relay_address::RelayAddresses;
 
 /// The operator's rules, and the server's own addresses.
 #[derive(Clone, Debug, Default)]
@@ -49,8 +49,8 @@ impl PeerPolicy {
     ///
     /// # Errors
     /// Returns the rule that denies the peer.
-    pub fn peer_allowed(&self, live: &LiveRelays, peer: SocketAddr) -> Result<SocketAddr, Denial> {
-        match live.live(peer) {
+    pub fn peer_allowed(&self, relays: &RelayAddresses, peer: SocketAddr) -> Result<SocketAddr, Denial> {
+        match relays.live(peer) {
             Some(wire) => Ok(wire),
             None => self.address_allowed(peer.ip()).map(|()| peer),
         }
@@ -61,8 +61,8 @@ impl PeerPolicy {
     ///
     /// # Errors
     /// Returns the rule that denies the address.
-    pub fn permission_allowed(&self, live: &LiveRelays, address: IpAddr) -> Result<(), Denial> {
-        if live.is_relay_address(address) { Ok(()) } else { self.address_allowed(address) }
+    pub fn permission_allowed(&self, relays: &RelayAddresses, address: IpAddr) -> Result<(), Denial> {
+        if relays.is_relay_address(address) { Ok(()) } else { self.address_allowed(address) }
     }
 
     fn address_allowed(&self, address: IpAddr) -> Result<(), Denial> {
@@ -115,11 +115,13 @@ fn special_range(address: IpAddr) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::sync::Arc;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::special_purpose::is_tunneled;
+    use crate::turn::shared::relay_address::RelayAddress;
 
     fn policy(allow: &[&str], deny: &[&str], own: &[&str]) -> PeerPolicy {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -318,16 +320,18 @@ mod tests {
 
     #[test]
     fn a_live_relayed_address_is_allowed_and_its_neighbour_port_is_not() {
-        let live = LiveRelays::new([("127.0.0.1".parse().unwrap(), "203.0.113.9".parse().unwrap())]);
+        let [bind, advertised] = ["127.0.0.1", "203.0.113.9"].map(|text| text.parse().unwrap());
+        let address = Arc::new(RelayAddress::new(bind, advertised, &(50_000..=50_001)));
+        let relays: RelayAddresses = [Arc::clone(&address)].into_iter().collect();
         let policy = policy(&[], &["127.0.0.0/8"], &["127.0.0.1", "203.0.113.9"]);
         let relay: SocketAddr = "127.0.0.1:50000".parse().unwrap();
-        live.set(relay, true);
-        assert_eq!(policy.peer_allowed(&live, "203.0.113.9:50000".parse().unwrap()), Ok(relay));
-        assert_eq!(policy.peer_allowed(&live, relay), Err(Denial::Operator));
-        assert!(policy.peer_allowed(&live, "203.0.113.9:22".parse().unwrap()).is_err());
-        assert!(policy.peer_allowed(&live, "127.0.0.1:50001".parse().unwrap()).is_err());
-        assert_eq!(policy.permission_allowed(&live, "203.0.113.9".parse().unwrap()), Ok(()));
-        assert!(policy.permission_allowed(&live, "127.0.0.2".parse().unwrap()).is_err());
+        address.set_live(relay.port(), true);
+        assert_eq!(policy.peer_allowed(&relays, "203.0.113.9:50000".parse().unwrap()), Ok(relay));
+        assert_eq!(policy.peer_allowed(&relays, relay), Err(Denial::Operator));
+        assert!(policy.peer_allowed(&relays, "203.0.113.9:22".parse().unwrap()).is_err());
+        assert!(policy.peer_allowed(&relays, "127.0.0.1:50001".parse().unwrap()).is_err());
+        assert_eq!(policy.permission_allowed(&relays, "203.0.113.9".parse().unwrap()), Ok(()));
+        assert!(policy.permission_allowed(&relays, "127.0.0.2".parse().unwrap()).is_err());
     }
 
     #[test]

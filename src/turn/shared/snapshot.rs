@@ -6,6 +6,7 @@ use crate::turn::rate::Rate;
 use crate::turn::shared::alternate::Alternate;
 use crate::turn::shared::policy::PeerPolicy;
 use crate::turn::shared::quota::UserRates;
+use crate::turn::shared::relay_address::RelayAddresses;
 
 /// A configuration, immutable. [`Server::reconfigure`](crate::turn::Server::reconfigure) replaces it.
 #[derive(Debug)]
@@ -16,6 +17,11 @@ pub struct Snapshot {
     pub nonces: NonceMint,
     /// The peers that clients may reach.
     pub policy: PeerPolicy,
+    /// The relay addresses. An address that is also in the preceding snapshot is the same [`RelayAddress`]: it has the
+    /// tables of its ports.
+    ///
+    /// [`RelayAddress`]: crate::turn::RelayAddress
+    pub relays: RelayAddresses,
     /// Limits on allocations, users and sources.
     pub limits: Limits,
     /// The servers for clients that get no allocation here.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::channels::{Channel, Channels};
 use super::permissions::Permissions;
-use super::ports::PortPreference;
 use super::relays::Relays;
 use crate::auth::Identity;
 use crate::stun::attribute::AddressFamily;
@@ -17,6 +16,7 @@ use crate::turn::limit::Limit;
 use crate::turn::protocol::methods::AllocateFailure;
 use crate::turn::protocol::response::ResponseContext;
 use crate::turn::rate::Bucket;
+use crate::turn::shared::ports::PortPreference;
 use crate::turn::shared::quota::{Direction, Ticket};
 use crate::turn::shared::reservations::Token;
 use crate::turn::time::{Deadline, Instant};

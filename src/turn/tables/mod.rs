@@ -1,9 +1,8 @@
-//! One worker's state: allocations and their indexes, timers, relay ports, response limits.
+//! One worker's state: allocations and their indexes, timers, response limits.
 
 pub(crate) mod allocation;
 pub(crate) mod channels;
 pub(crate) mod permissions;
-pub(crate) mod ports;
 pub(crate) mod relays;
 pub(crate) mod response_limit;
 mod short_list;

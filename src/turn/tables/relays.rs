@@ -1,9 +1,11 @@
 //! The relayed transport addresses of an allocation (RFC 8656 §7.2, §8.1).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::stun::attribute::AddressFamily;
 use crate::turn::contract::{RelayedAddresses, SocketIndex};
+use crate::turn::shared::relay_address::RelayAddress;
 use crate::turn::time::{Deadline, Instant};
 
 /// At most one relayed transport address of each address family. Each has a time-to-expiry of its own (RFC 8656 §8.1).
@@ -15,12 +17,12 @@ pub(crate) struct Relays {
 }
 
 /// A relayed transport address and its socket.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Relay {
-    /// The address that the socket is bound to.
-    address: IpAddr,
-    advertised: IpAddr,
-    port: u16,
+    pub(crate) address: Arc<RelayAddress>,
+    /// The port, which this allocation holds.
+    pub(crate) port: u16,
+    family: AddressFamily,
     pub(crate) deadline: Deadline,
     pub(crate) socket: SocketState,
 }
@@ -49,12 +51,8 @@ impl Relays {
     }
 
     /// Removes the address whose socket could not be opened.
-    pub(crate) fn remove(&mut self, index: SocketIndex) {
-        if index == SocketIndex::FIRST {
-            self.first = None;
-        } else {
-            self.second = None;
-        }
+    pub(crate) fn remove(&mut self, index: SocketIndex) -> Option<Relay> {
+        if index == SocketIndex::FIRST { self.first.take() } else { self.second.take().map(|second| *second) }
     }
 
     pub(crate) fn at(&self, index: SocketIndex) -> Option<&Relay> {
@@ -113,24 +111,23 @@ impl Relays {
 }
 
 impl Relay {
-    /// Creates a relayed transport address. `bind` and `advertised` have the same port.
-    pub(crate) fn new(bind: SocketAddr, advertised: SocketAddr, deadline: Deadline, socket: SocketState) -> Self {
-        debug_assert_eq!(bind.port(), advertised.port());
-        Self { address: bind.ip(), advertised: advertised.ip(), port: bind.port(), deadline, socket }
+    pub(crate) fn new(address: Arc<RelayAddress>, port: u16, deadline: Deadline, socket: SocketState) -> Self {
+        let family = AddressFamily::of(address.bind());
+        Self { address, port, family, deadline, socket }
     }
 
     /// Returns the address that the socket is bound to.
     pub(crate) fn bind(&self) -> SocketAddr {
-        SocketAddr::new(self.address, self.port)
+        SocketAddr::new(self.address.bind(), self.port)
     }
 
     /// Returns the relayed transport address that the client and peers use.
     pub(crate) fn advertised(&self) -> SocketAddr {
-        SocketAddr::new(self.advertised, self.port)
+        SocketAddr::new(self.address.advertised(), self.port)
     }
 
     pub(crate) fn family(&self) -> AddressFamily {
-        AddressFamily::of(self.address)
+        self.family
     }
 
     pub(crate) fn is_live(&self, now: Instant) -> bool {

@@ -14,8 +14,8 @@ const UDP: RequestedTransport = RequestedTransport::UDP;
 const BOTH: AdditionalAddressFamily = AdditionalAddressFamily(AddressFamily::V6);
 const V4: RequestedAddressFamily = RequestedAddressFamily(AddressFamily::V4);
 const V6: RequestedAddressFamily = RequestedAddressFamily(AddressFamily::V6);
-const ONE: Footprint = Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..EMPTY };
-const TWO: Footprint = Footprint { allocations: 1, counted: 1, live: 2, ports_taken: 2, ..EMPTY };
+const ONE: Footprint = Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1 };
+const TWO: Footprint = Footprint { allocations: 1, counted: 1, live: 2, ports_taken: 2 };
 
 fn relayed(response: &CheckedResponse) -> Vec<SocketAddr> {
     response.message().all::<XorRelayedAddress>().map(|address| address.unwrap().0).collect()

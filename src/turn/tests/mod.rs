@@ -15,6 +15,7 @@ mod permission;
 mod quota;
 mod reconfigure;
 mod refresh;
+mod relay_addresses;
 mod reservation;
 mod robustness;
 mod routes;

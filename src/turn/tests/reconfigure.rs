@@ -13,7 +13,7 @@ use crate::turn::{
 fn reconfigure(world: &mut World, change: impl FnOnce(&mut Blueprint)) {
     let mut blueprint = blueprint();
     change(&mut blueprint);
-    world.server.reconfigure(blueprint.snapshot());
+    world.server.reconfigure(blueprint.snapshot_with(world.relays().clone()));
     while world.server.review(world.now, 1) {}
 }
 
@@ -59,7 +59,7 @@ fn a_new_password_ends_the_allocations_of_the_old_one_and_applies_to_requests_at
     let mut changed = blueprint();
     changed.users.clear();
     let changed = changed.user("alice", "looking-glass");
-    world.server.reconfigure(changed.snapshot());
+    world.server.reconfigure(changed.snapshot_with(world.relays().clone()));
     // The allocation continues until the review.
     let new = Client { password: "looking-glass".to_owned(), ..world.client(2) };
     let other = world.allocate(&new);
@@ -78,7 +78,7 @@ fn a_removed_user_is_rejected_before_the_allocation_is_reviewed() {
     let relays = [world.allocate(&client)];
     let mut changed = blueprint();
     changed.users.clear();
-    world.server.reconfigure(changed.snapshot());
+    world.server.reconfigure(changed.snapshot_with(world.relays().clone()));
     assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 401);
     world.event();
     while world.server.review(world.now, 1) {}

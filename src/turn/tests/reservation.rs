@@ -52,7 +52,7 @@ fn the_token_claims_the_port_next_to_the_even_one() {
     let claimed = world.allocate_with(&second, &[&token]);
     assert_eq!((claimed.bind.ip(), claimed.bind.port()), (relay.bind.ip(), relay.bind.port() + 1));
     assert_eq!((claimed.relayed.ip(), claimed.relayed.port()), (relay.relayed.ip(), relay.relayed.port() + 1));
-    assert_eq!(world.footprint(), Footprint { allocations: 2, counted: 2, live: 2, ports_taken: 2, ..EMPTY });
+    assert_eq!(world.footprint(), Footprint { allocations: 2, counted: 2, live: 2, ports_taken: 2 });
     assert_eq!(world.error_code(&world.client(3), Method::ALLOCATE, &[&UDP, &token]), 508);
     delete(&mut world, 1, &relay);
     delete(&mut world, 2, &claimed);
@@ -81,7 +81,7 @@ fn a_reservation_without_a_free_pair_of_ports_is_508() {
         reserve(&mut world, host);
     }
     let before = world.footprint();
-    assert_eq!(before, Footprint { allocations: 4, counted: 8, live: 4, ports_taken: 4, ports_reserved: 4, ..EMPTY });
+    assert_eq!(before, Footprint { allocations: 4, counted: 8, live: 4, ports_taken: 8 });
     assert_eq!(world.error_code(&world.client(5), Method::ALLOCATE, &[&UDP, &RESERVE]), 508);
     rejection_note(&mut world);
     assert_eq!(world.footprint(), before);
@@ -131,9 +131,9 @@ fn an_invalid_token_is_508() {
         assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &ReservationToken(other)]), 508);
     }
     world.advance(std::time::Duration::from_millis(29_999));
-    assert_eq!(world.ledger.reservations.count(), 1, "it is held for at least 30 seconds");
+    assert_eq!(world.relays().reservation_count(), 1, "it is held for at least 30 seconds");
     world.advance(std::time::Duration::from_millis(1));
-    assert_eq!(world.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..EMPTY });
+    assert_eq!(world.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1 });
     assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &ReservationToken(token)]), 508);
 }
 
@@ -144,7 +144,7 @@ fn a_reservation_outlives_the_allocation_that_made_it() {
     let client = world.client(1);
     let (relay, token) = reserve(&mut world, 1);
     delete(&mut world, 1, &relay);
-    assert_eq!(world.footprint(), Footprint { counted: 1, ports_reserved: 1, ..EMPTY });
+    assert_eq!(world.footprint(), Footprint { counted: 1, ports_taken: 1, ..EMPTY });
     let claimed = world.allocate_with(&client, &[&token]);
     assert_eq!(claimed.bind.port(), relay.bind.port() + 1);
 }
@@ -155,7 +155,7 @@ fn stopping_ends_reservations() {
     let (relay, _) = reserve(&mut world, 1);
     world.server.stop(world.now);
     world.expect_end(&relay);
-    assert_eq!((world.footprint(), world.ledger.reservations.count()), (EMPTY, 0));
+    assert_eq!((world.footprint(), world.relays().reservation_count()), (EMPTY, 0));
 }
 
 // §7.2, the note on the stateless stack approach: the response has the same token, and the retransmission of a claim
@@ -203,55 +203,55 @@ fn a_token_for_an_ipv6_address_gets_it() {
     assert_eq!((claimed.bind.ip(), claimed.bind.port()), (relay.bind.ip(), relay.bind.port() + 1));
 }
 
-// §7.2: any 5-tuple can claim a token, also one of another worker. The port is returned to its own worker.
+// §7.2: any 5-tuple can claim a token, also one of another worker. The worker that claims it holds the port.
 #[test]
 fn a_token_is_valid_at_every_worker() {
-    let mut owner = World::new();
-    let mut other = owner.other_worker();
-    let (relay, token) = reserve(&mut owner, 1);
+    let mut first = World::new();
+    let mut other = first.other_worker();
+    let (relay, token) = reserve(&mut first, 1);
     let client = other.client(2);
     let claimed = other.allocate_with(&client, &[&token]);
     assert_eq!((claimed.bind.ip(), claimed.bind.port()), (relay.bind.ip(), relay.bind.port() + 1));
-    assert_eq!(owner.error_code(&owner.client(3), Method::ALLOCATE, &[&UDP, &token]), 508);
-    assert_eq!(other.footprint(), Footprint { allocations: 1, counted: 2, live: 2, ports_borrowed: 1, ..EMPTY });
+    assert_eq!(first.error_code(&first.client(3), Method::ALLOCATE, &[&UDP, &token]), 508);
+    let both = Footprint { allocations: 1, counted: 2, live: 2, ports_taken: 2 };
+    assert_eq!(other.footprint(), both);
     // The time of the reservation ends, and the other worker still has the port.
-    owner.advance(seconds(31));
-    assert_eq!(
-        owner.footprint(),
-        Footprint { allocations: 1, counted: 2, live: 2, ports_taken: 1, ports_reserved: 1, ..EMPTY }
-    );
+    first.advance(seconds(31));
+    assert_eq!(first.footprint(), both);
     delete(&mut other, 2, &claimed);
-    assert_eq!(other.footprint(), Footprint { counted: 1, live: 1, ..EMPTY });
-    assert_eq!(owner.ledger.reservations.returned(), 1);
-    owner.advance(seconds(1));
-    assert_eq!(owner.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1, ..EMPTY });
+    assert_eq!(first.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1 });
     // The port can be reserved and claimed by the other worker again.
-    delete(&mut owner, 1, &relay);
+    delete(&mut first, 1, &relay);
     for _ in 0..10 {
-        let (relay, token) = reserve(&mut owner, 1);
+        let (relay, token) = reserve(&mut first, 1);
         let claimed = other.allocate_with(&client, &[&token]);
         delete(&mut other, 2, &claimed);
-        delete(&mut owner, 1, &relay);
+        delete(&mut first, 1, &relay);
     }
-    owner.advance(seconds(31));
-    assert_eq!((owner.footprint(), other.footprint()), (EMPTY, EMPTY));
+    first.advance(seconds(31));
+    assert_eq!((first.footprint(), other.footprint()), (EMPTY, EMPTY));
 }
 
-// A worker without a free port collects returned ports before it rejects a request.
+// The ports belong to the process: every worker can use all of them, and pairs and claimed ports of another worker are
+// available to all workers as soon as they are released.
 #[test]
-fn a_returned_port_is_collected_when_no_other_is_free() {
-    let mut owner = World::new();
-    let mut other = owner.other_worker();
-    let (_, token) = reserve(&mut owner, 1);
-    let (client, late) = (other.client(2), owner.client(9));
-    let claimed = other.allocate_with(&client, &[&token]);
+fn every_worker_can_use_every_port() {
+    let mut first = World::new();
+    let mut others = [first.other_worker(), first.other_worker(), first.other_worker()];
+    let (relay, token) = reserve(&mut first, 1);
+    let claimed = others[0].allocate_with(&first.client(2), &[&token]);
     for host in 3..=8 {
-        owner.allocate(&owner.client(host));
+        let worker = &mut others[usize::from(host) % 3];
+        worker.allocate(&worker.client(host));
     }
-    assert_eq!(owner.error_code(&late, Method::ALLOCATE, &[&UDP]), 508);
-    rejection_note(&mut owner);
-    delete(&mut other, 2, &claimed);
-    assert_eq!(owner.allocate(&late).bind, claimed.bind);
+    for worker in &mut others {
+        assert_eq!(worker.error_code(&worker.client(9), Method::ALLOCATE, &[&UDP]), 508);
+        assert!(rejection_note(worker).contains("no relay port of the server is free"));
+    }
+    delete(&mut others[0], 2, &claimed);
+    assert_eq!(others[1].allocate(&first.client(9)).bind, claimed.bind);
+    delete(&mut first, 1, &relay);
+    assert_eq!(others[2].allocate(&first.client(10)).bind, relay.bind);
 }
 
 // Step 10: without a limit on reservations, one user could reserve all ports.
@@ -367,10 +367,7 @@ fn a_pair_whose_even_port_is_in_use_is_released() {
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP, &RESERVE]);
     let mut open = world.open_for(&client.tuple, &request);
     for left in (1..=3).rev() {
-        assert_eq!(
-            world.footprint(),
-            Footprint { allocations: 1, counted: 2, ports_taken: 1, ports_reserved: 1, ..EMPTY }
-        );
+        assert_eq!(world.footprint(), Footprint { allocations: 1, counted: 2, ports_taken: 2, ..EMPTY });
         let (Opened::Open(next), _) = world.socket_opened(&open, Err(OpenError::PortInUse)) else {
             panic!("{left} pairs are left")
         };

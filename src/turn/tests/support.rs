@@ -17,7 +17,6 @@ use crate::stun::{
     TransactionId, ValueWriter,
 };
 use crate::test_world::{self, Blueprint};
-use crate::turn::tables::ports::PortPool;
 use crate::turn::*;
 
 pub(crate) const REALM: &str = "example.org";
@@ -74,11 +73,7 @@ pub(crate) fn blueprint() -> Blueprint {
     USERS.into_iter().fold(blueprint, |blueprint, (name, password)| blueprint.user(name, password))
 }
 
-const ALL_PORTS: std::ops::RangeInclusive<u16> = 50_000..=50_000 + 2 * PORTS - 1;
-/// The ports of the first worker.
-const OWN_PORTS: std::ops::RangeInclusive<u16> = 50_000..=50_000 + PORTS - 1;
-/// The ports of the second worker.
-const OTHER_WORKER_PORTS: std::ops::RangeInclusive<u16> = 50_000 + PORTS..=50_000 + 2 * PORTS - 1;
+const ALL_PORTS: std::ops::RangeInclusive<u16> = 50_000..=50_000 + PORTS - 1;
 
 /// A server and its clocks. When it is dropped, no action may be pending.
 pub(crate) struct World {
@@ -112,13 +107,11 @@ pub(crate) struct Footprint {
     pub(crate) allocations: usize,
     pub(crate) counted: u32,
     pub(crate) live: usize,
+    /// Those of reservations included.
     pub(crate) ports_taken: usize,
-    pub(crate) ports_reserved: usize,
-    pub(crate) ports_borrowed: usize,
 }
 
-pub(crate) const EMPTY: Footprint =
-    Footprint { allocations: 0, counted: 0, live: 0, ports_taken: 0, ports_reserved: 0, ports_borrowed: 0 };
+pub(crate) const EMPTY: Footprint = Footprint { allocations: 0, counted: 0, live: 0, ports_taken: 0 };
 
 impl World {
     pub(crate) fn new() -> Self {
@@ -128,21 +121,14 @@ impl World {
     pub(crate) fn with(change: impl FnOnce(&mut Blueprint)) -> Self {
         let mut blueprint = blueprint();
         change(&mut blueprint);
-        // Half of the ports belong to the other worker, unless the test has chosen the ports.
-        let ports = if blueprint.ports == ALL_PORTS { OWN_PORTS } else { blueprint.ports.clone() };
-        Self::over(&blueprint, blueprint.snapshot(), blueprint.ledger(), &ports)
+        Self::over(blueprint.snapshot(), blueprint.ledger())
     }
 
-    fn over(
-        blueprint: &Blueprint,
-        snapshot: Arc<Snapshot>,
-        ledger: Arc<Ledger>,
-        ports: &std::ops::RangeInclusive<u16>,
-    ) -> Self {
+    fn over(snapshot: Arc<Snapshot>, ledger: Arc<Ledger>) -> Self {
         Self {
             tos: 0,
             tos_sent: 0,
-            server: Server::new(snapshot, Arc::clone(&ledger), blueprint.ranges(ports)),
+            server: Server::new(snapshot, Arc::clone(&ledger)),
             ledger,
             routes: Vec::new(),
             now: Instant::from_elapsed(seconds(1_000)),
@@ -153,10 +139,10 @@ impl World {
         }
     }
 
-    /// Returns another worker of the process. It has its own ports.
+    /// Returns another worker of the process.
     pub(crate) fn other_worker(&self) -> Self {
         let (snapshot, ledger) = (Arc::clone(self.server.snapshot()), Arc::clone(&self.ledger));
-        let mut other_worker = Self::over(&blueprint(), snapshot, ledger, &OTHER_WORKER_PORTS);
+        let mut other_worker = Self::over(snapshot, ledger);
         (other_worker.now, other_worker.unix) = (self.now, self.unix);
         other_worker
     }
@@ -164,7 +150,7 @@ impl World {
     /// Returns a server of another process with the same configuration and clocks.
     pub(crate) fn successor(&self) -> Self {
         let blueprint = blueprint();
-        let mut successor = Self::over(&blueprint, blueprint.snapshot(), blueprint.ledger(), &OWN_PORTS);
+        let mut successor = Self::over(blueprint.snapshot(), blueprint.ledger());
         (successor.now, successor.unix) = (self.now, self.unix);
         successor
     }
@@ -215,14 +201,17 @@ impl World {
         self.server.check_invariants(self.opening);
     }
 
+    /// Returns the relay addresses, which the workers of a process share.
+    pub(crate) fn relays(&self) -> &RelayAddresses {
+        &self.server.snapshot().relays
+    }
+
     pub(crate) fn footprint(&self) -> Footprint {
         Footprint {
             allocations: self.server.allocation_count(),
             counted: self.ledger.quota.allocations(),
-            live: self.ledger.live.count(),
-            ports_taken: self.server.pools.iter().map(PortPool::taken).sum(),
-            ports_reserved: self.server.reserved_ports(),
-            ports_borrowed: self.server.borrowed_ports(),
+            live: self.relays().live_count(),
+            ports_taken: self.relays().taken_count(),
         }
     }
 

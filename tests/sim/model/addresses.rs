@@ -14,7 +14,9 @@ use super::tokens::AllocTokens;
 use super::{Body, ExpectOpened, ExpectedResponse, Model, NO_PORT, Now, error, seconds_left};
 
 /// The time for which a port in use by another program is not tried again.
-const SET_ASIDE_MS: u64 = 60_000;
+const SET_ASIDE_SECONDS: u64 = 60;
+/// The time for which a port rests after its socket was closed, with the second that has begun.
+const REST_SECONDS: u64 = 6;
 /// The number of ports that are tried for one address.
 const ATTEMPTS: u32 = 16;
 const RESERVED_MS: u64 = 30_000;
@@ -77,7 +79,7 @@ pub(crate) struct Reservation {
     pub(crate) token: [u8; 8],
     pub(super) bind: SocketAddr,
     pub(super) user: String,
-    worker: usize,
+    pub(super) worker: usize,
     pub(crate) until: u64,
 }
 
@@ -174,6 +176,7 @@ impl Model {
     pub(super) fn end(&mut self, now: Now, at: usize, reason: EndReason) {
         let alloc = self.allocs.remove(at);
         let open = alloc.addresses.iter().filter(|address| address.state == State::Open);
+        open.clone().for_each(|address| self.rests(now, address.bind));
         self.announced.extend(open.map(Address::close));
         if alloc.open {
             self.announced.push(Action::Log(Event::AllocationEnded(Box::new(alloc.summary(now, reason)))));
@@ -187,17 +190,38 @@ impl Model {
         }
         let address = self.allocs[at].live_mut(now, Some(v6)).next().unwrap();
         address.state = State::Ended;
-        self.announced.push(address.close());
+        let (bind, close) = (address.bind, address.close());
+        self.announced.push(close);
+        self.rests(now, bind);
     }
 
-    /// Returns the ports of an address family that a worker may choose.
-    pub(crate) fn free_ports(&self, now: Now, worker: usize, v6: bool, preference: PortPreference) -> Vec<SocketAddr> {
-        let relays = self.setup.ranges(worker).into_iter().filter(|relay| relay.bind.is_ipv6() == v6);
+    /// A port rests, because its socket is closed.
+    fn rests(&mut self, now: Now, bind: SocketAddr) {
+        self.resting.retain(|(port, _)| *port != bind);
+        self.resting.push((bind, (now.ms / 1_000 + REST_SECONDS) * 1_000));
+    }
+
+    /// Returns the ports of an address family that every worker may choose.
+    pub(crate) fn free_ports(&self, now: Now, v6: bool, preference: PortPreference) -> Vec<SocketAddr> {
+        let rests = |bind: &SocketAddr| self.resting.iter().any(|(port, until)| port == bind && *until > now.ms);
+        let rested = self.ports_without(now, v6, preference, rests);
+        if rested.is_empty() { self.ports_without(now, v6, preference, |_| false) } else { rested }
+    }
+
+    fn ports_without(
+        &self,
+        now: Now,
+        v6: bool,
+        preference: PortPreference,
+        excluded: impl Fn(&SocketAddr) -> bool,
+    ) -> Vec<SocketAddr> {
+        let relays = self.setup.relays.iter().filter(|relay| relay.bind.is_ipv6() == v6);
         let reserved = self.reserved_ports();
         let free: Vec<SocketAddr> = relays
-            .flat_map(|relay| relay.ports.map(move |port| SocketAddr::new(relay.bind, port)))
+            .flat_map(|relay| self.setup.ports.clone().map(move |port| SocketAddr::new(relay.bind, port)))
             .filter(|bind| !self.taken.contains(bind) && !reserved.contains(bind))
             .filter(|bind| !self.set_aside.iter().any(|(port, until)| port == bind && *until > now.ms))
+            .filter(|bind| !excluded(bind))
             .collect();
         let fits = |bind: &SocketAddr| match preference {
             PortPreference::Any => true,
@@ -215,10 +239,10 @@ impl Model {
     }
 
     /// Returns the address family of the next socket. Families without a free port are skipped.
-    pub(super) fn next_family(&self, now: Now, worker: usize, mut v6: bool, wanted: &mut Wanted) -> Option<bool> {
+    pub(super) fn next_family(&self, now: Now, mut v6: bool, wanted: &mut Wanted) -> Option<bool> {
         loop {
             let known = self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == v6);
-            if !self.free_ports(now, worker, v6, wanted.preference).is_empty() {
+            if !self.free_ports(now, v6, wanted.preference).is_empty() {
                 return Some(v6);
             }
             v6 = wanted.fail(v6, if known { Body::LimitReached(NO_PORT) } else { error(440) })?;
@@ -228,7 +252,7 @@ impl Model {
     /// The server opens this socket for a new allocation.
     pub(crate) fn opening(&mut self, now: Now, tuple: FiveTuple, worker: usize, wanted: Wanted, open: &SocketSpec) {
         match wanted.claimed {
-            Some(bind) => assert_eq!(open.bind, bind),
+            Some((bind, _)) => assert_eq!(open.bind, bind),
             None => assert_eq!(open.bind.is_ipv6(), wanted.v6),
         }
         self.allocs.push(Alloc {
@@ -261,13 +285,15 @@ impl Model {
     fn socket_wanted(&mut self, now: Now, at: usize, open: &SocketSpec) {
         let (worker, preference) = (self.allocs[at].worker, self.allocs[at].wanted.preference);
         if self.allocs[at].wanted.claimed.is_none() {
-            let free = self.free_ports(now, worker, open.bind.is_ipv6(), preference);
+            let free = self.free_ports(now, open.bind.is_ipv6(), preference);
             assert!(free.contains(&open.bind), "{} may be used", open.bind);
         }
         let others = self.allocs.iter().filter(|alloc| alloc.worker == worker).flat_map(|alloc| &alloc.addresses);
         assert!(others.clone().all(|address| address.id != open.socket), "the identifier is new");
         let relayed = self.relayed(open.bind);
         self.taken.push(open.bind);
+        let next = (preference == PortPreference::Pair).then(|| SocketAddr::new(open.bind.ip(), open.bind.port() + 1));
+        self.resting.retain(|(bind, _)| *bind != open.bind && Some(*bind) != next);
         let alloc = &mut self.allocs[at];
         alloc.wanted.attempts += 1;
         let (id, bind, deadline, state) = (open.socket, open.bind, alloc.deadline, State::Opening);
@@ -285,10 +311,9 @@ impl Model {
     ) -> ExpectOpened {
         if let Err(error) = result {
             self.taken.retain(|bind| *bind != open.bind);
-            // A port of another worker returns to that worker.
-            if error == OpenError::PortInUse && self.setup.owner_of(open.bind.port()) == worker {
+            if error == OpenError::PortInUse {
                 self.set_aside.retain(|(bind, _)| *bind != open.bind);
-                self.set_aside.push((open.bind, now.ms + SET_ASIDE_MS));
+                self.set_aside.push((open.bind, (now.ms / 1_000 + SET_ASIDE_SECONDS) * 1_000));
             }
         }
         let asked = |address: &Address| address.id == open.socket && address.state == State::Opening;
@@ -320,7 +345,7 @@ impl Model {
                 }
             }
         };
-        let turn = turn.and_then(|v6| self.next_family(now, worker, v6, &mut wanted));
+        let turn = turn.and_then(|v6| self.next_family(now, v6, &mut wanted));
         self.allocs[at].wanted = wanted;
         match turn {
             Some(v6) => ExpectOpened::OpenAnother { at, v6 },
@@ -392,6 +417,7 @@ impl Model {
     /// Applies the ends that the server announced, in any order.
     fn ended(&mut self, now: Now, worker: usize, actions: &[Action], reason: EndReason) {
         let is_open = |address: &Address| address.state == State::Open;
+        let mut closed = Vec::new();
         for action in actions {
             let mut allocs = self.allocs.iter_mut().filter(|alloc| alloc.worker == worker);
             match action {
@@ -404,6 +430,7 @@ impl Model {
                         "{address:?} has expired"
                     );
                     address.state = State::Ended;
+                    closed.push(address.bind);
                 }
                 Action::Log(Event::AllocationEnded(summary)) => {
                     let alloc = allocs.find(|alloc| alloc.tuple == summary.tuple).expect("the allocation existed");
@@ -414,6 +441,7 @@ impl Model {
                 other => panic!("unexpected: {other:?}"),
             }
         }
+        closed.into_iter().for_each(|bind| self.rests(now, bind));
         assert!(
             self.allocs.iter().all(|alloc| !alloc.open || alloc.addresses.iter().any(is_open)),
             "each end is reported"

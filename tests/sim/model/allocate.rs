@@ -32,8 +32,8 @@ pub(crate) struct Wanted {
     pub(super) failed: Option<(bool, Body)>,
     /// Ports tried for the current address family.
     pub(super) attempts: u32,
-    /// The reserved port that it claims.
-    pub(crate) claimed: Option<SocketAddr>,
+    /// The reserved port that it claims, and the worker that reserved it.
+    pub(crate) claimed: Option<(SocketAddr, usize)>,
     pub(super) response: ExpectedResponse,
     pub(super) lifetime: u64,
     pub(super) username: String,
@@ -60,7 +60,6 @@ impl Model {
     pub(super) fn allocate(
         &mut self,
         now: Now,
-        worker: usize,
         tuple: &FiveTuple,
         message: &Message<'_>,
         response: ExpectedResponse,
@@ -177,7 +176,7 @@ impl Model {
             self.admit(tuple, &wanted, 1).map_err(reject)?;
         }
         self.admit_rate(now, tuple, &wanted).map_err(reject)?;
-        match self.next_family(now, worker, wanted.v6, &mut wanted) {
+        match self.next_family(now, wanted.v6, &mut wanted) {
             Some(v6) => Ok(Expect::Open(Box::new(Wanted { v6, ..wanted }))),
             None => {
                 let (_, failure) = wanted.failed.unwrap();
@@ -217,7 +216,8 @@ impl Model {
             self.admit(tuple, &wanted, 0)?;
         }
         self.admit_rate(now, tuple, &wanted)?;
-        wanted.claimed = Some(self.reservations.remove(at).bind);
+        let super::Reservation { bind, worker, .. } = self.reservations.remove(at);
+        wanted.claimed = Some((bind, worker));
         Ok(Expect::Open(Box::new(wanted)))
     }
 }

@@ -126,6 +126,8 @@ pub(crate) struct Model {
     /// Relay sockets that exist, are being opened or are being closed.
     pub(crate) taken: Vec<SocketAddr>,
     pub(crate) set_aside: Vec<(SocketAddr, u64)>,
+    /// The ports whose socket was closed a short time ago. They are used only if no other is free.
+    resting: Vec<(SocketAddr, u64)>,
     /// Every nonce so far, with its time and client.
     nonces: HashMap<String, (u64, SocketAddr)>,
     /// The token buckets of users.
@@ -145,6 +147,7 @@ impl Model {
             tokens: Vec::new(),
             taken: Vec::new(),
             set_aside: Vec::new(),
+            resting: Vec::new(),
             nonces: HashMap::new(),
             users: HashMap::new(),
             announced: Vec::new(),
@@ -235,14 +238,7 @@ impl Model {
         *owner == client && now.unix < at + lifetime && *at <= now.unix + lifetime
     }
 
-    pub(crate) fn client_packet(
-        &mut self,
-        now: Now,
-        worker: usize,
-        tuple: &FiveTuple,
-        bytes: &[u8],
-        signed: Signed,
-    ) -> Expect {
+    pub(crate) fn client_packet(&mut self, now: Now, tuple: &FiveTuple, bytes: &[u8], signed: Signed) -> Expect {
         let ip = tuple.client.ip();
         let broadcast = IpAddr::from([255, 255, 255, 255]);
         if tuple.client.port() == 0 || ip.is_unspecified() || ip.is_multicast() || ip == broadcast {
@@ -251,7 +247,7 @@ impl Model {
         // RFC 8656 §12, Table 3; RFC 5766 §11 had channels up to 0x7FFF.
         let last_channel = if self.setup.rfc5766_channels { 127 } else { 79 };
         match bytes.first() {
-            Some(first) if *first <= 3 => self.stun(now, worker, tuple, bytes, signed),
+            Some(first) if *first <= 3 => self.stun(now, tuple, bytes, signed),
             Some(first) if (64..=last_channel).contains(first) => self.channel_data(now, tuple, bytes),
             _ => Expect::Drop(DropReason::UnknownProtocol),
         }

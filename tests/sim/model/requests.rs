@@ -35,7 +35,7 @@ pub(super) fn unknown(message: &Message<'_>) -> Vec<u16> {
 }
 
 impl Model {
-    pub(super) fn stun(&mut self, now: Now, worker: usize, tuple: &FiveTuple, bytes: &[u8], signed: Signed) -> Expect {
+    pub(super) fn stun(&mut self, now: Now, tuple: &FiveTuple, bytes: &[u8], signed: Signed) -> Expect {
         let Ok(message) = Message::parse(bytes) else { return Expect::Drop(DropReason::MalformedStun) };
         let fingerprint = match message.fingerprint() {
             FingerprintStatus::Absent => false,
@@ -80,7 +80,7 @@ impl Model {
             return Expect::Respond(response);
         }
         if method == Method::ALLOCATE {
-            return self.allocate(now, worker, tuple, &message, response).unwrap_or_else(|expect| expect);
+            return self.allocate(now, tuple, &message, response).unwrap_or_else(|expect| expect);
         }
         let credential = response.signer.expect("it was just set");
         // RFC 8656 §5.

@@ -30,7 +30,7 @@ impl Server {
             check_family(allocation, peer, now)?;
         }
         for peer in peers() {
-            if let Err(denial) = self.snapshot.policy.permission_allowed(&self.ledger.live, peer.ip()) {
+            if let Err(denial) = self.snapshot.policy.permission_allowed(&self.snapshot.relays, peer.ip()) {
                 self.actions.push_back(denied(allocation, peer, denial));
                 return Err(Rejection::Forbidden);
             }

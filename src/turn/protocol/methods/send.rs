@@ -39,7 +39,7 @@ impl Server {
         if !allocation.permissions.allows(peer.ip(), now) {
             return Err(DropReason::NoPermission);
         }
-        let allowed = self.snapshot.policy.peer_allowed(&self.ledger.live, peer);
+        let allowed = self.snapshot.policy.peer_allowed(&self.snapshot.relays, peer);
         let peer = allowed.map_err(|_| DropReason::PeerForbidden)?;
         let socket = id.socket(index);
         self.admit_data(now, socket, Direction::ToPeers, payload.len())?;

@@ -11,6 +11,8 @@ pub(crate) enum AllocateFailure {
     Limit(Limit),
     /// No relay address has this address family.
     NoAddressOfFamily,
+    /// The relay addresses of this address family are not usable at present.
+    AddressGone,
     Draining,
     /// `alternate.when` is `always`. The request is rejected only if there is no alternate server for the client.
     AlwaysRedirected,
@@ -26,6 +28,7 @@ impl AllocateFailure {
         match self {
             Self::Limit(limit) => Rejection::Limit(limit),
             Self::NoAddressOfFamily => Rejection::AddressFamilyNotSupported,
+            Self::AddressGone => Rejection::InsufficientCapacity("Insufficient Capacity: relay address"),
             Self::Draining => Rejection::InsufficientCapacity("Server is shutting down"),
             Self::AlwaysRedirected => {
                 Rejection::InsufficientCapacity("Insufficient Capacity: no server for this address family")
@@ -42,6 +45,7 @@ impl AllocateFailure {
             Self::Limit(limit @ (Limit::Allocations | Limit::RelayPorts | Limit::PortsInUse | Limit::Sockets)) => {
                 Some((RedirectWhen::Full, RedirectCause::Limit(limit)))
             }
+            Self::AddressGone => Some((RedirectWhen::Full, RedirectCause::Rejected(self.reason()))),
             Self::Draining => Some((RedirectWhen::Draining, RedirectCause::Rejected(self.reason()))),
             Self::AlwaysRedirected => Some((RedirectWhen::Always, RedirectCause::Always)),
             Self::Limit(_) | Self::NoAddressOfFamily | Self::Tunneled | Self::ReservedPortInUse => None,
@@ -64,6 +68,9 @@ impl AllocateFailure {
         match self {
             Self::Limit(limit) => limit.cause(),
             Self::NoAddressOfFamily => "the server has no relay address of this address family",
+            Self::AddressGone => {
+                "this machine does not have a relay address of this address family at present: check its network"
+            }
             Self::Draining => "the server is shutting down and stops when its last allocation ends",
             Self::AlwaysRedirected => {
                 "alternate.when is always, but there is no alternate server for the client's address family and transport"

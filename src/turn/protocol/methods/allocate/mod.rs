@@ -3,8 +3,8 @@
 mod failure;
 mod options;
 
-use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -21,14 +21,15 @@ use crate::turn::limit::Limit;
 use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request::{Accepted, Authenticated};
 use crate::turn::protocol::response::{self, ResponseContext, Success};
-use crate::turn::server::Server;
+use crate::turn::server::{Server, give_back, release_next};
 use crate::turn::shared::alternate::RedirectWhen;
+use crate::turn::shared::ports::{PortPreference, Resting};
 use crate::turn::shared::quota::{QuotaExceeded, Ticket, TicketWord};
-use crate::turn::shared::reservations::{Reserved, Token};
+use crate::turn::shared::relay_address::RelayAddress;
+use crate::turn::shared::reservations::Token;
 use crate::turn::tables::allocation::{Allocation, IcmpBudget, Meter, Opening, State};
 use crate::turn::tables::channels::Channels;
 use crate::turn::tables::permissions::Permissions;
-use crate::turn::tables::ports::{PortPool, PortPreference};
 use crate::turn::tables::relays::{Relay, Relays, SocketState};
 use crate::turn::time::{Deadline, Instant};
 use failure::NO_RESERVATION;
@@ -84,10 +85,11 @@ impl Server {
         match address {
             AddressOption::New { family, additional, preference } => {
                 // Step 7: a family that no relay address has → 440.
-                if self.relays_of(family).is_empty() {
+                let has = |family| self.snapshot.relays.of_family(family).next().is_some();
+                if !has(family) {
                     return Err(Rejection::AddressFamilyNotSupported);
                 }
-                if (family == AddressFamily::V6 || additional) && !self.relays_of(AddressFamily::V6).is_empty() {
+                if (family == AddressFamily::V6 || additional) && has(AddressFamily::V6) {
                     check_dont_fragment(request)?;
                 }
                 let (ticket, reserve) = self.admit_with_neighbour(cx.now, request, preference)?;
@@ -102,11 +104,11 @@ impl Server {
                 }
             }
             AddressOption::Reserved(token) => {
-                let (reserved, ticket) = self.claim(cx.now, request, token)?;
+                let (address, port, ticket) = self.claim(cx.now, request, token)?;
                 let start =
                     Start { deadline, preference: PortPreference::Any, next: None, reserve: None, claimed: true };
                 let id = self.begin(cx.now, request, ticket, start);
-                let open = self.request_socket(id, reserved.bind, reserved.relayed);
+                let open = self.request_socket(id, address, port);
                 open.map(Accepted::Open).ok_or(NO_RESERVATION)
             }
         }
@@ -202,24 +204,20 @@ impl Server {
         now: Instant,
         request: &Authenticated<'_, '_>,
         token: Option<Token>,
-    ) -> Result<(Reserved, Ticket), Rejection> {
+    ) -> Result<(Arc<RelayAddress>, u16, Ticket), Rejection> {
         let token = token.ok_or(NO_RESERVATION)?;
-        let reserved = self.ledger.reservations.find(token).ok_or(NO_RESERVATION)?;
-        if reserved.bind.is_ipv6() {
+        let (address, reserved) = self.snapshot.relays.reserved(token).ok_or(NO_RESERVATION)?;
+        let address = Arc::clone(address);
+        if address.bind().is_ipv6() {
             check_dont_fragment(request)?;
         }
         // Any user can claim a token, but an allocation counts for the user who makes it.
-        let same_user = self.ledger.quota.is_of(reserved.ticket, request.identity.user());
+        let same_user = self.ledger.quota.is_of(reserved, request.identity.user());
         let own = if same_user { None } else { Some(self.admit(request)?) };
-        let counted = own.as_ref().map_or(reserved.ticket, Ticket::word);
+        let counted = own.as_ref().map_or(reserved, Ticket::word);
         self.admit_rate(now, request, counted)?;
-        let claimed = self.ledger.reservations.claim(token, &self.ledger.quota).ok_or(NO_RESERVATION)?;
-        let ticket = own.unwrap_or(claimed);
-        match self.pool_of(reserved.bind) {
-            Some(pool) => pool.claim(reserved.bind.port()),
-            None => self.borrowed += 1,
-        }
-        Ok((reserved, ticket))
+        let claimed = address.reservations.claim(token, &self.ledger.quota).ok_or(NO_RESERVATION)?;
+        Ok((address, token.port(), own.unwrap_or(claimed)))
     }
 
     /// Adds an allocation that has no address yet to the table.
@@ -260,7 +258,7 @@ impl Server {
             let (opening, _) = self.table.get_mut(id)?.opening()?;
             let preference = opening.preference;
             match self.take_port(cx, family, preference) {
-                Ok((bind, relayed)) => return self.request_socket(id, bind, relayed),
+                Ok((address, port)) => return self.request_socket(id, address, port),
                 Err(failure) => {
                     let (opening, _) = self.table.get_mut(id)?.opening()?;
                     family = opening.fail(family, failure)?;
@@ -269,10 +267,13 @@ impl Server {
         }
     }
 
-    fn request_socket(&mut self, id: AllocationId, bind: SocketAddr, relayed: SocketAddr) -> Option<SocketSpec> {
+    /// Requests a socket on a port that the caller holds.
+    fn request_socket(&mut self, id: AllocationId, address: Arc<RelayAddress>, port: u16) -> Option<SocketSpec> {
         let (opening, relays) = self.table.get_mut(id)?.opening()?;
         opening.attempts += 1;
-        let index = relays.set(Relay::new(bind, relayed, opening.deadline, SocketState::Opening));
+        let relay = Relay::new(address, port, opening.deadline, SocketState::Opening);
+        let bind = relay.bind();
+        let index = relays.set(relay);
         Some(SocketSpec { socket: id.socket(index), kind: SocketKind::Udp, bind })
     }
 
@@ -286,41 +287,34 @@ impl Server {
         result: Result<(), OpenError>,
         response: &mut [u8],
     ) -> Opened {
-        match result {
-            Ok(()) => {}
-            Err(OpenError::PortInUse) => self.set_aside(open.bind, cx.now),
-            Err(OpenError::Other) => self.release_port(open.bind),
-        }
         let (id, index, family) = (open.socket.allocation(), open.socket.index(), AddressFamily::from(&open.bind));
         // The allocation may have expired while its socket was being opened.
         if self.table.get(id).is_some_and(|allocation| allocation.has_ended(cx.now)) {
             self.end(id, cx.now, EndReason::Expired);
         }
         let Some((opening, relays)) = self.table.get_mut(id).and_then(Allocation::opening) else {
-            if result.is_ok() {
-                self.count_abandoned();
-            }
+            self.abandoned_socket(open.bind, result, cx.now);
             return Opened::Abandoned;
         };
         let next = match result {
             Ok(()) => {
                 if let Some(relay) = relays.at_mut(index) {
                     relay.socket = SocketState::Open;
+                    relay.address.set_live(relay.port, true);
                 }
-                self.ledger.live.set(open.bind, true);
                 opening.next_family()
             }
             Err(error) => {
-                relays.remove(index);
-                let next = match error {
+                if let Some(relay) = relays.remove(index) {
+                    release_next(opening.preference, &relay.address, relay.port);
+                    give_back(&relay.address, relay.port, error, cx.now);
+                }
+                match error {
                     OpenError::PortInUse if opening.claimed => opening.fail(family, AllocateFailure::ReservedPortInUse),
                     OpenError::PortInUse if opening.attempts < ATTEMPTS => Some(family),
                     OpenError::PortInUse => opening.fail(family, AllocateFailure::Limit(Limit::PortsInUse)),
                     OpenError::Other => opening.fail(family, AllocateFailure::Limit(Limit::Sockets)),
-                };
-                let preference = opening.preference;
-                self.release_next(preference, open.bind);
-                next
+                }
             }
         };
         match next.and_then(|family| self.next_socket(cx, id, family)) {
@@ -332,14 +326,16 @@ impl Server {
     /// Responds when all sockets are open or have failed: with a success response if at least one socket is open.
     fn finish_allocate(&mut self, cx: &mut Context<'_>, id: AllocationId, response: &mut [u8]) -> Opened {
         let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
-        let Some(bind) = allocation.relays.iter().next().map(Relay::bind) else {
+        let Some((address, port)) =
+            allocation.relays.iter().next().map(|relay| (Arc::clone(&relay.address), relay.port))
+        else {
             return self.reject_allocate(cx, id, response);
         };
         let State::Opening(opening) = std::mem::replace(&mut allocation.state, State::Open) else {
             return Opened::Abandoned;
         };
         let Opening { context, failed, reserve, .. } = *opening;
-        let token = reserve.and_then(|ticket| self.reserve_next(cx, bind, ticket));
+        let token = reserve.and_then(|ticket| self.reserve_next(cx, address, port, ticket));
         let Some(allocation) = self.table.get_mut(id) else { return Opened::Abandoned };
         allocation.token = token;
         // Step 9: the response names the family that could not be allocated.
@@ -361,15 +357,20 @@ impl Server {
     }
 
     /// Reserves the port next to an even one for the client that presents the token.
-    fn reserve_next(&mut self, cx: &mut Context<'_>, even: SocketAddr, ticket: Ticket) -> Option<Token> {
-        let next = SocketAddr::new(even.ip(), even.port() | 1);
-        match self.ledger.reservations.reserve(next, ticket, cx.rng) {
+    fn reserve_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        address: Arc<RelayAddress>,
+        even: u16,
+        ticket: Ticket,
+    ) -> Option<Token> {
+        match address.reservations.reserve(even | 1, ticket, cx.rng) {
             Ok(token) => {
-                self.reserved.push_back((Deadline::after(cx.now, RESERVATION), token, next));
+                self.reserved.push_back((Deadline::after(cx.now, RESERVATION), token, address));
                 Some(token)
             }
             Err(_ticket) => {
-                self.release_next(PortPreference::EvenAndNext, even);
+                release_next(PortPreference::EvenAndNext, &address, even);
                 None
             }
         }
@@ -392,45 +393,32 @@ impl Server {
         Some(Failed { tuple, identity, context, rejection })
     }
 
-    /// Takes a free port of one of the relay addresses of a family, starting with a random one. Returns the address to
-    /// bind the socket to and the advertised address.
+    /// Takes a free port of one of the relay addresses of a family, starting with a random one.
     fn take_port(
-        &mut self,
+        &self,
         cx: &mut Context<'_>,
         family: AddressFamily,
         preference: PortPreference,
-    ) -> Result<(SocketAddr, SocketAddr), AllocateFailure> {
-        let relays = self.relays_of(family);
-        if relays.is_empty() {
+    ) -> Result<(Arc<RelayAddress>, u16), AllocateFailure> {
+        let relays = self.snapshot.relays.of_family(family);
+        if relays.clone().next().is_none() {
             return Err(AllocateFailure::NoAddressOfFamily);
         }
-        let first = cx.rng.random_range(0..relays.len());
-        for at in relays.iter().cycle().skip(first).take(relays.len()) {
-            let Some(port) = self.take_port_of(cx, *at, preference) else { continue };
-            if let Some(relay) = self.relays.get(*at) {
-                return Ok((SocketAddr::new(relay.bind, port), SocketAddr::new(relay.advertised, port)));
+        let usable = relays.filter(|address| address.is_usable());
+        let count = usable.clone().count();
+        if count == 0 {
+            return Err(AllocateFailure::AddressGone);
+        }
+        let first = cx.rng.random_range(0..count);
+        for resting in [Resting::Excluded, Resting::Included] {
+            for address in usable.clone().cycle().skip(first).take(count) {
+                if let Some(port) = address.ports.take(cx.now, preference, resting, cx.rng) {
+                    return Ok((Arc::clone(address), port));
+                }
             }
         }
-        let in_use = relays.iter().any(|at| self.pools.get(*at).is_some_and(PortPool::has_set_aside));
+        let in_use = usable.clone().any(|address| address.ports.in_use_elsewhere(cx.now) > 0);
         Err(if in_use { AllocateFailure::Limit(Limit::PortsInUse) } else { AllocateFailure::NO_PORT })
-    }
-
-    fn take_port_of(&mut self, cx: &mut Context<'_>, at: usize, preference: PortPreference) -> Option<u16> {
-        let bind = self.relays.get(at)?.bind;
-        if preference == PortPreference::EvenAndNext && !self.ledger.reservations.cover(bind) {
-            return None;
-        }
-        let taken = self.pools.get_mut(at)?.take(cx.now, preference, cx.rng);
-        if taken.is_none() {
-            self.collect_returned(at);
-            return self.pools.get_mut(at)?.take(cx.now, preference, cx.rng);
-        }
-        taken
-    }
-
-    fn relays_of(&self, family: AddressFamily) -> Vec<usize> {
-        let relays = (0..).zip(&self.relays);
-        relays.filter(|(_, relay)| AddressFamily::of(relay.bind) == family).map(|(at, _)| at).collect()
     }
 }
 

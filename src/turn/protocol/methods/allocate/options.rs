@@ -9,8 +9,8 @@ use crate::stun::attribute::{
 use crate::stun::{AttributeError, AttributeType, Message};
 use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request::{optional, required};
+use crate::turn::shared::ports::PortPreference;
 use crate::turn::shared::reservations::Token;
-use crate::turn::tables::ports::PortPreference;
 use crate::turn::{DEFAULT_LIFETIME, MAXIMUM_LIFETIME};
 
 /// The allocation that a request requires.
