@@ -188,13 +188,13 @@ fn send_indication_to_peer(bencher: Bencher<'_, '_>) {
 /// Measures a datagram from a peer: the decision, the header and the credit.
 fn to_client(bencher: Bencher<'_, '_>, source: SocketAddr) {
     let mut world = World::new();
-    let mut headroom = [0; HEADROOM];
+    let (mut headroom, data) = ([0; HEADROOM], [7; PAYLOAD]);
     bencher.bench_local(|| {
         let client = world.next();
         let relay = world.relays[client];
         let mut burst = PeerBurst::new(black_box(source), 0..PAYLOAD, None, 0);
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
-        let decision = world.server.peer_packet(&mut cx, relay, &mut burst, black_box(&mut headroom));
+        let decision = world.server.peer_packet(&mut cx, relay, black_box(&data), &mut burst, black_box(&mut headroom));
         world.server.credit(relay, Direction::ToClient, 1, PAYLOAD as u64);
         assert!(matches!(decision, Some(FromPeer::Relay(_))));
     });

@@ -11,6 +11,7 @@ use super::event::{Event, Traffic};
 use super::limit::Limit;
 use super::outcome::DropReason;
 use super::protocol::channel_data::{self, Framing, HEADROOM};
+use super::protocol::control::is_turn_message;
 use super::protocol::icmp;
 use super::protocol::request_method::RequestMethod;
 use super::server::Server;
@@ -21,6 +22,7 @@ use super::tables::allocation::Allocation;
 use super::time::Instant;
 use crate::stun::attribute::AddressFamily;
 use crate::stun::{Class, FingerprintStatus, Message, Method, TransactionId};
+use crate::transport::Transport;
 
 impl Server {
     /// Decides about the next packet of a burst from a client: a UDP datagram, one segment of a merged datagram, or a
@@ -41,9 +43,12 @@ impl Server {
         let header: [u8; 4] = packet.first_chunk().copied().unwrap_or_default();
         if let Some(cached) = burst.cached.as_ref().filter(|last| last.header == header && last.length == packet.len())
         {
-            let ToPeer { socket, payload, .. } = &cached.route;
-            return Some(match self.admit_data(cx.now, *socket, Direction::ToPeers, payload.len()) {
-                Ok(()) => FromClient::Relay(moved(&cached.route, place.start)),
+            let route = moved(&cached.route, place.start);
+            if is_turn_message(buffer.get(route.payload.clone()).unwrap_or_default()) {
+                return Some(FromClient::Drop(DropReason::RelayedTurn));
+            }
+            return Some(match self.admit_data(cx.now, route.socket, Direction::ToPeers, route.payload.len()) {
+                Ok(()) => FromClient::Relay(route),
                 Err(reason) => FromClient::Drop(reason),
             });
         }
@@ -96,10 +101,19 @@ impl Server {
         match message.class() {
             Class::Success | Class::Error => FromClient::Drop(DropReason::UnexpectedResponse),
             Class::Indication => match message.method() {
-                Method::SEND => self.send_indication(cx.now, tuple, &message, tos),
+                Method::SEND => self.send_indication(cx.now, tuple, packet, &message, tos),
                 Method::BINDING => FromClient::Drop(DropReason::Keepalive),
                 _ => FromClient::Drop(DropReason::UnsupportedMethod),
             },
+            // A relayed transport address is not a client: its allocation could be the other's client, and packets would
+            // circle between the two.
+            Class::Request
+                if tuple.transport == Transport::Udp
+                    && message.method() != Method::BINDING
+                    && self.snapshot.relays.is_live(tuple.client) =>
+            {
+                FromClient::Drop(DropReason::RelayedClient)
+            }
             Class::Request => match RequestMethod::of(message.method()) {
                 Some(method) => self.request(cx, tuple, method, &message, response),
                 None => FromClient::Drop(DropReason::UnsupportedMethod),
@@ -124,6 +138,9 @@ impl Server {
         let Ok(peer) = bound_peer_allowed(&self.snapshot, peer) else {
             return FromClient::Drop(DropReason::PeerForbidden);
         };
+        if is_turn_message(packet.get(payload.clone()).unwrap_or_default()) {
+            return FromClient::Drop(DropReason::RelayedTurn);
+        }
         let socket = id.socket(index);
         if let Err(reason) = self.admit_data(now, socket, Direction::ToPeers, payload.len()) {
             return FromClient::Drop(reason);
@@ -136,17 +153,22 @@ impl Server {
     /// Decides about the next datagram of a burst that a relay socket received (RFC 8656 §11.3). Returns `None` at the
     /// end of the burst.
     ///
-    /// The header of the message to the client is written to the end of `headroom`.
+    /// The burst is in `buffer`. The header of the message to the client is written to the end of `headroom`.
     pub fn peer_packet(
         &mut self,
         cx: &mut Context<'_>,
         socket: SocketId,
+        buffer: &[u8],
         burst: &mut PeerBurst,
         headroom: &mut [u8; HEADROOM],
     ) -> Option<FromPeer> {
         let payload = burst.next()?;
         let (source, tos) = (burst.source, burst.tos);
         let route = *burst.decided.get_or_insert_with(|| self.peer_route(cx.now, socket, source, tos));
+        let route = match route {
+            Ok(_) if is_turn_message(buffer.get(payload.clone()).unwrap_or_default()) => Err(DropReason::RelayedTurn),
+            route => route,
+        };
         Some(self.message_to_client(cx, socket, route, payload, headroom).map_or_else(FromPeer::Drop, FromPeer::Relay))
     }
 
@@ -174,16 +196,15 @@ impl Server {
         let snapshot = &self.snapshot;
         let allocation = self.table.find_by_socket(socket, now).ok_or(DropReason::AllocationEnded)?;
         let peer = snapshot.relays.advertised(source);
-        if !allocation.permissions.allows(peer.ip(), now) {
-            return Err(DropReason::NoPermission);
-        }
         let tuple = allocation.tuple;
-        // RFC 8656 §12.5: the server MUST use ChannelData where a channel is bound.
+        // RFC 8656 §12.5: the server MUST use ChannelData where a channel is bound. §9 also requires a permission, which
+        // lasts half as long as the channel. Some clients refresh their channels only, so the channel suffices here.
         let (allowed, framing) = match allocation.channels.number(peer, now) {
             Some(number) => {
                 let padded = tuple.transport.is_framed();
                 (bound_peer_allowed(snapshot, peer), Framing::Channel { number, padded })
             }
+            None if !allocation.permissions.allows(peer.ip(), now) => return Err(DropReason::NoPermission),
             None => (snapshot.policy.peer_allowed(&snapshot.relays, peer), Framing::Indication(peer)),
         };
         allowed.map_err(|_| DropReason::PeerForbidden)?;
@@ -251,7 +272,9 @@ impl Server {
         let attribute = icmp::attribute(peer, error).ok_or(DropReason::IcmpType)?;
         let allocation = self.table.find_by_socket(socket, cx.now).ok_or(DropReason::AllocationEnded)?;
         let peer = self.snapshot.relays.advertised(peer);
-        if !allocation.permissions.allows(peer.ip(), cx.now) {
+        // As for data: a channel that is bound to exactly this peer suffices.
+        let bound = allocation.channels.number(peer, cx.now).is_some();
+        if !bound && !allocation.permissions.allows(peer.ip(), cx.now) {
             return Err(DropReason::NoPermission);
         }
         if !self.snapshot.compat.icmp_indications.include(allocation.shows_rfc8656) {

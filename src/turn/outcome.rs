@@ -81,6 +81,10 @@ drop_reasons! {
     /// A Send indication for a peer without a permission, a datagram from one, or an ICMP error about one (RFC 8656
     /// §9).
     NoPermission = "no-permission",
+    /// Application data that is a TURN message. It could make a packet circle between two servers.
+    RelayedTurn = "relayed-turn",
+    /// A TURN message from a relayed transport address of this server.
+    RelayedClient = "relayed-client",
     /// A peer that the peer policy denies.
     PeerForbidden = "peer-forbidden",
     /// A datagram, or an ICMP error, on a relay socket whose allocation has ended.

@@ -1,4 +1,4 @@
-//! Channel routes: bound channels whose peer has a permission, announced as plain data.
+//! Channel routes: bound channels, announced as plain data.
 
 use super::contract::{Action, AllocationId, ChannelRoute};
 use super::server::Server;
@@ -8,8 +8,8 @@ use super::time::{Deadline, Instant};
 use crate::stun::attribute::AddressFamily;
 
 impl Server {
-    /// Announces the changes to the routes of an allocation. Call it after every change to its channels, its
-    /// permissions or the deadlines of its relayed transport addresses.
+    /// Announces the changes to the routes of an allocation. Call it after every change to its channels or
+    /// the deadlines of its relayed transport addresses.
     pub(crate) fn announce_routes(&mut self, id: AllocationId, now: Instant) {
         let Some(allocation) = self.table.get_mut(id) else { return };
         let mut channels = std::mem::take(&mut allocation.channels);
@@ -80,8 +80,7 @@ impl Allocation {
     /// Returns when the route of a channel expires. `None` if the channel is not a route.
     fn route_expiry(&self, channel: &Channel, now: Instant) -> Option<Deadline> {
         let (_, relay) = self.relays.of_family(AddressFamily::from(&channel.peer), now)?;
-        let permission = self.permissions.deadline(channel.peer.ip())?;
-        let expires = channel.deadline.earlier(permission).earlier(relay.deadline);
+        let expires = channel.deadline.earlier(relay.deadline);
         (!expires.has_passed(now)).then_some(expires)
     }
 

@@ -141,7 +141,8 @@ impl Shell {
         let mut packets = 0;
         loop {
             let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
-            let Some(decision) = self.server.peer_packet(&mut cx, socket, &mut burst, &mut headroom) else {
+            let bytes = self.to_clients.batch.arena();
+            let Some(decision) = self.server.peer_packet(&mut cx, socket, bytes, &mut burst, &mut headroom) else {
                 return packets;
             };
             packets += 1;

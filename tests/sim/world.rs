@@ -306,11 +306,11 @@ impl World {
         let mut burst = PeerBurst::new(source, 0..buffer.len(), merged.then_some(payload.len()), tos);
         for at in 0..count {
             self.trace(|_| format!("{source} → {relay:?} of worker {worker}, {} bytes", payload.len()));
-            let expected = self.model.peer_packet(now, worker, relay, source, payload.len());
+            let expected = self.model.peer_packet(now, worker, relay, source, payload);
             self.trace(|_| format!("  expected: {expected:?}"));
             let mut headroom = [0xee; HEADROOM];
             let mut cx = context(now, &mut self.core_rng);
-            let got = self.servers[worker].peer_packet(&mut cx, relay, &mut burst, &mut headroom);
+            let got = self.servers[worker].peer_packet(&mut cx, relay, &buffer, &mut burst, &mut headroom);
             if !matches!(expected, ExpectPeer::Drop(_)) && self.setup().is_relay_address(source.ip()) {
                 self.observe("data between two relayed addresses of this server");
             }
@@ -347,7 +347,7 @@ impl World {
         }
         let mut headroom = [0; HEADROOM];
         let mut cx = context(now, &mut self.core_rng);
-        let end = self.servers[worker].peer_packet(&mut cx, relay, &mut burst, &mut headroom);
+        let end = self.servers[worker].peer_packet(&mut cx, relay, &buffer, &mut burst, &mut headroom);
         assert!(end.is_none(), "the burst has ended");
     }
 
@@ -621,7 +621,7 @@ impl World {
         self.routes.iter().all(Vec::is_empty)
     }
 
-    /// Checks that the live routes are the bound channels whose peers have permissions.
+    /// Checks that the live routes are the bound channels.
     fn check_routes(&mut self) {
         let now = self.now();
         for worker in 0..self.servers.len() {
@@ -633,9 +633,7 @@ impl World {
             if routes.len() > 3 {
                 self.observe("more than three routes");
             }
-            let bound =
-                self.model.allocs.iter().filter(|alloc| alloc.worker == worker).flat_map(|alloc| &alloc.channels);
-            if bound.filter(|(_, _, until)| *until > now.ms).count() > expected.len() {
+            if self.model.has_channel_without_permission(now, worker) {
                 self.observe("a channel whose permission has expired");
             }
         }

@@ -138,9 +138,11 @@ pub(crate) fn peer_packet(
 ) -> Result<(ToClient, std::ops::Range<usize>), DropReason> {
     let payload = HEADROOM..buffer.len() - TAILROOM;
     let mut burst = PeerBurst::new(source, payload, None, tos);
-    let headroom = buffer.first_chunk_mut().expect("the buffer has headroom");
-    match server.peer_packet(cx, socket, &mut burst, headroom).expect("a datagram has a decision") {
+    let mut headroom = [0; HEADROOM];
+    let decision = server.peer_packet(cx, socket, buffer, &mut burst, &mut headroom);
+    match decision.expect("a datagram has a decision") {
         FromPeer::Relay(route) => {
+            buffer[HEADROOM - route.header..HEADROOM].copy_from_slice(&headroom[HEADROOM - route.header..]);
             let end = route.payload.end + route.padding;
             buffer[route.payload.end..end].fill(0);
             let message = HEADROOM - route.header..end;

@@ -2,6 +2,7 @@
 
 pub(crate) mod channel_data;
 pub(crate) mod channel_numbers;
+pub(crate) mod control;
 pub(crate) mod credentials;
 pub(crate) mod framing;
 pub(crate) mod icmp;

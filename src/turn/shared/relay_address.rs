@@ -141,6 +141,12 @@ impl RelayAddresses {
         self.0.iter().any(|entry| entry.advertised == address)
     }
 
+    /// Whether `address` is a live relayed transport address of this server, or the bind address of its socket.
+    pub(crate) fn is_live(&self, address: SocketAddr) -> bool {
+        let of = |entry: &&Entry| entry.bind == address.ip() || entry.advertised == address.ip();
+        self.0.iter().filter(of).any(|entry| entry.address.is_live(address.port()))
+    }
+
     /// Returns the advertised address if `source` is the bind address of a live relay socket of this server, else
     /// `source`.
     #[must_use]

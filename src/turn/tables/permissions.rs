@@ -56,11 +56,6 @@ impl Permissions {
         self.list.retain(|permission| keep(permission.address, permission.deadline));
     }
 
-    /// Returns when the permission for `address` expires; `None` if there is none.
-    pub(crate) fn deadline(&self, address: IpAddr) -> Option<Deadline> {
-        self.find(address).ok().and_then(|at| self.list.get(at)).map(|permission| permission.deadline)
-    }
-
     /// Returns each permission.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (IpAddr, Deadline)> {
         self.list.iter().map(|permission| (permission.address, permission.deadline))

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 
 use crate::setting;
-use crate::stun::attribute::{AddressFamily, ChannelNumber, Lifetime, RequestedAddressFamily, XorPeerAddress};
-use crate::stun::{AttributeType, Method};
+use crate::stun::attribute::{AddressFamily, ChannelNumber, Data, Lifetime, RequestedAddressFamily, XorPeerAddress};
+use crate::stun::{AttributeType, Class, Method};
 use crate::turn::ChannelNumbers;
 use crate::turn::tests::support::*;
-use crate::turn::{DropReason, Event, Limit};
+use crate::turn::{DropReason, Event, IcmpError, Limit};
 
 const CHANNEL_BIND: Method = Method::CHANNEL_BIND;
 
@@ -210,20 +210,30 @@ fn expired_channels_and_permissions_do_not_count_against_the_limits() {
 
 // §12: a channel lasts ten minutes and its permission five. ChannelData refreshes neither (§12.6).
 #[test]
-fn a_channel_lasts_600_seconds_and_its_permission_300_regardless_of_traffic() {
+fn a_channel_lasts_600_seconds_both_ways_and_its_permission_300_regardless_of_traffic() {
     let (mut world, client, relay) = allocated();
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     for second in 1..600 {
         world.advance(seconds(1));
         assert_eq!(world.relayed(&client.tuple, &channel_data(0x4000, b"out")).1, peer(1));
-        let inbound = world.peer_packet(relay.id, peer(1), b"in");
-        if second < 300 {
-            assert_eq!(inbound.unwrap().1, channel_data(0x4000, b"in"));
-        } else {
-            assert_eq!(inbound, Err(DropReason::NoPermission));
+        assert_eq!(world.peer_packet(relay.id, peer(1), b"in").unwrap().1, channel_data(0x4000, b"in"));
+        let error = IcmpError { kind: 3, code: 3, mtu: 0 };
+        assert!(world.peer_unreachable(relay.id, peer(1), error).is_ok());
+        // Another port of the address, a Send indication and an ICMP error without a port need the permission.
+        let mut other_port = peer(1);
+        other_port.set_port(7_001);
+        let permitted = second < 300;
+        assert_eq!(world.peer_packet(relay.id, other_port, b"in").is_ok(), permitted);
+        assert_eq!(world.peer_unreachable(relay.id, other_port, error).is_ok(), permitted);
+        other_port.set_port(0);
+        assert_eq!(world.peer_unreachable(relay.id, other_port, error).is_ok(), permitted);
+        if !permitted {
+            let send = plain(Class::Indication, Method::SEND, &[&XorPeerAddress(peer(1)), &Data(b"out")]);
+            assert_eq!(world.dropped(&client.tuple, &send), DropReason::NoPermission);
         }
     }
     world.pass(seconds(1));
+    assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
     assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);
     world.advance(seconds(0));
     assert_eq!(world.dropped(&client.tuple, &channel_data(0x4000, b"out")), DropReason::ChannelNotBound);

@@ -122,12 +122,12 @@ fn every_datagram_of_a_burst_is_charged() {
     assert_eq!(decisions, [Ok(400), Ok(400), too_much]);
     assert_eq!(world.logged_limit(), Limit::AllocationBandwidth);
     world.relayed(&clients[0].tuple, &channel_data(0x4000, &[7; 200]));
-    assert_eq!(world.peer_burst(relays[0].id, peer(1), 999, 500), [Ok(500), Ok(499)]);
-    assert_eq!(world.peer_burst(relays[0].id, peer(1), 4, 2), [too_much, too_much]);
+    assert_eq!(world.peer_burst(relays[0].id, peer(1), &[0; 999], 500), [Ok(500), Ok(499)]);
+    assert_eq!(world.peer_burst(relays[0].id, peer(1), &[0; 4], 2), [too_much, too_much]);
     world.accept(&clients[0], Method::REFRESH, &[&Lifetime(0)]);
     let summary = world.expect_end(&relays[0]);
     assert_eq!((summary.traffic.bytes_to_peers, summary.traffic.bytes_to_client), (1_000, 999));
-    assert_eq!(world.peer_burst(relays[0].id, peer(1), 1, 1), [Err(DropReason::AllocationEnded)]);
+    assert_eq!(world.peer_burst(relays[0].id, peer(1), &[0; 1], 1), [Err(DropReason::AllocationEnded)]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod alternate;
 mod authentication;
 mod binding;
 mod channel;
+mod circles;
 mod dual;
 mod icmp;
 mod identity_cache;

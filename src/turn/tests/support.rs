@@ -274,20 +274,20 @@ impl World {
         }
     }
 
-    /// Passes a merged datagram from a peer: `bytes` of data in segments of `length` bytes. Returns for each segment
+    /// Passes a merged datagram from a peer, with segments of `length` bytes. Returns for each segment
     /// how many bytes are relayed, or why it is dropped.
     pub(crate) fn peer_burst(
         &mut self,
         socket: SocketId,
         source: SocketAddr,
-        bytes: usize,
+        buffer: &[u8],
         length: usize,
     ) -> Vec<Result<usize, DropReason>> {
-        let mut burst = PeerBurst::new(source, 0..bytes, Some(length), self.tos);
+        let mut burst = PeerBurst::new(source, 0..buffer.len(), Some(length), self.tos);
         let mut decisions = Vec::new();
         loop {
             let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-            match self.server.peer_packet(&mut cx, socket, &mut burst, &mut [0; HEADROOM]) {
+            match self.server.peer_packet(&mut cx, socket, buffer, &mut burst, &mut [0; HEADROOM]) {
                 Some(FromPeer::Relay(route)) => {
                     self.server.credit(socket, Direction::ToClient, 1, route.payload.len() as u64);
                     decisions.push(Ok(route.payload.len()));

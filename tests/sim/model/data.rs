@@ -60,6 +60,9 @@ impl Model {
     }
 
     fn relay_data(&mut self, now: Now, at: usize, peer: SocketAddr, payload: &[u8], dont_fragment: bool) -> Expect {
+        if is_turn(payload) {
+            return Expect::Drop(DropReason::RelayedTurn);
+        }
         if let Err(reason) = self.admit_data(now, at, 0, payload.len()) {
             return Expect::Drop(reason);
         }
@@ -71,6 +74,17 @@ impl Model {
         self.allocs[at].permissions.iter().any(|(address, until)| *address == peer.ip() && *until > now.ms)
     }
 
+    /// Whether a channel is bound to exactly this peer.
+    fn is_bound(&self, now: Now, at: usize, peer: SocketAddr) -> bool {
+        self.allocs[at].channels.iter().any(|(_, bound, until)| *bound == peer && *until > now.ms)
+    }
+
+    pub(crate) fn has_channel_without_permission(&self, now: Now, worker: usize) -> bool {
+        let allocs = self.allocs.iter().enumerate().filter(|(_, alloc)| alloc.worker == worker);
+        let mut channels = allocs.flat_map(|(at, alloc)| alloc.channels.iter().map(move |channel| (at, channel)));
+        channels.any(|(at, (_, peer, until))| *until > now.ms && !self.is_permitted(now, at, *peer))
+    }
+
     /// RFC 8656 §11.3, §12.7.
     pub(crate) fn peer_packet(
         &mut self,
@@ -78,17 +92,21 @@ impl Model {
         worker: usize,
         relay: SocketId,
         source: SocketAddr,
-        length: usize,
+        payload: &[u8],
     ) -> ExpectPeer {
+        let length = payload.len();
         let Some(at) = self.alloc_of(now, worker, relay) else {
             return ExpectPeer::Drop(DropReason::AllocationEnded);
         };
         let peer = self.advertised_source(source);
-        if !self.is_permitted(now, at, peer) {
+        if !self.is_permitted(now, at, peer) && !self.is_bound(now, at, peer) {
             return ExpectPeer::Drop(DropReason::NoPermission);
         }
         if self.peer(peer).is_err() {
             return ExpectPeer::Drop(DropReason::PeerForbidden);
+        }
+        if is_turn(payload) {
+            return ExpectPeer::Drop(DropReason::RelayedTurn);
         }
         let alloc = &self.allocs[at];
         let channel = alloc.channels.iter().find(|(_, bound, until)| *bound == peer && *until > now.ms);
@@ -131,15 +149,14 @@ impl Model {
         false
     }
 
-    /// Returns the bound channels of a worker whose peers have permissions, and their expiry.
+    /// Returns the bound channels of a worker, and their expiry.
     pub(crate) fn routes(&self, now: Now, worker: usize) -> Vec<ChannelRoute> {
         let mut routes = Vec::new();
         for alloc in self.allocs.iter().filter(|alloc| alloc.worker == worker && alloc.open) {
             for (channel, peer, until) in &alloc.channels {
-                let permission = alloc.permissions.iter().find(|(address, _)| *address == peer.ip());
                 let address = alloc.address(peer.is_ipv6()).filter(|_| alloc.has(now, peer.is_ipv6()));
-                let (Some((_, permitted)), Some(address)) = (permission, address) else { continue };
-                let expires = *until.min(permitted).min(&address.deadline);
+                let Some(address) = address else { continue };
+                let expires = *until.min(&address.deadline);
                 if expires <= now.ms {
                     continue;
                 }
@@ -206,7 +223,7 @@ impl Model {
             return ExpectPeer::Drop(DropReason::AllocationEnded);
         };
         let peer = self.advertised_source(sent_to);
-        if !self.is_permitted(now, at, peer) {
+        if !self.is_permitted(now, at, peer) && !self.is_bound(now, at, peer) {
             return ExpectPeer::Drop(DropReason::NoPermission);
         }
         let alloc = &mut self.allocs[at];
@@ -227,6 +244,17 @@ impl Model {
         let too_big = if peer.is_ipv4() { (error.kind, error.code) == (3, 4) } else { error.kind == 2 };
         ExpectPeer::Icmp(alloc.tuple, peer, if too_big { error.mtu } else { 0 })
     }
+}
+
+/// Whether a payload is a message of TURN: a STUN header whose method is neither Binding nor unknown.
+fn is_turn(payload: &[u8]) -> bool {
+    if payload.len() < 8 || payload[0] >= 4 || payload[4..8] != [0x21, 0x12, 0xa4, 0x42] {
+        return false;
+    }
+    // The two bits of the class are between those of the method.
+    let (high, low) = (usize::from(payload[0]), usize::from(payload[1]));
+    let method = (low & 0xf) + ((low >> 5) << 4) + ((high >> 1) << 7);
+    [3, 4, 6, 7, 8, 9, 10, 11, 12].contains(&method)
 }
 
 fn add(traffic: &mut Traffic, direction: Direction, bytes: u64) {

@@ -4,6 +4,7 @@ use crate::stun::attribute::{AddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, Message};
 use crate::turn::contract::{FiveTuple, FromClient, ToPeer};
 use crate::turn::outcome::DropReason;
+use crate::turn::protocol::control::is_turn_message;
 use crate::turn::protocol::request::is_understood;
 use crate::turn::server::Server;
 use crate::turn::shared::quota::Direction;
@@ -14,16 +15,18 @@ impl Server {
         &mut self,
         now: Instant,
         tuple: &FiveTuple,
+        packet: &[u8],
         message: &Message<'_>,
         tos: u8,
     ) -> FromClient {
-        self.route_send(now, tuple, message, tos).map_or_else(FromClient::Drop, FromClient::Relay)
+        self.route_send(now, tuple, packet, message, tos).map_or_else(FromClient::Drop, FromClient::Relay)
     }
 
     fn route_send(
         &mut self,
         now: Instant,
         tuple: &FiveTuple,
+        packet: &[u8],
         message: &Message<'_>,
         tos: u8,
     ) -> Result<ToPeer, DropReason> {
@@ -41,6 +44,9 @@ impl Server {
         }
         let allowed = self.snapshot.policy.peer_allowed(&self.snapshot.relays, peer);
         let peer = allowed.map_err(|_| DropReason::PeerForbidden)?;
+        if is_turn_message(packet.get(payload.clone()).unwrap_or_default()) {
+            return Err(DropReason::RelayedTurn);
+        }
         let socket = id.socket(index);
         self.admit_data(now, socket, Direction::ToPeers, payload.len())?;
         // RFC 8656 §13: DONT-FRAGMENT MUST be ignored between two address families and within IPv6. §15: for data that
