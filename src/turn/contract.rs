@@ -288,8 +288,8 @@ pub enum Action {
     RouteRemoved(ChannelRoute),
 }
 
-/// A bound channel whose peer has a permission, as plain data. Traffic that is relayed outside the core must be
-/// [credited](crate::turn::Server::credit).
+/// A bound channel as plain data. Traffic that is relayed outside the core must be
+/// [credited](crate::turn::Server::credit), and TURN messages must not be relayed.
 ///
 /// The 5-tuple and the channel number identify a route. If the peer's address is a relay address of this server, the
 /// peer is the relayed transport address of another client. For each packet, the core checks that this address is still
@@ -306,6 +306,6 @@ pub struct ChannelRoute {
     pub relay: SocketAddr,
     /// The peer's transport address, as the client knows it.
     pub peer: SocketAddr,
-    /// The earliest expiry of the channel, its permission and its relayed transport address. A refresh can postpone it.
+    /// The earlier expiry of the channel and its relayed transport address. A refresh can postpone it.
     pub expires: Deadline,
 }
