@@ -7,9 +7,7 @@ use super::alternate::alternate;
 use crate::auth::{Authenticator, NonceMint, Secret};
 use crate::config::{self, Config};
 use crate::net::tls::Acceptor;
-use crate::turn::{
-    self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, RelayAddresses, UserRates,
-};
+use crate::turn::{self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, RelayAddresses, UserRates};
 use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
 
 /// The parts of a snapshot that are not in the configuration file.

@@ -114,6 +114,9 @@ async fn accept(
                 if let Some(admitted) = accepted {
                     spawn(&panicked, connections::serve(Weak::clone(&worker), admitted, stream, plain));
                 }
+                // Connections that this one evicts are closed before the next one is accepted, so that their descriptors
+                // are free.
+                tokio::task::yield_now().await;
             }
             Err(error) => {
                 let Some(worker) = worker.upgrade() else { return };
