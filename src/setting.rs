@@ -37,6 +37,7 @@ settings! {
     CONNECTIONS = "limits.connections";
     CONNECTIONS_PER_SOURCE = "limits.connections-per-source";
     ALLOCATED_CONNECTIONS_PER_SOURCE = "limits.allocated-connections-per-source";
+    FAILED_AUTHENTICATIONS = "limits.failed-authentications";
     ALTERNATE_WHEN = "alternate.when";
     RFC5766_CHANNELS = "compat.rfc5766-channels";
 }

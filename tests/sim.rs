@@ -46,9 +46,9 @@ use crate::world::World;
 
 const STEPS: usize = 3_000;
 
-/// The reasons for which the core drops packets in the simulation. The list omits
-/// the response limit, which the simulation does not set, and the reasons for which only the worker drops packets.
-const DROP_REASONS: [DropReason; 21] = [
+/// The reasons for which the core drops packets in the simulation. The list omits the limits on responses and failed
+/// authentications, which the simulation does not set, and the reasons for which only the worker drops packets.
+const DROP_REASONS: [DropReason; 22] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,
     DropReason::WrongFingerprint,
@@ -56,6 +56,7 @@ const DROP_REASONS: [DropReason; 21] = [
     DropReason::UnsupportedMethod,
     DropReason::Keepalive,
     DropReason::UnusableSource,
+    DropReason::NoCredentials,
     DropReason::NoAllocation,
     DropReason::AllocationPending,
     DropReason::MalformedChannelData,

@@ -140,6 +140,9 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
         unverified_responses: section
             .number("unverified-responses", 0..=1000, report)
             .unwrap_or(default.unverified_responses),
+        failed_authentications: section
+            .number("failed-authentications", 0..=1000, report)
+            .unwrap_or(default.failed_authentications),
     }
 }
 

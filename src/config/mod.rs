@@ -174,8 +174,10 @@ pub struct Limits {
     pub connections_per_source: u32,
     /// TCP and TLS connections with an allocation per source. 0: no limit.
     pub allocated_connections_per_source: u32,
-    /// Responses per second and worker to a source that has not proved that it receives them, 1 to 1000. 0: no limit.
+    /// Responses per second to a source that has not proved that it receives them, 1 to 1000. 0: no limit.
     pub unverified_responses: u32,
+    /// Failed authentications per second of a source, 1 to 1000. 0: no limit.
+    pub failed_authentications: u32,
 }
 
 /// `[timeouts]`: timeouts of connections (TCP and TLS).
@@ -399,6 +401,7 @@ impl Default for Limits {
             connections_per_source: 500,
             allocated_connections_per_source: 0,
             unverified_responses: 50,
+            failed_authentications: 5,
         }
     }
 }

@@ -59,6 +59,7 @@ pub(super) const LIMITS: TableKeys = TableKeys {
         "connections-per-source",
         "allocated-connections-per-source",
         "unverified-responses",
+        "failed-authentications",
     ],
 };
 pub(super) const TIMEOUTS: TableKeys =

@@ -165,6 +165,10 @@ impl fmt::Display for Summary<'_> {
                 write!(f, "\n         {} per second to an unverified source", plural(responses, "response"))?;
             }
         }
+        match limits.failed_authentications {
+            0 => f.write_str("\n         failed authentications are not limited")?,
+            failures => write!(f, "\n         {} per second and source", plural(failures, "failed authentication"))?,
+        }
         let [handshake, first, idle, unauthenticated] =
             [timeouts.tls_handshake, timeouts.first_request, timeouts.idle, timeouts.unauthenticated]
                 .map(format_duration);

@@ -90,5 +90,6 @@ fn limits(config: &Config) -> Limits {
         peer_rate: Rate::of_peers(limits.peers_per_second),
         byte_rate: Rate::of_bytes(limits.bytes_per_second_per_allocation),
         unverified_responses: limits.unverified_responses,
+        failed_authentications: limits.failed_authentications,
     }
 }

@@ -36,6 +36,12 @@ pub enum Event {
         /// Why they are not valid.
         cause: AuthCause,
     },
+    /// A request was dropped without a check of its credentials, because its source has failed to authenticate too
+    /// often.
+    SourceWaits {
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+    },
     /// An authenticated client requested a peer that the policy denies.
     PeerDenied {
         /// The user.

@@ -66,6 +66,14 @@ drop_reasons! {
     UnusableSource = "unusable-source",
     /// A request that gets no response, because its source has had as many responses as the rate limit allows.
     ResponseLimit = "response-limit",
+    /// A request from a source that has proved nothing, while the worker has sent as many responses to such sources as
+    /// leave it time for data.
+    ResponseBudget = "response-budget",
+    /// A request without credentials over UDP that no client sends first: anything but an Allocate request with
+    /// REQUESTED-TRANSPORT.
+    NoCredentials = "no-credentials",
+    /// A request with credentials from a source that has failed to authenticate too often.
+    FailedAuthentications = "failed-authentications",
     /// A datagram longer than the receive buffer.
     Truncated = "truncated",
     /// An indication or ChannelData on a 5-tuple that has no allocation (RFC 8656 §5).

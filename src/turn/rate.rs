@@ -95,6 +95,11 @@ impl SharedBucket {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).is_ok()
     }
 
+    /// Whether the bucket has `amount`.
+    pub(crate) fn has(&self, rate: &Rate, now: Instant, amount: usize) -> bool {
+        rate.after(self.0.load(Ordering::Relaxed), now, amount as u64).is_some()
+    }
+
     /// Fills the bucket. Does not write to a full one, so that a page of unused buckets stays unmapped.
     pub(crate) fn fill(&self) {
         if self.0.load(Ordering::Relaxed) != 0 {

@@ -12,7 +12,6 @@ use super::server::Server;
 use super::shared::snapshot::{Limits, Snapshot};
 use super::tables::allocation::{Allocation, State};
 use super::tables::relays::{Relay, SocketState};
-use super::tables::response_limit::ResponseLimit;
 use super::time::Instant;
 use crate::auth::IdentityCache;
 
@@ -60,9 +59,6 @@ impl Server {
     ///
     /// New allocations use its relay addresses at once, and reservations on relay addresses that it does not have end.
     pub fn reconfigure(&mut self, snapshot: Arc<Snapshot>) {
-        if snapshot.limits.unverified_responses != self.snapshot.limits.unverified_responses {
-            self.responses = ResponseLimit::new(snapshot.limits.unverified_responses);
-        }
         // The keys of cached identities may no longer be valid.
         self.identity_cache = IdentityCache::new();
         self.review.begin(&snapshot.limits);

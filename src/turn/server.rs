@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::contract::{Action, AllocationId, FiveTuple, OpenError, SocketId};
 use super::event::{AllocationSummary, EndReason, Event};
 use super::protocol::framing::{self, Frame};
+use super::protocol::response_limit::ResponseBudget;
 use super::reconfigure::Review;
 use super::shared::ledger::Ledger;
 use super::shared::ports::PortPreference;
@@ -15,7 +16,6 @@ use super::shared::reservations::Token;
 use super::shared::snapshot::Snapshot;
 use super::tables::allocation::{Allocation, State};
 use super::tables::relays::{Relay, SocketState};
-use super::tables::response_limit::ResponseLimit;
 use super::tables::table::Table;
 use super::time::{Deadline, Instant};
 use crate::auth::IdentityCache;
@@ -40,7 +40,7 @@ pub struct Server {
     abandoned: Vec<HeldPort>,
     /// The reservations that this worker has made, in the order in which they expire. Some may have been claimed.
     pub(crate) reserved: VecDeque<(Deadline, Token, Arc<RelayAddress>)>,
-    pub(crate) responses: ResponseLimit,
+    pub(crate) responses: ResponseBudget,
     pub(crate) identity_cache: IdentityCache,
     pub(crate) review: Review,
     /// The number of channels that are routes.
@@ -52,7 +52,7 @@ impl Server {
     #[must_use]
     pub fn new(snapshot: Arc<Snapshot>, ledger: Arc<Ledger>) -> Self {
         Self {
-            responses: ResponseLimit::new(snapshot.limits.unverified_responses),
+            responses: ResponseBudget::default(),
             review: Review::new(&snapshot.limits),
             // Relay addresses may be added later.
             table: Table::new(snapshot.relays.port_count().max(SMALLEST_TABLE)),

@@ -32,6 +32,7 @@ pub(super) struct EventLog {
     allocations: RateLimit,
     revoked_peers: RateLimit,
     failed_authentications: RateLimit,
+    waiting_sources: RateLimit,
     rejected_allocations: RateLimit,
     redirected_allocations: RateLimit,
     limits: BTreeMap<Limit, RateLimit>,
@@ -50,6 +51,7 @@ impl Default for EventLog {
             allocations: RateLimit::of(ALLOCATION_LINES),
             revoked_peers: RateLimit::of(ALLOCATION_LINES),
             failed_authentications: RateLimit::of(LINES),
+            waiting_sources: RateLimit::of(LINES),
             rejected_allocations: RateLimit::of(LINES),
             redirected_allocations: RateLimit::of(LINES),
             limits: Limit::ALL.iter().map(|limit| (*limit, RateLimit::of(LINES))).collect(),
@@ -89,6 +91,14 @@ impl EventLog {
                     tracing::warn!(
                         username = &*printable(username), client = %tuple.client, reason = %cause,
                         "authentication failed"
+                    );
+                }
+            }
+            Event::SourceWaits { tuple } => {
+                if self.waiting_sources.allows(now) {
+                    tracing::warn!(
+                        client = %tuple.client, limit = setting::FAILED_AUTHENTICATIONS,
+                        "requests dropped: authentication of this source has failed more often than this limit allows"
                     );
                 }
             }
@@ -212,6 +222,7 @@ impl EventLog {
             (&mut self.allocations, "allocations created or ended"),
             (&mut self.revoked_peers, "allocations with revoked peers"),
             (&mut self.failed_authentications, "failed authentications"),
+            (&mut self.waiting_sources, "requests of sources with too many failed authentications"),
             (&mut self.rejected_allocations, "rejected allocations"),
             (&mut self.redirected_allocations, "redirected allocations"),
             (&mut self.rfc5766_channels, "rejected channels"),
@@ -428,6 +439,7 @@ mod tests {
             (Event::AllocationEnded(Box::new(summary)), 6_000),
             (Event::PeersRevoked { user: user.clone(), tuple, permissions: 1, channels: 1 }, 6_000),
             (Event::AuthenticationFailed { username, tuple, cause: AuthCause::Expired { ago: 5, reading } }, 5),
+            (Event::SourceWaits { tuple }, 5),
             (Event::Rfc5766Channel { user: user.clone(), tuple, number: 0x5000 }, 5),
             (Event::AllocationRejected { user: user.clone(), tuple, reason: "tunnel" }, 5),
             (redirected(RedirectCause::Limit(Limit::RelayPorts)), 5),

@@ -11,10 +11,10 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use turnserver::stun::attribute::XorPeerAddress;
-use turnserver::stun::{Method, TransactionId};
+use turnserver::stun::{Class, Method, TransactionId};
 
 use super::running::{Running, UNLIMITED_RESPONSES, is_ready, text_config};
-use crate::support::client::{Client, Login, allocate, receive, socket};
+use crate::support::client::{Client, Login, allocate, message, receive, socket};
 use crate::support::{Finished, LogLine, Server, TIMEOUT, TempDir, config, config_without_secret};
 
 /// The number of failed authentications that a worker logs individually per minute.
@@ -102,6 +102,38 @@ fn a_thousand_failed_authentications_are_a_few_lines_and_a_total() {
     let totals: Vec<usize> = totals.map(|line| line.field("count").unwrap().parse().unwrap()).collect();
     assert_eq!(individual + totals.iter().sum::<usize>(), 1_000, "{lines:?}");
     assert_eq!(lines.len(), individual + totals.len(), "{lines:?}");
+}
+
+#[test]
+fn a_source_that_guesses_passwords_is_rejected_a_few_times_and_then_waits() {
+    let guesses = 200;
+    for over_tcp in [false, true] {
+        let server = Server::start(&config(&["127.0.0.1"], "[limits]\nfailed-authentications = 1\n"));
+        let client = || match over_tcp {
+            true => Client::connect(server.tcp_address()),
+            false => Client::new(server.udp_address()),
+        };
+        let guesser = client();
+        let session = guesser.challenge(&Login::new(&Login::mint("alice", 600).username, "wrong"));
+        let mut rejected = 0;
+        for _ in 0..guesses {
+            guesser.send(&guesser.signed(&session, Method::REFRESH, &|_| {}));
+            // The Binding response shows that the server has handled the guess.
+            guesser.send(&message(Class::Request, Method::BINDING, TransactionId::new([0; 12]), &|_| {}));
+            if guesser.receive().error() == Some(401) {
+                rejected += 1;
+                guesser.receive();
+            }
+        }
+        // The burst is 20, and one more per second.
+        assert!((20..guesses).contains(&rejected), "{rejected}");
+        let lines = server.terminate().logs;
+        let dropped = lines.iter().filter(|line| line.message().starts_with("requests dropped")).count();
+        let totals = lines.iter().filter(|line| line.message().starts_with("further requests of sources"));
+        let totals: Vec<usize> = totals.map(|line| line.field("count").unwrap().parse().unwrap()).collect();
+        assert_eq!(dropped + totals.iter().sum::<usize>(), guesses - rejected, "{lines:?}");
+        assert_eq!(lines.iter().find_map(|line| line.field("limit")).as_deref(), Some("limits.failed-authentications"));
+    }
 }
 
 #[test]

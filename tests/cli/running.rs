@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::support::{Finished, LogLine, Process, TIMEOUT, TempDir, config, run};
 
 /// Disables the rate limit of unauthenticated responses, so that a test can wait for a response to every packet.
-pub(crate) const UNLIMITED_RESPONSES: &str = "[limits]\nunverified-responses = 0\n";
+pub(crate) const UNLIMITED_RESPONSES: &str = "[limits]\nunverified-responses = 0\nfailed-authentications = 0\n";
 
 /// A running `turnserver`. Dropping it kills it.
 pub(crate) struct Running {

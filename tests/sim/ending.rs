@@ -57,7 +57,9 @@ impl World {
             }
             let id = packet::transaction(&mut self.rng);
             let none = Authentication::NONE;
-            let unauthenticated = packet::message(Class::Request, Method::ALLOCATE, id, false, &none, |_| {});
+            let unauthenticated = packet::message(Class::Request, Method::ALLOCATE, id, false, &none, |writer| {
+                writer.push(&RequestedTransport::UDP);
+            });
             self.clients[0].nonce = None;
             self.packets_from(worker, tuple, &[(unauthenticated, Signed::Invalid)], Some(0));
             let by = Authentication {

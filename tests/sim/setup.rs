@@ -259,6 +259,7 @@ impl Setup {
             peer_rate: rate(self.rates.peers),
             byte_rate: rate(self.rates.bytes),
             unverified_responses: 0,
+            failed_authentications: 0,
         };
         blueprint.alternate = self.alternate.clone();
         blueprint.compat = Compat {

@@ -54,6 +54,7 @@ impl Blueprint {
                 peer_rate: None,
                 byte_rate: None,
                 unverified_responses: 0,
+                failed_authentications: 0,
             },
             alternate: None,
             compat: Compat::default(),

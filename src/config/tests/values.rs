@@ -49,6 +49,7 @@ connections = 0
 connections-per-source = 30
 allocated-connections-per-source = 31
 unverified-responses = 7
+failed-authentications = 9
 
 [timeouts]
 tls-handshake = 1
@@ -122,6 +123,7 @@ fn every_value_is_parsed() {
             connections_per_source: 30,
             allocated_connections_per_source: 31,
             unverified_responses: 7,
+            failed_authentications: 9,
         },
         timeouts: Timeouts {
             tls_handshake: Duration::from_secs(1),
@@ -190,6 +192,7 @@ limits   32 allocations per user, in total as many as there are relay ports
          256 permissions and 256 channels per allocation
          10000 TCP and TLS connections in total, 500 per source without an allocation
          50 responses per second to an unverified source
+         5 failed authentications per second and source
 timeouts 10s for the TLS handshake, 10s for the first request, 5m for the first allocation
          1m after a request on a connection without an allocation
 log      info as text"
@@ -226,6 +229,7 @@ limits   allocations per user are not limited, 500 in total
          4294967295 bytes per second, direction and user
          TCP and TLS connections are not limited in total, 30 per source without an allocation, 31 per source with one
          7 responses per second to an unverified source
+         9 failed authentications per second and source
 timeouts 1s for the TLS handshake, 5m for the first request, 90s for the first allocation
          1d after a request on a connection without an allocation
 others   when this server is full or drains, UDP and TCP clients are redirected to 203.0.113.5:3478, [2001:db8::5]:3478

@@ -11,3 +11,4 @@ pub(crate) mod rejection;
 pub(crate) mod request;
 pub(crate) mod request_method;
 pub(crate) mod response;
+pub(crate) mod response_limit;

@@ -127,6 +127,8 @@ impl Rejection {
         match self {
             Self::BadRequest(reason) | Self::InsufficientCapacity(reason) => reason,
             Self::Limit(limit) => limit.reason(),
+            // An unverified source may get it, so it is as short as possible.
+            Self::Unauthenticated | Self::StaleNonce => "",
             other => other.code().code().reason(),
         }
     }

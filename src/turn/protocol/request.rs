@@ -14,6 +14,7 @@ use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request_method::RequestMethod;
 use crate::turn::protocol::response::{self, ErrorExtras, ResponseContext, Success};
 use crate::turn::server::Server;
+use crate::turn::shared::sources::Kind;
 use crate::turn::tables::allocation::Allocation;
 use crate::turn::tables::table::Table;
 use crate::turn::time::Instant;
@@ -35,6 +36,16 @@ pub(crate) enum Accepted {
     Open(SocketSpec),
     /// An earlier copy of the request is being processed.
     Pending,
+}
+
+/// Why a request is not authenticated.
+enum Failure {
+    /// The integrity is valid, but something else is not.
+    Authenticated(Rejection),
+    /// There are no valid credentials.
+    Rejected(Rejection),
+    /// The request gets no response.
+    Dropped(DropReason),
 }
 
 /// Carries out an authenticated request of one method.
@@ -75,19 +86,32 @@ impl Server {
         // A client is verified if it repeats a nonce of this server, valid or expired, or if it has an allocation. A
         // flood of packets that forge the address of a verified client does not block it.
         let verified = nonce != Err(NonceError::Invalid) || self.table.find_open(tuple, cx.now).is_some();
-        if !verified && !self.responses.admits(tuple, cx.now) {
-            return FromClient::Drop(DropReason::ResponseLimit);
+        if nonce.is_ok() {
+            self.ledger.sources.prove(self.ledger.sources.find(tuple.client.ip()), cx.now);
         }
-        let request = match Credentials::read(message, nonce)
-            .and_then(|credentials| self.authenticate(cx, tuple, context, message, &credentials, nonce.is_ok()))
-        {
-            Ok(request) => request,
-            // A client that guesses passwords gets a 401 for each guess, so the 401s to verified clients are rate-limited.
-            // This does not affect a request with valid credentials, which gets no 401.
-            Err(Rejection::Unauthenticated) if verified && !self.responses.admits_source(tuple.client.ip(), cx.now) => {
-                return FromClient::Drop(DropReason::ResponseLimit);
+        if !verified && let Err(reason) = self.admit_challenge(tuple, context.method, message, cx.now) {
+            return FromClient::Drop(reason);
+        }
+        let request = match Credentials::read(message, nonce).map_err(Failure::Rejected).and_then(|credentials| {
+            // RFC 8489 §9.2.4 checks the integrity first. With a nonce that this server never made, the response must
+            // not show whether the password is right, since anyone can make up nonces.
+            if nonce == Err(NonceError::Invalid) {
+                return Err(Failure::Rejected(Rejection::StaleNonce));
             }
-            Err(rejection) => return self.reject(cx, tuple, &context, None, &rejection, response),
+            self.authenticate(cx, tuple, context, message, &credentials, nonce.is_ok())
+        }) {
+            Ok(request) => request,
+            Err(Failure::Dropped(reason)) => return FromClient::Drop(reason),
+            Err(Failure::Authenticated(rejection)) => {
+                return self.reject(cx, tuple, &context, None, &rejection, response);
+            }
+            Err(Failure::Rejected(rejection)) => {
+                // A nonce raises the limit on responses to its client. Only valid credentials lift it.
+                if verified && let Err(reason) = self.admit_response(tuple, Kind::Verified, cx.now) {
+                    return FromClient::Drop(reason);
+                }
+                return self.reject(cx, tuple, &context, None, &rejection, response);
+            }
         };
         let accepted = match unknown_attributes(message) {
             Some(rejection) => Err(rejection),
@@ -159,11 +183,18 @@ impl Server {
         message: &'a Message<'m>,
         credentials: &Credentials<'m>,
         nonce_is_valid: bool,
-    ) -> Result<Authenticated<'a, 'm>, Rejection> {
+    ) -> Result<Authenticated<'a, 'm>, Failure> {
         let authenticator = &self.snapshot.authenticator;
         let (username, algorithm) = (credentials.username(authenticator), credentials.algorithm);
         let allocation = self.table.find(tuple);
         let own = allocation.and_then(|id| self.table.get(id)).map(|allocation| &allocation.identity);
+        // A source that guesses passwords waits. A client of the same source that uses its allocation does not.
+        let is_own = own.zip(username).is_some_and(|(own, username)| own.is_for(username, algorithm));
+        let (source, most) = (self.ledger.sources.find(tuple.client.ip()), self.snapshot.limits.failed_authentications);
+        if !is_own && self.ledger.sources.must_wait(source, most, cx.now) {
+            self.actions.push_back(Action::Log(Event::SourceWaits { tuple: *tuple }));
+            return Err(Failure::Dropped(DropReason::FailedAuthentications));
+        }
         // The identity of an allocation that is not reviewed yet may no longer be valid.
         let reviewed = own.filter(|_| !self.review.is_pending());
         let known = username.and_then(|username| {
@@ -175,24 +206,25 @@ impl Server {
         let identity = match authenticator.authenticate(username, algorithm, cx.unix, known, &mut matches) {
             Ok(identity) => identity,
             Err(failure) => {
+                self.ledger.sources.count_failure(source, most, cx.now);
                 // A forged source has no valid nonce, so it cannot fill the log.
                 if nonce_is_valid {
                     let (username, cause) = (credentials.for_log(authenticator), AuthCause::Failure(failure));
                     let event = Event::AuthenticationFailed { username, tuple: *tuple, cause };
                     self.actions.push_back(Action::Log(event));
                 }
-                return Err(Rejection::Unauthenticated);
+                return Err(Failure::Rejected(Rejection::Unauthenticated));
             }
         };
         if !nonce_is_valid {
-            return Err(Rejection::StaleNonce);
+            return Err(Failure::Authenticated(Rejection::StaleNonce));
         }
         let is_own = own.is_some_and(|own| Rc::ptr_eq(own, &identity));
         let expired = identity.expired_for(cx.unix).is_some();
         let request = Authenticated { message, context, tuple: *tuple, identity, allocation };
         // A retransmitted Allocate gets its response again, even if the credential has expired in between.
         if context.method == RequestMethod::Allocate && expired && !self.is_retransmission(cx.now, &request) {
-            return Err(self.expired(cx, &request));
+            return Err(Failure::Authenticated(self.expired(cx, &request)));
         }
         // The identity of an allocation is stored in the allocation, so it is not cached as well.
         if !is_own && !expired {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::turn::shared::quota::Quota;
+use crate::turn::shared::sources::Sources;
 
 /// Tables of atomic words. No reload replaces them.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub struct Ledger {
     pub connections: Arc<Quota>,
     /// The number of connections that other workers have to evict for rejected ones.
     wanted_evictions: AtomicU32,
+    /// The limits on responses to each source, and what the source has proved.
+    pub sources: Sources,
     draining: AtomicBool,
 }
 
@@ -26,6 +29,7 @@ impl Ledger {
             quota: Arc::new(Quota::new(room, quota)),
             connections: Arc::new(Quota::new(room_for(connections), connections_key)),
             wanted_evictions: AtomicU32::new(0),
+            sources: Sources::default(),
             draining: AtomicBool::new(false),
         }
     }

@@ -8,3 +8,4 @@ pub(crate) mod quota;
 pub(crate) mod relay_address;
 pub(crate) mod reservations;
 pub(crate) mod snapshot;
+pub(crate) mod sources;

@@ -274,7 +274,7 @@ impl Quota {
 
 /// Returns `length` zero words. They use memory only once they are written: the allocator gets zeroed pages from the
 /// system, and wrapping the words does not write to them.
-fn zeroed<T>(length: usize, wrap: impl Fn(u64) -> T) -> Box<[T]> {
+pub(crate) fn zeroed<T>(length: usize, wrap: impl Fn(u64) -> T) -> Box<[T]> {
     vec![0; length].into_iter().map(wrap).collect()
 }
 

@@ -49,8 +49,10 @@ pub struct Limits {
     pub peer_rate: Option<Rate>,
     /// Application data of one allocation in bytes, per direction.
     pub byte_rate: Option<Rate>,
-    /// Responses per second of a worker to an unverified source; 0 for no limit.
+    /// Responses per second to a source that has proved nothing; 0 for no limit.
     pub unverified_responses: u32,
+    /// Failed authentications per second of a source; 0 for no limit.
+    pub failed_authentications: u32,
 }
 
 /// Deviations from RFC 8656.

@@ -105,7 +105,8 @@ fn logged_failure(world: &mut World) -> (String, AuthFailure) {
 fn a_challenge_prefers_sha256_and_its_nonce_announces_password_algorithms() {
     let mut world = World::new();
     let client = world.client(1);
-    let response = world.response_to(&client.tuple, &plain(Class::Request, Method::ALLOCATE, &[]));
+    let response =
+        world.response_to(&client.tuple, &plain(Class::Request, Method::ALLOCATE, &[&RequestedTransport::UDP]));
     let listed: PasswordAlgorithms<'_> = response.get().unwrap();
     assert!(listed.iter().eq([PasswordAlgorithm::SHA256, PasswordAlgorithm::MD5]));
     assert!(response.bytes.windows(LISTED.len()).any(|bytes| bytes == LISTED));
@@ -405,7 +406,7 @@ fn username_anonymity_is_announced_if_all_users_are_static() {
     for with_secrets in [true, false] {
         let mut world = World::with(|setup| setup.secrets.truncate(usize::from(with_secrets)));
         let tuple = world.client(1).tuple;
-        let response = world.response_to(&tuple, &plain(Class::Request, Method::ALLOCATE, &[]));
+        let response = world.response_to(&tuple, &plain(Class::Request, Method::ALLOCATE, &[&RequestedTransport::UDP]));
         let features = SecurityFeatures::of(&response.nonce().unwrap()).unwrap();
         assert_eq!(features.username_anonymity, !with_secrets);
     }

@@ -18,6 +18,7 @@ mod reconfigure;
 mod refresh;
 mod relay_addresses;
 mod reservation;
+mod response_limit;
 mod robustness;
 mod routes;
 mod send;

@@ -11,7 +11,7 @@ use turnserver::stun::attribute::{
     RequestedAddressFamily, Userhash, Username, XorPeerAddress,
 };
 use turnserver::stun::{AttributeError, AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, Method};
-use turnserver::turn::{Action, AuthCause, DropReason, EndReason, Event, FiveTuple, Limit};
+use turnserver::turn::{Action, AuthCause, DropReason, EndReason, Event, FiveTuple, Limit, Transport};
 
 use super::{Body, Expect, ExpectedResponse, Model, Now, error, seconds_left};
 use crate::packet::Signed;
@@ -69,6 +69,14 @@ impl Model {
         }
         if ![Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND].contains(&method) {
             return Expect::Drop(DropReason::UnsupportedMethod);
+        }
+        // Over UDP, only the first request of a client gets a challenge if the client has proved nothing.
+        let has_integrity = [0x0008, 0x001c].into_iter().any(|kind| message.contains(AttributeType::new(kind)));
+        let first = method == Method::ALLOCATE && message.contains(AttributeType::new(0x0019));
+        let has_nonce = message.get().is_ok_and(|nonce| nonce.is_some_and(|Nonce(nonce)| self.made(tuple, nonce)));
+        let proved = tuple.transport != Transport::Udp || has_nonce || self.live(now, tuple).is_some();
+        if !has_integrity && !first && !proved {
+            return Expect::Drop(DropReason::NoCredentials);
         }
         match self.authenticate(now, tuple, &message, signed) {
             Ok((credential, keyed)) => (response.signer, response.keyed) = (Some(credential), keyed),
@@ -134,6 +142,10 @@ impl Model {
             _ => return Err(error(400)),
         };
         let algorithm = self.algorithm(tuple, message, nonce)?;
+        // Anyone can make up a nonce: the response does not depend on the password.
+        if !self.made(tuple, nonce) {
+            return Err(challenge(438));
+        }
         let fresh = self.nonce_is_good(now, tuple.client, nonce);
         // One username can have two credentials, from two secrets.
         let named = |at: &usize| Some(&self.credentials[*at].username) == username.as_ref();
@@ -177,6 +189,11 @@ impl Model {
         }
     }
 
+    /// Whether the server has made this nonce for the client.
+    fn made(&self, tuple: &FiveTuple, nonce: &str) -> bool {
+        self.nonces.get(nonce).is_some_and(|(_, owner)| *owner == tuple.client)
+    }
+
     /// The bid-down checks of RFC 8489 §9.2.4.
     fn algorithm(&self, tuple: &FiveTuple, message: &Message<'_>, nonce: &str) -> Result<KeyAlgorithm, Body> {
         let (Ok(listed), Ok(named)) = (message.get::<PasswordAlgorithms<'_>>(), message.get::<PasswordAlgorithm<'_>>())
@@ -190,8 +207,7 @@ impl Model {
             let (Some(listed), Some(named)) = (listed, named) else { return Err(error(400)) };
             let entries: Vec<_> = listed.iter().map(|entry| (entry.algorithm, entry.parameters)).collect();
             // The server does not know which list it sent with the nonce of another client.
-            let own = self.nonces.get(nonce).is_some_and(|(_, owner)| *owner == tuple.client);
-            let as_sent = !own || entries == [(2, &[][..]), (1, &[])];
+            let as_sent = !self.made(tuple, nonce) || entries == [(2, &[][..]), (1, &[])];
             if !as_sent || !entries.contains(&(named.algorithm, named.parameters)) {
                 return Err(error(400));
             }

@@ -7,6 +7,7 @@ use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request::unknown_attributes;
 use crate::turn::protocol::response::{self, ErrorExtras, ResponseContext};
 use crate::turn::server::Server;
+use crate::turn::shared::sources::Kind;
 use crate::turn::time::Instant;
 
 impl Server {
@@ -19,8 +20,10 @@ impl Server {
         response: &mut [u8],
     ) -> FromClient {
         // The client of an allocation has proved that it receives at its address.
-        if self.table.find_open(tuple, now).is_none() && !self.responses.admits(tuple, now) {
-            return FromClient::Drop(DropReason::ResponseLimit);
+        if self.table.find_open(tuple, now).is_none()
+            && let Err(reason) = self.admit_response(tuple, Kind::Binding, now)
+        {
+            return FromClient::Drop(reason);
         }
         match unknown_attributes(message) {
             Some(rejection) => {

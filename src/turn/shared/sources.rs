@@ -1,0 +1,295 @@
+//! The limits on responses to a source, and what the source has proved. All workers share them.
+//!
+//! A source is an IPv4 address or an IPv6 /64. Over UDP it can be forged, and the server then responds to a third party.
+//! So each source has a few buckets, none of which an attacker can drain for another purpose:
+//!
+//! | bucket | responses | rate, in multiples of `limits.unverified-responses` |
+//! |---|---|---|
+//! | Binding | to Binding requests, hardly longer than these | 5, or the factor if it is higher |
+//! | challenges | to other requests without a nonce that this server made for the client | 1, or the factor |
+//! | verified | errors for clients with such a nonce, but without valid credentials | 8, or the factor |
+//!
+//! Many clients can share a source: an office, a carrier's NAT, a load balancer. A client that repeats its nonce proves
+//! that it receives at the source. This raises the factor of the source from 1 to between 8 and 32, for a minute per
+//! request and at most ten. A client with an allocation repeats a nonce every few minutes, for its permissions. The
+//! proof only raises the rates: whoever forges a source never draws more than 32 times `limits.unverified-responses`
+//! from each bucket. A source that has proved something has buckets of its own for this, so an attacker that forged it
+//! before has not drained them.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::turn::rate::{Rate, SharedBucket};
+use crate::turn::shared::quota::zeroed;
+use crate::turn::time::Instant;
+
+/// The number of rows. A keyed hash assigns sources to them, so the memory is fixed: 4 MiB, if all of it is used.
+const ROWS: u64 = 1 << 16;
+/// The number of buckets of a row: two for each [`Kind`], and one for failed authentications.
+const BUCKETS: usize = 7;
+const FAILURES: usize = 6;
+
+/// The milliseconds that one repeated nonce adds to the proof of a source.
+const PROOF: u64 = 60_000;
+/// The milliseconds after which the strongest proof has ended.
+const LONGEST_PROOF: u64 = 10 * PROOF;
+/// The factor of a source with the weakest and with the strongest proof.
+const LOWEST_FACTOR: u64 = 8;
+const HIGHEST_FACTOR: u64 = 32;
+/// The factor of Binding responses. With IP and UDP headers, they are a quarter longer than their requests.
+const BINDING_FACTOR: u64 = 5;
+
+/// The seconds over which a source accumulates unused responses, without and with proof.
+const BURST: u32 = 4;
+const PROVED_BURST: u32 = 2;
+/// The seconds over which a source accumulates unused failed authentications.
+const FAILURES_BURST: u32 = 20;
+
+/// The bits of a proof that hold the time of its end, in milliseconds since the start of the process. The bits above
+/// them hold a fingerprint of the source.
+const TIME_BITS: u32 = 40;
+const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
+
+/// What a response is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A Binding request.
+    Binding,
+    /// A request of a client that may have forged its source.
+    Challenge,
+    /// A request of a verified client without valid credentials.
+    Verified,
+}
+
+/// Whether a response may be sent to a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It may. The source has proved that clients receive there.
+    Proved,
+    /// It may. The source has proved nothing.
+    Unproved,
+    /// It may not: the source has had as many responses as its rate allows.
+    Denied,
+}
+
+/// The place of a source in the table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source {
+    row: usize,
+    /// Distinguishes the source from others in its row.
+    tag: u64,
+}
+
+/// The table of sources.
+#[derive(Debug)]
+pub struct Sources {
+    /// For each row, the proof of one source; 0 is none.
+    proofs: Box<[AtomicU64]>,
+    /// [`BUCKETS`] for each row. Sources with the same row share them.
+    buckets: Box<[SharedBucket]>,
+    /// Its key is random in each process, so nobody can choose sources that share a row.
+    hasher: RandomState,
+}
+
+impl Default for Sources {
+    #[expect(clippy::cast_possible_truncation, reason = "the number of rows is small")]
+    fn default() -> Self {
+        Self {
+            proofs: zeroed(ROWS as usize, AtomicU64::new),
+            buckets: zeroed(ROWS as usize * BUCKETS, SharedBucket::new),
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl Sources {
+    /// Returns the place of an IPv4 address or of the /64 network of an IPv6 address.
+    pub(crate) fn find(&self, address: IpAddr) -> Source {
+        let network = match address {
+            IpAddr::V4(v4) => (4, u128::from(u32::from(v4))),
+            IpAddr::V6(v6) => (6, u128::from(v6) >> 64),
+        };
+        let hash = self.hasher.hash_one(network);
+        Source { row: (hash % ROWS) as usize, tag: hash & !TIME_MASK }
+    }
+
+    /// Records that a client of the source has repeated a nonce that this server made for its transport address.
+    pub(crate) fn prove(&self, source: Source, now: Instant) {
+        let Some(proof) = self.proofs.get(source.row) else { return };
+        let (now, word) = (millis(now), proof.load(Ordering::Relaxed));
+        let (tag, end) = (word & !TIME_MASK, (word & TIME_MASK).max(now));
+        let (tag, end) = if tag == source.tag || end < now + PROOF {
+            let start = if tag == source.tag { end } else { now };
+            (source.tag, (start + PROOF).min(now + LONGEST_PROOF))
+        } else {
+            // Of two sources in one row, the one with more clients keeps it.
+            (tag, end - PROOF)
+        };
+        // A proof that another worker records at the same time may be lost. The next one is not.
+        proof.store(tag | (end & TIME_MASK), Ordering::Relaxed);
+    }
+
+    /// Returns the factor of a source that has proved something.
+    fn factor(&self, source: Source, now: Instant) -> Option<u64> {
+        let word = self.proofs.get(source.row)?.load(Ordering::Relaxed);
+        let left = (word & TIME_MASK).saturating_sub(millis(now));
+        (word & !TIME_MASK == source.tag && left > 0)
+            .then(|| LOWEST_FACTOR + (HIGHEST_FACTOR - LOWEST_FACTOR) * left.min(LONGEST_PROOF) / LONGEST_PROOF)
+    }
+
+    /// Charges a response to the source. `per_second` is `limits.unverified-responses`; 0 for no limit.
+    pub(crate) fn admit(&self, source: Source, kind: Kind, per_second: u32, now: Instant) -> Admission {
+        let factor = self.factor(source, now);
+        let (times, burst) = match (kind, factor) {
+            (Kind::Challenge, None) => (1, BURST),
+            (Kind::Binding, None) => (BINDING_FACTOR, BURST),
+            (Kind::Verified, None) => (LOWEST_FACTOR, PROVED_BURST),
+            (_, Some(factor)) => (factor, PROVED_BURST),
+        };
+        let per_second = u32::try_from(u64::from(per_second) * times).unwrap_or(u32::MAX);
+        let Some(rate) = Rate::new(per_second, per_second.saturating_mul(burst)) else { return Admission::Proved };
+        let bucket = kind as usize * 2 + usize::from(factor.is_some());
+        match self.bucket(source, bucket).is_none_or(|bucket| bucket.take(&rate, now, 1)) {
+            true if factor.is_some() => Admission::Proved,
+            true => Admission::Unproved,
+            false => Admission::Denied,
+        }
+    }
+
+    /// Counts a failed authentication. `per_second` is `limits.failed-authentications`.
+    pub(crate) fn count_failure(&self, source: Source, per_second: u32, now: Instant) {
+        if let Some(rate) = Rate::new(per_second, per_second.saturating_mul(FAILURES_BURST))
+            && let Some(bucket) = self.bucket(source, FAILURES)
+        {
+            bucket.take(&rate, now, 1);
+        }
+    }
+
+    /// Whether the source has failed to authenticate so often that it has to wait. 0 for no limit.
+    pub(crate) fn must_wait(&self, source: Source, per_second: u32, now: Instant) -> bool {
+        let rate = Rate::new(per_second, per_second.saturating_mul(FAILURES_BURST));
+        rate.is_some_and(|rate| self.bucket(source, FAILURES).is_some_and(|bucket| !bucket.has(&rate, now, 1)))
+    }
+
+    fn bucket(&self, source: Source, bucket: usize) -> Option<&SharedBucket> {
+        self.buckets.get(source.row * BUCKETS + bucket)
+    }
+}
+
+/// Returns the milliseconds since the start of the process. They fit into a proof for 34 years.
+fn millis(now: Instant) -> u64 {
+    (now.micros() / 1_000) & TIME_MASK
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(millisecond: u64) -> Instant {
+        Instant::from_elapsed(Duration::from_millis(millisecond))
+    }
+
+    fn source(sources: &Sources, text: &str) -> Source {
+        sources.find(text.parse().unwrap())
+    }
+
+    /// Returns the number of responses that a source gets at one time.
+    fn admitted(sources: &Sources, source: Source, kind: Kind, per_second: u32, now: Instant) -> usize {
+        (0..100_000).filter(|_| sources.admit(source, kind, per_second, now) != Admission::Denied).count()
+    }
+
+    #[test]
+    fn a_source_without_proof_gets_a_burst_and_then_its_rate() {
+        let sources = Sources::default();
+        let one = source(&sources, "192.0.2.1");
+        let challenges = |now| admitted(&sources, one, Kind::Challenge, 50, now);
+        assert_eq!([challenges(at(100_000)), challenges(at(101_000)), challenges(at(101_000))], [200, 50, 0]);
+        assert_eq!(challenges(at(900_000)), 200);
+        // A flood of one kind does not use up another.
+        let bindings = |now| admitted(&sources, one, Kind::Binding, 50, now);
+        assert_eq!([bindings(at(900_000)), bindings(at(901_000)), bindings(at(901_000))], [1_000, 250, 0]);
+    }
+
+    #[test]
+    fn a_repeated_nonce_raises_the_rates_and_never_lifts_them() {
+        let sources = Sources::default();
+        let one = source(&sources, "192.0.2.1");
+        assert_eq!(admitted(&sources, one, Kind::Challenge, 50, at(0)), 200);
+        sources.prove(one, at(0));
+        // The attacker that has drained the first bucket has not drained this one.
+        assert_eq!(admitted(&sources, one, Kind::Challenge, 50, at(0)), 2 * 50 * 10);
+        (0..100_000).for_each(|_| sources.prove(one, at(1_000)));
+        for kind in [Kind::Binding, Kind::Verified] {
+            assert_eq!(admitted(&sources, one, kind, 50, at(1_000)), 2 * 50 * 32, "{kind:?}");
+            assert_eq!(admitted(&sources, one, kind, 50, at(2_000)), 50 * 31, "{kind:?}");
+        }
+        // The proof ends.
+        assert_eq!(admitted(&sources, one, Kind::Challenge, 50, at(1_000 + LONGEST_PROOF)), 200);
+    }
+
+    #[test]
+    fn each_source_has_its_own_limit_and_an_ipv6_network_is_one_source() {
+        let sources = Sources::default();
+        let challenges = |text: &str| admitted(&sources, source(&sources, text), Kind::Challenge, 50, at(0));
+        assert_eq!(challenges("2001:db8::1"), 200);
+        assert_eq!(challenges("2001:db8::ffff:1"), 0);
+        // One of these may share its row with another source.
+        let others = (1..=9).filter(|n| challenges(&format!("192.0.2.{n}")) == 200).count();
+        assert!(others >= 8, "{others}");
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        let sources = Sources::default();
+        let one = source(&sources, "192.0.2.1");
+        for kind in [Kind::Binding, Kind::Challenge, Kind::Verified] {
+            assert_eq!(admitted(&sources, one, kind, 0, at(0)), 100_000);
+        }
+        (0..1_000).for_each(|_| sources.count_failure(one, 0, at(0)));
+        assert!(!sources.must_wait(one, 0, at(0)));
+    }
+
+    #[test]
+    fn a_source_that_fails_often_waits() {
+        let sources = Sources::default();
+        let one = source(&sources, "192.0.2.1");
+        let fail = |now| {
+            (0..1_000)
+                .filter(|_| !sources.must_wait(one, 5, now))
+                .inspect(|_| sources.count_failure(one, 5, now))
+                .count()
+        };
+        assert_eq!([fail(at(0)), fail(at(0)), fail(at(1_000)), fail(at(60_000))], [100, 0, 5, 100]);
+        assert!(sources.must_wait(one, 5, at(60_000)) && !sources.must_wait(one, 5, at(60_200)));
+    }
+
+    #[test]
+    fn of_two_sources_in_a_row_the_one_with_more_clients_is_proved() {
+        let sources = Sources::default();
+        let large = Source { row: 7, tag: 1 << TIME_BITS };
+        let small = Source { row: 7, tag: 2 << TIME_BITS };
+        for second in 0..20 {
+            (0..3).for_each(|_| sources.prove(large, at(second * 1_000)));
+            sources.prove(small, at(second * 1_000));
+        }
+        assert!(sources.factor(large, at(20_000)).is_some() && sources.factor(small, at(20_000)).is_none());
+        // The row is free once the proof has ended.
+        sources.prove(small, at(1_000_000));
+        assert_eq!((sources.factor(large, at(1_000_000)), sources.factor(small, at(1_000_000))), (None, Some(10)));
+    }
+
+    #[test]
+    fn workers_share_the_limit() {
+        let sources = Sources::default();
+        let one = source(&sources, "192.0.2.1");
+        let taken: usize = std::thread::scope(|scope| {
+            let worker = || admitted(&sources, one, Kind::Challenge, 50, at(7));
+            let workers: Vec<_> = (0..4).map(|_| scope.spawn(worker)).collect();
+            workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+        });
+        assert_eq!(taken, 200);
+    }
+}
