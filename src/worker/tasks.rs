@@ -116,7 +116,7 @@ async fn accept(
                 }
                 // Connections that this one evicts are closed before the next one is accepted, so that their descriptors
                 // are free.
-                tokio::task::yield_now().await;
+                yield_now().await;
             }
             Err(error) => {
                 let Some(worker) = worker.upgrade() else { return };

@@ -7,7 +7,7 @@ use crate::stun::attribute::{AddressFamily, ChannelNumber, Data, Lifetime, Reque
 use crate::stun::{AttributeType, Class, Method};
 use crate::turn::ChannelNumbers;
 use crate::turn::tests::support::*;
-use crate::turn::{DropReason, Event, IcmpError, Limit};
+use crate::turn::{DropReason, Event, IcmpError, IcmpIndications, Limit};
 
 const CHANNEL_BIND: Method = Method::CHANNEL_BIND;
 
@@ -211,7 +211,9 @@ fn expired_channels_and_permissions_do_not_count_against_the_limits() {
 // §12: a channel lasts ten minutes and its permission five. ChannelData refreshes neither (§12.6).
 #[test]
 fn a_channel_lasts_600_seconds_both_ways_and_its_permission_300_regardless_of_traffic() {
-    let (mut world, client, relay) = allocated();
+    let mut world = World::with(|setup| setup.compat.icmp_indications = IcmpIndications::Always);
+    let client = world.client(1);
+    let relay = world.allocate_with(&client, &[&Lifetime(3_600)]);
     assert_eq!(bind(&mut world, &client, 0x4000, peer(1)).code(), None);
     for second in 1..600 {
         world.advance(seconds(1));
