@@ -74,7 +74,6 @@ fn execute(arguments: &Arguments) -> Result<(), String> {
 
 fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
     let choice = control::choose_addresses(config).map_err(|error| error.to_string())?;
-    control::check_listeners(config).map_err(|error| error.to_string())?;
     control::check_alternate(config, &choice).map_err(|error| error.to_string())?;
     let mut report = match path {
         Some(path) => format!("{}: no errors\n", path.display()),
@@ -95,7 +94,8 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
     }
     let denied = control::denied_own_addresses(config, &choice).map_err(|error| error.to_string())?;
     let unreadable = control::unreadable_files(config, path);
-    for warning in choice.warnings.iter().chain(&denied).chain(&unreadable) {
+    let missing = control::missing_listeners(config);
+    for warning in choice.warnings.iter().chain(&missing).chain(&denied).chain(&unreadable) {
         report += &format!("warning: {warning}\n");
     }
     report += &config.summary().to_string();

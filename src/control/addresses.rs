@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use reachability::{Reachability, reachability};
 
-use crate::net::interfaces::{self, AddressState, InterfaceAddress};
+use crate::net::interfaces::{self, AddressState, InterfaceAddress, Interfaces};
 use crate::setting::{RELAY_ADDRESSES, RELAY_EXTERNAL};
 
 /// An address family.
@@ -42,13 +42,18 @@ pub struct RelayAddress {
     pub advertised: IpAddr,
     /// The reason for the choice, for the log.
     pub reason: String,
+    /// Whether any client may get it. Otherwise it is only for clients that reach the server at this address.
+    pub for_all: bool,
 }
 
 /// The relay addresses of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// The configured addresses in their order, or the detected ones: at most one per family, IPv4 first. Never empty.
+    /// The configured addresses in their order, or the detected ones: at most one per family for all clients, IPv4
+    /// first, and then those for clients that reach the server there. Empty while the server waits for an address.
     pub addresses: Vec<RelayAddress>,
+    /// The configured addresses that the machine does not have at present, with their advertised addresses.
+    pub missing: Vec<(IpAddr, IpAddr)>,
     /// Warnings for the operator; they do not prevent the start.
     pub warnings: Vec<String>,
 }
@@ -56,16 +61,6 @@ pub struct Choice {
 /// Why the relay addresses are unusable. Each message is one line with advice.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
-    /// The machine does not have some configured addresses.
-    #[error("{RELAY_ADDRESSES}: {missing} not among the addresses of this machine: {available}; {advice}")]
-    NotLocal {
-        /// The addresses and the verb: "192.0.2.7 is", "192.0.2.7 and 192.0.2.8 are".
-        missing: String,
-        /// The addresses that could be configured, with their interfaces.
-        available: String,
-        /// The configuration for a server behind 1:1 NAT.
-        advice: String,
-    },
     /// A configured address is unspecified, multicast or link-local IPv6, so it cannot be advertised.
     #[error("{RELAY_ADDRESSES}: {0} cannot be a relay address; use an address of an interface, or \"auto\"")]
     Unusable(IpAddr),
@@ -75,9 +70,6 @@ pub enum AddressError {
     /// `external` maps an address to one of the other family.
     #[error("{RELAY_EXTERNAL}: {0} cannot be mapped to {1}; map IPv4 to IPv4 and IPv6 to IPv6")]
     MixedFamilies(IpAddr, IpAddr),
-    /// No interface that is up has a usable address.
-    #[error("no relay address found: every network interface that is up has only link-local addresses or none")]
-    NoneFound,
     /// Two relay addresses have the same advertised address.
     #[error(
         "relay addresses {0} and {1} are both advertised as {2}; map them to different addresses in {RELAY_EXTERNAL}, \
@@ -89,41 +81,56 @@ pub enum AddressError {
     Interfaces(#[from] io::Error),
 }
 
+impl Choice {
+    /// Returns the addresses for all clients.
+    pub fn for_all(&self) -> impl Iterator<Item = &RelayAddress> {
+        self.addresses.iter().filter(|address| address.for_all)
+    }
+}
+
 /// Selects the relay addresses of this machine. `configured` is `None` for "auto"; `external` maps addresses of this
-/// machine to their outside addresses.
+/// machine to their outside addresses. `current` has the addresses in use, which precede equally good ones.
 ///
 /// # Errors
 ///
 /// As for [`choose`], and if the interfaces cannot be read.
-pub(super) fn detect(configured: Option<&[IpAddr]>, external: &[(IpAddr, IpAddr)]) -> Result<Choice, AddressError> {
-    let mut addresses = interfaces::read()?.addresses;
+pub(super) fn detect(
+    configured: Option<&[IpAddr]>,
+    external: &[(IpAddr, IpAddr)],
+    current: &[IpAddr],
+) -> Result<Choice, AddressError> {
+    let mut interfaces = interfaces::read()?;
     // A whole network can be routed to a machine, as 127.0.0.0/8 is. No interface then lists its addresses.
     for ip in configured.unwrap_or_default().iter().chain(external.iter().map(|(inside, _)| inside)) {
         let ip = ip.to_canonical();
-        if addresses.iter().all(|known| known.address != ip) && interfaces::is_local(ip) {
+        let known = interfaces.addresses.iter().any(|known| known.address == ip);
+        if !known && interfaces::is_local(ip) {
             let name = "a local route".to_owned();
             let state = AddressState::Stable;
-            addresses.push(InterfaceAddress { name, address: ip, loopback: false, up: true, state });
+            interfaces.addresses.push(InterfaceAddress { name, address: ip, loopback: false, up: true, state });
         }
     }
-    choose(configured, external, &addresses, &|family| interfaces::source_for(internet_address(family)))
+    choose(configured, external, &interfaces, current, &|family| interfaces::source_for(internet_address(family)))
 }
 
 /// Selects the relay addresses from the addresses of a machine. `preferred` returns the source address that the kernel
 /// would use towards the internet.
 ///
 /// Without configured addresses, it selects one per family: an address that `external` maps, otherwise a global one,
-/// otherwise a private one with a warning; a loopback address only if the machine has no other; never a link-local one.
+/// otherwise a private one with a warning; a loopback address only if the machine has no other interface; never a
+/// link-local one. Further addresses of the same reach are for the clients that reach the server there: a machine can be
+/// in two networks without a route between them.
 /// Among addresses of the same reach, a stable one is selected before a temporary one, and a deprecated one last. The
 /// kernel's source address is often a temporary one, so a stable address of its interface comes next.
 ///
 /// # Errors
 ///
-/// If a configured address or a mapping is unusable, or no address is found.
+/// If a configured address can never be a relay address, or a mapping is unusable.
 pub(super) fn choose(
     configured: Option<&[IpAddr]>,
     external: &[(IpAddr, IpAddr)],
-    interfaces: &[InterfaceAddress],
+    interfaces: &Interfaces,
+    current: &[IpAddr],
     preferred: &dyn Fn(Family) -> Option<IpAddr>,
 ) -> Result<Choice, AddressError> {
     if let Some(&(inside, outside)) = external
@@ -134,23 +141,38 @@ pub(super) fn choose(
     }
     let preferred = Family::BOTH.map(preferred);
     let mut candidates: Vec<Candidate<'_>> =
-        interfaces.iter().map(|interface| Candidate::new(interface, external, preferred)).collect();
+        interfaces.addresses.iter().map(|interface| Candidate::new(interface, external, preferred)).collect();
     mark_preferred_interfaces(&mut candidates);
-    let chosen = match configured {
-        Some(configured) => configured_among(configured, &candidates)?,
-        None => detect_among(&candidates)?,
+    for candidate in &mut candidates {
+        candidate.current = current.contains(&candidate.ip);
+    }
+    let detected = configured.is_none();
+    let (chosen, further, missing) = match configured {
+        Some(configured) => {
+            let (chosen, missing) = configured_among(configured, &candidates)?;
+            (chosen, Vec::new(), missing)
+        }
+        None => {
+            let (chosen, further) = detect_among(&candidates, interfaces.beyond_loopback);
+            (chosen, further, Vec::new())
+        }
     };
     let mut warnings = warnings::of_mappings(external, &candidates);
-    warnings.extend(warnings::of_limited_reach(&chosen, configured.is_none()));
-    let addresses: Vec<RelayAddress> =
-        chosen.iter().map(|candidate| candidate.relay_address(configured.is_none())).collect();
+    warnings.extend(warnings::of_missing(&missing, chosen.is_empty(), &candidates));
+    warnings.extend(warnings::of_limited_reach(&chosen, detected));
+    let for_all = chosen.iter().map(|candidate| candidate.relay_address(detected, true));
+    let for_own = further.iter().map(|candidate| candidate.relay_address(detected, false));
+    let addresses: Vec<RelayAddress> = for_all.chain(for_own).collect();
+    let missing: Vec<(IpAddr, IpAddr)> =
+        missing.into_iter().map(|ip| (ip, mapped(external, ip).unwrap_or(ip))).collect();
     let mut advertised = HashMap::new();
-    for RelayAddress { bind, advertised: outside, .. } in &addresses {
+    let pairs = addresses.iter().map(|relay| (relay.bind, relay.advertised));
+    for (bind, outside) in pairs.chain(missing.iter().copied()) {
         if let Some(other) = advertised.insert(outside, bind) {
-            return Err(AddressError::SharedAddress(*other, *bind, *outside));
+            return Err(AddressError::SharedAddress(other, bind, outside));
         }
     }
-    Ok(Choice { addresses, warnings })
+    Ok(Choice { addresses, missing, warnings })
 }
 
 /// Returns the addresses at which clients reach a listener, for the URIs that are printed at start.
@@ -160,7 +182,7 @@ pub(super) fn choose(
 pub(super) fn advertised_hosts(listener: IpAddr, external: &[(IpAddr, IpAddr)], choice: &Choice) -> Vec<IpAddr> {
     let ip = listener.to_canonical();
     let mut hosts: Vec<IpAddr> = if ip.is_unspecified() {
-        let advertised = choice.addresses.iter().map(|address| address.advertised);
+        let advertised = choice.for_all().map(|address| address.advertised);
         advertised.filter(|advertised| ip.is_ipv6() || advertised.is_ipv4()).collect()
     } else {
         vec![mapped(external, ip).unwrap_or(ip)]
@@ -173,6 +195,8 @@ pub(super) fn advertised_hosts(listener: IpAddr, external: &[(IpAddr, IpAddr)], 
 struct Candidate<'a> {
     ip: IpAddr,
     interface: &'a InterfaceAddress,
+    /// It is in use already.
+    current: bool,
     reachability: Reachability,
     external: Option<IpAddr>,
     /// It is the kernel's source address for the internet.
@@ -187,6 +211,7 @@ impl<'a> Candidate<'a> {
         Self {
             ip,
             interface,
+            current: false,
             reachability: reachability(ip),
             external: mapped(external, ip),
             preferred: preferred.contains(&Some(ip)),
@@ -210,10 +235,10 @@ impl<'a> Candidate<'a> {
         let unusual = self.reachability == Reachability::Loopback && self.ip != IpAddr::V4(Ipv4Addr::LOCALHOST);
         let (preferred, on_preferred_interface) = (self.preferred, self.on_preferred_interface);
         let place = (!preferred, !on_preferred_interface, self.interface.loopback, unusual);
-        (self.external.is_none(), private, self.interface.state, place)
+        (self.external.is_none(), private, self.interface.state, place, !self.current)
     }
 
-    fn relay_address(&self, detected: bool) -> RelayAddress {
+    fn relay_address(&self, detected: bool, for_all: bool) -> RelayAddress {
         let mut reason = format!("{} address of {}", self.kind(), self.interface.name);
         if self.external.is_some() {
             reason += &format!(", mapped by {RELAY_EXTERNAL}");
@@ -221,7 +246,7 @@ impl<'a> Candidate<'a> {
         if !detected {
             reason.push_str(&format!(", configured in {RELAY_ADDRESSES}"));
         } else if self.reachability == Reachability::Loopback {
-            reason.push_str(", because the machine has no other");
+            reason.push_str(", because the machine has no other interface");
         } else if self.preferred {
             reason.push_str(", the kernel's source address for the internet");
         } else if self.on_preferred_interface && self.interface.state == AddressState::Stable {
@@ -232,7 +257,10 @@ impl<'a> Candidate<'a> {
             AddressState::Deprecated => reason.push_str(", deprecated, because there is no better one"),
             AddressState::Stable | AddressState::Tentative | AddressState::Failed => {}
         }
-        RelayAddress { bind: self.ip, advertised: self.external.unwrap_or(self.ip), reason }
+        if !for_all {
+            reason.push_str(", for clients that reach the server at it");
+        }
+        RelayAddress { bind: self.ip, advertised: self.external.unwrap_or(self.ip), reason, for_all }
     }
 
     fn kind(&self) -> &'static str {
@@ -255,25 +283,50 @@ fn mark_preferred_interfaces(candidates: &mut [Candidate<'_>]) {
     }
 }
 
-fn detect_among<'c, 'a>(candidates: &'c [Candidate<'a>]) -> Result<Vec<&'c Candidate<'a>>, AddressError> {
-    let best_of_each_family = |usable: fn(&Candidate<'_>) -> bool| -> Vec<_> {
+/// The maximum number of further addresses, because each has tables of its ports.
+const MAX_FURTHER: usize = 16;
+
+/// Returns the best address of each family, and further ones of the same reach.
+fn detect_among<'c, 'a>(
+    candidates: &'c [Candidate<'a>],
+    beyond_loopback: bool,
+) -> (Vec<&'c Candidate<'a>>, Vec<&'c Candidate<'a>>) {
+    let usable = |candidate: &&Candidate<'_>| candidate.is_usable();
+    let best_of_each_family = |admitted: fn(&Candidate<'_>) -> bool| -> Vec<_> {
         let best = |family| {
             let of_family = candidates.iter().filter(|candidate| Family::of(candidate.ip) == family);
-            of_family.filter(|candidate| candidate.is_usable() && usable(candidate)).min_by_key(|best| best.rank())
+            of_family.filter(usable).filter(|candidate| admitted(candidate)).min_by_key(|best| best.rank())
         };
         Family::BOTH.into_iter().filter_map(best).collect()
     };
-    let mut chosen = best_of_each_family(|candidate| candidate.is_routable());
-    if chosen.is_empty() {
-        chosen = best_of_each_family(|candidate| candidate.reachability == Reachability::Loopback);
+    let chosen = best_of_each_family(|candidate| candidate.is_routable());
+    if chosen.is_empty() && !beyond_loopback {
+        return (best_of_each_family(|candidate| candidate.reachability == Reachability::Loopback), Vec::new());
     }
-    if chosen.is_empty() { Err(AddressError::NoneFound) } else { Ok(chosen) }
+    let further = candidates.iter().filter(usable).filter(|candidate| {
+        let like = |best: &&Candidate<'_>| {
+            let kind = |candidate: &Candidate<'_>| {
+                let global = candidate.reachability == Reachability::Global;
+                (Family::of(candidate.ip), global, candidate.external.is_some(), candidate.interface.state)
+            };
+            best.ip != candidate.ip && kind(best) == kind(candidate)
+        };
+        candidate.is_routable() && !candidate.interface.loopback && chosen.iter().any(like)
+    });
+    let further = further.take(MAX_FURTHER).collect();
+    (chosen, further)
 }
 
+type Configured<'c, 'a> = (Vec<&'c Candidate<'a>>, Vec<IpAddr>);
+
+/// Returns the configured addresses that the machine has, and those that it does not have.
 fn configured_among<'c, 'a>(
     configured: &[IpAddr],
     candidates: &'c [Candidate<'a>],
-) -> Result<Vec<&'c Candidate<'a>>, AddressError> {
+) -> Result<Configured<'c, 'a>, AddressError> {
+    if configured.is_empty() {
+        return Err(AddressError::Empty);
+    }
     let mut chosen: Vec<&Candidate<'_>> = Vec::new();
     let mut missing: Vec<IpAddr> = Vec::new();
     for ip in configured.iter().map(IpAddr::to_canonical) {
@@ -281,30 +334,14 @@ fn configured_among<'c, 'a>(
         if ip.is_unspecified() || ip.is_multicast() || link_local {
             return Err(AddressError::Unusable(ip));
         }
-        match candidates.iter().find(|candidate| candidate.ip == ip) {
+        match candidates.iter().find(|candidate| candidate.ip == ip && candidate.is_usable()) {
+            None if missing.contains(&ip) => {}
             None => missing.push(ip),
             Some(_) if chosen.iter().any(|known| known.ip == ip) => {}
             Some(candidate) => chosen.push(candidate),
         }
     }
-    match missing.first() {
-        Some(&outside) => Err(not_local(&missing, outside, candidates)),
-        None if chosen.is_empty() => Err(AddressError::Empty),
-        None => Ok(chosen),
-    }
-}
-
-fn not_local(missing: &[IpAddr], outside: IpAddr, candidates: &[Candidate<'_>]) -> AddressError {
-    let same_family = candidates.iter().filter(|candidate| Family::of(candidate.ip) == Family::of(outside));
-    let inside = same_family.filter(|candidate| candidate.is_routable()).min_by_key(|candidate| candidate.rank());
-    let example = inside.map_or(String::new(), |inside| {
-        format!(": addresses = [\"{0}\"] and external = {{ \"{0}\" = \"{outside}\" }}", inside.ip)
-    });
-    AddressError::NotLocal {
-        missing: format!("{} {}", enumerate(missing), if missing.len() == 1 { "is" } else { "are" }),
-        available: available(candidates),
-        advice: format!("behind 1:1 NAT, set `addresses` to the inside address and map it in `external`{example}"),
-    }
+    Ok((chosen, missing))
 }
 
 /// Lists the usable addresses, for example "10.0.0.5 (eth0), ::1 (lo)".

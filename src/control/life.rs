@@ -10,11 +10,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
-use super::WorkerEvent;
+use super::follow::Follower;
 use super::service::{Service, Watchdog};
+use super::snapshot::{SnapshotInputs, snapshot};
 use super::start::WorkerControl;
 use super::tls::{self, Certificates, Replacement};
+use super::{BrowserEntry, WorkerEvent};
 use crate::clock;
+use crate::config::Config;
 use crate::setting::DRAIN_DEADLINE;
 use crate::turn::Ledger;
 use crate::worker::Snapshot;
@@ -113,6 +116,11 @@ impl Stage {
 
 /// A server whose workers run.
 pub(super) struct RunningServer<'a> {
+    pub(super) config: &'a Config,
+    pub(super) inputs: &'a SnapshotInputs,
+    /// The addresses of this machine.
+    pub(super) addresses: Follower<'a>,
+    pub(super) entry: BrowserEntry<'a>,
     pub(super) ledger: &'a Ledger,
     pub(super) workers: &'a [WorkerControl],
     /// The configuration that the workers read.
@@ -176,6 +184,10 @@ impl RunningServer<'_> {
                     let replacement = self.certificates.as_mut().and_then(Certificates::poll);
                     self.replace_certificate(replacement).await;
                 }
+                () = self.addresses.due() => {
+                    self.follow_addresses().await;
+                    status.iter_mut().for_each(Interval::reset_immediately);
+                }
                 () = tick(&mut progress) => tracing::info!(allocations = self.allocations(), "draining"),
                 () = tick(&mut status) => {
                     let status = self.status(stage);
@@ -196,6 +208,15 @@ impl RunningServer<'_> {
         if let Some(certificates) = &self.certificates {
             certificates.log_replacement(&replacement);
         }
+    }
+
+    /// Reads the addresses of this machine again, and passes a change to the workers.
+    async fn follow_addresses(&mut self) {
+        let Some(change) = self.addresses.reread() else { return };
+        self.reconfigure(snapshot(self.config, self.inputs, &self.addresses, self.snapshot.tls.clone())).await;
+        change.log();
+        let certificate = self.certificates.as_ref().map(Certificates::current);
+        self.entry.print(self.addresses.choice(), certificate);
     }
 
     /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it stops waiting;
@@ -274,7 +295,10 @@ impl RunningServer<'_> {
 
     fn status(&self, stage: Stage) -> String {
         let (allocations, connections) = (self.allocations(), self.ledger.connections.allocations());
-        let clients = format!("{}, {}", plural(allocations, "allocation"), plural(connections, "connection"));
+        let mut clients = format!("{}, {}", plural(allocations, "allocation"), plural(connections, "connection"));
+        if let Some(waits) = self.addresses.waits_for() {
+            clients = format!("{clients}; {waits}");
+        }
         match stage {
             Stage::Serving => clients,
             Stage::Draining | Stage::Stopping => format!("draining: {clients}"),

@@ -1,5 +1,6 @@
 //! The listeners: claimed once for the process, and bound again for each further worker.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -162,13 +163,29 @@ fn claim_one(endpoint: Endpoint, plain: bool) -> io::Result<BoundListener> {
     }
 }
 
-/// Checks that this machine has these addresses.
-pub(super) fn check_addresses(wanted: &[Endpoint]) -> Result<(), ListenError> {
-    let is_not_local = |ip: IpAddr| !ip.is_unspecified() && !interfaces::is_local(ip);
-    match wanted.iter().find(|endpoint| is_not_local(endpoint.address.ip())) {
-        Some(endpoint) => Err(ListenError::new(*endpoint, io::ErrorKind::AddrNotAvailable.into())),
-        None => Ok(()),
+/// A listener whose address this machine does not have. Clients can reach it as soon as the machine has the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MissingListener {
+    pub(super) endpoint: Endpoint,
+}
+
+impl fmt::Display for MissingListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoint } = self;
+        write!(
+            f,
+            "clients cannot reach the server at {endpoint} yet, because this machine does not have the address. The \
+             server waits for it. If that is a mistake, change it in listen.{}",
+            endpoint.transport
+        )
     }
+}
+
+/// Returns the listeners whose addresses this machine does not have.
+pub(super) fn missing(wanted: &[Endpoint]) -> Vec<MissingListener> {
+    let is_missing = |ip: IpAddr| !ip.is_unspecified() && !interfaces::is_local(ip);
+    let missing = wanted.iter().filter(|endpoint| is_missing(endpoint.address.ip()));
+    missing.map(|endpoint| MissingListener { endpoint: *endpoint }).collect()
 }
 
 /// Returns whether `own` is a wildcard that includes `other`, so that both can share a port.

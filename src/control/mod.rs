@@ -3,9 +3,11 @@
 mod account;
 mod addresses;
 mod alternate;
+mod follow;
 mod life;
 mod listeners;
 pub mod logging;
+mod relay_tables;
 mod service;
 mod snapshot;
 mod start;
@@ -33,7 +35,7 @@ use service::Service;
 pub use account::unreadable_files;
 pub use addresses::{AddressError, Choice, RelayAddress};
 pub use listeners::ListenError;
-pub use start::{StartError, check_alternate, check_listeners, choose_addresses, denied_own_addresses};
+pub use start::{StartError, check_alternate, choose_addresses, denied_own_addresses, missing_listeners};
 pub use tls::{TlsError, check as check_tls};
 
 type WorkerThread = thread::JoinHandle<io::Result<()>>;
@@ -80,9 +82,6 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         Signals::install().map_err(RunError::Signals)?
     };
     announce(&prepared);
-    if let Some(warning) = denied_own_addresses(config, &prepared.choice).map_err(StartError::Addresses)? {
-        tracing::warn!("{warning}");
-    }
 
     let (sender, mut events) = mpsc::channel(2 * prepared.plans.len().max(1));
     let mut threads = Vec::new();
@@ -107,14 +106,15 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
     if ended_early.is_some() {
         return Err(failed_to_start(&stop, threads));
     }
-    if let Some(secret) = &prepared.generated_secret {
-        let certificate = prepared.certificates.as_ref().map(tls::Certificates::current);
-        let entry = ice_servers(config, &prepared.endpoints, &prepared.choice, certificate, secret);
-        print_entry(&entry, log);
-    }
+    let mut entry = BrowserEntry::new(config, &prepared.endpoints, prepared.inputs.generated_secret.clone(), log);
+    entry.print(prepared.addresses.choice(), prepared.certificates.as_ref().map(tls::Certificates::current));
     tracing::info!(workers = threads.len(), "ready");
 
     let server = RunningServer {
+        config,
+        inputs: &prepared.inputs,
+        addresses: prepared.addresses,
+        entry,
         ledger: &prepared.ledger,
         workers: &prepared.controls,
         snapshot: Arc::clone(&prepared.snapshot),
@@ -171,14 +171,12 @@ fn failed_to_start(stop: &watch::Sender<bool>, threads: Vec<WorkerThread>) -> Ru
     StartError::Worker(error.unwrap_or_else(|| io::Error::other("it ended at once"))).into()
 }
 
-fn announce(prepared: &start::Prepared) {
+fn announce(prepared: &start::Prepared<'_>) {
     for Endpoint { transport, address } in &prepared.endpoints {
         tracing::info!(transport = transport.as_str(), %address, "listening");
     }
-    for relay in &prepared.choice.addresses {
-        tracing::info!(address = %relay.bind, advertised = %relay.advertised, reason = relay.reason, "relay address");
-    }
-    for warning in &prepared.choice.warnings {
+    prepared.addresses.choice().addresses.iter().for_each(follow::log_relay);
+    for warning in prepared.addresses.warnings() {
         tracing::warn!("{warning}");
     }
     let listeners = prepared.plans.iter().flat_map(|plan| &plan.listeners);
@@ -205,28 +203,48 @@ fn buffer_advice(sizes: udp::BufferSizes) -> Option<String> {
     ))
 }
 
-/// Returns an `iceServers` entry for `new RTCPeerConnection` with a credential of the generated secret.
-fn ice_servers(
-    config: &Config,
-    endpoints: &[Endpoint],
-    choice: &Choice,
-    certificate: Option<&Certificate>,
-    secret: &Secret,
-) -> String {
-    let credential = time_limited::mint(secret, Some("try"), clock::unix_seconds() + PRINTED_LIFETIME);
-    credential.ice_servers(&urls(config, endpoints, choice, certificate))
+/// Prints an `iceServers` entry for `new RTCPeerConnection` with a credential of the generated secret, and again when
+/// its URIs have changed.
+#[derive(Debug)]
+struct BrowserEntry<'a> {
+    config: &'a Config,
+    endpoints: &'a [Endpoint],
+    /// `None` if secrets are configured. Then nothing is printed.
+    secret: Option<Secret>,
+    printed: Option<Vec<String>>,
+    log: &'a logging::Logging,
+}
+
+impl<'a> BrowserEntry<'a> {
+    fn new(config: &'a Config, endpoints: &'a [Endpoint], secret: Option<Secret>, log: &'a logging::Logging) -> Self {
+        Self { config, endpoints, secret, printed: None, log }
+    }
+
+    fn print(&mut self, choice: &Choice, certificate: Option<&Certificate>) {
+        let Some(secret) = &self.secret else { return };
+        let urls = urls(self.config, self.endpoints, choice, certificate);
+        if self.printed.as_ref() == Some(&urls) || choice.addresses.is_empty() {
+            return;
+        }
+        let credential = time_limited::mint(secret, Some("try"), clock::unix_seconds() + PRINTED_LIFETIME);
+        print_entry(&credential.ice_servers(&urls), self.printed.is_some(), self.log);
+        self.printed = Some(urls);
+    }
 }
 
 /// Prints an `iceServers` entry as one line on standard output, after its explanation. On a terminal, the explanation
 /// is next to the entry, and both are separate from the log.
-fn print_entry(entry: &str, log: &logging::Logging) {
+fn print_entry(entry: &str, again: bool, log: &logging::Logging) {
     let explanation = format!(
         "no secret is configured, so the server created one for this run. Pass the line on standard output to new \
          RTCPeerConnection(…). Its credential expires after 24 h, or earlier if the server stops. For permanent \
          credentials, set {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use `turn-credential mint`"
     );
     let mut stdout = io::stdout().lock();
-    let text = if stdout.is_terminal() {
+    let text = if again {
+        tracing::info!("the addresses have changed, so the new line on standard output replaces the earlier one");
+        format!("{entry}\n")
+    } else if stdout.is_terminal() {
         // The log is written by another thread.
         log.flush();
         format!(
@@ -314,8 +332,8 @@ mod tests {
     #[test]
     fn listeners_with_the_same_uri_share_one_entry() {
         let bind = "127.0.0.1".parse().unwrap();
-        let relay = RelayAddress { bind, advertised: bind, reason: String::new() };
-        let choice = Choice { addresses: vec![relay], warnings: Vec::new() };
+        let relay = RelayAddress { bind, advertised: bind, reason: String::new(), for_all: true };
+        let choice = Choice { addresses: vec![relay], missing: Vec::new(), warnings: Vec::new() };
         let endpoints = [
             (Transport::Udp, "0.0.0.0:3478"),
             (Transport::Udp, "127.0.0.1:3478"),

@@ -4,42 +4,43 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::alternate::alternate;
+use super::follow::Follower;
 use crate::auth::{Authenticator, NonceMint, Secret};
 use crate::config::{self, Config};
 use crate::net::tls::Acceptor;
-use crate::turn::{self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, RelayAddresses, UserRates};
+use crate::turn::{self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, UserRates};
 use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
 
-/// The parts of a snapshot that are not in the configuration file.
-pub(super) struct SnapshotInputs<'a> {
+/// The parts of each snapshot of a run that are not in the configuration file.
+#[derive(Debug)]
+pub(super) struct SnapshotInputs {
     /// The secret that was generated for this run, if none is configured.
-    pub(super) generated_secret: Option<&'a Secret>,
+    pub(super) generated_secret: Option<Secret>,
     /// The key for nonces if there is neither a configured nor a generated secret.
     pub(super) nonce_key: [u8; 32],
-    /// The addresses of this machine, including its outside addresses behind 1:1 NAT.
-    pub(super) own_addresses: Vec<IpAddr>,
-    /// The relay addresses with the tables of their ports.
-    pub(super) relays: RelayAddresses,
     /// The limit on connections, which the limit of open files may have reduced.
     pub(super) connections: u32,
-    /// Serves TLS handshakes.
-    pub(super) tls: Option<Acceptor>,
 }
 
-/// Builds the snapshot of a configuration.
-pub(super) fn snapshot(config: &Config, inputs: SnapshotInputs<'_>) -> Snapshot {
-    let SnapshotInputs { generated_secret, nonce_key, own_addresses, relays, connections, tls } = inputs;
+/// Builds the snapshot of a configuration with the present addresses. `tls` serves TLS handshakes.
+pub(super) fn snapshot(
+    config: &Config,
+    inputs: &SnapshotInputs,
+    addresses: &Follower<'_>,
+    tls: Option<Acceptor>,
+) -> Snapshot {
+    let SnapshotInputs { generated_secret, nonce_key, connections } = inputs;
     let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
     let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
     let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
     let nonces = NonceMint::from_secrets(&secrets, nonce_lifetime)
-        .unwrap_or_else(|| NonceMint::from_random(nonce_key, nonce_lifetime));
+        .unwrap_or_else(|| NonceMint::from_random(*nonce_key, nonce_lifetime));
     let authenticator = Authenticator::new(config.realm.clone(), secrets, users);
     let core = turn::Snapshot {
         nonces: nonces.with_features(authenticator.features()),
         authenticator,
-        policy: policy(config, own_addresses),
-        relays,
+        policy: policy(config, addresses.own().to_vec()),
+        relays: addresses.relays(),
         limits: limits(config),
         alternate: alternate(&config.alternate),
         compat: Compat {
@@ -59,7 +60,7 @@ pub(super) fn snapshot(config: &Config, inputs: SnapshotInputs<'_>) -> Snapshot 
         connection_limits: ConnectionLimits {
             per_source: config.limits.connections_per_source,
             allocated_per_source: config.limits.allocated_connections_per_source,
-            in_all: connections,
+            in_all: *connections,
         },
         timeouts: Timeouts { tls_handshake, first_request, idle, unauthenticated },
         tls,

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::addresses::{self, AddressError, Choice};
 use super::alternate::own_server;
+use super::follow::Follower;
 use super::listeners::{self, ListenError, Listeners};
 use super::snapshot::{SnapshotInputs, policy, snapshot};
 use super::tls::{Certificates, TlsError};
@@ -22,7 +23,7 @@ use crate::config::{Config, RelayAddresses};
 use crate::net::{interfaces, limits};
 use crate::setting::{ADDRESS_SPACE, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator};
 use crate::transport::Endpoint;
-use crate::turn::{self, Ledger};
+use crate::turn::Ledger;
 use crate::worker::{self, Handle, Plan, Snapshot, Statistics};
 
 /// Why the server does not start. Each message is one line with advice.
@@ -60,7 +61,7 @@ pub(super) struct WorkerControl {
 
 /// The result of [`prepare`].
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct Prepared<'a> {
     pub(super) plans: Vec<Plan>,
     /// One entry per worker, in the order of `plans`.
     pub(super) controls: Vec<WorkerControl>,
@@ -68,21 +69,26 @@ pub(super) struct Prepared {
     pub(super) ledger: Arc<Ledger>,
     /// The endpoints of the listeners, with their actual ports.
     pub(super) endpoints: Vec<Endpoint>,
-    pub(super) choice: Choice,
+    pub(super) addresses: Follower<'a>,
+    /// Builds later snapshots.
+    pub(super) inputs: SnapshotInputs,
     /// `Some` if there are TLS listeners.
     pub(super) certificates: Option<Certificates>,
-    /// The secret that was generated for this run, if none is configured.
-    pub(super) generated_secret: Option<Secret>,
 }
 
 /// Prepares the workers.
-pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool>) -> Result<Prepared, StartError> {
-    let choice = choose_addresses(config)?;
-    check_alternate(config, &choice)?;
+pub(super) fn prepare<'a>(
+    config: &'a Config,
+    clock: Clock,
+    stop: &watch::Receiver<bool>,
+) -> Result<Prepared<'a>, StartError> {
+    let addresses = Follower::start(config)?;
+    let choice = addresses.choice();
+    check_alternate(config, choice)?;
     let hostname = config.hostname.as_deref();
     let certificates = config.tls.as_ref().map(|tls| Certificates::load(tls, hostname)).transpose()?;
     let (certificates, acceptor) = certificates.unzip();
-    let connections = connection_limit(config, &choice);
+    let connections = connection_limit(config, choice);
     let mut listeners = Listeners::claim(&config.listen)?;
     let workers = worker_count(config);
     // The text is 43 characters long, which is a valid secret.
@@ -92,16 +98,10 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
     } else {
         None
     };
-    let inputs = SnapshotInputs {
-        generated_secret: generated_secret.as_ref(),
-        nonce_key: random_key()?,
-        own_addresses: own_addresses(config, &choice)?,
-        relays: relay_addresses(config, &choice),
-        connections,
-        tls: acceptor,
-    };
-    let snapshot = Arc::new(snapshot(config, inputs));
-    let room = config.relay.ports.len() * choice.addresses.len();
+    let inputs = SnapshotInputs { generated_secret, nonce_key: random_key()?, connections };
+    let snapshot = Arc::new(snapshot(config, &inputs, &addresses, acceptor));
+    // Addresses of a second family may come later.
+    let room = config.relay.ports.len() * relay_count(choice).max(2);
     let ledger = Arc::new(Ledger::new(room, connections, [random_key()?, random_key()?]));
     let (mut plans, mut controls) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
     for _ in 0..workers {
@@ -120,28 +120,31 @@ pub(super) fn prepare(config: &Config, clock: Clock, stop: &watch::Receiver<bool
         });
     }
     let endpoints = listeners.endpoints().to_vec();
-    Ok(Prepared { plans, controls, snapshot, ledger, endpoints, choice, certificates, generated_secret })
+    Ok(Prepared { plans, controls, snapshot, ledger, endpoints, addresses, inputs, certificates })
 }
 
 /// Returns the relay addresses, with the reasons for them.
 ///
 /// # Errors
-/// If a configured address is unusable, or none is found.
+/// If a configured address is unusable.
 pub fn choose_addresses(config: &Config) -> Result<Choice, AddressError> {
+    choose_again(config, &[])
+}
+
+/// Returns the relay addresses. Those in `current` precede equally good ones.
+pub(super) fn choose_again(config: &Config, current: &[IpAddr]) -> Result<Choice, AddressError> {
     let given = match &config.relay.addresses {
         RelayAddresses::Auto => None,
         RelayAddresses::Given(given) => Some(given.as_slice()),
     };
-    addresses::detect(given, &config.relay.external)
+    addresses::detect(given, &config.relay.external, current)
 }
 
-/// Checks that this machine has the addresses to listen on. It does not check the ports, which a running server may
-/// use.
-///
-/// # Errors
-/// The first missing address.
-pub fn check_listeners(config: &Config) -> Result<(), StartError> {
-    Ok(listeners::check_addresses(&config.listen)?)
+/// Returns a warning for each listener whose address this machine does not have. It does not check the ports, which a
+/// running server may use.
+#[must_use]
+pub fn missing_listeners(config: &Config) -> Vec<String> {
+    listeners::missing(&config.listen).iter().map(ToString::to_string).collect()
 }
 
 /// Checks that no alternate server is this server.
@@ -171,13 +174,14 @@ pub fn denied_own_addresses(config: &Config, choice: &Choice) -> Result<Option<S
 }
 
 /// Returns the addresses of this machine, including its outside addresses behind 1:1 NAT.
-fn own_addresses(config: &Config, choice: &Choice) -> Result<Vec<IpAddr>, AddressError> {
+pub(super) fn own_addresses(config: &Config, choice: &Choice) -> Result<Vec<IpAddr>, AddressError> {
     let interfaces = interfaces::read().map_err(AddressError::Interfaces)?;
     let addresses = interfaces
         .addresses
         .iter()
         .map(|interface| interface.address)
         .chain(choice.addresses.iter().flat_map(|relay| [relay.bind, relay.advertised]))
+        .chain(choice.missing.iter().flat_map(|(bind, advertised)| [*bind, *advertised]))
         .chain(config.relay.external.iter().map(|(_, outside)| *outside))
         .chain(config.listen.iter().map(|endpoint| endpoint.address.ip()).filter(|ip| !ip.is_unspecified()));
     Ok(addresses.collect())
@@ -191,11 +195,9 @@ fn worker_count(config: &Config) -> usize {
     }
 }
 
-/// Returns the relay addresses with their ports.
-fn relay_addresses(config: &Config, choice: &Choice) -> turn::RelayAddresses {
-    let address =
-        |relay: &addresses::RelayAddress| turn::RelayAddress::new(relay.bind, relay.advertised, &config.relay.ports);
-    choice.addresses.iter().map(|relay| Arc::new(address(relay))).collect()
+/// Returns the number of relay addresses for all clients, at least one.
+fn relay_count(choice: &Choice) -> usize {
+    (choice.for_all().count() + choice.missing.len()).max(1)
 }
 
 /// Returns advice about an error of a worker, as the end of the message.
@@ -226,12 +228,13 @@ fn connection_limit(config: &Config, choice: &Choice) -> u32 {
             return wanted;
         }
     };
-    let relay_ports = (config.relay.ports.len() * choice.addresses.len()) as u64;
+    let relay_count = relay_count(choice);
+    let relay_ports = (config.relay.ports.len() * relay_count) as u64;
     let files = OpenFiles {
         limit,
         relay_sockets: match config.limits.allocations {
             0 => relay_ports,
-            allocations => relay_ports.min(u64::from(allocations) * choice.addresses.len() as u64),
+            allocations => relay_ports.min(u64::from(allocations) * relay_count as u64),
         },
         connections: (!no_connections).then_some(wanted),
         others: OTHER_FILES + (worker_count(config) * (config.listen.len() + 4)) as u64,

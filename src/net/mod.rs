@@ -1,6 +1,7 @@
 //! System calls and TLS: sockets, datagrams, interface addresses and certificates. Nothing here is specific to TURN.
 
 pub mod batch;
+pub(crate) mod changes;
 pub mod interfaces;
 pub mod limits;
 mod sys;

@@ -69,6 +69,7 @@ fn new_socket(addr: SocketAddr) -> io::Result<Socket> {
     if addr.is_ipv6() {
         socket.set_only_v6(!udp::dual_stack(addr))?;
     }
+    udp::allow_missing_address(&socket, addr);
     // On Linux, `bind` then ignores the connections of a closed listener, but not another listener.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;

@@ -279,6 +279,7 @@ pub(super) fn is_always_pending(error: &io::Error) -> bool {
 
 fn new_listener(addr: SocketAddr) -> io::Result<Socket> {
     let socket = new_socket(addr, dual_stack(addr))?;
+    allow_missing_address(&socket, addr);
     if addr.ip().is_unspecified() {
         if addr.is_ipv6() {
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
@@ -305,6 +306,19 @@ fn new_socket(addr: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
     // A kernel that does not count drops is supported, too.
     let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
     Ok(socket)
+}
+
+/// Lets a listener be bound to an address that this machine does not have yet. It receives packets as soon as the
+/// machine has the address.
+pub(super) fn allow_missing_address(socket: &Socket, addr: SocketAddr) {
+    if addr.ip().is_unspecified() {
+        return;
+    }
+    // Without the option, which old kernels lack for IPv6, binding to a missing address fails.
+    let _ = match addr {
+        SocketAddr::V4(_) => sys::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_FREEBIND, 1),
+        SocketAddr::V6(_) => sys::set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, 1),
+    };
 }
 
 /// Returns whether a listener on this address accepts clients of both families.

@@ -254,7 +254,9 @@ pub struct Response {
 pub enum OpenError {
     /// Another program has the port; another port may work.
     PortInUse,
-    /// No port will work, for example because no file descriptor is left or the machine no longer has the address.
+    /// The machine does not have the address at present.
+    AddressGone,
+    /// No port will work, for example because no file descriptor is left.
     Other,
 }
 

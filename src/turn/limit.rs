@@ -85,8 +85,13 @@ limits! {
     /// The kernel cannot open a relay socket.
     Sockets = "sockets", setting::OPEN_FILES,
         "Insufficient Capacity: sockets",
-        "allocation rejected": "the kernel cannot open another relay socket: raise the limit of open files, or \
-         check that the relay address is still on this machine";
+        "allocation rejected": "the kernel cannot open another relay socket: raise the limit of open files, unless \
+         the log has another error of a relay socket";
+    /// This machine no longer has the relay address.
+    RelayAddress = "relay-address", setting::RELAY_ADDRESSES,
+        "Insufficient Capacity: relay address",
+        "allocation rejected": "this machine does not have the relay address at present. The server uses another one, \
+         or this one again, as soon as it can";
     /// The allocation has as many permissions as it may have.
     Permissions = "permissions", setting::PERMISSIONS_PER_ALLOCATION,
         "Insufficient Capacity: permissions",

@@ -289,7 +289,7 @@ impl Server {
 pub(crate) fn give_back(address: &RelayAddress, port: u16, error: OpenError, now: Instant) {
     match error {
         OpenError::PortInUse => address.ports.set_aside(port, now),
-        OpenError::Other => address.ports.release(port),
+        OpenError::AddressGone | OpenError::Other => address.ports.release(port),
     }
 }
 

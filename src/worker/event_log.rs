@@ -41,6 +41,7 @@ pub(super) struct EventLog {
     failed_accepts: RateLimit,
     plain_on_tls: RateLimit,
     tls_without_certificate: RateLimit,
+    failed_relay_sockets: RateLimit,
     /// The ranges whose denial has been explained in the log.
     explained: BTreeSet<&'static str>,
 }
@@ -60,6 +61,7 @@ impl Default for EventLog {
             failed_accepts: RateLimit::of(LINES),
             plain_on_tls: RateLimit::of(1),
             tls_without_certificate: RateLimit::of(1),
+            failed_relay_sockets: RateLimit::of(LINES),
             explained: BTreeSet::new(),
         }
     }
@@ -207,6 +209,19 @@ impl EventLog {
         }
     }
 
+    /// Logs why the kernel did not open a relay socket. The core logs what that means for the client.
+    pub(super) fn relay_socket_failed(&mut self, now: Instant, bind: SocketAddr, error: &io::Error) {
+        if !self.failed_relay_sockets.allows(now) {
+            return;
+        }
+        let address = bind.ip();
+        if error.kind() == io::ErrorKind::AddrNotAvailable {
+            tracing::warn!(%address, %error, "relay socket not opened: this machine does not have the relay address");
+        } else {
+            tracing::warn!(%address, %error, "relay socket not opened");
+        }
+    }
+
     /// Logs the number of suppressed lines of each window that has ended.
     pub(super) fn tick(&mut self, now: Instant) {
         self.log_suppressed(|limit| limit.summary(now));
@@ -230,6 +245,7 @@ impl EventLog {
             (&mut self.failed_accepts, "connections that could not be accepted"),
             (&mut self.plain_on_tls, "connections without TLS to a TLS port"),
             (&mut self.tls_without_certificate, "TLS handshakes without a certificate"),
+            (&mut self.failed_relay_sockets, "relay sockets that could not be opened"),
         ] {
             if let Some(count) = count_of(limit) {
                 tracing::warn!(count, "further {what} in the last minute were not logged");

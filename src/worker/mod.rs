@@ -348,8 +348,11 @@ impl Shell {
                 Ok(_) => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(OpenError::PortInUse),
                 Err(error) => {
-                    tracing::debug!(address = %spec.bind, %error, "relay socket not opened");
-                    Err(OpenError::Other)
+                    self.events.relay_socket_failed(now.monotonic, spec.bind, error);
+                    match error.kind() {
+                        io::ErrorKind::AddrNotAvailable => Err(OpenError::AddressGone),
+                        _ => Err(OpenError::Other),
+                    }
                 }
             };
             let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };

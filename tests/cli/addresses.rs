@@ -92,3 +92,37 @@ fn automatic_relay_addresses_are_found_on_any_machine() {
     let line = server.wait_for_line(|line| line.contains(" relay address "));
     assert!(line.contains(" address of "), "{line}");
 }
+
+/// Asserts that the server starts with a warning with these parts, and that `check-config` has the same warning.
+#[track_caller]
+fn assert_waits(config: &str, parts: &[&str]) {
+    let has_parts = |line: &str| parts.iter().all(|part| line.contains(part));
+    let server = Running::start(config, &[]);
+    server.wait_for_line(|line| line.contains(" WARN ") && has_parts(line));
+    let directory = TempDir::new();
+    directory.write("turnserver.toml", config);
+    let finished = turnserver(&directory, &["check-config"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(finished.stdout.iter().any(|line| line.starts_with("warning: ") && has_parts(line)), "{finished:?}");
+}
+
+#[test]
+fn a_relay_address_that_this_machine_does_not_have_is_waited_for_with_a_warning_that_explains_nat() {
+    let config =
+        text_config(&["127.0.0.1"], "").replace("addresses = [\"127.0.0.1\"]", "addresses = [\"203.0.113.7\"]");
+    assert_waits(&config, &["relay.addresses", "203.0.113.7", "127.0.0.1 (lo)", "The server waits", "`external`"]);
+}
+
+#[test]
+fn a_listen_address_that_this_machine_does_not_have_is_waited_for_with_a_warning() {
+    for transport in ["udp", "tcp"] {
+        for address in ["203.0.113.7:3478", "[2001:db8:ffff::7]:3478"] {
+            let config = text_config(&["127.0.0.1"], "");
+            let (before, after) = config.split_once(&format!("{transport} = ")).unwrap();
+            let (_, after) = after.split_once('\n').unwrap();
+            let config = format!("{before}{transport} = [{address:?}]\n{after}");
+            let begin = format!("clients cannot reach the server at {transport} {address} yet");
+            assert_waits(&config, &[&begin, &format!("listen.{transport}")]);
+        }
+    }
+}

@@ -54,27 +54,6 @@ fn a_port_in_use_by_another_turnserver_is_one_line_with_port_and_remedy() {
 }
 
 #[test]
-fn a_foreign_listen_address_is_one_line_with_the_local_addresses() {
-    for transport in ["udp", "tcp"] {
-        for address in ["203.0.113.7:3478", "[2001:db8:ffff::7]:3478"] {
-            let begin = format!("cannot listen on {transport} {address}: ");
-            let key = format!("Change it in listen.{transport}");
-            assert_fails_with(&listening_on(transport, address), &[&begin, "127.0.0.1 (lo)", &key]);
-        }
-    }
-}
-
-#[test]
-fn a_foreign_relay_address_is_one_line_that_explains_nat() {
-    let config =
-        text_config(&["127.0.0.1"], "").replace("addresses = [\"127.0.0.1\"]", "addresses = [\"203.0.113.7\"]");
-    assert_fails_with(&config, &["relay.addresses", "203.0.113.7", "127.0.0.1 (lo)", "`external`"]);
-    let directory = TempDir::new();
-    directory.write("turnserver.toml", &config);
-    assert!(failure(&turnserver(&directory, &["check-config"])).contains("203.0.113.7"));
-}
-
-#[test]
 fn a_missing_or_unreadable_configuration_file_is_one_line_with_its_path() {
     let directory = TempDir::new();
     fs::create_dir(directory.path().join("directory.toml")).unwrap();

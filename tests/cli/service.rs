@@ -67,6 +67,15 @@ fn the_service_manager_is_notified_of_start_status_and_stop() {
     assert_eq!(server.process.finish(TIMEOUT).code, Some(0));
 }
 
+#[test]
+fn the_service_manager_is_notified_of_what_the_server_waits_for() {
+    let manager = Manager::new();
+    let config = config(&["127.0.0.1"], "").replace("addresses = [\"127.0.0.1\"]", "addresses = [\"203.0.113.7\"]");
+    let _server = manager.start(&config, &[]);
+    assert_eq!(manager.receive(), "READY=1\n");
+    manager.wait_for("STATUS=0 allocations, 0 connections; waiting for 203.0.113.7\n");
+}
+
 // The service manager limits the time after STOPPING.
 #[test]
 fn a_drain_without_a_deadline_is_not_notified_as_stopping() {

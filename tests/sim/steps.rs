@@ -410,7 +410,8 @@ impl World {
         // Claimed ports are rare. With fewer failures, hardly any claimed port could not be opened.
         let result = match self.rng.below(16) {
             0..=2 => Err(OpenError::PortInUse),
-            3..=5 => Err(OpenError::Other),
+            3 | 4 => Err(OpenError::Other),
+            5 => Err(OpenError::AddressGone),
             _ => Ok(()),
         };
         self.report_opened(at, result);

@@ -8,6 +8,7 @@ pub(crate) mod certificates;
 pub(crate) mod client;
 mod config;
 mod log;
+pub(crate) mod network;
 mod process;
 mod server;
 pub(crate) mod tls;

@@ -134,6 +134,12 @@ impl Server {
         self.process.stdout.so_far()
     }
 
+    /// Waits for this many lines of standard output.
+    pub(crate) fn wait_for_stdout(&self, count: usize) -> Vec<String> {
+        let printed = self.process.stdout.wait_for(TIMEOUT, |lines| (lines.len() >= count).then(|| lines.to_vec()));
+        printed.unwrap_or_else(|| panic!("fewer than {count} lines were printed; {}", self.process.output()))
+    }
+
     /// Waits for a log line that `wanted` accepts, which may already be written.
     pub(crate) fn wait_for_log(&self, wanted: impl Fn(&LogLine) -> bool) -> LogLine {
         let found = self.process.stderr.wait_for(TIMEOUT, |lines| parse(lines).into_iter().find(|line| wanted(line)));

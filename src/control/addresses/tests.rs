@@ -8,7 +8,7 @@ fn ip(text: &str) -> IpAddr {
 
 /// Parses "eth0 10.0.0.5" per address; "down eth0 10.0.0.5" for an interface that is down; "eth0 2a01::1 temporary" for
 /// an address that is not stable.
-fn machine(lines: &[&str]) -> Vec<InterfaceAddress> {
+fn machine(lines: &[&str]) -> Interfaces {
     let entry = |line: &&str| {
         let (up, line) = line.strip_prefix("down ").map_or((true, *line), |rest| (false, rest));
         let mut words = line.split(' ');
@@ -24,7 +24,9 @@ fn machine(lines: &[&str]) -> Vec<InterfaceAddress> {
         InterfaceAddress { name: name.to_owned(), address, loopback: name == "lo", up, state }
     };
     let lo = ["lo 127.0.0.1", "lo ::1"];
-    lo.iter().chain(lines).map(entry).collect()
+    let addresses: Vec<InterfaceAddress> = lo.iter().chain(lines).map(entry).collect();
+    let beyond_loopback = addresses.iter().any(|entry| !entry.loopback);
+    Interfaces { addresses, beyond_loopback, unknown_states: None }
 }
 
 fn mapping(pairs: &[(&str, &str)]) -> Vec<(IpAddr, IpAddr)> {
@@ -33,27 +35,27 @@ fn mapping(pairs: &[(&str, &str)]) -> Vec<(IpAddr, IpAddr)> {
 
 fn auto(lines: &[&str], external: &[(&str, &str)], preferred: &[&str]) -> Result<Choice, AddressError> {
     let preferred: Vec<IpAddr> = preferred.iter().map(|text| ip(text)).collect();
-    choose(None, &mapping(external), &machine(lines), &|family| {
+    choose(None, &mapping(external), &machine(lines), &[], &|family| {
         preferred.iter().copied().find(|ip| Family::of(*ip) == family)
     })
 }
 
 fn given(addresses: &[&str], lines: &[&str], external: &[(&str, &str)]) -> Result<Choice, AddressError> {
     let addresses: Vec<IpAddr> = addresses.iter().map(|text| ip(text)).collect();
-    choose(Some(&addresses), &mapping(external), &machine(lines), &|_| None)
+    choose(Some(&addresses), &mapping(external), &machine(lines), &[], &|_| None)
 }
 
-/// Formats each address as "bind" or "bind → advertised".
+/// Formats each address for all clients as "bind" or "bind → advertised".
 fn outline(choice: &Choice) -> Vec<String> {
     let line = |address: &RelayAddress| {
         let RelayAddress { bind, advertised, .. } = address;
         if bind == advertised { bind.to_string() } else { format!("{bind} → {advertised}") }
     };
-    choice.addresses.iter().map(line).collect()
+    choice.for_all().map(line).collect()
 }
 
 fn reasons(choice: &Choice) -> Vec<&str> {
-    choice.addresses.iter().map(|address| address.reason.as_str()).collect()
+    choice.for_all().map(|address| address.reason.as_str()).collect()
 }
 
 #[test]
@@ -208,24 +210,46 @@ fn addresses_of_interfaces_that_are_down_are_not_detected() {
 }
 
 #[test]
-fn loopback_is_used_with_a_warning_if_there_is_no_other_address() {
-    for lines in [&[][..], &["eth0 fe80::1", "eth0 169.254.3.4"], &["down eth0 5.9.1.1"]] {
+fn loopback_is_used_with_a_warning_if_there_is_no_other_interface() {
+    let choice = auto(&[], &[], &[]).unwrap();
+    assert_eq!(outline(&choice), ["127.0.0.1", "::1"]);
+    assert_eq!(reasons(&choice), ["loopback address of lo, because the machine has no other interface"; 2]);
+    let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
+    assert!(warning.starts_with("only programs on this machine can use the relay"), "{warning}");
+    assert!(warning.ends_with("127.0.0.1 and ::1"), "{warning}");
+}
+
+#[test]
+fn the_server_waits_if_an_interface_has_no_usable_address_yet() {
+    for lines in [&["eth0 fe80::1", "eth0 169.254.3.4"][..], &["down eth0 5.9.1.1"], &["eth0 2a01::1 tentative"]] {
         let choice = auto(lines, &[], &[]).unwrap();
-        assert_eq!(outline(&choice), ["127.0.0.1", "::1"]);
-        assert_eq!(reasons(&choice), ["loopback address of lo, because the machine has no other"; 2]);
+        assert_eq!(choice.addresses, []);
         let [warning] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
-        assert!(warning.starts_with("only programs on this machine can use the relay"), "{warning}");
-        assert!(warning.contains(": 127.0.0.1 and ::1. "), "{warning}");
-        assert!(warning.ends_with("a browser on this machine gathers no candidates"), "{warning}");
+        assert!(warning.starts_with("the server waits for a relay address"), "{warning}");
     }
+}
+
+#[test]
+fn further_addresses_of_the_same_reach_are_for_the_clients_that_reach_the_server_there() {
+    let further = |lines: &[&str], external: &[(&str, &str)], preferred: &[&str]| {
+        let choice = auto(lines, external, preferred).unwrap();
+        let further = choice.addresses.into_iter().filter(|address| !address.for_all);
+        further.map(|address| address.bind.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(further(&["w0 10.1.1.1", "w1 192.168.178.1"], &[], &["192.168.178.1"]), ["10.1.1.1"]);
+    assert_eq!(further(&["w0 5.9.1.1", "w1 5.9.1.2", "w1 10.0.0.5"], &[], &[]), ["5.9.1.2"]);
+    assert_eq!(further(&["w0 5.9.1.1", "w1 10.0.0.5", "lo 5.9.1.2"], &[], &[]), [""; 0]);
+    assert_eq!(further(&["w0 10.0.0.5", "w1 10.0.0.6"], &[("10.0.0.5", "5.9.1.1")], &[]), [""; 0]);
+    assert_eq!(further(&["w0 2a01::1", "w0 2a01::2 temporary", "w0 2a01::3 deprecated"], &[], &[]), [""; 0]);
+    assert_eq!(further(&[], &[], &[]), [""; 0]);
 }
 
 #[test]
 fn one_loopback_family_is_enough() {
     let mut interfaces = machine(&["lo 127.0.0.53"]);
-    interfaces.retain(|entry| entry.address.is_ipv4());
-    interfaces.reverse();
-    assert_eq!(outline(&choose(None, &[], &interfaces, &|_| None).unwrap()), ["127.0.0.1"]);
+    interfaces.addresses.retain(|entry| entry.address.is_ipv4());
+    interfaces.addresses.reverse();
+    assert_eq!(outline(&choose(None, &[], &interfaces, &[], &|_| None).unwrap()), ["127.0.0.1"]);
 }
 
 #[test]
@@ -234,15 +258,14 @@ fn loopback_of_one_family_is_not_used_with_an_address_of_the_other() {
 }
 
 #[test]
-fn a_machine_without_addresses_is_an_error() {
-    let error = choose(None, &[], &[], &|_| None).unwrap_err();
-    assert!(matches!(error, AddressError::NoneFound));
-    assert!(error.to_string().starts_with("no relay address found"));
+fn a_machine_without_addresses_waits_for_one() {
+    let choice = choose(None, &[], &Interfaces::default(), &[], &|_| None).unwrap();
+    assert_eq!((choice.addresses.len(), choice.warnings.len()), (0, 1));
 }
 
 #[test]
 fn configured_addresses_are_used_in_order_without_duplicates() {
-    let lines = ["eth0 5.9.1.1", "eth0 5.9.1.2", "down eth1 5.9.1.3"];
+    let lines = ["eth0 5.9.1.1", "eth0 5.9.1.2", "eth1 5.9.1.3"];
     let choice = given(&["5.9.1.3", "5.9.1.1", "::ffff:5.9.1.3"], &lines, &[]).unwrap();
     assert_eq!(outline(&choice), ["5.9.1.3", "5.9.1.1"]);
     assert_eq!(reasons(&choice)[1], "global address of eth0, configured in relay.addresses");
@@ -264,23 +287,29 @@ fn configured_addresses_with_limited_reachability_cause_warnings() {
 }
 
 #[test]
-fn a_configured_address_of_another_machine_is_an_error_that_explains_nat() {
-    let error = given(&["5.9.1.1"], &["eth0 10.0.0.5", "eth0 fe80::1"], &[]).unwrap_err();
+fn a_configured_address_that_the_machine_does_not_have_causes_a_warning_that_explains_nat() {
+    let choice = given(&["5.9.1.1"], &["eth0 10.0.0.5", "eth0 fe80::1"], &[]).unwrap();
+    assert_eq!((choice.addresses.len(), choice.missing), (0, vec![(ip("5.9.1.1"), ip("5.9.1.1"))]));
     assert_eq!(
-        error.to_string(),
-        "relay.addresses: 5.9.1.1 is not among the addresses of this machine: \
-         127.0.0.1 (lo), ::1 (lo), 10.0.0.5 (eth0); \
-         behind 1:1 NAT, set `addresses` to the inside address and map it in `external`: \
-         addresses = [\"10.0.0.5\"] and external = { \"10.0.0.5\" = \"5.9.1.1\" }"
+        choice.warnings,
+        ["relay.addresses: 5.9.1.1 is not among the addresses of this machine: \
+          127.0.0.1 (lo), ::1 (lo), 10.0.0.5 (eth0). The server waits for it. \
+          Behind 1:1 NAT, set `addresses` to the inside address and map it in `external`: \
+          addresses = [\"10.0.0.5\"] and external = { \"10.0.0.5\" = \"5.9.1.1\" }"]
     );
 }
 
 #[test]
-fn all_configured_addresses_of_other_machines_are_reported_together() {
-    let error = given(&["2a01:4f8::1", "10.0.0.5", "5.9.1.1"], &["eth0 10.0.0.5"], &[]).unwrap_err().to_string();
-    assert!(error.starts_with("relay.addresses: 2a01:4f8::1 and 5.9.1.1 are not among"), "{error}");
-    // The machine has no IPv6 address that could be the inside address.
-    assert!(error.ends_with("map it in `external`"), "{error}");
+fn all_configured_addresses_that_are_missing_are_reported_together() {
+    let lines = ["eth0 10.0.0.5", "down eth1 5.9.1.3", "eth0 2a01:4f8::2 tentative"];
+    let choice = given(&["2a01:4f8::1", "10.0.0.5", "5.9.1.3", "2a01:4f8::2"], &lines, &[]).unwrap();
+    assert_eq!(outline(&choice), ["10.0.0.5"]);
+    assert_eq!(
+        choice.missing.iter().map(|(bind, _)| *bind).collect::<Vec<_>>(),
+        ["2a01:4f8::1", "5.9.1.3", "2a01:4f8::2"].map(ip)
+    );
+    let warning = &choice.warnings[0];
+    assert!(warning.starts_with("relay.addresses: 2a01:4f8::1 and 5.9.1.3 and 2a01:4f8::2 are not among"), "{warning}");
 }
 
 #[test]
@@ -340,7 +369,7 @@ fn two_addresses_with_the_same_advertised_address_are_an_error() {
 
 #[test]
 fn the_detected_relay_addresses_can_be_bound() {
-    let choice = detect(None, &[]).unwrap();
+    let choice = detect(None, &[], &[]).unwrap();
     for address in choice.addresses {
         assert!(interfaces::is_local(address.bind), "{address:?}");
     }
@@ -349,5 +378,15 @@ fn the_detected_relay_addresses_can_be_bound() {
 #[test]
 fn an_address_that_is_routed_to_this_machine_can_be_configured() {
     let configured = [ip("127.3.2.1")];
-    assert_eq!(outline(&detect(Some(&configured), &[]).unwrap()), ["127.3.2.1"]);
+    assert_eq!(outline(&detect(Some(&configured), &[], &[]).unwrap()), ["127.3.2.1"]);
+}
+
+#[test]
+fn the_address_in_use_precedes_an_equally_good_one() {
+    let choice = |current: &[&str]| {
+        let current: Vec<IpAddr> = current.iter().map(|text| ip(text)).collect();
+        outline(&choose(None, &[], &machine(&["eth0 5.9.1.1", "eth1 5.9.1.2"]), &current, &|_| None).unwrap())
+    };
+    assert_eq!(choice(&[]), ["5.9.1.1"]);
+    assert_eq!(choice(&["5.9.1.2"]), ["5.9.1.2"]);
 }

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::reachability::{Reachability, reachability};
-use super::{Candidate, available, enumerate};
-use crate::setting::RELAY_EXTERNAL;
+use super::{Candidate, Family, available, enumerate};
+use crate::setting::{RELAY_ADDRESSES, RELAY_EXTERNAL};
 
 /// Warns of mappings that have no effect or that advertise an address that clients elsewhere cannot reach.
 pub(super) fn of_mappings(external: &[(IpAddr, IpAddr)], candidates: &[Candidate<'_>]) -> Vec<String> {
@@ -90,4 +90,28 @@ pub(super) fn of_limited_reach(chosen: &[&Candidate<'_>], detected: bool) -> Vec
         });
     }
     warnings
+}
+
+/// Warns of configured addresses that the machine does not have, and of a machine without any relay address.
+pub(super) fn of_missing(missing: &[IpAddr], none: bool, candidates: &[Candidate<'_>]) -> Option<String> {
+    let Some(&outside) = missing.first() else {
+        return none.then(|| {
+            format!(
+                "the server waits for a relay address: no network interface has a usable one yet. Until then it rejects \
+                 allocations with 508. To use it only on this machine, set {RELAY_ADDRESSES} to [\"127.0.0.1\"]"
+            )
+        });
+    };
+    let same_family = candidates.iter().filter(|candidate| Family::of(candidate.ip) == Family::of(outside));
+    let inside = same_family.filter(|candidate| candidate.is_routable()).min_by_key(|candidate| candidate.rank());
+    let example = inside.map_or(String::new(), |inside| {
+        format!(": addresses = [\"{0}\"] and external = {{ \"{0}\" = \"{outside}\" }}", inside.ip)
+    });
+    let (is, it) = if missing.len() == 1 { ("is", "it") } else { ("are", "them") };
+    Some(format!(
+        "{RELAY_ADDRESSES}: {} {is} not among the addresses of this machine: {}. The server waits for {it}. Behind 1:1 \
+         NAT, set `addresses` to the inside address and map it in `external`{example}",
+        enumerate(missing),
+        available(candidates),
+    ))
 }

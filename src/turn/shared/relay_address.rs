@@ -20,6 +20,7 @@ pub struct RelayAddress {
     bind: IpAddr,
     advertised: IpAddr,
     usable: AtomicBool,
+    for_all: AtomicBool,
     pub(crate) ports: Ports,
     pub(crate) reservations: Reservations,
     /// A bit for each port that is the port of a live relayed transport address.
@@ -46,6 +47,7 @@ impl RelayAddress {
             bind,
             advertised,
             usable: AtomicBool::new(true),
+            for_all: AtomicBool::new(true),
             ports: Ports::new(ports),
             reservations: Reservations::new(ports),
             live: (0..words).map(|_| AtomicU64::new(0)).collect(),
@@ -74,6 +76,17 @@ impl RelayAddress {
     /// Sets whether new allocations may use the address. Existing ones are not affected.
     pub fn set_usable(&self, usable: bool) {
         self.usable.store(usable, Ordering::Relaxed);
+    }
+
+    /// Whether any client may get the address. Otherwise it is only for clients that reach the server at this address.
+    #[must_use]
+    pub fn is_for_all(&self) -> bool {
+        self.for_all.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether any client may get the address.
+    pub fn set_for_all(&self, for_all: bool) {
+        self.for_all.store(for_all, Ordering::Relaxed);
     }
 
     /// Returns the number of ports that are not available to new allocations: those of allocations and reservations.

@@ -175,3 +175,67 @@ fn an_unusable_relay_address_gets_no_new_allocations_and_keeps_its_own() {
     world.relays().iter().for_each(|address| address.set_usable(true));
     world.allocate(&world.client(3));
 }
+
+// §19: 508, because no relayed transport address is available at this time. 440 would say that it never will be.
+#[test]
+fn a_server_without_any_relay_address_rejects_both_families_with_508() {
+    let mut world = World::new();
+    reconfigure(&mut world, RelayAddresses::default());
+    let client = world.client(1);
+    for family in [AddressFamily::V4, AddressFamily::V6] {
+        assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &RequestedAddressFamily(family)]), 508);
+        assert!(rejection_note(&mut world).contains("The server waits for one"));
+    }
+}
+
+#[test]
+fn a_relay_address_that_the_machine_lost_is_508_and_open_files_are_not_blamed() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    let open = world.open_for(&client.tuple, &request);
+    let response = world.opened(&request, &open, Err(OpenError::AddressGone));
+    assert_eq!(response.code(), Some(508));
+    let note = rejection_note(&mut world);
+    assert!(note.contains("does not have the relay address") && !note.contains("open files"), "{note}");
+    assert_eq!(world.footprint(), EMPTY);
+    world.allocate(&client);
+}
+
+/// Returns a world with three IPv4 relay addresses. Those in `only_own` are for clients that reach the server there.
+fn three_addresses(only_own: &[&str]) -> World {
+    let all = ["192.0.2.200", "192.0.2.201", "192.0.2.202"];
+    let world =
+        World::with(|setup| setup.relays = all.map(|own| (own.parse().unwrap(), own.parse().unwrap())).to_vec());
+    for relay in world.relays().iter() {
+        relay.set_for_all(!only_own.contains(&relay.bind().to_string().as_str()));
+    }
+    world
+}
+
+/// Allocates for a client that reaches the server at this address, and returns the relay address.
+fn relay_at(world: &mut World, host: u8, server: &str) -> String {
+    let mut client = world.client(host);
+    client.tuple.server.set_ip(server.parse().unwrap());
+    world.allocate(&client).bind.ip().to_string()
+}
+
+// A machine in two networks without a route between them: the peers of a client may reach only this address.
+#[test]
+fn a_client_gets_the_relay_address_at_which_it_reaches_the_server() {
+    let mut world = three_addresses(&[]);
+    for (_, host) in (0..PORTS).zip(1..) {
+        assert_eq!(relay_at(&mut world, host, "192.0.2.201"), "192.0.2.201");
+    }
+    // Its ports are taken.
+    assert_ne!(relay_at(&mut world, 100, "192.0.2.201"), "192.0.2.201");
+}
+
+#[test]
+fn an_address_for_its_own_clients_is_given_to_no_other() {
+    let mut world = three_addresses(&["192.0.2.201", "192.0.2.202"]);
+    assert_eq!(relay_at(&mut world, 1, "192.0.2.202"), "192.0.2.202");
+    for (_, host) in (0..PORTS).zip(2..) {
+        assert_eq!(relay_at(&mut world, host, "192.0.2.77"), "192.0.2.200");
+    }
+}

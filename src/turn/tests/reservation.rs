@@ -11,7 +11,7 @@ use crate::turn::{DropReason, Event, Limit, OpenError, Opened, Outcome, Rate, So
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 const RESERVE: EvenPort = EvenPort { reserve_next: true };
-const FAILURES: [OpenError; 2] = [OpenError::PortInUse, OpenError::Other];
+const FAILURES: [OpenError; 3] = [OpenError::PortInUse, OpenError::AddressGone, OpenError::Other];
 
 /// Makes an allocation that reserves the port next to its own.
 fn reserve(world: &mut World, host: u8) -> (Relay, ReservationToken) {
@@ -418,6 +418,7 @@ fn a_claimed_port_that_cannot_be_bound_is_508() {
             let response = worker.opened(&request, &open, Err(failure));
             let outcome = match failure {
                 OpenError::PortInUse => Outcome::Rejected(RejectionCode::InsufficientCapacity),
+                OpenError::AddressGone => Outcome::RejectedByLimit(Limit::RelayAddress),
                 OpenError::Other => Outcome::RejectedByLimit(Limit::Sockets),
             };
             assert_eq!((response.code(), response.outcome), (Some(508), outcome));

@@ -336,6 +336,10 @@ impl Model {
                 alloc.addresses.pop();
                 wanted.fail(v6, Body::LimitReached(Limit::Sockets))
             }
+            Err(OpenError::AddressGone) => {
+                alloc.addresses.pop();
+                wanted.fail(v6, Body::LimitReached(Limit::RelayAddress))
+            }
             Err(OpenError::PortInUse) => {
                 alloc.addresses.pop();
                 match (wanted.claimed, wanted.attempts < ATTEMPTS) {

@@ -42,9 +42,13 @@ impl AllocateFailure {
     /// does.
     pub(super) fn redirect(self) -> Option<(RedirectWhen, RedirectCause)> {
         match self {
-            Self::Limit(limit @ (Limit::Allocations | Limit::RelayPorts | Limit::PortsInUse | Limit::Sockets)) => {
-                Some((RedirectWhen::Full, RedirectCause::Limit(limit)))
-            }
+            Self::Limit(
+                limit @ (Limit::Allocations
+                | Limit::RelayPorts
+                | Limit::PortsInUse
+                | Limit::Sockets
+                | Limit::RelayAddress),
+            ) => Some((RedirectWhen::Full, RedirectCause::Limit(limit))),
             Self::AddressGone => Some((RedirectWhen::Full, RedirectCause::Rejected(self.reason()))),
             Self::Draining => Some((RedirectWhen::Draining, RedirectCause::Rejected(self.reason()))),
             Self::AlwaysRedirected => Some((RedirectWhen::Always, RedirectCause::Always)),
@@ -69,7 +73,7 @@ impl AllocateFailure {
             Self::Limit(limit) => limit.cause(),
             Self::NoAddressOfFamily => "the server has no relay address of this address family",
             Self::AddressGone => {
-                "this machine does not have a relay address of this address family at present: check its network"
+                "this machine does not have a relay address of this address family at present. The server waits for one"
             }
             Self::Draining => "the server is shutting down and stops when its last allocation ends",
             Self::AlwaysRedirected => {

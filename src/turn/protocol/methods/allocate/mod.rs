@@ -3,6 +3,7 @@
 mod failure;
 mod options;
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +85,10 @@ impl Server {
         let deadline = Deadline::after(cx.now, lifetime);
         match address {
             AddressOption::New { family, additional, preference } => {
+                // No relay address of any family yet → 508, because none is available at this time (§19).
+                if self.snapshot.relays.iter().next().is_none() {
+                    return Err(self.failed(request, AllocateFailure::AddressGone));
+                }
                 // Step 7: a family that no relay address has → 440.
                 let has = |family| self.snapshot.relays.of_family(family).next().is_some();
                 if !has(family) {
@@ -257,7 +262,8 @@ impl Server {
         loop {
             let (opening, _) = self.table.get_mut(id)?.opening()?;
             let preference = opening.preference;
-            match self.take_port(cx, family, preference) {
+            let server = self.table.get(id)?.tuple.server.ip();
+            match self.take_port(cx, family, server, preference) {
                 Ok((address, port)) => return self.request_socket(id, address, port),
                 Err(failure) => {
                     let (opening, _) = self.table.get_mut(id)?.opening()?;
@@ -313,6 +319,7 @@ impl Server {
                     OpenError::PortInUse if opening.claimed => opening.fail(family, AllocateFailure::ReservedPortInUse),
                     OpenError::PortInUse if opening.attempts < ATTEMPTS => Some(family),
                     OpenError::PortInUse => opening.fail(family, AllocateFailure::Limit(Limit::PortsInUse)),
+                    OpenError::AddressGone => opening.fail(family, AllocateFailure::Limit(Limit::RelayAddress)),
                     OpenError::Other => opening.fail(family, AllocateFailure::Limit(Limit::Sockets)),
                 }
             }
@@ -393,21 +400,31 @@ impl Server {
         Some(Failed { tuple, identity, context, rejection })
     }
 
-    /// Takes a free port of one of the relay addresses of a family, starting with a random one.
+    /// Takes a free port of one of the relay addresses of a family. The first one is the address at which the client
+    /// reaches the server, because its peers may reach no other; otherwise a random one.
     fn take_port(
         &self,
         cx: &mut Context<'_>,
         family: AddressFamily,
+        server: IpAddr,
         preference: PortPreference,
     ) -> Result<(Arc<RelayAddress>, u16), AllocateFailure> {
         let relays = self.snapshot.relays.of_family(family);
         if relays.clone().next().is_none() {
             return Err(AllocateFailure::NoAddressOfFamily);
         }
-        let usable = relays.filter(|address| address.is_usable());
+        let at_server = |address: &&Arc<RelayAddress>| address.bind() == server;
+        let usable = relays.filter(|address| address.is_usable() && (address.is_for_all() || at_server(address)));
         let count = usable.clone().count();
         if count == 0 {
             return Err(AllocateFailure::AddressGone);
+        }
+        if let Some(address) = usable.clone().find(at_server) {
+            for resting in [Resting::Excluded, Resting::Included] {
+                if let Some(port) = address.ports.take(cx.now, preference, resting, cx.rng) {
+                    return Ok((Arc::clone(address), port));
+                }
+            }
         }
         let first = cx.rng.random_range(0..count);
         for resting in [Resting::Excluded, Resting::Included] {

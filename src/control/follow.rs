@@ -1,0 +1,229 @@
+//! Follows the addresses of this machine while the server runs.
+//!
+//! The kernel notifies of changes; a notification only causes the addresses to be read again.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::addresses::{AddressError, Choice, RelayAddress};
+use super::alternate::own_server;
+use super::listeners::{self, MissingListener};
+use super::relay_tables::{Left, RelayTables};
+use super::start::{choose_again, denied_own_addresses, own_addresses};
+use crate::config::Config;
+use crate::net::changes::Changes;
+use crate::net::interfaces;
+use crate::turn::RelayAddresses;
+
+/// How long the server waits after a change, because changes come in groups: an address, then its route.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// The interval at which the addresses are read if the kernel does not notify.
+const POLL: Duration = Duration::from_secs(3);
+
+/// The addresses of this machine, and what follows from them.
+#[derive(Debug)]
+pub(super) struct Follower<'a> {
+    config: &'a Config,
+    machine: Machine,
+    tables: RelayTables,
+    /// `None`: the addresses are read every [`POLL`].
+    changes: Option<Changes>,
+    /// When the addresses are read after a change.
+    due: Option<Instant>,
+}
+
+/// What the server derives from the addresses of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Machine {
+    choice: Choice,
+    /// The addresses at which packets arrive at this machine, sorted.
+    own: Vec<IpAddr>,
+    missing_listeners: Vec<MissingListener>,
+    denied_own: Option<String>,
+}
+
+impl Machine {
+    /// Reads the addresses. Those in `current` precede equally good ones as relay addresses.
+    fn read(config: &Config, current: &[IpAddr]) -> Result<Self, AddressError> {
+        let choice = choose_again(config, current)?;
+        let mut own = own_addresses(config, &choice)?;
+        own.sort_unstable();
+        own.dedup();
+        let denied_own = denied_own_addresses(config, &choice)?;
+        Ok(Self { own, missing_listeners: listeners::missing(&config.listen), denied_own, choice })
+    }
+
+    fn warnings(&self) -> impl Iterator<Item = String> + '_ {
+        let missing = self.missing_listeners.iter().map(ToString::to_string);
+        self.choice.warnings.iter().cloned().chain(missing).chain(self.denied_own.clone())
+    }
+}
+
+/// A change that the workers have to use. It is logged afterwards.
+#[derive(Debug)]
+pub(super) struct Change {
+    new_relays: Vec<RelayAddress>,
+    left: Left,
+    reachable: Vec<MissingListener>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Follower<'a> {
+    /// Reads the addresses and subscribes to changes. It must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// If a configured address is unusable, or the interfaces cannot be read.
+    pub(super) fn start(config: &'a Config) -> Result<Self, AddressError> {
+        // A change after the subscription is not lost.
+        let changes = Changes::subscribe().inspect_err(|error| {
+            tracing::warn!(
+                %error,
+                "the kernel does not notify of changed addresses, so they are read every {} s. A sandbox must allow \
+                 AF_NETLINK",
+                POLL.as_secs()
+            );
+        });
+        let machine = Machine::read(config, &[])?;
+        let mut tables = RelayTables::new(config.relay.ports.clone());
+        tables.update(&machine.choice, &|_| true);
+        if let Some(error) = interfaces::read().map_err(AddressError::Interfaces)?.unknown_states {
+            tracing::warn!(
+                %error,
+                "cannot read /proc/thread-self/net/if_inet6, so temporary and deprecated IPv6 addresses are not \
+                 recognized"
+            );
+        }
+        Ok(Self { config, machine, tables, changes: changes.ok(), due: None })
+    }
+
+    pub(super) fn choice(&self) -> &Choice {
+        &self.machine.choice
+    }
+
+    /// Returns the addresses at which packets arrive at this machine.
+    pub(super) fn own(&self) -> &[IpAddr] {
+        &self.machine.own
+    }
+
+    /// Returns the relay addresses for a snapshot.
+    pub(super) fn relays(&self) -> RelayAddresses {
+        self.tables.addresses()
+    }
+
+    /// Returns the warnings about the present addresses.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = String> + '_ {
+        self.machine.warnings()
+    }
+
+    /// Returns what the server waits for, for the service manager.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        let Choice { addresses, missing, .. } = &self.machine.choice;
+        let mut list: Vec<String> = missing.iter().map(|(bind, _)| bind.to_string()).collect();
+        list.extend(self.machine.missing_listeners.iter().map(|listener| listener.endpoint.address.ip().to_string()));
+        list.sort_unstable();
+        list.dedup();
+        if list.is_empty() && addresses.is_empty() {
+            list.push("a relay address".to_owned());
+        }
+        (!list.is_empty()).then(|| format!("waiting for {}", list.join(", ")))
+    }
+
+    /// Waits until the addresses have to be read again. It may be cancelled and called again.
+    pub(super) async fn due(&mut self) {
+        loop {
+            if let Some(due) = self.due {
+                sleep_until(due).await;
+                self.due = None;
+                return;
+            }
+            let wait = match &self.changes {
+                None => POLL,
+                Some(changes) => match changes.next().await {
+                    Ok(()) => SETTLE,
+                    Err(error) => {
+                        self.polls_from_now_on(&error);
+                        POLL
+                    }
+                },
+            };
+            self.due = Some(Instant::now() + wait);
+        }
+    }
+
+    fn polls_from_now_on(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "the kernel no longer notifies of changed addresses, so they are read every few seconds");
+        self.changes = None;
+    }
+
+    /// Reads the addresses. Returns the change, if there is one.
+    pub(super) fn reread(&mut self) -> Option<Change> {
+        let current: Vec<IpAddr> = self.machine.choice.for_all().map(|relay| relay.bind).collect();
+        let machine = match Machine::read(self.config, &current) {
+            Ok(machine) => machine,
+            Err(error) => {
+                tracing::warn!(%error, "the addresses of this machine have changed, but the server cannot use them");
+                return None;
+            }
+        };
+        let before = std::mem::replace(&mut self.machine, machine);
+        let after = &self.machine;
+        let is_present = |ip: IpAddr| interfaces::is_local(ip);
+        let left = self.tables.update(&after.choice, &is_present);
+        if before == *after {
+            return None;
+        }
+        let mut warnings: Vec<String> = after.warnings().collect();
+        warnings.retain(|warning| before.warnings().all(|old| old != *warning));
+        if let Some(server) = own_server(self.config, &after.own)
+            && own_server(self.config, &before.own).is_none()
+        {
+            warnings.push(format!(
+                "[alternate]: {server} is now an address of this server, so clients are redirected in a loop"
+            ));
+        }
+        let is_new = |relay: &&RelayAddress| !before.choice.addresses.contains(relay);
+        let is_reachable = |listener: &&MissingListener| !after.missing_listeners.contains(listener);
+        Some(Change {
+            new_relays: after.choice.addresses.iter().filter(is_new).cloned().collect(),
+            left,
+            reachable: before.missing_listeners.iter().filter(is_reachable).cloned().collect(),
+            warnings,
+        })
+    }
+}
+
+impl Change {
+    /// Logs the change. It is called when the workers use it, because a reader of the log may send a request at once.
+    pub(super) fn log(&self) {
+        for (address, advertised) in &self.left.gone {
+            tracing::warn!(
+                %address, %advertised, "this machine no longer has the relay address, so the allocations on it end"
+            );
+        }
+        for (address, advertised) in &self.left.retired {
+            tracing::info!(
+                %address, %advertised,
+                "the relay address gets no new allocations, because there is a better one. Those on it continue"
+            );
+        }
+        for listener in &self.reachable {
+            tracing::info!(
+                address = %listener.endpoint.address, transport = listener.endpoint.transport.as_str(),
+                "this machine has the address of the listener now, so clients can reach it"
+            );
+        }
+        self.new_relays.iter().for_each(log_relay);
+        for warning in &self.warnings {
+            tracing::warn!("{warning}");
+        }
+    }
+}
+
+/// Logs a relay address with the reason for its choice.
+pub(super) fn log_relay(relay: &RelayAddress) {
+    tracing::info!(address = %relay.bind, advertised = %relay.advertised, reason = relay.reason, "relay address");
+}
