@@ -229,14 +229,14 @@ impl Servers {
         let Packet { from, to, .. } = packet;
         for server in 0..2 {
             if to == listener(server) {
-                return self.from_client(
+                return self.client_sends(
                     server,
                     FiveTuple { client: from, server: to, transport: Transport::Udp },
                     packet,
                 );
             }
             if let Some((socket, _)) = self.sockets[server].iter().find(|(_, bind)| *bind == to).copied() {
-                return self.from_peer(server, socket, packet);
+                return self.peer_sends(server, socket, packet);
             }
         }
     }
@@ -246,7 +246,7 @@ impl Servers {
         self.flight.push_back(Packet { from, to, bytes, passes });
     }
 
-    fn from_client(&mut self, server: usize, tuple: FiveTuple, packet: Packet) {
+    fn client_sends(&mut self, server: usize, tuple: FiveTuple, packet: Packet) {
         let mut buffer = vec![0; RESPONSE_BUFFER];
         let mut cx = Context { now: self.now, unix: UNIX, rng: &mut self.rng };
         let core = &mut self.servers[server];
@@ -276,7 +276,7 @@ impl Servers {
         self.actions(server);
     }
 
-    fn from_peer(&mut self, server: usize, socket: SocketId, packet: Packet) {
+    fn peer_sends(&mut self, server: usize, socket: SocketId, packet: Packet) {
         let length = packet.bytes.len();
         let mut buffer = vec![0; HEADROOM + length + TAILROOM];
         buffer[HEADROOM..HEADROOM + length].copy_from_slice(&packet.bytes);
