@@ -35,6 +35,9 @@ pub(crate) struct Ports {
     taken: Box<[AtomicU64]>,
     /// For each port, the second until which it is set aside (with [`IN_USE`]) or rests. 0 for neither.
     held_until: Box<[AtomicU32]>,
+    /// The second after the one in which a search found that each free port rests; 0 if there was none. While ports are
+    /// freed at a high rate, this saves the search.
+    all_resting_before: AtomicU32,
 }
 
 /// The kind of port that an Allocate request requires.
@@ -83,6 +86,7 @@ impl Ports {
             first,
             taken: (0..).take(words).map(word).collect(),
             held_until: (0..64 * words).map(|_| AtomicU32::new(0)).collect(),
+            all_resting_before: AtomicU32::new(0),
         }
     }
 
@@ -102,6 +106,10 @@ impl Ports {
                 return Some(port);
             }
         }
+        // A rest ends at the beginning of a second, so the result of a search is valid for the rest of its second.
+        if resting == Resting::Excluded && self.all_resting_before.load(Ordering::Relaxed) == second.saturating_add(1) {
+            return None;
+        }
         // Few ports are free. The search starts at a random word, and in each word at the same random bit.
         let (start, turn) = (rng.random_range(0..self.taken.len()), rng.random_range(0..64));
         let words = self.taken.iter().zip(0u16..);
@@ -115,6 +123,9 @@ impl Ports {
                     return Some(port);
                 }
             }
+        }
+        if preference == PortPreference::Any && resting == Resting::Excluded {
+            self.all_resting_before.store(second.saturating_add(1), Ordering::Relaxed);
         }
         None
     }
@@ -158,6 +169,10 @@ impl Ports {
         if let Some(word) = self.word(port).filter(|_| self.range.contains(&port)) {
             // Release: the socket is closed before another worker takes the port.
             word.fetch_and(!PortPreference::Any.mask(port), Ordering::Release);
+        }
+        let held = self.held(port).map_or(0, |held| held.load(Ordering::Relaxed));
+        if held & !IN_USE < self.all_resting_before.load(Ordering::Relaxed) {
+            self.all_resting_before.store(0, Ordering::Relaxed);
         }
     }
 
