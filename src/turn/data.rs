@@ -30,6 +30,7 @@ impl Server {
     ///
     /// The burst and the payload of the decision are in `buffer`. A response is written to `response`, which has room
     /// for [`RESPONSE_BUFFER`](super::RESPONSE_BUFFER) bytes.
+    #[inline]
     pub fn client_packet(
         &mut self,
         cx: &mut Context<'_>,
@@ -154,6 +155,7 @@ impl Server {
     /// end of the burst.
     ///
     /// The burst is in `buffer`. The header of the message to the client is written to the end of `headroom`.
+    #[inline]
     pub fn peer_packet(
         &mut self,
         cx: &mut Context<'_>,
@@ -172,6 +174,7 @@ impl Server {
         Some(self.message_to_client(cx, socket, route, payload, headroom).map_or_else(FromPeer::Drop, FromPeer::Relay))
     }
 
+    #[inline]
     fn message_to_client(
         &mut self,
         cx: &mut Context<'_>,

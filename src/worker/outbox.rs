@@ -16,6 +16,8 @@ use crate::turn::{DropReason, Outcome, SocketId};
 pub(super) struct Outbox {
     batch: SendBatch,
     waiting: Vec<Waiting>,
+    /// The number of datagrams that wait.
+    count: usize,
     /// Indices into `waiting`, sorted by flow, then by arrival.
     order: Vec<(Flow, u32)>,
 }
@@ -33,15 +35,36 @@ pub(super) enum Flow {
 /// The maximum number of pieces of a datagram: a header, the payload, padding.
 const MAX_PIECES: usize = 3;
 
+/// Datagrams of one flow that have the same target and differ only in their payloads, which have equal lengths and
+/// equal distances in the arena.
 #[derive(Debug)]
 struct Waiting {
     target: Target,
     pieces: [Piece; MAX_PIECES],
+    piece_count: usize,
+    /// The place of the first payload in the arena.
+    payload: Range<usize>,
+    /// The number of datagrams.
     count: usize,
-    /// The length of the application data in bytes.
-    payload: usize,
-    /// The outcome that is counted if the datagram is sent.
+    /// The distance between the payloads in bytes.
+    stride: usize,
+    /// The outcome that is counted for each datagram that is sent.
     outcome: Outcome,
+}
+
+impl Waiting {
+    /// Adds a datagram with this payload if it has the right length and place. Returns whether it does.
+    fn append(&mut self, payload: &Range<usize>) -> bool {
+        let Some(distance) = payload.start.checked_sub(self.payload.start) else { return false };
+        if self.count == 1 {
+            self.stride = distance;
+        }
+        let fits = payload.len() == self.payload.len() && distance == self.count * self.stride;
+        if fits {
+            self.count += 1;
+        }
+        fits
+    }
 }
 
 /// The result of sending consecutive datagrams of one flow.
@@ -59,7 +82,7 @@ pub(super) struct SendResult {
 impl Outbox {
     /// Returns the number of waiting datagrams.
     pub(super) fn len(&self) -> usize {
-        self.waiting.len()
+        self.count
     }
 
     /// Keeps a copy of some bytes until the next flush.
@@ -67,16 +90,40 @@ impl Outbox {
         self.batch.keep(bytes)
     }
 
-    /// Adds a datagram of up to three pieces, with `payload` bytes of application data.
-    pub(super) fn push(&mut self, flow: Flow, target: Target, parts: &[Piece], payload: usize, outcome: Outcome) {
+    /// Adds a datagram of up to three pieces. `payload` is the place of the application data in the arena.
+    pub(super) fn push(
+        &mut self,
+        flow: Flow,
+        target: Target,
+        parts: &[Piece],
+        payload: Range<usize>,
+        outcome: Outcome,
+    ) {
         debug_assert!(parts.len() <= MAX_PIECES, "a datagram has a header, a payload and padding");
         let mut pieces = [Piece::of_arena(0..0); MAX_PIECES];
-        let count = parts.len().min(MAX_PIECES);
+        let piece_count = parts.len().min(MAX_PIECES);
         for (place, part) in pieces.iter_mut().zip(parts) {
             *place = *part;
         }
         self.order.push((flow, u32::try_from(self.waiting.len()).unwrap_or(u32::MAX)));
-        self.waiting.push(Waiting { target, pieces, count, payload, outcome });
+        self.waiting.push(Waiting { target, pieces, piece_count, payload, count: 1, stride: 0, outcome });
+        self.count += 1;
+    }
+
+    /// Adds a datagram that consists of a copied `header` and a payload to the last ones, if it differs from these only
+    /// in the payload. Returns whether it does.
+    fn append(&mut self, flow: Flow, target: &Target, header: &[u8], payload: &Range<usize>) -> bool {
+        let (Some(last), Some((last_flow, _))) = (self.waiting.last_mut(), self.order.last()) else { return false };
+        let same = *last_flow == flow
+            && match last.pieces.get(..last.piece_count).unwrap_or_default() {
+                [_] => header.is_empty(),
+                [first, _] => self.batch.kept(first) == header,
+                _ => false,
+            }
+            && last.target == *target
+            && last.append(payload);
+        self.count += usize::from(same);
+        same
     }
 
     /// Sends everything through one socket. The pieces are ranges of `arena`.
@@ -110,8 +157,10 @@ impl Outbox {
                 None => {
                     let outcome = Outcome::Dropped(DropReason::AllocationEnded);
                     let these = self.order.get(start..end).unwrap_or_default();
-                    for datagram in these.iter().filter_map(|(_, at)| self.waiting.get(*at as usize)) {
-                        report(SendResult { flow, outcome, to: datagram.target.to(), packets: 1, bytes: 0 });
+                    for Waiting { target, count, .. } in
+                        these.iter().filter_map(|(_, at)| self.waiting.get(*at as usize))
+                    {
+                        report(SendResult { flow, outcome, to: target.to(), packets: *count as u64, bytes: 0 });
                     }
                 }
             }
@@ -123,26 +172,30 @@ impl Outbox {
     fn send(&mut self, socket: &impl AsFd, arena: &[u8], these: Range<usize>, report: &mut impl FnMut(SendResult)) {
         let (waiting, order) = (&self.waiting, self.order.get(these).unwrap_or_default());
         let datagrams = || order.iter().filter_map(|(flow, at)| Some((*flow, waiting.get(*at as usize)?)));
-        for (_, datagram) in datagrams() {
-            self.batch.push(&datagram.target, datagram.pieces.get(..datagram.count).unwrap_or_default());
+        for (_, Waiting { target, pieces, piece_count, count, stride, .. }) in datagrams() {
+            self.batch.push_run(target, pieces.get(..*piece_count).unwrap_or_default(), *count, *stride);
         }
-        let statuses = self.batch.flush(socket, arena);
+        let mut statuses = self.batch.flush(socket, arena);
         let mut run: Option<SendResult> = None;
-        for ((flow, datagram), status) in datagrams().zip(statuses) {
-            let outcome = match status {
-                SendStatus::Sent => datagram.outcome,
-                SendStatus::BufferFull => Outcome::Dropped(DropReason::SendBufferFull),
-                SendStatus::Failed(_) => Outcome::Dropped(DropReason::SendFailed),
-            };
-            let to = datagram.target.to();
-            match &mut run {
-                Some(run) if run.flow == flow && run.outcome == outcome && (run.to == to || !outcome.is_failure()) => {
-                    run.packets += 1;
-                    run.bytes += datagram.payload as u64;
-                }
-                _ => {
-                    let next = SendResult { flow, outcome, to, packets: 1, bytes: datagram.payload as u64 };
-                    run.replace(next).into_iter().for_each(&mut *report);
+        for (flow, Waiting { target, payload, count, outcome, .. }) in datagrams() {
+            let (own, rest) = statuses.split_at(statuses.len().min(*count));
+            statuses = rest;
+            for same in own.chunk_by(|one, next| one == next) {
+                let outcome = match same.first() {
+                    Some(SendStatus::Sent) => *outcome,
+                    Some(SendStatus::Failed(_)) => Outcome::Dropped(DropReason::SendFailed),
+                    Some(SendStatus::BufferFull) | None => Outcome::Dropped(DropReason::SendBufferFull),
+                };
+                let (to, packets) = (target.to(), same.len() as u64);
+                let next = SendResult { flow, outcome, to, packets, bytes: packets * payload.len() as u64 };
+                match &mut run {
+                    Some(run)
+                        if run.flow == flow && run.outcome == outcome && (run.to == to || !outcome.is_failure()) =>
+                    {
+                        run.packets += next.packets;
+                        run.bytes += next.bytes;
+                    }
+                    _ => run.replace(next).into_iter().for_each(&mut *report),
                 }
             }
         }
@@ -152,6 +205,7 @@ impl Outbox {
     fn clear(&mut self) {
         self.order.clear();
         self.waiting.clear();
+        self.count = 0;
     }
 }
 
@@ -187,8 +241,11 @@ impl<B: Arena> Staged<B> {
 
     /// Adds a part of the buffer, which a relay socket sends at the next flush.
     pub(super) fn push(&mut self, socket: SocketId, target: Target, payload: Range<usize>) {
-        let (length, piece) = (payload.len(), Piece::of_arena(payload));
-        self.outbox.push(Flow::Relay(socket), target, &[piece], length, Outcome::RelayedToPeer);
+        let flow = Flow::Relay(socket);
+        if !self.outbox.append(flow, &target, &[], &payload) {
+            let piece = Piece::of_arena(payload.clone());
+            self.outbox.push(flow, target, &[piece], payload, Outcome::RelayedToPeer);
+        }
     }
 
     /// Sends everything through the relay sockets that `socket_of` returns.
@@ -226,7 +283,7 @@ impl StagedForClients {
     pub(super) fn push_response(&mut self, listener: usize, target: Target, bytes: &[u8], outcome: Outcome) -> bool {
         let Some(outbox) = self.outboxes.get_mut(listener) else { return false };
         let piece = outbox.keep(bytes);
-        outbox.push(Flow::Responses, target, &[piece], 0, outcome);
+        outbox.push(Flow::Responses, target, &[piece], 0..0, outcome);
         true
     }
 
@@ -243,15 +300,22 @@ impl StagedForClients {
     ) -> bool {
         let Some(outbox) = self.outboxes.get_mut(listener) else { return false };
         let Message { header, payload, padding } = message;
-        let (flow, length, outcome) = (Flow::Relay(socket), payload.len(), Outcome::RelayedToClient);
+        let (flow, outcome) = (Flow::Relay(socket), Outcome::RelayedToClient);
         if let Some(slot) = slot
             && let Some(whole) = self.batch.surround(slot, payload.clone(), header, padding.len())
         {
-            outbox.push(flow, target, &[Piece::of_arena(whole)], length, outcome);
+            outbox.push(flow, target, &[Piece::of_arena(whole)], payload, outcome);
             return true;
         }
-        let pieces = [outbox.keep(header), Piece::of_arena(payload), outbox.keep(padding)];
-        outbox.push(flow, target, &pieces, length, outcome);
+        if padding.is_empty() {
+            if !outbox.append(flow, &target, header, &payload) {
+                let pieces = [outbox.keep(header), Piece::of_arena(payload.clone())];
+                outbox.push(flow, target, &pieces, payload, outcome);
+            }
+        } else {
+            let pieces = [outbox.keep(header), Piece::of_arena(payload.clone()), outbox.keep(padding)];
+            outbox.push(flow, target, &pieces, payload, outcome);
+        }
         true
     }
 
@@ -294,11 +358,11 @@ mod tests {
         let mut outbox = Outbox::default();
         for (at, slot) in [7, 3, 7].into_iter().enumerate() {
             let piece = Piece::of_arena(at..at + 1);
-            outbox.push(Flow::Relay(socket_id(slot)), target, &[piece], 1, Outcome::RelayedToClient);
+            outbox.push(Flow::Relay(socket_id(slot)), target, &[piece], at..at + 1, Outcome::RelayedToClient);
         }
         let response = outbox.keep(b"a response");
         let outcome = Outcome::Answered(RequestMethod::Binding);
-        outbox.push(Flow::Responses, target, &[response], 0, outcome);
+        outbox.push(Flow::Responses, target, &[response], 0..0, outcome);
         let mut sent = Vec::new();
         outbox.flush(&socket, b"abc", |run| sent.push(run));
         assert_eq!(outbox.len(), 0);
@@ -319,5 +383,40 @@ mod tests {
             String::from_utf8(buffer[..length].to_vec()).unwrap()
         });
         assert_eq!(received, ["a response", "b", "a", "c"]);
+    }
+
+    #[test]
+    fn payloads_at_equal_distances_are_one_run_and_are_counted_one_by_one() {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = client.local_addr().unwrap();
+        let relay = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let arena: Box<[u8]> = (b'a'..=b'z').collect();
+        let mut staged = Staged::new(arena);
+        let (first, second, marked) = (Target::new(to, None, 0), socket_id(1), Target::new(to, None, 0x80));
+        // Two at distance 4, one of another length, one at another distance, one with another TOS, one of another flow.
+        for (socket, target, payload) in [
+            (socket_id(0), first, 1..3),
+            (socket_id(0), first, 5..7),
+            (socket_id(0), first, 9..12),
+            (socket_id(0), first, 13..16),
+            (socket_id(0), first, 20..23),
+            (socket_id(0), marked, 24..25),
+            (second, first, 25..26),
+        ] {
+            staged.push(socket, target, payload);
+        }
+        assert_eq!((staged.outbox.len(), staged.outbox.waiting.len()), (7, 5));
+        let mut sent = Vec::new();
+        staged.flush(|_| Some(&relay), |result| sent.push((result.flow, result.packets, result.bytes)));
+        assert_eq!(sent, [(Flow::Relay(socket_id(0)), 6, 14), (Flow::Relay(second), 1, 1)]);
+        assert_eq!(staged.outbox.len(), 0);
+
+        client.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+        let received = [(); 7].map(|()| {
+            let mut buffer = [0; 16];
+            let length = client.recv(&mut buffer).unwrap();
+            String::from_utf8(buffer[..length].to_vec()).unwrap()
+        });
+        assert_eq!(received, ["bc", "fg", "jkl", "nop", "uvw", "y", "z"]);
     }
 }

@@ -57,6 +57,7 @@ impl Target {
     /// If `from` is `None`, the kernel selects the source address. On a dual-stack socket, IPv4 addresses need not be
     /// mapped.
     #[must_use]
+    #[inline]
     pub fn new(to: SocketAddr, from: Option<IpAddr>, tos: u8) -> Self {
         Self { to: canonical(to), from: from.map(|address| address.to_canonical()), tos }
     }
@@ -99,6 +100,12 @@ impl Piece {
 
     fn len(&self) -> usize {
         self.end.saturating_sub(self.start)
+    }
+
+    /// Returns the piece of the arena that begins `by` bytes later. Copied bytes stay the same.
+    #[inline]
+    fn moved(self, by: usize) -> Self {
+        if self.kept { self } else { Self { start: self.start + by, end: self.end + by, ..self } }
     }
 }
 
@@ -182,8 +189,20 @@ impl SendBatch {
         Piece { kept: true, start, end: self.kept.len() }
     }
 
+    /// Returns the bytes that a piece of [`Self::keep`] holds.
+    #[must_use]
+    pub fn kept(&self, piece: &Piece) -> &[u8] {
+        if piece.kept { self.kept.get(piece.start..piece.end).unwrap_or_default() } else { &[] }
+    }
+
     /// Adds a datagram that consists of `pieces`. Returns its index in the result of the next flush.
     pub fn push(&mut self, target: &Target, pieces: &[Piece]) -> usize {
+        self.push_run(target, pieces, 1, 0)
+    }
+
+    /// Adds `count` datagrams. The first consists of `pieces`. In each further one, the pieces of the arena begin
+    /// `stride` bytes later. Returns the index of the first in the result of the next flush.
+    pub fn push_run(&mut self, target: &Target, pieces: &[Piece], count: usize, stride: usize) -> usize {
         if std::mem::take(&mut self.flushed) {
             self.statuses.clear();
         }
@@ -191,29 +210,42 @@ impl SendBatch {
             pieces.iter().all(|piece| !piece.kept || piece.end <= self.kept.len()),
             "bytes copied before the last flush are not available"
         );
-        let (number, first) = (self.ends.len(), self.pieces.len());
-        self.pieces.extend_from_slice(pieces);
-        let own = first..self.pieces.len();
-        self.ends.push(own.end);
-        if !target.families_match() {
-            self.statuses.push(SendStatus::Failed(libc::EINVAL));
-            return number;
-        }
-        self.statuses.push(SendStatus::BufferFull);
-        let in_arena = pieces.iter().filter(|piece| !piece.kept);
-        self.arena = in_arena.map(|piece| piece.end).fold(self.arena, usize::max);
-        let length = pieces.iter().map(Piece::len).sum();
-        let last = self.messages.last_mut().filter(|_| self.segmentation.is_on());
-        match last.filter(|message| message.can_append(target, length, &own)) {
-            Some(message) => {
-                message.open = length == message.segment;
-                message.length += length;
-                message.datagrams.end = number + 1;
-                message.pieces.end = own.end;
+        let (first, mut start) = (self.ends.len(), self.pieces.len());
+        let status = if target.families_match() { SendStatus::BufferFull } else { SendStatus::Failed(libc::EINVAL) };
+        let mut length = 0;
+        for index in 0..count {
+            length = 0;
+            for piece in pieces {
+                let piece = piece.moved(index * stride);
+                length += piece.len();
+                if !piece.kept {
+                    self.arena = self.arena.max(piece.end);
+                }
+                self.pieces.push(piece);
             }
-            None => self.messages.push(Message::single(*target, length, number, own)),
+            self.ends.push(self.pieces.len());
+            self.statuses.push(status);
         }
-        number
+        if status != SendStatus::BufferFull {
+            return first;
+        }
+        let (mut number, end) = (first, first + count);
+        while number < end {
+            let last = self.messages.last_mut().filter(|_| self.segmentation.is_on());
+            match last.filter(|message| message.can_append(target, length, start, pieces.len())) {
+                Some(message) => {
+                    while number < end && message.has_room(length, pieces.len()) {
+                        message.append(length, pieces.len());
+                        (number, start) = (number + 1, start + pieces.len());
+                    }
+                }
+                None => {
+                    self.messages.push(Message::single(*target, length, number, start..start + pieces.len()));
+                    (number, start) = (number + 1, start + pieces.len());
+                }
+            }
+        }
+        first
     }
 
     /// Sends all datagrams and empties the batch. Returns the status of each datagram in the order of [`Self::push`].
@@ -356,16 +388,29 @@ impl Message {
         Self { target, segment: length, length, open: length > 0, datagrams: number..number + 1, pieces }
     }
 
-    /// Returns whether a datagram of `length` bytes in `pieces` can be appended.
-    fn can_append(&self, target: &Target, length: usize, pieces: &Range<usize>) -> bool {
-        self.open
-            && self.target == *target
-            && self.pieces.end == pieces.start
+    /// Returns whether a datagram of `length` bytes in `pieces` pieces can be appended. The first of these is at index
+    /// `start`.
+    fn can_append(&self, target: &Target, length: usize, start: usize, pieces: usize) -> bool {
+        self.has_room(length, pieces)
+            && self.pieces.end == start
             && (1..=self.segment).contains(&length)
             && self.segment <= target.max_segment()
+            && self.target == *target
+    }
+
+    fn has_room(&self, length: usize, pieces: usize) -> bool {
+        self.open
             && self.datagrams.len() < MAX_SEGMENTS
             && self.length + length <= MAX_MESSAGE
-            && self.pieces.len() + pieces.len() <= MAX_PIECES
+            && self.pieces.len() + pieces <= MAX_PIECES
+    }
+
+    /// Appends a datagram. A shorter one is the last.
+    fn append(&mut self, length: usize, pieces: usize) {
+        self.open = length == self.segment;
+        self.length += length;
+        self.datagrams.end += 1;
+        self.pieces.end += pieces;
     }
 
     fn outgoing(&self) -> Outgoing {

@@ -106,6 +106,40 @@ fn a_message_does_not_exceed_the_limits_of_the_kernel() {
     }
 }
 
+#[test]
+fn a_run_of_datagrams_is_sent_like_the_single_datagrams() {
+    for ip in loopbacks() {
+        let ((peer, to), (sender, _)) = (socket(ip), socket(ip));
+        let mut batch = SendBatch::new();
+        if !enable_gro(&peer) || !batch.segmentation.is_on() {
+            return;
+        }
+        let arena: Vec<u8> = (0..=u8::MAX).cycle().take(130 * 14).collect();
+        let target = Target::new(to, None, 0);
+        assert_eq!(batch.push(&target, &[Piece::of_arena(0..10)]), 0);
+        let header = batch.keep(b"head");
+        assert_eq!(batch.push_run(&target, &[Piece::of_arena(4..14)], 130, 14), 1);
+        assert_eq!(batch.push_run(&target, &[header, Piece::of_arena(2..8)], 2, 5), 131);
+        assert_eq!(batch.push(&target, &[Piece::of_arena(0..1)]), 133);
+        assert_eq!(batch.flush(&sender, &arena), [SendStatus::Sent; 134]);
+
+        let received = receive(&peer, 3);
+        let run = (0..130).flat_map(|index| &arena[index * 14 + 4..index * 14 + 14]).copied();
+        let headed = (0..2).flat_map(|index| [b"head", &arena[index * 5 + 2..index * 5 + 8]].concat());
+        let expected = arena[..10].iter().copied().chain(run).chain(headed).chain(arena[..1].iter().copied());
+        assert_eq!(received.concat(), expected.collect::<Vec<_>>());
+        assert_eq!(received.iter().map(Vec::len).collect::<Vec<_>>(), [640, 640, 51]);
+    }
+}
+
+#[test]
+fn a_run_to_an_impossible_target_fails_as_a_whole() {
+    let ((_, to), (sender, _)) = (socket(ip("127.0.0.1")), socket(ip("127.0.0.1")));
+    let mut batch = SendBatch::new();
+    batch.push_run(&Target::new(to, Some(ip("::1")), 0), &[Piece::of_arena(0..1)], 3, 1);
+    assert_eq!(batch.flush(&sender, b"abc"), [SendStatus::Failed(libc::EINVAL); 3]);
+}
+
 // RFC 8656 §12.4: the header of each ChannelData message is removed in one direction and added in the other.
 #[test]
 fn channel_data_headers_are_removed_and_added() {
