@@ -36,17 +36,33 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // --help and --version
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            let prefix = control::logging::error_prefix();
+            if prefix.is_empty() {
+                error.exit();
+            }
+            write_lines(prefix, &error.to_string());
+            return ExitCode::from(2);
+        }
+    };
     match execute(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            // If standard error is closed, only the exit code remains.
-            let mut stderr = io::stderr().lock();
-            for line in message.lines() {
-                let _ = writeln!(stderr, "{}turnserver: {line}", control::logging::error_prefix());
-            }
+            write_lines(&format!("{}turnserver: ", control::logging::error_prefix()), &message);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Writes each line to standard error with a prefix. If standard error is closed, only the exit code remains.
+fn write_lines(prefix: &str, text: &str) {
+    let mut stderr = io::stderr().lock();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let _ = writeln!(stderr, "{prefix}{line}");
     }
 }
 
@@ -73,8 +89,13 @@ fn execute(arguments: &Arguments) -> Result<(), String> {
 }
 
 fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
+    let unreadable = control::unreadable_files(config, path);
+    if !unreadable.is_empty() {
+        return Err(unreadable.join("\n"));
+    }
     let choice = control::choose_addresses(config).map_err(|error| error.to_string())?;
     control::check_alternate(config, &choice).map_err(|error| error.to_string())?;
+    let prefix = control::logging::warning_prefix();
     let mut report = match path {
         Some(path) => format!("{}: no errors\n", path.display()),
         None => "no configuration file: using the defaults\n".to_owned(),
@@ -89,16 +110,18 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
             control::check_tls(tls, config.hostname.as_deref()).map_err(|error| error.to_string())?;
         report += &format!("certificate for {description}\n");
         for warning in warnings {
-            report += &format!("warning: {warning}\n");
+            report += &format!("{prefix}warning: {warning}\n");
         }
     }
     let denied = control::denied_own_addresses(config, &choice).map_err(|error| error.to_string())?;
-    let unreadable = control::unreadable_files(config, path);
     let missing = control::missing_listeners(config);
-    for warning in choice.warnings.iter().chain(&missing).chain(&denied).chain(&unreadable) {
-        report += &format!("warning: {warning}\n");
+    for warning in choice.warnings.iter().chain(&missing).chain(&denied) {
+        report += &format!("{prefix}warning: {warning}\n");
     }
-    report += &config.summary().to_string();
+    // The journal of a reload needs no explanation of the configuration.
+    if prefix.is_empty() {
+        report += &config.summary().to_string();
+    }
     match writeln!(io::stdout().lock(), "{report}") {
         // A closed pipe means that the reader has read enough.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("cannot write the report: {error}")),

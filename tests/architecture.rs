@@ -35,7 +35,10 @@ mod architecture {
         ("turn", &["auth", "setting", "special_purpose", "stun", "transport"]),
         ("config", &["auth", "file", "setting", "special_purpose", "transport"]),
         ("worker", &["clock", "net", "setting", "transport", "turn"]),
-        ("control", &["auth", "clock", "config", "net", "setting", "special_purpose", "transport", "turn", "worker"]),
+        (
+            "control",
+            &["auth", "clock", "config", "file", "net", "setting", "special_purpose", "transport", "turn", "worker"],
+        ),
     ];
 
     /// The modules of the library that each binary may use.

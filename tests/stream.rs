@@ -328,7 +328,8 @@ mod stream {
 
     #[test]
     fn clients_are_served_while_others_fill_all_places_with_idle_connections() {
-        let server = server("[limits]\nconnections = 60\nconnections-per-source = 25\n");
+        let server =
+            server("[limits]\nconnections = 60\nconnections-per-source = 25\n[timeouts]\nfirst-request = \"5m\"\n");
         let idle: Vec<_> = (0..60)
             .map(|number| {
                 let flood = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

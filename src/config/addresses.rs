@@ -229,13 +229,12 @@ fn external(section: &Section<'_>, addresses: &RelayAddresses, report: &mut Repo
             && !given.is_empty()
             && !given.contains(&inside)
         {
-            report.error(
-                &span,
-                format!(
-                    "`relay.external`: `{inside}` is not in `relay.addresses`; \
-                     the address on the left must be one of this machine"
-                ),
-            );
+            let suggestion = if given.contains(&outside) {
+                format!("; did you mean {{ \"{outside}\" = \"{inside}\" }}?")
+            } else {
+                "; the address on the left must be one of this machine".to_owned()
+            };
+            report.error(&span, format!("`relay.external`: `{inside}` is not in `relay.addresses`{suggestion}"));
         }
         if pairs.iter().any(|(other, _)| *other == inside) {
             report.error(&span, format!("`relay.external` contains `{inside}` twice"));
@@ -320,8 +319,27 @@ pub(super) fn peers(top: &Section<'_>, report: &mut Report<'_>) -> Peers {
             );
         }
     }
+    let nat64_prefixes = nat64_prefixes(&section, report);
+    for allowed in &allow {
+        let IpNet::V6(range) = *allowed.get_ref() else { continue };
+        let gateway = nat64_prefixes.iter().map(|prefix| prefix.network()).find(|prefix| overlap(*prefix, range));
+        if let Some(gateway) = gateway.filter(|_| range.prefix_len() < 128) {
+            report.warn(
+                &allowed.span(),
+                format!(
+                    "`peers.allow`: `{range}` also allows the IPv4 addresses behind the gateway `{gateway}` \
+                     (`peers.nat64-prefixes`), even if they are private"
+                ),
+            );
+        }
+    }
     let bare = |networks: Vec<Spanned<IpNet>>| networks.into_iter().map(Spanned::into_inner).collect();
-    Peers { allow: bare(allow), deny: bare(deny), nat64_prefixes: nat64_prefixes(&section, report) }
+    Peers { allow: bare(allow), deny: bare(deny), nat64_prefixes }
+}
+
+/// Whether two ranges have addresses in common.
+fn overlap(one: Ipv6Net, other: Ipv6Net) -> bool {
+    one.contains(&other) || other.contains(&one)
 }
 
 fn nat64_prefixes(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Nat64Prefix> {
@@ -342,9 +360,16 @@ fn nat64_prefixes(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Nat64Pr
             );
             continue;
         };
-        let (own, overlaps) =
-            (prefix.network(), |other: Ipv6Net, own: Ipv6Net| other.contains(&own) || own.contains(&other));
-        if let Some(other) = prefixes.iter().find(|other| overlaps(other.network(), own)) {
+        let own = prefix.network();
+        let first = own.addr();
+        if first.is_unspecified() || first.is_multicast() || first.is_unicast_link_local() {
+            report.error(
+                &text.span(),
+                format!("`peers.nat64-prefixes`: `{own}` is in a range of local or multicast addresses, which no gateway uses"),
+            );
+            continue;
+        }
+        if let Some(other) = prefixes.iter().find(|other| overlap(other.network(), own)) {
             let other = other.network();
             report.error(&text.span(), format!("`peers.nat64-prefixes`: `{own}` overlaps `{other}`"));
             continue;
@@ -360,6 +385,7 @@ fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Sp
         match network(text.get_ref()) {
             Ok(network) => {
                 if let (IpNet::V6(v6), "allow") = (network, key)
+                    && v6.prefix_len() < 128
                     && let Some((last, others)) = special_purpose::embedded_forms(v6).split_last()
                 {
                     let forms = if others.is_empty() {
@@ -370,7 +396,10 @@ fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Sp
                     let (name, what) = (section.name(key), quoted(text.get_ref()));
                     report.warn(
                         &text.span(),
-                        format!("{name}: {what} allows IPv4 addresses in {forms} form, including private ones"),
+                        format!(
+                            "{name}: {what} also allows the IPv4 addresses that it contains in {forms} form, even if \
+                             they are private"
+                        ),
                     );
                 }
                 networks.push(Spanned::new(text.span(), network));

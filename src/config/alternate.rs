@@ -7,7 +7,7 @@ use super::general::{check_host, one_of};
 use super::problem::{Report, quoted};
 use super::reader::Section;
 use super::{Alternate, AlternateWhen, schema};
-use crate::transport::Endpoint;
+use crate::transport::{Endpoint, Transport};
 
 /// One of the two server lists. A redirected client keeps its transport, and TLS has a separate port.
 struct List {
@@ -18,16 +18,34 @@ struct List {
     listeners: Vec<SocketAddr>,
     /// The keys of these listeners, for messages.
     listen: &'static str,
+    /// Their clients, for messages.
+    clients: &'static str,
 }
 
 pub(super) fn alternate(top: &Section<'_>, listen: &[Endpoint], report: &mut Report<'_>) -> Alternate {
     let default = Alternate::default();
     let Some(section) = top.section("alternate", &schema::ALTERNATE, report) else { return default };
-    let (tls, plain): (Vec<_>, Vec<_>) = listen.iter().partition(|endpoint| endpoint.transport.is_encrypted());
-    let addresses = |endpoints: Vec<&Endpoint>| endpoints.iter().map(|endpoint| endpoint.address).collect();
-    let (listeners, listen) = (addresses(plain), "`listen.udp` and `listen.tcp`");
-    let plain = List { key: "servers", port: 3478, listeners, listen };
-    let tls = List { key: "tls-servers", port: 5349, listeners: addresses(tls), listen: "`listen.tls`" };
+    // With a certificate, TCP listeners serve TLS clients too.
+    let serves_tls = |endpoint: &Endpoint| {
+        endpoint.transport.is_encrypted() || endpoint.transport == Transport::Tcp && top.value("tls").is_some()
+    };
+    let addresses = |serves: &dyn Fn(&Endpoint) -> bool| {
+        listen.iter().filter(|endpoint| serves(endpoint)).map(|endpoint| endpoint.address).collect()
+    };
+    let plain = List {
+        key: "servers",
+        port: 3478,
+        listeners: addresses(&|endpoint| !endpoint.transport.is_encrypted()),
+        listen: "`listen.udp` and `listen.tcp`",
+        clients: "clients of `listen.udp` and `listen.tcp`",
+    };
+    let tls = List {
+        key: "tls-servers",
+        port: 5349,
+        listeners: addresses(&serves_tls),
+        listen: "`listen.tls` or, with `[tls]`, in `listen.tcp`",
+        clients: "TLS clients",
+    };
     let (servers, tls_servers) = (plain.servers(&section, report), tls.servers(&section, report));
     let domain = section.string("domain", report).and_then(|domain| match check_domain(domain.get_ref()) {
         Ok(()) => Some((*domain.get_ref()).to_owned()),
@@ -93,11 +111,11 @@ impl List {
         others: bool,
         report: &mut Report<'_>,
     ) {
-        let (name, listen) = (section.name(self.key), self.listen);
+        let (name, listen, clients) = (section.name(self.key), self.listen, self.clients);
         if servers.is_empty() {
             if others && !self.listeners.is_empty() && self.is_empty(section) {
                 let header = section.span(if self.key == "servers" { "tls-servers" } else { "servers" });
-                report.warn(&header, format!("{name} is empty, so clients of {listen} are not redirected"));
+                report.warn(&header, format!("{name} is empty, so {clients} are not redirected"));
             }
             return;
         }

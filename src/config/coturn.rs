@@ -8,8 +8,11 @@ use super::problem::Report;
 /// one. Keys that this server has too are not in the list.
 const KEYS: &[(&str, &str)] = &[
     ("allowed-peer-ip", "peers.allow"),
+    ("allow-loopback-peers", "peers.allow"),
     ("alternate-server", "alternate.servers"),
+    ("bps-capacity", ""),
     ("cert", "tls.certificate"),
+    ("cipher-list", ""),
     ("cli-password", ""),
     ("denied-peer-ip", "peers.deny"),
     ("external-ip", "relay.external"),
@@ -29,17 +32,20 @@ const KEYS: &[(&str, &str)] = &[
     ("no-rfc5780", ""),
     ("no-software-attribute", ""),
     ("no-stun-backward-compatibility", ""),
+    ("no-stdout-log", ""),
     ("no-tcp", "listen.tcp"),
     ("no-tcp-relay", ""),
     ("no-tls", "listen.tls"),
     ("no-tlsv1", ""),
     ("no-tlsv1_1", ""),
     ("no-udp", "listen.udp"),
+    ("mysql-userdb", ""),
     ("pidfile", ""),
     ("pkey", "tls.private-key"),
     ("proc-group", ""),
     ("proc-user", ""),
     ("prometheus", ""),
+    ("psql-userdb", ""),
     ("redis-userdb", ""),
     ("relay-ip", "relay.addresses"),
     ("response-origin-only-with-rfc5780", ""),
@@ -66,6 +72,7 @@ pub(super) fn hint(key: &str) -> Option<String> {
     let (_, ours) = KEYS.iter().find(|(name, _)| *name == key)?;
     Some(match *ours {
         "" => format!("`{key}` is a key of coturn without a counterpart: remove it"),
+        ours if key.starts_with("no-") => format!("`{key}` is a key of coturn; use `{ours} = []`"),
         ours => format!("`{key}` is a key of coturn; use `{ours}`"),
     })
 }

@@ -2,18 +2,19 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
 
+use nix::unistd::{User, geteuid};
 use toml::Spanned;
 use toml::de::DeTable;
 
 use super::general::{duration, name_of};
 use super::problem::{Problem, Report, quoted};
 use super::reader::Section;
-use super::secrets::{self, SecretLine};
+use super::secrets::{self, BadSecret, SecretLine};
 use super::{Auth, StaticUser, paths, schema};
 use crate::auth::Secret;
 use crate::auth::time_limited::TimeLimitedUsername;
@@ -50,9 +51,14 @@ fn inline_secret(name: &str, text: &Spanned<&str>, report: &mut Report<'_>) -> O
     let value = *text.get_ref();
     let secret = match secrets::secret(value.as_bytes()) {
         Ok(secret) => secret,
-        Err(bad) => {
+        Err(bad @ (BadSecret::Empty | BadSecret::Blank)) => {
             report.error(&text.span(), format!("{name} contains {bad}"));
             return None;
+        }
+        // Unlike a line of a file, a TOML string states exactly what the secret is.
+        Err(bad) => {
+            report.warn(&text.span(), format!("{name} contains {bad}"));
+            Secret::new(value).ok()?
         }
     };
     if value.trim() != value {
@@ -145,27 +151,18 @@ pub(crate) fn read_failure(error: &io::Error) -> String {
         io::ErrorKind::NotFound => "file not found".to_owned(),
         io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
         io::ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
-        io::ErrorKind::PermissionDenied => match effective_user() {
-            Some(user) => format!("permission denied for {user}"),
-            None => "permission denied".to_owned(),
-        },
+        io::ErrorKind::PermissionDenied => format!("permission denied for {}", effective_user()),
         _ => error.to_string(),
     }
 }
 
-/// Returns the user of this process: the owner of `/proc/self`. The standard library cannot return the user directly.
-fn effective_user() -> Option<String> {
-    let uid = fs::metadata("/proc/self").ok()?.uid();
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
-    });
-    Some(match name {
-        Some(name) => format!("user {name} (uid {uid})"),
-        None => format!("uid {uid}"),
-    })
+/// Returns the user of this process.
+fn effective_user() -> String {
+    let uid = geteuid();
+    match User::from_uid(uid) {
+        Ok(Some(user)) => format!("user {} (uid {uid})", user.name),
+        _ => format!("uid {uid}"),
+    }
 }
 
 fn users(section: &Section<'_>, report: &mut Report<'_>) -> Vec<StaticUser> {

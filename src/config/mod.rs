@@ -428,14 +428,14 @@ impl Config {
         let mut bytes = file::read(path).map_err(|error| {
             let reason = dangling_link(path).unwrap_or_else(|| read_failure(&error));
             let message = format!("cannot be read: {reason}");
-            ConfigErrors::new(vec![Problem { file: name.clone(), position: None, message }])
+            ConfigErrors::new(&name, vec![Problem { file: name.clone(), position: None, message }])
         })?;
         let text = String::from_utf8(std::mem::take(&mut bytes)).map_err(|error| {
             let valid = error.utf8_error().valid_up_to();
             let before = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default());
             let message = "invalid UTF-8: save the file as UTF-8".to_owned();
             let position = Some(position(&before, valid));
-            ConfigErrors::new(vec![Problem { file: name.clone(), position, message }])
+            ConfigErrors::new(&name, vec![Problem { file: name.clone(), position, message }])
         })?;
         let text = Zeroizing::new(text);
         let mut report = Report::new(&name, &text);
@@ -460,7 +460,9 @@ impl Config {
         let mut config = Self::default();
         if syntax_errors.is_empty() {
             config = Self::read(document.get_ref(), &mut report);
-            if !report.errors.is_empty() && coturn::is_file(report.text()) {
+            // A configuration of coturn has no tables.
+            let has_table = document.get_ref().values().any(|value| value.get_ref().as_table().is_some());
+            if !report.errors.is_empty() && !has_table && coturn::is_file(report.text()) {
                 report.errors.clear();
                 coturn::report_file(&mut report);
             }
@@ -474,7 +476,7 @@ impl Config {
             config.warnings = report.warnings;
             Ok(config)
         } else {
-            Err(ConfigErrors::new(report.errors))
+            Err(ConfigErrors::new(report.file(), report.errors))
         }
     }
 

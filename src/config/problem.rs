@@ -32,8 +32,10 @@ impl fmt::Display for Problem {
 pub struct ConfigErrors(Vec<Problem>);
 
 impl ConfigErrors {
-    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
-        problems.sort_by_key(|problem| problem.position);
+    /// `file` is the configuration, whose errors are first.
+    pub(super) fn new(file: &str, mut problems: Vec<Problem>) -> Self {
+        let place = |problem: &Problem| (problem.file != file, problem.file.clone(), problem.position);
+        problems.sort_by_cached_key(place);
         Self(problems)
     }
 

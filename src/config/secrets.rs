@@ -42,9 +42,9 @@ const EXAMPLES: &[&str] = &[
     "yoursecret",
 ];
 
-/// Names of settings that contain secrets, in lowercase and with hyphens.
-const SETTINGS: &[&str] =
-    &["auth-secret", "secret", "secrets", "shared-secret", "static-auth-secret", "turn-secret", "turn-shared-secret"];
+/// The characters that begin or end a quotation, also those that word processors write.
+const QUOTES: &[char] =
+    &['"', '\'', '`', '\u{2018}', '\u{2019}', '\u{201a}', '\u{201b}', '\u{201c}', '\u{201d}', '\u{201e}', '\u{201f}'];
 
 /// Why a text is not accepted as a secret. `Display` continues "contains".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,11 +56,11 @@ pub enum BadSecret {
     #[error("a secret of blanks only: create one with `openssl rand -hex 32`")]
     Blank,
     /// It is in quotes.
-    #[error("a secret in quotes, which would be part of it: remove the quotes")]
+    #[error("a secret in quotes: remove the quotes, which would become part of the secret")]
     Quoted,
-    /// It is a line of another program's configuration, which sets this name.
-    #[error("a line that sets `{0}`, not only a secret: remove everything except the secret")]
-    Assignment(&'static str),
+    /// It is a line of another program's configuration. The message omits the name, which may be a part of a secret.
+    #[error("a line that sets a secret by its name: remove everything except the secret itself")]
+    Assignment,
     /// It is an option of coturn's configuration.
     #[error("a line of coturn's configuration, which is not a secret: remove it")]
     Option,
@@ -70,9 +70,7 @@ pub enum BadSecret {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WeakSecret {
     /// It is an example.
-    #[error(
-        "a secret that is an example of public guides, which attackers try: create one with `openssl rand -hex 32`"
-    )]
+    #[error("an example secret from public guides, which attackers try: create one with `openssl rand -hex 32`")]
     Example,
     /// It is short.
     #[error("a secret shorter than 16 bytes, which can be guessed: create one with `openssl rand -hex 32`")]
@@ -84,34 +82,39 @@ pub enum WeakSecret {
 /// # Errors
 /// Why it is not accepted.
 pub fn secret(text: &[u8]) -> Result<Secret, BadSecret> {
-    let content = text.trim_ascii();
+    let content = trimmed(text);
     if content.is_empty() {
         return Err(if text.is_empty() { BadSecret::Empty } else { BadSecret::Blank });
     }
-    if let [first, .., last] = content
-        && first == last
-        && b"\"'`".contains(first)
-    {
+    // A line of a list ends with a comma.
+    let item = str::from_utf8(content).unwrap_or_default().trim_end_matches([',', ';']);
+    if item.chars().count() > 1 && item.starts_with(QUOTES) && item.ends_with(QUOTES) {
         return Err(BadSecret::Quoted);
     }
     if matches!(content, b"use-auth-secret" | b"lt-cred-mech") {
         return Err(BadSecret::Option);
     }
-    if let Some(name) = assigned(content) {
-        return Err(BadSecret::Assignment(name));
+    if is_assignment(content) {
+        return Err(BadSecret::Assignment);
     }
     Secret::new(text).map_err(|_| BadSecret::Empty)
 }
 
-/// Returns the setting that a line sets, as in `static-auth-secret=…`. Base64 ends with `=`, so a value must follow.
-fn assigned(line: &[u8]) -> Option<&'static str> {
+/// Returns a text without blanks at its ends, those beyond ASCII included.
+fn trimmed(text: &[u8]) -> &[u8] {
+    str::from_utf8(text).map_or_else(|_| text.trim_ascii(), |text| text.trim().as_bytes())
+}
+
+/// Whether a line sets a name that ends with "secret", as in `static-auth-secret=…`. Base64 ends with `=`, so a value
+/// must follow.
+fn is_assignment(line: &[u8]) -> bool {
     let line = line.strip_prefix(b"export ").unwrap_or(line);
-    let at = line.iter().position(|byte| b"=:".contains(byte))?;
-    let (name, value) = line.split_at_checked(at)?;
-    let value = value.trim_ascii_start().trim_ascii_end();
-    let has_value = value.iter().any(|byte| !b"=:".contains(byte));
-    let name = normalized(name.trim_ascii().strip_prefix(b"--").unwrap_or(name.trim_ascii()));
-    SETTINGS.iter().copied().find(|setting| has_value && setting.as_bytes() == name.as_slice())
+    let Some(at) = line.iter().position(|byte| b"=:".contains(byte)) else { return false };
+    let Some((name, value)) = line.split_at_checked(at) else { return false };
+    let name = normalized(name.trim_ascii());
+    let is_name = name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+    let has_value = value.trim_ascii().iter().any(|byte| !b"=:".contains(byte));
+    is_name && has_value && (name.ends_with(b"secret") || name.ends_with(b"secrets"))
 }
 
 /// Returns why a secret can be guessed; `None` if it is strong enough.
@@ -149,11 +152,12 @@ pub struct SecretLine {
 pub fn lines(text: &[u8]) -> impl Iterator<Item = SecretLine> {
     let numbered = text.split(|byte| *byte == b'\n').zip(1..);
     numbered.filter_map(|(line, number)| {
-        let content = line.trim_ascii();
+        let content = trimmed(line);
         if content.is_empty() || content.starts_with(b"#") {
             return None;
         }
-        let column = 1 + line.len() - line.trim_ascii_start().len();
+        let before = line.windows(content.len()).position(|part| part == content).and_then(|at| line.get(..at));
+        let column = 1 + String::from_utf8_lossy(before.unwrap_or_default()).chars().count();
         Some(SecretLine { number, column, secret: secret(content) })
     })
 }
@@ -173,12 +177,17 @@ mod tests {
             (" \t ", BadSecret::Blank),
             ("\"0123456789abcdef0\"", BadSecret::Quoted),
             ("'0123456789abcdef0'", BadSecret::Quoted),
-            ("static-auth-secret=0123456789abcdef0", BadSecret::Assignment("static-auth-secret")),
-            ("static_auth_secret = 0123456789abcdef0", BadSecret::Assignment("static-auth-secret")),
-            ("--static-auth-secret=0123456789abcdef0", BadSecret::Assignment("static-auth-secret")),
-            ("turn_shared_secret: \"0123456789abcdef0\"", BadSecret::Assignment("turn-shared-secret")),
-            ("export TURN_SECRET=0123456789abcdef0", BadSecret::Assignment("turn-secret")),
-            ("secrets = [\"0123456789abcdef0\"]", BadSecret::Assignment("secrets")),
+            ("static-auth-secret=0123456789abcdef0", BadSecret::Assignment),
+            ("static_auth_secret = 0123456789abcdef0", BadSecret::Assignment),
+            ("--static-auth-secret=0123456789abcdef0", BadSecret::Assignment),
+            ("turn_shared_secret: \"0123456789abcdef0\"", BadSecret::Assignment),
+            ("export TURN_SECRET=0123456789abcdef0", BadSecret::Assignment),
+            ("secrets = [\"0123456789abcdef0\"]", BadSecret::Assignment),
+            ("COTURN_SECRET=0123456789abcdef0", BadSecret::Assignment),
+            ("TURN_STATIC_AUTH_SECRET: 0123456789abcdef0", BadSecret::Assignment),
+            ("\"0123456789abcdef0\",", BadSecret::Quoted),
+            ("\u{201c}0123456789abcdef0\u{201d}", BadSecret::Quoted),
+            ("\u{a0}", BadSecret::Blank),
             ("use-auth-secret", BadSecret::Option),
         ] {
             assert_eq!(why(text), Some(expected), "{text}");
@@ -188,9 +197,16 @@ mod tests {
 
     #[test]
     fn other_texts_are_secrets_byte_for_byte() {
-        for text in
-            ["c2VjcmV0IG9mIDE2IGJ5dGVzIQ==", "secret=", "a=b", "north wind, south wind", "\"", "'a", "ünïcode :"]
-        {
+        for text in [
+            "c2VjcmV0IG9mIDE2IGJ5dGVzIQ==",
+            "secret=",
+            "a=b",
+            "north wind, south wind",
+            "\"",
+            "'a",
+            "ünïcode :",
+            "no secret, is it? = 5",
+        ] {
             assert_eq!(secret(text.as_bytes()).unwrap().as_bytes(), text.as_bytes());
         }
     }
@@ -209,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_file_has_one_secret_per_line() {
-        let text = b"# comment\n\n  first secret\r\n#\n\t'second'\nthird";
+        let text = "# comment\n\n\u{a0} first secret\u{a0}\r\n#\n\t'second'\nthird\n\u{a0}\n".as_bytes();
         let read: Vec<_> = lines(text).map(|line| (line.number, line.column, line.secret.err())).collect();
         assert_eq!(read, [(3, 3, None), (5, 2, Some(BadSecret::Quoted)), (6, 1, None)]);
         let first = lines(text).next().unwrap().secret.unwrap();

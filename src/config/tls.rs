@@ -41,8 +41,9 @@ pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], report: &mut Report<'_
         if listen.iter().any(|endpoint| endpoint.transport.is_connection()) {
             report.warn(
                 &header,
-                "`listen.tls` is empty, so TLS is served only on the ports of `listen.tcp`: clients expect it on 5349, \
-                 for example tls = [\"[::]:5349\"]",
+                "`listen.tls` is empty, so TLS is served only on the ports of `listen.tcp`. Clients expect it on port \
+                 5349: set for example tls = [\"[::]:5349\"]. If the ports of `listen.tcp` are intended, list them in \
+                 `listen.tls` as well",
             );
         } else {
             report.error(

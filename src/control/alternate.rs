@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{self, AlternateWhen, Config};
+use crate::transport::Transport;
 use crate::turn::{Alternate, RedirectWhen};
 
 /// Returns the alternate servers as the workers read them; `None` if there are none.
@@ -27,8 +28,13 @@ pub(super) fn own_server(config: &Config, own: &[IpAddr]) -> Option<SocketAddr> 
         let wildcard = here.is_unspecified() && (here.is_ipv6() || there.is_ipv4()) && own.contains(&there);
         listener.port() == server.port() && (wildcard || here == there || config.relay.external.iter().any(mapped))
     };
+    let serves = |transport: Transport, over_tls: bool| match transport {
+        // With a certificate, a TCP listener serves both.
+        Transport::Tcp => !over_tls || config.tls.is_some(),
+        _ => transport.is_encrypted() == over_tls,
+    };
     let find = |servers: &[SocketAddr], over_tls: bool| {
-        let listeners = config.listen.iter().filter(|endpoint| endpoint.transport.is_encrypted() == over_tls);
+        let listeners = config.listen.iter().filter(|endpoint| serves(endpoint.transport, over_tls));
         let reached = |server: &SocketAddr| listeners.clone().any(|endpoint| reaches(endpoint.address, *server));
         servers.iter().copied().find(reached)
     };
@@ -38,7 +44,7 @@ pub(super) fn own_server(config: &Config, own: &[IpAddr]) -> Option<SocketAddr> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::{Endpoint, Transport};
+    use crate::transport::Endpoint;
 
     fn found(listen: &str, server: &str) -> bool {
         let text = format!(
@@ -80,6 +86,17 @@ mod tests {
         assert_eq!(with(&["10.0.0.5:5349"], &["10.0.0.5:3478"]), None);
         assert_eq!(with(&[], &["10.0.0.5:5349"]), "10.0.0.5:5349".parse().ok());
         assert_eq!(with(&["10.0.0.5:3478"], &[]), "10.0.0.5:3478".parse().ok());
+    }
+
+    #[test]
+    fn with_a_certificate_a_tcp_listener_is_compared_with_tls_servers() {
+        let text =
+            "listen = { udp = [], tcp = [\"10.0.0.5:443\"] }\nalternate = { tls-servers = [\"10.0.0.6:443\"] }\n";
+        let mut config = Config::parse(text, "t.toml").unwrap();
+        config.alternate.tls_servers = vec!["10.0.0.5:443".parse().unwrap()];
+        assert_eq!(own_server(&config, &[]), None);
+        config.tls = Some(config::Tls { certificate: "c.pem".into(), private_key: "k.pem".into() });
+        assert_eq!(own_server(&config, &[]), "10.0.0.5:443".parse().ok());
     }
 
     #[test]

@@ -127,7 +127,7 @@ pub(super) struct RunningServer<'a> {
     pub(super) snapshot: Arc<Snapshot>,
     /// The maximum duration of a drain after SIGTERM.
     pub(super) drain_deadline: Duration,
-    /// `Some` if there are TLS listeners.
+    /// `Some` if `[tls]` is set.
     pub(super) certificates: Option<Certificates>,
     pub(super) service: Service,
 }

@@ -102,6 +102,12 @@ pub fn error_prefix() -> &'static str {
     if is_journal() { priority(Level::ERROR) } else { "" }
 }
 
+/// Returns the prefix of a warning that is not a log event.
+#[must_use]
+pub fn warning_prefix() -> &'static str {
+    if is_journal() { priority(Level::WARN) } else { "" }
+}
+
 /// Returns the priority that the journal reads from the start of a line (sd-daemon(3)).
 fn priority(level: Level) -> &'static str {
     match level {

@@ -72,7 +72,7 @@ pub(super) struct Prepared<'a> {
     pub(super) addresses: Follower<'a>,
     /// Builds later snapshots.
     pub(super) inputs: SnapshotInputs,
-    /// `Some` if there are TLS listeners.
+    /// `Some` if `[tls]` is set.
     pub(super) certificates: Option<Certificates>,
 }
 
@@ -301,7 +301,8 @@ impl OpenFiles {
             format!("set {OPEN_FILES}={needed} in the unit")
         } else {
             format!(
-                "run `{} {needed}` as root in the shell that starts the server",
+                "run `{} {needed}` in the shell that starts the server, or `sudo prlimit --pid $$ --nofile={needed}` if \
+                 it is not root's",
                 name_for_operator(OPEN_FILES, false)
             )
         };
@@ -341,7 +342,8 @@ mod tests {
         let begin = "the limit of open files is 500, but the configuration needs 26412 (for 16384 relay sockets, 10000 \
                      connections and 28 other files): at most 236 connections are accepted, and while all of them are \
                      open, 236 relay sockets can be open. To raise the limit, ";
-        let shell = "run `ulimit -n 26412` as root in the shell that starts the server";
+        let shell = "run `ulimit -n 26412` in the shell that starts the server, or `sudo prlimit --pid $$ --nofile=26412` if \
+                     it is not root's";
         assert_eq!(low.warning(false), Some(format!("{begin}{shell}")));
         assert_eq!(low.warning(true), Some(format!("{begin}set LimitNOFILE=26412 in the unit")));
         let udp = OpenFiles { connections: None, ..low };

@@ -1,4 +1,4 @@
-//! The certificate of the TLS listeners: loading, checking and replacement.
+//! The certificate of the TLS and TCP listeners: loading, checking and replacement.
 //!
 //! The files are polled once per second instead of being watched by the kernel: ACME clients replace symlinks in
 //! several directories, and polling the configured path detects all of these changes.

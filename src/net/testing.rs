@@ -101,8 +101,12 @@ fn a_skipped_test_fails_where_all_tests_are_required() {
 #[test]
 fn the_check_script_requires_all_tests() {
     let script = include_str!("../../.ci/run");
-    let (before, _) = script.split_once("\ncargo test\n").unwrap();
-    assert!(before.contains("\nexport REQUIRE_ALL_TESTS=1\n"));
+    let (before, after) = script.split_once("\nexport REQUIRE_ALL_TESTS=1\n").unwrap();
+    // The README's command must pass on a machine that has only Rust.
+    assert!(before.contains("\ncargo test\n") && before.contains("ip:iproute2"));
+    for tests in ["cargo test --lib net::", "--test addresses", "--test cli", "--test interop", "--test browser"] {
+        assert!(after.contains(tests), "{tests}");
+    }
 }
 
 /// Runs a test in its own network namespace. Each line of `setup` has the arguments of one `ip` command, which

@@ -1,9 +1,10 @@
 //! `turnserver check-config`.
 
 use std::path::Path;
+use std::process::Command;
 
 use super::running::{failure, text_config, turnserver};
-use crate::support::{Finished, SECRET, TempDir};
+use crate::support::{Finished, SECRET, TIMEOUT, TempDir, run, skip};
 
 #[track_caller]
 fn report(finished: &Finished) -> String {
@@ -75,4 +76,33 @@ fn check_config_starts_nothing() {
     let taken = text_config(&["127.0.0.1"], "").replace("127.0.0.1:0", &other.local_addr().unwrap().to_string());
     directory.write("turnserver.toml", &taken);
     report(&turnserver(&directory, &["check-config"]));
+}
+
+// The command in docs/install.md restarts the service only if the check succeeds.
+#[test]
+fn root_gets_an_error_for_a_file_that_the_user_of_the_service_cannot_read() {
+    let directory = TempDir::new();
+    let path = directory.write("turnserver.toml", &text_config(&["127.0.0.1"], ""));
+    let unit = format!("[Service]\nUser=nobody\nExecStart=/bin/turnserver --config {}\n", path.display());
+    let unit = directory.write("turnserver.service", &unit);
+    // The unit is installed only for the processes of this test.
+    let script = "mount -t tmpfs tmpfs /run && if [ -d /etc/systemd ]; then mount -t tmpfs tmpfs /etc/systemd; fi && \
+                  mkdir -p /run/systemd/system && cp \"$1\" /run/systemd/system/ && \
+                  exec \"$2\" check-config --config \"$3\"";
+    let check = || {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, "sh"]).arg(&unit).arg(env!("CARGO_BIN_EXE_turnserver")).arg(&path);
+        run(&mut command, None, TIMEOUT)
+    };
+    let possible = Command::new("unshare").args(["--mount", "mount", "-t", "tmpfs", "tmpfs", "/run"]).output();
+    if !possible.is_ok_and(|output| output.status.success()) {
+        return skip("no privilege to mount a file system");
+    }
+    let finished = check();
+    let line = failure(&finished);
+    assert!(line.contains("the service will not start, because its user nobody (uid "), "{line}");
+    for (path, mode) in [(directory.path(), 0o755), (path.as_path(), 0o644)] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    }
+    assert_eq!(check().code, Some(0));
 }

@@ -72,15 +72,20 @@ impl Drop for TempDir {
     }
 }
 
-/// Returns whether this machine has `::1`. Tests that need it are skipped otherwise.
+/// Returns whether this machine has `::1`. Tests that need it are [skipped](skip) otherwise.
 pub(crate) fn has_ipv6() -> bool {
     let has = std::net::UdpSocket::bind("[::1]:0").is_ok();
     if !has {
-        let required = std::env::var_os("REQUIRE_ALL_TESTS").is_some();
-        assert!(!required, "REQUIRE_ALL_TESTS is set, but this test cannot run: there is no IPv6");
-        // The test runner does not capture this, unlike `println!`.
-        let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        let _ = writeln!(io::stderr(), "skipped: {test}: there is no IPv6");
+        skip("there is no IPv6");
     }
     has
+}
+
+/// Reports on standard error, which the test runner does not capture here, that a test does not run, or not as a whole.
+/// It fails the test if `REQUIRE_ALL_TESTS` is set, as in `.ci/run`.
+pub(crate) fn skip(reason: &str) {
+    let required = std::env::var_os("REQUIRE_ALL_TESTS").is_some();
+    assert!(!required, "REQUIRE_ALL_TESTS is set, but this test cannot run: {reason}");
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(io::stderr(), "skipped: {test}: {reason}");
 }

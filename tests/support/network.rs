@@ -5,20 +5,20 @@ use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
+use super::skip;
+
 /// Runs a test in its own network namespace. Each line of `setup` has the arguments of one `ip` command, which
 /// configures the namespace. The processes and sockets of the test's thread are in the namespace.
 ///
-/// Skips the test without the privilege to create a namespace or without the `ip` command.
+/// [Skips](skip) the test without the privilege to create a namespace or without the `ip` command.
 pub(crate) fn in_own_network(setup: &[&str], test: impl FnOnce() + Send) {
     if Command::new("ip").arg("-V").output().is_err() {
-        println!("skipped: the `ip` command is missing");
-        return;
+        return skip("the `ip` command is missing");
     }
     thread::scope(|scope| {
         scope.spawn(|| {
             if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-                println!("skipped: no privilege to create a network namespace ({error})");
-                return;
+                return skip(&format!("no privilege to create a network namespace ({error})"));
             }
             setup.iter().for_each(|line| ip(line));
             test();

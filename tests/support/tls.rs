@@ -3,10 +3,12 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::time_provider::TimeProvider;
 use tokio_rustls::rustls::{
     self, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion, version,
 };
@@ -20,21 +22,36 @@ pub(crate) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 pub(crate) struct Offer<'o> {
     pub(crate) versions: &'o [&'static SupportedProtocolVersion],
     pub(crate) alpn: &'o [&'o str],
+    /// How far the client's clock is ahead.
+    pub(crate) ahead: Duration,
 }
 
 pub(crate) const TLS12: &SupportedProtocolVersion = &version::TLS12;
 pub(crate) const TLS13: &SupportedProtocolVersion = &version::TLS13;
-pub(crate) const ANY: Offer<'static> = Offer { versions: &[TLS13, TLS12], alpn: &[] };
+pub(crate) const ANY: Offer<'static> = Offer { versions: &[TLS13, TLS12], alpn: &[], ahead: Duration::ZERO };
+
+/// The clock of a client.
+#[derive(Debug)]
+struct Clock(Duration);
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(
+            UnixTime::now().as_secs().checked_add(self.0.as_secs()).map(Duration::from_secs)?,
+        ))
+    }
+}
 
 /// Returns a session that trusts `authority` and expects a certificate for `localhost`.
 pub(crate) fn session(authority: &Authority, offer: &Offer<'_>) -> ClientConnection {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.root().as_bytes()).unwrap()).unwrap();
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_protocol_versions(offer.versions)
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let mut config =
+        ClientConfig::builder_with_details(Arc::new(ring::default_provider()), Arc::new(Clock(offer.ahead)))
+            .with_protocol_versions(offer.versions)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
     config.alpn_protocols = offer.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap()
 }

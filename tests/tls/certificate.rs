@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::json;
 use turnserver::clock::unix_seconds;
 
 use crate::common::Fixture;
 use crate::support::certificates::{Authority, Issued};
-use crate::support::tls::{ANY, handshake};
+use crate::support::client::Client;
+use crate::support::tls::{ANY, Offer, handshake};
 use crate::support::{Server, TIMEOUT, TempDir, config, config_without_secret, run, with_tls};
 
 const DAY: u64 = 86_400;
@@ -106,7 +108,9 @@ fn a_certificate_that_is_not_yet_valid_is_served_with_a_warning() {
     let files = [directory.write("c.pem", &chain), directory.write("k.pem", &early.key)];
     let server = Server::start(&with_tls(&config(&["127.0.0.1"], ""), &["127.0.0.1"], &files));
     server.wait_for_log(|line| line.level() == "WARN" && line.message().contains("is not yet valid"));
-    assert_ne!(server.tls_address().port(), 0);
+    let later = Offer { ahead: Duration::from_secs(3 * DAY), ..ANY };
+    let client = Client::on_tls(handshake(server.tls_address(), &authority, &later).unwrap());
+    assert_eq!(client.binding(), client.address());
 }
 
 // A byte order mark is not part of PEM.

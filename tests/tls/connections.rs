@@ -13,7 +13,7 @@ use crate::common::{Fixture, assert_connections};
 use crate::support::certificates::Authority;
 use crate::support::client::{Client, Login, allocate, message, receive, socket};
 use crate::support::has_ipv6;
-use crate::support::tls::{Offer, TLS12, TLS13, handshake, read_to_end, session, tcp};
+use crate::support::tls::{ANY, Offer, TLS12, TLS13, handshake, read_to_end, session, tcp};
 
 const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
 
@@ -41,7 +41,7 @@ fn tls_1_2_and_1_3_are_served_over_ipv4_and_ipv6() {
         }
         let fixture = Fixture::on(ip, "");
         for (version, expected) in [(TLS12, ProtocolVersion::TLSv1_2), (TLS13, ProtocolVersion::TLSv1_3)] {
-            let stream = fixture.offering(&Offer { versions: &[version], alpn: &[] });
+            let stream = fixture.offering(&Offer { versions: &[version], alpn: &[], ..ANY });
             assert_eq!(stream.conn.protocol_version(), Some(expected));
             let client = Client::on_tls(stream);
             assert_eq!(client.binding(), client.address());
@@ -60,12 +60,13 @@ fn alpn_selects_our_protocols_and_prefers_turn_to_nat_discovery() {
             (&["stun.nat-discovery"], Some("stun.nat-discovery")),
             (&["h2", "stun.nat-discovery", "stun.turn"], Some("stun.turn")),
         ] {
-            let stream = fixture.offering(&Offer { versions: &[version], alpn });
+            let stream = fixture.offering(&Offer { versions: &[version], alpn, ..ANY });
             assert_eq!(stream.conn.alpn_protocol(), selected.map(str::as_bytes));
             let client = Client::on_tls(stream);
             assert_eq!(client.binding(), client.address());
         }
-        let rejected = handshake(fixture.address(), &fixture.authority, &Offer { versions: &[version], alpn: &["h2"] });
+        let rejected =
+            handshake(fixture.address(), &fixture.authority, &Offer { versions: &[version], alpn: &["h2"], ..ANY });
         assert_eq!(rejected.err(), Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)));
     }
     let ended = fixture.finish(10);
@@ -75,7 +76,7 @@ fn alpn_selects_our_protocols_and_prefers_turn_to_nat_discovery() {
 #[test]
 fn a_nat_discovery_connection_allows_binding_only() {
     let fixture = Fixture::new("");
-    let offer = Offer { versions: &[TLS13], alpn: &["stun.nat-discovery"] };
+    let offer = Offer { versions: &[TLS13], alpn: &["stun.nat-discovery"], ..ANY };
     let client = Client::on_tls(fixture.offering(&offer));
     assert_eq!(client.binding(), client.address());
     client.send(&allocate(TransactionId::new([1; 12])));
@@ -90,7 +91,7 @@ fn a_nat_discovery_connection_allows_binding_only() {
 fn data_flows_both_ways_in_indications_and_padded_channel_data() {
     let fixture = Fixture::new(LOOPBACK_PEERS);
     for version in [TLS12, TLS13] {
-        let client = Client::on_tls(fixture.offering(&Offer { versions: &[version], alpn: &["stun.turn"] }));
+        let client = Client::on_tls(fixture.offering(&Offer { versions: &[version], alpn: &["stun.turn"], ..ANY }));
         let peer = socket("127.0.0.1:0".parse().unwrap());
         let peer_address = peer.local_addr().unwrap();
         let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
@@ -144,7 +145,7 @@ fn messages_are_found_however_they_are_split_into_records() {
 #[test]
 fn records_are_found_however_they_are_split_into_segments() {
     let fixture = Fixture::new("");
-    let mut session = session(&fixture.authority, &Offer { versions: &[TLS13], alpn: &["stun.turn"] });
+    let mut session = session(&fixture.authority, &Offer { versions: &[TLS13], alpn: &["stun.turn"], ..ANY });
     let mut stream = tcp(fixture.address());
     let mut requested = false;
     loop {
@@ -194,14 +195,14 @@ fn data_that_is_not_tls_ends_the_connection_at_once() {
 fn a_client_that_does_not_trust_the_certificate_is_counted() {
     let fixture = Fixture::new("");
     let untrusted = Authority::new(unix_seconds());
-    assert!(handshake(fixture.address(), &untrusted, &Offer { versions: &[TLS12], alpn: &[] }).is_err());
+    assert!(handshake(fixture.address(), &untrusted, &Offer { versions: &[TLS12], alpn: &[], ..ANY }).is_err());
     assert_connections(&fixture.finish(1), &[("accepted", 1), ("tls-alert-from-client", 1)]);
 }
 
 #[test]
 fn an_incomplete_handshake_ends_at_its_deadline() {
     let fixture = Fixture::new("[timeouts]\ntls-handshake = \"1s\"\n");
-    let mut session = session(&fixture.authority, &Offer { versions: &[TLS13], alpn: &[] });
+    let mut session = session(&fixture.authority, &Offer { versions: &[TLS13], alpn: &[], ..ANY });
     let mut hello = Vec::new();
     session.write_tls(&mut hello).unwrap();
     let mut waiting: Vec<_> = [0, 1, 5, 6, hello.len() / 2, hello.len()]
@@ -381,7 +382,9 @@ fn clients_on_tls_and_udp_reach_each_other() {
 fn a_tcp_port_serves_clients_with_and_without_tls() {
     let fixture = Fixture::new("");
     let address = fixture.server.tcp_address();
-    let tls = Client::on_tls(handshake(address, &fixture.authority, &Offer { versions: &[TLS13], alpn: &[] }).unwrap());
+    let tls = Client::on_tls(
+        handshake(address, &fixture.authority, &Offer { versions: &[TLS13], alpn: &[], ..ANY }).unwrap(),
+    );
     let plain = Client::connect(address);
     for (client, transport) in [(&tls, "tls"), (&plain, "tcp")] {
         assert_eq!(client.binding(), client.address());

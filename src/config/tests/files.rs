@@ -237,8 +237,8 @@ fn mistakes_in_the_secrets_file_are_reported_with_their_line_and_without_the_sec
     assert_eq!(
         errors,
         format!(
-            "{more}:2:1: a secret in quotes, which would be part of it: remove the quotes\n\
-             {more}:3:3: a line that sets `static-auth-secret`, not only a secret: remove everything except the secret\n\
+            "{more}:2:1: a secret in quotes: remove the quotes, which would become part of the secret\n\
+             {more}:3:3: a line that sets a secret by its name: remove everything except the secret itself\n\
              {more}:4:1: a line of coturn's configuration, which is not a secret: remove it"
         )
     );
@@ -252,7 +252,7 @@ fn mistakes_in_the_secrets_file_are_reported_with_their_line_and_without_the_sec
         warnings,
         [
             format!(
-                "{more}:1:1: a secret that is an example of public guides, which attackers try: create one with \
+                "{more}:1:1: an example secret from public guides, which attackers try: create one with \
                  `openssl rand -hex 32`"
             ),
             format!("{more}:2:1: {repeated}"),

@@ -70,7 +70,9 @@ pub(super) fn of_limited_reach(chosen: &[&Candidate<'_>], detected: bool) -> Vec
         let list = list.join(" and ");
         warnings.push(if detected && !public.is_empty() {
             let public = public.join(", ");
-            format!("other networks cannot reach the relay address {list}. To omit it, set addresses = [{public}] in [relay]")
+            format!(
+                "other networks cannot reach the relay address {list}. To omit it, set addresses = [{public}] in [relay]"
+            )
         } else {
             format!(
                 "other networks cannot reach the relay address {list}. A trial on this machine or in its network works \

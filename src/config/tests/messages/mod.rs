@@ -1,0 +1,12 @@
+//! The message for each kind of error, by table of the file.
+
+use super::*;
+
+mod alternate;
+mod auth;
+mod general;
+mod keys;
+mod listen;
+mod peers;
+mod relay;
+mod syntax;
