@@ -124,6 +124,30 @@ mod addresses {
     }
 
     #[test]
+    fn a_call_survives_while_the_interface_of_its_address_is_down_and_up_again() {
+        for addresses in ["\"auto\"", "[\"203.0.114.1\"]"] {
+            in_own_network(&with(&["addr add 203.0.114.1/24 dev w0"]), || {
+                let server = Server::start(&auto("").replace("\"auto\"", addresses));
+                let held = client(&server, "127.0.0.1");
+                let (session, relayed) = held.allocate(&Login::mint("alice", 600)).unwrap();
+                let other = client(&server, "127.0.0.1");
+                let (_, peer) = other.allocate(&Login::mint("bob", 600)).unwrap();
+                held.permit(&session, peer);
+                ip("link set w0 down");
+                wait_for_message(&server, "gets no new allocations, because its interface is down");
+                assert_eq!(allocate(&server, "127.0.0.1"), Err(508));
+                // The relay address is still one of this server, so its clients reach each other.
+                held.send_to_peer(peer, b"to nobody yet");
+                ip("link set w0 up");
+                wait_for_relay(&server, "203.0.114.1", 2);
+                assert_eq!(allocate(&server, "127.0.0.1").as_deref(), Ok("203.0.114.1"));
+                assert_eq!(held.request(&session, Method::REFRESH, &|_| {}).error(), None);
+                assert_eq!(relayed.ip(), peer.ip());
+            });
+        }
+    }
+
+    #[test]
     fn a_replaced_address_is_followed_and_the_entry_for_browsers_is_printed_again() {
         in_own_network(&with(&["addr add 203.0.114.1/24 dev w0"]), || {
             let config = config_without_secret(&["::"], "");

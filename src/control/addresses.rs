@@ -46,6 +46,13 @@ pub struct RelayAddress {
     pub for_all: bool,
 }
 
+impl RelayAddress {
+    /// Whether two values are the same for clients and peers. The reasons may differ.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        (self.bind, self.advertised, self.for_all) == (other.bind, other.advertised, other.for_all)
+    }
+}
+
 /// The relay addresses of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
@@ -93,23 +100,25 @@ impl Choice {
 ///
 /// # Errors
 ///
-/// As for [`choose`], and if the interfaces cannot be read.
+/// As for [`choose`].
 pub(super) fn detect(
     configured: Option<&[IpAddr]>,
     external: &[(IpAddr, IpAddr)],
+    interfaces: &Interfaces,
     current: &[IpAddr],
 ) -> Result<Choice, AddressError> {
-    let mut interfaces = interfaces::read()?;
+    let mut addresses = interfaces.addresses.clone();
     // A whole network can be routed to a machine, as 127.0.0.0/8 is. No interface then lists its addresses.
     for ip in configured.unwrap_or_default().iter().chain(external.iter().map(|(inside, _)| inside)) {
         let ip = ip.to_canonical();
-        let known = interfaces.addresses.iter().any(|known| known.address == ip);
+        let known = addresses.iter().any(|known| known.address == ip);
         if !known && interfaces::is_local(ip) {
             let name = "a local route".to_owned();
             let state = AddressState::Stable;
-            interfaces.addresses.push(InterfaceAddress { name, address: ip, loopback: false, up: true, state });
+            addresses.push(InterfaceAddress { name, address: ip, loopback: false, up: true, state });
         }
     }
+    let interfaces = Interfaces { addresses, beyond_loopback: interfaces.beyond_loopback, unknown_states: None };
     choose(configured, external, &interfaces, current, &|family| interfaces::source_for(internet_address(family)))
 }
 
@@ -146,6 +155,7 @@ pub(super) fn choose(
     for candidate in &mut candidates {
         candidate.current = current.contains(&candidate.ip);
     }
+    let candidates = without_duplicates(candidates);
     let detected = configured.is_none();
     let (chosen, further, missing) = match configured {
         Some(configured) => {
@@ -162,7 +172,13 @@ pub(super) fn choose(
     warnings.extend(warnings::of_limited_reach(&chosen, detected));
     let for_all = chosen.iter().map(|candidate| candidate.relay_address(detected, true));
     let for_own = further.iter().map(|candidate| candidate.relay_address(detected, false));
-    let addresses: Vec<RelayAddress> = for_all.chain(for_own).collect();
+    let mut addresses: Vec<RelayAddress> = for_all.collect();
+    for further in for_own {
+        // No further address may make the choice ambiguous.
+        if addresses.iter().all(|known| known.advertised != further.advertised) {
+            addresses.push(further);
+        }
+    }
     let missing: Vec<(IpAddr, IpAddr)> =
         missing.into_iter().map(|ip| (ip, mapped(external, ip).unwrap_or(ip))).collect();
     let mut advertised = HashMap::new();
@@ -228,6 +244,16 @@ impl<'a> Candidate<'a> {
         self.interface.up && self.interface.state.is_usable()
     }
 
+    /// Returns why it is not usable.
+    fn obstacle(&self) -> Option<&'static str> {
+        match self.interface.state {
+            _ if !self.interface.up => Some("down"),
+            AddressState::Tentative => Some("being checked for duplicates"),
+            AddressState::Failed => Some("a duplicate of another machine's"),
+            AddressState::Stable | AddressState::Temporary | AddressState::Deprecated => None,
+        }
+    }
+
     /// Returns the rank for the selection; the lowest is the best.
     fn rank(&self) -> impl Ord + use<> {
         let private = matches!(self.reachability, Reachability::Private(_));
@@ -281,6 +307,21 @@ fn mark_preferred_interfaces(candidates: &mut [Candidate<'_>]) {
         let place = (Family::of(candidate.ip), candidate.interface.name.as_str());
         candidate.on_preferred_interface = preferred.contains(&place);
     }
+}
+
+/// Keeps the best candidate of each address. Several interfaces can have the same address, for example those of PPP
+/// connections.
+fn without_duplicates(candidates: Vec<Candidate<'_>>) -> Vec<Candidate<'_>> {
+    let rank = |candidate: &Candidate<'_>| (!candidate.is_usable(), candidate.rank());
+    let mut unique: Vec<Candidate<'_>> = Vec::new();
+    for candidate in candidates {
+        match unique.iter_mut().find(|known| known.ip == candidate.ip) {
+            Some(known) if rank(&candidate) < rank(known) => *known = candidate,
+            Some(_) => {}
+            None => unique.push(candidate),
+        }
+    }
+    unique
 }
 
 /// The maximum number of further addresses, because each has tables of its ports.
@@ -344,10 +385,14 @@ fn configured_among<'c, 'a>(
     Ok((chosen, missing))
 }
 
-/// Lists the usable addresses, for example "10.0.0.5 (eth0), ::1 (lo)".
+/// Lists the addresses with their interfaces, for example "10.0.0.5 (eth0), ::1 (lo), 10.0.0.6 (eth1, down)".
 fn available(candidates: &[Candidate<'_>]) -> String {
-    let usable = candidates.iter().filter(|candidate| candidate.reachability != Reachability::LinkLocal);
-    let names: Vec<_> = usable.map(|usable| format!("{} ({})", usable.ip, usable.interface.name)).collect();
+    let listed = candidates.iter().filter(|candidate| candidate.reachability != Reachability::LinkLocal);
+    let place = |candidate: &Candidate<'_>| match candidate.obstacle() {
+        Some(obstacle) => format!("{} ({}, {obstacle})", candidate.ip, candidate.interface.name),
+        None => format!("{} ({})", candidate.ip, candidate.interface.name),
+    };
+    let names: Vec<_> = listed.map(place).collect();
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 

@@ -12,10 +12,10 @@ use super::addresses::{AddressError, Choice, RelayAddress};
 use super::alternate::own_server;
 use super::listeners::{self, MissingListener};
 use super::relay_tables::{Left, RelayTables};
-use super::start::{choose_again, denied_own_addresses, own_addresses};
+use super::start::{choose_again, denied_among, own_addresses};
 use crate::config::Config;
 use crate::net::changes::Changes;
-use crate::net::interfaces;
+use crate::net::interfaces::{self, Interfaces};
 use crate::turn::RelayAddresses;
 
 /// How long the server waits after a change, because changes come in groups: an address, then its route.
@@ -34,10 +34,12 @@ pub(super) struct Follower<'a> {
     changes: Option<Changes>,
     /// When the addresses are read after a change.
     due: Option<Instant>,
+    /// The last failure to read the addresses, which is logged once.
+    failure: Option<String>,
 }
 
 /// What the server derives from the addresses of the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Machine {
     choice: Choice,
     /// The addresses at which packets arrive at this machine, sorted.
@@ -47,14 +49,22 @@ struct Machine {
 }
 
 impl Machine {
-    /// Reads the addresses. Those in `current` precede equally good ones as relay addresses.
-    fn read(config: &Config, current: &[IpAddr]) -> Result<Self, AddressError> {
-        let choice = choose_again(config, current)?;
-        let mut own = own_addresses(config, &choice)?;
-        own.sort_unstable();
-        own.dedup();
-        let denied_own = denied_own_addresses(config, &choice)?;
+    /// Derives it from the addresses. Those in `current` precede equally good ones as relay addresses.
+    fn new(config: &Config, interfaces: &Interfaces, current: &[IpAddr]) -> Result<Self, AddressError> {
+        let choice = choose_again(config, interfaces, current)?;
+        let own = own_addresses(config, interfaces, &choice);
+        let denied_own = denied_among(config, own.clone());
         Ok(Self { own, missing_listeners: listeners::missing(&config.listen), denied_own, choice })
+    }
+
+    /// Whether two values have the same consequences. The reasons for the choice may differ.
+    fn is_like(&self, other: &Self) -> bool {
+        let (own, others) = (&self.choice, &other.choice);
+        own.addresses.len() == others.addresses.len()
+            && own.addresses.iter().zip(&others.addresses).all(|(one, other)| one.is_like(other))
+            && (&own.missing, &own.warnings) == (&others.missing, &others.warnings)
+            && (&self.own, &self.missing_listeners) == (&other.own, &other.missing_listeners)
+            && self.denied_own == other.denied_own
     }
 
     fn warnings(&self) -> impl Iterator<Item = String> + '_ {
@@ -82,22 +92,23 @@ impl<'a> Follower<'a> {
         let changes = Changes::subscribe().inspect_err(|error| {
             tracing::warn!(
                 %error,
-                "the kernel does not notify of changed addresses, so they are read every {} s. A sandbox must allow \
-                 AF_NETLINK",
+                "the kernel does not notify of changed addresses, so they are read every {} s",
                 POLL.as_secs()
             );
         });
-        let machine = Machine::read(config, &[])?;
+        let mut interfaces = interfaces::read()?;
+        let unknown_states = interfaces.unknown_states.take();
+        let machine = Machine::new(config, &interfaces, &[])?;
         let mut tables = RelayTables::new(config.relay.ports.clone());
         tables.update(&machine.choice, &|_| true);
-        if let Some(error) = interfaces::read().map_err(AddressError::Interfaces)?.unknown_states {
+        if let Some(error) = unknown_states {
             tracing::warn!(
                 %error,
                 "cannot read /proc/thread-self/net/if_inet6, so temporary and deprecated IPv6 addresses are not \
                  recognized"
             );
         }
-        Ok(Self { config, machine, tables, changes: changes.ok(), due: None })
+        Ok(Self { config, machine, tables, changes: changes.ok(), due: None, failure: None })
     }
 
     pub(super) fn choice(&self) -> &Choice {
@@ -162,18 +173,30 @@ impl<'a> Follower<'a> {
     /// Reads the addresses. Returns the change, if there is one.
     pub(super) fn reread(&mut self) -> Option<Change> {
         let current: Vec<IpAddr> = self.machine.choice.for_all().map(|relay| relay.bind).collect();
-        let machine = match Machine::read(self.config, &current) {
+        let read = interfaces::read().map_err(AddressError::Interfaces);
+        let machine = match read.and_then(|interfaces| Machine::new(self.config, &interfaces, &current)) {
             Ok(machine) => machine,
             Err(error) => {
-                tracing::warn!(%error, "the addresses of this machine have changed, but the server cannot use them");
+                // The reason may go without a further change of the addresses, for example if no file could be opened.
+                self.due = Some(Instant::now() + POLL);
+                if self.failure.as_ref() != Some(&error.to_string()) {
+                    tracing::warn!(
+                        %error,
+                        "the addresses of this machine may have changed, but the server cannot use them. It tries again \
+                         every {} s",
+                        POLL.as_secs()
+                    );
+                }
+                self.failure = Some(error.to_string());
                 return None;
             }
         };
+        self.failure = None;
         let before = std::mem::replace(&mut self.machine, machine);
         let after = &self.machine;
         let is_present = |ip: IpAddr| interfaces::is_local(ip);
         let left = self.tables.update(&after.choice, &is_present);
-        if before == *after {
+        if before.is_like(after) && left == Left::default() {
             return None;
         }
         let mut warnings: Vec<String> = after.warnings().collect();
@@ -185,7 +208,7 @@ impl<'a> Follower<'a> {
                 "[alternate]: {server} is now an address of this server, so clients are redirected in a loop"
             ));
         }
-        let is_new = |relay: &&RelayAddress| !before.choice.addresses.contains(relay);
+        let is_new = |relay: &&RelayAddress| !before.choice.addresses.iter().any(|known| known.is_like(relay));
         let is_reachable = |listener: &&MissingListener| !after.missing_listeners.contains(listener);
         Some(Change {
             new_relays: after.choice.addresses.iter().filter(is_new).cloned().collect(),
@@ -202,6 +225,13 @@ impl Change {
         for (address, advertised) in &self.left.gone {
             tracing::warn!(
                 %address, %advertised, "this machine no longer has the relay address, so the allocations on it end"
+            );
+        }
+        for (address, advertised) in &self.left.unusable {
+            tracing::warn!(
+                %address, %advertised,
+                "the relay address gets no new allocations, because its interface is down or the address is not usable \
+                 at present. Those on it remain"
             );
         }
         for (address, advertised) in &self.left.retired {

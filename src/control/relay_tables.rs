@@ -26,8 +26,10 @@ struct Entry {
 pub(super) struct Left {
     /// The machine no longer has them. Their allocations end.
     pub(super) gone: Vec<(IpAddr, IpAddr)>,
-    /// They get no new allocations. Their allocations continue.
+    /// They get no new allocations, because there are better ones. Their allocations continue.
     pub(super) retired: Vec<(IpAddr, IpAddr)>,
+    /// They get no new allocations, because they cannot be used at present. Their allocations remain.
+    pub(super) unusable: Vec<(IpAddr, IpAddr)>,
 }
 
 impl RelayTables {
@@ -59,12 +61,17 @@ impl RelayTables {
             table.set_usable(true);
             self.entries.push(Entry { table, present: true });
         }
-        for (bind, advertised) in &choice.missing {
-            let table = table(*bind, *advertised, false);
-            table.set_usable(false);
-            self.entries.push(Entry { table, present: false });
-        }
         let mut left = Left::default();
+        for (bind, advertised) in &choice.missing {
+            // The address of an interface that is down stays an address of this machine.
+            let present = is_present(*bind) && old.iter().any(|entry| entry.present && entry.table.bind() == *bind);
+            let table = table(*bind, *advertised, present);
+            if present && table.is_usable() {
+                left.unusable.push((*bind, *advertised));
+            }
+            table.set_usable(false);
+            self.entries.push(Entry { table, present });
+        }
         for entry in old.into_iter().filter(|entry| entry.present) {
             if self.entries.iter().any(|kept| Arc::ptr_eq(&kept.table, &entry.table)) {
                 continue;
@@ -74,7 +81,8 @@ impl RelayTables {
                 left.gone.push(pair);
             } else if entry.table.is_usable() {
                 entry.table.set_usable(false);
-                left.retired.push(pair);
+                let has_better = choice.for_all().any(|relay| relay.bind.is_ipv4() == pair.0.is_ipv4());
+                if has_better { &mut left.retired } else { &mut left.unusable }.push(pair);
                 self.entries.push(entry);
             } else if entry.table.taken_ports() > 0 {
                 self.entries.push(entry);
@@ -125,7 +133,7 @@ mod tests {
         tables.update(&choice(&["5.9.1.1"], &["5.9.1.2"]), &|_| true);
         assert!(Arc::ptr_eq(&first, &of(&tables, "5.9.1.1")) && Arc::ptr_eq(&awaited, &of(&tables, "5.9.1.2")));
         let left = tables.update(&choice(&["5.9.1.2"], &["5.9.1.1"]), &|own| own == ip("5.9.1.2"));
-        assert_eq!(left, Left { gone: vec![(ip("5.9.1.1"), ip("5.9.1.1"))], retired: Vec::new() });
+        assert_eq!(left, Left { gone: vec![(ip("5.9.1.1"), ip("5.9.1.1"))], ..Left::default() });
         assert_eq!(usable(&tables), [("5.9.1.2".to_owned(), true), ("5.9.1.1".to_owned(), false)]);
         tables.update(&choice(&["5.9.1.2", "5.9.1.1"], &[]), &|_| true);
         assert!(!Arc::ptr_eq(&first, &of(&tables, "5.9.1.1")));
@@ -136,10 +144,29 @@ mod tests {
         let mut tables = RelayTables::new(50_000..=50_099);
         tables.update(&choice(&["2a01::1"], &[]), &|_| true);
         let left = tables.update(&choice(&["2a01::2"], &[]), &|_| true);
-        assert_eq!(left, Left { gone: Vec::new(), retired: vec![(ip("2a01::1"), ip("2a01::1"))] });
+        assert_eq!(left, Left { retired: vec![(ip("2a01::1"), ip("2a01::1"))], ..Left::default() });
         assert_eq!(usable(&tables), [("2a01::2".to_owned(), true), ("2a01::1".to_owned(), false)]);
         assert_eq!(tables.update(&choice(&["2a01::2"], &[]), &|_| true), Left::default());
         assert_eq!(usable(&tables), [("2a01::2".to_owned(), true)]);
+    }
+
+    // The address of an interface that is down stays an address of the machine.
+    #[test]
+    fn an_address_that_is_not_usable_at_present_keeps_its_table() {
+        for missing in [&[][..], &["5.9.1.1"]] {
+            let mut tables = RelayTables::new(50_000..=50_099);
+            tables.update(&choice(&["5.9.1.1"], &[]), &|_| true);
+            let table = of(&tables, "5.9.1.1");
+            let left = tables.update(&choice(&[], missing), &|_| true);
+            assert_eq!(left, Left { unusable: vec![(ip("5.9.1.1"), ip("5.9.1.1"))], ..Left::default() });
+            assert_eq!(usable(&tables), [("5.9.1.1".to_owned(), false)]);
+            assert!(Arc::ptr_eq(&table, &of(&tables, "5.9.1.1")));
+            if !missing.is_empty() {
+                assert_eq!(tables.update(&choice(&[], missing), &|_| true), Left::default());
+            }
+            tables.update(&choice(&["5.9.1.1"], &[]), &|_| true);
+            assert!(Arc::ptr_eq(&table, &of(&tables, "5.9.1.1")) && table.is_usable());
+        }
     }
 
     #[test]

@@ -20,7 +20,8 @@ use super::tls::{Certificates, TlsError};
 use crate::auth::Secret;
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
-use crate::net::{interfaces, limits};
+use crate::net::interfaces::{self, Interfaces};
+use crate::net::limits;
 use crate::setting::{ADDRESS_SPACE, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator};
 use crate::transport::Endpoint;
 use crate::turn::Ledger;
@@ -128,16 +129,20 @@ pub(super) fn prepare<'a>(
 /// # Errors
 /// If a configured address is unusable.
 pub fn choose_addresses(config: &Config) -> Result<Choice, AddressError> {
-    choose_again(config, &[])
+    choose_again(config, &read_interfaces()?, &[])
 }
 
 /// Returns the relay addresses. Those in `current` precede equally good ones.
-pub(super) fn choose_again(config: &Config, current: &[IpAddr]) -> Result<Choice, AddressError> {
+pub(super) fn choose_again(
+    config: &Config,
+    interfaces: &Interfaces,
+    current: &[IpAddr],
+) -> Result<Choice, AddressError> {
     let given = match &config.relay.addresses {
         RelayAddresses::Auto => None,
         RelayAddresses::Given(given) => Some(given.as_slice()),
     };
-    addresses::detect(given, &config.relay.external, current)
+    addresses::detect(given, &config.relay.external, interfaces, current)
 }
 
 /// Returns a warning for each listener whose address this machine does not have. It does not check the ports, which a
@@ -152,7 +157,8 @@ pub fn missing_listeners(config: &Config) -> Vec<String> {
 /// # Errors
 /// The first alternate server that is this server.
 pub fn check_alternate(config: &Config, choice: &Choice) -> Result<(), StartError> {
-    own_server(config, &own_addresses(config, choice)?).map_or(Ok(()), |server| Err(StartError::Alternate(server)))
+    own_server(config, &own_addresses(config, &read_interfaces()?, choice))
+        .map_or(Ok(()), |server| Err(StartError::Alternate(server)))
 }
 
 /// Warns of addresses of this machine in ranges of `peers.allow`: they stay denied as peers.
@@ -160,31 +166,45 @@ pub fn check_alternate(config: &Config, choice: &Choice) -> Result<(), StartErro
 /// # Errors
 /// If the interfaces cannot be read.
 pub fn denied_own_addresses(config: &Config, choice: &Choice) -> Result<Option<String>, AddressError> {
-    let policy = policy(config, own_addresses(config, choice)?);
+    Ok(denied_among(config, own_addresses(config, &read_interfaces()?, choice)))
+}
+
+/// Warns of own addresses in ranges of `peers.allow`.
+pub(super) fn denied_among(config: &Config, own: Vec<IpAddr>) -> Option<String> {
+    let policy = policy(config, own);
     let mut list: Vec<String> = policy.own_in_allowed_ranges().map(|(own, net)| format!("{own} ({net})")).collect();
     list.sort_unstable();
     list.dedup();
-    Ok((!list.is_empty()).then(|| {
+    (!list.is_empty()).then(|| {
         format!(
             "{PEERS_ALLOW} has ranges with addresses of this machine, which stay denied as peers: {}. To let clients \
              reach the services of this machine, add such an address itself",
             list.join(", ")
         )
-    }))
+    })
 }
 
-/// Returns the addresses of this machine, including its outside addresses behind 1:1 NAT.
-pub(super) fn own_addresses(config: &Config, choice: &Choice) -> Result<Vec<IpAddr>, AddressError> {
-    let interfaces = interfaces::read().map_err(AddressError::Interfaces)?;
-    let addresses = interfaces
+fn read_interfaces() -> Result<Interfaces, AddressError> {
+    interfaces::read().map_err(AddressError::Interfaces)
+}
+
+/// Returns the addresses of this machine, including its outside addresses behind 1:1 NAT. Link-local IPv6 addresses are
+/// missing, because a peer's address has no scope ID and so cannot name one.
+pub(super) fn own_addresses(config: &Config, interfaces: &Interfaces, choice: &Choice) -> Vec<IpAddr> {
+    let is_link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let mut addresses: Vec<IpAddr> = interfaces
         .addresses
         .iter()
         .map(|interface| interface.address)
+        .filter(|ip| !is_link_local(ip))
         .chain(choice.addresses.iter().flat_map(|relay| [relay.bind, relay.advertised]))
         .chain(choice.missing.iter().flat_map(|(bind, advertised)| [*bind, *advertised]))
         .chain(config.relay.external.iter().map(|(_, outside)| *outside))
-        .chain(config.listen.iter().map(|endpoint| endpoint.address.ip()).filter(|ip| !ip.is_unspecified()));
-    Ok(addresses.collect())
+        .chain(config.listen.iter().map(|endpoint| endpoint.address.ip()).filter(|ip| !ip.is_unspecified()))
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }
 
 /// Returns the number of workers.

@@ -80,8 +80,8 @@ limits! {
     /// Every relay port is taken, some of them by other programs.
     PortsInUse = "ports-in-use", setting::RELAY_PORTS,
         "Insufficient Capacity: relay ports",
-        "allocation rejected": "no relay port of the server is free, and other programs use some of them: give this \
-         server a range of its own; ports in use are retried after a minute";
+        "allocation rejected": "no free relay port was found, and other programs use some of them: give this server a \
+         range of its own; ports in use are retried after a minute";
     /// The kernel cannot open a relay socket.
     Sockets = "sockets", setting::OPEN_FILES,
         "Insufficient Capacity: sockets",

@@ -54,8 +54,8 @@ impl Server {
         Self {
             responses: ResponseBudget::default(),
             review: Review::new(&snapshot.limits),
-            // Relay addresses may be added later.
-            table: Table::new(snapshot.relays.port_count().max(SMALLEST_TABLE)),
+            // Relay addresses may be added later, so their present number does not matter.
+            table: Table::new(ledger.room().max(SMALLEST_TABLE)),
             snapshot,
             ledger,
             actions: VecDeque::new(),

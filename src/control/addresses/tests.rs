@@ -370,7 +370,7 @@ fn two_addresses_with_the_same_advertised_address_are_an_error() {
 
 #[test]
 fn the_detected_relay_addresses_can_be_bound() {
-    let choice = detect(None, &[], &[]).unwrap();
+    let choice = detect(None, &[], &interfaces::read().unwrap(), &[]).unwrap();
     for address in choice.addresses {
         assert!(interfaces::is_local(address.bind), "{address:?}");
     }
@@ -379,7 +379,7 @@ fn the_detected_relay_addresses_can_be_bound() {
 #[test]
 fn an_address_that_is_routed_to_this_machine_can_be_configured() {
     let configured = [ip("127.3.2.1")];
-    assert_eq!(outline(&detect(Some(&configured), &[], &[]).unwrap()), ["127.3.2.1"]);
+    assert_eq!(outline(&detect(Some(&configured), &[], &interfaces::read().unwrap(), &[]).unwrap()), ["127.3.2.1"]);
 }
 
 #[test]
@@ -390,4 +390,30 @@ fn the_address_in_use_precedes_an_equally_good_one() {
     };
     assert_eq!(choice(&[]), ["5.9.1.1"]);
     assert_eq!(choice(&["5.9.1.2"]), ["5.9.1.2"]);
+}
+
+// pppd gives each PPP interface the same local address.
+#[test]
+fn one_address_on_several_interfaces_is_one_address() {
+    let lines = ["w0 10.0.0.5", "p0 10.8.0.1", "p1 10.8.0.1", "down w1 10.0.0.5"];
+    let choice = auto(&lines, &[], &["10.0.0.5"]).unwrap();
+    assert_eq!(outline(&choice), ["10.0.0.5"]);
+    let all: Vec<String> = choice.addresses.iter().map(|address| address.bind.to_string()).collect();
+    assert_eq!(all, ["10.0.0.5", "10.8.0.1"]);
+    assert_eq!(outline(&auto(&["down w0 5.9.1.1", "w1 5.9.1.1"], &[], &[]).unwrap()), ["5.9.1.1"]);
+}
+
+#[test]
+fn a_configured_address_that_is_not_usable_at_present_is_named_with_the_reason() {
+    for (line, reason) in [
+        ("down w0 5.9.1.1", "down"),
+        ("w0 5.9.1.1 tentative", "being checked for duplicates"),
+        ("w0 5.9.1.1 failed", "a duplicate of another machine's"),
+    ] {
+        let choice = given(&["5.9.1.1"], &[line], &[]).unwrap();
+        let expected = format!(
+            "relay.addresses: 5.9.1.1 is not usable at present: 127.0.0.1 (lo), ::1 (lo), 5.9.1.1 (w0, {reason})"
+        );
+        assert!(choice.warnings.iter().any(|warning| warning.starts_with(&expected)), "{:?}", choice.warnings);
+    }
 }

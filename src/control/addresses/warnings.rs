@@ -110,6 +110,13 @@ pub(super) fn of_missing(missing: &[IpAddr], none: bool, candidates: &[Candidate
         format!(": addresses = [\"{0}\"] and external = {{ \"{0}\" = \"{outside}\" }}", inside.ip)
     });
     let (is, it) = if missing.len() == 1 { ("is", "it") } else { ("are", "them") };
+    if missing.iter().all(|ip| candidates.iter().any(|candidate| candidate.ip == *ip)) {
+        return Some(format!(
+            "{RELAY_ADDRESSES}: {} {is} not usable at present: {}. The server waits for {it}",
+            enumerate(missing),
+            available(candidates),
+        ));
+    }
     Some(format!(
         "{RELAY_ADDRESSES}: {} {is} not among the addresses of this machine: {}. The server waits for {it}. Behind 1:1 \
          NAT, set `addresses` to the inside address and map it in `external`{example}",

@@ -18,6 +18,7 @@ pub struct Ledger {
     /// The limits on responses to each source, and what the source has proved.
     pub sources: Sources,
     draining: AtomicBool,
+    room: usize,
 }
 
 impl Ledger {
@@ -31,7 +32,13 @@ impl Ledger {
             wanted_evictions: AtomicU32::new(0),
             sources: Sources::default(),
             draining: AtomicBool::new(false),
+            room,
         }
+    }
+
+    /// Returns the number of allocations for which the tables have room.
+    pub(crate) fn room(&self) -> usize {
+        self.room
     }
 
     /// Whether new allocations are rejected because the process is about to end.

@@ -207,11 +207,6 @@ impl Ports {
         bits - (64 * self.taken.len() - self.range.len())
     }
 
-    /// Returns the number of ports.
-    pub(crate) fn len(&self) -> usize {
-        self.range.len()
-    }
-
     /// Whether `port` belongs to the range and is taken.
     pub(crate) fn is_taken(&self, port: u16) -> bool {
         let word = self.word(port).filter(|_| self.range.contains(&port));

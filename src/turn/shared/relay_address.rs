@@ -189,11 +189,6 @@ impl RelayAddresses {
         self.iter().map(|address| address.reservations.count()).sum()
     }
 
-    /// Returns the number of ports.
-    pub(crate) fn port_count(&self) -> usize {
-        self.iter().map(|address| address.ports.len()).sum()
-    }
-
     /// Returns the addresses of a family.
     pub(crate) fn of_family(&self, family: AddressFamily) -> impl Iterator<Item = &Arc<RelayAddress>> + Clone {
         self.iter().filter(move |address| AddressFamily::of(address.bind) == family)

@@ -213,6 +213,29 @@ fn three_addresses(only_own: &[&str]) -> World {
     world
 }
 
+#[test]
+fn another_relay_address_is_used_in_place_of_one_that_the_machine_lost() {
+    let mut world = three_addresses(&[]);
+    let mut client = world.client(1);
+    client.tuple.server.set_ip("192.0.2.77".parse().unwrap());
+    let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+    let mut open = world.open_for(&client.tuple, &request);
+    let lost = open.bind.ip();
+    let mut attempts = 0;
+    while open.bind.ip() == lost {
+        attempts += 1;
+        assert!(attempts < 16, "each attempt takes an address at random");
+        match world.socket_opened(&open, Err(OpenError::AddressGone)).0 {
+            Opened::Open(next) => open = next,
+            other => panic!("{other:?}"),
+        }
+    }
+    let response = world.opened(&request, &open, Ok(()));
+    assert_eq!(response.code(), None);
+    world.event();
+    assert_eq!(world.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1 });
+}
+
 /// Allocates for a client that reaches the server at this address, and returns the relay address.
 fn relay_at(world: &mut World, host: u8, server: &str) -> String {
     let mut client = world.client(host);

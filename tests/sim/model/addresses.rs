@@ -338,7 +338,12 @@ impl Model {
             }
             Err(OpenError::AddressGone) => {
                 alloc.addresses.pop();
-                wanted.fail(v6, Body::LimitReached(Limit::RelayAddress))
+                let others = self.setup.relays.iter().filter(|relay| relay.bind.is_ipv6() == v6).count() > 1;
+                if others && wanted.claimed.is_none() && wanted.attempts < ATTEMPTS {
+                    Some(v6)
+                } else {
+                    wanted.fail(v6, Body::LimitReached(Limit::RelayAddress))
+                }
             }
             Err(OpenError::PortInUse) => {
                 alloc.addresses.pop();

@@ -32,7 +32,7 @@ fn every_port_of_the_range_is_taken_once() {
     for range in [50_000..=50_099, 49_999..=50_000, 1..=63, 1..=64, 63..=65, 65_535..=65_535, 1..=65_535] {
         let mut rng = StdRng::seed_from_u64(1);
         let ports = Ports::new(&range);
-        assert_eq!((ports.taken(), ports.len()), (0, range.len()));
+        assert_eq!(ports.taken(), 0);
         let taken = take_all(&ports, PortPreference::Any, &mut rng);
         assert_eq!((taken.len(), set(taken)), (range.len(), set(range.clone())));
         assert_eq!(ports.taken(), range.len());

@@ -311,14 +311,23 @@ impl Server {
                 opening.next_family()
             }
             Err(error) => {
-                if let Some(relay) = relays.remove(index) {
+                let removed = relays.remove(index);
+                if let Some(relay) = &removed {
                     release_next(opening.preference, &relay.address, relay.port);
                     give_back(&relay.address, relay.port, error, cx.now);
                 }
+                // The next attempt takes any of them at random.
+                let others = || {
+                    let mut usable = self.snapshot.relays.of_family(family).filter(|other| other.is_usable());
+                    usable.any(|other| removed.as_ref().is_some_and(|relay| !Arc::ptr_eq(other, &relay.address)))
+                };
                 match error {
                     OpenError::PortInUse if opening.claimed => opening.fail(family, AllocateFailure::ReservedPortInUse),
                     OpenError::PortInUse if opening.attempts < ATTEMPTS => Some(family),
                     OpenError::PortInUse => opening.fail(family, AllocateFailure::Limit(Limit::PortsInUse)),
+                    OpenError::AddressGone if !opening.claimed && opening.attempts < ATTEMPTS && others() => {
+                        Some(family)
+                    }
                     OpenError::AddressGone => opening.fail(family, AllocateFailure::Limit(Limit::RelayAddress)),
                     OpenError::Other => opening.fail(family, AllocateFailure::Limit(Limit::Sockets)),
                 }
