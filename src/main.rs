@@ -80,7 +80,7 @@ fn execute(arguments: &Arguments) -> Result<(), String> {
         None => {
             let log = control::logging::start(&config.log).map_err(|error| format!("cannot start the log: {error}"))?;
             let source = path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
-            tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = source, "starting");
+            tracing::info!(event = "starting", version = env!("CARGO_PKG_VERSION"), configuration = source, "starting");
             let result = control::run(&config, &log).map_err(|error| error.to_string());
             log.flush();
             result

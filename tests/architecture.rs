@@ -7,6 +7,9 @@
 #[path = "architecture/documents.rs"]
 mod documents;
 #[cfg(test)]
+#[path = "architecture/logs.rs"]
+mod logs;
+#[cfg(test)]
 #[path = "architecture/paths.rs"]
 mod paths;
 #[cfg(test)]

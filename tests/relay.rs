@@ -140,7 +140,7 @@ mod relay {
         client.close().await;
         let Ended { logs, .. } = server.terminate();
         let stopped = logs.iter().find(|line| line.message() == "stopped").expect("a line about the end");
-        assert!(stopped.field("detail").unwrap().contains("icmp-withheld"), "{stopped:?}");
+        assert!(stopped.field("outcomes").unwrap().contains("icmp-withheld"), "{stopped:?}");
     }
 
     // RFC 8656 §9: data from a peer without a permission is dropped.
@@ -305,7 +305,7 @@ mod relay {
     /// Returns the count of an outcome in the log of a stopped server.
     fn counted(ended: &Ended, outcome: &str) -> usize {
         let stopped = ended.logs.iter().find(|line| line.message() == "stopped").unwrap();
-        let detail = stopped.field("detail").unwrap();
+        let detail = stopped.field("outcomes").unwrap();
         let count = detail.split(", ").find_map(|part| part.strip_prefix(outcome)?.strip_prefix(": "));
         count.map_or(0, |count| count.parse().unwrap())
     }

@@ -232,7 +232,7 @@ mod stream {
         assert_eq!(client.request(&session, Method::REFRESH, &|writer| writer.push(&Lifetime(600))).error(), None);
         let logs = server.terminate().logs;
         let stopped = logs.iter().find(|line| line.message() == "stopped").unwrap();
-        assert!(stopped.field("detail").unwrap().contains("dropped send-buffer-full"), "{stopped:?}");
+        assert!(stopped.field("outcomes").unwrap().contains("dropped send-buffer-full"), "{stopped:?}");
     }
 
     // The server runs out of descriptors and recovers.
@@ -276,7 +276,7 @@ mod stream {
         }
         let logs = server.terminate().logs;
         assert!(!logs.iter().any(|line| line.message().starts_with("a connection could not be accepted")), "{logs:#?}");
-        let counts = logs.last().unwrap().field("connections").unwrap();
+        let counts = logs.last().unwrap().field("connection_ends").unwrap();
         let open: usize = counts.rsplit_once("server-stopped: ").unwrap().1.parse().unwrap();
         assert!((1..=most).contains(&open) && counts.contains("evicted"), "{most}: {counts}");
         drop(connections);
@@ -349,7 +349,7 @@ mod stream {
         }
         drop((idle, clients));
         let logs = server.terminate().logs;
-        let counts = logs.iter().find_map(|line| line.field("connections")).unwrap();
+        let counts = logs.iter().find_map(|line| line.field("connection_ends")).unwrap();
         assert!(counts.starts_with("accepted: 80,") && counts.contains("evicted: 20"), "{counts}");
     }
 

@@ -83,7 +83,7 @@ mod common {
     /// Returns the connection totals of a stopped server.
     pub(crate) fn connections(ended: &Ended) -> Vec<(String, u64)> {
         let stopped = ended.logs.iter().find(|line| line.message() == "stopped").unwrap();
-        let field = stopped.field("connections").unwrap();
+        let field = stopped.field("connection_ends").unwrap();
         let entry = |entry: &str| {
             let (name, count) = entry.split_once(": ").unwrap();
             (name.to_owned(), count.parse().unwrap())

@@ -91,7 +91,7 @@ impl<'a> Follower<'a> {
         // A change after the subscription is not lost.
         let changes = Changes::subscribe().inspect_err(|error| {
             tracing::warn!(
-                %error,
+                event = "address-changes-polled", %error,
                 "the kernel does not notify of changed addresses, so they are read every {} s",
                 POLL.as_secs()
             );
@@ -103,7 +103,7 @@ impl<'a> Follower<'a> {
         tables.update(&machine.choice, &|_| true);
         if let Some(error) = unknown_states {
             tracing::warn!(
-                %error,
+                event = "address-states-unknown", %error,
                 "cannot read /proc/thread-self/net/if_inet6, so temporary and deprecated IPv6 addresses are not \
                  recognized"
             );
@@ -166,7 +166,10 @@ impl<'a> Follower<'a> {
     }
 
     fn polls_from_now_on(&mut self, error: &io::Error) {
-        tracing::warn!(%error, "the kernel no longer notifies of changed addresses, so they are read every few seconds");
+        tracing::warn!(
+            event = "address-changes-polled", %error,
+            "the kernel no longer notifies of changed addresses, so they are read every few seconds"
+        );
         self.changes = None;
     }
 
@@ -181,7 +184,7 @@ impl<'a> Follower<'a> {
                 self.due = Some(Instant::now() + POLL);
                 if self.failure.as_ref() != Some(&error.to_string()) {
                     tracing::warn!(
-                        %error,
+                        event = "addresses-unusable", %error,
                         "the addresses of this machine may have changed, but the server cannot use them. It tries again \
                          every {} s",
                         POLL.as_secs()
@@ -224,36 +227,41 @@ impl Change {
     pub(super) fn log(&self) {
         for (address, advertised) in &self.left.gone {
             tracing::warn!(
-                %address, %advertised, "this machine no longer has the relay address, so the allocations on it end"
+                event = "relay-address-gone", %address, %advertised,
+                "this machine no longer has the relay address, so the allocations on it end"
             );
         }
         for (address, advertised) in &self.left.unusable {
             tracing::warn!(
-                %address, %advertised,
+                event = "relay-address-unusable", %address, %advertised,
                 "the relay address gets no new allocations, because its interface is down or the address is not usable \
                  at present. Those on it remain"
             );
         }
         for (address, advertised) in &self.left.retired {
             tracing::info!(
-                %address, %advertised,
+                event = "relay-address-retired", %address, %advertised,
                 "the relay address gets no new allocations, because there is a better one. Those on it continue"
             );
         }
         for listener in &self.reachable {
             tracing::info!(
-                address = %listener.endpoint.address, transport = listener.endpoint.transport.as_str(),
+                event = "listener-reachable", address = %listener.endpoint.address,
+                transport = listener.endpoint.transport.as_str(),
                 "this machine has the address of the listener now, so clients can reach it"
             );
         }
         self.new_relays.iter().for_each(log_relay);
         for warning in &self.warnings {
-            tracing::warn!("{warning}");
+            tracing::warn!(event = "address-warning", "{warning}");
         }
     }
 }
 
 /// Logs a relay address with the reason for its choice.
 pub(super) fn log_relay(relay: &RelayAddress) {
-    tracing::info!(address = %relay.bind, advertised = %relay.advertised, reason = relay.reason, "relay address");
+    tracing::info!(
+        event = "relay-address", address = %relay.bind, advertised = %relay.advertised, reason = relay.reason,
+        "relay address"
+    );
 }

@@ -157,6 +157,7 @@ impl RunningServer<'_> {
                     match signal {
                         Received::Hangup => self.reload().await,
                         Received::Ignored(signal) => tracing::warn!(
+                            event = "signal-ignored", signal,
                             "{signal} has no effect. SIGUSR1 drains the server, and SIGTERM stops it"
                         ),
                         _ => {}
@@ -177,7 +178,10 @@ impl RunningServer<'_> {
                     }
                 }
                 () = async { match &mut deadline { Some(sleep) => sleep.await, None => pending().await } } => {
-                    tracing::info!(allocations = self.allocations(), "drain deadline reached");
+                    tracing::info!(
+                        event = "drain-deadline-reached", allocations = self.allocations(),
+                        "drain deadline reached"
+                    );
                     break None;
                 }
                 () = tls::due(&mut self.certificates) => {
@@ -188,7 +192,10 @@ impl RunningServer<'_> {
                     self.follow_addresses().await;
                     status.iter_mut().for_each(Interval::reset_immediately);
                 }
-                () = tick(&mut progress) => tracing::info!(allocations = self.allocations(), "draining"),
+                () = tick(&mut progress) => tracing::info!(
+                    event = "draining", allocations = self.allocations(),
+                    "draining"
+                ),
                 () = tick(&mut status) => {
                     let status = self.status(stage);
                     self.service.status(status);
@@ -236,7 +243,8 @@ impl RunningServer<'_> {
         };
         if timeout(RECONFIGURE_TIMEOUT, all).await.is_err() {
             tracing::warn!(
-                seconds = RECONFIGURE_TIMEOUT.as_secs(),
+                event = "reconfiguration-delayed",
+                timeout = RECONFIGURE_TIMEOUT.as_secs(),
                 "a worker does not use the new configuration yet; it will do so when it is less busy"
             );
         }
@@ -249,6 +257,7 @@ impl RunningServer<'_> {
         if stage != Stage::Stopping {
             // The service manager is not notified, because it would limit the duration of the drain.
             tracing::info!(
+                event = "drain-started",
                 allocations,
                 "SIGUSR1: draining. New allocations are rejected; the server stops when the last allocation ends"
             );
@@ -257,6 +266,7 @@ impl RunningServer<'_> {
         self.service.stopping(self.drain_deadline + STOP_TIMEOUT);
         if allocations > 0 {
             tracing::info!(
+                event = "drain-started",
                 allocations,
                 deadline = self.drain_deadline.as_secs(),
                 "SIGTERM: draining. New allocations are rejected; the server stops when the last allocation ends or at \
@@ -275,9 +285,9 @@ impl RunningServer<'_> {
             Some(certificates) => {
                 let replacement = certificates.reload();
                 self.replace_certificate(replacement).await;
-                tracing::info!("SIGHUP: certificate checked. {RESTART}");
+                tracing::info!(event = "reload-done", "SIGHUP: certificate checked. {RESTART}");
             }
-            None => tracing::warn!("{RESTART}"),
+            None => tracing::warn!(event = "reload-ignored", "{RESTART}"),
         }
         self.service.ready();
     }
@@ -286,6 +296,7 @@ impl RunningServer<'_> {
         match watchdog.and_then(Watchdog::stalled) {
             None => self.service.ping_watchdog(),
             Some(worker) => tracing::error!(
+                event = "worker-stalled",
                 worker,
                 "the worker is stalled, so no watchdog ping is sent to the service manager. This is a bug; please \
                  report it"

@@ -152,7 +152,7 @@ fn claim_one(endpoint: Endpoint, plain: bool) -> io::Result<BoundListener> {
     match bind(endpoint, plain, Ports::Claimed) {
         Err(error) if udp::no_ipv6(&error) && address.is_ipv6() && address.ip().is_unspecified() => {
             tracing::warn!(
-                transport = transport.as_str(),
+                event = "ipv6-missing", transport = transport.as_str(),
                 %address,
                 "the kernel has no IPv6, so the server listens only on 0.0.0.0"
             );

@@ -21,6 +21,7 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, JsonFields, Wri
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::text_fields::TextFields;
 use crate::config::{LogFormat, LogLevel};
 
 /// The maximum number of queued lines.
@@ -64,7 +65,7 @@ pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
     match (log.format, layout.journal) {
         (LogFormat::Text, true) => {
             let format = format().without_time().with_target(false);
-            subscriber.with_ansi(false).event_format(Prioritized(format)).init();
+            subscriber.with_ansi(false).fmt_fields(TextFields).event_format(Prioritized(format)).init();
         }
         (LogFormat::Json, true) => {
             let format = format().json().without_time().with_target(false);
@@ -72,7 +73,8 @@ pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
         }
         (LogFormat::Text, false) => {
             let no_color = std::env::var_os("NO_COLOR");
-            subscriber.with_ansi(is_colored(io::stderr().is_terminal(), no_color.as_deref())).init();
+            let colored = is_colored(io::stderr().is_terminal(), no_color.as_deref());
+            subscriber.with_ansi(colored).fmt_fields(TextFields).init();
         }
         (LogFormat::Json, false) => subscriber.json().init(),
     }
@@ -199,13 +201,16 @@ fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: Layout, out: &mut im
     }
 }
 
+/// The event of the notice, which does not pass through the queue.
+const LINES_LOST: &str = "lines-lost";
+
 fn notice(lost: u64, layout: Layout) -> String {
     let message = "log lines were lost here because standard error is not read fast enough";
     let prefix = if layout.journal { priority(Level::WARN) } else { "" };
     match layout.format {
-        LogFormat::Text => format!("{prefix}WARN {message} count={lost}\n"),
+        LogFormat::Text => format!("{prefix}WARN {message} event=\"{LINES_LOST}\" count={lost}\n"),
         LogFormat::Json => {
-            let line = json!({ "level": "WARN", "fields": { "message": message, "count": lost } });
+            let line = json!({ "level": "WARN", "fields": { "message": message, "event": LINES_LOST, "count": lost } });
             format!("{prefix}{line}\n")
         }
     }
@@ -226,7 +231,8 @@ mod tests {
         drop(queued);
         let mut out = Vec::new();
         write(&lines, &lost, Layout { format: LogFormat::Text, journal: true }, &mut out);
-        let notice = "<4>WARN log lines were lost here because standard error is not read fast enough count=2\n";
+        let notice = "<4>WARN log lines were lost here because standard error is not read fast enough \
+                      event=\"lines-lost\" count=2\n";
         assert_eq!(String::from_utf8(out).unwrap(), format!("one\n{notice}two\n"));
     }
 

@@ -11,6 +11,7 @@ mod relay_tables;
 mod service;
 mod snapshot;
 mod start;
+mod text_fields;
 mod tls;
 
 use std::collections::HashSet;
@@ -66,7 +67,7 @@ pub enum RunError {
 /// If it cannot start, or a worker fails.
 pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
     for warning in &config.warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!(event = "configuration-warning", "{warning}");
     }
     let (stop, stopped) = watch::channel(false);
     let clock = Clock::start();
@@ -108,7 +109,7 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
     }
     let mut entry = BrowserEntry::new(config, &prepared.endpoints, prepared.inputs.generated_secret.clone(), log);
     entry.print(prepared.addresses.choice(), prepared.certificates.as_ref().map(tls::Certificates::current));
-    tracing::info!(workers = threads.len(), "ready");
+    tracing::info!(event = "ready", workers = threads.len(), "ready");
 
     let server = RunningServer {
         config,
@@ -130,7 +131,7 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         match thread.join() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::error!(worker = index, %error, "worker failed");
+                tracing::error!(event = "worker-failed", worker = index, %error, "worker failed");
                 failed = Some(index);
             }
             Err(_) => failed = Some(index),
@@ -173,11 +174,11 @@ fn failed_to_start(stop: &watch::Sender<bool>, threads: Vec<WorkerThread>) -> Ru
 
 fn announce(prepared: &start::Prepared<'_>) {
     for Endpoint { transport, address } in &prepared.endpoints {
-        tracing::info!(transport = transport.as_str(), %address, "listening");
+        tracing::info!(event = "listening", transport = transport.as_str(), %address, "listening");
     }
     prepared.addresses.choice().addresses.iter().for_each(follow::log_relay);
     for warning in prepared.addresses.warnings() {
-        tracing::warn!("{warning}");
+        tracing::warn!(event = "address-warning", "{warning}");
     }
     let listeners = prepared.plans.iter().flat_map(|plan| &plan.listeners);
     let mut sizes = listeners.filter_map(|listener| match &listener.socket {
@@ -185,7 +186,7 @@ fn announce(prepared: &start::Prepared<'_>) {
         ListenerSocket::Tcp(_) => None,
     });
     if let Some(advice) = sizes.find_map(buffer_advice) {
-        tracing::info!("{advice}");
+        tracing::info!(event = "udp-buffer-limited", "{advice}");
     }
 }
 
@@ -242,7 +243,10 @@ fn print_entry(entry: &str, again: bool, log: &logging::Logging) {
     );
     let mut stdout = io::stdout().lock();
     let text = if again {
-        tracing::info!("the addresses have changed, so the new line on standard output replaces the earlier one");
+        tracing::info!(
+            event = "ice-servers-printed",
+            "the addresses have changed, so the new line on standard output replaces the earlier one"
+        );
         format!("{entry}\n")
     } else if stdout.is_terminal() {
         // The log is written by another thread.
@@ -254,11 +258,11 @@ fn print_entry(entry: &str, again: bool, log: &logging::Logging) {
              mint`.\n\n{entry}\n\n"
         )
     } else {
-        tracing::info!("{explanation}");
+        tracing::info!(event = "ice-servers-printed", "{explanation}");
         format!("{entry}\n")
     };
     if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        tracing::warn!(%error, "cannot print the iceServers entry");
+        tracing::warn!(event = "ice-servers-not-printed", %error, "cannot print the iceServers entry");
     }
 }
 
@@ -297,17 +301,19 @@ fn log_totals(totals: &Totals, clock: Clock) {
     let sum = |which: fn(Outcome) -> bool| -> u64 {
         totals.packets.occurred().filter(|(outcome, _)| which(*outcome)).map(|(_, count)| count).sum()
     };
-    let detail: Vec<String> = totals.packets.occurred().map(|(outcome, count)| format!("{outcome}: {count}")).collect();
+    let outcomes: Vec<String> =
+        totals.packets.occurred().map(|(outcome, count)| format!("{outcome}: {count}")).collect();
     let connections: Vec<String> =
         totals.connections.occurred().map(|(name, count)| format!("{name}: {count}")).collect();
     tracing::info!(
+        event = "stopped",
         uptime = clock.elapsed().as_secs(),
         relayed = sum(|outcome| matches!(outcome, Outcome::RelayedToPeer | Outcome::RelayedToClient)),
         answered = sum(|outcome| matches!(outcome, Outcome::Answered(_))),
         rejected = sum(|outcome| matches!(outcome, Outcome::Rejected(_) | Outcome::RejectedByLimit(_))),
         dropped = sum(|outcome| matches!(outcome, Outcome::Dropped(_))),
-        detail = detail.join(", "),
-        connections = connections.join(", "),
+        outcomes = outcomes.join(", "),
+        connection_ends = connections.join(", "),
         "stopped"
     );
 }

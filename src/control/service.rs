@@ -38,7 +38,10 @@ impl Service {
             Ok(socket) => Some(socket),
             Err(error) => {
                 let socket = name.display();
-                tracing::warn!(%socket, %error, "cannot connect to the service manager (NOTIFY_SOCKET)");
+                tracing::warn!(
+                    event = "service-manager-unreachable", %socket, %error,
+                    "cannot connect to the service manager (NOTIFY_SOCKET)"
+                );
                 None
             }
         };
@@ -90,7 +93,10 @@ impl Service {
     fn send(&self, message: &str) {
         let Some(socket) = &self.socket else { return };
         if let Err(error) = socket.send(message.as_bytes()) {
-            tracing::warn!(%error, "cannot send a notification to the service manager");
+            tracing::warn!(
+                event = "service-manager-unreachable", %error,
+                "cannot send a notification to the service manager"
+            );
         }
     }
 }

@@ -244,7 +244,7 @@ fn connection_limit(config: &Config, choice: &Choice) -> u32 {
     let limit = match limits::raise_open_files() {
         Ok(limit) => limit,
         Err(error) => {
-            tracing::warn!(%error, "cannot raise the limit of open files");
+            tracing::warn!(event = "open-files-unknown", %error, "cannot raise the limit of open files");
             return wanted;
         }
     };
@@ -260,7 +260,12 @@ fn connection_limit(config: &Config, choice: &Choice) -> u32 {
         others: OTHER_FILES + (worker_count(config) * (config.listen.len() + 4)) as u64,
     };
     if let Some(warning) = files.warning(limits::is_service()) {
-        tracing::warn!(limit, connections = files.connections_accepted(), "{warning}");
+        tracing::warn!(
+            event = "open-files-limited",
+            open_files = limit,
+            connections = files.connections_accepted(),
+            "{warning}"
+        );
     }
     if no_connections { wanted } else { files.connections_accepted() }
 }

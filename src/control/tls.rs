@@ -279,7 +279,7 @@ impl Certificates {
         if now >= self.next_warning {
             self.next_warning = next;
             if let Some(warning) = expiry_warning(&self.files, &self.current, now) {
-                tracing::warn!("{warning}");
+                tracing::warn!(event = "certificate-warning", "{warning}");
             }
         }
         // The clock may be set back, or a new certificate may expire earlier.
@@ -335,18 +335,21 @@ impl Certificates {
         if let Some(error) = &self.failure
             && !std::mem::replace(&mut self.failure_logged, true)
         {
-            tracing::error!("the old certificate stays in use, because the configured files are unusable: {error}");
+            tracing::error!(
+                event = "certificate-unusable",
+                "the old certificate stays in use, because the configured files are unusable: {error}"
+            );
         }
     }
 
     fn log(&self, setup: &Setup, now: u64, message: &str) {
         let certificate = &setup.certificate;
         tracing::info!(
-            names = names(certificate), issuer = certificate.issuer, serial = certificate.serial,
+            event = "certificate", names = names(certificate), issuer = certificate.issuer, serial = certificate.serial,
             expires = date(certificate.not_after), file = %self.files.certificate.display(), "{message}"
         );
         for warning in warnings(&self.files, setup, self.hostname.as_deref(), now) {
-            tracing::warn!("{warning}");
+            tracing::warn!(event = "certificate-warning", "{warning}");
         }
     }
 }

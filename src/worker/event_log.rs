@@ -73,15 +73,16 @@ impl EventLog {
             Event::AllocationCreated { user, tuple, relay, lifetime } => {
                 if self.allocations.allows(now) {
                     tracing::info!(
-                        user = &*printable(user), client = %tuple.client, server = %tuple.server,
-                        transport = %tuple.transport, %relay, lifetime, "allocation created"
+                        event = "allocation-created", user = &*printable(user), client = %tuple.client,
+                        server = %tuple.server, transport = %tuple.transport, %relay, lifetime, "allocation created"
                     );
                 }
             }
             Event::AllocationEnded(ended) => {
                 if self.allocations.allows(now) {
                     tracing::info!(
-                        user = &*printable(&ended.user), client = %ended.tuple.client, relay = %ended.relay,
+                        event = "allocation-ended", user = &*printable(&ended.user),
+                        client = %ended.tuple.client, relay = %ended.relay,
                         reason = %ended.reason, duration = ended.duration.as_secs(),
                         bytes_to_peers = ended.traffic.bytes_to_peers, bytes_to_client = ended.traffic.bytes_to_client,
                         "allocation ended"
@@ -91,7 +92,8 @@ impl EventLog {
             Event::AuthenticationFailed { username, tuple, cause } => {
                 if self.failed_authentications.allows(now) {
                     tracing::warn!(
-                        username = &*printable(username), client = %tuple.client, reason = %cause,
+                        event = "authentication-failed", user = &*printable(username), client = %tuple.client,
+                        reason = %cause,
                         "authentication failed"
                     );
                 }
@@ -99,39 +101,46 @@ impl EventLog {
             Event::SourceWaits { tuple } => {
                 if self.waiting_sources.allows(now) {
                     tracing::warn!(
-                        client = %tuple.client, limit = setting::FAILED_AUTHENTICATIONS,
+                        event = "source-waits", client = %tuple.client, limit = setting::FAILED_AUTHENTICATIONS,
                         "requests dropped: authentication of this source has failed more often than this limit allows"
                     );
                 }
             }
             Event::AllocationRejected { user, tuple, reason } => {
                 if self.rejected_allocations.allows(now) {
-                    tracing::warn!(user = &*printable(user), client = %tuple.client, reason, "allocation rejected");
+                    tracing::warn!(
+                        event = "allocation-rejected", user = &*printable(user), client = %tuple.client, reason,
+                        "allocation rejected"
+                    );
                 }
             }
             Event::LimitReached { user, tuple, limit } => {
                 if self.limits.get_mut(limit).is_some_and(|lines| lines.allows(now)) {
                     tracing::warn!(
-                        user = &*printable(user), client = %tuple.client, limit = for_operator(limit.setting()), "{}",
-                        limit.note()
+                        event = "limit-reached", user = &*printable(user), client = %tuple.client,
+                        limit = for_operator(limit.setting()), "{}", limit.note()
                     );
                 }
             }
             Event::AllocationRedirected { user, tuple, server, cause: RedirectCause::Always } => {
-                tracing::debug!(user = &*printable(user), client = %tuple.client, %server, "allocation redirected");
+                tracing::debug!(
+                    event = "allocation-redirected", user = &*printable(user), client = %tuple.client,
+                    alternate = %server, "allocation redirected"
+                );
             }
             Event::AllocationRedirected { user, tuple, server, cause } => {
                 if self.redirected_allocations.allows(now) {
                     tracing::info!(
-                        user = &*printable(user), client = %tuple.client, %server, reason = %cause,
-                        "allocation redirected"
+                        event = "allocation-redirected", user = &*printable(user), client = %tuple.client,
+                        alternate = %server, reason = %cause, "allocation redirected"
                     );
                 }
             }
             Event::Rfc5766Channel { user, tuple, number } => {
                 if self.rfc5766_channels.allows(now) {
                     tracing::warn!(
-                        user = &*printable(user), client = %tuple.client, channel = format_args!("{number:#06x}"),
+                        event = "channel-rejected", user = &*printable(user), client = %tuple.client,
+                        channel = format_args!("{number:#06x}"),
                         "channel rejected: RFC 8656 allows 0x4000 to 0x4fff; {} = true also allows 0x5000 to 0x7fff",
                         setting::RFC5766_CHANNELS
                     );
@@ -140,7 +149,8 @@ impl EventLog {
             Event::PeersRevoked { user, tuple, permissions, channels } => {
                 if self.revoked_peers.allows(now) {
                     tracing::info!(
-                        user = &*printable(user), client = %tuple.client, permissions, channels,
+                        event = "peers-revoked", user = &*printable(user), client = %tuple.client,
+                        permissions, channels,
                         "permissions or channels removed: the new configuration denies their peers or their channel numbers"
                     );
                 }
@@ -149,13 +159,13 @@ impl EventLog {
                 let (user, client, range) = (printable(user), tuple.client, denial.label());
                 if self.explained.insert(range) {
                     tracing::info!(
-                        user = &*user, %client, %peer, range,
+                        event = "peer-denied", user = &*user, %client, %peer, range,
                         "peer denied. Browsers also send addresses of their own network; the call uses other addresses. \
                          {} allows a range. Each worker logs this once for each range",
                         setting::PEERS_ALLOW
                     );
                 } else {
-                    tracing::debug!(user = &*user, %client, %peer, range, "peer denied");
+                    tracing::debug!(event = "peer-denied", user = &*user, %client, %peer, range, "peer denied");
                 }
             }
         }
@@ -167,21 +177,21 @@ impl EventLog {
                 QuotaExceeded::User => setting::CONNECTIONS_PER_SOURCE,
                 QuotaExceeded::Server => setting::CONNECTIONS,
             };
-            tracing::warn!(%client, limit, "connection rejected: the limit is reached");
+            tracing::warn!(event = "connection-rejected", %client, limit, "connection rejected: the limit is reached");
         }
     }
 
     pub(super) fn allocated_connections_exceeded(&mut self, now: Instant, client: SocketAddr) {
         if self.rejected_connections.allows(now) {
             let limit = setting::ALLOCATED_CONNECTIONS_PER_SOURCE;
-            tracing::warn!(%client, limit, "connection closed: the limit is reached");
+            tracing::warn!(event = "connection-closed", %client, limit, "connection closed: the limit is reached");
         }
     }
 
     pub(super) fn plain_on_tls(&mut self, now: Instant, tuple: FiveTuple) {
         if self.plain_on_tls.allows(now) {
             tracing::warn!(
-                client = %tuple.client, server = %tuple.server,
+                event = "plain-on-tls-port", client = %tuple.client, server = %tuple.server,
                 "connection closed: the client sent TURN without TLS to a port of listen.tls. Some clients, such as \
                  libnice, do so with turns: URLs. Add the port to listen.tcp to serve them"
             );
@@ -191,7 +201,7 @@ impl EventLog {
     pub(super) fn tls_without_certificate(&mut self, now: Instant, tuple: FiveTuple) {
         if self.tls_without_certificate.allows(now) {
             tracing::warn!(
-                client = %tuple.client, server = %tuple.server,
+                event = "tls-without-certificate", client = %tuple.client, server = %tuple.server,
                 "connection closed: the client began a TLS handshake, but the server has no certificate. Set {} and \
                  {} to serve turns: URLs",
                 setting::TLS_CERTIFICATE, setting::TLS_PRIVATE_KEY
@@ -202,7 +212,7 @@ impl EventLog {
     pub(super) fn accept_failed(&mut self, now: Instant, error: &io::Error) {
         if self.failed_accepts.allows(now) {
             tracing::warn!(
-                %error,
+                event = "accept-failed", %error,
                 "a connection could not be accepted. If the process has too many open files, raise {}",
                 for_operator(setting::OPEN_FILES)
             );
@@ -216,9 +226,12 @@ impl EventLog {
         }
         let address = bind.ip();
         if error.kind() == io::ErrorKind::AddrNotAvailable {
-            tracing::warn!(%address, %error, "relay socket not opened: this machine does not have the relay address");
+            tracing::warn!(
+                event = "relay-socket-failed", %address, %error,
+                "relay socket not opened: this machine does not have the relay address"
+            );
         } else {
-            tracing::warn!(%address, %error, "relay socket not opened");
+            tracing::warn!(event = "relay-socket-failed", %address, %error, "relay socket not opened");
         }
     }
 
@@ -233,27 +246,34 @@ impl EventLog {
     }
 
     fn log_suppressed(&mut self, count_of: impl Fn(&mut RateLimit) -> Option<u64>) {
-        for (limit, what) in [
-            (&mut self.allocations, "allocations created or ended"),
-            (&mut self.revoked_peers, "allocations with revoked peers"),
-            (&mut self.failed_authentications, "failed authentications"),
-            (&mut self.waiting_sources, "requests of sources with too many failed authentications"),
-            (&mut self.rejected_allocations, "rejected allocations"),
-            (&mut self.redirected_allocations, "redirected allocations"),
-            (&mut self.rfc5766_channels, "rejected channels"),
-            (&mut self.rejected_connections, "rejected connections"),
-            (&mut self.failed_accepts, "connections that could not be accepted"),
-            (&mut self.plain_on_tls, "connections without TLS to a TLS port"),
-            (&mut self.tls_without_certificate, "TLS handshakes without a certificate"),
-            (&mut self.failed_relay_sockets, "relay sockets that could not be opened"),
+        for (limit, suppressed, what) in [
+            (&mut self.allocations, "allocation-created, allocation-ended", "allocations created or ended"),
+            (&mut self.revoked_peers, "peers-revoked", "allocations with revoked peers"),
+            (&mut self.failed_authentications, "authentication-failed", "failed authentications"),
+            (&mut self.waiting_sources, "source-waits", "requests of sources with too many failed authentications"),
+            (&mut self.rejected_allocations, "allocation-rejected", "rejected allocations"),
+            (&mut self.redirected_allocations, "allocation-redirected", "redirected allocations"),
+            (&mut self.rfc5766_channels, "channel-rejected", "rejected channels"),
+            (&mut self.rejected_connections, "connection-rejected, connection-closed", "rejected connections"),
+            (&mut self.failed_accepts, "accept-failed", "connections that could not be accepted"),
+            (&mut self.plain_on_tls, "plain-on-tls-port", "connections without TLS to a TLS port"),
+            (&mut self.tls_without_certificate, "tls-without-certificate", "TLS handshakes without a certificate"),
+            (&mut self.failed_relay_sockets, "relay-socket-failed", "relay sockets that could not be opened"),
         ] {
             if let Some(count) = count_of(limit) {
-                tracing::warn!(count, "further {what} in the last minute were not logged");
+                tracing::warn!(
+                    event = "lines-suppressed",
+                    suppressed,
+                    count,
+                    "further {what} in the last minute were not logged"
+                );
             }
         }
         for (limit, lines) in &mut self.limits {
             if let Some(count) = count_of(lines) {
                 tracing::warn!(
+                    event = "lines-suppressed",
+                    suppressed = "limit-reached",
                     count,
                     limit = for_operator(limit.setting()),
                     "this limit was reached again in the last minute; these events were not logged"
@@ -298,9 +318,9 @@ impl PacketLog {
             return;
         }
         match host {
-            Host::Client(client) => tracing::debug!(%client, packets, "{outcome}"),
-            Host::Peer(peer) => tracing::debug!(%peer, packets, "{outcome}"),
-            Host::Local(local) => tracing::debug!(%local, packets, "{outcome}"),
+            Host::Client(client) => tracing::debug!(event = "packet-failed", %client, packets, "{outcome}"),
+            Host::Peer(peer) => tracing::debug!(event = "packet-failed", %peer, packets, "{outcome}"),
+            Host::Local(address) => tracing::debug!(event = "packet-failed", %address, packets, "{outcome}"),
         }
     }
 
@@ -317,7 +337,12 @@ impl PacketLog {
     fn log_suppressed(&mut self, count_of: impl Fn(&mut RateLimit) -> Option<u64>) {
         for (limit, outcome) in self.limits.iter_mut().zip(Outcome::all()) {
             if let Some(count) = count_of(limit) {
-                tracing::debug!(count, "further lines in the last minute were not logged: {outcome}");
+                tracing::debug!(
+                    event = "lines-suppressed",
+                    suppressed = "packet-failed",
+                    count,
+                    "further lines in the last minute were not logged: {outcome}"
+                );
             }
         }
     }
@@ -516,8 +541,16 @@ mod tests {
             log.finish();
         });
         assert_eq!(lines.len(), 1_002);
-        assert!(lines[0].contains(&format!("{dropped} client=192.0.2.1:5000 packets=1")), "{}", lines[0]);
-        assert!(lines[1_000].contains(&format!("{rejected} peer=192.0.2.200:3478 packets=3")), "{}", lines[1_000]);
+        assert!(
+            lines[0].contains(&format!("{dropped} event=\"packet-failed\" client=192.0.2.1:5000 packets=1")),
+            "{}",
+            lines[0]
+        );
+        assert!(
+            lines[1_000].contains(&format!("{rejected} event=\"packet-failed\" peer=192.0.2.200:3478 packets=3")),
+            "{}",
+            lines[1_000]
+        );
         assert!(lines[1_001].contains(&dropped.to_string()) && lines[1_001].contains("count=9000"), "{}", lines[1_001]);
     }
 

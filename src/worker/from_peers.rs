@@ -87,7 +87,7 @@ impl Shell {
             Err(failure) if udp::may_be_pending(&failure) => Served { packets: errors + 1, more: true, error },
             Err(failure) => {
                 if failure.kind() != io::ErrorKind::WouldBlock {
-                    tracing::debug!(error = %failure, "cannot receive from peers");
+                    tracing::debug!(event = "receive-failed", error = %failure, "cannot receive from peers");
                     self.relays.set_failed(socket);
                 }
                 Served { packets: errors, more: false, error }

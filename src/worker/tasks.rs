@@ -134,7 +134,7 @@ async fn accept(
 async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {
     loop {
         if let Err(error) = listener.socket.readable().await.map(drop) {
-            tracing::debug!(address = %listener.address, %error, "listener not readable");
+            tracing::debug!(event = "receive-failed", address = %listener.address, %error, "listener not readable");
             tokio::time::sleep(BACK_OFF).await;
             continue;
         }
@@ -191,7 +191,7 @@ async fn serve_watched(worker: Weak<RefCell<Worker>>, readable: Readable, watch:
                 () = left.notified() => Ok(()),
             };
             if let Err(error) = ready {
-                tracing::error!(%error, "relay sockets cannot be watched");
+                tracing::error!(event = "relay-watch-failed", %error, "relay sockets cannot be watched");
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
@@ -220,7 +220,7 @@ async fn wait_for_more(more: io::Result<bool>) {
         Ok(true) => yield_now().await,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
         Err(error) => {
-            tracing::debug!(%error, "cannot receive");
+            tracing::debug!(event = "receive-failed", %error, "cannot receive");
             tokio::time::sleep(BACK_OFF).await;
         }
     }

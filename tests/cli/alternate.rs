@@ -34,7 +34,7 @@ fn a_full_server_logs_redirects_with_target_and_reason() {
     let line = server.wait_for_log(|line| line.message() == "allocation redirected");
     assert_eq!((line.level(), line.field("user").as_deref()), ("INFO", Some("bob")));
     assert_eq!(line.field("client"), Some(second.address().to_string()));
-    assert_eq!(line.field("server").as_deref(), Some("203.0.113.5:3478"));
+    assert_eq!(line.field("alternate").as_deref(), Some("203.0.113.5:3478"));
     assert!(line.field("reason").unwrap().contains("limits.allocations"), "{line:?}");
 }
 

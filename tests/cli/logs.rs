@@ -79,7 +79,7 @@ fn a_failed_authentication_is_logged_with_its_reason() {
         assert_eq!(client.allocate(&login).map(drop), Err(401));
         let line = server.wait_for_log(|line| line.field("client") == Some(client.address().to_string()));
         assert_eq!((line.message(), line.level()), ("authentication failed", "WARN"));
-        assert_eq!(line.field("username"), Some(login.username));
+        assert_eq!(line.field("user"), Some(login.username));
         assert!(line.field("reason").unwrap().contains(reason), "{line:?}");
     }
 }
@@ -165,6 +165,7 @@ fn json_format_makes_every_line_of_standard_error_json() {
     for line in &ended.stderr {
         let line = LogLine::parse(line);
         assert!(!line.message().is_empty() && !line.level().is_empty(), "{line:?}");
+        assert!(line.field("event").is_some_and(|event| !event.is_empty()), "{line:?}");
     }
     assert!(ended.stderr.len() > 6, "{ended:?}");
 }
@@ -322,7 +323,7 @@ fn lines_in_journal(config: &str, stream: impl Fn(u64, u64) -> String) -> (Piped
 fn lines_in_the_journal_have_a_priority_and_no_timestamp() {
     let (server, lines) = lines_in_journal(&text_config(&["127.0.0.1"], ""), |dev, ino| format!("{dev}:{ino}"));
     assert!(lines.iter().all(|line| line.starts_with("<6> INFO ") || line.starts_with("<4> WARN ")), "{lines:?}");
-    assert!(lines.iter().any(|line| line.starts_with("<6> INFO ready workers=")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.starts_with("<6> INFO ready event=\"ready\" workers=")), "{lines:?}");
     server.assert_stops();
 
     let (server, lines) = lines_in_journal(&config(&["127.0.0.1"], ""), |dev, ino| format!("{dev}:{ino}"));

@@ -43,7 +43,7 @@ impl Running {
     /// Returns the addresses of a transport's `listening` lines, in either log format.
     pub(crate) fn listening(&self, transport: &str) -> Vec<SocketAddr> {
         let of_text = |line: &str| {
-            let (name, address) = line.split_once(" listening ")?.1.split_once(" address=")?;
+            let (name, address) = line.split_once(" listening event=\"listening\" ")?.1.split_once(" address=")?;
             (name == format!("transport={transport:?}")).then(|| address.parse().ok()).flatten()
         };
         let of_json = |line: &str| {

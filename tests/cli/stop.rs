@@ -24,7 +24,7 @@ fn number(line: &LogLine, field: &str) -> u64 {
 
 /// Parses the counts of the field `detail`: "answered Binding: 3, dropped no-allocation: 1".
 fn detail(line: &LogLine) -> HashMap<String, u64> {
-    let detail = line.field("detail").unwrap();
+    let detail = line.field("outcomes").unwrap();
     let entry = |entry: &str| {
         let (name, count) = entry.split_once(": ").unwrap();
         (name.to_owned(), count.parse().unwrap())

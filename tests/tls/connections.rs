@@ -84,7 +84,7 @@ fn a_nat_discovery_connection_allows_binding_only() {
     let ended = fixture.finish(1);
     assert_connections(&ended, &[("accepted", 1), ("not-nat-discovery", 1)]);
     let stopped = ended.logs.iter().find(|line| line.message() == "stopped").unwrap();
-    assert_eq!(stopped.field("detail").as_deref(), Some("answered Binding: 1, dropped unsupported-method: 1"));
+    assert_eq!(stopped.field("outcomes").as_deref(), Some("answered Binding: 1, dropped unsupported-method: 1"));
 }
 
 #[test]
@@ -343,7 +343,7 @@ fn a_client_that_does_not_read_loses_data_and_keeps_its_allocation() {
     assert_eq!(client.request(&session, Method::REFRESH, &|writer| writer.push(&Lifetime(600))).error(), None);
     let logs = fixture.server.terminate().logs;
     let stopped = logs.iter().find(|line| line.message() == "stopped").unwrap();
-    assert!(stopped.field("detail").unwrap().contains("dropped send-buffer-full"), "{stopped:?}");
+    assert!(stopped.field("outcomes").unwrap().contains("dropped send-buffer-full"), "{stopped:?}");
 }
 
 #[test]

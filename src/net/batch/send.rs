@@ -370,7 +370,7 @@ impl Segmentation {
         (self.refusals, self.paused) = (0, FLUSHES_WITHOUT);
         if !std::mem::replace(&mut self.logged, true) {
             tracing::info!(
-                %error,
+                event = "segmentation-refused", %error,
                 "an interface refuses UDP segmentation, so datagrams are sent one by one. Segmentation is tried again \
                  from time to time; this is logged only once"
             );

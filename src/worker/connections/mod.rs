@@ -204,7 +204,10 @@ impl Worker {
     /// Counts a connection that has ended.
     fn connection_ended(&mut self, tuple: &FiveTuple, close: CloseReason) {
         self.shell.statistics.count_connection(ConnectionOutcome::Ended(close), 1);
-        tracing::debug!(client = %tuple.client, transport = %tuple.transport, reason = %close, "connection ended");
+        tracing::debug!(
+            event = "connection-ended", client = %tuple.client, transport = %tuple.transport, reason = %close,
+            "connection ended"
+        );
     }
 
     fn end_allocation(&mut self, tuple: &FiveTuple) {
