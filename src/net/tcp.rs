@@ -76,6 +76,19 @@ fn new_socket(addr: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// The number of bytes that the kernel takes before it sends them.
+const MAX_UNSENT: u32 = 32 * 1024;
+
+/// Limits the data that waits in the kernel before it is sent for the first time, so that it waits in the server, which
+/// drops it when it is old. The send buffer keeps its size, which the kernel adapts to the path.
+///
+/// # Errors
+///
+/// Those of `setsockopt`.
+pub(crate) fn limit_unsent_data(stream: &impl AsFd) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_notsent_lowat(MAX_UNSENT)
+}
+
 /// Makes the kernel end a connection whose client has not acknowledged data or keepalive probes for 30 s.
 ///
 /// # Errors

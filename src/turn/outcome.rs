@@ -113,6 +113,8 @@ drop_reasons! {
     ReceiveBufferFull = "receive-buffer-full",
     /// The socket's send buffer was full.
     SendBufferFull = "send-buffer-full",
+    /// Relayed data that waited too long for a client on a connection, or for which there was no room any longer.
+    Outdated = "outdated",
     /// The kernel failed to send.
     SendFailed = "send-failed",
 }

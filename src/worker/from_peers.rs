@@ -148,7 +148,7 @@ impl Shell {
             packets += 1;
             self.pace.count(1);
             let dropped = match decision {
-                FromPeer::Relay(route) => self.send_data(socket, route, &headroom, slot).err(),
+                FromPeer::Relay(route) => self.send_data(now, socket, route, &headroom, slot).err(),
                 FromPeer::Drop(reason) => Some(reason),
             };
             if let Some(reason) = dropped {
@@ -160,6 +160,7 @@ impl Shell {
     /// Queues a message for the client: on its connection, or at the listener of its 5-tuple.
     fn send_data(
         &mut self,
+        now: Now,
         socket: SocketId,
         route: ToClient,
         headroom: &[u8; HEADROOM],
@@ -171,11 +172,7 @@ impl Shell {
         if tuple.transport.is_connection() {
             let payload = self.to_clients.batch.arena().get(payload).unwrap_or_default();
             let length = payload.len();
-            self.connections.push_data(&tuple, [header, payload, padding])?;
-            // Data that a connection queues counts as sent.
-            self.statistics.count(Outcome::RelayedToClient, 1);
-            self.credit(socket, Direction::ToClient, 1, length as u64);
-            return Ok(());
+            return self.connections.push_data(now.monotonic, &tuple, socket, length, [header, payload, padding]);
         }
         let (listener, from) = self.listener_of(&tuple).ok_or(DropReason::SendFailed)?;
         let target = Target::new(tuple.client, from, tos);

@@ -72,6 +72,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
                 let now = worker.shell.now();
                 worker.shell.tick(now);
                 worker.evict_for_others();
+                worker.drop_old_data();
             }
         }
     }

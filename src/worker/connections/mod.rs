@@ -19,16 +19,21 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::Worker;
+use super::event_log::Host;
 use crate::net::tcp;
 use crate::net::tls::Failure;
 use crate::transport::Transport;
-use crate::turn::{DropReason, FiveTuple, QuotaExceeded};
+use crate::turn::{Direction, DropReason, FiveTuple, Instant, QuotaExceeded, SocketId};
 use by_source::Source;
 use handshake::Handshakes;
-use outbound::Outbound;
+use outbound::{Outbound, Shared};
 use places::{Place, Places};
 
 pub(super) use front::serve;
+
+/// The number of bytes of relayed data that wait for all clients of a worker on connections. If it is exceeded, the
+/// largest queues are emptied.
+const MAX_HELD: usize = 16 * 1024 * 1024;
 
 /// Limits on connections.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +64,8 @@ pub(crate) struct Timeouts {
 pub(super) struct Connections {
     /// The queue of each connection.
     open: HashMap<FiveTuple, Rc<RefCell<Outbound>>>,
+    /// What the queues share.
+    queues: Rc<Shared>,
     places: Rc<RefCell<Places>>,
     handshakes: Rc<RefCell<Handshakes>>,
     /// The worker accepts no further connections, and each open one ends once its queue is written.
@@ -93,10 +100,20 @@ impl Connections {
         outbound.is_some()
     }
 
-    /// Queues relayed data, which consists of a few parts.
-    pub(super) fn push_data(&self, tuple: &FiveTuple, parts: [&[u8]; 3]) -> Result<(), DropReason> {
+    /// Queues relayed data with `payload` bytes of application data, which consists of a few parts. It is counted when
+    /// it was written or dropped.
+    pub(super) fn push_data(
+        &self,
+        now: Instant,
+        tuple: &FiveTuple,
+        socket: SocketId,
+        payload: usize,
+        parts: [&[u8]; 3],
+    ) -> Result<(), DropReason> {
         let outbound = self.open.get(tuple).ok_or(DropReason::SendFailed)?;
-        if outbound.borrow_mut().push_data(parts) { Ok(()) } else { Err(DropReason::SendBufferFull) }
+        self.queues.limit(MAX_HELD, self.open.values());
+        let queued = outbound.borrow_mut().push_data(now, socket, payload, parts);
+        if queued { Ok(()) } else { Err(DropReason::SendBufferFull) }
     }
 }
 
@@ -188,8 +205,30 @@ impl Worker {
         }
     }
 
+    /// Counts the relayed data that a queue has written or dropped.
+    fn settle(&mut self, outbound: &RefCell<Outbound>) {
+        let super::Shell { server, statistics, packet_log, clock, .. } = &mut self.shell;
+        for result in outbound.borrow_mut().settled() {
+            packet_log.log(clock, Host::Client(result.to), result.outcome, result.packets);
+            super::count_sent(server, statistics, Direction::ToClient, result);
+        }
+    }
+
+    /// Drops relayed data that has waited for too long, for clients that do not read.
+    pub(super) fn drop_old_data(&mut self) {
+        let now = self.shell.now().monotonic;
+        let waits = |queue: &&Rc<RefCell<Outbound>>| queue.borrow().has_data_or_results();
+        let queues: Vec<_> = self.shell.connections.open.values().filter(waits).cloned().collect();
+        for queue in queues {
+            queue.borrow_mut().drop_old(now);
+            self.settle(&queue);
+        }
+    }
+
     /// Removes a connection and ends its allocation.
     fn disconnected(&mut self, tuple: &FiveTuple, outbound: &Rc<RefCell<Outbound>>, close: CloseReason) {
+        outbound.borrow_mut().abandon();
+        self.settle(outbound);
         let connections = &mut self.shell.connections;
         if connections.open.get(tuple).is_some_and(|current| Rc::ptr_eq(current, outbound)) {
             connections.open.remove(tuple);
@@ -221,6 +260,7 @@ impl Worker {
 fn prepare(stream: &TcpStream) -> io::Result<(SocketAddr, SocketAddr)> {
     // Responses are written whole, so waiting for more data would only delay them.
     stream.set_nodelay(true)?;
+    tcp::limit_unsent_data(stream)?;
     tcp::enable_dead_peer_detection(stream)?;
     Ok((stream.peer_addr()?, stream.local_addr()?))
 }

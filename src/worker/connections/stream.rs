@@ -98,11 +98,11 @@ pub(super) async fn serve<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let outbound = Rc::new(RefCell::new(Outbound::new(tuple.transport)));
-    match worker.upgrade() {
-        Some(worker) => worker.borrow_mut().connected(tuple, Rc::clone(&outbound)),
-        None => return,
-    }
+    let Some(this) = worker.upgrade() else { return };
+    let queues = Rc::clone(&this.borrow().shell.connections.queues);
+    let outbound = Rc::new(RefCell::new(Outbound::new(&tuple, queues)));
+    this.borrow_mut().connected(tuple, Rc::clone(&outbound));
+    drop(this);
     let inbound = match worker.upgrade() {
         Some(worker) => Inbound::new(began, &worker.borrow().shell.snapshot.timeouts, usage, place),
         None => return,
@@ -139,18 +139,22 @@ where
     tokio::pin!(timer, evicted);
     loop {
         let step = poll_fn(|cx| {
-            if let Poll::Ready(close) = outbound.borrow_mut().poll_write(cx, stream) {
+            let Some(this) = worker.upgrade() else { return Poll::Ready(Err(CloseReason::ServerStopped)) };
+            let now = this.borrow().shell.now().monotonic;
+            let written = outbound.borrow_mut().poll_write(cx, now, stream);
+            this.borrow_mut().settle(outbound);
+            if let Poll::Ready(close) = written {
                 return Poll::Ready(Err(close));
             }
             if evicted.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(CloseReason::Evicted));
             }
-            let Some(worker) = worker.upgrade() else { return Poll::Ready(Err(CloseReason::ServerStopped)) };
-            let read = worker.borrow_mut().poll_read(cx, tuple, &mut inbound, stream);
+            let read = this.borrow_mut().poll_read(cx, tuple, &mut inbound, stream);
             match read {
                 Poll::Ready(Err(close)) => {
                     // Writes the responses to earlier requests, as far as possible without waiting.
-                    let _ = outbound.borrow_mut().poll_write(cx, stream);
+                    let _ = outbound.borrow_mut().poll_write(cx, now, stream);
+                    this.borrow_mut().settle(outbound);
                     Poll::Ready(Err(close))
                 }
                 // A request usually postpones the deadline, which leaves the timer unchanged. Only an earlier deadline
