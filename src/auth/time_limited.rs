@@ -77,7 +77,12 @@ impl<'a> TimeLimitedUsername<'a> {
         let last = last.filter(|(name, expires)| !name.is_empty() && *expires >= PLAUSIBLE_FROM);
         let (expires, user, reading) = match (first, last) {
             (Some(expires), None) => (expires, rest, Reading::ExpiryFirst),
-            (Some(expires), Some(_)) if expires >= PLAUSIBLE_FROM => (expires, rest, Reading::Ambiguous),
+            // A phone number is not a time, unless the other part is none either.
+            (Some(expires), Some((_, last)))
+                if expires >= PLAUSIBLE_FROM && (expires < MILLISECONDS_FROM || last >= MILLISECONDS_FROM) =>
+            {
+                (expires, rest, Reading::Ambiguous)
+            }
             (_, Some((name, expires))) => (expires, name, Reading::ExpiryLast),
             (None, None) => return None,
         };

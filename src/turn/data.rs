@@ -208,10 +208,21 @@ impl Server {
                 (bound_peer_allowed(snapshot, peer), Framing::Channel { number, padded })
             }
             None if !allocation.permissions.allows(peer.ip(), now) => return Err(DropReason::NoPermission),
-            None => (snapshot.policy.peer_allowed(&snapshot.relays, peer), Framing::Indication(peer)),
+            None => (self.permitted_peer_allowed(peer), Framing::Indication(peer)),
         };
         allowed.map_err(|_| DropReason::PeerForbidden)?;
         Ok(PeerRoute { tuple, framing, tos: tuple.transport.relayed_tos(tos) })
+    }
+
+    /// Checks whether data may be relayed between a client and a peer with a permission. Like a channel, a permission was
+    /// allowed by the policy, unless a new policy has not reviewed it yet.
+    pub(crate) fn permitted_peer_allowed(&self, peer: SocketAddr) -> Result<SocketAddr, Denial> {
+        let Snapshot { relays, policy, .. } = &*self.snapshot;
+        if self.review.is_pending() {
+            policy.peer_allowed(relays, peer)
+        } else {
+            bound_peer_allowed(&self.snapshot, peer)
+        }
     }
 
     /// Charges a datagram of `length` bytes to the rates of its allocation and user.

@@ -14,7 +14,7 @@ use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request_method::RequestMethod;
 use crate::turn::protocol::response::{self, ErrorExtras, ResponseContext, Success};
 use crate::turn::server::Server;
-use crate::turn::shared::sources::Kind;
+use crate::turn::shared::sources::{Kind, Proof};
 use crate::turn::tables::allocation::Allocation;
 use crate::turn::tables::table::Table;
 use crate::turn::time::Instant;
@@ -85,9 +85,11 @@ impl Server {
         let nonce = self.check_nonce(cx, tuple, message);
         // A client is verified if it repeats a nonce of this server, valid or expired, or if it has an allocation. A
         // flood of packets that forge the address of a verified client does not block it.
-        let verified = nonce != Err(NonceError::Invalid) || self.table.find_open(tuple, cx.now).is_some();
+        let has_allocation = self.table.find_open(tuple, cx.now).is_some();
+        let verified = nonce != Err(NonceError::Invalid) || has_allocation;
         if nonce.is_ok() {
-            self.ledger.sources.prove(self.ledger.sources.find(tuple.client.ip()), cx.now);
+            let proof = if has_allocation { Proof::Allocation } else { Proof::Nonce };
+            self.ledger.sources.prove(self.ledger.sources.find(tuple.client.ip()), proof, cx.now);
         }
         if !verified && let Err(reason) = self.admit_challenge(tuple, context.method, message, cx.now) {
             return FromClient::Drop(reason);
@@ -188,10 +190,14 @@ impl Server {
         let (username, algorithm) = (credentials.username(authenticator), credentials.algorithm);
         let allocation = self.table.find(tuple);
         let own = allocation.and_then(|id| self.table.get(id)).map(|allocation| &allocation.identity);
-        // A source that guesses passwords waits. A client of the same source that uses its allocation does not.
-        let is_own = own.zip(username).is_some_and(|(own, username)| own.is_for(username, algorithm));
-        let (source, most) = (self.ledger.sources.find(tuple.client.ip()), self.snapshot.limits.failed_authentications);
-        if !is_own && self.ledger.sources.must_wait(source, most, cx.now) {
+        let (ip, name) = (tuple.client.ip(), username.unwrap_or_default());
+        let per_second = self.snapshot.limits.failed_authentications;
+        // Whoever guesses passwords waits. A client of the same source that uses its allocation does not.
+        let uses_own = || {
+            let own = own.zip(username).filter(|(own, username)| own.is_for(username, algorithm));
+            own.is_some_and(|(own, _)| credentials.is_signed_with(own.key(), message))
+        };
+        if self.ledger.sources.must_wait(ip, name, per_second, cx.now) && !uses_own() {
             self.actions.push_back(Action::Log(Event::SourceWaits { tuple: *tuple }));
             return Err(Failure::Dropped(DropReason::FailedAuthentications));
         }
@@ -206,7 +212,7 @@ impl Server {
         let identity = match authenticator.authenticate(username, algorithm, cx.unix, known, &mut matches) {
             Ok(identity) => identity,
             Err(failure) => {
-                self.ledger.sources.count_failure(source, most, cx.now);
+                self.ledger.sources.count_failure(ip, name, per_second, cx.now);
                 // A forged source has no valid nonce, so it cannot fill the log.
                 if nonce_is_valid {
                     let (username, cause) = (credentials.for_log(authenticator), AuthCause::Failure(failure));

@@ -15,8 +15,8 @@ use crate::turn::server::Server;
 use crate::turn::shared::sources::{Admission, Kind};
 use crate::turn::time::Instant;
 
-/// The responses per second of a worker to sources without proof. They take about a tenth of its time.
-const RESPONSES: u32 = 20_000;
+/// The responses per second of a worker to sources without proof, for Binding and for challenges each.
+const RESPONSES: u32 = 10_000;
 /// The responses that a worker may send at once: as many clients may start together.
 const BURST: u32 = 4_096;
 
@@ -24,18 +24,25 @@ const BURST: u32 = 4_096;
 #[derive(Debug)]
 pub(crate) struct ResponseBudget {
     rate: Option<Rate>,
-    bucket: Bucket,
+    bindings: Bucket,
+    challenges: Bucket,
 }
 
 impl Default for ResponseBudget {
     fn default() -> Self {
-        Self { rate: Rate::new(RESPONSES, BURST), bucket: Bucket::FULL }
+        Self { rate: Rate::new(RESPONSES, BURST), bindings: Bucket::FULL, challenges: Bucket::FULL }
     }
 }
 
 impl ResponseBudget {
-    fn take(&mut self, now: Instant) -> bool {
-        self.rate.is_none_or(|rate| self.bucket.take(&rate, now, 1))
+    /// Takes a response. A flood of one kind leaves the other one its share.
+    fn take(&mut self, kind: Kind, now: Instant) -> bool {
+        let bucket = match kind {
+            Kind::Binding => &mut self.bindings,
+            Kind::Challenge => &mut self.challenges,
+            Kind::Verified => return true,
+        };
+        self.rate.is_none_or(|rate| bucket.take(&rate, now, 1))
     }
 }
 
@@ -49,9 +56,7 @@ impl Server {
         }
         let sources = &self.ledger.sources;
         match sources.admit(sources.find(tuple.client.ip()), kind, per_second, now) {
-            Admission::Unproved if kind != Kind::Verified && !self.responses.take(now) => {
-                Err(DropReason::ResponseBudget)
-            }
+            Admission::Unproved if !self.responses.take(kind, now) => Err(DropReason::ResponseBudget),
             Admission::Proved | Admission::Unproved => Ok(()),
             Admission::Denied => Err(DropReason::ResponseLimit),
         }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::special_purpose::{self, Destinations, Nat64Prefix, Reach};
+use crate::special_purpose::{self, Destinations, Nat64Prefix};
 use crate::turn::shared::relay_address::RelayAddresses;
 
 /// The operator's rules, and the server's own addresses.
@@ -87,8 +87,7 @@ impl PeerPolicy {
         // A range that contains an own address does not open the services of this machine. The machine has every
         // loopback address, and Linux delivers packets for the unspecified address to the machine itself.
         let is_own = |address: IpAddr| {
-            let loopback = || special_purpose::find(address).is_some_and(|range| range.reach == Reach::Machine);
-            self.own.contains(&address) || in_allowed_range && (address.is_unspecified() || loopback())
+            self.own.contains(&address) || in_allowed_range && (address.is_unspecified() || address.is_loopback())
         };
         if destinations.iter().any(is_own) { Err(Denial::OwnAddress) } else { Ok(()) }
     }

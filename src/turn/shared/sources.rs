@@ -16,7 +16,7 @@
 //! from each bucket. A source that has proved something has buckets of its own for this, so an attacker that forged it
 //! before has not drained them.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,12 +26,20 @@ use crate::turn::time::Instant;
 
 /// The number of rows. A keyed hash assigns sources to them, so the memory is fixed: 4 MiB, if all of it is used.
 const ROWS: u64 = 1 << 16;
-/// The number of buckets of a row: two for each [`Kind`], and one for failed authentications.
-const BUCKETS: usize = 7;
-const FAILURES: usize = 6;
+/// The number of buckets of a row: two for each [`Kind`], and those for failed authentications.
+const BUCKETS: usize = 2 * Kind::COUNT + 3;
+/// The buckets for failed authentications: of a source with one username, of a source, of the /48 of an IPv6 source.
+const FAILURES_OF_USER: usize = 2 * Kind::COUNT;
+const FAILURES_OF_SOURCE: usize = FAILURES_OF_USER + 1;
+const FAILURES_OF_SITE: usize = FAILURES_OF_USER + 2;
+/// The failed authentications per second of a source and of a /48, in multiples of those with one username.
+const SOURCE_FACTOR: u32 = 8;
+const SITE_FACTOR: u32 = 64;
 
 /// The milliseconds that one repeated nonce adds to the proof of a source.
 const PROOF: u64 = 60_000;
+/// The milliseconds for which a client with an allocation proves its source at least.
+const ALLOCATION_PROOF: u64 = 5 * PROOF;
 /// The milliseconds after which the strongest proof has ended.
 const LONGEST_PROOF: u64 = 10 * PROOF;
 /// The factor of a source with the weakest and with the strongest proof.
@@ -51,6 +59,15 @@ const FAILURES_BURST: u32 = 20;
 const TIME_BITS: u32 = 40;
 const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
 
+/// What a client has proved by a nonce that this server made for its transport address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// That it receives there.
+    Nonce,
+    /// The same, and it has an allocation. It repeats a nonce for its permissions at least every five minutes.
+    Allocation,
+}
+
 /// What a response is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -58,8 +75,12 @@ pub(crate) enum Kind {
     Binding,
     /// A request of a client that may have forged its source.
     Challenge,
-    /// A request of a verified client without valid credentials.
+    /// A request of a verified client without valid credentials, or its Binding request.
     Verified,
+}
+
+impl Kind {
+    const COUNT: usize = 3;
 }
 
 /// Whether a response may be sent to a source.
@@ -88,7 +109,7 @@ pub struct Sources {
     proofs: Box<[AtomicU64]>,
     /// [`BUCKETS`] for each row. Sources with the same row share them.
     buckets: Box<[SharedBucket]>,
-    /// Its key is random in each process, so nobody can choose sources that share a row.
+    /// Its key is random in each process, so no one can choose sources that share a row.
     hasher: RandomState,
 }
 
@@ -106,22 +127,26 @@ impl Default for Sources {
 impl Sources {
     /// Returns the place of an IPv4 address or of the /64 network of an IPv6 address.
     pub(crate) fn find(&self, address: IpAddr) -> Source {
-        let network = match address {
-            IpAddr::V4(v4) => (4, u128::from(u32::from(v4))),
-            IpAddr::V6(v6) => (6, u128::from(v6) >> 64),
-        };
-        let hash = self.hasher.hash_one(network);
+        self.place(network(address))
+    }
+
+    fn place(&self, key: impl Hash) -> Source {
+        let hash = self.hasher.hash_one(key);
         Source { row: (hash % ROWS) as usize, tag: hash & !TIME_MASK }
     }
 
-    /// Records that a client of the source has repeated a nonce that this server made for its transport address.
-    pub(crate) fn prove(&self, source: Source, now: Instant) {
+    /// Records what a client of the source has proved.
+    pub(crate) fn prove(&self, source: Source, proof_of: Proof, now: Instant) {
         let Some(proof) = self.proofs.get(source.row) else { return };
         let (now, word) = (millis(now), proof.load(Ordering::Relaxed));
         let (tag, end) = (word & !TIME_MASK, (word & TIME_MASK).max(now));
+        let at_least = match proof_of {
+            Proof::Nonce => 0,
+            Proof::Allocation => ALLOCATION_PROOF,
+        };
         let (tag, end) = if tag == source.tag || end < now + PROOF {
             let start = if tag == source.tag { end } else { now };
-            (source.tag, (start + PROOF).min(now + LONGEST_PROOF))
+            (source.tag, (start + PROOF).max(now + at_least).min(now + LONGEST_PROOF))
         } else {
             // Of two sources in one row, the one with more clients keeps it.
             (tag, end - PROOF)
@@ -158,22 +183,50 @@ impl Sources {
     }
 
     /// Counts a failed authentication. `per_second` is `limits.failed-authentications`.
-    pub(crate) fn count_failure(&self, source: Source, per_second: u32, now: Instant) {
-        if let Some(rate) = Rate::new(per_second, per_second.saturating_mul(FAILURES_BURST))
-            && let Some(bucket) = self.bucket(source, FAILURES)
-        {
+    pub(crate) fn count_failure(&self, address: IpAddr, username: &str, per_second: u32, now: Instant) {
+        for (rate, bucket) in self.failure_buckets(address, username, per_second) {
             bucket.take(&rate, now, 1);
         }
     }
 
-    /// Whether the source has failed to authenticate so often that it has to wait. 0 for no limit.
-    pub(crate) fn must_wait(&self, source: Source, per_second: u32, now: Instant) -> bool {
-        let rate = Rate::new(per_second, per_second.saturating_mul(FAILURES_BURST));
-        rate.is_some_and(|rate| self.bucket(source, FAILURES).is_some_and(|bucket| !bucket.has(&rate, now, 1)))
+    /// Whether so many authentications have failed that further ones have to wait: with this username at this source,
+    /// at the source, or in its /48. 0 for no limit. A client with a wrong password does not make the others of its
+    /// source wait.
+    pub(crate) fn must_wait(&self, address: IpAddr, username: &str, per_second: u32, now: Instant) -> bool {
+        let mut buckets = self.failure_buckets(address, username, per_second);
+        buckets.any(|(rate, bucket)| !bucket.has(&rate, now, 1))
+    }
+
+    fn failure_buckets(
+        &self,
+        address: IpAddr,
+        username: &str,
+        per_second: u32,
+    ) -> impl Iterator<Item = (Rate, &SharedBucket)> {
+        let network = network(address);
+        let site = match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some((self.place((48, u128::from(v6) >> 80)), FAILURES_OF_SITE, SITE_FACTOR)),
+        };
+        let user = (self.place((network, username)), FAILURES_OF_USER, 1);
+        let source = (self.place(network), FAILURES_OF_SOURCE, SOURCE_FACTOR);
+        [Some(user), Some(source), site].into_iter().flatten().filter_map(move |(place, bucket, times)| {
+            let per_second = per_second.saturating_mul(times);
+            let rate = Rate::new(per_second, per_second.saturating_mul(FAILURES_BURST))?;
+            Some((rate, self.bucket(place, bucket)?))
+        })
     }
 
     fn bucket(&self, source: Source, bucket: usize) -> Option<&SharedBucket> {
         self.buckets.get(source.row * BUCKETS + bucket)
+    }
+}
+
+/// Returns the IPv4 address or the /64 of an IPv6 address.
+fn network(address: IpAddr) -> (u8, u128) {
+    match address {
+        IpAddr::V4(v4) => (4, u128::from(u32::from(v4))),
+        IpAddr::V6(v6) => (6, u128::from(v6) >> 64),
     }
 }
 
@@ -218,10 +271,10 @@ mod tests {
         let sources = Sources::default();
         let one = source(&sources, "192.0.2.1");
         assert_eq!(admitted(&sources, one, Kind::Challenge, 50, at(0)), 200);
-        sources.prove(one, at(0));
+        sources.prove(one, Proof::Nonce, at(0));
         // The attacker that has drained the first bucket has not drained this one.
         assert_eq!(admitted(&sources, one, Kind::Challenge, 50, at(0)), 2 * 50 * 10);
-        (0..100_000).for_each(|_| sources.prove(one, at(1_000)));
+        (0..100_000).for_each(|_| sources.prove(one, Proof::Nonce, at(1_000)));
         for kind in [Kind::Binding, Kind::Verified] {
             assert_eq!(admitted(&sources, one, kind, 50, at(1_000)), 2 * 50 * 32, "{kind:?}");
             assert_eq!(admitted(&sources, one, kind, 50, at(2_000)), 50 * 31, "{kind:?}");
@@ -248,22 +301,59 @@ mod tests {
         for kind in [Kind::Binding, Kind::Challenge, Kind::Verified] {
             assert_eq!(admitted(&sources, one, kind, 0, at(0)), 100_000);
         }
-        (0..1_000).for_each(|_| sources.count_failure(one, 0, at(0)));
-        assert!(!sources.must_wait(one, 0, at(0)));
+        let ip: IpAddr = "192.0.2.1".parse().unwrap();
+        (0..1_000).for_each(|_| sources.count_failure(ip, "ann", 0, at(0)));
+        assert!(!sources.must_wait(ip, "ann", 0, at(0)));
+    }
+
+    /// Returns how many of 10 000 attempts are not made to wait. All fail.
+    fn attempts(sources: &Sources, ip: &str, username: impl Fn(u32) -> String, now: Instant) -> usize {
+        let ip: IpAddr = ip.parse().unwrap();
+        let failed = (0..10_000).filter(|number| {
+            let username = username(*number);
+            let admitted = !sources.must_wait(ip, &username, 5, now);
+            if admitted {
+                sources.count_failure(ip, &username, 5, now);
+            }
+            admitted
+        });
+        failed.count()
     }
 
     #[test]
-    fn a_source_that_fails_often_waits() {
+    fn a_user_of_a_source_that_fails_often_waits_and_others_do_not() {
+        let sources = Sources::default();
+        let ann = |now| attempts(&sources, "192.0.2.1", |_| "ann".to_owned(), now);
+        assert_eq!([ann(at(0)), ann(at(0)), ann(at(1_000)), ann(at(60_000))], [100, 0, 5, 100]);
+        let ip: IpAddr = "192.0.2.1".parse().unwrap();
+        assert!(sources.must_wait(ip, "ann", 5, at(60_000)) && !sources.must_wait(ip, "ann", 5, at(60_200)));
+        assert!(!sources.must_wait(ip, "bob", 5, at(60_000)));
+        assert!(!sources.must_wait("192.0.2.2".parse().unwrap(), "ann", 5, at(60_000)));
+    }
+
+    #[test]
+    fn a_source_that_tries_many_users_waits() {
+        let sources = Sources::default();
+        let spray = |now| attempts(&sources, "192.0.2.1", |number| number.to_string(), now);
+        assert_eq!([spray(at(0)), spray(at(1_000))], [8 * 100, 8 * 5]);
+        assert!(sources.must_wait("192.0.2.1".parse().unwrap(), "ann", 5, at(1_000)));
+    }
+
+    #[test]
+    fn the_networks_of_one_site_have_a_limit_together() {
+        let sources = Sources::default();
+        let from =
+            |network: u32| attempts(&sources, &format!("2001:db8:1:{network:x}::1"), |_| "ann".to_owned(), at(0));
+        assert!((0..100).map(from).sum::<usize>() <= 64 * 100);
+        assert!(!sources.must_wait("2001:db8:2::1".parse().unwrap(), "ann", 5, at(0)));
+    }
+
+    #[test]
+    fn a_client_with_an_allocation_proves_its_source_until_its_next_request() {
         let sources = Sources::default();
         let one = source(&sources, "192.0.2.1");
-        let fail = |now| {
-            (0..1_000)
-                .filter(|_| !sources.must_wait(one, 5, now))
-                .inspect(|_| sources.count_failure(one, 5, now))
-                .count()
-        };
-        assert_eq!([fail(at(0)), fail(at(0)), fail(at(1_000)), fail(at(60_000))], [100, 0, 5, 100]);
-        assert!(sources.must_wait(one, 5, at(60_000)) && !sources.must_wait(one, 5, at(60_200)));
+        sources.prove(one, Proof::Allocation, at(0));
+        assert!(sources.factor(one, at(299_999)).is_some() && sources.factor(one, at(300_000)).is_none());
     }
 
     #[test]
@@ -272,12 +362,12 @@ mod tests {
         let large = Source { row: 7, tag: 1 << TIME_BITS };
         let small = Source { row: 7, tag: 2 << TIME_BITS };
         for second in 0..20 {
-            (0..3).for_each(|_| sources.prove(large, at(second * 1_000)));
-            sources.prove(small, at(second * 1_000));
+            (0..3).for_each(|_| sources.prove(large, Proof::Nonce, at(second * 1_000)));
+            sources.prove(small, Proof::Nonce, at(second * 1_000));
         }
         assert!(sources.factor(large, at(20_000)).is_some() && sources.factor(small, at(20_000)).is_none());
         // The row is free once the proof has ended.
-        sources.prove(small, at(1_000_000));
+        sources.prove(small, Proof::Nonce, at(1_000_000));
         assert_eq!((sources.factor(large, at(1_000_000)), sources.factor(small, at(1_000_000))), (None, Some(10)));
     }
 

@@ -116,6 +116,7 @@ struct Servers {
     now: Instant,
     transactions: u32,
     most_passes: u32,
+    dropped: Vec<DropReason>,
 }
 
 #[derive(Clone, Debug)]
@@ -176,6 +177,7 @@ impl Servers {
             now: Instant::from_elapsed(seconds(1_000)),
             transactions: 0,
             most_passes: 0,
+            dropped: Vec::new(),
         }
     }
 
@@ -271,7 +273,7 @@ impl Servers {
                 let Opened::Respond(tuple, response) = opened else { panic!("the socket is open") };
                 self.sent(tuple.server, tuple.client, buffer[..response.length].to_vec(), passes);
             }
-            FromClient::Drop(_) => {}
+            FromClient::Drop(reason) => self.dropped.push(reason),
         }
         self.actions(server);
     }
@@ -282,8 +284,11 @@ impl Servers {
         buffer[HEADROOM..HEADROOM + length].copy_from_slice(&packet.bytes);
         let mut cx = Context { now: self.now, unix: UNIX, rng: &mut self.rng };
         let core = &mut self.servers[server];
-        if let Ok((route, message)) = test_world::peer_packet(core, &mut cx, socket, packet.from, 0, &mut buffer) {
-            self.sent(route.tuple.server, route.tuple.client, buffer[message].to_vec(), packet.passes + 1);
+        match test_world::peer_packet(core, &mut cx, socket, packet.from, 0, &mut buffer) {
+            Ok((route, message)) => {
+                self.sent(route.tuple.server, route.tuple.client, buffer[message].to_vec(), packet.passes + 1);
+            }
+            Err(reason) => self.dropped.push(reason),
         }
         self.actions(server);
     }
@@ -346,6 +351,9 @@ fn a_packet_does_not_circle_between_two_servers() {
     for seed in 0..50 {
         let mut servers = Servers::new(seed);
         circle(&mut servers, seed > 0);
+        // The attack is cut where it needs a request through an allocation, and not before.
+        assert!(servers.dropped.contains(&DropReason::RelayedTurn), "seed {seed}: {:?}", servers.dropped);
+        assert!(servers.most_passes > 0);
         assert!(servers.most_passes <= MOST_PASSES, "seed {seed}: a packet has passed {} servers", servers.most_passes);
     }
 }
@@ -353,6 +361,7 @@ fn a_packet_does_not_circle_between_two_servers() {
 /// The attacker allocates, permits, frees and sends on ways of up to two allocations, in any order.
 #[test]
 fn no_sequence_of_requests_makes_a_packet_circle() {
+    let (mut relayed_turn, mut relayed_data) = (0, 0);
     for seed in 0..200 {
         let mut servers = Servers::new(seed);
         let hosts = [1, 2, 3].map(|port| SocketAddr::from(([9, 9, 9, 9], port)));
@@ -379,5 +388,8 @@ fn no_sequence_of_requests_makes_a_packet_circle() {
         }
         servers.deliver_all(true);
         assert!(servers.most_passes <= MOST_PASSES, "seed {seed}: a packet has passed {} servers", servers.most_passes);
+        relayed_turn += usize::from(servers.dropped.contains(&DropReason::RelayedTurn));
+        relayed_data += usize::from(servers.most_passes > 1);
     }
+    assert!(relayed_turn > 50 && relayed_data > 20, "{relayed_turn} {relayed_data}");
 }

@@ -149,7 +149,7 @@ fn sources_without_proof_share_a_budget_that_clients_with_proof_do_not_need() {
     };
     assert_eq!(flood(&mut world, 10_000), 4_096);
     world.pass(std::time::Duration::from_millis(10));
-    assert_eq!(flood(&mut world, 10_000), 200);
+    assert_eq!(flood(&mut world, 10_000), 100);
     // Another client of a source that has proved something, and a client on a connection.
     let neighbour = at_port(&world, &client, 7_000);
     assert_eq!(responses(&mut world, &neighbour, &first_request(), 1, DropReason::ResponseBudget), 1);

@@ -19,10 +19,9 @@ impl Server {
         message: &Message<'_>,
         response: &mut [u8],
     ) -> FromClient {
-        // The client of an allocation has proved that it receives at its address.
-        if self.table.find_open(tuple, now).is_none()
-            && let Err(reason) = self.admit_response(tuple, Kind::Binding, now)
-        {
+        // The client of an allocation has proved that it receives at its address. Its packets can still be forged.
+        let kind = if self.table.find_open(tuple, now).is_some() { Kind::Verified } else { Kind::Binding };
+        if let Err(reason) = self.admit_response(tuple, kind, now) {
             return FromClient::Drop(reason);
         }
         match unknown_attributes(message) {

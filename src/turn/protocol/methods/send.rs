@@ -42,8 +42,7 @@ impl Server {
         if !allocation.permissions.allows(peer.ip(), now) {
             return Err(DropReason::NoPermission);
         }
-        let allowed = self.snapshot.policy.peer_allowed(&self.snapshot.relays, peer);
-        let peer = allowed.map_err(|_| DropReason::PeerForbidden)?;
+        let peer = self.permitted_peer_allowed(peer).map_err(|_| DropReason::PeerForbidden)?;
         if is_turn_message(packet.get(payload.clone()).unwrap_or_default()) {
             return Err(DropReason::RelayedTurn);
         }
