@@ -78,6 +78,7 @@ fn execute(arguments: &Arguments) -> Result<(), String> {
     match arguments.command {
         Some(Command::CheckConfig) => check(path.as_deref(), &config),
         None => {
+            control::prepare_memory();
             let log = control::logging::start(&config.log).map_err(|error| format!("cannot start the log: {error}"))?;
             let source = path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
             tracing::info!(event = "starting", version = env!("CARGO_PKG_VERSION"), configuration = source, "starting");

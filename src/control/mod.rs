@@ -25,7 +25,7 @@ use crate::auth::{Secret, time_limited};
 use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::net::tls::Certificate;
-use crate::net::udp;
+use crate::net::{limits, udp};
 use crate::setting::AUTH_SECRETS;
 use crate::transport::{Endpoint, TurnUri};
 use crate::turn::Outcome;
@@ -58,6 +58,11 @@ pub enum RunError {
         "worker {0} stopped unexpectedly, so the server stopped. This is a bug; please report the preceding log lines"
     )]
     WorkerEnded(usize),
+}
+
+/// Prepares the memory of the process. Must be called before the log and the server start, because they start threads.
+pub fn prepare_memory() {
+    limits::save_address_space();
 }
 
 /// Runs the server until SIGINT, or until the drain that SIGTERM or SIGUSR1 starts has ended. `log` is the running log

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
 use crate::net::interfaces::{self, Interfaces};
 use crate::net::limits;
-use crate::setting::{ADDRESS_SPACE, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator};
+use crate::setting::{ADDRESS_SPACE, ALLOCATIONS, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator};
 use crate::transport::Endpoint;
 use crate::turn::Ledger;
 use crate::worker::{self, Handle, Plan, Snapshot, Statistics};
@@ -45,6 +45,22 @@ pub enum StartError {
     /// The system's random source failed.
     #[error("the random number generator of the system failed: {0}")]
     Random(#[from] getrandom::Error),
+    /// The address space is too small for the workers and their allocations.
+    #[error(
+        "the limit of address space, {limit} MiB, is too low: {workers} workers and {allocations} allocations need \
+         {needed} MiB in addition to what is in use; raise the limit ({ADDRESS_SPACE}), or set fewer {WORKERS} or a \
+         lower {ALLOCATIONS}"
+    )]
+    AddressSpace {
+        /// The limit in MiB.
+        limit: u64,
+        /// What the workers and the allocations need, in MiB.
+        needed: usize,
+        /// The number of workers.
+        workers: usize,
+        /// The greatest number of allocations.
+        allocations: usize,
+    },
     /// A thread or its runtime could not be created.
     #[error(
         "cannot start a worker: {0}{advice}",
@@ -103,6 +119,7 @@ pub(super) fn prepare<'a>(
     let snapshot = Arc::new(snapshot(config, &inputs, &addresses, acceptor));
     // Addresses of a second family may come later.
     let room = config.relay.ports.len() * relay_count(choice).max(2);
+    check_address_space(config, workers, room)?;
     let ledger = Arc::new(Ledger::new(room, connections, [random_key()?, random_key()?]));
     let (mut plans, mut controls) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
     for _ in 0..workers {
@@ -213,6 +230,28 @@ fn worker_count(config: &Config) -> usize {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         wanted => wanted,
     }
+}
+
+/// The address space of the ledger, apart from what depends on the number of relay ports: an estimate.
+const LEDGER: usize = 8 << 20;
+/// The part of the ledger for each relay port: an estimate.
+const LEDGER_PER_PORT: usize = 256;
+/// The state of an allocation with a few permissions and channels.
+const PER_ALLOCATION: usize = 1 << 10;
+
+/// Checks that a limited address space is sufficient for the workers and their allocations. A server that runs out of
+/// it under load is aborted.
+fn check_address_space(config: &Config, workers: usize, room: usize) -> Result<(), StartError> {
+    let Some(limit) = limits::address_space() else { return Ok(()) };
+    let allocations = match config.limits.allocations {
+        0 => room,
+        limit => room.min(usize::try_from(limit).unwrap_or(usize::MAX)),
+    };
+    let needed = workers * worker::address_space() + LEDGER + room * LEDGER_PER_PORT + allocations * PER_ALLOCATION;
+    if limits::can_allocate(needed) {
+        return Ok(());
+    }
+    Err(StartError::AddressSpace { limit: limit >> 20, needed: needed >> 20, workers, allocations })
 }
 
 /// Returns the number of relay addresses for all clients, at least one.

@@ -4,7 +4,9 @@ use std::ffi::OsStr;
 use std::sync::OnceLock;
 use std::{env, io, process};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+
+use super::sys;
 
 /// Raises the limit of open files to the hard limit, and returns it.
 ///
@@ -16,6 +18,30 @@ pub fn raise_open_files() -> io::Result<u64> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
     Ok(hard)
+}
+
+/// Returns the limit of address space in bytes. `None` without one.
+#[must_use]
+pub fn address_space() -> Option<u64> {
+    getrlimit(Resource::RLIMIT_AS).ok().map(|(soft, _)| soft).filter(|limit| *limit != RLIM_INFINITY)
+}
+
+/// If the address space is limited, keeps the allocator from reserving it for each thread. Must be called before the
+/// first thread starts. Otherwise the amount that remains for buffers would depend on the order of the threads.
+pub fn save_address_space() {
+    if address_space().is_some() {
+        sys::share_arena();
+    }
+}
+
+/// Returns whether `bytes` more bytes can be allocated at present.
+#[must_use]
+pub fn can_allocate(bytes: usize) -> bool {
+    let mut memory = Vec::<u8>::new();
+    let fits = memory.try_reserve_exact(bytes).is_ok();
+    // The compiler may otherwise omit the allocation and assume that it succeeds.
+    std::hint::black_box(memory.as_ptr());
+    fits
 }
 
 /// Returns whether systemd started this process as a service. Its unit then sets the limits.
@@ -45,6 +71,12 @@ mod tests {
         // A shell in a terminal that systemd started.
         assert!(!started_as_service(None, Some(OsStr::new("6")), 7));
         assert!(!started_as_service(None, None, 7));
+    }
+
+    #[test]
+    fn more_than_the_address_space_cannot_be_allocated() {
+        assert!(can_allocate(1 << 20));
+        assert!(!can_allocate(1 << 60));
     }
 
     #[test]

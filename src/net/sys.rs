@@ -573,6 +573,14 @@ unsafe fn read_control(header: &libc::msghdr) -> ControlMessages {
     control
 }
 
+/// Lets all threads allocate from one arena. glibc otherwise reserves at least 64 MiB of address space for each thread.
+pub(super) fn share_arena() {
+    // If it fails, only the address space that glibc reserves is larger.
+    // SAFETY: the function has no preconditions.
+    #[cfg(target_env = "gnu")]
+    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Returns `size` zero bytes, which the system provides page by page as they are used. Unlike `vec!`, it does not abort
 /// the process if the address space is too small.
 fn zeroed(size: usize) -> io::Result<Vec<u8>> {

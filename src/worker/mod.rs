@@ -58,6 +58,15 @@ const STREAM_BUFFER: usize = LARGEST_FRAME + LARGEST_READ;
 /// The layout of a slot for a datagram.
 const SLOT: SlotLayout = SlotLayout { headroom: HEADROOM, payload: LARGEST_DATAGRAM, tailroom: TAILROOM };
 
+/// The default size of a thread's stack in the standard library.
+const STACK: usize = 2 << 20;
+
+/// Returns the address space that a worker needs for its buffers and its stack.
+pub(crate) fn address_space() -> usize {
+    let slots = from_clients::BATCH + from_peers::BATCH;
+    slots * SLOT.size() + STREAM_BUFFER + RESPONSE_BUFFER + STACK
+}
+
 /// Everything that a worker needs to start. All listeners are bound before the first worker starts. If one of them
 /// cannot be bound, no worker starts.
 #[derive(Debug)]

@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::running::{Running, failure, text_config, turnserver};
-use crate::support::TempDir;
+use crate::support::client::{Client, Login};
+use crate::support::{Server, TempDir, config};
 
 /// Returns a configuration that listens on `address` over one transport, and on any port over the other.
 fn listening_on(transport: &str, address: &str) -> String {
@@ -128,4 +129,31 @@ fn invalid_arguments_are_exit_code_2() {
         assert_eq!((finished.code, finished.stdout.as_slice()), (Some(2), &[][..]), "{finished:?}");
         assert!(finished.stderr.join("\n").contains(part), "{finished:?}");
     }
+}
+
+// An allocator that reserves space for each thread would let a larger limit fail where a smaller one suffices.
+#[test]
+fn a_limited_address_space_is_sufficient_or_one_line_names_the_limit() {
+    let config = format!("workers = 2\n{}", config(&["127.0.0.1"], ""));
+    let mut started = Vec::new();
+    for megabytes in [20, 40, 60, 80, 100, 120, 150, 180, 200, 250, 300] {
+        match Server::try_start_with_address_space(&config, megabytes * 1_000) {
+            Ok(server) => {
+                let login = Login::mint("alice", 600);
+                assert!(Client::new(server.udp_address()).allocate(&login).is_ok());
+                assert!(Client::connect(server.tcp_address()).allocate(&login).is_ok());
+                assert_eq!(server.terminate().code, Some(0));
+                started.push(true);
+            }
+            Err(output) => {
+                assert_eq!(output.matches("turnserver: ").count(), 1, "{megabytes} MB: {output}");
+                assert!(output.contains("LimitAS, `ulimit -v`"), "{megabytes} MB: {output}");
+                assert!(!output.contains("memory allocation of"), "{megabytes} MB: {output}");
+                started.push(false);
+            }
+        }
+    }
+    // Each limit above a sufficient one is sufficient, too.
+    assert!(started.is_sorted(), "{started:?}");
+    assert_eq!((started.first(), started.last()), (Some(&false), Some(&true)));
 }

@@ -46,6 +46,13 @@ impl Server {
         Self::start_by(shell.args(["-c", &limited, env!("CARGO_BIN_EXE_turnserver")]), config)
     }
 
+    /// Like `start`, with a limited address space in KiB. The error is the output of a server that does not start.
+    pub(crate) fn try_start_with_address_space(config: &str, kib: u64) -> Result<Self, String> {
+        let mut shell = Command::new("sh");
+        let limited = format!("ulimit -v {kib} && exec \"$0\" \"$@\"");
+        Self::try_start(shell.args(["-c", &limited, env!("CARGO_BIN_EXE_turnserver")]), config)
+    }
+
     /// Like `start`. Returns `None` if another program uses a port of the configuration.
     pub(crate) fn start_unless_in_use(config: &str) -> Option<Self> {
         match Self::try_start(&mut Command::new(env!("CARGO_BIN_EXE_turnserver")), config) {

@@ -24,7 +24,7 @@ pub struct SlotLayout {
 }
 
 impl SlotLayout {
-    const fn size(self) -> usize {
+    pub(crate) const fn size(self) -> usize {
         self.headroom + self.payload + self.tailroom
     }
 }
