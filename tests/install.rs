@@ -11,7 +11,7 @@ mod install {
     use std::path::Path;
     use std::process::Command;
 
-    use crate::support::{Finished, TIMEOUT, TempDir, run};
+    use crate::support::{Finished, Server, TIMEOUT, TempDir, config, run};
 
     fn file(name: &str) -> String {
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
@@ -83,7 +83,21 @@ mod install {
         let reload: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("ExecReload=")).collect();
         let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
         let (binary, arguments) = start.split_once(' ').unwrap();
-        assert_eq!(reload, [&format!("{binary} check-config {arguments}"), "/bin/kill -HUP $MAINPID"]);
+        // /bin/sh is on each Debian, /bin/kill is not.
+        assert_eq!(reload, [&format!("{binary} check-config {arguments}"), "/bin/sh -c 'kill -HUP $MAINPID'"]);
+    }
+
+    #[test]
+    fn a_reload_of_the_unit_signals_the_server_without_other_programs() {
+        let unit = file("systemd/turnserver.service");
+        let script = unit.lines().find_map(|line| line.strip_prefix("ExecReload=/bin/sh -c '")?.strip_suffix('\''));
+        let server = Server::start(&config(&["127.0.0.1"], ""));
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", script.unwrap()]).env_clear().env("MAINPID", server.id().to_string()).env("PATH", "");
+        let finished = run(&mut shell, None, TIMEOUT);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        // Without a certificate, a reload has no effect.
+        server.wait_for_log(|line| line.field("event").as_deref() == Some("reload-ignored"));
     }
 
     // systemd.special(7): services that need the right time are ordered after the target and do not pull it in.
