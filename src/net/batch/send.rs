@@ -25,6 +25,9 @@ const MAX_PIECES: usize = 1_024;
 const MAX_SEGMENT_V4: usize = 1_472;
 const MAX_SEGMENT_V6: usize = 1_452;
 
+/// The longest segments that are sent whole on every IPv6 path: the minimum MTU without the headers (RFC 8200 §5).
+const MAX_SEGMENT_V6_EVERYWHERE: usize = 1_232;
+
 /// The most messages of one system call.
 ///
 /// After a failed message, the call is repeated with the messages that follow it. The limit bounds the cost of building
@@ -257,11 +260,16 @@ impl SendBatch {
             self.statuses.clear();
         }
         let (mut next, mut attempts) = (0, 0);
+        // The messages that replace a refused one, if none of them has failed, and the error.
+        let mut refused: Option<(Range<usize>, io::Error)> = None;
         while next < self.messages.len() {
             let error = match self.transmit(socket, arena, next) {
                 Ok(count) => {
                     let sent = next..next + count.max(1);
                     self.set_status(sent.clone(), SendStatus::Sent);
+                    if let Some((_, error)) = refused.take_if(|(singles, _)| singles.end <= sent.end) {
+                        self.segmentation.refused(&error);
+                    }
                     if self.messages.get(sent.clone()).unwrap_or_default().iter().any(Message::is_split) {
                         self.segmentation.refusals = 0;
                     }
@@ -280,12 +288,12 @@ impl SendBatch {
                 continue;
             }
             attempts = 0;
-            if is_segmentation_error(code) && self.messages.get(next).is_some_and(Message::is_split) {
-                if is_refusal(code) {
-                    self.segmentation.refused(&error);
-                }
+            let split = self.messages.get(next).filter(|message| message.is_split());
+            if let Some(message) = split.filter(|_| is_segmentation_error(code)) {
+                refused = is_refusal(code, message).then(|| (next..next + message.datagrams.len(), error));
                 self.split(next);
             } else {
+                refused = None;
                 self.set_status(next..next + 1, SendStatus::Failed(code));
                 next += 1;
             }
@@ -422,12 +430,17 @@ impl Message {
 
 /// Returns whether segmentation can be the cause of this error, so that sending the datagrams one by one may succeed.
 fn is_segmentation_error(code: i32) -> bool {
-    is_refusal(code) || code == libc::EMSGSIZE
+    matches!(code, libc::EIO | libc::EINVAL | libc::EMSGSIZE)
 }
 
-/// Returns whether an interface causes this error: it has no checksum offload (`EIO`), or segments are longer than its
-/// MTU (`EINVAL`; later kernels use `EMSGSIZE`, which an ICMP message can cause as well). No ICMP message causes these
-/// two errors, so a host that forges ICMP cannot disable segmentation.
-fn is_refusal(code: i32) -> bool {
-    matches!(code, libc::EIO | libc::EINVAL)
+/// Returns whether this error of a message means that the interface refuses to split it, provided that its datagrams
+/// can be sent one by one: the interface has no checksum offload (`EIO`), or segments are longer than its MTU
+/// (`EINVAL`; later kernels use `EMSGSIZE`).
+///
+/// A host that forges ICMP must not disable segmentation. A Packet Too Big message causes `EINVAL` or `EMSGSIZE` for
+/// segments longer than the path MTU, which is at least 1280 bytes (RFC 8201 §4). IPv4 sockets ignore the path MTU. A
+/// source address that has gone also causes `EINVAL`, but for single datagrams as well.
+fn is_refusal(code: i32, message: &Message) -> bool {
+    let is_below_path_mtu = message.target.to.is_ipv4() || message.segment <= MAX_SEGMENT_V6_EVERYWHERE;
+    code == libc::EIO || (code == libc::EINVAL && is_below_path_mtu)
 }

@@ -324,6 +324,21 @@ fn segmentation_pauses_if_the_interface_refuses_it_and_is_tried_again() {
     }
 }
 
+// A source address that has gone fails with EINVAL, as a refused segmentation does.
+#[test]
+fn a_source_address_that_has_gone_does_not_disable_segmentation() {
+    if has_ipv6() {
+        let ((sender, _), (_, to)) = (socket(ip("::1")), socket(ip("::1")));
+        let mut batch = SendBatch::new();
+        let gone = Target::new(to, Some(ip("2001:db8::77")), 0);
+        for _ in 0..REFUSALS {
+            batch.push_run(&gone, &[Piece::of_arena(0..1)], 2, 1);
+            assert_eq!(batch.flush(&sender, b"ab"), [SendStatus::Failed(libc::EINVAL); 2]);
+        }
+        assert_eq!((batch.segmentation.refusals, batch.segmentation.is_on()), (0, segmentation_supported()));
+    }
+}
+
 #[test]
 fn segmentation_pauses_on_an_interface_without_checksum_offload() {
     const UDP_LITE: i32 = 136;
@@ -344,14 +359,21 @@ fn segmentation_pauses_on_an_interface_without_checksum_offload() {
     assert!(!batch.segmentation.is_on());
 }
 
-// An ICMP message can leave ENOPROTOOPT (3/2), EOPNOTSUPP (3/5) or EMSGSIZE (3/4) on a socket.
+// An ICMP message can leave ENOPROTOOPT (3/2), EOPNOTSUPP (3/5) or EMSGSIZE (3/4) on a socket. RFC 8201 §4: Packet Too
+// Big never lowers the path MTU below 1280 bytes.
 #[test]
 fn only_errors_that_no_icmp_message_causes_count_as_refusals() {
+    let message = |to, length| Message::single(Target::new(addr(to), None, 0), length, 0, 0..1);
+    let messages =
+        [message("192.0.2.1:9", 1_472), message("[2001:db8::1]:9", 1_232), message("[2001:db8::1]:9", 1_233)];
+    let are_refusals = |code| messages.each_ref().map(|message| is_refusal(code, message));
+    assert_eq!(are_refusals(libc::EIO), [true, true, true]);
+    assert_eq!(are_refusals(libc::EINVAL), [true, true, false]);
     for code in [libc::EIO, libc::EINVAL] {
-        assert!(is_segmentation_error(code) && is_refusal(code));
-        assert!(!may_be_pending(&io::Error::from_raw_os_error(code)));
+        assert!(is_segmentation_error(code) && !may_be_pending(&io::Error::from_raw_os_error(code)));
     }
-    assert!(is_segmentation_error(libc::EMSGSIZE) && !is_refusal(libc::EMSGSIZE));
+    assert_eq!(are_refusals(libc::EMSGSIZE), [false; 3]);
+    assert!(is_segmentation_error(libc::EMSGSIZE));
     for code in [libc::EPERM, libc::EOPNOTSUPP, libc::ENOPROTOOPT] {
         assert!(!is_segmentation_error(code));
     }
