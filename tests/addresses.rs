@@ -199,6 +199,9 @@ mod addresses {
                 temporary()
             });
             assert!(created, "the kernel creates no temporary address");
+            // The marker is read together with the temporary address or after it.
+            ip("addr add 203.0.114.1/24 dev w0");
+            wait_for_relay(&server, "203.0.114.1", 1);
             assert_eq!(allocate(&server, "::1").as_deref(), Ok("2a01:4f8::1"));
             drop(server);
             let server = Server::start(&auto(""));
