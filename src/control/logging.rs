@@ -3,11 +3,13 @@
 //! Lines go through a bounded queue to a thread that writes them to standard error. If standard error is not read fast
 //! enough, lines are lost; the relay does not wait.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -78,7 +80,23 @@ pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
         }
         (LogFormat::Json, false) => subscriber.json().init(),
     }
+    std::panic::set_hook(Box::new(move |panic| report_panic(panic, layout)));
     Ok(Logging { queue })
+}
+
+/// Writes a panic as one line, and a backtrace if `RUST_BACKTRACE` asks for one. It does not use the queue, because the
+/// process may end before the queue is empty.
+fn report_panic(panic: &PanicHookInfo<'_>, layout: Layout) {
+    let name = thread::current().name().unwrap_or("unnamed").to_owned();
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let mut text = panic_line(&name, &place, panic.payload_as_str().unwrap_or("no message"), layout);
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        let prefix = if layout.journal { priority(Level::ERROR) } else { "" };
+        text.extend(backtrace.to_string().lines().map(|line| format!("{prefix}{line}\n")));
+    }
+    // A line that cannot be written is lost; the failure cannot be reported.
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// The form of the lines.
@@ -216,9 +234,41 @@ fn notice(lost: u64, layout: Layout) -> String {
     }
 }
 
+/// The event of a panic, which does not pass through the queue.
+const PANIC: &str = "panic";
+
+fn panic_line(thread: &str, place: &str, text: &str, layout: Layout) -> String {
+    let message = "a thread panicked. This is a bug; please report it";
+    let prefix = if layout.journal { priority(Level::ERROR) } else { "" };
+    match layout.format {
+        LogFormat::Text => {
+            format!("{prefix}ERROR {message} event=\"{PANIC}\" thread={thread:?} place={place:?} reason={text:?}\n")
+        }
+        LogFormat::Json => {
+            let fields =
+                json!({ "message": message, "event": PANIC, "thread": thread, "place": place, "reason": text });
+            format!("{prefix}{}\n", json!({ "level": "ERROR", "fields": fields }))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_is_one_line_with_a_priority_in_the_journal() {
+        let line =
+            |format, journal| panic_line("worker-0", "src/a.rs:1:2", "left: 1\nright: 2", Layout { format, journal });
+        let text = "ERROR a thread panicked. This is a bug; please report it event=\"panic\" thread=\"worker-0\" \
+                    place=\"src/a.rs:1:2\" reason=\"left: 1\\nright: 2\"\n";
+        assert_eq!(line(LogFormat::Text, false), text);
+        assert_eq!(line(LogFormat::Text, true), format!("<3>{text}"));
+        let json = line(LogFormat::Json, true);
+        assert!(json.starts_with("<3>{") && json.lines().count() == 1, "{json}");
+        let json: serde_json::Value = serde_json::from_str(&json[3..]).unwrap();
+        assert_eq!(json["fields"]["reason"], "left: 1\nright: 2");
+    }
 
     #[test]
     fn a_full_queue_drops_lines_and_logs_their_number() {

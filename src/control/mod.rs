@@ -71,21 +71,20 @@ pub fn prepare_memory() {
 /// # Errors
 /// If it cannot start, or a worker fails.
 pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Signals)?;
+    // A signal during the start is handled after it. Without a handler, it would end the process without a log line.
+    let mut signals = {
+        let _entered = runtime.enter();
+        Signals::install().map_err(RunError::Signals)?
+    };
     for warning in &config.warnings {
         tracing::warn!(event = "configuration-warning", "{warning}");
     }
     let (stop, stopped) = watch::channel(false);
     let clock = Clock::start();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Signals)?;
     let prepared = {
         let _entered = runtime.enter();
         start::prepare(config, clock, &stopped)?
-    };
-    // The handlers are installed before the listeners are logged. A program that waits for these lines can send a
-    // signal at once.
-    let mut signals = {
-        let _entered = runtime.enter();
-        Signals::install().map_err(RunError::Signals)?
     };
     announce(&prepared);
 

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The event that `control/logging.rs` writes without `tracing`, because it is about the log itself.
-const WRITTEN_DIRECTLY: (&str, &str, &[&str]) = ("lines-lost", "warn", &["count"]);
+/// The events that `control/logging.rs` writes without `tracing`: about the log itself, and when a thread ends.
+const WRITTEN_DIRECTLY: [(&str, &str, &[&str]); 2] =
+    [("lines-lost", "warn", &["count"]), ("panic", "error", &["thread", "place", "reason"])];
 
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
@@ -135,8 +136,9 @@ fn each_log_line_has_an_event_and_the_fields_that_the_table_gives() {
         }
     }
     assert!(logged.len() > 40, "the calls are not found: {logged:?}");
-    let (event, level, fields) = WRITTEN_DIRECTLY;
-    add(&mut logged, event.to_owned(), level, &fields.iter().map(|&field| field.to_owned()).collect::<Vec<_>>());
+    for (event, level, fields) in WRITTEN_DIRECTLY {
+        add(&mut logged, event.to_owned(), level, &fields.iter().map(|&field| field.to_owned()).collect::<Vec<_>>());
+    }
 
     let document = read("docs/logging.md");
     let mut documented = Events::new();

@@ -8,7 +8,7 @@ use turnserver::stun::TransactionId;
 
 use super::running::Running;
 use crate::support::client::{Client, Login, allocate, receive, socket};
-use crate::support::{Finished, LogLine, config};
+use crate::support::{Finished, LogLine, SECRET, config};
 
 const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
 
@@ -44,6 +44,19 @@ fn signals_without_an_effect_are_logged_and_do_not_end_the_server() {
     let client = Client::new(server.address());
     assert_eq!(client.binding(), client.address());
     assert_eq!(server.terminate().code, Some(0));
+}
+
+// A warning about the configuration is logged before the sockets are bound.
+#[test]
+fn a_signal_during_the_start_does_not_end_the_server() {
+    let config = config(&["127.0.0.1"], "").replace(SECRET, "short");
+    for (signal, name) in [(Signal::SIGUSR2, "SIGUSR2"), (Signal::SIGHUP, "SIGHUP")] {
+        let server = Running::begin(&config, &[]);
+        server.wait_for_line(|line| line.contains("configuration-warning"));
+        server.process.signal(signal);
+        server.wait_for_line(|line| line.contains(name));
+        assert_eq!(server.terminate().code, Some(0));
+    }
 }
 
 #[test]
