@@ -242,6 +242,35 @@ fn create_permission(bencher: Bencher<'_, '_>) {
     request(bencher, |client| client.request(Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(PERMITTED))]));
 }
 
+/// Measures a request with many distinct peers: as many as are allowed, more, and as many as a message can have.
+#[divan::bench(args = [256, 300, 5_400])]
+fn create_permission_of_many(bencher: Bencher<'_, '_>, count: u16) {
+    let mut world = World::new();
+    let address =
+        |number: u16| SocketAddr::from(([198, 51, 100 + number.to_be_bytes()[0], number.to_be_bytes()[1]], 9));
+    let peers: Vec<_> = (0..count).map(|number| XorPeerAddress(address(number))).collect();
+    let peers: Vec<_> = peers.iter().map(|peer| peer as &dyn EncodeAttribute).collect();
+    let packet = world.clients[0].request(Method::CREATE_PERMISSION, &peers);
+    let mut response = [0; RESPONSE_BUFFER];
+    bencher.bench_local(|| {
+        black_box(world.packet(0, black_box(&packet), &mut response));
+        while world.server.next_action().is_some() {}
+    });
+}
+
+/// Measures what a source without credentials can cost with one datagram: a request of 64 kB of empty attributes.
+#[divan::bench(args = [0, 300, 16_000])]
+fn unauthenticated(bencher: Bencher<'_, '_>, attributes: usize) {
+    let mut world = World::new();
+    let packet = message(Class::Request, Method::CREATE_PERMISSION, |writer| {
+        writer.push(&Nonce("made up"));
+        (0..attributes).for_each(|_| writer.push(&Data(&[])));
+        writer.message_integrity(b"some key");
+    });
+    let mut response = [0; RESPONSE_BUFFER];
+    bencher.bench_local(|| black_box(world.packet(CLIENTS, black_box(&packet), &mut response)));
+}
+
 #[divan::bench]
 fn channel_bind(bencher: Bencher<'_, '_>) {
     request(bencher, Client::channel_bind);

@@ -26,6 +26,7 @@ settings! {
     AUTH_SECRETS = "auth.secrets";
     AUTH_SECRETS_FILE = "auth.secrets-file";
     PEERS_ALLOW = "peers.allow";
+    STATIC_USER_ALLOCATIONS = "auth.users.allocations";
     ALLOCATIONS_PER_USER = "limits.allocations-per-user";
     ALLOCATIONS_PER_SECOND_PER_USER = "limits.allocations-per-second-per-user";
     ALLOCATIONS = "limits.allocations";

@@ -25,6 +25,8 @@ pub struct Authenticator {
 struct StaticKeys {
     md5: LongTermKey,
     sha256: LongTermKey,
+    /// The user's own limit on allocations.
+    allocations: Option<u32>,
 }
 
 impl Authenticator {
@@ -37,13 +39,25 @@ impl Authenticator {
             .into_iter()
             .map(|(name, password)| {
                 let derive = |algorithm| LongTermKey::derive_by(algorithm, &name, &realm, password.as_bytes());
-                let keys = StaticKeys { md5: derive(KeyAlgorithm::Md5), sha256: derive(KeyAlgorithm::Sha256) };
+                let (md5, sha256) = (derive(KeyAlgorithm::Md5), derive(KeyAlgorithm::Sha256));
+                let keys = StaticKeys { md5, sha256, allocations: None };
                 (name, keys)
             })
             .collect();
         let names = users.keys().map(|name| (userhash(name, &realm), name.clone())).collect();
         let dummy_key = LongTermKey::derive("", &realm, b"");
         Self { realm, secrets, users, names, dummy_key }
+    }
+
+    /// Sets the limits on allocations of static users, by name; 0 for no limit. Without one, the general limit applies.
+    #[must_use]
+    pub fn with_allocations<'n>(mut self, limits: impl IntoIterator<Item = (&'n str, u32)>) -> Self {
+        for (name, allocations) in limits {
+            if let Some(keys) = self.users.get_mut(name) {
+                keys.allocations = Some(allocations);
+            }
+        }
+        self
     }
 
     /// Returns the realm of all credentials.
@@ -106,7 +120,7 @@ impl Authenticator {
                 KeyAlgorithm::Sha256 => &keys.sha256,
             };
             return if known.is_none_or(|known| known.key() != key) && matches(key) {
-                Ok(Rc::new(Identity::of_static_user(username, key.clone())))
+                Ok(Rc::new(Identity::of_static_user(username, key.clone(), keys.allocations)))
             } else {
                 Err(AuthFailure::WrongPassword)
             };

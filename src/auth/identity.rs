@@ -16,12 +16,15 @@ pub struct Identity {
     user_len: u16,
     /// The expiry of a time-limited credential, and which part of the username was read as the expiry.
     expiry: Option<(u64, Reading)>,
+    /// The limit on allocations that replaces the general one.
+    own_allocations: Option<u32>,
     key: LongTermKey,
 }
 
 impl Identity {
-    pub(super) fn of_static_user(username: &str, key: LongTermKey) -> Self {
-        Self { username: username.into(), user_start: 0, user_len: short(username.len()), expiry: None, key }
+    pub(super) fn of_static_user(username: &str, key: LongTermKey, own_allocations: Option<u32>) -> Self {
+        let user_len = short(username.len());
+        Self { username: username.into(), user_start: 0, user_len, expiry: None, own_allocations, key }
     }
 
     /// `parsed` is the parsed `username`.
@@ -32,7 +35,10 @@ impl Identity {
             (length, Reading::ExpiryFirst | Reading::Ambiguous) => (username.len() - length, length),
         };
         let (user_start, user_len) = (short(user_start), short(user_len));
-        Self { username: username.into(), user_start, user_len, expiry: Some((parsed.expires, parsed.reading)), key }
+        // A username without a name may be that of everybody.
+        let own_allocations = parsed.user.is_empty().then_some(0);
+        let expiry = Some((parsed.expires, parsed.reading));
+        Self { username: username.into(), user_start, user_len, expiry, own_allocations, key }
     }
 
     /// Returns the value of USERNAME without trailing NULs.
@@ -48,6 +54,13 @@ impl Identity {
         let rest = self.username.get(usize::from(self.user_start)..);
         let user = rest.and_then(|rest| rest.get(..usize::from(self.user_len)));
         user.unwrap_or(&self.username)
+    }
+
+    /// Returns the user's own limit on allocations, which replaces the general one; 0 for no limit. A static user may
+    /// have one. A time-limited credential without a name has no limit, because its username names nobody.
+    #[must_use]
+    pub fn own_allocations(&self) -> Option<u32> {
+        self.own_allocations
     }
 
     /// Returns the key for the message integrity of requests and responses.
@@ -173,7 +186,7 @@ mod tests {
     use super::*;
 
     fn identity(username: &str) -> Rc<Identity> {
-        Rc::new(Identity::of_static_user(username, LongTermKey::derive(username, "realm", b"password")))
+        Rc::new(Identity::of_static_user(username, LongTermKey::derive(username, "realm", b"password"), None))
     }
 
     #[test]

@@ -195,6 +195,7 @@ fn user(table: &DeTable<'_>, header: Range<usize>, report: &mut Report<'_>) -> O
     if let Some(name) = &name {
         check_username(name, report);
     }
+    let allocations = section.number("allocations", 0..=u32::MAX, report).unwrap_or_default();
     let password = password.and_then(|password| {
         warn_if_world_readable(&password.span(), report);
         let text = password.get_ref();
@@ -206,7 +207,7 @@ fn user(table: &DeTable<'_>, header: Range<usize>, report: &mut Report<'_>) -> O
         Secret::new(text.as_bytes()).ok()
     })?;
     let name = name?;
-    Some(Spanned::new(name.span(), StaticUser { name: (*name.get_ref()).to_owned(), password }))
+    Some(Spanned::new(name.span(), StaticUser { name: (*name.get_ref()).to_owned(), password, allocations }))
 }
 
 fn check_username(name: &Spanned<&str>, report: &mut Report<'_>) {

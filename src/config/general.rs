@@ -113,16 +113,18 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
             "`limits.bytes-per-second-per-allocation` has no effect: `limits.bytes-per-second-per-user` is lower",
         );
     }
+    let allocations_per_user =
+        section.number("allocations-per-user", 0..=u32::MAX, report).unwrap_or(default.allocations_per_user);
+    // Without a limit on their allocations, users may be many people each.
+    let default_rate = if allocations_per_user == 0 { 0 } else { default.allocations_per_second_per_user };
     Limits {
         bytes_per_second_per_allocation,
         bytes_per_second_per_user,
         allocations_per_second_per_user: section
             .number("allocations-per-second-per-user", 0..=1_000, report)
-            .unwrap_or(default.allocations_per_second_per_user),
+            .unwrap_or(default_rate),
         peers_per_second: section.number("peers-per-second", 0..=10_000, report).unwrap_or(default.peers_per_second),
-        allocations_per_user: section
-            .number("allocations-per-user", 0..=u32::MAX, report)
-            .unwrap_or(default.allocations_per_user),
+        allocations_per_user,
         allocations: section.number("allocations", 0..=u32::MAX, report).unwrap_or(default.allocations),
         permissions_per_allocation: section
             .number("permissions-per-allocation", 1..=u16::MAX, report)

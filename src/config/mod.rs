@@ -134,6 +134,8 @@ pub struct StaticUser {
     pub name: String,
     /// The password.
     pub password: Secret,
+    /// Concurrent allocations. 0: no limit.
+    pub allocations: u32,
 }
 
 /// `[peers]`: exceptions from the built-in list of denied ranges. `deny` takes precedence over `allow`.
@@ -150,7 +152,7 @@ pub struct Peers {
 /// `[limits]`: limits per user, per allocation and in total.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Concurrent allocations per user. 0: no limit.
+    /// Concurrent allocations per user with a time-limited credential that has a name. 0: no limit.
     pub allocations_per_user: u32,
     /// Concurrent allocations in total. 0: as many as there are relay ports.
     pub allocations: u32,
@@ -391,7 +393,7 @@ impl Default for Limits {
         Self {
             allocations_per_user: 32,
             allocations: 0,
-            allocations_per_second_per_user: 0,
+            allocations_per_second_per_user: 8,
             permissions_per_allocation: 256,
             channels_per_allocation: 256,
             peers_per_second: 0,

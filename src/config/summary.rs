@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::addresses::short;
-use super::{AlternateWhen, Config, IcmpIndications, RelayAddresses, format_duration};
+use super::{AlternateWhen, Config, IcmpIndications, RelayAddresses, StaticUser, format_duration};
 
 /// A human-readable summary of a configuration, without secrets. Returned by [`Config::summary`].
 ///
@@ -121,16 +121,30 @@ impl fmt::Display for Summary<'_> {
         }
 
         f.write_str("\nlimits   ")?;
-        match limits.allocations_per_user {
-            0 => f.write_str("allocations per user are not limited")?,
-            allocations => write!(f, "{} per user", plural(allocations, "allocation"))?,
+        match (limits.allocations_per_user, auth.secrets.is_empty(), auth.users.is_empty()) {
+            (_, true, true) => {
+                f.write_str("allocations per user are not limited: everyone uses the credential that is printed")?;
+            }
+            (_, true, false) => f.write_str("each static user has a limit of its own")?,
+            (0, false, _) => f.write_str("allocations per user are not limited")?,
+            (allocations, false, _) => {
+                let allocations = plural(allocations, "allocation");
+                write!(f, "{allocations} per user, not limited for usernames without a name")?;
+            }
+        }
+        for StaticUser { name, allocations, .. } in &auth.users {
+            match allocations {
+                0 => write!(f, "\n         user {name}: allocations are not limited")?,
+                allocations => write!(f, "\n         user {name}: {}", plural(*allocations, "allocation"))?,
+            }
         }
         match limits.allocations {
-            0 => f.write_str(", in total as many as there are relay ports")?,
-            allocations => write!(f, ", {allocations} in total")?,
+            0 => f.write_str("\n         in total as many allocations as there are relay ports")?,
+            allocations => write!(f, "\n         {} in total", plural(allocations, "allocation"))?,
         }
         match limits.allocations_per_second_per_user {
             0 => {}
+            _ if auth.secrets.is_empty() && auth.users.iter().all(|user| user.allocations == 0) => {}
             allocations => write!(f, "\n         {} per second and user", plural(allocations, "new allocation"))?,
         }
         let (permissions, channels) = (limits.permissions_per_allocation, limits.channels_per_allocation);

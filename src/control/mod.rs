@@ -26,7 +26,7 @@ use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::net::tls::Certificate;
 use crate::net::{limits, udp};
-use crate::setting::AUTH_SECRETS;
+use crate::setting::{AUTH_SECRETS, STATIC_USER_ALLOCATIONS};
 use crate::transport::{Endpoint, TurnUri};
 use crate::turn::Outcome;
 use crate::worker::{self, ListenerSocket, Totals};
@@ -87,6 +87,9 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         start::prepare(config, clock, &stopped)?
     };
     announce(&prepared);
+    if let Some(users) = users_without_limit(config) {
+        tracing::info!(event = "users-without-limit", "no limit per user on allocations: {users}");
+    }
 
     let (sender, mut events) = mpsc::channel(2 * prepared.plans.len().max(1));
     let mut threads = Vec::new();
@@ -145,6 +148,17 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
     prepared.controls.iter().for_each(|worker| totals.add(&worker.statistics.read()));
     log_totals(&totals, clock);
     failed.map_or(Ok(()), |index| Err(RunError::WorkerEnded(index)))
+}
+
+/// Describes the users to whom limits on the allocations of a user do not apply, although such limits are configured.
+fn users_without_limit(config: &Config) -> Option<String> {
+    let nameless = !config.auth.secrets.is_empty() && config.limits.allocations_per_user != 0;
+    let nameless =
+        nameless.then(|| "time-limited usernames without a name, which may be those of everybody".to_owned());
+    let fixed = config.auth.users.iter().filter(|user| user.allocations == 0).count();
+    let fixed = (fixed > 0).then(|| format!("static users without {STATIC_USER_ALLOCATIONS} ({fixed})"));
+    let users: Vec<String> = nameless.into_iter().chain(fixed).collect();
+    (!users.is_empty()).then(|| users.join("; "))
 }
 
 /// An event that the thread of a worker reports.
@@ -242,8 +256,8 @@ impl<'a> BrowserEntry<'a> {
 fn print_entry(entry: &str, again: bool, log: &logging::Logging) {
     let explanation = format!(
         "no secret is configured, so the server created one for this run. Pass the line on standard output to new \
-         RTCPeerConnection(…). Its credential expires after 24 h, or earlier if the server stops. For permanent \
-         credentials, set {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use `turn-credential mint`"
+         RTCPeerConnection(…). Its credential expires after 24 h, or earlier if the server stops; limits per user do not \
+         apply to it. For permanent credentials, set {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use `turn-credential mint`"
     );
     let mut stdout = io::stdout().lock();
     let text = if again {

@@ -35,13 +35,14 @@ pub(super) fn snapshot(
     let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
     let nonces = NonceMint::from_secrets(&secrets, nonce_lifetime)
         .unwrap_or_else(|| NonceMint::from_random(*nonce_key, nonce_lifetime));
-    let authenticator = Authenticator::new(config.realm.clone(), secrets, users);
+    let static_limits = config.auth.users.iter().map(|user| (user.name.as_str(), user.allocations));
+    let authenticator = Authenticator::new(config.realm.clone(), secrets, users).with_allocations(static_limits);
     let core = turn::Snapshot {
         nonces: nonces.with_features(authenticator.features()),
         authenticator,
         policy: policy(config, addresses.own().to_vec()),
         relays: addresses.relays(),
-        limits: limits(config),
+        limits: limits(config, inputs.generated_secret.is_some()),
         alternate: alternate(&config.alternate),
         compat: Compat {
             channels: if config.compat.rfc5766_channels { ChannelNumbers::Rfc5766 } else { ChannelNumbers::Rfc8656 },
@@ -77,13 +78,16 @@ pub(super) fn policy(config: &Config, own: Vec<IpAddr>) -> PeerPolicy {
     }
 }
 
-fn limits(config: &Config) -> Limits {
+/// Returns the limits. In a `trial`, everyone uses the one credential that the server has printed, so limits per user do
+/// not apply.
+fn limits(config: &Config, trial: bool) -> Limits {
     let limits = &config.limits;
+    let per_user = |limit| if trial { 0 } else { limit };
     Limits {
-        allocations_per_user: limits.allocations_per_user,
+        allocations_per_user: per_user(limits.allocations_per_user),
         allocations: limits.allocations,
         user_rates: UserRates {
-            allocations: Rate::of_allocations(limits.allocations_per_second_per_user),
+            allocations: Rate::of_allocations(per_user(limits.allocations_per_second_per_user)),
             bytes: Rate::of_bytes(limits.bytes_per_second_per_user),
         },
         permissions_per_allocation: limits.permissions_per_allocation.into(),

@@ -40,6 +40,9 @@ pub enum ParseError {
     /// An attribute extends past the end of the message.
     #[error("an attribute extends past the end of the message")]
     AttributeOverrun,
+    /// The message has more attributes than the receiver reads.
+    #[error("too many attributes")]
+    TooManyAttributes,
 }
 
 /// A message whose header and attribute lengths are valid. Attribute values are decoded on demand.
@@ -61,6 +64,15 @@ impl<'a> Message<'a> {
     ///
     /// [`ParseError`] unless the bytes are exactly one STUN message with a magic cookie.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        Self::parse_at_most(bytes, usize::MAX)
+    }
+
+    /// Like [`parse`](Self::parse), but reads at most `most` attributes.
+    ///
+    /// # Errors
+    ///
+    /// Also [`ParseError::TooManyAttributes`], without reading the attributes after them.
+    pub fn parse_at_most(bytes: &'a [u8], most: usize) -> Result<Self, ParseError> {
         let mut reader = Reader::new(bytes);
         let (Some(message_type), Some(length), Some(cookie), Some(&transaction_id)) =
             (reader.u16(), reader.u16(), reader.u32(), reader.array())
@@ -82,7 +94,9 @@ impl<'a> Message<'a> {
             return Err(ParseError::TrailingBytes);
         }
         let attributes = reader;
+        let mut left = most;
         while !reader.is_empty() {
+            left = left.checked_sub(1).ok_or(ParseError::TooManyAttributes)?;
             reader.attribute().ok_or(ParseError::AttributeOverrun)?;
         }
         Ok(Self { bytes, attributes, class, method, transaction_id: TransactionId::new(transaction_id) })

@@ -21,8 +21,15 @@ use super::shared::snapshot::Snapshot;
 use super::tables::allocation::Allocation;
 use super::time::Instant;
 use crate::stun::attribute::AddressFamily;
-use crate::stun::{Class, FingerprintStatus, Message, Method, TransactionId};
+use crate::stun::{Class, FingerprintStatus, Message, Method, ParseError, TransactionId};
 use crate::transport::Transport;
+
+/// The maximum number of attributes in a message, in addition to one XOR-PEER-ADDRESS for each permission. Clients send
+/// fewer than 20. A type may be repeated (RFC 8489 §14).
+const MAX_ATTRIBUTES: usize = 64;
+/// The number of permissions that counts for this maximum if fewer are allowed, so that a request for more of them gets
+/// its error response.
+const MAX_PEERS: usize = 256;
 
 impl Server {
     /// Decides about the next packet of a burst from a client: a UDP datagram, one segment of a merged datagram, or a
@@ -94,7 +101,13 @@ impl Server {
         tos: u8,
         response: &mut [u8],
     ) -> FromClient {
-        let Ok(message) = Message::parse(packet) else { return FromClient::Drop(DropReason::MalformedStun) };
+        // Each look-up reads the attributes before the one it finds, so every attribute costs time.
+        let most = MAX_ATTRIBUTES + self.snapshot.limits.permissions_per_allocation.max(MAX_PEERS);
+        let message = match Message::parse_at_most(packet, most) {
+            Ok(message) => message,
+            Err(ParseError::TooManyAttributes) => return FromClient::Drop(DropReason::TooManyAttributes),
+            Err(_) => return FromClient::Drop(DropReason::MalformedStun),
+        };
         // RFC 8489 §6.3: checks that do not depend on the class. A message that fails them is silently discarded.
         if message.fingerprint() == FingerprintStatus::Wrong {
             return FromClient::Drop(DropReason::WrongFingerprint);

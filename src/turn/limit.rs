@@ -65,6 +65,10 @@ limits! {
     AllocationsPerUser = "allocations-per-user", setting::ALLOCATIONS_PER_USER,
         "Allocation Quota Reached",
         "allocation rejected": "the user has as many allocations as this limit allows";
+    /// The static user has as many allocations as its own limit allows.
+    AllocationsOfStaticUser = "allocations-of-static-user", setting::STATIC_USER_ALLOCATIONS,
+        "Allocation Quota Reached",
+        "allocation rejected": "the static user has as many allocations as its own limit allows";
     /// The user makes allocations faster than allowed.
     AllocationRate = "allocation-rate", setting::ALLOCATIONS_PER_SECOND_PER_USER,
         "Allocation Quota Reached: allocations per second",
@@ -120,7 +124,9 @@ impl Limit {
     #[must_use]
     pub const fn code(self) -> RejectionCode {
         match self {
-            Self::AllocationsPerUser | Self::AllocationRate => RejectionCode::AllocationQuotaReached,
+            Self::AllocationsPerUser | Self::AllocationsOfStaticUser | Self::AllocationRate => {
+                RejectionCode::AllocationQuotaReached
+            }
             _ => RejectionCode::InsufficientCapacity,
         }
     }

@@ -54,6 +54,8 @@ drop_reasons! {
     UnknownProtocol = "unknown-protocol",
     /// A STUN header or an attribute list that RFC 8489 §5 does not allow.
     MalformedStun = "malformed-stun",
+    /// A message with more attributes than any client needs.
+    TooManyAttributes = "too-many-attributes",
     /// A FINGERPRINT that does not match (RFC 8489 §6.3).
     WrongFingerprint = "wrong-fingerprint",
     /// A STUN response, although the server sends no requests.

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,6 +22,12 @@ const LINES: u32 = 5;
 const ALLOCATION_LINES: u32 = 6_000;
 /// The number of lines about packets with one outcome per [`WINDOW`].
 const PACKET_LINES: u32 = 1_000;
+/// The number of these lines about one user, and what remains of it once half of all lines are used. A browser needs 16
+/// for a call.
+const LINES_PER_USER: u32 = 600;
+const FEWER_LINES_PER_USER: u32 = 60;
+/// The number of counters of lines. A keyed hash assigns users to them, so the memory is fixed.
+const USERS: usize = 4_096;
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// The maximum length of a name from the network in a line, in characters.
@@ -30,6 +37,7 @@ const LONGEST_NAME: usize = 64;
 #[derive(Debug)]
 pub(super) struct EventLog {
     allocations: RateLimit,
+    users: UserShares,
     revoked_peers: RateLimit,
     failed_authentications: RateLimit,
     waiting_sources: RateLimit,
@@ -50,6 +58,7 @@ impl Default for EventLog {
     fn default() -> Self {
         Self {
             allocations: RateLimit::of(ALLOCATION_LINES),
+            users: UserShares::default(),
             revoked_peers: RateLimit::of(ALLOCATION_LINES),
             failed_authentications: RateLimit::of(LINES),
             waiting_sources: RateLimit::of(LINES),
@@ -71,7 +80,7 @@ impl EventLog {
     pub(super) fn log(&mut self, now: Instant, event: &Event) {
         match event {
             Event::AllocationCreated { user, tuple, relay, lifetime } => {
-                if self.allocations.allows(now) {
+                if self.users.allows(&mut self.allocations, user, now) {
                     tracing::info!(
                         event = "allocation-created", user = &*printable(user), client = %tuple.client,
                         server = %tuple.server, transport = %tuple.transport, %relay, lifetime, "allocation created"
@@ -79,7 +88,7 @@ impl EventLog {
                 }
             }
             Event::AllocationEnded(ended) => {
-                if self.allocations.allows(now) {
+                if self.users.allows(&mut self.allocations, &ended.user, now) {
                     tracing::info!(
                         event = "allocation-ended", user = &*printable(&ended.user),
                         client = %ended.tuple.client, relay = %ended.relay,
@@ -353,6 +362,38 @@ fn for_operator(setting: &'static str) -> &'static str {
     setting::name_for_operator(setting, limits::is_service())
 }
 
+/// Shares the lines of a window out to users, so that one user does not hide the others.
+#[derive(Debug)]
+struct UserShares {
+    /// The lines of each user in this window.
+    lines: Box<[u32]>,
+    hasher: RandomState,
+}
+
+impl Default for UserShares {
+    fn default() -> Self {
+        Self { lines: vec![0; USERS].into(), hasher: RandomState::new() }
+    }
+}
+
+impl UserShares {
+    /// Whether a line about this user may be logged. If not, `all` counts it.
+    fn allows(&mut self, all: &mut RateLimit, user: &str, now: Instant) -> bool {
+        if all.begin_window(now) {
+            self.lines.fill(0);
+        }
+        let share = if all.allowed < all.lines / 2 { LINES_PER_USER } else { FEWER_LINES_PER_USER };
+        #[expect(clippy::cast_possible_truncation, reason = "the remainder is below USERS")]
+        let place = (self.hasher.hash_one(user) % USERS as u64) as usize;
+        let Some(lines) = self.lines.get_mut(place).filter(|lines| **lines < share) else {
+            all.suppressed += 1;
+            return false;
+        };
+        *lines += 1;
+        all.allows(now)
+    }
+}
+
 /// Allows a number of lines per window.
 #[derive(Debug)]
 struct RateLimit {
@@ -367,11 +408,18 @@ impl RateLimit {
         Self { lines, window: None, allowed: 0, suppressed: 0 }
     }
 
-    fn allows(&mut self, now: Instant) -> bool {
-        if self.window.is_none_or(|end| end.has_passed(now)) {
+    /// Begins the next window if the last one has ended.
+    fn begin_window(&mut self, now: Instant) -> bool {
+        let over = self.window.is_none_or(|end| end.has_passed(now));
+        if over {
             self.window = Some(Deadline::after(now, WINDOW));
             self.allowed = 0;
         }
+        over
+    }
+
+    fn allows(&mut self, now: Instant) -> bool {
+        self.begin_window(now);
         if self.allowed < self.lines {
             self.allowed += 1;
             return true;
@@ -476,8 +524,8 @@ mod tests {
             |label| Event::PeerDenied { user: "ann".to_owned(), tuple, peer: relay, denial: Denial::Special(label) };
         let reading = crate::auth::time_limited::Reading::ExpiryFirst;
         let mut events = vec![
-            (Event::AllocationCreated { user: user.clone(), tuple, relay: relay.into(), lifetime: 600 }, 6_000),
-            (Event::AllocationEnded(Box::new(summary)), 6_000),
+            (Event::AllocationCreated { user: user.clone(), tuple, relay: relay.into(), lifetime: 600 }, 600),
+            (Event::AllocationEnded(Box::new(summary)), 600),
             (Event::PeersRevoked { user: user.clone(), tuple, permissions: 1, channels: 1 }, 6_000),
             (Event::AuthenticationFailed { username, tuple, cause: AuthCause::Expired { ago: 5, reading } }, 5),
             (Event::SourceWaits { tuple }, 5),
@@ -515,6 +563,31 @@ mod tests {
                 assert!(sum.contains(&format!("count={}", 10_000 - most)), "{sum}");
             }
         }
+    }
+
+    #[test]
+    fn the_churn_of_a_few_users_does_not_hide_the_allocations_of_others() {
+        let created = |user: String| Event::AllocationCreated {
+            user,
+            tuple: tuple(),
+            relay: tuple().server.into(),
+            lifetime: 600,
+        };
+        let mut log = EventLog::default();
+        let lines = logged(|| {
+            for user in 0..20 {
+                (0..10_000).for_each(|_| log.log(at(1), &created(format!("churn {user}"))));
+            }
+        });
+        assert!((3_000..6_000).contains(&lines.len()), "{}", lines.len());
+        // A user may share a counter with one of the others.
+        let others = logged(|| (0..20).for_each(|user| log.log(at(2), &created(format!("caller {user}")))));
+        assert!(others.len() >= 18, "{others:?}");
+        // The next minute is not affected, and the sum contains the lines of every user.
+        let sum = logged(|| log.tick(at(61)));
+        let suppressed = 20 * 10_000 + 20 - lines.len() - others.len();
+        assert!(sum[0].contains(&format!("count={suppressed}")), "{sum:?}");
+        assert_eq!(logged(|| log.log(at(61), &created("churn 0".to_owned()))).len(), 1);
     }
 
     #[test]

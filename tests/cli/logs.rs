@@ -286,10 +286,11 @@ fn a_closed_log_pipe_does_not_stop_the_server() {
 fn a_stalled_log_reader_does_not_stop_the_relay() {
     let (server, stderr, address, _directory) = start_piped(UNLIMITED_RESPONSES);
     // Far more lines than the pipe and the log queue hold.
-    for _ in 0..40 {
+    for client in 0..40 {
+        let login = |number| Login::mint(&format!("user-{client}-{number}"), 600);
         let client = Client::new(address);
-        for _ in 0..100 {
-            let (session, _) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        for number in 0..100 {
+            let (session, _) = client.allocate(&login(number)).unwrap();
             client.delete(&session);
         }
     }

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use turnserver::auth::LongTermKey;
+use turnserver::auth::{LongTermKey, Secret, time_limited};
+use turnserver::clock::unix_seconds;
 use turnserver::stun::attribute::{ErrorCodeAttribute, Nonce, Realm, Username};
 use turnserver::stun::{Class, Message, Method, TransactionId};
 
@@ -27,6 +28,41 @@ fn a_server_with_a_static_user_prints_nothing_and_accepts_that_user() {
     assert!(Client::new(server.udp_address()).allocate(&Login::new("alice", "an old password")).is_ok());
     assert_eq!(Client::new(server.udp_address()).allocate(&Login::new("alice", "another")).map(drop), Err(401));
     assert_eq!(server.terminate().stdout, [""; 0]);
+}
+
+/// Makes this many allocations with a credential. Returns how many succeed.
+fn allocations(server: &Server, login: &Login, count: usize) -> usize {
+    let clients: Vec<Client> = (0..count).map(|_| Client::new(server.udp_address())).collect();
+    clients.iter().filter(|client| client.allocate(login).is_ok()).count()
+}
+
+// One static user often stands for all visitors of a site.
+#[test]
+fn a_static_user_has_only_a_limit_of_its_own() {
+    let users = "[[auth.users]]\nname = \"site\"\npassword = \"an old password\"\n\
+                 [[auth.users]]\nname = \"ann\"\npassword = \"an old password\"\nallocations = 5\n";
+    let server = Server::start(&config_without_secret(&["127.0.0.1"], users));
+    assert_eq!(allocations(&server, &Login::new("site", "an old password"), 80), 80);
+    assert_eq!(allocations(&server, &Login::new("ann", "an old password"), 8), 5);
+    let reached = server.wait_for_log(|line| line.message().starts_with("allocation rejected"));
+    assert_eq!(reached.field("limit").as_deref(), Some("auth.users.allocations"));
+}
+
+#[test]
+fn limits_per_user_apply_to_usernames_that_name_somebody() {
+    let server = Server::start(&config(&["127.0.0.1"], ""));
+    let secret = Secret::new(SECRET).unwrap();
+    let nameless = time_limited::mint(&secret, None, unix_seconds() + 600);
+    assert_eq!(allocations(&server, &Login::new(&nameless.username, &nameless.password), 80), 80);
+    assert_eq!(allocations(&server, &Login::mint("alice", 600), 40), 32);
+}
+
+// A browser makes about eight allocations at the start of a call, and leaves them behind when it is closed.
+#[test]
+fn the_printed_credential_survives_a_day_of_tests() {
+    let server = Server::start(&config_without_secret(&["127.0.0.1"], ""));
+    let printed = server.printed_credential();
+    assert_eq!(allocations(&server, &Login::new(&printed.username, &printed.password), 20 * 8), 20 * 8);
 }
 
 // Keys and ports come from the system's random generator, so one run reveals nothing about another.

@@ -29,7 +29,7 @@ ports = "50000 - 50999"
 secrets = ["0123456789abcdef"]
 nonce-lifetime = 600
 expiry-grace = "0s"
-users = [{ name = "ann", password = "north wind" }]
+users = [{ name = "ann", password = "north wind", allocations = 40 }]
 
 [peers]
 allow = ["10.20.0.0/16", "192.168.1.7", "::1"]
@@ -99,7 +99,7 @@ fn every_value_is_parsed() {
         },
         auth: Auth {
             secrets: vec![secret("0123456789abcdef")],
-            users: vec![StaticUser { name: "ann".to_owned(), password: secret("north wind") }],
+            users: vec![StaticUser { name: "ann".to_owned(), password: secret("north wind"), allocations: 40 }],
             nonce_lifetime: Duration::from_secs(600),
             expiry_grace: Duration::ZERO,
         },
@@ -159,6 +159,38 @@ fn an_empty_list_disables_a_transport_and_a_missing_key_does_not() {
     assert_eq!(parse("[listen]\ntcp = [\"127.0.0.1:443\"]").listen, [udp, specific].concat());
 }
 
+// Without a limit on their allocations, users may be many people each.
+#[test]
+fn the_default_rate_of_allocations_applies_only_with_a_limit_on_allocations() {
+    let rate = |text: &str| parse(text).limits.allocations_per_second_per_user;
+    assert_eq!(rate(""), 8);
+    assert_eq!(rate("[limits]\nallocations-per-user = 64"), 8);
+    assert_eq!(rate("[limits]\nallocations-per-user = 0"), 0);
+    assert_eq!(rate("[limits]\nallocations-per-user = 0\nallocations-per-second-per-user = 5"), 5);
+}
+
+#[test]
+fn the_summary_says_to_whom_limits_per_user_apply() {
+    let limits = |auth: &str| {
+        let summary = parse(auth).summary().to_string();
+        let lines = summary.lines().skip_while(|line| !line.starts_with("limits"));
+        lines.take_while(|line| !line.contains("permissions")).map(|line| line[9..].to_owned()).collect::<Vec<_>>()
+    };
+    let total = "in total as many allocations as there are relay ports";
+    assert_eq!(
+        limits("[auth]\nsecrets = [\"0123456789abcdef\"]"),
+        [
+            "32 allocations per user, not limited for usernames without a name",
+            total,
+            "8 new allocations per second and user"
+        ]
+    );
+    assert_eq!(
+        limits("[[auth.users]]\nname = \"site\"\npassword = \"north wind\""),
+        ["each static user has a limit of its own", "user site: allocations are not limited", total]
+    );
+}
+
 #[test]
 fn hostnames_are_formatted_for_urls() {
     for (host, expected) in [
@@ -188,7 +220,8 @@ relay    addresses from the interfaces of this machine; ports 49152-65535, 16384
 auth     no secret and no user: a secret is created at each start; nonces are valid for 1h
          a Refresh can extend an allocation up to 1h past the expiry of its credential
 peers    special-purpose addresses are denied
-limits   32 allocations per user, in total as many as there are relay ports
+limits   allocations per user are not limited: everyone uses the credential that is printed
+         in total as many allocations as there are relay ports
          256 permissions and 256 channels per allocation
          10000 TCP and TLS connections in total, 500 per source without an allocation
          50 responses per second to an unverified source
@@ -222,7 +255,9 @@ peers    special-purpose addresses are denied
          also allowed: 10.20.0.0/16, 192.168.1.7, ::1
          also denied: 2001:db8:1::/48
          addresses in 2001:db8:64::/96, fd00:64::/48 are judged by their IPv4 address
-limits   allocations per user are not limited, 500 in total
+limits   allocations per user are not limited
+         user ann: 40 allocations
+         500 allocations in total
          3 new allocations per second and user
          1 permission and 16384 channels per allocation, 1 new peer per second
          125000 bytes per second, direction and allocation

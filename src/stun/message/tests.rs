@@ -385,3 +385,19 @@ fn debug_output_shows_attributes_without_their_values() {
     assert!(text.contains("USERNAME (5 bytes)") && text.contains("DATA (7 bytes)"), "{text}");
     assert!(!text.contains("alice") && !text.contains("private"), "{text}");
 }
+
+#[test]
+fn attributes_above_the_maximum_are_not_read() {
+    let mut bytes = vec![0, 1, 0, 16];
+    bytes.extend(MAGIC_COOKIE.to_be_bytes());
+    bytes.extend([7; 12]);
+    bytes.extend([0x80, 0x22, 0, 0].repeat(3));
+    bytes.extend([0x80, 0x22, 0xff, 0xff]);
+    assert_eq!(Message::parse(&bytes).unwrap_err(), ParseError::AttributeOverrun);
+    assert_eq!(Message::parse_at_most(&bytes, 4).unwrap_err(), ParseError::AttributeOverrun);
+    assert_eq!(Message::parse_at_most(&bytes, 3).unwrap_err(), ParseError::TooManyAttributes);
+    bytes.truncate(32);
+    bytes[3] = 12;
+    assert_eq!(Message::parse_at_most(&bytes, 3).unwrap().attributes().count(), 3);
+    assert_eq!(Message::parse_at_most(&bytes, 2).unwrap_err(), ParseError::TooManyAttributes);
+}

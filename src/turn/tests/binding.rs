@@ -49,10 +49,10 @@ fn a_binding_request_of_rfc_3489_is_dropped() {
 
 // The response must not be longer than the request.
 #[test]
-fn binding_with_a_thousand_unknown_attributes_gets_a_small_response() {
+fn binding_with_hundreds_of_unknown_attributes_gets_a_small_response() {
     let mut world = World::new();
     let request = write(Class::Request, Method::BINDING, TransactionId::new([1; 12]), |writer| {
-        (0x4000..0x4400).for_each(|kind| writer.push(&Raw(AttributeType::new(kind), &[])));
+        (0x4000..0x4140).for_each(|kind| writer.push(&Raw(AttributeType::new(kind), &[])));
     });
     let response = world.response_to(&world.client(1).tuple, &request);
     assert_eq!(response.code(), Some(420));

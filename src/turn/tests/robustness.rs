@@ -1,5 +1,6 @@
 //! Malformed packets, and packets of unauthenticated clients.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use proptest::collection::vec;
@@ -12,7 +13,7 @@ use crate::stun::attribute::{
 use crate::stun::{AttributeType, Class, EncodeAttribute, Method, TransactionId};
 use crate::turn::RequestMethod;
 use crate::turn::tests::support::*;
-use crate::turn::{Action, DropReason, FromClient, Outcome, SocketSpec};
+use crate::turn::{Action, DropReason, Event, FromClient, Limit, Outcome, SocketSpec};
 
 // RFC 8656 §12, Table 3: packets are demultiplexed by the first byte. Reserved values are dropped.
 #[test]
@@ -86,17 +87,47 @@ fn long_messages_are_parsed() {
     assert_eq!(world.dropped(&client.tuple, &packet), DropReason::MalformedChannelData);
 }
 
+// RFC 8489 §14: attributes may be repeated. §6.3.1: comprehension-optional ones that are not understood are ignored.
 #[test]
-fn messages_with_the_maximum_number_of_attributes_are_accepted() {
+fn a_message_with_far_more_attributes_than_a_client_sends_is_dropped() {
     let mut world = World::new();
     let client = world.client(1);
     world.allocate(&client);
     let empty = Raw(AttributeType::new(0x8fff), &[]);
-    let many: Vec<&dyn EncodeAttribute> = vec![&empty; 16_000];
-    world.accept(&client, Method::REFRESH, &many);
-    let peers: Vec<_> = (0..5_000).map(|_| XorPeerAddress(peer(1))).collect();
-    let peers: Vec<&dyn EncodeAttribute> = peers.iter().map(|peer| peer as &dyn EncodeAttribute).collect();
-    world.accept(&client, Method::CREATE_PERMISSION, &peers);
+    world.accept(&client, Method::REFRESH, &[&empty as &dyn EncodeAttribute; 300]);
+    for (method, count) in [(Method::REFRESH, 320), (Method::REFRESH, 16_000), (Method::CREATE_PERMISSION, 16_000)] {
+        let many = vec![&empty as &dyn EncodeAttribute; count];
+        let request = client.request(world.transaction(), method, &many);
+        assert_eq!(world.dropped(&client.tuple, &request), DropReason::TooManyAttributes);
+    }
+    for (class, method) in [(Class::Request, Method::BINDING), (Class::Indication, Method::SEND)] {
+        let packet = plain(class, method, &vec![&empty as &dyn EncodeAttribute; 321]);
+        assert_eq!(world.dropped(&client.tuple, &packet), DropReason::TooManyAttributes);
+    }
+}
+
+// RFC 8656 §10.2. An allocation may have eight permissions here.
+#[test]
+fn more_peers_than_permissions_are_rejected_before_any_is_checked() {
+    let mut world = World::new();
+    let client = world.client(1);
+    world.allocate(&client);
+    let denied = XorPeerAddress(SocketAddr::from(([127, 0, 0, 1], 9)));
+    let peers: Vec<_> = (1..=250).map(|last| XorPeerAddress(SocketAddr::from(([198, 51, 100, last], 9)))).collect();
+    let mut attributes: Vec<&dyn EncodeAttribute> = vec![&denied];
+    attributes.extend(peers.iter().map(|peer| peer as &dyn EncodeAttribute));
+    assert_eq!(world.error_code(&client, Method::CREATE_PERMISSION, &attributes), 508);
+    assert_eq!(world.logged_limit(), Limit::Permissions);
+    assert_eq!(world.error_code(&client, Method::CREATE_PERMISSION, &attributes[..2]), 403);
+    assert!(matches!(world.event(), Event::PeerDenied { .. }));
+    // Clients repeat an address for each port of it.
+    let repeated: Vec<_> = (1..=250).map(|port| XorPeerAddress(SocketAddr::from(([198, 51, 100, 7], port)))).collect();
+    let repeated: Vec<_> = repeated.iter().map(|peer| peer as &dyn EncodeAttribute).collect();
+    world.accept(&client, Method::CREATE_PERMISSION, &repeated);
+    // 64 kB of addresses are not even parsed.
+    let most: Vec<_> = (0..5_000).map(|_| attributes[1]).collect();
+    let request = client.request(world.transaction(), Method::CREATE_PERMISSION, &most);
+    assert_eq!(world.dropped(&client.tuple, &request), DropReason::TooManyAttributes);
 }
 
 // RFC 8489 §14.3, §14.9, §14.10: a receiver parses up to 763 bytes.

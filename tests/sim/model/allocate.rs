@@ -192,7 +192,7 @@ impl Model {
         let full = |limit: u32, places: usize| limit != 0 && places + additional >= limit as usize;
         let (limit, when) = if full(self.setup.in_all, self.places(None)) {
             (Limit::Allocations, Some(RedirectWhen::Full))
-        } else if full(self.setup.per_user, self.places(Some(user))) {
+        } else if names_somebody(user) && full(self.setup.per_user, self.places(Some(user))) {
             (Limit::AllocationsPerUser, None)
         } else {
             return Ok(());
@@ -202,7 +202,7 @@ impl Model {
 
     /// Checks the rate of allocations. A reservation does not count; the allocation that claims it counts.
     fn admit_rate(&mut self, now: Now, tuple: &FiveTuple, wanted: &Wanted) -> Result<(), Body> {
-        if self.admit_allocation(now, &wanted.user) {
+        if !names_somebody(&wanted.user) || self.admit_allocation(now, &wanted.user) {
             return Ok(());
         }
         let failure = Body::LimitReached(Limit::AllocationRate);
@@ -220,4 +220,9 @@ impl Model {
         wanted.claimed = Some((bind, worker));
         Ok(Expect::Open(Box::new(wanted)))
     }
+}
+
+/// Returns whether a user is not just the expiry of a time-limited credential, which may be that of everybody.
+fn names_somebody(user: &str) -> bool {
+    user.chars().any(|c| !c.is_ascii_digit())
 }

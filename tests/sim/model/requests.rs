@@ -1,5 +1,6 @@
 //! STUN messages from clients (RFC 8489 §6.3, §9.2.4; RFC 8656 §7.2, §8.2, §10.2, §12.2).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine as _;
@@ -294,6 +295,10 @@ impl Model {
         let peers: Vec<SocketAddr> = peers.map_err(|_| error(400))?.into_iter().map(|peer| peer.0).collect();
         if peers.is_empty() {
             return Err(error(400));
+        }
+        if peers.iter().map(SocketAddr::ip).collect::<BTreeSet<_>>().len() > self.setup.permissions {
+            self.limit_reached(at, Limit::Permissions);
+            return Err(Body::LimitReached(Limit::Permissions));
         }
         if peers.iter().any(|peer| !self.allocs[at].has(now, peer.is_ipv6())) {
             return Err(error(443));

@@ -1,7 +1,10 @@
 //! CreatePermission (RFC 8656 §10.2).
 
+use std::collections::BTreeSet;
+
 use crate::stun::attribute::XorPeerAddress;
 use crate::turn::contract::Context;
+use crate::turn::limit::Limit;
 use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request::{Accepted, Authenticated};
 use crate::turn::protocol::response::Success;
@@ -18,14 +21,20 @@ impl Server {
         let now = cx.now;
         let (id, allocation) = self.table.allocation_of(now, request)?;
         // No address, or a malformed one → 400. Nothing is installed before all of them are checked.
-        let mut peers = request.message.all::<XorPeerAddress>().peekable();
-        if peers.peek().is_none() {
+        let given = request.message.all::<XorPeerAddress>();
+        let count = given.map(|peer| peer.map(|_| 1)).sum::<Result<usize, _>>();
+        let count = count.map_err(|_| Rejection::BadRequest("Bad XOR-PEER-ADDRESS"))?;
+        if count == 0 {
             return Err(Rejection::BadRequest("No XOR-PEER-ADDRESS"));
         }
-        if peers.any(|peer| peer.is_err()) {
-            return Err(Rejection::BadRequest("Bad XOR-PEER-ADDRESS"));
-        }
         let peers = || request.message.all::<XorPeerAddress>().flatten().map(|XorPeerAddress(peer)| peer);
+        // RFC 8656 §10.2 allows a limit. More addresses than an allocation may have are counted and not checked further.
+        // Clients repeat an address, with different ports, so each counts once.
+        let most = self.snapshot.limits.permissions_per_allocation;
+        if count > most && peers().map(|peer| peer.ip()).collect::<BTreeSet<_>>().len() > most {
+            self.actions.push_back(Limit::Permissions.reached(allocation.identity.user(), allocation.tuple));
+            return Err(Rejection::Limit(Limit::Permissions));
+        }
         for peer in peers() {
             check_family(allocation, peer, now)?;
         }

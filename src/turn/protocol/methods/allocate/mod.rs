@@ -122,8 +122,12 @@ impl Server {
     /// Step 10: takes a place in the quota. If a limit is reached → 486 or 508.
     fn admit(&mut self, request: &Authenticated<'_, '_>) -> Result<Ticket, Rejection> {
         let (limits, user) = (&self.snapshot.limits, request.identity.user());
-        match self.ledger.quota.admit(user, limits.allocations_per_user, limits.allocations) {
+        let own = request.identity.own_allocations();
+        match self.ledger.quota.admit(user, own.unwrap_or(limits.allocations_per_user), limits.allocations) {
             Ok(ticket) => Ok(ticket),
+            Err(QuotaExceeded::User) if own.is_some() => {
+                Err(self.failed(request, AllocateFailure::Limit(Limit::AllocationsOfStaticUser)))
+            }
             Err(QuotaExceeded::User) => Err(self.failed(request, AllocateFailure::Limit(Limit::AllocationsPerUser))),
             Err(QuotaExceeded::Server) => Err(self.failed(request, AllocateFailure::Limit(Limit::Allocations))),
         }
@@ -137,7 +141,9 @@ impl Server {
         ticket: TicketWord,
     ) -> Result<(), Rejection> {
         let rate = self.snapshot.limits.user_rates.allocations.as_ref();
-        if self.ledger.quota.admits_rate(ticket, rate, now) {
+        // A user without a limit on allocations may be many people.
+        let unlimited = request.identity.own_allocations() == Some(0);
+        if unlimited || self.ledger.quota.admits_rate(ticket, rate, now) {
             return Ok(());
         }
         Err(self.failed(request, AllocateFailure::Limit(Limit::AllocationRate)))
