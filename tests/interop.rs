@@ -1,4 +1,5 @@
-//! Interoperability with coturn's test client and echo peer (Debian package `coturn`) and openssl, over loopback.
+//! Interoperability with coturn's test client and echo peer (Debian package `coturn`), openssl and libnice, over
+//! loopback.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
@@ -424,5 +425,69 @@ mod s_client {
         }
         let (code, output) = connect("-tls1_1", &["-cipher", "DEFAULT:@SECLEVEL=0"]);
         assert!(code == Some(1) && output.contains("alert"), "{output}");
+    }
+}
+
+#[cfg(test)]
+mod libnice {
+    use std::net::{SocketAddr, TcpListener};
+    use std::process::Command;
+
+    use turnserver::clock::unix_seconds;
+
+    use crate::support::certificates::Authority;
+    use crate::support::client::Login;
+    use crate::support::{Server, TIMEOUT, TempDir, config, run, with_tls};
+
+    const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/libnice.py");
+    /// Ports that are tried, because another program can take one before the server binds it.
+    const ATTEMPTS: usize = 10;
+
+    /// Returns the types of the candidates that libnice gathers with this relay type.
+    fn candidates(server: SocketAddr, relay: &str) -> Vec<String> {
+        let login = Login::mint("alice", 600);
+        // The bindings belong to Debian's Python.
+        let mut command = Command::new("/usr/bin/python3");
+        command.args([SCRIPT, &server.ip().to_string(), &server.port().to_string()]);
+        command.args([&login.username, &login.password, relay]);
+        let finished = run(&mut command, Some("python3-gi gir1.2-nice-0.1"), TIMEOUT);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        finished.stdout
+    }
+
+    fn with_certificate(directory: &TempDir) -> String {
+        let authority = Authority::new(unix_seconds());
+        let files = authority.write(&authority.issue(&["localhost"]), directory.path());
+        with_tls(&config(&["127.0.0.1"], ""), &["127.0.0.1"], &files)
+    }
+
+    // libnice 0.1.21, which GStreamer and Janus use, sends TURN without TLS over TCP to the port of a turns: URL.
+    #[test]
+    fn libnice_without_tls_on_a_tls_port_is_named_in_the_log() {
+        let directory = TempDir::new();
+        let server = Server::start(&with_certificate(&directory));
+        assert!(!candidates(server.tls_address(), "TLS").contains(&"relayed".to_owned()));
+        let lines = server.terminate().logs;
+        let named: Vec<_> =
+            lines.iter().filter(|line| line.field("event").as_deref() == Some("plain-on-tls-port")).collect();
+        assert_eq!(named.len(), 1, "{lines:?}");
+        assert!(named[0].field("client").unwrap().starts_with("127.0.0.1:"), "{named:?}");
+        assert!(named[0].message().contains("listen.tcp"), "{named:?}");
+    }
+
+    #[test]
+    fn libnice_gets_a_relayed_candidate_on_a_port_that_tcp_and_tls_share() {
+        let directory = TempDir::new();
+        let config = with_certificate(&directory);
+        let server = (0..ATTEMPTS).find_map(|_| {
+            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            Server::start_unless_in_use(&config.replace("127.0.0.1:0", &address.to_string()))
+        });
+        let server = server.unwrap();
+        for relay in ["TLS", "TCP", "UDP"] {
+            let found = candidates(server.tls_address(), relay);
+            println!("libnice {relay}: {found:?}");
+            assert!(found.contains(&"relayed".to_owned()), "{relay}: {found:?}");
+        }
     }
 }
