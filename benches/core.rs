@@ -154,7 +154,7 @@ fn now() -> Instant {
 }
 
 fn message(class: Class, method: Method, fill: impl FnOnce(&mut MessageWriter<'_>)) -> Vec<u8> {
-    let mut buffer = vec![0; 2_000];
+    let mut buffer = vec![0; 70_000];
     let mut writer = MessageWriter::new(&mut buffer, class, method, TransactionId::new([7; 12]));
     fill(&mut writer);
     writer.finish().unwrap().to_vec()

@@ -328,7 +328,8 @@ fn segmentation_pauses_if_the_interface_refuses_it_and_is_tried_again() {
 #[test]
 fn a_source_address_that_has_gone_does_not_disable_segmentation() {
     if has_ipv6() {
-        let ((sender, _), (_, to)) = (socket(ip("::1")), socket(ip("::1")));
+        // A listener may send from any address, because of IPV6_FREEBIND.
+        let (sender, (_, to)) = (UdpSocket::bind("[::1]:0").unwrap(), socket(ip("::1")));
         let mut batch = SendBatch::new();
         let gone = Target::new(to, Some(ip("2001:db8::77")), 0);
         for _ in 0..REFUSALS {
