@@ -24,6 +24,11 @@ mod stream {
         Server::start(&config(&["127.0.0.1"], more))
     }
 
+    /// The connections of all clients belong to one worker.
+    fn one_worker(more: &str) -> Server {
+        Server::start(&format!("workers = 1\n{}", config(&["127.0.0.1"], more)))
+    }
+
     fn binding(number: u8) -> Vec<u8> {
         message(Class::Request, Method::BINDING, TransactionId::new([number; 12]), &|_| {})
     }
@@ -284,22 +289,44 @@ mod stream {
 
     #[test]
     fn connections_are_limited_per_source_and_in_total() {
-        let server = server("[limits]\nconnections = 3\nconnections-per-source = 2\n");
-        let accepted: Vec<Client> = (0..2).map(|_| Client::connect(server.tcp_address())).collect();
-        for client in &accepted {
+        let server = one_worker("[limits]\nconnections = 3\nconnections-per-source = 2\n");
+        let connect = || {
+            let client = Client::connect(server.tcp_address());
+            assert_eq!(client.binding(), client.address());
+            client
+        };
+        let [first, second, third, fourth] = [(); 4].map(|()| connect());
+        // The oldest connection of the source gives way to each further one.
+        assert_eq!((first.frame(), second.frame()), (None, None));
+        for client in [&third, &fourth] {
             assert_eq!(client.binding(), client.address());
         }
+        let login = Login::mint("alice", 600);
+        for client in [&third, &fourth] {
+            client.allocate(&login).unwrap();
+        }
+        let fifth = connect();
+        fifth.allocate(&login).unwrap();
+        // All three places are those of clients with an allocation.
         assert_eq!(Client::connect(server.tcp_address()).frame(), None);
         let rejected = server.wait_for_log(|line| line.message().starts_with("connection rejected"));
-        assert_eq!(rejected.field("limit").as_deref(), Some("limits.connections-per-source"));
-        drop(accepted.into_iter().next().unwrap());
-        // The slot is free once the server has noticed the end. Until then, the server rejects new connections.
-        let served = || {
-            let client = Client::connect(server.tcp_address());
-            client.send(&binding(1));
-            client.frame().is_some()
-        };
-        assert!((0..10_000).any(|_| served()), "the slot is not free again");
+        assert_eq!(rejected.field("limit").as_deref(), Some("limits.connections"));
+    }
+
+    #[test]
+    fn clients_are_served_while_another_behind_their_nat_opens_idle_connections() {
+        let server = one_worker("[limits]\nconnections-per-source = 5\n[timeouts]\nfirst-request = \"5m\"\n");
+        let idle: Vec<_> = (0..5).map(|_| std::net::TcpStream::connect(server.tcp_address()).unwrap()).collect();
+        let clients: Vec<_> = (0..5)
+            .map(|_| {
+                let client = Client::connect(server.tcp_address());
+                (client.allocate(&Login::mint("alice", 600)).unwrap(), client)
+            })
+            .collect();
+        for (_, client) in &clients {
+            assert_eq!(client.binding(), client.address());
+        }
+        drop(idle);
     }
 
     #[test]

@@ -40,12 +40,21 @@ mod common {
         }
 
         pub(crate) fn on(ip: &str, more: &str) -> Self {
+            Self::start("", ip, more)
+        }
+
+        /// The connections of all clients belong to one worker.
+        pub(crate) fn one_worker(more: &str) -> Self {
+            Self::start("workers = 1\n", "127.0.0.1", more)
+        }
+
+        fn start(first: &str, ip: &str, more: &str) -> Self {
             let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
             let issued = authority.issue(&["localhost"]);
             let files = authority.write(&issued, directory.path());
             // The end of a connection is logged at level debug.
             let config = config(&[ip], more).replace("[log]\n", "[log]\nlevel = \"debug\"\n");
-            let server = Server::start(&with_tls(&config, &[ip], &files));
+            let server = Server::start(&format!("{first}{}", with_tls(&config, &[ip], &files)));
             Self { server, authority, issued, files, directory }
         }
 

@@ -1,6 +1,8 @@
 //! Parsing of valid and of damaged certificates.
 
 use proptest::prelude::*;
+use tokio_rustls::rustls::crypto::{ActiveKeyExchange, SharedSecret, SupportedKxGroup};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore};
 
 use super::*;
 use certificates::Authority;
@@ -8,6 +10,53 @@ use certificates::Authority;
 #[path = "../../../tests/support/certificates.rs"]
 #[allow(dead_code, reason = "the integration tests use the rest")]
 pub(crate) mod certificates;
+
+/// Returns the server side, and the session of a client whose only key share is of a group that the server does not support.
+pub(crate) fn session_without_usable_key_share() -> (Acceptor, ClientConnection) {
+    let authority = Authority::new(crate::clock::unix_seconds());
+    let issued = authority.issue(&["localhost"]);
+    let chain = CertificateDer::pem_slice_iter(authority.chain(&issued).as_bytes()).map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
+    let acceptor = acceptor(CertifiedKey::new(chain, ring::sign::any_supported_type(&key).unwrap())).unwrap();
+    let mut provider = ring::default_provider();
+    provider.kx_groups = vec![&Unsupported, ring::kx_group::X25519];
+    let mut roots = RootCertStore::empty();
+    roots.add(der(&authority.root())).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    (acceptor, ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap())
+}
+
+/// A group that the server does not support.
+#[derive(Debug)]
+struct Unsupported;
+
+impl SupportedKxGroup for Unsupported {
+    fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, rustls::Error> {
+        Ok(Box::new(Self))
+    }
+
+    fn name(&self) -> NamedGroup {
+        NamedGroup::secp521r1
+    }
+}
+
+impl ActiveKeyExchange for Unsupported {
+    fn complete(self: Box<Self>, _: &[u8]) -> Result<SharedSecret, rustls::Error> {
+        unreachable!("the server does not select this group")
+    }
+
+    fn pub_key(&self) -> &[u8] {
+        &[4; 133]
+    }
+
+    fn group(&self) -> NamedGroup {
+        NamedGroup::secp521r1
+    }
+}
 
 const NOW: u64 = 1_700_000_000;
 const DAY: u64 = 86_400;

@@ -161,6 +161,16 @@ impl Quota {
         }
     }
 
+    /// Returns whether `user` has as many allocations as `per_user` permits; 0 is no limit.
+    pub(crate) fn is_full(&self, user: &str, per_user: u32) -> bool {
+        let (row, tag) = self.fingerprint(user);
+        let count = |word: &AtomicU64| {
+            let word = word.load(Ordering::Relaxed);
+            if word & !COUNT_MASK == tag { word & COUNT_MASK } else { 0 }
+        };
+        per_user != 0 && self.row(row).iter().map(count).max().unwrap_or_default() >= per_user.into()
+    }
+
     /// Converts a word back to a ticket. Call it once for each ticket that was converted.
     pub(crate) fn ticket(self: &Arc<Self>, word: TicketWord) -> Ticket {
         Ticket { quota: Arc::clone(self), word: Some(word) }

@@ -59,12 +59,17 @@ impl<T> BySource<T> {
         Some((oldest, self.remove(source, oldest)?))
     }
 
+    /// Removes the oldest entry of a source.
+    pub(super) fn pop_oldest(&mut self, source: Source) -> Option<(u64, T)> {
+        self.change(source, BTreeMap::pop_first)
+    }
+
     /// Removes the oldest entry of the source that follows `last`, so that the sources take turns.
     pub(super) fn pop_next(&mut self, last: Option<Source>) -> Option<(Source, u64, T)> {
         let after = last.map_or(Bound::Unbounded, Bound::Excluded);
         let next = self.entries.range((after, Bound::Unbounded)).next().or_else(|| self.entries.iter().next());
         let source = next.map(|(source, _)| *source)?;
-        let (number, entry) = self.change(source, BTreeMap::pop_first)?;
+        let (number, entry) = self.pop_oldest(source)?;
         Some((source, number, entry))
     }
 

@@ -53,9 +53,9 @@ pub(in crate::worker) async fn serve(
             drop(this);
             handshake::serve(worker, admitted, stream, acceptor, left).await;
         }
-        // The first case is never reached: the start fails if a TLS listener has no certificate, and a reload never
-        // removes the certificate.
-        (_, false) => {}
+        // Unreachable: the start fails if a TLS listener has no certificate, and a reload never removes the certificate.
+        // Every accepted connection counts its end all the same.
+        (_, false) => this.borrow_mut().connection_ended(&admitted.tuple, CloseReason::Incompatible),
         (None | Some(_), true) => {
             if is_tls {
                 this.borrow_mut().shell.events.tls_without_certificate(now, admitted.tuple);

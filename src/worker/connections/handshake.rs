@@ -1,11 +1,15 @@
 //! TLS handshakes of a worker: bounded in time, in bytes (by [`Acceptor`]), in number, and in their share of the worker.
 //!
 //! A signature of the server takes up to a few milliseconds. At most one is made per iteration of the event loop, and
-//! the next one waits as long as the last ones took. So relayed data waits for at most one signature, and at least half
-//! of the worker's time remains for it. Sources take turns: a source that starts many handshakes delays mostly its own.
+//! the next one waits as long as the last ones took. The server signs after the first ClientHello, or after the second
+//! one if it requested another key share (RFC 8446 §4.1.4), so every step of a handshake has a turn. Relayed data waits
+//! for at most one signature, and at least half of the worker's time remains for it. Sources take turns: a source that starts many handshakes delays mostly its own.
 
 use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -157,18 +161,50 @@ async fn carry_out(
     stream: TcpStream,
     acceptor: &Acceptor,
 ) -> Result<(Stream<TcpStream>, Usage), Failure> {
-    let hello = Acceptor::hello(stream).await?;
-    handshake.turn().await;
     let now = || worker.upgrade().map(|worker| worker.borrow().shell.clock.elapsed()).unwrap_or_default();
-    let began = now();
-    let accept = acceptor.respond(hello);
-    let took = now().saturating_sub(began);
-    // The response is sent first.
-    tokio::join!(accept, handshake.end_turn(took)).0
+    let hello = Acceptor::hello(stream).await?;
+    in_turns(handshake, now, || acceptor.respond(hello)).await
+}
+
+/// Begins the rest of a handshake and polls it to its end. The beginning and every poll have a turn.
+async fn in_turns<F: Future>(
+    handshake: &Handshake,
+    now: impl Fn() -> Duration,
+    begin: impl FnOnce() -> F,
+) -> F::Output {
+    handshake.turn().await;
+    let mut began = now();
+    let mut rest = pin!(begin());
+    let progress = Arc::<Progress>::default();
+    let waker = Waker::from(Arc::clone(&progress));
+    loop {
+        // The first poll sends the response to the ClientHello.
+        let polled = rest.as_mut().poll(&mut Context::from_waker(&waker));
+        handshake.end_turn(now().saturating_sub(began)).await;
+        if let Poll::Ready(output) = polled {
+            return output;
+        }
+        progress.0.notified().await;
+        handshake.turn().await;
+        began = now();
+    }
+}
+
+/// Notified when the client has sent more, or can receive more.
+#[derive(Default)]
+struct Progress(Notify);
+
+impl Wake for Progress {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_rustls::rustls::HandshakeKind;
+
     use super::*;
 
     fn source(host: u8) -> Source {
@@ -214,7 +250,7 @@ mod tests {
         let began = tokio::time::Instant::now();
         let all_of_them = std::future::poll_fn(|cx| {
             flood_signs.retain_mut(|sign| sign.as_mut().poll(cx).is_pending());
-            if flood_signs.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+            if flood_signs.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         });
         tokio::join!(all_of_them, sign(&single));
         let order = order.borrow().clone();
@@ -236,5 +272,52 @@ mod tests {
         assert!(has_turn(&third).await);
         drop(third);
         assert_eq!(all.borrow().signing, None);
+    }
+
+    /// Lets the other future run until it waits.
+    async fn let_others_run() {
+        for _ in 0..100 {
+            yield_now().await;
+        }
+    }
+
+    // RFC 8446 §4.1.4: the server signs after the second ClientHello.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_handshake_with_a_second_hello_has_a_turn_for_it() {
+        let (acceptor, mut client) = crate::net::tls::tests::session_without_usable_key_share();
+        let (mut near, far) = tokio::io::duplex(64 * 1024);
+        let all = Rc::<RefCell<Handshakes>>::default();
+        let [other, handshake] = [1, 2].map(|host| Handshakes::begin(&all, source(host)));
+        let served = async {
+            let hello = Acceptor::hello(far).await.unwrap();
+            in_turns(&handshake, || Duration::ZERO, || acceptor.respond(hello)).await
+        };
+        let driven = async {
+            let mut exchange = async |expected: bool| {
+                let mut bytes = Vec::new();
+                client.write_tls(&mut bytes).unwrap();
+                near.write_all(&bytes).await.unwrap();
+                let_others_run().await;
+                let mut response = vec![0; 16 * 1024];
+                let read = tokio::time::timeout(Duration::ZERO, near.read(&mut response)).await;
+                assert_eq!(read.is_ok(), expected);
+                if let Ok(read) = read {
+                    let mut response = &response[..read.unwrap()];
+                    while client.read_tls(&mut response).unwrap() > 0 {
+                        client.process_new_packets().unwrap();
+                    }
+                }
+            };
+            exchange(true).await;
+            other.turn().await;
+            exchange(false).await;
+            other.end_turn(Duration::ZERO).await;
+            exchange(true).await;
+            exchange(false).await;
+            assert_eq!(client.handshake_kind(), Some(HandshakeKind::FullWithHelloRetryRequest));
+            assert!(!client.is_handshaking());
+        };
+        // The connection remains open until both have ended.
+        assert!(tokio::join!(served, driven).0.is_ok());
     }
 }

@@ -1,5 +1,5 @@
-//! The places of a worker's connections in the quota. When the server is full, a connection without an allocation gives
-//! way to a new one.
+//! The places of a worker's connections in the quota. When a source or the server is full, a connection without an
+//! allocation gives way to a new one.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -35,8 +35,9 @@ pub(in crate::worker) struct Place {
 }
 
 impl Places {
-    /// Counts a new connection. If the server is full, the oldest connection without an allocation of the source with
-    /// the most of them is evicted. If this worker has none, the error says that the server is full.
+    /// Counts a new connection. If its source is full, the oldest connection of the source without an allocation is
+    /// evicted. If the server is full, it is the oldest of the source with the most of them. If this worker has no such
+    /// connection, the error says which of the two is full.
     pub(super) fn admit(
         places: &Rc<RefCell<Self>>,
         quota: &Arc<Quota>,
@@ -47,10 +48,21 @@ impl Places {
         let key = source.to_string();
         let mut evictions = 0;
         let ticket = loop {
-            match quota.admit(&key, limits.per_source, limits.in_all) {
-                Err(QuotaExceeded::Server) if evictions < MAX_EVICTIONS && this.evict() => evictions += 1,
-                admitted => break admitted?,
+            let exceeded = match quota.admit(&key, limits.per_source, limits.in_all) {
+                Ok(ticket) => break ticket,
+                // Otherwise other sources would lose connections to one that is not admitted.
+                Err(_) if quota.is_full(&key, limits.per_source) => QuotaExceeded::User,
+                Err(exceeded) => exceeded,
+            };
+            let evicted = evictions < MAX_EVICTIONS
+                && match exceeded {
+                    QuotaExceeded::User => this.evict_of(source),
+                    QuotaExceeded::Server => this.evict(),
+                };
+            if !evicted {
+                return Err(exceeded);
             }
+            evictions += 1;
         };
         let (number, evicted) = (this.next, Rc::<Notify>::default());
         this.next += 1;
@@ -62,7 +74,18 @@ impl Places {
     /// Evicts a connection. Its place is free at once; the connection ends when its task runs. Returns whether there
     /// was a connection without an allocation.
     pub(super) fn evict(&mut self) -> bool {
-        let Some((number, evicted)) = self.without_allocation.pop_fullest() else { return false };
+        let oldest = self.without_allocation.pop_fullest();
+        self.end(oldest)
+    }
+
+    /// Evicts the oldest connection of a source, as [`evict`](Self::evict) does.
+    fn evict_of(&mut self, source: Source) -> bool {
+        let oldest = self.without_allocation.pop_oldest(source);
+        self.end(oldest)
+    }
+
+    fn end(&mut self, connection: Option<(u64, Rc<Notify>)>) -> bool {
+        let Some((number, evicted)) = connection else { return false };
         self.tickets.remove(&number);
         evicted.notify_one();
         true
@@ -154,21 +177,50 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_per_source_counts_connections_without_an_allocation() {
+    fn a_full_source_evicts_its_oldest_connection_without_an_allocation() {
         let fixture = Fixture::new();
+        let other = fixture.admit(2).unwrap();
         let mut first: Vec<Place> = (0..3).map(|_| fixture.admit(1).unwrap()).collect();
-        assert_eq!(fixture.admit(1).unwrap_err(), QuotaExceeded::User);
         fixture.allocate(&mut first[0]).unwrap();
         let more = fixture.admit(1).unwrap();
-        assert_eq!(fixture.admit(1).unwrap_err(), QuotaExceeded::User);
-        fixture.allocate(&mut first[1]).unwrap();
-        assert_eq!(fixture.allocate(&mut first[2]), Err(QuotaExceeded::User));
-        assert_eq!(fixture.quota.allocations(), 4);
-        first[0].set_allocation(&fixture.quota, false, &LIMITS).unwrap();
-        assert_eq!(fixture.allocate(&mut first[2]), Ok(()));
-        drop((first, more));
+        assert!(!first.iter().any(is_evicted));
+        let newest = fixture.admit(1).unwrap();
+        assert_eq!(
+            [&other, &first[0], &first[1], &first[2], &more, &newest].map(is_evicted),
+            [false, false, true, false, false, false]
+        );
+        assert_eq!(fixture.quota.allocations(), 5);
+        drop((first, more, newest, other));
         assert_eq!(fixture.quota.allocations(), 0);
         assert_eq!(fixture.places.borrow().without_allocation.len(), 0);
+    }
+
+    #[test]
+    fn a_full_source_in_a_full_server_takes_no_place_of_another_source() {
+        let fixture = Fixture::new();
+        let others = [2, 2].map(|host| fixture.admit(host).unwrap());
+        let full: Vec<Place> = (0..3).map(|_| fixture.admit(1).unwrap()).collect();
+        let newest = fixture.admit(1).unwrap();
+        assert!(is_evicted(&full[0]) && !is_evicted(&newest) && !others.iter().any(is_evicted));
+        // Another worker, which has connections of other sources only.
+        let elsewhere = Fixture { quota: Arc::clone(&fixture.quota), places: Rc::default() };
+        drop(others);
+        let others = [3, 3].map(|host| elsewhere.admit(host).unwrap());
+        assert_eq!(fixture.quota.allocations(), 5);
+        assert_eq!(elsewhere.admit(1).unwrap_err(), QuotaExceeded::User);
+        assert!(!others.iter().any(is_evicted));
+    }
+
+    #[test]
+    fn the_limit_of_connections_with_an_allocation_evicts_none() {
+        let fixture = Fixture::new();
+        let mut places: Vec<Place> = (0..3).map(|_| fixture.admit(1).unwrap()).collect();
+        fixture.allocate(&mut places[0]).unwrap();
+        fixture.allocate(&mut places[1]).unwrap();
+        assert_eq!(fixture.allocate(&mut places[2]), Err(QuotaExceeded::User));
+        places[0].set_allocation(&fixture.quota, false, &LIMITS).unwrap();
+        assert_eq!(fixture.allocate(&mut places[2]), Ok(()));
+        assert!(!places.iter().any(is_evicted));
     }
 
     #[test]
