@@ -256,8 +256,9 @@ impl<'a> BrowserEntry<'a> {
 fn print_entry(entry: &str, again: bool, log: &logging::Logging) {
     let explanation = format!(
         "no secret is configured, so the server created one for this run. Pass the line on standard output to new \
-         RTCPeerConnection(…). Its credential expires after 24 h, or earlier if the server stops; limits per user do not \
-         apply to it. For permanent credentials, set {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use `turn-credential mint`"
+         RTCPeerConnection(…). Its credential expires after 24 h, or earlier if the server stops; limits per user do \
+         not apply to it. For permanent credentials, set {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use \
+         `turn-credential mint`"
     );
     let mut stdout = io::stdout().lock();
     let text = if again {

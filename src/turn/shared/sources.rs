@@ -45,7 +45,8 @@ const LONGEST_PROOF: u64 = 10 * PROOF;
 /// The factor of a source with the weakest and with the strongest proof.
 const LOWEST_FACTOR: u64 = 8;
 const HIGHEST_FACTOR: u64 = 32;
-/// The factor of Binding responses. With IP and UDP headers, they are a quarter longer than their requests.
+/// The factor of Binding responses. With IP and UDP headers, a success response is up to a third longer than its request,
+/// and an error that lists an unknown attribute up to two thirds.
 const BINDING_FACTOR: u64 = 5;
 
 /// The seconds over which a source accumulates unused responses, without and with proof.
