@@ -313,19 +313,25 @@ mod stream {
         assert_eq!(rejected.field("limit").as_deref(), Some("limits.connections"));
     }
 
+    /// Returns connected clients with an allocation, after each has received a response.
+    fn served_clients(server: &Server, count: usize) -> Vec<Client> {
+        let allocate = |_| {
+            let client = Client::connect(server.tcp_address());
+            client.allocate(&Login::mint("alice", 600)).unwrap();
+            client
+        };
+        let clients: Vec<_> = (0..count).map(allocate).collect();
+        for client in &clients {
+            assert_eq!(client.binding(), client.address());
+        }
+        clients
+    }
+
     #[test]
     fn clients_are_served_while_another_behind_their_nat_opens_idle_connections() {
         let server = one_worker("[limits]\nconnections-per-source = 5\n[timeouts]\nfirst-request = \"5m\"\n");
         let idle: Vec<_> = (0..5).map(|_| std::net::TcpStream::connect(server.tcp_address()).unwrap()).collect();
-        let clients: Vec<_> = (0..5)
-            .map(|_| {
-                let client = Client::connect(server.tcp_address());
-                (client.allocate(&Login::mint("alice", 600)).unwrap(), client)
-            })
-            .collect();
-        for (_, client) in &clients {
-            assert_eq!(client.binding(), client.address());
-        }
+        served_clients(&server, 5);
         drop(idle);
     }
 
@@ -365,15 +371,7 @@ mod stream {
                 flood
             })
             .collect();
-        let clients: Vec<_> = (0..20)
-            .map(|_| {
-                let client = Client::connect(server.tcp_address());
-                (client.allocate(&Login::mint("alice", 600)).unwrap(), client)
-            })
-            .collect();
-        for (_, client) in &clients {
-            assert_eq!(client.binding(), client.address());
-        }
+        let clients = served_clients(&server, 20);
         drop((idle, clients));
         let logs = server.terminate().logs;
         let counts = logs.iter().find_map(|line| line.field("connection_ends")).unwrap();

@@ -158,6 +158,9 @@ fn the_expiry_is_the_only_part_that_is_a_plausible_time_or_else_the_first() {
     assert_eq!(parsed("1700000000:1800000000"), (NOW, "1800000000", Reading::Ambiguous));
     assert_eq!(parsed("1700000000:a:1800000000"), (NOW, "a:1800000000", Reading::Ambiguous));
     assert_eq!(parsed("17:18"), (17, "18", Reading::ExpiryFirst));
+    // A phone number, and two times in milliseconds.
+    assert_eq!(parsed("4915112345678:1700000000"), (NOW, "4915112345678", Reading::ExpiryLast));
+    assert_eq!(parsed("1700000000000:1800000000000"), (1_700_000_000_000, "1800000000000", Reading::Ambiguous));
 }
 
 #[test]
