@@ -255,6 +255,9 @@ impl Shell {
     /// Ends an iteration of the event loop: sends the waiting datagrams, and returns how long to pause.
     pub(super) fn end_iteration(&mut self) -> Option<Duration> {
         self.flush_to_clients();
+        if !self.pace.take_served() {
+            self.connections.worker_is_idle();
+        }
         let now = Instant::from_elapsed(self.clock.elapsed());
         self.pace.pause(now)
     }

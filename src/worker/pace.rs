@@ -29,16 +29,24 @@ pub(super) struct Pace {
     packets: u32,
     start: Instant,
     pause: Option<Duration>,
+    /// Whether a packet was served in this iteration.
+    served: bool,
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
-        Self { packets: 0, start: now, pause: None }
+        Self { packets: 0, start: now, pause: None, served: false }
     }
 
     /// Counts packets that were served.
     pub(super) fn count(&mut self, packets: usize) {
+        self.served |= packets > 0;
         self.packets = self.packets.saturating_add(u32::try_from(packets).unwrap_or(u32::MAX));
+    }
+
+    /// Returns whether a packet was served in the iteration that ends.
+    pub(super) fn take_served(&mut self) -> bool {
+        std::mem::take(&mut self.served)
     }
 
     /// Returns how long to pause at the end of an iteration of the event loop.

@@ -36,6 +36,12 @@ pub(crate) struct Acceptor(pub(super) Arc<ServerConfig>);
 /// A connection whose ClientHello was read.
 pub(crate) struct Hello<S>(StartHandshake<LimitedStream<S>>);
 
+impl<S> Hello<S> {
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.0.io.stream
+    }
+}
+
 /// A connection whose handshake is complete.
 pub(crate) type Stream<S> = tokio_rustls::server::TlsStream<LimitedStream<S>>;
 

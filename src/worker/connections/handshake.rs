@@ -1,17 +1,25 @@
 //! TLS handshakes of a worker: bounded in time, in bytes (by [`Acceptor`]), in number, and in their share of the worker.
 //!
-//! A signature of the server takes up to a few milliseconds. At most one is made per iteration of the event loop, and
-//! the next one waits as long as the last ones took. The server signs after the first ClientHello, or after the second
-//! one if it requested another key share (RFC 8446 §4.1.4), so every step of a handshake has a turn. Relayed data waits
-//! for at most one signature, and at least half of the worker's time remains for it. Sources take turns: a source that starts many handshakes delays mostly its own.
+//! A signature of the server takes up to a few milliseconds. At most one is made per iteration of the event loop. While
+//! packets arrive, the next one waits as long as the last ones took. So relayed data waits for at most one signature,
+//! and at least half of the worker's time remains for it, even if the client closes the connection or the handshake is
+//! evicted. The server signs after the first ClientHello, or after the second one if it requested another key share
+//! (RFC 8446 §4.1.4), so every step of a handshake has a turn. Sources take turns: a source that starts many handshakes
+//! delays mostly its own. Handshakes that continue take turns with those that begin, so a client whose first step has
+//! waited among many sources does not wait as long again. A connection that the client has closed while it waited costs
+//! no signature.
 
 use std::cell::RefCell;
+use std::io;
+use std::mem::MaybeUninit;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
@@ -34,14 +42,43 @@ pub(super) struct Handshakes {
     next: u64,
     /// Each is notified when it is evicted.
     unfinished: BySource<Rc<Notify>>,
-    /// Those that wait for their turn to sign. Each is notified when its turn has come.
-    waiting: BySource<Rc<Notify>>,
-    /// The handshake that signs, or has just signed.
-    signing: Option<u64>,
-    /// The source of the last signature.
-    last: Option<Source>,
+    turn: Turn,
+    beginning: Queue,
+    continuing: Queue,
+    /// Whether the last turn was that of a handshake that continues.
+    continued: bool,
     /// The time that the last signatures took.
     debt: Duration,
+    /// Notified at the end of an iteration in which no packet arrived.
+    idle: Rc<Notify>,
+}
+
+/// Handshakes that wait for their turn to sign.
+#[derive(Debug, Default)]
+struct Queue {
+    /// Each is notified when its turn has come.
+    waiting: BySource<Rc<Notify>>,
+    /// The source of the last turn.
+    last: Option<Source>,
+}
+
+/// What a handshake waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The response to its first ClientHello.
+    Begin,
+    /// The response to what the client sent after that.
+    Continue,
+}
+
+/// Who may sign.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Turn {
+    #[default]
+    Free,
+    Of(u64),
+    /// Nobody: other tasks have their share.
+    Paused,
 }
 
 /// An unfinished handshake. Dropping it ends it.
@@ -67,47 +104,68 @@ impl Handshakes {
         Handshake { all: Rc::clone(all), number, source, evicted }
     }
 
+    /// Ends a pause, if there is one, after an iteration of the event loop in which no packet arrived.
+    pub(super) fn worker_is_idle(&self) {
+        self.idle.notify_waiters();
+    }
+
+    fn queue(&mut self, step: Step) -> &mut Queue {
+        match step {
+            Step::Begin => &mut self.beginning,
+            Step::Continue => &mut self.continuing,
+        }
+    }
+
+    fn take_turn(&mut self, step: Step, source: Source, number: u64) {
+        (self.turn, self.continued) = (Turn::Of(number), step == Step::Continue);
+        self.queue(step).last = Some(source);
+    }
+
     /// Gives the turn to the next handshake.
     fn pass_on(&mut self) {
-        self.signing = None;
-        if let Some((source, number, turn)) = self.waiting.pop_next(self.last) {
-            (self.signing, self.last) = (Some(number), Some(source));
-            turn.notify_one();
+        self.turn = Turn::Free;
+        let order = if self.continued { [Step::Begin, Step::Continue] } else { [Step::Continue, Step::Begin] };
+        for step in order {
+            let queue = self.queue(step);
+            if let Some((source, number, turn)) = queue.waiting.pop_next(queue.last) {
+                self.take_turn(step, source, number);
+                return turn.notify_one();
+            }
         }
     }
 }
 
 impl Handshake {
     /// Waits until this handshake may sign.
-    async fn turn(&self) {
+    async fn turn(&self, step: Step) {
         let turn = {
             let mut all = self.all.borrow_mut();
-            if all.signing.is_none() {
-                (all.signing, all.last) = (Some(self.number), Some(self.source));
-                return;
+            if all.turn == Turn::Free {
+                return all.take_turn(step, self.source, self.number);
             }
             let turn = Rc::<Notify>::default();
-            all.waiting.insert(self.source, self.number, Rc::clone(&turn));
+            all.queue(step).waiting.insert(self.source, self.number, Rc::clone(&turn));
             turn
         };
         turn.notified().await;
     }
 
-    /// Ends the turn, after other tasks have had their share.
-    async fn end_turn(&self, took: Duration) {
-        yield_now().await;
-        let pause = {
-            let mut all = self.all.borrow_mut();
-            all.debt += took;
-            if all.debt > MAX_DEBT { std::mem::take(&mut all.debt) } else { Duration::ZERO }
-        };
-        if pause > Duration::ZERO {
-            tokio::time::sleep(pause).await;
-        }
-        let mut all = self.all.borrow_mut();
-        if all.signing == Some(self.number) {
-            all.pass_on();
-        }
+    /// Ends the turn. The next one begins after other tasks have had their share, whatever happens to this handshake.
+    fn end_turn(&self, took: Duration) {
+        let mut this = self.all.borrow_mut();
+        this.turn = Turn::Paused;
+        this.debt += took;
+        let pause = if this.debt > MAX_DEBT { std::mem::take(&mut this.debt) } else { Duration::ZERO };
+        let (all, idle) = (Rc::clone(&self.all), Rc::clone(&this.idle));
+        tokio::task::spawn_local(async move {
+            if pause == Duration::ZERO {
+                yield_now().await;
+            } else {
+                // The event loop looks for packets between this wait and the next signature.
+                let _ = tokio::time::timeout(pause, idle.notified()).await;
+            }
+            all.borrow_mut().pass_on();
+        });
     }
 }
 
@@ -115,8 +173,10 @@ impl Drop for Handshake {
     fn drop(&mut self) {
         let mut all = self.all.borrow_mut();
         all.unfinished.remove(self.source, self.number);
-        all.waiting.remove(self.source, self.number);
-        if all.signing == Some(self.number) {
+        for step in [Step::Begin, Step::Continue] {
+            all.queue(step).waiting.remove(self.source, self.number);
+        }
+        if all.turn == Turn::Of(self.number) {
             all.pass_on();
         }
     }
@@ -136,10 +196,12 @@ pub(super) async fn serve(
     };
     let evicted = admitted.place.evicted();
     let done = tokio::select! {
-        done = carry_out(&worker, &handshake, stream, &acceptor) => done.map_err(CloseReason::from),
-        () = tokio::time::sleep(timeout) => Err(CloseReason::HandshakeTimeout),
+        // An evicted handshake whose turn has come does not sign.
+        biased;
         () = handshake.evicted.notified() => Err(CloseReason::HandshakeEvicted),
         () = evicted.notified() => Err(CloseReason::Evicted),
+        done = carry_out(&worker, &handshake, stream, &acceptor) => done.map_err(CloseReason::from),
+        () = tokio::time::sleep(timeout) => Err(CloseReason::HandshakeTimeout),
     };
     drop(handshake);
     match done {
@@ -163,16 +225,28 @@ async fn carry_out(
 ) -> Result<(Stream<TcpStream>, Usage), Failure> {
     let now = || worker.upgrade().map(|worker| worker.borrow().shell.clock.elapsed()).unwrap_or_default();
     let hello = Acceptor::hello(stream).await?;
+    handshake.turn(Step::Begin).await;
+    if is_closed(hello.get_ref()) {
+        return Err(Failure::Truncated);
+    }
     in_turns(handshake, now, || acceptor.respond(hello)).await
 }
 
-/// Begins the rest of a handshake and polls it to its end. The beginning and every poll have a turn.
+/// Returns whether the client has closed the connection, without a wait.
+fn is_closed(stream: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    match stream.try_io(Interest::READABLE, || SockRef::from(stream).peek(&mut byte)) {
+        Ok(length) => length == 0,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+    }
+}
+
+/// Begins the rest of a handshake that has its turn, and polls it to its end. Every later poll has a turn, too.
 async fn in_turns<F: Future>(
     handshake: &Handshake,
     now: impl Fn() -> Duration,
     begin: impl FnOnce() -> F,
 ) -> F::Output {
-    handshake.turn().await;
     let mut began = now();
     let mut rest = pin!(begin());
     let progress = Arc::<Progress>::default();
@@ -180,12 +254,12 @@ async fn in_turns<F: Future>(
     loop {
         // The first poll sends the response to the ClientHello.
         let polled = rest.as_mut().poll(&mut Context::from_waker(&waker));
-        handshake.end_turn(now().saturating_sub(began)).await;
+        handshake.end_turn(now().saturating_sub(began));
         if let Poll::Ready(output) = polled {
             return output;
         }
         progress.0.notified().await;
-        handshake.turn().await;
+        handshake.turn(Step::Continue).await;
         began = now();
     }
 }
@@ -202,7 +276,12 @@ impl Wake for Progress {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::task::LocalSet;
+    use tokio::time::Instant;
     use tokio_rustls::rustls::HandshakeKind;
 
     use super::*;
@@ -229,49 +308,117 @@ mod tests {
         assert_eq!(all.borrow().unfinished.len(), MAX_HANDSHAKES);
     }
 
-    /// Returns whether the handshake has its turn without waiting.
-    async fn has_turn(handshake: &Handshake) -> bool {
-        handshake.all.borrow().signing == Some(handshake.number)
+    /// Returns whether the handshake has its turn.
+    fn has_turn(handshake: &Handshake) -> bool {
+        handshake.all.borrow().turn == Turn::Of(handshake.number)
     }
+
+    /// Carries out one step of each handshake, in the order in which they get their turns.
+    async fn order_of(handshakes: &[(&Handshake, Step)]) -> Vec<u64> {
+        let order = RefCell::new(Vec::new());
+        let mut steps: Vec<_> = handshakes
+            .iter()
+            .map(|(handshake, step)| {
+                Box::pin(async {
+                    handshake.turn(*step).await;
+                    assert!(has_turn(handshake));
+                    order.borrow_mut().push(handshake.number);
+                    handshake.end_turn(SIGNATURE);
+                })
+            })
+            .collect();
+        let all_of_them = poll_fn(|cx| {
+            steps.retain_mut(|step| step.as_mut().poll(cx).is_pending());
+            if steps.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        });
+        LocalSet::new().run_until(all_of_them).await;
+        order.take()
+    }
+
+    const SIGNATURE: Duration = Duration::from_micros(500);
 
     #[tokio::test(flavor = "current_thread")]
     async fn handshakes_sign_one_after_the_other_and_their_sources_take_turns() {
         let all = Rc::<RefCell<Handshakes>>::default();
         let flood: Vec<_> = (0..100).map(|_| Handshakes::begin(&all, source(1))).collect();
-        let order = RefCell::new(Vec::new());
         let single = Handshakes::begin(&all, source(2));
-        let sign = async |handshake: &Handshake| {
-            handshake.turn().await;
-            assert!(has_turn(handshake).await);
-            order.borrow_mut().push(handshake.number);
-            handshake.end_turn(Duration::from_micros(500)).await;
-        };
-        let mut flood_signs: Vec<_> = flood.iter().map(|handshake| Box::pin(sign(handshake))).collect();
-        let began = tokio::time::Instant::now();
-        let all_of_them = std::future::poll_fn(|cx| {
-            flood_signs.retain_mut(|sign| sign.as_mut().poll(cx).is_pending());
-            if flood_signs.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-        });
-        tokio::join!(all_of_them, sign(&single));
-        let order = order.borrow().clone();
+        let steps: Vec<_> = flood.iter().chain([&single]).map(|handshake| (handshake, Step::Begin)).collect();
+        let began = Instant::now();
+        let order = order_of(&steps).await;
         assert_eq!(order.len(), 101);
         assert_eq!(order[..3], [0, single.number, 1]);
         // The pauses are as long as the signatures, of which the last ones are not paid yet.
-        assert!(began.elapsed() >= Duration::from_micros(500 * 101 - 1_500), "{:?}", began.elapsed());
+        assert!(began.elapsed() >= SIGNATURE * 101 - Duration::from_micros(1_500), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn handshakes_that_continue_take_turns_with_those_that_begin() {
+        let all = Rc::<RefCell<Handshakes>>::default();
+        let begin: Vec<_> = (0..100).map(|host| Handshakes::begin(&all, source(host))).collect();
+        let continuing = [200, 201].map(|host| Handshakes::begin(&all, source(host)));
+        let mut steps: Vec<_> = begin.iter().map(|handshake| (handshake, Step::Begin)).collect();
+        steps.extend(continuing.iter().map(|handshake| (handshake, Step::Continue)));
+        assert_eq!(order_of(&steps).await[..5], [0, 100, 1, 101, 2]);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_pause_after_a_signature_remains_if_its_handshake_ends() {
+        let all = Rc::<RefCell<Handshakes>>::default();
+        let [first, second] = [1, 2].map(|host| Handshakes::begin(&all, source(host)));
+        let test = async {
+            first.turn(Step::Begin).await;
+            let began = Instant::now();
+            let pause = Duration::from_millis(30);
+            first.end_turn(pause);
+            drop(first);
+            second.turn(Step::Begin).await;
+            assert!(began.elapsed() >= pause, "{:?}", began.elapsed());
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_pause_ends_early_if_no_packet_arrives() {
+        let all = Rc::<RefCell<Handshakes>>::default();
+        let [first, second] = [1, 2].map(|host| Handshakes::begin(&all, source(host)));
+        let test = async {
+            first.turn(Step::Begin).await;
+            first.end_turn(Duration::from_secs(3600));
+            yield_now().await;
+            all.borrow().worker_is_idle();
+            second.turn(Step::Begin).await;
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_client_has_closed_is_noticed_before_the_signature() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        assert!(!is_closed(&stream));
+        client.try_write(b"early data").unwrap();
+        stream.readable().await.unwrap();
+        assert!(!is_closed(&stream));
+        stream.try_read(&mut [0; 100]).unwrap();
+        client.set_zero_linger().unwrap();
+        drop(client);
+        stream.readable().await.unwrap();
+        assert!(is_closed(&stream));
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_handshake_that_ends_during_its_turn_passes_the_turn_on() {
         let all = Rc::<RefCell<Handshakes>>::default();
         let [first, second, third] = [1, 2, 3].map(|host| Handshakes::begin(&all, source(host)));
-        first.turn().await;
-        assert!(tokio::time::timeout(Duration::ZERO, second.turn()).await.is_err());
-        assert!(tokio::time::timeout(Duration::ZERO, third.turn()).await.is_err());
+        first.turn(Step::Begin).await;
+        assert!(tokio::time::timeout(Duration::ZERO, second.turn(Step::Begin)).await.is_err());
+        assert!(tokio::time::timeout(Duration::ZERO, third.turn(Step::Begin)).await.is_err());
         drop(second);
         drop(first);
-        assert!(has_turn(&third).await);
+        assert!(has_turn(&third));
         drop(third);
-        assert_eq!(all.borrow().signing, None);
+        assert_eq!(all.borrow().turn, Turn::Free);
     }
 
     /// Lets the other future run until it waits.
@@ -290,6 +437,7 @@ mod tests {
         let [other, handshake] = [1, 2].map(|host| Handshakes::begin(&all, source(host)));
         let served = async {
             let hello = Acceptor::hello(far).await.unwrap();
+            handshake.turn(Step::Begin).await;
             in_turns(&handshake, || Duration::ZERO, || acceptor.respond(hello)).await
         };
         let driven = async {
@@ -309,15 +457,15 @@ mod tests {
                 }
             };
             exchange(true).await;
-            other.turn().await;
+            other.turn(Step::Begin).await;
             exchange(false).await;
-            other.end_turn(Duration::ZERO).await;
+            other.end_turn(Duration::ZERO);
             exchange(true).await;
             exchange(false).await;
             assert_eq!(client.handshake_kind(), Some(HandshakeKind::FullWithHelloRetryRequest));
             assert!(!client.is_handshaking());
         };
         // The connection remains open until both have ended.
-        assert!(tokio::join!(served, driven).0.is_ok());
+        assert!(LocalSet::new().run_until(async { tokio::join!(served, driven) }).await.0.is_ok());
     }
 }

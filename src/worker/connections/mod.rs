@@ -83,6 +83,11 @@ impl Connections {
         }
     }
 
+    /// Says that no packet arrived in the iteration that ends.
+    pub(super) fn worker_is_idle(&self) {
+        self.handshakes.borrow().worker_is_idle();
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
