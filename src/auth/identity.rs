@@ -35,7 +35,7 @@ impl Identity {
             (length, Reading::ExpiryFirst | Reading::Ambiguous) => (username.len() - length, length),
         };
         let (user_start, user_len) = (short(user_start), short(user_len));
-        // A username without a name may be that of everybody.
+        // All clients may share a username without a name.
         let own_allocations = parsed.user.is_empty().then_some(0);
         let expiry = Some((parsed.expires, parsed.reading));
         Self { username: username.into(), user_start, user_len, expiry, own_allocations, key }
@@ -57,7 +57,7 @@ impl Identity {
     }
 
     /// Returns the user's own limit on allocations, which replaces the general one; 0 for no limit. A static user may
-    /// have one. A time-limited credential without a name has no limit, because its username names nobody.
+    /// have one. A time-limited credential without a name has no limit, because its username identifies no user.
     #[must_use]
     pub fn own_allocations(&self) -> Option<u32> {
         self.own_allocations

@@ -27,8 +27,8 @@ use crate::transport::Transport;
 /// The maximum number of attributes in a message, in addition to one XOR-PEER-ADDRESS for each permission. Clients send
 /// fewer than 20. A type may be repeated (RFC 8489 §14).
 const MAX_ATTRIBUTES: usize = 64;
-/// The number of permissions that counts for this maximum if fewer are allowed, so that a request for more of them gets
-/// its error response.
+/// The minimum number of XOR-PEER-ADDRESS attributes that are read, even if fewer permissions are allowed, so that a
+/// request for more of them gets its error response.
 const MAX_PEERS: usize = 256;
 
 impl Server {

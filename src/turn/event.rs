@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::contract::{AllocationId, FiveTuple, RelayedAddresses};
 use super::limit::Limit;
 use super::shared::policy::Denial;
+use super::shared::sources::Waiting;
 use crate::auth::time_limited::Reading;
 use crate::auth::{AuthFailure, HumanSeconds};
 use crate::setting::ALTERNATE_WHEN;
@@ -39,8 +40,12 @@ pub enum Event {
     /// A request was dropped without a check of its credentials, because its source has failed to authenticate too
     /// often.
     SourceWaits {
+        /// The USERNAME of the request.
+        username: String,
         /// The client's 5-tuple.
         tuple: FiveTuple,
+        /// What has to wait.
+        waiting: Waiting,
     },
     /// An authenticated client requested a peer that the policy denies.
     PeerDenied {

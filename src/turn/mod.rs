@@ -46,7 +46,7 @@ pub use shared::policy::{Denial, PeerPolicy};
 pub use shared::quota::{Direction, Quota, QuotaExceeded, Ticket, UserRates};
 pub use shared::relay_address::{RelayAddress, RelayAddresses};
 pub use shared::snapshot::{Compat, IcmpIndications, Limits, Snapshot};
-pub use shared::sources::Sources;
+pub use shared::sources::{Sources, Waiting};
 pub use time::{Deadline, Instant};
 
 pub use crate::transport::Transport;

@@ -13,19 +13,19 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::net::limits;
 use crate::setting;
-use crate::turn::{Deadline, Event, FiveTuple, Instant, Limit, Outcome, QuotaExceeded, RedirectCause};
+use crate::turn::{Deadline, Event, FiveTuple, Instant, Limit, Outcome, QuotaExceeded, RedirectCause, Waiting};
 
 /// The number of lines of one kind per [`WINDOW`].
 const LINES: u32 = 5;
 /// The number of lines about allocations per [`WINDOW`]: 100 per second. Even a busy server logs fewer, and a client
 /// with a credential cannot fill the disk quickly.
 const ALLOCATION_LINES: u32 = 6_000;
-/// The number of lines about packets with one outcome per [`WINDOW`].
-const PACKET_LINES: u32 = 1_000;
-/// The number of these lines about one user, and what remains of it once half of all lines are used. A browser needs 16
+/// The number of lines about the allocations of one user per [`WINDOW`], and what remains of it once half of all lines are used. A browser needs 16
 /// for a call.
 const LINES_PER_USER: u32 = 600;
 const FEWER_LINES_PER_USER: u32 = 60;
+/// The number of lines about packets with one outcome per [`WINDOW`].
+const PACKET_LINES: u32 = 1_000;
 /// The number of counters of lines. A keyed hash assigns users to them, so the memory is fixed.
 const USERS: usize = 4_096;
 const WINDOW: Duration = Duration::from_secs(60);
@@ -107,11 +107,17 @@ impl EventLog {
                     );
                 }
             }
-            Event::SourceWaits { tuple } => {
+            Event::SourceWaits { username, tuple, waiting } => {
                 if self.waiting_sources.allows(now) {
+                    let whose = match waiting {
+                        Waiting::User => "with this username at this source",
+                        Waiting::Source => "of this source, with any username,",
+                        Waiting::Site => "of the /48 of this source, with any username,",
+                    };
                     tracing::warn!(
-                        event = "source-waits", client = %tuple.client, limit = setting::FAILED_AUTHENTICATIONS,
-                        "requests dropped: authentication of this source has failed more often than this limit allows"
+                        event = "source-waits", user = &*printable(username), client = %tuple.client,
+                        limit = setting::FAILED_AUTHENTICATIONS,
+                        "request dropped: authentication {whose} has failed more often than this limit allows"
                     );
                 }
             }
@@ -528,7 +534,7 @@ mod tests {
             (Event::AllocationEnded(Box::new(summary)), 600),
             (Event::PeersRevoked { user: user.clone(), tuple, permissions: 1, channels: 1 }, 6_000),
             (Event::AuthenticationFailed { username, tuple, cause: AuthCause::Expired { ago: 5, reading } }, 5),
-            (Event::SourceWaits { tuple }, 5),
+            (Event::SourceWaits { username: "ann".to_owned(), tuple, waiting: Waiting::User }, 5),
             (Event::Rfc5766Channel { user: user.clone(), tuple, number: 0x5000 }, 5),
             (Event::AllocationRejected { user: user.clone(), tuple, reason: "tunnel" }, 5),
             (redirected(RedirectCause::Limit(Limit::RelayPorts)), 5),

@@ -197,8 +197,10 @@ impl Server {
             let own = own.zip(username).filter(|(own, username)| own.is_for(username, algorithm));
             own.is_some_and(|(own, _)| credentials.is_signed_with(own.key(), message))
         };
-        if self.ledger.sources.must_wait(ip, name, per_second, cx.now) && !uses_own() {
-            self.actions.push_back(Action::Log(Event::SourceWaits { tuple: *tuple }));
+        let waiting = self.ledger.sources.waiting(ip, name, per_second, cx.now);
+        if let Some(waiting) = waiting.filter(|_| !uses_own()) {
+            let username = name.to_owned();
+            self.actions.push_back(Action::Log(Event::SourceWaits { username, tuple: *tuple, waiting }));
             return Err(Failure::Dropped(DropReason::FailedAuthentications));
         }
         // The identity of an allocation that is not reviewed yet may no longer be valid.

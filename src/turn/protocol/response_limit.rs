@@ -1,7 +1,7 @@
 //! Which requests of unverified clients get a response.
 //!
 //! Over UDP the source of such a request may be forged. Each source has its limits ([`Sources`]), and all sources without
-//! proof together have a budget, so that the responses to a flood from many forged sources leave the worker time for the
+//! proof together have two budgets, for Binding and for challenges, so that the responses to a flood from many forged sources leave the worker time for the
 //! data of its clients. To drop a request costs a fraction of a response.
 //!
 //! [`Sources`]: crate::turn::shared::sources::Sources
@@ -40,7 +40,7 @@ impl ResponseBudget {
         let bucket = match kind {
             Kind::Binding => &mut self.bindings,
             Kind::Challenge => &mut self.challenges,
-            Kind::Verified => return true,
+            Kind::Verified | Kind::Allocated => return true,
         };
         self.rate.is_none_or(|rate| bucket.take(&rate, now, 1))
     }

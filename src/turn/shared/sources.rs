@@ -1,19 +1,20 @@
 //! The limits on responses to a source, and what the source has proved. All workers share them.
 //!
 //! A source is an IPv4 address or an IPv6 /64. Over UDP it can be forged, and the server then responds to a third party.
-//! So each source has a few buckets, none of which an attacker can drain for another purpose:
+//! So each source has a few buckets, and an attacker that drains one leaves the others:
 //!
 //! | bucket | responses | rate, in multiples of `limits.unverified-responses` |
 //! |---|---|---|
 //! | Binding | to Binding requests, hardly longer than these | 5, or the factor if it is higher |
 //! | challenges | to other requests without a nonce that this server made for the client | 1, or the factor |
 //! | verified | errors for clients with such a nonce, but without valid credentials | 8, or the factor |
+//! | allocated | to Binding requests of clients with an allocation | 8, or the factor |
 //!
 //! Many clients can share a source: an office, a carrier's NAT, a load balancer. A client that repeats its nonce proves
 //! that it receives at the source. This raises the factor of the source from 1 to between 8 and 32, for a minute per
-//! request and at most ten. A client with an allocation repeats a nonce every few minutes, for its permissions. The
-//! proof only raises the rates: whoever forges a source never draws more than 32 times `limits.unverified-responses`
-//! from each bucket. A source that has proved something has buckets of its own for this, so an attacker that forged it
+//! request and at most ten, and for at least five minutes after each request of a client with an allocation, since most
+//! clients refresh their permissions more often than that. The proof only raises the rates: whoever forges a source never
+//! draws more than 32 times `limits.unverified-responses` from each bucket. A source that has proved something has buckets of its own for this, so an attacker that forged it
 //! before has not drained them.
 
 use std::hash::{BuildHasher as _, Hash, RandomState};
@@ -24,7 +25,7 @@ use crate::turn::rate::{Rate, SharedBucket};
 use crate::turn::shared::quota::zeroed;
 use crate::turn::time::Instant;
 
-/// The number of rows. A keyed hash assigns sources to them, so the memory is fixed: 4 MiB, if all of it is used.
+/// The number of rows. A keyed hash assigns sources to them, so the memory is fixed: 6 MiB, if all of it is used.
 const ROWS: u64 = 1 << 16;
 /// The number of buckets of a row: two for each [`Kind`], and those for failed authentications.
 const BUCKETS: usize = 2 * Kind::COUNT + 3;
@@ -65,7 +66,8 @@ const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
 pub(crate) enum Proof {
     /// That it receives there.
     Nonce,
-    /// The same, and it has an allocation. It repeats a nonce for its permissions at least every five minutes.
+    /// The same, and it has an allocation. Most of these clients repeat a nonce at least every five minutes, for their
+    /// permissions.
     Allocation,
 }
 
@@ -76,12 +78,14 @@ pub(crate) enum Kind {
     Binding,
     /// A request of a client that may have forged its source.
     Challenge,
-    /// A request of a verified client without valid credentials, or its Binding request.
+    /// A request of a verified client without valid credentials.
     Verified,
+    /// A Binding request of a client with an allocation.
+    Allocated,
 }
 
 impl Kind {
-    const COUNT: usize = 3;
+    const COUNT: usize = 4;
 }
 
 /// Whether a response may be sent to a source.
@@ -93,6 +97,17 @@ pub(crate) enum Admission {
     Unproved,
     /// It may not: the source has had as many responses as its rate allows.
     Denied,
+}
+
+/// Whose authentications have failed so often that further ones have to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// Those with one username at one source.
+    User,
+    /// Those of one source.
+    Source,
+    /// Those of the /48 of an IPv6 source.
+    Site,
 }
 
 /// The place of a source in the table.
@@ -170,7 +185,7 @@ impl Sources {
         let (times, burst) = match (kind, factor) {
             (Kind::Challenge, None) => (1, BURST),
             (Kind::Binding, None) => (BINDING_FACTOR, BURST),
-            (Kind::Verified, None) => (LOWEST_FACTOR, PROVED_BURST),
+            (Kind::Verified | Kind::Allocated, None) => (LOWEST_FACTOR, PROVED_BURST),
             (_, Some(factor)) => (factor, PROVED_BURST),
         };
         let per_second = u32::try_from(u64::from(per_second) * times).unwrap_or(u32::MAX);
@@ -185,17 +200,17 @@ impl Sources {
 
     /// Counts a failed authentication. `per_second` is `limits.failed-authentications`.
     pub(crate) fn count_failure(&self, address: IpAddr, username: &str, per_second: u32, now: Instant) {
-        for (rate, bucket) in self.failure_buckets(address, username, per_second) {
+        for (_, rate, bucket) in self.failure_buckets(address, username, per_second) {
             bucket.take(&rate, now, 1);
         }
     }
 
-    /// Whether so many authentications have failed that further ones have to wait: with this username at this source,
-    /// at the source, or in its /48. 0 for no limit. A client with a wrong password does not make the others of its
-    /// source wait.
-    pub(crate) fn must_wait(&self, address: IpAddr, username: &str, per_second: u32, now: Instant) -> bool {
+    /// Returns what has to wait, if so many authentications have failed: those with this username at this source, those
+    /// of the source, or those of its /48. 0 for no limit. A client with a wrong password does not make the others of
+    /// its source wait.
+    pub(crate) fn waiting(&self, address: IpAddr, username: &str, per_second: u32, now: Instant) -> Option<Waiting> {
         let mut buckets = self.failure_buckets(address, username, per_second);
-        buckets.any(|(rate, bucket)| !bucket.has(&rate, now, 1))
+        buckets.find_map(|(waiting, rate, bucket)| (!bucket.has(&rate, now, 1)).then_some(waiting))
     }
 
     fn failure_buckets(
@@ -203,18 +218,20 @@ impl Sources {
         address: IpAddr,
         username: &str,
         per_second: u32,
-    ) -> impl Iterator<Item = (Rate, &SharedBucket)> {
+    ) -> impl Iterator<Item = (Waiting, Rate, &SharedBucket)> {
         let network = network(address);
         let site = match address {
             IpAddr::V4(_) => None,
-            IpAddr::V6(v6) => Some((self.place((48, u128::from(v6) >> 80)), FAILURES_OF_SITE, SITE_FACTOR)),
+            IpAddr::V6(v6) => {
+                Some((Waiting::Site, self.place((48, u128::from(v6) >> 80)), FAILURES_OF_SITE, SITE_FACTOR))
+            }
         };
-        let user = (self.place((network, username)), FAILURES_OF_USER, 1);
-        let source = (self.place(network), FAILURES_OF_SOURCE, SOURCE_FACTOR);
-        [Some(user), Some(source), site].into_iter().flatten().filter_map(move |(place, bucket, times)| {
+        let user = (Waiting::User, self.place((network, username)), FAILURES_OF_USER, 1);
+        let source = (Waiting::Source, self.place(network), FAILURES_OF_SOURCE, SOURCE_FACTOR);
+        [Some(user), Some(source), site].into_iter().flatten().filter_map(move |(waiting, place, bucket, times)| {
             let per_second = per_second.saturating_mul(times);
             let rate = Rate::new(per_second, per_second.saturating_mul(FAILURES_BURST))?;
-            Some((rate, self.bucket(place, bucket)?))
+            Some((waiting, rate, self.bucket(place, bucket)?))
         })
     }
 
@@ -276,7 +293,7 @@ mod tests {
         // The attacker that has drained the first bucket has not drained this one.
         assert_eq!(admitted(&sources, one, Kind::Challenge, 50, at(0)), 2 * 50 * 10);
         (0..100_000).for_each(|_| sources.prove(one, Proof::Nonce, at(1_000)));
-        for kind in [Kind::Binding, Kind::Verified] {
+        for kind in [Kind::Binding, Kind::Verified, Kind::Allocated] {
             assert_eq!(admitted(&sources, one, kind, 50, at(1_000)), 2 * 50 * 32, "{kind:?}");
             assert_eq!(admitted(&sources, one, kind, 50, at(2_000)), 50 * 31, "{kind:?}");
         }
@@ -299,12 +316,12 @@ mod tests {
     fn zero_is_no_limit() {
         let sources = Sources::default();
         let one = source(&sources, "192.0.2.1");
-        for kind in [Kind::Binding, Kind::Challenge, Kind::Verified] {
+        for kind in [Kind::Binding, Kind::Challenge, Kind::Verified, Kind::Allocated] {
             assert_eq!(admitted(&sources, one, kind, 0, at(0)), 100_000);
         }
         let ip: IpAddr = "192.0.2.1".parse().unwrap();
         (0..1_000).for_each(|_| sources.count_failure(ip, "ann", 0, at(0)));
-        assert!(!sources.must_wait(ip, "ann", 0, at(0)));
+        assert_eq!(sources.waiting(ip, "ann", 0, at(0)), None);
     }
 
     /// Returns how many of 10 000 attempts are not made to wait. All fail.
@@ -312,7 +329,7 @@ mod tests {
         let ip: IpAddr = ip.parse().unwrap();
         let failed = (0..10_000).filter(|number| {
             let username = username(*number);
-            let admitted = !sources.must_wait(ip, &username, 5, now);
+            let admitted = sources.waiting(ip, &username, 5, now).is_none();
             if admitted {
                 sources.count_failure(ip, &username, 5, now);
             }
@@ -327,9 +344,10 @@ mod tests {
         let ann = |now| attempts(&sources, "192.0.2.1", |_| "ann".to_owned(), now);
         assert_eq!([ann(at(0)), ann(at(0)), ann(at(1_000)), ann(at(60_000))], [100, 0, 5, 100]);
         let ip: IpAddr = "192.0.2.1".parse().unwrap();
-        assert!(sources.must_wait(ip, "ann", 5, at(60_000)) && !sources.must_wait(ip, "ann", 5, at(60_200)));
-        assert!(!sources.must_wait(ip, "bob", 5, at(60_000)));
-        assert!(!sources.must_wait("192.0.2.2".parse().unwrap(), "ann", 5, at(60_000)));
+        assert_eq!(sources.waiting(ip, "ann", 5, at(60_000)), Some(Waiting::User));
+        assert_eq!(sources.waiting(ip, "ann", 5, at(60_200)), None);
+        assert_eq!(sources.waiting(ip, "bob", 5, at(60_000)), None);
+        assert_eq!(sources.waiting("192.0.2.2".parse().unwrap(), "ann", 5, at(60_000)), None);
     }
 
     #[test]
@@ -337,7 +355,7 @@ mod tests {
         let sources = Sources::default();
         let spray = |now| attempts(&sources, "192.0.2.1", |number| number.to_string(), now);
         assert_eq!([spray(at(0)), spray(at(1_000))], [8 * 100, 8 * 5]);
-        assert!(sources.must_wait("192.0.2.1".parse().unwrap(), "ann", 5, at(1_000)));
+        assert_eq!(sources.waiting("192.0.2.1".parse().unwrap(), "ann", 5, at(1_000)), Some(Waiting::Source));
     }
 
     #[test]
@@ -346,7 +364,8 @@ mod tests {
         let from =
             |network: u32| attempts(&sources, &format!("2001:db8:1:{network:x}::1"), |_| "ann".to_owned(), at(0));
         assert!((0..100).map(from).sum::<usize>() <= 64 * 100);
-        assert!(!sources.must_wait("2001:db8:2::1".parse().unwrap(), "ann", 5, at(0)));
+        let waiting = |ip: &str| sources.waiting(ip.parse().unwrap(), "bob", 5, at(0));
+        assert_eq!([waiting("2001:db8:1:ffff::1"), waiting("2001:db8:2::1")], [Some(Waiting::Site), None]);
     }
 
     #[test]

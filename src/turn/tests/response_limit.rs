@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::stun::attribute::{Lifetime, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
 use crate::stun::{AttributeType, Class, Method, TransactionId};
 use crate::turn::tests::support::*;
-use crate::turn::{DropReason, Event, FromClient, Outcome, RejectionCode, Transport};
+use crate::turn::{DropReason, Event, FromClient, Outcome, RejectionCode, Transport, Waiting};
 
 const METHODS: [Method; 4] = [Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
 
@@ -22,6 +22,10 @@ fn responses(world: &mut World, client: &Client, packet: &[u8], count: usize, ot
         other => panic!("{other:?}"),
     };
     (0..count).filter(responded).count()
+}
+
+fn waits(client: &Client) -> Event {
+    Event::SourceWaits { username: client.username.clone(), tuple: client.tuple, waiting: Waiting::User }
 }
 
 /// Returns the same client with another port.
@@ -277,7 +281,7 @@ fn a_source_that_guesses_passwords_waits_on_every_transport() {
                 (other, _) => panic!("{other:?}"),
             }
             while let Some(action) = world.action() {
-                logged += usize::from(action == crate::turn::Action::Log(Event::SourceWaits { tuple: guesser.tuple }));
+                logged += usize::from(action == crate::turn::Action::Log(waits(&guesser)));
             }
         }
         assert_eq!((rejected, logged), (100, 900), "{transport}");
@@ -285,7 +289,7 @@ fn a_source_that_guesses_passwords_waits_on_every_transport() {
         world.unix = UNIX;
         let right = client.request(world.transaction(), Method::REFRESH, &[]);
         assert_eq!(world.dropped(&client.tuple, &right), DropReason::FailedAuthentications);
-        assert_eq!(world.event(), Event::SourceWaits { tuple: client.tuple });
+        assert_eq!(world.event(), waits(&client));
         // A client that uses its allocation does not wait, and neither does another source.
         world.accept(&holder, Method::CREATE_PERMISSION, &[&XorPeerAddress(peer(1))]);
         assert_eq!(world.error_code(&world.client(2), Method::REFRESH, &[]), 437);

@@ -316,8 +316,8 @@ close_reasons! {
     Idle = "idle",
     /// The client created no allocation on the connection in time.
     Unauthenticated = "unauthenticated",
-    /// The server had as many connections as allowed. This was the oldest without an allocation of the source with the
-    /// most of them.
+    /// The server, or the source, had as many connections as allowed. This was the oldest one without an allocation of
+    /// the source with the most of them, or of the source.
     Evicted = "evicted",
     /// The source has as many connections with an allocation as allowed.
     TooManyAllocated = "allocated-connections-per-source",

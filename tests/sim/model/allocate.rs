@@ -192,7 +192,7 @@ impl Model {
         let full = |limit: u32, places: usize| limit != 0 && places + additional >= limit as usize;
         let (limit, when) = if full(self.setup.in_all, self.places(None)) {
             (Limit::Allocations, Some(RedirectWhen::Full))
-        } else if names_somebody(user) && full(self.setup.per_user, self.places(Some(user))) {
+        } else if identifies_a_user(user) && full(self.setup.per_user, self.places(Some(user))) {
             (Limit::AllocationsPerUser, None)
         } else {
             return Ok(());
@@ -202,7 +202,7 @@ impl Model {
 
     /// Checks the rate of allocations. A reservation does not count; the allocation that claims it counts.
     fn admit_rate(&mut self, now: Now, tuple: &FiveTuple, wanted: &Wanted) -> Result<(), Body> {
-        if !names_somebody(&wanted.user) || self.admit_allocation(now, &wanted.user) {
+        if !identifies_a_user(&wanted.user) || self.admit_allocation(now, &wanted.user) {
             return Ok(());
         }
         let failure = Body::LimitReached(Limit::AllocationRate);
@@ -222,7 +222,7 @@ impl Model {
     }
 }
 
-/// Returns whether a user is not just the expiry of a time-limited credential, which may be that of everybody.
-fn names_somebody(user: &str) -> bool {
+/// Returns whether a username is more than the expiry of a time-limited credential, which all clients may share.
+fn identifies_a_user(user: &str) -> bool {
     user.chars().any(|c| !c.is_ascii_digit())
 }

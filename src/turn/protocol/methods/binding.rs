@@ -20,7 +20,7 @@ impl Server {
         response: &mut [u8],
     ) -> FromClient {
         // The client of an allocation has proved that it receives at its address. Its packets can still be forged.
-        let kind = if self.table.find_open(tuple, now).is_some() { Kind::Verified } else { Kind::Binding };
+        let kind = if self.table.find_open(tuple, now).is_some() { Kind::Allocated } else { Kind::Binding };
         if let Err(reason) = self.admit_response(tuple, kind, now) {
             return FromClient::Drop(reason);
         }

@@ -141,7 +141,7 @@ impl Server {
         ticket: TicketWord,
     ) -> Result<(), Rejection> {
         let rate = self.snapshot.limits.user_rates.allocations.as_ref();
-        // A user without a limit on allocations may be many people.
+        // A user without a limit on allocations may stand for many clients.
         let unlimited = request.identity.own_allocations() == Some(0);
         if unlimited || self.ledger.quota.admits_rate(ticket, rate, now) {
             return Ok(());
