@@ -47,8 +47,9 @@ use crate::world::World;
 const STEPS: usize = 3_000;
 
 /// The reasons for which the core drops packets in the simulation. The list omits the limits on responses and failed
-/// authentications, which the simulation does not set, and the reasons for which only the worker drops packets.
-const DROP_REASONS: [DropReason; 22] = [
+/// authentications, which the simulation does not set, too many attributes, and the reasons for which only the worker
+/// drops packets.
+const DROP_REASONS: [DropReason; 24] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,
     DropReason::WrongFingerprint,
@@ -58,6 +59,8 @@ const DROP_REASONS: [DropReason; 22] = [
     DropReason::UnusableSource,
     DropReason::NoCredentials,
     DropReason::NoAllocation,
+    DropReason::RelayedTurn,
+    DropReason::RelayedClient,
     DropReason::AllocationPending,
     DropReason::MalformedChannelData,
     DropReason::ChannelNotBound,

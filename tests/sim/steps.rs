@@ -147,12 +147,23 @@ impl World {
     }
 
     fn payload(&mut self) -> Rc<[u8]> {
+        if self.rng.percent(2) {
+            return self.any_message();
+        }
         let length = match self.rng.below(40) {
             0 => 1_200,
             1..=3 => 0,
             _ => self.rng.below(24),
         };
         self.rng.bytes(length).into()
+    }
+
+    /// Returns a STUN message of any class and method, without attributes.
+    fn any_message(&mut self) -> Rc<[u8]> {
+        let (id, class) = (packet::transaction(&mut self.rng), self.rng.below(4));
+        let class = [Class::Request, Class::Indication, Class::Success, Class::Error][class];
+        let method = Method::new(self.rng.between(0, 15) as u16).unwrap();
+        packet::message(class, method, id, false, &Authentication::NONE, |_| {})
     }
 
     fn channel_data(&mut self) {
@@ -355,11 +366,16 @@ impl World {
             return self.packets_from(0, tuple, &[([0, 1, 0, 0].into(), Signed::Unknown)], None);
         }
         if kind == 3 {
-            let (id, class) = (packet::transaction(&mut self.rng), self.rng.pick(&[0, 1, 2, 3]));
-            let class = [Class::Request, Class::Indication, Class::Success, Class::Error][class];
-            let method = Method::new(self.rng.between(0, 15) as u16).unwrap();
-            let bytes = packet::message(class, method, id, false, &Authentication::NONE, |_| {});
+            let bytes = self.any_message();
             return self.client_packet(&Packet { client, bytes, signed: Signed::Unknown });
+        }
+        if kind == 4 && !self.sockets.is_empty() {
+            // A relayed transport address, or one next to it.
+            let (socket, bytes) = (self.rng.pick(&self.sockets), self.any_message());
+            let mut source = socket.bind;
+            source.set_port(source.port() - u16::from(self.rng.percent(20)));
+            let tuple = FiveTuple { client: source, ..self.setup().clients[client] };
+            return self.packets_from(socket.worker, tuple, &[(bytes, Signed::Unknown)], None);
         }
         let Some(packet) = self.clients[client].sent.back().cloned() else { return };
         let mut bytes = packet.bytes.to_vec();

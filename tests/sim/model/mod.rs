@@ -174,6 +174,11 @@ impl Model {
         self.open_sockets().find(|address| address.bind == source).map_or(source, |address| address.relayed)
     }
 
+    /// Whether the address is that of a relay socket, or the relayed transport address that clients know.
+    fn is_relayed(&self, address: SocketAddr) -> bool {
+        self.open_sockets().any(|open| [open.bind, open.relayed].contains(&address))
+    }
+
     /// Returns the destination of data for a peer, or why the policy denies it.
     fn peer(&self, peer: SocketAddr) -> Result<SocketAddr, Denial> {
         match self.own_relay(peer) {

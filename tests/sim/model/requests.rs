@@ -68,6 +68,9 @@ impl Model {
             };
             return Expect::Respond(response);
         }
+        if tuple.transport == Transport::Udp && self.is_relayed(tuple.client) {
+            return Expect::Drop(DropReason::RelayedClient);
+        }
         if ![Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND].contains(&method) {
             return Expect::Drop(DropReason::UnsupportedMethod);
         }
