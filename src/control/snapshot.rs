@@ -8,6 +8,7 @@ use super::follow::Follower;
 use crate::auth::{Authenticator, NonceMint, Secret};
 use crate::config::{self, Config};
 use crate::net::tls::Acceptor;
+use crate::transport::Transport;
 use crate::turn::{self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, UserRates};
 use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
 
@@ -42,6 +43,7 @@ pub(super) fn snapshot(
         authenticator,
         policy: policy(config, addresses.own().to_vec()),
         relays: addresses.relays(),
+        udp_ports: udp_ports(config),
         limits: limits(config, inputs.generated_secret.is_some()),
         alternate: alternate(&config.alternate),
         compat: Compat {
@@ -66,6 +68,12 @@ pub(super) fn snapshot(
         timeouts: Timeouts { tls_handshake, first_request, idle, unauthenticated },
         tls,
     }
+}
+
+/// Returns the ports of the UDP listeners. A port that the kernel chooses is not known here; only trials use these.
+fn udp_ports(config: &Config) -> Vec<u16> {
+    let udp = config.listen.iter().filter(|endpoint| endpoint.transport == Transport::Udp);
+    udp.map(|endpoint| endpoint.address.port()).filter(|port| *port != 0).collect()
 }
 
 /// Returns the peer policy of a configuration.

@@ -119,12 +119,10 @@ impl Server {
                 Method::BINDING => FromClient::Drop(DropReason::Keepalive),
                 _ => FromClient::Drop(DropReason::UnsupportedMethod),
             },
-            // A relayed transport address is not a client: its allocation could be the other's client, and packets would
-            // circle between the two.
             Class::Request
                 if tuple.transport == Transport::Udp
                     && message.method() != Method::BINDING
-                    && self.snapshot.relays.is_live(tuple.client) =>
+                    && self.snapshot.is_own_socket(tuple.client) =>
             {
                 FromClient::Drop(DropReason::RelayedClient)
             }

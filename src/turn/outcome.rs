@@ -93,7 +93,7 @@ drop_reasons! {
     NoPermission = "no-permission",
     /// Application data that is a TURN message. It could make a packet circle between two servers.
     RelayedTurn = "relayed-turn",
-    /// A TURN message from a relayed transport address of this server.
+    /// A TURN request from a relayed transport address, or from a UDP listener, of this server.
     RelayedClient = "relayed-client",
     /// A peer that the peer policy denies.
     PeerForbidden = "peer-forbidden",

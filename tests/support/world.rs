@@ -23,6 +23,7 @@ pub(crate) struct Blueprint {
     pub(crate) nonce_key: Option<[u8; 32]>,
     pub(crate) nonce_lifetime: u64,
     pub(crate) policy: PeerPolicy,
+    pub(crate) udp_ports: Vec<u16>,
     pub(crate) limits: Limits,
     pub(crate) alternate: Option<Alternate>,
     pub(crate) compat: Compat,
@@ -45,6 +46,7 @@ impl Blueprint {
             nonce_key: Some([3; 32]),
             nonce_lifetime: 3_000,
             policy: PeerPolicy::default(),
+            udp_ports: Vec::new(),
             limits: Limits {
                 allocations_per_user: 0,
                 allocations: 0,
@@ -93,6 +95,7 @@ impl Blueprint {
             authenticator,
             policy: self.policy.clone(),
             relays,
+            udp_ports: self.udp_ports.clone(),
             limits: self.limits.clone(),
             alternate: self.alternate.clone(),
             compat: self.compat,

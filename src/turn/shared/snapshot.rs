@@ -1,5 +1,7 @@
 //! The part of the configuration that the core reads. A reload replaces it as a whole.
 
+use std::net::SocketAddr;
+
 use crate::auth::{Authenticator, NonceMint};
 use crate::turn::protocol::channel_numbers::ChannelNumbers;
 use crate::turn::rate::Rate;
@@ -22,6 +24,8 @@ pub struct Snapshot {
     ///
     /// [`RelayAddress`]: crate::turn::RelayAddress
     pub relays: RelayAddresses,
+    /// The ports of the UDP listeners.
+    pub udp_ports: Vec<u16>,
     /// Limits on allocations, users and sources.
     pub limits: Limits,
     /// The servers for clients that get no allocation here.
@@ -30,6 +34,15 @@ pub struct Snapshot {
     pub compat: Compat,
     /// How long an allocation can be refreshed after its credential has expired, in seconds.
     pub expiry_grace: u64,
+}
+
+impl Snapshot {
+    /// Whether a UDP socket of this server has this address. No such socket is a client: its allocation could be the
+    /// client of another allocation, and packets would circle between the two (RFC 8656 §21.1.7).
+    pub(crate) fn is_own_socket(&self, address: SocketAddr) -> bool {
+        let listens = self.udp_ports.contains(&address.port()) && self.policy.own.contains(&address.ip());
+        listens || self.relays.is_live(address)
+    }
 }
 
 /// Limits. They apply to new requests and to data. Existing allocations, permissions and channels are not affected.

@@ -101,6 +101,31 @@ fn a_relayed_transport_address_is_not_a_client() {
     world.allocate(&client);
 }
 
+// RFC 8656 §21.1.7.
+#[test]
+fn a_listener_of_the_server_is_not_a_client() {
+    let mut world = World::with(|blueprint| {
+        blueprint.policy.own = vec!["198.51.100.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        blueprint.udp_ports = vec![3478, 443];
+    });
+    let before = world.footprint();
+    for own in ["198.51.100.1:3478", "198.51.100.1:443", "[2001:db8::1]:3478"] {
+        let mut client = world.client(1);
+        client.tuple.client = own.parse().unwrap();
+        client.nonce = world.nonce(client.tuple.client);
+        let request = client.request(world.transaction(), Method::ALLOCATE, &[&RequestedTransport::UDP]);
+        assert_eq!(world.dropped(&client.tuple, &request), DropReason::RelayedClient, "{own}");
+    }
+    assert_eq!(world.footprint(), before);
+    // Another program on this machine, and another machine, are clients.
+    for other in ["198.51.100.1:3479", "198.51.100.2:3478"] {
+        let mut client = world.client(1);
+        client.tuple.client = other.parse().unwrap();
+        client.nonce = world.nonce(client.tuple.client);
+        world.allocate(&client);
+    }
+}
+
 /// The most servers that a packet passes in a world without circles: a packet to a relayed transport address on the
 /// same server, and the response of the server.
 const MOST_PASSES: u32 = 4;
