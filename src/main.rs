@@ -1,6 +1,6 @@
 //! `turnserver`: reads the arguments and the configuration, and runs the server.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -41,11 +41,11 @@ fn main() -> ExitCode {
         // --help and --version
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
-            let prefix = control::logging::error_prefix();
-            if prefix.is_empty() {
+            // In color on a terminal.
+            if io::stderr().is_terminal() {
                 error.exit();
             }
-            write_lines(prefix, &error.to_string());
+            write_lines(control::logging::error_prefix(), &error.to_string());
             return ExitCode::from(2);
         }
     };
@@ -58,12 +58,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes each line to standard error with a prefix. If standard error is closed, only the exit code remains.
+/// Writes each line to standard error with a prefix. If standard error is closed or stalled, only the exit code remains.
 fn write_lines(prefix: &str, text: &str) {
-    let mut stderr = io::stderr().lock();
-    for line in text.lines().filter(|line| !line.is_empty()) {
-        let _ = writeln!(stderr, "{prefix}{line}");
-    }
+    // An empty line has no use with a prefix.
+    let lines = text.lines().filter(|line| prefix.is_empty() || !line.is_empty());
+    control::logging::write_directly(lines.map(|line| format!("{prefix}{line}\n")).collect());
 }
 
 fn execute(arguments: &Arguments) -> Result<(), String> {
@@ -115,8 +114,9 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
         }
     }
     let denied = control::denied_own_addresses(config, &choice).map_err(|error| error.to_string())?;
+    let settings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
     let missing = control::missing_listeners(config);
-    for warning in choice.warnings.iter().chain(&missing).chain(&denied) {
+    for warning in settings.iter().chain(&choice.warnings).chain(&missing).chain(&denied) {
         report += &format!("{prefix}warning: {warning}\n");
     }
     // The journal of a reload needs no explanation of the configuration.

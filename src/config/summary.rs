@@ -8,7 +8,7 @@ use super::{AlternateWhen, Config, IcmpIndications, RelayAddresses, StaticUser, 
 
 /// A human-readable summary of a configuration, without secrets. Returned by [`Config::summary`].
 ///
-/// Its [`Display`](fmt::Display) form has several lines, the warnings last, and does not end with a newline.
+/// Its [`Display`](fmt::Display) form has several lines, without the warnings, and does not end with a newline.
 #[derive(Clone, Copy, Debug)]
 pub struct Summary<'c>(&'c Config);
 
@@ -36,7 +36,7 @@ impl fmt::Display for Summary<'_> {
             compat,
             log,
             files: _,
-            warnings,
+            warnings: _,
         } = self.0;
 
         write!(f, "realm    {realm}")?;
@@ -181,7 +181,10 @@ impl fmt::Display for Summary<'_> {
         }
         match limits.failed_authentications {
             0 => f.write_str("\n         failed authentications are not limited")?,
-            failures => write!(f, "\n         {} per second and source", plural(failures, "failed authentication"))?,
+            failures => {
+                let failures = plural(failures, "failed authentication");
+                write!(f, "\n         {failures} per second, source and username")?;
+            }
         }
         let [handshake, first, idle, unauthenticated] =
             [timeouts.tls_handshake, timeouts.first_request, timeouts.idle, timeouts.unauthenticated]
@@ -217,12 +220,7 @@ impl fmt::Display for Summary<'_> {
             IcmpIndications::Never => "\ncompat   no client gets Data indications about ICMP errors",
         };
         f.write_str(icmp)?;
-        write!(f, "\nlog      {} as {}", log.level, log.format)?;
-
-        for warning in warnings {
-            write!(f, "\nwarning  {warning}")?;
-        }
-        Ok(())
+        write!(f, "\nlog      {} as {}", log.level, log.format)
     }
 }
 

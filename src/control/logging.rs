@@ -1,13 +1,13 @@
 //! The log: output and format.
 //!
 //! Lines go through a bounded queue to a thread that writes them to standard error. If standard error is not read fast
-//! enough, lines are lost; the relay does not wait.
+//! enough, lines are lost; the relay does not wait, and the process ends nevertheless.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write};
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
@@ -16,10 +16,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Map, Value};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, JsonFields, Writer, format};
+use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -29,8 +30,8 @@ use crate::config::{LogFormat, LogLevel};
 /// The maximum number of queued lines.
 const QUEUE_LENGTH: usize = 4096;
 
-/// How long the process waits for the last lines before it exits.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a thread waits until lines are written: the last ones of the process, and those that bypass the queue.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The running log. Call [`flush`](Self::flush) before the process exits.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ enum Entry {
 pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
     let (queue, lines) = sync_channel(QUEUE_LENGTH);
     let lost = Arc::new(AtomicU64::new(0));
-    let (layout, count) = (Layout { format: log.format, journal: is_journal() }, Arc::clone(&lost));
+    let (layout, count) = (Layout { format: log.format, journal: is_journal(io::stderr()) }, Arc::clone(&lost));
     thread::Builder::new().name("log".to_owned()).spawn(move || write(&lines, &count, layout, &mut io::stderr()))?;
 
     let level = match log.level {
@@ -95,7 +96,33 @@ fn report_panic(panic: &PanicHookInfo<'_>, layout: Layout) {
         let prefix = if layout.journal { priority(Level::ERROR) } else { "" };
         text.extend(backtrace.to_string().lines().map(|line| format!("{prefix}{line}\n")));
     }
-    // A line that cannot be written is lost; the failure cannot be reported.
+    write_directly(text);
+}
+
+/// Writes text to standard error without the queue. If standard error is not read, it returns after one second, and the
+/// text is lost.
+pub fn write_directly(text: String) {
+    let text: Arc<str> = text.into();
+    let (written, wait) = sync_channel(1);
+    // The thread of the log may hold the lock of standard error for as long as it is not read, so another
+    // thread waits for it.
+    let work = {
+        let text = Arc::clone(&text);
+        move || {
+            write_to_stderr(&text);
+            // The receiver may have timed out.
+            let _ = written.try_send(());
+        }
+    };
+    match thread::Builder::new().name("error-writer".to_owned()).spawn(work) {
+        Ok(_) => drop(wait.recv_timeout(WRITE_TIMEOUT)),
+        // The limit of threads may be the error that the text is about.
+        Err(_) => write_to_stderr(&text),
+    }
+}
+
+/// A line that cannot be written is lost; the failure cannot be reported.
+fn write_to_stderr(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
@@ -107,25 +134,26 @@ struct Layout {
     journal: bool,
 }
 
-/// Returns whether standard error is connected to systemd's journal: `JOURNAL_STREAM` contains its device and inode
-/// numbers (systemd.exec(5)).
-fn is_journal() -> bool {
-    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
-    let file = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+/// Returns whether a stream is connected to systemd's journal: `JOURNAL_STREAM` contains its device and inode numbers
+/// (systemd.exec(5)).
+fn is_journal(stream: impl AsFd) -> bool {
+    let Some(journal) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let file = stream.as_fd().try_clone_to_owned().map(File::from);
     file.and_then(|file| file.metadata())
-        .is_ok_and(|metadata| stream == *format!("{}:{}", metadata.dev(), metadata.ino()))
+        .is_ok_and(|metadata| journal == *format!("{}:{}", metadata.dev(), metadata.ino()))
 }
 
-/// Returns the prefix of a line that is not a log event but an error of the process, such as a failed start.
+/// Returns the prefix of a line on standard error that is not a log event but an error of the process, such as a failed
+/// start.
 #[must_use]
 pub fn error_prefix() -> &'static str {
-    if is_journal() { priority(Level::ERROR) } else { "" }
+    if is_journal(io::stderr()) { priority(Level::ERROR) } else { "" }
 }
 
-/// Returns the prefix of a warning that is not a log event.
+/// Returns the prefix of a warning on standard output.
 #[must_use]
 pub fn warning_prefix() -> &'static str {
-    if is_journal() { priority(Level::WARN) } else { "" }
+    if is_journal(io::stdout()) { priority(Level::WARN) } else { "" }
 }
 
 /// Returns the priority that the journal reads from the start of a line (sd-daemon(3)).
@@ -165,7 +193,7 @@ impl Logging {
         // If the queue is full, standard error is not being read.
         if self.queue.try_send(Entry::Flush(written)).is_ok() {
             // Lines that are not read in time are lost.
-            let _ = wait.recv_timeout(FLUSH_TIMEOUT);
+            let _ = wait.recv_timeout(WRITE_TIMEOUT);
         }
     }
 }
@@ -224,14 +252,7 @@ const LINES_LOST: &str = "lines-lost";
 
 fn notice(lost: u64, layout: Layout) -> String {
     let message = "log lines were lost here because standard error is not read fast enough";
-    let prefix = if layout.journal { priority(Level::WARN) } else { "" };
-    match layout.format {
-        LogFormat::Text => format!("{prefix}WARN {message} event=\"{LINES_LOST}\" count={lost}\n"),
-        LogFormat::Json => {
-            let line = json!({ "level": "WARN", "fields": { "message": message, "event": LINES_LOST, "count": lost } });
-            format!("{prefix}{line}\n")
-        }
-    }
+    line(Level::WARN, message, &[("event", LINES_LOST.into()), ("count", lost.into())], layout)
 }
 
 /// The event of a panic, which does not pass through the queue.
@@ -239,17 +260,43 @@ const PANIC: &str = "panic";
 
 fn panic_line(thread: &str, place: &str, text: &str, layout: Layout) -> String {
     let message = "a thread panicked. This is a bug; please report it";
-    let prefix = if layout.journal { priority(Level::ERROR) } else { "" };
+    let fields = [("event", PANIC.into()), ("thread", thread.into()), ("place", place.into()), ("reason", text.into())];
+    line(Level::ERROR, message, &fields, layout)
+}
+
+/// Returns a line that does not pass through the subscriber, in the form of its lines.
+fn line(level: Level, message: &str, fields: &[(&str, Value)], layout: Layout) -> String {
+    let (prefix, time) = if layout.journal { (priority(level), None) } else { ("", Some(timestamp())) };
     match layout.format {
         LogFormat::Text => {
-            format!("{prefix}ERROR {message} event=\"{PANIC}\" thread={thread:?} place={place:?} reason={text:?}\n")
+            let time = time.map(|time| format!("{time} ")).unwrap_or_default();
+            let mut line = format!("{prefix}{time}{level:>5} {message}");
+            for (name, value) in fields {
+                line += &match value {
+                    // The same quotes as those of `TextFields`.
+                    Value::String(text) => format!(" {name}={text:?}"),
+                    value => format!(" {name}={value}"),
+                };
+            }
+            line + "\n"
         }
         LogFormat::Json => {
-            let fields =
-                json!({ "message": message, "event": PANIC, "thread": thread, "place": place, "reason": text });
-            format!("{prefix}{}\n", json!({ "level": "ERROR", "fields": fields }))
+            let mut all = Map::from_iter([("message".to_owned(), message.into())]);
+            all.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+            let mut line =
+                Map::from_iter([("level".to_owned(), level.as_str().into()), ("fields".to_owned(), all.into())]);
+            line.extend(time.map(|time| ("timestamp".to_owned(), time.into())));
+            format!("{prefix}{}\n", Value::Object(line))
         }
     }
+}
+
+/// Returns the time as the subscriber writes it.
+fn timestamp() -> String {
+    let mut time = String::new();
+    // Writing to a string cannot fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    time
 }
 
 #[cfg(test)]
@@ -262,12 +309,30 @@ mod tests {
             |format, journal| panic_line("worker-0", "src/a.rs:1:2", "left: 1\nright: 2", Layout { format, journal });
         let text = "ERROR a thread panicked. This is a bug; please report it event=\"panic\" thread=\"worker-0\" \
                     place=\"src/a.rs:1:2\" reason=\"left: 1\\nright: 2\"\n";
-        assert_eq!(line(LogFormat::Text, false), text);
         assert_eq!(line(LogFormat::Text, true), format!("<3>{text}"));
         let json = line(LogFormat::Json, true);
         assert!(json.starts_with("<3>{") && json.lines().count() == 1, "{json}");
-        let json: serde_json::Value = serde_json::from_str(&json[3..]).unwrap();
+        let json: Value = serde_json::from_str(&json[3..]).unwrap();
         assert_eq!(json["fields"]["reason"], "left: 1\nright: 2");
+        assert_eq!(json.get("timestamp"), None);
+    }
+
+    #[test]
+    fn a_panic_outside_the_journal_has_the_time_like_other_lines() {
+        let line = |format| panic_line("worker-0", "src/a.rs:1:2", "why", Layout { format, journal: false });
+        let is_time = |text: &str| text.starts_with("20") && text.contains('T') && text.ends_with('Z');
+        let text = line(LogFormat::Text);
+        let (time, rest) = text.split_once(' ').unwrap();
+        assert!(is_time(time) && rest.starts_with("ERROR a thread panicked."), "{text}");
+        let json: Value = serde_json::from_str(&line(LogFormat::Json)).unwrap();
+        assert!(is_time(json["timestamp"].as_str().unwrap()), "{json}");
+    }
+
+    #[test]
+    fn a_stalled_standard_error_does_not_keep_a_thread_that_writes_a_panic() {
+        // The thread of the log holds the lock for as long as standard error is not read.
+        let _stalled = io::stderr().lock();
+        write_directly(String::new());
     }
 
     #[test]
@@ -281,7 +346,7 @@ mod tests {
         drop(queued);
         let mut out = Vec::new();
         write(&lines, &lost, Layout { format: LogFormat::Text, journal: true }, &mut out);
-        let notice = "<4>WARN log lines were lost here because standard error is not read fast enough \
+        let notice = "<4> WARN log lines were lost here because standard error is not read fast enough \
                       event=\"lines-lost\" count=2\n";
         assert_eq!(String::from_utf8(out).unwrap(), format!("one\n{notice}two\n"));
     }

@@ -1,9 +1,14 @@
 //! `turnserver check-config`.
 
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use super::running::{failure, text_config, turnserver};
+use super::running::{command, failure, text_config, turnserver};
 use crate::support::{Finished, SECRET, TIMEOUT, TempDir, run, skip};
 
 #[track_caller]
@@ -67,6 +72,32 @@ fn without_a_file_the_defaults_are_reported() {
     let report = report(&turnserver(&TempDir::new(), &["check-config"]));
     assert!(report.starts_with("no configuration file: using the defaults\n"), "{report}");
     assert!(report.contains("no secret and no user: a secret is created at each start"), "{report}");
+}
+
+// systemctl reload runs the check in the journal.
+#[test]
+fn each_warning_is_reported_once_with_and_without_the_journal() {
+    let directory = TempDir::new();
+    directory.write("turnserver.toml", &text_config(&["127.0.0.1"], "").replace(SECRET, "short"));
+    let wanted = "warning: turnserver.toml:";
+    let report = report(&turnserver(&directory, &["check-config"]));
+    assert_eq!(report.matches("shorter than 16 bytes").count(), 1, "{report}");
+    assert!(report.lines().any(|line| line.starts_with(wanted)) && report.contains("realm    "), "{report}");
+
+    // Only standard output is the journal.
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let journal = File::from(theirs.as_fd().try_clone_to_owned().unwrap()).metadata().unwrap();
+    let mut command = command(&directory, &["check-config"]);
+    command.env("JOURNAL_STREAM", format!("{}:{}", journal.dev(), journal.ino())).stdout(OwnedFd::from(theirs));
+    let mut check = command.stderr(Stdio::null()).spawn().unwrap();
+    drop(command);
+    let mut report = String::new();
+    ours.read_to_string(&mut report).unwrap();
+    assert_eq!(check.wait().unwrap().code(), Some(0));
+    let warnings: Vec<&str> = report.lines().filter(|line| line.contains("shorter than 16 bytes")).collect();
+    assert!(matches!(warnings[..], [line] if line.starts_with(&format!("<4>{wanted}"))), "{report}");
+    assert!(!report.contains("realm    "), "{report}");
 }
 
 #[test]

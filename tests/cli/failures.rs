@@ -1,12 +1,15 @@
 //! Starts that fail: exit codes and the line with the reason.
 
 use std::fs::{self, Permissions};
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::net::UnixStream;
 
-use super::running::{Running, failure, text_config, turnserver};
+use super::running::{Running, command, failure, text_config, turnserver};
 use crate::support::client::{Client, Login};
-use crate::support::{Server, TempDir, config};
+use crate::support::{Process, Server, TIMEOUT, TempDir, config};
 
 /// Returns a configuration that listens on `address` over one transport, and on any port over the other.
 fn listening_on(transport: &str, address: &str) -> String {
@@ -129,6 +132,36 @@ fn invalid_arguments_are_exit_code_2() {
         assert_eq!((finished.code, finished.stdout.as_slice()), (Some(2), &[][..]), "{finished:?}");
         assert!(finished.stderr.join("\n").contains(part), "{finished:?}");
     }
+}
+
+// A program may read only the standard output of the server, or stop reading.
+#[test]
+fn a_start_that_fails_ends_with_its_exit_code_while_standard_error_is_stalled() {
+    let used = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let in_use = listening_on("udp", &used.local_addr().unwrap().to_string());
+    for (config, arguments, code) in [
+        ("realmm = 1\n", &[][..], 1),
+        ("realmm = 1\n", &["check-config"], 1),
+        (in_use.as_str(), &["--log-level", "trace"], 1),
+        (in_use.as_str(), &["--frobnicate"], 2),
+    ] {
+        let directory = TempDir::new();
+        directory.write("turnserver.toml", config);
+        let (_unread, stderr) = full_stream();
+        let server = Process::start_with_stderr(&mut command(&directory, arguments), stderr);
+        assert_eq!(server.finish(TIMEOUT).code, Some(code), "{config} {arguments:?}");
+    }
+}
+
+/// Returns a stream that is not read, and its other end, to which a write blocks.
+fn full_stream() -> (UnixStream, OwnedFd) {
+    let (reader, mut writer) = UnixStream::pair().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    for chunk in [&[b'x'; 4096][..], b"x"] {
+        while writer.write(chunk).is_ok() {}
+    }
+    writer.set_nonblocking(false).unwrap();
+    (reader, writer.into())
 }
 
 // An allocator that reserves space for each thread would let a larger limit fail where a smaller one suffices.

@@ -106,6 +106,14 @@ impl Process {
         Self { child, name, stdout: Lines::collect(File::from(master)), stderr: Lines::collect(io::empty()) }
     }
 
+    /// Starts a program whose standard error is `stderr`. `stderr` of the process has no lines.
+    pub(crate) fn start_with_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+        let stdout = Lines::collect(child.stdout.take().unwrap());
+        Self { child, name, stdout, stderr: Lines::collect(io::empty()) }
+    }
+
     /// Takes the standard input. Dropping it closes the input.
     pub(crate) fn take_stdin(&mut self) -> ChildStdin {
         self.child.stdin.take().unwrap()

@@ -225,7 +225,7 @@ limits   allocations per user are not limited: everyone uses the credential that
          256 permissions and 256 channels per allocation
          10000 TCP and TLS connections in total, 500 per source without an allocation
          50 responses per second to an unverified source
-         5 failed authentications per second and source
+         5 failed authentications per second, source and username
 timeouts 10s for the TLS handshake, 10s for the first request, 5m for the first allocation
          1m after a request on a connection without an allocation
 log      info as text"
@@ -264,7 +264,7 @@ limits   allocations per user are not limited
          4294967295 bytes per second, direction and user
          TCP and TLS connections are not limited in total, 30 per source without an allocation, 31 per source with one
          7 responses per second to an unverified source
-         9 failed authentications per second and source
+         9 failed authentications per second, source and username
 timeouts 1s for the TLS handshake, 5m for the first request, 90s for the first allocation
          1d after a request on a connection without an allocation
 others   when this server is full or drains, UDP and TCP clients are redirected to 203.0.113.5:3478, [2001:db8::5]:3478
@@ -273,9 +273,7 @@ others   when this server is full or drains, TLS clients are redirected to 203.0
 compat   channel numbers up to 0x7FFF are accepted
 compat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY
 compat   no client gets Data indications about ICMP errors
-log      trace as json
-warning  t.toml:22:12: `auth.secrets` contains a secret shorter than 16 bytes, \
-which can be guessed: create one with `openssl rand -hex 32`"
+log      trace as json"
     );
 }
 
