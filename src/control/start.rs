@@ -365,8 +365,8 @@ impl OpenFiles {
             format!("set {OPEN_FILES}={needed} in the unit")
         } else {
             format!(
-                "run `{} {needed}` in the shell that starts the server, or `sudo prlimit --pid $$ --nofile={needed}` if \
-                 it is not root's",
+                "run in the shell that starts the server: `{} {needed}` as root, or `sudo prlimit --pid $$ \
+                 --nofile={needed}` as another user",
                 name_for_operator(OPEN_FILES, false)
             )
         };
@@ -406,8 +406,8 @@ mod tests {
         let begin = "the limit of open files is 500, but the configuration needs 26412 (for 16384 relay sockets, 10000 \
                      connections and 28 other files): at most 236 connections are accepted, and while all of them are \
                      open, 236 relay sockets can be open. To raise the limit, ";
-        let shell = "run `ulimit -n 26412` in the shell that starts the server, or `sudo prlimit --pid $$ --nofile=26412` if \
-                     it is not root's";
+        let shell = "run in the shell that starts the server: `ulimit -n 26412` as root, or `sudo prlimit --pid $$ \
+                     --nofile=26412` as another user";
         assert_eq!(low.warning(false), Some(format!("{begin}{shell}")));
         assert_eq!(low.warning(true), Some(format!("{begin}set LimitNOFILE=26412 in the unit")));
         let udp = OpenFiles { connections: None, ..low };
