@@ -19,6 +19,8 @@ const MAX_WORKERS: usize = 1024;
 const MAX_CHANNELS: u16 = 16_384;
 /// RFC 8489 §14.9: fewer than 128 characters.
 const MAX_REALM: usize = 127;
+/// The longest realm, in bytes, that causes no warning: a challenge then has three times the bytes of its request.
+const LONG_REALM: usize = 64;
 
 pub(super) fn realm(top: &Section<'_>, report: &mut Report<'_>) -> String {
     let Some(realm) = top.string("realm", report) else { return Config::default().realm };
@@ -28,6 +30,15 @@ pub(super) fn realm(top: &Section<'_>, report: &mut Report<'_>) -> String {
         report.error(&span, "`realm` is empty: omit it to use the default, or set the domain of your service");
     } else if length > MAX_REALM {
         report.error(&span, format!("`realm` has {length} characters; the maximum is {MAX_REALM} (RFC 8489 §14.9)"));
+    } else if realm.len() > LONG_REALM {
+        report.warn(
+            &span,
+            format!(
+                "`realm` has {} bytes, and each 401 response contains it: requests with a forged source make the \
+                 server send several times as many bytes to that source. Use at most {LONG_REALM} bytes",
+                realm.len()
+            ),
+        );
     }
     // RFC 8489 §14.9: qdtext excludes quotes and backslashes, because clients quote the realm.
     if let Some(bad) = realm.chars().find(|c| c.is_control() || matches!(c, '"' | '\'' | '\\')) {

@@ -122,13 +122,11 @@ impl Rejection {
         }
     }
 
-    /// Returns the reason phrase of the response.
+    /// Returns the reason phrase for an authenticated client.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::BadRequest(reason) | Self::InsufficientCapacity(reason) => reason,
             Self::Limit(limit) => limit.reason(),
-            // An unverified source may get it, so it is as short as possible.
-            Self::Unauthenticated | Self::StaleNonce => "",
             other => other.code().code().reason(),
         }
     }

@@ -171,7 +171,9 @@ pub(crate) fn error(
     extras: ErrorExtras<'_>,
 ) -> Result<Response, BufferTooSmall> {
     let mut writer = MessageWriter::new(buffer, Class::Error, context.method.into(), context.transaction);
-    writer.push(&ErrorCodeAttribute { code: rejection.code().code(), reason: rejection.reason() });
+    // An unverified source may get a response without integrity, so it is as short as possible.
+    let reason = if key.is_some() { rejection.reason() } else { "" };
+    writer.push(&ErrorCodeAttribute { code: rejection.code().code(), reason });
     match extras {
         ErrorExtras::None => {}
         ErrorExtras::Challenge { realm, nonce } => {

@@ -47,7 +47,7 @@ const LONGEST_PROOF: u64 = 10 * PROOF;
 const LOWEST_FACTOR: u64 = 8;
 const HIGHEST_FACTOR: u64 = 32;
 /// The factor of Binding responses. With IP and UDP headers, a success response is up to a third longer than its request,
-/// and an error that lists an unknown attribute up to two thirds.
+/// and an error that lists an unknown attribute up to a quarter.
 const BINDING_FACTOR: u64 = 5;
 
 /// The seconds over which a source accumulates unused responses, without and with proof.

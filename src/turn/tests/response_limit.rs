@@ -220,9 +220,24 @@ fn gain(realm: &str) -> usize {
 // docs/threat-model.md states these figures.
 #[test]
 fn an_unverified_source_gets_a_small_multiple_of_what_it_sends() {
-    // The default realm, a domain name of 31 bytes, and the longest that the configuration allows: 127 characters of
-    // four bytes.
-    assert_eq!([gain("turnserver"), gain(&"r".repeat(31)), gain(&"\u{10437}".repeat(127))], [208, 243, 1_093]);
+    // The default realm, a domain name of 31 bytes, the longest realm without a warning, and the longest that the
+    // configuration allows: 127 characters of four bytes.
+    let realms = ["turnserver".to_owned(), "r".repeat(31), "r".repeat(64), "\u{10437}".repeat(127)];
+    assert_eq!(realms.map(|realm| gain(&realm)), [208, 243, 300, 1_093]);
+}
+
+// RFC 8489 §9.2.4: integrity without USERNAME → 400; §6.3.1: an unknown attribute → 420.
+#[test]
+fn an_error_without_a_challenge_is_short_for_an_unauthenticated_client() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let no_username =
+        write(Class::Request, Method::ALLOCATE, TransactionId::new([1; 12]), |writer| writer.message_integrity(b""));
+    let unknown = plain(Class::Request, Method::BINDING, &[&Raw(AttributeType::new(0x7abc), &[])]);
+    for (request, code, list) in [(no_username, 400, 0), (unknown, 420, 8)] {
+        let response = world.response_to(&client.tuple, &request);
+        assert_eq!((response.code(), response.bytes.len()), (Some(code), 20 + (4 + 4) + list));
+    }
 }
 
 #[test]

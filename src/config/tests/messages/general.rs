@@ -32,7 +32,19 @@ fn a_realm_that_clients_cannot_quote_is_an_error() {
     assert_eq!(error("realm = 'a\"b'"), "1:9: `realm` must not contain a quotation mark");
     assert_eq!(error("realm = 'a\\b'"), "1:9: `realm` must not contain a backslash");
     assert_eq!(error("realm = \"a\\tb\""), "1:9: `realm` must not contain a control character (U+0009)");
-    assert_eq!(parse(&format!("realm = \"{}\"", "ä".repeat(127))).realm.chars().count(), 127);
+    assert!(Config::parse(&format!("realm = \"{}\"", "ä".repeat(127)), "t.toml").is_ok());
+}
+
+#[test]
+fn a_realm_that_makes_challenges_long_causes_a_warning() {
+    assert_eq!(warnings(&format!("realm = \"{}\"", "r".repeat(64))), [""; 0]);
+    assert_eq!(
+        warnings(&format!("realm = \"{}\"", "ä".repeat(33))),
+        [
+            "1:9: `realm` has 66 bytes, and each 401 response contains it: requests with a forged source make the server \
+         send several times as many bytes to that source. Use at most 64 bytes"
+        ]
+    );
 }
 
 #[test]
