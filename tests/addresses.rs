@@ -130,19 +130,27 @@ mod addresses {
                 let server = Server::start(&auto("").replace("\"auto\"", addresses));
                 let held = client(&server, "127.0.0.1");
                 let (session, relayed) = held.allocate(&Login::mint("alice", 600)).unwrap();
+                // The peer is another allocation of this server.
                 let other = client(&server, "127.0.0.1");
-                let (_, peer) = other.allocate(&Login::mint("bob", 600)).unwrap();
+                let (other_session, peer) = other.allocate(&Login::mint("bob", 600)).unwrap();
                 held.permit(&session, peer);
+                other.permit(&other_session, relayed);
+                let assert_call = |data: &[u8]| {
+                    held.send_to_peer(peer, data);
+                    assert_eq!(other.receive().get(), Some(Data(data)));
+                    other.send_to_peer(relayed, data);
+                    assert_eq!(held.receive().get(), Some(Data(data)));
+                };
+                assert_call(b"before");
                 ip("link set w0 down");
                 wait_for_message(&server, "gets no new allocations, because its interface is down");
                 assert_eq!(allocate(&server, "127.0.0.1"), Err(508));
-                // The relay address is still one of this server, so its clients reach each other.
-                held.send_to_peer(peer, b"to nobody yet");
+                assert_call(b"down");
                 ip("link set w0 up");
                 wait_for_relay(&server, "203.0.114.1", 2);
                 assert_eq!(allocate(&server, "127.0.0.1").as_deref(), Ok("203.0.114.1"));
+                assert_call(b"up again");
                 assert_eq!(held.request(&session, Method::REFRESH, &|_| {}).error(), None);
-                assert_eq!(relayed.ip(), peer.ip());
             });
         }
     }
