@@ -305,8 +305,8 @@ mod relay {
     /// Returns the count of an outcome in the log of a stopped server.
     fn counted(ended: &Ended, outcome: &str) -> usize {
         let stopped = ended.logs.iter().find(|line| line.message() == "stopped").unwrap();
-        let detail = stopped.field("outcomes").unwrap();
-        let count = detail.split(", ").find_map(|part| part.strip_prefix(outcome)?.strip_prefix(": "));
+        let outcomes = stopped.field("outcomes").unwrap();
+        let count = outcomes.split(", ").find_map(|part| part.strip_prefix(outcome)?.strip_prefix(": "));
         count.map_or(0, |count| count.parse().unwrap())
     }
 

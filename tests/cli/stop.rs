@@ -22,14 +22,14 @@ fn number(line: &LogLine, field: &str) -> u64 {
     line.field(field).unwrap().parse().unwrap()
 }
 
-/// Parses the counts of the field `detail`: "answered Binding: 3, dropped no-allocation: 1".
-fn detail(line: &LogLine) -> HashMap<String, u64> {
-    let detail = line.field("outcomes").unwrap();
+/// Parses the counts of the field `outcomes`: "answered Binding: 3, dropped no-allocation: 1".
+fn outcomes(line: &LogLine) -> HashMap<String, u64> {
+    let outcomes = line.field("outcomes").unwrap();
     let entry = |entry: &str| {
         let (name, count) = entry.split_once(": ").unwrap();
         (name.to_owned(), count.parse().unwrap())
     };
-    detail.split(", ").map(entry).collect()
+    outcomes.split(", ").map(entry).collect()
 }
 
 #[test]
@@ -105,15 +105,15 @@ fn each_packet_is_in_exactly_one_of_the_totals() {
     assert_eq!(totals, [2 * 8, 4 * 8, 4 * 8, 3 * 8], "{stopped:?}");
     assert_eq!(totals.iter().sum::<u64>(), sent);
 
-    let detail = detail(&stopped);
-    assert_eq!(detail.values().sum::<u64>(), sent, "{stopped:?}");
+    let outcomes = outcomes(&stopped);
+    assert_eq!(outcomes.values().sum::<u64>(), sent, "{stopped:?}");
     for (name, count) in
         [("relayed-to-peer", 8), ("relayed-to-client", 8), ("rejected 401", 32), ("answered Binding", 8)]
     {
-        assert_eq!(detail.get(name), Some(&count), "{name} in {stopped:?}");
+        assert_eq!(outcomes.get(name), Some(&count), "{name} in {stopped:?}");
     }
     for name in ["dropped no-permission", "dropped unknown-protocol", "dropped no-allocation"] {
-        assert_eq!(detail.get(name), Some(&8), "{name} in {stopped:?}");
+        assert_eq!(outcomes.get(name), Some(&8), "{name} in {stopped:?}");
     }
 }
 
