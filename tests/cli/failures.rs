@@ -1,13 +1,11 @@
 //! Starts that fail: exit codes and the line with the reason.
 
 use std::fs::{self, Permissions};
-use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
-use super::running::{Running, command, failure, text_config, turnserver};
+use super::running::{Running, command, failure, full_stream, text_config, turnserver};
 use crate::support::client::{Client, Login};
 use crate::support::{Process, Server, TIMEOUT, TempDir, config};
 
@@ -148,20 +146,9 @@ fn a_start_that_fails_ends_with_its_exit_code_while_standard_error_is_stalled() 
         let directory = TempDir::new();
         directory.write("turnserver.toml", config);
         let (_unread, stderr) = full_stream();
-        let server = Process::start_with_stderr(&mut command(&directory, arguments), stderr);
+        let server = Process::start_with(&mut command(&directory, arguments), Stdio::piped(), stderr.into());
         assert_eq!(server.finish(TIMEOUT).code, Some(code), "{config} {arguments:?}");
     }
-}
-
-/// Returns a stream that is not read, and its other end, to which a write blocks.
-fn full_stream() -> (UnixStream, OwnedFd) {
-    let (reader, mut writer) = UnixStream::pair().unwrap();
-    writer.set_nonblocking(true).unwrap();
-    for chunk in [&[b'x'; 4096][..], b"x"] {
-        while writer.write(chunk).is_ok() {}
-    }
-    writer.set_nonblocking(false).unwrap();
-    (reader, writer.into())
 }
 
 // An allocator that reserves space for each thread would let a larger limit fail where a smaller one suffices.

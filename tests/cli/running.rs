@@ -1,6 +1,9 @@
 //! Runs the command with any arguments and log format.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use crate::support::{Finished, LogLine, Process, TIMEOUT, TempDir, config, run};
@@ -34,6 +37,11 @@ impl Running {
         Self { process, _directory: directory }
     }
 
+    /// Takes over a server whose configuration is in the directory.
+    pub(crate) fn new(process: Process, directory: TempDir) -> Self {
+        Self { process, _directory: directory }
+    }
+
     /// Waits for a line on standard error, which may already be written.
     pub(crate) fn wait_for_line(&self, wanted: impl Fn(&str) -> bool) -> String {
         let line = self.process.stderr.wait_for(TIMEOUT, |lines| lines.iter().find(|line| wanted(line)).cloned());
@@ -59,6 +67,11 @@ impl Running {
         let listening = self.listening("udp");
         assert_eq!(listening.len(), 1, "{}", self.process.output());
         listening[0]
+    }
+
+    /// Waits for the end of a server that has got a signal.
+    pub(crate) fn finish(self) -> Finished {
+        self.process.finish(TIMEOUT)
     }
 
     pub(crate) fn terminate(self) -> Finished {
@@ -106,4 +119,15 @@ pub(crate) fn command(directory: &TempDir, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
     command.args(arguments).current_dir(directory.path());
     command
+}
+
+/// Returns a stream that is not read, and its other end, to which a write blocks.
+pub(crate) fn full_stream() -> (UnixStream, OwnedFd) {
+    let (reader, mut writer) = UnixStream::pair().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    for chunk in [&[b'x'; 4096][..], b"x"] {
+        while writer.write(chunk).is_ok() {}
+    }
+    writer.set_nonblocking(false).unwrap();
+    (reader, writer.into())
 }

@@ -55,6 +55,9 @@ fn limits_per_user_apply_to_usernames_that_name_somebody() {
     let nameless = time_limited::mint(&secret, None, unix_seconds() + 600);
     assert_eq!(allocations(&server, &Login::new(&nameless.username, &nameless.password), 80), 80);
     assert_eq!(allocations(&server, &Login::mint("alice", 600), 40), 32);
+    // The burst of allocations-per-second-per-user is 32, too.
+    let rejected = server.wait_for_log(|line| line.field("user").as_deref() == Some("alice") && line.level() == "WARN");
+    assert_eq!(rejected.field("limit").as_deref(), Some("limits.allocations-per-user"));
 }
 
 // A browser makes about eight allocations at the start of a call, and leaves them behind when it is closed.

@@ -1,14 +1,16 @@
 //! Stopping: exit code, totals, and the end of allocations.
 
 use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use turnserver::stun::TransactionId;
 
-use super::running::Running;
+use super::running::{Running, command, full_stream, is_ready};
 use crate::support::client::{Client, Login, allocate, receive, socket};
-use crate::support::{Finished, LogLine, SECRET, config};
+use crate::support::{Finished, LogLine, Process, TempDir, config, config_without_secret};
 
 const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
 
@@ -46,16 +48,40 @@ fn signals_without_an_effect_are_logged_and_do_not_end_the_server() {
     assert_eq!(server.terminate().code, Some(0));
 }
 
-// A warning about the configuration is logged before the sockets are bound.
+/// Starts a server whose start is stalled, because its standard output is. It goes on when the stream is dropped.
+fn start_stalled() -> (Running, UnixStream) {
+    let (directory, (unread, stdout)) = (TempDir::new(), full_stream());
+    directory.write("turnserver.toml", &config_without_secret(&["127.0.0.1"], ""));
+    let process = Process::start_with(&mut command(&directory, &[]), stdout.into(), Stdio::piped());
+    let server = Running::new(process, directory);
+    server.wait_for_line(|line| line.contains("listening"));
+    (server, unread)
+}
+
 #[test]
-fn a_signal_during_the_start_does_not_end_the_server() {
-    let config = config(&["127.0.0.1"], "").replace(SECRET, "short");
-    for (signal, name) in [(Signal::SIGUSR2, "SIGUSR2"), (Signal::SIGHUP, "SIGHUP")] {
-        let server = Running::begin(&config, &[]);
-        server.wait_for_line(|line| line.contains("configuration-warning"));
+fn a_signal_without_an_effect_during_the_start_does_not_end_the_server() {
+    let (server, unread) = start_stalled();
+    for signal in [Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGIO, Signal::SIGHUP] {
         server.process.signal(signal);
+    }
+    assert!(!server.process.stderr.so_far().iter().any(|line| is_ready(line)), "the start is not stalled");
+    drop(unread);
+    for name in ["SIGUSR2", "SIGALRM", "SIGIO", "SIGHUP"] {
         server.wait_for_line(|line| line.contains(name));
-        assert_eq!(server.terminate().code, Some(0));
+    }
+    assert_eq!(server.terminate().code, Some(0));
+}
+
+#[test]
+fn a_signal_to_stop_during_the_start_stops_the_server_after_it_with_exit_code_0() {
+    for signal in [Signal::SIGUSR1, Signal::SIGTERM, Signal::SIGINT] {
+        let (server, unread) = start_stalled();
+        server.process.signal(signal);
+        drop(unread);
+        let ended = server.finish();
+        assert_eq!(ended.code, Some(0), "{signal} {ended:?}");
+        assert!(ended.stderr.iter().any(|line| is_ready(line)), "{signal} {ended:?}");
+        stopped(&ended);
     }
 }
 

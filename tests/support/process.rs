@@ -106,12 +106,14 @@ impl Process {
         Self { child, name, stdout: Lines::collect(File::from(master)), stderr: Lines::collect(io::empty()) }
     }
 
-    /// Starts a program whose standard error is `stderr`. `stderr` of the process has no lines.
-    pub(crate) fn start_with_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+    /// Starts a program with these outputs. An output has lines only if it is piped.
+    pub(crate) fn start_with(command: &mut Command, stdout: Stdio, stderr: Stdio) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
-        let stdout = Lines::collect(child.stdout.take().unwrap());
-        Self { child, name, stdout, stderr: Lines::collect(io::empty()) }
+        let mut child = command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr).spawn().unwrap();
+        let none = || Lines::collect(io::empty());
+        let stdout = child.stdout.take().map_or_else(none, Lines::collect);
+        let stderr = child.stderr.take().map_or_else(none, Lines::collect);
+        Self { child, name, stdout, stderr }
     }
 
     /// Takes the standard input. Dropping it closes the input.
