@@ -65,16 +65,38 @@ mod install {
         let document = file("docs/install.md");
         let mut restarts = 0;
         for (before, _) in document.match_indices("restart turnserver").map(|(at, _)| document.split_at(at)) {
+            // A command may continue in the next line.
+            let before = before.replace("\\\n", "");
             let line = before.rsplit('\n').next().unwrap();
-            // In the table, the command is explained. Elsewhere in the text, it follows a check in the same line.
-            if line.starts_with('|') || line.contains("turnserver check-config ") && line.contains(" && ") {
-                continue;
+            // In the table, the command is explained.
+            if !line.starts_with('|') {
+                restarts += 1;
+                assert!(follows_a_check(line), "{line}");
             }
-            restarts += 1;
-            let previous = before.trim_end_matches(line).trim_end().rsplit('\n').next().unwrap();
-            assert!(previous.contains("turnserver check-config ") && previous.ends_with("&& \\"), "{previous}");
         }
         assert!(restarts > 0);
+    }
+
+    /// Whether a restart at the end of this text runs only if a check of the configuration succeeds.
+    fn follows_a_check(command: &str) -> bool {
+        let Some((_, after)) = command.rsplit_once("turnserver check-config ") else { return false };
+        let Some(arguments) = after.trim_end().strip_suffix("systemctl") else { return false };
+        arguments.trim_end().strip_suffix("&&").is_some_and(|arguments| !arguments.contains([';', '|', '&']))
+    }
+
+    #[test]
+    fn only_a_restart_that_depends_on_the_check_follows_it() {
+        assert!(follows_a_check("A=b turnserver check-config --config c && systemctl "));
+        for command in [
+            "systemctl ",
+            "a && systemctl ",
+            "turnserver check-config --config c; systemctl ",
+            "turnserver check-config --config c || true && systemctl ",
+            "turnserver check-config --config c && a; systemctl ",
+            "a && b; turnserver check-config --config c; systemctl ",
+        ] {
+            assert!(!follows_a_check(command), "{command}");
+        }
     }
 
     #[test]
