@@ -178,7 +178,7 @@ pub struct Limits {
     pub allocated_connections_per_source: u32,
     /// Responses per second to a source that has not proved that it receives them, 1 to 1000. 0: no limit.
     pub unverified_responses: u32,
-    /// Failed authentications per second of a source, 1 to 1000. 0: no limit.
+    /// Failed authentications per second of a source with one username, 1 to 1000. 0: no limit.
     pub failed_authentications: u32,
 }
 

@@ -64,7 +64,7 @@ pub struct Limits {
     pub byte_rate: Option<Rate>,
     /// Responses per second to a source that has proved nothing; 0 for no limit.
     pub unverified_responses: u32,
-    /// Failed authentications per second of a source; 0 for no limit.
+    /// Failed authentications per second of a source with one username; 0 for no limit.
     pub failed_authentications: u32,
 }
 
