@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes each line to standard error with a prefix. If standard error is closed or stalled, only the exit code remains.
+/// Writes each line to standard error with a prefix. If standard error is closed or stalled, the lines are lost.
 fn write_lines(prefix: &str, text: &str) {
     // An empty line has no use with a prefix.
     let lines = text.lines().filter(|line| prefix.is_empty() || !line.is_empty());
