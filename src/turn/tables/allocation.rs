@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::channels::{Channel, Channels};
@@ -18,6 +19,7 @@ use crate::turn::protocol::response::ResponseContext;
 use crate::turn::rate::Bucket;
 use crate::turn::shared::ports::PortPreference;
 use crate::turn::shared::quota::{Direction, Ticket};
+use crate::turn::shared::relay_address::RelayAddress;
 use crate::turn::shared::reservations::Token;
 use crate::turn::time::{Deadline, Instant};
 
@@ -103,6 +105,8 @@ pub(crate) struct Opening {
     pub(crate) failed: Option<(AddressFamily, AllocateFailure)>,
     /// Whether the address was reserved. Then no other port is tried.
     pub(crate) claimed: bool,
+    /// The relay addresses on which no socket could be opened, because the machine does not have them.
+    pub(crate) gone: Vec<Arc<RelayAddress>>,
     /// The place in the quota for the next higher port, if the request reserves it.
     pub(crate) reserve: Option<Ticket>,
 }

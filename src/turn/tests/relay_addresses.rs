@@ -213,27 +213,42 @@ fn three_addresses(only_own: &[&str]) -> World {
     world
 }
 
+// The address of the 5-tuple, which is the first choice, and then any other.
 #[test]
-fn another_relay_address_is_used_in_place_of_one_that_the_machine_lost() {
-    let mut world = three_addresses(&[]);
+fn other_relay_addresses_are_used_in_place_of_those_that_the_machine_lost() {
+    for server in ["192.0.2.77", "192.0.2.201"] {
+        let mut world = three_addresses(&[]);
+        let mut client = world.client(1);
+        client.tuple.server.set_ip(server.parse().unwrap());
+        let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
+        let mut open = world.open_for(&client.tuple, &request);
+        let mut tried = vec![open.bind.ip()];
+        for _ in 0..2 {
+            match world.socket_opened(&open, Err(OpenError::AddressGone)).0 {
+                Opened::Open(next) => open = next,
+                other => panic!("{other:?}"),
+            }
+            assert!(!tried.contains(&open.bind.ip()), "{tried:?}");
+            tried.push(open.bind.ip());
+        }
+        let response = world.opened(&request, &open, Ok(()));
+        assert_eq!(response.code(), None);
+        world.event();
+        assert_eq!(world.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1 });
+    }
+}
+
+#[test]
+fn an_address_for_its_own_clients_does_not_replace_one_that_the_machine_lost() {
+    let mut world = three_addresses(&["192.0.2.201", "192.0.2.202"]);
     let mut client = world.client(1);
     client.tuple.server.set_ip("192.0.2.77".parse().unwrap());
     let request = client.request(world.transaction(), Method::ALLOCATE, &[&UDP]);
-    let mut open = world.open_for(&client.tuple, &request);
-    let lost = open.bind.ip();
-    let mut attempts = 0;
-    while open.bind.ip() == lost {
-        attempts += 1;
-        assert!(attempts < 16, "each attempt takes an address at random");
-        match world.socket_opened(&open, Err(OpenError::AddressGone)).0 {
-            Opened::Open(next) => open = next,
-            other => panic!("{other:?}"),
-        }
-    }
-    let response = world.opened(&request, &open, Ok(()));
-    assert_eq!(response.code(), None);
-    world.event();
-    assert_eq!(world.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1 });
+    let open = world.open_for(&client.tuple, &request);
+    let response = world.opened(&request, &open, Err(OpenError::AddressGone));
+    assert_eq!(response.code(), Some(508));
+    assert!(rejection_note(&mut world).contains("does not have the relay address"));
+    assert_eq!(world.footprint(), EMPTY);
 }
 
 /// Allocates for a client that reaches the server at this address, and returns the relay address.

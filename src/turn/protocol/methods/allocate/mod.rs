@@ -26,7 +26,7 @@ use crate::turn::server::{Server, give_back, release_next};
 use crate::turn::shared::alternate::RedirectWhen;
 use crate::turn::shared::ports::{PortPreference, Resting};
 use crate::turn::shared::quota::{QuotaExceeded, Ticket, TicketWord};
-use crate::turn::shared::relay_address::RelayAddress;
+use crate::turn::shared::relay_address::{RelayAddress, RelayAddresses};
 use crate::turn::shared::reservations::Token;
 use crate::turn::tables::allocation::{Allocation, IcmpBudget, Meter, Opening, State};
 use crate::turn::tables::channels::Channels;
@@ -241,6 +241,7 @@ impl Server {
             next: start.next,
             failed: None,
             claimed: start.claimed,
+            gone: Vec::new(),
             reserve: start.reserve,
         };
         self.table.insert(Allocation {
@@ -266,10 +267,9 @@ impl Server {
     /// left.
     fn next_socket(&mut self, cx: &mut Context<'_>, id: AllocationId, mut family: AddressFamily) -> Option<SocketSpec> {
         loop {
-            let (opening, _) = self.table.get_mut(id)?.opening()?;
-            let preference = opening.preference;
-            let server = self.table.get(id)?.tuple.server.ip();
-            match self.take_port(cx, family, server, preference) {
+            let allocation = self.table.get(id)?;
+            let State::Opening(opening) = &allocation.state else { return None };
+            match self.take_port(cx, family, allocation.tuple.server.ip(), opening) {
                 Ok((address, port)) => return self.request_socket(id, address, port),
                 Err(failure) => {
                     let (opening, _) = self.table.get_mut(id)?.opening()?;
@@ -304,7 +304,9 @@ impl Server {
         if self.table.get(id).is_some_and(|allocation| allocation.has_ended(cx.now)) {
             self.end(id, cx.now, EndReason::Expired);
         }
-        let Some((opening, relays)) = self.table.get_mut(id).and_then(Allocation::opening) else {
+        let server = self.table.get(id).map(|allocation| allocation.tuple.server.ip());
+        let opening = self.table.get_mut(id).and_then(Allocation::opening);
+        let (Some(server), Some((opening, relays))) = (server, opening) else {
             self.abandoned_socket(open.bind, result, cx.now);
             return Opened::Abandoned;
         };
@@ -322,16 +324,18 @@ impl Server {
                     release_next(opening.preference, &relay.address, relay.port);
                     give_back(&relay.address, relay.port, error, cx.now);
                 }
-                // The next attempt takes any of them at random.
-                let others = || {
-                    let mut usable = self.snapshot.relays.of_family(family).filter(|other| other.is_usable());
-                    usable.any(|other| removed.as_ref().is_some_and(|relay| !Arc::ptr_eq(other, &relay.address)))
-                };
+                if let (OpenError::AddressGone, Some(relay)) = (error, removed) {
+                    opening.gone.push(relay.address);
+                }
                 match error {
                     OpenError::PortInUse if opening.claimed => opening.fail(family, AllocateFailure::ReservedPortInUse),
                     OpenError::PortInUse if opening.attempts < ATTEMPTS => Some(family),
                     OpenError::PortInUse => opening.fail(family, AllocateFailure::Limit(Limit::PortsInUse)),
-                    OpenError::AddressGone if !opening.claimed && opening.attempts < ATTEMPTS && others() => {
+                    OpenError::AddressGone
+                        if !opening.claimed
+                            && opening.attempts < ATTEMPTS
+                            && candidates(&self.snapshot.relays, family, server, &opening.gone).next().is_some() =>
+                    {
                         Some(family)
                     }
                     OpenError::AddressGone => opening.fail(family, AllocateFailure::Limit(Limit::RelayAddress)),
@@ -422,19 +426,18 @@ impl Server {
         cx: &mut Context<'_>,
         family: AddressFamily,
         server: IpAddr,
-        preference: PortPreference,
+        opening: &Opening,
     ) -> Result<(Arc<RelayAddress>, u16), AllocateFailure> {
-        let relays = self.snapshot.relays.of_family(family);
-        if relays.clone().next().is_none() {
+        let (relays, preference) = (&self.snapshot.relays, opening.preference);
+        if relays.of_family(family).next().is_none() {
             return Err(AllocateFailure::NoAddressOfFamily);
         }
-        let at_server = |address: &&Arc<RelayAddress>| address.bind() == server;
-        let usable = relays.filter(|address| address.is_usable() && (address.is_for_all() || at_server(address)));
+        let usable = candidates(relays, family, server, &opening.gone);
         let count = usable.clone().count();
         if count == 0 {
             return Err(AllocateFailure::AddressGone);
         }
-        if let Some(address) = usable.clone().find(at_server) {
+        if let Some(address) = usable.clone().find(|address| address.bind() == server) {
             for resting in [Resting::Excluded, Resting::Included] {
                 if let Some(port) = address.ports.take(cx.now, preference, resting, cx.rng) {
                     return Ok((Arc::clone(address), port));
@@ -452,6 +455,19 @@ impl Server {
         let in_use = usable.clone().any(|address| address.ports.in_use_elsewhere(cx.now) > 0);
         Err(if in_use { AllocateFailure::Limit(Limit::PortsInUse) } else { AllocateFailure::NO_PORT })
     }
+}
+
+/// Returns the relay addresses of a family that a client at `server` may get, except those that have gone.
+fn candidates<'a>(
+    relays: &'a RelayAddresses,
+    family: AddressFamily,
+    server: IpAddr,
+    gone: &'a [Arc<RelayAddress>],
+) -> impl Iterator<Item = &'a Arc<RelayAddress>> + Clone {
+    relays.of_family(family).filter(move |address| {
+        let allowed = address.is_usable() && (address.is_for_all() || address.bind() == server);
+        allowed && !gone.iter().any(|gone| Arc::ptr_eq(gone, address))
+    })
 }
 
 /// The initial state of an allocation.
