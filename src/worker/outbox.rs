@@ -56,11 +56,10 @@ impl Waiting {
     /// Adds a datagram with this payload if it has the right length and place. Returns whether it does.
     fn append(&mut self, payload: &Range<usize>) -> bool {
         let Some(distance) = payload.start.checked_sub(self.payload.start) else { return false };
-        if self.count == 1 {
-            self.stride = distance;
-        }
-        let fits = payload.len() == self.payload.len() && distance == self.count * self.stride;
+        let stride = if self.count == 1 { distance } else { self.stride };
+        let fits = payload.len() == self.payload.len() && distance == self.count * stride;
         if fits {
+            self.stride = stride;
             self.count += 1;
         }
         fits
