@@ -281,6 +281,20 @@ impl Server {
         *byte_count += bytes;
     }
 
+    /// Gives the rates of an allocation and its user back what relayed packets were charged that the shell has not sent.
+    /// `bytes` is the amount of application data. If the allocation has ended, the charge remains.
+    pub fn refund(&mut self, socket: SocketId, direction: Direction, bytes: u64) {
+        let limits = &self.snapshot.limits;
+        if limits.byte_rate.is_none() && limits.user_rates.bytes.is_none() {
+            return;
+        }
+        let Some(allocation) = self.table.get_mut(socket.allocation()) else { return };
+        if let Some(rate) = &limits.byte_rate {
+            allocation.meter.bucket(direction).give_back(rate, bytes);
+        }
+        self.ledger.quota.refund_bytes(&allocation.ticket, direction, limits.user_rates.bytes.as_ref(), bytes);
+    }
+
     /// Decides about an ICMP error for a datagram to `peer` (RFC 8656 §11.5). The Data indication for the
     /// client is written to `buffer`, which has room for [`RESPONSE_BUFFER`](super::RESPONSE_BUFFER) bytes.
     ///

@@ -56,6 +56,11 @@ impl Rate {
         let owed = full.saturating_sub(now).saturating_add(amount.saturating_mul(SECOND) / self.per_second);
         (owed <= self.depth).then(|| now.saturating_add(owed))
     }
+
+    /// Gives `amount` back to a bucket that will be full at `full`. Returns the new time at which it will be full.
+    fn before(&self, full: u64, amount: u64) -> u64 {
+        full.saturating_sub(amount.saturating_mul(SECOND) / self.per_second)
+    }
 }
 
 /// A bucket of one worker.
@@ -76,6 +81,11 @@ impl Bucket {
         *self = after.unwrap_or(*self);
         after.is_some()
     }
+
+    /// Gives back an amount that was taken.
+    pub(crate) fn give_back(&mut self, rate: &Rate, amount: u64) {
+        self.0 = rate.before(self.0, amount);
+    }
 }
 
 /// A bucket that several workers share.
@@ -93,6 +103,12 @@ impl SharedBucket {
         // Relaxed: no other memory depends on the word.
         let after = |full| rate.after(full, now, amount as u64);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).is_ok()
+    }
+
+    /// Gives back an amount that was taken.
+    pub(crate) fn give_back(&self, rate: &Rate, amount: u64) {
+        let before = |full| Some(rate.before(full, amount));
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, before);
     }
 
     /// Whether the bucket has `amount`.

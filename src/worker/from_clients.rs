@@ -118,7 +118,13 @@ impl Shell {
             let Some(decision) = decision else { return served };
             self.pace.count(1);
             let outcome = match decision {
-                FromClient::Relay(route) if route.dont_fragment => Some(self.send_unfragmented(now, staged, &route)),
+                FromClient::Relay(route) if route.dont_fragment => {
+                    let outcome = self.send_unfragmented(now, staged, &route);
+                    if outcome.is_failure() {
+                        self.server.refund(route.socket, Direction::ToPeers, route.payload.len() as u64);
+                    }
+                    Some(outcome)
+                }
                 FromClient::Relay(ToPeer { socket, peer, payload, tos, .. }) => {
                     staged.push(socket, Target::new(peer, None, tos), payload);
                     None

@@ -148,7 +148,14 @@ impl Shell {
             packets += 1;
             self.pace.count(1);
             let dropped = match decision {
-                FromPeer::Relay(route) => self.send_data(now, socket, route, &headroom, slot).err(),
+                FromPeer::Relay(route) => {
+                    let bytes = route.payload.len() as u64;
+                    let dropped = self.send_data(now, socket, route, &headroom, slot).err();
+                    if dropped.is_some() {
+                        self.server.refund(socket, Direction::ToClient, bytes);
+                    }
+                    dropped
+                }
                 FromPeer::Drop(reason) => Some(reason),
             };
             if let Some(reason) = dropped {

@@ -397,12 +397,15 @@ impl Shell {
     }
 }
 
-/// Counts and credits datagrams after an attempt to send them.
+/// Counts relayed data or responses after an attempt to send them. Credits what was sent, and refunds the rest.
 fn count_sent(server: &mut Server, statistics: &Statistics, direction: Direction, result: SendResult) {
     let SendResult { flow, outcome, to: _, packets, bytes } = result;
     statistics.count(outcome, packets);
-    if let (Flow::Relay(socket), Outcome::RelayedToPeer | Outcome::RelayedToClient) = (flow, outcome) {
+    let Flow::Relay(socket) = flow else { return };
+    if let Outcome::RelayedToPeer | Outcome::RelayedToClient = outcome {
         server.credit(socket, direction, packets, bytes);
         statistics.count_bytes(direction, bytes);
+    } else {
+        server.refund(socket, direction, bytes);
     }
 }

@@ -210,6 +210,14 @@ impl Quota {
         rate.is_none() || self.takes(ticket.word().slot(), direction as usize, rate, now, bytes)
     }
 
+    /// Gives back bytes that [`admits_bytes`](Self::admits_bytes) has charged.
+    pub(crate) fn refund_bytes(&self, ticket: &Ticket, direction: Direction, rate: Option<&Rate>, bytes: u64) {
+        let (Some(rate), Some(slot)) = (rate, ticket.word().slot()) else { return };
+        if let Some(bucket) = self.meters.get(slot * METERS + direction as usize) {
+            bucket.give_back(rate, bytes);
+        }
+    }
+
     /// Returns the number of allocations.
     #[must_use]
     pub fn allocations(&self) -> u32 {

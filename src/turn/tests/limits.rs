@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::stun::attribute::{ChannelNumber, Data, Lifetime, RequestedTransport, XorPeerAddress};
 use crate::stun::{Class, EncodeAttribute, Method};
 use crate::turn::tests::support::*;
-use crate::turn::{DropReason, Event, Limit, Outcome, Rate, UserRates};
+use crate::turn::{Direction, DropReason, Event, Limit, Outcome, Rate, UserRates};
 
 const UDP: RequestedTransport = RequestedTransport::UDP;
 const CREATE_PERMISSION: Method = Method::CREATE_PERMISSION;
@@ -198,6 +198,35 @@ fn data_dropped_by_the_user_rate_is_not_charged_to_the_allocation() {
     assert_eq!(world.dropped(&clients[0].tuple, &send(b"x")), DropReason::AllocationBandwidth);
     // Each of the two limits is logged once a minute, independently of the other.
     assert_eq!(world.logged_limit(), Limit::AllocationBandwidth);
+}
+
+#[test]
+fn data_that_was_not_sent_is_not_charged() {
+    for of_user in [false, true] {
+        let (mut world, clients, relays) = two_clients(|setup| {
+            let rate = Rate::new(1, 1_000);
+            if of_user {
+                setup.limits.user_rates.bytes = rate;
+            } else {
+                setup.limits.byte_rate = rate;
+            }
+        });
+        let (tuple, payload) = (clients[0].tuple, [7; 1_000]);
+        let reason = if of_user { DropReason::UserBandwidth } else { DropReason::AllocationBandwidth };
+        for _ in 0..3 {
+            world.relayed(&tuple, &send(&payload));
+            world.server.refund(relays[0].id, Direction::ToPeers, 1_000);
+            assert!(world.peer_packet(relays[0].id, peer(1), &payload).is_ok());
+            world.server.refund(relays[0].id, Direction::ToClient, 1_000);
+        }
+        // A refund fills no bucket above its burst, and gives nothing to the other direction.
+        world.server.refund(relays[0].id, Direction::ToPeers, 1_000);
+        assert!(world.peer_packet(relays[0].id, peer(1), &payload).is_ok());
+        assert_eq!(world.peer_packet(relays[0].id, peer(1), b"x"), Err(reason));
+        world.logged_limit();
+        world.relayed(&tuple, &send(&payload));
+        assert_eq!(world.dropped(&tuple, &send(b"x")), reason);
+    }
 }
 
 // RFC 8656 §7.2 step 10: 486. Neither a retransmission nor a request that is rejected before the rate is checked is
