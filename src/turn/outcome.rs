@@ -97,7 +97,7 @@ drop_reasons! {
     RelayedClient = "relayed-client",
     /// A peer that the peer policy denies.
     PeerForbidden = "peer-forbidden",
-    /// A datagram, or an ICMP error, on a relay socket whose allocation has ended.
+    /// A datagram, or an ICMP error, on a relay socket whose allocation has ended, or data that waited for its client.
     AllocationEnded = "allocation-ended",
     /// Application data above the rate limit of the allocation.
     AllocationBandwidth = "allocation-bandwidth",
@@ -113,9 +113,10 @@ drop_reasons! {
     TooLarge = "too-large",
     /// The kernel dropped it, because the socket's receive buffer was full.
     ReceiveBufferFull = "receive-buffer-full",
-    /// The socket's send buffer was full.
+    /// The socket's send buffer was full, or too much relayed data waited for a client on a connection, or for all of
+    /// them.
     SendBufferFull = "send-buffer-full",
-    /// Relayed data that waited too long for a client on a connection, or for which there was no room any longer.
+    /// Relayed data that waited too long for a client on a connection.
     Outdated = "outdated",
     /// The kernel failed to send.
     SendFailed = "send-failed",

@@ -149,6 +149,14 @@ impl Server {
         !self.actions.is_empty()
     }
 
+    /// Returns the allocations whose end [`next_action`](Self::next_action) will report.
+    pub fn ended_allocations(&self) -> impl Iterator<Item = (AllocationId, FiveTuple)> + '_ {
+        self.actions.iter().filter_map(|action| match action {
+            Action::Log(Event::AllocationEnded(summary)) => Some((summary.id, summary.tuple)),
+            _ => None,
+        })
+    }
+
     /// Returns the number of channels that are routes.
     #[must_use]
     pub fn route_count(&self) -> usize {

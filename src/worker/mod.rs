@@ -333,10 +333,14 @@ impl Shell {
 
     /// Carries out the actions of the core. The caller must have sent the datagrams that wait for peers.
     fn carry_out(&mut self, now: Now) {
-        // Waiting data is credited to its allocation when it is sent, so it is sent before the end of an allocation is
-        // logged.
-        if self.to_clients.filled > 0 && self.server.has_actions() {
-            self.flush_to_clients();
+        // Waiting data is credited to its allocation when it is sent, so it is sent, or dropped on connections, before
+        // the end of an allocation is logged.
+        if self.server.has_actions() {
+            if self.to_clients.filled > 0 {
+                self.flush_to_clients();
+            }
+            let ended: Vec<_> = self.server.ended_allocations().collect();
+            ended.into_iter().for_each(|(id, tuple)| self.drop_data_of(id, &tuple));
         }
         while let Some(action) = self.server.next_action() {
             match action {

@@ -91,6 +91,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     let _ = tokio::time::timeout(LAST_RESPONSES, last_responses).await;
     let mut worker = worker.borrow_mut();
     worker.shell.flush_to_clients();
+    worker.abandon_data();
     worker.shell.count_drops();
     worker.shell.end_connections();
     worker.publish();

@@ -10,9 +10,11 @@ use tokio::task::LocalSet;
 use super::*;
 use crate::auth::LongTermKey;
 use crate::net::watch::Ready;
-use crate::stun::attribute::{Nonce, Realm, RequestedTransport, Username};
-use crate::stun::{Class, Message, MessageWriter, Method, TransactionId};
+use crate::stun::attribute::{Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
+use crate::stun::{Class, EncodeAttribute, Message, MessageWriter, Method, TransactionId};
 use crate::test_world::Blueprint;
+use crate::transport::Transport;
+use crate::turn::FiveTuple;
 
 const REALM: &str = "test";
 const UNIX: u64 = 1_700_000_000;
@@ -49,7 +51,10 @@ fn snapshot(core: Arc<turn::Snapshot>) -> Snapshot {
 }
 
 fn worker_with_mailbox(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
-    let blueprint = blueprint(ports);
+    worker_of(&blueprint(ports))
+}
+
+fn worker_of(blueprint: &Blueprint) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
     let listener = udp::claim_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = listener.local_addr().unwrap();
     let core = blueprint.snapshot();
@@ -71,10 +76,14 @@ fn worker_with_mailbox(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Work
 }
 
 fn allocate(number: u8, nonce: &str) -> Vec<u8> {
+    signed(Method::ALLOCATE, number, nonce, &RequestedTransport::UDP)
+}
+
+fn signed(method: Method, number: u8, nonce: &str, attribute: &impl EncodeAttribute) -> Vec<u8> {
     let mut buffer = [0; 256];
     let transaction = TransactionId::new([number; 12]);
-    let mut writer = MessageWriter::new(&mut buffer, Class::Request, Method::ALLOCATE, transaction);
-    writer.push(&RequestedTransport::UDP);
+    let mut writer = MessageWriter::new(&mut buffer, Class::Request, method, transaction);
+    writer.push(attribute);
     writer.push(&Username("ann"));
     writer.push(&Realm(REALM));
     writer.push(&Nonce(nonce));
@@ -114,14 +123,8 @@ async fn worker_with_relays(
     ports: std::ops::RangeInclusive<u16>,
     clients: u8,
 ) -> (Rc<RefCell<Worker>>, Vec<(SocketId, SocketAddr)>) {
-    let (worker, snapshot, address) = worker(ports);
-    for number in 0..clients {
-        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let nonce = snapshot.nonces.mint(UNIX, client.local_addr().unwrap());
-        client.send_to(&allocate(number, nonce.as_str()), address).unwrap();
-        serve(&worker).await;
-    }
-    worker.borrow_mut().shell.flush_to_clients();
+    let (worker, _, plan) = worker_with_mailbox(ports);
+    let _clients = allocate_for(&worker, &plan, clients).await;
     let of = |relay: &relays::RelaySocket| (relay.id, relay.socket.local_addr().unwrap());
     let relays: Vec<_> = worker.borrow().shell.relays.iter().map(of).collect();
     assert_eq!(relays.len(), usize::from(clients));
@@ -407,4 +410,70 @@ async fn bytes_are_counted_when_they_are_sent() {
     });
     let traffic = ended.unwrap().traffic;
     assert_eq!((traffic.packets_to_peers, traffic.bytes_to_peers), (1, 100));
+}
+
+// The log entry has the bytes that were written. The rest is dropped before.
+#[tokio::test(flavor = "current_thread")]
+async fn data_that_waits_on_a_connection_is_dropped_when_its_allocation_ends() {
+    let (worker, relays) = worker_with_relays(15_708..=15_711, 1).await;
+    let (id, _) = relays[0];
+    let tuple = worker.borrow().describe(id.allocation()).unwrap().info.tuple;
+    let ended = || counters(&worker).get(Outcome::Dropped(DropReason::AllocationEnded));
+    {
+        let shell = &mut worker.borrow_mut().shell;
+        shell.connections.open_for_tests(tuple);
+        for _ in 0..3 {
+            assert_eq!(shell.connections.push_data(now().monotonic, &tuple, id, 100, [&[7; 100], b"", b""]), Ok(()));
+        }
+        shell.server.end_allocation(now().monotonic, id.allocation());
+    }
+    assert_eq!(ended(), 0);
+    worker.borrow_mut().shell.carry_out(now());
+    assert_eq!(ended(), 3);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn data_that_waits_on_a_connection_is_counted_when_the_worker_ends() {
+    let (worker, _) = worker_with_relays(15_712..=15_715, 0).await;
+    let tuple = FiveTuple {
+        client: "192.0.2.7:4000".parse().unwrap(),
+        server: "192.0.2.1:3478".parse().unwrap(),
+        transport: Transport::Tcp,
+    };
+    {
+        let connections = &mut worker.borrow_mut().shell.connections;
+        connections.open_for_tests(tuple);
+        let socket = SocketId::for_tests(2);
+        assert_eq!(connections.push_data(now().monotonic, &tuple, socket, 100, [&[7; 100], b"", b""]), Ok(()));
+    }
+    worker.borrow_mut().abandon_data();
+    assert_eq!(counters(&worker).get(Outcome::Dropped(DropReason::SendFailed)), 1);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn data_that_cannot_be_sent_is_not_charged_to_the_byte_rate() {
+    let mut blueprint = blueprint(15_716..=15_719);
+    blueprint.limits.byte_rate = turn::Rate::new(1, 1_000);
+    let (worker, _, plan) = worker_of(&blueprint);
+    let client = &allocate_for(&worker, &plan, 1).await[0];
+    let peer = XorPeerAddress("8.8.8.8:7000".parse().unwrap());
+    let nonce = plan.snapshot.nonces.mint(UNIX, client.local_addr().unwrap());
+    client.send_to(&signed(Method::CREATE_PERMISSION, 9, nonce.as_str(), &peer), plan.address).unwrap();
+    serve(&worker).await;
+    let id = worker.borrow().shell.relays.iter().next().unwrap().id;
+    let no_socket = UdpSocket::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+    worker.borrow_mut().shell.relays.get_mut(id).unwrap().socket = no_socket;
+    let mut buffer = [0; 1_024];
+    let mut writer = MessageWriter::new(&mut buffer, Class::Indication, Method::SEND, TransactionId::new([10; 12]));
+    writer.push(&peer);
+    writer.push(&Data(&[7; 900]));
+    let indication = writer.finish().unwrap();
+    for _ in 0..3 {
+        client.send_to(indication, plan.address).unwrap();
+        serve(&worker).await;
+    }
+    worker.borrow_mut().shell.flush_to_clients();
+    let outcomes: Vec<_> = counters(&worker).occurred().map(|(outcome, count)| (outcome.to_string(), count)).collect();
+    let failed = |outcome: &(String, u64)| outcome.0 == "dropped send-failed" && outcome.1 == 3;
+    assert!(outcomes.iter().any(failed), "{outcomes:?}");
 }

@@ -18,12 +18,12 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::Worker;
 use super::event_log::Host;
+use super::{Shell, Worker};
 use crate::net::tcp;
 use crate::net::tls::Failure;
 use crate::transport::Transport;
-use crate::turn::{Direction, DropReason, FiveTuple, Instant, QuotaExceeded, SocketId};
+use crate::turn::{AllocationId, Direction, DropReason, FiveTuple, Instant, QuotaExceeded, SocketId};
 use by_source::Source;
 use handshake::Handshakes;
 use outbound::{Outbound, Shared};
@@ -31,8 +31,8 @@ use places::{Place, Places};
 
 pub(super) use front::serve;
 
-/// The number of bytes of relayed data that wait for all clients of a worker on connections. If it is exceeded, the
-/// largest queues are emptied.
+/// The memory of the queues for all clients of a worker on connections, in bytes. If it is exceeded, the relayed data of
+/// the largest queues is dropped. If that does not suffice, the connections with the largest queues end.
 const MAX_HELD: usize = 16 * 1024 * 1024;
 
 /// Limits on connections.
@@ -75,6 +75,13 @@ pub(super) struct Connections {
 }
 
 impl Connections {
+    /// Adds an empty queue, as if a client had connected.
+    #[cfg(test)]
+    pub(super) fn open_for_tests(&mut self, tuple: FiveTuple) {
+        let outbound = Outbound::new(&tuple, Rc::clone(&self.queues));
+        self.open.insert(tuple, Rc::new(RefCell::new(outbound)));
+    }
+
     /// Ends every connection as soon as its queue is written.
     pub(super) fn stop(&mut self) {
         self.stopping = true;
@@ -100,6 +107,7 @@ impl Connections {
     pub(super) fn push_response(&self, tuple: &FiveTuple, message: &[u8], has_allocation: bool) -> bool {
         let outbound = self.open.get(tuple);
         if let Some(outbound) = outbound {
+            self.queues.limit(MAX_HELD, self.open.values());
             outbound.borrow_mut().push_response(message, has_allocation);
         }
         outbound.is_some()
@@ -203,19 +211,12 @@ impl Worker {
         if self.shell.connections.stopping {
             outbound.borrow_mut().finish();
         }
-        if self.shell.connections.open.insert(tuple, outbound).is_some() {
+        if let Some(old) = self.shell.connections.open.insert(tuple, outbound) {
             // The client reuses the port, so its old connection is broken. The task of that connection has not detected
             // this yet.
+            old.borrow_mut().abandon();
+            self.shell.settle(&old);
             self.end_allocation(&tuple);
-        }
-    }
-
-    /// Counts the relayed data that a queue has written or dropped.
-    fn settle(&mut self, outbound: &RefCell<Outbound>) {
-        let super::Shell { server, statistics, packet_log, clock, .. } = &mut self.shell;
-        for result in outbound.borrow_mut().settled() {
-            packet_log.log(clock, Host::Client(result.to), result.outcome, result.packets);
-            super::count_sent(server, statistics, Direction::ToClient, result);
         }
     }
 
@@ -226,14 +227,23 @@ impl Worker {
         let queues: Vec<_> = self.shell.connections.open.values().filter(waits).cloned().collect();
         for queue in queues {
             queue.borrow_mut().drop_old(now);
-            self.settle(&queue);
+            self.shell.settle(&queue);
+        }
+    }
+
+    /// Drops and counts all relayed data that waits, because the worker ends.
+    pub(super) fn abandon_data(&mut self) {
+        let queues: Vec<_> = self.shell.connections.open.values().cloned().collect();
+        for queue in queues {
+            queue.borrow_mut().abandon();
+            self.shell.settle(&queue);
         }
     }
 
     /// Removes a connection and ends its allocation.
     fn disconnected(&mut self, tuple: &FiveTuple, outbound: &Rc<RefCell<Outbound>>, close: CloseReason) {
         outbound.borrow_mut().abandon();
-        self.settle(outbound);
+        self.shell.settle(outbound);
         let connections = &mut self.shell.connections;
         if connections.open.get(tuple).is_some_and(|current| Rc::ptr_eq(current, outbound)) {
             connections.open.remove(tuple);
@@ -258,6 +268,25 @@ impl Worker {
         let now = self.shell.now();
         self.shell.server.connection_closed(now.monotonic, tuple);
         self.shell.carry_out(now);
+    }
+}
+
+impl Shell {
+    /// Counts the relayed data that a queue has written or dropped.
+    fn settle(&mut self, outbound: &RefCell<Outbound>) {
+        let Self { server, statistics, packet_log, clock, .. } = self;
+        for result in outbound.borrow_mut().settled() {
+            packet_log.log(clock, Host::Client(result.to), result.outcome, result.packets);
+            super::count_sent(server, statistics, Direction::ToClient, result);
+        }
+    }
+
+    /// Drops and counts the relayed data that waits for the client of an allocation that has ended.
+    pub(super) fn drop_data_of(&mut self, allocation: AllocationId, tuple: &FiveTuple) {
+        if let Some(outbound) = self.connections.open.get(tuple).cloned() {
+            outbound.borrow_mut().drop_data_of(allocation);
+            self.settle(&outbound);
+        }
     }
 }
 

@@ -13,8 +13,11 @@ use tokio::io::AsyncWrite;
 use super::CloseReason;
 use crate::net::tls::Failure;
 use crate::transport::Transport;
-use crate::turn::{self, DropReason, FiveTuple, Instant, Outcome, SocketId};
+use crate::turn::{self, AllocationId, Deadline, DropReason, FiveTuple, Instant, Outcome, SocketId};
 use crate::worker::outbox::{Flow, SendResult};
+
+#[cfg(test)]
+mod tests;
 
 /// The number of bytes of relayed data that wait for a client. Data that would exceed it is dropped. A key frame of a
 /// video has up to 400 kB.
@@ -30,37 +33,58 @@ const MAX_CONTROL: usize = 64 * 1024;
 const MAX_WITHOUT_ALLOCATION: usize = 16 * 1024;
 
 /// The number of empty buffers that a worker keeps, and the largest one that it keeps, in bytes.
-const MAX_SPARE: usize = 64;
+const MAX_SPARE: usize = 16;
 const LARGEST_SPARE: usize = 256 * 1024;
+
+/// The largest buffer, in bytes, that may be nearly empty after messages were dropped.
+const LARGEST_SPARSE: usize = 16 * 1024;
 
 /// What the queues of a worker share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    /// The number of bytes of relayed data that wait for clients.
+    /// The memory of all queues and of the empty buffers, in bytes.
     held: Cell<usize>,
-    /// The number of bytes at which the largest queues are emptied next.
-    next: Cell<usize>,
     /// Empty buffers, so that a burst needs no new one.
     spare: RefCell<Vec<Buffer>>,
 }
 
 impl Shared {
-    /// If more than `most` bytes wait in all queues, empties the largest ones until three quarters of it are left.
-    /// Messages that were begun are left in any case.
+    /// If the queues use more than `most` bytes of memory, frees memory until three quarters of it are left: first the
+    /// empty buffers, then the relayed data of the largest queues. If responses and the rests of messages that were
+    /// begun exceed that amount alone, the connections with the largest queues end.
     pub(super) fn limit<'q>(&self, most: usize, queues: impl Iterator<Item = &'q Rc<RefCell<Outbound>>>) {
-        if self.held.get() <= self.next.get().max(most) {
+        if self.held.get() <= most {
             return;
         }
-        let mut queues: Vec<_> = queues.map(|queue| (queue.borrow().waiting(), queue)).collect();
-        queues.sort_unstable_by_key(|(waiting, _)| std::cmp::Reverse(*waiting));
-        for (_, queue) in queues {
-            if self.held.get() <= most / 4 * 3 {
-                break;
+        self.spare.take().iter().for_each(|buffer| self.replace(buffer.memory(), 0));
+        let mut queues: Vec<_> = queues.collect();
+        for free in [Outbound::drop_all, Outbound::give_up] {
+            queues.sort_by_cached_key(|queue| std::cmp::Reverse(queue.borrow().counted));
+            for queue in &queues {
+                if self.held.get() <= most / 4 * 3 {
+                    return;
+                }
+                free(&mut queue.borrow_mut());
             }
-            queue.borrow_mut().drop_all();
         }
-        // Sorting the queues is not repeated for each message.
-        self.next.set(self.held.get() + most / 4);
+    }
+
+    fn replace(&self, before: usize, after: usize) {
+        self.held.set((self.held.get() + after).saturating_sub(before));
+    }
+
+    fn take_buffer(&self) -> Buffer {
+        let buffer = self.spare.borrow_mut().pop().unwrap_or_default();
+        self.replace(buffer.memory(), 0);
+        buffer
+    }
+
+    fn give_back(&self, buffer: Buffer) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < MAX_SPARE && buffer.memory() <= LARGEST_SPARE {
+            self.replace(0, buffer.memory());
+            spare.push(buffer);
+        }
     }
 }
 
@@ -72,6 +96,23 @@ struct Buffer {
     messages: VecDeque<Message>,
 }
 
+impl Buffer {
+    /// Returns the memory that it uses, in bytes.
+    fn memory(&self) -> usize {
+        self.bytes.capacity() + self.messages.capacity() * size_of::<Message>()
+    }
+
+    /// Returns the memory that it needs, in bytes.
+    fn used(&self) -> usize {
+        self.bytes.len() + self.messages.len() * size_of::<Message>()
+    }
+
+    fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.messages.shrink_to_fit();
+    }
+}
+
 /// A message of relayed data that waits.
 #[derive(Clone, Copy, Debug)]
 struct Message {
@@ -79,7 +120,8 @@ struct Message {
     /// The length of the application data in it.
     payload: usize,
     socket: SocketId,
-    since: Instant,
+    /// The message is dropped when this has passed.
+    until: Deadline,
 }
 
 /// The queue for a client. Responses are written before relayed data.
@@ -89,7 +131,9 @@ pub(super) struct Outbound {
     shared: Rc<Shared>,
     control: VecDeque<u8>,
     data: Buffer,
-    /// The number of bytes of the first message of `data` that are written. They are no longer in it.
+    /// The memory of `control` and `data` that `shared` includes.
+    counted: usize,
+    /// The number of bytes of the first message that are written. `data` does not contain them.
     begun: usize,
     /// The results for messages that were written or dropped.
     settled: Vec<SendResult>,
@@ -123,6 +167,7 @@ impl Outbound {
             shared,
             control: VecDeque::new(),
             data: Buffer::default(),
+            counted: 0,
             begun: 0,
             settled: Vec::new(),
             writer: None,
@@ -177,7 +222,7 @@ impl Outbound {
             self.remaining = self.remaining.saturating_sub(count);
             return;
         }
-        self.remove(0..count);
+        self.data.bytes.drain(..count);
         self.begun += count;
         while let Some(message) = self.data.messages.front().copied()
             && message.length <= self.begun
@@ -188,9 +233,11 @@ impl Outbound {
         }
     }
 
-    fn remove(&mut self, bytes: std::ops::Range<usize>) {
-        self.shared.held.set(self.shared.held.get().saturating_sub(bytes.len()));
-        self.data.bytes.drain(bytes);
+    /// Updates the memory of all queues.
+    fn count_memory(&mut self) {
+        let memory = self.control.capacity() + self.data.memory();
+        self.shared.replace(self.counted, memory);
+        self.counted = memory;
     }
 
     fn settle(&mut self, message: &Message, outcome: Outcome) {
@@ -216,40 +263,55 @@ impl Outbound {
             self.settle(&message, Outcome::Dropped(reason));
         }
         if length > 0 {
-            self.remove(start..start + length);
+            self.data.bytes.drain(start..start + length);
+            // The rest of a message that was begun may wait for long.
+            if self.data.memory() > LARGEST_SPARSE.max(4 * self.data.used()) && !self.data.messages.is_empty() {
+                self.data.shrink();
+            }
         }
     }
 
     /// Drops relayed data that has waited for too long.
     pub(super) fn drop_old(&mut self, now: Instant) {
-        self.drop_front(DropReason::Outdated, |message| now.since(message.since) > MAX_AGE);
+        self.drop_front(DropReason::Outdated, |message| message.until.has_passed(now));
         self.free_if_empty();
+        self.count_memory();
     }
 
-    /// Drops all relayed data, except for the rest of a message that was begun.
-    pub(super) fn drop_all(&mut self) {
-        self.drop_front(DropReason::Outdated, |_| true);
-        self.free_if_empty();
+    /// Drops all relayed data, except for the rest of a message that was begun, and frees its memory.
+    fn drop_all(&mut self) {
+        self.drop_front(DropReason::SendBufferFull, |_| true);
+        self.data.shrink();
+        self.count_memory();
     }
 
-    /// Drops everything, because the connection has ended.
+    /// Drops the relayed data of an allocation that has ended, except for the rest of a message that was begun.
+    pub(super) fn drop_data_of(&mut self, allocation: AllocationId) {
+        self.drop_front(DropReason::AllocationEnded, |message| message.socket.allocation() == allocation);
+        self.free_if_empty();
+        self.count_memory();
+    }
+
+    /// Drops everything, and ends the connection.
+    fn give_up(&mut self) {
+        self.overflowed = true;
+        self.control = VecDeque::new();
+        self.abandon();
+        self.wake();
+    }
+
+    /// Drops all relayed data, because the connection has ended.
     pub(super) fn abandon(&mut self) {
         self.begun = 0;
-        while let Some(message) = self.data.messages.pop_front() {
-            self.settle(&message, Outcome::Dropped(DropReason::SendFailed));
-        }
-        self.remove(0..self.data.bytes.len());
-        self.free_if_empty();
+        let data = std::mem::take(&mut self.data);
+        data.messages.iter().for_each(|message| self.settle(message, Outcome::Dropped(DropReason::SendFailed)));
+        self.count_memory();
     }
 
     /// Gives an empty buffer back, so that an idle connection keeps none.
     fn free_if_empty(&mut self) {
         if self.data.messages.is_empty() && self.data.bytes.capacity() > 0 {
-            let buffer = std::mem::take(&mut self.data);
-            let mut spare = self.shared.spare.borrow_mut();
-            if spare.len() < MAX_SPARE && buffer.bytes.capacity() <= LARGEST_SPARE {
-                spare.push(buffer);
-            }
+            self.shared.give_back(std::mem::take(&mut self.data));
         }
     }
 
@@ -261,11 +323,12 @@ impl Outbound {
             return false;
         }
         if self.data.bytes.capacity() == 0 {
-            self.data = self.shared.spare.borrow_mut().pop().unwrap_or_default();
+            self.data = self.shared.take_buffer();
         }
-        self.data.messages.push_back(Message { length, payload, socket, since: now });
+        let until = Deadline::after(now, MAX_AGE);
+        self.data.messages.push_back(Message { length, payload, socket, until });
         parts.iter().for_each(|part| self.data.bytes.extend(*part));
-        self.shared.held.set(self.shared.held.get() + length);
+        self.count_memory();
         self.wake();
         true
     }
@@ -276,6 +339,7 @@ impl Outbound {
         self.overflowed |= self.control.len() + message.len() > most;
         if !self.overflowed {
             self.control.extend(message);
+            self.count_memory();
         }
         self.wake();
     }
@@ -317,11 +381,18 @@ impl Outbound {
         // An idle connection keeps no buffer.
         self.control = VecDeque::new();
         self.free_if_empty();
+        self.count_memory();
         match ready!(Pin::new(stream).poll_flush(cx)) {
             Ok(()) if self.finishing => Poll::Ready(CloseReason::ServerStopped),
             Ok(()) => Poll::Pending,
             Err(error) => Poll::Ready(Failure::of(&error).into()),
         }
+    }
+}
+
+impl Drop for Outbound {
+    fn drop(&mut self) {
+        self.shared.replace(self.counted, 0);
     }
 }
 
@@ -332,177 +403,4 @@ fn front(bytes: &mut VecDeque<u8>, length: usize) -> &[u8] {
     }
     let front = bytes.as_slices().0;
     front.get(..length).unwrap_or(front)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io;
-
-    use super::*;
-
-    /// A connection that accepts `room` bytes and no more.
-    #[derive(Default)]
-    struct Slow {
-        room: usize,
-        taken: Vec<u8>,
-    }
-
-    impl AsyncWrite for Slow {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-            let count = bytes.len().min(self.room);
-            if count == 0 {
-                return Poll::Pending;
-            }
-            self.room -= count;
-            self.taken.extend_from_slice(&bytes[..count]);
-            Poll::Ready(Ok(count))
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    #[test]
-    fn when_the_server_stops_a_connection_ends_once_its_responses_are_written() {
-        let (mut outbound, mut stream) = (outbound(), Slow { room: 3, ..Slow::default() });
-        let mut cx = Context::from_waker(Waker::noop());
-        outbound.push_response(b"response", false);
-        outbound.finish();
-        assert!(outbound.poll_write(&mut cx, at(0), &mut stream).is_pending());
-        stream.room = 100;
-        assert_eq!(outbound.poll_write(&mut cx, at(0), &mut stream), Poll::Ready(CloseReason::ServerStopped));
-        assert_eq!(stream.taken, b"response");
-    }
-
-    #[test]
-    fn a_connection_without_queued_responses_ends_at_once() {
-        let (mut outbound, mut cx) = (outbound(), Context::from_waker(Waker::noop()));
-        assert!(outbound.poll_write(&mut cx, at(0), &mut Slow::default()).is_pending());
-        outbound.finish();
-        assert_eq!(outbound.poll_write(&mut cx, at(0), &mut Slow::default()), Poll::Ready(CloseReason::ServerStopped));
-    }
-
-    fn client() -> SocketAddr {
-        "192.0.2.7:4000".parse().unwrap()
-    }
-
-    fn outbound() -> Outbound {
-        Outbound::to(client(), Transport::Tcp, Rc::default())
-    }
-
-    fn at(milliseconds: u64) -> Instant {
-        Instant::from_elapsed(Duration::from_millis(milliseconds))
-    }
-
-    fn socket() -> SocketId {
-        SocketId::for_tests(2)
-    }
-
-    /// Returns the number of written and of dropped messages.
-    fn counts(outbound: &mut Outbound) -> (u64, u64) {
-        let mut counts = (0, 0);
-        for settled in outbound.settled() {
-            match settled.outcome {
-                Outcome::RelayedToClient => counts.0 += settled.packets,
-                _ => counts.1 += settled.packets,
-            }
-        }
-        counts
-    }
-
-    #[test]
-    fn old_data_is_dropped_in_whole_messages_and_responses_are_not() {
-        let (mut outbound, mut stream) = (outbound(), Slow { room: 3, ..Slow::default() });
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(outbound.push_data(at(0), socket(), 4, [b"@one", b"", b""]));
-        assert!(outbound.push_data(at(0), socket(), 4, [b"@two", b"", b""]));
-        assert!(outbound.poll_write(&mut cx, at(0), &mut stream).is_pending());
-        outbound.push_response(b"response", true);
-        assert!(outbound.push_data(at(200), socket(), 6, [b"@three", b"", b""]));
-        stream.room = 100;
-        assert!(outbound.poll_write(&mut cx, at(301), &mut stream).is_pending());
-        // The first message was begun. The second is too old.
-        assert_eq!(stream.taken, b"@oneresponse@three");
-        assert_eq!(counts(&mut outbound), (2, 1));
-        assert_eq!(outbound.shared.held.get(), 0);
-    }
-
-    #[test]
-    fn a_burst_of_a_key_frame_loses_nothing() {
-        let (mut outbound, mut stream) = (outbound(), Slow::default());
-        let mut cx = Context::from_waker(Waker::noop());
-        for _ in 0..400 {
-            assert!(outbound.push_data(at(0), socket(), 1_000, [&[7; 1_000], b"", b""]));
-        }
-        // A client 40 ms away takes the frame in several round trips.
-        for (round, room) in [15_000, 30_000, 60_000, 120_000, 240_000].into_iter().enumerate() {
-            stream.room = room;
-            assert!(outbound.poll_write(&mut cx, at(40 * round as u64), &mut stream).is_pending());
-        }
-        assert_eq!((stream.taken.len(), counts(&mut outbound)), (400_000, (400, 0)));
-    }
-
-    #[test]
-    fn a_burst_reuses_the_buffer_of_the_last_one() {
-        let (mut outbound, mut stream) = (outbound(), Slow { room: usize::MAX, ..Slow::default() });
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut burst = |outbound: &mut Outbound| {
-            for _ in 0..50 {
-                assert!(outbound.push_data(at(0), socket(), 1_000, [&[7; 1_000], b"", b""]));
-            }
-            let buffer = (outbound.data.bytes.capacity(), outbound.data.bytes.as_slices().0.as_ptr());
-            assert!(outbound.poll_write(&mut cx, at(0), &mut stream).is_pending());
-            assert_eq!(outbound.data.bytes.capacity(), 0);
-            buffer
-        };
-        let first = burst(&mut outbound);
-        assert_eq!(burst(&mut outbound), first);
-        // Another connection uses the same buffer.
-        let mut other = Outbound::to(client(), Transport::Tcp, Rc::clone(&outbound.shared));
-        assert_eq!(burst(&mut other), first);
-    }
-
-    #[test]
-    fn every_message_is_settled_when_the_connection_ends() {
-        let (mut outbound, mut stream) = (outbound(), Slow { room: 6, ..Slow::default() });
-        let mut cx = Context::from_waker(Waker::noop());
-        for _ in 0..3 {
-            assert!(outbound.push_data(at(0), socket(), 4, [b"@one", b"", b""]));
-        }
-        assert!(outbound.poll_write(&mut cx, at(0), &mut stream).is_pending());
-        outbound.abandon();
-        assert_eq!((counts(&mut outbound), outbound.shared.held.get()), ((1, 2), 0));
-    }
-
-    #[test]
-    fn the_largest_queues_are_emptied_when_all_together_are_too_long() {
-        let shared = Rc::<Shared>::default();
-        let queues: Vec<_> =
-            (0..4).map(|_| Rc::new(RefCell::new(Outbound::to(client(), Transport::Tcp, Rc::clone(&shared))))).collect();
-        for (count, queue) in [1, 4, 2, 3].into_iter().zip(&queues) {
-            for _ in 0..count {
-                assert!(queue.borrow_mut().push_data(at(0), socket(), 100, [&[7; 100], b"", b""]));
-            }
-        }
-        shared.limit(1_000, queues.iter());
-        assert_eq!(shared.held.get(), 1_000);
-        assert!(queues[0].borrow_mut().push_data(at(0), socket(), 100, [&[7; 100], b"", b""]));
-        shared.limit(1_000, queues.iter());
-        let waiting: Vec<usize> = queues.iter().map(|queue| queue.borrow().waiting()).collect();
-        assert_eq!((shared.held.get(), waiting), (700, vec![200, 0, 200, 300]));
-        assert_eq!(counts(&mut queues[1].borrow_mut()), (0, 4));
-
-        // A message that was begun is completed.
-        let (mut stream, mut cx) = (Slow { room: 1, ..Slow::default() }, Context::from_waker(Waker::noop()));
-        assert!(queues[3].borrow_mut().poll_write(&mut cx, at(0), &mut stream).is_pending());
-        shared.limit(0, queues.iter());
-        assert_eq!(shared.held.get(), 699, "it is not tried for each message");
-        queues[3].borrow_mut().drop_all();
-        assert_eq!(queues[3].borrow().waiting(), 99);
-    }
 }

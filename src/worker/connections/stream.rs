@@ -102,11 +102,8 @@ pub(super) async fn serve<S>(
     let queues = Rc::clone(&this.borrow().shell.connections.queues);
     let outbound = Rc::new(RefCell::new(Outbound::new(&tuple, queues)));
     this.borrow_mut().connected(tuple, Rc::clone(&outbound));
+    let inbound = Inbound::new(began, &this.borrow().shell.snapshot.timeouts, usage, place);
     drop(this);
-    let inbound = match worker.upgrade() {
-        Some(worker) => Inbound::new(began, &worker.borrow().shell.snapshot.timeouts, usage, place),
-        None => return,
-    };
     let close = serve_until_closed(&worker, &tuple, &outbound, &mut stream, inbound).await;
     // With TLS this sends close_notify, if the socket buffer has space for it.
     let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx))).await;
@@ -142,7 +139,7 @@ where
             let Some(this) = worker.upgrade() else { return Poll::Ready(Err(CloseReason::ServerStopped)) };
             let now = this.borrow().shell.now().monotonic;
             let written = outbound.borrow_mut().poll_write(cx, now, stream);
-            this.borrow_mut().settle(outbound);
+            this.borrow_mut().shell.settle(outbound);
             if let Poll::Ready(close) = written {
                 return Poll::Ready(Err(close));
             }
@@ -154,7 +151,7 @@ where
                 Poll::Ready(Err(close)) => {
                     // Writes the responses to earlier requests, as far as possible without waiting.
                     let _ = outbound.borrow_mut().poll_write(cx, now, stream);
-                    this.borrow_mut().settle(outbound);
+                    this.borrow_mut().shell.settle(outbound);
                     Poll::Ready(Err(close))
                 }
                 // A request usually postpones the deadline, which leaves the timer unchanged. Only an earlier deadline
