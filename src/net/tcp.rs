@@ -79,8 +79,9 @@ fn new_socket(addr: SocketAddr) -> io::Result<Socket> {
 /// The number of bytes that the kernel takes before it sends them.
 const MAX_UNSENT: u32 = 32 * 1024;
 
-/// Limits the data that waits in the kernel before it is sent for the first time, so that it waits in the server, which
-/// drops it when it is old. The send buffer keeps its size, which the kernel adapts to the path.
+/// Limits the data that waits in the kernel before it is sent for the first time. More data waits in the server, which
+/// drops it when it is old, except for about one TLS record and the rest of a message that was begun. The send buffer
+/// keeps its size, which the kernel adapts to the path.
 ///
 /// # Errors
 ///

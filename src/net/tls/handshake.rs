@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::rustls::server::Acceptor as HelloReader;
 use tokio_rustls::rustls::{self, InvalidMessage, ServerConfig};
+use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 /// The application protocols of the server (RFC 7443 §2), in the order of preference.
@@ -22,9 +23,9 @@ pub(crate) const HANDSHAKE_RECORD: u8 = 0x16;
 /// The most bytes that a client may send until its handshake is complete. A large ClientHello has 2000 to 3000 bytes.
 const MAX_HANDSHAKE: usize = 16 * 1024;
 
-/// The maximum number of bytes of records that wait for a flush. It bounds the memory that a connection uses in
-/// addition to its queue. While the client does not read, rustls buffers up to the same amount.
-const MAX_BUFFERED: usize = 32 * 1024;
+/// The number of bytes of records at which no further message is accepted until they are written. Old data cannot be
+/// dropped from them, so this is little: about the longest record (RFC 8446 §5.2).
+const MAX_BUFFERED: usize = 16 * 1024;
 
 /// The largest capacity, in bytes, that an empty record buffer keeps. A larger buffer is freed.
 const MAX_IDLE_CAPACITY: usize = 4 * 1024;
@@ -43,7 +44,10 @@ impl<S> Hello<S> {
 }
 
 /// A connection whose handshake is complete.
-pub(crate) type Stream<S> = tokio_rustls::server::TlsStream<LimitedStream<S>>;
+///
+/// It accepts a message only if no earlier record waits in rustls. So each message up to the length of a record has a
+/// record of its own, and little data waits here while the client does not read.
+pub(crate) struct Stream<S>(TlsStream<LimitedStream<S>>);
 
 /// The usage of a connection that the client selected with ALPN (RFC 7443).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +113,7 @@ impl Acceptor {
             let (limited, session) = stream.get_mut();
             limited.remaining = None;
             let usage = if session.alpn_protocol() == Some(NAT_DISCOVERY) { Usage::NatDiscovery } else { Usage::Turn };
-            Ok((stream, usage))
+            Ok((Stream(stream), usage))
         }
     }
 }
@@ -137,6 +141,31 @@ impl Failure {
             None if error.kind() == io::ErrorKind::UnexpectedEof => Self::Truncated,
             None => Self::Broken,
         }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let stream = &mut self.get_mut().0;
+        let (limited, session) = stream.get_ref();
+        if session.wants_write() || limited.records.len() >= MAX_BUFFERED {
+            ready!(Pin::new(&mut *stream).poll_flush(cx))?;
+        }
+        Pin::new(stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
     }
 }
 

@@ -1,6 +1,10 @@
 //! Parsing of valid and of damaged certificates.
 
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
 use proptest::prelude::*;
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, DuplexStream};
 use tokio_rustls::rustls::crypto::{ActiveKeyExchange, SharedSecret, SupportedKxGroup};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore};
 
@@ -125,4 +129,45 @@ proptest! {
         let cut = cut.index(issued.len());
         prop_assert!(Certificate::parse(&issued[..cut]).is_err());
     }
+}
+
+/// Completes the handshake of a client, and returns its end of the pipe.
+async fn handshake(client: &mut ClientConnection, mut pipe: DuplexStream) -> DuplexStream {
+    loop {
+        let mut bytes = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut bytes).unwrap();
+        }
+        pipe.write_all(&bytes).await.unwrap();
+        if !client.is_handshaking() {
+            return pipe;
+        }
+        let mut response = vec![0; 16 * 1024];
+        let length = pipe.read(&mut response).await.unwrap();
+        let mut response = &response[..length];
+        while client.read_tls(&mut response).unwrap() > 0 {
+            client.process_new_packets().unwrap();
+        }
+    }
+}
+
+// Old data is dropped from the queue of the connection, but not from TLS records.
+#[tokio::test(flavor = "current_thread")]
+async fn about_one_record_waits_for_a_client_that_does_not_read_and_no_message_is_split() {
+    const PIPE: usize = 64 * 1024;
+    const MESSAGE: [u8; 1_000] = [7; 1_000];
+    let (acceptor, mut client) = session_without_usable_key_share();
+    let (near, far) = tokio::io::duplex(PIPE);
+    let served = async {
+        let hello = Acceptor::hello(far).await.unwrap();
+        acceptor.respond(hello).await.unwrap().0
+    };
+    let (mut stream, _near) = tokio::join!(served, handshake(&mut client, near));
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut taken = 0;
+    while let Poll::Ready(count) = Pin::new(&mut stream).poll_write(&mut cx, &MESSAGE) {
+        assert_eq!(count.unwrap(), MESSAGE.len());
+        taken += MESSAGE.len();
+    }
+    assert!((PIPE..PIPE + 16 * 1024 + MESSAGE.len()).contains(&taken), "{taken}");
 }
