@@ -15,6 +15,9 @@ use crate::net::limits;
 use crate::setting;
 use crate::turn::{Deadline, Event, FiveTuple, Instant, Limit, Outcome, QuotaExceeded, RedirectCause, Waiting};
 
+#[cfg(test)]
+mod tests;
+
 /// The number of lines of one kind per [`WINDOW`].
 const LINES: u32 = 5;
 /// The number of lines about allocations per [`WINDOW`]: 100 per second. Even a busy server logs fewer, and a client
