@@ -25,7 +25,7 @@ use crate::net::limits;
 use crate::setting::{ADDRESS_SPACE, ALLOCATIONS, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator};
 use crate::transport::Endpoint;
 use crate::turn::Ledger;
-use crate::worker::{self, Handle, Plan, Snapshot, Statistics};
+use crate::worker::{self, Handle, OtherWorkers, Plan, Snapshot, Statistics};
 
 /// Why the server does not start. Each message is one line with advice.
 #[derive(Debug, thiserror::Error)]
@@ -122,8 +122,10 @@ pub(super) fn prepare<'a>(
     check_address_space(config, workers, room)?;
     let ledger = Arc::new(Ledger::new(room, connections, [random_key()?, random_key()?]));
     let (mut plans, mut controls) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
-    for _ in 0..workers {
-        let (handle, mailbox) = worker::mailbox();
+    let mailboxes: Vec<_> = (0..workers).map(|_| worker::mailbox()).collect();
+    let mut next: Vec<_> = mailboxes.iter().map(|(handle, _)| handle.clone()).collect();
+    next.rotate_left(1);
+    for ((handle, mailbox), next) in mailboxes.into_iter().zip(next) {
         let statistics = Arc::<Statistics>::default();
         controls.push(WorkerControl { handle, statistics: Arc::clone(&statistics) });
         plans.push(Plan {
@@ -132,6 +134,7 @@ pub(super) fn prepare<'a>(
             ledger: Arc::clone(&ledger),
             statistics,
             mailbox,
+            others: OtherWorkers::new(next, workers - 1),
             clock,
             rng: StdRng::from_seed(random_key()?),
             stop: stop.clone(),

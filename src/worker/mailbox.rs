@@ -1,7 +1,7 @@
-//! Commands from control to a worker.
+//! Commands to a worker, from control and from other workers.
 //!
-//! Each worker has a bounded channel, which it serves in small steps between batches of packets. Each command has a
-//! response, unless the worker has ended.
+//! Each worker has a bounded channel, which it serves in small steps between batches of packets. Each command of control
+//! has a response, unless the worker has ended.
 
 use std::cell::RefCell;
 use std::rc::Weak;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
 
+use super::connections::Eviction;
 use super::{Snapshot, Worker};
 use crate::turn::{AllocationDetail, AllocationId, Cursor, Page};
 
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     End { ids: Vec<AllocationId>, response: oneshot::Sender<usize> },
     /// Publish the gauges of the statistics now. Otherwise they are published once per second.
     Publish { done: oneshot::Sender<()> },
+    /// Evict a connection for another worker. There is no response.
+    Evict(Eviction),
 }
 
 /// The worker has ended.
@@ -39,7 +42,7 @@ pub(crate) enum Command {
 #[error("the worker has ended")]
 pub(crate) struct WorkerEnded;
 
-/// Control's end of the mailbox of a worker.
+/// The end of the mailbox of a worker that control and other workers have.
 #[derive(Clone, Debug)]
 pub(crate) struct Handle(mpsc::Sender<Command>);
 
@@ -83,6 +86,12 @@ impl Handle {
         self.call(|done| Command::Publish { done }).await
     }
 
+    /// Asks the worker to evict a connection. If the mailbox is full, the request is lost. Then the client is rejected
+    /// again, and its next attempt makes a new request.
+    pub(super) fn evict(&self, eviction: Eviction) {
+        let _ = self.0.try_send(Command::Evict(eviction));
+    }
+
     /// Sends a command and waits for its response.
     async fn call<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, WorkerEnded> {
         let (sender, response) = oneshot::channel();
@@ -91,7 +100,7 @@ impl Handle {
     }
 }
 
-/// Serves commands until control has dropped every handle.
+/// Serves commands until the worker has ended.
 pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
     while let Some(command) = mailbox.0.recv().await {
         // A sender that no longer waits gets no response.
@@ -127,6 +136,10 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                 let Some(worker) = worker.upgrade() else { return };
                 worker.borrow().publish();
                 let _ = done.send(());
+            }
+            Command::Evict(eviction) => {
+                let Some(worker) = worker.upgrade() else { return };
+                worker.borrow().evict_for_other(eviction);
             }
         }
         yield_now().await;

@@ -37,7 +37,7 @@ use crate::turn::{
     LARGEST_FRAME, Ledger, OpenError, Opened, Outcome, Page, RESPONSE_BUFFER, Server, SocketId, SocketSpec, TAILROOM,
 };
 use connections::{CloseReason, ConnectionOutcome, Connections};
-pub(crate) use connections::{ConnectionLimits, Timeouts};
+pub(crate) use connections::{ConnectionLimits, OtherWorkers, Timeouts};
 use event_log::{EventLog, Host, PacketLog};
 pub(crate) use mailbox::{Handle, Mailbox, mailbox};
 use outbox::{Flow, SendResult, Staged, StagedForClients};
@@ -79,8 +79,9 @@ pub(crate) struct Plan {
     pub(crate) ledger: Arc<Ledger>,
     /// The counters of this worker, which control reads.
     pub(crate) statistics: Arc<Statistics>,
-    /// Commands from control.
+    /// Commands from control and from other workers.
     pub(crate) mailbox: Mailbox,
+    pub(crate) others: OtherWorkers,
     /// The clock of the process.
     pub(crate) clock: Clock,
     /// The random number generator of this worker, seeded from the generator of the system.
@@ -201,6 +202,7 @@ struct Shell {
     /// Datagrams that relay sockets receive and that are sent to clients over UDP.
     to_clients: StagedForClients,
     connections: Connections,
+    others: OtherWorkers,
     response: Box<[u8]>,
     pace: Pace,
     /// The number of tasks that have run since waiting datagrams were sent to clients.
@@ -226,6 +228,7 @@ impl Worker {
             to_clients: StagedForClients::new(RecvBatch::try_new(from_peers::BATCH, SLOT)?, listeners.len()),
             listeners,
             connections: Connections::default(),
+            others: plan.others,
             response: vec![0; RESPONSE_BUFFER].into(),
             pace: Pace::new(Instant::from_elapsed(plan.clock.elapsed())),
             tasks: 0,

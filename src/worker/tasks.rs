@@ -71,7 +71,6 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
                 let mut worker = worker.borrow_mut();
                 let now = worker.shell.now();
                 worker.shell.tick(now);
-                worker.evict_for_others();
                 worker.drop_old_data();
             }
         }

@@ -55,22 +55,28 @@ fn worker_with_mailbox(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Work
 }
 
 fn worker_of(blueprint: &Blueprint) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
+    worker_with(blueprint, |_| {})
+}
+
+fn worker_with(blueprint: &Blueprint, change: impl FnOnce(&mut Plan)) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
     let listener = udp::claim_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = listener.local_addr().unwrap();
     let core = blueprint.snapshot();
     let (_, stop) = channel::channel(false);
     let (handle, mailbox) = mailbox();
     let statistics = Arc::<Statistics>::default();
-    let plan = Plan {
+    let mut plan = Plan {
         listeners: Vec::new(),
         snapshot: Arc::new(snapshot(Arc::clone(&core))),
         ledger: blueprint.ledger(),
         statistics: Arc::clone(&statistics),
         mailbox,
+        others: OtherWorkers::new(handle.clone(), 0),
         clock: Clock::start(),
         rng: StdRng::seed_from_u64(3),
         stop,
     };
+    change(&mut plan);
     let (worker, mailbox) = Worker::new(plan, vec![listener]).unwrap();
     (worker, handle, TestPlan { snapshot: core, address, mailbox, statistics })
 }
@@ -476,4 +482,47 @@ async fn data_that_cannot_be_sent_is_not_charged_to_the_byte_rate() {
     let outcomes: Vec<_> = counters(&worker).occurred().map(|(outcome, count)| (outcome.to_string(), count)).collect();
     let failed = |outcome: &(String, u64)| outcome.0 == "dropped send-failed" && outcome.1 == 3;
     assert!(outcomes.iter().any(failed), "{outcomes:?}");
+}
+
+// The connections that can be evicted belong to another worker. There is no tick in this test.
+#[tokio::test(flavor = "current_thread")]
+async fn a_worker_that_rejects_connections_has_as_many_evicted_at_another_worker() {
+    for (per_source, in_all) in [(0, 3), (3, 0)] {
+        let limits = ConnectionLimits { per_source, allocated_per_source: 0, in_all };
+        let blueprint = blueprint(15_720..=15_723);
+        let ledger = blueprint.ledger();
+        let limited = |plan: &mut Plan| {
+            plan.ledger = Arc::clone(&ledger);
+            plan.snapshot = Arc::new(Snapshot { connection_limits: limits, ..(*plan.snapshot).clone() });
+        };
+        let (third, third_handle, third_plan) = worker_with(&blueprint, limited);
+        let (second, second_handle, second_plan) = worker_with(&blueprint, |plan| {
+            limited(plan);
+            plan.others = OtherWorkers::new(third_handle.clone(), 2);
+        });
+        let (first, ..) = worker_with(&blueprint, |plan| {
+            limited(plan);
+            plan.others = OtherWorkers::new(second_handle.clone(), 2);
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accept = async |worker: &RefCell<Worker>| {
+            let _client = tokio::net::TcpStream::connect(address).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            worker.borrow_mut().accept(&stream, Transport::Tcp)
+        };
+        let mut admitted = Vec::new();
+        for _ in 0..3 {
+            admitted.push(accept(&third).await.unwrap());
+        }
+        assert!(accept(&first).await.is_none());
+        assert!(accept(&first).await.is_none());
+        // When a later command has a response, the requests have been served.
+        with_served_mailbox(&second, second_plan.mailbox, async { second_handle.publish().await.unwrap() }).await;
+        with_served_mailbox(&third, third_plan.mailbox, async { third_handle.publish().await.unwrap() }).await;
+        for _ in 0..2 {
+            admitted.push(accept(&first).await.unwrap());
+        }
+        assert_eq!(ledger.connections.allocations(), 3);
+    }
 }

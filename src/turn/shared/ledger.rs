@@ -1,7 +1,7 @@
 //! What the workers share for the lifetime of the process. It has no locks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::turn::shared::quota::Quota;
 use crate::turn::shared::sources::Sources;
@@ -13,8 +13,6 @@ pub struct Ledger {
     pub quota: Arc<Quota>,
     /// The number of connections, in total and per source. A source is an IPv4 address or an IPv6 /64, as text.
     pub connections: Arc<Quota>,
-    /// The number of connections that other workers have to evict for rejected ones.
-    wanted_evictions: AtomicU32,
     /// The limits on responses to each source, and what the source has proved.
     pub sources: Sources,
     draining: AtomicBool,
@@ -29,7 +27,6 @@ impl Ledger {
         Self {
             quota: Arc::new(Quota::new(room, quota)),
             connections: Arc::new(Quota::new(room_for(connections), connections_key)),
-            wanted_evictions: AtomicU32::new(0),
             sources: Sources::default(),
             draining: AtomicBool::new(false),
             room,
@@ -45,16 +42,6 @@ impl Ledger {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
-    }
-
-    /// Asks other workers to evict connections.
-    pub(crate) fn want_evictions(&self, count: u32) {
-        self.wanted_evictions.fetch_add(count, Ordering::Relaxed);
-    }
-
-    /// Returns the number of connections to evict, and resets it.
-    pub(crate) fn take_wanted_evictions(&self) -> u32 {
-        self.wanted_evictions.swap(0, Ordering::Relaxed)
     }
 
     /// Begins or ends a drain.

@@ -1,6 +1,7 @@
 //! TCP and TLS connections: their acceptance, their number, and the reason why each one ends.
 
 mod by_source;
+mod eviction;
 mod front;
 mod handshake;
 mod outbound;
@@ -25,6 +26,7 @@ use crate::net::tls::Failure;
 use crate::transport::Transport;
 use crate::turn::{AllocationId, Direction, DropReason, FiveTuple, Instant, QuotaExceeded, SocketId};
 use by_source::Source;
+pub(crate) use eviction::{Eviction, OtherWorkers};
 use handshake::Handshakes;
 use outbound::{Outbound, Shared};
 use places::{Place, Places};
@@ -158,30 +160,12 @@ impl Worker {
                 Some(Admitted { tuple, place })
             }
             Err(exceeded) => {
-                if exceeded == QuotaExceeded::Server {
-                    // Another worker may have connections without an allocation.
-                    shell.ledger.want_evictions(1);
-                }
+                shell.others.ask_for_place(source, exceeded);
                 shell.statistics.count_connection(exceeded.into(), 1);
                 let now = shell.now();
                 shell.events.connection_rejected(now.monotonic, tuple.client, exceeded);
                 None
             }
-        }
-    }
-
-    /// Evicts connections for other workers, which had none to evict when the server was full.
-    pub(super) fn evict_for_others(&mut self) {
-        let wanted = self.shell.ledger.take_wanted_evictions();
-        if wanted == 0 {
-            return;
-        }
-        let most = self.shell.snapshot.connection_limits.in_all;
-        let mut places = self.shell.connections.places.borrow_mut();
-        let is_full = || most != 0 && self.shell.ledger.connections.allocations() >= most;
-        let left = (0..wanted).skip_while(|_| is_full() && places.evict()).count();
-        if is_full() {
-            self.shell.ledger.want_evictions(u32::try_from(left).unwrap_or(u32::MAX));
         }
     }
 

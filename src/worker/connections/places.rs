@@ -79,7 +79,7 @@ impl Places {
     }
 
     /// Evicts the oldest connection of a source, as [`evict`](Self::evict) does.
-    fn evict_of(&mut self, source: Source) -> bool {
+    pub(super) fn evict_of(&mut self, source: Source) -> bool {
         let oldest = self.without_allocation.pop_oldest(source);
         self.end(oldest)
     }
