@@ -74,8 +74,8 @@ impl Server {
 
     /// Reviews up to `most` allocations after [`reconfigure`](Self::reconfigure), and returns whether there are more.
     ///
-    /// An allocation ends if its credentials are no longer valid, or if its relay address has gone. Permissions and
-    /// channels whose peers the policy denies are removed, and so are channels whose numbers are no longer accepted.
+    /// An allocation ends if its credentials are invalid, or if its relay address has gone. Permissions and channels
+    /// whose peers the policy denies are removed, and so are channels whose numbers are not accepted.
     pub fn review(&mut self, now: Instant, most: usize) -> bool {
         let Some(next) = self.review.next else { return false };
         let ids: Vec<AllocationId> = self.table.iter_from(next).take(most).map(|(id, _)| id).collect();
