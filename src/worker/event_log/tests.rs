@@ -65,7 +65,7 @@ fn events() -> Vec<(Event, usize)> {
         (Event::AllocationEnded(Box::new(summary)), 600),
         (Event::PeersRevoked { user: user.clone(), tuple, permissions: 1, channels: 1 }, 6_000),
         (Event::AuthenticationFailed { username, tuple, cause: AuthCause::Expired { ago: 5, reading } }, 5),
-        (Event::SourceWaits { tuple }, 5),
+        (Event::SourceWaits { username: "ann".to_owned(), tuple, waiting: Waiting::User }, 5),
         (Event::Rfc5766Channel { user: user.clone(), tuple, number: 0x5000 }, 5),
         (Event::AllocationRejected { user: user.clone(), tuple, reason: "tunnel" }, 5),
         (redirected(RedirectCause::Limit(Limit::RelayPorts)), 5),
