@@ -298,7 +298,7 @@ mod stream {
         let server = Server::start_with_open_files(&config(&["127.0.0.1"], ""), 60);
         let warned = server.wait_for_log(|line| line.message().starts_with("the limit of open files is 60,"));
         // The server does not run as a service.
-        assert!(warned.message().contains("run `ulimit -n "), "{warned:?}");
+        assert!(warned.message().contains("`ulimit -n "), "{warned:?}");
         let most: usize = warned.field("connections").unwrap().parse().unwrap();
         let connections: Vec<Client> = (0..60).map(|_| Client::connect(server.tcp_address())).collect();
         for _ in 0..5 {
