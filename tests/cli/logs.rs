@@ -128,7 +128,7 @@ fn a_source_that_guesses_passwords_is_rejected_a_few_times_and_then_waits() {
         // The burst is 20, and one more per second.
         assert!((20..guesses).contains(&rejected), "{rejected}");
         let lines = server.terminate().logs;
-        let dropped = lines.iter().filter(|line| line.message().starts_with("requests dropped")).count();
+        let dropped = lines.iter().filter(|line| line.message().starts_with("request dropped")).count();
         let totals = lines.iter().filter(|line| line.message().starts_with("further requests of sources"));
         let totals: Vec<usize> = totals.map(|line| line.field("count").unwrap().parse().unwrap()).collect();
         assert_eq!(dropped + totals.iter().sum::<usize>(), guesses - rejected, "{lines:?}");

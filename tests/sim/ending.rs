@@ -52,7 +52,7 @@ impl World {
             let family =
                 if (client / self.setup().workers).is_multiple_of(2) { AddressFamily::V4 } else { AddressFamily::V6 };
             let now = self.now();
-            if self.model.free_ports(now, family == AddressFamily::V6, PortPreference::Any).is_empty() {
+            if self.model.free_ports(now, family == AddressFamily::V6, PortPreference::Any, &[]).is_empty() {
                 continue;
             }
             let id = packet::transaction(&mut self.rng);

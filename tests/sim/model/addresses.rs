@@ -202,10 +202,17 @@ impl Model {
     }
 
     /// Returns the ports of an address family that every worker may choose.
-    pub(crate) fn free_ports(&self, now: Now, v6: bool, preference: PortPreference) -> Vec<SocketAddr> {
+    pub(crate) fn free_ports(
+        &self,
+        now: Now,
+        v6: bool,
+        preference: PortPreference,
+        gone: &[IpAddr],
+    ) -> Vec<SocketAddr> {
+        let is_gone = |bind: &SocketAddr| gone.contains(&bind.ip());
         let rests = |bind: &SocketAddr| self.resting.iter().any(|(port, until)| port == bind && *until > now.ms);
-        let rested = self.ports_without(now, v6, preference, rests);
-        if rested.is_empty() { self.ports_without(now, v6, preference, |_| false) } else { rested }
+        let rested = self.ports_without(now, v6, preference, |bind| is_gone(bind) || rests(bind));
+        if rested.is_empty() { self.ports_without(now, v6, preference, is_gone) } else { rested }
     }
 
     fn ports_without(
@@ -242,7 +249,7 @@ impl Model {
     pub(super) fn next_family(&self, now: Now, mut v6: bool, wanted: &mut Wanted) -> Option<bool> {
         loop {
             let known = self.setup.relays.iter().any(|relay| relay.bind.is_ipv6() == v6);
-            if !self.free_ports(now, v6, wanted.preference).is_empty() {
+            if !self.free_ports(now, v6, wanted.preference, &wanted.gone).is_empty() {
                 return Some(v6);
             }
             v6 = wanted.fail(v6, if known { Body::LimitReached(NO_PORT) } else { error(440) })?;
@@ -285,7 +292,7 @@ impl Model {
     fn socket_wanted(&mut self, now: Now, at: usize, open: &SocketSpec) {
         let (worker, preference) = (self.allocs[at].worker, self.allocs[at].wanted.preference);
         if self.allocs[at].wanted.claimed.is_none() {
-            let free = self.free_ports(now, open.bind.is_ipv6(), preference);
+            let free = self.free_ports(now, open.bind.is_ipv6(), preference, &self.allocs[at].wanted.gone);
             assert!(free.contains(&open.bind), "{} may be used", open.bind);
         }
         let others = self.allocs.iter().filter(|alloc| alloc.worker == worker).flat_map(|alloc| &alloc.addresses);
@@ -338,7 +345,9 @@ impl Model {
             }
             Err(OpenError::AddressGone) => {
                 alloc.addresses.pop();
-                let others = self.setup.relays.iter().filter(|relay| relay.bind.is_ipv6() == v6).count() > 1;
+                wanted.gone.push(open.bind.ip());
+                let is_other = |bind: IpAddr| bind.is_ipv6() == v6 && !wanted.gone.contains(&bind);
+                let others = self.setup.relays.iter().any(|relay| is_other(relay.bind));
                 if others && wanted.claimed.is_none() && wanted.attempts < ATTEMPTS {
                     Some(v6)
                 } else {

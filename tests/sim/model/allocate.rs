@@ -32,6 +32,8 @@ pub(crate) struct Wanted {
     pub(super) failed: Option<(bool, Body)>,
     /// Ports tried for the current address family.
     pub(super) attempts: u32,
+    /// The relay addresses that the machine does not have.
+    pub(super) gone: Vec<IpAddr>,
     /// The reserved port that it claims, and the worker that reserved it.
     pub(crate) claimed: Option<(SocketAddr, usize)>,
     pub(super) response: ExpectedResponse,
@@ -145,6 +147,7 @@ impl Model {
             next: additional.then_some(true),
             failed: None,
             attempts: 0,
+            gone: Vec::new(),
             claimed: None,
             response: response.clone(),
             lifetime: desired_lifetime(lifetime).max(600),
