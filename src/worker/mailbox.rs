@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
 
-use super::connections::Eviction;
+use super::connections::EvictionRequest;
 use super::{Snapshot, Worker};
 use crate::turn::{AllocationDetail, AllocationId, Cursor, Page};
 
@@ -34,7 +34,7 @@ pub(crate) enum Command {
     /// Publish the gauges of the statistics now. Otherwise they are published once per second.
     Publish { done: oneshot::Sender<()> },
     /// Evict a connection for another worker. There is no response.
-    Evict(Eviction),
+    Evict(EvictionRequest),
 }
 
 /// The worker has ended.
@@ -88,7 +88,7 @@ impl Handle {
 
     /// Asks the worker to evict a connection. If the mailbox is full, the request is lost. Then the client is rejected
     /// again, and its next attempt makes a new request.
-    pub(super) fn evict(&self, eviction: Eviction) {
+    pub(super) fn evict(&self, eviction: EvictionRequest) {
         let _ = self.0.try_send(Command::Evict(eviction));
     }
 

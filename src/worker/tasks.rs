@@ -72,6 +72,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
                 let now = worker.shell.now();
                 worker.shell.tick(now);
                 worker.drop_old_data();
+                worker.forget_asked();
             }
         }
     }

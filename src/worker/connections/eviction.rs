@@ -7,11 +7,32 @@ use super::by_source::Source;
 use crate::turn::QuotaExceeded;
 use crate::worker::{Handle, Worker};
 
-/// The request to evict a connection without an allocation.
+/// A connection without an allocation to evict: one of a source, or any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Eviction(Option<Source>);
+
+impl Eviction {
+    pub(super) fn of(source: Source) -> Self {
+        Self(Some(source))
+    }
+
+    pub(super) fn in_all() -> Self {
+        Self(None)
+    }
+
+    /// Returns what makes place for a connection from `source` that was rejected.
+    pub(super) fn for_rejected(source: Source, exceeded: QuotaExceeded) -> Self {
+        match exceeded {
+            QuotaExceeded::User => Self::of(source),
+            QuotaExceeded::Server => Self::in_all(),
+        }
+    }
+}
+
+/// A request to evict a connection.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Eviction {
-    /// The source that has as many connections as allowed; `None` if the server has.
-    source: Option<Source>,
+pub(crate) struct EvictionRequest {
+    eviction: Eviction,
     /// The number of workers that can still be asked.
     left: usize,
 }
@@ -29,32 +50,27 @@ impl OtherWorkers {
         Self { next, count }
     }
 
-    /// Asks for the eviction of one connection, because one from `source` was rejected.
-    pub(super) fn ask_for_place(&self, source: Source, exceeded: QuotaExceeded) {
-        let source = match exceeded {
-            QuotaExceeded::User => Some(source),
-            QuotaExceeded::Server => None,
-        };
-        self.ask_next(Eviction { source, left: self.count });
+    pub(super) fn ask_for(&self, eviction: Eviction) {
+        self.ask_next(EvictionRequest { eviction, left: self.count });
     }
 
-    fn ask_next(&self, eviction: Eviction) {
-        if let Some(left) = eviction.left.checked_sub(1) {
-            self.next.evict(Eviction { left, ..eviction });
+    fn ask_next(&self, request: EvictionRequest) {
+        if let Some(left) = request.left.checked_sub(1) {
+            self.next.evict(EvictionRequest { left, ..request });
         }
     }
 }
 
 impl Worker {
     /// Evicts a connection for another worker, or asks the next one.
-    pub(in crate::worker) fn evict_for_other(&self, eviction: Eviction) {
+    pub(in crate::worker) fn evict_for_other(&self, request: EvictionRequest) {
         let mut places = self.shell.connections.places.borrow_mut();
-        let evicted = match eviction.source {
-            Some(source) => places.evict_of(source),
-            None => places.evict(),
+        let evicted = match request.eviction {
+            Eviction(Some(source)) => places.evict_of(source),
+            Eviction(None) => places.evict(),
         };
         if !evicted {
-            self.shell.others.ask_next(eviction);
+            self.shell.others.ask_next(request);
         }
     }
 }

@@ -9,7 +9,7 @@ mod places;
 mod stream;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -26,7 +26,8 @@ use crate::net::tls::Failure;
 use crate::transport::Transport;
 use crate::turn::{AllocationId, Direction, DropReason, FiveTuple, Instant, QuotaExceeded, SocketId};
 use by_source::Source;
-pub(crate) use eviction::{Eviction, OtherWorkers};
+use eviction::Eviction;
+pub(crate) use eviction::{EvictionRequest, OtherWorkers};
 use handshake::Handshakes;
 use outbound::{Outbound, Shared};
 use places::{Place, Places};
@@ -70,6 +71,8 @@ pub(super) struct Connections {
     queues: Rc<Shared>,
     places: Rc<RefCell<Places>>,
     handshakes: Rc<RefCell<Handshakes>>,
+    /// What other workers were asked to evict since a connection was admitted here.
+    asked: BTreeSet<Eviction>,
     /// The worker accepts no further connections, and each open one ends once its queue is written.
     stopping: bool,
     /// Notified when the last connection has ended.
@@ -156,11 +159,17 @@ impl Worker {
         let (source, limits) = (Source::of(tuple.client.ip()), &shell.snapshot.connection_limits);
         match Places::admit(&shell.connections.places, &shell.ledger.connections, source, limits) {
             Ok(place) => {
+                shell.connections.asked.remove(&Eviction::in_all());
+                shell.connections.asked.remove(&Eviction::of(source));
                 shell.statistics.count_connection(ConnectionOutcome::Accepted, 1);
                 Some(Admitted { tuple, place })
             }
             Err(exceeded) => {
-                shell.others.ask_for_place(source, exceeded);
+                let eviction = Eviction::for_rejected(source, exceeded);
+                // Of many connections that are rejected at once, most will not come again.
+                if shell.connections.asked.insert(eviction) {
+                    shell.others.ask_for(eviction);
+                }
                 shell.statistics.count_connection(exceeded.into(), 1);
                 let now = shell.now();
                 shell.events.connection_rejected(now.monotonic, tuple.client, exceeded);
@@ -202,6 +211,11 @@ impl Worker {
             self.shell.settle(&old);
             self.end_allocation(&tuple);
         }
+    }
+
+    /// Asks other workers again for what they had nothing to evict.
+    pub(super) fn forget_asked(&mut self) {
+        self.shell.connections.asked.clear();
     }
 
     /// Drops relayed data that has waited for too long, for clients that do not read.
