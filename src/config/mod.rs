@@ -520,9 +520,14 @@ impl Config {
 /// Returns the configuration file that is used by default: `turnserver.toml` in the working directory, otherwise
 /// `/etc/turnserver/turnserver.toml`, if one of them exists.
 pub fn default_path() -> Option<PathBuf> {
+    default_path_in(Path::new(""))
+}
+
+/// Returns the configuration file that is used by default in a working directory.
+pub(crate) fn default_path_in(directory: &Path) -> Option<PathBuf> {
     ["turnserver.toml", "/etc/turnserver/turnserver.toml"]
         .into_iter()
-        .map(PathBuf::from)
+        .map(|path| directory.join(path))
         // A file that exists but cannot be accessed, such as a dangling symbolic link, is an error later; it must not be
         // skipped.
         .find(|path| !matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound))

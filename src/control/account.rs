@@ -1,15 +1,14 @@
 //! Whether the account of the systemd service can read a file, for `check-config` as root.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::unistd::{Group, User, geteuid, getgrouplist};
+use nix::unistd::{Gid, Group, User, geteuid, getgrouplist};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::file;
 
 /// The directories of units. A file in an earlier one replaces the file of the same name in a later one.
@@ -43,8 +42,8 @@ pub fn unreadable_files(config: &Config, path: Option<&Path>) -> Vec<String> {
     }
     let unit = unit_text(&UNIT_DIRECTORIES.map(Path::new));
     // Without a service that uses this configuration, no other user has to read the files.
-    let user = path.filter(|path| starts_with_config(&unit, path)).and_then(|_| user_of_unit(&unit));
-    user.and_then(|user| Account::find(&user)).map_or_else(Vec::new, |account| errors(config, path, &account))
+    let account = path.filter(|path| starts_with_config(&unit, path)).and_then(|_| Account::of_unit(&unit));
+    account.map_or_else(Vec::new, |account| errors(config, path, &account))
 }
 
 fn errors(config: &Config, path: Option<&Path>, account: &Account) -> Vec<String> {
@@ -88,49 +87,75 @@ fn unit_text(directories: &[&Path]) -> String {
     files.map(|path| read(path) + "\n").collect::<String>().replace("\\\n", " ")
 }
 
-/// Whether the service of a unit starts with this configuration.
-fn starts_with_config(unit: &str, path: &Path) -> bool {
-    let same = |word: &str| {
-        let word = word.trim_matches(['"', '\'']);
-        let word = word.strip_prefix("--config=").unwrap_or(word);
-        let (word, path) = (fs::canonicalize(word), fs::canonicalize(path));
-        word.is_ok_and(|word| path.is_ok_and(|path| path == word))
-    };
-    let starts = unit.lines().filter_map(|line| line.trim().strip_prefix("ExecStart="));
-    // An empty value removes the earlier ones.
-    let starts: Vec<&str> = starts.collect();
-    let last = starts.rsplit(|start| start.trim().is_empty()).next().unwrap_or_default();
-    last.iter().flat_map(|start| start.split_whitespace()).any(same)
+/// Returns the values of a setting in their order.
+fn values<'u>(unit: &'u str, key: &'u str) -> impl Iterator<Item = &'u str> {
+    let assignments = unit.lines().filter_map(|line| line.split_once('='));
+    assignments.filter(move |(name, _)| name.trim() == key).map(|(_, value)| value.trim())
 }
 
-/// Returns the user of a unit; `None` for root.
-fn user_of_unit(text: &str) -> Option<String> {
-    let user = text.lines().filter_map(|line| line.trim().strip_prefix("User=")).next_back()?.trim();
-    (!matches!(user, "" | "root" | "0")).then(|| user.to_owned())
+/// Returns the last value of a setting; `None` if it is empty.
+fn last_value<'u>(unit: &'u str, key: &'u str) -> Option<&'u str> {
+    values(unit, key).last().filter(|value| !value.is_empty())
+}
+
+/// Returns the values of a setting that is a list. An empty value removes the earlier ones.
+fn list<'u>(unit: &'u str, key: &'u str) -> Vec<&'u str> {
+    let values: Vec<&str> = values(unit, key).collect();
+    values.rsplit(|value| value.is_empty()).next().unwrap_or_default().to_vec()
+}
+
+/// Whether the service of a unit starts with this configuration.
+fn starts_with_config(unit: &str, path: &Path) -> bool {
+    let starts = list(unit, "ExecStart");
+    let words = || starts.iter().flat_map(|start| start.split_whitespace()).map(|word| word.trim_matches(['"', '\'']));
+    let directory = Path::new(last_value(unit, "WorkingDirectory").unwrap_or("/").trim_start_matches('-'));
+    let same = |used: &Path| {
+        let (used, path) = (fs::canonicalize(directory.join(used)), fs::canonicalize(path));
+        used.is_ok_and(|used| path.is_ok_and(|path| path == used))
+    };
+    if words().any(|word| word.starts_with("--config")) {
+        return words().any(|word| same(Path::new(word.strip_prefix("--config=").unwrap_or(word))));
+    }
+    let is_server = words().any(|word| Path::new(word).file_name() == Some(OsStr::new("turnserver")));
+    is_server && config::default_path_in(directory).is_some_and(|used| same(&used))
 }
 
 impl Account {
-    /// Finds a user by name or number.
-    fn find(user: &str) -> Option<Self> {
-        let by_number = || User::from_uid(user.parse::<u32>().ok()?.into()).ok().flatten();
-        let User { name, uid, gid, .. } = User::from_name(user).ok().flatten().or_else(by_number)?;
-        let groups =
-            CString::new(name.as_str()).ok().and_then(|name| getgrouplist(&name, gid).ok()).unwrap_or_default();
-        let further = groups.into_iter().filter(|group| *group != gid).map(|group| group.as_raw());
-        let group = Group::from_gid(gid).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name);
-        Some(Self { name, uid: uid.as_raw(), group, groups: std::iter::once(gid.as_raw()).chain(further).collect() })
+    /// Finds the account of a unit; `None` for root.
+    fn of_unit(unit: &str) -> Option<Self> {
+        let user = last_value(unit, "User").filter(|user| !matches!(*user, "root" | "0"))?;
+        let further: Vec<&str> =
+            list(unit, "SupplementaryGroups").into_iter().flat_map(str::split_whitespace).collect();
+        Self::find(user, last_value(unit, "Group"), &further)
     }
 
-    /// Returns the file, or the directory above it, whose permissions deny the account to read the file. If these deny
-    /// it, an access control list may allow it.
+    /// Finds a user by name or number. `group` replaces its primary group; `further` are groups in addition to its own.
+    fn find(user: &str, group: Option<&str>, further: &[&str]) -> Option<Self> {
+        let by_number = || User::from_uid(user.parse::<u32>().ok()?.into()).ok().flatten();
+        let User { name, uid, gid, .. } = User::from_name(user).ok().flatten().or_else(by_number)?;
+        let gid = match group {
+            Some(group) => group_id(group)?,
+            None => gid,
+        };
+        let own = CString::new(name.as_str()).ok().and_then(|name| getgrouplist(&name, gid).ok()).unwrap_or_default();
+        let mut groups = vec![gid.as_raw()];
+        for group in own.into_iter().chain(further.iter().filter_map(|group| group_id(group))).map(Gid::as_raw) {
+            if !groups.contains(&group) {
+                groups.push(group);
+            }
+        }
+        let group = Group::from_gid(gid).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name);
+        Some(Self { name, uid: uid.as_raw(), group, groups })
+    }
+
+    /// Returns the file, or the directory on the way to it, whose permissions deny the account to read the file. If
+    /// these deny it, an access control list may allow it.
     fn obstacle(&self, file: &Path) -> Option<PathBuf> {
-        let file = fs::canonicalize(file).ok()?;
+        let (directories, target) = way(file)?;
         let denies = |path: &Path, bit| !fs::metadata(path).is_ok_and(|metadata| self.has(&metadata, bit));
-        let mut directories: Vec<&Path> = file.ancestors().skip(1).collect();
-        directories.reverse();
         let closed = directories.into_iter().find(|directory| denies(directory, 1));
-        let obstacle = closed.or_else(|| denies(&file, 4).then_some(file.as_path()))?;
-        (!self.opens(&file)).then(|| obstacle.to_owned())
+        let obstacle = closed.or_else(|| denies(&target, 4).then_some(target))?;
+        (!self.opens(file)).then_some(obstacle)
     }
 
     /// Whether the permissions of a file contain `bit` for this account: 4 to read, 1 to enter a directory.
@@ -145,21 +170,66 @@ impl Account {
         file.mode() >> shift & bit != 0
     }
 
-    /// Whether a process of this account, without its further groups, may read the file.
+    /// Whether a process of this account may read the file.
     fn opens(&self, file: &Path) -> bool {
+        let groups: Vec<String> = self.groups.iter().map(u32::to_string).collect();
         let group = self.groups.first().copied().unwrap_or(self.uid);
-        let mut test = Command::new("test");
-        test.arg("-r").arg(file).uid(self.uid).gid(group).stderr(Stdio::null());
-        test.status().is_ok_and(|status| status.success())
+        let mut test = Command::new("setpriv");
+        test.args([format!("--reuid={}", self.uid), format!("--regid={group}")]);
+        test.arg(format!("--groups={}", groups.join(","))).args(["test", "-r"]).arg(file);
+        test.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     }
+}
+
+/// Finds a group by name or number.
+fn group_id(group: &str) -> Option<Gid> {
+    let by_number = || group.parse::<u32>().ok().map(Gid::from_raw);
+    Group::from_name(group).ok().flatten().map(|group| group.gid).or_else(by_number)
+}
+
+/// The most symbolic links that the kernel follows on the way to a file.
+const MAX_LINKS: usize = 40;
+
+/// Returns the directories that the kernel searches on the way to a file, which include those of symbolic links, and the
+/// file to which the way leads.
+fn way(file: &Path) -> Option<(Vec<PathBuf>, PathBuf)> {
+    let (mut directories, mut place, mut links) = (Vec::new(), PathBuf::new(), 0);
+    let absolute = std::path::absolute(file).ok()?;
+    let reversed = |path: &Path| -> Vec<OsString> {
+        let components = path.components().filter(|component| *component != Component::CurDir);
+        components.rev().map(|component| component.as_os_str().to_owned()).collect()
+    };
+    let mut rest = reversed(&absolute);
+    while let Some(component) = rest.pop() {
+        if component == "/" {
+            place = PathBuf::from("/");
+            continue;
+        }
+        if !directories.contains(&place) {
+            directories.push(place.clone());
+        }
+        let next = place.join(&component);
+        if component == ".." {
+            place.pop();
+        } else if !fs::symlink_metadata(&next).ok()?.is_symlink() {
+            place = next;
+        } else if links < MAX_LINKS {
+            links += 1;
+            rest.extend(reversed(&fs::read_link(&next).ok()?));
+        } else {
+            return None;
+        }
+    }
+    Some((directories, place))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::path::PathBuf;
 
     use super::*;
+    use crate::net::testing::skip;
     use crate::setting::{AUTH_SECRETS_FILE, TLS_CERTIFICATE, TLS_PRIVATE_KEY};
 
     struct Directory(PathBuf);
@@ -190,15 +260,59 @@ mod tests {
         Account { name: "turnserver".to_owned(), uid: 54_321, group: "relay".to_owned(), groups }
     }
 
+    /// Returns the user, the primary group and the further groups of a unit, as numbers.
+    fn account_of(settings: &str) -> Option<(u32, Vec<u32>)> {
+        Account::of_unit(&format!("[Service]\n{settings}\n")).map(|account| (account.uid, account.groups))
+    }
+
     #[test]
     fn the_user_of_the_unit_is_the_last_one_that_is_set() {
         let shipped = include_str!("../../systemd/turnserver.service");
-        assert_eq!(user_of_unit(shipped).as_deref(), Some("turnserver"));
-        assert_eq!(user_of_unit(&format!("{shipped}\n[Service]\nUser=other\n")).as_deref(), Some("other"));
-        for root in ["User=root", "User=", "User=0"] {
-            assert_eq!(user_of_unit(&format!("{shipped}\n{root}\n")), None);
+        assert_eq!(last_value(shipped, "User"), Some("turnserver"));
+        let nobody = Account::find("nobody", None, &[]).unwrap();
+        for user in ["User=nobody", "User = nobody", "User=daemon\nUser=nobody", "User=\nUser=nobody", "User=65534"] {
+            assert_eq!(Account::of_unit(&format!("[Service]\n{user}\n")), Some(nobody.clone()), "{user}");
         }
-        assert_eq!(user_of_unit("[Service]\nExecStart=/bin/true\n"), None);
+        for root in ["User=root", "User=", "User=0", "User=nobody\nUser=root", "#User=nobody", "ExecStart=/bin/true"] {
+            assert_eq!(account_of(root), None, "{root}");
+        }
+    }
+
+    #[test]
+    fn the_groups_of_the_unit_are_those_of_the_account() {
+        let (uid, own) = account_of("User=nobody").unwrap();
+        let with = |first: Option<u32>, more: &[u32]| {
+            let primary = first.map_or_else(|| own.clone(), |first| vec![first]);
+            Some((uid, primary.into_iter().chain(more.iter().copied()).collect::<Vec<_>>()))
+        };
+        for (settings, expected) in [
+            ("Group=54321", with(Some(54_321), &[])),
+            ("Group=54320\nGroup=54321", with(Some(54_321), &[])),
+            ("Group=54321\nGroup=", with(None, &[])),
+            ("SupplementaryGroups=54321 54322\nSupplementaryGroups=54323 54321", with(None, &[54_321, 54_322, 54_323])),
+            ("SupplementaryGroups=54321\nSupplementaryGroups=\nSupplementaryGroups=54322", with(None, &[54_322])),
+            ("SupplementaryGroups=54321\nSupplementaryGroups=", with(None, &[])),
+            ("Group=54321\nSupplementaryGroups=54322 no-such-group", with(Some(54_321), &[54_322])),
+        ] {
+            assert_eq!(account_of(&format!("User=nobody\n{settings}")), expected, "{settings}");
+        }
+        // The advice names the primary group.
+        assert_eq!(Account::find("nobody", Some("daemon"), &[]).unwrap().group, "daemon");
+        assert_eq!(Account::find("nobody", Some("54321"), &[]).unwrap().group, "54321");
+        assert_eq!(Account::find("nobody", Some("no-such-group"), &[]), None);
+    }
+
+    #[test]
+    fn a_process_of_the_account_has_its_further_groups() {
+        if !geteuid().is_root() {
+            return skip("there is no root");
+        }
+        let directory = Directory::new("groups");
+        fs::set_permissions(&directory.0, fs::Permissions::from_mode(0o755)).unwrap();
+        let file = directory.write("file", 0o640);
+        std::os::unix::fs::chown(&file, None, Some(54_323)).unwrap();
+        assert!(other_account(vec![54_322, 54_323]).opens(&file));
+        assert!(!other_account(vec![54_322]).opens(&file));
     }
 
     #[test]
@@ -217,6 +331,19 @@ mod tests {
             let replaced = format!("{unit}\nExecStart=\nExecStart=/bin/turnserver --config {}\n", other.display());
             assert!(starts_with_config(&replaced, &other) && !starts_with_config(&replaced, &used));
         }
+    }
+
+    #[test]
+    fn a_unit_without_the_option_uses_the_default_configuration_of_its_directory() {
+        let directory = Directory::new("default");
+        let other = directory.write("other.toml", 0o600);
+        let used = directory.write("turnserver.toml", 0o600);
+        let unit = |start: &str| format!("WorkingDirectory=-{}\nExecStart={start}\n", directory.0.display());
+        let server = unit("/bin/turnserver --log-level info");
+        assert!(starts_with_config(&server, &used) && !starts_with_config(&server, &other));
+        let named = unit("/bin/turnserver --config other.toml");
+        assert!(starts_with_config(&named, &other) && !starts_with_config(&named, &used));
+        assert!(!starts_with_config(&unit("/bin/true"), &used));
     }
 
     #[test]
@@ -242,10 +369,10 @@ mod tests {
 
     #[test]
     fn an_account_is_found_by_name_and_by_number() {
-        let root = Account::find("root").unwrap();
+        let root = Account::find("root", None, &[]).unwrap();
         assert_eq!((root.name.as_str(), root.uid, root.group.as_str(), root.groups[0]), ("root", 0, "root", 0));
-        assert_eq!(Account::find("0"), Some(root));
-        assert_eq!(Account::find("no-such-user"), None);
+        assert_eq!(Account::find("0", None, &[]), Some(root));
+        assert_eq!(Account::find("no-such-user", None, &[]), None);
     }
 
     #[test]
@@ -265,6 +392,33 @@ mod tests {
         assert_eq!((reads(&other, &file), reads(&member, &file)), (false, true));
         fs::set_permissions(&directory.0, fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(member.obstacle(&file), fs::canonicalize(&directory.0).ok());
+    }
+
+    // As certbot has them: live/privkey.pem is a link to ../../archive/privkey1.pem.
+    #[test]
+    fn a_closed_directory_on_the_way_of_a_symbolic_link_is_an_obstacle() {
+        let directory = Directory::new("links");
+        let [live, archive] = ["live", "archive"].map(|name| directory.0.join(name));
+        let site = live.join("site");
+        fs::create_dir_all(&site).unwrap();
+        fs::create_dir_all(&archive).unwrap();
+        directory.write("archive/privkey1.pem", 0o644);
+        let link = site.join("privkey.pem");
+        symlink("../.././archive/privkey1.pem", &link).unwrap();
+        let short = directory.0.join("short");
+        symlink(&site, &short).unwrap();
+        let account = other_account(vec![54_321]);
+        for file in [&link, &short.join("privkey.pem")] {
+            assert_eq!(account.obstacle(file), None);
+            for closed in [&live, &site, &archive] {
+                fs::set_permissions(closed, fs::Permissions::from_mode(0o700)).unwrap();
+                assert_eq!(account.obstacle(file), fs::canonicalize(closed).ok(), "{}", file.display());
+                fs::set_permissions(closed, fs::Permissions::from_mode(0o755)).unwrap();
+            }
+        }
+        let endless = directory.0.join("endless");
+        symlink("endless", &endless).unwrap();
+        assert_eq!(account.obstacle(&endless), None);
     }
 
     #[test]

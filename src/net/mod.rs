@@ -7,7 +7,7 @@ pub mod limits;
 mod sys;
 pub(crate) mod tcp;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub(crate) mod timer;
 pub(crate) mod tls;
 pub mod udp;

@@ -81,7 +81,7 @@ pub(super) fn closed_port(ip: IpAddr) -> UdpSocket {
 
 /// Reports on standard error, which the test runner does not capture here, that a test does not run, or not as a whole.
 /// It fails the test if `REQUIRE_ALL_TESTS` is set, as in `.ci/run`.
-pub(super) fn skip(reason: &str) {
+pub(crate) fn skip(reason: &str) {
     let required = std::env::var_os("REQUIRE_ALL_TESTS").is_some();
     report_skipped(required, reason);
 }
