@@ -7,8 +7,9 @@ use super::problem::Report;
 /// The keys of coturn that its configurations usually contain, and the corresponding key of this server; empty without
 /// one. Keys that this server has too are not in the list.
 const KEYS: &[(&str, &str)] = &[
-    ("allowed-peer-ip", "peers.allow"),
+    ("Verbose", "log.level"),
     ("allow-loopback-peers", "peers.allow"),
+    ("allowed-peer-ip", "peers.allow"),
     ("alternate-server", "alternate.servers"),
     ("bps-capacity", ""),
     ("cert", "tls.certificate"),
@@ -25,21 +26,21 @@ const KEYS: &[(&str, &str)] = &[
     ("max-port", "relay.ports"),
     ("min-port", "relay.ports"),
     ("mobility", ""),
+    ("mysql-userdb", ""),
     ("no-cli", ""),
     ("no-dtls", ""),
-    ("no-multicast-peers", ""),
     ("no-loopback-peers", ""),
+    ("no-multicast-peers", ""),
     ("no-rfc5780", ""),
     ("no-software-attribute", ""),
-    ("no-stun-backward-compatibility", ""),
     ("no-stdout-log", ""),
+    ("no-stun-backward-compatibility", ""),
     ("no-tcp", "listen.tcp"),
     ("no-tcp-relay", ""),
     ("no-tls", "listen.tls"),
     ("no-tlsv1", ""),
     ("no-tlsv1_1", ""),
     ("no-udp", "listen.udp"),
-    ("mysql-userdb", ""),
     ("pidfile", ""),
     ("pkey", "tls.private-key"),
     ("proc-group", ""),
@@ -61,7 +62,6 @@ const KEYS: &[(&str, &str)] = &[
     ("user-quota", "limits.allocations-per-user"),
     ("userdb", ""),
     ("verbose", "log.level"),
-    ("Verbose", "log.level"),
 ];
 
 /// The number of different keys of coturn from which a file counts as a configuration of coturn.
@@ -119,6 +119,13 @@ fn keys(text: &str) -> Vec<(&str, Range<usize>)> {
 mod tests {
     use super::*;
     use crate::config::schema;
+
+    #[test]
+    fn the_keys_are_sorted_and_unique() {
+        for pair in KEYS.windows(2) {
+            assert!(pair[0].0 < pair[1].0, "{pair:?}");
+        }
+    }
 
     #[test]
     fn each_counterpart_is_a_key_and_no_key_of_coturn_is_one_of_the_top_level() {

@@ -126,7 +126,7 @@ pub(super) fn limits(top: &Section<'_>, report: &mut Report<'_>) -> Limits {
     }
     let allocations_per_user =
         section.number("allocations-per-user", 0..=u32::MAX, report).unwrap_or(default.allocations_per_user);
-    // Without a limit on their allocations, users may be many people each.
+    // Without a limit on the allocations of a user, one user may be many people.
     let default_rate = if allocations_per_user == 0 { 0 } else { default.allocations_per_second_per_user };
     Limits {
         bytes_per_second_per_allocation,

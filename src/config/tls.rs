@@ -43,7 +43,7 @@ pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], report: &mut Report<'_
                 &header,
                 "`listen.tls` is empty, so TLS is served only on the ports of `listen.tcp`. Clients expect it on port \
                  5349: set for example tls = [\"[::]:5349\"]. If the ports of `listen.tcp` are intended, list them in \
-                 `listen.tls` as well",
+                 `listen.tls` as well, which ends this warning",
             );
         } else {
             report.error(
