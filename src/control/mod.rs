@@ -87,8 +87,8 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         start::prepare(config, clock, &stopped)?
     };
     announce(&prepared);
-    if let Some(users) = users_without_limit(config) {
-        tracing::info!(event = "users-without-limit", "no limit per user on allocations: {users}");
+    if let Some(message) = users_without_limit(config) {
+        tracing::info!(event = "users-without-limit", "{message}");
     }
 
     let (sender, mut events) = mpsc::channel(2 * prepared.plans.len().max(1));
@@ -150,15 +150,15 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
     failed.map_or(Ok(()), |index| Err(RunError::WorkerEnded(index)))
 }
 
-/// Describes the users to whom limits on the allocations of a user do not apply, although such limits are configured.
+/// Describes the static users without a limit on their allocations, if such limits are wanted.
 fn users_without_limit(config: &Config) -> Option<String> {
-    let nameless = !config.auth.secrets.is_empty() && config.limits.allocations_per_user != 0;
-    let nameless =
-        nameless.then(|| "time-limited usernames without a name, which may be those of everybody".to_owned());
-    let fixed = config.auth.users.iter().filter(|user| user.allocations == 0).count();
-    let fixed = (fixed > 0).then(|| format!("static users without {STATIC_USER_ALLOCATIONS} ({fixed})"));
-    let users: Vec<String> = nameless.into_iter().chain(fixed).collect();
-    (!users.is_empty()).then(|| users.join("; "))
+    let count = config.auth.users.iter().filter(|user| user.allocations == 0).count();
+    (count > 0 && config.limits.allocations_per_user != 0).then(|| {
+        format!(
+            "static users without `{STATIC_USER_ALLOCATIONS}` ({count}): no limit on their allocations; set the key to \
+             limit them"
+        )
+    })
 }
 
 /// An event that the thread of a worker reports.
@@ -254,12 +254,6 @@ impl<'a> BrowserEntry<'a> {
 /// Prints an `iceServers` entry as one line on standard output, after its explanation. On a terminal, the explanation
 /// is next to the entry, and both are separate from the log.
 fn print_entry(entry: &str, again: bool, log: &logging::Logging) {
-    let explanation = format!(
-        "no secret is configured, so the server created one for this run. Pass the line on standard output to new \
-         RTCPeerConnection(…). Its credential expires after 24 h, or earlier if the server stops; limits per user do \
-         not apply to it. For permanent credentials, set {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use \
-         `turn-credential mint`"
-    );
     let mut stdout = io::stdout().lock();
     let text = if again {
         tracing::info!(
@@ -270,19 +264,34 @@ fn print_entry(entry: &str, again: bool, log: &logging::Logging) {
     } else if stdout.is_terminal() {
         // The log is written by another thread.
         log.flush();
-        format!(
-            "\nNo secret is configured, so the server created one for this run. Pass the next line to new \
-             RTCPeerConnection(…).\nIts credential expires after 24 h, or earlier if the server stops. For permanent \
-             credentials, set {AUTH_SECRETS} to\nthe output of `openssl rand -hex 32` and use `turn-credential \
-             mint`.\n\n{entry}\n\n"
-        )
+        let mut text = explanation("Pass the next line").join(".\n");
+        if let Some(first) = text.get_mut(..1) {
+            first.make_ascii_uppercase();
+        }
+        format!("\n{text}.\n\n{entry}\n\n")
     } else {
-        tracing::info!(event = "ice-servers-printed", "{explanation}");
+        let text = explanation("Pass the line on standard output").join(". ");
+        tracing::info!(event = "ice-servers-printed", "{text}");
         format!("{entry}\n")
     };
     if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         tracing::warn!(event = "ice-servers-not-printed", %error, "cannot print the iceServers entry");
     }
+}
+
+/// Returns the sentences that explain the entry. `pass` begins the one that says what to do with it.
+fn explanation(pass: &str) -> [String; 4] {
+    [
+        "no secret is configured, so the server created one for this run".to_owned(),
+        format!("{pass} to new RTCPeerConnection(…)"),
+        "Its credential expires after 24 h, or earlier if the server stops; limits on the allocations of a user do not \
+         apply to it"
+            .to_owned(),
+        format!(
+            "For permanent credentials, set {AUTH_SECRETS} to the output of `openssl rand -hex 32` and use \
+             `turn-credential mint`"
+        ),
+    ]
 }
 
 /// Returns the URIs of the listeners without duplicates: a wildcard and one of its addresses may share a port.
@@ -352,6 +361,32 @@ mod tests {
         assert!(advice.contains(" 100 KiB "), "{advice}");
         assert!(advice.ends_with("sysctl net.core.rmem_max=4194304 net.core.wmem_max=4194304"), "{advice}");
         assert_eq!(buffer_advice(sizes(udp::LISTENER_BUFFER, udp::LISTENER_BUFFER)), None);
+    }
+
+    #[test]
+    fn only_static_users_without_a_limit_are_reported_and_only_if_limits_are_wanted() {
+        let limited = |allocations_per_user: u32, allocations: &[u32]| {
+            let mut text =
+                "realm = \"example.org\"\n[auth]\nsecrets = [\"0123456789abcdef0123456789abcdef\"]\n".to_owned();
+            for (number, allocations) in allocations.iter().enumerate() {
+                text += &format!(
+                    "[[auth.users]]\nname = \"u{number}\"\npassword = \"password\"\nallocations = {allocations}\n"
+                );
+            }
+            text += &format!("[limits]\nallocations-per-user = {allocations_per_user}\n");
+            users_without_limit(&Config::parse(&text, "turnserver.toml").unwrap())
+        };
+        assert_eq!((limited(32, &[]), limited(32, &[5]), limited(0, &[0])), (None, None, None));
+        let expected = "static users without `auth.users.allocations` (2): no limit on their allocations; set the key to \
+                        limit them";
+        assert_eq!(limited(32, &[0, 5, 0]).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn the_log_and_a_terminal_have_the_same_explanation_of_the_printed_entry() {
+        let [log, terminal] = ["Pass the line on standard output", "Pass the next line"].map(explanation);
+        assert!(log[2].ends_with("limits on the allocations of a user do not apply to it"), "{log:?}");
+        assert_eq!([&log[0], &log[2], &log[3]], [&terminal[0], &terminal[2], &terminal[3]]);
     }
 
     #[test]
