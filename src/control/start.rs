@@ -48,8 +48,8 @@ pub enum StartError {
     /// The address space is too small for the workers and their allocations.
     #[error(
         "the limit of address space, {limit} MiB, is too low: {workers} workers and {allocations} allocations need \
-         {needed} MiB in addition to what is in use; raise the limit ({ADDRESS_SPACE}), or set fewer {WORKERS} or a \
-         lower {ALLOCATIONS}"
+         {needed} MiB in addition to what is in use, and connections need more; raise the limit ({ADDRESS_SPACE}), or \
+         set fewer {WORKERS} or a lower {ALLOCATIONS}"
     )]
     AddressSpace {
         /// The limit in MiB.
@@ -242,8 +242,10 @@ const LEDGER_PER_PORT: usize = 256;
 /// The state of an allocation with a few permissions and channels.
 const PER_ALLOCATION: usize = 1 << 10;
 
-/// Checks that a limited address space is sufficient for the workers and their allocations. A server that runs out of
-/// it under load is aborted.
+/// Checks that a limited address space is sufficient for the workers and their allocations.
+///
+/// Connections and the relayed data that waits for their clients are not included, because most servers with a limit
+/// never need as much as they may use. A server that runs out of address space under load is aborted.
 fn check_address_space(config: &Config, workers: usize, room: usize) -> Result<(), StartError> {
     let Some(limit) = limits::address_space() else { return Ok(()) };
     let allocations = match config.limits.allocations {
