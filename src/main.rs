@@ -115,7 +115,7 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
     }
     let denied = control::denied_own_addresses(config, &choice).map_err(|error| error.to_string())?;
     let settings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
-    let missing = control::missing_listeners(config);
+    let missing = control::missing_listeners(config).map_err(|error| error.to_string())?;
     for warning in settings.iter().chain(&choice.warnings).chain(&missing).chain(&denied) {
         report += &format!("{prefix}warning: {warning}\n");
     }

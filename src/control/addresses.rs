@@ -100,7 +100,7 @@ impl Choice {
 ///
 /// # Errors
 ///
-/// As for [`choose`].
+/// As for [`choose`], and if it cannot be determined whether the machine has an address.
 pub(super) fn detect(
     configured: Option<&[IpAddr]>,
     external: &[(IpAddr, IpAddr)],
@@ -112,7 +112,7 @@ pub(super) fn detect(
     for ip in configured.unwrap_or_default().iter().chain(external.iter().map(|(inside, _)| inside)) {
         let ip = ip.to_canonical();
         let known = addresses.iter().any(|known| known.address == ip);
-        if !known && interfaces::is_local(ip) {
+        if !known && interfaces::is_local(ip)? {
             let name = "a local route".to_owned();
             let state = AddressState::Stable;
             addresses.push(InterfaceAddress { name, address: ip, loopback: false, up: true, state });

@@ -36,6 +36,8 @@ pub(super) struct Follower<'a> {
     due: Option<Instant>,
     /// The last failure to read the addresses, which is logged once.
     failure: Option<String>,
+    /// Whether the states of IPv6 addresses have been read before.
+    states_known: bool,
 }
 
 /// What the server derives from the addresses of the machine.
@@ -54,7 +56,7 @@ impl Machine {
         let choice = choose_again(config, interfaces, current)?;
         let own = own_addresses(config, interfaces, &choice);
         let denied_own = denied_among(config, own.clone());
-        Ok(Self { own, missing_listeners: listeners::missing(&config.listen), denied_own, choice })
+        Ok(Self { own, missing_listeners: listeners::missing(&config.listen)?, denied_own, choice })
     }
 
     /// Whether two values have the same consequences. The reasons for the choice may differ.
@@ -97,6 +99,7 @@ impl<'a> Follower<'a> {
             );
         });
         let mut interfaces = interfaces::read()?;
+        let states_known = knows_states(&interfaces);
         let unknown_states = interfaces.unknown_states.take();
         let machine = Machine::new(config, &interfaces, &[])?;
         let mut tables = RelayTables::new(config.relay.ports.clone());
@@ -108,7 +111,7 @@ impl<'a> Follower<'a> {
                  recognized"
             );
         }
-        Ok(Self { config, machine, tables, changes: changes.ok(), due: None, failure: None })
+        Ok(Self { config, machine, tables, changes: changes.ok(), due: None, failure: None, states_known })
     }
 
     pub(super) fn choice(&self) -> &Choice {
@@ -173,12 +176,31 @@ impl<'a> Follower<'a> {
         self.changes = None;
     }
 
+    /// Derives the machine from the interfaces. Also returns the bound relay addresses that it has.
+    fn derive(&mut self, mut interfaces: Interfaces) -> Result<(Machine, Vec<IpAddr>), AddressError> {
+        if let Some(error) = interfaces.unknown_states.take_if(|_| self.states_known) {
+            // With all of them as stable, the choice would change.
+            return Err(error.into());
+        }
+        self.states_known |= knows_states(&interfaces);
+        let current: Vec<IpAddr> = self.machine.choice.for_all().map(|relay| relay.bind).collect();
+        let machine = Machine::new(self.config, &interfaces, &current)?;
+        let mut present = Vec::new();
+        for ip in self.tables.bound() {
+            if interfaces::is_local(ip)? {
+                present.push(ip);
+            }
+        }
+        Ok((machine, present))
+    }
+
     /// Reads the addresses. Returns the change, if there is one.
     pub(super) fn reread(&mut self) -> Option<Change> {
-        let current: Vec<IpAddr> = self.machine.choice.for_all().map(|relay| relay.bind).collect();
-        let read = interfaces::read().map_err(AddressError::Interfaces);
-        let machine = match read.and_then(|interfaces| Machine::new(self.config, &interfaces, &current)) {
-            Ok(machine) => machine,
+        let (machine, present) = match interfaces::read()
+            .map_err(AddressError::Interfaces)
+            .and_then(|interfaces| self.derive(interfaces))
+        {
+            Ok(derived) => derived,
             Err(error) => {
                 // The reason may go without a further change of the addresses, for example if no file could be opened.
                 self.due = Some(Instant::now() + POLL);
@@ -197,8 +219,7 @@ impl<'a> Follower<'a> {
         self.failure = None;
         let before = std::mem::replace(&mut self.machine, machine);
         let after = &self.machine;
-        let is_present = |ip: IpAddr| interfaces::is_local(ip);
-        let left = self.tables.update(&after.choice, &is_present);
+        let left = self.tables.update(&after.choice, &|ip| present.contains(&ip));
         if before.is_like(after) && left == Left::default() {
             return None;
         }
@@ -220,6 +241,11 @@ impl<'a> Follower<'a> {
             warnings,
         })
     }
+}
+
+/// Whether the states of IPv6 addresses have been read.
+fn knows_states(interfaces: &Interfaces) -> bool {
+    interfaces.unknown_states.is_none() && interfaces.addresses.iter().any(|entry| entry.address.is_ipv6())
 }
 
 impl Change {

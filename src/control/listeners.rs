@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::net::{interfaces, tcp, udp};
 use crate::transport::{Endpoint, Transport};
@@ -182,10 +182,17 @@ impl fmt::Display for MissingListener {
 }
 
 /// Returns the listeners whose addresses this machine does not have.
-pub(super) fn missing(wanted: &[Endpoint]) -> Vec<MissingListener> {
-    let is_missing = |ip: IpAddr| !ip.is_unspecified() && !interfaces::is_local(ip);
-    let missing = wanted.iter().filter(|endpoint| is_missing(endpoint.address.ip()));
-    missing.map(|endpoint| MissingListener { endpoint: *endpoint }).collect()
+///
+/// # Errors
+/// If the kernel does not tell whether the machine has an address.
+pub(super) fn missing(wanted: &[Endpoint]) -> io::Result<Vec<MissingListener>> {
+    let mut missing = Vec::new();
+    for endpoint in wanted.iter().filter(|endpoint| !endpoint.address.ip().is_unspecified()) {
+        if !interfaces::is_local(endpoint.address.ip())? {
+            missing.push(MissingListener { endpoint: *endpoint });
+        }
+    }
+    Ok(missing)
 }
 
 /// Returns whether `own` is a wildcard that includes `other`, so that both can share a port.

@@ -37,6 +37,11 @@ impl RelayTables {
         Self { entries: Vec::new(), ports }
     }
 
+    /// Returns the addresses of this machine to which the relay sockets are bound.
+    pub(super) fn bound(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.entries.iter().map(|entry| entry.table.bind())
+    }
+
     /// Returns the relay addresses for a snapshot.
     pub(super) fn addresses(&self) -> RelayAddresses {
         self.entries.iter().map(|entry| Arc::clone(&entry.table)).collect()

@@ -167,9 +167,11 @@ pub(super) fn choose_again(
 
 /// Returns a warning for each listener whose address this machine does not have. It does not check the ports, which a
 /// running server may use.
-#[must_use]
-pub fn missing_listeners(config: &Config) -> Vec<String> {
-    listeners::missing(&config.listen).iter().map(ToString::to_string).collect()
+///
+/// # Errors
+/// If the kernel does not tell whether the machine has an address.
+pub fn missing_listeners(config: &Config) -> Result<Vec<String>, AddressError> {
+    Ok(listeners::missing(&config.listen)?.iter().map(ToString::to_string).collect())
 }
 
 /// Checks that no alternate server is this server.

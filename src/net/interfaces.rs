@@ -134,14 +134,29 @@ fn set_states(addresses: &mut [InterfaceAddress], table: &str) {
 ///
 /// Wildcard, multicast and broadcast addresses are not local, although a socket can be bound to them. A link-local IPv6
 /// address is not local either, because it is incomplete without a scope id.
-pub(crate) fn is_local(ip: IpAddr) -> bool {
+///
+/// # Errors
+///
+/// If the kernel does not tell, for example because no file can be opened.
+pub(crate) fn is_local(ip: IpAddr) -> io::Result<bool> {
     let ip = ip.to_canonical();
-    if ip.is_unspecified() || ip.is_multicast() {
-        return false;
+    let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if ip.is_unspecified() || ip.is_multicast() || is_link_local {
+        return Ok(false);
     }
     // Connecting to the bound address fails for broadcast addresses. It sends nothing.
-    let bound = UdpSocket::bind((ip, 0)).and_then(|socket| socket.connect(socket.local_addr()?));
-    bound.is_ok()
+    is_success(UdpSocket::bind((ip, 0)).and_then(|socket| socket.connect(socket.local_addr()?)))
+}
+
+/// Whether a socket could be bound to an address and connected to it, or else the kernel refused the address.
+fn is_success(bound: io::Result<()>) -> io::Result<bool> {
+    const NOT_LOCAL: [i32; 5] =
+        [libc::EADDRNOTAVAIL, libc::EAFNOSUPPORT, libc::EACCES, libc::ENETUNREACH, libc::EHOSTUNREACH];
+    match bound {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error().is_some_and(|code| NOT_LOCAL.contains(&code)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Returns the source address that the kernel would use to send to `destination`; `None` if there is no route.
@@ -183,13 +198,13 @@ mod tests {
     #[test]
     fn every_listed_ipv4_address_is_local() {
         for entry in read().unwrap().addresses.iter().filter(|entry| entry.up && entry.address.is_ipv4()) {
-            assert!(is_local(entry.address), "{entry:?}");
+            assert!(is_local(entry.address).unwrap(), "{entry:?}");
         }
     }
 
     #[test]
     fn an_address_of_a_local_route_is_local() {
-        assert!(is_local(ip("127.8.7.6")));
+        assert!(is_local(ip("127.8.7.6")).unwrap());
     }
 
     #[test]
@@ -197,10 +212,18 @@ mod tests {
         for text in
             ["fe80::1", "203.0.113.77", "2001:db8::77", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"]
         {
-            assert!(!is_local(ip(text)), "{text}");
+            assert!(!is_local(ip(text)).unwrap(), "{text}");
         }
         // The broadcast address of the loopback network can be bound.
-        assert!(!is_local(ip("127.255.255.255")));
+        assert!(!is_local(ip("127.255.255.255")).unwrap());
+    }
+
+    #[test]
+    fn a_lack_of_resources_does_not_make_an_address_remote() {
+        for code in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRINUSE] {
+            assert_eq!(is_success(Err(io::Error::from_raw_os_error(code))).unwrap_err().raw_os_error(), Some(code));
+        }
+        assert!(!is_success(Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL))).unwrap());
     }
 
     #[test]
