@@ -156,6 +156,22 @@ mod addresses {
     }
 
     #[test]
+    fn an_address_whose_interface_goes_down_beside_another_is_not_called_worse() {
+        let two = ["addr add 203.0.114.1/24 dev w0", "addr add 203.0.115.1/24 dev w1"];
+        in_own_network(&with(&two), || {
+            let server = Server::start(&auto(""));
+            assert_eq!(allocate(&server, "203.0.114.1").as_deref(), Ok("203.0.114.1"));
+            // w1 keeps its address and stays up without a carrier.
+            ip("link set w0 down");
+            let is_about = |line: &&LogLine| line.field("address").as_deref() == Some("203.0.114.1");
+            let left = |line: &&LogLine| line.message().contains("gets no new allocations");
+            let line = server.wait_for_log(|line| is_about(&line) && left(&line));
+            assert!(line.message().contains("because its interface is down"), "{line:?}");
+            assert_eq!(allocate(&server, "203.0.115.1").as_deref(), Ok("203.0.115.1"));
+        });
+    }
+
+    #[test]
     fn a_replaced_address_is_followed_and_the_entry_for_browsers_is_printed_again() {
         in_own_network(&with(&["addr add 203.0.114.1/24 dev w0"]), || {
             let config = config_without_secret(&["::"], "");

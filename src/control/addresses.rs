@@ -61,6 +61,8 @@ pub struct Choice {
     pub addresses: Vec<RelayAddress>,
     /// The configured addresses that the machine does not have at present, with their advertised addresses.
     pub missing: Vec<(IpAddr, IpAddr)>,
+    /// The addresses that the machine has and cannot use at present, for example because the interface is down.
+    pub unusable: Vec<IpAddr>,
     /// Warnings for the operator; they do not prevent the start.
     pub warnings: Vec<String>,
 }
@@ -188,7 +190,8 @@ pub(super) fn choose(
             return Err(AddressError::SharedAddress(other, bind, outside));
         }
     }
-    Ok(Choice { addresses, missing, warnings })
+    let unusable = candidates.iter().filter(|candidate| !candidate.is_usable()).map(|candidate| candidate.ip).collect();
+    Ok(Choice { addresses, missing, unusable, warnings })
 }
 
 /// Returns the addresses at which clients reach a listener, for the URIs that are printed at start.

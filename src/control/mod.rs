@@ -393,7 +393,7 @@ mod tests {
     fn listeners_with_the_same_uri_share_one_entry() {
         let bind = "127.0.0.1".parse().unwrap();
         let relay = RelayAddress { bind, advertised: bind, reason: String::new(), for_all: true };
-        let choice = Choice { addresses: vec![relay], missing: Vec::new(), warnings: Vec::new() };
+        let choice = Choice { addresses: vec![relay], missing: Vec::new(), unusable: Vec::new(), warnings: Vec::new() };
         let endpoints = [
             (Transport::Udp, "0.0.0.0:3478"),
             (Transport::Udp, "127.0.0.1:3478"),

@@ -26,7 +26,7 @@ struct Entry {
 pub(super) struct Left {
     /// The machine no longer has them. Their allocations end.
     pub(super) gone: Vec<(IpAddr, IpAddr)>,
-    /// They get no new allocations, because there are better ones. Their allocations continue.
+    /// They get no new allocations, because there are better ones. They remain usable, and their allocations continue.
     pub(super) retired: Vec<(IpAddr, IpAddr)>,
     /// They get no new allocations, because they cannot be used at present. Their allocations remain.
     pub(super) unusable: Vec<(IpAddr, IpAddr)>,
@@ -87,7 +87,8 @@ impl RelayTables {
             } else if entry.table.is_usable() {
                 entry.table.set_usable(false);
                 let has_better = choice.for_all().any(|relay| relay.bind.is_ipv4() == pair.0.is_ipv4());
-                if has_better { &mut left.retired } else { &mut left.unusable }.push(pair);
+                if has_better && !choice.unusable.contains(&pair.0) { &mut left.retired } else { &mut left.unusable }
+                    .push(pair);
                 self.entries.push(entry);
             } else if entry.table.taken_ports() > 0 {
                 self.entries.push(entry);
@@ -116,6 +117,7 @@ mod tests {
         Choice {
             addresses: present.iter().map(relay).collect(),
             missing: missing.iter().map(|text| (ip(text), ip(text))).collect(),
+            unusable: Vec::new(),
             warnings: Vec::new(),
         }
     }
@@ -172,6 +174,15 @@ mod tests {
             tables.update(&choice(&["5.9.1.1"], &[]), &|_| true);
             assert!(Arc::ptr_eq(&table, &of(&tables, "5.9.1.1")) && table.is_usable());
         }
+    }
+
+    #[test]
+    fn an_address_that_is_not_usable_at_present_is_not_retired_if_there_is_another() {
+        let mut tables = RelayTables::new(50_000..=50_099);
+        tables.update(&choice(&["5.9.1.1", "5.9.1.2"], &[]), &|_| true);
+        let down = Choice { unusable: vec![ip("5.9.1.1")], ..choice(&["5.9.1.2"], &[]) };
+        let left = tables.update(&down, &|_| true);
+        assert_eq!(left, Left { unusable: vec![(ip("5.9.1.1"), ip("5.9.1.1"))], ..Left::default() });
     }
 
     #[test]

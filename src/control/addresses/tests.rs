@@ -309,8 +309,16 @@ fn all_configured_addresses_that_are_missing_are_reported_together() {
         choice.missing.iter().map(|(bind, _)| *bind).collect::<Vec<_>>(),
         ["2a01:4f8::1", "5.9.1.3", "2a01:4f8::2"].map(ip)
     );
-    let warning = &choice.warnings[0];
-    assert!(warning.starts_with("relay.addresses: 2a01:4f8::1 and 5.9.1.3 and 2a01:4f8::2 are not among"), "{warning}");
+    assert_eq!(
+        choice.warnings[..2],
+        [
+            "relay.addresses: 2a01:4f8::1 is not among the addresses of this machine: 127.0.0.1 (lo), ::1 (lo), 10.0.0.5 \
+             (eth0), 5.9.1.3 (eth1, down), 2a01:4f8::2 (eth0, being checked for duplicates). The server waits for it. \
+             Behind 1:1 NAT, set `addresses` to the inside address and map it in `external`",
+            "relay.addresses: 5.9.1.3 and 2a01:4f8::2 are not usable at present (eth1 is down, 2a01:4f8::2 is being \
+             checked for duplicates). The server waits for them",
+        ]
+    );
 }
 
 #[test]
@@ -406,14 +414,21 @@ fn one_address_on_several_interfaces_is_one_address() {
 #[test]
 fn a_configured_address_that_is_not_usable_at_present_is_named_with_the_reason() {
     for (line, reason) in [
-        ("down w0 5.9.1.1", "down"),
-        ("w0 5.9.1.1 tentative", "being checked for duplicates"),
-        ("w0 5.9.1.1 failed", "a duplicate of another machine's"),
+        ("down w0 5.9.1.1", "w0 is down"),
+        ("w0 5.9.1.1 tentative", "5.9.1.1 is being checked for duplicates"),
+        ("w0 5.9.1.1 failed", "5.9.1.1 is a duplicate of another machine's"),
     ] {
         let choice = given(&["5.9.1.1"], &[line], &[]).unwrap();
-        let expected = format!(
-            "relay.addresses: 5.9.1.1 is not usable at present: 127.0.0.1 (lo), ::1 (lo), 5.9.1.1 (w0, {reason})"
-        );
-        assert!(choice.warnings.iter().any(|warning| warning.starts_with(&expected)), "{:?}", choice.warnings);
+        let expected = format!("relay.addresses: 5.9.1.1 is not usable at present ({reason}). The server waits for it");
+        assert_eq!((choice.warnings, choice.unusable), (vec![expected], vec![ip("5.9.1.1")]));
     }
+}
+
+#[test]
+fn an_absent_and_an_unusable_address_have_a_warning_each_and_neither_is_an_example() {
+    let choice = given(&["203.0.114.1", "203.0.114.2"], &["down w0 203.0.114.1"], &[]).unwrap();
+    let [absent, unusable] = &choice.warnings[..] else { panic!("{:?}", choice.warnings) };
+    assert!(absent.starts_with("relay.addresses: 203.0.114.2 is not among the addresses"), "{absent}");
+    assert!(absent.ends_with("map it in `external`"), "{absent}");
+    assert!(unusable.contains("203.0.114.1 is not usable at present (w0 is down)"), "{unusable}");
 }

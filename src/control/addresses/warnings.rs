@@ -94,33 +94,59 @@ pub(super) fn of_limited_reach(chosen: &[&Candidate<'_>], detected: bool) -> Vec
     warnings
 }
 
-/// Warns of configured addresses that the machine does not have, and of a machine without any relay address.
-pub(super) fn of_missing(missing: &[IpAddr], none: bool, candidates: &[Candidate<'_>]) -> Option<String> {
-    let Some(&outside) = missing.first() else {
-        return none.then(|| {
-            format!(
-                "the server waits for a relay address: no network interface has a usable one yet. Until then it rejects \
-                 allocations with 508. To use it only on this machine, set {RELAY_ADDRESSES} to [\"127.0.0.1\"]"
-            )
-        });
-    };
+/// Warns of configured addresses that the machine does not have or cannot use, and of a machine without any relay
+/// address.
+pub(super) fn of_missing(missing: &[IpAddr], none: bool, candidates: &[Candidate<'_>]) -> Vec<String> {
+    if missing.is_empty() && none {
+        return vec![format!(
+            "the server waits for a relay address: no network interface has a usable one yet. Until then it rejects \
+             allocations with 508. To use it only on this machine, set {RELAY_ADDRESSES} to [\"127.0.0.1\"]"
+        )];
+    }
+    let is_own = |ip: &IpAddr| candidates.iter().any(|candidate| candidate.ip == *ip);
+    let (unusable, absent): (Vec<IpAddr>, Vec<IpAddr>) = missing.iter().partition(|ip| is_own(ip));
+    of_absent(&absent, candidates).into_iter().chain(of_unusable(&unusable, candidates)).collect()
+}
+
+/// Warns of configured addresses that the machine does not have.
+fn of_absent(absent: &[IpAddr], candidates: &[Candidate<'_>]) -> Option<String> {
+    let &outside = absent.first()?;
     let same_family = candidates.iter().filter(|candidate| Family::of(candidate.ip) == Family::of(outside));
-    let inside = same_family.filter(|candidate| candidate.is_routable()).min_by_key(|candidate| candidate.rank());
+    let usable = same_family.filter(|candidate| candidate.is_routable() && candidate.is_usable());
+    let inside = usable.min_by_key(|candidate| candidate.rank());
     let example = inside.map_or(String::new(), |inside| {
         format!(": addresses = [\"{0}\"] and external = {{ \"{0}\" = \"{outside}\" }}", inside.ip)
     });
-    let (is, it) = if missing.len() == 1 { ("is", "it") } else { ("are", "them") };
-    if missing.iter().all(|ip| candidates.iter().any(|candidate| candidate.ip == *ip)) {
-        return Some(format!(
-            "{RELAY_ADDRESSES}: {} {is} not usable at present: {}. The server waits for {it}",
-            enumerate(missing),
-            available(candidates),
-        ));
-    }
+    let (is, it) = number(absent);
     Some(format!(
         "{RELAY_ADDRESSES}: {} {is} not among the addresses of this machine: {}. The server waits for {it}. Behind 1:1 \
          NAT, set `addresses` to the inside address and map it in `external`{example}",
-        enumerate(missing),
+        enumerate(absent),
         available(candidates),
     ))
+}
+
+/// Warns of configured addresses that the machine has and cannot use at present.
+fn of_unusable(unusable: &[IpAddr], candidates: &[Candidate<'_>]) -> Option<String> {
+    let reason = |candidate: &Candidate<'_>| {
+        let obstacle = candidate.obstacle()?;
+        let name = &candidate.interface.name;
+        Some(if candidate.interface.up { format!("{} is {obstacle}", candidate.ip) } else { format!("{name} is down") })
+    };
+    let mut reasons: Vec<String> =
+        candidates.iter().filter(|candidate| unusable.contains(&candidate.ip)).filter_map(reason).collect();
+    reasons.dedup();
+    let (is, it) = number(unusable);
+    (!unusable.is_empty()).then(|| {
+        format!(
+            "{RELAY_ADDRESSES}: {} {is} not usable at present ({}). The server waits for {it}",
+            enumerate(unusable),
+            reasons.join(", ")
+        )
+    })
+}
+
+/// Returns the verb and the pronoun for a number of addresses.
+fn number(addresses: &[IpAddr]) -> (&'static str, &'static str) {
+    if addresses.len() == 1 { ("is", "it") } else { ("are", "them") }
 }
