@@ -248,6 +248,25 @@ mod addresses {
         }
     }
 
+    #[test]
+    fn a_prefix_that_is_routed_to_this_machine_is_denied_also_if_it_comes_later() {
+        let prefix = "route add local 203.0.114.0/24 dev lo";
+        in_own_network(&with(&[prefix]), || {
+            let server = Server::start(&config_for(&["::"], &["203.0.114.1"], ""));
+            let running = client(&server, "127.0.0.1");
+            let (session, relayed) = running.allocate(&Login::mint("alice", 600)).unwrap();
+            assert_eq!(relayed.ip().to_string(), "203.0.114.1");
+            let permission = |peer: &str| {
+                let peer = XorPeerAddress(peer.parse().unwrap());
+                running.request(&session, Method::CREATE_PERMISSION, &|writer| writer.push(&peer)).error()
+            };
+            assert_eq!((permission("203.0.114.9:7000"), permission("203.0.115.9:7000")), (Some(403), None));
+            ip("route add local 203.0.115.0/24 dev lo");
+            wait_for_message(&server, "permissions or channels removed");
+            assert_eq!(permission("203.0.115.9:7000"), Some(403));
+        });
+    }
+
     // The service behind a new address must not become reachable through a permission that is older than the address.
     #[test]
     fn a_new_own_address_is_denied_at_once_and_its_permissions_end() {

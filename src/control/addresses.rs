@@ -120,7 +120,7 @@ pub(super) fn detect(
             addresses.push(InterfaceAddress { name, address: ip, loopback: false, up: true, state });
         }
     }
-    let interfaces = Interfaces { addresses, beyond_loopback: interfaces.beyond_loopback, unknown_states: None };
+    let interfaces = Interfaces { addresses, beyond_loopback: interfaces.beyond_loopback, ..Interfaces::default() };
     choose(configured, external, &interfaces, current, &|family| interfaces::source_for(internet_address(family)))
 }
 

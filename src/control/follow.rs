@@ -6,6 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::time::{Instant, sleep_until};
 
 use super::addresses::{AddressError, Choice, RelayAddress};
@@ -46,6 +47,8 @@ struct Machine {
     choice: Choice,
     /// The addresses at which packets arrive at this machine, sorted.
     own: Vec<IpAddr>,
+    /// Further prefixes that are routed to this machine, sorted.
+    own_networks: Vec<IpNet>,
     missing_listeners: Vec<MissingListener>,
     denied_own: Option<String>,
 }
@@ -55,8 +58,9 @@ impl Machine {
     fn new(config: &Config, interfaces: &Interfaces, current: &[IpAddr]) -> Result<Self, AddressError> {
         let choice = choose_again(config, interfaces, current)?;
         let own = own_addresses(config, interfaces, &choice);
-        let denied_own = denied_among(config, own.clone());
-        Ok(Self { own, missing_listeners: listeners::missing(&config.listen)?, denied_own, choice })
+        let own_networks = interfaces.routed.clone();
+        let denied_own = denied_among(config, own.clone(), own_networks.clone());
+        Ok(Self { own, own_networks, missing_listeners: listeners::missing(&config.listen)?, denied_own, choice })
     }
 
     /// Whether two values have the same consequences. The reasons for the choice may differ.
@@ -66,7 +70,7 @@ impl Machine {
             && own.addresses.iter().zip(&others.addresses).all(|(one, other)| one.is_like(other))
             && (&own.missing, &own.warnings) == (&others.missing, &others.warnings)
             && (&self.own, &self.missing_listeners) == (&other.own, &other.missing_listeners)
-            && self.denied_own == other.denied_own
+            && (&self.own_networks, &self.denied_own) == (&other.own_networks, &other.denied_own)
     }
 
     fn warnings(&self) -> impl Iterator<Item = String> + '_ {
@@ -121,6 +125,11 @@ impl<'a> Follower<'a> {
     /// Returns the addresses at which packets arrive at this machine.
     pub(super) fn own(&self) -> &[IpAddr] {
         &self.machine.own
+    }
+
+    /// Returns further prefixes whose packets arrive at this machine.
+    pub(super) fn own_networks(&self) -> &[IpNet] {
+        &self.machine.own_networks
     }
 
     /// Returns the relay addresses for a snapshot.
@@ -290,4 +299,35 @@ pub(super) fn log_relay(relay: &RelayAddress) {
         event = "relay-address", address = %relay.bind, advertised = %relay.advertised, reason = relay.reason,
         "relay address"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::interfaces::{AddressState, InterfaceAddress};
+
+    // Otherwise a temporary or deprecated address would be taken for a stable one.
+    #[test]
+    fn states_of_addresses_that_were_known_before_must_be_known() {
+        let interfaces = |unknown: bool| {
+            let own = |text: &str| InterfaceAddress {
+                name: "eth0".to_owned(),
+                address: text.parse().unwrap(),
+                loopback: false,
+                up: true,
+                state: AddressState::Stable,
+            };
+            let addresses = vec![own("5.9.1.1"), own("2a01:4f8::1")];
+            let unknown_states = unknown.then(|| io::Error::from_raw_os_error(libc::EMFILE));
+            Interfaces { addresses, beyond_loopback: true, unknown_states, ..Interfaces::default() }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        let config = Config::default();
+        let mut follower = Follower { states_known: false, ..Follower::start(&config).unwrap() };
+        assert!(follower.derive(interfaces(true)).is_ok());
+        assert!(follower.derive(interfaces(false)).is_ok());
+        assert!(matches!(follower.derive(interfaces(true)), Err(AddressError::Interfaces(_))));
+        assert!(follower.derive(interfaces(false)).is_ok());
+    }
 }

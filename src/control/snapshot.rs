@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::alternate::alternate;
 use super::follow::Follower;
 use crate::auth::{Authenticator, NonceMint, Secret};
@@ -41,7 +43,7 @@ pub(super) fn snapshot(
     let core = turn::Snapshot {
         nonces: nonces.with_features(authenticator.features()),
         authenticator,
-        policy: policy(config, addresses.own().to_vec()),
+        policy: policy(config, addresses.own().to_vec(), addresses.own_networks().to_vec()),
         relays: addresses.relays(),
         udp_ports: udp_ports(config),
         limits: limits(config, inputs.generated_secret.is_some()),
@@ -77,17 +79,18 @@ fn udp_ports(config: &Config) -> Vec<u16> {
 }
 
 /// Returns the peer policy of a configuration.
-pub(super) fn policy(config: &Config, own: Vec<IpAddr>) -> PeerPolicy {
+pub(super) fn policy(config: &Config, own: Vec<IpAddr>, own_networks: Vec<IpNet>) -> PeerPolicy {
     PeerPolicy {
         allow: config.peers.allow.clone(),
         deny: config.peers.deny.clone(),
         own,
+        own_networks,
         nat64: config.peers.nat64_prefixes.clone(),
     }
 }
 
-/// Returns the limits. In a `trial`, everyone uses the one credential that the server has printed, so limits per user do
-/// not apply.
+/// Returns the limits. In a `trial`, everyone uses the one credential that the server has printed, so limits on the
+/// allocations of a user do not apply.
 fn limits(config: &Config, trial: bool) -> Limits {
     let limits = &config.limits;
     let per_user = |limit| if trial { 0 } else { limit };

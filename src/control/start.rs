@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ipnet::IpNet;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
@@ -188,13 +189,15 @@ pub fn check_alternate(config: &Config, choice: &Choice) -> Result<(), StartErro
 /// # Errors
 /// If the interfaces cannot be read.
 pub fn denied_own_addresses(config: &Config, choice: &Choice) -> Result<Option<String>, AddressError> {
-    Ok(denied_among(config, own_addresses(config, &read_interfaces()?, choice)))
+    let interfaces = read_interfaces()?;
+    Ok(denied_among(config, own_addresses(config, &interfaces, choice), interfaces.routed))
 }
 
 /// Warns of own addresses in ranges of `peers.allow`.
-pub(super) fn denied_among(config: &Config, own: Vec<IpAddr>) -> Option<String> {
-    let policy = policy(config, own);
+pub(super) fn denied_among(config: &Config, own: Vec<IpAddr>, own_networks: Vec<IpNet>) -> Option<String> {
+    let policy = policy(config, own, own_networks);
     let mut list: Vec<String> = policy.own_in_allowed_ranges().map(|(own, net)| format!("{own} ({net})")).collect();
+    list.extend(policy.own_networks_in_allowed_ranges().map(|(own, net)| format!("{own} ({net})")));
     list.sort_unstable();
     list.dedup();
     (!list.is_empty()).then(|| {

@@ -5,9 +5,12 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
+
+use super::local_routes;
 
 /// The network interfaces of this machine.
 #[derive(Debug, Default)]
@@ -16,6 +19,8 @@ pub struct Interfaces {
     pub addresses: Vec<InterfaceAddress>,
     /// Whether there is an interface that is not a loopback interface, even if it is down or has no address.
     pub beyond_loopback: bool,
+    /// Further prefixes and addresses that are routed to this machine. No interface lists their addresses.
+    pub routed: Vec<IpNet>,
     /// Why the states of the IPv6 addresses are unknown, if so. All of them are then [`AddressState::Stable`].
     pub unknown_states: Option<io::Error>,
 }
@@ -77,7 +82,7 @@ impl AddressState {
 ///
 /// # Errors
 ///
-/// Those of `getifaddrs`.
+/// Those of `getifaddrs` and of netlink sockets.
 pub fn read() -> io::Result<Interfaces> {
     let mut interfaces = Interfaces::default();
     for entry in getifaddrs()? {
@@ -103,6 +108,8 @@ pub fn read() -> io::Result<Interfaces> {
             Err(error) => interfaces.unknown_states = Some(error),
         }
     }
+    let is_listed = |net: &IpNet| interfaces.addresses.iter().any(|entry| IpNet::from(entry.address) == *net);
+    interfaces.routed = local_routes::read()?.into_iter().filter(|net| !is_listed(net)).collect();
     Ok(interfaces)
 }
 

@@ -4,6 +4,7 @@ pub mod batch;
 pub(crate) mod changes;
 pub mod interfaces;
 pub mod limits;
+mod local_routes;
 mod sys;
 pub(crate) mod tcp;
 #[cfg(test)]

@@ -246,7 +246,8 @@ impl Setup {
         blueprint.users = self.statics.iter().map(|(name, word)| (name.clone(), secret(word))).collect();
         blueprint.nonce_key = self.secrets.is_empty().then_some(self.nonce_key);
         blueprint.nonce_lifetime = self.nonce_lifetime;
-        blueprint.policy = PeerPolicy { allow: nets(&["10.7.0.0/16", "10.7.0.201/32"]), deny, own, nat64: Vec::new() };
+        blueprint.policy =
+            PeerPolicy { allow: nets(&["10.7.0.0/16", "10.7.0.201/32"]), deny, own, ..PeerPolicy::default() };
         blueprint.limits = Limits {
             allocations_per_user: self.per_user,
             allocations: self.in_all,

@@ -26,7 +26,7 @@ fn machine(lines: &[&str]) -> Interfaces {
     let lo = ["lo 127.0.0.1", "lo ::1"];
     let addresses: Vec<InterfaceAddress> = lo.iter().chain(lines).map(entry).collect();
     let beyond_loopback = addresses.iter().any(|entry| !entry.loopback);
-    Interfaces { addresses, beyond_loopback, unknown_states: None }
+    Interfaces { addresses, beyond_loopback, ..Interfaces::default() }
 }
 
 fn mapping(pairs: &[(&str, &str)]) -> Vec<(IpAddr, IpAddr)> {

@@ -17,6 +17,8 @@ pub struct PeerPolicy {
     pub deny: Vec<IpNet>,
     /// The addresses of this machine's interfaces, and their advertised addresses.
     pub own: Vec<IpAddr>,
+    /// Prefixes that are routed to this machine as a whole. Their addresses are own addresses too.
+    pub own_networks: Vec<IpNet>,
     /// Prefixes of gateways to IPv4, in addition to the well-known one of NAT64. None contains another.
     pub nat64: Vec<Nat64Prefix>,
 }
@@ -87,7 +89,8 @@ impl PeerPolicy {
         // A range that contains an own address does not open the services of this machine. The machine has every
         // loopback address, and Linux delivers packets for the unspecified address to the machine itself.
         let is_own = |address: IpAddr| {
-            self.own.contains(&address) || in_allowed_range && (address.is_unspecified() || address.is_loopback())
+            let is_listed = self.own.contains(&address) || matches(&self.own_networks, address);
+            is_listed || in_allowed_range && (address.is_unspecified() || address.is_loopback())
         };
         if destinations.iter().any(is_own) { Err(Denial::OwnAddress) } else { Ok(()) }
     }
@@ -97,6 +100,14 @@ impl PeerPolicy {
         let exact = |own: IpAddr| self.allow.iter().any(|net| is_exactly(net, own));
         let own = self.own.iter().filter(move |own| !exact(**own));
         own.filter_map(|own| Some((*own, self.allow.iter().find(|net| net.contains(own))?)))
+    }
+
+    /// Returns the own networks with a range of `allow` that contains addresses of them, which stay denied.
+    pub fn own_networks_in_allowed_ranges(&self) -> impl Iterator<Item = (&IpNet, &IpNet)> {
+        let overlaps =
+            |own: &IpNet, net: &IpNet| !is_exactly(net, net.addr()) && (net.contains(own) || own.contains(net));
+        let pair = move |own| Some((own, self.allow.iter().find(|net| overlaps(own, net))?));
+        self.own_networks.iter().filter_map(pair)
     }
 }
 
@@ -125,7 +136,7 @@ mod tests {
     fn policy(allow: &[&str], deny: &[&str], own: &[&str]) -> PeerPolicy {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let own = own.iter().map(|text| text.parse().unwrap()).collect();
-        PeerPolicy { allow: nets(allow), deny: nets(deny), own, nat64: Vec::new() }
+        PeerPolicy { allow: nets(allow), deny: nets(deny), own, ..PeerPolicy::default() }
     }
 
     fn check(policy: &PeerPolicy, address: &str) -> Result<(), Denial> {
@@ -226,6 +237,24 @@ mod tests {
         let denied: Vec<_> = wide.own_in_allowed_ranges().map(|(own, net)| format!("{own} in {net}")).collect();
         assert_eq!(denied, ["10.1.1.1 in 0.0.0.0/0", "2001:db8::5 in ::/0", "8.8.4.4 in 0.0.0.0/0"]);
         assert_eq!(exact.own_in_allowed_ranges().count(), 0);
+    }
+
+    #[test]
+    fn each_address_of_an_own_network_is_an_own_address() {
+        let nets = ["8.8.4.0/24", "10.1.0.0/16", "2a00::/64"].map(|net| net.parse().unwrap()).to_vec();
+        let own = |allow: &[&str]| PeerPolicy { own_networks: nets.clone(), ..policy(allow, &[], &[]) };
+        for address in ["8.8.4.0", "8.8.4.255", "2a00::7", "::ffff:8.8.4.9"] {
+            assert_eq!(check(&own(&[]), address), Err(Denial::OwnAddress), "{address}");
+        }
+        assert_eq!((check(&own(&[]), "8.8.5.0"), check(&own(&[]), "2a00:0:0:1::")), (Ok(()), Ok(())));
+        let wide = own(&["10.0.0.0/8", "8.8.4.0/24", "2a00::5/128"]);
+        assert_eq!(check(&wide, "10.1.1.1"), Err(Denial::OwnAddress));
+        assert_eq!((check(&wide, "10.2.1.1"), check(&wide, "2a00::5")), (Ok(()), Ok(())));
+        let denied: Vec<_> =
+            wide.own_networks_in_allowed_ranges().map(|(own, net)| format!("{own} in {net}")).collect();
+        assert_eq!(denied, ["8.8.4.0/24 in 8.8.4.0/24", "10.1.0.0/16 in 10.0.0.0/8"]);
+        let exact = PeerPolicy { own_networks: vec!["2a00::5/128".parse().unwrap()], ..own(&["2a00::5/128"]) };
+        assert_eq!(exact.own_networks_in_allowed_ranges().count(), 0);
     }
 
     #[test]

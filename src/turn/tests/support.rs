@@ -68,7 +68,7 @@ pub(crate) fn blueprint() -> Blueprint {
         allow: PEERS.map(|net| net.parse().unwrap()).to_vec(),
         deny: Vec::new(),
         own: [BIND_V4, ADVERTISED_V4, RELAY_V6].map(|own| own.parse().unwrap()).to_vec(),
-        nat64: Vec::new(),
+        ..PeerPolicy::default()
     };
     USERS.into_iter().fold(blueprint, |blueprint, (name, password)| blueprint.user(name, password))
 }
