@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod file;
+pub mod http;
 pub mod net;
 pub mod setting;
 pub mod special_purpose;

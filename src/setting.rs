@@ -41,6 +41,10 @@ settings! {
     FAILED_AUTHENTICATIONS = "limits.failed-authentications";
     ALTERNATE_WHEN = "alternate.when";
     RFC5766_CHANNELS = "compat.rfc5766-channels";
+    CONTROL_SOCKET = "control.socket";
+    HTTP_LISTEN = "http.listen";
+    HTTP_METRICS_FROM = "http.metrics-from";
+    HTTP_METRICS_TOKEN_FILE = "http.metrics-token-file";
 }
 
 /// The limit of open files, which is a setting of the systemd unit.

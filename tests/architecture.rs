@@ -35,12 +35,16 @@ mod architecture {
         ("net", &["file"]),
         ("clock", &[]),
         ("file", &[]),
+        ("http", &["net"]),
         ("turn", &["auth", "setting", "special_purpose", "stun", "transport"]),
         ("config", &["auth", "file", "setting", "special_purpose", "transport"]),
         ("worker", &["clock", "net", "setting", "transport", "turn"]),
         (
             "control",
-            &["auth", "clock", "config", "file", "net", "setting", "special_purpose", "transport", "turn", "worker"],
+            &[
+                "auth", "clock", "config", "file", "http", "net", "setting", "special_purpose", "stun", "transport",
+                "turn", "worker",
+            ],
         ),
     ];
 

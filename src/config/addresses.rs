@@ -82,11 +82,11 @@ fn listeners(section: &Section<'_>, transport: Transport, report: &mut Report<'_
 }
 
 /// Returns whether two listeners of one transport use the same address and port. Each port 0 is a different port.
-fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+pub(super) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (a == b || (a.ip().is_unspecified() && b.ip().is_unspecified()))
 }
 
-fn listen_address(
+pub(super) fn listen_address(
     name: &str,
     text: &str,
     default_port: u16,
@@ -379,7 +379,7 @@ fn nat64_prefixes(section: &Section<'_>, report: &mut Report<'_>) -> Vec<Nat64Pr
     prefixes
 }
 
-fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Spanned<IpNet>> {
+pub(super) fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Vec<Spanned<IpNet>> {
     let mut networks = Vec::new();
     for text in section.strings(key, report).unwrap_or_default() {
         match network(text.get_ref()) {

@@ -26,6 +26,7 @@ mod coturn;
 mod credentials;
 mod duration;
 mod general;
+mod http;
 mod paths;
 mod problem;
 mod reader;
@@ -79,6 +80,10 @@ pub struct Config {
     pub compat: Compat,
     /// Log level and format.
     pub log: Log,
+    /// The control socket.
+    pub control: Control,
+    /// The HTTP listeners.
+    pub http: Http,
     /// The files that the configuration names, except systemd credentials: the key and the path.
     pub files: Vec<(&'static str, PathBuf)>,
     /// The warnings, in the order in which they were found.
@@ -272,6 +277,41 @@ impl IcmpIndications {
     }
 }
 
+/// `[control]`: the control socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Its place.
+    pub socket: ControlSocket,
+}
+
+/// The place of the control socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// [`CONTROL_SOCKET`], if its directory exists. The systemd unit creates the directory.
+    #[default]
+    Default,
+    /// This path. The start fails if the socket cannot be created.
+    At(PathBuf),
+    /// There is no control socket.
+    None,
+}
+
+/// The default path of the control socket.
+pub const CONTROL_SOCKET: &str = "/run/turnserver/control.sock";
+
+/// `[http]`: the HTTP listeners.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Http {
+    /// Their addresses. `[::]` also accepts IPv4. Each port 0 selects a free port.
+    pub listen: Vec<SocketAddr>,
+    /// Whether their clients use TLS, with the certificate of `[tls]`.
+    pub tls: bool,
+    /// The sources that may read metrics and health, in addition to this machine.
+    pub metrics_from: Vec<IpNet>,
+    /// Whoever sends this token as `Authorization: Bearer` may read them, too.
+    pub metrics_token: Option<Secret>,
+}
+
 /// `[log]`: log level and format.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Log {
@@ -365,6 +405,8 @@ impl Default for Config {
             alternate: Alternate::default(),
             compat: Compat::default(),
             log: Log::default(),
+            control: Control::default(),
+            http: Http::default(),
             files: Vec::new(),
             warnings: Vec::new(),
         }
@@ -491,12 +533,13 @@ impl Config {
         let relay = addresses::relay(&top, &limits, report);
         addresses::warn_of_port_overlap(&top, &listen, &relay, report);
         let alternate = alternate::alternate(&top, &listen, report);
+        let http = http::http(&top, report);
         Self {
             realm: general::realm(&top, report),
             hostname: general::hostname(&top, report),
             workers,
             drain_deadline: general::drain_deadline(&top, report),
-            tls: tls::tls(&top, &listen, report),
+            tls: tls::tls(&top, &listen, http.tls, report),
             listen,
             relay,
             auth: credentials::auth(&top, report),
@@ -506,6 +549,8 @@ impl Config {
             alternate,
             compat: general::compat(&top, report),
             log: general::log(&top, report),
+            control: http::control(&top, report),
+            http,
             files: paths::files(document, &report.directory),
             warnings: Vec::new(),
         }

@@ -35,6 +35,8 @@ pub(super) const TOP: TableKeys = TableKeys {
         "alternate",
         "compat",
         "log",
+        "control",
+        "http",
     ],
 };
 pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp", "tls"] };
@@ -70,8 +72,13 @@ pub(super) const COMPAT: TableKeys =
     TableKeys { path: "compat", keys: &["rfc5766-channels", "draft-dual-allocation", "icmp-indications"] };
 pub(super) const LOG: TableKeys = TableKeys { path: "log", keys: &["level", "format"] };
 
-pub(super) const ALL: &[&TableKeys] =
-    &[&TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &ALTERNATE, &COMPAT, &LOG];
+pub(super) const CONTROL: TableKeys = TableKeys { path: "control", keys: &["socket"] };
+pub(super) const HTTP: TableKeys =
+    TableKeys { path: "http", keys: &["listen", "tls", "metrics-from", "metrics-token-file"] };
+
+pub(super) const ALL: &[&TableKeys] = &[
+    &TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &ALTERNATE, &COMPAT, &LOG, &CONTROL, &HTTP,
+];
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use super::addresses::short;
-use super::{AlternateWhen, Config, IcmpIndications, RelayAddresses, StaticUser, format_duration};
+use super::{
+    AlternateWhen, CONTROL_SOCKET, Config, ControlSocket, IcmpIndications, RelayAddresses, StaticUser, format_duration,
+};
 
 /// A human-readable summary of a configuration, without secrets. Returned by [`Config::summary`].
 ///
@@ -35,6 +37,8 @@ impl fmt::Display for Summary<'_> {
             alternate,
             compat,
             log,
+            control,
+            http,
             files: _,
             warnings: _,
         } = self.0;
@@ -220,7 +224,16 @@ impl fmt::Display for Summary<'_> {
             IcmpIndications::Never => "\ncompat   no client gets Data indications about ICMP errors",
         };
         f.write_str(icmp)?;
-        write!(f, "\nlog      {} as {}", log.level, log.format)
+        write!(f, "\nlog      {} as {}", log.level, log.format)?;
+        match &control.socket {
+            ControlSocket::Default => write!(f, "\ncontrol  {CONTROL_SOCKET}, if its directory exists")?,
+            ControlSocket::At(path) => write!(f, "\ncontrol  {}", path.display())?,
+            ControlSocket::None => f.write_str("\ncontrol  no control socket")?,
+        }
+        for address in &http.listen {
+            write!(f, "\nhttp     {}://{address}", if http.tls { "https" } else { "http" })?;
+        }
+        Ok(())
     }
 }
 

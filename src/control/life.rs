@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
+use super::api::Published;
 use super::follow::Follower;
 use super::service::{Service, Watchdog};
 use super::snapshot::{SnapshotInputs, snapshot};
@@ -123,8 +124,8 @@ pub(super) struct RunningServer<'a> {
     pub(super) entry: BrowserEntry<'a>,
     pub(super) ledger: &'a Ledger,
     pub(super) workers: &'a [WorkerControl],
-    /// The configuration that the workers read.
-    pub(super) snapshot: Arc<Snapshot>,
+    /// The configuration that the workers read, and what else the HTTP server shows.
+    pub(super) published: watch::Sender<Published>,
     /// The maximum duration of a drain after SIGTERM.
     pub(super) drain_deadline: Duration,
     /// `Some` if `[tls]` is set.
@@ -211,8 +212,10 @@ impl RunningServer<'_> {
     /// the log may connect at once and expect the new certificate.
     async fn replace_certificate(&mut self, replacement: Option<Replacement>) {
         let Some(replacement) = replacement else { return };
-        self.reconfigure(Snapshot { tls: Some(replacement.acceptor()), ..(*self.snapshot).clone() }).await;
+        self.reconfigure(Snapshot { tls: Some(replacement.acceptor()), ..(*self.snapshot()).clone() }).await;
         if let Some(certificates) = &self.certificates {
+            let expiry = certificates.current().not_after;
+            self.published.send_modify(|published| published.certificate_expiry = Some(expiry));
             certificates.log_replacement(&replacement);
         }
     }
@@ -220,18 +223,23 @@ impl RunningServer<'_> {
     /// Reads the addresses of this machine again, and passes a change to the workers.
     async fn follow_addresses(&mut self) {
         let Some(change) = self.addresses.reread() else { return };
-        self.reconfigure(snapshot(self.config, self.inputs, &self.addresses, self.snapshot.tls.clone())).await;
+        self.reconfigure(snapshot(self.config, self.inputs, &self.addresses, self.snapshot().tls.clone())).await;
         change.log();
         let certificate = self.certificates.as_ref().map(Certificates::current);
         self.entry.print(self.addresses.choice(), certificate);
     }
 
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.published.borrow().snapshot)
+    }
+
     /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it stops waiting;
     /// slow workers use the configuration later.
     async fn reconfigure(&mut self, snapshot: Snapshot) {
-        self.snapshot = Arc::new(snapshot);
+        let snapshot = Arc::new(snapshot);
+        self.published.send_modify(|published| published.snapshot = Arc::clone(&snapshot));
         let reconfigure = |worker: &WorkerControl| {
-            let (handle, snapshot) = (worker.handle.clone(), Arc::clone(&self.snapshot));
+            let (handle, snapshot) = (worker.handle.clone(), Arc::clone(&snapshot));
             // A separate task continues after the timeout. A worker that has ended needs no configuration.
             tokio::spawn(async move { handle.reconfigure(snapshot).await })
         };

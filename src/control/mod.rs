@@ -3,6 +3,7 @@
 mod account;
 mod addresses;
 mod alternate;
+mod api;
 mod follow;
 mod life;
 mod listeners;
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use crate::auth::{Secret, time_limited};
 use crate::clock::{self, Clock};
 use crate::config::Config;
+use crate::http;
 use crate::net::tls::Certificate;
 use crate::net::{limits, udp};
 use crate::setting::{AUTH_SECRETS, STATIC_USER_ALLOCATIONS};
@@ -114,6 +116,20 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
     if ended_early.is_some() {
         return Err(failed_to_start(&stop, threads));
     }
+    let published = api::Published {
+        snapshot: Arc::clone(&prepared.snapshot),
+        certificate_expiry: prepared.certificates.as_ref().map(|certificates| certificates.current().not_after),
+    };
+    let (published, publications) = watch::channel(published);
+    let api = api::Inputs {
+        workers: prepared.controls.clone(),
+        ledger: Arc::clone(&prepared.ledger),
+        published: publications,
+        clock,
+        started: clock::unix_seconds(),
+        access: api::Access { from: config.http.metrics_from.clone(), token: config.http.metrics_token.clone() },
+    };
+    let http_thread = start_http(prepared.http, api, stopped)?;
     let mut entry = BrowserEntry::new(config, &prepared.endpoints, prepared.inputs.generated_secret.clone(), log);
     entry.print(prepared.addresses.choice(), prepared.certificates.as_ref().map(tls::Certificates::current));
     tracing::info!(event = "ready", workers = threads.len(), "ready");
@@ -125,7 +141,7 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         entry,
         ledger: &prepared.ledger,
         workers: &prepared.controls,
-        snapshot: Arc::clone(&prepared.snapshot),
+        published,
         drain_deadline: config.drain_deadline,
         certificates: prepared.certificates,
         service: Service::from_environment(),
@@ -144,10 +160,29 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
             Err(_) => failed = Some(index),
         }
     }
+    if let Some(thread) = http_thread {
+        // A panic of this thread has been logged.
+        let _ = thread.join();
+    }
     let mut totals = Totals::default();
     prepared.controls.iter().for_each(|worker| totals.add(&worker.statistics.read()));
     log_totals(&totals, clock);
     failed.map_or(Ok(()), |index| Err(RunError::WorkerEnded(index)))
+}
+
+/// Starts the HTTP server, if it has a listener.
+fn start_http(
+    listeners: Vec<http::Listener>,
+    api: api::Inputs,
+    stop: watch::Receiver<bool>,
+) -> Result<Option<thread::JoinHandle<()>>, StartError> {
+    if listeners.is_empty() {
+        return Ok(None);
+    }
+    let published = api.published.clone();
+    let certificate = move || published.borrow().snapshot.tls.clone();
+    let plan = http::Plan { listeners, certificate: Box::new(certificate), stop };
+    http::start(plan, move || api::Api::new(api)).map(Some).map_err(StartError::Worker)
 }
 
 /// Describes the static users without a limit on their allocations, if such limits are wanted.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -20,10 +21,13 @@ use super::snapshot::{SnapshotInputs, policy, snapshot};
 use super::tls::{Certificates, TlsError};
 use crate::auth::Secret;
 use crate::clock::Clock;
-use crate::config::{Config, RelayAddresses};
+use crate::config::{CONTROL_SOCKET as CONTROL_SOCKET_PATH, Config, ControlSocket, RelayAddresses};
+use crate::http::{self, BindError, UnixSocket};
 use crate::net::interfaces::{self, Interfaces};
 use crate::net::limits;
-use crate::setting::{ADDRESS_SPACE, ALLOCATIONS, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator};
+use crate::setting::{
+    ADDRESS_SPACE, ALLOCATIONS, CONTROL_SOCKET, HTTP_LISTEN, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator,
+};
 use crate::transport::Endpoint;
 use crate::turn::Ledger;
 use crate::worker::{self, Handle, OtherWorkers, Plan, Snapshot, Statistics};
@@ -62,6 +66,22 @@ pub enum StartError {
         /// The greatest number of allocations.
         allocations: usize,
     },
+    /// An HTTP listener cannot be bound.
+    #[error("cannot listen on {address} ({HTTP_LISTEN}): {error}")]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel reported.
+        error: io::Error,
+    },
+    /// The control socket cannot be bound.
+    #[error("cannot create the control socket {} ({CONTROL_SOCKET}): {error}", .path.display())]
+    Control {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        error: BindError,
+    },
     /// A thread or its runtime could not be created.
     #[error(
         "cannot start a worker: {0}{advice}",
@@ -92,6 +112,8 @@ pub(super) struct Prepared<'a> {
     pub(super) inputs: SnapshotInputs,
     /// `Some` if `[tls]` is set.
     pub(super) certificates: Option<Certificates>,
+    /// The control socket and the HTTP listeners.
+    pub(super) http: Vec<http::Listener>,
 }
 
 /// Prepares the workers.
@@ -142,7 +164,53 @@ pub(super) fn prepare<'a>(
         });
     }
     let endpoints = listeners.endpoints().to_vec();
-    Ok(Prepared { plans, controls, snapshot, ledger, endpoints, addresses, inputs, certificates })
+    let http = http_listeners(config)?;
+    Ok(Prepared { plans, controls, snapshot, ledger, endpoints, addresses, inputs, certificates, http })
+}
+
+/// Binds the control socket and the HTTP listeners.
+fn http_listeners(config: &Config) -> Result<Vec<http::Listener>, StartError> {
+    let mut listeners = Vec::new();
+    if let Some(socket) = control_socket(config)? {
+        tracing::info!(event = "control-socket", path = %socket.path().display(), "control socket");
+        listeners.push(http::Listener::Unix(socket));
+    }
+    for address in &config.http.listen {
+        let listener = http::Listener::tcp(*address, config.http.tls);
+        let (listener, actual) = listener.map_err(|error| StartError::Http { address: *address, error })?;
+        let scheme = if config.http.tls { "https" } else { "http" };
+        tracing::info!(event = "http-listening", address = %actual, scheme, "HTTP listening");
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Binds the control socket. At its default place it is only made if it can be made, so that a trial needs neither the
+/// directory nor the permission.
+fn control_socket(config: &Config) -> Result<Option<UnixSocket>, StartError> {
+    match &config.control.socket {
+        ControlSocket::None => Ok(None),
+        ControlSocket::At(path) => {
+            UnixSocket::bind(path).map(Some).map_err(|error| StartError::Control { path: path.clone(), error })
+        }
+        ControlSocket::Default => {
+            let path = Path::new(CONTROL_SOCKET_PATH);
+            if !path.parent().is_some_and(Path::is_dir) {
+                return Ok(None);
+            }
+            match UnixSocket::bind(path) {
+                Ok(socket) => Ok(Some(socket)),
+                Err(error) => {
+                    tracing::warn!(
+                        event = "no-control-socket", path = CONTROL_SOCKET_PATH, %error,
+                        "there is no control socket, so `turnserver ctl` cannot reach this server; set control.socket \
+                         to another path"
+                    );
+                    Ok(None)
+                }
+            }
+        }
+    }
 }
 
 /// Returns the relay addresses, with the reasons for them.

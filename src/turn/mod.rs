@@ -44,7 +44,7 @@ pub use shared::alternate::{Alternate, RedirectWhen};
 pub use shared::ledger::Ledger;
 pub use shared::policy::{Denial, PeerPolicy};
 pub use shared::quota::{Direction, Quota, QuotaExceeded, Ticket, UserRates};
-pub use shared::relay_address::{RelayAddress, RelayAddresses};
+pub use shared::relay_address::{PortCounts, RelayAddress, RelayAddresses};
 pub use shared::snapshot::{Compat, IcmpIndications, Limits, Snapshot};
 pub use shared::sources::{Sources, Waiting};
 pub use time::{Deadline, Instant};

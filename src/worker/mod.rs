@@ -36,8 +36,8 @@ use crate::turn::{
     self, Action, AllocationDetail, AllocationId, Context, Cursor, Direction, DropReason, HEADROOM, Instant,
     LARGEST_FRAME, Ledger, OpenError, Opened, Outcome, Page, RESPONSE_BUFFER, Server, SocketId, SocketSpec, TAILROOM,
 };
-use connections::{CloseReason, ConnectionOutcome, Connections};
-pub(crate) use connections::{ConnectionLimits, OtherWorkers, Timeouts};
+use connections::{CloseReason, Connections};
+pub(crate) use connections::{ConnectionLimits, ConnectionOutcome, OtherWorkers, Timeouts};
 use event_log::{EventLog, Host, PacketLog};
 pub(crate) use mailbox::{Handle, Mailbox, mailbox};
 use outbox::{Flow, SendResult, Staged, StagedForClients};

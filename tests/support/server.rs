@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{LogLine, Process, TIMEOUT, TempDir, run};
@@ -60,6 +61,11 @@ impl Server {
             Err(output) if output.contains("another program uses the port") => None,
             Err(output) => panic!("the server is not ready; its output:\n{output}"),
         }
+    }
+
+    /// Like `start`. The error is the output of a server that does not start.
+    pub(crate) fn try_start_alone(config: &str) -> Result<Self, String> {
+        Self::try_start(&mut Command::new(env!("CARGO_BIN_EXE_turnserver")), config)
     }
 
     fn start_by(command: &mut Command, config: &str) -> Self {
@@ -173,6 +179,11 @@ impl Server {
     pub(crate) fn printed_credential(&self) -> Credential {
         let printed = self.process.stdout.wait_for(TIMEOUT, |lines| lines.first().cloned());
         Credential::parse(&printed.unwrap_or_else(|| panic!("no credential was printed; {}", self.process.output())))
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Sends SIGTERM and waits for the end.

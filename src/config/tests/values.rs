@@ -71,6 +71,14 @@ icmp-indications = "never"
 [log]
 level = "trace"
 format = "json"
+
+[control]
+socket = "control.sock"
+
+[http]
+listen = ["[::]:9641", "127.0.0.1:0"]
+tls = true
+metrics-from = ["10.0.0.0/8", "2001:db8::1"]
 "#;
 
 fn endpoints(transport: Transport, addresses: &[&str]) -> Vec<Endpoint> {
@@ -143,6 +151,13 @@ fn every_value_is_parsed() {
             icmp_indications: IcmpIndications::Never,
         },
         log: Log { level: LogLevel::Trace, format: LogFormat::Json },
+        control: Control { socket: ControlSocket::At("control.sock".into()) },
+        http: Http {
+            listen: vec!["[::]:9641".parse().unwrap(), "127.0.0.1:0".parse().unwrap()],
+            tls: true,
+            metrics_from: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::1/128".parse().unwrap()],
+            metrics_token: None,
+        },
         files: vec![("tls.certificate", "chain.pem".into()), ("tls.private-key", "/etc/key.pem".into())],
         warnings: Vec::new(),
     };
@@ -228,7 +243,8 @@ limits   allocations per user are not limited: everyone uses the credential that
          5 failed authentications per second, source and username
 timeouts 10s for the TLS handshake, 10s for the first request, 5m for the first allocation
          1m after a request on a connection without an allocation
-log      info as text"
+log      info as text
+control  /run/turnserver/control.sock, if its directory exists"
     );
     assert_eq!(
         Config::parse(&EVERYTHING.replace("cdef", ""), "t.toml").unwrap().summary().to_string(),
@@ -273,7 +289,10 @@ others   when this server is full or drains, TLS clients are redirected to 203.0
 compat   channel numbers up to 0x7FFF are accepted
 compat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY
 compat   no client gets Data indications about ICMP errors
-log      trace as json"
+log      trace as json
+control  control.sock
+http     https://[::]:9641
+http     https://127.0.0.1:0"
     );
 }
 

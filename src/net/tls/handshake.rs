@@ -16,6 +16,9 @@ pub(super) const ALPN: [&[u8]; 2] = [TURN, NAT_DISCOVERY];
 const TURN: &[u8] = b"stun.turn";
 const NAT_DISCOVERY: &[u8] = b"stun.nat-discovery";
 
+/// The application protocol of HTTP clients (RFC 7301 §6).
+const HTTP: &[u8] = b"http/1.1";
+
 /// The first byte of a TLS connection: the type of a record of the handshake (RFC 8446 §5.1). No STUN message and no
 /// ChannelData begins with it (RFC 7983 §7).
 pub(crate) const HANDSHAKE_RECORD: u8 = 0x16;
@@ -92,6 +95,19 @@ impl Acceptor {
         let limited = LimitedStream { stream, remaining: Some(MAX_HANDSHAKE), records: Vec::new() };
         let hello = LazyConfigAcceptor::new(HelloReader::default(), limited).await;
         hello.map(Hello).map_err(|error| Failure::of(&error))
+    }
+
+    /// Performs the handshake of an HTTP client, with the same certificate.
+    ///
+    /// # Errors
+    /// If the handshake fails.
+    pub(crate) async fn accept_http<S>(&self, stream: S) -> io::Result<tokio_rustls::server::TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut config = ServerConfig::clone(&self.0);
+        config.alpn_protocols = vec![HTTP.to_vec()];
+        tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await
     }
 
     /// Agrees on a key and signs, which takes up to a few milliseconds before this returns. The future sends the

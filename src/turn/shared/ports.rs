@@ -201,6 +201,19 @@ impl Ports {
         held.filter(|held| held & IN_USE != 0 && held & !IN_USE > second).count()
     }
 
+    /// Returns the number of free ports that new allocations do not get yet: those that rest, and those that other
+    /// programs use.
+    pub(crate) fn quarantined(&self, now: Instant) -> usize {
+        let second = now.second_u32();
+        let held = |port: &u16| self.held(*port).is_some_and(|held| held.load(Ordering::Relaxed) & !IN_USE > second);
+        self.range.clone().filter(|port| held(port) && !self.is_taken(*port)).count()
+    }
+
+    /// Returns the number of ports.
+    pub(crate) fn count(&self) -> usize {
+        self.range.len()
+    }
+
     /// Returns the number of taken ports.
     pub(crate) fn taken(&self) -> usize {
         let bits: usize = self.taken.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum();

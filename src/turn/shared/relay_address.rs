@@ -13,6 +13,7 @@ use crate::stun::attribute::AddressFamily;
 use crate::turn::shared::ports::Ports;
 use crate::turn::shared::quota::TicketWord;
 use crate::turn::shared::reservations::{Reservations, Token};
+use crate::turn::time::Instant;
 
 /// A relay address and the tables of its ports, which all workers share. It lives as long as a snapshot or an
 /// allocation uses it.
@@ -95,6 +96,22 @@ impl RelayAddress {
         self.ports.taken()
     }
 
+    /// Whether no port is free.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.ports.taken() >= self.ports.count()
+    }
+
+    /// Returns the number of ports in each state.
+    #[must_use]
+    pub fn port_counts(&self, now: Instant) -> PortCounts {
+        let used: u32 = self.live.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
+        let (reserved, quarantined) = (self.reservations.count() as u64, self.ports.quarantined(now) as u64);
+        // The counts are read one after the other, and ports change their state in between.
+        let free = (self.ports.count() as u64).saturating_sub(u64::from(used) + reserved + quarantined);
+        PortCounts { used: used.into(), reserved, quarantined, free }
+    }
+
     /// Sets whether a port is that of a live relayed transport address.
     pub(crate) fn set_live(&self, port: u16, live: bool) {
         let Some((word, bit)) = self.live_bit(port) else { return };
@@ -112,6 +129,29 @@ impl RelayAddress {
 
     fn live_bit(&self, port: u16) -> Option<(&AtomicU64, u64)> {
         Some((self.live.get(usize::from(port.checked_sub(self.first)? / 64))?, 1 << (port % 64)))
+    }
+}
+
+/// The number of relay ports in each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounts {
+    /// Those of allocations.
+    pub used: u64,
+    /// Those that an EVEN-PORT request has reserved (RFC 8656 §7.2).
+    pub reserved: u64,
+    /// Those that rest after an allocation, or that another program uses.
+    pub quarantined: u64,
+    /// The others.
+    pub free: u64,
+}
+
+impl PortCounts {
+    /// Adds the ports of another relay address.
+    pub fn add(&mut self, other: &Self) {
+        self.used += other.used;
+        self.reserved += other.reserved;
+        self.quarantined += other.quarantined;
+        self.free += other.free;
     }
 }
 

@@ -474,6 +474,17 @@ impl ConnectionCounters {
         self.0.iter_mut().zip(other.0).for_each(|(count, other)| *count += other);
     }
 
+    /// Returns the number of connections with `outcome`.
+    #[expect(clippy::indexing_slicing, reason = "every index of an outcome is below COUNT, see its test")]
+    pub(crate) fn get(&self, outcome: ConnectionOutcome) -> u64 {
+        self.0[outcome.index()]
+    }
+
+    /// Returns the number of connections that ended, by reason.
+    pub(crate) fn ended(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        CloseReason::ALL.iter().map(|reason| (reason.label(), self.get(ConnectionOutcome::Ended(*reason))))
+    }
+
     /// Returns every outcome that occurred, by name and count.
     pub(crate) fn occurred(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let named = ConnectionOutcome::all().map(ConnectionOutcome::label);

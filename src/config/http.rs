@@ -1,0 +1,95 @@
+//! `[control]` and `[http]`: where the server can be seen and steered.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use super::addresses::{collide, listen_address, networks};
+use super::problem::{Report, quoted};
+use super::reader::Section;
+use super::{CONTROL_SOCKET, Control, ControlSocket, Http, paths, schema};
+use crate::auth::Secret;
+use crate::file;
+
+/// The default port of an entry without one. Prometheus exporters of TURN servers use it.
+const DEFAULT_PORT: u16 = 9641;
+
+/// A shorter token could be guessed.
+const MIN_TOKEN: usize = 16;
+
+pub(super) fn control(top: &Section<'_>, report: &mut Report<'_>) -> Control {
+    let default = Control::default();
+    let Some(section) = top.section("control", &schema::CONTROL, report) else { return default };
+    let Some(socket) = section.string("socket", report) else { return default };
+    let socket = match *socket.get_ref() {
+        "" => ControlSocket::None,
+        CONTROL_SOCKET => ControlSocket::Default,
+        path => match paths::resolve(&report.directory, path) {
+            Ok(path) => ControlSocket::At(path),
+            Err(why) => {
+                report.error(&socket.span(), format!("`control.socket`: {why}"));
+                ControlSocket::None
+            }
+        },
+    };
+    Control { socket }
+}
+
+pub(super) fn http(top: &Section<'_>, report: &mut Report<'_>) -> Http {
+    let Some(section) = top.section("http", &schema::HTTP, report) else { return Http::default() };
+    let listen = listen(&section, report);
+    let tls = section.boolean("tls", report).unwrap_or_default();
+    if tls && top.value("tls").is_none() {
+        report.error(
+            &section.span("tls"),
+            "`http.tls` needs a certificate: set `certificate` and `private-key` in `[tls]`",
+        );
+    }
+    let metrics_from: Vec<IpNet> =
+        networks(&section, "metrics-from", report).into_iter().map(toml::Spanned::into_inner).collect();
+    let metrics_token = token(&section, report);
+    Http { listen, tls, metrics_from, metrics_token }
+}
+
+fn listen(section: &Section<'_>, report: &mut Report<'_>) -> Vec<SocketAddr> {
+    let name = section.name("listen");
+    let mut listen: Vec<SocketAddr> = Vec::new();
+    for text in section.strings("listen", report).unwrap_or_default() {
+        let (span, text) = (text.span(), *text.get_ref());
+        let Some(address) = listen_address(&name, text, DEFAULT_PORT, &span, report) else { continue };
+        if listen.iter().any(|other| collide(*other, address)) {
+            report.error(&span, format!("{name} contains {} twice", quoted(text)));
+        } else {
+            listen.push(address);
+        }
+    }
+    listen
+}
+
+/// Reads the token of `metrics-token-file`.
+fn token(section: &Section<'_>, report: &mut Report<'_>) -> Option<Secret> {
+    let name = section.string("metrics-token-file", report)?;
+    let (span, name) = (name.span(), *name.get_ref());
+    let token = paths::resolve(&report.directory, name).and_then(|path: PathBuf| {
+        let text = file::read(&path).map_err(|error| {
+            format!("{} cannot be read: {}", quoted(&path.display().to_string()), super::read_failure(&error))
+        })?;
+        let text = text.trim_ascii();
+        if text.len() < MIN_TOKEN || !text.iter().all(u8::is_ascii_graphic) {
+            return Err(format!(
+                "{} must contain one token of at least {MIN_TOKEN} printable characters, for example the output of \
+                 `openssl rand -hex 32`",
+                quoted(&path.display().to_string())
+            ));
+        }
+        Secret::new(text).map_err(|error| error.to_string())
+    });
+    match token {
+        Ok(token) => Some(token),
+        Err(why) => {
+            report.error(&span, format!("`http.metrics-token-file`: {why}"));
+            None
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Who may read metrics and health.
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
+use hyper::{Request, Response, StatusCode};
+use ipnet::IpNet;
+use subtle::ConstantTimeEq as _;
+
+use crate::auth::Secret;
+use crate::http::{Client, response};
+use crate::setting::{HTTP_METRICS_FROM, HTTP_METRICS_TOKEN_FILE};
+
+/// The clients that may read metrics and health: those of this machine, of `http.metrics-from`, and those with the
+/// token.
+#[derive(Debug)]
+pub(in crate::control) struct Access {
+    pub(in crate::control) from: Vec<IpNet>,
+    pub(in crate::control) token: Option<Secret>,
+}
+
+impl Access {
+    /// Returns the response to a request that is not allowed.
+    pub(super) fn denies<B>(&self, client: &Client, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
+        let ip = client.ip()?;
+        if ip.is_loopback() || self.from.iter().any(|net| net.contains(&ip)) || self.has_token(request) {
+            return None;
+        }
+        let mut denied = response::error(
+            StatusCode::FORBIDDEN,
+            &format!(
+                "{ip} may not read this: add it to {HTTP_METRICS_FROM}, or send the token of {HTTP_METRICS_TOKEN_FILE}"
+            ),
+        );
+        if self.token.is_some() {
+            *denied.status_mut() = StatusCode::UNAUTHORIZED;
+            denied.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        Some(denied)
+    }
+
+    fn has_token<B>(&self, request: &Request<B>) -> bool {
+        let Some(token) = &self.token else { return false };
+        bearer(request).is_some_and(|sent| bool::from(sent.ct_eq(token.as_bytes())))
+    }
+}
+
+/// Returns the token of a request (RFC 6750 §2.1).
+pub(super) fn bearer<B>(request: &Request<B>) -> Option<&[u8]> {
+    let value = request.headers().get(AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(token: Option<&str>) -> Access {
+        let token = token.map(|token| Secret::new(token).unwrap());
+        Access { from: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()], token }
+    }
+
+    fn status(access: &Access, from: &str, authorization: Option<&str>) -> StatusCode {
+        let mut request = Request::new(());
+        if let Some(value) = authorization {
+            request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
+        }
+        let client = Client::Address(from.parse().unwrap());
+        access.denies(&client, &request).map_or(StatusCode::OK, |denied| denied.status())
+    }
+
+    #[test]
+    fn this_machine_and_the_configured_sources_may_read_metrics() {
+        let access = access(None);
+        for allowed in
+            ["127.0.0.1:5", "[::1]:5", "[::ffff:127.0.0.1]:5", "10.1.2.3:5", "[::ffff:10.1.2.3]:5", "[2001:db8::5]:5"]
+        {
+            assert_eq!(status(&access, allowed, None), StatusCode::OK, "{allowed}");
+        }
+        for denied in ["192.0.2.1:5", "[2001:db9::5]:5"] {
+            assert_eq!(
+                status(&access, denied, Some("Bearer a token of some length")),
+                StatusCode::FORBIDDEN,
+                "{denied}"
+            );
+        }
+    }
+
+    #[test]
+    fn whoever_has_the_token_may_read_metrics() {
+        let access = access(Some("a-token-of-some-length"));
+        let status = |authorization| status(&access, "192.0.2.1:5", authorization);
+        for right in ["Bearer a-token-of-some-length", "bearer  a-token-of-some-length "] {
+            assert_eq!(status(Some(right)), StatusCode::OK, "{right}");
+        }
+        for wrong in [
+            "Bearer a-token-of-some-lengt",
+            "Bearer a-token-of-some-length2",
+            "Basic a-token-of-some-length",
+            "Bearer",
+            "é",
+        ] {
+            assert_eq!(status(Some(wrong)), StatusCode::UNAUTHORIZED, "{wrong}");
+        }
+        assert_eq!(status(None), StatusCode::UNAUTHORIZED);
+    }
+}

@@ -1,0 +1,121 @@
+//! What the server answers over HTTP: on the control socket, and on `[http] listen`.
+
+mod access;
+mod health;
+mod metrics;
+mod status;
+
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::watch;
+
+use super::start::WorkerControl;
+use crate::clock::Clock;
+use crate::http::{Client, Handler, response};
+use crate::turn::{Instant, Ledger};
+use crate::worker::Totals;
+pub(super) use access::Access;
+use health::Health;
+
+/// What control publishes for the HTTP server.
+#[derive(Clone, Debug)]
+pub(super) struct Published {
+    /// The configuration that the workers read.
+    pub(super) snapshot: Arc<crate::worker::Snapshot>,
+    /// When the certificate expires, in seconds since the Unix epoch.
+    pub(super) certificate_expiry: Option<u64>,
+}
+
+/// The state of the server, as far as the HTTP server reads it.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    pub(super) workers: Vec<WorkerControl>,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) published: watch::Receiver<Published>,
+    pub(super) clock: Clock,
+    /// When the server started, in seconds since the Unix epoch.
+    pub(super) started: u64,
+    pub(super) access: Access,
+}
+
+/// Responds to requests.
+#[derive(Debug)]
+pub(super) struct Api {
+    inputs: Inputs,
+    health: Rc<Health>,
+}
+
+impl Api {
+    /// Must be called within a `LocalSet`.
+    pub(super) fn new(inputs: Inputs) -> Self {
+        let health = Rc::<Health>::default();
+        let statistics = inputs.workers.iter().map(|worker| Arc::clone(&worker.statistics));
+        tokio::task::spawn_local(Rc::clone(&health).watch(statistics.collect()));
+        Self { inputs, health }
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_elapsed(self.clock.elapsed())
+    }
+}
+
+impl Deref for Api {
+    type Target = Inputs;
+
+    fn deref(&self) -> &Inputs {
+        &self.inputs
+    }
+}
+
+impl Handler for Api {
+    async fn handle(&self, client: &Client, request: Request<Bytes>) -> Response<Full<Bytes>> {
+        let is_control = matches!(client, Client::Process(_));
+        let (method, path) = (request.method(), request.uri().path());
+        match path {
+            "/healthz" | "/readyz" | "/metrics" if !matches!(*method, Method::GET | Method::HEAD) => {
+                response::method_not_allowed("GET, HEAD")
+            }
+            "/healthz" | "/readyz" | "/metrics" => {
+                if let Some(denied) = self.access.denies(client, &request) {
+                    return denied;
+                }
+                match path {
+                    "/healthz" => self.health(),
+                    "/readyz" => self.readiness(),
+                    _ => self.metrics(&request).await,
+                }
+            }
+            "/v1/status" if is_control && *method == Method::GET => self.status().await,
+            "/v1/status" if is_control => response::method_not_allowed("GET"),
+            _ => response::error(StatusCode::NOT_FOUND, "there is no such resource"),
+        }
+    }
+}
+
+impl Api {
+    /// Returns the statistics of all workers together.
+    fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.workers.iter().for_each(|worker| totals.add(&worker.statistics.read()));
+        totals
+    }
+
+    /// Lets each worker publish its gauges, which otherwise are up to a second old. A worker that is busy is not waited
+    /// for long.
+    async fn publish_gauges(&self) {
+        const MOST: std::time::Duration = std::time::Duration::from_millis(200);
+        let handles: Vec<_> = self.workers.iter().map(|worker| worker.handle.clone()).collect();
+        let all = async {
+            for handle in handles {
+                // A worker that has ended publishes nothing.
+                let _ = handle.publish().await;
+            }
+        };
+        let _ = tokio::time::timeout(MOST, all).await;
+    }
+}

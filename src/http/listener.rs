@@ -1,0 +1,252 @@
+//! The sockets on which the server accepts connections.
+
+use std::net::{self, IpAddr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net as unix;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
+
+use socket2::{Domain, Socket, Type};
+
+/// A bound socket.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    /// The control socket.
+    Unix(UnixSocket),
+    /// A TCP listener, and whether its clients use TLS.
+    Tcp(net::TcpListener, bool),
+}
+
+/// A Unix socket.
+#[derive(Debug)]
+pub(crate) struct UnixSocket {
+    socket: unix::UnixListener,
+    file: SocketFile,
+}
+
+/// The file of a Unix socket. Dropping it removes the file, unless another server has replaced it.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// The device and the inode.
+    identity: (u64, u64),
+}
+
+/// Why a socket cannot be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another server uses the path.
+    #[error("another server uses {}", .0.display())]
+    InUse(PathBuf),
+    /// The path names something other than a socket.
+    #[error("{} exists and is not a socket", .0.display())]
+    NotASocket(PathBuf),
+    /// The kernel refused it.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// The client of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Client {
+    /// A process on this machine.
+    Process(PeerCredentials),
+    /// An address.
+    Address(SocketAddr),
+}
+
+/// The process at the other end of a Unix socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerCredentials {
+    pub(crate) process: Option<i32>,
+    pub(crate) user: u32,
+}
+
+impl Client {
+    /// Returns the address of the client; `None` on the control socket.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Process(_) => None,
+            Self::Address(address) => Some(address.ip().to_canonical()),
+        }
+    }
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process(PeerCredentials { process: Some(process), user }) => {
+                write!(f, "process {process} of user {user}")
+            }
+            Self::Process(PeerCredentials { process: None, user }) => write!(f, "a process of user {user}"),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+/// The most connections that wait to be accepted.
+const BACKLOG: i32 = 64;
+
+impl Listener {
+    /// Binds a TCP listener, and returns it with its actual address. `[::]` also accepts IPv4.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub(crate) fn tcp(address: SocketAddr, is_encrypted: bool) -> io::Result<(Self, SocketAddr)> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!address.ip().is_unspecified())?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let socket = net::TcpListener::from(socket);
+        let actual = socket.local_addr()?;
+        Ok((Self::Tcp(socket, is_encrypted), actual))
+    }
+
+    pub(super) fn into_async(self) -> io::Result<AsyncListener> {
+        Ok(match self {
+            Self::Unix(UnixSocket { socket, file }) => {
+                socket.set_nonblocking(true)?;
+                AsyncListener::Unix(tokio::net::UnixListener::from_std(socket)?, file)
+            }
+            Self::Tcp(socket, is_encrypted) => {
+                AsyncListener::Tcp(tokio::net::TcpListener::from_std(socket)?, is_encrypted)
+            }
+        })
+    }
+}
+
+/// The permissions of the control socket: its user and its group.
+const MODE: u32 = 0o660;
+
+impl UnixSocket {
+    /// Binds a socket to a path. A file that a server has left behind is replaced.
+    ///
+    /// # Errors
+    /// If another server uses the path, or the file cannot be created.
+    pub(crate) fn bind(path: &Path) -> Result<Self, BindError> {
+        match fs::symlink_metadata(path) {
+            Ok(existing) if !existing.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
+            Ok(_) if unix::UnixStream::connect(path).is_ok() => return Err(BindError::InUse(path.to_owned())),
+            _ => {}
+        }
+        // The file has its permissions before it has its name, so nobody else can connect in between.
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}", std::process::id()));
+        let new = path.with_file_name(name);
+        let _ = fs::remove_file(&new);
+        let socket = unix::UnixListener::bind(&new)?;
+        let named = fs::set_permissions(&new, fs::Permissions::from_mode(MODE)).and_then(|()| fs::rename(&new, path));
+        if let Err(error) = named {
+            let _ = fs::remove_file(&new);
+            return Err(error.into());
+        }
+        let file = fs::symlink_metadata(path)?;
+        Ok(Self { socket, file: SocketFile { path: path.to_owned(), identity: (file.dev(), file.ino()) } })
+    }
+}
+
+impl UnixSocket {
+    pub(crate) fn path(&self) -> &Path {
+        &self.file.path
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let present = fs::symlink_metadata(&self.path).map(|file| (file.dev(), file.ino()));
+        if present.is_ok_and(|identity| identity == self.identity) {
+            // Without the file there is nothing to remove; otherwise the next start replaces it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A socket that is registered with the runtime.
+#[derive(Debug)]
+pub(super) enum AsyncListener {
+    Unix(tokio::net::UnixListener, #[expect(dead_code, reason = "dropping it removes the file")] SocketFile),
+    Tcp(tokio::net::TcpListener, bool),
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Unix(tokio::net::UnixStream),
+    Tcp(tokio::net::TcpStream),
+}
+
+impl AsyncListener {
+    /// Accepts a connection. The flag says whether its client uses TLS.
+    pub(super) async fn accept(&self) -> io::Result<(Stream, Client, bool)> {
+        match self {
+            Self::Unix(socket, _) => {
+                let (stream, _) = socket.accept().await?;
+                let credentials = stream.peer_cred()?;
+                let client = PeerCredentials { process: credentials.pid(), user: credentials.uid() };
+                Ok((Stream::Unix(stream), Client::Process(client), false))
+            }
+            Self::Tcp(socket, is_encrypted) => {
+                let (stream, address) = socket.accept().await?;
+                // Without it, responses may wait for an acknowledgement.
+                stream.set_nodelay(true)?;
+                Ok((Stream::Tcp(stream), Client::Address(address), *is_encrypted))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a path in a new directory.
+    fn path() -> (PathBuf, PathBuf) {
+        let unique = format!("turnserver-socket-{}-{:?}", std::process::id(), std::thread::current().id());
+        let directory = std::env::temp_dir().join(unique.replace(['(', ')'], ""));
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir(&directory).unwrap();
+        let path = directory.join("control.sock");
+        (directory, path)
+    }
+
+    #[test]
+    fn the_file_of_the_socket_has_its_mode_and_goes_with_the_socket() {
+        let (directory, path) = path();
+        let socket = UnixSocket::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        drop(socket);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+        fs::remove_dir(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let (directory, path) = path();
+        // A socket whose process has ended leaves its file.
+        drop(unix::UnixListener::bind(&path).unwrap());
+        let socket = UnixSocket::bind(&path).unwrap();
+        assert!(matches!(UnixSocket::bind(&path), Err(BindError::InUse(_))));
+        assert!(unix::UnixStream::connect(&path).is_ok());
+        drop(socket);
+        fs::write(&path, "a file").unwrap();
+        assert!(matches!(UnixSocket::bind(&path), Err(BindError::NotASocket(_))));
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_another_server_has_replaced_remains() {
+        let (directory, path) = path();
+        let socket = UnixSocket::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let other = unix::UnixListener::bind(&path).unwrap();
+        drop(socket);
+        assert!(path.exists());
+        drop(other);
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}
