@@ -42,8 +42,18 @@ mod architecture {
         (
             "control",
             &[
-                "auth", "clock", "config", "file", "http", "net", "setting", "special_purpose", "stun", "transport",
-                "turn", "worker",
+                "auth",
+                "clock",
+                "config",
+                "file",
+                "http",
+                "net",
+                "setting",
+                "special_purpose",
+                "stun",
+                "transport",
+                "turn",
+                "worker",
             ],
         ),
     ];

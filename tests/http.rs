@@ -86,14 +86,20 @@ mod http {
         assert_eq!(value("turnserver_relayed_bytes_total{direction=\"to_client\"}"), to_client);
         assert_eq!(value("turnserver_relayed_packets_total{direction=\"to_peer\"}"), 39);
         assert_eq!(value("turnserver_relayed_packets_total{direction=\"to_client\"}"), 39);
-        assert_eq!(value("turnserver_allocations"), 1);
+        assert_eq!(value("turnserver_allocations{transport=\"udp\",family=\"ipv4\"}"), 1);
         assert_eq!(value("turnserver_relay_ports{state=\"used\"}"), 1);
         assert_eq!(value("turnserver_answered_requests_total{method=\"Allocate\"}"), 1);
         assert_eq!(value("turnserver_rejected_requests_total{code=\"401\"}"), 1);
         client.delete(&session);
         let page = get(&server, "/metrics").body;
         let value = |sample: &str| metric(&page, sample);
-        assert_eq!((value("turnserver_allocations"), value("turnserver_relay_ports{state=\"used\"}")), (0, 0));
+        assert_eq!(
+            (
+                value("turnserver_allocations{transport=\"udp\",family=\"ipv4\"}"),
+                value("turnserver_relay_ports{state=\"used\"}")
+            ),
+            (0, 0)
+        );
         assert_eq!(value("turnserver_relay_ports{state=\"quarantined\"}"), 1);
     }
 
@@ -154,7 +160,8 @@ mod http {
         let server = Server::start(&config(&["127.0.0.1"], HTTP));
         let address = http_address(&server);
         let client = Client::new(server.udp_address());
-        let half: Vec<Http> = (0..1_000).map(|_| Http::tcp(address).begin(b"GET /metrics HTTP/1.1\r\nHost: ")).collect();
+        let half: Vec<Http> =
+            (0..1_000).map(|_| Http::tcp(address).begin(b"GET /metrics HTTP/1.1\r\nHost: ")).collect();
         assert_eq!(get(&server, "/healthz").status, 200);
         assert_eq!(client.binding(), client.address());
         // The server's side of the others has been closed.

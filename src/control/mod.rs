@@ -116,9 +116,11 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
     if ended_early.is_some() {
         return Err(failed_to_start(&stop, threads));
     }
+    let started = clock::unix_seconds();
     let published = api::Published {
         snapshot: Arc::clone(&prepared.snapshot),
         certificate_expiry: prepared.certificates.as_ref().map(|certificates| certificates.current().not_after),
+        reload: api::Reload::at_start(started),
     };
     let (published, publications) = watch::channel(published);
     let api = api::Inputs {
@@ -126,7 +128,7 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         ledger: Arc::clone(&prepared.ledger),
         published: publications,
         clock,
-        started: clock::unix_seconds(),
+        started,
         access: api::Access { from: config.http.metrics_from.clone(), token: config.http.metrics_token.clone() },
     };
     let http_thread = start_http(prepared.http, api, stopped)?;

@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn a_stalled_worker_is_detected_until_it_recovers() {
         let workers = [Arc::<Statistics>::default(), Arc::default()];
-        let beat = |worker: usize| workers[worker].publish(0, 0);
+        let beat = |worker: usize| workers[worker].beat();
         let mut watchdog = Watchdog::new(workers.clone(), Duration::from_secs(15));
         for _ in 0..3 {
             beat(0);

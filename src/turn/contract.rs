@@ -260,6 +260,21 @@ pub enum OpenError {
     Other,
 }
 
+impl OpenError {
+    /// Every error, in the order of the counters.
+    pub const ALL: [Self; 3] = [Self::PortInUse, Self::AddressGone, Self::Other];
+
+    /// Returns the name in metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::PortInUse => "port-in-use",
+            Self::AddressGone => "address-gone",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// The decision after a relay socket was opened or failed to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {

@@ -147,6 +147,35 @@ pub enum AuthCause {
     },
 }
 
+impl AuthCause {
+    /// The name of each cause in metrics, in the order of [`index`](Self::index).
+    pub const LABELS: [&'static str; 8] = [
+        "unknown-user",
+        "unknown-userhash",
+        "expiry-in-milliseconds",
+        "no-secret",
+        "wrong-password",
+        "wrong-secret",
+        "wrong-secret-and-expired",
+        "expired",
+    ];
+
+    /// Returns the place of the cause in an array of counters.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Failure(AuthFailure::UnknownUser) => 0,
+            Self::Failure(AuthFailure::UnknownUserhash) => 1,
+            Self::Failure(AuthFailure::ExpiryInMilliseconds { .. }) => 2,
+            Self::Failure(AuthFailure::NoSecret) => 3,
+            Self::Failure(AuthFailure::WrongPassword) => 4,
+            Self::Failure(AuthFailure::WrongSecret { .. }) => 5,
+            Self::Failure(AuthFailure::WrongSecretAndExpired { .. }) => 6,
+            Self::Expired { .. } => 7,
+        }
+    }
+}
+
 impl fmt::Display for AuthCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

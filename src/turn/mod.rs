@@ -7,6 +7,7 @@ mod burst;
 mod contract;
 mod data;
 mod event;
+mod gauges;
 mod inspect;
 mod limit;
 mod outcome;
@@ -29,6 +30,7 @@ pub use contract::{
     Opened, RelayedAddresses, Response, SocketId, SocketKind, SocketSpec, ToClient, ToPeer,
 };
 pub use event::{AllocationSummary, AuthCause, EndReason, Event, RedirectCause, Traffic};
+pub use gauges::{Gauges, RelayedFamily};
 pub use inspect::{AllocationDetail, AllocationInfo, Cursor, Page};
 pub use limit::Limit;
 pub use outcome::{Counters, DropReason, Outcome};

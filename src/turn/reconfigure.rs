@@ -115,7 +115,9 @@ impl Server {
         let Some(allocation) = self.table.get_mut(id) else { return };
         let (relays, policy) = (&snapshot.relays, &snapshot.policy);
         let before = allocation.permissions.len();
+        self.gauges.subtract(allocation);
         allocation.permissions.retain(|address, _| policy.permission_allowed(relays, address).is_ok());
+        self.gauges.add(allocation);
         let permissions = before - allocation.permissions.len();
         let channels = self.retain_channels(id, now, |_, channel| {
             let peer = channel.peer;

@@ -183,7 +183,7 @@ impl Server {
         for (number, peer, expires) in &record.channels {
             channels.bind_until(*number, *peer, epoch.deadline(*expires));
         }
-        self.table.insert(Allocation {
+        let allocation = Allocation {
             tuple: record.tuple,
             relays,
             state: State::Open,
@@ -199,7 +199,9 @@ impl Server {
             shows_rfc8656: record.shows_rfc8656,
             ticket,
             meter: Meter::UNUSED,
-        })
+        };
+        self.gauges.add(&allocation);
+        self.table.insert(allocation)
     }
 }
 

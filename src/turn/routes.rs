@@ -45,7 +45,9 @@ impl Server {
             !channel.deadline.has_passed(now) && allocation.has(AddressFamily::from(&channel.peer), now)
         });
         let Some(allocation) = self.table.get_mut(id) else { return };
+        self.gauges.subtract(allocation);
         allocation.remove_expired_permissions(now);
+        self.gauges.add(allocation);
         self.announce_routes(id, now);
     }
 

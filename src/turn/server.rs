@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::contract::{Action, AllocationId, FiveTuple, OpenError, SocketId};
 use super::event::{AllocationSummary, EndReason, Event};
+use super::gauges::Gauges;
 use super::protocol::framing::{self, Frame};
 use super::protocol::response_limit::ResponseBudget;
 use super::reconfigure::Review;
@@ -45,6 +46,8 @@ pub struct Server {
     pub(crate) review: Review,
     /// The number of channels that are routes.
     pub(crate) routes: usize,
+    /// The other gauges.
+    pub(crate) gauges: Gauges,
 }
 
 impl Server {
@@ -64,6 +67,7 @@ impl Server {
             reserved: VecDeque::new(),
             identity_cache: IdentityCache::new(),
             routes: 0,
+            gauges: Gauges::default(),
         }
     }
 
@@ -166,6 +170,7 @@ impl Server {
     pub(crate) fn end(&mut self, id: AllocationId, now: Instant, reason: EndReason) {
         self.remove_routes(id);
         let Some(allocation) = self.table.remove(id) else { return };
+        self.gauges.subtract(&allocation);
         for (index, relay) in allocation.relays.indexed() {
             match (relay.socket, &allocation.state) {
                 (SocketState::Open, _) => self.close(id.socket(index), relay, now),
@@ -198,10 +203,15 @@ impl Server {
         if !allocation.relays.iter().any(|relay| relay.family() != family && relay.is_live(now)) {
             return self.end(id, now, reason);
         }
+        self.gauges.subtract(allocation);
         let found = allocation.relays.indexed().find(|(_, relay)| relay.family() == family).map(|(index, _)| index);
-        if let Some((index, relay)) = found.and_then(|index| Some((index, allocation.relays.at_mut(index)?))) {
+        let closed = found.and_then(|index| {
+            let relay = allocation.relays.at_mut(index)?;
             relay.socket = SocketState::Closed;
-            let relay = relay.clone();
+            Some((index, relay.clone()))
+        });
+        self.gauges.add(allocation);
+        if let Some((index, relay)) = closed {
             self.remove_expired(id, now);
             self.close(id.socket(index), &relay, now);
         }
@@ -270,6 +280,7 @@ impl Server {
         let channels = self.table.iter().flat_map(|allocation| allocation.channels.iter());
         let routes = channels.filter(|channel| channel.route().is_some()).count();
         assert_eq!(self.routes, routes, "every route is counted");
+        self.check_gauges();
         let mut requested = self.abandoned.len();
         for allocation in self.table.iter() {
             self.review.check_caps(allocation);

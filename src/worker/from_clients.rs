@@ -12,6 +12,7 @@ use tokio::io::Interest;
 
 use super::event_log::Host;
 use super::outbox::{Arena, Staged};
+use super::statistics::SocketRole;
 use super::{Listener, Now, Shell, Worker};
 use crate::net::batch::{Datagram, RecvBatch, Target};
 use crate::net::udp;
@@ -68,7 +69,8 @@ impl Worker {
                 Err(_) => break false,
             };
             let mut drops = listener.drops.get();
-            self.shell.count_receive_drops(listener.address, drops.advance(batch.dropped));
+            let dropped = drops.advance(batch.dropped);
+            self.shell.count_receive_drops(SocketRole::Listener, listener.address, dropped);
             listener.drops.set(drops);
             for slot in first..first + batch.count {
                 let Some(datagram) = self.datagrams.buffer.datagram(slot).cloned() else { continue };

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::event_log::Host;
 use super::outbox::Message;
+use super::statistics::SocketRole;
 use super::{Now, Shell};
 use crate::net::batch::{Datagram, Target};
 use crate::net::udp::{self, Origin};
@@ -114,7 +115,7 @@ impl Shell {
         let batch = self.to_clients.batch.receive(&relay.socket, first, PER_CALL)?;
         self.to_clients.filled += batch.count;
         let (dropped, address) = (relay.drops.advance(batch.dropped), relay.address);
-        self.count_receive_drops(address, dropped);
+        self.count_receive_drops(SocketRole::Relay, address, dropped);
         let mut served = Served { packets: 0, more: batch.count == PER_CALL, error: false };
         for slot in first..first + batch.count {
             let Some(datagram) = self.to_clients.batch.datagram(slot).cloned() else { continue };
@@ -259,14 +260,20 @@ impl Shell {
         }
     }
 
+    /// Begins an iteration of the event loop.
+    pub(super) fn begin_iteration(&mut self) {
+        self.iterations.begin(self.clock.elapsed());
+    }
+
     /// Ends an iteration of the event loop: sends the waiting datagrams, and returns how long to pause.
     pub(super) fn end_iteration(&mut self) -> Option<Duration> {
         self.flush_to_clients();
         if !self.pace.take_served() {
             self.connections.worker_is_idle();
         }
-        let now = Instant::from_elapsed(self.clock.elapsed());
-        self.pace.pause(now)
+        let now = self.clock.elapsed();
+        self.iterations.end(now);
+        self.pace.pause(Instant::from_elapsed(now))
     }
 
     /// Counts the datagrams that the kernel has dropped at the listeners, and at some of the relay sockets.
@@ -275,16 +282,17 @@ impl Shell {
             let mut drops = listener.drops.get();
             let dropped = drops.advance(udp::dropped(listener.socket.get_ref()));
             listener.drops.set(drops);
-            self.count_receive_drops(listener.address, dropped);
+            self.count_receive_drops(SocketRole::Listener, listener.address, dropped);
         }
         for (address, dropped) in self.relays.count_drops(COUNTED_PER_TICK) {
-            self.count_receive_drops(address, dropped);
+            self.count_receive_drops(SocketRole::Relay, address, dropped);
         }
     }
 
     /// Counts the datagrams that the kernel has dropped at the socket that is bound to `local`.
-    pub(super) fn count_receive_drops(&mut self, local: SocketAddr, dropped: u32) {
+    pub(super) fn count_receive_drops(&mut self, role: SocketRole, local: SocketAddr, dropped: u32) {
         if dropped > 0 {
+            self.statistics.count_receive_drops(role, dropped.into());
             self.count_packets(Host::Local(local), Outcome::Dropped(DropReason::ReceiveBufferFull), dropped.into());
         }
     }

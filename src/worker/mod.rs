@@ -8,6 +8,7 @@ mod connections;
 mod event_log;
 mod from_clients;
 mod from_peers;
+mod iterations;
 mod mailbox;
 mod outbox;
 mod pace;
@@ -33,17 +34,21 @@ use crate::net::watch::Readable;
 use crate::net::{timer, tls, udp, watch};
 use crate::transport::Endpoint;
 use crate::turn::{
-    self, Action, AllocationDetail, AllocationId, Context, Cursor, Direction, DropReason, HEADROOM, Instant,
+    self, Action, AllocationDetail, AllocationId, Context, Cursor, Direction, DropReason, Event, HEADROOM, Instant,
     LARGEST_FRAME, Ledger, OpenError, Opened, Outcome, Page, RESPONSE_BUFFER, Server, SocketId, SocketSpec, TAILROOM,
 };
 use connections::{CloseReason, Connections};
 pub(crate) use connections::{ConnectionLimits, ConnectionOutcome, OtherWorkers, Timeouts};
 use event_log::{EventLog, Host, PacketLog};
+use iterations::Iterations;
 pub(crate) use mailbox::{Handle, Mailbox, mailbox};
 use outbox::{Flow, SendResult, Staged, StagedForClients};
 use pace::Pace;
 use relays::RelaySockets;
-pub(crate) use statistics::{Statistics, Totals};
+use statistics::SocketRole;
+pub(crate) use statistics::{
+    Distribution, EventLoop, HANDSHAKE_BOUNDS, LIFETIME_BOUNDS, SIZE_BOUNDS, Statistics, Totals,
+};
 
 /// The longest UDP payload, and one more byte to detect a longer one.
 const LARGEST_DATAGRAM: usize = 65_536;
@@ -141,7 +146,8 @@ pub(crate) fn run(plan: Plan, started: impl FnOnce()) -> io::Result<()> {
     // If this fails, pauses take longer. There is no other effect.
     let _ = timer::minimize_timer_slack();
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_io().enable_time().on_thread_park(tasks::end_iteration);
+    let runtime = runtime.enable_io().enable_time();
+    let runtime = runtime.on_thread_park(tasks::end_iteration).on_thread_unpark(tasks::begin_iteration);
     // A `LocalSet` would add a second queue before that of the runtime.
     let runtime = runtime.build_local(LocalOptions::default())?;
     runtime.block_on(tasks::serve(plan, started))
@@ -205,6 +211,7 @@ struct Shell {
     others: OtherWorkers,
     response: Box<[u8]>,
     pace: Pace,
+    iterations: Iterations,
     /// The number of tasks that have run since waiting datagrams were sent to clients.
     tasks: u32,
     clock: Clock,
@@ -230,6 +237,7 @@ impl Worker {
             connections: Connections::default(),
             others: plan.others,
             response: vec![0; RESPONSE_BUFFER].into(),
+            iterations: Iterations::new(plan.clock.elapsed()),
             pace: Pace::new(Instant::from_elapsed(plan.clock.elapsed())),
             tasks: 0,
             clock: plan.clock,
@@ -295,11 +303,12 @@ impl Shell {
         self.count_drops();
         self.events.tick(now.monotonic);
         self.packet_log.tick(now.monotonic);
+        self.iterations.tick(self.clock.elapsed());
         self.publish();
     }
 
     fn publish(&self) {
-        self.statistics.publish(self.server.allocation_count(), self.server.route_count());
+        self.statistics.publish(&self.server.gauges(), &self.iterations, self.clock.elapsed());
     }
 
     /// Ends every allocation, and every connection as soon as its queue is written.
@@ -316,6 +325,7 @@ impl Shell {
     fn end_connections(&mut self) {
         let open = self.statistics.read().connections.open();
         self.statistics.count_connection(ConnectionOutcome::Ended(CloseReason::ServerStopped), open);
+        self.statistics.no_connection_is_open();
     }
 
     /// Counts the outcome of a packet. Each packet has exactly one.
@@ -348,10 +358,22 @@ impl Shell {
         while let Some(action) = self.server.next_action() {
             match action {
                 Action::Close { socket, bind } => self.close_relay(socket, bind),
-                Action::Log(event) => self.events.log(now.monotonic, &event),
+                Action::Log(event) => {
+                    self.count_event(&event);
+                    self.events.log(now.monotonic, &event);
+                }
                 // No route is offloaded: the worker relays all data itself.
                 Action::RouteAdded(_) | Action::RouteRemoved(_) => {}
             }
+        }
+    }
+
+    /// Counts an event, which the log may suppress.
+    fn count_event(&self, event: &Event) {
+        match event {
+            Event::AuthenticationFailed { cause, .. } => self.statistics.count_failed_authentication(*cause),
+            Event::AllocationEnded(ended) => self.statistics.count_ended_allocation(ended),
+            _ => {}
         }
     }
 
@@ -360,17 +382,7 @@ impl Shell {
     fn open_relay(&mut self, now: Now, mut spec: SocketSpec) -> Option<Outcome> {
         loop {
             let opened = self.relays.open(&spec);
-            let result = match &opened {
-                Ok(_) => Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(OpenError::PortInUse),
-                Err(error) => {
-                    self.events.relay_socket_failed(now.monotonic, spec.bind, error);
-                    match error.kind() {
-                        io::ErrorKind::AddrNotAvailable => Err(OpenError::AddressGone),
-                        _ => Err(OpenError::Other),
-                    }
-                }
-            };
+            let result = opened.as_ref().map(drop).map_err(|error| self.relay_socket_failed(now, spec.bind, error));
             let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
             match self.server.socket_opened(&mut cx, &spec, result, &mut self.response) {
                 Opened::Respond(tuple, response) => {
@@ -396,9 +408,24 @@ impl Shell {
         }
     }
 
+    /// Counts and logs a relay socket that could not be opened. The core tries another port if a port is in use, so that
+    /// is not logged.
+    fn relay_socket_failed(&mut self, now: Now, bind: SocketAddr, error: &io::Error) -> OpenError {
+        let failure = match error.kind() {
+            io::ErrorKind::AddrInUse => OpenError::PortInUse,
+            io::ErrorKind::AddrNotAvailable => OpenError::AddressGone,
+            _ => OpenError::Other,
+        };
+        self.statistics.count_failed_relay_socket(failure);
+        if failure != OpenError::PortInUse {
+            self.events.relay_socket_failed(now.monotonic, bind, error);
+        }
+        failure
+    }
+
     fn close_relay(&mut self, socket: SocketId, bind: SocketAddr) {
         if let Some(dropped) = self.relays.close(socket) {
-            self.count_receive_drops(bind, dropped);
+            self.count_receive_drops(SocketRole::Relay, bind, dropped);
             self.server.socket_closed(bind);
         }
     }

@@ -233,6 +233,13 @@ thread_local! {
     static WORKER: RefCell<Weak<RefCell<Worker>>> = const { RefCell::new(Weak::new()) };
 }
 
+/// Begins an iteration: the thread has waited for events.
+pub(super) fn begin_iteration() {
+    if let Some(worker) = WORKER.with_borrow(Weak::upgrade) {
+        worker.borrow_mut().shell.begin_iteration();
+    }
+}
+
 /// Ends an iteration: every task waits, and the thread is about to wait.
 pub(super) fn end_iteration() {
     let worker = WORKER.with_borrow(Weak::upgrade);

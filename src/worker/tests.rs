@@ -289,6 +289,8 @@ async fn kernel_drops_are_counted_at_ticks_and_when_a_relay_socket_closes() {
         worker.borrow_mut().shell.tick(now());
         assert_eq!(dropped(), first + second + third);
     }
+    let totals = worker.borrow().shell.statistics.read();
+    assert_eq!((totals.relay_drops, totals.listener_drops), (first + second, third));
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -359,7 +361,7 @@ async fn control_lists_describes_and_ends_allocations_through_the_mailbox() {
         let detail = handle.describe(all[0]).await.unwrap().unwrap();
         assert_eq!((detail.info.id, detail.info.user.as_str()), (all[0], "ann"));
         handle.publish().await.unwrap();
-        assert_eq!(statistics.read().allocations, 130);
+        assert_eq!(statistics.read().allocations(), 130);
         assert_eq!(handle.end(all[..100].to_vec()).await.unwrap(), 100);
         assert_eq!(handle.end(all.clone()).await.unwrap(), 30);
         assert_eq!(handle.describe(all[0]).await.unwrap(), None);
@@ -411,7 +413,7 @@ async fn bytes_are_counted_when_they_are_sent() {
     shell.flush_to_peers(stream);
     assert_eq!(shell.statistics.read().bytes_to_peers, 100);
     let ended = std::iter::from_fn(|| shell.server.next_action()).find_map(|action| match action {
-        Action::Log(turn::Event::AllocationEnded(summary)) => Some(summary),
+        Action::Log(Event::AllocationEnded(summary)) => Some(summary),
         _ => None,
     });
     let traffic = ended.unwrap().traffic;

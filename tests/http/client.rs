@@ -47,8 +47,9 @@ impl Http {
     /// Sends a request with further headers, each with its line end.
     pub(crate) fn request(self, method: &str, path: &str, headers: &str, body: &[u8]) -> Response {
         let length = body.len();
-        let head =
-            format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+        );
         self.raw(&[head.as_bytes(), body].concat())
     }
 
@@ -84,7 +85,8 @@ impl Response {
         let (head, body) = text.split_once("\r\n\r\n")?;
         let mut lines = head.lines();
         let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
-        let headers = lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_lowercase(), value.to_owned()));
+        let headers =
+            lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_lowercase(), value.to_owned()));
         Some(Self { status, headers: headers.collect(), body: body.to_owned() })
     }
 

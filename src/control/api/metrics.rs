@@ -2,25 +2,29 @@
 //!
 //! Every value is read when the page is made. The labels have few values, none of which a client can choose.
 
+mod families;
+mod format;
+
 use std::fmt;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::ACCEPT;
 use hyper::{Request, Response, StatusCode};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelValue, MetricEncoder, NoLabelSet, text};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::Api;
+use super::{Api, Reload};
 use crate::http::response;
 use crate::stun::Method;
-use crate::turn::{Outcome, PortCounts};
-use crate::worker::{ConnectionOutcome, Totals};
+use crate::transport::Transport;
+use crate::turn::{AuthCause, OpenError, Outcome, PortCounts, RelayedFamily};
+use crate::worker::{ConnectionOutcome, EventLoop, HANDSHAKE_BOUNDS, LIFETIME_BOUNDS, SIZE_BOUNDS, Totals};
+use families::Families;
+use format::{OPEN_METRICS, PROMETHEUS, accepts_open_metrics, prometheus_text};
 
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// The number of microseconds in a second.
+const MICROSECONDS: f64 = 1e6;
 
 impl Api {
     pub(super) async fn metrics(&self, request: &Request<Bytes>) -> Response<Full<Bytes>> {
@@ -49,6 +53,8 @@ impl Api {
             draining: self.ledger.is_draining(),
             started: self.started,
             certificate_expiry: published.certificate_expiry,
+            reload: published.reload,
+            event_loops: self.workers.iter().map(|worker| worker.statistics.event_loop()).collect(),
         }
     }
 }
@@ -61,18 +67,21 @@ struct Page {
     draining: bool,
     started: u64,
     certificate_expiry: Option<u64>,
+    reload: Reload,
+    /// That of each worker.
+    event_loops: Vec<EventLoop>,
 }
-
-/// A sample of a family with one label: the value of the label, and the value of the sample.
-type Sample<L> = (L, u64);
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut families = Families(&mut encoder);
         self.process(&mut families)?;
+        self.event_loops(&mut families)?;
+        self.allocations(&mut families)?;
         self.relaying(&mut families)?;
         self.requests(&mut families)?;
-        self.connections(&mut families)
+        self.connections(&mut families)?;
+        self.tls(&mut families)
     }
 }
 
@@ -91,24 +100,94 @@ impl Page {
             None,
             u64::from(self.draining),
         )?;
-        match self.certificate_expiry {
-            Some(expiry) => families.gauge(
-                "tls_certificate_expiry_timestamp",
-                "When the certificate expires, since the Unix epoch",
-                Some(&Unit::Seconds),
-                expiry,
-            ),
-            None => Ok(()),
-        }
+        families.gauge(
+            "config_generation",
+            "The configuration in use: 1 at the start, and one more after each successful reload",
+            None,
+            self.reload.generation,
+        )?;
+        families.gauge(
+            "config_last_reload_timestamp",
+            "When the configuration was last read, at the start or by a reload, since the Unix epoch",
+            Some(&Unit::Seconds),
+            self.reload.time,
+        )?;
+        families.gauge(
+            "config_last_reload_success",
+            "1 if the configuration that was last read is in use, 0 if it was refused",
+            None,
+            u64::from(self.reload.succeeded),
+        )
+    }
+
+    fn event_loops(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let loops = || self.event_loops.iter().enumerate().map(|(worker, event_loop)| (worker.to_string(), event_loop));
+        families.counters(
+            "event_loop_busy",
+            "Time in which the event loop of a worker did not wait",
+            Some(&Unit::Seconds),
+            "worker",
+            loops().map(|(worker, event_loop)| (worker, event_loop.busy.as_secs_f64())),
+        )?;
+        families.gauges(
+            "event_loop_busy_ratio",
+            "Part of the last second in which the event loop of a worker did not wait",
+            None,
+            "worker",
+            loops().map(|(worker, event_loop)| (worker, event_loop.busy_ratio)),
+        )?;
+        families.gauges(
+            "event_loop_longest_iteration",
+            "Longest iteration of the event loop of a worker in the last 30 to 60 seconds",
+            Some(&Unit::Seconds),
+            "worker",
+            loops().map(|(worker, event_loop)| (worker, event_loop.longest.as_secs_f64())),
+        )
+    }
+
+    fn allocations(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let Totals { gauges, lifetimes, sizes, failed_relay_sockets, .. } = &self.totals;
+        let by_transport = Transport::ALL.iter().zip(gauges.allocations);
+        families.gauges_by_two(
+            "allocations",
+            "Allocations by transport of the client and by address family of the relayed transport addresses",
+            ["transport", "family"],
+            by_transport.flat_map(|(transport, counts)| {
+                let families = RelayedFamily::ALL.iter().map(|family| [transport.as_str(), family.label()]);
+                families.zip(counts)
+            }),
+        )?;
+        families.gauge("permissions", "Permissions of all allocations", None, gauges.permissions)?;
+        families.gauge("channels", "Channels of all allocations", None, gauges.channels)?;
+        families.histogram(
+            "allocation_lifetime",
+            "Time from the Allocate request to the end of allocations that have ended",
+            &Unit::Seconds,
+            (&LIFETIME_BOUNDS, MICROSECONDS),
+            lifetimes,
+        )?;
+        families.histogram(
+            "allocation_size",
+            "Application data that allocations relayed in both directions until they ended",
+            &Unit::Bytes,
+            (&SIZE_BOUNDS, 1.0),
+            sizes,
+        )?;
+        families.counters(
+            "failed_relay_sockets",
+            "Relay sockets that could not be opened; another port is tried if one is in use",
+            None,
+            "cause",
+            OpenError::ALL.iter().map(|error| error.label()).zip(*failed_relay_sockets),
+        )
     }
 
     fn relaying(&self, families: &mut Families<'_, '_>) -> fmt::Result {
         let Self { totals, ports, .. } = self;
-        families.gauge("allocations", "Allocations that exist", None, totals.allocations)?;
-        families.gauge("channels", "Channels through which data can be relayed", None, totals.routes)?;
         families.gauges(
             "relay_ports",
             "Ports of all relay addresses by state",
+            None,
             "state",
             [
                 ("used", ports.used),
@@ -136,6 +215,13 @@ impl Page {
             "relayed_icmp_errors",
             "ICMP errors that were passed on to clients",
             packets(Outcome::RelayedIcmp),
+        )?;
+        families.counters(
+            "receive_buffer_drops",
+            "Datagrams that the kernel dropped because the receive buffer of a socket was full",
+            None,
+            "socket",
+            [("listener", totals.listener_drops), ("relay", totals.relay_drops)],
         )
     }
 
@@ -160,12 +246,25 @@ impl Page {
             rejected,
         )?;
         families.counters("limited_requests", "Requests that were rejected by a limit", None, "limit", limited)?;
-        families.counters("dropped_packets", "Packets that were dropped", None, "reason", dropped)
+        families.counters("dropped_packets", "Packets that were dropped", None, "reason", dropped)?;
+        families.counters(
+            "failed_authentications",
+            "Requests with a valid nonce and credentials that are not valid",
+            None,
+            "reason",
+            AuthCause::LABELS.into_iter().zip(self.totals.failed_authentications),
+        )
     }
 
     fn connections(&self, families: &mut Families<'_, '_>) -> fmt::Result {
         let counters = &self.totals.connections;
-        families.gauge("connections", "TCP and TLS connections that are open", None, counters.open())?;
+        families.gauges(
+            "connections",
+            "Connections that are open; one that may still become TLS counts as TCP",
+            None,
+            "transport",
+            [("tcp", self.totals.open_tcp), ("tls", self.totals.open_tls)],
+        )?;
         families.counter(
             "accepted_connections",
             "TCP and TLS connections that were accepted",
@@ -190,96 +289,30 @@ impl Page {
             counters.ended(),
         )
     }
-}
-
-/// Writes families.
-struct Families<'e, 'w>(&'e mut DescriptorEncoder<'w>);
-
-impl Families<'_, '_> {
-    fn family<'s>(
-        &'s mut self,
-        name: &'s str,
-        help: &str,
-        unit: Option<&'s Unit>,
-        kind: MetricType,
-    ) -> Result<MetricEncoder<'s>, fmt::Error> {
-        self.0.encode_descriptor(name, help, unit, kind)
-    }
-
-    fn info(&mut self, name: &str, help: &str, labels: &[(&str, &str)]) -> fmt::Result {
-        self.family(name, help, None, MetricType::Info)?.encode_info(&labels)
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> fmt::Result {
-        self.family(name, help, unit, MetricType::Gauge)?.encode_gauge(&value)
-    }
-
-    fn gauges<L: EncodeLabelValue>(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        samples: impl IntoIterator<Item = Sample<L>>,
-    ) -> fmt::Result {
-        let mut family = self.family(name, help, None, MetricType::Gauge)?;
-        samples.into_iter().try_for_each(|(value, count)| family.encode_family(&[(label, value)])?.encode_gauge(&count))
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.family(name, help, None, MetricType::Counter)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
-    }
-
-    fn counters<L: EncodeLabelValue>(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: Option<&Unit>,
-        label: &str,
-        samples: impl IntoIterator<Item = Sample<L>>,
-    ) -> fmt::Result {
-        let mut family = self.family(name, help, unit, MetricType::Counter)?;
-        samples.into_iter().try_for_each(|(value, count)| {
-            family.encode_family(&[(label, value)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)
-        })
-    }
-}
-
-/// Whether the client prefers OpenMetrics. Prometheus lists it before its own format.
-fn accepts_open_metrics(request: &Request<Bytes>) -> bool {
-    let accept = request.headers().get_all(ACCEPT);
-    let mut accepted = accept.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    accepted.any(|kind| {
-        let mut parts = kind.split(';').map(str::trim);
-        let is_open_metrics =
-            parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/openmetrics-text"));
-        is_open_metrics && !parts.any(|parameter| matches!(parameter, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
-    })
-}
-
-/// Converts a page from OpenMetrics to the text format of Prometheus, in which the family of a counter has the name of
-/// its samples, an info is a gauge, and there are neither units nor an end.
-fn prometheus_text(page: &str) -> String {
-    let mut text = String::with_capacity(page.len());
-    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
-    let types: std::collections::HashMap<&str, &str> = types.collect();
-    for line in page.lines() {
-        let comment = ["# HELP ", "# TYPE "].into_iter().find_map(|kind| Some((kind, line.strip_prefix(kind)?)));
-        match comment.and_then(|(kind, rest)| Some((kind, rest.split_once(' ')?))) {
-            Some((kind, (name, rest))) => {
-                let (suffix, shown) = match types.get(name) {
-                    Some(&"counter") => ("_total", "counter"),
-                    Some(&"info") => ("_info", "gauge"),
-                    other => ("", other.copied().unwrap_or("untyped")),
-                };
-                let rest = if kind == "# TYPE " { shown } else { rest };
-                text += &format!("{kind}{name}{suffix} {rest}\n");
-            }
-            None if line.starts_with('#') => {}
-            None => {
-                text += line;
-                text.push('\n');
-            }
+    fn tls(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let Totals { handshakes, handshake_durations, .. } = &self.totals;
+        families.counters(
+            "tls_handshakes",
+            "TLS handshakes of clients by result",
+            None,
+            "result",
+            handshakes.results(),
+        )?;
+        families.histogram(
+            "tls_handshake_duration",
+            "Time from the first byte of a client to the end of its TLS handshake, if that was complete",
+            &Unit::Seconds,
+            (&HANDSHAKE_BOUNDS, MICROSECONDS),
+            handshake_durations,
+        )?;
+        match self.certificate_expiry {
+            Some(expiry) => families.gauge(
+                "tls_certificate_expiry_timestamp",
+                "When the certificate expires, since the Unix epoch",
+                Some(&Unit::Seconds),
+                expiry,
+            ),
+            None => Ok(()),
         }
     }
-    text
 }

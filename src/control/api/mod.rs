@@ -3,6 +3,7 @@
 mod access;
 mod health;
 mod metrics;
+mod reload;
 mod status;
 
 use std::ops::Deref;
@@ -21,6 +22,7 @@ use crate::turn::{Instant, Ledger};
 use crate::worker::Totals;
 pub(super) use access::Access;
 use health::Health;
+pub(super) use reload::Reload;
 
 /// What control publishes for the HTTP server.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub(super) struct Published {
     pub(super) snapshot: Arc<crate::worker::Snapshot>,
     /// When the certificate expires, in seconds since the Unix epoch.
     pub(super) certificate_expiry: Option<u64>,
+    /// When the configuration was last read, and the result.
+    pub(super) reload: Reload,
 }
 
 /// The state of the server, as far as the HTTP server reads it.

@@ -101,7 +101,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// If the handshake fails.
-    pub(crate) async fn accept_http<S>(&self, stream: S) -> io::Result<tokio_rustls::server::TlsStream<S>>
+    pub(crate) async fn accept_http<S>(&self, stream: S) -> io::Result<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {

@@ -48,7 +48,7 @@ pub(in crate::worker) async fn serve(
             if !is_tls && first <= LAST_STUN {
                 this.borrow_mut().shell.events.plain_on_tls(now, admitted.tuple);
             }
-            admitted.tuple.transport = Transport::Tls;
+            this.borrow_mut().set_transport(&mut admitted, Transport::Tls);
             let left = timeouts.tls_handshake.saturating_sub(now.since(began));
             drop(this);
             handshake::serve(worker, admitted, stream, acceptor, left).await;
@@ -60,7 +60,7 @@ pub(in crate::worker) async fn serve(
             if is_tls {
                 this.borrow_mut().shell.events.tls_without_certificate(now, admitted.tuple);
             }
-            admitted.tuple.transport = Transport::Tcp;
+            this.borrow_mut().set_transport(&mut admitted, Transport::Tcp);
             drop(this);
             stream::serve(worker, admitted, stream, Usage::Turn, began).await;
         }

@@ -193,8 +193,11 @@ pub(super) async fn serve(
     acceptor: Acceptor,
     timeout: Duration,
 ) {
-    let handshake = match worker.upgrade() {
-        Some(worker) => Handshakes::begin(&worker.borrow().shell.connections.handshakes, admitted.place.source()),
+    let (handshake, began) = match worker.upgrade() {
+        Some(worker) => {
+            let shell = &worker.borrow().shell;
+            (Handshakes::begin(&shell.connections.handshakes, admitted.place.source()), shell.now().monotonic)
+        }
         None => return,
     };
     let evicted = admitted.place.evicted();
@@ -207,16 +210,16 @@ pub(super) async fn serve(
         () = tokio::time::sleep(timeout) => Err(CloseReason::HandshakeTimeout),
     };
     drop(handshake);
+    let Some(this) = worker.upgrade() else { return };
+    let now = this.borrow().shell.now().monotonic;
+    let result = done.as_ref().map(|_| now.since(began)).map_err(|close| *close);
+    this.borrow().shell.statistics.count_handshake(result);
     match done {
         Ok((stream, usage)) => {
-            let Some(now) = worker.upgrade().map(|worker| worker.borrow().shell.now().monotonic) else { return };
+            drop(this);
             stream::serve(worker, admitted, stream, usage, now).await;
         }
-        Err(close) => {
-            if let Some(worker) = worker.upgrade() {
-                worker.borrow_mut().connection_ended(&admitted.tuple, close);
-            }
-        }
+        Err(close) => this.borrow_mut().connection_ended(&admitted.tuple, close),
     }
 }
 

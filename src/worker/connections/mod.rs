@@ -162,6 +162,7 @@ impl Worker {
                 shell.connections.asked.remove(&Eviction::in_all());
                 shell.connections.asked.remove(&Eviction::of(source));
                 shell.statistics.count_connection(ConnectionOutcome::Accepted, 1);
+                shell.statistics.connection_opened(transport);
                 Some(Admitted { tuple, place })
             }
             Err(exceeded) => {
@@ -253,9 +254,17 @@ impl Worker {
         self.connection_ended(tuple, close);
     }
 
+    /// Sets the transport of a connection, which its first byte shows.
+    fn set_transport(&mut self, admitted: &mut Admitted, transport: Transport) {
+        self.shell.statistics.connection_closed(admitted.tuple.transport);
+        self.shell.statistics.connection_opened(transport);
+        admitted.tuple.transport = transport;
+    }
+
     /// Counts a connection that has ended.
     fn connection_ended(&mut self, tuple: &FiveTuple, close: CloseReason) {
         self.shell.statistics.count_connection(ConnectionOutcome::Ended(close), 1);
+        self.shell.statistics.connection_closed(tuple.transport);
         tracing::debug!(
             event = "connection-ended", client = %tuple.client, transport = %tuple.transport, reason = %close,
             "connection ended"
@@ -368,6 +377,23 @@ close_reasons! {
     Violation = "tls-violation",
     /// The server stopped.
     ServerStopped = "server-stopped",
+}
+
+impl CloseReason {
+    /// The reasons for which TLS handshakes fail.
+    pub(crate) const OF_HANDSHAKES: [Self; 11] = [
+        Self::Truncated,
+        Self::Evicted,
+        Self::Broken,
+        Self::HandshakeTimeout,
+        Self::HandshakeEvicted,
+        Self::HandshakeTooLong,
+        Self::NotTls,
+        Self::NoApplicationProtocol,
+        Self::Incompatible,
+        Self::Alert,
+        Self::Violation,
+    ];
 }
 
 impl From<Failure> for CloseReason {

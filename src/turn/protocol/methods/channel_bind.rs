@@ -59,7 +59,9 @@ impl Server {
             return Err(Rejection::Limit(limit));
         }
         allocation.channels.bind(number, peer, now);
+        self.gauges.subtract(allocation);
         allocation.permissions.install(peer.ip(), now);
+        self.gauges.add(allocation);
         self.announce_routes(id, now);
         self.table.reschedule(id);
         Ok(Accepted::Success(Success::Done))

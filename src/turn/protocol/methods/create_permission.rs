@@ -52,9 +52,11 @@ impl Server {
             self.actions.push_back(limit.reached(allocation.identity.user(), allocation.tuple));
             return Err(Rejection::Limit(limit));
         }
+        self.gauges.subtract(allocation);
         for peer in peers() {
             allocation.permissions.install(peer.ip(), now);
         }
+        self.gauges.add(allocation);
         self.announce_routes(id, now);
         self.table.reschedule(id);
         Ok(Accepted::Success(Success::Done))

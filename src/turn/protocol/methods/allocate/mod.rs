@@ -367,6 +367,7 @@ impl Server {
         // Step 9: the response names the family that could not be allocated.
         allocation.address_error = failed.map(|(family, failure)| (family, failure.rejection().code().code()));
         let success = allocated(allocation, cx.now);
+        self.gauges.add(allocation);
         self.actions.push_back(Action::Log(Event::AllocationCreated {
             user: allocation.identity.user().to_owned(),
             tuple: allocation.tuple,
