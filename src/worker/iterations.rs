@@ -9,6 +9,9 @@ use std::time::Duration;
 /// monitoring system that reads it once in this time misses none.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
+/// The shortest time over which the busy ratio is measured. The first tick of a worker is at its start.
+const SHORTEST: Duration = Duration::from_millis(100);
+
 /// The iterations of a worker.
 #[derive(Debug)]
 pub(super) struct Iterations {
@@ -53,11 +56,12 @@ impl Iterations {
 
     /// Measures the time since the last tick.
     pub(super) fn tick(&mut self, now: Duration) {
-        let ticked = (now, self.busy(now));
-        let (then, busy_then) = std::mem::replace(&mut self.ticked, ticked);
-        let (elapsed, busy) = (now.saturating_sub(then), ticked.1.saturating_sub(busy_then));
-        if let Some(part) = (busy.as_micros() * 1_000_000).checked_div(elapsed.as_micros()) {
+        let (then, busy_then) = self.ticked;
+        let (elapsed, busy) = (now.saturating_sub(then), self.busy(now));
+        if elapsed >= SHORTEST {
+            let part = (busy.saturating_sub(busy_then).as_micros() * 1_000_000) / elapsed.as_micros();
             self.busy_per_million = u64::try_from(part).unwrap_or(u64::MAX).min(1_000_000);
+            self.ticked = (now, busy);
         }
         if now.saturating_sub(self.since) >= REMEMBERED {
             (self.before, self.longest, self.since) = (self.longest, Duration::ZERO, now);
@@ -116,10 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn two_ticks_at_the_same_time_keep_the_ratio() {
+    fn the_ratio_is_measured_over_some_time() {
         let mut iterations = Iterations::new(ms(0));
-        iterations.tick(ms(10));
-        iterations.tick(ms(10));
-        assert_eq!(iterations.busy_per_million(), 1_000_000);
+        iterations.tick(ms(1));
+        assert_eq!(iterations.busy_per_million(), 0);
+        iterations.end(ms(500));
+        iterations.tick(ms(1_000));
+        iterations.tick(ms(1_000));
+        assert_eq!(iterations.busy_per_million(), 500_000);
     }
 }
