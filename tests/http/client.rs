@@ -1,4 +1,5 @@
 //! A plain HTTP/1.1 client: one request per connection.
+#![allow(dead_code, reason = "each test binary compiles this module and uses a part of it")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

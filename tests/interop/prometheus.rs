@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use turnserver::clock::Clock;
 
 use crate::client::Http;
 use crate::support::client::{Client, Login};
@@ -96,13 +97,13 @@ impl Prometheus {
     /// Waits until Prometheus has scraped the server, and returns the state of the target.
     fn scraped(&self) -> Value {
         // Each request takes a while, and the wait has an end.
-        let begin = std::time::Instant::now();
+        let clock = Clock::start();
         loop {
             let target = self.get("/api/v1/targets")["data"]["activeTargets"][0].clone();
             if target["health"] != "unknown" && !self.query("up").is_empty() {
                 return target;
             }
-            assert!(begin.elapsed() < TIMEOUT, "no scrape: {target}\n{}", self.process.output());
+            assert!(clock.elapsed() < TIMEOUT, "no scrape: {target}\n{}", self.process.output());
             std::thread::yield_now();
         }
     }
