@@ -43,6 +43,7 @@ settings! {
     RFC5766_CHANNELS = "compat.rfc5766-channels";
     CONTROL_SOCKET = "control.socket";
     HTTP_LISTEN = "http.listen";
+    HTTP_KEYS = "http.keys";
     HTTP_METRICS_FROM = "http.metrics-from";
     HTTP_METRICS_TOKEN_FILE = "http.metrics-token-file";
 }

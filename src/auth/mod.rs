@@ -3,6 +3,7 @@
 //! The module reads neither clock nor random numbers; both are arguments. `Debug` redacts secrets, which are zeroized
 //! when dropped and compared in constant time.
 
+mod api_key;
 mod authenticator;
 mod features;
 mod identity;
@@ -12,6 +13,7 @@ mod seconds;
 mod secret;
 pub mod time_limited;
 
+pub use api_key::{KeyHash, api_key};
 pub use authenticator::{AuthFailure, Authenticator};
 pub use features::SecurityFeatures;
 pub use identity::{Identity, IdentityCache};

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::addresses::{collide, listen_address, networks};
 use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{CONTROL_SOCKET, Control, ControlSocket, Http, paths, schema};
+use super::{CONTROL_SOCKET, Control, ControlSocket, Http, http_keys, paths, schema};
 use crate::auth::Secret;
 use crate::file;
 
@@ -49,7 +49,8 @@ pub(super) fn http(top: &Section<'_>, report: &mut Report<'_>) -> Http {
     let metrics_from: Vec<IpNet> =
         networks(&section, "metrics-from", report).into_iter().map(toml::Spanned::into_inner).collect();
     let metrics_token = token(&section, report);
-    Http { listen, tls, metrics_from, metrics_token }
+    let keys = http_keys::keys(&section, &listen, tls, report);
+    Http { listen, tls, metrics_from, metrics_token, keys }
 }
 
 fn listen(section: &Section<'_>, report: &mut Report<'_>) -> Vec<SocketAddr> {

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
-use crate::auth::Secret;
+use crate::auth::{KeyHash, Secret};
 use crate::file;
 use crate::special_purpose::Nat64Prefix;
 use crate::transport::Endpoint;
@@ -27,6 +27,7 @@ mod credentials;
 mod duration;
 mod general;
 mod http;
+mod http_keys;
 mod paths;
 mod problem;
 mod reader;
@@ -39,6 +40,7 @@ mod tests;
 mod tls;
 
 pub use duration::{DurationError, format_duration, parse_duration};
+pub use http_keys::{KEY_NAME_RULE, is_key_name};
 pub use problem::{ConfigErrors, Problem};
 pub use summary::Summary;
 
@@ -310,6 +312,25 @@ pub struct Http {
     pub metrics_from: Vec<IpNet>,
     /// Whoever sends this token as `Authorization: Bearer` may read them, too.
     pub metrics_token: Option<Secret>,
+    /// The keys with which applications get credentials, with distinct names and hashes.
+    pub keys: Vec<HttpKey>,
+}
+
+/// `[[http.keys]]`: a key with which an application gets credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpKey {
+    /// The name, for the log and for paths: 1 to 64 letters, digits, dots, hyphens and underscores.
+    pub name: String,
+    /// The SHA-256 of the key.
+    pub hash: KeyHash,
+    /// The longest lifetime of a credential, 1 minute to 365 days.
+    pub ttl: Duration,
+    /// The beginning of each user's name; empty if any name, or none, is allowed.
+    pub user_prefix: String,
+    /// The origins of pages (RFC 6454 §6.2) that may use the key.
+    pub origins: Vec<String>,
+    /// Requests per second, 0 to 10 000, with a burst of four seconds' worth. 0: no limit.
+    pub requests_per_second: u32,
 }
 
 /// `[log]`: log level and format.

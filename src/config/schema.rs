@@ -12,7 +12,7 @@ impl TableKeys {
     pub(super) fn name(&self) -> String {
         match self.path {
             "" => "the top level".to_owned(),
-            "auth.users" => "`[[auth.users]]`".to_owned(),
+            "auth.users" | "http.keys" => format!("`[[{}]]`", self.path),
             path => format!("`[{path}]`"),
         }
     }
@@ -74,10 +74,13 @@ pub(super) const LOG: TableKeys = TableKeys { path: "log", keys: &["level", "for
 
 pub(super) const CONTROL: TableKeys = TableKeys { path: "control", keys: &["socket"] };
 pub(super) const HTTP: TableKeys =
-    TableKeys { path: "http", keys: &["listen", "tls", "metrics-from", "metrics-token-file"] };
+    TableKeys { path: "http", keys: &["listen", "tls", "metrics-from", "metrics-token-file", "keys"] };
+pub(super) const HTTP_KEY: TableKeys =
+    TableKeys { path: "http.keys", keys: &["name", "sha256", "ttl", "user-prefix", "origins", "requests-per-second"] };
 
 pub(super) const ALL: &[&TableKeys] = &[
     &TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &ALTERNATE, &COMPAT, &LOG, &CONTROL, &HTTP,
+    &HTTP_KEY,
 ];
 
 #[cfg(test)]

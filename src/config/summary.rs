@@ -233,6 +233,10 @@ impl fmt::Display for Summary<'_> {
         for address in &http.listen {
             write!(f, "\nhttp     {}://{address}", if http.tls { "https" } else { "http" })?;
         }
+        if !http.keys.is_empty() {
+            let names: Vec<&str> = http.keys.iter().map(|key| key.name.as_str()).collect();
+            write!(f, "\nkeys     {}", names.join(", "))?;
+        }
         Ok(())
     }
 }

@@ -215,7 +215,11 @@ impl RunningServer<'_> {
         self.reconfigure(Snapshot { tls: Some(replacement.acceptor()), ..(*self.snapshot()).clone() }).await;
         if let Some(certificates) = &self.certificates {
             let expiry = certificates.current().not_after;
-            self.published.send_modify(|published| published.certificate_expiry = Some(expiry));
+            let urls = self.urls();
+            self.published.send_modify(|published| {
+                published.certificate_expiry = Some(expiry);
+                published.urls = urls;
+            });
             certificates.log_replacement(&replacement);
         }
     }
@@ -224,9 +228,16 @@ impl RunningServer<'_> {
     async fn follow_addresses(&mut self) {
         let Some(change) = self.addresses.reread() else { return };
         self.reconfigure(snapshot(self.config, self.inputs, &self.addresses, self.snapshot().tls.clone())).await;
+        let urls = self.urls();
+        self.published.send_modify(|published| published.urls = urls);
         change.log();
         let certificate = self.certificates.as_ref().map(Certificates::current);
         self.entry.print(self.addresses.choice(), certificate);
+    }
+
+    /// Returns the URLs of the server at its present addresses, with its present certificate.
+    fn urls(&self) -> Vec<String> {
+        self.entry.urls(self.addresses.choice(), self.certificates.as_ref().map(Certificates::current))
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {

@@ -117,10 +117,15 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         return Err(failed_to_start(&stop, threads));
     }
     let started = clock::unix_seconds();
+    let mut entry = BrowserEntry::new(config, &prepared.endpoints, prepared.inputs.generated_secret.clone(), log);
+    let certificate = prepared.certificates.as_ref().map(tls::Certificates::current);
     let published = api::Published {
         snapshot: Arc::clone(&prepared.snapshot),
-        certificate_expiry: prepared.certificates.as_ref().map(|certificates| certificates.current().not_after),
+        certificate_expiry: certificate.map(|certificate| certificate.not_after),
         reload: api::Reload::at_start(started),
+        secret: config.auth.secrets.first().or(prepared.inputs.generated_secret.as_ref()).cloned(),
+        urls: entry.urls(prepared.addresses.choice(), certificate),
+        keys: config.http.keys.clone(),
     };
     let (published, publications) = watch::channel(published);
     let api = api::Inputs {
@@ -132,8 +137,7 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         access: api::Access { from: config.http.metrics_from.clone(), token: config.http.metrics_token.clone() },
     };
     let http_thread = start_http(prepared.http, api, stopped)?;
-    let mut entry = BrowserEntry::new(config, &prepared.endpoints, prepared.inputs.generated_secret.clone(), log);
-    entry.print(prepared.addresses.choice(), prepared.certificates.as_ref().map(tls::Certificates::current));
+    entry.print(prepared.addresses.choice(), certificate);
     tracing::info!(event = "ready", workers = threads.len(), "ready");
 
     let server = RunningServer {
@@ -276,9 +280,17 @@ impl<'a> BrowserEntry<'a> {
         Self { config, endpoints, secret, printed: None, log }
     }
 
+    /// Returns the URIs of the listeners; none if no relay address is there.
+    fn urls(&self, choice: &Choice, certificate: Option<&Certificate>) -> Vec<String> {
+        if choice.addresses.is_empty() {
+            return Vec::new();
+        }
+        urls(self.config, self.endpoints, choice, certificate)
+    }
+
     fn print(&mut self, choice: &Choice, certificate: Option<&Certificate>) {
         let Some(secret) = &self.secret else { return };
-        let urls = urls(self.config, self.endpoints, choice, certificate);
+        let urls = self.urls(choice, certificate);
         if self.printed.as_ref() == Some(&urls) || choice.addresses.is_empty() {
             return;
         }

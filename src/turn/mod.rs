@@ -39,6 +39,7 @@ pub use protocol::channel_numbers::ChannelNumbers;
 pub use protocol::framing::{Frame, LARGEST_FRAME, is_binding, written_length};
 pub use protocol::rejection::RejectionCode;
 pub use protocol::request_method::RequestMethod;
+pub(crate) use rate::Bucket;
 pub use rate::Rate;
 pub use record::{AllocationRecord, Epoch, ImportError, RelayRecord};
 pub use server::Server;

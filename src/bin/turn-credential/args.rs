@@ -5,12 +5,12 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use turnserver::config::{DurationError, parse_duration};
+use turnserver::config::{DurationError, KEY_NAME_RULE, is_key_name, parse_duration};
 
 /// The longest lifetime of a credential, in seconds: ten years.
 const LONGEST_TTL: u64 = 3_650 * 86_400;
 
-/// Create and check time-limited TURN credentials
+/// Create and check time-limited TURN credentials, and create API keys
 #[derive(Debug, Parser)]
 #[command(name = "turn-credential", version, arg_required_else_help = true)]
 pub(crate) struct Arguments {
@@ -26,6 +26,9 @@ pub(crate) enum Command {
     /// Report whether a credential is valid, and if not, why
     #[command(after_help = VERIFY_HELP, next_line_help = true)]
     Verify(Verify),
+    /// Create a key with which an application gets credentials over HTTP
+    #[command(after_help = KEY_HELP, next_line_help = true)]
+    Key(Key),
 }
 
 const MINT_HELP: &str = "\
@@ -49,6 +52,13 @@ checked, too.
 
 Example:
   echo 'rchw+7XvnG7mN0BXm8xDnHNSHX0=' | turn-credential verify 1700000000:alice";
+
+const KEY_HELP: &str = "\
+Prints the key, which cannot be shown again, and the block for the
+configuration of the server. The block contains only a hash of the key.
+
+Example:
+  turn-credential key --name shop";
 
 #[derive(Args, Debug)]
 pub(crate) struct Mint {
@@ -83,6 +93,13 @@ pub(crate) struct Verify {
     /// Read the password from this variable
     #[arg(long, value_name = "VARIABLE")]
     pub(crate) password_env: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Key {
+    /// The name of the key: letters, digits, dots, hyphens and underscores
+    #[arg(long, value_name = "NAME", default_value = "app", value_parser = parse_key_name)]
+    pub(crate) name: String,
 }
 
 /// The source of the secrets.
@@ -145,6 +162,10 @@ fn parse_user(user: &str) -> Result<String, String> {
         return Err(format!("it contains the control character {}", control.escape_unicode()));
     }
     Ok(user.to_owned())
+}
+
+fn parse_key_name(name: &str) -> Result<String, String> {
+    if is_key_name(name) { Ok(name.to_owned()) } else { Err(KEY_NAME_RULE.to_owned()) }
 }
 
 fn parse_ttl(ttl: &str) -> Result<u64, String> {

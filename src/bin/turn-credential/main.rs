@@ -1,9 +1,10 @@
-//! `turn-credential`: creates and checks time-limited TURN credentials.
+//! `turn-credential`: creates and checks time-limited TURN credentials, and creates API keys.
 //!
 //! Exit codes: 0 for success, 1 for a failure or an invalid credential, 2 for a usage error. Results go to standard
 //! output, errors to standard error.
 
 mod args;
+mod key;
 mod mint;
 mod source;
 mod text;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let output = match arguments.command {
         Command::Mint(mint) => mint::run(&mint)?,
+        Command::Key(key) => key::run(&key)?,
         Command::Verify(verify) => verify::run(&verify)?,
     };
     let mut stdout = io::stdout().lock();

@@ -77,6 +77,8 @@ fn the_shipped_file_has_every_key() {
 fn the_examples_in_the_shipped_file_are_valid() {
     let filled =
         SHIPPED.replace("password = \"\"", "password = \"x\"").replace("/etc/turnserver/secrets", "Cargo.toml");
+    let hash = format!("sha256 = \"{}\"", KeyHash::of(b"abc").to_hex());
+    let filled = filled.replace("sha256 = \"\"", &hash).replace("/etc/turnserver/metrics-token", "Cargo.toml");
     let filled = filled.replace("tls = [] ", "tls = [\"[::]:5349\"] ");
     let lines: Vec<&str> = filled
         .lines()
@@ -92,6 +94,7 @@ fn the_examples_in_the_shipped_file_are_valid() {
     assert_eq!(config.hostname.as_deref(), Some("turn.example.org"));
     assert_eq!(config.auth.users[0].name, "alice");
     assert_eq!(config.auth.secrets.len(), 1);
+    assert_eq!(config.http.keys[0].name, "app");
 }
 
 #[test]
@@ -99,7 +102,7 @@ fn the_document_lists_every_key_in_the_section_of_its_table() {
     for table in schema::ALL {
         let heading = match table.path {
             "" => "## Top level\n".to_owned(),
-            "auth.users" => "### `[[auth.users]]`\n".to_owned(),
+            "auth.users" | "http.keys" => format!("### `[[{}]]`\n", table.path),
             path => format!("## `[{path}]`\n"),
         };
         let (_, section) = DOCUMENT.split_once(&heading).unwrap_or_else(|| panic!("no section {heading}"));

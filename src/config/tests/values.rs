@@ -79,6 +79,14 @@ socket = "control.sock"
 listen = ["[::]:9641", "127.0.0.1:0"]
 tls = true
 metrics-from = ["10.0.0.0/8", "2001:db8::1"]
+
+[[http.keys]]
+name = "app.1"
+sha256 = "BA7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+ttl = "1h"
+user-prefix = "shop:"
+origins = ["https://app.example.org", "http://localhost:5173"]
+requests-per-second = 50
 "#;
 
 fn endpoints(transport: Transport, addresses: &[&str]) -> Vec<Endpoint> {
@@ -157,6 +165,14 @@ fn every_value_is_parsed() {
             tls: true,
             metrics_from: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::1/128".parse().unwrap()],
             metrics_token: None,
+            keys: vec![HttpKey {
+                name: "app.1".to_owned(),
+                hash: KeyHash::of(b"abc"),
+                ttl: Duration::from_secs(3_600),
+                user_prefix: "shop:".to_owned(),
+                origins: ["https://app.example.org", "http://localhost:5173"].map(str::to_owned).to_vec(),
+                requests_per_second: 50,
+            }],
         },
         files: vec![("tls.certificate", "chain.pem".into()), ("tls.private-key", "/etc/key.pem".into())],
         warnings: Vec::new(),
@@ -292,7 +308,8 @@ compat   no client gets Data indications about ICMP errors
 log      trace as json
 control  control.sock
 http     https://[::]:9641
-http     https://127.0.0.1:0"
+http     https://127.0.0.1:0
+keys     app.1"
     );
 }
 

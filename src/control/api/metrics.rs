@@ -55,6 +55,7 @@ impl Api {
             certificate_expiry: published.certificate_expiry,
             reload: published.reload,
             event_loops: self.workers.iter().map(|worker| worker.statistics.event_loop()).collect(),
+            credentials: self.credentials.outcomes().collect(),
         }
     }
 }
@@ -70,6 +71,7 @@ struct Page {
     reload: Reload,
     /// That of each worker.
     event_loops: Vec<EventLoop>,
+    credentials: Vec<(&'static str, u64)>,
 }
 
 impl Collector for Page {
@@ -81,7 +83,14 @@ impl Collector for Page {
         self.relaying(&mut families)?;
         self.requests(&mut families)?;
         self.connections(&mut families)?;
-        self.tls(&mut families)
+        self.tls(&mut families)?;
+        families.counters(
+            "credential_requests",
+            "HTTP requests for credentials",
+            None,
+            "outcome",
+            self.credentials.iter().copied(),
+        )
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the server answers over HTTP: on the control socket, and on `[http] listen`.
 
 mod access;
+mod credentials;
 mod health;
 mod metrics;
 mod reload;
@@ -16,11 +17,14 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
 
 use super::start::WorkerControl;
+use crate::auth::Secret;
 use crate::clock::Clock;
+use crate::config::HttpKey;
 use crate::http::{Client, Handler, response};
 use crate::turn::{Instant, Ledger};
 use crate::worker::Totals;
 pub(super) use access::Access;
+use credentials::Form;
 use health::Health;
 pub(super) use reload::Reload;
 
@@ -33,6 +37,12 @@ pub(super) struct Published {
     pub(super) certificate_expiry: Option<u64>,
     /// When the configuration was last read, and the result.
     pub(super) reload: Reload,
+    /// The secret for new credentials; `None` if there are only static users.
+    pub(super) secret: Option<Secret>,
+    /// The TURN URLs of the server. None if it has no address for clients.
+    pub(super) urls: Vec<String>,
+    /// The keys with which applications get credentials.
+    pub(super) keys: Vec<HttpKey>,
 }
 
 /// The state of the server, as far as the HTTP server reads it.
@@ -52,6 +62,7 @@ pub(super) struct Inputs {
 pub(super) struct Api {
     inputs: Inputs,
     health: Rc<Health>,
+    credentials: credentials::State,
 }
 
 impl Api {
@@ -60,7 +71,7 @@ impl Api {
         let health = Rc::<Health>::default();
         let statistics = inputs.workers.iter().map(|worker| Arc::clone(&worker.statistics));
         tokio::task::spawn_local(Rc::clone(&health).watch(statistics.collect()));
-        Self { inputs, health }
+        Self { inputs, health, credentials: credentials::State::default() }
     }
 
     fn now(&self) -> Instant {
@@ -96,7 +107,10 @@ impl Handler for Api {
             }
             "/v1/status" if is_control && *method == Method::GET => self.status().await,
             "/v1/status" if is_control => response::method_not_allowed("GET"),
-            _ => response::error(StatusCode::NOT_FOUND, "there is no such resource"),
+            _ => match Form::of(path) {
+                Some(form) => self.credentials(form, client, &request),
+                None => response::error(StatusCode::NOT_FOUND, "there is no such resource"),
+            },
         }
     }
 }

@@ -5,6 +5,7 @@ use super::*;
 mod alternate;
 mod auth;
 mod general;
+mod http_keys;
 mod keys;
 mod listen;
 mod peers;

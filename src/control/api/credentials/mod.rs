@@ -1,0 +1,371 @@
+//! Credentials over HTTP, for applications with an API key. docs/credentials.md describes the requests and responses.
+
+mod cors;
+mod limits;
+mod outcome;
+mod request;
+
+use std::cell::RefCell;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
+
+use super::access::bearer;
+use super::{Api, Published};
+use crate::auth::time_limited::{self, Credential};
+use crate::auth::{KeyHash, Secret};
+use crate::clock;
+use crate::config::HttpKey;
+use crate::http::{Client, response};
+use crate::setting::{AUTH_SECRETS, HOSTNAME, HTTP_KEYS};
+use cors::Cors;
+use limits::Limits;
+use outcome::{Counts, Outcome};
+use request::{Parameters, Wish};
+
+/// The lifetime of a credential if the request gives none, in seconds: that of draft-uberti-behave-turn-rest-00 §2.2.
+const DEFAULT_TTL: u64 = 86_400;
+/// RFC 8489 §14.3: fewer than 509 bytes.
+const MAX_USERNAME: usize = 508;
+
+/// The form of a request and its response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form<'p> {
+    /// `/v1/ice-servers`: an `RTCConfiguration`.
+    IceServers,
+    /// `/v1/turn/keys/NAME/credentials/generate-ice-servers`, as of Cloudflare: the same with a STUN server.
+    CloudflareList(&'p str),
+    /// `/v1/turn/keys/NAME/credentials/generate`, as of Cloudflare: one `RTCIceServer`.
+    CloudflareOne(&'p str),
+    /// `/turn` of draft-uberti-behave-turn-rest-00.
+    TurnRest,
+}
+
+impl<'p> Form<'p> {
+    /// Returns the form of the requests at a path, if it is one for credentials.
+    pub(super) fn of(path: &'p str) -> Option<Self> {
+        if let Some(rest) = path.strip_prefix("/v1/turn/keys/") {
+            return match rest.split_once('/')? {
+                (name, "credentials/generate-ice-servers") => Some(Self::CloudflareList(name)),
+                (name, "credentials/generate") => Some(Self::CloudflareOne(name)),
+                _ => None,
+            };
+        }
+        match path {
+            "/v1/ice-servers" => Some(Self::IceServers),
+            "/turn" => Some(Self::TurnRest),
+            _ => None,
+        }
+    }
+
+    /// Returns the supported methods.
+    fn methods(self) -> &'static str {
+        match self {
+            Self::TurnRest => "GET, POST, OPTIONS",
+            _ => "POST, OPTIONS",
+        }
+    }
+
+    fn supports(self, method: &Method) -> bool {
+        *method == Method::POST || self == Self::TurnRest && *method == Method::GET
+    }
+
+    /// Returns the name of the key in the path.
+    fn key_name(self) -> Option<&'p str> {
+        match self {
+            Self::CloudflareList(name) | Self::CloudflareOne(name) => Some(name),
+            Self::IceServers | Self::TurnRest => None,
+        }
+    }
+
+    fn response(self, credential: &Credential, urls: &[String], ttl: u64) -> Response<Full<Bytes>> {
+        let (username, password) = (&credential.username, credential.password.as_str());
+        match self {
+            Self::IceServers => {
+                let body = format!("{}\n", credential.ice_servers(urls));
+                response::with(StatusCode::CREATED, "application/json", body)
+            }
+            Self::CloudflareList(_) => {
+                let stun = stun_urls(urls);
+                let turn = json!({ "urls": urls, "username": username, "credential": password });
+                let servers = if stun.is_empty() { json!([turn]) } else { json!([{ "urls": stun }, turn]) };
+                response::json(StatusCode::CREATED, &json!({ "iceServers": servers }))
+            }
+            Self::CloudflareOne(_) => {
+                let urls: Vec<String> = stun_urls(urls).into_iter().chain(urls.iter().cloned()).collect();
+                let server = json!({ "urls": urls, "username": username, "credential": password });
+                response::json(StatusCode::CREATED, &json!({ "iceServers": server }))
+            }
+            Self::TurnRest => {
+                let body = json!({ "username": username, "password": password, "ttl": ttl, "uris": urls });
+                response::json(StatusCode::OK, &body)
+            }
+        }
+    }
+}
+
+/// Returns the STUN URLs (RFC 7064) of the UDP listeners among TURN URLs.
+fn stun_urls(urls: &[String]) -> Vec<String> {
+    let udp = urls.iter().filter_map(|url| url.strip_prefix("turn:")?.strip_suffix("?transport=udp"));
+    udp.map(|host| format!("stun:{host}")).collect()
+}
+
+/// What a request is refused for.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    outcome: Outcome,
+    message: String,
+    /// The name of the key, if the request has a valid one.
+    key: Option<String>,
+}
+
+impl Refusal {
+    fn new(outcome: Outcome, message: impl Into<String>) -> Self {
+        Self { outcome, message: message.into(), key: None }
+    }
+
+    fn response(&self) -> Response<Full<Bytes>> {
+        let mut response = response::error(self.outcome.status(), &self.message);
+        let headers = response.headers_mut();
+        match self.outcome {
+            Outcome::UnknownKey => _ = headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            // Every limit is at least one request per second.
+            Outcome::KeyLimited | Outcome::SourceLimited => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+/// The counts and limits of the requests for credentials.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    counts: Counts,
+    limits: RefCell<Limits>,
+}
+
+impl State {
+    /// Returns the number of requests with each outcome: a label and the count.
+    pub(super) fn outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.counts.iter()
+    }
+}
+
+/// A credential that has been minted, and for which key.
+struct Issued {
+    credential: Credential,
+    ttl: u64,
+    key: String,
+}
+
+impl Api {
+    /// Responds to a request for credentials.
+    pub(super) fn credentials(
+        &self,
+        form: Form<'_>,
+        client: &Client,
+        request: &Request<Bytes>,
+    ) -> Response<Full<Bytes>> {
+        let published = self.published.borrow();
+        if published.keys.is_empty() {
+            return response::error(
+                StatusCode::NOT_FOUND,
+                &format!(
+                    "this server gives no credentials over HTTP, because {HTTP_KEYS} has no key: `turn-credential \
+                     key` makes one"
+                ),
+            );
+        }
+        let cors = Cors::new(request, &published.keys);
+        if *request.method() == Method::OPTIONS {
+            return cors.preflight(form.methods());
+        }
+        if !form.supports(request.method()) {
+            return response::method_not_allowed(form.methods());
+        }
+        let result = self.issue(form, &published, client, request);
+        self.record(client, &result);
+        let mut response = match result {
+            Ok(Issued { credential, ttl, .. }) => form.response(&credential, &published.urls, ttl),
+            Err(refusal) => refusal.response(),
+        };
+        cors.allow(&mut response);
+        response
+    }
+
+    fn issue(
+        &self,
+        form: Form<'_>,
+        published: &Published,
+        client: &Client,
+        request: &Request<Bytes>,
+    ) -> Result<Issued, Refusal> {
+        let parameters = match form {
+            Form::TurnRest => Parameters::of(request)?,
+            _ => Parameters::default(),
+        };
+        let given = parameters.key().or_else(|| bearer(request));
+        let key = self.key(form, &published.keys, client, given)?;
+        let with_name = |refusal: Refusal| Refusal { key: Some(key.name.clone()), ..refusal };
+        self.check(key, request).map_err(with_name)?;
+        let wish = match form {
+            Form::TurnRest => Wish::of_parameters(&parameters),
+            Form::IceServers => Wish::of_body(request.body()),
+            Form::CloudflareList(_) | Form::CloudflareOne(_) => Wish::of_cloudflare(request.body()),
+        };
+        wish.and_then(|wish| mint(key, &wish, published)).map_err(with_name)
+    }
+
+    /// Returns the key of a request, or why there is none.
+    fn key<'k>(
+        &self,
+        form: Form<'_>,
+        keys: &'k [HttpKey],
+        client: &Client,
+        given: Option<&[u8]>,
+    ) -> Result<&'k HttpKey, Refusal> {
+        // Behind a proxy on this machine, all clients have one source.
+        let source = client.ip().filter(|ip| !ip.is_loopback());
+        let now = self.now();
+        if let Some(source) = source.filter(|source| self.credentials.limits.borrow().is_exhausted(*source, now)) {
+            return Err(Refusal::new(
+                Outcome::SourceLimited,
+                format!("too many requests of {source} had no valid key: correct the key, then try again"),
+            ));
+        }
+        let key = given.and_then(|given| {
+            let hash = KeyHash::of(given);
+            keys.iter().find(|key| key.hash == hash)
+        });
+        let key = key.filter(|key| form.key_name().is_none_or(|name| name == key.name));
+        key.ok_or_else(|| {
+            if let Some(source) = source {
+                self.credentials.limits.borrow_mut().failed(source, now);
+            }
+            let message = match (given, form) {
+                (None, Form::TurnRest) => "there is no key: send it as the parameter `key`",
+                (None, _) => "there is no key: send it in the header `Authorization: Bearer KEY`",
+                (Some(_), Form::CloudflareList(_) | Form::CloudflareOne(_)) => {
+                    "the key is unknown, or the path has not its `name` from `[[http.keys]]`"
+                }
+                (Some(_), _) => "the key is unknown: its SHA-256 is not in `[[http.keys]]`",
+            };
+            Refusal::new(Outcome::UnknownKey, message)
+        })
+    }
+
+    /// Checks the origin and the rate of a request with a valid key.
+    fn check(&self, key: &HttpKey, request: &Request<Bytes>) -> Result<(), Refusal> {
+        if let Some(origin) = cors::origin(request).filter(|origin| !key.origins.iter().any(|own| own == origin)) {
+            return Err(Refusal::new(
+                Outcome::OriginDenied,
+                format!("pages of {origin:?} may not use this key: add it to the `origins` of the key"),
+            ));
+        }
+        if !self.credentials.limits.borrow_mut().admit(&key.name, key.requests_per_second, self.now()) {
+            let most = key.requests_per_second;
+            return Err(Refusal::new(
+                Outcome::KeyLimited,
+                format!("the key has reached its limit (`requests-per-second`, {most}): try again later"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Counts and logs the outcome of a request.
+    fn record(&self, client: &Client, result: &Result<Issued, Refusal>) {
+        match result {
+            Ok(Issued { credential, ttl, key }) => {
+                self.credentials.counts.add(Outcome::Issued);
+                let (_, user) = credential.username.split_once(':').unwrap_or_default();
+                tracing::debug!(
+                    event = "credential-issued", client = %client, key, user, lifetime = *ttl, "credential issued"
+                );
+            }
+            Err(Refusal { outcome, message, key }) => {
+                self.credentials.counts.add(*outcome);
+                let Some(count) = self.credentials.limits.borrow_mut().may_log(self.now()) else { return };
+                tracing::warn!(
+                    event = "credential-refused", client = %client, key = key.as_deref(), reason = message.as_str(),
+                    count, "credential refused"
+                );
+            }
+        }
+    }
+}
+
+/// Mints the credential that a client with this key asks for.
+fn mint(key: &HttpKey, wish: &Wish, published: &Published) -> Result<Issued, Refusal> {
+    let longest = key.ttl.as_secs();
+    let ttl = wish.ttl.unwrap_or(DEFAULT_TTL.min(longest));
+    if ttl == 0 || ttl > longest {
+        return Err(Refusal::new(
+            Outcome::BadRequest,
+            format!("`ttl` must be between 1 and {longest} seconds, the `ttl` of the key"),
+        ));
+    }
+    let user = wish.user.as_deref();
+    if !user.unwrap_or_default().starts_with(&key.user_prefix) {
+        let prefix = &key.user_prefix;
+        let message = format!("this key needs a user whose name begins with {prefix:?}, the `user-prefix` of the key");
+        return Err(Refusal::new(Outcome::UserDenied, message));
+    }
+    if published.urls.is_empty() {
+        return Err(Refusal::new(
+            Outcome::Unavailable,
+            format!("the server has no address for clients at present: its log says why; {HOSTNAME} may be missing"),
+        ));
+    }
+    let credential = time_limited::mint(secret(published)?, user, clock::unix_seconds().saturating_add(ttl));
+    if credential.username.len() > MAX_USERNAME {
+        let length = credential.username.len();
+        return Err(Refusal::new(
+            Outcome::BadRequest,
+            format!("the username with its expiry has {length} bytes; the maximum is {MAX_USERNAME}"),
+        ));
+    }
+    Ok(Issued { credential, ttl, key: key.name.clone() })
+}
+
+fn secret(published: &Published) -> Result<&Secret, Refusal> {
+    published.secret.as_ref().ok_or_else(|| {
+        let message = format!("the server has no secret for credentials: set {AUTH_SECRETS}");
+        Refusal::new(Outcome::Unavailable, message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_determines_the_form() {
+        for (path, form) in [
+            ("/v1/ice-servers", Some(Form::IceServers)),
+            ("/turn", Some(Form::TurnRest)),
+            ("/v1/turn/keys/app/credentials/generate-ice-servers", Some(Form::CloudflareList("app"))),
+            ("/v1/turn/keys/app/credentials/generate", Some(Form::CloudflareOne("app"))),
+            ("/v1/turn/keys/app/credentials/revoke", None),
+            ("/v1/turn/keys/app", None),
+            ("/v1/ice-servers/", None),
+        ] {
+            assert_eq!(Form::of(path), form, "{path}");
+        }
+    }
+
+    #[test]
+    fn stun_urls_are_those_of_the_udp_listeners() {
+        let urls = [
+            "turn:a:1?transport=udp",
+            "turn:[::1]:2?transport=udp",
+            "turn:a:1?transport=tcp",
+            "turns:a:3?transport=tcp",
+        ];
+        assert_eq!(stun_urls(&urls.map(str::to_owned)), ["stun:a:1", "stun:[::1]:2"]);
+    }
+}
