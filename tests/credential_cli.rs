@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use turnserver::auth::{Secret, time_limited};
+use turnserver::auth::{KeyHash, Secret, time_limited};
 use turnserver::clock::unix_seconds;
 
 const SECRET: &str = "north-star-north-star";
@@ -455,7 +455,14 @@ fn invalid_arguments_are_exit_code_2_and_help_is_0() {
     {
         assert!(help.contains(option), "{option} is not in: {help}");
     }
-    for arguments in [&["--help"][..], &["mint", "--help"], &["mint", "-h"], &["verify", "--help"], &["verify", "-h"]] {
+    for arguments in [
+        &["--help"][..],
+        &["mint", "--help"],
+        &["mint", "-h"],
+        &["verify", "--help"],
+        &["verify", "-h"],
+        &["key", "--help"],
+    ] {
         // A terminal wraps longer lines in the middle of words.
         for line in directory.run(arguments).succeeded().lines() {
             assert!(line.chars().count() <= 80, "{line}");
@@ -486,4 +493,24 @@ fn a_closed_pipe_is_not_a_panic_and_a_full_disk_is_an_error() {
     assert_eq!((closed.code, closed.stderr.as_str()), (Some(1), ""));
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     mint(full.into()).failed(1, &["cannot write to standard output"]);
+}
+
+#[test]
+fn each_key_is_new_and_its_block_has_its_hash_and_name() {
+    let directory = Workdir::new("key");
+    let make = |arguments: &[&str]| {
+        let output = directory.run(&[&["key"], arguments].concat()).succeeded();
+        let (key, block) = output.split_once("\n\n").unwrap();
+        let key = key.lines().last().unwrap().to_owned();
+        let table: toml::Table = block.parse().unwrap();
+        let entry = table["http"]["keys"][0].clone();
+        assert_eq!(entry["sha256"].as_str(), Some(KeyHash::of(key.as_bytes()).to_hex().as_str()));
+        (key, entry["name"].as_str().unwrap().to_owned())
+    };
+    let ((one, name), (other, default)) = (make(&["--name", "shop.2"]), make(&[]));
+    assert_eq!((name.as_str(), default.as_str()), ("shop.2", "app"));
+    assert_ne!(one, other);
+    for wrong in ["", "a b", "a/b"] {
+        directory.run(&["key", "--name", wrong]).failed(2, &["letters, digits, dots"]);
+    }
 }

@@ -1,10 +1,13 @@
-//! Interoperability with coturn's test client and echo peer (Debian package `coturn`), openssl, libnice and Prometheus,
-//! over loopback.
+//! Interoperability with coturn's test client and echo peer (Debian package `coturn`), openssl, libnice, Janus and
+//! Prometheus, over loopback.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
 #[path = "http/client.rs"]
 mod client;
+#[cfg(test)]
+#[path = "interop/janus.rs"]
+mod janus;
 #[cfg(test)]
 #[path = "interop/prometheus.rs"]
 mod prometheus;
