@@ -11,7 +11,7 @@ use super::credentials::DAY;
 use super::general::{duration, name_of};
 use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{HttpKey, schema};
+use super::{Auth, Http, HttpKey, schema};
 use crate::auth::KeyHash;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -40,6 +40,17 @@ pub(super) fn keys(section: &Section<'_>, listen: &[SocketAddr], tls: bool, repo
         warn_of_listeners(section, listen, tls, report);
     }
     keys
+}
+
+/// Warns of keys that cannot be used because there are only static users.
+pub(super) fn warn_without_secret(top: &Section<'_>, http: &Http, auth: &Auth, report: &mut Report<'_>) {
+    if !http.keys.is_empty() && auth.secrets.is_empty() && !auth.users.is_empty() {
+        report.warn(
+            &top.span("http"),
+            "`http.keys` has keys, but no credential can be made for them, because there is no secret: set `secrets` \
+             or `secrets-file` in `[auth]`",
+        );
+    }
 }
 
 fn warn_of_listeners(section: &Section<'_>, listen: &[SocketAddr], tls: bool, report: &mut Report<'_>) {

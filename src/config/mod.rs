@@ -555,6 +555,8 @@ impl Config {
         addresses::warn_of_port_overlap(&top, &listen, &relay, report);
         let alternate = alternate::alternate(&top, &listen, report);
         let http = http::http(&top, report);
+        let auth = credentials::auth(&top, report);
+        http_keys::warn_without_secret(&top, &http, &auth, report);
         Self {
             realm: general::realm(&top, report),
             hostname: general::hostname(&top, report),
@@ -563,7 +565,7 @@ impl Config {
             tls: tls::tls(&top, &listen, http.tls, report),
             listen,
             relay,
-            auth: credentials::auth(&top, report),
+            auth,
             peers: addresses::peers(&top, report),
             limits,
             timeouts: general::timeouts(&top, report),

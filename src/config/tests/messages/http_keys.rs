@@ -61,3 +61,12 @@ fn keys_that_cross_the_network_unencrypted_or_have_no_listener_cause_a_warning()
     assert!(of("listen = [\"192.0.2.7:80\"]\n").iter().any(|warning| warning.contains("unencrypted")));
     assert_eq!(of("listen = [\"127.0.0.1:80\", \"[::1]:80\"]\n"), [""; 0]);
 }
+
+#[test]
+fn keys_without_a_secret_cause_a_warning() {
+    let users = "[auth]\nusers = [{ name = \"ann\", password = \"north wind north\" }]\n";
+    let http = key(&format!("name = \"a\"\nsha256 = \"{HASH}\"\n"));
+    let [warning] = <[String; 1]>::try_from(warnings(&format!("{users}{http}"))).unwrap();
+    assert!(warning.starts_with("3:1: ") && warning.contains("there is no secret"), "{warning}");
+    assert_eq!(warnings(&http), [""; 0]);
+}
