@@ -1,5 +1,7 @@
 //! `turnserver`: reads the arguments and the configuration, and runs the server.
 
+mod ctl;
+
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,6 +35,7 @@ struct Arguments {
 enum Command {
     /// Check and explain the configuration without starting the server.
     CheckConfig,
+    Ctl(ctl::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -49,11 +52,16 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match execute(&arguments) {
+    let result = match &arguments.command {
+        Some(Command::Ctl(command)) => ctl::run(command, arguments.config.as_deref()),
+        Some(Command::CheckConfig) => execute(&arguments, true).map_err(|message| (message, ExitCode::FAILURE)),
+        None => execute(&arguments, false).map_err(|message| (message, ExitCode::FAILURE)),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
+        Err((message, code)) => {
             write_lines(&format!("{}turnserver: ", control::logging::error_prefix()), &message);
-            ExitCode::FAILURE
+            code
         }
     }
 }
@@ -65,7 +73,8 @@ fn write_lines(prefix: &str, text: &str) {
     control::logging::write_directly(lines.map(|line| format!("{prefix}{line}\n")).collect());
 }
 
-fn execute(arguments: &Arguments) -> Result<(), String> {
+/// Runs the server, or only checks its configuration.
+fn execute(arguments: &Arguments, only_check: bool) -> Result<(), String> {
     let path = arguments.config.clone().or_else(config::default_path);
     let mut config = match &path {
         Some(path) => Config::load(path).map_err(|errors| errors.to_string())?,
@@ -74,18 +83,16 @@ fn execute(arguments: &Arguments) -> Result<(), String> {
     if let Some(level) = arguments.log_level {
         config.log.level = level;
     }
-    match arguments.command {
-        Some(Command::CheckConfig) => check(path.as_deref(), &config),
-        None => {
-            control::prepare_memory();
-            let log = control::logging::start(&config.log).map_err(|error| format!("cannot start the log: {error}"))?;
-            let source = path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
-            tracing::info!(event = "starting", version = env!("CARGO_PKG_VERSION"), configuration = source, "starting");
-            let result = control::run(&config, &log).map_err(|error| error.to_string());
-            log.flush();
-            result
-        }
+    if only_check {
+        return check(path.as_deref(), &config);
     }
+    control::prepare_memory();
+    let log = control::logging::start(&config.log).map_err(|error| format!("cannot start the log: {error}"))?;
+    let source = path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
+    tracing::info!(event = "starting", version = env!("CARGO_PKG_VERSION"), configuration = source, "starting");
+    let result = control::run(&config, &log).map_err(|error| error.to_string());
+    log.flush();
+    result
 }
 
 fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {

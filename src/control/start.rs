@@ -148,10 +148,11 @@ pub(super) fn prepare<'a>(
     let mailboxes: Vec<_> = (0..workers).map(|_| worker::mailbox()).collect();
     let mut next: Vec<_> = mailboxes.iter().map(|(handle, _)| handle.clone()).collect();
     next.rotate_left(1);
-    for ((handle, mailbox), next) in mailboxes.into_iter().zip(next) {
+    for (index, ((handle, mailbox), next)) in mailboxes.into_iter().zip(next).enumerate() {
         let statistics = Arc::<Statistics>::default();
         controls.push(WorkerControl { handle, statistics: Arc::clone(&statistics) });
         plans.push(Plan {
+            index,
             listeners: listeners.for_next_worker()?,
             snapshot: Arc::clone(&snapshot),
             ledger: Arc::clone(&ledger),

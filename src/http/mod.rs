@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use crate::net::tls::Acceptor;
 use connections::{Connections, Place};
 pub use listener::BindError;
-pub(crate) use listener::{Client, Listener, UnixSocket};
+pub(crate) use listener::{Client, Listener, PeerCredentials, UnixSocket};
 
 /// The limits of the server. Each listener has its own, so that nobody on the network can take the control socket away
 /// from the operator.

@@ -24,7 +24,9 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::ParseIntError;
 use std::ops::Range;
+use std::str::FromStr;
 
 use super::event::Event;
 use super::outcome::{DropReason, Outcome};
@@ -65,6 +67,22 @@ pub struct AllocationId {
     pub(crate) place: u32,
     /// Distinguishes the allocation from earlier ones in the same place.
     pub(crate) generation: u32,
+}
+
+impl fmt::Display for AllocationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.place, self.generation)
+    }
+}
+
+impl FromStr for AllocationId {
+    type Err = ParseIntError;
+
+    /// Parses what `Display` writes.
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let (place, generation) = text.split_once('-').unwrap_or((text, ""));
+        Ok(Self { place: place.parse()?, generation: generation.parse()? })
+    }
 }
 
 /// The number of sockets that an allocation can have.

@@ -17,6 +17,8 @@ use crate::setting::ALTERNATE_WHEN;
 pub enum Event {
     /// An allocation was created.
     AllocationCreated {
+        /// The allocation.
+        id: AllocationId,
         /// The user.
         user: String,
         /// The client's 5-tuple.
@@ -238,19 +240,37 @@ pub enum EndReason {
     /// The server does not have its relay address any more.
     RelayAddressGone,
     /// The operator ended it.
-    EndedByOperator,
+    EndedByOperator(Operator),
+}
+
+/// The process that sent a command of the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operator {
+    /// The process ID, if the kernel knows it.
+    pub process: Option<i32>,
+    /// The user ID.
+    pub user: u32,
+}
+
+impl fmt::Display for Operator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.process {
+            Some(process) => write!(f, "process {process} of user {}", self.user),
+            None => write!(f, "a process of user {}", self.user),
+        }
+    }
 }
 
 impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::EndedByOperator(operator) => return write!(f, "ended by the operator ({operator})"),
             Self::Deleted => "deleted by the client",
             Self::Expired => "expired",
             Self::ConnectionClosed => "the connection was closed",
             Self::ServerStopped => "the server stopped",
             Self::CredentialsRevoked => "the credentials were revoked",
             Self::RelayAddressGone => "the relay address has gone",
-            Self::EndedByOperator => "ended by the operator",
         })
     }
 }

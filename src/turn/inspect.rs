@@ -3,8 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::contract::{AllocationId, FiveTuple, RelayedAddresses};
-use super::event::{EndReason, Traffic};
+use super::event::{EndReason, Operator, Traffic};
 use super::server::Server;
 use super::tables::allocation::Allocation;
 use super::time::Instant;
@@ -20,7 +22,9 @@ pub struct AllocationInfo {
     pub tuple: FiveTuple,
     /// The advertised relayed transport addresses.
     pub relay: RelayedAddresses,
-    /// The time since the Allocate request.
+    /// When the Allocate request arrived.
+    pub created: Instant,
+    /// The time since then.
     pub age: Duration,
     /// The time-to-expiry in seconds.
     pub expires_in: u32,
@@ -43,6 +47,29 @@ pub struct AllocationDetail {
     pub channels: Vec<(u16, SocketAddr, u32)>,
 }
 
+/// Which allocations are listed: those that meet every condition. The default lists all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// The user.
+    pub user: Option<String>,
+    /// A prefix of the client's address.
+    pub client: Option<IpNet>,
+    /// A prefix of a peer's address: of a permission or a channel.
+    pub peer: Option<IpNet>,
+}
+
+impl Filter {
+    fn accepts(&self, allocation: &Allocation, now: Instant) -> bool {
+        let has_peer = |net: &IpNet| {
+            let permitted = allocation.live_permissions(now).any(|(address, _)| net.contains(&address));
+            permitted || allocation.live_channels(now).any(|channel| net.contains(&channel.peer.ip()))
+        };
+        self.user.as_ref().is_none_or(|user| user == allocation.identity.user())
+            && self.client.as_ref().is_none_or(|net| net.contains(&allocation.tuple.client.ip().to_canonical()))
+            && self.peer.as_ref().is_none_or(has_peer)
+    }
+}
+
 /// Part of a listing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
@@ -57,16 +84,37 @@ pub struct Page {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor(u32);
 
-impl Server {
-    /// Lists up to `most` open allocations from `cursor` on. The default cursor is the beginning.
+impl Cursor {
+    /// Returns the number from which [`from_place`](Self::from_place) makes the cursor again.
     #[must_use]
-    pub fn allocations(&self, now: Instant, cursor: Cursor, most: usize) -> Page {
+    pub fn place(self) -> u32 {
+        self.0
+    }
+
+    /// Returns the cursor of a page that begins after an allocation.
+    #[must_use]
+    pub fn after(id: AllocationId) -> Self {
+        Self(id.place + 1)
+    }
+
+    /// Returns the cursor with this number. Any number is valid.
+    #[must_use]
+    pub fn from_place(place: u32) -> Self {
+        Self(place)
+    }
+}
+
+impl Server {
+    /// Examines up to `most` allocations from `cursor` on, and lists those that are open and that the filter accepts.
+    /// The default cursor is the beginning.
+    #[must_use]
+    pub fn allocations(&self, now: Instant, cursor: Cursor, most: usize, filter: &Filter) -> Page {
         let mut page = Page::default();
         let mut examined = 0;
         for (id, allocation) in self.table.iter_from(cursor.0).take(most) {
             examined += 1;
-            page.next = Some(Cursor(id.place + 1));
-            if allocation.is_open(now) {
+            page.next = Some(Cursor::after(id));
+            if allocation.is_open(now) && filter.accepts(allocation, now) {
                 page.allocations.push(info(id, allocation, now));
             }
         }
@@ -91,10 +139,10 @@ impl Server {
     }
 
     /// Ends an allocation on behalf of the operator. Returns whether it was open.
-    pub fn end_allocation(&mut self, now: Instant, id: AllocationId) -> bool {
+    pub fn end_allocation(&mut self, now: Instant, id: AllocationId, operator: Operator) -> bool {
         let open = self.table.get(id).is_some_and(|allocation| allocation.is_open(now));
         if open {
-            self.end(id, now, EndReason::EndedByOperator);
+            self.end(id, now, EndReason::EndedByOperator(operator));
         }
         open
     }
@@ -106,6 +154,7 @@ fn info(id: AllocationId, allocation: &Allocation, now: Instant) -> AllocationIn
         user: allocation.identity.user().to_owned(),
         tuple: allocation.tuple,
         relay: allocation.relays.live(now),
+        created: allocation.created,
         age: now.since(allocation.created),
         expires_in: allocation.relays.seconds_left(now),
         traffic: allocation.traffic,

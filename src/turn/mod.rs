@@ -29,9 +29,9 @@ pub use contract::{
     Action, AllocationId, ChannelRoute, Context, FiveTuple, FromClient, FromPeer, IcmpError, IcmpIndication, OpenError,
     Opened, RelayedAddresses, Response, SocketId, SocketKind, SocketSpec, ToClient, ToPeer,
 };
-pub use event::{AllocationSummary, AuthCause, EndReason, Event, RedirectCause, Traffic};
+pub use event::{AllocationSummary, AuthCause, EndReason, Event, Operator, RedirectCause, Traffic};
 pub use gauges::{Gauges, RelayedFamily};
-pub use inspect::{AllocationDetail, AllocationInfo, Cursor, Page};
+pub use inspect::{AllocationDetail, AllocationInfo, Cursor, Filter, Page};
 pub use limit::Limit;
 pub use outcome::{Counters, DropReason, Outcome};
 pub use protocol::channel_data::{HEADROOM, TAILROOM};

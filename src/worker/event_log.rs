@@ -10,10 +10,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::SessionId;
 use crate::clock::Clock;
 use crate::net::limits;
 use crate::setting;
-use crate::turn::{Deadline, Event, FiveTuple, Instant, Limit, Outcome, QuotaExceeded, RedirectCause, Waiting};
+use crate::turn::{
+    AllocationId, Deadline, Event, FiveTuple, Instant, Limit, Outcome, QuotaExceeded, RedirectCause, Waiting,
+};
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +42,8 @@ const LONGEST_NAME: usize = 64;
 /// Writes events to the log.
 #[derive(Debug)]
 pub(super) struct EventLog {
+    /// The index of the worker, which is part of the session IDs.
+    worker: usize,
     allocations: RateLimit,
     users: UserShares,
     revoked_peers: RateLimit,
@@ -57,9 +62,10 @@ pub(super) struct EventLog {
     explained: BTreeSet<&'static str>,
 }
 
-impl Default for EventLog {
-    fn default() -> Self {
+impl EventLog {
+    pub(super) fn new(worker: usize) -> Self {
         Self {
+            worker,
             allocations: RateLimit::of(ALLOCATION_LINES),
             users: UserShares::default(),
             revoked_peers: RateLimit::of(ALLOCATION_LINES),
@@ -77,15 +83,13 @@ impl Default for EventLog {
             explained: BTreeSet::new(),
         }
     }
-}
 
-impl EventLog {
     pub(super) fn log(&mut self, now: Instant, event: &Event) {
         match event {
-            Event::AllocationCreated { user, tuple, relay, lifetime } => {
+            Event::AllocationCreated { id, user, tuple, relay, lifetime } => {
                 if self.users.allows(&mut self.allocations, user, now) {
                     tracing::info!(
-                        event = "allocation-created", user = &*printable(user), client = %tuple.client,
+                        event = "allocation-created", session = %self.session(*id), user = &*printable(user), client = %tuple.client,
                         server = %tuple.server, transport = %tuple.transport, %relay, lifetime, "allocation created"
                     );
                 }
@@ -93,7 +97,7 @@ impl EventLog {
             Event::AllocationEnded(ended) => {
                 if self.users.allows(&mut self.allocations, &ended.user, now) {
                     tracing::info!(
-                        event = "allocation-ended", user = &*printable(&ended.user),
+                        event = "allocation-ended", session = %self.session(ended.id), user = &*printable(&ended.user),
                         client = %ended.tuple.client, relay = %ended.relay,
                         reason = %ended.reason, duration = ended.duration.as_secs(),
                         bytes_to_peers = ended.traffic.bytes_to_peers, bytes_to_client = ended.traffic.bytes_to_client,
@@ -187,6 +191,10 @@ impl EventLog {
                 }
             }
         }
+    }
+
+    fn session(&self, allocation: AllocationId) -> SessionId {
+        SessionId { worker: self.worker, allocation }
     }
 
     pub(super) fn connection_rejected(&mut self, now: Instant, client: SocketAddr, exceeded: QuotaExceeded) {

@@ -12,7 +12,7 @@ use tokio::task::yield_now;
 
 use super::connections::EvictionRequest;
 use super::{Snapshot, Worker};
-use crate::turn::{AllocationDetail, AllocationId, Cursor, Page};
+use crate::turn::{AllocationDetail, AllocationId, Cursor, Filter, Operator, Page};
 
 /// The maximum number of commands that wait for a worker.
 const CAPACITY: usize = 16;
@@ -25,12 +25,12 @@ const BUDGET: usize = 16;
 pub(crate) enum Command {
     /// Replace the configuration, and revoke everything that the new one does not allow.
     Reconfigure { snapshot: Arc<Snapshot>, done: oneshot::Sender<()> },
-    /// List one page of allocations, starting at the cursor.
-    List { cursor: Cursor, response: oneshot::Sender<Page> },
+    /// List one page of the allocations that a filter accepts, starting at the cursor.
+    List { cursor: Cursor, filter: Arc<Filter>, response: oneshot::Sender<Page> },
     /// Describe an allocation.
     Describe { id: AllocationId, response: oneshot::Sender<Option<AllocationDetail>> },
     /// End allocations. The response is the number of those that existed.
-    End { ids: Vec<AllocationId>, response: oneshot::Sender<usize> },
+    End { ids: Vec<AllocationId>, operator: Operator, response: oneshot::Sender<usize> },
     /// Publish the gauges of the statistics now. Otherwise they are published once per second.
     Publish { done: oneshot::Sender<()> },
     /// Evict a connection for another worker. There is no response.
@@ -56,19 +56,16 @@ pub(crate) fn mailbox() -> (Handle, Mailbox) {
     (Handle(sender), Mailbox(receiver))
 }
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "most of these functions are for the control socket, which does not exist yet")
-)]
 impl Handle {
     /// Replaces the configuration. Returns when everything that it does not allow has been revoked.
     pub(crate) async fn reconfigure(&self, snapshot: Arc<Snapshot>) -> Result<(), WorkerEnded> {
         self.call(|done| Command::Reconfigure { snapshot, done }).await
     }
 
-    /// Lists one page of allocations, starting at the cursor. The default cursor is the beginning.
-    pub(crate) async fn list(&self, cursor: Cursor) -> Result<Page, WorkerEnded> {
-        self.call(|response| Command::List { cursor, response }).await
+    /// Lists one page of the allocations that a filter accepts, starting at the cursor. The default cursor is the
+    /// beginning. A page may be empty although there are more.
+    pub(crate) async fn list(&self, cursor: Cursor, filter: Arc<Filter>) -> Result<Page, WorkerEnded> {
+        self.call(|response| Command::List { cursor, filter, response }).await
     }
 
     /// Describes an allocation; `None` if it has ended.
@@ -77,8 +74,8 @@ impl Handle {
     }
 
     /// Ends allocations. Returns the number of those that existed.
-    pub(crate) async fn end(&self, ids: Vec<AllocationId>) -> Result<usize, WorkerEnded> {
-        self.call(|response| Command::End { ids, response }).await
+    pub(crate) async fn end(&self, ids: Vec<AllocationId>, operator: Operator) -> Result<usize, WorkerEnded> {
+        self.call(|response| Command::End { ids, operator, response }).await
     }
 
     /// Publishes the gauges of the statistics now.
@@ -114,19 +111,19 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                 }
                 let _ = done.send(());
             }
-            Command::List { cursor, response } => {
+            Command::List { cursor, filter, response } => {
                 let Some(worker) = worker.upgrade() else { return };
-                let _ = response.send(worker.borrow().list(cursor, BUDGET));
+                let _ = response.send(worker.borrow().list(cursor, BUDGET, &filter));
             }
             Command::Describe { id, response } => {
                 let Some(worker) = worker.upgrade() else { return };
                 let _ = response.send(worker.borrow().describe(id));
             }
-            Command::End { ids, response } => {
+            Command::End { ids, operator, response } => {
                 let mut ended = 0;
                 for ids in ids.chunks(BUDGET) {
                     let Some(this) = worker.upgrade() else { return };
-                    ended += this.borrow_mut().end_allocations(ids);
+                    ended += this.borrow_mut().end_allocations(ids, operator);
                     drop(this);
                     yield_now().await;
                 }

@@ -13,6 +13,7 @@ mod mailbox;
 mod outbox;
 mod pace;
 mod relays;
+mod session;
 mod statistics;
 mod tasks;
 #[cfg(test)]
@@ -34,17 +35,19 @@ use crate::net::watch::Readable;
 use crate::net::{timer, tls, udp, watch};
 use crate::transport::Endpoint;
 use crate::turn::{
-    self, Action, AllocationDetail, AllocationId, Context, Cursor, Direction, DropReason, Event, HEADROOM, Instant,
-    LARGEST_FRAME, Ledger, OpenError, Opened, Outcome, Page, RESPONSE_BUFFER, Server, SocketId, SocketSpec, TAILROOM,
+    self, Action, AllocationDetail, AllocationId, Context, Cursor, Direction, DropReason, Event, Filter, HEADROOM,
+    Instant, LARGEST_FRAME, Ledger, OpenError, Opened, Operator, Outcome, Page, RESPONSE_BUFFER, Server, SocketId,
+    SocketSpec, TAILROOM,
 };
 use connections::{CloseReason, Connections};
 pub(crate) use connections::{ConnectionLimits, ConnectionOutcome, OtherWorkers, Timeouts};
 use event_log::{EventLog, Host, PacketLog};
 use iterations::Iterations;
-pub(crate) use mailbox::{Handle, Mailbox, mailbox};
+pub(crate) use mailbox::{Handle, Mailbox, WorkerEnded, mailbox};
 use outbox::{Flow, SendResult, Staged, StagedForClients};
 use pace::Pace;
 use relays::RelaySockets;
+pub(crate) use session::{NotASessionId, SessionId};
 use statistics::SocketRole;
 pub(crate) use statistics::{
     Distribution, EventLoop, HANDSHAKE_BOUNDS, LIFETIME_BOUNDS, SIZE_BOUNDS, Statistics, Totals,
@@ -76,6 +79,8 @@ pub(crate) fn address_space() -> usize {
 /// cannot be bound, no worker starts.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    /// The index of the worker.
+    pub(crate) index: usize,
     /// Each worker has its own socket for each endpoint.
     pub(crate) listeners: Vec<BoundListener>,
     /// The initial configuration. The mailbox delivers later ones.
@@ -242,7 +247,7 @@ impl Worker {
             tasks: 0,
             clock: plan.clock,
             rng: plan.rng,
-            events: EventLog::default(),
+            events: EventLog::new(plan.index),
             packet_log: PacketLog::default(),
             panicked: Rc::default(),
         };
@@ -270,17 +275,17 @@ impl Worker {
         more
     }
 
-    fn list(&self, cursor: Cursor, most: usize) -> Page {
-        self.shell.server.allocations(self.shell.now().monotonic, cursor, most)
+    fn list(&self, cursor: Cursor, most: usize, filter: &Filter) -> Page {
+        self.shell.server.allocations(self.shell.now().monotonic, cursor, most, filter)
     }
 
     fn describe(&self, id: AllocationId) -> Option<AllocationDetail> {
         self.shell.server.describe(self.shell.now().monotonic, id)
     }
 
-    fn end_allocations(&mut self, ids: &[AllocationId]) -> usize {
+    fn end_allocations(&mut self, ids: &[AllocationId], operator: Operator) -> usize {
         let now = self.shell.now();
-        let ended = ids.iter().filter(|id| self.shell.server.end_allocation(now.monotonic, **id)).count();
+        let ended = ids.iter().filter(|id| self.shell.server.end_allocation(now.monotonic, **id, operator)).count();
         self.shell.carry_out(now);
         ended
     }

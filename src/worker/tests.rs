@@ -58,6 +58,8 @@ fn worker_of(blueprint: &Blueprint) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
     worker_with(blueprint, |_| {})
 }
 
+const OPERATOR: turn::Operator = turn::Operator { process: None, user: 0 };
+
 fn worker_with(blueprint: &Blueprint, change: impl FnOnce(&mut Plan)) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
     let listener = udp::claim_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = listener.local_addr().unwrap();
@@ -66,6 +68,7 @@ fn worker_with(blueprint: &Blueprint, change: impl FnOnce(&mut Plan)) -> (Rc<Ref
     let (handle, mailbox) = mailbox();
     let statistics = Arc::<Statistics>::default();
     let mut plan = Plan {
+        index: 0,
         listeners: Vec::new(),
         snapshot: Arc::new(snapshot(Arc::clone(&core))),
         ledger: blueprint.ledger(),
@@ -279,7 +282,7 @@ async fn kernel_drops_are_counted_at_ticks_and_when_a_relay_socket_closes() {
     }
     let [first, second] = [of(relays[0].0), of(relays[1].0)];
     assert_eq!(dropped(), 0);
-    worker.borrow_mut().end_allocations(&[relays[0].0.allocation()]);
+    worker.borrow_mut().end_allocations(&[relays[0].0.allocation()], OPERATOR);
     assert_eq!(dropped(), first);
     let listener = Rc::clone(&worker.borrow().shell.listeners[0]);
     overflow(listener.socket.get_ref(), listener.address);
@@ -341,7 +344,7 @@ async fn allocate_for(worker: &Rc<RefCell<Worker>>, plan: &TestPlan, clients: u8
 async fn list_all(handle: &Handle) -> Vec<AllocationId> {
     let (mut all, mut cursor) = (Vec::new(), Cursor::default());
     loop {
-        let page = handle.list(cursor).await.unwrap();
+        let page = handle.list(cursor, Arc::default()).await.unwrap();
         all.extend(page.allocations.iter().map(|info| info.id));
         match page.next {
             Some(next) => cursor = next,
@@ -362,8 +365,8 @@ async fn control_lists_describes_and_ends_allocations_through_the_mailbox() {
         assert_eq!((detail.info.id, detail.info.user.as_str()), (all[0], "ann"));
         handle.publish().await.unwrap();
         assert_eq!(statistics.read().allocations(), 130);
-        assert_eq!(handle.end(all[..100].to_vec()).await.unwrap(), 100);
-        assert_eq!(handle.end(all.clone()).await.unwrap(), 30);
+        assert_eq!(handle.end(all[..100].to_vec(), OPERATOR).await.unwrap(), 100);
+        assert_eq!(handle.end(all.clone(), OPERATOR).await.unwrap(), 30);
         assert_eq!(handle.describe(all[0]).await.unwrap(), None);
         assert_eq!(list_all(&handle).await, []);
     };
@@ -393,7 +396,7 @@ async fn a_new_configuration_ends_the_allocations_of_removed_users() {
 async fn a_command_to_a_worker_that_has_ended_fails() {
     let (worker, handle, plan) = worker_with_mailbox(15_612..=15_615);
     drop((worker, plan.mailbox));
-    assert!(handle.list(Cursor::default()).await.is_err());
+    assert!(handle.list(Cursor::default(), Arc::default()).await.is_err());
 }
 
 // Bytes are counted when they are sent, even if the allocation ends in the same batch.
@@ -409,7 +412,7 @@ async fn bytes_are_counted_when_they_are_sent() {
     while shell.server.next_action().is_some() {}
     stream.push(id, target, 0..100);
     assert_eq!(shell.statistics.read().bytes_to_peers, 0);
-    shell.server.end_allocation(now().monotonic, id.allocation());
+    shell.server.end_allocation(now().monotonic, id.allocation(), OPERATOR);
     shell.flush_to_peers(stream);
     assert_eq!(shell.statistics.read().bytes_to_peers, 100);
     let ended = std::iter::from_fn(|| shell.server.next_action()).find_map(|action| match action {
@@ -433,7 +436,7 @@ async fn data_that_waits_on_a_connection_is_dropped_when_its_allocation_ends() {
         for _ in 0..3 {
             assert_eq!(shell.connections.push_data(now().monotonic, &tuple, id, 100, [&[7; 100], b"", b""]), Ok(()));
         }
-        shell.server.end_allocation(now().monotonic, id.allocation());
+        shell.server.end_allocation(now().monotonic, id.allocation(), OPERATOR);
     }
     assert_eq!(ended(), 0);
     worker.borrow_mut().shell.carry_out(now());

@@ -4,8 +4,12 @@ mod access;
 mod credentials;
 mod health;
 mod metrics;
+mod query;
+mod refusal;
 mod reload;
+mod sessions;
 mod status;
+mod steer;
 
 use std::ops::Deref;
 use std::rc::Rc;
@@ -89,7 +93,6 @@ impl Deref for Api {
 
 impl Handler for Api {
     async fn handle(&self, client: &Client, request: Request<Bytes>) -> Response<Full<Bytes>> {
-        let is_control = matches!(client, Client::Process(_));
         let (method, path) = (request.method(), request.uri().path());
         match path {
             "/healthz" | "/readyz" | "/metrics" if !matches!(*method, Method::GET | Method::HEAD) => {
@@ -105,8 +108,7 @@ impl Handler for Api {
                     _ => self.metrics(&request).await,
                 }
             }
-            "/v1/status" if is_control && *method == Method::GET => self.status().await,
-            "/v1/status" if is_control => response::method_not_allowed("GET"),
+            _ if let Client::Process(process) = client => self.steer(*process, &request).await,
             _ => match Form::of(path) {
                 Some(form) => self.credentials(form, client, &request),
                 None => response::error(StatusCode::NOT_FOUND, "there is no such resource"),

@@ -1,19 +1,15 @@
 //! `GET /v1/status`.
 
-use http_body_util::Full;
-use hyper::body::Bytes;
-use hyper::{Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Api;
 use crate::clock;
-use crate::http::response;
 
 impl Api {
-    pub(super) async fn status(&self) -> Response<Full<Bytes>> {
+    pub(super) async fn status(&self) -> Value {
         self.publish_gauges().await;
         let totals = self.totals();
-        let status = json!({
+        json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "started": self.started,
@@ -27,7 +23,6 @@ impl Api {
             "connections": totals.connections.open(),
             "bytes_to_peers": totals.bytes_to_peers,
             "bytes_to_clients": totals.bytes_to_clients,
-        });
-        response::json(StatusCode::OK, &status)
+        })
     }
 }

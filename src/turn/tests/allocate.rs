@@ -42,7 +42,8 @@ fn allocate_response_has_relayed_address_lifetime_and_mapped_address() {
     assert_eq!(response.lifetime(), Some(600));
     assert!(response.is_signed_for(&client));
     let (user, tuple) = ("alice".to_owned(), client.tuple);
-    assert_eq!(world.event(), Event::AllocationCreated { user, tuple, relay: relay.into(), lifetime: 600 });
+    let (id, relay) = (open.socket.allocation(), relay.into());
+    assert_eq!(world.event(), Event::AllocationCreated { id, user, tuple, relay, lifetime: 600 });
 }
 
 // Step 2: 437 for a second allocation on the 5-tuple, for every user.

@@ -1,12 +1,14 @@
 //! Reconfiguration of a running server, and the listing, ending, export and import of allocations.
 
+use std::net::{IpAddr, SocketAddr};
+
 use crate::stun::Method;
 use crate::stun::attribute::{ChannelNumber, XorPeerAddress};
 use crate::test_world::Blueprint;
 use crate::turn::tests::support::*;
 use crate::turn::{
-    Action, AllocationRecord, ChannelNumbers, Cursor, DropReason, EndReason, Epoch, Event, ImportError, Rate,
-    RelayRecord,
+    Action, AllocationRecord, ChannelNumbers, Cursor, DropReason, EndReason, Epoch, Event, Filter, ImportError,
+    Operator, Rate, RelayRecord,
 };
 
 /// Replaces the configuration, and reviews every allocation.
@@ -162,7 +164,7 @@ fn allocations_are_listed_in_pages_described_and_ended() {
     world.action();
     let (mut listed, mut cursor, mut pages) = (Vec::new(), Cursor::default(), 0);
     loop {
-        let page = world.server.allocations(world.now, cursor, 2);
+        let page = world.server.allocations(world.now, cursor, 2, &Filter::default());
         assert!(page.allocations.len() <= 2);
         listed.extend(page.allocations);
         pages += 1;
@@ -178,10 +180,36 @@ fn allocations_are_listed_in_pages_described_and_ended() {
     let detail = world.server.describe(world.now, third.id).unwrap();
     assert_eq!(detail.permissions, [(peer(1).ip(), 300), (peer(2).ip(), 300)]);
     assert_eq!(detail.channels, [(0x4000, peer(1), 600)]);
-    assert!(world.server.end_allocation(world.now, third.id));
-    assert_eq!(world.expect_end(&relays[2]).reason, EndReason::EndedByOperator);
-    assert!(!world.server.end_allocation(world.now, third.id));
+    let operator = Operator { process: Some(7), user: 0 };
+    assert!(world.server.end_allocation(world.now, third.id, operator));
+    let reason = world.expect_end(&relays[2]).reason;
+    assert_eq!(reason, EndReason::EndedByOperator(operator));
+    assert_eq!(reason.to_string(), "ended by the operator (process 7 of user 0)");
+    assert!(!world.server.end_allocation(world.now, third.id, operator));
     assert_eq!(world.server.describe(world.now, third.id), None);
+}
+
+#[test]
+fn a_listing_may_be_limited_to_a_user_a_client_or_a_peer() {
+    let mut world = World::new();
+    let clients: Vec<_> = (1..=3).map(|host| world.client(host)).collect();
+    clients.iter().for_each(|client| drop(world.allocate(client)));
+    world.permit(&clients[0], peer(1));
+    world.accept(&clients[1], Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(2))]);
+    world.action();
+    let listed = |filter: Filter| -> Vec<SocketAddr> {
+        let page = world.server.allocations(world.now, Cursor::default(), 100, &filter);
+        page.allocations.iter().map(|info| info.tuple.client).collect()
+    };
+    let net = |address: IpAddr| Some(ipnet::IpNet::from(address));
+    let [first, second, third] = [0, 1, 2].map(|at| clients[at].tuple.client);
+    assert_eq!(listed(Filter::default()), [first, second, third]);
+    assert_eq!(listed(Filter { user: Some("alice".to_owned()), ..Filter::default() }), [first, second, third]);
+    assert_eq!(listed(Filter { user: Some("alic".to_owned()), ..Filter::default() }), []);
+    assert_eq!(listed(Filter { client: net(second.ip()), ..Filter::default() }), [second]);
+    assert_eq!(listed(Filter { peer: net(peer(1).ip()), ..Filter::default() }), [first]);
+    assert_eq!(listed(Filter { peer: net(peer(2).ip()), ..Filter::default() }), [second]);
+    assert_eq!(listed(Filter { client: net(first.ip()), peer: net(peer(2).ip()), user: None }), []);
 }
 
 fn records(world: &World) -> (Epoch, Vec<AllocationRecord>) {

@@ -47,8 +47,9 @@ fn tuple() -> FiveTuple {
 /// The rate-limited events of the core, and their lines per minute.
 fn events() -> Vec<(Event, usize)> {
     let (user, username, tuple, relay) = ("ann".to_owned(), "ann".to_owned(), tuple(), tuple().server);
+    let id = SocketId::for_tests(0).allocation();
     let summary = AllocationSummary {
-        id: SocketId::for_tests(0).allocation(),
+        id,
         user: user.clone(),
         tuple,
         relay: relay.into(),
@@ -61,7 +62,7 @@ fn events() -> Vec<(Event, usize)> {
         |label| Event::PeerDenied { user: "ann".to_owned(), tuple, peer: relay, denial: Denial::Special(label) };
     let reading = crate::auth::time_limited::Reading::ExpiryFirst;
     let mut events = vec![
-        (Event::AllocationCreated { user: user.clone(), tuple, relay: relay.into(), lifetime: 600 }, 600),
+        (Event::AllocationCreated { id, user: user.clone(), tuple, relay: relay.into(), lifetime: 600 }, 600),
         (Event::AllocationEnded(Box::new(summary)), 600),
         (Event::PeersRevoked { user: user.clone(), tuple, permissions: 1, channels: 1 }, 6_000),
         (Event::AuthenticationFailed { username, tuple, cause: AuthCause::Expired { ago: 5, reading } }, 5),
@@ -81,7 +82,7 @@ fn events() -> Vec<(Event, usize)> {
 #[test]
 fn events_are_rate_limited_per_minute_and_summed_up() {
     for (event, most) in events() {
-        let mut log = EventLog::default();
+        let mut log = EventLog::new(0);
         let mut minute = |from: u64| {
             logged(|| {
                 (0..10_000).for_each(|_| log.log(at(from), &event));
@@ -104,9 +105,14 @@ fn events_are_rate_limited_per_minute_and_summed_up() {
 
 #[test]
 fn the_churn_of_a_few_users_does_not_hide_the_allocations_of_others() {
-    let created =
-        |user: String| Event::AllocationCreated { user, tuple: tuple(), relay: tuple().server.into(), lifetime: 600 };
-    let mut log = EventLog::default();
+    let created = |user: String| Event::AllocationCreated {
+        id: SocketId::for_tests(0).allocation(),
+        user,
+        tuple: tuple(),
+        relay: tuple().server.into(),
+        lifetime: 600,
+    };
+    let mut log = EventLog::new(0);
     let lines = logged(|| {
         for user in 0..20 {
             (0..10_000).for_each(|_| log.log(at(1), &created(format!("churn {user}"))));
@@ -125,7 +131,7 @@ fn the_churn_of_a_few_users_does_not_hide_the_allocations_of_others() {
 
 #[test]
 fn one_kind_of_event_does_not_hide_another() {
-    let mut log = EventLog::default();
+    let mut log = EventLog::new(0);
     let lines = logged(|| {
         for (event, _) in events().into_iter().cycle().take(events().len() * 4) {
             log.log(at(1), &event);
@@ -175,7 +181,7 @@ fn packets_are_logged_only_at_level_debug_and_only_failures() {
 fn a_limit_is_logged_with_its_setting_the_user_and_the_client() {
     for limit in Limit::ALL {
         let event = Event::LimitReached { user: "ann".to_owned(), tuple: tuple(), limit: *limit };
-        let lines = logged(|| EventLog::default().log(at(1), &event));
+        let lines = logged(|| EventLog::new(0).log(at(1), &event));
         let setting = format!("limit=\"{}\"", for_operator(limit.setting()));
         for part in [" WARN ", "user=\"ann\"", "client=192.0.2.1:5000", &setting, limit.note()] {
             assert!(lines[0].contains(part), "{part} in {lines:?}");

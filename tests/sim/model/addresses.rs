@@ -394,6 +394,7 @@ impl Model {
             self.reservations.push(Reservation { token, bind, user, worker, until });
         }
         self.announced.push(Action::Log(Event::AllocationCreated {
+            id: alloc.addresses[0].id.allocation(),
             user: alloc.user.clone(),
             tuple: alloc.tuple,
             relay: alloc.advertised(),

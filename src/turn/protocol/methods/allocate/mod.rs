@@ -369,6 +369,7 @@ impl Server {
         let success = allocated(allocation, cx.now);
         self.gauges.add(allocation);
         self.actions.push_back(Action::Log(Event::AllocationCreated {
+            id,
             user: allocation.identity.user().to_owned(),
             tuple: allocation.tuple,
             relay: allocation.relays.advertised(),

@@ -1,0 +1,70 @@
+//! The routes of the control socket: everything that only the operator may see and change.
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::Value;
+
+use super::Api;
+use super::refusal::Refusal;
+use crate::http::{PeerCredentials, response};
+use crate::turn::Operator;
+
+/// What a path below `/v1/` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Resource<'p> {
+    Status,
+    Sessions,
+    Session(&'p str),
+}
+
+impl<'p> Resource<'p> {
+    fn at(path: &'p str) -> Option<Self> {
+        Some(match path.strip_prefix("/v1/")? {
+            "status" => Self::Status,
+            "sessions" => Self::Sessions,
+            path => Self::Session(path.strip_prefix("sessions/")?),
+        })
+    }
+
+    /// Returns the methods that it supports.
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Status => "GET",
+            Self::Sessions | Self::Session(_) => "GET, DELETE",
+        }
+    }
+}
+
+impl Api {
+    /// Responds to a request on the control socket.
+    pub(super) async fn steer(&self, client: PeerCredentials, request: &Request<Bytes>) -> Response<Full<Bytes>> {
+        let Some(resource) = Resource::at(request.uri().path()) else {
+            return response::error(StatusCode::NOT_FOUND, "there is no such resource");
+        };
+        let method = request.method();
+        if !resource.methods().split(", ").any(|supported| supported == method.as_str()) {
+            return response::method_not_allowed(resource.methods());
+        }
+        let operator = Operator { process: client.process, user: client.user };
+        match self.respond(resource, operator, request).await {
+            Ok(value) => response::json(StatusCode::OK, &value),
+            Err(Refusal { status, message }) => response::error(status, &message),
+        }
+    }
+
+    async fn respond(
+        &self,
+        resource: Resource<'_>,
+        operator: Operator,
+        request: &Request<Bytes>,
+    ) -> Result<Value, Refusal> {
+        match resource {
+            Resource::Status => Ok(self.status().await),
+            Resource::Sessions if request.method() == Method::GET => self.sessions(request).await,
+            Resource::Sessions => self.end_sessions(request, operator).await,
+            Resource::Session(id) if request.method() == Method::GET => self.session(id, request).await,
+            Resource::Session(id) => self.end_session(id, operator).await,
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! `turnserver ctl`: a client of the control socket for people and for scripts.
+//!
+//! It adds nothing that `curl --unix-socket` could not do, except for the text.
+
+mod client;
+mod text;
+mod views;
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+use form_urlencoded::Serializer;
+use serde_json::{Value, json};
+use turnserver::config::{CONTROL_SOCKET, Config, ControlSocket};
+
+use client::{Client, Failure};
+
+/// The sessions of `--top`, unless there is a limit.
+const TOP: usize = 20;
+
+/// The sessions of a page.
+const PAGE: usize = 1_000;
+
+/// Inspects and steers the running server over its control socket.
+///
+/// Exit codes: 0 the command is done, 1 the server refuses it,
+/// 2 the command line is wrong, 3 there is no server at the socket.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// The control socket. Without it, that of --config, or else
+    /// /run/turnserver/control.sock.
+    #[arg(long, value_name = "PATH", global = true, verbatim_doc_comment)]
+    socket: Option<PathBuf>,
+
+    /// Print the JSON of the server.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the sessions, which are the allocations of clients.
+    Sessions(Sessions),
+    /// Describe a session, and measure its rate for a second.
+    Session {
+        /// Its ID, as in `sessions` and in the log.
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Sessions {
+    /// Only those of this user.
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Only those of clients with this address or prefix.
+    #[arg(long, value_name = "PREFIX")]
+    client: Option<String>,
+    /// Only those with a permission or a channel for such a peer.
+    #[arg(long, value_name = "PREFIX")]
+    peer: Option<String>,
+    /// Only the greatest ones, the greatest first.
+    #[arg(long, value_name = "WHAT")]
+    top: Option<Top>,
+    /// At most this many. Without it all, or 20 with --top.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Top {
+    Bytes,
+    Packets,
+    Age,
+}
+
+impl Top {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Packets => "packets",
+            Self::Age => "age",
+        }
+    }
+}
+
+/// The result of a command: its JSON, and its text.
+struct Output {
+    json: Value,
+    text: Vec<String>,
+}
+
+/// Runs a command. `config` is the argument of `--config`. The error is its message and the exit code.
+pub(crate) fn run(arguments: &Arguments, config: Option<&Path>) -> Result<(), (String, ExitCode)> {
+    let with_code = |failure: Failure| {
+        let code = match failure {
+            Failure::Refused(_) => 1,
+            Failure::Usage(_) => 2,
+            Failure::NoServer(_) => 3,
+        };
+        (failure.to_string(), ExitCode::from(code))
+    };
+    let socket = socket(arguments, config).map_err(with_code)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| (format!("cannot start: {error}"), ExitCode::FAILURE))?;
+    let output = runtime.block_on(execute(&arguments.command, &socket)).map_err(with_code)?;
+    let text = if arguments.json { format!("{}\n", output.json) } else { lines(&output.text) };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        // A closed pipe means that the reader has read enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err((format!("cannot write: {error}"), ExitCode::FAILURE))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn lines(lines: &[String]) -> String {
+    lines.iter().flat_map(|line| [line, "\n"]).collect()
+}
+
+fn socket(arguments: &Arguments, config: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(socket) = &arguments.socket {
+        return Ok(socket.clone());
+    }
+    let Some(path) = config else { return Ok(CONTROL_SOCKET.into()) };
+    let config = Config::load(path).map_err(|errors| {
+        Failure::Usage(format!("{errors}\nthe control socket is in the configuration; --socket names it, too"))
+    })?;
+    match config.control.socket {
+        ControlSocket::Default => Ok(CONTROL_SOCKET.into()),
+        ControlSocket::At(path) => Ok(path),
+        ControlSocket::None => Err(Failure::Usage(format!(
+            "{}: `control.socket` is empty, so the server has no control socket",
+            path.display()
+        ))),
+    }
+}
+
+async fn execute(command: &Command, socket: &Path) -> Result<Output, Failure> {
+    let mut client = Client::connect(socket).await?;
+    match command {
+        Command::Sessions(arguments) => {
+            let sessions = list(&mut client, arguments).await?;
+            Ok(Output { text: views::sessions(&sessions), json: json!({ "sessions": sessions }) })
+        }
+        Command::Session { id } => {
+            let session = client.get(&session_path(id)).await?;
+            Ok(Output { text: views::session(&session), json: session })
+        }
+    }
+}
+
+fn session_path(id: &str) -> String {
+    // An ID has only characters that need no encoding. The server refuses others.
+    format!("/v1/sessions/{}", form_urlencoded::byte_serialize(id.as_bytes()).collect::<String>())
+}
+
+/// Lists sessions, page by page.
+async fn list(client: &mut Client, arguments: &Sessions) -> Result<Vec<Value>, Failure> {
+    let Sessions { user, client: prefix, peer, top, limit } = arguments;
+    let limit = limit.map_or(if top.is_some() { TOP } else { usize::MAX }, |limit| limit as usize);
+    let (mut sessions, mut cursor) = (Vec::new(), None);
+    loop {
+        let mut query = Serializer::new(String::new());
+        for (name, value) in [("user", user), ("client", prefix), ("peer", peer), ("cursor", &cursor)] {
+            if let Some(value) = value {
+                query.append_pair(name, value);
+            }
+        }
+        if let Some(top) = top {
+            query.append_pair("top", top.name());
+        }
+        let room = if top.is_some() { limit } else { PAGE.min(limit - sessions.len()) };
+        query.append_pair("limit", &room.to_string());
+        let mut page = client.get(&format!("/v1/sessions?{}", query.finish())).await?;
+        if let Some(Value::Array(listed)) = page.get_mut("sessions").map(Value::take) {
+            sessions.extend(listed);
+        }
+        cursor = page.get("next").and_then(Value::as_str).map(str::to_owned);
+        if cursor.is_none() || sessions.len() >= limit {
+            return Ok(sessions);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The responses of the server as text.
+
+use serde_json::Value;
+
+use super::text::{Table, bit_rate, bytes, counted, duration, list, number, printable, text};
+
+/// Returns the lines of `sessions`.
+pub(crate) fn sessions(sessions: &[Value]) -> Vec<String> {
+    let mut table = Table::new(&[
+        "SESSION",
+        "USER",
+        "CLIENT",
+        "VIA",
+        "RELAY",
+        ">AGE",
+        ">TO PEERS",
+        ">TO CLIENT",
+        ">PERMISSIONS",
+        ">CHANNELS",
+    ]);
+    for session in sessions {
+        table.row(vec![
+            text(session, "id").to_owned(),
+            text(session, "user").to_owned(),
+            text(session, "client").to_owned(),
+            text(session, "transport").to_owned(),
+            relay(session),
+            duration(number(session, "age")),
+            bytes(number(session, "bytes_to_peers")),
+            bytes(number(session, "bytes_to_client")),
+            number(session, "permissions").to_string(),
+            number(session, "channels").to_string(),
+        ]);
+    }
+    let mut lines = table.lines();
+    lines.push(counted(sessions.len() as u64, "session"));
+    lines
+}
+
+pub(crate) fn relay(session: &Value) -> String {
+    list(session, "relay").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
+}
+
+/// Returns the lines of `session`.
+pub(crate) fn session(session: &Value) -> Vec<String> {
+    let mut fields = Fields::default();
+    fields.add("session", text(session, "id"));
+    fields.add("user", text(session, "user"));
+    fields.add("client", &format!("{} over {}", text(session, "client"), text(session, "transport")));
+    fields.add("server", text(session, "server"));
+    fields.add("relay", &relay(session));
+    fields.add("age", &duration(number(session, "age")));
+    fields.add("expires in", &duration(number(session, "expires_in")));
+    for (name, to) in [("to peers", "to_peers"), ("to client", "to_client")] {
+        let [packets, size] = ["packets", "bytes"].map(|what| format!("{what}_{to}"));
+        let total = format!("{} in {}", bytes(number(session, &size)), counted(number(session, &packets), "packet"));
+        let rate = session.get("rate").filter(|rate| !rate.is_null()).map(|rate| {
+            let per_second = |field: &str| rate.get(field).and_then(Value::as_f64).unwrap_or_default();
+            format!("; at present {}, {:.0} packets/s", bit_rate(per_second(&size)), per_second(&packets))
+        });
+        fields.add(name, &(total + &rate.unwrap_or_default()));
+    }
+    let mut lines = fields.lines();
+    lines.push(String::new());
+    let (permissions, channels) = (list(session, "permissions"), list(session, "channels"));
+    let mut table = Table::new(&["PEER", "CHANNEL", ">EXPIRES IN"]);
+    for entry in permissions.iter().chain(channels) {
+        let channel = entry.get("channel").and_then(Value::as_str).unwrap_or("permission");
+        table.row(vec![text(entry, "peer").to_owned(), channel.to_owned(), duration(number(entry, "expires_in"))]);
+    }
+    if permissions.is_empty() && channels.is_empty() {
+        lines.push("no permissions, no channels".to_owned());
+    } else {
+        lines.extend(table.lines());
+    }
+    lines
+}
+
+/// Returns the lines of `status`.
+pub(crate) fn status(status: &Value) -> Vec<String> {
+    let mut fields = Fields::default();
+    let state = match (status.get("ready").and_then(Value::as_bool), text(status, "not_ready_because")) {
+        (Some(true), _) => "ready".to_owned(),
+        (_, why) => format!("makes no new allocations: {why}"),
+    };
+    fields.add("turnserver", &format!("{}, process {}", text(status, "version"), number(status, "pid")));
+    fields.add("state", &state);
+    fields.add("uptime", &duration(number(status, "uptime")));
+    fields.add("workers", &number(status, "workers").to_string());
+    fields.add("sessions", &number(status, "allocations").to_string());
+    fields.add("channels", &number(status, "channels").to_string());
+    fields.add("connections", &number(status, "connections").to_string());
+    for (name, to) in [("to peers", "to_peers"), ("to clients", "to_clients")] {
+        let [packets, size] = ["packets", "bytes"].map(|what| number(status, &format!("{what}_{to}")));
+        fields.add(name, &format!("{} in {}", bytes(size), counted(packets, "packet")));
+    }
+    fields.add("dropped", &dropped(status));
+    if status.get("log_level").is_some() {
+        fields.add("log level", text(status, "log_level"));
+    }
+    fields.lines()
+}
+
+/// Returns the packets that the server has dropped, by reason.
+pub(crate) fn dropped(status: &Value) -> String {
+    let reasons = status.get("dropped").and_then(Value::as_object);
+    let mut reasons: Vec<(&str, u64)> = reasons
+        .into_iter()
+        .flatten()
+        .map(|(reason, count)| (reason.as_str(), count.as_u64().unwrap_or_default()))
+        .collect();
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    if reasons.is_empty() {
+        return "no packets".to_owned();
+    }
+    reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Names with their values.
+#[derive(Debug, Default)]
+pub(crate) struct Fields(Vec<(&'static str, String)>);
+
+impl Fields {
+    pub(crate) fn add(&mut self, name: &'static str, value: &str) {
+        self.0.push((name, printable(value)));
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+        self.0.iter().map(|(name, value)| format!("{name:<width$}  {value}").trim_end().to_owned()).collect()
+    }
+}

@@ -1,0 +1,288 @@
+//! Tests of `turnserver ctl`: the real client with a real server, whose clients have real allocations.
+
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
+#[cfg(test)]
+#[path = "http/client.rs"]
+mod client;
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod ctl {
+    use std::collections::HashSet;
+    use std::fs;
+    use std::net::SocketAddr;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    use nix::unistd::{getgid, getuid};
+    use serde_json::Value;
+
+    use crate::client::Http;
+    use crate::support::client::{self, Client, Login, Session};
+    use crate::support::{Finished, LogLine, Server, TIMEOUT, TempDir, config, run, skip};
+
+    const ALLOW: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
+
+    /// A server with a control socket.
+    struct Controlled {
+        server: Server,
+        socket: PathBuf,
+        directory: TempDir,
+    }
+
+    impl Controlled {
+        /// Starts a server. `more` is appended to its configuration.
+        fn start(more: &str) -> Self {
+            Self::start_with(&config(&["127.0.0.1"], more))
+        }
+
+        fn start_with(config: &str) -> Self {
+            let directory = TempDir::new();
+            let socket = directory.path().join("control.sock");
+            let server = Server::start(&format!("{config}[control]\nsocket = {socket:?}\n"));
+            Self { server, socket, directory }
+        }
+
+        /// Returns a command line with the socket.
+        fn command(&self, arguments: &[&str]) -> Command {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+            command.arg("ctl").arg("--socket").arg(&self.socket).args(arguments);
+            command
+        }
+
+        /// Runs a command to its end.
+        fn run(&self, arguments: &[&str]) -> Finished {
+            run(&mut self.command(arguments), None, TIMEOUT)
+        }
+
+        /// Runs a command that succeeds, and returns its lines.
+        fn lines(&self, arguments: &[&str]) -> Vec<String> {
+            let finished = self.run(arguments);
+            assert_eq!((finished.code, &finished.stderr), (Some(0), &Vec::new()), "{arguments:?}: {finished:?}");
+            finished.stdout
+        }
+
+        /// Runs a command that succeeds, and returns its JSON.
+        fn json(&self, arguments: &[&str]) -> Value {
+            serde_json::from_str(&self.lines(&[&["--json"], arguments].concat()).join("\n")).unwrap()
+        }
+
+        /// Returns the sessions that a command line lists.
+        fn sessions(&self, arguments: &[&str]) -> Vec<Value> {
+            self.json(&[&["sessions"], arguments].concat())["sessions"].as_array().unwrap().clone()
+        }
+
+        /// Runs a command that fails, and returns its exit code and its message.
+        fn failure(&self, arguments: &[&str]) -> (Option<i32>, String) {
+            let finished = self.run(arguments);
+            assert!(finished.stdout.is_empty(), "{finished:?}");
+            (finished.code, finished.stderr.join("\n"))
+        }
+
+        fn client(&self) -> Client {
+            Client::new(self.server.udp_address())
+        }
+
+        /// Makes an allocation of a user. Its client, session, and relayed address.
+        fn allocate(&self, user: &str) -> (Client, Session, SocketAddr) {
+            let client = self.client();
+            let (session, relay) = client.allocate(&Login::mint(user, 600)).unwrap();
+            (client, session, relay)
+        }
+
+        fn event(&self, event: &str) -> LogLine {
+            self.server.wait_for_log(|line| line.field("event").as_deref() == Some(event))
+        }
+
+        /// Asserts that an event names this process's user and the process of a command.
+        fn assert_by_this_user(&self, line: &LogLine) {
+            assert_eq!(line.field("uid"), Some(getuid().to_string()), "{line:?}");
+            assert!(line.field("pid").is_some_and(|pid| pid.parse::<u32>().is_ok_and(|pid| pid != 0)), "{line:?}");
+        }
+    }
+
+    fn text(value: &Value, field: &str) -> String {
+        value[field].as_str().unwrap_or_else(|| panic!("no {field} in {value}")).to_owned()
+    }
+
+    #[test]
+    fn sessions_are_listed_and_described_as_the_log_names_them() {
+        let controlled = Controlled::start(ALLOW);
+        assert_eq!(controlled.lines(&["sessions"]).last().unwrap(), "0 sessions");
+        let peer = client::socket("127.0.0.1:0".parse().unwrap());
+        let (ann, session, relay) = controlled.allocate("ann");
+        let (_bob, ..) = controlled.allocate("bob");
+        ann.permit(&session, peer.local_addr().unwrap());
+        ann.send_to_peer(peer.local_addr().unwrap(), &[7; 1_000]);
+        client::receive(&peer);
+        peer.send_to(&[8; 300], relay).unwrap();
+        ann.receive();
+
+        let listed = controlled.sessions(&["--user", "ann"]);
+        let [session] = listed.as_slice() else { panic!("{listed:?}") };
+        assert_eq!(text(session, "client"), ann.address().to_string());
+        assert_eq!(session["relay"][0].as_str(), Some(relay.to_string().as_str()));
+        let numbers = ["bytes_to_peers", "packets_to_peers", "bytes_to_client", "packets_to_client", "permissions"];
+        assert_eq!(numbers.map(|field| session[field].as_u64().unwrap()), [1_000, 1, 300, 1, 1]);
+        let created = controlled.server.wait_for_log(|line| {
+            line.field("event").as_deref() == Some("allocation-created") && line.field("user").as_deref() == Some("ann")
+        });
+        let id = text(session, "id");
+        assert_eq!(created.field("session"), Some(id.clone()));
+
+        let lines = controlled.lines(&["sessions"]);
+        assert!(lines[0].starts_with("SESSION  USER  CLIENT"), "{lines:#?}");
+        assert!(lines.iter().any(|line| line.contains("ann") && line.contains("1.00 kB")), "{lines:#?}");
+        assert_eq!((lines.len(), lines.last().unwrap().as_str()), (4, "2 sessions"));
+
+        let described = controlled.json(&["session", &id]);
+        assert_eq!(described["permissions"][0]["peer"].as_str(), Some("127.0.0.1"));
+        let left = described["permissions"][0]["expires_in"].as_u64().unwrap();
+        assert!((200..=300).contains(&left), "{left}");
+        assert_eq!(described["rate"]["bytes_to_peers"].as_f64(), Some(0.0));
+        let lines = controlled.lines(&["session", &id]);
+        assert!(
+            lines.iter().any(|line| line == "to peers    1.00 kB in 1 packet; at present 0 bit/s, 0 packets/s"),
+            "{lines:#?}"
+        );
+    }
+
+    #[test]
+    fn sessions_are_selected_by_client_peer_and_rank() {
+        let controlled = Controlled::start(ALLOW);
+        let peer = client::socket("127.0.0.1:0".parse().unwrap());
+        let peer_address = peer.local_addr().unwrap();
+        let clients: Vec<_> = ["ann", "bob", "eve"].into_iter().map(|user| controlled.allocate(user)).collect();
+        for ((client, session, _), length) in clients.iter().skip(1).zip([100, 900]) {
+            client.permit(session, peer_address);
+            client.send_to_peer(peer_address, &vec![7; length]);
+            client::receive(&peer);
+        }
+        let users = |arguments: &[&str]| -> Vec<String> {
+            controlled.sessions(arguments).iter().map(|session| text(session, "user")).collect()
+        };
+        assert_eq!(users(&["--top", "bytes"]), ["eve", "bob", "ann"]);
+        assert_eq!(users(&["--top", "age", "--limit", "1"]), ["ann"]);
+        assert_eq!(users(&["--client", "127.0.0.0/8"]).len(), 3);
+        assert_eq!(users(&["--client", "127.0.0.2"]), [""; 0]);
+        let mut with_peer = users(&["--peer", "127.0.0.1"]);
+        with_peer.sort_unstable();
+        assert_eq!(with_peer, ["bob", "eve"]);
+    }
+
+    #[test]
+    fn thousands_of_sessions_are_listed_in_pages_each_once() {
+        const SESSIONS: usize = 2_500;
+        let config = config(&["127.0.0.1"], "[limits]\nunverified-responses = 0\n");
+        let (before, rest) = config.split_once("ports = ").unwrap();
+        let (_, after) = rest.split_once('\n').unwrap();
+        let controlled = Controlled::start_with(&format!("{before}ports = \"20000-31999\"\n{after}"));
+        let mut made = 0;
+        while made < SESSIONS {
+            let client = controlled.client();
+            match client.allocate(&Login::mint(&format!("user {made}"), 600)) {
+                Ok(_) => made += 1,
+                // An earlier client had the same port.
+                Err(code) => assert_eq!(code, 437),
+            }
+        }
+        let all = controlled.sessions(&[]);
+        let ids: HashSet<String> = all.iter().map(|session| text(session, "id")).collect();
+        assert_eq!((all.len(), ids.len()), (SESSIONS, SESSIONS));
+        assert_eq!(controlled.sessions(&["--limit", "1234"]).len(), 1_234);
+        assert_eq!(controlled.sessions(&["--user", "user 2047"]).len(), 1);
+        let top = controlled.sessions(&["--top", "age", "--limit", "3"]);
+        assert_eq!(top.iter().map(|session| text(session, "user")).collect::<Vec<_>>(), ["user 0", "user 1", "user 2"]);
+        // What curl sees.
+        let get =
+            |path: &str| -> Value { serde_json::from_str(&Http::unix(&controlled.socket).get(path).body).unwrap() };
+        let first = get("/v1/sessions?limit=7");
+        assert_eq!(first["sessions"].as_array().unwrap().len(), 7);
+        let second = get(&format!("/v1/sessions?limit=7&cursor={}", text(&first, "next")));
+        assert_ne!(first["sessions"][6]["id"], second["sessions"][0]["id"]);
+    }
+
+    #[test]
+    fn wrong_requests_are_refused_with_the_reason() {
+        let controlled = Controlled::start("");
+        assert_eq!(
+            controlled.failure(&["session", "0-0-0"]),
+            (Some(1), "turnserver: there is no session 0-0-0; it may have ended".to_owned())
+        );
+        let (code, message) = controlled.failure(&["session", "../x"]);
+        assert_eq!((code, message.as_str()), (Some(1), "turnserver: a session ID has three numbers, such as 0-17-42"));
+        let (code, message) = controlled.failure(&["sessions", "--client", "10.0.0"]);
+        assert_eq!(code, Some(1));
+        assert!(message.ends_with("client=10.0.0 is neither an address nor a prefix"), "{message}");
+        assert_eq!(controlled.failure(&["sessions", "--limit", "0"]).0, Some(2));
+        assert_eq!(controlled.failure(&["no-such-command"]).0, Some(2));
+        let status = |method: &str, path: &str| Http::unix(&controlled.socket).request(method, path, "", b"").status;
+        assert_eq!(status("POST", "/v1/sessions"), 405);
+        assert_eq!(status("GET", "/v1/no-such-thing"), 404);
+        assert_eq!(status("GET", "/v1/sessions?usr=ann"), 400);
+        assert_eq!(status("GET", "/v1/sessions?limit=1001"), 400);
+        assert_eq!(status("GET", "/v1/sessions?cursor=x"), 400);
+        assert_eq!(status("DELETE", "/v1/sessions"), 400);
+    }
+
+    #[test]
+    fn without_a_server_the_exit_code_is_3_and_the_message_says_why() {
+        let directory = TempDir::new();
+        let ctl = |socket: &Path| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+            let finished = run(command.args(["ctl", "sessions", "--socket"]).arg(socket), None, TIMEOUT);
+            (finished.code, finished.stderr.join("\n"))
+        };
+        let socket = directory.path().join("control.sock");
+        let (code, message) = ctl(&socket);
+        assert_eq!(code, Some(3));
+        assert!(message.contains("there is no control socket"), "{message}");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let (code, message) = ctl(&socket);
+        assert_eq!(code, Some(3));
+        assert!(message.contains("no server listens at"), "{message}");
+    }
+
+    #[test]
+    fn the_socket_is_found_in_the_configuration() {
+        let controlled = Controlled::start("");
+        let ctl = |config: &Path| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+            run(command.args(["ctl", "sessions", "--config"]).arg(config), None, TIMEOUT)
+        };
+        assert_eq!(ctl(controlled.server.config_path()).code, Some(0));
+        let none = controlled.directory.write("none.toml", "[control]\nsocket = \"\"\n");
+        let finished = ctl(&none);
+        assert_eq!(finished.code, Some(2));
+        assert!(finished.stderr[0].contains("no control socket"), "{finished:?}");
+    }
+
+    #[test]
+    fn another_user_cannot_use_the_socket() {
+        if !getuid().is_root() {
+            return skip("only root can run a command as another user");
+        }
+        // Everybody may enter the directory, so only the permissions of the socket matter.
+        let directory = std::env::temp_dir().join(format!("turnserver-ctl-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        let (program, socket) = (directory.join("turnserver"), directory.join("control.sock"));
+        fs::copy(env!("CARGO_BIN_EXE_turnserver"), &program).unwrap();
+        let server = Server::start(&format!("{}[control]\nsocket = {socket:?}\n", config(&["127.0.0.1"], "")));
+        let ctl = |uid: u32, gid: u32| {
+            let mut command = Command::new(&program);
+            command.args(["ctl", "sessions", "--socket"]).arg(&socket).uid(uid).gid(gid).current_dir("/");
+            run(&mut command, None, TIMEOUT)
+        };
+        let nobody = 65_534;
+        let (other, member, owner) = (ctl(nobody, nobody), ctl(nobody, getgid().as_raw()), ctl(0, nobody));
+        drop(server);
+        fs::remove_dir_all(&directory).unwrap();
+        assert_eq!((other.code, other.stdout.len()), (Some(3), 0), "{other:?}");
+        assert!(other.stderr[0].contains("this user may not use the control socket"), "{other:?}");
+        assert_eq!((member.code, owner.code), (Some(0), Some(0)), "{member:?} {owner:?}");
+    }
+}
