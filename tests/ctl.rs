@@ -19,6 +19,9 @@ mod ctl {
 
     use nix::unistd::{getgid, getuid};
     use serde_json::Value;
+    use turnserver::clock::unix_seconds;
+    use turnserver::stun::Method;
+    use turnserver::stun::attribute::Lifetime;
 
     use crate::client::Http;
     use crate::support::client::{self, Client, Login, Session};
@@ -34,9 +37,10 @@ mod ctl {
     }
 
     impl Controlled {
-        /// Starts a server. `more` is appended to its configuration.
+        /// Starts a server. `more` is added to its configuration: tables, or keys that precede them.
         fn start(more: &str) -> Self {
-            Self::start_with(&config(&["127.0.0.1"], more))
+            let (keys, tables) = if more.starts_with('[') { ("", more) } else { (more, "") };
+            Self::start_with(&format!("{keys}{}", config(&["127.0.0.1"], tables)))
         }
 
         fn start_with(config: &str) -> Self {
@@ -203,6 +207,94 @@ mod ctl {
         assert_eq!(first["sessions"].as_array().unwrap().len(), 7);
         let second = get(&format!("/v1/sessions?limit=7&cursor={}", text(&first, "next")));
         assert_ne!(first["sessions"][6]["id"], second["sessions"][0]["id"]);
+    }
+
+    /// Waits for the end of a user's allocation, and returns the reason in the log.
+    fn end_of(controlled: &Controlled, user: &str) -> String {
+        let ended = controlled.server.wait_for_log(|line| {
+            line.field("event").as_deref() == Some("allocation-ended") && line.field("user").as_deref() == Some(user)
+        });
+        ended.field("reason").unwrap()
+    }
+
+    /// Asserts that a client has no allocation: Refresh is rejected with 437.
+    fn assert_without_allocation(client: &Client, session: &Session) {
+        let response = client.request(session, Method::REFRESH, &|writer| writer.push(&Lifetime(600)));
+        assert_eq!(response.error(), Some(437));
+    }
+
+    #[test]
+    fn a_kick_ends_allocations_and_the_log_says_by_whom() {
+        let controlled = Controlled::start("");
+        let clients: Vec<_> = ["ann", "bob", "eve"].into_iter().map(|user| controlled.allocate(user)).collect();
+        let ann = text(&controlled.sessions(&["--user", "ann"])[0], "id");
+        assert_eq!(controlled.lines(&["kick", &ann]), ["ended 1 session"]);
+        let reason = end_of(&controlled, "ann");
+        let kicked = controlled.event("sessions-ended");
+        controlled.assert_by_this_user(&kicked);
+        let (uid, pid) = (kicked.field("uid").unwrap(), kicked.field("pid").unwrap());
+        assert_eq!(reason, format!("ended by the operator (process {pid} of user {uid})"));
+        assert_eq!(kicked.field("filter"), Some(format!("session {ann}")));
+        assert_without_allocation(&clients[0].0, &clients[0].1);
+
+        assert_eq!(controlled.failure(&["kick", &ann]).0, Some(1));
+        assert_eq!(controlled.lines(&["kick", "--user", "bob"]), ["ended 1 session"]);
+        assert_without_allocation(&clients[1].0, &clients[1].1);
+        assert_eq!(controlled.lines(&["kick", "--user", "bob"]), ["ended 0 sessions"]);
+        assert_eq!(controlled.json(&["kick", "--client", "127.0.0.0/8"])["ended"].as_u64(), Some(1));
+        assert_without_allocation(&clients[2].0, &clients[2].1);
+        assert_eq!(controlled.failure(&["kick"]).0, Some(2));
+        assert_eq!(controlled.failure(&["kick", &ann, "--user", "bob"]).0, Some(2));
+    }
+
+    #[test]
+    fn a_revoked_credential_no_longer_works_and_its_allocations_end() {
+        let controlled = Controlled::start("workers = 2\n");
+        let (revoked, other) = (Login::mint("ann", 600), Login::mint("ann", 900));
+        // Some of them on each worker.
+        let allocate = |login: &Login| {
+            let client = controlled.client();
+            let (session, _) = client.allocate(login).unwrap();
+            (client, session)
+        };
+        let clients: Vec<_> = (0..8).map(|_| allocate(&revoked)).collect();
+        let (other_client, other_session) = allocate(&other);
+        let lines = controlled.lines(&["revoke", &revoked.username]);
+        assert!(lines[0].starts_with("revoked until "), "{lines:?}");
+        assert_eq!(end_of(&controlled, "ann"), "the credentials were revoked");
+        let line = controlled.event("username-revoked");
+        controlled.assert_by_this_user(&line);
+        assert_eq!(line.field("username").as_deref(), Some(revoked.username.as_str()));
+        assert_eq!(controlled.sessions(&[]).len(), 1);
+        for (client, session) in &clients {
+            let response = client.request(session, Method::REFRESH, &|writer| writer.push(&Lifetime(600)));
+            assert_eq!(response.error(), Some(401));
+        }
+        for _ in 0..8 {
+            assert_eq!(controlled.client().allocate(&revoked).err(), Some(401));
+        }
+        let response = other_client.request(&other_session, Method::REFRESH, &|writer| writer.push(&Lifetime(600)));
+        assert_eq!(response.error(), None);
+
+        assert_eq!(controlled.lines(&["revoke", &revoked.username, "--until", "1"]), ["no longer revoked"]);
+        allocate(&revoked);
+    }
+
+    #[test]
+    fn a_username_without_an_expiry_is_revoked_until_a_time() {
+        let controlled = Controlled::start("[[auth.users]]\nname = \"fixed\"\npassword = \"a password for tests\"\n");
+        let login = Login::new("fixed", "a password for tests");
+        controlled.client().allocate(&login).unwrap();
+        let (code, message) = controlled.failure(&["revoke", "fixed"]);
+        assert_eq!(code, Some(1));
+        assert!(message.contains("no expiry") && message.ends_with("say until when"), "{message}");
+        let until = (unix_seconds() + 100).to_string();
+        let revoked = controlled.json(&["revoke", "fixed", "--until", &until]);
+        assert_eq!(revoked["until"].as_u64().map(|until| until.to_string()), Some(until));
+        assert_eq!(controlled.client().allocate(&login).err(), Some(401));
+        let (code, message) = controlled.failure(&["revoke", "1000000000:ann"]);
+        assert_eq!(code, Some(1));
+        assert!(message.contains("expired") && message.contains("nothing to revoke"), "{message}");
     }
 
     #[test]

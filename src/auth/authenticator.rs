@@ -6,7 +6,7 @@ use std::rc::Rc;
 use sha2::{Digest as _, Sha256};
 
 use super::time_limited::{self, Malformed, NoSecretMatched, Reading};
-use super::{HumanSeconds, Identity, KeyAlgorithm, LongTermKey, Secret, SecurityFeatures};
+use super::{HumanSeconds, Identity, KeyAlgorithm, LongTermKey, Revocations, Secret, SecurityFeatures};
 
 /// Authenticates requests with the realm, the shared secrets and the static users (RFC 8489 §9.2.4).
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub struct Authenticator {
     /// The key that a request is checked with if there is no candidate key. The response time then does not reveal
     /// which users exist. A match never authenticates a request.
     dummy_key: LongTermKey,
+    /// The usernames whose credentials do not authenticate.
+    revoked: Revocations,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Authenticator {
             .collect();
         let names = users.keys().map(|name| (userhash(name, &realm), name.clone())).collect();
         let dummy_key = LongTermKey::derive("", &realm, b"");
-        Self { realm, secrets, users, names, dummy_key }
+        Self { realm, secrets, users, names, dummy_key, revoked: Revocations::default() }
     }
 
     /// Sets the limits on allocations of static users, by name; 0 for no limit. Without one, the general limit applies.
@@ -58,6 +60,12 @@ impl Authenticator {
             }
         }
         self
+    }
+
+    /// Sets the revoked usernames.
+    #[must_use]
+    pub fn with_revoked(self, revoked: Revocations) -> Self {
+        Self { revoked, ..self }
     }
 
     /// Returns the realm of all credentials.
@@ -98,6 +106,19 @@ impl Authenticator {
     ///
     /// The reason for the failure. The response to each is 401 (RFC 8489 §9.2.4).
     pub fn authenticate(
+        &self,
+        username: Option<&str>,
+        algorithm: KeyAlgorithm,
+        unix_now: u64,
+        known: Option<&Rc<Identity>>,
+        matches: &mut dyn FnMut(&LongTermKey) -> bool,
+    ) -> Result<Rc<Identity>, AuthFailure> {
+        let identity = self.find_identity(username, algorithm, unix_now, known, matches)?;
+        if self.revoked.covers(identity.username(), unix_now) { Err(AuthFailure::Revoked) } else { Ok(identity) }
+    }
+
+    /// Like [`authenticate`](Self::authenticate), and ignores revocations.
+    fn find_identity(
         &self,
         username: Option<&str>,
         algorithm: KeyAlgorithm,
@@ -148,7 +169,8 @@ impl Authenticator {
         })
     }
 
-    /// Whether an identity still has the credentials of a static user or of a shared secret. Expiry is not checked.
+    /// Whether an identity still has the credentials of a static user or of a shared secret, and is not revoked. Expiry
+    /// is not checked.
     #[must_use]
     pub fn accepts(&self, identity: &Identity) -> bool {
         self.recognize(identity.username(), identity.key()).is_some()
@@ -192,6 +214,9 @@ pub enum AuthFailure {
     /// The username is time-limited, but no secret is configured.
     #[error("the credential is time-limited, but no shared secret is configured")]
     NoSecret,
+    /// The operator has revoked the username.
+    #[error("the operator has revoked this username")]
+    Revoked,
     /// The password of a static user is wrong.
     #[error("wrong password or realm for a static user")]
     WrongPassword,

@@ -6,11 +6,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
 use super::api::Published;
+use super::commands::{Command, Request};
 use super::follow::Follower;
 use super::service::{Service, Watchdog};
 use super::snapshot::{SnapshotInputs, snapshot};
@@ -19,8 +21,9 @@ use super::tls::{self, Certificates, Replacement};
 use super::{BrowserEntry, WorkerEvent};
 use crate::clock;
 use crate::config::Config;
+use crate::net::tls::date;
 use crate::setting::DRAIN_DEADLINE;
-use crate::turn::Ledger;
+use crate::turn::{Ledger, Operator};
 use crate::worker::Snapshot;
 
 /// The interval at which a drain checks whether the last allocation has ended.
@@ -118,7 +121,9 @@ impl Stage {
 /// A server whose workers run.
 pub(super) struct RunningServer<'a> {
     pub(super) config: &'a Config,
-    pub(super) inputs: &'a SnapshotInputs,
+    pub(super) inputs: SnapshotInputs,
+    /// The commands of the operator.
+    pub(super) requests: mpsc::Receiver<Request>,
     /// The addresses of this machine.
     pub(super) addresses: Follower<'a>,
     pub(super) entry: BrowserEntry<'a>,
@@ -173,6 +178,11 @@ impl RunningServer<'_> {
                     }
                 }
                 Some(WorkerEvent::Ended(index)) = events.recv() => break Some(index),
+                Some(Request { command, operator, response }) = self.requests.recv() => {
+                    let result = self.carry_out(command, operator).await;
+                    // A client that has gone needs no response.
+                    let _ = response.send(result);
+                }
                 () = tick(&mut drain_check) => {
                     if self.allocations() == 0 {
                         break None;
@@ -208,6 +218,42 @@ impl RunningServer<'_> {
         ended_early
     }
 
+    /// Carries out a command of the operator. The error is why it is refused.
+    async fn carry_out(&mut self, command: Command, operator: Operator) -> Result<Value, String> {
+        match command {
+            Command::Revoke { username, until } => self.revoke(&username, until, operator).await,
+        }
+    }
+
+    /// Refuses a username from now on, and waits until its allocations have ended.
+    async fn revoke(&mut self, username: &str, until: u64, operator: Operator) -> Result<Value, String> {
+        let now = clock::unix_seconds();
+        self.inputs.revoked.revoke(username, until, now).map_err(|error| error.to_string())?;
+        let tls = self.snapshot().tls.clone();
+        self.reconfigure(snapshot(self.config, &self.inputs, &self.addresses, tls)).await;
+        let (Operator { process: pid, user: uid }, until_text) = (operator, date(until));
+        let is_revoked = until > now;
+        if is_revoked {
+            tracing::info!(
+                event = "username-revoked",
+                username = username,
+                until = until_text,
+                uid,
+                pid,
+                "the operator has revoked a username: its requests are rejected, and its allocations have ended"
+            );
+        } else {
+            tracing::info!(
+                event = "revocation-ended",
+                username = username,
+                uid,
+                pid,
+                "the operator has ended the revocation of a username"
+            );
+        }
+        Ok(json!({ "username": username, "revoked": is_revoked, "until": until }))
+    }
+
     /// Passes a new certificate to the workers. The certificate is logged only when they use it, because a reader of
     /// the log may connect at once and expect the new certificate.
     async fn replace_certificate(&mut self, replacement: Option<Replacement>) {
@@ -227,7 +273,7 @@ impl RunningServer<'_> {
     /// Reads the addresses of this machine again, and passes a change to the workers.
     async fn follow_addresses(&mut self) {
         let Some(change) = self.addresses.reread() else { return };
-        self.reconfigure(snapshot(self.config, self.inputs, &self.addresses, self.snapshot().tls.clone())).await;
+        self.reconfigure(snapshot(self.config, &self.inputs, &self.addresses, self.snapshot().tls.clone())).await;
         let urls = self.urls();
         self.published.send_modify(|published| published.urls = urls);
         change.log();

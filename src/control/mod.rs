@@ -4,6 +4,7 @@ mod account;
 mod addresses;
 mod alternate;
 mod api;
+mod commands;
 mod follow;
 mod life;
 mod listeners;
@@ -128,12 +129,14 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         keys: config.http.keys.clone(),
     };
     let (published, publications) = watch::channel(published);
+    let (commands, requests) = commands::commands();
     let api = api::Inputs {
         workers: prepared.controls.clone(),
         ledger: Arc::clone(&prepared.ledger),
         published: publications,
         clock,
         started,
+        commands,
         access: api::Access { from: config.http.metrics_from.clone(), token: config.http.metrics_token.clone() },
     };
     let http_thread = start_http(prepared.http, api, stopped)?;
@@ -142,7 +145,8 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
 
     let server = RunningServer {
         config,
-        inputs: &prepared.inputs,
+        inputs: prepared.inputs,
+        requests,
         addresses: prepared.addresses,
         entry,
         ledger: &prepared.ledger,

@@ -7,7 +7,8 @@ use ipnet::IpNet;
 
 use super::alternate::alternate;
 use super::follow::Follower;
-use crate::auth::{Authenticator, NonceMint, Secret};
+use crate::auth::{Authenticator, NonceMint, Revocations, Secret};
+use crate::clock;
 use crate::config::{self, Config};
 use crate::net::tls::Acceptor;
 use crate::transport::Transport;
@@ -21,6 +22,8 @@ pub(super) struct SnapshotInputs {
     pub(super) generated_secret: Option<Secret>,
     /// The key for nonces if there is neither a configured nor a generated secret.
     pub(super) nonce_key: [u8; 32],
+    /// The usernames that the operator has revoked.
+    pub(super) revoked: Revocations,
     /// The limit on connections, which the limit of open files may have reduced.
     pub(super) connections: u32,
 }
@@ -32,7 +35,7 @@ pub(super) fn snapshot(
     addresses: &Follower<'_>,
     tls: Option<Acceptor>,
 ) -> Snapshot {
-    let SnapshotInputs { generated_secret, nonce_key, connections } = inputs;
+    let SnapshotInputs { generated_secret, nonce_key, revoked, connections } = inputs;
     let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
     let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
     let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
@@ -40,6 +43,7 @@ pub(super) fn snapshot(
         .unwrap_or_else(|| NonceMint::from_random(*nonce_key, nonce_lifetime));
     let static_limits = config.auth.users.iter().map(|user| (user.name.as_str(), user.allocations));
     let authenticator = Authenticator::new(config.realm.clone(), secrets, users).with_allocations(static_limits);
+    let authenticator = authenticator.with_revoked(revoked.at(clock::unix_seconds()));
     let core = turn::Snapshot {
         nonces: nonces.with_features(authenticator.features()),
         authenticator,

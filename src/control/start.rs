@@ -19,7 +19,7 @@ use super::follow::Follower;
 use super::listeners::{self, ListenError, Listeners};
 use super::snapshot::{SnapshotInputs, policy, snapshot};
 use super::tls::{Certificates, TlsError};
-use crate::auth::Secret;
+use crate::auth::{Revocations, Secret};
 use crate::clock::Clock;
 use crate::config::{CONTROL_SOCKET as CONTROL_SOCKET_PATH, Config, ControlSocket, RelayAddresses};
 use crate::http::{self, BindError, UnixSocket};
@@ -138,7 +138,8 @@ pub(super) fn prepare<'a>(
     } else {
         None
     };
-    let inputs = SnapshotInputs { generated_secret, nonce_key: random_key()?, connections };
+    let inputs =
+        SnapshotInputs { generated_secret, nonce_key: random_key()?, revoked: Revocations::default(), connections };
     let snapshot = Arc::new(snapshot(config, &inputs, &addresses, acceptor));
     // Addresses of a second family may come later.
     let room = config.relay.ports.len() * relay_count(choice).max(2);

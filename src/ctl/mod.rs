@@ -12,10 +12,12 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 use form_urlencoded::Serializer;
+use hyper::Method;
 use serde_json::{Value, json};
 use turnserver::config::{CONTROL_SOCKET, Config, ControlSocket};
 
 use client::{Client, Failure};
+use text::{counted, number};
 
 /// The sessions of `--top`, unless there is a limit.
 const TOP: usize = 20;
@@ -52,6 +54,21 @@ enum Command {
         /// Its ID, as in `sessions` and in the log.
         id: String,
     },
+    /// End sessions. Their clients may make new ones.
+    Kick(Kick),
+    /// Refuse a username on all workers, and end its sessions.
+    ///
+    /// It holds until the credential has expired, and does not survive
+    /// a restart of the server.
+    #[command(verbatim_doc_comment)]
+    Revoke {
+        /// The username of the credential, as in 1767225600:alice.
+        username: String,
+        /// Until this time, in seconds since the Unix epoch. A time in
+        /// the past ends the revocation.
+        #[arg(long, value_name = "T", verbatim_doc_comment)]
+        until: Option<u64>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -71,6 +88,19 @@ struct Sessions {
     /// At most this many. Without it all, or 20 with --top.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Kick {
+    /// The session with this ID.
+    id: Option<String>,
+    /// All sessions of this user.
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// All sessions of clients with this address or prefix.
+    #[arg(long, value_name = "PREFIX")]
+    client: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -153,6 +183,37 @@ async fn execute(command: &Command, socket: &Path) -> Result<Output, Failure> {
             let session = client.get(&session_path(id)).await?;
             Ok(Output { text: views::session(&session), json: session })
         }
+        Command::Kick(kick) => {
+            let ended = client.send(Method::DELETE, &kick.path(), None).await?;
+            let text = format!("ended {}", counted(number(&ended, "ended"), "session"));
+            Ok(Output { text: vec![text], json: ended })
+        }
+        Command::Revoke { username, until } => {
+            let body = json!({ "username": username, "until": until });
+            let revoked = client.send(Method::POST, "/v1/revocations", Some(body)).await?;
+            let text = if revoked.get("revoked").and_then(Value::as_bool) == Some(true) {
+                format!("revoked until {} (seconds since the Unix epoch)", number(&revoked, "until"))
+            } else {
+                "no longer revoked".to_owned()
+            };
+            Ok(Output { text: vec![text], json: revoked })
+        }
+    }
+}
+
+impl Kick {
+    fn path(&self) -> String {
+        let Self { id, user, client } = self;
+        if let Some(id) = id {
+            return session_path(id);
+        }
+        let mut query = Serializer::new(String::new());
+        for (name, value) in [("user", user), ("client", client)] {
+            if let Some(value) = value {
+                query.append_pair(name, value);
+            }
+        }
+        format!("/v1/sessions?{}", query.finish())
     }
 }
 

@@ -1,12 +1,14 @@
 //! What the server answers over HTTP: on the control socket, and on `[http] listen`.
 
 mod access;
+mod body;
 mod credentials;
 mod health;
 mod metrics;
 mod query;
 mod refusal;
 mod reload;
+mod revoke;
 mod sessions;
 mod status;
 mod steer;
@@ -20,6 +22,7 @@ use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
 
+use super::commands::Commands;
 use super::start::WorkerControl;
 use crate::auth::Secret;
 use crate::clock::Clock;
@@ -58,6 +61,8 @@ pub(super) struct Inputs {
     pub(super) clock: Clock,
     /// When the server started, in seconds since the Unix epoch.
     pub(super) started: u64,
+    /// To the thread of control.
+    pub(super) commands: Commands,
     pub(super) access: Access,
 }
 

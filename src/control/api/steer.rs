@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::Api;
 use super::refusal::Refusal;
+use crate::control::commands::Command;
 use crate::http::{PeerCredentials, response};
 use crate::turn::Operator;
 
@@ -16,6 +17,7 @@ enum Resource<'p> {
     Status,
     Sessions,
     Session(&'p str),
+    Revocations,
 }
 
 impl<'p> Resource<'p> {
@@ -23,6 +25,7 @@ impl<'p> Resource<'p> {
         Some(match path.strip_prefix("/v1/")? {
             "status" => Self::Status,
             "sessions" => Self::Sessions,
+            "revocations" => Self::Revocations,
             path => Self::Session(path.strip_prefix("sessions/")?),
         })
     }
@@ -31,6 +34,7 @@ impl<'p> Resource<'p> {
     fn methods(self) -> &'static str {
         match self {
             Self::Status => "GET",
+            Self::Revocations => "POST",
             Self::Sessions | Self::Session(_) => "GET, DELETE",
         }
     }
@@ -65,6 +69,16 @@ impl Api {
             Resource::Sessions => self.end_sessions(request, operator).await,
             Resource::Session(id) if request.method() == Method::GET => self.session(id, request).await,
             Resource::Session(id) => self.end_session(id, operator).await,
+            Resource::Revocations => self.revoke(request, operator).await,
+        }
+    }
+
+    /// Lets control carry out a command.
+    pub(super) async fn command(&self, command: Command, operator: Operator) -> Result<Value, Refusal> {
+        match self.commands.send(command, operator).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(why)) => Err(Refusal::conflict(why)),
+            Err(stopping) => Err(Refusal::unavailable(stopping.to_string())),
         }
     }
 }

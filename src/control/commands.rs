@@ -1,0 +1,48 @@
+//! The commands of the operator that change the state of the process.
+
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::turn::Operator;
+
+/// The greatest number of commands that wait.
+const CAPACITY: usize = 16;
+
+/// A command of the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    /// Refuse a username until a time, in seconds since the Unix epoch, and end its allocations.
+    Revoke { username: String, until: u64 },
+}
+
+/// A command, who sent it, and where the result goes: a JSON object, or why the command is refused.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) command: Command,
+    pub(super) operator: Operator,
+    pub(super) response: oneshot::Sender<Result<Value, String>>,
+}
+
+/// The server is stopping and takes no more commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the server is stopping")]
+pub(super) struct Stopping;
+
+/// Sends commands to the running server.
+#[derive(Clone, Debug)]
+pub(super) struct Commands(mpsc::Sender<Request>);
+
+/// Creates a channel for commands.
+pub(super) fn commands() -> (Commands, mpsc::Receiver<Request>) {
+    let (sender, receiver) = mpsc::channel(CAPACITY);
+    (Commands(sender), receiver)
+}
+
+impl Commands {
+    /// Sends a command, and waits until it is carried out or refused.
+    pub(super) async fn send(&self, command: Command, operator: Operator) -> Result<Result<Value, String>, Stopping> {
+        let (response, result) = oneshot::channel();
+        self.0.send(Request { command, operator, response }).await.map_err(|_| Stopping)?;
+        result.await.map_err(|_| Stopping)
+    }
+}
