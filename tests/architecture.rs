@@ -60,7 +60,7 @@ mod architecture {
 
     /// The modules of the library that each binary may use.
     const BINARIES: &[(&str, &[&str])] = &[
-        ("main.rs", &["config", "control"]),
+        ("main.rs", &["clock", "config", "control"]),
         ("bin/turn-credential/main.rs", &["auth", "clock", "config", "file", "setting", "transport"]),
     ];
 

@@ -17,6 +17,7 @@ mod ctl {
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
+    use nix::sys::signal::Signal;
     use nix::unistd::{getgid, getuid};
     use serde_json::Value;
     use turnserver::clock::unix_seconds;
@@ -24,8 +25,9 @@ mod ctl {
     use turnserver::stun::attribute::Lifetime;
 
     use crate::client::Http;
+    use crate::support::certificates::Authority;
     use crate::support::client::{self, Client, Login, Session};
-    use crate::support::{Finished, LogLine, Server, TIMEOUT, TempDir, config, run, skip};
+    use crate::support::{Finished, LogLine, Process, Server, TIMEOUT, TempDir, config, run, skip, with_tls};
 
     const ALLOW: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
 
@@ -295,6 +297,133 @@ mod ctl {
         let (code, message) = controlled.failure(&["revoke", "1000000000:ann"]);
         assert_eq!(code, Some(1));
         assert!(message.contains("expired") && message.contains("nothing to revoke"), "{message}");
+    }
+
+    #[test]
+    fn a_drain_can_be_ended_whatever_has_started_it() {
+        let controlled = Controlled::start("");
+        let _call = controlled.allocate("ann");
+        let can_allocate = || controlled.client().allocate(&Login::mint("bob", 600)).is_ok();
+        let lines = controlled.lines(&["drain"]);
+        assert_eq!(lines, ["draining: 1 session left. The server stops when the last one has ended"]);
+        controlled.assert_by_this_user(&controlled.event("drain-started"));
+        assert!(!can_allocate());
+        let status = controlled.lines(&["status"]);
+        assert!(status.contains(&"state        makes no new allocations: draining".to_owned()), "{status:#?}");
+        assert_eq!(controlled.json(&["drain"])["allocations"].as_u64(), Some(1));
+
+        assert_eq!(controlled.lines(&["resume"]), ["the server makes new allocations"]);
+        controlled.assert_by_this_user(&controlled.event("drain-ended"));
+        assert!(can_allocate());
+
+        let drains = |count: usize| {
+            controlled.server.wait_for_logs(|lines| {
+                let started = lines.iter().filter(|line| line.field("event").as_deref() == Some("drain-started"));
+                started.count() == count
+            });
+        };
+        drains(1);
+        controlled.server.signal(Signal::SIGUSR1);
+        drains(2);
+        assert!(!can_allocate());
+        assert_eq!(controlled.json(&["resume"])["draining"].as_bool(), Some(false));
+        assert!(can_allocate());
+
+        controlled.server.signal(Signal::SIGTERM);
+        drains(3);
+        let (code, message) = controlled.failure(&["resume"]);
+        assert_eq!(code, Some(1));
+        assert!(message.ends_with("the server is stopping because of SIGTERM, so it cannot resume"), "{message}");
+        assert_eq!(controlled.json(&["drain"])["draining"].as_bool(), Some(true));
+    }
+
+    #[test]
+    fn a_drain_may_be_waited_for() {
+        let controlled = Controlled::start("");
+        let (client, session, _) = controlled.allocate("ann");
+        let waiting = Process::start(&mut controlled.command(&["drain", "--wait"]), None);
+        controlled.event("drain-started");
+        client.delete(&session);
+        let finished = waiting.finish(TIMEOUT);
+        assert_eq!((finished.code, finished.stdout), (Some(0), vec!["the server has stopped".to_owned()]));
+        controlled.event("stopped");
+        assert_eq!(controlled.failure(&["status"]).0, Some(3));
+    }
+
+    #[test]
+    fn a_wait_for_a_drain_fails_if_the_drain_is_ended() {
+        let controlled = Controlled::start("");
+        let _call = controlled.allocate("ann");
+        let waiting = Process::start(&mut controlled.command(&["drain", "--wait"]), None);
+        controlled.event("drain-started");
+        controlled.lines(&["resume"]);
+        let finished = waiting.finish(TIMEOUT);
+        assert_eq!(finished.code, Some(1));
+        assert!(finished.stderr[0].contains("the drain has been ended"), "{finished:?}");
+    }
+
+    #[test]
+    fn the_status_shows_what_the_server_does_and_waits_for_its_start() {
+        let directory = TempDir::new();
+        let socket = directory.path().join("control.sock");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+        let waiting = Process::start(command.args(["ctl", "status", "--wait", "--socket"]).arg(&socket), None);
+        let server = Server::start(&format!("{}[control]\nsocket = {socket:?}\n", config(&["127.0.0.1"], "")));
+        let finished = waiting.finish(TIMEOUT);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        let first = format!("turnserver   {}, process {}", env!("CARGO_PKG_VERSION"), server.id());
+        assert_eq!(finished.stdout[..2], [first, "state        ready".to_owned()]);
+        let client = Client::new(server.udp_address());
+        client.send(&[0x40, 0, 0, 4, 1, 2, 3, 4]);
+        client.binding();
+        let status: Value = serde_json::from_str(&Http::unix(&socket).get("/v1/status").body).unwrap();
+        let dropped: u64 = status["dropped"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
+        assert_eq!(dropped, 1, "{status}");
+    }
+
+    #[test]
+    fn the_log_level_is_changed_at_run_time() {
+        let controlled = Controlled::start("");
+        let messages = |event: &str| {
+            controlled.server.logs().iter().filter(|line| line.field("event").as_deref() == Some(event)).count()
+        };
+        assert_eq!(controlled.lines(&["log-level", "debug"]), ["debug (was info)"]);
+        let changed = controlled.event("log-level-changed");
+        controlled.assert_by_this_user(&changed);
+        assert_eq!((changed.field("from"), changed.field("to")), (Some("info".to_owned()), Some("debug".to_owned())));
+        let client = controlled.client();
+        client.challenge(&Login::mint("ann", 600));
+        controlled.event("packet-failed");
+        assert_eq!(controlled.lines(&["log-level", "error"]), ["error (was debug)"]);
+        let (client, session, _) = controlled.allocate("ann");
+        client.delete(&session);
+        assert_eq!(controlled.lines(&["log-level", "info"]), ["info (was error)"]);
+        controlled.allocate("bob");
+        controlled.event("allocation-created");
+        controlled.server.wait_for_logs(|lines| {
+            lines.iter().filter(|line| line.field("event").as_deref() == Some("log-level-changed")).count() == 3
+        });
+        assert_eq!((messages("allocation-created"), messages("allocation-ended")), (1, 0));
+        assert_eq!(controlled.json(&["status"])["log_level"].as_str(), Some("info"));
+        let (code, message) = controlled.failure(&["log-level", "loud"]);
+        assert_eq!(code, Some(1));
+        assert!(message.ends_with("level must be one of error, warn, info, debug, trace"), "{message}");
+    }
+
+    #[test]
+    fn the_certificate_in_use_is_shown() {
+        let controlled = Controlled::start("");
+        assert_eq!(controlled.lines(&["certificates"]), ["no certificate: [tls] is not set"]);
+        let (authority, files) = (Authority::new(unix_seconds()), TempDir::new());
+        let paths = authority.write(&authority.issue(&["turn.example.org"]), files.path());
+        let config = with_tls(&config(&["127.0.0.1"], ""), &["127.0.0.1"], &paths);
+        let controlled = Controlled::start_with(&config);
+        let lines = controlled.lines(&["certificates"]);
+        assert_eq!(lines[0], format!("file     {}", paths[0].display()));
+        assert_eq!(lines[1], "names    turn.example.org");
+        assert!(lines[4].starts_with("expires  in "), "{lines:#?}");
+        let not_after = controlled.json(&["certificates"])["certificates"][0]["not_after"].as_u64().unwrap();
+        assert!(not_after > unix_seconds());
     }
 
     #[test]

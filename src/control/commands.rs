@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config::LogLevel;
 use crate::turn::Operator;
 
 /// The greatest number of commands that wait.
@@ -11,6 +12,12 @@ const CAPACITY: usize = 16;
 /// A command of the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Command {
+    /// Reject new allocations, and stop when the last one ends.
+    Drain,
+    /// End a drain.
+    Resume,
+    /// Change the log level of this run.
+    LogLevel(LogLevel),
     /// Refuse a username until a time, in seconds since the Unix epoch, and end its allocations.
     Revoke { username: String, until: u64 },
 }

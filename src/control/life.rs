@@ -14,13 +14,14 @@ use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep, timeout}
 use super::api::Published;
 use super::commands::{Command, Request};
 use super::follow::Follower;
+use super::logging::Logging;
 use super::service::{Service, Watchdog};
 use super::snapshot::{SnapshotInputs, snapshot};
 use super::start::WorkerControl;
 use super::tls::{self, Certificates, Replacement};
 use super::{BrowserEntry, WorkerEvent};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, LogLevel};
 use crate::net::tls::date;
 use crate::setting::DRAIN_DEADLINE;
 use crate::turn::{Ledger, Operator};
@@ -118,12 +119,58 @@ impl Stage {
     }
 }
 
+/// Why the stage does not change as commanded.
+const STOPPING: &str = "the server is stopping because of SIGTERM, so it cannot resume";
+
+impl Stage {
+    /// Returns the stage after a drain that the operator commands. A drain without a deadline does not replace one with
+    /// a deadline.
+    fn drained(self) -> Self {
+        match self {
+            Self::Serving | Self::Draining => Self::Draining,
+            Self::Stopping => Self::Stopping,
+        }
+    }
+
+    /// Returns the stage after the operator has ended a drain. A stop cannot be ended.
+    fn resumed(self) -> Result<Self, &'static str> {
+        match self {
+            Self::Serving | Self::Draining => Ok(Self::Serving),
+            Self::Stopping => Err(STOPPING),
+        }
+    }
+}
+
+/// The stage, and the timers of a drain.
+#[derive(Debug)]
+struct Progress {
+    stage: Stage,
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// Until the last allocation has ended.
+    check: Option<Interval>,
+    /// Until the next log line.
+    report: Option<Interval>,
+}
+
+impl Progress {
+    const SERVING: Self = Self { stage: Stage::Serving, deadline: None, check: None, report: None };
+
+    fn draining(stage: Stage, deadline: Option<Duration>) -> Self {
+        let mut report = every(PROGRESS);
+        // The start of the drain is in the log already.
+        report.reset();
+        let deadline = deadline.map(|deadline| Box::pin(sleep(deadline)));
+        Self { stage, deadline, check: Some(every(DRAIN_CHECK)), report: Some(report) }
+    }
+}
+
 /// A server whose workers run.
 pub(super) struct RunningServer<'a> {
     pub(super) config: &'a Config,
     pub(super) inputs: SnapshotInputs,
     /// The commands of the operator.
     pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) log: &'a Logging,
     /// The addresses of this machine.
     pub(super) addresses: Follower<'a>,
     pub(super) entry: BrowserEntry<'a>,
@@ -145,21 +192,19 @@ impl RunningServer<'_> {
         signals: &mut Signals,
         events: &mut mpsc::Receiver<WorkerEvent>,
     ) -> Option<usize> {
-        let mut stage = Stage::Serving;
-        let mut deadline: Option<Pin<Box<Sleep>>> = None;
+        let mut progress = Progress::SERVING;
         let period = self.service.watchdog_period();
         let statistics = self.workers.iter().map(|worker| Arc::clone(&worker.statistics));
         let mut watchdog = period.map(|period| Watchdog::new(statistics, period));
         let (mut ping, mut status) = (period.map(every), self.service.is_connected().then(|| every(STATUS)));
         // The first ping is one period after the start.
         ping.iter_mut().for_each(Interval::reset);
-        let (mut drain_check, mut progress): (Option<Interval>, Option<Interval>) = (None, None);
         self.service.ready();
         let ended_early = loop {
             tokio::select! {
                 biased;
                 signal = signals.next() => {
-                    let Some(next) = stage.after(signal) else { break None };
+                    let Some(next) = progress.stage.after(signal) else { break None };
                     match signal {
                         Received::Hangup => self.reload().await,
                         Received::Ignored(signal) => tracing::warn!(
@@ -168,27 +213,24 @@ impl RunningServer<'_> {
                         ),
                         _ => {}
                     }
-                    if next != stage {
-                        stage = next;
-                        deadline = self.start_drain(stage);
-                        (drain_check, progress) = (Some(every(DRAIN_CHECK)), Some(every(PROGRESS)));
-                        // The start of the drain is in the log already.
-                        progress.iter_mut().for_each(Interval::reset);
+                    if next != progress.stage {
+                        progress = self.start_drain(next, None);
                         status.iter_mut().for_each(Interval::reset_immediately);
                     }
                 }
                 Some(WorkerEvent::Ended(index)) = events.recv() => break Some(index),
                 Some(Request { command, operator, response }) = self.requests.recv() => {
-                    let result = self.carry_out(command, operator).await;
+                    let result = self.carry_out(command, operator, &mut progress).await;
                     // A client that has gone needs no response.
                     let _ = response.send(result);
+                    status.iter_mut().for_each(Interval::reset_immediately);
                 }
-                () = tick(&mut drain_check) => {
+                () = tick(&mut progress.check) => {
                     if self.allocations() == 0 {
                         break None;
                     }
                 }
-                () = async { match &mut deadline { Some(sleep) => sleep.await, None => pending().await } } => {
+                () = passed(&mut progress.deadline) => {
                     tracing::info!(
                         event = "drain-deadline-reached", allocations = self.allocations(),
                         "drain deadline reached"
@@ -203,12 +245,12 @@ impl RunningServer<'_> {
                     self.follow_addresses().await;
                     status.iter_mut().for_each(Interval::reset_immediately);
                 }
-                () = tick(&mut progress) => tracing::info!(
+                () = tick(&mut progress.report) => tracing::info!(
                     event = "draining", allocations = self.allocations(),
                     "draining"
                 ),
                 () = tick(&mut status) => {
-                    let status = self.status(stage);
+                    let status = self.status(progress.stage);
                     self.service.status(status);
                 }
                 () = tick(&mut ping) => self.ping_watchdog(watchdog.as_mut()),
@@ -219,10 +261,47 @@ impl RunningServer<'_> {
     }
 
     /// Carries out a command of the operator. The error is why it is refused.
-    async fn carry_out(&mut self, command: Command, operator: Operator) -> Result<Value, String> {
+    async fn carry_out(
+        &mut self,
+        command: Command,
+        operator: Operator,
+        progress: &mut Progress,
+    ) -> Result<Value, String> {
         match command {
+            Command::Drain => {
+                let next = progress.stage.drained();
+                if next != progress.stage {
+                    *progress = self.start_drain(next, Some(operator));
+                }
+                Ok(json!({ "draining": true, "allocations": self.allocations() }))
+            }
+            Command::Resume => {
+                if progress.stage.resumed()? != progress.stage {
+                    *progress = self.end_drain(operator);
+                }
+                Ok(json!({ "draining": false, "allocations": self.allocations() }))
+            }
+            Command::LogLevel(level) => Ok(self.set_log_level(level, operator)),
             Command::Revoke { username, until } => self.revoke(&username, until, operator).await,
         }
+    }
+
+    fn set_log_level(&self, level: LogLevel, operator: Operator) -> Value {
+        let before = self.published.borrow().log_level;
+        // The change itself is logged at every level.
+        self.log.set_level(LogLevel::Info);
+        let (Operator { process: pid, user: uid }, level_name) = (operator, level.as_str());
+        tracing::info!(
+            event = "log-level-changed",
+            from = before.as_str(),
+            to = level_name,
+            uid,
+            pid,
+            "the operator has changed the log level of this run"
+        );
+        self.log.set_level(level);
+        self.published.send_modify(|published| published.log_level = level);
+        json!({ "level": level_name, "before": before.as_str() })
     }
 
     /// Refuses a username from now on, and waits until its allocations have ended.
@@ -260,10 +339,9 @@ impl RunningServer<'_> {
         let Some(replacement) = replacement else { return };
         self.reconfigure(Snapshot { tls: Some(replacement.acceptor()), ..(*self.snapshot()).clone() }).await;
         if let Some(certificates) = &self.certificates {
-            let expiry = certificates.current().not_after;
-            let urls = self.urls();
+            let (current, urls) = (certificates.published(), self.urls());
             self.published.send_modify(|published| {
-                published.certificate_expiry = Some(expiry);
+                published.certificate = Some(current);
                 published.urls = urls;
             });
             certificates.log_replacement(&replacement);
@@ -315,18 +393,22 @@ impl RunningServer<'_> {
         }
     }
 
-    /// Starts a drain. Returns its deadline.
-    fn start_drain(&self, stage: Stage) -> Option<Pin<Box<Sleep>>> {
+    /// Starts a drain: because of a signal, or because the operator has commanded it.
+    fn start_drain(&self, stage: Stage, operator: Option<Operator>) -> Progress {
         self.ledger.set_draining(true);
         let allocations = self.allocations();
         if stage != Stage::Stopping {
             // The service manager is not notified, because it would limit the duration of the drain.
+            let cause = if operator.is_some() { "`turnserver ctl drain`" } else { "SIGUSR1" };
+            let (pid, uid) = (operator.and_then(|by| by.process), operator.map(|by| by.user));
             tracing::info!(
                 event = "drain-started",
                 allocations,
-                "SIGUSR1: draining. New allocations are rejected; the server stops when the last allocation ends"
+                uid,
+                pid,
+                "{cause}: draining. New allocations are rejected; the server stops when the last allocation ends"
             );
-            return None;
+            return Progress::draining(stage, None);
         }
         self.service.stopping(self.drain_deadline + STOP_TIMEOUT);
         if allocations > 0 {
@@ -338,7 +420,15 @@ impl RunningServer<'_> {
                  the deadline ({DRAIN_DEADLINE}, in seconds). A second SIGTERM stops it at once"
             );
         }
-        Some(Box::pin(sleep(self.drain_deadline)))
+        Progress::draining(stage, Some(self.drain_deadline))
+    }
+
+    /// Ends a drain, so that there are new allocations again.
+    fn end_drain(&self, operator: Operator) -> Progress {
+        self.ledger.set_draining(false);
+        let (Operator { process: pid, user: uid }, allocations) = (operator, self.allocations());
+        tracing::info!(event = "drain-ended", allocations, uid, pid, "the operator has ended the drain");
+        Progress::SERVING
     }
 
     /// Reloads the certificate. The configuration cannot be reloaded.
@@ -401,6 +491,14 @@ async fn tick(interval: &mut Option<Interval>) {
     }
 }
 
+/// Waits until the time has passed; forever if there is none.
+async fn passed(time: &mut Option<Pin<Box<Sleep>>>) {
+    match time {
+        Some(sleep) => sleep.await,
+        None => pending().await,
+    }
+}
+
 fn plural(count: u32, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
@@ -433,5 +531,12 @@ mod tests {
         ] {
             assert_eq!(stage.after(signal), next, "{stage:?} {signal:?}");
         }
+    }
+
+    #[test]
+    fn the_operator_can_end_a_drain_but_not_a_stop() {
+        use Stage::{Draining, Serving, Stopping};
+        assert_eq!([Serving, Draining, Stopping].map(Stage::drained), [Draining, Draining, Stopping]);
+        assert_eq!([Serving, Draining, Stopping].map(Stage::resumed), [Ok(Serving), Ok(Serving), Err(STOPPING)]);
     }
 }

@@ -18,11 +18,15 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, JsonFields, Writer, format};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Registry, reload};
 
 use super::text_fields::TextFields;
 use crate::config::{LogFormat, LogLevel};
@@ -37,6 +41,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Logging {
     queue: SyncSender<Entry>,
+    level: reload::Handle<LevelFilter, Registry>,
 }
 
 #[derive(Debug)]
@@ -56,33 +61,39 @@ pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
     let (layout, count) = (Layout { format: log.format, journal: is_journal(io::stderr()) }, Arc::clone(&lost));
     thread::Builder::new().name("log".to_owned()).spawn(move || write(&lines, &count, layout, &mut io::stderr()))?;
 
-    let level = match log.level {
-        LogLevel::Error => Level::ERROR,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Trace => Level::TRACE,
-    };
+    let (filter, level) = reload::Layer::new(filter(log.level));
+    let registry = tracing_subscriber::registry().with(filter);
     let queued = Queued { queue: queue.clone(), lost };
-    let subscriber = fmt().with_max_level(level).with_target(false).log_internal_errors(false).with_writer(queued);
+    let lines = fmt::layer().with_target(false).log_internal_errors(false).with_writer(queued);
     match (log.format, layout.journal) {
         (LogFormat::Text, true) => {
             let format = format().without_time().with_target(false);
-            subscriber.with_ansi(false).fmt_fields(TextFields).event_format(Prioritized(format)).init();
+            let lines = lines.with_ansi(false).fmt_fields(TextFields).event_format(Prioritized(format));
+            registry.with(lines).init();
         }
         (LogFormat::Json, true) => {
             let format = format().json().without_time().with_target(false);
-            subscriber.fmt_fields(JsonFields::new()).event_format(Prioritized(format)).init();
+            registry.with(lines.fmt_fields(JsonFields::new()).event_format(Prioritized(format))).init();
         }
         (LogFormat::Text, false) => {
             let no_color = std::env::var_os("NO_COLOR");
             let colored = is_colored(io::stderr().is_terminal(), no_color.as_deref());
-            subscriber.with_ansi(colored).fmt_fields(TextFields).init();
+            registry.with(lines.with_ansi(colored).fmt_fields(TextFields)).init();
         }
-        (LogFormat::Json, false) => subscriber.json().init(),
+        (LogFormat::Json, false) => registry.with(lines.json()).init(),
     }
     std::panic::set_hook(Box::new(move |panic| report_panic(panic, layout)));
-    Ok(Logging { queue })
+    Ok(Logging { queue, level })
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
 }
 
 /// Writes a panic as one line, and a backtrace if `RUST_BACKTRACE` asks for one. It does not use the queue, because the
@@ -187,6 +198,12 @@ where
 }
 
 impl Logging {
+    /// Changes the level.
+    pub fn set_level(&self, level: LogLevel) {
+        // This fails only after the subscriber is gone, and it is never removed.
+        let _ = self.level.modify(|present| *present = filter(level));
+    }
+
     /// Waits until all lines are written, for one second at most.
     pub fn flush(&self) {
         let (written, wait) = sync_channel(1);

@@ -122,7 +122,8 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
     let certificate = prepared.certificates.as_ref().map(tls::Certificates::current);
     let published = api::Published {
         snapshot: Arc::clone(&prepared.snapshot),
-        certificate_expiry: certificate.map(|certificate| certificate.not_after),
+        certificate: prepared.certificates.as_ref().map(tls::Certificates::published),
+        log_level: config.log.level,
         reload: api::Reload::at_start(started),
         secret: config.auth.secrets.first().or(prepared.inputs.generated_secret.as_ref()).cloned(),
         urls: entry.urls(prepared.addresses.choice(), certificate),
@@ -147,6 +148,7 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         config,
         inputs: prepared.inputs,
         requests,
+        log,
         addresses: prepared.addresses,
         entry,
         ledger: &prepared.ledger,

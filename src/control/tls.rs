@@ -6,11 +6,13 @@
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
 use tokio::time::{Interval, MissedTickBehavior};
 
+use super::api::PublishedCertificate;
 use crate::auth::HumanSeconds;
 use crate::clock;
 use crate::config::{self, Tls};
@@ -259,6 +261,12 @@ impl Certificates {
     /// Returns the certificate in use.
     pub(super) fn current(&self) -> &Certificate {
         &self.current
+    }
+
+    /// Returns the certificate in use with its file.
+    pub(super) fn published(&self) -> Arc<PublishedCertificate> {
+        let (file, certificate) = (self.files.certificate.clone(), self.current.clone());
+        Arc::new(PublishedCertificate { file, certificate })
     }
 
     /// Reads the files if they have changed. The caller passes the new certificate to the workers and then to

@@ -24,14 +24,14 @@ pub(crate) enum Failure {
     Refused(String),
     /// The command cannot be carried out as it was given.
     Usage(String),
-    /// No server responds at the socket.
-    NoServer(String),
+    /// No server responds at the socket, which may change unless this user may not use it.
+    NoServer { message: String, is_permanent: bool },
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(message) | Self::Usage(message) | Self::NoServer(message) => f.write_str(message),
+            Self::Refused(message) | Self::Usage(message) | Self::NoServer { message, .. } => f.write_str(message),
         }
     }
 }
@@ -75,7 +75,7 @@ impl Client {
         let response = timeout(PATIENCE, exchange).await;
         let (status, body) = response.unwrap_or_else(|_| {
             let (path, seconds) = (self.path.display(), PATIENCE.as_secs());
-            Err(Failure::NoServer(format!("the server at {path} has not responded for {seconds} s")))
+            Err(no_server(format!("the server at {path} has not responded for {seconds} s")))
         })?;
         let value: Result<Value, _> = serde_json::from_slice(&body);
         let value =
@@ -90,7 +90,8 @@ impl Client {
 
 fn unreachable(path: &Path, error: &io::Error) -> Failure {
     let shown = path.display();
-    Failure::NoServer(match error.kind() {
+    let is_permanent = error.kind() == io::ErrorKind::PermissionDenied;
+    let message = match error.kind() {
         io::ErrorKind::NotFound => format!(
             "there is no control socket {shown}: start the server, or name its socket with --socket or its \
              configuration with --config"
@@ -103,9 +104,14 @@ fn unreachable(path: &Path, error: &io::Error) -> Failure {
             format!("no server listens at {shown}: it has ended without removing its socket")
         }
         _ => format!("cannot connect to {shown}: {error}"),
-    })
+    };
+    Failure::NoServer { message, is_permanent }
+}
+
+fn no_server(message: String) -> Failure {
+    Failure::NoServer { message, is_permanent: false }
 }
 
 fn silent(path: &Path, error: &hyper::Error) -> Failure {
-    Failure::NoServer(format!("the server at {} does not respond: {error}", path.display()))
+    no_server(format!("the server at {} does not respond: {error}", path.display()))
 }

@@ -5,6 +5,7 @@
 mod client;
 mod text;
 mod views;
+mod wait;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use form_urlencoded::Serializer;
 use hyper::Method;
 use serde_json::{Value, json};
+use turnserver::clock;
 use turnserver::config::{CONTROL_SOCKET, Config, ControlSocket};
 
 use client::{Client, Failure};
@@ -47,6 +49,12 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the state of the server.
+    Status {
+        /// First wait until the server makes new allocations.
+        #[arg(long)]
+        wait: bool,
+    },
     /// List the sessions, which are the allocations of clients.
     Sessions(Sessions),
     /// Describe a session, and measure its rate for a second.
@@ -56,6 +64,21 @@ enum Command {
     },
     /// End sessions. Their clients may make new ones.
     Kick(Kick),
+    /// Reject new allocations, and stop when the last one has ended.
+    Drain {
+        /// Wait until the server has stopped.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// End a drain.
+    Resume,
+    /// Change the log level until the server ends.
+    LogLevel {
+        /// error, warn, info, debug or trace.
+        level: String,
+    },
+    /// Show the certificate in use.
+    Certificates,
     /// Refuse a username on all workers, and end its sessions.
     ///
     /// It holds until the credential has expired, and does not survive
@@ -132,7 +155,7 @@ pub(crate) fn run(arguments: &Arguments, config: Option<&Path>) -> Result<(), (S
         let code = match failure {
             Failure::Refused(_) => 1,
             Failure::Usage(_) => 2,
-            Failure::NoServer(_) => 3,
+            Failure::NoServer { .. } => 3,
         };
         (failure.to_string(), ExitCode::from(code))
     };
@@ -173,8 +196,30 @@ fn socket(arguments: &Arguments, config: Option<&Path>) -> Result<PathBuf, Failu
 }
 
 async fn execute(command: &Command, socket: &Path) -> Result<Output, Failure> {
+    if let Command::Status { wait: true } = command {
+        return Ok(status(wait::until_ready(socket).await?));
+    }
     let mut client = Client::connect(socket).await?;
     match command {
+        Command::Status { .. } => Ok(status(client.get("/v1/status").await?)),
+        Command::Drain { wait } => {
+            let pid = number(&client.get("/v1/status").await?, "pid");
+            let draining = client.send(Method::POST, "/v1/drain", None).await?;
+            let left = counted(number(&draining, "allocations"), "session");
+            if *wait {
+                wait::until_stopped(socket, pid).await?;
+                return Ok(Output {
+                    text: vec!["the server has stopped".to_owned()],
+                    json: json!({ "stopped": true }),
+                });
+            }
+            let text = format!("draining: {left} left. The server stops when the last one has ended");
+            Ok(Output { text: vec![text], json: draining })
+        }
+        Command::Resume => {
+            let resumed = client.send(Method::POST, "/v1/resume", None).await?;
+            Ok(Output { text: vec!["the server makes new allocations".to_owned()], json: resumed })
+        }
         Command::Sessions(arguments) => {
             let sessions = list(&mut client, arguments).await?;
             Ok(Output { text: views::sessions(&sessions), json: json!({ "sessions": sessions }) })
@@ -188,6 +233,15 @@ async fn execute(command: &Command, socket: &Path) -> Result<Output, Failure> {
             let text = format!("ended {}", counted(number(&ended, "ended"), "session"));
             Ok(Output { text: vec![text], json: ended })
         }
+        Command::LogLevel { level } => {
+            let changed = client.send(Method::PUT, "/v1/log-level", Some(json!({ "level": level }))).await?;
+            let text = format!("{} (was {})", text::text(&changed, "level"), text::text(&changed, "before"));
+            Ok(Output { text: vec![text], json: changed })
+        }
+        Command::Certificates => {
+            let certificates = client.get("/v1/certificates").await?;
+            Ok(Output { text: views::certificates(&certificates, clock::unix_seconds()), json: certificates })
+        }
         Command::Revoke { username, until } => {
             let body = json!({ "username": username, "until": until });
             let revoked = client.send(Method::POST, "/v1/revocations", Some(body)).await?;
@@ -199,6 +253,10 @@ async fn execute(command: &Command, socket: &Path) -> Result<Output, Failure> {
             Ok(Output { text: vec![text], json: revoked })
         }
     }
+}
+
+fn status(status: Value) -> Output {
+    Output { text: views::status(&status), json: status }
 }
 
 impl Kick {

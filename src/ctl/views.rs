@@ -101,6 +101,30 @@ pub(crate) fn status(status: &Value) -> Vec<String> {
     fields.lines()
 }
 
+/// Returns the lines of `certificates`. `now` is the time in seconds since the Unix epoch.
+pub(crate) fn certificates(response: &Value, now: u64) -> Vec<String> {
+    let mut lines = Vec::new();
+    for certificate in list(response, "certificates") {
+        let all = |field: &str| list(certificate, field).iter().filter_map(Value::as_str);
+        let not_after = number(certificate, "not_after");
+        let expires = match not_after.checked_sub(now) {
+            Some(left) => format!("in {}", duration(left)),
+            None => format!("{} ago", duration(now - not_after)),
+        };
+        let mut fields = Fields::default();
+        fields.add("file", text(certificate, "file"));
+        fields.add("names", &all("names").chain(all("addresses")).collect::<Vec<_>>().join(", "));
+        fields.add("issuer", text(certificate, "issuer"));
+        fields.add("serial", text(certificate, "serial"));
+        fields.add("expires", &expires);
+        lines.extend(fields.lines());
+    }
+    if lines.is_empty() {
+        lines.push("no certificate: [tls] is not set".to_owned());
+    }
+    lines
+}
+
 /// Returns the packets that the server has dropped, by reason.
 pub(crate) fn dropped(status: &Value) -> String {
     let reasons = status.get("dropped").and_then(Value::as_object);

@@ -151,7 +151,7 @@ pub enum AuthCause {
 
 impl AuthCause {
     /// The name of each cause in metrics, in the order of [`index`](Self::index).
-    pub const LABELS: [&'static str; 8] = [
+    pub const LABELS: [&'static str; 9] = [
         "unknown-user",
         "unknown-userhash",
         "expiry-in-milliseconds",
@@ -160,6 +160,7 @@ impl AuthCause {
         "wrong-secret",
         "wrong-secret-and-expired",
         "expired",
+        "revoked",
     ];
 
     /// Returns the place of the cause in an array of counters.
@@ -174,6 +175,7 @@ impl AuthCause {
             Self::Failure(AuthFailure::WrongSecret { .. }) => 5,
             Self::Failure(AuthFailure::WrongSecretAndExpired { .. }) => 6,
             Self::Expired { .. } => 7,
+            Self::Failure(AuthFailure::Revoked) => 8,
         }
     }
 }

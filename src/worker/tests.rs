@@ -58,7 +58,7 @@ fn worker_of(blueprint: &Blueprint) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
     worker_with(blueprint, |_| {})
 }
 
-const OPERATOR: turn::Operator = turn::Operator { process: None, user: 0 };
+const OPERATOR: Operator = Operator { process: None, user: 0 };
 
 fn worker_with(blueprint: &Blueprint, change: impl FnOnce(&mut Plan)) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
     let listener = udp::claim_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();

@@ -52,7 +52,7 @@ impl Api {
             ports,
             draining: self.ledger.is_draining(),
             started: self.started,
-            certificate_expiry: published.certificate_expiry,
+            certificate_expiry: published.certificate.as_ref().map(|certificate| certificate.certificate.not_after),
             reload: published.reload,
             event_loops: self.workers.iter().map(|worker| worker.statistics.event_loop()).collect(),
             credentials: self.credentials.outcomes().collect(),

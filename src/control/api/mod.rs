@@ -2,8 +2,10 @@
 
 mod access;
 mod body;
+mod certificates;
 mod credentials;
 mod health;
+mod log_level;
 mod metrics;
 mod query;
 mod refusal;
@@ -14,6 +16,7 @@ mod status;
 mod steer;
 
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -26,8 +29,9 @@ use super::commands::Commands;
 use super::start::WorkerControl;
 use crate::auth::Secret;
 use crate::clock::Clock;
-use crate::config::HttpKey;
+use crate::config::{HttpKey, LogLevel};
 use crate::http::{Client, Handler, response};
+use crate::net::tls::Certificate;
 use crate::turn::{Instant, Ledger};
 use crate::worker::Totals;
 pub(super) use access::Access;
@@ -40,8 +44,9 @@ pub(super) use reload::Reload;
 pub(super) struct Published {
     /// The configuration that the workers read.
     pub(super) snapshot: Arc<crate::worker::Snapshot>,
-    /// When the certificate expires, in seconds since the Unix epoch.
-    pub(super) certificate_expiry: Option<u64>,
+    /// The certificate in use.
+    pub(super) certificate: Option<Arc<PublishedCertificate>>,
+    pub(super) log_level: LogLevel,
     /// When the configuration was last read, and the result.
     pub(super) reload: Reload,
     /// The secret for new credentials; `None` if there are only static users.
@@ -50,6 +55,13 @@ pub(super) struct Published {
     pub(super) urls: Vec<String>,
     /// The keys with which applications get credentials.
     pub(super) keys: Vec<HttpKey>,
+}
+
+/// A certificate in use.
+#[derive(Debug)]
+pub(super) struct PublishedCertificate {
+    pub(super) file: PathBuf,
+    pub(super) certificate: Certificate,
 }
 
 /// The state of the server, as far as the HTTP server reads it.

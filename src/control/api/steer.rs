@@ -18,6 +18,10 @@ enum Resource<'p> {
     Sessions,
     Session(&'p str),
     Revocations,
+    Drain,
+    Resume,
+    LogLevel,
+    Certificates,
 }
 
 impl<'p> Resource<'p> {
@@ -26,6 +30,10 @@ impl<'p> Resource<'p> {
             "status" => Self::Status,
             "sessions" => Self::Sessions,
             "revocations" => Self::Revocations,
+            "drain" => Self::Drain,
+            "resume" => Self::Resume,
+            "log-level" => Self::LogLevel,
+            "certificates" => Self::Certificates,
             path => Self::Session(path.strip_prefix("sessions/")?),
         })
     }
@@ -33,8 +41,9 @@ impl<'p> Resource<'p> {
     /// Returns the methods that it supports.
     fn methods(self) -> &'static str {
         match self {
-            Self::Status => "GET",
-            Self::Revocations => "POST",
+            Self::Status | Self::Certificates => "GET",
+            Self::LogLevel => "PUT",
+            Self::Revocations | Self::Drain | Self::Resume => "POST",
             Self::Sessions | Self::Session(_) => "GET, DELETE",
         }
     }
@@ -70,6 +79,10 @@ impl Api {
             Resource::Session(id) if request.method() == Method::GET => self.session(id, request).await,
             Resource::Session(id) => self.end_session(id, operator).await,
             Resource::Revocations => self.revoke(request, operator).await,
+            Resource::LogLevel => self.set_log_level(request, operator).await,
+            Resource::Certificates => Ok(self.certificates()),
+            Resource::Drain => self.command(Command::Drain, operator).await,
+            Resource::Resume => self.command(Command::Resume, operator).await,
         }
     }
 

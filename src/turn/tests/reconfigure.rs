@@ -193,7 +193,9 @@ fn allocations_are_listed_in_pages_described_and_ended() {
 fn a_listing_may_be_limited_to_a_user_a_client_or_a_peer() {
     let mut world = World::new();
     let clients: Vec<_> = (1..=3).map(|host| world.client(host)).collect();
-    clients.iter().for_each(|client| drop(world.allocate(client)));
+    for client in &clients {
+        world.allocate(client);
+    }
     world.permit(&clients[0], peer(1));
     world.accept(&clients[1], Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(2))]);
     world.action();
