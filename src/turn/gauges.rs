@@ -53,7 +53,7 @@ impl Gauges {
         }
     }
 
-    /// Subtracts what [`add`](Self::add) adds.
+    /// Subtracts what `add` adds.
     pub(crate) fn subtract(&mut self, allocation: &Allocation) {
         self.permissions -= allocation.permissions.len() as u64;
         if let Some(count) = self.count_of(allocation) {
