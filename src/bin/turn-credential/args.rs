@@ -97,7 +97,7 @@ pub(crate) struct Verify {
 
 #[derive(Args, Debug)]
 pub(crate) struct Key {
-    /// The name of the key: letters, digits, dots, hyphens or _
+    /// The name: letters, digits, dots, hyphens, underscores
     #[arg(long, value_name = "NAME", default_value = "app", value_parser = parse_key_name)]
     pub(crate) name: String,
 }
