@@ -60,7 +60,7 @@ mod architecture {
 
     /// The modules of the library that each binary may use.
     const BINARIES: &[(&str, &[&str])] = &[
-        ("main.rs", &["clock", "config", "control"]),
+        ("main.rs", &["clock", "config", "control", "net"]),
         ("bin/turn-credential/main.rs", &["auth", "clock", "config", "file", "setting", "transport"]),
     ];
 

@@ -10,15 +10,21 @@ mod support;
 #[cfg(test)]
 mod ctl {
     use std::collections::HashSet;
-    use std::fs;
+    use std::fs::{self, File};
+    use std::io::{Read as _, Write as _};
     use std::net::SocketAddr;
+    use std::os::fd::{AsFd as _, OwnedFd};
     use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::process::CommandExt as _;
     use std::path::{Path, PathBuf};
-    use std::process::Command;
+    use std::process::{Child, Command};
+    use std::time::Instant;
 
-    use nix::sys::signal::Signal;
-    use nix::unistd::{getgid, getuid};
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::pty::{OpenptyResult, Winsize, openpty};
+    use nix::sys::signal::{self, Signal};
+    use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
+    use nix::unistd::{Pid, getgid, getuid};
     use serde_json::Value;
     use turnserver::clock::unix_seconds;
     use turnserver::stun::Method;
@@ -262,7 +268,7 @@ mod ctl {
         let clients: Vec<_> = (0..8).map(|_| allocate(&revoked)).collect();
         let (other_client, other_session) = allocate(&other);
         let lines = controlled.lines(&["revoke", &revoked.username]);
-        assert!(lines[0].starts_with("revoked until "), "{lines:?}");
+        assert!(lines[0].starts_with("revoked for "), "{lines:?}");
         assert_eq!(end_of(&controlled, "ann"), "the credentials were revoked");
         let line = controlled.event("username-revoked");
         controlled.assert_by_this_user(&line);
@@ -424,6 +430,91 @@ mod ctl {
         assert!(lines[4].starts_with("expires  in "), "{lines:#?}");
         let not_after = controlled.json(&["certificates"])["certificates"][0]["not_after"].as_u64().unwrap();
         assert!(not_after > unix_seconds());
+    }
+
+    /// `turnserver ctl top` on a terminal.
+    struct Top {
+        child: Child,
+        terminal: File,
+        /// The program's side, which shows its mode.
+        program_side: OwnedFd,
+        shown: String,
+    }
+
+    impl Top {
+        fn start(controlled: &Controlled) -> Self {
+            let size = Winsize { ws_row: 24, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+            let OpenptyResult { master, slave } = openpty(Some(&size), None).unwrap();
+            let side = || slave.try_clone().unwrap();
+            let child = controlled.command(&["top"]).stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+            Self { child, terminal: File::from(master), program_side: slave, shown: String::new() }
+        }
+
+        /// Reads the screen until it has this text.
+        fn wait_for(&mut self, text: &str) {
+            let (mut buffer, start) = ([0; 4_096], Instant::now());
+            while !self.shown.contains(text) {
+                assert!(start.elapsed() < TIMEOUT, "no {text} in {:?}", self.shown);
+                let mut readable = [PollFd::new(self.terminal.as_fd(), PollFlags::POLLIN)];
+                let timeout = PollTimeout::try_from(TIMEOUT).unwrap();
+                assert_eq!(poll(&mut readable, timeout).unwrap(), 1, "no {text} in {:?}", self.shown);
+                let length = self.terminal.read(&mut buffer).unwrap();
+                self.shown += &String::from_utf8_lossy(&buffer[..length]);
+            }
+        }
+
+        fn mode(&self) -> Termios {
+            tcgetattr(&self.program_side).unwrap()
+        }
+
+        /// Waits for the end. Asserts that the terminal is as before.
+        fn finish(mut self, mode: &Termios) {
+            self.wait_for("\x1b[?25h\x1b[?1049l");
+            assert_eq!(self.child.wait().unwrap().code(), Some(0));
+            assert_eq!(self.mode(), *mode);
+            let after = self.shown.split("\x1b[?1049l").nth(1).unwrap();
+            assert_eq!(after, "");
+        }
+    }
+
+    #[test]
+    fn top_shows_the_greatest_sessions_and_leaves_the_terminal_as_it_was() {
+        let controlled = Controlled::start(ALLOW);
+        let (client, session, _) = controlled.allocate("ann");
+        let peer = client::socket("127.0.0.1:0".parse().unwrap());
+        client.permit(&session, peer.local_addr().unwrap());
+        let mode = tcgetattr(openpty(None, None).unwrap().slave).unwrap();
+        for interrupt in [false, true] {
+            let mut top = Top::start(&controlled);
+            top.wait_for("(q quits)");
+            top.wait_for("ann");
+            assert!(!top.mode().local_flags.intersects(LocalFlags::ECHO | LocalFlags::ICANON));
+            client.send_to_peer(peer.local_addr().unwrap(), &[7; 1_000]);
+            client::receive(&peer);
+            // The next look shows the rate.
+            top.wait_for("kbit/s");
+            if interrupt {
+                signal::kill(Pid::from_raw(top.child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+            } else {
+                top.terminal.write_all(b"q").unwrap();
+            }
+            top.finish(&mode);
+        }
+        let mut top = Top::start(&controlled);
+        top.wait_for("(q quits)");
+        drop(controlled.server);
+        top.wait_for("no server listens");
+        assert_eq!(top.child.wait().unwrap().code(), Some(3));
+        assert_eq!(top.mode(), mode);
+    }
+
+    #[test]
+    fn top_needs_a_terminal() {
+        let controlled = Controlled::start("");
+        let (code, message) = controlled.failure(&["top"]);
+        assert_eq!(code, Some(2));
+        assert!(message.contains("standard output is no terminal"), "{message}");
+        assert_eq!(controlled.failure(&["top", "--json"]).0, Some(2));
     }
 
     #[test]

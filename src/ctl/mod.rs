@@ -3,7 +3,9 @@
 //! It adds nothing that `curl --unix-socket` could not do, except for the text.
 
 mod client;
+mod screen;
 mod text;
+mod top;
 mod views;
 mod wait;
 
@@ -19,7 +21,7 @@ use turnserver::clock;
 use turnserver::config::{CONTROL_SOCKET, Config, ControlSocket};
 
 use client::{Client, Failure};
-use text::{counted, number};
+use text::{counted, duration, number, text};
 
 /// The sessions of `--top`, unless there is a limit.
 const TOP: usize = 20;
@@ -79,6 +81,8 @@ enum Command {
     },
     /// Show the certificate in use.
     Certificates,
+    /// Show rates, drops and the greatest sessions, once per second.
+    Top,
     /// Refuse a username on all workers, and end its sessions.
     ///
     /// It holds until the credential has expired, and does not survive
@@ -149,6 +153,12 @@ struct Output {
     text: Vec<String>,
 }
 
+impl Output {
+    fn line(text: String, json: Value) -> Self {
+        Self { text: vec![text], json }
+    }
+}
+
 /// Runs a command. `config` is the argument of `--config`. The error is its message and the exit code.
 pub(crate) fn run(arguments: &Arguments, config: Option<&Path>) -> Result<(), (String, ExitCode)> {
     let with_code = |failure: Failure| {
@@ -162,7 +172,11 @@ pub(crate) fn run(arguments: &Arguments, config: Option<&Path>) -> Result<(), (S
     let socket = socket(arguments, config).map_err(with_code)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| (format!("cannot start: {error}"), ExitCode::FAILURE))?;
-    let output = runtime.block_on(execute(&arguments.command, &socket)).map_err(with_code)?;
+    let command = &arguments.command;
+    if matches!(command, Command::Top) && arguments.json {
+        return Err(with_code(Failure::Usage("top has no JSON: use status and sessions".to_owned())));
+    }
+    let output = runtime.block_on(execute(command, &socket)).map_err(with_code)?;
     let text = if arguments.json { format!("{}\n", output.json) } else { lines(&output.text) };
     match io::stdout().lock().write_all(text.as_bytes()) {
         // A closed pipe means that the reader has read enough.
@@ -196,63 +210,65 @@ fn socket(arguments: &Arguments, config: Option<&Path>) -> Result<PathBuf, Failu
 }
 
 async fn execute(command: &Command, socket: &Path) -> Result<Output, Failure> {
-    if let Command::Status { wait: true } = command {
-        return Ok(status(wait::until_ready(socket).await?));
-    }
-    let mut client = Client::connect(socket).await?;
+    let connect = || Client::connect(socket);
     match command {
-        Command::Status { .. } => Ok(status(client.get("/v1/status").await?)),
-        Command::Drain { wait } => {
-            let pid = number(&client.get("/v1/status").await?, "pid");
-            let draining = client.send(Method::POST, "/v1/drain", None).await?;
-            let left = counted(number(&draining, "allocations"), "session");
-            if *wait {
-                wait::until_stopped(socket, pid).await?;
-                return Ok(Output {
-                    text: vec!["the server has stopped".to_owned()],
-                    json: json!({ "stopped": true }),
-                });
-            }
-            let text = format!("draining: {left} left. The server stops when the last one has ended");
-            Ok(Output { text: vec![text], json: draining })
-        }
-        Command::Resume => {
-            let resumed = client.send(Method::POST, "/v1/resume", None).await?;
-            Ok(Output { text: vec!["the server makes new allocations".to_owned()], json: resumed })
-        }
+        Command::Status { wait: true } => Ok(status(wait::until_ready(socket).await?)),
+        Command::Status { wait: false } => Ok(status(connect().await?.get("/v1/status").await?)),
         Command::Sessions(arguments) => {
-            let sessions = list(&mut client, arguments).await?;
+            let sessions = list(&mut connect().await?, arguments).await?;
             Ok(Output { text: views::sessions(&sessions), json: json!({ "sessions": sessions }) })
         }
         Command::Session { id } => {
-            let session = client.get(&session_path(id)).await?;
+            let session = connect().await?.get(&session_path(id)).await?;
             Ok(Output { text: views::session(&session), json: session })
         }
         Command::Kick(kick) => {
-            let ended = client.send(Method::DELETE, &kick.path(), None).await?;
-            let text = format!("ended {}", counted(number(&ended, "ended"), "session"));
-            Ok(Output { text: vec![text], json: ended })
+            let ended = connect().await?.send(Method::DELETE, &kick.path(), None).await?;
+            Ok(Output::line(format!("ended {}", counted(number(&ended, "ended"), "session")), ended))
+        }
+        Command::Revoke { username, until } => revoke(&mut connect().await?, username, *until).await,
+        Command::Drain { wait } => drain(&mut connect().await?, socket, *wait).await,
+        Command::Resume => {
+            let resumed = connect().await?.send(Method::POST, "/v1/resume", None).await?;
+            Ok(Output::line("the server makes new allocations".to_owned(), resumed))
         }
         Command::LogLevel { level } => {
-            let changed = client.send(Method::PUT, "/v1/log-level", Some(json!({ "level": level }))).await?;
-            let text = format!("{} (was {})", text::text(&changed, "level"), text::text(&changed, "before"));
-            Ok(Output { text: vec![text], json: changed })
+            let body = json!({ "level": level });
+            let changed = connect().await?.send(Method::PUT, "/v1/log-level", Some(body)).await?;
+            Ok(Output::line(format!("{} (was {})", text(&changed, "level"), text(&changed, "before")), changed))
         }
         Command::Certificates => {
-            let certificates = client.get("/v1/certificates").await?;
+            let certificates = connect().await?.get("/v1/certificates").await?;
             Ok(Output { text: views::certificates(&certificates, clock::unix_seconds()), json: certificates })
         }
-        Command::Revoke { username, until } => {
-            let body = json!({ "username": username, "until": until });
-            let revoked = client.send(Method::POST, "/v1/revocations", Some(body)).await?;
-            let text = if revoked.get("revoked").and_then(Value::as_bool) == Some(true) {
-                format!("revoked until {} (seconds since the Unix epoch)", number(&revoked, "until"))
-            } else {
-                "no longer revoked".to_owned()
-            };
-            Ok(Output { text: vec![text], json: revoked })
+        Command::Top => {
+            top::run(socket).await?;
+            Ok(Output { text: Vec::new(), json: Value::Null })
         }
     }
+}
+
+async fn revoke(client: &mut Client, username: &str, until: Option<u64>) -> Result<Output, Failure> {
+    let body = json!({ "username": username, "until": until });
+    let revoked = client.send(Method::POST, "/v1/revocations", Some(body)).await?;
+    let text = if revoked.get("revoked").and_then(Value::as_bool) == Some(true) {
+        let left = number(&revoked, "until").saturating_sub(clock::unix_seconds());
+        format!("revoked for {}", duration(left))
+    } else {
+        "no longer revoked".to_owned()
+    };
+    Ok(Output::line(text, revoked))
+}
+
+async fn drain(client: &mut Client, socket: &Path, wait: bool) -> Result<Output, Failure> {
+    let pid = number(&client.get("/v1/status").await?, "pid");
+    let draining = client.send(Method::POST, "/v1/drain", None).await?;
+    if wait {
+        wait::until_stopped(socket, pid).await?;
+        return Ok(Output::line("the server has stopped".to_owned(), json!({ "stopped": true })));
+    }
+    let left = counted(number(&draining, "allocations"), "session");
+    Ok(Output::line(format!("draining: {left} left. The server stops when the last one has ended"), draining))
 }
 
 fn status(status: Value) -> Output {

@@ -7,6 +7,7 @@ pub mod limits;
 mod local_routes;
 mod sys;
 pub(crate) mod tcp;
+pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod timer;

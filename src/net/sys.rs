@@ -1,5 +1,5 @@
-//! The unsafe code of the crate: `recvmsg`, `sendmsg`, `recvmmsg` and `sendmmsg` with their control messages, and the
-//! registration of a descriptor with the runtime.
+//! The unsafe code of the crate: `recvmsg`, `sendmsg`, `recvmmsg` and `sendmmsg` with their control messages, the
+//! registration of a descriptor with the runtime, and the size of a terminal.
 //!
 //! The control messages carry the destination of a datagram, its DSCP and ECN, the length of its segments, and the
 //! error of an earlier datagram.
@@ -579,6 +579,14 @@ pub(super) fn share_arena() {
     // SAFETY: the function has no preconditions.
     #[cfg(target_env = "gnu")]
     let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Returns the columns and the rows of a terminal; `None` if the descriptor is none.
+pub(super) fn window_size(terminal: BorrowedFd<'_>) -> Option<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes a `winsize`, and `size` lives until the call returns.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    (result == 0).then_some((size.ws_col, size.ws_row))
 }
 
 /// Returns `size` zero bytes, which the system provides page by page as they are used. Unlike `vec!`, it does not abort
