@@ -18,7 +18,6 @@ mod ctl {
     use std::os::unix::process::CommandExt as _;
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command};
-    use std::time::Instant;
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use nix::pty::{OpenptyResult, Winsize, openpty};
@@ -26,7 +25,7 @@ mod ctl {
     use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
     use nix::unistd::{Pid, getgid, getuid};
     use serde_json::Value;
-    use turnserver::clock::unix_seconds;
+    use turnserver::clock::{Clock, unix_seconds};
     use turnserver::stun::Method;
     use turnserver::stun::attribute::Lifetime;
 
@@ -452,7 +451,7 @@ mod ctl {
 
         /// Reads the screen until it has this text.
         fn wait_for(&mut self, text: &str) {
-            let (mut buffer, start) = ([0; 4_096], Instant::now());
+            let (mut buffer, start) = ([0; 4_096], Clock::start());
             while !self.shown.contains(text) {
                 assert!(start.elapsed() < TIMEOUT, "no {text} in {:?}", self.shown);
                 let mut readable = [PollFd::new(self.terminal.as_fd(), PollFlags::POLLIN)];
@@ -515,6 +514,23 @@ mod ctl {
         assert_eq!(code, Some(2));
         assert!(message.contains("standard output is no terminal"), "{message}");
         assert_eq!(controlled.failure(&["top", "--json"]).0, Some(2));
+    }
+
+    /// Each command in docs/operations.md is a valid command line: it fails only because there is no server.
+    #[test]
+    fn the_commands_of_the_document_are_valid() {
+        let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+        let directory = TempDir::new();
+        let socket = directory.path().join("none.sock");
+        let commands: Vec<&str> = document.lines().filter_map(|line| line.strip_prefix("turnserver ctl ")).collect();
+        assert!(commands.len() > 15, "{commands:?}");
+        for line in commands {
+            // It would wait for a server. Another test runs it.
+            let line = if line == "status --wait" { "status" } else { line };
+            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+            let finished = run(command.arg("ctl").args(line.split(' ')).arg("--socket").arg(&socket), None, TIMEOUT);
+            assert_eq!(finished.code, Some(3), "{line}: {finished:?}");
+        }
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub(crate) fn size() -> (u16, u16) {
 pub(crate) fn keys() -> io::Result<mpsc::Receiver<u8>> {
     let (sender, receiver) = mpsc::channel(16);
     let read = move || {
-        for byte in io::stdin().bytes() {
+        for byte in io::stdin().lock().bytes() {
             let Ok(byte) = byte else { return };
             if sender.blocking_send(byte).is_err() {
                 return;

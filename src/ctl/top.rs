@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
+use turnserver::clock;
 
 use super::client::{Client, Failure};
 use super::screen::{self, Screen};
@@ -62,7 +63,8 @@ pub(crate) async fn run(socket: &Path) -> Result<(), Failure> {
 
 /// What the server says at one moment.
 struct Sample {
-    at: Instant,
+    /// On the monotonic clock.
+    at: Duration,
     status: Value,
     sessions: Vec<Value>,
 }
@@ -74,7 +76,7 @@ impl Sample {
         let room = screen::size().1.saturating_sub(LINES_ABOVE).clamp(1, 1000);
         let status = client.get("/v1/status").await?;
         let sessions = client.get(&format!("/v1/sessions?top=bytes&limit={room}")).await?;
-        Ok(Self { at: Instant::now(), status, sessions: list(&sessions, "sessions").to_vec() })
+        Ok(Self { at: clock::monotonic(), status, sessions: list(&sessions, "sessions").to_vec() })
     }
 
     /// Returns the lines of the screen. The rates are those since the sample `before`.
@@ -117,7 +119,7 @@ impl Sample {
             let relayed = |session: &Value| number(session, "bytes_to_peers") + number(session, "bytes_to_client");
             // A session that was not among the greatest before has no rate yet.
             let rate = earlier.get(text(session, "id")).zip(before).map(|(earlier, before)| {
-                bit_rate(per_second(relayed(earlier), relayed(session), self.at.duration_since(before.at)))
+                bit_rate(per_second(relayed(earlier), relayed(session), self.at.saturating_sub(before.at)))
             });
             table.row(vec![
                 text(session, "id").to_owned(),
@@ -136,7 +138,7 @@ impl Sample {
 
     /// Returns the growth of a number per second.
     fn rate(&self, before: Option<&Self>, value: impl Fn(&Self) -> u64) -> f64 {
-        before.map_or(0.0, |before| per_second(value(before), value(self), self.at.duration_since(before.at)))
+        before.map_or(0.0, |before| per_second(value(before), value(self), self.at.saturating_sub(before.at)))
     }
 
     /// Returns the drops per second, and the reasons that occur at present.
@@ -165,7 +167,7 @@ mod tests {
 
     use super::*;
 
-    fn sample(at: Instant, bytes: u64, dropped: u64) -> Sample {
+    fn sample(at: Duration, bytes: u64, dropped: u64) -> Sample {
         let status = json!({
             "version": "1.0.0", "uptime": 61, "workers": 2, "allocations": 1, "channels": 0, "connections": 0,
             "bytes_to_peers": bytes, "packets_to_peers": bytes / 100, "dropped": { "malformed": dropped, "quiet": 5 },
@@ -177,8 +179,8 @@ mod tests {
 
     #[test]
     fn the_screen_shows_rates_since_the_last_look() {
-        let start = Instant::now();
-        let (before, after) = (sample(start, 1_000, 3), sample(start + Duration::from_secs(2), 251_000, 9));
+        let at = Duration::from_secs;
+        let (before, after) = (sample(at(5), 1_000, 3), sample(at(7), 251_000, 9));
         let lines = after.lines(Some(&before));
         assert_eq!(lines[0], "turnserver 1.0.0  ready  up 1 min 01 s  2 workers  (q quits)");
         assert_eq!(lines[1], "1 session, 0 channels, 0 connections");
