@@ -379,6 +379,17 @@ mod tests {
         write(&lines, &AtomicU64::new(0), Layout { format: LogFormat::Text, journal: false }, &mut out);
     }
 
+    // A call below the level must not reach the subscriber, because some are in the data path.
+    #[test]
+    fn the_level_is_that_of_the_whole_process_and_can_change() {
+        let (filter, level) = reload::Layer::new(filter(LogLevel::Info));
+        let subscriber = tracing_subscriber::registry().with(filter).with(fmt::layer());
+        assert_eq!(subscriber.max_level_hint(), Some(LevelFilter::INFO));
+        let log = Logging { queue: sync_channel(1).0, level };
+        log.set_level(LogLevel::Debug);
+        assert_eq!(subscriber.max_level_hint(), Some(LevelFilter::DEBUG));
+    }
+
     #[test]
     fn only_a_terminal_without_no_color_is_colored() {
         assert!(is_colored(true, None));

@@ -1,7 +1,7 @@
 //! The HTTP/1.1 server of the control socket and of `[http] listen`, on a thread of its own.
 //!
 //! It never runs on the thread of a worker. Connections, requests and responses are bounded in number, size and time
-//! (see [`limits`]), so whatever clients do, it takes a bounded amount of memory and leaves relaying alone.
+//! (`limits`), so whatever clients do, it takes a bounded amount of memory and leaves relaying alone.
 
 mod connections;
 mod listener;
