@@ -76,21 +76,16 @@ fn write_lines(prefix: &str, text: &str) {
 /// Runs the server, or only checks its configuration.
 fn execute(arguments: &Arguments, only_check: bool) -> Result<(), String> {
     let path = arguments.config.clone().or_else(config::default_path);
-    let mut config = match &path {
-        Some(path) => Config::load(path).map_err(|errors| errors.to_string())?,
-        None => Config::default(),
-    };
-    if let Some(level) = arguments.log_level {
-        config.log.level = level;
-    }
+    let source = control::Source { path, log_level: arguments.log_level };
+    let config = source.load().map_err(|errors| errors.to_string())?;
     if only_check {
-        return check(path.as_deref(), &config);
+        return check(source.path.as_deref(), &config);
     }
     control::prepare_memory();
     let log = control::logging::start(&config.log).map_err(|error| format!("cannot start the log: {error}"))?;
-    let source = path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
-    tracing::info!(event = "starting", version = env!("CARGO_PKG_VERSION"), configuration = source, "starting");
-    let result = control::run(&config, &log).map_err(|error| error.to_string());
+    let shown = source.path.as_ref().map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
+    tracing::info!(event = "starting", version = env!("CARGO_PKG_VERSION"), configuration = shown, "starting");
+    let result = control::run(config, &source, &log).map_err(|error| error.to_string());
     log.flush();
     result
 }

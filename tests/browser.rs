@@ -11,13 +11,17 @@ mod webdriver;
 mod browser {
     use std::io::{BufRead, BufReader, Write};
     use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::path::PathBuf;
+    use std::process::Command;
     use std::thread;
 
     use serde_json::{Value, json};
     use turnserver::clock::unix_seconds;
 
     use crate::support::certificates::Authority;
-    use crate::support::{Credential, Server, TempDir, config_for, config_without_secret, has_ipv6, with_tls};
+    use crate::support::{
+        Credential, Server, TIMEOUT, TempDir, config_for, config_without_secret, has_ipv6, run, with_tls,
+    };
     use crate::webdriver::Browser;
 
     const PAGE: &str = include_str!("browser/page.html");
@@ -117,6 +121,115 @@ mod browser {
         let credential = server.credential("alice");
         let [caller, callee] = transports.map(|transport| only(transport, &credential));
         call(case, &server, [&caller, &callee], [&transports[..1], &transports[1..]]);
+    }
+
+    /// A server with a control socket, and a browser whose page calls itself through it.
+    struct Steered {
+        server: Server,
+        browser: Browser,
+        config: String,
+        socket: PathBuf,
+        credential: Credential,
+        _directory: TempDir,
+    }
+
+    impl Steered {
+        /// Makes a call that goes on until `finish`.
+        fn begin() -> Self {
+            let directory = TempDir::new();
+            let socket = directory.path().join("control.sock");
+            let config = format!("{}[control]\nsocket = {socket:?}\n", config_for(&["127.0.0.1"], &["127.0.0.1"], ""));
+            let server = Server::start(&config);
+            let (credential, browser) = (server.credential("alice"), Browser::start());
+            browser.navigate(&format!("http://{}/", serve_page()));
+            let steered = Self { server, browser, config, socket, credential, _directory: directory };
+            let udp = only("udp", &steered.credential);
+            let begun = steered.script("begin", &[json!([udp, udp])]);
+            assert_eq!(begun["error"], Value::Null, "server output:\n{:#?}", steered.server.logs());
+            steered
+        }
+
+        /// Calls a function of the page.
+        fn script(&self, function: &str, arguments: &[Value]) -> Value {
+            let script = format!(
+                "const done = arguments[arguments.length - 1];
+                 {function}(...[...arguments].slice(0, -1)).then(done, (error) => done({{ error: error.message }}));"
+            );
+            self.browser.execute_async(&script, arguments)
+        }
+
+        fn ctl(&self, arguments: &[&str]) {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+            let finished = run(command.arg("ctl").arg("--socket").arg(&self.socket).args(arguments), None, TIMEOUT);
+            assert_eq!(finished.code, Some(0), "{finished:?}");
+        }
+
+        /// Waits until the call has ended, and returns the reasons in the log.
+        fn ended(&self) -> Vec<String> {
+            let silent = self.script("silent", &[]);
+            assert_eq!(silent["error"], Value::Null);
+            let ends = self.server.logs().into_iter().filter(|line| line.message() == "allocation ended");
+            ends.map(|line| line.field("reason").unwrap()).collect()
+        }
+    }
+
+    #[test]
+    fn a_call_survives_reloads_and_loses_nothing() {
+        let steered = Steered::begin();
+        let changes = [
+            ("realm = \"test.example\"", "realm = \"new.example\""),
+            ("secrets = [", "secrets = [\"another secret for tests\", "),
+            ("[relay]", "[limits]\npermissions-per-allocation = 9\nbytes-per-second-per-allocation = 9000000\n[relay]"),
+            ("format = \"json\"", "format = \"json\"\nlevel = \"debug\""),
+            ("udp = [\"127.0.0.1:0\"", "udp = [\"127.0.0.1:0\", \"127.0.0.2:0\""),
+            ("[control]", "[http]\nlisten = [\"127.0.0.1:0\"]\n[control]"),
+            ("[control]", "[peers]\ndeny = [\"198.51.100.0/24\"]\n[control]"),
+            ("[control]", "[compat]\ndraft-dual-allocation = true\n[control]"),
+        ];
+        let mut config = steered.config.clone();
+        for (from, to) in changes {
+            assert!(config.contains(from), "{from} in {config}");
+            config = config.replacen(from, to, 1);
+            steered.server.write_config(&config);
+            steered.ctl(&["reload"]);
+        }
+        let report = steered.script("finish", &[]);
+        println!("browser, {} reloads under a call: {report}", changes.len());
+        for (one, other) in [(0, 1), (1, 0)] {
+            assert_eq!(report[one]["received"], report[other]["sent"], "{report}");
+            assert!(report[one]["states"].as_array().unwrap().iter().all(|state| state != "failed"), "{report}");
+        }
+    }
+
+    #[test]
+    fn kick_ends_a_call_and_the_log_says_by_whom() {
+        let steered = Steered::begin();
+        steered.ctl(&["kick", "--user", "alice"]);
+        let reasons = steered.ended();
+        let operator = format!(" of user {})", nix::unistd::getuid());
+        assert!(reasons.len() >= 2, "{reasons:?}");
+        for reason in reasons {
+            assert!(reason.starts_with("ended by the operator (process ") && reason.ends_with(&operator), "{reason}");
+        }
+    }
+
+    #[test]
+    fn revoke_ends_a_call_and_prevents_the_next_one() {
+        let steered = Steered::begin();
+        let before = steered.server.logs().len();
+        steered.ctl(&["revoke", &steered.credential.username]);
+        let reasons = steered.ended();
+        assert!(
+            reasons.len() >= 2 && reasons.iter().all(|reason| reason == "the credentials were revoked"),
+            "{reasons:?}"
+        );
+        let revoked = steered.server.wait_for_log(|line| line.field("event").as_deref() == Some("username-revoked"));
+        assert_eq!(revoked.field("uid"), Some(nix::unistd::getuid().to_string()));
+        let udp = only("udp", &steered.credential);
+        let next = steered.script("call", &[json!([udp, udp]), 10.into()]);
+        assert!(next["error"].as_str().is_some_and(|error| error.contains("401")), "{next}");
+        let logs = steered.server.logs();
+        assert!(logs[before..].iter().all(|line| line.message() != "allocation created"), "{logs:#?}");
     }
 
     #[test]

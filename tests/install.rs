@@ -100,26 +100,28 @@ mod install {
     }
 
     #[test]
-    fn a_reload_of_the_unit_checks_the_configuration_first() {
+    fn a_reload_of_the_unit_waits_for_the_result_and_fails_with_the_message() {
         let unit = file("systemd/turnserver.service");
         let reload: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("ExecReload=")).collect();
-        let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
-        let (binary, arguments) = start.split_once(' ').unwrap();
-        // /bin/sh is on each Debian, /bin/kill is not.
-        assert_eq!(reload, [&format!("{binary} check-config {arguments}"), "/bin/sh -c 'kill -HUP $MAINPID'"]);
-    }
-
-    #[test]
-    fn a_reload_of_the_unit_signals_the_server_without_other_programs() {
-        let unit = file("systemd/turnserver.service");
-        let script = unit.lines().find_map(|line| line.strip_prefix("ExecReload=/bin/sh -c '")?.strip_suffix('\''));
-        let server = Server::start(&config(&["127.0.0.1"], ""));
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", script.unwrap()]).env_clear().env("MAINPID", server.id().to_string()).env("PATH", "");
-        let finished = run(&mut shell, None, TIMEOUT);
+        let [reload] = reload[..] else { panic!("{reload:?}") };
+        let arguments = reload.strip_prefix("/usr/local/bin/turnserver ").unwrap();
+        let directory = TempDir::new();
+        let socket = directory.path().join("control.sock");
+        let text = format!("{}[control]\nsocket = {socket:?}\n", config(&["127.0.0.1"], ""));
+        let server = Server::start(&text);
+        let reload = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+            // The socket of the unit is at its default place.
+            command.args(arguments.split(' ')).arg("--socket").arg(&socket);
+            run(&mut command, None, TIMEOUT)
+        };
+        let finished = reload();
         assert_eq!(finished.code, Some(0), "{finished:?}");
-        // Without a certificate, a reload has no effect.
-        server.wait_for_log(|line| line.field("event").as_deref() == Some("reload-ignored"));
+        assert!(server.logs().iter().any(|line| line.field("event").as_deref() == Some("reload-done")));
+        server.write_config("relm = 1\n");
+        let finished = reload();
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stderr[0].contains("unknown key `relm`"), "{finished:?}");
     }
 
     // systemd.special(7): services that need the right time are ordered after the target and do not pull it in.

@@ -12,6 +12,9 @@ mod janus;
 #[path = "interop/prometheus.rs"]
 mod prometheus;
 #[cfg(test)]
+#[path = "interop/reload.rs"]
+mod reload;
+#[cfg(test)]
 mod support;
 
 #[cfg(test)]
@@ -31,13 +34,13 @@ mod uclient {
     const MESSAGE_LEN: usize = 1000;
 
     /// The client uses channel numbers of RFC 5766, and a draft's number for ADDITIONAL-ADDRESS-FAMILY.
-    const FOR_UCLIENT: &str = "[compat]\nrfc5766-channels = true\ndraft-dual-allocation = true\n";
+    pub(crate) const FOR_UCLIENT: &str = "[compat]\nrfc5766-channels = true\ndraft-dual-allocation = true\n";
 
     /// Allows peers that are plain sockets on this machine.
-    const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
+    pub(crate) const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
 
     #[derive(Clone, Copy)]
-    enum Transport {
+    pub(crate) enum Transport {
         Udp,
         Tcp,
         Tls,
@@ -45,7 +48,7 @@ mod uclient {
 
     /// The relayed addresses that each client allocates.
     #[derive(Clone, Copy)]
-    enum Allocation {
+    pub(crate) enum Allocation {
         /// One address. Every second request asks for an even port.
         One,
         /// An even port (EVEN-PORT with the R bit) and the next one (RESERVATION-TOKEN).
@@ -93,7 +96,7 @@ mod uclient {
     }
 
     /// Starts the echo peer and waits until it responds.
-    fn start_peer(ip: IpAddr) -> (Process, SocketAddr) {
+    pub(crate) fn start_peer(ip: IpAddr) -> (Process, SocketAddr) {
         let address = SocketAddr::new(ip, free_udp_port(ip));
         let mut command = Command::new("turnutils_peer");
         let peer = Process::start(command.args(["-p", &address.port().to_string(), "-L", &ip.to_string()]), PACKAGE);
@@ -115,7 +118,7 @@ mod uclient {
         start_with(transport, ip, &config(&[ip], more))
     }
 
-    fn start_with(transport: Transport, ip: &str, config: &str) -> Server {
+    pub(crate) fn start_with(transport: Transport, ip: &str, config: &str) -> Server {
         if !matches!(transport, Transport::Tls) {
             return Server::start(config);
         }
@@ -126,7 +129,7 @@ mod uclient {
     }
 
     /// Runs the client to its end and asserts that everything it sends comes back.
-    fn uclient(
+    pub(crate) fn uclient(
         case: &str,
         server: &Server,
         transport: Transport,
@@ -224,7 +227,7 @@ mod uclient {
     }
 
     /// Returns the option that requests the relayed address family.
-    fn family(ip: &str) -> &'static str {
+    pub(crate) fn family(ip: &str) -> &'static str {
         if ip.contains(':') { "-x" } else { "-X" }
     }
 

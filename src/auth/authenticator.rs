@@ -21,10 +21,24 @@ pub struct Authenticator {
     dummy_key: LongTermKey,
     /// The usernames whose credentials do not authenticate.
     revoked: Revocations,
+    /// Realms in which keys of existing allocations may have been derived.
+    former_realms: Vec<String>,
+}
+
+/// Whether an identity that was authenticated earlier still has valid credentials, apart from their expiry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// They are those of a static user or of a shared secret.
+    Valid,
+    /// Neither a static user nor a shared secret has them.
+    Removed,
+    /// The operator has revoked the username.
+    Revoked,
 }
 
 #[derive(Debug)]
 struct StaticKeys {
+    password: Secret,
     md5: LongTermKey,
     sha256: LongTermKey,
     /// The user's own limit on allocations.
@@ -42,13 +56,13 @@ impl Authenticator {
             .map(|(name, password)| {
                 let derive = |algorithm| LongTermKey::derive_by(algorithm, &name, &realm, password.as_bytes());
                 let (md5, sha256) = (derive(KeyAlgorithm::Md5), derive(KeyAlgorithm::Sha256));
-                let keys = StaticKeys { md5, sha256, allocations: None };
+                let keys = StaticKeys { password, md5, sha256, allocations: None };
                 (name, keys)
             })
             .collect();
         let names = users.keys().map(|name| (userhash(name, &realm), name.clone())).collect();
         let dummy_key = LongTermKey::derive("", &realm, b"");
-        Self { realm, secrets, users, names, dummy_key, revoked: Revocations::default() }
+        Self { realm, secrets, users, names, dummy_key, revoked: Revocations::default(), former_realms: Vec::new() }
     }
 
     /// Sets the limits on allocations of static users, by name; 0 for no limit. Without one, the general limit applies.
@@ -66,6 +80,13 @@ impl Authenticator {
     #[must_use]
     pub fn with_revoked(self, revoked: Revocations) -> Self {
         Self { revoked, ..self }
+    }
+
+    /// Sets the realms of earlier configurations. They matter only for [`standing`](Self::standing): a new request needs
+    /// the present realm.
+    #[must_use]
+    pub fn with_former_realms(self, former_realms: Vec<String>) -> Self {
+        Self { former_realms, ..self }
     }
 
     /// Returns the realm of all credentials.
@@ -169,11 +190,28 @@ impl Authenticator {
         })
     }
 
-    /// Whether an identity still has the credentials of a static user or of a shared secret, and is not revoked. Expiry
-    /// is not checked.
+    /// Returns whether an identity still has valid credentials. Its key may be of a former realm: a client keeps the
+    /// key of its allocation.
     #[must_use]
-    pub fn accepts(&self, identity: &Identity) -> bool {
-        self.recognize(identity.username(), identity.key()).is_some()
+    pub fn standing(&self, identity: &Identity) -> Standing {
+        if self.revoked.covers(identity.username(), 0) {
+            return Standing::Revoked;
+        }
+        let mut realms = std::iter::once(&self.realm).chain(&self.former_realms);
+        if realms.any(|realm| self.has_key_in(realm, identity)) { Standing::Valid } else { Standing::Removed }
+    }
+
+    /// Whether a password of this configuration results in the key of an identity in a realm.
+    fn has_key_in(&self, realm: &str, identity: &Identity) -> bool {
+        let (username, key) = (identity.username(), identity.key());
+        let has_key = |password: &[u8]| LongTermKey::derive_by(key.algorithm(), username, realm, password) == *key;
+        match self.users.get(username) {
+            Some(user) => has_key(user.password.as_bytes()),
+            None => {
+                let of_secret = |secret: &Secret| has_key(time_limited::password(secret, username).as_bytes());
+                time_limited::check_username(username).is_ok() && self.secrets.iter().any(of_secret)
+            }
+        }
     }
 
     /// Returns the identity with this username and key; `None` if they are not valid credentials. Expiry is not

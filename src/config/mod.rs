@@ -22,6 +22,7 @@ use crate::transport::Endpoint;
 mod address_hint;
 mod addresses;
 mod alternate;
+mod changes;
 mod coturn;
 mod credentials;
 mod duration;
@@ -39,6 +40,7 @@ mod syntax;
 mod tests;
 mod tls;
 
+pub use changes::Change;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use http_keys::{KEY_NAME_RULE, is_key_name};
 pub use problem::{ConfigErrors, Problem};

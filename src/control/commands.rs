@@ -18,6 +18,8 @@ pub(super) enum Command {
     Resume,
     /// Change the log level of this run.
     LogLevel(LogLevel),
+    /// Read the configuration again, and use it unless it is a trial.
+    Reload { dry_run: bool },
     /// Refuse a username until a time, in seconds since the Unix epoch, and end its allocations.
     Revoke { username: String, until: u64 },
 }

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -27,8 +28,8 @@ const POLL: Duration = Duration::from_secs(3);
 
 /// The addresses of this machine, and what follows from them.
 #[derive(Debug)]
-pub(super) struct Follower<'a> {
-    config: &'a Config,
+pub(super) struct Follower {
+    config: Arc<Config>,
     machine: Machine,
     tables: RelayTables,
     /// `None`: the addresses are read every [`POLL`].
@@ -43,7 +44,7 @@ pub(super) struct Follower<'a> {
 
 /// What the server derives from the addresses of the machine.
 #[derive(Clone, Debug)]
-struct Machine {
+pub(super) struct Machine {
     choice: Choice,
     /// The addresses at which packets arrive at this machine, sorted.
     own: Vec<IpAddr>,
@@ -51,16 +52,27 @@ struct Machine {
     own_networks: Vec<IpNet>,
     missing_listeners: Vec<MissingListener>,
     denied_own: Option<String>,
+    /// The bound relay addresses that it has.
+    present: Vec<IpAddr>,
 }
 
 impl Machine {
+    pub(super) fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    pub(super) fn own(&self) -> &[IpAddr] {
+        &self.own
+    }
+
     /// Derives it from the addresses. Those in `current` precede equally good ones as relay addresses.
     fn new(config: &Config, interfaces: &Interfaces, current: &[IpAddr]) -> Result<Self, AddressError> {
         let choice = choose_again(config, interfaces, current)?;
         let own = own_addresses(config, interfaces, &choice);
         let own_networks = interfaces.routed.clone();
         let denied_own = denied_among(config, own.clone(), own_networks.clone());
-        Ok(Self { own, own_networks, missing_listeners: listeners::missing(&config.listen)?, denied_own, choice })
+        let missing_listeners = listeners::missing(&config.listen)?;
+        Ok(Self { own, own_networks, missing_listeners, denied_own, choice, present: Vec::new() })
     }
 
     /// Whether two values have the same consequences. The reasons for the choice may differ.
@@ -73,7 +85,7 @@ impl Machine {
             && (&self.own_networks, &self.denied_own) == (&other.own_networks, &other.denied_own)
     }
 
-    fn warnings(&self) -> impl Iterator<Item = String> + '_ {
+    pub(super) fn warnings(&self) -> impl Iterator<Item = String> + '_ {
         let missing = self.missing_listeners.iter().map(ToString::to_string);
         self.choice.warnings.iter().cloned().chain(missing).chain(self.denied_own.clone())
     }
@@ -88,12 +100,12 @@ pub(super) struct Change {
     warnings: Vec<String>,
 }
 
-impl<'a> Follower<'a> {
+impl Follower {
     /// Reads the addresses and subscribes to changes. It must be called within a tokio runtime.
     ///
     /// # Errors
     /// If a configured address is unusable, or the interfaces cannot be read.
-    pub(super) fn start(config: &'a Config) -> Result<Self, AddressError> {
+    pub(super) fn start(config: Arc<Config>) -> Result<Self, AddressError> {
         // A change after the subscription is not lost.
         let changes = Changes::subscribe().inspect_err(|error| {
             tracing::warn!(
@@ -105,7 +117,7 @@ impl<'a> Follower<'a> {
         let mut interfaces = interfaces::read()?;
         let states_known = knows_states(&interfaces);
         let unknown_states = interfaces.unknown_states.take();
-        let machine = Machine::new(config, &interfaces, &[])?;
+        let machine = Machine::new(&config, &interfaces, &[])?;
         let mut tables = RelayTables::new(config.relay.ports.clone());
         tables.update(&machine.choice, &|_| true);
         if let Some(error) = unknown_states {
@@ -185,31 +197,44 @@ impl<'a> Follower<'a> {
         self.changes = None;
     }
 
-    /// Derives the machine from the interfaces. Also returns the bound relay addresses that it has.
-    fn derive(&mut self, mut interfaces: Interfaces) -> Result<(Machine, Vec<IpAddr>), AddressError> {
+    /// Derives the machine of a configuration from the interfaces.
+    fn derive(&mut self, config: &Config, mut interfaces: Interfaces) -> Result<Machine, AddressError> {
         if let Some(error) = interfaces.unknown_states.take_if(|_| self.states_known) {
             // With all of them as stable, the choice would change.
             return Err(error.into());
         }
         self.states_known |= knows_states(&interfaces);
         let current: Vec<IpAddr> = self.machine.choice.for_all().map(|relay| relay.bind).collect();
-        let machine = Machine::new(self.config, &interfaces, &current)?;
+        let machine = Machine::new(config, &interfaces, &current)?;
         let mut present = Vec::new();
         for ip in self.tables.bound() {
             if interfaces::is_local(ip)? {
                 present.push(ip);
             }
         }
-        Ok((machine, present))
+        Ok(Machine { present, ..machine })
+    }
+
+    /// Reads the addresses for another configuration, and changes nothing.
+    ///
+    /// # Errors
+    /// If an address of the configuration is unusable, or the interfaces cannot be read.
+    pub(super) fn preview(&mut self, config: &Config) -> Result<Machine, AddressError> {
+        self.derive(config, interfaces::read()?)
+    }
+
+    /// Uses another configuration, with the result of [`preview`](Self::preview). Returns the change, if there is one.
+    pub(super) fn adopt_config(&mut self, config: Arc<Config>, machine: Machine) -> Option<Change> {
+        self.tables.set_ports(config.relay.ports.clone());
+        self.config = config;
+        self.adopt(machine)
     }
 
     /// Reads the addresses. Returns the change, if there is one.
     pub(super) fn reread(&mut self) -> Option<Change> {
-        let (machine, present) = match interfaces::read()
-            .map_err(AddressError::Interfaces)
-            .and_then(|interfaces| self.derive(interfaces))
-        {
-            Ok(derived) => derived,
+        let config = Arc::clone(&self.config);
+        let machine = match self.preview(&config) {
+            Ok(machine) => machine,
             Err(error) => {
                 // The reason may go without a further change of the addresses, for example if no file could be opened.
                 self.due = Some(Instant::now() + POLL);
@@ -226,16 +251,20 @@ impl<'a> Follower<'a> {
             }
         };
         self.failure = None;
+        self.adopt(machine)
+    }
+
+    fn adopt(&mut self, machine: Machine) -> Option<Change> {
         let before = std::mem::replace(&mut self.machine, machine);
         let after = &self.machine;
-        let left = self.tables.update(&after.choice, &|ip| present.contains(&ip));
+        let left = self.tables.update(&after.choice, &|ip| after.present.contains(&ip));
         if before.is_like(after) && left == Left::default() {
             return None;
         }
         let mut warnings: Vec<String> = after.warnings().collect();
         warnings.retain(|warning| before.warnings().all(|old| old != *warning));
-        if let Some(server) = own_server(self.config, &after.own)
-            && own_server(self.config, &before.own).is_none()
+        if let Some(server) = own_server(&self.config, &after.own)
+            && own_server(&self.config, &before.own).is_none()
         {
             warnings.push(format!(
                 "[alternate]: {server} is now an address of this server, so clients are redirected in a loop"
@@ -323,11 +352,11 @@ mod tests {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _entered = runtime.enter();
-        let config = Config::default();
-        let mut follower = Follower { states_known: false, ..Follower::start(&config).unwrap() };
-        assert!(follower.derive(interfaces(true)).is_ok());
-        assert!(follower.derive(interfaces(false)).is_ok());
-        assert!(matches!(follower.derive(interfaces(true)), Err(AddressError::Interfaces(_))));
-        assert!(follower.derive(interfaces(false)).is_ok());
+        let config = Arc::<Config>::default();
+        let mut follower = Follower { states_known: false, ..Follower::start(Arc::clone(&config)).unwrap() };
+        assert!(follower.derive(&config, interfaces(true)).is_ok());
+        assert!(follower.derive(&config, interfaces(false)).is_ok());
+        assert!(matches!(follower.derive(&config, interfaces(true)), Err(AddressError::Interfaces(_))));
+        assert!(follower.derive(&config, interfaces(false)).is_ok());
     }
 }

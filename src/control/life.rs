@@ -14,7 +14,10 @@ use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep, timeout}
 use super::api::Published;
 use super::commands::{Command, Request};
 use super::follow::Follower;
+use super::http_listeners::HttpListeners;
+use super::listeners::Listeners;
 use super::logging::Logging;
+use super::reload::Source;
 use super::service::{Service, Watchdog};
 use super::snapshot::{SnapshotInputs, snapshot};
 use super::start::WorkerControl;
@@ -22,10 +25,11 @@ use super::tls::{self, Certificates, Replacement};
 use super::{BrowserEntry, WorkerEvent};
 use crate::clock;
 use crate::config::{Config, LogLevel};
+use crate::http;
 use crate::net::tls::date;
 use crate::setting::DRAIN_DEADLINE;
 use crate::turn::{Ledger, Operator};
-use crate::worker::Snapshot;
+use crate::worker::{ListenerChange, Snapshot};
 
 /// The interval at which a drain checks whether the last allocation has ended.
 const DRAIN_CHECK: Duration = Duration::from_millis(100);
@@ -166,20 +170,24 @@ impl Progress {
 
 /// A server whose workers run.
 pub(super) struct RunningServer<'a> {
-    pub(super) config: &'a Config,
+    pub(super) source: &'a Source,
+    /// The configuration in use.
+    pub(super) config: Arc<Config>,
+    pub(super) listeners: Listeners,
+    pub(super) http_listeners: HttpListeners,
+    /// To the thread of the HTTP server.
+    pub(super) http_changes: mpsc::UnboundedSender<http::ListenerChange>,
     pub(super) inputs: SnapshotInputs,
     /// The commands of the operator.
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) log: &'a Logging,
     /// The addresses of this machine.
-    pub(super) addresses: Follower<'a>,
+    pub(super) addresses: Follower,
     pub(super) entry: BrowserEntry<'a>,
     pub(super) ledger: &'a Ledger,
     pub(super) workers: &'a [WorkerControl],
     /// The configuration that the workers read, and what else the HTTP server shows.
     pub(super) published: watch::Sender<Published>,
-    /// The maximum duration of a drain after SIGTERM.
-    pub(super) drain_deadline: Duration,
     /// `Some` if `[tls]` is set.
     pub(super) certificates: Option<Certificates>,
     pub(super) service: Service,
@@ -206,7 +214,8 @@ impl RunningServer<'_> {
                 signal = signals.next() => {
                     let Some(next) = progress.stage.after(signal) else { break None };
                     match signal {
-                        Received::Hangup => self.reload().await,
+                        // The log has the result.
+                        Received::Hangup => drop(self.reload(false, None).await),
                         Received::Ignored(signal) => tracing::warn!(
                             event = "signal-ignored", signal,
                             "{signal} has no effect. SIGUSR1 drains the server, and SIGTERM stops it"
@@ -282,6 +291,7 @@ impl RunningServer<'_> {
                 Ok(json!({ "draining": false, "allocations": self.allocations() }))
             }
             Command::LogLevel(level) => Ok(self.set_log_level(level, operator)),
+            Command::Reload { dry_run } => self.reload(dry_run, Some(operator)).await,
             Command::Revoke { username, until } => self.revoke(&username, until, operator).await,
         }
     }
@@ -309,7 +319,7 @@ impl RunningServer<'_> {
         let now = clock::unix_seconds();
         self.inputs.revoked.revoke(username, until, now).map_err(|error| error.to_string())?;
         let tls = self.snapshot().tls.clone();
-        self.reconfigure(snapshot(self.config, &self.inputs, &self.addresses, tls)).await;
+        self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
         let (Operator { process: pid, user: uid }, until_text) = (operator, date(until));
         let is_revoked = until > now;
         if is_revoked {
@@ -351,7 +361,7 @@ impl RunningServer<'_> {
     /// Reads the addresses of this machine again, and passes a change to the workers.
     async fn follow_addresses(&mut self) {
         let Some(change) = self.addresses.reread() else { return };
-        self.reconfigure(snapshot(self.config, &self.inputs, &self.addresses, self.snapshot().tls.clone())).await;
+        self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, self.snapshot().tls.clone())).await;
         let urls = self.urls();
         self.published.send_modify(|published| published.urls = urls);
         change.log();
@@ -360,7 +370,7 @@ impl RunningServer<'_> {
     }
 
     /// Returns the URLs of the server at its present addresses, with its present certificate.
-    fn urls(&self) -> Vec<String> {
+    pub(super) fn urls(&self) -> Vec<String> {
         self.entry.urls(self.addresses.choice(), self.certificates.as_ref().map(Certificates::current))
     }
 
@@ -371,26 +381,35 @@ impl RunningServer<'_> {
     /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it stops waiting;
     /// slow workers use the configuration later.
     async fn reconfigure(&mut self, snapshot: Snapshot) {
+        self.reconfigure_with(snapshot, Vec::new()).await;
+    }
+
+    /// Like [`reconfigure`](Self::reconfigure), with a change of the listeners for each worker. Returns whether every
+    /// worker uses it.
+    pub(super) async fn reconfigure_with(&mut self, snapshot: Snapshot, changes: Vec<ListenerChange>) -> bool {
         let snapshot = Arc::new(snapshot);
         self.published.send_modify(|published| published.snapshot = Arc::clone(&snapshot));
-        let reconfigure = |worker: &WorkerControl| {
+        let changes = changes.into_iter().chain(std::iter::repeat_with(ListenerChange::default));
+        let reconfigure = |(worker, change): (&WorkerControl, ListenerChange)| {
             let (handle, snapshot) = (worker.handle.clone(), Arc::clone(&snapshot));
             // A separate task continues after the timeout. A worker that has ended needs no configuration.
-            tokio::spawn(async move { handle.reconfigure(snapshot).await })
+            tokio::spawn(async move { handle.reconfigure(snapshot, change).await })
         };
-        let tasks: Vec<_> = self.workers.iter().map(reconfigure).collect();
+        let tasks: Vec<_> = self.workers.iter().zip(changes).map(reconfigure).collect();
         let all = async {
             for task in tasks {
                 let _ = task.await;
             }
         };
-        if timeout(RECONFIGURE_TIMEOUT, all).await.is_err() {
+        let is_complete = timeout(RECONFIGURE_TIMEOUT, all).await.is_ok();
+        if !is_complete {
             tracing::warn!(
                 event = "reconfiguration-delayed",
                 timeout = RECONFIGURE_TIMEOUT.as_secs(),
                 "a worker does not use the new configuration yet; it will do so when it is less busy"
             );
         }
+        is_complete
     }
 
     /// Starts a drain: because of a signal, or because the operator has commanded it.
@@ -410,17 +429,17 @@ impl RunningServer<'_> {
             );
             return Progress::draining(stage, None);
         }
-        self.service.stopping(self.drain_deadline + STOP_TIMEOUT);
+        self.service.stopping(self.config.drain_deadline + STOP_TIMEOUT);
         if allocations > 0 {
             tracing::info!(
                 event = "drain-started",
                 allocations,
-                deadline = self.drain_deadline.as_secs(),
+                deadline = self.config.drain_deadline.as_secs(),
                 "SIGTERM: draining. New allocations are rejected; the server stops when the last allocation ends or at \
                  the deadline ({DRAIN_DEADLINE}, in seconds). A second SIGTERM stops it at once"
             );
         }
-        Progress::draining(stage, Some(self.drain_deadline))
+        Progress::draining(stage, Some(self.config.drain_deadline))
     }
 
     /// Ends a drain, so that there are new allocations again.
@@ -429,22 +448,6 @@ impl RunningServer<'_> {
         let (Operator { process: pid, user: uid }, allocations) = (operator, self.allocations());
         tracing::info!(event = "drain-ended", allocations, uid, pid, "the operator has ended the drain");
         Progress::SERVING
-    }
-
-    /// Reloads the certificate. The configuration cannot be reloaded.
-    async fn reload(&mut self) {
-        self.service.reloading(clock::monotonic());
-        const RESTART: &str =
-            "SIGHUP does not reload the configuration in this version. Restart the server to apply changes";
-        match &mut self.certificates {
-            Some(certificates) => {
-                let replacement = certificates.reload();
-                self.replace_certificate(replacement).await;
-                tracing::info!(event = "reload-done", "SIGHUP: certificate checked. {RESTART}");
-            }
-            None => tracing::warn!(event = "reload-ignored", "{RESTART}"),
-        }
-        self.service.ready();
     }
 
     fn ping_watchdog(&self, watchdog: Option<&mut Watchdog>) {

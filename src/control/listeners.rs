@@ -1,4 +1,5 @@
-//! The listeners: claimed once for the process, and bound again for each further worker.
+//! The listeners: each endpoint is claimed for the process by one socket, and each further worker gets a socket of its
+//! own for it.
 
 use std::fmt;
 use std::io;
@@ -6,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::net::{interfaces, tcp, udp};
 use crate::transport::{Endpoint, Transport};
-use crate::worker::{BoundListener, ListenerSocket};
+use crate::worker::{BoundListener, ListenerChange, ListenerSocket};
 
 /// Why a listener cannot be bound. Each message is one line with advice.
 #[derive(Debug, thiserror::Error)]
@@ -64,18 +65,45 @@ impl ListenError {
     }
 }
 
-/// The endpoints of the listeners, and the sockets that claim their ports until the first worker takes them.
-#[derive(Debug)]
+/// The listeners of the process.
+#[derive(Debug, Default)]
 pub(super) struct Listeners {
     endpoints: Vec<Endpoint>,
-    /// The endpoints with a socket, and whether they serve clients without TLS.
-    bound: Vec<(Endpoint, bool)>,
-    claimed: Option<Vec<BoundListener>>,
+    /// The endpoints with a socket, in the order of the configuration.
+    bound: Vec<Bound>,
+}
+
+/// An endpoint for which each worker has a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bound {
+    /// As in the configuration.
+    wanted: Endpoint,
+    /// With the actual port.
+    actual: Endpoint,
+    /// Whether it serves clients without TLS.
+    plain: bool,
+}
+
+/// The listeners of a new configuration. Their sockets are bound; nothing else has changed.
+#[derive(Debug)]
+pub(super) struct NewListeners {
+    pub(super) listeners: Listeners,
+    /// What each worker has to open and to close.
+    pub(super) changes: Vec<ListenerChange>,
 }
 
 impl Listeners {
-    /// Claims each endpoint. Port 0 selects a free port.
-    pub(super) fn claim(wanted: &[Endpoint]) -> Result<Self, ListenError> {
+    /// Returns the endpoints with their actual ports, in the order of the configuration.
+    pub(super) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// Binds the sockets of the listeners in `wanted` for each worker, except those that these listeners have. Port 0
+    /// selects a free port.
+    ///
+    /// # Errors
+    /// If a socket cannot be bound. Then none is.
+    pub(super) fn preview(&self, wanted: &[Endpoint], workers: usize) -> Result<NewListeners, ListenError> {
         let mut order: Vec<(usize, Endpoint)> = wanted.iter().copied().enumerate().collect();
         // A TCP listener also serves TLS, so a TLS endpoint with the same address needs no socket.
         let tcp_of = |endpoint: &Endpoint| {
@@ -88,42 +116,46 @@ impl Listeners {
         order.sort_by_key(|(_, endpoint)| {
             (endpoint.transport.is_connection(), !endpoint.address.ip().is_unspecified(), endpoint.transport)
         });
-        let mut claimed: Vec<(usize, BoundListener)> = Vec::with_capacity(wanted.len());
+        let mut all: Vec<(usize, Bound, Vec<BoundListener>)> = Vec::with_capacity(wanted.len());
         for (index, endpoint) in order {
-            let shared = claimed.iter().any(|(_, own)| covers(own.endpoint, endpoint));
             let plain = endpoint.transport != Transport::Tls
                 || wanted.iter().any(|other| other.transport == Transport::Tcp && covers(*other, endpoint));
-            let listener = if shared { bind(endpoint, plain, Ports::Shared) } else { claim_one(endpoint, plain) };
-            claimed.push((index, listener.map_err(|error| ListenError::new(endpoint, error))?));
+            if let Some(own) = self.bound.iter().find(|own| own.wanted == endpoint && own.plain == plain) {
+                all.push((index, *own, Vec::new()));
+                continue;
+            }
+            let mut others = self.bound.iter().chain(all.iter().map(|(_, own, _)| own));
+            let is_shared = others.any(|own| overlap(own.actual, endpoint));
+            let sockets = open(endpoint, plain, is_shared, workers)?;
+            let actual = sockets.first().map_or(endpoint, |socket| socket.endpoint);
+            all.push((index, Bound { wanted: endpoint, actual, plain }, sockets));
         }
-        claimed.sort_by_key(|(index, _)| *index);
+        all.sort_by_key(|(index, ..)| *index);
         let actual = |(index, endpoint): (usize, &Endpoint)| {
             let of = tcp_of(endpoint).unwrap_or(index);
-            let listener = claimed.iter().find(|(own, _)| *own == of);
-            listener.map(|(_, listener)| Endpoint::new(endpoint.transport, listener.endpoint.address))
+            let found = all.iter().find(|(own, ..)| *own == of);
+            found.map(|(_, own, _)| Endpoint::new(endpoint.transport, own.actual.address))
         };
         let endpoints = wanted.iter().enumerate().filter_map(actual).collect();
-        let claimed: Vec<BoundListener> = claimed.into_iter().map(|(_, listener)| listener).collect();
-        let bound = claimed.iter().map(|listener| (listener.endpoint, listener.plain)).collect();
-        Ok(Self { endpoints, bound, claimed: Some(claimed) })
-    }
-
-    /// Returns the endpoints with their actual ports, in the order of the configuration.
-    pub(super) fn endpoints(&self) -> &[Endpoint] {
-        &self.endpoints
-    }
-
-    /// Returns the listeners of the next worker. The first worker gets the claiming sockets, the others share their
-    /// ports.
-    pub(super) fn for_next_worker(&mut self) -> Result<Vec<BoundListener>, ListenError> {
-        let bind_shared = |(endpoint, plain): &(Endpoint, bool)| {
-            bind(*endpoint, *plain, Ports::Shared).map_err(|error| ListenError::new(*endpoint, error))
-        };
-        match self.claimed.take() {
-            Some(listeners) => Ok(listeners),
-            None => self.bound.iter().map(bind_shared).collect(),
+        let bound: Vec<Bound> = all.iter().map(|(_, own, _)| *own).collect();
+        let close: Vec<Endpoint> = self.bound.iter().filter(|own| !bound.contains(own)).map(|own| own.actual).collect();
+        let change = |_| ListenerChange { open: Vec::new(), close: close.clone() };
+        let mut changes: Vec<ListenerChange> = (0..workers).map(change).collect();
+        for (_, _, sockets) in all {
+            changes.iter_mut().zip(sockets).for_each(|(change, socket)| change.open.push(socket));
         }
+        Ok(NewListeners { listeners: Self { endpoints, bound }, changes })
     }
+}
+
+/// Binds the sockets of an endpoint, one for each worker. `is_shared`: this process has another socket at its port.
+fn open(endpoint: Endpoint, plain: bool, is_shared: bool, workers: usize) -> Result<Vec<BoundListener>, ListenError> {
+    let failed = |error| ListenError::new(endpoint, error);
+    let first = if is_shared { bind(endpoint, plain, Ports::Shared) } else { claim_one(endpoint, plain) };
+    let first = first.map_err(failed)?;
+    let actual = first.endpoint;
+    let others = (1..workers).map(|_| bind(actual, plain, Ports::Shared).map_err(failed));
+    std::iter::once(Ok(first)).chain(others).collect()
 }
 
 /// How a listener gets its port.
@@ -204,10 +236,19 @@ fn covers(own: Endpoint, other: Endpoint) -> bool {
         && (wildcard.is_ipv6() || address.is_ipv4())
 }
 
+/// Returns whether two sockets could get the same packets, so that they have to share the port.
+fn overlap(own: Endpoint, other: Endpoint) -> bool {
+    let same = own.transport.port_protocol() == other.transport.port_protocol() && own.address == other.address;
+    same || covers(own, other) || covers(other, own)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::Transport;
+
+    fn claim(wanted: &[Endpoint], workers: usize) -> Result<NewListeners, ListenError> {
+        Listeners::default().preview(wanted, workers)
+    }
 
     fn each(text: &str) -> [ListenError; 4] {
         let [udp, tcp] =
@@ -236,15 +277,17 @@ mod tests {
 
     #[test]
     fn tcp_and_tls_share_a_socket_on_one_address() {
-        let free = Listeners::claim(&[Endpoint::new(Transport::Tcp, "127.0.0.1:0".parse().unwrap())]).unwrap();
-        let port = free.endpoints()[0].address.port();
+        let free = claim(&[Endpoint::new(Transport::Tcp, "127.0.0.1:0".parse().unwrap())], 1).unwrap();
+        let port = free.listeners.endpoints()[0].address.port();
         drop(free);
         let at = |transport, ip: &str| Endpoint::new(transport, SocketAddr::new(ip.parse().unwrap(), port));
         let of = |wanted: &[Endpoint]| {
-            let mut listeners = Listeners::claim(wanted).unwrap();
+            let NewListeners { listeners, changes } = claim(wanted, 2).unwrap();
             assert_eq!(listeners.endpoints(), wanted);
-            let workers = [listeners.for_next_worker().unwrap(), listeners.for_next_worker().unwrap()];
-            workers.map(|bound| bound.iter().map(|own| (own.endpoint, own.plain)).collect::<Vec<_>>())
+            let sockets = |change: &ListenerChange| -> Vec<(Endpoint, bool)> {
+                change.open.iter().map(|own| (own.endpoint, own.plain)).collect()
+            };
+            [sockets(&changes[0]), sockets(&changes[1])]
         };
         let (tcp, tls) = (at(Transport::Tcp, "0.0.0.0"), at(Transport::Tls, "0.0.0.0"));
         assert_eq!(of(&[tcp, tls]), [vec![(tcp, true)], vec![(tcp, true)]]);
@@ -267,25 +310,60 @@ mod tests {
             let addresses = ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
             addresses.map(|address| Endpoint::new(transport, address)).collect()
         };
-        let free = Listeners::claim(&endpoints(Transport::Tcp, &["0.0.0.0"], 0)).unwrap();
-        let port = free.endpoints()[0].address.port();
+        let free = claim(&endpoints(Transport::Tcp, &["0.0.0.0"], 0), 1).unwrap();
+        let port = free.listeners.endpoints()[0].address.port();
         drop(free);
         // The specific address shares the port of the wildcard that follows it.
         let wanted = endpoints(Transport::Tcp, &["127.0.0.2", "0.0.0.0"], port);
-        let mut listeners = Listeners::claim(&wanted)?;
+        let NewListeners { listeners, changes } = claim(&wanted, 3)?;
         assert_eq!(listeners.endpoints(), wanted);
-        let workers: Vec<_> = (0..3).map(|_| listeners.for_next_worker().unwrap()).collect();
-        for worker in &workers {
+        for worker in changes.iter().map(|change| &change.open) {
             assert_eq!(worker.iter().map(|listener| listener.endpoint).collect::<Vec<_>>(), wanted);
             assert!(worker.iter().all(|listener| matches!(listener.socket, ListenerSocket::Tcp(_))));
             let local = |listener: &BoundListener| listener.socket.local_addr().unwrap();
             let addresses: Vec<SocketAddr> = wanted.iter().map(|endpoint| endpoint.address).collect();
             assert_eq!(worker.iter().map(local).collect::<Vec<_>>(), addresses);
         }
-        drop(listeners);
         for endpoint in wanted {
-            assert!(matches!(Listeners::claim(&[endpoint]), Err(ListenError::InUse(taken)) if taken == endpoint));
+            assert!(matches!(claim(&[endpoint], 1), Err(ListenError::InUse(taken)) if taken == endpoint));
         }
-        Listeners::claim(&endpoints(Transport::Udp, &["127.0.0.2", "0.0.0.0"], port)).map(drop)
+        claim(&endpoints(Transport::Udp, &["127.0.0.2", "0.0.0.0"], port), 1).map(drop)
+    }
+
+    #[test]
+    fn only_what_differs_is_opened_and_closed() {
+        let at = |transport, text: &str| Endpoint::new(transport, text.parse().unwrap());
+        let start = [at(Transport::Udp, "127.0.0.1:0"), at(Transport::Tcp, "127.0.0.1:0")];
+        let NewListeners { listeners, changes: _sockets } = claim(&start, 2).unwrap();
+        let actual = listeners.endpoints().to_vec();
+        let of = |wanted: &[Endpoint]| {
+            let new = listeners.preview(wanted, 2).unwrap();
+            let opened = |change: &ListenerChange| change.open.iter().map(|own| own.endpoint).collect::<Vec<_>>();
+            assert_eq!(opened(&new.changes[0]), opened(&new.changes[1]));
+            (opened(&new.changes[0]), new.changes[0].close.clone(), new.listeners.endpoints().to_vec())
+        };
+        assert_eq!(of(&start), (vec![], vec![], actual.clone()));
+        assert_eq!(of(&start[..1]), (vec![], vec![actual[1]], vec![actual[0]]));
+        // The wildcard shares the port with the listener that it replaces.
+        let wildcard =
+            Endpoint::new(Transport::Udp, SocketAddr::from((Ipv4Addr::UNSPECIFIED, actual[0].address.port())));
+        assert_eq!(of(&[wildcard, start[1]]), (vec![wildcard], vec![actual[0]], vec![wildcard, actual[1]]));
+        // A socket for TLS alone begins to serve TCP as well.
+        let (tcp, tls) =
+            (Endpoint::new(Transport::Tcp, actual[1].address), Endpoint::new(Transport::Tls, actual[1].address));
+        let new = listeners.preview(&[start[0], tls], 1).unwrap();
+        assert_eq!((new.changes[0].open[0].plain, &new.changes[0].close), (false, &vec![actual[1]]));
+        assert_eq!(of(&[start[0], tcp, tls]), (vec![tcp], vec![actual[1]], vec![actual[0], tcp, tls]));
+    }
+
+    #[test]
+    fn a_port_of_another_program_is_refused_and_the_listeners_stay() {
+        let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let taken = Endpoint::new(Transport::Udp, other.local_addr().unwrap());
+        let start = [Endpoint::new(Transport::Udp, "127.0.0.1:0".parse().unwrap())];
+        let NewListeners { listeners, .. } = claim(&start, 1).unwrap();
+        let refused = listeners.preview(&[start[0], taken], 1);
+        assert!(matches!(refused, Err(ListenError::InUse(endpoint)) if endpoint == taken));
+        assert!(listeners.preview(&start, 1).is_ok_and(|new| new.changes[0].open.is_empty()));
     }
 }

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt;
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, JsonFields, Writer, format};
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer, format};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -42,6 +42,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Logging {
     queue: SyncSender<Entry>,
     level: reload::Handle<LevelFilter, Registry>,
+    layout: Layout,
 }
 
 #[derive(Debug)]
@@ -58,32 +59,22 @@ enum Entry {
 pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
     let (queue, lines) = sync_channel(QUEUE_LENGTH);
     let lost = Arc::new(AtomicU64::new(0));
-    let (layout, count) = (Layout { format: log.format, journal: is_journal(io::stderr()) }, Arc::clone(&lost));
-    thread::Builder::new().name("log".to_owned()).spawn(move || write(&lines, &count, layout, &mut io::stderr()))?;
+    let (layout, count) = (Layout::new(log.format, is_journal(io::stderr())), Arc::clone(&lost));
+    let of_writer = layout.clone();
+    thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || write(&lines, &count, &of_writer, &mut io::stderr()))?;
 
     let (filter, level) = reload::Layer::new(filter(log.level));
-    let registry = tracing_subscriber::registry().with(filter);
     let queued = Queued { queue: queue.clone(), lost };
-    let lines = fmt::layer().with_target(false).log_internal_errors(false).with_writer(queued);
-    match (log.format, layout.journal) {
-        (LogFormat::Text, true) => {
-            let format = format().without_time().with_target(false);
-            let lines = lines.with_ansi(false).fmt_fields(TextFields).event_format(Prioritized(format));
-            registry.with(lines).init();
-        }
-        (LogFormat::Json, true) => {
-            let format = format().json().without_time().with_target(false);
-            registry.with(lines.fmt_fields(JsonFields::new()).event_format(Prioritized(format))).init();
-        }
-        (LogFormat::Text, false) => {
-            let no_color = std::env::var_os("NO_COLOR");
-            let colored = is_colored(io::stderr().is_terminal(), no_color.as_deref());
-            registry.with(lines.with_ansi(colored).fmt_fields(TextFields)).init();
-        }
-        (LogFormat::Json, false) => registry.with(lines.json()).init(),
-    }
-    std::panic::set_hook(Box::new(move |panic| report_panic(panic, layout)));
-    Ok(Logging { queue, level })
+    let no_color = std::env::var_os("NO_COLOR");
+    let colored = !layout.journal && is_colored(io::stderr().is_terminal(), no_color.as_deref());
+    let lines = fmt::layer().log_internal_errors(false).with_writer(queued).with_ansi(colored);
+    let lines = lines.fmt_fields(TextFields).event_format(Lines { layout: layout.clone() });
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    let of_panics = layout.clone();
+    std::panic::set_hook(Box::new(move |panic| report_panic(panic, &of_panics)));
+    Ok(Logging { queue, level, layout })
 }
 
 fn filter(level: LogLevel) -> LevelFilter {
@@ -98,7 +89,7 @@ fn filter(level: LogLevel) -> LevelFilter {
 
 /// Writes a panic as one line, and a backtrace if `RUST_BACKTRACE` asks for one. It does not use the queue, because the
 /// process may end before the queue is empty.
-fn report_panic(panic: &PanicHookInfo<'_>, layout: Layout) {
+fn report_panic(panic: &PanicHookInfo<'_>, layout: &Layout) {
     let name = thread::current().name().unwrap_or("unnamed").to_owned();
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     let mut text = panic_line(&name, &place, panic.payload_as_str().unwrap_or("no message"), layout);
@@ -138,11 +129,22 @@ fn write_to_stderr(text: &str) {
 }
 
 /// The form of the lines.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Layout {
-    format: LogFormat,
+    /// Otherwise they are text.
+    json: Arc<AtomicBool>,
     /// The lines go to systemd's journal.
     journal: bool,
+}
+
+impl Layout {
+    fn new(format: LogFormat, journal: bool) -> Self {
+        Self { json: Arc::new(AtomicBool::new(format == LogFormat::Json)), journal }
+    }
+
+    fn format(&self) -> LogFormat {
+        if self.json.load(Ordering::Relaxed) { LogFormat::Json } else { LogFormat::Text }
+    }
 }
 
 /// Returns whether a stream is connected to systemd's journal: `JOURNAL_STREAM` contains its device and inode numbers
@@ -182,18 +184,26 @@ fn is_colored(terminal: bool, no_color: Option<&OsStr>) -> bool {
     terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
-/// Writes the priority before each line.
-struct Prioritized<F>(F);
+/// Writes the lines in the present format. In the journal, a priority precedes each line, and the journal has the time.
+struct Lines {
+    layout: Layout,
+}
 
-impl<S, N, F> FormatEvent<S, N> for Prioritized<F>
+impl<S, N> FormatEvent<S, N> for Lines
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
 {
     fn format_event(&self, cx: &FmtContext<'_, S, N>, mut line: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
-        line.write_str(priority(*event.metadata().level()))?;
-        self.0.format_event(cx, line, event)
+        if self.layout.journal {
+            line.write_str(priority(*event.metadata().level()))?;
+        }
+        match (self.layout.format(), self.layout.journal) {
+            (LogFormat::Text, true) => format().without_time().with_target(false).format_event(cx, line, event),
+            (LogFormat::Json, true) => format().json().without_time().with_target(false).format_event(cx, line, event),
+            (LogFormat::Text, false) => format().with_target(false).format_event(cx, line, event),
+            (LogFormat::Json, false) => format().json().with_target(false).format_event(cx, line, event),
+        }
     }
 }
 
@@ -202,6 +212,11 @@ impl Logging {
     pub fn set_level(&self, level: LogLevel) {
         // This fails only after the subscriber is gone, and it is never removed.
         let _ = self.level.modify(|present| *present = filter(level));
+    }
+
+    /// Changes the format.
+    pub fn set_format(&self, format: LogFormat) {
+        self.layout.json.store(format == LogFormat::Json, Ordering::Relaxed);
     }
 
     /// Waits until all lines are written, for one second at most.
@@ -245,7 +260,7 @@ impl Write for &Queued {
 }
 
 /// Writes lines until the process exits. A line that cannot be written is lost; the failure cannot be reported.
-fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: Layout, out: &mut impl Write) {
+fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: &Layout, out: &mut impl Write) {
     for entry in lines {
         match entry {
             Entry::Line(line) => {
@@ -267,7 +282,7 @@ fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: Layout, out: &mut im
 /// The event of the notice, which does not pass through the queue.
 const LINES_LOST: &str = "lines-lost";
 
-fn notice(lost: u64, layout: Layout) -> String {
+fn notice(lost: u64, layout: &Layout) -> String {
     let message = "log lines were lost here because standard error is not read fast enough";
     line(Level::WARN, message, &[("event", LINES_LOST.into()), ("count", lost.into())], layout)
 }
@@ -275,16 +290,16 @@ fn notice(lost: u64, layout: Layout) -> String {
 /// The event of a panic, which does not pass through the queue.
 const PANIC: &str = "panic";
 
-fn panic_line(thread: &str, place: &str, text: &str, layout: Layout) -> String {
+fn panic_line(thread: &str, place: &str, text: &str, layout: &Layout) -> String {
     let message = "a thread panicked. This is a bug; please report it";
     let fields = [("event", PANIC.into()), ("thread", thread.into()), ("place", place.into()), ("reason", text.into())];
     line(Level::ERROR, message, &fields, layout)
 }
 
 /// Returns a line that does not pass through the subscriber, in the form of its lines.
-fn line(level: Level, message: &str, fields: &[(&str, Value)], layout: Layout) -> String {
+fn line(level: Level, message: &str, fields: &[(&str, Value)], layout: &Layout) -> String {
     let (prefix, time) = if layout.journal { (priority(level), None) } else { ("", Some(timestamp())) };
-    match layout.format {
+    match layout.format() {
         LogFormat::Text => {
             let time = time.map(|time| format!("{time} ")).unwrap_or_default();
             let mut line = format!("{prefix}{time}{level:>5} {message}");
@@ -322,8 +337,9 @@ mod tests {
 
     #[test]
     fn a_panic_is_one_line_with_a_priority_in_the_journal() {
-        let line =
-            |format, journal| panic_line("worker-0", "src/a.rs:1:2", "left: 1\nright: 2", Layout { format, journal });
+        let line = |format, journal| {
+            panic_line("worker-0", "src/a.rs:1:2", "left: 1\nright: 2", &Layout::new(format, journal))
+        };
         let text = "ERROR a thread panicked. This is a bug; please report it event=\"panic\" thread=\"worker-0\" \
                     place=\"src/a.rs:1:2\" reason=\"left: 1\\nright: 2\"\n";
         assert_eq!(line(LogFormat::Text, true), format!("<3>{text}"));
@@ -336,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_panic_outside_the_journal_has_the_time_like_other_lines() {
-        let line = |format| panic_line("worker-0", "src/a.rs:1:2", "why", Layout { format, journal: false });
+        let line = |format| panic_line("worker-0", "src/a.rs:1:2", "why", &Layout::new(format, false));
         let is_time = |text: &str| text.starts_with("20") && text.contains('T') && text.ends_with('Z');
         let text = line(LogFormat::Text);
         let (time, rest) = text.split_once(' ').unwrap();
@@ -362,7 +378,7 @@ mod tests {
         let lost = Arc::clone(&queued.lost);
         drop(queued);
         let mut out = Vec::new();
-        write(&lines, &lost, Layout { format: LogFormat::Text, journal: true }, &mut out);
+        write(&lines, &lost, &Layout::new(LogFormat::Text, true), &mut out);
         let notice = "<4> WARN log lines were lost here because standard error is not read fast enough \
                       event=\"lines-lost\" count=2\n";
         assert_eq!(String::from_utf8(out).unwrap(), format!("one\n{notice}two\n"));
@@ -376,7 +392,7 @@ mod tests {
         drop(queued);
         let (reader, mut out) = io::pipe().unwrap();
         drop(reader);
-        write(&lines, &AtomicU64::new(0), Layout { format: LogFormat::Text, journal: false }, &mut out);
+        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, false), &mut out);
     }
 
     // A call below the level must not reach the subscriber, because some are in the data path.
@@ -385,7 +401,7 @@ mod tests {
         let (filter, level) = reload::Layer::new(filter(LogLevel::Info));
         let subscriber = tracing_subscriber::registry().with(filter).with(fmt::layer());
         assert_eq!(subscriber.max_level_hint(), Some(LevelFilter::INFO));
-        let log = Logging { queue: sync_channel(1).0, level };
+        let log = Logging { queue: sync_channel(1).0, level, layout: Layout::new(LogFormat::Text, false) };
         log.set_level(LogLevel::Debug);
         assert_eq!(subscriber.max_level_hint(), Some(LevelFilter::DEBUG));
     }

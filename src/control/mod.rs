@@ -6,10 +6,12 @@ mod alternate;
 mod api;
 mod commands;
 mod follow;
+mod http_listeners;
 mod life;
 mod listeners;
 pub mod logging;
 mod relay_tables;
+mod reload;
 mod service;
 mod snapshot;
 mod start;
@@ -39,6 +41,7 @@ use service::Service;
 pub use account::unreadable_files;
 pub use addresses::{AddressError, Choice, RelayAddress};
 pub use listeners::ListenError;
+pub use reload::Source;
 pub use start::{StartError, check_alternate, choose_addresses, denied_own_addresses, missing_listeners};
 pub use tls::{TlsError, check as check_tls};
 
@@ -69,11 +72,12 @@ pub fn prepare_memory() {
 }
 
 /// Runs the server until SIGINT, or until the drain that SIGTERM or SIGUSR1 starts has ended. `log` is the running log
-/// of this process.
+/// of this process. A reload reads the configuration from `source` again.
 ///
 /// # Errors
 /// If it cannot start, or a worker fails.
-pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
+pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<(), RunError> {
+    let config = Arc::new(config);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Signals)?;
     // A signal during the start is handled after it. Without a handler, it would end the process without a log line.
     let mut signals = {
@@ -87,10 +91,10 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
     let clock = Clock::start();
     let prepared = {
         let _entered = runtime.enter();
-        start::prepare(config, clock, &stopped)?
+        start::prepare(&config, clock, &stopped)?
     };
     announce(&prepared);
-    if let Some(message) = users_without_limit(config) {
+    if let Some(message) = users_without_limit(&config) {
         tracing::info!(event = "users-without-limit", "{message}");
     }
 
@@ -118,7 +122,8 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         return Err(failed_to_start(&stop, threads));
     }
     let started = clock::unix_seconds();
-    let mut entry = BrowserEntry::new(config, &prepared.endpoints, prepared.inputs.generated_secret.clone(), log);
+    let endpoints = prepared.listeners.endpoints();
+    let mut entry = BrowserEntry::new(&config, endpoints, prepared.inputs.generated_secret.clone(), log);
     let certificate = prepared.certificates.as_ref().map(tls::Certificates::current);
     let published = api::Published {
         snapshot: Arc::clone(&prepared.snapshot),
@@ -128,6 +133,7 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         secret: config.auth.secrets.first().or(prepared.inputs.generated_secret.as_ref()).cloned(),
         urls: entry.urls(prepared.addresses.choice(), certificate),
         keys: config.http.keys.clone(),
+        access: api::Access::new(&config.http),
     };
     let (published, publications) = watch::channel(published);
     let (commands, requests) = commands::commands();
@@ -138,14 +144,21 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         clock,
         started,
         commands,
-        access: api::Access { from: config.http.metrics_from.clone(), token: config.http.metrics_token.clone() },
     };
-    let http_thread = start_http(prepared.http, api, stopped)?;
+    let (http_changes, changes) = mpsc::unbounded_channel();
+    let control_socket = prepared.control_socket.map(http::Listener::Unix);
+    // Its listeners are opened by the first change.
+    let _ = http_changes.send(prepared.http.change);
+    let http_thread = start_http(control_socket, changes, api, stopped)?;
     entry.print(prepared.addresses.choice(), certificate);
     tracing::info!(event = "ready", workers = threads.len(), "ready");
 
     let server = RunningServer {
+        source,
         config,
+        listeners: prepared.listeners,
+        http_listeners: prepared.http.listeners,
+        http_changes,
         inputs: prepared.inputs,
         requests,
         log,
@@ -154,7 +167,6 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
         ledger: &prepared.ledger,
         workers: &prepared.controls,
         published,
-        drain_deadline: config.drain_deadline,
         certificates: prepared.certificates,
         service: Service::from_environment(),
     };
@@ -172,29 +184,25 @@ pub fn run(config: &Config, log: &logging::Logging) -> Result<(), RunError> {
             Err(_) => failed = Some(index),
         }
     }
-    if let Some(thread) = http_thread {
-        // A panic of this thread has been logged.
-        let _ = thread.join();
-    }
+    // A panic of this thread has been logged.
+    let _ = http_thread.join();
     let mut totals = Totals::default();
     prepared.controls.iter().for_each(|worker| totals.add(&worker.statistics.read()));
     log_totals(&totals, clock);
     failed.map_or(Ok(()), |index| Err(RunError::WorkerEnded(index)))
 }
 
-/// Starts the HTTP server, if it has a listener.
+/// Starts the HTTP server. `changes` opens and closes its TCP listeners.
 fn start_http(
-    listeners: Vec<http::Listener>,
+    control_socket: Option<http::Listener>,
+    changes: mpsc::UnboundedReceiver<http::ListenerChange>,
     api: api::Inputs,
     stop: watch::Receiver<bool>,
-) -> Result<Option<thread::JoinHandle<()>>, StartError> {
-    if listeners.is_empty() {
-        return Ok(None);
-    }
+) -> Result<thread::JoinHandle<()>, StartError> {
     let published = api.published.clone();
     let certificate = move || published.borrow().snapshot.tls.clone();
-    let plan = http::Plan { listeners, certificate: Box::new(certificate), stop };
-    http::start(plan, move || api::Api::new(api)).map(Some).map_err(StartError::Worker)
+    let plan = http::Plan { control_socket, changes, certificate: Box::new(certificate), stop };
+    http::start(plan, move || api::Api::new(api)).map_err(StartError::Worker)
 }
 
 /// Describes the static users without a limit on their allocations, if such limits are wanted.
@@ -237,8 +245,8 @@ fn failed_to_start(stop: &watch::Sender<bool>, threads: Vec<WorkerThread>) -> Ru
     StartError::Worker(error.unwrap_or_else(|| io::Error::other("it ended at once"))).into()
 }
 
-fn announce(prepared: &start::Prepared<'_>) {
-    for Endpoint { transport, address } in &prepared.endpoints {
+fn announce(prepared: &start::Prepared) {
+    for Endpoint { transport, address } in prepared.listeners.endpoints() {
         tracing::info!(event = "listening", transport = transport.as_str(), %address, "listening");
     }
     prepared.addresses.choice().addresses.iter().for_each(follow::log_relay);
@@ -273,8 +281,8 @@ fn buffer_advice(sizes: udp::BufferSizes) -> Option<String> {
 /// its URIs have changed.
 #[derive(Debug)]
 struct BrowserEntry<'a> {
-    config: &'a Config,
-    endpoints: &'a [Endpoint],
+    config: Arc<Config>,
+    endpoints: Vec<Endpoint>,
     /// `None` if secrets are configured. Then nothing is printed.
     secret: Option<Secret>,
     printed: Option<Vec<String>>,
@@ -282,8 +290,13 @@ struct BrowserEntry<'a> {
 }
 
 impl<'a> BrowserEntry<'a> {
-    fn new(config: &'a Config, endpoints: &'a [Endpoint], secret: Option<Secret>, log: &'a logging::Logging) -> Self {
-        Self { config, endpoints, secret, printed: None, log }
+    fn new(config: &Arc<Config>, endpoints: &[Endpoint], secret: Option<Secret>, log: &'a logging::Logging) -> Self {
+        Self { config: Arc::clone(config), endpoints: endpoints.to_vec(), secret, printed: None, log }
+    }
+
+    fn reconfigure(&mut self, config: &Arc<Config>, endpoints: &[Endpoint], secret: Option<Secret>) {
+        let printed = self.printed.take().filter(|_| secret == self.secret);
+        *self = Self { printed, ..Self::new(config, endpoints, secret, self.log) };
     }
 
     /// Returns the URIs of the listeners; none if no relay address is there.
@@ -291,7 +304,7 @@ impl<'a> BrowserEntry<'a> {
         if choice.addresses.is_empty() {
             return Vec::new();
         }
-        urls(self.config, self.endpoints, choice, certificate)
+        urls(&self.config, &self.endpoints, choice, certificate)
     }
 
     fn print(&mut self, choice: &Choice, certificate: Option<&Certificate>) {

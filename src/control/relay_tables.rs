@@ -47,6 +47,11 @@ impl RelayTables {
         self.entries.iter().map(|entry| Arc::clone(&entry.table)).collect()
     }
 
+    /// Sets the ports for new allocations. [`update`](Self::update) then makes new tables; ports in use stay in theirs.
+    pub(super) fn set_ports(&mut self, ports: RangeInclusive<u16>) {
+        self.ports = ports;
+    }
+
     /// Adopts a new choice. `is_present` returns whether this machine has an address.
     ///
     /// An address that comes back after it had gone has a new table, so that its old allocations end. An address for
@@ -55,7 +60,9 @@ impl RelayTables {
         let old = std::mem::take(&mut self.entries);
         let table = |bind: IpAddr, advertised: IpAddr, present: bool| {
             let same = |entry: &&Entry| {
-                entry.present == present && entry.table.bind() == bind && entry.table.advertised() == advertised
+                entry.present == present
+                    && (entry.table.bind(), entry.table.advertised()) == (bind, advertised)
+                    && *entry.table.port_range() == self.ports
             };
             let known = old.iter().find(same).map(|entry| Arc::clone(&entry.table));
             known.unwrap_or_else(|| Arc::new(RelayAddress::new(bind, advertised, &self.ports)))
@@ -84,6 +91,12 @@ impl RelayTables {
             let pair = (entry.table.bind(), entry.table.advertised());
             if !is_present(pair.0) {
                 left.gone.push(pair);
+            } else if choice.addresses.iter().any(|relay| (relay.bind, relay.advertised) == pair) {
+                // Only the ports are others. A worker may take a port of the old ones until it has the new snapshot.
+                if entry.table.is_usable() || entry.table.taken_ports() > 0 {
+                    entry.table.set_usable(false);
+                    self.entries.push(entry);
+                }
             } else if entry.table.is_usable() {
                 entry.table.set_usable(false);
                 let has_better = choice.for_all().any(|relay| relay.bind.is_ipv4() == pair.0.is_ipv4());

@@ -26,16 +26,18 @@ pub(super) struct SnapshotInputs {
     pub(super) revoked: Revocations,
     /// The limit on connections, which the limit of open files may have reduced.
     pub(super) connections: u32,
+    /// The realms of earlier configurations of this run, the latest last.
+    pub(super) former_realms: Vec<String>,
 }
 
 /// Builds the snapshot of a configuration with the present addresses. `tls` serves TLS handshakes.
 pub(super) fn snapshot(
     config: &Config,
     inputs: &SnapshotInputs,
-    addresses: &Follower<'_>,
+    addresses: &Follower,
     tls: Option<Acceptor>,
 ) -> Snapshot {
-    let SnapshotInputs { generated_secret, nonce_key, revoked, connections } = inputs;
+    let SnapshotInputs { generated_secret, nonce_key, revoked, connections, former_realms } = inputs;
     let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
     let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
     let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
@@ -44,6 +46,7 @@ pub(super) fn snapshot(
     let static_limits = config.auth.users.iter().map(|user| (user.name.as_str(), user.allocations));
     let authenticator = Authenticator::new(config.realm.clone(), secrets, users).with_allocations(static_limits);
     let authenticator = authenticator.with_revoked(revoked.at(clock::unix_seconds()));
+    let authenticator = authenticator.with_former_realms(former_realms.clone());
     let core = turn::Snapshot {
         nonces: nonces.with_features(authenticator.features()),
         authenticator,

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -16,19 +16,19 @@ use tokio::sync::watch;
 use super::addresses::{self, AddressError, Choice};
 use super::alternate::own_server;
 use super::follow::Follower;
-use super::listeners::{self, ListenError, Listeners};
+use super::http_listeners::{HttpListeners, NewHttpListeners, control_socket};
+use super::listeners::{self, ListenError, Listeners, NewListeners};
 use super::snapshot::{SnapshotInputs, policy, snapshot};
 use super::tls::{Certificates, TlsError};
 use crate::auth::{Revocations, Secret};
 use crate::clock::Clock;
-use crate::config::{CONTROL_SOCKET as CONTROL_SOCKET_PATH, Config, ControlSocket, RelayAddresses};
-use crate::http::{self, BindError, UnixSocket};
+use crate::config::{Config, RelayAddresses};
+use crate::http::{BindError, UnixSocket};
 use crate::net::interfaces::{self, Interfaces};
 use crate::net::limits;
 use crate::setting::{
     ADDRESS_SPACE, ALLOCATIONS, CONTROL_SOCKET, HTTP_LISTEN, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator,
 };
-use crate::transport::Endpoint;
 use crate::turn::Ledger;
 use crate::worker::{self, Handle, OtherWorkers, Plan, Snapshot, Statistics};
 
@@ -99,62 +99,59 @@ pub(super) struct WorkerControl {
 
 /// The result of [`prepare`].
 #[derive(Debug)]
-pub(super) struct Prepared<'a> {
+pub(super) struct Prepared {
     pub(super) plans: Vec<Plan>,
     /// One entry per worker, in the order of `plans`.
     pub(super) controls: Vec<WorkerControl>,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) ledger: Arc<Ledger>,
-    /// The endpoints of the listeners, with their actual ports.
-    pub(super) endpoints: Vec<Endpoint>,
-    pub(super) addresses: Follower<'a>,
+    pub(super) listeners: Listeners,
+    pub(super) addresses: Follower,
     /// Builds later snapshots.
     pub(super) inputs: SnapshotInputs,
     /// `Some` if `[tls]` is set.
     pub(super) certificates: Option<Certificates>,
-    /// The control socket and the HTTP listeners.
-    pub(super) http: Vec<http::Listener>,
+    pub(super) control_socket: Option<UnixSocket>,
+    pub(super) http: NewHttpListeners,
 }
 
 /// Prepares the workers.
-pub(super) fn prepare<'a>(
-    config: &'a Config,
+pub(super) fn prepare(
+    config: &Arc<Config>,
     clock: Clock,
     stop: &watch::Receiver<bool>,
-) -> Result<Prepared<'a>, StartError> {
-    let addresses = Follower::start(config)?;
+) -> Result<Prepared, StartError> {
+    let addresses = Follower::start(Arc::clone(config))?;
     let choice = addresses.choice();
     check_alternate(config, choice)?;
     let hostname = config.hostname.as_deref();
     let certificates = config.tls.as_ref().map(|tls| Certificates::load(tls, hostname)).transpose()?;
     let (certificates, acceptor) = certificates.unzip();
     let connections = connection_limit(config, choice);
-    let mut listeners = Listeners::claim(&config.listen)?;
     let workers = worker_count(config);
-    // The text is 43 characters long, which is a valid secret.
-    let generated_secret = if config.auth.secrets.is_empty() && config.auth.users.is_empty() {
-        let text = URL_SAFE_NO_PAD.encode(random_key()?);
-        Secret::new(text).ok()
-    } else {
-        None
+    let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers)?;
+    let inputs = SnapshotInputs {
+        generated_secret: generate_secret(config)?,
+        nonce_key: random_key()?,
+        revoked: Revocations::default(),
+        connections,
+        former_realms: Vec::new(),
     };
-    let inputs =
-        SnapshotInputs { generated_secret, nonce_key: random_key()?, revoked: Revocations::default(), connections };
     let snapshot = Arc::new(snapshot(config, &inputs, &addresses, acceptor));
     // Addresses of a second family may come later.
-    let room = config.relay.ports.len() * relay_count(choice).max(2);
+    let room = room(config, choice);
     check_address_space(config, workers, room)?;
     let ledger = Arc::new(Ledger::new(room, connections, [random_key()?, random_key()?]));
     let (mut plans, mut controls) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
     let mailboxes: Vec<_> = (0..workers).map(|_| worker::mailbox()).collect();
     let mut next: Vec<_> = mailboxes.iter().map(|(handle, _)| handle.clone()).collect();
     next.rotate_left(1);
-    for (index, ((handle, mailbox), next)) in mailboxes.into_iter().zip(next).enumerate() {
+    for (index, (((handle, mailbox), next), change)) in mailboxes.into_iter().zip(next).zip(changes).enumerate() {
         let statistics = Arc::<Statistics>::default();
         controls.push(WorkerControl { handle, statistics: Arc::clone(&statistics) });
         plans.push(Plan {
             index,
-            listeners: listeners.for_next_worker()?,
+            listeners: change.open,
             snapshot: Arc::clone(&snapshot),
             ledger: Arc::clone(&ledger),
             statistics,
@@ -165,54 +162,24 @@ pub(super) fn prepare<'a>(
             stop: stop.clone(),
         });
     }
-    let endpoints = listeners.endpoints().to_vec();
-    let http = http_listeners(config)?;
-    Ok(Prepared { plans, controls, snapshot, ledger, endpoints, addresses, inputs, certificates, http })
+    let control_socket = control_socket(config)?;
+    let http = HttpListeners::default().preview(&config.http)?;
+    http.log();
+    Ok(Prepared { plans, controls, snapshot, ledger, listeners, addresses, inputs, certificates, control_socket, http })
 }
 
-/// Binds the control socket and the HTTP listeners.
-fn http_listeners(config: &Config) -> Result<Vec<http::Listener>, StartError> {
-    let mut listeners = Vec::new();
-    if let Some(socket) = control_socket(config)? {
-        tracing::info!(event = "control-socket", path = %socket.path().display(), "control socket");
-        listeners.push(http::Listener::Unix(socket));
+/// Creates a secret for a configuration without any.
+pub(super) fn generate_secret(config: &Config) -> Result<Option<Secret>, getrandom::Error> {
+    if !config.auth.secrets.is_empty() || !config.auth.users.is_empty() {
+        return Ok(None);
     }
-    for address in &config.http.listen {
-        let listener = http::Listener::tcp(*address, config.http.tls);
-        let (listener, actual) = listener.map_err(|error| StartError::Http { address: *address, error })?;
-        let scheme = if config.http.tls { "https" } else { "http" };
-        tracing::info!(event = "http-listening", address = %actual, scheme, "HTTP listening");
-        listeners.push(listener);
-    }
-    Ok(listeners)
+    // The text is 43 characters long, which is a valid secret.
+    Ok(Secret::new(URL_SAFE_NO_PAD.encode(random_key()?)).ok())
 }
 
-/// Binds the control socket. At its default place it is only made if it can be made, so that a trial needs neither the
-/// directory nor the permission.
-fn control_socket(config: &Config) -> Result<Option<UnixSocket>, StartError> {
-    match &config.control.socket {
-        ControlSocket::None => Ok(None),
-        ControlSocket::At(path) => {
-            UnixSocket::bind(path).map(Some).map_err(|error| StartError::Control { path: path.clone(), error })
-        }
-        ControlSocket::Default => {
-            let path = Path::new(CONTROL_SOCKET_PATH);
-            if !path.parent().is_some_and(Path::is_dir) {
-                return Ok(None);
-            }
-            match UnixSocket::bind(path) {
-                Ok(socket) => Ok(Some(socket)),
-                Err(error) => {
-                    tracing::warn!(
-                        event = "no-control-socket", path = CONTROL_SOCKET_PATH, %error,
-                        "there is no control socket, so `turnserver ctl` cannot reach this server; set control.socket \
-                         to another path"
-                    );
-                    Ok(None)
-                }
-            }
-        }
-    }
+/// Returns the number of allocations for which the tables need room. Addresses of a second family may come later.
+pub(super) fn room(config: &Config, choice: &Choice) -> usize {
+    config.relay.ports.len() * relay_count(choice).max(2)
 }
 
 /// Returns the relay addresses, with the reasons for them.
@@ -357,7 +324,7 @@ fn advice(error: &io::Error) -> String {
 const OTHER_FILES: u64 = 16;
 
 /// Raises the limit of open files, and returns the limit on connections that leaves enough files for the relay sockets.
-fn connection_limit(config: &Config, choice: &Choice) -> u32 {
+pub(super) fn connection_limit(config: &Config, choice: &Choice) -> u32 {
     let wanted = config.limits.connections;
     let no_connections = !config.listen.iter().any(|endpoint| endpoint.transport.is_connection());
     let limit = match limits::raise_open_files() {

@@ -201,6 +201,8 @@ fn stamps(tls: &Tls) -> [Stamp; 2] {
     [stamp(&tls.certificate), stamp(&tls.private_key)]
 }
 
+const LOADED: &str = "certificate loaded";
+
 const REPLACED: &str = "certificate replaced for new connections";
 
 /// A certificate that was read and that the workers do not use yet.
@@ -240,7 +242,14 @@ impl Certificates {
     /// # Errors
     /// If it is unusable.
     pub(super) fn load(tls: &Tls, hostname: Option<&str>) -> Result<(Self, Acceptor), TlsError> {
-        let (seen, now) = (stamps(tls), clock::unix_seconds());
+        let now = clock::unix_seconds();
+        let (loaded, setup) = Self::prepare(tls, hostname, now)?;
+        loaded.log(&setup, now, LOADED);
+        Ok((loaded, setup.acceptor))
+    }
+
+    fn prepare(tls: &Tls, hostname: Option<&str>, now: u64) -> Result<(Self, Setup), TlsError> {
+        let seen = stamps(tls);
         let setup = load(tls, now)?;
         let mut polls = tokio::time::interval(POLL_INTERVAL);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -254,8 +263,7 @@ impl Certificates {
             next_warning: next_warning(&setup.certificate, now),
             polls,
         };
-        loaded.log(&setup, now, "certificate loaded");
-        Ok((loaded, setup.acceptor))
+        Ok((loaded, setup))
     }
 
     /// Returns the certificate in use.
@@ -295,16 +303,28 @@ impl Certificates {
         replacement
     }
 
-    /// Like [`poll`](Self::poll), but reads the files whether they have changed or not.
-    pub(super) fn reload(&mut self) -> Option<Replacement> {
-        let (now, before) = (clock::unix_seconds(), self.current.clone());
-        let Some(setup) = self.read(now) else {
-            self.failure_logged = false;
-            self.log_failure();
-            return None;
+    /// Loads the certificate of another configuration, or the same one again. The caller passes it to the workers and
+    /// then to [`log_replacement`](Self::log_replacement).
+    ///
+    /// # Errors
+    /// If it is unusable, or not yet valid although the `present` one is.
+    pub(super) fn reload(
+        present: Option<&Self>,
+        tls: &Tls,
+        hostname: Option<&str>,
+    ) -> Result<(Self, Replacement), TlsError> {
+        let now = clock::unix_seconds();
+        let (loaded, setup) = Self::prepare(tls, hostname, now)?;
+        let valid = present.filter(|present| present.current.is_valid_at(now));
+        if let Some(early) = valid.and_then(|_| early_warning(tls, &setup.certificate, now)) {
+            return Err(TlsError(early));
+        }
+        let message = match present {
+            Some(present) if present.current == setup.certificate => "certificate reloaded, unchanged",
+            Some(_) => REPLACED,
+            None => LOADED,
         };
-        let message = if setup.certificate == before { "certificate reloaded, unchanged" } else { REPLACED };
-        Some(Replacement { setup, message })
+        Ok((loaded, Replacement { setup, message }))
     }
 
     /// Logs that the workers use the new certificate.

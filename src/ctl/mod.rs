@@ -74,6 +74,16 @@ enum Command {
     },
     /// End a drain.
     Resume,
+    /// Read the configuration again, and use it.
+    ///
+    /// If it has an error, it is shown, and everything stays as it was.
+    /// Settings that need a restart are named and stay.
+    #[command(verbatim_doc_comment)]
+    Reload {
+        /// Only show what would change.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Change the log level until the server ends.
     LogLevel {
         /// error, warn, info, debug or trace.
@@ -231,6 +241,11 @@ async fn execute(command: &Command, socket: &Path) -> Result<Output, Failure> {
         Command::Resume => {
             let resumed = connect().await?.send(Method::POST, "/v1/resume", None).await?;
             Ok(Output::line("the server makes new allocations".to_owned(), resumed))
+        }
+        Command::Reload { dry_run } => {
+            let body = json!({ "dry_run": dry_run });
+            let reload = connect().await?.send(Method::POST, "/v1/reload", Some(body)).await?;
+            Ok(Output { text: views::reload(&reload), json: reload })
         }
         Command::LogLevel { level } => {
             let body = json!({ "level": level });

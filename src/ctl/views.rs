@@ -41,6 +41,33 @@ pub(crate) fn relay(session: &Value) -> String {
     list(session, "relay").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
 }
 
+/// Returns the lines of `reload`.
+pub(crate) fn reload(reload: &Value) -> Vec<String> {
+    let flag = |value: &Value, field: &str| value.get(field).and_then(Value::as_bool).unwrap_or_default();
+    let (changes, is_trial) = (list(reload, "changes"), flag(reload, "dry_run"));
+    let count = counted(changes.len() as u64, "change");
+    let mut lines = vec![if is_trial {
+        format!("the configuration has no errors; {count} since it was last read")
+    } else {
+        format!("the configuration is in use (generation {}); {count}", number(reload, "generation"))
+    }];
+    let mut table = Table::new(&["KEY", "FROM", "TO", ""]);
+    for change in changes {
+        let value = |field: &str| change.get(field).and_then(Value::as_str).unwrap_or("(hidden)").to_owned();
+        let effect = if flag(change, "needs_restart") { "needs a restart" } else { "" };
+        table.row(vec![text(change, "key").to_owned(), value("from"), value("to"), effect.to_owned()]);
+    }
+    if !changes.is_empty() {
+        lines.extend(table.lines());
+    }
+    let warnings = list(reload, "warnings").iter().filter_map(Value::as_str);
+    lines.extend(warnings.map(|warning| format!("warning: {}", printable(warning))));
+    if !flag(reload, "complete") {
+        lines.push("a worker is busy and does not use it yet; the log says when there is a problem".to_owned());
+    }
+    lines
+}
+
 /// Returns the lines of `session`.
 pub(crate) fn session(session: &Value) -> Vec<String> {
     let mut fields = Fields::default();

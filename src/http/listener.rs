@@ -13,8 +13,8 @@ use socket2::{Domain, Socket, Type};
 pub(crate) enum Listener {
     /// The control socket.
     Unix(UnixSocket),
-    /// A TCP listener, and whether its clients use TLS.
-    Tcp(net::TcpListener, bool),
+    /// A TCP listener.
+    Tcp(net::TcpListener),
 }
 
 /// A Unix socket.
@@ -88,22 +88,26 @@ impl fmt::Display for Client {
 const BACKLOG: i32 = 64;
 
 impl Listener {
-    /// Binds a TCP listener, and returns it with its actual address. `[::]` also accepts IPv4.
+    /// Binds a TCP listener, and returns it with its actual address. `[::]` also accepts IPv4. `is_shared`: this process
+    /// has another listener at its port, which will be closed.
     ///
     /// # Errors
     /// Those of the kernel.
-    pub(crate) fn tcp(address: SocketAddr, is_encrypted: bool) -> io::Result<(Self, SocketAddr)> {
+    pub(crate) fn tcp(address: SocketAddr, is_shared: bool) -> io::Result<(Self, SocketAddr)> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(!address.ip().is_unspecified())?;
         }
         socket.set_nonblocking(true)?;
+        socket.set_reuse_port(is_shared)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
+        // After `bind`, so that it does not share the port of another server. A reload may share it.
+        socket.set_reuse_port(true)?;
         let socket = net::TcpListener::from(socket);
         let actual = socket.local_addr()?;
-        Ok((Self::Tcp(socket, is_encrypted), actual))
+        Ok((Self::Tcp(socket), actual))
     }
 
     pub(super) fn into_async(self) -> io::Result<AsyncListener> {
@@ -112,9 +116,7 @@ impl Listener {
                 socket.set_nonblocking(true)?;
                 AsyncListener::Unix(tokio::net::UnixListener::from_std(socket)?, file)
             }
-            Self::Tcp(socket, is_encrypted) => {
-                AsyncListener::Tcp(tokio::net::TcpListener::from_std(socket)?, is_encrypted)
-            }
+            Self::Tcp(socket) => AsyncListener::Tcp(tokio::net::TcpListener::from_std(socket)?),
         })
     }
 }
@@ -169,7 +171,7 @@ impl Drop for SocketFile {
 #[derive(Debug)]
 pub(super) enum AsyncListener {
     Unix(tokio::net::UnixListener, #[expect(dead_code, reason = "dropping it removes the file")] SocketFile),
-    Tcp(tokio::net::TcpListener, bool),
+    Tcp(tokio::net::TcpListener),
 }
 
 /// An accepted connection.
@@ -180,20 +182,19 @@ pub(super) enum Stream {
 }
 
 impl AsyncListener {
-    /// Accepts a connection. The flag says whether its client uses TLS.
-    pub(super) async fn accept(&self) -> io::Result<(Stream, Client, bool)> {
+    pub(super) async fn accept(&self) -> io::Result<(Stream, Client)> {
         match self {
             Self::Unix(socket, _) => {
                 let (stream, _) = socket.accept().await?;
                 let credentials = stream.peer_cred()?;
                 let client = PeerCredentials { process: credentials.pid(), user: credentials.uid() };
-                Ok((Stream::Unix(stream), Client::Process(client), false))
+                Ok((Stream::Unix(stream), Client::Process(client)))
             }
-            Self::Tcp(socket, is_encrypted) => {
+            Self::Tcp(socket) => {
                 let (stream, address) = socket.accept().await?;
                 // Without it, responses may wait for an acknowledgement.
                 stream.set_nodelay(true)?;
-                Ok((Stream::Tcp(stream), Client::Address(address), *is_encrypted))
+                Ok((Stream::Tcp(stream), Client::Address(address)))
             }
         }
     }

@@ -7,8 +7,10 @@ mod connections;
 mod listener;
 pub(crate) mod response;
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
@@ -20,7 +22,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::net::tls::Acceptor;
@@ -57,11 +60,24 @@ pub(crate) trait Handler: 'static {
 
 /// What the thread of the server needs.
 pub(crate) struct Plan {
-    pub(crate) listeners: Vec<Listener>,
+    pub(crate) control_socket: Option<Listener>,
+    /// The first one opens the TCP listeners.
+    pub(crate) changes: mpsc::UnboundedReceiver<ListenerChange>,
     /// Returns the present certificate, for the listeners with TLS.
     pub(crate) certificate: Certificate,
     /// Becomes true when the server has to stop.
     pub(crate) stop: watch::Receiver<bool>,
+}
+
+/// A change of the TCP listeners. Open connections stay as they are.
+#[derive(Debug)]
+pub(crate) struct ListenerChange {
+    /// With their actual addresses.
+    pub(crate) open: Vec<(Listener, SocketAddr)>,
+    /// The actual addresses of the listeners to close.
+    pub(crate) close: Vec<SocketAddr>,
+    /// Whether clients use TLS from now on.
+    pub(crate) is_encrypted: bool,
 }
 
 type Certificate = Box<dyn Fn() -> Option<Acceptor> + Send>;
@@ -83,19 +99,48 @@ pub(crate) fn start<H: Handler>(
 }
 
 async fn serve<H: Handler>(plan: Plan, handler: Rc<H>) {
-    let Plan { listeners, certificate, mut stop } = plan;
-    let certificate = Rc::new(certificate);
-    for listener in listeners {
-        tokio::task::spawn_local(accept(listener, Rc::clone(&certificate), Rc::clone(&handler)));
+    let Plan { control_socket, mut changes, certificate, mut stop } = plan;
+    let shared = Shared { certificate: Rc::new(certificate), is_encrypted: Rc::default(), handler };
+    let mut tcp: Vec<(SocketAddr, AbortHandle)> = Vec::new();
+    if let Some(listener) = control_socket {
+        tokio::task::spawn_local(accept(listener, None, shared.clone()));
     }
-    // The sender is dropped only when the process ends.
-    let _ = stop.wait_for(|stop| *stop).await;
+    loop {
+        tokio::select! {
+            // The sender is dropped only when the process ends.
+            _ = stop.wait_for(|stop| *stop) => return,
+            Some(change) = changes.recv() => {
+                let closed = tcp.extract_if(.., |(address, _)| change.close.contains(address));
+                closed.for_each(|(_, task)| task.abort());
+                shared.is_encrypted.set(change.is_encrypted);
+                for (listener, address) in change.open {
+                    let task = accept(listener, Some(Rc::clone(&shared.is_encrypted)), shared.clone());
+                    tcp.push((address, tokio::task::spawn_local(task).abort_handle()));
+                }
+            }
+        }
+    }
+}
+
+/// What the tasks of all listeners share.
+struct Shared<H> {
+    certificate: Rc<Certificate>,
+    is_encrypted: Rc<Cell<bool>>,
+    handler: Rc<H>,
+}
+
+impl<H> Clone for Shared<H> {
+    fn clone(&self) -> Self {
+        let Self { certificate, is_encrypted, handler } = self;
+        Self { certificate: Rc::clone(certificate), is_encrypted: Rc::clone(is_encrypted), handler: Rc::clone(handler) }
+    }
 }
 
 /// The time to wait after a connection could not be accepted, for example because there is no free descriptor.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-async fn accept<H: Handler>(listener: Listener, certificate: Rc<Certificate>, handler: Rc<H>) {
+/// Accepts connections. `is_encrypted`: whether its clients use TLS; `None` on the control socket.
+async fn accept<H: Handler>(listener: Listener, is_encrypted: Option<Rc<Cell<bool>>>, shared: Shared<H>) {
     let socket = match listener.into_async() {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(event = "http-failed", %error, "cannot serve HTTP"),
@@ -103,10 +148,11 @@ async fn accept<H: Handler>(listener: Listener, certificate: Rc<Certificate>, ha
     let connections = Rc::new(Connections::new(limits::CONNECTIONS));
     loop {
         match socket.accept().await {
-            Ok((stream, client, is_encrypted)) => {
+            Ok((stream, client)) => {
                 let place = Connections::admit(&connections);
-                let acceptor = is_encrypted.then(|| certificate());
-                let handler = Rc::clone(&handler);
+                let acceptor =
+                    is_encrypted.as_ref().is_some_and(|encrypted| encrypted.get()).then(|| (shared.certificate)());
+                let handler = Rc::clone(&shared.handler);
                 tokio::task::spawn_local(async move {
                     tokio::select! {
                         // Its own task tells the client nothing: it waited for a request that did not come.

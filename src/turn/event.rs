@@ -237,8 +237,12 @@ pub enum EndReason {
     ConnectionClosed,
     /// The server stopped.
     ServerStopped,
-    /// A new configuration does not accept the credentials that created it.
+    /// The operator revoked its username.
     CredentialsRevoked,
+    /// Its client refreshed it with credentials that a new configuration does not have.
+    CredentialsRemoved,
+    /// A new configuration does not have the listener of its client.
+    ListenerRemoved,
     /// The server does not have its relay address any more.
     RelayAddressGone,
     /// The operator ended it.
@@ -272,6 +276,8 @@ impl fmt::Display for EndReason {
             Self::ConnectionClosed => "the connection was closed",
             Self::ServerStopped => "the server stopped",
             Self::CredentialsRevoked => "the credentials were revoked",
+            Self::CredentialsRemoved => "the configuration no longer has the credentials",
+            Self::ListenerRemoved => "the configuration no longer has the listener",
             Self::RelayAddressGone => "the relay address has gone",
         })
     }

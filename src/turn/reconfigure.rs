@@ -13,7 +13,7 @@ use super::shared::snapshot::{Limits, Snapshot};
 use super::tables::allocation::{Allocation, State};
 use super::tables::relays::{Relay, SocketState};
 use super::time::Instant;
-use crate::auth::IdentityCache;
+use crate::auth::{IdentityCache, Standing};
 
 /// The progress of a review.
 #[derive(Debug)]
@@ -74,8 +74,9 @@ impl Server {
 
     /// Reviews up to `most` allocations after [`reconfigure`](Self::reconfigure), and returns whether there are more.
     ///
-    /// An allocation ends if its credentials are invalid, or if its relay address has gone. Permissions and channels
-    /// whose peers the policy denies are removed, and so are channels whose numbers are not accepted.
+    /// An allocation ends if its username is revoked, or if its relay address has gone. If the configuration does not
+    /// have its credentials, its next Refresh ends it. Permissions and channels whose peers the policy denies are
+    /// removed, and so are channels whose numbers are not accepted.
     pub fn review(&mut self, now: Instant, most: usize) -> bool {
         let Some(next) = self.review.next else { return false };
         let ids: Vec<AllocationId> = self.table.iter_from(next).take(most).map(|(id, _)| id).collect();
@@ -84,6 +85,11 @@ impl Server {
             self.review_one(id, now);
         }
         self.review.next.is_some()
+    }
+
+    /// Ends an allocation whose client this server can no longer reach, because its listener has been removed.
+    pub fn end_unserved(&mut self, now: Instant, id: AllocationId) {
+        self.end(id, now, EndReason::ListenerRemoved);
     }
 
     /// Ends the relayed transport addresses of an allocation that are on a relay address that has gone.
@@ -106,9 +112,10 @@ impl Server {
     /// Applies the configuration to one allocation.
     pub(crate) fn review_one(&mut self, id: AllocationId, now: Instant) {
         let snapshot = Arc::clone(&self.snapshot);
-        let Some(allocation) = self.table.get(id) else { return };
-        if !snapshot.authenticator.accepts(&allocation.identity) {
-            return self.end(id, now, EndReason::CredentialsRevoked);
+        let Some(allocation) = self.table.get_mut(id) else { return };
+        match snapshot.authenticator.standing(&allocation.identity) {
+            Standing::Revoked => return self.end(id, now, EndReason::CredentialsRevoked),
+            standing => allocation.credentials_removed = standing == Standing::Removed,
         }
         self.end_gone_relays(id, now);
         self.remove_expired(id, now);

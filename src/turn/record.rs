@@ -197,6 +197,7 @@ impl Server {
             traffic: record.traffic,
             icmp: IcmpBudget::default(),
             shows_rfc8656: record.shows_rfc8656,
+            credentials_removed: false,
             ticket,
             meter: Meter::UNUSED,
         };

@@ -233,7 +233,7 @@ impl Shell {
 
     /// Returns the index of the listener that serves a 5-tuple, and the address to send from if the listener has
     /// several.
-    fn listener_of(&self, tuple: &FiveTuple) -> Option<(usize, Option<IpAddr>)> {
+    pub(super) fn listener_of(&self, tuple: &FiveTuple) -> Option<(usize, Option<IpAddr>)> {
         let find = |exactly| self.listeners.iter().position(|listener| listener.serves(tuple.server, exactly));
         let index = find(true).or_else(|| find(false))?;
         let wildcard = self.listeners.get(index)?.address.ip().is_unspecified();

@@ -11,7 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
 
 use super::connections::EvictionRequest;
-use super::{Snapshot, Worker};
+use super::{BoundListener, Snapshot, Worker, tasks};
+use crate::transport::Endpoint;
 use crate::turn::{AllocationDetail, AllocationId, Cursor, Filter, Operator, Page};
 
 /// The maximum number of commands that wait for a worker.
@@ -23,8 +24,8 @@ const BUDGET: usize = 16;
 /// A command to a worker.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Replace the configuration, and revoke everything that the new one does not allow.
-    Reconfigure { snapshot: Arc<Snapshot>, done: oneshot::Sender<()> },
+    /// Replace the configuration and listeners, and revoke everything that the new configuration does not allow.
+    Reconfigure { snapshot: Arc<Snapshot>, listeners: ListenerChange, done: oneshot::Sender<()> },
     /// List one page of the allocations that a filter accepts, starting at the cursor.
     List { cursor: Cursor, filter: Arc<Filter>, response: oneshot::Sender<Page> },
     /// Describe an allocation.
@@ -35,6 +36,14 @@ pub(crate) enum Command {
     Publish { done: oneshot::Sender<()> },
     /// Evict a connection for another worker. There is no response.
     Evict(EvictionRequest),
+}
+
+/// A change of the listeners of a worker.
+#[derive(Debug, Default)]
+pub(crate) struct ListenerChange {
+    pub(crate) open: Vec<BoundListener>,
+    /// The endpoints that the worker no longer serves, with their actual ports. Connections on them continue.
+    pub(crate) close: Vec<Endpoint>,
 }
 
 /// The worker has ended.
@@ -57,9 +66,14 @@ pub(crate) fn mailbox() -> (Handle, Mailbox) {
 }
 
 impl Handle {
-    /// Replaces the configuration. Returns when everything that it does not allow has been revoked.
-    pub(crate) async fn reconfigure(&self, snapshot: Arc<Snapshot>) -> Result<(), WorkerEnded> {
-        self.call(|done| Command::Reconfigure { snapshot, done }).await
+    /// Replaces the configuration and listeners. Returns when everything that the configuration does not allow has been
+    /// revoked.
+    pub(crate) async fn reconfigure(
+        &self,
+        snapshot: Arc<Snapshot>,
+        listeners: ListenerChange,
+    ) -> Result<(), WorkerEnded> {
+        self.call(|done| Command::Reconfigure { snapshot, listeners, done }).await
     }
 
     /// Lists one page of the allocations that a filter accepts, starting at the cursor. The default cursor is the
@@ -102,10 +116,22 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
     while let Some(command) = mailbox.0.recv().await {
         // A sender that no longer waits gets no response.
         match command {
-            Command::Reconfigure { snapshot, done } => {
+            Command::Reconfigure { snapshot, listeners, done } => {
                 let Some(this) = worker.upgrade() else { return };
                 this.borrow_mut().reconfigure(snapshot);
+                let mut unserved = (!listeners.close.is_empty()).then(Cursor::default);
+                let closed = tasks::change_listeners(&this, listeners);
                 drop(this);
+                // The kernel gives the packets of their clients to another listener only when the sockets are closed.
+                for task in closed {
+                    let _ = task.await;
+                }
+                while let Some(cursor) = unserved {
+                    let Some(worker) = worker.upgrade() else { return };
+                    unserved = worker.borrow_mut().end_unserved(cursor, BUDGET);
+                    drop(worker);
+                    yield_now().await;
+                }
                 while worker.upgrade().is_some_and(|worker| worker.borrow_mut().review(BUDGET)) {
                     yield_now().await;
                 }

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, watch as channel};
+use tokio::task::JoinHandle;
 
 use crate::clock::{self, Clock};
 use crate::net::batch::{DropCounter, RecvBatch, SlotLayout};
@@ -43,7 +44,7 @@ use connections::{CloseReason, Connections};
 pub(crate) use connections::{ConnectionLimits, ConnectionOutcome, OtherWorkers, Timeouts};
 use event_log::{EventLog, Host, PacketLog};
 use iterations::Iterations;
-pub(crate) use mailbox::{Handle, Mailbox, WorkerEnded, mailbox};
+pub(crate) use mailbox::{Handle, ListenerChange, Mailbox, WorkerEnded, mailbox};
 use outbox::{Flow, SendResult, Staged, StagedForClients};
 use pace::Pace;
 use relays::RelaySockets;
@@ -81,7 +82,7 @@ pub(crate) fn address_space() -> usize {
 pub(crate) struct Plan {
     /// The index of the worker.
     pub(crate) index: usize,
-    /// Each worker has its own socket for each endpoint.
+    /// The listeners at the start. Each worker has its own socket for each endpoint.
     pub(crate) listeners: Vec<BoundListener>,
     /// The initial configuration. The mailbox delivers later ones.
     pub(crate) snapshot: Arc<Snapshot>,
@@ -199,6 +200,8 @@ struct Worker {
     datagrams: Staged<RecvBatch>,
     /// Bytes that connections receive.
     stream: Staged<Box<[u8]>>,
+    /// The tasks of the listeners.
+    listening: Vec<(Endpoint, JoinHandle<()>)>,
 }
 
 /// The core, and everything that carries out its decisions.
@@ -227,9 +230,7 @@ struct Shell {
 }
 
 impl Worker {
-    fn new(plan: Plan, listeners: Vec<UdpSocket>) -> io::Result<(Rc<RefCell<Self>>, Mailbox)> {
-        let listeners = listeners.into_iter().map(|socket| Listener::new(socket).map(Rc::new));
-        let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+    fn new(plan: Plan) -> io::Result<(Rc<RefCell<Self>>, Mailbox)> {
         let (core, ledger) = (Arc::clone(&plan.snapshot.core), Arc::clone(&plan.ledger));
         let shell = Shell {
             server: Server::new(core, ledger),
@@ -237,8 +238,8 @@ impl Worker {
             ledger: plan.ledger,
             statistics: plan.statistics,
             relays: RelaySockets::new()?,
-            to_clients: StagedForClients::new(RecvBatch::try_new(from_peers::BATCH, SLOT)?, listeners.len()),
-            listeners,
+            to_clients: StagedForClients::new(RecvBatch::try_new(from_peers::BATCH, SLOT)?),
+            listeners: Vec::new(),
             connections: Connections::default(),
             others: plan.others,
             response: vec![0; RESPONSE_BUFFER].into(),
@@ -255,6 +256,7 @@ impl Worker {
             shell,
             datagrams: Staged::new(RecvBatch::try_new(from_clients::BATCH, SLOT)?),
             stream: Staged::new(vec![0; STREAM_BUFFER].into()),
+            listening: Vec::new(),
         };
         Ok((Rc::new(RefCell::new(worker)), plan.mailbox))
     }
@@ -265,6 +267,21 @@ impl Worker {
             shell.server.reconfigure(Arc::clone(&snapshot.core));
         }
         shell.snapshot = snapshot;
+    }
+
+    /// Ends the allocations of a page whose clients cannot be reached, because their listener has been removed. Returns
+    /// the cursor of the next page, if there is one.
+    fn end_unserved(&mut self, cursor: Cursor, most: usize) -> Option<Cursor> {
+        let now = self.shell.now();
+        let page = self.shell.server.allocations(now.monotonic, cursor, most, &Filter::default());
+        for allocation in page.allocations {
+            let tuple = &allocation.tuple;
+            if !tuple.transport.is_connection() && self.shell.listener_of(tuple).is_none() {
+                self.shell.server.end_unserved(now.monotonic, allocation.id);
+            }
+        }
+        self.shell.carry_out(now);
+        page.next
     }
 
     /// Reviews some allocations after a new configuration. Returns whether there are more.

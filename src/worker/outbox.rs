@@ -268,9 +268,21 @@ pub(super) struct StagedForClients {
 }
 
 impl StagedForClients {
-    /// Creates an empty value for this many listeners.
-    pub(super) fn new(batch: RecvBatch, listeners: usize) -> Self {
-        Self { batch, filled: 0, outboxes: (0..listeners).map(|_| Outbox::default()).collect() }
+    /// Creates an empty value without listeners.
+    pub(super) fn new(batch: RecvBatch) -> Self {
+        Self { batch, filled: 0, outboxes: Vec::new() }
+    }
+
+    /// Adds a listener after the others.
+    pub(super) fn add_listener(&mut self) {
+        self.outboxes.push(Outbox::default());
+    }
+
+    /// Removes a listener for which nothing waits. The index of each later one becomes lower by one.
+    pub(super) fn remove_listener(&mut self, listener: usize) {
+        if listener < self.outboxes.len() {
+            self.outboxes.remove(listener);
+        }
     }
 
     /// Returns the number of datagrams that wait.

@@ -9,13 +9,14 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::task::yield_now;
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
-use super::{Listener, ListenerSocket, Plan, Worker, connections, mailbox};
+use super::mailbox::ListenerChange;
+use super::{BoundListener, Listener, ListenerSocket, Plan, Worker, connections, mailbox};
 use crate::net::timer;
 use crate::net::watch::{Events, Readable, Watch};
-use crate::transport::Transport;
+use crate::transport::{Endpoint, Transport};
 
 /// The time for which reading from a socket backs off after an error.
 const BACK_OFF: Duration = Duration::from_millis(10);
@@ -32,26 +33,12 @@ const LAST_RESPONSES: Duration = Duration::from_millis(500);
 /// Runs a worker until it stops.
 pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<()> {
     let mut stop = plan.stop.clone();
-    let (mut udp, mut tcp) = (Vec::new(), Vec::new());
-    for listener in std::mem::take(&mut plan.listeners) {
-        match listener.socket {
-            ListenerSocket::Udp(socket) => udp.push(socket),
-            ListenerSocket::Tcp(socket) => {
-                tcp.push((TcpListener::from_std(socket)?, listener.endpoint.transport, listener.plain));
-            }
-        }
-    }
-    let (worker, commands) = Worker::new(plan, udp)?;
+    let listeners = std::mem::take(&mut plan.listeners);
+    let (worker, commands) = Worker::new(plan)?;
     WORKER.set(Rc::downgrade(&worker));
-    let (listeners, panicked) = {
-        let shell = &worker.borrow().shell;
-        (shell.listeners.clone(), Rc::clone(&shell.panicked))
-    };
-    for (listener, transport, plain) in tcp {
-        spawn(&panicked, accept(Rc::downgrade(&worker), Rc::clone(&panicked), listener, transport, plain));
-    }
+    let panicked = Rc::clone(&worker.borrow().shell.panicked);
     for listener in listeners {
-        spawn(&panicked, serve_listener(Rc::clone(&worker), listener));
+        open_listener(&worker, listener)?;
     }
     spawn(&panicked, serve_relays(Rc::downgrade(&worker))?);
     spawn(&panicked, mailbox::serve(Rc::downgrade(&worker), commands));
@@ -96,6 +83,65 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     worker.shell.end_connections();
     worker.publish();
     Ok(())
+}
+
+/// Serves clients at a listener.
+///
+/// # Errors
+/// If its socket cannot be registered with the runtime.
+fn open_listener(worker: &Rc<RefCell<Worker>>, listener: BoundListener) -> io::Result<()> {
+    let BoundListener { endpoint, socket, plain } = listener;
+    let panicked = Rc::clone(&worker.borrow().shell.panicked);
+    let task = match socket {
+        ListenerSocket::Udp(socket) => {
+            let listener = Rc::new(Listener::new(socket)?);
+            let shell = &mut worker.borrow_mut().shell;
+            shell.listeners.push(Rc::clone(&listener));
+            shell.to_clients.add_listener();
+            spawn(&panicked, serve_listener(Rc::clone(worker), listener))
+        }
+        ListenerSocket::Tcp(socket) => {
+            let listener = TcpListener::from_std(socket)?;
+            let (worker, guard) = (Rc::downgrade(worker), Rc::clone(&panicked));
+            spawn(&panicked, accept(worker, guard, listener, endpoint.transport, plain))
+        }
+    };
+    worker.borrow_mut().listening.push((endpoint, task));
+    Ok(())
+}
+
+/// Stops serving clients at a listener. Its socket is closed when the task that this returns has ended.
+fn close_listener(worker: &mut Worker, endpoint: Endpoint) -> Option<JoinHandle<()>> {
+    let at = worker.listening.iter().position(|(own, _)| *own == endpoint)?;
+    let (_, task) = worker.listening.remove(at);
+    task.abort();
+    let shell = &mut worker.shell;
+    let of = |listener: &Rc<Listener>| listener.address == endpoint.address;
+    if endpoint.transport == Transport::Udp
+        && let Some(at) = shell.listeners.iter().position(of)
+    {
+        shell.flush_to_clients();
+        shell.count_drops();
+        shell.to_clients.remove_listener(at);
+        shell.listeners.remove(at);
+    }
+    Some(task)
+}
+
+/// Changes the listeners of a running worker. Returns the tasks of those whose sockets are about to be closed.
+pub(super) fn change_listeners(worker: &Rc<RefCell<Worker>>, change: ListenerChange) -> Vec<JoinHandle<()>> {
+    let close = |endpoint| close_listener(&mut worker.borrow_mut(), endpoint);
+    let closed = change.close.into_iter().filter_map(close).collect();
+    for listener in change.open {
+        let endpoint = listener.endpoint;
+        if let Err(error) = open_listener(worker, listener) {
+            tracing::error!(
+                event = "listener-failed", address = %endpoint.address, transport = endpoint.transport.as_str(), %error,
+                "a worker cannot serve clients at a new listener; restart the server"
+            );
+        }
+    }
+    closed
 }
 
 /// Accepts connections. It backs off after an error. The most frequent error is that the process has too many open
@@ -150,13 +196,13 @@ async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {
 }
 
 /// Spawns a task whose panic ends the worker. A panic is a bug, and a worker cannot go on without one of its tasks.
-fn spawn(panicked: &Rc<Notify>, task: impl Future<Output = ()> + 'static) {
+fn spawn(panicked: &Rc<Notify>, task: impl Future<Output = ()> + 'static) -> JoinHandle<()> {
     let guard = PanicGuard(Rc::clone(panicked));
     let guarded = async move {
         let _guard = guard;
         task.await;
     };
-    tokio::task::spawn_local(guarded);
+    tokio::task::spawn_local(guarded)
 }
 
 struct PanicGuard(Rc<Notify>);

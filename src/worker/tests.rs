@@ -80,7 +80,12 @@ fn worker_with(blueprint: &Blueprint, change: impl FnOnce(&mut Plan)) -> (Rc<Ref
         stop,
     };
     change(&mut plan);
-    let (worker, mailbox) = Worker::new(plan, vec![listener]).unwrap();
+    let (worker, mailbox) = Worker::new(plan).unwrap();
+    {
+        let shell = &mut worker.borrow_mut().shell;
+        shell.listeners.push(Rc::new(Listener::new(listener).unwrap()));
+        shell.to_clients.add_listener();
+    }
     (worker, handle, TestPlan { snapshot: core, address, mailbox, statistics })
 }
 
@@ -375,17 +380,18 @@ async fn control_lists_describes_and_ends_allocations_through_the_mailbox() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_new_configuration_ends_the_allocations_of_removed_users() {
+async fn a_new_configuration_ends_the_allocations_of_revoked_users() {
     let ports = 15_472..=15_611;
     let (worker, handle, plan) = worker_with_mailbox(ports.clone());
     let _clients = allocate_for(&worker, &plan, 130).await;
     let same = Arc::new(snapshot(blueprint(ports.clone()).snapshot_with(plan.snapshot.relays.clone())));
-    let without_ann = Blueprint::new(REALM, ("127.0.0.1", "127.0.0.1"), ports).user("bob", "password");
+    let mut without_ann = blueprint(ports);
+    without_ann.revoked = vec!["ann".to_owned()];
     let without_ann = Arc::new(snapshot(without_ann.snapshot_with(plan.snapshot.relays.clone())));
     let test = async {
-        handle.reconfigure(same).await.unwrap();
+        handle.reconfigure(same, ListenerChange::default()).await.unwrap();
         assert_eq!(list_all(&handle).await.len(), 130);
-        handle.reconfigure(without_ann).await.unwrap();
+        handle.reconfigure(without_ann, ListenerChange::default()).await.unwrap();
         assert_eq!(list_all(&handle).await, []);
     };
     with_served_mailbox(&worker, plan.mailbox, test).await;

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use turnserver::stun::TransactionId;
 
 use super::running::{Running, command, full_stream, is_ready};
@@ -164,14 +163,4 @@ fn a_stop_logs_the_end_of_each_allocation_before_the_totals() {
         assert_eq!(end.field("client"), Some(client.address().to_string()));
         assert_eq!(end.field("reason").as_deref(), Some("the server stopped"));
     }
-}
-
-#[test]
-fn sighup_is_logged_and_ends_nothing() {
-    let server = Running::start(&config(&["127.0.0.1"], ""), &[]);
-    kill(Pid::from_raw(server.process.id().try_into().unwrap()), Signal::SIGHUP).unwrap();
-    server.wait_for_line(|line| line.contains("SIGHUP does not reload the configuration"));
-    let client = Client::new(server.address());
-    assert_eq!(client.binding(), client.address());
-    assert_eq!(server.terminate().code, Some(0));
 }

@@ -14,6 +14,8 @@ pub(crate) struct Server {
     process: Process,
     /// Transport and address of each listener.
     listening: Vec<(String, SocketAddr)>,
+    /// The configuration that the server reads.
+    config_file: PathBuf,
     /// The configuration with the ports that the kernel picked, for `turn-credential`.
     resolved_config: PathBuf,
     _directory: TempDir,
@@ -87,7 +89,7 @@ impl Server {
 
         let listening: Vec<_> = parse(&process.stderr.so_far()).iter().filter_map(listener).collect();
         let resolved_config = directory.write("resolved.toml", &with_listeners(config, &listening));
-        Ok(Self { process, listening, resolved_config, _directory: directory })
+        Ok(Self { process, listening, config_file: path, resolved_config, _directory: directory })
     }
 
     /// Returns the UDP address of a server with one UDP listener.
@@ -130,6 +132,11 @@ impl Server {
     /// Returns the path of the server's configuration, with the real ports instead of port 0.
     pub(crate) fn config_path(&self) -> &Path {
         &self.resolved_config
+    }
+
+    /// Replaces the configuration, as an operator does before a reload.
+    pub(crate) fn write_config(&self, config: &str) {
+        std::fs::write(&self.config_file, config).unwrap();
     }
 
     /// Returns the process id.

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use turnserver::auth::{Authenticator, NonceMint, Secret};
+use turnserver::auth::{Authenticator, NonceMint, Revocations, Secret};
 use turnserver::turn::{
     Alternate, ClientBurst, Compat, Context, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, Ledger, Limits,
     PeerBurst, PeerPolicy, RelayAddress, RelayAddresses, Server, Snapshot, SocketId, TAILROOM, ToClient, UserRates,
@@ -19,6 +19,9 @@ pub(crate) struct Blueprint {
     pub(crate) realm: String,
     pub(crate) secrets: Vec<Secret>,
     pub(crate) users: Vec<(String, Secret)>,
+    /// Usernames that the operator has revoked for good.
+    pub(crate) revoked: Vec<String>,
+    pub(crate) former_realms: Vec<String>,
     /// The key of nonces; `None` derives it from the secrets.
     pub(crate) nonce_key: Option<[u8; 32]>,
     pub(crate) nonce_lifetime: u64,
@@ -43,6 +46,8 @@ impl Blueprint {
             realm: realm.to_owned(),
             secrets: Vec::new(),
             users: Vec::new(),
+            revoked: Vec::new(),
+            former_realms: Vec::new(),
             nonce_key: Some([3; 32]),
             nonce_lifetime: 3_000,
             policy: PeerPolicy::default(),
@@ -85,7 +90,12 @@ impl Blueprint {
 
     /// Returns the configuration with relay addresses that other workers or an earlier configuration may use.
     pub(crate) fn snapshot_with(&self, relays: RelayAddresses) -> Arc<Snapshot> {
+        let mut revoked = Revocations::default();
+        for username in &self.revoked {
+            revoked.revoke(username, u64::MAX, 0).expect("there is room");
+        }
         let authenticator = Authenticator::new(self.realm.clone(), self.secrets.clone(), self.users.clone());
+        let authenticator = authenticator.with_revoked(revoked).with_former_realms(self.former_realms.clone());
         let nonces = match self.nonce_key {
             Some(key) => NonceMint::from_random(key, self.nonce_lifetime),
             None => NonceMint::from_secrets(&self.secrets, self.nonce_lifetime).expect("there are secrets"),

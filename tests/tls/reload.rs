@@ -89,8 +89,9 @@ fn sighup_reads_the_files_at_once_and_logs_the_result() {
 
     fs::remove_file(&fixture.files[1]).unwrap();
     hangup(&fixture.server);
-    let kept = fixture.server.wait_for_log(is_kept);
-    assert!(kept.message().ends_with("privkey.pem` cannot be read: file not found"), "{kept:?}");
+    let refused = fixture.server.wait_for_log(|line| line.field("event").as_deref() == Some("reload-refused"));
+    let error = refused.field("error").unwrap();
+    assert!(error.ends_with("privkey.pem` cannot be read: file not found"), "{refused:?}");
 
     let renewed = fixture.authority.issue(&["localhost"]);
     fixture.authority.write(&renewed, fixture.directory.path());

@@ -8,18 +8,23 @@ use ipnet::IpNet;
 use subtle::ConstantTimeEq as _;
 
 use crate::auth::Secret;
+use crate::config::Http;
 use crate::http::{Client, response};
 use crate::setting::{HTTP_METRICS_FROM, HTTP_METRICS_TOKEN_FILE};
 
 /// The clients that may read metrics and health: those of this machine, of `http.metrics-from`, and those with the
 /// token.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::control) struct Access {
     pub(in crate::control) from: Vec<IpNet>,
     pub(in crate::control) token: Option<Secret>,
 }
 
 impl Access {
+    pub(in crate::control) fn new(config: &Http) -> Self {
+        Self { from: config.metrics_from.clone(), token: config.metrics_token.clone() }
+    }
+
     /// Returns the response to a request that is not allowed.
     pub(super) fn denies<B>(&self, client: &Client, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
         let ip = client.ip()?;

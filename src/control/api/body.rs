@@ -37,6 +37,14 @@ impl Fields {
         }
     }
 
+    pub(super) fn flag(&mut self, name: &str) -> Result<Option<bool>, Refusal> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(_) => Err(Refusal::bad_request(format!("{name} must be true or false"))),
+        }
+    }
+
     /// Refuses fields that nothing has read.
     pub(super) fn finish(self) -> Result<(), Refusal> {
         match self.0.keys().next() {

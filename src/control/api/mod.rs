@@ -55,6 +55,8 @@ pub(super) struct Published {
     pub(super) urls: Vec<String>,
     /// The keys with which applications get credentials.
     pub(super) keys: Vec<HttpKey>,
+    /// Who may read metrics and health.
+    pub(super) access: Access,
 }
 
 /// A certificate in use.
@@ -75,7 +77,6 @@ pub(super) struct Inputs {
     pub(super) started: u64,
     /// To the thread of control.
     pub(super) commands: Commands,
-    pub(super) access: Access,
 }
 
 /// Responds to requests.
@@ -116,7 +117,7 @@ impl Handler for Api {
                 response::method_not_allowed("GET, HEAD")
             }
             "/healthz" | "/readyz" | "/metrics" => {
-                if let Some(denied) = self.access.denies(client, &request) {
+                if let Some(denied) = self.published.borrow().access.denies(client, &request) {
                     return denied;
                 }
                 match path {

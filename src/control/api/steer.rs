@@ -5,8 +5,8 @@ use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 
-use super::Api;
 use super::refusal::Refusal;
+use super::{Api, reload};
 use crate::control::commands::Command;
 use crate::http::{PeerCredentials, response};
 use crate::turn::Operator;
@@ -20,6 +20,7 @@ enum Resource<'p> {
     Revocations,
     Drain,
     Resume,
+    Reload,
     LogLevel,
     Certificates,
 }
@@ -32,6 +33,7 @@ impl<'p> Resource<'p> {
             "revocations" => Self::Revocations,
             "drain" => Self::Drain,
             "resume" => Self::Resume,
+            "reload" => Self::Reload,
             "log-level" => Self::LogLevel,
             "certificates" => Self::Certificates,
             path => Self::Session(path.strip_prefix("sessions/")?),
@@ -43,7 +45,7 @@ impl<'p> Resource<'p> {
         match self {
             Self::Status | Self::Certificates => "GET",
             Self::LogLevel => "PUT",
-            Self::Revocations | Self::Drain | Self::Resume => "POST",
+            Self::Revocations | Self::Drain | Self::Resume | Self::Reload => "POST",
             Self::Sessions | Self::Session(_) => "GET, DELETE",
         }
     }
@@ -83,6 +85,10 @@ impl Api {
             Resource::Certificates => Ok(self.certificates()),
             Resource::Drain => self.command(Command::Drain, operator).await,
             Resource::Resume => self.command(Command::Resume, operator).await,
+            Resource::Reload => {
+                let dry_run = reload::is_dry_run(request)?;
+                self.command(Command::Reload { dry_run }, operator).await
+            }
         }
     }
 

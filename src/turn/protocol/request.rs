@@ -186,6 +186,12 @@ impl Server {
         credentials: &Credentials<'m>,
         nonce_is_valid: bool,
     ) -> Result<Authenticated<'a, 'm>, Failure> {
+        // The identity of an allocation that is not reviewed yet may no longer be valid.
+        if self.review.is_pending()
+            && let Some(id) = self.table.find(tuple)
+        {
+            self.review_one(id, cx.now);
+        }
         let authenticator = &self.snapshot.authenticator;
         let (username, algorithm) = (credentials.username(authenticator), credentials.algorithm);
         let allocation = self.table.find(tuple);
@@ -203,12 +209,8 @@ impl Server {
             self.actions.push_back(Action::Log(Event::SourceWaits { username, tuple: *tuple, waiting }));
             return Err(Failure::Dropped(DropReason::FailedAuthentications));
         }
-        // The identity of an allocation that is not reviewed yet may no longer be valid.
-        let reviewed = own.filter(|_| !self.review.is_pending());
         let known = username.and_then(|username| {
-            reviewed
-                .filter(|own| own.is_for(username, algorithm))
-                .or_else(|| self.identity_cache.get(username, algorithm))
+            own.filter(|own| own.is_for(username, algorithm)).or_else(|| self.identity_cache.get(username, algorithm))
         });
         let mut matches = |key: &LongTermKey| credentials.is_signed_with(key, message);
         let identity = match authenticator.authenticate(username, algorithm, cx.unix, known, &mut matches) {

@@ -17,6 +17,7 @@ pub struct Ledger {
     pub sources: Sources,
     draining: AtomicBool,
     room: usize,
+    connections_room: u32,
 }
 
 impl Ledger {
@@ -30,12 +31,18 @@ impl Ledger {
             sources: Sources::default(),
             draining: AtomicBool::new(false),
             room,
+            connections_room: u32::try_from(room_for(connections)).unwrap_or(u32::MAX),
         }
     }
 
     /// Returns the number of allocations for which the tables have room.
     pub(crate) fn room(&self) -> usize {
         self.room
+    }
+
+    /// Returns the number of connections whose sources the table has room for.
+    pub(crate) fn connections_room(&self) -> u32 {
+        self.connections_room
     }
 
     /// Whether new allocations are rejected because the process is about to end.

@@ -90,6 +90,10 @@ impl Ports {
         }
     }
 
+    pub(crate) fn range(&self) -> &RangeInclusive<u16> {
+        &self.range
+    }
+
     /// Takes a random free port that matches the preference.
     pub(crate) fn take(
         &self,

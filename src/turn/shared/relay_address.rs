@@ -68,6 +68,12 @@ impl RelayAddress {
         self.advertised
     }
 
+    /// Returns the range of the ports.
+    #[must_use]
+    pub fn port_range(&self) -> &RangeInclusive<u16> {
+        self.ports.range()
+    }
+
     /// Whether new allocations may use the address.
     #[must_use]
     pub fn is_usable(&self) -> bool {
@@ -108,7 +114,8 @@ impl RelayAddress {
         let used: u32 = self.live.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
         let (reserved, quarantined) = (self.reservations.count() as u64, self.ports.quarantined(now) as u64);
         // The counts are read one after the other, and ports change their state in between.
-        let free = (self.ports.count() as u64).saturating_sub(u64::from(used) + reserved + quarantined);
+        let unused = (self.ports.count() as u64).saturating_sub(u64::from(used) + reserved + quarantined);
+        let free = if self.is_usable() { unused } else { 0 };
         PortCounts { used: used.into(), reserved, quarantined, free }
     }
 
@@ -141,7 +148,7 @@ pub struct PortCounts {
     pub reserved: u64,
     /// Those that rest after an allocation, or that another program uses.
     pub quarantined: u64,
-    /// The others.
+    /// The others, of an address that new allocations may use.
     pub free: u64,
 }
 
@@ -155,7 +162,8 @@ impl PortCounts {
     }
 }
 
-/// The relay addresses of a snapshot.
+/// The relay addresses of a snapshot. Several may have the same addresses and different ranges of ports, of which a
+/// reload has replaced all but the first.
 #[derive(Clone, Debug, Default)]
 pub struct RelayAddresses(Vec<Entry>);
 
@@ -184,8 +192,8 @@ impl RelayAddresses {
     /// relayed transport address of this server. The two addresses differ behind 1:1 NAT.
     #[must_use]
     pub fn live(&self, peer: SocketAddr) -> Option<SocketAddr> {
-        let entry = self.0.iter().find(|entry| entry.advertised == peer.ip())?;
-        entry.address.is_live(peer.port()).then(|| SocketAddr::new(entry.bind, peer.port()))
+        let mut of = self.0.iter().filter(|entry| entry.advertised == peer.ip());
+        of.find(|entry| entry.address.is_live(peer.port())).map(|entry| SocketAddr::new(entry.bind, peer.port()))
     }
 
     /// Whether `address` is the advertised address of one of these relay addresses.
@@ -204,10 +212,9 @@ impl RelayAddresses {
     /// `source`.
     #[must_use]
     pub fn advertised(&self, source: SocketAddr) -> SocketAddr {
-        match self.0.iter().find(|entry| entry.bind == source.ip()) {
-            Some(entry) if entry.address.is_live(source.port()) => SocketAddr::new(entry.advertised, source.port()),
-            _ => source,
-        }
+        let mut of = self.0.iter().filter(|entry| entry.bind == source.ip());
+        let live = of.find(|entry| entry.address.is_live(source.port()));
+        live.map_or(source, |entry| SocketAddr::new(entry.advertised, source.port()))
     }
 
     /// Returns the number of live relayed transport addresses.

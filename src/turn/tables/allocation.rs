@@ -49,6 +49,8 @@ pub(crate) struct Allocation {
     pub(crate) icmp: IcmpBudget,
     /// Whether a request of this allocation has shown that the client implements RFC 8489 or RFC 8656.
     pub(crate) shows_rfc8656: bool,
+    /// Whether the configuration no longer has its credentials. Then the next Refresh ends it.
+    pub(crate) credentials_removed: bool,
     pub(crate) ticket: Ticket,
     pub(crate) meter: Meter,
 }

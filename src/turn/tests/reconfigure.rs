@@ -37,20 +37,68 @@ fn events(world: &mut World, relays: &[Relay]) -> Vec<Event> {
 }
 
 #[test]
-fn the_allocations_of_a_removed_user_end() {
+fn the_allocations_of_a_removed_user_end_at_their_next_refresh() {
     let mut world = World::new();
     let clients = [world.client(1), world.client(2).as_user(1), world.client(3).with_credential("carol", UNIX + 900)];
     let relays = clients.clone().map(|client| world.allocate(&client));
+    let [_, bob, carol] = &clients;
     reconfigure(&mut world, |blueprint| blueprint.users.retain(|(name, _)| name != "bob"));
-    let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
-    assert_eq!((summary.user.as_str(), summary.reason), ("bob", EndReason::CredentialsRevoked));
+    assert_eq!(events(&mut world, &relays), []);
+    // Until then, it works as before, and nobody makes a new one.
+    world.permit(bob, peer(1));
+    let udp = crate::stun::attribute::RequestedTransport::UDP;
+    assert_eq!(world.error_code(&world.client(9).as_user(1), Method::ALLOCATE, &[&udp]), 401);
+    world.event();
+    // Bob's credentials are valid again before his next Refresh.
     reconfigure(&mut world, |blueprint| blueprint.secrets.clear());
-    // Bob's credentials are valid again, but his allocation has ended.
+    world.accept(bob, Method::REFRESH, &[]);
+    assert_eq!(world.error_code(carol, Method::REFRESH, &[]), 401);
     let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
-    assert_eq!((summary.user.as_str(), summary.reason), ("carol", EndReason::CredentialsRevoked));
+    assert_eq!((summary.user.as_str(), summary.reason), ("carol", EndReason::CredentialsRemoved));
     reconfigure(&mut world, |_| {});
     assert_eq!(events(&mut world, &relays), []);
-    assert_eq!(world.footprint().allocations, 1);
+    assert_eq!(world.footprint().allocations, 2);
+}
+
+#[test]
+fn a_client_may_end_its_allocation_after_its_credentials_were_removed() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relays = [world.allocate(&client)];
+    reconfigure(&mut world, |blueprint| blueprint.users.clear());
+    world.accept(&client, Method::REFRESH, &[&crate::stun::attribute::Lifetime(0)]);
+    let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
+    assert_eq!(summary.reason, EndReason::Deleted);
+}
+
+#[test]
+fn the_allocations_of_a_revoked_user_end_at_once() {
+    let mut world = World::new();
+    let clients = [world.client(1), world.client(2).as_user(1)];
+    let relays = clients.clone().map(|client| world.allocate(&client));
+    reconfigure(&mut world, |blueprint| blueprint.revoked = vec!["bob".to_owned()]);
+    let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
+    assert_eq!((summary.user.as_str(), summary.reason), ("bob", EndReason::CredentialsRevoked));
+}
+
+#[test]
+fn an_allocation_continues_after_the_realm_has_changed() {
+    let mut world = World::new();
+    let clients = [world.client(1), world.client(3).with_credential("carol", UNIX + 900)];
+    let relays = clients.clone().map(|client| world.allocate(&client));
+    let change = |blueprint: &mut Blueprint| {
+        blueprint.former_realms = vec![std::mem::replace(&mut blueprint.realm, "new.example".to_owned())];
+    };
+    reconfigure(&mut world, change);
+    for client in &clients {
+        world.accept(client, Method::REFRESH, &[]);
+        world.permit(client, peer(1));
+    }
+    // The key of the old realm makes no new allocation.
+    let udp = crate::stun::attribute::RequestedTransport::UDP;
+    assert_eq!(world.error_code(&world.client(4), Method::ALLOCATE, &[&udp]), 401);
+    world.event();
+    assert_eq!(events(&mut world, &relays), []);
 }
 
 #[test]
@@ -68,13 +116,32 @@ fn a_new_password_ends_the_allocations_of_the_old_one_and_applies_to_requests_at
     assert_eq!(world.error_code(&world.client(3), Method::ALLOCATE, &[]), 401);
     world.event();
     while world.server.review(world.now, 1) {}
+    assert_eq!(events(&mut world, &relays), []);
+    assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 401);
     let [Event::AllocationEnded(summary)] = &events(&mut world, &relays)[..] else { panic!("one allocation ends") };
-    assert_eq!(summary.reason, EndReason::CredentialsRevoked);
+    assert_eq!(summary.reason, EndReason::CredentialsRemoved);
     assert!(world.peer_packet(other.id, peer(1), b"x").is_err_and(|reason| reason == DropReason::NoPermission));
 }
 
 #[test]
-fn a_removed_user_is_rejected_before_the_allocation_is_reviewed() {
+fn a_refresh_with_the_new_password_keeps_the_allocation() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relays = [world.allocate(&client)];
+    let mut changed = blueprint();
+    changed.users.clear();
+    let changed = changed.user("alice", "looking-glass");
+    world.server.reconfigure(changed.snapshot_with(world.relays().clone()));
+    while world.server.review(world.now, 1) {}
+    let new = Client { password: "looking-glass".to_owned(), ..client };
+    for _ in 0..2 {
+        world.accept(&new, Method::REFRESH, &[]);
+    }
+    assert_eq!(events(&mut world, &relays), []);
+}
+
+#[test]
+fn a_refresh_of_a_removed_user_is_rejected_before_the_others_are_reviewed() {
     let mut world = World::new();
     let client = world.client(1);
     let relays = [world.allocate(&client)];
@@ -82,9 +149,8 @@ fn a_removed_user_is_rejected_before_the_allocation_is_reviewed() {
     changed.users.clear();
     world.server.reconfigure(changed.snapshot_with(world.relays().clone()));
     assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 401);
-    world.event();
-    while world.server.review(world.now, 1) {}
     assert_eq!(events(&mut world, &relays).len(), 1);
+    while world.server.review(world.now, 1) {}
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Refresh (RFC 8656 §8.2).
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::stun::AttributeError;
@@ -35,6 +36,15 @@ impl Server {
                 None => self.end(id, cx.now, EndReason::Deleted),
             }
             return Ok(Accepted::Success(Success::Refreshed { lifetime: 0 }));
+        }
+        if !Rc::ptr_eq(&allocation.identity, &request.identity) {
+            // The same username with another password: the request shows that the configuration has it.
+            allocation.identity = Rc::clone(&request.identity);
+            allocation.credentials_removed = false;
+        }
+        if allocation.credentials_removed {
+            self.end(id, cx.now, EndReason::CredentialsRemoved);
+            return Err(Rejection::Unauthenticated);
         }
         let desired = desired.clamp(DEFAULT_LIFETIME, MAXIMUM_LIFETIME);
         let desired = Deadline::after(cx.now, Duration::from_secs(desired.into()));

@@ -258,6 +258,7 @@ impl Server {
             traffic: Traffic::default(),
             icmp: IcmpBudget::default(),
             shows_rfc8656: request.context.shows_rfc8656,
+            credentials_removed: false,
             ticket,
             meter: Meter::UNUSED,
         })

@@ -1,0 +1,325 @@
+//! The differences between two configurations, for the answer to a reload.
+
+use std::fmt::Display;
+
+use super::{Config, ControlSocket, HttpKey, RelayAddresses, StaticUser, format_duration};
+
+/// A key whose value differs between two configurations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The dotted name, such as `limits.allocations`.
+    pub key: &'static str,
+    /// The old and the new value; `None` for a secret.
+    pub values: Option<(String, String)>,
+    /// Whether the values are not for the log, because they contain the names of users.
+    pub is_private: bool,
+    /// Whether the new value applies only after a restart.
+    pub needs_restart: bool,
+}
+
+/// The keys that a running server does not change.
+const RESTART: [&str; 2] = ["workers", "control.socket"];
+
+impl Config {
+    /// Returns the keys whose effective values differ in a new configuration, in the order of the file. A default that is
+    /// written out is no difference.
+    #[must_use]
+    pub fn changes(&self, new: &Self) -> Vec<Change> {
+        let mut comparison = Comparison::new(self, new);
+        comparison.all();
+        comparison.changes
+    }
+
+    /// Keeps the values of the running configuration that need a restart.
+    pub fn keep_until_restart(&mut self, running: &Self) {
+        self.workers = running.workers;
+        self.control = running.control.clone();
+    }
+}
+
+struct Comparison<'c> {
+    old: &'c Config,
+    new: &'c Config,
+    changes: Vec<Change>,
+    /// The keys that were compared.
+    keys: Vec<&'static str>,
+}
+
+impl<'c> Comparison<'c> {
+    fn new(old: &'c Config, new: &'c Config) -> Self {
+        Self { old, new, changes: Vec::new(), keys: Vec::new() }
+    }
+
+    /// Compares a value that may be shown.
+    fn shown(&mut self, key: &'static str, value: impl Fn(&Config) -> String) {
+        self.keys.push(key);
+        let values = (value(self.old), value(self.new));
+        if values.0 != values.1 {
+            self.changes.push(Change {
+                key,
+                values: Some(values),
+                is_private: false,
+                needs_restart: RESTART.contains(&key),
+            });
+        }
+    }
+
+    /// Compares a secret.
+    fn hidden<'a, T: PartialEq>(&'a mut self, key: &'static str, value: impl Fn(&'c Config) -> T) {
+        self.keys.push(key);
+        if value(self.old) != value(self.new) {
+            self.changes.push(Change { key, values: None, is_private: false, needs_restart: false });
+        }
+    }
+
+    /// Compares a key of the tables of a list. Only the tables whose values differ are shown, with their names.
+    fn entries(&mut self, key: &'static str, values: impl Fn(&Config) -> Vec<(String, String)>) {
+        self.keys.push(key);
+        let [old, new] = [values(self.old), values(self.new)];
+        let without = |all: &[(String, String)], others: &[(String, String)]| {
+            let rest = all.iter().filter(|entry| !others.contains(entry));
+            list(rest.map(|(name, value)| if value.is_empty() { name.clone() } else { format!("{name}: {value}") }))
+        };
+        let values = (without(&old, &new), without(&new, &old));
+        if values.0 != values.1 {
+            let is_private = key.starts_with("auth.users");
+            self.changes.push(Change { key, values: Some(values), is_private, needs_restart: false });
+        }
+    }
+
+    fn all(&mut self) {
+        self.general();
+        self.relay();
+        self.auth();
+        self.limits();
+        self.rest();
+        self.http();
+    }
+
+    fn general(&mut self) {
+        self.shown("realm", |config| config.realm.clone());
+        self.shown("hostname", |config| config.hostname.clone().unwrap_or_else(not_set));
+        self.shown("workers", |config| match config.workers {
+            0 => "one per CPU".to_owned(),
+            workers => workers.to_string(),
+        });
+        self.shown("drain-deadline", |config| format_duration(config.drain_deadline));
+        for (key, transport) in [
+            ("listen.udp", crate::transport::Transport::Udp),
+            ("listen.tcp", crate::transport::Transport::Tcp),
+            ("listen.tls", crate::transport::Transport::Tls),
+        ] {
+            self.shown(key, |config| {
+                let of = config.listen.iter().filter(|endpoint| endpoint.transport == transport);
+                list(of.map(|endpoint| endpoint.address))
+            });
+        }
+        self.shown("tls.certificate", |config| {
+            config.tls.as_ref().map_or_else(not_set, |tls| tls.certificate.display().to_string())
+        });
+        self.shown("tls.private-key", |config| {
+            config.tls.as_ref().map_or_else(not_set, |tls| tls.private_key.display().to_string())
+        });
+    }
+
+    fn relay(&mut self) {
+        self.shown("relay.addresses", |config| match &config.relay.addresses {
+            RelayAddresses::Auto => "auto".to_owned(),
+            RelayAddresses::Given(addresses) => list(addresses),
+        });
+        self.shown("relay.external", |config| {
+            list(config.relay.external.iter().map(|(inside, outside)| format!("{inside} = {outside}")))
+        });
+        self.shown("relay.ports", |config| format!("{}-{}", config.relay.ports.start(), config.relay.ports.end()));
+    }
+
+    fn auth(&mut self) {
+        // The secrets of the file are among them.
+        self.hidden("auth.secrets", |config| &config.auth.secrets);
+        self.shown("auth.secrets-file", |config| file(config, crate::setting::AUTH_SECRETS_FILE));
+        self.shown("auth.nonce-lifetime", |config| format_duration(config.auth.nonce_lifetime));
+        self.shown("auth.expiry-grace", |config| format_duration(config.auth.expiry_grace));
+        let users = |value: fn(&StaticUser) -> String| {
+            move |config: &Config| {
+                config.auth.users.iter().map(|user| (user.name.clone(), value(user))).collect::<Vec<_>>()
+            }
+        };
+        self.entries("auth.users.name", users(|_| String::new()));
+        self.hidden("auth.users.password", |config| {
+            let common = config.auth.users.iter().map(|user| (&user.name, &user.password));
+            let mut passwords: Vec<_> = common.collect();
+            passwords.sort_unstable_by_key(|(name, _)| *name);
+            passwords
+        });
+        self.entries("auth.users.allocations", users(|user| or_no_limit(user.allocations)));
+        self.shown("peers.allow", |config| list(&config.peers.allow));
+        self.shown("peers.deny", |config| list(&config.peers.deny));
+        self.shown("peers.nat64-prefixes", |config| {
+            list(config.peers.nat64_prefixes.iter().map(|prefix| prefix.network()))
+        });
+    }
+
+    fn limits(&mut self) {
+        type Limit = fn(&super::Limits) -> u32;
+        let limits: [(&'static str, Limit); 13] = [
+            ("limits.allocations-per-user", |limits| limits.allocations_per_user),
+            ("limits.allocations", |limits| limits.allocations),
+            ("limits.allocations-per-second-per-user", |limits| limits.allocations_per_second_per_user),
+            ("limits.permissions-per-allocation", |limits| limits.permissions_per_allocation.into()),
+            ("limits.channels-per-allocation", |limits| limits.channels_per_allocation.into()),
+            ("limits.peers-per-second", |limits| limits.peers_per_second),
+            ("limits.bytes-per-second-per-allocation", |limits| limits.bytes_per_second_per_allocation),
+            ("limits.bytes-per-second-per-user", |limits| limits.bytes_per_second_per_user),
+            ("limits.connections", |limits| limits.connections),
+            ("limits.connections-per-source", |limits| limits.connections_per_source),
+            ("limits.allocated-connections-per-source", |limits| limits.allocated_connections_per_source),
+            ("limits.unverified-responses", |limits| limits.unverified_responses),
+            ("limits.failed-authentications", |limits| limits.failed_authentications),
+        ];
+        for (key, limit) in limits {
+            self.shown(key, |config| or_no_limit(limit(&config.limits)));
+        }
+    }
+
+    fn rest(&mut self) {
+        self.shown("timeouts.tls-handshake", |config| format_duration(config.timeouts.tls_handshake));
+        self.shown("timeouts.first-request", |config| format_duration(config.timeouts.first_request));
+        self.shown("timeouts.idle", |config| format_duration(config.timeouts.idle));
+        self.shown("timeouts.unauthenticated", |config| format_duration(config.timeouts.unauthenticated));
+        self.shown("alternate.servers", |config| list(&config.alternate.servers));
+        self.shown("alternate.tls-servers", |config| list(&config.alternate.tls_servers));
+        self.shown("alternate.domain", |config| config.alternate.domain.clone().unwrap_or_else(not_set));
+        self.shown("alternate.when", |config| config.alternate.when.as_str().to_owned());
+        self.shown("compat.rfc5766-channels", |config| config.compat.rfc5766_channels.to_string());
+        self.shown("compat.draft-dual-allocation", |config| config.compat.draft_dual_allocation.to_string());
+        self.shown("compat.icmp-indications", |config| config.compat.icmp_indications.as_str().to_owned());
+        self.shown("log.level", |config| config.log.level.to_string());
+        self.shown("log.format", |config| config.log.format.to_string());
+        self.shown("control.socket", |config| match &config.control.socket {
+            ControlSocket::Default => super::CONTROL_SOCKET.to_owned(),
+            ControlSocket::At(path) => path.display().to_string(),
+            ControlSocket::None => "none".to_owned(),
+        });
+    }
+
+    fn http(&mut self) {
+        self.shown("http.listen", |config| list(&config.http.listen));
+        self.shown("http.tls", |config| config.http.tls.to_string());
+        self.shown("http.metrics-from", |config| list(&config.http.metrics_from));
+        self.hidden("http.metrics-token-file", |config| {
+            (file(config, crate::setting::HTTP_METRICS_TOKEN_FILE), &config.http.metrics_token)
+        });
+        let keys = |value: fn(&HttpKey) -> String| {
+            move |config: &Config| config.http.keys.iter().map(|key| (key.name.clone(), value(key))).collect::<Vec<_>>()
+        };
+        self.entries("http.keys.name", keys(|_| String::new()));
+        self.hidden("http.keys.sha256", |config| {
+            let mut hashes: Vec<_> = config.http.keys.iter().map(|key| (&key.name, &key.hash)).collect();
+            hashes.sort_unstable_by_key(|(name, _)| *name);
+            hashes
+        });
+        self.entries("http.keys.ttl", keys(|key| format_duration(key.ttl)));
+        self.entries("http.keys.user-prefix", keys(|key| key.user_prefix.clone()));
+        self.entries("http.keys.origins", keys(|key| list(&key.origins)));
+        self.entries("http.keys.requests-per-second", keys(|key| or_no_limit(key.requests_per_second)));
+    }
+}
+
+fn not_set() -> String {
+    "not set".to_owned()
+}
+
+fn or_no_limit(limit: u32) -> String {
+    match limit {
+        0 => "0 (no limit)".to_owned(),
+        limit => limit.to_string(),
+    }
+}
+
+fn list<T: Display>(values: impl IntoIterator<Item = T>) -> String {
+    let values: Vec<String> = values.into_iter().map(|value| value.to_string()).collect();
+    if values.is_empty() { "none".to_owned() } else { values.join(", ") }
+}
+
+/// Returns the file that a key names.
+fn file(config: &Config, key: &str) -> String {
+    let found = config.files.iter().find(|(name, _)| *name == key);
+    found.map_or_else(not_set, |(_, path)| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema;
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::parse(text, "turnserver.toml").unwrap()
+    }
+
+    #[test]
+    fn every_key_is_compared() {
+        let default = Config::default();
+        let mut comparison = Comparison::new(&default, &default);
+        comparison.all();
+        let tables: Vec<&str> = schema::ALL.iter().map(|table| table.path).collect();
+        let keys = schema::ALL.iter().flat_map(|table| {
+            table
+                .keys
+                .iter()
+                .map(|key| if table.path.is_empty() { (*key).to_owned() } else { format!("{}.{key}", table.path) })
+        });
+        let mut keys: Vec<String> = keys.filter(|key| !tables.contains(&key.as_str())).collect();
+        keys.sort_unstable();
+        let mut compared: Vec<String> = comparison.keys.iter().map(|key| (*key).to_owned()).collect();
+        compared.sort_unstable();
+        assert_eq!(compared, keys);
+        assert_eq!(comparison.changes, []);
+    }
+
+    #[test]
+    fn a_change_has_the_effective_values_and_no_secret() {
+        let old = config("workers = 1\n[limits]\nallocations = 5\n[auth]\nsecrets = [\"north-wind-north-wind\"]\n");
+        let new = config(
+            "workers = 2\n[limits]\nallocations = 0\nallocations-per-user = 32\n[auth]\nsecrets = [\"east-wind-east-wind\"]\n",
+        );
+        let changes = old.changes(&new);
+        let shown = |from: &str, to: &str| Some((from.to_owned(), to.to_owned()));
+        let expected = [
+            ("workers", shown("1", "2"), true),
+            ("auth.secrets", None, false),
+            ("limits.allocations", shown("5", "0 (no limit)"), false),
+        ];
+        let found: Vec<_> =
+            changes.iter().map(|change| (change.key, change.values.clone(), change.needs_restart)).collect();
+        assert_eq!(found, expected);
+        assert!(!format!("{changes:?}").contains("wind"));
+        let mut kept = new;
+        kept.keep_until_restart(&old);
+        assert_eq!(
+            old.changes(&kept).iter().map(|change| change.key).collect::<Vec<_>>(),
+            ["auth.secrets", "limits.allocations"]
+        );
+    }
+
+    #[test]
+    fn of_users_and_keys_only_those_that_differ_are_shown() {
+        let user = |name: &str, password: &str, allocations: u32| {
+            format!("[[auth.users]]\nname = \"{name}\"\npassword = \"{password}\"\nallocations = {allocations}\n")
+        };
+        let old = config(&(user("ann", "ann's password", 1) + &user("bob", "bob's password", 2)));
+        let new = config(&(user("bob", "bob's password", 3) + &user("carol", "carol's password", 4)));
+        let changes = old.changes(&new);
+        let shown = |from: &str, to: &str| Some((from.to_owned(), to.to_owned()));
+        let found: Vec<_> =
+            changes.iter().map(|change| (change.key, change.values.clone(), change.is_private)).collect();
+        let expected = [
+            ("auth.users.name", shown("ann", "carol"), true),
+            ("auth.users.password", None, false),
+            ("auth.users.allocations", shown("ann: 1, bob: 2", "bob: 3, carol: 4"), true),
+        ];
+        assert_eq!(found, expected);
+        // Their order does not matter.
+        let swapped = config(&(user("bob", "bob's password", 2) + &user("ann", "ann's password", 1)));
+        assert_eq!(old.changes(&swapped), []);
+    }
+}

@@ -1,0 +1,100 @@
+//! The control socket and the HTTP listeners.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use super::start::StartError;
+use crate::config::{CONTROL_SOCKET as CONTROL_SOCKET_PATH, Config, ControlSocket, Http};
+use crate::http::{self, ListenerChange, UnixSocket};
+
+/// The HTTP listeners of the process.
+#[derive(Debug, Default)]
+pub(super) struct HttpListeners {
+    bound: Vec<Bound>,
+}
+
+/// A listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bound {
+    /// As in the configuration.
+    wanted: SocketAddr,
+    /// With the actual port.
+    actual: SocketAddr,
+}
+
+/// The listeners of a new configuration. Their sockets are bound; nothing else has changed.
+#[derive(Debug)]
+pub(super) struct NewHttpListeners {
+    pub(super) listeners: HttpListeners,
+    pub(super) change: ListenerChange,
+    scheme: &'static str,
+}
+
+impl HttpListeners {
+    /// Binds the listeners of a configuration, except those that these have.
+    ///
+    /// # Errors
+    /// If one of them cannot be bound. Then none is.
+    pub(super) fn preview(&self, config: &Http) -> Result<NewHttpListeners, StartError> {
+        let (mut bound, mut open) = (Vec::new(), Vec::new());
+        for wanted in &config.listen {
+            if let Some(own) = self.bound.iter().find(|own| own.wanted == *wanted) {
+                bound.push(*own);
+                continue;
+            }
+            let is_shared = self.bound.iter().any(|own| own.actual.port() == wanted.port());
+            let (listener, actual) = http::Listener::tcp(*wanted, is_shared)
+                .map_err(|error| StartError::Http { address: *wanted, error })?;
+            open.push((listener, actual));
+            bound.push(Bound { wanted: *wanted, actual });
+        }
+        let close = self.bound.iter().filter(|own| !bound.contains(own)).map(|own| own.actual).collect();
+        let scheme = if config.tls { "https" } else { "http" };
+        let change = ListenerChange { open, close, is_encrypted: config.tls };
+        Ok(NewHttpListeners { listeners: Self { bound }, change, scheme })
+    }
+}
+
+impl NewHttpListeners {
+    pub(super) fn log(&self) {
+        for address in &self.change.close {
+            tracing::info!(event = "http-listener-closed", %address, "HTTP no longer listening");
+        }
+        for (_, address) in &self.change.open {
+            tracing::info!(event = "http-listening", %address, scheme = self.scheme, "HTTP listening");
+        }
+    }
+}
+
+/// Binds the control socket. At its default place it is only made if it can be made, so that a trial needs neither the
+/// directory nor the permission.
+///
+/// # Errors
+/// If it is configured and cannot be bound.
+pub(super) fn control_socket(config: &Config) -> Result<Option<UnixSocket>, StartError> {
+    let socket = match &config.control.socket {
+        ControlSocket::None => None,
+        ControlSocket::At(path) => {
+            let error = |error| StartError::Control { path: path.clone(), error };
+            Some(UnixSocket::bind(path).map_err(error)?)
+        }
+        ControlSocket::Default => {
+            let path = Path::new(CONTROL_SOCKET_PATH);
+            let directory = path.parent().filter(|directory| directory.is_dir());
+            directory.and_then(|_| {
+                let warn = |error: &http::BindError| {
+                    tracing::warn!(
+                        event = "no-control-socket", path = CONTROL_SOCKET_PATH, %error,
+                        "there is no control socket, so `turnserver ctl` cannot reach this server; set control.socket \
+                         to another path"
+                    );
+                };
+                UnixSocket::bind(path).inspect_err(warn).ok()
+            })
+        }
+    };
+    if let Some(socket) = &socket {
+        tracing::info!(event = "control-socket", path = %socket.path().display(), "control socket");
+    }
+    Ok(socket)
+}

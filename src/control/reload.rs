@@ -1,0 +1,264 @@
+//! Reload: the whole configuration is read and checked, then replaced, or nothing changes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::RunningServer;
+use super::alternate::own_server;
+use super::api::{Access, Reload};
+use super::follow::Machine;
+use super::http_listeners::NewHttpListeners;
+use super::listeners::NewListeners;
+use super::snapshot::snapshot;
+use super::start::{StartError, connection_limit, generate_secret, room};
+use super::tls::{Certificates, Replacement};
+use crate::auth::Secret;
+use crate::clock;
+use crate::config::{Change, Config, ConfigErrors, LogLevel};
+use crate::setting::{CONNECTIONS, RELAY_PORTS};
+use crate::transport::Endpoint;
+use crate::turn::Operator;
+
+/// The most realms of earlier configurations whose keys existing allocations may have.
+const FORMER_REALMS: usize = 8;
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// The file; `None` for the defaults.
+    pub path: Option<PathBuf>,
+    /// The level that the command line sets.
+    pub log_level: Option<LogLevel>,
+}
+
+impl Source {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// All errors in the file, or that it cannot be read.
+    pub fn load(&self) -> Result<Config, ConfigErrors> {
+        let mut config = match &self.path {
+            Some(path) => Config::load(path)?,
+            None => Config::default(),
+        };
+        if let Some(level) = self.log_level {
+            config.log.level = level;
+        }
+        Ok(config)
+    }
+}
+
+/// A configuration that can replace the present one. Everything that may fail has been done.
+struct Plan {
+    config: Arc<Config>,
+    changes: Vec<Change>,
+    warnings: Vec<String>,
+    machine: Machine,
+    certificate: Option<(Certificates, Replacement)>,
+    listeners: NewListeners,
+    http: NewHttpListeners,
+    /// The secret for this run, if none is configured.
+    generated_secret: Option<Secret>,
+}
+
+impl RunningServer<'_> {
+    /// Reads the configuration and uses it; in a `dry_run` it only checks it. Without an operator, a signal is the
+    /// cause. The error is why the configuration is refused.
+    pub(super) async fn reload(&mut self, dry_run: bool, operator: Option<Operator>) -> Result<Value, String> {
+        if dry_run {
+            let plan = self.plan_reload()?;
+            return Ok(self.report(&plan.changes, &plan.warnings, true, true));
+        }
+        self.service.reloading(clock::monotonic());
+        let planned = self.plan_reload();
+        let (pid, uid) = (operator.and_then(|by| by.process), operator.map(|by| by.user));
+        let time = clock::unix_seconds();
+        self.published.send_modify(|published| published.reload.record(time, planned.is_ok()));
+        let result = match planned {
+            Ok(plan) => Ok(self.use_plan(plan, operator).await),
+            Err(error) => {
+                tracing::error!(
+                    event = "reload-refused",
+                    error = error.as_str(),
+                    uid,
+                    pid,
+                    "the configuration cannot be used, so everything stays as it was"
+                );
+                Err(error)
+            }
+        };
+        self.service.ready();
+        result
+    }
+
+    fn plan_reload(&mut self) -> Result<Plan, String> {
+        let mut config = self.source.load().map_err(|errors| errors.to_string())?;
+        let changes = self.config.changes(&config);
+        config.keep_until_restart(&self.config);
+        let machine = self.addresses.preview(&config).map_err(|error| error.to_string())?;
+        if let Some(server) = own_server(&config, machine.own()) {
+            return Err(StartError::Alternate(server).to_string());
+        }
+        let reload = |tls| Certificates::reload(self.certificates.as_ref(), tls, config.hostname.as_deref());
+        let certificate = config.tls.as_ref().map(reload).transpose().map_err(|error| error.to_string())?;
+        let listeners = self.listeners.preview(&config.listen, self.workers.len());
+        let listeners = listeners.map_err(|error| error.to_string())?;
+        let http = self.http_listeners.preview(&config.http).map_err(|error| error.to_string())?;
+        let new_secret = generate_secret(&config).map_err(|error| StartError::Random(error).to_string())?;
+        // The secret of a trial stays until there is another one.
+        let generated_secret = new_secret.map(|new| self.inputs.generated_secret.clone().unwrap_or(new));
+        let mut warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+        warnings.extend(machine.warnings());
+        warnings.extend(self.limited_by_tables(&config, &machine));
+        let config = Arc::new(config);
+        Ok(Plan { config, changes, warnings, machine, certificate, listeners, http, generated_secret })
+    }
+
+    /// Warns of values that are higher than the tables of this run allow.
+    fn limited_by_tables(&self, config: &Config, machine: &Machine) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let most = self.ledger.room();
+        if room(config, machine.choice()) > most {
+            warnings.push(format!(
+                "`{RELAY_PORTS}`: the tables of this run have room for {most} allocations; restart the server for more"
+            ));
+        }
+        let most = self.ledger.connections_room();
+        if config.limits.connections > most || (config.limits.connections == 0 && self.config.limits.connections != 0) {
+            warnings.push(format!(
+                "`{CONNECTIONS}`: the tables of this run have room for {most} connections; restart the server for more"
+            ));
+        }
+        warnings
+    }
+
+    async fn use_plan(&mut self, plan: Plan, operator: Option<Operator>) -> Value {
+        let Plan { config, changes, warnings, machine, certificate, listeners, http, generated_secret } = plan;
+        let before = std::mem::replace(&mut self.config, Arc::clone(&config));
+        self.inputs.remember_realm(&before.realm, &config.realm);
+        self.inputs.generated_secret = generated_secret;
+        let limit = connection_limit(&config, machine.choice());
+        let most = self.ledger.connections_room();
+        self.inputs.connections = if limit == 0 { most } else { limit.min(most) };
+        let addresses = self.addresses.adopt_config(Arc::clone(&config), machine);
+        let (certificates, replacement) = certificate.unzip();
+        self.certificates = certificates;
+        let difference = difference(self.listeners.endpoints(), listeners.listeners.endpoints());
+        self.listeners = listeners.listeners;
+        self.entry.reconfigure(&config, self.listeners.endpoints(), self.inputs.generated_secret.clone());
+        http.log();
+        self.http_listeners = http.listeners;
+        // The thread of the HTTP server ends after this one.
+        let _ = self.http_changes.send(http.change);
+
+        let acceptor = replacement.as_ref().map(Replacement::acceptor);
+        let snapshot = snapshot(&config, &self.inputs, &self.addresses, acceptor);
+        let is_complete = self.reconfigure_with(snapshot, listeners.changes).await;
+        let urls = self.urls();
+        let secret = config.auth.secrets.first().or(self.inputs.generated_secret.as_ref()).cloned();
+        self.published.send_modify(|published| {
+            published.certificate = self.certificates.as_ref().map(Certificates::published);
+            published.urls = urls;
+            published.secret = secret;
+            published.keys.clone_from(&config.http.keys);
+            published.access = Access::new(&config.http);
+        });
+
+        let [opened, closed] = difference;
+        log_listeners(&opened, &closed);
+        if let (Some(certificates), Some(replacement)) = (&self.certificates, &replacement) {
+            certificates.log_replacement(replacement);
+        }
+        if let Some(change) = addresses {
+            change.log();
+        }
+        self.log_reload(&changes, &warnings, operator);
+        self.use_log_settings(&before);
+        let certificate = self.certificates.as_ref().map(Certificates::current);
+        self.entry.print(self.addresses.choice(), certificate);
+        self.report(&changes, &warnings, false, is_complete)
+    }
+
+    fn log_reload(&self, changes: &[Change], warnings: &[String], operator: Option<Operator>) {
+        for Change { key, values, is_private, needs_restart } in changes {
+            let shown = values.as_ref().filter(|_| !is_private);
+            let (from, to) = (shown.map(|(from, _)| from.as_str()), shown.map(|(_, to)| to.as_str()));
+            let message = if *needs_restart { "setting changed; it needs a restart" } else { "setting changed" };
+            tracing::info!(event = "setting-changed", key, from, to, needs_restart, "{message}");
+        }
+        for warning in warnings {
+            tracing::warn!(event = "configuration-warning", "{warning}");
+        }
+        let (pid, uid) = (operator.and_then(|by| by.process), operator.map(|by| by.user));
+        let cause = if operator.is_some() { "`turnserver ctl reload`" } else { "SIGHUP" };
+        let generation = self.published.borrow().reload.generation;
+        tracing::info!(
+            event = "reload-done",
+            generation,
+            changes = changes.len(),
+            uid,
+            pid,
+            "{cause}: the configuration has been read and is in use"
+        );
+    }
+
+    /// A level that the operator has set for this run stays, unless the file changes the level.
+    fn use_log_settings(&self, before: &Config) {
+        let log = &self.config.log;
+        self.log.set_format(log.format);
+        if log.level != before.log.level {
+            self.log.set_level(log.level);
+            self.published.send_modify(|published| published.log_level = log.level);
+        }
+    }
+
+    fn report(&self, changes: &[Change], warnings: &[String], dry_run: bool, is_complete: bool) -> Value {
+        let change = |change: &Change| {
+            let (from, to) = change.values.clone().unzip();
+            json!({ "key": change.key, "from": from, "to": to, "needs_restart": change.needs_restart })
+        };
+        let Reload { generation, .. } = self.published.borrow().reload;
+        json!({
+            "dry_run": dry_run,
+            "generation": generation,
+            "changes": changes.iter().map(change).collect::<Vec<_>>(),
+            "warnings": warnings,
+            "complete": is_complete,
+        })
+    }
+}
+
+/// Returns the endpoints that come and those that go.
+fn difference(old: &[Endpoint], new: &[Endpoint]) -> [Vec<Endpoint>; 2] {
+    let without = |all: &[Endpoint], others: &[Endpoint]| -> Vec<Endpoint> {
+        all.iter().filter(|endpoint| !others.contains(endpoint)).copied().collect()
+    };
+    [without(new, old), without(old, new)]
+}
+
+fn log_listeners(opened: &[Endpoint], closed: &[Endpoint]) {
+    for Endpoint { transport, address } in opened {
+        tracing::info!(event = "listening", transport = transport.as_str(), %address, "listening");
+    }
+    for Endpoint { transport, address } in closed {
+        let clients = if transport.is_connection() { "connections on it continue" } else { "allocations on it end" };
+        tracing::info!(
+            event = "listener-closed", transport = transport.as_str(), %address,
+            "no longer listening; {clients}"
+        );
+    }
+}
+
+impl super::snapshot::SnapshotInputs {
+    /// Remembers the realm that a reload replaces, because existing allocations have keys of it.
+    fn remember_realm(&mut self, old: &str, new: &str) {
+        if old != new {
+            self.former_realms.push(old.to_owned());
+        }
+        self.former_realms.retain(|realm| realm != new);
+        let surplus = self.former_realms.len().saturating_sub(FORMER_REALMS);
+        self.former_realms.drain(..surplus);
+    }
+}

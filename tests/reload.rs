@@ -1,0 +1,569 @@
+//! Tests of reload: real servers with real calls, whose configuration changes.
+
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
+#[cfg(test)]
+#[path = "http/client.rs"]
+mod client;
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod reload {
+    use std::collections::HashMap;
+    use std::fs;
+    use std::net::{SocketAddr, TcpListener, UdpSocket};
+    use std::path::PathBuf;
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::thread;
+
+    use nix::sys::signal::Signal;
+    use serde_json::Value;
+    use turnserver::stun::Method;
+    use turnserver::stun::attribute::{Data, Lifetime};
+
+    use crate::client::Http;
+    use crate::support::certificates::Authority;
+    use crate::support::client::{self, Client, Login, Session};
+    use crate::support::{Finished, LogLine, Process, SECRET, Server, TIMEOUT, TempDir, config, run, with_tls};
+
+    const ALLOW: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
+    const HTTP: &str = "[http]\nlisten = [\"127.0.0.1:0\"]\n";
+
+    /// A server whose configuration a test changes.
+    struct Fixture {
+        server: Server,
+        config: String,
+        socket: PathBuf,
+        _directory: TempDir,
+    }
+
+    impl Fixture {
+        fn start(more: &str) -> Self {
+            Self::start_with(&config(&["127.0.0.1"], more))
+        }
+
+        fn start_with(config: &str) -> Self {
+            let directory = TempDir::new();
+            let socket = directory.path().join("control.sock");
+            let config = format!("{config}[control]\nsocket = {socket:?}\n");
+            Self { server: Server::start(&config), config, socket, _directory: directory }
+        }
+
+        fn command(&self, arguments: &[&str]) -> Command {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+            command.arg("ctl").arg("--socket").arg(&self.socket).args(arguments);
+            command
+        }
+
+        fn run(&self, arguments: &[&str]) -> Finished {
+            run(&mut self.command(arguments), None, TIMEOUT)
+        }
+
+        /// Writes a configuration and reloads it. Returns the response.
+        fn reload(&self, config: &str) -> Value {
+            self.server.write_config(config);
+            let finished = self.run(&["--json", "reload"]);
+            assert_eq!(finished.code, Some(0), "{finished:?}");
+            let response: Value = serde_json::from_str(&finished.stdout.join("\n")).unwrap();
+            assert_eq!(response["complete"], true, "{response}");
+            response
+        }
+
+        /// Writes a configuration whose reload fails. Returns the message.
+        fn refused(&self, config: &str) -> String {
+            self.server.write_config(config);
+            let finished = self.run(&["reload"]);
+            assert_eq!((finished.code, finished.stdout.len()), (Some(1), 0), "{finished:?}");
+            finished.stderr.join("\n")
+        }
+
+        fn allocate(&self, user: &str) -> (Client, Session, SocketAddr) {
+            let client = Client::new(self.server.udp_address());
+            let (session, relay) = client.allocate(&Login::mint(user, 600)).unwrap();
+            (client, session, relay)
+        }
+
+        fn event(&self, event: &str) -> LogLine {
+            self.server.wait_for_log(|line| line.field("event").as_deref() == Some(event))
+        }
+
+        fn events(&self, event: &str) -> usize {
+            self.server.logs().iter().filter(|line| line.field("event").as_deref() == Some(event)).count()
+        }
+
+        fn http_address(&self) -> SocketAddr {
+            self.event("http-listening").field("address").unwrap().parse().unwrap()
+        }
+
+        fn generation(&self) -> u64 {
+            let page = Http::unix(&self.socket).get("/metrics").body;
+            metric(&page, "turnserver_config_generation")
+        }
+    }
+
+    fn metric(page: &str, name: &str) -> u64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in:\n{page}")).parse().unwrap()
+    }
+
+    /// Returns the changed keys of a response.
+    fn keys(response: &Value) -> Vec<&str> {
+        response["changes"].as_array().unwrap().iter().map(|change| change["key"].as_str().unwrap()).collect()
+    }
+
+    fn refresh(client: &Client, session: &Session) -> Option<u16> {
+        client.request(session, Method::REFRESH, &|_| {}).error()
+    }
+
+    /// Sets keys of a configuration; a key of a table that is missing appends the table.
+    fn with(config: &str, settings: &[(&str, &str)]) -> String {
+        let mut table: toml::Table = config.parse().unwrap();
+        for (key, value) in settings {
+            let value: toml::Table = format!("v = {value}").parse().unwrap();
+            let (path, key) = key.rsplit_once('.').unwrap_or(("", key));
+            let mut place = &mut table;
+            for part in path.split('.').filter(|part| !part.is_empty()) {
+                place = place.entry(part).or_insert(toml::Value::Table(toml::Table::new())).as_table_mut().unwrap();
+            }
+            place.insert(key.to_owned(), value["v"].clone());
+        }
+        table.to_string()
+    }
+
+    /// The keys that can change under a call, with values that do not end it.
+    const LIVE: [(&str, &str); 55] = [
+        ("realm", "'new.example'"),
+        ("hostname", "'turn.example'"),
+        ("drain-deadline", "'3s'"),
+        ("relay.external", "{ '127.0.0.1' = '192.0.2.9' }"),
+        ("relay.ports", "'31600-31699'"),
+        ("auth.secrets", "['a second secret for tests', 'a secret for tests only']"),
+        ("auth.secrets-file", "'SECRETS'"),
+        ("auth.nonce-lifetime", "'30m'"),
+        ("auth.expiry-grace", "'2h'"),
+        ("auth.users", "[{ name = 'bob', password = 'password of bob' }]"),
+        ("auth.users", "[{ name = 'bob', password = 'another password' }]"),
+        ("auth.users", "[{ name = 'bob', password = 'another password', allocations = 3 }]"),
+        ("peers.allow", "['127.0.0.1', '10.0.0.0/8']"),
+        ("peers.deny", "['198.51.100.0/24']"),
+        ("peers.nat64-prefixes", "['2001:db8:64::/96']"),
+        ("limits.allocations-per-user", "20"),
+        ("limits.allocations", "99"),
+        ("limits.allocations-per-second-per-user", "9"),
+        ("limits.permissions-per-allocation", "99"),
+        ("limits.channels-per-allocation", "98"),
+        ("limits.peers-per-second", "97"),
+        ("limits.bytes-per-second-per-allocation", "10000000"),
+        ("limits.bytes-per-second-per-user", "20000000"),
+        ("limits.connections", "96"),
+        ("limits.connections-per-source", "95"),
+        ("limits.allocated-connections-per-source", "94"),
+        ("limits.unverified-responses", "93"),
+        ("limits.failed-authentications", "92"),
+        ("timeouts.tls-handshake", "'11s'"),
+        ("timeouts.first-request", "'12s'"),
+        ("timeouts.idle", "'13s'"),
+        ("timeouts.unauthenticated", "'14s'"),
+        ("alternate.servers", "['192.0.2.1:3478']"),
+        ("alternate.tls-servers", "['192.0.2.1:5349']"),
+        ("alternate.domain", "'other.example'"),
+        ("alternate.when", "'full'"),
+        ("compat.rfc5766-channels", "true"),
+        ("compat.draft-dual-allocation", "true"),
+        ("compat.icmp-indications", "'always'"),
+        ("log.level", "'debug'"),
+        ("log.format", "'text'"),
+        ("log.format", "'json'"),
+        ("log.level", "'info'"),
+        ("http.metrics-from", "['10.0.0.0/8']"),
+        ("http.metrics-token-file", "'TOKEN'"),
+        ("http.listen", "['127.0.0.1:0']"),
+        ("http.keys", "[{ name = 'app', sha256 = 'HASH' }]"),
+        ("http.keys", "[{ name = 'app', sha256 = 'OTHER' }]"),
+        ("http.keys", "[{ name = 'app', sha256 = 'OTHER', ttl = '2h' }]"),
+        ("http.keys", "[{ name = 'app', sha256 = 'OTHER', ttl = '2h', user-prefix = 'a' }]"),
+        (
+            "http.keys",
+            "[{ name = 'app', sha256 = 'OTHER', ttl = '2h', user-prefix = 'a', origins = ['https://a.example'] }]",
+        ),
+        (
+            "http.keys",
+            "[{ name = 'app', sha256 = 'OTHER', ttl = '2h', user-prefix = 'a', origins = ['https://a.example'], \
+             requests-per-second = 7 }]",
+        ),
+        ("http.tls", "true"),
+        ("tls.certificate", "'CERTIFICATE'"),
+        ("tls.private-key", "'KEY'"),
+    ];
+
+    #[test]
+    fn each_live_key_changes_under_a_call_that_loses_nothing() {
+        let (authority, directory) = (Authority::new(turnserver::clock::unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["localhost"]), directory.path());
+        let others = TempDir::new();
+        let moved = authority.write(&authority.issue(&["localhost"]), others.path());
+        let secrets = directory.write("secrets", "a third secret for tests\n");
+        let token = directory.write("token", "a-token-of-sufficient-length\n");
+        let fixture = Fixture::start_with(&with_tls(&config(&["127.0.0.1"], ALLOW), &["127.0.0.1"], &files));
+        let places: HashMap<&str, String> = [
+            ("SECRETS", secrets.display().to_string()),
+            ("TOKEN", token.display().to_string()),
+            ("HASH", "1".repeat(64)),
+            ("OTHER", "2".repeat(64)),
+            ("CERTIFICATE", moved[0].display().to_string()),
+            ("KEY", moved[1].display().to_string()),
+        ]
+        .into();
+        let peer = client::socket("127.0.0.1:0".parse().unwrap());
+        let to = peer.local_addr().unwrap();
+        let (client, login) = (Client::new(fixture.server.udp_address()), Login::mint("ann", 600));
+        let (session, relay) = client.allocate(&login).unwrap();
+        client.permit(&session, to);
+        let (done, exchanged) = (AtomicBool::new(false), AtomicU64::new(0));
+        // The client that refreshes is another, because the call uses its socket all the time.
+        let (other, other_session, _) = fixture.allocate("bob");
+        let client = thread::scope(|scope| {
+            let call = scope.spawn(|| {
+                let client = client;
+                while !done.load(Ordering::Relaxed) {
+                    let number = exchanged.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+                    client.send_to_peer(to, &number);
+                    assert_eq!(client::receive(&peer), (number.to_vec(), relay));
+                    peer.send_to(&number, relay).unwrap();
+                    assert_eq!(client.receive().get::<Data<'_>>(), Some(Data(&number)));
+                }
+                client
+            });
+            let mut text = fixture.config.clone();
+            let mut seen = Vec::new();
+            // The two files belong together.
+            let steps = LIVE[..53].iter().map(std::slice::from_ref).chain([&LIVE[53..]]);
+            for step in steps {
+                let filled: Vec<(&str, String)> = step
+                    .iter()
+                    .map(|(key, value)| {
+                        let fill = |text: String, (place, actual): (&&str, &String)| text.replace(place, actual);
+                        (*key, places.iter().fold((*value).to_owned(), fill))
+                    })
+                    .collect();
+                let settings: Vec<(&str, &str)> = filled.iter().map(|(key, value)| (*key, value.as_str())).collect();
+                text = with(&text, &settings);
+                let response = fixture.reload(&text);
+                for change in response["changes"].as_array().unwrap() {
+                    assert_eq!(change["needs_restart"], false, "{step:?}: {response}");
+                    seen.push(change["key"].as_str().unwrap().to_owned());
+                }
+                for (key, _) in step {
+                    assert!(keys(&response).iter().any(|changed| changed.starts_with(key)), "{key}: {response}");
+                }
+                // A nonce of the old secrets may be stale, and the client then repeats its request with a new one.
+                let before = exchanged.load(Ordering::Relaxed);
+                assert!(matches!(refresh(&other, &other_session), None | Some(438)), "{step:?}");
+                while exchanged.load(Ordering::Relaxed) < before + 2 {
+                    thread::yield_now();
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(seen.len() > LIVE.len() - 5, "{seen:?}");
+            call.join().unwrap()
+        });
+        assert_eq!(fixture.events("allocation-ended"), 0);
+        let page = Http::unix(&fixture.socket).get("/metrics").body;
+        assert_eq!(metric(&page, "turnserver_config_generation"), 1 + LIVE.len() as u64 - 1);
+        // Nothing of a call is lost: the server has relayed what its ends have counted.
+        let bytes = 8 * exchanged.load(Ordering::Relaxed);
+        let session = client.challenge(&login);
+        client.delete(&session);
+        let ended = fixture.event("allocation-ended");
+        assert_eq!(ended.field("bytes_to_peers"), Some(bytes.to_string()));
+        assert_eq!(ended.field("bytes_to_client"), Some(bytes.to_string()));
+    }
+
+    #[test]
+    fn a_bad_file_changes_nothing_and_says_the_line() {
+        let fixture = Fixture::start("");
+        let (client, session, _) = fixture.allocate("ann");
+        let bad = format!("relm = \"x\"\n{}", fixture.config.replace(SECRET, "another secret for tests"));
+        let message = fixture.refused(&bad);
+        assert!(
+            message.contains("turnserver.toml:1:1: unknown key `relm`") && message.contains("did you mean"),
+            "{message}"
+        );
+        assert_eq!(fixture.event("reload-refused").level(), "ERROR");
+        let page = Http::unix(&fixture.socket).get("/metrics").body;
+        assert_eq!(metric(&page, "turnserver_config_last_reload_success"), 0);
+        assert_eq!(metric(&page, "turnserver_config_generation"), 1);
+        // The secret of the bad file is not in use, and that of the good one is.
+        assert_eq!(refresh(&client, &session), None);
+        let (_other, ..) = fixture.allocate("bob");
+        fixture.reload(&fixture.config);
+        let page = Http::unix(&fixture.socket).get("/metrics").body;
+        assert_eq!(metric(&page, "turnserver_config_last_reload_success"), 1);
+    }
+
+    #[test]
+    fn a_listener_that_cannot_be_bound_and_a_broken_certificate_refuse_everything() {
+        let (authority, directory) = (Authority::new(turnserver::clock::unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["localhost"]), directory.path());
+        let fixture = Fixture::start_with(&with_tls(&config(&["127.0.0.1"], ""), &["127.0.0.1"], &files));
+        let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let listen = format!("['127.0.0.1:0', '{}']", taken.local_addr().unwrap());
+        let message = fixture
+            .refused(&with(&fixture.config, &[("listen.udp", &listen), ("auth.secrets", "['other other other']")]));
+        assert!(message.contains("another program uses the port"), "{message}");
+        fs::write(&files[0], "nothing").unwrap();
+        let message = fixture.refused(&with(&fixture.config, &[("auth.secrets", "['other other other']")]));
+        assert!(message.contains("`tls.certificate`") && message.contains("cannot be used"), "{message}");
+        let alternate = format!("['{}']", fixture.server.udp_address());
+        authority.write(&authority.issue(&["localhost"]), directory.path());
+        let udp = format!("['{}']", fixture.server.udp_address());
+        let message =
+            fixture.refused(&with(&fixture.config, &[("alternate.servers", &alternate), ("listen.udp", &udp)]));
+        assert!(message.contains("[alternate]") || message.contains("`alternate.servers`"), "{message}");
+        assert_eq!(fixture.generation(), 1);
+        let (_client, ..) = fixture.allocate("ann");
+    }
+
+    #[test]
+    fn a_trial_shows_the_changes_and_makes_none() {
+        let fixture = Fixture::start(ALLOW);
+        let changed = with(
+            &fixture.config,
+            &[("auth.secrets", "['a new secret for tests']"), ("workers", "7"), ("limits.allocations", "5")],
+        );
+        fixture.server.write_config(&changed);
+        let finished = fixture.run(&["reload", "--dry-run"]);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        let lines: Vec<Vec<&str>> = finished.stdout.iter().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(finished.stdout[0], "the configuration has no errors; 3 changes since it was last read");
+        assert!(lines.contains(&vec!["workers", "one", "per", "CPU", "7", "needs", "a", "restart"]), "{finished:?}");
+        assert!(lines.contains(&vec!["auth.secrets", "(hidden)", "(hidden)"]), "{finished:?}");
+        assert!(lines.contains(&vec!["limits.allocations", "0", "(no", "limit)", "5"]), "{finished:?}");
+        assert_eq!((fixture.generation(), fixture.events("setting-changed")), (1, 0));
+        let (_client, ..) = fixture.allocate("ann");
+        // What needs a restart is named until then.
+        assert_eq!(keys(&fixture.reload(&changed)), ["workers", "auth.secrets", "limits.allocations"]);
+        let again = fixture.reload(&changed);
+        assert_eq!((keys(&again), &again["changes"][0]["needs_restart"]), (vec!["workers"], &Value::Bool(true)));
+        let logs = fixture.server.logs();
+        assert!(logs.iter().all(|line| !line.text().contains("a new secret")), "{logs:#?}");
+        let limit = fixture.server.wait_for_log(|line| line.field("key").as_deref() == Some("limits.allocations"));
+        assert_eq!(
+            (limit.field("from").unwrap(), limit.field("to").unwrap()),
+            ("0 (no limit)".to_owned(), "5".to_owned())
+        );
+    }
+
+    #[test]
+    fn the_allocations_of_removed_credentials_end_at_their_next_refresh() {
+        let fixture = Fixture::start(ALLOW);
+        let peer = client::socket("127.0.0.1:0".parse().unwrap());
+        let (client, login) = (Client::new(fixture.server.udp_address()), Login::mint("ann", 600));
+        let (session, relay) = client.allocate(&login).unwrap();
+        client.permit(&session, peer.local_addr().unwrap());
+        fixture.reload(&fixture.config.replace(SECRET, "another secret for tests"));
+        assert_eq!(Client::new(fixture.server.udp_address()).allocate(&login).err(), Some(401));
+        client.send_to_peer(peer.local_addr().unwrap(), b"still here");
+        assert_eq!(client::receive(&peer), (b"still here".to_vec(), relay));
+        // The nonce is of the old secret, so the client gets a new one first.
+        assert_eq!(refresh(&client, &session), Some(438));
+        let session = client.challenge(&login);
+        client.permit(&session, peer.local_addr().unwrap());
+        assert_eq!(fixture.events("allocation-ended"), 0);
+        assert_eq!(refresh(&client, &session), Some(401));
+        let ended = fixture.event("allocation-ended");
+        assert_eq!(ended.field("reason").as_deref(), Some("the configuration no longer has the credentials"));
+    }
+
+    #[test]
+    fn sighup_reloads_and_several_reloads_at_once_are_carried_out_one_after_the_other() {
+        let fixture = Fixture::start("");
+        fixture.server.write_config(&with(&fixture.config, &[("limits.allocations", "77")]));
+        fixture.server.signal(Signal::SIGHUP);
+        let done = fixture.event("reload-done");
+        assert!(done.message().starts_with("SIGHUP: ") && done.field("generation").as_deref() == Some("2"), "{done:?}");
+        let commands: Vec<Process> = (0..4).map(|_| Process::start(&mut fixture.command(&["reload"]), None)).collect();
+        fixture.server.signal(Signal::SIGHUP);
+        for command in commands {
+            let finished = command.finish(TIMEOUT);
+            assert_eq!(finished.code, Some(0), "{finished:?}");
+        }
+        fixture.server.wait_for_logs(|lines| {
+            lines.iter().filter(|line| line.field("event").as_deref() == Some("reload-done")).count() == 6
+        });
+        assert_eq!(fixture.generation(), 7);
+    }
+
+    #[test]
+    fn a_reload_during_a_drain_changes_the_configuration_and_not_the_drain() {
+        let fixture = Fixture::start("");
+        let (client, session, _) = fixture.allocate("ann");
+        assert_eq!(fixture.run(&["drain"]).code, Some(0));
+        let changed = with(&fixture.config, &[("alternate.servers", "['192.0.2.1:3478']")]);
+        assert_eq!(keys(&fixture.reload(&changed)), ["alternate.servers"]);
+        // Redirected, and not rejected with 508 any more.
+        assert_eq!(Client::new(fixture.server.udp_address()).allocate(&Login::mint("bob", 600)).err(), Some(300));
+        assert_eq!(refresh(&client, &session), None);
+        client.delete(&session);
+        let ended = fixture.server.wait_for_log(|line| line.field("event").as_deref() == Some("stopped"));
+        assert_eq!(ended.level(), "INFO");
+    }
+
+    #[test]
+    fn a_removed_listener_ends_its_udp_allocations_and_keeps_connections() {
+        let fixture = Fixture::start("");
+        let (udp, tcp) = (fixture.server.udp_address(), fixture.server.tcp_address());
+        let (client, _session, _) = fixture.allocate("ann");
+        let connected = Client::connect(tcp);
+        let (session, _) = connected.allocate(&Login::mint("bob", 600)).unwrap();
+        let kept = Client::new(udp);
+        let response = fixture
+            .reload(&with(&fixture.config, &[("listen.udp", "['127.0.0.2:0']"), ("listen.tcp", "['127.0.0.2:0']")]));
+        assert_eq!(keys(&response), ["listen.udp", "listen.tcp"]);
+        let ended = fixture.event("allocation-ended");
+        assert_eq!(ended.field("reason").as_deref(), Some("the configuration no longer has the listener"));
+        assert_eq!(ended.field("client"), Some(client.address().to_string()));
+        let closed = fixture.event("listener-closed");
+        assert!(
+            closed.field("address").is_some_and(|address| [udp, tcp].map(|own| own.to_string()).contains(&address))
+        );
+        assert_eq!(refresh(&connected, &session), None);
+        // Nobody listens there any more.
+        drop(kept);
+        while UdpSocket::bind(udp).is_err() || TcpListener::bind(tcp).is_err() {
+            thread::yield_now();
+        }
+        let new = fixture.server.wait_for_log(|line| {
+            line.message() == "listening"
+                && line.field("transport").as_deref() == Some("udp")
+                && line.field("address").is_some_and(|address| address.starts_with("127.0.0.2:"))
+        });
+        let client = Client::new(new.field("address").unwrap().parse().unwrap());
+        client.allocate(&Login::mint("carol", 600)).unwrap();
+    }
+
+    #[test]
+    fn allocations_continue_if_a_wildcard_replaces_their_listener() {
+        let fixture = Fixture::start("");
+        let udp = fixture.server.udp_address();
+        let (client, session, _) = fixture.allocate("ann");
+        let wildcard = format!("['0.0.0.0:{}']", udp.port());
+        assert_eq!(keys(&fixture.reload(&with(&fixture.config, &[("listen.udp", &wildcard)]))), ["listen.udp"]);
+        assert_eq!(refresh(&client, &session), None);
+        assert_eq!(fixture.events("allocation-ended"), 0);
+        let exact = format!("['{udp}']");
+        fixture.reload(&with(&fixture.config, &[("listen.udp", &exact)]));
+        assert_eq!(refresh(&client, &session), None);
+        assert_eq!(fixture.events("allocation-ended"), 0);
+    }
+
+    #[test]
+    fn peers_that_the_new_policy_denies_are_cut_off_at_once() {
+        let fixture = Fixture::start("[peers]\nallow = [\"127.0.0.2\"]\n");
+        let peer = client::socket("127.0.0.2:0".parse().unwrap());
+        let (client, session, relay) = fixture.allocate("ann");
+        client.permit(&session, peer.local_addr().unwrap());
+        fixture.reload(&with(&fixture.config, &[("peers.deny", "['127.0.0.2']"), ("peers.allow", "[]")]));
+        let cut = fixture.event("peers-revoked");
+        assert_eq!(cut.field("permissions").as_deref(), Some("1"));
+        peer.send_to(b"x", relay).unwrap();
+        fixture.reload(&fixture.config);
+        client.permit(&session, peer.local_addr().unwrap());
+        peer.send_to(b"y", relay).unwrap();
+        assert_eq!(client.receive().get::<Data<'_>>(), Some(Data(b"y")));
+    }
+
+    #[test]
+    fn a_new_port_range_and_mapping_apply_to_new_allocations() {
+        let fixture = Fixture::start("");
+        let (client, session, relay) = fixture.allocate("ann");
+        let response = fixture.reload(&with(
+            &fixture.config,
+            &[("relay.ports", "'31700-31709'"), ("relay.external", "{ '127.0.0.1' = '192.0.2.9' }")],
+        ));
+        assert_eq!(keys(&response), ["relay.external", "relay.ports"]);
+        let (_new, _, new) = fixture.allocate("bob");
+        assert_eq!(new.ip().to_string(), "192.0.2.9");
+        assert!((31_700..=31_709).contains(&new.port()) && !(31_700..=31_709).contains(&relay.port()), "{new} {relay}");
+        assert_eq!(refresh(&client, &session), None);
+        assert_eq!(fixture.events("allocation-ended"), 0);
+        let page = Http::unix(&fixture.socket).get("/metrics").body;
+        assert_eq!(metric(&page, "turnserver_relay_ports{state=\"used\"}"), 2);
+        assert_eq!(metric(&page, "turnserver_relay_ports{state=\"free\"}"), 9);
+        client.request(&session, Method::REFRESH, &|writer| writer.push(&Lifetime(0)));
+        fixture.event("allocation-ended");
+    }
+
+    #[test]
+    fn http_listeners_tokens_and_keys_change() {
+        let directory = TempDir::new();
+        let token = directory.write("token", "a-token-of-sufficient-length\n");
+        let fixture = Fixture::start(HTTP);
+        let first = fixture.http_address();
+        assert_eq!(Http::tcp(first).get("/healthz").status, 200);
+        let token = format!("{token:?}");
+        let changed = with(
+            &fixture.config,
+            &[("http.listen", "['127.0.0.1:0', '127.0.0.2:0']"), ("http.metrics-token-file", &token)],
+        );
+        assert_eq!(keys(&fixture.reload(&changed)), ["http.listen", "http.metrics-token-file"]);
+        let second = fixture.server.wait_for_log(|line| {
+            line.field("event").as_deref() == Some("http-listening")
+                && line.field("address").is_some_and(|address| address.starts_with("127.0.0.2:"))
+        });
+        let second: SocketAddr = second.field("address").unwrap().parse().unwrap();
+        let bearer = "Authorization: Bearer a-token-of-sufficient-length\r\n";
+        for address in [first, second] {
+            assert_eq!(Http::tcp(address).request("GET", "/healthz", bearer, b"").status, 200);
+        }
+        fixture.reload(&with(&fixture.config, &[("http.listen", "[]")]));
+        // The thread of the HTTP server closes them on its own.
+        while std::net::TcpStream::connect(first).is_ok() || std::net::TcpStream::connect(second).is_ok() {
+            thread::yield_now();
+        }
+        assert_eq!(fixture.events("http-listener-closed"), 2);
+    }
+
+    #[test]
+    fn the_log_changes_its_format_and_level_and_keeps_a_level_that_ctl_has_set() {
+        let fixture = Fixture::start("");
+        fixture.reload(&with(&fixture.config, &[("log.format", "'text'")]));
+        fixture.reload(&with(&fixture.config, &[("log.format", "'text'"), ("limits.allocations", "3")]));
+        let text = fixture.server.wait_for_log(|line| line.text().contains("key=\"limits.allocations\""));
+        assert!(text.text().starts_with("20"), "{text:?}");
+        fixture.reload(&fixture.config);
+        fixture.reload(&fixture.config);
+        assert!(
+            fixture
+                .server
+                .wait_for_log(|line| line.field("generation").as_deref() == Some("5"))
+                .text()
+                .starts_with('{')
+        );
+        assert_eq!(fixture.run(&["log-level", "debug"]).code, Some(0));
+        let level = || fixture.run(&["--json", "status"]).stdout.join("");
+        fixture.reload(&fixture.config);
+        assert!(level().contains("\"log_level\":\"debug\""), "{}", level());
+        fixture.reload(&with(&fixture.config, &[("log.level", "'warn'")]));
+        assert!(level().contains("\"log_level\":\"warn\""), "{}", level());
+    }
+
+    #[test]
+    fn a_secret_ends_a_trial_of_the_generated_one() {
+        let fixture = Fixture::start_with(&crate::support::config_without_secret(&["127.0.0.1"], ""));
+        let printed = fixture.server.printed_credential();
+        let login = Login::new(&printed.username, &printed.password);
+        let client = Client::new(fixture.server.udp_address());
+        client.allocate(&login).unwrap();
+        // The generated secret stays as long as there is no other.
+        fixture.reload(&with(&fixture.config, &[("limits.allocations", "50")]));
+        Client::new(fixture.server.udp_address()).allocate(&login).unwrap();
+        fixture.reload(&with(&fixture.config, &[("auth.secrets", &format!("[{SECRET:?}]"))]));
+        assert_eq!(Client::new(fixture.server.udp_address()).allocate(&login).err(), Some(401));
+        let (_client, ..) = fixture.allocate("ann");
+        assert_eq!(fixture.server.stdout().len(), 1);
+        fixture.reload(&fixture.config);
+        assert_eq!(fixture.server.wait_for_stdout(2).len(), 2);
+    }
+}
