@@ -11,6 +11,7 @@ pub mod control;
 pub mod file;
 pub mod http;
 pub mod net;
+pub mod privacy;
 pub mod setting;
 pub mod special_purpose;
 pub mod stun;

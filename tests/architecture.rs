@@ -35,10 +35,11 @@ mod architecture {
         ("net", &["file"]),
         ("clock", &[]),
         ("file", &[]),
-        ("http", &["net"]),
+        ("privacy", &["auth"]),
+        ("http", &["net", "privacy"]),
         ("turn", &["auth", "setting", "special_purpose", "stun", "transport"]),
-        ("config", &["auth", "file", "setting", "special_purpose", "transport"]),
-        ("worker", &["clock", "net", "setting", "transport", "turn"]),
+        ("config", &["auth", "file", "privacy", "setting", "special_purpose", "transport"]),
+        ("worker", &["clock", "net", "privacy", "setting", "transport", "turn"]),
         (
             "control",
             &[
@@ -48,6 +49,7 @@ mod architecture {
                 "file",
                 "http",
                 "net",
+                "privacy",
                 "setting",
                 "special_purpose",
                 "stun",
@@ -65,7 +67,7 @@ mod architecture {
     ];
 
     /// The modules that must not use sockets, clocks, locks, threads or tasks.
-    const PURE: &[&str] = &["setting", "special_purpose", "transport", "stun", "auth", "turn"];
+    const PURE: &[&str] = &["setting", "special_purpose", "transport", "stun", "auth", "privacy", "turn"];
 
     const MAX_LINES: usize = 800;
 

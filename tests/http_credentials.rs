@@ -245,7 +245,7 @@ mod credentials {
                 Http::tcp(address).request("POST", "/v1/ice-servers", &bearer(key), b"")
             };
             let limited = (0..1_000).map(|_| send("192.0.2.7", "turn_wrong")).find(|response| response.status != 401);
-            assert_refused(&limited.unwrap(), 429, "192.0.2.7");
+            assert_refused(&limited.unwrap(), 429, "too many requests of this source");
             // A proxy on this machine serves many clients.
             assert_eq!(send("127.0.0.1", KEY).status, 201);
             assert!((0..40).all(|_| send("127.0.0.1", "turn_wrong").status == 401));

@@ -244,7 +244,8 @@ pub enum AuthFailure {
     #[error("unknown user: no static user has this USERHASH, and a time-limited username cannot be found by its hash")]
     UnknownUserhash,
     /// The expiry is in milliseconds. In seconds it would be thousands of years in the future.
-    #[error("the expiry {expires} seems to be in milliseconds; the application must set it in seconds")]
+    // Without the number: the log has the username, unless `log.usernames` hides it.
+    #[error("the expiry seems to be in milliseconds; the application must set it in seconds")]
     ExpiryInMilliseconds {
         /// The number in the username.
         expires: u64,

@@ -227,12 +227,10 @@ fn check_username(name: &Spanned<&str>, report: &mut Report<'_>) {
         report.error(&span, format!("the `name` of a user must not contain {}", name_of(bad)));
     }
     if TimeLimitedUsername::parse(name).is_some() {
+        // Warnings are logged, so this one has no name (`log.usernames`).
         report.warn(
             &span,
-            format!(
-                "user {} has a name in the form of a time-limited credential, but its password never expires",
-                quoted(name)
-            ),
+            "the `name` of this user has the form of a time-limited credential, but the password never expires",
         );
     }
 }

@@ -13,6 +13,7 @@ use super::{
     Compat, Config, IcmpIndications, Limits, Log, LogFormat, LogLevel, Timeouts, format_duration, parse_duration,
     schema,
 };
+use crate::privacy::{ClientAddresses, Usernames};
 
 const MAX_WORKERS: usize = 1024;
 /// The number of channel numbers with `compat.rfc5766-channels`: 0x4000–0x7FFF.
@@ -192,12 +193,22 @@ pub(super) fn log(top: &Section<'_>, report: &mut Report<'_>) -> Log {
     let Some(section) = top.section("log", &schema::LOG, report) else { return Log::default() };
     let level = section.string("level", report);
     let format = section.string("format", report);
+    let [addresses, usernames] = ["client-addresses", "usernames"].map(|key| section.string(key, report));
     Log {
         level: level
             .and_then(|word| one_of("`log.level`", &word, &LogLevel::ALL, LogLevel::as_str, report))
             .unwrap_or_default(),
         format: format
             .and_then(|word| one_of("`log.format`", &word, &LogFormat::ALL, LogFormat::as_str, report))
+            .unwrap_or_default(),
+        client_addresses: addresses
+            .and_then(|word| {
+                let name = "`log.client-addresses`";
+                one_of(name, &word, &ClientAddresses::ALL, ClientAddresses::as_str, report)
+            })
+            .unwrap_or_default(),
+        usernames: usernames
+            .and_then(|word| one_of("`log.usernames`", &word, &Usernames::ALL, Usernames::as_str, report))
             .unwrap_or_default(),
     }
 }

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::auth::{KeyHash, Secret};
 use crate::file;
+use crate::privacy::{ClientAddresses, Usernames};
 use crate::special_purpose::Nat64Prefix;
 use crate::transport::Endpoint;
 
@@ -82,7 +83,7 @@ pub struct Config {
     pub alternate: Alternate,
     /// Deviations from the RFCs for old clients.
     pub compat: Compat,
-    /// Log level and format.
+    /// What is logged, and how.
     pub log: Log,
     /// The control socket.
     pub control: Control,
@@ -335,13 +336,17 @@ pub struct HttpKey {
     pub requests_per_second: u32,
 }
 
-/// `[log]`: log level and format.
+/// `[log]`: what is logged, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Log {
     /// The least severe level that is logged.
     pub level: LogLevel,
     /// The format of a line.
     pub format: LogFormat,
+    /// How lines show the addresses of clients and peers.
+    pub client_addresses: ClientAddresses,
+    /// How lines show the names of users.
+    pub usernames: Usernames,
 }
 
 /// The least severe level that is logged.

@@ -70,7 +70,8 @@ pub(super) const ALTERNATE: TableKeys =
     TableKeys { path: "alternate", keys: &["servers", "tls-servers", "domain", "when"] };
 pub(super) const COMPAT: TableKeys =
     TableKeys { path: "compat", keys: &["rfc5766-channels", "draft-dual-allocation", "icmp-indications"] };
-pub(super) const LOG: TableKeys = TableKeys { path: "log", keys: &["level", "format"] };
+pub(super) const LOG: TableKeys =
+    TableKeys { path: "log", keys: &["level", "format", "client-addresses", "usernames"] };
 
 pub(super) const CONTROL: TableKeys = TableKeys { path: "control", keys: &["socket"] };
 pub(super) const HTTP: TableKeys =

@@ -7,6 +7,7 @@ use super::addresses::short;
 use super::{
     AlternateWhen, CONTROL_SOCKET, Config, ControlSocket, IcmpIndications, RelayAddresses, StaticUser, format_duration,
 };
+use crate::privacy::{ClientAddresses, Usernames};
 
 /// A human-readable summary of a configuration, without secrets. Returned by [`Config::summary`].
 ///
@@ -225,6 +226,16 @@ impl fmt::Display for Summary<'_> {
         };
         f.write_str(icmp)?;
         write!(f, "\nlog      {} as {}", log.level, log.format)?;
+        match log.client_addresses {
+            ClientAddresses::Full => {}
+            ClientAddresses::Prefix => f.write_str("\n         addresses of clients and peers as networks")?,
+            ClientAddresses::None => f.write_str("\n         without addresses of clients and peers")?,
+        }
+        match log.usernames {
+            Usernames::Full => {}
+            Usernames::Hash => f.write_str("\n         names of users as hashes")?,
+            Usernames::None => f.write_str("\n         without names of users")?,
+        }
         match &control.socket {
             ControlSocket::Default => write!(f, "\ncontrol  {CONTROL_SOCKET}, if its directory exists")?,
             ControlSocket::At(path) => write!(f, "\ncontrol  {}", path.display())?,

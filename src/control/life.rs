@@ -321,11 +321,12 @@ impl RunningServer<'_> {
         let tls = self.snapshot().tls.clone();
         self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
         let (Operator { process: pid, user: uid }, until_text) = (operator, date(until));
+        let privacy = Arc::clone(&self.snapshot().privacy);
         let is_revoked = until > now;
         if is_revoked {
             tracing::info!(
                 event = "username-revoked",
-                username = username,
+                username = privacy.username(username).as_deref(),
                 until = until_text,
                 uid,
                 pid,
@@ -334,7 +335,7 @@ impl RunningServer<'_> {
         } else {
             tracing::info!(
                 event = "revocation-ended",
-                username = username,
+                username = privacy.username(username).as_deref(),
                 uid,
                 pid,
                 "the operator has ended the revocation of a username"

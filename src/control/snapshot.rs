@@ -11,6 +11,7 @@ use crate::auth::{Authenticator, NonceMint, Revocations, Secret};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::net::tls::Acceptor;
+use crate::privacy::Privacy;
 use crate::transport::Transport;
 use crate::turn::{self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, UserRates};
 use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
@@ -22,6 +23,8 @@ pub(super) struct SnapshotInputs {
     pub(super) generated_secret: Option<Secret>,
     /// The key for nonces if there is neither a configured nor a generated secret.
     pub(super) nonce_key: [u8; 32],
+    /// The key of the hashes of names in the log.
+    pub(super) log_key: [u8; 32],
     /// The usernames that the operator has revoked.
     pub(super) revoked: Revocations,
     /// The limit on connections, which the limit of open files may have reduced.
@@ -37,7 +40,7 @@ pub(super) fn snapshot(
     addresses: &Follower,
     tls: Option<Acceptor>,
 ) -> Snapshot {
-    let SnapshotInputs { generated_secret, nonce_key, revoked, connections, former_realms } = inputs;
+    let SnapshotInputs { generated_secret, nonce_key, log_key, revoked, connections, former_realms } = inputs;
     let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
     let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
     let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
@@ -76,6 +79,7 @@ pub(super) fn snapshot(
         },
         timeouts: Timeouts { tls_handshake, first_request, idle, unauthenticated },
         tls,
+        privacy: Arc::new(Privacy::new(config.log.client_addresses, config.log.usernames, *log_key)),
     }
 }
 

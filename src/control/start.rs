@@ -133,6 +133,7 @@ pub(super) fn prepare(
     let inputs = SnapshotInputs {
         generated_secret: generate_secret(config)?,
         nonce_key: random_key()?,
+        log_key: random_key()?,
         revoked: Revocations::default(),
         connections,
         former_realms: Vec::new(),

@@ -4,6 +4,7 @@
 use std::fmt::{self, Debug, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
@@ -59,7 +60,8 @@ impl Line<'_> {
 impl Visit for Line<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         let text = format!("{value:?}");
-        let is_address = text.parse::<SocketAddr>().is_ok() || text.parse::<IpAddr>().is_ok();
+        let is_address =
+            text.parse::<SocketAddr>().is_ok() || text.parse::<IpAddr>().is_ok() || text.parse::<IpNet>().is_ok();
         if is_address { self.put(field, format_args!("{text}")) } else { self.put_text(field, &text) }
     }
 

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
 
 use socket2::{Domain, Socket, Type};
+use tracing::field::{DisplayValue, display};
+
+use crate::privacy::{LoggedAddress, Privacy};
 
 /// A bound socket.
 #[derive(Debug)]
@@ -70,15 +73,38 @@ impl Client {
             Self::Address(address) => Some(address.ip().to_canonical()),
         }
     }
+
+    /// Returns the client for a field of a log line; `None` omits the field.
+    pub(crate) fn logged(&self, privacy: &Privacy) -> Option<DisplayValue<LoggedClient>> {
+        let client = match self {
+            Self::Process(process) => LoggedClient::Process(*process),
+            Self::Address(address) => LoggedClient::Address(privacy.address(*address)?),
+        };
+        Some(display(client))
+    }
 }
 
-impl fmt::Display for Client {
+impl fmt::Display for PeerCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { process, user } = self;
+        match process {
+            Some(process) => write!(f, "process {process} of user {user}"),
+            None => write!(f, "a process of user {user}"),
+        }
+    }
+}
+
+/// A client, as the log shows it.
+#[derive(Clone, Debug)]
+pub(crate) enum LoggedClient {
+    Process(PeerCredentials),
+    Address(DisplayValue<LoggedAddress>),
+}
+
+impl fmt::Display for LoggedClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Process(PeerCredentials { process: Some(process), user }) => {
-                write!(f, "process {process} of user {user}")
-            }
-            Self::Process(PeerCredentials { process: None, user }) => write!(f, "a process of user {user}"),
+            Self::Process(process) => process.fmt(f),
             Self::Address(address) => address.fmt(f),
         }
     }

@@ -12,6 +12,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::net::tls::Acceptor;
+use crate::privacy::Privacy;
 use connections::{Connections, Place};
 pub use listener::BindError;
 pub(crate) use listener::{Client, Listener, PeerCredentials, UnixSocket};
@@ -56,6 +58,9 @@ pub(crate) mod limits {
 pub(crate) trait Handler: 'static {
     /// Responds to a request whose body has been read.
     fn handle(&self, client: &Client, request: Request<Bytes>) -> impl Future<Output = Response<Full<Bytes>>>;
+
+    /// Returns what the log may say about clients at present.
+    fn privacy(&self) -> Arc<Privacy>;
 }
 
 /// What the thread of the server needs.
@@ -214,7 +219,10 @@ where
         .serve_connection(TokioIo::new(stream), service);
     // An error concerns this client only: it sent something other than HTTP, was too slow, or has gone.
     if let Err(error) = server.await {
-        tracing::debug!(event = "http-connection-failed", client = %client, %error, "HTTP connection failed");
+        let privacy = handler.privacy();
+        tracing::debug!(
+            event = "http-connection-failed", client = client.logged(&privacy), %error, "HTTP connection failed"
+        );
     }
 }
 

@@ -3,16 +3,17 @@
 //! Clients cause most of these events, so the lines of each kind are limited per minute: a few for problems, many for
 //! allocations. Further lines are suppressed and counted, and one line reports their number.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::SessionId;
 use crate::clock::Clock;
 use crate::net::limits;
+use crate::privacy::Privacy;
 use crate::setting;
 use crate::turn::{
     AllocationId, Deadline, Event, FiveTuple, Instant, Limit, Outcome, QuotaExceeded, RedirectCause, Waiting,
@@ -36,14 +37,12 @@ const PACKET_LINES: u32 = 1_000;
 const USERS: usize = 4_096;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// The maximum length of a name from the network in a line, in characters.
-const LONGEST_NAME: usize = 64;
-
 /// Writes events to the log.
 #[derive(Debug)]
 pub(super) struct EventLog {
     /// The index of the worker, which is part of the session IDs.
     worker: usize,
+    pub(super) privacy: Arc<Privacy>,
     allocations: RateLimit,
     users: UserShares,
     revoked_peers: RateLimit,
@@ -63,9 +62,10 @@ pub(super) struct EventLog {
 }
 
 impl EventLog {
-    pub(super) fn new(worker: usize) -> Self {
+    pub(super) fn new(worker: usize, privacy: Arc<Privacy>) -> Self {
         Self {
             worker,
+            privacy,
             allocations: RateLimit::of(ALLOCATION_LINES),
             users: UserShares::default(),
             revoked_peers: RateLimit::of(ALLOCATION_LINES),
@@ -85,11 +85,13 @@ impl EventLog {
     }
 
     pub(super) fn log(&mut self, now: Instant, event: &Event) {
+        let privacy = &*self.privacy;
         match event {
             Event::AllocationCreated { id, user, tuple, relay, lifetime } => {
                 if self.users.allows(&mut self.allocations, user, now) {
                     tracing::info!(
-                        event = "allocation-created", session = %self.session(*id), user = &*printable(user), client = %tuple.client,
+                        event = "allocation-created", session = %session(self.worker, *id),
+                        user = privacy.user(user).as_deref(), client = privacy.address(tuple.client),
                         server = %tuple.server, transport = %tuple.transport, %relay, lifetime, "allocation created"
                     );
                 }
@@ -97,8 +99,9 @@ impl EventLog {
             Event::AllocationEnded(ended) => {
                 if self.users.allows(&mut self.allocations, &ended.user, now) {
                     tracing::info!(
-                        event = "allocation-ended", session = %self.session(ended.id), user = &*printable(&ended.user),
-                        client = %ended.tuple.client, relay = %ended.relay,
+                        event = "allocation-ended", session = %session(self.worker, ended.id),
+                        user = privacy.user(&ended.user).as_deref(),
+                        client = privacy.address(ended.tuple.client), relay = %ended.relay,
                         reason = %ended.reason, duration = ended.duration.as_secs(),
                         bytes_to_peers = ended.traffic.bytes_to_peers, bytes_to_client = ended.traffic.bytes_to_client,
                         "allocation ended"
@@ -108,7 +111,8 @@ impl EventLog {
             Event::AuthenticationFailed { username, tuple, cause } => {
                 if self.failed_authentications.allows(now) {
                     tracing::warn!(
-                        event = "authentication-failed", user = &*printable(username), client = %tuple.client,
+                        event = "authentication-failed",
+                        user = privacy.username(username).as_deref(), client = privacy.address(tuple.client),
                         reason = %cause,
                         "authentication failed"
                     );
@@ -122,7 +126,9 @@ impl EventLog {
                         Waiting::Site => "of the /48 of this source, with any username,",
                     };
                     tracing::warn!(
-                        event = "source-waits", user = &*printable(username), client = %tuple.client,
+                        event = "source-waits",
+                        user = privacy.username(username).as_deref(),
+                        client = privacy.address(tuple.client),
                         limit = setting::FAILED_AUTHENTICATIONS,
                         "request dropped: authentication {whose} has failed more often than this limit allows"
                     );
@@ -131,7 +137,10 @@ impl EventLog {
             Event::AllocationRejected { user, tuple, reason } => {
                 if self.rejected_allocations.allows(now) {
                     tracing::warn!(
-                        event = "allocation-rejected", user = &*printable(user), client = %tuple.client, reason,
+                        event = "allocation-rejected",
+                        user = privacy.user(user).as_deref(),
+                        client = privacy.address(tuple.client),
+                        reason,
                         "allocation rejected"
                     );
                 }
@@ -139,21 +148,27 @@ impl EventLog {
             Event::LimitReached { user, tuple, limit } => {
                 if self.limits.get_mut(limit).is_some_and(|lines| lines.allows(now)) {
                     tracing::warn!(
-                        event = "limit-reached", user = &*printable(user), client = %tuple.client,
-                        limit = for_operator(limit.setting()), "{}", limit.note()
+                        event = "limit-reached",
+                        user = privacy.user(user).as_deref(),
+                        client = privacy.address(tuple.client),
+                        limit = for_operator(limit.setting()),
+                        "{}",
+                        limit.note()
                     );
                 }
             }
             Event::AllocationRedirected { user, tuple, server, cause: RedirectCause::Always } => {
                 tracing::debug!(
-                    event = "allocation-redirected", user = &*printable(user), client = %tuple.client,
+                    event = "allocation-redirected",
+                    user = privacy.user(user).as_deref(), client = privacy.address(tuple.client),
                     alternate = %server, "allocation redirected"
                 );
             }
             Event::AllocationRedirected { user, tuple, server, cause } => {
                 if self.redirected_allocations.allows(now) {
                     tracing::info!(
-                        event = "allocation-redirected", user = &*printable(user), client = %tuple.client,
+                        event = "allocation-redirected",
+                        user = privacy.user(user).as_deref(), client = privacy.address(tuple.client),
                         alternate = %server, reason = %cause, "allocation redirected"
                     );
                 }
@@ -161,7 +176,9 @@ impl EventLog {
             Event::Rfc5766Channel { user, tuple, number } => {
                 if self.rfc5766_channels.allows(now) {
                     tracing::warn!(
-                        event = "channel-rejected", user = &*printable(user), client = %tuple.client,
+                        event = "channel-rejected",
+                        user = privacy.user(user).as_deref(),
+                        client = privacy.address(tuple.client),
                         channel = format_args!("{number:#06x}"),
                         "channel rejected: RFC 8656 allows 0x4000 to 0x4fff; {} = true also allows 0x5000 to 0x7fff",
                         setting::RFC5766_CHANNELS
@@ -171,30 +188,40 @@ impl EventLog {
             Event::PeersRevoked { user, tuple, permissions, channels } => {
                 if self.revoked_peers.allows(now) {
                     tracing::info!(
-                        event = "peers-revoked", user = &*printable(user), client = %tuple.client,
-                        permissions, channels,
+                        event = "peers-revoked",
+                        user = privacy.user(user).as_deref(),
+                        client = privacy.address(tuple.client),
+                        permissions,
+                        channels,
                         "permissions or channels removed: the new configuration denies their peers or their channel numbers"
                     );
                 }
             }
             Event::PeerDenied { user, tuple, peer, denial } => {
-                let (user, client, range) = (printable(user), tuple.client, denial.label());
+                let range = denial.label();
                 if self.explained.insert(range) {
                     tracing::info!(
-                        event = "peer-denied", user = &*user, %client, %peer, range,
+                        event = "peer-denied",
+                        user = privacy.user(user).as_deref(),
+                        client = privacy.address(tuple.client),
+                        peer = privacy.address(*peer),
+                        range,
                         "peer denied. Browsers also send addresses of their own network; the call uses other addresses. \
                          {} allows a range. Each worker logs this once for each range",
                         setting::PEERS_ALLOW
                     );
                 } else {
-                    tracing::debug!(event = "peer-denied", user = &*user, %client, %peer, range, "peer denied");
+                    tracing::debug!(
+                        event = "peer-denied",
+                        user = privacy.user(user).as_deref(),
+                        client = privacy.address(tuple.client),
+                        peer = privacy.address(*peer),
+                        range,
+                        "peer denied"
+                    );
                 }
             }
         }
-    }
-
-    fn session(&self, allocation: AllocationId) -> SessionId {
-        SessionId { worker: self.worker, allocation }
     }
 
     pub(super) fn connection_rejected(&mut self, now: Instant, client: SocketAddr, exceeded: QuotaExceeded) {
@@ -203,21 +230,31 @@ impl EventLog {
                 QuotaExceeded::User => setting::CONNECTIONS_PER_SOURCE,
                 QuotaExceeded::Server => setting::CONNECTIONS,
             };
-            tracing::warn!(event = "connection-rejected", %client, limit, "connection rejected: the limit is reached");
+            tracing::warn!(
+                event = "connection-rejected",
+                client = self.privacy.address(client),
+                limit,
+                "connection rejected: the limit is reached"
+            );
         }
     }
 
     pub(super) fn allocated_connections_exceeded(&mut self, now: Instant, client: SocketAddr) {
         if self.rejected_connections.allows(now) {
             let limit = setting::ALLOCATED_CONNECTIONS_PER_SOURCE;
-            tracing::warn!(event = "connection-closed", %client, limit, "connection closed: the limit is reached");
+            tracing::warn!(
+                event = "connection-closed",
+                client = self.privacy.address(client),
+                limit,
+                "connection closed: the limit is reached"
+            );
         }
     }
 
     pub(super) fn plain_on_tls(&mut self, now: Instant, tuple: FiveTuple) {
         if self.plain_on_tls.allows(now) {
             tracing::warn!(
-                event = "plain-on-tls-port", client = %tuple.client, server = %tuple.server,
+                event = "plain-on-tls-port", client = self.privacy.address(tuple.client), server = %tuple.server,
                 "connection closed: the client sent TURN without TLS to a port of listen.tls. Some clients, such as \
                  libnice, do so with turns: URLs. Add the port to listen.tcp to serve them"
             );
@@ -227,7 +264,7 @@ impl EventLog {
     pub(super) fn tls_without_certificate(&mut self, now: Instant, tuple: FiveTuple) {
         if self.tls_without_certificate.allows(now) {
             tracing::warn!(
-                event = "tls-without-certificate", client = %tuple.client, server = %tuple.server,
+                event = "tls-without-certificate", client = self.privacy.address(tuple.client), server = %tuple.server,
                 "connection closed: the client began a TLS handshake, but the server has no certificate. Set {} and \
                  {} to serve turns: URLs",
                 setting::TLS_CERTIFICATE, setting::TLS_PRIVATE_KEY
@@ -324,15 +361,14 @@ pub(super) enum Host {
 pub(super) struct PacketLog {
     /// One limit for each [`Outcome::index`].
     limits: Vec<RateLimit>,
-}
-
-impl Default for PacketLog {
-    fn default() -> Self {
-        Self { limits: (0..Outcome::COUNT).map(|_| RateLimit::of(PACKET_LINES)).collect() }
-    }
+    pub(super) privacy: Arc<Privacy>,
 }
 
 impl PacketLog {
+    pub(super) fn new(privacy: Arc<Privacy>) -> Self {
+        Self { limits: (0..Outcome::COUNT).map(|_| RateLimit::of(PACKET_LINES)).collect(), privacy }
+    }
+
     pub(super) fn log(&mut self, clock: &Clock, host: Host, outcome: Outcome, packets: u64) {
         if outcome.is_failure() && tracing::enabled!(tracing::Level::DEBUG) {
             self.log_at(Instant::from_elapsed(clock.elapsed()), host, outcome, packets);
@@ -344,8 +380,12 @@ impl PacketLog {
             return;
         }
         match host {
-            Host::Client(client) => tracing::debug!(event = "packet-failed", %client, packets, "{outcome}"),
-            Host::Peer(peer) => tracing::debug!(event = "packet-failed", %peer, packets, "{outcome}"),
+            Host::Client(client) => {
+                tracing::debug!(event = "packet-failed", client = self.privacy.address(client), packets, "{outcome}");
+            }
+            Host::Peer(peer) => {
+                tracing::debug!(event = "packet-failed", peer = self.privacy.address(peer), packets, "{outcome}");
+            }
             Host::Local(address) => tracing::debug!(event = "packet-failed", %address, packets, "{outcome}"),
         }
     }
@@ -372,6 +412,10 @@ impl PacketLog {
             }
         }
     }
+}
+
+fn session(worker: usize, allocation: AllocationId) -> SessionId {
+    SessionId { worker, allocation }
 }
 
 /// Returns the name of a setting for the operator of this process.
@@ -455,20 +499,4 @@ impl RateLimit {
     fn rest(&mut self) -> Option<u64> {
         (self.suppressed > 0).then(|| std::mem::take(&mut self.suppressed))
     }
-}
-
-/// Returns a name from the network without control characters and with a limited length. The name may still look like
-/// fields of a log line. It is therefore logged as a string, which the text format quotes, not with `%`.
-fn printable(name: &str) -> Cow<'_, str> {
-    if name.len() <= LONGEST_NAME && !name.chars().any(char::is_control) {
-        return Cow::Borrowed(name);
-    }
-    let mut shown = String::new();
-    for c in name.chars().take(LONGEST_NAME) {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    if name.chars().nth(LONGEST_NAME).is_some() {
-        shown.push('…');
-    }
-    Cow::Owned(shown)
 }

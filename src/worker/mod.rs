@@ -34,6 +34,7 @@ use crate::clock::{self, Clock};
 use crate::net::batch::{DropCounter, RecvBatch, SlotLayout};
 use crate::net::watch::Readable;
 use crate::net::{timer, tls, udp, watch};
+use crate::privacy::Privacy;
 use crate::transport::Endpoint;
 use crate::turn::{
     self, Action, AllocationDetail, AllocationId, Context, Cursor, Direction, DropReason, Event, Filter, HEADROOM,
@@ -142,6 +143,8 @@ pub(crate) struct Snapshot {
     pub(crate) timeouts: Timeouts,
     /// Serves TLS handshakes; `None` without a certificate.
     pub(crate) tls: Option<tls::Acceptor>,
+    /// What the log says about clients, peers and users.
+    pub(crate) privacy: Arc<Privacy>,
 }
 
 /// Runs a worker on this thread until it has to stop. Calls `started` once clients can be served.
@@ -232,6 +235,7 @@ struct Shell {
 impl Worker {
     fn new(plan: Plan) -> io::Result<(Rc<RefCell<Self>>, Mailbox)> {
         let (core, ledger) = (Arc::clone(&plan.snapshot.core), Arc::clone(&plan.ledger));
+        let privacy = Arc::clone(&plan.snapshot.privacy);
         let shell = Shell {
             server: Server::new(core, ledger),
             snapshot: plan.snapshot,
@@ -248,8 +252,8 @@ impl Worker {
             tasks: 0,
             clock: plan.clock,
             rng: plan.rng,
-            events: EventLog::new(plan.index),
-            packet_log: PacketLog::default(),
+            events: EventLog::new(plan.index, Arc::clone(&privacy)),
+            packet_log: PacketLog::new(privacy),
             panicked: Rc::default(),
         };
         let worker = Self {
@@ -266,6 +270,8 @@ impl Worker {
         if !Arc::ptr_eq(&shell.snapshot.core, &snapshot.core) {
             shell.server.reconfigure(Arc::clone(&snapshot.core));
         }
+        shell.events.privacy = Arc::clone(&snapshot.privacy);
+        shell.packet_log.privacy = Arc::clone(&snapshot.privacy);
         shell.snapshot = snapshot;
     }
 

@@ -10,6 +10,7 @@ use tokio::task::LocalSet;
 use super::*;
 use crate::auth::LongTermKey;
 use crate::net::watch::Ready;
+use crate::privacy::{ClientAddresses, Usernames};
 use crate::stun::attribute::{Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
 use crate::stun::{Class, EncodeAttribute, Message, MessageWriter, Method, TransactionId};
 use crate::test_world::Blueprint;
@@ -47,6 +48,7 @@ fn snapshot(core: Arc<turn::Snapshot>) -> Snapshot {
             unauthenticated: Duration::from_secs(300),
         },
         tls: None,
+        privacy: Arc::new(Privacy::new(ClientAddresses::Full, Usernames::Full, [0; 32])),
     }
 }
 

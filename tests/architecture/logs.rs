@@ -17,7 +17,12 @@ struct Call {
     level: String,
     event: Option<String>,
     fields: Vec<String>,
+    /// The expressions of the fields in [`OF_CLIENTS`].
+    of_clients: Vec<String>,
 }
+
+/// The fields that name a client, a peer or a user. `log.client-addresses` and `log.usernames` apply to them.
+const OF_CLIENTS: [&str; 4] = ["client", "peer", "user", "username"];
 
 /// The levels and fields of an event.
 type Events = BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>;
@@ -77,7 +82,7 @@ fn calls(source: &str) -> Result<Vec<Call>, String> {
             if !before.ends_with("tracing::") {
                 return Err(format!("`{level}!` without `tracing::`"));
             }
-            let (mut event, mut fields) = (None, Vec::new());
+            let (mut event, mut fields, mut of_clients) = (None, Vec::new(), Vec::new());
             for argument in arguments(&code[at + name.len()..]) {
                 // The first literal is the message.
                 if argument.starts_with('"') {
@@ -88,10 +93,13 @@ fn calls(source: &str) -> Result<Vec<Call>, String> {
                 if name == "event" {
                     event = Some(value.trim().trim_matches('"').to_owned());
                 } else {
+                    if OF_CLIENTS.contains(&name.as_str()) {
+                        of_clients.push(value.trim().to_owned());
+                    }
                     fields.push(name);
                 }
             }
-            calls.push(Call { level: level.to_owned(), event, fields });
+            calls.push(Call { level: level.to_owned(), event, fields, of_clients });
         }
     }
     Ok(calls)
@@ -168,17 +176,40 @@ fn each_log_line_has_an_event_and_the_fields_that_the_table_gives() {
     assert_eq!(listed, fields.union(&general).cloned().collect(), "the fields of docs/logging.md");
 }
 
+/// Whether an expression of a field depends on the settings for privacy.
+fn is_private(value: &str) -> bool {
+    value.contains("privacy.") || value.ends_with(".logged(privacy)") || value.ends_with(".logged(&privacy)")
+}
+
+#[test]
+fn a_client_a_peer_and_a_user_are_logged_only_as_the_settings_for_privacy_allow() {
+    let (mut sources, mut found) = (Vec::new(), 0);
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut sources);
+    for path in sources {
+        for call in calls(&fs::read_to_string(&path).unwrap()).unwrap() {
+            found += call.of_clients.len();
+            let open = call.of_clients.iter().find(|value| !is_private(value));
+            assert_eq!(open, None, "{}: {call:?}", path.display());
+        }
+    }
+    assert!(found > 20, "the fields are not found: {found}");
+}
+
 #[test]
 fn calls_are_found_with_their_events_and_fields() {
-    let source = "tracing::warn!(\n event = \"a-b\", user = &*f(x, \"y\"), %client, ?peer, count,\n \"m, {}\", n\n);\n\
+    let source = "tracing::warn!(\n event = \"a-b\", user = &*f(x, \"y\"), %client, peer = privacy.address(p), count,\n \"m, {}\", n\n);\n\
                   tracing::info!(\"no event\");\n#[cfg(test)]\nmod tests { tracing::warn!(%x, \"m\") }";
-    let call = |level: &str, event: Option<&str>, fields: &[&str]| Call {
+    let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+    let call = |level: &str, event: Option<&str>, fields: &[&str], of_clients: &[&str]| Call {
         level: level.to_owned(),
         event: event.map(str::to_owned),
-        fields: fields.iter().map(|&field| field.to_owned()).collect(),
+        fields: texts(fields),
+        of_clients: texts(of_clients),
     };
-    let expected = [call("warn", Some("a-b"), &["user", "client", "peer", "count"]), call("info", None, &[])];
-    assert_eq!(calls(source).unwrap(), expected);
+    let first =
+        call("warn", Some("a-b"), &["user", "client", "peer", "count"], &["&*f(x, \"y\")", "", "privacy.address(p)"]);
+    assert_eq!(calls(source).unwrap(), [first, call("info", None, &[], &[])]);
+    assert!(is_private("privacy.address(p)") && !is_private("") && !is_private("&*f(x, \"y\")"));
     assert!(calls("use tracing::info;\ninfo!(\"m\");").is_err());
     assert!(calls("tracing::event!(Level::INFO, event = \"a-b\", \"m\");").is_err());
     assert_eq!(calls("not_an_info!(\"m\"); not_an_event!(\"m\");").unwrap(), []);

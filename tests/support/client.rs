@@ -78,7 +78,12 @@ impl Client {
 
     /// Creates a client on a TCP connection.
     pub(crate) fn connect(server: SocketAddr) -> Self {
-        let stream = TcpStream::connect(server).unwrap();
+        Self::on_tcp(TcpStream::connect(server).unwrap())
+    }
+
+    /// Creates a client on an existing TCP connection.
+    pub(crate) fn on_tcp(stream: TcpStream) -> Self {
+        let server = stream.peer_addr().unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { link: Link::Tcp(stream), server, sent: Cell::new(0) }

@@ -71,6 +71,8 @@ icmp-indications = "never"
 [log]
 level = "trace"
 format = "json"
+client-addresses = "prefix"
+usernames = "none"
 
 [control]
 socket = "control.sock"
@@ -158,7 +160,12 @@ fn every_value_is_parsed() {
             draft_dual_allocation: true,
             icmp_indications: IcmpIndications::Never,
         },
-        log: Log { level: LogLevel::Trace, format: LogFormat::Json },
+        log: Log {
+            level: LogLevel::Trace,
+            format: LogFormat::Json,
+            client_addresses: ClientAddresses::Prefix,
+            usernames: Usernames::None,
+        },
         control: Control { socket: ControlSocket::At("control.sock".into()) },
         http: Http {
             listen: vec!["[::]:9641".parse().unwrap(), "127.0.0.1:0".parse().unwrap()],
@@ -306,6 +313,8 @@ compat   channel numbers up to 0x7FFF are accepted
 compat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY
 compat   no client gets Data indications about ICMP errors
 log      trace as json
+         addresses of clients and peers as networks
+         without names of users
 control  control.sock
 http     https://[::]:9641
 http     https://127.0.0.1:0

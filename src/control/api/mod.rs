@@ -32,6 +32,7 @@ use crate::clock::Clock;
 use crate::config::{HttpKey, LogLevel};
 use crate::http::{Client, Handler, response};
 use crate::net::tls::Certificate;
+use crate::privacy::Privacy;
 use crate::turn::{Instant, Ledger};
 use crate::worker::Totals;
 pub(super) use access::Access;
@@ -110,6 +111,10 @@ impl Deref for Api {
 }
 
 impl Handler for Api {
+    fn privacy(&self) -> Arc<Privacy> {
+        Arc::clone(&self.published.borrow().snapshot.privacy)
+    }
+
     async fn handle(&self, client: &Client, request: Request<Bytes>) -> Response<Full<Bytes>> {
         let (method, path) = (request.method(), request.uri().path());
         match path {

@@ -11,11 +11,14 @@ use std::time::Duration;
 
 use hyper::Request;
 use hyper::body::Bytes;
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::Api;
 use super::query::Query;
 use super::refusal::Refusal;
+use crate::http::Handler as _;
+use crate::privacy::Privacy;
 use crate::turn::{AllocationDetail, AllocationId, AllocationInfo, Cursor, Filter, Instant, Operator, Page};
 use crate::worker::{SessionId, WorkerEnded};
 
@@ -204,7 +207,7 @@ impl Api {
         if filter == Filter::default() {
             return Err(Refusal::bad_request("say which sessions end: with user, client or peer"));
         }
-        let (described, filter) = (describe_filter(&filter), Arc::new(filter));
+        let (described, filter) = (describe_filter(&filter, &self.privacy()), Arc::new(filter));
         let mut ended = 0;
         for worker in 0..self.workers.len() {
             let mut next = Some(Cursor::default());
@@ -249,11 +252,15 @@ fn filter(query: &mut Query) -> Result<Filter, Refusal> {
     Ok(Filter { user: query.text("user"), client: query.network("client")?, peer: query.network("peer")? })
 }
 
-fn describe_filter(filter: &Filter) -> String {
+/// Describes a filter for the log, with the values that the log may show.
+fn describe_filter(filter: &Filter, privacy: &Privacy) -> String {
     let Filter { user, client, peer } = filter;
-    let user = user.as_ref().map(|user| format!("user {user:?}"));
-    let client = client.as_ref().map(|client| format!("client {client}"));
-    let peer = peer.as_ref().map(|peer| format!("peer {peer}"));
+    let shown =
+        |what: &str, value: Option<String>| value.map_or_else(|| what.to_owned(), |value| format!("{what} {value}"));
+    let network = |net: &IpNet| privacy.network(*net).map(|net| net.to_string());
+    let user = user.as_ref().map(|user| shown("user", privacy.user(user).map(|user| format!("{user:?}"))));
+    let client = client.as_ref().map(|client| shown("client", network(client)));
+    let peer = peer.as_ref().map(|peer| shown("peer", network(peer)));
     [user, client, peer].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 

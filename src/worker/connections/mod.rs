@@ -266,8 +266,8 @@ impl Worker {
         self.shell.statistics.count_connection(ConnectionOutcome::Ended(close), 1);
         self.shell.statistics.connection_closed(tuple.transport);
         tracing::debug!(
-            event = "connection-ended", client = %tuple.client, transport = %tuple.transport, reason = %close,
-            "connection ended"
+            event = "connection-ended", client = self.shell.snapshot.privacy.address(tuple.client),
+            transport = %tuple.transport, reason = %close, "connection ended"
         );
     }
 

@@ -65,9 +65,7 @@ fn secrets_that_can_be_guessed_or_are_probably_mistaken_cause_warnings() {
     }
     assert_eq!(
         warnings("[[auth.users]]\nname = \"1700000000:ann\"\npassword = \"x\""),
-        [
-            "2:8: user `1700000000:ann` has a name in the form of a time-limited credential, but its password never expires"
-        ]
+        ["2:8: the `name` of this user has the form of a time-limited credential, but the password never expires"]
     );
 }
 

@@ -45,7 +45,7 @@ fn the_valid_keys_of_a_table_are_listed_once() {
         [
             "2:1: unknown key `zzz` in `[peers]`; valid keys are `allow`, `deny` and `nat64-prefixes`",
             "3:1: unknown key `frobnicate` in `[peers]`",
-            "5:1: unknown key `abcdefgh` in `[log]`; valid keys are `level` and `format`",
+            "5:1: unknown key `abcdefgh` in `[log]`; valid keys are `level`, `format`, `client-addresses` and `usernames`",
             "7:1: unknown key `x` in `[[auth.users]]`; valid keys are `name`, `password` and `allocations`",
             "11:1: unknown key `x` in `[[auth.users]]`",
         ]

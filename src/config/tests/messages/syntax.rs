@@ -22,7 +22,7 @@ fn all_errors_are_reported_at_once_in_the_order_of_the_file() {
 fn columns_count_characters() {
     assert_eq!(
         error("log = { level = \"info\", \"größe\" = 1 }"),
-        "1:25: unknown key `größe` in `[log]`; valid keys are `level` and `format`"
+        "1:25: unknown key `größe` in `[log]`; valid keys are `level`, `format`, `client-addresses` and `usernames`"
     );
     assert_eq!(
         errors("peers = { allow = [\"é\", \"x\"] }\n[lgo]"),

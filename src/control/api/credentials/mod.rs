@@ -20,6 +20,7 @@ use crate::auth::{KeyHash, Secret};
 use crate::clock;
 use crate::config::HttpKey;
 use crate::http::{Client, response};
+use crate::privacy::Privacy;
 use crate::setting::{AUTH_SECRETS, HOSTNAME, HTTP_KEYS};
 use cors::Cors;
 use limits::Limits;
@@ -189,7 +190,7 @@ impl Api {
             return response::method_not_allowed(form.methods());
         }
         let result = self.issue(form, &published, client, request);
-        self.record(client, &result);
+        self.record(client, &published.snapshot.privacy, &result);
         let mut response = match result {
             Ok(Issued { credential, ttl, .. }) => form.response(&credential, &published.urls, ttl),
             Err(refusal) => refusal.response(),
@@ -232,10 +233,11 @@ impl Api {
         // Behind a proxy on this machine, all clients have one source.
         let source = client.ip().filter(|ip| !ip.is_loopback());
         let now = self.now();
-        if let Some(source) = source.filter(|source| self.credentials.limits.borrow().is_exhausted(*source, now)) {
+        if source.is_some_and(|source| self.credentials.limits.borrow().is_exhausted(source, now)) {
             return Err(Refusal::new(
                 Outcome::SourceLimited,
-                format!("too many requests of {source} had no valid key: correct the key, then try again"),
+                // The log has this message, too.
+                "too many requests of this source had no valid key: correct the key, then try again",
             ));
         }
         let key = given.and_then(|given| {
@@ -278,21 +280,30 @@ impl Api {
     }
 
     /// Counts and logs the outcome of a request.
-    fn record(&self, client: &Client, result: &Result<Issued, Refusal>) {
+    fn record(&self, client: &Client, privacy: &Privacy, result: &Result<Issued, Refusal>) {
         match result {
             Ok(Issued { credential, ttl, key }) => {
                 self.credentials.counts.add(Outcome::Issued);
-                let (_, user) = credential.username.split_once(':').unwrap_or_default();
+                let user = credential.username.split_once(':').map(|(_, user)| user);
                 tracing::debug!(
-                    event = "credential-issued", client = %client, key, user, lifetime = *ttl, "credential issued"
+                    event = "credential-issued",
+                    client = client.logged(privacy),
+                    key,
+                    user = user.and_then(|user| privacy.user(user)).as_deref(),
+                    lifetime = *ttl,
+                    "credential issued"
                 );
             }
             Err(Refusal { outcome, message, key }) => {
                 self.credentials.counts.add(*outcome);
                 let Some(count) = self.credentials.limits.borrow_mut().may_log(self.now()) else { return };
                 tracing::warn!(
-                    event = "credential-refused", client = %client, key = key.as_deref(), reason = message.as_str(),
-                    count, "credential refused"
+                    event = "credential-refused",
+                    client = client.logged(privacy),
+                    key = key.as_deref(),
+                    reason = message.as_str(),
+                    count,
+                    "credential refused"
                 );
             }
         }
