@@ -350,9 +350,46 @@ mod ctl {
         controlled.event("drain-started");
         client.delete(&session);
         let finished = waiting.finish(TIMEOUT);
-        assert_eq!((finished.code, finished.stdout), (Some(0), vec!["the server has stopped".to_owned()]));
+        assert_eq!((finished.code, finished.stdout.last().unwrap().as_str()), (Some(0), "the server has stopped"));
         controlled.event("stopped");
         assert_eq!(controlled.failure(&["status"]).0, Some(3));
+    }
+
+    #[test]
+    fn a_draining_server_says_who_is_left() {
+        let controlled = Controlled::start("workers = 2\n");
+        let clients: Vec<_> = (0..12).map(|number| controlled.allocate(&format!("user, {number}"))).collect();
+        assert_eq!(controlled.json(&["status"])["remaining"], Value::Null);
+        let waiting = Process::start(&mut controlled.command(&["drain", "--wait"]), None);
+        let logged = controlled.event("draining");
+        let user = |number: usize| format!("user, {number}");
+        let ids: Vec<String> =
+            (0..10).map(|number| text(&controlled.sessions(&["--user", &user(number)])[0], "id")).collect();
+        let expected: Vec<String> = ids
+            .iter()
+            .zip(&clients)
+            .enumerate()
+            .map(|(number, (id, (client, ..)))| format!("{id} user\\u{{2c}}\\u{{20}}{number} {}", client.address()))
+            .collect();
+        assert_eq!(logged.field("sessions"), Some(expected.join(", ")));
+        assert_eq!(["allocations", "more"].map(|field| logged.field(field).unwrap()), ["12", "2"]);
+
+        let status = controlled.json(&["status"]);
+        let named = status["remaining"].as_array().unwrap();
+        assert_eq!(named.iter().map(|session| text(session, "id")).collect::<Vec<_>>(), ids);
+        assert_eq!(text(&named[3], "client"), clients[3].0.address().to_string());
+        let lines = controlled.lines(&["status"]);
+        assert_eq!(lines.last().unwrap(), "and 2 younger sessions");
+        assert!(lines[lines.len() - 11].starts_with(&ids[0]), "{lines:#?}");
+        let get = |path: &str| Http::unix(&controlled.socket).get(path);
+        let first: Value = serde_json::from_str(&get("/v1/status?remaining=1").body).unwrap();
+        assert_eq!((first["remaining"].as_array().unwrap().len(), get("/v1/status?remaining=101").status), (1, 400));
+
+        let shown = waiting.stdout.wait_for(TIMEOUT, |lines| (lines.len() >= 13).then(|| lines.to_vec())).unwrap();
+        assert_eq!((shown[0].as_str(), shown[12].as_str()), ("draining: 12 sessions left", "and 2 younger sessions"));
+        assert!(shown[2].starts_with(&ids[0]), "{shown:#?}");
+        clients.iter().for_each(|(client, session, _)| client.delete(session));
+        assert_eq!(waiting.finish(TIMEOUT).code, Some(0));
     }
 
     #[test]

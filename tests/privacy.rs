@@ -39,13 +39,14 @@ mod privacy {
     const KEY: &str = "turn_a-key-for-tests";
 
     /// The events that the test causes, each of which may name a client, a peer or a user.
-    const EVENTS: [&str; 12] = [
+    const EVENTS: [&str; 13] = [
         "allocation-created",
         "allocation-ended",
         "authentication-failed",
         "connection-ended",
         "credential-issued",
         "credential-refused",
+        "draining",
         "http-connection-failed",
         "limit-reached",
         "packet-failed",
@@ -153,6 +154,8 @@ mod privacy {
 
             let left = self.udp();
             left.allocate(&Login::mint(USER, 601)).unwrap();
+            self.ctl(&["drain"]);
+            self.wait_for("draining");
             let finished = self.running.interrupt();
             assert_eq!(finished.code, Some(0));
             finished.stderr

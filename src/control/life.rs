@@ -18,6 +18,7 @@ use super::http_listeners::HttpListeners;
 use super::listeners::Listeners;
 use super::logging::Logging;
 use super::reload::Source;
+use super::remaining;
 use super::service::{Service, Watchdog};
 use super::snapshot::{SnapshotInputs, snapshot};
 use super::start::WorkerControl;
@@ -34,7 +35,7 @@ use crate::worker::{ListenerChange, Snapshot};
 /// The interval at which a drain checks whether the last allocation has ended.
 const DRAIN_CHECK: Duration = Duration::from_millis(100);
 
-/// The interval at which a drain logs the number of remaining allocations.
+/// The interval at which a drain logs who is left.
 const PROGRESS: Duration = Duration::from_secs(30);
 
 /// The interval at which the service manager is notified of the number of clients.
@@ -160,11 +161,8 @@ impl Progress {
     const SERVING: Self = Self { stage: Stage::Serving, deadline: None, check: None, report: None };
 
     fn draining(stage: Stage, deadline: Option<Duration>) -> Self {
-        let mut report = every(PROGRESS);
-        // The start of the drain is in the log already.
-        report.reset();
         let deadline = deadline.map(|deadline| Box::pin(sleep(deadline)));
-        Self { stage, deadline, check: Some(every(DRAIN_CHECK)), report: Some(report) }
+        Self { stage, deadline, check: Some(every(DRAIN_CHECK)), report: Some(every(PROGRESS)) }
     }
 }
 
@@ -254,10 +252,7 @@ impl RunningServer<'_> {
                     self.follow_addresses().await;
                     status.iter_mut().for_each(Interval::reset_immediately);
                 }
-                () = tick(&mut progress.report) => tracing::info!(
-                    event = "draining", allocations = self.allocations(),
-                    "draining"
-                ),
+                () = tick(&mut progress.report) => self.report_drain(),
                 () = tick(&mut status) => {
                     let status = self.status(progress.stage);
                     self.service.status(status);
@@ -441,6 +436,12 @@ impl RunningServer<'_> {
             );
         }
         Progress::draining(stage, Some(self.config.drain_deadline))
+    }
+
+    /// Logs who is left. Its own task waits for the workers.
+    fn report_drain(&self) {
+        let privacy = Arc::clone(&self.snapshot().privacy);
+        tokio::spawn(remaining::log(self.workers.to_vec(), self.allocations(), privacy));
     }
 
     /// Ends a drain, so that there are new allocations again.

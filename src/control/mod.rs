@@ -12,6 +12,7 @@ mod listeners;
 pub mod logging;
 mod relay_tables;
 mod reload;
+mod remaining;
 mod service;
 mod snapshot;
 mod start;

@@ -186,7 +186,7 @@ pub(crate) fn run(arguments: &Arguments, config: Option<&Path>) -> Result<(), (S
     if matches!(command, Command::Top) && arguments.json {
         return Err(with_code(Failure::Usage("top has no JSON: use status and sessions".to_owned())));
     }
-    let output = runtime.block_on(execute(command, &socket)).map_err(with_code)?;
+    let output = runtime.block_on(execute(arguments, &socket)).map_err(with_code)?;
     let text = if arguments.json { format!("{}\n", output.json) } else { lines(&output.text) };
     match io::stdout().lock().write_all(text.as_bytes()) {
         // A closed pipe means that the reader has read enough.
@@ -219,9 +219,9 @@ fn socket(arguments: &Arguments, config: Option<&Path>) -> Result<PathBuf, Failu
     }
 }
 
-async fn execute(command: &Command, socket: &Path) -> Result<Output, Failure> {
+async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure> {
     let connect = || Client::connect(socket);
-    match command {
+    match &arguments.command {
         Command::Status { wait: true } => Ok(status(wait::until_ready(socket).await?)),
         Command::Status { wait: false } => Ok(status(connect().await?.get("/v1/status").await?)),
         Command::Sessions(arguments) => {
@@ -237,7 +237,7 @@ async fn execute(command: &Command, socket: &Path) -> Result<Output, Failure> {
             Ok(Output::line(format!("ended {}", counted(number(&ended, "ended"), "session")), ended))
         }
         Command::Revoke { username, until } => revoke(&mut connect().await?, username, *until).await,
-        Command::Drain { wait } => drain(&mut connect().await?, socket, *wait).await,
+        Command::Drain { wait } => drain(&mut connect().await?, socket, *wait, arguments.json).await,
         Command::Resume => {
             let resumed = connect().await?.send(Method::POST, "/v1/resume", None).await?;
             Ok(Output::line("the server makes new allocations".to_owned(), resumed))
@@ -275,15 +275,28 @@ async fn revoke(client: &mut Client, username: &str, until: Option<u64>) -> Resu
     Ok(Output::line(text, revoked))
 }
 
-async fn drain(client: &mut Client, socket: &Path, wait: bool) -> Result<Output, Failure> {
+/// Drains the server. With `wait`, shows who is left until it has stopped, unless it is `quiet`.
+async fn drain(client: &mut Client, socket: &Path, wait: bool, quiet: bool) -> Result<Output, Failure> {
     let pid = number(&client.get("/v1/status").await?, "pid");
     let draining = client.send(Method::POST, "/v1/drain", None).await?;
     if wait {
-        wait::until_stopped(socket, pid).await?;
+        let show = |status: &Value| {
+            if !quiet {
+                // The wait goes on if nobody reads what it shows.
+                let _ = io::stdout().lock().write_all(lines(&left(status)).as_bytes());
+            }
+        };
+        wait::until_stopped(socket, pid, show).await?;
         return Ok(Output::line("the server has stopped".to_owned(), json!({ "stopped": true })));
     }
     let left = counted(number(&draining, "allocations"), "session");
     Ok(Output::line(format!("draining: {left} left. The server stops when the last one has ended"), draining))
+}
+
+/// Returns the lines of a wait for a drain about a status of the server.
+fn left(status: &Value) -> Vec<String> {
+    let count = counted(number(status, "allocations"), "session");
+    std::iter::once(format!("draining: {count} left")).chain(views::remaining(status)).collect()
 }
 
 fn status(status: Value) -> Output {

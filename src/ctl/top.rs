@@ -74,7 +74,7 @@ impl Sample {
     async fn take(socket: &Path) -> Result<Self, Failure> {
         let mut client = Client::connect(socket).await?;
         let room = screen::size().1.saturating_sub(LINES_ABOVE).clamp(1, 1000);
-        let status = client.get("/v1/status").await?;
+        let status = client.get("/v1/status?remaining=0").await?;
         let sessions = client.get(&format!("/v1/sessions?top=bytes&limit={room}")).await?;
         Ok(Self { at: clock::monotonic(), status, sessions: list(&sessions, "sessions").to_vec() })
     }

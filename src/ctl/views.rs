@@ -6,6 +6,26 @@ use super::text::{Table, bit_rate, bytes, counted, duration, list, number, print
 
 /// Returns the lines of `sessions`.
 pub(crate) fn sessions(sessions: &[Value]) -> Vec<String> {
+    let mut lines = session_table(sessions);
+    lines.push(counted(sessions.len() as u64, "session"));
+    lines
+}
+
+/// Returns the sessions that are left while the server drains, of a response of `/v1/status`.
+pub(crate) fn remaining(status: &Value) -> Vec<String> {
+    let named = list(status, "remaining");
+    if named.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = session_table(named);
+    let more = number(status, "allocations").saturating_sub(named.len() as u64);
+    if more > 0 {
+        lines.push(format!("and {}", counted(more, "younger session")));
+    }
+    lines
+}
+
+fn session_table(sessions: &[Value]) -> Vec<String> {
     let mut table = Table::new(&[
         "SESSION",
         "USER",
@@ -32,9 +52,7 @@ pub(crate) fn sessions(sessions: &[Value]) -> Vec<String> {
             number(session, "channels").to_string(),
         ]);
     }
-    let mut lines = table.lines();
-    lines.push(counted(sessions.len() as u64, "session"));
-    lines
+    table.lines()
 }
 
 pub(crate) fn relay(session: &Value) -> String {
@@ -125,7 +143,12 @@ pub(crate) fn status(status: &Value) -> Vec<String> {
     if status.get("log_level").is_some() {
         fields.add("log level", text(status, "log_level"));
     }
-    fields.lines()
+    let (mut lines, left) = (fields.lines(), remaining(status));
+    if !left.is_empty() {
+        lines.push(String::new());
+        lines.extend(left);
+    }
+    lines
 }
 
 /// Returns the lines of `certificates`. `now` is the time in seconds since the Unix epoch.

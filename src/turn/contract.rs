@@ -16,7 +16,7 @@
 //!   review          some allocations, after that     whether there is more to review
 //!   end_allocation  a command                        whether there was such an allocation
 //!   import          an allocation of another process the sockets that it needs
-//!   allocations, describe, export                    plain data
+//!   allocations, describe, seek_oldest, export       plain data
 //!
 //!   After every input: next_action, until it returns None.
 //!   Action: close a socket, log an event, a channel route was added or removed

@@ -148,7 +148,7 @@ impl Server {
     }
 }
 
-fn info(id: AllocationId, allocation: &Allocation, now: Instant) -> AllocationInfo {
+pub(super) fn info(id: AllocationId, allocation: &Allocation, now: Instant) -> AllocationInfo {
     AllocationInfo {
         id,
         user: allocation.identity.user().to_owned(),

@@ -10,6 +10,7 @@ mod event;
 mod gauges;
 mod inspect;
 mod limit;
+mod oldest;
 mod outcome;
 mod protocol;
 mod rate;
@@ -33,6 +34,7 @@ pub use event::{AllocationSummary, AuthCause, EndReason, Event, Operator, Redire
 pub use gauges::{Gauges, RelayedFamily};
 pub use inspect::{AllocationDetail, AllocationInfo, Cursor, Filter, Page};
 pub use limit::Limit;
+pub use oldest::Oldest;
 pub use outcome::{Counters, DropReason, Outcome};
 pub use protocol::channel_data::{HEADROOM, TAILROOM};
 pub use protocol::channel_numbers::ChannelNumbers;

@@ -13,13 +13,16 @@ use tokio::task::yield_now;
 use super::connections::EvictionRequest;
 use super::{BoundListener, Snapshot, Worker, tasks};
 use crate::transport::Endpoint;
-use crate::turn::{AllocationDetail, AllocationId, Cursor, Filter, Operator, Page};
+use crate::turn::{AllocationDetail, AllocationId, AllocationInfo, Cursor, Filter, Operator, Page};
 
 /// The maximum number of commands that wait for a worker.
 const CAPACITY: usize = 16;
 
 /// The number of allocations that a worker reviews, lists or ends before it serves packets again.
 const BUDGET: usize = 16;
+
+/// The number of allocations that a worker looks at before it serves packets again, if it does nothing with most of them.
+const LOOKS: usize = 128;
 
 /// A command to a worker.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub(crate) enum Command {
     Reconfigure { snapshot: Arc<Snapshot>, listeners: ListenerChange, done: oneshot::Sender<()> },
     /// List one page of the allocations that a filter accepts, starting at the cursor.
     List { cursor: Cursor, filter: Arc<Filter>, response: oneshot::Sender<Page> },
+    /// List the oldest allocations, up to `most`, the oldest first.
+    Oldest { most: usize, response: oneshot::Sender<Vec<AllocationInfo>> },
     /// Describe an allocation.
     Describe { id: AllocationId, response: oneshot::Sender<Option<AllocationDetail>> },
     /// End allocations. The response is the number of those that existed.
@@ -80,6 +85,11 @@ impl Handle {
     /// beginning. A page may be empty although there are more.
     pub(crate) async fn list(&self, cursor: Cursor, filter: Arc<Filter>) -> Result<Page, WorkerEnded> {
         self.call(|response| Command::List { cursor, filter, response }).await
+    }
+
+    /// Lists the oldest allocations, up to `most`, the oldest first.
+    pub(crate) async fn oldest(&self, most: usize) -> Result<Vec<AllocationInfo>, WorkerEnded> {
+        self.call(|response| Command::Oldest { most, response }).await
     }
 
     /// Describes an allocation; `None` if it has ended.
@@ -140,6 +150,22 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
             Command::List { cursor, filter, response } => {
                 let Some(worker) = worker.upgrade() else { return };
                 let _ = response.send(worker.borrow().list(cursor, BUDGET, &filter));
+            }
+            Command::Oldest { most, response } => {
+                let Some(this) = worker.upgrade() else { return };
+                let mut oldest = this.borrow().begin_oldest(most);
+                drop(this);
+                let mut next = Some(Cursor::default());
+                while let Some(cursor) = next
+                    && !response.is_closed()
+                {
+                    let Some(this) = worker.upgrade() else { return };
+                    next = this.borrow().seek_oldest(cursor, LOOKS, &mut oldest);
+                    drop(this);
+                    yield_now().await;
+                }
+                let Some(this) = worker.upgrade() else { return };
+                let _ = response.send(this.borrow().found_oldest(&oldest));
             }
             Command::Describe { id, response } => {
                 let Some(worker) = worker.upgrade() else { return };

@@ -37,9 +37,9 @@ use crate::net::{timer, tls, udp, watch};
 use crate::privacy::Privacy;
 use crate::transport::Endpoint;
 use crate::turn::{
-    self, Action, AllocationDetail, AllocationId, Context, Cursor, Direction, DropReason, Event, Filter, HEADROOM,
-    Instant, LARGEST_FRAME, Ledger, OpenError, Opened, Operator, Outcome, Page, RESPONSE_BUFFER, Server, SocketId,
-    SocketSpec, TAILROOM,
+    self, Action, AllocationDetail, AllocationId, AllocationInfo, Context, Cursor, Direction, DropReason, Event,
+    Filter, HEADROOM, Instant, LARGEST_FRAME, Ledger, Oldest, OpenError, Opened, Operator, Outcome, Page,
+    RESPONSE_BUFFER, Server, SocketId, SocketSpec, TAILROOM,
 };
 use connections::{CloseReason, Connections};
 pub(crate) use connections::{ConnectionLimits, ConnectionOutcome, OtherWorkers, Timeouts};
@@ -300,6 +300,19 @@ impl Worker {
 
     fn list(&self, cursor: Cursor, most: usize, filter: &Filter) -> Page {
         self.shell.server.allocations(self.shell.now().monotonic, cursor, most, filter)
+    }
+
+    /// Begins a search for the oldest allocations.
+    fn begin_oldest(&self, most: usize) -> Oldest {
+        Oldest::new(self.shell.now().monotonic, most)
+    }
+
+    fn seek_oldest(&self, cursor: Cursor, most: usize, oldest: &mut Oldest) -> Option<Cursor> {
+        self.shell.server.seek_oldest(self.shell.now().monotonic, cursor, most, oldest)
+    }
+
+    fn found_oldest(&self, oldest: &Oldest) -> Vec<AllocationInfo> {
+        self.shell.server.found_oldest(self.shell.now().monotonic, oldest)
     }
 
     fn describe(&self, id: AllocationId) -> Option<AllocationDetail> {

@@ -277,7 +277,8 @@ fn log_end(filter: &str, ended: usize, operator: Operator) {
     tracing::info!(event = "sessions-ended", filter, ended, uid, pid, "the operator ended sessions");
 }
 
-fn session(worker: usize, info: &AllocationInfo) -> Value {
+/// Returns a session as JSON.
+pub(super) fn session(worker: usize, info: &AllocationInfo) -> Value {
     let AllocationInfo { id, user, tuple, relay, age, expires_in, traffic, permissions, channels, created: _ } = info;
     json!({
         "id": SessionId { worker, allocation: *id }.to_string(),

@@ -1,17 +1,32 @@
 //! `GET /v1/status`.
 
+use hyper::Request;
+use hyper::body::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::Api;
+use super::query::Query;
+use super::refusal::Refusal;
+use super::sessions::session;
 use crate::clock;
+use crate::control::remaining;
 use crate::turn::Outcome;
 use crate::worker::Totals;
 
+/// The most sessions that a response names.
+const MOST_NAMED: usize = 100;
+
 impl Api {
-    pub(super) async fn status(&self) -> Value {
+    pub(super) async fn status(&self, request: &Request<Bytes>) -> Result<Value, Refusal> {
+        let mut query = Query::of(request);
+        let named = query.value("remaining")?.unwrap_or(remaining::NAMED);
+        query.finish()?;
+        if named > MOST_NAMED {
+            return Err(Refusal::bad_request(format!("remaining must be at most {MOST_NAMED}")));
+        }
         self.publish_gauges().await;
-        let totals = self.totals();
-        json!({
+        let (totals, remaining) = (self.totals(), self.remaining(named).await);
+        Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "started": self.started,
@@ -29,7 +44,16 @@ impl Api {
             "bytes_to_clients": totals.bytes_to_clients,
             "log_level": self.published.borrow().log_level.as_str(),
             "dropped": dropped(&totals),
-        })
+            "remaining": remaining,
+        }))
+    }
+
+    /// Returns the oldest sessions while the server drains; `null` otherwise.
+    async fn remaining(&self, most: usize) -> Value {
+        if most == 0 || !self.ledger.is_draining() {
+            return Value::Null;
+        }
+        remaining::oldest(&self.workers, most).await.iter().map(|(worker, info)| session(*worker, info)).collect()
     }
 }
 

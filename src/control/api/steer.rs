@@ -75,7 +75,7 @@ impl Api {
         request: &Request<Bytes>,
     ) -> Result<Value, Refusal> {
         match resource {
-            Resource::Status => Ok(self.status().await),
+            Resource::Status => self.status(request).await,
             Resource::Sessions if request.method() == Method::GET => self.sessions(request).await,
             Resource::Sessions => self.end_sessions(request, operator).await,
             Resource::Session(id) if request.method() == Method::GET => self.session(id, request).await,
