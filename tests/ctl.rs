@@ -24,10 +24,10 @@ mod ctl {
     use nix::sys::signal::{self, Signal};
     use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
     use nix::unistd::{Pid, getgid, getuid};
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use turnserver::clock::{Clock, unix_seconds};
-    use turnserver::stun::Method;
     use turnserver::stun::attribute::Lifetime;
+    use turnserver::stun::{Method, TransactionId};
 
     use crate::client::Http;
     use crate::support::certificates::Authority;
@@ -159,6 +159,76 @@ mod ctl {
             lines.iter().any(|line| line == "to peers    1.00 kB in 1 packet; at present 0 bit/s, 0 packets/s"),
             "{lines:#?}"
         );
+    }
+
+    /// Waits until a session and the server, which has no other one, have dropped the same packets. Returns them.
+    fn drops(controlled: &Controlled, id: &str) -> Value {
+        let start = Clock::start();
+        loop {
+            let session = controlled.json(&["session", id])["drops"].clone();
+            let server = controlled.json(&["status"])["dropped"].clone();
+            if session == server {
+                return session;
+            }
+            assert!(start.elapsed() < TIMEOUT, "{session} {server}");
+        }
+    }
+
+    #[test]
+    fn a_session_shows_its_dropped_packets_by_reason() {
+        let controlled = Controlled::start("[peers]\nallow = [\"127.0.0.2\", \"127.0.0.3\"]\n");
+        let [permitted, other] =
+            ["127.0.0.2", "127.0.0.3"].map(|ip| client::socket(SocketAddr::new(ip.parse().unwrap(), 0)));
+        let (client, session, relay) = controlled.allocate("ann");
+        let id = text(&controlled.sessions(&[])[0], "id");
+        assert_eq!(controlled.json(&["session", &id])["drops"], json!({}));
+        assert_eq!(controlled.lines(&["session", &id]).last().unwrap(), "no dropped packets");
+
+        client.permit(&session, permitted.local_addr().unwrap());
+        for _ in 0..3 {
+            client.send_to_peer(other.local_addr().unwrap(), b"without permission");
+        }
+        client.send(&[0x40, 0, 0, 4, 1, 2, 3, 4]);
+        // A TURN message in relayed data.
+        client.send_to_peer(permitted.local_addr().unwrap(), &client::allocate(TransactionId::new([7; 12])));
+        // The Binding response shows that the server has handled them.
+        client.binding();
+        other.send_to(b"without permission", relay).unwrap();
+        permitted.send_to(b"relayed", relay).unwrap();
+        client.receive();
+        let expected = json!({ "no-permission": 4, "channel-not-bound": 1, "relayed-turn": 1 });
+        assert_eq!(drops(&controlled, &id), expected);
+        let lines = controlled.lines(&["session", &id]);
+        assert_eq!(lines[lines.len() - 4], "DROPPED BECAUSE    PACKETS", "{lines:#?}");
+        assert_eq!(lines[lines.len() - 3], "no-permission            4", "{lines:#?}");
+    }
+
+    #[test]
+    fn data_above_a_limit_and_data_for_a_client_that_does_not_read_are_drops_of_the_session() {
+        let limited = Controlled::start(&format!("{ALLOW}[limits]\nbytes-per-second-per-allocation = 1\n"));
+        let peer = client::socket("127.0.0.1:0".parse().unwrap());
+        let (client, session, _) = limited.allocate("ann");
+        client.permit(&session, peer.local_addr().unwrap());
+        // The burst is 64 KiB.
+        (0..100).for_each(|_| client.send_to_peer(peer.local_addr().unwrap(), &[7; 1_000]));
+        client.binding();
+        let dropped = drops(&limited, &text(&limited.sessions(&[])[0], "id"));
+        assert_eq!(dropped, json!({ "allocation-bandwidth": 35 }));
+
+        let controlled = Controlled::start(ALLOW);
+        let client = Client::connect(controlled.server.tcp_address());
+        let (session, relay) = client.allocate(&Login::mint("ann", 600)).unwrap();
+        client.permit(&session, peer.local_addr().unwrap());
+        let id = text(&controlled.sessions(&[])[0], "id");
+        let start = Clock::start();
+        loop {
+            (0..200).for_each(|_| _ = peer.send_to(&[8; 1_000], relay).unwrap());
+            let dropped = drops(&controlled, &id);
+            if ["send-buffer-full", "outdated"].iter().any(|reason| dropped[reason].as_u64() > Some(0)) {
+                break;
+            }
+            assert!(start.elapsed() < TIMEOUT, "{dropped}");
+        }
     }
 
     #[test]

@@ -286,6 +286,8 @@ fn an_icmp_error_allocates_nothing() {
     assert_success(&world.request(Method::REFRESH, &[&shown]));
     let mut buffer = [0; RESPONSE_BUFFER];
     let mut indications = 0;
+    // The first drop of an allocation creates its counters.
+    world.server.count_drops(relay, DropReason::IcmpLimit, 1);
     allocates_nothing(|| {
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
         let error = IcmpError { kind: 3, code: 3, mtu: 0 };
@@ -374,7 +376,7 @@ fn data_below_a_rate_limit_allocates_nothing() {
     });
 }
 
-// Only the log entry for the first dropped packet needs memory.
+// Only the log entry for the first dropped packet and the counters of the allocation's drops need memory.
 #[test]
 fn data_above_a_rate_limit_allocates_nothing() {
     let (mut world, relay) = World::limited(Rate::new(1, 100));

@@ -118,7 +118,22 @@ pub(crate) fn session(session: &Value) -> Vec<String> {
     } else {
         lines.extend(table.lines());
     }
+    lines.push(String::new());
+    lines.extend(drops(session));
     lines
+}
+
+/// Returns the dropped packets of a session by reason, the most frequent first.
+fn drops(session: &Value) -> Vec<String> {
+    let reasons = by_frequency(session, "drops");
+    if reasons.is_empty() {
+        return vec!["no dropped packets".to_owned()];
+    }
+    let mut table = Table::new(&["DROPPED BECAUSE", ">PACKETS"]);
+    for (reason, packets) in reasons {
+        table.row(vec![reason.to_owned(), packets.to_string()]);
+    }
+    table.lines()
 }
 
 /// Returns the lines of `status`.
@@ -177,17 +192,20 @@ pub(crate) fn certificates(response: &Value, now: u64) -> Vec<String> {
 
 /// Returns the packets that the server has dropped, by reason.
 pub(crate) fn dropped(status: &Value) -> String {
-    let reasons = status.get("dropped").and_then(Value::as_object);
-    let mut reasons: Vec<(&str, u64)> = reasons
-        .into_iter()
-        .flatten()
-        .map(|(reason, count)| (reason.as_str(), count.as_u64().unwrap_or_default()))
-        .collect();
-    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let reasons = by_frequency(status, "dropped");
     if reasons.is_empty() {
         return "no packets".to_owned();
     }
     reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns the counts of a field by name, the greatest first.
+fn by_frequency<'v>(value: &'v Value, field: &str) -> Vec<(&'v str, u64)> {
+    let counts = value.get(field).and_then(Value::as_object).into_iter().flatten();
+    let mut counts: Vec<(&str, u64)> =
+        counts.map(|(name, count)| (name.as_str(), count.as_u64().unwrap_or_default())).collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts
 }
 
 /// Names with their values.

@@ -11,6 +11,7 @@
 //!   socket_opened   the result of opening a socket   Opened: respond, open another socket, abandon
 //!   socket_closed   a socket is closed               -
 //!   credit          packets that were relayed        -
+//!   count_drops     packets that the shell dropped   -
 //!   connection_closed, advance, stop                 -
 //!   reconfigure     a new snapshot                   -
 //!   review          some allocations, after that     whether there is more to review

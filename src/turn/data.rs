@@ -53,11 +53,11 @@ impl Server {
         {
             let route = moved(&cached.route, place.start);
             if is_turn_message(buffer.get(route.payload.clone()).unwrap_or_default()) {
-                return Some(FromClient::Drop(DropReason::RelayedTurn));
+                return Some(FromClient::Drop(self.dropped(route.socket, DropReason::RelayedTurn)));
             }
             return Some(match self.admit_data(cx.now, route.socket, Direction::ToPeers, route.payload.len()) {
                 Ok(()) => FromClient::Relay(route),
-                Err(reason) => FromClient::Drop(reason),
+                Err(reason) => FromClient::Drop(self.dropped(route.socket, reason)),
             });
         }
         burst.cached = None;
@@ -142,20 +142,20 @@ impl Server {
             return FromClient::Drop(DropReason::NoAllocation);
         };
         let Some(peer) = allocation.channels.peer(number, now) else {
-            return FromClient::Drop(DropReason::ChannelNotBound);
+            return FromClient::Drop(allocation.dropped(DropReason::ChannelNotBound));
         };
         let Some((index, _)) = allocation.relays.of_family(AddressFamily::from(&peer), now) else {
-            return FromClient::Drop(DropReason::ChannelNotBound);
+            return FromClient::Drop(allocation.dropped(DropReason::ChannelNotBound));
         };
         let Ok(peer) = bound_peer_allowed(&self.snapshot, peer) else {
-            return FromClient::Drop(DropReason::PeerForbidden);
+            return FromClient::Drop(allocation.dropped(DropReason::PeerForbidden));
         };
         if is_turn_message(packet.get(payload.clone()).unwrap_or_default()) {
-            return FromClient::Drop(DropReason::RelayedTurn);
+            return FromClient::Drop(allocation.dropped(DropReason::RelayedTurn));
         }
         let socket = id.socket(index);
         if let Err(reason) = self.admit_data(now, socket, Direction::ToPeers, payload.len()) {
-            return FromClient::Drop(reason);
+            return FromClient::Drop(self.dropped(socket, reason));
         }
         // RFC 8656 §14 and §15: only a Send indication can request DF.
         let tos = tuple.transport.relayed_tos(tos);
@@ -182,7 +182,10 @@ impl Server {
             Ok(_) if is_turn_message(buffer.get(payload.clone()).unwrap_or_default()) => Err(DropReason::RelayedTurn),
             route => route,
         };
-        Some(self.message_to_client(cx, socket, route, payload, headroom).map_or_else(FromPeer::Drop, FromPeer::Relay))
+        Some(match self.message_to_client(cx, socket, route, payload, headroom) {
+            Ok(message) => FromPeer::Relay(message),
+            Err(reason) => FromPeer::Drop(self.dropped(socket, reason)),
+        })
     }
 
     #[inline]
@@ -258,6 +261,21 @@ impl Server {
         })
     }
 
+    /// Counts a packet of an allocation that is dropped, and returns the reason.
+    #[cold]
+    pub(crate) fn dropped(&mut self, socket: SocketId, reason: DropReason) -> DropReason {
+        self.count_drops(socket, reason, 1);
+        reason
+    }
+
+    /// Counts packets of an allocation that the shell has dropped. If the allocation has ended, they are not counted.
+    #[cold]
+    pub fn count_drops(&mut self, socket: SocketId, reason: DropReason, packets: u64) {
+        if let Some(allocation) = self.table.get_mut(socket.allocation()) {
+            allocation.drops.add(reason, packets);
+        }
+    }
+
     /// Credits relayed packets to an allocation: packets that the shell has sent, or that another program has relayed
     /// with a [`ChannelRoute`](super::ChannelRoute). `bytes` is the amount of application data.
     pub fn credit(&mut self, socket: SocketId, direction: Direction, packets: u64, bytes: u64) {
@@ -314,18 +332,19 @@ impl Server {
         // As for data: a channel that is bound to exactly this peer suffices.
         let bound = allocation.channels.number(peer, cx.now).is_some();
         if !bound && !allocation.permissions.allows(peer.ip(), cx.now) {
-            return Err(DropReason::NoPermission);
+            return Err(allocation.dropped(DropReason::NoPermission));
         }
         if !self.snapshot.compat.icmp_indications.include(allocation.shows_rfc8656) {
-            return Err(DropReason::IcmpWithheld);
+            return Err(allocation.dropped(DropReason::IcmpWithheld));
         }
         if !allocation.icmp.admits(cx.now) {
-            return Err(DropReason::IcmpLimit);
+            return Err(allocation.dropped(DropReason::IcmpLimit));
         }
         let mut transaction = [0; 12];
         cx.rng.fill_bytes(&mut transaction);
         let length = icmp::data_indication(buffer, peer, attribute, TransactionId::new(transaction));
-        Ok(IcmpIndication { tuple: allocation.tuple, length: length.ok_or(DropReason::TooLarge)? })
+        let length = length.ok_or_else(|| allocation.dropped(DropReason::TooLarge))?;
+        Ok(IcmpIndication { tuple: allocation.tuple, length })
     }
 }
 

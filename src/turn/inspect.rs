@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::contract::{AllocationId, FiveTuple, RelayedAddresses};
 use super::event::{EndReason, Operator, Traffic};
+use super::outcome::DropReason;
 use super::server::Server;
 use super::tables::allocation::Allocation;
 use super::time::Instant;
@@ -45,6 +46,8 @@ pub struct AllocationDetail {
     pub permissions: Vec<(IpAddr, u32)>,
     /// Each channel number, its peer, and its remaining time in seconds.
     pub channels: Vec<(u16, SocketAddr, u32)>,
+    /// Each reason for which packets of the allocation were dropped, and their number.
+    pub drops: Vec<(DropReason, u64)>,
 }
 
 /// Which allocations are listed: those that meet every condition. The default lists all.
@@ -135,6 +138,7 @@ impl Server {
             channels: channels
                 .map(|channel| (channel.number, channel.peer, channel.deadline.seconds_left(now)))
                 .collect(),
+            drops: allocation.drops.occurred().collect(),
         })
     }
 

@@ -12,6 +12,7 @@ use super::shared::relay_address::RelayAddress;
 use super::shared::reservations::Token;
 use super::tables::allocation::{Allocation, IcmpBudget, Meter, State};
 use super::tables::channels::Channels;
+use super::tables::drops::Drops;
 use super::tables::permissions::Permissions;
 use super::tables::relays::{Relay, Relays, SocketState};
 use super::time::{Deadline, Instant};
@@ -21,7 +22,7 @@ use crate::stun::{ErrorCode, TransactionId};
 
 /// An open allocation. All times are absolute, since the Unix epoch, so they are valid in another process.
 ///
-/// Rate usage is not included.
+/// Rate usage and dropped packets are not included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationRecord {
     /// The client's 5-tuple.
@@ -195,6 +196,7 @@ impl Server {
             permissions,
             channels,
             traffic: record.traffic,
+            drops: Drops::default(),
             icmp: IcmpBudget::default(),
             shows_rfc8656: record.shows_rfc8656,
             credentials_removed: false,

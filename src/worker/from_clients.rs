@@ -122,8 +122,9 @@ impl Shell {
             let outcome = match decision {
                 FromClient::Relay(route) if route.dont_fragment => {
                     let outcome = self.send_unfragmented(now, staged, &route);
-                    if outcome.is_failure() {
+                    if let Outcome::Dropped(reason) = outcome {
                         self.server.refund(route.socket, Direction::ToPeers, route.payload.len() as u64);
+                        self.server.count_drops(route.socket, reason, 1);
                     }
                     Some(outcome)
                 }

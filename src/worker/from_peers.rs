@@ -115,12 +115,13 @@ impl Shell {
         let batch = self.to_clients.batch.receive(&relay.socket, first, PER_CALL)?;
         self.to_clients.filled += batch.count;
         let (dropped, address) = (relay.drops.advance(batch.dropped), relay.address);
-        self.count_receive_drops(SocketRole::Relay, address, dropped);
+        self.count_relay_drops(socket, address, dropped);
         let mut served = Served { packets: 0, more: batch.count == PER_CALL, error: false };
         for slot in first..first + batch.count {
             let Some(datagram) = self.to_clients.batch.datagram(slot).cloned() else { continue };
             if datagram.truncated {
                 served.packets += 1;
+                self.server.count_drops(socket, DropReason::Truncated, 1);
                 self.count_outcome(Host::Peer(datagram.source), Outcome::Dropped(DropReason::Truncated));
                 continue;
             }
@@ -152,8 +153,9 @@ impl Shell {
                 FromPeer::Relay(route) => {
                     let bytes = route.payload.len() as u64;
                     let dropped = self.send_data(now, socket, route, &headroom, slot).err();
-                    if dropped.is_some() {
+                    if let Some(reason) = dropped {
                         self.server.refund(socket, Direction::ToClient, bytes);
+                        self.server.count_drops(socket, reason, 1);
                     }
                     dropped
                 }
@@ -284,7 +286,15 @@ impl Shell {
             listener.drops.set(drops);
             self.count_receive_drops(SocketRole::Listener, listener.address, dropped);
         }
-        for (address, dropped) in self.relays.count_drops(COUNTED_PER_TICK) {
+        for (socket, address, dropped) in self.relays.count_drops(COUNTED_PER_TICK) {
+            self.count_relay_drops(socket, address, dropped);
+        }
+    }
+
+    /// Counts the datagrams that the kernel has dropped at a relay socket, also for its allocation.
+    fn count_relay_drops(&mut self, socket: SocketId, address: SocketAddr, dropped: u32) {
+        if dropped > 0 {
+            self.server.count_drops(socket, DropReason::ReceiveBufferFull, dropped.into());
             self.count_receive_drops(SocketRole::Relay, address, dropped);
         }
     }

@@ -482,5 +482,8 @@ fn count_sent(server: &mut Server, statistics: &Statistics, direction: Direction
         statistics.count_bytes(direction, bytes);
     } else {
         server.refund(socket, direction, bytes);
+        if let Outcome::Dropped(reason) = outcome {
+            server.count_drops(socket, reason, packets);
+        }
     }
 }

@@ -104,9 +104,9 @@ impl RelaySockets {
         Some(relay.count_drops())
     }
 
-    /// Returns the addresses of sockets that have dropped datagrams, and the number of those that were not counted yet.
+    /// Returns the sockets that have dropped datagrams, with their addresses, and the number of those that were not counted yet.
     /// A call checks at most `most` sockets, and the next call continues with the next socket.
-    pub(super) fn count_drops(&mut self, most: usize) -> Vec<(SocketAddr, u32)> {
+    pub(super) fn count_drops(&mut self, most: usize) -> Vec<(SocketId, SocketAddr, u32)> {
         let mut all = Vec::new();
         for _ in 0..most.min(self.sockets.len()) {
             let slot = if self.next_counted < self.sockets.len() { self.next_counted } else { 0 };
@@ -114,7 +114,7 @@ impl RelaySockets {
             let Some(relay) = self.at(slot) else { continue };
             let dropped = relay.count_drops();
             if dropped > 0 {
-                all.push((relay.address, dropped));
+                all.push((relay.id, relay.address, dropped));
             }
         }
         all

@@ -299,6 +299,8 @@ async fn kernel_drops_are_counted_at_ticks_and_when_a_relay_socket_closes() {
         worker.borrow_mut().shell.tick(now());
         assert_eq!(dropped(), first + second + third);
     }
+    let described = worker.borrow().describe(relays[1].0.allocation()).unwrap();
+    assert_eq!(described.drops, [(DropReason::ReceiveBufferFull, second)]);
     let totals = worker.borrow().shell.statistics.read();
     assert_eq!((totals.relay_drops, totals.listener_drops), (first + second, third));
 }

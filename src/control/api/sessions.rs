@@ -300,13 +300,15 @@ pub(super) fn session(worker: usize, info: &AllocationInfo) -> Value {
 
 /// Returns a session with its permissions and channels in place of their numbers.
 fn detail(id: SessionId, detail: &AllocationDetail, rate: Value) -> Value {
-    let AllocationDetail { info, permissions, channels } = detail;
+    let AllocationDetail { info, permissions, channels, drops } = detail;
     let permissions = permissions.iter().map(|(peer, left)| json!({ "peer": peer, "expires_in": left }));
     let channel = |(number, peer, left): &(u16, _, u32)| json!({ "channel": format!("{number:#06x}"), "peer": peer, "expires_in": left });
     let mut value = session(id.worker, info);
     if let Some(fields) = value.as_object_mut() {
         fields.insert("permissions".to_owned(), permissions.collect());
         fields.insert("channels".to_owned(), channels.iter().map(channel).collect());
+        let drops = drops.iter().map(|(reason, packets)| (reason.label().to_owned(), Value::from(*packets)));
+        fields.insert("drops".to_owned(), Value::Object(drops.collect()));
         fields.insert("rate".to_owned(), rate);
     }
     value

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::channels::{Channel, Channels};
+use super::drops::Drops;
 use super::permissions::Permissions;
 use super::relays::Relays;
 use crate::auth::Identity;
@@ -14,6 +15,7 @@ use crate::stun::{ErrorCode, TransactionId};
 use crate::turn::contract::{Action, FiveTuple};
 use crate::turn::event::Traffic;
 use crate::turn::limit::Limit;
+use crate::turn::outcome::DropReason;
 use crate::turn::protocol::methods::AllocateFailure;
 use crate::turn::protocol::response::ResponseContext;
 use crate::turn::rate::Bucket;
@@ -46,6 +48,8 @@ pub(crate) struct Allocation {
     pub(crate) permissions: Permissions,
     pub(crate) channels: Channels,
     pub(crate) traffic: Traffic,
+    /// The packets that were dropped while it existed.
+    pub(crate) drops: Drops,
     pub(crate) icmp: IcmpBudget,
     /// Whether a request of this allocation has shown that the client implements RFC 8489 or RFC 8656.
     pub(crate) shows_rfc8656: bool,
@@ -143,6 +147,13 @@ impl Allocation {
             State::Opening(opening) => opening.deadline.has_passed(now),
             State::Open => !self.relays.iter().any(|relay| relay.is_live(now)),
         }
+    }
+
+    /// Counts a dropped packet, and returns the reason.
+    #[cold]
+    pub(crate) fn dropped(&mut self, reason: DropReason) -> DropReason {
+        self.drops.add(reason, 1);
+        reason
     }
 
     /// Whether it has a relayed transport address of this family.

@@ -2,6 +2,7 @@
 
 pub(crate) mod allocation;
 pub(crate) mod channels;
+pub(crate) mod drops;
 pub(crate) mod permissions;
 pub(crate) mod relays;
 mod short_list;

@@ -19,7 +19,21 @@ impl Server {
         message: &Message<'_>,
         tos: u8,
     ) -> FromClient {
-        self.route_send(now, tuple, packet, message, tos).map_or_else(FromClient::Drop, FromClient::Relay)
+        match self.route_send(now, tuple, packet, message, tos) {
+            Ok(route) => FromClient::Relay(route),
+            Err(reason) => FromClient::Drop(self.send_dropped(tuple, reason)),
+        }
+    }
+
+    /// Counts a Send indication that is dropped, if the client has an allocation.
+    #[cold]
+    fn send_dropped(&mut self, tuple: &FiveTuple, reason: DropReason) -> DropReason {
+        if reason != DropReason::NoAllocation
+            && let Some(allocation) = self.table.find(tuple).and_then(|id| self.table.get_mut(id))
+        {
+            allocation.dropped(reason);
+        }
+        reason
     }
 
     fn route_send(

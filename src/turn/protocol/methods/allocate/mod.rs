@@ -30,6 +30,7 @@ use crate::turn::shared::relay_address::{RelayAddress, RelayAddresses};
 use crate::turn::shared::reservations::Token;
 use crate::turn::tables::allocation::{Allocation, IcmpBudget, Meter, Opening, State};
 use crate::turn::tables::channels::Channels;
+use crate::turn::tables::drops::Drops;
 use crate::turn::tables::permissions::Permissions;
 use crate::turn::tables::relays::{Relay, Relays, SocketState};
 use crate::turn::time::{Deadline, Instant};
@@ -256,6 +257,7 @@ impl Server {
             permissions: Permissions::default(),
             channels: Channels::default(),
             traffic: Traffic::default(),
+            drops: Drops::default(),
             icmp: IcmpBudget::default(),
             shows_rfc8656: request.context.shows_rfc8656,
             credentials_removed: false,
