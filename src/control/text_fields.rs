@@ -157,6 +157,12 @@ mod tests {
         assert_eq!(line, format!(" INFO it happened {fields}\n"));
     }
 
+    #[test]
+    fn a_network_is_written_like_an_address() {
+        let client: IpNet = "192.0.2.0/24".parse().unwrap();
+        assert_eq!(logged(false, || tracing::info!(%client, "m")), " INFO m client=192.0.2.0/24\n");
+    }
+
     // A Display value that begins and ends with a quotation mark is quoted like any other.
     #[test]
     fn a_value_with_quotation_marks_is_one_value() {

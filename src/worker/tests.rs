@@ -278,6 +278,21 @@ fn overflow(socket: &impl std::os::fd::AsFd, to: SocketAddr) {
     }
 }
 
+// A reload changes what the next line says.
+#[tokio::test(flavor = "current_thread")]
+async fn a_new_configuration_changes_what_the_log_says_about_clients() {
+    let (worker, core, client) = worker(15_710..=15_711);
+    let shown = |worker: &Rc<RefCell<Worker>>| {
+        let shell = &worker.borrow().shell;
+        let all = [&shell.events.privacy, &shell.packet_log.privacy, &shell.snapshot.privacy];
+        all.map(|privacy| privacy.address(client).map(|address| address.to_string()))
+    };
+    assert_eq!(shown(&worker), [(); 3].map(|()| Some(client.to_string())));
+    let privacy = Arc::new(Privacy::new(ClientAddresses::Prefix, Usernames::Full, [0; 32]));
+    worker.borrow_mut().reconfigure(Arc::new(Snapshot { privacy, ..snapshot(core) }));
+    assert_eq!(shown(&worker), [(); 3].map(|()| Some("127.0.0.0/24".to_owned())));
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn kernel_drops_are_counted_at_ticks_and_when_a_relay_socket_closes() {
     let (worker, relays) = worker_with_relays(15_700..=15_707, 2).await;

@@ -12,6 +12,7 @@ mod dual;
 mod icmp;
 mod identity_cache;
 mod limits;
+mod oldest;
 mod peer;
 mod permission;
 mod quota;

@@ -136,6 +136,22 @@ fn the_churn_of_a_few_users_does_not_hide_the_allocations_of_others() {
 }
 
 #[test]
+fn no_event_names_a_client_or_a_user_against_the_settings() {
+    let settings = [(ClientAddresses::Prefix, Usernames::Hash), (ClientAddresses::None, Usernames::None)];
+    for (addresses, names) in settings {
+        let privacy = Arc::new(Privacy::new(addresses, names, [7; 32]));
+        for (event, _) in events() {
+            let mut log = EventLog::new(0, Arc::clone(&privacy));
+            let line = logged_at(tracing::Level::DEBUG, || log.log(at(1), &event)).concat();
+            assert!(line.contains("event="), "{line}");
+            assert!(!line.contains("192.0.2.1:") && !line.contains("\"ann\""), "{line}");
+            assert_eq!(line.contains("client=192.0.2.0/24"), addresses == ClientAddresses::Prefix, "{line}");
+            assert_eq!(line.contains(" user=\""), names == Usernames::Hash, "{line}");
+        }
+    }
+}
+
+#[test]
 fn one_kind_of_event_does_not_hide_another() {
     let mut log = EventLog::new(0, open());
     let lines = logged(|| {
