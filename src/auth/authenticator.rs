@@ -45,6 +45,27 @@ struct StaticKeys {
     allocations: Option<u32>,
 }
 
+impl StaticKeys {
+    /// Authenticates a request of the static user. The key of `known` has been tried.
+    fn authenticate(
+        &self,
+        username: &str,
+        algorithm: KeyAlgorithm,
+        known: Option<&Rc<Identity>>,
+        matches: &mut dyn FnMut(&LongTermKey) -> bool,
+    ) -> Result<Rc<Identity>, AuthFailure> {
+        let key = match algorithm {
+            KeyAlgorithm::Md5 => &self.md5,
+            KeyAlgorithm::Sha256 => &self.sha256,
+        };
+        if known.is_none_or(|known| known.key() != key) && matches(key) {
+            Ok(Rc::new(Identity::of_static_user(username, key.clone(), self.allocations)))
+        } else {
+            Err(AuthFailure::WrongPassword)
+        }
+    }
+}
+
 impl Authenticator {
     /// Creates an authenticator from the realm, the shared secrets, and the static users (name and password).
     ///
@@ -134,40 +155,29 @@ impl Authenticator {
         known: Option<&Rc<Identity>>,
         matches: &mut dyn FnMut(&LongTermKey) -> bool,
     ) -> Result<Rc<Identity>, AuthFailure> {
-        let identity = self.find_identity(username, algorithm, unix_now, known, matches)?;
+        let Some(username) = username else { return self.fail(AuthFailure::UnknownUserhash, matches) };
+        // RFC 8489 §9.2.2: trailing NULs are not part of the name.
+        let username = username.trim_end_matches('\0');
+        let known = known.filter(|known| known.is_for(username, algorithm));
+        let identity = match known {
+            Some(known) if matches(known.key()) => Rc::clone(known),
+            _ => match self.users.get(username) {
+                Some(keys) => keys.authenticate(username, algorithm, known, matches)?,
+                None => self.authenticate_credential(username, algorithm, unix_now, known, matches)?,
+            },
+        };
         if self.revoked.covers(identity.username(), unix_now) { Err(AuthFailure::Revoked) } else { Ok(identity) }
     }
 
-    /// Like [`authenticate`](Self::authenticate), and ignores revocations.
-    fn find_identity(
+    /// Authenticates a request with a time-limited credential. The key of `known` has been tried.
+    fn authenticate_credential(
         &self,
-        username: Option<&str>,
+        username: &str,
         algorithm: KeyAlgorithm,
         unix_now: u64,
         known: Option<&Rc<Identity>>,
         matches: &mut dyn FnMut(&LongTermKey) -> bool,
     ) -> Result<Rc<Identity>, AuthFailure> {
-        let Some(username) = username else { return self.fail(AuthFailure::UnknownUserhash, matches) };
-        // RFC 8489 §9.2.2: trailing NULs are not part of the name.
-        let username = username.trim_end_matches('\0');
-        let known = known.filter(|known| known.is_for(username, algorithm));
-        if let Some(known) = known
-            && matches(known.key())
-        {
-            return Ok(Rc::clone(known));
-        }
-        if let Some(keys) = self.users.get(username) {
-            let key = match algorithm {
-                KeyAlgorithm::Md5 => &keys.md5,
-                KeyAlgorithm::Sha256 => &keys.sha256,
-            };
-            return if known.is_none_or(|known| known.key() != key) && matches(key) {
-                Ok(Rc::new(Identity::of_static_user(username, key.clone(), keys.allocations)))
-            } else {
-                Err(AuthFailure::WrongPassword)
-            };
-        }
-
         let time_limited = match time_limited::check_username(username) {
             Ok(_) if self.secrets.is_empty() => return self.fail(AuthFailure::NoSecret, matches),
             Ok(time_limited) => time_limited,
