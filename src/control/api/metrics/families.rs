@@ -43,8 +43,8 @@ impl Families<'_, '_> {
         label: &str,
         samples: impl IntoIterator<Item = Sample<L, V>>,
     ) -> fmt::Result {
-        let mut family = self.family(name, help, unit, MetricType::Gauge)?;
-        samples.into_iter().try_for_each(|(value, count)| family.encode_family(&[(label, value)])?.encode_gauge(&count))
+        let family = self.family(name, help, unit, MetricType::Gauge)?;
+        encode_each(family, label, samples, |mut sample, value| sample.encode_gauge(&value))
     }
 
     /// Writes a gauge with two labels.
@@ -74,9 +74,9 @@ impl Families<'_, '_> {
         label: &str,
         samples: impl IntoIterator<Item = Sample<L, V>>,
     ) -> fmt::Result {
-        let mut family = self.family(name, help, unit, MetricType::Counter)?;
-        samples.into_iter().try_for_each(|(value, count)| {
-            family.encode_family(&[(label, value)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)
+        let family = self.family(name, help, unit, MetricType::Counter)?;
+        encode_each(family, label, samples, |mut sample, value| {
+            sample.encode_counter::<NoLabelSet, _, u64>(&value, None)
         })
     }
 
@@ -96,4 +96,14 @@ impl Families<'_, '_> {
         let mut family = self.family(name, help, Some(unit), MetricType::Histogram)?;
         family.encode_histogram::<NoLabelSet>(values.sum as f64 / scale, count, &buckets, None)
     }
+}
+
+/// Writes the samples of a family with one label.
+fn encode_each<L: EncodeLabelValue, V>(
+    mut family: MetricEncoder<'_>,
+    label: &str,
+    samples: impl IntoIterator<Item = Sample<L, V>>,
+    encode: impl Fn(MetricEncoder<'_>, V) -> fmt::Result,
+) -> fmt::Result {
+    samples.into_iter().try_for_each(|(of, value)| encode(family.encode_family(&[(label, of)])?, value))
 }
