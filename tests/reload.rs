@@ -132,7 +132,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 55] = [
+    const LIVE: [(&str, &str); 57] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
@@ -176,6 +176,8 @@ mod reload {
         ("log.format", "'text'"),
         ("log.format", "'json'"),
         ("log.level", "'info'"),
+        ("log.client-addresses", "'none'"),
+        ("log.usernames", "'hash'"),
         ("http.metrics-from", "['10.0.0.0/8']"),
         ("http.metrics-token-file", "'TOKEN'"),
         ("http.listen", "['127.0.0.1:0']"),
@@ -238,7 +240,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..53].iter().map(std::slice::from_ref).chain([&LIVE[53..]]);
+            let steps = LIVE[..55].iter().map(std::slice::from_ref).chain([&LIVE[55..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()

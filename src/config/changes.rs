@@ -195,6 +195,8 @@ impl<'c> Comparison<'c> {
         self.shown("compat.icmp-indications", |config| config.compat.icmp_indications.as_str().to_owned());
         self.shown("log.level", |config| config.log.level.to_string());
         self.shown("log.format", |config| config.log.format.to_string());
+        self.shown("log.client-addresses", |config| config.log.client_addresses.as_str().to_owned());
+        self.shown("log.usernames", |config| config.log.usernames.as_str().to_owned());
         self.shown("control.socket", |config| match &config.control.socket {
             ControlSocket::Default => super::CONTROL_SOCKET.to_owned(),
             ControlSocket::At(path) => path.display().to_string(),

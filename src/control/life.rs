@@ -226,12 +226,6 @@ impl RunningServer<'_> {
                     }
                 }
                 Some(WorkerEvent::Ended(index)) = events.recv() => break Some(index),
-                Some(Request { command, operator, response }) = self.requests.recv() => {
-                    let result = self.carry_out(command, operator, &mut progress).await;
-                    // A client that has gone needs no response.
-                    let _ = response.send(result);
-                    status.iter_mut().for_each(Interval::reset_immediately);
-                }
                 () = tick(&mut progress.check) => {
                     if self.allocations() == 0 {
                         break None;
@@ -258,6 +252,13 @@ impl RunningServer<'_> {
                     self.service.status(status);
                 }
                 () = tick(&mut ping) => self.ping_watchdog(watchdog.as_mut()),
+                // The last one, so that steady commands cannot hold up anything else.
+                Some(Request { command, operator, response }) = self.requests.recv() => {
+                    let result = self.carry_out(command, operator, &mut progress).await;
+                    // A client that has gone needs no response.
+                    let _ = response.send(result);
+                    status.iter_mut().for_each(Interval::reset_immediately);
+                }
             }
         };
         self.service.stopping(STOP_TIMEOUT);
@@ -314,29 +315,12 @@ impl RunningServer<'_> {
         let now = clock::unix_seconds();
         self.inputs.revoked.revoke(username, until, now).map_err(|error| error.to_string())?;
         let tls = self.snapshot().tls.clone();
-        self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
-        let (Operator { process: pid, user: uid }, until_text) = (operator, date(until));
-        let privacy = Arc::clone(&self.snapshot().privacy);
+        let is_complete = self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
         let is_revoked = until > now;
-        if is_revoked {
-            tracing::info!(
-                event = "username-revoked",
-                username = privacy.username(username).as_deref(),
-                until = until_text,
-                uid,
-                pid,
-                "the operator has revoked a username: its requests are rejected, and its allocations have ended"
-            );
-        } else {
-            tracing::info!(
-                event = "revocation-ended",
-                username = privacy.username(username).as_deref(),
-                uid,
-                pid,
-                "the operator has ended the revocation of a username"
-            );
-        }
-        Ok(json!({ "username": username, "revoked": is_revoked, "until": until }))
+        let privacy = Arc::clone(&self.snapshot().privacy);
+        let shown = privacy.username(username);
+        log_revocation(shown.as_deref(), is_revoked.then_some(until), is_complete, operator);
+        Ok(json!({ "username": username, "revoked": is_revoked, "until": until, "complete": is_complete }))
     }
 
     /// Passes a new certificate to the workers. The certificate is logged only when they use it, because a reader of
@@ -374,30 +358,26 @@ impl RunningServer<'_> {
         Arc::clone(&self.published.borrow().snapshot)
     }
 
-    /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it stops waiting;
-    /// slow workers use the configuration later.
-    async fn reconfigure(&mut self, snapshot: Snapshot) {
-        self.reconfigure_with(snapshot, Vec::new()).await;
+    /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it stops waiting
+    /// and returns `false`; slow workers use the configuration later.
+    async fn reconfigure(&mut self, snapshot: Snapshot) -> bool {
+        self.reconfigure_with(snapshot, Vec::new()).await
     }
 
-    /// Like [`reconfigure`](Self::reconfigure), with a change of the listeners for each worker. Returns whether every
-    /// worker uses it.
+    /// Like [`reconfigure`](Self::reconfigure), with a change of the listeners for each worker.
     pub(super) async fn reconfigure_with(&mut self, snapshot: Snapshot, changes: Vec<ListenerChange>) -> bool {
         let snapshot = Arc::new(snapshot);
         self.published.send_modify(|published| published.snapshot = Arc::clone(&snapshot));
         let changes = changes.into_iter().chain(std::iter::repeat_with(ListenerChange::default));
         let reconfigure = |(worker, change): (&WorkerControl, ListenerChange)| {
             let (handle, snapshot) = (worker.handle.clone(), Arc::clone(&snapshot));
-            // A separate task continues after the timeout. A worker that has ended needs no configuration.
-            tokio::spawn(async move { handle.reconfigure(snapshot, change).await })
-        };
-        let tasks: Vec<_> = self.workers.iter().zip(changes).map(reconfigure).collect();
-        let all = async {
-            for task in tasks {
-                let _ = task.await;
+            // A worker that has ended needs no configuration.
+            async move {
+                let _ = handle.reconfigure(snapshot, change).await;
             }
         };
-        let is_complete = timeout(RECONFIGURE_TIMEOUT, all).await.is_ok();
+        let workers = self.workers.iter().zip(changes);
+        let is_complete = complete_within(RECONFIGURE_TIMEOUT, workers.map(reconfigure)).await;
         if !is_complete {
             tracing::warn!(
                 event = "reconfiguration-delayed",
@@ -481,6 +461,53 @@ impl RunningServer<'_> {
     }
 }
 
+/// Runs futures until all of them are complete, and returns whether that takes less than a time. Those that take longer
+/// continue.
+async fn complete_within(
+    time: Duration,
+    futures: impl Iterator<Item = impl Future<Output = ()> + Send + 'static>,
+) -> bool {
+    // A separate task continues after the timeout.
+    let tasks: Vec<_> = futures.map(tokio::spawn).collect();
+    let all = async {
+        for task in tasks {
+            let _ = task.await;
+        }
+    };
+    timeout(time, all).await.is_ok()
+}
+
+/// Logs that a username is revoked until a time, or that its revocation has ended.
+fn log_revocation(username: Option<&str>, until: Option<u64>, is_complete: bool, operator: Operator) {
+    let Operator { process: pid, user: uid } = operator;
+    let Some(until) = until else {
+        tracing::info!(
+            event = "revocation-ended",
+            username,
+            complete = is_complete,
+            uid,
+            pid,
+            "the operator has ended the revocation of a username"
+        );
+        return;
+    };
+    let effect = if is_complete {
+        "its requests are rejected, and its allocations have ended"
+    } else {
+        "a worker that is busy still accepts its requests and has not ended its allocations yet; it will do so when it \
+         is less busy"
+    };
+    tracing::info!(
+        event = "username-revoked",
+        username,
+        until = date(until),
+        complete = is_complete,
+        uid,
+        pid,
+        "the operator has revoked a username: {effect}"
+    );
+}
+
 /// Returns an interval whose first tick is immediate, and which does not make up for missed ticks.
 fn every(period: Duration) -> Interval {
     let mut interval = interval(period);
@@ -536,6 +563,20 @@ mod tests {
         ] {
             assert_eq!(stage.after(signal), next, "{stage:?} {signal:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_takes_too_long_is_not_complete_and_continues() {
+        let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+        let (done, finished) = tokio::sync::oneshot::channel();
+        let slow = async move {
+            let _ = receiver.await;
+            let _ = done.send(());
+        };
+        assert!(!complete_within(Duration::from_millis(1), std::iter::once(slow)).await);
+        sender.send(()).unwrap();
+        finished.await.unwrap();
+        assert!(complete_within(Duration::from_secs(60), std::iter::once(async {})).await);
     }
 
     #[test]

@@ -24,8 +24,19 @@ pub(crate) enum Failure {
     Refused(String),
     /// The command cannot be carried out as it was given.
     Usage(String),
-    /// No server responds at the socket, which may change unless this user may not use it.
-    NoServer { message: String, is_permanent: bool },
+    /// No server responds at the socket.
+    NoServer { message: String, why: NoServer },
+}
+
+/// Why no server responds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoServer {
+    /// It has not started, or it has stopped: there is no socket, nothing listens at it, or the connection was closed.
+    Gone,
+    /// This user may not use the socket.
+    NotAllowed,
+    /// It is too slow, or this machine lacks a resource.
+    Other,
 }
 
 impl fmt::Display for Failure {
@@ -41,17 +52,25 @@ impl fmt::Display for Failure {
 pub(crate) struct Client {
     sender: SendRequest<Full<Bytes>>,
     path: PathBuf,
+    /// The process that listens at the socket, if it is visible here.
+    process: Option<i32>,
 }
 
 impl Client {
     /// Connects to the server at a socket. Must be called within a runtime.
     pub(crate) async fn connect(path: &Path) -> Result<Self, Failure> {
         let stream = UnixStream::connect(path).await.map_err(|error| unreachable(path, &error))?;
+        let process = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| silent(path, &error))?;
         // The error of the connection is also that of the request.
         tokio::spawn(async move { drop(connection.await) });
-        Ok(Self { sender, path: path.to_owned() })
+        Ok(Self { sender, path: path.to_owned(), process })
+    }
+
+    /// Returns the process that listens at the socket; `None` if it is not visible here.
+    pub(crate) fn process(&self) -> Option<i32> {
+        self.process
     }
 
     pub(crate) async fn get(&mut self, path: &str) -> Result<Value, Failure> {
@@ -75,7 +94,8 @@ impl Client {
         let response = timeout(PATIENCE, exchange).await;
         let (status, body) = response.unwrap_or_else(|_| {
             let (path, seconds) = (self.path.display(), PATIENCE.as_secs());
-            Err(no_server(format!("the server at {path} has not responded for {seconds} s")))
+            let message = format!("the server at {path} has not responded for {seconds} s");
+            Err(Failure::NoServer { message, why: NoServer::Other })
         })?;
         let value: Result<Value, _> = serde_json::from_slice(&body);
         let value =
@@ -90,7 +110,11 @@ impl Client {
 
 fn unreachable(path: &Path, error: &io::Error) -> Failure {
     let shown = path.display();
-    let is_permanent = error.kind() == io::ErrorKind::PermissionDenied;
+    let why = match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => NoServer::Gone,
+        io::ErrorKind::PermissionDenied => NoServer::NotAllowed,
+        _ => NoServer::Other,
+    };
     let message = match error.kind() {
         io::ErrorKind::NotFound => format!(
             "there is no control socket {shown}: start the server, or name its socket with --socket or its \
@@ -105,13 +129,15 @@ fn unreachable(path: &Path, error: &io::Error) -> Failure {
         }
         _ => format!("cannot connect to {shown}: {error}"),
     };
-    Failure::NoServer { message, is_permanent }
-}
-
-fn no_server(message: String) -> Failure {
-    Failure::NoServer { message, is_permanent: false }
+    Failure::NoServer { message, why }
 }
 
 fn silent(path: &Path, error: &hyper::Error) -> Failure {
-    no_server(format!("the server at {} does not respond: {error}", path.display()))
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, UnexpectedEof};
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    let was_reset =
+        |error: &io::Error| matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected | UnexpectedEof);
+    let is_closed = error.is_closed() || error.is_canceled() || error.is_incomplete_message();
+    let why = if is_closed || cause.is_some_and(was_reset) { NoServer::Gone } else { NoServer::Other };
+    Failure::NoServer { message: format!("the server at {} does not respond: {error}", path.display()), why }
 }

@@ -21,7 +21,7 @@ use turnserver::clock;
 use turnserver::config::{CONTROL_SOCKET, Config, ControlSocket};
 
 use client::{Client, Failure};
-use text::{counted, duration, number, text};
+use text::{counted, number, text};
 
 /// The sessions of `--top`, unless there is a limit.
 const TOP: usize = 20;
@@ -266,18 +266,12 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
 async fn revoke(client: &mut Client, username: &str, until: Option<u64>) -> Result<Output, Failure> {
     let body = json!({ "username": username, "until": until });
     let revoked = client.send(Method::POST, "/v1/revocations", Some(body)).await?;
-    let text = if revoked.get("revoked").and_then(Value::as_bool) == Some(true) {
-        let left = number(&revoked, "until").saturating_sub(clock::unix_seconds());
-        format!("revoked for {}", duration(left))
-    } else {
-        "no longer revoked".to_owned()
-    };
-    Ok(Output::line(text, revoked))
+    Ok(Output { text: views::revocation(&revoked, clock::unix_seconds()), json: revoked })
 }
 
 /// Drains the server. With `wait`, shows who is left until it has stopped, unless it is `quiet`.
 async fn drain(client: &mut Client, socket: &Path, wait: bool, quiet: bool) -> Result<Output, Failure> {
-    let pid = number(&client.get("/v1/status").await?, "pid");
+    let server = wait::RunningServer::behind(client).await?;
     let draining = client.send(Method::POST, "/v1/drain", None).await?;
     if wait {
         let show = |status: &Value| {
@@ -286,7 +280,7 @@ async fn drain(client: &mut Client, socket: &Path, wait: bool, quiet: bool) -> R
                 let _ = io::stdout().lock().write_all(lines(&left(status)).as_bytes());
             }
         };
-        wait::until_stopped(socket, pid, show).await?;
+        server.until_stopped(socket, show).await?;
         return Ok(Output::line("the server has stopped".to_owned(), json!({ "stopped": true })));
     }
     let left = counted(number(&draining, "allocations"), "session");

@@ -12,8 +12,8 @@ use turnserver::clock;
 
 use super::client::{Client, Failure};
 use super::screen::{self, Screen};
-use super::text::{Table, bit_rate, bytes, counted, duration, list, number, printable, text};
-use super::views::relay;
+use super::text::{Table, bit_rate, counted, duration, list, number, printable, text};
+use super::views::session_table;
 
 /// The interval between two looks at the server.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -113,27 +113,14 @@ impl Sample {
     fn table(&self, before: Option<&Self>) -> Table {
         let earlier: HashMap<&str, &Value> =
             before.iter().flat_map(|before| &before.sessions).map(|session| (text(session, "id"), session)).collect();
-        let mut table =
-            Table::new(&["SESSION", "USER", "CLIENT", "VIA", "RELAY", ">AGE", ">TO PEERS", ">TO CLIENT", ">RATE"]);
-        for session in &self.sessions {
-            let relayed = |session: &Value| number(session, "bytes_to_peers") + number(session, "bytes_to_client");
+        let relayed = |session: &Value| number(session, "bytes_to_peers") + number(session, "bytes_to_client");
+        session_table(&self.sessions, &[">RATE"], |session| {
             // A session that was not among the greatest before has no rate yet.
             let rate = earlier.get(text(session, "id")).zip(before).map(|(earlier, before)| {
                 bit_rate(per_second(relayed(earlier), relayed(session), self.at.saturating_sub(before.at)))
             });
-            table.row(vec![
-                text(session, "id").to_owned(),
-                text(session, "user").to_owned(),
-                text(session, "client").to_owned(),
-                text(session, "transport").to_owned(),
-                relay(session),
-                duration(number(session, "age")),
-                bytes(number(session, "bytes_to_peers")),
-                bytes(number(session, "bytes_to_client")),
-                rate.unwrap_or_else(|| "-".to_owned()),
-            ]);
-        }
-        table
+            vec![rate.unwrap_or_else(|| "-".to_owned())]
+        })
     }
 
     /// Returns the growth of a number per second.

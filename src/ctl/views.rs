@@ -6,7 +6,7 @@ use super::text::{Table, bit_rate, bytes, counted, duration, list, number, print
 
 /// Returns the lines of `sessions`.
 pub(crate) fn sessions(sessions: &[Value]) -> Vec<String> {
-    let mut lines = session_table(sessions);
+    let mut lines = detailed(sessions).lines();
     lines.push(counted(sessions.len() as u64, "session"));
     lines
 }
@@ -17,7 +17,7 @@ pub(crate) fn remaining(status: &Value) -> Vec<String> {
     if named.is_empty() {
         return Vec::new();
     }
-    let mut lines = session_table(named);
+    let mut lines = detailed(named).lines();
     let more = number(status, "allocations").saturating_sub(named.len() as u64);
     if more > 0 {
         lines.push(format!("and {}", counted(more, "younger session")));
@@ -25,21 +25,23 @@ pub(crate) fn remaining(status: &Value) -> Vec<String> {
     lines
 }
 
-fn session_table(sessions: &[Value]) -> Vec<String> {
-    let mut table = Table::new(&[
-        "SESSION",
-        "USER",
-        "CLIENT",
-        "VIA",
-        "RELAY",
-        ">AGE",
-        ">TO PEERS",
-        ">TO CLIENT",
-        ">PERMISSIONS",
-        ">CHANNELS",
-    ]);
+/// Returns the table of sessions with the numbers of their permissions and channels.
+fn detailed(sessions: &[Value]) -> Table {
+    session_table(sessions, &[">PERMISSIONS", ">CHANNELS"], |session| {
+        ["permissions", "channels"].map(|field| number(session, field).to_string()).to_vec()
+    })
+}
+
+/// Returns the table of sessions with further columns: their headers, and the cells of a session.
+pub(crate) fn session_table(
+    sessions: &[Value],
+    headers: &[&'static str],
+    cells: impl Fn(&Value) -> Vec<String>,
+) -> Table {
+    let common = ["SESSION", "USER", "CLIENT", "VIA", "RELAY", ">AGE", ">TO PEERS", ">TO CLIENT"];
+    let mut table = Table::new(&[&common, headers].concat());
     for session in sessions {
-        table.row(vec![
+        let common = vec![
             text(session, "id").to_owned(),
             text(session, "user").to_owned(),
             text(session, "client").to_owned(),
@@ -48,14 +50,13 @@ fn session_table(sessions: &[Value]) -> Vec<String> {
             duration(number(session, "age")),
             bytes(number(session, "bytes_to_peers")),
             bytes(number(session, "bytes_to_client")),
-            number(session, "permissions").to_string(),
-            number(session, "channels").to_string(),
-        ]);
+        ];
+        table.row([common, cells(session)].concat());
     }
-    table.lines()
+    table
 }
 
-pub(crate) fn relay(session: &Value) -> String {
+fn relay(session: &Value) -> String {
     list(session, "relay").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
 }
 
@@ -166,6 +167,21 @@ pub(crate) fn status(status: &Value) -> Vec<String> {
     lines
 }
 
+/// Returns the lines of `revoke`. `now` is the time in seconds since the Unix epoch.
+pub(crate) fn revocation(response: &Value, now: u64) -> Vec<String> {
+    let is = |field: &str| response.get(field).and_then(Value::as_bool) == Some(true);
+    let state = if is("revoked") {
+        format!("revoked for {}", duration(number(response, "until").saturating_sub(now)))
+    } else {
+        "no longer revoked".to_owned()
+    };
+    let mut lines = vec![state];
+    if !is("complete") {
+        lines.push("a worker is busy and does not apply it yet; it will do so when it is less busy".to_owned());
+    }
+    lines
+}
+
 /// Returns the lines of `certificates`. `now` is the time in seconds since the Unix epoch.
 pub(crate) fn certificates(response: &Value, now: u64) -> Vec<String> {
     let mut lines = Vec::new();
@@ -220,5 +236,22 @@ impl Fields {
     pub(crate) fn lines(&self) -> Vec<String> {
         let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
         self.0.iter().map(|(name, value)| format!("{name:<width$}  {value}").trim_end().to_owned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_revocation_that_is_not_complete_says_so() {
+        let response = |revoked: bool, complete: bool| json!({ "revoked": revoked, "until": 70, "complete": complete });
+        assert_eq!(revocation(&response(true, true), 10), ["revoked for 1 min 00 s"]);
+        assert_eq!(revocation(&response(false, true), 100), ["no longer revoked"]);
+        let lines = revocation(&response(true, false), 10);
+        assert_eq!((lines.len(), lines[0].as_str()), (2, "revoked for 1 min 00 s"));
+        assert!(lines[1].contains("does not apply it yet"), "{lines:?}");
     }
 }

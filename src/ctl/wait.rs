@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use turnserver::clock;
 
-use super::client::{Client, Failure};
+use super::client::{Client, Failure, NoServer};
 use super::text::number;
 
 /// The interval between two looks at the server.
@@ -22,34 +22,92 @@ pub(crate) async fn until_ready(socket: &Path) -> Result<Value, Failure> {
             Ok(status) if status.get("ready").and_then(Value::as_bool) == Some(true) => return Ok(status),
             Ok(_) => {}
             // Waiting does not change permissions.
-            Err(Failure::NoServer { is_permanent: false, .. }) => {}
+            Err(Failure::NoServer { why: NoServer::Gone | NoServer::Other, .. }) => {}
             Err(failure) => return Err(failure),
         }
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-/// Waits until the process of a draining server has ended. Fails if the drain ends before. `report` gets the status of
-/// the server, with the remaining sessions, at first and from time to time.
-pub(crate) async fn until_stopped(socket: &Path, pid: u64, mut report: impl FnMut(&Value)) -> Result<(), Failure> {
-    let mut reported: Option<Duration> = None;
-    loop {
-        let is_due = reported.is_none_or(|at| clock::monotonic().saturating_sub(at) >= REPORT);
-        match look_at(socket, if is_due { "/v1/status" } else { WITHOUT_SESSIONS }).await {
-            // The service manager has started it again.
-            Ok(status) if number(&status, "pid") != pid => return Ok(()),
-            Ok(status) if status.get("draining").and_then(Value::as_bool) == Some(false) => {
-                return Err(Failure::Refused("the drain has been ended with `turnserver ctl resume`".to_owned()));
-            }
-            Ok(status) if is_due => {
+/// The process of a server.
+#[derive(Debug)]
+pub(crate) struct RunningServer {
+    /// Its ID in its own status.
+    pid: u64,
+    /// `None` if the process is not visible here, for example because it runs in a container.
+    process: Option<Process>,
+}
+
+impl RunningServer {
+    /// Returns the server at the other end of a connection.
+    pub(crate) async fn behind(client: &mut Client) -> Result<Self, Failure> {
+        let process = client.process().and_then(Process::running);
+        Ok(Self { pid: number(&client.get("/v1/status").await?, "pid"), process })
+    }
+
+    /// Waits until the process of a draining server has ended. Fails if the drain ends before. If the process is not
+    /// visible, it waits until the server has closed its socket, shortly before its end. `report` gets the status of the
+    /// server, with the remaining sessions, at first and from time to time.
+    pub(crate) async fn until_stopped(&self, socket: &Path, mut report: impl FnMut(&Value)) -> Result<(), Failure> {
+        let mut reported: Option<Duration> = None;
+        loop {
+            let is_due = reported.is_none_or(|at| clock::monotonic().saturating_sub(at) >= REPORT);
+            let Some(status) = self.while_open(socket, is_due).await? else { break };
+            if is_due {
                 report(&status);
                 reported = Some(clock::monotonic());
             }
-            Ok(_) => {}
-            Err(Failure::NoServer { is_permanent: false, .. }) => return Ok(()),
-            Err(failure) => return Err(failure),
+            tokio::time::sleep(INTERVAL).await;
         }
-        tokio::time::sleep(INTERVAL).await;
+        while self.process.as_ref().is_some_and(Process::still_runs) {
+            tokio::time::sleep(INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// Returns the status of the draining server; `None` if it has closed its socket.
+    async fn while_open(&self, socket: &Path, with_sessions: bool) -> Result<Option<Value>, Failure> {
+        match look_at(socket, if with_sessions { "/v1/status" } else { WITHOUT_SESSIONS }).await {
+            // The service manager has started it again.
+            Ok(status) if number(&status, "pid") != self.pid => Ok(None),
+            Ok(status) if status.get("draining").and_then(Value::as_bool) == Some(false) => {
+                Err(Failure::Refused("the drain has been ended with `turnserver ctl resume`".to_owned()))
+            }
+            Ok(status) => Ok(Some(status)),
+            Err(Failure::NoServer { why: NoServer::Gone, .. }) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+}
+
+/// A process of this machine.
+#[derive(Debug, PartialEq, Eq)]
+struct Process {
+    pid: i32,
+    /// In clock ticks since the boot. It distinguishes the process from a later one with the same ID.
+    start: u64,
+}
+
+impl Process {
+    /// Returns a process that runs; `None` if there is none with this ID, or if it is not visible.
+    fn running(pid: i32) -> Option<Self> {
+        Self::parse(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// Reads `/proc/PID/stat` (proc_pid_stat(5)).
+    fn parse(pid: i32, stat: &str) -> Option<Self> {
+        // The name before the last parenthesis may contain anything. The state is field 3, the start time field 22.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_ascii_whitespace();
+        // A process that has ended keeps its ID until its parent has asked for the exit code.
+        if matches!(fields.next()?, "Z" | "X") {
+            return None;
+        }
+        Some(Self { pid, start: fields.nth(18)?.parse().ok()? })
+    }
+
+    fn still_runs(&self) -> bool {
+        Self::running(self.pid).as_ref() == Some(self)
     }
 }
 
@@ -62,4 +120,30 @@ async fn look(socket: &Path) -> Result<Value, Failure> {
 
 async fn look_at(socket: &Path, path: &str) -> Result<Value, Failure> {
     Client::connect(socket).await?.get(path).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_runs_until_it_has_ended() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let process = Process::running(child.id().try_into().unwrap()).unwrap();
+        assert!(process.still_runs());
+        // Another process that got the same ID later.
+        assert!(!Process { start: process.start - 1, pid: process.pid }.still_runs());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(!process.still_runs());
+    }
+
+    #[test]
+    fn the_state_of_a_process_is_read_whatever_its_name() {
+        let stat = |state: &str| {
+            format!("7 (a) Z (b)) {state} 1 7 7 0 -1 4194304 96 0 0 0 0 0 0 0 20 0 1 0 4711 2473984 208 18446744073")
+        };
+        assert_eq!(Process::parse(7, &stat("S")), Some(Process { pid: 7, start: 4_711 }));
+        assert_eq!(["Z", "X"].map(|state| Process::parse(7, &stat(state))), [None, None]);
+    }
 }
