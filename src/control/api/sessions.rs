@@ -194,9 +194,12 @@ impl Api {
     /// Ends one session.
     pub(super) async fn end_session(&self, id: &str, operator: Operator) -> Result<Value, Refusal> {
         let id = parse(id)?;
-        let ended = self.end(id.worker, vec![id.allocation], operator).await?;
-        log_end(&format!("session {id}"), ended, operator);
-        if ended == 0 { Err(gone(id)) } else { Ok(json!({ "ended": ended })) }
+        let mut kick = Kick::new(format!("session {id}"), operator);
+        self.end(id.worker, vec![id.allocation], &mut kick).await?;
+        match kick.complete() {
+            0 => Err(gone(id)),
+            ended => Ok(json!({ "ended": ended })),
+        }
     }
 
     /// Ends all sessions that a filter accepts.
@@ -207,21 +210,20 @@ impl Api {
         if filter == Filter::default() {
             return Err(Refusal::bad_request("say which sessions end: with user, client or peer"));
         }
-        let (described, filter) = (describe_filter(&filter, &self.privacy()), Arc::new(filter));
-        let mut ended = 0;
+        let mut kick = Kick::new(describe_filter(&filter, &self.privacy()), operator);
+        let filter = Arc::new(filter);
         for worker in 0..self.workers.len() {
             let mut next = Some(Cursor::default());
             while let Some(cursor) = next {
                 let page = self.sessions_page(worker, cursor, &filter).await?;
                 let ids: Vec<AllocationId> = page.allocations.iter().map(|info| info.id).collect();
                 if !ids.is_empty() {
-                    ended += self.end(worker, ids, operator).await?;
+                    self.end(worker, ids, &mut kick).await?;
                 }
                 next = page.next;
             }
         }
-        log_end(&described, ended, operator);
-        Ok(json!({ "ended": ended }))
+        Ok(json!({ "ended": kick.complete() }))
     }
 
     /// Returns a page of a worker. A worker that has ended has no sessions.
@@ -231,9 +233,12 @@ impl Api {
         Ok(page.unwrap_or_default())
     }
 
-    async fn end(&self, worker: usize, ids: Vec<AllocationId>, operator: Operator) -> Result<usize, Refusal> {
-        let Some(control) = self.workers.get(worker) else { return Ok(0) };
-        Ok(patiently(worker, control.handle.end(ids, operator)).await?.unwrap_or_default())
+    async fn end(&self, worker: usize, ids: Vec<AllocationId>, kick: &mut Kick) -> Result<(), Refusal> {
+        let Some(control) = self.workers.get(worker) else { return Ok(()) };
+        kick.requested = ids.len();
+        kick.ended += patiently(worker, control.handle.end(ids, kick.operator)).await?.unwrap_or_default();
+        kick.requested = 0;
+        Ok(())
     }
 }
 
@@ -272,9 +277,51 @@ fn gone(id: SessionId) -> Refusal {
     Refusal::not_found(format!("there is no session {id}; it may have ended"))
 }
 
-fn log_end(filter: &str, ended: usize, operator: Operator) {
-    let Operator { process: pid, user: uid } = operator;
-    tracing::info!(event = "sessions-ended", filter, ended, uid, pid, "the operator ended sessions");
+/// Sessions that the operator ends. Dropping it logs them, also if the operator does not wait for the response or a
+/// worker does not respond.
+#[derive(Debug)]
+struct Kick {
+    filter: String,
+    operator: Operator,
+    ended: usize,
+    /// The sessions that a worker has been asked to end, and whose result is not known yet.
+    requested: usize,
+    is_complete: bool,
+}
+
+impl Kick {
+    fn new(filter: String, operator: Operator) -> Self {
+        Self { filter, operator, ended: 0, requested: 0, is_complete: false }
+    }
+
+    /// Returns the number of sessions that have ended.
+    fn complete(mut self) -> usize {
+        self.is_complete = true;
+        self.ended
+    }
+
+    /// Describes what happened.
+    fn message(&self) -> String {
+        match self {
+            Self { is_complete: true, .. } => "the operator ended sessions".to_owned(),
+            Self { requested: 0, .. } => {
+                "the operator ended sessions; the command was interrupted, so others that it selects may be left"
+                    .to_owned()
+            }
+            Self { requested, .. } => format!(
+                "the operator ended sessions; the command was interrupted, so up to {requested} more may have ended, \
+                 and others that it selects may be left"
+            ),
+        }
+    }
+}
+
+impl Drop for Kick {
+    fn drop(&mut self) {
+        let Operator { process: pid, user: uid } = self.operator;
+        let (filter, ended) = (self.filter.as_str(), self.ended);
+        tracing::info!(event = "sessions-ended", filter, ended, uid, pid, "{}", self.message());
+    }
 }
 
 /// Returns a session as JSON.
