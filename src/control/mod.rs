@@ -150,7 +150,8 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
     let control_socket = prepared.control_socket.map(http::Listener::Unix);
     // Its listeners are opened by the first change.
     let _ = http_changes.send(prepared.http.change);
-    let http_thread = start_http(control_socket, changes, api, stopped)?;
+    let (stop_http, http_stopped) = watch::channel(false);
+    let http_thread = start_http(control_socket, changes, api, http_stopped)?;
     entry.print(prepared.addresses.choice(), certificate);
     tracing::info!(event = "ready", workers = threads.len(), "ready");
 
@@ -185,6 +186,8 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
             Err(_) => failed = Some(index),
         }
     }
+    // Until here, the operator gets the response to the command that has stopped the server.
+    let _ = stop_http.send(true);
     // A panic of this thread has been logged.
     let _ = http_thread.join();
     let mut totals = Totals::default();

@@ -1,6 +1,6 @@
 //! The sockets on which the server accepts connections.
 
-use std::net::{self, IpAddr, SocketAddr};
+use std::net::{self, IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net as unix;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,15 @@ impl Client {
             Self::Address(address) => LoggedClient::Address(privacy.address(*address)?),
         };
         Some(display(client))
+    }
+
+    /// Returns the source whose connections are limited: an IPv4 address or an IPv6 /64. A client on this machine has
+    /// none, because it may be a proxy, which hides its clients.
+    pub(super) fn source(&self) -> Option<IpAddr> {
+        match self.ip().filter(|ip| !ip.is_loopback())? {
+            IpAddr::V4(ip) => Some(ip.into()),
+            IpAddr::V6(ip) => Some(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into()),
+        }
     }
 }
 
@@ -238,6 +247,20 @@ mod tests {
         fs::create_dir(&directory).unwrap();
         let path = directory.join("control.sock");
         (directory, path)
+    }
+
+    #[test]
+    fn the_source_of_a_client_is_its_ipv4_address_or_its_ipv6_network() {
+        for (client, source) in [
+            ("192.0.2.7:5", Some("192.0.2.7")),
+            ("[::ffff:192.0.2.7]:5", Some("192.0.2.7")),
+            ("[2001:db8:1:2:3:4:5:6]:5", Some("2001:db8:1:2::")),
+            ("127.0.0.1:5", None),
+            ("[::1]:5", None),
+        ] {
+            let expected = source.map(|source| source.parse().unwrap());
+            assert_eq!(Client::Address(client.parse().unwrap()).source(), expected, "{client}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! (`limits`), so whatever clients do, it takes a bounded amount of memory and leaves relaying alone.
 
 mod connections;
+mod exchange;
 mod listener;
 pub(crate) mod response;
 
@@ -23,13 +24,14 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::net::tls::Acceptor;
 use crate::privacy::Privacy;
-use connections::{Connections, Place};
+use connections::{Connection, Connections};
+use exchange::{Observed, ResponseBody};
 pub use listener::BindError;
 pub(crate) use listener::{Client, Listener, PeerCredentials, UnixSocket};
 
@@ -40,6 +42,9 @@ pub(crate) mod limits {
 
     /// The connections of a listener. A further one evicts the oldest that waits for a request.
     pub(crate) const CONNECTIONS: usize = 64;
+    /// The connections of a source on another machine: of an IPv4 address or an IPv6 /64. A further one evicts the
+    /// oldest of them that waits for a request.
+    pub(crate) const CONNECTIONS_PER_SOURCE: usize = 16;
     /// The size of the head of a request in bytes.
     pub(crate) const HEAD: usize = 16 * 1024;
     /// The size of the body of a request in bytes.
@@ -52,11 +57,16 @@ pub(crate) mod limits {
     pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
     /// The lifetime of a connection. It also bounds the time in which a client receives a response.
     pub(crate) const CONNECTION_TIME: Duration = Duration::from_secs(300);
+    /// The time for the last responses when the server stops.
+    pub(crate) const STOP_TIME: Duration = Duration::from_secs(1);
 }
 
 /// Responds to requests.
 pub(crate) trait Handler: 'static {
-    /// Responds to a request whose body has been read.
+    /// Returns the response to a request that is refused because of its head, before its body is read.
+    fn refuse<B>(&self, client: &Client, request: &Request<B>) -> Option<Response<Full<Bytes>>>;
+
+    /// Responds to a request that is not refused, and whose body has been read.
     fn handle(&self, client: &Client, request: Request<Bytes>) -> impl Future<Output = Response<Full<Bytes>>>;
 
     /// Returns what the log may say about clients at present.
@@ -70,7 +80,8 @@ pub(crate) struct Plan {
     pub(crate) changes: mpsc::UnboundedReceiver<ListenerChange>,
     /// Returns the present certificate, for the listeners with TLS.
     pub(crate) certificate: Certificate,
-    /// Becomes true when the server has to stop.
+    /// Becomes true when the server has to stop. It then sends the responses to requests that it has received, for at
+    /// most [`STOP_TIME`](limits::STOP_TIME), and closes all other connections.
     pub(crate) stop: watch::Receiver<bool>,
 }
 
@@ -104,27 +115,36 @@ pub(crate) fn start<H: Handler>(
 }
 
 async fn serve<H: Handler>(plan: Plan, handler: Rc<H>) {
-    let Plan { control_socket, mut changes, certificate, mut stop } = plan;
-    let shared = Shared { certificate: Rc::new(certificate), is_encrypted: Rc::default(), handler };
-    let mut tcp: Vec<(SocketAddr, AbortHandle)> = Vec::new();
+    let Plan { control_socket, mut changes, certificate, stop } = plan;
+    let shared = Shared { certificate: Rc::new(certificate), is_encrypted: Rc::default(), handler, stop };
+    let mut tasks = JoinSet::new();
     if let Some(listener) = control_socket {
-        tokio::task::spawn_local(accept(listener, None, shared.clone()));
+        tasks.spawn_local(accept(listener, None, Rc::default(), shared.clone()));
     }
+    let mut tcp: Vec<(SocketAddr, Rc<Notify>)> = Vec::new();
     loop {
         tokio::select! {
-            // The sender is dropped only when the process ends.
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stopped(shared.stop.clone()) => break,
+            // A listener that has been closed leaves nothing.
+            Some(_) = tasks.join_next() => {}
             Some(change) = changes.recv() => {
                 let closed = tcp.extract_if(.., |(address, _)| change.close.contains(address));
-                closed.for_each(|(_, task)| task.abort());
+                closed.for_each(|(_, close)| close.notify_one());
                 shared.is_encrypted.set(change.is_encrypted);
                 for (listener, address) in change.open {
-                    let task = accept(listener, Some(Rc::clone(&shared.is_encrypted)), shared.clone());
-                    tcp.push((address, tokio::task::spawn_local(task).abort_handle()));
+                    let close = Rc::<Notify>::default();
+                    let is_encrypted = Some(Rc::clone(&shared.is_encrypted));
+                    tasks.spawn_local(accept(listener, is_encrypted, Rc::clone(&close), shared.clone()));
+                    tcp.push((address, close));
                 }
             }
         }
     }
+    complete(&mut tasks).await;
+}
+
+async fn complete(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
 }
 
 /// What the tasks of all listeners share.
@@ -132,37 +152,72 @@ struct Shared<H> {
     certificate: Rc<Certificate>,
     is_encrypted: Rc<Cell<bool>>,
     handler: Rc<H>,
+    stop: watch::Receiver<bool>,
 }
 
 impl<H> Clone for Shared<H> {
     fn clone(&self) -> Self {
-        let Self { certificate, is_encrypted, handler } = self;
-        Self { certificate: Rc::clone(certificate), is_encrypted: Rc::clone(is_encrypted), handler: Rc::clone(handler) }
+        Self {
+            certificate: Rc::clone(&self.certificate),
+            is_encrypted: Rc::clone(&self.is_encrypted),
+            handler: Rc::clone(&self.handler),
+            stop: self.stop.clone(),
+        }
     }
+}
+
+/// Waits until the server has to stop.
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // Without a sender, the process ends.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// The time to wait after a connection could not be accepted, for example because there is no free descriptor.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// Accepts connections. `is_encrypted`: whether its clients use TLS; `None` on the control socket.
-async fn accept<H: Handler>(listener: Listener, is_encrypted: Option<Rc<Cell<bool>>>, shared: Shared<H>) {
+/// Accepts and serves connections until the server stops, or until `close`. `is_encrypted`: whether clients use TLS;
+/// `None` on the control socket.
+async fn accept<H: Handler>(
+    listener: Listener,
+    is_encrypted: Option<Rc<Cell<bool>>>,
+    close: Rc<Notify>,
+    shared: Shared<H>,
+) {
+    let Shared { certificate, handler, stop, .. } = shared;
     let socket = match listener.into_async() {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(event = "http-failed", %error, "cannot serve HTTP"),
     };
-    let connections = Rc::new(Connections::new(limits::CONNECTIONS));
+    let connections = Rc::new(Connections::new(limits::CONNECTIONS, limits::CONNECTIONS_PER_SOURCE));
+    let mut tasks = JoinSet::new();
+    let stopped_accepting = async {
+        tokio::select! {
+            () = stopped(stop.clone()) => {}
+            () = close.notified() => {}
+        }
+    };
+    tokio::pin!(stopped_accepting);
     loop {
-        match socket.accept().await {
+        let accepted = tokio::select! {
+            () = &mut stopped_accepting => break,
+            // A connection that has ended leaves nothing.
+            Some(_) = tasks.join_next() => continue,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
             Ok((stream, client)) => {
-                let place = Connections::admit(&connections);
-                let acceptor =
-                    is_encrypted.as_ref().is_some_and(|encrypted| encrypted.get()).then(|| (shared.certificate)());
-                let handler = Rc::clone(&shared.handler);
-                tokio::task::spawn_local(async move {
+                let place = Connections::admit(&connections, client.source());
+                let is_encrypted = is_encrypted.as_ref().is_some_and(|encrypted| encrypted.get());
+                let acceptor = is_encrypted.then(|| certificate());
+                let (handler, stop) = (Rc::clone(&handler), stop.clone());
+                tasks.spawn_local(async move {
+                    let connection = &place.connection;
+                    let served = serve_connection(stream, client, acceptor, connection, handler);
                     tokio::select! {
-                        // Its own task tells the client nothing: it waited for a request that did not come.
-                        () = place.evicted() => {}
-                        _ = timeout(limits::CONNECTION_TIME, connection(stream, client, acceptor, &place, handler)) => {}
+                        // The client gets no response: the request did not come, or took too long.
+                        () = connection.evicted() => {}
+                        () = stopped_and_sent(stop, connection) => {}
+                        _ = timeout(limits::CONNECTION_TIME, served) => {}
                     }
                 });
             }
@@ -172,22 +227,35 @@ async fn accept<H: Handler>(listener: Listener, is_encrypted: Option<Rc<Cell<boo
             }
         }
     }
+    drop(socket);
+    // Connections to a listener that has been closed continue.
+    tokio::select! {
+        () = stopped(stop.clone()) => {}
+        () = complete(&mut tasks) => {}
+    }
+    let _ = timeout(limits::STOP_TIME, complete(&mut tasks)).await;
+}
+
+/// Waits until the server has to stop, and the response on a connection, if there is one, has been sent.
+async fn stopped_and_sent(stop: watch::Receiver<bool>, connection: &Connection) {
+    stopped(stop).await;
+    connection.until_it_waits().await;
 }
 
 /// Serves a connection to its end. `acceptor` is `Some` on a listener with TLS.
-async fn connection<H: Handler>(
+async fn serve_connection<H: Handler>(
     stream: listener::Stream,
     client: Client,
     acceptor: Option<Option<Acceptor>>,
-    place: &Place,
+    connection: &Rc<Connection>,
     handler: Rc<H>,
 ) {
     match (stream, acceptor) {
-        (listener::Stream::Unix(stream), _) => requests(stream, client, place, handler).await,
-        (listener::Stream::Tcp(stream), None) => requests(stream, client, place, handler).await,
+        (listener::Stream::Unix(stream), _) => requests(stream, client, connection, handler).await,
+        (listener::Stream::Tcp(stream), None) => requests(stream, client, connection, handler).await,
         (listener::Stream::Tcp(stream), Some(Some(acceptor))) => {
             if let Ok(Ok(stream)) = timeout(limits::HANDSHAKE_TIME, acceptor.accept_http(stream)).await {
-                requests(stream, client, place, handler).await;
+                requests(stream, client, connection, handler).await;
             }
         }
         // The start fails if a listener with TLS has no certificate, and a reload never removes the certificate.
@@ -195,7 +263,7 @@ async fn connection<H: Handler>(
     }
 }
 
-async fn requests<S, H>(stream: S, client: Client, place: &Place, handler: Rc<H>)
+async fn requests<S, H>(stream: S, client: Client, connection: &Rc<Connection>, handler: Rc<H>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
@@ -203,15 +271,12 @@ where
     let service = service_fn(|request: Request<Incoming>| {
         let (handler, client) = (&handler, &client);
         async move {
-            place.busy(true);
-            let response = match collect(request).await {
-                Ok(request) => handler.handle(client, request).await,
-                Err(rejection) => rejection,
-            };
-            place.busy(false);
+            let response = respond(request, client, connection, &**handler).await;
+            let response = response.map(|body| ResponseBody::new(body, Rc::clone(connection)));
             Ok::<_, std::convert::Infallible>(response)
         }
     });
+    let stream = Observed { stream, connection: Rc::clone(connection) };
     let server = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HEAD_TIME)
@@ -223,6 +288,25 @@ where
         tracing::debug!(
             event = "http-connection-failed", client = client.logged(&privacy), %error, "HTTP connection failed"
         );
+    }
+}
+
+async fn respond(
+    request: Request<Incoming>,
+    client: &Client,
+    connection: &Connection,
+    handler: &impl Handler,
+) -> Response<Full<Bytes>> {
+    if let Some(refusal) = handler.refuse(client, &request) {
+        return refusal;
+    }
+    match collect(request).await {
+        Ok(request) => {
+            // Until here, the client has to do something, so the connection can be evicted.
+            connection.responds();
+            handler.handle(client, request).await
+        }
+        Err(rejection) => rejection,
     }
 }
 

@@ -3,7 +3,7 @@
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use hyper::{Response, StatusCode};
+use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 /// Returns a response. What it says is true now and not later, so it is not cached.
@@ -29,9 +29,13 @@ pub(crate) fn error(status: StatusCode, message: &str) -> Response<Full<Bytes>> 
     json(status, &json!({ "error": message }))
 }
 
-/// Returns the response to a request whose method the path does not support.
-pub(crate) fn method_not_allowed(allowed: &'static str) -> Response<Full<Bytes>> {
+/// Returns the response to a request whose method the path does not support. `allowed` has the supported ones, separated
+/// by `, `.
+pub(crate) fn refuse_method(method: &Method, allowed: &'static str) -> Option<Response<Full<Bytes>>> {
+    if allowed.split(", ").any(|supported| supported == method.as_str()) {
+        return None;
+    }
     let mut response = error(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-    response
+    Some(response)
 }

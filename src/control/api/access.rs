@@ -12,8 +12,8 @@ use crate::config::Http;
 use crate::http::{Client, response};
 use crate::setting::{HTTP_METRICS_FROM, HTTP_METRICS_TOKEN_FILE};
 
-/// The clients that may read metrics and health: those of this machine, of `http.metrics-from`, and those with the
-/// token.
+/// The clients that may read metrics and health: those of `http.metrics-from`, those with the token, and, if there is no
+/// token, those of this machine. With a token, a client of this machine may be a proxy whose clients must not read them.
 #[derive(Clone, Debug)]
 pub(in crate::control) struct Access {
     pub(in crate::control) from: Vec<IpNet>,
@@ -28,7 +28,8 @@ impl Access {
     /// Returns the response to a request that is not allowed.
     pub(super) fn denies<B>(&self, client: &Client, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
         let ip = client.ip()?;
-        if ip.is_loopback() || self.from.iter().any(|net| net.contains(&ip)) || self.has_token(request) {
+        let is_local = self.token.is_none() && ip.is_loopback();
+        if is_local || self.from.iter().any(|net| net.contains(&ip)) || self.has_token(request) {
             return None;
         }
         let mut denied = response::error(
@@ -90,6 +91,20 @@ mod tests {
                 "{denied}"
             );
         }
+    }
+
+    #[test]
+    fn with_a_token_this_machine_needs_it_unless_it_is_a_configured_source() {
+        let mut access = access(Some("a-token-of-some-length"));
+        for local in ["127.0.0.1:5", "127.3.2.1:5", "[::1]:5", "[::ffff:127.0.0.1]:5"] {
+            assert_eq!(status(&access, local, None), StatusCode::UNAUTHORIZED, "{local}");
+            assert_eq!(status(&access, local, Some("Bearer a-token-of-some-length")), StatusCode::OK, "{local}");
+        }
+        access.from.push("127.0.0.1/32".parse().unwrap());
+        assert_eq!(status(&access, "127.0.0.1:5", None), StatusCode::OK);
+        assert_eq!(status(&access, "[::1]:5", None), StatusCode::UNAUTHORIZED);
+        let process = Client::Process(crate::http::PeerCredentials { process: None, user: 0 });
+        assert!(access.denies(&process, &Request::new(())).is_none());
     }
 
     #[test]

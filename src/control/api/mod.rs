@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use tokio::sync::watch;
 
 use super::commands::Commands;
@@ -30,7 +30,7 @@ use super::start::WorkerControl;
 use crate::auth::Secret;
 use crate::clock::Clock;
 use crate::config::{HttpKey, LogLevel};
-use crate::http::{Client, Handler, response};
+use crate::http::{Client, Handler, PeerCredentials, response};
 use crate::net::tls::Certificate;
 use crate::privacy::Privacy;
 use crate::turn::{Instant, Ledger};
@@ -39,6 +39,7 @@ pub(super) use access::Access;
 use credentials::Form;
 use health::Health;
 pub(super) use reload::Reload;
+use steer::Resource;
 
 /// What control publishes for the HTTP server.
 #[derive(Clone, Debug)]
@@ -110,32 +111,58 @@ impl Deref for Api {
     }
 }
 
+/// What a path names for a client.
+#[derive(Clone, Copy, Debug)]
+enum Route<'p> {
+    Health,
+    Readiness,
+    Metrics,
+    /// What only the operator may see and change.
+    Steer(Resource<'p>, PeerCredentials),
+    Credentials(Form<'p>),
+}
+
+impl<'p> Route<'p> {
+    fn of(client: &Client, path: &'p str) -> Option<Self> {
+        match (path, client) {
+            ("/healthz", _) => Some(Self::Health),
+            ("/readyz", _) => Some(Self::Readiness),
+            ("/metrics", _) => Some(Self::Metrics),
+            (_, Client::Process(process)) => Some(Self::Steer(Resource::at(path)?, *process)),
+            (_, Client::Address(_)) => Form::of(path).map(Self::Credentials),
+        }
+    }
+}
+
+fn not_found() -> Response<Full<Bytes>> {
+    response::error(StatusCode::NOT_FOUND, "there is no such resource")
+}
+
 impl Handler for Api {
     fn privacy(&self) -> Arc<Privacy> {
         Arc::clone(&self.published.borrow().snapshot.privacy)
     }
 
+    fn refuse<B>(&self, client: &Client, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
+        let Some(route) = Route::of(client, request.uri().path()) else { return Some(not_found()) };
+        match route {
+            Route::Health | Route::Readiness | Route::Metrics => {
+                const METHODS: &str = "GET, HEAD";
+                response::refuse_method(request.method(), METHODS).or_else(|| self.published.borrow().access.denies(client, request))
+            }
+            Route::Steer(resource, _) => response::refuse_method(request.method(), resource.methods()),
+            Route::Credentials(form) => self.refuse_credentials(form, client, request),
+        }
+    }
+
     async fn handle(&self, client: &Client, request: Request<Bytes>) -> Response<Full<Bytes>> {
-        let (method, path) = (request.method(), request.uri().path());
-        match path {
-            "/healthz" | "/readyz" | "/metrics" if !matches!(*method, Method::GET | Method::HEAD) => {
-                response::method_not_allowed("GET, HEAD")
-            }
-            "/healthz" | "/readyz" | "/metrics" => {
-                if let Some(denied) = self.published.borrow().access.denies(client, &request) {
-                    return denied;
-                }
-                match path {
-                    "/healthz" => self.health(),
-                    "/readyz" => self.readiness(),
-                    _ => self.metrics(&request).await,
-                }
-            }
-            _ if let Client::Process(process) = client => self.steer(*process, &request).await,
-            _ => match Form::of(path) {
-                Some(form) => self.credentials(form, client, &request),
-                None => response::error(StatusCode::NOT_FOUND, "there is no such resource"),
-            },
+        match Route::of(client, request.uri().path()) {
+            None => not_found(),
+            Some(Route::Health) => self.health(),
+            Some(Route::Readiness) => self.readiness(),
+            Some(Route::Metrics) => self.metrics(&request).await,
+            Some(Route::Steer(resource, process)) => self.steer(resource, process, &request).await,
+            Some(Route::Credentials(form)) => self.credentials(form, client, &request),
         }
     }
 }

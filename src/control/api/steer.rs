@@ -13,7 +13,7 @@ use crate::turn::Operator;
 
 /// What a path below `/v1/` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Resource<'p> {
+pub(super) enum Resource<'p> {
     Status,
     Sessions,
     Session(&'p str),
@@ -26,7 +26,7 @@ enum Resource<'p> {
 }
 
 impl<'p> Resource<'p> {
-    fn at(path: &'p str) -> Option<Self> {
+    pub(super) fn at(path: &'p str) -> Option<Self> {
         Some(match path.strip_prefix("/v1/")? {
             "status" => Self::Status,
             "sessions" => Self::Sessions,
@@ -41,7 +41,7 @@ impl<'p> Resource<'p> {
     }
 
     /// Returns the methods that it supports.
-    fn methods(self) -> &'static str {
+    pub(super) fn methods(self) -> &'static str {
         match self {
             Self::Status | Self::Certificates => "GET",
             Self::LogLevel => "PUT",
@@ -53,14 +53,12 @@ impl<'p> Resource<'p> {
 
 impl Api {
     /// Responds to a request on the control socket.
-    pub(super) async fn steer(&self, client: PeerCredentials, request: &Request<Bytes>) -> Response<Full<Bytes>> {
-        let Some(resource) = Resource::at(request.uri().path()) else {
-            return response::error(StatusCode::NOT_FOUND, "there is no such resource");
-        };
-        let method = request.method();
-        if !resource.methods().split(", ").any(|supported| supported == method.as_str()) {
-            return response::method_not_allowed(resource.methods());
-        }
+    pub(super) async fn steer(
+        &self,
+        resource: Resource<'_>,
+        client: PeerCredentials,
+        request: &Request<Bytes>,
+    ) -> Response<Full<Bytes>> {
         let operator = Operator { process: client.process, user: client.user };
         match self.respond(resource, operator, request).await {
             Ok(value) => response::json(StatusCode::OK, &value),

@@ -70,10 +70,6 @@ impl<'p> Form<'p> {
         }
     }
 
-    fn supports(self, method: &Method) -> bool {
-        *method == Method::POST || self == Self::TurnRest && *method == Method::GET
-    }
-
     /// Returns the name of the key in the path.
     fn key_name(self) -> Option<&'p str> {
         match self {
@@ -165,7 +161,38 @@ struct Issued {
 }
 
 impl Api {
-    /// Responds to a request for credentials.
+    /// Returns the response to a request that is refused before its body is read. A preflight request gets its response
+    /// here, too, because it has no body. The key of draft-uberti-behave-turn-rest-00 may be in the body.
+    pub(super) fn refuse_credentials<B>(
+        &self,
+        form: Form<'_>,
+        client: &Client,
+        request: &Request<B>,
+    ) -> Option<Response<Full<Bytes>>> {
+        let published = self.published.borrow();
+        if published.keys.is_empty() {
+            return Some(response::error(
+                StatusCode::NOT_FOUND,
+                &format!(
+                    "this server gives no credentials over HTTP, because {HTTP_KEYS} has no key: `turn-credential \
+                     key` makes one"
+                ),
+            ));
+        }
+        if *request.method() == Method::OPTIONS {
+            return Some(Cors::new(request, &published.keys).preflight(form.methods()));
+        }
+        if let Some(refusal) = response::refuse_method(request.method(), form.methods()) {
+            return Some(refusal);
+        }
+        if form == Form::TurnRest {
+            return None;
+        }
+        let refusal = self.key(form, &published.keys, client, bearer(request)).err()?;
+        Some(self.conclude(form, &published, client, request, Err(refusal)))
+    }
+
+    /// Responds to a request for credentials that is not refused.
     pub(super) fn credentials(
         &self,
         form: Form<'_>,
@@ -173,29 +200,25 @@ impl Api {
         request: &Request<Bytes>,
     ) -> Response<Full<Bytes>> {
         let published = self.published.borrow();
-        if published.keys.is_empty() {
-            return response::error(
-                StatusCode::NOT_FOUND,
-                &format!(
-                    "this server gives no credentials over HTTP, because {HTTP_KEYS} has no key: `turn-credential \
-                     key` makes one"
-                ),
-            );
-        }
-        let cors = Cors::new(request, &published.keys);
-        if *request.method() == Method::OPTIONS {
-            return cors.preflight(form.methods());
-        }
-        if !form.supports(request.method()) {
-            return response::method_not_allowed(form.methods());
-        }
         let result = self.issue(form, &published, client, request);
+        self.conclude(form, &published, client, request, result)
+    }
+
+    /// Counts and logs the outcome of a request, and returns the response.
+    fn conclude<B>(
+        &self,
+        form: Form<'_>,
+        published: &Published,
+        client: &Client,
+        request: &Request<B>,
+        result: Result<Issued, Refusal>,
+    ) -> Response<Full<Bytes>> {
         self.record(client, &published.snapshot.privacy, &result);
         let mut response = match result {
             Ok(Issued { credential, ttl, .. }) => form.response(&credential, &published.urls, ttl),
             Err(refusal) => refusal.response(),
         };
-        cors.allow(&mut response);
+        Cors::new(request, &published.keys).allow(&mut response);
         response
     }
 
