@@ -15,6 +15,7 @@ mod ctl {
     use std::net::SocketAddr;
     use std::os::fd::{AsFd as _, OwnedFd};
     use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::net::UnixStream;
     use std::os::unix::process::CommandExt as _;
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command};
@@ -325,6 +326,19 @@ mod ctl {
     }
 
     #[test]
+    fn the_log_says_what_an_interrupted_kick_has_ended() {
+        let controlled = Controlled::start("");
+        let _clients: Vec<_> = (0..5).map(|_| controlled.allocate("ann")).collect();
+        // The client goes away before the server responds.
+        let request = b"DELETE /v1/sessions?user=ann HTTP/1.1\r\nHost: test\r\n\r\n";
+        drop(Http::unix(&controlled.socket).begin(request));
+        let kick = controlled.event("sessions-ended");
+        assert!(kick.message().contains("the command was interrupted"), "{kick:?}");
+        let ended: usize = kick.field("ended").unwrap().parse().unwrap();
+        assert!(ended <= 5, "{kick:?}");
+    }
+
+    #[test]
     fn a_revoked_credential_no_longer_works_and_its_allocations_end() {
         let controlled = Controlled::start("workers = 2\n");
         let (revoked, other) = (Login::mint("ann", 600), Login::mint("ann", 900));
@@ -337,11 +351,12 @@ mod ctl {
         let clients: Vec<_> = (0..8).map(|_| allocate(&revoked)).collect();
         let (other_client, other_session) = allocate(&other);
         let lines = controlled.lines(&["revoke", &revoked.username]);
-        assert!(lines[0].starts_with("revoked for "), "{lines:?}");
+        assert!(lines.len() == 1 && lines[0].starts_with("revoked for "), "{lines:?}");
         assert_eq!(end_of(&controlled, "ann"), "the credentials were revoked");
         let line = controlled.event("username-revoked");
         controlled.assert_by_this_user(&line);
         assert_eq!(line.field("username").as_deref(), Some(revoked.username.as_str()));
+        assert_eq!(line.field("complete").as_deref(), Some("true"));
         assert_eq!(controlled.sessions(&[]).len(), 1);
         for (client, session) in &clients {
             let response = client.request(session, Method::REFRESH, &|writer| writer.push(&Lifetime(600)));
@@ -420,6 +435,9 @@ mod ctl {
         controlled.event("drain-started");
         client.delete(&session);
         let finished = waiting.finish(TIMEOUT);
+        // The process is that of this test, which has not asked for its exit code.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", controlled.server.id())).unwrap();
+        assert!(stat.contains(") Z "), "{stat}");
         assert_eq!((finished.code, finished.stdout.last().unwrap().as_str()), (Some(0), "the server has stopped"));
         controlled.event("stopped");
         assert_eq!(controlled.failure(&["status"]).0, Some(3));
@@ -460,6 +478,42 @@ mod ctl {
         assert!(shown[2].starts_with(&ids[0]), "{shown:#?}");
         clients.iter().for_each(|(client, session, _)| client.delete(session));
         assert_eq!(waiting.finish(TIMEOUT).code, Some(0));
+    }
+
+    #[test]
+    fn a_drain_of_an_idle_server_has_a_response() {
+        for _ in 0..5 {
+            let controlled = Controlled::start("");
+            // A connection without a request does not delay the end.
+            let idle = Http::unix(&controlled.socket);
+            let lines = controlled.lines(&["drain"]);
+            assert_eq!(lines, ["draining: 0 sessions left. The server stops when the last one has ended"]);
+            controlled.event("stopped");
+            drop(idle);
+        }
+    }
+
+    #[test]
+    fn steady_commands_do_not_hold_up_the_end_of_a_drain() {
+        const SENDERS: usize = 12;
+        let controlled = Controlled::start("");
+        let (client, session, _) = controlled.allocate("ann");
+        controlled.lines(&["drain"]);
+        let request = b"POST /v1/drain HTTP/1.1\r\nHost: test\r\n\r\n";
+        std::thread::scope(|scope| {
+            for _ in 0..SENDERS {
+                scope.spawn(|| {
+                    let mut stream = UnixStream::connect(&controlled.socket).unwrap();
+                    let mut response = [0; 1_024];
+                    // Until the server stops.
+                    while stream.write_all(request).is_ok() && stream.read(&mut response).is_ok_and(|length| length > 0)
+                    {
+                    }
+                });
+            }
+            client.delete(&session);
+            controlled.event("stopped");
+        });
     }
 
     #[test]

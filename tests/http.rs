@@ -11,17 +11,18 @@ mod support;
 mod http {
     use std::collections::HashSet;
     use std::fs;
-    use std::net::SocketAddr;
+    use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpStream};
     use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
 
     use nix::sys::signal::Signal;
-    use turnserver::clock::unix_seconds;
+    use turnserver::clock::{Clock, unix_seconds};
 
     use crate::client::{Http, Response};
     use crate::support::certificates::Authority;
     use crate::support::client::{self, Client, Login};
-    use crate::support::{Server, TempDir, config, tls, with_tls};
+    use crate::support::{Server, TIMEOUT, TempDir, config, tls, with_tls};
 
     const HTTP: &str = "[http]\nlisten = [\"127.0.0.1:0\"]\n";
 
@@ -37,6 +38,18 @@ mod http {
     fn metric(page: &str, sample: &str) -> u64 {
         let line = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {sample} in:\n{page}")).parse().unwrap()
+    }
+
+    /// Requests the metrics until they have this line. A worker that is busy publishes its gauges up to a second later.
+    fn page_with(server: &Server, line: &str) -> Response {
+        let start = Clock::start();
+        loop {
+            let page = get(server, "/metrics");
+            if page.body.lines().any(|other| other == line) {
+                return page;
+            }
+            assert!(start.elapsed() < TIMEOUT, "no {line} in:\n{}", page.body);
+        }
     }
 
     /// Returns the inodes of the sockets of a process on which it accepts TCP connections.
@@ -79,28 +92,20 @@ mod http {
             client.receive();
             to_client += (length / 2) as u64;
         }
-        let page = get(&server, "/metrics");
+        let page = page_with(&server, "turnserver_allocations{transport=\"udp\",family=\"ipv4\"} 1");
         assert_eq!((page.status, page.header("content-type")), (200, Some("text/plain; version=0.0.4; charset=utf-8")));
         let value = |sample: &str| metric(&page.body, sample);
         assert_eq!(value("turnserver_relayed_bytes_total{direction=\"to_peer\"}"), to_peer);
         assert_eq!(value("turnserver_relayed_bytes_total{direction=\"to_client\"}"), to_client);
         assert_eq!(value("turnserver_relayed_packets_total{direction=\"to_peer\"}"), 39);
         assert_eq!(value("turnserver_relayed_packets_total{direction=\"to_client\"}"), 39);
-        assert_eq!(value("turnserver_allocations{transport=\"udp\",family=\"ipv4\"}"), 1);
         assert_eq!(value("turnserver_relay_ports{state=\"used\"}"), 1);
         assert_eq!(value("turnserver_answered_requests_total{method=\"Allocate\"}"), 1);
         assert_eq!(value("turnserver_rejected_requests_total{code=\"401\"}"), 1);
         client.delete(&session);
-        let page = get(&server, "/metrics").body;
-        let value = |sample: &str| metric(&page, sample);
-        assert_eq!(
-            (
-                value("turnserver_allocations{transport=\"udp\",family=\"ipv4\"}"),
-                value("turnserver_relay_ports{state=\"used\"}")
-            ),
-            (0, 0)
-        );
-        assert_eq!(value("turnserver_relay_ports{state=\"quarantined\"}"), 1);
+        let page = page_with(&server, "turnserver_allocations{transport=\"udp\",family=\"ipv4\"} 0").body;
+        assert_eq!(metric(&page, "turnserver_relay_ports{state=\"used\"}"), 0);
+        assert_eq!(metric(&page, "turnserver_relay_ports{state=\"quarantined\"}"), 1);
     }
 
     #[test]
@@ -148,16 +153,70 @@ mod http {
         assert_eq!(status("GET", "/v1/status", "", b""), 404);
         assert_eq!(status("POST", "/metrics", "", b"x"), 405);
         assert_eq!(status("HEAD", "/healthz", "", b""), 200);
-        assert_eq!(status("POST", "/metrics", "", &vec![b'x'; 100_000]), 413);
+        assert_eq!(status("GET", "/metrics", "", &vec![b'x'; 100_000]), 413);
         assert_eq!(status("GET", "/metrics", &format!("X: {}\r\n", "x".repeat(20_000)), b""), 431);
         assert_eq!(Http::tcp(address).raw(b"\x16\x03\x01 this is not HTTP\r\n\r\n").status, 400);
         assert_eq!(get(&server, "/healthz").status, 200);
     }
 
+    #[test]
+    fn a_request_that_is_refused_because_of_its_head_gets_its_response_before_its_body() {
+        let key = "[[http.keys]]\nname = \"app\"\nsha256 = \"";
+        let server = Server::start(&config(&["127.0.0.1"], &format!("{HTTP}{key}{}\"\n", "0".repeat(64))));
+        let address = http_address(&server);
+        let status = |request: &str| {
+            let head = format!("{request} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: 9\r\n\r\n");
+            Http::tcp(address).raw(head.as_bytes()).status
+        };
+        assert_eq!(status("POST /no-such-thing"), 404);
+        assert_eq!(status("POST /metrics"), 405);
+        assert_eq!(status("PUT /v1/ice-servers"), 405);
+        assert_eq!(status("POST /v1/ice-servers"), 401);
+    }
+
+    #[test]
+    fn unfinished_bodies_do_not_evict_a_connection_that_waits() {
+        let server = Server::start(&format!("workers = 1\n{}", config(&["127.0.0.1"], HTTP)));
+        let address = http_address(&server);
+        let unfinished = || Http::tcp(address).begin(b"GET /metrics HTTP/1.1\r\nHost: t\r\nContent-Length: 9\r\n\r\n");
+        let mut others: Vec<Http> = (0..40).map(|_| unfinished()).collect();
+        let mut waiting = TcpStream::connect(address).unwrap();
+        waiting.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let mut request = || {
+            waiting.write_all(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+            let (mut response, mut buffer) = (Vec::new(), [0; 1_024]);
+            while !response.ends_with(b"ok\n") {
+                let length = waiting.read(&mut buffer).unwrap();
+                assert!(length > 0, "{:?}", String::from_utf8_lossy(&response));
+                response.extend_from_slice(&buffer[..length]);
+            }
+        };
+        request();
+        others.extend((0..50).map(|_| unfinished()));
+        assert_eq!(get(&server, "/healthz").status, 200);
+        request();
+    }
+
+    #[test]
+    fn with_a_token_only_the_control_socket_needs_none() {
+        let directory = TempDir::new();
+        let (token, socket) = (directory.write("token", "a-token-of-some-length\n"), directory.path().join("s"));
+        let http = format!("{HTTP}metrics-token-file = {token:?}\n[control]\nsocket = {socket:?}\n");
+        let server = Server::start(&config(&["127.0.0.1"], &http));
+        let address = http_address(&server);
+        for path in ["/healthz", "/readyz", "/metrics"] {
+            assert_eq!(Http::tcp(address).get(path).status, 401, "{path}");
+            let with_token = "Authorization: Bearer a-token-of-some-length\r\n";
+            assert_eq!(Http::tcp(address).request("GET", path, with_token, b"").status, 200, "{path}");
+            assert_eq!(Http::unix(&socket).get(path).status, 200, "{path}");
+        }
+    }
+
     /// Half of a request on each of many connections.
     #[test]
     fn many_half_requests_neither_block_others_nor_stay_open() {
-        let server = Server::start(&config(&["127.0.0.1"], HTTP));
+        // Each worker has descriptors of its own.
+        let server = Server::start(&format!("workers = 1\n{}", config(&["127.0.0.1"], HTTP)));
         let address = http_address(&server);
         let client = Client::new(server.udp_address());
         let half: Vec<Http> =

@@ -148,7 +148,8 @@ impl Handler for Api {
         match route {
             Route::Health | Route::Readiness | Route::Metrics => {
                 const METHODS: &str = "GET, HEAD";
-                response::refuse_method(request.method(), METHODS).or_else(|| self.published.borrow().access.denies(client, request))
+                response::refuse_method(request.method(), METHODS)
+                    .or_else(|| self.published.borrow().access.denies(client, request))
             }
             Route::Steer(resource, _) => response::refuse_method(request.method(), resource.methods()),
             Route::Credentials(form) => self.refuse_credentials(form, client, request),
