@@ -28,6 +28,7 @@ use crate::clock;
 use crate::config::{Config, LogLevel};
 use crate::http;
 use crate::net::tls::date;
+use crate::privacy::Privacy;
 use crate::setting::DRAIN_DEADLINE;
 use crate::turn::{Ledger, Operator};
 use crate::worker::{ListenerChange, Snapshot};
@@ -317,9 +318,7 @@ impl RunningServer<'_> {
         let tls = self.snapshot().tls.clone();
         let is_complete = self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
         let is_revoked = until > now;
-        let privacy = Arc::clone(&self.snapshot().privacy);
-        let shown = privacy.username(username);
-        log_revocation(shown.as_deref(), is_revoked.then_some(until), is_complete, operator);
+        log_revocation(&self.snapshot().privacy, username, is_revoked.then_some(until), is_complete, operator);
         Ok(json!({ "username": username, "revoked": is_revoked, "until": until, "complete": is_complete }))
     }
 
@@ -478,12 +477,12 @@ async fn complete_within(
 }
 
 /// Logs that a username is revoked until a time, or that its revocation has ended.
-fn log_revocation(username: Option<&str>, until: Option<u64>, is_complete: bool, operator: Operator) {
+fn log_revocation(privacy: &Privacy, username: &str, until: Option<u64>, is_complete: bool, operator: Operator) {
     let Operator { process: pid, user: uid } = operator;
     let Some(until) = until else {
         tracing::info!(
             event = "revocation-ended",
-            username,
+            username = privacy.username(username).as_deref(),
             complete = is_complete,
             uid,
             pid,
@@ -499,7 +498,7 @@ fn log_revocation(username: Option<&str>, until: Option<u64>, is_complete: bool,
     };
     tracing::info!(
         event = "username-revoked",
-        username,
+        username = privacy.username(username).as_deref(),
         until = date(until),
         complete = is_complete,
         uid,
