@@ -19,6 +19,7 @@ mod reload {
 
     use nix::sys::signal::Signal;
     use serde_json::Value;
+    use sha2::{Digest as _, Sha256};
     use turnserver::stun::Method;
     use turnserver::stun::attribute::{Data, Lifetime};
 
@@ -28,6 +29,7 @@ mod reload {
     use crate::support::{Finished, LogLine, Process, SECRET, Server, TIMEOUT, TempDir, config, run, with_tls};
 
     const ALLOW: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
+    const LISTENER_REMOVED: &str = "the configuration no longer has the listener, or another one serves the client";
     const HTTP: &str = "[http]\nlisten = [\"127.0.0.1:0\"]\n";
 
     /// A server whose configuration a test changes.
@@ -132,12 +134,13 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 57] = [
+    const LIVE: [(&str, &str); 58] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
         ("relay.external", "{ '127.0.0.1' = '192.0.2.9' }"),
         ("relay.ports", "'31600-31699'"),
+        ("relay.addresses", "['127.0.0.1', '127.0.0.2']"),
         ("auth.secrets", "['a second secret for tests', 'a secret for tests only']"),
         ("auth.secrets-file", "'SECRETS'"),
         ("auth.nonce-lifetime", "'30m'"),
@@ -224,7 +227,8 @@ mod reload {
         client.permit(&session, to);
         let (done, exchanged) = (AtomicBool::new(false), AtomicU64::new(0));
         // The client that refreshes is another, because the call uses its socket all the time.
-        let (other, other_session, _) = fixture.allocate("bob");
+        let (other, other_login) = (Client::new(fixture.server.udp_address()), Login::mint("bob", 600));
+        let (mut other_session, _) = other.allocate(&other_login).unwrap();
         let client = thread::scope(|scope| {
             let call = scope.spawn(|| {
                 let client = client;
@@ -240,7 +244,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..55].iter().map(std::slice::from_ref).chain([&LIVE[55..]]);
+            let steps = LIVE[..56].iter().map(std::slice::from_ref).chain([&LIVE[56..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()
@@ -259,10 +263,15 @@ mod reload {
                 for (key, _) in step {
                     assert!(keys(&response).iter().any(|changed| changed.starts_with(key)), "{key}: {response}");
                 }
-                // A nonce of the old secrets may be stale, and the client then repeats its request with a new one.
                 let before = exchanged.load(Ordering::Relaxed);
-                assert!(matches!(refresh(&other, &other_session), None | Some(438)), "{step:?}");
+                match refresh(&other, &other_session) {
+                    // A nonce of the old secrets is stale. Only the key stays that of the old realm.
+                    Some(438) => other_session = other.renew(&other_session),
+                    result => assert_eq!(result, None, "{step:?}"),
+                }
+                assert_eq!(refresh(&other, &other_session), None, "{step:?}");
                 while exchanged.load(Ordering::Relaxed) < before + 2 {
+                    assert!(!call.is_finished(), "the call has ended: {step:?}");
                     thread::yield_now();
                 }
             }
@@ -424,7 +433,7 @@ mod reload {
             .reload(&with(&fixture.config, &[("listen.udp", "['127.0.0.2:0']"), ("listen.tcp", "['127.0.0.2:0']")]));
         assert_eq!(keys(&response), ["listen.udp", "listen.tcp"]);
         let ended = fixture.event("allocation-ended");
-        assert_eq!(ended.field("reason").as_deref(), Some("the configuration no longer has the listener"));
+        assert_eq!(ended.field("reason").as_deref(), Some(LISTENER_REMOVED));
         assert_eq!(ended.field("client"), Some(client.address().to_string()));
         let closed = fixture.event("listener-closed");
         assert!(
@@ -445,19 +454,29 @@ mod reload {
         client.allocate(&Login::mint("carol", 600)).unwrap();
     }
 
+    // The kernel distributes packets among the workers by the address of the listener, so their clients would reach
+    // other workers.
     #[test]
-    fn allocations_continue_if_a_wildcard_replaces_their_listener() {
+    fn allocations_end_if_another_listener_takes_the_place_of_theirs() {
         let fixture = Fixture::start("");
         let udp = fixture.server.udp_address();
-        let (client, session, _) = fixture.allocate("ann");
-        let wildcard = format!("['0.0.0.0:{}']", udp.port());
-        assert_eq!(keys(&fixture.reload(&with(&fixture.config, &[("listen.udp", &wildcard)]))), ["listen.udp"]);
-        assert_eq!(refresh(&client, &session), None);
-        assert_eq!(fixture.events("allocation-ended"), 0);
-        let exact = format!("['{udp}']");
+        let (exact, wildcard) = (format!("['{udp}']"), format!("['0.0.0.0:{}']", udp.port()));
+        let both = format!("['{udp}', '0.0.0.0:{}']", udp.port());
         fixture.reload(&with(&fixture.config, &[("listen.udp", &exact)]));
-        assert_eq!(refresh(&client, &session), None);
-        assert_eq!(fixture.events("allocation-ended"), 0);
+        let mut ended = 0;
+        for (listen, ends) in [(&wildcard, true), (&both, true), (&exact, false), (&both, false), (&wildcard, true)] {
+            let (client, session, _) = fixture.allocate("ann");
+            fixture.reload(&with(&fixture.config, &[("listen.udp", listen)]));
+            ended += usize::from(ends);
+            assert_eq!(refresh(&client, &session), if ends { Some(437) } else { None }, "{listen}");
+            fixture.server.wait_for_logs(|lines| {
+                let ends = lines.iter().filter(|line| line.field("event").as_deref() == Some("allocation-ended"));
+                ends.filter(|line| line.field("reason").as_deref() == Some(LISTENER_REMOVED)).count() == ended
+            });
+            if !ends {
+                client.delete(&session);
+            }
+        }
     }
 
     #[test]
@@ -515,6 +534,8 @@ mod reload {
                 && line.field("address").is_some_and(|address| address.starts_with("127.0.0.2:"))
         });
         let second: SocketAddr = second.field("address").unwrap().parse().unwrap();
+        let without = Http::tcp(second).get("/healthz");
+        assert_eq!(without.status, 401, "{}", without.body);
         let bearer = "Authorization: Bearer a-token-of-sufficient-length\r\n";
         for address in [first, second] {
             assert_eq!(Http::tcp(address).request("GET", "/healthz", bearer, b"").status, 200);
@@ -525,6 +546,23 @@ mod reload {
             thread::yield_now();
         }
         assert_eq!(fixture.events("http-listener-closed"), 2);
+    }
+
+    #[test]
+    fn a_key_for_credentials_is_added_and_removed() {
+        let fixture = Fixture::start(HTTP);
+        let (address, key) = (fixture.http_address(), "a-key-that-this-test-has-made-up");
+        let status = || {
+            let headers = format!("Authorization: Bearer {key}\r\n");
+            Http::tcp(address).request("POST", "/v1/ice-servers", &headers, b"{}").status
+        };
+        assert_ne!(status(), 201);
+        let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+        let keys = format!("[{{ name = 'app', sha256 = '{hash}' }}]");
+        fixture.reload(&with(&fixture.config, &[("http.keys", &keys)]));
+        assert_eq!(status(), 201);
+        fixture.reload(&fixture.config);
+        assert_ne!(status(), 201);
     }
 
     #[test]

@@ -298,14 +298,15 @@ impl Change {
         for (address, advertised) in &self.left.unusable {
             tracing::warn!(
                 event = "relay-address-unusable", %address, %advertised,
-                "the relay address gets no new allocations, because its interface is down or the address is not usable \
-                 at present. Those on it remain"
+                "the relay address gets no new allocations, because its interface is down, it is not usable at \
+                 present, or the configuration no longer names it. Those on it remain"
             );
         }
         for (address, advertised) in &self.left.retired {
             tracing::info!(
                 event = "relay-address-retired", %address, %advertised,
-                "the relay address gets no new allocations, because there is a better one. Those on it continue"
+                "the relay address gets no new allocations, because there is a better one or the configuration \
+                 has changed. Those on it continue"
             );
         }
         for listener in &self.reachable {

@@ -99,11 +99,17 @@ impl Listeners {
     }
 
     /// Binds the sockets of the listeners in `wanted` for each worker, except those that these listeners have. Port 0
-    /// selects a free port.
+    /// selects a free port. If it is `only_check`, no socket is bound that would share a port of this process, because it
+    /// would take packets.
     ///
     /// # Errors
     /// If a socket cannot be bound. Then none is.
-    pub(super) fn preview(&self, wanted: &[Endpoint], workers: usize) -> Result<NewListeners, ListenError> {
+    pub(super) fn preview(
+        &self,
+        wanted: &[Endpoint],
+        workers: usize,
+        only_check: bool,
+    ) -> Result<NewListeners, ListenError> {
         let mut order: Vec<(usize, Endpoint)> = wanted.iter().copied().enumerate().collect();
         // A TCP listener also serves TLS, so a TLS endpoint with the same address needs no socket.
         let tcp_of = |endpoint: &Endpoint| {
@@ -126,7 +132,7 @@ impl Listeners {
             }
             let mut others = self.bound.iter().chain(all.iter().map(|(_, own, _)| own));
             let is_shared = others.any(|own| overlap(own.actual, endpoint));
-            let sockets = open(endpoint, plain, is_shared, workers)?;
+            let sockets = if is_shared && only_check { Vec::new() } else { open(endpoint, plain, is_shared, workers)? };
             let actual = sockets.first().map_or(endpoint, |socket| socket.endpoint);
             all.push((index, Bound { wanted: endpoint, actual, plain }, sockets));
         }
@@ -247,7 +253,7 @@ mod tests {
     use super::*;
 
     fn claim(wanted: &[Endpoint], workers: usize) -> Result<NewListeners, ListenError> {
-        Listeners::default().preview(wanted, workers)
+        Listeners::default().preview(wanted, workers, false)
     }
 
     fn each(text: &str) -> [ListenError; 4] {
@@ -337,7 +343,7 @@ mod tests {
         let NewListeners { listeners, changes: _sockets } = claim(&start, 2).unwrap();
         let actual = listeners.endpoints().to_vec();
         let of = |wanted: &[Endpoint]| {
-            let new = listeners.preview(wanted, 2).unwrap();
+            let new = listeners.preview(wanted, 2, false).unwrap();
             let opened = |change: &ListenerChange| change.open.iter().map(|own| own.endpoint).collect::<Vec<_>>();
             assert_eq!(opened(&new.changes[0]), opened(&new.changes[1]));
             (opened(&new.changes[0]), new.changes[0].close.clone(), new.listeners.endpoints().to_vec())
@@ -351,7 +357,7 @@ mod tests {
         // A socket for TLS alone begins to serve TCP as well.
         let (tcp, tls) =
             (Endpoint::new(Transport::Tcp, actual[1].address), Endpoint::new(Transport::Tls, actual[1].address));
-        let new = listeners.preview(&[start[0], tls], 1).unwrap();
+        let new = listeners.preview(&[start[0], tls], 1, false).unwrap();
         assert_eq!((new.changes[0].open[0].plain, &new.changes[0].close), (false, &vec![actual[1]]));
         assert_eq!(of(&[start[0], tcp, tls]), (vec![tcp], vec![actual[1]], vec![actual[0], tcp, tls]));
     }
@@ -362,8 +368,8 @@ mod tests {
         let taken = Endpoint::new(Transport::Udp, other.local_addr().unwrap());
         let start = [Endpoint::new(Transport::Udp, "127.0.0.1:0".parse().unwrap())];
         let NewListeners { listeners, .. } = claim(&start, 1).unwrap();
-        let refused = listeners.preview(&[start[0], taken], 1);
+        let refused = listeners.preview(&[start[0], taken], 1, false);
         assert!(matches!(refused, Err(ListenError::InUse(endpoint)) if endpoint == taken));
-        assert!(listeners.preview(&start, 1).is_ok_and(|new| new.changes[0].open.is_empty()));
+        assert!(listeners.preview(&start, 1, false).is_ok_and(|new| new.changes[0].open.is_empty()));
     }
 }

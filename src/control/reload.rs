@@ -17,6 +17,7 @@ use super::tls::{Certificates, Replacement};
 use crate::auth::Secret;
 use crate::clock;
 use crate::config::{Change, Config, ConfigErrors, LogLevel};
+use crate::privacy::Usernames;
 use crate::setting::{CONNECTIONS, RELAY_PORTS};
 use crate::transport::Endpoint;
 use crate::turn::Operator;
@@ -68,24 +69,15 @@ impl RunningServer<'_> {
     /// cause. The error is why the configuration is refused.
     pub(super) async fn reload(&mut self, dry_run: bool, operator: Option<Operator>) -> Result<Value, String> {
         if dry_run {
-            let plan = self.plan_reload()?;
+            let plan = self.plan_reload(true)?;
             return Ok(self.report(&plan.changes, &plan.warnings, true, true));
         }
         self.service.reloading(clock::monotonic());
-        let planned = self.plan_reload();
-        let (pid, uid) = (operator.and_then(|by| by.process), operator.map(|by| by.user));
-        let time = clock::unix_seconds();
-        self.published.send_modify(|published| published.reload.record(time, planned.is_ok()));
-        let result = match planned {
+        let result = match self.plan_reload(false) {
             Ok(plan) => Ok(self.use_plan(plan, operator).await),
             Err(error) => {
-                tracing::error!(
-                    event = "reload-refused",
-                    error = error.as_str(),
-                    uid,
-                    pid,
-                    "the configuration cannot be used, so everything stays as it was"
-                );
+                self.record(false);
+                self.log_refusal(&error, operator);
                 Err(error)
             }
         };
@@ -93,7 +85,30 @@ impl RunningServer<'_> {
         result
     }
 
-    fn plan_reload(&mut self) -> Result<Plan, String> {
+    /// Publishes the result of a reload.
+    fn record(&self, succeeded: bool) {
+        let time = clock::unix_seconds();
+        self.published.send_modify(|published| published.reload.record(time, succeeded));
+    }
+
+    fn log_refusal(&self, error: &str, operator: Option<Operator>) {
+        let (pid, uid) = (operator.and_then(|by| by.process), operator.map(|by| by.user));
+        // An error may name a user.
+        let error = match self.config.log.usernames {
+            Usernames::Full => error,
+            Usernames::Hash | Usernames::None => "`turnserver check-config` shows it",
+        };
+        tracing::error!(
+            event = "reload-refused",
+            error,
+            uid,
+            pid,
+            "the configuration cannot be used, so everything stays as it was"
+        );
+    }
+
+    /// Does everything that may fail. If it is `only_check`, the result must not be used.
+    fn plan_reload(&mut self, only_check: bool) -> Result<Plan, String> {
         let mut config = self.source.load().map_err(|errors| errors.to_string())?;
         let changes = self.config.changes(&config);
         config.keep_until_restart(&self.config);
@@ -103,10 +118,11 @@ impl RunningServer<'_> {
         }
         let reload = |tls| Certificates::reload(self.certificates.as_ref(), tls, config.hostname.as_deref());
         let certificate = config.tls.as_ref().map(reload).transpose().map_err(|error| error.to_string())?;
-        let listeners = self.listeners.preview(&config.listen, self.workers.len());
-        let listeners = listeners.map_err(|error| error.to_string())?;
-        let http = self.http_listeners.preview(&config.http).map_err(|error| error.to_string())?;
         let new_secret = generate_secret(&config).map_err(|error| StartError::Random(error).to_string())?;
+        let http = self.http_listeners.preview(&config.http).map_err(|error| error.to_string())?;
+        // The last step, because new sockets take packets from those with which they share a port.
+        let listeners = self.listeners.preview(&config.listen, self.workers.len(), only_check);
+        let listeners = listeners.map_err(|error| error.to_string())?;
         // The secret of a trial stays until there is another one.
         let generated_secret = new_secret.map(|new| self.inputs.generated_secret.clone().unwrap_or(new));
         let mut warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
@@ -126,7 +142,8 @@ impl RunningServer<'_> {
             ));
         }
         let most = self.ledger.connections_room();
-        if config.limits.connections > most || (config.limits.connections == 0 && self.config.limits.connections != 0) {
+        let wanted = config.limits.connections;
+        if wanted != self.config.limits.connections && (wanted == 0 || wanted > most) {
             warnings.push(format!(
                 "`{CONNECTIONS}`: the tables of this run have room for {most} connections; restart the server for more"
             ));
@@ -150,21 +167,26 @@ impl RunningServer<'_> {
         self.entry.reconfigure(&config, self.listeners.endpoints(), self.inputs.generated_secret.clone());
         http.log();
         self.http_listeners = http.listeners;
-        // The thread of the HTTP server ends after this one.
-        let _ = self.http_changes.send(http.change);
 
-        let acceptor = replacement.as_ref().map(Replacement::acceptor);
-        let snapshot = snapshot(&config, &self.inputs, &self.addresses, acceptor);
-        let is_complete = self.reconfigure_with(snapshot, listeners.changes).await;
-        let urls = self.urls();
+        // Before the workers change, so that no new credential is made with a secret that they no longer accept.
         let secret = config.auth.secrets.first().or(self.inputs.generated_secret.as_ref()).cloned();
         self.published.send_modify(|published| {
-            published.certificate = self.certificates.as_ref().map(Certificates::published);
-            published.urls = urls;
             published.secret = secret;
             published.keys.clone_from(&config.http.keys);
             published.access = Access::new(&config.http);
         });
+        let acceptor = replacement.as_ref().map(Replacement::acceptor);
+        let snapshot = snapshot(&config, &self.inputs, &self.addresses, acceptor);
+        let is_complete = self.reconfigure_with(snapshot, listeners.changes).await;
+        let urls = self.urls();
+        self.published.send_modify(|published| {
+            published.certificate = self.certificates.as_ref().map(Certificates::published);
+            published.urls = urls;
+        });
+        self.record(true);
+        // After the settings for access, so that no client of a new listener gets the old ones. The thread of the HTTP
+        // server ends after this one.
+        let _ = self.http_changes.send(http.change);
 
         let [opened, closed] = difference;
         log_listeners(&opened, &closed);

@@ -1,6 +1,5 @@
 //! The sessions that a drain waits for.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::start::WorkerControl;
 use crate::privacy::Privacy;
-use crate::turn::AllocationInfo;
+use crate::turn::{AllocationInfo, Instant as TurnInstant};
 use crate::worker::SessionId;
 
 /// The number of sessions that are named.
@@ -33,7 +32,9 @@ pub(super) async fn oldest(workers: &[WorkerControl], most: usize) -> Vec<(usize
         let Ok((index, Ok(found))) = search else { continue };
         sessions.extend(found.into_iter().map(|info| (index, info)));
     }
-    sessions.sort_by_key(|(_, info)| Reverse(info.age));
+    // Workers respond at different times, so their ages are not comparable.
+    let start = TurnInstant::from_elapsed(Duration::ZERO);
+    sessions.sort_by_key(|(worker, info)| (info.created.since(start), *worker));
     sessions.truncate(most);
     sessions
 }

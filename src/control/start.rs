@@ -129,7 +129,7 @@ pub(super) fn prepare(
     let (certificates, acceptor) = certificates.unzip();
     let connections = connection_limit(config, choice);
     let workers = worker_count(config);
-    let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers)?;
+    let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, false)?;
     let inputs = SnapshotInputs {
         generated_secret: generate_secret(config)?,
         nonce_key: random_key()?,

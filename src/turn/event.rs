@@ -241,7 +241,7 @@ pub enum EndReason {
     CredentialsRevoked,
     /// Its client refreshed it with credentials that a new configuration does not have.
     CredentialsRemoved,
-    /// A new configuration does not have the listener of its client.
+    /// A new configuration does not have the listener of its client, or another one serves its client.
     ListenerRemoved,
     /// The server does not have its relay address any more.
     RelayAddressGone,
@@ -277,7 +277,7 @@ impl fmt::Display for EndReason {
             Self::ServerStopped => "the server stopped",
             Self::CredentialsRevoked => "the credentials were revoked",
             Self::CredentialsRemoved => "the configuration no longer has the credentials",
-            Self::ListenerRemoved => "the configuration no longer has the listener",
+            Self::ListenerRemoved => "the configuration no longer has the listener, or another one serves the client",
             Self::RelayAddressGone => "the relay address has gone",
         })
     }

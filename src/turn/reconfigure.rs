@@ -87,7 +87,7 @@ impl Server {
         self.review.next.is_some()
     }
 
-    /// Ends an allocation whose client this server can no longer reach, because its listener has been removed.
+    /// Ends an allocation whose listener a new configuration does not have, or whose client another listener serves.
     pub fn end_unserved(&mut self, now: Instant, id: AllocationId) {
         self.end(id, now, EndReason::ListenerRemoved);
     }

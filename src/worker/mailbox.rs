@@ -51,6 +51,12 @@ pub(crate) struct ListenerChange {
     pub(crate) close: Vec<Endpoint>,
 }
 
+impl ListenerChange {
+    fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.close.is_empty()
+    }
+}
+
 /// The worker has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the worker has ended")]
@@ -129,7 +135,8 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
             Command::Reconfigure { snapshot, listeners, done } => {
                 let Some(this) = worker.upgrade() else { return };
                 this.borrow_mut().reconfigure(snapshot);
-                let mut unserved = (!listeners.close.is_empty()).then(Cursor::default);
+                let before = this.borrow().listener_addresses();
+                let mut unserved = (!listeners.is_empty()).then(Cursor::default);
                 let closed = tasks::change_listeners(&this, listeners);
                 drop(this);
                 // The kernel gives the packets of their clients to another listener only when the sockets are closed.
@@ -138,7 +145,7 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                 }
                 while let Some(cursor) = unserved {
                     let Some(worker) = worker.upgrade() else { return };
-                    unserved = worker.borrow_mut().end_unserved(cursor, BUDGET);
+                    unserved = worker.borrow_mut().end_unserved(cursor, BUDGET, &before);
                     drop(worker);
                     yield_now().await;
                 }

@@ -181,9 +181,19 @@ impl Listener {
     /// Returns whether the listener is bound to `server` or, unless `exactly`, to the wildcard address and the port of
     /// `server`. The kernel prefers the listener of the exact address, so the caller searches for it first.
     fn serves(&self, server: SocketAddr, exactly: bool) -> bool {
-        let wildcard = !exactly && self.address.ip().is_unspecified();
-        self.address.port() == server.port() && (wildcard || self.address.ip() == server.ip())
+        serves(self.address, server, exactly)
     }
+}
+
+fn serves(listener: SocketAddr, server: SocketAddr, exactly: bool) -> bool {
+    let wildcard = !exactly && listener.ip().is_unspecified();
+    listener.port() == server.port() && (wildcard || listener.ip() == server.ip())
+}
+
+/// Returns the listener that serves the clients of an address of this server.
+fn serving(listeners: &[SocketAddr], server: SocketAddr) -> Option<SocketAddr> {
+    let find = |exactly| listeners.iter().copied().find(|listener| serves(*listener, server, exactly));
+    find(true).or_else(|| find(false))
 }
 
 /// The time, read once for a batch of packets.
@@ -275,14 +285,21 @@ impl Worker {
         shell.snapshot = snapshot;
     }
 
-    /// Ends the allocations of a page whose clients cannot be reached, because their listener has been removed. Returns
-    /// the cursor of the next page, if there is one.
-    fn end_unserved(&mut self, cursor: Cursor, most: usize) -> Option<Cursor> {
+    /// Returns the addresses of the UDP listeners.
+    fn listener_addresses(&self) -> Vec<SocketAddr> {
+        self.shell.listeners.iter().map(|listener| listener.address).collect()
+    }
+
+    /// Ends the allocations of a page whose clients another listener serves than `before`, or none. The kernel may give
+    /// their packets to another worker, because its choice among the workers depends on the address of the listener.
+    /// Returns the cursor of the next page, if there is one.
+    fn end_unserved(&mut self, cursor: Cursor, most: usize, before: &[SocketAddr]) -> Option<Cursor> {
         let now = self.shell.now();
         let page = self.shell.server.allocations(now.monotonic, cursor, most, &Filter::default());
+        let present = self.listener_addresses();
         for allocation in page.allocations {
             let tuple = &allocation.tuple;
-            if !tuple.transport.is_connection() && self.shell.listener_of(tuple).is_none() {
+            if !tuple.transport.is_connection() && serving(before, tuple.server) != serving(&present, tuple.server) {
                 self.shell.server.end_unserved(now.monotonic, allocation.id);
             }
         }

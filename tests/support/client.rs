@@ -181,6 +181,14 @@ impl Client {
         }
     }
 
+    /// Returns a session with a new nonce and the same key.
+    pub(crate) fn renew(&self, session: &Session) -> Session {
+        self.send(&allocate(self.transaction()));
+        let response = self.receive();
+        let Nonce(nonce) = response.get().unwrap();
+        Session { nonce: nonce.to_owned(), ..session.clone() }
+    }
+
     pub(crate) fn request(&self, session: &Session, method: Method, fill: Fill<'_>) -> Response {
         self.send(&self.signed(session, method, fill));
         self.receive()

@@ -34,6 +34,18 @@ fn signed(username: &str, password: &str) -> impl FnMut(&LongTermKey) -> bool {
     move |candidate| *candidate == key
 }
 
+#[test]
+fn a_hash_with_a_former_realm_names_the_user_and_its_key_makes_no_new_identity() {
+    let authenticator = authenticator(&[], &[("ann", "password")]).with_former_realms(vec!["old.example".to_owned()]);
+    assert_eq!(authenticator.username_for(&userhash("ann", "old.example")), Some("ann"));
+    assert_eq!(authenticator.username_for(&userhash("ann", REALM)), Some("ann"));
+    let old = LongTermKey::derive("ann", "old.example", b"password");
+    assert_eq!(
+        authenticator.by_name("ann", NOW, &mut |candidate| *candidate == old).err(),
+        Some(AuthFailure::WrongPassword)
+    );
+}
+
 // From Python: md5(username ":" realm ":" base64(hmac_sha1("north-star", username)))
 #[test]
 fn the_key_of_a_time_limited_credential_is_the_one_that_python_computes() {

@@ -195,7 +195,9 @@ impl Server {
         let authenticator = &self.snapshot.authenticator;
         let (username, algorithm) = (credentials.username(authenticator), credentials.algorithm);
         let allocation = self.table.find(tuple);
-        let own = allocation.and_then(|id| self.table.get(id)).map(|allocation| &allocation.identity);
+        // An allocation that has ended keeps no credentials that the configuration no longer has.
+        let live = allocation.and_then(|id| self.table.get(id)).filter(|allocation| !allocation.has_ended(cx.now));
+        let own = live.map(|allocation| &allocation.identity);
         let (ip, name) = (tuple.client.ip(), username.unwrap_or_default());
         let per_second = self.snapshot.limits.failed_authentications;
         // Whoever guesses passwords waits. A client of the same source that uses its allocation does not.

@@ -61,6 +61,20 @@ fn the_allocations_of_a_removed_user_end_at_their_next_refresh() {
 }
 
 #[test]
+fn an_allocation_that_has_expired_makes_no_new_one_with_removed_credentials() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let relays = [world.allocate(&client)];
+    reconfigure(&mut world, |blueprint| blueprint.users.clear());
+    // Its time has passed, and the server has not noticed yet.
+    world.now = world.now.plus(std::time::Duration::from_secs(601));
+    let udp = crate::stun::attribute::RequestedTransport::UDP;
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&udp]), 401);
+    world.event();
+    assert_eq!(events(&mut world, &relays), []);
+}
+
+#[test]
 fn a_client_may_end_its_allocation_after_its_credentials_were_removed() {
     let mut world = World::new();
     let client = world.client(1);
