@@ -505,10 +505,10 @@ mod ctl {
         let (client, session, _) = controlled.allocate("ann");
         controlled.lines(&["drain"]);
         let request = b"POST /v1/drain HTTP/1.1\r\nHost: test\r\n\r\n";
+        let streams: Vec<_> = (0..SENDERS).map(|_| UnixStream::connect(&controlled.socket).unwrap()).collect();
         std::thread::scope(|scope| {
-            for _ in 0..SENDERS {
-                scope.spawn(|| {
-                    let mut stream = UnixStream::connect(&controlled.socket).unwrap();
+            for mut stream in streams {
+                scope.spawn(move || {
                     let mut response = [0; 1_024];
                     // Until the server stops.
                     while stream.write_all(request).is_ok() && stream.read(&mut response).is_ok_and(|length| length > 0)
