@@ -117,7 +117,7 @@ mod install {
         };
         let finished = reload();
         assert_eq!(finished.code, Some(0), "{finished:?}");
-        assert!(server.logs().iter().any(|line| line.field("event").as_deref() == Some("reload-done")));
+        server.wait_for_log(|line| line.field("event").as_deref() == Some("reload-done"));
         server.write_config("relm = 1\n");
         let finished = reload();
         assert_eq!(finished.code, Some(1), "{finished:?}");
