@@ -545,7 +545,9 @@ mod reload {
         while std::net::TcpStream::connect(first).is_ok() || std::net::TcpStream::connect(second).is_ok() {
             thread::yield_now();
         }
-        assert_eq!(fixture.events("http-listener-closed"), 2);
+        fixture.server.wait_for_logs(|lines| {
+            lines.iter().filter(|line| line.field("event").as_deref() == Some("http-listener-closed")).count() == 2
+        });
     }
 
     #[test]
