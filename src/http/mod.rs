@@ -258,7 +258,7 @@ async fn serve_connection<H: Handler>(
                 requests(stream, client, connection, handler).await;
             }
         }
-        // The start fails if a listener with TLS has no certificate, and a reload never removes the certificate.
+        // A reload has removed the certificate and TLS, just after the client connected.
         (listener::Stream::Tcp(_), Some(None)) => {}
     }
 }

@@ -53,8 +53,7 @@ pub(in crate::worker) async fn serve(
             drop(this);
             handshake::serve(worker, admitted, stream, acceptor, left).await;
         }
-        // Unreachable: the start fails if a TLS listener has no certificate, and a reload never removes the certificate.
-        // Every accepted connection counts its end all the same.
+        // A reload has removed the certificate together with the listener, just after the client connected.
         (_, false) => this.borrow_mut().connection_ended(&admitted.tuple, CloseReason::Incompatible),
         (None | Some(_), true) => {
             if is_tls {
