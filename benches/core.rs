@@ -12,6 +12,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use turnserver::auth::time_limited::{self, Credential};
 use turnserver::auth::{LongTermKey, Secret};
+use turnserver::ip_fields::IpFields;
 use turnserver::stun::attribute::{
     ChannelNumber, Data, Lifetime, Nonce, Realm, RequestedTransport, Username, XorPeerAddress,
 };
@@ -111,7 +112,7 @@ impl World {
     fn packet(&mut self, client: usize, packet: &[u8], response: &mut [u8]) -> FromClient {
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
         let tuple = &self.clients[client].tuple;
-        let mut burst = ClientBurst::new(0..packet.len(), None, 0);
+        let mut burst = ClientBurst::new(0..packet.len(), None, IpFields::default());
         self.server.client_packet(&mut cx, tuple, packet, &mut burst, response).unwrap()
     }
 
@@ -192,7 +193,7 @@ fn to_client(bencher: Bencher<'_, '_>, source: SocketAddr) {
     bencher.bench_local(|| {
         let client = world.next();
         let relay = world.relays[client];
-        let mut burst = PeerBurst::new(black_box(source), 0..PAYLOAD, None, 0);
+        let mut burst = PeerBurst::new(black_box(source), 0..PAYLOAD, None, IpFields::default());
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
         let decision = world.server.peer_packet(&mut cx, relay, black_box(&data), &mut burst, black_box(&mut headroom));
         world.server.credit(relay, Direction::ToClient, 1, PAYLOAD as u64);

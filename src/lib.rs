@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod file;
 pub mod http;
+pub mod ip_fields;
 pub mod net;
 pub mod privacy;
 pub mod setting;

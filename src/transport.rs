@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 
+use crate::ip_fields::IpFields;
+
 /// The transport between client and server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
@@ -64,7 +66,7 @@ impl Transport {
         }
     }
 
-    /// Whether each message is one datagram, with IP header fields of its own: TOS and DF (RFC 8656 §14–§16).
+    /// Whether each message is one datagram, with IP header fields of its own (RFC 8656 §14–§16).
     #[must_use]
     pub fn carries_ip_fields(self) -> bool {
         match self {
@@ -73,10 +75,11 @@ impl Transport {
         }
     }
 
-    /// Returns the TOS or Traffic Class field of data that is relayed from or to a client on this transport: `tos`, the
-    /// field of the received datagram, or 0 if the client has a connection (RFC 8656 §14–§16).
-    pub(crate) fn relayed_tos(self, tos: u8) -> u8 {
-        if self.carries_ip_fields() { tos } else { 0 }
+    /// Returns the fields to send with, of data that is relayed from or to a client on this transport. It arrived with
+    /// `fields`. If the client has a connection, the fields are the defaults (RFC 8656 §14–§16). Returns `None` if the
+    /// datagram must not be forwarded any more, see [`IpFields::forwarded`].
+    pub(crate) fn relayed_fields(self, fields: IpFields) -> Option<IpFields> {
+        if self.carries_ip_fields() { fields.forwarded() } else { Some(IpFields::default()) }
     }
 
     /// Whether the client authenticates the server by its certificate and the messages are encrypted.

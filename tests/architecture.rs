@@ -29,17 +29,18 @@ mod architecture {
     const DEPENDENCIES: &[(&str, &[&str])] = &[
         ("setting", &[]),
         ("special_purpose", &[]),
-        ("transport", &[]),
+        ("ip_fields", &[]),
+        ("transport", &["ip_fields"]),
         ("stun", &[]),
         ("auth", &[]),
-        ("net", &["file"]),
+        ("net", &["file", "ip_fields"]),
         ("clock", &[]),
         ("file", &[]),
         ("privacy", &["auth"]),
         ("http", &["net", "privacy"]),
-        ("turn", &["auth", "setting", "special_purpose", "stun", "transport"]),
+        ("turn", &["auth", "ip_fields", "setting", "special_purpose", "stun", "transport"]),
         ("config", &["auth", "file", "privacy", "setting", "special_purpose", "transport"]),
-        ("worker", &["clock", "net", "privacy", "setting", "transport", "turn"]),
+        ("worker", &["clock", "ip_fields", "net", "privacy", "setting", "transport", "turn"]),
         (
             "control",
             &[
@@ -67,7 +68,7 @@ mod architecture {
     ];
 
     /// The modules that must not use sockets, clocks, locks, threads or tasks.
-    const PURE: &[&str] = &["setting", "special_purpose", "transport", "stun", "auth", "privacy", "turn"];
+    const PURE: &[&str] = &["setting", "special_purpose", "ip_fields", "transport", "stun", "auth", "privacy", "turn"];
 
     const MAX_LINES: usize = 800;
 

@@ -11,7 +11,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU8, NonZeroUsize};
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use turnserver::auth::LongTermKey;
+use turnserver::ip_fields::IpFields;
 use turnserver::net::batch::{Piece, RecvBatch, SendBatch, SendStatus, SlotLayout, Target};
 use turnserver::net::udp;
 use turnserver::stun::attribute::{
@@ -86,6 +87,8 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+const FIELDS: IpFields = IpFields { tos: 0xb8, hop_limit: NonZeroU8::new(60) };
 
 const ROUNDS: usize = 1_000;
 const REALM: &str = "example.org";
@@ -190,7 +193,7 @@ impl World {
 
     fn packet(&mut self, tuple: &FiveTuple, packet: &[u8], response: &mut [u8]) -> FromClient {
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut self.rng };
-        test_world::client_packet(&mut self.server, &mut cx, tuple, packet, 0xb8, response)
+        test_world::client_packet(&mut self.server, &mut cx, tuple, packet, FIELDS, response)
     }
 }
 
@@ -304,7 +307,7 @@ fn channel_data_and_data_indications_to_a_client_allocate_nothing() {
     for (source, length) in [(bound(), 4 + 201), (permitted(), 20 + 12 + 4 + 204)] {
         allocates_nothing(|| {
             let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
-            let sent = test_world::peer_packet(&mut world.server, &mut cx, relay, source, 0xb8, &mut buffer);
+            let sent = test_world::peer_packet(&mut world.server, &mut cx, relay, source, FIELDS, &mut buffer);
             let (route, message) = sent.unwrap();
             world.server.credit(relay, Direction::ToClient, 1, 201);
             assert_eq!((route.tuple, message.len()), (world.tuple, length));
@@ -330,7 +333,7 @@ fn an_idle_allocation_needs_little_memory() {
 fn batches_allocate_nothing_once_they_have_grown() {
     let bind = || udp::bind_listener(address("127.0.0.1:0")).unwrap();
     let (sender, receiver) = (bind(), bind());
-    let target = Target::new(receiver.local_addr().unwrap(), None, 0xb8);
+    let target = Target::new(receiver.local_addr().unwrap(), None, FIELDS);
     let (payload, lengths) = ([7; 1_000], [1_000, 1_000, 1_000, 10, 500]);
     for merged in [false, true] {
         if merged && !udp::enable_gro(&receiver) {
@@ -372,7 +375,7 @@ fn data_below_a_rate_limit_allocates_nothing() {
     allocates_nothing(|| {
         assert!(matches!(world.packet(&tuple, &packet, &mut []), FromClient::Relay(_)));
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
-        assert!(test_world::peer_packet(&mut world.server, &mut cx, relay, bound(), 0, &mut buffer).is_ok());
+        assert!(test_world::peer_packet(&mut world.server, &mut cx, relay, bound(), FIELDS, &mut buffer).is_ok());
     });
 }
 
@@ -389,7 +392,7 @@ fn data_above_a_rate_limit_allocates_nothing() {
     allocates_nothing(|| {
         assert_eq!(world.packet(&tuple, &packet, &mut []), dropped);
         let mut cx = Context { now: now(), unix: UNIX, rng: &mut world.rng };
-        let sent = test_world::peer_packet(&mut world.server, &mut cx, relay, bound(), 0, &mut buffer);
+        let sent = test_world::peer_packet(&mut world.server, &mut cx, relay, bound(), FIELDS, &mut buffer);
         assert_eq!(sent.unwrap_err(), DropReason::AllocationBandwidth);
     });
     assert_eq!(world.server.next_action(), None);

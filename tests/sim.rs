@@ -49,7 +49,7 @@ const STEPS: usize = 3_000;
 /// The reasons for which the core drops packets in the simulation. The list omits the limits on responses and failed
 /// authentications, which the simulation does not set, too many attributes, and the reasons for which only the worker
 /// drops packets.
-const DROP_REASONS: [DropReason; 24] = [
+const DROP_REASONS: [DropReason; 25] = [
     DropReason::UnknownProtocol,
     DropReason::MalformedStun,
     DropReason::WrongFingerprint,
@@ -61,6 +61,7 @@ const DROP_REASONS: [DropReason; 24] = [
     DropReason::NoAllocation,
     DropReason::RelayedTurn,
     DropReason::RelayedClient,
+    DropReason::HopLimit,
     DropReason::AllocationPending,
     DropReason::MalformedChannelData,
     DropReason::ChannelNotBound,

@@ -7,9 +7,11 @@ mod support;
 #[cfg(test)]
 mod translation {
     use std::net::{IpAddr, SocketAddr, UdpSocket};
+    use std::num::NonZeroU8;
     use std::os::fd::AsFd as _;
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use turnserver::ip_fields::IpFields;
     use turnserver::net::batch::{Piece, RecvBatch, SendBatch, SendStatus, SlotLayout, Target};
     use turnserver::net::udp;
     use turnserver::stun::attribute::{
@@ -23,14 +25,19 @@ mod translation {
 
     const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
 
-    /// Expedited Forwarding, ECT(0).
-    const TOS: u8 = 0xba;
+    /// Expedited Forwarding, ECT(0), and a hop limit.
+    const SENT: IpFields = fields(0xba, 40);
+    const RELAYED: IpFields = fields(0xba, 39);
+
+    const fn fields(tos: u8, hop_limit: u8) -> IpFields {
+        IpFields { tos, hop_limit: NonZeroU8::new(hop_limit) }
+    }
 
     fn loopback() -> impl Iterator<Item = &'static str> {
         ["127.0.0.1", "::1"].into_iter().filter(|ip| *ip == "127.0.0.1" || has_ipv6())
     }
 
-    /// Returns a socket that reports the DSCP and ECN of received datagrams.
+    /// Returns a socket that reports the IP header fields of received datagrams.
     fn marked_socket(ip: IpAddr) -> UdpSocket {
         let socket = udp::bind_listener(SocketAddr::new(ip, 0)).unwrap();
         socket.set_nonblocking(false).unwrap();
@@ -38,18 +45,18 @@ mod translation {
         socket
     }
 
-    fn receive_marked(socket: &UdpSocket) -> (Vec<u8>, u8, SocketAddr) {
+    fn receive_marked(socket: &UdpSocket) -> (Vec<u8>, IpFields, SocketAddr) {
         let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut polled, PollTimeout::try_from(TIMEOUT).unwrap()), Ok(1), "timed out");
         let mut batch = RecvBatch::new(1, SlotLayout { headroom: 0, payload: 2048, tailroom: 0 });
         assert_eq!(batch.receive(socket, 0, 1).unwrap().count, 1);
         let received = batch.datagram(0).unwrap();
-        (batch.arena()[received.payload.clone()].to_vec(), received.tos, received.source)
+        (batch.arena()[received.payload.clone()].to_vec(), received.fields, received.source)
     }
 
-    fn send_marked(socket: &UdpSocket, payload: &[u8], to: SocketAddr, tos: u8) {
+    fn send_marked(socket: &UdpSocket, payload: &[u8], to: SocketAddr, fields: IpFields) {
         let mut batch = SendBatch::new();
-        batch.push(&Target::new(to, None, tos), &[Piece::of_arena(0..payload.len())]);
+        batch.push(&Target::new(to, None, fields), &[Piece::of_arena(0..payload.len())]);
         assert_eq!(batch.flush(socket, payload), [SendStatus::Sent]);
     }
 
@@ -63,9 +70,10 @@ mod translation {
         })
     }
 
-    // §14: indications and channels carry the values of the incoming datagram. A response carries none.
+    // §14: indications and channels carry the values of the incoming datagram, with a hop limit that is lower by one. A
+    // response carries the defaults.
     #[test]
-    fn dscp_and_ecn_are_copied_between_datagrams() {
+    fn ip_header_fields_are_relayed_between_datagrams() {
         for ip in loopback() {
             let server = Server::start(&config(&[ip], LOOPBACK_PEERS));
             let ip: IpAddr = ip.parse().unwrap();
@@ -74,38 +82,53 @@ mod translation {
             let client = Client::on(listener, server.udp_address());
             let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
             client.permit(&session, peer_address);
-            for tos in [TOS, 0] {
-                let sent = send_indication(peer_address, b"out", false);
-                send_marked(client.socket(), &sent, server.udp_address(), tos);
-                assert_eq!(receive_marked(&peer), (b"out".to_vec(), tos, relayed));
-                send_marked(&peer, b"in", relayed, tos);
-                assert_eq!(receive_marked(client.socket()).1, tos);
+            for (sent, arrived) in [(SENT, RELAYED), (fields(0, 255), fields(0, 254)), (fields(0, 2), fields(0, 1))] {
+                // A datagram whose hop limit has run out is not relayed.
+                let lost = send_indication(peer_address, b"lost", false);
+                send_marked(client.socket(), &lost, server.udp_address(), fields(0, 1));
+                let indication = send_indication(peer_address, b"out", false);
+                send_marked(client.socket(), &indication, server.udp_address(), sent);
+                assert_eq!(receive_marked(&peer), (b"out".to_vec(), arrived, relayed));
+                send_marked(&peer, b"lost", relayed, fields(0, 1));
+                send_marked(&peer, b"in", relayed, sent);
+                let (message, got, _) = receive_marked(client.socket());
+                assert!(message.windows(2).any(|bytes| bytes == b"in"), "{message:?}");
+                assert_eq!(got, arrived);
             }
             let bound = client.request(&session, Method::CHANNEL_BIND, &|writer| {
                 writer.push(&ChannelNumber(0x4000));
                 writer.push(&XorPeerAddress(peer_address));
             });
             assert_eq!(bound.error(), None);
-            send_marked(client.socket(), b"\x40\x00\x00\x03out", server.udp_address(), TOS);
-            assert_eq!(receive_marked(&peer), (b"out".to_vec(), TOS, relayed));
-            send_marked(&peer, b"in", relayed, TOS);
-            assert_eq!(receive_marked(client.socket()), (b"\x40\x00\x00\x02in".to_vec(), TOS, server.udp_address()));
+            send_marked(client.socket(), b"\x40\x00\x00\x03out", server.udp_address(), SENT);
+            assert_eq!(receive_marked(&peer), (b"out".to_vec(), RELAYED, relayed));
+            send_marked(&peer, b"in", relayed, SENT);
+            let expected = (b"\x40\x00\x00\x02in".to_vec(), RELAYED, server.udp_address());
+            assert_eq!(receive_marked(client.socket()), expected);
             client.send(&message(Class::Request, Method::BINDING, TransactionId::new([1; 12]), &|_| {}));
-            assert_eq!(receive_marked(client.socket()).1, 0);
+            assert_eq!(receive_marked(client.socket()).1, defaults(ip));
         }
+    }
+
+    /// Returns the fields of a datagram of a socket without options.
+    fn defaults(ip: IpAddr) -> IpFields {
+        let receiver = marked_socket(ip);
+        UdpSocket::bind(SocketAddr::new(ip, 0)).unwrap().send_to(b"plain", receiver.local_addr().unwrap()).unwrap();
+        receive_marked(&receiver).1
     }
 
     // §15: Best Effort and Not-ECT.
     #[test]
     fn data_from_a_connection_is_not_marked() {
         let server = Server::start(&config(&["127.0.0.1"], LOOPBACK_PEERS));
-        let peer = marked_socket("127.0.0.1".parse().unwrap());
+        let ip = "127.0.0.1".parse().unwrap();
+        let peer = marked_socket(ip);
         let peer_address = peer.local_addr().unwrap();
         let client = Client::connect(server.tcp_address());
         let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
         client.permit(&session, peer_address);
         client.send_to_peer(peer_address, b"out");
-        assert_eq!(receive_marked(&peer), (b"out".to_vec(), 0, relayed));
+        assert_eq!(receive_marked(&peer), (b"out".to_vec(), defaults(ip), relayed));
     }
 
     // §11.5: an unused peer port, for clients on UDP and TCP. Other peers are not affected.

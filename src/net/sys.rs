@@ -1,7 +1,7 @@
 //! The unsafe code of the crate: `recvmsg`, `sendmsg`, `recvmmsg` and `sendmmsg` with their control messages, the
 //! registration of a descriptor with the runtime, and the size of a terminal.
 //!
-//! The control messages carry the destination of a datagram, its DSCP and ECN, the length of its segments, and the
+//! The control messages carry the destination of a datagram, its IP header fields, the length of its segments, and the
 //! error of an earlier datagram.
 //!
 //! The safe wrappers of other crates allocate control buffers on the heap. These functions run once per packet, so
@@ -12,12 +12,14 @@ use std::alloc::{self, Layout};
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU8, NonZeroUsize};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::ip_fields::IpFields;
 
 /// The metadata of a received datagram. Addresses are not canonical: a dual-stack socket reports IPv4 as mapped.
 pub(super) struct RecvMeta {
@@ -25,8 +27,7 @@ pub(super) struct RecvMeta {
     pub(super) source: Option<SocketAddr>,
     pub(super) destination: Option<IpAddr>,
     pub(super) truncated: bool,
-    /// DSCP and ECN: the second byte of the IPv4 header, or the IPv6 traffic class.
-    pub(super) tos: u8,
+    pub(super) fields: IpFields,
     /// If the kernel merged datagrams, the length of each. The last may be shorter.
     pub(super) segment: Option<NonZeroUsize>,
     /// The number of datagrams that the socket had dropped when this one arrived, if any.
@@ -39,7 +40,7 @@ pub(super) struct Outgoing {
     pub(super) to: SocketAddr,
     /// The local address to send from, of the family of `to`.
     pub(super) from: Option<IpAddr>,
-    pub(super) tos: u8,
+    pub(super) fields: IpFields,
     /// The kernel splits the payload into datagrams of this length in bytes.
     pub(super) segment: Option<u16>,
     /// A datagram to an IPv6 address must not be fragmented. IPv4 has only a socket option for that.
@@ -55,8 +56,8 @@ pub(super) struct QueuedError {
 
 /// The size of a control buffer in bytes.
 ///
-/// It holds both kinds of packet information (72 bytes on a 64-bit machine) and five small messages (24 bytes each).
-const CONTROL_LEN: usize = 192;
+/// It holds both kinds of packet information (72 bytes on a 64-bit machine) and six small messages (24 bytes each).
+const CONTROL_LEN: usize = 216;
 
 /// A buffer for control messages, aligned for `cmsghdr`.
 #[repr(C, align(8))]
@@ -69,7 +70,7 @@ impl Control {
 
 const _: () = assert!(align_of::<libc::cmsghdr>() <= align_of::<Control>());
 const _: () = assert!(
-    space_for::<libc::in_pktinfo>() + space_for::<libc::in6_pktinfo>() + 5 * space_for::<libc::c_int>() <= CONTROL_LEN
+    space_for::<libc::in_pktinfo>() + space_for::<libc::in6_pktinfo>() + 6 * space_for::<libc::c_int>() <= CONTROL_LEN
 );
 
 /// Sends one datagram.
@@ -425,7 +426,7 @@ unsafe fn recv_meta(header: &libc::msghdr, name: &Name, len: usize) -> RecvMeta 
         source: name.get(header.msg_namelen),
         destination: control.destination,
         truncated: header.msg_flags & libc::MSG_TRUNC != 0,
-        tos: control.tos,
+        fields: control.fields,
         segment: control.segment,
         dropped: control.dropped,
     }
@@ -471,19 +472,24 @@ impl<'a> ControlWriter<'a> {
         }
     }
 
-    /// Writes DSCP and ECN, unless they are 0, which is the default of the kernel.
-    fn tos(&mut self, tos: u8, v6: bool) {
-        match (tos, v6) {
+    /// Writes the fields that differ from the default of the kernel.
+    fn fields(&mut self, fields: IpFields, v6: bool) {
+        match (fields.tos, v6) {
             (0, _) => {}
-            (_, false) => self.push(libc::IPPROTO_IP, libc::IP_TOS, libc::c_int::from(tos)),
-            (_, true) => self.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, libc::c_int::from(tos)),
+            (tos, false) => self.push(libc::IPPROTO_IP, libc::IP_TOS, libc::c_int::from(tos)),
+            (tos, true) => self.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, libc::c_int::from(tos)),
+        }
+        match (fields.hop_limit, v6) {
+            (None, _) => {}
+            (Some(limit), false) => self.push(libc::IPPROTO_IP, libc::IP_TTL, libc::c_int::from(limit.get())),
+            (Some(limit), true) => self.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, libc::c_int::from(limit.get())),
         }
     }
 
     /// Writes every control message that a datagram needs.
     fn write_all(&mut self, outgoing: &Outgoing) {
         self.from(outgoing.from);
-        self.tos(outgoing.tos, outgoing.to.is_ipv6());
+        self.fields(outgoing.fields, outgoing.to.is_ipv6());
         if let Some(segment) = outgoing.segment {
             self.push(libc::SOL_UDP, libc::UDP_SEGMENT, segment);
         }
@@ -517,7 +523,7 @@ impl<'a> ControlWriter<'a> {
 #[derive(Default)]
 struct ControlMessages {
     destination: Option<IpAddr>,
-    tos: u8,
+    fields: IpFields,
     segment: Option<NonZeroUsize>,
     dropped: Option<u32>,
     error: Option<libc::sock_extended_err>,
@@ -551,9 +557,13 @@ unsafe fn read_control(header: &libc::msghdr) -> ControlMessages {
                     let info = ptr::read_unaligned(data.cast::<libc::in6_pktinfo>());
                     control.destination = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
                 }
-                (libc::IPPROTO_IP, libc::IP_TOS) => control.tos = ptr::read(data),
+                (libc::IPPROTO_IP, libc::IP_TOS) => control.fields.tos = ptr::read(data),
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                    control.tos = ptr::read_unaligned(data.cast::<libc::c_int>()).to_le_bytes()[0];
+                    control.fields.tos = ptr::read_unaligned(data.cast::<libc::c_int>()).to_le_bytes()[0];
+                }
+                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                    let limit = ptr::read_unaligned(data.cast::<libc::c_int>()).to_le_bytes()[0];
+                    control.fields.hop_limit = NonZeroU8::new(limit);
                 }
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     let segment = usize::try_from(ptr::read_unaligned(data.cast::<libc::c_int>()));

@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::batch::{Datagram, Piece, RecvBatch, SendBatch, SendStatus, SlotLayout, Target};
 use super::udp::no_ipv6;
+use crate::ip_fields::IpFields;
 
 pub(super) fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -29,6 +30,10 @@ pub(super) fn has_ipv6() -> bool {
             false
         }
     }
+}
+
+pub(super) fn marked(tos: u8) -> IpFields {
+    IpFields { tos, ..IpFields::default() }
 }
 
 /// Returns the loopback addresses of this machine.

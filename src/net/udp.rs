@@ -11,6 +11,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::sys::{self, Outgoing};
+use crate::ip_fields::IpFields;
 
 #[cfg(test)]
 mod tests;
@@ -166,9 +167,14 @@ pub(crate) fn dropped(socket: &impl AsFd) -> Option<u32> {
 ///
 /// `EMSGSIZE` if the datagram is too long; [`receive_error`] then returns an error as well if [`enable_error_queue`]
 /// was called. `WouldBlock` if the buffer of the socket is full, otherwise those of `sendmsg` and `setsockopt`.
-pub(crate) fn send_unfragmented(socket: &impl AsFd, payload: &[u8], to: SocketAddr, tos: u8) -> io::Result<()> {
+pub(crate) fn send_unfragmented(
+    socket: &impl AsFd,
+    payload: &[u8],
+    to: SocketAddr,
+    fields: IpFields,
+) -> io::Result<()> {
     let fd = socket.as_fd();
-    let outgoing = Outgoing { to: canonical(to), from: None, tos, segment: None, unfragmented: true };
+    let outgoing = Outgoing { to: canonical(to), from: None, fields, segment: None, unfragmented: true };
     // A pending error is cleared first, because repeating the call would queue its own EMSGSIZE twice. An error that
     // arrives in the meantime is skipped if the call cannot have caused it.
     let _ = SockRef::from(&fd).take_error();
@@ -297,10 +303,12 @@ fn new_socket(addr: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
     if addr.is_ipv6() {
         socket.set_only_v6(!dual_stack)?;
         setsockopt(&socket, sockopt::Ipv6RecvTClass, &true)?;
+        sys::set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
         sys::set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, FRAGMENT_V6)?;
     }
     if addr.is_ipv4() || dual_stack {
         setsockopt(&socket, sockopt::IpRecvTos, &true)?;
+        sys::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_RECVTTL, 1)?;
         set_discovery(socket.as_fd(), FRAGMENT_V4)?;
     }
     // A kernel that does not count drops is supported, too.

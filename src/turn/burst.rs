@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::contract::{FiveTuple, ToPeer};
 use super::outcome::DropReason;
 use super::protocol::channel_data::Framing;
+use crate::ip_fields::IpFields;
 
 /// Consecutive packets in a buffer, all of one length except the last.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Segments {
 #[derive(Debug)]
 pub struct ClientBurst {
     segments: Segments,
-    pub(crate) tos: u8,
+    pub(crate) fields: IpFields,
     pub(crate) cached: Option<CachedRoute>,
 }
 
@@ -54,11 +55,11 @@ pub(crate) struct CachedRoute {
 }
 
 impl ClientBurst {
-    /// Creates a burst at `place` in a buffer. The packets arrived with this TOS or Traffic Class field. `length` is
-    /// the length of each packet, if there are several.
+    /// Creates a burst at `place` in a buffer. The packets arrived with these fields of the IP header. `length` is the
+    /// length of each packet, if there are several.
     #[must_use]
-    pub fn new(place: Range<usize>, length: Option<usize>, tos: u8) -> Self {
-        Self { segments: Segments::new(place, length), tos, cached: None }
+    pub fn new(place: Range<usize>, length: Option<usize>, fields: IpFields) -> Self {
+        Self { segments: Segments::new(place, length), fields, cached: None }
     }
 
     pub(crate) fn next(&mut self) -> Option<Range<usize>> {
@@ -72,7 +73,7 @@ impl ClientBurst {
 pub struct PeerBurst {
     segments: Segments,
     pub(crate) source: SocketAddr,
-    pub(crate) tos: u8,
+    pub(crate) fields: IpFields,
     pub(crate) decided: Option<Result<PeerRoute, DropReason>>,
 }
 
@@ -81,15 +82,15 @@ pub struct PeerBurst {
 pub(crate) struct PeerRoute {
     pub(crate) tuple: FiveTuple,
     pub(crate) framing: Framing,
-    pub(crate) tos: u8,
+    pub(crate) fields: IpFields,
 }
 
 impl PeerBurst {
-    /// Creates a burst from `source` at `place` in a buffer. The datagrams arrived with this TOS or Traffic Class
-    /// field. `length` is the length of each datagram, if there are several.
+    /// Creates a burst from `source` at `place` in a buffer. The datagrams arrived with these fields of the IP
+    /// header. `length` is the length of each datagram, if there are several.
     #[must_use]
-    pub fn new(source: SocketAddr, place: Range<usize>, length: Option<usize>, tos: u8) -> Self {
-        Self { segments: Segments::new(place, length), source, tos, decided: None }
+    pub fn new(source: SocketAddr, place: Range<usize>, length: Option<usize>, fields: IpFields) -> Self {
+        Self { segments: Segments::new(place, length), source, fields, decided: None }
     }
 
     pub(crate) fn next(&mut self) -> Option<Range<usize>> {

@@ -32,6 +32,7 @@ use std::str::FromStr;
 use super::event::Event;
 use super::outcome::{DropReason, Outcome};
 use super::time::{Deadline, Instant};
+use crate::ip_fields::IpFields;
 use crate::transport::Transport;
 
 /// The time and the source of randomness, which the caller provides.
@@ -228,8 +229,8 @@ pub struct ToPeer {
     pub peer: SocketAddr,
     /// The application data within the buffer.
     pub payload: Range<usize>,
-    /// The DSCP and ECN to send with: the TOS or Traffic Class field (RFC 8656 §14, §15).
-    pub tos: u8,
+    /// The fields of the IP header to send with (RFC 8656 §14, §15).
+    pub fields: IpFields,
     /// Whether to prevent fragmentation, for IPv4 by setting DF (RFC 8656 §14, §15).
     pub dont_fragment: bool,
 }
@@ -246,8 +247,8 @@ pub struct ToClient {
     pub payload: Range<usize>,
     /// The number of zero bytes after the payload, at most [`TAILROOM`](crate::turn::TAILROOM).
     pub padding: usize,
-    /// The DSCP and ECN to send with, as in [`ToPeer::tos`]. A connection ignores it (RFC 8656 §16).
-    pub tos: u8,
+    /// The fields of the IP header to send with. A connection ignores them (RFC 8656 §16).
+    pub fields: IpFields,
 }
 
 /// A Data indication about an ICMP error (RFC 8656 §11.5). It is in the response buffer.

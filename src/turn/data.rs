@@ -20,6 +20,7 @@ use super::shared::quota::Direction;
 use super::shared::snapshot::Snapshot;
 use super::tables::allocation::Allocation;
 use super::time::Instant;
+use crate::ip_fields::IpFields;
 use crate::stun::attribute::AddressFamily;
 use crate::stun::{Class, FingerprintStatus, Message, Method, ParseError, TransactionId};
 use crate::transport::Transport;
@@ -61,7 +62,7 @@ impl Server {
             });
         }
         burst.cached = None;
-        let decision = self.decide(cx, tuple, packet, burst.tos, response);
+        let decision = self.decide(cx, tuple, packet, burst.fields, response);
         let FromClient::Relay(route) = decision else { return Some(decision) };
         let absolute = moved(&route, place.start);
         // A STUN message (0–3) has a new transaction ID each time, so its route is not cached.
@@ -77,7 +78,7 @@ impl Server {
         cx: &mut Context<'_>,
         tuple: &FiveTuple,
         packet: &[u8],
-        tos: u8,
+        fields: IpFields,
         response: &mut [u8],
     ) -> FromClient {
         if !is_usable(tuple.client) {
@@ -85,9 +86,9 @@ impl Server {
         }
         // RFC 8656 §12, Table 3.
         match packet.first() {
-            Some(0..=3) => self.stun_message(cx, tuple, packet, tos, response),
+            Some(0..=3) => self.stun_message(cx, tuple, packet, fields, response),
             Some(first) if self.snapshot.compat.channels.contains_first_byte(*first) => {
-                self.channel_data(cx.now, tuple, packet, tos)
+                self.channel_data(cx.now, tuple, packet, fields)
             }
             _ => FromClient::Drop(DropReason::UnknownProtocol),
         }
@@ -98,7 +99,7 @@ impl Server {
         cx: &mut Context<'_>,
         tuple: &FiveTuple,
         packet: &[u8],
-        tos: u8,
+        fields: IpFields,
         response: &mut [u8],
     ) -> FromClient {
         // Each look-up reads the attributes before the one it finds, so every attribute costs time.
@@ -115,7 +116,7 @@ impl Server {
         match message.class() {
             Class::Success | Class::Error => FromClient::Drop(DropReason::UnexpectedResponse),
             Class::Indication => match message.method() {
-                Method::SEND => self.send_indication(cx.now, tuple, packet, &message, tos),
+                Method::SEND => self.send_indication(cx.now, tuple, packet, &message, fields),
                 Method::BINDING => FromClient::Drop(DropReason::Keepalive),
                 _ => FromClient::Drop(DropReason::UnsupportedMethod),
             },
@@ -134,7 +135,7 @@ impl Server {
     }
 
     /// Relays a ChannelData message (RFC 8656 §12.6).
-    fn channel_data(&mut self, now: Instant, tuple: &FiveTuple, packet: &[u8], tos: u8) -> FromClient {
+    fn channel_data(&mut self, now: Instant, tuple: &FiveTuple, packet: &[u8], fields: IpFields) -> FromClient {
         let Some((number, payload)) = channel_data::parse(packet) else {
             return FromClient::Drop(DropReason::MalformedChannelData);
         };
@@ -153,13 +154,15 @@ impl Server {
         if is_turn_message(packet.get(payload.clone()).unwrap_or_default()) {
             return FromClient::Drop(allocation.dropped(DropReason::RelayedTurn));
         }
+        let Some(fields) = tuple.transport.relayed_fields(fields) else {
+            return FromClient::Drop(allocation.dropped(DropReason::HopLimit));
+        };
         let socket = id.socket(index);
         if let Err(reason) = self.admit_data(now, socket, Direction::ToPeers, payload.len()) {
             return FromClient::Drop(self.dropped(socket, reason));
         }
         // RFC 8656 §14 and §15: only a Send indication can request DF.
-        let tos = tuple.transport.relayed_tos(tos);
-        FromClient::Relay(ToPeer { socket, peer, payload, tos, dont_fragment: false })
+        FromClient::Relay(ToPeer { socket, peer, payload, fields, dont_fragment: false })
     }
 
     /// Decides about the next datagram of a burst that a relay socket received (RFC 8656 §11.3). Returns `None` at the
@@ -176,8 +179,8 @@ impl Server {
         headroom: &mut [u8; HEADROOM],
     ) -> Option<FromPeer> {
         let payload = burst.next()?;
-        let (source, tos) = (burst.source, burst.tos);
-        let route = *burst.decided.get_or_insert_with(|| self.peer_route(cx.now, socket, source, tos));
+        let (source, fields) = (burst.source, burst.fields);
+        let route = *burst.decided.get_or_insert_with(|| self.peer_route(cx.now, socket, source, fields));
         let route = match route {
             Ok(_) if is_turn_message(buffer.get(payload.clone()).unwrap_or_default()) => Err(DropReason::RelayedTurn),
             route => route,
@@ -197,10 +200,10 @@ impl Server {
         payload: Range<usize>,
         headroom: &mut [u8; HEADROOM],
     ) -> Result<ToClient, DropReason> {
-        let PeerRoute { tuple, framing, tos } = route?;
+        let PeerRoute { tuple, framing, fields } = route?;
         let header = framing.write_header(payload.len(), cx.rng, headroom).ok_or(DropReason::TooLarge)?;
         self.admit_data(cx.now, socket, Direction::ToClient, payload.len())?;
-        Ok(ToClient { tuple, header, padding: framing.padding(payload.len()), payload, tos })
+        Ok(ToClient { tuple, header, padding: framing.padding(payload.len()), payload, fields })
     }
 
     fn peer_route(
@@ -208,7 +211,7 @@ impl Server {
         now: Instant,
         socket: SocketId,
         source: SocketAddr,
-        tos: u8,
+        fields: IpFields,
     ) -> Result<PeerRoute, DropReason> {
         let snapshot = &self.snapshot;
         let allocation = self.table.find_by_socket(socket, now).ok_or(DropReason::AllocationEnded)?;
@@ -225,7 +228,8 @@ impl Server {
             None => (self.permitted_peer_allowed(peer), Framing::Indication(peer)),
         };
         allowed.map_err(|_| DropReason::PeerForbidden)?;
-        Ok(PeerRoute { tuple, framing, tos: tuple.transport.relayed_tos(tos) })
+        let fields = tuple.transport.relayed_fields(fields).ok_or(DropReason::HopLimit)?;
+        Ok(PeerRoute { tuple, framing, fields })
     }
 
     /// Checks whether data may be relayed between a client and a peer with a permission. Like a channel, a permission was

@@ -97,7 +97,7 @@ impl Worker {
             return self.shell.count_outcome(Host::Client(tuple.client), Outcome::Dropped(DropReason::Truncated));
         }
         let length = datagram.segment.map(std::num::NonZeroUsize::get);
-        let burst = ClientBurst::new(datagram.payload, length, datagram.tos);
+        let burst = ClientBurst::new(datagram.payload, length, datagram.fields);
         self.shell.serve_burst(now, tuple, &mut self.datagrams, burst);
     }
 }
@@ -128,8 +128,8 @@ impl Shell {
                     }
                     Some(outcome)
                 }
-                FromClient::Relay(ToPeer { socket, peer, payload, tos, .. }) => {
-                    staged.push(socket, Target::new(peer, None, tos), payload);
+                FromClient::Relay(ToPeer { socket, peer, payload, fields, .. }) => {
+                    staged.push(socket, Target::new(peer, None, fields), payload);
                     None
                 }
                 FromClient::Respond(response) => self.respond(tuple, response.length, response.outcome),
@@ -157,7 +157,7 @@ impl Shell {
         let Some(socket) = self.relays.socket(route.socket) else {
             return Outcome::Dropped(DropReason::AllocationEnded);
         };
-        match udp::send_unfragmented(socket, payload, route.peer, route.tos) {
+        match udp::send_unfragmented(socket, payload, route.peer, route.fields) {
             Ok(()) => {
                 self.credit(route.socket, Direction::ToPeers, 1, payload.len() as u64);
                 Outcome::RelayedToPeer

@@ -16,6 +16,7 @@ use super::event_log::Host;
 use super::outbox::Message;
 use super::statistics::SocketRole;
 use super::{Now, Shell};
+use crate::ip_fields::IpFields;
 use crate::net::batch::{Datagram, Target};
 use crate::net::udp::{self, Origin};
 use crate::turn::{
@@ -136,7 +137,7 @@ impl Shell {
     /// their number.
     fn serve_peer(&mut self, now: Now, socket: SocketId, slot: usize, datagram: &Datagram) -> usize {
         let length = datagram.segment.map(std::num::NonZeroUsize::get);
-        let mut burst = PeerBurst::new(datagram.source, datagram.payload.clone(), length, datagram.tos);
+        let mut burst = PeerBurst::new(datagram.source, datagram.payload.clone(), length, datagram.fields);
         // There is no space for a header between merged datagrams.
         let slot = length.is_none().then_some(slot);
         let mut headroom = [0; HEADROOM];
@@ -176,7 +177,7 @@ impl Shell {
         headroom: &[u8; HEADROOM],
         slot: Option<usize>,
     ) -> Result<(), DropReason> {
-        let ToClient { tuple, header, payload, padding, tos } = route;
+        let ToClient { tuple, header, payload, padding, fields } = route;
         let header = headroom.get(HEADROOM - header..).unwrap_or_default();
         let padding = PADDING.get(..padding).unwrap_or_default();
         if tuple.transport.is_connection() {
@@ -185,7 +186,7 @@ impl Shell {
             return self.connections.push_data(now.monotonic, &tuple, socket, length, [header, payload, padding]);
         }
         let (listener, from) = self.listener_of(&tuple).ok_or(DropReason::SendFailed)?;
-        let target = Target::new(tuple.client, from, tos);
+        let target = Target::new(tuple.client, from, fields);
         let queued = self.to_clients.push_data(listener, socket, target, Message { header, payload, padding }, slot);
         if queued { Ok(()) } else { Err(DropReason::SendFailed) }
     }
@@ -228,7 +229,7 @@ impl Shell {
             return if sent { Some(outcome) } else { failed };
         }
         let Some((listener, from)) = self.listener_of(tuple) else { return failed };
-        let target = Target::new(tuple.client, from, 0);
+        let target = Target::new(tuple.client, from, IpFields::default());
         let message = self.response.get(..length).unwrap_or_default();
         if self.to_clients.push_response(listener, target, message, outcome) { None } else { failed }
     }

@@ -356,6 +356,7 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+    use crate::ip_fields::IpFields;
     use crate::turn::RequestMethod;
 
     fn socket_id(slot: u32) -> SocketId {
@@ -365,7 +366,7 @@ mod tests {
     #[test]
     fn responses_are_sent_first_and_each_flow_keeps_its_order() {
         let (socket, client) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-        let target = Target::new(client.local_addr().unwrap(), None, 0);
+        let target = Target::new(client.local_addr().unwrap(), None, IpFields::default());
         let mut outbox = Outbox::default();
         for (at, slot) in [7, 3, 7].into_iter().enumerate() {
             let piece = Piece::of_arena(at..at + 1);
@@ -403,7 +404,11 @@ mod tests {
         let relay = UdpSocket::bind("127.0.0.1:0").unwrap();
         let arena: Box<[u8]> = (b'a'..=b'z').collect();
         let mut staged = Staged::new(arena);
-        let (first, second, marked) = (Target::new(to, None, 0), socket_id(1), Target::new(to, None, 0x80));
+        let (first, second, marked) = (
+            Target::new(to, None, IpFields::default()),
+            socket_id(1),
+            Target::new(to, None, IpFields { tos: 0x80, ..IpFields::default() }),
+        );
         // Two at distance 4, one of another length, one at another distance, one with another TOS, one of another flow.
         for (socket, target, payload) in [
             (socket_id(0), first, 1..3),

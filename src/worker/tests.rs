@@ -9,6 +9,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::auth::LongTermKey;
+use crate::ip_fields::IpFields;
 use crate::net::watch::Ready;
 use crate::privacy::{ClientAddresses, Usernames};
 use crate::stun::attribute::{Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
@@ -430,7 +431,7 @@ async fn bytes_are_counted_when_they_are_sent() {
     let (worker, relays) = worker_with_relays(15_616..=15_619, 1).await;
     let (id, _) = relays[0];
     let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let target = crate::net::batch::Target::new(peer.local_addr().unwrap(), None, 0);
+    let target = crate::net::batch::Target::new(peer.local_addr().unwrap(), None, IpFields::default());
     let mut worker = worker.borrow_mut();
     let Worker { shell, stream, .. } = &mut *worker;
     // The event of the creation is skipped.

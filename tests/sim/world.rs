@@ -5,12 +5,14 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash as _, Hasher as _};
 use std::net::SocketAddr;
+use std::num::NonZeroU8;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use turnserver::ip_fields::IpFields;
 use turnserver::stun::attribute::Icmp;
 use turnserver::turn::{
     Action, ChannelRoute, ClientBurst, Context, Counters, Direction, Epoch, Event, FiveTuple, FromClient, FromPeer,
@@ -191,9 +193,9 @@ impl World {
     ) {
         let now = self.now();
         let buffer: Vec<u8> = packets.iter().flat_map(|(bytes, _)| bytes.iter().copied()).collect();
-        let tos = self.rng.next() as u8;
+        let fields = self.fields();
         let length = (packets.len() > 1).then(|| packets[0].0.len());
-        let mut burst = ClientBurst::new(0..buffer.len(), length, tos);
+        let mut burst = ClientBurst::new(0..buffer.len(), length, fields);
         for (bytes, signed) in packets {
             self.trace(|_| format!("client {client:?} → {signed:?}, {} bytes", bytes.len()));
             let expected = self.model.client_packet(now, &tuple, bytes, *signed);
@@ -208,7 +210,7 @@ impl World {
                 }
                 (Expect::ToPeer { relay, peer, payload, dont_fragment }, FromClient::Relay(route)) => {
                     assert_eq!((route.socket, route.peer, &buffer[route.payload]), (relay, peer, payload.as_slice()));
-                    assert_eq!((route.tos, route.dont_fragment), (tos, dont_fragment));
+                    assert_eq!((Some(route.fields), route.dont_fragment), (fields.forwarded(), dont_fragment));
                     self.counters.count(Outcome::RelayedToPeer);
                     self.sent(worker, relay, Direction::ToPeers, payload.len());
                     self.datagram_from_relay(worker, relay, peer, payload.into());
@@ -269,6 +271,13 @@ impl World {
         }
     }
 
+    /// Returns the IP header fields of the next packet.
+    fn fields(&mut self) -> IpFields {
+        let hop_limit = if self.rng.percent(3) { 1 } else { self.rng.next() as u8 };
+        self.model.hop_limit = hop_limit;
+        IpFields { tos: self.rng.next() as u8, hop_limit: NonZeroU8::new(hop_limit) }
+    }
+
     fn observe(&mut self, what: &'static str) {
         *self.observed.entry(what).or_default() += 1;
     }
@@ -301,9 +310,9 @@ impl World {
         let now = self.now();
         let merged = !payload.is_empty() && payload.len() < 2_000 && self.rng.percent(20);
         let count = if merged { self.rng.between(2, 5) as usize } else { 1 };
-        let tos = self.rng.next() as u8;
+        let fields = self.fields();
         let buffer = payload.repeat(count);
-        let mut burst = PeerBurst::new(source, 0..buffer.len(), merged.then_some(payload.len()), tos);
+        let mut burst = PeerBurst::new(source, 0..buffer.len(), merged.then_some(payload.len()), fields);
         for at in 0..count {
             self.trace(|_| format!("{source} → {relay:?} of worker {worker}, {} bytes", payload.len()));
             let expected = self.model.peer_packet(now, worker, relay, source, payload);
@@ -320,7 +329,7 @@ impl World {
                     self.counters.count(Outcome::Dropped(reason));
                 }
                 (expected, FromPeer::Relay(route)) => {
-                    assert_eq!(route.tos, tos);
+                    assert_eq!(Some(route.fields), fields.forwarded());
                     assert_eq!(route.payload, at * payload.len()..(at + 1) * payload.len());
                     let mut message = [&headroom[HEADROOM - route.header..], &buffer[route.payload.clone()]].concat();
                     message.resize(message.len() + route.padding, 0);

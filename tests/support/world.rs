@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use turnserver::auth::{Authenticator, NonceMint, Revocations, Secret};
+use turnserver::ip_fields::IpFields;
 use turnserver::turn::{
     Alternate, ClientBurst, Compat, Context, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, Ledger, Limits,
     PeerBurst, PeerPolicy, RelayAddress, RelayAddresses, Server, Snapshot, SocketId, TAILROOM, ToClient, UserRates,
@@ -131,10 +132,10 @@ pub(crate) fn client_packet(
     cx: &mut Context<'_>,
     tuple: &FiveTuple,
     packet: &[u8],
-    tos: u8,
+    fields: IpFields,
     response: &mut [u8],
 ) -> FromClient {
-    let mut burst = ClientBurst::new(0..packet.len(), None, tos);
+    let mut burst = ClientBurst::new(0..packet.len(), None, fields);
     let decision = server.client_packet(cx, tuple, packet, &mut burst, response).expect("a packet has a decision");
     debug_assert!(server.client_packet(cx, tuple, packet, &mut burst, response).is_none(), "there was one packet");
     decision
@@ -147,11 +148,11 @@ pub(crate) fn peer_packet(
     cx: &mut Context<'_>,
     socket: SocketId,
     source: SocketAddr,
-    tos: u8,
+    fields: IpFields,
     buffer: &mut [u8],
 ) -> Result<(ToClient, std::ops::Range<usize>), DropReason> {
     let payload = HEADROOM..buffer.len() - TAILROOM;
-    let mut burst = PeerBurst::new(source, payload, None, tos);
+    let mut burst = PeerBurst::new(source, payload, None, fields);
     let mut headroom = [0; HEADROOM];
     let decision = server.peer_packet(cx, socket, buffer, &mut burst, &mut headroom);
     match decision.expect("a datagram has a decision") {

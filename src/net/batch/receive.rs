@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
+use crate::ip_fields::IpFields;
 use crate::net::sys;
 use crate::net::udp::{canonical, skip_pending_errors};
 
@@ -40,8 +41,8 @@ pub struct Datagram {
     pub destination: Option<IpAddr>,
     /// The datagram was longer than [`SlotLayout::payload`] and was truncated.
     pub truncated: bool,
-    /// DSCP (upper six bits) and ECN: the second byte of the IPv4 header, or the IPv6 traffic class.
-    pub tos: u8,
+    /// The fields of the IP header that are relayed.
+    pub fields: IpFields,
     /// If the kernel merged datagrams, the length of each in bytes. The last may be shorter.
     pub segment: Option<NonZeroUsize>,
 }
@@ -138,7 +139,7 @@ impl RecvBatch {
                         source: canonical(source),
                         destination: meta.destination.map(|address| address.to_canonical()),
                         truncated: meta.truncated,
-                        tos: meta.tos,
+                        fields: meta.fields,
                         segment: meta.segment,
                     });
                 }

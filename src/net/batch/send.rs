@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::AsFd;
 
+use crate::ip_fields::IpFields;
 use crate::net::sys::{self, Outgoing};
 use crate::net::udp::{MAX_ATTEMPTS, canonical, is_always_pending, may_be_pending, segmentation_supported};
 
@@ -45,24 +46,23 @@ const REFUSALS: u32 = 8;
 /// again is cheap.
 const FLUSHES_WITHOUT: u32 = 1_024;
 
-/// The destination, source address, and DSCP and ECN of datagrams.
+/// The destination, source address, and IP header fields of datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     to: SocketAddr,
     from: Option<IpAddr>,
-    tos: u8,
+    fields: IpFields,
 }
 
 impl Target {
-    /// Creates a target with the destination `to`, the local address `from`, and DSCP and ECN (see
-    /// [`Datagram::tos`](super::Datagram::tos)).
+    /// Creates a target with the destination `to`, the local address `from`, and these fields of the IP header.
     ///
     /// If `from` is `None`, the kernel selects the source address. On a dual-stack socket, IPv4 addresses need not be
     /// mapped.
     #[must_use]
     #[inline]
-    pub fn new(to: SocketAddr, from: Option<IpAddr>, tos: u8) -> Self {
-        Self { to: canonical(to), from: from.map(|address| address.to_canonical()), tos }
+    pub fn new(to: SocketAddr, from: Option<IpAddr>, fields: IpFields) -> Self {
+        Self { to: canonical(to), from: from.map(|address| address.to_canonical()), fields }
     }
 
     /// Returns the destination.
@@ -78,7 +78,7 @@ impl Target {
 
     /// Returns whether a datagram needs no control messages.
     fn is_plain(&self) -> bool {
-        self.from.is_none() && self.tos == 0
+        self.from.is_none() && self.fields == IpFields::default()
     }
 
     fn max_segment(&self) -> usize {
@@ -319,9 +319,13 @@ impl SendBatch {
         };
         if let [message] = self.messages.get(first..).unwrap_or_default()
             && let [piece] = pieces.get(message.pieces.clone()).unwrap_or_default()
-            && message.target.is_plain()
         {
-            return sys::send_plain(socket.as_fd(), bytes(piece), message.target.to).map(|_| 1);
+            let sent = if message.target.is_plain() {
+                sys::send_plain(socket.as_fd(), bytes(piece), message.target.to)
+            } else {
+                sys::send(socket.as_fd(), bytes(piece), &message.outgoing())
+            };
+            return sent.map(|_| 1);
         }
         let messages = self.messages.iter().skip(first).take(MAX_MESSAGES).map(|message| {
             let pieces = pieces.get(message.pieces.clone()).unwrap_or_default();
@@ -422,9 +426,9 @@ impl Message {
     }
 
     fn outgoing(&self) -> Outgoing {
-        let Target { to, from, tos } = self.target;
+        let Target { to, from, fields } = self.target;
         let segment = if self.is_split() { u16::try_from(self.segment).ok() } else { None };
-        Outgoing { to, from, tos, segment, unfragmented: false }
+        Outgoing { to, from, fields, segment, unfragmented: false }
     }
 }
 

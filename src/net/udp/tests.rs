@@ -1,14 +1,16 @@
 //! Real sockets on the loopback interface. On a machine without IPv6, the tests that need IPv6 are skipped.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
+use std::num::NonZeroU8;
 use std::time::Duration;
 
 use nix::poll::PollFlags;
 
 use super::*;
+use crate::ip_fields::IpFields;
 use crate::net::batch::{RecvBatch, SendStatus, SlotLayout, Target};
 use crate::net::testing::{
-    addr, closed_port, has_ipv6, in_own_network, ip, loopbacks, receive, send, unless_interrupted, wait_for,
+    addr, closed_port, has_ipv6, in_own_network, ip, loopbacks, marked, receive, send, unless_interrupted, wait_for,
 };
 
 /// Returns a listener on a free port, and the port.
@@ -31,10 +33,10 @@ fn echo(listener: &UdpSocket, client: &UdpSocket, destination: SocketAddr, expec
     let (received, payload) = receive(listener, 64);
     assert_eq!(payload, b"ping");
     assert_eq!((received.source, received.destination), (client.local_addr().unwrap(), expected));
-    assert_eq!((received.truncated, received.tos), (false, 0));
+    assert_eq!((received.truncated, received.fields.tos), (false, 0));
 
     let mut buffer = [0; 64];
-    let target = Target::new(received.source, received.destination, 0);
+    let target = Target::new(received.source, received.destination, IpFields::default());
     assert_eq!(send(listener, b"pong", &target), SendStatus::Sent);
     let (len, from) = unless_interrupted(|| client.recv_from(&mut buffer)).unwrap();
     assert_eq!((&buffer[..len], from), (&b"pong"[..], destination));
@@ -92,7 +94,7 @@ fn mapped_addresses_are_sent_as_ipv4() {
     let (listener, port) = listener("0.0.0.0:0");
     let client = client("127.0.0.1:0");
     let to = SocketAddr::new(ip("::ffff:127.0.0.1"), client.local_addr().unwrap().port());
-    let target = Target::new(to, Some(ip("::ffff:127.0.0.3")), 0);
+    let target = Target::new(to, Some(ip("::ffff:127.0.0.3")), IpFields::default());
     assert_eq!(send(&listener, b"hello", &target), SendStatus::Sent);
     let mut buffer = [0; 64];
     assert_eq!(
@@ -106,7 +108,7 @@ fn an_impossible_source_address_is_an_error_and_sends_nothing() {
     let (listener, _) = listener("0.0.0.0:0");
     let client = client("127.0.0.1:0");
     let to = client.local_addr().unwrap();
-    let send_from = |from| send(&listener, b"hello", &Target::new(to, Some(ip(from)), 0));
+    let send_from = |from| send(&listener, b"hello", &Target::new(to, Some(ip(from)), IpFields::default()));
     assert_eq!(send_from("::1"), SendStatus::Failed(libc::EINVAL));
     // The error differs between kernel versions.
     assert!(matches!(send_from("203.0.113.77"), SendStatus::Failed(_)));
@@ -131,7 +133,10 @@ fn an_empty_datagram_is_a_datagram() {
     let client = client("127.0.0.1:0");
     client.send_to(&[], ("127.0.0.1", port)).unwrap();
     assert!(receive(&listener, 8).1.is_empty());
-    assert_eq!(send(&listener, &[], &Target::new(client.local_addr().unwrap(), None, 0)), SendStatus::Sent);
+    assert_eq!(
+        send(&listener, &[], &Target::new(client.local_addr().unwrap(), None, IpFields::default())),
+        SendStatus::Sent
+    );
     assert_eq!(unless_interrupted(|| client.recv(&mut [0; 8])).unwrap(), 0);
 }
 
@@ -140,14 +145,14 @@ fn the_largest_datagram_arrives_complete() {
     let (listener, port) = listener("127.0.0.1:0");
     let client = client("127.0.0.1:0");
     let payload: Vec<u8> = (0..65_507_u32).map(|i| i.to_le_bytes()[0]).collect();
-    let target = Target::new(SocketAddr::new(ip("127.0.0.1"), port), None, 0);
+    let target = Target::new(SocketAddr::new(ip("127.0.0.1"), port), None, IpFields::default());
     assert_eq!(send(&client, &payload, &target), SendStatus::Sent);
     assert_eq!(receive(&listener, 65_535).1, payload);
 }
 
-// RFC 8656 §14: DSCP and ECN of a received datagram can be copied to a sent one.
+// RFC 8656 §14: the IP header fields of a received datagram can be those of a sent one.
 #[test]
-fn dscp_and_ecn_are_received_and_sent_in_both_families() {
+fn ip_header_fields_are_received_and_sent_in_both_families() {
     let mut cases = vec![("127.0.0.1:0", "127.0.0.1"), ("0.0.0.0:0", "127.0.0.1")];
     if has_ipv6() {
         cases.extend([("[::1]:0", "::1"), ("[::]:0", "::1"), ("[::]:0", "127.0.0.1")]);
@@ -155,14 +160,17 @@ fn dscp_and_ecn_are_received_and_sent_in_both_families() {
     for (listen, host) in cases {
         let (listener, port) = listener(listen);
         let peer = bind_relay(SocketAddr::new(ip(host), 0)).unwrap();
-        for tos in [0, 0b1011_1010, 0b0000_0011, 0xff] {
-            let target = Target::new(SocketAddr::new(ip(host), port), None, tos);
+        for (tos, hop_limit) in [(0, 7), (0b1011_1010, 255), (0b0000_0011, 1), (0xff, 64)] {
+            let fields = IpFields { tos, hop_limit: NonZeroU8::new(hop_limit) };
+            let target = Target::new(SocketAddr::new(ip(host), port), None, fields);
             assert_eq!(send(&peer, b"there", &target), SendStatus::Sent);
             let (received, _) = receive(&listener, 8);
-            assert_eq!(received.tos, tos, "{listen} from {host}");
-            let target = Target::new(received.source, received.destination, tos);
+            assert_eq!(received.fields, fields, "{listen} from {host}");
+            let target = Target::new(received.source, received.destination, fields);
             assert_eq!(send(&listener, b"back", &target), SendStatus::Sent);
-            assert_eq!(receive(&peer, 8).0.tos, tos, "{listen} to {host}");
+            assert_eq!(receive(&peer, 8).0.fields, fields, "{listen} to {host}");
+            send_unfragmented(&peer, b"whole", SocketAddr::new(ip(host), port), fields).unwrap();
+            assert_eq!(receive(&listener, 8).0.fields, fields, "{listen} from {host}");
         }
     }
 }
@@ -265,7 +273,7 @@ fn a_closed_port_is_reported_with_its_peer() {
         assert_eq!(receive_error(&relay).unwrap(), None);
         let nowhere = [closed_port(host), closed_port(host)].map(|socket| (socket.local_addr().unwrap(), socket));
         for (address, _socket) in &nowhere {
-            assert_eq!(send(&relay, b"lost", &Target::new(*address, None, 0)), SendStatus::Sent);
+            assert_eq!(send(&relay, b"lost", &Target::new(*address, None, IpFields::default())), SendStatus::Sent);
         }
         for (address, _socket) in &nowhere {
             wait_for(&relay, PollFlags::POLLERR);
@@ -282,16 +290,17 @@ fn an_error_of_an_earlier_datagram_does_not_affect_sending_or_receiving() {
         enable_error_queue(&relay).unwrap();
         let (peer, closed_port) = (client(&SocketAddr::new(host, 0).to_string()), closed_port(host));
         let nowhere = closed_port.local_addr().unwrap();
-        let [to_nowhere, to_peer] = [nowhere, peer.local_addr().unwrap()].map(|to| Target::new(to, None, 0));
+        let [to_nowhere, to_peer] =
+            [nowhere, peer.local_addr().unwrap()].map(|to| Target::new(to, None, IpFields::default()));
         let mut batch = RecvBatch::new(1, SlotLayout { headroom: 0, payload: 8, tailroom: 0 });
         let mut buffer = [0; 8];
         for _ in 0..3 {
             assert_eq!(send(&relay, b"lost", &to_nowhere), SendStatus::Sent);
             wait_for(&relay, PollFlags::POLLERR);
             assert_eq!(batch.receive(&relay, 0, 1).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-            send_unfragmented(&relay, b"lost", nowhere, 0).unwrap();
+            send_unfragmented(&relay, b"lost", nowhere, IpFields::default()).unwrap();
             wait_for(&relay, PollFlags::POLLERR);
-            send_unfragmented(&relay, b"arrives", peer.local_addr().unwrap(), 0).unwrap();
+            send_unfragmented(&relay, b"arrives", peer.local_addr().unwrap(), IpFields::default()).unwrap();
             assert_eq!(send(&relay, b"lost", &to_nowhere), SendStatus::Sent);
             wait_for(&relay, PollFlags::POLLERR);
             assert_eq!(send(&relay, b"arrives", &to_peer), SendStatus::Sent);
@@ -319,17 +328,17 @@ fn a_datagram_longer_than_the_mtu_is_fragmented_unless_df_is_set() {
             let headers = if host.is_ipv4() { 20 + 8 } else { 40 + 8 };
             let mut buffer = [0; 2_000];
             for _ in 0..2 {
-                send_unfragmented(&relay, &vec![1; 1_280 - headers], to, 0b10).unwrap();
+                send_unfragmented(&relay, &vec![1; 1_280 - headers], to, marked(0b10)).unwrap();
                 assert_eq!(unless_interrupted(|| peer.recv(&mut buffer)).unwrap(), 1_280 - headers);
 
-                let error = send_unfragmented(&relay, &vec![2; 1_281 - headers], to, 0).unwrap_err();
+                let error = send_unfragmented(&relay, &vec![2; 1_281 - headers], to, IpFields::default()).unwrap_err();
                 assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
                 let error = receive_error(&relay).unwrap().unwrap();
                 assert_eq!((error.peer.ip(), error.info, error.origin), (host, 1_280, Origin::Local));
                 assert_eq!((error.kind, error.code), if host.is_ipv4() { (3, 4) } else { (2, 0) });
                 assert_eq!(receive_error(&relay).unwrap(), None);
 
-                assert_eq!(send(&relay, &[3; 2_000], &Target::new(to, None, 0)), SendStatus::Sent);
+                assert_eq!(send(&relay, &[3; 2_000], &Target::new(to, None, IpFields::default())), SendStatus::Sent);
                 assert_eq!(unless_interrupted(|| peer.recv(&mut buffer)).unwrap(), 2_000);
             }
         }

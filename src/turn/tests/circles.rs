@@ -2,12 +2,14 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::num::NonZeroU8;
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::auth::LongTermKey;
+use crate::ip_fields::IpFields;
 use crate::stun::attribute::{
     ChannelNumber, Data, Lifetime, Nonce, Realm, RequestedTransport, Username, XorPeerAddress,
 };
@@ -151,6 +153,7 @@ struct Packet {
     bytes: Vec<u8>,
     /// The number of servers that this packet, or the packet that caused it, has passed.
     passes: u32,
+    fields: IpFields,
 }
 
 /// How the attacker sends: from a host of its own, or through allocations. The first is the one whose client is the
@@ -174,8 +177,12 @@ impl Way {
             (*listener, plain(Class::Indication, Method::SEND, &[&XorPeerAddress(to), &Data(&bytes)]))
         };
         let (to, bytes) = self.through.iter().rev().fold((to, message), wrap);
-        Packet { from: self.host, to, bytes, passes: 0 }
+        Packet { from: self.host, to, bytes, passes: 0, fields: hops(64) }
     }
+}
+
+fn hops(hop_limit: u8) -> IpFields {
+    IpFields { hop_limit: NonZeroU8::new(hop_limit), ..IpFields::default() }
 }
 
 fn listener(server: usize) -> SocketAddr {
@@ -268,9 +275,9 @@ impl Servers {
         }
     }
 
-    fn sent(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>, passes: u32) {
+    fn sent(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>, passes: u32, fields: IpFields) {
         self.most_passes = self.most_passes.max(passes);
-        self.flight.push_back(Packet { from, to, bytes, passes });
+        self.flight.push_back(Packet { from, to, bytes, passes, fields });
     }
 
     fn client_sends(&mut self, server: usize, tuple: FiveTuple, packet: Packet) {
@@ -278,14 +285,14 @@ impl Servers {
         let mut cx = Context { now: self.now, unix: UNIX, rng: &mut self.rng };
         let core = &mut self.servers[server];
         let passes = packet.passes + 1;
-        match test_world::client_packet(core, &mut cx, &tuple, &packet.bytes, 0, &mut buffer) {
+        match test_world::client_packet(core, &mut cx, &tuple, &packet.bytes, packet.fields, &mut buffer) {
             FromClient::Relay(route) => {
                 core.credit(route.socket, Direction::ToPeers, 1, route.payload.len() as u64);
                 let bind = self.sockets[server].iter().find(|(socket, _)| *socket == route.socket).unwrap().1;
-                self.sent(bind, route.peer, packet.bytes[route.payload].to_vec(), passes);
+                self.sent(bind, route.peer, packet.bytes[route.payload].to_vec(), passes, route.fields);
             }
             FromClient::Respond(response) => {
-                self.sent(tuple.server, tuple.client, buffer[..response.length].to_vec(), passes);
+                self.sent(tuple.server, tuple.client, buffer[..response.length].to_vec(), passes, hops(64));
             }
             FromClient::Open(open) => {
                 // A freed port is taken again in the same moment, so its old socket is closed first.
@@ -296,7 +303,7 @@ impl Servers {
                 let opened = self.servers[server].socket_opened(&mut cx, &open, result, &mut buffer);
                 self.sockets[server].push((open.socket, open.bind));
                 let Opened::Respond(tuple, response) = opened else { panic!("the socket is open") };
-                self.sent(tuple.server, tuple.client, buffer[..response.length].to_vec(), passes);
+                self.sent(tuple.server, tuple.client, buffer[..response.length].to_vec(), passes, hops(64));
             }
             FromClient::Drop(reason) => self.dropped.push(reason),
         }
@@ -309,9 +316,15 @@ impl Servers {
         buffer[HEADROOM..HEADROOM + length].copy_from_slice(&packet.bytes);
         let mut cx = Context { now: self.now, unix: UNIX, rng: &mut self.rng };
         let core = &mut self.servers[server];
-        match test_world::peer_packet(core, &mut cx, socket, packet.from, 0, &mut buffer) {
+        match test_world::peer_packet(core, &mut cx, socket, packet.from, packet.fields, &mut buffer) {
             Ok((route, message)) => {
-                self.sent(route.tuple.server, route.tuple.client, buffer[message].to_vec(), packet.passes + 1);
+                self.sent(
+                    route.tuple.server,
+                    route.tuple.client,
+                    buffer[message].to_vec(),
+                    packet.passes + 1,
+                    route.fields,
+                );
             }
             Err(reason) => self.dropped.push(reason),
         }
@@ -366,7 +379,13 @@ fn circle(servers: &mut Servers, shuffled: bool) {
     servers.flight = waiting;
     servers.deliver_all(shuffled);
     for (_, bind) in servers.sockets.concat() {
-        servers.flight.push_back(Packet { from: data.host, to: bind, bytes: b"circulates".to_vec(), passes: 0 });
+        servers.flight.push_back(Packet {
+            from: data.host,
+            to: bind,
+            bytes: b"circulates".to_vec(),
+            passes: 0,
+            fields: hops(64),
+        });
     }
     servers.deliver_all(shuffled);
 }
@@ -380,6 +399,29 @@ fn a_packet_does_not_circle_between_two_servers() {
         assert!(servers.dropped.contains(&DropReason::RelayedTurn), "seed {seed}: {:?}", servers.dropped);
         assert!(servers.most_passes > 0);
         assert!(servers.most_passes <= MOST_PASSES, "seed {seed}: a packet has passed {} servers", servers.most_passes);
+    }
+}
+
+// Should all else fail, a datagram passes no more servers than its hop limit allows.
+#[test]
+fn each_server_lowers_the_hop_limit() {
+    let host = |port| Way { host: SocketAddr::from(([9, 9, 9, 9], port)), through: Vec::new() };
+    for (hop_limit, passes) in [(3, 2), (2, 1), (1, 0)] {
+        let mut servers = Servers::new(1);
+        let (caller, callee) = (host(1), host(2));
+        servers.allocate(&caller, 0);
+        servers.allocate(&callee, 1);
+        servers.deliver_all(false);
+        let [from, to] = [servers.through(&caller, 0), servers.through(&callee, 1)];
+        servers.permit(&caller, 0, &[to.source()]);
+        servers.permit(&callee, 1, &[from.source()]);
+        servers.deliver_all(false);
+        servers.most_passes = 0;
+        let packet = from.packet(to.source(), b"data".to_vec());
+        servers.flight.push_back(Packet { fields: hops(hop_limit), ..packet });
+        servers.deliver_all(false);
+        assert_eq!(servers.most_passes, passes, "{hop_limit}");
+        assert_eq!(servers.dropped.contains(&DropReason::HopLimit), passes < 2);
     }
 }
 

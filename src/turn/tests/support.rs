@@ -9,6 +9,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use crate::auth::{LongTermKey, Secret, time_limited};
+use crate::ip_fields::IpFields;
 use crate::stun::attribute::{
     ErrorCodeAttribute, Lifetime, Nonce, Realm, RequestedTransport, Username, XorPeerAddress, XorRelayedAddress,
 };
@@ -77,10 +78,10 @@ const ALL_PORTS: std::ops::RangeInclusive<u16> = 50_000..=50_000 + PORTS - 1;
 
 /// A server and its clocks. When it is dropped, no action may be pending.
 pub(crate) struct World {
-    /// The TOS or Traffic Class field of arriving packets.
-    pub(crate) tos: u8,
-    /// The TOS or Traffic Class field of the last packet to a client.
-    pub(crate) tos_sent: u8,
+    /// The IP header fields of arriving packets.
+    pub(crate) fields: IpFields,
+    /// The IP header fields of the last packet to a client.
+    pub(crate) fields_sent: IpFields,
     pub(crate) server: Server,
     pub(crate) ledger: Arc<Ledger>,
     /// The announced routes, by 5-tuple and channel.
@@ -126,8 +127,8 @@ impl World {
 
     fn over(snapshot: Arc<Snapshot>, ledger: Arc<Ledger>) -> Self {
         Self {
-            tos: 0,
-            tos_sent: 0,
+            fields: IpFields::default(),
+            fields_sent: IpFields::default(),
             server: Server::new(snapshot, Arc::clone(&ledger)),
             ledger,
             routes: Vec::new(),
@@ -242,7 +243,7 @@ impl World {
     pub(crate) fn client_packet(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (FromClient, Vec<u8>) {
         let mut buffer = vec![0xaa; RESPONSE_BUFFER];
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-        let decision = test_world::client_packet(&mut self.server, &mut cx, tuple, packet, self.tos, &mut buffer);
+        let decision = test_world::client_packet(&mut self.server, &mut cx, tuple, packet, self.fields, &mut buffer);
         if let FromClient::Open(_) = decision {
             self.opening += 1;
         }
@@ -258,7 +259,7 @@ impl World {
         buffer: &[u8],
         length: usize,
     ) -> Vec<Result<usize, DropReason>> {
-        let mut burst = ClientBurst::new(0..buffer.len(), Some(length), self.tos);
+        let mut burst = ClientBurst::new(0..buffer.len(), Some(length), self.fields);
         let mut decisions = Vec::new();
         loop {
             let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
@@ -283,7 +284,7 @@ impl World {
         buffer: &[u8],
         length: usize,
     ) -> Vec<Result<usize, DropReason>> {
-        let mut burst = PeerBurst::new(source, 0..buffer.len(), Some(length), self.tos);
+        let mut burst = PeerBurst::new(source, 0..buffer.len(), Some(length), self.fields);
         let mut decisions = Vec::new();
         loop {
             let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
@@ -380,11 +381,11 @@ impl World {
         let mut buffer = vec![0xaa; HEADROOM + payload.len() + TAILROOM];
         buffer[HEADROOM..HEADROOM + payload.len()].copy_from_slice(payload);
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
-        let sent = test_world::peer_packet(&mut self.server, &mut cx, relay, source, self.tos, &mut buffer);
+        let sent = test_world::peer_packet(&mut self.server, &mut cx, relay, source, self.fields, &mut buffer);
         self.server.check_invariants(self.opening);
         let (route, message) = sent?;
         self.server.credit(relay, Direction::ToClient, 1, payload.len() as u64);
-        self.tos_sent = route.tos;
+        self.fields_sent = route.fields;
         Ok((route.tuple, buffer[message].to_vec()))
     }
 

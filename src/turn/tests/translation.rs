@@ -1,14 +1,16 @@
-//! RFC 8656 §13 to §16: the IP header fields that are copied when data is relayed.
+//! RFC 8656 §13 to §16: the IP header fields of relayed data.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU8;
 
+use crate::ip_fields::IpFields;
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, DontFragment, EvenPort, RequestedAddressFamily,
     RequestedTransport, ReservationToken, UnknownAttributes, XorPeerAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, Method};
 use crate::turn::tests::support::*;
-use crate::turn::{FromClient, ToPeer, Transport};
+use crate::turn::{DropReason, FromClient, ToPeer, Transport};
 
 /// Expedited Forwarding, Congestion Experienced.
 const TOS: u8 = 0xbb;
@@ -31,6 +33,11 @@ fn dual(transport: Transport, v6: bool) -> (World, Client) {
     (world, client)
 }
 
+/// A hop limit of 0 is not known.
+fn fields(tos: u8, hop_limit: u8) -> IpFields {
+    IpFields { tos, hop_limit: NonZeroU8::new(hop_limit) }
+}
+
 fn route(world: &mut World, client: &Client, packet: &[u8]) -> ToPeer {
     match world.client_packet(&client.tuple, packet) {
         (FromClient::Relay(route), _) => route,
@@ -45,26 +52,43 @@ fn send(peer: SocketAddr, attributes: &[&dyn EncodeAttribute]) -> Vec<u8> {
     plain(Class::Indication, Method::SEND, &all)
 }
 
-// §14: DSCP and ECN are copied from the received datagram, also between address families (§13, RFC 7915 §4 and §5).
+// §14: DSCP and ECN are copied from the received datagram, also between address families (§13, RFC 7915 §4 and §5), and
+// the hop limit goes down by one.
 #[test]
-fn dscp_and_ecn_are_copied_between_datagrams() {
+fn ip_header_fields_are_relayed_between_datagrams() {
     for v6 in [false, true] {
         let (mut world, client) = dual(Transport::Udp, v6);
         for (number, peer) in [(0x4000, peer(1)), (0x4001, peer_v6(1))] {
             let relay = route(&mut world, &client, &send(peer, &[])).socket;
-            for tos in [0, TOS] {
-                world.tos = tos;
-                assert_eq!(route(&mut world, &client, &send(peer, &[])).tos, tos);
+            for (arrived, sent) in [(fields(0, 0), fields(0, 0)), (fields(TOS, 64), fields(TOS, 63))] {
+                world.fields = arrived;
+                assert_eq!(route(&mut world, &client, &send(peer, &[])).fields, sent);
                 world.peer_packet(relay, peer, b"in").unwrap();
-                assert_eq!(world.tos_sent, tos);
+                assert_eq!(world.fields_sent, sent);
             }
             world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(number), &XorPeerAddress(peer)]);
-            world.tos = TOS;
-            assert_eq!(route(&mut world, &client, &channel_data(number, b"out")).tos, TOS);
+            world.fields = fields(TOS, 2);
+            assert_eq!(route(&mut world, &client, &channel_data(number, b"out")).fields, fields(TOS, 1));
             world.peer_packet(relay, peer, b"in").unwrap();
-            assert_eq!(world.tos_sent, TOS);
+            assert_eq!(world.fields_sent, fields(TOS, 1));
         }
     }
+}
+
+// A datagram that a router would not forward is not relayed. Requests are still answered.
+#[test]
+fn a_datagram_whose_hop_limit_has_run_out_is_dropped() {
+    let (mut world, client) = dual(Transport::Udp, false);
+    let relay = route(&mut world, &client, &send(peer(1), &[])).socket;
+    world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
+    world.fields = fields(TOS, 1);
+    for packet in [send(peer(1), &[]), channel_data(0x4000, b"out")] {
+        assert_eq!(world.dropped(&client.tuple, &packet), DropReason::HopLimit);
+    }
+    for source in [peer(1), SocketAddr::new(peer(1).ip(), 9)] {
+        assert_eq!(world.peer_packet(relay, source, b"in"), Err(DropReason::HopLimit));
+    }
+    world.accept(&client, Method::REFRESH, &[]);
 }
 
 // §15: Not-ECT and Best Effort to the peer. §16: the fields of datagrams from peers are ignored.
@@ -72,11 +96,14 @@ fn dscp_and_ecn_are_copied_between_datagrams() {
 fn ip_header_fields_are_not_copied_to_or_from_a_connection() {
     let (mut world, client) = dual(Transport::Tcp, false);
     world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
-    world.tos = TOS;
-    let sent = route(&mut world, &client, &send(peer(1), &[]));
-    assert_eq!((sent.tos, route(&mut world, &client, &channel_data(0x4000, b"out")).tos), (0, 0));
-    world.peer_packet(sent.socket, peer(1), b"in").unwrap();
-    assert_eq!(world.tos_sent, 0);
+    for limit in [64, 1] {
+        world.fields = fields(TOS, limit);
+        let sent = route(&mut world, &client, &send(peer(1), &[]));
+        assert_eq!(sent.fields, IpFields::default());
+        assert_eq!(route(&mut world, &client, &channel_data(0x4000, b"out")).fields, IpFields::default());
+        world.peer_packet(sent.socket, peer(1), b"in").unwrap();
+        assert_eq!(world.fields_sent, IpFields::default());
+    }
 }
 
 // §3.7: DONT-FRAGMENT in an Allocate request → 420, if datagrams with an unknown DF may be relayed from IPv4 to IPv6.

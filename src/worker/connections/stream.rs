@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use super::outbound::Outbound;
 use super::places::Place;
 use super::{Admitted, CloseReason, Timeouts};
+use crate::ip_fields::IpFields;
 use crate::net::tls::{Failure, Usage};
 use crate::turn::{self, ClientBurst, Deadline, DropReason, FiveTuple, Frame, Instant, Outcome};
 use crate::worker::event_log::Host;
@@ -278,7 +279,7 @@ impl Worker {
                     return Err(CloseReason::OtherUsage);
                 }
                 Frame::Complete { message, length } => {
-                    let burst = ClientBurst::new(left.start..left.start + message, None, 0);
+                    let burst = ClientBurst::new(left.start..left.start + message, None, IpFields::default());
                     if self.shell.serve_burst(now, tuple, &mut self.stream, burst) {
                         inbound.requested = true;
                         inbound.until = Deadline::after(now.monotonic, self.shell.snapshot.timeouts.idle);

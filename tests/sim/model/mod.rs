@@ -117,6 +117,8 @@ pub(crate) enum ExpectOpened {
 pub(crate) struct Model {
     pub(crate) setup: Setup,
     pub(crate) credentials: Vec<Credential>,
+    /// That of the packet that arrives now. 0 is unknown.
+    pub(crate) hop_limit: u8,
     /// Includes expired ones until the server has ended them.
     pub(crate) allocs: Vec<Alloc>,
     /// Reserved ports.
@@ -140,6 +142,7 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn new(setup: Setup, credentials: Vec<Credential>) -> Self {
         Self {
+            hop_limit: 0,
             setup,
             credentials,
             allocs: Vec::new(),

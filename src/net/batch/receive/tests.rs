@@ -1,13 +1,14 @@
 //! Real sockets on the loopback interface.
 
 use std::net::UdpSocket;
+use std::num::NonZeroU8;
 
 use nix::poll::PollFlags;
 use socket2::SockRef;
 
 use super::*;
 use crate::net::batch::{Piece, SendBatch, SendStatus, Target};
-use crate::net::testing::{addr, closed_port, has_ipv6, ip, loopbacks, send, wait_for};
+use crate::net::testing::{addr, closed_port, has_ipv6, ip, loopbacks, marked, send, wait_for};
 use crate::net::udp::{bind_listener, bind_relay, enable_error_queue, enable_gro};
 
 const LAYOUT: SlotLayout = SlotLayout { headroom: 48, payload: 65_536, tailroom: 4 };
@@ -35,10 +36,12 @@ fn send_merged(socket: &UdpSocket, to: SocketAddr, tos: u8, segment: usize, payl
     let mut batch = SendBatch::new();
     for start in (0..payload.len()).step_by(segment) {
         let piece = Piece::of_arena(start..payload.len().min(start + segment));
-        batch.push(&Target::new(to, None, tos), &[piece]);
+        batch.push(&Target::new(to, None, marked(tos)), &[piece]);
     }
     assert!(batch.flush(socket, payload).iter().all(|status| *status == SendStatus::Sent));
 }
+
+const HOP_LIMIT: Option<NonZeroU8> = NonZeroU8::new(60);
 
 #[test]
 fn one_call_receives_all_datagrams_in_order() {
@@ -48,7 +51,8 @@ fn one_call_receives_all_datagrams_in_order() {
         let clients = [(); 2].map(|()| bind_relay(SocketAddr::new(ip, 0)).unwrap());
         let sent = [(0, 5, 0), (1, 0, 3), (0, 1_200, 0xb8), (1, 60_000, 0)];
         for (client, length, tos) in sent {
-            assert_eq!(send(&clients[client], &bytes(length), &Target::new(to, None, tos)), SendStatus::Sent);
+            let target = Target::new(to, None, IpFields { tos, hop_limit: HOP_LIMIT });
+            assert_eq!(send(&clients[client], &bytes(length), &target), SendStatus::Sent);
         }
         let mut batch = RecvBatch::new(6, LAYOUT);
         fill(&mut batch, &listener, sent.len());
@@ -60,7 +64,7 @@ fn one_call_receives_all_datagrams_in_order() {
                 source,
                 destination: None,
                 truncated: false,
-                tos,
+                fields: IpFields { tos, hop_limit: HOP_LIMIT },
                 segment: None,
             };
             assert_eq!(batch.datagram(slot), Some(&expected));
@@ -94,12 +98,12 @@ fn a_slot_can_be_reused_for_another_family_and_another_length() {
         let mut batch = RecvBatch::new(1, LAYOUT);
         for (host, length, tos) in [("::1", 9, 7), ("127.0.0.1", 3, 0), ("::1", 0, 0), ("127.0.0.2", 1_000, 0xff)] {
             let client = bind_relay(SocketAddr::new(ip(host), 0)).unwrap();
-            let target = Target::new(SocketAddr::new(ip(host), port), None, tos);
+            let target = Target::new(SocketAddr::new(ip(host), port), None, marked(tos));
             assert_eq!(send(&client, &bytes(length), &target), SendStatus::Sent);
             fill(&mut batch, &listener, 1);
             let datagram = batch.datagram(0).unwrap();
             assert_eq!((datagram.source, datagram.destination), (client.local_addr().unwrap(), Some(ip(host))));
-            assert_eq!((datagram.tos, datagram.truncated), (tos, false));
+            assert_eq!((datagram.fields.tos, datagram.truncated), (tos, false));
             assert_eq!(payload(&batch, 0), bytes(length));
         }
     }
@@ -128,7 +132,7 @@ fn consecutive_datagrams_are_merged_and_reported_with_their_length() {
             fill(&mut batch, &listener, 1);
             let datagram = batch.datagram(0).unwrap();
             assert_eq!(datagram.segment, NonZeroUsize::new(1_200), "{host} to {listen}");
-            assert_eq!((datagram.tos, datagram.truncated), (0xb9, false));
+            assert_eq!((datagram.fields.tos, datagram.truncated), (0xb9, false));
             assert_eq!(payload(&batch, 0), sent);
             assert_eq!(batch.receive(&listener, 0, 2).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         }
@@ -170,7 +174,7 @@ fn an_error_of_an_earlier_datagram_does_not_affect_receiving() {
         enable_error_queue(&relay).unwrap();
         let peer = UdpSocket::bind((host, 0)).unwrap();
         let closed_port = closed_port(host);
-        let to_closed_port = Target::new(closed_port.local_addr().unwrap(), None, 0);
+        let to_closed_port = Target::new(closed_port.local_addr().unwrap(), None, IpFields::default());
         let mut batch = RecvBatch::new(4, LAYOUT);
         for _ in 0..3 {
             assert_eq!(send(&relay, b"lost", &to_closed_port), SendStatus::Sent);

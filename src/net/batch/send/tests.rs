@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::*;
 use crate::net::batch::{RecvBatch, SlotLayout};
-use crate::net::testing::{addr, closed_port, has_ipv6, in_own_network, ip, loopbacks, wait_for};
+use crate::net::testing::{addr, closed_port, has_ipv6, in_own_network, ip, loopbacks, marked, wait_for};
 use crate::net::udp::{bind_listener, bind_relay, enable_error_queue, enable_gro, receive_error};
 
 /// Receives `count` datagrams; merged ones count as one.
@@ -42,7 +42,7 @@ fn payloads(arena: &[u8], pieces: &[Piece]) -> Vec<Vec<u8>> {
 fn push_all(batch: &mut SendBatch, to: SocketAddr, lengths: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
     let (arena, pieces) = arena(lengths);
     for (number, piece) in pieces.iter().enumerate() {
-        assert_eq!(batch.push(&Target::new(to, None, 0), &[*piece]), number);
+        assert_eq!(batch.push(&Target::new(to, None, IpFields::default()), &[*piece]), number);
     }
     let expected = payloads(&arena, &pieces);
     (arena, expected)
@@ -115,7 +115,7 @@ fn a_run_of_datagrams_is_sent_like_the_single_datagrams() {
             return;
         }
         let arena: Vec<u8> = (0..=u8::MAX).cycle().take(130 * 14).collect();
-        let target = Target::new(to, None, 0);
+        let target = Target::new(to, None, IpFields::default());
         assert_eq!(batch.push(&target, &[Piece::of_arena(0..10)]), 0);
         let header = batch.keep(b"head");
         assert_eq!(batch.push_run(&target, &[Piece::of_arena(4..14)], 130, 14), 1);
@@ -136,7 +136,7 @@ fn a_run_of_datagrams_is_sent_like_the_single_datagrams() {
 fn a_run_to_an_impossible_target_fails_as_a_whole() {
     let ((_, to), (sender, _)) = (socket(ip("127.0.0.1")), socket(ip("127.0.0.1")));
     let mut batch = SendBatch::new();
-    batch.push_run(&Target::new(to, Some(ip("::1")), 0), &[Piece::of_arena(0..1)], 3, 1);
+    batch.push_run(&Target::new(to, Some(ip("::1")), IpFields::default()), &[Piece::of_arena(0..1)], 3, 1);
     assert_eq!(batch.flush(&sender, b"abc"), [SendStatus::Failed(libc::EINVAL); 3]);
 }
 
@@ -148,7 +148,7 @@ fn channel_data_headers_are_removed_and_added() {
         let merged: Vec<u8> = (0..30_u8).flat_map(|i| [&[0x40, 1, 0, 100][..], &[i; 100]].concat()).collect();
         let mut batch = SendBatch::new();
         for start in (0..merged.len()).step_by(104) {
-            batch.push(&Target::new(to_peer, None, 0), &[Piece::of_arena(start + 4..start + 104)]);
+            batch.push(&Target::new(to_peer, None, IpFields::default()), &[Piece::of_arena(start + 4..start + 104)]);
         }
         assert_eq!(batch.flush(&relay, &merged), [SendStatus::Sent; 30]);
         let payloads = receive(&peer, 30);
@@ -158,7 +158,7 @@ fn channel_data_headers_are_removed_and_added() {
         for start in (0..arena.len()).step_by(100) {
             let pieces = [batch.keep(&header), Piece::of_arena(start..start + 100)];
             assert_eq!(pieces.map(|piece| piece.len()), [4, 100]);
-            batch.push(&Target::new(to_client, None, 0), &pieces);
+            batch.push(&Target::new(to_client, None, IpFields::default()), &pieces);
         }
         assert_eq!(batch.flush(&relay, &arena), [SendStatus::Sent; 30]);
         assert_eq!(receive(&client, 30).concat(), merged);
@@ -175,7 +175,7 @@ fn each_target_has_its_own_source_address_dscp_and_ecn() {
         [("127.0.0.1", 0), ("127.0.0.2", 0), ("127.0.0.2", 0b10), ("::ffff:127.0.0.2", 0b10), ("127.0.0.3", 0xb8)];
     for (from, tos) in sent {
         let piece = batch.keep(b"x");
-        batch.push(&Target::new(to, Some(ip(from)), tos), &[piece]);
+        batch.push(&Target::new(to, Some(ip(from)), marked(tos)), &[piece]);
     }
     assert_eq!(batch.flush(&listener, &[]), [SendStatus::Sent; 5]);
     let mut received = RecvBatch::new(5, SlotLayout { headroom: 0, payload: 9, tailroom: 0 });
@@ -184,7 +184,7 @@ fn each_target_has_its_own_source_address_dscp_and_ecn() {
         received.receive(&client, slot, 1).unwrap();
         let datagram = received.datagram(slot).unwrap();
         let source = SocketAddr::new(ip(from).to_canonical(), port);
-        assert_eq!((datagram.source, datagram.tos), (source, tos));
+        assert_eq!((datagram.source, datagram.fields.tos), (source, tos));
     }
 }
 
@@ -196,8 +196,8 @@ fn a_dual_stack_socket_sends_to_both_families_in_one_flush() {
         let clients: Vec<_> = loopbacks().into_iter().map(socket).collect();
         for (_, to) in clients.iter().chain(&clients) {
             let piece = batch.keep(to.to_string().as_bytes());
-            batch.push(&Target::new(*to, Some(to.ip()), 0b11), &[piece, piece]);
-            batch.push(&Target::new(*to, Some(to.ip()), 0b11), &[piece, piece]);
+            batch.push(&Target::new(*to, Some(to.ip()), marked(0b11)), &[piece, piece]);
+            batch.push(&Target::new(*to, Some(to.ip()), marked(0b11)), &[piece, piece]);
         }
         assert_eq!(batch.flush(&listener, &[]), [SendStatus::Sent; 8]);
         for (client, to) in &clients {
@@ -210,13 +210,13 @@ fn a_dual_stack_socket_sends_to_both_families_in_one_flush() {
 fn a_datagram_that_cannot_be_sent_does_not_affect_others() {
     let ((peer, to), (sender, _)) = (socket(ip("127.0.0.1")), socket(ip("127.0.0.1")));
     let mut batch = SendBatch::new();
-    let good = Target::new(to, None, 0);
+    let good = Target::new(to, None, IpFields::default());
     let targets = [
         good,
-        Target::new(to, Some(ip("::1")), 0),
+        Target::new(to, Some(ip("::1")), IpFields::default()),
         good,
-        Target::new(to, Some(ip("203.0.113.77")), 0),
-        Target::new(addr("127.0.0.1:0"), None, 0),
+        Target::new(to, Some(ip("203.0.113.77")), IpFields::default()),
+        Target::new(addr("127.0.0.1:0"), None, IpFields::default()),
         good,
     ];
     for (number, target) in (0..).zip(&targets) {
@@ -240,9 +240,9 @@ fn a_datagram_that_cannot_be_sent_does_not_affect_others() {
 fn pieces_outside_the_arena_are_not_sent() {
     let ((peer, to), (sender, _)) = (socket(ip("127.0.0.1")), socket(ip("127.0.0.1")));
     let mut batch = SendBatch::new();
-    batch.push(&Target::new(to, None, 0), &[Piece::of_arena(0..5), Piece::of_arena(0..1)]);
+    batch.push(&Target::new(to, None, IpFields::default()), &[Piece::of_arena(0..5), Piece::of_arena(0..1)]);
     assert_eq!(batch.flush(&sender, &[0; 4]), [SendStatus::Failed(libc::EFAULT)]);
-    batch.push(&Target::new(to, None, 0), &[Piece::of_arena(1..4)]);
+    batch.push(&Target::new(to, None, IpFields::default()), &[Piece::of_arena(1..4)]);
     assert_eq!(batch.flush(&sender, &[7; 4]), [SendStatus::Sent]);
     assert_eq!(receive(&peer, 1), [[7; 3]]);
 }
@@ -260,7 +260,7 @@ fn errors_of_earlier_datagrams_do_not_affect_other_peers() {
             let sent = [nowhere, to, nowhere, nowhere, to, to, nowhere];
             for (number, target) in (0..).zip(&sent) {
                 let piece = batch.keep(&[round, number]);
-                batch.push(&Target::new(*target, None, 0), &[piece]);
+                batch.push(&Target::new(*target, None, IpFields::default()), &[piece]);
             }
             assert_eq!(batch.flush(&relay, &[]), [SendStatus::Sent; 7]);
             assert_eq!(receive(&peer, 3), [[round, 1], [round, 4], [round, 5]]);
@@ -331,7 +331,7 @@ fn a_source_address_that_has_gone_does_not_disable_segmentation() {
         // A listener may send from any address, because of IPV6_FREEBIND.
         let (sender, (_, to)) = (UdpSocket::bind("[::1]:0").unwrap(), socket(ip("::1")));
         let mut batch = SendBatch::new();
-        let gone = Target::new(to, Some(ip("2001:db8::77")), 0);
+        let gone = Target::new(to, Some(ip("2001:db8::77")), IpFields::default());
         for _ in 0..REFUSALS {
             batch.push_run(&gone, &[Piece::of_arena(0..1)], 2, 1);
             assert_eq!(batch.flush(&sender, b"ab"), [SendStatus::Failed(libc::EINVAL); 2]);
@@ -364,7 +364,7 @@ fn segmentation_pauses_on_an_interface_without_checksum_offload() {
 // Big never lowers the path MTU below 1280 bytes.
 #[test]
 fn only_errors_that_no_icmp_message_causes_count_as_refusals() {
-    let message = |to, length| Message::single(Target::new(addr(to), None, 0), length, 0, 0..1);
+    let message = |to, length| Message::single(Target::new(addr(to), None, IpFields::default()), length, 0, 0..1);
     let messages =
         [message("192.0.2.1:9", 1_472), message("[2001:db8::1]:9", 1_232), message("[2001:db8::1]:9", 1_233)];
     let are_refusals = |code| messages.each_ref().map(|message| is_refusal(code, message));

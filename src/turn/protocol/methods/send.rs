@@ -1,5 +1,6 @@
 //! The Send indication (RFC 8656 §11.2). It has no response.
 
+use crate::ip_fields::IpFields;
 use crate::stun::attribute::{AddressFamily, XorPeerAddress};
 use crate::stun::{AttributeType, Message};
 use crate::turn::contract::{FiveTuple, FromClient, ToPeer};
@@ -17,9 +18,9 @@ impl Server {
         tuple: &FiveTuple,
         packet: &[u8],
         message: &Message<'_>,
-        tos: u8,
+        fields: IpFields,
     ) -> FromClient {
-        match self.route_send(now, tuple, packet, message, tos) {
+        match self.route_send(now, tuple, packet, message, fields) {
             Ok(route) => FromClient::Relay(route),
             Err(reason) => FromClient::Drop(self.send_dropped(tuple, reason)),
         }
@@ -42,7 +43,7 @@ impl Server {
         tuple: &FiveTuple,
         packet: &[u8],
         message: &Message<'_>,
-        tos: u8,
+        fields: IpFields,
     ) -> Result<ToPeer, DropReason> {
         let (id, allocation) = self.table.find_open(tuple, now).ok_or(DropReason::NoAllocation)?;
         if message.unknown_required(is_understood).next().is_some() {
@@ -60,6 +61,7 @@ impl Server {
         if is_turn_message(packet.get(payload.clone()).unwrap_or_default()) {
             return Err(DropReason::RelayedTurn);
         }
+        let fields = tuple.transport.relayed_fields(fields).ok_or(DropReason::HopLimit)?;
         let socket = id.socket(index);
         self.admit_data(now, socket, Direction::ToPeers, payload.len())?;
         // RFC 8656 §13: DONT-FRAGMENT MUST be ignored between two address families and within IPv6. §15: for data that
@@ -67,6 +69,6 @@ impl Server {
         let is_ipv4_only = tuple.client.is_ipv4() && family == AddressFamily::V4;
         let dont_fragment =
             message.contains(AttributeType::DONT_FRAGMENT) && (is_ipv4_only || !tuple.transport.carries_ip_fields());
-        Ok(ToPeer { socket, peer, payload, tos: tuple.transport.relayed_tos(tos), dont_fragment })
+        Ok(ToPeer { socket, peer, payload, fields, dont_fragment })
     }
 }
