@@ -105,6 +105,15 @@ mod translation {
             send_marked(&peer, b"in", relayed, SENT);
             let expected = (b"\x40\x00\x00\x02in".to_vec(), RELAYED, server.udp_address());
             assert_eq!(receive_marked(client.socket()), expected);
+            // Together, so that the server receives several of them in one batch.
+            let limits = [60, 61, 61, 60, 9, 60, 60, 9];
+            for limit in limits {
+                let packet = [0x40, 0, 0, 1, limit];
+                send_marked(client.socket(), &packet, server.udp_address(), fields(0, limit));
+            }
+            for limit in limits {
+                assert_eq!(receive_marked(&peer), (vec![limit], fields(0, limit - 1), relayed));
+            }
             client.send(&message(Class::Request, Method::BINDING, TransactionId::new([1; 12]), &|_| {}));
             assert_eq!(receive_marked(client.socket()).1, defaults(ip));
         }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
+use std::num::NonZeroU8;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -90,6 +91,21 @@ pub(crate) fn bind_relay(addr: SocketAddr) -> io::Result<UdpSocket> {
     socket.bind(&addr.into())?;
     grow_buffers(&socket, RELAY_BUFFER);
     Ok(socket.into())
+}
+
+/// Sets the TTL or Hop Limit of the datagrams that a relay socket sends without one of their own.
+///
+/// # Errors
+///
+/// Those of `getsockopt` and `setsockopt`.
+pub(crate) fn set_hop_limit(socket: &impl AsFd, limit: NonZeroU8) -> io::Result<()> {
+    let fd = socket.as_fd();
+    let socket = SockRef::from(&fd);
+    if socket.domain()? == Domain::IPV6 {
+        socket.set_unicast_hops_v6(limit.get().into())
+    } else {
+        socket.set_ttl_v4(limit.get().into())
+    }
 }
 
 /// Enables generic receive offload (`UDP_GRO`, since Linux 5.0). Returns whether the kernel supports it.

@@ -129,6 +129,7 @@ impl Shell {
                     Some(outcome)
                 }
                 FromClient::Relay(ToPeer { socket, peer, payload, fields, .. }) => {
+                    let fields = self.relays.without_own_fields(socket, fields, staged.is_empty());
                     staged.push(socket, Target::new(peer, None, fields), payload);
                     None
                 }

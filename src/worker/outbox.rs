@@ -238,6 +238,10 @@ impl<B: Arena> Staged<B> {
         Self { buffer, outbox: Outbox::default() }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.outbox.len() == 0
+    }
+
     /// Adds a part of the buffer, which a relay socket sends at the next flush.
     pub(super) fn push(&mut self, socket: SocketId, target: Target, payload: Range<usize>) {
         let flow = Flow::Relay(socket);

@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::num::NonZeroU8;
 use std::rc::Rc;
 
 use tokio::sync::Notify;
 
+use crate::ip_fields::IpFields;
 use crate::net::batch::DropCounter;
 use crate::net::udp;
 use crate::net::watch::{Ready, Watch};
@@ -35,6 +37,8 @@ pub(super) struct RelaySocket {
     /// The address that it is bound to.
     pub(super) address: SocketAddr,
     pub(super) drops: DropCounter,
+    /// The TTL or Hop Limit of datagrams that are sent without one of their own; `None` is the default of the system.
+    hop_limit: Option<NonZeroU8>,
     /// Whether it is in [`RelaySockets::ready`] or [`RelaySockets::failed`].
     queued: bool,
     /// Whether it has an ICMP error to report.
@@ -91,6 +95,7 @@ impl RelaySockets {
                 socket,
                 address: spec.bind,
                 drops: DropCounter::default(),
+                hop_limit: None,
                 queued: false,
                 error: false,
             });
@@ -123,6 +128,18 @@ impl RelaySockets {
     pub(super) fn socket(&self, id: SocketId) -> Option<&UdpSocket> {
         let relay = self.sockets.get(id.slot())?.as_ref()?;
         (relay.id == id).then_some(&relay.socket)
+    }
+
+    /// Removes the hop limit from the fields of a datagram if the socket has it by itself. All datagrams of a client
+    /// usually have the same, and sending without control messages costs less.
+    ///
+    /// With `adopt`, the socket takes over the hop limit. No datagram without a hop limit may wait for the socket then.
+    pub(super) fn without_own_fields(&mut self, id: SocketId, fields: IpFields, adopt: bool) -> IpFields {
+        let (Some(relay), Some(limit)) = (self.get_mut(id), fields.hop_limit) else { return fields };
+        if adopt && relay.hop_limit != Some(limit) && udp::set_hop_limit(&relay.socket, limit).is_ok() {
+            relay.hop_limit = Some(limit);
+        }
+        if relay.hop_limit == Some(limit) { IpFields { hop_limit: None, ..fields } } else { fields }
     }
 
     pub(super) fn get_mut(&mut self, id: SocketId) -> Option<&mut RelaySocket> {
