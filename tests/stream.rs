@@ -8,6 +8,7 @@ mod support;
 mod stream {
     use std::io::{Read as _, Write as _};
     use std::net::SocketAddr;
+    use std::process::Command;
     use std::time::Duration;
 
     use turnserver::stun::attribute::{
@@ -16,7 +17,7 @@ mod stream {
     use turnserver::stun::{Class, Message, Method, TransactionId};
 
     use crate::support::client::{Client, Login, allocate, message, receive, socket};
-    use crate::support::{Server, config};
+    use crate::support::{Server, TIMEOUT, TempDir, config, run};
 
     const LOOPBACK_PEERS: &str = "[peers]\nallow = [\"127.0.0.1\", \"::1\"]\n";
 
@@ -271,7 +272,7 @@ mod stream {
     // The server runs out of descriptors and recovers.
     #[test]
     fn connections_that_cannot_be_accepted_wait_while_other_service_continues() {
-        let server = Server::start_with_open_files(&config(&["127.0.0.1"], ""), 40);
+        let server = Server::start_with_open_files(&config(&["127.0.0.1"], ""), 48);
         let login = Login::mint("alice", 600);
         let allocate = || {
             let udp = Client::new(server.udp_address());
@@ -294,6 +295,30 @@ mod stream {
             udp.delete(session);
         }
         assert_eq!(waiting.binding(), waiting.address());
+    }
+
+    #[test]
+    fn clients_leave_descriptors_to_the_operator() {
+        let directory = TempDir::new();
+        let socket = directory.path().join("control.sock");
+        let more = format!("[control]\nsocket = {socket:?}\n");
+        let server = Server::start_with_open_files(&config(&["127.0.0.1"], &more), 100);
+        let mut clients = Vec::new();
+        loop {
+            let client = Client::new(server.udp_address());
+            match client.allocate(&Login::mint(&format!("user{}", clients.len()), 600)) {
+                Ok(_) => clients.push(client),
+                Err(code) => break assert_eq!(code, 508),
+            }
+        }
+        let waiting = Client::connect(server.tcp_address());
+        server.wait_for_log(|line| line.message().starts_with("a connection could not be accepted"));
+        for command in [&["status"] as &[&str], &["sessions"], &["reload", "--dry-run"]] {
+            let mut ctl = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+            let finished = run(ctl.arg("ctl").args(command).arg("--socket").arg(&socket), None, TIMEOUT);
+            assert_eq!(finished.code, Some(0), "{command:?}: {finished:?}");
+        }
+        drop(waiting);
     }
 
     #[test]

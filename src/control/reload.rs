@@ -12,7 +12,7 @@ use super::follow::Machine;
 use super::http_listeners::NewHttpListeners;
 use super::listeners::NewListeners;
 use super::snapshot::snapshot;
-use super::start::{StartError, connection_limit, generate_secret, room};
+use super::start::{StartError, connection_limit, generate_secret, open_files, room};
 use super::tls::{Certificates, Replacement};
 use crate::auth::Secret;
 use crate::clock;
@@ -156,7 +156,7 @@ impl RunningServer<'_> {
         let before = std::mem::replace(&mut self.config, Arc::clone(&config));
         self.inputs.remember_realm(&before.realm, &config.realm);
         self.inputs.generated_secret = generated_secret;
-        let limit = connection_limit(&config, machine.choice());
+        let limit = connection_limit(&config, machine.choice(), open_files());
         let most = self.ledger.connections_room();
         self.inputs.connections = if limit == 0 { most } else { limit.min(most) };
         let addresses = self.addresses.adopt_config(Arc::clone(&config), machine);

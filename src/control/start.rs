@@ -23,9 +23,9 @@ use super::tls::{Certificates, TlsError};
 use crate::auth::{Revocations, Secret};
 use crate::clock::Clock;
 use crate::config::{Config, RelayAddresses};
-use crate::http::{BindError, UnixSocket};
+use crate::http::{self, BindError, UnixSocket};
 use crate::net::interfaces::{self, Interfaces};
-use crate::net::limits;
+use crate::net::limits::{self, SpareFiles};
 use crate::setting::{
     ADDRESS_SPACE, ALLOCATIONS, CONTROL_SOCKET, HTTP_LISTEN, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator,
 };
@@ -127,7 +127,9 @@ pub(super) fn prepare(
     let hostname = config.hostname.as_deref();
     let certificates = config.tls.as_ref().map(|tls| Certificates::load(tls, hostname)).transpose()?;
     let (certificates, acceptor) = certificates.unzip();
-    let connections = connection_limit(config, choice);
+    let limit = open_files();
+    let connections = connection_limit(config, choice, limit);
+    let spare = SpareFiles::new(limit, spare_files(limit));
     let workers = worker_count(config);
     let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, false)?;
     let inputs = SnapshotInputs {
@@ -158,6 +160,7 @@ pub(super) fn prepare(
             statistics,
             mailbox,
             others: OtherWorkers::new(next, workers - 1),
+            spare,
             clock,
             rng: StdRng::from_seed(random_key()?),
             stop: stop.clone(),
@@ -324,17 +327,27 @@ fn advice(error: &io::Error) -> String {
 /// The number of open files that depend neither on workers nor on clients, such as the standard streams.
 const OTHER_FILES: u64 = 16;
 
-/// Raises the limit of open files, and returns the limit on connections that leaves enough files for the relay sockets.
-pub(super) fn connection_limit(config: &Config, choice: &Choice) -> u32 {
+/// The open files that clients leave to the operator: for two listeners of HTTP with all of their connections, one of
+/// them the control socket, and for a reload.
+const SPARE_FILES: u64 = 2 * http::limits::CONNECTIONS as u64 + 32;
+
+/// Returns how many of `limit` open files clients leave: fewer than [`SPARE_FILES`] if the limit is low.
+fn spare_files(limit: u64) -> u64 {
+    SPARE_FILES.min(limit / 8)
+}
+
+/// Raises the limit of open files, and returns it.
+pub(super) fn open_files() -> u64 {
+    limits::raise_open_files().unwrap_or_else(|error| {
+        tracing::warn!(event = "open-files-unknown", %error, "cannot raise the limit of open files");
+        u64::MAX
+    })
+}
+
+/// Returns the limit on connections that leaves enough of `limit` open files for the relay sockets.
+pub(super) fn connection_limit(config: &Config, choice: &Choice, limit: u64) -> u32 {
     let wanted = config.limits.connections;
     let no_connections = !config.listen.iter().any(|endpoint| endpoint.transport.is_connection());
-    let limit = match limits::raise_open_files() {
-        Ok(limit) => limit,
-        Err(error) => {
-            tracing::warn!(event = "open-files-unknown", %error, "cannot raise the limit of open files");
-            return wanted;
-        }
-    };
     let relay_count = relay_count(choice);
     let relay_ports = (config.relay.ports.len() * relay_count) as u64;
     let files = OpenFiles {
@@ -344,7 +357,7 @@ pub(super) fn connection_limit(config: &Config, choice: &Choice) -> u32 {
             allocations => relay_ports.min(u64::from(allocations) * relay_count as u64),
         },
         connections: (!no_connections).then_some(wanted),
-        others: OTHER_FILES + (worker_count(config) * (config.listen.len() + 4)) as u64,
+        others: OTHER_FILES + spare_files(limit) + (worker_count(config) * (config.listen.len() + 4)) as u64,
     };
     if let Some(warning) = files.warning(limits::is_service()) {
         tracing::warn!(

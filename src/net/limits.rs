@@ -1,6 +1,7 @@
 //! Resource limits of the process.
 
 use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd as _, RawFd};
 use std::sync::OnceLock;
 use std::{env, io, process};
 
@@ -18,6 +19,31 @@ pub fn raise_open_files() -> io::Result<u64> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
     Ok(hard)
+}
+
+/// Open files that sockets of clients do not use, so that the operator can look into a server that has reached the limit
+/// of open files, and change it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SpareFiles {
+    first: RawFd,
+}
+
+impl SpareFiles {
+    /// Keeps `count` of `limit` open files.
+    pub(crate) fn new(limit: u64, count: u64) -> Self {
+        Self { first: RawFd::try_from(limit.saturating_sub(count)).unwrap_or(RawFd::MAX) }
+    }
+
+    /// Returns whether a client may use a file that was just opened: at least the spare files are free besides it. The
+    /// number of a new file is the lowest that is free.
+    pub(crate) fn permit(self, file: &impl AsFd) -> bool {
+        file.as_fd().as_raw_fd() < self.first
+    }
+}
+
+/// Returns the error of a process that has too many open files.
+pub(crate) fn too_many_open_files() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
 }
 
 /// Returns the limit of address space in bytes. `None` without one.

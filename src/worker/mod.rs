@@ -32,6 +32,7 @@ use tokio::task::JoinHandle;
 
 use crate::clock::{self, Clock};
 use crate::net::batch::{DropCounter, RecvBatch, SlotLayout};
+use crate::net::limits::SpareFiles;
 use crate::net::watch::Readable;
 use crate::net::{timer, tls, udp, watch};
 use crate::privacy::Privacy;
@@ -94,6 +95,7 @@ pub(crate) struct Plan {
     /// Commands from control and from other workers.
     pub(crate) mailbox: Mailbox,
     pub(crate) others: OtherWorkers,
+    pub(crate) spare: SpareFiles,
     /// The clock of the process.
     pub(crate) clock: Clock,
     /// The random number generator of this worker, seeded from the generator of the system.
@@ -226,6 +228,7 @@ struct Shell {
     statistics: Arc<Statistics>,
     listeners: Vec<Rc<Listener>>,
     relays: RelaySockets,
+    spare: SpareFiles,
     /// Datagrams that relay sockets receive and that are sent to clients over UDP.
     to_clients: StagedForClients,
     connections: Connections,
@@ -251,7 +254,8 @@ impl Worker {
             snapshot: plan.snapshot,
             ledger: plan.ledger,
             statistics: plan.statistics,
-            relays: RelaySockets::new()?,
+            relays: RelaySockets::new(plan.spare)?,
+            spare: plan.spare,
             to_clients: StagedForClients::new(RecvBatch::try_new(from_peers::BATCH, SLOT)?),
             listeners: Vec::new(),
             connections: Connections::default(),

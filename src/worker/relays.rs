@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::ip_fields::IpFields;
 use crate::net::batch::DropCounter;
+use crate::net::limits::{SpareFiles, too_many_open_files};
 use crate::net::udp;
 use crate::net::watch::{Ready, Watch};
 use crate::turn::{SocketId, SocketKind, SocketSpec};
@@ -18,6 +19,7 @@ use crate::turn::{SocketId, SocketKind, SocketSpec};
 #[derive(Debug)]
 pub(super) struct RelaySockets {
     sockets: Vec<Option<RelaySocket>>,
+    spare: SpareFiles,
     watch: Rc<Watch>,
     /// The slots of the sockets that are ready to read, in order.
     ready: VecDeque<usize>,
@@ -52,9 +54,10 @@ impl RelaySocket {
 }
 
 impl RelaySockets {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(spare: SpareFiles) -> io::Result<Self> {
         Ok(Self {
             sockets: Vec::new(),
+            spare,
             watch: Rc::new(Watch::new()?),
             ready: VecDeque::new(),
             failed: Vec::new(),
@@ -75,6 +78,9 @@ impl RelaySockets {
     pub(super) fn open(&self, spec: &SocketSpec) -> io::Result<UdpSocket> {
         let SocketKind::Udp = spec.kind;
         let socket = udp::bind_relay(spec.bind)?;
+        if !self.spare.permit(&socket) {
+            return Err(too_many_open_files());
+        }
         udp::enable_error_queue(&socket)?;
         udp::enable_gro(&socket);
         let token = u64::try_from(spec.socket.slot()).map_err(io::Error::other)?;

@@ -7,13 +7,14 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
 use super::mailbox::ListenerChange;
 use super::{BoundListener, Listener, ListenerSocket, Plan, Worker, connections, mailbox};
+use crate::net::limits::{SpareFiles, too_many_open_files};
 use crate::net::timer;
 use crate::net::watch::{Events, Readable, Watch};
 use crate::transport::{Endpoint, Transport};
@@ -102,8 +103,8 @@ fn open_listener(worker: &Rc<RefCell<Worker>>, listener: BoundListener) -> io::R
         }
         ListenerSocket::Tcp(socket) => {
             let listener = TcpListener::from_std(socket)?;
-            let (worker, guard) = (Rc::downgrade(worker), Rc::clone(&panicked));
-            spawn(&panicked, accept(worker, guard, listener, endpoint.transport, plain))
+            let (spare, guard) = (worker.borrow().shell.spare, Rc::clone(&panicked));
+            spawn(&panicked, accept(Rc::downgrade(worker), guard, listener, spare, endpoint.transport, plain))
         }
     };
     worker.borrow_mut().listening.push((endpoint, task));
@@ -150,12 +151,24 @@ async fn accept(
     worker: Weak<RefCell<Worker>>,
     panicked: Rc<Notify>,
     listener: TcpListener,
+    spare: SpareFiles,
     transport: Transport,
     plain: bool,
 ) {
-    loop {
+    'next: loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((mut stream, _)) => {
+                // The client waits, as if its connection could not be accepted.
+                while !spare.permit(&stream) {
+                    let Some(worker) = worker.upgrade() else { return };
+                    worker.borrow_mut().accept_failed(&too_many_open_files());
+                    drop(worker);
+                    tokio::time::sleep(ACCEPT_BACK_OFF).await;
+                    match renumbered(stream) {
+                        Ok(again) => stream = again,
+                        Err(_) => continue 'next,
+                    }
+                }
                 let Some(this) = worker.upgrade() else { return };
                 let accepted = this.borrow_mut().accept(&stream, transport);
                 drop(this);
@@ -177,6 +190,12 @@ async fn accept(
             }
         }
     }
+}
+
+/// Returns the connection with the lowest file number that is free.
+fn renumbered(stream: TcpStream) -> io::Result<TcpStream> {
+    let stream = stream.into_std()?;
+    TcpStream::from_std(stream.try_clone().unwrap_or(stream))
 }
 
 async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {

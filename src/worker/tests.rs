@@ -10,6 +10,7 @@ use tokio::task::LocalSet;
 use super::*;
 use crate::auth::LongTermKey;
 use crate::ip_fields::IpFields;
+use crate::net::limits::SpareFiles;
 use crate::net::watch::Ready;
 use crate::privacy::{ClientAddresses, Usernames};
 use crate::stun::attribute::{Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
@@ -78,6 +79,7 @@ fn worker_with(blueprint: &Blueprint, change: impl FnOnce(&mut Plan)) -> (Rc<Ref
         statistics: Arc::clone(&statistics),
         mailbox,
         others: OtherWorkers::new(handle.clone(), 0),
+        spare: SpareFiles::new(u64::MAX, 0),
         clock: Clock::start(),
         rng: StdRng::seed_from_u64(3),
         stop,
