@@ -70,6 +70,27 @@ mod http {
     }
 
     #[test]
+    fn http_gives_way_to_the_workers() {
+        let server = Server::start(&format!("workers = 2\n{}", config(&["127.0.0.1"], HTTP)));
+        let _ = get(&server, "/healthz");
+        let tasks = fs::read_dir(format!("/proc/{}/task", server.id())).unwrap();
+        let mut nice: Vec<(String, i32)> = tasks
+            .map(|task| {
+                let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+                let (name, rest) = stat.split_once('(').unwrap().1.rsplit_once(')').unwrap();
+                (name.to_owned(), rest.split_whitespace().nth(16).unwrap().parse().unwrap())
+            })
+            .filter(|(name, _)| name == "http" || name.starts_with("worker-"))
+            .collect();
+        nice.sort();
+        // The workers have the priority of this test.
+        let own = nice.last().unwrap().1;
+        let expected = [("http", 10), ("worker-0", own), ("worker-1", own)];
+        assert!(own < 10, "{own}");
+        assert_eq!(nice, expected.map(|(name, nice)| (name.to_owned(), nice)));
+    }
+
+    #[test]
     fn without_an_http_listener_no_port_is_open() {
         let without = Server::start(&format!("workers = 1\n{}", config(&["127.0.0.1"], "")));
         let with = Server::start(&format!("workers = 1\n{}", config(&["127.0.0.1"], HTTP)));

@@ -28,6 +28,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::net::limits::lower_priority;
 use crate::net::tls::Acceptor;
 use crate::privacy::Privacy;
 use connections::{Connection, Connections};
@@ -108,6 +109,10 @@ pub(crate) fn start<H: Handler>(
 ) -> io::Result<thread::JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let run = move || {
+        // On a machine with few CPUs, a list of many sessions would delay packets by milliseconds.
+        if let Err(error) = lower_priority() {
+            tracing::debug!(event = "priority-unchanged", %error, "HTTP competes with the workers for the CPU");
+        }
         let tasks = tokio::task::LocalSet::new();
         tasks.block_on(&runtime, async { serve(plan, Rc::new(handler())).await });
     };
