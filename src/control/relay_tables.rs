@@ -99,7 +99,9 @@ impl RelayTables {
                 }
             } else if entry.table.is_usable() {
                 entry.table.set_usable(false);
-                let has_better = choice.for_all().any(|relay| relay.bind.is_ipv4() == pair.0.is_ipv4());
+                // A loopback address is left for the first other address, of either family.
+                let has_better =
+                    choice.for_all().any(|relay| relay.bind.is_ipv4() == pair.0.is_ipv4() || pair.0.is_loopback());
                 if has_better && !choice.unusable.contains(&pair.0) { &mut left.retired } else { &mut left.unusable }
                     .push(pair);
                 self.entries.push(entry);
@@ -196,6 +198,17 @@ mod tests {
         let down = Choice { unusable: vec![ip("5.9.1.1")], ..choice(&["5.9.1.2"], &[]) };
         let left = tables.update(&down, &|_| true);
         assert_eq!(left, Left { unusable: vec![(ip("5.9.1.1"), ip("5.9.1.1"))], ..Left::default() });
+    }
+
+    #[test]
+    fn both_loopback_addresses_are_retired_for_an_address_of_either_family() {
+        for better in ["5.9.1.1", "2a01::1"] {
+            let mut tables = RelayTables::new(50_000..=50_099);
+            tables.update(&choice(&["127.0.0.1", "::1"], &[]), &|_| true);
+            let left = tables.update(&choice(&[better], &[]), &|_| true);
+            let retired = ["127.0.0.1", "::1"].map(|loopback| (ip(loopback), ip(loopback)));
+            assert_eq!(left, Left { retired: retired.into(), ..Left::default() });
+        }
     }
 
     #[test]

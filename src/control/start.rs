@@ -423,7 +423,7 @@ impl OpenFiles {
             ),
         };
         let remedy = if is_service {
-            format!("set {OPEN_FILES}={needed} in the unit")
+            format!("set {OPEN_FILES}={needed} in the unit; in a container, the container's limit applies, too")
         } else {
             format!(
                 "run in the shell that starts the server: `{} {needed}` as root, or `sudo prlimit --pid $$ \
@@ -470,7 +470,12 @@ mod tests {
         let shell = "run in the shell that starts the server: `ulimit -n 26412` as root, or `sudo prlimit --pid $$ \
                      --nofile=26412` as another user";
         assert_eq!(low.warning(false), Some(format!("{begin}{shell}")));
-        assert_eq!(low.warning(true), Some(format!("{begin}set LimitNOFILE=26412 in the unit")));
+        assert_eq!(
+            low.warning(true),
+            Some(format!(
+                "{begin}set LimitNOFILE=26412 in the unit; in a container, the container's limit applies, too"
+            ))
+        );
         let udp = OpenFiles { connections: None, ..low };
         assert!(udp.warning(true).unwrap().contains("(for 16384 relay sockets and 28 other files): only 472 relay"));
         let unlimited = OpenFiles { connections: Some(0), ..low };
