@@ -13,19 +13,35 @@ const MAX_LENGTH: u64 = 1 << 20;
 /// The byte order mark of UTF-8. Editors on Windows write it at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
+/// The end of the text that the unit passes in place of a credential whose file is missing (`SetCredential=`). Without
+/// that text, systemd would not start the service.
+const MISSING_CREDENTIAL: &str = " did not exist when the service was started.";
+
 /// Reads a regular file of at most 1 MiB, without a byte order mark at its start.
 ///
 /// Reading from a named pipe could block forever, and a device may have no end.
 ///
 /// # Errors
-/// If the file cannot be read, is not a regular file, or is longer.
+/// If the file cannot be read, is not a regular file, or is longer, or if the unit made it in place of a missing file.
 pub fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     // Some devices act when they are opened.
     check(&fs::metadata(path)?)?;
     // A file that is replaced by a named pipe in between must not block the open call.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let length = check(&file.metadata()?)?;
-    read_to_end(&file, length)
+    let bytes = read_to_end(&file, length)?;
+    missing_credential(&bytes).map_or(Ok(bytes), Err)
+}
+
+/// Returns the error if this is the text that the unit passes in place of a missing file.
+fn missing_credential(text: &[u8]) -> Option<io::Error> {
+    let missing = str::from_utf8(text).ok()?.trim_end().strip_prefix("# ")?.strip_suffix(MISSING_CREDENTIAL)?;
+    (!missing.contains('\n')).then(|| {
+        io::Error::other(format!(
+            "{missing} did not exist when the service was started. Create it (or the file that a drop-in of the unit \
+             names instead), and start the service again"
+        ))
+    })
 }
 
 /// Checks the type and the length of a file. Returns the length.
@@ -143,6 +159,25 @@ pub(crate) mod tests {
     fn a_file_whose_length_is_reported_as_0_is_read() {
         assert_eq!(fs::metadata("/proc/self/status").unwrap().len(), 0);
         assert!(!read(Path::new("/proc/self/status")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_text_that_replaces_a_missing_credential_is_an_error_that_names_the_file() {
+        let place = Place::new("missing-credential");
+        let unit = include_str!("../systemd/turnserver.service");
+        let settings: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("SetCredential=")).collect();
+        assert_eq!(settings.len(), 3);
+        for setting in settings {
+            let (name, text) = setting.split_once(':').unwrap();
+            fs::write(&place.0, text).unwrap();
+            let expected = format!("/etc/turnserver/{name} did not exist when the service was started. Create it");
+            assert!(failure(&place.0).starts_with(&expected), "{}", failure(&place.0));
+            // Any other content is used.
+            for other in [format!("{text}\nsecret\n"), format!("# first\n{text}"), text.replace("# ", "")] {
+                fs::write(&place.0, &other).unwrap();
+                assert_eq!(*read(&place.0).unwrap(), other.as_bytes());
+            }
+        }
     }
 
     #[test]

@@ -180,7 +180,8 @@ fn secrets_are_read_from_the_service_credentials() {
     let path = directory.path().display().to_string();
     let rejected = Running::begin_in(directory, &config, &[], &[("CREDENTIALS_DIRECTORY", &path)]);
     let rejected = rejected.process.finish(TIMEOUT);
-    let expected = "(copied at the start from `LoadCredential=secrets:` of the unit) contains no secret";
+    let expected = "(copied at the start from `LoadCredential=secrets:` of the unit) cannot be read: \
+                    /etc/turnserver/secrets did not exist when the service was started";
     assert_eq!(rejected.code, Some(1));
     assert!(rejected.stderr[0].contains(expected), "{rejected:?}");
 
