@@ -124,6 +124,28 @@ mod install {
         assert!(finished.stderr[0].contains("unknown key `relm`"), "{finished:?}");
     }
 
+    #[test]
+    fn the_documents_name_the_rust_version_of_the_manifest() {
+        let manifest = file("Cargo.toml");
+        let version = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap().trim_matches('"');
+        for document in ["README.md", "docs/install.md"] {
+            assert!(file(document).contains(&format!("Rust {version} or later")), "{document}");
+        }
+    }
+
+    // systemd.unit(5): until the interval ends, a start by hand is refused, too.
+    #[test]
+    fn systemd_gives_up_after_a_configuration_error_and_soon_permits_a_start_by_hand() {
+        let unit = file("systemd/turnserver.service");
+        let seconds = |key: &str| -> u32 {
+            let mut values = unit.lines().filter_map(|line| line.strip_prefix(key));
+            values.next().unwrap().parse().unwrap()
+        };
+        let tries = seconds("RestartSec=") * seconds("StartLimitBurst=");
+        let interval = seconds("StartLimitIntervalSec=");
+        assert!(tries < interval && interval <= tries + 10, "{tries} s of tries, {interval} s");
+    }
+
     // systemd.special(7): services that need the right time are ordered after the target and do not pull it in.
     #[test]
     fn the_unit_is_ordered_after_the_clock_is_set() {
