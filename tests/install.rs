@@ -116,7 +116,8 @@ mod install {
             run(&mut command, None, TIMEOUT)
         };
         let finished = reload();
-        assert_eq!(finished.code, Some(0), "{finished:?}");
+        // The journal has the result from the server.
+        assert_eq!((finished.code, finished.stdout.as_slice()), (Some(0), &[][..]), "{finished:?}");
         server.wait_for_log(|line| line.field("event").as_deref() == Some("reload-done"));
         server.write_config("relm = 1\n");
         let finished = reload();

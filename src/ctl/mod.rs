@@ -83,6 +83,10 @@ enum Command {
         /// Only show what would change.
         #[arg(long)]
         dry_run: bool,
+        /// Show nothing unless it fails. The log of the server has the
+        /// result.
+        #[arg(long, conflicts_with = "dry_run", verbatim_doc_comment)]
+        quiet: bool,
     },
     /// Change the log level until the server ends.
     LogLevel {
@@ -242,10 +246,10 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
             let resumed = connect().await?.send(Method::POST, "/v1/resume", None).await?;
             Ok(Output::line("the server makes new allocations".to_owned(), resumed))
         }
-        Command::Reload { dry_run } => {
+        Command::Reload { dry_run, quiet } => {
             let body = json!({ "dry_run": dry_run });
             let reload = connect().await?.send(Method::POST, "/v1/reload", Some(body)).await?;
-            Ok(Output { text: views::reload(&reload), json: reload })
+            Ok(Output { text: if *quiet { Vec::new() } else { views::reload(&reload) }, json: reload })
         }
         Command::LogLevel { level } => {
             let body = json!({ "level": level });
