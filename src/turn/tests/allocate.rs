@@ -367,6 +367,25 @@ fn exhausted_ports_are_508_until_a_socket_is_closed() {
     assert_eq!(world.allocate(&late).bind.port(), relays[0].bind.port());
 }
 
+// A client cannot get a port back that it has released a moment ago.
+#[test]
+fn a_released_port_is_allocated_after_all_others() {
+    let mut world = World::new();
+    for _ in 0..4 {
+        let first = world.client(1);
+        let released = world.allocate(&first);
+        world.accept(&first, Method::REFRESH, &[&Lifetime(0)]);
+        world.expect_end(&released);
+        let relays: Vec<Relay> = (1..=8).map(|host| world.allocate(&world.client(host))).collect();
+        assert_eq!(relays.iter().position(|relay| relay.bind == released.bind), Some(7));
+        for (host, relay) in (1..).zip(&relays) {
+            world.accept(&world.client(host), Method::REFRESH, &[&Lifetime(0)]);
+            world.expect_end(relay);
+        }
+        world.pass(seconds(60));
+    }
+}
+
 // A port that another program uses is skipped, and retried later.
 #[test]
 fn ports_in_use_are_skipped_and_retried_after_a_minute() {

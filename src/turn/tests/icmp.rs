@@ -6,6 +6,7 @@ use crate::stun::attribute::{
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, Message, Method};
 use crate::turn::contract::SocketIndex;
+use crate::turn::protocol::response::PASSWORD_ALGORITHMS;
 use crate::turn::tests::support::*;
 use crate::turn::{DropReason, IcmpError, IcmpIndications, SocketId, Transport};
 
@@ -161,15 +162,20 @@ fn a_client_that_shows_nothing_of_rfc_8656_gets_no_icmp_error() {
 #[test]
 fn an_attribute_of_rfc_8489_or_8656_enables_icmp_errors_for_its_allocation() {
     let hash = Userhash(&[7; 32]);
-    let shown: [&dyn EncodeAttribute; 2] = [&AdditionalAddressFamily(AddressFamily::V6), &hash];
-    for attribute in shown {
+    // A client that sends PASSWORD-ALGORITHM may still sign with MESSAGE-INTEGRITY.
+    let shown: [&[&dyn EncodeAttribute]; 3] = [
+        &[&AdditionalAddressFamily(AddressFamily::V6)],
+        &[&hash],
+        &[&PASSWORD_ALGORITHMS, &PasswordAlgorithm::MD5],
+    ];
+    for attributes in shown {
         let mut world = World::new();
         let (client, other) = (world.client(1), world.client(2));
         let (relay, other_relay) = (world.allocate(&client).id, world.allocate(&other).id);
         world.permit(&client, peer(1));
         world.permit(&other, peer(1));
         assert_eq!(world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE), Err(DropReason::IcmpWithheld));
-        world.accept(&client, Method::REFRESH, &[attribute]);
+        world.accept(&client, Method::REFRESH, attributes);
         assert!(world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE).is_ok());
         world.accept(&client, Method::REFRESH, &[]);
         assert!(world.peer_unreachable(relay, peer(1), PORT_UNREACHABLE).is_ok());

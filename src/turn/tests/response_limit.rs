@@ -141,19 +141,25 @@ fn sources_without_proof_share_a_budget_that_clients_with_proof_do_not_need() {
     let mut world = World::with(|setup| setup.limits.unverified_responses = 50);
     let client = world.client(1);
     assert_eq!(world.error_code(&client, Method::REFRESH, &[]), 437);
-    let flood = |world: &mut World, count: u32| {
+    let binding = plain(Class::Request, Method::BINDING, &[]);
+    let flood = |world: &mut World, packet: &[u8], count: u32| {
         let mut forged = client.clone();
         let sources = (0..count).map(|n| std::net::Ipv4Addr::from(0x0100_0000 + n));
         let mut responded = 0;
         for source in sources {
             forged.tuple.client.set_ip(source.into());
-            responded += responses(world, &forged, &first_request(), 1, DropReason::ResponseBudget);
+            responded += responses(world, &forged, packet, 1, DropReason::ResponseBudget);
         }
         responded
     };
-    assert_eq!(flood(&mut world, 10_000), 4_096);
+    // A flood of one kind leaves the other one its share.
+    for packet in [&first_request(), &binding] {
+        assert_eq!(flood(&mut world, packet, 10_000), 4_096);
+    }
     world.pass(std::time::Duration::from_millis(10));
-    assert_eq!(flood(&mut world, 10_000), 100);
+    for packet in [&first_request(), &binding] {
+        assert_eq!(flood(&mut world, packet, 10_000), 100);
+    }
     // Another client of a source that has proved something, and a client on a connection.
     let neighbour = at_port(&world, &client, 7_000);
     assert_eq!(responses(&mut world, &neighbour, &first_request(), 1, DropReason::ResponseBudget), 1);

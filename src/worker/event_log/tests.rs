@@ -162,6 +162,27 @@ fn one_kind_of_event_does_not_hide_another() {
     assert_eq!(lines.len(), (events().len() - 2) * 4 + 2);
 }
 
+// A browser or a scanner may try again and again.
+#[test]
+fn connections_for_another_kind_of_listener_are_one_line_a_minute_and_a_sum() {
+    let mut log = EventLog::new(0, open());
+    let mut minute = |from: u64| {
+        logged(|| {
+            for _ in 0..10 {
+                log.plain_on_tls(at(from), tuple());
+                log.tls_without_certificate(at(from), tuple());
+            }
+            log.tick(at(from + 60));
+        })
+    };
+    for from in [0, 70] {
+        let lines = minute(from);
+        let count = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
+        let parts = ["without TLS to a port of listen.tls", "but the server has no certificate", "count=9"];
+        assert_eq!((parts.map(count), lines.len()), ([1, 1, 2], 4), "{lines:?}");
+    }
+}
+
 // The level debug is for a search after a fault. A flood during the search must not fill the disk.
 #[test]
 fn lines_about_packets_are_limited_for_each_outcome() {

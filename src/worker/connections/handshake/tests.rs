@@ -127,6 +127,39 @@ async fn a_connection_that_the_client_has_closed_is_noticed_before_the_signature
     drop(client);
     stream.readable().await.unwrap();
     assert!(is_closed(&stream));
+    // Without a reset.
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    drop(client);
+    stream.readable().await.unwrap();
+    assert!(is_closed(&stream));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_connection_that_was_closed_while_its_handshake_waited_costs_no_signature() {
+    let (acceptor, mut client) = crate::net::tls::tests::session_without_usable_key_share();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    near.write_all(&hello).await.unwrap();
+    let all = Rc::<RefCell<Handshakes>>::default();
+    let [other, handshake] = [1, 2].map(|host| Handshakes::begin(&all, source(host)));
+    other.turn(Step::Begin).await;
+    let closed = async {
+        while all.borrow().beginning.waiting.len() == 0 {
+            yield_now().await;
+        }
+        drop(near);
+        let_others_run().await;
+        drop(other);
+    };
+    let worker = Weak::new();
+    let served = carry_out(&worker, &handshake, stream, &acceptor);
+    let (result, ()) = LocalSet::new().run_until(async { tokio::join!(served, closed) }).await;
+    assert_eq!(result.map(drop), Err(Failure::Truncated));
+    assert!(has_turn(&handshake), "only a signature ends the turn");
 }
 
 #[tokio::test(flavor = "current_thread")]
