@@ -282,6 +282,7 @@ fn a_missing_or_empty_secret_is_reported_with_its_source() {
     directory.run(&["mint", "--secret-file", "comments"]).failed(1, &["comments contains no secret"]);
     directory.run(&["mint", "--secret-file", "absent"]).failed(1, &["absent", "No such file"]);
     directory.run(&["mint", "--secret-file", "."]).failed(1, &["cannot read .:", "directory"]);
+    directory.run(&["mint", "--secret-file", "/dev/null"]).failed(1, &["cannot read /dev/null: it is a device"]);
     directory.run_with(&["mint", "--secret-stdin"], &[], "\n").failed(1, &["standard input contains no secret"]);
     directory.run(&["mint", "--secret-env", "ABSENT"]).failed(1, &["ABSENT is not set"]);
     directory.run_with(&["mint", "--secret-env", "S"], &[("S", "")], "").failed(1, &["S contains no secret"]);

@@ -452,6 +452,41 @@ mod tests {
         OpenFiles { limit, relay_sockets: 16_384, connections: Some(connections), others: 0 }
     }
 
+    // Peers may reach none of them, except with an entry of `peers.allow` that consists of the address alone.
+    #[test]
+    fn the_own_addresses_are_those_of_interfaces_relays_mappings_and_listeners() {
+        let text = "[listen]\nudp = [\"192.0.2.1:3478\"]\ntcp = [\"[::]:3478\"]\n[relay]\nexternal = { \"10.0.0.1\" = \"203.0.113.1\", \"10.0.0.3\" = \"203.0.113.3\" }\n";
+        let config = Config::parse(text, "t.toml").unwrap();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (bind, advertised, reason) = (ip("10.0.0.1"), ip("203.0.113.1"), String::new());
+        let choice = Choice {
+            addresses: vec![addresses::RelayAddress { bind, advertised, reason, for_all: true }],
+            missing: vec![(ip("10.0.0.2"), ip("203.0.113.2"))],
+            unusable: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let interface = |address: &str| interfaces::InterfaceAddress {
+            name: "eth0".to_owned(),
+            address: ip(address),
+            loopback: false,
+            up: true,
+            state: interfaces::AddressState::Stable,
+        };
+        let addresses = ["172.16.0.1", "fe80::1", "2001:db8::1"].map(interface).to_vec();
+        let machine = Interfaces { addresses, ..Interfaces::default() };
+        let expected = [
+            "10.0.0.1",
+            "10.0.0.2",
+            "172.16.0.1",
+            "192.0.2.1",
+            "203.0.113.1",
+            "203.0.113.2",
+            "203.0.113.3",
+            "2001:db8::1",
+        ];
+        assert_eq!(own_addresses(&config, &machine, &choice), expected.map(ip));
+    }
+
     #[test]
     fn connections_leave_open_files_for_relay_sockets() {
         assert_eq!(files(100_000, 10_000).max_connections(), 83_616);

@@ -20,7 +20,7 @@ use crate::turn::{
 };
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// The number of lines of one kind per [`WINDOW`].
 const LINES: u32 = 5;

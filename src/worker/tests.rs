@@ -13,7 +13,9 @@ use crate::ip_fields::IpFields;
 use crate::net::limits::SpareFiles;
 use crate::net::watch::Ready;
 use crate::privacy::{ClientAddresses, Usernames};
-use crate::stun::attribute::{Data, Nonce, Realm, RequestedTransport, Username, XorPeerAddress};
+use crate::stun::attribute::{
+    Data, DontFragment, ErrorCodeAttribute, Nonce, Realm, RequestedTransport, Username, XorPeerAddress,
+};
 use crate::stun::{Class, EncodeAttribute, Message, MessageWriter, Method, TransactionId};
 use crate::test_world::Blueprint;
 use crate::transport::Transport;
@@ -502,19 +504,89 @@ async fn data_that_cannot_be_sent_is_not_charged_to_the_byte_rate() {
     let id = worker.borrow().shell.relays.iter().next().unwrap().id;
     let no_socket = UdpSocket::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
     worker.borrow_mut().shell.relays.get_mut(id).unwrap().socket = no_socket;
-    let mut buffer = [0; 1_024];
-    let mut writer = MessageWriter::new(&mut buffer, Class::Indication, Method::SEND, TransactionId::new([10; 12]));
-    writer.push(&peer);
-    writer.push(&Data(&[7; 900]));
-    let indication = writer.finish().unwrap();
-    for _ in 0..3 {
-        client.send_to(indication, plan.address).unwrap();
-        serve(&worker).await;
+    for dont_fragment in [false, true] {
+        let mut buffer = [0; 1_024];
+        let mut writer = MessageWriter::new(&mut buffer, Class::Indication, Method::SEND, TransactionId::new([10; 12]));
+        writer.push(&peer);
+        writer.push(&Data(&[7; 900]));
+        if dont_fragment {
+            writer.push(&DontFragment);
+        }
+        let indication = writer.finish().unwrap();
+        for _ in 0..3 {
+            client.send_to(indication, plan.address).unwrap();
+            serve(&worker).await;
+        }
     }
+    assert_eq!(counters(&worker).get(Outcome::Dropped(DropReason::SendFailed)), 6);
+}
+
+/// Returns a worker with one allocation, whose ID and address are returned as well, and a peer with a permission.
+async fn worker_with_peer(blueprint: &mut Blueprint) -> (Rc<RefCell<Worker>>, SocketId, SocketAddr, UdpSocket) {
+    blueprint.policy.allow = vec!["127.0.0.2/32".parse().unwrap()];
+    let (worker, _, plan) = worker_of(blueprint);
+    let client = &allocate_for(&worker, &plan, 1).await[0];
+    let peer = UdpSocket::bind("127.0.0.2:0").unwrap();
+    let nonce = plan.snapshot.nonces.mint(UNIX, client.local_addr().unwrap());
+    let address = XorPeerAddress(peer.local_addr().unwrap());
+    client.send_to(&signed(Method::CREATE_PERMISSION, 9, nonce.as_str(), &address), plan.address).unwrap();
+    serve(&worker).await;
     worker.borrow_mut().shell.flush_to_clients();
-    let outcomes: Vec<_> = counters(&worker).occurred().map(|(outcome, count)| (outcome.to_string(), count)).collect();
-    let failed = |outcome: &(String, u64)| outcome.0 == "dropped send-failed" && outcome.1 == 3;
-    assert!(outcomes.iter().any(failed), "{outcomes:?}");
+    let relay = worker.borrow().shell.relays.iter().map(|relay| (relay.id, relay.socket.local_addr())).next().unwrap();
+    (worker, relay.0, relay.1.unwrap(), peer)
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn bytes_to_a_client_are_counted_when_they_are_sent() {
+    let (worker, id, relay, peer) = worker_with_peer(&mut blueprint(15_724..=15_727)).await;
+    peer.send_to(&[7; 100], relay).unwrap();
+    let shell = &mut worker.borrow_mut().shell;
+    shell.relays.set_ready(ready(id, false));
+    shell.serve_relays(now());
+    assert_eq!((shell.to_clients.len(), shell.statistics.read().bytes_to_clients), (1, 0));
+    shell.flush_to_clients();
+    assert_eq!(shell.statistics.read().bytes_to_clients, 100);
+}
+
+// The listener of the client has closed.
+#[tokio::test(flavor = "current_thread")]
+async fn data_that_cannot_reach_its_client_is_not_charged_to_the_byte_rate() {
+    let mut blueprint = blueprint(15_728..=15_731);
+    blueprint.limits.byte_rate = turn::Rate::new(1, 1_000);
+    let (worker, id, relay, peer) = worker_with_peer(&mut blueprint).await;
+    worker.borrow_mut().shell.listeners.clear();
+    for _ in 0..3 {
+        peer.send_to(&[7; 900], relay).unwrap();
+        worker.borrow_mut().shell.relays.set_ready(ready(id, false));
+        worker.borrow_mut().shell.serve_relays(now());
+    }
+    assert_eq!(counters(&worker).get(Outcome::Dropped(DropReason::SendFailed)), 3);
+}
+
+// RFC 8656 §19: 508. The log has the address and the error of the kernel, and open files are not blamed.
+#[tokio::test(flavor = "current_thread")]
+async fn a_relay_address_that_the_machine_does_not_have_is_named_with_the_error() {
+    const MISSING: &str = "192.0.2.77";
+    let blueprint = Blueprint::new(REALM, (MISSING, MISSING), 15_732..=15_735).user("ann", "password");
+    let (worker, _, plan) = worker_of(&blueprint);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let nonce = plan.snapshot.nonces.mint(UNIX, client.local_addr().unwrap());
+    client.send_to(&allocate(1, nonce.as_str()), plan.address).unwrap();
+    let listener = Rc::clone(&worker.borrow().shell.listeners[0]);
+    drop(listener.socket.readable().await.unwrap());
+    let lines = event_log::tests::logged(|| {
+        worker.borrow_mut().serve_clients(now(), &listener).unwrap();
+        worker.borrow_mut().shell.flush_to_clients();
+    });
+    let mut response = [0; 512];
+    let length = client.recv(&mut response).unwrap();
+    let error: ErrorCodeAttribute<'_> = Message::parse(&response[..length]).unwrap().get().unwrap().unwrap();
+    assert_eq!((error.code.code(), error.reason), (508, "Insufficient Capacity: relay address"));
+    let failure = "relay socket not opened: this machine does not have the relay address";
+    for parts in [[failure, MISSING, "(os error 99)"], ["limit-reached", "relay.addresses", "allocation rejected"]] {
+        assert!(lines.iter().any(|line| parts.iter().all(|part| line.contains(part))), "{parts:?}: {lines:?}");
+    }
 }
 
 // The connections that can be evicted belong to another worker. There is no tick in this test.

@@ -285,6 +285,13 @@ fn only_regular_files_of_a_sane_size_are_read() {
     }
 }
 
+#[test]
+fn a_device_as_the_file_of_the_token_is_an_error() {
+    let text = "[http]\nlisten = [\"127.0.0.1:1\"]\nmetrics-token-file = \"/dev/null\"\n";
+    let error = Config::parse(text, "t.toml").unwrap_err().to_string();
+    assert!(error.ends_with("`/dev/null` cannot be read: it is a device, not a regular file"), "{error}");
+}
+
 // A credential is a copy that the service can read.
 #[test]
 fn the_named_files_are_listed_except_credentials() {

@@ -70,6 +70,23 @@ fn der(pem: &str) -> CertificateDer<'static> {
 }
 
 #[test]
+fn a_certificate_or_a_key_that_is_no_regular_file_is_not_read() {
+    let directory = std::env::temp_dir().join(format!("turnserver-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let authority = Authority::new(crate::clock::unix_seconds());
+    let (chain, device) = (directory.join("chain.pem"), Path::new("/dev/null"));
+    std::fs::write(&chain, authority.chain(&authority.issue(&["localhost"]))).unwrap();
+    let is_refused = |error: &FileError| error.to_string().contains("it is a device, not a regular file");
+    for (certificate, key) in [(device, chain.as_path()), (&chain, device)] {
+        let (LoadError::Certificate(error) | LoadError::Key(error)) = load(certificate, key).unwrap_err() else {
+            panic!("a mismatch needs both files")
+        };
+        assert!(is_refused(&error), "{error}");
+    }
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
 fn subject_names_and_validity_are_parsed() {
     let authority = Authority::new(NOW);
     let issued = authority.issue(&["turn.example.org", "*.example.net", "192.0.2.7", "2001:db8::7"]);

@@ -163,11 +163,8 @@ fn a_client_that_shows_nothing_of_rfc_8656_gets_no_icmp_error() {
 fn an_attribute_of_rfc_8489_or_8656_enables_icmp_errors_for_its_allocation() {
     let hash = Userhash(&[7; 32]);
     // A client that sends PASSWORD-ALGORITHM may still sign with MESSAGE-INTEGRITY.
-    let shown: [&[&dyn EncodeAttribute]; 3] = [
-        &[&AdditionalAddressFamily(AddressFamily::V6)],
-        &[&hash],
-        &[&PASSWORD_ALGORITHMS, &PasswordAlgorithm::MD5],
-    ];
+    let shown: [&[&dyn EncodeAttribute]; 3] =
+        [&[&AdditionalAddressFamily(AddressFamily::V6)], &[&hash], &[&PASSWORD_ALGORITHMS, &PasswordAlgorithm::MD5]];
     for attributes in shown {
         let mut world = World::new();
         let (client, other) = (world.client(1), world.client(2));

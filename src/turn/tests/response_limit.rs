@@ -97,6 +97,20 @@ fn the_clients_that_a_source_has_proved_let_the_others_in() {
     assert!(rounds <= 2, "{rounds}");
 }
 
+// A client with an allocation sends its next request after minutes.
+#[test]
+fn a_client_with_an_allocation_lets_others_in_between_its_requests() {
+    let mut world = World::with(|setup| setup.limits.unverified_responses = 10);
+    let (client, other) = (world.client(1), world.client(2));
+    world.allocate(&client);
+    world.accept(&client, Method::REFRESH, &[]);
+    world.pass(seconds(200));
+    let admitted = |world: &mut World, client: &Client| {
+        responses(world, &at_port(world, client, 7_000), &first_request(), 1_000, DropReason::ResponseLimit)
+    };
+    assert!(admitted(&mut world, &client) > 2 * admitted(&mut world, &other));
+}
+
 // The proof raises the limit and does not lift it.
 #[test]
 fn a_nonce_without_valid_credentials_only_raises_the_limit() {

@@ -522,7 +522,67 @@ impl ConnectionCounters {
 mod tests {
     use std::collections::BTreeSet;
 
+    use socket2::SockRef;
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    // Relayed data that waits in the kernel cannot be dropped when it becomes old.
+    #[tokio::test]
+    async fn a_new_connection_queues_little_in_the_kernel_and_detects_a_dead_client() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let addresses = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        assert_eq!(prepare(&stream).unwrap(), addresses);
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 32 * 1024);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+    }
+
+    /// Returns the connections of clients that do not read, and their 5-tuples.
+    fn unread(count: u16) -> (Connections, Vec<FiveTuple>) {
+        let mut connections = Connections::default();
+        let address = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        let tuple = |port| FiveTuple { client: address(port), server: address(1), transport: Transport::Tcp };
+        let tuples: Vec<FiveTuple> = (1_000..1_000 + count).map(tuple).collect();
+        tuples.iter().for_each(|tuple| connections.open_for_tests(*tuple));
+        (connections, tuples)
+    }
+
+    // Each client may have 512 KiB of data and 64 KiB of responses.
+    #[test]
+    fn the_memory_for_all_clients_that_do_not_read_is_limited() {
+        let (connections, tuples) = unread(48);
+        let now = Instant::from_elapsed(Duration::ZERO);
+        for tuple in tuples.iter().flat_map(|tuple| [tuple; 8]) {
+            let data = [7; 60_000];
+            let queued = connections.push_data(now, tuple, SocketId::for_tests(1), 1, [&data, &[], &[]]);
+            assert_eq!(queued, Ok(()), "the data of other clients gives way");
+        }
+        let settled =
+            |queue: &Rc<RefCell<Outbound>>| queue.borrow_mut().settled().map(|result| result.packets).sum::<u64>();
+        let dropped: u64 = connections.open.values().map(settled).sum();
+        // 16 MiB hold at most 279 of the 384 messages.
+        assert!((105..300).contains(&dropped), "{dropped}");
+    }
+
+    #[tokio::test]
+    async fn connections_with_many_unread_responses_end_when_all_together_have_too_many() {
+        let (connections, tuples) = unread(512);
+        for tuple in &tuples {
+            assert!(connections.push_response(tuple, &[7; 60_000], true));
+        }
+        let now = Instant::from_elapsed(Duration::ZERO);
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut ended = 0;
+        for outbound in connections.open.values() {
+            let written = outbound.borrow_mut().poll_write(&mut cx, now, &mut tokio::io::sink());
+            ended += u32::from(written == std::task::Poll::Ready(CloseReason::Unread));
+        }
+        // 16 MiB hold at most 279 of the 512 responses.
+        assert!((233..400).contains(&ended), "{ended}");
+    }
 
     #[test]
     fn every_outcome_has_a_counter_and_a_name_of_its_own() {

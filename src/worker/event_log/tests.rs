@@ -31,7 +31,7 @@ impl io::Write for Lines {
 }
 
 /// Returns the lines that `work` logs at level *info* and above.
-fn logged(work: impl FnOnce()) -> Vec<String> {
+pub(in crate::worker) fn logged(work: impl FnOnce()) -> Vec<String> {
     logged_at(tracing::Level::INFO, work)
 }
 
