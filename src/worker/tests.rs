@@ -66,19 +66,16 @@ fn worker_of(blueprint: &Blueprint) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
 
 const OPERATOR: Operator = Operator { process: None, user: 0 };
 
-fn worker_with(blueprint: &Blueprint, change: impl FnOnce(&mut Plan)) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
-    let listener = udp::claim_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let address = listener.local_addr().unwrap();
-    let core = blueprint.snapshot();
+/// Returns the plan of a worker without listeners, and the handle of its mailbox.
+fn plan(blueprint: &Blueprint) -> (Plan, Handle) {
     let (_, stop) = channel::channel(false);
     let (handle, mailbox) = mailbox();
-    let statistics = Arc::<Statistics>::default();
-    let mut plan = Plan {
+    let plan = Plan {
         index: 0,
         listeners: Vec::new(),
-        snapshot: Arc::new(snapshot(Arc::clone(&core))),
+        snapshot: Arc::new(snapshot(blueprint.snapshot())),
         ledger: blueprint.ledger(),
-        statistics: Arc::clone(&statistics),
+        statistics: Arc::default(),
         mailbox,
         others: OtherWorkers::new(handle.clone(), 0),
         spare: SpareFiles::new(u64::MAX, 0),
@@ -86,7 +83,15 @@ fn worker_with(blueprint: &Blueprint, change: impl FnOnce(&mut Plan)) -> (Rc<Ref
         rng: StdRng::seed_from_u64(3),
         stop,
     };
+    (plan, handle)
+}
+
+fn worker_with(blueprint: &Blueprint, change: impl FnOnce(&mut Plan)) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
+    let listener = udp::claim_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (mut plan, handle) = plan(blueprint);
     change(&mut plan);
+    let (core, statistics) = (Arc::clone(&plan.snapshot.core), Arc::clone(&plan.statistics));
     let (worker, mailbox) = Worker::new(plan).unwrap();
     {
         let shell = &mut worker.borrow_mut().shell;
@@ -323,6 +328,33 @@ async fn kernel_drops_are_counted_at_ticks_and_when_a_relay_socket_closes() {
     assert_eq!(described.drops, [(DropReason::ReceiveBufferFull, second)]);
     let totals = worker.borrow().shell.statistics.read();
     assert_eq!((totals.relay_drops, totals.listener_drops), (first + second, third));
+}
+
+// No packet follows that would report them.
+#[tokio::test(flavor = "current_thread")]
+async fn kernel_drops_are_counted_when_the_worker_ends() {
+    let (mut plan, _handle) = plan(&blueprint(15_736..=15_739));
+    let socket = udp::claim_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let (address, copy) = (socket.local_addr().unwrap(), socket.try_clone().unwrap());
+    let endpoint = crate::transport::Endpoint::new(Transport::Udp, address);
+    plan.listeners = vec![BoundListener { endpoint, socket: ListenerSocket::Udp(socket), plain: true }];
+    let (stop, stopped) = channel::channel(false);
+    plan.stop = stopped;
+    let statistics = Arc::clone(&plan.statistics);
+    let worker = tasks::serve(plan, || {});
+    let end = async {
+        // The first tick is at the start, the next one after a second.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        overflow(&copy, address);
+        stop.send(true).unwrap();
+    };
+    let (result, ()) = LocalSet::new().run_until(async { tokio::join!(worker, end) }).await;
+    result.unwrap();
+    let dropped = u64::from(udp::dropped(&copy).unwrap());
+    assert!(dropped > 0);
+    assert_eq!(statistics.read().listener_drops, dropped);
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -141,12 +141,14 @@ fn a_forged_flood_does_not_block_a_client_with_an_allocation_or_an_expired_nonce
 
     let mut forged = returning.clone();
     forged.tuple.client.set_port(9);
-    for packet in [first_request(), forged.request(TransactionId::new([4; 12]), Method::REFRESH, &[])] {
+    let binding = plain(Class::Request, Method::BINDING, &[]);
+    for packet in [first_request(), forged.request(TransactionId::new([4; 12]), Method::REFRESH, &[]), binding.clone()] {
         while let FromClient::Respond(_) = world.client_packet(&forged.tuple, &packet).0 {}
     }
 
     assert_eq!(world.error_code(&holder, Method::REFRESH, &[]), 438);
     assert_eq!(world.error_code(&returning, Method::REFRESH, &[]), 438);
+    assert_eq!(world.response_to(&holder.tuple, &binding).code(), None);
 }
 
 // The responses to a flood from many forged sources must leave time for data.
