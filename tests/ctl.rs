@@ -33,80 +33,16 @@ mod ctl {
     use crate::client::Http;
     use crate::support::certificates::Authority;
     use crate::support::client::{self, Client, Login, Session};
-    use crate::support::{Finished, LogLine, Process, Server, TIMEOUT, TempDir, config, run, skip, with_tls};
+    use crate::support::{
+        Controlled, Finished, LogLine, Process, Server, TIMEOUT, TempDir, config, run, skip, with_tls,
+    };
 
     const ALLOW: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
 
-    /// A server with a control socket.
-    struct Controlled {
-        server: Server,
-        socket: PathBuf,
-        directory: TempDir,
-    }
-
     impl Controlled {
-        /// Starts a server. `more` is added to its configuration: tables, or keys that precede them.
-        fn start(more: &str) -> Self {
-            let (keys, tables) = if more.starts_with('[') { ("", more) } else { (more, "") };
-            Self::start_with(&format!("{keys}{}", config(&["127.0.0.1"], tables)))
-        }
-
-        fn start_with(config: &str) -> Self {
-            let directory = TempDir::new();
-            let socket = directory.path().join("control.sock");
-            let server = Server::start(&format!("{config}[control]\nsocket = {socket:?}\n"));
-            Self { server, socket, directory }
-        }
-
-        /// Returns a command line with the socket.
-        fn command(&self, arguments: &[&str]) -> Command {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
-            command.arg("ctl").arg("--socket").arg(&self.socket).args(arguments);
-            command
-        }
-
-        /// Runs a command to its end.
-        fn run(&self, arguments: &[&str]) -> Finished {
-            run(&mut self.command(arguments), None, TIMEOUT)
-        }
-
-        /// Runs a command that succeeds, and returns its lines.
-        fn lines(&self, arguments: &[&str]) -> Vec<String> {
-            let finished = self.run(arguments);
-            assert_eq!((finished.code, &finished.stderr), (Some(0), &Vec::new()), "{arguments:?}: {finished:?}");
-            finished.stdout
-        }
-
-        /// Runs a command that succeeds, and returns its JSON.
-        fn json(&self, arguments: &[&str]) -> Value {
-            serde_json::from_str(&self.lines(&[&["--json"], arguments].concat()).join("\n")).unwrap()
-        }
-
         /// Returns the sessions that a command line lists.
         fn sessions(&self, arguments: &[&str]) -> Vec<Value> {
             self.json(&[&["sessions"], arguments].concat())["sessions"].as_array().unwrap().clone()
-        }
-
-        /// Runs a command that fails, and returns its exit code and its message.
-        fn failure(&self, arguments: &[&str]) -> (Option<i32>, String) {
-            let finished = self.run(arguments);
-            assert!(finished.stdout.is_empty(), "{finished:?}");
-            (finished.code, finished.stderr.join("\n"))
-        }
-
-        fn client(&self) -> Client {
-            Client::new(self.server.udp_address())
-        }
-
-        /// Makes an allocation of a user. Its client, session, and relayed address.
-        fn allocate(&self, user: &str) -> (Client, Session, SocketAddr) {
-            let client = self.client();
-            let (session, relay) = client.allocate(&Login::mint(user, 600)).unwrap();
-            (client, session, relay)
-        }
-
-        fn event(&self, event: &str) -> LogLine {
-            self.server.wait_for_log(|line| line.field("event").as_deref() == Some(event))
         }
 
         /// Asserts that an event names this process's user and the process of a command.

@@ -9,11 +9,11 @@ mod support;
 
 #[cfg(test)]
 mod reload {
+    mod ports;
+
     use std::collections::HashMap;
     use std::fs;
     use std::net::{SocketAddr, TcpListener, UdpSocket};
-    use std::path::PathBuf;
-    use std::process::Command;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::thread;
 
@@ -26,48 +26,17 @@ mod reload {
     use crate::client::Http;
     use crate::support::certificates::Authority;
     use crate::support::client::{self, Client, Login, Session};
-    use crate::support::{Finished, LogLine, Process, SECRET, Server, TIMEOUT, TempDir, config, run, with_tls};
+    use crate::support::{Controlled, Process, SECRET, TIMEOUT, TempDir, config, with_tls};
 
     const ALLOW: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
     const LISTENER_REMOVED: &str = "the configuration no longer has the listener, or another one serves the client";
     const HTTP: &str = "[http]\nlisten = [\"127.0.0.1:0\"]\n";
 
-    /// A server whose configuration a test changes.
-    struct Fixture {
-        server: Server,
-        config: String,
-        socket: PathBuf,
-        _directory: TempDir,
-    }
-
-    impl Fixture {
-        fn start(more: &str) -> Self {
-            Self::start_with(&config(&["127.0.0.1"], more))
-        }
-
-        fn start_with(config: &str) -> Self {
-            let directory = TempDir::new();
-            let socket = directory.path().join("control.sock");
-            let config = format!("{config}[control]\nsocket = {socket:?}\n");
-            Self { server: Server::start(&config), config, socket, _directory: directory }
-        }
-
-        fn command(&self, arguments: &[&str]) -> Command {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
-            command.arg("ctl").arg("--socket").arg(&self.socket).args(arguments);
-            command
-        }
-
-        fn run(&self, arguments: &[&str]) -> Finished {
-            run(&mut self.command(arguments), None, TIMEOUT)
-        }
-
+    impl Controlled {
         /// Writes a configuration and reloads it. Returns the response.
         fn reload(&self, config: &str) -> Value {
             self.server.write_config(config);
-            let finished = self.run(&["--json", "reload"]);
-            assert_eq!(finished.code, Some(0), "{finished:?}");
-            let response: Value = serde_json::from_str(&finished.stdout.join("\n")).unwrap();
+            let response = self.json(&["reload"]);
             assert_eq!(response["complete"], true, "{response}");
             response
         }
@@ -75,23 +44,9 @@ mod reload {
         /// Writes a configuration whose reload fails. Returns the message.
         fn refused(&self, config: &str) -> String {
             self.server.write_config(config);
-            let finished = self.run(&["reload"]);
-            assert_eq!((finished.code, finished.stdout.len()), (Some(1), 0), "{finished:?}");
-            finished.stderr.join("\n")
-        }
-
-        fn allocate(&self, user: &str) -> (Client, Session, SocketAddr) {
-            let client = Client::new(self.server.udp_address());
-            let (session, relay) = client.allocate(&Login::mint(user, 600)).unwrap();
-            (client, session, relay)
-        }
-
-        fn event(&self, event: &str) -> LogLine {
-            self.server.wait_for_log(|line| line.field("event").as_deref() == Some(event))
-        }
-
-        fn events(&self, event: &str) -> usize {
-            self.server.logs().iter().filter(|line| line.field("event").as_deref() == Some(event)).count()
+            let (code, message) = self.failure(&["reload"]);
+            assert_eq!(code, Some(1), "{message}");
+            message
         }
 
         fn http_address(&self) -> SocketAddr {
@@ -210,7 +165,7 @@ mod reload {
         let moved = authority.write(&authority.issue(&["localhost"]), others.path());
         let secrets = directory.write("secrets", "a third secret for tests\n");
         let token = directory.write("token", "a-token-of-sufficient-length\n");
-        let fixture = Fixture::start_with(&with_tls(&config(&["127.0.0.1"], ALLOW), &["127.0.0.1"], &files));
+        let fixture = Controlled::start_with(&with_tls(&config(&["127.0.0.1"], ALLOW), &["127.0.0.1"], &files));
         let places: HashMap<&str, String> = [
             ("SECRETS", secrets.display().to_string()),
             ("TOKEN", token.display().to_string()),
@@ -293,7 +248,7 @@ mod reload {
 
     #[test]
     fn a_bad_file_changes_nothing_and_says_the_line() {
-        let fixture = Fixture::start("");
+        let fixture = Controlled::start("");
         let (client, session, _) = fixture.allocate("ann");
         let bad = format!("relm = \"x\"\n{}", fixture.config.replace(SECRET, "another secret for tests"));
         let message = fixture.refused(&bad);
@@ -317,7 +272,7 @@ mod reload {
     fn a_listener_that_cannot_be_bound_and_a_broken_certificate_refuse_everything() {
         let (authority, directory) = (Authority::new(turnserver::clock::unix_seconds()), TempDir::new());
         let files = authority.write(&authority.issue(&["localhost"]), directory.path());
-        let fixture = Fixture::start_with(&with_tls(&config(&["127.0.0.1"], ""), &["127.0.0.1"], &files));
+        let fixture = Controlled::start_with(&with_tls(&config(&["127.0.0.1"], ""), &["127.0.0.1"], &files));
         let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
         let listen = format!("['127.0.0.1:0', '{}']", taken.local_addr().unwrap());
         let message = fixture
@@ -338,7 +293,7 @@ mod reload {
 
     #[test]
     fn a_trial_shows_the_changes_and_makes_none() {
-        let fixture = Fixture::start(ALLOW);
+        let fixture = Controlled::start(ALLOW);
         let changed = with(
             &fixture.config,
             &[("auth.secrets", "['a new secret for tests']"), ("workers", "7"), ("limits.allocations", "5")],
@@ -368,7 +323,7 @@ mod reload {
 
     #[test]
     fn the_allocations_of_removed_credentials_end_at_their_next_refresh() {
-        let fixture = Fixture::start(ALLOW);
+        let fixture = Controlled::start(ALLOW);
         let peer = client::socket("127.0.0.1:0".parse().unwrap());
         let (client, login) = (Client::new(fixture.server.udp_address()), Login::mint("ann", 600));
         let (session, relay) = client.allocate(&login).unwrap();
@@ -389,7 +344,7 @@ mod reload {
 
     #[test]
     fn sighup_reloads_and_several_reloads_at_once_are_carried_out_one_after_the_other() {
-        let fixture = Fixture::start("");
+        let fixture = Controlled::start("");
         fixture.server.write_config(&with(&fixture.config, &[("limits.allocations", "77")]));
         fixture.server.signal(Signal::SIGHUP);
         let done = fixture.event("reload-done");
@@ -408,7 +363,7 @@ mod reload {
 
     #[test]
     fn a_reload_during_a_drain_changes_the_configuration_and_not_the_drain() {
-        let fixture = Fixture::start("");
+        let fixture = Controlled::start("");
         let (client, session, _) = fixture.allocate("ann");
         assert_eq!(fixture.run(&["drain"]).code, Some(0));
         let changed = with(&fixture.config, &[("alternate.servers", "['192.0.2.1:3478']")]);
@@ -423,7 +378,7 @@ mod reload {
 
     #[test]
     fn a_removed_listener_ends_its_udp_allocations_and_keeps_connections() {
-        let fixture = Fixture::start("");
+        let fixture = Controlled::start("");
         let (udp, tcp) = (fixture.server.udp_address(), fixture.server.tcp_address());
         let (client, _session, _) = fixture.allocate("ann");
         let connected = Client::connect(tcp);
@@ -458,7 +413,7 @@ mod reload {
     // other workers.
     #[test]
     fn allocations_end_if_another_listener_takes_the_place_of_theirs() {
-        let fixture = Fixture::start("");
+        let fixture = Controlled::start("");
         let udp = fixture.server.udp_address();
         let (exact, wildcard) = (format!("['{udp}']"), format!("['0.0.0.0:{}']", udp.port()));
         let both = format!("['{udp}', '0.0.0.0:{}']", udp.port());
@@ -481,7 +436,7 @@ mod reload {
 
     #[test]
     fn peers_that_the_new_policy_denies_are_cut_off_at_once() {
-        let fixture = Fixture::start("[peers]\nallow = [\"127.0.0.2\"]\n");
+        let fixture = Controlled::start("[peers]\nallow = [\"127.0.0.2\"]\n");
         let peer = client::socket("127.0.0.2:0".parse().unwrap());
         let (client, session, relay) = fixture.allocate("ann");
         client.permit(&session, peer.local_addr().unwrap());
@@ -497,7 +452,7 @@ mod reload {
 
     #[test]
     fn a_new_port_range_and_mapping_apply_to_new_allocations() {
-        let fixture = Fixture::start("");
+        let fixture = Controlled::start("");
         let (client, session, relay) = fixture.allocate("ann");
         let response = fixture.reload(&with(
             &fixture.config,
@@ -520,7 +475,7 @@ mod reload {
     fn http_listeners_tokens_and_keys_change() {
         let directory = TempDir::new();
         let token = directory.write("token", "a-token-of-sufficient-length\n");
-        let fixture = Fixture::start(HTTP);
+        let fixture = Controlled::start(HTTP);
         let first = fixture.http_address();
         assert_eq!(Http::tcp(first).get("/healthz").status, 200);
         let token = format!("{token:?}");
@@ -552,7 +507,7 @@ mod reload {
 
     #[test]
     fn a_key_for_credentials_is_added_and_removed() {
-        let fixture = Fixture::start(HTTP);
+        let fixture = Controlled::start(HTTP);
         let (address, key) = (fixture.http_address(), "a-key-that-this-test-has-made-up");
         let status = || {
             let headers = format!("Authorization: Bearer {key}\r\n");
@@ -569,7 +524,7 @@ mod reload {
 
     #[test]
     fn the_log_changes_its_format_and_level_and_keeps_a_level_that_ctl_has_set() {
-        let fixture = Fixture::start("");
+        let fixture = Controlled::start("");
         fixture.reload(&with(&fixture.config, &[("log.format", "'text'")]));
         fixture.reload(&with(&fixture.config, &[("log.format", "'text'"), ("limits.allocations", "3")]));
         let text = fixture.server.wait_for_log(|line| line.text().contains("key=\"limits.allocations\""));
@@ -593,7 +548,7 @@ mod reload {
 
     #[test]
     fn a_secret_ends_a_trial_of_the_generated_one() {
-        let fixture = Fixture::start_with(&crate::support::config_without_secret(&["127.0.0.1"], ""));
+        let fixture = Controlled::start_with(&crate::support::config_without_secret(&["127.0.0.1"], ""));
         let printed = fixture.server.printed_credential();
         let login = Login::new(&printed.username, &printed.password);
         let client = Client::new(fixture.server.udp_address());

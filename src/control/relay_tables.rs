@@ -47,9 +47,12 @@ impl RelayTables {
         self.entries.iter().map(|entry| Arc::clone(&entry.table)).collect()
     }
 
-    /// Sets the ports for new allocations. [`update`](Self::update) then makes new tables; ports in use stay in theirs.
+    /// Sets the ports for new allocations. The tables keep the ports in use, reserved or resting.
     pub(super) fn set_ports(&mut self, ports: RangeInclusive<u16>) {
-        self.ports = ports;
+        if ports != self.ports {
+            self.addresses().set_port_range(&ports);
+            self.ports = ports;
+        }
     }
 
     /// Adopts a new choice. `is_present` returns whether this machine has an address.
@@ -60,12 +63,17 @@ impl RelayTables {
         let old = std::mem::take(&mut self.entries);
         let table = |bind: IpAddr, advertised: IpAddr, present: bool| {
             let same = |entry: &&Entry| {
-                entry.present == present
-                    && (entry.table.bind(), entry.table.advertised()) == (bind, advertised)
-                    && *entry.table.port_range() == self.ports
+                entry.present == present && (entry.table.bind(), entry.table.advertised()) == (bind, advertised)
             };
-            let known = old.iter().find(same).map(|entry| Arc::clone(&entry.table));
-            known.unwrap_or_else(|| Arc::new(RelayAddress::new(bind, advertised, &self.ports)))
+            if let Some(known) = old.iter().find(same) {
+                return Arc::clone(&known.table);
+            }
+            // With another mapping, ports of the address may still be in use.
+            let bound = old.iter().find(|entry| entry.table.bind() == bind);
+            Arc::new(match bound {
+                Some(entry) => entry.table.sharing_ports(advertised),
+                None => RelayAddress::new(bind, advertised, &self.ports),
+            })
         };
         for relay in &choice.addresses {
             let table = table(relay.bind, relay.advertised, true);
@@ -91,12 +99,6 @@ impl RelayTables {
             let pair = (entry.table.bind(), entry.table.advertised());
             if !is_present(pair.0) {
                 left.gone.push(pair);
-            } else if choice.addresses.iter().any(|relay| (relay.bind, relay.advertised) == pair) {
-                // Only the ports are others. A worker may take a port of the old ones until it has the new snapshot.
-                if entry.table.is_usable() || entry.table.taken_ports() > 0 {
-                    entry.table.set_usable(false);
-                    self.entries.push(entry);
-                }
             } else if entry.table.is_usable() {
                 entry.table.set_usable(false);
                 // A loopback address is left for the first other address, of either family.
@@ -105,7 +107,7 @@ impl RelayTables {
                 if has_better && !choice.unusable.contains(&pair.0) { &mut left.retired } else { &mut left.unusable }
                     .push(pair);
                 self.entries.push(entry);
-            } else if entry.table.taken_ports() > 0 {
+            } else if entry.table.is_in_use() {
                 self.entries.push(entry);
             }
         }

@@ -7,6 +7,7 @@
 pub(crate) mod certificates;
 pub(crate) mod client;
 mod config;
+mod controlled;
 mod log;
 pub(crate) mod network;
 mod process;
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub(crate) use config::{REALM, SECRET, config, config_for, config_without_secret, with_tls};
+pub(crate) use controlled::Controlled;
 pub(crate) use log::LogLine;
 pub(crate) use process::{Finished, Process, run};
 pub(crate) use server::{Credential, Ended, Server};

@@ -44,12 +44,9 @@ impl Api {
 
     fn page(&self) -> Page {
         let published = self.published.borrow();
-        let mut ports = PortCounts::default();
-        let now = self.now();
-        published.snapshot.core.relays.iter().for_each(|address| ports.add(&address.port_counts(now)));
         Page {
             totals: self.totals(),
-            ports,
+            ports: published.snapshot.core.relays.port_counts(self.now()),
             draining: self.ledger.is_draining(),
             started: self.started,
             certificate_expiry: published.certificate.as_ref().map(|certificate| certificate.certificate.not_after),

@@ -3,6 +3,7 @@
 pub(crate) mod alternate;
 pub(crate) mod ledger;
 pub(crate) mod policy;
+pub(crate) mod port_map;
 pub(crate) mod ports;
 pub(crate) mod quota;
 pub(crate) mod relay_address;

@@ -10,23 +10,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::stun::attribute::AddressFamily;
+use crate::turn::shared::port_map::PortMap;
 use crate::turn::shared::ports::Ports;
 use crate::turn::shared::quota::TicketWord;
 use crate::turn::shared::reservations::{Reservations, Token};
 use crate::turn::time::Instant;
 
 /// A relay address and the tables of its ports, which all workers share. It lives as long as a snapshot or an
-/// allocation uses it.
+/// allocation uses it. Its range of ports may change; the tables then keep the state of every port.
 pub struct RelayAddress {
     bind: IpAddr,
     advertised: IpAddr,
     usable: AtomicBool,
     for_all: AtomicBool,
-    pub(crate) ports: Ports,
+    /// Those of the bound address. Two relay addresses share them if they differ in the advertised address only.
+    pub(crate) ports: Arc<Ports>,
     pub(crate) reservations: Reservations,
     /// A bit for each port that is the port of a live relayed transport address.
-    live: Box<[AtomicU64]>,
-    first: u16,
+    live: PortMap<AtomicU64, 64>,
 }
 
 impl fmt::Debug for RelayAddress {
@@ -42,17 +43,26 @@ impl RelayAddress {
     /// `advertised`.
     #[must_use]
     pub fn new(bind: IpAddr, advertised: IpAddr, ports: &RangeInclusive<u16>) -> Self {
-        let first = ports.start() & !63;
-        let words = ports.end().saturating_sub(first) / 64 + 1;
+        Self::with_ports(bind, advertised, Arc::new(Ports::new(ports)))
+    }
+
+    /// Creates another relay address with the same bound address and the same ports: a port that one of them uses is
+    /// not free for the other.
+    #[must_use]
+    pub fn sharing_ports(&self, advertised: IpAddr) -> Self {
+        Self::with_ports(self.bind, advertised, Arc::clone(&self.ports))
+    }
+
+    fn with_ports(bind: IpAddr, advertised: IpAddr, ports: Arc<Ports>) -> Self {
+        let range = ports.range();
         Self {
             bind,
             advertised,
             usable: AtomicBool::new(true),
             for_all: AtomicBool::new(true),
-            ports: Ports::new(ports),
-            reservations: Reservations::new(ports),
-            live: (0..words).map(|_| AtomicU64::new(0)).collect(),
-            first,
+            ports,
+            reservations: Reservations::new(&range),
+            live: PortMap::new(&range),
         }
     }
 
@@ -66,12 +76,6 @@ impl RelayAddress {
     #[must_use]
     pub fn advertised(&self) -> IpAddr {
         self.advertised
-    }
-
-    /// Returns the range of the ports.
-    #[must_use]
-    pub fn port_range(&self) -> &RangeInclusive<u16> {
-        self.ports.range()
     }
 
     /// Whether new allocations may use the address.
@@ -96,27 +100,20 @@ impl RelayAddress {
         self.for_all.store(for_all, Ordering::Relaxed);
     }
 
-    /// Returns the number of ports that are not available to new allocations: those of allocations and reservations.
+    /// Whether an allocation or a reservation uses the address.
     #[must_use]
-    pub fn taken_ports(&self) -> usize {
-        self.ports.taken()
+    pub fn is_in_use(&self) -> bool {
+        self.live_count() > 0 || self.reservations.count() > 0
     }
 
     /// Whether no port is free.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.ports.taken() >= self.ports.count()
+        self.ports.untaken() == 0
     }
 
-    /// Returns the number of ports in each state.
-    #[must_use]
-    pub fn port_counts(&self, now: Instant) -> PortCounts {
-        let used: u32 = self.live.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
-        let (reserved, quarantined) = (self.reservations.count() as u64, self.ports.quarantined(now) as u64);
-        // The counts are read one after the other, and ports change their state in between.
-        let unused = (self.ports.count() as u64).saturating_sub(u64::from(used) + reserved + quarantined);
-        let free = if self.is_usable() { unused } else { 0 };
-        PortCounts { used: used.into(), reserved, quarantined, free }
+    fn live_count(&self) -> usize {
+        self.live.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
     }
 
     /// Sets whether a port is that of a live relayed transport address.
@@ -135,7 +132,7 @@ impl RelayAddress {
     }
 
     fn live_bit(&self, port: u16) -> Option<(&AtomicU64, u64)> {
-        Some((self.live.get(usize::from(port.checked_sub(self.first)? / 64))?, 1 << (port % 64)))
+        Some((self.live.get(port)?, 1 << (port % 64)))
     }
 }
 
@@ -152,18 +149,8 @@ pub struct PortCounts {
     pub free: u64,
 }
 
-impl PortCounts {
-    /// Adds the ports of another relay address.
-    pub fn add(&mut self, other: &Self) {
-        self.used += other.used;
-        self.reserved += other.reserved;
-        self.quarantined += other.quarantined;
-        self.free += other.free;
-    }
-}
-
-/// The relay addresses of a snapshot. Several may have the same addresses and different ranges of ports, of which a
-/// reload has replaced all but the first.
+/// The relay addresses of a snapshot. Several may have the same bound address and different advertised addresses, of
+/// which a reload has replaced all but the first.
 #[derive(Clone, Debug, Default)]
 pub struct RelayAddresses(Vec<Entry>);
 
@@ -220,14 +207,52 @@ impl RelayAddresses {
     /// Returns the number of live relayed transport addresses.
     #[must_use]
     pub fn live_count(&self) -> usize {
-        let words = self.iter().flat_map(|address| address.live.iter());
-        words.map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
+        self.iter().map(|address| address.live_count()).sum()
     }
 
     /// Returns the number of ports that allocations and reservations hold.
     #[must_use]
     pub fn taken_count(&self) -> usize {
-        self.iter().map(|address| address.ports.taken()).sum()
+        self.first_with_ports().map(|address| address.ports.taken()).sum()
+    }
+
+    /// Replaces the range of the ports. Ports in use stay in use, and so do reservations; outside of the new range,
+    /// they are not given to another allocation afterwards. Workers use the new range at once.
+    pub fn set_port_range(&self, range: &RangeInclusive<u16>) {
+        // A worker may take a port of the new range as soon as one of the addresses that share their ports has it.
+        for address in self.iter() {
+            address.live.cover(range);
+            address.reservations.cover(range);
+        }
+        self.first_with_ports().for_each(|address| address.ports.set_range(range));
+    }
+
+    /// Returns the number of ports in each state.
+    #[must_use]
+    pub fn port_counts(&self, now: Instant) -> PortCounts {
+        let mut counts = PortCounts {
+            used: self.live_count() as u64,
+            reserved: self.reservation_count() as u64,
+            ..PortCounts::default()
+        };
+        for address in self.first_with_ports() {
+            let quarantined = address.ports.quarantined(now);
+            counts.quarantined += quarantined as u64;
+            if address.is_usable() {
+                // The counts are read one after the other, and ports change their state in between.
+                counts.free += address.ports.untaken().saturating_sub(quarantined) as u64;
+            }
+        }
+        counts
+    }
+
+    /// Returns the first of the addresses that share their ports, for all ports.
+    fn first_with_ports(&self) -> impl Iterator<Item = &Arc<RelayAddress>> {
+        let shares = |one: &RelayAddress, other: &RelayAddress| Arc::ptr_eq(&one.ports, &other.ports);
+        self.iter()
+            .enumerate()
+            .filter(move |(at, own)| !self.iter().take(*at).any(|other| shares(own, other)))
+            .map(|(_, own)| own)
     }
 
     /// Returns the number of reservations.

@@ -9,15 +9,12 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::turn::shared::port_map::PortMap;
 use crate::turn::shared::quota::{Quota, Ticket, TicketWord};
 
 /// The reservations of one relay address.
 #[derive(Debug)]
-pub(crate) struct Reservations {
-    /// The even port of the first pair.
-    first: u16,
-    pairs: Box<[Pair]>,
-}
+pub(crate) struct Reservations(PortMap<Pair, 2>);
 
 /// A RESERVATION-TOKEN: 16 bits for the port, and 48 random bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +45,7 @@ impl Token {
 }
 
 /// The reservation of the odd port of a pair.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Pair {
     /// 0 if the port is not reserved.
     token: AtomicU64,
@@ -59,15 +56,17 @@ struct Pair {
 impl Reservations {
     /// Creates a table without reservations.
     pub(crate) fn new(ports: &RangeInclusive<u16>) -> Self {
-        let first = ports.start() & !1;
-        let pairs = ports.end().saturating_sub(first) / 2 + 1;
-        let pair = |_| Pair { token: AtomicU64::new(0), ticket: AtomicU64::new(0) };
-        Self { first, pairs: (0..pairs).map(pair).collect() }
+        Self(PortMap::new(ports))
+    }
+
+    /// Adds the ports of a range. Reservations stay.
+    pub(crate) fn cover(&self, ports: &RangeInclusive<u16>) {
+        self.0.cover(ports);
     }
 
     /// Returns the number of reservations.
     pub(crate) fn count(&self) -> usize {
-        self.pairs.iter().filter(|pair| pair.token.load(Ordering::Relaxed) != 0).count()
+        self.0.iter().filter(|pair| pair.token.load(Ordering::Relaxed) != 0).count()
     }
 
     /// Reserves the odd port of a pair that the caller holds. Returns the ticket as the error if the port cannot be
@@ -97,8 +96,7 @@ impl Reservations {
     }
 
     fn pair(&self, port: u16) -> Option<&Pair> {
-        let index = port.checked_sub(self.first).filter(|_| !port.is_multiple_of(2))? / 2;
-        self.pairs.get(usize::from(index))
+        self.0.get(port).filter(|_| !port.is_multiple_of(2))
     }
 }
 

@@ -187,6 +187,75 @@ fn threads_never_hold_the_same_port_and_lose_none() {
     assert_eq!(std::iter::from_fn(|| take(&ports, later, PortPreference::Any, &mut rng)).count(), 140);
 }
 
+#[test]
+fn a_new_range_keeps_the_state_of_every_port() {
+    let mut rng = StdRng::seed_from_u64(1);
+    let ports = Ports::new(&(50_000..=50_009));
+    assert_eq!(set(take_all(&ports, PortPreference::Any, &mut rng)), set(50_000..=50_009));
+    ports.rest(50_001, at(0));
+    ports.release(50_001);
+    ports.set_aside(50_002, at(0));
+    // Every free port rests. The ports that are new do not.
+    assert_eq!(ports.take(at(0), PortPreference::Any, Resting::Excluded, &mut rng), None);
+    ports.set_range(&(50_000..=51_999));
+    assert_eq!((ports.taken(), ports.untaken(), ports.quarantined(at(0))), (8, 1_992, 2));
+    let new = std::iter::from_fn(|| ports.take(at(0), PortPreference::Any, Resting::Excluded, &mut rng));
+    assert_eq!(set(new), set(50_010..=51_999));
+    assert_eq!(take_all(&ports, PortPreference::Any, &mut rng), [50_001], "another program uses the other one");
+
+    ports.set_range(&(1_000..=1_001));
+    assert_eq!((ports.untaken(), ports.quarantined(at(0)), ports.in_use_elsewhere(at(0))), (2, 0, 0));
+    (50_000..=51_999).filter(|port| *port != 50_002).for_each(|port| ports.release(port));
+    assert_eq!(ports.taken(), 0);
+    assert!(!ports.take_exactly(50_000));
+    assert_eq!(set(take_all(&ports, PortPreference::Any, &mut rng)), set(1_000..=1_001));
+
+    ports.set_range(&(50_002..=50_003));
+    assert_eq!(ports.in_use_elsewhere(at(59)), 1);
+    assert_eq!(take(&ports, at(59), PortPreference::EvenAndNext, &mut rng), None);
+    assert_eq!(take(&ports, at(60), PortPreference::EvenAndNext, &mut rng), Some(50_002));
+}
+
+// Another thread changes the range as a reload does, while threads take and release ports as workers do.
+#[test]
+fn threads_lose_no_port_while_the_range_changes() {
+    let ranges = [50_001..=50_060, 50_031..=50_090, 50_050..=50_051, 49_000..=50_140];
+    let ports = Ports::new(&ranges[0]);
+    let holders = PortMap::<AtomicUsize, 1>::new(&(1..=u16::MAX));
+    std::thread::scope(|scope| {
+        let (ports, holders) = (&ports, &holders);
+        let workers = [1, 2, 3, 4].map(|thread| {
+            scope.spawn(move || {
+                let mut rng = StdRng::seed_from_u64(thread as u64);
+                let mut held = Vec::new();
+                for round in 0..20_000 {
+                    if let Some(port) = take(ports, at(round / 100), PortPreference::Any, &mut rng) {
+                        assert_eq!(holders.get(port).unwrap().swap(thread, Ordering::Relaxed), 0, "port {port}");
+                        held.push(port);
+                    }
+                    let most = if round < 19_999 { rng.random_range(0..20) } else { 0 };
+                    while held.len() > most {
+                        let port = held.swap_remove(rng.random_range(0..held.len()));
+                        assert_eq!(holders.get(port).unwrap().swap(0, Ordering::Relaxed), thread, "port {port}");
+                        ports.release(port);
+                    }
+                }
+            })
+        });
+        let mut next = ranges.iter().cycle();
+        while !workers.iter().all(|worker| worker.is_finished()) {
+            next.next().into_iter().for_each(|range| ports.set_range(range));
+        }
+    });
+    assert_eq!(ports.taken(), 0);
+    for range in ranges {
+        ports.set_range(&range);
+        let all = take_all(&ports, PortPreference::Any, &mut StdRng::seed_from_u64(9));
+        assert_eq!(set(all.iter().copied()), set(range));
+        all.into_iter().for_each(|port| ports.release(port));
+    }
+}
+
 /// The state of a port in the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum ModelState {
@@ -198,13 +267,14 @@ enum ModelState {
 }
 
 proptest! {
-    // Every port always has exactly one state.
+    // Every port always has exactly one state, whatever the range.
     #[test]
-    fn behaves_like_a_map(steps in prop::collection::vec((0..8u8, 0..16u16, 0..30u64), 1..300)) {
+    fn behaves_like_a_map(steps in prop::collection::vec((0..9u8, 0..16u16, 0..30u64), 1..300)) {
         use ModelState::*;
         let mut rng = StdRng::seed_from_u64(1);
-        let ports = Ports::new(&(50_039..=50_050));
-        let mut model: BTreeMap<u16, ModelState> = (50_039..=50_050).map(|port| (port, Free)).collect();
+        let mut range = 50_039..=50_050;
+        let ports = Ports::new(&range);
+        let mut model: BTreeMap<u16, ModelState> = (50_030..=50_060).map(|port| (port, Free)).collect();
         let mut second = 0;
         for (step, which, pause) in steps {
             second += pause;
@@ -223,7 +293,7 @@ proptest! {
                         _ => PortPreference::EvenAndNext,
                     };
                     let fits = |port: u16, free: &dyn Fn(ModelState) -> bool| {
-                        let free = |port: u16| model.get(&port).is_some_and(|state| free(*state));
+                        let free = |port: u16| range.contains(&port) && free(model[&port]);
                         free(port)
                             && (preference == PortPreference::Any || port.is_multiple_of(2))
                             && (preference != PortPreference::EvenAndNext || free(port + 1))
@@ -255,18 +325,27 @@ proptest! {
                     ports.release(port);
                     model.insert(port, Resting(second + 6));
                 }
-                _ => {
+                7 => {
                     let port = 50_039 + which % 12;
-                    let free = matches!(model[&port], Free | Resting(_));
+                    let free = range.contains(&port) && matches!(model[&port], Free | Resting(_));
                     if !matches!(model[&port], Aside(_)) {
                         prop_assert_eq!(ports.take_exactly(port), free);
-                        model.insert(port, Taken);
+                        if free {
+                            model.insert(port, Taken);
+                        }
                     }
+                }
+                _ => {
+                    range = 50_030 + which..=50_045 + which.wrapping_mul(7) % 16;
+                    ports.set_range(&range);
                 }
             }
             let count = |wanted: &dyn Fn(&ModelState) -> bool| model.values().filter(|state| wanted(state)).count();
             prop_assert_eq!(ports.taken(), count(&|state| *state == Taken));
-            prop_assert_eq!(ports.in_use_elsewhere(at(second)), count(&|state| matches!(state, Aside(_))));
+            let within = |wanted: &dyn Fn(ModelState) -> bool| range.clone().filter(|port| wanted(model[port])).count();
+            prop_assert_eq!(ports.in_use_elsewhere(at(second)), within(&|state| matches!(state, Aside(_))));
+            prop_assert_eq!(ports.quarantined(at(second)), within(&|state| matches!(state, Aside(_) | Resting(_))));
+            prop_assert_eq!(ports.untaken(), within(&|state| state != Taken));
             for (port, place) in &model {
                 prop_assert_eq!(ports.is_taken(*port), *place == Taken);
             }
