@@ -435,6 +435,9 @@ impl Shell {
         match event {
             Event::AuthenticationFailed { cause, .. } => self.statistics.count_failed_authentication(*cause),
             Event::AllocationEnded(ended) => self.statistics.count_ended_allocation(ended),
+            Event::PeersRevoked { permissions, channels, .. } => {
+                self.statistics.count_revoked_peers(*permissions, *channels);
+            }
             _ => {}
         }
     }

@@ -56,6 +56,7 @@ pub(crate) struct Statistics {
     failed_authentications: Cells<{ AuthCause::LABELS.len() }>,
     failed_relay_sockets: Cells<{ OpenError::ALL.len() }>,
     receive_drops: Cells<2>,
+    revoked_peers: Cells<2>,
     lifetimes: Histogram<{ LIFETIME_BOUNDS.len() }>,
     sizes: Histogram<{ SIZE_BOUNDS.len() }>,
     allocations: [Cells<3>; 3],
@@ -77,6 +78,7 @@ impl Default for Statistics {
             failed_authentications: Cells::default(),
             failed_relay_sockets: Cells::default(),
             receive_drops: Cells::default(),
+            revoked_peers: Cells::default(),
             lifetimes: Histogram::new(&LIFETIME_BOUNDS),
             sizes: Histogram::new(&SIZE_BOUNDS),
             allocations: Default::default(),
@@ -115,6 +117,10 @@ pub(crate) struct Totals {
     pub(crate) listener_drops: u64,
     /// The same at relay sockets.
     pub(crate) relay_drops: u64,
+    /// Permissions that a new configuration has ended.
+    pub(crate) revoked_permissions: u64,
+    /// Channels that a new configuration has ended.
+    pub(crate) revoked_channels: u64,
     /// The lifetime of allocations that have ended, in microseconds.
     pub(crate) lifetimes: Distribution<{ LIFETIME_BOUNDS.len() }>,
     /// The application data of allocations that have ended, in bytes.
@@ -143,6 +149,8 @@ impl Totals {
         add_all(&mut self.failed_relay_sockets, &other.failed_relay_sockets);
         self.listener_drops += other.listener_drops;
         self.relay_drops += other.relay_drops;
+        self.revoked_permissions += other.revoked_permissions;
+        self.revoked_channels += other.revoked_channels;
         self.lifetimes.add(&other.lifetimes);
         self.sizes.add(&other.sizes);
         add_all(self.gauges.allocations.as_flattened_mut(), other.gauges.allocations.as_flattened());
@@ -191,6 +199,7 @@ impl Statistics {
         let [bytes_to_peers, bytes_to_clients] = self.bytes.read();
         let [open_tcp, open_tls] = self.open_connections.read();
         let [listener_drops, relay_drops] = self.receive_drops.read();
+        let [revoked_permissions, revoked_channels] = self.revoked_peers.read();
         Totals {
             packets: Counters::from(self.packets.read()),
             bytes_to_peers,
@@ -204,6 +213,8 @@ impl Statistics {
             failed_relay_sockets: self.failed_relay_sockets.read(),
             listener_drops,
             relay_drops,
+            revoked_permissions,
+            revoked_channels,
             lifetimes: self.lifetimes.read(),
             sizes: self.sizes.read(),
             gauges: Gauges {
@@ -278,6 +289,12 @@ impl Statistics {
         self.receive_drops.at(role as usize).add(datagrams);
     }
 
+    /// Counts the permissions and the channels of an allocation that a new configuration has ended.
+    pub(super) fn count_revoked_peers(&self, permissions: usize, channels: usize) {
+        self.revoked_peers.at(0).add(permissions as u64);
+        self.revoked_peers.at(1).add(channels as u64);
+    }
+
     pub(super) fn count_ended_allocation(&self, ended: &AllocationSummary) {
         self.lifetimes.observe(microseconds(ended.duration));
         self.sizes.observe(ended.traffic.bytes_to_peers + ended.traffic.bytes_to_client);
@@ -336,12 +353,14 @@ mod tests {
         statistics.count_handshake(Err(CloseReason::Alert));
         statistics.count_failed_relay_socket(OpenError::AddressGone);
         statistics.count_receive_drops(SocketRole::Relay, 5);
+        statistics.count_revoked_peers(3, 4);
         let gauges = Gauges { allocations: [[1, 2, 3], [4, 5, 6], [7, 8, 9]], permissions: 10, channels: 11 };
         statistics.publish(&gauges, &Iterations::new(Duration::ZERO), Duration::from_secs(1));
         let mut both = statistics.read();
         both.add(&statistics.read());
         assert_eq!((both.packets.get(Outcome::RelayedToPeer), both.bytes_to_clients), (4, 14));
         assert_eq!((both.open_tcp, both.open_tls, both.listener_drops, both.relay_drops), (0, 2, 0, 10));
+        assert_eq!((both.revoked_permissions, both.revoked_channels), (6, 8));
         assert_eq!((both.failed_relay_sockets, both.allocations()), ([0, 2, 0], 90));
         assert_eq!((both.gauges.permissions, both.gauges.channels), (20, 22));
         assert_eq!((both.handshake_durations.sum, both.handshake_durations.buckets[2]), (6_000, 2));

@@ -165,6 +165,13 @@ impl Page {
         )?;
         families.gauge("permissions", "Permissions of all allocations", None, gauges.permissions)?;
         families.gauge("channels", "Channels of all allocations", None, gauges.channels)?;
+        families.counters(
+            "revoked_peers",
+            "Permissions and channels that a new configuration has ended",
+            None,
+            "kind",
+            [("permission", self.totals.revoked_permissions), ("channel", self.totals.revoked_channels)],
+        )?;
         families.histogram(
             "allocation_lifetime",
             "Time from the Allocate request to the end of allocations that have ended",
