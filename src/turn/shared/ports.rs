@@ -104,8 +104,8 @@ impl Ports {
 
     pub(crate) fn range(&self) -> RangeInclusive<u16> {
         // Acquire: the tables have the ports of the range.
-        let word = self.range.load(Ordering::Acquire);
-        (word >> 16) as u16..=word as u16
+        let [a, b, c, d] = self.range.load(Ordering::Acquire).to_be_bytes();
+        u16::from_be_bytes([a, b])..=u16::from_be_bytes([c, d])
     }
 
     /// Replaces the range. Other ports are not taken any more; those that are taken stay taken until they are released.
