@@ -17,7 +17,7 @@ mod ctl {
     use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::net::UnixStream;
     use std::os::unix::process::CommandExt as _;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::{Child, Command};
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -33,9 +33,7 @@ mod ctl {
     use crate::client::Http;
     use crate::support::certificates::Authority;
     use crate::support::client::{self, Client, Login, Session};
-    use crate::support::{
-        Controlled, Finished, LogLine, Process, Server, TIMEOUT, TempDir, config, run, skip, with_tls,
-    };
+    use crate::support::{Controlled, LogLine, Process, Server, TIMEOUT, TempDir, config, run, skip, with_tls};
 
     const ALLOW: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
 

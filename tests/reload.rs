@@ -9,6 +9,7 @@ mod support;
 
 #[cfg(test)]
 mod reload {
+    mod listeners;
     mod ports;
 
     use std::collections::HashMap;
@@ -440,7 +441,12 @@ mod reload {
         let peer = client::socket("127.0.0.2:0".parse().unwrap());
         let (client, session, relay) = fixture.allocate("ann");
         client.permit(&session, peer.local_addr().unwrap());
-        fixture.reload(&with(&fixture.config, &[("peers.deny", "['127.0.0.2']"), ("peers.allow", "[]")]));
+        let response =
+            fixture.reload(&with(&fixture.config, &[("peers.deny", "['127.0.0.2']"), ("peers.allow", "[]")]));
+        assert_eq!([&response["revoked_permissions"], &response["revoked_channels"]], [1, 0]);
+        let page = Http::unix(&fixture.socket).get("/metrics").body;
+        assert_eq!(metric(&page, "turnserver_revoked_peers_total{kind=\"permission\"}"), 1);
+        assert_eq!(metric(&page, "turnserver_revoked_peers_total{kind=\"channel\"}"), 0);
         let cut = fixture.event("peers-revoked");
         assert_eq!(cut.field("permissions").as_deref(), Some("1"));
         peer.send_to(b"x", relay).unwrap();

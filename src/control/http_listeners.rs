@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use super::listeners::{Neighbours, overlaps};
 use super::start::StartError;
 use crate::config::{CONTROL_SOCKET as CONTROL_SOCKET_PATH, Config, ControlSocket, Http};
 use crate::http::{self, ListenerChange, UnixSocket};
+use crate::transport::Endpoint;
 
 /// The HTTP listeners of the process.
 #[derive(Debug, Default)]
@@ -31,31 +33,53 @@ pub(super) struct NewHttpListeners {
 }
 
 impl HttpListeners {
-    /// Binds the listeners of a configuration, except those that these have.
+    /// Returns the addresses that a new configuration keeps or opens, and those that it closes.
+    pub(super) fn neighbours(&self, new: &Self) -> Neighbours {
+        let stay: Vec<SocketAddr> = new.bound.iter().map(|own| own.actual).collect();
+        let go = self.bound.iter().map(|own| own.actual).filter(|own| !stay.contains(own)).collect();
+        Neighbours { stay, go }
+    }
+
+    /// Binds the listeners of a configuration, except those that these have. `clients`: the TCP listeners of the
+    /// clients.
     ///
     /// # Errors
     /// If one of them cannot be bound. Then none is.
-    pub(super) fn preview(&self, config: &Http) -> Result<NewHttpListeners, StartError> {
-        let (mut bound, mut open) = (Vec::new(), Vec::new());
-        for wanted in &config.listen {
-            if let Some(own) = self.bound.iter().find(|own| own.wanted == *wanted) {
-                bound.push(*own);
+    pub(super) fn preview(&self, config: &Http, clients: &Neighbours) -> Result<NewHttpListeners, StartError> {
+        let (mut bound, mut open) = (Vec::<Bound>::new(), Vec::new());
+        // Wildcards first: they hold their port on every address, so that specific addresses can share it.
+        let mut wanted: Vec<SocketAddr> = config.listen.clone();
+        wanted.sort_by_key(|address| !address.ip().is_unspecified());
+        for wanted in wanted {
+            if let Some(own) = self.bound.iter().find(|own| own.wanted == wanted || own.actual == wanted) {
+                bound.push(Bound { wanted, actual: own.actual });
                 continue;
             }
-            let is_shared = self.bound.iter().any(|own| own.actual.port() == wanted.port());
-            let (listener, actual) = http::Listener::tcp(*wanted, is_shared)
-                .map_err(|error| StartError::Http { address: *wanted, error })?;
+            if let Some(clients) = clients.conflict(wanted) {
+                return Err(StartError::HttpInUse { address: wanted, clients });
+            }
+            let is_own = self.bound.iter().chain(&bound).any(|own| overlaps(own.actual, wanted));
+            let (listener, actual) = http::Listener::tcp(wanted, is_own || clients.share(wanted))
+                .map_err(|error| StartError::Http { address: wanted, error })?;
             open.push((listener, actual));
-            bound.push(Bound { wanted: *wanted, actual });
+            bound.push(Bound { wanted, actual });
         }
-        let close = self.bound.iter().filter(|own| !bound.contains(own)).map(|own| own.actual).collect();
+        let listeners = Self { bound };
+        let close = self.neighbours(&listeners).go;
         let scheme = if config.tls { "https" } else { "http" };
-        let change = ListenerChange { open, close, is_encrypted: config.tls };
-        Ok(NewHttpListeners { listeners: Self { bound }, change, scheme })
+        let change = ListenerChange { open, close, is_encrypted: config.tls, closed: None };
+        Ok(NewHttpListeners { listeners, change, scheme })
     }
 }
 
 impl NewHttpListeners {
+    /// Takes out the listeners to close whose ports the listeners of the clients need.
+    pub(super) fn take_closed_for(&mut self, clients: &[Endpoint]) -> Vec<SocketAddr> {
+        let tcp = |endpoint: &&Endpoint| endpoint.transport.is_connection();
+        let is_needed = |own: &SocketAddr| clients.iter().filter(tcp).any(|new| overlaps(new.address, *own));
+        self.change.close.extract_if(.., |own| is_needed(own)).collect()
+    }
+
     pub(super) fn log(&self) {
         for address in &self.change.close {
             tracing::info!(event = "http-listener-closed", %address, "HTTP no longer listening");

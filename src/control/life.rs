@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout, timeout_at};
 
 use super::api::Published;
 use super::commands::{Command, Request};
@@ -31,7 +32,7 @@ use crate::net::tls::date;
 use crate::privacy::Privacy;
 use crate::setting::DRAIN_DEADLINE;
 use crate::turn::{Ledger, Operator};
-use crate::worker::{ListenerChange, Snapshot};
+use crate::worker::{FailedListener, ListenerChange, Snapshot};
 
 /// The interval at which a drain checks whether the last allocation has ended.
 const DRAIN_CHECK: Duration = Duration::from_millis(100);
@@ -316,7 +317,8 @@ impl RunningServer<'_> {
         let now = clock::unix_seconds();
         self.inputs.revoked.revoke(username, until, now).map_err(|error| error.to_string())?;
         let tls = self.snapshot().tls.clone();
-        let is_complete = self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
+        let reconfigured = self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
+        let is_complete = reconfigured.is_complete();
         let is_revoked = until > now;
         log_revocation(&self.snapshot().privacy, username, is_revoked.then_some(until), is_complete, operator);
         Ok(json!({ "username": username, "revoked": is_revoked, "until": until, "complete": is_complete }))
@@ -357,34 +359,45 @@ impl RunningServer<'_> {
         Arc::clone(&self.published.borrow().snapshot)
     }
 
-    /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it stops waiting
-    /// and returns `false`; slow workers use the configuration later.
-    async fn reconfigure(&mut self, snapshot: Snapshot) -> bool {
+    /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it stops waiting;
+    /// slow workers use the configuration later.
+    async fn reconfigure(&mut self, snapshot: Snapshot) -> Reconfigured {
         self.reconfigure_with(snapshot, Vec::new()).await
     }
 
     /// Like [`reconfigure`](Self::reconfigure), with a change of the listeners for each worker.
-    pub(super) async fn reconfigure_with(&mut self, snapshot: Snapshot, changes: Vec<ListenerChange>) -> bool {
+    pub(super) async fn reconfigure_with(&mut self, snapshot: Snapshot, changes: Vec<ListenerChange>) -> Reconfigured {
         let snapshot = Arc::new(snapshot);
         self.published.send_modify(|published| published.snapshot = Arc::clone(&snapshot));
         let changes = changes.into_iter().chain(std::iter::repeat_with(ListenerChange::default));
         let reconfigure = |(worker, change): (&WorkerControl, ListenerChange)| {
             let (handle, snapshot) = (worker.handle.clone(), Arc::clone(&snapshot));
             // A worker that has ended needs no configuration.
-            async move {
-                let _ = handle.reconfigure(snapshot, change).await;
-            }
+            async move { handle.reconfigure(snapshot, change).await.unwrap_or_default() }
         };
         let workers = self.workers.iter().zip(changes);
-        let is_complete = complete_within(RECONFIGURE_TIMEOUT, workers.map(reconfigure)).await;
-        if !is_complete {
+        let results = complete_within(RECONFIGURE_TIMEOUT, workers.map(reconfigure)).await;
+        let reconfigured = Reconfigured::new(results);
+        if !reconfigured.pending.is_empty() {
             tracing::warn!(
                 event = "reconfiguration-delayed",
                 timeout = RECONFIGURE_TIMEOUT.as_secs(),
                 "a worker does not use the new configuration yet; it will do so when it is less busy"
             );
         }
-        is_complete
+        reconfigured
+    }
+
+    /// Closes HTTP listeners whose ports are needed, and waits until they are closed.
+    pub(super) async fn close_http(&self, close: Vec<SocketAddr>, is_encrypted: bool) {
+        if close.is_empty() {
+            return;
+        }
+        let (closed, mut all_closed) = mpsc::channel(1);
+        let change = http::ListenerChange { open: Vec::new(), close, is_encrypted, closed: Some(closed) };
+        // The thread of the HTTP server ends after this one. If it is slow, the ports are shared for a while.
+        let _ = self.http_changes.send(change);
+        let _ = timeout(RECONFIGURE_TIMEOUT, all_closed.recv()).await;
     }
 
     /// Starts a drain: because of a signal, or because the operator has commanded it.
@@ -460,20 +473,48 @@ impl RunningServer<'_> {
     }
 }
 
-/// Runs futures until all of them are complete, and returns whether that takes less than a time. Those that take longer
-/// continue.
-async fn complete_within(
+/// What has become of a new configuration at the workers.
+#[derive(Debug, Default)]
+pub(super) struct Reconfigured {
+    /// The workers that do not use it yet.
+    pub(super) pending: Vec<usize>,
+    /// The new listeners that workers could not open, with the index of the worker.
+    pub(super) failed: Vec<(usize, FailedListener)>,
+}
+
+impl Reconfigured {
+    /// Collects the results of all workers; `None` if there is none yet.
+    fn new(results: Vec<Option<Vec<FailedListener>>>) -> Self {
+        let mut all = Self::default();
+        for (worker, result) in results.into_iter().enumerate() {
+            match result {
+                None => all.pending.push(worker),
+                Some(failed) => all.failed.extend(failed.into_iter().map(|failed| (worker, failed))),
+            }
+        }
+        all
+    }
+
+    /// Whether every worker uses all of it.
+    pub(super) fn is_complete(&self) -> bool {
+        self.pending.is_empty() && self.failed.is_empty()
+    }
+}
+
+/// Runs futures until all of them are complete, and returns their results; `None` for those that take longer than a
+/// time. These continue.
+async fn complete_within<T: Send + 'static>(
     time: Duration,
-    futures: impl Iterator<Item = impl Future<Output = ()> + Send + 'static>,
-) -> bool {
+    futures: impl Iterator<Item = impl Future<Output = T> + Send + 'static>,
+) -> Vec<Option<T>> {
     // A separate task continues after the timeout.
     let tasks: Vec<_> = futures.map(tokio::spawn).collect();
-    let all = async {
-        for task in tasks {
-            let _ = task.await;
-        }
-    };
-    timeout(time, all).await.is_ok()
+    let deadline = Instant::now() + time;
+    let mut results = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        results.push(timeout_at(deadline, task).await.ok().and_then(Result::ok));
+    }
+    results
 }
 
 /// Logs that a username is revoked until a time, or that its revocation has ended.
@@ -572,10 +613,11 @@ mod tests {
             let _ = receiver.await;
             let _ = done.send(());
         };
-        assert!(!complete_within(Duration::from_millis(1), std::iter::once(slow)).await);
+        assert_eq!(complete_within(Duration::from_millis(1), std::iter::once(slow)).await, [None]);
         sender.send(()).unwrap();
         finished.await.unwrap();
-        assert!(complete_within(Duration::from_secs(60), std::iter::once(async {})).await);
+        let futures = [1, 2].map(|result| async move { result });
+        assert_eq!(complete_within(Duration::from_secs(60), futures.into_iter()).await, [Some(1), Some(2)]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::net::{interfaces, tcp, udp};
 use crate::transport::{Endpoint, Transport};
-use crate::worker::{BoundListener, ListenerChange, ListenerSocket};
+use crate::worker::{AlteredListener, BoundListener, ListenerChange, ListenerSocket};
 
 /// Why a listener cannot be bound. Each message is one line with advice.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,18 @@ pub enum ListenError {
         transport = .0.transport
     )]
     InUse(Endpoint),
+    /// The HTTP server of this process uses the port.
+    #[error(
+        "cannot listen on {endpoint}: http.listen of this server uses {http}. Set another port in \
+         listen.{transport} or in http.listen",
+        transport = .endpoint.transport
+    )]
+    InUseByHttp {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// The address in `http.listen`, with its actual port.
+        http: SocketAddr,
+    },
     /// The machine does not have the address.
     #[error(
         "cannot listen on {endpoint}: this machine does not have the address. Change it in listen.{transport}; the \
@@ -84,13 +96,54 @@ struct Bound {
     plain: bool,
 }
 
+impl Bound {
+    /// Whether the socket can serve an endpoint. A TCP socket can also serve TLS, and the other way round.
+    fn fits(&self, endpoint: Endpoint) -> bool {
+        self.actual.transport.port_protocol() == endpoint.transport.port_protocol()
+            && (self.wanted.address == endpoint.address || self.actual.address == endpoint.address)
+    }
+}
+
 /// The listeners of a new configuration. Their sockets are bound; nothing else has changed.
 #[derive(Debug)]
 pub(super) struct NewListeners {
     pub(super) listeners: Listeners,
-    /// What each worker has to open and to close.
+    /// What each worker has to open, to alter and to close.
     pub(super) changes: Vec<ListenerChange>,
 }
+
+/// The TCP addresses that another server of this process has now: the HTTP server, or that of the clients.
+#[derive(Debug, Default)]
+pub(super) struct Neighbours {
+    /// Those that it has after the reload.
+    pub(super) stay: Vec<SocketAddr>,
+    /// Those that it closes before the new listeners are used.
+    pub(super) go: Vec<SocketAddr>,
+}
+
+impl Neighbours {
+    /// Returns an address that prevents a listener.
+    pub(super) fn conflict(&self, address: SocketAddr) -> Option<SocketAddr> {
+        self.stay.iter().copied().find(|other| overlaps(*other, address))
+    }
+
+    /// Whether a listener has to share its port until the reload is complete.
+    pub(super) fn share(&self, address: SocketAddr) -> bool {
+        self.go.iter().any(|other| overlaps(*other, address))
+    }
+}
+
+/// An endpoint that needs a new socket for each worker.
+#[derive(Clone, Copy, Debug)]
+struct Missing {
+    /// Its place in the configuration.
+    index: usize,
+    endpoint: Endpoint,
+    plain: bool,
+}
+
+/// An endpoint with its place in the configuration, and its new sockets, one for each worker.
+type Opened = (usize, Bound, Vec<BoundListener>);
 
 impl Listeners {
     /// Returns the endpoints with their actual ports, in the order of the configuration.
@@ -98,9 +151,33 @@ impl Listeners {
         &self.endpoints
     }
 
+    /// Returns the addresses of the TCP sockets that stay with the listeners in `wanted`, and of those that go.
+    pub(super) fn tcp_neighbours(&self, wanted: &[Endpoint]) -> Neighbours {
+        let kept = self.kept(&with_sockets(wanted));
+        let is_kept = |own: &&Bound| kept.iter().flatten().any(|kept| kept == *own);
+        let of = |all: Vec<&Bound>| all.into_iter().map(|own| own.actual.address).collect();
+        let (stay, go) = self.bound.iter().filter(|own| own.actual.transport.is_connection()).partition(is_kept);
+        Neighbours { stay: of(stay), go: of(go) }
+    }
+
+    /// Returns for each endpoint the present listener whose sockets it keeps.
+    fn kept(&self, endpoints: &[(usize, Endpoint)]) -> Vec<Option<Bound>> {
+        let mut left = self.bound.clone();
+        let mut kept = vec![None; endpoints.len()];
+        // Of several with port 0, each keeps its own.
+        let matches: [fn(&Bound, Endpoint) -> bool; 2] = [|own, endpoint| own.wanted == endpoint, Bound::fits];
+        for is_match in matches {
+            for ((_, endpoint), kept) in endpoints.iter().zip(&mut kept).filter(|(_, kept)| kept.is_none()) {
+                let found = left.iter().position(|own| is_match(own, *endpoint));
+                *kept = found.map(|at| left.remove(at));
+            }
+        }
+        kept
+    }
+
     /// Binds the sockets of the listeners in `wanted` for each worker, except those that these listeners have. Port 0
-    /// selects a free port. If it is `only_check`, no socket is bound that would share a port of this process, because it
-    /// would take packets.
+    /// selects a free port. `http`: the listeners of the HTTP server. If it is `only_check`, no UDP socket is bound that
+    /// would share a port of this process, because it would take packets.
     ///
     /// # Errors
     /// If a socket cannot be bound. Then none is.
@@ -108,50 +185,110 @@ impl Listeners {
         &self,
         wanted: &[Endpoint],
         workers: usize,
+        http: &Neighbours,
         only_check: bool,
     ) -> Result<NewListeners, ListenError> {
-        let mut order: Vec<(usize, Endpoint)> = wanted.iter().copied().enumerate().collect();
-        // A TCP listener also serves TLS, so a TLS endpoint with the same address needs no socket.
-        let tcp_of = |endpoint: &Endpoint| {
-            let twin = Endpoint::new(Transport::Tcp, endpoint.address);
-            let shares = endpoint.transport == Transport::Tls && endpoint.address.port() != 0;
-            if shares { wanted.iter().position(|other| *other == twin) } else { None }
-        };
-        order.retain(|(_, endpoint)| tcp_of(endpoint).is_none());
-        // Wildcards first: they hold their port on every address, so that specific addresses can share it.
-        order.sort_by_key(|(_, endpoint)| {
-            (endpoint.transport.is_connection(), !endpoint.address.ip().is_unspecified(), endpoint.transport)
-        });
-        let mut all: Vec<(usize, Bound, Vec<BoundListener>)> = Vec::with_capacity(wanted.len());
-        for (index, endpoint) in order {
+        let endpoints = with_sockets(wanted);
+        let (mut all, mut missing, mut alter) = (Vec::new(), Vec::new(), Vec::new());
+        for ((index, endpoint), kept) in endpoints.iter().copied().zip(self.kept(&endpoints)) {
             let plain = endpoint.transport != Transport::Tls
                 || wanted.iter().any(|other| other.transport == Transport::Tcp && covers(*other, endpoint));
-            if let Some(own) = self.bound.iter().find(|own| own.wanted == endpoint && own.plain == plain) {
-                all.push((index, *own, Vec::new()));
+            let Some(own) = kept else {
+                missing.push(Missing { index, endpoint, plain });
                 continue;
+            };
+            let actual = Endpoint::new(endpoint.transport, own.actual.address);
+            if (actual, plain) != (own.actual, own.plain) {
+                alter.push(AlteredListener { endpoint: own.actual, transport: endpoint.transport, plain });
             }
-            let mut others = self.bound.iter().chain(all.iter().map(|(_, own, _)| own));
-            let is_shared = others.any(|own| overlap(own.actual, endpoint));
-            let sockets = if is_shared && only_check { Vec::new() } else { open(endpoint, plain, is_shared, workers)? };
-            let actual = sockets.first().map_or(endpoint, |socket| socket.endpoint);
-            all.push((index, Bound { wanted: endpoint, actual, plain }, sockets));
+            all.push((index, Bound { wanted: endpoint, actual, plain }, Vec::new()));
         }
+        self.open_missing(missing, workers, http, only_check, &mut all)?;
         all.sort_by_key(|(index, ..)| *index);
-        let actual = |(index, endpoint): (usize, &Endpoint)| {
-            let of = tcp_of(endpoint).unwrap_or(index);
-            let found = all.iter().find(|(own, ..)| *own == of);
-            found.map(|(_, own, _)| Endpoint::new(endpoint.transport, own.actual.address))
-        };
-        let endpoints = wanted.iter().enumerate().filter_map(actual).collect();
         let bound: Vec<Bound> = all.iter().map(|(_, own, _)| *own).collect();
-        let close: Vec<Endpoint> = self.bound.iter().filter(|own| !bound.contains(own)).map(|own| own.actual).collect();
-        let change = |_| ListenerChange { open: Vec::new(), close: close.clone() };
+        let stays = |own: &Bound| bound.iter().any(|new| new.fits(own.actual));
+        let close: Vec<Endpoint> = self.bound.iter().filter(|own| !stays(own)).map(|own| own.actual).collect();
+        let change = |_| ListenerChange { open: Vec::new(), alter: alter.clone(), close: close.clone() };
         let mut changes: Vec<ListenerChange> = (0..workers).map(change).collect();
+        let endpoints = actual_endpoints(wanted, &all);
         for (_, _, sockets) in all {
             changes.iter_mut().zip(sockets).for_each(|(change, socket)| change.open.push(socket));
         }
         Ok(NewListeners { listeners: Self { endpoints, bound }, changes })
     }
+
+    /// Binds the sockets of new listeners.
+    fn open_missing(
+        &self,
+        mut missing: Vec<Missing>,
+        workers: usize,
+        http: &Neighbours,
+        only_check: bool,
+        all: &mut Vec<Opened>,
+    ) -> Result<(), ListenError> {
+        // A UDP socket takes packets from a present listener with the same port as soon as it is bound. If the reload
+        // fails, these are lost, so such sockets are bound when nothing but the bind of another one of them can still
+        // fail. TCP sockets do not listen yet.
+        let takes_packets = |endpoint: Endpoint| {
+            !endpoint.transport.is_connection() && self.bound.iter().any(|own| overlap(own.actual, endpoint))
+        };
+        // Wildcards first: they hold their port on every address, so that specific addresses can share it.
+        missing.sort_by_key(|Missing { endpoint, .. }| {
+            let is_specific = !endpoint.address.ip().is_unspecified();
+            (takes_packets(*endpoint), endpoint.transport.is_connection(), is_specific, endpoint.transport)
+        });
+        let mut unbound = Vec::new();
+        for missing in missing {
+            let Missing { index, endpoint, plain } = missing;
+            if takes_packets(endpoint) {
+                let sockets = (0..workers).map(|_| udp::unbound_listener(endpoint.address));
+                let sockets: io::Result<Vec<_>> = sockets.collect();
+                unbound.push((missing, sockets.map_err(|error| ListenError::new(endpoint, error))?));
+                continue;
+            }
+            let (is_tcp, address) = (endpoint.transport.is_connection(), endpoint.address);
+            if let Some(http) = http.conflict(address).filter(|_| is_tcp) {
+                return Err(ListenError::InUseByHttp { endpoint, http });
+            }
+            let mut own = self.bound.iter().chain(all.iter().map(|(_, own, _)| own));
+            let is_shared = own.any(|own| overlap(own.actual, endpoint)) || (is_tcp && http.share(address));
+            let sockets = open(endpoint, plain, is_shared, workers)?;
+            let actual = sockets.first().map_or(endpoint, |socket| socket.endpoint);
+            all.push((index, Bound { wanted: endpoint, actual, plain }, sockets));
+        }
+        for (Missing { index, endpoint, plain }, sockets) in unbound {
+            let bind = |socket: udp::UnboundListener| {
+                let socket = socket.bind().map_err(|error| ListenError::new(endpoint, error))?;
+                Ok(BoundListener { endpoint, socket: ListenerSocket::Udp(socket), plain })
+            };
+            let sockets = if only_check { Vec::new() } else { sockets };
+            let sockets: Result<Vec<_>, ListenError> = sockets.into_iter().map(bind).collect();
+            all.push((index, Bound { wanted: endpoint, actual: endpoint, plain }, sockets?));
+        }
+        Ok(())
+    }
+}
+
+/// Returns the endpoint whose socket serves a TLS endpoint: a TCP listener with the same address also serves TLS.
+fn twin(wanted: &[Endpoint], endpoint: Endpoint) -> Option<usize> {
+    let twin = Endpoint::new(Transport::Tcp, endpoint.address);
+    let shares = endpoint.transport == Transport::Tls && endpoint.address.port() != 0;
+    if shares { wanted.iter().position(|other| *other == twin) } else { None }
+}
+
+/// Returns the endpoints that need a socket, with their places in the configuration.
+fn with_sockets(wanted: &[Endpoint]) -> Vec<(usize, Endpoint)> {
+    wanted.iter().copied().enumerate().filter(|(_, endpoint)| twin(wanted, *endpoint).is_none()).collect()
+}
+
+/// Returns the endpoints with their actual ports.
+fn actual_endpoints(wanted: &[Endpoint], all: &[Opened]) -> Vec<Endpoint> {
+    let actual = |(index, endpoint): (usize, &Endpoint)| {
+        let of = twin(wanted, *endpoint).unwrap_or(index);
+        let found = all.iter().find(|(own, ..)| *own == of);
+        found.map(|(_, own, _)| Endpoint::new(endpoint.transport, own.actual.address))
+    };
+    wanted.iter().enumerate().filter_map(actual).collect()
 }
 
 /// Binds the sockets of an endpoint, one for each worker. `is_shared`: this process has another socket at its port.
@@ -169,7 +306,7 @@ fn open(endpoint: Endpoint, plain: bool, is_shared: bool, workers: usize) -> Res
 enum Ports {
     /// No other socket may use the port yet.
     Claimed,
-    /// A listener of this process has claimed the port.
+    /// A listener of this process has claimed the port. A TCP socket does not listen yet.
     Shared,
 }
 
@@ -235,141 +372,24 @@ pub(super) fn missing(wanted: &[Endpoint]) -> io::Result<Vec<MissingListener>> {
 
 /// Returns whether `own` is a wildcard that includes `other`, so that both can share a port.
 fn covers(own: Endpoint, other: Endpoint) -> bool {
-    let (wildcard, address) = (own.address, other.address);
-    own.transport.port_protocol() == other.transport.port_protocol()
-        && wildcard.ip().is_unspecified()
-        && wildcard.port() == address.port()
-        && (wildcard.is_ipv6() || address.is_ipv4())
+    own.transport.port_protocol() == other.transport.port_protocol() && includes(own.address, other.address)
 }
 
 /// Returns whether two sockets could get the same packets, so that they have to share the port.
 fn overlap(own: Endpoint, other: Endpoint) -> bool {
-    let same = own.transport.port_protocol() == other.transport.port_protocol() && own.address == other.address;
-    same || covers(own, other) || covers(other, own)
+    own.transport.port_protocol() == other.transport.port_protocol() && overlaps(own.address, other.address)
+}
+
+/// Returns whether `wildcard` is a wildcard address that includes `address`.
+fn includes(wildcard: SocketAddr, address: SocketAddr) -> bool {
+    wildcard.ip().is_unspecified() && wildcard.port() == address.port() && (wildcard.is_ipv6() || address.is_ipv4())
+}
+
+/// Returns whether two addresses are equal, or one of them is a wildcard that includes the other.
+pub(super) fn overlaps(one: SocketAddr, other: SocketAddr) -> bool {
+    one == other || includes(one, other) || includes(other, one)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn claim(wanted: &[Endpoint], workers: usize) -> Result<NewListeners, ListenError> {
-        Listeners::default().preview(wanted, workers, false)
-    }
-
-    fn each(text: &str) -> [ListenError; 4] {
-        let [udp, tcp] =
-            [Transport::Udp, Transport::Tcp].map(|transport| Endpoint::new(transport, text.parse().unwrap()));
-        let available = "10.0.0.5 (eth0)".to_owned();
-        [
-            ListenError::InUse(udp),
-            ListenError::InUse(tcp),
-            ListenError::NotLocal { endpoint: tcp, available },
-            ListenError::NotPermitted(tcp),
-        ]
-    }
-
-    #[test]
-    fn each_error_names_the_transport_and_what_to_do() {
-        let lines = each("192.0.2.7:80").map(|error| error.to_string());
-        for (line, (begin, part)) in lines.iter().zip([
-            ("cannot listen on udp 192.0.2.7:80: ", "`ss -ulpn sport = :80`, or set another port in listen.udp"),
-            ("cannot listen on tcp 192.0.2.7:80: ", "`ss -tlpn sport = :80`, or set another port in listen.tcp"),
-            ("cannot listen on tcp 192.0.2.7:80: ", "in listen.tcp; the addresses of this machine are 10.0.0.5 (eth0)"),
-            ("cannot listen on tcp 192.0.2.7:80: ", "CAP_NET_BIND_SERVICE"),
-        ]) {
-            assert!(line.starts_with(begin) && line.contains(part), "{line}");
-        }
-    }
-
-    #[test]
-    fn tcp_and_tls_share_a_socket_on_one_address() {
-        let free = claim(&[Endpoint::new(Transport::Tcp, "127.0.0.1:0".parse().unwrap())], 1).unwrap();
-        let port = free.listeners.endpoints()[0].address.port();
-        drop(free);
-        let at = |transport, ip: &str| Endpoint::new(transport, SocketAddr::new(ip.parse().unwrap(), port));
-        let of = |wanted: &[Endpoint]| {
-            let NewListeners { listeners, changes } = claim(wanted, 2).unwrap();
-            assert_eq!(listeners.endpoints(), wanted);
-            let sockets = |change: &ListenerChange| -> Vec<(Endpoint, bool)> {
-                change.open.iter().map(|own| (own.endpoint, own.plain)).collect()
-            };
-            [sockets(&changes[0]), sockets(&changes[1])]
-        };
-        let (tcp, tls) = (at(Transport::Tcp, "0.0.0.0"), at(Transport::Tls, "0.0.0.0"));
-        assert_eq!(of(&[tcp, tls]), [vec![(tcp, true)], vec![(tcp, true)]]);
-        // A socket of its own, on which `listen.tcp` admits clients without TLS.
-        let tls = at(Transport::Tls, "127.0.0.1");
-        assert_eq!(of(&[tcp, tls]), [vec![(tcp, true), (tls, true)], vec![(tcp, true), (tls, true)]]);
-        let (tcp, tls) = (at(Transport::Tcp, "127.0.0.1"), at(Transport::Tls, "0.0.0.0"));
-        assert_eq!(of(&[tcp, tls]), [vec![(tcp, true), (tls, false)], vec![(tcp, true), (tls, false)]]);
-    }
-
-    #[test]
-    fn every_worker_has_a_socket_for_each_address_in_the_order_of_the_configuration() {
-        // Another program may take the port between two steps.
-        assert!((0..100).any(|_| claim_for_three_workers().is_ok()), "other programs have every port");
-    }
-
-    /// Fails if another program has the port.
-    fn claim_for_three_workers() -> Result<(), ListenError> {
-        let endpoints = |transport, ips: &[&str], port| -> Vec<Endpoint> {
-            let addresses = ips.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
-            addresses.map(|address| Endpoint::new(transport, address)).collect()
-        };
-        let free = claim(&endpoints(Transport::Tcp, &["0.0.0.0"], 0), 1).unwrap();
-        let port = free.listeners.endpoints()[0].address.port();
-        drop(free);
-        // The specific address shares the port of the wildcard that follows it.
-        let wanted = endpoints(Transport::Tcp, &["127.0.0.2", "0.0.0.0"], port);
-        let NewListeners { listeners, changes } = claim(&wanted, 3)?;
-        assert_eq!(listeners.endpoints(), wanted);
-        for worker in changes.iter().map(|change| &change.open) {
-            assert_eq!(worker.iter().map(|listener| listener.endpoint).collect::<Vec<_>>(), wanted);
-            assert!(worker.iter().all(|listener| matches!(listener.socket, ListenerSocket::Tcp(_))));
-            let local = |listener: &BoundListener| listener.socket.local_addr().unwrap();
-            let addresses: Vec<SocketAddr> = wanted.iter().map(|endpoint| endpoint.address).collect();
-            assert_eq!(worker.iter().map(local).collect::<Vec<_>>(), addresses);
-        }
-        for endpoint in wanted {
-            assert!(matches!(claim(&[endpoint], 1), Err(ListenError::InUse(taken)) if taken == endpoint));
-        }
-        claim(&endpoints(Transport::Udp, &["127.0.0.2", "0.0.0.0"], port), 1).map(drop)
-    }
-
-    #[test]
-    fn only_what_differs_is_opened_and_closed() {
-        let at = |transport, text: &str| Endpoint::new(transport, text.parse().unwrap());
-        let start = [at(Transport::Udp, "127.0.0.1:0"), at(Transport::Tcp, "127.0.0.1:0")];
-        let NewListeners { listeners, changes: _sockets } = claim(&start, 2).unwrap();
-        let actual = listeners.endpoints().to_vec();
-        let of = |wanted: &[Endpoint]| {
-            let new = listeners.preview(wanted, 2, false).unwrap();
-            let opened = |change: &ListenerChange| change.open.iter().map(|own| own.endpoint).collect::<Vec<_>>();
-            assert_eq!(opened(&new.changes[0]), opened(&new.changes[1]));
-            (opened(&new.changes[0]), new.changes[0].close.clone(), new.listeners.endpoints().to_vec())
-        };
-        assert_eq!(of(&start), (vec![], vec![], actual.clone()));
-        assert_eq!(of(&start[..1]), (vec![], vec![actual[1]], vec![actual[0]]));
-        // The wildcard shares the port with the listener that it replaces.
-        let wildcard =
-            Endpoint::new(Transport::Udp, SocketAddr::from((Ipv4Addr::UNSPECIFIED, actual[0].address.port())));
-        assert_eq!(of(&[wildcard, start[1]]), (vec![wildcard], vec![actual[0]], vec![wildcard, actual[1]]));
-        // A socket for TLS alone begins to serve TCP as well.
-        let (tcp, tls) =
-            (Endpoint::new(Transport::Tcp, actual[1].address), Endpoint::new(Transport::Tls, actual[1].address));
-        let new = listeners.preview(&[start[0], tls], 1, false).unwrap();
-        assert_eq!((new.changes[0].open[0].plain, &new.changes[0].close), (false, &vec![actual[1]]));
-        assert_eq!(of(&[start[0], tcp, tls]), (vec![tcp], vec![actual[1]], vec![actual[0], tcp, tls]));
-    }
-
-    #[test]
-    fn a_port_of_another_program_is_refused_and_the_listeners_stay() {
-        let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let taken = Endpoint::new(Transport::Udp, other.local_addr().unwrap());
-        let start = [Endpoint::new(Transport::Udp, "127.0.0.1:0".parse().unwrap())];
-        let NewListeners { listeners, .. } = claim(&start, 1).unwrap();
-        let refused = listeners.preview(&[start[0], taken], 1, false);
-        assert!(matches!(refused, Err(ListenError::InUse(endpoint)) if endpoint == taken));
-        assert!(listeners.preview(&start, 1, false).is_ok_and(|new| new.changes[0].open.is_empty()));
-    }
-}
+#[path = "listeners/tests.rs"]
+mod tests;

@@ -10,6 +10,7 @@ use super::alternate::own_server;
 use super::api::{Access, Reload};
 use super::follow::Machine;
 use super::http_listeners::NewHttpListeners;
+use super::life::Reconfigured;
 use super::listeners::NewListeners;
 use super::snapshot::snapshot;
 use super::start::{StartError, connection_limit, generate_secret, open_files, room};
@@ -21,6 +22,7 @@ use crate::privacy::Usernames;
 use crate::setting::{CONNECTIONS, RELAY_PORTS};
 use crate::transport::Endpoint;
 use crate::turn::Operator;
+use crate::worker::FailedListener;
 
 /// The most realms of earlier configurations whose keys existing allocations may have.
 const FORMER_REALMS: usize = 8;
@@ -70,7 +72,7 @@ impl RunningServer<'_> {
     pub(super) async fn reload(&mut self, dry_run: bool, operator: Option<Operator>) -> Result<Value, String> {
         if dry_run {
             let plan = self.plan_reload(true)?;
-            return Ok(self.report(&plan.changes, &plan.warnings, true, true));
+            return Ok(self.report(&plan.changes, &plan.warnings, None));
         }
         self.service.reloading(clock::monotonic());
         let result = match self.plan_reload(false) {
@@ -119,9 +121,11 @@ impl RunningServer<'_> {
         let reload = |tls| Certificates::reload(self.certificates.as_ref(), tls, config.hostname.as_deref());
         let certificate = config.tls.as_ref().map(reload).transpose().map_err(|error| error.to_string())?;
         let new_secret = generate_secret(&config).map_err(|error| StartError::Random(error).to_string())?;
-        let http = self.http_listeners.preview(&config.http).map_err(|error| error.to_string())?;
-        // The last step, because new sockets take packets from those with which they share a port.
-        let listeners = self.listeners.preview(&config.listen, self.workers.len(), only_check);
+        let clients = self.listeners.tcp_neighbours(&config.listen);
+        let http = self.http_listeners.preview(&config.http, &clients).map_err(|error| error.to_string())?;
+        let http_ports = self.http_listeners.neighbours(&http.listeners);
+        // The last step, because new UDP sockets take packets from those with which they share a port.
+        let listeners = self.listeners.preview(&config.listen, self.workers.len(), &http_ports, only_check);
         let listeners = listeners.map_err(|error| error.to_string())?;
         // The secret of a trial stays until there is another one.
         let generated_secret = new_secret.map(|new| self.inputs.generated_secret.clone().unwrap_or(new));
@@ -152,7 +156,7 @@ impl RunningServer<'_> {
     }
 
     async fn use_plan(&mut self, plan: Plan, operator: Option<Operator>) -> Value {
-        let Plan { config, changes, warnings, machine, certificate, listeners, http, generated_secret } = plan;
+        let Plan { config, changes, warnings, machine, certificate, listeners, mut http, generated_secret } = plan;
         let before = std::mem::replace(&mut self.config, Arc::clone(&config));
         self.inputs.remember_realm(&before.realm, &config.realm);
         self.inputs.generated_secret = generated_secret;
@@ -166,6 +170,7 @@ impl RunningServer<'_> {
         self.listeners = listeners.listeners;
         self.entry.reconfigure(&config, self.listeners.endpoints(), self.inputs.generated_secret.clone());
         http.log();
+        let needed = http.take_closed_for(self.listeners.endpoints());
         self.http_listeners = http.listeners;
 
         // Before the workers change, so that no new credential is made with a secret that they no longer accept.
@@ -177,7 +182,11 @@ impl RunningServer<'_> {
         });
         let acceptor = replacement.as_ref().map(Replacement::acceptor);
         let snapshot = snapshot(&config, &self.inputs, &self.addresses, acceptor);
-        let is_complete = self.reconfigure_with(snapshot, listeners.changes).await;
+        let revoked = self.revoked();
+        self.close_http(needed, before.http.tls).await;
+        let reconfigured = self.reconfigure_with(snapshot, listeners.changes).await;
+        let [permissions, channels] = self.revoked();
+        let revoked = [permissions - revoked[0], channels - revoked[1]];
         let urls = self.urls();
         self.published.send_modify(|published| {
             published.certificate = self.certificates.as_ref().map(Certificates::published);
@@ -200,7 +209,7 @@ impl RunningServer<'_> {
         self.use_log_settings(&before);
         let certificate = self.certificates.as_ref().map(Certificates::current);
         self.entry.print(self.addresses.choice(), certificate);
-        self.report(&changes, &warnings, false, is_complete)
+        self.report(&changes, &warnings, Some((&reconfigured, revoked)))
     }
 
     fn log_reload(&self, changes: &[Change], warnings: &[String], operator: Option<Operator>) {
@@ -236,18 +245,37 @@ impl RunningServer<'_> {
         }
     }
 
-    fn report(&self, changes: &[Change], warnings: &[String], dry_run: bool, is_complete: bool) -> Value {
+    /// Returns the number of permissions and of channels that reloads have revoked.
+    fn revoked(&self) -> [u64; 2] {
+        let totals = self.workers.iter().map(|worker| worker.statistics.read());
+        totals.fold([0, 0], |[permissions, channels], totals| {
+            [permissions + totals.revoked_permissions, channels + totals.revoked_channels]
+        })
+    }
+
+    /// Returns the response to the operator. `used` is `None` if the configuration was only checked.
+    fn report(&self, changes: &[Change], warnings: &[String], used: Option<(&Reconfigured, [u64; 2])>) -> Value {
         let change = |change: &Change| {
             let (from, to) = change.values.clone().unzip();
             json!({ "key": change.key, "from": from, "to": to, "needs_restart": change.needs_restart })
         };
+        let failed = |(worker, FailedListener { endpoint, error }): &(usize, FailedListener)| {
+            let (transport, address) = (endpoint.transport.as_str(), endpoint.address.to_string());
+            json!({ "worker": worker, "transport": transport, "address": address, "error": error.to_string() })
+        };
+        let nothing = Reconfigured::default();
+        let (reconfigured, [permissions, channels]) = used.unwrap_or((&nothing, [0, 0]));
         let Reload { generation, .. } = self.published.borrow().reload;
         json!({
-            "dry_run": dry_run,
+            "dry_run": used.is_none(),
             "generation": generation,
             "changes": changes.iter().map(change).collect::<Vec<_>>(),
             "warnings": warnings,
-            "complete": is_complete,
+            "complete": reconfigured.is_complete(),
+            "pending_workers": reconfigured.pending,
+            "failed_listeners": reconfigured.failed.iter().map(failed).collect::<Vec<_>>(),
+            "revoked_permissions": permissions,
+            "revoked_channels": channels,
         })
     }
 }

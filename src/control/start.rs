@@ -17,7 +17,7 @@ use super::addresses::{self, AddressError, Choice};
 use super::alternate::own_server;
 use super::follow::Follower;
 use super::http_listeners::{HttpListeners, NewHttpListeners, control_socket};
-use super::listeners::{self, ListenError, Listeners, NewListeners};
+use super::listeners::{self, ListenError, Listeners, Neighbours, NewListeners};
 use super::snapshot::{SnapshotInputs, policy, snapshot};
 use super::tls::{Certificates, TlsError};
 use crate::auth::{Revocations, Secret};
@@ -73,6 +73,17 @@ pub enum StartError {
         address: SocketAddr,
         /// What the kernel reported.
         error: io::Error,
+    },
+    /// A listener for clients of this process uses the port.
+    #[error(
+        "cannot listen on {address} ({HTTP_LISTEN}): a TCP or TLS listener of this server uses {clients}. Set another \
+         port in {HTTP_LISTEN}, or in listen.tcp or listen.tls"
+    )]
+    HttpInUse {
+        /// The address.
+        address: SocketAddr,
+        /// The address of the listener, with its actual port.
+        clients: SocketAddr,
     },
     /// The control socket cannot be bound.
     #[error("cannot create the control socket {} ({CONTROL_SOCKET}): {error}", .path.display())]
@@ -131,7 +142,8 @@ pub(super) fn prepare(
     let connections = connection_limit(config, choice, limit);
     let spare = SpareFiles::new(limit, spare_files(limit));
     let workers = worker_count(config);
-    let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, false)?;
+    let none = Neighbours::default();
+    let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, &none, false)?;
     let inputs = SnapshotInputs {
         generated_secret: generate_secret(config)?,
         nonce_key: random_key()?,
@@ -167,7 +179,7 @@ pub(super) fn prepare(
         });
     }
     let control_socket = control_socket(config)?;
-    let http = HttpListeners::default().preview(&config.http)?;
+    let http = HttpListeners::default().preview(&config.http, &listeners.tcp_neighbours(&config.listen))?;
     http.log();
     Ok(Prepared { plans, controls, snapshot, ledger, listeners, addresses, inputs, certificates, control_socket, http })
 }

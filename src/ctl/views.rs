@@ -81,8 +81,24 @@ pub(crate) fn reload(reload: &Value) -> Vec<String> {
     }
     let warnings = list(reload, "warnings").iter().filter_map(Value::as_str);
     lines.extend(warnings.map(|warning| format!("warning: {}", printable(warning))));
-    if !flag(reload, "complete") {
-        lines.push("a worker is busy and does not use it yet; the log says when there is a problem".to_owned());
+    for worker in list(reload, "pending_workers") {
+        lines.push(format!("worker {worker} is busy and does not use it yet; the log says when there is a problem"));
+    }
+    for failed in list(reload, "failed_listeners") {
+        lines.push(format!(
+            "worker {} cannot serve clients at the new listener {} {}: {}; restart the server",
+            number(failed, "worker"),
+            text(failed, "transport"),
+            text(failed, "address"),
+            printable(text(failed, "error")),
+        ));
+    }
+    let revoked = [("permission", "revoked_permissions"), ("channel", "revoked_channels")];
+    let revoked =
+        revoked.map(|(noun, field)| (number(reload, field), noun)).into_iter().filter(|(count, _)| *count > 0);
+    let revoked: Vec<String> = revoked.map(|(count, noun)| counted(count, noun)).collect();
+    if !revoked.is_empty() {
+        lines.push(format!("{} ended, because the configuration no longer allows them", revoked.join(" and ")));
     }
     lines
 }
@@ -244,6 +260,23 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_reload_that_is_not_complete_says_where_and_why() {
+        let response = json!({
+            "dry_run": false, "generation": 2, "changes": [], "warnings": [], "complete": false,
+            "pending_workers": [3],
+            "failed_listeners": [{ "worker": 1, "transport": "udp", "address": "192.0.2.1:3478", "error": "no\x1b room" }],
+            "revoked_permissions": 1, "revoked_channels": 2,
+        });
+        let expected = [
+            "the configuration is in use (generation 2); 0 changes",
+            "worker 3 is busy and does not use it yet; the log says when there is a problem",
+            "worker 1 cannot serve clients at the new listener udp 192.0.2.1:3478: no\\u{1b} room; restart the server",
+            "1 permission and 2 channels ended, because the configuration no longer allows them",
+        ];
+        assert_eq!(reload(&response), expected);
+    }
 
     #[test]
     fn a_revocation_that_is_not_complete_says_so() {

@@ -6,7 +6,7 @@ use std::os::unix::net as unix;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tracing::field::{DisplayValue, display};
 
 use crate::privacy::{LoggedAddress, Privacy};
@@ -124,7 +124,7 @@ const BACKLOG: i32 = 64;
 
 impl Listener {
     /// Binds a TCP listener, and returns it with its actual address. `[::]` also accepts IPv4. `is_shared`: this process
-    /// has another listener at its port, which will be closed.
+    /// has another listener at its port, so the new one gets connections only when it is served.
     ///
     /// # Errors
     /// Those of the kernel.
@@ -137,7 +137,9 @@ impl Listener {
         socket.set_nonblocking(true)?;
         socket.set_reuse_port(is_shared)?;
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
+        if !is_shared {
+            socket.listen(BACKLOG)?;
+        }
         // After `bind`, so that it does not share the port of another server. A reload may share it.
         socket.set_reuse_port(true)?;
         let socket = net::TcpListener::from(socket);
@@ -151,7 +153,11 @@ impl Listener {
                 socket.set_nonblocking(true)?;
                 AsyncListener::Unix(tokio::net::UnixListener::from_std(socket)?, file)
             }
-            Self::Tcp(socket) => AsyncListener::Tcp(tokio::net::TcpListener::from_std(socket)?),
+            Self::Tcp(socket) => {
+                let listener = tokio::net::TcpListener::from_std(socket)?;
+                SockRef::from(&listener).listen(BACKLOG)?;
+                AsyncListener::Tcp(listener)
+            }
         })
     }
 }
@@ -227,12 +233,29 @@ impl AsyncListener {
             }
             Self::Tcp(socket) => {
                 let (stream, address) = socket.accept().await?;
-                // Without it, responses may wait for an acknowledgement.
-                stream.set_nodelay(true)?;
-                Ok((Stream::Tcp(stream), Client::Address(address)))
+                accepted(stream, address)
             }
         }
     }
+
+    /// Returns the connections that wait at a TCP listener, which is about to be closed: the kernel would reset them.
+    pub(super) fn waiting(self) -> Vec<(Stream, Client)> {
+        let Self::Tcp(socket) = self else { return Vec::new() };
+        let Ok(socket) = socket.into_std() else { return Vec::new() };
+        let next = || {
+            let (stream, address) = socket.accept().ok()?;
+            stream.set_nonblocking(true).ok()?;
+            accepted(tokio::net::TcpStream::from_std(stream).ok()?, address).ok()
+        };
+        let most = usize::try_from(BACKLOG).unwrap_or_default();
+        std::iter::from_fn(next).take(most).collect()
+    }
+}
+
+fn accepted(stream: tokio::net::TcpStream, address: SocketAddr) -> io::Result<(Stream, Client)> {
+    // Without it, responses may wait for an acknowledgement.
+    stream.set_nodelay(true)?;
+    Ok((Stream::Tcp(stream), Client::Address(address)))
 }
 
 #[cfg(test)]

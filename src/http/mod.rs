@@ -9,7 +9,7 @@ mod listener;
 pub(crate) mod response;
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -24,7 +24,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -95,7 +95,12 @@ pub(crate) struct ListenerChange {
     pub(crate) close: Vec<SocketAddr>,
     /// Whether clients use TLS from now on.
     pub(crate) is_encrypted: bool,
+    /// Dropped when the sockets of the listeners to close are closed.
+    pub(crate) closed: Option<Closed>,
 }
+
+/// Whoever has the other end learns that every copy of this has been dropped.
+pub(crate) type Closed = mpsc::Sender<()>;
 
 type Certificate = Box<dyn Fn() -> Option<Acceptor> + Send>;
 
@@ -124,9 +129,9 @@ async fn serve<H: Handler>(plan: Plan, handler: Rc<H>) {
     let shared = Shared { certificate: Rc::new(certificate), is_encrypted: Rc::default(), handler, stop };
     let mut tasks = JoinSet::new();
     if let Some(listener) = control_socket {
-        tasks.spawn_local(accept(listener, None, Rc::default(), shared.clone()));
+        tasks.spawn_local(accept(listener, None, None, shared.clone()));
     }
-    let mut tcp: Vec<(SocketAddr, Rc<Notify>)> = Vec::new();
+    let mut tcp: Vec<(SocketAddr, oneshot::Sender<Option<Closed>>)> = Vec::new();
     loop {
         tokio::select! {
             () = stopped(shared.stop.clone()) => break,
@@ -134,12 +139,13 @@ async fn serve<H: Handler>(plan: Plan, handler: Rc<H>) {
             Some(_) = tasks.join_next() => {}
             Some(change) = changes.recv() => {
                 let closed = tcp.extract_if(.., |(address, _)| change.close.contains(address));
-                closed.for_each(|(_, close)| close.notify_one());
+                // A listener that has failed needs no message.
+                closed.for_each(|(_, close)| drop(close.send(change.closed.clone())));
                 shared.is_encrypted.set(change.is_encrypted);
                 for (listener, address) in change.open {
-                    let close = Rc::<Notify>::default();
+                    let (close, closing) = oneshot::channel();
                     let is_encrypted = Some(Rc::clone(&shared.is_encrypted));
-                    tasks.spawn_local(accept(listener, is_encrypted, Rc::clone(&close), shared.clone()));
+                    tasks.spawn_local(accept(listener, is_encrypted, Some(closing), shared.clone()));
                     tcp.push((address, close));
                 }
             }
@@ -180,12 +186,12 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
 /// The time to wait after a connection could not be accepted, for example because there is no free descriptor.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// Accepts and serves connections until the server stops, or until `close`. `is_encrypted`: whether clients use TLS;
-/// `None` on the control socket.
+/// Accepts and serves connections until the server stops, or until `close`, which `None` never does. `is_encrypted`:
+/// whether clients use TLS; `None` on the control socket.
 async fn accept<H: Handler>(
     listener: Listener,
     is_encrypted: Option<Rc<Cell<bool>>>,
-    close: Rc<Notify>,
+    close: Option<oneshot::Receiver<Option<Closed>>>,
     shared: Shared<H>,
 ) {
     let Shared { certificate, handler, stop, .. } = shared;
@@ -195,50 +201,64 @@ async fn accept<H: Handler>(
     };
     let connections = Rc::new(Connections::new(limits::CONNECTIONS, limits::CONNECTIONS_PER_SOURCE));
     let mut tasks = JoinSet::new();
-    let stopped_accepting = async {
-        tokio::select! {
-            () = stopped(stop.clone()) => {}
-            () = close.notified() => {}
-        }
+    let begin = |tasks: &mut JoinSet<()>, (stream, client): (listener::Stream, Client)| {
+        let place = Connections::admit(&connections, client.source());
+        let is_encrypted = is_encrypted.as_ref().is_some_and(|encrypted| encrypted.get());
+        let acceptor = is_encrypted.then(|| certificate());
+        let (handler, stop) = (Rc::clone(&handler), stop.clone());
+        tasks.spawn_local(async move {
+            let connection = &place.connection;
+            let served = serve_connection(stream, client, acceptor, connection, handler);
+            tokio::select! {
+                // The client gets no response: the request did not come, or took too long.
+                () = connection.evicted() => {}
+                () = stopped_and_sent(stop, connection) => {}
+                _ = timeout(limits::CONNECTION_TIME, served) => {}
+            }
+        });
     };
-    tokio::pin!(stopped_accepting);
-    loop {
+    let (stopping, closing) = (stopped(stop.clone()), closing(close));
+    tokio::pin!(stopping, closing);
+    let closed = loop {
         let accepted = tokio::select! {
-            () = &mut stopped_accepting => break,
+            () = &mut stopping => break None,
+            closed = &mut closing => break Some(closed),
             // A connection that has ended leaves nothing.
             Some(_) = tasks.join_next() => continue,
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((stream, client)) => {
-                let place = Connections::admit(&connections, client.source());
-                let is_encrypted = is_encrypted.as_ref().is_some_and(|encrypted| encrypted.get());
-                let acceptor = is_encrypted.then(|| certificate());
-                let (handler, stop) = (Rc::clone(&handler), stop.clone());
-                tasks.spawn_local(async move {
-                    let connection = &place.connection;
-                    let served = serve_connection(stream, client, acceptor, connection, handler);
-                    tokio::select! {
-                        // The client gets no response: the request did not come, or took too long.
-                        () = connection.evicted() => {}
-                        () = stopped_and_sent(stop, connection) => {}
-                        _ = timeout(limits::CONNECTION_TIME, served) => {}
-                    }
-                });
-            }
+            Ok(accepted) => begin(&mut tasks, accepted),
             Err(error) => {
                 tracing::debug!(event = "http-accept-failed", %error, "cannot accept an HTTP connection");
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
+    };
+    if closed.is_some() {
+        socket.waiting().into_iter().for_each(|accepted| begin(&mut tasks, accepted));
+    } else {
+        drop(socket);
     }
-    drop(socket);
+    drop(closed);
     // Connections to a listener that has been closed continue.
     tokio::select! {
         () = stopped(stop.clone()) => {}
         () = complete(&mut tasks) => {}
     }
     let _ = timeout(limits::STOP_TIME, complete(&mut tasks)).await;
+}
+
+/// Waits until a listener has to be closed.
+async fn closing(close: Option<oneshot::Receiver<Option<Closed>>>) -> Option<Closed> {
+    match close {
+        Some(close) => match close.await {
+            Ok(closed) => closed,
+            // The server stops.
+            Err(_) => pending().await,
+        },
+        None => pending().await,
+    }
 }
 
 /// Waits until the server has to stop, and the response on a connection, if there is one, has been sent.

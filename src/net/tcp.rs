@@ -1,7 +1,7 @@
 //! TCP: binds listeners, and detects clients that are no longer reachable.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use super::udp;
 mod tests;
 
 /// The most connections that wait to be accepted while a worker is busy. The system may allow fewer.
-const BACKLOG: i32 = 1024;
+pub(crate) const BACKLOG: i32 = 1024;
 
 /// The most retries of a claim that may have collided with a concurrent one.
 const MAX_RETRIES: usize = 16;
 
-/// Binds the listener of one worker.
+/// Binds the listener of one worker. The kernel gives it connections after [`listen`].
 ///
 /// It does not block and shares its port with the listeners of the other workers (`SO_REUSEPORT`); the kernel
 /// distributes the connections among them. `[::]` also accepts IPv4; every other IPv6 address accepts only IPv6.
@@ -28,16 +28,35 @@ const MAX_RETRIES: usize = 16;
 ///
 /// # Errors
 ///
-/// Those of `socket`, `setsockopt`, `bind` and `listen`. See also [`udp::no_ipv6`].
+/// Those of `socket`, `setsockopt` and `bind`. See also [`udp::no_ipv6`].
 pub(crate) fn bind_listener(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = new_socket(addr)?;
     socket.set_reuse_port(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Binds the first listener of an address, on which no other socket may listen yet.
+/// Makes the kernel accept connections for a listener. Those that wait already are not affected.
+///
+/// # Errors
+///
+/// Those of `listen`.
+pub(crate) fn listen(listener: &impl AsFd) -> io::Result<()> {
+    SockRef::from(listener).listen(BACKLOG)
+}
+
+/// Accepts a connection that waits at a listener. It does not block, like the connection that it returns.
+///
+/// # Errors
+///
+/// `WouldBlock` if no connection waits, and those of `accept` and `fcntl`.
+pub(crate) fn accept_now(listener: &impl AsFd) -> io::Result<TcpStream> {
+    let (stream, _) = SockRef::from(listener).accept()?;
+    stream.set_nonblocking(true)?;
+    Ok(stream.into())
+}
+
+/// Binds the first listener of an address, on which no other socket may listen yet, and listens.
 ///
 /// The socket is configured as in [`bind_listener`], which binds the further listeners of the address. Port 0 selects a
 /// free port. Connections of an earlier server, open or in TIME-WAIT, do not prevent the claim. Until the socket is
@@ -45,7 +64,7 @@ pub(crate) fn bind_listener(addr: SocketAddr) -> io::Result<TcpListener> {
 ///
 /// # Errors
 ///
-/// `AddrInUse` if another socket listens on the port, otherwise as [`bind_listener`].
+/// `AddrInUse` if another socket listens on the port, otherwise as [`bind_listener`] and [`listen`].
 pub(crate) fn claim_listener(addr: SocketAddr) -> io::Result<TcpListener> {
     let mut retries = 0;
     let listener = loop {

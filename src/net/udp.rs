@@ -47,10 +47,37 @@ pub(super) const MAX_ATTEMPTS: usize = 64;
 ///
 /// Those of `socket`, `bind` and `setsockopt`. A failure to grow the buffers is ignored. See also `no_ipv6`.
 pub fn bind_listener(addr: SocketAddr) -> io::Result<UdpSocket> {
+    unbound_listener(addr)?.bind()
+}
+
+/// A listener that gets packets as soon as it is bound.
+#[derive(Debug)]
+pub(crate) struct UnboundListener {
+    socket: Socket,
+    addr: SocketAddr,
+}
+
+/// Creates the listener of one worker, which is not bound yet.
+///
+/// # Errors
+///
+/// Those of `socket` and `setsockopt`, as for [`bind_listener`].
+pub(crate) fn unbound_listener(addr: SocketAddr) -> io::Result<UnboundListener> {
     let socket = new_listener(addr)?;
     socket.set_reuse_port(true)?;
-    socket.bind(&addr.into())?;
-    Ok(socket.into())
+    Ok(UnboundListener { socket, addr })
+}
+
+impl UnboundListener {
+    /// Binds it.
+    ///
+    /// # Errors
+    ///
+    /// Those of `bind`.
+    pub(crate) fn bind(self) -> io::Result<UdpSocket> {
+        self.socket.bind(&self.addr.into())?;
+        Ok(self.socket.into())
+    }
 }
 
 /// Binds the first listener of an address, which no other socket may use yet.

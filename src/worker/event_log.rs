@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::net::limits;
 use crate::privacy::Privacy;
 use crate::setting;
+use crate::transport::Endpoint;
 use crate::turn::{
     AllocationId, Deadline, Event, FiveTuple, Instant, Limit, Outcome, QuotaExceeded, RedirectCause, Waiting,
 };
@@ -222,6 +223,15 @@ impl EventLog {
                 }
             }
         }
+    }
+
+    /// Logs that this worker does not serve clients at a new listener.
+    pub(super) fn listener_failed(&self, endpoint: Endpoint, error: &io::Error) {
+        tracing::error!(
+            event = "listener-failed", worker = self.worker, address = %endpoint.address,
+            transport = endpoint.transport.as_str(), %error,
+            "a worker cannot serve clients at a new listener; restart the server"
+        );
     }
 
     pub(super) fn connection_rejected(&mut self, now: Instant, client: SocketAddr, exceeded: QuotaExceeded) {

@@ -4,6 +4,7 @@
 //! has a response, unless the worker has ended.
 
 use std::cell::RefCell;
+use std::io;
 use std::rc::Weak;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use tokio::task::yield_now;
 
 use super::connections::EvictionRequest;
 use super::{BoundListener, Snapshot, Worker, tasks};
-use crate::transport::Endpoint;
+use crate::transport::{Endpoint, Transport};
 use crate::turn::{AllocationDetail, AllocationId, AllocationInfo, Cursor, Filter, Operator, Page};
 
 /// The maximum number of commands that wait for a worker.
@@ -28,7 +29,8 @@ const LOOKS: usize = 128;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Replace the configuration and listeners, and revoke everything that the new configuration does not allow.
-    Reconfigure { snapshot: Arc<Snapshot>, listeners: ListenerChange, done: oneshot::Sender<()> },
+    /// The response is what could not be opened.
+    Reconfigure { snapshot: Arc<Snapshot>, listeners: ListenerChange, done: oneshot::Sender<Vec<FailedListener>> },
     /// List one page of the allocations that a filter accepts, starting at the cursor.
     List { cursor: Cursor, filter: Arc<Filter>, response: oneshot::Sender<Page> },
     /// List the oldest allocations, up to `most`, the oldest first.
@@ -47,13 +49,33 @@ pub(crate) enum Command {
 #[derive(Debug, Default)]
 pub(crate) struct ListenerChange {
     pub(crate) open: Vec<BoundListener>,
+    pub(crate) alter: Vec<AlteredListener>,
     /// The endpoints that the worker no longer serves, with their actual ports. Connections on them continue.
     pub(crate) close: Vec<Endpoint>,
 }
 
+/// A TCP listener that keeps its socket and serves other clients from now on. Connections on it continue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AlteredListener {
+    /// The endpoint until now, with its actual port.
+    pub(crate) endpoint: Endpoint,
+    pub(crate) transport: Transport,
+    /// As in [`BoundListener`].
+    pub(crate) plain: bool,
+}
+
+/// A new listener at which a worker cannot serve clients.
+#[derive(Debug)]
+pub(crate) struct FailedListener {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) error: io::Error,
+}
+
 impl ListenerChange {
-    fn is_empty(&self) -> bool {
-        self.open.is_empty() && self.close.is_empty()
+    /// Whether the same UDP listeners serve their clients as before.
+    fn keeps_udp(&self) -> bool {
+        let opened = self.open.iter().map(|listener| listener.endpoint);
+        opened.chain(self.close.iter().copied()).all(|endpoint| endpoint.transport.is_connection())
     }
 }
 
@@ -78,12 +100,12 @@ pub(crate) fn mailbox() -> (Handle, Mailbox) {
 
 impl Handle {
     /// Replaces the configuration and listeners. Returns when everything that the configuration does not allow has been
-    /// revoked.
+    /// revoked: the new listeners that could not be opened.
     pub(crate) async fn reconfigure(
         &self,
         snapshot: Arc<Snapshot>,
         listeners: ListenerChange,
-    ) -> Result<(), WorkerEnded> {
+    ) -> Result<Vec<FailedListener>, WorkerEnded> {
         self.call(|done| Command::Reconfigure { snapshot, listeners, done }).await
     }
 
@@ -136,13 +158,11 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                 let Some(this) = worker.upgrade() else { return };
                 this.borrow_mut().reconfigure(snapshot);
                 let before = this.borrow().listener_addresses();
-                let mut unserved = (!listeners.is_empty()).then(Cursor::default);
-                let closed = tasks::change_listeners(&this, listeners);
+                let mut unserved = (!listeners.keeps_udp()).then(Cursor::default);
+                let changed = tasks::change_listeners(&this, listeners);
                 drop(this);
                 // The kernel gives the packets of their clients to another listener only when the sockets are closed.
-                for task in closed {
-                    let _ = task.await;
-                }
+                let failed = changed.complete().await;
                 while let Some(cursor) = unserved {
                     let Some(worker) = worker.upgrade() else { return };
                     unserved = worker.borrow_mut().end_unserved(cursor, BUDGET, &before);
@@ -152,7 +172,7 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                 while worker.upgrade().is_some_and(|worker| worker.borrow_mut().review(BUDGET)) {
                     yield_now().await;
                 }
-                let _ = done.send(());
+                let _ = done.send(failed);
             }
             Command::List { cursor, filter, response } => {
                 let Some(worker) = worker.upgrade() else { return };

@@ -46,7 +46,7 @@ use connections::{CloseReason, Connections};
 pub(crate) use connections::{ConnectionLimits, ConnectionOutcome, OtherWorkers, Timeouts};
 use event_log::{EventLog, Host, PacketLog};
 use iterations::Iterations;
-pub(crate) use mailbox::{Handle, ListenerChange, Mailbox, WorkerEnded, mailbox};
+pub(crate) use mailbox::{AlteredListener, FailedListener, Handle, ListenerChange, Mailbox, WorkerEnded, mailbox};
 use outbox::{Flow, SendResult, Staged, StagedForClients};
 use pace::Pace;
 use relays::RelaySockets;
@@ -119,7 +119,7 @@ pub(crate) struct BoundListener {
 pub(crate) enum ListenerSocket {
     /// Receives datagrams.
     Udp(UdpSocket),
-    /// Accepts connections, for TCP and for TLS.
+    /// Accepts connections, for TCP and for TLS. The kernel may give it none until a worker serves it.
     Tcp(TcpListener),
 }
 
@@ -215,8 +215,16 @@ struct Worker {
     datagrams: Staged<RecvBatch>,
     /// Bytes that connections receive.
     stream: Staged<Box<[u8]>>,
-    /// The tasks of the listeners.
-    listening: Vec<(Endpoint, JoinHandle<()>)>,
+    listening: Vec<Listening>,
+}
+
+/// A listener, and the task that serves it.
+#[derive(Debug)]
+struct Listening {
+    endpoint: Endpoint,
+    task: JoinHandle<()>,
+    /// `Some` if it accepts connections.
+    acceptor: Option<Rc<tasks::Acceptor>>,
 }
 
 /// The core, and everything that carries out its decisions.

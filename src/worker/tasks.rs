@@ -1,7 +1,7 @@
 //! The tasks of a worker: one for each listener, one for each connection, one for all relay sockets, and one for the
 //! mailbox. The main task ([`serve`]) runs the ticks.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -12,11 +12,11 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
-use super::mailbox::ListenerChange;
-use super::{BoundListener, Listener, ListenerSocket, Plan, Worker, connections, mailbox};
+use super::mailbox::{AlteredListener, FailedListener, ListenerChange};
+use super::{BoundListener, Listener, ListenerSocket, Listening, Plan, Worker, connections, mailbox};
 use crate::net::limits::{SpareFiles, too_many_open_files};
-use crate::net::timer;
 use crate::net::watch::{Events, Readable, Watch};
+use crate::net::{tcp, timer};
 use crate::transport::{Endpoint, Transport};
 
 /// The time for which reading from a socket backs off after an error.
@@ -93,29 +93,33 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
 fn open_listener(worker: &Rc<RefCell<Worker>>, listener: BoundListener) -> io::Result<()> {
     let BoundListener { endpoint, socket, plain } = listener;
     let panicked = Rc::clone(&worker.borrow().shell.panicked);
-    let task = match socket {
+    let (task, acceptor) = match socket {
         ListenerSocket::Udp(socket) => {
             let listener = Rc::new(Listener::new(socket)?);
             let shell = &mut worker.borrow_mut().shell;
             shell.listeners.push(Rc::clone(&listener));
             shell.to_clients.add_listener();
-            spawn(&panicked, serve_listener(Rc::clone(worker), listener))
+            (spawn(&panicked, serve_listener(Rc::clone(worker), listener)), None)
         }
         ListenerSocket::Tcp(socket) => {
             let listener = TcpListener::from_std(socket)?;
-            let (spare, guard) = (worker.borrow().shell.spare, Rc::clone(&panicked));
-            spawn(&panicked, accept(Rc::downgrade(worker), guard, listener, spare, endpoint.transport, plain))
+            // The last step that may fail, because the kernel resets the connections of a listener that is closed.
+            tcp::listen(&listener)?;
+            let kind = Cell::new(Kind { transport: endpoint.transport, plain });
+            let (spare, panicked) = (worker.borrow().shell.spare, Rc::clone(&panicked));
+            let acceptor = Rc::new(Acceptor { worker: Rc::downgrade(worker), panicked, listener, spare, kind });
+            (spawn(&acceptor.panicked, accept(Rc::clone(&acceptor))), Some(acceptor))
         }
     };
-    worker.borrow_mut().listening.push((endpoint, task));
+    worker.borrow_mut().listening.push(Listening { endpoint, task, acceptor });
     Ok(())
 }
 
-/// Stops serving clients at a listener. Its socket is closed when the task that this returns has ended.
-fn close_listener(worker: &mut Worker, endpoint: Endpoint) -> Option<JoinHandle<()>> {
-    let at = worker.listening.iter().position(|(own, _)| *own == endpoint)?;
-    let (_, task) = worker.listening.remove(at);
-    task.abort();
+/// Stops serving clients at a listener. [`Changed::complete`] closes its socket.
+fn close_listener(worker: &mut Worker, endpoint: Endpoint) -> Option<Listening> {
+    let at = worker.listening.iter().position(|own| own.endpoint == endpoint)?;
+    let closed = worker.listening.remove(at);
+    closed.task.abort();
     let shell = &mut worker.shell;
     let of = |listener: &Rc<Listener>| listener.address == endpoint.address;
     if endpoint.transport == Transport::Udp
@@ -126,63 +130,144 @@ fn close_listener(worker: &mut Worker, endpoint: Endpoint) -> Option<JoinHandle<
         shell.to_clients.remove_listener(at);
         shell.listeners.remove(at);
     }
-    Some(task)
+    Some(closed)
 }
 
-/// Changes the listeners of a running worker. Returns the tasks of those whose sockets are about to be closed.
-pub(super) fn change_listeners(worker: &Rc<RefCell<Worker>>, change: ListenerChange) -> Vec<JoinHandle<()>> {
+fn alter_listener(worker: &mut Worker, altered: AlteredListener) -> Option<(Rc<Acceptor>, Kind)> {
+    let AlteredListener { endpoint, transport, plain } = altered;
+    let own = worker.listening.iter_mut().find(|own| own.endpoint == endpoint)?;
+    own.endpoint.transport = transport;
+    Some((Rc::clone(own.acceptor.as_ref()?), Kind { transport, plain }))
+}
+
+/// A change of the listeners that is not complete yet.
+#[must_use]
+pub(super) struct Changed {
+    closed: Vec<Listening>,
+    altered: Vec<(Rc<Acceptor>, Kind)>,
+    failed: Vec<FailedListener>,
+}
+
+/// Changes the listeners of a running worker.
+pub(super) fn change_listeners(worker: &Rc<RefCell<Worker>>, change: ListenerChange) -> Changed {
+    let ListenerChange { open, alter, close: closing } = change;
     let close = |endpoint| close_listener(&mut worker.borrow_mut(), endpoint);
-    let closed = change.close.into_iter().filter_map(close).collect();
-    for listener in change.open {
+    let closed = closing.into_iter().filter_map(close).collect();
+    let altered = alter.into_iter().filter_map(|altered| alter_listener(&mut worker.borrow_mut(), altered)).collect();
+    let mut failed = Vec::new();
+    for listener in open {
         let endpoint = listener.endpoint;
         if let Err(error) = open_listener(worker, listener) {
-            tracing::error!(
-                event = "listener-failed", address = %endpoint.address, transport = endpoint.transport.as_str(), %error,
-                "a worker cannot serve clients at a new listener; restart the server"
-            );
+            worker.borrow().shell.events.listener_failed(endpoint, &error);
+            failed.push(FailedListener { endpoint, error });
         }
     }
-    closed
+    Changed { closed, altered, failed }
 }
 
-/// Accepts connections. It backs off after an error. The most frequent error is that the process has too many open
-/// files.
-async fn accept(
+impl Changed {
+    /// Serves the connections that have waited at the listeners until now, as if nothing had changed. Otherwise the
+    /// kernel would reset them. When this returns, the sockets are closed: the new listeners that could not be opened.
+    pub(super) async fn complete(self) -> Vec<FailedListener> {
+        for (acceptor, kind) in self.altered {
+            acceptor.accept_waiting().await;
+            acceptor.kind.set(kind);
+        }
+        for Listening { task, acceptor, .. } in self.closed {
+            // It serves each connection that it has accepted, because it is aborted only while it waits.
+            let _ = task.await;
+            if let Some(acceptor) = acceptor {
+                acceptor.accept_waiting().await;
+            }
+        }
+        self.failed
+    }
+}
+
+/// The clients that a listener serves.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    transport: Transport,
+    /// As in [`BoundListener`].
+    plain: bool,
+}
+
+/// Accepts connections at a listener.
+#[derive(Debug)]
+pub(super) struct Acceptor {
     worker: Weak<RefCell<Worker>>,
     panicked: Rc<Notify>,
     listener: TcpListener,
     spare: SpareFiles,
-    transport: Transport,
-    plain: bool,
-) {
-    'next: loop {
-        match listener.accept().await {
-            Ok((mut stream, _)) => {
-                // The client waits, as if its connection could not be accepted.
-                while !spare.permit(&stream) {
-                    let Some(worker) = worker.upgrade() else { return };
-                    worker.borrow_mut().accept_failed(&too_many_open_files());
-                    drop(worker);
-                    tokio::time::sleep(ACCEPT_BACK_OFF).await;
-                    match renumbered(stream) {
-                        Ok(again) => stream = again,
-                        Err(_) => continue 'next,
-                    }
+    kind: Cell<Kind>,
+}
+
+impl Acceptor {
+    /// Serves a connection. Returns whether the worker still runs.
+    async fn admit(&self, stream: TcpStream) -> bool {
+        let Kind { transport, plain } = self.kind.get();
+        let Some(worker) = self.worker.upgrade() else { return false };
+        let accepted = worker.borrow_mut().accept(&stream, transport);
+        drop(worker);
+        if let Some(admitted) = accepted {
+            spawn(&self.panicked, connections::serve(Weak::clone(&self.worker), admitted, stream, plain));
+        }
+        // Connections that this one evicts are closed before the next one is accepted, so that their descriptors are
+        // free.
+        yield_now().await;
+        true
+    }
+
+    /// Counts and logs a failure to accept a connection. Returns whether the worker still runs.
+    fn failed(&self, error: &io::Error) -> bool {
+        let Some(worker) = self.worker.upgrade() else { return false };
+        worker.borrow_mut().accept_failed(error);
+        true
+    }
+
+    /// Keeps a connection until it leaves the spare files free. Its client waits, as if the connection could not be
+    /// accepted. Returns `None` if it is lost.
+    async fn with_spare_files(&self, mut stream: TcpStream) -> Option<TcpStream> {
+        while !self.spare.permit(&stream) {
+            self.failed(&too_many_open_files()).then_some(())?;
+            tokio::time::sleep(ACCEPT_BACK_OFF).await;
+            stream = renumbered(stream).ok()?;
+        }
+        Some(stream)
+    }
+
+    /// Serves the connections that wait.
+    async fn accept_waiting(&self) {
+        // A listener whose clients never stop connecting is left with as many as can wait.
+        for _ in 0..tcp::BACKLOG {
+            let goes_on = match tcp::accept_now(&self.listener).and_then(TcpStream::from_std) {
+                Ok(stream) if !self.spare.permit(&stream) => self.failed(&too_many_open_files()),
+                Ok(stream) => self.admit(stream).await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => self.failed(&error) && error.kind() == io::ErrorKind::ConnectionAborted,
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+}
+
+/// Accepts connections. It backs off after an error. The most frequent error is that the process has too many open
+/// files.
+async fn accept(acceptor: Rc<Acceptor>) {
+    loop {
+        match acceptor.listener.accept().await {
+            Ok((stream, _)) => {
+                let Some(stream) = acceptor.with_spare_files(stream).await else { continue };
+                if !acceptor.admit(stream).await {
+                    return;
                 }
-                let Some(this) = worker.upgrade() else { return };
-                let accepted = this.borrow_mut().accept(&stream, transport);
-                drop(this);
-                if let Some(admitted) = accepted {
-                    spawn(&panicked, connections::serve(Weak::clone(&worker), admitted, stream, plain));
-                }
-                // Connections that this one evicts are closed before the next one is accepted, so that their descriptors
-                // are free.
-                yield_now().await;
             }
             Err(error) => {
-                let Some(worker) = worker.upgrade() else { return };
-                worker.borrow_mut().accept_failed(&error);
-                drop(worker);
+                if !acceptor.failed(&error) {
+                    return;
+                }
                 // A connection that broke before it was accepted does not delay the others.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     tokio::time::sleep(ACCEPT_BACK_OFF).await;

@@ -1,5 +1,7 @@
 //! A worker on real sockets, with a clock that the test advances.
 
+mod listeners;
+
 use std::net::UdpSocket;
 use std::time::Duration;
 
@@ -336,7 +338,7 @@ async fn kernel_drops_are_counted_when_the_worker_ends() {
     let (mut plan, _handle) = plan(&blueprint(15_736..=15_739));
     let socket = udp::claim_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let (address, copy) = (socket.local_addr().unwrap(), socket.try_clone().unwrap());
-    let endpoint = crate::transport::Endpoint::new(Transport::Udp, address);
+    let endpoint = Endpoint::new(Transport::Udp, address);
     plan.listeners = vec![BoundListener { endpoint, socket: ListenerSocket::Udp(socket), plain: true }];
     let (stop, stopped) = channel::channel(false);
     plan.stop = stopped;

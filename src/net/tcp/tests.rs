@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::Read as _;
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::sync::Barrier;
 use std::thread;
 
@@ -48,6 +48,12 @@ fn is_vacant(addr: SocketAddr) -> bool {
     !in_use(socket.bind(&addr.into()))
 }
 
+fn bind_and_listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let listener = bind_listener(addr)?;
+    listen(&listener)?;
+    Ok(listener)
+}
+
 #[test]
 fn listeners_can_share_a_claimed_port_but_no_one_can_claim_it_again() {
     let wildcard = if has_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
@@ -56,7 +62,7 @@ fn listeners_can_share_a_claimed_port_but_no_one_can_claim_it_again() {
         let shared = claimed.local_addr().unwrap();
         assert_ne!(shared.port(), 0);
         assert!(in_use(claim_listener(shared)), "{text}");
-        let joined = bind_listener(shared).unwrap();
+        let joined = bind_and_listen(shared).unwrap();
         assert_eq!(joined.local_addr().unwrap(), shared);
         drop(claimed);
         assert!(in_use(claim_listener(shared)), "{text}");
@@ -67,8 +73,8 @@ fn listeners_can_share_a_claimed_port_but_no_one_can_claim_it_again() {
 fn a_claim_fails_if_a_listener_uses_the_wildcard_or_a_specific_address() {
     let any: &[&str] = if has_ipv6() { &["0.0.0.0", "::"] } else { &["0.0.0.0"] };
     for wildcard in any {
-        // `TcpListener::bind` sets SO_REUSEADDR; `bind_listener` also sets SO_REUSEPORT.
-        for bind in [|addr| TcpListener::bind(addr), bind_listener as fn(SocketAddr) -> _] {
+        // `TcpListener::bind` sets SO_REUSEADDR; `bind_and_listen` also sets SO_REUSEPORT.
+        for bind in [|addr| TcpListener::bind(addr), bind_and_listen as fn(SocketAddr) -> _] {
             let specific = bind(at("127.0.0.1", 0)).unwrap();
             assert!(in_use(claim_listener(at(wildcard, port(&specific)))), "{wildcard}");
             let general = bind(at(wildcard, 0)).unwrap();
@@ -116,7 +122,7 @@ fn claim_in_time_wait() -> io::Result<()> {
 
     assert!(!is_vacant(own));
     let claimed = claim_listener(own)?;
-    bind_listener(own).unwrap();
+    bind_and_listen(own).unwrap();
     assert!(in_use(claim_listener(own)));
     drop(claimed);
     Ok(())
@@ -141,7 +147,7 @@ fn claim_beside_a_connection() -> io::Result<()> {
 fn connections_are_distributed_among_the_listeners_of_a_port() {
     let claimed = claim_listener(addr("127.0.0.1:0")).unwrap();
     let own = claimed.local_addr().unwrap();
-    let joined = [bind_listener(own).unwrap(), bind_listener(own).unwrap()];
+    let joined = [bind_and_listen(own).unwrap(), bind_and_listen(own).unwrap()];
     let all = [&claimed, &joined[0], &joined[1]];
     // With 200 connections, the probability that a listener gets none is negligible.
     let _clients: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(own).unwrap()).collect();
@@ -152,7 +158,7 @@ fn connections_are_distributed_among_the_listeners_of_a_port() {
 #[test]
 fn a_specific_listener_takes_precedence_over_the_wildcard() {
     let wildcard = claim_listener(addr(if has_ipv6() { "[::]:0" } else { "0.0.0.0:0" })).unwrap();
-    let specific = bind_listener(at("127.0.0.1", port(&wildcard))).unwrap();
+    let specific = bind_and_listen(at("127.0.0.1", port(&wildcard))).unwrap();
     for (ip, expected) in [("127.0.0.1", 1), ("127.0.0.2", 0)] {
         let _client = TcpStream::connect(at(ip, port(&wildcard))).unwrap();
         assert_eq!(accept(&[&wildcard, &specific]).0, expected, "{ip}");
@@ -184,7 +190,7 @@ fn a_specific_ipv6_listener_does_not_use_the_ipv4_port() {
 
 #[test]
 fn listeners_do_not_block() {
-    for listener in [claim_listener(addr("127.0.0.1:0")).unwrap(), bind_listener(addr("127.0.0.1:0")).unwrap()] {
+    for listener in [claim_listener(addr("127.0.0.1:0")).unwrap(), bind_and_listen(addr("127.0.0.1:0")).unwrap()] {
         assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }

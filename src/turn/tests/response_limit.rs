@@ -142,7 +142,8 @@ fn a_forged_flood_does_not_block_a_client_with_an_allocation_or_an_expired_nonce
     let mut forged = returning.clone();
     forged.tuple.client.set_port(9);
     let binding = plain(Class::Request, Method::BINDING, &[]);
-    for packet in [first_request(), forged.request(TransactionId::new([4; 12]), Method::REFRESH, &[]), binding.clone()] {
+    for packet in [first_request(), forged.request(TransactionId::new([4; 12]), Method::REFRESH, &[]), binding.clone()]
+    {
         while let FromClient::Respond(_) = world.client_packet(&forged.tuple, &packet).0 {}
     }
 
