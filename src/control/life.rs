@@ -479,7 +479,7 @@ pub(super) struct Reconfigured {
     /// The workers that do not use it yet.
     pub(super) pending: Vec<usize>,
     /// The new listeners that workers could not open, with the index of the worker.
-    pub(super) failed: Vec<(usize, FailedListener)>,
+    failed: Vec<(usize, FailedListener)>,
 }
 
 impl Reconfigured {
@@ -493,6 +493,15 @@ impl Reconfigured {
             }
         }
         all
+    }
+
+    /// Returns the listeners that could not be opened, for the operator.
+    pub(super) fn failed_listeners(&self) -> Vec<Value> {
+        let shown = |(worker, FailedListener { endpoint, error }): &(usize, FailedListener)| {
+            let (transport, address) = (endpoint.transport.as_str(), endpoint.address.to_string());
+            json!({ "worker": worker, "transport": transport, "address": address, "error": error.to_string() })
+        };
+        self.failed.iter().map(shown).collect()
     }
 
     /// Whether every worker uses all of it.
@@ -578,6 +587,7 @@ fn plural(count: u32, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::{Endpoint, Transport};
 
     #[test]
     fn each_signal_has_a_defined_effect_in_each_stage() {
@@ -618,6 +628,19 @@ mod tests {
         finished.await.unwrap();
         let futures = [1, 2].map(|result| async move { result });
         assert_eq!(complete_within(Duration::from_secs(60), futures.into_iter()).await, [Some(1), Some(2)]);
+    }
+
+    #[test]
+    fn a_configuration_is_complete_if_each_worker_has_it_with_all_listeners() {
+        let endpoint = Endpoint::new(Transport::Udp, "192.0.2.1:3478".parse().unwrap());
+        let failed = || vec![FailedListener { endpoint, error: io::Error::other("no room") }];
+        assert!(Reconfigured::new(vec![Some(vec![]), Some(vec![])]).is_complete());
+        let delayed = Reconfigured::new(vec![Some(vec![]), None]);
+        assert_eq!((delayed.is_complete(), delayed.pending), (false, vec![1]));
+        let partly = Reconfigured::new(vec![Some(vec![]), Some(failed())]);
+        assert!(!partly.is_complete() && partly.pending.is_empty());
+        let expected = json!({ "worker": 1, "transport": "udp", "address": "192.0.2.1:3478", "error": "no room" });
+        assert_eq!(partly.failed_listeners(), [expected]);
     }
 
     #[test]

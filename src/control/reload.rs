@@ -22,7 +22,6 @@ use crate::privacy::Usernames;
 use crate::setting::{CONNECTIONS, RELAY_PORTS};
 use crate::transport::Endpoint;
 use crate::turn::Operator;
-use crate::worker::FailedListener;
 
 /// The most realms of earlier configurations whose keys existing allocations may have.
 const FORMER_REALMS: usize = 8;
@@ -259,10 +258,6 @@ impl RunningServer<'_> {
             let (from, to) = change.values.clone().unzip();
             json!({ "key": change.key, "from": from, "to": to, "needs_restart": change.needs_restart })
         };
-        let failed = |(worker, FailedListener { endpoint, error }): &(usize, FailedListener)| {
-            let (transport, address) = (endpoint.transport.as_str(), endpoint.address.to_string());
-            json!({ "worker": worker, "transport": transport, "address": address, "error": error.to_string() })
-        };
         let nothing = Reconfigured::default();
         let (reconfigured, [permissions, channels]) = used.unwrap_or((&nothing, [0, 0]));
         let Reload { generation, .. } = self.published.borrow().reload;
@@ -273,7 +268,7 @@ impl RunningServer<'_> {
             "warnings": warnings,
             "complete": reconfigured.is_complete(),
             "pending_workers": reconfigured.pending,
-            "failed_listeners": reconfigured.failed.iter().map(failed).collect::<Vec<_>>(),
+            "failed_listeners": reconfigured.failed_listeners(),
             "revoked_permissions": permissions,
             "revoked_channels": channels,
         })

@@ -1,6 +1,8 @@
 //! Listeners that move between the HTTP server and the clients of the relay.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use nix::sys::signal::Signal;
 
 use super::{HTTP, with};
 use crate::client::Http;
@@ -30,7 +32,7 @@ impl Controlled {
 
     /// Waits until an address serves HTTP. The thread of the HTTP server opens and closes its listeners on its own.
     fn wait_for_http(address: SocketAddr) {
-        while std::net::TcpStream::connect(address).is_err() {
+        while TcpStream::connect(address).is_err() {
             std::thread::yield_now();
         }
         assert_eq!(Http::tcp(address).get("/healthz").status, 200);
@@ -51,6 +53,24 @@ fn ports_move_between_http_and_clients_in_one_reload() {
     server.reload(&server.with_listeners(&listen("127.0.0.1:0", &format!("0.0.0.0:{}", tcp.port()))));
     Controlled::wait_for_http(tcp);
     assert_eq!(super::refresh(&connected, &session), None, "the connection has outlived its listener");
+}
+
+// The kernel resets the connections that wait at a socket that is closed.
+#[test]
+fn connections_that_wait_at_closed_listeners_are_served() {
+    let (server, tcp, http) = start();
+    let changed = server.with_listeners(&[("listen.tcp", "[]".to_owned()), ("http.listen", "[]".to_owned())]);
+    server.server.write_config(&changed);
+    // A stopped process accepts nothing.
+    server.server.signal(Signal::SIGSTOP);
+    let waiting: Vec<_> = (0..30).map(|_| [tcp, http].map(|own| TcpStream::connect(own).unwrap())).collect();
+    server.server.signal(Signal::SIGHUP);
+    server.server.signal(Signal::SIGCONT);
+    server.event("reload-done");
+    for (number, [tcp, http]) in waiting.into_iter().enumerate() {
+        Client::on_tcp(tcp).allocate(&Login::mint(&format!("user-{number}"), 600)).unwrap();
+        assert_eq!(Http::over(http).get("/healthz").status, 200);
+    }
 }
 
 #[test]
