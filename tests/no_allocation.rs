@@ -11,7 +11,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
-use std::num::{NonZeroU8, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -88,7 +88,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const FIELDS: IpFields = IpFields { tos: 0xb8, hop_limit: NonZeroU8::new(60) };
+const FIELDS: IpFields = IpFields { tos: 0xb8, hop_limit: Some(60) };
 
 const ROUNDS: usize = 1_000;
 const REALM: &str = "example.org";

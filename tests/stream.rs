@@ -272,7 +272,7 @@ mod stream {
     // The server runs out of descriptors and recovers.
     #[test]
     fn connections_that_cannot_be_accepted_wait_while_other_service_continues() {
-        let server = Server::start_with_open_files(&config(&["127.0.0.1"], ""), 48);
+        let server = Server::start_with_open_files(&format!("workers = 2\n{}", config(&["127.0.0.1"], "")), 48);
         let login = Login::mint("alice", 600);
         let allocate = || {
             let udp = Client::new(server.udp_address());
@@ -302,7 +302,7 @@ mod stream {
         let directory = TempDir::new();
         let socket = directory.path().join("control.sock");
         let more = format!("[control]\nsocket = {socket:?}\n");
-        let server = Server::start_with_open_files(&config(&["127.0.0.1"], &more), 100);
+        let server = Server::start_with_open_files(&format!("workers = 2\n{}", config(&["127.0.0.1"], &more)), 100);
         let mut clients = Vec::new();
         loop {
             let client = Client::new(server.udp_address());
@@ -323,7 +323,7 @@ mod stream {
 
     #[test]
     fn connections_leave_descriptors_for_relay_sockets() {
-        let server = Server::start_with_open_files(&config(&["127.0.0.1"], ""), 60);
+        let server = Server::start_with_open_files(&format!("workers = 2\n{}", config(&["127.0.0.1"], "")), 60);
         let warned = server.wait_for_log(|line| line.message().starts_with("the limit of open files is 60,"));
         // The server does not run as a service.
         assert!(warned.message().contains("`ulimit -n "), "{warned:?}");

@@ -7,7 +7,6 @@ mod support;
 #[cfg(test)]
 mod translation {
     use std::net::{IpAddr, SocketAddr, UdpSocket};
-    use std::num::NonZeroU8;
     use std::os::fd::AsFd as _;
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,7 +29,7 @@ mod translation {
     const RELAYED: IpFields = fields(0xba, 39);
 
     const fn fields(tos: u8, hop_limit: u8) -> IpFields {
-        IpFields { tos, hop_limit: NonZeroU8::new(hop_limit) }
+        IpFields { tos, hop_limit: Some(hop_limit) }
     }
 
     fn loopback() -> impl Iterator<Item = &'static str> {

@@ -22,7 +22,7 @@ use super::reload::Source;
 use super::remaining;
 use super::service::{Service, Watchdog};
 use super::snapshot::{SnapshotInputs, snapshot};
-use super::start::WorkerControl;
+use super::start::{Spare, WorkerControl};
 use super::tls::{self, Certificates, Replacement};
 use super::{BrowserEntry, WorkerEvent};
 use crate::clock;
@@ -178,6 +178,7 @@ pub(super) struct RunningServer<'a> {
     /// To the thread of the HTTP server.
     pub(super) http_changes: mpsc::UnboundedSender<http::ListenerChange>,
     pub(super) inputs: SnapshotInputs,
+    pub(super) spare: Spare,
     /// The commands of the operator.
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) log: &'a Logging,

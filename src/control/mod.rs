@@ -30,6 +30,7 @@ use crate::auth::{Secret, time_limited};
 use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::http;
+use crate::net::limits::SpareFiles;
 use crate::net::tls::Certificate;
 use crate::net::{limits, udp};
 use crate::setting::{AUTH_SECRETS, STATIC_USER_ALLOCATIONS};
@@ -151,7 +152,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
     // Its listeners are opened by the first change.
     let _ = http_changes.send(prepared.http.change);
     let (stop_http, http_stopped) = watch::channel(false);
-    let http_thread = start_http(control_socket, changes, api, http_stopped)?;
+    let http_thread = start_http(control_socket, changes, api, prepared.spare.control.clone(), http_stopped)?;
     entry.print(prepared.addresses.choice(), certificate);
     tracing::info!(event = "ready", workers = threads.len(), "ready");
 
@@ -162,6 +163,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         http_listeners: prepared.http.listeners,
         http_changes,
         inputs: prepared.inputs,
+        spare: prepared.spare,
         requests,
         log,
         addresses: prepared.addresses,
@@ -201,11 +203,12 @@ fn start_http(
     control_socket: Option<http::Listener>,
     changes: mpsc::UnboundedReceiver<http::ListenerChange>,
     api: api::Inputs,
+    spare: SpareFiles,
     stop: watch::Receiver<bool>,
 ) -> Result<thread::JoinHandle<()>, StartError> {
     let published = api.published.clone();
     let certificate = move || published.borrow().snapshot.tls.clone();
-    let plan = http::Plan { control_socket, changes, certificate: Box::new(certificate), stop };
+    let plan = http::Plan { control_socket, changes, certificate: Box::new(certificate), spare, stop };
     http::start(plan, move || api::Api::new(api)).map_err(StartError::Worker)
 }
 

@@ -159,7 +159,9 @@ impl RunningServer<'_> {
         let before = std::mem::replace(&mut self.config, Arc::clone(&config));
         self.inputs.remember_realm(&before.realm, &config.realm);
         self.inputs.generated_secret = generated_secret;
-        let limit = connection_limit(&config, machine.choice(), open_files());
+        let open_files = open_files();
+        self.spare.adapt(open_files);
+        let limit = connection_limit(&config, machine.choice(), open_files);
         let most = self.ledger.connections_room();
         self.inputs.connections = if limit == 0 { most } else { limit.min(most) };
         let addresses = self.addresses.adopt_config(Arc::clone(&config), machine);

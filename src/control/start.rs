@@ -120,6 +120,7 @@ pub(super) struct Prepared {
     pub(super) addresses: Follower,
     /// Builds later snapshots.
     pub(super) inputs: SnapshotInputs,
+    pub(super) spare: Spare,
     /// `Some` if `[tls]` is set.
     pub(super) certificates: Option<Certificates>,
     pub(super) control_socket: Option<UnixSocket>,
@@ -140,7 +141,7 @@ pub(super) fn prepare(
     let (certificates, acceptor) = certificates.unzip();
     let limit = open_files();
     let connections = connection_limit(config, choice, limit);
-    let spare = SpareFiles::new(limit, spare_files(limit));
+    let spare = Spare::of(limit);
     let workers = worker_count(config);
     let none = Neighbours::default();
     let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, &none, false)?;
@@ -172,7 +173,7 @@ pub(super) fn prepare(
             statistics,
             mailbox,
             others: OtherWorkers::new(next, workers - 1),
-            spare,
+            spare: spare.all.clone(),
             clock,
             rng: StdRng::from_seed(random_key()?),
             stop: stop.clone(),
@@ -181,7 +182,19 @@ pub(super) fn prepare(
     let control_socket = control_socket(config)?;
     let http = HttpListeners::default().preview(&config.http, &listeners.tcp_neighbours(&config.listen))?;
     http.log();
-    Ok(Prepared { plans, controls, snapshot, ledger, listeners, addresses, inputs, certificates, control_socket, http })
+    Ok(Prepared {
+        plans,
+        controls,
+        snapshot,
+        ledger,
+        listeners,
+        addresses,
+        inputs,
+        spare,
+        certificates,
+        control_socket,
+        http,
+    })
 }
 
 /// Creates a secret for a configuration without any.
@@ -339,6 +352,9 @@ fn advice(error: &io::Error) -> String {
 /// The number of open files that depend neither on workers nor on clients, such as the standard streams.
 const OTHER_FILES: u64 = 16;
 
+/// The open files of a worker without its listeners.
+const FILES_PER_WORKER: usize = 6;
+
 /// The open files that clients leave to the operator: for two listeners of HTTP with all of their connections, one of
 /// them the control socket, and for a reload.
 const SPARE_FILES: u64 = 2 * http::limits::CONNECTIONS as u64 + 32;
@@ -352,8 +368,31 @@ fn spare_files(limit: u64) -> u64 {
 pub(super) fn open_files() -> u64 {
     limits::raise_open_files().unwrap_or_else(|error| {
         tracing::warn!(event = "open-files-unknown", %error, "cannot raise the limit of open files");
-        u64::MAX
+        limits::open_files().unwrap_or(u64::MAX)
     })
+}
+
+/// The open files that clients leave to the operator.
+#[derive(Clone, Debug)]
+pub(super) struct Spare {
+    /// Those that clients of TURN leave.
+    pub(super) all: SpareFiles,
+    /// Those that clients of HTTP over TCP leave: for the control socket and for a reload.
+    pub(super) control: SpareFiles,
+}
+
+impl Spare {
+    fn of(limit: u64) -> Self {
+        let count = spare_files(limit);
+        Self { all: SpareFiles::new(limit, count), control: SpareFiles::new(limit, count / 2) }
+    }
+
+    /// Adapts to another limit of open files.
+    pub(super) fn adapt(&self, limit: u64) {
+        let count = spare_files(limit);
+        self.all.set(limit, count);
+        self.control.set(limit, count / 2);
+    }
 }
 
 /// Returns the limit on connections that leaves enough of `limit` open files for the relay sockets.
@@ -369,7 +408,7 @@ pub(super) fn connection_limit(config: &Config, choice: &Choice, limit: u64) -> 
             allocations => relay_ports.min(u64::from(allocations) * relay_count as u64),
         },
         connections: (!no_connections).then_some(wanted),
-        others: OTHER_FILES + spare_files(limit) + (worker_count(config) * (config.listen.len() + 4)) as u64,
+        others: OTHER_FILES + (worker_count(config) * (config.listen.len() + FILES_PER_WORKER)) as u64,
     };
     if let Some(warning) = files.warning(limits::is_service()) {
         tracing::warn!(
@@ -389,12 +428,13 @@ struct OpenFiles {
     relay_sockets: u64,
     /// The configured limit, where 0 means none. `None` without listeners for connections.
     connections: Option<u32>,
+    /// Without the spare files.
     others: u64,
 }
 
 impl OpenFiles {
     fn available(&self) -> u64 {
-        self.limit.saturating_sub(self.others)
+        self.limit.saturating_sub(self.others + spare_files(self.limit))
     }
 
     /// Returns the number of open files that connections may use: those that relay sockets do not need, but at least
@@ -416,7 +456,8 @@ impl OpenFiles {
 
     /// Warns if the limit is too low for the configuration.
     fn warning(&self, is_service: bool) -> Option<String> {
-        let Self { limit, relay_sockets, connections, others } = *self;
+        let Self { limit, relay_sockets, connections, .. } = *self;
+        let others = self.others + SPARE_FILES;
         let needed = relay_sockets.saturating_add(connections.unwrap_or_default().into()).saturating_add(others);
         if limit >= needed {
             return None;
@@ -501,9 +542,9 @@ mod tests {
 
     #[test]
     fn connections_leave_open_files_for_relay_sockets() {
-        assert_eq!(files(100_000, 10_000).max_connections(), 83_616);
-        assert_eq!(files(20_000, 10_000).max_connections(), 10_000);
-        assert_eq!(files(1_000, 10_000).max_connections(), 500);
+        assert_eq!(files(100_000, 10_000).max_connections(), 83_456);
+        assert_eq!(files(20_000, 10_000).max_connections(), 9_920);
+        assert_eq!(files(1_000, 10_000).max_connections(), 437);
         assert_eq!(files(0, 10_000).max_connections(), 1);
         assert_eq!(OpenFiles { relay_sockets: 1, ..files(u64::MAX, 0) }.max_connections(), u32::MAX);
     }
@@ -511,25 +552,25 @@ mod tests {
     #[test]
     fn a_low_limit_of_open_files_is_a_warning_whose_figures_add_up() {
         let low = OpenFiles { others: 28, ..files(500, 10_000) };
-        let begin = "the limit of open files is 500, but the configuration needs 26412 (for 16384 relay sockets, 10000 \
-                     connections and 28 other files): at most 236 connections are accepted, and while all of them are \
-                     open, 236 relay sockets can be open. To raise the limit, ";
-        let shell = "run in the shell that starts the server: `ulimit -n 26412` as root, or `sudo prlimit --pid $$ \
-                     --nofile=26412` as another user";
+        let begin = "the limit of open files is 500, but the configuration needs 26572 (for 16384 relay sockets, 10000 \
+                     connections and 188 other files): at most 205 connections are accepted, and while all of them are \
+                     open, 205 relay sockets can be open. To raise the limit, ";
+        let shell = "run in the shell that starts the server: `ulimit -n 26572` as root, or `sudo prlimit --pid $$ \
+                     --nofile=26572` as another user";
         assert_eq!(low.warning(false), Some(format!("{begin}{shell}")));
         assert_eq!(
             low.warning(true),
             Some(format!(
-                "{begin}set LimitNOFILE=26412 in the unit; in a container, the container's limit applies, too"
+                "{begin}set LimitNOFILE=26572 in the unit; in a container, the container's limit applies, too"
             ))
         );
         let udp = OpenFiles { connections: None, ..low };
-        assert!(udp.warning(true).unwrap().contains("(for 16384 relay sockets and 28 other files): only 472 relay"));
+        assert!(udp.warning(true).unwrap().contains("(for 16384 relay sockets and 188 other files): only 410 relay"));
         let unlimited = OpenFiles { connections: Some(0), ..low };
         assert!(
-            unlimited.warning(true).unwrap().contains("needs 16412 (for 16384 relay sockets and 28 other files): at")
+            unlimited.warning(true).unwrap().contains("needs 16572 (for 16384 relay sockets and 188 other files): at")
         );
-        assert_eq!(files(26_384, 10_000).warning(true), None);
-        assert!(files(26_383, 10_000).warning(true).is_some());
+        assert_eq!(files(26_544, 10_000).warning(true), None);
+        assert!(files(26_543, 10_000).warning(true).is_some());
     }
 }

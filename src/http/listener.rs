@@ -9,6 +9,7 @@ use std::{fmt, fs, io};
 use socket2::{Domain, SockRef, Socket, Type};
 use tracing::field::{DisplayValue, display};
 
+use crate::net::limits::{SpareFiles, too_many_open_files};
 use crate::privacy::{LoggedAddress, Privacy};
 
 /// A bound socket.
@@ -223,7 +224,11 @@ pub(super) enum Stream {
 }
 
 impl AsyncListener {
-    pub(super) async fn accept(&self) -> io::Result<(Stream, Client)> {
+    /// Accepts a connection. Those over TCP leave files to the control socket.
+    ///
+    /// # Errors
+    /// Those of `accept`; `EMFILE` if no other than the spare files are free.
+    pub(super) async fn accept(&self, spare: &SpareFiles) -> io::Result<(Stream, Client)> {
         match self {
             Self::Unix(socket, _) => {
                 let (stream, _) = socket.accept().await?;
@@ -233,6 +238,9 @@ impl AsyncListener {
             }
             Self::Tcp(socket) => {
                 let (stream, address) = socket.accept().await?;
+                if !spare.permit(&stream) {
+                    return Err(too_many_open_files());
+                }
                 accepted(stream, address)
             }
         }

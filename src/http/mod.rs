@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::net::limits::lower_priority;
+use crate::net::limits::{SpareFiles, lower_priority};
 use crate::net::tls::Acceptor;
 use crate::privacy::Privacy;
 use connections::{Connection, Connections};
@@ -81,6 +81,8 @@ pub(crate) struct Plan {
     pub(crate) changes: mpsc::UnboundedReceiver<ListenerChange>,
     /// Returns the present certificate, for the listeners with TLS.
     pub(crate) certificate: Certificate,
+    /// The files that clients on TCP leave to the control socket.
+    pub(crate) spare: SpareFiles,
     /// Becomes true when the server has to stop. It then sends the responses to requests that it has received, for at
     /// most [`STOP_TIME`](limits::STOP_TIME), and closes all other connections.
     pub(crate) stop: watch::Receiver<bool>,
@@ -125,8 +127,8 @@ pub(crate) fn start<H: Handler>(
 }
 
 async fn serve<H: Handler>(plan: Plan, handler: Rc<H>) {
-    let Plan { control_socket, mut changes, certificate, stop } = plan;
-    let shared = Shared { certificate: Rc::new(certificate), is_encrypted: Rc::default(), handler, stop };
+    let Plan { control_socket, mut changes, certificate, spare, stop } = plan;
+    let shared = Shared { certificate: Rc::new(certificate), is_encrypted: Rc::default(), handler, spare, stop };
     let mut tasks = JoinSet::new();
     if let Some(listener) = control_socket {
         tasks.spawn_local(accept(listener, None, None, shared.clone()));
@@ -163,6 +165,7 @@ struct Shared<H> {
     certificate: Rc<Certificate>,
     is_encrypted: Rc<Cell<bool>>,
     handler: Rc<H>,
+    spare: SpareFiles,
     stop: watch::Receiver<bool>,
 }
 
@@ -172,6 +175,7 @@ impl<H> Clone for Shared<H> {
             certificate: Rc::clone(&self.certificate),
             is_encrypted: Rc::clone(&self.is_encrypted),
             handler: Rc::clone(&self.handler),
+            spare: self.spare.clone(),
             stop: self.stop.clone(),
         }
     }
@@ -194,7 +198,7 @@ async fn accept<H: Handler>(
     close: Option<oneshot::Receiver<Option<Closed>>>,
     shared: Shared<H>,
 ) {
-    let Shared { certificate, handler, stop, .. } = shared;
+    let Shared { certificate, handler, stop, spare, .. } = shared;
     let socket = match listener.into_async() {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(event = "http-failed", %error, "cannot serve HTTP"),
@@ -225,7 +229,7 @@ async fn accept<H: Handler>(
             closed = &mut closing => break Some(closed),
             // A connection that has ended leaves nothing.
             Some(_) = tasks.join_next() => continue,
-            accepted = socket.accept() => accepted,
+            accepted = socket.accept(&spare) => accepted,
         };
         match accepted {
             Ok(accepted) => begin(&mut tasks, accepted),

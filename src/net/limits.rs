@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd as _, RawFd};
-use std::sync::OnceLock;
+use std::sync::atomic::AtomicI32;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::{env, io, process};
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
@@ -21,23 +23,44 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(hard)
 }
 
-/// Open files that sockets of clients do not use, so that the operator can look into a server that has reached the limit
-/// of open files, and change it.
-#[derive(Clone, Copy, Debug)]
+/// Returns the present limit of open files.
+///
+/// # Errors
+/// Those of `getrlimit`.
+pub(crate) fn open_files() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
+}
+
+/// Open files that sockets of some clients do not use, so that the operator can look into a server that has reached the
+/// limit of open files, and change it. Clones are the same value.
+#[derive(Clone, Debug)]
 pub(crate) struct SpareFiles {
-    first: RawFd,
+    /// The number of the first spare file.
+    first: Arc<AtomicI32>,
 }
 
 impl SpareFiles {
     /// Keeps `count` of `limit` open files.
     pub(crate) fn new(limit: u64, count: u64) -> Self {
-        Self { first: RawFd::try_from(limit.saturating_sub(count)).unwrap_or(RawFd::MAX) }
+        let spare = Self { first: Arc::default() };
+        spare.set(limit, count);
+        spare
     }
 
-    /// Returns whether a client may use a file that was just opened: at least the spare files are free besides it. The
-    /// number of a new file is the lowest that is free.
-    pub(crate) fn permit(self, file: &impl AsFd) -> bool {
-        file.as_fd().as_raw_fd() < self.first
+    /// Keeps `count` of `limit` open files from now on.
+    pub(crate) fn set(&self, limit: u64, count: u64) {
+        self.first.store(RawFd::try_from(limit.saturating_sub(count)).unwrap_or(RawFd::MAX), Relaxed);
+    }
+
+    /// Returns whether a client may use a file that was just opened. The number of a new file is the lowest that is
+    /// free, so all files before it are open.
+    pub(crate) fn permit(&self, file: &impl AsFd) -> bool {
+        file.as_fd().as_raw_fd() < self.first.load(Relaxed)
+    }
+
+    /// Returns whether a client may use the next file that is opened. Opens and closes `file` once more.
+    pub(crate) fn have_room(&self, file: &impl AsFd) -> bool {
+        file.as_fd().try_clone_to_owned().is_ok_and(|next| self.permit(&next))
     }
 }
 
@@ -46,11 +69,11 @@ pub(crate) fn too_many_open_files() -> io::Error {
     io::Error::from_raw_os_error(libc::EMFILE)
 }
 
-/// Makes the calling thread give way to threads that relay packets, where they compete for a CPU: it gets about a tenth
-/// of it then.
+/// Makes the calling thread give way to the other threads, where they compete for a CPU: it gets about a tenth of it
+/// then.
 ///
 /// # Errors
-/// Those of `setpriority`.
+/// Those of `nice`.
 pub(crate) fn lower_priority() -> io::Result<()> {
     sys::lower_priority()
 }

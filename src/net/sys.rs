@@ -1,5 +1,6 @@
-//! The unsafe code of the crate: `recvmsg`, `sendmsg`, `recvmmsg` and `sendmmsg` with their control messages, the
-//! registration of a descriptor with the runtime, and the size of a terminal.
+//! The unsafe code of the crate: `recvmsg`, `sendmsg`, `recvmmsg` and `sendmmsg` with their control messages, socket
+//! options, the registration of a descriptor with the runtime, the size of a terminal, and the memory and the priority
+//! of threads.
 //!
 //! The control messages carry the destination of a datagram, its IP header fields, the length of its segments, and the
 //! error of an earlier datagram.
@@ -12,10 +13,11 @@ use std::alloc::{self, Layout};
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::num::{NonZeroU8, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
+use nix::errno::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -73,7 +75,7 @@ const _: () = assert!(
     space_for::<libc::in_pktinfo>() + space_for::<libc::in6_pktinfo>() + 6 * space_for::<libc::c_int>() <= CONTROL_LEN
 );
 
-/// Sends one datagram.
+/// Sends one datagram without waiting.
 pub(super) fn send(fd: BorrowedFd<'_>, payload: &[u8], outgoing: &Outgoing) -> io::Result<usize> {
     let (mut name, mut control) = (Name::EMPTY, Control::EMPTY);
     let mut slice = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
@@ -88,7 +90,7 @@ pub(super) fn send(fd: BorrowedFd<'_>, payload: &[u8], outgoing: &Outgoing) -> i
     header.msg_control = (&raw mut control).cast();
     // SAFETY: every pointer in `header` points to a live buffer of at least the length given with it, and `sendmsg`
     // only reads them.
-    retry(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, 0) })
+    retry(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) })
 }
 
 /// Sends one datagram without control messages and without waiting. It costs less than `sendmmsg` with one message.
@@ -481,8 +483,8 @@ impl<'a> ControlWriter<'a> {
         }
         match (fields.hop_limit, v6) {
             (None, _) => {}
-            (Some(limit), false) => self.push(libc::IPPROTO_IP, libc::IP_TTL, libc::c_int::from(limit.get())),
-            (Some(limit), true) => self.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, libc::c_int::from(limit.get())),
+            (Some(limit), false) => self.push(libc::IPPROTO_IP, libc::IP_TTL, libc::c_int::from(limit)),
+            (Some(limit), true) => self.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, libc::c_int::from(limit)),
         }
     }
 
@@ -563,7 +565,7 @@ unsafe fn read_control(header: &libc::msghdr) -> ControlMessages {
                 }
                 (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
                     let limit = ptr::read_unaligned(data.cast::<libc::c_int>()).to_le_bytes()[0];
-                    control.fields.hop_limit = NonZeroU8::new(limit);
+                    control.fields.hop_limit = Some(limit);
                 }
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     let segment = usize::try_from(ptr::read_unaligned(data.cast::<libc::c_int>()));
@@ -591,11 +593,16 @@ pub(super) fn share_arena() {
     let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Gives the calling thread about a tenth of the weight of others, where they compete for a CPU.
+/// Raises the nice value of the calling thread, so that it has about a tenth of the weight of the others.
 pub(super) fn lower_priority() -> io::Result<()> {
-    const NICE: libc::c_int = 10;
-    // SAFETY: the function has no preconditions. On Linux, 0 is the calling thread.
-    retry(|| unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) as isize }).map(|_| ())
+    const MORE: libc::c_int = 10;
+    // The function returns the new value, which may be -1.
+    Errno::clear();
+    // SAFETY: the function has no preconditions. On Linux, it concerns the calling thread only.
+    match unsafe { libc::nice(MORE) } {
+        -1 if Errno::last_raw() != 0 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the columns and the rows of a terminal; `None` if the descriptor is none.

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
-use std::num::NonZeroU8;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -125,13 +124,13 @@ pub(crate) fn bind_relay(addr: SocketAddr) -> io::Result<UdpSocket> {
 /// # Errors
 ///
 /// Those of `getsockopt` and `setsockopt`.
-pub(crate) fn set_hop_limit(socket: &impl AsFd, limit: NonZeroU8) -> io::Result<()> {
+pub(crate) fn set_hop_limit(socket: &impl AsFd, limit: u8) -> io::Result<()> {
     let fd = socket.as_fd();
     let socket = SockRef::from(&fd);
     if socket.domain()? == Domain::IPV6 {
-        socket.set_unicast_hops_v6(limit.get().into())
+        socket.set_unicast_hops_v6(limit.into())
     } else {
-        socket.set_ttl_v4(limit.get().into())
+        socket.set_ttl_v4(limit.into())
     }
 }
 

@@ -95,7 +95,7 @@ drop_reasons! {
     RelayedTurn = "relayed-turn",
     /// A TURN request from a relayed transport address, or from a UDP listener, of this server.
     RelayedClient = "relayed-client",
-    /// A datagram whose TTL or Hop Limit has run out: it arrived with 1. Relaying lowers it, like a router.
+    /// A datagram whose TTL or Hop Limit has run out: it arrived with 1 or 0. Relaying lowers it, like a router.
     HopLimit = "hop-limit",
     /// A peer that the peer policy denies.
     PeerForbidden = "peer-forbidden",

@@ -262,7 +262,7 @@ impl Worker {
             snapshot: plan.snapshot,
             ledger: plan.ledger,
             statistics: plan.statistics,
-            relays: RelaySockets::new(plan.spare)?,
+            relays: RelaySockets::new(plan.spare.clone())?,
             spare: plan.spare,
             to_clients: StagedForClients::new(RecvBatch::try_new(from_peers::BATCH, SLOT)?),
             listeners: Vec::new(),

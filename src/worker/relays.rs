@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::num::NonZeroU8;
 use std::rc::Rc;
 
 use tokio::sync::Notify;
@@ -40,7 +39,7 @@ pub(super) struct RelaySocket {
     pub(super) address: SocketAddr,
     pub(super) drops: DropCounter,
     /// The TTL or Hop Limit of datagrams that are sent without one of their own; `None` is the default of the system.
-    hop_limit: Option<NonZeroU8>,
+    hop_limit: Option<u8>,
     /// Whether it is in [`RelaySockets::ready`] or [`RelaySockets::failed`].
     queued: bool,
     /// Whether it has an ICMP error to report.

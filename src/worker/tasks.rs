@@ -7,7 +7,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::MissedTickBehavior;
@@ -16,7 +16,7 @@ use super::mailbox::{AlteredListener, FailedListener, ListenerChange};
 use super::{BoundListener, Listener, ListenerSocket, Listening, Plan, Worker, connections, mailbox};
 use crate::net::limits::{SpareFiles, too_many_open_files};
 use crate::net::watch::{Events, Readable, Watch};
-use crate::net::{tcp, timer};
+use crate::net::{tcp, timer, watch};
 use crate::transport::{Endpoint, Transport};
 
 /// The time for which reading from a socket backs off after an error.
@@ -102,11 +102,11 @@ fn open_listener(worker: &Rc<RefCell<Worker>>, listener: BoundListener) -> io::R
             (spawn(&panicked, serve_listener(Rc::clone(worker), listener)), None)
         }
         ListenerSocket::Tcp(socket) => {
-            let listener = TcpListener::from_std(socket)?;
+            let listener = watch::readable(socket)?;
             // The last step that may fail, because the kernel resets the connections of a listener that is closed.
             tcp::listen(&listener)?;
             let kind = Cell::new(Kind { transport: endpoint.transport, plain });
-            let (spare, panicked) = (worker.borrow().shell.spare, Rc::clone(&panicked));
+            let (spare, panicked) = (worker.borrow().shell.spare.clone(), Rc::clone(&panicked));
             let acceptor = Rc::new(Acceptor { worker: Rc::downgrade(worker), panicked, listener, spare, kind });
             (spawn(&acceptor.panicked, accept(Rc::clone(&acceptor))), Some(acceptor))
         }
@@ -197,7 +197,7 @@ struct Kind {
 pub(super) struct Acceptor {
     worker: Weak<RefCell<Worker>>,
     panicked: Rc<Notify>,
-    listener: TcpListener,
+    listener: Readable,
     spare: SpareFiles,
     kind: Cell<Kind>,
 }
@@ -225,23 +225,20 @@ impl Acceptor {
         true
     }
 
-    /// Keeps a connection until it leaves the spare files free. Its client waits, as if the connection could not be
-    /// accepted. Returns `None` if it is lost.
-    async fn with_spare_files(&self, mut stream: TcpStream) -> Option<TcpStream> {
-        while !self.spare.permit(&stream) {
-            self.failed(&too_many_open_files()).then_some(())?;
-            tokio::time::sleep(ACCEPT_BACK_OFF).await;
-            stream = renumbered(stream).ok()?;
+    /// Accepts a connection that waits, unless it would use a spare file. It then waits on.
+    fn accept_now(&self) -> io::Result<TcpStream> {
+        if self.spare.have_room(&self.listener) {
+            tcp::accept_now(&self.listener).and_then(TcpStream::from_std)
+        } else {
+            Err(too_many_open_files())
         }
-        Some(stream)
     }
 
     /// Serves the connections that wait.
     async fn accept_waiting(&self) {
         // A listener whose clients never stop connecting is left with as many as can wait.
         for _ in 0..tcp::BACKLOG {
-            let goes_on = match tcp::accept_now(&self.listener).and_then(TcpStream::from_std) {
-                Ok(stream) if !self.spare.permit(&stream) => self.failed(&too_many_open_files()),
+            let goes_on = match self.accept_now() {
                 Ok(stream) => self.admit(stream).await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => self.failed(&error) && error.kind() == io::ErrorKind::ConnectionAborted,
@@ -257,9 +254,18 @@ impl Acceptor {
 /// files.
 async fn accept(acceptor: Rc<Acceptor>) {
     loop {
-        match acceptor.listener.accept().await {
-            Ok((stream, _)) => {
-                let Some(stream) = acceptor.with_spare_files(stream).await else { continue };
+        let accepted = match acceptor.listener.readable().await {
+            Err(error) => Err(error),
+            Ok(mut ready) => match acceptor.accept_now() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                    continue;
+                }
+                accepted => accepted,
+            },
+        };
+        match accepted {
+            Ok(stream) => {
                 if !acceptor.admit(stream).await {
                     return;
                 }
@@ -275,12 +281,6 @@ async fn accept(acceptor: Rc<Acceptor>) {
             }
         }
     }
-}
-
-/// Returns the connection with the lowest file number that is free.
-fn renumbered(stream: TcpStream) -> io::Result<TcpStream> {
-    let stream = stream.into_std()?;
-    TcpStream::from_std(stream.try_clone().unwrap_or(stream))
 }
 
 async fn serve_listener(worker: Rc<RefCell<Worker>>, listener: Rc<Listener>) {

@@ -5,7 +5,6 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash as _, Hasher as _};
 use std::net::SocketAddr;
-use std::num::NonZeroU8;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -275,7 +274,7 @@ impl World {
     fn fields(&mut self) -> IpFields {
         let hop_limit = if self.rng.percent(3) { 1 } else { self.rng.next() as u8 };
         self.model.hop_limit = hop_limit;
-        IpFields { tos: self.rng.next() as u8, hop_limit: NonZeroU8::new(hop_limit) }
+        IpFields { tos: self.rng.next() as u8, hop_limit: Some(hop_limit) }
     }
 
     fn observe(&mut self, what: &'static str) {

@@ -1,7 +1,6 @@
 //! Real sockets on the loopback interface. On a machine without IPv6, the tests that need IPv6 are skipped.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
-use std::num::NonZeroU8;
 use std::time::Duration;
 
 use nix::poll::PollFlags;
@@ -161,7 +160,7 @@ fn ip_header_fields_are_received_and_sent_in_both_families() {
         let (listener, port) = listener(listen);
         let peer = bind_relay(SocketAddr::new(ip(host), 0)).unwrap();
         for (tos, hop_limit) in [(0, 7), (0b1011_1010, 255), (0b0000_0011, 1), (0xff, 64)] {
-            let fields = IpFields { tos, hop_limit: NonZeroU8::new(hop_limit) };
+            let fields = IpFields { tos, hop_limit: Some(hop_limit) };
             let target = Target::new(SocketAddr::new(ip(host), port), None, fields);
             assert_eq!(send(&peer, b"there", &target), SendStatus::Sent);
             let (received, _) = receive(&listener, 8);

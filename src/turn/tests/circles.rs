@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::num::NonZeroU8;
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -182,7 +181,7 @@ impl Way {
 }
 
 fn hops(hop_limit: u8) -> IpFields {
-    IpFields { hop_limit: NonZeroU8::new(hop_limit), ..IpFields::default() }
+    IpFields { hop_limit: Some(hop_limit), ..IpFields::default() }
 }
 
 fn listener(server: usize) -> SocketAddr {

@@ -1,7 +1,6 @@
 //! RFC 8656 §13 to §16: the IP header fields of relayed data.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU8;
 
 use crate::ip_fields::IpFields;
 use crate::stun::attribute::{
@@ -33,9 +32,8 @@ fn dual(transport: Transport, v6: bool) -> (World, Client) {
     (world, client)
 }
 
-/// A hop limit of 0 is not known.
 fn fields(tos: u8, hop_limit: u8) -> IpFields {
-    IpFields { tos, hop_limit: NonZeroU8::new(hop_limit) }
+    IpFields { tos, hop_limit: Some(hop_limit) }
 }
 
 fn route(world: &mut World, client: &Client, packet: &[u8]) -> ToPeer {
@@ -60,7 +58,7 @@ fn ip_header_fields_are_relayed_between_datagrams() {
         let (mut world, client) = dual(Transport::Udp, v6);
         for (number, peer) in [(0x4000, peer(1)), (0x4001, peer_v6(1))] {
             let relay = route(&mut world, &client, &send(peer, &[])).socket;
-            for (arrived, sent) in [(fields(0, 0), fields(0, 0)), (fields(TOS, 64), fields(TOS, 63))] {
+            for (arrived, sent) in [(IpFields::default(), IpFields::default()), (fields(TOS, 64), fields(TOS, 63))] {
                 world.fields = arrived;
                 assert_eq!(route(&mut world, &client, &send(peer, &[])).fields, sent);
                 world.peer_packet(relay, peer, b"in").unwrap();
@@ -81,12 +79,14 @@ fn a_datagram_whose_hop_limit_has_run_out_is_dropped() {
     let (mut world, client) = dual(Transport::Udp, false);
     let relay = route(&mut world, &client, &send(peer(1), &[])).socket;
     world.accept(&client, Method::CHANNEL_BIND, &[&ChannelNumber(0x4000), &XorPeerAddress(peer(1))]);
-    world.fields = fields(TOS, 1);
-    for packet in [send(peer(1), &[]), channel_data(0x4000, b"out")] {
-        assert_eq!(world.dropped(&client.tuple, &packet), DropReason::HopLimit);
-    }
-    for source in [peer(1), SocketAddr::new(peer(1).ip(), 9)] {
-        assert_eq!(world.peer_packet(relay, source, b"in"), Err(DropReason::HopLimit));
+    for hop_limit in [1, 0] {
+        world.fields = fields(TOS, hop_limit);
+        for packet in [send(peer(1), &[]), channel_data(0x4000, b"out")] {
+            assert_eq!(world.dropped(&client.tuple, &packet), DropReason::HopLimit);
+        }
+        for source in [peer(1), SocketAddr::new(peer(1).ip(), 9)] {
+            assert_eq!(world.peer_packet(relay, source, b"in"), Err(DropReason::HopLimit));
+        }
     }
     world.accept(&client, Method::REFRESH, &[]);
 }

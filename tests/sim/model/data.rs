@@ -63,7 +63,7 @@ impl Model {
         if is_turn(payload) {
             return Expect::Drop(DropReason::RelayedTurn);
         }
-        if self.hop_limit == 1 {
+        if self.hop_limit <= 1 {
             return Expect::Drop(DropReason::HopLimit);
         }
         if let Err(reason) = self.admit_data(now, at, 0, payload.len()) {
@@ -108,7 +108,7 @@ impl Model {
         if self.peer(peer).is_err() {
             return ExpectPeer::Drop(DropReason::PeerForbidden);
         }
-        if self.hop_limit == 1 {
+        if self.hop_limit <= 1 {
             return ExpectPeer::Drop(DropReason::HopLimit);
         }
         if is_turn(payload) {

@@ -117,7 +117,7 @@ pub(crate) enum ExpectOpened {
 pub(crate) struct Model {
     pub(crate) setup: Setup,
     pub(crate) credentials: Vec<Credential>,
-    /// That of the packet that arrives now. 0 is unknown.
+    /// That of the packet that arrives now.
     pub(crate) hop_limit: u8,
     /// Includes expired ones until the server has ended them.
     pub(crate) allocs: Vec<Alloc>,
