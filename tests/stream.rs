@@ -244,6 +244,22 @@ mod stream {
         assert!(dropped.iter().any(|dropped| outcomes.contains(dropped)), "{stopped:?}");
     }
 
+    // A few datagrams that the limit in bytes permits. No later packet and no write drops the rest.
+    #[test]
+    fn data_that_waits_too_long_is_dropped_without_further_traffic() {
+        let debug = config(&["127.0.0.1"], LOOPBACK_PEERS).replace("[log]\n", "[log]\nlevel = \"debug\"\n");
+        let server = Server::start(&debug);
+        let client = Client::connect(server.tcp_address());
+        let peer = socket("127.0.0.1:0".parse().unwrap());
+        let (session, relayed) = client.allocate(&Login::mint("alice", 600)).unwrap();
+        client.permit(&session, peer.local_addr().unwrap());
+        for _ in 0..60 {
+            peer.send_to(&[7; 10_000], relayed).unwrap();
+        }
+        let line = server.wait_for_log(|line| line.message() == "dropped outdated");
+        assert_eq!(line.field("client"), Some(client.address().to_string()));
+    }
+
     #[test]
     fn every_packet_for_a_client_that_does_not_read_is_counted_when_the_server_stops() {
         const ROUNDS: u64 = 200;
