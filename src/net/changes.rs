@@ -74,17 +74,30 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::net::testing::in_own_network;
+    use crate::net::testing::{has_ipv6, in_own_network};
 
     #[test]
-    fn a_new_address_and_its_removal_are_notified() {
+    fn each_change_of_an_address_a_route_or_an_interface_is_notified() {
+        if !has_ipv6() {
+            return;
+        }
         in_own_network(&["link set lo up"], || {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let changes = Changes::subscribe().unwrap();
-                for command in ["addr add 192.0.2.1/32 dev lo", "addr del 192.0.2.1/32 dev lo"] {
+                for command in [
+                    "addr add 192.0.2.1/32 dev lo",
+                    "addr change 192.0.2.1/32 dev lo preferred_lft 100 valid_lft 200",
+                    "addr del 192.0.2.1/32 dev lo",
+                    "addr add 2001:db8::1/128 dev lo nodad",
+                    "addr change 2001:db8::1/128 dev lo preferred_lft 0",
+                    "route add local 203.0.113.0/24 dev lo",
+                    "-6 route add local 2001:db8:1::/64 dev lo",
+                    "link set lo mtu 1500",
+                ] {
                     assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
-                    timeout(Duration::from_secs(10), changes.next()).await.unwrap().unwrap();
+                    let changed = timeout(Duration::from_secs(10), changes.next()).await;
+                    assert!(matches!(changed, Ok(Ok(()))), "{command}: {changed:?}");
                     // The notifications of this command are complete, because `ip` has ended.
                     discard(changes.0.get_ref()).unwrap();
                 }
