@@ -21,7 +21,7 @@ use crate::transport::Transport;
 use crate::turn::{AuthCause, OpenError, Outcome, PortCounts, RelayedFamily};
 use crate::worker::{ConnectionOutcome, EventLoop, HANDSHAKE_BOUNDS, LIFETIME_BOUNDS, SIZE_BOUNDS, Totals};
 use families::Families;
-use format::{OPEN_METRICS, PROMETHEUS, accepts_open_metrics, prometheus_text};
+use format::{Format, prometheus_text};
 
 /// The number of microseconds in a second.
 const MICROSECONDS: f64 = 1e6;
@@ -35,11 +35,9 @@ impl Api {
         if text::encode(&mut page, &registry).is_err() {
             return response::error(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written");
         }
-        if accepts_open_metrics(request) {
-            response::with(StatusCode::OK, OPEN_METRICS, page)
-        } else {
-            response::with(StatusCode::OK, PROMETHEUS, prometheus_text(&page))
-        }
+        let format = Format::of(request);
+        let page = if format == Format::Prometheus { prometheus_text(&page) } else { page };
+        response::with(StatusCode::OK, format.content_type(), page)
     }
 
     fn page(&self) -> Page {
