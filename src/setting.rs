@@ -44,6 +44,7 @@ settings! {
     CONTROL_SOCKET = "control.socket";
     HTTP_LISTEN = "http.listen";
     HTTP_KEYS = "http.keys";
+    HTTP_KEYS_FILE = "http.keys-file";
     HTTP_METRICS_FROM = "http.metrics-from";
     HTTP_METRICS_TOKEN_FILE = "http.metrics-token-file";
 }

@@ -211,6 +211,8 @@ impl<'c> Comparison<'c> {
         self.hidden("http.metrics-token-file", |config| {
             (file(config, crate::setting::HTTP_METRICS_TOKEN_FILE), &config.http.metrics_token)
         });
+        self.shown("http.keys-file", |config| file(config, crate::setting::HTTP_KEYS_FILE));
+        // The keys of the file are among them.
         let keys = |value: fn(&HttpKey) -> String| {
             move |config: &Config| config.http.keys.iter().map(|key| (key.name.clone(), value(key))).collect::<Vec<_>>()
         };

@@ -11,7 +11,7 @@ use super::credentials::DAY;
 use super::general::{duration, name_of};
 use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{Auth, Http, HttpKey, schema};
+use super::{Auth, Http, HttpKey, keys_file, schema};
 use crate::auth::KeyHash;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -21,9 +21,19 @@ const MAX_NAME: usize = 64;
 const MAX_PREFIX: usize = 256;
 const MAX_REQUESTS: u32 = 10_000;
 
-/// Reads the keys of `[http]`, which has these listeners.
+/// Reads the keys of `[http]`, which has these listeners, and those of its `keys-file`.
 pub(super) fn keys(section: &Section<'_>, listen: &[SocketAddr], tls: bool, report: &mut Report<'_>) -> Vec<HttpKey> {
-    let mut keys: Vec<HttpKey> = Vec::new();
+    let mut keys = Vec::new();
+    append(section, &mut keys, report);
+    keys_file::append(section, &mut keys, report);
+    if !keys.is_empty() {
+        warn_of_listeners(section, listen, tls, report);
+    }
+    keys
+}
+
+/// Appends the keys of a section.
+pub(super) fn append(section: &Section<'_>, keys: &mut Vec<HttpKey>, report: &mut Report<'_>) {
     for table in section.tables("keys", report) {
         let Some(key) = key(table.get_ref(), table.span(), report) else { continue };
         let (span, key) = (key.span(), key.into_inner());
@@ -36,10 +46,6 @@ pub(super) fn keys(section: &Section<'_>, listen: &[SocketAddr], tls: bool, repo
         }
         keys.push(key);
     }
-    if !keys.is_empty() {
-        warn_of_listeners(section, listen, tls, report);
-    }
-    keys
 }
 
 /// Warns of keys that cannot be used because there are only static users.
@@ -47,8 +53,8 @@ pub(super) fn warn_without_secret(top: &Section<'_>, http: &Http, auth: &Auth, r
     if !http.keys.is_empty() && auth.secrets.is_empty() && !auth.users.is_empty() {
         report.warn(
             &top.span("http"),
-            "`http.keys` has keys, but no credential can be made for them, because there is no secret: set `secrets` \
-             or `secrets-file` in `[auth]`",
+            "there are keys for credentials over HTTP, but no credential can be made for them, because there is no \
+             secret: set `secrets` or `secrets-file` in `[auth]`",
         );
     }
 }
@@ -56,9 +62,9 @@ pub(super) fn warn_without_secret(top: &Section<'_>, http: &Http, auth: &Auth, r
 fn warn_of_listeners(section: &Section<'_>, listen: &[SocketAddr], tls: bool, report: &mut Report<'_>) {
     if listen.is_empty() {
         report.warn(
-            &section.span("keys"),
-            "`http.keys` has keys, but `http.listen` has no address, so only programs of this machine can use them, \
-             through the control socket",
+            &section.span(if section.value("keys").is_some() { "keys" } else { "keys-file" }),
+            "there are keys for credentials over HTTP, but `http.listen` has no address, so no program can use them \
+             (the control socket does not serve credentials): set `http.listen`, for example to [\"127.0.0.1:9641\"]",
         );
     } else if !tls && listen.iter().any(|address| !address.ip().is_loopback()) {
         report.warn(

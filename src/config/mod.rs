@@ -30,6 +30,7 @@ mod duration;
 mod general;
 mod http;
 mod http_keys;
+mod keys_file;
 mod paths;
 mod problem;
 mod reader;
@@ -315,7 +316,8 @@ pub struct Http {
     pub metrics_from: Vec<IpNet>,
     /// Whoever sends this token as `Authorization: Bearer` may read them, too.
     pub metrics_token: Option<Secret>,
-    /// The keys with which applications get credentials, with distinct names and hashes.
+    /// The keys with which applications get credentials, with distinct names and hashes: those of `keys`, then those of
+    /// `keys-file`.
     pub keys: Vec<HttpKey>,
 }
 
@@ -490,7 +492,7 @@ impl Default for Timeouts {
 }
 
 impl Config {
-    /// Reads and checks a configuration file and its secrets file.
+    /// Reads and checks a configuration file and the files of secrets and keys that it names.
     ///
     /// # Errors
     ///

@@ -28,6 +28,7 @@ pub(super) fn files(document: &DeTable<'_>, directory: &Path) -> Vec<(&'static s
         (setting::TLS_CERTIFICATE, "tls", "certificate"),
         (setting::TLS_PRIVATE_KEY, "tls", "private-key"),
         (setting::HTTP_METRICS_TOKEN_FILE, "http", "metrics-token-file"),
+        (setting::HTTP_KEYS_FILE, "http", "keys-file"),
     ];
     let named = keys.into_iter().filter_map(|(name, table, key)| {
         let value = document.get(table)?.get_ref().get(key)?.get_ref().as_str()?;

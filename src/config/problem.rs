@@ -103,6 +103,12 @@ impl<'t> Report<'t> {
         self.warnings.push(problem);
     }
 
+    /// Appends the errors and warnings of another file.
+    pub(super) fn append(&mut self, other: Report<'_>) {
+        self.errors.extend(other.errors);
+        self.warnings.extend(other.warnings);
+    }
+
     /// Returns whether this is the first call for a table. Only one message per table lists the valid keys.
     pub(super) fn first_without_hint(&mut self, table: &'static str) -> bool {
         let first = !self.listed.contains(&table);

@@ -32,6 +32,11 @@ impl<'t> Section<'t> {
         Self { keys, table }
     }
 
+    /// Wraps a table whose keys have been checked.
+    pub(super) fn known(keys: &'static TableKeys, table: &'t DeTable<'t>) -> Self {
+        Self { keys, table }
+    }
+
     /// Returns the dotted name of a key, in backticks.
     pub(super) fn name(&self, key: &str) -> String {
         if self.keys.path.is_empty() { format!("`{key}`") } else { format!("`{}.{key}`", self.keys.path) }

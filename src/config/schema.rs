@@ -75,7 +75,7 @@ pub(super) const LOG: TableKeys =
 
 pub(super) const CONTROL: TableKeys = TableKeys { path: "control", keys: &["socket"] };
 pub(super) const HTTP: TableKeys =
-    TableKeys { path: "http", keys: &["listen", "tls", "metrics-from", "metrics-token-file", "keys"] };
+    TableKeys { path: "http", keys: &["listen", "tls", "metrics-from", "metrics-token-file", "keys-file", "keys"] };
 pub(super) const HTTP_KEY: TableKeys =
     TableKeys { path: "http.keys", keys: &["name", "sha256", "ttl", "user-prefix", "origins", "requests-per-second"] };
 

@@ -16,7 +16,7 @@ pub(crate) fn run(arguments: &Key) -> Result<Zeroizing<String>, Failure> {
     Ok(Zeroizing::new(format!(
         "# The key, for the application only. It cannot be shown again.\n\
          {}\n\n\
-         # For the configuration of the server:\n\
+         # For the configuration of the server, or for the file of http.keys-file:\n\
          [[http.keys]]\nname = \"{}\"\nsha256 = \"{hash}\"\n",
         key.as_str(),
         arguments.name

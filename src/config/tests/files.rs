@@ -12,16 +12,16 @@ const SHIPPED: &str = include_str!("../../../turnserver.toml");
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
 
 /// A temporary directory for one test, deleted when dropped.
-struct Directory(PathBuf);
+pub(super) struct Directory(pub(super) PathBuf);
 
 impl Directory {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("turnserver-config-{name}-{}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn write(&self, name: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
+    pub(super) fn write(&self, name: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
         let path = self.0.join(name);
         fs::write(&path, content).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -79,6 +79,7 @@ fn the_examples_in_the_shipped_file_are_valid() {
         SHIPPED.replace("password = \"\"", "password = \"x\"").replace("/etc/turnserver/secrets", "Cargo.toml");
     let hash = format!("sha256 = \"{}\"", KeyHash::of(b"abc").to_hex());
     let filled = filled.replace("sha256 = \"\"", &hash).replace("/etc/turnserver/metrics-token", "Cargo.toml");
+    let filled = filled.replace("/etc/turnserver/keys.toml", "keys.toml");
     let filled = filled.replace("tls = [] ", "tls = [\"[::]:5349\"] ");
     let lines: Vec<&str> = filled
         .lines()
@@ -89,6 +90,7 @@ fn the_examples_in_the_shipped_file_are_valid() {
         .collect();
     let directory = Directory::new("examples");
     directory.write("Cargo.toml", "0123456789abcdef", 0o600);
+    directory.write("keys.toml", "", 0o600);
     let path = directory.write("turnserver.toml", lines.join("\n"), 0o600);
     let config = Config::load(&path).unwrap();
     assert_eq!(config.hostname.as_deref(), Some("turn.example.org"));

@@ -1,6 +1,7 @@
 use super::*;
 
 mod files;
+mod keys_file;
 mod messages;
 mod values;
 

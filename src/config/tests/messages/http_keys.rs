@@ -57,7 +57,7 @@ fn two_keys_have_different_names_and_hashes() {
 fn keys_that_cross_the_network_unencrypted_or_have_no_listener_cause_a_warning() {
     let key = format!("[[http.keys]]\nname = \"a\"\nsha256 = \"{HASH}\"\n");
     let of = |http: &str| warnings(&format!("[http]\n{http}{key}"));
-    assert!(of("").iter().any(|warning| warning.contains("`http.listen` has no address")));
+    assert!(of("").iter().any(|warning| warning.contains("the control socket does not serve credentials")));
     assert!(of("listen = [\"192.0.2.7:80\"]\n").iter().any(|warning| warning.contains("unencrypted")));
     assert_eq!(of("listen = [\"127.0.0.1:80\", \"[::1]:80\"]\n"), [""; 0]);
 }
