@@ -225,11 +225,14 @@ mod http {
         let server = Server::start(&config(&["127.0.0.1"], &http));
         let address = http_address(&server);
         for path in ["/healthz", "/readyz", "/metrics"] {
-            assert_eq!(Http::tcp(address).get(path).status, 401, "{path}");
+            let denied = Http::tcp(address).get(path);
+            assert_eq!((denied.status, denied.body.contains("http.")), (401, false), "{path}: {}", denied.body);
             let with_token = "Authorization: Bearer a-token-of-some-length\r\n";
             assert_eq!(Http::tcp(address).request("GET", path, with_token, b"").status, 200, "{path}");
             assert_eq!(Http::unix(&socket).get(path).status, 200, "{path}");
         }
+        let line = server.wait_for_log(|line| line.field("event").as_deref() == Some("http-denied"));
+        assert!(line.message().contains("http.metrics-token-file"), "{line:?}");
     }
 
     /// Half of a request on each of many connections.
@@ -247,6 +250,59 @@ mod http {
         let open = fs::read_dir(format!("/proc/{}/fd", server.id())).unwrap().count();
         assert!(open < 64 + 64, "{open}");
         drop(half);
+    }
+
+    /// Returns the resident memory of a process in KiB.
+    fn resident(process: u32) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_thousand_requests_without_their_end_take_a_bounded_amount_of_memory() {
+        const HALF_OF_ALL: u64 = 1_024 * 60 / 2;
+        let server = Server::start(&format!("workers = 1\n{}", config(&["127.0.0.1"], HTTP)));
+        let address = http_address(&server);
+        assert_eq!(get(&server, "/metrics").status, 200);
+        let before = resident(server.id());
+        let bodies = format!("GET /metrics HTTP/1.1\r\nHost: t\r\nContent-Length: 65000\r\n\r\n{}", "x".repeat(60_000));
+        let heads = format!("GET /metrics HTTP/1.1\r\nHost: t\r\nX: {}", "x".repeat(15_000));
+        let mut most = 0;
+        for half in [&bodies, &heads] {
+            let mut open: Vec<Http> = Vec::new();
+            for _ in 0..32 {
+                open.extend((0..32).map(|_| Http::tcp(address).begin(half.as_bytes())));
+                // The server has accepted what came before this, so that its backlog does not overflow.
+                assert_eq!(get(&server, "/healthz").status, 200);
+            }
+            most = most.max(resident(server.id()));
+            drop(open);
+        }
+        let grown = most.saturating_sub(before);
+        println!("resident memory: {before} KiB, at most {grown} KiB more");
+        assert!(grown < HALF_OF_ALL, "{before} KiB, and {grown} KiB more");
+    }
+
+    /// The times are those of the server, so this takes ten seconds.
+    #[test]
+    fn slow_clients_are_disconnected_after_ten_seconds() {
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["localhost"]), directory.path());
+        let config = with_tls(&config(&["127.0.0.1"], &format!("{HTTP}tls = true\n")), &["127.0.0.1"], &files);
+        let server = Server::start(&config);
+        let address = http_address(&server);
+        let start = Clock::start();
+        let encrypted = || Http::over(tls::handshake(address, &authority, &tls::ANY).unwrap());
+        let handshake = Http::tcp(address).begin(b"\x16\x03\x01\x02\x00");
+        let head = encrypted().begin(b"GET /healthz HTTP/1.1\r\nHost: ");
+        let body = encrypted().begin(b"GET /healthz HTTP/1.1\r\nHost: t\r\nContent-Length: 9\r\n\r\n12345678");
+        // Each read ends when the server closes the connection. All connections are open at the same time.
+        assert!(handshake.try_raw(b"").is_none());
+        assert!(head.try_raw(b"").is_none());
+        assert_eq!(body.raw(b"").status, 408);
+        let elapsed = start.elapsed().as_secs();
+        assert!((9..40).contains(&elapsed), "{elapsed}");
     }
 
     #[test]

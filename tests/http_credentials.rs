@@ -12,6 +12,7 @@ mod credentials {
     use std::net::SocketAddr;
     use std::process::Command;
 
+    use nix::sys::signal::Signal;
     use serde_json::{Value, json};
     use turnserver::auth::KeyHash;
     use turnserver::clock::unix_seconds;
@@ -20,7 +21,7 @@ mod credentials {
     use crate::support::certificates::Authority;
     use crate::support::client::{Client, Login};
     use crate::support::network::{in_own_network, ip};
-    use crate::support::{Server, TIMEOUT, TempDir, config, config_without_secret, run, with_tls};
+    use crate::support::{LogLine, Server, TIMEOUT, TempDir, config, config_without_secret, run, with_tls};
 
     const KEY: &str = "turn_a-key-for-tests";
     const HTTP: &str = "[http]\nlisten = [\"127.0.0.1:0\"]\n";
@@ -139,7 +140,7 @@ mod credentials {
         assert_eq!((&entry["urls"][0], &entry["urls"][1]), (&json!(stun), &expected_urls(&server)[0]));
         allocate(&server, &login(&entry));
         let other = path.replace("app", "other") + "/generate";
-        assert_refused(&send(&server, "POST", &other, &bearer(KEY), ""), 401, "the path has not its `name`");
+        assert_refused(&send(&server, "POST", &other, &bearer(KEY), ""), 401, "the key is not valid for this path");
     }
 
     // draft-uberti-behave-turn-rest-00 §2
@@ -157,6 +158,9 @@ mod credentials {
         }
         let stun = send(&server, "GET", &format!("/turn?service=stun&key={KEY}"), "", "");
         assert_refused(&stun, 400, "`service` must be `turn`");
+        let broken = |key: &str| send(&server, "GET", &format!("/turn?username=%ff&key={key}"), "", "");
+        assert_refused(&broken(KEY), 400, "not UTF-8");
+        assert_refused(&broken("turn_wrong"), 401, "the key is not valid");
         assert_refused(&send(&server, "GET", "/turn?service=turn", "", ""), 401, "there is no key");
     }
 
@@ -165,10 +169,10 @@ mod credentials {
         let server = start("ttl = \"1h\"\nuser-prefix = \"shop:\"");
         let refused = |key: &str, body: &str| send(&server, "POST", "/v1/ice-servers", &bearer(key), body);
         let unknown = refused("turn_a-wrong-key", "");
-        assert_refused(&unknown, 401, "the key is unknown");
+        assert_refused(&unknown, 401, "the key is not valid");
         assert_eq!(unknown.header("www-authenticate"), Some("Bearer"));
         assert_refused(&send(&server, "POST", "/v1/ice-servers", "", ""), 401, "Authorization: Bearer");
-        assert_refused(&refused(KEY, "ttl=5"), 400, "not JSON");
+        assert_refused(&refused(KEY, "ttl=5"), 400, "JSON object");
         assert_refused(&refused(KEY, r#"{"ttl": 3601, "user": "shop:a"}"#), 400, "between 1 and 3600");
         assert_refused(&refused(KEY, r#"{"ttl": 0, "user": "shop:a"}"#), 400, "between 1 and 3600");
         assert_refused(&refused(KEY, r#"{"user": "ann"}"#), 403, "begins with \"shop:\"");
@@ -183,8 +187,7 @@ mod credentials {
             assert!(page.contains(&sample), "{sample} is not in {page}");
         }
         let logs = server.terminate().logs;
-        let of_event =
-            |line: &&_| crate::support::LogLine::field(line, "event").as_deref() == Some("credential-refused");
+        let of_event = |line: &&_| LogLine::field(line, "event").as_deref() == Some("credential-refused");
         let refusals: Vec<_> = logs.iter().filter(of_event).collect();
         assert_eq!(refusals.len(), 8);
         assert_eq!(refusals[2].field("key").as_deref(), Some("app"));
@@ -218,9 +221,15 @@ mod credentials {
             ("POST", PAGE, "turn_other"),
         ] {
             let denied = from(method, origin, key);
-            assert_refused(&denied, 403, "`origins`");
+            assert_refused(&denied, 403, if key.is_empty() { "not allowed" } else { "`origins`" });
             assert_eq!(allowed(&denied).is_some(), origin == PAGE, "{denied:?}");
         }
+        // So can it for errors of the HTTP server itself.
+        let headers = format!("Origin: {PAGE}\r\n{}", bearer(KEY));
+        let long = send(&server, "POST", "/v1/ice-servers", &headers, &"x".repeat(100_000));
+        assert_eq!((long.status, allowed(&long).as_deref()), (413, Some(PAGE)));
+        let method = from("PUT", PAGE, KEY);
+        assert_eq!((method.status, allowed(&method).as_deref()), (405, Some(PAGE)));
         assert_eq!(post(&server, "").status, 201);
     }
 
@@ -246,6 +255,10 @@ mod credentials {
             };
             let limited = (0..1_000).map(|_| send("192.0.2.7", "turn_wrong")).find(|response| response.status != 401);
             assert_refused(&limited.unwrap(), 429, "too many requests of this source");
+            // A proxy on another host has clients with and without a key.
+            assert_eq!(send("192.0.2.7", KEY).status, 201);
+            let broken = Http::tcp(SocketAddr::new("192.0.2.7".parse().unwrap(), http_address(&server).port()));
+            assert_refused(&broken.get("/turn?username=%ff"), 429, "too many requests of this source");
             // A proxy on this machine serves many clients.
             assert_eq!(send("127.0.0.1", KEY).status, 201);
             assert!((0..40).all(|_| send("127.0.0.1", "turn_wrong").status == 401));
@@ -255,7 +268,9 @@ mod credentials {
     #[test]
     fn without_a_key_there_are_no_credentials_and_without_a_secret_neither() {
         let none = Server::start(&config(&["127.0.0.1"], HTTP));
-        assert_refused(&post(&none, ""), 404, "`turn-credential key` makes one");
+        assert_refused(&post(&none, ""), 404, "there is no such resource");
+        let line = none.wait_for_log(|line| line.field("event").as_deref() == Some("credential-refused"));
+        assert!(line.field("reason").unwrap().contains("`turn-credential key` makes one"), "{line:?}");
         let users = "[auth]\nusers = [{ name = \"ann\", password = \"north wind north\" }]\n";
         let fixed = config_without_secret(&["127.0.0.1"], &format!("{users}{HTTP}{}", key("app", KEY, "")));
         assert_refused(&post(&Server::start(&fixed), ""), 503, "auth.secrets");
@@ -273,7 +288,7 @@ mod credentials {
         let turns = |name: &str| json!(format!("turns:{name}:{}?transport=tcp", server.tls_address().port()));
         let last_url = || json(&post(&server, ""))["iceServers"][0]["urls"][2].clone();
         assert_eq!(last_url(), turns("turn.example.org"));
-        let serial = |line: &crate::support::LogLine| line.field("serial");
+        let serial = |line: &LogLine| line.field("serial");
         let first = serial(&server.wait_for_log(|line| serial(line).is_some()));
         authority.write(&authority.issue(&["new.example.org"]), directory.path());
         server.wait_for_log(|line| serial(line).is_some_and(|other| Some(other) != first));
@@ -295,6 +310,30 @@ mod credentials {
             let entry = json(&post(&server, ""))["iceServers"][0].clone();
             assert_eq!(entry["urls"], json!(["turn:192.0.2.7:3478?transport=udp"]));
         });
+    }
+
+    #[test]
+    fn the_file_of_keys_is_read_again_at_a_reload() {
+        let directory = TempDir::new();
+        let file = directory.write("keys", &key("app", KEY, ""));
+        let server = Server::start(&config(&["127.0.0.1"], &format!("{HTTP}keys-file = {file:?}\n")));
+        let status = |key: &str| send(&server, "POST", "/v1/ice-servers", &bearer(key), "").status;
+        let reload = |keys: &str, event: &str| {
+            directory.write("keys", keys);
+            server.signal(Signal::SIGHUP);
+            server.wait_for_log(|line| line.field("event").as_deref() == Some(event))
+        };
+        assert_eq!((status(KEY), status("turn_other")), (201, 401));
+        // Nothing changes if the file is invalid.
+        let refused = reload("[[http.keys]]\nname = \"app\"\n", "reload-refused");
+        let expected = format!("{}:1:1: a key has no `sha256`", file.display());
+        assert!(refused.field("error").unwrap().contains(&expected), "{refused:?}");
+        assert_eq!(status(KEY), 201);
+        reload(&key("other", "turn_other", ""), "reload-done");
+        let changed = |line: &LogLine| line.field("key").as_deref() == Some("http.keys.name");
+        let line = server.wait_for_log(changed);
+        assert_eq!((line.field("from").as_deref(), line.field("to").as_deref()), (Some("app"), Some("other")));
+        assert_eq!((status(KEY), status("turn_other")), (401, 201));
     }
 
     #[test]

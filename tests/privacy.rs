@@ -179,6 +179,18 @@ mod privacy {
             };
             assert_eq!(post(KEY), 201);
             assert_eq!(post("wrong"), 401);
+            let refused = |header: &str, body: &str| {
+                let headers = format!("Authorization: Bearer {KEY}\r\n{header}");
+                let response = self.http().request("POST", "/v1/ice-servers", &headers, body.as_bytes());
+                assert!(response.status >= 400 && response.body.len() < 400, "{response:?}");
+            };
+            refused(&format!("Origin: https://{CLIENT}\r\n"), "");
+            refused("", &format!("{{\"{USER}{}\":1}}", "A".repeat(60_000)));
+            refused("", &format!("{{\"user\":\"{USER}{}\"}}", "A".repeat(600)));
+            refused("", USER);
+            self.http().get(&format!("/turn?key={KEY}&service={USER}"));
+            self.http().get(&format!("/turn?key={KEY}&username={USER}%ff"));
+            self.http().request("POST", &format!("/v1/turn/keys/{USER}/credentials/generate"), "", b"");
             let broken = self.http().begin(b"\0\r\n\r\n");
             self.wait_for("http-connection-failed");
             drop(broken);
@@ -198,6 +210,8 @@ mod privacy {
         for event in EVENTS {
             assert!(lines.iter().any(|line| is_event(line, event)), "no {event} in {lines:#?}");
         }
+        // No request determines the length of a line.
+        assert!(lines.iter().all(|line| line.len() < 2_000), "{lines:#?}");
         for text in texts {
             let found: Vec<_> = lines.iter().filter(|line| line.contains(text)).collect();
             assert!(found.is_empty(), "{text} in {found:#?}");

@@ -7,6 +7,8 @@ mod connections;
 mod exchange;
 mod listener;
 pub(crate) mod response;
+#[cfg(test)]
+mod tests;
 
 use std::cell::Cell;
 use std::future::{Future, pending};
@@ -33,6 +35,7 @@ use crate::net::tls::Acceptor;
 use crate::privacy::Privacy;
 use connections::{Connection, Connections};
 use exchange::{Observed, ResponseBody};
+use limits::Times;
 pub use listener::BindError;
 pub(crate) use listener::{Client, Listener, PeerCredentials, UnixSocket};
 
@@ -50,14 +53,25 @@ pub(crate) mod limits {
     pub(crate) const HEAD: usize = 16 * 1024;
     /// The size of the body of a request in bytes.
     pub(crate) const BODY: usize = 64 * 1024;
-    /// The time for the head of a request, and for the next request on an open connection.
-    pub(crate) const HEAD_TIME: Duration = Duration::from_secs(10);
-    /// The time for the body of a request.
-    pub(crate) const BODY_TIME: Duration = Duration::from_secs(10);
-    /// The time for the TLS handshake.
-    pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-    /// The lifetime of a connection. It also bounds the time in which a client receives a response.
-    pub(crate) const CONNECTION_TIME: Duration = Duration::from_secs(300);
+    /// The times that clients have.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Times {
+        /// For the head of a request, and for the next request on an open connection.
+        pub(crate) head: Duration,
+        /// For the body of a request.
+        pub(crate) body: Duration,
+        /// For the TLS handshake.
+        pub(crate) handshake: Duration,
+        /// For all on one connection. It also bounds the time in which a client receives a response.
+        pub(crate) connection: Duration,
+    }
+
+    pub(crate) const TIMES: Times = Times {
+        head: Duration::from_secs(10),
+        body: Duration::from_secs(10),
+        handshake: Duration::from_secs(10),
+        connection: Duration::from_secs(300),
+    };
     /// The time for the last responses when the server stops.
     pub(crate) const STOP_TIME: Duration = Duration::from_secs(1);
 }
@@ -66,6 +80,9 @@ pub(crate) mod limits {
 pub(crate) trait Handler: 'static {
     /// Returns the response to a request that is refused because of its head, before its body is read.
     fn refuse<B>(&self, client: &Client, request: &Request<B>) -> Option<Response<Full<Bytes>>>;
+
+    /// Completes an error response of the server itself to a request with this head.
+    fn complete(&self, client: &Client, request: &Request<()>, response: &mut Response<Full<Bytes>>);
 
     /// Responds to a request that is not refused, and whose body has been read.
     fn handle(&self, client: &Client, request: Request<Bytes>) -> impl Future<Output = Response<Full<Bytes>>>;
@@ -114,6 +131,14 @@ pub(crate) fn start<H: Handler>(
     plan: Plan,
     handler: impl FnOnce() -> H + Send + 'static,
 ) -> io::Result<thread::JoinHandle<()>> {
+    start_with(limits::TIMES, plan, handler)
+}
+
+fn start_with<H: Handler>(
+    times: Times,
+    plan: Plan,
+    handler: impl FnOnce() -> H + Send + 'static,
+) -> io::Result<thread::JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let run = move || {
         // On a machine with few CPUs, a list of many sessions would delay packets by milliseconds.
@@ -121,14 +146,15 @@ pub(crate) fn start<H: Handler>(
             tracing::debug!(event = "priority-unchanged", %error, "HTTP competes with the workers for the CPU");
         }
         let tasks = tokio::task::LocalSet::new();
-        tasks.block_on(&runtime, async { serve(plan, Rc::new(handler())).await });
+        tasks.block_on(&runtime, async { serve(times, plan, Rc::new(handler())).await });
     };
     thread::Builder::new().name("http".to_owned()).spawn(run)
 }
 
-async fn serve<H: Handler>(plan: Plan, handler: Rc<H>) {
+async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
     let Plan { control_socket, mut changes, certificate, spare, stop } = plan;
-    let shared = Shared { certificate: Rc::new(certificate), is_encrypted: Rc::default(), handler, spare, stop };
+    let (certificate, is_encrypted) = (Rc::new(certificate), Rc::default());
+    let shared = Shared { certificate, is_encrypted, handler, spare, times, stop };
     let mut tasks = JoinSet::new();
     if let Some(listener) = control_socket {
         tasks.spawn_local(accept(listener, None, None, shared.clone()));
@@ -166,6 +192,7 @@ struct Shared<H> {
     is_encrypted: Rc<Cell<bool>>,
     handler: Rc<H>,
     spare: SpareFiles,
+    times: Times,
     stop: watch::Receiver<bool>,
 }
 
@@ -176,6 +203,7 @@ impl<H> Clone for Shared<H> {
             is_encrypted: Rc::clone(&self.is_encrypted),
             handler: Rc::clone(&self.handler),
             spare: self.spare.clone(),
+            times: self.times,
             stop: self.stop.clone(),
         }
     }
@@ -198,7 +226,7 @@ async fn accept<H: Handler>(
     close: Option<oneshot::Receiver<Option<Closed>>>,
     shared: Shared<H>,
 ) {
-    let Shared { certificate, handler, stop, spare, .. } = shared;
+    let Shared { certificate, handler, stop, spare, times, .. } = shared;
     let socket = match listener.into_async() {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(event = "http-failed", %error, "cannot serve HTTP"),
@@ -212,12 +240,12 @@ async fn accept<H: Handler>(
         let (handler, stop) = (Rc::clone(&handler), stop.clone());
         tasks.spawn_local(async move {
             let connection = &place.connection;
-            let served = serve_connection(stream, client, acceptor, connection, handler);
+            let served = serve_connection(stream, client, acceptor, connection, (handler, times));
             tokio::select! {
                 // The client gets no response: the request did not come, or took too long.
                 () = connection.evicted() => {}
                 () = stopped_and_sent(stop, connection) => {}
-                _ = timeout(limits::CONNECTION_TIME, served) => {}
+                _ = timeout(times.connection, served) => {}
             }
         });
     };
@@ -277,14 +305,14 @@ async fn serve_connection<H: Handler>(
     client: Client,
     acceptor: Option<Option<Acceptor>>,
     connection: &Rc<Connection>,
-    handler: Rc<H>,
+    (handler, times): (Rc<H>, Times),
 ) {
     match (stream, acceptor) {
-        (listener::Stream::Unix(stream), _) => requests(stream, client, connection, handler).await,
-        (listener::Stream::Tcp(stream), None) => requests(stream, client, connection, handler).await,
+        (listener::Stream::Unix(stream), _) => requests(stream, client, connection, handler, times).await,
+        (listener::Stream::Tcp(stream), None) => requests(stream, client, connection, handler, times).await,
         (listener::Stream::Tcp(stream), Some(Some(acceptor))) => {
-            if let Ok(Ok(stream)) = timeout(limits::HANDSHAKE_TIME, acceptor.accept_http(stream)).await {
-                requests(stream, client, connection, handler).await;
+            if let Ok(Ok(stream)) = timeout(times.handshake, acceptor.accept_http(stream)).await {
+                requests(stream, client, connection, handler, times).await;
             }
         }
         // A reload has removed the certificate and TLS, just after the client connected.
@@ -292,7 +320,7 @@ async fn serve_connection<H: Handler>(
     }
 }
 
-async fn requests<S, H>(stream: S, client: Client, connection: &Rc<Connection>, handler: Rc<H>)
+async fn requests<S, H>(stream: S, client: Client, connection: &Rc<Connection>, handler: Rc<H>, times: Times)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
@@ -300,7 +328,7 @@ where
     let service = service_fn(|request: Request<Incoming>| {
         let (handler, client) = (&handler, &client);
         async move {
-            let response = respond(request, client, connection, &**handler).await;
+            let response = respond(request, client, connection, &**handler, times).await;
             let response = response.map(|body| ResponseBody::new(body, Rc::clone(connection)));
             Ok::<_, std::convert::Infallible>(response)
         }
@@ -308,7 +336,7 @@ where
     let stream = Observed { stream, connection: Rc::clone(connection) };
     let server = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits::HEAD_TIME)
+        .header_read_timeout(times.head)
         .max_buf_size(limits::HEAD)
         .serve_connection(TokioIo::new(stream), service);
     // An error concerns this client only: it sent something other than HTTP, was too slow, or has gone.
@@ -325,26 +353,31 @@ async fn respond(
     client: &Client,
     connection: &Connection,
     handler: &impl Handler,
+    times: Times,
 ) -> Response<Full<Bytes>> {
     if let Some(refusal) = handler.refuse(client, &request) {
         return refusal;
     }
-    match collect(request).await {
-        Ok(request) => {
+    let (head, body) = request.into_parts();
+    let head = Request::from_parts(head, ());
+    match collect(body, times.body).await {
+        Ok(body) => {
             // Until here, the client has to do something, so the connection can be evicted.
             connection.responds();
-            handler.handle(client, request).await
+            handler.handle(client, head.map(|()| body)).await
         }
-        Err(rejection) => rejection,
+        Err(mut rejection) => {
+            handler.complete(client, &head, &mut rejection);
+            rejection
+        }
     }
 }
 
-/// Reads the body of a request.
-async fn collect(request: Request<Incoming>) -> Result<Request<Bytes>, Response<Full<Bytes>>> {
-    let (head, body) = request.into_parts();
+/// Reads the body of a request within `time`.
+async fn collect(body: Incoming, time: Duration) -> Result<Bytes, Response<Full<Bytes>>> {
     let body = Limited::new(body, limits::BODY).collect();
-    match timeout(limits::BODY_TIME, body).await {
-        Ok(Ok(body)) => Ok(Request::from_parts(head, body.to_bytes())),
+    match timeout(time, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(response::error(
             StatusCode::PAYLOAD_TOO_LARGE,
             &format!("the body is longer than {} KiB", limits::BODY / 1024),

@@ -59,6 +59,11 @@ impl Http {
         self.exchange(format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").as_bytes()).ok()
     }
 
+    /// Like [`raw`](Self::raw). Returns `None` if the server does not respond with HTTP.
+    pub(crate) fn try_raw(self, request: &[u8]) -> Option<Response> {
+        self.exchange(request).ok()
+    }
+
     /// Sends bytes and reads the response.
     pub(crate) fn raw(self, request: &[u8]) -> Response {
         self.exchange(request).unwrap_or_else(|bytes| panic!("no response: {:?}", String::from_utf8_lossy(&bytes)))

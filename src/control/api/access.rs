@@ -10,7 +10,11 @@ use subtle::ConstantTimeEq as _;
 use crate::auth::Secret;
 use crate::config::Http;
 use crate::http::{Client, response};
-use crate::setting::{HTTP_METRICS_FROM, HTTP_METRICS_TOKEN_FILE};
+
+/// What the log says about a denied request.
+// The literal repeats names of `setting`; a test compares them.
+pub(super) const DENIED: &str = "request for metrics or health denied: add the client to http.metrics-from, or let it send the token of \
+     http.metrics-token-file";
 
 /// The clients that may read metrics and health: those of `http.metrics-from`, those with the token, and, if there is no
 /// token, those of this machine. With a token, a client of this machine may be a proxy whose clients must not read them.
@@ -32,16 +36,12 @@ impl Access {
         if is_local || self.from.iter().any(|net| net.contains(&ip)) || self.has_token(request) {
             return None;
         }
-        let mut denied = response::error(
-            StatusCode::FORBIDDEN,
-            &format!(
-                "{ip} may not read this: add it to {HTTP_METRICS_FROM}, or send the token of {HTTP_METRICS_TOKEN_FILE}"
-            ),
-        );
-        if self.token.is_some() {
-            *denied.status_mut() = StatusCode::UNAUTHORIZED;
-            denied.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        // The client learns neither the program nor its settings. The log has the advice.
+        if self.token.is_none() {
+            return Some(response::error(StatusCode::FORBIDDEN, "this client may not read this"));
         }
+        let mut denied = response::error(StatusCode::UNAUTHORIZED, "there is no valid token");
+        denied.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         Some(denied)
     }
 
@@ -61,6 +61,12 @@ pub(super) fn bearer<B>(request: &Request<B>) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::setting::{HTTP_METRICS_FROM, HTTP_METRICS_TOKEN_FILE};
+
+    #[test]
+    fn the_log_names_the_settings_that_give_access() {
+        assert!(DENIED.contains(HTTP_METRICS_FROM) && DENIED.contains(HTTP_METRICS_TOKEN_FILE));
+    }
 
     fn access(token: Option<&str>) -> Access {
         let token = token.map(|token| Secret::new(token).unwrap());

@@ -6,6 +6,7 @@ mod certificates;
 mod credentials;
 mod health;
 mod log_level;
+mod log_limit;
 mod metrics;
 mod query;
 mod refusal;
@@ -15,6 +16,7 @@ mod sessions;
 mod status;
 mod steer;
 
+use std::cell::RefCell;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -38,6 +40,7 @@ use crate::worker::Totals;
 pub(super) use access::Access;
 use credentials::Form;
 use health::Health;
+use log_limit::LogLimit;
 pub(super) use reload::Reload;
 use steer::Resource;
 
@@ -87,6 +90,7 @@ pub(super) struct Api {
     inputs: Inputs,
     health: Rc<Health>,
     credentials: credentials::State,
+    denials: RefCell<LogLimit>,
 }
 
 impl Api {
@@ -95,7 +99,7 @@ impl Api {
         let health = Rc::<Health>::default();
         let statistics = inputs.workers.iter().map(|worker| Arc::clone(&worker.statistics));
         tokio::task::spawn_local(Rc::clone(&health).watch(statistics.collect()));
-        Self { inputs, health, credentials: credentials::State::default() }
+        Self { inputs, health, credentials: credentials::State::default(), denials: RefCell::default() }
     }
 
     fn now(&self) -> Instant {
@@ -148,11 +152,16 @@ impl Handler for Api {
         match route {
             Route::Health | Route::Readiness | Route::Metrics => {
                 const METHODS: &str = "GET, HEAD";
-                response::refuse_method(request.method(), METHODS)
-                    .or_else(|| self.published.borrow().access.denies(client, request))
+                response::refuse_method(request.method(), METHODS).or_else(|| self.deny(client, request))
             }
             Route::Steer(resource, _) => response::refuse_method(request.method(), resource.methods()),
             Route::Credentials(form) => self.refuse_credentials(form, client, request),
+        }
+    }
+
+    fn complete(&self, client: &Client, request: &Request<()>, response: &mut Response<Full<Bytes>>) {
+        if let Some(Route::Credentials(_)) = Route::of(client, request.uri().path()) {
+            self.allow_page(request, response);
         }
     }
 
@@ -169,6 +178,17 @@ impl Handler for Api {
 }
 
 impl Api {
+    /// Returns the response to a request for metrics or health that is not allowed, and logs it.
+    fn deny<B>(&self, client: &Client, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
+        let published = self.published.borrow();
+        let denied = published.access.denies(client, request)?;
+        if let Some(count) = self.denials.borrow_mut().may_log(self.now()) {
+            let privacy = &published.snapshot.privacy;
+            tracing::warn!(event = "http-denied", client = client.logged(privacy), count, "{}", access::DENIED);
+        }
+        Some(denied)
+    }
+
     /// Returns the statistics of all workers together.
     fn totals(&self) -> Totals {
         let mut totals = Totals::default();

@@ -8,8 +8,8 @@ use hyper::header::{
 };
 use hyper::{Request, Response, StatusCode};
 
+use super::refusal::Refusal;
 use crate::config::HttpKey;
-use crate::http::response;
 
 /// The origin of a request, if a key allows it.
 ///
@@ -44,9 +44,9 @@ impl<'r> Cors<'r> {
     }
 
     /// Returns the response to a preflight request.
-    pub(super) fn preflight(&self, methods: &'static str) -> Response<Full<Bytes>> {
+    pub(super) fn preflight(&self, methods: &'static str) -> Result<Response<Full<Bytes>>, Refusal> {
         if self.0.is_none() {
-            return response::error(StatusCode::FORBIDDEN, "no key has this origin in its `origins`");
+            return Err(Refusal::of_preflight());
         }
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::NO_CONTENT;
@@ -55,6 +55,6 @@ impl<'r> Cors<'r> {
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type"));
         headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
-        response
+        Ok(response)
     }
 }

@@ -10,8 +10,6 @@ use crate::turn::{Bucket, Instant, Rate};
 const SOURCES: usize = 8192;
 /// Requests without a valid key, per second and source, and the burst.
 const FAILURES: (u32, u32) = (1, 20);
-/// Log lines about refused requests, per second, and the burst.
-const LINES: (u32, u32) = (1, 10);
 /// The seconds over which a key accumulates unused requests.
 const KEY_BURST: u32 = 4;
 
@@ -21,24 +19,16 @@ pub(super) struct Limits {
     keys: HashMap<String, Bucket>,
     failures: Box<[Bucket]>,
     hasher: RandomState,
-    lines: Bucket,
-    suppressed: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            keys: HashMap::new(),
-            failures: vec![Bucket::FULL; SOURCES].into(),
-            hasher: RandomState::new(),
-            lines: Bucket::FULL,
-            suppressed: 0,
-        }
+        Self { keys: HashMap::new(), failures: vec![Bucket::FULL; SOURCES].into(), hasher: RandomState::new() }
     }
 }
 
 impl Limits {
-    /// Whether the requests of a source have failed so often that further ones have to wait.
+    /// Whether the requests of a source have failed so often that further ones without a valid key have to wait.
     pub(super) fn is_exhausted(&self, source: IpAddr, now: Instant) -> bool {
         let bucket = self.failures.get(self.row(source));
         let exhausted = |bucket: &Bucket| rate(FAILURES).is_some_and(|rate| bucket.offer(&rate, now, 1).is_none());
@@ -63,15 +53,6 @@ impl Limits {
         let admitted = bucket.take(&rate, now, 1);
         self.keys.insert(key.to_owned(), bucket);
         admitted
-    }
-
-    /// Returns whether a refusal may be logged, with the number of those before it that were not.
-    pub(super) fn may_log(&mut self, now: Instant) -> Option<u64> {
-        if rate(LINES).is_some_and(|rate| self.lines.take(&rate, now, 1)) {
-            return Some(std::mem::take(&mut self.suppressed));
-        }
-        self.suppressed += 1;
-        None
     }
 
     /// Returns the bucket of a source: an IPv4 address or an IPv6 /64.
@@ -122,13 +103,5 @@ mod tests {
         assert_eq!(admitted(&mut limits, 1), 2);
         assert!(limits.admit("b", 2, at(1)));
         assert!((0..100).all(|_| limits.admit("c", 0, at(1))));
-    }
-
-    #[test]
-    fn the_log_has_the_number_of_suppressed_lines() {
-        let mut limits = Limits::default();
-        let logged: Vec<_> = (0..15).filter_map(|_| limits.may_log(at(0))).collect();
-        assert_eq!(logged, [0; 10]);
-        assert_eq!(limits.may_log(at(1)), Some(5));
     }
 }

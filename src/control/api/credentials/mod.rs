@@ -3,28 +3,29 @@
 mod cors;
 mod limits;
 mod outcome;
+mod refusal;
 mod request;
 
 use std::cell::RefCell;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
 use super::access::bearer;
+use super::log_limit::LogLimit;
 use super::{Api, Published};
+use crate::auth::KeyHash;
 use crate::auth::time_limited::{self, Credential};
-use crate::auth::{KeyHash, Secret};
 use crate::clock;
 use crate::config::HttpKey;
 use crate::http::{Client, response};
 use crate::privacy::Privacy;
-use crate::setting::{AUTH_SECRETS, HOSTNAME, HTTP_KEYS};
 use cors::Cors;
 use limits::Limits;
 use outcome::{Counts, Outcome};
+use refusal::{NO_ADDRESS, NO_KEYS, NO_SECRET, Refusal};
 use request::{Parameters, Wish};
 
 /// The lifetime of a credential if the request gives none, in seconds: that of draft-uberti-behave-turn-rest-00 §2.2.
@@ -110,40 +111,12 @@ fn stun_urls(urls: &[String]) -> Vec<String> {
     udp.map(|host| format!("stun:{host}")).collect()
 }
 
-/// What a request is refused for.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    outcome: Outcome,
-    message: String,
-    /// The name of the key, if the request has a valid one.
-    key: Option<String>,
-}
-
-impl Refusal {
-    fn new(outcome: Outcome, message: impl Into<String>) -> Self {
-        Self { outcome, message: message.into(), key: None }
-    }
-
-    fn response(&self) -> Response<Full<Bytes>> {
-        let mut response = response::error(self.outcome.status(), &self.message);
-        let headers = response.headers_mut();
-        match self.outcome {
-            Outcome::UnknownKey => _ = headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
-            // Every limit is at least one request per second.
-            Outcome::KeyLimited | Outcome::SourceLimited => {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            }
-            _ => {}
-        }
-        response
-    }
-}
-
 /// The counts and limits of the requests for credentials.
 #[derive(Debug, Default)]
 pub(super) struct State {
     counts: Counts,
     limits: RefCell<Limits>,
+    log_limit: RefCell<LogLimit>,
 }
 
 impl State {
@@ -171,18 +144,18 @@ impl Api {
     ) -> Option<Response<Full<Bytes>>> {
         let published = self.published.borrow();
         if published.keys.is_empty() {
-            return Some(response::error(
-                StatusCode::NOT_FOUND,
-                &format!(
-                    "this server gives no credentials over HTTP, because {HTTP_KEYS} has no key: `turn-credential \
-                     key` makes one"
-                ),
-            ));
+            let refusal = Refusal::new(Outcome::NotConfigured, NO_KEYS).for_client("there is no such resource");
+            return Some(self.conclude(form, &published, client, request, Err(refusal)));
         }
+        let cors = Cors::new(request, &published.keys);
         if *request.method() == Method::OPTIONS {
-            return Some(Cors::new(request, &published.keys).preflight(form.methods()));
+            let response = cors.preflight(form.methods());
+            return Some(
+                response.unwrap_or_else(|refusal| self.conclude(form, &published, client, request, Err(refusal))),
+            );
         }
-        if let Some(refusal) = response::refuse_method(request.method(), form.methods()) {
+        if let Some(mut refusal) = response::refuse_method(request.method(), form.methods()) {
+            cors.allow(&mut refusal);
             return Some(refusal);
         }
         if form == Form::TurnRest {
@@ -190,6 +163,11 @@ impl Api {
         }
         let refusal = self.key(form, &published.keys, client, bearer(request)).err()?;
         Some(self.conclude(form, &published, client, request, Err(refusal)))
+    }
+
+    /// Lets the page that sends a request read a response that is not made here.
+    pub(super) fn allow_page<B>(&self, request: &Request<B>, response: &mut Response<Full<Bytes>>) {
+        Cors::new(request, &self.published.borrow().keys).allow(response);
     }
 
     /// Responds to a request for credentials that is not refused.
@@ -230,7 +208,7 @@ impl Api {
         request: &Request<Bytes>,
     ) -> Result<Issued, Refusal> {
         let parameters = match form {
-            Form::TurnRest => Parameters::of(request)?,
+            Form::TurnRest => Parameters::of(request),
             _ => Parameters::default(),
         };
         let given = parameters.key().or_else(|| bearer(request));
@@ -245,7 +223,8 @@ impl Api {
         wish.and_then(|wish| mint(key, &wish, published)).map_err(with_name)
     }
 
-    /// Returns the key of a request, or why there is none.
+    /// Returns the key of a request, or why there is none. The limit of a source does not apply to valid keys: other
+    /// clients, for example of the same proxy, must not be able to make one useless.
     fn key<'k>(
         &self,
         form: Form<'_>,
@@ -253,51 +232,35 @@ impl Api {
         client: &Client,
         given: Option<&[u8]>,
     ) -> Result<&'k HttpKey, Refusal> {
-        // Behind a proxy on this machine, all clients have one source.
-        let source = client.ip().filter(|ip| !ip.is_loopback());
-        let now = self.now();
-        if source.is_some_and(|source| self.credentials.limits.borrow().is_exhausted(source, now)) {
-            return Err(Refusal::new(
-                Outcome::SourceLimited,
-                // The log has this message, too.
-                "too many requests of this source had no valid key: correct the key, then try again",
-            ));
-        }
         let key = given.and_then(|given| {
             let hash = KeyHash::of(given);
             keys.iter().find(|key| key.hash == hash)
         });
         let key = key.filter(|key| form.key_name().is_none_or(|name| name == key.name));
         key.ok_or_else(|| {
-            if let Some(source) = source {
-                self.credentials.limits.borrow_mut().failed(source, now);
-            }
-            let message = match (given, form) {
-                (None, Form::TurnRest) => "there is no key: send it as the parameter `key`",
-                (None, _) => "there is no key: send it in the header `Authorization: Bearer KEY`",
-                (Some(_), Form::CloudflareList(_) | Form::CloudflareOne(_)) => {
-                    "the key is unknown, or the path has not its `name` from `[[http.keys]]`"
-                }
-                (Some(_), _) => "the key is unknown: its SHA-256 is not in `[[http.keys]]`",
-            };
-            Refusal::new(Outcome::UnknownKey, message)
+            if self.has_failed_often(client) { Refusal::of_source() } else { Refusal::without_key(form, given) }
         })
+    }
+
+    /// Counts a request without a valid key. Returns whether there were too many of this client.
+    fn has_failed_often(&self, client: &Client) -> bool {
+        // All clients of a proxy on this machine have one source.
+        let Some(source) = client.ip().filter(|ip| !ip.is_loopback()) else { return false };
+        let (mut limits, now) = (self.credentials.limits.borrow_mut(), self.now());
+        let is_exhausted = limits.is_exhausted(source, now);
+        if !is_exhausted {
+            limits.failed(source, now);
+        }
+        is_exhausted
     }
 
     /// Checks the origin and the rate of a request with a valid key.
     fn check(&self, key: &HttpKey, request: &Request<Bytes>) -> Result<(), Refusal> {
         if let Some(origin) = cors::origin(request).filter(|origin| !key.origins.iter().any(|own| own == origin)) {
-            return Err(Refusal::new(
-                Outcome::OriginDenied,
-                format!("pages of {origin:?} may not use this key: add it to the `origins` of the key"),
-            ));
+            return Err(Refusal::of_origin(origin));
         }
         if !self.credentials.limits.borrow_mut().admit(&key.name, key.requests_per_second, self.now()) {
-            let most = key.requests_per_second;
-            return Err(Refusal::new(
-                Outcome::KeyLimited,
-                format!("the key has reached its limit (`requests-per-second`, {most}): try again later"),
-            ));
+            return Err(Refusal::of_rate(key));
         }
         Ok(())
     }
@@ -317,14 +280,14 @@ impl Api {
                     "credential issued"
                 );
             }
-            Err(Refusal { outcome, message, key }) => {
-                self.credentials.counts.add(*outcome);
-                let Some(count) = self.credentials.limits.borrow_mut().may_log(self.now()) else { return };
+            Err(refusal) => {
+                self.credentials.counts.add(refusal.outcome);
+                let Some(count) = self.credentials.log_limit.borrow_mut().may_log(self.now()) else { return };
                 tracing::warn!(
                     event = "credential-refused",
                     client = client.logged(privacy),
-                    key = key.as_deref(),
-                    reason = message.as_str(),
+                    key = refusal.key.as_deref(),
+                    reason = refusal.reason,
                     count,
                     "credential refused"
                 );
@@ -338,39 +301,21 @@ fn mint(key: &HttpKey, wish: &Wish, published: &Published) -> Result<Issued, Ref
     let longest = key.ttl.as_secs();
     let ttl = wish.ttl.unwrap_or(DEFAULT_TTL.min(longest));
     if ttl == 0 || ttl > longest {
-        return Err(Refusal::new(
-            Outcome::BadRequest,
-            format!("`ttl` must be between 1 and {longest} seconds, the `ttl` of the key"),
-        ));
+        return Err(Refusal::of_ttl(longest));
     }
     let user = wish.user.as_deref();
     if !user.unwrap_or_default().starts_with(&key.user_prefix) {
-        let prefix = &key.user_prefix;
-        let message = format!("this key needs a user whose name begins with {prefix:?}, the `user-prefix` of the key");
-        return Err(Refusal::new(Outcome::UserDenied, message));
+        return Err(Refusal::of_user(key));
     }
     if published.urls.is_empty() {
-        return Err(Refusal::new(
-            Outcome::Unavailable,
-            format!("the server has no address for clients at present: its log says why; {HOSTNAME} may be missing"),
-        ));
+        return Err(Refusal::new(Outcome::Unavailable, NO_ADDRESS));
     }
-    let credential = time_limited::mint(secret(published)?, user, clock::unix_seconds().saturating_add(ttl));
+    let secret = published.secret.as_ref().ok_or_else(|| Refusal::new(Outcome::Unavailable, NO_SECRET))?;
+    let credential = time_limited::mint(secret, user, clock::unix_seconds().saturating_add(ttl));
     if credential.username.len() > MAX_USERNAME {
-        let length = credential.username.len();
-        return Err(Refusal::new(
-            Outcome::BadRequest,
-            format!("the username with its expiry has {length} bytes; the maximum is {MAX_USERNAME}"),
-        ));
+        return Err(Refusal::of_username(credential.username.len(), MAX_USERNAME));
     }
     Ok(Issued { credential, ttl, key: key.name.clone() })
-}
-
-fn secret(published: &Published) -> Result<&Secret, Refusal> {
-    published.secret.as_ref().ok_or_else(|| {
-        let message = format!("the server has no secret for credentials: set {AUTH_SECRETS}");
-        Refusal::new(Outcome::Unavailable, message)
-    })
 }
 
 #[cfg(test)]

@@ -14,12 +14,14 @@ pub(super) enum Outcome {
     UserDenied,
     KeyLimited,
     SourceLimited,
+    /// No key is configured.
+    NotConfigured,
     /// There is no secret or no address.
     Unavailable,
 }
 
 impl Outcome {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Issued,
         Self::BadRequest,
         Self::UnknownKey,
@@ -27,6 +29,7 @@ impl Outcome {
         Self::UserDenied,
         Self::KeyLimited,
         Self::SourceLimited,
+        Self::NotConfigured,
         Self::Unavailable,
     ];
 
@@ -40,6 +43,7 @@ impl Outcome {
             Self::UserDenied => "user-denied",
             Self::KeyLimited => "key-limited",
             Self::SourceLimited => "source-limited",
+            Self::NotConfigured => "not-configured",
             Self::Unavailable => "unavailable",
         }
     }
@@ -52,6 +56,7 @@ impl Outcome {
             Self::UnknownKey => StatusCode::UNAUTHORIZED,
             Self::OriginDenied | Self::UserDenied => StatusCode::FORBIDDEN,
             Self::KeyLimited | Self::SourceLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::NotConfigured => StatusCode::NOT_FOUND,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -86,6 +91,6 @@ mod tests {
             (0..=index).for_each(|_| counts.add(outcome));
         }
         let found: Vec<u64> = counts.iter().map(|(_, count)| count).collect();
-        assert_eq!(found, (1..=8).collect::<Vec<_>>());
+        assert_eq!(found, (1..=9).collect::<Vec<_>>());
     }
 }

@@ -1,0 +1,114 @@
+//! Clients that are slow: each exceeds one time, while the others are longer than the test.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use super::*;
+use crate::privacy::{ClientAddresses, Usernames};
+
+/// The time that a client exceeds.
+const SHORT: Duration = Duration::from_millis(50);
+/// The timeout of the test.
+const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMES: Times = Times { head: MUCH_LONGER, body: MUCH_LONGER, handshake: MUCH_LONGER, connection: MUCH_LONGER };
+const MUCH_LONGER: Duration = Duration::from_secs(3_600);
+
+/// The length of a response that does not fit into the buffers of the kernel.
+const LONG: usize = 64 << 20;
+
+/// Responds with a long body.
+struct LongResponses;
+
+impl Handler for LongResponses {
+    fn refuse<B>(&self, _: &Client, _: &Request<B>) -> Option<Response<Full<Bytes>>> {
+        None
+    }
+
+    fn complete(&self, _: &Client, _: &Request<()>, _: &mut Response<Full<Bytes>>) {}
+
+    async fn handle(&self, _: &Client, _: Request<Bytes>) -> Response<Full<Bytes>> {
+        response::text(StatusCode::OK, vec![b'x'; LONG])
+    }
+
+    fn privacy(&self) -> Arc<Privacy> {
+        Arc::new(Privacy::new(ClientAddresses::Full, Usernames::Full, [0; 32]))
+    }
+}
+
+struct Server {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    thread: thread::JoinHandle<()>,
+    _changes: mpsc::UnboundedSender<ListenerChange>,
+}
+
+impl Server {
+    fn start(times: Times) -> Self {
+        let (listener, address) = Listener::tcp("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let (to_server, changes) = mpsc::unbounded_channel();
+        to_server
+            .send(ListenerChange { open: vec![(listener, address)], close: vec![], is_encrypted: false, closed: None })
+            .unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let plan = Plan {
+            control_socket: None,
+            changes,
+            certificate: Box::new(|| None),
+            spare: SpareFiles::new(u64::MAX, 0),
+            stop: stopped,
+        };
+        let thread = start_with(times, plan, || LongResponses).unwrap();
+        Self { address, stop, thread, _changes: to_server }
+    }
+
+    fn send(&self, request: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.write_all(request).unwrap();
+        stream
+    }
+
+    fn stop(self) {
+        self.stop.send(true).unwrap();
+        self.thread.join().unwrap();
+    }
+}
+
+/// Reads until the server closes the connection.
+fn read_to_end(mut stream: TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => panic!("the connection stays open: {error}"),
+        _ => bytes,
+    }
+}
+
+#[test]
+fn a_client_that_sends_no_whole_head_in_time_is_disconnected() {
+    let server = Server::start(Times { head: SHORT, ..TIMES });
+    for part in ["", "GET / HTTP/1.1\r\nHost: "] {
+        assert_eq!(read_to_end(server.send(part.as_bytes())), b"", "{part}");
+    }
+    server.stop();
+}
+
+#[test]
+fn a_client_that_sends_no_whole_body_in_time_gets_408() {
+    let server = Server::start(Times { body: SHORT, ..TIMES });
+    let head = "POST / HTTP/1.1\r\nHost: t\r\nConnection: close\r\nContent-Length: 9\r\n\r\n12345678";
+    let response = read_to_end(server.send(head.as_bytes()));
+    assert!(response.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&response));
+    server.stop();
+}
+
+#[test]
+fn a_connection_ends_after_its_time_whatever_the_client_does() {
+    let server = Server::start(Times { connection: SHORT, ..TIMES });
+    assert_eq!(read_to_end(server.send(b"GET / HTTP/1.1\r\n")), b"");
+    // This one does not read its response until it is idle no more: the server has closed it.
+    let slow = server.send(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n");
+    let closed = server.send(b"");
+    assert_eq!(read_to_end(closed), b"");
+    assert!(read_to_end(slow).len() < LONG);
+    server.stop();
+}
