@@ -280,6 +280,17 @@ mod credentials {
     }
 
     #[test]
+    fn the_control_socket_serves_no_credentials_and_a_warning_says_so() {
+        let directory = TempDir::new();
+        let socket = directory.path().join("s");
+        let control = format!("[control]\nsocket = {socket:?}\n{}", key("app", KEY, ""));
+        let server = Server::start(&config(&["127.0.0.1"], &control));
+        let response = Http::unix(&socket).request("POST", "/v1/ice-servers", &bearer(KEY), b"");
+        assert_refused(&response, 404, "there is no such resource");
+        server.wait_for_log(|line| line.message().contains("the control socket does not serve credentials"));
+    }
+
+    #[test]
     fn the_urls_have_the_name_of_the_certificate() {
         let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
         let files = authority.write(&authority.issue(&["turn.example.org"]), directory.path());
