@@ -96,3 +96,17 @@ fn a_file_without_a_key_or_for_everyone_causes_a_warning() {
     );
     assert_eq!(names(&config), ["first"]);
 }
+
+#[test]
+fn another_file_and_its_keys_are_changes() {
+    let directory = Directory::new("keys-changes");
+    directory.write("keys", block("second", "2"), 0o600);
+    directory.write("others", block("second", "3") + &block("third", "4"), 0o600);
+    let [old, new] = ["keys", "others"].map(|file| load(&directory, file).unwrap());
+    let path = |name: &str| directory.0.join(name).display().to_string();
+    let changes = old.changes(&new);
+    let [file, name, hash] = changes.get(..3).unwrap() else { panic!("{changes:?}") };
+    assert_eq!((file.key, &file.values), ("http.keys-file", &Some((path("keys"), path("others")))));
+    assert_eq!((name.key, &name.values), ("http.keys.name", &Some(("none".to_owned(), "third".to_owned()))));
+    assert_eq!((hash.key, &hash.values), ("http.keys.sha256", &None));
+}
