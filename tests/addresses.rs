@@ -2,6 +2,9 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+#[path = "http/client.rs"]
+mod client;
+#[cfg(test)]
 mod support;
 
 #[cfg(test)]
@@ -14,6 +17,7 @@ mod addresses {
     use turnserver::stun::Method;
     use turnserver::stun::attribute::{Data, XorPeerAddress};
 
+    use crate::client::Http;
     use crate::support::client::{Client, Login, socket};
     use crate::support::network::{in_own_network, ip};
     use crate::support::{LogLine, Server, config_for, config_without_secret};
@@ -101,6 +105,30 @@ mod addresses {
             assert_eq!(allocate(&server, "203.0.114.1").as_deref(), Ok("203.0.114.1"));
             let connected = Client::connect(server.tcp_address());
             assert!(connected.allocate(&Login::mint("alice", 600)).is_ok());
+        });
+    }
+
+    // A unit that starts before the network, with HTTP for Prometheus on an address of this machine.
+    #[test]
+    fn an_address_in_http_listen_is_waited_for() {
+        in_own_network(&BARE, || {
+            let http = "[http]\nlisten = [\"203.0.114.1:0\", \"[2a01:4f8::1]:0\"]\n";
+            let server = Server::start(&config_for(&["127.0.0.1"], &["127.0.0.1"], http));
+            for (address, own) in [("203.0.114.1", "203.0.114.1/24"), ("[2a01:4f8::1]", "2a01:4f8::1/64 nodad")] {
+                let missing = format!("HTTP cannot be reached at {address}:0 yet");
+                let line = server.wait_for_log(|line| line.message().contains(&missing));
+                assert_eq!(line.level(), "WARN");
+                assert!(line.message().contains("change it in http.listen"), "{line:?}");
+                ip(&format!("addr add {own} dev w0"));
+                let is_here = |line: &&LogLine, event: &str| {
+                    let starts = |text: String| text.starts_with(&format!("{address}:"));
+                    line.field("event").as_deref() == Some(event) && line.field("address").is_some_and(starts)
+                };
+                server.wait_for_log(|line| is_here(&line, "http-listener-reachable"));
+                let line = server.wait_for_log(|line| is_here(&line, "http-listening"));
+                let bound: SocketAddr = line.field("address").unwrap().parse().unwrap();
+                assert_eq!(Http::tcp(bound).get("/healthz").status, 200, "{address}");
+            }
         });
     }
 

@@ -71,7 +71,7 @@ impl Machine {
         let own = own_addresses(config, interfaces, &choice);
         let own_networks = interfaces.routed.clone();
         let denied_own = denied_among(config, own.clone(), own_networks.clone());
-        let missing_listeners = listeners::missing(&config.listen)?;
+        let missing_listeners = listeners::missing(config)?;
         Ok(Self { own, own_networks, missing_listeners, denied_own, choice, present: Vec::new() })
     }
 
@@ -158,7 +158,7 @@ impl Follower {
     pub(super) fn waits_for(&self) -> Option<String> {
         let Choice { addresses, missing, .. } = &self.machine.choice;
         let mut list: Vec<String> = missing.iter().map(|(bind, _)| bind.to_string()).collect();
-        list.extend(self.machine.missing_listeners.iter().map(|listener| listener.endpoint.address.ip().to_string()));
+        list.extend(self.machine.missing_listeners.iter().map(|listener| listener.address().ip().to_string()));
         list.sort_unstable();
         list.dedup();
         if list.is_empty() && addresses.is_empty() {
@@ -309,13 +309,7 @@ impl Change {
                  has changed. Those on it continue"
             );
         }
-        for listener in &self.reachable {
-            tracing::info!(
-                event = "listener-reachable", address = %listener.endpoint.address,
-                transport = listener.endpoint.transport.as_str(),
-                "this machine has the address of the listener now, so clients can reach it"
-            );
-        }
+        self.reachable.iter().for_each(MissingListener::log_reachable);
         self.new_relays.iter().for_each(log_relay);
         for warning in &self.warnings {
             tracing::warn!(event = "address-warning", "{warning}");

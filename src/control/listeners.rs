@@ -5,7 +5,9 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use crate::config::Config;
 use crate::net::{interfaces, tcp, udp};
+use crate::setting::HTTP_LISTEN;
 use crate::transport::{Endpoint, Transport};
 use crate::worker::{AlteredListener, BoundListener, ListenerChange, ListenerSocket};
 
@@ -338,21 +340,52 @@ fn claim_one(endpoint: Endpoint, plain: bool) -> io::Result<BoundListener> {
     }
 }
 
-/// A listener whose address this machine does not have. Clients can reach it as soon as the machine has the address.
+/// A listener whose address this machine does not have. It can be reached as soon as the machine has the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct MissingListener {
-    pub(super) endpoint: Endpoint,
+pub(super) enum MissingListener {
+    /// One for the clients.
+    Clients(Endpoint),
+    /// One of `http.listen`.
+    Http(SocketAddr),
+}
+
+impl MissingListener {
+    pub(super) fn address(&self) -> SocketAddr {
+        match self {
+            Self::Clients(endpoint) => endpoint.address,
+            Self::Http(address) => *address,
+        }
+    }
+
+    /// Logs that the machine has the address.
+    pub(super) fn log_reachable(&self) {
+        match self {
+            Self::Clients(Endpoint { transport, address }) => tracing::info!(
+                event = "listener-reachable", %address, transport = transport.as_str(),
+                "this machine has the address of the listener now, so clients can reach it"
+            ),
+            Self::Http(address) => tracing::info!(
+                event = "http-listener-reachable", %address,
+                "this machine has the address of the HTTP listener now, so it can be reached"
+            ),
+        }
+    }
 }
 
 impl fmt::Display for MissingListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { endpoint } = self;
-        write!(
-            f,
-            "clients cannot reach the server at {endpoint} yet, because this machine does not have the address. The \
-             server waits for it. If that is a mistake, change it in listen.{}",
-            endpoint.transport
-        )
+        match self {
+            Self::Clients(endpoint) => write!(f, "clients cannot reach the server at {endpoint} yet")?,
+            Self::Http(address) => write!(f, "HTTP cannot be reached at {address} yet")?,
+        }
+        f.write_str(
+            ", because this machine does not have the address. The server waits for it. If that is a mistake, change \
+             it in ",
+        )?;
+        match self {
+            Self::Clients(endpoint) => write!(f, "listen.{}", endpoint.transport),
+            Self::Http(_) => f.write_str(HTTP_LISTEN),
+        }
     }
 }
 
@@ -360,11 +393,13 @@ impl fmt::Display for MissingListener {
 ///
 /// # Errors
 /// If the kernel does not tell whether the machine has an address.
-pub(super) fn missing(wanted: &[Endpoint]) -> io::Result<Vec<MissingListener>> {
+pub(super) fn missing(config: &Config) -> io::Result<Vec<MissingListener>> {
+    let clients = config.listen.iter().copied().map(MissingListener::Clients);
     let mut missing = Vec::new();
-    for endpoint in wanted.iter().filter(|endpoint| !endpoint.address.ip().is_unspecified()) {
-        if !interfaces::is_local(endpoint.address.ip())? {
-            missing.push(MissingListener { endpoint: *endpoint });
+    for listener in clients.chain(config.http.listen.iter().copied().map(MissingListener::Http)) {
+        let ip = listener.address().ip();
+        if !ip.is_unspecified() && !interfaces::is_local(ip)? {
+            missing.push(listener);
         }
     }
     Ok(missing)

@@ -238,7 +238,7 @@ pub(super) fn choose_again(
 /// # Errors
 /// If the kernel does not tell whether the machine has an address.
 pub fn missing_listeners(config: &Config) -> Result<Vec<String>, AddressError> {
-    Ok(listeners::missing(&config.listen)?.iter().map(ToString::to_string).collect())
+    Ok(listeners::missing(config)?.iter().map(ToString::to_string).collect())
 }
 
 /// Checks that no alternate server is this server.
@@ -283,6 +283,7 @@ fn read_interfaces() -> Result<Interfaces, AddressError> {
 /// missing, because a peer's address has no scope ID and so cannot name one.
 pub(super) fn own_addresses(config: &Config, interfaces: &Interfaces, choice: &Choice) -> Vec<IpAddr> {
     let is_link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let listen = config.listen.iter().map(|endpoint| endpoint.address).chain(config.http.listen.iter().copied());
     let mut addresses: Vec<IpAddr> = interfaces
         .addresses
         .iter()
@@ -291,7 +292,7 @@ pub(super) fn own_addresses(config: &Config, interfaces: &Interfaces, choice: &C
         .chain(choice.addresses.iter().flat_map(|relay| [relay.bind, relay.advertised]))
         .chain(choice.missing.iter().flat_map(|(bind, advertised)| [*bind, *advertised]))
         .chain(config.relay.external.iter().map(|(_, outside)| *outside))
-        .chain(config.listen.iter().map(|endpoint| endpoint.address.ip()).filter(|ip| !ip.is_unspecified()))
+        .chain(listen.map(|address| address.ip()).filter(|ip| !ip.is_unspecified()))
         .collect();
     addresses.sort_unstable();
     addresses.dedup();
@@ -508,7 +509,7 @@ mod tests {
     // Peers may reach none of them, except with an entry of `peers.allow` that consists of the address alone.
     #[test]
     fn the_own_addresses_are_those_of_interfaces_relays_mappings_and_listeners() {
-        let text = "[listen]\nudp = [\"192.0.2.1:3478\"]\ntcp = [\"[::]:3478\"]\n[relay]\nexternal = { \"10.0.0.1\" = \"203.0.113.1\", \"10.0.0.3\" = \"203.0.113.3\" }\n";
+        let text = "[listen]\nudp = [\"192.0.2.1:3478\"]\ntcp = [\"[::]:3478\"]\n[relay]\nexternal = { \"10.0.0.1\" = \"203.0.113.1\", \"10.0.0.3\" = \"203.0.113.3\" }\n[http]\nlisten = [\"192.0.2.9:9641\"]\n";
         let config = Config::parse(text, "t.toml").unwrap();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let (bind, advertised, reason) = (ip("10.0.0.1"), ip("203.0.113.1"), String::new());
@@ -532,6 +533,7 @@ mod tests {
             "10.0.0.2",
             "172.16.0.1",
             "192.0.2.1",
+            "192.0.2.9",
             "203.0.113.1",
             "203.0.113.2",
             "203.0.113.3",

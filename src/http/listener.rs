@@ -10,6 +10,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tracing::field::{DisplayValue, display};
 
 use crate::net::limits::{SpareFiles, too_many_open_files};
+use crate::net::udp::allow_missing_address;
 use crate::privacy::{LoggedAddress, Privacy};
 
 /// A bound socket.
@@ -124,8 +125,9 @@ impl fmt::Display for LoggedClient {
 const BACKLOG: i32 = 64;
 
 impl Listener {
-    /// Binds a TCP listener, and returns it with its actual address. `[::]` also accepts IPv4. `is_shared`: this process
-    /// has another listener at its port, so the new one gets connections only when it is served.
+    /// Binds a TCP listener, and returns it with its actual address. `[::]` also accepts IPv4. This machine may get the
+    /// address later. `is_shared`: this process has another listener at its port, so the new one gets connections only
+    /// when it is served.
     ///
     /// # Errors
     /// Those of the kernel.
@@ -135,6 +137,7 @@ impl Listener {
         if address.is_ipv6() {
             socket.set_only_v6(!address.ip().is_unspecified())?;
         }
+        allow_missing_address(&socket, address);
         socket.set_nonblocking(true)?;
         socket.set_reuse_port(is_shared)?;
         socket.bind(&address.into())?;

@@ -360,7 +360,7 @@ fn new_socket(addr: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
 
 /// Lets a listener be bound to an address that this machine does not have yet. It receives packets as soon as the
 /// machine has the address.
-pub(super) fn allow_missing_address(socket: &Socket, addr: SocketAddr) {
+pub(crate) fn allow_missing_address(socket: &Socket, addr: SocketAddr) {
     if addr.ip().is_unspecified() {
         return;
     }
