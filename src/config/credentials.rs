@@ -15,7 +15,7 @@ use super::general::{duration, name_of};
 use super::problem::{Problem, Report, quoted};
 use super::reader::Section;
 use super::secrets::{self, BadSecret, SecretLine};
-use super::{Auth, StaticUser, paths, schema};
+use super::{Auth, StaticUser, passwords, paths, schema};
 use crate::auth::Secret;
 use crate::auth::time_limited::TimeLimitedUsername;
 use crate::file;
@@ -175,9 +175,28 @@ fn users(section: &Section<'_>, report: &mut Report<'_>) -> Vec<StaticUser> {
             let line = report.line_of(first);
             report.error(&span, format!("user {} is defined twice; the first is in line {line}", quoted(&user.name)));
         }
-        users.push(user);
+        users.push(Spanned::new(span, user));
     }
-    users
+    warn_of_repeated_passwords(&users, report);
+    users.into_iter().map(Spanned::into_inner).collect()
+}
+
+/// Warns of users with the same password. A user who notices it can act as the other one. Warnings are logged, so these
+/// have no names.
+fn warn_of_repeated_passwords(users: &[Spanned<StaticUser>], report: &mut Report<'_>) {
+    let mut seen = HashMap::new();
+    for user in users {
+        if let Some(other) = seen.insert(user.get_ref().password.as_bytes(), user.span().start) {
+            let line = report.line_of(other);
+            report.warn(
+                &user.span(),
+                format!(
+                    "this user has the same password as the one in line {line}, so each can act as the other: give \
+                     each a password of its own"
+                ),
+            );
+        }
+    }
 }
 
 /// Reads one `[[auth.users]]`, with the span of its name.
@@ -203,6 +222,9 @@ fn user(table: &DeTable<'_>, header: Range<usize>, report: &mut Report<'_>) -> O
             let what = if text.is_empty() { "is empty" } else { "consists of blanks only" };
             report.error(&password.span(), format!("the password of {who} {what}"));
             return None;
+        }
+        if let Some(weakness) = passwords::weakness(text, name.as_ref().map(|name| *name.get_ref())) {
+            report.warn(&password.span(), format!("the `password` of this user {weakness}"));
         }
         Secret::new(text.as_bytes()).ok()
     })?;

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::addresses::{collide, listen_address, networks};
 use super::problem::{Report, quoted};
 use super::reader::Section;
+use super::secrets::{self, BadSecret};
 use super::{CONTROL_SOCKET, Control, ControlSocket, Http, http_keys, paths, schema};
 use crate::auth::Secret;
 use crate::file;
@@ -73,15 +74,18 @@ fn token(section: &Section<'_>, report: &mut Report<'_>) -> Option<Secret> {
     let name = section.string("metrics-token-file", report)?;
     let (span, name) = (name.span(), *name.get_ref());
     let token = paths::resolve(&report.directory, name).and_then(|path: PathBuf| {
-        let text = file::read(&path).map_err(|error| {
-            format!("{} cannot be read: {}", quoted(&path.display().to_string()), super::read_failure(&error))
-        })?;
+        let shown = quoted(&path.display().to_string());
+        let text =
+            file::read(&path).map_err(|error| format!("{shown} cannot be read: {}", super::read_failure(&error)))?;
         let text = text.trim_ascii();
+        // Quotes or a name would become part of the token.
+        if let Err(bad @ (BadSecret::Quoted | BadSecret::Assignment | BadSecret::Option)) = secrets::secret(text) {
+            return Err(format!("{shown} contains {bad}"));
+        }
         if text.len() < MIN_TOKEN || !text.iter().all(u8::is_ascii_graphic) {
             return Err(format!(
-                "{} must contain one token of at least {MIN_TOKEN} printable characters, for example the output of \
-                 `openssl rand -hex 32`",
-                quoted(&path.display().to_string())
+                "{shown} must contain one token of at least {MIN_TOKEN} printable characters, for example the output \
+                 of `openssl rand -hex 32`"
             ));
         }
         Secret::new(text).map_err(|error| error.to_string())

@@ -31,6 +31,7 @@ mod general;
 mod http;
 mod http_keys;
 mod keys_file;
+mod passwords;
 mod paths;
 mod problem;
 mod reader;

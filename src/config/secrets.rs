@@ -105,8 +105,8 @@ fn trimmed(text: &[u8]) -> &[u8] {
     str::from_utf8(text).map_or_else(|_| text.trim_ascii(), |text| text.trim().as_bytes())
 }
 
-/// Whether a line sets a name that ends with "secret", as in `static-auth-secret=…`. Base64 ends with `=`, so a value
-/// must follow.
+/// Whether a line sets a name that ends with "secret" or "token", as in `static-auth-secret=…`. Base64 ends with `=`, so
+/// a value must follow.
 fn is_assignment(line: &[u8]) -> bool {
     let line = line.strip_prefix(b"export ").unwrap_or(line);
     let Some(at) = line.iter().position(|byte| b"=:".contains(byte)) else { return false };
@@ -114,21 +114,28 @@ fn is_assignment(line: &[u8]) -> bool {
     let name = normalized(name.trim_ascii());
     let is_name = name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
     let has_value = value.trim_ascii().iter().any(|byte| !b"=:".contains(byte));
-    is_name && has_value && (name.ends_with(b"secret") || name.ends_with(b"secrets"))
+    let endings: [&[u8]; 4] = [b"secret", b"secrets", b"token", b"tokens"];
+    is_name && has_value && endings.iter().any(|ending| name.ends_with(ending))
 }
 
 /// Returns why a secret can be guessed; `None` if it is strong enough.
 #[must_use]
 pub fn weakness(secret: &Secret) -> Option<WeakSecret> {
-    let bytes = secret.as_bytes().trim_ascii();
+    let bytes = secret.as_bytes();
+    if is_example(bytes, &[]) {
+        return Some(WeakSecret::Example);
+    }
+    (bytes.trim_ascii().len() < MIN_STRONG_SECRET).then_some(WeakSecret::Short)
+}
+
+/// Whether a secret or a password is an example: one of the secrets, or one of `more`.
+pub(super) fn is_example(bytes: &[u8], more: &[&str]) -> bool {
+    let bytes = bytes.trim_ascii();
     // Guides put placeholders in brackets.
     let inner = bytes.strip_prefix(b"<").and_then(|rest| rest.strip_suffix(b">")).unwrap_or(bytes);
     let inner = inner.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]")).unwrap_or(inner);
     let name = normalized(inner);
-    if EXAMPLES.iter().any(|example| example.as_bytes() == name.as_slice()) {
-        return Some(WeakSecret::Example);
-    }
-    (bytes.len() < MIN_STRONG_SECRET).then_some(WeakSecret::Short)
+    EXAMPLES.iter().chain(more).any(|example| example.as_bytes() == name.as_slice())
 }
 
 /// Returns a text in lowercase, with hyphens in place of underscores and blanks.
@@ -184,6 +191,8 @@ mod tests {
             ("export TURN_SECRET=0123456789abcdef0", BadSecret::Assignment),
             ("secrets = [\"0123456789abcdef0\"]", BadSecret::Assignment),
             ("COTURN_SECRET=0123456789abcdef0", BadSecret::Assignment),
+            ("token=0123456789abcdef0", BadSecret::Assignment),
+            ("METRICS_TOKEN: 0123456789abcdef0", BadSecret::Assignment),
             ("TURN_STATIC_AUTH_SECRET: 0123456789abcdef0", BadSecret::Assignment),
             ("\"0123456789abcdef0\",", BadSecret::Quoted),
             ("\u{201c}0123456789abcdef0\u{201d}", BadSecret::Quoted),

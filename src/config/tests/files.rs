@@ -294,6 +294,27 @@ fn a_device_as_the_file_of_the_token_is_an_error() {
     assert!(error.ends_with("`/dev/null` cannot be read: it is a device, not a regular file"), "{error}");
 }
 
+#[test]
+fn the_file_of_the_token_is_checked_for_typical_mistakes() {
+    let directory = Directory::new("token");
+    let token = directory.0.join("token").display().to_string();
+    let path = directory.write("t.toml", "[http]\nmetrics-token-file = \"token\"", 0o600);
+    let config = path.display();
+    for (text, mistake) in [
+        ("\"0123456789abcdef0123\"\n", "a secret in quotes: remove the quotes, which would become part of the secret"),
+        (
+            "token=0123456789abcdef0123\n",
+            "a line that sets a secret by its name: remove everything except the secret itself",
+        ),
+    ] {
+        directory.write("token", text, 0o600);
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert_eq!(error, format!("{config}:2:22: `http.metrics-token-file`: `{token}` contains {mistake}"));
+    }
+    directory.write("token", "0123456789abcdef0123==\n", 0o600);
+    assert_eq!(Config::load(&path).unwrap().http.metrics_token.unwrap().as_bytes(), b"0123456789abcdef0123==");
+}
+
 // A credential is a copy that the service can read.
 #[test]
 fn the_named_files_are_listed_except_credentials() {

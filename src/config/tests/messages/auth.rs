@@ -64,8 +64,28 @@ fn secrets_that_can_be_guessed_or_are_probably_mistaken_cause_warnings() {
         assert_eq!(warnings(&format!("[auth]\n{text}")), [expected], "{text}");
     }
     assert_eq!(
-        warnings("[[auth.users]]\nname = \"1700000000:ann\"\npassword = \"x\""),
+        warnings("[[auth.users]]\nname = \"1700000000:ann\"\npassword = \"north wind\""),
         ["2:8: the `name` of this user has the form of a time-limited credential, but the password never expires"]
+    );
+}
+
+#[test]
+fn passwords_that_can_be_guessed_or_that_two_users_have_cause_warnings() {
+    for (password, expected) in [
+        ("x", "is shorter than 8 characters, so whoever records a request can guess it"),
+        ("password1", "is an example from public guides, which attackers try"),
+        ("Alexandra", "is the `name`, which attackers try"),
+    ] {
+        assert_eq!(
+            warnings(&format!("[[auth.users]]\nname = \"alexandra\"\npassword = \"{password}\"")),
+            [format!("3:12: the `password` of this user {expected}: create one with `openssl rand -hex 16`")]
+        );
+    }
+    let user = |name: &str| format!("[[auth.users]]\nname = \"{name}\"\npassword = \"north wind\"\n");
+    assert_eq!(
+        warnings(&(user("ann") + &user("bob"))),
+        ["5:8: this user has the same password as the one in line 2, so each can act as the other: give each a \
+          password of its own"]
     );
 }
 
