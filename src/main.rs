@@ -83,8 +83,6 @@ fn execute(arguments: &Arguments, only_check: bool) -> Result<(), String> {
     }
     control::prepare_memory();
     let log = control::logging::start(&config.log).map_err(|error| format!("cannot start the log: {error}"))?;
-    let shown = source.path.as_ref().map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
-    tracing::info!(event = "starting", version = env!("CARGO_PKG_VERSION"), configuration = shown, "starting");
     let result = control::run(config, &source, &log).map_err(|error| error.to_string());
     log.flush();
     result

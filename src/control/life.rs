@@ -1,14 +1,12 @@
 //! The running server: signals, the drain, and the notifications to the service manager.
 
 use std::future::pending;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout, timeout_at};
 
@@ -21,6 +19,7 @@ use super::logging::Logging;
 use super::reload::Source;
 use super::remaining;
 use super::service::{Service, Watchdog};
+use super::signals::{Received, Signals, log_ignored};
 use super::snapshot::{SnapshotInputs, snapshot};
 use super::start::{Spare, WorkerControl};
 use super::tls::{self, Certificates, Replacement};
@@ -48,61 +47,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The maximum time to wait until all workers use a new configuration.
 const RECONFIGURE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The signals that the process handles.
-#[derive(Debug)]
-pub(super) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-    user: Signal,
-    /// Signals without an effect, which would otherwise end the process without a log line.
-    ignored: [Signal; 3],
-}
-
-/// A signal that was received.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Received {
-    /// SIGINT.
-    Interrupt,
-    /// SIGTERM.
-    Terminate,
-    /// SIGHUP.
-    Hangup,
-    /// SIGUSR1.
-    Drain,
-    /// A signal without an effect, by name.
-    Ignored(&'static str),
-}
-
-impl Signals {
-    /// Installs the handlers. It must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// If a handler cannot be installed.
-    pub(super) fn install() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-            user: signal(SignalKind::user_defined1())?,
-            ignored: [signal(SignalKind::user_defined2())?, signal(SignalKind::alarm())?, signal(SignalKind::io())?],
-        })
-    }
-
-    async fn next(&mut self) -> Received {
-        let [user_2, alarm, io] = &mut self.ignored;
-        tokio::select! {
-            _ = self.interrupt.recv() => Received::Interrupt,
-            _ = self.terminate.recv() => Received::Terminate,
-            _ = self.hangup.recv() => Received::Hangup,
-            _ = self.user.recv() => Received::Drain,
-            _ = user_2.recv() => Received::Ignored("SIGUSR2"),
-            _ = alarm.recv() => Received::Ignored("SIGALRM"),
-            _ = io.recv() => Received::Ignored("SIGIO"),
-        }
-    }
-}
 
 /// The stage of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,10 +161,7 @@ impl RunningServer<'_> {
                     match signal {
                         // The log has the result.
                         Received::Hangup => drop(self.reload(false, None).await),
-                        Received::Ignored(signal) => tracing::warn!(
-                            event = "signal-ignored", signal,
-                            "{signal} has no effect. SIGUSR1 drains the server, and SIGTERM stops it"
-                        ),
+                        Received::Ignored(signal) => log_ignored(signal),
                         _ => {}
                     }
                     if next != progress.stage {
@@ -587,6 +528,8 @@ fn plural(count: u32, noun: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
     use crate::transport::{Endpoint, Transport};
 
@@ -595,9 +538,9 @@ mod tests {
         use Received::{Drain, Hangup, Ignored, Interrupt, Terminate};
         use Stage::{Draining, Serving, Stopping};
         for (stage, signal, next) in [
-            (Serving, Ignored("SIGUSR2"), Some(Serving)),
-            (Draining, Ignored("SIGUSR2"), Some(Draining)),
-            (Stopping, Ignored("SIGUSR2"), Some(Stopping)),
+            (Serving, Ignored(libc::SIGUSR2), Some(Serving)),
+            (Draining, Ignored(libc::SIGUSR2), Some(Draining)),
+            (Stopping, Ignored(libc::SIGUSR2), Some(Stopping)),
             (Serving, Hangup, Some(Serving)),
             (Serving, Drain, Some(Draining)),
             (Serving, Terminate, Some(Stopping)),

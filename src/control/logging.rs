@@ -259,15 +259,24 @@ impl Write for &Queued {
     }
 }
 
-/// Writes lines until the process exits. A line that cannot be written is lost; the failure cannot be reported.
+/// Writes lines until the process exits. A line that cannot be written is lost, which is reported after the next one
+/// that can be written.
 fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: &Layout, out: &mut impl Write) {
+    let mut failed = 0;
+    let mut reason = String::new();
     for entry in lines {
         match entry {
             Entry::Line(line) => {
-                let _ = out.write_all(&line);
+                if let Err(error) = out.write_all(&line) {
+                    failed += 1;
+                    reason = format!("standard error could not be written: {error}");
+                    continue;
+                }
                 let lost = lost.swap(0, Ordering::Relaxed);
-                if lost > 0 {
-                    let _ = out.write_all(notice(lost, layout).as_bytes());
+                for (count, reason) in [(lost, NOT_READ), (std::mem::take(&mut failed), reason.as_str())] {
+                    if count > 0 {
+                        let _ = out.write_all(notice(count, reason, layout).as_bytes());
+                    }
                 }
             }
             Entry::Flush(written) => {
@@ -282,9 +291,12 @@ fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: &Layout, out: &mut i
 /// The event of the notice, which does not pass through the queue.
 const LINES_LOST: &str = "lines-lost";
 
-fn notice(lost: u64, layout: &Layout) -> String {
-    let message = "log lines were lost here because standard error is not read fast enough";
-    line(Level::WARN, message, &[("event", LINES_LOST.into()), ("count", lost.into())], layout)
+/// Why the queue was full.
+const NOT_READ: &str = "standard error is not read fast enough";
+
+fn notice(lost: u64, reason: &str, layout: &Layout) -> String {
+    let message = format!("log lines were lost here because {reason}");
+    line(Level::WARN, &message, &[("event", LINES_LOST.into()), ("count", lost.into())], layout)
 }
 
 /// The event of a panic, which does not pass through the queue.
@@ -393,6 +405,41 @@ mod tests {
         let (reader, mut out) = io::pipe().unwrap();
         drop(reader);
         write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, false), &mut out);
+    }
+
+    /// A file that refuses some writes, like one that has reached the limit of its size until it is emptied.
+    struct Refusing {
+        refusals: u8,
+        written: Vec<u8>,
+    }
+
+    impl Write for Refusing {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.refusals == 0 {
+                return self.written.write(bytes);
+            }
+            self.refusals -= 1;
+            Err(io::Error::from_raw_os_error(libc::EFBIG))
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_could_not_be_written_are_counted_when_one_can_be_written_again() {
+        let (queue, lines) = sync_channel(4);
+        let queued = Queued { queue, lost: Arc::default() };
+        for line in ["one\n", "two\n", "three\n", "four\n"] {
+            (&queued).write_all(line.as_bytes()).unwrap();
+        }
+        drop(queued);
+        let mut out = Refusing { refusals: 2, written: Vec::new() };
+        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, true), &mut out);
+        let notice = "<4> WARN log lines were lost here because standard error could not be written: File too large \
+                      (os error 27) event=\"lines-lost\" count=2\n";
+        assert_eq!(String::from_utf8(out.written).unwrap(), format!("three\n{notice}four\n"));
     }
 
     // A call below the level must not reach the subscriber, because some are in the data path.

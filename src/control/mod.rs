@@ -14,6 +14,7 @@ mod relay_tables;
 mod reload;
 mod remaining;
 mod service;
+mod signals;
 mod snapshot;
 mod start;
 mod text_fields;
@@ -37,8 +38,9 @@ use crate::setting::{AUTH_SECRETS, STATIC_USER_ALLOCATIONS};
 use crate::transport::{Endpoint, TurnUri};
 use crate::turn::Outcome;
 use crate::worker::{self, ListenerSocket, Totals};
-use life::{RunningServer, Signals};
+use life::RunningServer;
 use service::Service;
+use signals::Signals;
 
 pub use account::unreadable_files;
 pub use addresses::{AddressError, Choice, RelayAddress};
@@ -86,6 +88,8 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         let _entered = runtime.enter();
         Signals::install().map_err(RunError::Signals)?
     };
+    let shown = source.path.as_ref().map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
+    tracing::info!(event = "starting", version = env!("CARGO_PKG_VERSION"), configuration = shown, "starting");
     for warning in &config.warnings {
         tracing::warn!(event = "configuration-warning", "{warning}");
     }

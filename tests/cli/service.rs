@@ -4,6 +4,7 @@ use std::fs;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::Signal;
@@ -11,7 +12,7 @@ use turnserver::config::Config;
 
 use super::running::{Running, is_ready, turnserver};
 use crate::support::client::{Client, Login};
-use crate::support::{LogLine, SECRET, TIMEOUT, TempDir, config, unless_interrupted};
+use crate::support::{LogLine, Process, SECRET, TIMEOUT, TempDir, config, unless_interrupted};
 
 /// The service manager's end of the notification socket.
 struct Manager {
@@ -148,6 +149,26 @@ fn without_a_watchdog_no_pings_are_sent() {
             break;
         }
     }
+}
+
+// By default, SIGXFSZ ends a process that writes beyond the limit.
+#[test]
+fn a_log_file_that_has_reached_the_limit_of_its_size_does_not_end_the_server() {
+    let (manager, directory) = (Manager::new(), TempDir::new());
+    directory.write("turnserver.toml", &config(&["127.0.0.1"], ""));
+    let full = "a line of an earlier run\n".repeat(50);
+    let log = directory.write("log", &full);
+    let mut shell = Command::new("sh");
+    // One block of 512 or 1024 bytes.
+    shell.args(["-c", "ulimit -f 1 && exec \"$0\"", env!("CARGO_BIN_EXE_turnserver")]);
+    shell.current_dir(directory.path()).env("NOTIFY_SOCKET", &manager.name);
+    let appended = fs::File::options().append(true).open(&log).unwrap();
+    let process = Process::start_with(&mut shell, Stdio::null(), appended.into());
+    assert_eq!(manager.receive(), "READY=1\n");
+    process.signal(Signal::SIGUSR2);
+    process.terminate();
+    assert_eq!(process.finish(TIMEOUT).code, Some(0));
+    assert_eq!(fs::read_to_string(&log).unwrap(), full);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use turnserver::stun::TransactionId;
@@ -36,11 +36,30 @@ fn outcomes(line: &LogLine) -> HashMap<String, u64> {
 #[test]
 fn signals_without_an_effect_are_logged_and_do_not_end_the_server() {
     let server = Running::start(&config(&["127.0.0.1"], ""), &[]);
-    for (signal, name) in [(Signal::SIGUSR2, "SIGUSR2"), (Signal::SIGALRM, "SIGALRM"), (Signal::SIGIO, "SIGIO")] {
-        server.process.signal(signal);
+    let assert_ignored = |name: &str, advice: &str| {
         let line = LogLine::parse(&server.wait_for_line(|line| line.contains(name)));
-        assert_eq!(line.level(), "WARN");
-        assert!(line.message().contains("SIGUSR1 drains the server"), "{line:?}");
+        assert_eq!((line.level(), line.field("signal").as_deref()), ("WARN", Some(name)));
+        assert!(line.message().contains(advice), "{line:?}");
+    };
+    for signal in [
+        Signal::SIGUSR2,
+        Signal::SIGALRM,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+        Signal::SIGSTKFLT,
+        Signal::SIGPROF,
+        Signal::SIGVTALRM,
+    ] {
+        server.process.signal(signal);
+        assert_ignored(signal.as_str(), "SIGUSR1 drains the server");
+    }
+    server.process.signal(Signal::SIGXFSZ);
+    assert_ignored("SIGXFSZ", "raise the limit");
+    for (signal, name) in [(libc::SIGRTMIN(), "SIGRTMIN+0"), (libc::SIGRTMAX(), "SIGRTMIN+30")] {
+        // `nix` does not have these signals.
+        let kill = Command::new("sh").args(["-c", &format!("kill -{signal} {}", server.process.id())]).status();
+        assert!(kill.unwrap().success());
+        assert_ignored(name, "SIGUSR1 drains the server");
     }
     let client = Client::new(server.address());
     assert_eq!(client.binding(), client.address());
