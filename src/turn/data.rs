@@ -257,7 +257,7 @@ impl Server {
         }
         let allocation = self.table.get_mut(socket.allocation()).ok_or(DropReason::AllocationEnded)?;
         allocation.admit_data(direction, length, now, limits, &self.ledger.quota).map_err(|limit| {
-            self.actions.extend(allocation.report_limit(limit, now));
+            self.actions.extend(allocation.report_limit(socket.allocation(), limit, now));
             match limit {
                 Limit::UserBandwidth => DropReason::UserBandwidth,
                 _ => DropReason::AllocationBandwidth,

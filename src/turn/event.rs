@@ -32,6 +32,8 @@ pub enum Event {
     AllocationEnded(Box<AllocationSummary>),
     /// A client with a valid nonce sent credentials that are not valid.
     AuthenticationFailed {
+        /// The open allocation of the 5-tuple, if it has one.
+        id: Option<AllocationId>,
         /// The USERNAME of the request.
         username: String,
         /// The client's 5-tuple.
@@ -42,6 +44,8 @@ pub enum Event {
     /// A request was dropped without a check of its credentials, because its source has failed to authenticate too
     /// often.
     SourceWaits {
+        /// The open allocation of the 5-tuple, if it has one.
+        id: Option<AllocationId>,
         /// The USERNAME of the request.
         username: String,
         /// The client's 5-tuple.
@@ -51,6 +55,8 @@ pub enum Event {
     },
     /// An authenticated client requested a peer that the policy denies.
     PeerDenied {
+        /// The allocation.
+        id: AllocationId,
         /// The user.
         user: String,
         /// The client's 5-tuple.
@@ -62,6 +68,8 @@ pub enum Event {
     },
     /// An authenticated client requested a channel number of RFC 5766 that RFC 8656 §12 does not allow.
     Rfc5766Channel {
+        /// The allocation.
+        id: AllocationId,
         /// The user.
         user: String,
         /// The client's 5-tuple.
@@ -92,6 +100,8 @@ pub enum Event {
     /// An authenticated client reached a limit. For dropped data this event occurs once a minute for each allocation
     /// and limit.
     LimitReached {
+        /// The allocation; `None` for a limit on allocations.
+        id: Option<AllocationId>,
         /// The user.
         user: String,
         /// The client's 5-tuple.
@@ -102,6 +112,8 @@ pub enum Event {
     /// The configuration denies peers of an allocation, or no longer accepts some of its channel numbers. The affected
     /// permissions and channels were removed.
     PeersRevoked {
+        /// The allocation.
+        id: AllocationId,
         /// The user.
         user: String,
         /// The client's 5-tuple.

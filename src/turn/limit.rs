@@ -1,7 +1,7 @@
 //! The limits that a client can reach: their names, their settings, and the texts for the client and the log.
 
 use crate::setting;
-use crate::turn::contract::{Action, FiveTuple};
+use crate::turn::contract::{Action, AllocationId, FiveTuple};
 use crate::turn::event::Event;
 use crate::turn::protocol::rejection::RejectionCode;
 
@@ -131,8 +131,14 @@ impl Limit {
         }
     }
 
-    /// Returns the log entry for a client that has reached the limit.
-    pub(crate) fn reached(self, user: &str, tuple: FiveTuple) -> Action {
-        Action::Log(Event::LimitReached { user: user.to_owned(), tuple, limit: self })
+    /// Whether data above the limit is dropped. The other limits reject requests.
+    #[must_use]
+    pub const fn drops_data(self) -> bool {
+        matches!(self, Self::AllocationBandwidth | Self::UserBandwidth)
+    }
+
+    /// Returns the log entry for a client that has reached the limit, with its allocation if it has one.
+    pub(crate) fn reached(self, id: Option<AllocationId>, user: &str, tuple: FiveTuple) -> Action {
+        Action::Log(Event::LimitReached { id, user: user.to_owned(), tuple, limit: self })
     }
 }

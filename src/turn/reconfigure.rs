@@ -139,7 +139,7 @@ impl Server {
         self.table.reschedule(id);
         if let Some(allocation) = self.table.get(id) {
             let (user, tuple) = (allocation.identity.user().to_owned(), allocation.tuple);
-            self.actions.push_back(Action::Log(Event::PeersRevoked { user, tuple, permissions, channels }));
+            self.actions.push_back(Action::Log(Event::PeersRevoked { id, user, tuple, permissions, channels }));
         }
     }
 }

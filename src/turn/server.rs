@@ -84,10 +84,10 @@ impl Server {
         }
     }
 
-    /// Whether a 5-tuple has an allocation.
+    /// Returns the allocation of a 5-tuple, in any state.
     #[must_use]
-    pub fn has_allocation(&self, tuple: &FiveTuple) -> bool {
-        self.table.find(tuple).is_some()
+    pub fn allocation_of(&self, tuple: &FiveTuple) -> Option<AllocationId> {
+        self.table.find(tuple)
     }
 
     /// Ends allocations, permissions, channels and reservations that have expired. Call it about once per second.

@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::field::DisplayValue;
+
 use super::SessionId;
 use crate::clock::Clock;
 use crate::net::limits;
@@ -91,7 +93,7 @@ impl EventLog {
             Event::AllocationCreated { id, user, tuple, relay, lifetime } => {
                 if self.users.allows(&mut self.allocations, user, now) {
                     tracing::info!(
-                        event = "allocation-created", session = %session(self.worker, *id),
+                        event = "allocation-created", session = session(self.worker, *id),
                         user = privacy.user(user).as_deref(), client = privacy.address(tuple.client),
                         server = %tuple.server, transport = %tuple.transport, %relay, lifetime, "allocation created"
                     );
@@ -100,7 +102,7 @@ impl EventLog {
             Event::AllocationEnded(ended) => {
                 if self.users.allows(&mut self.allocations, &ended.user, now) {
                     tracing::info!(
-                        event = "allocation-ended", session = %session(self.worker, ended.id),
+                        event = "allocation-ended", session = session(self.worker, ended.id),
                         user = privacy.user(&ended.user).as_deref(),
                         client = privacy.address(ended.tuple.client), relay = %ended.relay,
                         reason = %ended.reason, duration = ended.duration.as_secs(),
@@ -109,17 +111,17 @@ impl EventLog {
                     );
                 }
             }
-            Event::AuthenticationFailed { username, tuple, cause } => {
+            Event::AuthenticationFailed { id, username, tuple, cause } => {
                 if self.failed_authentications.allows(now) {
                     tracing::warn!(
-                        event = "authentication-failed",
+                        event = "authentication-failed", session = id.map(|id| session(self.worker, id)),
                         user = privacy.username(username).as_deref(), client = privacy.address(tuple.client),
                         reason = %cause,
                         "authentication failed"
                     );
                 }
             }
-            Event::SourceWaits { username, tuple, waiting } => {
+            Event::SourceWaits { id, username, tuple, waiting } => {
                 if self.waiting_sources.allows(now) {
                     let whose = match waiting {
                         Waiting::User => "with this username at this source",
@@ -128,6 +130,7 @@ impl EventLog {
                     };
                     tracing::warn!(
                         event = "source-waits",
+                        session = id.map(|id| session(self.worker, id)),
                         user = privacy.username(username).as_deref(),
                         client = privacy.address(tuple.client),
                         limit = setting::FAILED_AUTHENTICATIONS,
@@ -146,10 +149,11 @@ impl EventLog {
                     );
                 }
             }
-            Event::LimitReached { user, tuple, limit } => {
+            Event::LimitReached { id, user, tuple, limit } => {
                 if self.limits.get_mut(limit).is_some_and(|lines| lines.allows(now)) {
                     tracing::warn!(
                         event = "limit-reached",
+                        session = id.map(|id| session(self.worker, id)),
                         user = privacy.user(user).as_deref(),
                         client = privacy.address(tuple.client),
                         limit = for_operator(limit.setting()),
@@ -174,10 +178,11 @@ impl EventLog {
                     );
                 }
             }
-            Event::Rfc5766Channel { user, tuple, number } => {
+            Event::Rfc5766Channel { id, user, tuple, number } => {
                 if self.rfc5766_channels.allows(now) {
                     tracing::warn!(
                         event = "channel-rejected",
+                        session = session(self.worker, *id),
                         user = privacy.user(user).as_deref(),
                         client = privacy.address(tuple.client),
                         channel = format_args!("{number:#06x}"),
@@ -186,10 +191,11 @@ impl EventLog {
                     );
                 }
             }
-            Event::PeersRevoked { user, tuple, permissions, channels } => {
+            Event::PeersRevoked { id, user, tuple, permissions, channels } => {
                 if self.revoked_peers.allows(now) {
                     tracing::info!(
                         event = "peers-revoked",
+                        session = session(self.worker, *id),
                         user = privacy.user(user).as_deref(),
                         client = privacy.address(tuple.client),
                         permissions,
@@ -198,11 +204,12 @@ impl EventLog {
                     );
                 }
             }
-            Event::PeerDenied { user, tuple, peer, denial } => {
+            Event::PeerDenied { id, user, tuple, peer, denial } => {
                 let range = denial.label();
                 if self.explained.insert(range) {
                     tracing::info!(
                         event = "peer-denied",
+                        session = session(self.worker, *id),
                         user = privacy.user(user).as_deref(),
                         client = privacy.address(tuple.client),
                         peer = privacy.address(*peer),
@@ -214,6 +221,7 @@ impl EventLog {
                 } else {
                     tracing::debug!(
                         event = "peer-denied",
+                        session = session(self.worker, *id),
                         user = privacy.user(user).as_deref(),
                         client = privacy.address(tuple.client),
                         peer = privacy.address(*peer),
@@ -249,11 +257,17 @@ impl EventLog {
         }
     }
 
-    pub(super) fn allocated_connections_exceeded(&mut self, now: Instant, client: SocketAddr) {
+    pub(super) fn allocated_connections_exceeded(
+        &mut self,
+        now: Instant,
+        client: SocketAddr,
+        allocation: Option<AllocationId>,
+    ) {
         if self.rejected_connections.allows(now) {
             let limit = setting::ALLOCATED_CONNECTIONS_PER_SOURCE;
             tracing::warn!(
                 event = "connection-closed",
+                session = allocation.map(|id| session(self.worker, id)),
                 client = self.privacy.address(client),
                 limit,
                 "connection closed: the limit is reached"
@@ -424,8 +438,9 @@ impl PacketLog {
     }
 }
 
-fn session(worker: usize, allocation: AllocationId) -> SessionId {
-    SessionId { worker, allocation }
+/// Returns the field `session` of an allocation.
+fn session(worker: usize, allocation: AllocationId) -> DisplayValue<SessionId> {
+    tracing::field::display(SessionId { worker, allocation })
 }
 
 /// Returns the name of a setting for the operator of this process.

@@ -225,7 +225,7 @@ impl Shell {
         let failed = Some(Outcome::Dropped(DropReason::SendFailed));
         if tuple.transport.is_connection() {
             let message = self.response.get(..length).unwrap_or_default();
-            let sent = self.connections.push_response(tuple, message, self.server.has_allocation(tuple));
+            let sent = self.connections.push_response(tuple, message, self.server.allocation_of(tuple).is_some());
             return if sent { Some(outcome) } else { failed };
         }
         let Some((listener, from)) = self.listener_of(tuple) else { return failed };

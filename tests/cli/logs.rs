@@ -10,7 +10,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use turnserver::stun::attribute::XorPeerAddress;
+use turnserver::stun::attribute::{ChannelNumber, XorPeerAddress};
 use turnserver::stun::{Class, Method, TransactionId};
 
 use super::running::{Running, UNLIMITED_RESPONSES, is_ready, text_config};
@@ -374,5 +374,49 @@ fn at_level_debug_every_rejected_or_dropped_packet_is_named_over_each_transport(
             client.request(&session, Method::CREATE_PERMISSION, &|writer| writer.push(&XorPeerAddress(private)));
         assert_eq!(denied.error(), Some(403));
         named("rejected 403");
+    }
+}
+
+#[test]
+fn each_line_about_an_allocation_names_its_session() {
+    let limits = "[limits]\npermissions-per-allocation = 1\nchannels-per-allocation = 1\n\
+                  bytes-per-second-per-allocation = 1\n[peers]\nallow = [\"127.0.0.1\", \"127.0.0.2\"]\n";
+    let server = Server::start(&config(&["127.0.0.1"], limits));
+    let client = Client::new(server.udp_address());
+    let login = Login::mint("alice", 600);
+    let (session, _) = client.allocate(&login).unwrap();
+    let (peer, other) = ("127.0.0.1:9".parse().unwrap(), "127.0.0.2:9".parse().unwrap());
+    let permit =
+        |peer| client.request(&session, Method::CREATE_PERMISSION, &|writer| writer.push(&XorPeerAddress(peer)));
+    let bind = |number, peer| {
+        let response = client.request(&session, Method::CHANNEL_BIND, &|writer| {
+            writer.push(&ChannelNumber(number));
+            writer.push(&XorPeerAddress(peer));
+        });
+        response.error()
+    };
+    assert_eq!((permit(peer).error(), permit(other).error()), (None, Some(508)));
+    assert_eq!(permit("10.0.0.1:9".parse().unwrap()).error(), Some(403));
+    assert_eq!((bind(0x4000, peer), bind(0x4001, "127.0.0.1:10".parse().unwrap())), (None, Some(508)));
+    assert_eq!(bind(0x5000, peer), Some(400));
+    // The burst is 64 KiB.
+    (0..70).for_each(|_| client.send_to_peer(peer, &[7; 1_000]));
+    let guessed = client.challenge(&Login::new(&login.username, "guessed"));
+    assert_eq!(client.request(&guessed, Method::REFRESH, &|_| {}).error(), Some(401));
+    client.delete(&session);
+
+    let created = server.wait_for_log(|line| line.message() == "allocation created").field("session").unwrap();
+    for (event, about) in [
+        ("limit-reached", "permissions-per-allocation"),
+        ("peer-denied", "private"),
+        ("limit-reached", "channels-per-allocation"),
+        ("channel-rejected", "0x5000"),
+        ("limit-reached", "bytes-per-second-per-allocation"),
+        ("authentication-failed", "password"),
+        ("allocation-ended", "deleted"),
+    ] {
+        let line =
+            server.wait_for_log(|line| line.field("event").as_deref() == Some(event) && line.text().contains(about));
+        assert_eq!(line.field("session"), Some(created.clone()), "{line:?}");
     }
 }

@@ -207,8 +207,8 @@ impl Server {
         };
         let waiting = self.ledger.sources.waiting(ip, name, per_second, cx.now);
         if let Some(waiting) = waiting.filter(|_| !uses_own()) {
-            let username = name.to_owned();
-            self.actions.push_back(Action::Log(Event::SourceWaits { username, tuple: *tuple, waiting }));
+            let (id, username) = (self.table.open_id(tuple, cx.now), name.to_owned());
+            self.actions.push_back(Action::Log(Event::SourceWaits { id, username, tuple: *tuple, waiting }));
             return Err(Failure::Dropped(DropReason::FailedAuthentications));
         }
         let known = username.and_then(|username| {
@@ -222,7 +222,8 @@ impl Server {
                 // A forged source has no valid nonce, so it cannot fill the log.
                 if nonce_is_valid {
                     let (username, cause) = (credentials.for_log(authenticator), AuthCause::Failure(failure));
-                    let event = Event::AuthenticationFailed { username, tuple: *tuple, cause };
+                    let id = self.table.open_id(tuple, cx.now);
+                    let event = Event::AuthenticationFailed { id, username, tuple: *tuple, cause };
                     self.actions.push_back(Action::Log(event));
                 }
                 return Err(Failure::Rejected(Rejection::Unauthenticated));
@@ -249,6 +250,7 @@ impl Server {
     pub(crate) fn expired(&mut self, cx: &Context<'_>, request: &Authenticated<'_, '_>) -> Rejection {
         let ago = request.identity.expired_for(cx.unix).unwrap_or_default();
         self.actions.push_back(Action::Log(Event::AuthenticationFailed {
+            id: self.table.open_id(&request.tuple, cx.now),
             username: request.identity.username().to_owned(),
             tuple: request.tuple,
             cause: AuthCause::Expired { ago, reading: request.identity.reading() },

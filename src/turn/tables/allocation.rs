@@ -12,7 +12,7 @@ use super::relays::Relays;
 use crate::auth::Identity;
 use crate::stun::attribute::AddressFamily;
 use crate::stun::{ErrorCode, TransactionId};
-use crate::turn::contract::{Action, FiveTuple};
+use crate::turn::contract::{Action, AllocationId, FiveTuple};
 use crate::turn::event::Traffic;
 use crate::turn::limit::Limit;
 use crate::turn::outcome::DropReason;
@@ -175,7 +175,7 @@ impl Allocation {
     }
 
     /// Returns the log entry about data that a limit has dropped, at most once per [`REPORT_INTERVAL`].
-    pub(crate) fn report_limit(&mut self, limit: Limit, now: Instant) -> Option<Action> {
+    pub(crate) fn report_limit(&mut self, id: AllocationId, limit: Limit, now: Instant) -> Option<Action> {
         let reported = match limit {
             Limit::UserBandwidth => &mut self.meter.user_reported,
             _ => &mut self.meter.own_reported,
@@ -184,7 +184,12 @@ impl Allocation {
             return None;
         }
         *reported = Deadline::after(now, REPORT_INTERVAL);
-        Some(limit.reached(self.identity.user(), self.tuple))
+        Some(self.limit_reached(id, limit))
+    }
+
+    /// Returns the log entry for a client that has reached a limit with this allocation.
+    pub(crate) fn limit_reached(&self, id: AllocationId, limit: Limit) -> Action {
+        limit.reached(Some(id), self.identity.user(), self.tuple)
     }
 
     /// Returns the earliest deadline of the allocation, its permissions and its channels.

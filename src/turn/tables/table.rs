@@ -105,6 +105,11 @@ impl Table {
         self.get_mut(id).filter(|allocation| allocation.is_open(now)).map(|allocation| (id, allocation))
     }
 
+    /// Returns the open allocation of a 5-tuple.
+    pub(crate) fn open_id(&self, tuple: &FiveTuple, now: Instant) -> Option<AllocationId> {
+        self.find(tuple).filter(|id| self.get(*id).is_some_and(|allocation| allocation.is_open(now)))
+    }
+
     /// Returns the allocation of a relay socket, unless its relayed transport address has ended.
     pub(crate) fn find_by_socket(&mut self, socket: SocketId, now: Instant) -> Option<&mut Allocation> {
         let live =

@@ -184,7 +184,7 @@ fn allocate_with_an_expired_credential_is_401_and_logged() {
     assert_eq!(response.code(), Some(401));
     let cause = AuthCause::Expired { ago: 0, reading: Reading::ExpiryFirst };
     let (username, tuple) = (client.username.clone(), client.tuple);
-    assert_eq!(world.event(), Event::AuthenticationFailed { username, tuple, cause });
+    assert_eq!(world.event(), Event::AuthenticationFailed { id: None, username, tuple, cause });
     assert_eq!(world.footprint(), EMPTY);
 }
 

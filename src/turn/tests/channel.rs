@@ -76,13 +76,13 @@ fn channel_number_out_of_range_is_400() {
 // Clients of RFC 5766 choose such numbers. The response names the setting that allows them.
 #[test]
 fn channel_number_of_rfc_5766_is_400_that_names_the_setting() {
-    let (mut world, client, _) = allocated();
+    let (mut world, client, relay) = allocated();
     for number in [0x5000, 0x7fff] {
         let response = bind(&mut world, &client, number, peer(1));
         assert_eq!(response.code(), Some(400));
         assert!(response.reason().contains(setting::RFC5766_CHANNELS));
-        let (user, tuple) = ("alice".to_owned(), client.tuple);
-        assert_eq!(world.event(), Event::Rfc5766Channel { user, tuple, number });
+        let (id, user, tuple) = (relay.id.allocation(), "alice".to_owned(), client.tuple);
+        assert_eq!(world.event(), Event::Rfc5766Channel { id, user, tuple, number });
         assert_eq!(world.dropped(&client.tuple, &channel_data(number, b"out")), DropReason::UnknownProtocol);
     }
 }

@@ -40,8 +40,8 @@ fn new_peers_above_the_rate_are_508_and_existing_ones_are_accepted() {
     let response = world.send_request(&client, CREATE_PERMISSION, &all[..4]);
     assert_eq!((response.code(), response.outcome), (Some(508), Outcome::RejectedByLimit(Limit::PeerRate)));
     assert_eq!(response.reason(), "Insufficient Capacity: new peers per second");
-    let (user, tuple) = ("alice".to_owned(), client.tuple);
-    assert_eq!(world.event(), Event::LimitReached { user, tuple, limit: Limit::PeerRate });
+    let (id, user, tuple) = (Some(relay.id.allocation()), "alice".to_owned(), client.tuple);
+    assert_eq!(world.event(), Event::LimitReached { id, user, tuple, limit: Limit::PeerRate });
     assert_eq!(world.peer_packet(relay.id, peer(3), b"in"), Err(DropReason::NoPermission));
 
     for _ in 0..10 {
@@ -159,10 +159,10 @@ fn data_above_the_user_rate_is_dropped_on_every_allocation() {
     let half = [7; 500];
     world.relayed(&clients[0].tuple, &send(&half));
     world.relayed(&clients[1].tuple, &channel_data(0x4000, &half));
-    for client in &clients {
+    for (client, relay) in clients.iter().zip(&relays) {
         assert_eq!(world.dropped(&client.tuple, &send(b"x")), DropReason::UserBandwidth);
-        let (user, tuple) = ("alice".to_owned(), client.tuple);
-        assert_eq!(world.event(), Event::LimitReached { user, tuple, limit: Limit::UserBandwidth });
+        let (id, user, tuple) = (Some(relay.id.allocation()), "alice".to_owned(), client.tuple);
+        assert_eq!(world.event(), Event::LimitReached { id, user, tuple, limit: Limit::UserBandwidth });
     }
     world.relayed(&bob.tuple, &send(&half));
     for relay in &relays {

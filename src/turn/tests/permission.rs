@@ -91,8 +91,8 @@ fn denied_peers_are_403_and_logged_with_the_rule() {
         let denied = SocketAddr::new(denied.parse().unwrap(), 7_000);
         let peers: [&dyn EncodeAttribute; 2] = [&XorPeerAddress(peer(1)), &XorPeerAddress(denied)];
         assert_eq!(world.error_code(&client, CREATE_PERMISSION, &peers), 403, "{denied}");
-        let (user, tuple, peer) = ("alice".to_owned(), client.tuple, denied);
-        assert_eq!(world.event(), Event::PeerDenied { user, tuple, peer, denial: rule });
+        let (id, user, tuple, peer) = (relay.id.allocation(), "alice".to_owned(), client.tuple, denied);
+        assert_eq!(world.event(), Event::PeerDenied { id, user, tuple, peer, denial: rule });
     }
     assert_eq!(world.peer_packet(relay.id, peer(1), b"in"), Err(DropReason::NoPermission));
 }

@@ -183,10 +183,10 @@ fn peers_that_the_new_policy_denies_lose_their_permissions_and_channels() {
             .deny
             .extend(["198.51.100.1/32", "198.51.100.3/32"].map(|net| net.parse::<ipnet::IpNet>().unwrap()));
     });
-    let [Event::PeersRevoked { permissions, channels, .. }] = &events(&mut world, &[relay])[..] else {
+    let [Event::PeersRevoked { id, permissions, channels, .. }] = &events(&mut world, &[relay])[..] else {
         panic!("one allocation loses peers")
     };
-    assert_eq!((*permissions, *channels), (2, 1));
+    assert_eq!((*id, *permissions, *channels), (relay.id.allocation(), 2, 1));
     assert_eq!(world.routes.iter().map(|route| route.peer).collect::<Vec<_>>(), [peer(2)]);
     assert_eq!(world.dropped(&client.tuple, &channel_data(0x4001, b"x")), DropReason::ChannelNotBound);
     assert_eq!(world.relayed(&client.tuple, &channel_data(0x4002, b"x")).1, peer(2));

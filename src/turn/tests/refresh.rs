@@ -144,7 +144,10 @@ fn refresh_after_the_grace_period_is_401_and_keeps_the_allocation() {
     let response = world.send_request(&client, Method::REFRESH, &[]);
     assert_eq!(response.code(), Some(401));
     assert_eq!(response.kinds(), CHALLENGE);
-    assert!(matches!(world.event(), Event::AuthenticationFailed { cause: AuthCause::Expired { ago: 0, .. }, .. }));
+    let Event::AuthenticationFailed { id, cause: AuthCause::Expired { ago: 0, .. }, .. } = world.event() else {
+        panic!("the credential has expired")
+    };
+    assert_eq!(id, Some(relay.id.allocation()));
     world.permit(&client, peer(1));
     assert!(world.peer_packet(relay.id, peer(1), b"in").is_ok());
     world.accept(&client, Method::REFRESH, &[&Lifetime(0)]);

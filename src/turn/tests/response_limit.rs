@@ -25,7 +25,8 @@ fn responses(world: &mut World, client: &Client, packet: &[u8], count: usize, ot
 }
 
 fn waits(client: &Client) -> Event {
-    Event::SourceWaits { username: client.username.clone(), tuple: client.tuple, waiting: Waiting::User }
+    let (username, tuple) = (client.username.clone(), client.tuple);
+    Event::SourceWaits { id: None, username, tuple, waiting: Waiting::User }
 }
 
 /// Returns the same client with another port.

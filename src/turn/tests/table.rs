@@ -19,7 +19,8 @@ fn five_tuples_with_the_same_hash_are_distinguished() {
             assert_eq!(summary.tuple, clients[at].tuple);
             assert_eq!(world.server.allocation_count(), 5 - gone);
             for (client, relay) in clients.iter().zip(&relays) {
-                assert_eq!(world.server.has_allocation(&client.tuple), relay.is_some());
+                let allocation = world.server.allocation_of(&client.tuple);
+                assert_eq!(allocation, relay.as_ref().map(|relay| relay.id.allocation()));
             }
         }
     }

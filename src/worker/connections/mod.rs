@@ -182,14 +182,15 @@ impl Worker {
     /// Counts a connection as one with or without an allocation.
     fn count_allocation(&mut self, tuple: &FiveTuple, place: &mut Place) -> Result<(), CloseReason> {
         let shell = &mut self.shell;
-        let has_allocation = shell.server.has_allocation(tuple);
+        let allocation = shell.server.allocation_of(tuple);
+        let has_allocation = allocation.is_some();
         if place.has_allocation() == has_allocation {
             return Ok(());
         }
         let limits = &shell.snapshot.connection_limits;
         place.set_allocation(&shell.ledger.connections, has_allocation, limits).map_err(|_| {
             let now = shell.now();
-            shell.events.allocated_connections_exceeded(now.monotonic, tuple.client);
+            shell.events.allocated_connections_exceeded(now.monotonic, tuple.client, allocation);
             CloseReason::TooManyAllocated
         })
     }

@@ -197,7 +197,7 @@ impl Worker {
             return Err(CloseReason::Unauthenticated);
         }
         if inbound.until.has_passed(now) {
-            if !self.shell.server.has_allocation(tuple) {
+            if self.shell.server.allocation_of(tuple).is_none() {
                 return Err(CloseReason::Idle);
             }
             inbound.until = Deadline::after(now, self.shell.snapshot.timeouts.idle);
@@ -260,7 +260,7 @@ impl Worker {
         for served in 0.. {
             let bytes = self.stream.buffer.get(left.clone()).unwrap_or_default();
             // One of the preceding messages may have created the allocation.
-            inbound.authenticated = inbound.authenticated || self.shell.server.has_allocation(tuple);
+            inbound.authenticated = inbound.authenticated || self.shell.server.allocation_of(tuple).is_some();
             if !inbound.authenticated && is_not_a_request(bytes) {
                 return Err(CloseReason::Garbage);
             }

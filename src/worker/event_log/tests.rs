@@ -65,21 +65,22 @@ fn events() -> Vec<(Event, usize)> {
     };
     let redirected = |cause| Event::AllocationRedirected { user: "ann".to_owned(), tuple, server: relay, cause };
     let denied =
-        |label| Event::PeerDenied { user: "ann".to_owned(), tuple, peer: relay, denial: Denial::Special(label) };
+        |label| Event::PeerDenied { id, user: "ann".to_owned(), tuple, peer: relay, denial: Denial::Special(label) };
     let reading = crate::auth::time_limited::Reading::ExpiryFirst;
     let mut events = vec![
         (Event::AllocationCreated { id, user: user.clone(), tuple, relay: relay.into(), lifetime: 600 }, 600),
         (Event::AllocationEnded(Box::new(summary)), 600),
-        (Event::PeersRevoked { user: user.clone(), tuple, permissions: 1, channels: 1 }, 6_000),
-        (Event::AuthenticationFailed { username, tuple, cause: AuthCause::Expired { ago: 5, reading } }, 5),
-        (Event::SourceWaits { username: "ann".to_owned(), tuple, waiting: Waiting::User }, 5),
-        (Event::Rfc5766Channel { user: user.clone(), tuple, number: 0x5000 }, 5),
+        (Event::PeersRevoked { id, user: user.clone(), tuple, permissions: 1, channels: 1 }, 6_000),
+        (Event::AuthenticationFailed { id: None, username, tuple, cause: AuthCause::Expired { ago: 5, reading } }, 5),
+        (Event::SourceWaits { id: None, username: "ann".to_owned(), tuple, waiting: Waiting::User }, 5),
+        (Event::Rfc5766Channel { id, user: user.clone(), tuple, number: 0x5000 }, 5),
         (Event::AllocationRejected { user: user.clone(), tuple, reason: "tunnel" }, 5),
         (redirected(RedirectCause::Limit(Limit::RelayPorts)), 5),
         (denied("loopback"), 1),
         (denied("private"), 1),
     ];
-    let limits = Limit::ALL.iter().map(|limit| Event::LimitReached { user: user.clone(), tuple, limit: *limit });
+    let limits =
+        Limit::ALL.iter().map(|limit| Event::LimitReached { id: None, user: user.clone(), tuple, limit: *limit });
     events.extend(limits.map(|event| (event, 5)));
     events
 }
@@ -223,7 +224,7 @@ fn packets_are_logged_only_at_level_debug_and_only_failures() {
 #[test]
 fn a_limit_is_logged_with_its_setting_the_user_and_the_client() {
     for limit in Limit::ALL {
-        let event = Event::LimitReached { user: "ann".to_owned(), tuple: tuple(), limit: *limit };
+        let event = Event::LimitReached { id: None, user: "ann".to_owned(), tuple: tuple(), limit: *limit };
         let lines = logged(|| EventLog::new(0, open()).log(at(1), &event));
         let setting = format!("limit=\"{}\"", for_operator(limit.setting()));
         for part in [" WARN ", "user=\"ann\"", "client=192.0.2.1:5000", &setting, limit.note()] {
@@ -247,4 +248,32 @@ fn a_stop_reports_suppressed_lines_before_the_window_ends() {
     let mut limit = RateLimit::of(LINES);
     assert_eq!((0..7).filter(|_| limit.allows(at(1))).count(), 5);
     assert_eq!((limit.rest(), limit.rest()), (Some(2), None));
+}
+
+#[test]
+fn each_line_about_an_existing_allocation_names_its_session() {
+    let id = SocketId::for_tests(2 * 17).allocation();
+    let (user, tuple, peer) = (|| "ann".to_owned(), tuple(), tuple().server);
+    let cause = AuthCause::Failure(crate::auth::AuthFailure::WrongPassword);
+    let events = |id: AllocationId| {
+        let at = Some(id);
+        [
+            Event::AllocationCreated { id, user: user(), tuple, relay: peer.into(), lifetime: 600 },
+            Event::PeerDenied { id, user: user(), tuple, peer, denial: Denial::Operator },
+            Event::Rfc5766Channel { id, user: user(), tuple, number: 0x5000 },
+            Event::PeersRevoked { id, user: user(), tuple, permissions: 1, channels: 1 },
+            Event::LimitReached { id: at, user: user(), tuple, limit: Limit::Permissions },
+            Event::AuthenticationFailed { id: at, username: user(), tuple, cause },
+            Event::SourceWaits { id: at, username: user(), tuple, waiting: Waiting::User },
+        ]
+    };
+    for event in events(id) {
+        let lines = logged(|| EventLog::new(3, open()).log(at(0), &event));
+        assert!(lines[0].contains(" session=3-17-0 "), "{lines:?}");
+    }
+    let closed = logged(|| EventLog::new(3, open()).allocated_connections_exceeded(at(0), tuple.client, Some(id)));
+    assert!(closed[0].contains(" session=3-17-0 "), "{closed:?}");
+    let limit = Event::LimitReached { id: None, user: user(), tuple, limit: Limit::AllocationsPerUser };
+    let lines = logged(|| EventLog::new(3, open()).log(at(0), &limit));
+    assert!(!lines[0].contains("session"), "{lines:?}");
 }

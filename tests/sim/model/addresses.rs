@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use turnserver::stun::TransactionId;
 use turnserver::turn::{
-    Action, AllocationSummary, EndReason, Event, FiveTuple, Limit, OpenError, RedirectWhen, RelayedAddresses, SocketId,
-    SocketSpec, Traffic,
+    Action, AllocationId, AllocationSummary, EndReason, Event, FiveTuple, Limit, OpenError, RedirectWhen,
+    RelayedAddresses, SocketId, SocketSpec, Traffic,
 };
 
 use super::allocate::{PortPreference, Wanted};
@@ -128,9 +128,14 @@ impl Alloc {
         ExpectedResponse { body, ..response.clone() }
     }
 
+    /// Returns its identifier.
+    pub(super) fn id(&self) -> AllocationId {
+        self.addresses[0].id.allocation()
+    }
+
     fn summary(&self, now: Now, reason: EndReason) -> AllocationSummary {
         AllocationSummary {
-            id: self.addresses[0].id.allocation(),
+            id: self.id(),
             user: self.user.clone(),
             tuple: self.tuple,
             relay: self.advertised(),
@@ -394,7 +399,7 @@ impl Model {
             self.reservations.push(Reservation { token, bind, user, worker, until });
         }
         self.announced.push(Action::Log(Event::AllocationCreated {
-            id: alloc.addresses[0].id.allocation(),
+            id: alloc.id(),
             user: alloc.user.clone(),
             tuple: alloc.tuple,
             relay: alloc.advertised(),

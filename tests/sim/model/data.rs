@@ -196,8 +196,8 @@ impl Model {
             alloc.channels.retain(|(_, peer, _)| allowed(peer.ip()));
             let (permissions, channels) = (before.0 - alloc.permissions.len(), before.1 - alloc.channels.len());
             if permissions + channels > 0 {
-                let (user, tuple) = (alloc.user.clone(), alloc.tuple);
-                self.announced.push(Action::Log(Event::PeersRevoked { user, tuple, permissions, channels }));
+                let (id, user, tuple) = (alloc.id(), alloc.user.clone(), alloc.tuple);
+                self.announced.push(Action::Log(Event::PeersRevoked { id, user, tuple, permissions, channels }));
             }
         }
     }

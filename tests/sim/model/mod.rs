@@ -192,8 +192,9 @@ impl Model {
 
     /// Announces that a client has reached a limit.
     fn limit_reached(&mut self, at: usize, limit: Limit) {
-        let (user, tuple) = (self.allocs[at].user.clone(), self.allocs[at].tuple);
-        self.announced.push(Action::Log(Event::LimitReached { user, tuple, limit }));
+        let alloc = &self.allocs[at];
+        let (id, user, tuple) = (Some(alloc.id()), alloc.user.clone(), alloc.tuple);
+        self.announced.push(Action::Log(Event::LimitReached { id, user, tuple, limit }));
     }
 
     /// Returns the response to an Allocate request that fails: this error, or a redirection if there is an alternate
@@ -217,7 +218,7 @@ impl Model {
             self.setup.alternate.as_ref().filter(|alternate| when.is_some_and(|when| when <= alternate.when));
         let Some((alternate, server)) = alternate.and_then(|alternate| Some((alternate, pick(alternate, v6)?))) else {
             self.announced.push(Action::Log(match failure {
-                Body::LimitReached(limit) => Event::LimitReached { user, tuple, limit },
+                Body::LimitReached(limit) => Event::LimitReached { id: None, user, tuple, limit },
                 _ => Event::AllocationRejected { user, tuple, reason: "" },
             }));
             return failure;

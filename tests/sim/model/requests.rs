@@ -171,7 +171,7 @@ impl Model {
                     Some(username) => self.failure_of(now, username),
                     None => AuthFailure::UnknownUserhash,
                 };
-                self.authentication_failed(&shown, tuple, AuthCause::Failure(failure));
+                self.authentication_failed(now, &shown, tuple, AuthCause::Failure(failure));
             }
             return Err(challenge(401));
         };
@@ -186,7 +186,7 @@ impl Model {
                     && !self.is_retransmission(now, tuple, message, &shown) =>
             {
                 let cause = AuthCause::Expired { ago: now.unix - expires, reading: time_of(&shown).1 };
-                self.authentication_failed(&shown, tuple, cause);
+                self.authentication_failed(now, &shown, tuple, cause);
                 Err(challenge(401))
             }
             _ => Ok((credential, algorithm)),
@@ -230,9 +230,9 @@ impl Model {
         })
     }
 
-    fn authentication_failed(&mut self, username: &str, tuple: &FiveTuple, cause: AuthCause) {
-        let username = username.to_owned();
-        self.announced.push(Action::Log(Event::AuthenticationFailed { username, tuple: *tuple, cause }));
+    fn authentication_failed(&mut self, now: Now, username: &str, tuple: &FiveTuple, cause: AuthCause) {
+        let (id, username) = (self.live(now, tuple).map(|at| self.allocs[at].id()), username.to_owned());
+        self.announced.push(Action::Log(Event::AuthenticationFailed { id, username, tuple: *tuple, cause }));
     }
 
     /// Returns the logged reason for a failed authentication.
@@ -279,7 +279,7 @@ impl Model {
             if end <= now.unix {
                 let (username, tuple) = (self.allocs[at].username.clone(), self.allocs[at].tuple);
                 let cause = AuthCause::Expired { ago: now.unix - expires, reading: time_of(&username).1 };
-                self.authentication_failed(&username, &tuple, cause);
+                self.authentication_failed(now, &username, &tuple, cause);
                 return Err(challenge(401));
             }
             last = now.ms + (end - now.unix) * 1_000;
@@ -335,8 +335,8 @@ impl Model {
         if !(0x4000..=0x4fff).contains(&number) {
             let rfc5766 = (0x5000..=0x7fff).contains(&number);
             if rfc5766 && !self.setup.rfc5766_channels {
-                let user = alloc.user.clone();
-                self.announced.push(Action::Log(Event::Rfc5766Channel { user, tuple, number }));
+                let (id, user) = (alloc.id(), alloc.user.clone());
+                self.announced.push(Action::Log(Event::Rfc5766Channel { id, user, tuple, number }));
             }
             if !rfc5766 || !self.setup.rfc5766_channels {
                 return Err(error(400));
@@ -375,8 +375,9 @@ impl Model {
     /// Checks a peer against the policy. The error is a 403.
     fn allowed(&mut self, at: usize, peer: SocketAddr) -> Result<(), Body> {
         let Err(denial) = self.peer(peer) else { return Ok(()) };
-        let (user, tuple) = (self.allocs[at].user.clone(), self.allocs[at].tuple);
-        self.announced.push(Action::Log(Event::PeerDenied { user, tuple, peer, denial }));
+        let alloc = &self.allocs[at];
+        let (id, user, tuple) = (alloc.id(), alloc.user.clone(), alloc.tuple);
+        self.announced.push(Action::Log(Event::PeerDenied { id, user, tuple, peer, denial }));
         Err(error(403))
     }
 }

@@ -28,7 +28,7 @@ impl Server {
                 return bad("Channel Number Out of Range");
             }
             let (user, tuple) = (allocation.identity.user().to_owned(), allocation.tuple);
-            self.actions.push_back(Action::Log(Event::Rfc5766Channel { user, tuple, number }));
+            self.actions.push_back(Action::Log(Event::Rfc5766Channel { id, user, tuple, number }));
             return bad("Channel Above 0x4FFF: see compat.rfc5766-channels");
         }
         self.remove_expired(id, now);
@@ -44,7 +44,7 @@ impl Server {
             return Err(Rejection::Forbidden);
         }
         if let Err(denial) = self.snapshot.policy.peer_allowed(&self.snapshot.relays, peer) {
-            self.actions.push_back(denied(allocation, peer, denial));
+            self.actions.push_back(denied(id, allocation, peer, denial));
             return Err(Rejection::Forbidden);
         }
         let limits = &self.snapshot.limits;
@@ -55,7 +55,7 @@ impl Server {
             admit_permissions(allocation, std::iter::once(peer.ip()), limits, now)
         };
         if let Err(limit) = within_limits {
-            self.actions.push_back(limit.reached(allocation.identity.user(), allocation.tuple));
+            self.actions.push_back(allocation.limit_reached(id, limit));
             return Err(Rejection::Limit(limit));
         }
         allocation.channels.bind(number, peer, now);

@@ -32,7 +32,7 @@ impl Server {
         // Clients repeat an address, with different ports, so each counts once.
         let most = self.snapshot.limits.permissions_per_allocation;
         if count > most && peers().map(|peer| peer.ip()).collect::<BTreeSet<_>>().len() > most {
-            self.actions.push_back(Limit::Permissions.reached(allocation.identity.user(), allocation.tuple));
+            self.actions.push_back(allocation.limit_reached(id, Limit::Permissions));
             return Err(Rejection::Limit(Limit::Permissions));
         }
         for peer in peers() {
@@ -40,7 +40,7 @@ impl Server {
         }
         for peer in peers() {
             if let Err(denial) = self.snapshot.policy.permission_allowed(&self.snapshot.relays, peer.ip()) {
-                self.actions.push_back(denied(allocation, peer, denial));
+                self.actions.push_back(denied(id, allocation, peer, denial));
                 return Err(Rejection::Forbidden);
             }
         }
@@ -49,7 +49,7 @@ impl Server {
         let limits = &self.snapshot.limits;
         let within_limits = admit_permissions(allocation, peers().map(|peer| peer.ip()), limits, now);
         if let Err(limit) = within_limits {
-            self.actions.push_back(limit.reached(allocation.identity.user(), allocation.tuple));
+            self.actions.push_back(allocation.limit_reached(id, limit));
             return Err(Rejection::Limit(limit));
         }
         self.gauges.subtract(allocation);

@@ -10,7 +10,7 @@ mod send;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::stun::attribute::AddressFamily;
-use crate::turn::contract::Action;
+use crate::turn::contract::{Action, AllocationId};
 use crate::turn::event::Event;
 use crate::turn::limit::Limit;
 use crate::turn::protocol::rejection::Rejection;
@@ -48,7 +48,7 @@ fn admit_permissions(
 }
 
 /// Returns the log entry for a 403.
-fn denied(allocation: &Allocation, peer: SocketAddr, denial: Denial) -> Action {
+fn denied(id: AllocationId, allocation: &Allocation, peer: SocketAddr, denial: Denial) -> Action {
     let (user, tuple) = (allocation.identity.user().to_owned(), allocation.tuple);
-    Action::Log(Event::PeerDenied { user, tuple, peer, denial })
+    Action::Log(Event::PeerDenied { id, user, tuple, peer, denial })
 }

@@ -59,7 +59,7 @@ impl AllocateFailure {
     /// Returns the log entry.
     pub(super) fn log(self, user: &str, tuple: FiveTuple) -> Action {
         match self {
-            Self::Limit(limit) => limit.reached(user, tuple),
+            Self::Limit(limit) => limit.reached(None, user, tuple),
             other => {
                 let (user, reason) = (user.to_owned(), other.reason());
                 Action::Log(Event::AllocationRejected { user, tuple, reason })
