@@ -139,6 +139,17 @@ impl Outcome {
             .chain(DropReason::ALL.iter().copied().map(Self::Dropped))
     }
 
+    /// Whether a packet can have this outcome. Data above a limit is dropped and not rejected, and 486 is always due to a
+    /// limit.
+    #[must_use]
+    pub const fn is_possible(self) -> bool {
+        match self {
+            Self::Rejected(code) => !matches!(code, RejectionCode::AllocationQuotaReached),
+            Self::RejectedByLimit(limit) => !limit.drops_data(),
+            _ => true,
+        }
+    }
+
     /// Returns whether the packet was rejected or dropped.
     #[must_use]
     pub const fn is_failure(self) -> bool {

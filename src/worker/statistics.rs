@@ -241,6 +241,7 @@ impl Statistics {
     }
 
     pub(super) fn count(&self, outcome: Outcome, packets: u64) {
+        debug_assert!(outcome.is_possible(), "metrics omit the outcome: {outcome}");
         self.packets.at(outcome.index()).add(packets);
     }
 

@@ -238,7 +238,7 @@ impl Page {
 
     fn requests(&self, families: &mut Families<'_, '_>) -> fmt::Result {
         let (mut answered, mut rejected, mut limited, mut dropped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for outcome in Outcome::all() {
+        for outcome in Outcome::all().filter(|outcome| outcome.is_possible()) {
             let packets = self.totals.packets.get(outcome);
             match outcome {
                 Outcome::RelayedToPeer | Outcome::RelayedToClient | Outcome::RelayedIcmp => {}
@@ -300,6 +300,7 @@ impl Page {
             counters.ended(),
         )
     }
+
     fn tls(&self, families: &mut Families<'_, '_>) -> fmt::Result {
         let Totals { handshakes, handshake_durations, .. } = &self.totals;
         families.counters(
