@@ -713,4 +713,59 @@ mod ctl {
         assert!(other.stderr[0].contains("this user may not use the control socket"), "{other:?}");
         assert_eq!((member.code, owner.code), (Some(0), Some(0)), "{member:?} {owner:?}");
     }
+
+    #[test]
+    fn a_kick_ends_the_sessions_with_a_peer() {
+        let controlled = Controlled::start(ALLOW);
+        let [(ann, session, _), (bob, of_bob, _)] = ["ann", "bob"].map(|user| controlled.allocate(user));
+        ann.permit(&session, "127.0.0.1:9".parse().unwrap());
+        assert_eq!(controlled.lines(&["kick", "--peer", "192.0.2.0/24"]), ["ended 0 sessions"]);
+        assert_eq!(controlled.lines(&["kick", "--peer", "127.0.0.1"]), ["ended 1 session"]);
+        assert_without_allocation(&ann, &session);
+        bob.permit(&of_bob, "127.0.0.1:9".parse().unwrap());
+        assert_eq!(controlled.failure(&["kick", "--peer", "127.0.0.1", "--user", "bob"]).0, Some(2));
+    }
+
+    /// Each command in docs/operations.md does what the document says, with real values in place of those of the examples.
+    /// `top` needs a terminal, and `drain --wait` lasts as long as the session: other tests run them.
+    #[test]
+    fn the_commands_of_the_document_work_with_a_server() {
+        let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+        let commands = document.lines().filter_map(|line| line.strip_prefix("turnserver ctl "));
+        for line in commands.filter(|line| !["top", "drain --wait"].contains(line)) {
+            let controlled = Controlled::start(ALLOW);
+            let (client, login) = (controlled.client(), Login::mint("alice", 600));
+            let (session, _) = client.allocate(&login).unwrap();
+            client.permit(&session, "127.0.0.1:9".parse().unwrap());
+            let id = text(&controlled.sessions(&[])[0], "id");
+            if line == "resume" {
+                controlled.lines(&["drain"]);
+            }
+            let real = [
+                ("2-17-90", id.as_str()),
+                ("192.0.2.0/24", "127.0.0.0/8"),
+                ("198.51.100.7", "127.0.0.1"),
+                ("1767225600:alice", &login.username),
+            ];
+            let words = line
+                .split(' ')
+                .map(|word| real.iter().find(|(shown, _)| word == *shown).map_or(word, |(_, real)| real));
+            let lines = controlled.lines(&words.collect::<Vec<_>>());
+            let has = |part: &str| lines.iter().any(|line| line.contains(part));
+            let quiet = line.ends_with("--quiet");
+            assert_eq!(lines.is_empty(), quiet, "{line}");
+            match line.split(' ').next().unwrap() {
+                "sessions" => assert!(has(&id), "{line}: {lines:#?}"),
+                "session" => assert!(has(&client.address().to_string()), "{line}: {lines:#?}"),
+                "kick" => assert_eq!(lines, ["ended 1 session"], "{line}"),
+                "revoke" if !line.contains("--until") => assert!(end_of(&controlled, "alice").contains("revoked")),
+                "drain" => _ = controlled.event("drain-started"),
+                "resume" => _ = controlled.event("drain-ended"),
+                "reload" if !line.contains("--dry-run") => _ = controlled.event("reload-done"),
+                "log-level" => _ = controlled.event("log-level-changed"),
+                "status" => assert!(has("ready"), "{line}: {lines:#?}"),
+                _ => {}
+            }
+        }
+    }
 }

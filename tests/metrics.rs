@@ -20,6 +20,7 @@ mod metrics {
     use turnserver::stun::attribute::{
         AdditionalAddressFamily, AddressFamily, ChannelNumber, RequestedTransport, XorPeerAddress,
     };
+    use turnserver::turn::DropReason;
 
     use crate::client::Http;
     use crate::support::certificates::Authority;
@@ -111,11 +112,16 @@ mod metrics {
     fn the_dashboard_and_the_alerts_use_families_and_keys_that_exist() {
         let (page, settings) = (Fixture::new(&["127.0.0.1"]).page(), read("turnserver.toml"));
         let exists = |name: &str| series(&page).keys().any(|series| series.split('{').next() == Some(name));
-        for file in ["monitoring/alerts.yml", "monitoring/alerts_test.yml", "monitoring/grafana-dashboard.json"] {
+        for file in [
+            "monitoring/alerts.yml",
+            "monitoring/alerts_test.yml",
+            "monitoring/grafana-dashboard.json",
+            "docs/operations.md",
+        ] {
             let text = read(file);
             let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             let names: BTreeSet<_> = words.filter(|word| word.starts_with("turnserver_")).collect();
-            assert!(names.len() > 10, "{file}: {names:?}");
+            assert!(names.len() > 7, "{file}: {names:?}");
             for name in names {
                 assert!(exists(name), "{file}: {name} is not on the page");
             }
@@ -133,6 +139,109 @@ mod metrics {
                 assert!(found, "{file}: {section}.{key} is not a setting");
             }
         }
+    }
+
+    /// Returns the values of labels that a page has, each with its series and its label.
+    fn label_values(page: &str) -> BTreeSet<(&str, &str, &str)> {
+        selectors(page).into_iter().filter(|(_, label, _)| *label != "le").collect()
+    }
+
+    /// Returns what the selectors in a text select: series, label, and each value. Labels that Prometheus adds, the index
+    /// of a worker and variables of a dashboard are left out.
+    fn selectors(text: &str) -> Vec<(&str, &str, &str)> {
+        let mut selected = Vec::new();
+        for (at, _) in text.match_indices("turnserver_") {
+            let name_end = text[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or_default();
+            let (name, rest) = text[at..].split_at(name_end);
+            let Some((matchers, _)) = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) else { continue };
+            for matcher in matchers.split(',') {
+                let (label, value) = matcher.split_once('=').unwrap();
+                let value = value.trim_matches(['~', '"', '\\']);
+                let label = label.trim_end_matches('!');
+                if !["instance", "job", "worker"].contains(&label) {
+                    selected.extend(value.split('|').map(|value| (name, label, value)));
+                }
+            }
+        }
+        selected
+    }
+
+    #[test]
+    fn the_alerts_and_the_dashboard_select_label_values_that_exist() {
+        let page = Fixture::new(&["127.0.0.1"]).page();
+        let exported = label_values(&page);
+        for (file, least) in
+            [("monitoring/alerts.yml", 4), ("monitoring/alerts_test.yml", 10), ("monitoring/grafana-dashboard.json", 1)]
+        {
+            let text = read(file);
+            let selected = selectors(&text);
+            assert!(selected.len() >= least, "{file}: {selected:?}");
+            for one in selected {
+                assert!(exported.contains(&one), "{file}: no series has {one:?}");
+            }
+        }
+    }
+
+    /// What an alert says in plain words: values of labels, events of the log, and keys outside of a section.
+    #[test]
+    fn the_actions_name_label_values_events_and_keys_that_exist() {
+        let page = Fixture::new(&["127.0.0.1"]).page();
+        let values: BTreeSet<&str> = label_values(&page).into_iter().map(|(_, _, value)| value).collect();
+        let (log, settings) = (read("docs/logging.md"), read("turnserver.toml"));
+        let keys = settings.split("\n[").next().unwrap();
+        let exists = |name: &str| {
+            values.contains(name)
+                || log.contains(&format!("\n| `{name}` | `"))
+                || keys.lines().any(|line| line.trim_start_matches('#').starts_with(&format!("{name} = ")))
+        };
+        let (alerts, document) = (read("monitoring/alerts.yml"), read("docs/operations.md"));
+        let rows: String = document.lines().filter(|line| line.starts_with("| `Turnserver")).collect();
+        for text in [alerts.split_once("- alert: ").unwrap().1, &rows] {
+            let plain = |name: &&str| name.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+            let names: Vec<&str> = quoted(text).into_iter().filter(plain).collect();
+            assert!(names.len() > 5, "{names:?}");
+            for name in names {
+                assert!(exists(name), "`{name}` is no value of a label, no event and no key");
+            }
+        }
+    }
+
+    #[test]
+    fn the_document_says_what_to_do_when_each_alert_fires() {
+        let (alerts, document) = (read("monitoring/alerts.yml"), read("docs/operations.md"));
+        let names = alerts.split("- alert: ").skip(1).map(|alert| alert.lines().next().unwrap());
+        let rows = rows(&document);
+        let documented = rows.iter().map(|row| row[0].trim_matches('`')).filter(|name| name.starts_with("Turnserver"));
+        assert!(names.eq(documented));
+    }
+
+    #[test]
+    fn the_document_lists_every_drop_reason_once() {
+        let document = read("docs/operations.md");
+        let (_, section) = document.split_once("\n| Reason | What was dropped |\n").unwrap();
+        let section = section.split_once("\n`GET ").unwrap().0;
+        let named = section.lines().flat_map(|line| match line.strip_prefix("| ") {
+            Some(row) => quoted(row.split('|').next().unwrap()),
+            None => quoted(line),
+        });
+        let mut named: Vec<&str> = named.collect();
+        named.sort_unstable();
+        let mut reasons: Vec<&str> = DropReason::ALL.iter().map(|reason| reason.label()).collect();
+        reasons.sort_unstable();
+        assert_eq!(named, reasons);
+    }
+
+    // Data above a limit is dropped, and 486 is due to a limit.
+    #[test]
+    fn no_series_is_exported_that_can_never_count() {
+        let page = Fixture::new(&["127.0.0.1"]).page();
+        let has = |series: &str| page.contains(&format!("turnserver_{series}}} "));
+        assert!(has("limited_requests_total{limit=\"peer-rate\"") && has("rejected_requests_total{code=\"508\""));
+        for limit in ["allocation-bandwidth", "user-bandwidth"] {
+            assert!(!has(&format!("limited_requests_total{{limit=\"{limit}\"")), "{limit}");
+            assert!(has(&format!("dropped_packets_total{{reason=\"{limit}\"")), "{limit}");
+        }
+        assert!(!has("rejected_requests_total{code=\"486\""));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The differences between two configurations, for the answer to a reload.
+//! The differences between two configurations, for the response to a reload.
 
 use std::fmt::Display;
 

@@ -142,6 +142,9 @@ struct Kick {
     /// All sessions of clients with this address or prefix.
     #[arg(long, value_name = "PREFIX")]
     client: Option<String>,
+    /// All sessions with a permission or a channel for such a peer.
+    #[arg(long, value_name = "PREFIX")]
+    peer: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -303,12 +306,12 @@ fn status(status: Value) -> Output {
 
 impl Kick {
     fn path(&self) -> String {
-        let Self { id, user, client } = self;
+        let Self { id, user, client, peer } = self;
         if let Some(id) = id {
             return session_path(id);
         }
         let mut query = Serializer::new(String::new());
-        for (name, value) in [("user", user), ("client", client)] {
+        for (name, value) in [("user", user), ("client", client), ("peer", peer)] {
             if let Some(value) = value {
                 query.append_pair(name, value);
             }

@@ -1,4 +1,4 @@
-//! What the server answers over HTTP: on the control socket, and on `[http] listen`.
+//! The responses of the server over HTTP: on the control socket, and on `[http] listen`.
 
 mod access;
 mod body;

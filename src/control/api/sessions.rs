@@ -1,6 +1,7 @@
 //! `/v1/sessions`: allocations are listed, described and ended.
 //!
-//! A worker lists a few allocations between two batches of packets, so a listing of any length does not delay packets.
+//! A worker lists its allocations in pages, one page between two batches of packets, so packets wait for a page and not
+//! for the whole listing.
 
 use std::cmp::Reverse;
 use std::fmt;
