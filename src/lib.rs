@@ -12,6 +12,7 @@ pub mod file;
 pub mod http;
 pub mod ip_fields;
 pub mod net;
+pub mod printable;
 pub mod privacy;
 pub mod setting;
 pub mod special_purpose;

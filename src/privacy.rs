@@ -10,6 +10,7 @@ use sha2::Sha256;
 use tracing::field::{DisplayValue, display};
 
 use crate::auth::time_limited::{Reading, TimeLimitedUsername};
+use crate::printable::{Escaped, is_printable};
 
 /// The maximum length of a name in a line, in characters.
 const LONGEST_NAME: usize = 64;
@@ -195,16 +196,14 @@ fn prefix_of(network: IpNet) -> IpNet {
     IpNet::new(ip, given.min(most)).map_or(network, |network| network.trunc())
 }
 
-/// Returns a name from the network without control characters and with a limited length.
+/// Returns a name from the network with a limited length, and with its characters escaped that are not printable.
 fn printable(name: &str) -> Cow<'_, str> {
-    if name.len() <= LONGEST_NAME && !name.chars().any(char::is_control) {
+    if name.len() <= LONGEST_NAME && name.chars().all(is_printable) {
         return Cow::Borrowed(name);
     }
-    let mut shown = String::new();
-    for c in name.chars().take(LONGEST_NAME) {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    if name.chars().nth(LONGEST_NAME).is_some() {
+    let end = name.char_indices().nth(LONGEST_NAME).map(|(end, _)| end);
+    let mut shown = Escaped(end.and_then(|end| name.get(..end)).unwrap_or(name)).to_string();
+    if end.is_some() {
         shown.push('…');
     }
     Cow::Owned(shown)
@@ -285,6 +284,7 @@ mod tests {
     fn names_from_the_network_cannot_forge_lines_and_are_truncated() {
         assert_eq!(printable("1700000000:alice"), "1700000000:alice");
         assert_eq!(printable("a\nINFO \u{1b}[2J"), "a\\nINFO \\u{1b}[2J");
+        assert_eq!(printable("a\u{202e}b\u{2028}c"), "a\\u{202e}b\\u{2028}c");
         assert_eq!(printable(&"é".repeat(1_000)).chars().count(), LONGEST_NAME + 1);
     }
 

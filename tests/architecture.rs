@@ -36,7 +36,8 @@ mod architecture {
         ("net", &["file", "ip_fields"]),
         ("clock", &[]),
         ("file", &[]),
-        ("privacy", &["auth"]),
+        ("printable", &[]),
+        ("privacy", &["auth", "printable"]),
         ("http", &["net", "privacy"]),
         ("turn", &["auth", "ip_fields", "setting", "special_purpose", "stun", "transport"]),
         ("config", &["auth", "file", "privacy", "setting", "special_purpose", "transport"]),
@@ -50,6 +51,7 @@ mod architecture {
                 "file",
                 "http",
                 "net",
+                "printable",
                 "privacy",
                 "setting",
                 "special_purpose",
@@ -63,12 +65,13 @@ mod architecture {
 
     /// The modules of the library that each binary may use.
     const BINARIES: &[(&str, &[&str])] = &[
-        ("main.rs", &["clock", "config", "control", "net"]),
+        ("main.rs", &["clock", "config", "control", "net", "printable"]),
         ("bin/turn-credential/main.rs", &["auth", "clock", "config", "file", "setting", "transport"]),
     ];
 
     /// The modules that must not use sockets, clocks, locks, threads or tasks.
-    const PURE: &[&str] = &["setting", "special_purpose", "ip_fields", "transport", "stun", "auth", "privacy", "turn"];
+    const PURE: &[&str] =
+        &["setting", "special_purpose", "ip_fields", "printable", "transport", "stun", "auth", "privacy", "turn"];
 
     const MAX_LINES: usize = 800;
 

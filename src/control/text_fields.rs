@@ -1,7 +1,7 @@
 //! The fields of a line of the text log. Text is in quotes; addresses, numbers and booleans are not. A text value
 //! therefore cannot look like another field.
 
-use std::fmt::{self, Debug, Write as _};
+use std::fmt::{self, Debug};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -9,6 +9,8 @@ use tracing::field::{Field, Visit};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
+
+use crate::printable::Escaped;
 
 /// Formats the fields of the text log.
 #[derive(Clone, Copy, Debug)]
@@ -91,17 +93,6 @@ impl Visit for Line<'_> {
 
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.put(field, format_args!("{value}"));
-    }
-}
-
-/// Text whose control characters are escaped.
-struct Escaped<'t>(&'t str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .chars()
-            .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Text for people: aligned columns, and units.
 
 use serde_json::Value;
+use turnserver::printable::Escaped;
 
 /// Rows of cells. Numbers are aligned on the right.
 #[derive(Debug)]
@@ -41,10 +42,9 @@ impl Table {
     }
 }
 
-/// Returns text without control characters: a name from the network must not control the terminal.
+/// Returns text that is safe on a terminal: a name from the network must not control it, or look like another one.
 pub(crate) fn printable(text: &str) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(escape).collect()
+    Escaped(text).to_string()
 }
 
 /// Returns a number of bytes in a unit, with three digits.
@@ -118,7 +118,9 @@ mod tests {
         let mut table = Table::new(&["NAME", ">BYTES"]);
         table.row(vec!["ann".to_owned(), "5 B".to_owned()]);
         table.row(vec!["é\u{1b}[2J".to_owned(), "999 kB".to_owned()]);
-        assert_eq!(table.lines(), ["NAME         BYTES", "ann            5 B", "é\\u{1b}[2J  999 kB"]);
+        table.row(vec!["a\u{202e}b".to_owned(), "1 B".to_owned()]);
+        let lines = ["NAME         BYTES", "ann            5 B", "é\\u{1b}[2J  999 kB", "a\\u{202e}b      1 B"];
+        assert_eq!(table.lines(), lines);
     }
 
     #[test]
