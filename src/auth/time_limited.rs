@@ -98,6 +98,12 @@ impl<'a> TimeLimitedUsername<'a> {
     }
 }
 
+/// Returns whether a number is plausible as a time in seconds since the Unix epoch: it is in the years 2001 to 5138.
+#[must_use]
+pub fn is_plausible_time(seconds: u64) -> bool {
+    (PLAUSIBLE_FROM..MILLISECONDS_FROM).contains(&seconds)
+}
+
 fn number(text: &str) -> Option<u64> {
     // `u64::from_str` would also accept a leading plus sign.
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()

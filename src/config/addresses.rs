@@ -412,8 +412,8 @@ pub(super) fn networks(section: &Section<'_>, key: &str, report: &mut Report<'_>
     networks
 }
 
-/// Parses a prefix, or an address as a prefix of full length.
-fn network(text: &str) -> Result<IpNet, String> {
+/// Parses a prefix, or an address as a prefix of full length. The error completes a message that begins with the text.
+pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     let network = match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
         (Ok(network), _) => network,
         (_, Ok(address)) => IpNet::from(address),

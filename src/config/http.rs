@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use toml::de::DeTable;
 
 use super::addresses::{collide, listen_address, networks};
 use super::problem::{Report, quoted};
@@ -20,10 +21,26 @@ const DEFAULT_PORT: u16 = 9641;
 const MIN_TOKEN: usize = 16;
 
 pub(super) fn control(top: &Section<'_>, report: &mut Report<'_>) -> Control {
-    let default = Control::default();
-    let Some(section) = top.section("control", &schema::CONTROL, report) else { return default };
-    let Some(socket) = section.string("socket", report) else { return default };
-    let socket = match *socket.get_ref() {
+    let Some(section) = top.section("control", &schema::CONTROL, report) else { return Control::default() };
+    Control { socket: socket(&section, report) }
+}
+
+/// Returns the control socket of a document in which anything else may be wrong. Reports an error of the socket only.
+pub(super) fn control_socket(document: &DeTable<'_>, report: &mut Report<'_>) -> ControlSocket {
+    let top = Section::new(&schema::TOP, document, report);
+    let control = top.section("control", &schema::CONTROL, report);
+    report.errors.clear();
+    control.map_or(ControlSocket::Default, |section| socket(&section, report))
+}
+
+/// Returns whether a text has a line that may be that of `control.socket` or the beginning of its table.
+pub(super) fn mentions_control(text: &str) -> bool {
+    text.lines().any(|line| line.trim_start_matches(['[', ' ', '\t', '"', '\'']).starts_with("control"))
+}
+
+fn socket(section: &Section<'_>, report: &mut Report<'_>) -> ControlSocket {
+    let Some(socket) = section.string("socket", report) else { return ControlSocket::Default };
+    match *socket.get_ref() {
         "" => ControlSocket::None,
         CONTROL_SOCKET => ControlSocket::Default,
         path => match paths::resolve(&report.directory, path) {
@@ -33,8 +50,7 @@ pub(super) fn control(top: &Section<'_>, report: &mut Report<'_>) -> Control {
                 ControlSocket::None
             }
         },
-    };
-    Control { socket }
+    }
 }
 
 pub(super) fn http(top: &Section<'_>, report: &mut Report<'_>) -> Http {

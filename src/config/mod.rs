@@ -49,9 +49,11 @@ pub use http_keys::{KEY_NAME_RULE, is_key_name};
 pub use problem::{ConfigErrors, Problem};
 pub use summary::Summary;
 
+pub(crate) use addresses::network;
 pub(crate) use credentials::read_failure;
+pub(crate) use problem::quoted;
 
-use problem::{Report, position, quoted};
+use problem::{Report, position};
 use reader::Section;
 
 /// A complete configuration. [`Config::default`] equals an empty file.
@@ -500,12 +502,8 @@ impl Config {
     /// All errors in the file, or that the file cannot be read.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let name = path.display().to_string();
-        let mut bytes = file::read(path).map_err(|error| {
-            let reason = dangling_link(path).unwrap_or_else(|| read_failure(&error));
-            let message = format!("cannot be read: {reason}");
-            ConfigErrors::new(&name, vec![Problem { file: name.clone(), position: None, message }])
-        })?;
-        let text = String::from_utf8(std::mem::take(&mut bytes)).map_err(|error| {
+        let mut bytes = read_bytes(path, &name)?;
+        let text = String::from_utf8(std::mem::take(&mut *bytes)).map_err(|error| {
             let valid = error.utf8_error().valid_up_to();
             let before = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default());
             let message = "invalid UTF-8: save the file as UTF-8".to_owned();
@@ -517,6 +515,26 @@ impl Config {
         report.directory = path.parent().unwrap_or(Path::new("")).to_owned();
         report.world_readable = credentials::readable_by_others(path);
         Self::check(report)
+    }
+
+    /// Returns the control socket of a configuration, whatever else is wrong with it: the server that is to read the
+    /// file may run with an earlier version of it, and with files that are not readable here.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or if `control.socket` is wrong.
+    pub fn control_socket(path: &Path) -> Result<ControlSocket, ConfigErrors> {
+        let name = path.display().to_string();
+        let bytes = read_bytes(path, &name)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let mut report = Report::new(&name, &text);
+        report.directory = path.parent().unwrap_or(Path::new("")).to_owned();
+        let (document, syntax_errors) = DeTable::parse_recoverable(report.text());
+        let socket = http::control_socket(document.get_ref(), &mut report);
+        if socket == ControlSocket::Default && !syntax_errors.is_empty() && http::mentions_control(report.text()) {
+            // The server may have another socket.
+            syntax::report_errors(&syntax_errors, &mut report);
+        }
+        if report.errors.is_empty() { Ok(socket) } else { Err(ConfigErrors::new(report.file(), report.errors)) }
     }
 
     /// Parses and checks a configuration text.
@@ -609,6 +627,15 @@ pub(crate) fn default_path_in(directory: &Path) -> Option<PathBuf> {
         // A file that exists but cannot be accessed, such as a dangling symbolic link, is an error later; it must not be
         // skipped.
         .find(|path| !matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound))
+}
+
+/// Reads a file. `name` is its name in the error.
+fn read_bytes(path: &Path, name: &str) -> Result<Zeroizing<Vec<u8>>, ConfigErrors> {
+    file::read(path).map_err(|error| {
+        let reason = dangling_link(path).unwrap_or_else(|| read_failure(&error));
+        let message = format!("cannot be read: {reason}");
+        ConfigErrors::new(name, vec![Problem { file: name.to_owned(), position: None, message }])
+    })
 }
 
 /// Describes a symbolic link whose target does not exist.

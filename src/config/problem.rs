@@ -143,7 +143,7 @@ pub(super) fn position(text: &str, offset: usize) -> (usize, usize) {
 }
 
 /// Formats a value for a message: in backticks, on one line, truncated if long.
-pub(super) fn quoted(value: &str) -> String {
+pub(crate) fn quoted(value: &str) -> String {
     const MAX_LENGTH: usize = 80;
     let escaped = value.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'");
     if escaped.chars().count() > MAX_LENGTH {

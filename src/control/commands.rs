@@ -20,8 +20,9 @@ pub(super) enum Command {
     LogLevel(LogLevel),
     /// Read the configuration again, and use it unless it is a trial.
     Reload { dry_run: bool },
-    /// Refuse a username until a time, in seconds since the Unix epoch, and end its allocations.
-    Revoke { username: String, until: u64 },
+    /// Refuse a username until a time, in seconds since the Unix epoch, and end its allocations. Without a time, end the
+    /// revocation.
+    Revoke { username: String, until: Option<u64> },
 }
 
 /// A command, who sent it, and where the result goes: a JSON object, or why the command is refused.

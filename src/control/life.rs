@@ -18,7 +18,7 @@ use super::listeners::Listeners;
 use super::logging::Logging;
 use super::reload::Source;
 use super::remaining;
-use super::service::{Service, Watchdog};
+use super::service::{STALL_TIMEOUT, Service, Watchdog};
 use super::signals::{Received, Signals, log_ignored};
 use super::snapshot::{SnapshotInputs, snapshot};
 use super::start::{Spare, WorkerControl};
@@ -41,6 +41,9 @@ const PROGRESS: Duration = Duration::from_secs(30);
 
 /// The interval at which the service manager is notified of the number of clients.
 const STATUS: Duration = Duration::from_secs(5);
+
+/// The interval at which the workers are checked.
+const WORKER_CHECK: Duration = Duration::from_secs(1);
 
 /// The maximum time to stop after a drain: for the last responses and the log.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -146,10 +149,12 @@ impl RunningServer<'_> {
         events: &mut mpsc::Receiver<WorkerEvent>,
     ) -> Option<usize> {
         let mut progress = Progress::SERVING;
-        let period = self.service.watchdog_period();
         let statistics = self.workers.iter().map(|worker| Arc::clone(&worker.statistics));
-        let mut watchdog = period.map(|period| Watchdog::new(statistics, period));
-        let (mut ping, mut status) = (period.map(every), self.service.is_connected().then(|| every(STATUS)));
+        let (mut watchdog, mut check) = (Watchdog::new(statistics, WORKER_CHECK), every(WORKER_CHECK));
+        // A worker may have no heartbeat yet.
+        check.reset();
+        let mut ping = self.service.watchdog_period().map(every);
+        let mut status = self.service.is_connected().then(|| every(STATUS));
         // The first ping is one period after the start.
         ping.iter_mut().for_each(Interval::reset);
         self.service.ready();
@@ -195,7 +200,8 @@ impl RunningServer<'_> {
                     let status = self.status(progress.stage);
                     self.service.status(status);
                 }
-                () = tick(&mut ping) => self.ping_watchdog(watchdog.as_mut()),
+                _ = check.tick() => self.watch_workers(watchdog.stalled()),
+                () = tick(&mut ping) => self.ping_watchdog(),
                 // The last one, so that steady commands cannot hold up anything else.
                 Some(Request { command, operator, response }) = self.requests.recv() => {
                     let result = self.carry_out(command, operator, &mut progress).await;
@@ -254,16 +260,17 @@ impl RunningServer<'_> {
         json!({ "level": level_name, "before": before.as_str() })
     }
 
-    /// Refuses a username from now on, and waits until its allocations have ended.
-    async fn revoke(&mut self, username: &str, until: u64, operator: Operator) -> Result<Value, String> {
+    /// Refuses a username until a time, and waits until its allocations have ended. Without a time, ends the revocation.
+    async fn revoke(&mut self, username: &str, until: Option<u64>, operator: Operator) -> Result<Value, String> {
         let now = clock::unix_seconds();
-        self.inputs.revoked.revoke(username, until, now).map_err(|error| error.to_string())?;
+        // A revocation until now has no effect.
+        let revoked = self.inputs.revoked.revoke(username, until.unwrap_or(now), now);
+        revoked.map_err(|error| error.to_string())?;
         let tls = self.snapshot().tls.clone();
         let reconfigured = self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
         let is_complete = reconfigured.is_complete();
-        let is_revoked = until > now;
-        log_revocation(&self.snapshot().privacy, username, is_revoked.then_some(until), is_complete, operator);
-        Ok(json!({ "username": username, "revoked": is_revoked, "until": until, "complete": is_complete }))
+        log_revocation(&self.snapshot().privacy, username, until, is_complete, operator);
+        Ok(json!({ "username": username, "revoked": until.is_some(), "until": until, "complete": is_complete }))
     }
 
     /// Passes a new certificate to the workers. The certificate is logged only when they use it, because a reader of
@@ -386,15 +393,31 @@ impl RunningServer<'_> {
         Progress::SERVING
     }
 
-    fn ping_watchdog(&self, watchdog: Option<&mut Watchdog>) {
-        match watchdog.and_then(Watchdog::stalled) {
-            None => self.service.ping_watchdog(),
-            Some(worker) => tracing::error!(
+    /// Publishes which workers are stalled, and logs changes.
+    fn watch_workers(&self, stalled: Vec<usize>) {
+        let before = self.published.borrow().stalled.clone();
+        if stalled == before {
+            return;
+        }
+        self.published.send_modify(|published| published.stalled.clone_from(&stalled));
+        for worker in stalled.iter().copied().filter(|worker| !before.contains(worker)) {
+            tracing::error!(
                 event = "worker-stalled",
                 worker,
-                "the worker is stalled, so no watchdog ping is sent to the service manager. This is a bug; please \
-                 report it"
-            ),
+                "the worker has completed no iteration for {} s, so its clients are not served, and the service \
+                 manager gets no watchdog ping. If the machine has free CPU and memory, this is a bug: restart the \
+                 server, and please report it",
+                STALL_TIMEOUT.as_secs()
+            );
+        }
+        for worker in before.into_iter().filter(|worker| !stalled.contains(worker)) {
+            tracing::warn!(event = "worker-recovered", worker, "the worker is no longer stalled");
+        }
+    }
+
+    fn ping_watchdog(&self) {
+        if self.published.borrow().stalled.is_empty() {
+            self.service.ping_watchdog();
         }
     }
 

@@ -140,6 +140,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         urls: entry.urls(prepared.addresses.choice(), certificate),
         keys: config.http.keys.clone(),
         access: api::Access::new(&config.http),
+        stalled: Vec::new(),
     };
     let (published, publications) = watch::channel(published);
     let (commands, requests) = commands::commands();

@@ -18,7 +18,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a heartbeat may be unchanged before its worker counts as stalled. A heartbeat may be late on a busy
 /// machine.
-const STALL_TIMEOUT: Duration = Duration::from_secs(4);
+pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The connection to the service manager, if it wants notifications.
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ impl Service {
         self.socket.is_some()
     }
 
-    /// Returns the interval of worker checks and watchdog pings: half the watchdog timeout.
+    /// Returns the interval of watchdog pings: half the watchdog timeout.
     pub(super) fn watchdog_period(&self) -> Option<Duration> {
         self.watchdog_timeout.map(|timeout| timeout / 2)
     }
@@ -147,14 +147,15 @@ impl Watchdog {
         }
     }
 
-    /// Checks all workers and returns the first one that is stalled.
-    pub(super) fn stalled(&mut self) -> Option<usize> {
+    /// Checks all workers and returns those that are stalled.
+    pub(super) fn stalled(&mut self) -> Vec<usize> {
         for worker in &mut self.workers {
             let count = worker.statistics.heartbeat();
             worker.unchanged = if count == worker.seen { worker.unchanged.saturating_add(1) } else { 0 };
             worker.seen = count;
         }
-        self.workers.iter().position(|worker| worker.unchanged >= self.threshold)
+        let workers = self.workers.iter().enumerate();
+        workers.filter(|(_, worker)| worker.unchanged >= self.threshold).map(|(index, _)| index).collect()
     }
 }
 
@@ -243,15 +244,15 @@ mod tests {
         for _ in 0..3 {
             beat(0);
             beat(1);
-            assert_eq!(watchdog.stalled(), None);
+            assert_eq!(watchdog.stalled(), [0; 0]);
         }
         beat(0);
-        assert_eq!(watchdog.stalled(), Some(1));
+        assert_eq!(watchdog.stalled(), [1]);
         beat(0);
-        assert_eq!(watchdog.stalled(), Some(1));
+        assert_eq!(watchdog.stalled(), [1]);
         beat(0);
         beat(1);
-        assert_eq!(watchdog.stalled(), None);
+        assert_eq!(watchdog.stalled(), [0; 0]);
     }
 
     // Checks may be more frequent than heartbeats.
@@ -259,7 +260,7 @@ mod tests {
     fn a_worker_between_two_heartbeats_is_not_stalled() {
         let mut watchdog = Watchdog::new([Arc::<Statistics>::default()], Duration::from_millis(500));
         for check in 1..=8 {
-            assert_eq!(watchdog.stalled(), (check == 8).then_some(0), "after {check} checks");
+            assert_eq!(watchdog.stalled().len(), usize::from(check == 8), "after {check} checks");
         }
     }
 }

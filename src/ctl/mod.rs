@@ -21,18 +21,22 @@ use turnserver::clock;
 use turnserver::config::{CONTROL_SOCKET, Config, ControlSocket};
 
 use client::{Client, Failure};
-use text::{counted, number, text};
+use text::{counted, list, number, text};
+
+/// The exit code if a worker does not respond.
+const INCOMPLETE: u8 = 4;
 
 /// The sessions of `--top`, unless there is a limit.
 const TOP: usize = 20;
 
-/// The sessions of a page.
+/// The greatest number of sessions in a response.
 const PAGE: usize = 1_000;
 
 /// Inspects and steers the running server over its control socket.
 ///
 /// Exit codes: 0 the command is done, 1 the server refuses it,
-/// 2 the command line is wrong, 3 there is no server at the socket.
+/// 2 the command line is wrong, 3 there is no server at the socket,
+/// 4 the result is incomplete because a worker does not respond.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
@@ -105,10 +109,12 @@ enum Command {
     Revoke {
         /// The username of the credential, as in 1767225600:alice.
         username: String,
-        /// Until this time, in seconds since the Unix epoch. A time in
-        /// the past ends the revocation.
-        #[arg(long, value_name = "T", verbatim_doc_comment)]
+        /// Until this time, in seconds since the Unix epoch.
+        #[arg(long, value_name = "T")]
         until: Option<u64>,
+        /// End the revocation. The username works again.
+        #[arg(long, conflicts_with = "until")]
+        end: bool,
     },
 }
 
@@ -126,8 +132,9 @@ struct Sessions {
     /// Only the greatest ones, the greatest first.
     #[arg(long, value_name = "WHAT")]
     top: Option<Top>,
-    /// At most this many. Without it all, or 20 with --top.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// At most this many. Without it all, or 20 with --top, which
+    /// lists at most 1000.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), verbatim_doc_comment)]
     limit: Option<u32>,
 }
 
@@ -168,11 +175,30 @@ impl Top {
 struct Output {
     json: Value,
     text: Vec<String>,
+    /// The workers that have not responded, so that the result is incomplete.
+    missing: Vec<u64>,
 }
 
 impl Output {
+    /// Takes the missing workers from the JSON.
+    fn new(text: Vec<String>, json: Value) -> Self {
+        let missing = list(&json, "missing_workers").iter().filter_map(Value::as_u64).collect();
+        Self { json, text, missing }
+    }
+
     fn line(text: String, json: Value) -> Self {
-        Self { text: vec![text], json }
+        Self::new(vec![text], json)
+    }
+
+    /// Says that the result is incomplete, if it is.
+    fn incomplete(&self) -> Option<String> {
+        let workers = self.missing.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        (!workers.is_empty()).then(|| {
+            format!(
+                "incomplete: no response from worker {workers}, whose sessions are missing; see the log for \
+                 `worker-stalled`, and try again"
+            )
+        })
     }
 }
 
@@ -200,7 +226,7 @@ pub(crate) fn run(arguments: &Arguments, config: Option<&Path>) -> Result<(), (S
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err((format!("cannot write: {error}"), ExitCode::FAILURE))
         }
-        _ => Ok(()),
+        _ => output.incomplete().map_or(Ok(()), |message| Err((message, ExitCode::from(INCOMPLETE)))),
     }
 }
 
@@ -213,10 +239,10 @@ fn socket(arguments: &Arguments, config: Option<&Path>) -> Result<PathBuf, Failu
         return Ok(socket.clone());
     }
     let Some(path) = config else { return Ok(CONTROL_SOCKET.into()) };
-    let config = Config::load(path).map_err(|errors| {
+    let socket = Config::control_socket(path).map_err(|errors| {
         Failure::Usage(format!("{errors}\nthe control socket is in the configuration; --socket names it, too"))
     })?;
-    match config.control.socket {
+    match socket {
         ControlSocket::Default => Ok(CONTROL_SOCKET.into()),
         ControlSocket::At(path) => Ok(path),
         ControlSocket::None => Err(Failure::Usage(format!(
@@ -232,18 +258,23 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
         Command::Status { wait: true } => Ok(status(wait::until_ready(socket).await?)),
         Command::Status { wait: false } => Ok(status(connect().await?.get("/v1/status").await?)),
         Command::Sessions(arguments) => {
-            let sessions = list(&mut connect().await?, arguments).await?;
-            Ok(Output { text: views::sessions(&sessions), json: json!({ "sessions": sessions }) })
+            let (sessions, missing) = sessions(&mut connect().await?, arguments).await?;
+            let text = views::sessions(&sessions);
+            Ok(Output::new(text, json!({ "sessions": sessions, "missing_workers": missing })))
         }
         Command::Session { id } => {
             let session = connect().await?.get(&session_path(id)).await?;
-            Ok(Output { text: views::session(&session), json: session })
+            Ok(Output::new(views::session(&session), session))
         }
         Command::Kick(kick) => {
             let ended = connect().await?.send(Method::DELETE, &kick.path(), None).await?;
             Ok(Output::line(format!("ended {}", counted(number(&ended, "ended"), "session")), ended))
         }
-        Command::Revoke { username, until } => revoke(&mut connect().await?, username, *until).await,
+        Command::Revoke { username, until, end } => {
+            let body = json!({ "username": username, "until": until, "end": end });
+            let revoked = connect().await?.send(Method::POST, "/v1/revocations", Some(body)).await?;
+            Ok(Output::new(views::revocation(&revoked, clock::unix_seconds()), revoked))
+        }
         Command::Drain { wait } => drain(&mut connect().await?, socket, *wait, arguments.json).await,
         Command::Resume => {
             let resumed = connect().await?.send(Method::POST, "/v1/resume", None).await?;
@@ -252,7 +283,7 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
         Command::Reload { dry_run, quiet } => {
             let body = json!({ "dry_run": dry_run });
             let reload = connect().await?.send(Method::POST, "/v1/reload", Some(body)).await?;
-            Ok(Output { text: if *quiet { Vec::new() } else { views::reload(&reload) }, json: reload })
+            Ok(Output::new(if *quiet { Vec::new() } else { views::reload(&reload) }, reload))
         }
         Command::LogLevel { level } => {
             let body = json!({ "level": level });
@@ -261,19 +292,13 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
         }
         Command::Certificates => {
             let certificates = connect().await?.get("/v1/certificates").await?;
-            Ok(Output { text: views::certificates(&certificates, clock::unix_seconds()), json: certificates })
+            Ok(Output::new(views::certificates(&certificates, clock::unix_seconds()), certificates))
         }
         Command::Top => {
             top::run(socket).await?;
-            Ok(Output { text: Vec::new(), json: Value::Null })
+            Ok(Output::new(Vec::new(), Value::Null))
         }
     }
-}
-
-async fn revoke(client: &mut Client, username: &str, until: Option<u64>) -> Result<Output, Failure> {
-    let body = json!({ "username": username, "until": until });
-    let revoked = client.send(Method::POST, "/v1/revocations", Some(body)).await?;
-    Ok(Output { text: views::revocation(&revoked, clock::unix_seconds()), json: revoked })
 }
 
 /// Drains the server. With `wait`, shows who is left until it has stopped, unless it is `quiet`.
@@ -301,7 +326,7 @@ fn left(status: &Value) -> Vec<String> {
 }
 
 fn status(status: Value) -> Output {
-    Output { text: views::status(&status), json: status }
+    Output::new(views::status(&status), status)
 }
 
 impl Kick {
@@ -325,11 +350,16 @@ fn session_path(id: &str) -> String {
     format!("/v1/sessions/{}", form_urlencoded::byte_serialize(id.as_bytes()).collect::<String>())
 }
 
-/// Lists sessions, page by page.
-async fn list(client: &mut Client, arguments: &Sessions) -> Result<Vec<Value>, Failure> {
+/// Lists sessions, page by page. Also returns the workers whose sessions are missing.
+async fn sessions(client: &mut Client, arguments: &Sessions) -> Result<(Vec<Value>, Vec<Value>), Failure> {
     let Sessions { user, client: prefix, peer, top, limit } = arguments;
     let limit = limit.map_or(if top.is_some() { TOP } else { usize::MAX }, |limit| limit as usize);
-    let (mut sessions, mut cursor) = (Vec::new(), None);
+    if top.is_some() && limit > PAGE {
+        return Err(Failure::Usage(format!(
+            "--limit {limit}: --top lists at most {PAGE} sessions; without --top, there is no such limit"
+        )));
+    }
+    let (mut sessions, mut missing, mut cursor) = (Vec::new(), Vec::new(), None);
     loop {
         let mut query = Serializer::new(String::new());
         for (name, value) in [("user", user), ("client", prefix), ("peer", peer), ("cursor", &cursor)] {
@@ -343,12 +373,14 @@ async fn list(client: &mut Client, arguments: &Sessions) -> Result<Vec<Value>, F
         let room = if top.is_some() { limit } else { PAGE.min(limit - sessions.len()) };
         query.append_pair("limit", &room.to_string());
         let mut page = client.get(&format!("/v1/sessions?{}", query.finish())).await?;
-        if let Some(Value::Array(listed)) = page.get_mut("sessions").map(Value::take) {
-            sessions.extend(listed);
+        for (field, all) in [("sessions", &mut sessions), ("missing_workers", &mut missing)] {
+            if let Some(Value::Array(listed)) = page.get_mut(field).map(Value::take) {
+                all.extend(listed);
+            }
         }
         cursor = page.get("next").and_then(Value::as_str).map(str::to_owned);
         if cursor.is_none() || sessions.len() >= limit {
-            return Ok(sessions);
+            return Ok((sessions, missing));
         }
     }
 }

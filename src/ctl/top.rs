@@ -1,6 +1,7 @@
 //! `turnserver ctl top`: rates, drops and the greatest sessions, once per second.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub(crate) async fn run(socket: &Path) -> Result<(), Failure> {
     ticks.reset();
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut shown = before.lines(None);
+    // The look at the server that has begun.
+    let mut look = None;
     loop {
         screen.show(&shown).map_err(unusable)?;
         tokio::select! {
@@ -52,12 +55,22 @@ pub(crate) async fn run(socket: &Path) -> Result<(), Failure> {
             // Without an input there are no keys.
             Some(key) = keys.recv() => if matches!(key, b'q' | b'Q') { return Ok(()) },
             _ = resized.recv() => {}
-            _ = ticks.tick() => {
-                let sample = Sample::take(socket).await?;
+            _ = ticks.tick(), if look.is_none() => look = Some(Box::pin(Sample::take(socket))),
+            sample = under_way(&mut look) => {
+                look = None;
+                let sample = sample?;
                 shown = sample.lines(Some(&before));
                 before = sample;
             }
         }
+    }
+}
+
+/// Waits for a future that has begun; forever if there is none.
+async fn under_way<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
     }
 }
 

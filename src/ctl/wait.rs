@@ -29,11 +29,25 @@ pub(crate) async fn until_ready(socket: &Path) -> Result<Value, Failure> {
     }
 }
 
+/// What distinguishes the run of a server from others. In a container, the process ID is the same after each start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    pid: u64,
+    /// When it started, in seconds since the Unix epoch.
+    started: u64,
+}
+
+impl Run {
+    fn of(status: &Value) -> Self {
+        Self { pid: number(status, "pid"), started: number(status, "started") }
+    }
+}
+
 /// The process of a server.
 #[derive(Debug)]
 pub(crate) struct RunningServer {
-    /// Its ID in its own status.
-    pid: u64,
+    /// Its run according to its own status.
+    run: Run,
     /// `None` if the process is not visible here, for example because it runs in a container.
     process: Option<Process>,
 }
@@ -42,7 +56,7 @@ impl RunningServer {
     /// Returns the server at the other end of a connection.
     pub(crate) async fn behind(client: &mut Client) -> Result<Self, Failure> {
         let process = client.process().and_then(Process::running);
-        Ok(Self { pid: number(&client.get("/v1/status").await?, "pid"), process })
+        Ok(Self { run: Run::of(&client.get("/v1/status").await?), process })
     }
 
     /// Waits until the process of a draining server has ended. Fails if the drain ends before. If the process is not
@@ -69,7 +83,7 @@ impl RunningServer {
     async fn while_open(&self, socket: &Path, with_sessions: bool) -> Result<Option<Value>, Failure> {
         match look_at(socket, if with_sessions { "/v1/status" } else { WITHOUT_SESSIONS }).await {
             // The service manager has started it again.
-            Ok(status) if number(&status, "pid") != self.pid => Ok(None),
+            Ok(status) if Run::of(&status) != self.run => Ok(None),
             Ok(status) if status.get("draining").and_then(Value::as_bool) == Some(false) => {
                 Err(Failure::Refused("the drain has been ended with `turnserver ctl resume`".to_owned()))
             }

@@ -1,44 +1,16 @@
 //! Health, for load balancers.
 
-use std::cell::Cell;
-use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
-
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Response, StatusCode};
 
 use super::Api;
-use crate::control::service::Watchdog;
 use crate::http::response;
-use crate::worker::Statistics;
-
-/// The interval at which the workers are watched.
-const PERIOD: Duration = Duration::from_secs(1);
-
-/// Watches the workers.
-#[derive(Debug, Default)]
-pub(super) struct Health {
-    /// A worker whose event loop does not turn.
-    stalled: Cell<Option<usize>>,
-}
-
-impl Health {
-    /// Watches the workers until the thread ends.
-    pub(super) async fn watch(self: Rc<Self>, workers: Vec<Arc<Statistics>>) {
-        let mut watchdog = Watchdog::new(workers, PERIOD);
-        loop {
-            tokio::time::sleep(PERIOD).await;
-            self.stalled.set(watchdog.stalled());
-        }
-    }
-}
 
 impl Api {
     /// Whether the event loop of each worker turns.
     pub(super) fn health(&self) -> Response<Full<Bytes>> {
-        match self.health.stalled.get() {
+        match self.published.borrow().stalled.first() {
             None => response::text(StatusCode::OK, "ok\n"),
             Some(worker) => response::text(StatusCode::SERVICE_UNAVAILABLE, format!("worker {worker} is stalled\n")),
         }
@@ -57,7 +29,7 @@ impl Api {
         let published = self.published.borrow();
         let core = &published.snapshot.core;
         let most = core.limits.allocations;
-        if self.health.stalled.get().is_some() {
+        if !published.stalled.is_empty() {
             Some("a worker is stalled")
         } else if self.ledger.is_draining() {
             Some("draining")

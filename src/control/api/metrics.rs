@@ -49,6 +49,7 @@ impl Api {
             started: self.started,
             certificate_expiry: published.certificate.as_ref().map(|certificate| certificate.certificate.not_after),
             reload: published.reload,
+            stalled: (0..self.workers.len()).map(|worker| published.stalled.contains(&worker)).collect(),
             event_loops: self.workers.iter().map(|worker| worker.statistics.event_loop()).collect(),
             credentials: self.credentials.outcomes().collect(),
         }
@@ -64,6 +65,8 @@ struct Page {
     started: u64,
     certificate_expiry: Option<u64>,
     reload: Reload,
+    /// Whether each worker is stalled.
+    stalled: Vec<bool>,
     /// That of each worker.
     event_loops: Vec<EventLoop>,
     credentials: Vec<(&'static str, u64)>,
@@ -126,6 +129,13 @@ impl Page {
 
     fn event_loops(&self, families: &mut Families<'_, '_>) -> fmt::Result {
         let loops = || self.event_loops.iter().enumerate().map(|(worker, event_loop)| (worker.to_string(), event_loop));
+        families.gauges(
+            "worker_stalled",
+            "1 while the event loop of a worker has completed no iteration for 4 seconds or more",
+            None,
+            "worker",
+            self.stalled.iter().enumerate().map(|(worker, stalled)| (worker.to_string(), u64::from(*stalled))),
+        )?;
         families.counters(
             "event_loop_busy",
             "Time in which the event loop of a worker did not wait",

@@ -1,6 +1,7 @@
 //! The responses of the server over HTTP: on the control socket, and on `[http] listen`.
 
 mod access;
+mod all;
 mod body;
 mod certificates;
 mod credentials;
@@ -19,7 +20,6 @@ mod steer;
 use std::cell::RefCell;
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use http_body_util::Full;
@@ -39,7 +39,6 @@ use crate::turn::{Instant, Ledger};
 use crate::worker::Totals;
 pub(super) use access::Access;
 use credentials::Form;
-use health::Health;
 use log_limit::LogLimit;
 pub(super) use reload::Reload;
 use steer::Resource;
@@ -62,6 +61,8 @@ pub(super) struct Published {
     pub(super) keys: Vec<HttpKey>,
     /// Who may read metrics and health.
     pub(super) access: Access,
+    /// The workers that are stalled.
+    pub(super) stalled: Vec<usize>,
 }
 
 /// A certificate in use.
@@ -88,18 +89,13 @@ pub(super) struct Inputs {
 #[derive(Debug)]
 pub(super) struct Api {
     inputs: Inputs,
-    health: Rc<Health>,
     credentials: credentials::State,
     denials: RefCell<LogLimit>,
 }
 
 impl Api {
-    /// Must be called within a `LocalSet`.
     pub(super) fn new(inputs: Inputs) -> Self {
-        let health = Rc::<Health>::default();
-        let statistics = inputs.workers.iter().map(|worker| Arc::clone(&worker.statistics));
-        tokio::task::spawn_local(Rc::clone(&health).watch(statistics.collect()));
-        Self { inputs, health, credentials: credentials::State::default(), denials: RefCell::default() }
+        Self { inputs, credentials: credentials::State::default(), denials: RefCell::default() }
     }
 
     fn now(&self) -> Instant {
@@ -196,17 +192,16 @@ impl Api {
         totals
     }
 
+    fn is_stalled(&self, worker: usize) -> bool {
+        self.published.borrow().stalled.contains(&worker)
+    }
+
     /// Lets each worker publish its gauges, which otherwise are up to a second old. A worker that is busy is not waited
-    /// for long.
+    /// for long, and a stalled one not at all.
     async fn publish_gauges(&self) {
         const MOST: std::time::Duration = std::time::Duration::from_millis(200);
-        let handles: Vec<_> = self.workers.iter().map(|worker| worker.handle.clone()).collect();
-        let all = async {
-            for handle in handles {
-                // A worker that has ended publishes nothing.
-                let _ = handle.publish().await;
-            }
-        };
-        let _ = tokio::time::timeout(MOST, all).await;
+        let workers = self.workers.iter().enumerate().filter(|(worker, _)| !self.is_stalled(*worker));
+        // A worker that has ended publishes nothing.
+        all::all(workers.map(|(_, control)| tokio::time::timeout(MOST, control.handle.publish()))).await;
     }
 }

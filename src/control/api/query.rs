@@ -1,13 +1,13 @@
 //! The parameters of a request: its query.
 
 use std::fmt::Display;
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use hyper::Request;
 use ipnet::IpNet;
 
 use super::refusal::Refusal;
+use crate::config::{network, quoted};
 
 /// The parameters that have not been read yet. [`finish`](Self::finish) refuses those that are left, so that a misspelt
 /// filter does not select everything.
@@ -34,10 +34,7 @@ impl Query {
     /// Reads an address or a prefix.
     pub(super) fn network(&mut self, name: &str) -> Result<Option<IpNet>, Refusal> {
         let parse = |text: String| {
-            let net = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            let net =
-                net.map_err(|_| Refusal::bad_request(format!("{name}={text} is neither an address nor a prefix")));
-            net.map(|net: IpNet| net.trunc())
+            network(&text).map_err(|why| Refusal::bad_request(format!("{name}: {} {why}", quoted(&text))))
         };
         self.text(name).map(parse).transpose()
     }
@@ -61,7 +58,7 @@ mod tests {
 
     #[test]
     fn parameters_are_decoded_and_each_is_read_once() {
-        let mut query = query("user=a%26b+%C3%A9&limit=7&client=10.1.2.3%2F8&peer=2001:db8::1");
+        let mut query = query("user=a%26b+%C3%A9&limit=7&client=10.0.0.0%2F8&peer=2001:db8::1");
         assert_eq!(query.text("user").as_deref(), Some("a&b é"));
         assert_eq!(query.value::<usize>("limit").unwrap(), Some(7));
         assert_eq!(query.network("client").unwrap(), Some("10.0.0.0/8".parse().unwrap()));
@@ -76,10 +73,16 @@ mod tests {
             query("limit=x").value::<usize>("limit").unwrap_err().message,
             "limit=x: invalid digit found in string"
         );
-        assert_eq!(
-            query("client=10.0.0").network("client").unwrap_err().message,
-            "client=10.0.0 is neither an address nor a prefix"
-        );
+        for (prefix, message) in [
+            (
+                "10.0.0",
+                "client: `10.0.0` is neither an address nor a prefix, for example \"192.0.2.7\" or \"10.0.0.0/8\"",
+            ),
+            ("127.0.0.1/1", "client: `127.0.0.1/1` has bits set after the prefix; did you mean `0.0.0.0/1`?"),
+            ("::ffff:127.0.0.1", "client: `::ffff:127.0.0.1` is IPv4-mapped; use `127.0.0.1`"),
+        ] {
+            assert_eq!(query(&format!("client={prefix}")).network("client").unwrap_err().message, message);
+        }
         let mut repeated = query("user=a&user=b");
         assert!(repeated.text("user").is_some());
         assert!(repeated.finish().unwrap_err().message.starts_with("user is not a parameter"));

@@ -3,9 +3,9 @@
 //! A worker lists its allocations in pages, one page between two batches of packets, so packets wait for a page and not
 //! for the whole listing.
 
+use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::fmt;
-use std::future::Future;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::Api;
+use super::all::all;
 use super::query::Query;
 use super::refusal::Refusal;
 use crate::http::Handler as _;
@@ -98,6 +99,27 @@ impl Top {
 /// An allocation with the index of its worker.
 type Listed = (usize, AllocationInfo);
 
+/// A part of a listing.
+#[derive(Debug, Default)]
+struct Listing {
+    sessions: Vec<Listed>,
+    /// Where it goes on, if it does.
+    next: Option<Place>,
+    /// The workers whose sessions are missing, because they do not respond.
+    missing: Vec<usize>,
+}
+
+/// A worker is stalled or very busy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("worker {0} does not respond; the log may say why")]
+struct NotResponding(usize);
+
+impl From<NotResponding> for Refusal {
+    fn from(error: NotResponding) -> Self {
+        Self::unavailable(error.to_string())
+    }
+}
+
 impl Api {
     /// Lists sessions.
     pub(super) async fn sessions(&self, request: &Request<Bytes>) -> Result<Value, Refusal> {
@@ -109,28 +131,30 @@ impl Api {
         if !(1..=GREATEST_LIMIT).contains(&limit) {
             return Err(Refusal::bad_request(format!("limit must be between 1 and {GREATEST_LIMIT}")));
         }
-        let (sessions, next) = match (top, start) {
-            (None, start) => self.list(&filter, limit, start.unwrap_or_default()).await?,
-            (Some(top), None) => (self.list_top(&filter, limit, top).await?, None),
+        let Listing { sessions, next, missing } = match (top, start) {
+            (None, start) => self.list(&filter, limit, start.unwrap_or_default()).await,
+            (Some(top), None) => self.list_top(&filter, limit, top).await,
             (Some(_), Some(_)) => return Err(Refusal::bad_request("a listing with top has no cursor")),
         };
         let sessions: Vec<Value> = sessions.iter().map(|(worker, info)| session(*worker, info)).collect();
-        Ok(json!({ "sessions": sessions, "next": next.map(|place| place.to_string()) }))
+        let next = next.map(|place| place.to_string());
+        Ok(json!({ "sessions": sessions, "next": next, "missing_workers": missing }))
     }
 
-    async fn list(
-        &self,
-        filter: &Arc<Filter>,
-        limit: usize,
-        mut place: Place,
-    ) -> Result<(Vec<Listed>, Option<Place>), Refusal> {
-        let mut sessions: Vec<Listed> = Vec::new();
+    /// Lists the sessions of one worker after the other, because a few workers may fill the response.
+    async fn list(&self, filter: &Arc<Filter>, limit: usize, mut place: Place) -> Listing {
+        let mut listing = Listing::default();
         while place.worker < self.workers.len() {
+            let sessions = &mut listing.sessions;
             if sessions.len() >= limit {
-                return Ok((sessions, Some(place)));
+                listing.next = Some(place);
+                break;
             }
             let Place { worker, cursor } = place;
-            let mut page = self.sessions_page(worker, cursor, filter).await?;
+            let mut page = self.sessions_page(worker, cursor, filter).await.unwrap_or_else(|NotResponding(worker)| {
+                listing.missing.push(worker);
+                Page::default()
+            });
             let room = limit - sessions.len();
             if page.allocations.len() > room {
                 page.allocations.truncate(room);
@@ -142,29 +166,48 @@ impl Api {
                 None => Place { worker: worker + 1, cursor: Cursor::default() },
             };
         }
-        Ok((sessions, None))
+        listing
     }
 
-    async fn list_top(&self, filter: &Arc<Filter>, limit: usize, top: Top) -> Result<Vec<Listed>, Refusal> {
-        let (mut sessions, start): (Vec<Listed>, _) = (Vec::new(), self.now());
+    async fn list_top(&self, filter: &Arc<Filter>, limit: usize, top: Top) -> Listing {
+        let (found, start) = (RefCell::<Vec<Listed>>::default(), self.now());
         let select = |sessions: &mut Vec<Listed>| {
             sessions.sort_by_key(|(_, info)| Reverse(top.rank(info, start)));
             sessions.truncate(limit);
         };
-        for worker in 0..self.workers.len() {
+        let collect = async |worker: usize, page: Page| {
+            let mut sessions = found.borrow_mut();
+            sessions.extend(page.allocations.into_iter().map(|info| (worker, info)));
+            // Not all of them have to be in memory.
+            if sessions.len() > 2 * GREATEST_LIMIT {
+                select(&mut sessions);
+            }
+            Ok(())
+        };
+        let missing = self.for_each_page(filter, collect).await;
+        let mut sessions = found.into_inner();
+        select(&mut sessions);
+        Listing { sessions, next: None, missing }
+    }
+
+    /// Passes the sessions of all workers, page by page, to `visit`. The workers do not wait for each other. Returns
+    /// those that have not responded to all requests.
+    async fn for_each_page(
+        &self,
+        filter: &Arc<Filter>,
+        visit: impl AsyncFn(usize, Page) -> Result<(), NotResponding>,
+    ) -> Vec<usize> {
+        let visit_all = async |worker: usize| {
             let mut next = Some(Cursor::default());
             while let Some(cursor) = next {
                 let page = self.sessions_page(worker, cursor, filter).await?;
-                sessions.extend(page.allocations.into_iter().map(|info| (worker, info)));
-                // Not all of them have to be in memory.
-                if sessions.len() > 2 * GREATEST_LIMIT {
-                    select(&mut sessions);
-                }
                 next = page.next;
+                visit(worker, page).await?;
             }
-        }
-        select(&mut sessions);
-        Ok(sessions)
+            Ok(())
+        };
+        let results: Vec<Result<(), NotResponding>> = all((0..self.workers.len()).map(&visit_all)).await;
+        results.into_iter().filter_map(Result::err).map(|NotResponding(worker)| worker).collect()
     }
 
     /// Describes a session, with its rate.
@@ -188,16 +231,16 @@ impl Api {
 
     async fn describe(&self, id: SessionId) -> Result<AllocationDetail, Refusal> {
         let worker = self.workers.get(id.worker).ok_or_else(|| gone(id))?;
-        let described = patiently(id.worker, worker.handle.describe(id.allocation)).await?;
+        let described = self.ask(id.worker, worker.handle.describe(id.allocation)).await?;
         described.flatten().ok_or_else(|| gone(id))
     }
 
     /// Ends one session.
     pub(super) async fn end_session(&self, id: &str, operator: Operator) -> Result<Value, Refusal> {
         let id = parse(id)?;
-        let mut kick = Kick::new(format!("session {id}"), operator);
-        self.end(id.worker, vec![id.allocation], &mut kick).await?;
-        match kick.complete() {
+        let kick = Kick::new(format!("session {id}"), operator);
+        self.end(id.worker, vec![id.allocation], &kick).await?;
+        match kick.complete(&[]) {
             0 => Err(gone(id)),
             ended => Ok(json!({ "ended": ended })),
         }
@@ -211,46 +254,43 @@ impl Api {
         if filter == Filter::default() {
             return Err(Refusal::bad_request("say which sessions end: with user, client or peer"));
         }
-        let mut kick = Kick::new(describe_filter(&filter, &self.privacy()), operator);
-        let filter = Arc::new(filter);
-        for worker in 0..self.workers.len() {
-            let mut next = Some(Cursor::default());
-            while let Some(cursor) = next {
-                let page = self.sessions_page(worker, cursor, &filter).await?;
-                let ids: Vec<AllocationId> = page.allocations.iter().map(|info| info.id).collect();
-                if !ids.is_empty() {
-                    self.end(worker, ids, &mut kick).await?;
-                }
-                next = page.next;
-            }
-        }
-        Ok(json!({ "ended": kick.complete() }))
+        let kick = Kick::new(describe_filter(&filter, &self.privacy()), operator);
+        let end = async |worker: usize, page: Page| {
+            let ids: Vec<AllocationId> = page.allocations.iter().map(|info| info.id).collect();
+            if ids.is_empty() { Ok(()) } else { self.end(worker, ids, &kick).await }
+        };
+        let missing = self.for_each_page(&Arc::new(filter), end).await;
+        Ok(json!({ "ended": kick.complete(&missing), "missing_workers": missing }))
     }
 
     /// Returns a page of a worker. A worker that has ended has no sessions.
-    async fn sessions_page(&self, worker: usize, cursor: Cursor, filter: &Arc<Filter>) -> Result<Page, Refusal> {
+    async fn sessions_page(&self, worker: usize, cursor: Cursor, filter: &Arc<Filter>) -> Result<Page, NotResponding> {
         let Some(control) = self.workers.get(worker) else { return Ok(Page::default()) };
-        let page = patiently(worker, control.handle.list(cursor, Arc::clone(filter))).await?;
+        let page = self.ask(worker, control.handle.list(cursor, Arc::clone(filter))).await?;
         Ok(page.unwrap_or_default())
     }
 
-    async fn end(&self, worker: usize, ids: Vec<AllocationId>, kick: &mut Kick) -> Result<(), Refusal> {
+    async fn end(&self, worker: usize, ids: Vec<AllocationId>, kick: &Kick) -> Result<(), NotResponding> {
         let Some(control) = self.workers.get(worker) else { return Ok(()) };
-        kick.requested = ids.len();
-        kick.ended += patiently(worker, control.handle.end(ids, kick.operator)).await?.unwrap_or_default();
-        kick.requested = 0;
+        let requested = ids.len();
+        kick.requested.update(|sum| sum + requested);
+        let ended = self.ask(worker, control.handle.end(ids, kick.operator)).await?.unwrap_or_default();
+        kick.requested.update(|sum| sum - requested);
+        kick.ended.update(|sum| sum + ended);
         Ok(())
     }
-}
 
-/// Waits for a worker; `None` if it has ended.
-async fn patiently<T>(
-    worker: usize,
-    command: impl Future<Output = Result<T, WorkerEnded>>,
-) -> Result<Option<T>, Refusal> {
-    match tokio::time::timeout(PATIENCE, command).await {
-        Ok(result) => Ok(result.ok()),
-        Err(_) => Err(Refusal::unavailable(format!("worker {worker} does not respond; the log may say why"))),
+    /// Waits for the response of a worker; `None` if the worker has ended. A stalled worker is not waited for.
+    async fn ask<T>(
+        &self,
+        worker: usize,
+        command: impl Future<Output = Result<T, WorkerEnded>>,
+    ) -> Result<Option<T>, NotResponding> {
+        if self.is_stalled(worker) {
+            return Err(NotResponding(worker));
+        }
+        let response = tokio::time::timeout(PATIENCE, command).await;
+        response.map(Result::ok).map_err(|_| NotResponding(worker))
     }
 }
 
@@ -284,34 +324,42 @@ fn gone(id: SessionId) -> Refusal {
 struct Kick {
     filter: String,
     operator: Operator,
-    ended: usize,
-    /// The sessions that a worker has been asked to end, and whose result is not known yet.
-    requested: usize,
-    is_complete: bool,
+    ended: Cell<usize>,
+    /// The sessions that workers have been asked to end, and whose result is not known.
+    requested: Cell<usize>,
+    /// Why sessions that the command selects may be left; `None` if there are none.
+    gap: Option<String>,
 }
 
 impl Kick {
     fn new(filter: String, operator: Operator) -> Self {
-        Self { filter, operator, ended: 0, requested: 0, is_complete: false }
+        let gap = Some("the command was interrupted".to_owned());
+        Self { filter, operator, ended: Cell::default(), requested: Cell::default(), gap }
     }
 
-    /// Returns the number of sessions that have ended.
-    fn complete(mut self) -> usize {
-        self.is_complete = true;
-        self.ended
+    /// Returns the number of sessions that have ended. `missing` has the workers that do not respond.
+    fn complete(mut self, missing: &[usize]) -> usize {
+        self.set_gap(missing);
+        self.ended.get()
+    }
+
+    fn set_gap(&mut self, missing: &[usize]) {
+        let workers = missing.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        self.gap = match missing.len() {
+            0 => None,
+            1 => Some(format!("worker {workers} does not respond")),
+            _ => Some(format!("workers {workers} do not respond")),
+        };
     }
 
     /// Describes what happened.
     fn message(&self) -> String {
-        match self {
-            Self { is_complete: true, .. } => "the operator ended sessions".to_owned(),
-            Self { requested: 0, .. } => {
-                "the operator ended sessions; the command was interrupted, so others that it selects may be left"
-                    .to_owned()
-            }
-            Self { requested, .. } => format!(
-                "the operator ended sessions; the command was interrupted, so up to {requested} more may have ended, \
-                 and others that it selects may be left"
+        match (&self.gap, self.requested.get()) {
+            (None, _) => "the operator ended sessions".to_owned(),
+            (Some(gap), 0) => format!("the operator ended sessions; {gap}, so others that it selects may be left"),
+            (Some(gap), requested) => format!(
+                "the operator ended sessions; {gap}, so up to {requested} more may have ended, and others that it \
+                 selects may be left"
             ),
         }
     }
@@ -320,7 +368,7 @@ impl Kick {
 impl Drop for Kick {
     fn drop(&mut self) {
         let Operator { process: pid, user: uid } = self.operator;
-        let (filter, ended) = (self.filter.as_str(), self.ended);
+        let (filter, ended) = (self.filter.as_str(), self.ended.get());
         tracing::info!(event = "sessions-ended", filter, ended, uid, pid, "{}", self.message());
     }
 }
@@ -378,4 +426,30 @@ fn rate(before: &AllocationInfo, after: &AllocationInfo) -> Value {
         "packets_to_client": per_second(before.packets_to_client, after.packets_to_client),
         "bytes_to_client": per_second(before.bytes_to_client, after.bytes_to_client),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_a_kick_says_what_is_not_known() {
+        let kick = |requested: usize| {
+            let kick = Kick::new("user \"ann\"".to_owned(), Operator { process: None, user: 0 });
+            kick.requested.set(requested);
+            kick
+        };
+        let others = "others that it selects may be left";
+        let interrupted = "the operator ended sessions; the command was interrupted, so";
+        assert_eq!(kick(0).message(), format!("{interrupted} {others}"));
+        assert_eq!(kick(7).message(), format!("{interrupted} up to 7 more may have ended, and {others}"));
+        for (missing, gap) in
+            [(vec![], ""), (vec![1], "worker 1 does not respond"), (vec![0, 2], "workers 0, 2 do not respond")]
+        {
+            let mut kick = kick(0);
+            kick.set_gap(&missing);
+            let message = kick.message();
+            assert!(if gap.is_empty() { message == "the operator ended sessions" } else { message.contains(gap) });
+        }
+    }
 }

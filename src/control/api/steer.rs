@@ -5,6 +5,8 @@ use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 
+use super::body::Fields;
+use super::query::Query;
 use super::refusal::Refusal;
 use super::{Api, reload};
 use crate::control::commands::Command;
@@ -49,6 +51,20 @@ impl<'p> Resource<'p> {
             Self::Sessions | Self::Session(_) => "GET, DELETE",
         }
     }
+
+    /// Refuses a query or a body that the resource does not read. It may say, for example, that the request is a trial.
+    fn refuse_unread(self, request: &Request<Bytes>) -> Result<(), Refusal> {
+        let reads_query = match self {
+            Self::Status | Self::Sessions => true,
+            Self::Session(_) => request.method() == Method::GET,
+            _ => false,
+        };
+        if !reads_query {
+            Query::of(request).finish()?;
+        }
+        let reads_body = matches!(self, Self::Revocations | Self::LogLevel | Self::Reload);
+        if reads_body || request.body().is_empty() { Ok(()) } else { Fields::of(request)?.finish() }
+    }
 }
 
 impl Api {
@@ -72,6 +88,7 @@ impl Api {
         operator: Operator,
         request: &Request<Bytes>,
     ) -> Result<Value, Refusal> {
+        resource.refuse_unread(request)?;
         match resource {
             Resource::Status => self.status(request).await,
             Resource::Sessions if request.method() == Method::GET => self.sessions(request).await,
