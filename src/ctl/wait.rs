@@ -138,6 +138,8 @@ async fn look_at(socket: &Path, path: &str) -> Result<Value, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     #[test]
@@ -150,6 +152,31 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(!process.still_runs());
+    }
+
+    // In a container, the server is always process 1.
+    #[tokio::test]
+    async fn a_server_that_was_started_again_with_the_same_process_id_is_another_one() {
+        let path = std::env::temp_dir().join(format!("turnserver-wait-{}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1_024];
+                stream.read(&mut request).await.unwrap();
+                let status = r#"{"pid":1,"started":1700000100,"draining":false}"#;
+                let response = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{status}", status.len());
+                stream.write_all(response.as_bytes()).await.unwrap();
+            }
+        };
+        let server = RunningServer { run: Run { pid: 1, started: 1_700_000_000 }, process: None };
+        let result = tokio::select! {
+            () = serve => None,
+            result = server.until_stopped(&path, |_| {}) => Some(result),
+        };
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(result, Some(Ok(()))), "{result:?}");
     }
 
     #[test]
