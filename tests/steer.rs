@@ -167,9 +167,9 @@ mod steer {
         assert_eq!((stalled.level(), stalled.field("worker").as_deref()), ("ERROR", Some("1")));
         let health = steered.request("GET", "/healthz", "");
         assert_eq!((health.status, health.body.as_str()), (503, "worker 1 is stalled\n"));
-        let metric = |value: u8| format!("\nturnserver_worker_stalled{{worker=\"1\"}} {value}\n");
+        let metric = |worker: u8, value: u8| format!("\nturnserver_worker_stalled{{worker=\"{worker}\"}} {value}\n");
         let metrics = steered.request("GET", "/metrics", "").body;
-        assert!(metrics.contains("{worker=\"0\"} 0\n") && metrics.contains(&metric(1)), "{metrics}");
+        assert!(metrics.contains(&metric(0, 0)) && metrics.contains(&metric(1, 1)), "{metrics}");
 
         let top = steered.json("/v1/sessions?top=age");
         assert_eq!((top["sessions"].as_array().unwrap().len(), &top["missing_workers"]), (first, &json!([1])));
@@ -186,7 +186,7 @@ mod steer {
         steered.event("worker-recovered");
         assert_eq!(steered.sessions(), [0, second]);
         let metrics = steered.request("GET", "/metrics", "").body;
-        assert!(metrics.contains(&metric(0)), "{metrics}");
+        assert!(metrics.contains(&metric(1, 0)), "{metrics}");
         let finished = steered.ctl(&["kick", "--user", "ann"]);
         assert_eq!((finished.code, finished.stdout), (Some(0), vec![format!("ended {second} sessions")]));
     }
