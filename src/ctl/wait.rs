@@ -164,7 +164,7 @@ mod tests {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = [0; 1_024];
-                stream.read(&mut request).await.unwrap();
+                assert_ne!(stream.read(&mut request).await.unwrap(), 0);
                 let status = r#"{"pid":1,"started":1700000100,"draining":false}"#;
                 let response = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{status}", status.len());
                 stream.write_all(response.as_bytes()).await.unwrap();
