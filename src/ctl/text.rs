@@ -119,7 +119,7 @@ mod tests {
         table.row(vec!["ann".to_owned(), "5 B".to_owned()]);
         table.row(vec!["é\u{1b}[2J".to_owned(), "999 kB".to_owned()]);
         table.row(vec!["a\u{202e}b".to_owned(), "1 B".to_owned()]);
-        let lines = ["NAME         BYTES", "ann            5 B", "é\\u{1b}[2J  999 kB", "a\\u{202e}b      1 B"];
+        let lines = ["NAME         BYTES", "ann            5 B", "é\\u{1b}[2J  999 kB", "a\\u{202e}b     1 B"];
         assert_eq!(table.lines(), lines);
     }
 
