@@ -112,7 +112,8 @@ mod addresses {
     #[test]
     fn an_address_in_http_listen_is_waited_for() {
         in_own_network(&BARE, || {
-            let http = "[http]\nlisten = [\"203.0.114.1:0\", \"[2a01:4f8::1]:0\"]\n";
+            let http = "[http]\nlisten = [\"203.0.114.1:0\", \"[2a01:4f8::1]:0\"]\n\
+                        metrics-from = [\"203.0.114.1\", \"2a01:4f8::1\"]\n";
             let server = Server::start(&config_for(&["127.0.0.1"], &["127.0.0.1"], http));
             for (address, own) in [("203.0.114.1", "203.0.114.1/24"), ("[2a01:4f8::1]", "2a01:4f8::1/64 nodad")] {
                 let missing = format!("HTTP cannot be reached at {address}:0 yet");
