@@ -721,6 +721,7 @@ mod ctl {
             let (session, _) = client.allocate(&login).unwrap();
             client.permit(&session, "127.0.0.1:9".parse().unwrap());
             let id = text(&controlled.sessions(&[])[0], "id");
+            let until = (unix_seconds() + 300).to_string();
             if line == "resume" {
                 controlled.lines(&["drain"]);
             }
@@ -729,6 +730,7 @@ mod ctl {
                 ("192.0.2.0/24", "127.0.0.0/8"),
                 ("198.51.100.7", "127.0.0.1"),
                 ("1767225600:alice", &login.username),
+                ("1767220000", &until),
             ];
             let words = line
                 .split(' ')
@@ -741,7 +743,7 @@ mod ctl {
                 "sessions" => assert!(has(&id), "{line}: {lines:#?}"),
                 "session" => assert!(has(&client.address().to_string()), "{line}: {lines:#?}"),
                 "kick" => assert_eq!(lines, ["ended 1 session"], "{line}"),
-                "revoke" if !line.contains("--until") => assert!(end_of(&controlled, "alice").contains("revoked")),
+                "revoke" if !line.contains("--") => assert!(end_of(&controlled, "alice").contains("revoked")),
                 "drain" => _ = controlled.event("drain-started"),
                 "resume" => _ = controlled.event("drain-ended"),
                 "reload" if !line.contains("--dry-run") => _ = controlled.event("reload-done"),
