@@ -317,8 +317,9 @@ mod stream {
     fn clients_leave_descriptors_to_the_operator() {
         let directory = TempDir::new();
         let socket = directory.path().join("control.sock");
-        let more = format!("[control]\nsocket = {socket:?}\n");
-        let server = Server::start_with_open_files(&format!("workers = 2\n{}", config(&["127.0.0.1"], &more)), 100);
+        let more = format!("[control]\nsocket = {socket:?}\n[http]\nlisten = [\"127.0.0.1:0\"]\n");
+        let server = Server::start_with_open_files(&format!("workers = 2\n{}", config(&["127.0.0.1"], &more)), 160);
+        let http = server.wait_for_log(|line| line.message() == "HTTP listening").field("address").unwrap();
         let mut clients = Vec::new();
         loop {
             let client = Client::new(server.udp_address());
@@ -327,14 +328,16 @@ mod stream {
                 Err(code) => break assert_eq!(code, 508),
             }
         }
-        let waiting = Client::connect(server.tcp_address());
+        // More than the spare files.
+        let waiting: Vec<Client> = (0..40).map(|_| Client::connect(server.tcp_address())).collect();
+        let idle: Vec<std::net::TcpStream> = (0..40).map(|_| std::net::TcpStream::connect(&http).unwrap()).collect();
         server.wait_for_log(|line| line.message().starts_with("a connection could not be accepted"));
         for command in [&["status"] as &[&str], &["sessions"], &["reload", "--dry-run"]] {
             let mut ctl = Command::new(env!("CARGO_BIN_EXE_turnserver"));
             let finished = run(ctl.arg("ctl").args(command).arg("--socket").arg(&socket), None, TIMEOUT);
             assert_eq!(finished.code, Some(0), "{command:?}: {finished:?}");
         }
-        drop(waiting);
+        drop((waiting, idle));
     }
 
     #[test]
