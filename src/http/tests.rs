@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 
 use super::*;
 use crate::privacy::{ClientAddresses, Usernames};
@@ -44,19 +45,17 @@ struct Server {
 
 impl Server {
     fn start(times: Times) -> Self {
+        Self::start_with(times, None, SpareFiles::new(u64::MAX, 0))
+    }
+
+    fn start_with(times: Times, control_socket: Option<Listener>, spare: SpareFiles) -> Self {
         let (listener, address) = Listener::tcp("127.0.0.1:0".parse().unwrap(), false).unwrap();
         let (to_server, changes) = mpsc::unbounded_channel();
         to_server
             .send(ListenerChange { open: vec![(listener, address)], close: vec![], is_encrypted: false, closed: None })
             .unwrap();
         let (stop, stopped) = watch::channel(false);
-        let plan = Plan {
-            control_socket: None,
-            changes,
-            certificate: Box::new(|| None),
-            spare: SpareFiles::new(u64::MAX, 0),
-            stop: stopped,
-        };
+        let plan = Plan { control_socket, changes, certificate: Box::new(|| None), spare, stop: stopped };
         let thread = start_with(times, plan, || LongResponses).unwrap();
         Self { address, stop, thread, _changes: to_server }
     }
@@ -110,5 +109,28 @@ fn a_connection_ends_after_its_time_whatever_the_client_does() {
     let later = server.send(b"");
     assert_eq!(read_to_end(later), b"");
     assert!(read_to_end(slow).len() < LONG);
+    server.stop();
+}
+
+#[test]
+fn only_the_control_socket_uses_the_spare_files() {
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: t\r\n\r\n";
+    const RESPONSE: &[u8] = b"HTTP/1.1 200 ";
+    let path = std::env::temp_dir().join(format!("turnserver-spare-files-{}", std::process::id()));
+    let control_socket = Listener::Unix(UnixSocket::bind(&path).unwrap());
+    let spare = SpareFiles::new(0, 0);
+    let server = Server::start_with(TIMES, Some(control_socket), spare.clone());
+    assert_eq!(read_to_end(server.send(REQUEST)), b"");
+    let mut start = [0; RESPONSE.len()];
+    let mut control = UnixStream::connect(&path).unwrap();
+    control.set_read_timeout(Some(TIMEOUT)).unwrap();
+    control.write_all(REQUEST).unwrap();
+    control.read_exact(&mut start).unwrap();
+    assert_eq!(start, RESPONSE);
+    spare.set(u64::MAX, 0);
+    let mut stream = server.send(REQUEST);
+    stream.read_exact(&mut start).unwrap();
+    assert_eq!(start, RESPONSE);
+    drop((control, stream));
     server.stop();
 }

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::net::tcp;
+use crate::worker::connections::ConnectionOutcome;
 
 fn change(open: Vec<BoundListener>) -> ListenerChange {
     ListenerChange { open, ..ListenerChange::default() }
@@ -89,6 +90,34 @@ async fn a_listener_that_cannot_be_opened_is_reported_and_the_others_are_opened(
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(&binding()).await.unwrap();
         assert!(client.read(&mut [0; 256]).await.unwrap() > 0);
+    };
+    with_served_mailbox(&worker, plan.mailbox, test).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_connection_that_would_use_a_spare_file_waits_until_there_is_another_file() {
+    let spare = SpareFiles::new(0, 0);
+    let (worker, handle, plan) = worker_with(&blueprint(15_628..=15_631), |plan| plan.spare = spare.clone());
+    let same = Arc::new(snapshot(plan.snapshot));
+    let test = async {
+        let socket = tcp::claim_listener(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = socket.local_addr().unwrap();
+        handle.reconfigure(same, change(vec![plain_tcp(address, socket)])).await.unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(&binding()).await.unwrap();
+        let rejected = async {
+            while worker.borrow().shell.statistics.read().connections.get(ConnectionOutcome::AcceptFailed) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            read = client.readable() => panic!("the connection was accepted: {read:?}"),
+            () = rejected => {}
+        }
+        spare.set(u64::MAX, 0);
+        let mut response = [0; 256];
+        let length = client.read(&mut response).await.unwrap();
+        assert_eq!(Message::parse(&response[..length]).unwrap().class(), Class::Success);
     };
     with_served_mailbox(&worker, plan.mailbox, test).await;
 }
