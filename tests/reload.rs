@@ -90,7 +90,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 58] = [
+    const LIVE: [(&str, &str); 59] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
@@ -153,6 +153,7 @@ mod reload {
             "[{ name = 'app', sha256 = 'OTHER', ttl = '2h', user-prefix = 'a', origins = ['https://a.example'], \
              requests-per-second = 7 }]",
         ),
+        ("http.keys-file", "'KEYS'"),
         ("http.tls", "true"),
         ("tls.certificate", "'CERTIFICATE'"),
         ("tls.private-key", "'KEY'"),
@@ -166,10 +167,13 @@ mod reload {
         let moved = authority.write(&authority.issue(&["localhost"]), others.path());
         let secrets = directory.write("secrets", "a third secret for tests\n");
         let token = directory.write("token", "a-token-of-sufficient-length\n");
+        let further_key = format!("[[http.keys]]\nname = 'further'\nsha256 = '{}'\n", "3".repeat(64));
+        let keys_file = directory.write("keys.toml", &further_key);
         let fixture = Controlled::start_with(&with_tls(&config(&["127.0.0.1"], ALLOW), &["127.0.0.1"], &files));
         let places: HashMap<&str, String> = [
             ("SECRETS", secrets.display().to_string()),
             ("TOKEN", token.display().to_string()),
+            ("KEYS", keys_file.display().to_string()),
             ("HASH", "1".repeat(64)),
             ("OTHER", "2".repeat(64)),
             ("CERTIFICATE", moved[0].display().to_string()),
@@ -200,7 +204,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..56].iter().map(std::slice::from_ref).chain([&LIVE[56..]]);
+            let steps = LIVE[..57].iter().map(std::slice::from_ref).chain([&LIVE[57..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()
