@@ -5,6 +5,7 @@
 //! `docs/architecture.md` describes the threads and the path of a packet.
 
 pub mod auth;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;

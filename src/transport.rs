@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::str::FromStr;
 
 use crate::ip_fields::IpFields;
 
@@ -139,6 +140,102 @@ impl TurnUri {
         let host = if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() };
         Self { transport, host, port }
     }
+
+    /// Returns the transport.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// Returns the host: a name or an address, without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host)
+    }
+
+    /// Returns the port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+/// Why a text is not a TURN URI that this program can use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TurnUriError {
+    /// The scheme is neither `turn` nor `turns`.
+    #[error("a TURN URI begins with turn: or turns:, as in turn:turn.example.org:3478?transport=udp")]
+    Scheme,
+    /// There is `//` after the scheme.
+    #[error("a TURN URI has no // after its scheme: write {0}")]
+    Slashes(String),
+    /// The host is missing or contains characters that no host has.
+    #[error("the host {0:?} is neither a name nor an address; an IPv6 address needs brackets")]
+    Host(String),
+    /// The port is not a number from 1 to 65535.
+    #[error("the port {0:?} is not a number from 1 to 65535")]
+    Port(String),
+    /// The transport is neither UDP nor TCP.
+    #[error("the transport {0:?} is neither udp nor tcp")]
+    Transport(String),
+    /// `turns` on UDP.
+    #[error("turns with transport=udp is DTLS, which browsers do not use: use transport=tcp")]
+    Dtls,
+}
+
+impl FromStr for TurnUri {
+    type Err = TurnUriError;
+
+    /// Reads a URI of RFC 7065 §3.1. Without a port it is 3478, or 5349 with `turns`; without a transport it is UDP, or
+    /// TLS with `turns`.
+    fn from_str(text: &str) -> Result<Self, TurnUriError> {
+        let (scheme, rest) = text.trim().split_once(':').ok_or(TurnUriError::Scheme)?;
+        let is_encrypted = match scheme.to_ascii_lowercase().as_str() {
+            "turn" => false,
+            "turns" => true,
+            _ => return Err(TurnUriError::Scheme),
+        };
+        if let Some(rest) = rest.strip_prefix("//") {
+            return Err(TurnUriError::Slashes(format!("{scheme}:{rest}")));
+        }
+        let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let named = query.split('&').find_map(|pair| pair.strip_prefix("transport="));
+        let transport = match (named.map(str::to_ascii_lowercase).as_deref(), is_encrypted) {
+            (None | Some("tcp"), true) => Transport::Tls,
+            (Some("udp"), true) => return Err(TurnUriError::Dtls),
+            (None | Some("udp"), false) => Transport::Udp,
+            (Some("tcp"), false) => Transport::Tcp,
+            (Some(other), _) => return Err(TurnUriError::Transport(other.to_owned())),
+        };
+        // The colons of an IPv6 address are inside brackets.
+        let after_address = authority.rfind(']').unwrap_or(0);
+        let colon = authority.get(after_address..).and_then(|rest| rest.rfind(':')).map(|at| after_address + at);
+        let (host, port) = match colon.and_then(|colon| authority.split_at_checked(colon)) {
+            Some((host, port)) => (host, Some(port.trim_start_matches(':'))),
+            None => (authority, None),
+        };
+        let port = match port {
+            None => {
+                if is_encrypted {
+                    5349
+                } else {
+                    3478
+                }
+            }
+            Some(port) => match port.parse::<u16>() {
+                Ok(number) if number > 0 => number,
+                _ => return Err(TurnUriError::Port(port.to_owned())),
+            },
+        };
+        let is_name =
+            |name: &str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_'));
+        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_host = address.map_or_else(|| is_name(host), |address| address.parse::<Ipv6Addr>().is_ok());
+        if !is_host {
+            return Err(TurnUriError::Host(host.to_owned()));
+        }
+        Ok(Self::new(transport, address.unwrap_or(host), port))
+    }
 }
 
 impl fmt::Display for TurnUri {
@@ -195,6 +292,45 @@ mod tests {
         for host in ["2001:db8::7", "[2001:db8::7]"] {
             let uri = TurnUri::new(Transport::Udp, host, 443);
             assert_eq!(uri.to_string(), "turn:[2001:db8::7]:443?transport=udp");
+        }
+    }
+
+    // RFC 7065 §3.1, §3.2
+    #[test]
+    fn uris_are_read_with_the_defaults_of_their_scheme() {
+        for (text, expected) in [
+            ("turn:turn.example.org", "turn:turn.example.org:3478?transport=udp"),
+            ("TURN:turn.example.org?transport=TCP", "turn:turn.example.org:3478?transport=tcp"),
+            ("turns:turn.example.org", "turns:turn.example.org:5349?transport=tcp"),
+            ("turns:192.0.2.7:443?transport=tcp", "turns:192.0.2.7:443?transport=tcp"),
+            ("turn:[2001:db8::7]", "turn:[2001:db8::7]:3478?transport=udp"),
+            (" turn:[2001:db8::7]:80?transport=tcp ", "turn:[2001:db8::7]:80?transport=tcp"),
+        ] {
+            let uri: TurnUri = text.parse().unwrap();
+            assert_eq!(uri.to_string(), expected, "{text}");
+            assert_eq!(uri.to_string().parse(), Ok(uri.clone()));
+            assert!(!uri.host().contains('['), "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_uri_that_cannot_be_used_is_refused_with_the_reason() {
+        for (text, expected) in [
+            ("", TurnUriError::Scheme),
+            ("turn.example.org:3478", TurnUriError::Scheme),
+            ("stun:turn.example.org", TurnUriError::Scheme),
+            ("turn://turn.example.org:3478", TurnUriError::Slashes("turn:turn.example.org:3478".to_owned())),
+            ("turn:", TurnUriError::Host(String::new())),
+            ("turn:2001:db8::7", TurnUriError::Host("2001:db8:".to_owned())),
+            ("turn:a b", TurnUriError::Host("a b".to_owned())),
+            ("turn:[2001:db8::x]:1", TurnUriError::Host("[2001:db8::x]".to_owned())),
+            ("turn:a:0", TurnUriError::Port("0".to_owned())),
+            ("turn:a:65536", TurnUriError::Port("65536".to_owned())),
+            ("turn:a:", TurnUriError::Port(String::new())),
+            ("turn:a?transport=sctp", TurnUriError::Transport("sctp".to_owned())),
+            ("turns:a?transport=udp", TurnUriError::Dtls),
+        ] {
+            assert_eq!(text.parse::<TurnUri>(), Err(expected), "{text}");
         }
     }
 }

@@ -245,7 +245,8 @@ impl Authenticator {
     }
 }
 
-fn userhash(username: &str, realm: &str) -> [u8; 32] {
+/// Returns USERHASH of a username in a realm (RFC 8489 §14.4).
+pub(crate) fn userhash(username: &str, realm: &str) -> [u8; 32] {
     Sha256::new().chain_update(username).chain_update(b":").chain_update(realm).finalize().into()
 }
 

@@ -15,6 +15,7 @@ mod secret;
 pub mod time_limited;
 
 pub use api_key::{KeyHash, api_key};
+pub(crate) use authenticator::userhash;
 pub use authenticator::{AuthFailure, Authenticator, Standing};
 pub use features::SecurityFeatures;
 pub use identity::{Identity, IdentityCache};

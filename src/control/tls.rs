@@ -149,7 +149,7 @@ fn warnings(tls: &Tls, setup: &Setup, hostname: Option<&str>, now: u64) -> Vec<S
         warnings.push(format!(
             "`{TLS_CERTIFICATE}`: the certificate in `{file}` is valid for {}, so clients that connect to `{HOSTNAME}` \
              {host} will reject it",
-            names(own)
+            own.all_names()
         ));
     }
     warnings.extend(early_warning(tls, own, now));
@@ -175,18 +175,7 @@ fn expiry_warning(tls: &Tls, certificate: &Certificate, now: u64) -> Option<Stri
 
 fn describe(certificate: &Certificate) -> String {
     let Certificate { issuer, serial, not_after, .. } = certificate;
-    format!("{}; issued by {issuer}, serial {serial}, valid until {}", names(certificate), date(*not_after))
-}
-
-/// Returns the names and addresses for which a certificate is valid.
-fn names(certificate: &Certificate) -> String {
-    let addresses = certificate.addresses.iter().map(ToString::to_string);
-    let names: Vec<String> = certificate.names.iter().cloned().chain(addresses).collect();
-    match (names.is_empty(), certificate.subject.is_empty()) {
-        (false, _) => names.join(", "),
-        (true, false) => format!("{} (without subjectAltName)", certificate.subject),
-        (true, true) => "no name".to_owned(),
-    }
+    format!("{}; issued by {issuer}, serial {serial}, valid until {}", certificate.all_names(), date(*not_after))
 }
 
 /// Identifies a version of a file: device, inode, size and times. `None` for a missing file.
@@ -373,7 +362,7 @@ impl Certificates {
     fn log(&self, setup: &Setup, now: u64, message: &str) {
         let certificate = &setup.certificate;
         tracing::info!(
-            event = "certificate", names = names(certificate), issuer = certificate.issuer, serial = certificate.serial,
+            event = "certificate", names = certificate.all_names(), issuer = certificate.issuer, serial = certificate.serial,
             expires = date(certificate.not_after), file = %self.files.certificate.display(), "{message}"
         );
         for warning in warnings(&self.files, setup, self.hostname.as_deref(), now) {

@@ -4,11 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
-use turnserver::auth::{LongTermKey, Secret, time_limited};
+use turnserver::auth::{Secret, time_limited};
+use turnserver::client::{Algorithms, Allocate, Credentials, Families, Request, write_message};
 use turnserver::clock::unix_seconds;
 use turnserver::stun::attribute::{
-    AddressFamily, Data, ErrorCodeAttribute, Lifetime, Nonce, Realm, RequestedAddressFamily, RequestedTransport,
-    Username, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+    AddressFamily, Data, ErrorCodeAttribute, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
 };
 use turnserver::stun::{Attribute, Class, Message, MessageWriter, Method, TransactionId};
 
@@ -39,13 +39,7 @@ pub(crate) struct Login {
 }
 
 /// The credentials of a client after a challenge.
-#[derive(Clone)]
-pub(crate) struct Session {
-    username: String,
-    realm: String,
-    nonce: String,
-    key: LongTermKey,
-}
+pub(crate) use turnserver::client::Session;
 
 /// A received message.
 pub(crate) struct Response(Vec<u8>);
@@ -172,21 +166,17 @@ impl Client {
         self.send(&allocate(self.transaction()));
         let response = self.receive();
         assert_eq!(response.error(), Some(401));
-        let (Realm(realm), Nonce(nonce)) = (response.get().unwrap(), response.get().unwrap());
-        Session {
-            username: login.username.clone(),
-            realm: realm.to_owned(),
-            nonce: nonce.to_owned(),
-            key: LongTermKey::derive(&login.username, realm, login.password.as_bytes()),
-        }
+        let (username, password) = (login.username.clone(), Secret::new(login.password.as_bytes()).unwrap());
+        let credentials = Credentials { username, password };
+        Session::from_challenge(&response.message(), credentials, Algorithms::Rfc5389).unwrap()
     }
 
     /// Returns a session with a new nonce and the same key.
     pub(crate) fn renew(&self, session: &Session) -> Session {
         self.send(&allocate(self.transaction()));
-        let response = self.receive();
-        let Nonce(nonce) = response.get().unwrap();
-        Session { nonce: nonce.to_owned(), ..session.clone() }
+        let mut renewed = session.clone();
+        renewed.renew(&self.receive().message()).unwrap();
+        renewed
     }
 
     pub(crate) fn request(&self, session: &Session, method: Method, fill: Fill<'_>) -> Response {
@@ -198,20 +188,16 @@ impl Client {
     pub(crate) fn signed(&self, session: &Session, method: Method, fill: Fill<'_>) -> Vec<u8> {
         message(Class::Request, method, self.transaction(), &|writer| {
             fill(writer);
-            writer.push(&Username(&session.username));
-            writer.push(&Realm(&session.realm));
-            writer.push(&Nonce(&session.nonce));
-            writer.message_integrity(session.key.as_bytes());
+            session.sign(writer);
         })
     }
 
     /// Allocates. The error is the code of the response.
     pub(crate) fn allocate(&self, login: &Login) -> Result<(Session, SocketAddr), u16> {
         let session = self.challenge(login);
-        let response = self.request(&session, Method::ALLOCATE, &|writer| {
-            writer.push(&RequestedTransport::UDP);
-            writer.push(&RequestedAddressFamily(AddressFamily::of(self.server.ip())));
-        });
+        let families = Families::One(AddressFamily::of(self.server.ip()));
+        let request = Request::Allocate(Allocate { families, ..Allocate::default() });
+        let response = self.request(&session, Method::ALLOCATE, &|writer| request.encode(writer));
         match response.error() {
             Some(code) => Err(code),
             None => Ok((session, response.get::<XorRelayedAddress>().unwrap().0)),
@@ -219,7 +205,8 @@ impl Client {
     }
 
     pub(crate) fn permit(&self, session: &Session, peer: SocketAddr) {
-        let response = self.request(session, Method::CREATE_PERMISSION, &|writer| writer.push(&XorPeerAddress(peer)));
+        let request = Request::CreatePermission(vec![peer]);
+        let response = self.request(session, request.method(), &|writer| request.encode(writer));
         assert_eq!(response.error(), None);
     }
 
@@ -232,7 +219,7 @@ impl Client {
 
     /// Deletes the allocation.
     pub(crate) fn delete(&self, session: &Session) {
-        let response = self.request(session, Method::REFRESH, &|writer| writer.push(&Lifetime(0)));
+        let response = self.request(session, Method::REFRESH, &|writer| Request::Refresh(0).encode(writer));
         assert_eq!(response.error(), None);
     }
 
@@ -249,13 +236,17 @@ impl Response {
         self.get::<ErrorCodeAttribute<'_>>().map(|error| error.code.code())
     }
 
+    fn message(&self) -> Message<'_> {
+        Message::parse(&self.0).unwrap()
+    }
+
     pub(crate) fn get<'a, A: Attribute<'a>>(&'a self) -> Option<A> {
-        Message::parse(&self.0).unwrap().get().unwrap()
+        self.message().get().unwrap()
     }
 
     /// Returns all attributes of a type.
     pub(crate) fn all<'a, A: Attribute<'a>>(&'a self) -> Vec<A> {
-        Message::parse(&self.0).unwrap().all().map(Result::unwrap).collect()
+        self.message().all().map(Result::unwrap).collect()
     }
 }
 
@@ -275,12 +266,10 @@ pub(crate) fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
 
 /// Returns an Allocate request without credentials.
 pub(crate) fn allocate(transaction: TransactionId) -> Vec<u8> {
-    message(Class::Request, Method::ALLOCATE, transaction, &|writer| writer.push(&RequestedTransport::UDP))
+    let request = Request::Allocate(Allocate::default());
+    message(Class::Request, request.method(), transaction, &|writer| request.encode(writer))
 }
 
 pub(crate) fn message(class: Class, method: Method, transaction: TransactionId, fill: Fill<'_>) -> Vec<u8> {
-    let mut buffer = vec![0; 2048];
-    let mut writer = MessageWriter::new(&mut buffer, class, method, transaction);
-    fill(&mut writer);
-    writer.finish().unwrap().to_vec()
+    write_message(class, method, transaction, 2048, |writer| fill(writer)).unwrap()
 }

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 
-use turnserver::auth::LongTermKey;
-use turnserver::stun::attribute::{
-    ChannelNumber, ErrorCodeAttribute, Lifetime, Nonce, Realm, RequestedTransport, Username, XorPeerAddress,
-};
-use turnserver::stun::{Class, Message, MessageWriter, Method, TransactionId};
+use turnserver::auth::Secret;
+use turnserver::client::{Algorithms, Allocate, Credentials, Request, write_message};
+use turnserver::stun::attribute::ErrorCodeAttribute;
+use turnserver::stun::{Class, Message, MessageWriter, TransactionId};
+
+pub(crate) use turnserver::client::Session;
 
 use super::link::Link;
 use super::{Outcome, PASSWORD, USER, clock};
@@ -17,48 +18,24 @@ pub(crate) const CHANNEL: u16 = 0x4000;
 /// Maximum number of transmissions of a request over UDP.
 const ATTEMPTS: usize = 10;
 
-/// A client's credentials after a challenge (RFC 8489 §9.2).
-#[derive(Clone)]
-pub(crate) struct Session {
-    realm: String,
-    nonce: String,
-    key: LongTermKey,
-}
+/// The longest request in bytes.
+const LONGEST: usize = 512;
 
-/// Writes a request's attributes before its credentials.
-pub(crate) type Fill<'f> = &'f dyn Fn(&mut MessageWriter<'_>);
-
-impl Session {
-    /// Reads the 401 or 438 in `response`. Reuses the key of `known` if the realm is the same.
-    pub(crate) fn from_challenge(response: &[u8], known: Option<&Self>) -> Outcome<Self> {
-        let message = Message::parse(response)?;
-        let Realm(realm) = message.get()?.ok_or("a challenge without a realm")?;
-        let Nonce(nonce) = message.get()?.ok_or("a challenge without a nonce")?;
-        let key = match known.filter(|known| known.realm == realm) {
-            Some(known) => known.key.clone(),
-            None => LongTermKey::derive(USER, realm, PASSWORD.as_bytes()),
-        };
-        Ok(Self { realm: realm.to_owned(), nonce: nonce.to_owned(), key })
-    }
+/// Reads a 401.
+pub(crate) fn session_from(challenge: &[u8]) -> Outcome<Session> {
+    let credentials = Credentials { username: USER.to_owned(), password: Secret::new(PASSWORD)? };
+    Ok(Session::from_challenge(&Message::parse(challenge)?, credentials, Algorithms::Rfc5389)?)
 }
 
 /// Writes a request, with credentials if there is a session.
-pub(crate) fn request(
-    method: Method,
-    transaction: TransactionId,
-    session: Option<&Session>,
-    fill: Fill<'_>,
-) -> Outcome<Vec<u8>> {
-    let mut buffer = [0; 512];
-    let mut writer = MessageWriter::new(&mut buffer, Class::Request, method, transaction);
-    fill(&mut writer);
-    if let Some(session) = session {
-        writer.push(&Username(USER));
-        writer.push(&Realm(&session.realm));
-        writer.push(&Nonce(&session.nonce));
-        writer.message_integrity(session.key.as_bytes());
-    }
-    Ok(writer.finish()?.to_vec())
+pub(crate) fn write(request: &Request, transaction: TransactionId, session: Option<&Session>) -> Outcome<Vec<u8>> {
+    let fill = |writer: &mut MessageWriter<'_>| {
+        request.encode(writer);
+        if let Some(session) = session {
+            session.sign(writer);
+        }
+    };
+    Ok(write_message(Class::Request, request.method(), transaction, LONGEST, fill)?)
 }
 
 /// Returns the code of an error response. `None` for a success response.
@@ -70,20 +47,14 @@ pub(crate) fn error_of(response: &[u8]) -> Outcome<Option<u16>> {
     })
 }
 
-/// Writes the attributes of an Allocate request.
-pub(crate) fn allocate_attributes(writer: &mut MessageWriter<'_>) {
-    writer.push(&RequestedTransport::UDP);
+/// The request for an allocation.
+pub(crate) fn allocation() -> Request {
+    Request::Allocate(Allocate::default())
 }
 
-/// Writes the attribute of a Refresh request that deletes an allocation (RFC 8656 §7).
-pub(crate) fn deletion_attributes(writer: &mut MessageWriter<'_>) {
-    writer.push(&Lifetime(0));
-}
-
-/// Writes the attributes that bind [`CHANNEL`] to `peer` (RFC 8656 §12.1).
-pub(crate) fn channel_attributes(writer: &mut MessageWriter<'_>, peer: SocketAddr) {
-    writer.push(&ChannelNumber(CHANNEL));
-    writer.push(&XorPeerAddress(peer));
+/// The request that binds [`CHANNEL`] to `peer`.
+pub(crate) fn channel(peer: SocketAddr) -> Request {
+    Request::ChannelBind { channel: CHANNEL, peer }
 }
 
 /// Returns a transaction ID that is unique in this process.
@@ -99,36 +70,36 @@ pub(crate) fn transaction() -> TransactionId {
 
 /// Creates an allocation.
 pub(crate) fn allocate(link: &mut Link) -> Outcome<Session> {
-    let challenge = exchange(link, Method::ALLOCATE, None, &allocate_attributes)?;
+    let challenge = exchange(link, &allocation(), None)?;
     if error_of(&challenge)? != Some(401) {
         return Err("an Allocate request without credentials was not challenged".into());
     }
-    let session = Session::from_challenge(&challenge, None)?;
-    expect_success(link, Method::ALLOCATE, &session, &allocate_attributes)?;
+    let session = session_from(&challenge)?;
+    expect_success(link, &allocation(), &session)?;
     Ok(session)
 }
 
 /// Binds [`CHANNEL`] to `peer`, which also installs a permission.
 pub(crate) fn bind_channel(link: &mut Link, session: &Session, peer: SocketAddr) -> Outcome<()> {
-    expect_success(link, Method::CHANNEL_BIND, session, &|writer| channel_attributes(writer, peer))
+    expect_success(link, &channel(peer), session)
 }
 
 /// Installs a permission for the peer.
 pub(crate) fn permit(link: &mut Link, session: &Session, peer: SocketAddr) -> Outcome<()> {
-    expect_success(link, Method::CREATE_PERMISSION, session, &|writer| writer.push(&XorPeerAddress(peer)))
+    expect_success(link, &Request::CreatePermission(vec![peer]), session)
 }
 
-fn expect_success(link: &mut Link, method: Method, session: &Session, fill: Fill<'_>) -> Outcome<()> {
-    match error_of(&exchange(link, method, Some(session), fill)?)? {
+fn expect_success(link: &mut Link, request: &Request, session: &Session) -> Outcome<()> {
+    match error_of(&exchange(link, request, Some(session))?)? {
         None => Ok(()),
-        Some(code) => Err(format!("the server rejected {method} with {code}").into()),
+        Some(code) => Err(format!("the server rejected {} with {code}", request.method()).into()),
     }
 }
 
 /// Sends a request and waits for its response. Retransmits over UDP.
-fn exchange(link: &mut Link, method: Method, session: Option<&Session>, fill: Fill<'_>) -> Outcome<Vec<u8>> {
+fn exchange(link: &mut Link, request: &Request, session: Option<&Session>) -> Outcome<Vec<u8>> {
     let transaction = transaction();
-    let message = request(method, transaction, session, fill)?;
+    let message = write(request, transaction, session)?;
     for _ in 0..if link.is_lossy() { ATTEMPTS } else { 1 } {
         link.send(&message)?;
         while let Some(response) = link.receive()? {
@@ -137,5 +108,5 @@ fn exchange(link: &mut Link, method: Method, session: Option<&Session>, fill: Fi
             }
         }
     }
-    Err(format!("{method} got no response").into())
+    Err(format!("{} got no response", request.method()).into())
 }

@@ -5,9 +5,10 @@ use std::net::{IpAddr, UdpSocket};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use serde_json::{Value, json};
-use turnserver::stun::{Message, Method, TransactionId};
+use turnserver::client::Request;
+use turnserver::stun::{Message, TransactionId};
 
-use super::allocation::{Session, allocate_attributes, deletion_attributes, error_of, request, transaction};
+use super::allocation::{Session, allocation, error_of, session_from, transaction, write};
 use super::{Commands, Job, Outcome, Report, clock};
 
 /// Time without a response after which a client retransmits.
@@ -70,7 +71,7 @@ pub(crate) fn run(job: &Job, clients: usize, commands: &Commands, report: Report
     }
     let (mut allocations, mut failed, mut repeated) = (0_u64, 0_u64, 0_u64);
     let mut why = String::new();
-    let (mut known, mut ready, mut buffer) = (None, vec![EpollEvent::empty(); clients], [0; 2048]);
+    let (mut ready, mut buffer) = (vec![EpollEvent::empty(); clients], [0; 2048]);
     loop {
         let count = poll.wait(&mut ready, EpollTimeout::from(20_u8))?;
         let now = clock::now();
@@ -81,7 +82,7 @@ pub(crate) fn run(job: &Job, clients: usize, commands: &Commands, report: Report
             let index = usize::try_from(event.data())?;
             let Some(client) = all.get_mut(index) else { continue };
             let Ok(length) = client.socket.recv(&mut buffer) else { continue };
-            match client.handle_response(buffer.get(..length).unwrap_or_default(), &mut known) {
+            match client.handle_response(buffer.get(..length).unwrap_or_default()) {
                 Ok(true) => continue,
                 Ok(false) => allocations += u64::from(window.counts(now)),
                 Err(error) => {
@@ -116,26 +117,23 @@ impl Client {
     fn send(&mut self, step: Step) -> Outcome<()> {
         (self.step, self.sent_at, self.transaction) = (step, clock::now(), transaction());
         let session = self.session.as_ref();
-        self.request = match step {
-            Step::Challenge | Step::Allocate => {
-                request(Method::ALLOCATE, self.transaction, session, &allocate_attributes)?
-            }
-            Step::Delete => request(Method::REFRESH, self.transaction, session, &deletion_attributes)?,
+        let request = match step {
+            Step::Challenge | Step::Allocate => allocation(),
+            Step::Delete => Request::Refresh(0),
         };
+        self.request = write(&request, self.transaction, session)?;
         self.socket.send(&self.request)?;
         Ok(())
     }
 
     /// Handles a response and sends the next request. Returns whether the client continues.
-    fn handle_response(&mut self, response: &[u8], known: &mut Option<Session>) -> Outcome<bool> {
+    fn handle_response(&mut self, response: &[u8]) -> Outcome<bool> {
         if Message::parse(response)?.transaction_id() != self.transaction {
             return Ok(true);
         }
         match (self.step, error_of(response)?) {
             (Step::Challenge, Some(401)) => {
-                let session = Session::from_challenge(response, known.as_ref())?;
-                *known = Some(session.clone());
-                self.session = Some(session);
+                self.session = Some(session_from(response)?);
                 self.send(Step::Allocate).map(|()| true)
             }
             (Step::Allocate, None) => self.send(Step::Delete).map(|()| true),

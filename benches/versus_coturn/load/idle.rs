@@ -1,12 +1,15 @@
 //! Idle allocations, as after a call that found a direct path.
 
 use serde_json::{Value, json};
-use turnserver::stun::{MessageWriter, Method};
+use turnserver::client::Request;
 
-use super::allocation::{Session, allocate, bind_channel, channel_attributes, error_of, request, transaction};
+use super::allocation::{Session, allocate, bind_channel, channel, error_of, transaction, write};
 use super::link::{Connector, Link};
 use super::{Commands, Job, Outcome, Report, clock};
 use crate::scenario::Transport;
+
+/// The lifetime that a Refresh requests, in seconds.
+const LIFETIME: u32 = 600;
 
 /// Refresh interval of an allocation with a lifetime of ten minutes, in seconds.
 const REFRESH: u64 = 540;
@@ -52,13 +55,8 @@ pub(crate) fn run(
 
 /// Refreshes an allocation or its channel. Returns whether this succeeded.
 fn refresh(job: &Job, link: &mut Link, session: &mut Session, is_refresh: bool) -> Outcome<bool> {
-    let rebind = |writer: &mut MessageWriter<'_>| channel_attributes(writer, job.peer);
-    let message = if is_refresh {
-        request(Method::REFRESH, transaction(), Some(session), &|_| {})?
-    } else {
-        request(Method::CHANNEL_BIND, transaction(), Some(session), &rebind)?
-    };
-    link.send(&message)?;
+    let request = if is_refresh { Request::Refresh(LIFETIME) } else { channel(job.peer) };
+    link.send(&write(&request, transaction(), Some(session))?)?;
     Ok(match link.receive()? {
         Some(response) => error_of(&response)?.is_none(),
         None => false,

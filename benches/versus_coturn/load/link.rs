@@ -8,8 +8,10 @@ use std::time::Duration;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring};
-use turnserver::stun::{Class, MessageWriter, Method, TransactionId};
+use turnserver::client::Request;
+use turnserver::stun::TransactionId;
 
+use super::allocation::write;
 use super::frame::length_in_stream;
 use super::{Job, Outcome, clock};
 use crate::scenario::Transport;
@@ -175,8 +177,7 @@ pub(crate) fn udp(own: IpAddr, server: SocketAddr) -> io::Result<UdpSocket> {
 
 /// Returns a Binding request.
 pub(crate) fn binding_request(transaction: TransactionId) -> Outcome<Vec<u8>> {
-    let mut buffer = [0; 20];
-    Ok(MessageWriter::new(&mut buffer, Class::Request, Method::BINDING, transaction).finish()?.to_vec())
+    write(&Request::Binding, transaction, None)
 }
 
 /// Waits until the server responds on the transport of the job.

@@ -35,7 +35,7 @@ pub(crate) struct Certificate {
 }
 
 impl Certificate {
-    pub(super) fn parse(bytes: &[u8]) -> der::Result<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> der::Result<Self> {
         let mut reader = SliceReader::new(bytes)?;
         reader.sequence(|certificate| {
             let parsed = certificate.sequence(|body| {
@@ -90,6 +90,17 @@ impl Certificate {
     #[must_use]
     pub(crate) fn is_issued_by(&self, other: &Self) -> bool {
         self.issuer_der == other.subject_der
+    }
+
+    /// Returns the names and addresses for which the certificate is valid.
+    pub(crate) fn all_names(&self) -> String {
+        let addresses = self.addresses.iter().map(ToString::to_string);
+        let names: Vec<String> = self.names.iter().cloned().chain(addresses).collect();
+        match (names.is_empty(), self.subject.is_empty()) {
+            (false, _) => names.join(", "),
+            (true, false) => format!("{} (without subjectAltName)", self.subject),
+            (true, true) => "no name".to_owned(),
+        }
     }
 
     /// Returns whether clients accept the certificate for the host of a URI (RFC 9525 §6.3).
