@@ -9,6 +9,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod file;
 pub mod http;
 pub mod ip_fields;
@@ -25,6 +26,10 @@ mod worker;
 // The test support refers to the library by its name, as in integration tests.
 #[cfg(test)]
 extern crate self as turnserver;
+#[cfg(test)]
+#[path = "../tests/support/certificates.rs"]
+#[allow(dead_code, reason = "the integration tests use the rest")]
+mod test_certificates;
 #[cfg(test)]
 #[path = "../tests/support/world.rs"]
 mod test_world;

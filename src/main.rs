@@ -1,6 +1,7 @@
 //! `turnserver`: reads the arguments and the configuration, and runs the server.
 
 mod ctl;
+mod doctor_command;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ enum Command {
     /// Check and explain the configuration without starting the server.
     CheckConfig,
     Ctl(ctl::Arguments),
+    Doctor(doctor_command::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,10 @@ fn main() -> ExitCode {
     };
     let result = match &arguments.command {
         Some(Command::Ctl(command)) => ctl::run(command, arguments.config.as_deref()),
+        Some(Command::Doctor(command)) => match doctor_command::run(command) {
+            Ok(code) => return code,
+            Err(message) => Err((message, ExitCode::from(2))),
+        },
         Some(Command::CheckConfig) => execute(&arguments, true).map_err(|message| (message, ExitCode::FAILURE)),
         None => execute(&arguments, false).map_err(|message| (message, ExitCode::FAILURE)),
     };

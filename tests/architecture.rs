@@ -41,6 +41,7 @@ mod architecture {
         ("http", &["net", "privacy"]),
         ("turn", &["auth", "ip_fields", "setting", "special_purpose", "stun", "transport"]),
         ("client", &["auth", "printable", "stun", "turn"]),
+        ("doctor", &["auth", "client", "clock", "net", "printable", "special_purpose", "stun", "transport"]),
         ("config", &["auth", "file", "privacy", "setting", "special_purpose", "transport"]),
         ("worker", &["clock", "ip_fields", "net", "privacy", "setting", "transport", "turn"]),
         (
@@ -66,7 +67,7 @@ mod architecture {
 
     /// The modules of the library that each binary may use.
     const BINARIES: &[(&str, &[&str])] = &[
-        ("main.rs", &["clock", "config", "control", "net", "printable"]),
+        ("main.rs", &["auth", "clock", "config", "control", "doctor", "file", "net", "printable", "transport"]),
         ("bin/turn-credential/main.rs", &["auth", "clock", "config", "file", "setting", "transport"]),
     ];
 

@@ -6,6 +6,9 @@
 #[path = "http/client.rs"]
 mod client;
 #[cfg(test)]
+#[path = "interop/doctor.rs"]
+mod doctor;
+#[cfg(test)]
 #[path = "interop/janus.rs"]
 mod janus;
 #[cfg(test)]
@@ -14,6 +17,9 @@ mod prometheus;
 #[cfg(test)]
 #[path = "interop/reload.rs"]
 mod reload;
+#[cfg(test)]
+#[path = "doctor/report.rs"]
+mod report;
 #[cfg(test)]
 mod support;
 

@@ -13,7 +13,7 @@ use crate::stun::{Attribute, AttributeType, ErrorCode, Message};
 pub struct Rejection {
     /// The error code, 300 to 699.
     pub code: ErrorCode,
-    /// The reason phrase, as the server wrote it.
+    /// The reason phrase, as the server wrote it, or that of the RFC if the server wrote none.
     pub reason: String,
     /// The attributes that the server did not understand (420).
     pub unknown: Vec<AttributeType>,
@@ -98,7 +98,7 @@ impl Rejection {
         let unknown = message.get::<UnknownAttributes<'_>>().ok().flatten();
         Ok(Self {
             code: error.code,
-            reason: error.reason.to_owned(),
+            reason: if error.reason.is_empty() { error.code.reason() } else { error.reason }.to_owned(),
             unknown: unknown.into_iter().flat_map(|unknown| unknown.iter()).collect(),
         })
     }

@@ -230,6 +230,21 @@ pub(crate) fn send_unfragmented(
     sent.map(|_| ())
 }
 
+/// Lets a socket send datagrams only without fragments (DF), whatever path MTU the kernel knows. Longer datagrams than
+/// the MTU of the interface then fail with `EMSGSIZE`.
+///
+/// # Errors
+///
+/// Those of `setsockopt`.
+pub(crate) fn forbid_fragments(socket: &UdpSocket) -> io::Result<()> {
+    let fd = socket.as_fd();
+    if socket.local_addr()?.is_ipv4() {
+        set_discovery(fd, libc::IP_PMTUDISC_PROBE)
+    } else {
+        sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)
+    }
+}
+
 /// Why a datagram sent to a peer was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unreachable {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::net::tls::tests::certificates::{Authority, Issued};
+use crate::test_certificates::{Authority, Issued};
 
 /// A temporary directory with a certificate, deleted when dropped.
 struct Directory(PathBuf);

@@ -9,11 +9,7 @@ use tokio_rustls::rustls::crypto::{ActiveKeyExchange, SharedSecret, SupportedKxG
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore};
 
 use super::*;
-use certificates::Authority;
-
-#[path = "../../../tests/support/certificates.rs"]
-#[allow(dead_code, reason = "the integration tests use the rest")]
-pub(crate) mod certificates;
+use crate::test_certificates::Authority;
 
 /// Returns the server side, and the session of a client whose only key share is of a group that the server does not support.
 pub(crate) fn session_without_usable_key_share() -> (Acceptor, ClientConnection) {

@@ -1,0 +1,435 @@
+//! A TURN server as its clients see it.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::time::Duration;
+
+use super::finding::{Finding, Status};
+use super::ice_servers::IceServer;
+use super::link::{Link, LinkError};
+use super::relay::{self, Exchange, Relayed};
+use super::session::{Problem, Session};
+use super::trust::{Judgement, Trust};
+use crate::auth::{HumanSeconds, time_limited};
+use crate::client::{Discarded, Failure, Request, Success};
+use crate::clock;
+use crate::special_purpose::{self, Reach};
+use crate::stun::ErrorCode;
+use crate::stun::attribute::AddressFamily;
+use crate::transport::{Transport, TurnUri};
+
+/// The time for a connection and its TLS handshake.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// The part of data that may be lost without a warning, in percent.
+const TOLERATED_LOSS: u32 = 0;
+
+/// Reports findings as they come.
+pub(super) type Report<'r> = &'r mut dyn FnMut(Finding);
+
+/// Examines the servers of a list, each with each URI.
+pub(super) fn examine(servers: &[IceServer], trust: &Trust, report: Report<'_>) {
+    let mut bindings = Vec::new();
+    for server in servers {
+        for uri in &server.uris {
+            match uri.parse::<TurnUri>() {
+                Ok(parsed) => Examination { uri: parsed, server, trust }.run(report, &mut bindings),
+                // A STUN server relays nothing.
+                Err(_) if uri.starts_with("stun:") || uri.starts_with("stuns:") => {}
+                Err(error) => report(Finding::fault("uri", error.to_string(), "correct it").of(uri)),
+            }
+        }
+    }
+    report_nat(&bindings, report);
+}
+
+/// How a network maps an address of this machine.
+struct Binding {
+    server: SocketAddr,
+    local: SocketAddr,
+    mapped: SocketAddr,
+}
+
+/// The examination of a URI.
+struct Examination<'e> {
+    uri: TurnUri,
+    server: &'e IceServer,
+    trust: &'e Trust,
+}
+
+impl Examination<'_> {
+    fn run(&self, report: Report<'_>, bindings: &mut Vec<Binding>) {
+        let Some(addresses) = self.resolve(report) else { return };
+        for family in [AddressFamily::V4, AddressFamily::V6] {
+            let of_family = |address: &&SocketAddr| AddressFamily::of(address.ip()) == family;
+            if let Some(address) = addresses.iter().find(of_family) {
+                self.examine_address(*address, report, bindings);
+            }
+        }
+    }
+
+    /// Returns the addresses of the host.
+    fn resolve(&self, report: Report<'_>) -> Option<Vec<SocketAddr>> {
+        let host = self.uri.host();
+        let found = (host, self.uri.port()).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+        let finding = match &found {
+            Err(error) => Finding::fault(
+                "dns",
+                format!("{host} has no address: {error}"),
+                "add an A record (and an AAAA record if the server has IPv6), or correct the name",
+            ),
+            Ok(addresses) if addresses.is_empty() => {
+                Finding::fault("dns", format!("{host} has no address"), "add an A record, or correct the name")
+            }
+            Ok(addresses) => {
+                let mut shown: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
+                shown.dedup();
+                Finding::ok("dns", shown.join(", "))
+            }
+        };
+        report(finding.of(&self.uri));
+        found.ok().filter(|addresses| !addresses.is_empty())
+    }
+
+    fn examine_address(&self, address: SocketAddr, report: Report<'_>, bindings: &mut Vec<Binding>) {
+        let subject = format!("{} ({})", self.uri, address.ip());
+        let mut report = |finding: Finding| report(finding.of(&subject));
+        let Some(mut session) = self.open(address, &mut report) else { return };
+        match session.request(Request::Binding) {
+            Ok(Success::Binding(mapped)) => {
+                let local = session.link().local().ok();
+                let nat = match local {
+                    Some(local) if local == mapped => "without NAT".to_owned(),
+                    Some(local) => format!("through NAT: {local} here"),
+                    None => "from here".to_owned(),
+                };
+                report(Finding::ok("binding", format!("the server responds; it sees {mapped}, {nat}")));
+                if let (Some(local), Transport::Udp) = (local, self.uri.transport()) {
+                    bindings.push(Binding { server: address, local, mapped });
+                }
+            }
+            Ok(_) => {}
+            Err(problem) => return report(self.no_binding(&problem, session.link().text())),
+        }
+        let family = AddressFamily::of(address.ip());
+        let relayed = match Relayed::allocate(session, family) {
+            Ok(relayed) => relayed,
+            Err(problem) => return report(self.no_allocation(&problem)),
+        };
+        report(about_allocation(&relayed));
+        report(about_relayed(relayed.address(), address));
+        let Some(second) = self.open(address, &mut |_| {}) else { return };
+        match Relayed::allocate(second, family) {
+            Ok(second) => self.examine_path(relayed, second, &mut report),
+            Err(problem) => report(Finding::warning(
+                "relay",
+                format!("one allocation works, a second one does not: {problem}"),
+                "raise the limit of allocations per user; a call needs one for each media stream of old clients",
+            )),
+        }
+    }
+
+    /// Opens a path and reports how that went.
+    fn open(&self, address: SocketAddr, report: Report<'_>) -> Option<Session> {
+        let transport = self.uri.transport();
+        match Link::open(transport, address, self.uri.host(), self.trust, CONNECT) {
+            Ok((link, judgement)) => {
+                if let Some(judgement) = judgement {
+                    report(about_certificate(&judgement, self.uri.host()));
+                }
+                let opened = Session::new(link, self.server.credentials());
+                opened.map_err(|error| report(Finding::fault("reachable", error.to_string(), "try again"))).ok()
+            }
+            Err(error) => {
+                report(unreachable(transport, address, &error));
+                None
+            }
+        }
+    }
+
+    /// `text`: what the server sent in place of a response.
+    fn no_binding(&self, problem: &Problem, text: Option<&str>) -> Finding {
+        let port = self.uri.port();
+        let (what, advice) = match problem {
+            _ if text.is_some() => (
+                format!("the server does not speak TURN; it sends: {}", text.unwrap_or_default()),
+                "something else listens on this port, for example a web server: correct the port".to_owned(),
+            ),
+            Problem::Failure(Failure::NoResponse { .. }) if self.uri.transport() == Transport::Udp => (
+                format!("no response on UDP: {problem}"),
+                format!(
+                    "check that the server listens on UDP port {port}, and that firewalls (of the machine and of its \
+                     provider) let it through in both directions; if other UDP works, the network of this machine is not \
+                     the cause"
+                ),
+            ),
+            Problem::Link(LinkError::Io(error)) if error.kind() == io::ErrorKind::ConnectionRefused => (
+                format!("the machine responds, but nothing listens on UDP port {port}"),
+                "start the server, or correct the port".to_owned(),
+            ),
+            Problem::Link(LinkError::NotFramed(_)) => (
+                problem.to_string(),
+                "something else listens on this port, for example a web server: correct the port or the protocol"
+                    .to_owned(),
+            ),
+            Problem::Link(LinkError::Closed) => (
+                "the server closed the connection after a Binding request".to_owned(),
+                "check that the port is one of TURN with this transport (TLS or not), and look into the log of the server"
+                    .to_owned(),
+            ),
+            _ => (problem.to_string(), "look into the log of the server".to_owned()),
+        };
+        Finding::fault("binding", what, advice)
+    }
+
+    fn no_allocation(&self, problem: &Problem) -> Finding {
+        let Problem::Failure(failure) = problem else {
+            return Finding::fault("allocation", problem.to_string(), "look into the log of the server");
+        };
+        let (check, advice) = match failure {
+            Failure::CredentialsRequired { .. } => {
+                ("credentials", "give a username and a password, or a secret".to_owned())
+            }
+            Failure::CredentialsRefused { .. } => return self.refused(failure),
+            Failure::Rejected(rejection) => ("allocation", advice_for(rejection.code).to_owned()),
+            Failure::NotAuthentic(Discarded::WrongIntegrity) => (
+                "credentials",
+                "the server accepts the username, but uses another password or realm for its response".to_owned(),
+            ),
+            Failure::NotAuthentic(Discarded::Unauthenticated(Some(code))) => {
+                ("allocation", advice_for(*code).to_owned())
+            }
+            Failure::TryAlternate { .. } => {
+                ("allocation", "examine that server; this one is full, drains, or always refers".to_owned())
+            }
+            Failure::Missing(_) | Failure::Malformed(..) | Failure::NotUnderstood(_) | Failure::FamilyMissing(_) => {
+                ("allocation", "the server breaks RFC 8656: report it to its authors".to_owned())
+            }
+            _ => ("allocation", "look into the log of the server".to_owned()),
+        };
+        Finding::fault(check, failure.to_string(), advice)
+    }
+
+    /// The server does not accept the credentials.
+    fn refused(&self, failure: &Failure) -> Finding {
+        let now = clock::unix_seconds();
+        let username = self.server.username.as_deref().unwrap_or_default();
+        let parsed = time_limited::TimeLimitedUsername::parse(username);
+        if let Some(ago) = parsed.and_then(|parsed| time_limited::expired_for(parsed.expires, now)) {
+            return Finding::fault(
+                "credentials",
+                format!("the credential expired {} ago: {failure}", HumanSeconds(ago)),
+                "get a new one; if it is new, compare the clocks of this machine and of the one that made it",
+            );
+        }
+        let advice = match (parsed, self.server.is_minted) {
+            (_, true) => {
+                "compare the secret with that of the server (auth.secrets; coturn: static-auth-secret with \
+                 use-auth-secret), and the clocks of both machines"
+            }
+            (Some(_), false) => {
+                "the username has an expiry in the future, so the password was made with another secret, or the clock of \
+                 the server is wrong"
+            }
+            (None, false) => {
+                "check the username and the password; a user that is stored with a key also depends on the realm above"
+            }
+        };
+        Finding::fault("credentials", failure.to_string(), advice)
+    }
+
+    fn examine_path(&self, mut first: Relayed, mut second: Relayed, report: Report<'_>) {
+        if let Err(problem) = relay::permit(&mut first, &mut second) {
+            return report(Finding::fault(
+                "relay",
+                format!("the server does not permit its own relayed addresses as peers: {problem}"),
+                "allow them (peers.allow; coturn: allowed-peer-ip): calls in which both sides use this server need it",
+            ));
+        }
+        match relay::exchange(&mut first, &mut second, false) {
+            Ok(exchange) => {
+                report(about_exchange("indications", &exchange, first.address()));
+                // Channels use the same path.
+                if exchange.returned == 0 {
+                    return;
+                }
+            }
+            Err(problem) => return report(broken(&problem)),
+        }
+        if let Err(problem) = relay::bind_channels(&mut first, &mut second) {
+            return report(Finding::fault("channels", problem.to_string(), "look into the log of the server"));
+        }
+        match relay::exchange(&mut first, &mut second, true) {
+            Ok(exchange) => {
+                let works = exchange.returned > 0;
+                report(about_exchange("channels", &exchange, first.address()));
+                if works {
+                    self.examine_mtu(&mut first, &mut second, report);
+                }
+            }
+            Err(problem) => return report(broken(&problem)),
+        }
+        first.end();
+        second.end();
+    }
+
+    fn examine_mtu(&self, first: &mut Relayed, second: &mut Relayed, report: Report<'_>) {
+        let Some((one, other)) = first.session.link().udp().zip(second.session.link().udp()) else { return };
+        if crate::net::udp::forbid_fragments(one).and_then(|()| crate::net::udp::forbid_fragments(other)).is_err() {
+            return;
+        }
+        match relay::largest_data(first, second) {
+            Ok(Some(largest)) if largest >= 1_200 => {
+                report(Finding::ok("mtu", format!("{largest} bytes of data pass without fragments")));
+            }
+            Ok(largest) => report(Finding::warning(
+                "mtu",
+                format!(
+                    "only {} bytes of data pass without fragments; WebRTC sends up to 1200",
+                    largest.unwrap_or_default()
+                ),
+                "raise the MTU on the way (tunnels and VPNs lower it), or let ICMP messages about it pass",
+            )),
+            Err(problem) => report(broken(&problem)),
+        }
+    }
+}
+
+fn broken(problem: &Problem) -> Finding {
+    Finding::fault("relay", format!("the path broke: {problem}"), "look into the log of the server")
+}
+
+fn unreachable(transport: Transport, address: SocketAddr, error: &LinkError) -> Finding {
+    let (protocol, port) = (transport.port_protocol().to_uppercase(), address.port());
+    let (what, advice) = match error {
+        LinkError::Io(error) => match error.kind() {
+            io::ErrorKind::ConnectionRefused => (
+                format!("nothing listens on {protocol} port {port}"),
+                "start the server, correct the port, or remove the URI".to_owned(),
+            ),
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => (
+                format!("no response on {protocol} port {port} within {} s", CONNECT.as_secs()),
+                "open the port in the firewalls of the machine and of its provider; check the address".to_owned(),
+            ),
+            io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => (
+                format!("there is no route to {}: {error}", address.ip()),
+                "this machine lacks that address family or a route; the server may work from elsewhere".to_owned(),
+            ),
+            _ if transport.is_encrypted() => (
+                format!("the TLS handshake failed: {error}"),
+                "check that this port has TLS (in nginx: a stream, not http), and look into the log of the server"
+                    .to_owned(),
+            ),
+            _ => (error.to_string(), "check address and port".to_owned()),
+        },
+        other => (other.to_string(), "check that the server speaks TURN on this port".to_owned()),
+    };
+    Finding::fault("reachable", what, advice)
+}
+
+fn about_certificate(judgement: &Judgement, host: &str) -> Finding {
+    match judgement.complaint(host) {
+        Some((what, advice)) => Finding::fault("certificate", what, advice),
+        None => Finding::ok("certificate", judgement.description()),
+    }
+}
+
+fn about_allocation(relayed: &Relayed) -> Finding {
+    let client = relayed.session.client();
+    let realm = client.session().map_or("no realm", |session| session.realm());
+    let software = client.software().map_or_else(String::new, |software| format!(", software {software}"));
+    let lifetime = HumanSeconds(relayed.allocation.lifetime.as_secs());
+    Finding::ok(
+        "allocation",
+        format!("the credentials are accepted in the realm {realm}{software}; lifetime {lifetime}"),
+    )
+}
+
+fn about_relayed(relayed: SocketAddr, server: SocketAddr) -> Finding {
+    let shown = format!("the relayed address is {relayed}");
+    match special_purpose::find(relayed.ip()) {
+        Some(range) if range.reach != Reach::Global => {
+            let what = format!("{shown}, which is {}: peers elsewhere cannot reach it", range.kind);
+            let advice = "set the public address of the server (relay.external; coturn: external-ip)";
+            // A server in the same network is reached by this address.
+            let is_near = special_purpose::find(server.ip()).is_some_and(|range| range.reach != Reach::Global);
+            if is_near {
+                Finding::warning("relayed-address", what, advice)
+            } else {
+                Finding::fault("relayed-address", what, advice)
+            }
+        }
+        _ => Finding::ok("relayed-address", shown),
+    }
+}
+
+fn about_exchange(check: &'static str, exchange: &Exchange, relayed: SocketAddr) -> Finding {
+    let Exchange { sent, arrived, returned, .. } = exchange;
+    let icmp = exchange.icmp.map_or_else(String::new, |icmp| format!("; ICMP type {} code {}", icmp.kind, icmp.code));
+    if *arrived == 0 {
+        return Finding::fault(
+            check,
+            format!("no data passes from one relayed address to another{icmp}"),
+            format!(
+                "open the UDP relay ports in the firewalls (port {} is one); behind 1:1 NAT, the router has to return \
+                 packets for the public address (hairpinning), or the server has to know it",
+                relayed.port()
+            ),
+        );
+    }
+    let times = format!(
+        "round trip {:.1} ms median, {:.1} ms 95 %, {:.1} ms at most",
+        exchange.quantile(50).as_secs_f64() * 1e3,
+        exchange.quantile(95).as_secs_f64() * 1e3,
+        exchange.quantile(100).as_secs_f64() * 1e3
+    );
+    let lost = (sent - arrived) + (arrived - returned);
+    let messages = sent + arrived;
+    if lost * 100 > TOLERATED_LOSS * messages {
+        let what = format!("{lost} of {messages} messages were lost; {times}{icmp}");
+        return Finding::warning(check, what, "look for overload, for small socket buffers, and for a bad link");
+    }
+    if let Some(source) = exchange.other_source {
+        let what = format!("data of {relayed} comes from {source}; {times}");
+        return Finding::warning(check, what, "peers check that; the router of the server changes its source address");
+    }
+    Finding::ok(check, format!("{messages} of {messages} messages arrived; {times}"))
+}
+
+fn advice_for(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::FORBIDDEN => "the server forbids this to this user or this peer: look into its configuration",
+        ErrorCode::ALLOCATION_MISMATCH => "an allocation of this port is left over: try again later",
+        ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED => "the server has no relay address of this family: add one",
+        ErrorCode::ALLOCATION_QUOTA_REACHED => {
+            "the user has as many allocations as the server permits: raise the limit"
+        }
+        ErrorCode::INSUFFICIENT_CAPACITY => {
+            "the server has no free port or relay address, drains, or is full: look into its log"
+        }
+        ErrorCode::UNSUPPORTED_TRANSPORT_PROTOCOL => "the server does not relay UDP: it is no server for WebRTC",
+        _ => "look into the log of the server",
+    }
+}
+
+/// Compares the addresses that servers saw.
+fn report_nat(bindings: &[Binding], report: Report<'_>) {
+    let [first, others @ ..] = bindings else { return };
+    if bindings.iter().all(|binding| binding.local.ip() == binding.mapped.ip()) {
+        return report(Finding::ok("nat", "there is no NAT between this machine and the servers"));
+    }
+    let keeps_port = bindings.iter().all(|binding| binding.local.port() == binding.mapped.port());
+    let addresses: Vec<String> = bindings
+        .iter()
+        .map(|binding| format!("{} → {} (seen by {})", binding.local, binding.mapped, binding.server))
+        .collect();
+    let one_address = others.iter().all(|binding| binding.mapped.ip() == first.mapped.ip());
+    let what = format!(
+        "{}; {}, {}",
+        addresses.join(", "),
+        if one_address { "one public address" } else { "several public addresses" },
+        if keeps_port { "ports are kept" } else { "ports change" }
+    );
+    let finding = Finding::ok("nat", what);
+    report(if one_address { finding } else { Finding { status: Status::Warning, ..finding } });
+}

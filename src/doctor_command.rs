@@ -1,0 +1,133 @@
+//! `turnserver doctor`: arguments and report.
+
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{ArgGroup, Args};
+use turnserver::auth::{Secret, time_limited};
+use turnserver::config::secrets;
+use turnserver::doctor::{self, Finding, IceServer};
+use turnserver::{clock, file};
+
+/// The lifetime of the credential that is made from a secret, in seconds.
+const LIFETIME: u64 = 600;
+
+/// The name in that credential.
+const USER: &str = "doctor";
+
+/// Find out whether a TURN server works, and why not.
+///
+/// Examines each URI as a client sees it: name, certificate, response,
+/// credentials, relayed address, and data from one allocation to another
+/// and back. It works with every TURN server.
+///
+/// Exit codes: 0 all is well, 1 there are warnings, 2 there are faults,
+/// or the command line is wrong.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+#[command(group(ArgGroup::new("target").required(true).args(["url", "ice_servers"])))]
+pub(crate) struct Arguments {
+    /// A URI of the server, as in turn:turn.example.org:3478?transport=udp.
+    /// Can be repeated.
+    #[arg(long, value_name = "URI", verbatim_doc_comment)]
+    url: Vec<String>,
+
+    /// A file with the servers and credentials that an application hands
+    /// out: iceServers of WebRTC, Matrix, Nextcloud or Cloudflare, as JSON;
+    /// - is standard input.
+    #[arg(long, value_name = "FILE", verbatim_doc_comment, conflicts_with_all = ["secret_file", "username"])]
+    ice_servers: Option<PathBuf>,
+
+    /// A file with the secret for time-limited credentials (auth.secrets;
+    /// coturn: static-auth-secret); - is standard input.
+    #[arg(long, value_name = "FILE", verbatim_doc_comment, conflicts_with = "username")]
+    secret_file: Option<PathBuf>,
+
+    /// A username. Its password comes from --password-file.
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    username: Option<String>,
+
+    /// A file with the password; - is standard input.
+    #[arg(long, value_name = "FILE", requires = "username")]
+    password_file: Option<PathBuf>,
+
+    /// A file with the certificates of further authorities, in PEM.
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the diagnosis and returns its exit code.
+///
+/// # Errors
+/// If a file of the command line cannot be used.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
+    let servers = servers(arguments)?;
+    let mut findings = Vec::new();
+    let mut failure = None;
+    let mut report = |finding: Finding| {
+        if !arguments.json && failure.is_none() {
+            failure = print(&finding.line()).err();
+        }
+        findings.push(finding);
+    };
+    doctor::examine_servers(&servers, arguments.ca_file.as_deref(), &mut report)?;
+    let last = if arguments.json { format!("{:#}", doctor::report(&findings)) } else { doctor::summary(&findings) };
+    match failure.map_or_else(|| print(&last), Err) {
+        // A closed pipe means that the reader has read enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("cannot write the report: {error}")),
+        _ => Ok(ExitCode::from(doctor::worst(&findings).exit_code())),
+    }
+}
+
+fn print(line: &str) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    writeln!(output, "{line}")?;
+    output.flush()
+}
+
+fn servers(arguments: &Arguments) -> Result<Vec<IceServer>, String> {
+    if let Some(path) = &arguments.ice_servers {
+        let text = String::from_utf8_lossy(&read(path)?).into_owned();
+        return doctor::parse_ice_servers(&text).map_err(|error| format!("{}: {error}", path.display()));
+    }
+    let (username, password, is_minted) = match (&arguments.secret_file, &arguments.username, &arguments.password_file)
+    {
+        (Some(path), ..) => {
+            let expires = clock::unix_seconds() + LIFETIME;
+            let credential = time_limited::mint(&first_secret(path)?, Some(USER), expires);
+            (Some(credential.username), Secret::new(credential.password.as_bytes()).ok(), true)
+        }
+        (None, Some(username), Some(path)) => {
+            let bytes = read(path)?;
+            let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let password = Secret::new(line).map_err(|_| format!("{}: the password is empty", path.display()))?;
+            (Some(username.clone()), Some(password), false)
+        }
+        _ => (None, None, false),
+    };
+    Ok(vec![IceServer { uris: arguments.url.clone(), username, password, is_minted }])
+}
+
+fn first_secret(path: &Path) -> Result<Secret, String> {
+    let text = read(path)?;
+    let shown = path.display();
+    let line = secrets::lines(&text).next().ok_or_else(|| format!("{shown} contains no secret"))?;
+    line.secret.map_err(|bad| format!("{shown}, line {}, contains {bad}", line.number))
+}
+
+/// Reads a file, or standard input if the path is `-`.
+fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
+    if path != Path::new("-") {
+        return file::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()));
+    }
+    let mut bytes = zeroize::Zeroizing::new(Vec::new());
+    io::stdin().read_to_end(&mut bytes).map_err(|error| format!("cannot read standard input: {error}"))?;
+    file::strip_byte_order_mark(&mut bytes);
+    Ok(bytes)
+}
