@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{ArgGroup, Args};
 use turnserver::auth::{Secret, time_limited};
 use turnserver::config::secrets;
-use turnserver::doctor::{self, Finding, IceServer};
+use turnserver::doctor::{self, Finding, IceServer, Machine};
 use turnserver::{clock, file};
 
 /// The lifetime of the credential that is made from a secret, in seconds.
@@ -18,7 +18,9 @@ const USER: &str = "doctor";
 
 /// Find out whether a TURN server works, and why not.
 ///
-/// Examines each URI as a client sees it: name, certificate, response,
+/// Without --url and --ice-servers, examines this machine, the
+/// configuration and, if the server runs, the path through it. With them,
+/// examines each URI as a client sees it: name, certificate, response,
 /// credentials, relayed address, and data from one allocation to another
 /// and back. It works with every TURN server.
 ///
@@ -26,7 +28,7 @@ const USER: &str = "doctor";
 /// or the command line is wrong.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
-#[command(group(ArgGroup::new("target").required(true).args(["url", "ice_servers"])))]
+#[command(group(ArgGroup::new("target").args(["url", "ice_servers"])))]
 pub(crate) struct Arguments {
     /// A URI of the server, as in turn:turn.example.org:3478?transport=udp.
     /// Can be repeated.
@@ -41,11 +43,16 @@ pub(crate) struct Arguments {
 
     /// A file with the secret for time-limited credentials (auth.secrets;
     /// coturn: static-auth-secret); - is standard input.
-    #[arg(long, value_name = "FILE", verbatim_doc_comment, conflicts_with = "username")]
+    #[arg(long, value_name = "FILE", verbatim_doc_comment, conflicts_with = "username", requires = "target")]
     secret_file: Option<PathBuf>,
 
+    /// A STUN server elsewhere, as in stun.example.org:3478, which tells the
+    /// public address of this machine.
+    #[arg(long, value_name = "HOST", verbatim_doc_comment, conflicts_with = "target")]
+    stun: Option<String>,
+
     /// A username. Its password comes from --password-file.
-    #[arg(long, value_name = "NAME", requires = "password_file")]
+    #[arg(long, value_name = "NAME", requires_all = ["password_file", "target"])]
     username: Option<String>,
 
     /// A file with the password; - is standard input.
@@ -65,8 +72,7 @@ pub(crate) struct Arguments {
 ///
 /// # Errors
 /// If a file of the command line cannot be used.
-pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
-    let servers = servers(arguments)?;
+pub(crate) fn run(arguments: &Arguments, config: Option<&Path>) -> Result<ExitCode, String> {
     let mut findings = Vec::new();
     let mut failure = None;
     let mut report = |finding: Finding| {
@@ -75,7 +81,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         }
         findings.push(finding);
     };
-    doctor::examine_servers(&servers, arguments.ca_file.as_deref(), &mut report)?;
+    let authorities = arguments.ca_file.as_deref();
+    if arguments.url.is_empty() && arguments.ice_servers.is_none() {
+        let path = config.map(Path::to_owned).or_else(turnserver::config::default_path);
+        let machine = Machine { path: path.as_deref(), stun: arguments.stun.as_deref() };
+        doctor::examine_machine(&machine, authorities, &mut report)?;
+    } else {
+        doctor::examine_servers(&servers(arguments)?, authorities, &mut report)?;
+    }
     let last = if arguments.json { format!("{:#}", doctor::report(&findings)) } else { doctor::summary(&findings) };
     match failure.map_or_else(|| print(&last), Err) {
         // A closed pipe means that the reader has read enough.

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     };
     let result = match &arguments.command {
         Some(Command::Ctl(command)) => ctl::run(command, arguments.config.as_deref()),
-        Some(Command::Doctor(command)) => match doctor_command::run(command) {
+        Some(Command::Doctor(command)) => match doctor_command::run(command, arguments.config.as_deref()) {
             Ok(code) => return code,
             Err(message) => Err((message, ExitCode::from(2))),
         },

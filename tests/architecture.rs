@@ -41,7 +41,21 @@ mod architecture {
         ("http", &["net", "privacy"]),
         ("turn", &["auth", "ip_fields", "setting", "special_purpose", "stun", "transport"]),
         ("client", &["auth", "printable", "stun", "turn"]),
-        ("doctor", &["auth", "client", "clock", "net", "printable", "special_purpose", "stun", "transport"]),
+        (
+            "doctor",
+            &[
+                "auth",
+                "client",
+                "clock",
+                "config",
+                "control",
+                "net",
+                "printable",
+                "special_purpose",
+                "stun",
+                "transport",
+            ],
+        ),
         ("config", &["auth", "file", "privacy", "setting", "special_purpose", "transport"]),
         ("worker", &["clock", "ip_fields", "net", "privacy", "setting", "transport", "turn"]),
         (

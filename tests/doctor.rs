@@ -178,4 +178,82 @@ mod doctor {
             assert!(report.only_fault("indications").starts_with("no data passes"), "{:#?}", report.findings);
         });
     }
+
+    /// Examines this machine with the configuration of a server.
+    fn examine_machine(config: &str) -> Report {
+        let directory = TempDir::new();
+        let path = directory.write("turnserver.toml", config);
+        examine(&["--config", path.to_str().unwrap()], "")
+    }
+
+    #[test]
+    fn a_machine_with_a_running_server_is_examined_on_each_listener() {
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["127.0.0.1"]), directory.path());
+        let root = directory.write("root.pem", &authority.root());
+        let server = Server::start(&with_tls(&config(&["127.0.0.1"], ALLOW), &["127.0.0.1"], &files));
+        let config = server.config_path().to_str().unwrap();
+        let report = examine(&["--config", config, "--ca-file", root.to_str().unwrap()], "");
+        assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
+        let count = |check: &str| report.with("ok").iter().filter(|(found, _)| *found == check).count();
+        // The certificate of the file, and that of the listener.
+        for (check, expected) in [("listener", 3), ("channels", 3), ("certificate", 2), ("configuration", 1)] {
+            assert_eq!(count(check), expected, "{check}: {:#?}", report.findings);
+        }
+        assert!(report.text_of("listener").ends_with(" runs and responds"), "{:#?}", report.findings);
+    }
+
+    #[test]
+    fn a_machine_without_a_running_server_is_examined_and_a_warning_says_so() {
+        let report = examine_machine(&config(&["127.0.0.1"], ALLOW).replace("127.0.0.1:0", "127.0.0.1:34781"));
+        assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
+        assert_eq!(report.text_of("listener"), "the port is free; the server does not run");
+        assert!(report.with("warning").iter().any(|(check, _)| *check == "relay"), "{:#?}", report.findings);
+    }
+
+    #[test]
+    fn errors_of_the_configuration_are_faults_with_their_lines() {
+        let report = examine_machine("[listen]\nudb = [\"0.0.0.0:3478\"]\n");
+        assert!(report.only_fault("configuration").contains(":2:1:"), "{:#?}", report.findings);
+    }
+
+    #[test]
+    fn a_port_of_another_program_and_a_port_that_needs_a_privilege_are_named() {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = other.local_addr().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut client, _) = other.accept().unwrap();
+                client.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
+                let _ = client.read(&mut [0; 64]);
+            });
+            let text =
+                config(&["127.0.0.1"], ALLOW).replace("tcp = [\"127.0.0.1:0\"]", &format!("tcp = [\"{taken}\"]"));
+            let report = examine_machine(&text);
+            let text = report.only_fault("listener");
+            assert!(text.starts_with("another program uses the port, and it is not a TURN server"), "{text}");
+        });
+    }
+
+    #[test]
+    fn a_machine_with_a_private_address_is_told_apart_from_one_with_a_public_address() {
+        let machine = |address: &str| {
+            let own = format!("address add {address}/24 dev lo");
+            let (mut warnings, mut faults) = (Vec::new(), 0);
+            in_own_network(&["link set lo up", &own], || {
+                let text =
+                    format!("[listen]\nudp = [\"{address}:3478\"]\ntcp = []\n[relay]\naddresses = [\"{address}\"]\n");
+                let report = examine_machine(&format!("{text}[auth]\nsecrets = [{SECRET:?}]\n"));
+                faults = report.with("fault").len();
+                let named = report.with("warning").into_iter().filter(|(check, _)| *check == "relay-address");
+                warnings = named.map(|(_, text)| text.to_owned()).collect();
+            });
+            assert_eq!(faults, 0);
+            warnings
+        };
+        let private = machine("10.1.2.3");
+        assert!(private.iter().any(|text| text.contains("10.1.2.3")), "{private:?}");
+        assert_eq!(machine("198.18.0.1").len(), 1, "benchmarking is no public range");
+        assert_eq!(machine("9.9.9.9"), Vec::<String>::new());
+    }
 }

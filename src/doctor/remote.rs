@@ -33,7 +33,10 @@ pub(super) fn examine(servers: &[IceServer], trust: &Trust, report: Report<'_>) 
     for server in servers {
         for uri in &server.uris {
             match uri.parse::<TurnUri>() {
-                Ok(parsed) => Examination { uri: parsed, server, trust }.run(report, &mut bindings),
+                Ok(uri) => {
+                    let name = uri.host().to_owned();
+                    Examination { uri, name, server, trust }.run(report, &mut bindings);
+                }
                 // A STUN server relays nothing.
                 Err(_) if uri.starts_with("stun:") || uri.starts_with("stuns:") => {}
                 Err(error) => report(Finding::fault("uri", error.to_string(), "correct it").of(uri)),
@@ -41,6 +44,18 @@ pub(super) fn examine(servers: &[IceServer], trust: &Trust, report: Report<'_>) 
         }
     }
     report_nat(&bindings, report);
+}
+
+/// Examines a server at an address. `name`: what its certificate has to name.
+pub(super) fn examine_at(
+    uri: TurnUri,
+    address: SocketAddr,
+    name: &str,
+    server: &IceServer,
+    trust: &Trust,
+    report: Report<'_>,
+) {
+    Examination { uri, name: name.to_owned(), server, trust }.examine_address(address, report, &mut Vec::new());
 }
 
 /// How a network maps an address of this machine.
@@ -53,6 +68,8 @@ struct Binding {
 /// The examination of a URI.
 struct Examination<'e> {
     uri: TurnUri,
+    /// What the certificate has to name.
+    name: String,
     server: &'e IceServer,
     trust: &'e Trust,
 }
@@ -132,10 +149,10 @@ impl Examination<'_> {
     /// Opens a path and reports how that went.
     fn open(&self, address: SocketAddr, report: Report<'_>) -> Option<Session> {
         let transport = self.uri.transport();
-        match Link::open(transport, address, self.uri.host(), self.trust, CONNECT) {
+        match Link::open(transport, address, &self.name, self.trust, CONNECT) {
             Ok((link, judgement)) => {
                 if let Some(judgement) = judgement {
-                    report(about_certificate(&judgement, self.uri.host()));
+                    report(about_certificate(&judgement, &self.name));
                 }
                 let opened = Session::new(link, self.server.credentials());
                 opened.map_err(|error| report(Finding::fault("reachable", error.to_string(), "try again"))).ok()

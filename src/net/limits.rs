@@ -23,6 +23,14 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(hard)
 }
 
+/// Returns the hard limit of open files.
+///
+/// # Errors
+/// Those of `getrlimit`.
+pub(crate) fn hard_open_files() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1)
+}
+
 /// Returns the present limit of open files.
 ///
 /// # Errors

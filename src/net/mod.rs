@@ -14,3 +14,11 @@ pub(crate) mod timer;
 pub(crate) mod tls;
 pub mod udp;
 pub(crate) mod watch;
+
+/// Returns whether a time service keeps the clock of this machine right.
+///
+/// # Errors
+/// Those of `adjtimex`.
+pub(crate) fn clock_state() -> std::io::Result<bool> {
+    sys::is_clock_synchronized()
+}

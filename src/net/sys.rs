@@ -1,6 +1,6 @@
 //! The unsafe code of the crate: `recvmsg`, `sendmsg`, `recvmmsg` and `sendmmsg` with their control messages, socket
 //! options, the registration of a descriptor with the runtime, the size of a terminal, and the memory and the priority
-//! of threads.
+//! of threads, and the state of the clock.
 //!
 //! The control messages carry the destination of a datagram, its IP header fields, the length of its segments, and the
 //! error of an earlier datagram.
@@ -644,4 +644,17 @@ fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
             }
         }
     }
+}
+
+/// Returns whether the kernel counts the clock as synchronized.
+pub(super) fn is_clock_synchronized() -> io::Result<bool> {
+    // SAFETY: all fields are integers, for which zero is valid; without modes, the kernel only writes.
+    let state = unsafe {
+        let mut state: libc::timex = mem::zeroed();
+        if libc::adjtimex(&raw mut state) == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        state
+    };
+    Ok(state.status & libc::STA_UNSYNC == 0)
 }

@@ -1,0 +1,272 @@
+//! What the kernel of this machine permits.
+
+use std::fs;
+use std::net::UdpSocket;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use crate::doctor::finding::Finding;
+use crate::net::{limits, udp};
+
+/// The part of the relay ports that other programs may use without a warning, in percent.
+const TOLERATED_USE: usize = 1;
+
+/// The part of the table of connections in use from which it is a warning, in percent.
+const CONNECTIONS_USED: u64 = 80;
+
+/// Returns the findings about the kernel. `root` is `/`. `is_running`: relay ports in use may be those of the server.
+pub(super) fn examine(root: &Path, ports: &RangeInclusive<u16>, files: u64, is_running: bool) -> Vec<Finding> {
+    let mut findings = vec![buffers(root), open_files(files)];
+    findings.extend(relay_ports(root, ports, is_running));
+    findings.extend(connection_tracking(root));
+    findings.extend(offloads());
+    findings.extend(container(root));
+    findings
+}
+
+fn read(root: &Path, path: &str) -> Option<String> {
+    fs::read_to_string(root.join(path)).ok()
+}
+
+fn number(root: &Path, path: &str) -> Option<u64> {
+    read(root, path)?.trim().parse().ok()
+}
+
+/// The buffers of UDP listeners.
+fn buffers(root: &Path) -> Finding {
+    let wanted = udp::LISTENER_BUFFER as u64;
+    let limit = |name: &str| number(root, &format!("proc/sys/net/core/{name}"));
+    let small: Vec<(&str, u64)> = ["rmem_max", "wmem_max"]
+        .into_iter()
+        .filter_map(|name| Some((name, limit(name)?)))
+        .filter(|(_, limit)| *limit < wanted)
+        .collect();
+    if small.is_empty() {
+        return Finding::ok("udp-buffers", format!("UDP listeners get buffers of {} KiB", wanted / 1024));
+    }
+    let least = small.iter().map(|(_, limit)| *limit).min().unwrap_or_default();
+    let commands: String = small.iter().map(|(name, _)| format!(" net.core.{name}={wanted}")).collect();
+    Finding::warning(
+        "udp-buffers",
+        format!(
+            "the system limits the buffers of UDP listeners to {} KiB in place of {} KiB, so packets are lost in bursts",
+            least / 1024,
+            wanted / 1024
+        ),
+        format!("run sysctl{commands}, and write that into /etc/sysctl.d/turnserver.conf"),
+    )
+}
+
+fn open_files(needed: u64) -> Finding {
+    let limit = limits::hard_open_files().unwrap_or(u64::MAX);
+    if limit >= needed {
+        return Finding::ok("open-files", format!("{limit} files may be open; the configuration can use {needed}"));
+    }
+    Finding::warning(
+        "open-files",
+        format!("{limit} files may be open, but allocations and connections can use {needed}"),
+        "raise LimitNOFILE in the unit, or `ulimit -Hn`, or lower limits.allocations and limits.connections",
+    )
+}
+
+/// Other programs that use relay ports now, or may get them.
+fn relay_ports(root: &Path, ports: &RangeInclusive<u16>, is_running: bool) -> Vec<Finding> {
+    let (first, last) = (ports.start(), ports.end());
+    let mut findings = Vec::new();
+    if !is_running {
+        let used = ["proc/net/udp", "proc/net/udp6"].iter().filter_map(|table| read(root, table));
+        let used = used.map(|table| udp_ports(&table).filter(|port| ports.contains(port)).count()).sum::<usize>();
+        findings.push(if used * 100 <= ports.len() * TOLERATED_USE {
+            Finding::ok(
+                "relay-ports",
+                format!("{} of {} ports are free", ports.len() - used.min(ports.len()), ports.len()),
+            )
+        } else {
+            Finding::warning(
+                "relay-ports",
+                format!("other programs use {used} of the {} relay ports", ports.len()),
+                "choose another range in relay.ports, or stop the other programs (for example a second TURN server)",
+            )
+        });
+    }
+    let range = read(root, "proc/sys/net/ipv4/ip_local_port_range").and_then(|text| {
+        let mut bounds = text.split_whitespace().map(str::parse::<u16>);
+        Some((bounds.next()?.ok()?, bounds.next()?.ok()?))
+    });
+    let reserved = read(root, "proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    if let Some((low, high)) = range
+        && low <= *last
+        && high >= *first
+    {
+        let shared = low.max(*first)..=high.min(*last);
+        findings.push(if shared.clone().all(|port| is_reserved(&reserved, port)) {
+            Finding::ok("ephemeral-ports", "the kernel gives no relay port to other programs")
+        } else {
+            Finding {
+                advice: Some(format!(
+                    "to keep them for the server: sysctl net.ipv4.ip_local_reserved_ports={}-{}",
+                    shared.start(),
+                    shared.end()
+                )),
+                ..Finding::ok(
+                    "ephemeral-ports",
+                    format!(
+                        "the kernel may give the relay ports {}-{} to other programs; the server skips ports in use",
+                        shared.start(),
+                        shared.end()
+                    ),
+                )
+            }
+        });
+    }
+    findings
+}
+
+/// Returns the local ports of a table of UDP sockets, as in `/proc/net/udp`.
+fn udp_ports(table: &str) -> impl Iterator<Item = u16> {
+    table.lines().skip(1).filter_map(|line| {
+        let (_, port) = line.split_whitespace().nth(1)?.rsplit_once(':')?;
+        u16::from_str_radix(port, 16).ok()
+    })
+}
+
+/// Whether a list of ports and ranges, as in `ip_local_reserved_ports`, has a port.
+fn is_reserved(list: &str, port: u16) -> bool {
+    list.trim().split(',').any(|entry| {
+        let (first, last) = entry.split_once('-').unwrap_or((entry, entry));
+        let bounds = first.parse().ok().zip(last.parse().ok());
+        bounds.is_some_and(|(first, last): (u16, u16)| (first..=last).contains(&port))
+    })
+}
+
+fn connection_tracking(root: &Path) -> Option<Finding> {
+    let most = number(root, "proc/sys/net/netfilter/nf_conntrack_max")?;
+    let used = number(root, "proc/sys/net/netfilter/nf_conntrack_count")?;
+    let what = format!("the firewall tracks {used} of at most {most} connections");
+    Some(if used * 100 < most * CONNECTIONS_USED {
+        Finding::ok("connection-tracking", what)
+    } else {
+        Finding::warning(
+            "connection-tracking",
+            format!("{what}; when the table is full, it drops packets of new ones"),
+            "raise net.netfilter.nf_conntrack_max, or exempt the relay ports (notrack in the raw table)",
+        )
+    })
+}
+
+/// Whether the kernel sends and receives several datagrams at once.
+fn offloads() -> Option<Finding> {
+    let socket = UdpSocket::bind("127.0.0.1:0").ok()?;
+    Some(if udp::enable_gro(&socket) {
+        Finding::ok("udp-offload", "the kernel joins datagrams (GRO) and splits them (GSO)")
+    } else {
+        Finding::warning(
+            "udp-offload",
+            "the kernel cannot join datagrams (GRO), so each packet costs more",
+            "use Linux 5.10 or later, not gVisor",
+        )
+    })
+}
+
+fn container(root: &Path) -> Option<Finding> {
+    let is_container = ["run/.containerenv", ".dockerenv"].iter().any(|file| root.join(file).exists());
+    if !is_container {
+        return None;
+    }
+    // The address of Docker's and Podman's bridges.
+    let table = read(root, "proc/net/route").unwrap_or_default();
+    let gateways = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(2));
+    // The bytes of the address are in reverse order: 172.17.0.1 is 010011AC.
+    let is_bridged = gateways.into_iter().any(|gateway| gateway.ends_with("11AC") || gateway.ends_with("580A"));
+    Some(if is_bridged {
+        Finding::warning(
+            "container",
+            "this container is in a bridge network: each relay port has to be published, and clients seem to be the bridge",
+            "run the container with the network of the host (--network host)",
+        )
+    } else {
+        Finding::ok("container", "this container has no bridge network of Docker or Podman")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::Status;
+
+    /// Returns a directory with files like those of `/`.
+    fn root(name: &str, files: &[(&str, &str)]) -> std::path::PathBuf {
+        let root = std::env::temp_dir().join(format!("turnserver-kernel-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        for (path, text) in files {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn small_buffers_are_a_warning_with_the_command() {
+        let small =
+            root("small", &[("proc/sys/net/core/rmem_max", "212992\n"), ("proc/sys/net/core/wmem_max", "8388608")]);
+        let finding = buffers(&small);
+        assert!(finding.what.contains("208 KiB in place of 4096 KiB"), "{finding:?}");
+        assert!(finding.advice.unwrap().starts_with("run sysctl net.core.rmem_max=4194304,"));
+        let large =
+            root("large", &[("proc/sys/net/core/rmem_max", "4194304"), ("proc/sys/net/core/wmem_max", "4194304")]);
+        assert_eq!(buffers(&large).status, Status::Ok);
+    }
+
+    #[test]
+    fn relay_ports_of_other_programs_are_counted_and_shared_ranges_are_named() {
+        let rows: String = (0..3).map(|n| format!("  1: 00000000:{:04X} 00000000:0000 07\n", 50_000 + n)).collect();
+        let files = |reserved: &'static str| {
+            [
+                ("proc/net/udp", format!("  sl  local_address rem_address   st\n{rows}")),
+                ("proc/sys/net/ipv4/ip_local_port_range", "32768\t60999\n".to_owned()),
+                ("proc/sys/net/ipv4/ip_local_reserved_ports", reserved.to_owned()),
+            ]
+        };
+        let check = |name: &str, reserved, ports: RangeInclusive<u16>, is_running| {
+            let files = files(reserved);
+            let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (*path, text.as_str())).collect();
+            relay_ports(&root(name, &files), &ports, is_running)
+        };
+        let few = check("few", "", 50_000..=50_009, false);
+        assert_eq!((few[0].status, few[1].status), (Status::Warning, Status::Ok));
+        assert_eq!(few[0].what, "other programs use 3 of the 10 relay ports");
+        assert!(few[1].advice.as_ref().unwrap().ends_with("ip_local_reserved_ports=50000-50009"));
+        let many = check("many", "8080,49152-61000\n", 49_152..=65_535, false);
+        assert_eq!(many[0].what, "16381 of 16384 ports are free");
+        assert_eq!((many[1].status, &many[1].advice), (Status::Ok, &None));
+        // The ports in use may be its own.
+        assert_eq!(check("running", "", 50_000..=50_009, true).len(), 1);
+        assert_eq!(check("below", "", 20_000..=30_000, true), []);
+    }
+
+    #[test]
+    fn a_table_of_connections_that_is_almost_full_is_a_warning() {
+        let table = |name: &str, count: &str| {
+            let most = ("proc/sys/net/netfilter/nf_conntrack_max", "1000");
+            connection_tracking(&root(name, &[most, ("proc/sys/net/netfilter/nf_conntrack_count", count)])).unwrap()
+        };
+        assert_eq!(table("full", "800").status, Status::Warning);
+        assert_eq!(table("empty", "799").status, Status::Ok);
+        assert_eq!(connection_tracking(&root("none", &[])), None);
+    }
+
+    #[test]
+    fn a_container_in_a_bridge_network_is_a_warning() {
+        let header = "Iface\tDestination\tGateway\n";
+        let route = |gateway: &str| format!("{header}eth0\t00000000\t{gateway}\t0003\n");
+        let status = |name: &str, files: &[(&str, &str)]| container(&root(name, files)).map(|finding| finding.status);
+        assert_eq!(status("host", &[("proc/net/route", &route("010011AC"))]), None);
+        let docker = [(".dockerenv", ""), ("proc/net/route", &route("010011AC"))];
+        assert_eq!(status("docker", &docker), Some(Status::Warning));
+        assert_eq!(
+            status("network", &[("run/.containerenv", ""), ("proc/net/route", &route("0101A8C0"))]),
+            Some(Status::Ok)
+        );
+    }
+}

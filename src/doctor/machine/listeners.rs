@@ -1,0 +1,192 @@
+//! The listeners: whether their ports are free, or who uses them, and the relay path through a running server.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
+
+use super::reachable;
+use crate::auth::time_limited;
+use crate::client::{Allocate, Failure, Request};
+use crate::clock;
+use crate::config::Config;
+use crate::control::Choice;
+use crate::doctor::finding::Finding;
+use crate::doctor::ice_servers::IceServer;
+use crate::doctor::link::Link;
+use crate::doctor::remote::{self, Report};
+use crate::doctor::session::{Problem, Session};
+use crate::doctor::trust::Trust;
+use crate::transport::{Endpoint, TurnUri};
+
+/// The time for a connection to this machine.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// The lifetime of the credential for the relay path, in seconds.
+const LIFETIME: u64 = 600;
+
+/// The beginning of SOFTWARE of this server.
+const SOFTWARE: &str = concat!(env!("CARGO_PKG_NAME"), "/");
+
+/// Examines the ports. Returns the listeners of a running server.
+pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Vec<Endpoint> {
+    let mut running = Vec::new();
+    for endpoint in config.listen.iter().filter(|endpoint| endpoint.address.port() > 0) {
+        let (port, protocol) = (endpoint.address.port(), endpoint.transport.port_protocol());
+        let finding = match bind(*endpoint) {
+            Ok(()) => Finding::ok("listener", "the port is free; the server does not run"),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let occupant = occupant(*endpoint, config, trust);
+                if occupant.is_this() {
+                    running.push(*endpoint);
+                }
+                occupant.finding(port)
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::fault(
+                "listener",
+                format!("this user may not listen on {protocol} port {port}, which is below 1024"),
+                "run the server by its unit, which has CAP_NET_BIND_SERVICE, or use another port",
+            ),
+            // The relay addresses say it.
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => continue,
+            Err(error) => Finding::fault("listener", error.to_string(), "correct the address"),
+        };
+        report(finding.of(endpoint));
+    }
+    running
+}
+
+fn bind(endpoint: Endpoint) -> io::Result<()> {
+    if endpoint.transport.is_connection() {
+        TcpListener::bind(endpoint.address).map(drop)
+    } else {
+        UdpSocket::bind(endpoint.address).map(drop)
+    }
+}
+
+/// Who uses a port.
+enum Occupant {
+    /// A server that accepts the credentials of the configuration, with its SOFTWARE if it says it.
+    Server(Option<String>),
+    /// A server that cannot be told apart, because the configuration has no credentials.
+    Unknown,
+    /// A server that refuses the credentials of the configuration.
+    Refuses,
+    /// A program that does not respond like a TURN server.
+    Program(String),
+}
+
+impl Occupant {
+    /// Whether it is the server of the configuration, as far as it can be told.
+    fn is_this(&self) -> bool {
+        match self {
+            Self::Server(software) => software.as_ref().is_none_or(|software| software.starts_with(SOFTWARE)),
+            Self::Unknown => true,
+            Self::Refuses | Self::Program(_) => false,
+        }
+    }
+
+    fn finding(&self, port: u16) -> Finding {
+        let stop = || format!("stop it (`ss -lnp 'sport = :{port}'` names it), or use another port");
+        match self {
+            Self::Server(software) if self.is_this() => {
+                Finding::ok("listener", format!("{} runs and responds", software.as_deref().unwrap_or("the server")))
+            }
+            Self::Server(software) => {
+                let software = software.as_deref().unwrap_or_default();
+                Finding::fault("listener", format!("another server uses the port: {software}"), stop())
+            }
+            Self::Unknown => Finding::ok("listener", "a server runs and responds"),
+            Self::Refuses => Finding::fault(
+                "listener",
+                "a TURN server uses the port and refuses the credentials of this configuration",
+                "if it is this server, reload or restart it; otherwise, stop it or use another port",
+            ),
+            Self::Program(error) => Finding::fault(
+                "listener",
+                format!("another program uses the port, and it is not a TURN server: {error}"),
+                stop(),
+            ),
+        }
+    }
+}
+
+fn occupant(endpoint: Endpoint, config: &Config, trust: &Trust) -> Occupant {
+    let ip = match endpoint.address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let (name, address) = (name(config, ip), SocketAddr::new(ip, endpoint.address.port()));
+    let server = credential(config);
+    let opened = Link::open(endpoint.transport, address, &name, trust, CONNECT);
+    let session =
+        opened.and_then(|(link, _)| Ok(Session::new(link, server.as_ref().and_then(IceServer::credentials))?));
+    let mut session = match session {
+        Ok(session) => session,
+        Err(error) => return Occupant::Program(error.to_string()),
+    };
+    if let Err(problem) = session.request(Request::Binding) {
+        return Occupant::Program(problem.to_string());
+    }
+    if server.is_none() {
+        return Occupant::Unknown;
+    }
+    match session.request(Request::Allocate(Allocate::default())) {
+        Err(Problem::Failure(Failure::CredentialsRefused { .. })) => Occupant::Refuses,
+        result => {
+            // Also a server that rejects the request, for example because it drains, has accepted the credentials.
+            if result.is_ok() {
+                let _ = session.request(Request::Refresh(0));
+            }
+            Occupant::Server(session.client().software().map(str::to_owned))
+        }
+    }
+}
+
+/// Returns the name that the certificate has to have.
+fn name(config: &Config, ip: IpAddr) -> String {
+    config.hostname.clone().unwrap_or_else(|| ip.to_string())
+}
+
+/// Examines the relay path through each listener of a running server.
+pub(super) fn examine_relaying(
+    config: &Config,
+    choice: &Choice,
+    running: &[Endpoint],
+    trust: &Trust,
+    report: Report<'_>,
+) {
+    if running.is_empty() {
+        return report(Finding::warning(
+            "relay",
+            "the server does not run, so the path through it was not examined",
+            "start it and run this command again",
+        ));
+    }
+    let Some(server) = credential(config) else {
+        return report(Finding::warning(
+            "relay",
+            "neither a secret nor a user is configured, so the path through the server was not examined",
+            "set auth.secrets: otherwise credentials change with each start",
+        ));
+    };
+    for endpoint in running {
+        for ip in reachable(*endpoint, choice) {
+            let uri = TurnUri::new(endpoint.transport, &ip.to_string(), endpoint.address.port());
+            let address = SocketAddr::new(ip, endpoint.address.port());
+            remote::examine_at(uri, address, &name(config, ip), &server, trust, report);
+        }
+    }
+}
+
+fn credential(config: &Config) -> Option<IceServer> {
+    let uris = Vec::new();
+    if let Some(secret) = config.auth.secrets.first() {
+        let credential = time_limited::mint(secret, Some("doctor"), clock::unix_seconds() + LIFETIME);
+        let password = crate::auth::Secret::new(credential.password.as_bytes()).ok();
+        return Some(IceServer { uris, username: Some(credential.username), password, is_minted: true });
+    }
+    let user = config.auth.users.first()?;
+    let (username, password) = (Some(user.name.clone()), Some(user.password.clone()));
+    Some(IceServer { uris, username, password, is_minted: false })
+}

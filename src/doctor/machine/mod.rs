@@ -1,0 +1,137 @@
+//! This machine and its configuration, with or without a running server.
+
+mod kernel;
+mod listeners;
+mod names;
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::finding::{Finding, Status};
+use super::remote::Report;
+use super::trust::Trust;
+use crate::config::Config;
+use crate::control::{self, Choice, Source};
+use crate::net::clock_state;
+use crate::transport::Endpoint;
+
+/// What is examined.
+#[derive(Clone, Debug)]
+pub struct Machine<'m> {
+    /// The configuration file. `None`: the defaults.
+    pub path: Option<&'m Path>,
+    /// The address of a STUN server elsewhere, which tells the public address.
+    pub stun: Option<&'m str>,
+}
+
+/// Examines this machine. The relay path is examined on each listener of a running server.
+pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) {
+    let source = Source { path: machine.path.map(Path::to_owned), log_level: None };
+    let config = match source.load() {
+        Ok(config) => config,
+        Err(errors) => {
+            for error in errors.to_string().lines() {
+                report(Finding::fault("configuration", error, "correct it; `turnserver check-config` checks it again"));
+            }
+            return;
+        }
+    };
+    let named = machine.path.map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
+    report(Finding::ok("configuration", "no errors").of(named));
+    for warning in &config.warnings {
+        report(own_words("configuration", warning.to_string()));
+    }
+    for unreadable in control::unreadable_files(&config, machine.path) {
+        report(Finding::fault("files", unreadable, "see docs/install.md"));
+    }
+    report(clock());
+    let Some(choice) = addresses(&config, report) else { return };
+    certificate(&config, report);
+    let running = listeners::examine(&config, trust, report);
+    names::examine(&config, &choice, machine.stun, report);
+    for finding in
+        kernel::examine(Path::new("/"), &config.relay.ports, open_files(&config, &choice), !running.is_empty())
+    {
+        report(finding);
+    }
+    listeners::examine_relaying(&config, &choice, &running, trust, report);
+}
+
+/// A warning whose text has its own advice.
+fn own_words(check: &'static str, text: String) -> Finding {
+    Finding { status: Status::Warning, ..Finding::ok(check, text) }
+}
+
+fn clock() -> Finding {
+    match clock_state() {
+        Ok(true) => Finding::ok("clock", "the clock is synchronized"),
+        Ok(false) => Finding::warning(
+            "clock",
+            "no time service keeps the clock right: credentials seem expired, or too new, if it is wrong",
+            "enable one: timedatectl set-ntp true",
+        ),
+        Err(error) => Finding::warning("clock", format!("the state of the clock is unknown: {error}"), "compare it"),
+    }
+}
+
+/// Returns the relay addresses and reports about them.
+fn addresses(config: &Config, report: Report<'_>) -> Option<Choice> {
+    let choice = match control::choose_addresses(config) {
+        Ok(choice) => choice,
+        Err(error) => {
+            report(own_fault("relay-address", error.to_string()));
+            return None;
+        }
+    };
+    for relay in &choice.addresses {
+        let advertised =
+            if relay.advertised == relay.bind { String::new() } else { format!(" as {}", relay.advertised) };
+        report(Finding::ok("relay-address", format!("{}{advertised}: {}", relay.bind, relay.reason)));
+    }
+    let missing = control::missing_listeners(config).unwrap_or_else(|error| vec![error.to_string()]);
+    let denied = control::denied_own_addresses(config, &choice).ok().flatten();
+    for warning in choice.warnings.iter().chain(&missing).chain(&denied) {
+        report(own_words("relay-address", warning.clone()));
+    }
+    Some(choice)
+}
+
+/// A fault whose text has its own advice.
+fn own_fault(check: &'static str, text: String) -> Finding {
+    Finding { status: Status::Fault, ..Finding::ok(check, text) }
+}
+
+fn certificate(config: &Config, report: Report<'_>) {
+    let Some(tls) = &config.tls else { return };
+    match control::check_tls(tls, config.hostname.as_deref()) {
+        Ok((description, warnings)) => {
+            report(Finding::ok("certificate", description).of(tls.certificate.display()));
+            for warning in warnings {
+                report(own_words("certificate", warning).of(tls.certificate.display()));
+            }
+        }
+        Err(error) => report(own_fault("certificate", error.to_string()).of(tls.certificate.display())),
+    }
+}
+
+/// Returns the files that allocations and connections can use.
+fn open_files(config: &Config, choice: &Choice) -> u64 {
+    let ports = config.relay.ports.len() * choice.addresses.len().max(1);
+    let allocations = match config.limits.allocations {
+        0 => ports as u64,
+        limit => u64::from(limit).min(ports as u64),
+    };
+    allocations + u64::from(config.limits.connections)
+}
+
+/// Returns an address at which this machine reaches a listener.
+fn reachable(endpoint: Endpoint, choice: &Choice) -> Vec<IpAddr> {
+    let ip = endpoint.address.ip();
+    if !ip.is_unspecified() {
+        return vec![ip];
+    }
+    let accepts = |own: &IpAddr| own.is_ipv4() || ip.is_ipv6();
+    let mut own: Vec<IpAddr> = choice.addresses.iter().map(|relay| relay.bind).filter(accepts).collect();
+    own.dedup();
+    own
+}

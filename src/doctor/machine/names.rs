@@ -1,0 +1,159 @@
+//! The public name and address of the server.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::time::Duration;
+
+use crate::client::{Request, Success};
+use crate::config::Config;
+use crate::control::Choice;
+use crate::doctor::finding::Finding;
+use crate::doctor::link::Link;
+use crate::doctor::remote::Report;
+use crate::doctor::session::Session;
+use crate::doctor::trust::Trust;
+use crate::transport::Transport;
+
+/// The port of STUN.
+const STUN_PORT: u16 = 3478;
+
+/// Examines `hostname`, and the public address as a STUN server elsewhere sees it.
+pub(super) fn examine(config: &Config, choice: &Choice, stun: Option<&str>, report: Report<'_>) {
+    let advertised: BTreeSet<IpAddr> = choice.addresses.iter().map(|relay| relay.advertised).collect();
+    if let Some(hostname) = &config.hostname {
+        let bare = hostname.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(hostname);
+        for finding in compare(bare, resolve(bare), &advertised) {
+            report(finding.of(hostname));
+        }
+    }
+    if let Some(server) = stun {
+        report(public_address(server, choice).of(server));
+    }
+}
+
+fn resolve(host: &str) -> std::io::Result<BTreeSet<IpAddr>> {
+    Ok((host, STUN_PORT).to_socket_addrs()?.map(|address| address.ip().to_canonical()).collect())
+}
+
+/// Compares the addresses of a name with those that the server advertises.
+fn compare(host: &str, resolved: std::io::Result<BTreeSet<IpAddr>>, advertised: &BTreeSet<IpAddr>) -> Vec<Finding> {
+    let resolved = match resolved {
+        Ok(resolved) => resolved,
+        Err(error) => {
+            return vec![Finding::fault(
+                "dns",
+                format!("{host} has no address: {error}"),
+                "add an A record with the public address of this machine",
+            )];
+        }
+    };
+    let list = |addresses: &mut dyn Iterator<Item = &IpAddr>| {
+        addresses.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let mut findings = Vec::new();
+    for (record, is_family) in [("A", IpAddr::is_ipv4 as fn(&IpAddr) -> bool), ("AAAA", IpAddr::is_ipv6)] {
+        let named: BTreeSet<&IpAddr> = resolved.iter().filter(|ip| is_family(ip)).collect();
+        let own: BTreeSet<&IpAddr> = advertised.iter().filter(|ip| is_family(ip)).collect();
+        let (shown, ours) = (list(&mut named.iter().copied()), list(&mut own.iter().copied()));
+        findings.push(match (named.is_empty(), own.is_empty()) {
+            (true, true) => continue,
+            (true, false) => Finding::warning(
+                "dns",
+                format!("there is no {record} record, so clients do not use {ours}"),
+                format!("add an {record} record with this address"),
+            ),
+            (false, true) => Finding::warning(
+                "dns",
+                format!("the {record} record names {shown}, but the server relays no such family"),
+                format!("remove the {record} record, or give the machine an address of that family"),
+            ),
+            (false, false) if named.is_disjoint(&own) => Finding::fault(
+                "dns",
+                format!("the {record} record names {shown}, but the server is at {ours}"),
+                format!("correct the {record} record, or set relay.external if the router maps one to the other"),
+            ),
+            (false, false) => Finding::ok("dns", format!("the {record} record names {shown}")),
+        });
+    }
+    findings
+}
+
+/// Compares the address that a STUN server sees with those that this server advertises.
+fn public_address(server: &str, choice: &Choice) -> Finding {
+    let host_and_port = if server.contains(':') { server.to_owned() } else { format!("{server}:{STUN_PORT}") };
+    let address = match host_and_port.to_socket_addrs().map(|mut found| found.find(SocketAddr::is_ipv4)) {
+        Ok(Some(address)) => address,
+        Ok(None) => return Finding::fault("public-address", "the STUN server has no IPv4 address", "use another one"),
+        Err(error) => {
+            return Finding::fault("public-address", error.to_string(), "correct the name of the STUN server");
+        }
+    };
+    let mapped = ask(address);
+    let advertised: Vec<IpAddr> =
+        choice.addresses.iter().map(|relay| relay.advertised).filter(IpAddr::is_ipv4).collect();
+    match mapped {
+        Err(error) => Finding::warning(
+            "public-address",
+            format!("the STUN server does not tell the public address: {error}"),
+            "check that UDP leaves this machine, or use another STUN server",
+        ),
+        Ok(mapped) if advertised.contains(&mapped) => {
+            Finding::ok("public-address", format!("this machine is {mapped} outside, as the server tells its clients"))
+        }
+        Ok(mapped) => {
+            let told = advertised.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let inside = choice.addresses.iter().map(|relay| relay.bind).find(IpAddr::is_ipv4);
+            let inside = inside.map_or_else(|| "address of this machine".to_owned(), |ip| ip.to_string());
+            Finding::fault(
+                "public-address",
+                format!("this machine is {mapped} outside, but the server tells its clients {told}"),
+                format!("set relay.external = {{ \"{inside}\" = \"{mapped}\" }} if the router maps one to the other"),
+            )
+        }
+    }
+}
+
+fn ask(server: SocketAddr) -> Result<IpAddr, String> {
+    let trust = Trust::new(None)?;
+    let opened = Link::open(Transport::Udp, server, "", &trust, Duration::from_secs(5));
+    let (link, _) = opened.map_err(|error| error.to_string())?;
+    let mut session = Session::new(link, None).map_err(|error| error.to_string())?;
+    match session.request(Request::Binding) {
+        Ok(Success::Binding(mapped)) => Ok(mapped.ip().to_canonical()),
+        Ok(_) => Err("the response is not one to a Binding request".to_owned()),
+        Err(problem) => Err(problem.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::Status;
+
+    fn set(addresses: &[&str]) -> BTreeSet<IpAddr> {
+        addresses.iter().map(|address| address.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn records_are_compared_with_the_advertised_addresses_of_their_family() {
+        let check = |resolved: &[&str], advertised: &[&str]| {
+            let found = compare("turn.example.org", Ok(set(resolved)), &set(advertised));
+            found.into_iter().map(|finding| (finding.status, finding.what)).collect::<Vec<_>>()
+        };
+        let ok = (Status::Ok, "the A record names 203.0.113.1".to_owned());
+        assert_eq!(check(&["203.0.113.1"], &["203.0.113.1"]), std::slice::from_ref(&ok));
+        let wrong = check(&["203.0.113.2"], &["203.0.113.1"]);
+        assert_eq!(
+            wrong,
+            [(Status::Fault, "the A record names 203.0.113.2, but the server is at 203.0.113.1".to_owned())]
+        );
+        let missing = check(&["203.0.113.1"], &["203.0.113.1", "2001:db8::1"]);
+        let text = "there is no AAAA record, so clients do not use 2001:db8::1".to_owned();
+        assert_eq!(missing, [ok.clone(), (Status::Warning, text)]);
+        let useless = check(&["203.0.113.1", "2001:db8::1"], &["203.0.113.1"]);
+        let text = "the AAAA record names 2001:db8::1, but the server relays no such family".to_owned();
+        assert_eq!(useless, [ok, (Status::Warning, text)]);
+        let none = compare("turn.example.org", Err(std::io::Error::other("no")), &set(&["203.0.113.1"]));
+        assert!(matches!(none.as_slice(), [Finding { status: Status::Fault, .. }]), "{none:?}");
+    }
+}
