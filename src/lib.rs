@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod file;
+pub mod generate;
 pub mod http;
 pub mod ip_fields;
 pub mod net;

@@ -7,9 +7,10 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use turnserver::config::{self, Config, LogLevel};
 use turnserver::control;
+use turnserver::generate::Generate;
 
 /// A STUN/TURN server for WebRTC.
 ///
@@ -38,6 +39,9 @@ enum Command {
     CheckConfig,
     Ctl(ctl::Arguments),
     Doctor(doctor_command::Arguments),
+    /// Generate man pages and shell completions.
+    #[command(subcommand)]
+    Generate(Generate),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +64,9 @@ fn main() -> ExitCode {
             Ok(code) => return code,
             Err(message) => Err((message, ExitCode::from(2))),
         },
+        Some(Command::Generate(generate)) => generate
+            .run(Arguments::command(), &mut io::stdout().lock())
+            .map_err(|error| (format!("cannot write: {error}"), ExitCode::FAILURE)),
         Some(Command::CheckConfig) => execute(&arguments, true).map_err(|message| (message, ExitCode::FAILURE)),
         None => execute(&arguments, false).map_err(|message| (message, ExitCode::FAILURE)),
     };

@@ -27,6 +27,7 @@ mod architecture {
 
     /// The modules that each module of the library may use.
     const DEPENDENCIES: &[(&str, &[&str])] = &[
+        ("generate", &[]),
         ("setting", &[]),
         ("special_purpose", &[]),
         ("ip_fields", &[]),
@@ -81,8 +82,11 @@ mod architecture {
 
     /// The modules of the library that each binary may use.
     const BINARIES: &[(&str, &[&str])] = &[
-        ("main.rs", &["auth", "clock", "config", "control", "doctor", "file", "net", "printable", "transport"]),
-        ("bin/turn-credential/main.rs", &["auth", "clock", "config", "file", "setting", "transport"]),
+        (
+            "main.rs",
+            &["auth", "clock", "config", "control", "doctor", "file", "generate", "net", "printable", "transport"],
+        ),
+        ("bin/turn-credential/main.rs", &["auth", "clock", "config", "file", "generate", "setting", "transport"]),
     ];
 
     /// The modules that must not use sockets, clocks, locks, threads or tasks.

@@ -11,6 +11,7 @@ mod cli {
     mod check_config;
     mod drain;
     mod failures;
+    mod generate;
     mod logs;
     mod network;
     mod running;

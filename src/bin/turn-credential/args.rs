@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use turnserver::config::{DurationError, KEY_NAME_RULE, is_key_name, parse_duration};
+use turnserver::generate::Generate;
 
 /// The longest lifetime of a credential, in seconds: ten years.
 const LONGEST_TTL: u64 = 3_650 * 86_400;
@@ -29,6 +30,9 @@ pub(crate) enum Command {
     /// Create a key with which an application gets credentials over HTTP
     #[command(after_help = KEY_HELP, next_line_help = true)]
     Key(Key),
+    /// Generate man pages and shell completions
+    #[command(subcommand)]
+    Generate(Generate),
 }
 
 const MINT_HELP: &str = "\

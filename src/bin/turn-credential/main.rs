@@ -14,7 +14,7 @@ mod verify;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use args::{Arguments, Command};
 
@@ -49,6 +49,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let output = match arguments.command {
+        Command::Generate(generate) => {
+            return generate.run(Arguments::command(), &mut io::stdout().lock()).map_err(Failure::Output);
+        }
         Command::Mint(mint) => mint::run(&mint)?,
         Command::Key(key) => key::run(&key)?,
         Command::Verify(verify) => verify::run(&verify)?,
