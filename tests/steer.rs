@@ -14,7 +14,7 @@ mod steer {
     use std::io::{Read as _, Write as _};
     use std::os::fd::AsFd as _;
     use std::os::unix::net::{UnixListener, UnixStream};
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::{Child, Command};
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,47 +27,23 @@ mod steer {
     use turnserver::clock::unix_seconds;
 
     use crate::client::{Http, Response};
-    use crate::support::client::{Client, Login};
-    use crate::support::{Finished, LogLine, Server, TIMEOUT, TempDir, config, run, skip};
+    use crate::support::client::Login;
+    use crate::support::{Controlled, Server, TIMEOUT, TempDir, run, skip};
 
-    /// A server with a control socket.
-    struct Steered {
-        server: Server,
-        socket: PathBuf,
-        directory: TempDir,
-    }
-
-    impl Steered {
-        /// Starts a server. `keys` precede the tables of its configuration.
-        fn start(keys: &str) -> Self {
-            let directory = TempDir::new();
-            let socket = directory.path().join("control.sock");
-            let config = config(&["127.0.0.1"], &format!("[control]\nsocket = {socket:?}\n"));
-            Self { server: Server::start(&format!("{keys}{config}")), socket, directory }
-        }
-
-        fn ctl(&self, arguments: &[&str]) -> Finished {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
-            run(command.arg("ctl").arg("--socket").arg(&self.socket).args(arguments), None, TIMEOUT)
-        }
-
+    impl Controlled {
         fn request(&self, method: &str, path: &str, body: &str) -> Response {
             Http::unix(&self.socket).request(method, path, "", body.as_bytes())
         }
 
-        fn json(&self, path: &str) -> Value {
+        fn get_json(&self, path: &str) -> Value {
             serde_json::from_str(&self.request("GET", path, "").body).unwrap()
-        }
-
-        fn allocate(&self, login: &Login) -> Result<(), u16> {
-            Client::new(self.server.udp_address()).allocate(login).map(|_| ())
         }
 
         /// Makes allocations until both workers have two or more. Returns the numbers of allocations.
         fn allocate_on_both_workers(&self) -> [usize; 2] {
             loop {
                 // The code is 437 if an earlier client had the same port.
-                let _ = self.allocate(&Login::mint("ann", 600));
+                let _ = self.client().allocate(&Login::mint("ann", 600));
                 let counts = self.sessions();
                 if counts.iter().all(|count| *count >= 2) {
                     return counts;
@@ -77,15 +53,11 @@ mod steer {
 
         /// Returns the numbers of sessions of both workers.
         fn sessions(&self) -> [usize; 2] {
-            let listed = self.json("/v1/sessions?limit=1000");
+            let listed = self.get_json("/v1/sessions?limit=1000");
             let sessions = listed["sessions"].as_array().unwrap();
             let workers = sessions.iter().map(|session| session["id"].as_str().unwrap().split_once('-').unwrap().0);
             let workers: Vec<&str> = workers.collect();
             ["0", "1"].map(|worker| workers.iter().filter(|other| **other == worker).count())
-        }
-
-        fn event(&self, event: &str) -> LogLine {
-            self.server.wait_for_log(|line| line.field("event").as_deref() == Some(event))
         }
     }
 
@@ -119,9 +91,9 @@ mod steer {
 
     #[test]
     fn a_request_with_what_its_route_does_not_read_is_refused_and_changes_nothing() {
-        let steered = Steered::start("");
-        steered.allocate(&Login::mint("ann", 600)).unwrap();
-        let id = steered.json("/v1/sessions")["sessions"][0]["id"].as_str().unwrap().to_owned();
+        let controlled = Controlled::start("");
+        controlled.allocate("ann");
+        let id = controlled.get_json("/v1/sessions")["sessions"][0]["id"].as_str().unwrap().to_owned();
         let session = format!("/v1/sessions/{id}");
         let (trial, until) = (json!({ "dry_run": true }).to_string(), unix_seconds() + 100);
         let revocation = json!({ "username": "ann", "until": until }).to_string();
@@ -141,70 +113,70 @@ mod steer {
             ("DELETE", &format!("{session}?dry_run=true"), ""),
             ("DELETE", &session, &trial),
         ] {
-            let response = steered.request(method, path, body);
+            let response = controlled.request(method, path, body);
             let is_named = response.body.contains("dry_run is not a");
             assert!(response.status == 400 && is_named, "{method} {path} {body}: {response:?}");
         }
-        let status = steered.json("/v1/status");
+        let status = controlled.get_json("/v1/status");
         assert_eq!((&status["draining"], &status["allocations"]), (&json!(false), &json!(1)));
         assert_eq!(status["log_level"], json!("info"));
-        let metrics = steered.request("GET", "/metrics", "").body;
+        let metrics = controlled.request("GET", "/metrics", "").body;
         assert!(metrics.contains("\nturnserver_config_generation 1\n"), "{metrics}");
-        assert_eq!(steered.request("POST", "/v1/drain", "{}").status, 200);
+        assert_eq!(controlled.request("POST", "/v1/drain", "{}").status, 200);
     }
 
     #[test]
     fn a_stalled_worker_is_reported_and_does_not_hold_up_the_others() {
-        let steered = Steered::start("workers = 2\n");
-        let [first, second] = steered.allocate_on_both_workers();
-        let Some(stopped) = Stopped::worker(&steered.server, 1) else { return };
+        let controlled = Controlled::start("workers = 2\n");
+        let [first, second] = controlled.allocate_on_both_workers();
+        let Some(stopped) = Stopped::worker(&controlled.server, 1) else { return };
         // The server waits for the worker, which is not known to be stalled.
-        let finished = steered.ctl(&["sessions"]);
+        let finished = controlled.run(&["sessions"]);
         assert_eq!(finished.code, Some(4), "{finished:?}");
         assert_eq!(finished.stdout.last().unwrap(), &format!("{first} sessions"));
         assert!(finished.stderr[0].contains("no response from worker 1"), "{finished:?}");
-        let stalled = steered.event("worker-stalled");
+        let stalled = controlled.event("worker-stalled");
         assert_eq!((stalled.level(), stalled.field("worker").as_deref()), ("ERROR", Some("1")));
-        let health = steered.request("GET", "/healthz", "");
+        let health = controlled.request("GET", "/healthz", "");
         assert_eq!((health.status, health.body.as_str()), (503, "worker 1 is stalled\n"));
         let metric = |worker: u8, value: u8| format!("\nturnserver_worker_stalled{{worker=\"{worker}\"}} {value}\n");
-        let metrics = steered.request("GET", "/metrics", "").body;
+        let metrics = controlled.request("GET", "/metrics", "").body;
         assert!(metrics.contains(&metric(0, 0)) && metrics.contains(&metric(1, 1)), "{metrics}");
 
-        let top = steered.json("/v1/sessions?top=age");
+        let top = controlled.get_json("/v1/sessions?top=age");
         assert_eq!((top["sessions"].as_array().unwrap().len(), &top["missing_workers"]), (first, &json!([1])));
-        let finished = steered.ctl(&["--json", "kick", "--user", "ann"]);
+        let finished = controlled.run(&["--json", "kick", "--user", "ann"]);
         let ended: Value = serde_json::from_str(&finished.stdout.join("")).unwrap();
         assert_eq!((finished.code, &ended), (Some(4), &json!({ "ended": first, "missing_workers": [1] })));
-        let kicked = steered.event("sessions-ended");
+        let kicked = controlled.event("sessions-ended");
         assert_eq!(
             kicked.message(),
             "the operator ended sessions; worker 1 does not respond, so others that it selects may be left"
         );
 
         drop(stopped);
-        steered.event("worker-recovered");
-        assert_eq!(steered.sessions(), [0, second]);
-        let metrics = steered.request("GET", "/metrics", "").body;
+        controlled.event("worker-recovered");
+        assert_eq!(controlled.sessions(), [0, second]);
+        let metrics = controlled.request("GET", "/metrics", "").body;
         assert!(metrics.contains(&metric(1, 0)), "{metrics}");
-        let finished = steered.ctl(&["kick", "--user", "ann"]);
+        let finished = controlled.run(&["kick", "--user", "ann"]);
         assert_eq!((finished.code, finished.stdout), (Some(0), vec![format!("ended {second} sessions")]));
     }
 
     #[test]
     fn the_log_says_what_an_interrupted_kick_has_ended() {
-        let steered = Steered::start("workers = 2\n");
-        let [first, second] = steered.allocate_on_both_workers();
-        let Some(stopped) = Stopped::worker(&steered.server, 1) else { return };
+        let controlled = Controlled::start("workers = 2\n");
+        let [first, second] = controlled.allocate_on_both_workers();
+        let Some(stopped) = Stopped::worker(&controlled.server, 1) else { return };
         // The client goes away while the server waits for the stopped worker.
         let request = b"DELETE /v1/sessions?user=ann HTTP/1.1\r\nHost: test\r\n\r\n";
-        let interrupted = Http::unix(&steered.socket).begin(request);
-        steered.server.wait_for_logs(|lines| {
+        let interrupted = Http::unix(&controlled.socket).begin(request);
+        controlled.server.wait_for_logs(|lines| {
             let ended = lines.iter().filter(|line| line.field("event").as_deref() == Some("allocation-ended"));
             ended.count() == first
         });
         drop(interrupted);
-        let kick = steered.event("sessions-ended");
+        let kick = controlled.event("sessions-ended");
         let ended: usize = kick.field("ended").unwrap().parse().unwrap();
         let (before, after) = ("the operator ended sessions; the command was interrupted, so", "may have ended, and ");
         let rest = kick.message().strip_prefix(before).unwrap_or_else(|| panic!("{kick:?}"));
@@ -217,61 +189,61 @@ mod steer {
         assert!(requested == 0 || rest.ends_with(after), "{kick:?}");
         assert_eq!((ended + requested, requested % first), (first, 0), "{kick:?}");
         drop(stopped);
-        assert_eq!(steered.sessions(), [0, second]);
+        assert_eq!(controlled.sessions(), [0, second]);
     }
 
     #[test]
     fn a_prefix_with_further_bits_or_of_a_mapped_address_is_refused_with_a_suggestion() {
-        let steered = Steered::start("");
-        steered.allocate(&Login::mint("ann", 600)).unwrap();
+        let controlled = Controlled::start("");
+        controlled.allocate("ann");
         for (prefix, suggestion) in [("127.0.0.1/1", "`0.0.0.0/1`"), ("::ffff:127.0.0.1", "`127.0.0.1`")] {
             for command in ["kick", "sessions"] {
-                let finished = steered.ctl(&[command, "--client", prefix]);
+                let finished = controlled.run(&[command, "--client", prefix]);
                 assert_eq!(finished.code, Some(1), "{finished:?}");
                 assert!(finished.stderr[0].contains(suggestion), "{finished:?}");
             }
         }
-        assert_eq!(steered.json("/v1/status")["allocations"], json!(1));
+        assert_eq!(controlled.get_json("/v1/status")["allocations"], json!(1));
     }
 
     #[test]
     fn a_time_that_is_a_typing_error_does_not_end_a_revocation() {
-        let steered = Steered::start("");
+        let controlled = Controlled::start("");
         let login = Login::mint("ann", 600);
-        assert_eq!(steered.ctl(&["revoke", &login.username]).code, Some(0));
+        assert_eq!(controlled.run(&["revoke", &login.username]).code, Some(0));
         let in_milliseconds = (unix_seconds() * 1_000).to_string();
         let past = (unix_seconds() - 100).to_string();
         for (until, why) in [("3600", "no time in seconds"), (&in_milliseconds, "no time in seconds"), (&past, "--end")]
         {
-            let finished = steered.ctl(&["revoke", &login.username, "--until", until]);
+            let finished = controlled.run(&["revoke", &login.username, "--until", until]);
             assert_eq!(finished.code, Some(1), "{finished:?}");
             assert!(finished.stderr[0].contains(why), "{finished:?}");
         }
-        assert_eq!(steered.allocate(&login), Err(401));
-        assert_eq!(steered.ctl(&["revoke", &login.username, "--end"]).stdout, ["no longer revoked"]);
-        assert_eq!(steered.allocate(&login), Ok(()));
+        assert_eq!(controlled.client().allocate(&login).map(|_| ()), Err(401));
+        assert_eq!(controlled.run(&["revoke", &login.username, "--end"]).stdout, ["no longer revoked"]);
+        assert_eq!(controlled.client().allocate(&login).map(|_| ()), Ok(()));
     }
 
     #[test]
     fn the_limit_of_the_greatest_sessions_is_said_before_the_request() {
-        let steered = Steered::start("");
-        let finished = steered.ctl(&["sessions", "--top", "age", "--limit", "1001"]);
+        let controlled = Controlled::start("");
+        let finished = controlled.run(&["sessions", "--top", "age", "--limit", "1001"]);
         assert_eq!(finished.code, Some(2), "{finished:?}");
         assert!(finished.stderr[0].contains("--top lists at most 1000 sessions"), "{finished:?}");
-        assert_eq!(steered.ctl(&["sessions", "--top", "age", "--limit", "1000"]).code, Some(0));
-        assert_eq!(steered.ctl(&["sessions", "--limit", "1001"]).code, Some(0));
+        assert_eq!(controlled.run(&["sessions", "--top", "age", "--limit", "1000"]).code, Some(0));
+        assert_eq!(controlled.run(&["sessions", "--limit", "1001"]).code, Some(0));
     }
 
     #[test]
     fn the_socket_is_found_in_a_configuration_with_other_errors() {
-        let steered = Steered::start("");
+        let controlled = Controlled::start("");
         let ctl = |config: &str| {
-            let config = steered.directory.write("turnserver.toml", config);
+            let config = controlled.directory.write("turnserver.toml", config);
             let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
             command.args(["ctl", "status", "--config"]).arg(config).env_remove("CREDENTIALS_DIRECTORY");
             run(&mut command, None, TIMEOUT)
         };
-        let control = format!("[control]\nsocket = {:?}\n", steered.socket);
+        let control = format!("[control]\nsocket = {:?}\n", controlled.socket);
         for other in [
             "[auth]\nsecrets-file = \"$CREDENTIALS_DIRECTORY/secrets\"\n",
             "[limits]\nalocations = \"many\"\n",
