@@ -164,6 +164,26 @@ mod steer {
     }
 
     #[test]
+    fn a_change_that_a_worker_has_not_made_is_incomplete() {
+        let controlled = Controlled::start("workers = 2\n");
+        let Some(stopped) = Stopped::worker(&controlled.server, 1) else { return };
+        let login = Login::mint("ann", 600);
+        let revoke = ["revoke", &login.username];
+        for (arguments, is_quiet) in [(&revoke[..], false), (&["reload"], false), (&["reload", "--quiet"], true)] {
+            for json in [&[][..], &["--json"]] {
+                let finished = controlled.run(&[json, arguments].concat());
+                let is_silent = finished.stdout.is_empty();
+                assert_eq!((finished.code, is_silent), (Some(4), is_quiet), "{arguments:?}: {finished:?}");
+                let [why] = finished.stderr.as_slice() else { panic!("{arguments:?}: {finished:?}") };
+                assert!(why.contains("incomplete: worker 1 is busy and does not apply the change yet"), "{why}");
+            }
+        }
+        drop(stopped);
+        controlled.lines(&revoke);
+        assert_eq!(controlled.lines(&["--json", "reload", "--quiet"]), [""; 0]);
+    }
+
+    #[test]
     fn the_log_says_what_an_interrupted_kick_has_ended() {
         let controlled = Controlled::start("workers = 2\n");
         let [first, second] = controlled.allocate_on_both_workers();

@@ -270,7 +270,13 @@ impl RunningServer<'_> {
         let reconfigured = self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
         let is_complete = reconfigured.is_complete();
         log_revocation(&self.snapshot().privacy, username, until, is_complete, operator);
-        Ok(json!({ "username": username, "revoked": until.is_some(), "until": until, "complete": is_complete }))
+        Ok(json!({
+            "username": username,
+            "revoked": until.is_some(),
+            "until": until,
+            "complete": is_complete,
+            "pending_workers": reconfigured.pending,
+        }))
     }
 
     /// Passes a new certificate to the workers. The certificate is logged only when they use it, because a reader of

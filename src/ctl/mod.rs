@@ -21,9 +21,9 @@ use turnserver::clock;
 use turnserver::config::{CONTROL_SOCKET, Config, ControlSocket};
 
 use client::{Client, Failure};
-use text::{counted, list, number, text};
+use text::{counted, number, text};
 
-/// The exit code if a worker does not respond.
+/// The exit code if a command has not had its whole effect, or its result is incomplete.
 const INCOMPLETE: u8 = 4;
 
 /// The sessions of `--top`, unless there is a limit.
@@ -36,7 +36,7 @@ const PAGE: usize = 1_000;
 ///
 /// Exit codes: 0 the command is done, 1 the server refuses it,
 /// 2 the command line is wrong, 3 there is no server at the socket,
-/// 4 the result is incomplete because a worker does not respond.
+/// 4 the result is incomplete, or not everything is changed yet.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
@@ -87,8 +87,8 @@ enum Command {
         /// Only show what would change.
         #[arg(long)]
         dry_run: bool,
-        /// Show nothing unless it fails. The log of the server has the
-        /// result.
+        /// Show nothing, also no JSON, unless it fails or is incomplete. The
+        /// log of the server has the result.
         #[arg(long, conflicts_with = "dry_run", verbatim_doc_comment)]
         quiet: bool,
     },
@@ -173,32 +173,35 @@ impl Top {
 
 /// The result of a command: its JSON, and its text.
 struct Output {
+    /// `Null` if it is not shown.
     json: Value,
     text: Vec<String>,
-    /// The workers that have not responded, so that the result is incomplete.
-    missing: Vec<u64>,
+    /// Why the result is incomplete; empty if it is complete.
+    gaps: Vec<String>,
 }
 
 impl Output {
-    /// Takes the missing workers from the JSON.
+    /// Takes the gaps from the JSON.
     fn new(text: Vec<String>, json: Value) -> Self {
-        let missing = list(&json, "missing_workers").iter().filter_map(Value::as_u64).collect();
-        Self { json, text, missing }
+        let gaps = views::gaps(&json);
+        Self { json, text, gaps }
     }
 
     fn line(text: String, json: Value) -> Self {
         Self::new(vec![text], json)
     }
 
-    /// Says that the result is incomplete, if it is.
-    fn incomplete(&self) -> Option<String> {
-        let workers = self.missing.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-        (!workers.is_empty()).then(|| {
-            format!(
-                "incomplete: no response from worker {workers}, whose sessions are missing; see the log for \
-                 `worker-stalled`, and try again"
-            )
-        })
+    /// Shows nothing but the gaps.
+    fn quiet(json: &Value) -> Self {
+        Self { json: Value::Null, text: Vec::new(), gaps: views::gaps(json) }
+    }
+
+    fn shown(&self, as_json: bool) -> String {
+        match &self.json {
+            Value::Null => lines(&self.text),
+            json if as_json => format!("{json}\n"),
+            _ => lines(&self.text),
+        }
     }
 }
 
@@ -220,13 +223,13 @@ pub(crate) fn run(arguments: &Arguments, config: Option<&Path>) -> Result<(), (S
         return Err(with_code(Failure::Usage("top has no JSON: use status and sessions".to_owned())));
     }
     let output = runtime.block_on(execute(arguments, &socket)).map_err(with_code)?;
-    let text = if arguments.json { format!("{}\n", output.json) } else { lines(&output.text) };
-    match io::stdout().lock().write_all(text.as_bytes()) {
+    match io::stdout().lock().write_all(output.shown(arguments.json).as_bytes()) {
         // A closed pipe means that the reader has read enough.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err((format!("cannot write: {error}"), ExitCode::FAILURE))
         }
-        _ => output.incomplete().map_or(Ok(()), |message| Err((message, ExitCode::from(INCOMPLETE)))),
+        _ if output.gaps.is_empty() => Ok(()),
+        _ => Err((output.gaps.join("\n"), ExitCode::from(INCOMPLETE))),
     }
 }
 
@@ -273,7 +276,7 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
         Command::Revoke { username, until, end } => {
             let body = json!({ "username": username, "until": until, "end": end });
             let revoked = connect().await?.send(Method::POST, "/v1/revocations", Some(body)).await?;
-            Ok(Output::new(views::revocation(&revoked, clock::unix_seconds()), revoked))
+            Ok(Output::line(views::revocation(&revoked, clock::unix_seconds()), revoked))
         }
         Command::Drain { wait } => drain(&mut connect().await?, socket, *wait, arguments.json).await,
         Command::Resume => {
@@ -283,7 +286,7 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
         Command::Reload { dry_run, quiet } => {
             let body = json!({ "dry_run": dry_run });
             let reload = connect().await?.send(Method::POST, "/v1/reload", Some(body)).await?;
-            Ok(Output::new(if *quiet { Vec::new() } else { views::reload(&reload) }, reload))
+            Ok(if *quiet { Output::quiet(&reload) } else { Output::new(views::reload(&reload), reload) })
         }
         Command::LogLevel { level } => {
             let body = json!({ "level": level });

@@ -81,18 +81,6 @@ pub(crate) fn reload(reload: &Value) -> Vec<String> {
     }
     let warnings = list(reload, "warnings").iter().filter_map(Value::as_str);
     lines.extend(warnings.map(|warning| format!("warning: {}", printable(warning))));
-    for worker in list(reload, "pending_workers") {
-        lines.push(format!("worker {worker} is busy and does not use it yet; the log says when there is a problem"));
-    }
-    for failed in list(reload, "failed_listeners") {
-        lines.push(format!(
-            "worker {} cannot serve clients at the new listener {} {}: {}; restart the server",
-            number(failed, "worker"),
-            text(failed, "transport"),
-            text(failed, "address"),
-            printable(text(failed, "error")),
-        ));
-    }
     let revoked = [("permission", "revoked_permissions"), ("channel", "revoked_channels")];
     let revoked =
         revoked.map(|(noun, field)| (number(reload, field), noun)).into_iter().filter(|(count, _)| *count > 0);
@@ -101,6 +89,40 @@ pub(crate) fn reload(reload: &Value) -> Vec<String> {
         lines.push(format!("{} ended, because the configuration no longer allows them", revoked.join(" and ")));
     }
     lines
+}
+
+/// Returns why a response is incomplete: a line for all missing workers, and one for each other cause. None if it is
+/// complete.
+pub(crate) fn gaps(response: &Value) -> Vec<String> {
+    let numbers = |field: &str| list(response, field).iter().filter_map(Value::as_u64).map(|number| number.to_string());
+    let mut gaps = Vec::new();
+    let missing = numbers("missing_workers").collect::<Vec<_>>().join(", ");
+    if !missing.is_empty() {
+        gaps.push(format!(
+            "no response from worker {missing}, whose sessions are missing; see the log for `worker-stalled`, and try \
+             again"
+        ));
+    }
+    let pending = numbers("pending_workers");
+    gaps.extend(pending.map(|worker| {
+        format!(
+            "worker {worker} is busy and does not apply the change yet; it will do so when it is less busy. If the log \
+             has `worker-stalled`, restart the server"
+        )
+    }));
+    gaps.extend(list(response, "failed_listeners").iter().map(|failed| {
+        format!(
+            "worker {} cannot serve clients at the listener {} {}: {}; restart the server",
+            number(failed, "worker"),
+            text(failed, "transport"),
+            text(failed, "address"),
+            printable(text(failed, "error")),
+        )
+    }));
+    if gaps.is_empty() && response.get("complete").and_then(Value::as_bool) == Some(false) {
+        gaps.push("the log of the server says why".to_owned());
+    }
+    gaps.into_iter().map(|gap| format!("incomplete: {gap}")).collect()
 }
 
 /// Returns the lines of `session`.
@@ -183,19 +205,13 @@ pub(crate) fn status(status: &Value) -> Vec<String> {
     lines
 }
 
-/// Returns the lines of `revoke`. `now` is the time in seconds since the Unix epoch.
-pub(crate) fn revocation(response: &Value, now: u64) -> Vec<String> {
-    let is = |field: &str| response.get(field).and_then(Value::as_bool) == Some(true);
-    let state = if is("revoked") {
+/// Returns the line of `revoke`. `now` is the time in seconds since the Unix epoch.
+pub(crate) fn revocation(response: &Value, now: u64) -> String {
+    if response.get("revoked").and_then(Value::as_bool) == Some(true) {
         format!("revoked for {}", duration(number(response, "until").saturating_sub(now)))
     } else {
         "no longer revoked".to_owned()
-    };
-    let mut lines = vec![state];
-    if !is("complete") {
-        lines.push("a worker is busy and does not apply it yet; it will do so when it is less busy".to_owned());
     }
-    lines
 }
 
 /// Returns the lines of `certificates`. `now` is the time in seconds since the Unix epoch.
@@ -271,20 +287,30 @@ mod tests {
         });
         let expected = [
             "the configuration is in use (generation 2); 0 changes",
-            "worker 3 is busy and does not use it yet; the log says when there is a problem",
-            "worker 1 cannot serve clients at the new listener udp 192.0.2.1:3478: no\\u{1b} room; restart the server",
             "1 permission and 2 channels ended, because the configuration no longer allows them",
         ];
         assert_eq!(reload(&response), expected);
+        let [pending, failed] = gaps(&response).try_into().unwrap();
+        assert!(pending.starts_with("incomplete: worker 3 is busy and does not apply the change yet; "), "{pending}");
+        let expected = "incomplete: worker 1 cannot serve clients at the listener udp 192.0.2.1:3478: no\\u{1b} room; \
+                        restart the server";
+        assert_eq!(failed, expected);
     }
 
     #[test]
-    fn a_revocation_that_is_not_complete_says_so() {
-        let response = |revoked: bool, complete: bool| json!({ "revoked": revoked, "until": 70, "complete": complete });
-        assert_eq!(revocation(&response(true, true), 10), ["revoked for 1 min 00 s"]);
-        assert_eq!(revocation(&response(false, true), 100), ["no longer revoked"]);
-        let lines = revocation(&response(true, false), 10);
-        assert_eq!((lines.len(), lines[0].as_str()), (2, "revoked for 1 min 00 s"));
-        assert!(lines[1].contains("does not apply it yet"), "{lines:?}");
+    fn a_response_that_is_not_complete_has_a_gap() {
+        for complete in [json!({}), json!({ "complete": true, "pending_workers": [] })] {
+            assert_eq!(gaps(&complete), [""; 0], "{complete}");
+        }
+        for incomplete in [json!({ "complete": false }), json!({ "missing_workers": [0] })] {
+            assert_eq!(gaps(&incomplete).len(), 1, "{incomplete}");
+        }
+    }
+
+    #[test]
+    fn a_revocation_shows_how_long_it_holds() {
+        let response = |revoked: bool| json!({ "revoked": revoked, "until": 70, "complete": true });
+        assert_eq!(revocation(&response(true), 10), "revoked for 1 min 00 s");
+        assert_eq!(revocation(&response(false), 100), "no longer revoked");
     }
 }
