@@ -14,7 +14,7 @@ mod reload {
 
     use std::collections::HashMap;
     use std::fs;
-    use std::net::{SocketAddr, TcpListener, UdpSocket};
+    use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::thread;
 
@@ -506,9 +506,8 @@ mod reload {
             assert_eq!(Http::tcp(address).request("GET", "/healthz", bearer, b"").status, 200);
         }
         fixture.reload(&with(&fixture.config, &[("http.listen", "[]")]));
-        // The thread of the HTTP server closes them on its own.
-        while std::net::TcpStream::connect(first).is_ok() || std::net::TcpStream::connect(second).is_ok() {
-            thread::yield_now();
+        for address in [first, second] {
+            assert!(TcpStream::connect(address).is_err(), "{address}");
         }
         fixture.server.wait_for_logs(|lines| {
             lines.iter().filter(|line| line.field("event").as_deref() == Some("http-listener-closed")).count() == 2

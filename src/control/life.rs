@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout_at};
 
 use super::api::Published;
 use super::commands::{Command, Request};
+use super::failed::FailedListeners;
 use super::follow::Follower;
-use super::http_listeners::HttpListeners;
+use super::http_listeners::{HttpChanged, HttpServer};
 use super::listeners::Listeners;
 use super::logging::Logging;
 use super::reload::Source;
@@ -31,7 +32,7 @@ use crate::net::tls::date;
 use crate::privacy::Privacy;
 use crate::setting::DRAIN_DEADLINE;
 use crate::turn::{Ledger, Operator};
-use crate::worker::{FailedListener, ListenerChange, Snapshot};
+use crate::worker::{ListenerChange, Snapshot};
 
 /// The interval at which a drain checks whether the last allocation has ended.
 const DRAIN_CHECK: Duration = Duration::from_millis(100);
@@ -121,9 +122,9 @@ pub(super) struct RunningServer<'a> {
     /// The configuration in use.
     pub(super) config: Arc<Config>,
     pub(super) listeners: Listeners,
-    pub(super) http_listeners: HttpListeners,
-    /// To the thread of the HTTP server.
-    pub(super) http_changes: mpsc::UnboundedSender<http::ListenerChange>,
+    pub(super) http: HttpServer,
+    /// The listeners that workers could not open.
+    pub(super) failed: FailedListeners,
     pub(super) inputs: SnapshotInputs,
     pub(super) spare: Spare,
     /// The commands of the operator.
@@ -267,15 +268,15 @@ impl RunningServer<'_> {
         let revoked = self.inputs.revoked.revoke(username, until.unwrap_or(now), now);
         revoked.map_err(|error| error.to_string())?;
         let tls = self.snapshot().tls.clone();
-        let reconfigured = self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
-        let is_complete = reconfigured.is_complete();
+        let pending = self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
+        let is_complete = pending.is_empty();
         log_revocation(&self.snapshot().privacy, username, until, is_complete, operator);
         Ok(json!({
             "username": username,
             "revoked": until.is_some(),
             "until": until,
             "complete": is_complete,
-            "pending_workers": reconfigured.pending,
+            "pending_workers": pending,
         }))
     }
 
@@ -315,44 +316,56 @@ impl RunningServer<'_> {
     }
 
     /// Sends each worker a new configuration, and waits until every worker uses it. After a timeout, it stops waiting;
-    /// slow workers use the configuration later.
-    async fn reconfigure(&mut self, snapshot: Snapshot) -> Reconfigured {
+    /// slow workers use the configuration later. Returns those.
+    async fn reconfigure(&mut self, snapshot: Snapshot) -> Vec<usize> {
         self.reconfigure_with(snapshot, Vec::new()).await
     }
 
     /// Like [`reconfigure`](Self::reconfigure), with a change of the listeners for each worker.
-    pub(super) async fn reconfigure_with(&mut self, snapshot: Snapshot, changes: Vec<ListenerChange>) -> Reconfigured {
+    pub(super) async fn reconfigure_with(&mut self, snapshot: Snapshot, changes: Vec<ListenerChange>) -> Vec<usize> {
         let snapshot = Arc::new(snapshot);
         self.published.send_modify(|published| published.snapshot = Arc::clone(&snapshot));
         let changes = changes.into_iter().chain(std::iter::repeat_with(ListenerChange::default));
-        let reconfigure = |(worker, change): (&WorkerControl, ListenerChange)| {
-            let (handle, snapshot) = (worker.handle.clone(), Arc::clone(&snapshot));
+        let reconfigure = |(index, (worker, change)): (usize, (&WorkerControl, ListenerChange))| {
+            let (handle, snapshot, failed) = (worker.handle.clone(), Arc::clone(&snapshot), self.failed.reporter());
             // A worker that has ended needs no configuration.
-            async move { handle.reconfigure(snapshot, change).await.unwrap_or_default() }
+            async move { failed.report(index, handle.reconfigure(snapshot, change).await.unwrap_or_default()) }
         };
-        let workers = self.workers.iter().zip(changes);
+        let workers = self.workers.iter().zip(changes).enumerate();
         let results = complete_within(RECONFIGURE_TIMEOUT, workers.map(reconfigure)).await;
-        let reconfigured = Reconfigured::new(results);
-        if !reconfigured.pending.is_empty() {
+        self.failed.update(self.listeners.endpoints());
+        let pending = results.iter().enumerate().filter(|(_, result)| result.is_none());
+        let pending: Vec<usize> = pending.map(|(worker, _)| worker).collect();
+        if !pending.is_empty() {
             tracing::warn!(
                 event = "reconfiguration-delayed",
                 timeout = RECONFIGURE_TIMEOUT.as_secs(),
                 "a worker does not use the new configuration yet; it will do so when it is less busy"
             );
         }
-        reconfigured
+        pending
     }
 
-    /// Closes HTTP listeners whose ports are needed, and waits until they are closed.
-    pub(super) async fn close_http(&self, close: Vec<SocketAddr>, is_encrypted: bool) {
+    /// Closes HTTP listeners whose ports are needed, and waits until they are closed. If that takes too long, the ports
+    /// are shared for a while.
+    pub(super) async fn close_http(&mut self, close: Vec<SocketAddr>, is_encrypted: bool) -> HttpChanged {
         if close.is_empty() {
-            return;
+            return HttpChanged::default();
         }
-        let (closed, mut all_closed) = mpsc::channel(1);
-        let change = http::ListenerChange { open: Vec::new(), close, is_encrypted, closed: Some(closed) };
-        // The thread of the HTTP server ends after this one. If it is slow, the ports are shared for a while.
-        let _ = self.http_changes.send(change);
-        let _ = timeout(RECONFIGURE_TIMEOUT, all_closed.recv()).await;
+        self.http.change(http::ListenerChange { open: Vec::new(), close, is_encrypted }, RECONFIGURE_TIMEOUT).await
+    }
+
+    /// Changes the HTTP listeners, and waits until they are open.
+    pub(super) async fn change_http(&mut self, change: http::ListenerChange) -> HttpChanged {
+        let changed = self.http.change(change, RECONFIGURE_TIMEOUT).await;
+        if changed.is_pending() {
+            tracing::warn!(
+                event = "reconfiguration-delayed",
+                timeout = RECONFIGURE_TIMEOUT.as_secs(),
+                "the HTTP server has not changed its listeners yet; it will do so when it is less busy"
+            );
+        }
+        changed
     }
 
     /// Starts a drain: because of a signal, or because the operator has commanded it.
@@ -444,43 +457,6 @@ impl RunningServer<'_> {
     }
 }
 
-/// What has become of a new configuration at the workers.
-#[derive(Debug, Default)]
-pub(super) struct Reconfigured {
-    /// The workers that do not use it yet.
-    pub(super) pending: Vec<usize>,
-    /// The new listeners that workers could not open, with the index of the worker.
-    failed: Vec<(usize, FailedListener)>,
-}
-
-impl Reconfigured {
-    /// Collects the results of all workers; `None` if there is none yet.
-    fn new(results: Vec<Option<Vec<FailedListener>>>) -> Self {
-        let mut all = Self::default();
-        for (worker, result) in results.into_iter().enumerate() {
-            match result {
-                None => all.pending.push(worker),
-                Some(failed) => all.failed.extend(failed.into_iter().map(|failed| (worker, failed))),
-            }
-        }
-        all
-    }
-
-    /// Returns the listeners that could not be opened, for the operator.
-    pub(super) fn failed_listeners(&self) -> Vec<Value> {
-        let shown = |(worker, FailedListener { endpoint, error }): &(usize, FailedListener)| {
-            let (transport, address) = (endpoint.transport.as_str(), endpoint.address.to_string());
-            json!({ "worker": worker, "transport": transport, "address": address, "error": error.to_string() })
-        };
-        self.failed.iter().map(shown).collect()
-    }
-
-    /// Whether every worker uses all of it.
-    pub(super) fn is_complete(&self) -> bool {
-        self.pending.is_empty() && self.failed.is_empty()
-    }
-}
-
 /// Runs futures until all of them are complete, and returns their results; `None` for those that take longer than a
 /// time. These continue.
 async fn complete_within<T: Send + 'static>(
@@ -557,10 +533,7 @@ fn plural(count: u32, noun: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
-    use crate::transport::{Endpoint, Transport};
 
     #[test]
     fn each_signal_has_a_defined_effect_in_each_stage() {
@@ -601,19 +574,6 @@ mod tests {
         finished.await.unwrap();
         let futures = [1, 2].map(|result| async move { result });
         assert_eq!(complete_within(Duration::from_secs(60), futures.into_iter()).await, [Some(1), Some(2)]);
-    }
-
-    #[test]
-    fn a_configuration_is_complete_if_each_worker_has_it_with_all_listeners() {
-        let endpoint = Endpoint::new(Transport::Udp, "192.0.2.1:3478".parse().unwrap());
-        let failed = || vec![FailedListener { endpoint, error: io::Error::other("no room") }];
-        assert!(Reconfigured::new(vec![Some(vec![]), Some(vec![])]).is_complete());
-        let delayed = Reconfigured::new(vec![Some(vec![]), None]);
-        assert_eq!((delayed.is_complete(), delayed.pending), (false, vec![1]));
-        let partly = Reconfigured::new(vec![Some(vec![]), Some(failed())]);
-        assert!(!partly.is_complete() && partly.pending.is_empty());
-        let expected = json!({ "worker": 1, "transport": "udp", "address": "192.0.2.1:3478", "error": "no room" });
-        assert_eq!(partly.failed_listeners(), [expected]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod addresses;
 mod alternate;
 mod api;
 mod commands;
+mod failed;
 mod follow;
 mod http_listeners;
 mod life;
@@ -38,6 +39,8 @@ use crate::setting::{AUTH_SECRETS, STATIC_USER_ALLOCATIONS};
 use crate::transport::{Endpoint, TurnUri};
 use crate::turn::Outcome;
 use crate::worker::{self, ListenerSocket, Totals};
+use failed::FailedListeners;
+use http_listeners::{HttpServer, NewHttpListeners};
 use life::RunningServer;
 use service::Service;
 use signals::Signals;
@@ -152,12 +155,15 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         started,
         commands,
     };
-    let (http_changes, changes) = mpsc::unbounded_channel();
+    let (http_handle, changes) = http::changes();
     let control_socket = prepared.control_socket.map(http::Listener::Unix);
-    // Its listeners are opened by the first change.
-    let _ = http_changes.send(prepared.http.change);
     let (stop_http, http_stopped) = watch::channel(false);
     let http_thread = start_http(control_socket, changes, api, prepared.spare.control.clone(), http_stopped)?;
+    let NewHttpListeners { listeners, change, difference } = prepared.http;
+    if let Some(http::FailedListener { address, error }) = http_handle.change(change).blocking_recv() {
+        return Err(StartError::Http { address, error }.into());
+    }
+    difference.log(&listeners);
     entry.print(prepared.addresses.choice(), certificate);
     tracing::info!(event = "ready", workers = threads.len(), "ready");
 
@@ -165,8 +171,8 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         source,
         config,
         listeners: prepared.listeners,
-        http_listeners: prepared.http.listeners,
-        http_changes,
+        http: HttpServer::new(listeners, http_handle),
+        failed: FailedListeners::default(),
         inputs: prepared.inputs,
         spare: prepared.spare,
         requests,
@@ -206,7 +212,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
 /// Starts the HTTP server. `changes` opens and closes its TCP listeners.
 fn start_http(
     control_socket: Option<http::Listener>,
-    changes: mpsc::UnboundedReceiver<http::ListenerChange>,
+    changes: http::Changes,
     api: api::Inputs,
     spare: SpareFiles,
     stop: watch::Receiver<bool>,

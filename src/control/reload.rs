@@ -9,8 +9,7 @@ use super::RunningServer;
 use super::alternate::own_server;
 use super::api::{Access, Reload};
 use super::follow::Machine;
-use super::http_listeners::NewHttpListeners;
-use super::life::Reconfigured;
+use super::http_listeners::{HttpChanged, NewHttpListeners};
 use super::listeners::NewListeners;
 use super::snapshot::snapshot;
 use super::start::{StartError, connection_limit, generate_secret, open_files, room};
@@ -63,6 +62,18 @@ struct Plan {
     http: NewHttpListeners,
     /// The secret for this run, if none is configured.
     generated_secret: Option<Secret>,
+}
+
+/// What has become of a plan.
+#[derive(Debug, Default)]
+struct Effect {
+    /// The workers that do not use it yet.
+    pending: Vec<usize>,
+    /// The listeners that workers could not open, also in earlier reloads.
+    failed: Vec<Value>,
+    http: HttpChanged,
+    /// The numbers of permissions and of channels that it has ended.
+    revoked: [u64; 2],
 }
 
 impl RunningServer<'_> {
@@ -121,8 +132,8 @@ impl RunningServer<'_> {
         let certificate = config.tls.as_ref().map(reload).transpose().map_err(|error| error.to_string())?;
         let new_secret = generate_secret(&config).map_err(|error| StartError::Random(error).to_string())?;
         let clients = self.listeners.tcp_neighbours(&config.listen);
-        let http = self.http_listeners.preview(&config.http, &clients).map_err(|error| error.to_string())?;
-        let http_ports = self.http_listeners.neighbours(&http.listeners);
+        let http = self.http.listeners.preview(&config.http, &clients).map_err(|error| error.to_string())?;
+        let http_ports = self.http.listeners.neighbours(&http.listeners);
         // The last step, because new UDP sockets take packets from those with which they share a port.
         let listeners = self.listeners.preview(&config.listen, self.workers.len(), &http_ports, only_check);
         let listeners = listeners.map_err(|error| error.to_string())?;
@@ -170,9 +181,8 @@ impl RunningServer<'_> {
         let difference = difference(self.listeners.endpoints(), listeners.listeners.endpoints());
         self.listeners = listeners.listeners;
         self.entry.reconfigure(&config, self.listeners.endpoints(), self.inputs.generated_secret.clone());
-        http.log();
         let needed = http.take_closed_for(self.listeners.endpoints());
-        self.http_listeners = http.listeners;
+        self.http.listeners = http.listeners;
 
         // Before the workers change, so that no new credential is made with a secret that they no longer accept.
         let secret = config.auth.secrets.first().or(self.inputs.generated_secret.as_ref()).cloned();
@@ -184,8 +194,8 @@ impl RunningServer<'_> {
         let acceptor = replacement.as_ref().map(Replacement::acceptor);
         let snapshot = snapshot(&config, &self.inputs, &self.addresses, acceptor);
         let revoked = self.revoked();
-        self.close_http(needed, before.http.tls).await;
-        let reconfigured = self.reconfigure_with(snapshot, listeners.changes).await;
+        let http_closed = self.close_http(needed, before.http.tls).await;
+        let pending = self.reconfigure_with(snapshot, listeners.changes).await;
         let [permissions, channels] = self.revoked();
         let revoked = [permissions - revoked[0], channels - revoked[1]];
         let urls = self.urls();
@@ -194,12 +204,12 @@ impl RunningServer<'_> {
             published.urls = urls;
         });
         self.record(true);
-        // After the settings for access, so that no client of a new listener gets the old ones. The thread of the HTTP
-        // server ends after this one.
-        let _ = self.http_changes.send(http.change);
+        // After the settings for access, so that no client of a new listener gets the old ones.
+        let http_changed = self.change_http(http.change).await;
 
         let [opened, closed] = difference;
         log_listeners(&opened, &closed);
+        http.difference.log(&self.http.listeners);
         if let (Some(certificates), Some(replacement)) = (&self.certificates, &replacement) {
             certificates.log_replacement(replacement);
         }
@@ -210,7 +220,8 @@ impl RunningServer<'_> {
         self.use_log_settings(&before);
         let certificate = self.certificates.as_ref().map(Certificates::current);
         self.entry.print(self.addresses.choice(), certificate);
-        self.report(&changes, &warnings, Some((&reconfigured, revoked)))
+        let (failed, http) = (self.failed.shown(), http_closed.and(http_changed));
+        self.report(&changes, &warnings, Some(&Effect { pending, failed, http, revoked }))
     }
 
     fn log_reload(&self, changes: &[Change], warnings: &[String], operator: Option<Operator>) {
@@ -254,26 +265,29 @@ impl RunningServer<'_> {
         })
     }
 
-    /// Returns the response to the operator. `used` is `None` if the configuration was only checked.
-    fn report(&self, changes: &[Change], warnings: &[String], used: Option<(&Reconfigured, [u64; 2])>) -> Value {
+    /// Returns the response to the operator. `effect` is `None` if the configuration was only checked.
+    fn report(&self, changes: &[Change], warnings: &[String], effect: Option<&Effect>) -> Value {
         let change = |change: &Change| {
             let (from, to) = change.values.clone().unzip();
             json!({ "key": change.key, "from": from, "to": to, "needs_restart": change.needs_restart })
         };
-        let nothing = Reconfigured::default();
-        let (reconfigured, [permissions, channels]) = used.unwrap_or((&nothing, [0, 0]));
+        let nothing = Effect::default();
+        let Effect { pending, failed, http, revoked: [permissions, channels] } = effect.unwrap_or(&nothing);
+        let is_complete = pending.is_empty() && failed.is_empty() && http.is_complete();
         let Reload { generation, .. } = self.published.borrow().reload;
-        json!({
-            "dry_run": used.is_none(),
+        let mut response = json!({
+            "dry_run": effect.is_none(),
             "generation": generation,
             "changes": changes.iter().map(change).collect::<Vec<_>>(),
             "warnings": warnings,
-            "complete": reconfigured.is_complete(),
-            "pending_workers": reconfigured.pending,
-            "failed_listeners": reconfigured.failed_listeners(),
+            "complete": is_complete,
+            "pending_workers": pending,
+            "failed_listeners": failed,
             "revoked_permissions": permissions,
             "revoked_channels": channels,
-        })
+        });
+        http.show(&mut response);
+        response
     }
 }
 

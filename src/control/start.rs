@@ -181,7 +181,6 @@ pub(super) fn prepare(
     }
     let control_socket = control_socket(config)?;
     let http = HttpListeners::default().preview(&config.http, &listeners.tcp_neighbours(&config.listen))?;
-    http.log();
     Ok(Prepared {
         plans,
         controls,

@@ -119,6 +119,16 @@ pub(crate) fn gaps(response: &Value) -> Vec<String> {
             printable(text(failed, "error")),
         )
     }));
+    gaps.extend(list(response, "failed_http_listeners").iter().map(|failed| {
+        let (address, error) = (text(failed, "address"), printable(text(failed, "error")));
+        format!("the HTTP server cannot use the listener {address}: {error}; reload again")
+    }));
+    if response.get("http_pending").and_then(Value::as_bool) == Some(true) {
+        gaps.push(
+            "the HTTP server is busy and has not changed its listeners yet; it will do so when it is less busy"
+                .to_owned(),
+        );
+    }
     if gaps.is_empty() && response.get("complete").and_then(Value::as_bool) == Some(false) {
         gaps.push("the log of the server says why".to_owned());
     }
@@ -283,6 +293,7 @@ mod tests {
             "dry_run": false, "generation": 2, "changes": [], "warnings": [], "complete": false,
             "pending_workers": [3],
             "failed_listeners": [{ "worker": 1, "transport": "udp", "address": "192.0.2.1:3478", "error": "no\x1b room" }],
+            "failed_http_listeners": [{ "address": "192.0.2.1:80", "error": "in use" }], "http_pending": true,
             "revoked_permissions": 1, "revoked_channels": 2,
         });
         let expected = [
@@ -290,11 +301,14 @@ mod tests {
             "1 permission and 2 channels ended, because the configuration no longer allows them",
         ];
         assert_eq!(reload(&response), expected);
-        let [pending, failed] = gaps(&response).try_into().unwrap();
+        let [pending, failed, http_failed, http_pending] = gaps(&response).try_into().unwrap();
         assert!(pending.starts_with("incomplete: worker 3 is busy and does not apply the change yet; "), "{pending}");
         let expected = "incomplete: worker 1 cannot serve clients at the listener udp 192.0.2.1:3478: no\\u{1b} room; \
                         restart the server";
         assert_eq!(failed, expected);
+        let expected = "incomplete: the HTTP server cannot use the listener 192.0.2.1:80: in use; reload again";
+        assert_eq!(http_failed, expected);
+        assert!(http_pending.starts_with("incomplete: the HTTP server is busy"), "{http_pending}");
     }
 
     #[test]

@@ -250,11 +250,12 @@ impl AsyncListener {
     }
 
     /// Returns the connections that wait at a TCP listener, which is about to be closed: the kernel would reset them.
-    pub(super) fn waiting(self) -> Vec<(Stream, Client)> {
+    /// It resets those that would use a spare file.
+    pub(super) fn waiting(self, spare: &SpareFiles) -> Vec<(Stream, Client)> {
         let Self::Tcp(socket) = self else { return Vec::new() };
         let Ok(socket) = socket.into_std() else { return Vec::new() };
         let next = || {
-            let (stream, address) = socket.accept().ok()?;
+            let (stream, address) = socket.accept().ok().filter(|(stream, _)| spare.permit(stream))?;
             stream.set_nonblocking(true).ok()?;
             accepted(tokio::net::TcpStream::from_std(stream).ok()?, address).ok()
         };
@@ -294,6 +295,19 @@ mod tests {
         ] {
             let expected = source.map(|source| source.parse().unwrap());
             assert_eq!(Client::Address(client.parse().unwrap()).source(), expected, "{client}");
+        }
+    }
+
+    #[tokio::test]
+    async fn waiting_connections_of_a_closed_listener_leave_the_spare_files() {
+        const CLIENTS: usize = 5;
+        for (limit, expected) in [(0, 0), (u64::MAX, CLIENTS)] {
+            let (listener, address) = Listener::tcp("127.0.0.1:0".parse().unwrap(), false).unwrap();
+            let listener = listener.into_async().unwrap();
+            // The kernel completes these connections.
+            let clients = [(); CLIENTS].map(|()| net::TcpStream::connect(address).unwrap());
+            assert_eq!(listener.waiting(&SpareFiles::new(limit, 0)).len(), expected);
+            drop(clients);
         }
     }
 

@@ -36,6 +36,7 @@ use crate::privacy::Privacy;
 use connections::{Connection, Connections};
 use exchange::{Observed, ResponseBody};
 use limits::Times;
+use listener::AsyncListener;
 pub use listener::BindError;
 pub(crate) use listener::{Client, Listener, PeerCredentials, UnixSocket};
 
@@ -95,7 +96,7 @@ pub(crate) trait Handler: 'static {
 pub(crate) struct Plan {
     pub(crate) control_socket: Option<Listener>,
     /// The first one opens the TCP listeners.
-    pub(crate) changes: mpsc::UnboundedReceiver<ListenerChange>,
+    pub(crate) changes: Changes,
     /// Returns the present certificate, for the listeners with TLS.
     pub(crate) certificate: Certificate,
     /// The files that clients on TCP leave to the control socket.
@@ -112,14 +113,52 @@ pub(crate) struct ListenerChange {
     pub(crate) open: Vec<(Listener, SocketAddr)>,
     /// The actual addresses of the listeners to close.
     pub(crate) close: Vec<SocketAddr>,
-    /// Whether clients use TLS from now on.
+    /// Whether clients use TLS after the change.
     pub(crate) is_encrypted: bool,
-    /// Dropped when the sockets of the listeners to close are closed.
-    pub(crate) closed: Option<Closed>,
 }
 
-/// Whoever has the other end learns that every copy of this has been dropped.
-pub(crate) type Closed = mpsc::Sender<()>;
+/// A listener that could not be opened.
+#[derive(Debug)]
+pub(crate) struct FailedListener {
+    pub(crate) address: SocketAddr,
+    pub(crate) error: io::Error,
+}
+
+/// Gets the listeners that could not be opened. When every copy of it has been dropped, the change is complete: the
+/// new listeners accept connections, and the sockets of those to close are closed.
+pub(crate) type Report = mpsc::UnboundedSender<FailedListener>;
+
+/// The end of the channel to the server that control has.
+#[derive(Debug)]
+pub(crate) struct Handle(mpsc::UnboundedSender<(ListenerChange, Report)>);
+
+/// The server's end of the channel.
+#[derive(Debug)]
+pub(crate) struct Changes(mpsc::UnboundedReceiver<(ListenerChange, Report)>);
+
+/// Creates the channel through which the TCP listeners change.
+pub(crate) fn changes() -> (Handle, Changes) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (Handle(sender), Changes(receiver))
+}
+
+impl Handle {
+    /// Passes a change to the server. Returns the listeners that could not be opened; the channel ends when the change
+    /// is complete, or when the server has ended.
+    pub(crate) fn change(&self, change: ListenerChange) -> mpsc::UnboundedReceiver<FailedListener> {
+        let (report, failed) = mpsc::unbounded_channel();
+        // A server that has ended drops the report.
+        let _ = self.0.send((change, report));
+        failed
+    }
+}
+
+impl Changes {
+    /// Returns the next change; `None` if there will be no more.
+    pub(crate) async fn next(&mut self) -> Option<(ListenerChange, Report)> {
+        self.0.recv().await
+    }
+}
 
 type Certificate = Box<dyn Fn() -> Option<Acceptor> + Send>;
 
@@ -156,30 +195,51 @@ async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
     let (certificate, is_encrypted) = (Rc::new(certificate), Rc::default());
     let shared = Shared { certificate, is_encrypted, handler, spare, times, stop };
     let mut tasks = JoinSet::new();
-    if let Some(listener) = control_socket {
-        tasks.spawn_local(accept(listener, None, None, shared.clone()));
+    match control_socket.map(Listener::into_async) {
+        Some(Ok(socket)) => drop(tasks.spawn_local(accept(socket, None, None, shared.clone()))),
+        Some(Err(error)) => tracing::error!(
+            event = "control-socket-failed", %error,
+            "cannot serve the control socket, so `turnserver ctl` cannot reach this server; restart it"
+        ),
+        None => {}
     }
-    let mut tcp: Vec<(SocketAddr, oneshot::Sender<Option<Closed>>)> = Vec::new();
+    let mut tcp: Vec<(SocketAddr, oneshot::Sender<Report>)> = Vec::new();
     loop {
         tokio::select! {
             () = stopped(shared.stop.clone()) => break,
             // A listener that has been closed leaves nothing.
             Some(_) = tasks.join_next() => {}
-            Some(change) = changes.recv() => {
-                let closed = tcp.extract_if(.., |(address, _)| change.close.contains(address));
-                // A listener that has failed needs no message.
-                closed.for_each(|(_, close)| drop(close.send(change.closed.clone())));
-                shared.is_encrypted.set(change.is_encrypted);
-                for (listener, address) in change.open {
-                    let (close, closing) = oneshot::channel();
-                    let is_encrypted = Some(Rc::clone(&shared.is_encrypted));
-                    tasks.spawn_local(accept(listener, is_encrypted, Some(closing), shared.clone()));
-                    tcp.push((address, close));
+            Some((change, report)) = changes.next() => {
+                let ListenerChange { open, close, is_encrypted } = change;
+                let closed = tcp.extract_if(.., |(address, _)| close.contains(address));
+                // A listener that has ended needs no message.
+                closed.for_each(|(_, close)| drop(close.send(report.clone())));
+                shared.is_encrypted.set(is_encrypted);
+                for (listener, address) in open {
+                    match listener.into_async() {
+                        Ok(socket) => {
+                            let (close, closing) = oneshot::channel();
+                            let is_encrypted = Some(Rc::clone(&shared.is_encrypted));
+                            tasks.spawn_local(accept(socket, is_encrypted, Some(closing), shared.clone()));
+                            tcp.push((address, close));
+                        }
+                        Err(error) => failed(address, error, &report),
+                    }
                 }
             }
         }
     }
     complete(&mut tasks).await;
+}
+
+/// Logs and reports a listener that could not be opened.
+fn failed(address: SocketAddr, error: io::Error, report: &Report) {
+    tracing::error!(
+        event = "http-failed", %address, %error,
+        "cannot serve HTTP at this listener; a reload or a restart tries again"
+    );
+    // Control may have ended.
+    let _ = report.send(FailedListener { address, error });
 }
 
 async fn complete(tasks: &mut JoinSet<()>) {
@@ -221,16 +281,12 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 /// Accepts and serves connections until the server stops, or until `close`, which `None` never does. `is_encrypted`:
 /// whether clients use TLS; `None` on the control socket.
 async fn accept<H: Handler>(
-    listener: Listener,
+    socket: AsyncListener,
     is_encrypted: Option<Rc<Cell<bool>>>,
-    close: Option<oneshot::Receiver<Option<Closed>>>,
+    close: Option<oneshot::Receiver<Report>>,
     shared: Shared<H>,
 ) {
     let Shared { certificate, handler, stop, spare, times, .. } = shared;
-    let socket = match listener.into_async() {
-        Ok(socket) => socket,
-        Err(error) => return tracing::error!(event = "http-failed", %error, "cannot serve HTTP"),
-    };
     let connections = Rc::new(Connections::new(limits::CONNECTIONS, limits::CONNECTIONS_PER_SOURCE));
     let mut tasks = JoinSet::new();
     let begin = |tasks: &mut JoinSet<()>, (stream, client): (listener::Stream, Client)| {
@@ -268,7 +324,7 @@ async fn accept<H: Handler>(
         }
     };
     if closed.is_some() {
-        socket.waiting().into_iter().for_each(|accepted| begin(&mut tasks, accepted));
+        socket.waiting(&spare).into_iter().for_each(|accepted| begin(&mut tasks, accepted));
     } else {
         drop(socket);
     }
@@ -282,10 +338,10 @@ async fn accept<H: Handler>(
 }
 
 /// Waits until a listener has to be closed.
-async fn closing(close: Option<oneshot::Receiver<Option<Closed>>>) -> Option<Closed> {
+async fn closing(close: Option<oneshot::Receiver<Report>>) -> Report {
     match close {
         Some(close) => match close.await {
-            Ok(closed) => closed,
+            Ok(report) => report,
             // The server stops.
             Err(_) => pending().await,
         },

@@ -1,7 +1,9 @@
 //! Clients that are slow: each exceeds one time, while the others are longer than the test.
 
+use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use super::*;
@@ -40,7 +42,7 @@ struct Server {
     address: SocketAddr,
     stop: watch::Sender<bool>,
     thread: thread::JoinHandle<()>,
-    _changes: mpsc::UnboundedSender<ListenerChange>,
+    handle: Handle,
 }
 
 impl Server {
@@ -50,14 +52,12 @@ impl Server {
 
     fn start_with(times: Times, control_socket: Option<Listener>, spare: SpareFiles) -> Self {
         let (listener, address) = Listener::tcp("127.0.0.1:0".parse().unwrap(), false).unwrap();
-        let (to_server, changes) = mpsc::unbounded_channel();
-        to_server
-            .send(ListenerChange { open: vec![(listener, address)], close: vec![], is_encrypted: false, closed: None })
-            .unwrap();
+        let (handle, changes) = changes();
+        handle.change(ListenerChange { open: vec![(listener, address)], close: vec![], is_encrypted: false });
         let (stop, stopped) = watch::channel(false);
         let plan = Plan { control_socket, changes, certificate: Box::new(|| None), spare, stop: stopped };
         let thread = start_with(times, plan, || LongResponses).unwrap();
-        Self { address, stop, thread, _changes: to_server }
+        Self { address, stop, thread, handle }
     }
 
     fn send(&self, request: &[u8]) -> TcpStream {
@@ -132,5 +132,27 @@ fn only_the_control_socket_uses_the_spare_files() {
     stream.read_exact(&mut start).unwrap();
     assert_eq!(start, RESPONSE);
     drop((control, stream));
+    server.stop();
+}
+
+#[test]
+fn a_change_is_complete_when_its_listeners_are_open_and_closed_and_says_which_could_not_be_opened() {
+    let server = Server::start(TIMES);
+    // A listener that shares a port does not listen before it is served.
+    let (shared, opened) = Listener::tcp(server.address, true).unwrap();
+    // The kernel does not watch regular files.
+    let file = TcpListener::from(OwnedFd::from(File::open("Cargo.toml").unwrap()));
+    file.set_nonblocking(true).unwrap();
+    let broken = SocketAddr::from(([192, 0, 2, 1], 80));
+    let wildcard = SocketAddr::from(([0, 0, 0, 0], opened.port()));
+    let open = vec![(Listener::Tcp(file), broken), (shared, wildcard)];
+    let mut failed = server.handle.change(ListenerChange { open, close: vec![opened], is_encrypted: false });
+    let FailedListener { address, error } = failed.blocking_recv().unwrap();
+    assert_eq!((address, error.raw_os_error()), (broken, Some(libc::EPERM)));
+    assert!(failed.blocking_recv().is_none());
+    drop(server.send(b""));
+    let mut failed = server.handle.change(ListenerChange { open: vec![], close: vec![wildcard], is_encrypted: false });
+    assert!(failed.blocking_recv().is_none());
+    assert_eq!(TcpStream::connect(opened).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     server.stop();
 }

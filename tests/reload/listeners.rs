@@ -29,14 +29,6 @@ impl Controlled {
         let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
         with(&self.config, &settings)
     }
-
-    /// Waits until an address serves HTTP. The thread of the HTTP server opens and closes its listeners on its own.
-    fn wait_for_http(address: SocketAddr) {
-        while TcpStream::connect(address).is_err() {
-            std::thread::yield_now();
-        }
-        assert_eq!(Http::tcp(address).get("/healthz").status, 200);
-    }
 }
 
 #[test]
@@ -47,11 +39,11 @@ fn ports_move_between_http_and_clients_in_one_reload() {
     // They exchange their ports, and then the HTTP server gets both: one on the wildcard address.
     server.reload(&server.with_listeners(&listen(&http.to_string(), &tcp.to_string())));
     allocate_over_tcp(http);
-    Controlled::wait_for_http(tcp);
+    assert_eq!(Http::tcp(tcp).get("/healthz").status, 200);
     server.reload(&server.with_listeners(&listen(&format!("0.0.0.0:{}", tcp.port()), "127.0.0.1:0")));
     allocate_over_tcp(tcp);
     server.reload(&server.with_listeners(&listen("127.0.0.1:0", &format!("0.0.0.0:{}", tcp.port()))));
-    Controlled::wait_for_http(tcp);
+    assert_eq!(Http::tcp(tcp).get("/healthz").status, 200);
     assert_eq!(super::refresh(&connected, &session), None, "the connection has outlived its listener");
 }
 
