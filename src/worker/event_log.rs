@@ -482,7 +482,7 @@ impl UserShares {
 
 /// Allows a number of lines per window.
 #[derive(Debug)]
-struct RateLimit {
+pub(crate) struct RateLimit {
     lines: u32,
     window: Option<Deadline>,
     allowed: u32,
@@ -490,6 +490,11 @@ struct RateLimit {
 }
 
 impl RateLimit {
+    /// Returns the limit of the lines about one kind of problem that clients cause.
+    pub(crate) fn of_problems() -> Self {
+        Self::of(LINES)
+    }
+
     fn of(lines: u32) -> Self {
         Self { lines, window: None, allowed: 0, suppressed: 0 }
     }
@@ -504,7 +509,7 @@ impl RateLimit {
         over
     }
 
-    fn allows(&mut self, now: Instant) -> bool {
+    pub(crate) fn allows(&mut self, now: Instant) -> bool {
         self.begin_window(now);
         if self.allowed < self.lines {
             self.allowed += 1;
@@ -521,7 +526,7 @@ impl RateLimit {
     }
 
     /// Returns the number of suppressed lines that were not reported yet.
-    fn rest(&mut self) -> Option<u64> {
+    pub(crate) fn rest(&mut self) -> Option<u64> {
         (self.suppressed > 0).then(|| std::mem::take(&mut self.suppressed))
     }
 }

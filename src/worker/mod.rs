@@ -44,6 +44,7 @@ use crate::turn::{
 };
 use connections::{CloseReason, Connections};
 pub(crate) use connections::{ConnectionLimits, ConnectionOutcome, OtherWorkers, Timeouts};
+pub(crate) use event_log::RateLimit;
 use event_log::{EventLog, Host, PacketLog};
 use iterations::Iterations;
 pub(crate) use mailbox::{AlteredListener, FailedListener, Handle, ListenerChange, Mailbox, WorkerEnded, mailbox};

@@ -1,31 +1,22 @@
 //! The rate limit of log lines that clients cause.
 
-use crate::turn::{Bucket, Instant, Rate};
+use crate::turn::Instant;
+use crate::worker::RateLimit;
 
-/// Lines per second, and the burst.
-const LINES: (u32, u32) = (1, 10);
-
-/// Limits the lines of one event, and counts those that are not logged.
+/// Limits the lines of one event like those of the relay, and counts those that are not logged.
 #[derive(Debug)]
-pub(super) struct LogLimit {
-    lines: Bucket,
-    suppressed: u64,
-}
+pub(super) struct LogLimit(RateLimit);
 
 impl Default for LogLimit {
     fn default() -> Self {
-        Self { lines: Bucket::FULL, suppressed: 0 }
+        Self(RateLimit::of_problems())
     }
 }
 
 impl LogLimit {
     /// Returns whether a line may be logged, with the number of those before it that were not.
     pub(super) fn may_log(&mut self, now: Instant) -> Option<u64> {
-        if Rate::new(LINES.0, LINES.1).is_some_and(|rate| self.lines.take(&rate, now, 1)) {
-            return Some(std::mem::take(&mut self.suppressed));
-        }
-        self.suppressed += 1;
-        None
+        self.0.allows(now).then(|| self.0.rest().unwrap_or_default())
     }
 }
 
@@ -40,10 +31,11 @@ mod tests {
     }
 
     #[test]
-    fn the_log_has_the_number_of_suppressed_lines() {
+    fn five_lines_per_minute_are_logged_with_the_number_of_suppressed_ones() {
         let mut limit = LogLimit::default();
-        let logged: Vec<_> = (0..15).filter_map(|_| limit.may_log(at(0))).collect();
-        assert_eq!(logged, [0; 10]);
-        assert_eq!(limit.may_log(at(1)), Some(5));
+        let logged: Vec<_> = (0..60).filter_map(|second| limit.may_log(at(second))).collect();
+        assert_eq!(logged, [0; 5]);
+        assert_eq!(limit.may_log(at(60)), Some(55));
+        assert_eq!(limit.may_log(at(61)), Some(0));
     }
 }
