@@ -239,7 +239,10 @@ impl Api {
     pub(super) async fn end_session(&self, id: &str, operator: Operator) -> Result<Value, Refusal> {
         let id = parse(id)?;
         let kick = Kick::new(format!("session {id}"), operator);
-        self.end(id.worker, vec![id.allocation], &kick).await?;
+        if let Err(NotResponding(worker)) = self.end(id.worker, vec![id.allocation], &kick).await {
+            kick.complete(&[worker]);
+            return Err(NotResponding(worker).into());
+        }
         match kick.complete(&[]) {
             0 => Err(gone(id)),
             ended => Ok(json!({ "ended": ended })),
@@ -272,6 +275,9 @@ impl Api {
 
     async fn end(&self, worker: usize, ids: Vec<AllocationId>, kick: &Kick) -> Result<(), NotResponding> {
         let Some(control) = self.workers.get(worker) else { return Ok(()) };
+        if self.is_stalled(worker) {
+            return Err(NotResponding(worker));
+        }
         let requested = ids.len();
         kick.requested.update(|sum| sum + requested);
         let ended = self.ask(worker, control.handle.end(ids, kick.operator)).await?.unwrap_or_default();
