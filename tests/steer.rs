@@ -28,7 +28,7 @@ mod steer {
 
     use crate::client::{Http, Response};
     use crate::support::client::Login;
-    use crate::support::{Controlled, Server, TIMEOUT, TempDir, run, skip};
+    use crate::support::{Controlled, LogLine, Server, TIMEOUT, TempDir, run, skip};
 
     impl Controlled {
         fn request(&self, method: &str, path: &str, body: &str) -> Response {
@@ -37,6 +37,18 @@ mod steer {
 
         fn get_json(&self, path: &str) -> Value {
             serde_json::from_str(&self.request("GET", path, "").body).unwrap()
+        }
+
+        /// Waits for a response to `/healthz`.
+        fn wait_for_health(&self, status: u16, body: &str) {
+            let end = unix_seconds() + TIMEOUT.as_secs();
+            loop {
+                let health = self.request("GET", "/healthz", "");
+                if (health.status, health.body.as_str()) == (status, body) {
+                    return;
+                }
+                assert!(unix_seconds() < end, "{health:?}");
+            }
         }
 
         /// Makes allocations until both workers have two or more. Returns the numbers of allocations.
@@ -61,7 +73,7 @@ mod steer {
         }
     }
 
-    /// A worker that is stopped, as by a debugger. Dropping it lets the worker go on.
+    /// A thread of the server that is stopped, as by a debugger. Dropping it lets the thread go on.
     struct Stopped(Pid);
 
     impl Stopped {
@@ -71,7 +83,15 @@ mod steer {
             let name = format!("worker-{index}\n");
             let mut tasks = tasks.filter(|task| fs::read_to_string(task.path().join("comm")).unwrap() == name);
             let thread = tasks.next().unwrap().file_name().to_str().unwrap().parse().unwrap();
-            let thread = Pid::from_raw(thread);
+            Self::thread(Pid::from_raw(thread))
+        }
+
+        /// Stops the thread of control, which is the first one of the process.
+        fn control(server: &Server) -> Option<Self> {
+            Self::thread(Pid::from_raw(server.id().try_into().unwrap()))
+        }
+
+        fn thread(thread: Pid) -> Option<Self> {
             if let Err(error) = ptrace::seize(thread, ptrace::Options::empty()) {
                 skip(&format!("a thread cannot be stopped: {error}"));
                 return None;
@@ -129,6 +149,9 @@ mod steer {
     fn a_stalled_worker_is_reported_and_does_not_hold_up_the_others() {
         let controlled = Controlled::start("workers = 2\n");
         let [first, second] = controlled.allocate_on_both_workers();
+        let listed = controlled.get_json("/v1/sessions?limit=1000");
+        let mut ids = listed["sessions"].as_array().unwrap().iter().map(|session| session["id"].as_str().unwrap());
+        let of_stopped = ids.find(|id| id.starts_with("1-")).unwrap().to_owned();
         let Some(stopped) = Stopped::worker(&controlled.server, 1) else { return };
         // The server waits for the worker, which is not known to be stalled.
         let finished = controlled.run(&["sessions"]);
@@ -137,8 +160,8 @@ mod steer {
         assert!(finished.stderr[0].contains("no response from worker 1"), "{finished:?}");
         let stalled = controlled.event("worker-stalled");
         assert_eq!((stalled.level(), stalled.field("worker").as_deref()), ("ERROR", Some("1")));
-        let health = controlled.request("GET", "/healthz", "");
-        assert_eq!((health.status, health.body.as_str()), (503, "worker 1 is stalled\n"));
+        assert!(!stalled.message().contains("service manager"), "{stalled:?}");
+        controlled.wait_for_health(503, "worker 1 is stalled\n");
         let metric = |worker: u8, value: u8| format!("\nturnserver_worker_stalled{{worker=\"{worker}\"}} {value}\n");
         let metrics = controlled.request("GET", "/metrics", "").body;
         assert!(metrics.contains(&metric(0, 0)) && metrics.contains(&metric(1, 1)), "{metrics}");
@@ -154,6 +177,12 @@ mod steer {
             "the operator ended sessions; worker 1 does not respond, so others that it selects may be left"
         );
 
+        // It is not asked, so it cannot end it later.
+        let (code, message) = controlled.failure(&["kick", &of_stopped]);
+        assert!(code == Some(1) && message.contains("worker 1 does not respond"), "{message}");
+        let of_one = |line: &LogLine| line.field("filter") == Some(format!("session {of_stopped}"));
+        assert_eq!(controlled.server.wait_for_log(of_one).message(), kicked.message());
+
         drop(stopped);
         controlled.event("worker-recovered");
         assert_eq!(controlled.sessions(), [0, second]);
@@ -161,6 +190,17 @@ mod steer {
         assert!(metrics.contains(&metric(1, 0)), "{metrics}");
         let finished = controlled.run(&["kick", "--user", "ann"]);
         assert_eq!((finished.code, finished.stdout), (Some(0), vec![format!("ended {second} sessions")]));
+    }
+
+    // Control waits for files during a reload.
+    #[test]
+    fn health_shows_a_stalled_worker_also_while_control_waits() {
+        let controlled = Controlled::start("workers = 2\n");
+        let Some(_control) = Stopped::control(&controlled.server) else { return };
+        let Some(worker) = Stopped::worker(&controlled.server, 1) else { return };
+        controlled.wait_for_health(503, "worker 1 is stalled\n");
+        drop(worker);
+        controlled.wait_for_health(200, "ok\n");
     }
 
     #[test]

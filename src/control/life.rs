@@ -19,7 +19,7 @@ use super::listeners::Listeners;
 use super::logging::Logging;
 use super::reload::Source;
 use super::remaining;
-use super::service::{STALL_TIMEOUT, Service, Watchdog};
+use super::service::{STALL_TIMEOUT, Service, WORKER_CHECK, Watchdog};
 use super::signals::{Received, Signals, log_ignored};
 use super::snapshot::{SnapshotInputs, snapshot};
 use super::start::{Spare, WorkerControl};
@@ -42,9 +42,6 @@ const PROGRESS: Duration = Duration::from_secs(30);
 
 /// The interval at which the service manager is notified of the number of clients.
 const STATUS: Duration = Duration::from_secs(5);
-
-/// The interval at which the workers are checked.
-const WORKER_CHECK: Duration = Duration::from_secs(1);
 
 /// The maximum time to stop after a drain: for the last responses and the log.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -140,6 +137,8 @@ pub(super) struct RunningServer<'a> {
     /// `Some` if `[tls]` is set.
     pub(super) certificates: Option<Certificates>,
     pub(super) service: Service,
+    /// The workers that are stalled.
+    pub(super) stalled: Vec<usize>,
 }
 
 impl RunningServer<'_> {
@@ -201,7 +200,7 @@ impl RunningServer<'_> {
                     let status = self.status(progress.stage);
                     self.service.status(status);
                 }
-                _ = check.tick() => self.watch_workers(watchdog.stalled()),
+                _ = check.tick() => self.watch_workers(watchdog.check()),
                 () = tick(&mut ping) => self.ping_watchdog(),
                 // The last one, so that steady commands cannot hold up anything else.
                 Some(Request { command, operator, response }) = self.requests.recv() => {
@@ -412,30 +411,29 @@ impl RunningServer<'_> {
         Progress::SERVING
     }
 
-    /// Publishes which workers are stalled, and logs changes.
-    fn watch_workers(&self, stalled: Vec<usize>) {
-        let before = self.published.borrow().stalled.clone();
-        if stalled == before {
-            return;
-        }
-        self.published.send_modify(|published| published.stalled.clone_from(&stalled));
-        for worker in stalled.iter().copied().filter(|worker| !before.contains(worker)) {
+    /// Remembers which workers are stalled, and logs changes.
+    fn watch_workers(&mut self, stalled: Vec<usize>) {
+        let before = std::mem::replace(&mut self.stalled, stalled);
+        let consequence = match self.service.watchdog_period() {
+            Some(_) => "its clients are not served, and the service manager gets no watchdog ping",
+            None => "its clients are not served",
+        };
+        for worker in self.stalled.iter().copied().filter(|worker| !before.contains(worker)) {
             tracing::error!(
                 event = "worker-stalled",
                 worker,
-                "the worker has completed no iteration for {} s, so its clients are not served, and the service \
-                 manager gets no watchdog ping. If the machine has free CPU and memory, this is a bug: restart the \
-                 server, and please report it",
+                "the worker has completed no iteration for {} s, so {consequence}. If the machine has free CPU and \
+                 memory, this is a bug: restart the server, and please report it",
                 STALL_TIMEOUT.as_secs()
             );
         }
-        for worker in before.into_iter().filter(|worker| !stalled.contains(worker)) {
+        for worker in before.into_iter().filter(|worker| !self.stalled.contains(worker)) {
             tracing::warn!(event = "worker-recovered", worker, "the worker is no longer stalled");
         }
     }
 
     fn ping_watchdog(&self) {
-        if self.published.borrow().stalled.is_empty() {
+        if self.stalled.is_empty() {
             self.service.ping_watchdog();
         }
     }

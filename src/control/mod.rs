@@ -143,7 +143,6 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         urls: entry.urls(prepared.addresses.choice(), certificate),
         keys: config.http.keys.clone(),
         access: api::Access::new(&config.http),
-        stalled: Vec::new(),
     };
     let (published, publications) = watch::channel(published);
     let (commands, requests) = commands::commands();
@@ -184,6 +183,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         published,
         certificates: prepared.certificates,
         service: Service::from_environment(),
+        stalled: Vec::new(),
     };
     let ended_early = runtime.block_on(server.run(&mut signals, &mut events));
     // This fails only if every worker has ended already.

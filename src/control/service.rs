@@ -20,6 +20,9 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 /// machine.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// The interval at which the workers are checked.
+pub(super) const WORKER_CHECK: Duration = Duration::from_secs(1);
+
 /// The connection to the service manager, if it wants notifications.
 #[derive(Debug, Default)]
 pub(super) struct Service {
@@ -148,14 +151,21 @@ impl Watchdog {
     }
 
     /// Checks all workers and returns those that are stalled.
-    pub(super) fn stalled(&mut self) -> Vec<usize> {
+    pub(super) fn check(&mut self) -> Vec<usize> {
         for worker in &mut self.workers {
             let count = worker.statistics.heartbeat();
             worker.unchanged = if count == worker.seen { worker.unchanged.saturating_add(1) } else { 0 };
             worker.seen = count;
         }
+        self.stalled()
+    }
+
+    /// Returns the workers that were stalled at the last check and have had no heartbeat since.
+    pub(super) fn stalled(&self) -> Vec<usize> {
+        let is_stalled =
+            |worker: &Worker| worker.unchanged >= self.threshold && worker.statistics.heartbeat() == worker.seen;
         let workers = self.workers.iter().enumerate();
-        workers.filter(|(_, worker)| worker.unchanged >= self.threshold).map(|(index, _)| index).collect()
+        workers.filter(|(_, worker)| is_stalled(worker)).map(|(index, _)| index).collect()
     }
 }
 
@@ -244,15 +254,16 @@ mod tests {
         for _ in 0..3 {
             beat(0);
             beat(1);
-            assert_eq!(watchdog.stalled(), [0; 0]);
+            assert_eq!(watchdog.check(), [0; 0]);
         }
         beat(0);
-        assert_eq!(watchdog.stalled(), [1]);
+        assert_eq!(watchdog.check(), [1]);
         beat(0);
-        assert_eq!(watchdog.stalled(), [1]);
+        assert_eq!(watchdog.check(), [1]);
         beat(0);
         beat(1);
-        assert_eq!(watchdog.stalled(), [0; 0]);
+        assert_eq!(watchdog.stalled(), [0; 0], "a heartbeat counts before the next check");
+        assert_eq!(watchdog.check(), [0; 0]);
     }
 
     // Checks may be more frequent than heartbeats.
@@ -260,7 +271,7 @@ mod tests {
     fn a_worker_between_two_heartbeats_is_not_stalled() {
         let mut watchdog = Watchdog::new([Arc::<Statistics>::default()], Duration::from_millis(500));
         for check in 1..=8 {
-            assert_eq!(watchdog.stalled().len(), usize::from(check == 8), "after {check} checks");
+            assert_eq!(watchdog.check().len(), usize::from(check == 8), "after {check} checks");
         }
     }
 }

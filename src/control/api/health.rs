@@ -1,16 +1,47 @@
 //! Health, for load balancers.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Response, StatusCode};
 
 use super::Api;
+use crate::control::service::{WORKER_CHECK, Watchdog};
+use crate::control::start::WorkerControl;
 use crate::http::response;
+
+/// Watches the workers on the thread of HTTP: that of control may wait for a slow file during a reload.
+#[derive(Debug)]
+pub(super) struct Health(Rc<RefCell<Watchdog>>);
+
+impl Health {
+    /// Watches the workers until the thread ends. Must be called within a `LocalSet`.
+    pub(super) fn watch(workers: &[WorkerControl]) -> Self {
+        let statistics = workers.iter().map(|worker| Arc::clone(&worker.statistics));
+        let watchdog = Rc::new(RefCell::new(Watchdog::new(statistics, WORKER_CHECK)));
+        let watched = Rc::clone(&watchdog);
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(WORKER_CHECK).await;
+                watched.borrow_mut().check();
+            }
+        });
+        Self(watchdog)
+    }
+
+    /// Returns the workers that are stalled.
+    pub(super) fn stalled(&self) -> Vec<usize> {
+        self.0.borrow().stalled()
+    }
+}
 
 impl Api {
     /// Whether the event loop of each worker turns.
     pub(super) fn health(&self) -> Response<Full<Bytes>> {
-        match self.published.borrow().stalled.first() {
+        match self.health.stalled().first() {
             None => response::text(StatusCode::OK, "ok\n"),
             Some(worker) => response::text(StatusCode::SERVICE_UNAVAILABLE, format!("worker {worker} is stalled\n")),
         }
@@ -29,7 +60,7 @@ impl Api {
         let published = self.published.borrow();
         let core = &published.snapshot.core;
         let most = core.limits.allocations;
-        if !published.stalled.is_empty() {
+        if !self.health.stalled().is_empty() {
             Some("a worker is stalled")
         } else if self.ledger.is_draining() {
             Some("draining")

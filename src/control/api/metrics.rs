@@ -41,7 +41,7 @@ impl Api {
     }
 
     fn page(&self) -> Page {
-        let published = self.published.borrow();
+        let (published, stalled) = (self.published.borrow(), self.health.stalled());
         Page {
             totals: self.totals(),
             ports: published.snapshot.core.relays.port_counts(self.now()),
@@ -49,7 +49,7 @@ impl Api {
             started: self.started,
             certificate_expiry: published.certificate.as_ref().map(|certificate| certificate.certificate.not_after),
             reload: published.reload,
-            stalled: (0..self.workers.len()).map(|worker| published.stalled.contains(&worker)).collect(),
+            stalled: (0..self.workers.len()).map(|worker| stalled.contains(&worker)).collect(),
             event_loops: self.workers.iter().map(|worker| worker.statistics.event_loop()).collect(),
             credentials: self.credentials.outcomes().collect(),
         }

@@ -39,6 +39,7 @@ use crate::turn::{Instant, Ledger};
 use crate::worker::Totals;
 pub(super) use access::Access;
 use credentials::Form;
+use health::Health;
 use log_limit::LogLimit;
 pub(super) use reload::Reload;
 use steer::Resource;
@@ -61,8 +62,6 @@ pub(super) struct Published {
     pub(super) keys: Vec<HttpKey>,
     /// Who may read metrics and health.
     pub(super) access: Access,
-    /// The workers that are stalled.
-    pub(super) stalled: Vec<usize>,
 }
 
 /// A certificate in use.
@@ -91,11 +90,14 @@ pub(super) struct Api {
     inputs: Inputs,
     credentials: credentials::State,
     denials: RefCell<LogLimit>,
+    health: Health,
 }
 
 impl Api {
+    /// Must be called within a `LocalSet`.
     pub(super) fn new(inputs: Inputs) -> Self {
-        Self { inputs, credentials: credentials::State::default(), denials: RefCell::default() }
+        let health = Health::watch(&inputs.workers);
+        Self { inputs, credentials: credentials::State::default(), denials: RefCell::default(), health }
     }
 
     fn now(&self) -> Instant {
@@ -193,7 +195,7 @@ impl Api {
     }
 
     fn is_stalled(&self, worker: usize) -> bool {
-        self.published.borrow().stalled.contains(&worker)
+        self.health.stalled().contains(&worker)
     }
 
     /// Lets each worker publish its gauges, which otherwise are up to a second old. A worker that is busy is not waited
