@@ -1,6 +1,6 @@
 //! Ranges of relay ports that change while allocations, reservations and resting ports are in them.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use turnserver::stun::Method;
@@ -13,12 +13,16 @@ use crate::support::{Controlled, config};
 
 type Allocated = (Client, Session, SocketAddr);
 
-/// The address of the relay ports. No other test uses it.
-const RELAY: &str = "['127.0.0.77']";
+/// Returns the address of the relay ports. No other test uses it, nor another run on this machine: it contains the
+/// process ID, which has at most 22 bits.
+fn relay_address() -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(127, 64, 0, 0).to_bits() + std::process::id())
+}
 
 /// Starts a server with four workers and a range of ports.
 fn start(ports: &str) -> Controlled {
-    let settings = [("workers", "4"), ("relay.addresses", RELAY), ("relay.ports", ports)];
+    let addresses = format!("['{}']", relay_address());
+    let settings = [("workers", "4"), ("relay.addresses", &addresses), ("relay.ports", ports)];
     Controlled::start_with(&with(&config(&["127.0.0.1"], ""), &settings))
 }
 
@@ -106,14 +110,19 @@ fn a_range_that_grows_moves_and_shrinks_keeps_the_state_of_every_port() {
 
     server.change_ports("'31908-31923'");
     server.assert_ports(14, 2, 8);
-    let claimed = server.claim("ann", &first_token);
-    assert_eq!(claimed.2.port(), first_port + 1, "a reservation outside of the range remains valid");
+    let claimed = [server.claim("ann", &first_token), server.claim("bob", &second_token)];
+    let reserved = [first_port, second_port].map(|port| port + 1);
+    assert_eq!(ports(&claimed), reserved, "a reservation outside of the range remains valid");
     for (client, session, _) in [&first, &second] {
         client.delete(session);
     }
-    server.assert_ports(13, 1, 8);
+    server.assert_ports(14, 0, 8);
+    // The last token has to remain valid until the end only.
+    let (third, third_token) = server.allocate_pair("erin");
+    let third_port = third.2.port();
     let moved = server.allocate_all();
-    assert_eq!(ports(&moved), expected(31_916..=31_923, &[]), "released ports outside of the range are gone");
+    let busy = [third_port, third_port + 1];
+    assert_eq!(ports(&moved), expected(31_916..=31_923, &busy), "released ports outside of the range are gone");
     server.assert_ports(21, 1, 0);
 
     server.change_ports("'31910-31911'");
@@ -127,12 +136,12 @@ fn a_range_that_grows_moves_and_shrinks_keeps_the_state_of_every_port() {
 
     server.change_ports("'31900-31923'");
     server.assert_ports(21, 1, 2);
-    assert_eq!(server.claim("bob", &second_token).2.port(), second_port + 1);
+    assert_eq!(server.claim("erin", &third_token).2.port(), third_port + 1);
     let mut free = [first_port, second_port];
     free.sort_unstable();
     assert_eq!(ports(&server.allocate_all()), free);
     let others = grown.iter().filter(|(.., relay)| relay.port() != 31_910).chain(&moved).chain(&last);
-    for (client, session, _) in others.chain([&used, &claimed]) {
+    for (client, session, _) in others.chain([&used, &third]).chain(&claimed) {
         assert_eq!(refresh(client, session), None);
     }
 }
@@ -143,7 +152,8 @@ fn a_new_mapping_knows_the_ports_that_the_old_one_uses() {
     let server = start("'31930-31941'");
     let (pair, token) = server.allocate_pair("ann");
     let used = [server.allocate("bob"), server.allocate("carol")];
-    server.reload(&with(&server.config, &[("relay.external", "{ '127.0.0.77' = '192.0.2.9' }")]));
+    let mapping = format!("{{ '{}' = '192.0.2.9' }}", relay_address());
+    server.reload(&with(&server.config, &[("relay.external", &mapping)]));
     server.assert_ports(3, 1, 8);
     let new = server.allocate_all();
     let port = pair.2.port();
