@@ -263,7 +263,7 @@ impl RunningServer<'_> {
     /// Refuses a username until a time, and waits until its allocations have ended. Without a time, ends the revocation.
     async fn revoke(&mut self, username: &str, until: Option<u64>, operator: Operator) -> Result<Value, String> {
         let now = clock::unix_seconds();
-        // A revocation until now has no effect.
+        // A revocation until the present time has no effect.
         let revoked = self.inputs.revoked.revoke(username, until.unwrap_or(now), now);
         revoked.map_err(|error| error.to_string())?;
         let tls = self.snapshot().tls.clone();

@@ -180,7 +180,7 @@ impl UnixSocket {
             Ok(_) if unix::UnixStream::connect(path).is_ok() => return Err(BindError::InUse(path.to_owned())),
             _ => {}
         }
-        // The file has its permissions before it has its name, so nobody else can connect in between.
+        // The file has its permissions before it has its name, so no other user can connect in between.
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}", std::process::id()));
         let new = path.with_file_name(name);

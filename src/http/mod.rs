@@ -40,7 +40,7 @@ use listener::AsyncListener;
 pub use listener::BindError;
 pub(crate) use listener::{Client, Listener, PeerCredentials, UnixSocket};
 
-/// The limits of the server. Each listener has its own, so that nobody on the network can take the control socket away
+/// The limits of the server. Each listener has its own, so that no client on the network can take the control socket away
 /// from the operator.
 pub(crate) mod limits {
     use std::time::Duration;

@@ -55,7 +55,7 @@ impl SpareFiles {
         spare
     }
 
-    /// Keeps `count` of `limit` open files from now on.
+    /// Changes the value: keeps `count` of `limit` open files.
     pub(crate) fn set(&self, limit: u64, count: u64) {
         self.first.store(RawFd::try_from(limit.saturating_sub(count)).unwrap_or(RawFd::MAX), Relaxed);
     }

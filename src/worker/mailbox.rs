@@ -54,10 +54,10 @@ pub(crate) struct ListenerChange {
     pub(crate) close: Vec<Endpoint>,
 }
 
-/// A TCP listener that keeps its socket and serves other clients from now on. Connections on it continue.
+/// A TCP listener that keeps its socket and serves other clients after the change. Connections on it continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AlteredListener {
-    /// The endpoint until now, with its actual port.
+    /// The endpoint before the change, with its actual port.
     pub(crate) endpoint: Endpoint,
     pub(crate) transport: Transport,
     /// As in [`BoundListener`].

@@ -166,8 +166,7 @@ pub(super) fn change_listeners(worker: &Rc<RefCell<Worker>>, change: ListenerCha
 }
 
 impl Changed {
-    /// Serves the connections that have waited at the listeners until now, as if nothing had changed. Otherwise the
-    /// kernel would reset them. When this returns, the sockets are closed: the new listeners that could not be opened.
+    /// Serves the connections that wait at the listeners, as before the change. Otherwise the kernel would reset them. When this returns, the sockets are closed: the new listeners that could not be opened.
     pub(super) async fn complete(self) -> Vec<FailedListener> {
         for (acceptor, kind) in self.altered {
             acceptor.accept_waiting().await;
@@ -225,7 +224,8 @@ impl Acceptor {
         true
     }
 
-    /// Accepts a connection that waits, unless it would use a spare file. It then waits on.
+    /// Accepts a connection that waits, unless it would use a spare file. It then waits on: until it is accepted later,
+    /// or until the listener is closed, which resets it.
     fn accept_now(&self) -> io::Result<TcpStream> {
         if self.spare.have_room(&self.listener) {
             tcp::accept_now(&self.listener).and_then(TcpStream::from_std)

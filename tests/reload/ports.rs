@@ -90,7 +90,7 @@ fn expected(ports: RangeInclusive<u16>, except: &[u16]) -> Vec<u16> {
     ports.filter(|port| !except.contains(port)).collect()
 }
 
-// RFC 8656 §7.2: a reserved port is given to nobody else, and its token remains valid for 30 s.
+// RFC 8656 §7.2: no other client gets a reserved port, and its token remains valid for 30 s.
 #[test]
 fn a_range_that_grows_moves_and_shrinks_keeps_the_state_of_every_port() {
     let server = start("'31900-31907'");

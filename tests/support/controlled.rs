@@ -80,7 +80,7 @@ impl Controlled {
         self.server.wait_for_log(|line| line.field("event").as_deref() == Some(event))
     }
 
-    /// Returns the number of log lines of an event until now.
+    /// Returns the number of log lines of an event so far.
     pub(crate) fn events(&self, event: &str) -> usize {
         self.server.logs().iter().filter(|line| line.field("event").as_deref() == Some(event)).count()
     }

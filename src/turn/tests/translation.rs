@@ -73,7 +73,7 @@ fn ip_header_fields_are_relayed_between_datagrams() {
     }
 }
 
-// A datagram that a router would not forward is not relayed. Requests are still answered.
+// A datagram that a router would not forward is not relayed. Requests get a response.
 #[test]
 fn a_datagram_whose_hop_limit_has_run_out_is_dropped() {
     let (mut world, client) = dual(Transport::Udp, false);
