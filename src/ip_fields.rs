@@ -1,6 +1,7 @@
 //! The fields of the IP header that are relayed with a datagram.
 
-/// The fields of the IP header that are relayed with a datagram (RFC 8656 §13, §14).
+/// The fields of the IP header that are relayed with a datagram (RFC 8656 §13; §14 for DSCP and ECN, §21.1.7 for the hop
+/// limit within a family).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct IpFields {
     /// DSCP (upper six bits) and ECN: the second byte of the IPv4 header, or the IPv6 Traffic Class. The default is 0.

@@ -257,7 +257,8 @@ impl RunningServer<'_> {
         }
     }
 
-    /// Returns the number of permissions and of channels that reloads have revoked.
+    /// Returns the number of permissions and of channels that new configurations have revoked: after reloads, and after
+    /// changes of the addresses of this machine.
     fn revoked(&self) -> [u64; 2] {
         let totals = self.workers.iter().map(|worker| worker.statistics.read());
         totals.fold([0, 0], |[permissions, channels], totals| {
