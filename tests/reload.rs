@@ -153,7 +153,7 @@ mod reload {
             "[{ name = 'app', sha256 = 'OTHER', ttl = '2h', user-prefix = 'a', origins = ['https://a.example'], \
              requests-per-second = 7 }]",
         ),
-        ("http.keys-file", "'KEYS'"),
+        ("http.keys-file", "'FURTHER'"),
         ("http.tls", "true"),
         ("tls.certificate", "'CERTIFICATE'"),
         ("tls.private-key", "'KEY'"),
@@ -173,7 +173,7 @@ mod reload {
         let places: HashMap<&str, String> = [
             ("SECRETS", secrets.display().to_string()),
             ("TOKEN", token.display().to_string()),
-            ("KEYS", keys_file.display().to_string()),
+            ("FURTHER", keys_file.display().to_string()),
             ("HASH", "1".repeat(64)),
             ("OTHER", "2".repeat(64)),
             ("CERTIFICATE", moved[0].display().to_string()),
