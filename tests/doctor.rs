@@ -9,6 +9,7 @@ mod support;
 
 #[cfg(test)]
 mod doctor {
+    use std::collections::BTreeSet;
     use std::io::{Read as _, Write as _};
     use std::net::{SocketAddr, TcpListener};
     use std::process::Command;
@@ -237,23 +238,62 @@ mod doctor {
 
     #[test]
     fn a_machine_with_a_private_address_is_told_apart_from_one_with_a_public_address() {
-        let machine = |address: &str| {
+        // Passes the warnings about the relay address, and all faults.
+        fn machine(address: &str, route: Option<&str>, check: impl FnOnce(Vec<String>, Vec<String>) + Send) {
             let own = format!("address add {address}/24 dev lo");
-            let (mut warnings, mut faults) = (Vec::new(), 0);
-            in_own_network(&["link set lo up", &own], || {
-                let text =
-                    format!("[listen]\nudp = [\"{address}:3478\"]\ntcp = []\n[relay]\naddresses = [\"{address}\"]\n");
-                let report = examine_machine(&format!("{text}[auth]\nsecrets = [{SECRET:?}]\n"));
-                faults = report.with("fault").len();
-                let named = report.with("warning").into_iter().filter(|(check, _)| *check == "relay-address");
-                warnings = named.map(|(_, text)| text.to_owned()).collect();
+            let setup: Vec<&str> = ["link set lo up", &own].into_iter().chain(route).collect();
+            in_own_network(&setup, || {
+                let text = format!(
+                    "[listen]\nudp = [\"{address}:3478\"]\ntcp = []\n[relay]\naddresses = [\"{address}\"]\n\
+                     [auth]\nsecrets = [{SECRET:?}]\n"
+                );
+                let report = examine_machine(&text);
+                let about = |status| report.with(status).into_iter().map(|(check, text)| format!("{check}: {text}"));
+                check(
+                    about("warning").filter(|text| text.starts_with("relay-address: ")).collect(),
+                    about("fault").collect(),
+                );
             });
-            assert_eq!(faults, 0);
-            warnings
-        };
-        let private = machine("10.1.2.3");
-        assert!(private.iter().any(|text| text.contains("10.1.2.3")), "{private:?}");
-        assert_eq!(machine("198.18.0.1").len(), 1, "benchmarking is no public range");
-        assert_eq!(machine("9.9.9.9"), Vec::<String>::new());
+        }
+        machine("10.1.2.3", None, |warnings, faults| {
+            assert!(warnings.iter().any(|text| text.contains("10.1.2.3")), "{warnings:?}");
+            assert_eq!(faults, Vec::<String>::new());
+        });
+        machine("198.18.0.1", None, |warnings, _| assert_eq!(warnings.len(), 1, "{warnings:?}"));
+        machine("9.9.9.9", Some("route add default dev lo"), |warnings, faults| {
+            assert_eq!((warnings, faults), (vec![], vec![]));
+        });
+        machine("9.9.9.9", None, |_, faults| {
+            assert_eq!(faults, ["route: IPv4 has no route to other networks, so peers there cannot be reached"]);
+        });
+    }
+
+    #[test]
+    fn the_document_explains_the_checks_that_exist() {
+        let read = |path: &str| std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let sources = [
+            "remote.rs",
+            "machine/mod.rs",
+            "machine/firewall.rs",
+            "machine/kernel.rs",
+            "machine/listeners.rs",
+            "machine/names.rs",
+            "machine/unit.rs",
+        ];
+        let source: String = sources.map(|file| read(&format!("src/doctor/{file}"))).concat();
+        let document = read("docs/troubleshooting.md");
+        let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+        let named: BTreeSet<&str> = rows.flat_map(|cell| cell.trim_end_matches('`').split("`, `")).collect();
+        for check in &named {
+            assert!(source.contains(&format!("\"{check}\"")), "there is no check {check}");
+        }
+        let mut failing = BTreeSet::new();
+        for call in ["Finding::fault(", "Finding::warning(", "own_fault(", "own_words("] {
+            let arguments = source.split(call).skip(1).map(str::trim_start);
+            failing.extend(arguments.filter_map(|text| text.strip_prefix('"')?.split('"').next()));
+        }
+        assert!(failing.len() > 15, "{failing:?}");
+        let missing: Vec<_> = failing.difference(&named).collect();
+        assert!(missing.is_empty(), "docs/troubleshooting.md does not explain {missing:?}");
     }
 }

@@ -179,6 +179,30 @@ pub(super) fn examine_relaying(
     }
 }
 
+/// Examines whether this machine reaches the server at its public address, if a router maps it.
+pub(super) fn examine_hairpin(choice: &Choice, running: &[Endpoint], trust: &Trust, report: Report<'_>) {
+    let Some(udp) = running.iter().find(|endpoint| !endpoint.transport.is_connection()) else { return };
+    for relay in choice.addresses.iter().filter(|relay| relay.advertised != relay.bind) {
+        let public = SocketAddr::new(relay.advertised, udp.address.port());
+        let opened = Link::open(udp.transport, public, "", trust, CONNECT);
+        let session = opened.and_then(|(link, _)| Ok(Session::new(link, None)?));
+        let result = session.map_err(Problem::from).and_then(|mut session| session.request(Request::Binding));
+        let finding = match result {
+            Ok(_) => Finding::ok("hairpin", "the router returns packets from inside for the public address"),
+            Err(problem) => Finding::warning(
+                "hairpin",
+                format!(
+                    "from inside, the server does not respond at its public address ({problem}): clients in this network \
+                     cannot use it by that address"
+                ),
+                "turn on hairpinning (NAT loopback) in the router, or let the name of the server resolve to its inner \
+                 address in this network",
+            ),
+        };
+        report(finding.of(public));
+    }
+}
+
 fn credential(config: &Config) -> Option<IceServer> {
     let uris = Vec::new();
     if let Some(secret) = config.auth.secrets.first() {

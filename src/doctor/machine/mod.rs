@@ -1,8 +1,10 @@
 //! This machine and its configuration, with or without a running server.
 
+mod firewall;
 mod kernel;
 mod listeners;
 mod names;
+mod unit;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -49,6 +51,9 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     certificate(&config, report);
     let running = listeners::examine(&config, trust, report);
     names::examine(&config, &choice, machine.stun, report);
+    names::examine_routes(&choice, report);
+    listeners::examine_hairpin(&choice, &running, trust, report);
+    [firewall::examine(&config), unit::examine(Path::new("/"))].into_iter().flatten().for_each(&mut *report);
     for finding in
         kernel::examine(Path::new("/"), &config.relay.ports, open_files(&config, &choice), !running.is_empty())
     {

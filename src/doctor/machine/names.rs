@@ -1,7 +1,7 @@
 //! The public name and address of the server.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use crate::client::{Request, Success};
@@ -12,10 +12,18 @@ use crate::doctor::link::Link;
 use crate::doctor::remote::Report;
 use crate::doctor::session::Session;
 use crate::doctor::trust::Trust;
+use crate::net::interfaces;
+use crate::special_purpose::{self, Reach};
 use crate::transport::Transport;
 
 /// The port of STUN.
 const STUN_PORT: u16 = 3478;
+
+/// Public addresses of each family. Nothing is sent to them.
+const ELSEWHERE: [(&str, IpAddr); 2] = [
+    ("IPv4", IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1))),
+    ("IPv6", IpAddr::V6(Ipv6Addr::new(0x2606, 0x4700, 0x4700, 0, 0, 0, 0, 0x1111))),
+];
 
 /// Examines `hostname`, and the public address as a STUN server elsewhere sees it.
 pub(super) fn examine(config: &Config, choice: &Choice, stun: Option<&str>, report: Report<'_>) {
@@ -28,6 +36,28 @@ pub(super) fn examine(config: &Config, choice: &Choice, stun: Option<&str>, repo
     }
     if let Some(server) = stun {
         report(public_address(server, choice).of(server));
+    }
+}
+
+/// Examines whether packets to other networks have a route.
+pub(super) fn examine_routes(choice: &Choice, report: Report<'_>) {
+    for (name, elsewhere) in ELSEWHERE {
+        let is_public = |ip: &IpAddr| {
+            ip.is_ipv4() == elsewhere.is_ipv4()
+                && special_purpose::find(*ip).is_none_or(|range| range.reach == Reach::Global)
+        };
+        if !choice.addresses.iter().any(|relay| is_public(&relay.advertised)) {
+            continue;
+        }
+        report(if interfaces::source_for(elsewhere).is_some() {
+            Finding::ok("route", format!("{name} has a route to other networks"))
+        } else {
+            Finding::fault(
+                "route",
+                format!("{name} has no route to other networks, so peers there cannot be reached"),
+                format!("configure a default route for {name}, or remove its address from relay.addresses"),
+            )
+        });
     }
 }
 
