@@ -9,6 +9,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod coturn;
 pub mod doctor;
 pub mod file;
 pub mod generate;

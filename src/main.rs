@@ -2,6 +2,7 @@
 
 mod ctl;
 mod doctor_command;
+mod import;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -42,6 +43,7 @@ enum Command {
     /// Generate man pages and shell completions.
     #[command(subcommand)]
     Generate(Generate),
+    ImportCoturn(import::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Some(Command::Generate(generate)) => generate
             .run(Arguments::command(), &mut io::stdout().lock())
             .map_err(|error| (format!("cannot write: {error}"), ExitCode::FAILURE)),
+        Some(Command::ImportCoturn(command)) => import::run(command),
         Some(Command::CheckConfig) => execute(&arguments, true).map_err(|message| (message, ExitCode::FAILURE)),
         None => execute(&arguments, false).map_err(|message| (message, ExitCode::FAILURE)),
     };

@@ -57,7 +57,8 @@ mod architecture {
                 "transport",
             ],
         ),
-        ("config", &["auth", "file", "privacy", "setting", "special_purpose", "transport"]),
+        ("coturn", &["special_purpose"]),
+        ("config", &["auth", "coturn", "file", "privacy", "setting", "special_purpose", "transport"]),
         ("worker", &["clock", "ip_fields", "net", "privacy", "setting", "transport", "turn"]),
         (
             "control",
@@ -84,7 +85,7 @@ mod architecture {
     const BINARIES: &[(&str, &[&str])] = &[
         (
             "main.rs",
-            &["auth", "clock", "config", "control", "doctor", "file", "generate", "net", "printable", "transport"],
+            &["auth", "clock", "config", "control", "coturn", "doctor", "file", "generate", "net", "printable", "transport"],
         ),
         ("bin/turn-credential/main.rs", &["auth", "clock", "config", "file", "generate", "setting", "transport"]),
     ];
@@ -101,6 +102,7 @@ mod architecture {
         "privacy",
         "turn",
         "client",
+        "coturn",
     ];
 
     const MAX_LINES: usize = 800;

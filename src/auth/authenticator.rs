@@ -38,25 +38,42 @@ pub enum Standing {
 
 #[derive(Debug)]
 struct StaticKeys {
-    password: Secret,
+    /// `None` if only the key is known.
+    password: Option<Secret>,
     md5: LongTermKey,
-    sha256: LongTermKey,
+    /// `None` if only the MD5 key is known.
+    sha256: Option<LongTermKey>,
     /// The user's own limit on allocations.
     allocations: Option<u32>,
 }
 
 impl StaticKeys {
-    /// Authenticates a request of the static user. The key of `known` has been tried.
+    fn of_password(name: &str, realm: &str, password: Secret) -> Self {
+        let derive = |algorithm| LongTermKey::derive_by(algorithm, name, realm, password.as_bytes());
+        let (md5, sha256) = (derive(KeyAlgorithm::Md5), Some(derive(KeyAlgorithm::Sha256)));
+        Self { password: Some(password), md5, sha256, allocations: None }
+    }
+
+    fn key(&self, algorithm: KeyAlgorithm) -> Option<&LongTermKey> {
+        match algorithm {
+            KeyAlgorithm::Md5 => Some(&self.md5),
+            KeyAlgorithm::Sha256 => self.sha256.as_ref(),
+        }
+    }
+
+    /// Authenticates a request of the static user. The key of `known` has been tried. `dummy_key` is tried if the user
+    /// has no key of this algorithm.
     fn authenticate(
         &self,
         username: &str,
         algorithm: KeyAlgorithm,
         known: Option<&Rc<Identity>>,
+        dummy_key: &LongTermKey,
         matches: &mut dyn FnMut(&LongTermKey) -> bool,
     ) -> Result<Rc<Identity>, AuthFailure> {
-        let key = match algorithm {
-            KeyAlgorithm::Md5 => &self.md5,
-            KeyAlgorithm::Sha256 => &self.sha256,
+        let Some(key) = self.key(algorithm) else {
+            let _ = matches(dummy_key);
+            return Err(AuthFailure::WrongPassword);
         };
         if known.is_none_or(|known| known.key() != key) && matches(key) {
             Ok(Rc::new(Identity::of_static_user(username, key.clone(), self.allocations)))
@@ -75,15 +92,26 @@ impl Authenticator {
         let users: BTreeMap<_, _> = users
             .into_iter()
             .map(|(name, password)| {
-                let derive = |algorithm| LongTermKey::derive_by(algorithm, &name, &realm, password.as_bytes());
-                let (md5, sha256) = (derive(KeyAlgorithm::Md5), derive(KeyAlgorithm::Sha256));
-                let keys = StaticKeys { password, md5, sha256, allocations: None };
+                let keys = StaticKeys::of_password(&name, &realm, password);
                 (name, keys)
             })
             .collect();
         let names = users.keys().map(|name| (userhash(name, &realm), name.clone())).collect();
         let dummy_key = LongTermKey::derive("", &realm, b"");
         Self { realm, secrets, users, names, dummy_key, revoked: Revocations::default(), former_realms: Vec::new() }
+    }
+
+    /// Adds static users of whom only the MD5 key is known, which was derived with the realm of this authenticator.
+    ///
+    /// While there is such a user, no password algorithms are announced: a client would choose SHA-256, for which there
+    /// is no key.
+    #[must_use]
+    pub fn with_md5_keys(mut self, users: impl IntoIterator<Item = (String, LongTermKey)>) -> Self {
+        for (name, md5) in users {
+            self.names.insert(userhash(&name, &self.realm), name.clone());
+            self.users.insert(name, StaticKeys { password: None, md5, sha256: None, allocations: None });
+        }
+        self
     }
 
     /// Sets the limits on allocations of static users, by name; 0 for no limit. Without one, the general limit applies.
@@ -126,11 +154,12 @@ impl Authenticator {
     /// Returns the features that a challenge may announce.
     ///
     /// Username anonymity is announced only if every username can be found by its hash. The username of a time-limited
-    /// credential cannot.
+    /// credential cannot. Password algorithms are announced only if every static user has a key for each.
     #[must_use]
     pub fn features(&self) -> SecurityFeatures {
         let username_anonymity = self.secrets.is_empty() && !self.users.is_empty();
-        SecurityFeatures { password_algorithms: true, username_anonymity }
+        let password_algorithms = self.users.values().all(|user| user.sha256.is_some());
+        SecurityFeatures { password_algorithms, username_anonymity }
     }
 
     /// Returns the name of the static user with this USERHASH (RFC 8489 §14.4).
@@ -169,7 +198,7 @@ impl Authenticator {
         let identity = match known {
             Some(known) if matches(known.key()) => Rc::clone(known),
             _ => match self.users.get(username) {
-                Some(keys) => keys.authenticate(username, algorithm, known, matches)?,
+                Some(keys) => keys.authenticate(username, algorithm, known, &self.dummy_key, matches)?,
                 None => self.authenticate_credential(username, algorithm, unix_now, known, matches)?,
             },
         };
@@ -223,7 +252,9 @@ impl Authenticator {
         let (username, key) = (identity.username(), identity.key());
         let has_key = |password: &[u8]| LongTermKey::derive_by(key.algorithm(), username, realm, password) == *key;
         match self.users.get(username) {
-            Some(user) => has_key(user.password.as_bytes()),
+            Some(StaticKeys { password: Some(password), .. }) => has_key(password.as_bytes()),
+            // The realm of a key is not known, so the key itself decides.
+            Some(user) => user.md5 == *key,
             None => {
                 let of_secret = |secret: &Secret| has_key(time_limited::password(secret, username).as_bytes());
                 time_limited::check_username(username).is_ok() && self.secrets.iter().any(of_secret)

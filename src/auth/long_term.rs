@@ -53,6 +53,21 @@ impl LongTermKey {
         })
     }
 
+    /// Parses the 32 hexadecimal digits of a key that was derived with MD5, with or without `0x` before them; `None` for
+    /// any other text.
+    #[must_use]
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix("0x").unwrap_or(text);
+        let mut key = Zeroizing::new([0; 16]);
+        if digits.len() != 2 * key.len() || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        for (byte, at) in key.iter_mut().zip((0..digits.len()).step_by(2)) {
+            *byte = u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()?;
+        }
+        Some(Self(Bytes::Md5(key)))
+    }
+
     /// Returns the algorithm with which the key was derived.
     #[must_use]
     pub fn algorithm(&self) -> KeyAlgorithm {
@@ -118,6 +133,18 @@ mod tests {
         let key = LongTermKey::derive("user", "realm", b"pass");
         let expected = 0x8493_fbc5_3ba5_82fb_4c04_4c45_6bdc_40eb_u128;
         assert_eq!(key.as_bytes(), &expected.to_be_bytes());
+    }
+
+    #[test]
+    fn an_md5_key_is_read_from_hexadecimal_digits() {
+        const EXAMPLE: &str = "8493fbc53ba582fb4c044c456bdc40eb";
+        let key = LongTermKey::derive("user", "realm", b"pass");
+        for text in [EXAMPLE, &EXAMPLE.to_uppercase(), &format!("0x{EXAMPLE}")] {
+            assert_eq!(LongTermKey::from_hex(text), Some(key.clone()), "{text}");
+        }
+        for wrong in ["", "0x", &EXAMPLE[1..], &format!("{EXAMPLE}0"), &EXAMPLE.replace("84", "8+"), "é"] {
+            assert_eq!(LongTermKey::from_hex(wrong), None, "{wrong}");
+        }
     }
 
     // RFC 8489 §18.5.1.2. From `printf user:realm:pass | sha256sum`.

@@ -30,6 +30,22 @@ impl Config {
         comparison.changes
     }
 
+    /// Returns a warning if a new configuration has another realm and keys of users that were made for this one.
+    #[must_use]
+    pub fn keys_of_the_old_realm(&self, new: &Self) -> Option<String> {
+        let key = |config: &Self, name: &str| {
+            config.auth.users.iter().find(|user| user.name == name).and_then(|user| user.key().cloned())
+        };
+        let mut users = new.auth.users.iter().filter(|user| user.key().is_some());
+        let is_old = users.any(|user| key(self, &user.name).as_ref() == user.key());
+        // Warnings are logged, so this one has no name.
+        (self.realm != new.realm && is_old).then(|| {
+            "`realm` has changed, but a `key` in `[[auth.users]]` has not: a key is valid in one realm only, so its \
+             user cannot authenticate any more. Replace the key, or set `password`"
+                .to_owned()
+        })
+    }
+
     /// Keeps the values of the running configuration that need a restart.
     pub fn keep_until_restart(&mut self, running: &Self) {
         self.workers = running.workers;
@@ -146,10 +162,10 @@ impl<'c> Comparison<'c> {
         };
         self.entries("auth.users.name", users(|_| String::new()));
         self.hidden("auth.users.password", |config| {
-            let common = config.auth.users.iter().map(|user| (&user.name, &user.password));
-            let mut passwords: Vec<_> = common.collect();
-            passwords.sort_unstable_by_key(|(name, _)| *name);
-            passwords
+            by_name(config.auth.users.iter().filter_map(|user| Some((&user.name, user.password()?))))
+        });
+        self.hidden("auth.users.key", |config| {
+            by_name(config.auth.users.iter().filter_map(|user| Some((&user.name, user.key()?))))
         });
         self.entries("auth.users.allocations", users(|user| or_no_limit(user.allocations)));
         self.shown("peers.allow", |config| list(&config.peers.allow));
@@ -218,15 +234,20 @@ impl<'c> Comparison<'c> {
         };
         self.entries("http.keys.name", keys(|_| String::new()));
         self.hidden("http.keys.sha256", |config| {
-            let mut hashes: Vec<_> = config.http.keys.iter().map(|key| (&key.name, &key.hash)).collect();
-            hashes.sort_unstable_by_key(|(name, _)| *name);
-            hashes
+            by_name(config.http.keys.iter().map(|key| (&key.name, &key.hash)))
         });
         self.entries("http.keys.ttl", keys(|key| format_duration(key.ttl)));
         self.entries("http.keys.user-prefix", keys(|key| key.user_prefix.clone()));
         self.entries("http.keys.origins", keys(|key| list(&key.origins)));
         self.entries("http.keys.requests-per-second", keys(|key| or_no_limit(key.requests_per_second)));
     }
+}
+
+/// Sorts secrets by their names, because their order in the file does not matter.
+fn by_name<'c, T>(secrets: impl Iterator<Item = (&'c String, T)>) -> Vec<(&'c String, T)> {
+    let mut secrets: Vec<_> = secrets.collect();
+    secrets.sort_unstable_by_key(|(name, _)| *name);
+    secrets
 }
 
 fn not_set() -> String {
@@ -303,6 +324,25 @@ mod tests {
             old.changes(&kept).iter().map(|change| change.key).collect::<Vec<_>>(),
             ["auth.secrets", "limits.allocations"]
         );
+    }
+
+    #[test]
+    fn a_key_stays_valid_as_long_as_the_realm_does() {
+        let with_key = |realm: &str, key: &str| {
+            config(&format!("realm = \"{realm}\"\n[[auth.users]]\nname = \"ann\"\nkey = \"{key}\"\n"))
+        };
+        let (one, other) = ("8493fbc53ba582fb4c044c456bdc40eb", "0493fbc53ba582fb4c044c456bdc40eb");
+        let old = with_key("old.example", one);
+        assert_eq!(old.keys_of_the_old_realm(&with_key("old.example", one)), None);
+        assert_eq!(old.keys_of_the_old_realm(&with_key("new.example", other)), None);
+        let warning = old.keys_of_the_old_realm(&with_key("new.example", one)).unwrap();
+        assert!(warning.contains("valid in one realm only") && !warning.contains("ann"), "{warning}");
+        let changes = old.changes(&with_key("old.example", other));
+        assert_eq!(changes.iter().map(|change| (change.key, &change.values)).collect::<Vec<_>>(), [(
+            "auth.users.key",
+            &None
+        )]);
+        assert!(!format!("{old:?}").contains("8493"), "{old:?}");
     }
 
     #[test]

@@ -3,77 +3,27 @@
 use std::ops::Range;
 
 use super::problem::Report;
-
-/// The keys of coturn that its configurations usually contain, and the corresponding key of this server; empty without
-/// one. Keys that this server has too are not in the list.
-const KEYS: &[(&str, &str)] = &[
-    ("Verbose", "log.level"),
-    ("allow-loopback-peers", "peers.allow"),
-    ("allowed-peer-ip", "peers.allow"),
-    ("alternate-server", "alternate.servers"),
-    ("bps-capacity", ""),
-    ("cert", "tls.certificate"),
-    ("cipher-list", ""),
-    ("cli-password", ""),
-    ("denied-peer-ip", "peers.deny"),
-    ("external-ip", "relay.external"),
-    ("fingerprint", ""),
-    ("listening-ip", "listen.udp` and `listen.tcp"),
-    ("listening-port", "listen.udp` and `listen.tcp"),
-    ("log-file", ""),
-    ("lt-cred-mech", ""),
-    ("max-bps", "limits.bytes-per-second-per-allocation"),
-    ("max-port", "relay.ports"),
-    ("min-port", "relay.ports"),
-    ("mobility", ""),
-    ("mysql-userdb", ""),
-    ("no-cli", ""),
-    ("no-dtls", ""),
-    ("no-loopback-peers", ""),
-    ("no-multicast-peers", ""),
-    ("no-rfc5780", ""),
-    ("no-software-attribute", ""),
-    ("no-stdout-log", ""),
-    ("no-stun-backward-compatibility", ""),
-    ("no-tcp", "listen.tcp"),
-    ("no-tcp-relay", ""),
-    ("no-tls", "listen.tls"),
-    ("no-tlsv1", ""),
-    ("no-tlsv1_1", ""),
-    ("no-udp", "listen.udp"),
-    ("pidfile", ""),
-    ("pkey", "tls.private-key"),
-    ("proc-group", ""),
-    ("proc-user", ""),
-    ("prometheus", ""),
-    ("psql-userdb", ""),
-    ("redis-userdb", ""),
-    ("relay-ip", "relay.addresses"),
-    ("response-origin-only-with-rfc5780", ""),
-    ("server-name", ""),
-    ("simple-log", ""),
-    ("stale-nonce", "auth.nonce-lifetime"),
-    ("static-auth-secret", "auth.secrets"),
-    ("syslog", ""),
-    ("tls-listening-port", "listen.tls"),
-    ("total-quota", "limits.allocations"),
-    ("use-auth-secret", ""),
-    ("user", "auth.users"),
-    ("user-quota", "limits.allocations-per-user"),
-    ("userdb", ""),
-    ("verbose", "log.level"),
-];
+use crate::coturn::options::{self, Rule};
 
 /// The number of different keys of coturn from which a file counts as a configuration of coturn.
 const ENOUGH: usize = 2;
 
+/// Whether a key at the start of a line indicates a file of coturn. Other programs have a realm, too.
+fn is_key(name: &str) -> bool {
+    name != "realm" && options::find(name).is_some_and(options::CoturnOption::is_of_the_server)
+}
+
 /// Returns the hint for a key of coturn.
 pub(super) fn hint(key: &str) -> Option<String> {
-    let (_, ours) = KEYS.iter().find(|(name, _)| *name == key)?;
-    Some(match *ours {
-        "" => format!("`{key}` is a key of coturn without a counterpart: remove it"),
-        ours if key.starts_with("no-") => format!("`{key}` is a key of coturn; use `{ours} = []`"),
-        ours => format!("`{key}` is a key of coturn; use `{ours}`"),
+    let option = options::find(key).filter(|_| is_key(key))?;
+    Some(match option.rule {
+        Rule::Never(instead) => format!("`{key}` is a key of coturn that cannot be taken over: {instead}"),
+        Rule::Convert(ours @ [_, ..]) => {
+            let ours = ours.join("` and `");
+            let value = if key.starts_with("no-") { " = []" } else { "" };
+            format!("`{key}` is a key of coturn; use `{ours}{value}`")
+        }
+        _ => format!("`{key}` is a key of coturn without a counterpart: remove it"),
     })
 }
 
@@ -86,8 +36,11 @@ pub(super) fn is_file(text: &str) -> bool {
 pub(super) fn report_file(report: &mut Report<'_>) {
     report.error(
         &(0..0),
-        "this is a configuration of coturn, but the server reads TOML with keys of its own: start with the \
-         turnserver.toml that comes with it",
+        format!(
+            "this is a configuration of coturn, but the server reads TOML with keys of its own: convert it with \
+             `turnserver import-coturn {} --output NEW`",
+            report.file()
+        ),
     );
     for (key, span) in keys(report.text()) {
         report.error(&span, hint(key).unwrap_or_default());
@@ -108,7 +61,7 @@ fn keys(text: &str) -> Vec<(&str, Range<usize>)> {
         }
         let key = line.split(['=', ' ', '\t']).next().unwrap_or_default();
         let is_new = !found.iter().any(|(other, _)| *other == key);
-        if is_new && KEYS.iter().any(|(name, _)| *name == key) {
+        if is_new && is_key(key) {
             found.push((key, start..start + key.len()));
         }
     }
@@ -121,18 +74,12 @@ mod tests {
     use crate::config::schema;
 
     #[test]
-    fn the_keys_are_sorted_and_unique() {
-        for pair in KEYS.windows(2) {
-            assert!(pair[0].0 < pair[1].0, "{pair:?}");
-        }
-    }
-
-    #[test]
     fn each_counterpart_is_a_key_and_no_key_of_coturn_is_one_of_the_top_level() {
-        for (theirs, ours) in KEYS {
-            assert!(!schema::TOP.keys.contains(theirs), "{theirs}");
-            for name in ours.split("` and `").filter(|name| !name.is_empty()) {
-                let (path, key) = name.split_once('.').unwrap();
+        for option in options::OPTIONS {
+            assert!(!is_key(option.name) || !schema::TOP.keys.contains(&option.name), "{}", option.name);
+            let Rule::Convert(ours) = option.rule else { continue };
+            for name in ours {
+                let (path, key) = name.rsplit_once('.').unwrap_or(("", name));
                 assert!(schema::ALL.iter().any(|table| table.path == path && table.keys.contains(&key)), "{name}");
             }
         }

@@ -15,8 +15,8 @@ use super::general::{duration, name_of};
 use super::problem::{Problem, Report, quoted};
 use super::reader::Section;
 use super::secrets::{self, BadSecret, SecretLine};
-use super::{Auth, StaticUser, passwords, paths, schema};
-use crate::auth::Secret;
+use super::{Auth, StaticCredential, StaticUser, passwords, paths, schema};
+use crate::auth::{LongTermKey, Secret};
 use crate::auth::time_limited::TimeLimitedUsername;
 use crate::file;
 
@@ -186,7 +186,8 @@ fn users(section: &Section<'_>, report: &mut Report<'_>) -> Vec<StaticUser> {
 fn warn_of_repeated_passwords(users: &[Spanned<StaticUser>], report: &mut Report<'_>) {
     let mut seen = HashMap::new();
     for user in users {
-        if let Some(other) = seen.insert(user.get_ref().password.as_bytes(), user.span().start) {
+        let Some(password) = user.get_ref().password() else { continue };
+        if let Some(other) = seen.insert(password.as_bytes(), user.span().start) {
             let line = report.line_of(other);
             report.warn(
                 &user.span(),
@@ -203,33 +204,70 @@ fn warn_of_repeated_passwords(users: &[Spanned<StaticUser>], report: &mut Report
 fn user(table: &DeTable<'_>, header: Range<usize>, report: &mut Report<'_>) -> Option<Spanned<StaticUser>> {
     let section = Section::new(&schema::USER, table, report);
     let name = section.string("name", report);
-    let password = section.string("password", report);
     let who = name.as_ref().map_or_else(|| "a user".to_owned(), |name| format!("user {}", quoted(name.get_ref())));
     if section.value("name").is_none() {
         report.error(&header, "a user has no `name`");
     }
-    if section.value("password").is_none() {
-        report.error(&header, format!("{who} has no `password`"));
+    match (section.value("password"), section.value("key")) {
+        (None, None) => report.error(&header, format!("{who} has no `password`")),
+        (Some(_), Some(key)) => {
+            report.error(&key.span(), format!("{who} has both `password` and `key`: remove one of them"));
+        }
+        _ => {}
     }
     if let Some(name) = &name {
         check_username(name, report);
     }
     let allocations = section.number("allocations", 0..=u32::MAX, report).unwrap_or_default();
-    let password = password.and_then(|password| {
-        warn_if_world_readable(&password.span(), report);
-        let text = password.get_ref();
-        if text.trim().is_empty() {
-            let what = if text.is_empty() { "is empty" } else { "consists of blanks only" };
-            report.error(&password.span(), format!("the password of {who} {what}"));
-            return None;
-        }
-        if let Some(weakness) = passwords::weakness(text, name.as_ref().map(|name| *name.get_ref())) {
-            report.warn(&password.span(), format!("the `password` of this user {weakness}"));
-        }
-        Secret::new(text.as_bytes()).ok()
-    })?;
+    let password = password(&section, &who, name.as_ref().map(|name| *name.get_ref()), report);
+    let key = key(&section, &who, report);
+    let credential = password.map(StaticCredential::Password).or(key.map(StaticCredential::Key))?;
     let name = name?;
-    Some(Spanned::new(name.span(), StaticUser { name: (*name.get_ref()).to_owned(), password, allocations }))
+    Some(Spanned::new(name.span(), StaticUser { name: (*name.get_ref()).to_owned(), credential, allocations }))
+}
+
+/// Reads the password of the user `name`.
+fn password(section: &Section<'_>, who: &str, name: Option<&str>, report: &mut Report<'_>) -> Option<Secret> {
+    let password = section.string("password", report)?;
+    warn_if_world_readable(&password.span(), report);
+    let text = password.get_ref();
+    if text.trim().is_empty() {
+        let what = if text.is_empty() { "is empty" } else { "consists of blanks only" };
+        report.error(&password.span(), format!("the password of {who} {what}"));
+        return None;
+    }
+    if let Some(weakness) = passwords::weakness(text, name) {
+        report.warn(&password.span(), format!("the `password` of this user {weakness}"));
+    }
+    Secret::new(text.as_bytes()).ok()
+}
+
+fn key(section: &Section<'_>, who: &str, report: &mut Report<'_>) -> Option<LongTermKey> {
+    let text = section.string("key", report)?;
+    warn_if_world_readable(&text.span(), report);
+    let key = LongTermKey::from_hex(text.get_ref());
+    if key.is_none() {
+        // The value may be the password.
+        report.error(
+            &text.span(),
+            format!(
+                "the `key` of {who} must be 32 hexadecimal digits, the MD5 of `name:realm:password`; a password \
+                 belongs in `password`"
+            ),
+        );
+    }
+    key
+}
+
+/// Warns of keys that were probably made for another realm than the default one.
+pub(super) fn warn_of_keys_without_realm(top: &Section<'_>, auth: &Auth, report: &mut Report<'_>) {
+    if top.value("realm").is_none() && auth.users.iter().any(|user| user.key().is_some()) {
+        report.warn(
+            &top.span("auth"),
+            "a user has a `key`, which is valid in one realm only, but `realm` is not set: set it to the realm with \
+             which the key was made",
+        );
+    }
 }
 
 fn check_username(name: &Spanned<&str>, report: &mut Report<'_>) {

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
-use crate::auth::{KeyHash, Secret};
+use crate::auth::{KeyHash, LongTermKey, Secret};
 use crate::file;
 use crate::privacy::{ClientAddresses, Usernames};
 use crate::special_purpose::Nat64Prefix;
@@ -133,7 +133,7 @@ pub struct Relay {
 pub struct Auth {
     /// The secrets of time-limited credentials: those of `secrets`, then those of `secrets-file`.
     pub secrets: Vec<Secret>,
-    /// Users with a permanent password; their names are unique.
+    /// Users with a permanent password or key; their names are unique.
     pub users: Vec<StaticUser>,
     /// How long a nonce is accepted, 1 s to 1 day (RFC 8489 §9.2).
     pub nonce_lifetime: Duration,
@@ -141,15 +141,44 @@ pub struct Auth {
     pub expiry_grace: Duration,
 }
 
-/// `[[auth.users]]`: a user with a permanent password.
+/// `[[auth.users]]`: a user with a permanent password or key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticUser {
     /// The USERNAME that the client sends (RFC 8489 §14.3).
     pub name: String,
-    /// The password.
-    pub password: Secret,
+    /// The password or the key.
+    pub credential: StaticCredential,
     /// Concurrent allocations. 0: no limit.
     pub allocations: u32,
+}
+
+/// The credential of a static user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StaticCredential {
+    /// `password`.
+    Password(Secret),
+    /// `key`: the MD5 of `name:realm:password` (RFC 8489 §9.2.2), which is valid in one realm only.
+    Key(LongTermKey),
+}
+
+impl StaticUser {
+    /// Returns the password of a user who has one.
+    #[must_use]
+    pub fn password(&self) -> Option<&Secret> {
+        match &self.credential {
+            StaticCredential::Password(password) => Some(password),
+            StaticCredential::Key(_) => None,
+        }
+    }
+
+    /// Returns the key of a user who has one in place of a password.
+    #[must_use]
+    pub fn key(&self) -> Option<&LongTermKey> {
+        match &self.credential {
+            StaticCredential::Password(_) => None,
+            StaticCredential::Key(key) => Some(key),
+        }
+    }
 }
 
 /// `[peers]`: exceptions from the built-in list of denied ranges. `deny` takes precedence over `allow`.
@@ -585,6 +614,7 @@ impl Config {
         let http = http::http(&top, report);
         let auth = credentials::auth(&top, report);
         http_keys::warn_without_secret(&top, &http, &auth, report);
+        credentials::warn_of_keys_without_realm(&top, &auth, report);
         Self {
             realm: general::realm(&top, report),
             hostname: general::hostname(&top, report),

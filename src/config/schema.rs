@@ -44,7 +44,7 @@ pub(super) const TLS: TableKeys = TableKeys { path: "tls", keys: &["certificate"
 pub(super) const RELAY: TableKeys = TableKeys { path: "relay", keys: &["addresses", "external", "ports"] };
 pub(super) const AUTH: TableKeys =
     TableKeys { path: "auth", keys: &["secrets", "secrets-file", "nonce-lifetime", "expiry-grace", "users"] };
-pub(super) const USER: TableKeys = TableKeys { path: "auth.users", keys: &["name", "password", "allocations"] };
+pub(super) const USER: TableKeys = TableKeys { path: "auth.users", keys: &["name", "password", "key", "allocations"] };
 pub(super) const PEERS: TableKeys = TableKeys { path: "peers", keys: &["allow", "deny", "nat64-prefixes"] };
 pub(super) const LIMITS: TableKeys = TableKeys {
     path: "limits",

@@ -140,6 +140,7 @@ impl RunningServer<'_> {
         // The secret of a trial stays until there is another one.
         let generated_secret = new_secret.map(|new| self.inputs.generated_secret.clone().unwrap_or(new));
         let mut warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+        warnings.extend(self.config.keys_of_the_old_realm(&config));
         warnings.extend(machine.warnings());
         warnings.extend(self.limited_by_tables(&config, &machine));
         let config = Arc::new(config);

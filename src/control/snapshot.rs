@@ -42,12 +42,15 @@ pub(super) fn snapshot(
 ) -> Snapshot {
     let SnapshotInputs { generated_secret, nonce_key, log_key, revoked, connections, former_realms } = inputs;
     let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
-    let users = config.auth.users.iter().map(|user| (user.name.clone(), user.password.clone()));
+    let users = &config.auth.users;
+    let passwords = users.iter().filter_map(|user| Some((user.name.clone(), user.password()?.clone())));
+    let keys = users.iter().filter_map(|user| Some((user.name.clone(), user.key()?.clone())));
     let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
     let nonces = NonceMint::from_secrets(&secrets, nonce_lifetime)
         .unwrap_or_else(|| NonceMint::from_random(*nonce_key, nonce_lifetime));
-    let static_limits = config.auth.users.iter().map(|user| (user.name.as_str(), user.allocations));
-    let authenticator = Authenticator::new(config.realm.clone(), secrets, users).with_allocations(static_limits);
+    let static_limits = users.iter().map(|user| (user.name.as_str(), user.allocations));
+    let authenticator = Authenticator::new(config.realm.clone(), secrets, passwords).with_md5_keys(keys);
+    let authenticator = authenticator.with_allocations(static_limits);
     let authenticator = authenticator.with_revoked(revoked.at(clock::unix_seconds()));
     let authenticator = authenticator.with_former_realms(former_realms.clone());
     let core = turn::Snapshot {

@@ -73,6 +73,39 @@ fn a_static_user_is_authenticated_by_the_password() {
 }
 
 #[test]
+fn a_static_user_is_authenticated_by_the_key_alone() {
+    let key = LongTermKey::derive("ann", REALM, b"password");
+    let authenticator = authenticator(&[], &[("bob", "builder")]).with_md5_keys([("ann".to_owned(), key.clone())]);
+    let identity = authenticator.by_name("ann", NOW, &mut signed("ann", "password")).unwrap();
+    assert_eq!((identity.user(), identity.expires(), identity.key()), ("ann", None, &key));
+    assert_eq!(authenticator.standing(&identity), Standing::Valid);
+    assert_eq!(authenticator.username_for(&userhash("ann", REALM)), Some("ann"));
+    let failure = authenticator.by_name("ann", NOW, &mut signed("ann", "builder")).unwrap_err();
+    assert_eq!(failure, AuthFailure::WrongPassword);
+    // With another key, the identity has no credentials any more.
+    let other = LongTermKey::derive("ann", "old.example", b"password");
+    let changed = Authenticator::new(REALM.to_owned(), Vec::new(), []).with_md5_keys([("ann".to_owned(), other)]);
+    assert_eq!(changed.standing(&identity), Standing::Removed);
+}
+
+// RFC 8489 §9.2.4: a client chooses the first announced algorithm that it supports, and there is no key for SHA-256.
+#[test]
+fn a_user_with_an_md5_key_alone_prevents_password_algorithms() {
+    let key = LongTermKey::derive("ann", REALM, b"password");
+    let authenticator = authenticator(&["north-star"], &[("bob", "builder")]);
+    assert!(authenticator.features().password_algorithms);
+    let authenticator = authenticator.with_md5_keys([("ann".to_owned(), key)]);
+    assert!(!authenticator.features().password_algorithms);
+    // A request with a nonce from before.
+    let mut checks = 0;
+    let result = authenticator.authenticate(Some("ann"), KeyAlgorithm::Sha256, NOW, None, &mut |_| {
+        checks += 1;
+        true
+    });
+    assert_eq!((result.unwrap_err(), checks), (AuthFailure::WrongPassword, 1));
+}
+
+#[test]
 fn each_of_several_secrets_is_tried_in_order() {
     let authenticator = authenticator(&["first", "second", "third"], &[]);
     for (index, text) in ["first", "second", "third"].into_iter().enumerate() {

@@ -80,6 +80,7 @@ fn the_examples_in_the_shipped_file_are_valid() {
     let hash = format!("sha256 = \"{}\"", KeyHash::of(b"abc").to_hex());
     let filled = filled.replace("sha256 = \"\"", &hash).replace("/etc/turnserver/metrics-token", "Cargo.toml");
     let filled = filled.replace("/etc/turnserver/keys.toml", "keys.toml");
+    let filled = filled.replace("#key = \"\"", "#key = \"8493fbc53ba582fb4c044c456bdc40eb\"");
     let filled = filled.replace("tls = [] ", "tls = [\"[::]:5349\"] ");
     let lines: Vec<&str> = filled
         .lines()

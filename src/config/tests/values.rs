@@ -29,7 +29,10 @@ ports = "50000 - 50999"
 secrets = ["0123456789abcdef"]
 nonce-lifetime = 600
 expiry-grace = "0s"
-users = [{ name = "ann", password = "north wind", allocations = 40 }]
+users = [
+    { name = "ann", password = "north wind", allocations = 40 },
+    { name = "user", key = "0x8493FBC53ba582fb4c044c456bdc40eb" },
+]
 
 [peers]
 allow = ["10.20.0.0/16", "192.168.1.7", "::1"]
@@ -117,7 +120,18 @@ fn every_value_is_parsed() {
         },
         auth: Auth {
             secrets: vec![secret("0123456789abcdef")],
-            users: vec![StaticUser { name: "ann".to_owned(), password: secret("north wind"), allocations: 40 }],
+            users: vec![
+                StaticUser {
+                    name: "ann".to_owned(),
+                    credential: StaticCredential::Password(secret("north wind")),
+                    allocations: 40,
+                },
+                StaticUser {
+                    name: "user".to_owned(),
+                    credential: StaticCredential::Key(LongTermKey::derive("user", "realm", b"pass")),
+                    allocations: 0,
+                },
+            ],
             nonce_lifetime: Duration::from_secs(600),
             expiry_grace: Duration::ZERO,
         },

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::auth::LongTermKey;
+use crate::auth::{LongTermKey, SecurityFeatures};
 use crate::stun::attribute::{
     AddressErrorCode, AddressFamily, AlternateDomain, AlternateServer, ErrorCodeAttribute, Lifetime, Nonce,
     PasswordAlgorithm, PasswordAlgorithms, Realm, ReservationToken, Software, UnknownAttributes, XorMappedAddress,
@@ -179,7 +179,10 @@ pub(crate) fn error(
         ErrorExtras::Challenge { realm, nonce } => {
             writer.push(&Realm(realm));
             writer.push(&Nonce(nonce));
-            writer.push(&PASSWORD_ALGORITHMS);
+            // RFC 8489 §9.2.1: a client detects that the nonce and the attribute contradict each other.
+            if SecurityFeatures::of(nonce).is_some_and(|features| features.password_algorithms) {
+                writer.push(&PASSWORD_ALGORITHMS);
+            }
         }
         ErrorExtras::Unknown(list) => writer.push(&UnknownAttributes::new(list.as_slice())),
         ErrorExtras::Alternate { redirect: Redirect { server, other_family }, domain } => {

@@ -26,6 +26,15 @@ fn a_user_that_cannot_authenticate_is_an_error() {
         error(&format!("[[auth.users]]\nname = \"{}\"\npassword = \"x\"", "a".repeat(509))),
         "2:8: the `name` of a user has 509 bytes; the maximum is 508 (RFC 8489 §14.3)"
     );
+    assert_eq!(
+        error("[[auth.users]]\nname = \"ann\"\npassword = \"x\"\nkey = \"8493fbc53ba582fb4c044c456bdc40eb\""),
+        "4:7: user `ann` has both `password` and `key`: remove one of them"
+    );
+    assert_eq!(
+        error("[[auth.users]]\nname = \"ann\"\nkey = \"n33dle\""),
+        "3:7: the `key` of user `ann` must be 32 hexadecimal digits, the MD5 of `name:realm:password`; a password \
+         belongs in `password`"
+    );
     let ann = "[[auth.users]]\nname = \"ann\"\npassword = \"x\"\n";
     assert_eq!(error(&ann.repeat(2)), "5:8: user `ann` is defined twice; the first is in line 2");
 }

@@ -46,7 +46,7 @@ fn the_valid_keys_of_a_table_are_listed_once() {
             "2:1: unknown key `zzz` in `[peers]`; valid keys are `allow`, `deny` and `nat64-prefixes`",
             "3:1: unknown key `frobnicate` in `[peers]`",
             "5:1: unknown key `abcdefgh` in `[log]`; valid keys are `level`, `format`, `client-addresses` and `usernames`",
-            "7:1: unknown key `x` in `[[auth.users]]`; valid keys are `name`, `password` and `allocations`",
+            "7:1: unknown key `x` in `[[auth.users]]`; valid keys are `name`, `password`, `key` and `allocations`",
             "11:1: unknown key `x` in `[[auth.users]]`",
         ]
     );
@@ -54,8 +54,8 @@ fn the_valid_keys_of_a_table_are_listed_once() {
 
 #[test]
 fn a_configuration_of_coturn_is_recognized_and_its_keys_are_translated() {
-    let header = "1:1: this is a configuration of coturn, but the server reads TOML with keys of its own: start with \
-                  the turnserver.toml that comes with it";
+    let header = "1:1: this is a configuration of coturn, but the server reads TOML with keys of its own: \
+                  convert it with `turnserver import-coturn t.toml --output NEW`";
     assert_eq!(
         errors(
             "# coturn\nlistening-port=3478\nfingerprint\nuse-auth-secret\nstatic-auth-secret=n33dle\n\

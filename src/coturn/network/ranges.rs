@@ -1,0 +1,184 @@
+//! Ranges of addresses, as coturn writes them, and the ranges that the server denies by default.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+
+use super::super::value::{address, uncommented};
+use crate::special_purpose;
+
+/// An inclusive range of addresses of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    first: IpAddr,
+    last: IpAddr,
+}
+
+impl Range {
+    /// Parses `ADDRESS`, `FIRST-LAST` or a prefix.
+    pub(super) fn parse(value: &str) -> Result<Self, String> {
+        let text = uncommented(value);
+        let range = match text.split_once('-') {
+            Some((first, last)) => Self { first: address(first)?, last: address(last)? },
+            None => match text.parse::<IpNet>() {
+                Ok(network) => Self::of(&network),
+                Err(_) => address(text).map(|address| Self { first: address, last: address })?,
+            },
+        };
+        if range.first.is_ipv4() != range.last.is_ipv4() || range.first > range.last {
+            return Err(format!("`{}` is not a range of addresses: correct `peers`", text.escape_debug()));
+        }
+        Ok(range)
+    }
+
+    fn of(network: &IpNet) -> Self {
+        Self { first: network.network(), last: network.broadcast() }
+    }
+
+    pub(super) fn contains(&self, other: &Self) -> bool {
+        self.first.is_ipv4() == other.first.is_ipv4() && self.first <= other.first && other.last <= self.last
+    }
+
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        self.first.is_ipv4() == other.first.is_ipv4() && self.first <= other.last && other.first <= self.last
+    }
+
+    /// Whether the range has several addresses, and this one is among them.
+    pub(super) fn is_wider_and_has(&self, address: IpAddr) -> bool {
+        self.first != self.last && self.contains(&Self { first: address, last: address })
+    }
+
+    /// Whether the range has IPv4-mapped addresses only.
+    pub(super) fn is_mapped(&self) -> bool {
+        let is = |address| matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+        is(self.first) && is(self.last)
+    }
+
+    /// Returns the parts of the range that are not in another one.
+    pub(super) fn without(&self, other: &Self) -> Vec<Self> {
+        if !self.overlaps(other) {
+            return vec![*self];
+        }
+        let before = previous(other.first).filter(|last| *last >= self.first && self.first < other.first);
+        let after = next(other.last).filter(|first| *first <= self.last && self.last > other.last);
+        let before = before.map(|last| Self { first: self.first, last });
+        before.into_iter().chain(after.map(|first| Self { first, last: self.last })).collect()
+    }
+
+    /// Returns the fewest prefixes that make up the range.
+    pub(super) fn networks(&self) -> Vec<IpNet> {
+        match (self.first, self.last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect(),
+            (IpAddr::V6(first), IpAddr::V6(last)) => Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn next(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().checked_add(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(v6) => v6.to_bits().checked_add(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
+    }
+}
+
+fn previous(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().checked_sub(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(v6) => v6.to_bits().checked_sub(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
+    }
+}
+
+/// Returns the special-purpose ranges, and whether they are globally reachable.
+fn special() -> impl Iterator<Item = (IpNet, bool)> {
+    let v4 = special_purpose::V4.iter().map(|(net, range)| (IpNet::V4(*net), range.is_globally_reachable()));
+    v4.chain(special_purpose::V6.iter().map(|(net, range)| (IpNet::V6(*net), range.is_globally_reachable())))
+}
+
+/// Whether all addresses of a network are denied by default.
+pub(super) fn is_denied_by_default(network: &IpNet) -> bool {
+    special().any(|(range, is_reachable)| !is_reachable && range.contains(network))
+        && !special().any(|(range, is_reachable)| is_reachable && overlap(&range, network))
+}
+
+/// Whether some addresses of a network are denied by default.
+pub(super) fn touches_default(network: &IpNet) -> bool {
+    special().any(|(range, is_reachable)| !is_reachable && overlap(&range, network))
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+/// Returns a prefix as text, and one address without its length.
+pub(super) fn short(network: &IpNet) -> String {
+    if network.prefix_len() == network.max_prefix_len() { network.addr().to_string() } else { network.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(text: &str) -> Range {
+        Range::parse(text).unwrap()
+    }
+
+    fn networks(ranges: &[Range]) -> Vec<String> {
+        ranges.iter().flat_map(Range::networks).map(|network| short(&network)).collect()
+    }
+
+    #[test]
+    fn a_range_becomes_the_fewest_prefixes() {
+        for (text, expected) in [
+            ("10.0.0.0-10.255.255.255", &["10.0.0.0/8"][..]),
+            ("192.0.2.1 # one", &["192.0.2.1"]),
+            ("192.0.2.0/24", &["192.0.2.0/24"]),
+            ("192.0.2.1-192.0.2.4", &["192.0.2.1", "192.0.2.2/31", "192.0.2.4"]),
+            ("0.0.0.0-255.255.255.255", &["0.0.0.0/0"]),
+            ("fc00::-fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", &["fc00::/7"]),
+        ] {
+            assert_eq!(networks(&[range(text)]), expected, "{text}");
+        }
+        for wrong in ["10.0.0.9-10.0.0.1", "10.0.0.1-::1", "example.org", ""] {
+            assert!(Range::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_range_is_cut_out_of_another_one() {
+        let all = range("0.0.0.0-255.255.255.255");
+        assert_eq!(all.without(&all), []);
+        assert_eq!(all.without(&range("::1")), [all]);
+        assert_eq!(all.without(&range("0.0.0.0-127.255.255.255")), [range("128.0.0.0-255.255.255.255")]);
+        let small = range("192.0.2.0-192.0.2.7");
+        assert_eq!(small.without(&range("192.0.2.3")), [range("192.0.2.0-192.0.2.2"), range("192.0.2.4-192.0.2.7")]);
+        assert_eq!(small.without(&range("192.0.2.6-192.0.2.9")), [range("192.0.2.0-192.0.2.5")]);
+    }
+
+    #[test]
+    fn the_ranges_of_guides_are_denied_by_default() {
+        for text in [
+            "0.0.0.0-0.255.255.255",
+            "10.0.0.0-10.255.255.255",
+            "100.64.0.0-100.127.255.255",
+            "127.0.0.0-127.255.255.255",
+            "169.254.0.0-169.254.255.255",
+            "172.16.0.0-172.31.255.255",
+            "192.0.0.0-192.0.0.255",
+            "192.0.2.0-192.0.2.255",
+            "192.88.99.0-192.88.99.255",
+            "192.168.0.0-192.168.255.255",
+            "198.18.0.0-198.19.255.255",
+            "203.0.113.0-203.0.113.255",
+            "240.0.0.0-255.255.255.255",
+            "::1",
+            "fc00::-fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+            "fe80::-febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        ] {
+            assert!(range(text).networks().iter().all(is_denied_by_default), "{text}");
+        }
+        assert!(!range("8.8.8.8").networks().iter().any(touches_default));
+        let all = range("0.0.0.0-255.255.255.255").networks();
+        assert!(all.iter().all(touches_default) && !all.iter().any(is_denied_by_default));
+    }
+}

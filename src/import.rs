@@ -1,0 +1,152 @@
+//! `turnserver import-coturn`: converts a configuration of coturn.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use turnserver::config::{Config, Problem};
+use turnserver::coturn::{self, Import, Source, Verdict};
+use turnserver::file;
+use turnserver::net::interfaces;
+use zeroize::Zeroizing;
+
+/// The file that the messages name if the new configuration is not written to one.
+const STANDARD_OUTPUT: &str = "turnserver.toml";
+
+/// Converts a configuration of coturn to a turnserver.toml.
+///
+/// The new configuration goes to standard output, or to --output. A report
+/// on standard error says what became of each option, without secrets.
+///
+/// Exit codes: 0 each option is taken over or not needed, 1 some cannot be
+/// taken over or the result is not valid, 2 a file cannot be read or written,
+/// or the command line is wrong.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// Files of coturn (turnserver.conf). Later ones take precedence.
+    #[arg(value_name = "FILE", required_unless_present = "arguments")]
+    files: Vec<PathBuf>,
+
+    /// Options of coturn's command line, in one argument and quoted as for a
+    /// shell. They take precedence over the files.
+    #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true, verbatim_doc_comment)]
+    arguments: Option<Secret>,
+
+    /// Write the new configuration to this file, which must not exist. Only
+    /// its owner can read it if it has secrets.
+    #[arg(long, value_name = "FILE", verbatim_doc_comment)]
+    output: Option<PathBuf>,
+}
+
+/// A text that `Debug` does not show.
+#[derive(Clone)]
+struct Secret(Zeroizing<String>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl std::str::FromStr for Secret {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+}
+
+/// Runs the command. The error is a message and the exit code.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), (String, ExitCode)> {
+    let failure = |message| (message, ExitCode::from(2));
+    let files = arguments.files.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>().map_err(failure)?;
+    let mut sources: Vec<Source<'_>> = files.iter().map(|(name, bytes)| Source::File(name, bytes)).collect();
+    if let Some(Secret(text)) = &arguments.arguments {
+        sources.push(Source::Arguments(text));
+    }
+    let import = coturn::import(&sources, &addresses());
+    if import.entries.is_empty() {
+        let message = "there is no option of coturn in it: name coturn's turnserver.conf, or pass --arguments";
+        return Err(failure(message.to_owned()));
+    }
+    write(arguments.output.as_deref(), &import).map_err(failure)?;
+    let name = arguments.output.as_ref().map_or(STANDARD_OUTPUT.to_owned(), |path| path.display().to_string());
+    let checked = Config::parse(&import.toml, &name);
+    // A closed standard error only loses the report.
+    let _ = io::stderr().lock().write_all(report(&import, &checked, arguments.output.as_deref(), &name).as_bytes());
+    match (checked, import.count(Verdict::Cannot)) {
+        (Ok(_), 0) => Ok(()),
+        (Ok(_), 1) => Err((failed("1 option"), ExitCode::FAILURE)),
+        (Ok(_), count) => Err((failed(&format!("{count} options")), ExitCode::FAILURE)),
+        (Err(_), _) => Err((format!("the server would not start with {name}: correct it"), ExitCode::FAILURE)),
+    }
+}
+
+fn failed(options: &str) -> String {
+    format!("{options} cannot be taken over: the report says what to do instead")
+}
+
+/// Reads a file. Returns its name, too.
+fn read(path: &Path) -> Result<(String, Zeroizing<Vec<u8>>), String> {
+    let name = path.display().to_string();
+    let bytes = file::read(path).map_err(|error| format!("{name} cannot be read: {error}"))?;
+    Ok((name, bytes))
+}
+
+/// Returns the addresses of this machine that others can use.
+fn addresses() -> Vec<IpAddr> {
+    // Without them, the report says that the address must be written.
+    let found = interfaces::read().map(|found| found.addresses).unwrap_or_default();
+    found.into_iter().filter(|own| own.up && own.state.is_usable()).map(|own| own.address).collect()
+}
+
+fn write(output: Option<&Path>, import: &Import) -> Result<(), String> {
+    let text = import.toml.as_bytes();
+    let Some(path) = output else {
+        return match io::stdout().lock().write_all(text) {
+            // A closed pipe means that the reader has read enough.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(format!("cannot write the configuration: {error}"))
+            }
+            _ => Ok(()),
+        };
+    };
+    let mode = if import.has_secrets { 0o600 } else { 0o644 };
+    let name = path.display();
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    file.and_then(|mut file| file.write_all(text)).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => format!("{name} exists already: remove it, or name another file"),
+        _ => format!("{name} cannot be written: {error}"),
+    })
+}
+
+/// Returns the report, the result of the check, and what to do next.
+fn report(
+    import: &Import,
+    checked: &Result<Config, turnserver::config::ConfigErrors>,
+    output: Option<&Path>,
+    name: &str,
+) -> String {
+    let mut report = format!("{import}\n\n");
+    let (what, problems): (&str, &[Problem]) = match checked {
+        Ok(config) => ("warning", &config.warnings),
+        Err(errors) => ("error", errors.problems()),
+    };
+    for problem in problems {
+        report += &format!("{what}: {problem}\n");
+    }
+    let place = if output.is_some() { String::new() } else { format!(" (written to a file `{name}`)") };
+    if checked.is_ok() {
+        report += &format!("the new configuration{place} is valid; before the first start, check it on its machine:\n");
+        report += &format!("  turnserver check-config --config {name}\n");
+    }
+    if output.is_some() && import.has_secrets {
+        report += &format!("for the service: chgrp turnserver {name} && chmod 640 {name}\n");
+    }
+    report
+}
