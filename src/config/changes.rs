@@ -233,9 +233,7 @@ impl<'c> Comparison<'c> {
             move |config: &Config| config.http.keys.iter().map(|key| (key.name.clone(), value(key))).collect::<Vec<_>>()
         };
         self.entries("http.keys.name", keys(|_| String::new()));
-        self.hidden("http.keys.sha256", |config| {
-            by_name(config.http.keys.iter().map(|key| (&key.name, &key.hash)))
-        });
+        self.hidden("http.keys.sha256", |config| by_name(config.http.keys.iter().map(|key| (&key.name, &key.hash))));
         self.entries("http.keys.ttl", keys(|key| format_duration(key.ttl)));
         self.entries("http.keys.user-prefix", keys(|key| key.user_prefix.clone()));
         self.entries("http.keys.origins", keys(|key| list(&key.origins)));
@@ -338,10 +336,10 @@ mod tests {
         let warning = old.keys_of_the_old_realm(&with_key("new.example", one)).unwrap();
         assert!(warning.contains("valid in one realm only") && !warning.contains("ann"), "{warning}");
         let changes = old.changes(&with_key("old.example", other));
-        assert_eq!(changes.iter().map(|change| (change.key, &change.values)).collect::<Vec<_>>(), [(
-            "auth.users.key",
-            &None
-        )]);
+        assert_eq!(
+            changes.iter().map(|change| (change.key, &change.values)).collect::<Vec<_>>(),
+            [("auth.users.key", &None)]
+        );
         assert!(!format!("{old:?}").contains("8493"), "{old:?}");
     }
 

@@ -16,8 +16,8 @@ use super::problem::{Problem, Report, quoted};
 use super::reader::Section;
 use super::secrets::{self, BadSecret, SecretLine};
 use super::{Auth, StaticCredential, StaticUser, passwords, paths, schema};
-use crate::auth::{LongTermKey, Secret};
 use crate::auth::time_limited::TimeLimitedUsername;
+use crate::auth::{LongTermKey, Secret};
 use crate::file;
 
 pub(super) const DAY: Duration = Duration::from_secs(86_400);

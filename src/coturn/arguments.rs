@@ -1,7 +1,7 @@
 //! Reads the arguments of coturn as a shell and `getopt_long` do.
 
 use super::Verdict;
-use super::given::Given;
+use super::given::{ARGUMENT, Given};
 use super::options::{self, Argument, CoturnOption};
 
 /// Returns the options of a command line, in their order.
@@ -10,13 +10,13 @@ pub(super) fn read(text: &str) -> Vec<Given> {
         let text = "a quotation mark is not closed: pass the arguments as the shell would get them";
         return vec![Given::other("arguments".to_owned(), "…", Verdict::Cannot, text.to_owned())];
     };
-    let mut words = words.iter().map(String::as_str).zip(1..).peekable();
-    // The program itself.
-    words.next_if(|(word, _)| !word.starts_with('-'));
+    // The program itself is not an argument.
+    let has_program = words.first().is_some_and(|word| !word.starts_with('-'));
+    let mut words = words.iter().map(String::as_str).skip(usize::from(has_program)).zip(1..);
     let mut given = Vec::new();
     while let Some((word, number)) = words.next() {
         let mut next = || words.next().map(|(word, _)| word);
-        let place = format!("argument {number}");
+        let place = format!("{ARGUMENT}{number}");
         if let Some(long) = word.strip_prefix("--").filter(|long| !long.is_empty()) {
             given.push(long_option(place, long, &mut next));
         } else if let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) {
@@ -48,12 +48,7 @@ fn only(mut options: impl Iterator<Item = &'static CoturnOption>) -> Option<&'st
 }
 
 /// Reads the letters after one `-`. A value follows in the same word or in the next one.
-fn short_options<'w>(
-    place: &str,
-    letters: &str,
-    next: &mut dyn FnMut() -> Option<&'w str>,
-    given: &mut Vec<Given>,
-) {
+fn short_options<'w>(place: &str, letters: &str, next: &mut dyn FnMut() -> Option<&'w str>, given: &mut Vec<Given>) {
     let mut rest = letters.chars();
     while let Some(letter) = rest.next() {
         let value = |next: &mut dyn FnMut() -> Option<&'w str>| match rest.as_str() {
@@ -163,17 +158,18 @@ mod tests {
 
     #[test]
     fn long_and_short_options_are_read_as_getopt_reads_them() {
-        let text = "/usr/bin/turnserver -avf -p 3479 -L10.0.0.5 --realm example.org --stale-nonce=600 --total=5 -u ann:pw";
+        let text =
+            "/usr/bin/turnserver -avf -p 3479 -L10.0.0.5 --realm example.org --stale-nonce=600 --total=5 -u ann:pw";
         let expected = [
-            (2, "lt-cred-mech"),
-            (2, "verbose"),
-            (2, "fingerprint"),
-            (3, "listening-port=3479"),
-            (5, "listening-ip=10.0.0.5"),
-            (6, "realm=example.org"),
-            (8, "stale-nonce=600"),
-            (9, "total-quota=5"),
-            (10, "user=ann:…"),
+            (1, "lt-cred-mech"),
+            (1, "verbose"),
+            (1, "fingerprint"),
+            (2, "listening-port=3479"),
+            (4, "listening-ip=10.0.0.5"),
+            (5, "realm=example.org"),
+            (7, "stale-nonce=600"),
+            (8, "total-quota=5"),
+            (9, "user=ann:…"),
         ];
         assert_eq!(shown(text), expected.map(|(at, shown)| (format!("argument {at}"), shown.to_owned(), false)));
     }
@@ -183,8 +179,18 @@ mod tests {
         let text = "-n -c /etc/turnserver.conf --stale-nonce 600 --realms x --static-auth-secrt=n33dle -w pw --realm";
         let entries = shown(text);
         let shown: Vec<&str> = entries.iter().map(|(_, shown, _)| shown.as_str()).collect();
-        let expected =
-            ["-n", "-c /etc/turnserver.conf", "stale-nonce", "…", "realms", "…", "static-auth-secrt", "-w", "…", "realm"];
+        let expected = [
+            "-n",
+            "-c /etc/turnserver.conf",
+            "stale-nonce",
+            "…",
+            "realms",
+            "…",
+            "static-auth-secrt",
+            "-w",
+            "…",
+            "realm",
+        ];
         assert_eq!(shown, expected);
     }
 }

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use super::given::{Given, What};
+use super::given::{ARGUMENT, Given, What};
 use super::options::{Argument, Rule};
 use super::value::{self, uncommented};
 use super::write::{Output, list};
@@ -69,7 +69,7 @@ impl Converter<'_> {
             self.decide_repetition(at);
             let Some(given) = self.given.get_mut(at) else { continue };
             let (What::Option(option), None) = (&given.what, &given.outcome) else { continue };
-            let is_argument = given.place.starts_with("argument ");
+            let is_argument = given.place.starts_with(ARGUMENT);
             match value::is_off(option, &given.value) {
                 Ok(true) => given.decide_by_rule(true),
                 Err(why) => given.decide(Cannot, why),
@@ -272,7 +272,8 @@ impl Converter<'_> {
         let level = if let Some(at) = self.one("Verbose") {
             Some((at, "debug"))
         } else {
-            let levels = [("debug", "debug"), ("info", "info"), ("warning", "warn"), ("warn", "warn"), ("error", "error")];
+            let levels =
+                [("debug", "debug"), ("info", "info"), ("warning", "warn"), ("warn", "warn"), ("error", "error")];
             self.parsed("log-min-level", |value| {
                 let value = uncommented(value).to_lowercase();
                 let level = levels.iter().find(|(theirs, _)| *theirs == value).map(|(_, ours)| *ours);
@@ -343,8 +344,7 @@ pub(super) fn toml_number(number: u64) -> i64 {
 }
 
 fn is_host(name: &str) -> bool {
-    let is_label = |label: &str| {
-        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    };
+    let is_label =
+        |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     name.parse::<IpAddr>().is_ok() || name.contains('.') && name.trim_end_matches('.').split('.').all(is_label)
 }

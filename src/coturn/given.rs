@@ -5,6 +5,9 @@ use zeroize::Zeroizing;
 use super::options::{self, CoturnOption, Rule};
 use super::{Entry, Verdict};
 
+/// The start of the place of an argument.
+pub(super) const ARGUMENT: &str = "argument ";
+
 /// One option of a file or of a command line.
 pub(super) struct Given {
     /// The file and line, or the number of the argument.
@@ -35,15 +38,16 @@ impl Given {
 
     /// An unknown name, which may be a misspelled option or no name at all.
     pub(super) fn unknown(place: String, name: &str, has_value: bool) -> Self {
-        let is_name = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+        // Without digits and capital letters, it is hardly a secret that was meant for another line.
+        let is_name = has_value && name.chars().all(|c| c.is_ascii_lowercase() || "-_".contains(c));
         let similar = options::similar(name);
-        // A word alone may be a secret that was meant for another line.
-        let shown = if is_name(name) && (has_value || similar.is_some()) { name } else { "…" };
+        let shown = if is_name || similar.is_some() { name } else { "…" };
         let advice = match similar {
             Some(option) => format!("did you mean `{}`?", option.name),
             None => "remove it, or look it up in the documentation of coturn".to_owned(),
         };
-        Self::other(place, shown, Verdict::Cannot, format!("coturn has no such option and ignores it; {advice}"))
+        let effect = if place.starts_with(ARGUMENT) { "does not start with it" } else { "ignores it" };
+        Self::other(place, shown, Verdict::Cannot, format!("coturn has no such option and {effect}; {advice}"))
     }
 
     pub(super) fn is(&self, name: &str) -> bool {

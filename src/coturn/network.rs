@@ -312,7 +312,8 @@ impl Converter<'_> {
             self.out.set("peers.deny", list(networks.iter().map(ranges::short)), from);
         }
         let private = ["10.0.0.0-10.255.255.255", "172.16.0.0-172.31.255.255", "192.168.0.0-192.168.255.255"];
-        let is_denied = |text: &str| Range::parse(text).is_ok_and(|own| denied.iter().any(|(_, range)| range.contains(&own)));
+        let is_denied =
+            |text: &str| Range::parse(text).is_ok_and(|own| denied.iter().any(|(_, range)| range.contains(&own)));
         if !private.into_iter().all(is_denied) {
             self.differences.push(
                 "coturn relays to private addresses unless `denied-peer-ip` has them; here they are denied. If clients \

@@ -1,1 +1,297 @@
+//! Whole conversions.
 
+use proptest::prelude::*;
+
+use super::options::{Argument, OPTIONS, Rule};
+use super::*;
+use crate::config::Config;
+
+const MACHINE: [&str; 4] = ["127.0.0.1", "10.0.0.5", "::1", "fe80::1"];
+
+fn machine() -> Vec<IpAddr> {
+    MACHINE.iter().map(|address| address.parse().unwrap()).collect()
+}
+
+fn import_file(text: &str) -> Import {
+    import(&[Source::File("turnserver.conf", text.as_bytes())], &machine())
+}
+
+/// Returns the new configuration without its comments, after a check that the server accepts it.
+#[track_caller]
+fn written(text: &str) -> String {
+    let import = import_file(text);
+    if let Err(errors) = Config::parse(&import.toml, "t.toml") {
+        panic!("{errors}\n{}", *import.toml);
+    }
+    import.toml.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns what became of each option.
+fn verdicts(text: &str) -> Vec<Verdict> {
+    import_file(text).entries.iter().map(|entry| entry.verdict).collect()
+}
+
+#[track_caller]
+fn only_entry(text: &str) -> Entry {
+    let [entry] = <[Entry; 1]>::try_from(import_file(text).entries).unwrap();
+    entry
+}
+
+use Verdict::{Cannot, Default, Dropped, Taken};
+
+/// Returns a value that coturn accepts.
+fn example(name: &str) -> &'static str {
+    match name {
+        "listening-ip" | "relay-ip" => "10.0.0.5",
+        "external-ip" => "203.0.113.9/10.0.0.5",
+        "prometheus-address" => "127.0.0.1",
+        "aux-server" | "alternate-server" | "udp-alternate-server" | "tcp-alternate-server" => "203.0.113.5:3478",
+        "tls-alternate-server" => "203.0.113.5:5349",
+        "allowed-peer-ip" => "10.1.0.0-10.1.255.255",
+        "denied-peer-ip" => "198.51.1.0-198.51.1.255",
+        "user" => "ann:a long password",
+        "realm" | "server-name" => "turn.example.org",
+        "cert" => "/etc/turnserver/chain.pem",
+        "static-auth-secret" => "0123456789abcdef",
+        "allocation-default-address-family" => "ipv4",
+        "rest-api-separator" => ":",
+        "log-min-level" => "warning",
+        "prometheus-path" => "/metrics",
+        _ => "50000",
+    }
+}
+
+#[test]
+fn every_option_is_decided_and_the_result_is_valid() {
+    let tls = "cert=/c.pem\npkey=/k.pem\nprometheus\nunauthorized-ratelimit\n";
+    for option in OPTIONS {
+        let (name, value) = (option.name, example(option.name));
+        let line =
+            if option.argument == Argument::Required { format!("{name}={value}\n") } else { format!("{name}\n") };
+        for text in [line.clone(), format!("{tls}{line}"), format!("{line}{line}{tls}")] {
+            let import = import_file(&text);
+            assert!(Config::parse(&import.toml, "t.toml").is_ok(), "{text}{}", *import.toml);
+            for entry in &import.entries {
+                assert!(!entry.text.is_empty() && !entry.text.contains("cannot be taken over"), "{entry:?}");
+            }
+        }
+        let entry = only_entry(&line);
+        match option.rule {
+            Rule::Convert(_) => assert!(
+                !matches!(entry.verdict, Cannot)
+                    || name.ends_with("db")
+                    || name == "bps-capacity"
+                    || ["cert", "pkey"].contains(&name)
+                    || name == "prometheus-tls",
+                "{entry:?}"
+            ),
+            Rule::Default(_) => assert_eq!(entry.verdict, Default, "{name}"),
+            Rule::Dropped(_) | Rule::Admin => assert_eq!(entry.verdict, Dropped, "{name}"),
+            Rule::Never(_) => assert_eq!(entry.verdict, Cannot, "{name}"),
+        }
+    }
+}
+
+#[test]
+fn a_switch_that_is_turned_off_has_no_effect() {
+    for option in OPTIONS.iter().filter(|option| option.argument == Argument::Switch) {
+        for off in ["0", "no", "false", "off"] {
+            let entry = only_entry(&format!("{}={off}\n", option.name));
+            assert_eq!((entry.verdict, entry.text.as_str()), (Dropped, "it is turned off"), "{}", option.name);
+        }
+    }
+    assert_eq!(written("no-tcp=0\nno-udp=off\n"), "");
+    // The last line counts.
+    assert_eq!(written("no-tcp\nno-tcp=0\n"), "");
+    assert_eq!(written("no-tcp=0\nno-tcp\n"), "[listen]\ntcp = []");
+}
+
+#[test]
+fn no_secret_is_in_the_report() {
+    for option in OPTIONS.iter().filter(|option| option.is_secret) {
+        for value in ["n33dle", "ann:n33dle", "host=h password=n33dle", "\"n33dle\"", "n33dle # n33dle"] {
+            let text = format!("{name}={value}\n{name} {value}\n", name = option.name);
+            let import = import_file(&text);
+            let arguments = format!("--{}='{value}' --{0} 'n33dle'", option.name);
+            let of_arguments = super::import(&[Source::Arguments(&arguments)], &[]);
+            let [one, two] = [import, of_arguments].map(|import| import.to_string());
+            assert!(!one.contains("n33dle") && !two.contains("n33dle"), "{one}{two}");
+        }
+    }
+    for text in
+        ["static-auth-secrt=n33dle", "n33dle", "n33dle n33dle n33dle", "--static-auth-secret=n33dle", "user:n33dle"]
+    {
+        let report = import_file(text).to_string();
+        assert!(!report.contains("n33dle:") && !report.contains("=n33dle"), "{report}");
+    }
+}
+
+#[test]
+fn an_unknown_option_gets_a_suggestion() {
+    let entry = only_entry("static_auth_secret=n33dle\n");
+    assert_eq!((entry.verdict, entry.shown.as_str()), (Cannot, "static_auth_secret"));
+    assert_eq!(entry.text, "coturn has no such option and ignores it; did you mean `static-auth-secret`?");
+}
+
+#[test]
+fn listeners_have_the_addresses_and_ports_of_coturn() {
+    assert_eq!(written("listening-port=3478\nfingerprint\n"), "");
+    assert_eq!(written("listening-port=443\n"), "[listen]\nudp = [\"[::]:443\"]\ntcp = [\"[::]:443\"]");
+    let text = "listening-ip=127.0.0.1\nlistening-ip=10.0.0.5\naux-server=10.0.0.5:80\nno-tcp\n";
+    assert_eq!(
+        written(text),
+        "[listen]\nudp = [\"127.0.0.1:3478\", \"10.0.0.5:3478\", \"10.0.0.5:80\"]\ntcp = []\n\
+         [relay]\naddresses = [\"10.0.0.5\"]"
+    );
+    // A wildcard includes the other addresses.
+    assert_eq!(written("listening-ip=0.0.0.0\nlistening-ip=::\nlistening-ip=10.0.0.5\n"), "");
+    assert_eq!(
+        written("listening-ip=0.0.0.0\nlistening-ip=10.0.0.5\n"),
+        "[listen]\nudp = [\"0.0.0.0:3478\"]\ntcp = [\"0.0.0.0:3478\"]"
+    );
+    assert_eq!(verdicts("no-udp\nno-tcp\n"), [Taken, Cannot]);
+    assert_eq!(verdicts("listening-ip=turn.example.org\nlistening-port=0\n"), [Cannot, Cannot]);
+}
+
+#[test]
+fn tls_needs_both_files_and_no_option_against_it() {
+    let files = "cert=/c.pem # the chain\npkey=/k.pem\n";
+    let tls = "[listen]\ntls = [\"[::]:5349\"]\n[tls]\ncertificate = \"/c.pem\"\nprivate-key = \"/k.pem\"";
+    assert_eq!(written(files), tls);
+    assert_eq!(written(&format!("{files}tls-listening-port=443\n")), tls.replace("5349", "443"));
+    assert_eq!(verdicts(&format!("{files}no-tls\ntls-listening-port=443\n")), [Dropped, Dropped, Default, Dropped]);
+    assert_eq!(written(&format!("{files}no-tls\n")), "");
+    assert_eq!(verdicts("cert=/c.pem\n"), [Cannot]);
+    assert_eq!(verdicts("tls-listening-port=5349\n"), [Dropped]);
+    assert!(import_file("cert=c.pem\npkey=/k.pem\n").entries[0].text.contains("a relative path"));
+}
+
+#[test]
+fn external_addresses_are_mapped_to_internal_ones() {
+    let mapping = "[relay]\nexternal = { \"10.0.0.5\" = \"203.0.113.9\" }";
+    assert_eq!(written("external-ip=203.0.113.9/10.0.0.5\n").replace("{\"", "{ \""), mapping);
+    // The only address of this machine.
+    assert_eq!(written("external-ip=203.0.113.9\n"), mapping);
+    let mapping = "[relay]\naddresses = [\"10.0.0.7\"]\nexternal = { \"10.0.0.7\" = \"203.0.113.9\" }";
+    assert_eq!(written("relay-ip=10.0.0.7\nexternal-ip=203.0.113.9\n"), mapping);
+    let two = "external-ip=203.0.113.9/10.0.0.5\nexternal-ip=203.0.113.10/10.0.0.6\n";
+    assert!(written(two).contains("\"10.0.0.6\" = \"203.0.113.10\""));
+    for (text, expected) in [
+        // This machine has the address itself.
+        ("external-ip=10.0.0.5\n", &[Dropped][..]),
+        ("external-ip=203.0.113.9/203.0.113.9\n", &[Dropped]),
+        ("relay-ip=10.0.0.7\nexternal-ip=203.0.113.9/10.0.0.5\n", &[Taken, Dropped]),
+        // No address of this family, or several ones.
+        ("external-ip=2001:db8::9\n", &[Cannot]),
+        ("relay-ip=10.0.0.7\nrelay-ip=10.0.0.8\nexternal-ip=203.0.113.9\n", &[Taken, Taken, Cannot]),
+        ("external-ip=203.0.113.9/10.0.0.5\nexternal-ip=203.0.113.9/10.0.0.6\n", &[Taken, Cannot]),
+        ("external-ip=203.0.113.9/2001:db8::9\n", &[Cannot]),
+        ("external-ip=203.0.113.9\nexternal-ip=203.0.113.10\n", &[Taken, Dropped]),
+        ("external-ip=$PUBLIC_IP\n", &[Cannot]),
+        ("external-ip=turn.example.org\n", &[Cannot]),
+    ] {
+        assert_eq!(verdicts(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn users_have_passwords_or_keys_and_the_quota() {
+    let key = "0x8493fbc53ba582fb4c044c456bdc40eb";
+    let text = format!("realm=realm\nuser-quota=5\nuser=user:{key}\nuser=ann:first\nuser=ann:a:b #c \n");
+    assert_eq!(
+        written(&text),
+        "realm = \"realm\"\n\
+         [[auth.users]]\nname = \"user\"\nkey = \"8493fbc53ba582fb4c044c456bdc40eb\"\nallocations = 5\n\
+         [[auth.users]]\nname = \"ann\"\npassword = \"a:b #c\"\nallocations = 5"
+    );
+    assert_eq!(verdicts(&text), [Taken, Taken, Taken, Dropped, Taken]);
+    let import = import_file(&text);
+    assert!(import.has_secrets);
+    // A key without its realm, a short key, and no password.
+    for text in [format!("user=user:{key}\n"), "realm=r\nuser=a:0x84\n".to_owned(), "user=ann\n".to_owned()] {
+        assert_eq!(verdicts(&text).last(), Some(&Cannot), "{text}");
+    }
+    // coturn ignores static users.
+    assert_eq!(verdicts("use-auth-secret\nuser=ann:password\n"), [Default, Dropped]);
+    let text = "static-auth-secret=0123456789abcdef\nuser-quota=5\n";
+    assert!(written(text).ends_with("[limits]\nallocations-per-user = 5"));
+}
+
+#[test]
+fn secrets_are_taken_over_byte_for_byte() {
+    let secrets = ["a#b", "a b", "\\n \"quoted\" 'too'", "sch\u{f6}n", "x # y", "a=b="];
+    let lines: String = secrets.iter().map(|secret| format!("static-auth-secret={secret}\r\n")).collect();
+    let import = import_file(&lines);
+    let config = Config::parse(&import.toml, "t.toml").unwrap();
+    let found: Vec<&[u8]> = config.auth.secrets.iter().map(|secret| secret.as_bytes()).collect();
+    assert_eq!(found, secrets.map(str::as_bytes));
+    assert!(import.entries[4].text.contains("coturn takes a `#` after a value as part of it"));
+}
+
+#[test]
+fn databases_cannot_be_read_and_the_report_says_how_to_move_their_users() {
+    for name in ["userdb", "psql-userdb", "mysql-userdb", "redis-userdb", "mongo-userdb"] {
+        let entry = only_entry(&format!("{name}=n33dle\n"));
+        assert!(entry.verdict == Cannot && entry.text.contains("`[[auth.users]]`"), "{entry:?}");
+    }
+    let with_secret = "static-auth-secret=0123456789abcdef\nuserdb=/var/lib/turn/turndb\n";
+    assert_eq!(verdicts(with_secret), [Taken, Dropped]);
+}
+
+#[test]
+fn allowed_peers_are_exceptions_from_denied_ones() {
+    let text = "denied-peer-ip=0.0.0.0-255.255.255.255\nallowed-peer-ip=8.8.8.8\nallowed-peer-ip=10.1.2.0/24\n";
+    let config = Config::parse(&import_file(text).toml, "t.toml").unwrap();
+    let denies = |address: &str| {
+        let address: IpAddr = address.parse().unwrap();
+        config.peers.deny.iter().any(|net| net.contains(&address))
+    };
+    // The rest of 10.0.0.0/8 is denied by default.
+    assert!(denies("8.8.8.7") && denies("8.8.8.9"));
+    assert!(!denies("8.8.8.8") && !denies("10.1.2.3"));
+    assert_eq!(config.peers.allow, ["10.1.2.0/24".parse().unwrap()]);
+    assert_eq!(verdicts(text), [Taken, Taken, Taken]);
+    assert_eq!(written("denied-peer-ip=10.0.0.0-10.255.255.255\ndenied-peer-ip=::1\n"), "");
+    assert_eq!(verdicts("denied-peer-ip=10.0.0.0-10.255.255.255\nallowed-peer-ip=9.9.9.9\n"), [Default, Default]);
+    assert_eq!(written("allow-loopback-peers\n"), "[peers]\nallow = [\"127.0.0.1\", \"::1\"]");
+    assert_eq!(verdicts("denied-peer-ip=10.0.0.9-10.0.0.1\n"), [Cannot]);
+}
+
+#[test]
+fn limits_have_the_units_of_coturn() {
+    let text = "max-bps=262144\ntotal-quota=100\nuser-quota=0\nmax-allocate-timeout=20\nstale-nonce=0\n";
+    assert_eq!(
+        written(text),
+        "[auth]\nnonce-lifetime = \"1d\"\n\
+         [limits]\nallocations-per-user = 0\nallocations = 100\nbytes-per-second-per-allocation = 262144\n\
+         [timeouts]\nunauthenticated = 20"
+    );
+    assert!(import_file("max-bps=100\nbps-capacity=1000\n").entries[1].text.contains("`limits.allocations = 10`"));
+    assert_eq!(verdicts("max-bps=0\ntotal-quota=0\nbps-capacity=0\n"), [Default, Default, Default]);
+    assert_eq!(verdicts("max-allocate-lifetime=3600\nchannel-lifetime=300\n"), [Default, Dropped]);
+}
+
+#[test]
+fn differences_without_an_option_are_named() {
+    let differences = |text: &str| import_file(text).differences.join("\n");
+    let all = differences("fingerprint\n");
+    for part in ["`realm`", "private addresses", "`limits.allocations-per-user` is 32", "neither a secret nor a user"] {
+        assert!(all.contains(part), "{all}");
+    }
+    let none = "realm=a\nstatic-auth-secret=0123456789abcdef\nuser-quota=9\ndenied-peer-ip=0.0.0.0-255.255.255.255\n";
+    assert_eq!(differences(none), "");
+}
+
+proptest! {
+    #[test]
+    fn no_input_causes_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), text in ".{0,200}") {
+        let import = import(&[Source::File("a", &bytes), Source::Arguments(&text)], &machine());
+        let _ = import.to_string();
+    }
+
+    #[test]
+    fn no_value_causes_a_panic_or_invalid_toml(at in 0..OPTIONS.len(), value in ".{0,60}") {
+        let import = import_file(&format!("{}={value}", OPTIONS[at].name));
+        prop_assert!(import.toml.parse::<toml::Table>().is_ok(), "{}", *import.toml);
+    }
+}

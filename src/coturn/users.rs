@@ -158,7 +158,9 @@ impl Converter<'_> {
                     },
                 }
             }
-            _ => Err("it is not of the form NAME:PASSWORD or NAME:0xKEY, so coturn ignores it: add the user as `[[auth.users]]`"),
+            _ => Err(
+                "it is not of the form NAME:PASSWORD or NAME:0xKEY, so coturn ignores it: add the user as `[[auth.users]]`",
+            ),
         };
         match parsed {
             Ok((name, kind, credential)) => Some((name, kind, Zeroizing::new(credential.to_owned()))),

@@ -57,7 +57,9 @@ pub(super) fn placeholder(option: &CoturnOption, value: &str, is_argument: bool)
         return None;
     };
     Some(if is_argument {
-        format!("its value is {what}, which the shell or the container replaces: pass the arguments with the real value")
+        format!(
+            "its value is {what}, which the shell or the container replaces: pass the arguments with the real value"
+        )
     } else {
         format!(
             "its value is {what}, and coturn does not replace it in a file: import the file that coturn reads, with the \
@@ -110,7 +112,10 @@ mod tests {
         assert_eq!(port("3478#x"), Ok(3478));
         assert!(port("0").is_err() && port("65536").is_err() && number("").is_err());
         assert_eq!(address("[2001:db8::7] # x"), Ok("2001:db8::7".parse().unwrap()));
-        assert_eq!(address("turn.example.org").unwrap_err(), "`turn.example.org` is not an IP address: write the address");
+        assert_eq!(
+            address("turn.example.org").unwrap_err(),
+            "`turn.example.org` is not an IP address: write the address"
+        );
         assert_eq!(path("/etc/a b#c.pem # the chain"), "/etc/a b#c.pem");
     }
 

@@ -1,8 +1,9 @@
 //! `turn-credential verify`.
 
 use turnserver::auth::time_limited::{self, CredentialError, Malformed, TimeLimitedUsername};
-use turnserver::auth::{HumanSeconds, Secret};
+use turnserver::auth::{HumanSeconds, LongTermKey, Secret};
 use turnserver::clock;
+use turnserver::config::{StaticCredential, StaticUser};
 use zeroize::Zeroizing;
 
 use crate::Failure;
@@ -30,20 +31,28 @@ pub(crate) fn run(arguments: &Verify) -> Result<Zeroizing<String>, Failure> {
     let password = source::password(arguments)?;
     let verdict = match loaded.config.auth.users.iter().find(|user| user.name == username) {
         // The server also checks static users first.
-        Some(user) => static_user(&user.password, username, &password),
+        Some(user) => static_user(user, &loaded.config.realm, &password),
         None => time_limited(&loaded, username, &password),
     };
     verdict.map(Zeroizing::new).map_err(|why| Failure::Failed(format!("not valid: {why}")))
 }
 
-fn static_user(expected: &Secret, username: &str, password: &str) -> Result<String, String> {
-    let name = username.escape_debug();
-    match Secret::new(password) {
-        Ok(given) if given == *expected => {
-            Ok(format!("valid: the password of the static user {name}, which does not expire\n"))
+fn static_user(user: &StaticUser, realm: &str, password: &str) -> Result<String, String> {
+    let name = user.name.escape_debug();
+    let Ok(given) = Secret::new(password) else {
+        return Err(format!("the password is empty; {name} is a static user of the configuration"));
+    };
+    let (is_right, hint) = match &user.credential {
+        StaticCredential::Password(expected) => (given == *expected, ""),
+        StaticCredential::Key(expected) => {
+            let key = LongTermKey::derive(&user.name, realm, given.as_bytes());
+            (key == *expected, ", or the `key` was made for another realm")
         }
-        Ok(_) => Err(format!("the password is wrong; {name} is a static user of the configuration")),
-        Err(_) => Err(format!("the password is empty; {name} is a static user of the configuration")),
+    };
+    if is_right {
+        Ok(format!("valid: the password of the static user {name}, which does not expire\n"))
+    } else {
+        Err(format!("the password is wrong{hint}; {name} is a static user of the configuration"))
     }
 }
 
