@@ -1,7 +1,7 @@
 //! `turnserver import-coturn`: converts a configuration of coturn.
 
 use std::fs::OpenOptions;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,9 @@ use zeroize::Zeroizing;
 
 /// The file that the messages name if the new configuration is not written to one.
 const STANDARD_OUTPUT: &str = "turnserver.toml";
+
+/// The most that is read from standard input. No command line is longer.
+const MAX_STDIN: u64 = 1 << 20;
 
 /// Converts a configuration of coturn to a turnserver.toml.
 ///
@@ -33,7 +36,8 @@ pub(crate) struct Arguments {
     files: Vec<PathBuf>,
 
     /// Options of coturn's command line, in one argument and quoted as for a
-    /// shell. They take precedence over the files.
+    /// shell; `-`: from standard input, because other users can see the
+    /// arguments of a process. They take precedence over the files.
     #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true, verbatim_doc_comment)]
     arguments: Option<Secret>,
 
@@ -66,9 +70,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), (String, ExitCode)> {
     let failure = |message| (message, ExitCode::from(2));
     let files = arguments.files.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>().map_err(failure)?;
     let mut sources: Vec<Source<'_>> = files.iter().map(|(name, bytes)| Source::File(name, bytes)).collect();
-    if let Some(Secret(text)) = &arguments.arguments {
-        sources.push(Source::Arguments(text));
-    }
+    let options = arguments.arguments.as_ref().map(|Secret(text)| options(text)).transpose().map_err(failure)?;
+    sources.extend(options.as_ref().map(|text| Source::Arguments(text)));
     let import = coturn::import(&sources, &addresses());
     if import.entries.is_empty() {
         let message = "there is no option of coturn in it: name coturn's turnserver.conf, or pass --arguments";
@@ -89,6 +92,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), (String, ExitCode)> {
 
 fn failed(options: &str) -> String {
     format!("{options} cannot be taken over: the report says what to do instead")
+}
+
+/// Returns the options in an argument, or those on standard input.
+fn options(argument: &str) -> Result<Zeroizing<String>, String> {
+    if argument != "-" {
+        return Ok(Zeroizing::new(argument.to_owned()));
+    }
+    let mut text = Zeroizing::new(String::new());
+    let read = io::stdin().lock().take(MAX_STDIN).read_to_string(&mut text);
+    read.map(|_| text).map_err(|error| format!("standard input cannot be read: {error}"))
 }
 
 /// Reads a file. Returns its name, too.

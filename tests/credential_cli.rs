@@ -426,6 +426,12 @@ fn static_users_of_the_configuration_are_verified() {
         .run_with(&["verify", "bob"], &[], "breaker")
         .failed(1, &["not valid", "password is wrong", "static user"]);
     directory.run_with(&["verify", "bob"], &[], "\n").failed(1, &["not valid", "password is empty"]);
+    // Of a user with a key, the password is not known: RFC 8489 §9.2.2 has this one.
+    let user = "realm = \"realm\"\n[[auth.users]]\nname = \"user\"\nkey = \"8493fbc53ba582fb4c044c456bdc40eb\"\n";
+    let directory = Workdir::new("static_key").with("turnserver.toml", user);
+    let output = directory.run_with(&["verify", "user"], &[], "pass\n").succeeded();
+    assert!(output.starts_with("valid: ") && output.contains("static user user"), "{output}");
+    directory.run_with(&["verify", "user"], &[], "word").failed(1, &["password is wrong", "another realm"]);
 }
 
 #[test]

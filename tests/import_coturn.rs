@@ -9,6 +9,7 @@ mod support;
 
 #[cfg(test)]
 mod import_coturn {
+    use std::io::Write as _;
     use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;
 
@@ -18,7 +19,7 @@ mod import_coturn {
     use crate::cases::{Access, CASES, Case, adapted};
     use crate::support::certificates::Authority;
     use crate::support::client::{Client, Login};
-    use crate::support::{Finished, Server, TIMEOUT, TempDir, run};
+    use crate::support::{Finished, Process, Server, TIMEOUT, TempDir, run};
 
     fn import(directory: &TempDir, arguments: &[&str]) -> Finished {
         let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
@@ -170,6 +171,16 @@ mod import_coturn {
         assert!(text.contains("# two.conf:1: realm\nrealm = \"two.example\""), "{text}");
         assert!(text.contains("# one.conf:2: min-port, argument 1: max-port\nports = \"50000-50999\""), "{text}");
         assert!(report(&finished).contains("one.conf:1: realm=one.example: two.conf:1 sets it again"), "{finished:?}");
+    }
+
+    #[test]
+    fn arguments_with_secrets_can_be_read_from_standard_input() {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+        let mut process = Process::start(command.args(["import-coturn", "--arguments", "-"]), None);
+        process.take_stdin().write_all(b"--realm=example.org --static-auth-secret 0123456789abcdef").unwrap();
+        let finished = process.finish(TIMEOUT);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        assert!(finished.stdout.join("\n").contains("secrets = [\"0123456789abcdef\"]"), "{finished:?}");
     }
 
     #[test]

@@ -3,11 +3,17 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+#[path = "import_coturn/cases.rs"]
+mod cases;
+#[cfg(test)]
 #[path = "http/client.rs"]
 mod client;
 #[cfg(test)]
 #[path = "interop/doctor.rs"]
 mod doctor;
+#[cfg(test)]
+#[path = "interop/import_coturn.rs"]
+mod import_coturn;
 #[cfg(test)]
 #[path = "interop/janus.rs"]
 mod janus;

@@ -21,13 +21,14 @@ mod reload {
     use nix::sys::signal::Signal;
     use serde_json::Value;
     use sha2::{Digest as _, Sha256};
+    use turnserver::auth::LongTermKey;
     use turnserver::stun::Method;
     use turnserver::stun::attribute::{Data, Lifetime};
 
     use crate::client::Http;
     use crate::support::certificates::Authority;
     use crate::support::client::{self, Client, Login, Session};
-    use crate::support::{Controlled, Process, SECRET, TIMEOUT, TempDir, config, with_tls};
+    use crate::support::{Controlled, Process, REALM, SECRET, TIMEOUT, TempDir, config, with_tls};
 
     const ALLOW: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
     const LISTENER_REMOVED: &str = "the configuration no longer has the listener, or another one serves the client";
@@ -90,7 +91,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 59] = [
+    const LIVE: [(&str, &str); 60] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
@@ -104,6 +105,7 @@ mod reload {
         ("auth.users", "[{ name = 'bob', password = 'password of bob' }]"),
         ("auth.users", "[{ name = 'bob', password = 'another password' }]"),
         ("auth.users", "[{ name = 'bob', password = 'another password', allocations = 3 }]"),
+        ("auth.users", "[{ name = 'bob', key = '8493fbc53ba582fb4c044c456bdc40eb' }]"),
         ("peers.allow", "['127.0.0.1', '10.0.0.0/8']"),
         ("peers.deny", "['198.51.100.0/24']"),
         ("peers.nat64-prefixes", "['2001:db8:64::/96']"),
@@ -204,7 +206,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..57].iter().map(std::slice::from_ref).chain([&LIVE[57..]]);
+            let steps = LIVE[..58].iter().map(std::slice::from_ref).chain([&LIVE[58..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()
@@ -345,6 +347,28 @@ mod reload {
         assert_eq!(refresh(&client, &session), Some(401));
         let ended = fixture.event("allocation-ended");
         assert_eq!(ended.field("reason").as_deref(), Some("the configuration no longer has the credentials"));
+    }
+
+    // RFC 8489 §9.2.2: the key depends on the realm.
+    #[test]
+    fn a_key_of_the_old_realm_causes_a_warning_and_a_new_one_authenticates() {
+        let key = |realm: &str| {
+            let key = LongTermKey::derive("bob", realm, b"a password");
+            key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        let user = |realm: &str| format!("[{{ name = 'bob', key = '{}' }}]", key(realm));
+        let fixture = Controlled::start(ALLOW);
+        let login = Login::new("bob", "a password");
+        let allocate = || Client::new(fixture.server.udp_address()).allocate(&login).map(|_| ());
+        fixture.reload(&with(&fixture.config, &[("auth.users", &user(REALM))]));
+        assert_eq!(allocate(), Ok(()));
+        let moved = with(&fixture.config, &[("realm", "'new.example'"), ("auth.users", &user(REALM))]);
+        let response = fixture.reload(&moved);
+        assert!(response["warnings"].to_string().contains("valid in one realm only"), "{response}");
+        assert_eq!(allocate(), Err(401));
+        let moved = with(&moved, &[("auth.users", &user("new.example"))]);
+        assert!(!fixture.reload(&moved)["warnings"].to_string().contains("realm"));
+        assert_eq!(allocate(), Ok(()));
     }
 
     #[test]

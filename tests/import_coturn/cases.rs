@@ -1,4 +1,5 @@
 //! Ten configurations of coturn, in the shapes that its users have, and what is expected of each.
+#![allow(dead_code, reason = "each test binary compiles this module and uses a part of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

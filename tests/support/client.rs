@@ -49,6 +49,11 @@ impl Login {
         Self { username: username.to_owned(), password: password.to_owned() }
     }
 
+    /// Returns the username and the password.
+    pub(crate) fn into_parts(self) -> (String, String) {
+        (self.username, self.password)
+    }
+
     /// Mints a time-limited credential with the test secret. It expires in `after` seconds.
     pub(crate) fn mint(user: &str, after: i64) -> Self {
         let secret = Secret::new(SECRET).unwrap();
