@@ -22,8 +22,8 @@ mod reload {
     use serde_json::Value;
     use sha2::{Digest as _, Sha256};
     use turnserver::auth::LongTermKey;
-    use turnserver::stun::Method;
-    use turnserver::stun::attribute::{Data, Lifetime};
+    use turnserver::stun::attribute::{Data, Lifetime, PasswordAlgorithms};
+    use turnserver::stun::{Method, TransactionId};
 
     use crate::client::Http;
     use crate::support::certificates::Authority;
@@ -360,8 +360,15 @@ mod reload {
         let fixture = Controlled::start(ALLOW);
         let login = Login::new("bob", "a password");
         let allocate = || Client::new(fixture.server.udp_address()).allocate(&login).map(|_| ());
+        let offers_algorithms = || {
+            let client = Client::new(fixture.server.udp_address());
+            client.send(&client::allocate(TransactionId::new([7; 12])));
+            client.receive().get::<PasswordAlgorithms<'_>>().is_some()
+        };
+        assert!(offers_algorithms());
         fixture.reload(&with(&fixture.config, &[("auth.users", &user(REALM))]));
         assert_eq!(allocate(), Ok(()));
+        assert!(!offers_algorithms());
         let moved = with(&fixture.config, &[("realm", "'new.example'"), ("auth.users", &user(REALM))]);
         let response = fixture.reload(&moved);
         assert!(response["warnings"].to_string().contains("valid in one realm only"), "{response}");

@@ -328,8 +328,11 @@ impl Converter<'_> {
         }
         if let Some(at) = self.one("prometheus-path") {
             let is_default = uncommented(self.value(at)) == "/metrics";
-            let verdict = if is_default { Default } else { Cannot };
-            self.decide(at, verdict, "the path is /metrics: set `metrics_path` of Prometheus accordingly");
+            if is_default {
+                self.decide(at, Default, "the path is /metrics");
+            } else {
+                self.decide(at, Cannot, "the path is always /metrics: remove `metrics_path` from Prometheus");
+            }
         }
     }
 }
