@@ -190,7 +190,7 @@ impl Converter<'_> {
             None => {}
         }
         if let Some(at) = self.one("server-name") {
-            let name = uncommented(self.value(at)).to_owned();
+            let name = uncommented(self.value(at)).trim_end_matches('.').to_owned();
             if is_host(&name) {
                 self.take(at, "hostname", name);
                 self.remark(at, "coturn uses it for OAuth only; here it is the name in printed URLs");
@@ -320,7 +320,7 @@ impl Converter<'_> {
              names differ from coturn's (docs/metrics.md)",
         );
         if let Some(at) = self.one("prometheus-tls") {
-            if self.is_given("cert") && self.is_given("pkey") {
+            if self.out.has("tls.certificate") {
                 self.take(at, "http.tls", true);
             } else {
                 self.decide(at, Cannot, "it needs a certificate: set `[tls]`, and then `http.tls = true`");
@@ -349,5 +349,5 @@ pub(super) fn toml_number(number: u64) -> i64 {
 fn is_host(name: &str) -> bool {
     let is_label =
         |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    name.parse::<IpAddr>().is_ok() || name.contains('.') && name.trim_end_matches('.').split('.').all(is_label)
+    name.parse::<IpAddr>().is_ok() || name.contains('.') && name.split('.').all(is_label)
 }

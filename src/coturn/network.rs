@@ -326,6 +326,11 @@ impl Converter<'_> {
     fn allow(&mut self, allowed: &[(usize, Range)], denied: &[(usize, Range)]) {
         let (mut networks, mut origins) = (Vec::new(), Vec::new());
         for (at, range) in allowed {
+            if range.is_mapped() {
+                let text = "an IPv4-mapped address is judged as its IPv4 address: add that to `peers.allow`";
+                self.decide(*at, Cannot, text);
+                continue;
+            }
             let pieces: Vec<_> = range.networks().into_iter().filter(touches_default).collect();
             if pieces.is_empty() {
                 if denied.iter().any(|(_, denied)| denied.overlaps(range)) {

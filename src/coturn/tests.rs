@@ -255,6 +255,7 @@ fn allowed_peers_are_exceptions_from_denied_ones() {
     assert_eq!(verdicts("denied-peer-ip=10.0.0.0-10.255.255.255\nallowed-peer-ip=9.9.9.9\n"), [Default, Default]);
     assert_eq!(written("allow-loopback-peers\n"), "[peers]\nallow = [\"127.0.0.1\", \"::1\"]");
     assert_eq!(verdicts("denied-peer-ip=10.0.0.9-10.0.0.1\n"), [Cannot]);
+    assert_eq!(verdicts("denied-peer-ip=::ffff:10.0.0.1\nallowed-peer-ip=::ffff:10.0.0.2\n"), [Default, Cannot]);
 }
 
 #[test]

@@ -41,12 +41,17 @@ impl Output {
         self.keys.push(Key { table, name, value: value.into(), from });
     }
 
+    /// Whether a key is set, given by its dotted name.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.keys.iter().any(|set| key.rsplit_once('.').unwrap_or(("", key)) == (set.table, set.name))
+    }
+
     pub(super) fn add_user(&mut self, user: User) {
         self.users.push(user);
     }
 
     pub(super) fn has_secrets(&self) -> bool {
-        !self.users.is_empty() || self.keys.iter().any(|key| key.table == "auth" && key.name == "secrets")
+        !self.users.is_empty() || self.has("auth.secrets")
     }
 
     /// Returns the text. `origin` names what was imported.
