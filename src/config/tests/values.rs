@@ -302,7 +302,7 @@ listen   tls 0.0.0.0:443
 tls      chain.pem, with the key in /etc/key.pem
 relay    10.0.0.5, 2001:db8::7; ports 50000-50999, 1000 per address
          10.0.0.5 is advertised as 203.0.113.9
-auth     1 secret, 1 static user; nonces are valid for 10m
+auth     1 secret, 2 static users; nonces are valid for 10m
          a Refresh cannot extend an allocation past the expiry of its credential
 peers    special-purpose addresses are denied
          also allowed: 10.20.0.0/16, 192.168.1.7, ::1
@@ -310,6 +310,7 @@ peers    special-purpose addresses are denied
          addresses in 2001:db8:64::/96, fd00:64::/48 are judged by their IPv4 address
 limits   allocations per user are not limited
          user ann: 40 allocations
+         user user: allocations are not limited
          500 allocations in total
          3 new allocations per second and user
          1 permission and 16384 channels per allocation, 1 new peer per second
