@@ -2,7 +2,7 @@
 
 mod ranges;
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use toml::Table;
 
@@ -33,38 +33,37 @@ impl Converter<'_> {
 
         let hosts = hosts(&addresses);
         let at_port = |port: u16| hosts.iter().map(move |host| SocketAddr::new(*host, port));
-        let mut plain: Vec<SocketAddr> = at_port(port.map_or(DEFAULT_PORT, |(_, port)| port)).collect();
-        for (_, server) in &further {
-            if !plain.contains(server) {
-                plain.push(*server);
-            }
-        }
+        let plain =
+            distinct(at_port(port.map_or(DEFAULT_PORT, |(_, port)| port)).chain(further.iter().map(|(_, to)| *to)));
         let origins: Vec<usize> = addresses.iter().map(|(at, _)| *at).chain(port.map(|(at, _)| at)).collect();
         let all: Vec<usize> = origins.iter().copied().chain(further.iter().map(|(at, _)| *at)).collect();
-        let is_default = plain == [SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), DEFAULT_PORT)];
-        let [no_udp, no_tcp] = self.closed(certificate.is_some());
+        self.plain(&plain, &all, certificate.is_some());
+        if let Some([certificate, key]) = certificate {
+            let secure: Vec<SocketAddr> = at_port(tls_port.map_or(DEFAULT_TLS_PORT, |(_, port)| port)).collect();
+            self.tls(&secure, &origins, tls_port.map(|(at, _)| at), [certificate, key]);
+        }
+    }
+
+    /// Sets the listeners without TLS, which come from `origins`.
+    fn plain(&mut self, listen: &[SocketAddr], origins: &[usize], has_tls: bool) {
+        let is_default = listen == [SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), DEFAULT_PORT)];
+        let [no_udp, no_tcp] = self.closed(has_tls);
         for (key, off) in [("listen.udp", no_udp), ("listen.tcp", no_tcp)] {
             match off {
-                Some(at) => {
-                    self.take(at, key, list::<&str>([]));
-                }
+                Some(at) => self.take(at, key, list::<&str>([])),
                 None if is_default => {}
                 None => {
-                    let from = self.from(&all);
-                    self.out.set(key, list(&plain), from);
+                    let from = self.from(origins);
+                    self.out.set(key, list(listen), from);
                 }
             }
         }
-        for at in &all {
+        for at in origins {
             if is_default {
                 self.decide(*at, Default, "the server listens on port 3478 of all addresses, IPv4 and IPv6");
             } else {
                 self.decide(*at, Taken, "`listen.udp` and `listen.tcp`");
             }
-        }
-        if let Some([certificate, key]) = certificate {
-            let secure: Vec<SocketAddr> = at_port(tls_port.map_or(DEFAULT_TLS_PORT, |(_, port)| port)).collect();
-            self.tls(&secure, &origins, tls_port.map(|(at, _)| at), [certificate, key]);
         }
     }
 
@@ -143,12 +142,7 @@ impl Converter<'_> {
             given = self.listening_addresses();
             reason = " (without `relay-ip`, coturn relays on them)";
         }
-        let mut addresses: Vec<IpAddr> = Vec::new();
-        for (_, address) in &given {
-            if !addresses.contains(address) {
-                addresses.push(*address);
-            }
-        }
+        let addresses = distinct(given.iter().map(|(_, address)| *address));
         if !addresses.is_empty() {
             let origins: Vec<usize> = given.iter().map(|(at, _)| *at).collect();
             let from = self.from(&origins) + reason;
@@ -283,9 +277,23 @@ impl Converter<'_> {
         let allowed = self.parsed_all("allowed-peer-ip", Range::parse);
         let denied = self.parsed_all("denied-peer-ip", Range::parse);
         self.allow(&allowed, &denied);
+        self.deny(&denied, &allowed);
+        let private = ["10.0.0.0-10.255.255.255", "172.16.0.0-172.31.255.255", "192.168.0.0-192.168.255.255"];
+        let is_denied =
+            |text: &str| Range::parse(text).is_ok_and(|own| denied.iter().any(|(_, range)| range.contains(&own)));
+        if !private.into_iter().all(is_denied) {
+            self.differences.push(
+                "coturn relays to private addresses unless `denied-peer-ip` has them; here they are denied. If clients \
+                 must reach servers in a private network (a media server, for example), add those to `peers.allow`"
+                    .to_owned(),
+            );
+        }
+    }
+
+    fn deny(&mut self, denied: &[(usize, Range)], allowed: &[(usize, Range)]) {
         let mut networks = Vec::new();
         let mut origins = Vec::new();
-        for (at, range) in &denied {
+        for (at, range) in denied {
             if range.is_mapped() {
                 self.decide(*at, Default, "an IPv4-mapped address is judged as its IPv4 address");
                 continue;
@@ -301,25 +309,11 @@ impl Converter<'_> {
             }
             self.decide(*at, Taken, "`peers.deny`");
             origins.push(*at);
-            for piece in pieces {
-                if !networks.contains(&piece) {
-                    networks.push(piece);
-                }
-            }
+            networks.extend(pieces);
         }
         if !networks.is_empty() {
             let from = self.from(&origins);
-            self.out.set("peers.deny", list(networks.iter().map(ranges::short)), from);
-        }
-        let private = ["10.0.0.0-10.255.255.255", "172.16.0.0-172.31.255.255", "192.168.0.0-192.168.255.255"];
-        let is_denied =
-            |text: &str| Range::parse(text).is_ok_and(|own| denied.iter().any(|(_, range)| range.contains(&own)));
-        if !private.into_iter().all(is_denied) {
-            self.differences.push(
-                "coturn relays to private addresses unless `denied-peer-ip` has them; here they are denied. If clients \
-                 must reach servers in a private network (a media server, for example), add those to `peers.allow`"
-                    .to_owned(),
-            );
+            self.out.set("peers.deny", list(distinct(networks).iter().map(ranges::short)), from);
         }
     }
 
@@ -345,18 +339,10 @@ impl Converter<'_> {
                 self.remark(*at, "addresses of this machine stay denied unless the list names each of them");
             }
             origins.push(*at);
-            for piece in pieces.iter().map(ranges::short) {
-                if !networks.contains(&piece) {
-                    networks.push(piece);
-                }
-            }
+            networks.extend(pieces.iter().map(ranges::short));
         }
         if let Some(at) = self.one("allow-loopback-peers") {
-            for own in ["127.0.0.1", "::1"].map(str::to_owned) {
-                if !networks.contains(&own) {
-                    networks.push(own);
-                }
-            }
+            networks.extend(["127.0.0.1", "::1"].map(str::to_owned));
             origins.push(at);
             self.decide(
                 at,
@@ -367,7 +353,7 @@ impl Converter<'_> {
         }
         if !networks.is_empty() {
             let from = self.from(&origins);
-            self.out.set("peers.allow", list(networks), from);
+            self.out.set("peers.allow", list(distinct(networks)), from);
         }
     }
 }
@@ -379,13 +365,18 @@ fn hosts(addresses: &[(usize, IpAddr)]) -> Vec<IpAddr> {
     if addresses.is_empty() || has(all) {
         return vec![all];
     }
-    let has_v4 = has(std::net::Ipv4Addr::UNSPECIFIED.into());
-    let mut hosts: Vec<IpAddr> = Vec::new();
-    for (_, address) in addresses {
-        let is_included = has_v4 && address.is_ipv4() && !address.is_unspecified();
-        if !is_included && !hosts.contains(address) {
-            hosts.push(*address);
+    let has_v4 = has(Ipv4Addr::UNSPECIFIED.into());
+    let is_included = |address: &IpAddr| has_v4 && address.is_ipv4() && !address.is_unspecified();
+    distinct(addresses.iter().map(|(_, address)| *address).filter(|address| !is_included(address)))
+}
+
+/// Returns each value once, in the order of the first ones.
+fn distinct<T: PartialEq>(values: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut distinct = Vec::new();
+    for value in values {
+        if !distinct.contains(&value) {
+            distinct.push(value);
         }
     }
-    hosts
+    distinct
 }

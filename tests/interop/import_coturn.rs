@@ -25,7 +25,8 @@ fn uclient(case: &Case, address: SocketAddr, transport: &[&str], [username, pass
 fn use_with_uclient(name: &str) {
     let case = CASES.iter().find(|case| case.name == name).unwrap();
     let directory = TempDir::new();
-    let (_, path) = case.import(&directory, "turnserver.toml");
+    let (finished, path) = case.import(&directory, "turnserver.toml");
+    assert_eq!(finished.code, Some(i32::from(!case.cannot.is_empty())), "{finished:#?}");
     let authority = Authority::new(unix_seconds());
     let files = authority.write(&authority.issue(&["localhost"]), directory.path());
     let mut table = adapted(&std::fs::read_to_string(path).unwrap(), &files);
