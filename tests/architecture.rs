@@ -85,7 +85,19 @@ mod architecture {
     const BINARIES: &[(&str, &[&str])] = &[
         (
             "main.rs",
-            &["auth", "clock", "config", "control", "coturn", "doctor", "file", "generate", "net", "printable", "transport"],
+            &[
+                "auth",
+                "clock",
+                "config",
+                "control",
+                "coturn",
+                "doctor",
+                "file",
+                "generate",
+                "net",
+                "printable",
+                "transport",
+            ],
         ),
         ("bin/turn-credential/main.rs", &["auth", "clock", "config", "file", "generate", "setting", "transport"]),
     ];

@@ -8,7 +8,7 @@ use super::reachable;
 use crate::auth::time_limited;
 use crate::client::{Allocate, Failure, Request};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, StaticUser};
 use crate::control::Choice;
 use crate::doctor::finding::Finding;
 use crate::doctor::ice_servers::IceServer;
@@ -166,7 +166,7 @@ pub(super) fn examine_relaying(
     let Some(server) = credential(config) else {
         return report(Finding::warning(
             "relay",
-            "neither a secret nor a user is configured, so the path through the server was not examined",
+            "neither a secret nor a user with a password is configured, so the path through the server was not examined",
             "set auth.secrets: otherwise credentials change with each start",
         ));
     };
@@ -210,7 +210,7 @@ fn credential(config: &Config) -> Option<IceServer> {
         let password = crate::auth::Secret::new(credential.password.as_bytes()).ok();
         return Some(IceServer { uris, username: Some(credential.username), password, is_minted: true });
     }
-    let user = config.auth.users.first()?;
-    let (username, password) = (Some(user.name.clone()), Some(user.password.clone()));
-    Some(IceServer { uris, username, password, is_minted: false })
+    let with_password = |user: &StaticUser| Some((user.name.clone(), user.password()?.clone()));
+    let (username, password) = config.auth.users.iter().find_map(with_password)?;
+    Some(IceServer { uris, username: Some(username), password: Some(password), is_minted: false })
 }
