@@ -268,6 +268,42 @@ mod doctor {
         });
     }
 
+    /// A network in which datagrams and connections to others get lost without a response.
+    const SILENT: [&str; 7] = [
+        "link set lo up",
+        "link add own type veth peer name other",
+        "address add 192.0.2.2/24 dev own",
+        "link set own up",
+        "link set other up",
+        "neighbor add 192.0.2.1 lladdr 02:00:00:00:00:01 dev own",
+        "neighbor add 192.0.2.9 lladdr 02:00:00:00:00:01 dev own",
+    ];
+
+    #[test]
+    fn blocked_udp_and_a_blocked_port_of_tls_are_named() {
+        in_own_network(&SILENT, || {
+            let report = with_secret("turn:192.0.2.1", SECRET);
+            assert!(report.only_fault("binding").starts_with("no response on UDP"), "{:#?}", report.findings);
+            let report = with_secret("turns:192.0.2.1:443", SECRET);
+            assert_eq!(report.only_fault("reachable"), "no response on TCP port 443 within 5 s");
+        });
+    }
+
+    #[test]
+    fn a_router_that_does_not_return_packets_for_the_public_address_is_a_warning() {
+        in_own_network(&SILENT, || {
+            let text = config(&["127.0.0.1"], ALLOW)
+                .replace("[relay]\n", "[relay]\nexternal = { \"127.0.0.1\" = \"192.0.2.9\" }\n");
+            let server = Server::start(&text);
+            let report = examine(&["--config", server.config_path().to_str().unwrap()], "");
+            assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
+            let warnings = report.with("warning");
+            assert!(warnings.iter().any(|(check, _)| *check == "hairpin"), "{warnings:?}");
+            // This server knows its own relayed addresses.
+            assert!(report.text_of("channels").starts_with("40 of 40"), "{:#?}", report.findings);
+        });
+    }
+
     #[test]
     fn the_document_explains_the_checks_that_exist() {
         let read = |path: &str| std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
