@@ -197,8 +197,8 @@ mod doctor {
         let report = examine(&["--config", config, "--ca-file", root.to_str().unwrap()], "");
         assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
         let count = |check: &str| report.with("ok").iter().filter(|(found, _)| *found == check).count();
-        // The certificate of the file, and that of the listener.
-        for (check, expected) in [("listener", 3), ("channels", 3), ("certificate", 2), ("configuration", 1)] {
+        // Without `hostname`, nobody knows which name the certificate of the listener has to have.
+        for (check, expected) in [("listener", 3), ("channels", 3), ("certificate", 1), ("configuration", 1)] {
             assert_eq!(count(check), expected, "{check}: {:#?}", report.findings);
         }
         assert!(report.text_of("listener").ends_with(" runs and responds"), "{:#?}", report.findings);
@@ -206,10 +206,12 @@ mod doctor {
 
     #[test]
     fn a_machine_without_a_running_server_is_examined_and_a_warning_says_so() {
-        let report = examine_machine(&config(&["127.0.0.1"], ALLOW).replace("127.0.0.1:0", "127.0.0.1:34781"));
-        assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
-        assert_eq!(report.text_of("listener"), "the port is free; the server does not run");
-        assert!(report.with("warning").iter().any(|(check, _)| *check == "relay"), "{:#?}", report.findings);
+        in_own_network(&["link set lo up"], || {
+            let report = examine_machine(&config(&["127.0.0.1"], ALLOW).replace("127.0.0.1:0", "127.0.0.1:3478"));
+            assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
+            assert_eq!(report.text_of("listener"), "the port is free; the server does not run");
+            assert!(report.with("warning").iter().any(|(check, _)| *check == "relay"), "{:#?}", report.findings);
+        });
     }
 
     #[test]

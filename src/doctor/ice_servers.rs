@@ -50,7 +50,17 @@ pub fn parse(text: &str) -> Result<Vec<IceServer>, IceServersError> {
         .map_err(|error| IceServersError::NotJson(error.to_string()))?;
     let mut found = Vec::new();
     collect(&value, &mut found);
-    if found.iter().any(|server| !server.uris.is_empty()) { Ok(found) } else { Err(IceServersError::NoServers) }
+    if found.iter().flat_map(|server| &server.uris).any(|uri| !is_stun(uri)) {
+        Ok(found)
+    } else {
+        Err(IceServersError::NoServers)
+    }
+}
+
+/// Whether a URI is that of a STUN server, which relays nothing (RFC 7064).
+pub(super) fn is_stun(uri: &str) -> bool {
+    let scheme = uri.split(':').next().unwrap_or_default();
+    ["stun", "stuns"].iter().any(|stun| scheme.eq_ignore_ascii_case(stun))
 }
 
 /// The names of what contains servers.
@@ -120,6 +130,7 @@ mod tests {
     fn what_names_no_server_is_refused() {
         assert_eq!(parse(r#"{"servers": []}"#), Err(IceServersError::NoServers));
         assert_eq!(parse("[]"), Err(IceServersError::NoServers));
+        assert_eq!(parse(r#"{"iceServers": [{"urls": ["STUN:a", "stuns:b"]}]}"#), Err(IceServersError::NoServers));
         assert!(matches!(parse("turn:a"), Err(IceServersError::NotJson(_))));
     }
 

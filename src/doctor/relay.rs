@@ -20,6 +20,9 @@ const BRIEFLY: Duration = Duration::from_millis(50);
 /// After so many losses without any arrival, nothing arrives.
 const GIVE_UP: u32 = 3;
 
+/// How often data of a size is sent before it counts as too long.
+const ATTEMPTS: u32 = 3;
+
 /// The channel of each client for the other.
 const CHANNEL: u16 = 0x4000;
 
@@ -113,7 +116,8 @@ pub(super) fn exchange(first: &mut Relayed, second: &mut Relayed, on_channel: bo
             }
         } else {
             // Errors for the data are sent to its sender.
-            while let Some(Received::Icmp { icmp, .. }) = first.session.receive(clock::monotonic() + BRIEFLY)? {
+            let end = clock::monotonic() + BRIEFLY;
+            while let Some(Received::Icmp { icmp, .. }) = first.session.receive(end)? {
                 exchange.icmp = Some(icmp);
             }
         }
@@ -149,10 +153,16 @@ pub(super) fn largest_data(first: &mut Relayed, second: &mut Relayed) -> Result<
     let mut largest = None;
     for size in SIZES {
         let data = vec![u8::try_from(size % 251).unwrap_or_default(); size];
-        // The kernel refuses what exceeds the MTU of the interface.
-        if first.session.send(other, Some(CHANNEL), &data).is_err()
-            || !arrives(&mut second.session, one, &data, &mut Exchange::default())?
-        {
+        let mut has_arrived = false;
+        for _ in 0..ATTEMPTS {
+            // The kernel refuses what exceeds the MTU of the interface.
+            has_arrived = first.session.send(other, Some(CHANNEL), &data).is_ok()
+                && arrives(&mut second.session, one, &data, &mut Exchange::default())?;
+            if has_arrived {
+                break;
+            }
+        }
+        if !has_arrived {
             break;
         }
         largest = Some(size);

@@ -5,13 +5,13 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use super::finding::{Finding, Status};
-use super::ice_servers::IceServer;
+use super::ice_servers::{IceServer, is_stun};
 use super::link::{Link, LinkError};
 use super::relay::{self, Exchange, Relayed};
 use super::session::{Problem, Session};
 use super::trust::{Judgement, Trust};
 use crate::auth::{HumanSeconds, time_limited};
-use crate::client::{Discarded, Failure, Request, Success};
+use crate::client::{Discarded, Failure, Rejection, Request, Success};
 use crate::clock;
 use crate::special_purpose::{self, Reach};
 use crate::stun::ErrorCode;
@@ -20,9 +20,6 @@ use crate::transport::{Transport, TurnUri};
 
 /// The time for a connection and its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(5);
-
-/// The part of data that may be lost without a warning, in percent.
-const TOLERATED_LOSS: u32 = 0;
 
 /// Reports findings as they come.
 pub(super) type Report<'r> = &'r mut dyn FnMut(Finding);
@@ -34,11 +31,10 @@ pub(super) fn examine(servers: &[IceServer], trust: &Trust, report: Report<'_>) 
         for uri in &server.uris {
             match uri.parse::<TurnUri>() {
                 Ok(uri) => {
-                    let name = uri.host().to_owned();
+                    let name = Some(uri.host().to_owned());
                     Examination { uri, name, server, trust }.run(report, &mut bindings);
                 }
-                // A STUN server relays nothing.
-                Err(_) if uri.starts_with("stun:") || uri.starts_with("stuns:") => {}
+                Err(_) if is_stun(uri) => {}
                 Err(error) => report(Finding::fault("uri", error.to_string(), "correct it").of(uri)),
             }
         }
@@ -46,16 +42,16 @@ pub(super) fn examine(servers: &[IceServer], trust: &Trust, report: Report<'_>) 
     report_nat(&bindings, report);
 }
 
-/// Examines a server at an address. `name`: what its certificate has to name.
+/// Examines a server at an address. `name`: what its certificate has to name; without it, it is not judged.
 pub(super) fn examine_at(
     uri: TurnUri,
     address: SocketAddr,
-    name: &str,
+    name: Option<String>,
     server: &IceServer,
     trust: &Trust,
     report: Report<'_>,
 ) {
-    Examination { uri, name: name.to_owned(), server, trust }.examine_address(address, report, &mut Vec::new());
+    Examination { uri, name, server, trust }.examine_address(address, report, &mut Vec::new());
 }
 
 /// How a network maps an address of this machine.
@@ -68,8 +64,8 @@ struct Binding {
 /// The examination of a URI.
 struct Examination<'e> {
     uri: TurnUri,
-    /// What the certificate has to name.
-    name: String,
+    /// What the certificate has to name. `None`: nobody knows, so it is not judged.
+    name: Option<String>,
     server: &'e IceServer,
     trust: &'e Trust,
 }
@@ -135,24 +131,36 @@ impl Examination<'_> {
         };
         report(about_allocation(&relayed));
         report(about_relayed(relayed.address(), address));
-        let Some(second) = self.open(address, &mut |_| {}) else { return };
+        let mut failure = None;
+        let Some(second) = self.open(address, &mut |finding| failure = Some(finding.what)) else {
+            relayed.end();
+            return report(Finding::fault(
+                "relay",
+                format!("a second connection does not work: {}", failure.unwrap_or_default()),
+                "look for a limit of connections per client in the firewall and in the server",
+            ));
+        };
         match Relayed::allocate(second, family) {
             Ok(second) => self.examine_path(relayed, second, &mut report),
-            Err(problem) => report(Finding::warning(
-                "relay",
-                format!("one allocation works, a second one does not: {problem}"),
-                "raise the limit of allocations per user; a call needs one for each media stream of old clients",
-            )),
+            Err(problem) => {
+                relayed.end();
+                report(Finding::warning(
+                    "relay",
+                    format!("one allocation works, a second one does not: {problem}"),
+                    "raise the limit of allocations per user; a call needs one for each media stream of old clients",
+                ));
+            }
         }
     }
 
     /// Opens a path and reports how that went.
     fn open(&self, address: SocketAddr, report: Report<'_>) -> Option<Session> {
         let transport = self.uri.transport();
-        match Link::open(transport, address, &self.name, self.trust, CONNECT) {
+        let name = self.name.clone().unwrap_or_else(|| address.ip().to_string());
+        match Link::open(transport, address, &name, self.trust, CONNECT) {
             Ok((link, judgement)) => {
-                if let Some(judgement) = judgement {
-                    report(about_certificate(&judgement, &self.name));
+                if let (Some(judgement), Some(name)) = (judgement, &self.name) {
+                    report(about_certificate(&judgement, name));
                 }
                 let opened = Session::new(link, self.server.credentials());
                 opened.map_err(|error| report(Finding::fault("reachable", error.to_string(), "try again"))).ok()
@@ -231,7 +239,9 @@ impl Examination<'_> {
     fn refused(&self, failure: &Failure) -> Finding {
         let now = clock::unix_seconds();
         let username = self.server.username.as_deref().unwrap_or_default();
-        let parsed = time_limited::TimeLimitedUsername::parse(username);
+        // A name of digits, such as that of a telephone, is no time.
+        let parsed = time_limited::TimeLimitedUsername::parse(username)
+            .filter(|parsed| time_limited::is_plausible_time(parsed.expires));
         if let Some(ago) = parsed.and_then(|parsed| time_limited::expired_for(parsed.expires, now)) {
             return Finding::fault(
                 "credentials",
@@ -256,14 +266,24 @@ impl Examination<'_> {
     }
 
     fn examine_path(&self, mut first: Relayed, mut second: Relayed, report: Report<'_>) {
-        if let Err(problem) = relay::permit(&mut first, &mut second) {
-            return report(Finding::fault(
-                "relay",
-                format!("the server does not permit its own relayed addresses as peers: {problem}"),
-                "allow them (peers.allow; coturn: allowed-peer-ip): calls in which both sides use this server need it",
-            ));
+        self.examine_data(&mut first, &mut second, report);
+        first.end();
+        second.end();
+    }
+
+    fn examine_data(&self, first: &mut Relayed, second: &mut Relayed, report: Report<'_>) {
+        match relay::permit(first, second) {
+            Ok(()) => {}
+            Err(problem @ Problem::Failure(Failure::Rejected(Rejection { code: ErrorCode::FORBIDDEN, .. }))) => {
+                return report(Finding::fault(
+                    "relay",
+                    format!("the server does not permit its own relayed addresses as peers: {problem}"),
+                    "allow them (peers.allow; coturn: allowed-peer-ip): calls in which both sides use this server need it",
+                ));
+            }
+            Err(problem) => return report(broken(&problem)),
         }
-        match relay::exchange(&mut first, &mut second, false) {
+        match relay::exchange(first, second, false) {
             Ok(exchange) => {
                 report(about_exchange("indications", &exchange, first.address()));
                 // Channels use the same path.
@@ -273,42 +293,43 @@ impl Examination<'_> {
             }
             Err(problem) => return report(broken(&problem)),
         }
-        if let Err(problem) = relay::bind_channels(&mut first, &mut second) {
+        if let Err(problem) = relay::bind_channels(first, second) {
             return report(Finding::fault("channels", problem.to_string(), "look into the log of the server"));
         }
-        match relay::exchange(&mut first, &mut second, true) {
+        match relay::exchange(first, second, true) {
             Ok(exchange) => {
                 let works = exchange.returned > 0;
                 report(about_exchange("channels", &exchange, first.address()));
                 if works {
-                    self.examine_mtu(&mut first, &mut second, report);
+                    examine_mtu(first, second, report);
                 }
             }
-            Err(problem) => return report(broken(&problem)),
-        }
-        first.end();
-        second.end();
-    }
-
-    fn examine_mtu(&self, first: &mut Relayed, second: &mut Relayed, report: Report<'_>) {
-        let Some((one, other)) = first.session.link().udp().zip(second.session.link().udp()) else { return };
-        if crate::net::udp::forbid_fragments(one).and_then(|()| crate::net::udp::forbid_fragments(other)).is_err() {
-            return;
-        }
-        match relay::largest_data(first, second) {
-            Ok(Some(largest)) if largest >= 1_200 => {
-                report(Finding::ok("mtu", format!("{largest} bytes of data pass without fragments")));
-            }
-            Ok(largest) => report(Finding::warning(
-                "mtu",
-                format!(
-                    "only {} bytes of data pass without fragments; WebRTC sends up to 1200",
-                    largest.unwrap_or_default()
-                ),
-                "raise the MTU on the way (tunnels and VPNs lower it), or let ICMP messages about it pass",
-            )),
             Err(problem) => report(broken(&problem)),
         }
+    }
+}
+
+fn examine_mtu(first: &mut Relayed, second: &mut Relayed, report: Report<'_>) {
+    let Some((one, other)) = first.session.link().udp().zip(second.session.link().udp()) else { return };
+    if crate::net::udp::forbid_fragments(one).and_then(|()| crate::net::udp::forbid_fragments(other)).is_err() {
+        return;
+    }
+    match relay::largest_data(first, second) {
+        Ok(Some(largest)) if largest >= 1_200 => {
+            report(Finding::ok(
+                "mtu",
+                format!("{largest} bytes of data pass from here to the server without fragments"),
+            ));
+        }
+        Ok(largest) => report(Finding::warning(
+            "mtu",
+            format!(
+                "only {} bytes of data pass from here to the server without fragments; WebRTC sends up to 1200",
+                largest.unwrap_or_default()
+            ),
+            "raise the MTU on the way (tunnels and VPNs lower it), or let ICMP messages about it pass",
+        )),
+        Err(problem) => report(broken(&problem)),
     }
 }
 
@@ -394,6 +415,13 @@ fn about_exchange(check: &'static str, exchange: &Exchange, relayed: SocketAddr)
             ),
         );
     }
+    if *returned == 0 {
+        return Finding::fault(
+            check,
+            format!("data arrives in one direction only: {arrived} of {sent} messages arrived, none came back{icmp}"),
+            "look for a firewall that lets the relay ports through in one direction only",
+        );
+    }
     let times = format!(
         "round trip {:.1} ms median, {:.1} ms 95 %, {:.1} ms at most",
         exchange.quantile(50).as_secs_f64() * 1e3,
@@ -402,7 +430,7 @@ fn about_exchange(check: &'static str, exchange: &Exchange, relayed: SocketAddr)
     );
     let lost = (sent - arrived) + (arrived - returned);
     let messages = sent + arrived;
-    if lost * 100 > TOLERATED_LOSS * messages {
+    if lost > 0 {
         let what = format!("{lost} of {messages} messages were lost; {times}{icmp}");
         return Finding::warning(check, what, "look for overload, for small socket buffers, and for a bad link");
     }
@@ -429,8 +457,14 @@ fn advice_for(code: ErrorCode) -> &'static str {
     }
 }
 
-/// Compares the addresses that servers saw.
+/// Compares the addresses that servers saw, those of each family.
 fn report_nat(bindings: &[Binding], report: Report<'_>) {
+    let (v4, v6): (Vec<&Binding>, Vec<&Binding>) = bindings.iter().partition(|binding| binding.local.is_ipv4());
+    report_nat_of(&v4, report);
+    report_nat_of(&v6, report);
+}
+
+fn report_nat_of(bindings: &[&Binding], report: Report<'_>) {
     let [first, others @ ..] = bindings else { return };
     if bindings.iter().all(|binding| binding.local.ip() == binding.mapped.ip()) {
         return report(Finding::ok("nat", "there is no NAT between this machine and the servers"));

@@ -158,7 +158,7 @@ fn connection_tracking(root: &Path) -> Option<Finding> {
 fn offloads() -> Option<Finding> {
     let socket = UdpSocket::bind("127.0.0.1:0").ok()?;
     Some(if udp::enable_gro(&socket) {
-        Finding::ok("udp-offload", "the kernel joins datagrams (GRO) and splits them (GSO)")
+        Finding::ok("udp-offload", "the kernel joins received datagrams (GRO)")
     } else {
         Finding::warning(
             "udp-offload",
@@ -173,11 +173,12 @@ fn container(root: &Path) -> Option<Finding> {
     if !is_container {
         return None;
     }
-    // The address of Docker's and Podman's bridges.
     let table = read(root, "proc/net/route").unwrap_or_default();
     let gateways = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(2));
     // The bytes of the address are in reverse order: 172.17.0.1 is 010011AC.
-    let is_bridged = gateways.into_iter().any(|gateway| gateway.ends_with("11AC") || gateway.ends_with("580A"));
+    let octets = gateways.filter_map(|gateway| Some(u32::from_str_radix(gateway, 16).ok()?.to_le_bytes()));
+    // The ranges of Docker, Compose and Podman.
+    let is_bridged = octets.into_iter().any(|octets| matches!(octets, [172, 16..=31, ..] | [10, 88..=89, ..]));
     Some(if is_bridged {
         Finding::warning(
             "container",
@@ -262,6 +263,8 @@ mod tests {
         let route = |gateway: &str| format!("{header}eth0\t00000000\t{gateway}\t0003\n");
         let status = |name: &str, files: &[(&str, &str)]| container(&root(name, files)).map(|finding| finding.status);
         assert_eq!(status("host", &[("proc/net/route", &route("010011AC"))]), None);
+        let compose = [(".dockerenv", ""), ("proc/net/route", &route("010014AC"))];
+        assert_eq!(status("compose", &compose), Some(Status::Warning));
         let docker = [(".dockerenv", ""), ("proc/net/route", &route("010011AC"))];
         assert_eq!(status("docker", &docker), Some(Status::Warning));
         assert_eq!(

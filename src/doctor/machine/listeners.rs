@@ -41,11 +41,22 @@ pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Vec
                 }
                 occupant.finding(port)
             }
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::fault(
-                "listener",
-                format!("this user may not listen on {protocol} port {port}, which is below 1024"),
-                "run the server by its unit, which has CAP_NET_BIND_SERVICE, or use another port",
-            ),
+            // The kernel says this also if the port is in use.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let occupant = occupant(*endpoint, config, trust);
+                if occupant.is_this() {
+                    running.push(*endpoint);
+                    occupant.finding(port)
+                } else {
+                    Finding::warning(
+                        "listener",
+                        format!(
+                            "this user may not listen on {protocol} port {port}, and no TURN server responds there"
+                        ),
+                        "run the server by its unit, which has CAP_NET_BIND_SERVICE, and this command as root",
+                    )
+                }
+            }
             // The relay addresses say it.
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => continue,
             Err(error) => Finding::fault("listener", error.to_string(), "correct the address"),
@@ -116,7 +127,8 @@ fn occupant(endpoint: Endpoint, config: &Config, trust: &Trust) -> Occupant {
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    let (name, address) = (name(config, ip), SocketAddr::new(ip, endpoint.address.port()));
+    let address = SocketAddr::new(ip, endpoint.address.port());
+    let name = name(config).unwrap_or_else(|| ip.to_string());
     let server = credential(config);
     let opened = Link::open(endpoint.transport, address, &name, trust, CONNECT);
     let session =
@@ -132,20 +144,24 @@ fn occupant(endpoint: Endpoint, config: &Config, trust: &Trust) -> Occupant {
         return Occupant::Unknown;
     }
     match session.request(Request::Allocate(Allocate::default())) {
-        Err(Problem::Failure(Failure::CredentialsRefused { .. })) => Occupant::Refuses,
-        result => {
-            // Also a server that rejects the request, for example because it drains, has accepted the credentials.
-            if result.is_ok() {
-                let _ = session.request(Request::Refresh(0));
-            }
+        Ok(_) => {
+            let _ = session.request(Request::Refresh(0));
             Occupant::Server(session.client().software().map(str::to_owned))
         }
+        // A server that rejects the request, for example because it drains, has accepted the credentials.
+        Err(Problem::Failure(Failure::Rejected(_) | Failure::TryAlternate { .. })) => {
+            Occupant::Server(session.client().software().map(str::to_owned))
+        }
+        Err(Problem::Failure(Failure::CredentialsRefused { .. })) => Occupant::Refuses,
+        Err(problem) => Occupant::Program(problem.to_string()),
     }
 }
 
-/// Returns the name that the certificate has to have.
-fn name(config: &Config, ip: IpAddr) -> String {
-    config.hostname.clone().unwrap_or_else(|| ip.to_string())
+/// Returns the name that the certificate has to have. `None` if the configuration does not say it.
+fn name(config: &Config) -> Option<String> {
+    let hostname = config.hostname.as_deref()?;
+    let address = hostname.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    Some(address.unwrap_or(hostname).to_owned())
 }
 
 /// Examines the relay path through each listener of a running server.
@@ -174,7 +190,7 @@ pub(super) fn examine_relaying(
         for ip in reachable(*endpoint, choice) {
             let uri = TurnUri::new(endpoint.transport, &ip.to_string(), endpoint.address.port());
             let address = SocketAddr::new(ip, endpoint.address.port());
-            remote::examine_at(uri, address, &name(config, ip), &server, trust, report);
+            remote::examine_at(uri, address, name(config), &server, trust, report);
         }
     }
 }

@@ -28,9 +28,10 @@ const ELSEWHERE: [(&str, IpAddr); 2] = [
 /// Examines `hostname`, and the public address as a STUN server elsewhere sees it.
 pub(super) fn examine(config: &Config, choice: &Choice, stun: Option<&str>, report: Report<'_>) {
     let advertised: BTreeSet<IpAddr> = choice.addresses.iter().map(|relay| relay.advertised).collect();
-    if let Some(hostname) = &config.hostname {
-        let bare = hostname.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(hostname);
-        for finding in compare(bare, resolve(bare), &advertised) {
+    // An address needs no DNS.
+    let name = config.hostname.as_ref().filter(|host| !host.starts_with('[') && host.parse::<IpAddr>().is_err());
+    if let Some(hostname) = name {
+        for finding in compare(hostname, resolve(hostname), &advertised) {
             report(finding.of(hostname));
         }
     }
@@ -77,6 +78,10 @@ fn compare(host: &str, resolved: std::io::Result<BTreeSet<IpAddr>>, advertised: 
             )];
         }
     };
+    // Debian gives the name of a machine the address 127.0.1.1 there.
+    if resolved.iter().all(IpAddr::is_loopback) {
+        return vec![Finding::ok("dns", format!("/etc/hosts of this machine has {host}; DNS was not examined"))];
+    }
     let list = |addresses: &mut dyn Iterator<Item = &IpAddr>| {
         addresses.map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
@@ -183,6 +188,8 @@ mod tests {
         let useless = check(&["203.0.113.1", "2001:db8::1"], &["203.0.113.1"]);
         let text = "the AAAA record names 2001:db8::1, but the server relays no such family".to_owned();
         assert_eq!(useless, [ok, (Status::Warning, text)]);
+        let hosts = check(&["127.0.1.1"], &["203.0.113.1"]);
+        assert!(matches!(hosts.as_slice(), [(Status::Ok, text)] if text.starts_with("/etc/hosts")), "{hosts:?}");
         let none = compare("turn.example.org", Err(std::io::Error::other("no")), &set(&["203.0.113.1"]));
         assert!(matches!(none.as_slice(), [Finding { status: Status::Fault, .. }]), "{none:?}");
     }
