@@ -18,6 +18,7 @@ work=                               # a directory that is deleted at the end
 root=                               # the file system of the container
 outside=turnserver-ci-$$            # the network namespace of the clients
 groups=                             # the tree of control groups
+directory=/root                     # where the commands of docs/install.md run
 launcher=                           # the process outside of the container that is its PID 1's parent
 init=                               # PID 1 of the container, as seen from outside
 
@@ -156,4 +157,25 @@ call() {
     ip netns exec "$outside" timeout 60 turnutils_uclient "$@" -y -c -W "$secret" -u me -n 5 -l 200 192.0.2.2 \
         >"$work/output" 2>&1 || fail "turnutils_uclient $*: $(cat "$work/output")"
     grep -q 'Total lost packets 0 ' "$work/output" || fail "packets are lost: $(cat "$work/output")"
+}
+
+# Prints the one code block in a section of docs/install.md that contains this text.
+block() {
+    SECTION="## $1" TEXT=$2 awk '
+        /^## / { inside = $0 == ENVIRON["SECTION"] }
+        /^ *```/ {
+            if (open) { if (index(code, ENVIRON["TEXT"])) { printf "%s", code; found++ } open = 0 }
+            else { open = 1; code = "" }
+            next
+        }
+        inside && open { sub(/^   /, ""); code = code $0 "\n" }
+        END { exit found != 1 }
+    ' docs/install.md || fail "docs/install.md, $1: not exactly one block contains: $2"
+}
+# Runs such a block in the container, in $directory.
+follow() {
+    local commands
+    commands=$(block "$1" "$2")
+    printf '%s\n' "$commands"
+    in_container bash -ec "cd $directory; $commands" >"$work/output" 2>&1 || fail "$(cat "$work/output")"
 }
