@@ -18,7 +18,7 @@ work=                               # a directory that is deleted at the end
 root=                               # the file system of the container
 outside=turnserver-ci-$$            # the network namespace of the clients
 groups=                             # the tree of control groups
-directory=/root                     # where the commands of docs/install.md run
+directory=/opt                      # where the commands of docs/install.md run
 launcher=                           # the process outside of the container that is its PID 1's parent
 init=                               # PID 1 of the container, as seen from outside
 
