@@ -4,6 +4,9 @@
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+#[path = "browser/test_page.rs"]
+mod test_page;
+#[cfg(test)]
 #[path = "browser/webdriver.rs"]
 mod webdriver;
 

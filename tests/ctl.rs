@@ -716,7 +716,7 @@ mod ctl {
         let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
         let commands = document.lines().filter_map(|line| line.strip_prefix("turnserver ctl "));
         for line in commands.filter(|line| !["top", "drain --wait"].contains(line)) {
-            let controlled = Controlled::start(ALLOW);
+            let controlled = Controlled::start(&format!("{ALLOW}[http]\nlisten = [\"127.0.0.1:0\"]\n"));
             let (client, login) = (controlled.client(), Login::mint("alice", 600));
             let (session, _) = client.allocate(&login).unwrap();
             client.permit(&session, "127.0.0.1:9".parse().unwrap());
@@ -749,6 +749,8 @@ mod ctl {
                 "reload" if !line.contains("--dry-run") => _ = controlled.event("reload-done"),
                 "log-level" => _ = controlled.event("log-level-changed"),
                 "status" => assert!(has("ready"), "{line}: {lines:#?}"),
+                "test-link" => assert!(has("/test#"), "{line}: {lines:#?}"),
+                "test-results" => assert!(has("no results"), "{line}: {lines:#?}"),
                 _ => {}
             }
         }

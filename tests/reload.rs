@@ -91,7 +91,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 60] = [
+    const LIVE: [(&str, &str); 61] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
@@ -139,6 +139,7 @@ mod reload {
         ("log.level", "'info'"),
         ("log.client-addresses", "'none'"),
         ("log.usernames", "'hash'"),
+        ("http.url", "'https://turn.example'"),
         ("http.metrics-from", "['10.0.0.0/8']"),
         ("http.metrics-token-file", "'TOKEN'"),
         ("http.listen", "['127.0.0.1:0']"),
@@ -206,7 +207,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..58].iter().map(std::slice::from_ref).chain([&LIVE[58..]]);
+            let steps = LIVE[..59].iter().map(std::slice::from_ref).chain([&LIVE[59..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use sha2::{Digest as _, Sha256};
 
 use super::time_limited::{self, Malformed, NoSecretMatched, Reading};
-use super::{HumanSeconds, Identity, KeyAlgorithm, LongTermKey, Revocations, Secret, SecurityFeatures};
+use super::{HumanSeconds, Identity, KeyAlgorithm, LongTermKey, Revocations, Secret, SecurityFeatures, TestLink};
 
 /// Authenticates requests with the realm, the shared secrets and the static users (RFC 8489 §9.2.4).
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct Authenticator {
     dummy_key: LongTermKey,
     /// The usernames whose credentials do not authenticate.
     revoked: Revocations,
+    /// The secret of the credentials of test links.
+    test_links: Option<Secret>,
     /// Realms in which keys of existing allocations may have been derived.
     former_realms: Vec<String>,
 }
@@ -98,7 +100,16 @@ impl Authenticator {
             .collect();
         let names = users.keys().map(|name| (userhash(name, &realm), name.clone())).collect();
         let dummy_key = LongTermKey::derive("", &realm, b"");
-        Self { realm, secrets, users, names, dummy_key, revoked: Revocations::default(), former_realms: Vec::new() }
+        Self {
+            realm,
+            secrets,
+            users,
+            names,
+            dummy_key,
+            revoked: Revocations::default(),
+            test_links: None,
+            former_realms: Vec::new(),
+        }
     }
 
     /// Adds static users of whom only the MD5 key is known, which was derived with the realm of this authenticator.
@@ -129,6 +140,12 @@ impl Authenticator {
     #[must_use]
     pub fn with_revoked(self, revoked: Revocations) -> Self {
         Self { revoked, ..self }
+    }
+
+    /// Sets the secret of the credentials of test links. It makes no other credential valid.
+    #[must_use]
+    pub fn with_test_links(self, secret: Secret) -> Self {
+        Self { test_links: Some(secret), ..self }
     }
 
     /// Sets the realms of earlier configurations. They matter only for [`standing`](Self::standing): a new request needs
@@ -215,18 +232,21 @@ impl Authenticator {
         matches: &mut dyn FnMut(&LongTermKey) -> bool,
     ) -> Result<Rc<Identity>, AuthFailure> {
         let time_limited = match time_limited::check_username(username) {
-            Ok(_) if self.secrets.is_empty() => return self.fail(AuthFailure::NoSecret, matches),
+            Ok(time_limited) if self.secrets_for(time_limited.user).next().is_none() => {
+                return self.fail(AuthFailure::NoSecret, matches);
+            }
             Ok(time_limited) => time_limited,
             Err(malformed) => return self.fail(malformed.into(), matches),
         };
-        for secret in &self.secrets {
+        for (secret, test_link) in self.secrets_for(time_limited.user) {
             let password = time_limited::password(secret, username);
             let key = LongTermKey::derive_by(algorithm, username, &self.realm, password.as_bytes());
             // The key is derived even if it is that of the known identity, which was tried above. A wrong password then
             // takes the same time whether the user is cached or not.
             let tried = known.is_some_and(|known| *known.key() == key);
             if !tried && matches(&key) {
-                return Ok(Rc::new(Identity::of_credential(username, time_limited, key)));
+                let identity = Identity::of_credential(username, time_limited, key);
+                return Ok(Rc::new(test_link.into_iter().fold(identity, Identity::of_test_link)));
             }
         }
         let (tried, reading) = (self.secrets.len(), time_limited.reading);
@@ -234,6 +254,12 @@ impl Authenticator {
             None => AuthFailure::WrongSecret { tried, reading },
             Some(ago_seconds) => AuthFailure::WrongSecretAndExpired { tried, ago_seconds, reading },
         })
+    }
+
+    /// Returns the secrets with which a credential of `user` may have been made, and the test link that it is for.
+    fn secrets_for(&self, user: &str) -> impl Iterator<Item = (&Secret, Option<TestLink>)> {
+        let of_link = TestLink::of_user(user).and_then(|link| Some((self.test_links.as_ref()?, Some(link))));
+        self.secrets.iter().map(|secret| (secret, None)).chain(of_link)
     }
 
     /// Returns whether an identity still has valid credentials. Its key may be of a former realm: a client keeps the
@@ -256,8 +282,11 @@ impl Authenticator {
             // The realm of a key is not known, so the key itself decides.
             Some(user) => user.md5 == *key,
             None => {
-                let of_secret = |secret: &Secret| has_key(time_limited::password(secret, username).as_bytes());
-                time_limited::check_username(username).is_ok() && self.secrets.iter().any(of_secret)
+                let of_secret = |(secret, test_link): (&Secret, Option<TestLink>)| {
+                    let password = time_limited::password(secret, username);
+                    test_link == identity.test_link() && has_key(password.as_bytes())
+                };
+                time_limited::check_username(username).is_ok() && self.secrets_for(identity.user()).any(of_secret)
             }
         }
     }

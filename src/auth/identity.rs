@@ -5,7 +5,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::rc::Rc;
 
 use super::time_limited::{self, Reading, TimeLimitedUsername};
-use super::{KeyAlgorithm, LongTermKey};
+use super::{KeyAlgorithm, LongTermKey, TestLink};
 
 /// An authenticated user. It is shared with [`Rc`], so that name and key are in memory once.
 #[derive(Debug)]
@@ -18,13 +18,14 @@ pub struct Identity {
     expiry: Option<(u64, Reading)>,
     /// The limit on allocations that replaces the general one.
     own_allocations: Option<u32>,
+    test_link: Option<TestLink>,
     key: LongTermKey,
 }
 
 impl Identity {
     pub(super) fn of_static_user(username: &str, key: LongTermKey, own_allocations: Option<u32>) -> Self {
         let user_len = short(username.len());
-        Self { username: username.into(), user_start: 0, user_len, expiry: None, own_allocations, key }
+        Self { username: username.into(), user_start: 0, user_len, expiry: None, own_allocations, test_link: None, key }
     }
 
     /// `parsed` is the parsed `username`.
@@ -38,7 +39,11 @@ impl Identity {
         // All clients may share a username without a name.
         let own_allocations = parsed.user.is_empty().then_some(0);
         let expiry = Some((parsed.expires, parsed.reading));
-        Self { username: username.into(), user_start, user_len, expiry, own_allocations, key }
+        Self { username: username.into(), user_start, user_len, expiry, own_allocations, test_link: None, key }
+    }
+
+    pub(super) fn of_test_link(self, test_link: TestLink) -> Self {
+        Self { test_link: Some(test_link), ..self }
     }
 
     /// Returns the value of USERNAME without trailing NULs.
@@ -61,6 +66,12 @@ impl Identity {
     #[must_use]
     pub fn own_allocations(&self) -> Option<u32> {
         self.own_allocations
+    }
+
+    /// Returns the test link of which this is the user.
+    #[must_use]
+    pub fn test_link(&self) -> Option<TestLink> {
+        self.test_link
     }
 
     /// Returns the key for the message integrity of requests and responses.

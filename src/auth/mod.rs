@@ -12,6 +12,7 @@ mod nonce;
 mod revocations;
 mod seconds;
 mod secret;
+mod test_link;
 pub mod time_limited;
 
 pub use api_key::{KeyHash, api_key};
@@ -26,3 +27,4 @@ pub use nonce::{Nonce, NonceError, NonceMint};
 pub use revocations::{Revocations, TooManyRevocations};
 pub use seconds::HumanSeconds;
 pub use secret::{EmptySecret, Secret};
+pub use test_link::TestLink;

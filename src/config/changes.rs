@@ -223,6 +223,7 @@ impl<'c> Comparison<'c> {
     fn http(&mut self) {
         self.shown("http.listen", |config| list(&config.http.listen));
         self.shown("http.tls", |config| config.http.tls.to_string());
+        self.shown("http.url", |config| config.http.url.clone().unwrap_or_default());
         self.shown("http.metrics-from", |config| list(&config.http.metrics_from));
         self.hidden("http.metrics-token-file", |config| {
             (file(config, crate::setting::HTTP_METRICS_TOKEN_FILE), &config.http.metrics_token)

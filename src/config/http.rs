@@ -67,7 +67,7 @@ pub(super) fn http(top: &Section<'_>, report: &mut Report<'_>) -> Http {
         networks(&section, "metrics-from", report).into_iter().map(toml::Spanned::into_inner).collect();
     let metrics_token = token(&section, report);
     let keys = http_keys::keys(&section, &listen, tls, report);
-    Http { listen, tls, metrics_from, metrics_token, keys }
+    Http { listen, tls, url: url(&section, report), metrics_from, metrics_token, keys }
 }
 
 fn listen(section: &Section<'_>, report: &mut Report<'_>) -> Vec<SocketAddr> {
@@ -83,6 +83,22 @@ fn listen(section: &Section<'_>, report: &mut Report<'_>) -> Vec<SocketAddr> {
         }
     }
     listen
+}
+
+/// Reads the URL at which browsers reach the listeners.
+fn url(section: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
+    let text = section.string("url", report)?;
+    let url = text.get_ref().trim_end_matches('/');
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let is_plain = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#@\\\"<>".contains(&byte));
+    if rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && is_plain(rest)) {
+        return Some(url.to_owned());
+    }
+    report.error(
+        &text.span(),
+        "`http.url` must be a URL without user, query and fragment, for example \"https://turn.example.org:9641\"",
+    );
+    None
 }
 
 /// Reads the token of `metrics-token-file`.

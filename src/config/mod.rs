@@ -344,6 +344,8 @@ pub struct Http {
     pub listen: Vec<SocketAddr>,
     /// Whether their clients use TLS, with the certificate of `[tls]`.
     pub tls: bool,
+    /// The URL at which browsers reach the listeners, without a slash at the end, if the addresses do not tell it.
+    pub url: Option<String>,
     /// The sources that may read metrics and health, in addition to this machine.
     pub metrics_from: Vec<IpNet>,
     /// Whoever sends this token as `Authorization: Bearer` may read them, too.

@@ -74,8 +74,10 @@ pub(super) const LOG: TableKeys =
     TableKeys { path: "log", keys: &["level", "format", "client-addresses", "usernames"] };
 
 pub(super) const CONTROL: TableKeys = TableKeys { path: "control", keys: &["socket"] };
-pub(super) const HTTP: TableKeys =
-    TableKeys { path: "http", keys: &["listen", "tls", "metrics-from", "metrics-token-file", "keys-file", "keys"] };
+pub(super) const HTTP: TableKeys = TableKeys {
+    path: "http",
+    keys: &["listen", "tls", "url", "metrics-from", "metrics-token-file", "keys-file", "keys"],
+};
 pub(super) const HTTP_KEY: TableKeys =
     TableKeys { path: "http.keys", keys: &["name", "sha256", "ttl", "user-prefix", "origins", "requests-per-second"] };
 

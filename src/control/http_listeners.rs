@@ -46,6 +46,11 @@ pub(super) struct Difference {
 }
 
 impl HttpListeners {
+    /// Returns the actual addresses.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.bound.iter().map(|own| own.actual).collect()
+    }
+
     /// Returns the addresses that a new configuration keeps or opens, and those that it closes.
     pub(super) fn neighbours(&self, new: &Self) -> Neighbours {
         let stay: Vec<SocketAddr> = new.bound.iter().map(|own| own.actual).collect();

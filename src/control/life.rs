@@ -285,11 +285,9 @@ impl RunningServer<'_> {
         let Some(replacement) = replacement else { return };
         self.reconfigure(Snapshot { tls: Some(replacement.acceptor()), ..(*self.snapshot()).clone() }).await;
         if let Some(certificates) = &self.certificates {
-            let (current, urls) = (certificates.published(), self.urls());
-            self.published.send_modify(|published| {
-                published.certificate = Some(current);
-                published.urls = urls;
-            });
+            let current = certificates.published();
+            self.published.send_modify(|published| published.certificate = Some(current));
+            self.publish_urls();
             certificates.log_replacement(&replacement);
         }
     }
@@ -298,16 +296,21 @@ impl RunningServer<'_> {
     async fn follow_addresses(&mut self) {
         let Some(change) = self.addresses.reread() else { return };
         self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, self.snapshot().tls.clone())).await;
-        let urls = self.urls();
-        self.published.send_modify(|published| published.urls = urls);
+        self.publish_urls();
         change.log();
         let certificate = self.certificates.as_ref().map(Certificates::current);
         self.entry.print(self.addresses.choice(), certificate);
     }
 
-    /// Returns the URLs of the server at its present addresses, with its present certificate.
-    pub(super) fn urls(&self) -> Vec<String> {
-        self.entry.urls(self.addresses.choice(), self.certificates.as_ref().map(Certificates::current))
+    /// Publishes the URLs of the server at its present addresses, with its present certificate.
+    pub(super) fn publish_urls(&self) {
+        let (choice, certificate) = (self.addresses.choice(), self.certificates.as_ref().map(Certificates::current));
+        let urls = self.entry.urls(choice, certificate);
+        let pages = super::urls::pages(&self.config, &self.http.listeners.addresses(), choice, certificate);
+        self.published.send_modify(|published| {
+            published.urls = urls;
+            published.pages = pages;
+        });
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {

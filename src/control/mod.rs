@@ -20,8 +20,8 @@ mod snapshot;
 mod start;
 mod text_fields;
 mod tls;
+mod urls;
 
-use std::collections::HashSet;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::thread;
@@ -36,7 +36,7 @@ use crate::net::limits::SpareFiles;
 use crate::net::tls::Certificate;
 use crate::net::{limits, udp};
 use crate::setting::{AUTH_SECRETS, STATIC_USER_ALLOCATIONS};
-use crate::transport::{Endpoint, TurnUri};
+use crate::transport::Endpoint;
 use crate::turn::Outcome;
 use crate::worker::{self, ListenerSocket, Totals};
 use failed::FailedListeners;
@@ -140,6 +140,8 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         log_level: config.log.level,
         reload: api::Reload::at_start(started),
         secret: config.auth.secrets.first().or(prepared.inputs.generated_secret.as_ref()).cloned(),
+        test_links: prepared.inputs.test_links.clone(),
+        pages: urls::pages(&config, &prepared.http.listeners.addresses(), prepared.addresses.choice(), certificate),
         urls: entry.urls(prepared.addresses.choice(), certificate),
         keys: config.http.keys.clone(),
         access: api::Access::new(&config.http),
@@ -322,7 +324,7 @@ impl<'a> BrowserEntry<'a> {
         if choice.addresses.is_empty() {
             return Vec::new();
         }
-        urls(&self.config, &self.endpoints, choice, certificate)
+        urls::urls(&self.config, &self.endpoints, choice, certificate)
     }
 
     fn print(&mut self, choice: &Choice, certificate: Option<&Certificate>) {
@@ -380,37 +382,6 @@ fn explanation(pass: &str) -> [String; 4] {
     ]
 }
 
-/// Returns the URIs of the listeners without duplicates: a wildcard and one of its addresses may share a port.
-///
-/// A TLS client compares the host with the certificate. If no `hostname` is configured, the hosts of a TLS listener are
-/// those of its addresses that the certificate covers, otherwise the first name in the certificate that is not a
-/// wildcard. Without either, the listener has no URI.
-fn urls(config: &Config, endpoints: &[Endpoint], choice: &Choice, certificate: Option<&Certificate>) -> Vec<String> {
-    let name = certificate.and_then(|certificate| certificate.names.iter().find(|name| !name.starts_with('*')));
-    let mut urls: Vec<String> = endpoints
-        .iter()
-        .flat_map(|Endpoint { transport, address }| {
-            let mut hosts = match &config.hostname {
-                Some(name) => vec![name.clone()],
-                None => {
-                    let addresses = addresses::advertised_hosts(address.ip(), &config.relay.external, choice);
-                    addresses.iter().map(ToString::to_string).collect()
-                }
-            };
-            if transport.is_encrypted() && config.hostname.is_none() {
-                hosts.retain(|host| certificate.is_some_and(|certificate| certificate.covers(host)));
-                if hosts.is_empty() {
-                    hosts.extend(name.cloned());
-                }
-            }
-            hosts.into_iter().map(move |host| TurnUri::new(*transport, &host, address.port()).to_string())
-        })
-        .collect();
-    let mut seen = HashSet::new();
-    urls.retain(|url| seen.insert(url.clone()));
-    urls
-}
-
 fn log_totals(totals: &Totals, clock: Clock) {
     let sum = |which: fn(Outcome) -> bool| -> u64 {
         totals.packets.occurred().filter(|(outcome, _)| which(*outcome)).map(|(_, count)| count).sum()
@@ -435,7 +406,6 @@ fn log_totals(totals: &Totals, clock: Clock) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::Transport;
 
     #[test]
     fn small_listener_buffers_cause_advice() {
@@ -473,35 +443,5 @@ mod tests {
         let [log, terminal] = ["Pass the line on standard output", "Pass the next line"].map(explanation);
         assert!(log[2].ends_with("limits on the allocations of a user do not apply to it"), "{log:?}");
         assert_eq!([&log[0], &log[2], &log[3]], [&terminal[0], &terminal[2], &terminal[3]]);
-    }
-
-    #[test]
-    fn listeners_with_the_same_uri_share_one_entry() {
-        let bind = "127.0.0.1".parse().unwrap();
-        let relay = RelayAddress { bind, advertised: bind, reason: String::new(), for_all: true };
-        let choice = Choice { addresses: vec![relay], missing: Vec::new(), unusable: Vec::new(), warnings: Vec::new() };
-        let endpoints = [
-            (Transport::Udp, "0.0.0.0:3478"),
-            (Transport::Udp, "127.0.0.1:3478"),
-            (Transport::Udp, "127.0.0.1:443"),
-            (Transport::Tcp, "127.0.0.1:3478"),
-            (Transport::Tcp, "0.0.0.0:3478"),
-        ]
-        .map(|(transport, text)| Endpoint::new(transport, text.parse().unwrap()));
-
-        let mut config = Config::default();
-        let expected = [
-            "turn:127.0.0.1:3478?transport=udp",
-            "turn:127.0.0.1:443?transport=udp",
-            "turn:127.0.0.1:3478?transport=tcp",
-        ];
-        assert_eq!(urls(&config, &endpoints, &choice, None), expected);
-        config.hostname = Some("turn.example.org".to_owned());
-        let expected = [
-            "turn:turn.example.org:3478?transport=udp",
-            "turn:turn.example.org:443?transport=udp",
-            "turn:turn.example.org:3478?transport=tcp",
-        ];
-        assert_eq!(urls(&config, &endpoints, &choice, None), expected);
     }
 }

@@ -199,11 +199,10 @@ impl RunningServer<'_> {
         let pending = self.reconfigure_with(snapshot, listeners.changes).await;
         let [permissions, channels] = self.revoked();
         let revoked = [permissions - revoked[0], channels - revoked[1]];
-        let urls = self.urls();
         self.published.send_modify(|published| {
             published.certificate = self.certificates.as_ref().map(Certificates::published);
-            published.urls = urls;
         });
+        self.publish_urls();
         self.record(true);
         // After the settings for access, so that no client of a new listener gets the old ones.
         let http_changed = self.change_http(http.change).await;

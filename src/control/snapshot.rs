@@ -21,6 +21,8 @@ use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
 pub(super) struct SnapshotInputs {
     /// The secret that was generated for this run, if none is configured.
     pub(super) generated_secret: Option<Secret>,
+    /// The secret of the credentials of test links.
+    pub(super) test_links: Secret,
     /// The key for nonces if there is neither a configured nor a generated secret.
     pub(super) nonce_key: [u8; 32],
     /// The key of the hashes of names in the log.
@@ -40,7 +42,8 @@ pub(super) fn snapshot(
     addresses: &Follower,
     tls: Option<Acceptor>,
 ) -> Snapshot {
-    let SnapshotInputs { generated_secret, nonce_key, log_key, revoked, connections, former_realms } = inputs;
+    let SnapshotInputs { generated_secret, test_links, nonce_key, log_key, revoked, connections, former_realms } =
+        inputs;
     let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
     let users = &config.auth.users;
     let passwords = users.iter().filter_map(|user| Some((user.name.clone(), user.password()?.clone())));
@@ -52,6 +55,7 @@ pub(super) fn snapshot(
     let authenticator = Authenticator::new(config.realm.clone(), secrets, passwords).with_md5_keys(keys);
     let authenticator = authenticator.with_allocations(static_limits);
     let authenticator = authenticator.with_revoked(revoked.at(clock::unix_seconds()));
+    let authenticator = authenticator.with_test_links(test_links.clone());
     let authenticator = authenticator.with_former_realms(former_realms.clone());
     let core = turn::Snapshot {
         nonces: nonces.with_features(authenticator.features()),

@@ -147,6 +147,7 @@ pub(super) fn prepare(
     let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, &none, false)?;
     let inputs = SnapshotInputs {
         generated_secret: generate_secret(config)?,
+        test_links: generated()?,
         nonce_key: random_key()?,
         log_key: random_key()?,
         revoked: Revocations::default(),
@@ -201,8 +202,12 @@ pub(super) fn generate_secret(config: &Config) -> Result<Option<Secret>, getrand
     if !config.auth.secrets.is_empty() || !config.auth.users.is_empty() {
         return Ok(None);
     }
-    // The text is 43 characters long, which is a valid secret.
-    Ok(Secret::new(URL_SAFE_NO_PAD.encode(random_key()?)).ok())
+    generated().map(Some)
+}
+
+#[expect(clippy::expect_used, reason = "a text of 43 characters is a valid secret")]
+fn generated() -> Result<Secret, getrandom::Error> {
+    Ok(Secret::new(URL_SAFE_NO_PAD.encode(random_key()?)).expect("a text of 43 characters is a valid secret"))
 }
 
 /// Returns the number of allocations for which the tables need room. Addresses of a second family may come later.

@@ -4,6 +4,7 @@
 
 mod client;
 mod screen;
+mod test_page;
 mod text;
 mod top;
 mod views;
@@ -18,7 +19,7 @@ use form_urlencoded::Serializer;
 use hyper::Method;
 use serde_json::{Value, json};
 use turnserver::clock;
-use turnserver::config::{CONTROL_SOCKET, Config, ControlSocket};
+use turnserver::config::{CONTROL_SOCKET, Config, ControlSocket, parse_duration};
 
 use client::{Client, Failure};
 use text::{counted, number, text};
@@ -99,6 +100,18 @@ enum Command {
     },
     /// Show the certificate in use.
     Certificates,
+    /// Make a link to a page that tests the relay from any browser.
+    ///
+    /// The link works once. The credential of its page reaches nothing but
+    /// relayed addresses of this server, and expires with the link.
+    #[command(verbatim_doc_comment)]
+    TestLink {
+        /// How long the link and its credential are valid, 1m to 24h.
+        #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_ttl)]
+        ttl: u64,
+    },
+    /// Show what browsers have found with test links, the last result last.
+    TestResults,
     /// Show rates, drops and the greatest sessions, once per second.
     Top,
     /// Refuse a username on all workers, and end its sessions.
@@ -297,6 +310,14 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
             let certificates = connect().await?.get("/v1/certificates").await?;
             Ok(Output::new(views::certificates(&certificates, clock::unix_seconds()), certificates))
         }
+        Command::TestLink { ttl } => {
+            let link = connect().await?.send(Method::POST, "/v1/test-links", Some(json!({ "ttl": ttl }))).await?;
+            Ok(Output::new(test_page::link(&link), link))
+        }
+        Command::TestResults => {
+            let results = connect().await?.get("/v1/test-results").await?;
+            Ok(Output::new(test_page::results(&results, clock::unix_seconds()), results))
+        }
         Command::Top => {
             top::run(socket).await?;
             Ok(Output::new(Vec::new(), Value::Null))
@@ -326,6 +347,10 @@ async fn drain(client: &mut Client, socket: &Path, wait: bool, quiet: bool) -> R
 fn left(status: &Value) -> Vec<String> {
     let count = counted(number(status, "allocations"), "session");
     std::iter::once(format!("draining: {count} left")).chain(views::remaining(status)).collect()
+}
+
+fn parse_ttl(ttl: &str) -> Result<u64, String> {
+    parse_duration(ttl).map(|duration| duration.as_secs()).map_err(|error| error.to_string())
 }
 
 fn status(status: Value) -> Output {

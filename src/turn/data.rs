@@ -15,9 +15,7 @@ use super::protocol::control::is_turn_message;
 use super::protocol::icmp;
 use super::protocol::request_method::RequestMethod;
 use super::server::Server;
-use super::shared::policy::Denial;
 use super::shared::quota::Direction;
-use super::shared::snapshot::Snapshot;
 use super::tables::allocation::Allocation;
 use super::time::Instant;
 use crate::ip_fields::IpFields;
@@ -148,7 +146,7 @@ impl Server {
         let Some((index, _)) = allocation.relays.of_family(AddressFamily::from(&peer), now) else {
             return FromClient::Drop(allocation.dropped(DropReason::ChannelNotBound));
         };
-        let Ok(peer) = bound_peer_allowed(&self.snapshot, peer) else {
+        let Ok(peer) = self.snapshot.bound_peer_allowed(&allocation.identity, peer) else {
             return FromClient::Drop(allocation.dropped(DropReason::PeerForbidden));
         };
         if is_turn_message(packet.get(payload.clone()).unwrap_or_default()) {
@@ -222,25 +220,16 @@ impl Server {
         let (allowed, framing) = match allocation.channels.number(peer, now) {
             Some(number) => {
                 let padded = tuple.transport.is_framed();
-                (bound_peer_allowed(snapshot, peer), Framing::Channel { number, padded })
+                (snapshot.bound_peer_allowed(&allocation.identity, peer), Framing::Channel { number, padded })
             }
             None if !allocation.permissions.allows(peer.ip(), now) => return Err(DropReason::NoPermission),
-            None => (self.permitted_peer_allowed(peer), Framing::Indication(peer)),
+            None => {
+                (self.review.permitted_peer_allowed(snapshot, &allocation.identity, peer), Framing::Indication(peer))
+            }
         };
         allowed.map_err(|_| DropReason::PeerForbidden)?;
         let fields = tuple.transport.relayed_fields(fields).ok_or(DropReason::HopLimit)?;
         Ok(PeerRoute { tuple, framing, fields })
-    }
-
-    /// Checks whether data may be relayed between a client and a peer with a permission. Like a channel, a permission was
-    /// allowed by the policy, unless a new policy has not reviewed it yet.
-    pub(crate) fn permitted_peer_allowed(&self, peer: SocketAddr) -> Result<SocketAddr, Denial> {
-        let Snapshot { relays, policy, .. } = &*self.snapshot;
-        if self.review.is_pending() {
-            policy.peer_allowed(relays, peer)
-        } else {
-            bound_peer_allowed(&self.snapshot, peer)
-        }
     }
 
     /// Charges a datagram of `length` bytes to the rates of its allocation and user.
@@ -252,7 +241,7 @@ impl Server {
         length: usize,
     ) -> Result<(), DropReason> {
         let limits = &self.snapshot.limits;
-        if limits.byte_rate.is_none() && limits.user_rates.bytes.is_none() {
+        if limits.byte_rate.is_none() && limits.user_rates.bytes.is_none() && self.gauges.test_links == 0 {
             return Ok(());
         }
         let allocation = self.table.get_mut(socket.allocation()).ok_or(DropReason::AllocationEnded)?;
@@ -262,7 +251,11 @@ impl Server {
                 Limit::UserBandwidth => DropReason::UserBandwidth,
                 _ => DropReason::AllocationBandwidth,
             }
-        })
+        })?;
+        match allocation.identity.test_link() {
+            Some(link) if !self.ledger.test_links.take(link, length as u64) => Err(DropReason::TestLinkBytes),
+            _ => Ok(()),
+        }
     }
 
     /// Counts a packet of an allocation that is dropped, and returns the reason.
@@ -307,10 +300,13 @@ impl Server {
     /// `bytes` is the amount of application data. If the allocation has ended, the charge remains.
     pub fn refund(&mut self, socket: SocketId, direction: Direction, bytes: u64) {
         let limits = &self.snapshot.limits;
-        if limits.byte_rate.is_none() && limits.user_rates.bytes.is_none() {
+        if limits.byte_rate.is_none() && limits.user_rates.bytes.is_none() && self.gauges.test_links == 0 {
             return;
         }
         let Some(allocation) = self.table.get_mut(socket.allocation()) else { return };
+        if let Some(link) = allocation.identity.test_link() {
+            self.ledger.test_links.give_back(link, bytes);
+        }
         if let Some(rate) = &limits.byte_rate {
             allocation.meter.bucket(direction).give_back(rate, bytes);
         }
@@ -380,14 +376,6 @@ impl Allocation {
 fn moved(route: &ToPeer, by: usize) -> ToPeer {
     let Range { start, end } = route.payload;
     ToPeer { payload: by + start..by + end, ..route.clone() }
-}
-
-/// Checks whether data may be relayed between a client and a peer with a bound channel. The policy has allowed the
-/// binding, and a new policy removes the channels that it denies. Only relayed transport addresses of this server are
-/// checked again, because they may have ended.
-fn bound_peer_allowed(snapshot: &Snapshot, peer: SocketAddr) -> Result<SocketAddr, Denial> {
-    let Snapshot { relays, policy, .. } = snapshot;
-    if relays.is_relay_address(peer.ip()) { policy.peer_allowed(relays, peer) } else { Ok(peer) }
 }
 
 /// Whether a response can be sent to this address.

@@ -38,6 +38,8 @@ pub struct Gauges {
     /// Open allocations by client transport, in the order of [`Transport::ALL`], and by address family, in the order of
     /// [`RelayedFamily::ALL`].
     pub allocations: [[u64; RelayedFamily::ALL.len()]; Transport::ALL.len()],
+    /// Those of them that users of test links have.
+    pub test_links: u64,
     /// Permissions. One that has expired may count for up to a second.
     pub permissions: u64,
     /// Channels whose peers have a relayed transport address of their address family.
@@ -50,6 +52,7 @@ impl Gauges {
         self.permissions += allocation.permissions.len() as u64;
         if let Some(count) = self.count_of(allocation) {
             *count += 1;
+            self.test_links += u64::from(allocation.identity.test_link().is_some());
         }
     }
 
@@ -58,6 +61,7 @@ impl Gauges {
         self.permissions -= allocation.permissions.len() as u64;
         if let Some(count) = self.count_of(allocation) {
             *count -= 1;
+            self.test_links -= u64::from(allocation.identity.test_link().is_some());
         }
     }
 

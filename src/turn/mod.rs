@@ -54,6 +54,7 @@ pub use shared::quota::{Direction, Quota, QuotaExceeded, Ticket, UserRates};
 pub use shared::relay_address::{PortCounts, RelayAddress, RelayAddresses};
 pub use shared::snapshot::{Compat, IcmpIndications, Limits, Snapshot};
 pub use shared::sources::{Sources, Waiting};
+pub use shared::test_links::TestLinks;
 pub use time::{Deadline, Instant};
 
 pub use crate::transport::Transport;

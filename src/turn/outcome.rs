@@ -105,6 +105,8 @@ drop_reasons! {
     AllocationBandwidth = "allocation-bandwidth",
     /// Application data above the rate limit of the user.
     UserBandwidth = "user-bandwidth",
+    /// Application data above the limit of a test link.
+    TestLinkBytes = "test-link-bytes",
     /// An ICMP error of a type that is not passed on to clients (RFC 8656 §11.5).
     IcmpType = "icmp-type",
     /// An ICMP error that is not passed on to this client (`compat.icmp-indications`).

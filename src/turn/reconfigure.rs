@@ -4,16 +4,19 @@
 //! data of peers without a channel. Existing allocations are reviewed a few at a time, so that no packet waits for the
 //! review of all.
 
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::contract::{Action, AllocationId};
 use super::event::{EndReason, Event};
 use super::server::Server;
+use super::shared::policy::Denial;
 use super::shared::snapshot::{Limits, Snapshot};
 use super::tables::allocation::{Allocation, State};
 use super::tables::relays::{Relay, SocketState};
 use super::time::Instant;
-use crate::auth::{IdentityCache, Standing};
+use crate::auth::{Identity, IdentityCache, Standing};
 
 /// The progress of a review.
 #[derive(Debug)]
@@ -34,6 +37,21 @@ impl Review {
     /// Whether there are allocations that were not reviewed since the configuration was replaced.
     pub(crate) fn is_pending(&self) -> bool {
         self.next.is_some()
+    }
+
+    /// Checks whether data may be relayed between a client and a peer with a permission. Like a channel, a permission was
+    /// allowed by the policy, unless a new policy has not reviewed it yet.
+    pub(crate) fn permitted_peer_allowed(
+        &self,
+        snapshot: &Snapshot,
+        identity: &Identity,
+        peer: SocketAddr,
+    ) -> Result<SocketAddr, Denial> {
+        if self.is_pending() {
+            snapshot.peer_allowed(identity, peer)
+        } else {
+            snapshot.bound_peer_allowed(identity, peer)
+        }
     }
 
     fn begin(&mut self, limits: &Limits) {
@@ -120,16 +138,16 @@ impl Server {
         self.end_gone_relays(id, now);
         self.remove_expired(id, now);
         let Some(allocation) = self.table.get_mut(id) else { return };
-        let (relays, policy) = (&snapshot.relays, &snapshot.policy);
+        let identity = Rc::clone(&allocation.identity);
         let before = allocation.permissions.len();
         self.gauges.subtract(allocation);
-        allocation.permissions.retain(|address, _| policy.permission_allowed(relays, address).is_ok());
+        allocation.permissions.retain(|address, _| snapshot.permission_allowed(&identity, address).is_ok());
         self.gauges.add(allocation);
         let permissions = before - allocation.permissions.len();
         let channels = self.retain_channels(id, now, |_, channel| {
             let peer = channel.peer;
             // If the peer is at a relay address of this server, its port is checked when data is relayed.
-            let allowed = policy.permission_allowed(relays, peer.ip()).is_ok();
+            let allowed = snapshot.permission_allowed(&identity, peer.ip()).is_ok();
             allowed && snapshot.compat.channels.contains(channel.number)
         });
         if permissions + channels == 0 {

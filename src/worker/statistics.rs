@@ -60,6 +60,7 @@ pub(crate) struct Statistics {
     lifetimes: Histogram<{ LIFETIME_BOUNDS.len() }>,
     sizes: Histogram<{ SIZE_BOUNDS.len() }>,
     allocations: [Cells<3>; 3],
+    test_links: Cell,
     permissions: Cell,
     channels: Cell,
     event_loop: EventLoopCells,
@@ -82,6 +83,7 @@ impl Default for Statistics {
             lifetimes: Histogram::new(&LIFETIME_BOUNDS),
             sizes: Histogram::new(&SIZE_BOUNDS),
             allocations: Default::default(),
+            test_links: Cell::default(),
             permissions: Cell::default(),
             channels: Cell::default(),
             event_loop: EventLoopCells::default(),
@@ -154,6 +156,7 @@ impl Totals {
         self.lifetimes.add(&other.lifetimes);
         self.sizes.add(&other.sizes);
         add_all(self.gauges.allocations.as_flattened_mut(), other.gauges.allocations.as_flattened());
+        self.gauges.test_links += other.gauges.test_links;
         self.gauges.permissions += other.gauges.permissions;
         self.gauges.channels += other.gauges.channels;
     }
@@ -219,6 +222,7 @@ impl Statistics {
             sizes: self.sizes.read(),
             gauges: Gauges {
                 allocations: self.allocations.each_ref().map(Cells::read),
+                test_links: self.test_links.get(),
                 permissions: self.permissions.get(),
                 channels: self.channels.get(),
             },
@@ -309,6 +313,7 @@ impl Statistics {
     /// Publishes the gauges, and increments the [`heartbeat`](Self::heartbeat).
     pub(super) fn publish(&self, gauges: &Gauges, iterations: &Iterations, now: Duration) {
         self.allocations.iter().zip(gauges.allocations).for_each(|(cells, counts)| cells.set(counts));
+        self.test_links.set(gauges.test_links);
         self.permissions.set(gauges.permissions);
         self.channels.set(gauges.channels);
         self.event_loop.busy.set(microseconds(iterations.busy(now)));
@@ -355,7 +360,8 @@ mod tests {
         statistics.count_failed_relay_socket(OpenError::AddressGone);
         statistics.count_receive_drops(SocketRole::Relay, 5);
         statistics.count_revoked_peers(3, 4);
-        let gauges = Gauges { allocations: [[1, 2, 3], [4, 5, 6], [7, 8, 9]], permissions: 10, channels: 11 };
+        let gauges =
+            Gauges { allocations: [[1, 2, 3], [4, 5, 6], [7, 8, 9]], test_links: 12, permissions: 10, channels: 11 };
         statistics.publish(&gauges, &Iterations::new(Duration::ZERO), Duration::from_secs(1));
         let mut both = statistics.read();
         both.add(&statistics.read());
@@ -363,7 +369,7 @@ mod tests {
         assert_eq!((both.open_tcp, both.open_tls, both.listener_drops, both.relay_drops), (0, 2, 0, 10));
         assert_eq!((both.revoked_permissions, both.revoked_channels), (6, 8));
         assert_eq!((both.failed_relay_sockets, both.allocations()), ([0, 2, 0], 90));
-        assert_eq!((both.gauges.permissions, both.gauges.channels), (20, 22));
+        assert_eq!((both.gauges.test_links, both.gauges.permissions, both.gauges.channels), (24, 20, 22));
         assert_eq!((both.handshake_durations.sum, both.handshake_durations.buckets[2]), (6_000, 2));
         let results: Vec<_> = both.handshakes.results().filter(|(_, count)| *count > 0).collect();
         assert_eq!(results, [("complete", 2), ("tls-alert-from-client", 2)]);

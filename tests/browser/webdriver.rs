@@ -6,6 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use crate::support::{Process, TIMEOUT, TempDir};
@@ -24,7 +26,17 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
+    /// Starts a browser that accepts every certificate.
     pub(crate) fn start() -> Self {
+        Self::with_certificates_of_all(true)
+    }
+
+    /// Starts a browser that accepts only certificates of the authorities that browsers trust.
+    pub(crate) fn strict() -> Self {
+        Self::with_certificates_of_all(false)
+    }
+
+    fn with_certificates_of_all(accepted: bool) -> Self {
         let chromedriver = Process::start(Command::new("chromedriver").arg("--port=0"), Some(PACKAGES));
         let port = chromedriver.stdout.wait_for(TIMEOUT, |lines| lines.iter().find_map(|line| started_on(line)));
         let port =
@@ -32,13 +44,13 @@ impl Browser {
         let profile = TempDir::new();
         let mut browser =
             Self { driver: (Ipv4Addr::LOCALHOST, port).into(), session: String::new(), chromedriver, profile };
-        browser.session = browser.new_session();
+        browser.session = browser.new_session(accepted);
         browser
     }
 
-    fn new_session(&self) -> String {
+    fn new_session(&self, accept_all: bool) -> String {
         let capabilities = json!({ "capabilities": { "alwaysMatch": {
-            "acceptInsecureCerts": true,
+            "acceptInsecureCerts": accept_all,
             "timeouts": { "script": SCRIPT_LIMIT.as_millis() },
             "goog:chromeOptions": { "args": [
                 "--headless=new",
@@ -46,7 +58,7 @@ impl Browser {
                 "--no-sandbox",
                 "--disable-gpu",
                 // The browser does not trust the test's certificate. The option applies to WebRTC too.
-                "--ignore-certificate-errors",
+                if accept_all { "--ignore-certificate-errors" } else { "--noerrdialogs" },
                 "--disable-dev-shm-usage",
                 // Limits the browser's traffic to the page and the relay.
                 "--disable-background-networking",
@@ -69,6 +81,19 @@ impl Browser {
     /// Runs `script` in the page and returns its result. The script ends by calling its last argument with the result.
     pub(crate) fn execute_async(&self, script: &str, arguments: &[Value]) -> Value {
         self.in_session("POST", "/execute/async", &json!({ "script": script, "args": arguments }))
+    }
+
+    /// Sends a command of the Chrome DevTools Protocol.
+    pub(crate) fn devtools(&self, command: &str, parameters: &Value) {
+        self.in_session("POST", "/goog/cdp/execute", &json!({ "cmd": command, "params": parameters }));
+    }
+
+    /// Returns a picture of the whole page as PNG.
+    pub(crate) fn picture(&self) -> Vec<u8> {
+        let parameters = json!({ "captureBeyondViewport": true });
+        let command = json!({ "cmd": "Page.captureScreenshot", "params": parameters });
+        let result = self.in_session("POST", "/goog/cdp/execute", &command);
+        BASE64.decode(result["data"].as_str().expect("a picture has data")).expect("a picture is base64")
     }
 
     fn in_session(&self, method: &str, path: &str, body: &Value) -> Value {

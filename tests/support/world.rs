@@ -20,6 +20,8 @@ pub(crate) struct Blueprint {
     pub(crate) realm: String,
     pub(crate) secrets: Vec<Secret>,
     pub(crate) users: Vec<(String, Secret)>,
+    /// The secret of the credentials of test links.
+    pub(crate) test_links: Option<Secret>,
     /// Usernames that the operator has revoked for good.
     pub(crate) revoked: Vec<String>,
     pub(crate) former_realms: Vec<String>,
@@ -47,6 +49,7 @@ impl Blueprint {
             realm: realm.to_owned(),
             secrets: Vec::new(),
             users: Vec::new(),
+            test_links: None,
             revoked: Vec::new(),
             former_realms: Vec::new(),
             nonce_key: Some([3; 32]),
@@ -97,6 +100,7 @@ impl Blueprint {
         }
         let authenticator = Authenticator::new(self.realm.clone(), self.secrets.clone(), self.users.clone());
         let authenticator = authenticator.with_revoked(revoked).with_former_realms(self.former_realms.clone());
+        let authenticator = self.test_links.iter().cloned().fold(authenticator, Authenticator::with_test_links);
         let nonces = match self.nonce_key {
             Some(key) => NonceMint::from_random(key, self.nonce_lifetime),
             None => NonceMint::from_secrets(&self.secrets, self.nonce_lifetime).expect("there are secrets"),

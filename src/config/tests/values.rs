@@ -83,6 +83,7 @@ socket = "control.sock"
 [http]
 listen = ["[::]:9641", "127.0.0.1:0"]
 tls = true
+url = "https://turn.example.org/relay/"
 metrics-from = ["10.0.0.0/8", "2001:db8::1"]
 
 [[http.keys]]
@@ -184,6 +185,7 @@ fn every_value_is_parsed() {
         http: Http {
             listen: vec!["[::]:9641".parse().unwrap(), "127.0.0.1:0".parse().unwrap()],
             tls: true,
+            url: Some("https://turn.example.org/relay".to_owned()),
             metrics_from: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::1/128".parse().unwrap()],
             metrics_token: None,
             keys: vec![HttpKey {

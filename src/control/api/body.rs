@@ -45,6 +45,11 @@ impl Fields {
         }
     }
 
+    /// Returns a value of any type.
+    pub(super) fn value(&mut self, name: &str) -> Value {
+        self.0.remove(name).unwrap_or_default()
+    }
+
     /// Refuses fields that nothing has read.
     pub(super) fn finish(self) -> Result<(), Refusal> {
         match self.0.keys().next() {

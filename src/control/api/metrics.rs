@@ -171,6 +171,7 @@ impl Page {
                 families.zip(counts)
             }),
         )?;
+        families.gauge("test_allocations", "Allocations of the test page", None, gauges.test_links)?;
         families.gauge("permissions", "Permissions of all allocations", None, gauges.permissions)?;
         families.gauge("channels", "Channels of all allocations", None, gauges.channels)?;
         families.counters(

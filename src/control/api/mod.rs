@@ -16,6 +16,7 @@ mod revoke;
 mod sessions;
 mod status;
 mod steer;
+mod test_page;
 
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -43,6 +44,7 @@ use health::Health;
 use log_limit::LogLimit;
 pub(super) use reload::Reload;
 use steer::Resource;
+use test_page::Page;
 
 /// What control publishes for the HTTP server.
 #[derive(Clone, Debug)]
@@ -56,6 +58,10 @@ pub(super) struct Published {
     pub(super) reload: Reload,
     /// The secret for new credentials; `None` if there are only static users.
     pub(super) secret: Option<Secret>,
+    /// The secret of the credentials of test links.
+    pub(super) test_links: Secret,
+    /// The URLs of the HTTP listeners, or the one that the configuration names.
+    pub(super) pages: Vec<String>,
     /// The TURN URLs of the server. None if it has no address for clients.
     pub(super) urls: Vec<String>,
     /// The keys with which applications get credentials.
@@ -89,6 +95,7 @@ pub(super) struct Inputs {
 pub(super) struct Api {
     inputs: Inputs,
     credentials: credentials::State,
+    test_page: test_page::State,
     denials: RefCell<LogLimit>,
     health: Health,
 }
@@ -97,7 +104,13 @@ impl Api {
     /// Must be called within a `LocalSet`.
     pub(super) fn new(inputs: Inputs) -> Self {
         let health = Health::watch(&inputs.workers);
-        Self { inputs, credentials: credentials::State::default(), denials: RefCell::default(), health }
+        Self {
+            inputs,
+            credentials: credentials::State::default(),
+            test_page: test_page::State::default(),
+            denials: RefCell::default(),
+            health,
+        }
     }
 
     fn now(&self) -> Instant {
@@ -122,6 +135,7 @@ enum Route<'p> {
     /// What only the operator may see and change.
     Steer(Resource<'p>, PeerCredentials),
     Credentials(Form<'p>),
+    Test(Page),
 }
 
 impl<'p> Route<'p> {
@@ -131,7 +145,7 @@ impl<'p> Route<'p> {
             ("/readyz", _) => Some(Self::Readiness),
             ("/metrics", _) => Some(Self::Metrics),
             (_, Client::Process(process)) => Some(Self::Steer(Resource::at(path)?, *process)),
-            (_, Client::Address(_)) => Form::of(path).map(Self::Credentials),
+            (_, Client::Address(_)) => Form::of(path).map(Self::Credentials).or_else(|| Page::of(path).map(Self::Test)),
         }
     }
 }
@@ -154,6 +168,7 @@ impl Handler for Api {
             }
             Route::Steer(resource, _) => response::refuse_method(request.method(), resource.methods()),
             Route::Credentials(form) => self.refuse_credentials(form, client, request),
+            Route::Test(page) => self.refuse_page(page, request),
         }
     }
 
@@ -171,6 +186,7 @@ impl Handler for Api {
             Some(Route::Metrics) => self.metrics(&request).await,
             Some(Route::Steer(resource, process)) => self.steer(resource, process, &request).await,
             Some(Route::Credentials(form)) => self.credentials(form, client, &request),
+            Some(Route::Test(page)) => self.serve_page(page, client, &request),
         }
     }
 }

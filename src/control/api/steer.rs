@@ -25,6 +25,8 @@ pub(super) enum Resource<'p> {
     Reload,
     LogLevel,
     Certificates,
+    TestLinks,
+    TestResults,
 }
 
 impl<'p> Resource<'p> {
@@ -38,6 +40,8 @@ impl<'p> Resource<'p> {
             "reload" => Self::Reload,
             "log-level" => Self::LogLevel,
             "certificates" => Self::Certificates,
+            "test-links" => Self::TestLinks,
+            "test-results" => Self::TestResults,
             path => Self::Session(path.strip_prefix("sessions/")?),
         })
     }
@@ -45,9 +49,9 @@ impl<'p> Resource<'p> {
     /// Returns the methods that it supports.
     pub(super) fn methods(self) -> &'static str {
         match self {
-            Self::Status | Self::Certificates => "GET",
+            Self::Status | Self::Certificates | Self::TestResults => "GET",
             Self::LogLevel => "PUT",
-            Self::Revocations | Self::Drain | Self::Resume | Self::Reload => "POST",
+            Self::Revocations | Self::Drain | Self::Resume | Self::Reload | Self::TestLinks => "POST",
             Self::Sessions | Self::Session(_) => "GET, DELETE",
         }
     }
@@ -62,7 +66,7 @@ impl<'p> Resource<'p> {
         if !reads_query {
             Query::of(request).finish()?;
         }
-        let reads_body = matches!(self, Self::Revocations | Self::LogLevel | Self::Reload);
+        let reads_body = matches!(self, Self::Revocations | Self::LogLevel | Self::Reload | Self::TestLinks);
         if reads_body || request.body().is_empty() { Ok(()) } else { Fields::of(request)?.finish() }
     }
 }
@@ -98,6 +102,8 @@ impl Api {
             Resource::Revocations => self.revoke(request, operator).await,
             Resource::LogLevel => self.set_log_level(request, operator).await,
             Resource::Certificates => Ok(self.certificates()),
+            Resource::TestLinks => self.make_test_link(request, operator),
+            Resource::TestResults => Ok(self.test_results()),
             Resource::Drain => self.command(Command::Drain, operator).await,
             Resource::Resume => self.command(Command::Resume, operator).await,
             Resource::Reload => {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::turn::shared::quota::Quota;
 use crate::turn::shared::sources::Sources;
+use crate::turn::shared::test_links::TestLinks;
 
 /// Tables of atomic words. No reload replaces them.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct Ledger {
     pub connections: Arc<Quota>,
     /// The limits on responses to each source, and what the source has proved.
     pub sources: Sources,
+    /// What the credentials of test links may still relay.
+    pub test_links: TestLinks,
     draining: AtomicBool,
     room: usize,
     connections_room: u32,
@@ -29,6 +32,7 @@ impl Ledger {
             quota: Arc::new(Quota::new(room, quota)),
             connections: Arc::new(Quota::new(room_for(connections), connections_key)),
             sources: Sources::default(),
+            test_links: TestLinks::default(),
             draining: AtomicBool::new(false),
             room,
             connections_room: u32::try_from(room_for(connections)).unwrap_or(u32::MAX),

@@ -10,3 +10,4 @@ pub(crate) mod relay_address;
 pub(crate) mod reservations;
 pub(crate) mod snapshot;
 pub(crate) mod sources;
+pub(crate) mod test_links;

@@ -30,6 +30,8 @@ pub enum Denial {
     Operator,
     /// It is an address of this server, and not a live relayed transport address.
     OwnAddress,
+    /// The client has the credential of a test link, and this is not a relayed transport address of this server.
+    TestLink,
     /// It is in the special-purpose range with this name.
     Special(&'static str),
 }
@@ -41,6 +43,7 @@ impl Denial {
         match self {
             Self::Operator => "operator",
             Self::OwnAddress => "own-address",
+            Self::TestLink => "test-link",
             Self::Special(name) => name,
         }
     }

@@ -1,12 +1,12 @@
 //! The part of the configuration that the core reads. A reload replaces it as a whole.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use crate::auth::{Authenticator, NonceMint};
+use crate::auth::{Authenticator, Identity, NonceMint};
 use crate::turn::protocol::channel_numbers::ChannelNumbers;
 use crate::turn::rate::Rate;
 use crate::turn::shared::alternate::Alternate;
-use crate::turn::shared::policy::PeerPolicy;
+use crate::turn::shared::policy::{Denial, PeerPolicy};
 use crate::turn::shared::quota::UserRates;
 use crate::turn::shared::relay_address::RelayAddresses;
 
@@ -37,6 +37,37 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Checks whether a client may exchange data with `peer`. Returns the destination of datagrams for the peer.
+    pub(crate) fn peer_allowed(&self, identity: &Identity, peer: SocketAddr) -> Result<SocketAddr, Denial> {
+        match identity.test_link() {
+            Some(_) => self.relays.live(peer).ok_or(Denial::TestLink),
+            None => self.policy.peer_allowed(&self.relays, peer),
+        }
+    }
+
+    /// Checks whether a client may have a permission for `address`. If it is a relay address of this server, the port is
+    /// checked when data is relayed.
+    pub(crate) fn permission_allowed(&self, identity: &Identity, address: IpAddr) -> Result<(), Denial> {
+        match identity.test_link() {
+            Some(_) if !self.relays.is_relay_address(address) => Err(Denial::TestLink),
+            _ => self.policy.permission_allowed(&self.relays, address),
+        }
+    }
+
+    /// Checks whether data may be relayed between a client and a peer with a bound channel. The policy has allowed the
+    /// binding, and a new policy removes the channels that it denies. Only relayed transport addresses of this server are
+    /// checked again, because they may have ended.
+    pub(crate) fn bound_peer_allowed(&self, identity: &Identity, peer: SocketAddr) -> Result<SocketAddr, Denial> {
+        if self.relays.is_relay_address(peer.ip()) { self.peer_allowed(identity, peer) } else { Ok(peer) }
+    }
+
+    /// Returns until when an allocation may last, in seconds since the Unix epoch, if its credential expires at
+    /// `expires`.
+    pub(crate) fn last_use(&self, identity: &Identity, expires: u64) -> u64 {
+        let grace = if identity.test_link().is_some() { 0 } else { self.expiry_grace };
+        expires.saturating_add(grace)
+    }
+
     /// Whether a UDP socket of this server has this address. No such socket is a client: its allocation could be the
     /// client of another allocation, and packets would circle between the two (RFC 8656 §21.1.7).
     pub(crate) fn is_own_socket(&self, address: SocketAddr) -> bool {

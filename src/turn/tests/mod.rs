@@ -26,4 +26,5 @@ mod routes;
 mod send;
 mod support;
 mod table;
+mod test_links;
 mod translation;

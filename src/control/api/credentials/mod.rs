@@ -243,7 +243,7 @@ impl Api {
     }
 
     /// Counts a request without a valid key. Returns whether there were too many of this client.
-    fn has_failed_often(&self, client: &Client) -> bool {
+    pub(super) fn has_failed_often(&self, client: &Client) -> bool {
         // All clients of a proxy on this machine have one source.
         let Some(source) = client.ip().filter(|ip| !ip.is_loopback()) else { return false };
         let (mut limits, now) = (self.credentials.limits.borrow_mut(), self.now());

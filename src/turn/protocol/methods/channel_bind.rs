@@ -43,7 +43,7 @@ impl Server {
         if peer.port() == 0 {
             return Err(Rejection::Forbidden);
         }
-        if let Err(denial) = self.snapshot.policy.peer_allowed(&self.snapshot.relays, peer) {
+        if let Err(denial) = self.snapshot.peer_allowed(&allocation.identity, peer) {
             self.actions.push_back(denied(id, allocation, peer, denial));
             return Err(Rejection::Forbidden);
         }

@@ -39,7 +39,7 @@ impl Server {
             check_family(allocation, peer, now)?;
         }
         for peer in peers() {
-            if let Err(denial) = self.snapshot.policy.permission_allowed(&self.snapshot.relays, peer.ip()) {
+            if let Err(denial) = self.snapshot.permission_allowed(&allocation.identity, peer.ip()) {
                 self.actions.push_back(denied(id, allocation, peer, denial));
                 return Err(Rejection::Forbidden);
             }

@@ -52,7 +52,7 @@ impl Server {
         // deadline that it already has if that is later.
         let last = match request.identity.expires() {
             Some(expires) => {
-                let left = expires.saturating_add(self.snapshot.expiry_grace).saturating_sub(cx.unix);
+                let left = self.snapshot.last_use(&request.identity, expires).saturating_sub(cx.unix);
                 if left == 0 {
                     return Err(self.expired(cx, request));
                 }

@@ -57,7 +57,8 @@ impl Server {
         if !allocation.permissions.allows(peer.ip(), now) {
             return Err(DropReason::NoPermission);
         }
-        let peer = self.permitted_peer_allowed(peer).map_err(|_| DropReason::PeerForbidden)?;
+        let allowed = self.review.permitted_peer_allowed(&self.snapshot, &allocation.identity, peer);
+        let peer = allowed.map_err(|_| DropReason::PeerForbidden)?;
         if is_turn_message(packet.get(payload.clone()).unwrap_or_default()) {
             return Err(DropReason::RelayedTurn);
         }

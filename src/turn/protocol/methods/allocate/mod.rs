@@ -83,6 +83,13 @@ impl Server {
         }
         let AllocateOptions { address, lifetime } =
             AllocateOptions::parse(request.message, self.snapshot.compat.draft_dual_allocation)?;
+        let lifetime = match request.identity.expires() {
+            // An allocation of a test link ends with its credential.
+            Some(expires) if request.identity.test_link().is_some() => {
+                lifetime.min(Duration::from_secs(expires.saturating_sub(cx.unix)))
+            }
+            _ => lifetime,
+        };
         let deadline = Deadline::after(cx.now, lifetime);
         match address {
             AddressOption::New { family, additional, preference } => {

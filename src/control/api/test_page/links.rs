@@ -1,0 +1,204 @@
+//! The test links of this run, and the results of their tests.
+
+use std::collections::VecDeque;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use crate::auth::{KeyHash, TestLink};
+
+/// The results that are kept. The oldest give way.
+const RESULTS: usize = 100;
+/// The results that one link may send: the page can repeat the test.
+const RESULTS_PER_LINK: u32 = 20;
+
+/// A link, from when it is made until another one takes its place.
+#[derive(Debug)]
+struct Link {
+    id: String,
+    token: KeyHash,
+    /// In seconds since the Unix epoch.
+    expires: u64,
+    /// The key with which its page sends results, once the page has been started.
+    results_key: Option<KeyHash>,
+    results: u32,
+}
+
+/// A result that a page has sent.
+#[derive(Clone, Debug)]
+pub(super) struct TestResult {
+    pub(super) link: String,
+    /// In seconds since the Unix epoch.
+    pub(super) received: u64,
+    /// The client, as the settings for privacy show it.
+    pub(super) client: Option<String>,
+    pub(super) report: Value,
+}
+
+/// Why a link cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unusable {
+    /// There is no such link, or it gave way to another one.
+    Unknown,
+    Expired,
+    /// Another page has used it.
+    Used,
+    /// It has sent as many results as a link may send.
+    Exhausted,
+}
+
+/// A link that a page may use now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Usable {
+    pub(super) link: TestLink,
+    pub(super) id: String,
+    pub(super) expires: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Links {
+    places: [Option<Link>; TestLink::PLACES],
+    results: VecDeque<TestResult>,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self { places: [const { None }; TestLink::PLACES], results: VecDeque::new() }
+    }
+}
+
+impl Links {
+    /// Whether there was a link in this run.
+    pub(super) fn were_made(&self) -> bool {
+        self.places.iter().any(Option::is_some)
+    }
+
+    /// Makes a link, in a free place or that of the link that expired first. `None` if no link has expired and no place
+    /// is free.
+    pub(super) fn make(&mut self, id: &str, token: &[u8], expires: u64, now: u64) -> Option<TestLink> {
+        let is_free = |link: &Option<Link>| link.as_ref().is_none_or(|link| link.expires <= now);
+        let places = self.places.iter_mut().enumerate().filter(|(_, link)| is_free(link));
+        // A free place is the oldest.
+        let (place, link) = places.min_by_key(|(_, link)| link.as_ref().map(|link| link.expires))?;
+        *link = Some(Link { id: id.to_owned(), token: KeyHash::of(token), expires, results_key: None, results: 0 });
+        TestLink::at(place)
+    }
+
+    /// Starts the page of the link with this token. `key` is the key for its results.
+    pub(super) fn start(&mut self, token: &[u8], key: &[u8], now: u64) -> Result<Usable, Unusable> {
+        let token = KeyHash::of(token);
+        let (usable, link) = self.find(|link| link.token == token)?;
+        if link.expires <= now {
+            Err(Unusable::Expired)
+        } else if link.results_key.is_some() {
+            Err(Unusable::Used)
+        } else {
+            link.results_key = Some(KeyHash::of(key));
+            Ok(usable)
+        }
+    }
+
+    /// Keeps a result that a page with this key sends.
+    pub(super) fn keep(
+        &mut self,
+        key: &[u8],
+        client: Option<String>,
+        report: Value,
+        now: u64,
+    ) -> Result<Usable, Unusable> {
+        let key = KeyHash::of(key);
+        let (usable, link) = self.find(|link| link.results_key.as_ref() == Some(&key))?;
+        // The test may have been the last use of its credential.
+        if link.expires.saturating_add(60) <= now {
+            return Err(Unusable::Expired);
+        }
+        if link.results == RESULTS_PER_LINK {
+            return Err(Unusable::Exhausted);
+        }
+        link.results += 1;
+        if self.results.len() == RESULTS {
+            self.results.pop_front();
+        }
+        self.results.push_back(TestResult { link: usable.id.clone(), received: now, client, report });
+        Ok(usable)
+    }
+
+    /// Returns the results, the oldest first.
+    pub(super) fn results(&self) -> impl Iterator<Item = &TestResult> {
+        self.results.iter()
+    }
+
+    fn find(&mut self, is_wanted: impl Fn(&Link) -> bool) -> Result<(Usable, &mut Link), Unusable> {
+        let mut links = self.places.iter_mut().enumerate().filter_map(|(place, link)| Some((place, link.as_mut()?)));
+        let (place, link) = links.find(|(_, link)| is_wanted(link)).ok_or(Unusable::Unknown)?;
+        let place = TestLink::at(place).ok_or(Unusable::Unknown)?;
+        Ok((Usable { link: place, id: link.id.clone(), expires: link.expires }, link))
+    }
+}
+
+/// Returns a text of random bytes that needs no escaping in a URL.
+pub(super) fn random_text<const BYTES: usize>() -> Result<Zeroizing<String>, getrandom::Error> {
+    let mut bytes = Zeroizing::new([0; BYTES]);
+    getrandom::getrandom(&mut *bytes)?;
+    Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    #[test]
+    fn a_link_starts_one_page_until_it_expires() {
+        let mut links = Links::default();
+        assert!(!links.were_made());
+        let link = links.make("a", b"token", NOW + 10, NOW).unwrap();
+        assert_eq!(links.start(b"other", b"key", NOW), Err(Unusable::Unknown));
+        assert_eq!(links.start(b"token", b"key", NOW + 10), Err(Unusable::Expired));
+        let usable = Usable { link, id: "a".to_owned(), expires: NOW + 10 };
+        assert_eq!(links.start(b"token", b"key", NOW + 9), Ok(usable));
+        assert_eq!(links.start(b"token", b"key", NOW + 9), Err(Unusable::Used));
+    }
+
+    #[test]
+    fn only_a_started_page_sends_results_and_not_for_ever() {
+        let mut links = Links::default();
+        links.make("a", b"token", NOW + 10, NOW).unwrap();
+        let keep = |links: &mut Links, key: &[u8], now| links.keep(key, None, json!({ "n": now }), now);
+        assert_eq!(keep(&mut links, b"key", NOW), Err(Unusable::Unknown));
+        links.start(b"token", b"key", NOW).unwrap();
+        assert_eq!(keep(&mut links, b"token", NOW), Err(Unusable::Unknown));
+        assert_eq!(keep(&mut links, b"key", NOW + 70), Err(Unusable::Expired));
+        for _ in 0..RESULTS_PER_LINK {
+            keep(&mut links, b"key", NOW + 69).unwrap();
+        }
+        assert_eq!(keep(&mut links, b"key", NOW + 69), Err(Unusable::Exhausted));
+        assert_eq!(links.results().count(), 20);
+    }
+
+    #[test]
+    fn results_and_links_are_bounded() {
+        let mut links = Links::default();
+        for place in 0..TestLink::PLACES {
+            let link = links.make("a", &[u8::try_from(place).unwrap()], NOW + 100 - place as u64, NOW).unwrap();
+            assert_eq!(link.place(), place);
+        }
+        assert_eq!(links.make("b", b"token", NOW + 200, NOW), None);
+        // The one that expired first.
+        let link = links.make("b", b"token", NOW + 200, NOW + 100).unwrap();
+        assert_eq!(link.place(), TestLink::PLACES - 1);
+        for byte in 0..10_u8 {
+            links.start(&[byte], &[byte], NOW).unwrap();
+            for _ in 0..RESULTS_PER_LINK {
+                links.keep(&[byte], None, json!(byte), NOW).unwrap();
+            }
+        }
+        let kept: Vec<&Value> = links.results().map(|result| &result.report).collect();
+        assert_eq!((kept.len(), kept[0], kept[RESULTS - 1]), (RESULTS, &json!(5), &json!(9)));
+    }
+}

@@ -1,0 +1,592 @@
+// Calls this page through the relay, once for each URL of the server, and measures the call.
+'use strict';
+
+const GATHER_LIMIT = 12_000;
+const CONNECT_LIMIT = 12_000;
+const PROBE_INTERVAL = 50;
+const PROBE_TIME = 4_000;
+const PROBE_WAIT = 1_000;
+const PICTURE_LIMIT = 8_000;
+const BULK_TIME = 3_000;
+const BULK_BYTES = 12 * 1024 * 1024;
+const BULK_MESSAGE = 16 * 1024;
+const RATE_STEP = 200;
+
+const element = (id) => document.getElementById(id);
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** A failed step, with what it means for the person who reads it. */
+class Failure extends Error {
+  constructor(step, message) {
+    super(message);
+    this.step = step;
+  }
+}
+
+/** Sends JSON and returns the response, or throws what the server says. */
+async function post(path, body) {
+  let response;
+  try {
+    response = await fetch(path, { method: 'POST', body: JSON.stringify(body) });
+  } catch {
+    throw new Error('The server of this page does not respond. Is this browser still online?');
+  }
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.error ?? `The server responds with ${response.status}.`);
+  return answer;
+}
+
+/** What a URL means: its transport, its host and its port. */
+function parsed(url) {
+  const [, scheme, host, port, transport] = /^(turns?):(\[[^\]]*\]|[^:?]*)(?::(\d+))?(?:\?transport=(\w+))?$/.exec(url) ?? [];
+  if (scheme === undefined) return { name: url, via: '?', port: '' };
+  const via = scheme === 'turns' ? 'TLS' : (transport ?? 'udp').toUpperCase();
+  return { host, via, port: port ?? (scheme === 'turns' ? '5349' : '3478') };
+}
+
+/** What an error of the ICE gathering means, and what to do. */
+function explained(errors, way) {
+  const at = `port ${way.port} of ${way.host}`;
+  const code = (wanted) => errors.find((error) => error.code === wanted);
+  if (code(401)) return 'The server rejects the credential of this page: the link has expired or was revoked.';
+  if (code(403)) return 'The server forbids it (403). Its log says why.';
+  if (code(437)) return 'The server sees an older allocation of this browser (437). Wait a minute and try again.';
+  if (code(486)) return 'The server has reached its limit for this user (486). Wait a minute and try again.';
+  if (code(508)) return 'The server has no free relay port, or no relay address (508). Its log says which limit it is.';
+  if (code(300)) return 'The server sends clients to another server (300), which this browser could not use.';
+  const other = errors.find((error) => error.code < 700);
+  if (other) return `The server rejects the request: ${other.code} ${other.text}`;
+  const name = errors.find((error) => /host lookup|resolve|DNS/i.test(error.text));
+  if (name) return `The name ${way.host} cannot be resolved in this network.`;
+  if (way.via === 'UDP') {
+    return `No response from UDP ${at}. A firewall between this browser and the server drops UDP, or the port is closed there.`;
+  }
+  if (way.via === 'TLS') {
+    return `No TLS connection to ${at}. A firewall or proxy blocks it, the port is closed, or this browser does not trust `
+      + 'the certificate of the server.';
+  }
+  return `No TCP connection to ${at}. A firewall or proxy blocks it, or the port is closed.`;
+}
+
+/** The values at these parts of a list, from 0 to 1. */
+function quantiles(values, parts) {
+  const sorted = [...values].sort((a, b) => a - b);
+  return parts.map((part) => sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))]);
+}
+
+const rounded = (value, digits = 1) => value === undefined || value === null ? null : Number(value.toFixed(digits));
+
+/** A drawing of values over time. */
+class Chart {
+  constructor(canvas) {
+    this.canvas = canvas;
+    this.points = [];
+    this.lost = [];
+    this.bars = false;
+  }
+
+  draw() {
+    const { canvas } = this;
+    const style = getComputedStyle(document.documentElement);
+    const colour = (name) => style.getPropertyValue(name).trim();
+    const scale = devicePixelRatio || 1;
+    const { clientWidth: width, clientHeight: height } = canvas;
+    if (width === 0) return;
+    canvas.width = width * scale;
+    canvas.height = height * scale;
+    const context = canvas.getContext('2d');
+    context.scale(scale, scale);
+    context.font = '11px system-ui, sans-serif';
+    const [left, right, top, bottom] = [34, 6, 8, 16];
+    const most = Math.max(...this.points.map(([, value]) => value), this.bars ? 1 : 5) * 1.15;
+    const span = Math.max(...this.points.map(([time]) => time), ...this.lost, 1_000);
+    const x = (time) => left + (width - left - right) * time / span;
+    const y = (value) => top + (height - top - bottom) * (1 - value / most);
+    context.strokeStyle = colour('--line');
+    context.fillStyle = colour('--soft');
+    context.lineWidth = 1;
+    context.textAlign = 'right';
+    context.textBaseline = 'middle';
+    for (const part of [0, 0.5, 1]) {
+      const value = most * part / 1.15;
+      context.beginPath();
+      context.moveTo(left, y(value));
+      context.lineTo(width - right, y(value));
+      context.stroke();
+      context.fillText(value >= 10 ? value.toFixed(0) : value.toFixed(1), left - 4, y(value));
+    }
+    context.textBaseline = 'alphabetic';
+    context.fillText(`${(span / 1_000).toFixed(1)} s`, width - right, height - 4);
+    context.fillStyle = context.strokeStyle = colour('--accent');
+    context.lineWidth = 1.5;
+    context.beginPath();
+    this.points.forEach(([time, value], index) => {
+      if (this.bars) {
+        context.fillRect(x(time - RATE_STEP), y(value), Math.max(x(RATE_STEP) - left - 2, 1), y(0) - y(value));
+      } else if (index === 0) {
+        context.moveTo(x(time), y(value));
+      } else {
+        context.lineTo(x(time), y(value));
+      }
+    });
+    context.stroke();
+    context.fillStyle = colour('--bad');
+    for (const time of this.lost) context.fillRect(x(time) - 1, top, 2, height - top - bottom);
+  }
+}
+
+/** What the page shows about one way to the server. */
+class Way {
+  constructor(url) {
+    this.url = url;
+    this.parts = parsed(url);
+    this.section = element('way').content.firstElementChild.cloneNode(true);
+    this.section.querySelector('h2').textContent = url;
+    this.badge = this.section.querySelector('.badge');
+    const [latency, rate] = this.section.querySelectorAll('canvas');
+    this.latency = new Chart(latency);
+    this.rate = new Chart(rate);
+    this.rate.bars = true;
+    this.video = this.section.querySelector('video');
+    element('ways').append(this.section);
+  }
+
+  state(text, kind) {
+    this.badge.textContent = text;
+    this.badge.className = `badge ${kind}`;
+  }
+
+  explain(text) {
+    this.section.querySelector('.explanation').textContent = text;
+  }
+
+  show() {
+    this.section.classList.add('shown');
+  }
+
+  figures(pairs) {
+    const list = this.section.querySelector('dl');
+    list.replaceChildren(...pairs.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => {
+      const [group, term, description] = ['div', 'dt', 'dd'].map((tag) => document.createElement(tag));
+      term.textContent = name;
+      description.textContent = value;
+      group.append(term, description);
+      return group;
+    }));
+  }
+
+  /** Keeps the last picture, which a video does not show after the end of its call. */
+  freeze() {
+    const { video } = this;
+    if (!video.videoWidth) return;
+    const still = document.createElement('canvas');
+    [still.width, still.height] = [video.videoWidth, video.videoHeight];
+    still.getContext('2d').drawImage(video, 0, 0);
+    still.className = 'still';
+    still.setAttribute('role', 'img');
+    still.setAttribute('aria-label', 'The last picture after its way through the relay');
+    video.replaceWith(still);
+  }
+
+  redraw() {
+    this.latency.draw();
+    this.rate.draw();
+  }
+}
+
+/** A moving picture, so that a browser without a camera has something to send. */
+class Picture {
+  constructor() {
+    this.canvas = document.createElement('canvas');
+    [this.canvas.width, this.canvas.height] = [320, 180];
+    this.context = this.canvas.getContext('2d');
+    this.frame = 0;
+    this.timer = setInterval(() => this.paint(), 1_000 / 15);
+    this.paint();
+  }
+
+  paint() {
+    const { context, canvas: { width, height } } = this;
+    this.frame += 1;
+    context.fillStyle = '#102a33';
+    context.fillRect(0, 0, width, height);
+    ['#4fc3d9', '#5fd38a', '#f0b949', '#ff8a80'].forEach((colour, index) => {
+      const turn = this.frame / 20 + index * Math.PI / 2;
+      context.fillStyle = colour;
+      context.beginPath();
+      context.arc(width / 2 + Math.cos(turn) * 110, height / 2 + Math.sin(turn) * 55, 18, 0, 2 * Math.PI);
+      context.fill();
+    });
+    context.fillStyle = '#ffffff';
+    context.font = 'bold 32px system-ui, sans-serif';
+    context.textAlign = 'center';
+    context.textBaseline = 'middle';
+    context.fillText(String(this.frame), width / 2, height / 2);
+  }
+
+  stream() {
+    return this.canvas.captureStream(15);
+  }
+
+  stop() {
+    clearInterval(this.timer);
+  }
+}
+
+/** A call of this page with itself through one URL. */
+class Call {
+  constructor(way, { username, credential }) {
+    this.way = way;
+    this.errors = [];
+    const configuration = {
+      iceServers: [{ urls: [way.url], username, credential }],
+      iceTransportPolicy: 'relay',
+    };
+    this.caller = new RTCPeerConnection(configuration);
+    this.callee = new RTCPeerConnection(configuration);
+    this.picture = new Picture();
+  }
+
+  /** Connects both ends. Returns the times of the two steps. */
+  async connect() {
+    const { caller, callee, way } = this;
+    const begun = performance.now();
+    let [candidates, ended] = [0, 0];
+    let gathered;
+    const bothGathered = new Promise((resolve) => { gathered = resolve; });
+    let first;
+    const firstCandidate = new Promise((resolve) => { first = resolve; });
+    for (const [one, other] of [[caller, callee], [callee, caller]]) {
+      one.onicecandidate = ({ candidate }) => {
+        if (candidate === null || candidate.candidate === '') {
+          ended += 1;
+          if (ended === 2) gathered();
+          return;
+        }
+        candidates += 1;
+        first();
+        // A candidate may come before the description that it belongs to.
+        this.described.then(() => other.addIceCandidate(candidate)).catch(() => {});
+      };
+      one.onicecandidateerror = ({ errorCode: code, errorText: text }) => {
+        if (this.errors.length < 8 && !this.errors.some((error) => error.code === code && error.text === text)) {
+          this.errors.push({ code, text: (text || '').slice(0, 200) });
+        }
+      };
+    }
+    this.probes = caller.createDataChannel('probes', { ordered: false, maxRetransmits: 0 });
+    this.bulk = caller.createDataChannel('bulk');
+    this.bulk.binaryType = 'arraybuffer';
+    this.received = 0;
+    callee.ondatachannel = ({ channel }) => {
+      channel.binaryType = 'arraybuffer';
+      channel.onmessage = ({ data }) => {
+        if (channel.label === 'bulk') this.received += data.byteLength;
+        else if (channel.readyState === 'open') channel.send(data);
+      };
+    };
+    callee.ontrack = ({ track }) => {
+      way.video.srcObject = new MediaStream([track]);
+      way.video.play().catch(() => {});
+    };
+    const [track] = this.picture.stream().getVideoTracks();
+    caller.addTrack(track);
+    let described;
+    this.described = new Promise((resolve) => { described = resolve; });
+    await caller.setLocalDescription();
+    await callee.setRemoteDescription(caller.localDescription);
+    await callee.setLocalDescription();
+    await caller.setRemoteDescription(callee.localDescription);
+    described();
+
+    way.state('looking for the relay', 'busy');
+    await Promise.race([firstCandidate, bothGathered, pause(GATHER_LIMIT)]);
+    if (candidates === 0) throw new Failure('gather', explained(this.errors, way.parts));
+    const gatherTime = performance.now() - begun;
+
+    way.state('connecting', 'busy');
+    const open = new Promise((resolve) => { this.probes.onopen = resolve; });
+    const isOpen = await Promise.race([open.then(() => true), pause(CONNECT_LIMIT).then(() => false)]);
+    if (!isOpen) {
+      throw new Failure('connect', 'The server gives relayed addresses, but no data passes between two of them. '
+        + 'A firewall at the server drops its relay ports, or it cannot reach its own public address (hairpin NAT).');
+    }
+    return { gather_ms: rounded(gatherTime, 0), connect_ms: rounded(performance.now() - begun - gatherTime, 0) };
+  }
+
+  /** Returns the relayed address in use, and how this browser reaches it. */
+  async path() {
+    const stats = [...(await this.caller.getStats()).values()];
+    const find = (test) => stats.find(test);
+    const transport = find((entry) => entry.type === 'transport' && entry.selectedCandidatePairId);
+    const pair = find((entry) => entry.type === 'candidate-pair'
+      && (transport ? entry.id === transport.selectedCandidatePairId : entry.nominated && entry.state === 'succeeded'));
+    const [local, remote] = [pair?.localCandidateId, pair?.remoteCandidateId].map((id) => find((entry) => entry.id === id));
+    if (local && (local.candidateType !== 'relay' || !['relay', 'prflx'].includes(remote?.candidateType))) {
+      throw new Failure('connect', 'The browser did not use the relay, although it was told to.');
+    }
+    if (!local) return {};
+    const host = local.address?.includes(':') ? `[${local.address}]` : local.address;
+    return { relayed: host ? `${host}:${local.port}` : null, protocol: local.relayProtocol ?? null };
+  }
+
+  /** Sends small messages to the other end and back. Returns latency, jitter and loss. */
+  async probe() {
+    const { way: { latency }, way, probes } = this;
+    way.state('measuring latency', 'busy');
+    const [begun, sent, times] = [performance.now(), new Map(), []];
+    let [number, jitter, before] = [0, 0, undefined];
+    probes.onmessage = ({ data }) => {
+      const [at] = new Float64Array(data, 0, 1);
+      const [index] = new Uint32Array(data, 8, 1);
+      if (!sent.delete(index)) return;
+      const time = performance.now() - at;
+      times.push(time);
+      // RFC 3550 §6.4.1.
+      if (before !== undefined) jitter += (Math.abs(time - before) - jitter) / 16;
+      before = time;
+      latency.points.push([at - begun, time]);
+    };
+    while (performance.now() - begun < PROBE_TIME && probes.readyState === 'open') {
+      const message = new ArrayBuffer(64);
+      const now = performance.now();
+      new Float64Array(message, 0, 1)[0] = now;
+      new Uint32Array(message, 8, 1)[0] = number;
+      sent.set(number, now);
+      number += 1;
+      probes.send(message);
+      latency.draw();
+      await pause(PROBE_INTERVAL);
+    }
+    const end = performance.now() + PROBE_WAIT;
+    while (sent.size > 0 && performance.now() < end) await pause(20);
+    latency.lost = [...sent.values()].map((at) => at - begun);
+    latency.draw();
+    if (times.length === 0) {
+      throw new Failure('data', 'The connection was made, but no message came back through the relay.');
+    }
+    const [median, p95] = quantiles(times, [0.5, 0.95]);
+    const loss = 100 * sent.size / number;
+    latency.canvas.setAttribute('aria-label',
+      `Latency: median ${median.toFixed(1)} ms, 95 % below ${p95.toFixed(1)} ms, ${sent.size} of ${number} messages lost`);
+    return {
+      rtt_median_ms: rounded(median), rtt_p95_ms: rounded(p95), jitter_ms: rounded(jitter), loss_percent: rounded(loss),
+    };
+  }
+
+  /** Waits until the picture has arrived. Returns how well. */
+  async watch() {
+    this.way.state('waiting for the picture', 'busy');
+    const end = performance.now() + PICTURE_LIMIT;
+    for (;;) {
+      const stats = [...(await this.callee.getStats()).values()];
+      const video = stats.find((entry) => entry.type === 'inbound-rtp' && entry.kind === 'video');
+      if (video?.framesDecoded > 0) {
+        const [lost, received] = [Math.max(video.packetsLost ?? 0, 0), video.packetsReceived ?? 0];
+        return { video_frames: video.framesDecoded, video_loss_percent: rounded(100 * lost / Math.max(lost + received, 1)) };
+      }
+      if (performance.now() > end) throw new Failure('video', 'Messages pass the relay, but the picture does not arrive.');
+      await pause(100);
+    }
+  }
+
+  /** Sends as much as passes for a while. Returns the throughput. */
+  async fill() {
+    const { bulk, way: { rate }, way } = this;
+    way.state('measuring throughput', 'busy');
+    const message = new Uint8Array(BULK_MESSAGE);
+    bulk.bufferedAmountLowThreshold = 8 * BULK_MESSAGE;
+    const begun = performance.now();
+    let [sent, step, counted, last] = [0, begun, 0, begun];
+    const look = () => {
+      const now = performance.now();
+      if (this.received > counted) last = now;
+      if (now - step < RATE_STEP) return;
+      rate.points.push([now - begun, (this.received - counted) * 8 / (now - step) / 1_000]);
+      [step, counted] = [now, this.received];
+      rate.draw();
+    };
+    while (performance.now() - begun < BULK_TIME && sent < BULK_BYTES && bulk.readyState === 'open') {
+      if (bulk.bufferedAmount > 16 * BULK_MESSAGE) {
+        const low = new Promise((resolve) => { bulk.onbufferedamountlow = resolve; });
+        await Promise.race([low, pause(RATE_STEP)]);
+      } else {
+        bulk.send(message);
+        sent += BULK_MESSAGE;
+      }
+      look();
+    }
+    const end = performance.now() + 2_000;
+    let seen = this.received;
+    while (this.received < sent && performance.now() < end) {
+      await pause(20);
+      if (this.received > seen) [seen, last] = [this.received, performance.now()];
+      look();
+    }
+    if (this.received === 0) throw new Failure('throughput', 'Small messages pass the relay, and large ones do not.');
+    const kbps = this.received * 8 / Math.max(last - begun, 1);
+    rate.canvas.setAttribute('aria-label', `Throughput: ${(kbps / 1_000).toFixed(1)} Mbit/s`);
+    return { throughput_kbps: rounded(kbps, 0) };
+  }
+
+  end() {
+    this.way.freeze();
+    this.picture.stop();
+    this.caller.close();
+    this.callee.close();
+  }
+}
+
+/** Tests one way. Returns its part of the report. */
+async function testWay(way, login) {
+  const result = { url: way.url, ok: false, step: 'gather' };
+  const show = () => way.figures([
+    ['Relayed address', result.relayed],
+    ['Found after', result.gather_ms != null ? `${result.gather_ms} ms` : null],
+    ['Connected after', result.connect_ms != null ? `${result.connect_ms} ms` : null],
+    ['Latency, median', result.rtt_median_ms != null ? `${result.rtt_median_ms} ms` : null],
+    ['Latency, 95 %', result.rtt_p95_ms != null ? `${result.rtt_p95_ms} ms` : null],
+    ['Jitter', result.jitter_ms != null ? `${result.jitter_ms} ms` : null],
+    ['Loss', result.loss_percent != null ? `${result.loss_percent} %` : null],
+    ['Picture', result.video_frames != null ? `${result.video_frames} frames` : null],
+    ['Throughput', result.throughput_kbps != null ? `${(result.throughput_kbps / 1_000).toFixed(1)} Mbit/s` : null],
+  ]);
+  const call = new Call(way, login);
+  const step = async (name, action) => {
+    result.step = name;
+    Object.assign(result, await action());
+    show();
+  };
+  try {
+    await step('connect', () => call.connect());
+    way.show();
+    await step('connect', () => call.path());
+    await step('data', () => call.probe());
+    await step('video', () => call.watch());
+    await step('throughput', () => call.fill());
+    result.step = 'done';
+    result.ok = true;
+    way.state('works', 'good');
+  } catch (error) {
+    result.step = error.step ?? result.step;
+    result.reason = (error.message || String(error)).slice(0, 500);
+    way.state('does not work', 'bad');
+    way.explain(result.reason);
+  } finally {
+    if (call.errors.length > 0) result.errors = call.errors;
+    call.end();
+  }
+  return result;
+}
+
+/** The verdict for people: its kind, a title, and what it means. */
+function verdict(ways) {
+  const good = ways.filter((way) => way.ok);
+  const names = (list) => [...new Set(list.map((way) => parsed(way.url).via))].join(', ');
+  if (ways.length === 0) return ['failed', 'Nothing to test', 'The server has no address for clients.'];
+  if (good.length === ways.length) {
+    return ['ok', 'The relay works', ways.length === 1
+      ? 'The way to it works from this browser.' : `All ${ways.length} ways to it work from this browser.`];
+  }
+  if (good.length === 0) {
+    return ['failed', 'The relay does not work from here', 'No call through it can connect from this browser. The reasons are below.'];
+  }
+  return ['partial', 'The relay works, but not every way',
+    `Calls can connect: ${good.length} of ${ways.length} ways work (${names(good)}). The reasons for the others are below.`];
+}
+
+function asText(report, title) {
+  const number = (value, unit) => value == null ? '–' : `${value} ${unit}`;
+  const lines = report.ways.flatMap((way) => {
+    const figures = way.ok
+      ? [`  latency ${number(way.rtt_median_ms, 'ms')} (95 %: ${number(way.rtt_p95_ms, 'ms')}), `
+        + `jitter ${number(way.jitter_ms, 'ms')}, loss ${number(way.loss_percent, '%')}, `
+        + `${(way.throughput_kbps / 1_000).toFixed(1)} Mbit/s, ${way.video_frames} frames, relayed address ${way.relayed}`]
+      : [`  at step ${way.step}: ${way.reason}`];
+    const errors = (way.errors ?? []).map((error) => `  ICE error ${error.code}: ${error.text}`);
+    return [`${way.ok ? 'works' : 'FAILS'}: ${way.url}`, ...figures, ...errors];
+  });
+  return [`Relay test at ${new Date().toISOString()}: ${title}`, report.browser, '', ...lines].join('\n');
+}
+
+function headline(title, text, kind) {
+  element('verdict').textContent = title;
+  element('verdict').className = kind;
+  element('status').textContent = text;
+}
+
+/** Returns what the server said when the link was opened. This tab keeps it, for a reload and for another test. */
+async function openLink() {
+  const token = location.hash.slice(1);
+  const kept = JSON.parse(sessionStorage.getItem('session'));
+  if (kept !== null && (token === '' || token === kept.token)) return kept;
+  if (token === '') throw new Error('This address is not complete: open the whole link that you were given.');
+  const session = { ...await post('test/start', { token }), token };
+  sessionStorage.setItem('session', JSON.stringify(session));
+  // The link works once, so the history does not need it.
+  history.replaceState(null, '', location.pathname);
+  return session;
+}
+
+async function run() {
+  const [start, progress] = [element('start'), element('progress')];
+  start.disabled = true;
+  element('ways').replaceChildren();
+  element('report-panel').hidden = true;
+  try {
+    if (typeof RTCPeerConnection === 'undefined') {
+      throw new Error('This browser has no WebRTC, or it is switched off.');
+    }
+    const session = await openLink();
+    const ways = session.urls.map((url) => new Way(url));
+    const redraw = () => ways.forEach((way) => way.redraw());
+    addEventListener('resize', redraw);
+    matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
+    progress.hidden = false;
+    progress.max = ways.length;
+    const results = [];
+    for (const [index, way] of ways.entries()) {
+      progress.value = index;
+      headline('Testing …', `Way ${index + 1} of ${ways.length}: ${way.parts.via} to port ${way.parts.port}`, 'busy');
+      results.push(await testWay(way, session));
+    }
+    progress.hidden = true;
+    const [kind, title, text] = verdict(results);
+    headline(title, text, { ok: 'good', partial: 'busy', failed: 'bad' }[kind]);
+    const report = { browser: navigator.userAgent.slice(0, 300), verdict: kind, ways: results };
+    element('report').value = asText(report, title);
+    element('report-panel').hidden = false;
+    try {
+      await post('test/report', { key: session.key, report });
+      element('sent').textContent = 'The operator of the server has received it, too.';
+    } catch (error) {
+      element('sent').textContent = `The operator did not receive it: ${error.message}`;
+    }
+    start.textContent = 'Test again';
+    document.documentElement.dataset.done = kind;
+  } catch (error) {
+    progress.hidden = true;
+    headline('The test cannot run', error.message, 'bad');
+    document.documentElement.dataset.done = 'error';
+  }
+  start.disabled = false;
+  element('verdict').focus();
+}
+
+element('start').addEventListener('click', () => {
+  delete document.documentElement.dataset.done;
+  run();
+});
+element('copy').addEventListener('click', async () => {
+  const text = element('report');
+  let copied = false;
+  try {
+    await navigator.clipboard.writeText(text.value);
+    copied = true;
+  } catch {
+    // Without TLS there is no such interface.
+    text.select();
+    copied = document.execCommand('copy');
+  }
+  element('copied').textContent = copied ? 'Copied.' : 'Select the text and copy it.';
+});

@@ -1,0 +1,179 @@
+//! The test page of the server in a real browser.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use turnserver::clock::unix_seconds;
+
+use crate::support::certificates::Authority;
+use crate::support::{Server, TIMEOUT, TempDir, config_for, run, with_tls};
+use crate::webdriver::Browser;
+
+/// A server with a listener for each transport, HTTP and a control socket.
+struct Tested {
+    server: Server,
+    socket: PathBuf,
+    _directory: TempDir,
+}
+
+impl Tested {
+    fn start(more: &str) -> Self {
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["127.0.0.1"]), directory.path());
+        let socket = directory.path().join("control.sock");
+        let more = format!("{more}[http]\nlisten = [\"127.0.0.1:0\"]\n[control]\nsocket = {socket:?}\n");
+        let config = config_for(&["127.0.0.1"], &["127.0.0.1"], &more);
+        let server = Server::start(&with_tls(&config, &["127.0.0.1"], &files));
+        Self { server, socket, _directory: directory }
+    }
+
+    fn ctl(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+        let finished = run(command.arg("ctl").arg("--socket").arg(&self.socket).args(arguments), None, TIMEOUT);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        finished.stdout.join("\n")
+    }
+
+    fn link(&self) -> String {
+        let link: Value = serde_json::from_str(&self.ctl(&["test-link", "--json"])).unwrap();
+        link["urls"][0].as_str().unwrap().to_owned()
+    }
+
+    fn results(&self) -> Vec<Value> {
+        let results: Value = serde_json::from_str(&self.ctl(&["test-results", "--json"])).unwrap();
+        results["results"].as_array().unwrap().clone()
+    }
+}
+
+/// Starts the test of the open page. Returns how it has ended, the title and the text of the verdict.
+fn test(browser: &Browser) -> [String; 3] {
+    let result = browser.execute_async(
+        "const done = arguments[arguments.length - 1];
+         const root = document.documentElement;
+         document.getElementById('start').click();
+         const look = () => {
+             if (root.dataset.done === undefined) return;
+             observer.disconnect();
+             done([root.dataset.done, ...['verdict', 'status'].map((id) => document.getElementById(id).textContent)]);
+         };
+         const observer = new MutationObserver(look);
+         observer.observe(root, { attributes: true });
+         look();",
+        &[],
+    );
+    serde_json::from_value(result).unwrap()
+}
+
+/// Keeps pictures of a page for people to look at: light and dark, narrow and wide. Checks that nothing is wider than
+/// the window.
+fn look(browser: &Browser, name: &str) {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("test-page");
+    fs::create_dir_all(&directory).unwrap();
+    for width in [360, 1280] {
+        for scheme in ["light", "dark"] {
+            let feature = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+            browser.devtools("Emulation.setEmulatedMedia", &feature);
+            let script = "const done = arguments[arguments.length - 1];
+                          requestAnimationFrame(() => setTimeout(() => done([
+                              document.documentElement.scrollWidth, document.documentElement.scrollHeight,
+                          ])));";
+            let size = |height: u64| {
+                let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500 });
+                browser.devtools("Emulation.setDeviceMetricsOverride", &size);
+                let [width, height]: [u64; 2] = serde_json::from_value(browser.execute_async(script, &[])).unwrap();
+                (width, height)
+            };
+            let (actual, height) = size(800);
+            assert!(actual <= width, "{name}: the page is {actual} px wide in a window of {width} px");
+            size(height);
+            fs::write(directory.join(format!("{name}-{width}-{scheme}.png")), browser.picture()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_page_tests_every_way_and_the_operator_gets_the_report() {
+    let tested = Tested::start("");
+    let link = tested.link();
+    let browser = Browser::start();
+    browser.navigate(&link);
+    look(&browser, "ready");
+    let [kind, title, text] = test(&browser);
+    println!("test page: {kind}: {title}: {text}\n{}", tested.ctl(&["test-results"]));
+    look(&browser, "works");
+    assert_eq!((kind.as_str(), title.as_str()), ("ok", "The relay works"), "{text}\n{:#?}", tested.server.logs());
+
+    let results = tested.results();
+    let report = &results[0]["report"];
+    assert_eq!((results.len(), &report["verdict"]), (1, &json!("ok")));
+    let ways = report["ways"].as_array().unwrap();
+    assert_eq!(ways.len(), 3);
+    for (way, protocol) in ways.iter().zip(["udp", "tcp", "tls"]) {
+        assert_eq!((&way["ok"], &way["step"], &way["protocol"]), (&json!(true), &json!("done"), &json!(protocol)));
+        for figure in ["rtt_median_ms", "rtt_p95_ms", "throughput_kbps", "video_frames"] {
+            assert!(way[figure].as_f64().is_some_and(|value| value > 0.0), "{figure} in {way}");
+        }
+        assert!(way["loss_percent"].as_f64().is_some_and(|loss| loss < 50.0), "{way}");
+        let relayed: SocketAddr = way["relayed"].as_str().unwrap().parse().unwrap();
+        assert_eq!(relayed.ip(), tested.server.udp_address().ip());
+    }
+    // The log of the server confirms that it relayed the data for the user of the link.
+    let ended = |lines: &[crate::support::LogLine]| {
+        let ended = lines.iter().filter(|line| line.message() == "allocation ended");
+        let bytes = ended.filter(|line| line.field("user").is_some_and(|user| user.starts_with("test-link-")));
+        bytes.filter_map(|line| line.field("bytes_to_client")?.parse::<f64>().ok()).sum::<f64>()
+    };
+    tested.server.wait_for_logs(|lines| ended(lines) > 1e6);
+
+    // The same page can test again, after a reload of the page too. The link itself works once.
+    browser.navigate(link.split('#').next().unwrap());
+    assert_eq!(test(&browser)[0], "ok");
+    assert_eq!(tested.results().len(), 2);
+    let other = Browser::start();
+    other.navigate(&link);
+    let [kind, title, text] = test(&other);
+    assert_eq!((kind.as_str(), title.as_str()), ("error", "The test cannot run"));
+    assert!(text.contains("has been used already"), "{text}");
+    look(&other, "used");
+}
+
+// The browser does not trust the certificate. In the log of the server and for the operator, the other ways work.
+#[test]
+fn a_way_that_does_not_work_is_explained_and_the_others_are_tested() {
+    let tested = Tested::start("");
+    let browser = Browser::strict();
+    browser.navigate(&tested.link());
+    let [kind, title, text] = test(&browser);
+    look(&browser, "partial");
+    println!("test page, untrusted certificate: {text}\n{}", tested.ctl(&["test-results"]));
+    assert_eq!((kind.as_str(), title.as_str()), ("partial", "The relay works, but not every way"), "{text}");
+    assert!(text.contains("2 of 3 ways work (UDP, TCP)"), "{text}");
+    let report = tested.results()[0]["report"].clone();
+    let failed = &report["ways"][2];
+    assert_eq!((&failed["ok"], &failed["step"]), (&json!(false), &json!("gather")), "{failed}");
+    assert!(failed["reason"].as_str().unwrap().contains("does not trust the certificate"), "{failed}");
+    assert!(tested.ctl(&["test-results"]).contains("does not trust the certificate"));
+}
+
+#[test]
+fn a_page_whose_user_was_revoked_says_so() {
+    let tested = Tested::start("");
+    let browser = Browser::start();
+    browser.navigate(&tested.link());
+    // The page starts and gets its credential, which is revoked before the test.
+    let opened = browser.execute_async(
+        "const done = arguments[arguments.length - 1]; openLink().then((session) => done(session.username));",
+        &[],
+    );
+    tested.ctl(&["revoke", opened.as_str().unwrap()]);
+    let [kind, title, _] = test(&browser);
+    look(&browser, "revoked");
+    assert_eq!((kind.as_str(), title.as_str()), ("failed", "The relay does not work from here"));
+    for way in tested.results()[0]["report"]["ways"].as_array().unwrap() {
+        let reason = way["reason"].as_str().unwrap();
+        assert!(reason.contains("the link has expired or was revoked"), "{way}");
+    }
+}

@@ -1,0 +1,167 @@
+//! The links of the test page, over the control socket and HTTP of the real server. tests/browser has the page itself.
+
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
+#[cfg(test)]
+#[path = "http/client.rs"]
+mod client;
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod test_page {
+    use std::net::SocketAddr;
+
+    use serde_json::{Value, json};
+    use turnserver::stun::attribute::Data;
+
+    use crate::client::{Http, Response};
+    use crate::support::client::{Client, Login};
+    use crate::support::{Controlled, config_without_secret};
+
+    const HTTP: &str = "[http]\nlisten = [\"127.0.0.1:0\"]\n";
+    const FILES: [&str; 3] = ["/test", "/test/page.css", "/test/page.js"];
+
+    fn http_address(controlled: &Controlled) -> SocketAddr {
+        let line = controlled.server.wait_for_log(|line| line.message() == "HTTP listening");
+        line.field("address").unwrap().parse().unwrap()
+    }
+
+    fn request(controlled: &Controlled, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let response = send(controlled, method, path, body);
+        (response.status, serde_json::from_str(&response.body).unwrap_or_default())
+    }
+
+    fn send(controlled: &Controlled, method: &str, path: &str, body: &Value) -> Response {
+        Http::tcp(http_address(controlled)).request(method, path, "", body.to_string().as_bytes())
+    }
+
+    /// Returns the token of a new link.
+    fn link(controlled: &Controlled) -> String {
+        let link = controlled.json(&["test-link"]);
+        let url = link["urls"][0].as_str().unwrap();
+        let (page, token) = url.split_once('#').unwrap();
+        assert_eq!(page, format!("http://{}/test", http_address(controlled)));
+        token.to_owned()
+    }
+
+    fn start(controlled: &Controlled, token: &str) -> (u16, Value) {
+        request(controlled, "POST", "/test/start", &json!({ "token": token }))
+    }
+
+    fn login(session: &Value) -> Login {
+        Login::new(session["username"].as_str().unwrap(), session["credential"].as_str().unwrap())
+    }
+
+    fn report(verdict: &str) -> Value {
+        let way = json!({ "url": "turn:a\u{1b}:1", "ok": true, "step": "done", "rtt_median_ms": 1.5 });
+        json!({ "browser": "B", "verdict": verdict, "ways": [way] })
+    }
+
+    #[test]
+    fn there_is_no_page_before_the_first_link() {
+        let controlled = Controlled::start(HTTP);
+        for path in FILES {
+            assert_eq!(request(&controlled, "GET", path, &Value::Null).0, 404, "{path}");
+        }
+        assert_eq!(start(&controlled, "x").0, 404);
+        link(&controlled);
+        for path in FILES {
+            let response = send(&controlled, "GET", path, &Value::Null);
+            assert_eq!(response.status, 200, "{path}");
+            let policy = response.header("content-security-policy").unwrap();
+            assert!(policy.starts_with("default-src 'none'; script-src 'self'"), "{policy}");
+            assert_eq!(response.header("referrer-policy"), Some("no-referrer"));
+            // No outside resource.
+            assert!(!response.body.contains("https://") && !response.body.contains("//cdn"), "{path}");
+            assert_eq!(send(&controlled, "POST", path, &Value::Null).status, 405);
+        }
+        assert_eq!(request(&controlled, "GET", "/test/start", &Value::Null).0, 405);
+        // Not on the control socket.
+        assert_eq!(Http::unix(&controlled.socket).request("GET", "/test", "", b"").status, 404);
+    }
+
+    #[test]
+    fn a_link_works_once_and_its_credential_reaches_only_relayed_addresses() {
+        let controlled = Controlled::start(&format!("{HTTP}[peers]\nallow = [\"127.0.0.1\"]\n"));
+        let token = link(&controlled);
+        let (status, session) = start(&controlled, &token);
+        assert_eq!(status, 200, "{session}");
+        let (again, refusal) = start(&controlled, &token);
+        assert_eq!(again, 410);
+        assert!(refusal["error"].as_str().unwrap().contains("has been used already"), "{refusal}");
+        assert_eq!(start(&controlled, "x").0, 404);
+
+        let [caller, callee] = [0, 1].map(|_| Client::new(controlled.server.udp_address()));
+        let [(of_caller, _), (of_callee, relayed)] =
+            [&caller, &callee].map(|client| client.allocate(&login(&session)).unwrap());
+        let other: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        caller.permit(&of_caller, relayed);
+        callee.permit(&of_callee, relayed);
+        // On this machine, all relayed addresses and this peer have one address, so the permission is for both.
+        caller.send_to_peer(other, b"out");
+        caller.send_to_peer(relayed, b"through");
+        assert_eq!(callee.receive().get::<Data<'_>>().unwrap().0, b"through");
+        let drops = |id: &str| controlled.json(&["session", id])["drops"].clone();
+        let sessions = controlled.json(&["sessions"])["sessions"].as_array().unwrap().clone();
+        let mine = sessions.iter().find(|one| one["client"] == json!(caller.address().to_string())).unwrap();
+        assert!(mine["user"].as_str().unwrap().starts_with("test-link-"), "{mine}");
+        assert_eq!(drops(mine["id"].as_str().unwrap()), json!({ "peer-forbidden": 1 }));
+    }
+
+    #[test]
+    fn a_link_works_with_static_users_only_and_ends_with_its_revocation() {
+        let users = format!("[[auth.users]]\nname = \"ann\"\npassword = \"a password of ann\"\n{HTTP}");
+        let controlled = Controlled::start_with(&config_without_secret(&["127.0.0.1"], &users));
+        let (_, session) = start(&controlled, &link(&controlled));
+        let client = Client::new(controlled.server.udp_address());
+        client.allocate(&login(&session)).unwrap();
+        controlled.json(&["revoke", session["username"].as_str().unwrap()]);
+        assert_eq!(controlled.json(&["status"])["allocations"], json!(0));
+    }
+
+    #[test]
+    fn results_reach_the_operator_and_wrong_ones_do_not() {
+        let controlled = Controlled::start(HTTP);
+        assert!(controlled.lines(&["test-results"])[0].starts_with("no results"));
+        let token = link(&controlled);
+        let (_, session) = start(&controlled, &token);
+        let send = |key: &Value, report: &Value| {
+            request(&controlled, "POST", "/test/report", &json!({ "key": key, "report": report })).0
+        };
+        assert_eq!(send(&json!(token), &report("ok")), 404);
+        assert_eq!(send(&session["key"], &report("splendid")), 400);
+        assert_eq!(send(&session["key"], &json!("x".repeat(70_000))), 413);
+        assert_eq!(send(&session["key"], &report("ok")), 200);
+        let lines = controlled.lines(&["test-results"]);
+        assert!(lines[0].starts_with("every way works: link "), "{lines:?}");
+        assert!(lines.iter().any(|line| line.starts_with("turn:a\\u{1b}:1  works")), "{lines:?}");
+        let event = |name: &str| controlled.server.wait_for_log(|line| line.field("event").as_deref() == Some(name));
+        let id = event("test-link-made").field("link");
+        assert_eq!([event("test-link-used").field("link"), event("test-result").field("link")], [id.clone(), id]);
+        assert!(controlled.server.logs().iter().all(|line| !line.text().contains(&token)), "the token is in no log");
+    }
+
+    #[test]
+    fn a_link_needs_a_listener_and_a_sane_lifetime() {
+        let without = Controlled::start("");
+        let (code, message) = without.failure(&["test-link"]);
+        assert_eq!(code, Some(1));
+        assert!(message.contains("`http.listen` has no address"), "{message}");
+        let controlled = Controlled::start(HTTP);
+        let (code, message) = controlled.failure(&["test-link", "--ttl", "2d"]);
+        assert_eq!((code, message.as_str()), (Some(1), "turnserver: ttl must be between 1 min and 1 d"));
+        assert_eq!(controlled.failure(&["test-link", "--ttl", "soon"]).0, Some(2));
+        let lines = controlled.lines(&["test-link", "--ttl", "2h"]);
+        assert!(lines.iter().any(|line| line.contains("Only browsers on this machine")), "{lines:?}");
+    }
+
+    #[test]
+    fn wrong_links_from_this_machine_have_no_limit() {
+        let controlled = Controlled::start(HTTP);
+        link(&controlled);
+        // A proxy on this machine hides its clients, so its wrong links have no limit.
+        for _ in 0..30 {
+            assert_eq!(start(&controlled, "wrong").0, 404);
+        }
+    }
+}
