@@ -1,9 +1,10 @@
 //! `turnserver import-coturn`: converts a configuration of coturn.
 
-use std::fs::OpenOptions;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -45,6 +46,11 @@ pub(crate) struct Arguments {
     /// its owner can read it if it has secrets.
     #[arg(long, value_name = "FILE", verbatim_doc_comment)]
     output: Option<PathBuf>,
+
+    /// Replace the file of --output if it exists. The old one stays as
+    /// FILE.old, which must not exist. The new one has its owner and group.
+    #[arg(long, requires = "output", verbatim_doc_comment)]
+    force: bool,
 }
 
 /// A text that `Debug` does not show.
@@ -77,7 +83,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), (String, ExitCode)> {
         let message = "there is no option of coturn in it: name coturn's turnserver.conf, or pass --arguments";
         return Err(failure(message.to_owned()));
     }
-    write(arguments.output.as_deref(), &import).map_err(failure)?;
+    write(arguments.output.as_deref(), arguments.force, &import).map_err(failure)?;
     let name = arguments.output.as_ref().map_or(STANDARD_OUTPUT.to_owned(), |path| path.display().to_string());
     let checked = Config::parse(&import.toml, &name);
     // A closed standard error only loses the report.
@@ -118,7 +124,7 @@ fn addresses() -> Vec<IpAddr> {
     found.into_iter().filter(|own| own.up && own.state.is_usable()).map(|own| own.address).collect()
 }
 
-fn write(output: Option<&Path>, import: &Import) -> Result<(), String> {
+fn write(output: Option<&Path>, force: bool, import: &Import) -> Result<(), String> {
     let text = import.toml.as_bytes();
     let Some(path) = output else {
         return match io::stdout().lock().write_all(text) {
@@ -131,11 +137,54 @@ fn write(output: Option<&Path>, import: &Import) -> Result<(), String> {
     };
     let mode = if import.has_secrets { 0o600 } else { 0o644 };
     let name = path.display();
-    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    file.and_then(|mut file| file.write_all(text)).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => format!("{name} exists already: remove it, or name another file"),
-        _ => format!("{name} cannot be written: {error}"),
-    })
+    match create(path, mode).and_then(|mut file| file.write_all(text)) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(format!("{name} cannot be written: {error}")),
+        Err(_) if force => replace(path, text, import.has_secrets),
+        Err(_) => Err(format!("{name} exists already: name another file, or keep it as {name}.old with --force")),
+    }
+}
+
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(mode).open(path)
+}
+
+/// Replaces a file at once, and keeps the old one as `FILE.old`.
+fn replace(path: &Path, text: &[u8], has_secrets: bool) -> Result<(), String> {
+    // A symbolic link stays one.
+    let path = &fs::canonicalize(path).map_err(|error| format!("{} cannot be found: {error}", path.display()))?;
+    let [kept, new] = [".old", ".new"].map(|end| {
+        let mut name = OsString::from(path);
+        name.push(end);
+        PathBuf::from(name)
+    });
+    let cannot = |path: &Path, error: io::Error| format!("{} cannot be written: {error}", path.display());
+    let mut file = create(&new, 0o600).map_err(|error| cannot(&new, error))?;
+    let mut write = || {
+        let old = fs::metadata(path)?;
+        file.write_all(text)?;
+        // Others must not read the secrets. Who may not give the file to the group keeps it for the owner.
+        let mode = if has_secrets { old.mode() & 0o640 } else { old.mode() & 0o777 };
+        if fchown(&file, Some(old.uid()), Some(old.gid())).is_ok() {
+            file.set_permissions(Permissions::from_mode(mode))?;
+        }
+        file.sync_all()
+    };
+    let written = write().map_err(|error| cannot(&new, error));
+    // Unlike a renaming, a link does not replace an older copy.
+    let keep = || {
+        fs::hard_link(path, &kept).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => format!("{} exists already: move it away", kept.display()),
+            _ => cannot(&kept, error),
+        })
+    };
+    let replaced =
+        written.and_then(|()| keep()).and_then(|()| fs::rename(&new, path).map_err(|error| cannot(path, error)));
+    if replaced.is_err() {
+        // Nothing has been replaced, so the new text is of no use.
+        let _ = fs::remove_file(&new);
+    }
+    replaced
 }
 
 /// Returns the report, the result of the check, and what to do next.

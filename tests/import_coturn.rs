@@ -10,7 +10,7 @@ mod support;
 #[cfg(test)]
 mod import_coturn {
     use std::io::Write as _;
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
     use turnserver::clock::unix_seconds;
@@ -140,8 +140,46 @@ mod import_coturn {
         directory.write("there.toml", "mine");
         let finished = import(&directory, &["turnserver.conf", "--output", "there.toml"]);
         assert_eq!(finished.code, Some(2));
-        assert_eq!(report(&finished), "turnserver: there.toml exists already: remove it, or name another file");
+        assert_eq!(
+            report(&finished),
+            "turnserver: there.toml exists already: name another file, or keep it as there.toml.old with --force"
+        );
         assert_eq!(std::fs::read_to_string(directory.path().join("there.toml")).unwrap(), "mine");
+    }
+
+    /// The package installs a `turnserver.toml`, which the group of the service can read.
+    #[test]
+    fn an_existing_file_is_replaced_by_force_and_kept() {
+        let directory = TempDir::new();
+        directory.write("turnserver.conf", "realm=example.org\nstatic-auth-secret=0123456789abcdef\n");
+        directory.write("there.toml", "mine");
+        let path = |name: &str| directory.path().join(name);
+        let mode = |name: &str| std::fs::metadata(path(name)).unwrap().permissions().mode() & 0o777;
+        let set_mode = |mode| std::fs::set_permissions(path("there.toml"), PermissionsExt::from_mode(mode)).unwrap();
+        set_mode(0o644);
+        let arguments = ["turnserver.conf", "--output", "there.toml", "--force"];
+        let finished = import(&directory, &arguments);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        assert!(std::fs::read_to_string(path("there.toml")).unwrap().contains("realm = \"example.org\""));
+        assert_eq!(
+            (std::fs::read_to_string(path("there.toml.old")).unwrap().as_str(), mode("there.toml.old")),
+            ("mine", 0o644)
+        );
+        // Its secrets are not for everyone.
+        assert_eq!(mode("there.toml"), 0o640);
+        // A second import must not replace the first copy.
+        directory.write("there.toml", "changed");
+        let finished = import(&directory, &arguments);
+        assert_eq!(finished.code, Some(2), "{finished:?}");
+        assert!(report(&finished).ends_with("there.toml.old exists already: move it away"), "{finished:?}");
+        assert_eq!(std::fs::read_to_string(path("there.toml")).unwrap(), "changed");
+        let mut names: Vec<_> =
+            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["there.toml", "there.toml.old", "turnserver.conf"]);
+        // A new file needs no force, but may have it.
+        assert_eq!(import(&directory, &["turnserver.conf", "--output", "new.toml", "--force"]).code, Some(0));
+        assert_eq!(mode("new.toml"), 0o600);
     }
 
     #[test]
