@@ -203,9 +203,17 @@ fn report(
         report += &format!("{what}: {problem}\n");
     }
     let place = if output.is_some() { String::new() } else { format!(" (written to a file `{name}`)") };
-    if checked.is_ok() {
-        report += &format!("the new configuration{place} is valid; before the first start, check it on its machine:\n");
-        report += &format!("  turnserver check-config --config {name}\n");
+    match (checked, import.count(Verdict::Cannot)) {
+        (Ok(_), 0) => {
+            report +=
+                &format!("the new configuration{place} is valid; before the first start, check it on its machine:\n");
+            report += &format!("  turnserver check-config --config {name}\n");
+        }
+        (Ok(_), _) => {
+            report += &format!("decide on what cannot be taken over; then check the new configuration{place}:\n");
+            report += &format!("  turnserver check-config --config {name}\n");
+        }
+        (Err(_), _) => {}
     }
     if output.is_some() && import.has_secrets {
         report += &format!("for the service: chgrp turnserver {name} && chmod 640 {name}\n");

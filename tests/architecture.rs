@@ -57,7 +57,7 @@ mod architecture {
                 "transport",
             ],
         ),
-        ("coturn", &["special_purpose"]),
+        ("coturn", &["printable", "special_purpose"]),
         ("config", &["auth", "coturn", "file", "privacy", "setting", "special_purpose", "transport"]),
         ("worker", &["clock", "ip_fields", "net", "privacy", "setting", "transport", "turn"]),
         (

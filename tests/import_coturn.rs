@@ -183,6 +183,26 @@ mod import_coturn {
     }
 
     #[test]
+    fn a_result_with_open_questions_is_not_called_valid() {
+        let directory = TempDir::new();
+        directory.write("open.conf", "realm=example.org\nkeep-address-family\n");
+        directory.write("closed.conf", "realm=example.org\nlistening-device=eth0\n");
+        directory.write("good.conf", "realm=example.org\n");
+        for (name, code, expected) in [
+            ("good.conf", 0, "is valid"),
+            ("open.conf", 1, "decide on what cannot be taken over"),
+            ("closed.conf", 1, "the server would not start with turnserver.toml: correct it"),
+        ] {
+            let finished = import(&directory, &[name]);
+            let report = report(&finished);
+            assert_eq!(finished.code, Some(code), "{report}");
+            assert!(report.contains(expected) && report.contains("is valid") == (code == 0), "{report}");
+        }
+        let finished = import(&directory, &["closed.conf"]);
+        assert!(report(&finished).contains("unknown key `undecided`"), "{finished:?}");
+    }
+
+    #[test]
     fn an_unreadable_file_and_a_wrong_command_line_are_exit_code_2() {
         let directory = TempDir::new();
         directory.write("empty.conf", "# nothing\n");

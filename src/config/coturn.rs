@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::problem::Report;
 use crate::coturn::options::{self, Rule};
+use crate::coturn::undecided;
 
 /// The number of different keys of coturn from which a file counts as a configuration of coturn.
 const ENOUGH: usize = 2;
@@ -13,8 +14,13 @@ fn is_key(name: &str) -> bool {
     name != "realm" && options::find(name).is_some_and(options::CoturnOption::is_of_the_server)
 }
 
-/// Returns the hint for a key of coturn.
+/// Returns the hint for a key of coturn, or for the one that stands for what the import could not take over.
 pub(super) fn hint(key: &str) -> Option<String> {
+    if key == undecided::KEY {
+        let hint = "`turnserver import-coturn` could not take over the restrictions in it: set the keys that its report \
+                    names, and remove this line";
+        return Some(hint.to_owned());
+    }
     let option = options::find(key).filter(|_| is_key(key))?;
     Some(match option.rule {
         Rule::Never(instead) => format!("`{key}` is a key of coturn that cannot be taken over: {instead}"),

@@ -1,17 +1,20 @@
 //! Reads the arguments of coturn as a shell and `getopt_long` do.
 
-use super::Verdict;
+use std::path::Path;
+
 use super::given::{ARGUMENT, Given};
 use super::options::{self, Argument, CoturnOption};
+use super::{Source, Verdict};
 
-/// Returns the options of a command line, in their order.
-pub(super) fn read(text: &str) -> Vec<Given> {
+/// Returns the options of a command line, in their order. The files among `sources` are read, too.
+pub(super) fn read(text: &str, sources: &[Source<'_>]) -> Vec<Given> {
     let Some(words) = words(text) else {
         let text = "a quotation mark is not closed: pass the arguments as the shell would get them";
         return vec![Given::other("arguments".to_owned(), "…", Verdict::Cannot, text.to_owned())];
     };
     // The program itself is not an argument.
-    let has_program = words.first().is_some_and(|word| !word.starts_with('-'));
+    let is_program = |word: &String| !word.starts_with('-') && word.contains("turnserver") && !word.contains('=');
+    let has_program = words.first().is_some_and(is_program);
     let mut words = words.iter().map(String::as_str).skip(usize::from(has_program)).zip(1..);
     let mut given = Vec::new();
     while let Some((word, number)) = words.next() {
@@ -20,14 +23,23 @@ pub(super) fn read(text: &str) -> Vec<Given> {
         if let Some(long) = word.strip_prefix("--").filter(|long| !long.is_empty()) {
             given.push(long_option(place, long, &mut next));
         } else if let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) {
-            short_options(&place, letters, &mut next, &mut given);
+            short_options(&place, letters, &mut next, sources, &mut given);
         } else {
-            let text = "it is not an option; coturn does not start with it (the value of an option that can stand alone \
-                        follows `=`)";
-            given.push(Given::other(place, "…", Verdict::Cannot, text.to_owned()));
+            given.push(no_option(place, word));
         }
     }
     given
+}
+
+/// Returns the verdict on a word that is no option and no value. It may be a secret.
+fn no_option(place: String, word: &str) -> Given {
+    let name = word.split_once('=').map_or(word, |(name, _)| name);
+    let (shown, advice) = match options::find(name) {
+        Some(option) => (option.name, format!("write `--{}` if it should be one", option.name)),
+        None => ("…", "the value of an option that can stand alone follows `=`".to_owned()),
+    };
+    let text = format!("it is not an option, because it does not start with `-`, and coturn ignores it; {advice}");
+    Given::other(place, shown, Verdict::Cannot, text)
 }
 
 fn long_option<'w>(place: String, text: &str, next: &mut dyn FnMut() -> Option<&'w str>) -> Given {
@@ -48,7 +60,13 @@ fn only(mut options: impl Iterator<Item = &'static CoturnOption>) -> Option<&'st
 }
 
 /// Reads the letters after one `-`. A value follows in the same word or in the next one.
-fn short_options<'w>(place: &str, letters: &str, next: &mut dyn FnMut() -> Option<&'w str>, given: &mut Vec<Given>) {
+fn short_options<'w>(
+    place: &str,
+    letters: &str,
+    next: &mut dyn FnMut() -> Option<&'w str>,
+    sources: &[Source<'_>],
+    given: &mut Vec<Given>,
+) {
     let mut rest = letters.chars();
     while let Some(letter) = rest.next() {
         let value = |next: &mut dyn FnMut() -> Option<&'w str>| match rest.as_str() {
@@ -67,8 +85,14 @@ fn short_options<'w>(place: &str, letters: &str, next: &mut dyn FnMut() -> Optio
             }
             None if letter == 'c' => {
                 let file = value(next).unwrap_or_default();
-                let text = "it names coturn's file, which is not read here: name it as FILE, before --arguments";
-                given.push(Given::other(place.to_owned(), &format!("-c {file}"), Verdict::Cannot, text.to_owned()));
+                let is_same = |name: &str| Path::new(name) == Path::new(&file);
+                let is_read = sources.iter().any(|source| matches!(source, Source::File(name, _) if is_same(name)));
+                let (verdict, text) = if is_read {
+                    (Verdict::Dropped, "it names coturn's file, which is read here, too")
+                } else {
+                    (Verdict::Cannot, "it names coturn's file, which is not read: name it as FILE, before --arguments")
+                };
+                given.push(Given::other(place.to_owned(), &format!("-c {file}"), verdict, text.to_owned()));
                 return;
             }
             None => {
@@ -153,7 +177,7 @@ mod tests {
             let entry = given.into_entry();
             (entry.place, entry.shown, decided)
         };
-        read(text).into_iter().map(describe).collect()
+        read(text, &[]).into_iter().map(describe).collect()
     }
 
     #[test]
@@ -192,5 +216,28 @@ mod tests {
             "realm",
         ];
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn only_the_name_of_the_program_is_skipped() {
+        for (text, expected) in [
+            ("turnserver -v", &["verbose"][..]),
+            ("/opt/coturn/bin/turnserver -v", &["verbose"]),
+            ("static-auth-secret=n33dle --realm=a", &["static-auth-secret", "realm=a"]),
+            ("n33dle turnserver", &["…", "…"]),
+            ("realm=turnserver", &["realm"]),
+        ] {
+            let shown: Vec<String> = shown(text).into_iter().map(|(_, shown, _)| shown).collect();
+            assert_eq!(shown, expected, "{text}");
+        }
+        let given = read("static-auth-secret=n33dle", &[]).remove(0).into_entry();
+        assert!(given.verdict == Verdict::Cannot && given.text.contains("write `--static-auth-secret`"), "{given:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_read_need_not_be_named_again() {
+        let verdict = |sources: &[Source<'_>]| read("-c /etc/a.conf -v", sources).remove(0).into_entry().verdict;
+        assert_eq!(verdict(&[Source::File("/etc/a.conf", b"")]), Verdict::Dropped);
+        assert_eq!(verdict(&[Source::File("/etc/b.conf", b"")]), Verdict::Cannot);
     }
 }

@@ -50,9 +50,11 @@ pub(super) fn convert(given: Vec<Given>, origin: &str, machine: &[IpAddr]) -> Im
     converter.alternate();
     converter.log();
     converter.http();
+    converter.unsupported();
     for given in &mut converter.given {
         given.decide_by_rule(false);
     }
+    converter.undecided();
     let Converter { given, out, differences, .. } = converter;
     Import {
         toml: out.text(origin),
@@ -73,6 +75,12 @@ impl Converter<'_> {
             match value::is_off(option, &given.value) {
                 Ok(true) => given.decide_by_rule(true),
                 Err(why) => given.decide(Cannot, why),
+                // An empty secret is a secret.
+                Ok(false) if option.name == "static-auth-secret" && given.value.is_empty() => given.decide(
+                    Cannot,
+                    "it has no value, so coturn accepts time-limited credentials for an empty secret: set the secret of \
+                     your application in `auth.secrets`",
+                ),
                 Ok(false) if option.argument == Argument::Required && given.value.is_empty() => {
                     given.decide(Dropped, "it has no value, so coturn uses its default");
                 }

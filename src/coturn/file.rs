@@ -29,7 +29,13 @@ pub(super) fn read(name: Option<&str>, bytes: &[u8]) -> Vec<Given> {
 fn line(place: String, bytes: &[u8]) -> Given {
     let Ok(text) = str::from_utf8(bytes) else {
         let text = "it is not UTF-8 text: convert the file, for example with `iconv -f latin1 -t utf8`";
-        return Given::other(place, "…", Verdict::Cannot, text.to_owned());
+        let name = bytes.split(|byte| b" =\t".contains(byte)).next().and_then(|name| str::from_utf8(name).ok());
+        let Some(option) = name.and_then(options::find) else {
+            return Given::other(place, "…", Verdict::Cannot, text.to_owned());
+        };
+        let mut given = Given::new(place, option, "");
+        given.decide(Verdict::Cannot, text);
+        return given;
     };
     let (name, value) = split(text);
     match options::find(name) {
@@ -76,10 +82,11 @@ mod tests {
 
     #[test]
     fn line_ends_byte_order_marks_and_other_encodings_are_read() {
-        let bytes = b"\xef\xbb\xbfrealm=a\r\n# caf\xe9\r\n\r\n  fingerprint\t\r\nuser=caf\xe9:x\n-v\n";
+        let bytes = b"\xef\xbb\xbfrealm=a\r\n# caf\xe9\r\n\r\n  fingerprint\t\r\nuser=caf\xe9:x\ncaf\xe9\n-v\n";
         let given = read(None, bytes);
         let entries: Vec<_> = given.into_iter().map(|given| (given.place.clone(), given.into_entry().shown)).collect();
-        let expected = [("line 1", "realm=a"), ("line 4", "fingerprint"), ("line 5", "…"), ("line 6", "…")];
+        let expected =
+            [("line 1", "realm=a"), ("line 4", "fingerprint"), ("line 5", "user"), ("line 6", "…"), ("line 7", "…")];
         assert_eq!(entries, expected.map(|(place, shown)| (place.to_owned(), shown.to_owned())));
     }
 }

@@ -2,8 +2,9 @@
 
 use zeroize::Zeroizing;
 
-use super::options::{self, CoturnOption, Rule};
-use super::{Entry, Verdict};
+use super::options::{self, Argument, CoturnOption, Rule};
+use super::{Entry, Verdict, value};
+use crate::printable::Escaped;
 
 /// The start of the place of an argument.
 pub(super) const ARGUMENT: &str = "argument ";
@@ -16,6 +17,7 @@ pub(super) struct Given {
     /// The value as coturn reads it; empty without one.
     pub(super) value: Zeroizing<String>,
     pub(super) outcome: Option<(Verdict, String)>,
+    remarks: Vec<String>,
 }
 
 /// What was given.
@@ -27,13 +29,18 @@ pub(super) enum What {
 
 impl Given {
     pub(super) fn new(place: String, option: &'static CoturnOption, value: &str) -> Self {
-        Self { place, what: What::Option(option), value: Zeroizing::new(value.to_owned()), outcome: None }
+        let value = Zeroizing::new(value.to_owned());
+        let mut given = Self { place, what: What::Option(option), value, outcome: None, remarks: Vec::new() };
+        if option.argument == Argument::Presence && value::switch(&given.value) != Ok(true) {
+            given.remark("coturn ignores its value, so it is on");
+        }
+        given
     }
 
     /// Something that has a verdict, because it is no option.
     pub(super) fn other(place: String, shown: &str, verdict: Verdict, text: String) -> Self {
         let what = What::Other(shown.to_owned());
-        Self { place, what, value: Zeroizing::default(), outcome: Some((verdict, text)) }
+        Self { place, what, value: Zeroizing::default(), outcome: Some((verdict, text)), remarks: Vec::new() }
     }
 
     /// An unknown name, which may be a misspelled option or no name at all.
@@ -41,13 +48,20 @@ impl Given {
         // Without digits and capital letters, it is hardly a secret that was meant for another line.
         let is_name = has_value && name.chars().all(|c| c.is_ascii_lowercase() || "-_".contains(c));
         let similar = options::similar(name);
-        let shown = if is_name || similar.is_some() { name } else { "…" };
+        // What follows a name without a separator may be a secret.
+        let is_plain = name.chars().all(|c| c.is_ascii_alphabetic() || "-_".contains(c));
+        let shown = match similar {
+            _ if is_name => name.to_owned(),
+            Some(_) if is_plain => name.to_owned(),
+            Some(option) => format!("{}…", option.name),
+            None => "…".to_owned(),
+        };
         let advice = match similar {
             Some(option) => format!("did you mean `{}`?", option.name),
             None => "remove it, or look it up in the documentation of coturn".to_owned(),
         };
         let effect = if place.starts_with(ARGUMENT) { "does not start with it" } else { "ignores it" };
-        Self::other(place, shown, Verdict::Cannot, format!("coturn has no such option and {effect}; {advice}"))
+        Self::other(place, &shown, Verdict::Cannot, format!("coturn has no such option and {effect}; {advice}"))
     }
 
     pub(super) fn is(&self, name: &str) -> bool {
@@ -58,12 +72,9 @@ impl Given {
         self.outcome.get_or_insert((verdict, text.into()));
     }
 
-    /// Appends a remark to the text of a decided option.
+    /// Adds a remark, which follows the text of the decision.
     pub(super) fn remark(&mut self, remark: &str) {
-        if let Some((_, text)) = &mut self.outcome {
-            *text += "; ";
-            *text += remark;
-        }
+        self.remarks.push(remark.to_owned());
     }
 
     /// Decides by the table what no value decides.
@@ -80,26 +91,27 @@ impl Given {
         self.decide(verdict, text);
     }
 
+    /// Returns the entry of the report. Names and values of others' files are shown, so they are escaped here.
     pub(super) fn into_entry(self) -> Entry {
         let shown = self.shown();
         let (verdict, text) = self.outcome.unwrap_or((Verdict::Cannot, "it was not looked at".to_owned()));
-        Entry { place: self.place, shown, verdict, text }
+        let text = [vec![text], self.remarks].concat().join("; ");
+        let [place, shown, text] = [self.place, shown, text].map(|text| Escaped(&text).to_string());
+        Entry { place, shown, verdict, text }
     }
 
     /// Returns the option, without a value that must not be shown.
-    fn shown(&self) -> String {
+    pub(super) fn shown(&self) -> String {
         let option = match &self.what {
             What::Other(shown) => return shown.clone(),
             What::Option(option) => option,
         };
         // Without a comment.
-        let value = self.value.split(" #").next().unwrap_or_default().trim_end().escape_debug();
+        let value = self.value.split(" #").next().unwrap_or_default().trim_end();
         match (option.is_secret, self.value.split_once(':')) {
             _ if self.value.is_empty() => option.name.to_owned(),
-            (false, _) => format!("{}={}", option.name, value.to_string().replace("\\\"", "\"").replace("\\'", "'")),
-            (true, Some((name, _))) if option.name == "user" => {
-                format!("user={}:…", name.escape_debug())
-            }
+            (false, _) => format!("{}={value}", option.name),
+            (true, Some((name, _))) if option.name == "user" => format!("user={name}:…"),
             (true, _) => format!("{}=…", option.name),
         }
     }

@@ -10,6 +10,7 @@ mod given;
 mod network;
 pub mod options;
 mod report;
+pub mod undecided;
 mod users;
 mod value;
 mod write;
@@ -50,7 +51,7 @@ pub enum Verdict {
 pub struct Entry {
     /// The file and line, or the number of the argument.
     pub place: String,
-    /// The option, with its value unless that may be a secret.
+    /// The option, with its value unless that may be a secret. All texts of an entry are printable.
     pub shown: String,
     /// What became of it.
     pub verdict: Verdict,
@@ -88,7 +89,7 @@ pub fn import(sources: &[Source<'_>], machine: &[IpAddr]) -> Import {
     for source in sources {
         match source {
             Source::File(name, bytes) => given.extend(file::read(several.then_some(*name), bytes)),
-            Source::Arguments(text) => given.extend(arguments::read(text)),
+            Source::Arguments(text) => given.extend(arguments::read(text, sources)),
         }
     }
     let names: Vec<String> = sources.iter().map(Source::name).collect();

@@ -1,5 +1,6 @@
-//! `[listen]`, `[tls]`, `[relay]` and `[peers]`.
+//! `[listen]`, `[tls]` and `[relay]`.
 
+mod peers;
 mod ranges;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,7 +11,6 @@ use super::Verdict::{Cannot, Default, Dropped, Taken};
 use super::convert::Converter;
 use super::value::{self, address, uncommented};
 use super::write::list;
-use ranges::{Range, is_denied_by_default, touches_default};
 
 const DEFAULT_PORT: u16 = 3478;
 const DEFAULT_TLS_PORT: u16 = 5349;
@@ -20,7 +20,7 @@ pub(super) fn endpoint(value: &str) -> Result<SocketAddr, String> {
     let text = uncommented(value);
     let with_default = || Some(SocketAddr::new(address(text).ok()?, DEFAULT_PORT));
     let endpoint = text.parse().ok().or_else(with_default);
-    endpoint.ok_or_else(|| format!("`{}` is not an IP address with a port: write the address", text.escape_debug()))
+    endpoint.ok_or_else(|| format!("`{text}` is not an IP address with a port: write the address"))
 }
 
 impl Converter<'_> {
@@ -84,13 +84,9 @@ impl Converter<'_> {
         let why = match (files, off) {
             ([Some(certificate), Some(key)], None) => return Some([certificate, key]),
             (_, Some(_)) => "`no-tls` turns TLS off",
-            ([None, None], None) => "without `cert` and `pkey`, coturn has no TLS listener either",
             _ => {
-                for at in files.into_iter().flatten() {
-                    let text = "a certificate needs its key: set both keys of `[tls]`, and `listen.tls`";
-                    self.decide(at, Cannot, text);
-                }
-                "without both `cert` and `pkey`, coturn has no TLS listener either"
+                self.incomplete(files, tls_port);
+                return None;
             }
         };
         for at in files.into_iter().flatten().chain(tls_port.map(|(at, _)| at)) {
@@ -100,6 +96,61 @@ impl Converter<'_> {
             self.decide(at, Default, "there is no TLS listener unless `listen.tls` has one");
         }
         None
+    }
+
+    /// Decides on TLS without both files. coturn has default names for them.
+    fn incomplete(&mut self, files: [Option<usize>; 2], tls_port: Option<(usize, u16)>) {
+        for at in files.into_iter().flatten() {
+            let text = "a certificate needs its key: set both keys of `[tls]`, and `listen.tls`";
+            self.decide(at, Cannot, text);
+        }
+        let is_named = self.is_given("cert") || self.is_given("pkey");
+        let found = "turn_server_cert.pem and turn_server_pkey.pem in its directories, for example in /etc";
+        match tls_port {
+            Some((at, port)) if is_named => {
+                let text =
+                    format!("there is no TLS without both keys of `[tls]`: then set `listen.tls` with port {port}");
+                self.decide(at, Cannot, text);
+            }
+            Some((at, port)) => {
+                let text = format!(
+                    "without `cert` and `pkey`, coturn has TLS on this port if it finds {found}: then set both keys of \
+                     `[tls]`, and `listen.tls` with port {port}. Otherwise, it has no TLS either"
+                );
+                self.decide(at, Cannot, text);
+            }
+            None if is_named => {}
+            None => self.differences.push(format!(
+                "without `cert` and `pkey`, coturn has TLS on port {DEFAULT_TLS_PORT} if it finds {found}: if \
+                 /etc/turn_server_cert.pem exists, set both keys of `[tls]`, and `listen.tls`"
+            )),
+        }
+    }
+
+    /// Names what coturn does by default, and this server does not.
+    pub(super) fn unsupported(&mut self) {
+        let has_certificate = self.is_given("cert") && self.is_given("pkey");
+        for (applies, text) in [
+            (
+                has_certificate && !self.is_given("no-dtls") && !self.is_given("dtls"),
+                "with a certificate, coturn also accepts DTLS over UDP (`turns:` with `transport=udp`) unless `no-dtls` \
+                 is set; here there is none. Browsers do not use it",
+            ),
+            (
+                !self.is_given("no-tcp-relay"),
+                "coturn also relays TCP to peers (RFC 6062) unless `no-tcp-relay` is set; here only UDP is relayed. \
+                 Browsers do not use it",
+            ),
+            (
+                !self.is_given("rfc5766-channel-numbers"),
+                "older versions of coturn accept the channel numbers 0x5000 to 0x7FFF; here only those of RFC 8656, to \
+                 0x4FFF, are accepted. If clients use others, set `compat.rfc5766-channels = true`",
+            ),
+        ] {
+            if applies {
+                self.differences.push(text.to_owned());
+            }
+        }
     }
 
     fn tls(&mut self, listen: &[SocketAddr], addresses: &[usize], port: Option<usize>, files: [usize; 2]) {
@@ -269,91 +320,6 @@ impl Converter<'_> {
         };
         for at in origins {
             self.decide(at, verdict, text);
-        }
-    }
-
-    /// In coturn, `allowed-peer-ip` takes precedence. Here `deny` does, so the allowed ranges are cut out of it.
-    pub(super) fn peers(&mut self) {
-        let allowed = self.parsed_all("allowed-peer-ip", Range::parse);
-        let denied = self.parsed_all("denied-peer-ip", Range::parse);
-        self.allow(&allowed, &denied);
-        self.deny(&denied, &allowed);
-        let private = ["10.0.0.0-10.255.255.255", "172.16.0.0-172.31.255.255", "192.168.0.0-192.168.255.255"];
-        let is_denied =
-            |text: &str| Range::parse(text).is_ok_and(|own| denied.iter().any(|(_, range)| range.contains(&own)));
-        if !private.into_iter().all(is_denied) {
-            self.differences.push(
-                "coturn relays to private addresses unless `denied-peer-ip` has them; here they are denied. If clients \
-                 must reach servers in a private network (a media server, for example), add those to `peers.allow`"
-                    .to_owned(),
-            );
-        }
-    }
-
-    fn deny(&mut self, denied: &[(usize, Range)], allowed: &[(usize, Range)]) {
-        let mut networks = Vec::new();
-        let mut origins = Vec::new();
-        for (at, range) in denied {
-            if range.is_mapped() {
-                self.decide(*at, Default, "an IPv4-mapped address is judged as its IPv4 address");
-                continue;
-            }
-            let rest = allowed.iter().fold(vec![*range], |rest, (_, allowed)| {
-                rest.iter().flat_map(|range| range.without(allowed)).collect()
-            });
-            let pieces: Vec<_> = rest.iter().flat_map(Range::networks).collect();
-            let pieces: Vec<_> = pieces.into_iter().filter(|network| !is_denied_by_default(network)).collect();
-            if pieces.is_empty() {
-                self.decide(*at, Default, "these special-purpose addresses are denied");
-                continue;
-            }
-            self.decide(*at, Taken, "`peers.deny`");
-            origins.push(*at);
-            networks.extend(pieces);
-        }
-        if !networks.is_empty() {
-            let from = self.from(&origins);
-            self.out.set("peers.deny", list(distinct(networks).iter().map(ranges::short)), from);
-        }
-    }
-
-    fn allow(&mut self, allowed: &[(usize, Range)], denied: &[(usize, Range)]) {
-        let (mut networks, mut origins) = (Vec::new(), Vec::new());
-        for (at, range) in allowed {
-            if range.is_mapped() {
-                let text = "an IPv4-mapped address is judged as its IPv4 address: add that to `peers.allow`";
-                self.decide(*at, Cannot, text);
-                continue;
-            }
-            let pieces: Vec<_> = range.networks().into_iter().filter(touches_default).collect();
-            if pieces.is_empty() {
-                if denied.iter().any(|(_, denied)| denied.overlaps(range)) {
-                    self.decide(*at, Taken, "an exception from the ranges of `peers.deny`, which do not contain it");
-                } else {
-                    self.decide(*at, Default, "public addresses are allowed");
-                }
-                continue;
-            }
-            self.decide(*at, Taken, "`peers.allow`");
-            if self.machine.iter().any(|own| range.is_wider_and_has(*own)) {
-                self.remark(*at, "addresses of this machine stay denied unless the list names each of them");
-            }
-            origins.push(*at);
-            networks.extend(pieces.iter().map(ranges::short));
-        }
-        if let Some(at) = self.one("allow-loopback-peers") {
-            networks.extend(["127.0.0.1", "::1"].map(str::to_owned));
-            origins.push(at);
-            self.decide(
-                at,
-                Taken,
-                "`peers.allow`: with it, clients reach the services of this machine that listen on loopback addresses. \
-                 Remove it unless you need that",
-            );
-        }
-        if !networks.is_empty() {
-            let from = self.from(&origins);
-            self.out.set("peers.allow", list(distinct(networks)), from);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The names are those of coturn 4.17, and those of earlier versions that configurations still contain.
 
-use Argument::{Nothing, Optional, Required, Switch};
+use Argument::{Nothing, Optional, Presence, Required, Switch};
 
 /// An option of coturn, in its file or on its command line.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct CoturnOption {
 pub(super) enum Argument {
     /// None, or a value that turns the option off.
     Switch,
+    /// None. coturn ignores a value: the option is on wherever it stands.
+    Presence,
     /// None for the default, or a value.
     Optional,
     /// Always.
@@ -186,6 +188,7 @@ pub static OPTIONS: &[CoturnOption] = &[
     convert("denied-peer-ip", Required, &["peers.deny"]),
     dropped("dh-file", Required, "there is no DHE cipher, only ECDHE"),
     dropped("dh1066", Switch, "there is no DHE cipher, only ECDHE"),
+    dropped("dh2066", Switch, "there is no DHE cipher, only ECDHE"),
     dropped("dh566", Switch, "there is no DHE cipher, only ECDHE"),
     dropped(
         "drain-min-allocations",
@@ -276,7 +279,7 @@ pub static OPTIONS: &[CoturnOption] = &[
     dropped("ne", Required, "the number of workers is the only choice (`workers`)"),
     dropped(
         "new-log-timestamp",
-        Switch,
+        Presence,
         "every line of the log has a time in ISO 8601, unless the journal adds it",
     ),
     dropped(
@@ -290,16 +293,18 @@ pub static OPTIONS: &[CoturnOption] = &[
         "anonymous use cannot be allowed, because a relay without credentials is open to everyone: set a secret in \
          `auth.secrets`, or one user in `[[auth.users]]` for all clients",
     ).short('z'),
-    default("no-auth-pings", Switch, "there is no database"),
+    default("no-auth-pings", Presence, "there is no database"),
     default("no-cli", Switch, "there is no telnet interface; `turnserver ctl` uses a Unix socket"),
     default("no-dtls", Switch, "there is no DTLS listener"),
-    default("no-dynamic-ip-list", Switch, "there is no list in a database"),
-    default("no-dynamic-realms", Switch, "there is one realm"),
+    default("no-dynamic-ip-list", Presence, "there is no list in a database"),
+    default("no-dynamic-realms", Presence, "there is one realm"),
     default("no-http", Switch, "there is no HTTP on the ports of clients"),
     default("no-loopback-peers", Switch, "loopback peers are denied"),
     default("no-multicast-peers", Switch, "multicast and broadcast peers are denied"),
-    default("no-rfc5780", Switch, "there is no NAT behavior discovery (RFC 5780)"),
+    default("no-rfc5780", Presence, "there is no NAT behavior discovery (RFC 5780)"),
     default("no-software-attribute", Switch, "only authenticated clients get SOFTWARE"),
+    default("no-sslv2", Switch, "TLS 1.2 and 1.3 are supported, and nothing older"),
+    default("no-sslv3", Switch, "TLS 1.2 and 1.3 are supported, and nothing older"),
     default("no-stdout-log", Switch, "the log goes to standard error only"),
     never(
         "no-stun",
@@ -348,7 +353,7 @@ pub static OPTIONS: &[CoturnOption] = &[
          should have",
     ),
     default("prod", Switch, "only authenticated clients get SOFTWARE"),
-    convert("prometheus", Switch, &["http.listen"]),
+    convert("prometheus", Presence, &["http.listen"]),
     convert("prometheus-address", Required, &["http.listen"]),
     never(
         "prometheus-cert",
@@ -365,7 +370,7 @@ pub static OPTIONS: &[CoturnOption] = &[
     convert("prometheus-tls", Switch, &["http.tls"]),
     dropped(
         "prometheus-username-labels",
-        Switch,
+        Presence,
         "the metrics have no labels for users; `turnserver ctl sessions` shows them",
     ),
     convert("psql-userdb", Required, &[]).short('e').secret(),
@@ -401,6 +406,11 @@ pub static OPTIONS: &[CoturnOption] = &[
          clients that do",
     ),
     dropped("secret-key-file", Required, "there is no database with an encrypted password"),
+    dropped(
+        "secret-ts-exp-time",
+        Required,
+        "later versions of coturn ignore it: the application writes the expiry into the username",
+    ),
     never(
         "secure-stun",
         Switch,
@@ -415,6 +425,7 @@ pub static OPTIONS: &[CoturnOption] = &[
     ),
     admin("set-realm-option", Nothing),
     admin("set-secret", Required).secret(),
+    dropped("sha256", Switch, "clients choose between SHA-1 and SHA-256 (RFC 8489 §14.6), as in later versions of coturn"),
     admin("show-secret", Nothing),
     dropped("simple-log", Switch, "there is no log file to rotate"),
     dropped(
@@ -428,6 +439,11 @@ pub static OPTIONS: &[CoturnOption] = &[
         "authenticated clients get SOFTWARE; it cannot be changed",
     ),
     convert("sql-userdb", Required, &[]).secret(),
+    dropped(
+        "st-cred-mech",
+        Switch,
+        "TURN uses the long-term credential mechanism only (RFC 8656 §5), and so do later versions of coturn",
+    ),
     convert("stale-nonce", Optional, &["auth.nonce-lifetime"]),
     default("stateless-nonce", Switch, "nonces are always stateless"),
     default(
@@ -491,7 +507,7 @@ pub static OPTIONS: &[CoturnOption] = &[
     convert("unauthorized-ratelimit-rps", Optional, &["limits.unverified-responses"]),
     default(
         "use-auth-secret",
-        Switch,
+        Presence,
         "with a secret in `auth.secrets`, time-limited credentials are accepted",
     ),
     convert("user", Required, &["auth.users"]).short('u').secret(),

@@ -24,7 +24,7 @@ impl fmt::Display for Import {
             writeln!(f, "{name} ({count}):")?;
             for entry in self.entries.iter().filter(|entry| entry.verdict == verdict) {
                 let Entry { place, shown, text, .. } = entry;
-                f.write_str(&paragraph(&format!("{}: {shown}: {text}", place.escape_debug())))?;
+                f.write_str(&paragraph(&format!("{place}: {shown}: {text}")))?;
             }
             f.write_char('\n')?;
         }

@@ -63,7 +63,7 @@ fn example(name: &str) -> &'static str {
 
 /// Whether an option cannot be taken over alone, even with a good value.
 fn needs_more(name: &str) -> bool {
-    name.ends_with("db") || ["bps-capacity", "cert", "pkey"].contains(&name)
+    name.ends_with("db") || ["bps-capacity", "cert", "pkey", "tls-listening-port"].contains(&name)
 }
 
 #[test]
@@ -75,7 +75,9 @@ fn every_option_is_decided_and_the_result_is_valid() {
             if option.argument == Argument::Required { format!("{name}={value}\n") } else { format!("{name}\n") };
         for text in [line.clone(), format!("{tls}{line}"), format!("{line}{line}{tls}")] {
             let import = import_file(&text);
-            assert!(Config::parse(&import.toml, "t.toml").is_ok(), "{text}{}", *import.toml);
+            let is_undecided = import.toml.contains("undecided = ");
+            assert_eq!(Config::parse(&import.toml, "t.toml").is_err(), is_undecided, "{text}{}", *import.toml);
+            assert!(!is_undecided || import.count(Cannot) > 0);
             for entry in &import.entries {
                 assert!(!entry.text.is_empty() && !entry.text.contains("cannot be taken over"), "{entry:?}");
             }
@@ -160,7 +162,15 @@ fn tls_needs_both_files_and_no_option_against_it() {
     assert_eq!(verdicts(&format!("{files}no-tls\ntls-listening-port=443\n")), [Dropped, Dropped, Default, Dropped]);
     assert_eq!(written(&format!("{files}no-tls\n")), "");
     assert_eq!(verdicts("cert=/c.pem\n"), [Cannot]);
-    assert_eq!(verdicts("tls-listening-port=5349\n"), [Dropped]);
+    assert_eq!(verdicts("cert=/c.pem\ntls-listening-port=443\n"), [Cannot, Cannot]);
+    // coturn may have found its default files.
+    let entry = only_entry("tls-listening-port=443\n");
+    assert!(entry.verdict == Cannot && entry.text.contains("turn_server_cert.pem"), "{entry:?}");
+    assert!(entry.text.contains("`listen.tls` with port 443"), "{entry:?}");
+    assert_eq!(verdicts("no-tls\ntls-listening-port=443\n"), [Default, Dropped]);
+    let differences = |text: &str| import_file(text).differences.join("\n");
+    assert!(differences("fingerprint\n").contains("if /etc/turn_server_cert.pem exists"));
+    assert!(!differences("no-tls\n").contains("turn_server_cert.pem"));
     assert!(import_file("cert=c.pem\npkey=/k.pem\n").entries[0].text.contains("a relative path"));
 }
 
@@ -233,12 +243,21 @@ fn databases_cannot_be_read_and_the_report_says_how_to_move_their_users() {
         assert!(entry.verdict == Cannot && entry.text.contains("`[[auth.users]]`"), "{entry:?}");
     }
     let with_secret = "static-auth-secret=0123456789abcdef\nuserdb=/var/lib/turn/turndb\n";
-    assert_eq!(verdicts(with_secret), [Taken, Dropped]);
+    let [_, entry] = <[Entry; 2]>::try_from(import_file(with_secret).entries).unwrap();
+    assert_eq!(entry.verdict, Cannot);
+    for part in ["turn_secret", "allowed_peer_ip", "denied_peer_ip", "coturn ignores the users in it"] {
+        assert!(entry.text.contains(part), "{entry:?}");
+    }
+    // coturn has a database without an option for it, too.
+    let default = |text: &str| import_file(text).differences.iter().any(|text| text.contains("/var/lib/turn/turndb"));
+    assert!(default("fingerprint\n") && default("userdb=\n"));
+    assert!(!default("userdb=/t\n") && !default("redis-userdb=x\n"));
 }
 
 #[test]
 fn allowed_peers_are_exceptions_from_denied_ones() {
-    let text = "denied-peer-ip=0.0.0.0-255.255.255.255\nallowed-peer-ip=8.8.8.8\nallowed-peer-ip=10.1.2.0/24\n";
+    let text = "denied-peer-ip=0.0.0.0-255.255.255.255\nallowed-peer-ip=8.8.8.8\n\
+                allowed-peer-ip=10.1.2.0-10.1.2.255\n";
     let config = Config::parse(&import_file(text).toml, "t.toml").unwrap();
     let denies = |address: &str| {
         let address: IpAddr = address.parse().unwrap();
@@ -251,9 +270,167 @@ fn allowed_peers_are_exceptions_from_denied_ones() {
     assert_eq!(verdicts(text), [Taken, Taken, Taken]);
     assert_eq!(written("denied-peer-ip=10.0.0.0-10.255.255.255\ndenied-peer-ip=::1\n"), "");
     assert_eq!(verdicts("denied-peer-ip=10.0.0.0-10.255.255.255\nallowed-peer-ip=9.9.9.9\n"), [Default, Default]);
-    assert_eq!(written("allow-loopback-peers\n"), "[peers]\nallow = [\"127.0.0.1\", \"::1\"]");
     assert_eq!(verdicts("denied-peer-ip=10.0.0.9-10.0.0.1\n"), [Cannot]);
+    // In coturn, the exception is all of it.
+    assert_eq!(verdicts("denied-peer-ip=8.8.8.8\nallowed-peer-ip=8.8.8.0-8.8.8.255\n"), [Dropped, Taken]);
+}
+
+#[test]
+fn loopback_peers_that_are_denied_stay_denied() {
+    let on = "allow-loopback-peers\n";
+    assert_eq!(written(on), "[peers]\nallow = [\"127.0.0.1\", \"::1\"]");
+    let v4 = format!("{on}denied-peer-ip=127.0.0.0-127.255.255.255\n");
+    assert_eq!(written(&v4), "[peers]\nallow = [\"::1\"]");
+    assert_eq!(verdicts(&v4), [Taken, Default]);
+    let both = format!("{v4}denied-peer-ip=::1\n");
+    assert_eq!((written(&both).as_str(), verdicts(&both).as_slice()), ("", &[Dropped, Default, Default][..]));
+    // The exception takes precedence, as in coturn.
+    assert_eq!(written(&format!("{v4}allowed-peer-ip=127.0.0.1\n")), "[peers]\nallow = [\"127.0.0.1\", \"::1\"]");
+}
+
+#[test]
+fn a_denied_range_is_written_if_an_allowed_one_opens_it_in_another_form() {
+    let denied = "denied-peer-ip=10.0.0.0-10.255.255.255\n";
+    assert_eq!(written(&format!("{denied}allowed-peer-ip=fd00::1\n")), "[peers]\nallow = [\"fd00::1\"]");
+    // 6to4 addresses contain IPv4 addresses.
+    let text = format!("{denied}allowed-peer-ip=2002::-2002:ffff:ffff:ffff:ffff:ffff:ffff:ffff\n");
+    assert_eq!(written(&text), "[peers]\nallow = [\"2002::/16\"]\ndeny = [\"10.0.0.0/8\"]");
+}
+
+#[test]
+fn an_allowed_range_opens_nothing_that_coturn_denies_before() {
+    let allowed = |text: &str| {
+        let peers = Config::parse(&import_file(text).toml, "t.toml").unwrap().peers;
+        move |address: &str| peers.allow.iter().any(|net| net.contains(&address.parse::<IpAddr>().unwrap()))
+    };
+    let all = "allowed-peer-ip=0.0.0.0-255.255.255.255\n\
+               allowed-peer-ip=::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff\n";
+    let (loopback, multicast) =
+        (["127.0.0.1", "127.8.7.6", "::1"], ["224.0.0.1", "239.9.9.9", "255.255.255.255", "ff02::1"]);
+    let plain = allowed(all);
+    assert!(["10.0.0.1", "fd00::1"].into_iter().all(&plain) && multicast.into_iter().all(&plain));
+    assert!(!loopback.into_iter().chain(["0.0.0.0", "0.1.2.3", "::"]).any(&plain));
+    let closed = allowed(&format!("{all}no-multicast-peers\n"));
+    assert!(["10.0.0.1", "fd00::1"].into_iter().all(&closed));
+    assert!(!loopback.into_iter().chain(multicast).any(&closed));
+    let open = allowed(&format!("{all}allow-loopback-peers\n"));
+    assert!(loopback.into_iter().all(&open) && !open("0.0.0.0"));
+
+    let entries = import_file(all).entries;
+    assert!(entries.iter().all(|entry| entry.text.contains("multicast or broadcast addresses")), "{entries:?}");
+    assert_eq!(verdicts("allowed-peer-ip=127.0.0.1\n"), [Dropped]);
+    assert_eq!(verdicts("allowed-peer-ip=224.0.0.1\nno-multicast-peers\n"), [Dropped, Default]);
+}
+
+#[test]
+fn the_report_says_which_own_addresses_an_allowed_range_opens() {
+    let text = |range: &str| only_entry(&format!("allowed-peer-ip={range}\n")).text;
+    // The split of the first range names the address alone.
+    for range in ["10.0.0.5-10.0.0.7", "10.0.0.5"] {
+        let text = text(range);
+        assert!(
+            text.contains("the list then names 10.0.0.5 of this machine") && !text.contains("stays denied"),
+            "{text}"
+        );
+    }
+    let text = text("10.0.0.4-10.0.0.5");
+    assert!(text.contains("10.0.0.5 of this machine stays denied"), "{text}");
+}
+
+#[test]
+fn prefixes_and_comments_are_not_known_to_coturn() {
+    let entry = only_entry("allowed-peer-ip=10.1.2.0/24\n");
+    assert!(entry.verdict == Cannot && entry.text.contains("`allow = [\"10.1.2.0/24\"]`"), "{entry:?}");
+    assert_eq!(verdicts("allowed-peer-ip=10.1.2.3 # the bridge\n"), [Cannot]);
+    let entry = only_entry("denied-peer-ip=8.8.8.0/24\n");
+    assert!(entry.verdict == Taken && entry.text.contains("coturn did not apply this line"), "{entry:?}");
+    assert_eq!(written("denied-peer-ip=8.8.8.0/24 # a comment\n"), "[peers]\ndeny = [\"8.8.8.0/24\"]");
+}
+
+#[test]
+fn a_mapped_range_is_its_ipv4_range() {
+    assert_eq!(written("denied-peer-ip=::ffff:8.8.8.8\n"), "[peers]\ndeny = [\"8.8.8.8\"]");
     assert_eq!(verdicts("denied-peer-ip=::ffff:10.0.0.1\nallowed-peer-ip=::ffff:10.0.0.2\n"), [Default, Cannot]);
+    // Guides deny the notation, and not all of IPv4.
+    let all = "denied-peer-ip=::ffff:0.0.0.0-::ffff:255.255.255.255\n";
+    assert_eq!((written(all).as_str(), verdicts(all).as_slice()), ("", &[Default][..]));
+}
+
+#[test]
+fn a_restriction_that_cannot_be_taken_over_keeps_the_server_from_starting() {
+    for (text, effect) in [
+        ("listening-device=eth0\n", "the server listens on port 3478 of all addresses"),
+        ("listening-ip=bad.example.org\nlistening-port=443\n", "the server listens on [\"[::]:443\"]"),
+        ("relay-device=eth0\n", "from addresses that it selects from all interfaces"),
+        ("relay-ip=$ADDRESS\n", "from addresses that it selects from all interfaces"),
+        ("denied-peer-ip=8.8.8.0-8.8.8.2x\n", "only the peers that other lines deny"),
+        ("user-quota=ten\n", "a user has at most 32 allocations"),
+        ("total-quota=$MAX\n", "as many allocations as relay ports"),
+        ("max-bps=1M\n", "the data of an allocation is not limited"),
+        ("no-udp\nno-tcp\n", "clients can use TCP"),
+        ("no-tcp=maybe\n", "clients can use TCP"),
+        ("prometheus\nprometheus-address=localhost\n", "the metrics are at [\"[::]:9641\"]"),
+        ("stun-only\n", "clients with a credential can allocate"),
+    ] {
+        let import = import_file(text);
+        let errors = Config::parse(&import.toml, "t.toml").unwrap_err();
+        let [problem] = errors.problems() else { panic!("{errors}") };
+        assert!(problem.message.contains("`undecided`") && problem.message.contains("remove this line"), "{problem}");
+        let entry = import.entries.iter().find(|entry| entry.verdict == Cannot).unwrap();
+        assert!(entry.text.contains(effect), "{entry:?}");
+        let named = format!("undecided = [\"{}: {}\"]", entry.place, entry.shown);
+        assert!(import.toml.contains(&named), "{named}\n{}", *import.toml);
+    }
+    let import = import_file("denied-peer-ip=8.8.8.8 # caf\u{e9}\nexternal-ip=turn.example.org\n");
+    assert!(!import.toml.contains("undecided"), "{}", *import.toml);
+    let latin = super::import(&[Source::File("t", b"denied-peer-ip=8.8.8.8 # caf\xe9\n")], &[]);
+    assert!(latin.toml.contains("undecided = [\"line 1: denied-peer-ip\"]"), "{}", *latin.toml);
+}
+
+#[test]
+fn options_whose_value_coturn_ignores_are_on() {
+    for option in OPTIONS.iter().filter(|option| option.argument == Argument::Presence) {
+        let entry = only_entry(&format!("{}=0\n", option.name));
+        assert!(entry.text != "it is turned off" && entry.text.contains("coturn ignores its value"), "{entry:?}");
+        assert!(!only_entry(&format!("{}\n", option.name)).text.contains("ignores its value"), "{}", option.name);
+    }
+    for text in ["use-auth-secret=0\nuser=ann:password\n", "static-auth-secret=\nuser=ann:password\n"] {
+        let import = import_file(text);
+        assert_eq!(import.entries[1].verdict, Dropped, "{text}");
+        assert!(!import.toml.contains("auth.users"), "{}", *import.toml);
+    }
+    let entry = only_entry("static-auth-secret=\n");
+    assert!(entry.verdict == Cannot && entry.text.contains("an empty secret"), "{entry:?}");
+    assert_eq!(written("prometheus=no\n"), "[http]\nlisten = [\"[::]:9641\"]");
+}
+
+#[test]
+fn no_control_character_is_in_the_report() {
+    let file = "static-auth-secret\u{1b}[2J=x\nrealm\u{1b}[2J\nrealm=\u{1b}[2Jx\nuser=\u{1b}[2J:x\n\
+                listening-ip=\u{9b}2J\n\u{202e}=x\nexternal-ip=\u{1b}[2J\n";
+    let arguments = "-c '\u{1b}[2J' -\u{1b} --\u{1b}=x 'realm\u{1b}' --denied-peer-ip='\u{7f}'";
+    let sources = [Source::File("a\u{1b}", file.as_bytes()), Source::Arguments(arguments)];
+    let import = import(&sources, &machine());
+    let report = import.to_string();
+    assert!(report.lines().all(|line| line.chars().all(crate::printable::is_printable)), "{report:?}");
+    assert!(report.contains("\\u{1b}"), "{report}");
+    assert!(import.toml.lines().all(|line| !line.contains(char::is_control)), "{:?}", *import.toml);
+}
+
+#[test]
+fn a_secret_after_a_wrong_separator_is_not_shown() {
+    for text in ["static-auth-secret:abc\n", "static-auth-secret:1\n"] {
+        let report = import_file(text).to_string();
+        let (name, secret) = text.trim_end().split_once(':').unwrap();
+        assert!(report.contains(&format!("line 1: {name}…: coturn has no such option")), "{report}");
+        assert!(!report.contains(&format!(":{secret}")), "{report}");
+    }
+}
+
+#[test]
+fn options_of_older_versions_are_known() {
+    let text = "dh2066\nno-sslv2\nno-sslv3\nsha256\nst-cred-mech\nsecret-ts-exp-time=600\n";
+    assert_eq!(verdicts(text), [Dropped, Default, Default, Dropped, Dropped, Dropped]);
 }
 
 #[test]
@@ -277,8 +454,15 @@ fn differences_without_an_option_are_named() {
     for part in ["`realm`", "private addresses", "`limits.allocations-per-user` is 32", "neither a secret nor a user"] {
         assert!(all.contains(part), "{all}");
     }
-    let none = "realm=a\nstatic-auth-secret=0123456789abcdef\nuser-quota=9\ndenied-peer-ip=0.0.0.0-255.255.255.255\n";
+    let none = "realm=a\nstatic-auth-secret=0123456789abcdef\nuser-quota=9\ndenied-peer-ip=0.0.0.0-255.255.255.255\n\
+                userdb=/none\nno-tls\nno-tcp-relay\nrfc5766-channel-numbers\n";
     assert_eq!(differences(none), "");
+    let with_files = "cert=/c.pem\npkey=/k.pem\n";
+    assert!(differences(with_files).contains("DTLS"));
+    assert!(!differences(&format!("{with_files}no-dtls\n")).contains("DTLS") && !all.contains("DTLS"));
+    for part in ["RFC 6062", "compat.rfc5766-channels"] {
+        assert!(all.contains(part) && !differences(none).contains(part), "{all}");
+    }
 }
 
 proptest! {

@@ -18,11 +18,19 @@ const DATABASES: [(&str, &str); 7] = [
     ("psql-userdb", SQL),
     ("sql-userdb", SQL),
     ("mysql-userdb", SQL),
-    ("redis-userdb", "`KEYS turn/realm/*/user/*/key` and `turn/realm/*/secret`"),
-    ("mongo-userdb", "the collections `turnusers_lt` (`hmackey`) and `turn_secret`"),
+    ("redis-userdb", REDIS),
+    ("mongo-userdb", MONGO),
 ];
-const SQLITE: &str = "`sqlite3 FILE 'SELECT realm, name, hmackey FROM turnusers_lt; SELECT * FROM turn_secret'`";
-const SQL: &str = "`SELECT realm, name, hmackey FROM turnusers_lt` and `SELECT * FROM turn_secret`";
+const SQLITE: &str = "`sqlite3 FILE 'SELECT realm, name, hmackey FROM turnusers_lt; SELECT * FROM turn_secret; \
+                      SELECT * FROM allowed_peer_ip; SELECT * FROM denied_peer_ip'`";
+const SQL: &str = "`SELECT realm, name, hmackey FROM turnusers_lt`, `SELECT * FROM turn_secret`, \
+                   `SELECT * FROM allowed_peer_ip` and `SELECT * FROM denied_peer_ip`";
+const REDIS: &str = "`KEYS turn/realm/*/user/*/key`, `KEYS turn/realm/*/secret*`, `KEYS turn/*allowed-peer-ip*` and \
+                     `KEYS turn/*denied-peer-ip*`";
+const MONGO: &str = "the collections `turnusers_lt` (`hmackey`), `turn_secret` and `realm` (`allowed_peer_ip` and \
+                     `denied_peer_ip`)";
+/// Where the peer rules of a database belong.
+const PEER_RULES: &str = "ranges of denied peers into `peers.deny`, and those of allowed ones into `peers.allow`";
 
 impl Converter<'_> {
     pub(super) fn auth(&mut self) {
@@ -31,7 +39,7 @@ impl Converter<'_> {
         let is_time_limited = self.is_given("use-auth-secret") || self.is_given("static-auth-secret");
         self.separator();
         self.nonce_lifetime();
-        self.databases(has_secrets);
+        self.databases(is_time_limited);
         let has_users = self.users(is_time_limited);
         self.user_quota(is_time_limited || !has_users);
         if !has_secrets && !has_users {
@@ -91,20 +99,25 @@ impl Converter<'_> {
         }
     }
 
-    fn databases(&mut self, has_secrets: bool) {
+    fn databases(&mut self, is_time_limited: bool) {
+        let users = if is_time_limited {
+            "With `use-auth-secret`, coturn ignores the users in it"
+        } else {
+            "Write each user as `[[auth.users]]` with `name` and the `hmackey` as `key`, or let your application make \
+             time-limited credentials (`turn-credential`, docs/credentials.md)"
+        };
+        if !DATABASES.iter().any(|(name, _)| self.is_given(name)) {
+            self.differences.push(format!(
+                "without an option for a database, coturn also uses the users, secrets and peer rules in a default one \
+                 (in Debian /var/lib/turn/turndb, elsewhere /var/db/turndb or /usr/local/var/db/turndb). If it exists, \
+                 read it with {SQLITE}. {users}; write each secret into `auth.secrets`, {PEER_RULES}"
+            ));
+        }
         for (name, how) in DATABASES {
             let Some(at) = self.one(name) else { continue };
-            let is_file = matches!(name, "db" | "userdb");
-            if is_file && has_secrets {
-                let text = "the server reads no database. With a secret in the file, coturn uses it for further secrets \
-                            only; add those to `auth.secrets`";
-                self.decide(at, Dropped, text);
-                continue;
-            }
             let text = format!(
-                "the server reads no database: read its users and secrets once, with {how}. Write each user as \
-                 `[[auth.users]]` with `name` and the `hmackey` as `key`, and each secret into `auth.secrets`; or let \
-                 your application make time-limited credentials (`turn-credential`, docs/credentials.md)"
+                "the server reads no database: read its users, secrets and peer rules once, with {how}. {users}; write \
+                 each secret into `auth.secrets`, {PEER_RULES}"
             );
             self.decide(at, Cannot, text);
         }
@@ -118,7 +131,7 @@ impl Converter<'_> {
         // Of several users with one name, coturn knows the last one.
         for at in self.all("user").into_iter().rev() {
             if is_time_limited {
-                let text = "with `use-auth-secret`, coturn ignores static users. To let this one in, add it as \
+                let text = "with `use-auth-secret` or a secret, coturn ignores static users. To let this one in, add it as \
                             `[[auth.users]]`; both kinds work together here";
                 self.decide(at, Dropped, text);
                 continue;

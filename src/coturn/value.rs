@@ -35,7 +35,7 @@ pub(super) fn port(value: &str) -> Result<u16, String> {
 pub(super) fn address(value: &str) -> Result<IpAddr, String> {
     let value = uncommented(value);
     let bare = value.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(value);
-    bare.parse().map_err(|_| format!("`{}` is not an IP address: write the address", value.escape_debug()))
+    bare.parse().map_err(|_| format!("`{value}` is not an IP address: write the address"))
 }
 
 /// Returns the path in a value. Blanks and `#` may be part of it, but not together.

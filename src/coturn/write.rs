@@ -43,7 +43,13 @@ impl Output {
 
     /// Whether a key is set, given by its dotted name.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.keys.iter().any(|set| key.rsplit_once('.').unwrap_or(("", key)) == (set.table, set.name))
+        self.get(key).is_some()
+    }
+
+    /// Returns the value of a key, given by its dotted name.
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        let key = key.rsplit_once('.').unwrap_or(("", key));
+        self.keys.iter().find(|set| key == (set.table, set.name)).map(|set| &set.value)
     }
 
     pub(super) fn add_user(&mut self, user: User) {

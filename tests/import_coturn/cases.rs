@@ -117,6 +117,7 @@ pub(crate) const CASES: [Case; 10] = [
     Case {
         cannot: &["line 9: bps-capacity=8388608"],
         written: &[
+            "undecided = [\"line 9: bps-capacity=8388608\"]",
             "workers = 2",
             "addresses = [\"10.0.0.5\"]",
             "external = { \"10.0.0.5\" = \"203.0.113.9\" }",
@@ -167,9 +168,12 @@ impl Case {
     }
 }
 
-/// Returns an imported configuration with the addresses, ports and certificate of the test, and nothing else changed.
+/// Returns an imported configuration with the addresses, ports and certificate of the test, without what is undecided, and
+/// with nothing else changed.
 pub(crate) fn adapted(text: &str, certificate: &[PathBuf; 2]) -> Table {
     let mut table: Table = text.parse().unwrap();
+    // The decision of the operator.
+    table.remove("undecided");
     let of = |table: &mut Table, name: &str| -> Table {
         table.remove(name).map_or_else(Table::new, |value| value.as_table().unwrap().clone())
     };

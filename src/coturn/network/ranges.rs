@@ -15,23 +15,23 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// Parses `ADDRESS`, `FIRST-LAST` or a prefix.
-    pub(super) fn parse(value: &str) -> Result<Self, String> {
+    /// Parses `ADDRESS`, `FIRST-LAST` or a prefix. Returns also whether coturn knows this form: it has neither prefixes
+    /// nor comments.
+    pub(super) fn parse(value: &str) -> Result<(Self, bool), String> {
         let text = uncommented(value);
-        let range = match text.split_once('-') {
-            Some((first, last)) => Self { first: address(first)?, last: address(last)? },
-            None => match text.parse::<IpNet>() {
-                Ok(network) => Self::of(&network),
-                Err(_) => address(text).map(|address| Self { first: address, last: address })?,
-            },
+        let network = text.parse::<IpNet>().ok().filter(|_| text.contains('/'));
+        let range = match (network, text.split_once('-')) {
+            (Some(network), _) => Self::of(&network),
+            (None, Some((first, last))) => Self { first: address(first)?, last: address(last)? },
+            (None, None) => address(text).map(|address| Self { first: address, last: address })?,
         };
         if range.first.is_ipv4() != range.last.is_ipv4() || range.first > range.last {
-            return Err(format!("`{}` is not a range of addresses: correct `peers`", text.escape_debug()));
+            return Err(format!("`{text}` is not a range of addresses: correct `peers`"));
         }
-        Ok(range)
+        Ok((range, network.is_none() && value.trim() == text))
     }
 
-    fn of(network: &IpNet) -> Self {
+    pub(super) fn of(network: &IpNet) -> Self {
         Self { first: network.network(), last: network.broadcast() }
     }
 
@@ -43,15 +43,28 @@ impl Range {
         self.first.is_ipv4() == other.first.is_ipv4() && self.first <= other.last && other.first <= self.last
     }
 
-    /// Whether the range has several addresses, and this one is among them.
-    pub(super) fn is_wider_and_has(&self, address: IpAddr) -> bool {
-        self.first != self.last && self.contains(&Self { first: address, last: address })
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.contains(&Self { first: address, last: address })
     }
 
     /// Whether the range has IPv4-mapped addresses only.
     pub(super) fn is_mapped(&self) -> bool {
-        let is = |address| matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-        is(self.first) && is(self.last)
+        self.unmapped().is_some()
+    }
+
+    /// Whether the range has all IPv4-mapped addresses, and no others.
+    pub(super) fn is_all_mapped(&self) -> bool {
+        let all = Self { first: Ipv4Addr::UNSPECIFIED.into(), last: Ipv4Addr::BROADCAST.into() };
+        self.unmapped() == Some(all)
+    }
+
+    /// Returns the IPv4 range of a range of IPv4-mapped addresses.
+    pub(super) fn unmapped(&self) -> Option<Self> {
+        let v4 = |address| match address {
+            IpAddr::V6(v6) => v6.to_ipv4_mapped().map(IpAddr::V4),
+            IpAddr::V4(_) => None,
+        };
+        Some(Self { first: v4(self.first)?, last: v4(self.last)? })
     }
 
     /// Returns the parts of the range that are not in another one.
@@ -63,6 +76,11 @@ impl Range {
         let after = next(other.last).filter(|first| *first <= self.last && self.last > other.last);
         let before = before.map(|last| Self { first: self.first, last });
         before.into_iter().chain(after.map(|first| Self { first, last: self.last })).collect()
+    }
+
+    /// Returns the parts of the range that are in none of the others.
+    pub(super) fn without_all(&self, others: &[Self]) -> Vec<Self> {
+        others.iter().fold(vec![*self], |rest, other| rest.iter().flat_map(|range| range.without(other)).collect())
     }
 
     /// Returns the fewest prefixes that make up the range.
@@ -106,6 +124,12 @@ pub(super) fn touches_default(network: &IpNet) -> bool {
     special().any(|(range, is_reachable)| !is_reachable && overlap(&range, network))
 }
 
+/// Whether an entry of `peers.allow` opens addresses of a network, also those that it contains in another form.
+pub(super) fn opens(entry: &IpNet, network: &IpNet) -> bool {
+    let has_forms = |entry: &IpNet| matches!(entry, IpNet::V6(v6) if !special_purpose::embedded_forms(*v6).is_empty());
+    overlap(entry, network) || matches!(network, IpNet::V4(_)) && has_forms(entry)
+}
+
 fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
@@ -120,7 +144,7 @@ mod tests {
     use super::*;
 
     fn range(text: &str) -> Range {
-        Range::parse(text).unwrap()
+        Range::parse(text).unwrap().0
     }
 
     fn networks(ranges: &[Range]) -> Vec<String> {
@@ -139,8 +163,13 @@ mod tests {
         ] {
             assert_eq!(networks(&[range(text)]), expected, "{text}");
         }
-        for wrong in ["10.0.0.9-10.0.0.1", "10.0.0.1-::1", "example.org", ""] {
+        for wrong in ["10.0.0.9-10.0.0.1", "10.0.0.1-::1", "8.8.8.0-8.8.8.2x", "10.0.0.0/33", "example.org", ""] {
             assert!(Range::parse(wrong).is_err(), "{wrong}");
+        }
+        for (text, is_of_coturn) in
+            [("192.0.2.1", true), ("::1-::2", true), ("192.0.2.0/24", false), ("192.0.2.1 # one", false)]
+        {
+            assert_eq!(Range::parse(text).unwrap().1, is_of_coturn, "{text}");
         }
     }
 
