@@ -163,6 +163,8 @@ fn tls_needs_both_files_and_no_option_against_it() {
     assert_eq!(written(&format!("{files}no-tls\n")), "");
     assert_eq!(verdicts("cert=/c.pem\n"), [Cannot]);
     assert_eq!(verdicts("cert=/c.pem\ntls-listening-port=443\n"), [Cannot, Cannot]);
+    let [_, port] = <[Entry; 2]>::try_from(import_file("cert=$CERT\ntls-listening-port=443\n").entries).unwrap();
+    assert!(port.verdict == Cannot && !port.text.contains("turn_server_cert.pem"), "{port:?}");
     // coturn may have found its default files.
     let entry = only_entry("tls-listening-port=443\n");
     assert!(entry.verdict == Cannot && entry.text.contains("turn_server_cert.pem"), "{entry:?}");
