@@ -5,19 +5,20 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::listeners::{Neighbours, overlaps};
 use super::start::StartError;
 use crate::config::{CONTROL_SOCKET as CONTROL_SOCKET_PATH, Config, ControlSocket, Http};
-use crate::http::{self, FailedListener, ListenerChange, UnixSocket};
+use crate::http::{self, FailedListener, ListenerChange, NewListener, Report, UnixSocket};
 use crate::transport::Endpoint;
 
 /// The HTTP listeners of the process.
 #[derive(Debug, Default)]
 pub(super) struct HttpListeners {
     bound: Vec<Bound>,
+    /// Counts the configurations.
+    generation: u64,
 }
 
 /// A listener.
@@ -27,6 +28,8 @@ struct Bound {
     wanted: SocketAddr,
     /// With the actual port.
     actual: SocketAddr,
+    /// The configuration that opened it.
+    generation: u64,
 }
 
 /// The listeners of a new configuration. Their sockets are bound; nothing else has changed.
@@ -65,12 +68,13 @@ impl HttpListeners {
     /// If one of them cannot be bound. Then none is.
     pub(super) fn preview(&self, config: &Http, clients: &Neighbours) -> Result<NewHttpListeners, StartError> {
         let (mut bound, mut open) = (Vec::<Bound>::new(), Vec::new());
+        let generation = self.generation + 1;
         // Wildcards first: they hold their port on every address, so that specific addresses can share it.
         let mut wanted: Vec<SocketAddr> = config.listen.clone();
         wanted.sort_by_key(|address| !address.ip().is_unspecified());
         for wanted in wanted {
             if let Some(own) = self.bound.iter().find(|own| own.wanted == wanted || own.actual == wanted) {
-                bound.push(Bound { wanted, actual: own.actual });
+                bound.push(Bound { wanted, ..*own });
                 continue;
             }
             if let Some(clients) = clients.conflict(wanted) {
@@ -79,22 +83,22 @@ impl HttpListeners {
             let is_own = self.bound.iter().chain(&bound).any(|own| overlaps(own.actual, wanted));
             let (listener, actual) = http::Listener::tcp(wanted, is_own || clients.share(wanted))
                 .map_err(|error| StartError::Http { address: wanted, error })?;
-            open.push((listener, actual));
-            bound.push(Bound { wanted, actual });
+            open.push(NewListener { listener, address: actual, generation });
+            bound.push(Bound { wanted, actual, generation });
         }
-        let listeners = Self { bound };
+        let listeners = Self { bound, generation };
         let close = self.neighbours(&listeners).go;
-        let opened = open.iter().map(|(_, address)| *address).collect();
+        let opened = open.iter().map(|new| new.address).collect();
         let scheme = if config.tls { "https" } else { "http" };
         let difference = Difference { opened, closed: close.clone(), scheme };
         let change = ListenerChange { open, close, is_encrypted: config.tls };
         Ok(NewHttpListeners { listeners, change, difference })
     }
 
-    /// Forgets a listener that could not be opened, so that the next reload opens it again. Returns whether it was one
-    /// of these.
+    /// Forgets a listener that has failed, so that the next reload opens it again. Returns whether it was one of these.
     fn forget(&mut self, failed: &FailedListener) -> bool {
-        let at = self.bound.iter().position(|own| own.actual == failed.address);
+        let is_it = |own: &Bound| (own.actual, own.generation) == (failed.address, failed.generation);
+        let at = self.bound.iter().position(is_it);
         at.map(|at| self.bound.remove(at)).is_some()
     }
 }
@@ -104,8 +108,12 @@ impl HttpListeners {
 pub(super) struct HttpServer {
     pub(super) listeners: HttpListeners,
     handle: http::Handle,
-    /// The changes that were not complete in time.
-    unfinished: Vec<mpsc::UnboundedReceiver<FailedListener>>,
+    /// The number of the last change.
+    last: u64,
+    /// The changes that are not complete.
+    unfinished: Vec<u64>,
+    /// Whether the thread of the server has ended, because of a bug.
+    has_ended: bool,
 }
 
 /// What has become of a change of the HTTP listeners, and of earlier ones that were not complete.
@@ -114,13 +122,15 @@ pub(super) struct HttpChanged {
     failed: Vec<FailedListener>,
     /// Whether the server has not changed all its listeners yet.
     is_pending: bool,
+    /// Whether the server has ended, so that it changes nothing.
+    has_ended: bool,
 }
 
 impl HttpChanged {
     /// Returns the result of this change and a later one.
     pub(super) fn and(mut self, later: Self) -> Self {
         self.failed.extend(later.failed);
-        Self { failed: self.failed, is_pending: later.is_pending }
+        Self { failed: self.failed, ..later }
     }
 
     pub(super) fn is_pending(&self) -> bool {
@@ -133,37 +143,99 @@ impl HttpChanged {
 
     /// Adds the result to a response to the operator.
     pub(super) fn show(&self, response: &mut Value) {
-        let failed = |FailedListener { address, error }: &FailedListener| json!({ "address": address, "error": error.to_string() });
+        let failed = |FailedListener { address, error, .. }: &FailedListener| json!({ "address": address, "error": error.to_string() });
         response["http_pending"] = self.is_pending.into();
         response["failed_http_listeners"] = self.failed.iter().map(failed).collect();
+    }
+
+    /// Logs why the change is not complete.
+    pub(super) fn log_gaps(&self) {
+        for FailedListener { address, error, .. } in &self.failed {
+            tracing::warn!(
+                event = "reload-incomplete", %address, %error,
+                "the HTTP server cannot use a listener; reload again"
+            );
+        }
+        if self.has_ended {
+            tracing::warn!(
+                event = "reload-incomplete",
+                "the thread of the HTTP server has ended, so its listeners and the control socket are closed. This is a \
+                 bug: restart the server, and please report it"
+            );
+        } else if self.is_pending {
+            tracing::warn!(
+                event = "reload-incomplete",
+                "the HTTP server is busy and has not changed its listeners yet; it will do so when it is less busy"
+            );
+        }
     }
 }
 
 impl HttpServer {
-    pub(super) fn new(listeners: HttpListeners, handle: http::Handle) -> Self {
-        Self { listeners, handle, unfinished: Vec::new() }
+    fn new(listeners: HttpListeners, handle: http::Handle) -> Self {
+        Self { listeners, handle, last: 0, unfinished: Vec::new(), has_ended: false }
+    }
+
+    /// Opens the first listeners, and waits until they are open. Must be called outside of a runtime.
+    ///
+    /// # Errors
+    /// If one of them cannot be opened, or the server has ended.
+    pub(super) fn start(
+        listeners: HttpListeners,
+        change: ListenerChange,
+        handle: http::Handle,
+    ) -> Result<Self, StartError> {
+        let mut server = Self::new(listeners, handle);
+        server.begin(change);
+        while !server.unfinished.is_empty() {
+            let report = server.handle.blocking_report().ok_or(StartError::HttpEnded)?;
+            if let Some(FailedListener { address, error, .. }) = server.take(report) {
+                return Err(StartError::Http { address, error });
+            }
+        }
+        Ok(server)
+    }
+
+    /// Takes what the server has reported since the last change, without waiting, so that the next change opens the
+    /// listeners again that have failed.
+    pub(super) fn update(&mut self) {
+        while let Some(report) = self.handle.report_now() {
+            self.take(report);
+        }
     }
 
     /// Changes the listeners, and waits until that is complete, but not longer than `time`.
     pub(super) async fn change(&mut self, change: ListenerChange, time: Duration) -> HttpChanged {
-        self.unfinished.push(self.handle.change(change));
+        self.begin(change);
         let (deadline, mut failed) = (Instant::now() + time, Vec::new());
-        let mut late = Vec::new();
-        for mut reports in std::mem::take(&mut self.unfinished) {
-            loop {
-                match timeout_at(deadline, reports.recv()).await {
-                    Ok(Some(report)) => failed.push(report),
-                    Ok(None) => break,
-                    Err(_) => {
-                        late.push(reports);
-                        break;
-                    }
+        while !self.unfinished.is_empty() {
+            match timeout_at(deadline, self.handle.report()).await {
+                Ok(Some(report)) => failed.extend(self.take(report)),
+                Ok(None) => {
+                    self.has_ended = true;
+                    break;
                 }
+                Err(_) => break,
             }
         }
-        self.unfinished = late;
-        failed.retain(|failed| self.listeners.forget(failed));
-        HttpChanged { failed, is_pending: !self.unfinished.is_empty() }
+        HttpChanged { failed, is_pending: !self.unfinished.is_empty(), has_ended: self.has_ended }
+    }
+
+    fn begin(&mut self, change: ListenerChange) {
+        self.last += 1;
+        self.unfinished.push(self.last);
+        self.handle.change(self.last, change);
+    }
+
+    /// Takes a report. Returns the listener that has failed, if it is one of the present ones.
+    fn take(&mut self, report: Report) -> Option<FailedListener> {
+        match report {
+            Report::Failed(failed) => self.listeners.forget(&failed).then_some(failed),
+            Report::Complete(number) => {
+                self.unfinished.retain(|own| *own != number);
+                None
+            }
+        }
     }
 }
 
@@ -234,18 +306,36 @@ mod tests {
         Http { listen: vec!["127.0.0.1:0".parse().unwrap()], ..Config::default().http }
     }
 
-    fn failed(change: &ListenerChange) -> FailedListener {
-        FailedListener { address: change.open[0].1, error: io::Error::other("no room") }
+    fn failed(change: &ListenerChange) -> Report {
+        let NewListener { address, generation, .. } = change.open[0];
+        Report::Failed(FailedListener { address, generation, error: io::Error::other("no room") })
+    }
+
+    fn server() -> (HttpServer, http::Changes) {
+        let (handle, changes) = http::changes();
+        (HttpServer::new(HttpListeners::default(), handle), changes)
     }
 
     /// Begins to use a configuration with one listener.
     fn begin(server: &mut HttpServer) -> ListenerChange {
+        begin_with(server, &config())
+    }
+
+    fn begin_with(server: &mut HttpServer, config: &Http) -> ListenerChange {
+        server.update();
         let NewHttpListeners { listeners, change, .. } =
-            server.listeners.preview(&config(), &Neighbours::default()).unwrap();
+            server.listeners.preview(config, &Neighbours::default()).unwrap();
         server.listeners = listeners;
         change
     }
 
+    /// Carries out the next change.
+    async fn complete(changes: &mut http::Changes) {
+        let (number, _) = changes.next().await.unwrap();
+        changes.report(Report::Complete(number));
+    }
+
+    /// Returns the number of failed listeners, and whether the change is pending.
     fn shown(changed: &HttpChanged) -> (usize, bool) {
         let mut response = json!({});
         changed.show(&mut response);
@@ -255,35 +345,85 @@ mod tests {
 
     #[tokio::test]
     async fn a_listener_that_could_not_be_opened_is_reported_and_the_next_reload_opens_it_again() {
-        let (handle, mut changes) = http::changes();
-        let mut server = HttpServer::new(HttpListeners::default(), handle);
+        let (mut server, mut changes) = server();
         let change = begin(&mut server);
         let fail = async {
-            let (change, report) = changes.next().await.unwrap();
-            report.send(failed(&change)).unwrap();
+            let (number, change) = changes.next().await.unwrap();
+            changes.report(failed(&change));
+            changes.report(Report::Complete(number));
         };
         let (changed, ()) = tokio::join!(server.change(change, LONG), fail);
         assert_eq!((changed.is_complete(), shown(&changed)), (false, (1, false)));
         let change = begin(&mut server);
         assert_eq!(change.open.len(), 1);
-        let (changed, _) = tokio::join!(server.change(change, LONG), async { drop(changes.next().await) });
+        let (changed, ()) = tokio::join!(server.change(change, LONG), complete(&mut changes));
         assert_eq!((changed.is_complete(), shown(&changed)), (true, (0, false)));
         assert!(begin(&mut server).open.is_empty());
     }
 
     #[tokio::test]
-    async fn a_change_that_takes_too_long_is_pending_and_its_failure_is_reported_later() {
-        let (handle, mut changes) = http::changes();
-        let mut server = HttpServer::new(HttpListeners::default(), handle);
+    async fn a_change_that_takes_too_long_is_pending_and_the_next_reload_opens_what_has_failed() {
+        let (mut server, mut changes) = server();
         let change = begin(&mut server);
         let changed = server.change(change, Duration::ZERO).await;
         assert_eq!((changed.is_complete(), shown(&changed)), (false, (0, true)));
-        let (first, report) = changes.next().await.unwrap();
-        report.send(failed(&first)).unwrap();
-        drop(report);
+        let (number, first) = changes.next().await.unwrap();
+        changes.report(failed(&first));
+        changes.report(Report::Complete(number));
         let change = begin(&mut server);
-        let (changed, _) = tokio::join!(server.change(change, LONG), async { drop(changes.next().await) });
-        assert_eq!(shown(&changed), (1, false));
-        assert_eq!(begin(&mut server).open.len(), 1);
+        assert_eq!(change.open.len(), 1);
+        let (changed, ()) = tokio::join!(server.change(change, LONG), complete(&mut changes));
+        assert_eq!((changed.is_complete(), shown(&changed)), (true, (0, false)));
+    }
+
+    #[tokio::test]
+    async fn a_late_failure_does_not_concern_a_newer_listener_with_the_same_address() {
+        let (mut server, mut changes) = server();
+        let change = begin(&mut server);
+        let address = change.open[0].address;
+        server.change(change, Duration::ZERO).await;
+        let (_, first) = changes.next().await.unwrap();
+        // The listener is removed and comes again, while the first change is still under way.
+        let none = Http { listen: Vec::new(), ..config() };
+        let removed = begin_with(&mut server, &none);
+        server.change(removed, Duration::ZERO).await;
+        let report = failed(&first);
+        drop(first);
+        let again = begin_with(&mut server, &Http { listen: vec![address], ..config() });
+        assert_eq!(again.open.len(), 1);
+        server.change(again, Duration::ZERO).await;
+        changes.report(report);
+        assert!(begin_with(&mut server, &Http { listen: vec![address], ..config() }).open.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_has_ended_completes_no_change() {
+        let (mut server, changes) = server();
+        let change = begin(&mut server);
+        drop(changes);
+        let changed = server.change(change, LONG).await;
+        assert_eq!((changed.is_complete(), changed.has_ended, shown(&changed)), (false, true, (0, true)));
+    }
+
+    #[test]
+    fn the_start_fails_with_the_first_listener_that_cannot_be_opened_and_if_the_server_has_ended() {
+        let start = |serve: fn(u64, &ListenerChange, &http::Changes)| {
+            let (handle, mut changes) = http::changes();
+            let NewHttpListeners { listeners, change, .. } =
+                HttpListeners::default().preview(&config(), &Neighbours::default()).unwrap();
+            let thread = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                let (number, change) = runtime.block_on(changes.next()).unwrap();
+                serve(number, &change, &changes);
+            });
+            let result = HttpServer::start(listeners, change, handle);
+            thread.join().unwrap();
+            result
+        };
+        assert!(start(|number, _, changes| changes.report(Report::Complete(number))).is_ok());
+        let failing = start(|_, change, changes| changes.report(failed(change)));
+        assert!(matches!(failing, Err(StartError::Http { .. })), "{failing:?}");
+        let ended = start(|_, _, _| {});
+        assert!(matches!(ended, Err(StartError::HttpEnded)), "{ended:?}");
     }
 }

@@ -329,13 +329,14 @@ impl RunningServer<'_> {
         self.published.send_modify(|published| published.snapshot = Arc::clone(&snapshot));
         let changes = changes.into_iter().chain(std::iter::repeat_with(ListenerChange::default));
         let reconfigure = |(index, (worker, change)): (usize, (&WorkerControl, ListenerChange))| {
-            let (handle, snapshot, failed) = (worker.handle.clone(), Arc::clone(&snapshot), self.failed.reporter());
+            let failed = self.failed.reporter(self.listeners.generation());
+            let (handle, snapshot) = (worker.handle.clone(), Arc::clone(&snapshot));
             // A worker that has ended needs no configuration.
             async move { failed.report(index, handle.reconfigure(snapshot, change).await.unwrap_or_default()) }
         };
         let workers = self.workers.iter().zip(changes).enumerate();
         let results = complete_within(RECONFIGURE_TIMEOUT, workers.map(reconfigure)).await;
-        self.failed.update(self.listeners.endpoints());
+        self.failed.update(&self.listeners);
         let pending = results.iter().enumerate().filter(|(_, result)| result.is_none());
         let pending: Vec<usize> = pending.map(|(worker, _)| worker).collect();
         if !pending.is_empty() {

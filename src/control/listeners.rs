@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use super::failed::is_same;
 use crate::config::Config;
 use crate::net::{interfaces, tcp, udp};
 use crate::setting::HTTP_LISTEN;
@@ -85,6 +86,8 @@ pub(super) struct Listeners {
     endpoints: Vec<Endpoint>,
     /// The endpoints with a socket, in the order of the configuration.
     bound: Vec<Bound>,
+    /// Counts the configurations.
+    generation: u64,
 }
 
 /// An endpoint for which each worker has a socket.
@@ -96,6 +99,8 @@ struct Bound {
     actual: Endpoint,
     /// Whether it serves clients without TLS.
     plain: bool,
+    /// The generation of the listeners that it came with.
+    generation: u64,
 }
 
 impl Bound {
@@ -153,6 +158,22 @@ impl Listeners {
         &self.endpoints
     }
 
+    /// Returns the number of the configuration of these listeners.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether a listener that was opened in a generation is one of these.
+    pub(super) fn has(&self, endpoint: Endpoint, generation: u64) -> bool {
+        self.bound.iter().any(|own| is_same(own.actual, endpoint) && own.generation <= generation)
+    }
+
+    /// Forgets a listener that no worker has, so that the next configuration binds it again.
+    pub(super) fn forget(&mut self, endpoint: Endpoint) {
+        self.bound.retain(|own| !is_same(own.actual, endpoint));
+        self.endpoints.retain(|own| !is_same(*own, endpoint));
+    }
+
     /// Returns the addresses of the TCP sockets that stay with the listeners in `wanted`, and of those that go.
     pub(super) fn tcp_neighbours(&self, wanted: &[Endpoint]) -> Neighbours {
         let kept = self.kept(&with_sockets(wanted));
@@ -203,7 +224,7 @@ impl Listeners {
             if (actual, plain) != (own.actual, own.plain) {
                 alter.push(AlteredListener { endpoint: own.actual, transport: endpoint.transport, plain });
             }
-            all.push((index, Bound { wanted: endpoint, actual, plain }, Vec::new()));
+            all.push((index, Bound { wanted: endpoint, actual, plain, generation: own.generation }, Vec::new()));
         }
         self.open_missing(missing, workers, http, only_check, &mut all)?;
         all.sort_by_key(|(index, ..)| *index);
@@ -216,7 +237,7 @@ impl Listeners {
         for (_, _, sockets) in all {
             changes.iter_mut().zip(sockets).for_each(|(change, socket)| change.open.push(socket));
         }
-        Ok(NewListeners { listeners: Self { endpoints, bound }, changes })
+        Ok(NewListeners { listeners: Self { endpoints, bound, generation: self.generation + 1 }, changes })
     }
 
     /// Binds the sockets of new listeners.
@@ -239,7 +260,7 @@ impl Listeners {
             let is_specific = !endpoint.address.ip().is_unspecified();
             (takes_packets(*endpoint), endpoint.transport.is_connection(), is_specific, endpoint.transport)
         });
-        let mut unbound = Vec::new();
+        let (mut unbound, generation) = (Vec::new(), self.generation + 1);
         for missing in missing {
             let Missing { index, endpoint, plain } = missing;
             if takes_packets(endpoint) {
@@ -256,7 +277,7 @@ impl Listeners {
             let is_shared = own.any(|own| overlap(own.actual, endpoint)) || (is_tcp && http.share(address));
             let sockets = open(endpoint, plain, is_shared, workers)?;
             let actual = sockets.first().map_or(endpoint, |socket| socket.endpoint);
-            all.push((index, Bound { wanted: endpoint, actual, plain }, sockets));
+            all.push((index, Bound { wanted: endpoint, actual, plain, generation }, sockets));
         }
         for (Missing { index, endpoint, plain }, sockets) in unbound {
             let bind = |socket: udp::UnboundListener| {
@@ -265,7 +286,26 @@ impl Listeners {
             };
             let sockets = if only_check { Vec::new() } else { sockets };
             let sockets: Result<Vec<_>, ListenError> = sockets.into_iter().map(bind).collect();
-            all.push((index, Bound { wanted: endpoint, actual: endpoint, plain }, sockets?));
+            all.push((index, Bound { wanted: endpoint, actual: endpoint, plain, generation }, sockets?));
+        }
+        Ok(())
+    }
+}
+
+impl NewListeners {
+    /// Binds further sockets for workers that could not open one of the listeners that stay. `failed` has the workers and
+    /// the listeners.
+    ///
+    /// # Errors
+    /// If a socket cannot be bound.
+    pub(super) fn open_again(&mut self, failed: &[(usize, Endpoint)]) -> Result<(), ListenError> {
+        for (worker, endpoint) in failed {
+            let Listeners { bound, generation, .. } = &self.listeners;
+            let stays = bound.iter().find(|own| is_same(own.actual, *endpoint) && own.generation < *generation);
+            if let (Some(own), Some(change)) = (stays, self.changes.get_mut(*worker)) {
+                let socket = bind(own.actual, own.plain, Ports::Shared);
+                change.open.push(socket.map_err(|error| ListenError::new(own.actual, error))?);
+            }
         }
         Ok(())
     }

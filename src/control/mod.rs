@@ -96,7 +96,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
     for warning in &config.warnings {
         tracing::warn!(event = "configuration-warning", "{warning}");
     }
-    let (stop, stopped) = watch::channel(false);
+    let (mut workers, stopped) = WorkerThreads::new();
     let clock = Clock::start();
     let prepared = {
         let _entered = runtime.enter();
@@ -108,7 +108,6 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
     }
 
     let (sender, mut events) = mpsc::channel(2 * prepared.plans.len().max(1));
-    let mut threads = Vec::new();
     for (index, plan) in prepared.plans.into_iter().enumerate() {
         let (started, reporter) = (sender.clone(), EndReporter { index, sender: sender.clone() });
         let work = move || {
@@ -117,10 +116,10 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
             worker::run(plan, move || drop(started.try_send(WorkerEvent::Started)))
         };
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(work);
-        threads.push(thread.map_err(StartError::Worker)?);
+        workers.threads.push(thread.map_err(StartError::Worker)?);
     }
     let mut ended_early = None;
-    for _ in 0..threads.len() {
+    for _ in 0..workers.threads.len() {
         match events.blocking_recv() {
             Some(WorkerEvent::Started) => {}
             Some(WorkerEvent::Ended(index)) => ended_early = Some(index),
@@ -128,7 +127,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         }
     }
     if ended_early.is_some() {
-        return Err(failed_to_start(&stop, threads));
+        return Err(failed_to_start(workers));
     }
     let started = clock::unix_seconds();
     let endpoints = prepared.listeners.endpoints();
@@ -158,22 +157,19 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
     };
     let (http_handle, changes) = http::changes();
     let control_socket = prepared.control_socket.map(http::Listener::Unix);
-    let (stop_http, http_stopped) = watch::channel(false);
-    let http_thread = start_http(control_socket, changes, api, prepared.spare.control.clone(), http_stopped)?;
+    let http_thread = HttpThread::start(control_socket, changes, api, prepared.spare.control.clone())?;
     let NewHttpListeners { listeners, change, difference } = prepared.http;
-    if let Some(http::FailedListener { address, error }) = http_handle.change(change).blocking_recv() {
-        return Err(StartError::Http { address, error }.into());
-    }
-    difference.log(&listeners);
+    let http = HttpServer::start(listeners, change, http_handle)?;
+    difference.log(&http.listeners);
     entry.print(prepared.addresses.choice(), certificate);
-    tracing::info!(event = "ready", workers = threads.len(), "ready");
+    tracing::info!(event = "ready", workers = workers.threads.len(), "ready");
 
     let server = RunningServer {
         source,
         config,
         listeners: prepared.listeners,
-        http: HttpServer::new(listeners, http_handle),
-        failed: FailedListeners::default(),
+        http,
+        failed: FailedListeners::new(prepared.controls.len()),
         inputs: prepared.inputs,
         spare: prepared.spare,
         requests,
@@ -188,11 +184,9 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         stalled: Vec::new(),
     };
     let ended_early = runtime.block_on(server.run(&mut signals, &mut events));
-    // This fails only if every worker has ended already.
-    let _ = stop.send(true);
     let mut failed = ended_early;
-    for (index, thread) in threads.into_iter().enumerate() {
-        match thread.join() {
+    for (index, result) in workers.stop().into_iter().enumerate() {
+        match result {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::error!(event = "worker-failed", worker = index, %error, "worker failed");
@@ -202,27 +196,72 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         }
     }
     // Until here, the operator gets the response to the command that has stopped the server.
-    let _ = stop_http.send(true);
-    // A panic of this thread has been logged.
-    let _ = http_thread.join();
+    drop(http_thread);
     let mut totals = Totals::default();
     prepared.controls.iter().for_each(|worker| totals.add(&worker.statistics.read()));
     log_totals(&totals, clock);
     failed.map_or(Ok(()), |index| Err(RunError::WorkerEnded(index)))
 }
 
-/// Starts the HTTP server. `changes` opens and closes its TCP listeners.
-fn start_http(
-    control_socket: Option<http::Listener>,
-    changes: http::Changes,
-    api: api::Inputs,
-    spare: SpareFiles,
-    stop: watch::Receiver<bool>,
-) -> Result<thread::JoinHandle<()>, StartError> {
-    let published = api.published.clone();
-    let certificate = move || published.borrow().snapshot.tls.clone();
-    let plan = http::Plan { control_socket, changes, certificate: Box::new(certificate), spare, stop };
-    http::start(plan, move || api::Api::new(api)).map_err(StartError::Worker)
+/// The threads of the workers. Dropping it stops them, so that no error of the start leaves clients that are served.
+#[derive(Debug)]
+struct WorkerThreads {
+    stop: watch::Sender<bool>,
+    threads: Vec<WorkerThread>,
+}
+
+impl WorkerThreads {
+    /// Also returns what tells the workers that they have to stop.
+    fn new() -> (Self, watch::Receiver<bool>) {
+        let (stop, stopped) = watch::channel(false);
+        (Self { stop, threads: Vec::new() }, stopped)
+    }
+
+    /// Stops the workers, and returns their results, or that they panicked.
+    fn stop(&mut self) -> Vec<thread::Result<io::Result<()>>> {
+        // This fails only if every worker has ended already.
+        let _ = self.stop.send(true);
+        self.threads.drain(..).map(WorkerThread::join).collect()
+    }
+}
+
+impl Drop for WorkerThreads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The thread of the HTTP server. Dropping it stops the server, which removes the file of the control socket.
+#[derive(Debug)]
+struct HttpThread {
+    stop: watch::Sender<bool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl HttpThread {
+    /// Starts the HTTP server. `changes` opens and closes its TCP listeners.
+    fn start(
+        control_socket: Option<http::Listener>,
+        changes: http::Changes,
+        api: api::Inputs,
+        spare: SpareFiles,
+    ) -> Result<Self, StartError> {
+        let (stop, stopped) = watch::channel(false);
+        let published = api.published.clone();
+        let certificate = move || published.borrow().snapshot.tls.clone();
+        let plan = http::Plan { control_socket, changes, certificate: Box::new(certificate), spare, stop: stopped };
+        let thread = http::start(plan, move || api::Api::new(api)).map_err(StartError::Worker)?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for HttpThread {
+    fn drop(&mut self) {
+        // This fails only if the server has ended already.
+        let _ = self.stop.send(true);
+        // A panic of this thread has been logged.
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
 }
 
 /// Describes the static users without a limit on their allocations, if such limits are wanted.
@@ -256,11 +295,9 @@ impl Drop for EndReporter {
 }
 
 /// Stops the workers that started, and returns the error of the one that did not.
-fn failed_to_start(stop: &watch::Sender<bool>, threads: Vec<WorkerThread>) -> RunError {
-    // This fails only if every worker has ended already.
-    let _ = stop.send(true);
+fn failed_to_start(mut workers: WorkerThreads) -> RunError {
     let results =
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked"))));
+        workers.stop().into_iter().map(|result| result.unwrap_or_else(|_| Err(io::Error::other("it panicked"))));
     let error = results.filter_map(Result::err).next_back();
     StartError::Worker(error.unwrap_or_else(|| io::Error::other("it ended at once"))).into()
 }
@@ -406,6 +443,24 @@ fn log_totals(totals: &Totals, clock: Clock) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_stop_when_their_threads_are_dropped() {
+        let (mut workers, stopped) = WorkerThreads::new();
+        let (sender, ended) = std::sync::mpsc::channel();
+        for worker in 0..2 {
+            let (mut stopped, sender) = (stopped.clone(), sender.clone());
+            workers.threads.push(thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+                let result = runtime.block_on(stopped.wait_for(|stop| *stop)).map(drop).map_err(io::Error::other);
+                sender.send((worker, result.is_ok())).map_err(io::Error::other)
+            }));
+        }
+        drop(workers);
+        let mut ended: Vec<_> = ended.try_iter().collect();
+        ended.sort_unstable();
+        assert_eq!(ended, [(0, true), (1, true)]);
+    }
 
     #[test]
     fn small_listener_buffers_cause_advice() {

@@ -69,8 +69,6 @@ struct Plan {
 struct Effect {
     /// The workers that do not use it yet.
     pending: Vec<usize>,
-    /// The listeners that workers could not open, also in earlier reloads.
-    failed: Vec<Value>,
     http: HttpChanged,
     /// The numbers of permissions and of channels that it has ended.
     revoked: [u64; 2],
@@ -121,6 +119,9 @@ impl RunningServer<'_> {
 
     /// Does everything that may fail. If it is `only_check`, the result must not be used.
     fn plan_reload(&mut self, only_check: bool) -> Result<Plan, String> {
+        // What has failed since the last reload is opened again.
+        self.http.update();
+        self.failed.forget_lost(&mut self.listeners);
         let mut config = self.source.load().map_err(|errors| errors.to_string())?;
         let changes = self.config.changes(&config);
         config.keep_until_restart(&self.config);
@@ -136,7 +137,8 @@ impl RunningServer<'_> {
         let http_ports = self.http.listeners.neighbours(&http.listeners);
         // The last step, because new UDP sockets take packets from those with which they share a port.
         let listeners = self.listeners.preview(&config.listen, self.workers.len(), &http_ports, only_check);
-        let listeners = listeners.map_err(|error| error.to_string())?;
+        let mut listeners = listeners.map_err(|error| error.to_string())?;
+        listeners.open_again(&self.failed.to_retry()).map_err(|error| error.to_string())?;
         // The secret of a trial stays until there is another one.
         let generated_secret = new_secret.map(|new| self.inputs.generated_secret.clone().unwrap_or(new));
         let mut warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
@@ -179,8 +181,9 @@ impl RunningServer<'_> {
         let addresses = self.addresses.adopt_config(Arc::clone(&config), machine);
         let (certificates, replacement) = certificate.unzip();
         self.certificates = certificates;
-        let difference = difference(self.listeners.endpoints(), listeners.listeners.endpoints());
+        let [opened, closed] = difference(self.listeners.endpoints(), listeners.listeners.endpoints());
         self.listeners = listeners.listeners;
+        self.failed.begin_reload();
         self.entry.reconfigure(&config, self.listeners.endpoints(), self.inputs.generated_secret.clone());
         let needed = http.take_closed_for(self.listeners.endpoints());
         self.http.listeners = http.listeners;
@@ -207,24 +210,42 @@ impl RunningServer<'_> {
         // After the settings for access, so that no client of a new listener gets the old ones.
         let http_changed = self.change_http(http.change).await;
 
-        let [opened, closed] = difference;
-        log_listeners(&opened, &closed);
-        http.difference.log(&self.http.listeners);
+        self.log_listeners(&opened, &closed, pending.len());
+        if !http_changed.is_pending() {
+            http.difference.log(&self.http.listeners);
+        }
         if let (Some(certificates), Some(replacement)) = (&self.certificates, &replacement) {
             certificates.log_replacement(replacement);
         }
         if let Some(change) = addresses {
             change.log();
         }
-        self.log_reload(&changes, &warnings, operator);
+        let effect = Effect { pending, http: http_closed.and(http_changed), revoked };
+        self.log_reload(&changes, &warnings, &effect, operator);
         self.use_log_settings(&before);
         let certificate = self.certificates.as_ref().map(Certificates::current);
         self.entry.print(self.addresses.choice(), certificate);
-        let (failed, http) = (self.failed.shown(), http_closed.and(http_changed));
-        self.report(&changes, &warnings, Some(&Effect { pending, failed, http, revoked }))
+        self.report(&changes, &warnings, Some(&effect))
     }
 
-    fn log_reload(&self, changes: &[Change], warnings: &[String], operator: Option<Operator>) {
+    /// Logs the listeners that are open or closed now. `pending`: the number of workers that do not use the configuration
+    /// yet.
+    fn log_listeners(&self, opened: &[Endpoint], closed: &[Endpoint], pending: usize) {
+        let is_open = |endpoint: &&Endpoint| self.failed.workers_without(**endpoint) + pending < self.workers.len();
+        for Endpoint { transport, address } in opened.iter().filter(is_open) {
+            tracing::info!(event = "listening", transport = transport.as_str(), %address, "listening");
+        }
+        for Endpoint { transport, address } in closed.iter().filter(|_| pending == 0) {
+            let clients =
+                if transport.is_connection() { "connections on it continue" } else { "allocations on it end" };
+            tracing::info!(
+                event = "listener-closed", transport = transport.as_str(), %address,
+                "no longer listening; {clients}"
+            );
+        }
+    }
+
+    fn log_reload(&self, changes: &[Change], warnings: &[String], effect: &Effect, operator: Option<Operator>) {
         for Change { key, values, is_private, needs_restart } in changes {
             let shown = values.as_ref().filter(|_| !is_private);
             let (from, to) = (shown.map(|(from, _)| from.as_str()), shown.map(|(_, to)| to.as_str()));
@@ -237,14 +258,31 @@ impl RunningServer<'_> {
         let (pid, uid) = (operator.and_then(|by| by.process), operator.map(|by| by.user));
         let cause = if operator.is_some() { "`turnserver ctl reload`" } else { "SIGHUP" };
         let generation = self.published.borrow().reload.generation;
+        for worker in &effect.pending {
+            tracing::warn!(
+                event = "reload-incomplete",
+                worker,
+                "a worker is busy and does not use the configuration yet; it will do so when it is less busy. If the log \
+                 has `worker-stalled`, restart the server"
+            );
+        }
+        self.failed.log();
+        effect.http.log_gaps();
+        let is_complete = self.is_complete(effect);
+        let result = if is_complete { "is in use" } else { "is not in use everywhere yet; see `reload-incomplete`" };
         tracing::info!(
             event = "reload-done",
             generation,
             changes = changes.len(),
+            complete = is_complete,
             uid,
             pid,
-            "{cause}: the configuration has been read and is in use"
+            "{cause}: the configuration has been read and {result}"
         );
+    }
+
+    fn is_complete(&self, effect: &Effect) -> bool {
+        effect.pending.is_empty() && self.failed.is_complete() && effect.http.is_complete()
     }
 
     /// A level that the operator has set for this run stays, unless the file changes the level.
@@ -272,16 +310,17 @@ impl RunningServer<'_> {
             let (from, to) = change.values.clone().unzip();
             json!({ "key": change.key, "from": from, "to": to, "needs_restart": change.needs_restart })
         };
-        let nothing = Effect::default();
-        let Effect { pending, failed, http, revoked: [permissions, channels] } = effect.unwrap_or(&nothing);
-        let is_complete = pending.is_empty() && failed.is_empty() && http.is_complete();
+        let (is_trial, nothing) = (effect.is_none(), Effect::default());
+        let effect = effect.unwrap_or(&nothing);
+        let Effect { pending, http, revoked: [permissions, channels] } = effect;
+        let failed = if is_trial { Vec::new() } else { self.failed.shown() };
         let Reload { generation, .. } = self.published.borrow().reload;
         let mut response = json!({
-            "dry_run": effect.is_none(),
+            "dry_run": is_trial,
             "generation": generation,
             "changes": changes.iter().map(change).collect::<Vec<_>>(),
             "warnings": warnings,
-            "complete": is_complete,
+            "complete": is_trial || self.is_complete(effect),
             "pending_workers": pending,
             "failed_listeners": failed,
             "revoked_permissions": permissions,
@@ -298,19 +337,6 @@ fn difference(old: &[Endpoint], new: &[Endpoint]) -> [Vec<Endpoint>; 2] {
         all.iter().filter(|endpoint| !others.contains(endpoint)).copied().collect()
     };
     [without(new, old), without(old, new)]
-}
-
-fn log_listeners(opened: &[Endpoint], closed: &[Endpoint]) {
-    for Endpoint { transport, address } in opened {
-        tracing::info!(event = "listening", transport = transport.as_str(), %address, "listening");
-    }
-    for Endpoint { transport, address } in closed {
-        let clients = if transport.is_connection() { "connections on it continue" } else { "allocations on it end" };
-        tracing::info!(
-            event = "listener-closed", transport = transport.as_str(), %address,
-            "no longer listening; {clients}"
-        );
-    }
 }
 
 impl super::snapshot::SnapshotInputs {

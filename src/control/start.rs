@@ -74,6 +74,9 @@ pub enum StartError {
         /// What the kernel reported.
         error: io::Error,
     },
+    /// The thread of the HTTP server has ended. This is a bug; the log has the message.
+    #[error("the HTTP server has ended at its start. This is a bug; please report the preceding log lines")]
+    HttpEnded,
     /// A listener for clients of this process uses the port.
     #[error(
         "cannot listen on {address} ({HTTP_LISTEN}): a TCP or TLS listener of this server uses {clients}. Set another \

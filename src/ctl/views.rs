@@ -62,7 +62,6 @@ fn relay(session: &Value) -> String {
 
 /// Returns the lines of `reload`.
 pub(crate) fn reload(reload: &Value) -> Vec<String> {
-    let flag = |value: &Value, field: &str| value.get(field).and_then(Value::as_bool).unwrap_or_default();
     let (changes, is_trial) = (list(reload, "changes"), flag(reload, "dry_run"));
     let count = counted(changes.len() as u64, "change");
     let mut lines = vec![if is_trial {
@@ -85,10 +84,31 @@ pub(crate) fn reload(reload: &Value) -> Vec<String> {
     let revoked =
         revoked.map(|(noun, field)| (number(reload, field), noun)).into_iter().filter(|(count, _)| *count > 0);
     let revoked: Vec<String> = revoked.map(|(count, noun)| counted(count, noun)).collect();
+    lines.extend(list(reload, "failed_listeners").iter().filter(|failed| flag(failed, "old")).map(|failed| {
+        let failed = failed_listener(failed);
+        format!(
+            "warning: since an earlier reload, {failed}; the other workers do. To open it there, restart the server"
+        )
+    }));
     if !revoked.is_empty() {
         lines.push(format!("{} ended, because the configuration no longer allows them", revoked.join(" and ")));
     }
     lines
+}
+
+fn flag(value: &Value, field: &str) -> bool {
+    value.get(field).and_then(Value::as_bool).unwrap_or_default()
+}
+
+/// Describes a listener that a worker could not open.
+fn failed_listener(failed: &Value) -> String {
+    format!(
+        "worker {} cannot serve clients at the listener {} {}: {}",
+        number(failed, "worker"),
+        text(failed, "transport"),
+        text(failed, "address"),
+        printable(text(failed, "error")),
+    )
 }
 
 /// Returns why a response is incomplete: a line for all missing workers, and one for each other cause. None if it is
@@ -110,20 +130,16 @@ pub(crate) fn gaps(response: &Value) -> Vec<String> {
              has `worker-stalled`, restart the server"
         )
     }));
-    gaps.extend(list(response, "failed_listeners").iter().map(|failed| {
-        format!(
-            "worker {} cannot serve clients at the listener {} {}: {}; restart the server",
-            number(failed, "worker"),
-            text(failed, "transport"),
-            text(failed, "address"),
-            printable(text(failed, "error")),
-        )
+    // One of an earlier reload does not make this one incomplete.
+    gaps.extend(list(response, "failed_listeners").iter().filter(|failed| !flag(failed, "old")).map(|failed| {
+        let advice = if flag(failed, "retried") { "reload again" } else { "restart the server" };
+        format!("{}; {advice}", failed_listener(failed))
     }));
     gaps.extend(list(response, "failed_http_listeners").iter().map(|failed| {
         let (address, error) = (text(failed, "address"), printable(text(failed, "error")));
         format!("the HTTP server cannot use the listener {address}: {error}; reload again")
     }));
-    if response.get("http_pending").and_then(Value::as_bool) == Some(true) {
+    if flag(response, "http_pending") {
         gaps.push(
             "the HTTP server is busy and has not changed its listeners yet; it will do so when it is less busy"
                 .to_owned(),
@@ -292,20 +308,30 @@ mod tests {
         let response = json!({
             "dry_run": false, "generation": 2, "changes": [], "warnings": [], "complete": false,
             "pending_workers": [3],
-            "failed_listeners": [{ "worker": 1, "transport": "udp", "address": "192.0.2.1:3478", "error": "no\x1b room" }],
+            "failed_listeners": [
+                { "worker": 1, "transport": "udp", "address": "192.0.2.1:3478", "error": "no\x1b room", "old": false,
+                    "retried": false },
+                { "worker": 2, "transport": "tcp", "address": "192.0.2.1:3478", "error": "no room", "old": false,
+                    "retried": true },
+                { "worker": 0, "transport": "udp", "address": "192.0.2.1:443", "error": "no room", "old": true,
+                    "retried": false },
+            ],
             "failed_http_listeners": [{ "address": "192.0.2.1:80", "error": "in use" }], "http_pending": true,
             "revoked_permissions": 1, "revoked_channels": 2,
         });
         let expected = [
             "the configuration is in use (generation 2); 0 changes",
+            "warning: since an earlier reload, worker 0 cannot serve clients at the listener udp 192.0.2.1:443: no room; the \
+             other workers do. To open it there, restart the server",
             "1 permission and 2 channels ended, because the configuration no longer allows them",
         ];
         assert_eq!(reload(&response), expected);
-        let [pending, failed, http_failed, http_pending] = gaps(&response).try_into().unwrap();
+        let [pending, failed, retried, http_failed, http_pending] = gaps(&response).try_into().unwrap();
         assert!(pending.starts_with("incomplete: worker 3 is busy and does not apply the change yet; "), "{pending}");
         let expected = "incomplete: worker 1 cannot serve clients at the listener udp 192.0.2.1:3478: no\\u{1b} room; \
                         restart the server";
         assert_eq!(failed, expected);
+        assert!(retried.ends_with(" tcp 192.0.2.1:3478: no room; reload again"), "{retried}");
         let expected = "incomplete: the HTTP server cannot use the listener 192.0.2.1:80: in use; reload again";
         assert_eq!(http_failed, expected);
         assert!(http_pending.starts_with("incomplete: the HTTP server is busy"), "{http_pending}");
@@ -313,7 +339,8 @@ mod tests {
 
     #[test]
     fn a_response_that_is_not_complete_has_a_gap() {
-        for complete in [json!({}), json!({ "complete": true, "pending_workers": [] })] {
+        let old = json!({ "complete": true, "failed_listeners": [{ "worker": 0, "old": true }] });
+        for complete in [json!({}), json!({ "complete": true, "pending_workers": [] }), old] {
             assert_eq!(gaps(&complete), [""; 0], "{complete}");
         }
         for incomplete in [json!({ "complete": false }), json!({ "missing_workers": [0] })] {

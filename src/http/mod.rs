@@ -40,8 +40,8 @@ use listener::AsyncListener;
 pub use listener::BindError;
 pub(crate) use listener::{Client, Listener, PeerCredentials, UnixSocket};
 
-/// The limits of the server. Each listener has its own, so that no client on the network can take the control socket away
-/// from the operator.
+/// The limits of the server. Each listener has its own, so that no client on the network can take the control socket
+/// away from the operator.
 pub(crate) mod limits {
     use std::time::Duration;
 
@@ -109,54 +109,94 @@ pub(crate) struct Plan {
 /// A change of the TCP listeners. Open connections stay as they are.
 #[derive(Debug)]
 pub(crate) struct ListenerChange {
-    /// With their actual addresses.
-    pub(crate) open: Vec<(Listener, SocketAddr)>,
+    pub(crate) open: Vec<NewListener>,
     /// The actual addresses of the listeners to close.
     pub(crate) close: Vec<SocketAddr>,
     /// Whether clients use TLS after the change.
     pub(crate) is_encrypted: bool,
 }
 
-/// A listener that could not be opened.
+/// A listener to open.
+#[derive(Debug)]
+pub(crate) struct NewListener {
+    pub(crate) listener: Listener,
+    /// The actual address.
+    pub(crate) address: SocketAddr,
+    /// Distinguishes it from earlier listeners with the same address.
+    pub(crate) generation: u64,
+}
+
+/// A listener that could not be opened, or whose task has panicked.
 #[derive(Debug)]
 pub(crate) struct FailedListener {
     pub(crate) address: SocketAddr,
+    /// As in [`NewListener`].
+    pub(crate) generation: u64,
     pub(crate) error: io::Error,
 }
 
-/// Gets the listeners that could not be opened. When every copy of it has been dropped, the change is complete: the
-/// new listeners accept connections, and the sockets of those to close are closed.
-pub(crate) type Report = mpsc::UnboundedSender<FailedListener>;
+/// A report of the server about its TCP listeners.
+#[derive(Debug)]
+pub(crate) enum Report {
+    Failed(FailedListener),
+    /// The change with this number is complete: the new listeners accept connections, except those that failed, and the
+    /// sockets of those to close are closed.
+    Complete(u64),
+}
 
 /// The end of the channel to the server that control has.
 #[derive(Debug)]
-pub(crate) struct Handle(mpsc::UnboundedSender<(ListenerChange, Report)>);
+pub(crate) struct Handle {
+    changes: mpsc::UnboundedSender<(u64, ListenerChange)>,
+    reports: mpsc::UnboundedReceiver<Report>,
+}
 
 /// The server's end of the channel.
 #[derive(Debug)]
-pub(crate) struct Changes(mpsc::UnboundedReceiver<(ListenerChange, Report)>);
+pub(crate) struct Changes {
+    changes: mpsc::UnboundedReceiver<(u64, ListenerChange)>,
+    reports: mpsc::UnboundedSender<Report>,
+}
 
 /// Creates the channel through which the TCP listeners change.
 pub(crate) fn changes() -> (Handle, Changes) {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    (Handle(sender), Changes(receiver))
+    let (sender, changes) = mpsc::unbounded_channel();
+    let (reporter, reports) = mpsc::unbounded_channel();
+    (Handle { changes: sender, reports }, Changes { changes, reports: reporter })
 }
 
 impl Handle {
-    /// Passes a change to the server. Returns the listeners that could not be opened; the channel ends when the change
-    /// is complete, or when the server has ended.
-    pub(crate) fn change(&self, change: ListenerChange) -> mpsc::UnboundedReceiver<FailedListener> {
-        let (report, failed) = mpsc::unbounded_channel();
-        // A server that has ended drops the report.
-        let _ = self.0.send((change, report));
-        failed
+    /// Passes a change to the server. `number` identifies it in [`Report::Complete`].
+    pub(crate) fn change(&self, number: u64, change: ListenerChange) {
+        // There is no report about it if the server has ended.
+        let _ = self.changes.send((number, change));
+    }
+
+    /// Waits for the next report; `None` if the server has ended.
+    pub(crate) async fn report(&mut self) -> Option<Report> {
+        self.reports.recv().await
+    }
+
+    /// Waits for the next report outside of a runtime; `None` if the server has ended.
+    pub(crate) fn blocking_report(&mut self) -> Option<Report> {
+        self.reports.blocking_recv()
+    }
+
+    /// Returns the next report if there is one.
+    pub(crate) fn report_now(&mut self) -> Option<Report> {
+        self.reports.try_recv().ok()
     }
 }
 
 impl Changes {
-    /// Returns the next change; `None` if there will be no more.
-    pub(crate) async fn next(&mut self) -> Option<(ListenerChange, Report)> {
-        self.0.recv().await
+    /// Returns the next change and its number; `None` if there will be no more.
+    pub(crate) async fn next(&mut self) -> Option<(u64, ListenerChange)> {
+        self.changes.recv().await
+    }
+
+    /// Reports to control, which may have ended.
+    pub(crate) fn report(&self, report: Report) {
+        let _ = self.reports.send(report);
     }
 }
 
@@ -195,51 +235,88 @@ async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
     let (certificate, is_encrypted) = (Rc::new(certificate), Rc::default());
     let shared = Shared { certificate, is_encrypted, handler, spare, times, stop };
     let mut tasks = JoinSet::new();
+    let mut control = None;
     match control_socket.map(Listener::into_async) {
-        Some(Ok(socket)) => drop(tasks.spawn_local(accept(socket, None, None, shared.clone()))),
-        Some(Err(error)) => tracing::error!(
-            event = "control-socket-failed", %error,
-            "cannot serve the control socket, so `turnserver ctl` cannot reach this server; restart it"
-        ),
+        Some(Ok(socket)) => control = Some(tasks.spawn_local(accept(socket, None, None, shared.clone())).id()),
+        Some(Err(error)) => control_socket_failed(&error),
         None => {}
     }
-    let mut tcp: Vec<(SocketAddr, oneshot::Sender<Report>)> = Vec::new();
+    let mut tcp: Vec<Open> = Vec::new();
     loop {
         tokio::select! {
             () = stopped(shared.stop.clone()) => break,
             // A listener that has been closed leaves nothing.
-            Some(_) = tasks.join_next() => {}
-            Some((change, report)) = changes.next() => {
+            Some(ended) = tasks.join_next_with_id() => if let Err(panicked) = ended {
+                let error = io::Error::other("its task has panicked");
+                if control == Some(panicked.id()) {
+                    control_socket_failed(&error);
+                } else if let Some(at) = tcp.iter().position(|own| own.task == panicked.id()) {
+                    let Open { address, generation, .. } = tcp.remove(at);
+                    failed(FailedListener { address, generation, error }, &changes);
+                }
+            },
+            Some((number, change)) = changes.next() => {
                 let ListenerChange { open, close, is_encrypted } = change;
-                let closed = tcp.extract_if(.., |(address, _)| close.contains(address));
-                // A listener that has ended needs no message.
-                closed.for_each(|(_, close)| drop(close.send(report.clone())));
+                let mut closing = Vec::new();
+                for listener in tcp.extract_if(.., |own| close.contains(&own.address)) {
+                    let (closed, is_closed) = oneshot::channel();
+                    // A listener that has ended needs no message.
+                    let _ = listener.close.send(closed);
+                    closing.push(is_closed);
+                }
                 shared.is_encrypted.set(is_encrypted);
-                for (listener, address) in open {
+                for NewListener { listener, address, generation } in open {
                     match listener.into_async() {
                         Ok(socket) => {
                             let (close, closing) = oneshot::channel();
                             let is_encrypted = Some(Rc::clone(&shared.is_encrypted));
-                            tasks.spawn_local(accept(socket, is_encrypted, Some(closing), shared.clone()));
-                            tcp.push((address, close));
+                            let task = tasks.spawn_local(accept(socket, is_encrypted, Some(closing), shared.clone())).id();
+                            tcp.push(Open { address, generation, task, close });
                         }
-                        Err(error) => failed(address, error, &report),
+                        Err(error) => failed(FailedListener { address, generation, error }, &changes),
                     }
                 }
+                let reports = changes.reports.clone();
+                tasks.spawn_local(async move {
+                    for closed in closing {
+                        // The message never comes: its sender is dropped when the socket is closed.
+                        let _ = closed.await;
+                    }
+                    // Control may have ended.
+                    let _ = reports.send(Report::Complete(number));
+                });
             }
         }
     }
     complete(&mut tasks).await;
 }
 
-/// Logs and reports a listener that could not be opened.
-fn failed(address: SocketAddr, error: io::Error, report: &Report) {
+/// Dropped when the socket of a listener is closed.
+type Closed = oneshot::Sender<()>;
+
+/// A TCP listener that is open.
+struct Open {
+    address: SocketAddr,
+    generation: u64,
+    task: tokio::task::Id,
+    close: oneshot::Sender<Closed>,
+}
+
+fn control_socket_failed(error: &io::Error) {
+    tracing::error!(
+        event = "control-socket-failed", %error,
+        "cannot serve the control socket, so `turnserver ctl` cannot reach this server; restart it"
+    );
+}
+
+/// Logs and reports a listener that could not be opened, or whose task has panicked.
+fn failed(listener: FailedListener, changes: &Changes) {
+    let FailedListener { address, error, .. } = &listener;
     tracing::error!(
         event = "http-failed", %address, %error,
         "cannot serve HTTP at this listener; a reload or a restart tries again"
     );
-    // Control may have ended.
-    let _ = report.send(FailedListener { address, error });
+    changes.report(Report::Failed(listener));
 }
 
 async fn complete(tasks: &mut JoinSet<()>) {
@@ -283,7 +360,7 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 async fn accept<H: Handler>(
     socket: AsyncListener,
     is_encrypted: Option<Rc<Cell<bool>>>,
-    close: Option<oneshot::Receiver<Report>>,
+    close: Option<oneshot::Receiver<Closed>>,
     shared: Shared<H>,
 ) {
     let Shared { certificate, handler, stop, spare, times, .. } = shared;
@@ -338,10 +415,10 @@ async fn accept<H: Handler>(
 }
 
 /// Waits until a listener has to be closed.
-async fn closing(close: Option<oneshot::Receiver<Report>>) -> Report {
+async fn closing(close: Option<oneshot::Receiver<Closed>>) -> Closed {
     match close {
         Some(close) => match close.await {
-            Ok(report) => report,
+            Ok(closed) => closed,
             // The server stops.
             Err(_) => pending().await,
         },

@@ -38,6 +38,15 @@ impl Handler for LongResponses {
     }
 }
 
+fn new(listener: Listener, address: SocketAddr) -> NewListener {
+    NewListener { listener, address, generation: 7 }
+}
+
+/// Returns a change of nothing.
+fn change() -> ListenerChange {
+    ListenerChange { open: vec![], close: vec![], is_encrypted: false }
+}
+
 struct Server {
     address: SocketAddr,
     stop: watch::Sender<bool>,
@@ -53,9 +62,10 @@ impl Server {
     fn start_with(times: Times, control_socket: Option<Listener>, spare: SpareFiles) -> Self {
         let (listener, address) = Listener::tcp("127.0.0.1:0".parse().unwrap(), false).unwrap();
         let (handle, changes) = changes();
-        handle.change(ListenerChange { open: vec![(listener, address)], close: vec![], is_encrypted: false });
+        handle.change(1, ListenerChange { open: vec![new(listener, address)], ..change() });
         let (stop, stopped) = watch::channel(false);
-        let plan = Plan { control_socket, changes, certificate: Box::new(|| None), spare, stop: stopped };
+        let plan =
+            Plan { control_socket, changes, certificate: Box::new(|| panic!("no certificate")), spare, stop: stopped };
         let thread = start_with(times, plan, || LongResponses).unwrap();
         Self { address, stop, thread, handle }
     }
@@ -65,6 +75,21 @@ impl Server {
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(request).unwrap();
         stream
+    }
+
+    fn failed(&mut self) -> FailedListener {
+        match self.handle.blocking_report() {
+            Some(Report::Failed(failed)) => failed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Returns the number of the change that is complete.
+    fn completed(&mut self) -> u64 {
+        match self.handle.blocking_report() {
+            Some(Report::Complete(number)) => number,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn stop(self) {
@@ -137,7 +162,7 @@ fn only_the_control_socket_uses_the_spare_files() {
 
 #[test]
 fn a_change_is_complete_when_its_listeners_are_open_and_closed_and_says_which_could_not_be_opened() {
-    let server = Server::start(TIMES);
+    let mut server = Server::start(TIMES);
     // A listener that shares a port does not listen before it is served.
     let (shared, opened) = Listener::tcp(server.address, true).unwrap();
     // The kernel does not watch regular files.
@@ -145,14 +170,37 @@ fn a_change_is_complete_when_its_listeners_are_open_and_closed_and_says_which_co
     file.set_nonblocking(true).unwrap();
     let broken = SocketAddr::from(([192, 0, 2, 1], 80));
     let wildcard = SocketAddr::from(([0, 0, 0, 0], opened.port()));
-    let open = vec![(Listener::Tcp(file), broken), (shared, wildcard)];
-    let mut failed = server.handle.change(ListenerChange { open, close: vec![opened], is_encrypted: false });
-    let FailedListener { address, error } = failed.blocking_recv().unwrap();
-    assert_eq!((address, error.raw_os_error()), (broken, Some(libc::EPERM)));
-    assert!(failed.blocking_recv().is_none());
+    let open = vec![new(Listener::Tcp(file), broken), new(shared, wildcard)];
+    assert_eq!(server.completed(), 1);
+    server.handle.change(2, ListenerChange { open, close: vec![opened], ..change() });
+    let FailedListener { address, generation, error } = server.failed();
+    assert_eq!((address, generation, error.raw_os_error()), (broken, 7, Some(libc::EPERM)));
+    assert_eq!(server.completed(), 2);
     drop(server.send(b""));
-    let mut failed = server.handle.change(ListenerChange { open: vec![], close: vec![wildcard], is_encrypted: false });
-    assert!(failed.blocking_recv().is_none());
+    server.handle.change(3, ListenerChange { close: vec![wildcard], ..change() });
+    assert_eq!(server.completed(), 3);
     assert_eq!(TcpStream::connect(opened).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     server.stop();
+}
+
+#[test]
+fn a_listener_whose_task_panics_is_reported_and_a_server_that_panics_reports_no_change_as_complete() {
+    let mut server = Server::start(TIMES);
+    assert_eq!(server.completed(), 1);
+    // With TLS, the task of a listener asks for the certificate.
+    server.handle.change(2, ListenerChange { is_encrypted: true, ..change() });
+    assert_eq!(server.completed(), 2);
+    drop(server.send(b""));
+    let FailedListener { address, generation, .. } = server.failed();
+    assert_eq!((address, generation), (server.address, 7));
+    server.stop();
+
+    let (mut handle, changes) = changes();
+    let (_stop, stop) = watch::channel(false);
+    let spare = SpareFiles::new(u64::MAX, 0);
+    let plan = Plan { control_socket: None, changes, certificate: Box::new(|| None), spare, stop };
+    handle.change(1, change());
+    let thread = start_with(TIMES, plan, || -> LongResponses { panic!("a bug") }).unwrap();
+    assert!(handle.blocking_report().is_none());
+    assert!(thread.join().is_err());
 }

@@ -238,7 +238,7 @@ impl EventLog {
         tracing::error!(
             event = "listener-failed", worker = self.worker, address = %endpoint.address,
             transport = endpoint.transport.as_str(), %error,
-            "a worker cannot serve clients at a new listener; restart the server"
+            "a worker cannot serve clients at a new listener; `reload-incomplete` says what to do"
         );
     }
 

@@ -166,7 +166,8 @@ pub(super) fn change_listeners(worker: &Rc<RefCell<Worker>>, change: ListenerCha
 }
 
 impl Changed {
-    /// Serves the connections that wait at the listeners, as before the change. Otherwise the kernel would reset them. When this returns, the sockets are closed: the new listeners that could not be opened.
+    /// Serves the connections that wait at the listeners, as before the change. Otherwise the kernel would reset them.
+    /// Returns the new listeners that could not be opened, when the sockets of the closed ones are closed.
     pub(super) async fn complete(self) -> Vec<FailedListener> {
         for (acceptor, kind) in self.altered {
             acceptor.accept_waiting().await;
