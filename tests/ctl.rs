@@ -250,6 +250,9 @@ mod ctl {
         assert_without_allocation(&clients[0].0, &clients[0].1);
 
         assert_eq!(controlled.failure(&["kick", &ann]).0, Some(1));
+        controlled.server.wait_for_log(|line| {
+            line.field("ended").as_deref() == Some("0") && line.message().starts_with("the operator ended no session")
+        });
         assert_eq!(controlled.lines(&["kick", "--user", "bob"]), ["ended 1 session"]);
         assert_without_allocation(&clients[1].0, &clients[1].1);
         assert_eq!(controlled.lines(&["kick", "--user", "bob"]), ["ended 0 sessions"]);

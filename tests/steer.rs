@@ -12,6 +12,7 @@ mod support;
 mod steer {
     use std::fs;
     use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpStream};
     use std::os::fd::AsFd as _;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::Path;
@@ -24,10 +25,11 @@ mod steer {
     use nix::sys::wait::{WaitPidFlag, waitpid};
     use nix::unistd::Pid;
     use serde_json::{Value, json};
+    use socket2::{Domain, Socket, Type};
     use turnserver::clock::unix_seconds;
 
     use crate::client::{Http, Response};
-    use crate::support::client::Login;
+    use crate::support::client::{Client, Login};
     use crate::support::{Controlled, LogLine, Server, TIMEOUT, TempDir, run, skip};
 
     impl Controlled {
@@ -79,8 +81,13 @@ mod steer {
     impl Stopped {
         /// Stops a worker. `None` if the system does not allow it.
         fn worker(server: &Server, index: usize) -> Option<Self> {
+            Self::named(server, &format!("worker-{index}"))
+        }
+
+        /// Stops the thread with a name.
+        fn named(server: &Server, name: &str) -> Option<Self> {
             let tasks = fs::read_dir(format!("/proc/{}/task", server.id())).unwrap().map(|task| task.unwrap());
-            let name = format!("worker-{index}\n");
+            let name = format!("{name}\n");
             let mut tasks = tasks.filter(|task| fs::read_to_string(task.path().join("comm")).unwrap() == name);
             let thread = tasks.next().unwrap().file_name().to_str().unwrap().parse().unwrap();
             Self::thread(Pid::from_raw(thread))
@@ -178,10 +185,16 @@ mod steer {
         );
 
         // It is not asked, so it cannot end it later.
-        let (code, message) = controlled.failure(&["kick", &of_stopped]);
-        assert!(code == Some(1) && message.contains("worker 1 does not respond"), "{message}");
+        let finished = controlled.run(&["kick", &of_stopped]);
+        assert_eq!((finished.code, finished.stdout), (Some(4), vec!["ended 0 sessions".to_owned()]));
+        assert!(finished.stderr[0].contains("no response from worker 1"), "{:?}", finished.stderr);
         let of_one = |line: &LogLine| line.field("filter") == Some(format!("session {of_stopped}"));
-        assert_eq!(controlled.server.wait_for_log(of_one).message(), kicked.message());
+        assert_eq!(
+            controlled.server.wait_for_log(of_one).message(),
+            "the operator ended no session; worker 1 does not respond, so those that it selects may be left"
+        );
+        let (code, message) = controlled.failure(&["session", &of_stopped]);
+        assert!(code == Some(1) && message.contains("worker 1 does not respond"), "{message}");
 
         drop(stopped);
         controlled.event("worker-recovered");
@@ -221,6 +234,59 @@ mod steer {
         drop(stopped);
         controlled.lines(&revoke);
         assert_eq!(controlled.lines(&["--json", "reload", "--quiet"]), [""; 0]);
+    }
+
+    #[test]
+    fn a_listener_that_no_worker_could_open_is_in_the_log_and_the_next_reload_opens_it() {
+        let controlled = Controlled::start("workers = 2\n");
+        let port = controlled.server.tcp_address().port();
+        // It prevents that the workers listen on the wildcard address, although they could bind their sockets.
+        let other = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        other.set_reuse_address(true).unwrap();
+        let blocked = SocketAddr::from(([127, 0, 0, 2], port));
+        other.bind(&blocked.into()).unwrap();
+        let config = controlled.config.replace("tcp = [\"127.0.0.1:0\"]", &format!("tcp = [\"0.0.0.0:{port}\"]"));
+        assert_ne!(config, controlled.config);
+        controlled.server.write_config(&config);
+        let Some(first) = Stopped::worker(&controlled.server, 0) else { return };
+        let Some(second) = Stopped::worker(&controlled.server, 1) else { return };
+        let of = |name: &'static str| move |line: &&LogLine| line.field("event").as_deref() == Some(name);
+        let about_port = |name: &'static str| -> usize {
+            let logs = controlled.server.logs();
+            let address = |line: &&LogLine| line.field("address").is_some_and(|at| at.ends_with(&format!(":{port}")));
+            logs.iter().filter(of(name)).filter(address).count()
+        };
+        let listening = about_port("listening");
+        controlled.server.signal(Signal::SIGHUP);
+        assert_eq!(controlled.event("reload-done").field("complete").as_deref(), Some("false"));
+        let logs = controlled.server.logs();
+        let pending: Vec<_> = logs.iter().filter(of("reload-incomplete")).map(|line| line.field("worker")).collect();
+        assert_eq!(pending, [Some("0".to_owned()), Some("1".to_owned())]);
+        assert_eq!([about_port("listening"), about_port("listener-closed")], [listening, 0]);
+        other.listen(1).unwrap();
+        drop((first, second));
+        controlled.server.wait_for_logs(|lines| lines.iter().filter(|line| of("listener-failed")(line)).count() == 2);
+
+        drop(other);
+        let response: Value = controlled.json(&["reload"]);
+        assert_eq!((&response["complete"], &response["failed_listeners"]), (&json!(true), &json!([])), "{response}");
+        assert_eq!([about_port("listening"), about_port("listener-failed")], [listening + 1, 2]);
+        Client::connect(blocked).allocate(&Login::mint("ann", 600)).unwrap();
+    }
+
+    #[test]
+    fn an_http_server_that_has_not_changed_its_listeners_is_in_the_log() {
+        let controlled = Controlled::start("[http]\nlisten = [\"127.0.0.1:0\"]\n");
+        let http = controlled.event("http-listening").field("address").unwrap();
+        controlled.server.write_config(&controlled.config.replace("listen = [\"127.0.0.1:0\"]\n", "listen = []\n"));
+        let Some(stopped) = Stopped::named(&controlled.server, "http") else { return };
+        controlled.server.signal(Signal::SIGHUP);
+        assert_eq!(controlled.event("reload-done").field("complete").as_deref(), Some("false"));
+        assert!(controlled.event("reload-incomplete").message().starts_with("the HTTP server is busy"));
+        assert_eq!(controlled.events("http-listener-closed"), 0);
+        drop(stopped);
+        assert_eq!(controlled.json(&["reload"])["complete"], true);
+        assert!(TcpStream::connect(http).is_err());
     }
 
     #[test]

@@ -254,14 +254,32 @@ impl AsyncListener {
     pub(super) fn waiting(self, spare: &SpareFiles) -> Vec<(Stream, Client)> {
         let Self::Tcp(socket) = self else { return Vec::new() };
         let Ok(socket) = socket.into_std() else { return Vec::new() };
-        let next = || {
-            let (stream, address) = socket.accept().ok().filter(|(stream, _)| spare.permit(stream))?;
-            stream.set_nonblocking(true).ok()?;
-            accepted(tokio::net::TcpStream::from_std(stream).ok()?, address).ok()
-        };
-        let most = usize::try_from(BACKLOG).unwrap_or_default();
-        std::iter::from_fn(next).take(most).collect()
+        accept_waiting(|| socket.accept(), spare)
     }
+}
+
+/// Accepts connections until none waits, or until one would use a spare file.
+fn accept_waiting(
+    mut accept: impl FnMut() -> io::Result<(net::TcpStream, SocketAddr)>,
+    spare: &SpareFiles,
+) -> Vec<(Stream, Client)> {
+    let register = |stream: net::TcpStream, address| {
+        stream.set_nonblocking(true)?;
+        accepted(tokio::net::TcpStream::from_std(stream)?, address)
+    };
+    let mut waiting = Vec::new();
+    // The queue of the kernel has room for one connection more than the backlog.
+    for _ in 0..=BACKLOG {
+        match accept() {
+            Ok((stream, _)) if !spare.permit(&stream) => break,
+            // An error concerns this connection only.
+            Ok((stream, address)) => waiting.extend(register(stream, address)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            // Such as that of a connection that its client has reset (accept(2)).
+            Err(_) => {}
+        }
+    }
+    waiting
 }
 
 fn accepted(stream: tokio::net::TcpStream, address: SocketAddr) -> io::Result<(Stream, Client)> {
@@ -309,6 +327,26 @@ mod tests {
             assert_eq!(listener.waiting(&SpareFiles::new(limit, 0)).len(), expected);
             drop(clients);
         }
+    }
+
+    #[tokio::test]
+    async fn all_waiting_connections_of_a_closed_listener_are_accepted_whatever_happens_to_one() {
+        const CLIENTS: usize = BACKLOG as usize + 1;
+        let (listener, address) = Listener::tcp("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let AsyncListener::Tcp(listener) = listener.into_async().unwrap() else { unreachable!() };
+        let listener = listener.into_std().unwrap();
+        let spare = SpareFiles::new(u64::MAX, 0);
+        // The kernel completes these connections.
+        let clients = [(); CLIENTS].map(|()| net::TcpStream::connect(address).unwrap());
+        assert_eq!(accept_waiting(|| listener.accept(), &spare).len(), CLIENTS);
+        let clients_after_error = [(); 3].map(|()| net::TcpStream::connect(address).unwrap());
+        let mut calls = 0;
+        let accept = || {
+            calls += 1;
+            if calls == 2 { Err(io::ErrorKind::ConnectionAborted.into()) } else { listener.accept() }
+        };
+        assert_eq!((accept_waiting(accept, &spare).len(), calls), (3, 5));
+        drop((clients, clients_after_error));
     }
 
     #[test]

@@ -239,13 +239,11 @@ impl Api {
     pub(super) async fn end_session(&self, id: &str, operator: Operator) -> Result<Value, Refusal> {
         let id = parse(id)?;
         let kick = Kick::new(format!("session {id}"), operator);
-        if let Err(NotResponding(worker)) = self.end(id.worker, vec![id.allocation], &kick).await {
-            kick.complete(&[worker]);
-            return Err(NotResponding(worker).into());
-        }
-        match kick.complete(&[]) {
-            0 => Err(gone(id)),
-            ended => Ok(json!({ "ended": ended })),
+        let result = self.end(id.worker, vec![id.allocation], &kick).await;
+        let missing: Vec<usize> = result.err().map(|NotResponding(worker)| worker).into_iter().collect();
+        match kick.complete(&missing) {
+            0 if missing.is_empty() => Err(gone(id)),
+            ended => Ok(json!({ "ended": ended, "missing_workers": missing })),
         }
     }
 
@@ -361,6 +359,12 @@ impl Kick {
     /// Describes what happened.
     fn message(&self) -> String {
         match (&self.gap, self.requested.get()) {
+            (None, _) if self.ended.get() == 0 => {
+                "the operator ended no session, because there is none that the command selects".to_owned()
+            }
+            (Some(gap), 0) if self.ended.get() == 0 => {
+                format!("the operator ended no session; {gap}, so those that it selects may be left")
+            }
             (None, _) => "the operator ended sessions".to_owned(),
             (Some(gap), 0) => format!("the operator ended sessions; {gap}, so others that it selects may be left"),
             (Some(gap), requested) => format!(
@@ -443,6 +447,7 @@ mod tests {
         let kick = |requested: usize| {
             let kick = Kick::new("user \"ann\"".to_owned(), Operator { process: None, user: 0 });
             kick.requested.set(requested);
+            kick.ended.set(1);
             kick
         };
         let others = "others that it selects may be left";
@@ -456,6 +461,12 @@ mod tests {
             kick.set_gap(&missing);
             let message = kick.message();
             assert!(if gap.is_empty() { message == "the operator ended sessions" } else { message.contains(gap) });
+            kick.ended.set(0);
+            let message = kick.message();
+            assert!(message.starts_with("the operator ended no session") && message.contains(gap), "{message}");
+            // A request whose result is not known may have ended some.
+            kick.requested.set(1);
+            assert_eq!(kick.message().starts_with("the operator ended sessions; "), !gap.is_empty());
         }
     }
 }
