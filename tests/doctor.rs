@@ -140,6 +140,7 @@ mod doctor {
         assert_eq!((report.with("fault"), report.code), (vec![], Some(1)));
         let warnings = report.with("warning");
         assert!(warnings.iter().any(|(check, text)| *check == "relay" && text.contains("486")), "{warnings:?}");
+        server.wait_for_log(|line| line.field("event").as_deref() == Some("allocation-ended"));
     }
 
     #[test]
@@ -197,11 +198,25 @@ mod doctor {
         let report = examine(&["--config", config, "--ca-file", root.to_str().unwrap()], "");
         assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
         let count = |check: &str| report.with("ok").iter().filter(|(found, _)| *found == check).count();
-        // Without `hostname`, nobody knows which name the certificate of the listener has to have.
-        for (check, expected) in [("listener", 3), ("channels", 3), ("certificate", 1), ("configuration", 1)] {
+        for (check, expected) in [("listener", 3), ("channels", 3), ("certificate", 2), ("configuration", 1)] {
             assert_eq!(count(check), expected, "{check}: {:#?}", report.findings);
         }
         assert!(report.text_of("listener").ends_with(" runs and responds"), "{:#?}", report.findings);
+        // Clients do not accept the certificate, whatever name they expect.
+        let unknown = examine(&["--config", config], "");
+        assert!(unknown.only_fault("certificate").contains("Test Root"), "{:#?}", unknown.findings);
+    }
+
+    // It is not known by which name clients find the server.
+    #[test]
+    fn the_names_of_a_certificate_do_not_matter_without_a_hostname() {
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["turn.example.org"]), directory.path());
+        let root = directory.write("root.pem", &authority.root());
+        let server = Server::start(&with_tls(&config(&["127.0.0.1"], ALLOW), &["127.0.0.1"], &files));
+        let config = server.config_path().to_str().unwrap();
+        let report = examine(&["--config", config, "--ca-file", root.to_str().unwrap()], "");
+        assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
     }
 
     #[test]

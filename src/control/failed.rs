@@ -1,7 +1,7 @@
 //! The listeners that workers could not open, although their sockets were bound.
 //!
-//! A reload opens them again, as far as that is possible without harm: a new socket of UDP would change which worker gets
-//! the packets of present clients, unless no worker has one.
+//! A reload opens them again, as far as that is possible without harm: a new socket of UDP would change which worker
+//! gets the packets of present clients, unless no worker has one.
 
 use std::collections::BTreeSet;
 

@@ -143,9 +143,10 @@ impl HttpChanged {
 
     /// Adds the result to a response to the operator.
     pub(super) fn show(&self, response: &mut Value) {
-        let failed = |FailedListener { address, error, .. }: &FailedListener| json!({ "address": address, "error": error.to_string() });
+        let failed = self.failed.iter();
+        let failed = failed.map(|failed| json!({ "address": failed.address, "error": failed.error.to_string() }));
         response["http_pending"] = self.is_pending.into();
-        response["failed_http_listeners"] = self.failed.iter().map(failed).collect();
+        response["failed_http_listeners"] = failed.collect();
     }
 
     /// Logs why the change is not complete.

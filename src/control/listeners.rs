@@ -293,8 +293,8 @@ impl Listeners {
 }
 
 impl NewListeners {
-    /// Binds further sockets for workers that could not open one of the listeners that stay. `failed` has the workers and
-    /// the listeners.
+    /// Binds further sockets for workers that could not open one of the listeners that stay. `failed` has the workers
+    /// and the listeners.
     ///
     /// # Errors
     /// If a socket cannot be bound.

@@ -228,8 +228,8 @@ impl RunningServer<'_> {
         self.report(&changes, &warnings, Some(&effect))
     }
 
-    /// Logs the listeners that are open or closed now. `pending`: the number of workers that do not use the configuration
-    /// yet.
+    /// Logs the listeners that are open or closed now. `pending`: the number of workers that do not use the
+    /// configuration yet.
     fn log_listeners(&self, opened: &[Endpoint], closed: &[Endpoint], pending: usize) {
         let is_open = |endpoint: &&Endpoint| self.failed.workers_without(**endpoint) + pending < self.workers.len();
         for Endpoint { transport, address } in opened.iter().filter(is_open) {

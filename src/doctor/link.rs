@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
+use super::timed::TimedStream;
 use super::trust::{Judgement, Trust};
 use crate::client::{Frames, NotFramed};
 use crate::clock;
@@ -23,14 +24,16 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// A socket or a connection to a server.
 pub(super) struct Link {
     path: Path,
+    /// The time for sending a message.
+    timeout: Duration,
     frames: Frames,
     buffer: Vec<u8>,
 }
 
 enum Path {
     Udp(UdpSocket),
-    Tcp(TcpStream),
-    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Tcp(TimedStream),
+    Tls(Box<StreamOwned<ClientConnection, TimedStream>>),
 }
 
 /// Why nothing can be exchanged with a server.
@@ -59,6 +62,7 @@ impl Link {
         trust: &Trust,
         timeout: Duration,
     ) -> Result<(Self, Option<Judgement>), LinkError> {
+        let end = clock::monotonic() + timeout;
         let (path, judgement) = match transport {
             Transport::Udp => {
                 let any = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -69,8 +73,7 @@ impl Link {
             Transport::Tcp | Transport::Tls => {
                 let stream = TcpStream::connect_timeout(&server, timeout)?;
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(timeout))?;
-                stream.set_write_timeout(Some(timeout))?;
+                let stream = TimedStream::new(stream, end);
                 if transport.is_encrypted() {
                     let (stream, judgement) = trust.handshake(stream, name)?;
                     (Path::Tls(Box::new(stream)), Some(judgement))
@@ -79,15 +82,15 @@ impl Link {
                 }
             }
         };
-        Ok((Self { path, frames: Frames::default(), buffer: vec![0; BUFFER] }, judgement))
+        Ok((Self { path, timeout, frames: Frames::default(), buffer: vec![0; BUFFER] }, judgement))
     }
 
     /// Returns the own address.
     pub(super) fn local(&self) -> io::Result<SocketAddr> {
         match &self.path {
             Path::Udp(socket) => socket.local_addr(),
-            Path::Tcp(stream) => stream.local_addr(),
-            Path::Tls(stream) => stream.sock.local_addr(),
+            Path::Tcp(stream) => stream.get().local_addr(),
+            Path::Tls(stream) => stream.sock.get().local_addr(),
         }
     }
 
@@ -113,12 +116,17 @@ impl Link {
 
     /// Sends a message.
     pub(super) fn send(&mut self, message: &[u8]) -> Result<(), LinkError> {
+        let end = clock::monotonic() + self.timeout;
         match &mut self.path {
             Path::Udp(socket) => {
                 socket.send(message)?;
             }
-            Path::Tcp(stream) => stream.write_all(message)?,
+            Path::Tcp(stream) => {
+                stream.set_end(end);
+                stream.write_all(message)?;
+            }
             Path::Tls(stream) => {
+                stream.sock.set_end(end);
                 stream.write_all(message)?;
                 stream.flush()?;
             }
@@ -135,18 +143,17 @@ impl Link {
             let Some(left) = end.checked_sub(clock::monotonic()).filter(|left| !left.is_zero()) else {
                 return Ok(None);
             };
-            let left = Some(left.max(SHORTEST));
             let read = match &mut self.path {
                 Path::Udp(socket) => {
-                    socket.set_read_timeout(left)?;
+                    socket.set_read_timeout(Some(left.max(SHORTEST)))?;
                     socket.recv(&mut self.buffer)
                 }
                 Path::Tcp(stream) => {
-                    stream.set_read_timeout(left)?;
+                    stream.set_end(end);
                     stream.read(&mut self.buffer)
                 }
                 Path::Tls(stream) => {
-                    stream.sock.set_read_timeout(left)?;
+                    stream.sock.set_end(end);
                     stream.read(&mut self.buffer)
                 }
             };
@@ -167,4 +174,97 @@ impl Link {
 
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+    use std::thread;
+
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio_rustls::rustls::{ServerConfig, ServerConnection};
+
+    use super::*;
+    use crate::clock::unix_seconds;
+    use crate::test_certificates::Authority;
+
+    /// The time of the client.
+    const BRIEFLY: Duration = Duration::from_millis(200);
+
+    /// The time of the server between two bytes.
+    const PAUSE: Duration = Duration::from_millis(20);
+
+    /// Sends one byte at a time until the test is done, for much longer than the time of the client, but not for ever.
+    fn send_slowly(stream: &mut TcpStream, bytes: &[u8], done: &Receiver<()>) {
+        for byte in bytes.chunks(1).take(500) {
+            if stream.write_all(byte).is_err() || done.recv_timeout(PAUSE) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_that_sends_one_byte_at_a_time_does_not_hold_up_the_handshake() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (finish, done) = channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                // A handshake record of 16 KiB.
+                let record = [&[22, 3, 3, 0x40, 0][..], &[0; 0x4000]].concat();
+                send_slowly(&mut listener.accept().unwrap().0, &record, &done);
+            });
+            let opened = Link::open(Transport::Tls, address, "localhost", &Trust::new(None).unwrap(), BRIEFLY);
+            let error = opened.err().unwrap();
+            assert!(matches!(&error, LinkError::Io(error) if is_timeout(error)), "{error:?}");
+            drop(finish);
+        });
+    }
+
+    #[test]
+    fn a_server_that_sends_one_byte_at_a_time_does_not_hold_up_a_message() {
+        let issued = Authority::new(unix_seconds()).issue(&["localhost"]);
+        let own = CertificateDer::from_pem_slice(issued.own.as_bytes()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let config = Arc::new(config.with_single_cert(vec![own], key).unwrap());
+        for transport in [Transport::Tls, Transport::Tcp] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let (address, config) = (listener.local_addr().unwrap(), Arc::clone(&config));
+            let (finish, done) = channel();
+            thread::scope(|scope| {
+                scope.spawn(move || {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let mut bytes = vec![0; 1_000];
+                    if transport == Transport::Tls {
+                        let mut connection = ServerConnection::new(config).unwrap();
+                        while connection.is_handshaking() {
+                            connection.complete_io(&mut stream).unwrap();
+                        }
+                        while connection.wants_write() {
+                            connection.write_tls(&mut stream).unwrap();
+                        }
+                        connection.writer().write_all(&bytes).unwrap();
+                        bytes.clear();
+                        connection.write_tls(&mut bytes).unwrap();
+                    } else {
+                        // The beginning of a STUN message of 996 bytes, with its magic cookie.
+                        bytes[..8].copy_from_slice(&[0, 1, 3, 0xd0, 0x21, 0x12, 0xa4, 0x42]);
+                    }
+                    send_slowly(&mut stream, &bytes, &done);
+                });
+                let trust = Trust::new(None).unwrap();
+                let (mut link, _) =
+                    Link::open(transport, address, "localhost", &trust, Duration::from_secs(60)).unwrap();
+                let received = link.receive(clock::monotonic() + BRIEFLY);
+                assert!(matches!(received, Ok(None)), "{transport}: {received:?}");
+                drop(finish);
+            });
+        }
+    }
 }

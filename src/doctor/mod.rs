@@ -7,6 +7,7 @@ mod machine;
 mod relay;
 mod remote;
 mod session;
+mod timed;
 mod trust;
 
 use std::path::Path;

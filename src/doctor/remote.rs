@@ -42,7 +42,7 @@ pub(super) fn examine(servers: &[IceServer], trust: &Trust, report: Report<'_>) 
     report_nat(&bindings, report);
 }
 
-/// Examines a server at an address. `name`: what its certificate has to name; without it, it is not judged.
+/// Examines a server at an address. `name`: what its certificate has to name; without it, its names are not judged.
 pub(super) fn examine_at(
     uri: TurnUri,
     address: SocketAddr,
@@ -64,7 +64,7 @@ struct Binding {
 /// The examination of a URI.
 struct Examination<'e> {
     uri: TurnUri,
-    /// What the certificate has to name. `None`: nobody knows, so it is not judged.
+    /// What the certificate has to name. `None`: this is not known, so its names are not judged.
     name: Option<String>,
     server: &'e IceServer,
     trust: &'e Trust,
@@ -159,8 +159,8 @@ impl Examination<'_> {
         let name = self.name.clone().unwrap_or_else(|| address.ip().to_string());
         match Link::open(transport, address, &name, self.trust, CONNECT) {
             Ok((link, judgement)) => {
-                if let (Some(judgement), Some(name)) = (judgement, &self.name) {
-                    report(about_certificate(&judgement, name));
+                if let Some(judgement) = judgement {
+                    report(about_certificate(&judgement, self.name.as_deref()));
                 }
                 let opened = Session::new(link, self.server.credentials());
                 opened.map_err(|error| report(Finding::fault("reachable", error.to_string(), "try again"))).ok()
@@ -310,8 +310,8 @@ impl Examination<'_> {
 }
 
 fn examine_mtu(first: &mut Relayed, second: &mut Relayed, report: Report<'_>) {
-    let Some((one, other)) = first.session.link().udp().zip(second.session.link().udp()) else { return };
-    if crate::net::udp::forbid_fragments(one).and_then(|()| crate::net::udp::forbid_fragments(other)).is_err() {
+    let Some(socket) = first.session.link().udp() else { return };
+    if crate::net::udp::forbid_fragments(socket).is_err() {
         return;
     }
     match relay::largest_data(first, second) {
@@ -365,7 +365,7 @@ fn unreachable(transport: Transport, address: SocketAddr, error: &LinkError) -> 
     Finding::fault("reachable", what, advice)
 }
 
-fn about_certificate(judgement: &Judgement, host: &str) -> Finding {
+fn about_certificate(judgement: &Judgement, host: Option<&str>) -> Finding {
     match judgement.complaint(host) {
         Some((what, advice)) => Finding::fault("certificate", what, advice),
         None => Finding::ok("certificate", judgement.description()),
@@ -460,14 +460,14 @@ fn advice_for(code: ErrorCode) -> &'static str {
 /// Compares the addresses that servers saw, those of each family.
 fn report_nat(bindings: &[Binding], report: Report<'_>) {
     let (v4, v6): (Vec<&Binding>, Vec<&Binding>) = bindings.iter().partition(|binding| binding.local.is_ipv4());
-    report_nat_of(&v4, report);
-    report_nat_of(&v6, report);
+    report_nat_of("IPv4", &v4, report);
+    report_nat_of("IPv6", &v6, report);
 }
 
-fn report_nat_of(bindings: &[&Binding], report: Report<'_>) {
+fn report_nat_of(family: &str, bindings: &[&Binding], report: Report<'_>) {
     let [first, others @ ..] = bindings else { return };
     if bindings.iter().all(|binding| binding.local.ip() == binding.mapped.ip()) {
-        return report(Finding::ok("nat", "there is no NAT between this machine and the servers"));
+        return report(Finding::ok("nat", format!("{family}: there is no NAT between this machine and the servers")));
     }
     let keeps_port = bindings.iter().all(|binding| binding.local.port() == binding.mapped.port());
     let addresses: Vec<String> = bindings
@@ -476,11 +476,106 @@ fn report_nat_of(bindings: &[&Binding], report: Report<'_>) {
         .collect();
     let one_address = others.iter().all(|binding| binding.mapped.ip() == first.mapped.ip());
     let what = format!(
-        "{}; {}, {}",
+        "{family}: {}; {}, {}",
         addresses.join(", "),
         if one_address { "one public address" } else { "several public addresses" },
         if keeps_port { "ports are kept" } else { "ports change" }
     );
     let finding = Finding::ok("nat", what);
     report(if one_address { finding } else { Finding { status: Status::Warning, ..finding } });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stun::attribute::Icmp;
+
+    fn at(address: &str) -> SocketAddr {
+        address.parse().unwrap()
+    }
+
+    #[test]
+    fn an_exchange_is_judged_by_what_arrives_in_each_direction() {
+        let relayed = at("203.0.113.1:50000");
+        let judge = |exchange: &Exchange| {
+            let Finding { check, status, what, .. } = about_exchange("channels", exchange, relayed);
+            assert_eq!(check, "channels");
+            (status, what)
+        };
+        let counts = |sent, arrived, returned| Exchange { sent, arrived, returned, ..Exchange::default() };
+        let icmp = Some(Icmp { kind: 3, code: 13, data: 0 });
+        let nothing = judge(&Exchange { icmp, ..counts(3, 0, 0) });
+        let text = "no data passes from one relayed address to another; ICMP type 3 code 13".to_owned();
+        assert_eq!(nothing, (Status::Fault, text));
+        let one_way = judge(&counts(3, 3, 0));
+        let text = "data arrives in one direction only: 3 of 3 messages arrived, none came back".to_owned();
+        assert_eq!(one_way, (Status::Fault, text));
+        let (status, text) = judge(&counts(20, 19, 17));
+        assert_eq!(status, Status::Warning);
+        assert!(text.starts_with("3 of 39 messages were lost; round trip "), "{text}");
+        let other_source = Some(at("192.0.2.1:50000"));
+        let (status, text) = judge(&Exchange { other_source, ..counts(20, 20, 20) });
+        assert_eq!(status, Status::Warning);
+        assert!(text.starts_with("data of 203.0.113.1:50000 comes from 192.0.2.1:50000; "), "{text}");
+        let (status, text) = judge(&counts(20, 20, 20));
+        assert_eq!(status, Status::Ok);
+        assert!(text.starts_with("40 of 40 messages arrived; "), "{text}");
+    }
+
+    #[test]
+    fn the_nat_of_each_family_is_reported_for_itself() {
+        let judge = |bindings: &[[&str; 3]]| {
+            let binding = |[server, local, mapped]: &[&str; 3]| Binding {
+                server: at(server),
+                local: at(local),
+                mapped: at(mapped),
+            };
+            let (bindings, mut found) = (bindings.iter().map(binding).collect::<Vec<_>>(), Vec::new());
+            report_nat(&bindings, &mut |finding| found.push((finding.status, finding.what)));
+            found
+        };
+        assert_eq!(judge(&[]), []);
+        let first = ["192.0.2.1:3478", "10.0.0.2:4000", "203.0.113.1:4000"];
+        let same = ["192.0.2.2:3478", "10.0.0.2:4001", "203.0.113.1:5001"];
+        let other = ["192.0.2.2:3478", "10.0.0.2:4001", "203.0.113.2:4001"];
+        let without = ["[2001:db8::1]:3478", "[2001:db8::2]:4000", "[2001:db8::2]:4000"];
+        let text =
+            "IPv4: 10.0.0.2:4000 → 203.0.113.1:4000 (seen by 192.0.2.1:3478); one public address, ports are kept";
+        let no_nat = (Status::Ok, "IPv6: there is no NAT between this machine and the servers".to_owned());
+        assert_eq!(judge(&[first, without]), [(Status::Ok, text.to_owned()), no_nat.clone()]);
+        let [(status, text)] = judge(&[first, same]).try_into().unwrap();
+        assert!(status == Status::Ok && text.ends_with("; one public address, ports change"), "{text}");
+        let [(status, text), ipv6] = judge(&[first, without, other]).try_into().unwrap();
+        assert!(status == Status::Warning && text.ends_with("; several public addresses, ports are kept"), "{text}");
+        assert_eq!(ipv6, no_nat);
+    }
+
+    #[test]
+    fn credentials_that_are_refused_are_explained_by_their_kind() {
+        let trust = Trust::new(None).unwrap();
+        let judge = |username: &str, is_minted: bool| {
+            let (uris, username) = (Vec::new(), Some(username.to_owned()));
+            let server = IceServer { uris, username, password: None, is_minted };
+            let uri = "turn:192.0.2.1".parse().unwrap();
+            let (code, reason, unknown) = (ErrorCode::UNAUTHENTICATED, "no".to_owned(), Vec::new());
+            let rejection = Rejection { code, reason, unknown };
+            let failure = Failure::CredentialsRefused { realm: "r".to_owned(), rejection };
+            let examination = Examination { uri, name: None, server: &server, trust: &trust };
+            let finding = examination.refused(&failure);
+            assert_eq!((finding.check, finding.status), ("credentials", Status::Fault));
+            (finding.what, finding.advice.unwrap())
+        };
+        let now = clock::unix_seconds();
+        let (what, advice) = judge(&format!("{}:ann", now - 7_200), false);
+        assert!(what.starts_with("the credential expired 2 h"), "{what}");
+        assert!(advice.starts_with("get a new one"), "{advice}");
+        let future = format!("{}:ann", now + 7_200);
+        assert!(judge(&future, false).1.starts_with("the username has an expiry in the future"));
+        assert!(judge(&future, true).1.starts_with("compare the secret"));
+        // A telephone number and an extension are no times.
+        for username in ["ann", "491234567:ann", "4711"] {
+            let (what, advice) = judge(username, false);
+            assert!(!what.contains("expired") && advice.starts_with("check the username"), "{username}: {what}");
+        }
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::TcpStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -16,6 +15,7 @@ use tokio_rustls::rustls::{
     SignatureScheme, StreamOwned,
 };
 
+use super::timed::TimedStream;
 use crate::net::tls::{Certificate, date};
 
 /// The authorities that clients trust.
@@ -68,9 +68,9 @@ impl Trust {
     /// Those of the connection and of the handshake.
     pub(super) fn handshake(
         &self,
-        mut stream: TcpStream,
+        mut stream: TimedStream,
         name: &str,
-    ) -> io::Result<(StreamOwned<ClientConnection, TcpStream>, Judgement)> {
+    ) -> io::Result<(StreamOwned<ClientConnection, TimedStream>, Judgement)> {
         let recorder = Arc::new(Recorder { inner: Arc::clone(&self.verifier), seen: Mutex::new(None) });
         let config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()
@@ -147,7 +147,8 @@ impl ServerCertVerifier for Recorder {
 
 impl Judgement {
     /// Returns what is wrong with the certificate, and what to do. `None` if clients accept it. `name`: of the server.
-    pub(super) fn complaint(&self, name: &str) -> Option<(String, String)> {
+    /// Without it, the names of the certificate are not judged.
+    pub(super) fn complaint(&self, name: Option<&str>) -> Option<(String, String)> {
         let Err(error) = &self.verdict else { return None };
         let Some(own) = self.chain.first() else {
             return Some((format!("clients reject the certificate: {error}"), "use another certificate".to_owned()));
@@ -164,10 +165,14 @@ impl Judgement {
                 format!("the certificate is not valid before {}", date(own.not_before)),
                 "check the clock of this machine and that of the authority".to_owned(),
             ),
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
-                format!("the certificate is not for {name}, but for {}", own.all_names()),
-                format!("use one of these names in the URI, or get a certificate for {name}"),
-            ),
+            // This error is the last one that is looked for.
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                let name = name?;
+                (
+                    format!("the certificate is not for {name}, but for {}", own.all_names()),
+                    format!("use one of these names in the URI, or get a certificate for {name}"),
+                )
+            }
             CertificateError::UnknownIssuer if own.is_self_signed() => (
                 "the certificate is self-signed: browsers reject it".to_owned(),
                 "get one from an authority that browsers trust, for example Let's Encrypt".to_owned(),
@@ -213,14 +218,15 @@ impl Judgement {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
     use std::thread;
+    use std::time::Duration;
 
     use tokio_rustls::rustls::pki_types::PrivateKeyDer;
     use tokio_rustls::rustls::{ServerConfig, ServerConnection};
 
     use super::*;
-    use crate::clock::unix_seconds;
+    use crate::clock::{monotonic, unix_seconds};
     use crate::test_certificates::{Authority, Issued};
 
     const NAME: &str = "localhost";
@@ -228,6 +234,15 @@ mod tests {
 
     /// Returns what is wrong with a server that sends `chain` and trusts `root`, if there is one.
     fn complaint(chain: &str, issued: &Issued, root: Option<&str>) -> Option<(String, String)> {
+        complaint_about(Some(NAME), chain, issued, root)
+    }
+
+    fn complaint_about(
+        name: Option<&str>,
+        chain: &str,
+        issued: &Issued,
+        root: Option<&str>,
+    ) -> Option<(String, String)> {
         let certificates = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
         let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
         let provider = Arc::new(ring::default_provider());
@@ -249,13 +264,13 @@ mod tests {
             });
             let trust = Trust::new(file.as_deref()).unwrap();
             let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            trust.handshake(stream, NAME).unwrap().1
+            trust.handshake(TimedStream::new(stream, monotonic() + Duration::from_secs(60)), NAME).unwrap().1
         });
         if let Some(file) = file {
             std::fs::remove_file(file).unwrap();
         }
         assert_eq!(judgement.version, Some(ProtocolVersion::TLSv1_3));
-        judgement.complaint(NAME)
+        judgement.complaint(name)
     }
 
     #[test]
@@ -276,6 +291,10 @@ mod tests {
             what(&authority.chain(&other), &other, Some(&root)),
             "the certificate is not for localhost, but for turn.example.org, 192.0.2.7"
         );
+        // Without a name, only the rest is judged.
+        let unnamed = |chain: &str, issued| complaint_about(None, chain, issued, Some(&root));
+        assert_eq!(unnamed(&authority.chain(&other), &other), None);
+        assert!(unnamed(&other.own, &other).unwrap().0.starts_with("the server does not send the certificate"));
         let old = authority.issue_for(&[NAME], now - 3 * DAY, now - DAY);
         assert!(what(&authority.chain(&old), &old, Some(&root)).starts_with("the certificate expired on "));
         let early = authority.issue_for(&[NAME], now + DAY, now + 3 * DAY);

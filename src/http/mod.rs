@@ -270,7 +270,8 @@ async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
                         Ok(socket) => {
                             let (close, closing) = oneshot::channel();
                             let is_encrypted = Some(Rc::clone(&shared.is_encrypted));
-                            let task = tasks.spawn_local(accept(socket, is_encrypted, Some(closing), shared.clone())).id();
+                            let task = accept(socket, is_encrypted, Some(closing), shared.clone());
+                            let task = tasks.spawn_local(task).id();
                             tcp.push(Open { address, generation, task, close });
                         }
                         Err(error) => failed(FailedListener { address, generation, error }, &changes),

@@ -174,12 +174,12 @@ fn container(root: &Path) -> Option<Finding> {
         return None;
     }
     let table = read(root, "proc/net/route").unwrap_or_default();
-    let gateways = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(2));
-    // The bytes of the address are in reverse order: 172.17.0.1 is 010011AC.
-    let octets = gateways.filter_map(|gateway| Some(u32::from_str_radix(gateway, 16).ok()?.to_le_bytes()));
-    // The ranges of Docker, Compose and Podman.
-    let is_bridged = octets.into_iter().any(|octets| matches!(octets, [172, 16..=31, ..] | [10, 88..=89, ..]));
-    Some(if is_bridged {
+    let default = table.lines().skip(1).filter_map(|line| {
+        let mut columns = line.split_whitespace();
+        let (interface, destination) = (columns.next()?, columns.next()?);
+        (destination == "00000000").then_some(interface)
+    });
+    Some(if default.into_iter().any(|interface| is_virtual_pair(root, interface)) {
         Finding::warning(
             "container",
             "this container is in a bridge network: each relay port has to be published, and clients seem to be the bridge",
@@ -188,6 +188,16 @@ fn container(root: &Path) -> Option<Finding> {
     } else {
         Finding::ok("container", "this container has no bridge network of Docker or Podman")
     })
+}
+
+/// Whether an interface is one end of a pair (veth), whose other end is at a bridge of the host. Other interfaces above
+/// another one, such as a VLAN, have a type.
+fn is_virtual_pair(root: &Path, interface: &str) -> bool {
+    let directory = format!("sys/class/net/{interface}");
+    let value = |name: &str| number(root, &format!("{directory}/{name}"));
+    let is_typed = read(root, &format!("{directory}/uevent")).is_some_and(|text| text.contains("DEVTYPE="));
+    let has_device = root.join(&directory).join("device").exists();
+    !is_typed && !has_device && value("iflink").zip(value("ifindex")).is_some_and(|(link, own)| link != own)
 }
 
 #[cfg(test)]
@@ -259,17 +269,30 @@ mod tests {
 
     #[test]
     fn a_container_in_a_bridge_network_is_a_warning() {
+        const OF_NETWORK: &str = "eth0\t0000FEA9\t00000000\t0001\n";
         let header = "Iface\tDestination\tGateway\n";
-        let route = |gateway: &str| format!("{header}eth0\t00000000\t{gateway}\t0003\n");
-        let status = |name: &str, files: &[(&str, &str)]| container(&root(name, files)).map(|finding| finding.status);
-        assert_eq!(status("host", &[("proc/net/route", &route("010011AC"))]), None);
-        let compose = [(".dockerenv", ""), ("proc/net/route", &route("010014AC"))];
-        assert_eq!(status("compose", &compose), Some(Status::Warning));
-        let docker = [(".dockerenv", ""), ("proc/net/route", &route("010011AC"))];
+        // The gateway is 172.31.0.1, as in the default network of EC2.
+        let route = format!("{header}{OF_NETWORK}eth0\t00000000\t01001FAC\t0003\n");
+        let status = |name: &str, files: &[(&str, &str)]| {
+            let all = [&[("proc/net/route", route.as_str())], files].concat();
+            container(&root(name, &all)).map(|finding| finding.status)
+        };
+        let [ifindex, iflink] = ["sys/class/net/eth0/ifindex", "sys/class/net/eth0/iflink"];
+        let uevent = "sys/class/net/eth0/uevent";
+        let pair = [(ifindex, "2\n"), (iflink, "17\n"), (uevent, "INTERFACE=eth0\nIFINDEX=2\n")];
+        let docker = [&[(".dockerenv", "")], &pair[..]].concat();
         assert_eq!(status("docker", &docker), Some(Status::Warning));
-        assert_eq!(
-            status("network", &[("run/.containerenv", ""), ("proc/net/route", &route("0101A8C0"))]),
-            Some(Status::Ok)
-        );
+        let podman = [&[("run/.containerenv", "")], &pair[..]].concat();
+        assert_eq!(status("podman", &podman), Some(Status::Warning));
+        // A pair that is not in a container.
+        assert_eq!(status("no-container", &pair), None);
+        let host = [(".dockerenv", ""), (ifindex, "2\n"), (iflink, "2\n"), ("sys/class/net/eth0/device/vendor", "")];
+        assert_eq!(status("host", &host), Some(Status::Ok));
+        let bridge = [(".dockerenv", ""), (ifindex, "2\n"), (iflink, "2\n")];
+        assert_eq!(status("host-with-bridge", &bridge), Some(Status::Ok));
+        let vlan = [(".dockerenv", ""), (ifindex, "3\n"), (iflink, "2\n"), (uevent, "DEVTYPE=vlan\nINTERFACE=eth0\n")];
+        assert_eq!(status("host-with-vlan", &vlan), Some(Status::Ok));
+        let without = [(".dockerenv", ""), ("proc/net/route", header)];
+        assert_eq!(container(&root("none-routed", &without)).unwrap().status, Status::Ok);
     }
 }

@@ -46,16 +46,8 @@ pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Vec
                 let occupant = occupant(*endpoint, config, trust);
                 if occupant.is_this() {
                     running.push(*endpoint);
-                    occupant.finding(port)
-                } else {
-                    Finding::warning(
-                        "listener",
-                        format!(
-                            "this user may not listen on {protocol} port {port}, and no TURN server responds there"
-                        ),
-                        "run the server by its unit, which has CAP_NET_BIND_SERVICE, and this command as root",
-                    )
                 }
+                occupant.finding_without_privilege(protocol, port)
             }
             // The relay addresses say it.
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => continue,
@@ -82,6 +74,8 @@ enum Occupant {
     Unknown,
     /// A server that refuses the credentials of the configuration.
     Refuses,
+    /// A server that responds to Binding requests, and why it makes no allocation.
+    Stun(String),
     /// A program that does not respond like a TURN server.
     Program(String),
 }
@@ -92,7 +86,19 @@ impl Occupant {
         match self {
             Self::Server(software) => software.as_ref().is_none_or(|software| software.starts_with(SOFTWARE)),
             Self::Unknown => true,
-            Self::Refuses | Self::Program(_) => false,
+            Self::Refuses | Self::Stun(_) | Self::Program(_) => false,
+        }
+    }
+
+    /// Judges the occupant of a port that this user may not use. Without a server, it may be free.
+    fn finding_without_privilege(&self, protocol: &str, port: u16) -> Finding {
+        match self {
+            Self::Program(_) => Finding::warning(
+                "listener",
+                format!("this user may not listen on {protocol} port {port}, and no TURN server responds there"),
+                "run the server by its unit, which has CAP_NET_BIND_SERVICE, and this command as root",
+            ),
+            _ => self.finding(port),
         }
     }
 
@@ -111,6 +117,11 @@ impl Occupant {
                 "listener",
                 "a TURN server uses the port and refuses the credentials of this configuration",
                 "if it is this server, reload or restart it; otherwise, stop it or use another port",
+            ),
+            Self::Stun(problem) => Finding::fault(
+                "listener",
+                format!("a STUN server uses the port and responds, but Allocate fails: {problem}"),
+                "if it is this server, look into its log; otherwise, stop it or use another port",
             ),
             Self::Program(error) => Finding::fault(
                 "listener",
@@ -148,12 +159,14 @@ fn occupant(endpoint: Endpoint, config: &Config, trust: &Trust) -> Occupant {
             let _ = session.request(Request::Refresh(0));
             Occupant::Server(session.client().software().map(str::to_owned))
         }
-        // A server that rejects the request, for example because it drains, has accepted the credentials.
-        Err(Problem::Failure(Failure::Rejected(_) | Failure::TryAlternate { .. })) => {
+        // A server that rejects an authenticated request, for example because it drains, has accepted the credentials.
+        Err(Problem::Failure(Failure::Rejected(_) | Failure::TryAlternate { .. }))
+            if session.client().session().is_some() =>
+        {
             Occupant::Server(session.client().software().map(str::to_owned))
         }
         Err(Problem::Failure(Failure::CredentialsRefused { .. })) => Occupant::Refuses,
-        Err(problem) => Occupant::Program(problem.to_string()),
+        Err(problem) => Occupant::Stun(problem.to_string()),
     }
 }
 
@@ -229,4 +242,77 @@ fn credential(config: &Config) -> Option<IceServer> {
     let with_password = |user: &StaticUser| Some((user.name.clone(), user.password()?.clone()));
     let (username, password) = config.auth.users.iter().find_map(with_password)?;
     Some(IceServer { uris, username: Some(username), password: Some(password), is_minted: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::doctor::finding::Status;
+    use crate::stun::attribute::{ErrorCodeAttribute, XorMappedAddress};
+    use crate::stun::{Class, ErrorCode, Message, MessageWriter, Method};
+    use crate::transport::Transport;
+
+    const CONFIG: &str = "realm = \"r\"\n[auth]\nsecrets = [\"0123456789abcdef0123456789abcdef\"]\n";
+
+    #[test]
+    fn only_a_privileged_port_without_a_server_is_a_warning() {
+        let server = |software: Option<&str>| Occupant::Server(software.map(str::to_owned));
+        for (occupant, status) in [
+            (server(None), Status::Ok),
+            (server(Some(&format!("{SOFTWARE}0"))), Status::Ok),
+            (server(Some("Coturn")), Status::Fault),
+            (Occupant::Unknown, Status::Ok),
+            (Occupant::Refuses, Status::Fault),
+            (Occupant::Stun("no".to_owned()), Status::Fault),
+            (Occupant::Program("no".to_owned()), Status::Warning),
+        ] {
+            let finding = occupant.finding_without_privilege("udp", 443);
+            assert_eq!((finding.status, finding.check), (status, "listener"), "{finding:?}");
+            assert_eq!(occupant.is_this(), status == Status::Ok);
+        }
+    }
+
+    /// Returns the occupant that responds to Binding requests, and to Allocate with an error before any challenge. `None`:
+    /// not at all.
+    fn with_response(code: Option<ErrorCode>) -> Occupant {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let endpoint = Endpoint::new(Transport::Udp, socket.local_addr().unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut buffer = [0; 1_500];
+                loop {
+                    let (length, client) = socket.recv_from(&mut buffer).unwrap();
+                    let Ok(request) = Message::parse(&buffer[..length]) else { return };
+                    let is_binding = request.method() == Method::BINDING;
+                    let (mut response, id) = ([0; 256], request.transaction_id());
+                    let class = if is_binding { Class::Success } else { Class::Error };
+                    let mut writer = MessageWriter::new(&mut response, class, request.method(), id);
+                    match code {
+                        _ if is_binding => writer.push(&XorMappedAddress(client)),
+                        Some(code) => writer.push(&ErrorCodeAttribute { code, reason: "" }),
+                        None => continue,
+                    }
+                    let length = writer.finish().unwrap().len();
+                    socket.send_to(&response[..length], client).unwrap();
+                }
+            });
+            let config = Config::parse(CONFIG, "turnserver.toml").unwrap();
+            let occupant = occupant(endpoint, &config, &Trust::new(None).unwrap());
+            // It ends the server.
+            UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"end", endpoint.address).unwrap();
+            occupant
+        })
+    }
+
+    #[test]
+    fn a_stun_server_that_rejects_allocations_before_a_challenge_has_not_accepted_the_credentials() {
+        for code in [ErrorCode::BAD_REQUEST, ErrorCode::FORBIDDEN] {
+            let occupant = with_response(Some(code));
+            assert!(matches!(&occupant, Occupant::Stun(why) if why.contains(&code.code().to_string())), "{code:?}");
+            assert!(occupant.finding(3478).what.starts_with("a STUN server uses the port and responds, but "));
+        }
+        assert!(matches!(with_response(None), Occupant::Stun(why) if why.contains("no response")));
+    }
 }

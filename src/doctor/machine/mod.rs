@@ -50,7 +50,7 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     let Some(choice) = addresses(&config, report) else { return };
     certificate(&config, report);
     let running = listeners::examine(&config, trust, report);
-    names::examine(&config, &choice, machine.stun, report);
+    names::examine(Path::new("/"), &config, &choice, machine.stun, report);
     names::examine_routes(&choice, report);
     listeners::examine_hairpin(&choice, &running, trust, report);
     [firewall::examine(&config), unit::examine(Path::new("/"))].into_iter().flatten().for_each(&mut *report);

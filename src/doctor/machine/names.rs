@@ -1,7 +1,9 @@
 //! The public name and address of the server.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::client::{Request, Success};
@@ -25,13 +27,12 @@ const ELSEWHERE: [(&str, IpAddr); 2] = [
     ("IPv6", IpAddr::V6(Ipv6Addr::new(0x2606, 0x4700, 0x4700, 0, 0, 0, 0, 0x1111))),
 ];
 
-/// Examines `hostname`, and the public address as a STUN server elsewhere sees it.
-pub(super) fn examine(config: &Config, choice: &Choice, stun: Option<&str>, report: Report<'_>) {
+/// Examines `hostname`, and the public address as a STUN server elsewhere sees it. `root` is `/`.
+pub(super) fn examine(root: &Path, config: &Config, choice: &Choice, stun: Option<&str>, report: Report<'_>) {
     let advertised: BTreeSet<IpAddr> = choice.addresses.iter().map(|relay| relay.advertised).collect();
-    // An address needs no DNS.
-    let name = config.hostname.as_ref().filter(|host| !host.starts_with('[') && host.parse::<IpAddr>().is_err());
-    if let Some(hostname) = name {
-        for finding in compare(hostname, resolve(hostname), &advertised) {
+    if let Some(hostname) = config.hostname.as_deref().filter(|host| needs_dns(host)) {
+        let local = in_hosts(&fs::read_to_string(root.join("etc/hosts")).unwrap_or_default(), hostname);
+        for finding in compare(hostname, resolve(hostname), &local, &advertised) {
             report(finding.of(hostname));
         }
     }
@@ -62,24 +63,47 @@ pub(super) fn examine_routes(choice: &Choice, report: Report<'_>) {
     }
 }
 
+/// Whether a host is a name: an address needs no DNS.
+fn needs_dns(host: &str) -> bool {
+    !host.starts_with('[') && host.parse::<IpAddr>().is_err()
+}
+
+/// Returns the addresses that a file like `/etc/hosts` gives a name.
+fn in_hosts(text: &str, name: &str) -> BTreeSet<IpAddr> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let of_name = |line: &str| {
+        let mut words = line.split_whitespace();
+        let address = words.next()?.parse().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(address)
+    };
+    lines.filter_map(of_name).collect()
+}
+
 fn resolve(host: &str) -> std::io::Result<BTreeSet<IpAddr>> {
     Ok((host, STUN_PORT).to_socket_addrs()?.map(|address| address.ip().to_canonical()).collect())
 }
 
-/// Compares the addresses of a name with those that the server advertises.
-fn compare(host: &str, resolved: std::io::Result<BTreeSet<IpAddr>>, advertised: &BTreeSet<IpAddr>) -> Vec<Finding> {
-    let resolved = match resolved {
+/// Compares the addresses of a name with those that the server advertises. `local`: those that the name has in
+/// `/etc/hosts`.
+fn compare(
+    host: &str,
+    resolved: std::io::Result<BTreeSet<IpAddr>>,
+    local: &BTreeSet<IpAddr>,
+    advertised: &BTreeSet<IpAddr>,
+) -> Vec<Finding> {
+    let none = |why: String| {
+        let advice = "add an A record with the public address of this machine";
+        vec![Finding::fault("dns", format!("{host} has no address{why}"), advice)]
+    };
+    let all = match resolved {
+        Ok(resolved) if resolved.is_empty() => return none(String::new()),
         Ok(resolved) => resolved,
-        Err(error) => {
-            return vec![Finding::fault(
-                "dns",
-                format!("{host} has no address: {error}"),
-                "add an A record with the public address of this machine",
-            )];
-        }
+        Err(error) => return none(format!(": {error}")),
     };
     // Debian gives the name of a machine the address 127.0.1.1 there.
-    if resolved.iter().all(IpAddr::is_loopback) {
+    let is_own = |ip: &IpAddr| ip.is_loopback() && local.contains(ip);
+    let resolved: BTreeSet<IpAddr> = all.into_iter().filter(|ip| !is_own(ip)).collect();
+    if resolved.is_empty() {
         return vec![Finding::ok("dns", format!("/etc/hosts of this machine has {host}; DNS was not examined"))];
     }
     let list = |addresses: &mut dyn Iterator<Item = &IpAddr>| {
@@ -90,6 +114,15 @@ fn compare(host: &str, resolved: std::io::Result<BTreeSet<IpAddr>>, advertised: 
         let named: BTreeSet<&IpAddr> = resolved.iter().filter(|ip| is_family(ip)).collect();
         let own: BTreeSet<&IpAddr> = advertised.iter().filter(|ip| is_family(ip)).collect();
         let (shown, ours) = (list(&mut named.iter().copied()), list(&mut own.iter().copied()));
+        let loops = list(&mut named.iter().copied().filter(|ip| ip.is_loopback() && !own.contains(ip)));
+        if !loops.is_empty() {
+            findings.push(Finding::fault(
+                "dns",
+                format!("the {record} record names {loops}: clients look for the server on their own machine"),
+                format!("name the public address of the server in the {record} record"),
+            ));
+            continue;
+        }
         findings.push(match (named.is_empty(), own.is_empty()) {
             (true, true) => continue,
             (true, false) => Finding::warning(
@@ -172,10 +205,11 @@ mod tests {
     #[test]
     fn records_are_compared_with_the_advertised_addresses_of_their_family() {
         let check = |resolved: &[&str], advertised: &[&str]| {
-            let found = compare("turn.example.org", Ok(set(resolved)), &set(advertised));
+            let found = compare("turn.example.org", Ok(set(resolved)), &set(&["127.0.1.1"]), &set(advertised));
             found.into_iter().map(|finding| (finding.status, finding.what)).collect::<Vec<_>>()
         };
-        let ok = (Status::Ok, "the A record names 203.0.113.1".to_owned());
+        let ok_text = "the A record names 203.0.113.1";
+        let ok = (Status::Ok, ok_text.to_owned());
         assert_eq!(check(&["203.0.113.1"], &["203.0.113.1"]), std::slice::from_ref(&ok));
         let wrong = check(&["203.0.113.2"], &["203.0.113.1"]);
         assert_eq!(
@@ -190,7 +224,36 @@ mod tests {
         assert_eq!(useless, [ok, (Status::Warning, text)]);
         let hosts = check(&["127.0.1.1"], &["203.0.113.1"]);
         assert!(matches!(hosts.as_slice(), [(Status::Ok, text)] if text.starts_with("/etc/hosts")), "{hosts:?}");
-        let none = compare("turn.example.org", Err(std::io::Error::other("no")), &set(&["203.0.113.1"]));
-        assert!(matches!(none.as_slice(), [Finding { status: Status::Fault, .. }]), "{none:?}");
+        assert_eq!(check(&["127.0.1.1", "203.0.113.1"], &["203.0.113.1"]), [(Status::Ok, ok_text.to_owned())]);
+        // Another loopback address comes from DNS.
+        for resolved in [&["127.0.0.1"][..], &["127.0.0.1", "203.0.113.1"], &["127.0.0.1", "127.0.1.1"]] {
+            let found = check(resolved, &["203.0.113.1"]);
+            assert!(
+                matches!(found.as_slice(), [(Status::Fault, text)] if text.starts_with("the A record names 127.0.0.1: ")),
+                "{found:?}"
+            );
+        }
+        assert_eq!(check(&["127.0.0.1"], &["127.0.0.1"])[0].0, Status::Ok, "the server is only for this machine");
+        for resolved in [Err(std::io::Error::other("no")), Ok(set(&[]))] {
+            let none = compare("turn.example.org", resolved, &set(&[]), &set(&["203.0.113.1"]));
+            assert!(matches!(none.as_slice(), [Finding { status: Status::Fault, .. }]), "{none:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_has_the_addresses_that_the_hosts_file_gives_it() {
+        let text = "127.0.0.1 localhost\n127.0.1.1\tTURN.example.org turn # turn2.example.org\nbad turn\n::1 turn\n";
+        assert_eq!(in_hosts(text, "turn.example.org"), set(&["127.0.1.1"]));
+        assert_eq!(in_hosts(text, "turn"), set(&["127.0.1.1", "::1"]));
+        assert_eq!([in_hosts(text, "turn2.example.org"), in_hosts("", "turn")], [set(&[]), set(&[])]);
+    }
+
+    #[test]
+    fn an_address_as_hostname_needs_no_dns() {
+        for (host, expected) in
+            [("turn.example.org", true), ("192.0.2.1", false), ("[2001:db8::1]", false), ("2001:db8::1", false)]
+        {
+            assert_eq!(needs_dns(host), expected, "{host}");
+        }
     }
 }
