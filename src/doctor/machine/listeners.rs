@@ -307,6 +307,16 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_has_to_name_the_hostname_without_the_brackets_of_an_ipv6_address() {
+        let of = |hostname: Option<&str>| {
+            name(&Config { hostname: hostname.map(str::to_owned), ..Config::parse(CONFIG, "turnserver.toml").unwrap() })
+        };
+        assert_eq!(of(Some("[2001:db8::1]")).as_deref(), Some("2001:db8::1"));
+        assert_eq!(of(Some("turn.example.org")).as_deref(), Some("turn.example.org"));
+        assert_eq!(of(None), None);
+    }
+
+    #[test]
     fn a_stun_server_that_rejects_allocations_before_a_challenge_has_not_accepted_the_credentials() {
         for code in [ErrorCode::BAD_REQUEST, ErrorCode::FORBIDDEN] {
             let occupant = with_response(Some(code));
