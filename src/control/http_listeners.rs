@@ -160,8 +160,8 @@ impl HttpChanged {
         if self.has_ended {
             tracing::warn!(
                 event = "reload-incomplete",
-                "the thread of the HTTP server has ended, so its listeners and the control socket are closed. This is a \
-                 bug: restart the server, and please report it"
+                "the thread of the HTTP server has ended, so its listeners and the control socket are closed. This is \
+                 a bug: restart the server, and please report it"
             );
         } else if self.is_pending {
             tracing::warn!(

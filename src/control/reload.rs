@@ -262,8 +262,8 @@ impl RunningServer<'_> {
             tracing::warn!(
                 event = "reload-incomplete",
                 worker,
-                "a worker is busy and does not use the configuration yet; it will do so when it is less busy. If the log \
-                 has `worker-stalled`, restart the server"
+                "a worker is busy and does not use the configuration yet; it will do so when it is less busy. If the \
+                 log has `worker-stalled`, restart the server"
             );
         }
         self.failed.log();

@@ -321,8 +321,8 @@ mod tests {
         });
         let expected = [
             "the configuration is in use (generation 2); 0 changes",
-            "warning: since an earlier reload, worker 0 cannot serve clients at the listener udp 192.0.2.1:443: no room; the \
-             other workers do. To open it there, restart the server",
+            "warning: since an earlier reload, worker 0 cannot serve clients at the listener udp 192.0.2.1:443: no room; \
+             the other workers do. To open it there, restart the server",
             "1 permission and 2 channels ended, because the configuration no longer allows them",
         ];
         assert_eq!(reload(&response), expected);

@@ -147,8 +147,8 @@ fn arrives(session: &mut Session, from: SocketAddr, expected: &[u8], exchange: &
     Ok(false)
 }
 
-/// Returns the largest data in bytes, of a few sizes, that the first client can send to the second one on a channel. The
-/// socket of the first must forbid fragments, so the result is that of the path from it to the server.
+/// Returns the largest data in bytes, of a few sizes, that the first client can send to the second one on a channel.
+/// The socket of the first must forbid fragments, so the result is that of the path from it to the server.
 pub(super) fn largest_data(first: &mut Relayed, second: &mut Relayed) -> Result<Option<usize>, Problem> {
     let (one, other) = (first.address(), second.address());
     let mut largest = None;

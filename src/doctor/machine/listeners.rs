@@ -274,8 +274,8 @@ mod tests {
         }
     }
 
-    /// Returns the occupant that responds to Binding requests, and to Allocate with an error before any challenge. `None`:
-    /// not at all.
+    /// Returns the occupant that responds to Binding requests, and to Allocate with an error before any challenge.
+    /// `None`: not at all.
     fn with_response(code: Option<ErrorCode>) -> Occupant {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let endpoint = Endpoint::new(Transport::Udp, socket.local_addr().unwrap());

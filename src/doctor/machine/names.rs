@@ -229,7 +229,7 @@ mod tests {
         for resolved in [&["127.0.0.1"][..], &["127.0.0.1", "203.0.113.1"], &["127.0.0.1", "127.0.1.1"]] {
             let found = check(resolved, &["203.0.113.1"]);
             assert!(
-                matches!(found.as_slice(), [(Status::Fault, text)] if text.starts_with("the A record names 127.0.0.1: ")),
+                matches!(found.as_slice(), [(Status::Fault, text)] if text.starts_with("the A record names 127.0.0.1:")),
                 "{found:?}"
             );
         }
