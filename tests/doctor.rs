@@ -2,6 +2,9 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+#[path = "doctor/boxes.rs"]
+mod boxes;
+#[cfg(test)]
 #[path = "doctor/report.rs"]
 mod report;
 #[cfg(test)]

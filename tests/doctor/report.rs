@@ -49,8 +49,12 @@ impl Report {
 /// Runs the diagnosis with these arguments and this standard input.
 pub(crate) fn examine(arguments: &[&str], input: &str) -> Report {
     let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
-    command.arg("doctor").arg("--json").args(arguments);
-    let mut process = Process::start(&mut command, None);
+    examine_by(command.arg("doctor").arg("--json").args(arguments), input)
+}
+
+/// Runs the diagnosis by a command with this standard input.
+pub(crate) fn examine_by(command: &mut Command, input: &str) -> Report {
+    let mut process = Process::start(command, None);
     process.take_stdin().write_all(input.as_bytes()).unwrap();
     let finished = process.finish(TIMEOUT);
     let report: Value =

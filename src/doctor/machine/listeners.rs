@@ -10,7 +10,7 @@ use crate::client::{Allocate, Failure, Request};
 use crate::clock;
 use crate::config::{Config, StaticUser};
 use crate::control::Choice;
-use crate::doctor::finding::Finding;
+use crate::doctor::finding::{Finding, Status};
 use crate::doctor::ice_servers::IceServer;
 use crate::doctor::link::Link;
 use crate::doctor::remote::{self, Report};
@@ -27,9 +27,18 @@ const LIFETIME: u64 = 600;
 /// The beginning of SOFTWARE of this server.
 const SOFTWARE: &str = concat!(env!("CARGO_PKG_NAME"), "/");
 
-/// Examines the ports. Returns the listeners of a running server.
-pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Vec<Endpoint> {
-    let mut running = Vec::new();
+/// The listeners of a machine.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Those of a running server with this configuration.
+    pub(super) running: Vec<Endpoint>,
+    /// Whether something is wrong with a listener, which explains why no such server responds.
+    is_wrong: bool,
+}
+
+/// Examines the ports.
+pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Found {
+    let mut found = Found::default();
     for endpoint in config.listen.iter().filter(|endpoint| endpoint.address.port() > 0) {
         let (port, protocol) = (endpoint.address.port(), endpoint.transport.port_protocol());
         let finding = match bind(*endpoint) {
@@ -37,7 +46,7 @@ pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Vec
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 let occupant = occupant(*endpoint, config, trust);
                 if occupant.is_this() {
-                    running.push(*endpoint);
+                    found.running.push(*endpoint);
                 }
                 occupant.finding(port)
             }
@@ -45,7 +54,7 @@ pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Vec
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 let occupant = occupant(*endpoint, config, trust);
                 if occupant.is_this() {
-                    running.push(*endpoint);
+                    found.running.push(*endpoint);
                 }
                 occupant.finding_without_privilege(protocol, port)
             }
@@ -53,9 +62,10 @@ pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Vec
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => continue,
             Err(error) => Finding::fault("listener", error.to_string(), "correct the address"),
         };
+        found.is_wrong |= finding.status != Status::Ok;
         report(finding.of(endpoint));
     }
-    running
+    found
 }
 
 fn bind(endpoint: Endpoint) -> io::Result<()> {
@@ -181,10 +191,13 @@ fn name(config: &Config) -> Option<String> {
 pub(super) fn examine_relaying(
     config: &Config,
     choice: &Choice,
-    running: &[Endpoint],
+    Found { running, is_wrong }: &Found,
     trust: &Trust,
     report: Report<'_>,
 ) {
+    if running.is_empty() && *is_wrong {
+        return;
+    }
     if running.is_empty() {
         return report(Finding::warning(
             "relay",
@@ -249,7 +262,6 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::doctor::finding::Status;
     use crate::stun::attribute::{ErrorCodeAttribute, XorMappedAddress};
     use crate::stun::{Class, ErrorCode, Message, MessageWriter, Method};
     use crate::transport::Transport;

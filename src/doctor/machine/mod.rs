@@ -49,17 +49,17 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     report(clock());
     let Some(choice) = addresses(&config, report) else { return };
     certificate(&config, report);
-    let running = listeners::examine(&config, trust, report);
+    let found = listeners::examine(&config, trust, report);
     names::examine(Path::new("/"), &config, &choice, machine.stun, report);
     names::examine_routes(&choice, report);
-    listeners::examine_hairpin(&choice, &running, trust, report);
+    listeners::examine_hairpin(&choice, &found.running, trust, report);
     [firewall::examine(&config), unit::examine(Path::new("/"))].into_iter().flatten().for_each(&mut *report);
     for finding in
-        kernel::examine(Path::new("/"), &config.relay.ports, open_files(&config, &choice), !running.is_empty())
+        kernel::examine(Path::new("/"), &config.relay.ports, open_files(&config, &choice), !found.running.is_empty())
     {
         report(finding);
     }
-    listeners::examine_relaying(&config, &choice, &running, trust, report);
+    listeners::examine_relaying(&config, &choice, &found, trust, report);
 }
 
 /// A warning whose text has its own advice.
