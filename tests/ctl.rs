@@ -594,6 +594,19 @@ mod ctl {
     }
 
     #[test]
+    fn health_is_that_of_the_workers_and_with_ready_that_of_new_clients() {
+        let controlled = Controlled::start("");
+        let (_client, ..) = controlled.allocate("ann");
+        assert_eq!(
+            (controlled.lines(&["health"]), controlled.lines(&["health", "--ready"])),
+            (vec!["ok".to_owned()], vec!["ready".to_owned()])
+        );
+        controlled.lines(&["drain"]);
+        assert_eq!(controlled.lines(&["health"]), ["ok"]);
+        assert_eq!(controlled.failure(&["health", "--ready"]), (Some(1), "turnserver: draining".to_owned()));
+    }
+
+    #[test]
     fn top_needs_a_terminal() {
         let controlled = Controlled::start("");
         let (code, message) = controlled.failure(&["top"]);

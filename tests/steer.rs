@@ -169,6 +169,7 @@ mod steer {
         assert_eq!((stalled.level(), stalled.field("worker").as_deref()), ("ERROR", Some("1")));
         assert!(!stalled.message().contains("service manager"), "{stalled:?}");
         controlled.wait_for_health(503, "worker 1 is stalled\n");
+        assert_eq!(controlled.failure(&["health"]), (Some(1), "turnserver: worker 1 is stalled".to_owned()));
         let metric = |worker: u8, value: u8| format!("\nturnserver_worker_stalled{{worker=\"{worker}\"}} {value}\n");
         let metrics = controlled.request("GET", "/metrics", "").body;
         assert!(metrics.contains(&metric(0, 0)) && metrics.contains(&metric(1, 1)), "{metrics}");

@@ -43,7 +43,7 @@ impl Identity {
     }
 
     pub(super) fn of_test_link(self, test_link: TestLink) -> Self {
-        Self { test_link: Some(test_link), ..self }
+        Self { test_link: Some(test_link), own_allocations: Some(TestLink::ALLOCATIONS), ..self }
     }
 
     /// Returns the value of USERNAME without trailing NULs.
@@ -62,7 +62,7 @@ impl Identity {
     }
 
     /// Returns the user's own limit on allocations, which replaces the general one; 0 for no limit. A static user may
-    /// have one. A time-limited credential without a name has no limit, because its username identifies no user.
+    /// have one, and the user of a test link has one. A time-limited credential without a name has no limit, because its username identifies no user.
     #[must_use]
     pub fn own_allocations(&self) -> Option<u32> {
         self.own_allocations

@@ -13,6 +13,9 @@ impl TestLink {
     /// The greatest number of links at a time.
     pub const PLACES: usize = 64;
 
+    /// The greatest number of allocations of one link.
+    pub const ALLOCATIONS: u32 = 32;
+
     /// Returns the link at a place below [`PLACES`](Self::PLACES).
     #[must_use]
     pub fn at(place: usize) -> Option<Self> {

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -77,8 +77,33 @@ impl Client {
         self.send(Method::GET, path, None).await
     }
 
+    /// Returns the text of a check, which is the failure if the check does not succeed.
+    pub(crate) async fn check(&mut self, path: &str) -> Result<String, Failure> {
+        let (status, body) = self.exchange(Method::GET, path, None).await?;
+        let text = String::from_utf8_lossy(body.trim_ascii()).into_owned();
+        if status.is_success() { Ok(text) } else { Err(Failure::Refused(text)) }
+    }
+
     /// Sends a request, and returns the JSON of its success response.
     pub(crate) async fn send(&mut self, method: Method, path: &str, body: Option<Value>) -> Result<Value, Failure> {
+        let (status, body) = self.exchange(method, path, body).await?;
+        let value: Result<Value, _> = serde_json::from_slice(&body);
+        let value =
+            value.map_err(|_| Failure::Refused(format!("what responds at the socket is no turnserver ({status})")))?;
+        if status.is_success() {
+            return Ok(value);
+        }
+        let message = value.get("error").and_then(Value::as_str);
+        Err(Failure::Refused(message.map_or_else(|| status.to_string(), str::to_owned)))
+    }
+
+    /// Sends a request, and returns the status and the body of the response.
+    async fn exchange(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<(StatusCode, Bytes), Failure> {
         let body = body.map_or_else(String::new, |body| body.to_string());
         let request = Request::builder().method(method).uri(path).header(HOST, "localhost");
         let request = request.header(CONTENT_TYPE, "application/json").body(Full::from(body));
@@ -92,19 +117,11 @@ impl Client {
             Ok((head.status, body))
         };
         let response = timeout(PATIENCE, exchange).await;
-        let (status, body) = response.unwrap_or_else(|_| {
+        response.unwrap_or_else(|_| {
             let (path, seconds) = (self.path.display(), PATIENCE.as_secs());
             let message = format!("the server at {path} has not responded for {seconds} s");
             Err(Failure::NoServer { message, why: NoServer::Other })
-        })?;
-        let value: Result<Value, _> = serde_json::from_slice(&body);
-        let value =
-            value.map_err(|_| Failure::Refused(format!("what responds at the socket is no turnserver ({status})")))?;
-        if status.is_success() {
-            return Ok(value);
-        }
-        let message = value.get("error").and_then(Value::as_str);
-        Err(Failure::Refused(message.map_or_else(|| status.to_string(), str::to_owned)))
+        })
     }
 }
 

@@ -62,6 +62,16 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Check whether every worker runs.
+    ///
+    /// Fails with exit code 1 if one does not, for health checks of
+    /// containers.
+    #[command(verbatim_doc_comment)]
+    Health {
+        /// Also check that the server makes new allocations.
+        #[arg(long)]
+        ready: bool,
+    },
     /// List the sessions, which are the allocations of clients.
     Sessions(Sessions),
     /// Describe a session, and measure its rate for a second.
@@ -273,6 +283,11 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
     match &arguments.command {
         Command::Status { wait: true } => Ok(status(wait::until_ready(socket).await?)),
         Command::Status { wait: false } => Ok(status(connect().await?.get("/v1/status").await?)),
+        Command::Health { ready } => {
+            let path = if *ready { "/readyz" } else { "/healthz" };
+            let health = connect().await?.check(path).await?;
+            Ok(Output::line(health.clone(), json!({ "health": health })))
+        }
         Command::Sessions(arguments) => {
             let (sessions, missing) = sessions(&mut connect().await?, arguments).await?;
             let text = views::sessions(&sessions);

@@ -14,6 +14,7 @@ pub(crate) fn link(response: &Value) -> Vec<String> {
     let which = if urls.len() > 1 { "One of these links works once" } else { "The link works once" };
     lines.push(format!("{which}, within {}.", duration(number(response, "lifetime"))));
     lines.push("`turnserver ctl test-results` shows what its browser finds.".to_owned());
+    lines.push(format!("To end it earlier: turnserver ctl revoke {}", printable(text(response, "username"))));
     if urls.iter().all(|url| is_local(url)) {
         lines.push(
             "Only browsers on this machine reach it: set `http.listen` to an address of the network, or `http.url` to \

@@ -146,7 +146,7 @@ impl Server {
         let Some((index, _)) = allocation.relays.of_family(AddressFamily::from(&peer), now) else {
             return FromClient::Drop(allocation.dropped(DropReason::ChannelNotBound));
         };
-        let Ok(peer) = self.snapshot.bound_peer_allowed(&allocation.identity, peer) else {
+        let Ok(peer) = self.review.bound_peer_allowed(&self.snapshot, &allocation.identity, peer) else {
             return FromClient::Drop(allocation.dropped(DropReason::PeerForbidden));
         };
         if is_turn_message(packet.get(payload.clone()).unwrap_or_default()) {
@@ -220,7 +220,10 @@ impl Server {
         let (allowed, framing) = match allocation.channels.number(peer, now) {
             Some(number) => {
                 let padded = tuple.transport.is_framed();
-                (snapshot.bound_peer_allowed(&allocation.identity, peer), Framing::Channel { number, padded })
+                (
+                    self.review.bound_peer_allowed(snapshot, &allocation.identity, peer),
+                    Framing::Channel { number, padded },
+                )
             }
             None if !allocation.permissions.allows(peer.ip(), now) => return Err(DropReason::NoPermission),
             None => {

@@ -54,6 +54,21 @@ impl Review {
         }
     }
 
+    /// Checks whether data may be relayed between a client and a peer with a bound channel. Until a new policy has reviewed
+    /// the channel, its peer may be on a relay address that has gone, which a client of a test link must not reach.
+    pub(crate) fn bound_peer_allowed(
+        &self,
+        snapshot: &Snapshot,
+        identity: &Identity,
+        peer: SocketAddr,
+    ) -> Result<SocketAddr, Denial> {
+        if self.is_pending() && identity.test_link().is_some() {
+            snapshot.peer_allowed(identity, peer)
+        } else {
+            snapshot.bound_peer_allowed(identity, peer)
+        }
+    }
+
     fn begin(&mut self, limits: &Limits) {
         self.next = Some(0);
         self.raise_caps(limits.permissions_per_allocation, limits.channels_per_allocation);

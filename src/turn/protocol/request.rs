@@ -269,7 +269,9 @@ impl Table {
         let found = request.allocation.and_then(|id| Some((id, self.get_mut(id)?)));
         let open = found.filter(|(_, allocation)| allocation.is_open(now));
         let (id, allocation) = open.ok_or(Rejection::AllocationMismatch)?;
-        if allocation.identity.username() == request.identity.username() {
+        // An application may have a user with the name of a test link. The two have different rights.
+        let same_link = allocation.identity.test_link() == request.identity.test_link();
+        if allocation.identity.username() == request.identity.username() && same_link {
             allocation.shows_rfc8656 |= request.context.shows_rfc8656;
             Ok((id, allocation))
         } else {

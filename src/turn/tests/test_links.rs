@@ -5,7 +5,7 @@ use crate::stun::attribute::{ChannelNumber, Data, Lifetime, RequestedTransport, 
 use crate::stun::{Class, Method};
 use crate::test_world::Blueprint;
 use crate::turn::tests::support::*;
-use crate::turn::{Denial, Direction, DropReason, EndReason, Event};
+use crate::turn::{Denial, Direction, DropReason, EndReason, Event, Limit};
 
 const LINK_SECRET: &str = "one of the test links";
 const CHANNEL: u16 = 0x4000;
@@ -164,6 +164,56 @@ fn only_the_secret_of_the_links_makes_a_credential_of_a_link() {
         assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&RequestedTransport::UDP]), 401, "{name}");
         world.event();
     }
+}
+
+// Their rights differ, so an allocation of one is not that of the other.
+#[test]
+fn a_user_with_the_name_of_a_link_cannot_continue_its_allocation_nor_the_reverse() {
+    let mut world = World::with(with_links);
+    world.ledger.test_links.open(link(3), 10_000);
+    let of_link = client_of(&world, 1, 3, 900);
+    let of_application = world.client(1).with_credential(&link(3).user("id"), world.unix + 900);
+    assert_eq!(of_link.username, of_application.username);
+    for (one, other) in [(&of_link, &of_application), (&of_application, &of_link)] {
+        let relay = world.allocate(one);
+        assert_eq!(world.error_code(other, Method::REFRESH, &[&Lifetime(600)]), 441);
+        assert_eq!(world.error_code(other, Method::CREATE_PERMISSION, &[&XorPeerAddress(relay.relayed)]), 441);
+        world.accept(one, Method::REFRESH, &[&Lifetime(0)]);
+        world.expect_end(&relay);
+    }
+    assert_eq!(world.server.gauges().test_links, 0);
+}
+
+#[test]
+fn a_channel_to_a_relay_address_that_has_gone_ends_at_once() {
+    let (mut world, clients, relays) = call(|_| {});
+    let mut without = blueprint();
+    with_links(&mut without);
+    without.policy.allow.push("203.0.113.9/32".parse().unwrap());
+    without.relays.remove(0);
+    let snapshot = without.snapshot_with(world.relays().iter().skip(1).cloned().collect());
+    world.server.reconfigure(snapshot);
+    // Before the review.
+    assert_eq!(world.dropped(&clients[0].tuple, &channel_data(CHANNEL, b"out")), DropReason::PeerForbidden);
+    assert_eq!(world.peer_packet(relays[0].id, relays[1].relayed, b"in"), Err(DropReason::PeerForbidden));
+    while world.server.review(world.now, 16) {}
+    while world.action().is_some() {}
+}
+
+// Even if other users have no limit.
+#[test]
+fn a_link_has_a_limit_on_its_allocations() {
+    let mut world = World::with(|setup| {
+        with_links(setup);
+        setup.ports = 50_000..=50_099;
+    });
+    for host in 0..u8::try_from(TestLink::ALLOCATIONS).unwrap() {
+        world.allocate(&client_of(&world, host, 0, 900));
+    }
+    let further = client_of(&world, 200, 0, 900);
+    assert_eq!(world.error_code(&further, Method::ALLOCATE, &[&RequestedTransport::UDP]), 486);
+    assert_eq!(world.logged_limit(), Limit::AllocationsPerUser);
+    world.allocate(&client_of(&world, 201, 1, 900));
 }
 
 // Without any secret in the configuration.

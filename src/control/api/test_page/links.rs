@@ -9,10 +9,14 @@ use zeroize::Zeroizing;
 
 use crate::auth::{KeyHash, TestLink};
 
-/// The results that are kept. The oldest give way.
+/// The results that are kept. A further one replaces the oldest.
 const RESULTS: usize = 100;
 /// The results that one link may send: the page can repeat the test.
-const RESULTS_PER_LINK: u32 = 20;
+pub(super) const RESULTS_PER_LINK: u32 = 5;
+/// The time in which a page may send a result after its link has expired, in seconds. It then tells why it failed.
+const LATE: u64 = 600;
+/// A page is not started in the last seconds of its link, because the test would not come to its end.
+const LAST_START: u64 = 30;
 
 /// A link, from when it is made until another one takes its place.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ pub(super) struct TestResult {
 /// Why a link cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unusable {
-    /// There is no such link, or it gave way to another one.
+    /// There is no such link, or another one has its place.
     Unknown,
     Expired,
     /// Another page has used it.
@@ -86,16 +90,18 @@ impl Links {
         TestLink::at(place)
     }
 
-    /// Starts the page of the link with this token. `key` is the key for its results.
+    /// Starts the page of the link with this token. `key` is the key for its results. The same page may start again: the
+    /// response may have been lost.
     pub(super) fn start(&mut self, token: &[u8], key: &[u8], now: u64) -> Result<Usable, Unusable> {
         let token = KeyHash::of(token);
         let (usable, link) = self.find(|link| link.token == token)?;
-        if link.expires <= now {
+        let key = KeyHash::of(key);
+        if link.expires <= now + LAST_START {
             Err(Unusable::Expired)
-        } else if link.results_key.is_some() {
+        } else if link.results_key.as_ref().is_some_and(|own| *own != key) {
             Err(Unusable::Used)
         } else {
-            link.results_key = Some(KeyHash::of(key));
+            link.results_key = Some(key);
             Ok(usable)
         }
     }
@@ -110,8 +116,7 @@ impl Links {
     ) -> Result<Usable, Unusable> {
         let key = KeyHash::of(key);
         let (usable, link) = self.find(|link| link.results_key.as_ref() == Some(&key))?;
-        // The test may have been the last use of its credential.
-        if link.expires.saturating_add(60) <= now {
+        if link.expires.saturating_add(LATE) <= now {
             return Err(Unusable::Expired);
         }
         if link.results == RESULTS_PER_LINK {
@@ -157,28 +162,30 @@ mod tests {
     fn a_link_starts_one_page_until_it_expires() {
         let mut links = Links::default();
         assert!(!links.were_made());
-        let link = links.make("a", b"token", NOW + 10, NOW).unwrap();
+        let link = links.make("a", b"token", NOW + 100, NOW).unwrap();
         assert_eq!(links.start(b"other", b"key", NOW), Err(Unusable::Unknown));
-        assert_eq!(links.start(b"token", b"key", NOW + 10), Err(Unusable::Expired));
-        let usable = Usable { link, id: "a".to_owned(), expires: NOW + 10 };
-        assert_eq!(links.start(b"token", b"key", NOW + 9), Ok(usable));
-        assert_eq!(links.start(b"token", b"key", NOW + 9), Err(Unusable::Used));
+        assert_eq!(links.start(b"token", b"key", NOW + 70), Err(Unusable::Expired));
+        let usable = Usable { link, id: "a".to_owned(), expires: NOW + 100 };
+        for _ in 0..2 {
+            assert_eq!(links.start(b"token", b"key", NOW + 69), Ok(usable.clone()));
+        }
+        assert_eq!(links.start(b"token", b"other", NOW + 69), Err(Unusable::Used));
     }
 
     #[test]
     fn only_a_started_page_sends_results_and_not_for_ever() {
         let mut links = Links::default();
-        links.make("a", b"token", NOW + 10, NOW).unwrap();
+        links.make("a", b"token", NOW + 100, NOW).unwrap();
         let keep = |links: &mut Links, key: &[u8], now| links.keep(key, None, json!({ "n": now }), now);
         assert_eq!(keep(&mut links, b"key", NOW), Err(Unusable::Unknown));
         links.start(b"token", b"key", NOW).unwrap();
         assert_eq!(keep(&mut links, b"token", NOW), Err(Unusable::Unknown));
-        assert_eq!(keep(&mut links, b"key", NOW + 70), Err(Unusable::Expired));
+        assert_eq!(keep(&mut links, b"key", NOW + 700), Err(Unusable::Expired));
         for _ in 0..RESULTS_PER_LINK {
-            keep(&mut links, b"key", NOW + 69).unwrap();
+            keep(&mut links, b"key", NOW + 699).unwrap();
         }
-        assert_eq!(keep(&mut links, b"key", NOW + 69), Err(Unusable::Exhausted));
-        assert_eq!(links.results().count(), 20);
+        assert_eq!(keep(&mut links, b"key", NOW + 699), Err(Unusable::Exhausted));
+        assert_eq!(links.results().count(), 5);
     }
 
     #[test]
@@ -192,13 +199,13 @@ mod tests {
         // The one that expired first.
         let link = links.make("b", b"token", NOW + 200, NOW + 100).unwrap();
         assert_eq!(link.place(), TestLink::PLACES - 1);
-        for byte in 0..10_u8 {
+        for byte in 0..25_u8 {
             links.start(&[byte], &[byte], NOW).unwrap();
             for _ in 0..RESULTS_PER_LINK {
                 links.keep(&[byte], None, json!(byte), NOW).unwrap();
             }
         }
         let kept: Vec<&Value> = links.results().map(|result| &result.report).collect();
-        assert_eq!((kept.len(), kept[0], kept[RESULTS - 1]), (RESULTS, &json!(5), &json!(9)));
+        assert_eq!((kept.len(), kept[0], kept[RESULTS - 1]), (RESULTS, &json!(5), &json!(24)));
     }
 }

@@ -2,8 +2,8 @@
 //! it.
 //!
 //! `turnserver ctl test-link` makes a link that starts the page once. The token is in the fragment of the link, which
-//! browsers do not send, so neither a proxy nor its log has it. The credential of the page reaches only relayed
-//! transport addresses of this server, relays at most [`BYTES`] bytes, and expires with the link.
+//! browsers do not put into the request line, so no log of a proxy has it. The credential of the page reaches only relayed
+//! transport addresses of this server, relays a limited amount of data, and expires with the link.
 
 mod links;
 mod report;
@@ -23,14 +23,16 @@ use crate::auth::{HumanSeconds, time_limited};
 use crate::clock;
 use crate::http::{Client, response};
 use crate::turn::Operator;
-use links::{Links, TestResult, Unusable, random_text};
+use links::{Links, RESULTS_PER_LINK, TestResult, Unusable, random_text};
 
 /// The lifetime of a link in seconds.
 const LIFETIME: std::ops::RangeInclusive<u64> = 60..=86_400;
 const DEFAULT_LIFETIME: u64 = 600;
-/// The application data that the credential of a link may relay, in both directions of all its allocations. A test of
-/// one URL takes about 35 MB at most: data crosses two allocations.
-const BYTES: u64 = 512 << 20;
+/// The application data that one test of one URL may relay, in both directions of all its allocations. It takes about
+/// 30 MB: 12 MB cross two allocations, and a picture.
+const BYTES_PER_TEST: u64 = 48 << 20;
+/// The shortest key of a page, in bytes. The page makes it.
+const SHORTEST_KEY: usize = 16;
 
 /// The page needs nothing from outside, and no other page may show it in a frame.
 const POLICY: HeaderValue = HeaderValue::from_static(
@@ -113,14 +115,16 @@ impl Api {
     /// Starts the page of the link whose token is in the body.
     fn start_page(&self, client: &Client, request: &Request<Bytes>) -> Result<Value, Refusal> {
         let mut fields = Fields::of(request)?;
-        let token = fields.text("token")?.unwrap_or_default();
+        let (token, key) = (fields.text("token")?.unwrap_or_default(), fields.text("key")?.unwrap_or_default());
         fields.finish()?;
+        if key.len() < SHORTEST_KEY {
+            return Err(Refusal::bad_request(format!("key must have at least {SHORTEST_KEY} bytes")));
+        }
         let published = self.published.borrow();
         let urls = &published.urls;
         if urls.is_empty() {
             return Err(Refusal::unavailable("the server has no address for clients at present; try again later"));
         }
-        let key = random_text::<16>().map_err(|error| Refusal::unavailable(format!("no random number: {error}")))?;
         let now = clock::unix_seconds();
         let started = self.test_page.0.borrow_mut().start(token.as_bytes(), key.as_bytes(), now);
         let usable = started.map_err(|why| self.refuse_link(why, client))?;
@@ -139,7 +143,7 @@ impl Api {
             "credential": credential.password.as_str(),
             "expires": usable.expires,
             "lifetime": usable.expires.saturating_sub(now),
-            "key": key.as_str(),
+            "tests": RESULTS_PER_LINK,
         }))
     }
 
@@ -195,7 +199,8 @@ impl Api {
         let published = self.published.borrow();
         if published.pages.is_empty() {
             return Err(Refusal::conflict(
-                "`[http]` serves the test page, but `http.listen` has no address: set it, for example to [\"[::]:9641\"]",
+                "the test page has no URL: set `http.listen`, for example to [\"[::]:9641\"]. If it is set, clients have no \
+                 name or address for it: set `hostname` or `http.url`",
             ));
         }
         let random = |error| Refusal::unavailable(format!("no random number: {error}"));
@@ -206,7 +211,8 @@ impl Api {
         let link = made.ok_or_else(|| {
             Refusal::conflict("there are as many test links as there can be at a time; wait until one has expired")
         })?;
-        self.ledger.test_links.open(link, BYTES);
+        let urls = published.urls.len().max(1) as u64;
+        self.ledger.test_links.open(link, BYTES_PER_TEST * urls * u64::from(RESULTS_PER_LINK));
         let Operator { process: pid, user: uid } = operator;
         tracing::info!(
             event = "test-link-made",
@@ -217,7 +223,10 @@ impl Api {
             "the operator has made a test link"
         );
         let urls: Vec<String> = published.pages.iter().map(|page| format!("{page}/test#{}", token.as_str())).collect();
-        Ok(json!({ "link": id.as_str(), "urls": urls, "expires": expires, "lifetime": lifetime }))
+        let username = format!("{expires}:{}", link.user(&id));
+        Ok(json!({
+            "link": id.as_str(), "urls": urls, "username": username, "expires": expires, "lifetime": lifetime,
+        }))
     }
 
     /// Lists the results of tests, the oldest first.

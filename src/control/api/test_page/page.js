@@ -31,9 +31,9 @@ async function post(path, body) {
   } catch {
     throw new Error('The server of this page does not respond. Is this browser still online?');
   }
-  const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.error ?? `The server responds with ${response.status}.`);
-  return answer;
+  const content = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(content.error ?? `The server responds with ${response.status}.`);
+  return content;
 }
 
 /** What a URL means: its transport, its host and its port. */
@@ -47,8 +47,13 @@ function parsed(url) {
 /** What an error of the ICE gathering means, and what to do. */
 function explained(errors, way) {
   const at = `port ${way.port} of ${way.host}`;
+  if (errors.length === 0 && !('onicecandidateerror' in RTCPeerConnection.prototype)) {
+    return `No relayed address over ${way.via}, ${at}. This browser does not say why: a firewall may block it, the name `
+      + 'may not resolve, the link may have expired, or the server may be full. Its log says what it has seen.';
+  }
   const code = (wanted) => errors.find((error) => error.code === wanted);
-  if (code(401)) return 'The server rejects the credential of this page: the link has expired or was revoked.';
+  if (code(401)) return 'The server rejects the credential of this page: the link has expired or was revoked, the server was started '
+    + 'again, or the name belongs to several servers.';
   if (code(403)) return 'The server forbids it (403). Its log says why.';
   if (code(437)) return 'The server sees an older allocation of this browser (437). Wait a minute and try again.';
   if (code(486)) return 'The server has reached its limit for this user (486). Wait a minute and try again.';
@@ -201,6 +206,8 @@ class Picture {
     [this.canvas.width, this.canvas.height] = [320, 180];
     this.context = this.canvas.getContext('2d');
     this.frame = 0;
+    const isCalm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+    this.step = isCalm ? 0 : 1 / 20;
     this.timer = setInterval(() => this.paint(), 1_000 / 15);
     this.paint();
   }
@@ -211,7 +218,7 @@ class Picture {
     context.fillStyle = '#102a33';
     context.fillRect(0, 0, width, height);
     ['#4fc3d9', '#5fd38a', '#f0b949', '#ff8a80'].forEach((colour, index) => {
-      const turn = this.frame / 20 + index * Math.PI / 2;
+      const turn = this.frame * this.step + index * Math.PI / 2;
       context.fillStyle = colour;
       context.beginPath();
       context.arc(width / 2 + Math.cos(turn) * 110, height / 2 + Math.sin(turn) * 55, 18, 0, 2 * Math.PI);
@@ -251,20 +258,22 @@ class Call {
   async connect() {
     const { caller, callee, way } = this;
     const begun = performance.now();
-    let [candidates, ended] = [0, 0];
+    const candidates = new Map([[caller, 0], [callee, 0]]);
+    let ended = 0;
     let gathered;
     const bothGathered = new Promise((resolve) => { gathered = resolve; });
-    let first;
-    const firstCandidate = new Promise((resolve) => { first = resolve; });
+    let both;
+    const bothHaveOne = new Promise((resolve) => { both = resolve; });
     for (const [one, other] of [[caller, callee], [callee, caller]]) {
       one.onicecandidate = ({ candidate }) => {
-        if (candidate === null || candidate.candidate === '') {
+        if (candidate === null) {
           ended += 1;
           if (ended === 2) gathered();
           return;
         }
-        candidates += 1;
-        first();
+        if (candidate.candidate === '') return;
+        candidates.set(one, candidates.get(one) + 1);
+        if ([...candidates.values()].every((count) => count > 0)) both();
         // A candidate may come before the description that it belongs to.
         this.described.then(() => other.addIceCandidate(candidate)).catch(() => {});
       };
@@ -276,7 +285,7 @@ class Call {
     }
     this.probes = caller.createDataChannel('probes', { ordered: false, maxRetransmits: 0 });
     this.bulk = caller.createDataChannel('bulk');
-    this.bulk.binaryType = 'arraybuffer';
+    this.probes.binaryType = 'arraybuffer';
     this.received = 0;
     callee.ondatachannel = ({ channel }) => {
       channel.binaryType = 'arraybuffer';
@@ -300,16 +309,17 @@ class Call {
     described();
 
     way.state('looking for the relay', 'busy');
-    await Promise.race([firstCandidate, bothGathered, pause(GATHER_LIMIT)]);
-    if (candidates === 0) throw new Failure('gather', explained(this.errors, way.parts));
+    await Promise.race([bothHaveOne, bothGathered, pause(GATHER_LIMIT)]);
+    if ([...candidates.values()].includes(0)) throw new Failure('gather', explained(this.errors, way.parts));
     const gatherTime = performance.now() - begun;
 
     way.state('connecting', 'busy');
     const open = new Promise((resolve) => { this.probes.onopen = resolve; });
     const isOpen = await Promise.race([open.then(() => true), pause(CONNECT_LIMIT).then(() => false)]);
     if (!isOpen) {
-      throw new Failure('connect', 'The server gives relayed addresses, but no data passes between two of them. '
-        + 'A firewall at the server drops its relay ports, or it cannot reach its own public address (hairpin NAT).');
+      throw new Failure('connect', 'The server gives relayed addresses, but no data passes from one to another inside it. '
+        + 'A firewall on the server may drop it, or the network between drops all but the first messages. '
+        + '`turnserver doctor` at the server tells more.');
     }
     return { gather_ms: rounded(gatherTime, 0), connect_ms: rounded(performance.now() - begun - gatherTime, 0) };
   }
@@ -322,7 +332,7 @@ class Call {
     const pair = find((entry) => entry.type === 'candidate-pair'
       && (transport ? entry.id === transport.selectedCandidatePairId : entry.nominated && entry.state === 'succeeded'));
     const [local, remote] = [pair?.localCandidateId, pair?.remoteCandidateId].map((id) => find((entry) => entry.id === id));
-    if (local && (local.candidateType !== 'relay' || !['relay', 'prflx'].includes(remote?.candidateType))) {
+    if (local && (local.candidateType !== 'relay' || (remote && !['relay', 'prflx'].includes(remote.candidateType)))) {
       throw new Failure('connect', 'The browser did not use the relay, although it was told to.');
     }
     if (!local) return {};
@@ -360,6 +370,7 @@ class Call {
     }
     const end = performance.now() + PROBE_WAIT;
     while (sent.size > 0 && performance.now() < end) await pause(20);
+    probes.onmessage = null;
     latency.lost = [...sent.values()].map((at) => at - begun);
     latency.draw();
     if (times.length === 0) {
@@ -438,7 +449,7 @@ class Call {
 }
 
 /** Tests one way. Returns its part of the report. */
-async function testWay(way, login) {
+async function testWay(way, login, deadline) {
   const result = { url: way.url, ok: false, step: 'gather' };
   const show = () => way.figures([
     ['Relayed address', result.relayed],
@@ -451,13 +462,14 @@ async function testWay(way, login) {
     ['Picture', result.video_frames != null ? `${result.video_frames} frames` : null],
     ['Throughput', result.throughput_kbps != null ? `${(result.throughput_kbps / 1_000).toFixed(1)} Mbit/s` : null],
   ]);
-  const call = new Call(way, login);
+  let call;
   const step = async (name, action) => {
     result.step = name;
     Object.assign(result, await action());
     show();
   };
   try {
+    call = new Call(way, login);
     await step('connect', () => call.connect());
     way.show();
     await step('connect', () => call.path());
@@ -469,15 +481,21 @@ async function testWay(way, login) {
     way.state('works', 'good');
   } catch (error) {
     result.step = error.step ?? result.step;
-    result.reason = (error.message || String(error)).slice(0, 500);
+    const expired = performance.now() > deadline ? 'The link expired during the test. ' : '';
+    result.reason = `${expired}${error.message || error}`.slice(0, 500);
     way.state('does not work', 'bad');
+    for (const chart of [way.latency, way.rate]) {
+      if (chart.canvas.getAttribute('aria-label').includes('no data yet')) chart.canvas.setAttribute('aria-label', 'No data');
+    }
     way.explain(result.reason);
   } finally {
-    if (call.errors.length > 0) result.errors = call.errors;
-    call.end();
+    if (call?.errors.length > 0) result.errors = call.errors;
+    call?.end();
   }
   return result;
 }
+
+const LIMITS = 'The test does not leave the server on the other side: whether others reach the relay is not a part of it.';
 
 /** The verdict for people: its kind, a title, and what it means. */
 function verdict(ways) {
@@ -486,7 +504,7 @@ function verdict(ways) {
   if (ways.length === 0) return ['failed', 'Nothing to test', 'The server has no address for clients.'];
   if (good.length === ways.length) {
     return ['ok', 'The relay works', ways.length === 1
-      ? 'The way to it works from this browser.' : `All ${ways.length} ways to it work from this browser.`];
+      ? `The way to it works from this browser. ${LIMITS}` : `All ${ways.length} ways to it work from this browser. ${LIMITS}`];
   }
   if (good.length === 0) {
     return ['failed', 'The relay does not work from here', 'No call through it can connect from this browser. The reasons are below.'];
@@ -515,49 +533,98 @@ function headline(title, text, kind) {
   element('status').textContent = text;
 }
 
-/** Returns what the server said when the link was opened. This tab keeps it, for a reload and for another test. */
+/** What this tab remembers, also after a reload if the browser permits that. */
+const memory = {
+  key: 'turnserver-test-page',
+  read() {
+    try {
+      return JSON.parse(sessionStorage.getItem(this.key)) ?? this.kept;
+    } catch {
+      return this.kept;
+    }
+  },
+  write(value) {
+    this.kept = value;
+    try {
+      sessionStorage.setItem(this.key, JSON.stringify(value));
+    } catch {
+      // Without storage, a reload needs a new link.
+    }
+  },
+};
+
+/** Opens the link, or continues with what this tab has opened. Returns what the server said. */
 async function openLink() {
   const token = location.hash.slice(1);
-  const kept = JSON.parse(sessionStorage.getItem('session'));
-  if (kept !== null && (token === '' || token === kept.token)) return kept;
-  if (token === '') throw new Error('This address is not complete: open the whole link that you were given.');
-  const session = { ...await post('test/start', { token }), token };
-  sessionStorage.setItem('session', JSON.stringify(session));
-  // The link works once, so the history does not need it.
-  history.replaceState(null, '', location.pathname);
-  return session;
+  let kept = memory.read();
+  if (token === '' && kept === undefined) {
+    throw new Error('This address is not complete: open the whole link that you were given.');
+  }
+  if (kept === undefined || (token !== '' && token !== kept.token)) {
+    // The page makes its key, so that it can ask again if the response is lost.
+    const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+    kept = { token, key };
+    memory.write(kept);
+  }
+  if (kept.session === undefined) {
+    const session = await post('test/start', { token: kept.token, key: kept.key });
+    kept = { ...kept, session, ends: Date.now() + session.lifetime * 1_000, tests: 0 };
+    memory.write(kept);
+    // The link works once, so the history does not need it.
+    history.replaceState(null, '', location.pathname);
+  }
+  if (Date.now() > kept.ends) throw new Error('This test link has expired. Ask the operator for a new one.');
+  if (kept.tests >= kept.session.tests) {
+    throw new Error(`This test link is for ${kept.session.tests} tests. Ask the operator for a new one.`);
+  }
+  kept.tests += 1;
+  memory.write(kept);
+  return kept;
 }
+
+let shown = [];
+const redraw = () => shown.forEach((way) => way.redraw());
+addEventListener('resize', redraw);
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
 
 async function run() {
   const [start, progress] = [element('start'), element('progress')];
-  start.disabled = true;
+  // A disabled button would lose the focus.
+  start.setAttribute('aria-disabled', 'true');
   element('ways').replaceChildren();
   element('report-panel').hidden = true;
   try {
     if (typeof RTCPeerConnection === 'undefined') {
       throw new Error('This browser has no WebRTC, or it is switched off.');
     }
-    const session = await openLink();
+    const { session, key, ends } = await openLink();
+    const deadline = performance.now() + ends - Date.now();
     const ways = session.urls.map((url) => new Way(url));
-    const redraw = () => ways.forEach((way) => way.redraw());
-    addEventListener('resize', redraw);
-    matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
+    shown = ways;
     progress.hidden = false;
     progress.max = ways.length;
     const results = [];
+    let [before, hidden] = ['', document.hidden];
+    const notice = () => { hidden ||= document.hidden; };
+    document.addEventListener('visibilitychange', notice);
     for (const [index, way] of ways.entries()) {
       progress.value = index;
-      headline('Testing …', `Way ${index + 1} of ${ways.length}: ${way.parts.via} to port ${way.parts.port}`, 'busy');
-      results.push(await testWay(way, session));
+      const now = `Way ${index + 1} of ${ways.length}: ${way.parts.via} to port ${way.parts.port}`;
+      headline('Testing …', `${before}${now}`, 'busy');
+      const result = await testWay(way, session, deadline);
+      results.push(result);
+      before = `${way.parts.via} ${result.ok ? 'works' : 'does not work'}. `;
     }
+    document.removeEventListener('visibilitychange', notice);
     progress.hidden = true;
     const [kind, title, text] = verdict(results);
-    headline(title, text, { ok: 'good', partial: 'busy', failed: 'bad' }[kind]);
+    const warning = hidden ? '\nThis page was in the background for a while, so its figures may be wrong.' : '';
+    headline(title, text + warning, { ok: 'good', partial: 'busy', failed: 'bad' }[kind]);
     const report = { browser: navigator.userAgent.slice(0, 300), verdict: kind, ways: results };
-    element('report').value = asText(report, title);
+    element('report').value = asText(report, title) + warning;
     element('report-panel').hidden = false;
     try {
-      await post('test/report', { key: session.key, report });
+      await post('test/report', { key, report });
       element('sent').textContent = 'The operator of the server has received it, too.';
     } catch (error) {
       element('sent').textContent = `The operator did not receive it: ${error.message}`;
@@ -569,11 +636,12 @@ async function run() {
     headline('The test cannot run', error.message, 'bad');
     document.documentElement.dataset.done = 'error';
   }
-  start.disabled = false;
+  start.setAttribute('aria-disabled', 'false');
   element('verdict').focus();
 }
 
 element('start').addEventListener('click', () => {
+  if (element('start').getAttribute('aria-disabled') === 'true') return;
   delete document.documentElement.dataset.done;
   run();
 });

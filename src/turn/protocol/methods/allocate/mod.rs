@@ -133,7 +133,7 @@ impl Server {
         let own = request.identity.own_allocations();
         match self.ledger.quota.admit(user, own.unwrap_or(limits.allocations_per_user), limits.allocations) {
             Ok(ticket) => Ok(ticket),
-            Err(QuotaExceeded::User) if own.is_some() => {
+            Err(QuotaExceeded::User) if own.is_some() && request.identity.test_link().is_none() => {
                 Err(self.failed(request, AllocateFailure::Limit(Limit::AllocationsOfStaticUser)))
             }
             Err(QuotaExceeded::User) => Err(self.failed(request, AllocateFailure::Limit(Limit::AllocationsPerUser))),
