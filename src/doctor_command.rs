@@ -5,16 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Args};
-use turnserver::auth::{Secret, time_limited};
+use turnserver::auth::Secret;
 use turnserver::config::secrets;
 use turnserver::doctor::{self, Finding, IceServer, Machine};
-use turnserver::{clock, file};
+use turnserver::file;
 
 /// The lifetime of the credential that is made from a secret, in seconds.
 const LIFETIME: u64 = 600;
-
-/// The name in that credential.
-const USER: &str = "doctor";
 
 /// Find out whether a TURN server works, and why not.
 ///
@@ -108,23 +105,19 @@ fn servers(arguments: &Arguments) -> Result<Vec<IceServer>, String> {
         let text = String::from_utf8_lossy(&read(path)?).into_owned();
         return doctor::parse_ice_servers(&text).map_err(|error| format!("{}: {error}", path.display()));
     }
-    let (username, password, is_minted) = match (&arguments.secret_file, &arguments.username, &arguments.password_file)
-    {
-        (Some(path), ..) => {
-            let expires = clock::unix_seconds() + LIFETIME;
-            let credential = time_limited::mint(&first_secret(path)?, Some(USER), expires);
-            (Some(credential.username), Secret::new(credential.password.as_bytes()).ok(), true)
-        }
+    let uris = arguments.url.clone();
+    let (username, password) = match (&arguments.secret_file, &arguments.username, &arguments.password_file) {
+        (Some(path), ..) => return Ok(vec![IceServer::minted(uris, &first_secret(path)?, LIFETIME)]),
         (None, Some(username), Some(path)) => {
             let bytes = read(path)?;
             let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             let password = Secret::new(line).map_err(|_| format!("{}: the password is empty", path.display()))?;
-            (Some(username.clone()), Some(password), false)
+            (Some(username.clone()), Some(password))
         }
-        _ => (None, None, false),
+        _ => (None, None),
     };
-    Ok(vec![IceServer { uris: arguments.url.clone(), username, password, is_minted }])
+    Ok(vec![IceServer { uris, username, password, secret: None }])
 }
 
 fn first_secret(path: &Path) -> Result<Secret, String> {

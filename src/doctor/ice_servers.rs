@@ -2,8 +2,12 @@
 
 use serde_json::Value;
 
-use crate::auth::Secret;
+use crate::auth::{Secret, time_limited};
 use crate::client::Credentials;
+use crate::clock;
+
+/// The name in the credentials that the diagnosis makes.
+const USER: &str = "doctor";
 
 /// Some URIs with one username and password.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +18,19 @@ pub struct IceServer {
     pub username: Option<String>,
     /// The password, if there is one.
     pub password: Option<Secret>,
-    /// The credential was just made from a secret.
-    pub is_minted: bool,
+    /// The secret with which the credential was just made.
+    pub secret: Option<Secret>,
+}
+
+impl IceServer {
+    /// Makes a credential that is valid for `lifetime` seconds.
+    #[must_use]
+    pub fn minted(uris: Vec<String>, secret: &Secret, lifetime: u64) -> Self {
+        let expires = clock::unix_seconds().saturating_add(lifetime);
+        let credential = time_limited::mint(secret, Some(USER), expires);
+        let password = Secret::new(credential.password.as_bytes()).ok();
+        Self { uris, username: Some(credential.username), password, secret: Some(secret.clone()) }
+    }
 }
 
 /// Why a text names no servers.
@@ -82,7 +97,7 @@ fn collect(value: &Value, found: &mut Vec<IceServer>) {
         uris,
         username: text(["username", "user"]).map(str::to_owned),
         password: text(["credential", "password"]).and_then(|password| Secret::new(password).ok()),
-        is_minted: false,
+        secret: None,
     });
 }
 
@@ -104,7 +119,7 @@ mod tests {
             uris: vec!["turn:turn.example.org:3478?transport=udp".to_owned()],
             username: Some("1700000000:ann".to_owned()),
             password: Secret::new("pw").ok(),
-            is_minted: false,
+            secret: None,
         };
         let uri = r#"["turn:turn.example.org:3478?transport=udp"]"#;
         let webrtc = format!(r#"{{"urls": {uri}, "username": "1700000000:ann", "credential": "pw"}}"#);
@@ -123,7 +138,7 @@ mod tests {
         }
         let [bare] = parse(r#"{"url": "turn:a"}"#).unwrap().try_into().unwrap();
         let uris = vec!["turn:a".to_owned()];
-        assert_eq!(bare, IceServer { uris, username: None, password: None, is_minted: false });
+        assert_eq!(bare, IceServer { uris, username: None, password: None, secret: None });
     }
 
     #[test]

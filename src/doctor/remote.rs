@@ -127,7 +127,10 @@ impl Examination<'_> {
         let family = AddressFamily::of(address.ip());
         let relayed = match Relayed::allocate(session, family) {
             Ok(relayed) => relayed,
-            Err(problem) => return report(self.no_allocation(&problem)),
+            Err(problem) => {
+                let finding = self.clocks_differ(address, family, &problem);
+                return report(finding.unwrap_or_else(|| self.no_allocation(&problem)));
+            }
         };
         report(about_allocation(&relayed));
         report(about_relayed(relayed.address(), address));
@@ -235,6 +238,35 @@ impl Examination<'_> {
         Finding::fault(check, failure.to_string(), advice)
     }
 
+    /// Returns the fault if the server refuses the credential only because it has expired there.
+    fn clocks_differ(&self, address: SocketAddr, family: AddressFamily, problem: &Problem) -> Option<Finding> {
+        const LIFETIMES: [u64; 5] = [2 * 3_600, 86_400, 30 * 86_400, 365 * 86_400, 3_650 * 86_400];
+        let (Problem::Failure(Failure::CredentialsRefused { .. }), Some(secret)) = (problem, &self.server.secret)
+        else {
+            return None;
+        };
+        let is_accepted = |lifetime: u64| -> Option<()> {
+            let server = IceServer::minted(Vec::new(), secret, lifetime);
+            let again =
+                Examination { server: &server, name: self.name.clone(), uri: self.uri.clone(), trust: self.trust };
+            let session = again.open(address, &mut |_| {})?;
+            Relayed::allocate(session, family).ok()?.end();
+            Some(())
+        };
+        let [.., longest] = LIFETIMES;
+        is_accepted(longest)?;
+        let accepted = LIFETIMES.into_iter().find(|lifetime| is_accepted(*lifetime).is_some()).unwrap_or(longest);
+        Some(Finding::fault(
+            "clock",
+            format!(
+                "the server accepts the secret, but takes a new credential for an expired one: the clock of this machine is \
+                 behind that of the server, by less than {}",
+                HumanSeconds(accepted)
+            ),
+            "compare both clocks with the right time, and turn on a time service where it is wrong: timedatectl set-ntp true",
+        ))
+    }
+
     /// The server does not accept the credentials.
     fn refused(&self, failure: &Failure) -> Finding {
         let now = clock::unix_seconds();
@@ -249,7 +281,7 @@ impl Examination<'_> {
                 "get a new one; if it is new, compare the clocks of this machine and of the one that made it",
             );
         }
-        let advice = match (parsed, self.server.is_minted) {
+        let advice = match (parsed, self.server.secret.is_some()) {
             (_, true) => {
                 "compare the secret with that of the server (auth.secrets; coturn: static-auth-secret with \
                  use-auth-secret), and the clocks of both machines"
@@ -488,6 +520,7 @@ fn report_nat_of(family: &str, bindings: &[&Binding], report: Report<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Secret;
     use crate::stun::attribute::Icmp;
 
     fn at(address: &str) -> SocketAddr {
@@ -554,8 +587,9 @@ mod tests {
     fn credentials_that_are_refused_are_explained_by_their_kind() {
         let trust = Trust::new(None).unwrap();
         let judge = |username: &str, is_minted: bool| {
+            let secret = is_minted.then(|| Secret::new("a secret").unwrap());
             let (uris, username) = (Vec::new(), Some(username.to_owned()));
-            let server = IceServer { uris, username, password: None, is_minted };
+            let server = IceServer { uris, username, password: None, secret };
             let uri = "turn:192.0.2.1".parse().unwrap();
             let (code, reason, unknown) = (ErrorCode::UNAUTHENTICATED, "no".to_owned(), Vec::new());
             let rejection = Rejection { code, reason, unknown };

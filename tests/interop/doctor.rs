@@ -6,9 +6,9 @@ use std::process::Command;
 use turnserver::auth::{Secret, time_limited};
 use turnserver::clock::unix_seconds;
 
-use crate::report::{BLOCKED_RELAY_PORTS, Report, examine};
+use crate::report::{BLOCKED_RELAY_PORTS, Report, examine, examine_by};
 use crate::support::network::in_own_network;
-use crate::support::{Process, TIMEOUT, TempDir};
+use crate::support::{Process, Server, TIMEOUT, TempDir, config};
 
 const PACKAGE: Option<&str> = Some("coturn");
 const SECRET: &str = "a secret of coturn";
@@ -78,4 +78,23 @@ fn what_is_wrong_with_a_coturn_is_named() {
         let blocked = Coturn::start(&["--allow-loopback-peers"]).examine(SECRET);
         assert!(blocked.only_fault("indications").starts_with("no data passes"), "{:#?}", blocked.findings);
     });
+}
+
+// The diagnosis runs with another clock, with coturn and with this server.
+#[test]
+fn a_clock_that_is_an_hour_behind_is_named() {
+    let coturn = Coturn::start(&["--allow-loopback-peers"]);
+    let server = Server::start(&config(&["127.0.0.1"], ""));
+    for (uri, secret) in
+        [(coturn.uri("udp"), SECRET), (format!("turn:{}?transport=udp", server.udp_address()), crate::support::SECRET)]
+    {
+        let mut command = Command::new("faketime");
+        command.args(["-f", "-1h", env!("CARGO_BIN_EXE_turnserver"), "doctor", "--json", "--url", &uri]);
+        let report = examine_by(command.args(["--secret-file", "-"]), secret);
+        let text = report.only_fault("clock");
+        assert!(text.ends_with("is behind that of the server, by less than 2 h"), "{text}");
+    }
+    // A wrong secret is no matter of the clock.
+    let wrong = coturn.examine("another secret of coturn");
+    assert!(wrong.only_fault("credentials").contains("401"), "{:#?}", wrong.findings);
 }

@@ -5,9 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use super::reachable;
-use crate::auth::time_limited;
 use crate::client::{Allocate, Failure, Request};
-use crate::clock;
 use crate::config::{Config, StaticUser};
 use crate::control::Choice;
 use crate::doctor::finding::{Finding, Status};
@@ -248,13 +246,11 @@ pub(super) fn examine_hairpin(choice: &Choice, running: &[Endpoint], trust: &Tru
 fn credential(config: &Config) -> Option<IceServer> {
     let uris = Vec::new();
     if let Some(secret) = config.auth.secrets.first() {
-        let credential = time_limited::mint(secret, Some("doctor"), clock::unix_seconds() + LIFETIME);
-        let password = crate::auth::Secret::new(credential.password.as_bytes()).ok();
-        return Some(IceServer { uris, username: Some(credential.username), password, is_minted: true });
+        return Some(IceServer::minted(uris, secret, LIFETIME));
     }
     let with_password = |user: &StaticUser| Some((user.name.clone(), user.password()?.clone()));
     let (username, password) = config.auth.users.iter().find_map(with_password)?;
-    Some(IceServer { uris, username: Some(username), password: Some(password), is_minted: false })
+    Some(IceServer { uris, username: Some(username), password: Some(password), secret: None })
 }
 
 #[cfg(test)]
