@@ -19,7 +19,8 @@ const LIFETIME: u64 = 600;
 /// configuration and, if the server runs, the path through it. With them,
 /// examines each URI as a client sees it: name, certificate, response,
 /// credentials, relayed address, and data from one allocation to another
-/// and back. It works with every TURN server.
+/// and back. It works with every TURN server. A server whose certificate
+/// is wrong gets the credentials all the same: a hash of the password.
 ///
 /// Exit codes: 0 all is well, 1 there are warnings, 2 there are faults,
 /// or the command line is wrong.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -26,6 +27,8 @@ struct Box<'t> {
     /// Shell commands before the diagnosis, in its own mount namespace.
     mounts: String,
     authority: &'t Authority,
+    /// Whether a user who cannot read every file examines it.
+    is_limited: bool,
 }
 
 impl<'t> Box<'t> {
@@ -40,7 +43,7 @@ impl<'t> Box<'t> {
              [auth]\nsecrets = [{SECRET:?}]\n\
              [log]\nformat = \"json\"\n"
         );
-        let mut good = Self { directory, config, served: None, mounts: String::new(), authority };
+        let mut good = Self { directory, config, served: None, mounts: String::new(), authority, is_limited: false };
         good.replace_file("/etc/hosts", &format!("127.0.0.1 localhost\n{ADDRESS} turn.example.org\n"));
         good.replace_file("/proc/sys/net/core/rmem_max", "8388608\n");
         good.replace_file("/proc/sys/net/core/wmem_max", "8388608\n");
@@ -76,8 +79,9 @@ impl<'t> Box<'t> {
         let config = self.directory.write("turnserver.toml", &self.config);
         let root = self.directory.write("root.pem", &self.authority.root());
         let script = format!(
-            "set -e\n{}exec {} doctor --json --config {} --ca-file {}\n",
+            "set -e\n{}exec {}{} doctor --json --config {} --ca-file {}\n",
             self.mounts,
+            if self.is_limited { "setpriv --bounding-set=-dac_override,-dac_read_search " } else { "" },
             env!("CARGO_BIN_EXE_turnserver"),
             config.display(),
             root.display()
@@ -96,9 +100,20 @@ fn complaints(report: &Report) -> BTreeSet<(String, String)> {
 
 /// Breaks the good machine in one way, and asserts that the diagnosis complains of exactly that.
 fn breaks(name: &str, network: &[&str], expected: &[(&str, &str)], spoil: impl FnOnce(&mut Box<'_>) + Send) {
+    breaks_for(false, name, network, expected, spoil);
+}
+
+/// The same, for a user who cannot read every file, or for root.
+fn breaks_for(
+    is_limited: bool,
+    name: &str,
+    network: &[&str],
+    expected: &[(&str, &str)],
+    spoil: impl FnOnce(&mut Box<'_>) + Send,
+) {
     let authority = Authority::new(unix_seconds());
     in_own_network(&NETWORK, || {
-        let good = Box::good(&authority);
+        let good = Box { is_limited, ..Box::good(&authority) };
         let usual = complaints(&good.examine());
         // What no namespace can have: a synchronized clock, and the unit of a service.
         assert!(
@@ -107,7 +122,7 @@ fn breaks(name: &str, network: &[&str], expected: &[(&str, &str)], spoil: impl F
                 .all(|(about, _)| ["warning clock", "warning unit", "warning open-files"].contains(&about.as_str())),
             "{usual:#?}"
         );
-        let mut spoilt = Box::good(&authority);
+        let mut spoilt = Box { is_limited, ..Box::good(&authority) };
         network.iter().for_each(|line| ip(line));
         spoil(&mut spoilt);
         let report = spoilt.examine();
@@ -202,6 +217,17 @@ fn ipv6_without_a_route() {
         machine.replace("addresses = [\"9.9.9.9\"]", "addresses = [\"9.9.9.9\", \"2620:fe::fe\"]");
         let hosts = "127.0.0.1 localhost\n9.9.9.9 turn.example.org\n2620:fe::fe turn.example.org\n";
         machine.replace_file("/etc/hosts", hosts);
+    });
+}
+
+#[test]
+fn a_key_that_the_user_cannot_read() {
+    let expected = [("fault certificate", "cannot be read: permission denied")];
+    breaks_for(true, "unreadable key", &[], &expected, |machine| {
+        let key = machine.file("private-key");
+        let closed = machine.directory.write("closed.pem", &fs::read_to_string(&key).unwrap());
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+        machine.examine_other(&format!("{key:?}"), &format!("{closed:?}"));
     });
 }
 
