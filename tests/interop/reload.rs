@@ -8,6 +8,15 @@ use nix::sys::signal::Signal;
 use crate::support::{Server, config};
 use crate::uclient::{Allocation, FOR_UCLIENT, LOOPBACK_PEERS, Transport, family, start_peer, start_with, uclient};
 
+/// Ends the reloads, also if the client fails.
+struct Finally<'d>(&'d AtomicBool);
+
+impl Drop for Finally<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Reloads other configurations until `done`. Returns the number of reloads.
 fn reload(server: &Server, text: &str, done: &AtomicBool) -> usize {
     let changes = [
@@ -41,8 +50,9 @@ fn relay_during_reloads(case: &str, transport: Transport) {
     let done = AtomicBool::new(false);
     let reloads = thread::scope(|scope| {
         let reloads = scope.spawn(|| reload(&server, &text, &done));
+        let finally = Finally(&done);
         uclient(case, &server, transport, Allocation::One, 4, &arguments);
-        done.store(true, Ordering::Relaxed);
+        drop(finally);
         reloads.join().unwrap()
     });
     println!("uclient {case}: {reloads} reloads");
