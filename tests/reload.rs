@@ -28,7 +28,7 @@ mod reload {
     use crate::client::Http;
     use crate::support::certificates::Authority;
     use crate::support::client::{self, Client, Login, Session};
-    use crate::support::{Controlled, Process, REALM, SECRET, TIMEOUT, TempDir, config, with_tls};
+    use crate::support::{Controlled, Finally, Process, REALM, SECRET, TIMEOUT, TempDir, config, with_tls};
 
     const ALLOW: &str = "[peers]\nallow = [\"127.0.0.1\"]\n";
     const LISTENER_REMOVED: &str = "the configuration no longer has the listener, or another one serves the client";
@@ -204,6 +204,7 @@ mod reload {
                 }
                 client
             });
+            let finally = Finally(&done);
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
@@ -238,7 +239,7 @@ mod reload {
                     thread::yield_now();
                 }
             }
-            done.store(true, Ordering::Relaxed);
+            drop(finally);
             assert!(seen.len() > LIVE.len() - 5, "{seen:?}");
             call.join().unwrap()
         });

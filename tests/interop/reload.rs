@@ -5,17 +5,8 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Server, config};
+use crate::support::{Finally, Server, config};
 use crate::uclient::{Allocation, FOR_UCLIENT, LOOPBACK_PEERS, Transport, family, start_peer, start_with, uclient};
-
-/// Ends the reloads, also if the client fails.
-struct Finally<'d>(&'d AtomicBool);
-
-impl Drop for Finally<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Reloads other configurations until `done`. Returns the number of reloads.
 fn reload(server: &Server, text: &str, done: &AtomicBool) -> usize {

@@ -8,6 +8,7 @@ pub(crate) mod certificates;
 pub(crate) mod client;
 mod config;
 mod controlled;
+mod finally;
 mod log;
 pub(crate) mod network;
 mod process;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 pub(crate) use config::{REALM, SECRET, config, config_for, config_without_secret, with_tls};
 pub(crate) use controlled::Controlled;
+pub(crate) use finally::Finally;
 pub(crate) use log::LogLine;
 pub(crate) use process::{Finished, Process, run};
 pub(crate) use server::{Credential, Ended, Server};
