@@ -239,7 +239,7 @@ mod doctor {
     }
 
     #[test]
-    fn a_port_of_another_program_and_a_port_that_needs_a_privilege_are_named() {
+    fn a_port_of_another_program_is_named() {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = other.local_addr().unwrap();
         thread::scope(|scope| {

@@ -62,7 +62,8 @@ impl Identity {
     }
 
     /// Returns the user's own limit on allocations, which replaces the general one; 0 for no limit. A static user may
-    /// have one, and the user of a test link has one. A time-limited credential without a name has no limit, because its username identifies no user.
+    /// have one, and the user of a test link has one. A time-limited credential without a name has no limit, because its
+    /// username identifies no user.
     #[must_use]
     pub fn own_allocations(&self) -> Option<u32> {
         self.own_allocations

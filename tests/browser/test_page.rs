@@ -140,7 +140,7 @@ fn the_page_tests_every_way_and_the_operator_gets_the_report() {
     look(&other, "used");
 }
 
-// The browser does not trust the certificate. In the log of the server and for the operator, the other ways work.
+// The browser does not trust the certificate.
 #[test]
 fn a_way_that_does_not_work_is_explained_and_the_others_are_tested() {
     let tested = Tested::start("");

@@ -19,7 +19,7 @@ const ADDRESS: &str = "9.9.9.9";
 const NETWORK: [&str; 3] = ["link set lo up", "address add 9.9.9.9/32 dev lo", "route add default dev lo"];
 
 /// A machine, with the server that runs on it.
-struct Box<'t> {
+struct Machine<'t> {
     directory: TempDir,
     config: String,
     /// What the server uses, if it differs from the configuration that is examined.
@@ -31,7 +31,7 @@ struct Box<'t> {
     is_limited: bool,
 }
 
-impl<'t> Box<'t> {
+impl<'t> Machine<'t> {
     fn good(authority: &'t Authority) -> Self {
         let directory = TempDir::new();
         let [certificate, key] = authority.write(&authority.issue(&["turn.example.org"]), directory.path());
@@ -99,7 +99,7 @@ fn complaints(report: &Report) -> BTreeSet<(String, String)> {
 }
 
 /// Breaks the good machine in one way, and asserts that the diagnosis complains of exactly that.
-fn breaks(name: &str, network: &[&str], expected: &[(&str, &str)], spoil: impl FnOnce(&mut Box<'_>) + Send) {
+fn breaks(name: &str, network: &[&str], expected: &[(&str, &str)], spoil: impl FnOnce(&mut Machine<'_>) + Send) {
     breaks_for(false, name, network, expected, spoil);
 }
 
@@ -109,11 +109,11 @@ fn breaks_for(
     name: &str,
     network: &[&str],
     expected: &[(&str, &str)],
-    spoil: impl FnOnce(&mut Box<'_>) + Send,
+    spoil: impl FnOnce(&mut Machine<'_>) + Send,
 ) {
     let authority = Authority::new(unix_seconds());
     in_own_network(&NETWORK, || {
-        let good = Box { is_limited, ..Box::good(&authority) };
+        let good = Machine { is_limited, ..Machine::good(&authority) };
         let usual = complaints(&good.examine());
         // What no namespace can have: a synchronized clock, and the unit of a service.
         assert!(
@@ -122,7 +122,7 @@ fn breaks_for(
                 .all(|(about, _)| ["warning clock", "warning unit", "warning open-files"].contains(&about.as_str())),
             "{usual:#?}"
         );
-        let mut spoilt = Box { is_limited, ..Box::good(&authority) };
+        let mut spoilt = Machine { is_limited, ..Machine::good(&authority) };
         network.iter().for_each(|line| ip(line));
         spoil(&mut spoilt);
         let report = spoilt.examine();
@@ -165,7 +165,7 @@ fn missing_intermediate() {
 fn relay_ports_that_the_kernel_gives_to_other_programs() {
     let authority = Authority::new(unix_seconds());
     in_own_network(&NETWORK, || {
-        let machine = Box::good(&authority);
+        let machine = Machine::good(&authority);
         fs::write("/proc/sys/net/ipv4/ip_local_port_range", "20100 60999").unwrap();
         let advice = |report: &Report| {
             let finding = report.findings.iter().find(|finding| finding["check"] == "ephemeral-ports");
