@@ -228,8 +228,12 @@ impl Converter<'_> {
             ("permission-lifetime", 300, "the lifetime of a permission is 300 s (RFC 8656 §9)"),
         ] {
             let Some(at) = self.one(name) else { continue };
-            let is_default = self.value(at).is_empty() || value::number(self.value(at)) == Ok(seconds);
-            let (verdict, rest) = if is_default { (Default, "") } else { (Dropped, " and cannot be changed") };
+            let (verdict, rest) = match value::number(self.value(at)) {
+                _ if self.value(at).is_empty() => (Default, ""),
+                Ok(given) if given == seconds => (Default, ""),
+                Ok(given) if given < seconds => (Cannot, ", and no shorter one can be set"),
+                _ => (Dropped, " and cannot be changed"),
+            };
             self.decide(at, verdict, format!("{what}{rest}"));
         }
         if let Some(at) = self.one("allocation-default-address-family") {

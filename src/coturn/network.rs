@@ -209,7 +209,7 @@ impl Converter<'_> {
         if listening.iter().any(|(_, address)| address.is_unspecified()) {
             return Vec::new();
         }
-        // Nobody outside can use a loopback address, but some files list it.
+        // No other machine can use a loopback address, but some files list it.
         let outside: Vec<_> = listening.iter().copied().filter(|(_, address)| !address.is_loopback()).collect();
         if outside.is_empty() { listening } else { outside }
     }
@@ -218,9 +218,9 @@ impl Converter<'_> {
         let mut mapped: Vec<(usize, IpAddr, IpAddr)> = Vec::new();
         let mut alone = false;
         for at in self.all("external-ip") {
-            let text = uncommented(self.value(at)).to_owned();
+            let text = self.value(at).split(['#', ';']).next().unwrap_or_default().to_owned();
             let pair = match text.split_once('/') {
-                Some((public, private)) => self.pair(at, public, private, relay),
+                Some((public, private)) => self.pair(at, public.trim(), private.trim(), relay),
                 None if alone => {
                     let text = "coturn uses only the first `external-ip` without the internal address";
                     self.decide(at, Dropped, text);

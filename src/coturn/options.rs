@@ -309,7 +309,7 @@ pub static OPTIONS: &[CoturnOption] = &[
     never(
         "no-stun",
         Switch,
-        "Binding requests are always answered, within the limit for unverified sources (`limits.unverified-responses`)",
+        "the server always responds to Binding requests, within the limit for unverified sources (`limits.unverified-responses`)",
     ),
     default("no-stun-backward-compatibility", Switch, "requests of RFC 3489 are dropped"),
     convert("no-tcp", Switch, &["listen.tcp"]),
@@ -414,7 +414,7 @@ pub static OPTIONS: &[CoturnOption] = &[
     never(
         "secure-stun",
         Switch,
-        "Binding requests are answered without credentials, within the limit for unverified sources \
+        "the server responds to Binding requests without credentials, within the limit for unverified sources \
          (`limits.unverified-responses`)",
     ),
     convert("server-name", Required, &["hostname"]),

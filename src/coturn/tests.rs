@@ -446,7 +446,13 @@ fn limits_have_the_units_of_coturn() {
     );
     assert!(import_file("max-bps=100\nbps-capacity=1000\n").entries[1].text.contains("`limits.allocations = 10`"));
     assert_eq!(verdicts("max-bps=0\ntotal-quota=0\nbps-capacity=0\n"), [Default, Default, Default]);
-    assert_eq!(verdicts("max-allocate-lifetime=3600\nchannel-lifetime=300\n"), [Default, Dropped]);
+    assert_eq!(verdicts("max-allocate-lifetime=3600\nchannel-lifetime=300\n"), [Default, Cannot]);
+    assert_eq!(verdicts("max-allocate-lifetime=7200\npermission-lifetime=60\n"), [Dropped, Cannot]);
+    assert_eq!(
+        written("external-ip=9.9.9.1 / 10.0.0.1\nrelay-ip=10.0.0.1\n").lines().last(),
+        Some("external = { \"10.0.0.1\" = \"9.9.9.1\" }")
+    );
+    assert_eq!(written("denied-peer-ip=8.8.4.0 - 8.8.4.255\n"), "[peers]\ndeny = [\"8.8.4.0/24\"]");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Restrictions that cannot be taken over.
 //!
 //! Without them, the new server would do more than the old one. So the new file has a key on which the server does not
-//! start, until the operator has decided.
+//! start, until the operator has decided. Lifetimes, versions of TLS and credentials for Binding requests are not among
+//! them: they restrict neither who can use the relay nor for what.
 
 use super::Verdict;
 use super::convert::Converter;

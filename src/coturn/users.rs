@@ -144,6 +144,9 @@ impl Converter<'_> {
             let allocations = quota.filter(|quota| *quota > 0);
             users.push(User { name, kind, credential, allocations, from: self.from(&[at]) });
             self.decide(at, Taken, "`[[auth.users]]`");
+            if kind == "password" && self.value(at).contains(" #") {
+                self.remark(at, COMMENT_IN_VALUE);
+            }
         }
         users.reverse();
         let any = !users.is_empty();

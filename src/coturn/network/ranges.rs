@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
-use super::super::value::{address, uncommented};
+use super::super::value::address;
 use crate::special_purpose;
 
 /// An inclusive range of addresses of one family.
@@ -16,17 +16,22 @@ pub(super) struct Range {
 
 impl Range {
     /// Parses `ADDRESS`, `FIRST-LAST` or a prefix. Returns also whether coturn knows this form: it has neither prefixes
-    /// nor comments.
+    /// nor comments. As there, blanks may stand around each address.
     pub(super) fn parse(value: &str) -> Result<(Self, bool), String> {
-        let text = uncommented(value);
+        let text = value.split(['#', ';']).next().unwrap_or_default().trim();
+        let wrong = || format!("`{text}` is not a range of addresses: correct `peers`");
+        let single = |part: &str| match part.trim() {
+            part if part.contains([' ', '\t']) => Err(wrong()),
+            part => address(part),
+        };
         let network = text.parse::<IpNet>().ok().filter(|_| text.contains('/'));
         let range = match (network, text.split_once('-')) {
             (Some(network), _) => Self::of(&network),
-            (None, Some((first, last))) => Self { first: address(first)?, last: address(last)? },
-            (None, None) => address(text).map(|address| Self { first: address, last: address })?,
+            (None, Some((first, last))) => Self { first: single(first)?, last: single(last)? },
+            (None, None) => single(text).map(|address| Self { first: address, last: address })?,
         };
         if range.first.is_ipv4() != range.last.is_ipv4() || range.first > range.last {
-            return Err(format!("`{text}` is not a range of addresses: correct `peers`"));
+            return Err(wrong());
         }
         Ok((range, network.is_none() && value.trim() == text))
     }
@@ -159,16 +164,32 @@ mod tests {
             ("192.0.2.0/24", &["192.0.2.0/24"]),
             ("192.0.2.1-192.0.2.4", &["192.0.2.1", "192.0.2.2/31", "192.0.2.4"]),
             ("0.0.0.0-255.255.255.255", &["0.0.0.0/0"]),
+            ("192.0.2.0 - 192.0.2.255", &["192.0.2.0/24"]),
+            ("192.0.2.0 -192.0.2.255", &["192.0.2.0/24"]),
+            ("192.0.2.0-\t192.0.2.255 # all", &["192.0.2.0/24"]),
             ("fc00::-fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", &["fc00::/7"]),
         ] {
             assert_eq!(networks(&[range(text)]), expected, "{text}");
         }
-        for wrong in ["10.0.0.9-10.0.0.1", "10.0.0.1-::1", "8.8.8.0-8.8.8.2x", "10.0.0.0/33", "example.org", ""] {
+        for wrong in [
+            "10.0.0.9-10.0.0.1",
+            "10.0.0.1-::1",
+            "8.8.8.0-8.8.8.2x",
+            "10.0.0.0/33",
+            "example.org",
+            "8.8.8.0 8.8.8.255",
+            "8.8.8.0 - 8.8.8.255 all",
+            "",
+        ] {
             assert!(Range::parse(wrong).is_err(), "{wrong}");
         }
-        for (text, is_of_coturn) in
-            [("192.0.2.1", true), ("::1-::2", true), ("192.0.2.0/24", false), ("192.0.2.1 # one", false)]
-        {
+        for (text, is_of_coturn) in [
+            ("192.0.2.1", true),
+            ("::1-::2", true),
+            ("192.0.2.0 - 192.0.2.9", true),
+            ("192.0.2.0/24", false),
+            ("192.0.2.1 # one", false),
+        ] {
             assert_eq!(Range::parse(text).unwrap().1, is_of_coturn, "{text}");
         }
     }
