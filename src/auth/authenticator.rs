@@ -262,6 +262,12 @@ impl Authenticator {
         self.secrets.iter().map(|secret| (secret, None)).chain(of_link)
     }
 
+    /// Returns whether the operator has revoked a username, at `unix_now` in seconds since the Unix epoch.
+    #[must_use]
+    pub fn is_revoked(&self, username: &str, unix_now: u64) -> bool {
+        self.revoked.covers(username, unix_now)
+    }
+
     /// Returns whether an identity still has valid credentials. Its key may be of a former realm: a client keeps the
     /// key of its allocation.
     #[must_use]

@@ -368,6 +368,10 @@ impl RunningServer<'_> {
                 "the HTTP server has not changed its listeners yet; it will do so when it is less busy"
             );
         }
+        if !changed.is_complete() {
+            // Test links do not name a listener that is not open.
+            self.publish_urls();
+        }
         changed
     }
 

@@ -29,7 +29,10 @@ pub(crate) fn link(response: &Value) -> Vec<String> {
 fn is_local(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split(['/', '#']).next().unwrap_or_default();
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    };
     host == "localhost" || host.parse::<IpAddr>().unwrap_or(Ipv4Addr::UNSPECIFIED.into()).is_loopback()
 }
 
@@ -105,7 +108,12 @@ mod tests {
     #[test]
     fn a_link_that_only_this_machine_reaches_is_named_as_such() {
         let lines = |urls: &[&str]| link(&json!({ "urls": urls, "lifetime": 600 })).join("\n");
-        for local in ["http://127.0.0.1:9641/test#a", "https://[::1]:9641/test#a", "http://localhost:1/test#a"] {
+        for local in [
+            "http://127.0.0.1:9641/test#a",
+            "https://[::1]:9641/test#a",
+            "https://[::1]/test#a",
+            "http://localhost:1/test#a",
+        ] {
             assert!(lines(&[local]).contains("Only browsers on this machine"), "{local}");
         }
         for outside in ["http://192.0.2.1:9641/test#a", "https://turn.example.org/test#127.0.0.1"] {

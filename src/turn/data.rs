@@ -256,7 +256,7 @@ impl Server {
             }
         })?;
         match allocation.identity.test_link() {
-            Some(link) if !self.ledger.test_links.take(link, length as u64) => Err(DropReason::TestLinkBytes),
+            Some(link) if !self.ledger.test_links.take_datagram(link, length as u64) => Err(DropReason::TestLinkBytes),
             _ => Ok(()),
         }
     }

@@ -4,8 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::auth::TestLink;
 
-/// The bytes of application data that the users of each test link may still relay, over all workers and in both
-/// directions.
+/// What a datagram costs beside its data, in bytes: about its headers. Without this, empty ones would cost nothing.
+const PER_DATAGRAM: u64 = 48;
+
+/// The bytes that the users of each test link may still relay, over all workers and in both directions: application data,
+/// and 48 bytes for each datagram.
 #[derive(Debug)]
 pub struct TestLinks([AtomicU64; TestLink::PLACES]);
 
@@ -29,15 +32,16 @@ impl TestLinks {
         self.0.get(link.place()).map_or(0, |left| left.load(Ordering::Relaxed))
     }
 
-    /// Takes `bytes`, unless fewer are left.
-    pub(crate) fn take(&self, link: TestLink, bytes: u64) -> bool {
+    /// Takes what a datagram with `bytes` of data costs, unless less is left.
+    pub(crate) fn take_datagram(&self, link: TestLink, bytes: u64) -> bool {
+        let cost = bytes.saturating_add(PER_DATAGRAM);
         let take = |left: &AtomicU64| {
-            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(cost)).is_ok()
         };
         self.0.get(link.place()).is_some_and(take)
     }
 
-    /// Gives back what [`take`](Self::take) has taken.
+    /// Gives back the data of datagrams that were not sent. Their fixed costs remain.
     pub(crate) fn give_back(&self, link: TestLink, bytes: u64) {
         if let Some(left) = self.0.get(link.place()) {
             left.fetch_add(bytes, Ordering::Relaxed);

@@ -104,13 +104,20 @@ fn all_allocations_of_a_link_share_its_bytes() {
         }
     }
     assert!(world.peer_packet(relays[0].id, relays[1].bind, &data).is_ok());
-    assert_eq!(world.ledger.test_links.left(link(3)), 3_000);
+    assert_eq!(world.ledger.test_links.left(link(3)), 10_000 - 7 * (1_000 + 48));
     // What was not sent is given back.
     world.server.refund(relays[0].id, Direction::ToPeers, 1_000);
-    for _ in 0..4 {
+    for _ in 0..3 {
         world.relayed(&clients[1].tuple, &send(relays[0].relayed, &data));
     }
-    assert_eq!(world.dropped(&clients[0].tuple, &channel_data(CHANNEL, b"x")), DropReason::TestLinkBytes);
+    // Empty datagrams cost something as well.
+    let left = world.ledger.test_links.left(link(3));
+    for _ in 0..left / 48 {
+        world.relayed(&clients[1].tuple, &send(relays[0].relayed, b""));
+    }
+    for data in [&b""[..], b"x"] {
+        assert_eq!(world.dropped(&clients[0].tuple, &channel_data(CHANNEL, data)), DropReason::TestLinkBytes);
+    }
     assert_eq!(world.peer_packet(relays[0].id, relays[1].bind, b"x"), Err(DropReason::TestLinkBytes));
     // Other users have no such limit.
     let alice = world.client(9);

@@ -16,7 +16,9 @@ pub(super) const RESULTS_PER_LINK: u32 = 5;
 /// The time in which a page may send a result after its link has expired, in seconds. It then tells why it failed.
 const LATE: u64 = 600;
 /// A page is not started in the last seconds of its link, because the test would not come to its end.
-const LAST_START: u64 = 30;
+pub(super) const LAST_START: u64 = 30;
+/// How often the same page may start, in case a response gets lost.
+const STARTS: u32 = 16;
 
 /// A link, from when it is made until another one takes its place.
 #[derive(Debug)]
@@ -27,7 +29,15 @@ struct Link {
     expires: u64,
     /// The key with which its page sends results, once the page has been started.
     results_key: Option<KeyHash>,
+    starts: u32,
     results: u32,
+}
+
+impl Link {
+    /// Returns the username of its credential.
+    fn username(&self, link: TestLink) -> String {
+        format!("{}:{}", self.expires, link.user(&self.id))
+    }
 }
 
 /// A result that a page has sent.
@@ -47,6 +57,8 @@ pub(super) enum Unusable {
     /// There is no such link, or another one has its place.
     Unknown,
     Expired,
+    /// The operator has revoked its username.
+    Revoked,
     /// Another page has used it.
     Used,
     /// It has sent as many results as a link may send.
@@ -59,7 +71,12 @@ pub(super) struct Usable {
     pub(super) link: TestLink,
     pub(super) id: String,
     pub(super) expires: u64,
+    /// Whether its page starts for the first time.
+    pub(super) is_first: bool,
 }
+
+/// Whether the operator has revoked a username.
+type IsRevoked<'r> = &'r dyn Fn(&str) -> bool;
 
 #[derive(Debug)]
 pub(super) struct Links {
@@ -79,29 +96,50 @@ impl Links {
         self.places.iter().any(Option::is_some)
     }
 
-    /// Makes a link, in a free place or that of the link that expired first. `None` if no link has expired and no place
-    /// is free.
-    pub(super) fn make(&mut self, id: &str, token: &[u8], expires: u64, now: u64) -> Option<TestLink> {
-        let is_free = |link: &Option<Link>| link.as_ref().is_none_or(|link| link.expires <= now);
-        let places = self.places.iter_mut().enumerate().filter(|(_, link)| is_free(link));
-        // A free place is the oldest.
+    /// Makes a link, in a free place or that of the link that expired first. `None` if no place is free and every link is
+    /// valid.
+    pub(super) fn make(
+        &mut self,
+        id: &str,
+        token: &[u8],
+        expires: u64,
+        now: u64,
+        is_revoked: IsRevoked<'_>,
+    ) -> Option<TestLink> {
+        let is_free = |(place, link): &(usize, &mut Option<Link>)| match (link, TestLink::at(*place)) {
+            (Some(link), Some(of)) => link.expires <= now || is_revoked(&link.username(of)),
+            (_, of) => of.is_some(),
+        };
+        let places = self.places.iter_mut().enumerate().filter(is_free);
+        // `None` is less than any time, so a free place is preferred.
         let (place, link) = places.min_by_key(|(_, link)| link.as_ref().map(|link| link.expires))?;
-        *link = Some(Link { id: id.to_owned(), token: KeyHash::of(token), expires, results_key: None, results: 0 });
+        let token = KeyHash::of(token);
+        *link = Some(Link { id: id.to_owned(), token, expires, results_key: None, starts: 0, results: 0 });
         TestLink::at(place)
     }
 
     /// Starts the page of the link with this token. `key` is the key for its results. The same page may start again: the
     /// response may have been lost.
-    pub(super) fn start(&mut self, token: &[u8], key: &[u8], now: u64) -> Result<Usable, Unusable> {
+    pub(super) fn start(
+        &mut self,
+        token: &[u8],
+        key: &[u8],
+        now: u64,
+        is_revoked: IsRevoked<'_>,
+    ) -> Result<Usable, Unusable> {
         let token = KeyHash::of(token);
         let (usable, link) = self.find(|link| link.token == token)?;
         let key = KeyHash::of(key);
+        let is_of_another = link.results_key.as_ref().is_some_and(|own| *own != key);
         if link.expires <= now + LAST_START {
             Err(Unusable::Expired)
-        } else if link.results_key.as_ref().is_some_and(|own| *own != key) {
+        } else if is_revoked(&link.username(usable.link)) {
+            Err(Unusable::Revoked)
+        } else if is_of_another || link.starts == STARTS {
             Err(Unusable::Used)
         } else {
             link.results_key = Some(key);
+            link.starts += 1;
             Ok(usable)
         }
     }
@@ -139,7 +177,8 @@ impl Links {
         let mut links = self.places.iter_mut().enumerate().filter_map(|(place, link)| Some((place, link.as_mut()?)));
         let (place, link) = links.find(|(_, link)| is_wanted(link)).ok_or(Unusable::Unknown)?;
         let place = TestLink::at(place).ok_or(Unusable::Unknown)?;
-        Ok((Usable { link: place, id: link.id.clone(), expires: link.expires }, link))
+        let (id, expires, is_first) = (link.id.clone(), link.expires, link.starts == 0);
+        Ok((Usable { link: place, id, expires, is_first }, link))
     }
 }
 
@@ -157,28 +196,44 @@ mod tests {
     use super::*;
 
     const NOW: u64 = 1_800_000_000;
+    const NONE: IsRevoked<'static> = &|_| false;
 
     #[test]
     fn a_link_starts_one_page_until_it_expires() {
         let mut links = Links::default();
         assert!(!links.were_made());
-        let link = links.make("a", b"token", NOW + 100, NOW).unwrap();
-        assert_eq!(links.start(b"other", b"key", NOW), Err(Unusable::Unknown));
-        assert_eq!(links.start(b"token", b"key", NOW + 70), Err(Unusable::Expired));
-        let usable = Usable { link, id: "a".to_owned(), expires: NOW + 100 };
-        for _ in 0..2 {
-            assert_eq!(links.start(b"token", b"key", NOW + 69), Ok(usable.clone()));
+        let link = links.make("a", b"token", NOW + 100, NOW, NONE).unwrap();
+        assert_eq!(links.start(b"other", b"key", NOW, NONE), Err(Unusable::Unknown));
+        assert_eq!(links.start(b"token", b"key", NOW + 70, NONE), Err(Unusable::Expired));
+        let usable = |is_first| Ok(Usable { link, id: "a".to_owned(), expires: NOW + 100, is_first });
+        for start in 0..STARTS {
+            assert_eq!(links.start(b"token", b"key", NOW + 69, NONE), usable(start == 0));
         }
-        assert_eq!(links.start(b"token", b"other", NOW + 69), Err(Unusable::Used));
+        assert_eq!(links.start(b"token", b"key", NOW + 69, NONE), Err(Unusable::Used));
+        assert_eq!(links.start(b"token", b"other", NOW + 69, NONE), Err(Unusable::Used));
+    }
+
+    #[test]
+    fn a_revoked_link_starts_no_page_and_leaves_its_place() {
+        let mut links = Links::default();
+        let link = links.make("a", b"token", NOW + 100, NOW, NONE).unwrap();
+        for place in 1..TestLink::PLACES {
+            links.make("b", &[u8::try_from(place).unwrap()], NOW + 100, NOW, NONE).unwrap();
+        }
+        let own = format!("{}:{}", NOW + 100, link.user("a"));
+        let is_revoked = |username: &str| username == own;
+        assert_eq!(links.start(b"token", b"key", NOW, &is_revoked), Err(Unusable::Revoked));
+        assert_eq!(links.make("c", b"c", NOW + 200, NOW, NONE), None);
+        assert_eq!(links.make("c", b"c", NOW + 200, NOW, &is_revoked), Some(link));
     }
 
     #[test]
     fn only_a_started_page_sends_results_and_not_for_ever() {
         let mut links = Links::default();
-        links.make("a", b"token", NOW + 100, NOW).unwrap();
+        links.make("a", b"token", NOW + 100, NOW, NONE).unwrap();
         let keep = |links: &mut Links, key: &[u8], now| links.keep(key, None, json!({ "n": now }), now);
         assert_eq!(keep(&mut links, b"key", NOW), Err(Unusable::Unknown));
-        links.start(b"token", b"key", NOW).unwrap();
+        links.start(b"token", b"key", NOW, NONE).unwrap();
         assert_eq!(keep(&mut links, b"token", NOW), Err(Unusable::Unknown));
         assert_eq!(keep(&mut links, b"key", NOW + 700), Err(Unusable::Expired));
         for _ in 0..RESULTS_PER_LINK {
@@ -192,15 +247,15 @@ mod tests {
     fn results_and_links_are_bounded() {
         let mut links = Links::default();
         for place in 0..TestLink::PLACES {
-            let link = links.make("a", &[u8::try_from(place).unwrap()], NOW + 100 - place as u64, NOW).unwrap();
+            let link = links.make("a", &[u8::try_from(place).unwrap()], NOW + 100 - place as u64, NOW, NONE).unwrap();
             assert_eq!(link.place(), place);
         }
-        assert_eq!(links.make("b", b"token", NOW + 200, NOW), None);
+        assert_eq!(links.make("b", b"token", NOW + 200, NOW, NONE), None);
         // The one that expired first.
-        let link = links.make("b", b"token", NOW + 200, NOW + 100).unwrap();
+        let link = links.make("b", b"token", NOW + 200, NOW + 100, NONE).unwrap();
         assert_eq!(link.place(), TestLink::PLACES - 1);
         for byte in 0..25_u8 {
-            links.start(&[byte], &[byte], NOW).unwrap();
+            links.start(&[byte], &[byte], NOW, NONE).unwrap();
             for _ in 0..RESULTS_PER_LINK {
                 links.keep(&[byte], None, json!(byte), NOW).unwrap();
             }

@@ -28,8 +28,8 @@ use links::{Links, RESULTS_PER_LINK, TestResult, Unusable, random_text};
 /// The lifetime of a link in seconds.
 const LIFETIME: std::ops::RangeInclusive<u64> = 60..=86_400;
 const DEFAULT_LIFETIME: u64 = 600;
-/// The application data that one test of one URL may relay, in both directions of all its allocations. It takes about
-/// 30 MB: 12 MB cross two allocations, and a picture.
+/// What one test of one URL may relay, in both directions of all its allocations. It takes about 30 MB: 12 MB cross two
+/// allocations, and a picture.
 const BYTES_PER_TEST: u64 = 48 << 20;
 /// The shortest key of a page, in bytes. The page makes it.
 const SHORTEST_KEY: usize = 16;
@@ -126,17 +126,25 @@ impl Api {
             return Err(Refusal::unavailable("the server has no address for clients at present; try again later"));
         }
         let now = clock::unix_seconds();
-        let started = self.test_page.0.borrow_mut().start(token.as_bytes(), key.as_bytes(), now);
+        let is_revoked = |username: &str| published.snapshot.core.authenticator.is_revoked(username, now);
+        let started = self.test_page.0.borrow_mut().start(token.as_bytes(), key.as_bytes(), now, &is_revoked);
         let usable = started.map_err(|why| self.refuse_link(why, client))?;
+        if usable.is_first {
+            let bytes = BYTES_PER_TEST * urls.len() as u64 * u64::from(RESULTS_PER_LINK);
+            self.ledger.test_links.open(usable.link, bytes);
+        }
         let user = usable.link.user(&usable.id);
         let credential = time_limited::mint(&published.test_links, Some(&user), usable.expires);
         let privacy = &published.snapshot.privacy;
-        tracing::info!(
-            event = "test-link-used",
-            link = usable.id,
-            client = client.logged(privacy),
-            "a browser has opened a test link"
-        );
+        // The same page may start again, but that is no news.
+        if usable.is_first {
+            tracing::info!(
+                event = "test-link-used",
+                link = usable.id,
+                client = client.logged(privacy),
+                "a browser has opened a test link"
+            );
+        }
         Ok(json!({
             "urls": urls,
             "username": credential.username,
@@ -181,6 +189,7 @@ impl Api {
         let (status, what) = match why {
             Unusable::Unknown => (StatusCode::NOT_FOUND, "there is no such test link"),
             Unusable::Expired => (StatusCode::GONE, "this test link has expired"),
+            Unusable::Revoked => (StatusCode::GONE, "the operator has revoked this test link"),
             Unusable::Used => (StatusCode::GONE, "this test link has been used already"),
             Unusable::Exhausted => (StatusCode::TOO_MANY_REQUESTS, "this test link has sent all its results"),
         };
@@ -206,13 +215,16 @@ impl Api {
         let random = |error| Refusal::unavailable(format!("no random number: {error}"));
         let (token, id) = (random_text::<16>().map_err(random)?, random_text::<4>().map_err(random)?);
         let now = clock::unix_seconds();
-        let expires = now + lifetime;
-        let made = self.test_page.0.borrow_mut().make(&id, token.as_bytes(), expires, now);
+        let expires = now + lifetime + links::LAST_START;
+        let is_revoked = |username: &str| published.snapshot.core.authenticator.is_revoked(username, now);
+        let made = self.test_page.0.borrow_mut().make(&id, token.as_bytes(), expires, now, &is_revoked);
         let link = made.ok_or_else(|| {
-            Refusal::conflict("there are as many test links as there can be at a time; wait until one has expired")
+            Refusal::conflict(
+                "there are as many test links as there can be at a time; wait until one has expired, or revoke one",
+            )
         })?;
-        let urls = published.urls.len().max(1) as u64;
-        self.ledger.test_links.open(link, BYTES_PER_TEST * urls * u64::from(RESULTS_PER_LINK));
+        // Nothing, until its page starts.
+        self.ledger.test_links.open(link, 0);
         let Operator { process: pid, user: uid } = operator;
         tracing::info!(
             event = "test-link-made",
