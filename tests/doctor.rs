@@ -184,6 +184,53 @@ mod doctor {
         });
     }
 
+    #[test]
+    fn a_server_that_refers_to_another_one_leads_to_that_one() {
+        let second = Server::start(&config(&["127.0.0.1"], ALLOW));
+        let refer = |to: SocketAddr| format!("[alternate]\nservers = [\"{to}\"]\nwhen = \"always\"\n");
+        let first = Server::start(&config(&["127.0.0.1"], &refer(second.udp_address())));
+        let report = with_secret(&uri(first.udp_address(), "udp"), SECRET);
+        assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
+        assert!(report.text_of("alternate").ends_with(&second.udp_address().to_string()), "{:#?}", report.findings);
+        assert!(report.text_of("channels").starts_with("40 of 40"));
+        let of_second = |finding: &&serde_json::Value| finding["check"] == "allocation";
+        let subject = report.findings.iter().find(of_second).unwrap()["subject"].as_str().unwrap();
+        assert!(subject.ends_with(&format!("({})", second.udp_address())), "{subject}");
+    }
+
+    #[test]
+    fn servers_that_refer_to_each_other_are_a_fault() {
+        let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let refer = |to: SocketAddr| format!("[alternate]\nservers = [\"{to}\"]\nwhen = \"always\"\n");
+        let first = Server::start(&config(&["127.0.0.1"], &refer(other)));
+        let second = config(&["127.0.0.1"], &refer(first.udp_address()));
+        let _second = Server::start(&second.replace("udp = [\"127.0.0.1:0\"]", &format!("udp = [\"{other}\"]")));
+        let report = with_secret(&uri(first.udp_address(), "udp"), SECRET);
+        assert!(report.only_fault("allocation").contains("refers to another one"), "{:#?}", report.findings);
+        assert_eq!(report.with("ok").iter().filter(|(check, _)| *check == "alternate").count(), 3);
+    }
+
+    #[test]
+    fn a_port_that_accepts_connections_but_no_tls_and_a_password_in_a_uri_are_named() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let report = with_secret(&format!("turns:127.0.0.1:{port}"), SECRET);
+        let text = report.only_fault("reachable");
+        assert!(text.starts_with(&format!("TCP port {port} accepts connections, but the TLS handshake")), "{text}");
+        let report = with_secret("turn:ann:hunter2@127.0.0.1", SECRET);
+        assert!(report.only_fault("uri").contains("no password"));
+        assert!(!format!("{:?}", report.findings).contains("hunter2"));
+    }
+
+    #[test]
+    fn a_rule_of_this_machine_that_forbids_packets_is_named() {
+        let prohibit = "rule add pref 10 ipproto udp dport 3478 prohibit";
+        in_own_network(&["link set lo up", "rule add pref 100 lookup local", "rule del pref 0", prohibit], || {
+            let report = with_secret("turn:127.0.0.1", SECRET);
+            assert!(report.only_fault("reachable").starts_with("this machine forbids"), "{:#?}", report.findings);
+        });
+    }
+
     /// Examines this machine with the configuration of a server.
     fn examine_machine(config: &str) -> Report {
         let directory = TempDir::new();
@@ -220,6 +267,87 @@ mod doctor {
         let config = server.config_path().to_str().unwrap();
         let report = examine(&["--config", config, "--ca-file", root.to_str().unwrap()], "");
         assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
+    }
+
+    #[test]
+    fn a_certificate_that_the_server_has_not_loaded_is_a_warning() {
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let issue = || authority.issue(&["127.0.0.1"]);
+        let files = authority.write(&issue(), directory.path());
+        let root = directory.write("root.pem", &authority.root());
+        // The log reports the reload of changed files.
+        let server = Server::start(&with_tls(&config(&["127.0.0.1"], ALLOW), &["127.0.0.1"], &files));
+        let other = TempDir::new();
+        let renewed = authority.write(&issue(), other.path());
+        let text = std::fs::read_to_string(server.config_path()).unwrap();
+        let [mut changed, old] = [text.clone(), text];
+        for (from, to) in files.iter().zip(&renewed) {
+            changed = changed.replace(from.to_str().unwrap(), to.to_str().unwrap());
+        }
+        let report = |text: &str| {
+            let path = directory.write("turnserver.toml", text);
+            examine(&["--config", path.to_str().unwrap(), "--ca-file", root.to_str().unwrap()], "")
+        };
+        let other = "the listener serves another certificate";
+        let complaints =
+            |report: &Report| report.with("warning").into_iter().filter(|(_, text)| text.starts_with(other)).count();
+        assert_eq!((complaints(&report(&old)), complaints(&report(&changed))), (0, 1));
+    }
+
+    #[test]
+    fn a_server_on_all_addresses_is_found_where_ipv6_is_off() {
+        in_own_network(&["link set lo up", "address add 9.9.9.9/32 dev lo", "route add default dev lo"], || {
+            std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+            let text = format!(
+                "[listen]\nudp = [\"[::]:3478\"]\ntcp = [\"[::]:3478\"]\n[relay]\naddresses = [\"9.9.9.9\"]\n\
+                 [auth]\nsecrets = [{SECRET:?}]\n[log]\nformat = \"json\"\n"
+            );
+            let server = Server::start(&text);
+            let report = examine(&["--config", server.config_path().to_str().unwrap()], "");
+            assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
+            let count = |check: &str| report.with("ok").iter().filter(|(found, _)| *found == check).count();
+            assert_eq!((count("listener"), count("channels")), (2, 2), "{:#?}", report.findings);
+        });
+    }
+
+    #[test]
+    fn a_stun_server_tells_the_public_address_of_each_relay_address() {
+        let setup = [
+            "link set lo up",
+            "address add 9.9.9.9/32 dev lo",
+            "address add 2620:fe::fe/128 dev lo",
+            "route add default dev lo",
+            "-6 route add default dev lo",
+        ];
+        in_own_network(&setup, || {
+            let _stun = Server::start(&config(&["127.0.0.1"], "").replace("127.0.0.1:0", "[::]:3479"));
+            let report = |external: &str, stun: &str| {
+                let text = format!(
+                    "[listen]\nudp = [\"9.9.9.9:3478\"]\ntcp = []\n[relay]\n{external}\
+                     addresses = [\"9.9.9.9\", \"2620:fe::fe\"]\n[auth]\nsecrets = [{SECRET:?}]\n"
+                );
+                let directory = TempDir::new();
+                let path = directory.write("turnserver.toml", &text);
+                examine(&["--config", path.to_str().unwrap(), "--stun", stun], "")
+            };
+            let ok = |report: &Report| {
+                let of = |(check, text): (&str, &str)| (check == "public-address").then(|| text.to_owned());
+                report.with("ok").into_iter().filter_map(of).collect::<Vec<_>>()
+            };
+            let right = report("", "9.9.9.9:3479");
+            assert_eq!(ok(&right), ["9.9.9.9 is 9.9.9.9 outside, as the server tells its clients"]);
+            let right = report("", "[2620:fe::fe]:3479");
+            assert_eq!(ok(&right), ["2620:fe::fe is 2620:fe::fe outside, as the server tells its clients"]);
+            let wrong = report("external = { \"9.9.9.9\" = \"9.9.9.10\" }\n", "9.9.9.9:3479");
+            let text = wrong.with("fault");
+            assert!(
+                text.contains(&(
+                    "public-address",
+                    "9.9.9.9 is 9.9.9.9 outside, but the server tells its clients 9.9.9.10"
+                )),
+                "{text:?}"
+            );
+        });
     }
 
     #[test]
@@ -330,7 +458,7 @@ mod doctor {
         let sources = [
             "remote.rs",
             "machine/mod.rs",
-            "machine/firewall.rs",
+            "machine/firewall/mod.rs",
             "machine/kernel.rs",
             "machine/listeners.rs",
             "machine/names.rs",

@@ -1,7 +1,7 @@
 //! A blocking socket or connection to a TURN server.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use tokio_rustls::rustls::{ClientConnection, StreamOwned};
@@ -45,6 +45,9 @@ pub(super) enum LinkError {
     /// The server closed the connection.
     #[error("the server closed the connection")]
     Closed,
+    /// The TLS handshake failed, or did not end in time.
+    #[error("{0}")]
+    Tls(io::Error),
     /// The server speaks another protocol.
     #[error("{0}")]
     NotFramed(#[from] NotFramed),
@@ -75,14 +78,28 @@ impl Link {
                 stream.set_nodelay(true)?;
                 let stream = TimedStream::new(stream, end);
                 if transport.is_encrypted() {
-                    let (stream, judgement) = trust.handshake(stream, name)?;
+                    let (stream, judgement) = trust.handshake(stream, name).map_err(LinkError::Tls)?;
                     (Path::Tls(Box::new(stream)), Some(judgement))
                 } else {
                     (Path::Tcp(stream), None)
                 }
             }
         };
-        Ok((Self { path, timeout, frames: Frames::default(), buffer: vec![0; BUFFER] }, judgement))
+        Ok((Self::new(path, timeout), judgement))
+    }
+
+    /// Opens a UDP path to `server` from an address of this machine.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub(super) fn udp_from(own: IpAddr, server: SocketAddr) -> Result<Self, LinkError> {
+        let socket = UdpSocket::bind(SocketAddr::new(own, 0))?;
+        socket.connect(server)?;
+        Ok(Self::new(Path::Udp(socket), Duration::ZERO))
+    }
+
+    fn new(path: Path, timeout: Duration) -> Self {
+        Self { path, timeout, frames: Frames::default(), buffer: vec![0; BUFFER] }
     }
 
     /// Returns the own address.
@@ -172,7 +189,7 @@ impl Link {
     }
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+pub(super) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
@@ -220,7 +237,7 @@ mod tests {
             });
             let opened = Link::open(Transport::Tls, address, "localhost", &Trust::new(None).unwrap(), BRIEFLY);
             let error = opened.err().unwrap();
-            assert!(matches!(&error, LinkError::Io(error) if is_timeout(error)), "{error:?}");
+            assert!(matches!(&error, LinkError::Tls(error) if is_timeout(error)), "{error:?}");
             drop(finish);
         });
     }

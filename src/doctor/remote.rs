@@ -1,18 +1,20 @@
 //! A TURN server as its clients see it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use super::finding::{Finding, Status};
 use super::ice_servers::{IceServer, is_stun};
-use super::link::{Link, LinkError};
+use super::link::{Link, LinkError, is_timeout};
 use super::relay::{self, Exchange, Relayed};
 use super::session::{Problem, Session};
 use super::trust::{Judgement, Trust};
 use crate::auth::{HumanSeconds, time_limited};
 use crate::client::{Discarded, Failure, Rejection, Request, Success};
 use crate::clock;
+use crate::net::tls::{Certificate, date};
 use crate::special_purpose::{self, Reach};
 use crate::stun::ErrorCode;
 use crate::stun::attribute::AddressFamily;
@@ -20,6 +22,9 @@ use crate::transport::{Transport, TurnUri};
 
 /// The time for a connection and its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// The servers that are examined one after the other because each refers to the next one.
+const REFERRALS: u32 = 3;
 
 /// Reports findings as they come.
 pub(super) type Report<'r> = &'r mut dyn FnMut(Finding);
@@ -31,10 +36,16 @@ pub(super) fn examine(servers: &[IceServer], trust: &Trust, report: Report<'_>) 
         for uri in &server.uris {
             match uri.parse::<TurnUri>() {
                 Ok(uri) => {
-                    let name = Some(uri.host().to_owned());
-                    Examination { uri, name, server, trust }.run(report, &mut bindings);
+                    let expected = Expected { name: Some(uri.host().to_owned()), certificate: None };
+                    Examination { uri, expected, server, trust, referrals: 0 }.run(report, &mut bindings);
                 }
                 Err(_) if is_stun(uri) => {}
+                // Some write the password in front of the host.
+                Err(_) if uri.contains('@') => report(Finding::fault(
+                    "uri",
+                    "a URI of TURN contains no username and no password (RFC 7065)",
+                    "write turn:HOST:PORT, and give username and password apart from it",
+                )),
                 Err(error) => report(Finding::fault("uri", error.to_string(), "correct it").of(uri)),
             }
         }
@@ -42,16 +53,43 @@ pub(super) fn examine(servers: &[IceServer], trust: &Trust, report: Report<'_>) 
     report_nat(&bindings, report);
 }
 
-/// Examines a server at an address. `name`: what its certificate has to name; without it, its names are not judged.
+/// Examines a server at an address.
 pub(super) fn examine_at(
     uri: TurnUri,
     address: SocketAddr,
-    name: Option<String>,
+    expected: Expected,
     server: &IceServer,
     trust: &Trust,
     report: Report<'_>,
 ) {
-    Examination { uri, name, server, trust }.examine_address(address, report, &mut Vec::new());
+    Examination { uri, expected, server, trust, referrals: 0 }.examine_address(address, report, &mut Vec::new());
+}
+
+/// What is known about the certificate of a server.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Expected {
+    /// What it has to name. `None`: this is not known, so its names are not judged.
+    pub(super) name: Option<String>,
+    /// The one in the file of the configuration.
+    pub(super) certificate: Option<Certificate>,
+}
+
+impl Expected {
+    /// Returns the warning if a listener serves another certificate than that of the file.
+    fn differs_from(&self, judgement: &Judgement) -> Option<Finding> {
+        let (file, served) = (self.certificate.as_ref()?, judgement.chain.first()?);
+        (file != served).then(|| {
+            Finding::warning(
+                "certificate",
+                format!(
+                    "the listener serves another certificate (valid until {}) than that of the file (until {})",
+                    date(served.not_after),
+                    date(file.not_after)
+                ),
+                "reload the server: systemctl reload turnserver",
+            )
+        })
+    }
 }
 
 /// How a network maps an address of this machine.
@@ -64,27 +102,25 @@ struct Binding {
 /// The examination of a URI.
 struct Examination<'e> {
     uri: TurnUri,
-    /// What the certificate has to name. `None`: this is not known, so its names are not judged.
-    name: Option<String>,
+    expected: Expected,
     server: &'e IceServer,
     trust: &'e Trust,
+    /// How many servers have referred to this one.
+    referrals: u32,
 }
 
 impl Examination<'_> {
     fn run(&self, report: Report<'_>, bindings: &mut Vec<Binding>) {
         let Some(addresses) = self.resolve(report) else { return };
-        for family in [AddressFamily::V4, AddressFamily::V6] {
-            let of_family = |address: &&SocketAddr| AddressFamily::of(address.ip()) == family;
-            if let Some(address) = addresses.iter().find(of_family) {
-                self.examine_address(*address, report, bindings);
-            }
+        for address in addresses {
+            self.examine_address(address, report, bindings);
         }
     }
 
-    /// Returns the addresses of the host.
-    fn resolve(&self, report: Report<'_>) -> Option<Vec<SocketAddr>> {
+    /// Returns the addresses of the host, in ascending order.
+    fn resolve(&self, report: Report<'_>) -> Option<BTreeSet<SocketAddr>> {
         let host = self.uri.host();
-        let found = (host, self.uri.port()).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+        let found = (host, self.uri.port()).to_socket_addrs().map(Iterator::collect::<BTreeSet<_>>);
         let finding = match &found {
             Err(error) => Finding::fault(
                 "dns",
@@ -95,8 +131,7 @@ impl Examination<'_> {
                 Finding::fault("dns", format!("{host} has no address"), "add an A record, or correct the name")
             }
             Ok(addresses) => {
-                let mut shown: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
-                shown.dedup();
+                let shown: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
                 Finding::ok("dns", shown.join(", "))
             }
         };
@@ -104,9 +139,13 @@ impl Examination<'_> {
         found.ok().filter(|addresses| !addresses.is_empty())
     }
 
-    fn examine_address(&self, address: SocketAddr, report: Report<'_>, bindings: &mut Vec<Binding>) {
-        let subject = format!("{} ({})", self.uri, address.ip());
-        let mut report = |finding: Finding| report(finding.of(&subject));
+    fn examine_address(&self, address: SocketAddr, outer: Report<'_>, bindings: &mut Vec<Binding>) {
+        let subject = if self.referrals == 0 {
+            format!("{} ({})", self.uri, address.ip())
+        } else {
+            format!("{} ({address})", self.uri)
+        };
+        let mut report = |finding: Finding| outer(finding.of(&subject));
         let Some(mut session) = self.open(address, &mut report) else { return };
         match session.request(Request::Binding) {
             Ok(Success::Binding(mapped)) => {
@@ -128,6 +167,10 @@ impl Examination<'_> {
         let relayed = match Relayed::allocate(session, family) {
             Ok(relayed) => relayed,
             Err(problem) => {
+                if let Some((next, address)) = self.referral(address, &problem) {
+                    report(Finding::ok("alternate", problem.to_string()));
+                    return next.examine_address(address, outer, bindings);
+                }
                 let finding = self.clocks_differ(address, family, &problem);
                 return report(finding.unwrap_or_else(|| self.no_allocation(&problem)));
             }
@@ -156,14 +199,26 @@ impl Examination<'_> {
         }
     }
 
+    /// Returns the examination of the server that this one refers to, and its address (RFC 8489 §10).
+    fn referral(&self, address: SocketAddr, problem: &Problem) -> Option<(Self, SocketAddr)> {
+        let Problem::Failure(Failure::TryAlternate { servers, domain }) = problem else { return None };
+        let is_usable = |other: &&SocketAddr| other.is_ipv4() == address.is_ipv4() && **other != address;
+        let next = servers.iter().find(is_usable).filter(|_| self.referrals < REFERRALS)?;
+        let name = domain.clone().or_else(|| self.expected.name.clone());
+        let expected = Expected { name, certificate: None };
+        let Self { server, trust, .. } = *self;
+        Some((Self { uri: self.uri.clone(), expected, server, trust, referrals: self.referrals + 1 }, *next))
+    }
+
     /// Opens a path and reports how that went.
     fn open(&self, address: SocketAddr, report: Report<'_>) -> Option<Session> {
         let transport = self.uri.transport();
-        let name = self.name.clone().unwrap_or_else(|| address.ip().to_string());
+        let name = self.expected.name.clone().unwrap_or_else(|| address.ip().to_string());
         match Link::open(transport, address, &name, self.trust, CONNECT) {
             Ok((link, judgement)) => {
                 if let Some(judgement) = judgement {
-                    report(about_certificate(&judgement, self.name.as_deref()));
+                    report(about_certificate(&judgement, self.expected.name.as_deref()));
+                    self.expected.differs_from(&judgement).into_iter().for_each(&mut *report);
                 }
                 let opened = Session::new(link, self.server.credentials());
                 opened.map_err(|error| report(Finding::fault("reachable", error.to_string(), "try again"))).ok()
@@ -192,9 +247,17 @@ impl Examination<'_> {
                 ),
             ),
             Problem::Link(LinkError::Io(error)) if error.kind() == io::ErrorKind::ConnectionRefused => (
-                format!("the machine responds, but nothing listens on UDP port {port}"),
+                format!("nothing listens on UDP port {port}, or a firewall rejects it"),
                 "start the server, or correct the port".to_owned(),
             ),
+            Problem::Link(LinkError::Io(error))
+                if matches!(error.kind(), io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) =>
+            {
+                (
+                    format!("a firewall or a router rejects packets to UDP port {port}: {error}"),
+                    "open the port in the firewalls of the machine and of its provider".to_owned(),
+                )
+            }
             Problem::Link(LinkError::NotFramed(_)) => (
                 problem.to_string(),
                 "something else listens on this port, for example a web server: correct the port or the protocol"
@@ -227,9 +290,10 @@ impl Examination<'_> {
             Failure::NotAuthentic(Discarded::Unauthenticated(Some(code))) => {
                 ("allocation", advice_for(*code).to_owned())
             }
-            Failure::TryAlternate { .. } => {
-                ("allocation", "examine that server; this one is full, drains, or always refers".to_owned())
-            }
+            Failure::TryAlternate { .. } => (
+                "allocation",
+                "let it refer to a server with another address of the same family, and not in a circle".to_owned(),
+            ),
             Failure::Missing(_) | Failure::Malformed(..) | Failure::NotUnderstood(_) | Failure::FamilyMissing(_) => {
                 ("allocation", "the server breaks RFC 8656: report it to its authors".to_owned())
             }
@@ -247,8 +311,8 @@ impl Examination<'_> {
         };
         let is_accepted = |lifetime: u64| -> Option<()> {
             let server = IceServer::minted(Vec::new(), secret, lifetime);
-            let again =
-                Examination { server: &server, name: self.name.clone(), uri: self.uri.clone(), trust: self.trust };
+            let (uri, expected) = (self.uri.clone(), self.expected.clone());
+            let again = Examination { uri, expected, server: &server, trust: self.trust, referrals: self.referrals };
             let session = again.open(address, &mut |_| {})?;
             Relayed::allocate(session, family).ok()?.end();
             Some(())
@@ -374,7 +438,7 @@ fn unreachable(transport: Transport, address: SocketAddr, error: &LinkError) -> 
     let (what, advice) = match error {
         LinkError::Io(error) => match error.kind() {
             io::ErrorKind::ConnectionRefused => (
-                format!("nothing listens on {protocol} port {port}"),
+                format!("nothing listens on {protocol} port {port}, or a firewall rejects it"),
                 "start the server, correct the port, or remove the URI".to_owned(),
             ),
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => (
@@ -385,13 +449,24 @@ fn unreachable(transport: Transport, address: SocketAddr, error: &LinkError) -> 
                 format!("there is no route to {}: {error}", address.ip()),
                 "this machine lacks that address family or a route; the server may work from elsewhere".to_owned(),
             ),
-            _ if transport.is_encrypted() => (
-                format!("the TLS handshake failed: {error}"),
-                "check that this port has TLS (in nginx: a stream, not http), and look into the log of the server"
-                    .to_owned(),
+            io::ErrorKind::PermissionDenied => (
+                format!("this machine forbids packets to {}: {error}", address.ip()),
+                "look into the firewall and the rules of routing (ip rule) here".to_owned(),
             ),
             _ => (error.to_string(), "check address and port".to_owned()),
         },
+        LinkError::Tls(error) => (
+            if is_timeout(error) {
+                format!(
+                    "{protocol} port {port} accepts connections, but the TLS handshake does not end within {} s",
+                    CONNECT.as_secs()
+                )
+            } else {
+                format!("the TLS handshake failed: {error}")
+            },
+            "check that this port has TLS (in nginx: a stream, not http), and look into the log of the server"
+                .to_owned(),
+        ),
         other => (other.to_string(), "check that the server speaks TURN on this port".to_owned()),
     };
     Finding::fault("reachable", what, advice)
@@ -497,10 +572,14 @@ fn report_nat(bindings: &[Binding], report: Report<'_>) {
 }
 
 fn report_nat_of(family: &str, bindings: &[&Binding], report: Report<'_>) {
-    let [first, others @ ..] = bindings else { return };
-    if bindings.iter().all(|binding| binding.local.ip() == binding.mapped.ip()) {
-        return report(Finding::ok("nat", format!("{family}: there is no NAT between this machine and the servers")));
+    if bindings.is_empty() {
+        return;
     }
+    let is_mapped = |binding: &&&Binding| binding.local.ip() != binding.mapped.ip();
+    let bindings: Vec<&Binding> = bindings.iter().filter(is_mapped).copied().collect();
+    let [first, others @ ..] = bindings.as_slice() else {
+        return report(Finding::ok("nat", format!("{family}: there is no NAT between this machine and the servers")));
+    };
     let keeps_port = bindings.iter().all(|binding| binding.local.port() == binding.mapped.port());
     let addresses: Vec<String> = bindings
         .iter()
@@ -514,7 +593,9 @@ fn report_nat_of(family: &str, bindings: &[&Binding], report: Report<'_>) {
         if keeps_port { "ports are kept" } else { "ports change" }
     );
     let finding = Finding::ok("nat", what);
-    report(if one_address { finding } else { Finding { status: Status::Warning, ..finding } });
+    let advice = "calls from this network need a relay: peers see other addresses than the STUN server does";
+    let several = || Finding { status: Status::Warning, advice: Some(advice.to_owned()), ..finding.clone() };
+    report(if one_address { finding } else { several() });
 }
 
 #[cfg(test)]
@@ -594,7 +675,8 @@ mod tests {
             let (code, reason, unknown) = (ErrorCode::UNAUTHENTICATED, "no".to_owned(), Vec::new());
             let rejection = Rejection { code, reason, unknown };
             let failure = Failure::CredentialsRefused { realm: "r".to_owned(), rejection };
-            let examination = Examination { uri, name: None, server: &server, trust: &trust };
+            let examination =
+                Examination { uri, expected: Expected::default(), server: &server, trust: &trust, referrals: 0 };
             let finding = examination.refused(&failure);
             assert_eq!((finding.check, finding.status), ("credentials", Status::Fault));
             (finding.what, finding.advice.unwrap())

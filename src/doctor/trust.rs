@@ -16,6 +16,7 @@ use tokio_rustls::rustls::{
 };
 
 use super::timed::TimedStream;
+use crate::clock;
 use crate::net::tls::{Certificate, date};
 
 /// The authorities that clients trust.
@@ -34,6 +35,8 @@ pub(super) struct Judgement {
     pub(super) verdict: Result<(), rustls::Error>,
     /// The version of TLS.
     pub(super) version: Option<ProtocolVersion>,
+    /// When it was judged, in seconds since the Unix epoch.
+    time: u64,
 }
 
 impl Trust {
@@ -85,7 +88,8 @@ impl Trust {
         }
         let seen = recorder.seen.lock().ok().and_then(|mut seen| seen.take());
         let (chain, verdict) = seen.unwrap_or_else(|| (Vec::new(), Ok(())));
-        let judgement = Judgement { chain, verdict, version: connection.protocol_version() };
+        let judgement =
+            Judgement { chain, verdict, version: connection.protocol_version(), time: clock::unix_seconds() };
         Ok((StreamOwned::new(connection, stream), judgement))
     }
 }
@@ -157,14 +161,30 @@ impl Judgement {
             return Some((format!("clients reject the certificate: {error}"), "use another certificate".to_owned()));
         };
         Some(match error {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
-                format!("the certificate expired on {}", date(own.not_after)),
-                "renew it; if it was renewed already, the server still uses the old one: reload it".to_owned(),
-            ),
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => (
-                format!("the certificate is not valid before {}", date(own.not_before)),
-                "check the clock of this machine and that of the authority".to_owned(),
-            ),
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                match self.chain.iter().find(|certificate| certificate.not_after < self.time) {
+                    Some(issuer) if issuer != own => (
+                        format!(
+                            "the certificate of the issuer, {}, expired on {}",
+                            issuer.subject,
+                            date(issuer.not_after)
+                        ),
+                        "serve the chain that the authority issues now: with certbot, fullchain.pem after a renewal"
+                            .to_owned(),
+                    ),
+                    _ => (
+                        format!("the certificate expired on {}", date(own.not_after)),
+                        "renew it; if it was renewed already, the server still uses the old one: reload it".to_owned(),
+                    ),
+                }
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                let early = self.chain.iter().find(|certificate| certificate.not_before > self.time).unwrap_or(own);
+                (
+                    format!("the certificate of {} is not valid before {}", early.all_names(), date(early.not_before)),
+                    "check the clock of this machine and that of the authority".to_owned(),
+                )
+            }
             // This error is the last one that is looked for.
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 let name = name?;
@@ -195,10 +215,11 @@ impl Judgement {
         let Some(own) = self.chain.first() else { return "accepted".to_owned() };
         let version = self.version.and_then(|version| version.as_str()).unwrap_or("TLS");
         format!(
-            "{version}, for {}, valid until {}, {} certificates",
+            "{version}, for {}, valid until {}, {} certificate{}",
             own.all_names(),
             date(own.not_after),
-            self.chain.len()
+            self.chain.len(),
+            if self.chain.len() == 1 { "" } else { "s" }
         )
     }
 
@@ -299,8 +320,20 @@ mod tests {
         assert!(what(&authority.chain(&old), &old, Some(&root)).starts_with("the certificate expired on "));
         let early = authority.issue_for(&[NAME], now + DAY, now + 3 * DAY);
         assert!(
-            what(&authority.chain(&early), &early, Some(&root)).starts_with("the certificate is not valid before ")
+            what(&authority.chain(&early), &early, Some(&root))
+                .starts_with("the certificate of localhost is not valid before ")
         );
+    }
+
+    #[test]
+    fn the_certificate_of_the_chain_that_is_out_of_date_is_named() {
+        let now = unix_seconds();
+        let authority = Authority::with_intermediate_until(now, now - DAY);
+        let issued = authority.issue(&[NAME]);
+        let (what, advice) = complaint(&authority.chain(&issued), &issued, Some(&authority.root())).unwrap();
+        let expected = format!("the certificate of the issuer, CN=Test Intermediate, expired on {}", date(now - DAY));
+        assert_eq!(what, expected);
+        assert!(advice.starts_with("serve the chain"), "{advice}");
     }
 
     #[test]

@@ -38,8 +38,8 @@ fn params(name: &str, names: &[&str], from: u64, to: u64) -> CertificateParams {
     params
 }
 
-fn authority(name: &str, now: u64) -> CertificateParams {
-    let mut params = params(name, &[], now - DAY, now + 3650 * DAY);
+fn authority(name: &str, from: u64, to: u64) -> CertificateParams {
+    let mut params = params(name, &[], from, to);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     params
@@ -48,9 +48,16 @@ fn authority(name: &str, now: u64) -> CertificateParams {
 impl Authority {
     /// Creates an authority that is valid at `now`, in seconds since the Unix epoch.
     pub(crate) fn new(now: u64) -> Self {
+        Self::with_intermediate_until(now, now + 3650 * DAY)
+    }
+
+    /// The same, with an intermediate that is valid until a time.
+    pub(crate) fn with_intermediate_until(now: u64, to: u64) -> Self {
         let key = || KeyPair::generate().unwrap();
-        let root = CertifiedIssuer::self_signed(authority("Test Root", now), key()).unwrap();
-        let intermediate = CertifiedIssuer::signed_by(authority("Test Intermediate", now), key(), &root).unwrap();
+        let from = now.min(to) - DAY;
+        let root = CertifiedIssuer::self_signed(authority("Test Root", from, now + 3650 * DAY), key()).unwrap();
+        let intermediate = authority("Test Intermediate", from, to);
+        let intermediate = CertifiedIssuer::signed_by(intermediate, key(), &root).unwrap();
         Self { now, root, intermediate }
     }
 

@@ -5,19 +5,30 @@ use std::net::UdpSocket;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
+use super::unit;
 use crate::doctor::finding::Finding;
 use crate::net::{limits, udp};
+use crate::transport::Endpoint;
 
 /// The part of the relay ports that other programs may use without a warning, in percent.
 const TOLERATED_USE: usize = 1;
 
+/// The ports that other programs need for their connections.
+const EPHEMERAL_PORTS: usize = 4_096;
+
 /// The part of the table of connections in use from which it is a warning, in percent.
 const CONNECTIONS_USED: u64 = 80;
 
-/// Returns the findings about the kernel. `root` is `/`. `is_running`: relay ports in use may be those of the server.
-pub(super) fn examine(root: &Path, ports: &RangeInclusive<u16>, files: u64, is_running: bool) -> Vec<Finding> {
-    let mut findings = vec![buffers(root), open_files(files)];
-    findings.extend(relay_ports(root, ports, is_running));
+/// Returns the findings about the kernel. `root` is `/`. `listener`: one of the running server, if it runs; then relay ports
+/// in use may be its own.
+pub(super) fn examine(
+    root: &Path,
+    ports: &RangeInclusive<u16>,
+    files: u64,
+    listener: Option<Endpoint>,
+) -> Vec<Finding> {
+    let mut findings = vec![buffers(root), open_files(root, files, listener)];
+    findings.extend(relay_ports(root, ports, listener.is_some()));
     findings.extend(connection_tracking(root));
     findings.extend(offloads());
     findings.extend(container(root));
@@ -57,16 +68,74 @@ fn buffers(root: &Path) -> Finding {
     )
 }
 
-fn open_files(needed: u64) -> Finding {
-    let limit = limits::hard_open_files().unwrap_or(u64::MAX);
+/// Whose limit of open files it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    Server,
+    Unit,
+    Process,
+}
+
+/// Compares the files that the server can use with its limit: of its process, of its unit, or of this process.
+fn open_files(root: &Path, needed: u64, listener: Option<Endpoint>) -> Finding {
+    let of_server =
+        listener.and_then(|listener| process_of(root, listener)).and_then(|process| limit_of(root, process));
+    let (limit, whose) = match (of_server, unit::open_files(root)) {
+        (Some(limit), _) => (limit, Whose::Server),
+        (None, Some(limit)) => (limit, Whose::Unit),
+        (None, None) => (limits::hard_open_files().unwrap_or(u64::MAX), Whose::Process),
+    };
+    let whose = match whose {
+        Whose::Server => "the server may open",
+        Whose::Unit => "the unit lets the server open",
+        Whose::Process => "this process may open",
+    };
     if limit >= needed {
-        return Finding::ok("open-files", format!("{limit} files may be open; the configuration can use {needed}"));
+        return Finding::ok("open-files", format!("{whose} {limit} files; the configuration can use {needed}"));
     }
     Finding::warning(
         "open-files",
-        format!("{limit} files may be open, but allocations and connections can use {needed}"),
+        format!("{whose} {limit} files, but allocations and connections can use {needed}"),
         "raise LimitNOFILE in the unit, or `ulimit -Hn`, or lower limits.allocations and limits.connections",
     )
+}
+
+/// Returns the process that listens, if this one may see it.
+fn process_of(root: &Path, listener: Endpoint) -> Option<u32> {
+    let protocol = listener.transport.port_protocol();
+    let tables = [protocol.to_owned(), format!("{protocol}6")];
+    let port = listener.address.port();
+    let sockets: Vec<String> = tables
+        .iter()
+        .filter_map(|table| read(root, &format!("proc/net/{table}")))
+        .flat_map(|table| sockets_of(&table, port))
+        .collect();
+    let has_socket = |process: &u32| {
+        let files = fs::read_dir(root.join(format!("proc/{process}/fd"))).into_iter().flatten().flatten();
+        files
+            .filter_map(|file| fs::read_link(file.path()).ok())
+            .any(|target| target.to_str().is_some_and(|target| sockets.iter().any(|socket| target == socket)))
+    };
+    let processes = fs::read_dir(root.join("proc")).ok()?.flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(has_socket)
+}
+
+/// Returns the unconnected sockets of a port, as `/proc/PID/fd` names them, in a table like `/proc/net/udp`.
+fn sockets_of(table: &str, port: u16) -> Vec<String> {
+    let of_line = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let (local, remote, inode) = (columns.get(1)?, columns.get(2)?, columns.get(9)?);
+        let is_wanted = local.ends_with(&format!(":{port:04X}")) && remote.ends_with(":0000");
+        is_wanted.then(|| format!("socket:[{inode}]"))
+    };
+    table.lines().skip(1).filter_map(of_line).collect()
+}
+
+fn limit_of(root: &Path, process: u32) -> Option<u64> {
+    let limits = read(root, &format!("proc/{process}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let soft = line.split_whitespace().next()?;
+    if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
 }
 
 /// Other programs that use relay ports now, or may get them.
@@ -102,18 +171,22 @@ fn relay_ports(root: &Path, ports: &RangeInclusive<u16>, is_running: bool) -> Ve
         findings.push(if shared.clone().all(|port| is_reserved(&reserved, port)) {
             Finding::ok("ephemeral-ports", "the kernel gives no relay port to other programs")
         } else {
+            let range = format!("{}-{}", shared.start(), shared.end());
+            let left = (low..=high).filter(|port| !shared.contains(port) && !is_reserved(&reserved, *port)).count();
+            let advice = if left < EPHEMERAL_PORTS {
+                "to keep them apart, choose a range in relay.ports that leaves ports to other programs".to_owned()
+            } else {
+                // The setting replaces the list.
+                let before = Some(reserved.trim()).filter(|list| !list.is_empty());
+                let list = before.map_or_else(|| range.clone(), |list| format!("{list},{range}"));
+                format!("to keep them for the server: sysctl net.ipv4.ip_local_reserved_ports={list}")
+            };
             Finding {
-                advice: Some(format!(
-                    "to keep them for the server: sysctl net.ipv4.ip_local_reserved_ports={}-{}",
-                    shared.start(),
-                    shared.end()
-                )),
+                advice: Some(advice),
                 ..Finding::ok(
                     "ephemeral-ports",
                     format!(
-                        "the kernel may give the relay ports {}-{} to other programs; the server skips ports in use",
-                        shared.start(),
-                        shared.end()
+                        "the kernel may give the relay ports {range} to other programs; the server skips ports in use"
                     ),
                 )
             }
@@ -204,6 +277,7 @@ fn is_virtual_pair(root: &Path, interface: &str) -> bool {
 mod tests {
     use super::*;
     use crate::doctor::finding::Status;
+    use crate::transport::Transport;
 
     /// Returns a directory with files like those of `/`.
     fn root(name: &str, files: &[(&str, &str)]) -> std::path::PathBuf {
@@ -230,6 +304,40 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_of_open_files_is_that_of_the_server_of_its_unit_or_of_this_process() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                      Max open files            1000                 2000                 files     \n";
+        let sockets = "  sl  local_address rem_address   st\n  \
+                       1: 0100007F:0D96 0100007F:9999 01 0:0 0:0 0 0 0 41\n  \
+                       2: 00000000:0D96 00000000:0000 07 0:0 0:0 0 0 0 42 2 0\n";
+        let files = [
+            ("proc/net/udp", sockets),
+            ("proc/77/limits", limits),
+            ("etc/systemd/system/turnserver.service", "[Service]\nLimitNOFILE=3000\n"),
+        ];
+        let machine = root("files", &files);
+        fs::create_dir_all(machine.join("proc/77/fd")).unwrap();
+        std::os::unix::fs::symlink("socket:[42]", machine.join("proc/77/fd/5")).unwrap();
+        let listener = |port| Some(Endpoint::new(Transport::Udp, ([0, 0, 0, 0], port).into()));
+        let check = |needed, listener| {
+            let finding = open_files(&machine, needed, listener);
+            (finding.status, finding.what)
+        };
+        let warning = (Status::Warning, "the server may open 1000 files, but allocations and connections can use 1001");
+        assert_eq!(check(1_001, listener(3478)), (warning.0, warning.1.to_owned()));
+        let ok = (Status::Ok, "the unit lets the server open 3000 files; the configuration can use 1001");
+        for listener in [None, listener(3479)] {
+            assert_eq!(check(1_001, listener), (ok.0, ok.1.to_owned()));
+        }
+        assert!(open_files(Path::new("/nowhere"), 1, None).what.starts_with("this process may open "));
+        // This process is found by its socket.
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let own = Endpoint::new(Transport::Udp, socket.local_addr().unwrap());
+        assert_eq!(process_of(Path::new("/"), own), Some(std::process::id()));
+        assert_eq!(limit_of(Path::new("/"), std::process::id()), limits::open_files().ok());
+    }
+
+    #[test]
     fn relay_ports_of_other_programs_are_counted_and_shared_ranges_are_named() {
         let rows: String = (0..3).map(|n| format!("  1: 00000000:{:04X} 00000000:0000 07\n", 50_000 + n)).collect();
         let files = |reserved: &'static str| {
@@ -248,6 +356,11 @@ mod tests {
         assert_eq!((few[0].status, few[1].status), (Status::Warning, Status::Ok));
         assert_eq!(few[0].what, "other programs use 3 of the 10 relay ports");
         assert!(few[1].advice.as_ref().unwrap().ends_with("ip_local_reserved_ports=50000-50009"));
+        let added = check("added", "8080,30000-30010\n", 50_000..=50_009, false);
+        assert!(added[1].advice.as_ref().unwrap().ends_with("_ports=8080,30000-30010,50000-50009"));
+        // Reserving nearly all of them would leave none for connections.
+        let all = check("all", "", 32_768..=65_535, false);
+        assert!(all[1].advice.as_ref().unwrap().contains("choose a range in relay.ports"), "{all:?}");
         let many = check("many", "8080,49152-61000\n", 49_152..=65_535, false);
         assert_eq!(many[0].what, "16381 of 16384 ports are free");
         assert_eq!((many[1].status, &many[1].advice), (Status::Ok, &None));

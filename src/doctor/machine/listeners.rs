@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use super::reachable;
 use crate::client::{Allocate, Failure, Request};
-use crate::config::{Config, StaticUser};
+use crate::config::{Config, StaticUser, Tls};
 use crate::control::Choice;
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::ice_servers::IceServer;
-use crate::doctor::link::Link;
-use crate::doctor::remote::{self, Report};
+use crate::doctor::link::{Link, LinkError};
+use crate::doctor::remote::{self, Expected, Report};
 use crate::doctor::session::{Problem, Session};
 use crate::doctor::trust::Trust;
+use crate::net::tls;
 use crate::transport::{Endpoint, TurnUri};
 
 /// The time for a connection to this machine.
@@ -141,17 +142,21 @@ impl Occupant {
 }
 
 fn occupant(endpoint: Endpoint, config: &Config, trust: &Trust) -> Occupant {
-    let ip = match endpoint.address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    let address = SocketAddr::new(ip, endpoint.address.port());
-    let name = name(config).unwrap_or_else(|| ip.to_string());
     let server = credential(config);
-    let opened = Link::open(endpoint.transport, address, &name, trust, CONNECT);
-    let session =
-        opened.and_then(|(link, _)| Ok(Session::new(link, server.as_ref().and_then(IceServer::credentials))?));
+    let open = |ip: IpAddr| {
+        let address = SocketAddr::new(ip, endpoint.address.port());
+        let name = name(config).unwrap_or_else(|| ip.to_string());
+        let (link, _) = Link::open(endpoint.transport, address, &name, trust, CONNECT)?;
+        Ok::<_, LinkError>(Session::new(link, server.as_ref().and_then(IceServer::credentials))?)
+    };
+    let session = match endpoint.address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => open(Ipv4Addr::LOCALHOST.into()),
+        // Such a socket also receives IPv4, and IPv6 may be off.
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            open(Ipv6Addr::LOCALHOST.into()).or_else(|_| open(Ipv4Addr::LOCALHOST.into()))
+        }
+        ip => open(ip),
+    };
     let mut session = match session {
         Ok(session) => session,
         Err(error) => return Occupant::Program(error.to_string()),
@@ -160,7 +165,12 @@ fn occupant(endpoint: Endpoint, config: &Config, trust: &Trust) -> Occupant {
         return Occupant::Program(problem.to_string());
     }
     if server.is_none() {
-        return Occupant::Unknown;
+        let software = session.client().software();
+        // A server need not send its name.
+        return match software.filter(|software| !software.starts_with(SOFTWARE)) {
+            Some(software) => Occupant::Server(Some(software.to_owned())),
+            None => Occupant::Unknown,
+        };
     }
     match session.request(Request::Allocate(Allocate::default())) {
         Ok(_) => {
@@ -210,11 +220,14 @@ pub(super) fn examine_relaying(
             "set auth.secrets: otherwise credentials change with each start",
         ));
     };
+    let load = |files: &Tls| tls::load(&files.certificate, &files.private_key).ok();
+    let certificate = config.tls.as_ref().and_then(load).map(|setup| setup.certificate);
+    let expected = Expected { name: name(config), certificate };
     for endpoint in running {
         for ip in reachable(*endpoint, choice) {
             let uri = TurnUri::new(endpoint.transport, &ip.to_string(), endpoint.address.port());
             let address = SocketAddr::new(ip, endpoint.address.port());
-            remote::examine_at(uri, address, name(config), &server, trust, report);
+            remote::examine_at(uri, address, expected.clone(), &server, trust, report);
         }
     }
 }

@@ -53,10 +53,13 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     names::examine(Path::new("/"), &config, &choice, machine.stun, report);
     names::examine_routes(&choice, report);
     listeners::examine_hairpin(&choice, &found.running, trust, report);
-    [firewall::examine(&config), unit::examine(Path::new("/"))].into_iter().flatten().for_each(&mut *report);
-    for finding in
-        kernel::examine(Path::new("/"), &config.relay.ports, open_files(&config, &choice), !found.running.is_empty())
-    {
+    [firewall::examine(&config, &choice), unit::examine(Path::new("/"))].into_iter().flatten().for_each(&mut *report);
+    for finding in kernel::examine(
+        Path::new("/"),
+        &config.relay.ports,
+        open_files(&config, &choice),
+        found.running.first().copied(),
+    ) {
         report(finding);
     }
     listeners::examine_relaying(&config, &choice, &found, trust, report);

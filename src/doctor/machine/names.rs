@@ -4,19 +4,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
-use std::time::Duration;
 
 use crate::client::{Request, Success};
 use crate::config::Config;
-use crate::control::Choice;
+use crate::control::{Choice, RelayAddress};
 use crate::doctor::finding::Finding;
 use crate::doctor::link::Link;
 use crate::doctor::remote::Report;
 use crate::doctor::session::Session;
-use crate::doctor::trust::Trust;
 use crate::net::interfaces;
 use crate::special_purpose::{self, Reach};
-use crate::transport::Transport;
 
 /// The port of STUN.
 const STUN_PORT: u16 = 3478;
@@ -30,14 +27,18 @@ const ELSEWHERE: [(&str, IpAddr); 2] = [
 /// Examines `hostname`, and the public address as a STUN server elsewhere sees it. `root` is `/`.
 pub(super) fn examine(root: &Path, config: &Config, choice: &Choice, stun: Option<&str>, report: Report<'_>) {
     let advertised: BTreeSet<IpAddr> = choice.addresses.iter().map(|relay| relay.advertised).collect();
+    let inner: BTreeSet<IpAddr> =
+        choice.addresses.iter().map(|relay| relay.bind).filter(|ip| !advertised.contains(ip)).collect();
     if let Some(hostname) = config.hostname.as_deref().filter(|host| needs_dns(host)) {
         let local = in_hosts(&fs::read_to_string(root.join("etc/hosts")).unwrap_or_default(), hostname);
-        for finding in compare(hostname, resolve(hostname), &local, &advertised) {
+        for finding in compare(hostname, resolve(hostname), &Known { local, inner, advertised }) {
             report(finding.of(hostname));
         }
     }
     if let Some(server) = stun {
-        report(public_address(server, choice).of(server));
+        for finding in public_addresses(server, choice) {
+            report(finding.of(server));
+        }
     }
 }
 
@@ -83,13 +84,20 @@ fn resolve(host: &str) -> std::io::Result<BTreeSet<IpAddr>> {
     Ok((host, STUN_PORT).to_socket_addrs()?.map(|address| address.ip().to_canonical()).collect())
 }
 
-/// Compares the addresses of a name with those that the server advertises. `local`: those that the name has in
-/// `/etc/hosts`.
+/// Addresses with which those of a name are compared.
+struct Known {
+    /// Those that the name has in `/etc/hosts`.
+    local: BTreeSet<IpAddr>,
+    /// Those of this machine that a router maps to others.
+    inner: BTreeSet<IpAddr>,
+    advertised: BTreeSet<IpAddr>,
+}
+
+/// Compares the addresses of a name with those that the server advertises.
 fn compare(
     host: &str,
     resolved: std::io::Result<BTreeSet<IpAddr>>,
-    local: &BTreeSet<IpAddr>,
-    advertised: &BTreeSet<IpAddr>,
+    Known { local, inner, advertised }: &Known,
 ) -> Vec<Finding> {
     let none = |why: String| {
         let advice = "add an A record with the public address of this machine";
@@ -135,6 +143,11 @@ fn compare(
                 format!("the {record} record names {shown}, but the server relays no such family"),
                 format!("remove the {record} record, or give the machine an address of that family"),
             ),
+            // As clients in the network of the server need it, if the router does not return their packets.
+            (false, false) if named.iter().all(|ip| inner.contains(ip)) => Finding::ok(
+                "dns",
+                format!("the {record} record names {shown}, the inner address; DNS outside was not examined"),
+            ),
             (false, false) if named.is_disjoint(&own) => Finding::fault(
                 "dns",
                 format!("the {record} record names {shown}, but the server is at {ours}"),
@@ -146,45 +159,58 @@ fn compare(
     findings
 }
 
-/// Compares the address that a STUN server sees with those that this server advertises.
-fn public_address(server: &str, choice: &Choice) -> Finding {
-    let host_and_port = if server.contains(':') { server.to_owned() } else { format!("{server}:{STUN_PORT}") };
-    let address = match host_and_port.to_socket_addrs().map(|mut found| found.find(SocketAddr::is_ipv4)) {
-        Ok(Some(address)) => address,
-        Ok(None) => return Finding::fault("public-address", "the STUN server has no IPv4 address", "use another one"),
+/// Compares the addresses that a STUN server sees with those that this server advertises.
+fn public_addresses(server: &str, choice: &Choice) -> Vec<Finding> {
+    let has_port =
+        server.parse::<Ipv6Addr>().is_err() && server.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':');
+    let host = server.trim_start_matches('[').trim_end_matches(']');
+    let resolved = if has_port { server.to_socket_addrs() } else { (host, STUN_PORT).to_socket_addrs() };
+    let resolved: Vec<SocketAddr> = match resolved {
+        Ok(found) => found.collect(),
         Err(error) => {
-            return Finding::fault("public-address", error.to_string(), "correct the name of the STUN server");
+            return vec![Finding::fault("public-address", error.to_string(), "correct the name of the STUN server")];
         }
     };
-    let mapped = ask(address);
-    let advertised: Vec<IpAddr> =
-        choice.addresses.iter().map(|relay| relay.advertised).filter(IpAddr::is_ipv4).collect();
+    let of_relay = |relay: &RelayAddress| {
+        let address = resolved.iter().find(|address| address.is_ipv4() == relay.bind.is_ipv4())?;
+        Some(public_address(ask(*address, relay.bind), relay, choice))
+    };
+    let findings: Vec<Finding> = choice.addresses.iter().filter_map(of_relay).collect();
+    if !findings.is_empty() {
+        return findings;
+    }
+    let what = "the STUN server has no address of a family that this server relays";
+    vec![Finding::fault("public-address", what, "use another one")]
+}
+
+/// Judges the address that a STUN server sees for a relay address.
+fn public_address(mapped: Result<IpAddr, String>, relay: &RelayAddress, choice: &Choice) -> Finding {
+    let RelayAddress { bind, advertised, .. } = relay;
+    let is_own = |ip: &IpAddr| choice.addresses.iter().any(|other| other.bind == *ip);
     match mapped {
         Err(error) => Finding::warning(
             "public-address",
-            format!("the STUN server does not tell the public address: {error}"),
+            format!("the STUN server does not report the public address of {bind}: {error}"),
             "check that UDP leaves this machine, or use another STUN server",
         ),
-        Ok(mapped) if advertised.contains(&mapped) => {
-            Finding::ok("public-address", format!("this machine is {mapped} outside, as the server tells its clients"))
+        Ok(mapped) if mapped == *advertised => {
+            Finding::ok("public-address", format!("{bind} is {mapped} outside, as the server tells its clients"))
         }
-        Ok(mapped) => {
-            let told = advertised.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let inside = choice.addresses.iter().map(|relay| relay.bind).find(IpAddr::is_ipv4);
-            let inside = inside.map_or_else(|| "address of this machine".to_owned(), |ip| ip.to_string());
-            Finding::fault(
-                "public-address",
-                format!("this machine is {mapped} outside, but the server tells its clients {told}"),
-                format!("set relay.external = {{ \"{inside}\" = \"{mapped}\" }} if the router maps one to the other"),
-            )
-        }
+        Ok(mapped) => Finding::fault(
+            "public-address",
+            format!("{bind} is {mapped} outside, but the server tells its clients {advertised}"),
+            if is_own(&mapped) {
+                "look for a rule of the firewall that changes the source address of packets".to_owned()
+            } else {
+                format!("set relay.external = {{ \"{bind}\" = \"{mapped}\" }} if the router maps one to the other")
+            },
+        ),
     }
 }
 
-fn ask(server: SocketAddr) -> Result<IpAddr, String> {
-    let trust = Trust::new(None)?;
-    let opened = Link::open(Transport::Udp, server, "", &trust, Duration::from_secs(5));
-    let (link, _) = opened.map_err(|error| error.to_string())?;
+/// Asks a STUN server for the address that it sees for an address of this machine.
+fn ask(server: SocketAddr, bind: IpAddr) -> Result<IpAddr, String> {
+    let link = Link::udp_from(bind, server).map_err(|error| error.to_string())?;
     let mut session = Session::new(link, None).map_err(|error| error.to_string())?;
     match session.request(Request::Binding) {
         Ok(Success::Binding(mapped)) => Ok(mapped.ip().to_canonical()),
@@ -205,7 +231,8 @@ mod tests {
     #[test]
     fn records_are_compared_with_the_advertised_addresses_of_their_family() {
         let check = |resolved: &[&str], advertised: &[&str]| {
-            let found = compare("turn.example.org", Ok(set(resolved)), &set(&["127.0.1.1"]), &set(advertised));
+            let known = Known { local: set(&["127.0.1.1"]), inner: set(&["10.0.0.5"]), advertised: set(advertised) };
+            let found = compare("turn.example.org", Ok(set(resolved)), &known);
             found.into_iter().map(|finding| (finding.status, finding.what)).collect::<Vec<_>>()
         };
         let ok_text = "the A record names 203.0.113.1";
@@ -216,6 +243,9 @@ mod tests {
             wrong,
             [(Status::Fault, "the A record names 203.0.113.2, but the server is at 203.0.113.1".to_owned())]
         );
+        let inner = check(&["10.0.0.5"], &["203.0.113.1"]);
+        assert!(matches!(inner.as_slice(), [(Status::Ok, text)] if text.contains("the inner address")), "{inner:?}");
+        assert_eq!(check(&["10.0.0.5", "203.0.113.9"], &["203.0.113.1"])[0].0, Status::Fault);
         let missing = check(&["203.0.113.1"], &["203.0.113.1", "2001:db8::1"]);
         let text = "there is no AAAA record, so clients do not use 2001:db8::1".to_owned();
         assert_eq!(missing, [ok.clone(), (Status::Warning, text)]);
@@ -235,7 +265,8 @@ mod tests {
         }
         assert_eq!(check(&["127.0.0.1"], &["127.0.0.1"])[0].0, Status::Ok, "the server is only for this machine");
         for resolved in [Err(std::io::Error::other("no")), Ok(set(&[]))] {
-            let none = compare("turn.example.org", resolved, &set(&[]), &set(&["203.0.113.1"]));
+            let known = Known { local: set(&[]), inner: set(&[]), advertised: set(&["203.0.113.1"]) };
+            let none = compare("turn.example.org", resolved, &known);
             assert!(matches!(none.as_slice(), [Finding { status: Status::Fault, .. }]), "{none:?}");
         }
     }

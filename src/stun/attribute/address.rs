@@ -7,7 +7,7 @@ use crate::stun::reader::Reader;
 use crate::stun::{AttributeType, MAGIC_COOKIE, TransactionId, ValueWriter};
 
 /// The address families of RFC 8489 §14.1.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum AddressFamily {
     /// IPv4 (0x01).
     V4,
