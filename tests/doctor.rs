@@ -21,9 +21,9 @@ mod doctor {
     use turnserver::auth::{Secret, time_limited};
     use turnserver::clock::unix_seconds;
 
-    use crate::report::{BLOCKED_RELAY_PORTS, Report, examine};
+    use crate::report::{Report, examine};
     use crate::support::certificates::Authority;
-    use crate::support::network::in_own_network;
+    use crate::support::network::{BLOCKED_RELAY_PORTS, in_own_network};
     use crate::support::{SECRET, Server, TIMEOUT, TempDir, config, with_tls};
 
     const ALLOW: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";

@@ -7,9 +7,9 @@ use std::process::Command;
 use turnserver::auth::{Secret, time_limited};
 use turnserver::clock::unix_seconds;
 
-use crate::report::{BLOCKED_RELAY_PORTS, Report, examine, examine_by};
+use crate::report::{Report, examine, examine_by};
 use crate::support::certificates::Authority;
-use crate::support::network::in_own_network;
+use crate::support::network::{BLOCKED_RELAY_PORTS, in_own_network};
 use crate::support::{Process, Server, TIMEOUT, TempDir, config, skip};
 
 const PACKAGE: Option<&str> = Some("coturn");
