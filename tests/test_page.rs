@@ -9,14 +9,16 @@ mod support;
 
 #[cfg(test)]
 mod test_page {
-    use std::net::SocketAddr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 
     use serde_json::{Value, json};
+    use socket2::{Domain, Socket, Type};
     use turnserver::stun::attribute::Data;
 
     use crate::client::{Http, Response};
     use crate::support::client::{Client, Login};
-    use crate::support::{Controlled, config_without_secret};
+    use crate::support::network::in_own_network;
+    use crate::support::{Controlled, TIMEOUT, config_without_secret, has_ipv6};
 
     const HTTP: &str = "[http]\nlisten = [\"127.0.0.1:0\"]\n";
     /// The key that a page makes.
@@ -172,12 +174,91 @@ mod test_page {
     }
 
     #[test]
-    fn wrong_links_from_this_machine_have_no_limit() {
+    fn a_page_learns_what_its_link_may_still_relay() {
         let controlled = Controlled::start(HTTP);
-        link(&controlled);
+        let token = link(&controlled);
+        let remaining = |key: &str| request(&controlled, "POST", "/test/remaining", &json!({ "key": key }));
+        assert_eq!(remaining(KEY).0, 404, "the page has not been started");
+        let (_, session) = start(&controlled, &token);
+        // Two URLs, five tests of each.
+        let all = 2 * 5 * (48 << 20);
+        assert_eq!(remaining(KEY), (200, json!({ "bytes": all })));
+        assert_eq!(remaining(&token).0, 404);
+        let [caller, callee] = [0, 1].map(|_| Client::new(controlled.server.udp_address()));
+        let [(session, _), (_, relayed)] = [&caller, &callee].map(|client| client.allocate(&login(&session)).unwrap());
+        caller.permit(&session, relayed);
+        caller.send_to_peer(relayed, &[0; 1_000]);
+        // After this response, the server has relayed the data. The callee has no permission for it, so its allocation
+        // relays nothing.
+        caller.binding();
+        assert_eq!(remaining(KEY), (200, json!({ "bytes": all - 1_000 })));
+    }
+
+    #[test]
+    fn wrong_links_from_this_machine_have_no_limit() {
         // A proxy on this machine hides its clients, so its wrong links have no limit.
-        for _ in 0..30 {
-            assert_eq!(start(&controlled, "wrong").0, 404);
+        let (v4, v6): (&[&str], &[&str]) = (&["127.0.0.1", "127.0.0.2"], &["::1", "127.0.0.3"]);
+        for (listener, sources) in [("0.0.0.0:0", v4), ("[::]:0", v6)] {
+            if sources == v6 && !has_ipv6() {
+                continue;
+            }
+            let controlled =
+                Controlled::start(&format!("[http]\nlisten = [{listener:?}]\nurl = \"http://a.example\"\n"));
+            token_of_url(&controlled);
+            for source in sources {
+                let statuses: Vec<u16> =
+                    (0..40).map(|_| start_from(&controlled, source, "wrong", KEY).status).collect();
+                assert_eq!(statuses, [404; 40], "{source} to {listener}");
+            }
         }
+    }
+
+    #[test]
+    fn a_machine_with_too_many_wrong_links_waits_and_others_do_not() {
+        // Two addresses that are not those of the loopback network.
+        let network = ["link set lo up", "addr add 192.0.2.7/24 dev lo", "addr add 192.0.2.8/24 dev lo"];
+        in_own_network(&network, || {
+            let http = "[http]\nlisten = [\"0.0.0.0:0\"]\nurl = \"http://a.example\"\n";
+            let controlled = Controlled::start(http);
+            let tokens = [0, 1].map(|_| token_of_url(&controlled));
+            let wrong = |source: &str| start_from(&controlled, source, "wrong", KEY);
+            // More than the burst and what a slow run adds to it.
+            let responses: Vec<Response> = (0..1_000).map(|_| wrong("192.0.2.7")).collect();
+            let first = responses.iter().position(|response| response.status != 404).unwrap();
+            assert!(first >= 20, "{first}");
+            let refusal: Value = serde_json::from_str(&responses[first].body).unwrap();
+            assert_eq!((responses[first].status, &refusal["error"]), (429, &json!("too many wrong links; wait")));
+            // The keys of pages share the limit.
+            let key = json!({ "key": "wrong" });
+            let asked = (0..1_000).find(|_| send_from(&controlled, "192.0.2.7", "/test/remaining", &key).status == 429);
+            assert!(asked.is_some());
+
+            // Other machines have attempts of their own. A link that exists needs none.
+            assert_eq!(wrong("192.0.2.8").status, 404);
+            assert_eq!(start_from(&controlled, "192.0.2.8", &tokens[0], KEY).status, 200);
+            assert_eq!(start_from(&controlled, "192.0.2.7", &tokens[1], "another key of a page").status, 200);
+            assert_eq!(wrong("127.0.0.1").status, 404);
+        });
+    }
+
+    /// Returns the token of a new link to `http.url`.
+    fn token_of_url(controlled: &Controlled) -> String {
+        let link = controlled.json(&["test-link"]);
+        link["urls"][0].as_str().unwrap().split_once('#').unwrap().1.to_owned()
+    }
+
+    fn start_from(controlled: &Controlled, source: &str, token: &str, key: &str) -> Response {
+        send_from(controlled, source, "/test/start", &json!({ "token": token, "key": key }))
+    }
+
+    /// Sends a request from this address of the machine, to its loopback address of the same family.
+    fn send_from(controlled: &Controlled, source: &str, path: &str, body: &Value) -> Response {
+        let source = SocketAddr::new(source.parse().unwrap(), 0);
+        let loopback: IpAddr = if source.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        let socket = Socket::new(Domain::for_address(source), Type::STREAM, None).unwrap();
+        socket.bind(&source.into()).unwrap();
+        socket.connect(&SocketAddr::new(loopback, http_address(controlled).port()).into()).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        Http::over(TcpStream::from(socket)).request("POST", path, "", body.to_string().as_bytes())
     }
 }

@@ -144,6 +144,13 @@ impl Links {
         }
     }
 
+    /// Returns the link of the page with this key.
+    pub(super) fn of_page(&mut self, key: &[u8], now: u64) -> Result<Usable, Unusable> {
+        let key = KeyHash::of(key);
+        let (usable, link) = self.find(|link| link.results_key.as_ref() == Some(&key))?;
+        if link.expires <= now { Err(Unusable::Expired) } else { Ok(usable) }
+    }
+
     /// Keeps a result that a page with this key sends.
     pub(super) fn keep(
         &mut self,
@@ -233,7 +240,11 @@ mod tests {
         links.make("a", b"token", NOW + 100, NOW, NONE).unwrap();
         let keep = |links: &mut Links, key: &[u8], now| links.keep(key, None, json!({ "n": now }), now);
         assert_eq!(keep(&mut links, b"key", NOW), Err(Unusable::Unknown));
+        assert_eq!(links.of_page(b"key", NOW), Err(Unusable::Unknown));
         links.start(b"token", b"key", NOW, NONE).unwrap();
+        assert_eq!(links.of_page(b"token", NOW), Err(Unusable::Unknown));
+        assert_eq!(links.of_page(b"key", NOW + 99).unwrap().id, "a");
+        assert_eq!(links.of_page(b"key", NOW + 100), Err(Unusable::Expired));
         assert_eq!(keep(&mut links, b"token", NOW), Err(Unusable::Unknown));
         assert_eq!(keep(&mut links, b"key", NOW + 700), Err(Unusable::Expired));
         for _ in 0..RESULTS_PER_LINK {

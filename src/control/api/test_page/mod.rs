@@ -49,6 +49,8 @@ pub(super) enum Page {
     Script,
     /// Starts the page of a link.
     Start,
+    /// Tells a page what its link may still relay.
+    Remaining,
     /// Takes the result of a test.
     Report,
 }
@@ -60,6 +62,7 @@ impl Page {
             "/test/page.css" => Self::Style,
             "/test/page.js" => Self::Script,
             "/test/start" => Self::Start,
+            "/test/remaining" => Self::Remaining,
             "/test/report" => Self::Report,
             _ => return None,
         })
@@ -68,7 +71,7 @@ impl Page {
     fn methods(self) -> &'static str {
         match self {
             Self::Html | Self::Style | Self::Script => "GET, HEAD",
-            Self::Start | Self::Report => "POST",
+            Self::Start | Self::Remaining | Self::Report => "POST",
         }
     }
 
@@ -78,7 +81,7 @@ impl Page {
             Self::Html => Some(("text/html; charset=utf-8", include_str!("page.html"))),
             Self::Style => Some(("text/css; charset=utf-8", include_str!("page.css"))),
             Self::Script => Some(("text/javascript; charset=utf-8", include_str!("page.js"))),
-            Self::Start | Self::Report => None,
+            Self::Start | Self::Remaining | Self::Report => None,
         }
     }
 }
@@ -104,6 +107,7 @@ impl Api {
         }
         let result = match page {
             Page::Report => self.take_report(client, request),
+            Page::Remaining => self.tell_remaining(client, request),
             _ => self.start_page(client, request),
         };
         match result {
@@ -153,6 +157,16 @@ impl Api {
             "lifetime": usable.expires.saturating_sub(now),
             "tests": RESULTS_PER_LINK,
         }))
+    }
+
+    /// Responds with the bytes that the link of a page may still relay, or why it may relay none.
+    fn tell_remaining(&self, client: &Client, request: &Request<Bytes>) -> Result<Value, Refusal> {
+        let mut fields = Fields::of(request)?;
+        let key = fields.text("key")?.unwrap_or_default();
+        fields.finish()?;
+        let found = self.test_page.0.borrow_mut().of_page(key.as_bytes(), clock::unix_seconds());
+        let usable = found.map_err(|why| self.refuse_link(why, client))?;
+        Ok(json!({ "bytes": self.ledger.test_links.left(usable.link) }))
     }
 
     /// Takes the result of a test.
