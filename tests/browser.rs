@@ -2,6 +2,12 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+#[path = "http/client.rs"]
+mod client;
+#[cfg(test)]
+#[path = "browser/forwarder.rs"]
+mod forwarder;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 #[path = "browser/test_page.rs"]

@@ -86,9 +86,9 @@ fn is_ok(way: &Value) -> bool {
     way.get("ok").and_then(Value::as_bool).unwrap_or_default()
 }
 
-/// Returns why a way does not work.
+/// Returns why a way does not work, or works poorly.
 fn reasons(way: &Value) -> Vec<String> {
-    if is_ok(way) {
+    if is_ok(way) && text(way, "reason").is_empty() {
         return Vec::new();
     }
     let errors = list(way, "errors").iter().map(|error| {
@@ -128,6 +128,7 @@ mod tests {
             "browser": "B\u{202e}", "verdict": "partial", "ways": [
                 { "url": "turn:a:1", "ok": true, "step": "done", "rtt_median_ms": 1.5, "jitter_ms": 0.2,
                   "loss_percent": 0.0, "throughput_kbps": 8000 },
+                { "url": "turn:b:1", "ok": true, "step": "done", "reason": "The loss is high.", "loss_percent": 9.5 },
                 { "url": "turns:a:2", "ok": false, "step": "gather", "reason": "no response\n",
                   "errors": [{ "code": 701, "text": "timed out" }] },
             ] } }] });
@@ -135,9 +136,11 @@ mod tests {
         let expected = [
             "not every way works: link a\\u{1b}, 1 min 00 s ago, client 192.0.2.7:5",
             "B\\u{202e}",
-            "WAY                       LATENCY  JITTER  LOSS   THROUGHPUT",
-            "turn:a:1   works           1.5 ms  0.2 ms   0 %  8.00 Mbit/s",
+            "WAY                       LATENCY  JITTER   LOSS   THROUGHPUT",
+            "turn:a:1   works           1.5 ms  0.2 ms    0 %  8.00 Mbit/s",
+            "turn:b:1   works                           9.5 %",
             "turns:a:2  fails: gather",
+            "turn:b:1: The loss is high.",
             "turns:a:2: no response\\n",
             "  ICE error 701: timed out",
         ];

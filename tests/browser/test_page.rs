@@ -1,5 +1,8 @@
 //! The test page of the server in a real browser.
 
+#[path = "test_page_failures.rs"]
+mod failures;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,13 +23,31 @@ struct Tested {
 }
 
 impl Tested {
-    fn start(more: &str) -> Self {
-        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
-        let files = authority.write(&authority.issue(&["127.0.0.1"]), directory.path());
+    fn start() -> Self {
+        Self::start_at("127.0.0.1")
+    }
+
+    /// Starts a server on 127.0.0.1 whose clients look for it at this address or name.
+    fn start_at(host: &str) -> Self {
+        Self::start_with(&|directory| {
+            let authority = Authority::new(unix_seconds());
+            let files = authority.write(&authority.issue(&["127.0.0.1"]), directory.path());
+            let config = with_tls(&config_for(&["127.0.0.1"], &["127.0.0.1"], ""), &["127.0.0.1"], &files);
+            format!("hostname = {host:?}\n{config}")
+        })
+    }
+
+    /// Starts a server with a UDP listener on 127.0.0.1, whose clients look for it at this address.
+    fn over_udp(host: &str, more: &str) -> Self {
+        let config = config_for(&["127.0.0.1"], &["127.0.0.1"], more).replace("tcp = [\"127.0.0.1:0\"]", "tcp = []");
+        Self::start_with(&|_| format!("hostname = {host:?}\n{config}"))
+    }
+
+    fn start_with(config: &dyn Fn(&TempDir) -> String) -> Self {
+        let directory = TempDir::new();
         let socket = directory.path().join("control.sock");
-        let more = format!("{more}[http]\nlisten = [\"127.0.0.1:0\"]\n[control]\nsocket = {socket:?}\n");
-        let config = config_for(&["127.0.0.1"], &["127.0.0.1"], &more);
-        let server = Server::start(&with_tls(&config, &["127.0.0.1"], &files));
+        let http = format!("[http]\nlisten = [\"127.0.0.1:0\"]\n[control]\nsocket = {socket:?}\n");
+        let server = Server::start(&format!("{}{http}", config(&directory)));
         Self { server, socket, _directory: directory }
     }
 
@@ -38,7 +59,11 @@ impl Tested {
     }
 
     fn link(&self) -> String {
-        let link: Value = serde_json::from_str(&self.ctl(&["test-link", "--json"])).unwrap();
+        self.link_for("10m")
+    }
+
+    fn link_for(&self, lifetime: &str) -> String {
+        let link: Value = serde_json::from_str(&self.ctl(&["test-link", "--ttl", lifetime, "--json"])).unwrap();
         link["urls"][0].as_str().unwrap().to_owned()
     }
 
@@ -50,10 +75,16 @@ impl Tested {
 
 /// Starts the test of the open page. Returns how it has ended, the title and the text of the verdict.
 fn test(browser: &Browser) -> [String; 3] {
+    let script = "const done = arguments[arguments.length - 1]; document.getElementById('start').click(); done();";
+    browser.execute_async(script, &[]);
+    wait_for_end(browser)
+}
+
+/// Waits for the end of a test that was started. Returns the same.
+fn wait_for_end(browser: &Browser) -> [String; 3] {
     let result = browser.execute_async(
         "const done = arguments[arguments.length - 1];
          const root = document.documentElement;
-         document.getElementById('start').click();
          const look = () => {
              if (root.dataset.done === undefined) return;
              observer.disconnect();
@@ -96,7 +127,7 @@ fn look(browser: &Browser, name: &str) {
 
 #[test]
 fn the_page_tests_every_way_and_the_operator_gets_the_report() {
-    let tested = Tested::start("");
+    let tested = Tested::start();
     let link = tested.link();
     let browser = Browser::start();
     browser.navigate(&link);
@@ -111,6 +142,21 @@ fn the_page_tests_every_way_and_the_operator_gets_the_report() {
     assert_eq!((results.len(), &report["verdict"]), (1, &json!("ok")));
     let ways = report["ways"].as_array().unwrap();
     assert_eq!(ways.len(), 3);
+    let text = |selector: &str| {
+        let script = "const [selector, done] = arguments;
+            const element = document.querySelector(selector);
+            done(element.value ?? element.textContent);";
+        browser.execute_async(script, &[selector.into()]).as_str().unwrap().to_owned()
+    };
+    // Of 720 MiB for three URLs.
+    let (before, after) = (text(".way:first-child dl"), text(".way:last-child dl"));
+    let left = [before, after].map(|figures| {
+        let left = figures.rsplit_once("Left of the link").unwrap().1.strip_suffix(" MiB").unwrap();
+        left.parse::<u64>().unwrap()
+    });
+    assert!(720 > left[0] && left[0] > left[1] && left[1] > 720 - 3 * 48, "{left:?}");
+    let line = format!("Left of the link: {} MiB and 4 more tests", left[1]);
+    assert!(text("#report").ends_with(&line), "{}", text("#report"));
     for (way, protocol) in ways.iter().zip(["udp", "tcp", "tls"]) {
         assert_eq!((&way["ok"], &way["step"], &way["protocol"]), (&json!(true), &json!("done"), &json!(protocol)));
         for figure in ["rtt_median_ms", "rtt_p95_ms", "throughput_kbps", "video_frames"] {
@@ -143,7 +189,7 @@ fn the_page_tests_every_way_and_the_operator_gets_the_report() {
 // The browser does not trust the certificate.
 #[test]
 fn a_way_that_does_not_work_is_explained_and_the_others_are_tested() {
-    let tested = Tested::start("");
+    let tested = Tested::start();
     let browser = Browser::strict();
     browser.navigate(&tested.link());
     let [kind, title, text] = test(&browser);
@@ -160,7 +206,7 @@ fn a_way_that_does_not_work_is_explained_and_the_others_are_tested() {
 
 #[test]
 fn a_page_whose_user_was_revoked_says_so() {
-    let tested = Tested::start("");
+    let tested = Tested::start();
     let browser = Browser::start();
     browser.navigate(&tested.link());
     // The page starts and gets its credential, which is revoked before the test.

@@ -1,16 +1,22 @@
 // Calls this page through the relay, once for each URL of the server, and measures the call.
 'use strict';
 
+const RESPONSE_LIMIT = 15_000;
 const GATHER_LIMIT = 12_000;
 const CONNECT_LIMIT = 12_000;
 const PROBE_INTERVAL = 50;
 const PROBE_TIME = 4_000;
 const PROBE_WAIT = 1_000;
 const PICTURE_LIMIT = 8_000;
+const BREAK_LIMIT = 7_000;
 const BULK_TIME = 3_000;
 const BULK_BYTES = 12 * 1024 * 1024;
 const BULK_MESSAGE = 16 * 1024;
 const RATE_STEP = 200;
+/** With fewer bytes left, a link has relayed as much as it may. */
+const SPENT = 64 * 1024;
+/** Beyond these, people notice it in a call. */
+const POOR = { loss: 3, latency: 400, kbps: 1_000 };
 
 const element = (id) => document.getElementById(id);
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -23,18 +29,35 @@ class Failure extends Error {
   }
 }
 
-/** Sends JSON and returns the response, or throws what the server says. */
+/** Sends JSON and returns the response, or throws what the server says, with the status of the response. */
 async function post(path, body) {
   let response;
   try {
-    response = await fetch(path, { method: 'POST', body: JSON.stringify(body) });
+    const signal = AbortSignal.timeout?.(RESPONSE_LIMIT);
+    response = await fetch(path, { method: 'POST', body: JSON.stringify(body), signal });
   } catch {
     throw new Error('The server of this page does not respond. Is this browser still online?');
   }
   const content = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(content.error ?? `The server responds with ${response.status}.`);
+  if (!response.ok) {
+    const message = content.error ?? `the server responds with ${response.status}`;
+    throw Object.assign(new Error(`${message[0].toUpperCase()}${message.slice(1)}.`), { status: response.status });
+  }
   return content;
 }
+
+/** Asks how many bytes the link may still relay. If it may relay none, `cause` says why; otherwise `trouble` may. */
+async function remaining(key) {
+  try {
+    const { bytes } = await post('test/remaining', { key });
+    return bytes < SPENT ? { bytes, cause: 'This link has relayed as much as it may. Ask the operator for a new one.' } : { bytes };
+  } catch (error) {
+    if (error.status === undefined) return { trouble: error.message };
+    return { cause: error.status === 404 ? 'The server does not know this link: it was started again.' : error.message };
+  }
+}
+
+const mebibytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MiB`;
 
 /** What a URL means: its transport, its host and its port. */
 function parsed(url) {
@@ -43,6 +66,9 @@ function parsed(url) {
   const via = scheme === 'turns' ? 'TLS' : (transport ?? 'udp').toUpperCase();
   return { host, via, port: port ?? (scheme === 'turns' ? '5349' : '3478') };
 }
+
+/** The names that this network does not resolve. Browsers say so over UDP only. */
+const unresolved = new Set();
 
 /** What an error of the ICE gathering means, and what to do. */
 function explained(errors, way) {
@@ -61,8 +87,8 @@ function explained(errors, way) {
   if (code(300)) return 'The server sends clients to another server (300), which this browser could not use.';
   const other = errors.find((error) => error.code < 700);
   if (other) return `The server rejects the request: ${other.code} ${other.text}`;
-  const name = errors.find((error) => /host lookup|resolve|DNS/i.test(error.text));
-  if (name) return `The name ${way.host} cannot be resolved in this network.`;
+  if (errors.some((error) => /host lookup|resolve|DNS/i.test(error.text))) unresolved.add(way.host);
+  if (unresolved.has(way.host)) return `The name ${way.host} cannot be resolved in this network.`;
   if (way.via === 'UDP') {
     return `No response from UDP ${at}. A firewall between this browser and the server drops UDP, or the port is closed there.`;
   }
@@ -175,9 +201,17 @@ class Way {
       const [group, term, description] = ['div', 'dt', 'dd'].map((tag) => document.createElement(tag));
       term.textContent = name;
       description.textContent = value;
+      group.className = value.length > 14 ? 'long' : '';
       group.append(term, description);
       return group;
     }));
+  }
+
+  /** Hides the parts that a test has not reached. */
+  hideEmpty() {
+    const { latency, rate, video } = this;
+    for (const { canvas, points, lost } of [latency, rate]) canvas.closest('figure').hidden = points.length + lost.length === 0;
+    video.closest('figure').hidden = !video.videoWidth;
   }
 
   /** Keeps the last picture, which a video does not show after the end of its call. */
@@ -283,6 +317,8 @@ class Call {
         }
       };
     }
+    // An ICE connection shows that messages pass in both directions.
+    caller.oniceconnectionstatechange = () => { this.checked ||= /connected|completed/.test(caller.iceConnectionState); };
     this.probes = caller.createDataChannel('probes', { ordered: false, maxRetransmits: 0 });
     this.bulk = caller.createDataChannel('bulk');
     this.probes.binaryType = 'arraybuffer';
@@ -316,12 +352,26 @@ class Call {
     way.state('connecting', 'busy');
     const open = new Promise((resolve) => { this.probes.onopen = resolve; });
     const isOpen = await Promise.race([open.then(() => true), pause(CONNECT_LIMIT).then(() => false)]);
+    if (!isOpen && this.checked) {
+      throw new Failure('connect', 'The first messages pass the relay, but the call does not begin: the network between may '
+        + 'drop large packets (MTU), or those of DTLS, the encryption of calls.');
+    }
     if (!isOpen) {
-      throw new Failure('connect', 'The server gives relayed addresses, but no data passes from one to another inside it. '
-        + 'A firewall on the server may drop it, or the network between drops all but the first messages. '
+      throw new Failure('connect', 'The server gives relayed addresses, but no data passes from one to another. A firewall on '
+        + 'the server may drop it, or the network between drops all but the first messages. '
         + '`turnserver doctor` at the server tells more.');
     }
     return { gather_ms: rounded(gatherTime, 0), connect_ms: rounded(performance.now() - begun - gatherTime, 0) };
+  }
+
+  /** Throws a failure after the connection was made. `meaning` is what it means if the connection is still there. */
+  async fail(step, meaning) {
+    const isBroken = () => [this.caller, this.callee].some((end) => /disconnected|failed|closed/.test(end.iceConnectionState));
+    // Browsers need some seconds to notice it.
+    const end = performance.now() + BREAK_LIMIT;
+    while (!isBroken() && performance.now() < end) await pause(100);
+    throw new Failure(step, isBroken() ? 'The connection through the relay was made and then broke off: the network between '
+      + 'drops it after a while, or the server has ended it. Its log says what it has seen.' : meaning);
   }
 
   /** Returns the relayed address in use, and how this browser reaches it. */
@@ -374,7 +424,7 @@ class Call {
     latency.lost = [...sent.values()].map((at) => at - begun);
     latency.draw();
     if (times.length === 0) {
-      throw new Failure('data', 'The connection was made, but no message came back through the relay.');
+      await this.fail('data', 'The connection was made, but no message came back through the relay.');
     }
     const [median, p95] = quantiles(times, [0.5, 0.95]);
     const loss = 100 * sent.size / number;
@@ -396,7 +446,7 @@ class Call {
         const [lost, received] = [Math.max(video.packetsLost ?? 0, 0), video.packetsReceived ?? 0];
         return { video_frames: video.framesDecoded, video_loss_percent: rounded(100 * lost / Math.max(lost + received, 1)) };
       }
-      if (performance.now() > end) throw new Failure('video', 'Messages pass the relay, but the picture does not arrive.');
+      if (performance.now() > end) await this.fail('video', 'Messages pass the relay, but the picture does not arrive.');
       await pause(100);
     }
   }
@@ -434,7 +484,10 @@ class Call {
       if (this.received > seen) [seen, last] = [this.received, performance.now()];
       look();
     }
-    if (this.received === 0) throw new Failure('throughput', 'Small messages pass the relay, and large ones do not.');
+    if (this.received === 0) {
+      await this.fail('throughput', 'Small messages pass the relay, but large ones do not: the network between may drop '
+        + 'large packets (MTU).');
+    }
     const kbps = this.received * 8 / Math.max(last - begun, 1);
     rate.canvas.setAttribute('aria-label', `Throughput: ${(kbps / 1_000).toFixed(1)} Mbit/s`);
     return { throughput_kbps: rounded(kbps, 0) };
@@ -448,8 +501,17 @@ class Call {
   }
 }
 
-/** Tests one way. Returns its part of the report. */
-async function testWay(way, login, deadline) {
+/** What people notice in a call over a way that works. */
+function weaknesses({ loss_percent: loss, rtt_median_ms: latency, throughput_kbps: kbps }) {
+  return [
+    loss > POOR.loss ? `${loss} % of the messages were lost` : null,
+    latency > POOR.latency ? `a latency of ${latency} ms disturbs a conversation` : null,
+    kbps < POOR.kbps ? `a throughput of ${kbps} kbit/s is too little for good video` : null,
+  ].filter((text) => text !== null).join('; ');
+}
+
+/** Tests one way. Returns its part of the report, and what the link of this key may still relay. */
+async function testWay(way, login, key) {
   const result = { url: way.url, ok: false, step: 'gather' };
   const show = () => way.figures([
     ['Relayed address', result.relayed],
@@ -461,8 +523,9 @@ async function testWay(way, login, deadline) {
     ['Loss', result.loss_percent != null ? `${result.loss_percent} %` : null],
     ['Picture', result.video_frames != null ? `${result.video_frames} frames` : null],
     ['Throughput', result.throughput_kbps != null ? `${(result.throughput_kbps / 1_000).toFixed(1)} Mbit/s` : null],
+    ['Left of the link', left?.bytes != null ? mebibytes(left.bytes) : null],
   ]);
-  let call;
+  let [call, left] = [];
   const step = async (name, action) => {
     result.step = name;
     Object.assign(result, await action());
@@ -478,53 +541,78 @@ async function testWay(way, login, deadline) {
     await step('throughput', () => call.fill());
     result.step = 'done';
     result.ok = true;
-    way.state('works', 'good');
+    left = await remaining(key);
+    const weak = weaknesses(result);
+    if (weak) {
+      result.reason = `It works, but poorly: ${weak}.`;
+      way.explain(result.reason);
+    }
+    way.state(weak ? 'works poorly' : 'works', weak ? 'busy' : 'good');
   } catch (error) {
     result.step = error.step ?? result.step;
-    const expired = performance.now() > deadline ? 'The link expired during the test. ' : '';
-    result.reason = `${expired}${error.message || error}`.slice(0, 500);
+    way.state('looking for the reason', 'busy');
+    left = await remaining(key);
+    result.reason = (left.cause ?? [error.message || error, left.trouble ?? ''].join(' ').trim()).slice(0, 500);
     way.state('does not work', 'bad');
-    for (const chart of [way.latency, way.rate]) {
-      if (chart.canvas.getAttribute('aria-label').includes('no data yet')) chart.canvas.setAttribute('aria-label', 'No data');
-    }
     way.explain(result.reason);
+    way.hideEmpty();
   } finally {
     if (call?.errors.length > 0) result.errors = call.errors;
     call?.end();
+    show();
   }
-  return result;
+  return { result, left };
 }
 
 const LIMITS = 'The test does not leave the server on the other side: whether others reach the relay is not a part of it.';
 
-/** The verdict for people: its kind, a title, and what it means. */
-function verdict(ways) {
+/** The verdict for people: its kind, a title, what it means, and its colour. `ended` says why the link ended the test. */
+function verdict(ways, ended) {
   const good = ways.filter((way) => way.ok);
+  const poor = good.filter((way) => way.reason);
+  const some = poor.length > 0 ? 'Some work poorly, see below. ' : '';
   const names = (list) => [...new Set(list.map((way) => parsed(way.url).via))].join(', ');
-  if (ways.length === 0) return ['failed', 'Nothing to test', 'The server has no address for clients.'];
-  if (good.length === ways.length) {
-    return ['ok', 'The relay works', ways.length === 1
-      ? `The way to it works from this browser. ${LIMITS}` : `All ${ways.length} ways to it work from this browser. ${LIMITS}`];
+  if (ways.length === 0) return ['failed', 'Nothing to test', 'The server has no address for clients.', 'bad'];
+  if (ended) {
+    const before = good.length > 0 ? ` Before that, these ways worked: ${names(good)}.` : '';
+    return [before ? 'partial' : 'failed', 'The test did not come to its end', `${ended}${before}`, 'busy'];
   }
   if (good.length === 0) {
-    return ['failed', 'The relay does not work from here', 'No call through it can connect from this browser. The reasons are below.'];
+    return ['failed', 'The relay does not work from here', 'No call through it works from this browser. The reasons are below.',
+      'bad'];
   }
-  return ['partial', 'The relay works, but not every way',
-    `Calls can connect: ${good.length} of ${ways.length} ways work (${names(good)}). The reasons for the others are below.`];
+  if (good.length < ways.length) {
+    return ['partial', 'The relay works, but not every way',
+      `Calls can connect: ${good.length} of ${ways.length} ways work (${names(good)}). ${some}The reasons for the others are below.`,
+      'busy'];
+  }
+  const all = ways.length === 1 ? 'The way to it works' : `All ${ways.length} ways to it work`;
+  return poor.length === ways.length
+    ? ['ok', 'The relay works, but poorly', `${all} from this browser, but poorly: see below. ${LIMITS}`, 'busy']
+    : ['ok', 'The relay works', `${all} from this browser. ${some}${LIMITS}`, 'good'];
 }
 
-function asText(report, title) {
-  const number = (value, unit) => value == null ? '–' : `${value} ${unit}`;
+/** What was measured of a way, for the report. */
+function measured(way) {
+  const parts = [
+    [way.rtt_median_ms, (value) => `latency ${value} ms (95 %: ${way.rtt_p95_ms} ms)`],
+    [way.jitter_ms, (value) => `jitter ${value} ms`],
+    [way.loss_percent, (value) => `loss ${value} %`],
+    [way.throughput_kbps, (value) => `${(value / 1_000).toFixed(1)} Mbit/s`],
+    [way.video_frames, (value) => `${value} frames`],
+    [way.relayed, (value) => `relayed address ${value}`],
+  ];
+  return parts.filter(([value]) => value != null).map(([value, text]) => text(value)).join(', ');
+}
+
+function asText(report, title, rest) {
   const lines = report.ways.flatMap((way) => {
-    const figures = way.ok
-      ? [`  latency ${number(way.rtt_median_ms, 'ms')} (95 %: ${number(way.rtt_p95_ms, 'ms')}), `
-        + `jitter ${number(way.jitter_ms, 'ms')}, loss ${number(way.loss_percent, '%')}, `
-        + `${(way.throughput_kbps / 1_000).toFixed(1)} Mbit/s, ${way.video_frames} frames, relayed address ${way.relayed}`]
-      : [`  at step ${way.step}: ${way.reason}`];
-    const errors = (way.errors ?? []).map((error) => `  ICE error ${error.code}: ${error.text}`);
-    return [`${way.ok ? 'works' : 'FAILS'}: ${way.url}`, ...figures, ...errors];
+    const reason = way.ok ? way.reason : `at step ${way.step}: ${way.reason}`;
+    const details = [reason, measured(way), ...(way.errors ?? []).map((error) => `ICE error ${error.code}: ${error.text}`)];
+    return [`${way.ok ? 'works' : 'FAILS'}: ${way.url}`, ...details.filter(Boolean).map((line) => `  ${line}`)];
   });
-  return [`Relay test at ${new Date().toISOString()}: ${title}`, report.browser, '', ...lines].join('\n');
+  const left = rest ? ['', `Left of the link: ${rest}`] : [];
+  return [`Relay test at ${new Date().toISOString()}: ${title}`, report.browser, '', ...lines, ...left].join('\n');
 }
 
 function headline(title, text, kind) {
@@ -592,36 +680,44 @@ async function run() {
   // A disabled button would lose the focus.
   start.setAttribute('aria-disabled', 'true');
   element('ways').replaceChildren();
+  unresolved.clear();
   element('report-panel').hidden = true;
   try {
     if (typeof RTCPeerConnection === 'undefined') {
       throw new Error('This browser has no WebRTC, or it is switched off.');
     }
-    const { session, key, ends } = await openLink();
-    const deadline = performance.now() + ends - Date.now();
+    const { session, key, tests } = await openLink();
     const ways = session.urls.map((url) => new Way(url));
     shown = ways;
     progress.hidden = false;
     progress.max = ways.length;
     const results = [];
-    let [before, hidden] = ['', document.hidden];
+    let [before, hidden, bytes, ended] = ['', document.hidden];
     const notice = () => { hidden ||= document.hidden; };
     document.addEventListener('visibilitychange', notice);
     for (const [index, way] of ways.entries()) {
       progress.value = index;
+      if (ended) {
+        way.state('not tested', '');
+        continue;
+      }
       const now = `Way ${index + 1} of ${ways.length}: ${way.parts.via} to port ${way.parts.port}`;
       headline('Testing …', `${before}${now}`, 'busy');
-      const result = await testWay(way, session, deadline);
+      const { result, left } = await testWay(way, session, key);
       results.push(result);
+      bytes = left.bytes ?? bytes;
+      // The last way has come to its end, although the link has, too.
+      if (!result.ok || index + 1 < ways.length) ended = left.cause;
       before = `${way.parts.via} ${result.ok ? 'works' : 'does not work'}. `;
     }
     document.removeEventListener('visibilitychange', notice);
     progress.hidden = true;
-    const [kind, title, text] = verdict(results);
+    const [kind, title, text, colour] = verdict(results, ended);
     const warning = hidden ? '\nThis page was in the background for a while, so its figures may be wrong.' : '';
-    headline(title, text + warning, { ok: 'good', partial: 'busy', failed: 'bad' }[kind]);
+    headline(title, text + warning, colour);
     const report = { browser: navigator.userAgent.slice(0, 300), verdict: kind, ways: results };
-    element('report').value = asText(report, title) + warning;
+    const rest = bytes === undefined ? '' : `${mebibytes(bytes)} and ${session.tests - tests} more tests`;
+    element('report').value = asText(report, title, rest) + warning;
     element('report-panel').hidden = false;
     try {
       await post('test/report', { key, report });
