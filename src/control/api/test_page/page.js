@@ -553,7 +553,7 @@ async function testWay(way, login, key) {
     way.state('looking for the reason', 'busy');
     left = await remaining(key);
     result.reason = (left.cause ?? [error.message || error, left.trouble ?? ''].join(' ').trim()).slice(0, 500);
-    way.state('does not work', 'bad');
+    way.state(...(left.cause ? ['not finished', 'busy'] : ['does not work', 'bad']));
     way.explain(result.reason);
     way.hideEmpty();
   } finally {
