@@ -132,6 +132,9 @@ mod test_page {
         client.allocate(&login(&session)).unwrap();
         controlled.json(&["revoke", session["username"].as_str().unwrap()]);
         assert_eq!(controlled.json(&["status"])["allocations"], json!(0));
+        let (status, refusal) = request(&controlled, "POST", "/test/remaining", &json!({ "key": KEY }));
+        assert_eq!(status, 410);
+        assert!(refusal["error"].as_str().unwrap().starts_with("the operator has revoked this test link"), "{refusal}");
     }
 
     #[test]
@@ -145,9 +148,10 @@ mod test_page {
             request(&controlled, "POST", "/test/report", &json!({ "key": key, "report": report })).0
         };
         assert_eq!(send(&json!(token), &report("ok")), 404);
-        assert_eq!(send(&key, &report("splendid")), 400);
+        assert_eq!(send(&key, &json!({ "browser": "B", "ways": [] })), 400);
         assert_eq!(send(&key, &json!("x".repeat(70_000))), 413);
-        assert_eq!(send(&key, &report("ok")), 200);
+        // The ways say what the verdict is.
+        assert_eq!(send(&key, &report("failed")), 200);
         let lines = controlled.lines(&["test-results"]);
         assert!(lines[0].starts_with("every way works: link "), "{lines:?}");
         assert!(lines.iter().any(|line| line.starts_with("turn:a\\u{1b}:1  works")), "{lines:?}");
@@ -191,7 +195,7 @@ mod test_page {
         // After this response, the server has relayed the data. The callee has no permission for it, so its allocation
         // relays nothing.
         caller.binding();
-        assert_eq!(remaining(KEY), (200, json!({ "bytes": all - 1_000 })));
+        assert_eq!(remaining(KEY), (200, json!({ "bytes": all - 1_048 })));
     }
 
     #[test]

@@ -28,23 +28,35 @@ pub(crate) struct Browser {
 impl Browser {
     /// Starts a browser that accepts every certificate.
     pub(crate) fn start() -> Self {
-        Self::with_certificates_of_all(true)
+        Self::with(true, None)
     }
 
     /// Starts a browser that accepts only certificates of the authorities that browsers trust.
     pub(crate) fn strict() -> Self {
-        Self::with_certificates_of_all(false)
+        Self::with(false, None)
     }
 
-    fn with_certificates_of_all(accepted: bool) -> Self {
-        let chromedriver = Process::start(Command::new("chromedriver").arg("--port=0"), Some(PACKAGES));
+    /// Starts a browser on a machine with this `/etc/hosts`.
+    pub(crate) fn with_hosts(hosts: &str) -> Self {
+        Self::with(true, Some(hosts))
+    }
+
+    fn with(accept_all: bool, hosts: Option<&str>) -> Self {
+        let profile = TempDir::new();
+        let mut command = Command::new("chromedriver");
+        if let Some(hosts) = hosts {
+            let file = profile.write("hosts", hosts);
+            let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", file.display());
+            command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", &script, "sh", "chromedriver"]);
+        }
+        let chromedriver = Process::start(command.arg("--port=0"), Some(PACKAGES));
         let port = chromedriver.stdout.wait_for(TIMEOUT, |lines| lines.iter().find_map(|line| started_on(line)));
         let port =
             port.unwrap_or_else(|| panic!("chromedriver reports no port; its output:\n{}", chromedriver.output()));
-        let profile = TempDir::new();
         let mut browser =
             Self { driver: (Ipv4Addr::LOCALHOST, port).into(), session: String::new(), chromedriver, profile };
-        browser.session = browser.new_session(accepted);
+        browser.session = browser.new_session(accept_all);
         browser
     }
 
@@ -66,7 +78,7 @@ impl Browser {
                 "--disable-quic",
                 "--disable-sync",
                 "--no-first-run",
-                format!("--user-data-dir={}", self.profile.path().display()),
+                format!("--user-data-dir={}", self.profile.path().join("profile").display()),
             ] },
         } } });
         let session = self.command("POST", "/session", &capabilities);

@@ -145,10 +145,16 @@ impl Links {
     }
 
     /// Returns the link of the page with this key.
-    pub(super) fn of_page(&mut self, key: &[u8], now: u64) -> Result<Usable, Unusable> {
+    pub(super) fn of_page(&mut self, key: &[u8], now: u64, is_revoked: IsRevoked<'_>) -> Result<Usable, Unusable> {
         let key = KeyHash::of(key);
         let (usable, link) = self.find(|link| link.results_key.as_ref() == Some(&key))?;
-        if link.expires <= now { Err(Unusable::Expired) } else { Ok(usable) }
+        if link.expires <= now {
+            Err(Unusable::Expired)
+        } else if is_revoked(&link.username(usable.link)) {
+            Err(Unusable::Revoked)
+        } else {
+            Ok(usable)
+        }
     }
 
     /// Keeps a result that a page with this key sends.
@@ -230,6 +236,8 @@ mod tests {
         let own = format!("{}:{}", NOW + 100, link.user("a"));
         let is_revoked = |username: &str| username == own;
         assert_eq!(links.start(b"token", b"key", NOW, &is_revoked), Err(Unusable::Revoked));
+        links.start(b"token", b"key", NOW, NONE).unwrap();
+        assert_eq!(links.of_page(b"key", NOW, &is_revoked), Err(Unusable::Revoked));
         assert_eq!(links.make("c", b"c", NOW + 200, NOW, NONE), None);
         assert_eq!(links.make("c", b"c", NOW + 200, NOW, &is_revoked), Some(link));
     }
@@ -240,11 +248,11 @@ mod tests {
         links.make("a", b"token", NOW + 100, NOW, NONE).unwrap();
         let keep = |links: &mut Links, key: &[u8], now| links.keep(key, None, json!({ "n": now }), now);
         assert_eq!(keep(&mut links, b"key", NOW), Err(Unusable::Unknown));
-        assert_eq!(links.of_page(b"key", NOW), Err(Unusable::Unknown));
+        assert_eq!(links.of_page(b"key", NOW, NONE), Err(Unusable::Unknown));
         links.start(b"token", b"key", NOW, NONE).unwrap();
-        assert_eq!(links.of_page(b"token", NOW), Err(Unusable::Unknown));
-        assert_eq!(links.of_page(b"key", NOW + 99).unwrap().id, "a");
-        assert_eq!(links.of_page(b"key", NOW + 100), Err(Unusable::Expired));
+        assert_eq!(links.of_page(b"token", NOW, NONE), Err(Unusable::Unknown));
+        assert_eq!(links.of_page(b"key", NOW + 99, NONE).unwrap().id, "a");
+        assert_eq!(links.of_page(b"key", NOW + 100, NONE), Err(Unusable::Expired));
         assert_eq!(keep(&mut links, b"token", NOW), Err(Unusable::Unknown));
         assert_eq!(keep(&mut links, b"key", NOW + 700), Err(Unusable::Expired));
         for _ in 0..RESULTS_PER_LINK {

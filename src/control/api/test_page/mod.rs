@@ -164,7 +164,9 @@ impl Api {
         let mut fields = Fields::of(request)?;
         let key = fields.text("key")?.unwrap_or_default();
         fields.finish()?;
-        let found = self.test_page.0.borrow_mut().of_page(key.as_bytes(), clock::unix_seconds());
+        let (now, published) = (clock::unix_seconds(), self.published.borrow());
+        let is_revoked = |username: &str| published.snapshot.core.authenticator.is_revoked(username, now);
+        let found = self.test_page.0.borrow_mut().of_page(key.as_bytes(), now, &is_revoked);
         let usable = found.map_err(|why| self.refuse_link(why, client))?;
         Ok(json!({ "bytes": self.ledger.test_links.left(usable.link) }))
     }

@@ -69,9 +69,13 @@ function parsed(url) {
 
 /** The names that this network does not resolve. Browsers say so over UDP only. */
 const unresolved = new Set();
+/** The names of servers that have responded. */
+const reached = new Set();
 
-/** What an error of the ICE gathering means, and what to do. */
-function explained(errors, way) {
+const isLookup = (text) => /host lookup|resolve|DNS/i.test(text);
+
+/** What errors of the ICE gathering mean, and what to do. `lookup`: whether the name has no address. */
+function explained(errors, way, lookup) {
   const at = `port ${way.port} of ${way.host}`;
   if (errors.length === 0 && !('onicecandidateerror' in RTCPeerConnection.prototype)) {
     return `No relayed address over ${way.via}, ${at}. This browser does not say why: a firewall may block it, the name `
@@ -87,7 +91,7 @@ function explained(errors, way) {
   if (code(300)) return 'The server sends clients to another server (300), which this browser could not use.';
   const other = errors.find((error) => error.code < 700);
   if (other) return `The server rejects the request: ${other.code} ${other.text}`;
-  if (errors.some((error) => /host lookup|resolve|DNS/i.test(error.text))) unresolved.add(way.host);
+  if (lookup && !reached.has(way.host) && way.host !== location.hostname) unresolved.add(way.host);
   if (unresolved.has(way.host)) return `The name ${way.host} cannot be resolved in this network.`;
   if (way.via === 'UDP') {
     return `No response from UDP ${at}. A firewall between this browser and the server drops UDP, or the port is closed there.`;
@@ -311,7 +315,9 @@ class Call {
         // A candidate may come before the description that it belongs to.
         this.described.then(() => other.addIceCandidate(candidate)).catch(() => {});
       };
-      one.onicecandidateerror = ({ errorCode: code, errorText: text }) => {
+      one.onicecandidateerror = ({ errorCode: code, errorText: text, address }) => {
+        // Browsers look for each family, and most names have no IPv6 address.
+        this.lookup ||= isLookup(text) && !address?.includes(':');
         if (this.errors.length < 8 && !this.errors.some((error) => error.code === code && error.text === text)) {
           this.errors.push({ code, text: (text || '').slice(0, 200) });
         }
@@ -346,7 +352,8 @@ class Call {
 
     way.state('looking for the relay', 'busy');
     await Promise.race([bothHaveOne, bothGathered, pause(GATHER_LIMIT)]);
-    if ([...candidates.values()].includes(0)) throw new Failure('gather', explained(this.errors, way.parts));
+    if ([...candidates.values()].includes(0)) throw new Failure('gather', explained(this.errors, way.parts, this.lookup));
+    reached.add(way.parts.host);
     const gatherTime = performance.now() - begun;
 
     way.state('connecting', 'busy');
@@ -383,7 +390,7 @@ class Call {
       && (transport ? entry.id === transport.selectedCandidatePairId : entry.nominated && entry.state === 'succeeded'));
     const [local, remote] = [pair?.localCandidateId, pair?.remoteCandidateId].map((id) => find((entry) => entry.id === id));
     if (local && (local.candidateType !== 'relay' || (remote && !['relay', 'prflx'].includes(remote.candidateType)))) {
-      throw new Failure('connect', 'The browser did not use the relay, although it was told to.');
+      throw new Failure('connect', 'The browser did not use the relay, although it must use nothing else.');
     }
     if (!local) return {};
     const host = local.address?.includes(':') ? `[${local.address}]` : local.address;
@@ -557,7 +564,7 @@ async function testWay(way, login, key) {
     way.explain(result.reason);
     way.hideEmpty();
   } finally {
-    if (call?.errors.length > 0) result.errors = call.errors;
+    if (!result.ok && call?.errors.length > 0) result.errors = call.errors;
     call?.end();
     show();
   }
@@ -681,7 +688,12 @@ async function run() {
   start.setAttribute('aria-disabled', 'true');
   element('ways').replaceChildren();
   unresolved.clear();
+  reached.clear();
   element('report-panel').hidden = true;
+  element('sent').textContent = element('copied').textContent = '';
+  headline('Opening the link …', '', 'busy');
+  // A phone that sleeps would interrupt the test. Not every browser has this, or permits it.
+  const awake = navigator.wakeLock?.request('screen').catch(() => undefined);
   try {
     if (typeof RTCPeerConnection === 'undefined') {
       throw new Error('This browser has no WebRTC, or it is switched off.');
@@ -732,6 +744,7 @@ async function run() {
     headline('The test cannot run', error.message, 'bad');
     document.documentElement.dataset.done = 'error';
   }
+  awake?.then((lock) => lock?.release());
   start.setAttribute('aria-disabled', 'false');
   element('verdict').focus();
 }
