@@ -1,0 +1,28 @@
+//! The program `src/offload/relay.bpf.c`, run by the kernel on single frames (`BPF_PROG_TEST_RUN`) and between network
+//! namespaces. Needs `CAP_BPF` and `CAP_NET_ADMIN`.
+
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
+#[cfg(test)]
+mod example;
+#[cfg(test)]
+mod frame;
+#[cfg(test)]
+mod kernel;
+#[cfg(test)]
+#[path = "../../src/offload/layout.rs"]
+#[expect(unreachable_pub, reason = "the loader is in the library")]
+mod layout;
+#[cfg(test)]
+mod network;
+#[cfg(test)]
+mod passed;
+#[cfg(test)]
+mod random;
+#[cfg(test)]
+mod relayed;
+#[cfg(test)]
+mod replaced;
+#[cfg(test)]
+mod shadow;
+#[cfg(test)]
+mod speed;
