@@ -334,17 +334,14 @@ mod doctor {
                 let of = |(check, text): (&str, &str)| (check == "public-address").then(|| text.to_owned());
                 report.with("ok").into_iter().filter_map(of).collect::<Vec<_>>()
             };
-            let right = report("", "9.9.9.9:3479");
-            assert_eq!(ok(&right), ["9.9.9.9 is 9.9.9.9 outside, as the server tells its clients"]);
+            let right = report("", "stun:9.9.9.9:3479");
+            assert_eq!(ok(&right), ["9.9.9.9 is 9.9.9.9 outside, which the server advertises"]);
             let right = report("", "[2620:fe::fe]:3479");
-            assert_eq!(ok(&right), ["2620:fe::fe is 2620:fe::fe outside, as the server tells its clients"]);
+            assert_eq!(ok(&right), ["2620:fe::fe is 2620:fe::fe outside, which the server advertises"]);
             let wrong = report("external = { \"9.9.9.9\" = \"9.9.9.10\" }\n", "9.9.9.9:3479");
             let text = wrong.with("fault");
             assert!(
-                text.contains(&(
-                    "public-address",
-                    "9.9.9.9 is 9.9.9.9 outside, but the server tells its clients 9.9.9.10"
-                )),
+                text.contains(&("public-address", "9.9.9.9 is 9.9.9.9 outside, but the server advertises 9.9.9.10")),
                 "{text:?}"
             );
         });

@@ -249,8 +249,12 @@ impl Converter<'_> {
 
     /// Returns the internal and the external address of a complete mapping.
     fn pair(&mut self, at: usize, public: &str, private: &str, relay: &[IpAddr]) -> Option<(IpAddr, IpAddr)> {
-        let outside = self.parse(at, |_| address(public))?;
-        let inside = self.parse(at, |_| address(private))?;
+        let alone = |text: &str| match text.contains([' ', '\t']) {
+            true => Err(format!("`{text}` is not an IP address: write the address")),
+            false => address(text),
+        };
+        let outside = self.parse(at, |_| alone(public))?;
+        let inside = self.parse(at, |_| alone(private))?;
         let problem = if inside.is_ipv4() != outside.is_ipv4() {
             (Cannot, format!("{inside} and {outside} are of different families: correct `relay.external`"))
         } else if inside == outside {

@@ -452,6 +452,7 @@ fn limits_have_the_units_of_coturn() {
         written("external-ip=9.9.9.1 / 10.0.0.1\nrelay-ip=10.0.0.1\n").lines().last(),
         Some("external = { \"10.0.0.1\" = \"9.9.9.1\" }")
     );
+    assert_eq!(verdicts("external-ip=9.9.9.1 / 10.0.0.1 extra\n"), [Cannot]);
     assert_eq!(written("denied-peer-ip=8.8.4.0 - 8.8.4.255\n"), "[peers]\ndeny = [\"8.8.4.0/24\"]");
 }
 

@@ -155,9 +155,17 @@ fn what_nftables_drops_is_named() {
             ("fault", "nftables of this machine drops udp 50501-50999 (IPv6)")
         );
         let (status, text) = rules("drop", "meta l4proto { tcp, udp } th dport @open accept");
-        assert_eq!((status.as_str(), text.ends_with("accepts all ports of the server")), ("ok", true), "{text}");
+        assert_eq!((status.as_str(), text.ends_with("accept all ports of the server")), ("ok", true), "{text}");
         let (status, text) = rules("drop", "meta l4proto { tcp, udp } limit rate 100/second accept");
-        assert_eq!((status.as_str(), text.contains("only under conditions")), ("ok", true), "{text}");
+        assert_eq!(
+            (status.as_str(), text.contains("unless a rule about addresses or rates")),
+            ("warning", true),
+            "{text}"
+        );
+        // As firewalld begins its chain.
+        let (status, text) =
+            rules("accept", "ct status dnat accept\ntcp dport 22 accept\nreject with icmpx type admin-prohibited");
+        assert_eq!((status, text), ("fault".to_owned(), closed.to_owned()));
     });
 }
 
@@ -207,9 +215,9 @@ fn what_ufw_drops_is_named() {
         let allow = |what: &str| format!("ufw allow {what} >/dev/null\n");
         let (status, text) = with_rules(&(allow("3478") + &allow("proto udp from any to any port 50000:50499")));
         assert_eq!(status, "fault", "{text}");
-        assert!(text.ends_with(" drops udp 50500-50999 (IPv4), udp 50500-50999 (IPv6)"), "{text}");
+        assert!(text.ends_with(" drop udp 50500-50999 (IPv4), udp 50500-50999 (IPv6)"), "{text}");
         let (status, text) = with_rules(&(allow("3478") + &allow("50000:50999/udp")));
-        assert_eq!((status.as_str(), text.ends_with("accepts all ports of the server")), ("ok", true), "{text}");
+        assert_eq!((status.as_str(), text.ends_with("accept all ports of the server")), ("ok", true), "{text}");
     });
 }
 

@@ -16,7 +16,7 @@ pub(super) struct Range {
 
 impl Range {
     /// Parses `ADDRESS`, `FIRST-LAST` or a prefix. Returns also whether coturn knows this form: it has neither prefixes
-    /// nor comments. As there, blanks may stand around each address.
+    /// nor comments. As there, blanks are permitted around each address.
     pub(super) fn parse(value: &str) -> Result<(Self, bool), String> {
         let text = value.split(['#', ';']).next().unwrap_or_default().trim();
         let wrong = || format!("`{text}` is not a range of addresses: correct `peers`");

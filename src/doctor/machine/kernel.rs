@@ -1,7 +1,7 @@
 //! What the kernel of this machine permits.
 
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -104,11 +104,11 @@ fn open_files(root: &Path, needed: u64, listener: Option<Endpoint>) -> Finding {
 fn process_of(root: &Path, listener: Endpoint) -> Option<u32> {
     let protocol = listener.transport.port_protocol();
     let tables = [protocol.to_owned(), format!("{protocol}6")];
-    let port = listener.address.port();
+    let local = in_table(listener.address);
     let sockets: Vec<String> = tables
         .iter()
         .filter_map(|table| read(root, &format!("proc/net/{table}")))
-        .flat_map(|table| sockets_of(&table, port))
+        .flat_map(|table| sockets_of(&table, &local))
         .collect();
     let has_socket = |process: &u32| {
         let files = fs::read_dir(root.join(format!("proc/{process}/fd"))).into_iter().flatten().flatten();
@@ -120,12 +120,22 @@ fn process_of(root: &Path, listener: Endpoint) -> Option<u32> {
     processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(has_socket)
 }
 
-/// Returns the unconnected sockets of a port, as `/proc/PID/fd` names them, in a table like `/proc/net/udp`.
-fn sockets_of(table: &str, port: u16) -> Vec<String> {
+/// Returns an address as the tables of sockets have it: words in the byte order of the machine.
+fn in_table(address: SocketAddr) -> String {
+    let word = |bytes: &[u8]| format!("{:08X}", u32::from_ne_bytes(bytes.try_into().unwrap_or_default()));
+    let words: String = match address.ip() {
+        IpAddr::V4(ip) => word(&ip.octets()),
+        IpAddr::V6(ip) => ip.octets().chunks(4).map(word).collect(),
+    };
+    format!("{words}:{:04X}", address.port())
+}
+
+/// Returns the unconnected sockets of an address, as `/proc/PID/fd` names them, in a table like `/proc/net/udp`.
+fn sockets_of(table: &str, wanted: &str) -> Vec<String> {
     let of_line = |line: &str| {
         let columns: Vec<&str> = line.split_whitespace().collect();
         let (local, remote, inode) = (columns.get(1)?, columns.get(2)?, columns.get(9)?);
-        let is_wanted = local.ends_with(&format!(":{port:04X}")) && remote.ends_with(":0000");
+        let is_wanted = *local == wanted && remote.ends_with(":0000");
         is_wanted.then(|| format!("socket:[{inode}]"))
     };
     table.lines().skip(1).filter_map(of_line).collect()
@@ -308,8 +318,9 @@ mod tests {
         let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
                       Max open files            1000                 2000                 files     \n";
         let sockets = "  sl  local_address rem_address   st\n  \
-                       1: 0100007F:0D96 0100007F:9999 01 0:0 0:0 0 0 0 41\n  \
-                       2: 00000000:0D96 00000000:0000 07 0:0 0:0 0 0 0 42 2 0\n";
+                       1: 00000000:0D96 0100007F:9999 01 0:0 0:0 0 0 0 41\n  \
+                       3: 0100007F:0D96 00000000:0000 07 0:0 0:0 0 0 0 42\n  \
+                       2: 00000000:0D96 00000000:0000 07 0:0 0:0 0 0 0 43 2 0\n";
         let files = [
             ("proc/net/udp", sockets),
             ("proc/77/limits", limits),
@@ -317,7 +328,7 @@ mod tests {
         ];
         let machine = root("files", &files);
         fs::create_dir_all(machine.join("proc/77/fd")).unwrap();
-        std::os::unix::fs::symlink("socket:[42]", machine.join("proc/77/fd/5")).unwrap();
+        std::os::unix::fs::symlink("socket:[43]", machine.join("proc/77/fd/5")).unwrap();
         let listener = |port| Some(Endpoint::new(Transport::Udp, ([0, 0, 0, 0], port).into()));
         let check = |needed, listener| {
             let finding = open_files(&machine, needed, listener);
@@ -334,6 +345,7 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let own = Endpoint::new(Transport::Udp, socket.local_addr().unwrap());
         assert_eq!(process_of(Path::new("/"), own), Some(std::process::id()));
+        assert_eq!(in_table("[::1]:3478".parse().unwrap()), "00000000000000000000000001000000:0D96");
         assert_eq!(limit_of(Path::new("/"), std::process::id()), limits::open_files().ok());
     }
 

@@ -161,6 +161,7 @@ fn compare(
 
 /// Compares the addresses that a STUN server sees with those that this server advertises.
 fn public_addresses(server: &str, choice: &Choice) -> Vec<Finding> {
+    let server = server.strip_prefix("stun:").unwrap_or(server);
     let has_port =
         server.parse::<Ipv6Addr>().is_err() && server.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':');
     let host = server.trim_start_matches('[').trim_end_matches(']');
@@ -172,6 +173,9 @@ fn public_addresses(server: &str, choice: &Choice) -> Vec<Finding> {
         }
     };
     let of_relay = |relay: &RelayAddress| {
+        if relay.bind.is_loopback() {
+            return None;
+        }
         let address = resolved.iter().find(|address| address.is_ipv4() == relay.bind.is_ipv4())?;
         Some(public_address(ask(*address, relay.bind), relay, choice))
     };
@@ -194,11 +198,11 @@ fn public_address(mapped: Result<IpAddr, String>, relay: &RelayAddress, choice: 
             "check that UDP leaves this machine, or use another STUN server",
         ),
         Ok(mapped) if mapped == *advertised => {
-            Finding::ok("public-address", format!("{bind} is {mapped} outside, as the server tells its clients"))
+            Finding::ok("public-address", format!("{bind} is {mapped} outside, which the server advertises"))
         }
         Ok(mapped) => Finding::fault(
             "public-address",
-            format!("{bind} is {mapped} outside, but the server tells its clients {advertised}"),
+            format!("{bind} is {mapped} outside, but the server advertises {advertised}"),
             if is_own(&mapped) {
                 "look for a rule of the firewall that changes the source address of packets".to_owned()
             } else {

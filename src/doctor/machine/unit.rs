@@ -9,7 +9,8 @@ use crate::doctor::finding::Finding;
 const SHIPPED: &str = include_str!("../../../systemd/turnserver.service");
 
 /// The directories in which systemd finds units, the first one first.
-const DIRECTORIES: [&str; 3] = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
+const DIRECTORIES: [&str; 4] =
+    ["etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
 
 const NAME: &str = "turnserver.service";
 
@@ -39,7 +40,9 @@ impl Unit {
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "conf"))
             .collect();
+        // Of several with one name, the first directory has precedence. The sort is stable.
         drop_ins.sort_by(|one, other| one.file_name().cmp(&other.file_name()));
+        drop_ins.dedup_by(|later, earlier| later.file_name() == earlier.file_name());
         Some(Self { path, text, drop_ins })
     }
 }
@@ -50,7 +53,10 @@ pub(super) fn open_files(root: &Path) -> Option<u64> {
     let drop_ins = unit.drop_ins.iter().filter_map(|path| fs::read_to_string(path).ok());
     let mut limit = None;
     for text in std::iter::once(unit.text).chain(drop_ins) {
-        let mut values = text.lines().filter_map(|line| line.trim().strip_prefix("LimitNOFILE="));
+        let mut values = text.lines().filter_map(|line| {
+            let (name, value) = line.split_once('=')?;
+            (name.trim() == "LimitNOFILE").then_some(value)
+        });
         // The second one of `soft:hard`.
         limit =
             values.next_back().and_then(|value| value.rsplit(':').next()).map(|hard| hard.trim().to_owned()).or(limit);
@@ -130,7 +136,7 @@ mod tests {
         let (same, limit) = check(
             "same",
             &SHIPPED.replace("/usr/local/bin/", "/usr/bin/"),
-            Some(("limits.conf", "[Service]\nLimitNOFILE=1024:200000\n")),
+            Some(("limits.conf", "[Service]\nLimitNOFILE = 1024:200000\n")),
         );
         assert_eq!(
             (same.status, same.what.as_str()),

@@ -140,7 +140,7 @@ impl Api {
         let user = usable.link.user(&usable.id);
         let credential = time_limited::mint(&published.test_links, Some(&user), usable.expires);
         let privacy = &published.snapshot.privacy;
-        // The same page may start again, but that is no news.
+        // Logs only the first start.
         if usable.is_first {
             tracing::info!(
                 event = "test-link-used",

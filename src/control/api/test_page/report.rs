@@ -34,15 +34,16 @@ pub(super) fn checked(report: &Value) -> Result<Value, String> {
         return Err(format!("the report has no way, or more than {WAYS}"));
     }
     let ways = ways.iter().map(way).collect::<Result<Vec<_>, _>>()?;
-    Ok(json!({ "browser": text(report, "browser")?, "verdict": verdict(&ways), "ways": ways }))
+    Ok(json!({ "browser": text(report, "browser")?, "verdict": verdict(report, &ways), "ways": ways }))
 }
 
-/// Returns the verdict about checked ways, whatever the page says itself.
-fn verdict(ways: &[Value]) -> &'static str {
-    let working = ways.iter().filter(|way| way.get("ok") == Some(&Value::Bool(true))).count();
-    match working {
+/// Returns the verdict about checked ways. That of the page can only be worse: it knows of ways that it has not tested.
+fn verdict(report: &Map<String, Value>, ways: &[Value]) -> &'static str {
+    let is_ok = |way: &&Value| way.get("ok") == Some(&Value::Bool(true));
+    let is_partial = report.get("verdict").is_some_and(|verdict| verdict == "partial");
+    match ways.iter().filter(is_ok).count() {
         0 => "failed",
-        all if all == ways.len() => "ok",
+        all if all == ways.len() && !is_partial => "ok",
         _ => "partial",
     }
 }
@@ -119,6 +120,9 @@ mod tests {
             [sent["ways"][0]["ok"], sent["ways"][1]["ok"]] = ok.map(Value::Bool);
             assert_eq!(checked(&sent).unwrap()["verdict"], verdict);
         }
+        [sent["ways"][0]["ok"], sent["ways"][1]["ok"]] = [json!(true), json!(true)];
+        sent["verdict"] = json!("partial");
+        assert_eq!(checked(&sent).unwrap()["verdict"], "partial", "other ways were not tested");
     }
 
     #[test]

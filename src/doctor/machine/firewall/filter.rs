@@ -5,24 +5,26 @@ use std::ops::RangeInclusive;
 
 use crate::stun::attribute::AddressFamily;
 
-/// The chains that a packet may enter one in another. Kernels permit 16.
+/// The depth of nested jumps. Kernels permit 16.
 const DEEPEST: u32 = 32;
 
 /// A new packet from another machine.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Packet {
+pub(super) struct Packet<'p> {
     pub(super) family: AddressFamily,
     /// `udp` or `tcp`.
     pub(super) protocol: &'static str,
     /// The destination port.
     pub(super) port: u16,
+    /// The interfaces through which it may come. Empty: they are not known.
+    pub(super) interfaces: &'p [String],
 }
 
 /// What happens to a packet. The later ones prevail over the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Outcome {
     Open,
-    /// It depends on what the rules say about addresses, interfaces or rates.
+    /// It is dropped unless a rule about addresses or rates accepts it.
     Uncertain,
     Closed,
 }
@@ -49,6 +51,8 @@ pub(super) enum Kind {
     Protocols(Vec<String>),
     /// Destination ports.
     Ports(Vec<RangeInclusive<u16>>),
+    /// Names of interfaces, or their beginnings with `*` or `+`.
+    Interfaces(Vec<String>),
     Always(Truth),
 }
 
@@ -97,7 +101,7 @@ enum End {
 struct Ends {
     may_accept: bool,
     may_return: bool,
-    /// The end if nothing holds that is not known: a list of unwanted addresses does not have this one, say.
+    /// The end if each uncertain condition is false.
     usual: End,
 }
 
@@ -106,11 +110,17 @@ impl Condition {
         Self { kind, is_negated: false }
     }
 
-    fn holds(&self, packet: &Packet) -> Truth {
+    /// Returns one that cannot be judged, such as one about addresses. Its negation usually holds.
+    pub(super) fn unknown(is_negated: bool) -> Self {
+        Self::new(Kind::Always(if is_negated { Truth::Yes } else { Truth::Maybe }))
+    }
+
+    fn holds(&self, packet: &Packet<'_>) -> Truth {
         let truth = match &self.kind {
             Kind::Family(family) => Truth::from(*family == packet.family),
             Kind::Protocols(protocols) => Truth::from(protocols.iter().any(|name| is_protocol(name, packet.protocol))),
             Kind::Ports(ports) => Truth::from(ports.iter().any(|range| range.contains(&packet.port))),
+            Kind::Interfaces(names) => is_through(names, packet.interfaces),
             Kind::Always(truth) => *truth,
         };
         match truth {
@@ -127,6 +137,34 @@ fn is_protocol(name: &str, protocol: &str) -> bool {
     name.eq_ignore_ascii_case(protocol) || name == number || name == "all"
 }
 
+impl Truth {
+    /// Whether the first packet of a flow has one of some states of connection tracking. `is_tracked`: no rule exempts any
+    /// packet from it.
+    pub(super) fn of_states(has_new: bool, has_untracked: bool, is_tracked: bool) -> Self {
+        match (has_new, has_untracked) {
+            (true, true) => Self::Yes,
+            (false, false) => Self::No,
+            (has_new, _) if is_tracked => has_new.into(),
+            _ => Self::Maybe,
+        }
+    }
+}
+
+/// Whether a packet from elsewhere comes through one of these interfaces.
+fn is_through(names: &[String], interfaces: &[String]) -> Truth {
+    let fits = |name: &String, interface: &String| match name.strip_suffix(['*', '+']) {
+        Some(beginning) => interface.starts_with(beginning),
+        None => interface == name,
+    };
+    if names.iter().all(|name| name == "lo") {
+        Truth::No
+    } else if interfaces.is_empty() {
+        Truth::Maybe
+    } else {
+        Truth::from(names.iter().any(|name| interfaces.iter().any(|interface| fits(name, interface))))
+    }
+}
+
 impl From<bool> for Truth {
     fn from(is_true: bool) -> Self {
         if is_true { Self::Yes } else { Self::No }
@@ -134,7 +172,7 @@ impl From<bool> for Truth {
 }
 
 impl Rule {
-    fn applies(&self, packet: &Packet) -> Truth {
+    fn applies(&self, packet: &Packet<'_>) -> Truth {
         self.conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Truth::Yes)
     }
 }
@@ -142,11 +180,36 @@ impl Rule {
 impl Filter {
     /// Whether it can drop a packet at all.
     pub(super) fn can_drop(&self) -> bool {
-        self.drops_by_default || self.chains.values().flatten().any(|rule| rule.verdict == Verdict::Drop)
+        let mut reached = vec![self.entry.as_str()];
+        let mut at = 0;
+        while let Some(chain) = reached.get(at) {
+            for rule in self.chains.get(*chain).map_or(&[][..], Vec::as_slice) {
+                match &rule.verdict {
+                    Verdict::Drop => return true,
+                    Verdict::Jump(next) | Verdict::Goto(next) if !reached.contains(&next.as_str()) => {
+                        reached.push(next);
+                    }
+                    _ => {}
+                }
+            }
+            at += 1;
+        }
+        self.drops_by_default
+    }
+
+    /// Returns the ports at which the outcome can change, in no order.
+    pub(super) fn bounds(&self) -> impl Iterator<Item = u16> {
+        let conditions = self.chains.values().flatten().flat_map(|rule| &rule.conditions);
+        conditions
+            .flat_map(|condition| match &condition.kind {
+                Kind::Ports(ports) => ports.as_slice(),
+                _ => &[],
+            })
+            .flat_map(|range| [*range.start(), range.end().saturating_add(1)])
     }
 
     /// Returns what happens to a packet.
-    pub(super) fn judge(&self, packet: &Packet) -> Outcome {
+    pub(super) fn judge(&self, packet: &Packet<'_>) -> Outcome {
         if self.family.is_some_and(|family| family != packet.family) {
             return Outcome::Open;
         }
@@ -161,7 +224,7 @@ impl Filter {
     }
 
     /// Returns how a chain can end for a packet.
-    fn walk(&self, chain: &str, packet: &Packet, depth: u32) -> Ends {
+    fn walk(&self, chain: &str, packet: &Packet<'_>, depth: u32) -> Ends {
         let (mut may_accept, mut may_return, mut usual) = (false, false, None);
         let rules = if depth > DEEPEST { None } else { self.chains.get(chain) };
         for rule in rules.map_or(&[][..], Vec::as_slice) {
@@ -196,7 +259,7 @@ impl Filter {
 mod tests {
     use super::*;
 
-    const PACKET: Packet = Packet { family: AddressFamily::V4, protocol: "udp", port: 3478 };
+    const PACKET: Packet<'_> = Packet { family: AddressFamily::V4, protocol: "udp", port: 3478, interfaces: &[] };
 
     fn rule(truth: Truth, verdict: Verdict) -> Rule {
         Rule { conditions: vec![Condition::new(Kind::Always(truth))], verdict }
@@ -249,5 +312,35 @@ mod tests {
             let rules = vec![first.clone(), rule(Yes, Verdict::Accept)];
             assert_eq!(judgement(true, &[("in", rules), ("own", own.clone())]), expected, "{first:?} {own:?}");
         }
+    }
+
+    #[test]
+    fn interfaces_are_compared_with_those_of_the_server() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let own = names(&["eth0"]);
+        for (listed, known, unknown) in [
+            (&["lo"][..], Truth::No, Truth::No),
+            (&["lo", "eth0"], Truth::Yes, Truth::Maybe),
+            (&["eth*"], Truth::Yes, Truth::Maybe),
+            (&["docker+"], Truth::No, Truth::Maybe),
+        ] {
+            assert_eq!(
+                (is_through(&names(listed), &own), is_through(&names(listed), &[])),
+                (known, unknown),
+                "{listed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_chains_that_a_packet_reaches_can_drop_it() {
+        let filter = |entry: &str| {
+            let rules = |verdict| vec![rule(Truth::Yes, verdict)];
+            let chains =
+                [("in", rules(Verdict::Jump("own".to_owned()))), ("own", rules(Verdict::Drop)), ("other", vec![])];
+            let chains = chains.map(|(name, rules)| (name.to_owned(), rules)).into();
+            Filter { program: "test", chains, entry: entry.to_owned(), drops_by_default: false, family: None }
+        };
+        assert_eq!([filter("in").can_drop(), filter("other").can_drop()], [true, false]);
     }
 }

@@ -5,29 +5,37 @@ use std::ops::RangeInclusive;
 use super::filter::{Condition, Filter, Kind, Rule, Truth, Verdict};
 use crate::stun::attribute::AddressFamily;
 
-/// Reads the output of `iptables-save` or `ip6tables-save`. `None` if there is no table of filters.
-pub(super) fn parse(text: &str, family: AddressFamily) -> Option<Filter> {
-    let mut filter = Filter {
-        program: if family == AddressFamily::V4 { "iptables" } else { "ip6tables" },
-        entry: "INPUT".to_owned(),
-        family: Some(family),
-        ..Filter::default()
-    };
-    let table = text.lines().skip_while(|line| *line != "*filter").take_while(|line| *line != "COMMIT");
-    for line in table {
-        if let Some(chain) = line.strip_prefix(':') {
-            let mut words = chain.split(' ');
-            let (name, policy) = (words.next()?, words.next()?);
-            filter.drops_by_default |= name == filter.entry && policy == "DROP";
-            filter.chains.insert(name.to_owned(), Vec::new());
-        } else if let Some(rule) = line.strip_prefix("-A ") {
-            let words = words(rule);
-            let (chain, rest) = words.split_first()?;
-            let rule = parse_rule(rest, &|target| filter.chains.contains_key(target));
-            filter.chains.entry(chain.clone()).or_default().push(rule);
+/// The chains that received packets enter, with their tables.
+const ENTRIES: [(&str, &str); 4] =
+    [("raw", "PREROUTING"), ("mangle", "PREROUTING"), ("mangle", "INPUT"), ("filter", "INPUT")];
+
+/// Reads the output of `iptables-save` or `ip6tables-save`.
+pub(super) fn parse(text: &str, family: AddressFamily) -> Vec<Filter> {
+    let is_tracked = !text.contains("-j NOTRACK") && !text.contains("--notrack");
+    let filter = |(table, entry): (&str, &str)| {
+        let mut filter = Filter {
+            program: if family == AddressFamily::V4 { "iptables" } else { "ip6tables" },
+            entry: entry.to_owned(),
+            family: Some(family),
+            ..Filter::default()
+        };
+        let header = format!("*{table}");
+        for line in text.lines().skip_while(|line| *line != header).take_while(|line| *line != "COMMIT") {
+            if let Some(chain) = line.strip_prefix(':') {
+                let mut words = chain.split(' ');
+                let (name, policy) = (words.next()?, words.next()?);
+                filter.drops_by_default |= name == entry && policy == "DROP";
+                filter.chains.insert(name.to_owned(), Vec::new());
+            } else if let Some(rule) = line.strip_prefix("-A ") {
+                let words = words(rule);
+                let (chain, rest) = words.split_first()?;
+                let rule = parse_rule(rest, is_tracked, &|target| filter.chains.contains_key(target));
+                filter.chains.entry(chain.clone()).or_default().push(rule);
+            }
         }
-    }
-    filter.chains.contains_key(&filter.entry).then_some(filter)
+        filter.chains.contains_key(entry).then_some(filter)
+    };
+    ENTRIES.into_iter().filter_map(filter).collect()
 }
 
 /// Splits a rule at spaces outside quotation marks.
@@ -46,7 +54,7 @@ fn words(rule: &str) -> Vec<String> {
     words
 }
 
-fn parse_rule(words: &[String], is_chain: &dyn Fn(&str) -> bool) -> Rule {
+fn parse_rule(words: &[String], is_tracked: bool, is_chain: &dyn Fn(&str) -> bool) -> Rule {
     let mut rule = Rule { conditions: Vec::new(), verdict: Verdict::Continue };
     let mut words = words.iter().map(String::as_str);
     let mut is_negated = false;
@@ -73,12 +81,10 @@ fn parse_rule(words: &[String], is_chain: &dyn Fn(&str) -> bool) -> Rule {
             "-p" => Kind::Protocols(vec![words.next().unwrap_or_default().to_owned()]),
             "--dport" | "--dports" => Kind::Ports(ports(words.next().unwrap_or_default())),
             "--ctstate" | "--state" => {
-                Kind::Always(words.next().unwrap_or_default().split(',').any(|state| state == "NEW").into())
+                let states: Vec<&str> = words.next().unwrap_or_default().split(',').collect();
+                Kind::Always(Truth::of_states(states.contains(&"NEW"), states.contains(&"UNTRACKED"), is_tracked))
             }
-            "-i" if words.clone().next() == Some("lo") => {
-                words.next();
-                Kind::Always(Truth::No)
-            }
+            "-i" => Kind::Interfaces(vec![words.next().unwrap_or_default().to_owned()]),
             "--dst-type" => {
                 let is_local = words.next().unwrap_or_default() == "LOCAL";
                 Kind::Always(is_local.into())
@@ -88,7 +94,9 @@ fn parse_rule(words: &[String], is_chain: &dyn Fn(&str) -> bool) -> Rule {
                 while words.clone().next().is_some_and(|word| !word.starts_with('-') && word != "!") {
                     words.next();
                 }
-                Kind::Always(Truth::Maybe)
+                rule.conditions.push(Condition::unknown(is_negated));
+                is_negated = false;
+                continue;
             }
         };
         rule.conditions.push(Condition { kind, is_negated });
@@ -155,8 +163,10 @@ COMMIT
 
     #[test]
     fn the_rules_decide_about_each_port() {
-        let filter = parse(RULES, AddressFamily::V4).unwrap();
-        let judgement = |protocol, port| filter.judge(&Packet { family: AddressFamily::V4, protocol, port });
+        let [filter] = parse(RULES, AddressFamily::V4).try_into().map_err(|_| "one table").unwrap();
+        let judgement = |family, protocol, port| filter.judge(&Packet { family, protocol, port, interfaces: &[] });
+        let of_v6 = judgement(AddressFamily::V6, "udp", 1);
+        let judgement = |protocol, port| judgement(AddressFamily::V4, protocol, port);
         for port in [3478, 49_152, 65_535] {
             assert_eq!(judgement("udp", port), Outcome::Open, "{port}");
         }
@@ -168,8 +178,31 @@ COMMIT
         ] {
             assert_eq!(judgement(protocol, port), expected, "{protocol} {port}");
         }
-        assert_eq!(filter.judge(&Packet { family: AddressFamily::V6, protocol: "udp", port: 1 }), Outcome::Open);
-        assert!(parse("*nat\n:INPUT DROP [0:0]\nCOMMIT\n", AddressFamily::V4).is_none());
+        assert_eq!(of_v6, Outcome::Open);
+        assert!(parse("*nat\n:INPUT DROP [0:0]\nCOMMIT\n", AddressFamily::V4).is_empty());
+    }
+
+    #[test]
+    fn packets_that_are_not_tracked_are_not_new() {
+        let outcome = |raw: &str, states: &str| {
+            let text = format!(
+                "*raw\n:PREROUTING ACCEPT [0:0]\n{raw}COMMIT\n*filter\n:INPUT DROP [0:0]\n\
+                 -A INPUT -m conntrack --ctstate {states} -j ACCEPT\nCOMMIT\n"
+            );
+            let packet = Packet { family: AddressFamily::V4, protocol: "udp", port: 3478, interfaces: &[] };
+            parse(&text, AddressFamily::V4).iter().map(|filter| filter.judge(&packet)).max().unwrap()
+        };
+        let notrack = "-A PREROUTING -p udp -j CT --notrack\n";
+        for (raw, states, expected) in [
+            ("", "NEW", Outcome::Open),
+            ("", "RELATED,UNTRACKED", Outcome::Closed),
+            (notrack, "NEW", Outcome::Uncertain),
+            (notrack, "RELATED,UNTRACKED", Outcome::Uncertain),
+            (notrack, "NEW,UNTRACKED", Outcome::Open),
+            ("-A PREROUTING -p udp -j DROP\n", "NEW", Outcome::Closed),
+        ] {
+            assert_eq!(outcome(raw, states), expected, "{raw}{states}");
+        }
     }
 
     #[test]

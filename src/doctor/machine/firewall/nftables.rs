@@ -9,7 +9,7 @@ use super::filter::{Condition, Filter, Kind, Rule, Truth, Verdict};
 use crate::stun::attribute::AddressFamily;
 
 /// Statements that change no decision.
-const HARMLESS: [&str; 5] = ["counter", "log", "mangle", "set", "notrack"];
+const HARMLESS: [&str; 4] = ["counter", "log", "mangle", "notrack"];
 
 /// Protocols above IP. A rule about their headers applies to no other packet.
 const TRANSPORTS: [&str; 11] = ["tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmpv6", "igmp", "ah", "esp", "comp"];
@@ -18,6 +18,8 @@ const TRANSPORTS: [&str; 11] = ["tcp", "udp", "udplite", "sctp", "dccp", "icmp",
 struct Table<'r> {
     /// Elements of its sets and maps.
     elements: HashMap<&'r str, &'r [Value]>,
+    /// Whether no rule of any table exempts packets from connection tracking.
+    is_tracked: bool,
 }
 
 /// Returns the chains for received packets. Tables of iptables, whose rules are shown without content, are left out.
@@ -27,10 +29,16 @@ pub(super) fn parse(text: &str) -> Vec<Filter> {
     let of_kind = |kind: &'static str| entries.iter().filter_map(move |entry| entry.get(kind));
     let foreign: HashSet<(&str, &str)> =
         of_kind("rule").filter(|rule| expressions(rule).iter().any(is_foreign)).map(table_of).collect();
+    let is_dormant = |table: (&str, &str)| {
+        let mut tables = of_kind("table").filter(|own| (text_of(own, "family"), text_of(own, "name")) == table);
+        tables.any(|own| own.get("flags").is_some_and(|flags| flags.to_string().contains("dormant")))
+    };
+    let mut all = of_kind("rule").flat_map(expressions);
+    let is_tracked = !all.any(|expression| expression.get("notrack").is_some());
     let mut filters = Vec::new();
-    for chain in of_kind("chain").filter(|chain| text_of(chain, "hook") == "input") {
+    for chain in of_kind("chain").filter(|chain| ["prerouting", "input"].contains(&text_of(chain, "hook"))) {
         let table = table_of(chain);
-        if foreign.contains(&table) || text_of(chain, "type") != "filter" {
+        if foreign.contains(&table) || text_of(chain, "type") != "filter" || is_dormant(table) {
             continue;
         }
         let family = match table.0 {
@@ -42,7 +50,7 @@ pub(super) fn parse(text: &str) -> Vec<Filter> {
         let sets = of_kind("set").chain(of_kind("map")).filter(|set| table_of(set) == table);
         let elements =
             |set| (text_of(set, "name"), set.get("elem").and_then(Value::as_array).map_or(&[][..], Vec::as_slice));
-        let table_of_sets = Table { elements: sets.map(elements).collect() };
+        let table_of_sets = Table { elements: sets.map(elements).collect(), is_tracked };
         let mut filter = Filter {
             program: "nftables",
             entry: text_of(chain, "name").to_owned(),
@@ -81,6 +89,8 @@ impl Table<'_> {
         let (mut conditions, mut rules) = (Vec::new(), Vec::new());
         for expression in expressions {
             let Some((name, content)) = expression.as_object().and_then(|object| object.iter().next()) else {
+                // Some statements have no form in JSON.
+                conditions.push(Condition::unknown(false));
                 continue;
             };
             match name.as_str() {
@@ -89,7 +99,7 @@ impl Table<'_> {
                     let data = content.get("data");
                     for pair in data.map_or(&[][..], |data| self.values(data)) {
                         let Some([key, verdict]) = pair.as_array().map(Vec::as_slice) else { continue };
-                        let equal = self.compare(content.get("key").unwrap_or(&Value::Null), "==", key);
+                        let equal = self.equal(content.get("key").unwrap_or(&Value::Null), key);
                         if let Some(verdict) = verdict_of(verdict) {
                             rules.push(Rule { conditions: [&conditions[..], &equal].concat(), verdict });
                         }
@@ -98,7 +108,7 @@ impl Table<'_> {
                 name if HARMLESS.contains(&name) => {}
                 _ => match verdict_of(expression) {
                     Some(verdict) => rules.push(Rule { conditions: conditions.clone(), verdict }),
-                    None => conditions.push(Condition::new(Kind::Always(Truth::Maybe))),
+                    None => conditions.push(Condition::unknown(false)),
                 },
             }
         }
@@ -119,29 +129,57 @@ impl Table<'_> {
     fn conditions(&self, content: &Value) -> Vec<Condition> {
         match (content.get("left"), content.get("right")) {
             (Some(left), Some(right)) => self.compare(left, text_of(content, "op"), right),
-            _ => vec![Condition::new(Kind::Always(Truth::Maybe))],
+            _ => vec![Condition::unknown(false)],
+        }
+    }
+
+    /// Returns the conditions that a key of a map has a value.
+    fn equal(&self, key: &Value, value: &Value) -> Vec<Condition> {
+        let parts = |value: &Value| value.get("concat").and_then(Value::as_array).cloned();
+        match (parts(key), parts(value)) {
+            // The default.
+            _ if value == "*" => Vec::new(),
+            (Some(keys), Some(values)) => {
+                keys.iter().zip(&values).flat_map(|(key, value)| self.equal(key, value)).collect()
+            }
+            _ => self.compare(key, "==", value),
         }
     }
 
     /// Returns the conditions of a comparison, with those that it implies.
     fn compare(&self, left: &Value, operator: &str, right: &Value) -> Vec<Condition> {
         let is_negated = operator == "!=";
-        let unknown = Condition::new(Kind::Always(Truth::Maybe));
+        let unknown = Condition::unknown(is_negated);
         let values = self.values(right);
-        let texts = || values.iter().filter_map(|value| text_or_number(element(value))).collect::<Vec<_>>();
-        let any = |wanted: &str| Kind::Always(texts().iter().any(|text| text == wanted).into());
+        let texts = || values.iter().map(|value| text_or_number(element(value))).collect::<Option<Vec<_>>>();
         let of = |kind: Kind| Condition { kind, is_negated };
+        // A value that is not understood makes the whole comparison unknown.
+        let with =
+            |make: &dyn Fn(Vec<String>) -> Kind| texts().map_or_else(|| unknown.clone(), |texts| of(make(texts)));
         if !["==", "!=", "in", ""].contains(&operator) && left.pointer("/payload/field") != Some(&"dport".into()) {
             return vec![unknown];
         }
         let key = left.pointer("/meta/key").or_else(|| left.pointer("/ct/key")).and_then(Value::as_str);
         match key {
-            Some("l4proto") => return vec![of(Kind::Protocols(texts()))],
-            Some("state") => return vec![of(any("new"))],
-            Some("iifname" | "iif") if texts() == ["lo"] => return vec![of(Kind::Always(Truth::No))],
+            Some("l4proto") => return vec![with(&Kind::Protocols)],
+            Some("state") => {
+                let has = |texts: &[String], state: &str| texts.iter().any(|text| text == state);
+                return vec![with(&|states| {
+                    let (new, untracked) = (has(&states, "new"), has(&states, "untracked"));
+                    Kind::Always(Truth::of_states(new, untracked, self.is_tracked))
+                })];
+            }
+            // Packets of a flow that the machine itself redirects.
+            Some("status") if texts().is_some_and(|texts| texts == ["dnat"]) => {
+                return vec![of(Kind::Always(Truth::No))];
+            }
+            Some("iifname" | "iif") => return vec![with(&Kind::Interfaces)],
             Some("nfproto") => {
-                let family = if texts() == ["ipv6"] { AddressFamily::V6 } else { AddressFamily::V4 };
-                return vec![of(Kind::Family(family))];
+                return vec![with(&|families| match families.as_slice() {
+                    [one] if one == "ipv6" => Kind::Family(AddressFamily::V6),
+                    [one] if one == "ipv4" => Kind::Family(AddressFamily::V4),
+                    _ => Kind::Always(Truth::Yes),
+                })];
             }
             Some(_) => return vec![unknown],
             None => {}
@@ -150,17 +188,17 @@ impl Table<'_> {
         match (text_of(payload, "protocol"), text_of(payload, "field")) {
             ("ip", field) => {
                 let is_protocol = field == "protocol";
-                let second = if is_protocol { of(Kind::Protocols(texts())) } else { unknown };
+                let second = if is_protocol { with(&Kind::Protocols) } else { unknown.clone() };
                 vec![Condition::new(Kind::Family(AddressFamily::V4)), second]
             }
             ("ip6", field) => {
                 let is_protocol = field == "nexthdr";
-                let second = if is_protocol { of(Kind::Protocols(texts())) } else { unknown };
+                let second = if is_protocol { with(&Kind::Protocols) } else { unknown.clone() };
                 vec![Condition::new(Kind::Family(AddressFamily::V6)), second]
             }
             (protocol, field) => {
                 let ports = (field == "dport").then(|| ports(operator, values)).flatten();
-                let second = ports.map_or(unknown, |ports| of(Kind::Ports(ports)));
+                let second = ports.map_or_else(|| unknown.clone(), |ports| of(Kind::Ports(ports)));
                 if TRANSPORTS.contains(&protocol) {
                     vec![Condition::new(Kind::Protocols(vec![protocol.to_owned()])), second]
                 } else {
@@ -241,7 +279,7 @@ mod tests {
     fn judgements(rules: &[(&str, &str)], packets: &[(&'static str, u16)]) -> Vec<Outcome> {
         let [filter] = table(rules).try_into().map_err(|_| "one chain").unwrap();
         let judgement = |(protocol, port): &(&'static str, u16)| {
-            filter.judge(&Packet { family: AddressFamily::V4, protocol, port: *port })
+            filter.judge(&Packet { family: AddressFamily::V4, protocol, port: *port, interfaces: &[] })
         };
         packets.iter().map(judgement).collect()
     }
@@ -301,7 +339,14 @@ mod tests {
             (of_address("ip6"), Outcome::Closed),
             (of_address("ether"), Outcome::Uncertain),
             (of_address("icmp"), Outcome::Closed),
+            (of_meta("meta", "nfproto", r#"{"set": ["ipv4", "ipv6"]}"#), Outcome::Open),
+            (of_meta("meta", "l4proto", r#"{"range": ["tcp", "udp"]}"#), Outcome::Uncertain),
+            (of_meta("ct", "state", r#"["established", "untracked"]"#), Outcome::Closed),
+            (of_meta("ct", "status", r#""dnat""#), Outcome::Closed),
             (format!(r#"{{"limit": {{"rate": 3}}}}, {ACCEPT}"#), Outcome::Uncertain),
+            (format!(r#"{{"set": {{"op": "update", "stmt": [{{"limit": {{}}}}]}}}}, {ACCEPT}"#), Outcome::Uncertain),
+            (format!(r#""a statement", {ACCEPT}"#), Outcome::Uncertain),
+            (of_address("ip").replace("==", "!=").replace("accept", "drop"), Outcome::Closed),
             (format!(r#"{{"log": {{}}}}, {ACCEPT}"#), Outcome::Open),
             (r#"{"reject": null}"#.to_owned(), Outcome::Closed),
         ] {
@@ -315,6 +360,13 @@ mod tests {
                          ["established", {"accept": null}]]}}}"#;
         let ports = r#"{"vmap": {"key": {"payload": {"protocol": "udp", "field": "dport"}}, "data": {"set":
                         [[7, {"accept": null}], [{"range": [100, 200]}, {"jump": {"target": "own"}}]]}}}"#;
+        let both = r#"{"vmap": {"key": {"concat": [{"meta": {"key": "l4proto"}}, {"payload": {"protocol": "th", "field": "dport"}}]},
+                       "data": {"set": [[{"concat": ["udp", 8]}, {"accept": null}], ["*", {"drop": null}]]}}}"#;
+        let then = [("input", both), ("input", ACCEPT)];
+        assert_eq!(
+            judgements(&then, &[("udp", 8), ("tcp", 8), ("udp", 9)]),
+            [Outcome::Open, Outcome::Closed, Outcome::Closed]
+        );
         let own = format!("{}, {ACCEPT}", port("udp", "!=", "150"));
         assert_eq!(
             judgements(
