@@ -35,6 +35,7 @@ mod architecture {
         ("stun", &[]),
         ("auth", &[]),
         ("net", &["file", "ip_fields"]),
+        ("offload", &[]),
         ("clock", &[]),
         ("file", &[]),
         ("printable", &[]),

@@ -68,6 +68,8 @@ pub struct Entry {
     pub expires: u64,
     /// The index of its counter.
     pub slot: u32,
+    /// The worker whose lease counts.
+    pub worker: u8,
 }
 
 impl Entry {
@@ -103,7 +105,7 @@ impl Entry {
             Direction::ToPeer => [0; 2],
             Direction::ToClient => self.channel.to_be_bytes(),
         });
-        bytes.put([if sent.destination.is_ipv4() { 4 } else { 6 }, 0]);
+        bytes.put([if sent.destination.is_ipv4() { 4 } else { 6 }, self.worker]);
         bytes.put(sent.interface.to_le_bytes());
         bytes.put(self.slot.to_le_bytes());
         bytes.put(sent.link_destination);
@@ -186,11 +188,13 @@ pub enum Outcome {
     NoHeadroom,
     /// The driver left too little room after a short packet.
     NoTailroom,
+    /// The worker of the entry has not extended its lease.
+    NoLease,
 }
 
 impl Outcome {
     /// All outcomes, in the order of their indices.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Relayed,
         Self::Replaced,
         Self::Malformed,
@@ -202,6 +206,7 @@ impl Outcome {
         Self::NoCounter,
         Self::NoHeadroom,
         Self::NoTailroom,
+        Self::NoLease,
     ];
 }
 

@@ -119,7 +119,8 @@ struct entry {
 	__be16 channel;
 	// 4 or 6.
 	__u8 version;
-	__u8 zero;
+	// The index in `lease`: the worker that has made the entry.
+	__u8 worker;
 	__u32 interface;
 	// The index in `counters`.
 	__u32 slot;
@@ -166,6 +167,8 @@ enum outcome {
 	NO_COUNTER,
 	NO_HEADROOM,
 	NO_TAILROOM,
+	// The worker of the entry has not extended its lease.
+	NO_LEASE,
 	OUTCOMES,
 };
 
@@ -197,6 +200,15 @@ struct {
 	TYPE(key, __u32);
 	TYPE(value, __u64);
 } outcomes SECTION(".maps");
+
+// The time of CLOCK_MONOTONIC in nanoseconds from which on the entries of a worker are not used. Each worker extends its
+// own, so that the entries of one that has stalled or ended are soon not used.
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, 256);
+	TYPE(key, __u32);
+	TYPE(value, __u64);
+} lease SECTION(".maps");
 
 enum direction { TO_PEER, TO_CLIENT };
 
@@ -346,6 +358,10 @@ INLINE int relay_as(struct xdp_md *context, const struct entry *entry, const str
 	__u64 now = coarse_time();
 	if (now >= entry->expires)
 		return pass(EXPIRED);
+	__u32 worker = entry->worker;
+	__u64 *leased = map_lookup(&lease, &worker);
+	if (!leased || now >= *leased)
+		return pass(NO_LEASE);
 
 	__u32 frame = frame_length(context) + growth;
 	__u32 wanted = sizeof(struct ethernet) + packet;

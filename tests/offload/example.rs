@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::frame::{Frame, channel_data};
-use crate::kernel::{Kernel, OWN_INTERFACE};
+use crate::kernel::{Kernel, LEASED, OWN_INTERFACE};
 use crate::layout::{Direction, Entry, Received, Sent};
 
 pub(crate) const CHANNEL: u16 = 0x4abc;
@@ -39,6 +39,7 @@ pub(crate) fn entry(direction: Direction, received_v4: bool, sent_v4: bool) -> E
         channel: CHANNEL,
         expires: u64::MAX,
         slot: 7,
+        worker: LEASED,
     }
 }
 

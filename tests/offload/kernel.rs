@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, Xdp};
 use aya::{Ebpf, EbpfLoader, TestRunOptions};
 use nix::libc::EPERM;
@@ -18,6 +18,9 @@ use crate::layout::{COUNTER, Counter, Direction, ENTRY, Entry, KEY, Outcome};
 pub(crate) const OWN_INTERFACE: u32 = 1;
 /// The number of counters.
 pub(crate) const SLOTS: u32 = 64;
+/// The worker whose lease never ends. That of [`PAST_LEASE`] ended long ago, and others have none.
+pub(crate) const LEASED: u8 = 200;
+pub(crate) const PAST_LEASE: u8 = 201;
 /// The room in front of a frame, without what the kernel uses for itself (`struct xdp_frame`).
 pub(crate) const HEADROOM: usize = 256 - 40;
 
@@ -62,7 +65,16 @@ impl Kernel {
             let program: &mut Xdp = bpf.program_mut(name).ok_or("the object has no such program")?.try_into()?;
             program.load()?;
         }
-        Ok(Self { bpf })
+        let mut kernel = Self { bpf };
+        kernel.lease(LEASED, u64::MAX);
+        kernel.lease(PAST_LEASE, 1);
+        Ok(kernel)
+    }
+
+    /// Lets the entries of a worker be used until this time.
+    pub(crate) fn lease(&mut self, worker: u8, until: u64) {
+        let mut map: Array<_, u64> = Array::try_from(self.bpf.map_mut("lease").unwrap()).unwrap();
+        map.set(worker.into(), until, 0).unwrap();
     }
 
     /// Returns a program of the object.

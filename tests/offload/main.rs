@@ -9,9 +9,9 @@ mod frame;
 #[cfg(test)]
 mod kernel;
 #[cfg(test)]
-#[path = "../../src/offload/layout.rs"]
-#[expect(unreachable_pub, reason = "the loader is in the library")]
-mod layout;
+use turnserver::offload::layout;
+#[cfg(test)]
+mod leases;
 #[cfg(test)]
 mod network;
 #[cfg(test)]

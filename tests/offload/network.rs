@@ -14,7 +14,7 @@ use nix::unistd::gettid;
 
 use crate::example::{CHANNEL, DIRECTIONS, FAMILIES};
 use crate::frame::channel_data;
-use crate::kernel::{Kernel, skip};
+use crate::kernel::{Kernel, LEASED, skip};
 use crate::layout::{Direction, Entry, Outcome, Received, Sent};
 
 /// A host on the other end of one interface of the server. Network `n` is 10.0.n.0/24 and fd00:n::/64; the server is
@@ -94,6 +94,7 @@ fn exchange(kernel: &mut Kernel, number: u16, client: &Host, peer: &Host, (clien
             channel: CHANNEL + number,
             expires: u64::MAX,
             slot: u32::from(2 * number) + u32::from(direction == Direction::ToClient),
+            worker: LEASED,
         });
     }
     let before = kernel.outcome(Outcome::Relayed);

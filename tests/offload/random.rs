@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
 use crate::frame::{Frame, channel_data, sum};
-use crate::kernel::{HEADROOM, Kernel, OWN_INTERFACE, SLOTS, Verdict};
+use crate::kernel::{HEADROOM, Kernel, LEASED, OWN_INTERFACE, SLOTS, Verdict};
 use crate::layout::{Direction, Entry, Outcome, Received, Sent};
 use crate::shadow::{PAST, Shadow};
 
@@ -101,6 +101,7 @@ fn random_entry(rng: &mut StdRng) -> Entry {
         channel: rng.random_range(0x4000..0x8000),
         expires: if rng.random_ratio(1, 12) { rng.random_range(0..=PAST) } else { u64::MAX - rng.random_range(0..9) },
         slot: if rng.random_ratio(1, 12) { SLOTS + rng.random_range(0..3) } else { rng.random_range(0..SLOTS) },
+        worker: if rng.random_ratio(1, 12) { rng.random_range(LEASED - 2..=LEASED + 1) } else { LEASED },
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::frame::{ETHERNET, SHORTEST_FRAME, sum, udp_sum};
-use crate::kernel::{HEADROOM, OWN_INTERFACE, SLOTS, Verdict};
+use crate::kernel::{HEADROOM, LEASED, OWN_INTERFACE, SLOTS, Verdict};
 use crate::layout::{Counter, Direction, ENTRY, KEY, Outcome};
 
 /// An entry whose expiry is not after this time has expired. All others of these tests expire in centuries.
@@ -122,6 +122,9 @@ impl Shadow {
         }
         if u64::from_le_bytes(entry[40..48].try_into().unwrap()) <= PAST {
             return Err(Outcome::Expired);
+        }
+        if entry[87] != LEASED {
+            return Err(Outcome::NoLease);
         }
         let received_length = if packet.source.is_ipv4() { 20 } else { 40 } + udp.len();
         let needed = length.saturating_sub(received_length);
