@@ -35,7 +35,7 @@ mod architecture {
         ("stun", &[]),
         ("auth", &[]),
         ("net", &["file", "ip_fields"]),
-        ("offload", &[]),
+        ("offload", &["net"]),
         ("clock", &[]),
         ("file", &[]),
         ("printable", &[]),

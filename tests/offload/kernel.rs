@@ -2,15 +2,17 @@
 
 use std::error::Error;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, Xdp};
 use aya::{Ebpf, EbpfLoader, TestRunOptions};
 use nix::libc::EPERM;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use turnserver::offload::maps::Descriptors;
 
 use crate::layout::{COUNTER, Counter, Direction, ENTRY, Entry, KEY, Outcome};
 
@@ -105,6 +107,15 @@ impl Kernel {
     /// Takes a map, for another thread. The program still uses it.
     pub(crate) fn take_entries(&mut self, direction: Direction) -> HashMap<MapData, [u8; KEY], [u8; ENTRY]> {
         HashMap::try_from(self.bpf.take_map(map_name(direction)).unwrap()).unwrap()
+    }
+
+    /// Returns descriptors of the maps.
+    pub(crate) fn descriptors(&self) -> Descriptors<OwnedFd> {
+        let descriptors = Descriptors::NAMES.try_map(|name| match self.bpf.map(name).unwrap() {
+            Map::HashMap(map) | Map::PerCpuArray(map) | Map::Array(map) => map.fd().as_fd().try_clone_to_owned(),
+            other => panic!("{other:?} is not such a map"),
+        });
+        descriptors.unwrap()
     }
 
     fn entries(&mut self, direction: Direction) -> HashMap<&mut MapData, [u8; KEY], [u8; ENTRY]> {

@@ -3,6 +3,8 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+mod attach;
+#[cfg(test)]
 mod example;
 #[cfg(test)]
 mod frame;
@@ -12,6 +14,8 @@ mod kernel;
 use turnserver::offload::layout;
 #[cfg(test)]
 mod leases;
+#[cfg(test)]
+mod maps;
 #[cfg(test)]
 mod network;
 #[cfg(test)]

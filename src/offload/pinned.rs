@@ -1,0 +1,277 @@
+//! The program and its maps below a directory of the BPF file system, where they outlive the process that has loaded
+//! them.
+//!
+//! `attach` and `detach` need root. `open` and `interfaces` need only the permission of the files.
+//!
+//! ```text
+//! turnserver/           root:group 750
+//! ├── links/            root:group 750   one link for each interface: removing it detaches the program
+//! │   └── 2             root:root  600   its name is the index of the interface
+//! └── maps/             root:group 750
+//!     └── to_peer …     root:group 660
+//! ```
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapData, MapError};
+use aya::programs::links::PinnedLink;
+use nix::net::if_::if_nametoindex;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use thiserror::Error;
+
+use super::maps::{Descriptors, Maps, NotUsable};
+use super::obstacle::{NotAttached, NotLoaded, is_in_user_namespace};
+use super::program::{Program, Sizes};
+use crate::net::detach_pinned_link;
+
+/// The directory that `turnserver offload attach` uses.
+pub const DIRECTORY: &str = "/sys/fs/bpf/turnserver";
+/// Where the unit shows that directory to the service: systemd lets only root enter `/sys/fs/bpf`.
+pub const DIRECTORY_OF_SERVICE: &str = "/run/turnserver/offload";
+
+const MAPS: &str = "maps";
+const LINKS: &str = "links";
+
+/// An interface and whether the program is attached to it.
+#[derive(Debug)]
+pub struct Interface {
+    /// The name of the interface.
+    pub name: String,
+    /// Whether it is attached, or why not.
+    pub attached: Result<(), NotAttached>,
+}
+
+/// Why nothing was attached.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// The program is not loaded.
+    #[error(transparent)]
+    NotLoaded(#[from] NotLoaded),
+    /// The directory cannot be used.
+    #[error(transparent)]
+    NotPinned(#[from] DirectoryError),
+}
+
+/// Why a directory cannot be used for the program.
+#[derive(Debug, Error)]
+pub enum DirectoryError {
+    /// It is not on a BPF file system.
+    #[error("{} is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`", .0.display())]
+    NotBpf(PathBuf),
+    /// A file cannot be made or removed.
+    #[error("cannot prepare {}: {error}", path.display())]
+    Failed {
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        error: io::Error,
+    },
+}
+
+/// Why the maps cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// They do not exist.
+    #[error("{} does not exist: `turnserver offload attach` has not run, or has failed", .0.display())]
+    Missing(PathBuf),
+    /// The process may not open them.
+    #[error("this process may not open {}: {error}{hint}", path.display())]
+    Denied {
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        error: io::Error,
+        /// What the operator can do.
+        hint: &'static str,
+    },
+    /// The kernel permits no use of maps without `CAP_BPF`, or a sandbox denies the system call.
+    #[error(
+        "the system call `bpf` is denied: the unit needs `SystemCallFilter=bpf`, and before Linux 5.19 also \
+         `AmbientCapabilities=CAP_BPF`"
+    )]
+    NoSystemCall,
+    /// They are not the maps of this program.
+    #[error(transparent)]
+    NotUsable(#[from] NotUsable),
+    /// Another error of the kernel.
+    #[error("cannot open {}: {error}", path.display())]
+    Failed {
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        error: io::Error,
+    },
+}
+
+/// Loads the program with new and empty maps, attaches it to these interfaces, and detaches it from all others.
+///
+/// `group` is the group that may open the maps. An earlier program of the same directory is replaced; its maps lose
+/// their files, so a process that has opened them fills maps that nothing reads.
+///
+/// # Errors
+/// If the program cannot be loaded or kept. An interface that does not take the program is no error.
+pub fn attach(
+    directory: &Path,
+    group: Option<u32>,
+    sizes: Sizes,
+    interfaces: &[String],
+) -> Result<Vec<Interface>, AttachError> {
+    check_file_system(directory)?;
+    let mut program = Program::load(sizes)?;
+    let (maps, links) = (directory.join(MAPS), directory.join(LINKS));
+    make_directory(directory, group, 0o750)?;
+    make_directory(&links, group, 0o750)?;
+    remove(&maps)?;
+    make_directory(&maps, group, 0o750)?;
+    program.pin_maps(&maps).map_err(|error| failed(&maps, error))?;
+    for file in files(&maps)? {
+        let done = chown(&file, None, group).and_then(|()| fs::set_permissions(&file, Permissions::from_mode(0o660)));
+        done.map_err(|error| failed(&file, error))?;
+    }
+    let mut kept = BTreeSet::new();
+    let attached = interfaces
+        .iter()
+        .map(|name| Interface { name: name.clone(), attached: attach_to(&mut program, name, &links, &mut kept) })
+        .collect();
+    for link in files(&links)? {
+        if !kept.contains(&link) {
+            detach_link(&link)?;
+        }
+    }
+    Ok(attached)
+}
+
+/// Detaches the program from all interfaces and removes the directory. Does nothing if there is none.
+///
+/// # Errors
+/// If a file cannot be removed.
+pub fn detach(directory: &Path) -> Result<(), DirectoryError> {
+    if !exists(directory)? {
+        return Ok(());
+    }
+    check_file_system(directory)?;
+    let links = directory.join(LINKS);
+    for link in files(&links)? {
+        detach_link(&link)?;
+    }
+    remove(&links)?;
+    remove(&directory.join(MAPS))?;
+    remove(directory)
+}
+
+/// Opens the maps. Needs no capability since Linux 5.19.
+///
+/// # Errors
+/// Says what is missing.
+pub fn open(directory: &Path) -> Result<Maps, OpenError> {
+    let maps = directory.join(MAPS);
+    let descriptors = Descriptors::NAMES.try_map(|name| open_map(&maps.join(name)))?;
+    Ok(Maps::new(descriptors)?)
+}
+
+/// Returns the indices of the interfaces to which the program was attached. One may have gone since.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn interfaces(directory: &Path) -> Result<Vec<u32>, DirectoryError> {
+    let index = |path: &PathBuf| path.file_name()?.to_str()?.parse().ok();
+    Ok(files(&directory.join(LINKS))?.iter().filter_map(index).collect())
+}
+
+fn open_map(path: &Path) -> Result<OwnedFd, OpenError> {
+    let opened = MapData::from_pin(path).and_then(|map| map.fd().as_fd().try_clone_to_owned().map_err(MapError::from));
+    opened.map_err(|error| {
+        let path = path.to_owned();
+        let error = match error {
+            MapError::SyscallError(error) => error.io_error,
+            error => io::Error::other(error),
+        };
+        match error.raw_os_error() {
+            Some(libc::ENOENT) => OpenError::Missing(path),
+            Some(libc::EACCES) => {
+                let hint = match is_in_user_namespace() {
+                    false => ": its user is not in the group, or may not enter a directory above",
+                    true => ": the group of the file is unknown in this container",
+                };
+                OpenError::Denied { path, error, hint }
+            }
+            Some(libc::EPERM | libc::ENOSYS) => OpenError::NoSystemCall,
+            _ => OpenError::Failed { path, error },
+        }
+    })
+}
+
+fn attach_to(program: &mut Program, name: &str, links: &Path, kept: &mut BTreeSet<PathBuf>) -> Result<(), NotAttached> {
+    let index = if_nametoindex(name).map_err(|_| NotAttached::NoInterface)?;
+    // The names of this file system have no dots; those of interfaces may.
+    let path = links.join(index.to_string());
+    if let Ok(link) = PinnedLink::from_pin(&path) {
+        if program.replace(link).is_ok() {
+            kept.insert(path);
+            return Ok(());
+        }
+        // The interface has gone, and its index has been given to another one.
+        let _ = detach_link(&path);
+    }
+    program.attach(name)?.pin(&path)?;
+    kept.insert(path);
+    Ok(())
+}
+
+/// Detaches the program of a link at once. Removing the file alone detaches it a moment later.
+fn detach_link(path: &Path) -> Result<(), DirectoryError> {
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| failed(path, error.into()))?;
+    // Removing the file suffices if this fails, such as for an interface that has gone.
+    let _ = detach_pinned_link(&name);
+    fs::remove_file(path).map_err(|error| failed(path, error))
+}
+
+fn check_file_system(directory: &Path) -> Result<(), DirectoryError> {
+    let existing = if exists(directory)? { directory } else { directory.parent().unwrap_or(directory) };
+    match statfs(existing) {
+        Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => Ok(()),
+        Ok(_) => Err(DirectoryError::NotBpf(existing.to_owned())),
+        Err(error) => Err(failed(existing, error.into())),
+    }
+}
+
+fn exists(path: &Path) -> Result<bool, DirectoryError> {
+    path.try_exists().map_err(|error| failed(path, error))
+}
+
+fn make_directory(path: &Path, group: Option<u32>, mode: u32) -> Result<(), DirectoryError> {
+    let made = match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => chown(path, None, group).and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode))),
+    };
+    made.map_err(|error| failed(path, error))
+}
+
+/// Returns the files of a directory; none if it does not exist.
+fn files(directory: &Path) -> Result<Vec<PathBuf>, DirectoryError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
+    };
+    let paths = entries.map(|entries| entries.iter().map(fs::DirEntry::path).collect());
+    paths.map_err(|error| failed(directory, error))
+}
+
+/// Removes a directory and its files, if it exists.
+fn remove(directory: &Path) -> Result<(), DirectoryError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(directory, error)),
+        _ => Ok(()),
+    }
+}
+
+fn failed(path: &Path, error: io::Error) -> DirectoryError {
+    DirectoryError::Failed { path: path.to_owned(), error }
+}

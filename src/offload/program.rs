@@ -1,0 +1,120 @@
+//! Loads the program, and attaches it to interfaces in native mode. Needs `CAP_BPF` and `CAP_NET_ADMIN`.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use aya::maps::{Map, MapData};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use nix::net::if_::if_nametoindex;
+
+use super::maps::Descriptors;
+use super::obstacle::{NotAttached, NotLoaded};
+
+/// `src/offload/build` makes it from `relay.bpf.c`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("relay.bpf.o");
+/// The name of the program in the object.
+const PROGRAM: &str = "relay";
+
+/// The sizes of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// The largest number of entries of each direction.
+    pub entries: u32,
+    /// The number of counters.
+    pub slots: u32,
+}
+
+/// The program in the kernel. Dropping it changes nothing while it is attached.
+#[derive(Debug)]
+pub struct Program {
+    bpf: Ebpf,
+}
+
+/// The program on one interface. Dropping it detaches the program, unless it is pinned.
+#[derive(Debug)]
+pub struct Attachment(FdLink);
+
+impl Program {
+    /// Loads the program with empty maps of these sizes.
+    ///
+    /// # Errors
+    /// Says why the kernel does not load it.
+    pub fn load(sizes: Sizes) -> Result<Self, NotLoaded> {
+        let Sizes { entries, slots } = sizes;
+        Self::try_load(sizes).map_err(|error| NotLoaded::explain(&error, entries, slots))
+    }
+
+    fn try_load(sizes: Sizes) -> Result<Self, EbpfError> {
+        let names = Descriptors::NAMES;
+        let bpf = EbpfLoader::new()
+            .map_max_entries(names.to_peer, sizes.entries)
+            .map_max_entries(names.to_client, sizes.entries)
+            .map_max_entries(names.counters, sizes.slots)
+            .load(OBJECT)?;
+        let mut program = Self { bpf };
+        program.xdp()?.load()?;
+        Ok(program)
+    }
+
+    /// Returns new descriptors of the maps.
+    ///
+    /// # Errors
+    /// If the process has too many open files.
+    pub fn descriptors(&self) -> io::Result<Descriptors<OwnedFd>> {
+        Descriptors::NAMES.try_map(|name| self.map(name)?.fd().as_fd().try_clone_to_owned())
+    }
+
+    /// Attaches the program to an interface in native mode.
+    ///
+    /// # Errors
+    /// Says why the interface does not take it. An interface with another program is not changed.
+    pub fn attach(&mut self, interface: &str) -> Result<Attachment, NotAttached> {
+        let index = if_nametoindex(interface).map_err(|_| NotAttached::NoInterface)?;
+        let attached = self.try_attach(index).map_err(|error| NotAttached::explain(&error, interface))?;
+        // A kernel without links would keep the program attached forever.
+        FdLink::try_from(attached).map(Attachment).map_err(|error| NotAttached::explain(&error, interface))
+    }
+
+    fn try_attach(&mut self, interface: u32) -> Result<XdpLink, ProgramError> {
+        let xdp = self.xdp()?;
+        let link = xdp.attach_to_if_index(interface, XdpMode::Driver)?;
+        xdp.take_link(link)
+    }
+
+    /// Replaces the program of a pinned attachment by this one. No packet passes between them without a program.
+    pub(super) fn replace(&mut self, attachment: PinnedLink) -> io::Result<()> {
+        let link = XdpLink::try_from(FdLink::from(attachment)).map_err(io::Error::other)?;
+        let xdp = self.xdp().map_err(io::Error::other)?;
+        let replaced = xdp.attach_to_link(link).and_then(|link| xdp.take_link(link));
+        // Dropping it closes the descriptor. The link stays pinned.
+        replaced.map(drop).map_err(io::Error::other)
+    }
+
+    /// Pins the maps below a directory.
+    pub(super) fn pin_maps(&self, directory: &Path) -> io::Result<()> {
+        Descriptors::NAMES.try_map(|name| self.map(name)?.pin(directory.join(name)).map_err(io::Error::other)).map(drop)
+    }
+
+    fn map(&self, name: &str) -> io::Result<&MapData> {
+        match self.bpf.map(name) {
+            Some(Map::HashMap(map) | Map::PerCpuArray(map) | Map::Array(map)) => Ok(map),
+            _ => Err(io::Error::other(format!("the object has no map `{name}`"))),
+        }
+    }
+
+    fn xdp(&mut self) -> Result<&mut Xdp, ProgramError> {
+        self.bpf.program_mut(PROGRAM).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
+    }
+}
+
+impl Attachment {
+    /// Keeps the program attached for as long as the file exists.
+    pub(super) fn pin(self, path: &Path) -> Result<(), NotAttached> {
+        let pinned = self.0.pin(path).map(drop);
+        pinned.map_err(|error| NotAttached::NotPinned { path: path.display().to_string(), error: error.to_string() })
+    }
+}
