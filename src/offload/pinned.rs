@@ -7,8 +7,9 @@
 //! turnserver/           root:group 750
 //! ├── links/            root:group 750   one link for each interface: removing it detaches the program
 //! │   └── 2             root:root  600   its name is the index of the interface
-//! └── maps/             root:group 750
-//!     └── to_peer …     root:group 660
+//! ├── maps/             root:group 750
+//! │   └── to_peer …     root:group 660
+//! └── program           root:root  600
 //! ```
 
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapError};
+use aya::programs::Xdp;
 use aya::programs::links::PinnedLink;
 use nix::net::if_::if_nametoindex;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -28,7 +30,7 @@ use thiserror::Error;
 
 use super::maps::{Descriptors, Maps, NotUsable};
 use super::obstacle::{NotAttached, NotLoaded, is_in_user_namespace};
-use super::program::{Program, Sizes};
+use super::program::{self, Program, Sizes};
 use crate::net::detach_pinned_link;
 
 /// The directory that `turnserver offload attach` uses.
@@ -38,6 +40,7 @@ pub const DIRECTORY_OF_SERVICE: &str = "/run/turnserver/offload";
 
 const MAPS: &str = "maps";
 const LINKS: &str = "links";
+const PROGRAM: &str = "program";
 
 /// An interface and whether the program is attached to it.
 #[derive(Debug)]
@@ -128,24 +131,27 @@ pub fn attach(
     let (maps, links) = (directory.join(MAPS), directory.join(LINKS));
     make_directory(directory, group, 0o750)?;
     make_directory(&links, group, 0o750)?;
-    remove(&maps)?;
+    remove_program(directory)?;
     make_directory(&maps, group, 0o750)?;
     program.pin_maps(&maps).map_err(|error| failed(&maps, error))?;
     for file in files(&maps)? {
         let done = chown(&file, None, group).and_then(|()| fs::set_permissions(&file, Permissions::from_mode(0o660)));
         done.map_err(|error| failed(&file, error))?;
     }
-    let mut kept = BTreeSet::new();
-    let attached = interfaces
-        .iter()
-        .map(|name| Interface { name: name.clone(), attached: attach_to(&mut program, name, &links, &mut kept) })
-        .collect();
-    for link in files(&links)? {
-        if !kept.contains(&link) {
-            detach_link(&link)?;
-        }
-    }
-    Ok(attached)
+    let file = directory.join(PROGRAM);
+    program.pin(&file).map_err(|error| failed(&file, error))?;
+    let program = program.xdp().map_err(|error| failed(&file, io::Error::other(error)))?;
+    Ok(attach_to_all(program, interfaces, &links)?)
+}
+
+/// Attaches the program of a directory to these interfaces, and detaches it from all others. The maps stay.
+///
+/// # Errors
+/// If there is no such program. An interface that does not take the program is no error.
+pub fn set_interfaces(directory: &Path, interfaces: &[String]) -> Result<Vec<Interface>, DirectoryError> {
+    let file = directory.join(PROGRAM);
+    let mut program = program::open(&file).map_err(|error| failed(&file, error))?;
+    attach_to_all(&mut program, interfaces, &directory.join(LINKS))
 }
 
 /// Detaches the program from all interfaces and removes the directory. Does nothing if there is none.
@@ -162,7 +168,7 @@ pub fn detach(directory: &Path) -> Result<(), DirectoryError> {
         detach_link(&link)?;
     }
     remove(&links)?;
-    remove(&directory.join(MAPS))?;
+    remove_program(directory)?;
     remove(directory)
 }
 
@@ -208,19 +214,33 @@ fn open_map(path: &Path) -> Result<OwnedFd, OpenError> {
     })
 }
 
-fn attach_to(program: &mut Program, name: &str, links: &Path, kept: &mut BTreeSet<PathBuf>) -> Result<(), NotAttached> {
+fn attach_to_all(program: &mut Xdp, interfaces: &[String], links: &Path) -> Result<Vec<Interface>, DirectoryError> {
+    let mut kept = BTreeSet::new();
+    let attached = interfaces
+        .iter()
+        .map(|name| Interface { name: name.clone(), attached: attach_to(program, name, links, &mut kept) })
+        .collect();
+    for link in files(links)? {
+        if !kept.contains(&link) {
+            detach_link(&link)?;
+        }
+    }
+    Ok(attached)
+}
+
+fn attach_to(program: &mut Xdp, name: &str, links: &Path, kept: &mut BTreeSet<PathBuf>) -> Result<(), NotAttached> {
     let index = if_nametoindex(name).map_err(|_| NotAttached::NoInterface)?;
     // The names of this file system have no dots; those of interfaces may.
     let path = links.join(index.to_string());
     if let Ok(link) = PinnedLink::from_pin(&path) {
-        if program.replace(link).is_ok() {
+        if program::replace(program, link).is_ok() {
             kept.insert(path);
             return Ok(());
         }
         // The interface has gone, and its index has been given to another one.
         let _ = detach_link(&path);
     }
-    program.attach(name)?.pin(&path)?;
+    program::attach(program, name)?.pin(&path)?;
     kept.insert(path);
     Ok(())
 }
@@ -262,6 +282,15 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, DirectoryError> {
     };
     let paths = entries.map(|entries| entries.iter().map(fs::DirEntry::path).collect());
     paths.map_err(|error| failed(directory, error))
+}
+
+/// Removes the files of the maps and of the program. Links keep both.
+fn remove_program(directory: &Path) -> Result<(), DirectoryError> {
+    let file = directory.join(PROGRAM);
+    match fs::remove_file(&file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&file, error)),
+        _ => remove(&directory.join(MAPS)),
+    }
 }
 
 /// Removes a directory and its files, if it exists.

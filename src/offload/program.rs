@@ -9,10 +9,11 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya_obj::programs::XdpAttachType;
 use nix::net::if_::if_nametoindex;
 
 use super::maps::Descriptors;
-use super::obstacle::{NotAttached, NotLoaded};
+use super::obstacle::{NotAttached, NotLoaded, errno};
 
 /// `src/offload/build` makes it from `relay.bpf.c`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("relay.bpf.o");
@@ -73,30 +74,18 @@ impl Program {
     /// # Errors
     /// Says why the interface does not take it. An interface with another program is not changed.
     pub fn attach(&mut self, interface: &str) -> Result<Attachment, NotAttached> {
-        let index = if_nametoindex(interface).map_err(|_| NotAttached::NoInterface)?;
-        let attached = self.try_attach(index).map_err(|error| NotAttached::explain(&error, interface))?;
-        // A kernel without links would keep the program attached forever.
-        FdLink::try_from(attached).map(Attachment).map_err(|error| NotAttached::explain(&error, interface))
-    }
-
-    fn try_attach(&mut self, interface: u32) -> Result<XdpLink, ProgramError> {
-        let xdp = self.xdp()?;
-        let link = xdp.attach_to_if_index(interface, XdpMode::Driver)?;
-        xdp.take_link(link)
-    }
-
-    /// Replaces the program of a pinned attachment by this one. No packet passes between them without a program.
-    pub(super) fn replace(&mut self, attachment: PinnedLink) -> io::Result<()> {
-        let link = XdpLink::try_from(FdLink::from(attachment)).map_err(io::Error::other)?;
-        let xdp = self.xdp().map_err(io::Error::other)?;
-        let replaced = xdp.attach_to_link(link).and_then(|link| xdp.take_link(link));
-        // Dropping it closes the descriptor. The link stays pinned.
-        replaced.map(drop).map_err(io::Error::other)
+        let xdp = self.xdp().map_err(|error| NotAttached::explain(&error, interface))?;
+        attach(xdp, interface)
     }
 
     /// Pins the maps below a directory.
     pub(super) fn pin_maps(&self, directory: &Path) -> io::Result<()> {
         Descriptors::NAMES.try_map(|name| self.map(name)?.pin(directory.join(name)).map_err(io::Error::other)).map(drop)
+    }
+
+    /// Pins the program.
+    pub(super) fn pin(&mut self, path: &Path) -> io::Result<()> {
+        self.xdp().map_err(io::Error::other)?.pin(path).map_err(io::Error::other)
     }
 
     fn map(&self, name: &str) -> io::Result<&MapData> {
@@ -106,9 +95,35 @@ impl Program {
         }
     }
 
-    fn xdp(&mut self) -> Result<&mut Xdp, ProgramError> {
+    /// Returns the program as `aya` has it.
+    pub(super) fn xdp(&mut self) -> Result<&mut Xdp, ProgramError> {
         self.bpf.program_mut(PROGRAM).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
     }
+}
+
+/// Attaches a program to an interface in native mode.
+pub(super) fn attach(xdp: &mut Xdp, interface: &str) -> Result<Attachment, NotAttached> {
+    let index = if_nametoindex(interface).map_err(|_| NotAttached::NoInterface)?;
+    let attached = xdp.attach_to_if_index(index, XdpMode::Driver).and_then(|link| xdp.take_link(link));
+    let attached = attached.map_err(|error| NotAttached::explain(&error, interface))?;
+    // A kernel without links would keep the program attached forever.
+    FdLink::try_from(attached).map(Attachment).map_err(|error| NotAttached::explain(&error, interface))
+}
+
+/// Replaces the program of a pinned attachment by this one. No packet passes between them without a program.
+pub(super) fn replace(xdp: &mut Xdp, attachment: PinnedLink) -> io::Result<()> {
+    let link = XdpLink::try_from(FdLink::from(attachment)).map_err(io::Error::other)?;
+    let replaced = xdp.attach_to_link(link).and_then(|link| xdp.take_link(link));
+    // Dropping it closes the descriptor. The link stays pinned.
+    replaced.map(drop).map_err(io::Error::other)
+}
+
+/// Opens a pinned program.
+pub(super) fn open(path: &Path) -> io::Result<Xdp> {
+    Xdp::from_pin(path, XdpAttachType::Interface).map_err(|error| match errno(&error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::other(error),
+    })
 }
 
 impl Attachment {

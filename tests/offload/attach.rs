@@ -197,6 +197,33 @@ fn the_files_keep_the_program_attached_until_they_are_removed() {
 }
 
 #[test]
+fn interfaces_are_added_and_removed_without_a_change_of_the_maps() {
+    with_interfaces(|files| {
+        let directory = files.join("turnserver");
+        assert!(pinned::set_interfaces(&directory, &names(&["v0"])).is_err(), "there is no program");
+        assert!(attach(&directory, &["v0"]).is_empty());
+        let program = program_on("v0").unwrap();
+        let mut maps = pinned::open(&directory).unwrap();
+        let entry = entry(Direction::ToPeer, true, true);
+        maps.insert(&entry).unwrap();
+        for (interfaces, expected) in [
+            (&["v0", "v1"][..], (Some(program), Some(program))),
+            (&["v1"], (None, Some(program))),
+            (&[], (None, None)),
+            (&["v0"], (Some(program), None)),
+        ] {
+            let attached = pinned::set_interfaces(&directory, &names(interfaces)).unwrap();
+            assert!(attached.iter().all(|interface| interface.attached.is_ok()), "{attached:?}");
+            assert_eq!((program_on("v0"), program_on("v1")), expected);
+        }
+        let mut same = pinned::open(&directory).unwrap();
+        assert!(same.remove(entry.direction, &entry.key()).unwrap());
+        pinned::detach(&directory).unwrap();
+        assert_eq!(program_on("v0"), None);
+    });
+}
+
+#[test]
 fn an_interface_that_was_made_again_gets_the_program() {
     with_interfaces(|files| {
         let directory = files.join("turnserver");

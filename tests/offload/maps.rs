@@ -1,6 +1,6 @@
 //! The maps as a worker uses them.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::thread;
 use std::time::Duration;
 
@@ -181,6 +181,14 @@ fn cost_of_the_maps() {
     const ENTRIES: u16 = 20_000;
     let Some(program) = load(Sizes { entries: ENTRIES.into(), slots: 2 * u32::from(ENTRIES) }) else { return };
     let mut maps = Maps::new(program.descriptors().unwrap()).unwrap();
+    for (name, fd, count) in [
+        ("entry of one direction", &maps.descriptors().to_peer, u32::from(ENTRIES)),
+        ("counter", &maps.descriptors().counters, 2 * u32::from(ENTRIES)),
+    ] {
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
+        let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap().trim();
+        println!("memory of a {name}: {} bytes", bytes.parse::<u32>().unwrap() / count);
+    }
     let per =
         |name: &str, count: u32, time: Duration| println!("{name}: {:?} each, {time:?} for {count}", time / count);
     let entries: Vec<Entry> = (0..ENTRIES).map(with_port).collect();
