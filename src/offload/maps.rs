@@ -1,9 +1,10 @@
 //! The maps of the program as a worker uses them: from their descriptors alone, without capabilities.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::util::nr_cpus;
 use thiserror::Error;
 
 use super::layout::{COUNTER, Counter, Direction, ENTRY, Entry, KEY, Outcome};
@@ -61,6 +62,8 @@ pub struct Maps {
     to_peer: Entries,
     to_client: Entries,
     counters: PerCpuArray,
+    /// The same map, for writing.
+    counters_to_write: aya::maps::PerCpuArray<MapData, [u64; COUNTER_WORDS]>,
     outcomes: PerCpuArray,
     lease: Array<MapData, u64>,
     entries: u32,
@@ -103,6 +106,7 @@ impl Maps {
             to_peer,
             to_client,
             counters: per_cpu(names.counters, &descriptors.counters, COUNTER_WORDS)?,
+            counters_to_write: typed(names.counters, &descriptors.counters)?,
             outcomes: per_cpu(names.outcomes, &descriptors.outcomes, 1)?,
             lease: typed(names.lease, &descriptors.lease)?,
             entries: capacity(names.to_peer, &descriptors.to_peer)?
@@ -198,7 +202,9 @@ impl Maps {
         self.lease.set(worker.into(), until, 0).map_err(io_error)
     }
 
-    /// Ends all leases and removes all entries, those of other workers and processes too. Counters stay.
+    /// Ends all leases, removes all entries and sets all counters to zero, those of other workers and processes too.
+    ///
+    /// Outcomes stay.
     ///
     /// # Errors
     /// Those of the kernel.
@@ -212,6 +218,13 @@ impl Maps {
             for key in keys.map_err(io_error)? {
                 self.remove(direction, &key)?;
             }
+        }
+        let mut counters = vec![Counter::default(); usize::try_from(self.slots).unwrap_or_default()];
+        self.read_counters(0, &mut counters)?;
+        let cpus = nr_cpus().map_err(|(_, error)| error)?;
+        for (slot, _) in (0..).zip(&counters).filter(|(_, counter)| **counter != Counter::default()) {
+            let zero = vec![[0; COUNTER_WORDS]; cpus].try_into()?;
+            self.counters_to_write.set(slot, zero, 0).map_err(io_error)?;
         }
         Ok(())
     }
@@ -261,19 +274,5 @@ fn io_error(error: MapError) -> io::Error {
         // `remove` and `set` report these without an error of a system call.
         MapError::KeyNotFound | MapError::ElementNotFound => io::ErrorKind::NotFound.into(),
         error => io::Error::other(error),
-    }
-}
-
-impl Descriptors<OwnedFd> {
-    /// Borrows each descriptor.
-    #[must_use]
-    pub fn borrow(&self) -> Descriptors<BorrowedFd<'_>> {
-        Descriptors {
-            to_peer: self.to_peer.as_fd(),
-            to_client: self.to_client.as_fd(),
-            counters: self.counters.as_fd(),
-            outcomes: self.outcomes.as_fd(),
-            lease: self.lease.as_fd(),
-        }
     }
 }

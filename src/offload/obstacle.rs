@@ -64,8 +64,8 @@ pub enum NotAttached {
     NotPermitted(Confinement),
     /// The driver has no native XDP.
     #[error(
-        "its {driver} does not run XDP programs, or not with its settings: {mtu}, LRO, GRO_HW or checksum offload of \
-         the host (`ethtool -k`)"
+        "its {driver} does not run XDP programs, or not with its settings ({mtu}, LRO, GRO_HW or checksum offload: \
+         `ethtool -k`)"
     )]
     NotSupported {
         /// The driver.

@@ -56,7 +56,7 @@ fn a_full_map_is_an_error_and_has_room_after_a_removal() {
 }
 
 #[test]
-fn clearing_removes_all_entries_and_leases() {
+fn clearing_removes_all_entries_leases_and_counters() {
     let Some(mut kernel) = Kernel::load() else { return };
     let mut maps = Maps::new(kernel.descriptors()).unwrap();
     let mut frames = Vec::new();
@@ -68,7 +68,9 @@ fn clearing_removes_all_entries_and_leases() {
         assert_eq!(kernel.run(&frame).0, Verdict::Transmit, "{entry:?}");
         frames.push((entry, frame));
     }
+    assert_eq!(kernel.counter(7).packets, frames.len() as u64);
     maps.clear().unwrap();
+    assert_eq!(kernel.counter(7), Counter::default());
     let before = kernel.outcome(Outcome::NoLease);
     for (entry, frame) in &frames {
         assert_eq!(kernel.run(frame).0, Verdict::Pass, "{entry:?}");
