@@ -1,0 +1,24 @@
+//! The next hop (`turnserver::offload::next_hop`) with real interfaces, routes and neighbours: network namespaces that
+//! are connected by veth interfaces. Needs root and the `ip` command.
+
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
+#[cfg(test)]
+mod changes;
+#[cfg(test)]
+mod hosts;
+#[cfg(test)]
+#[path = "../support/network.rs"]
+mod network;
+#[cfg(test)]
+mod obstacles;
+#[cfg(test)]
+mod overrun;
+#[cfg(test)]
+mod path_mtu;
+#[cfg(test)]
+mod privileges;
+#[cfg(test)]
+mod speed;
+
+#[cfg(test)]
+use hosts::skip;
