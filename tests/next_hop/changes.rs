@@ -1,6 +1,6 @@
 //! What the watcher reports when something changes.
 
-use turnserver::offload::next_hop::{NextHop, Notice, Obstacle};
+use turnserver::offload::next_hop::{NextHop, Notice, Obstacle, resolve};
 
 use crate::hosts::{
     FAR, FAR6, OWNER, index, link_address, pair, send, set, text, through, unresolved, with_hosts, with_neighbours,
@@ -183,6 +183,14 @@ fn the_longest_packet_is_that_of_interface_and_route() {
         server.wait_for(pairs[0], &long(1300));
         ip("route replace default via 10.0.1.2 mtu 9000");
         server.wait_for(pairs[0], &long(1400));
+        // As if a router had announced it.
+        ip("-6 route replace default via fd00:1::2");
+        set("ipv6/conf/n1/mtu", "1290");
+        assert_eq!(resolve(pairs[1]).unwrap(), long(1290));
+        assert_eq!(resolve(pairs[0]).unwrap(), long(1400));
+        // The kernel reports the parameters of IPv6 with the next router advertisement, or with this.
+        ip("token set ::7 dev n1");
+        server.wait_for(pairs[1], &long(1290));
     });
 }
 

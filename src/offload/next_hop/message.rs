@@ -39,6 +39,8 @@ pub(super) enum Message {
     Link(u32, Link),
     /// An interface does not exist any more.
     LinkGone(u32),
+    /// The MTU of IPv6 of an interface, which a router can lower (RFC 4861 §4.6.4).
+    Ipv6Mtu(u32, u32),
     /// A neighbour and its state.
     Neighbour(Hop, Neighbour),
     /// The kernel does not have the neighbour any more.
@@ -141,7 +143,10 @@ fn request(kind: u16, flags: libc::c_int, sequence: u32, body: &[u8]) -> Vec<u8>
 pub(super) fn message(raw: Raw<'_>) -> Option<Message> {
     let body = raw.payload;
     match raw.kind {
-        libc::RTM_NEWLINK => link(body).map(|(index, link)| Message::Link(index, link)),
+        libc::RTM_NEWLINK => {
+            let link = || link(body).map(|(index, link)| Message::Link(index, link));
+            ipv6_interface(body).or_else(link)
+        }
         libc::RTM_DELLINK => link(body).map(|(index, _)| Message::LinkGone(index)),
         libc::RTM_NEWNEIGH => neighbour(body).map(|(hop, neighbour)| Message::Neighbour(hop, neighbour)),
         libc::RTM_DELNEIGH => neighbour(body).map(|(hop, _)| Message::NeighbourGone(hop)),
@@ -256,10 +261,22 @@ fn info(value: &[u8], link: &mut Link) {
         mode <= BOND_MODE_8023AD && mode != BOND_MODE_BROADCAST && (mode < 2 || policy != BOND_XMIT_POLICY_VLAN_SRCMAC);
 }
 
-/// Returns the MTU of IPv6, which a router can lower (RFC 4861 §4.6.4).
+/// Returns the MTU of IPv6 from `IFLA_AF_SPEC`.
 fn ipv6_mtu(value: &[u8]) -> Option<u32> {
-    let (_, family) = nested(value).find(|(kind, _)| i32::from(*kind) == libc::AF_INET6)?;
-    let (_, values) = nested(family).find(|(kind, _)| *kind == IFLA_INET6_CONF)?;
+    let (_, parameters) = nested(value).find(|(kind, _)| i32::from(*kind) == libc::AF_INET6)?;
+    configured_mtu(parameters)
+}
+
+/// Reads the message about an interface that IPv6 sends.
+fn ipv6_interface(body: &[u8]) -> Option<Message> {
+    let &[family, _, _, _, i0, i1, i2, i3] = body.first_chunk()?;
+    let (_, parameters) = attributes(body, 16).find(|(kind, _)| *kind == libc::IFLA_PROTINFO)?;
+    let mtu = configured_mtu(parameters).filter(|_| libc::c_int::from(family) == libc::AF_INET6)?;
+    Some(Message::Ipv6Mtu(u32::from_ne_bytes([i0, i1, i2, i3]), mtu))
+}
+
+fn configured_mtu(parameters: &[u8]) -> Option<u32> {
+    let (_, values) = nested(parameters).find(|(kind, _)| *kind == IFLA_INET6_CONF)?;
     number(values.get(4 * DEVCONF_MTU6..)?).filter(|mtu| *mtu > 0)
 }
 

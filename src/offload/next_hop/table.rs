@@ -14,6 +14,8 @@ use super::{Notice, Owner, Pair, Resolution};
 pub(super) const USE_AFTER: Duration = Duration::from_secs(5);
 /// The number of pairs of a stale neighbour that are asked for a packet at a time: some may have none.
 const USES: usize = 8;
+/// The most stale neighbours that one step asks to use.
+const USED: usize = 256;
 /// The time in which the routes of all pairs are asked for again. It finds changes without notification, such as a
 /// smaller path MTU.
 pub(super) const AUDIT: Duration = Duration::from_secs(60);
@@ -58,10 +60,22 @@ struct Watched {
 #[derive(Debug, Default)]
 struct Users {
     pairs: BTreeSet<Pair>,
-    /// The neighbour is in `stale`.
-    queued: bool,
+    /// The time of the neighbour in `stale`. An entry there with another time has no effect.
+    due: Option<Duration>,
     /// The last pair that was asked for a packet.
     asked: Option<Pair>,
+}
+
+impl Users {
+    /// Returns the pairs whose turn it is to send a packet.
+    fn next(&mut self) -> Vec<Pair> {
+        let after = self.asked.map_or(Unbounded, Excluded);
+        let rest = self.pairs.range((after, Unbounded));
+        let start = self.asked.map(|asked| self.pairs.range((Unbounded, Included(asked))));
+        let pairs: Vec<Pair> = rest.chain(start.into_iter().flatten()).take(USES).copied().collect();
+        self.asked = pairs.last().copied();
+        pairs
+    }
 }
 
 impl Table {
@@ -116,6 +130,11 @@ impl Table {
                 self.neighbours.retain(|hop, _| hop.interface != index);
                 if self.links.remove(&index).is_some() {
                     self.look_up_all();
+                }
+            }
+            Message::Ipv6Mtu(index, mtu) => {
+                if let Some(link) = self.links.get(&index) {
+                    self.apply_link(index, Link { ipv6_mtu: Some(mtu), ..link.clone() });
                 }
             }
             Message::Neighbour(hop, neighbour) => {
@@ -220,6 +239,7 @@ impl Table {
     pub(super) fn answer(&mut self, pair: Pair, answer: Answer, now: Duration) {
         let Some(watched) = self.pairs.get_mut(&pair) else { return };
         watched.answer = Some(answer);
+        watched.in_lookups = false;
         let hop = judge::hop(&pair, &answer);
         if watched.hop != hop {
             self.detach(pair);
@@ -257,22 +277,15 @@ impl Table {
     /// Does what is due: the next step of the audit, and uses of stale neighbours.
     pub(super) fn tick(&mut self, now: Duration) {
         self.audit(now);
-        while let Some((_, hop)) = self.stale.pop_front_if(|(due, _)| *due <= now) {
+        for _ in 0..USED {
+            let Some((due, hop)) = self.stale.pop_front_if(|(due, _)| *due <= now) else { return };
             let is_stale = self.is_stale(&hop);
-            let Some(users) = self.users.get_mut(&hop) else { continue };
-            users.queued = is_stale;
-            if !is_stale {
-                continue;
-            }
-            self.stale.push_back((now + USE_AFTER, hop));
-            let after = users.asked.map_or(Unbounded, Excluded);
-            let rest = users.pairs.range((after, Unbounded));
-            let start = users.asked.map(|asked| users.pairs.range((Unbounded, Included(asked))));
-            let chosen: Vec<Pair> = rest.chain(start.into_iter().flatten()).take(USES).copied().collect();
-            users.asked = chosen.last().copied();
-            for pair in chosen {
-                let owner = self.pairs.get(&pair).and_then(|watched| watched.owners.first());
-                self.notices.extend(owner.map(|(owner, _)| Notice::Use { owner: *owner, pair }));
+            let Some(users) = self.users.get_mut(&hop).filter(|users| users.due == Some(due)) else { continue };
+            users.due = is_stale.then_some(now + USE_AFTER);
+            if let Some(due) = users.due {
+                self.stale.push_back((due, hop));
+                let pairs = users.next();
+                self.notices.extend(pairs.into_iter().filter_map(|pair| request_use(&self.pairs, pair)));
             }
         }
     }
@@ -302,7 +315,8 @@ impl Table {
             return;
         }
         let Some(users) = self.users.get_mut(&hop) else { return };
-        if !std::mem::replace(&mut users.queued, true) {
+        if users.due.is_none() {
+            users.due = Some(now + USE_AFTER);
             self.stale.push_back((now + USE_AFTER, hop));
         }
     }
@@ -365,6 +379,12 @@ impl Table {
         self.look_up_family(true);
         self.look_up_family(false);
     }
+}
+
+/// Returns the notice that asks for a packet of a pair, if the pair has a next hop.
+fn request_use(pairs: &BTreeMap<Pair, Watched>, pair: Pair) -> Option<Notice> {
+    let watched = pairs.get(&pair).filter(|watched| matches!(watched.resolution, Some(Ok(_))))?;
+    watched.owners.first().map(|(owner, _)| Notice::Use { owner: *owner, pair })
 }
 
 fn enqueue(queue: &mut VecDeque<Pair>, flag: &mut bool, pair: Pair) {

@@ -360,6 +360,50 @@ fn pairs_of_a_stale_neighbour_are_asked_for_packets_in_turn() {
 }
 
 #[test]
+fn a_stale_neighbour_whose_pairs_come_and_go_is_used_no_more_often() {
+    let mut table = table(libc::NUD_STALE);
+    for _ in 0..10 {
+        table.ask(1, pair(1));
+        answer_all(&mut table, route());
+        table.release(1, pair(1));
+    }
+    let soon = START + USE_AFTER / 2;
+    table.ask(1, pair(1));
+    table.take_lookups(1);
+    table.answer(pair(1), Answer::Route(route()), soon);
+    table.take_notices();
+    assert_eq!(uses(&mut table, START + USE_AFTER), []);
+    assert_eq!(uses(&mut table, soon + USE_AFTER), [pair(1)]);
+    assert_eq!(uses(&mut table, soon + USE_AFTER), []);
+    assert_eq!(uses(&mut table, soon + 2 * USE_AFTER), [pair(1)]);
+    // A pair without next hop needs no neighbour.
+    table.apply(Message::Link(ETHERNET, Link { up: false, ..link() }), START);
+    answer_all(&mut table, route());
+    table.take_notices();
+    assert_eq!(uses(&mut table, soon + 3 * USE_AFTER), []);
+}
+
+#[test]
+fn a_lookup_that_was_answered_early_is_not_repeated() {
+    let mut table = table(libc::NUD_REACHABLE);
+    table.ask(1, pair(1));
+    table.answer(pair(1), Answer::Route(route()), START);
+    assert_eq!(table.take_lookups(usize::MAX), []);
+    assert!(!table.has_work());
+}
+
+#[test]
+fn the_ipv6_mtu_of_the_interface_limits_ipv6_packets() {
+    let mut table = Table::default();
+    let gateway = Hop { interface: ETHERNET, address: ip("fe80::1") };
+    let link = Link { ipv6_mtu: Some(1280), ..link() };
+    table.replace(vec![Message::Link(ETHERNET, link), Message::Neighbour(gateway, neighbour(libc::NUD_STALE))], START);
+    table.ask(1, Pair { source: ip("2001:db8::1"), destination: ip("2001:db8:1::1") });
+    answer_all(&mut table, Route { gateway: Some(gateway.address), ..route() });
+    assert_eq!(changes(&mut table), [Ok(NextHop { longest_packet: 1280, ..next_hop() })]);
+}
+
+#[test]
 fn fewer_pairs_than_uses_are_asked_for_once_each() {
     let mut table = table(libc::NUD_STALE);
     (1..=3).for_each(|number| drop(table.ask(1, pair(number))));

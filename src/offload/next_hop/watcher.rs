@@ -15,8 +15,8 @@ use crate::net::watch::{Readable, readable};
 const LOOKUPS: usize = 64;
 /// The number of pairs that one step examines without a lookup.
 const REVIEWS: usize = 512;
-/// The number of datagrams with notifications that one step reads.
-const NOTIFICATIONS: usize = 32;
+/// After this time, a step reads no more notifications. One of them may concern all pairs.
+const READING: Duration = Duration::from_millis(1);
 /// The time between two looks at stale neighbours and at the audit.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -190,10 +190,11 @@ enum Progress {
 
 /// Applies or discards the notifications that have arrived, up to the limit of one step.
 fn receive(table: &mut Table, state: &mut State, changes: &OwnedFd) -> io::Result<Progress> {
-    for _ in 0..NOTIFICATIONS {
+    let start = monotonic();
+    let mut now = start;
+    while now.saturating_sub(start) < READING {
         match (socket::notifications(changes)?, &state) {
             (Received::Messages(messages), State::Current) => {
-                let now = monotonic();
                 messages.into_iter().for_each(|message| table.apply(message, now));
             }
             (Received::Messages(_), _) => {}
@@ -204,6 +205,7 @@ fn receive(table: &mut Table, state: &mut State, changes: &OwnedFd) -> io::Resul
             }
             (Received::Nothing, _) => return Ok(Progress::Complete),
         }
+        now = monotonic();
     }
     Ok(Progress::More)
 }
