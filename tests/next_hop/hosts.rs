@@ -16,8 +16,9 @@ use turnserver::offload::next_hop::{NextHop, Notice, Obstacle, Pair, Resolution,
 
 use crate::network::{in_own_network, ip};
 
-/// Timeout of every wait. It is long because the machine may be busy.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout of every wait. It is long because the machine may be busy, and shorter than the time in which the watcher
+/// finds changes of a few pairs without notifications.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(25);
 
 /// The owner of all pairs.
 pub(crate) const OWNER: u16 = 3;
@@ -182,7 +183,7 @@ impl Server {
         while !condition(&self.known[&pair]) {
             let notices = self.notices();
             uses += usize::from(notices.iter().any(|notice| matches!(notice, Notice::Use { .. })));
-            assert!(uses < 10, "{pair:?} stays {:?}", self.known[&pair]);
+            assert!(uses < 5, "{pair:?} stays {:?}", self.known[&pair]);
         }
     }
 

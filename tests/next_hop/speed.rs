@@ -49,7 +49,8 @@ fn ten_thousand_pairs_behind_one_gateway() {
                 measure(name, &mut watcher).await;
             }
             let noise: Vec<String> = (0..10_000)
-                .map(|number| format!("neigh replace 10.0.1.{} lladdr 02:00:00:00:05:01 dev n1", 10 + number % 200))
+                .map(|number| (10 + number % 200, number / 200))
+                .map(|(host, round)| format!("neigh replace 10.0.1.{host} lladdr 02:00:00:00:05:{round:02x} dev n1"))
                 .collect();
             batch(&noise);
             ip("neigh replace 10.0.1.3 lladdr 02:00:00:00:01:08 dev n1 nud permanent");

@@ -316,8 +316,8 @@ fn address(body: &[u8]) -> Option<(u32, IpAddr)> {
 
 /// Reads the destination in `struct rtmsg`.
 fn prefix(body: &[u8]) -> Option<IpNet> {
-    let &[family, length, _, _, _, _, _, _, f0, f1, f2, f3] = body.first_chunk()?;
-    if !is_ip(family) || u32::from_ne_bytes([f0, f1, f2, f3]) & libc::RTM_F_CLONED != 0 {
+    let &[family, length] = body.first_chunk()?;
+    if !is_ip(family) {
         return None;
     }
     let destination = attributes(body, 12).find(|(kind, _)| *kind == libc::RTA_DST);

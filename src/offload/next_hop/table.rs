@@ -37,7 +37,7 @@ pub(super) struct Table {
     stale: VecDeque<(Duration, Hop)>,
     /// The last pair that the audit has reached, and the time of its last step.
     audited: Option<Pair>,
-    audited_at: Duration,
+    audited_at: Option<Duration>,
     notices: Vec<Notice>,
 }
 
@@ -292,10 +292,11 @@ impl Table {
 
     /// Looks the next pairs up again, all of them within [`AUDIT`].
     fn audit(&mut self, now: Duration) {
-        let elapsed = now.saturating_sub(self.audited_at).min(AUDIT);
+        let last_step = self.audited_at.filter(|_| !self.pairs.is_empty());
+        let elapsed = now.saturating_sub(*self.audited_at.insert(last_step.unwrap_or(now))).min(AUDIT);
         let share = self.pairs.len() as u128 * elapsed.as_millis() / AUDIT.as_millis();
         let Some(share) = usize::try_from(share).ok().filter(|share| *share > 0) else { return };
-        self.audited_at = now;
+        self.audited_at = Some(now);
         let after = self.audited.map_or(Unbounded, Excluded);
         let mut last = None;
         for (pair, watched) in self.pairs.range_mut((after, Unbounded)).take(share) {

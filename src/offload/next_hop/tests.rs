@@ -421,8 +421,9 @@ fn the_audit_looks_all_pairs_up_in_its_time() {
     let mut table = table(libc::NUD_REACHABLE);
     (0..200).for_each(|number| drop(table.ask(1, pair(number))));
     answer_all(&mut table, route());
+    // The time without pairs does not count.
     table.tick(START);
-    answer_all(&mut table, route());
+    assert!(!table.has_work());
     let mut times: BTreeMap<Pair, usize> = BTreeMap::new();
     let second = Duration::from_secs(1);
     for step in 1..=2 * AUDIT.as_secs() {
