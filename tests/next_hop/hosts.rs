@@ -60,7 +60,9 @@ impl Host {
         host.run(move || {
             configure(network, 2);
             ip(&format!("addr add fe80::2/64 dev {name} nodad"));
+            wait_for_link(network);
         });
+        wait_for_link(network);
         host
     }
 
@@ -91,6 +93,16 @@ fn configure(network: u8, host: u8) {
     ] {
         ip(&command);
     }
+}
+
+/// Waits until the kernel has noticed that both ends of an interface are up, which it does in the background.
+fn wait_for_link(network: u8) {
+    let name = format!("n{network}");
+    let is_up = || {
+        let output = Command::new("ip").args(["-o", "link", "show", "dev", &name]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().contains("state UP")
+    };
+    assert!((0..10_000).any(|_| is_up()), "{name} has no link");
 }
 
 /// Sets a parameter of the network stack in the namespace of this thread.
