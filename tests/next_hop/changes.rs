@@ -192,7 +192,7 @@ fn the_longest_packet_is_that_of_interface_and_route() {
         set("ipv6/conf/n1/mtu", "1290");
         assert_eq!(resolve(pairs[1]).unwrap(), long(1290));
         assert_eq!(resolve(pairs[0]).unwrap(), long(1400));
-        // The kernel reports the parameters of IPv6 with the next router advertisement, or with this.
+        // The kernel reports the parameters of IPv6 with the next change of the interface, such as this.
         ip("token set ::7 dev n1");
         server.wait_for(pairs[1], &long(1290));
     });

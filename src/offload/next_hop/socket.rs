@@ -18,6 +18,9 @@ const BUFFER: usize = 32 << 10;
 /// The memory for notifications. The kernel grants what `net.core.rmem_max` allows.
 const NOTIFICATIONS: usize = 2 << 20;
 
+/// How often a list is requested that changes while the kernel writes it.
+const ATTEMPTS: u32 = 10;
+
 /// The groups of notifications: bit n - 1 for the group n of linux/rtnetlink.h.
 const GROUPS: u32 = group(libc::RTNLGRP_LINK)
     | group(libc::RTNLGRP_NEIGH)
@@ -149,6 +152,8 @@ pub(super) struct Reading {
     /// The lists that are not complete; the last one is being read.
     missing: Vec<List>,
     requested: bool,
+    /// How often the current list was requested.
+    attempts: u32,
     /// The current list changed while the kernel wrote it.
     interrupted: bool,
     /// The start of the current list in `messages`.
@@ -162,6 +167,7 @@ impl Reading {
             requests: Requests::open()?,
             missing: vec![List::Neighbours, List::Rules, List::Addresses, List::Links],
             requested: false,
+            attempts: 0,
             interrupted: false,
             start: 0,
             messages: Vec::new(),
@@ -174,13 +180,15 @@ impl Reading {
         if !self.requested {
             self.requests.request(*list)?;
             self.requested = true;
+            self.attempts += 1;
             self.interrupted = false;
             self.messages.truncate(self.start);
         }
         let Some(length) = self.requests.receive()? else {
             // The end of the list was dropped.
             self.requested = false;
-            return Ok(None);
+            let error = || io::Error::new(io::ErrorKind::TimedOut, "the kernel did not complete a list");
+            return if self.attempts < ATTEMPTS { Ok(None) } else { Err(error()) };
         };
         let bytes = self.requests.buffer.get(..length).unwrap_or_default();
         for raw in message::split(bytes).filter(|raw| raw.sequence == self.requests.sequence) {
@@ -189,7 +197,9 @@ impl Reading {
                 libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(-message::status(raw))),
                 libc::NLMSG_DONE => {
                     self.requested = false;
-                    if !self.interrupted {
+                    // Whatever such a list lacks is found at the next change or overrun.
+                    if !self.interrupted || self.attempts == ATTEMPTS {
+                        self.attempts = 0;
                         self.missing.pop();
                         self.start = self.messages.len();
                     }

@@ -384,6 +384,21 @@ fn a_stale_neighbour_whose_pairs_come_and_go_is_used_no_more_often() {
 }
 
 #[test]
+fn a_pair_that_goes_another_way_does_not_use_the_old_neighbour() {
+    let mut table = table(libc::NUD_STALE);
+    table.ask(1, pair(1));
+    answer_all(&mut table, route());
+    let other = Hop { interface: ETHERNET, address: ip("192.0.2.3") };
+    table.apply(Message::Neighbour(other, neighbour(libc::NUD_REACHABLE)), START);
+    table.apply(Message::NextHopObject, START);
+    answer_all(&mut table, Route { gateway: Some(other.address), ..route() });
+    table.take_notices();
+    assert_eq!(uses(&mut table, START + USE_AFTER), []);
+    assert_eq!(after(&mut table, Message::NeighbourGone(gateway())), []);
+    assert!(matches!(after(&mut table, Message::NeighbourGone(other))[..], [Err(Obstacle::Unresolved { .. })]));
+}
+
+#[test]
 fn a_lookup_that_was_answered_early_is_not_repeated() {
     let mut table = table(libc::NUD_REACHABLE);
     table.ask(1, pair(1));
@@ -401,6 +416,11 @@ fn the_ipv6_mtu_of_the_interface_limits_ipv6_packets() {
     table.ask(1, Pair { source: ip("2001:db8::1"), destination: ip("2001:db8:1::1") });
     answer_all(&mut table, Route { gateway: Some(gateway.address), ..route() });
     assert_eq!(changes(&mut table), [Ok(NextHop { longest_packet: 1280, ..next_hop() })]);
+    table.apply(Message::Ipv6Mtu(ETHERNET, 1400), START);
+    answer_all(&mut table, Route { gateway: Some(gateway.address), ..route() });
+    assert_eq!(changes(&mut table), [Ok(NextHop { longest_packet: 1400, ..next_hop() })]);
+    table.apply(Message::Ipv6Mtu(9, 1400), START);
+    assert!(!table.has_work());
 }
 
 #[test]
@@ -506,6 +526,9 @@ fn an_interface_is_read_with_its_ipv6_mtu() {
     ];
     let expected = Link { ipv6_mtu: Some(1480), ..link() };
     assert_eq!(read(&interface(0, &attributes)), Some(Message::Link(ETHERNET, expected)));
+    // IPv6 reports what a router has changed with a message of its own.
+    let changed = interface(10, &[(libc::IFLA_IFNAME, b"eth0\0"), (libc::IFLA_PROTINFO, &inet6)]);
+    assert_eq!(read(&changed), Some(Message::Ipv6Mtu(ETHERNET, 1480)));
     // A bridge reports its ports with the same message.
     assert_eq!(read(&interface(7, &attributes)), None);
 }
