@@ -22,8 +22,9 @@ mod doctor {
     use turnserver::clock::unix_seconds;
 
     use crate::report::{Report, examine};
+    use crate::support::blocked_ports::BLOCKED_RELAY_PORTS;
     use crate::support::certificates::Authority;
-    use crate::support::network::{BLOCKED_RELAY_PORTS, in_own_network};
+    use crate::support::network::in_own_network;
     use crate::support::{SECRET, Server, TIMEOUT, TempDir, config, with_tls};
 
     const ALLOW: &str = "[peers]\nallow = [\"127.0.0.0/8\"]\n";

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::{Tested, look};
 use crate::client::Http;
 use crate::forwarder::{Drops, Forwarder};
+use crate::support::blocked_ports::BLOCKED_RELAY_PORTS;
 use crate::support::client::{Client, Login};
-use crate::support::network::{BLOCKED_RELAY_PORTS, in_own_network};
+use crate::support::network::in_own_network;
 use crate::support::{Server, config_for};
 use crate::webdriver::Browser;
 

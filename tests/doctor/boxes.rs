@@ -10,8 +10,9 @@ use std::process::Command;
 use turnserver::clock::unix_seconds;
 
 use crate::report::{Report, examine_by};
+use crate::support::blocked_ports::BLOCKED_RELAY_PORTS;
 use crate::support::certificates::Authority;
-use crate::support::network::{BLOCKED_RELAY_PORTS, in_own_network, ip};
+use crate::support::network::{in_own_network, ip};
 use crate::support::{SECRET, Server, TempDir};
 
 /// The public address of the machine.

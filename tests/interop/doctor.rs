@@ -8,8 +8,9 @@ use turnserver::auth::{Secret, time_limited};
 use turnserver::clock::unix_seconds;
 
 use crate::report::{Report, examine, examine_by};
+use crate::support::blocked_ports::BLOCKED_RELAY_PORTS;
 use crate::support::certificates::Authority;
-use crate::support::network::{BLOCKED_RELAY_PORTS, in_own_network};
+use crate::support::network::in_own_network;
 use crate::support::{Process, Server, TIMEOUT, TempDir, config, skip};
 
 const PACKAGE: Option<&str> = Some("coturn");
