@@ -30,6 +30,12 @@ pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// Returns the CPU time that this thread has used.
+#[must_use]
+pub fn thread_cpu() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 /// Returns the time of the system's monotonic clock (`CLOCK_MONOTONIC`), which all processes share.
 #[must_use]
 pub fn monotonic() -> Duration {

@@ -16,6 +16,7 @@ use super::event_log::Host;
 use super::outbox::Message;
 use super::statistics::SocketRole;
 use super::{Now, Shell};
+use crate::clock;
 use crate::ip_fields::IpFields;
 use crate::net::batch::{Datagram, Target};
 use crate::net::udp::{self, Origin};
@@ -276,7 +277,7 @@ impl Shell {
         }
         let now = self.clock.elapsed();
         self.iterations.end(now);
-        self.pace.pause(Instant::from_elapsed(now))
+        self.pace.pause(Instant::from_elapsed(now), clock::thread_cpu)
     }
 
     /// Counts the datagrams that the kernel has dropped at the listeners, and at some of the relay sockets.
