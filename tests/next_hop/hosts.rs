@@ -107,7 +107,7 @@ fn wait_for_link(network: u8) {
 
 /// Sets a parameter of the network stack in the namespace of this thread.
 pub(crate) fn set(name: &str, value: &str) {
-    std::fs::write(format!("/proc/thread-self/root/proc/sys/net/{name}"), value).unwrap();
+    std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap();
 }
 
 pub(crate) fn link_address(network: u8, host: u8) -> [u8; 6] {

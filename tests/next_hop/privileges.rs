@@ -16,7 +16,7 @@ const NOBODY: u32 = 65534;
 #[test]
 fn no_capability_and_no_forwarding_is_needed() {
     with_neighbours([1], |_, _| {
-        assert_eq!(std::fs::read_to_string("/proc/thread-self/root/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "0");
+        assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "0");
         ip("route add default via 10.0.1.2");
         let child = Command::new(env::current_exe().unwrap())
             .args(["--exact", "privileges::child", "--ignored", "--nocapture", "--test-threads=1"])
