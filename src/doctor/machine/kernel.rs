@@ -68,27 +68,14 @@ fn buffers(root: &Path) -> Finding {
     )
 }
 
-/// Whose limit of open files it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Whose {
-    Server,
-    Unit,
-    Process,
-}
-
 /// Compares the files that the server can use with its limit: of its process, of its unit, or of this process.
 fn open_files(root: &Path, needed: u64, listener: Option<Endpoint>) -> Finding {
     let of_server =
         listener.and_then(|listener| process_of(root, listener)).and_then(|process| limit_of(root, process));
-    let (limit, whose) = match (of_server, unit::open_files(root)) {
-        (Some(limit), _) => (limit, Whose::Server),
-        (None, Some(limit)) => (limit, Whose::Unit),
-        (None, None) => (limits::hard_open_files().unwrap_or(u64::MAX), Whose::Process),
-    };
-    let whose = match whose {
-        Whose::Server => "the server may open",
-        Whose::Unit => "the unit lets the server open",
-        Whose::Process => "this process may open",
+    let (whose, limit) = match (of_server, unit::open_files(root)) {
+        (Some(limit), _) => ("the server may open", limit),
+        (None, Some(limit)) => ("the unit lets the server open", limit),
+        (None, None) => ("this process may open", limits::hard_open_files().unwrap_or(u64::MAX)),
     };
     if limit >= needed {
         return Finding::ok("open-files", format!("{whose} {limit} files; the configuration can use {needed}"));
