@@ -16,6 +16,7 @@ pub mod generate;
 pub mod http;
 pub mod ip_fields;
 pub mod net;
+#[cfg(feature = "offload")]
 pub mod offload;
 pub mod printable;
 pub mod privacy;

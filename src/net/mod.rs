@@ -15,7 +15,8 @@ pub(crate) mod tls;
 pub mod udp;
 pub(crate) mod watch;
 
-pub(crate) use sys::{PerCpuArray, detach_pinned_link};
+#[cfg(feature = "offload")]
+pub(crate) use sys::bpf::{PerCpuArray, detach_pinned_link};
 
 /// Returns whether a time service keeps the clock of this machine right.
 ///
