@@ -305,22 +305,34 @@ mod reload {
         let fixture = Controlled::start(ALLOW);
         let changed = with(
             &fixture.config,
-            &[("auth.secrets", "['a new secret for tests']"), ("workers", "7"), ("limits.allocations", "5")],
+            &[
+                ("auth.secrets", "['a new secret for tests']"),
+                ("workers", "7"),
+                ("limits.allocations", "5"),
+                ("offload.mode", "'off'"),
+                ("offload.interfaces", "['eth0', 'eth1']"),
+                ("offload.channels", "9"),
+            ],
         );
         fixture.server.write_config(&changed);
         let finished = fixture.run(&["reload", "--dry-run"]);
         assert_eq!(finished.code, Some(0), "{finished:?}");
         let lines: Vec<Vec<&str>> = finished.stdout.iter().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(finished.stdout[0], "the configuration has no errors; 3 changes since it was last read");
+        assert_eq!(finished.stdout[0], "the configuration has no errors; 6 changes since it was last read");
         assert!(lines.contains(&vec!["workers", "one", "per", "CPU", "7", "needs", "a", "restart"]), "{finished:?}");
         assert!(lines.contains(&vec!["auth.secrets", "(hidden)", "(hidden)"]), "{finished:?}");
+        assert!(lines.contains(&vec!["offload.mode", "auto", "off", "needs", "a", "restart"]), "{finished:?}");
         assert!(lines.contains(&vec!["limits.allocations", "0", "(no", "limit)", "5"]), "{finished:?}");
         assert_eq!((fixture.generation(), fixture.events("setting-changed")), (1, 0));
         let (_client, ..) = fixture.allocate("ann");
         // What needs a restart is named until then.
-        assert_eq!(keys(&fixture.reload(&changed)), ["workers", "auth.secrets", "limits.allocations"]);
+        let of_offload = ["offload.mode", "offload.interfaces", "offload.channels"];
+        let all = [&["workers", "auth.secrets", "limits.allocations"][..], &of_offload].concat();
+        assert_eq!(keys(&fixture.reload(&changed)), all);
         let again = fixture.reload(&changed);
-        assert_eq!((keys(&again), &again["changes"][0]["needs_restart"]), (vec!["workers"], &Value::Bool(true)));
+        assert_eq!(keys(&again), [&["workers"][..], &of_offload].concat());
+        let changes = again["changes"].as_array().unwrap();
+        assert!(changes.iter().all(|change| change["needs_restart"] == true), "{again}");
         let logs = fixture.server.logs();
         assert!(logs.iter().all(|line| !line.text().contains("a new secret")), "{logs:#?}");
         let limit = fixture.server.wait_for_log(|line| line.field("key").as_deref() == Some("limits.allocations"));

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::{Config, ControlSocket, HttpKey, RelayAddresses, StaticUser, format_duration};
+use super::{Config, ControlSocket, HttpKey, OffloadInterfaces, RelayAddresses, StaticUser, format_duration};
 
 /// A key whose value differs between two configurations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct Change {
 }
 
 /// The keys that a running server does not change.
-const RESTART: [&str; 2] = ["workers", "control.socket"];
+const RESTART: [&str; 5] = ["workers", "offload.mode", "offload.interfaces", "offload.channels", "control.socket"];
 
 impl Config {
     /// Returns the keys whose effective values differ in a new configuration, in the order of the file. A default that is
@@ -49,6 +49,7 @@ impl Config {
     /// Keeps the values of the running configuration that need a restart.
     pub fn keep_until_restart(&mut self, running: &Self) {
         self.workers = running.workers;
+        self.offload = running.offload.clone();
         self.control = running.control.clone();
     }
 }
@@ -209,6 +210,13 @@ impl<'c> Comparison<'c> {
         self.shown("compat.rfc5766-channels", |config| config.compat.rfc5766_channels.to_string());
         self.shown("compat.draft-dual-allocation", |config| config.compat.draft_dual_allocation.to_string());
         self.shown("compat.icmp-indications", |config| config.compat.icmp_indications.as_str().to_owned());
+        self.shown("offload.mode", |config| config.offload.mode.as_str().to_owned());
+        self.shown("offload.interfaces", |config| match &config.offload.interfaces {
+            OffloadInterfaces::Auto => "auto".to_owned(),
+            OffloadInterfaces::Given(names) => list(names),
+        });
+        // The default depends on other keys, which a reload changes without an effect on it.
+        self.shown("offload.channels", |config| config.offload.channels.map_or_else(not_set, |most| most.to_string()));
         self.shown("log.level", |config| config.log.level.to_string());
         self.shown("log.format", |config| config.log.format.to_string());
         self.shown("log.client-addresses", |config| config.log.client_addresses.as_str().to_owned());

@@ -31,6 +31,7 @@ mod general;
 mod http;
 mod http_keys;
 mod keys_file;
+mod offload;
 mod passwords;
 mod paths;
 mod problem;
@@ -46,6 +47,7 @@ mod tls;
 pub use changes::Change;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use http_keys::{KEY_NAME_RULE, is_key_name};
+pub use offload::{Offload, OffloadInterfaces, OffloadMode};
 pub use problem::{ConfigErrors, Problem};
 pub use summary::Summary;
 
@@ -87,6 +89,8 @@ pub struct Config {
     pub alternate: Alternate,
     /// Deviations from the RFCs for old clients.
     pub compat: Compat,
+    /// Relaying by the kernel.
+    pub offload: Offload,
     /// What is logged, and how.
     pub log: Log,
     /// The control socket.
@@ -468,6 +472,7 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             alternate: Alternate::default(),
             compat: Compat::default(),
+            offload: Offload::default(),
             log: Log::default(),
             control: Control::default(),
             http: Http::default(),
@@ -631,6 +636,7 @@ impl Config {
             timeouts: general::timeouts(&top, report),
             alternate,
             compat: general::compat(&top, report),
+            offload: offload::offload(&top, report),
             log: general::log(&top, report),
             control: http::control(&top, report),
             http,

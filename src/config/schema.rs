@@ -34,6 +34,7 @@ pub(super) const TOP: TableKeys = TableKeys {
         "timeouts",
         "alternate",
         "compat",
+        "offload",
         "log",
         "control",
         "http",
@@ -70,6 +71,7 @@ pub(super) const ALTERNATE: TableKeys =
     TableKeys { path: "alternate", keys: &["servers", "tls-servers", "domain", "when"] };
 pub(super) const COMPAT: TableKeys =
     TableKeys { path: "compat", keys: &["rfc5766-channels", "draft-dual-allocation", "icmp-indications"] };
+pub(super) const OFFLOAD: TableKeys = TableKeys { path: "offload", keys: &["mode", "interfaces", "channels"] };
 pub(super) const LOG: TableKeys =
     TableKeys { path: "log", keys: &["level", "format", "client-addresses", "usernames"] };
 
@@ -82,8 +84,8 @@ pub(super) const HTTP_KEY: TableKeys =
     TableKeys { path: "http.keys", keys: &["name", "sha256", "ttl", "user-prefix", "origins", "requests-per-second"] };
 
 pub(super) const ALL: &[&TableKeys] = &[
-    &TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &ALTERNATE, &COMPAT, &LOG, &CONTROL, &HTTP,
-    &HTTP_KEY,
+    &TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &ALTERNATE, &COMPAT, &OFFLOAD, &LOG,
+    &CONTROL, &HTTP, &HTTP_KEY,
 ];
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::addresses::short;
 use super::{
-    AlternateWhen, CONTROL_SOCKET, Config, ControlSocket, IcmpIndications, RelayAddresses, StaticUser, format_duration,
+    AlternateWhen, CONTROL_SOCKET, Config, ControlSocket, IcmpIndications, OffloadInterfaces, OffloadMode,
+    RelayAddresses, StaticUser, format_duration,
 };
 use crate::privacy::{ClientAddresses, Usernames};
 
@@ -37,6 +38,7 @@ impl fmt::Display for Summary<'_> {
             timeouts,
             alternate,
             compat,
+            offload,
             log,
             control,
             http,
@@ -225,6 +227,19 @@ impl fmt::Display for Summary<'_> {
             IcmpIndications::Never => "\ncompat   no client gets Data indications about ICMP errors",
         };
         f.write_str(icmp)?;
+        let when = match offload.mode {
+            OffloadMode::Off => None,
+            OffloadMode::Auto => Some("if possible"),
+            OffloadMode::Require => Some("required"),
+        };
+        match (when, &offload.interfaces) {
+            (None, _) => f.write_str("\noffload  off")?,
+            (Some(when), OffloadInterfaces::Auto) => write!(f, "\noffload  {when}, on all suitable interfaces")?,
+            (Some(when), OffloadInterfaces::Given(names)) => write!(f, "\noffload  {when}, on {}", names.join(", "))?,
+        }
+        if when.is_some() {
+            write!(f, ", for {} at a time", plural(self.0.offload_channels(), "channel"))?;
+        }
         write!(f, "\nlog      {} as {}", log.level, log.format)?;
         match log.client_addresses {
             ClientAddresses::Full => {}

@@ -71,6 +71,11 @@ rfc5766-channels = true
 draft-dual-allocation = true
 icmp-indications = "never"
 
+[offload]
+mode = "require"
+interfaces = ["eth0", "bond0.7"]
+channels = 1_000_000
+
 [log]
 level = "trace"
 format = "json"
@@ -175,6 +180,11 @@ fn every_value_is_parsed() {
             draft_dual_allocation: true,
             icmp_indications: IcmpIndications::Never,
         },
+        offload: Offload {
+            mode: OffloadMode::Require,
+            interfaces: OffloadInterfaces::Given(["eth0", "bond0.7"].map(str::to_owned).to_vec()),
+            channels: Some(1_000_000),
+        },
         log: Log {
             level: LogLevel::Trace,
             format: LogFormat::Json,
@@ -221,6 +231,21 @@ fn the_default_rate_of_allocations_applies_only_with_a_limit_on_allocations() {
     assert_eq!(rate("[limits]\nallocations-per-user = 64"), 8);
     assert_eq!(rate("[limits]\nallocations-per-user = 0"), 0);
     assert_eq!(rate("[limits]\nallocations-per-user = 0\nallocations-per-second-per-user = 5"), 5);
+}
+
+#[test]
+fn the_kernel_relays_four_channels_of_each_allocation_by_default() {
+    let channels = |text: &str| parse(text).offload_channels();
+    assert_eq!(channels(""), 16_384);
+    assert_eq!(channels("[limits]\nallocations = 4_000_000_000"), 16_384);
+    assert_eq!(channels("[limits]\nallocations = 1"), 4);
+    assert_eq!(channels("[limits]\nallocations = 500\n[offload]\nchannels = 7"), 7);
+    let ports = "[relay]\nports = \"50000-50099\"\n";
+    assert_eq!(channels(ports), 400);
+    assert_eq!(channels(&format!("{ports}addresses = [\"10.0.0.5\", \"2001:db8::7\"]")), 800);
+    assert_eq!(channels("[relay]\nports = \"50000-50000\""), 4);
+    let summary = |text: &str| parse(text).summary().to_string();
+    assert!(summary("[offload]\nmode = \"off\"").contains("\noffload  off\nlog"));
 }
 
 #[test]
@@ -282,6 +307,7 @@ limits   allocations per user are not limited: everyone uses the credential that
          5 failed authentications per second, source and username
 timeouts 10s for the TLS handshake, 10s for the first request, 5m for the first allocation
          1m after a request on a connection without an allocation
+offload  if possible, on all suitable interfaces, for 16384 channels at a time
 log      info as text
 control  /run/turnserver/control.sock, if its directory exists"
     );
@@ -329,6 +355,7 @@ others   when this server is full or drains, TLS clients are redirected to 203.0
 compat   channel numbers up to 0x7FFF are accepted
 compat   0x8032 is accepted for ADDITIONAL-ADDRESS-FAMILY
 compat   no client gets Data indications about ICMP errors
+offload  required, on eth0, bond0.7, for 1000000 channels at a time
 log      trace as json
          addresses of clients and peers as networks
          without names of users

@@ -8,6 +8,7 @@ mod general;
 mod http_keys;
 mod keys;
 mod listen;
+mod offload;
 mod peers;
 mod relay;
 mod syntax;
