@@ -29,6 +29,18 @@ pub struct Sizes {
     pub slots: u32,
 }
 
+impl Sizes {
+    /// Returns the sizes for this number of channels: an entry and a counter of each direction. Workers share the slots
+    /// in groups of 64.
+    #[must_use]
+    pub const fn for_channels(channels: u32) -> Self {
+        let slots = channels.saturating_mul(2);
+        // The largest multiple of 64 is 63 less than the largest number.
+        let slots = if slots > u32::MAX - 63 { u32::MAX - 63 } else { slots.next_multiple_of(64) };
+        Self { entries: channels, slots }
+    }
+}
+
 /// The program in the kernel. Dropping it changes nothing while it is attached.
 #[derive(Debug)]
 pub struct Program {
@@ -131,5 +143,17 @@ impl Attachment {
     pub(super) fn pin(self, path: &Path) -> Result<(), NotAttached> {
         let pinned = self.0.pin(path).map(drop);
         pinned.map_err(|error| NotAttached::NotPinned { path: path.display().to_string(), error: error.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_channel_has_two_counters_in_groups_of_64() {
+        let slots = [1, 32, 33, 16_384, 1_000_000, u32::MAX].map(|channels| Sizes::for_channels(channels).slots);
+        assert_eq!(slots, [64, 64, 128, 32_768, 2_000_000, 4_294_967_232]);
+        assert_eq!(Sizes::for_channels(33).entries, 33);
     }
 }

@@ -1,4 +1,4 @@
-//! The next hop (`turnserver::offload::next_hop`) with real interfaces, routes and neighbours: network namespaces that
+//! The next hop (`turnserver::offload::next_hop`) and the selection of interfaces (`select`) with real interfaces, routes and neighbours: network namespaces that
 //! are connected by veth interfaces. Needs root and the `ip` command.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
@@ -17,6 +17,8 @@ mod overrun;
 mod path_mtu;
 #[cfg(test)]
 mod privileges;
+#[cfg(test)]
+mod select;
 #[cfg(test)]
 mod speed;
 

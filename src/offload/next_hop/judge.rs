@@ -51,17 +51,20 @@ impl Neighbour {
 
 /// What the kernel reports about an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) name: Arc<str>,
+pub(in crate::offload) struct Link {
+    pub(in crate::offload) name: Arc<str>,
     /// `None`: a driver of hardware or of a hypervisor.
-    pub(super) kind: Option<Arc<str>>,
-    pub(super) bond_permits_xdp: bool,
-    pub(super) ethernet: bool,
-    pub(super) up: bool,
-    pub(super) running: bool,
-    pub(super) address: Option<[u8; 6]>,
-    pub(super) mtu: u32,
-    pub(super) ipv6_mtu: Option<u32>,
+    pub(in crate::offload) kind: Option<Arc<str>>,
+    pub(in crate::offload) bond_permits_xdp: bool,
+    pub(in crate::offload) loopback: bool,
+    pub(in crate::offload) ethernet: bool,
+    pub(in crate::offload) up: bool,
+    pub(in crate::offload) running: bool,
+    /// The index of the bond, bridge or similar of which the interface is a member.
+    pub(in crate::offload) master: Option<u32>,
+    pub(in crate::offload) address: Option<[u8; 6]>,
+    pub(in crate::offload) mtu: u32,
+    pub(in crate::offload) ipv6_mtu: Option<u32>,
 }
 
 /// The route that the kernel chooses.

@@ -220,6 +220,7 @@ fn link(body: &[u8]) -> Option<(u32, Link)> {
     }
     let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
     let mut link = Link {
+        loopback: flags & libc::IFF_LOOPBACK.cast_unsigned() != 0,
         ethernet: u16::from_ne_bytes([type_low, type_high]) == libc::ARPHRD_ETHER,
         up: flags & libc::IFF_UP.cast_unsigned() != 0,
         running: flags & libc::IFF_RUNNING.cast_unsigned() != 0,
@@ -230,6 +231,7 @@ fn link(body: &[u8]) -> Option<(u32, Link)> {
             libc::IFLA_IFNAME => link.name = text(value),
             libc::IFLA_ADDRESS => link.address = value.try_into().ok(),
             libc::IFLA_MTU => link.mtu = number(value)?,
+            libc::IFLA_MASTER => link.master = number(value).filter(|master| *master > 0),
             libc::IFLA_LINKINFO => info(value, &mut link),
             libc::IFLA_AF_SPEC => link.ipv6_mtu = ipv6_mtu(value),
             _ => {}

@@ -13,9 +13,14 @@ mod table;
 mod tests;
 mod watcher;
 
+use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub(super) use judge::Link;
+use message::{List, Message};
 pub use obstacle::Obstacle;
+use socket::Reading;
 use table::Table;
 pub use watcher::{Watcher, resolve};
 
@@ -76,4 +81,24 @@ pub enum Notice {
         /// The pair.
         pair: Pair,
     },
+}
+
+/// Returns the interfaces of the network namespace of this thread, by their indices, with their addresses.
+pub(super) fn interfaces() -> io::Result<BTreeMap<u32, (Link, Vec<IpAddr>)>> {
+    let mut interfaces = BTreeMap::<u32, (Link, Vec<IpAddr>)>::new();
+    // The interfaces are read first.
+    for message in Reading::of(&[List::Addresses, List::Links])?.complete()? {
+        match message {
+            Message::Link(index, link) => {
+                interfaces.insert(index, (link, Vec::new()));
+            }
+            Message::Address(index, ip) => {
+                if let Some((_, addresses)) = interfaces.get_mut(&index) {
+                    addresses.push(ip);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(interfaces)
 }

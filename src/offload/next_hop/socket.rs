@@ -162,16 +162,31 @@ pub(super) struct Reading {
 }
 
 impl Reading {
+    /// Reads all lists.
     pub(super) fn start() -> io::Result<Self> {
+        Self::of(&[List::Neighbours, List::Rules, List::Addresses, List::Links])
+    }
+
+    /// Reads some lists, the last one first.
+    pub(super) fn of(lists: &[List]) -> io::Result<Self> {
         Ok(Self {
             requests: Requests::open()?,
-            missing: vec![List::Neighbours, List::Rules, List::Addresses, List::Links],
+            missing: lists.to_vec(),
             requested: false,
             attempts: 0,
             interrupted: false,
             start: 0,
             messages: Vec::new(),
         })
+    }
+
+    /// Reads everything that is missing.
+    pub(super) fn complete(mut self) -> io::Result<Vec<Message>> {
+        loop {
+            if let Some(messages) = self.step()? {
+                return Ok(messages);
+            }
+        }
     }
 
     /// Reads the next part. Returns all lists when they are complete.

@@ -171,14 +171,9 @@ pub fn resolve(pair: Pair) -> io::Result<Resolution> {
 }
 
 fn read_table() -> io::Result<Table> {
-    let mut reading = Reading::start()?;
     let mut table = Table::default();
-    loop {
-        if let Some(lists) = reading.step()? {
-            table.replace(lists, monotonic());
-            return Ok(table);
-        }
-    }
+    table.replace(Reading::start()?.complete()?, monotonic());
+    Ok(table)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
