@@ -25,6 +25,7 @@ settings! {
     RELAY_PORTS = "relay.ports";
     AUTH_SECRETS = "auth.secrets";
     AUTH_SECRETS_FILE = "auth.secrets-file";
+    OFFLOAD_MODE = "offload.mode";
     PEERS_ALLOW = "peers.allow";
     STATIC_USER_ALLOCATIONS = "auth.users.allocations";
     ALLOCATIONS_PER_USER = "limits.allocations-per-user";

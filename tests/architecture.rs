@@ -60,7 +60,7 @@ mod architecture {
         ),
         ("coturn", &["printable", "special_purpose"]),
         ("config", &["auth", "coturn", "file", "privacy", "setting", "special_purpose", "transport"]),
-        ("worker", &["clock", "ip_fields", "net", "privacy", "setting", "transport", "turn"]),
+        ("worker", &["clock", "ip_fields", "net", "offload", "privacy", "setting", "transport", "turn"]),
         (
             "control",
             &[
@@ -70,6 +70,7 @@ mod architecture {
                 "file",
                 "http",
                 "net",
+                "offload",
                 "printable",
                 "privacy",
                 "setting",

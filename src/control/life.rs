@@ -17,6 +17,7 @@ use super::follow::Follower;
 use super::http_listeners::{HttpChanged, HttpServer};
 use super::listeners::Listeners;
 use super::logging::Logging;
+use super::offload::Offload;
 use super::reload::Source;
 use super::remaining;
 use super::service::{STALL_TIMEOUT, Service, WORKER_CHECK, Watchdog};
@@ -137,6 +138,7 @@ pub(super) struct RunningServer<'a> {
     /// `Some` if `[tls]` is set.
     pub(super) certificates: Option<Certificates>,
     pub(super) service: Service,
+    pub(super) offload: &'a Offload,
     /// The workers that are stalled.
     pub(super) stalled: Vec<usize>,
 }

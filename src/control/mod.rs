@@ -11,6 +11,11 @@ mod http_listeners;
 mod life;
 mod listeners;
 pub mod logging;
+#[cfg(feature = "offload")]
+mod offload;
+#[cfg(not(feature = "offload"))]
+#[path = "no_offload.rs"]
+mod offload;
 mod relay_tables;
 mod reload;
 mod remaining;
@@ -154,6 +159,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         clock,
         started,
         commands,
+        offload: Arc::clone(&prepared.offload),
     };
     let (http_handle, changes) = http::changes();
     let control_socket = prepared.control_socket.map(http::Listener::Unix);
@@ -181,6 +187,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         published,
         certificates: prepared.certificates,
         service: Service::from_environment(),
+        offload: &prepared.offload,
         stalled: Vec::new(),
     };
     let ended_early = runtime.block_on(server.run(&mut signals, &mut events));

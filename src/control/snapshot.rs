@@ -1,5 +1,6 @@
 //! Converts the configuration to the snapshot that the workers read.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub(super) struct SnapshotInputs {
     pub(super) connections: u32,
     /// The realms of earlier configurations of this run, the latest last.
     pub(super) former_realms: Vec<String>,
+    /// The indices of the interfaces that have the XDP program.
+    pub(super) offload_interfaces: Arc<BTreeSet<u32>>,
 }
 
 /// Builds the snapshot of a configuration with the present addresses. `tls` serves TLS handshakes.
@@ -42,8 +45,16 @@ pub(super) fn snapshot(
     addresses: &Follower,
     tls: Option<Acceptor>,
 ) -> Snapshot {
-    let SnapshotInputs { generated_secret, test_links, nonce_key, log_key, revoked, connections, former_realms } =
-        inputs;
+    let SnapshotInputs {
+        generated_secret,
+        test_links,
+        nonce_key,
+        log_key,
+        revoked,
+        connections,
+        former_realms,
+        offload_interfaces,
+    } = inputs;
     let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
     let users = &config.auth.users;
     let passwords = users.iter().filter_map(|user| Some((user.name.clone(), user.password()?.clone())));
@@ -87,6 +98,7 @@ pub(super) fn snapshot(
         timeouts: Timeouts { tls_handshake, first_request, idle, unauthenticated },
         tls,
         privacy: Arc::new(Privacy::new(config.log.client_addresses, config.log.usernames, *log_key)),
+        offload_interfaces: Arc::clone(offload_interfaces),
     }
 }
 

@@ -18,6 +18,7 @@ use super::alternate::own_server;
 use super::follow::Follower;
 use super::http_listeners::{HttpListeners, NewHttpListeners, control_socket};
 use super::listeners::{self, ListenError, Listeners, Neighbours, NewListeners};
+use super::offload::Offload;
 use super::snapshot::{SnapshotInputs, policy, snapshot};
 use super::tls::{Certificates, TlsError};
 use crate::auth::{Revocations, Secret};
@@ -27,7 +28,8 @@ use crate::http::{self, BindError, UnixSocket};
 use crate::net::interfaces::{self, Interfaces};
 use crate::net::limits::{self, SpareFiles};
 use crate::setting::{
-    ADDRESS_SPACE, ALLOCATIONS, CONTROL_SOCKET, HTTP_LISTEN, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator,
+    ADDRESS_SPACE, ALLOCATIONS, CONTROL_SOCKET, HTTP_LISTEN, OFFLOAD_MODE, OPEN_FILES, PEERS_ALLOW, WORKERS,
+    name_for_operator,
 };
 use crate::turn::Ledger;
 use crate::worker::{self, Handle, OtherWorkers, Plan, Snapshot, Statistics};
@@ -96,6 +98,9 @@ pub enum StartError {
         /// Why not.
         error: BindError,
     },
+    /// The configuration requires the offload, which cannot be used.
+    #[error("the kernel cannot relay channels ({OFFLOAD_MODE} is \"require\"): {0}")]
+    Offload(String),
     /// A thread or its runtime could not be created.
     #[error(
         "cannot start a worker: {0}{advice}",
@@ -128,6 +133,7 @@ pub(super) struct Prepared {
     pub(super) certificates: Option<Certificates>,
     pub(super) control_socket: Option<UnixSocket>,
     pub(super) http: NewHttpListeners,
+    pub(super) offload: Arc<Offload>,
 }
 
 /// Prepares the workers.
@@ -148,6 +154,7 @@ pub(super) fn prepare(
     let workers = worker_count(config);
     let none = Neighbours::default();
     let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, &none, false)?;
+    let (offload, offloading) = Offload::start(config, workers).map_err(StartError::Offload)?;
     let inputs = SnapshotInputs {
         generated_secret: generate_secret(config)?,
         test_links: generated()?,
@@ -156,6 +163,7 @@ pub(super) fn prepare(
         revoked: Revocations::default(),
         connections,
         former_realms: Vec::new(),
+        offload_interfaces: offloading.interfaces,
     };
     let snapshot = Arc::new(snapshot(config, &inputs, &addresses, acceptor));
     // Addresses of a second family may come later.
@@ -166,6 +174,7 @@ pub(super) fn prepare(
     let mailboxes: Vec<_> = (0..workers).map(|_| worker::mailbox()).collect();
     let mut next: Vec<_> = mailboxes.iter().map(|(handle, _)| handle.clone()).collect();
     next.rotate_left(1);
+    let mut offload_plans = offloading.plans.into_iter();
     for (index, (((handle, mailbox), next), change)) in mailboxes.into_iter().zip(next).zip(changes).enumerate() {
         let statistics = Arc::<Statistics>::default();
         controls.push(WorkerControl { handle, statistics: Arc::clone(&statistics) });
@@ -180,6 +189,7 @@ pub(super) fn prepare(
             spare: spare.all.clone(),
             clock,
             rng: StdRng::from_seed(random_key()?),
+            offload: offload_plans.next(),
             stop: stop.clone(),
         });
     }
@@ -197,6 +207,7 @@ pub(super) fn prepare(
         certificates,
         control_socket,
         http,
+        offload: Arc::new(offload),
     })
 }
 

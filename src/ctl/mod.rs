@@ -110,6 +110,11 @@ enum Command {
     },
     /// Show the certificate in use.
     Certificates,
+    /// Show what the kernel relays, and why not the rest.
+    ///
+    /// `session` shows it for each channel.
+    #[command(verbatim_doc_comment)]
+    Offload,
     /// Make a link to a page that tests the relay from any browser.
     ///
     /// The link works once. The credential of its page reaches nothing but
@@ -324,6 +329,10 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
         Command::Certificates => {
             let certificates = connect().await?.get("/v1/certificates").await?;
             Ok(Output::new(views::certificates(&certificates, clock::unix_seconds()), certificates))
+        }
+        Command::Offload => {
+            let offload = connect().await?.get("/v1/offload").await?;
+            Ok(Output::new(views::offload(&offload), offload))
         }
         Command::TestLink { ttl } => {
             let link = connect().await?.send(Method::POST, "/v1/test-links", Some(json!({ "ttl": ttl }))).await?;

@@ -173,10 +173,15 @@ pub(crate) fn session(session: &Value) -> Vec<String> {
     let mut lines = fields.lines();
     lines.push(String::new());
     let (permissions, channels) = (list(session, "permissions"), list(session, "channels"));
-    let mut table = Table::new(&["PEER", "CHANNEL", ">EXPIRES IN"]);
+    let mut table = Table::new(&["PEER", "CHANNEL", ">EXPIRES IN", "RELAYED BY"]);
     for entry in permissions.iter().chain(channels) {
         let channel = entry.get("channel").and_then(Value::as_str).unwrap_or("permission");
-        table.row(vec![text(entry, "peer").to_owned(), channel.to_owned(), duration(number(entry, "expires_in"))]);
+        table.row(vec![
+            text(entry, "peer").to_owned(),
+            channel.to_owned(),
+            duration(number(entry, "expires_in")),
+            relayed_by(entry),
+        ]);
     }
     if permissions.is_empty() && channels.is_empty() {
         lines.push("no permissions, no channels".to_owned());
@@ -186,6 +191,19 @@ pub(crate) fn session(session: &Value) -> Vec<String> {
     lines.push(String::new());
     lines.extend(drops(session));
     lines
+}
+
+/// Returns what relays a channel; nothing without offload.
+fn relayed_by(channel: &Value) -> String {
+    let Some(offload) = channel.get("offload").filter(|offload| !offload.is_null()) else { return String::new() };
+    let why_not = |direction: &str| offload.get(direction).map_or("", |way| text(way, "why_not"));
+    match (why_not("to_peer"), why_not("to_client")) {
+        ("", "") => "kernel".to_owned(),
+        (to_peer, to_client) if to_peer == to_client => format!("this process: {to_peer}"),
+        (to_peer, "") => format!("kernel, but to the peer this process: {to_peer}"),
+        ("", to_client) => format!("kernel, but to the client this process: {to_client}"),
+        (to_peer, to_client) => format!("this process: to the peer, {to_peer}; to the client, {to_client}"),
+    }
 }
 
 /// Returns the dropped packets of a session by reason, the most frequent first.
@@ -260,6 +278,50 @@ pub(crate) fn certificates(response: &Value, now: u64) -> Vec<String> {
     }
     if lines.is_empty() {
         lines.push("no certificate: [tls] is not set".to_owned());
+    }
+    lines
+}
+
+/// Returns the lines of `offload`.
+pub(crate) fn offload(offload: &Value) -> Vec<String> {
+    let mut fields = Fields::default();
+    fields.add("mode", text(offload, "mode"));
+    if !flag(offload, "active") {
+        fields.add("state", &format!("this process relays all data itself: {}", text(offload, "why_not")));
+        return fields.lines();
+    }
+    fields.add("state", &format!("the kernel relays up to {}", counted(number(offload, "channels"), "channel")));
+    for interface in list(offload, "interfaces") {
+        let driver = match text(interface, "driver") {
+            "" => String::new(),
+            driver => format!(" ({driver})"),
+        };
+        let state = match text(interface, "why_not") {
+            "" => "has the program".to_owned(),
+            why => format!("does not have the program: {why}"),
+        };
+        fields.add("interface", &format!("{}{driver} {state}", text(interface, "name")));
+    }
+    let part = |field: &str, direction: &str| offload.get(field).map_or(0, |field| number(field, direction));
+    for (name, direction) in [("to peers", "to_peers"), ("to clients", "to_clients")] {
+        let [entries, packets, size] = ["entries", "packets", "bytes"].map(|field| part(field, direction));
+        let entries = match entries {
+            1 => "1 entry".to_owned(),
+            entries => format!("{entries} entries"),
+        };
+        fields.add(name, &format!("{entries}; {} in {}", bytes(size), counted(packets, "packet")));
+    }
+    let mut lines = fields.lines();
+    for (field, title, unit) in
+        [("in_user_space", "RELAYED BY THIS PROCESS BECAUSE", ">DIRECTIONS"), ("outcomes", "OUTCOME", ">PACKETS")]
+    {
+        let counts = by_frequency(offload, field);
+        if !counts.is_empty() {
+            let mut table = Table::new(&[title, unit]);
+            counts.into_iter().for_each(|(name, count)| table.row(vec![name.to_owned(), count.to_string()]));
+            lines.push(String::new());
+            lines.extend(table.lines());
+        }
     }
     lines
 }

@@ -208,6 +208,25 @@ impl Outcome {
         Self::NoTailroom,
         Self::NoLease,
     ];
+
+    /// Returns the name in metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Relayed => "relayed",
+            Self::Replaced => "replaced",
+            Self::Malformed => "malformed",
+            Self::HopLimit => "hop-limit",
+            Self::Expired => "expired",
+            Self::TurnMessage => "turn-message",
+            Self::TooLong => "too-long",
+            Self::NoChecksum => "no-checksum",
+            Self::NoCounter => "no-counter",
+            Self::NoHeadroom => "no-headroom",
+            Self::NoTailroom => "no-tailroom",
+            Self::NoLease => "no-lease",
+        }
+    }
 }
 
 /// Returns an address in the IPv6 form; IPv4 as IPv4-mapped.

@@ -1,5 +1,6 @@
 //! The maps of the program as a worker uses them: from their descriptors alone, without capabilities.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -68,6 +69,14 @@ pub struct Maps {
     lease: Array<MapData, u64>,
     entries: u32,
     slots: u32,
+}
+
+impl fmt::Debug for Maps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { descriptors, entries, slots, .. } = self;
+        let mut shown = f.debug_struct("Maps");
+        shown.field("descriptors", descriptors).field("entries", entries).field("slots", slots).finish_non_exhaustive()
+    }
 }
 
 /// Why an entry was not inserted.
@@ -164,6 +173,18 @@ impl Maps {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Returns the number of entries of a direction. It reads all keys, so it is for diagnosis.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn count(&self, direction: Direction) -> io::Result<u64> {
+        let map = match direction {
+            Direction::ToPeer => &self.to_peer,
+            Direction::ToClient => &self.to_client,
+        };
+        map.keys().try_fold(0, |count, key| key.map(|_| count + 1)).map_err(io_error)
     }
 
     /// Reads the counters of consecutive slots, from `first` on, as the sums of all CPUs.

@@ -253,7 +253,9 @@ pub(super) fn is_in_user_namespace() -> bool {
 }
 
 impl Driver {
-    fn of(interface: &str) -> Self {
+    /// Returns the driver of the interface with this name.
+    #[must_use]
+    pub fn of(interface: &str) -> Self {
         let link = fs::read_link(attribute(interface, "device/driver")).ok();
         let name = link.and_then(|link| Some(link.file_name()?.to_string_lossy().into_owned()));
         let kind = || {

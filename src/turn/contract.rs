@@ -325,12 +325,25 @@ pub enum Action {
     RouteRemoved(ChannelRoute),
 }
 
+/// Why only the core may relay the traffic of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotOffloaded {
+    /// The peer has an address of this server, and may be the relayed transport address of another client. For each
+    /// packet, the core checks that this address is still in use, and translates it to the bound address.
+    OwnPeer,
+    /// The core charges each packet to a rate of the allocation or of the user.
+    ByteRate,
+    /// The core charges each packet to the test link.
+    TestLink,
+    /// The channel number is no longer accepted.
+    ChannelNumber,
+}
+
 /// A bound channel as plain data. Traffic that is relayed outside the core must be
 /// [credited](crate::turn::Server::credit), and TURN messages must not be relayed.
 ///
-/// The 5-tuple and the channel number identify a route. If the peer's address is a relay address of this server, the
-/// peer is the relayed transport address of another client. For each packet, the core checks that this address is still
-/// in use, and translates it to the bound address. Traffic of such a route must not be relayed outside the core.
+/// The 5-tuple and the channel number identify a route.
+/// [`why_not_offloaded`](crate::turn::Server::why_not_offloaded) says which routes only the core may relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelRoute {
     /// The client's 5-tuple.

@@ -27,8 +27,8 @@ mod tests;
 
 pub use burst::{ClientBurst, PeerBurst};
 pub use contract::{
-    Action, AllocationId, ChannelRoute, Context, FiveTuple, FromClient, FromPeer, IcmpError, IcmpIndication, OpenError,
-    Opened, RelayedAddresses, Response, SocketId, SocketKind, SocketSpec, ToClient, ToPeer,
+    Action, AllocationId, ChannelRoute, Context, FiveTuple, FromClient, FromPeer, IcmpError, IcmpIndication,
+    NotOffloaded, OpenError, Opened, RelayedAddresses, Response, SocketId, SocketKind, SocketSpec, ToClient, ToPeer,
 };
 pub use event::{AllocationSummary, AuthCause, EndReason, Event, Operator, RedirectCause, Traffic};
 pub use gauges::{Gauges, RelayedFamily};

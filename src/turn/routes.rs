@@ -1,6 +1,6 @@
 //! Channel routes: bound channels, announced as plain data.
 
-use super::contract::{Action, AllocationId, ChannelRoute};
+use super::contract::{Action, AllocationId, ChannelRoute, NotOffloaded};
 use super::server::Server;
 use super::tables::allocation::Allocation;
 use super::tables::channels::Channel;
@@ -27,6 +27,32 @@ impl Server {
             channel.set_route(expires);
         }
         allocation.channels = channels;
+    }
+
+    /// Returns why traffic of a route must not be relayed outside the core at present. A new snapshot may change it.
+    #[must_use]
+    pub fn why_not_offloaded(&self, route: &ChannelRoute) -> Option<NotOffloaded> {
+        let (snapshot, peer) = (&self.snapshot, route.peer.ip());
+        let allocation = self.table.get(route.socket.allocation());
+        if snapshot.relays.is_relay_address(peer) || snapshot.policy.own.contains(&peer) {
+            Some(NotOffloaded::OwnPeer)
+        } else if snapshot.limits.byte_rate.is_some() || snapshot.limits.user_rates.bytes.is_some() {
+            Some(NotOffloaded::ByteRate)
+        } else if allocation.is_some_and(|allocation| allocation.identity.test_link().is_some()) {
+            Some(NotOffloaded::TestLink)
+        } else if !snapshot.compat.channels.contains(route.channel) {
+            Some(NotOffloaded::ChannelNumber)
+        } else {
+            None
+        }
+    }
+
+    /// Returns the routes whose end [`next_action`](Self::next_action) will report.
+    pub fn removed_routes(&self) -> impl Iterator<Item = &ChannelRoute> + '_ {
+        self.actions.iter().filter_map(|action| match action {
+            Action::RouteRemoved(route) => Some(route),
+            _ => None,
+        })
     }
 
     /// Announces the end of every route of an allocation.

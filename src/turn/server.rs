@@ -90,11 +90,22 @@ impl Server {
         self.table.find(tuple)
     }
 
-    /// Ends allocations, permissions, channels and reservations that have expired. Call it about once per second.
-    pub fn advance(&mut self, now: Instant) {
-        while let Some(id) = self.table.pop_due(now) {
+    /// Ends allocations, permissions, channels and reservations that have expired, of up to `most` allocations. Returns
+    /// whether there may be more. Call it about once per second, until it returns `false`.
+    ///
+    /// What has expired has no effect, even before this call.
+    pub fn advance(&mut self, now: Instant, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(id) = self.table.pop_due(now) else {
+                self.end_reservations(now);
+                return false;
+            };
             self.expire(id, now);
         }
+        true
+    }
+
+    fn end_reservations(&mut self, now: Instant) {
         while let Some((_, token, address)) = self.reserved.pop_front_if(|(deadline, ..)| deadline.has_passed(now)) {
             self.unreserve(token, &address);
         }

@@ -208,6 +208,11 @@ impl Shell {
                 (Origin::Local, _) => continue,
             };
             let error = IcmpError { kind: error.kind, code: error.code, mtu: error.info };
+            if error.mtu > 0
+                && let (Some(offload), Some(relay)) = (&self.offload, self.relays.get_mut(socket))
+            {
+                offload.recheck(peer, relay.address);
+            }
             let mut cx = Context { now: now.monotonic, unix: now.unix, rng: &mut self.rng };
             let outcome = match self.server.peer_unreachable(&mut cx, socket, peer, error, &mut self.response) {
                 Ok(indication) => self.respond(&indication.tuple, indication.length, Outcome::RelayedIcmp),

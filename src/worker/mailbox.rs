@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
 
 use super::connections::EvictionRequest;
-use super::{BoundListener, Snapshot, Worker, tasks};
+use super::{BoundListener, Described, Snapshot, Worker, tasks};
 use crate::transport::{Endpoint, Transport};
-use crate::turn::{AllocationDetail, AllocationId, AllocationInfo, Cursor, Filter, Operator, Page};
+use crate::turn::{AllocationId, AllocationInfo, Cursor, Filter, Operator, Page};
 
 /// The maximum number of commands that wait for a worker.
 const CAPACITY: usize = 16;
@@ -36,7 +36,7 @@ pub(crate) enum Command {
     /// List the oldest allocations, up to `most`, the oldest first.
     Oldest { most: usize, response: oneshot::Sender<Vec<AllocationInfo>> },
     /// Describe an allocation.
-    Describe { id: AllocationId, response: oneshot::Sender<Option<AllocationDetail>> },
+    Describe { id: AllocationId, response: oneshot::Sender<Option<Described>> },
     /// End allocations. The response is the number of those that existed.
     End { ids: Vec<AllocationId>, operator: Operator, response: oneshot::Sender<usize> },
     /// Publish the gauges of the statistics now. Otherwise they are published once per second.
@@ -121,7 +121,7 @@ impl Handle {
     }
 
     /// Describes an allocation; `None` if it has ended.
-    pub(crate) async fn describe(&self, id: AllocationId) -> Result<Option<AllocationDetail>, WorkerEnded> {
+    pub(crate) async fn describe(&self, id: AllocationId) -> Result<Option<Described>, WorkerEnded> {
         self.call(|response| Command::Describe { id, response }).await
     }
 
@@ -196,7 +196,7 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
             }
             Command::Describe { id, response } => {
                 let Some(worker) = worker.upgrade() else { return };
-                let _ = response.send(worker.borrow().describe(id));
+                let _ = response.send(worker.borrow_mut().describe(id));
             }
             Command::End { ids, operator, response } => {
                 let mut ended = 0;

@@ -10,6 +10,11 @@ mod from_clients;
 mod from_peers;
 mod iterations;
 mod mailbox;
+#[cfg(feature = "offload")]
+mod offload;
+#[cfg(not(feature = "offload"))]
+#[path = "no_offload.rs"]
+mod offload;
 mod outbox;
 mod pace;
 mod relays;
@@ -20,6 +25,7 @@ mod tasks;
 mod tests;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::rc::Rc;
@@ -48,13 +54,17 @@ pub(crate) use event_log::RateLimit;
 use event_log::{EventLog, Host, PacketLog};
 use iterations::Iterations;
 pub(crate) use mailbox::{AlteredListener, FailedListener, Handle, ListenerChange, Mailbox, WorkerEnded, mailbox};
+#[cfg(feature = "offload")]
+pub(crate) use offload::FreeBlocks;
+use offload::{Offload, Relayed};
+pub(crate) use offload::{Plan as OffloadPlan, REASONS as OFFLOAD_REASONS};
 use outbox::{Flow, SendResult, Staged, StagedForClients};
 use pace::Pace;
 use relays::RelaySockets;
 pub(crate) use session::{NotASessionId, SessionId};
 use statistics::SocketRole;
 pub(crate) use statistics::{
-    Distribution, EventLoop, HANDSHAKE_BOUNDS, LIFETIME_BOUNDS, SIZE_BOUNDS, Statistics, Totals,
+    Distribution, EventLoop, HANDSHAKE_BOUNDS, LIFETIME_BOUNDS, OffloadTotals, SIZE_BOUNDS, Statistics, Totals,
 };
 
 /// The longest UDP payload, and one more byte to detect a longer one.
@@ -69,6 +79,9 @@ const STREAM_BUFFER: usize = LARGEST_FRAME + LARGEST_READ;
 
 /// The layout of a slot for a datagram.
 const SLOT: SlotLayout = SlotLayout { headroom: HEADROOM, payload: LARGEST_DATAGRAM, tailroom: TAILROOM };
+
+/// The number of allocations whose expiry is handled before packets are served again.
+const ADVANCED: usize = 64;
 
 /// The default size of a thread's stack in the standard library.
 const STACK: usize = 2 << 20;
@@ -101,6 +114,8 @@ pub(crate) struct Plan {
     pub(crate) clock: Clock,
     /// The random number generator of this worker, seeded from the generator of the system.
     pub(crate) rng: StdRng,
+    /// Lets the kernel relay channels.
+    pub(crate) offload: Option<OffloadPlan>,
     /// Becomes true when the worker has to stop.
     pub(crate) stop: channel::Receiver<bool>,
 }
@@ -148,6 +163,8 @@ pub(crate) struct Snapshot {
     pub(crate) tls: Option<tls::Acceptor>,
     /// What the log says about clients, peers and users.
     pub(crate) privacy: Arc<Privacy>,
+    /// The indices of the interfaces that have the XDP program.
+    pub(crate) offload_interfaces: Arc<BTreeSet<u32>>,
 }
 
 /// Runs a worker on this thread until it has to stop. Calls `started` once clients can be served.
@@ -197,6 +214,15 @@ fn serves(listener: SocketAddr, server: SocketAddr, exactly: bool) -> bool {
 fn serving(listeners: &[SocketAddr], server: SocketAddr) -> Option<SocketAddr> {
     let find = |exactly| listeners.iter().copied().find(|listener| serves(*listener, server, exactly));
     find(true).or_else(|| find(false))
+}
+
+/// An allocation as control describes it.
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub(crate) detail: AllocationDetail,
+    /// For each channel, why user space relays its packets to the peer, and why those to the client; `None` if the
+    /// kernel does. Empty without offload.
+    pub(crate) offload: Vec<Option<[Option<String>; 2]>>,
 }
 
 /// The time, read once for a batch of packets.
@@ -251,6 +277,7 @@ struct Shell {
     rng: StdRng,
     events: EventLog,
     packet_log: PacketLog,
+    offload: Option<Offload>,
     panicked: Rc<Notify>,
 }
 
@@ -258,6 +285,8 @@ impl Worker {
     fn new(plan: Plan) -> io::Result<(Rc<RefCell<Self>>, Mailbox)> {
         let (core, ledger) = (Arc::clone(&plan.snapshot.core), Arc::clone(&plan.ledger));
         let privacy = Arc::clone(&plan.snapshot.privacy);
+        let clock_start = clock::monotonic().saturating_sub(plan.clock.elapsed());
+        let interfaces = Arc::clone(&plan.snapshot.offload_interfaces);
         let shell = Shell {
             server: Server::new(core, ledger),
             snapshot: plan.snapshot,
@@ -277,6 +306,7 @@ impl Worker {
             rng: plan.rng,
             events: EventLog::new(plan.index, Arc::clone(&privacy)),
             packet_log: PacketLog::new(privacy),
+            offload: plan.offload.map(|plan| Offload::new(plan, clock_start, interfaces)),
             panicked: Rc::default(),
         };
         let worker = Self {
@@ -291,8 +321,10 @@ impl Worker {
     fn reconfigure(&mut self, snapshot: Arc<Snapshot>) {
         let shell = &mut self.shell;
         if !Arc::ptr_eq(&shell.snapshot.core, &snapshot.core) {
+            shell.offload.iter_mut().for_each(Offload::suspend);
             shell.server.reconfigure(Arc::clone(&snapshot.core));
         }
+        shell.offload.iter_mut().for_each(|offload| offload.set_interfaces(&snapshot.offload_interfaces));
         shell.events.privacy = Arc::clone(&snapshot.privacy);
         shell.packet_log.privacy = Arc::clone(&snapshot.privacy);
         shell.snapshot = snapshot;
@@ -325,6 +357,9 @@ impl Worker {
         let now = self.shell.now();
         let more = self.shell.server.review(now.monotonic, most);
         self.shell.carry_out(now);
+        if !more {
+            self.shell.offload.iter_mut().for_each(Offload::reviewed);
+        }
         more
     }
 
@@ -345,8 +380,20 @@ impl Worker {
         self.shell.server.found_oldest(self.shell.now().monotonic, oldest)
     }
 
-    fn describe(&self, id: AllocationId) -> Option<AllocationDetail> {
-        self.shell.server.describe(self.shell.now().monotonic, id)
+    fn describe(&mut self, id: AllocationId) -> Option<Described> {
+        let now = self.shell.now().monotonic;
+        let mut detail = self.shell.server.describe(now, id)?;
+        let Some(offload) = &mut self.shell.offload else {
+            return Some(Described { detail, offload: Vec::new() });
+        };
+        // What the program has relayed in this second is still missing.
+        let (tuple, channels) = (detail.info.tuple, detail.channels.iter().map(|(channel, ..)| *channel));
+        offload.read(&tuple, channels);
+        self.shell.credit_offloaded();
+        detail = self.shell.server.describe(now, id)?;
+        let ways = |channel| self.shell.offload.as_ref().and_then(|offload| offload.why_in_user_space(&tuple, channel));
+        let offload = detail.channels.iter().map(|(channel, ..)| ways(*channel)).collect();
+        Some(Described { detail, offload })
     }
 
     fn end_allocations(&mut self, ids: &[AllocationId], operator: Operator) -> usize {
@@ -366,10 +413,16 @@ impl Shell {
         Now { monotonic: Instant::from_elapsed(self.clock.elapsed()), unix: clock::unix_seconds() }
     }
 
-    /// Advances the time of the core, and does the periodic work.
-    fn tick(&mut self, now: Now) {
-        self.server.advance(now.monotonic);
+    /// Ends what has expired, of some allocations. Returns whether there may be more.
+    fn advance(&mut self, now: Now) -> bool {
+        let more = self.server.advance(now.monotonic, ADVANCED);
         self.carry_out(now);
+        more
+    }
+
+    /// Does the periodic work, but for [`advance`](Self::advance).
+    fn tick(&mut self, now: Now) {
+        self.offload.iter_mut().for_each(Offload::tick);
         self.retry_failed_relays(now);
         self.count_drops();
         self.events.tick(now.monotonic);
@@ -379,14 +432,19 @@ impl Shell {
     }
 
     fn publish(&self) {
+        let offload = self.offload.as_ref().map(Offload::counts).unwrap_or_default();
+        self.statistics.publish_offload(&offload);
         self.statistics.publish(&self.server.gauges(), &self.iterations, self.clock.elapsed());
     }
 
     /// Ends every allocation, and every connection as soon as its queue is written.
     fn stop(&mut self, now: Now) {
         self.flush_to_clients();
+        self.offload.iter_mut().for_each(Offload::suspend);
         self.server.stop(now.monotonic);
         self.carry_out(now);
+        self.offload.iter_mut().for_each(Offload::finish);
+        self.credit_offloaded();
         self.events.finish();
         self.packet_log.finish();
         self.connections.stop();
@@ -425,6 +483,10 @@ impl Shell {
             }
             let ended: Vec<_> = self.server.ended_allocations().collect();
             ended.into_iter().for_each(|(id, tuple)| self.drop_data_of(id, &tuple));
+            if let Some(offload) = &mut self.offload {
+                self.server.removed_routes().for_each(|route| offload.remove(route));
+                self.credit_offloaded();
+            }
         }
         while let Some(action) = self.server.next_action() {
             match action {
@@ -433,9 +495,34 @@ impl Shell {
                     self.count_event(&event);
                     self.events.log(now.monotonic, &event);
                 }
-                // No route is offloaded: the worker relays all data itself.
-                Action::RouteAdded(_) | Action::RouteRemoved(_) => {}
+                Action::RouteAdded(route) => {
+                    self.offload.iter_mut().for_each(|offload| offload.add(route, &mut self.rng));
+                }
+                // Most are removed already. One that was announced with these actions is not.
+                Action::RouteRemoved(route) => self.offload.iter_mut().for_each(|offload| offload.remove(&route)),
             }
+        }
+    }
+
+    /// Does a step of the work of the offload. Returns whether there is more.
+    fn step_offload(&mut self) -> bool {
+        let Some(offload) = &mut self.offload else { return false };
+        let more = offload.step(&self.server);
+        self.credit_offloaded();
+        more
+    }
+
+    /// Credits what the program has relayed.
+    fn credit_offloaded(&mut self) {
+        let relayed = self.offload.as_mut().map(Offload::take_relayed).unwrap_or_default();
+        for Relayed { socket, direction, packets, bytes } in relayed {
+            let outcome = match direction {
+                Direction::ToPeers => Outcome::RelayedToPeer,
+                Direction::ToClient => Outcome::RelayedToClient,
+            };
+            self.statistics.count(outcome, packets);
+            self.statistics.count_offloaded(direction, packets, bytes);
+            self.credit(socket, direction, packets, bytes);
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::connections::{CloseReason, ConnectionCounters, ConnectionOutcome};
 use super::iterations::Iterations;
+use super::offload::{Counts as OffloadCounts, REASONS as OFFLOAD_REASONS};
 use crate::transport::Transport;
 use crate::turn::{AllocationSummary, AuthCause, Counters, Direction, Gauges, OpenError, Outcome};
 pub(crate) use cells::Distribution;
@@ -64,6 +65,9 @@ pub(crate) struct Statistics {
     permissions: Cell,
     channels: Cell,
     event_loop: EventLoopCells,
+    offloaded: Cells<4>,
+    offload_entries: Cells<2>,
+    offload_without: Cells<{ OFFLOAD_REASONS.len() }>,
     publications: Cell,
 }
 
@@ -87,6 +91,9 @@ impl Default for Statistics {
             permissions: Cell::default(),
             channels: Cell::default(),
             event_loop: EventLoopCells::default(),
+            offloaded: Cells::default(),
+            offload_entries: Cells::default(),
+            offload_without: Cells::default(),
             publications: Cell::default(),
         }
     }
@@ -129,6 +136,21 @@ pub(crate) struct Totals {
     pub(crate) sizes: Distribution<{ SIZE_BOUNDS.len() }>,
     /// What the workers hold.
     pub(crate) gauges: Gauges,
+    /// What the kernel relays.
+    pub(crate) offload: OffloadTotals,
+}
+
+/// What the kernel relays for workers. Each pair is for the direction to peers and for the direction to clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OffloadTotals {
+    /// Packets that the kernel has relayed.
+    pub(crate) packets: [u64; 2],
+    /// Their application data in bytes.
+    pub(crate) bytes: [u64; 2],
+    /// Directions of channels that the kernel relays.
+    pub(crate) entries: [u64; 2],
+    /// Directions of channels that user space relays, in the order of [`OFFLOAD_REASONS`].
+    pub(crate) without: [u64; OFFLOAD_REASONS.len()],
 }
 
 impl Totals {
@@ -159,6 +181,11 @@ impl Totals {
         self.gauges.test_links += other.gauges.test_links;
         self.gauges.permissions += other.gauges.permissions;
         self.gauges.channels += other.gauges.channels;
+        let (own, offload) = (&mut self.offload, &other.offload);
+        add_all(&mut own.packets, &offload.packets);
+        add_all(&mut own.bytes, &offload.bytes);
+        add_all(&mut own.entries, &offload.entries);
+        add_all(&mut own.without, &offload.without);
     }
 }
 
@@ -226,6 +253,17 @@ impl Statistics {
                 permissions: self.permissions.get(),
                 channels: self.channels.get(),
             },
+            offload: self.offload(),
+        }
+    }
+
+    fn offload(&self) -> OffloadTotals {
+        let [packets_to_peers, packets_to_clients, bytes_to_peers, bytes_to_clients] = self.offloaded.read();
+        OffloadTotals {
+            packets: [packets_to_peers, packets_to_clients],
+            bytes: [bytes_to_peers, bytes_to_clients],
+            entries: self.offload_entries.read(),
+            without: self.offload_without.read(),
         }
     }
 
@@ -251,6 +289,18 @@ impl Statistics {
 
     pub(super) fn count_bytes(&self, direction: Direction, bytes: u64) {
         self.bytes.at(usize::from(direction != Direction::ToPeers)).add(bytes);
+    }
+
+    /// Counts packets that the kernel has relayed, and their application data.
+    pub(super) fn count_offloaded(&self, direction: Direction, packets: u64, bytes: u64) {
+        let at = usize::from(direction != Direction::ToPeers);
+        self.offloaded.at(at).add(packets);
+        self.offloaded.at(2 + at).add(bytes);
+    }
+
+    pub(super) fn publish_offload(&self, counts: &OffloadCounts) {
+        self.offload_entries.set(counts.entries);
+        self.offload_without.set(counts.without);
     }
 
     pub(super) fn count_connection(&self, outcome: ConnectionOutcome, connections: u64) {

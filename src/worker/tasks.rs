@@ -13,7 +13,7 @@ use tokio::task::{JoinHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
 use super::mailbox::{AlteredListener, FailedListener, ListenerChange};
-use super::{BoundListener, Listener, ListenerSocket, Listening, Plan, Worker, connections, mailbox};
+use super::{BoundListener, Listener, ListenerSocket, Listening, Plan, Worker, connections, mailbox, offload};
 use crate::net::limits::{SpareFiles, too_many_open_files};
 use crate::net::watch::{Events, Readable, Watch};
 use crate::net::{tcp, timer, watch};
@@ -43,6 +43,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     }
     spawn(&panicked, serve_relays(Rc::downgrade(&worker))?);
     spawn(&panicked, mailbox::serve(Rc::downgrade(&worker), commands));
+    spawn(&panicked, offload::serve(Rc::downgrade(&worker)));
     started();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -56,6 +57,9 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
             () = &mut stopped => break,
             () = panicked.notified() => return Err(io::Error::other("a task panicked")),
             _ = ticks.tick() => {
+                while advance(&worker) {
+                    yield_now().await;
+                }
                 let mut worker = worker.borrow_mut();
                 let now = worker.shell.now();
                 worker.shell.tick(now);
@@ -84,6 +88,13 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     worker.shell.end_connections();
     worker.publish();
     Ok(())
+}
+
+/// Ends what has expired, of some allocations. Returns whether there may be more.
+fn advance(worker: &RefCell<Worker>) -> bool {
+    let shell = &mut worker.borrow_mut().shell;
+    let now = shell.now();
+    shell.advance(now)
 }
 
 /// Serves clients at a listener.

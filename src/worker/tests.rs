@@ -55,6 +55,7 @@ fn snapshot(core: Arc<turn::Snapshot>) -> Snapshot {
         },
         tls: None,
         privacy: Arc::new(Privacy::new(ClientAddresses::Full, Usernames::Full, [0; 32])),
+        offload_interfaces: Arc::default(),
     }
 }
 
@@ -83,6 +84,7 @@ fn plan(blueprint: &Blueprint) -> (Plan, Handle) {
         spare: SpareFiles::new(u64::MAX, 0),
         clock: Clock::start(),
         rng: StdRng::seed_from_u64(3),
+        offload: None,
         stop,
     };
     (plan, handle)
@@ -326,7 +328,7 @@ async fn kernel_drops_are_counted_at_ticks_and_when_a_relay_socket_closes() {
         worker.borrow_mut().shell.tick(now());
         assert_eq!(dropped(), first + second + third);
     }
-    let described = worker.borrow().describe(relays[1].0.allocation()).unwrap();
+    let described = worker.borrow_mut().describe(relays[1].0.allocation()).unwrap().detail;
     assert_eq!(described.drops, [(DropReason::ReceiveBufferFull, second)]);
     let totals = worker.borrow().shell.statistics.read();
     assert_eq!((totals.relay_drops, totals.listener_drops), (first + second, third));
@@ -424,13 +426,13 @@ async fn control_lists_describes_and_ends_allocations_through_the_mailbox() {
     let test = async {
         let all = list_all(&handle).await;
         assert_eq!(all.len(), 130, "more than two pages");
-        let detail = handle.describe(all[0]).await.unwrap().unwrap();
+        let detail = handle.describe(all[0]).await.unwrap().unwrap().detail;
         assert_eq!((detail.info.id, detail.info.user.as_str()), (all[0], "ann"));
         handle.publish().await.unwrap();
         assert_eq!(statistics.read().allocations(), 130);
         assert_eq!(handle.end(all[..100].to_vec(), OPERATOR).await.unwrap(), 100);
         assert_eq!(handle.end(all.clone(), OPERATOR).await.unwrap(), 30);
-        assert_eq!(handle.describe(all[0]).await.unwrap(), None);
+        assert!(handle.describe(all[0]).await.unwrap().is_none());
         assert_eq!(list_all(&handle).await, []);
     };
     with_served_mailbox(&worker, plan.mailbox, test).await;
@@ -492,7 +494,7 @@ async fn bytes_are_counted_when_they_are_sent() {
 async fn data_that_waits_on_a_connection_is_dropped_when_its_allocation_ends() {
     let (worker, relays) = worker_with_relays(15_708..=15_711, 1).await;
     let (id, _) = relays[0];
-    let tuple = worker.borrow().describe(id.allocation()).unwrap().info.tuple;
+    let tuple = worker.borrow_mut().describe(id.allocation()).unwrap().detail.info.tuple;
     let ended = || counters(&worker).get(Outcome::Dropped(DropReason::AllocationEnded));
     {
         let shell = &mut worker.borrow_mut().shell;

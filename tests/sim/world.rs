@@ -477,7 +477,7 @@ impl World {
     pub(crate) fn advance(&mut self, worker: usize) {
         let now = self.now();
         self.send_waiting();
-        self.servers[worker].advance(instant(now));
+        self.servers[worker].advance(instant(now), usize::MAX);
         let actions = self.drain(worker);
         self.trace(|_| format!("worker {worker} advances: {actions:?}"));
         self.model.advanced(now, worker, &actions);

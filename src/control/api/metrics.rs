@@ -19,7 +19,9 @@ use crate::http::response;
 use crate::stun::Method;
 use crate::transport::Transport;
 use crate::turn::{AuthCause, OpenError, Outcome, PortCounts, RelayedFamily};
-use crate::worker::{ConnectionOutcome, EventLoop, HANDSHAKE_BOUNDS, LIFETIME_BOUNDS, SIZE_BOUNDS, Totals};
+use crate::worker::{
+    ConnectionOutcome, EventLoop, HANDSHAKE_BOUNDS, LIFETIME_BOUNDS, OFFLOAD_REASONS, SIZE_BOUNDS, Totals,
+};
 use families::Families;
 use format::{Format, prometheus_text};
 
@@ -52,6 +54,8 @@ impl Api {
             stalled: (0..self.workers.len()).map(|worker| stalled.contains(&worker)).collect(),
             event_loops: self.workers.iter().map(|worker| worker.statistics.event_loop()).collect(),
             credentials: self.credentials.outcomes().collect(),
+            offload_outcomes: self.offload.outcomes(),
+            offload_interfaces: self.offload.interfaces(),
         }
     }
 }
@@ -70,6 +74,10 @@ struct Page {
     /// That of each worker.
     event_loops: Vec<EventLoop>,
     credentials: Vec<(&'static str, u64)>,
+    /// Packets with an entry, by what the XDP program did with them.
+    offload_outcomes: Vec<(&'static str, u64)>,
+    /// The names and drivers of the interfaces that have the XDP program.
+    offload_interfaces: Vec<(String, String)>,
 }
 
 impl Collector for Page {
@@ -79,6 +87,7 @@ impl Collector for Page {
         self.event_loops(&mut families)?;
         self.allocations(&mut families)?;
         self.relaying(&mut families)?;
+        self.offload(&mut families)?;
         self.requests(&mut families)?;
         self.connections(&mut families)?;
         self.tls(&mut families)?;
@@ -244,6 +253,52 @@ impl Page {
             None,
             "socket",
             [("listener", totals.listener_drops), ("relay", totals.relay_drops)],
+        )
+    }
+
+    fn offload(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let offload = &self.totals.offload;
+        let by_direction = |[to_peer, to_client]: [u64; 2]| [("to_peer", to_peer), ("to_client", to_client)];
+        families.gauges(
+            "offload_entries",
+            "Directions of channels that the kernel relays",
+            None,
+            "direction",
+            by_direction(offload.entries),
+        )?;
+        families.gauges(
+            "offload_missing_entries",
+            "Directions of channels that this process relays while the offload is in use",
+            None,
+            "reason",
+            OFFLOAD_REASONS.into_iter().zip(offload.without),
+        )?;
+        families.counters(
+            "offload_packets",
+            "Packets of application data that the kernel relayed; relayed_packets includes them",
+            None,
+            "direction",
+            by_direction(offload.packets),
+        )?;
+        families.counters(
+            "offload",
+            "Application data that the kernel relayed; relayed_bytes includes it",
+            Some(&Unit::Bytes),
+            "direction",
+            by_direction(offload.bytes),
+        )?;
+        families.counters(
+            "offload_outcomes",
+            "Packets that belong to an entry, by what the XDP program did with them",
+            None,
+            "outcome",
+            self.offload_outcomes.iter().copied(),
+        )?;
+        families.gauges_by_two(
+            "offload_interfaces",
+            "1 for each interface that has the XDP program",
+            ["interface", "driver"],
+            self.offload_interfaces.iter().map(|(name, driver)| ([name.as_str(), driver.as_str()], 1)),
         )
     }
 

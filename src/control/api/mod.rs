@@ -9,6 +9,7 @@ mod health;
 mod log_level;
 mod log_limit;
 mod metrics;
+mod offload;
 mod query;
 mod refusal;
 mod reload;
@@ -29,6 +30,7 @@ use hyper::{Request, Response, StatusCode};
 use tokio::sync::watch;
 
 use super::commands::Commands;
+use super::offload::Offload;
 use super::start::WorkerControl;
 use crate::auth::Secret;
 use crate::clock::Clock;
@@ -88,6 +90,7 @@ pub(super) struct Inputs {
     pub(super) started: u64,
     /// To the thread of control.
     pub(super) commands: Commands,
+    pub(super) offload: Arc<Offload>,
 }
 
 /// Responds to requests.

@@ -22,7 +22,7 @@ use super::refusal::Refusal;
 use crate::http::Handler as _;
 use crate::privacy::Privacy;
 use crate::turn::{AllocationDetail, AllocationId, AllocationInfo, Cursor, Filter, Instant, Operator, Page};
-use crate::worker::{SessionId, WorkerEnded};
+use crate::worker::{Described, SessionId, WorkerEnded};
 
 /// The number of sessions in a response, unless the request has a limit.
 const DEFAULT_LIMIT: usize = 100;
@@ -225,11 +225,11 @@ impl Api {
         }
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         let after = self.describe(id).await?;
-        let rate = rate(&before.info, &after.info);
+        let rate = rate(&before.detail.info, &after.detail.info);
         Ok(detail(id, &after, rate))
     }
 
-    async fn describe(&self, id: SessionId) -> Result<AllocationDetail, Refusal> {
+    async fn describe(&self, id: SessionId) -> Result<Described, Refusal> {
         let worker = self.workers.get(id.worker).ok_or_else(|| gone(id))?;
         let described = self.ask(id.worker, worker.handle.describe(id.allocation)).await?;
         described.flatten().ok_or_else(|| gone(id))
@@ -405,14 +405,20 @@ pub(super) fn session(worker: usize, info: &AllocationInfo) -> Value {
 }
 
 /// Returns a session with its permissions and channels in place of their numbers.
-fn detail(id: SessionId, detail: &AllocationDetail, rate: Value) -> Value {
-    let AllocationDetail { info, permissions, channels, drops } = detail;
+fn detail(id: SessionId, described: &Described, rate: Value) -> Value {
+    let AllocationDetail { info, permissions, channels, drops } = &described.detail;
     let permissions = permissions.iter().map(|(peer, left)| json!({ "peer": peer, "expires_in": left }));
-    let channel = |(number, peer, left): &(u16, _, u32)| json!({ "channel": format!("{number:#06x}"), "peer": peer, "expires_in": left });
+    let channels = channels.iter().enumerate().map(|(at, (number, peer, left))| {
+        let offload = described.offload.get(at).and_then(Option::as_ref).map(|[to_peer, to_client]| {
+            let way = |why: &Option<String>| json!({ "in_kernel": why.is_none(), "why_not": why });
+            json!({ "to_peer": way(to_peer), "to_client": way(to_client) })
+        });
+        json!({ "channel": format!("{number:#06x}"), "peer": peer, "expires_in": left, "offload": offload })
+    });
     let mut value = session(id.worker, info);
     if let Some(fields) = value.as_object_mut() {
         fields.insert("permissions".to_owned(), permissions.collect());
-        fields.insert("channels".to_owned(), channels.iter().map(channel).collect());
+        fields.insert("channels".to_owned(), channels.collect());
         let drops = drops.iter().map(|(reason, packets)| (reason.label().to_owned(), Value::from(*packets)));
         fields.insert("drops".to_owned(), Value::Object(drops.collect()));
         fields.insert("rate".to_owned(), rate);

@@ -25,6 +25,7 @@ pub(super) enum Resource<'p> {
     Reload,
     LogLevel,
     Certificates,
+    Offload,
     TestLinks,
     TestResults,
 }
@@ -40,6 +41,7 @@ impl<'p> Resource<'p> {
             "reload" => Self::Reload,
             "log-level" => Self::LogLevel,
             "certificates" => Self::Certificates,
+            "offload" => Self::Offload,
             "test-links" => Self::TestLinks,
             "test-results" => Self::TestResults,
             path => Self::Session(path.strip_prefix("sessions/")?),
@@ -49,7 +51,7 @@ impl<'p> Resource<'p> {
     /// Returns the methods that it supports.
     pub(super) fn methods(self) -> &'static str {
         match self {
-            Self::Status | Self::Certificates | Self::TestResults => "GET",
+            Self::Status | Self::Certificates | Self::Offload | Self::TestResults => "GET",
             Self::LogLevel => "PUT",
             Self::Revocations | Self::Drain | Self::Resume | Self::Reload | Self::TestLinks => "POST",
             Self::Sessions | Self::Session(_) => "GET, DELETE",
@@ -102,6 +104,7 @@ impl Api {
             Resource::Revocations => self.revoke(request, operator).await,
             Resource::LogLevel => self.set_log_level(request, operator).await,
             Resource::Certificates => Ok(self.certificates()),
+            Resource::Offload => Ok(self.offload().await),
             Resource::TestLinks => self.make_test_link(request, operator),
             Resource::TestResults => Ok(self.test_results()),
             Resource::Drain => self.command(Command::Drain, operator).await,

@@ -2,8 +2,9 @@
 //! and the longest packet. docs/offload.md, "The next hop", describes the design.
 //!
 //! [`Watcher`] finds the next hops of many pairs of addresses with netlink and reports what changes. `Table` has its
-//! logic, without sockets. Neither needs a capability or IP forwarding.
+//! logic, without sockets. [`Asker`] asks it from another thread. None needs a capability or IP forwarding.
 
+mod asker;
 mod judge;
 mod message;
 mod obstacle;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub use asker::{Asker, Desks, desks};
 pub(super) use judge::Link;
 use message::{List, Message};
 pub use obstacle::Obstacle;

@@ -33,6 +33,8 @@ pub enum Obstacle {
         /// Its priority.
         priority: u32,
     },
+    /// The sockets that watch routes and neighbours have failed; the log has the error.
+    Unwatched,
     /// The interface has been removed.
     NoInterface,
     /// The interface is of a kind through which the program does not send.
@@ -103,6 +105,9 @@ impl fmt::Display for Obstacle {
                 "the policy rule with priority {priority} selects a route by port, traffic class or flow label: see \
                  `ip rule`"
             ),
+            Self::Unwatched => {
+                f.write_str("routes and neighbours cannot be watched at the moment: the log has the error")
+            }
             Self::NoInterface => f.write_str("the interface of the route has been removed"),
             Self::Kind { interface, kind } => {
                 write!(f, "the route leads through the interface {interface} of the kind {kind}")

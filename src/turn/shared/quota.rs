@@ -50,7 +50,7 @@ pub struct UserRates {
 }
 
 /// The direction of application data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// From the client to its peers.
     ToPeers,

@@ -1,0 +1,319 @@
+//! The XDP program that relays channels in the kernel: whether it is used, on which interfaces, and what it has done.
+//!
+//! `turnserver offload attach` usually has loaded and attached it before the start, and this process only opens its
+//! maps. With `mode = "require"`, this process loads and attaches it if nobody has. It does not with `auto`, because
+//! attaching may interrupt the link of an interface for a moment.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+
+use serde_json::{Map, Value, json};
+
+use crate::config::{Config, OffloadInterfaces, OffloadMode};
+use crate::offload::layout::Outcome;
+use crate::offload::maps::Maps;
+use crate::offload::next_hop::{self, Desks, Watcher};
+use crate::offload::obstacle::Driver;
+use crate::offload::pinned;
+use crate::offload::program::{Attachment, Program, Sizes};
+use crate::offload::select;
+use crate::worker::{FreeBlocks, OFFLOAD_REASONS, OffloadPlan, OffloadTotals};
+
+/// The largest number of workers that have entries, because a lease has a number of one byte.
+const MOST_WORKERS: usize = 256;
+
+/// The offload of this run.
+#[derive(Debug)]
+pub(super) struct Offload {
+    mode: OffloadMode,
+    /// `Err`: why there is none.
+    active: Result<Active, String>,
+}
+
+#[derive(Debug)]
+struct Active {
+    maps: Mutex<Maps>,
+    /// The directory with the links of the program; `None` if this process has attached it.
+    directory: Option<PathBuf>,
+    interfaces: Mutex<Interfaces>,
+    /// The largest number of channels.
+    channels: u32,
+    /// The program stays attached while these exist.
+    _attachments: Vec<Attachment>,
+}
+
+/// The interfaces of the configuration.
+#[derive(Clone, Debug, Default)]
+struct Interfaces {
+    /// The indices of those that have the program.
+    attached: Arc<BTreeSet<u32>>,
+    /// Those that have it not, and why.
+    others: Vec<(String, String)>,
+}
+
+/// What the workers need.
+#[derive(Debug, Default)]
+pub(super) struct Started {
+    /// One for each worker, or none.
+    pub(super) plans: Vec<OffloadPlan>,
+    pub(super) interfaces: Arc<BTreeSet<u32>>,
+}
+
+impl Offload {
+    /// Begins to use the program. Its maps are empty then.
+    ///
+    /// # Errors
+    /// Why it cannot be used, if the configuration requires it.
+    pub(super) fn start(config: &Config, workers: usize) -> Result<(Self, Started), String> {
+        let mode = config.offload.mode;
+        if mode == OffloadMode::Off {
+            return Ok((Self { mode, active: Err("`offload.mode` is \"off\"".to_owned()) }, Started::default()));
+        }
+        match Active::start(config, workers) {
+            Ok((active, started)) => {
+                active.log();
+                Ok((Self { mode, active: Ok(active) }, started))
+            }
+            Err(why) if mode == OffloadMode::Require => Err(why),
+            Err(why) => {
+                tracing::info!(event = "offload-unused", "this process relays all data itself: {why}");
+                Ok((Self { mode, active: Err(why) }, Started::default()))
+            }
+        }
+    }
+
+    /// Reads again which interfaces have the program. Returns their indices.
+    pub(super) fn follow_interfaces(&self) -> Arc<BTreeSet<u32>> {
+        match &self.active {
+            Ok(active) => active.follow_interfaces(),
+            Err(_) => Arc::default(),
+        }
+    }
+
+    /// Describes the offload.
+    pub(super) fn show(&self, totals: &OffloadTotals) -> Value {
+        let by_direction = |[to_peers, to_clients]: [u64; 2]| json!({ "to_peers": to_peers, "to_clients": to_clients });
+        let without: Map<String, Value> = OFFLOAD_REASONS
+            .iter()
+            .zip(totals.without)
+            .filter(|(_, count)| *count > 0)
+            .map(|(label, count)| ((*label).to_owned(), count.into()))
+            .collect();
+        let mut shown = json!({
+            "mode": self.mode.as_str(),
+            "active": self.active.is_ok(),
+            "why_not": self.active.as_ref().err(),
+            "entries": by_direction(totals.entries),
+            "packets": by_direction(totals.packets),
+            "bytes": by_direction(totals.bytes),
+            "in_user_space": without,
+        });
+        if let (Ok(active), Some(shown)) = (&self.active, shown.as_object_mut()) {
+            active.show(shown);
+        }
+        shown
+    }
+
+    /// Returns how many packets with an entry had each outcome, and the number of interfaces with the program; nothing
+    /// without offload.
+    pub(super) fn outcomes(&self) -> Vec<(&'static str, u64)> {
+        let Ok(active) = &self.active else { return Vec::new() };
+        active.outcomes().unwrap_or_default()
+    }
+
+    /// Returns the names of the interfaces with the program, and their drivers.
+    pub(super) fn interfaces(&self) -> Vec<(String, String)> {
+        let Ok(active) = &self.active else { return Vec::new() };
+        let attached = active.interfaces().attached;
+        attached
+            .iter()
+            .map(|index| name_of(*index))
+            .map(|name| (driver_of(&name).unwrap_or_default(), name))
+            .map(|(driver, name)| (name, driver))
+            .collect()
+    }
+}
+
+impl Active {
+    fn start(config: &Config, workers: usize) -> Result<(Self, Started), String> {
+        let (mut maps, directory, interfaces, attachments) = match open() {
+            Ok((maps, directory)) => {
+                let attached = pinned::interfaces(&directory).map_err(|error| error.to_string())?;
+                let interfaces = Interfaces { attached: Arc::new(attached.into_iter().collect()), others: Vec::new() };
+                (maps, Some(directory), interfaces, Vec::new())
+            }
+            Err(missing) if config.offload.mode == OffloadMode::Require => {
+                let (maps, interfaces, attachments) =
+                    attach(config).map_err(|error| format!("{error}; and {missing}"))?;
+                (maps, None, interfaces, attachments)
+            }
+            Err(missing) => return Err(missing),
+        };
+        if interfaces.attached.is_empty() {
+            return Err("no interface has the program: see `turnserver offload attach`".to_owned());
+        }
+        let failed = |error: io::Error| format!("the maps of the XDP program cannot be used: {error}");
+        maps.clear().map_err(failed)?;
+        let count = workers.min(MOST_WORKERS);
+        let (askers, desks) = next_hop::desks(u16::try_from(count).unwrap_or(u16::MAX));
+        let blocks = Arc::new(FreeBlocks::new(maps.slots()));
+        let mut plans = Vec::with_capacity(count);
+        for (worker, asker) in (0..=u8::MAX).zip(askers) {
+            let maps = maps.try_clone().map_err(failed)?;
+            plans.push(OffloadPlan { worker, maps, blocks: Arc::clone(&blocks), asker });
+        }
+        watch(desks).map_err(|error| format!("routes and neighbours cannot be watched: {error}"))?;
+        let channels = maps.entries().min(maps.slots() / 2);
+        let started = Started { plans, interfaces: Arc::clone(&interfaces.attached) };
+        let interfaces = Mutex::new(interfaces);
+        Ok((Self { maps: Mutex::new(maps), directory, interfaces, channels, _attachments: attachments }, started))
+    }
+
+    fn log(&self) {
+        let Interfaces { attached, others } = self.interfaces();
+        let names: Vec<String> = attached.iter().map(|index| name_of(*index)).collect();
+        tracing::info!(
+            event = "offload-started",
+            interfaces = names.join(", "),
+            channels = self.channels,
+            "the kernel relays channels between UDP clients and UDP peers: `turnserver ctl offload` shows which"
+        );
+        for (interface, why) in others {
+            tracing::warn!(event = "offload-not-attached", interface, "the XDP program is not attached: {why}");
+        }
+    }
+
+    fn interfaces(&self) -> Interfaces {
+        self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn follow_interfaces(&self) -> Arc<BTreeSet<u32>> {
+        let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(directory) = &self.directory {
+            match pinned::interfaces(directory) {
+                Ok(attached) => {
+                    let attached: BTreeSet<u32> = attached.into_iter().collect();
+                    if attached != *interfaces.attached {
+                        interfaces.attached = Arc::new(attached);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(event = "offload-interfaces-unknown", %error, "using the interfaces as before");
+                }
+            }
+        }
+        Arc::clone(&interfaces.attached)
+    }
+
+    fn outcomes(&self) -> io::Result<Vec<(&'static str, u64)>> {
+        let outcomes = self.maps.lock().unwrap_or_else(PoisonError::into_inner).read_outcomes()?;
+        Ok(Outcome::ALL.iter().map(|outcome| outcome.label()).zip(outcomes).collect())
+    }
+
+    fn show(&self, shown: &mut Map<String, Value>) {
+        let Interfaces { attached, others } = self.interfaces();
+        let attached = attached.iter().map(|index| {
+            let name = name_of(*index);
+            let driver = driver_of(&name);
+            json!({ "name": name, "index": index, "driver": driver, "attached": true, "why_not": null })
+        });
+        let others = others.iter().map(|(name, why)| {
+            json!({ "name": name, "index": null, "driver": driver_of(name), "attached": false, "why_not": why })
+        });
+        shown.insert("interfaces".to_owned(), attached.chain(others).collect());
+        shown.insert("channels".to_owned(), self.channels.into());
+        shown.insert("directory".to_owned(), self.directory.as_ref().map(|path| path.display().to_string()).into());
+        let outcomes = self.outcomes().unwrap_or_default().into_iter().filter(|(_, packets)| *packets > 0);
+        let outcomes = outcomes.map(|(label, packets)| (label.to_owned(), Value::from(packets))).collect();
+        shown.insert("outcomes".to_owned(), Value::Object(outcomes));
+    }
+}
+
+/// Opens the maps of a program that is attached already.
+fn open() -> Result<(Maps, PathBuf), String> {
+    let of_service = Path::new(pinned::DIRECTORY_OF_SERVICE);
+    let directory = if of_service.join("maps").exists() { of_service } else { Path::new(pinned::DIRECTORY) };
+    let maps = pinned::open(directory).map_err(|error| error.to_string())?;
+    Ok((maps, directory.to_owned()))
+}
+
+/// Loads the program, and attaches it to the interfaces of the configuration until this process ends.
+fn attach(config: &Config) -> Result<(Maps, Interfaces, Vec<Attachment>), String> {
+    let mut program =
+        Program::load(Sizes::for_channels(config.offload_channels())).map_err(|error| error.to_string())?;
+    let (mut attached, mut others, mut attachments) = (BTreeSet::new(), Vec::new(), Vec::new());
+    for (name, selected) in selected(&config.offload.interfaces)? {
+        let index = nix::net::if_::if_nametoindex(name.as_str());
+        match selected.and_then(|()| program.attach(&name).map_err(|error| error.to_string())).map(|done| (done, index))
+        {
+            Ok((attachment, Ok(index))) => {
+                attached.insert(index);
+                attachments.push(attachment);
+            }
+            Ok((_, Err(error))) => others.push((name, error.to_string())),
+            Err(why) => others.push((name, why)),
+        }
+    }
+    if attached.is_empty() {
+        let others: Vec<String> = others.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+        return Err(format!("the XDP program is attached to no interface ({})", others.join("; ")));
+    }
+    let maps = program.descriptors().map_err(|error| error.to_string())?;
+    let maps = Maps::new(maps).map_err(|error| error.to_string())?;
+    Ok((maps, Interfaces { attached: Arc::new(attached), others }, attachments))
+}
+
+/// Returns the interfaces that the configuration names, or all with a verdict.
+fn selected(interfaces: &OffloadInterfaces) -> Result<Vec<(String, Result<(), String>)>, String> {
+    match interfaces {
+        OffloadInterfaces::Given(names) => Ok(names.iter().map(|name| (name.clone(), Ok(()))).collect()),
+        OffloadInterfaces::Auto => {
+            let candidates = select::automatic().map_err(|error| format!("the interfaces cannot be read: {error}"))?;
+            let verdict =
+                |candidate: select::Candidate| (candidate.name, candidate.verdict.map_err(|why| why.to_string()));
+            Ok(candidates.into_iter().map(verdict).collect())
+        }
+    }
+}
+
+/// Watches next hops in a thread of its own, until the workers have ended.
+fn watch(desks: Desks) -> io::Result<()> {
+    let (sender, opened) = mpsc::sync_channel(1);
+    let serve = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let watcher = runtime.and_then(|runtime| {
+            let entered = runtime.enter();
+            let watcher = Watcher::open()?;
+            drop(entered);
+            Ok((runtime, watcher))
+        });
+        // The receiver waits for it.
+        match watcher {
+            Ok((runtime, watcher)) => {
+                let _ = sender.send(Ok(()));
+                runtime.block_on(desks.serve(watcher, |error| {
+                    tracing::warn!(
+                        event = "offload-unwatched",
+                        %error,
+                        "routes and neighbours cannot be watched, so this process relays all data itself until they can"
+                    );
+                }));
+            }
+            Err(error) => drop(sender.send(Err(error))),
+        }
+    };
+    thread::Builder::new().name("next-hops".to_owned()).spawn(serve)?;
+    opened.recv().unwrap_or_else(|_| Err(io::Error::other("its thread has ended")))
+}
+
+fn name_of(index: u32) -> String {
+    let name = nix::net::if_::if_indextoname(index);
+    name.map_or_else(|_| format!("(index {index})"), |name| name.to_string_lossy().into_owned())
+}
+
+fn driver_of(interface: &str) -> Option<String> {
+    Driver::of(interface).0
+}

@@ -1,0 +1,372 @@
+//! Routes and next hops become entries of real maps. The tests need the privilege to load the program.
+
+use std::net::{IpAddr, SocketAddr};
+
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use rand::SeedableRng as _;
+
+use super::*;
+use crate::offload::next_hop::{Desks, Obstacle, desks};
+use crate::offload::program::{Program, Sizes};
+use crate::test_world::Blueprint;
+use crate::turn::{Rate, SocketId};
+
+const INTERFACE: u32 = 7;
+const PEER: &str = "203.0.113.9:4000";
+const RELAY: &str = "192.0.2.1:50000";
+
+struct World {
+    offload: Offload,
+    server: Server,
+    rng: StdRng,
+    /// The other end of the asker.
+    _desks: Desks,
+    program: Program,
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// Returns a worker's offload, or nothing if this process may not load the program.
+fn world(channels: u32, blueprint: &Blueprint) -> Option<World> {
+    let sizes = Sizes { entries: channels, slots: 64 * (2 * channels).div_ceil(64) };
+    let program = match Program::load(sizes) {
+        Ok(program) => program,
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_ALL_TESTS").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+            return None;
+        }
+    };
+    let maps = Maps::new(program.descriptors().unwrap()).unwrap();
+    let blocks = Arc::new(FreeBlocks::new(maps.slots()));
+    let (mut askers, desks) = desks(1);
+    let plan = Plan { worker: 0, maps, blocks, asker: askers.remove(0) };
+    let offload = Offload::new(plan, Duration::from_secs(1_000), Arc::new(BTreeSet::from([INTERFACE])));
+    let server = Server::new(blueprint.snapshot(), blueprint.ledger());
+    Some(World { offload, server, rng: StdRng::seed_from_u64(1), _desks: desks, program })
+}
+
+fn blueprint() -> Blueprint {
+    Blueprint::new("test", ("192.0.2.1", "192.0.2.1"), 50_000..=50_099)
+}
+
+fn route(client_port: u16, channel: u16) -> ChannelRoute {
+    let client = SocketAddr::new("198.51.100.2".parse().unwrap(), client_port);
+    ChannelRoute {
+        tuple: FiveTuple { client, server: address("192.0.2.1:3478"), transport: Transport::Udp },
+        channel,
+        socket: SocketId::for_tests(0),
+        relay: address(RELAY),
+        peer: address(PEER),
+        expires: Deadline::after(Instant::from_elapsed(Duration::ZERO), Duration::from_secs(600)),
+    }
+}
+
+fn hop(interface: u32) -> NextHop {
+    NextHop { interface, link_destination: [2, 0, 0, 0, 0, 2], link_source: [2, 0, 0, 0, 0, 1], longest_packet: 1500 }
+}
+
+impl World {
+    fn add(&mut self, route: ChannelRoute) {
+        self.offload.add(route, &mut self.rng);
+    }
+
+    /// Resolves both pairs of the routes.
+    fn resolve(&mut self, resolution: &Resolution) {
+        for destination in ["203.0.113.9", "198.51.100.2"] {
+            self.learn(destination, resolution);
+        }
+    }
+
+    fn learn(&mut self, destination: &str, resolution: &Resolution) {
+        let pair = pair(destination);
+        self.offload.learn(vec![Notice::Changed { owner: 0, pair, resolution: resolution.clone() }]);
+    }
+
+    fn work(&mut self) {
+        while self.offload.step(&self.server) {}
+    }
+
+    /// Returns the number of entries of each direction.
+    fn entries(&mut self) -> [u64; 2] {
+        self.work();
+        let counts = self.offload.counts();
+        let kept = self.keys();
+        assert_eq!(counts.entries, kept, "the maps have as many entries as are counted");
+        counts.entries
+    }
+
+    /// Returns the number of entries in the maps.
+    fn keys(&self) -> [u64; 2] {
+        let maps = Maps::new(self.program.descriptors().unwrap()).unwrap();
+        [layout::Direction::ToPeer, layout::Direction::ToClient].map(|direction| maps.count(direction).unwrap())
+    }
+
+    /// Counts packets in a slot, as the program does.
+    fn relay(&self, slot: u32, packets: u64, bytes: u64, last: u64) {
+        let map = MapData::from_fd(self.program.descriptors().unwrap().counters).unwrap();
+        let mut counters: PerCpuArray<MapData, [u64; 3]> = Map::PerCpuArray(map).try_into().unwrap();
+        let mut cpus = counters.get(&slot, 0).unwrap().to_vec();
+        let [all_packets, all_bytes, latest] = cpus.last_mut().unwrap();
+        *all_packets += packets;
+        *all_bytes += bytes;
+        *latest = last;
+        counters.set(slot, PerCpuValues::try_from(cpus).unwrap(), 0).unwrap();
+    }
+
+    /// Reads all counters, and returns what is to be credited.
+    fn read(&mut self) -> Vec<(Direction, u64, u64)> {
+        self.offload.tick();
+        self.work();
+        let relayed = self.offload.take_relayed().into_iter();
+        relayed.map(|Relayed { direction, packets, bytes, .. }| (direction, packets, bytes)).collect()
+    }
+
+    fn reasons(&self, route: &ChannelRoute) -> [Option<String>; 2] {
+        self.offload.why_in_user_space(&route.tuple, route.channel).unwrap()
+    }
+}
+
+fn pair(destination: &str) -> Pair {
+    Pair { destination: destination.parse().unwrap(), source: "192.0.2.1".parse::<IpAddr>().unwrap() }
+}
+
+#[test]
+fn a_route_has_entries_from_its_next_hops_until_its_end() {
+    let Some(mut world) = world(16, &blueprint()) else { return };
+    let route = route(1000, 0x4000);
+    world.add(route);
+    assert_eq!(world.entries(), [0, 0]);
+    assert_eq!(world.reasons(&route), [(); 2].map(|()| Some("the entry is being made".to_owned())));
+    world.learn("203.0.113.9", &Ok(hop(INTERFACE)));
+    assert_eq!(world.entries(), [1, 0], "each direction has its own next hop");
+    world.learn("198.51.100.2", &Ok(hop(INTERFACE)));
+    assert_eq!((world.entries(), world.reasons(&route)), ([1, 1], [None, None]));
+    // A later expiry replaces the entries.
+    world.add(ChannelRoute { expires: route.expires.plus(Duration::from_secs(60)), ..route });
+    assert_eq!(world.entries(), [1, 1]);
+    world.resolve(&Err(Obstacle::NoRoute));
+    assert_eq!(world.entries(), [0, 0]);
+    world.resolve(&Ok(hop(INTERFACE)));
+    assert_eq!(world.entries(), [1, 1]);
+    // At once, without a step.
+    world.offload.remove(&route);
+    assert_eq!((world.keys(), world.offload.pairs.len()), ([0, 0], 0));
+    assert_eq!(world.offload.counts(), Counts::default());
+}
+
+#[test]
+fn a_channel_for_another_peer_replaces_the_entries() {
+    let Some(mut world) = world(16, &blueprint()) else { return };
+    world.add(route(1000, 0x4000));
+    world.resolve(&Ok(hop(INTERFACE)));
+    assert_eq!(world.entries(), [1, 1]);
+    world.add(ChannelRoute { peer: address("203.0.113.10:4000"), ..route(1000, 0x4000) });
+    assert_eq!(world.entries(), [0, 0]);
+    world.learn("198.51.100.2", &Ok(hop(INTERFACE)));
+    assert_eq!(world.entries(), [0, 1]);
+    world.learn("203.0.113.10", &Ok(hop(INTERFACE)));
+    assert_eq!(world.entries(), [1, 1]);
+}
+
+#[test]
+fn what_only_user_space_may_relay_has_no_entry_and_a_reason() {
+    let connection = ChannelRoute {
+        tuple: FiveTuple { transport: Transport::Tcp, ..route(1000, 0x4000).tuple },
+        ..route(1000, 0x4000)
+    };
+    let own = ChannelRoute { peer: address("192.0.2.1:50001"), ..route(1000, 0x4000) };
+    let rates = |change: fn(&mut Blueprint)| {
+        let mut blueprint = blueprint();
+        change(&mut blueprint);
+        blueprint
+    };
+    let limited = rates(|blueprint| blueprint.limits.byte_rate = Rate::of_bytes(1_000_000));
+    let user = rates(|blueprint| blueprint.limits.user_rates.bytes = Rate::of_bytes(1_000_000));
+    for (blueprint, route, reason) in [
+        (blueprint(), connection, "TCP or TLS"),
+        (blueprint(), own, "an address of this server"),
+        (limited, route(1000, 0x4000), "limits the bytes per second"),
+        (user, route(1000, 0x4000), "limits the bytes per second"),
+        (blueprint(), route(1000, 0x5000), "no longer accepts the channel number"),
+    ] {
+        let Some(mut world) = world(16, &blueprint) else { return };
+        world.add(route);
+        world.resolve(&Ok(hop(INTERFACE)));
+        assert_eq!(world.entries(), [0, 0]);
+        assert!(world.reasons(&route).iter().flatten().all(|why| why.contains(reason)), "{:?}", world.reasons(&route));
+    }
+}
+
+#[test]
+fn an_interface_without_the_program_is_not_used() {
+    let Some(mut world) = world(16, &blueprint()) else { return };
+    let route = route(1000, 0x4000);
+    world.add(route);
+    world.resolve(&Ok(hop(8)));
+    assert_eq!(world.entries(), [0, 0]);
+    assert!(world.reasons(&route)[0].as_ref().unwrap().contains("index 8"));
+    world.offload.set_interfaces(&Arc::new(BTreeSet::from([8])));
+    assert_eq!(world.entries(), [1, 1]);
+    world.offload.set_interfaces(&Arc::default());
+    assert_eq!(world.entries(), [0, 0]);
+}
+
+#[test]
+fn full_maps_leave_the_rest_to_user_space_until_there_is_room() {
+    let Some(mut world) = world(2, &blueprint()) else { return };
+    let routes: Vec<ChannelRoute> = (0..4).map(|number| route(1000 + number, 0x4000)).collect();
+    // The map to clients has one entry for each peer and relayed transport address.
+    for (number, route) in (0..).zip(&routes) {
+        world.add(ChannelRoute { relay: SocketAddr::new(route.relay.ip(), 50_000 + number), ..*route });
+    }
+    world.resolve(&Ok(hop(INTERFACE)));
+    assert_eq!(world.entries(), [2, 2]);
+    let full = Reason::Full.index();
+    assert_eq!(world.offload.counts().without[full], 4);
+    let first = ChannelRoute { relay: address("192.0.2.1:50000"), ..routes[0] };
+    world.offload.remove(&first);
+    world.offload.tick();
+    assert_eq!(world.entries(), [2, 2]);
+    assert_eq!(world.offload.counts().without[full], 2);
+}
+
+#[test]
+fn a_neighbour_is_left_to_the_kernel_for_one_to_two_seconds() {
+    let Some(mut world) = world(16, &blueprint()) else { return };
+    world.add(route(1000, 0x4000));
+    world.resolve(&Ok(hop(INTERFACE)));
+    assert_eq!(world.entries(), [1, 1]);
+    let examine = || vec![Notice::Use { owner: 0, pair: pair("203.0.113.9") }];
+    world.offload.learn(examine());
+    assert_eq!(world.entries(), [1, 1], "without packets, the neighbour does not matter");
+    // Both directions have the same neighbour; the one with the latest packet is chosen.
+    for (latest, left) in [(0, [0, 1]), (1, [1, 0])] {
+        world.relay(0, 1, 10, 500 + u64::from(latest == 0));
+        world.relay(1, 1, 10, 500 + u64::from(latest == 1));
+        world.read();
+        world.offload.learn(examine());
+        world.offload.learn(examine());
+        assert_eq!(world.entries(), left);
+        world.offload.tick();
+        assert_eq!(world.entries(), left);
+        world.offload.tick();
+        assert_eq!(world.entries(), [1, 1]);
+        // The direction has another slot since then.
+        if latest == 0 {
+            world.offload.remove(&route(1000, 0x4000));
+            world = self::world(16, &blueprint()).unwrap();
+            world.add(route(1000, 0x4000));
+            world.resolve(&Ok(hop(INTERFACE)));
+            assert_eq!(world.entries(), [1, 1]);
+        }
+    }
+}
+
+#[test]
+fn what_is_counted_is_credited_once_and_also_after_the_end() {
+    let Some(mut world) = world(16, &blueprint()) else { return };
+    let route = route(1000, 0x4000);
+    world.add(route);
+    world.resolve(&Ok(hop(INTERFACE)));
+    world.work();
+    world.relay(0, 2, 300, 1);
+    world.relay(1, 1, 7, 1);
+    assert_eq!(world.read(), [(Direction::ToPeers, 2, 300), (Direction::ToClient, 1, 7)]);
+    assert_eq!(world.read(), []);
+    world.relay(0, 1, 10, 2);
+    world.offload.remove(&route);
+    let relayed = world.offload.take_relayed();
+    assert_eq!(relayed.iter().map(|relayed| relayed.bytes).collect::<Vec<_>>(), [10]);
+    // The program was about to send this one.
+    world.relay(1, 1, 20, 3);
+    assert_eq!(world.read(), [(Direction::ToClient, 1, 20)]);
+    assert_eq!(world.read(), []);
+}
+
+#[test]
+fn entries_are_used_after_a_review_only() {
+    let Some(mut world) = world(16, &blueprint()) else { return };
+    world.add(route(1000, 0x4000));
+    world.resolve(&Ok(hop(INTERFACE)));
+    world.work();
+    assert_eq!(world.offload.state, State::Active);
+    world.offload.suspend();
+    world.work();
+    world.offload.tick();
+    assert_eq!(world.offload.state, State::Suspended { reviewed: false });
+    world.offload.reviewed();
+    assert_eq!(world.offload.state, State::Suspended { reviewed: true });
+    world.work();
+    assert_eq!(world.offload.state, State::Active);
+}
+
+#[test]
+fn slots_and_places_are_used_again() {
+    let Some(mut world) = world(16, &blueprint()) else { return };
+    world.resolve(&Ok(hop(INTERFACE)));
+    for round in 0..40 {
+        let routes: Vec<ChannelRoute> = (0..8).map(|number| route(1000 + round * 8 + number, 0x4000)).collect();
+        for (number, route) in (0..).zip(&routes) {
+            world.add(ChannelRoute { relay: SocketAddr::new(route.relay.ip(), 50_000 + number), ..*route });
+        }
+        world.resolve(&Ok(hop(INTERFACE)));
+        assert_eq!(world.entries(), [8, 8], "round {round}");
+        for (number, route) in (0..).zip(&routes) {
+            let relay = SocketAddr::new(route.relay.ip(), 50_000 + number);
+            world.offload.remove(&ChannelRoute { relay, ..*route });
+        }
+        // Two readings free the slots.
+        for _ in 0..2 {
+            world.offload.tick();
+            world.work();
+        }
+    }
+    assert_eq!((world.keys(), world.offload.routes.len()), ([0, 0], 8));
+}
+
+/// How long the steps are in which entries are made and removed.
+#[test]
+#[ignore = "a measurement"]
+fn speed() {
+    const ROUTES: u32 = 10_000;
+    let Some(mut world) = world(ROUTES, &blueprint()) else { return };
+    let routes: Vec<ChannelRoute> = (0..ROUTES)
+        .map(|number| {
+            let relay = SocketAddr::new(address(RELAY).ip(), 10_000 + u16::try_from(number).unwrap());
+            ChannelRoute { relay, ..route(10_000 + u16::try_from(number).unwrap(), 0x4000) }
+        })
+        .collect();
+    let measure = |what: &str, step: &mut dyn FnMut() -> bool| {
+        let (start, mut longest, mut steps) = (clock::monotonic(), Duration::ZERO, 0);
+        loop {
+            let before = clock::monotonic();
+            let more = step();
+            longest = longest.max(clock::monotonic().saturating_sub(before));
+            steps += 1;
+            if !more {
+                break;
+            }
+        }
+        let took = clock::monotonic().saturating_sub(start);
+        println!("{what}: {took:?} in {steps} steps, the longest {longest:?}");
+    };
+    routes.iter().for_each(|route| world.add(*route));
+    measure("next hops", &mut || {
+        world.resolve(&Ok(hop(INTERFACE)));
+        false
+    });
+    measure("make", &mut || world.offload.step(&world.server));
+    assert_eq!(world.offload.counts().entries, [u64::from(ROUTES); 2]);
+    world.offload.tick();
+    measure("read", &mut || world.offload.step(&world.server));
+    // As many as allocations expire between two batches of packets.
+    let mut ending = routes.chunks(64);
+    measure("remove", &mut || {
+        let Some(routes) = ending.next() else { return false };
+        routes.iter().for_each(|route| world.offload.remove(route));
+        true
+    });
+}
