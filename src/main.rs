@@ -3,6 +3,7 @@
 mod ctl;
 mod doctor_command;
 mod import;
+mod offload_command;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ enum Command {
     #[command(subcommand)]
     Generate(Generate),
     ImportCoturn(import::Arguments),
+    Offload(offload_command::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +72,10 @@ fn main() -> ExitCode {
             .run(Arguments::command(), &mut io::stdout().lock())
             .map_err(|error| (format!("cannot write: {error}"), ExitCode::FAILURE)),
         Some(Command::ImportCoturn(command)) => import::run(command),
+        Some(Command::Offload(command)) => match offload_command::run(command, arguments.config.as_deref()) {
+            Ok(code) => return code,
+            Err(message) => Err((message, ExitCode::FAILURE)),
+        },
         Some(Command::CheckConfig) => execute(&arguments, true).map_err(|message| (message, ExitCode::FAILURE)),
         None => execute(&arguments, false).map_err(|message| (message, ExitCode::FAILURE)),
     };

@@ -97,6 +97,7 @@ mod architecture {
                 "file",
                 "generate",
                 "net",
+                "offload",
                 "printable",
                 "transport",
             ],

@@ -158,4 +158,22 @@ mod install {
         assert!(values("After=").contains(&"time-sync.target".to_owned()));
         assert!(!values("Wants=").contains(&"time-sync.target".to_owned()));
     }
+
+    // docs/offload.md has been tried with exactly these lines.
+    #[test]
+    fn the_unit_has_the_lines_of_the_document_about_privileges() {
+        let (document, unit) = (file("docs/offload.md"), file("systemd/turnserver.service"));
+        let (_, section) = document.split_once("## Privileges").unwrap();
+        let block = section.split("```").nth(1).unwrap();
+        let settings: Vec<&str> = block.lines().filter(|line| line.contains('=') && !line.starts_with('#')).collect();
+        assert_eq!(settings.len(), 4, "{settings:?}");
+        for setting in settings {
+            assert!(unit.lines().any(|line| line == setting), "{setting}");
+        }
+        // A later line with `~` would take it away again.
+        let filters: Vec<&str> = unit.lines().filter(|line| line.starts_with("SystemCallFilter=")).collect();
+        assert_eq!(filters.last(), Some(&"SystemCallFilter=bpf"), "{filters:?}");
+        // A failure of these commands does not keep the server from running.
+        assert!(unit.contains("\nExecStartPre=+-") && unit.contains("\nExecStopPost=+-"));
+    }
 }

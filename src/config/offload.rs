@@ -1,12 +1,14 @@
 //! `[offload]`: relaying by the kernel.
 
-use toml::Spanned;
-use toml::de::DeValue;
+use std::path::Path;
 
-use super::general::{name_of, one_of};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::general::{self, name_of, one_of};
 use super::problem::{Report, closest, quoted};
 use super::reader::Section;
-use super::{Config, RelayAddresses, schema};
+use super::{Config, ConfigErrors, RelayAddresses, addresses, read_bytes, schema, syntax};
 
 const AUTO: &str = "auto";
 const MAX_INTERFACES: usize = 64;
@@ -67,6 +69,33 @@ pub enum OffloadInterfaces {
 }
 
 impl Config {
+    /// Reads what the program in the kernel needs: `[offload]`, and the number of its channels. Reads no file that the
+    /// configuration names. Errors elsewhere do not matter, because the server reports them when it starts.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or if `[offload]`, `[limits]` or `[relay]` is wrong.
+    pub fn load_offload(path: &Path) -> Result<(Offload, u32), ConfigErrors> {
+        let name = path.display().to_string();
+        let bytes = read_bytes(path, &name)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let mut report = Report::new(&name, &text);
+        let (document, syntax_errors) = DeTable::parse_recoverable(report.text());
+        let mut config = Self::default();
+        if syntax_errors.is_empty() {
+            let top = Section::known(&schema::TOP, document.get_ref());
+            config.offload = offload(&top, &mut report);
+            config.limits = general::limits(&top, &mut report);
+            config.relay = addresses::relay(&top, &config.limits, &mut report);
+        } else {
+            syntax::report_errors(&syntax_errors, &mut report);
+        }
+        if !report.errors.is_empty() {
+            return Err(ConfigErrors::new(report.file(), report.errors));
+        }
+        let channels = config.offload_channels();
+        Ok((config.offload, channels))
+    }
+
     /// Returns the largest number of channels that the kernel relays at a time. By default four for each allocation of
     /// `limits.allocations`, or for each relay port if that is 0, and at most 16 384.
     #[must_use]

@@ -209,9 +209,9 @@ impl Outcome {
         Self::NoLease,
     ];
 
-    /// Returns the name in metrics.
+    /// Returns the name for the operator.
     #[must_use]
-    pub fn label(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Relayed => "relayed",
             Self::Replaced => "replaced",

@@ -253,7 +253,7 @@ pub(super) fn is_in_user_namespace() -> bool {
 }
 
 impl Driver {
-    /// Returns the driver of the interface with this name.
+    /// Returns the driver of an interface of this network namespace.
     #[must_use]
     pub fn of(interface: &str) -> Self {
         let link = fs::read_link(attribute(interface, "device/driver")).ok();

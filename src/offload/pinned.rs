@@ -172,6 +172,14 @@ pub fn detach(directory: &Path) -> Result<(), DirectoryError> {
     remove(directory)
 }
 
+/// Returns whether there is a program to which interfaces can be added.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn is_loaded(directory: &Path) -> Result<bool, DirectoryError> {
+    exists(&directory.join(PROGRAM))
+}
+
 /// Opens the maps. Needs no capability since Linux 5.19.
 ///
 /// # Errors
@@ -303,4 +311,16 @@ fn remove(directory: &Path) -> Result<(), DirectoryError> {
 
 fn failed(path: &Path, error: io::Error) -> DirectoryError {
     DirectoryError::Failed { path: path.to_owned(), error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unit_shows_the_directory_to_the_service() {
+        let unit = include_str!("../../systemd/turnserver.service");
+        let line = format!("BindReadOnlyPaths=-{DIRECTORY}:{DIRECTORY_OF_SERVICE}");
+        assert!(unit.lines().any(|other| other == line), "{line}");
+    }
 }

@@ -57,6 +57,14 @@ pub enum NotChosen {
     NoAddress,
 }
 
+impl NotChosen {
+    /// Returns whether the interface may be selected later, without a change of the configuration.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Down | Self::NoAddress)
+    }
+}
+
 /// Returns all interfaces of the network namespace of this thread except loopback, in the order of their indices.
 ///
 /// # Errors

@@ -18,6 +18,7 @@ fn man_pages_describe_each_command() {
         ("turnserver.1", "A STUN/TURN server for WebRTC"),
         ("turnserver-doctor.1", "\\-\\-ice\\-servers"),
         ("turnserver-ctl.1", "control socket"),
+        ("turnserver-offload-attach.1", "\\-\\-running"),
         ("turnserver-ctl-drain.1", "Wait until the server has stopped"),
         ("turn-credential.1", "time\\-limited TURN credentials"),
         ("turn-credential-mint.1", "\\-\\-ttl"),

@@ -24,13 +24,13 @@ use crate::maps::load;
 const SIZES: Sizes = Sizes { entries: 64, slots: 128 };
 /// A user and groups that no file of this machine has.
 const USER: u32 = 64_999;
-const GROUP: u32 = 64_998;
+pub(crate) const GROUP: u32 = 64_998;
 const OTHER_GROUP: u32 = 64_997;
 /// The directory for [`uses_the_maps_of_the_environment`].
 const VARIABLE: &str = "OFFLOAD_TEST_MAPS";
 
 /// Runs a test with the interfaces `v0` and `v1`, which are connected, and an empty BPF file system, whose path it gets.
-fn with_interfaces(test: impl FnOnce(&Path) + Send) {
+pub(crate) fn with_interfaces(test: impl FnOnce(&Path) + Send) {
     if load(SIZES).is_none() {
         return;
     }
@@ -75,14 +75,14 @@ impl Drop for TemporaryDirectory {
     }
 }
 
-fn ip(arguments: &str) -> String {
+pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Returns the identifier of the XDP program of an interface.
-fn program_on(interface: &str) -> Option<u32> {
+pub(crate) fn program_on(interface: &str) -> Option<u32> {
     let text = ip(&format!("-d link show {interface}"));
     let (_, rest) = text.split_once("prog/xdp")?;
     let (_, rest) = rest.split_once("id ")?;
@@ -101,7 +101,7 @@ fn attach(directory: &Path, interfaces: &[&str]) -> Vec<Interface> {
     attached.into_iter().filter(|interface| interface.attached.is_err()).collect()
 }
 
-fn index(interface: &str) -> u32 {
+pub(crate) fn index(interface: &str) -> u32 {
     if_nametoindex(interface).unwrap()
 }
 

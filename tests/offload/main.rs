@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod attach;
 #[cfg(test)]
+mod command;
+#[cfg(test)]
 mod example;
 #[cfg(test)]
 mod frame;

@@ -325,3 +325,23 @@ fn the_named_files_are_listed_except_credentials() {
     let document = DeTable::parse("[auth]\nsecrets-file = \"$CREDENTIALS_DIRECTORY/secrets\"").unwrap();
     assert_eq!(paths::files(document.get_ref(), Path::new("/etc")), []);
 }
+
+#[test]
+fn the_sections_for_the_program_in_the_kernel_are_read_without_secrets_and_in_spite_of_other_errors() {
+    let directory = Directory::new("offload");
+    let load = |text: &str| Config::load_offload(&directory.write("t.toml", text, 0o640));
+    let other = "relm = 1\n[auth]\nsecrets-file = \"$CREDENTIALS_DIRECTORY/absent\"\n[limits]\nallocations = 7\n";
+    let (offload, channels) = load(&format!("{other}[offload]\nmode = \"require\"\n")).unwrap();
+    assert_eq!((offload.mode, offload.interfaces, channels), (OffloadMode::Require, OffloadInterfaces::Auto, 28));
+    assert_eq!(load("").unwrap(), (Offload::default(), 16_384));
+    for (text, expected) in [
+        ("[offload]\nmode = \"on\"", "`offload.mode` must be one of"),
+        ("[limits]\nallocations = -1", "`limits.allocations` must be between"),
+        ("[relay]\nports = \"x\"", "`relay.ports`"),
+        ("[offload", "1:"),
+    ] {
+        let error = load(text).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+    }
+    assert!(Config::load_offload(&directory.0.join("absent.toml")).is_err());
+}

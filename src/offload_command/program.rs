@@ -1,0 +1,229 @@
+//! The actions of `turnserver offload`.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fmt::Display;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use nix::net::if_::if_indextoname;
+use nix::unistd::{Group, geteuid};
+use turnserver::config::{self, Config, Offload, OffloadInterfaces, OffloadMode};
+use turnserver::control::logging;
+use turnserver::offload::layout::{Direction, Outcome};
+use turnserver::offload::obstacle::{Driver, NotAttached};
+use turnserver::offload::pinned::{self, Interface};
+use turnserver::offload::program::Sizes;
+use turnserver::offload::select;
+
+/// The group of the service, as `systemd/turnserver.sysusers` makes it.
+const GROUP: &str = "turnserver";
+
+/// Why interfaces do not have the program, and their names.
+#[derive(Default)]
+struct NotTaken {
+    reasons: BTreeMap<String, Vec<String>>,
+    /// Whether one of them may take the program later.
+    is_temporary: bool,
+}
+
+impl NotTaken {
+    fn add(&mut self, name: &str, reason: &impl Display, is_temporary: bool) {
+        self.reasons.entry(reason.to_string()).or_default().push(name.to_owned());
+        self.is_temporary |= is_temporary;
+    }
+
+    /// Writes one line for each reason to standard error.
+    fn write(&self) {
+        let prefix = logging::warning_prefix();
+        let line = |(reason, names): (&String, &Vec<String>)| {
+            format!("{prefix}turnserver: not attached to {}: {reason}\n", names.join(", "))
+        };
+        logging::write_directly(self.reasons.iter().map(line).collect());
+    }
+}
+
+/// Attaches the program as the configuration says.
+pub(super) fn attach(
+    directory: &Path,
+    group: Option<&str>,
+    is_running: bool,
+    config: Option<&Path>,
+) -> Result<ExitCode, String> {
+    let (Offload { mode, interfaces, .. }, channels) = read(config)?;
+    let group = group_id(group)?;
+    if mode == OffloadMode::Off {
+        pinned::detach(directory).map_err(failure)?;
+        return print("`offload.mode` is \"off\": no program is attached").map(|()| ExitCode::SUCCESS);
+    }
+    let attach = |names: &[String]| {
+        if is_running {
+            add_interfaces(directory, names)
+        } else {
+            pinned::attach(directory, group, Sizes::for_channels(channels), names).map_err(failure)
+        }
+    };
+    match attach_to(directory, interfaces, attach) {
+        Ok(names) => print(&format!("the program is attached to {}", names.join(", "))).map(|()| ExitCode::SUCCESS),
+        // The server works without it.
+        Err(message) if mode == OffloadMode::Auto => {
+            logging::write_directly(format!("{}turnserver: {message}\n", logging::warning_prefix()));
+            Ok(ExitCode::FAILURE)
+        }
+        Err(message) => Err(message),
+    }
+}
+
+/// Attaches the program to the interfaces of the configuration. Returns the names of those that have it.
+fn attach_to(
+    directory: &Path,
+    interfaces: OffloadInterfaces,
+    attach: impl FnOnce(&[String]) -> Result<Vec<Interface>, String>,
+) -> Result<Vec<String>, String> {
+    let mut not_taken = NotTaken::default();
+    let names = match interfaces {
+        OffloadInterfaces::Given(names) => names,
+        OffloadInterfaces::Auto => automatic(&mut not_taken)?,
+    };
+    let mut taken = Vec::new();
+    for interface in attach(&names)? {
+        match interface.attached {
+            Ok(()) => taken.push(interface.name),
+            Err(reason) => not_taken.add(&interface.name, &reason, matches!(reason, NotAttached::NoInterface)),
+        }
+    }
+    not_taken.write();
+    if !taken.is_empty() {
+        return Ok(taken);
+    }
+    if not_taken.is_temporary {
+        return Err(
+            "no interface has the program yet: `turnserver offload attach --running` adds one that is ready later"
+                .to_owned(),
+        );
+    }
+    pinned::detach(directory).map_err(failure)?;
+    Err("no interface takes the program: the server relays everything itself".to_owned())
+}
+
+/// Changes the interfaces of the program that is loaded.
+fn add_interfaces(directory: &Path, names: &[String]) -> Result<Vec<Interface>, String> {
+    if !pinned::is_loaded(directory).map_err(failure)? {
+        return Err(
+            "no program is loaded whose interfaces could change: `turnserver offload attach` without --running \
+                    loads it, and the server uses it after a restart"
+                .to_owned(),
+        );
+    }
+    pinned::set_interfaces(directory, names).map_err(failure)
+}
+
+/// Detaches the program, unless systemd runs the command after a failure of the service.
+pub(super) fn detach(directory: &Path) -> Result<(), String> {
+    match env::var("SERVICE_RESULT") {
+        Ok(result) if result != "success" => {
+            // The next start replaces the program without a moment in which an interface has none.
+            return print(&format!(
+                "the service has failed ({result}): the program stays attached, and relays nothing"
+            ));
+        }
+        _ => {}
+    }
+    pinned::detach(directory).map_err(failure)?;
+    print("no program is attached")
+}
+
+/// Shows the program.
+pub(super) fn status(directory: &Path) -> Result<(), String> {
+    let interfaces = pinned::interfaces(directory).map_err(failure)?;
+    let mut lines = Vec::new();
+    for index in &interfaces {
+        lines.push(match if_indextoname(*index) {
+            Ok(name) => {
+                let name = name.to_string_lossy();
+                let driver = Driver::of(&name).0.unwrap_or_else(|| "unknown".to_owned());
+                format!("attached    {name} (index {index}, driver {driver})")
+            }
+            Err(_) => format!("attached    an interface that has gone (index {index})"),
+        });
+    }
+    if interfaces.is_empty() {
+        lines.push("attached    to no interface: the server relays everything itself".to_owned());
+    }
+    if pinned::is_loaded(directory).map_err(failure)? {
+        lines.extend(maps(directory)?);
+    } else {
+        lines.push("loaded      no: `turnserver offload attach` loads and attaches the program".to_owned());
+    }
+    print(&lines.join("\n"))
+}
+
+/// Describes the maps and the outcomes that packets had.
+fn maps(directory: &Path) -> Result<Vec<String>, String> {
+    let mut maps = pinned::open(directory).map_err(failure)?;
+    let mut lines = Vec::new();
+    for (direction, name) in [(Direction::ToPeer, "to peers"), (Direction::ToClient, "to clients")] {
+        let count = maps.count(direction).map_err(|error| format!("cannot read the entries {name}: {error}"))?;
+        lines.push(format!("{name:<11} {count} of {} entries", maps.entries()));
+    }
+    lines.push(format!("counters    {}", maps.slots()));
+    let outcomes = maps.read_outcomes().map_err(|error| format!("cannot read the outcomes: {error}"))?;
+    let seen = Outcome::ALL.into_iter().zip(outcomes).filter(|(_, packets)| *packets > 0);
+    let seen: Vec<String> = seen.map(|(outcome, packets)| format!("{} {packets}", outcome.as_str())).collect();
+    lines.push(format!("packets     {}", if seen.is_empty() { "none".to_owned() } else { seen.join(", ") }));
+    Ok(lines)
+}
+
+/// Reads the configuration: `[offload]` and the number of channels.
+fn read(config: Option<&Path>) -> Result<(Offload, u32), String> {
+    let path: Option<PathBuf> = config.map(Path::to_owned).or_else(config::default_path);
+    match path {
+        Some(path) => Config::load_offload(&path).map_err(|errors| errors.to_string()),
+        None => {
+            let default = Config::default();
+            let channels = default.offload_channels();
+            Ok((default.offload, channels))
+        }
+    }
+}
+
+/// Returns the interfaces that `interfaces = "auto"` selects.
+fn automatic(not_taken: &mut NotTaken) -> Result<Vec<String>, String> {
+    let candidates = select::automatic().map_err(|error| format!("cannot list the interfaces: {error}"))?;
+    let mut names = Vec::new();
+    for candidate in candidates {
+        match candidate.verdict {
+            Ok(()) => names.push(candidate.name),
+            Err(reason) => not_taken.add(&candidate.name, &reason, reason.is_temporary()),
+        }
+    }
+    Ok(names)
+}
+
+/// Returns the number of the group that may use the maps.
+fn group_id(group: Option<&str>) -> Result<Option<u32>, String> {
+    let find = |name: &str| Group::from_name(name).map_err(|error| format!("cannot read the groups: {error}"));
+    let Some(group) = group else { return Ok(find(GROUP)?.map(|group| group.gid.as_raw())) };
+    if let Ok(number) = group.parse() {
+        return Ok(Some(number));
+    }
+    match find(group)? {
+        Some(group) => Ok(Some(group.gid.as_raw())),
+        None => Err(format!("--group: this machine has no group {group:?}")),
+    }
+}
+
+/// Describes an error, and that the command needs root if it does not have it.
+fn failure(error: impl Display) -> String {
+    let hint = if geteuid().is_root() { "" } else { ". The command needs root" };
+    format!("{error}{hint}")
+}
+
+fn print(text: &str) -> Result<(), String> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        // A closed pipe means that the reader has read enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("cannot write: {error}")),
+        _ => Ok(()),
+    }
+}
