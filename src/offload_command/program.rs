@@ -86,8 +86,10 @@ fn attach_to(
         OffloadInterfaces::Given(names) => names,
         OffloadInterfaces::Auto => automatic(&mut not_taken)?,
     };
+    // Without an interface that could take it now or later, the program need not be loaded.
+    let attached = if names.is_empty() && !not_taken.is_temporary { Vec::new() } else { attach(&names)? };
     let mut taken = Vec::new();
-    for interface in attach(&names)? {
+    for interface in attached {
         match interface.attached {
             Ok(()) => taken.push(interface.name),
             Err(reason) => not_taken.add(&interface.name, &reason, matches!(reason, NotAttached::NoInterface)),
