@@ -262,12 +262,31 @@ fn a_next_hop_object_can_be_replaced() {
 fn a_source_is_used_while_it_is_an_address_of_this_machine() {
     with_neighbours([1], |_, server| {
         ip("route add default via 10.0.1.2");
-        let pair = pair("10.0.9.1", FAR);
-        assert_eq!(server.ask(pair), Err(Obstacle::NoRoute));
-        ip("addr add 10.0.9.1/32 dev lo");
-        server.wait_for(pair, &Ok(through(1)));
-        ip("addr del 10.0.9.1/32 dev lo");
-        server.wait_for(pair, &Err(Obstacle::NoRoute));
+        ip("-6 route add default via fd00:1::2");
+        for (pair, address) in [(pair("10.0.9.1", FAR), "10.0.9.1/32"), (pair("fd00:9::1", FAR6), "fd00:9::1/128")] {
+            assert_eq!(server.ask(pair), Err(Obstacle::NoRoute));
+            ip(&format!("addr add {address} dev lo"));
+            server.wait_for(pair, &Ok(through(1)));
+            assert_eq!(resolve(pair).unwrap(), Ok(through(1)));
+            ip(&format!("addr del {address} dev lo"));
+            server.wait_for(pair, &Err(Obstacle::NoRoute));
+            assert_eq!(resolve(pair).unwrap(), Err(Obstacle::NoRoute));
+        }
+    });
+}
+
+#[test]
+fn a_source_in_the_prefix_of_a_local_route_is_used() {
+    with_neighbours([1], |_, server| {
+        ip("route add default via 10.0.1.2");
+        ip("-6 route add default via fd00:1::2");
+        for (pair, prefix) in [(pair("10.0.9.1", FAR), "10.0.9.0/24"), (pair("fd00:9::1", FAR6), "fd00:9::/64")] {
+            assert_eq!(server.ask(pair), Err(Obstacle::NoRoute));
+            ip(&format!("route add local {prefix} dev lo"));
+            server.wait_for(pair, &Ok(through(1)));
+            ip(&format!("route del local {prefix} dev lo"));
+            server.wait_for(pair, &Err(Obstacle::NoRoute));
+        }
     });
 }
 

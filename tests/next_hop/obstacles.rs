@@ -50,6 +50,8 @@ fn addresses_without_next_hop_are_obstacles() {
             ("10.0.1.1", "0.0.0.0", Obstacle::Addresses),
             ("::", "fd00:1::2", Obstacle::Addresses),
             ("10.0.7.7", "10.0.1.2", Obstacle::NoRoute),
+            // The kernel has an IPv6 route for any source.
+            ("fd00:7::7", "fd00:1::2", Obstacle::NoRoute),
         ] {
             let pair = pair(source, destination);
             assert_eq!(server.ask(pair), Err(obstacle.clone()), "{pair:?}");

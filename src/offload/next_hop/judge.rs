@@ -81,7 +81,7 @@ pub(super) struct Route {
 
 /// The kernel's response to the request for a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum Response {
     Route(Route),
     /// An error number.
     Refused(i32),
@@ -130,9 +130,14 @@ pub(super) fn check(pair: &Pair) -> Result<(), Obstacle> {
     if one_version && usable(pair.source) && usable(pair.destination) { Ok(()) } else { Err(Obstacle::Addresses) }
 }
 
+/// Returns whether the response to a lookup says that its destination is an address of this machine.
+pub(super) fn is_local(response: &Response) -> bool {
+    matches!(response, Response::Route(Route { kind: libc::RTN_LOCAL, .. }))
+}
+
 /// Returns the neighbour that a route leads to.
-pub(super) fn hop(pair: &Pair, answer: &Answer) -> Option<Hop> {
-    let Answer::Route(route) = answer else { return None };
+pub(super) fn hop(pair: &Pair, response: &Response) -> Option<Hop> {
+    let Response::Route(route) = response else { return None };
     (route.kind == libc::RTN_UNICAST)
         .then(|| Hop { interface: route.interface, address: route.gateway.unwrap_or(pair.destination) })
 }
@@ -140,7 +145,7 @@ pub(super) fn hop(pair: &Pair, answer: &Answer) -> Option<Hop> {
 /// Returns the next hop of a pair.
 pub(super) fn resolution(
     pair: &Pair,
-    answer: &Answer,
+    response: &Response,
     rules: &[Rule],
     links: &HashMap<u32, Link>,
     neighbours: &HashMap<Hop, Neighbour>,
@@ -149,14 +154,14 @@ pub(super) fn resolution(
     if let Some(priority) = rules.iter().find_map(|rule| rule.concerns(pair)) {
         return Err(Obstacle::Rule { priority });
     }
-    let route = match answer {
-        Answer::Route(route) => route,
-        Answer::Refused(libc::ENETUNREACH) => return Err(Obstacle::NoRoute),
-        Answer::Refused(libc::EHOSTUNREACH) => return Err(Obstacle::Unreachable),
-        Answer::Refused(libc::EACCES) => return Err(Obstacle::Prohibited),
-        Answer::Refused(libc::EINVAL) => return Err(Obstacle::Blackhole),
-        Answer::Refused(errno) => return Err(Obstacle::Refused(*errno)),
-        Answer::Unread => return Err(Obstacle::Unread),
+    let route = match response {
+        Response::Route(route) => route,
+        Response::Refused(libc::ENETUNREACH) => return Err(Obstacle::NoRoute),
+        Response::Refused(libc::EHOSTUNREACH) => return Err(Obstacle::Unreachable),
+        Response::Refused(libc::EACCES) => return Err(Obstacle::Prohibited),
+        Response::Refused(libc::EINVAL) => return Err(Obstacle::Blackhole),
+        Response::Refused(errno) => return Err(Obstacle::Refused(*errno)),
+        Response::Unread => return Err(Obstacle::Unread),
     };
     match route.kind {
         libc::RTN_UNICAST => {}

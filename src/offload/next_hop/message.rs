@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, Emitable as _, NetlinkBuffer, NlasIterator, parse_i32, parse_u32};
 
 use super::Pair;
-use super::judge::{Answer, Hop, Link, Neighbour, Route, Rule, Selector};
+use super::judge::{Hop, Link, Neighbour, Response, Route, Rule, Selector};
 
 // Constants that the crate `libc` lacks, from linux/{rtnetlink,fib_rules,if_link,ipv6}.h.
 const RTM_NEWNEXTHOP: u16 = 104;
@@ -51,6 +51,8 @@ pub(super) enum Message {
     AddressGone(u32, IpAddr),
     /// A route to this prefix was added, replaced or removed.
     Route(IpNet),
+    /// The same with a local route: other addresses are those of this machine.
+    LocalRoute(IpNet),
     /// A policy rule exists.
     Rule(Rule),
     /// A policy rule does not exist any more.
@@ -152,7 +154,7 @@ pub(super) fn message(raw: Raw<'_>) -> Option<Message> {
         libc::RTM_DELNEIGH => neighbour(body).map(|(hop, _)| Message::NeighbourGone(hop)),
         libc::RTM_NEWADDR => address(body).map(|(index, ip)| Message::Address(index, ip)),
         libc::RTM_DELADDR => address(body).map(|(index, ip)| Message::AddressGone(index, ip)),
-        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => prefix(body).map(Message::Route),
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => changed_route(body),
         libc::RTM_NEWRULE => rule(body).map(Message::Rule),
         libc::RTM_DELRULE => rule(body).map(Message::RuleGone),
         RTM_NEWNEXTHOP | RTM_DELNEXTHOP => Some(Message::NextHopObject),
@@ -161,12 +163,12 @@ pub(super) fn message(raw: Raw<'_>) -> Option<Message> {
 }
 
 /// Reads the response to a [`route_request`].
-pub(super) fn answer(raw: Raw<'_>) -> Answer {
+pub(super) fn response(raw: Raw<'_>) -> Response {
     let error = || parse_i32(raw.payload.get(..4)?).ok();
     match i32::from(raw.kind) {
-        libc::NLMSG_ERROR => error().map_or(Answer::Unread, |errno| Answer::Refused(errno.saturating_neg())),
-        _ if raw.kind == libc::RTM_NEWROUTE => route(raw.payload).map_or(Answer::Unread, Answer::Route),
-        _ => Answer::Unread,
+        libc::NLMSG_ERROR => error().map_or(Response::Unread, |errno| Response::Refused(errno.saturating_neg())),
+        _ if raw.kind == libc::RTM_NEWROUTE => route(raw.payload).map_or(Response::Unread, Response::Route),
+        _ => Response::Unread,
     }
 }
 
@@ -316,9 +318,9 @@ fn address(body: &[u8]) -> Option<(u32, IpAddr)> {
     Some((u32::from_ne_bytes([i0, i1, i2, i3]), local.or(remote)?)).filter(|_| is_ip(family))
 }
 
-/// Reads the destination in `struct rtmsg`.
-fn prefix(body: &[u8]) -> Option<IpNet> {
-    let &[family, length] = body.first_chunk()?;
+/// Reads the destination and the type in `struct rtmsg`.
+fn changed_route(body: &[u8]) -> Option<Message> {
+    let &[family, length, _, _, _, _, _, kind] = body.first_chunk()?;
     if !is_ip(family) {
         return None;
     }
@@ -328,7 +330,8 @@ fn prefix(body: &[u8]) -> Option<IpNet> {
     } else {
         Ipv6Addr::UNSPECIFIED.into()
     };
-    IpNet::new(destination.map_or(Some(any), |(_, value)| ip(value))?, length).ok()
+    let prefix = IpNet::new(destination.map_or(Some(any), |(_, value)| ip(value))?, length).ok()?;
+    Some(if kind == libc::RTN_LOCAL { Message::LocalRoute(prefix) } else { Message::Route(prefix) })
 }
 
 /// Reads a route in `struct rtmsg`.

@@ -76,13 +76,21 @@ pub enum Notice {
         resolution: Resolution,
     },
     /// The kernel has not heard from the neighbour for some time. It examines the neighbour only if the kernel itself
-    /// sends a packet to it: the owner sends the next packet of the pair, if there is one, through a socket.
+    /// sends a packet to it: the owner sends the next packet through a socket, either of this pair or, if this pair has
+    /// no packets, of another one with the same interface and link address of the neighbour.
     Use {
-        /// One of those who have asked for the pair.
+        /// Who has asked for the pair. Each owner of the pair gets a notice.
         owner: Owner,
         /// The pair.
         pair: Pair,
     },
+}
+
+impl Notice {
+    fn is_for(&self, owner: Owner, pair: &Pair) -> bool {
+        let (Self::Changed { owner: other, pair: about, .. } | Self::Use { owner: other, pair: about }) = self;
+        *other == owner && about == pair
+    }
 }
 
 /// Returns the interfaces of the network namespace of this thread, by their indices, with their addresses.

@@ -10,7 +10,7 @@ use nix::sys::socket::{
 };
 
 use super::Pair;
-use super::judge::Answer;
+use super::judge::Response;
 use super::message::{self, List, Message};
 
 /// The most that the kernel sends at a time.
@@ -92,7 +92,7 @@ impl Requests {
     }
 
     /// Looks the routes of some pairs up. A pair without response is not in the result: the socket was full.
-    pub(super) fn routes(&mut self, pairs: &[Pair]) -> io::Result<Vec<(Pair, Answer)>> {
+    pub(super) fn routes(&mut self, pairs: &[Pair]) -> io::Result<Vec<(Pair, Response)>> {
         let first = self.sequence;
         let mut requests = Vec::new();
         for pair in pairs {
@@ -101,19 +101,19 @@ impl Requests {
             self.sequence = self.sequence.wrapping_add(1);
         }
         self.send(&requests)?;
-        let mut answers = Vec::with_capacity(pairs.len());
-        while answers.len() < pairs.len()
+        let mut responses = Vec::with_capacity(pairs.len());
+        while responses.len() < pairs.len()
             && let Some(length) = self.receive()?
         {
             for raw in message::split(self.buffer.get(..length).unwrap_or_default()) {
                 // The response to an earlier request has another number.
                 let index = usize::try_from(raw.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
                 if let Some(pair) = pairs.get(index) {
-                    answers.push((*pair, message::answer(raw)));
+                    responses.push((*pair, message::response(raw)));
                 }
             }
         }
-        Ok(answers)
+        Ok(responses)
     }
 
     /// Requests a list.
@@ -202,18 +202,24 @@ impl Reading {
         let Some(length) = self.requests.receive()? else {
             // The end of the list was dropped.
             self.requested = false;
-            let error = || io::Error::new(io::ErrorKind::TimedOut, "the kernel did not complete a list");
-            return if self.attempts < ATTEMPTS { Ok(None) } else { Err(error()) };
+            if self.attempts < ATTEMPTS {
+                return Ok(None);
+            }
+            self.attempts = 0;
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel did not complete a list"));
         };
         let bytes = self.requests.buffer.get(..length).unwrap_or_default();
         for raw in message::split(bytes).filter(|raw| raw.sequence == self.requests.sequence) {
             self.interrupted |= raw.interrupted;
             match i32::from(raw.kind) {
-                libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(-message::status(raw))),
+                libc::NLMSG_ERROR => {
+                    (self.requested, self.attempts) = (false, 0);
+                    return Err(io::Error::from_raw_os_error(message::status(raw).saturating_neg()));
+                }
                 libc::NLMSG_DONE => {
                     self.requested = false;
                     // Whatever such a list lacks is found at the next change or overrun.
-                    if !self.interrupted || self.attempts == ATTEMPTS {
+                    if !self.interrupted || self.attempts >= ATTEMPTS {
                         self.attempts = 0;
                         self.missing.pop();
                         self.start = self.messages.len();
@@ -224,5 +230,60 @@ impl Reading {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::socketpair;
+
+    use super::*;
+
+    /// A reading of interfaces, and the socket of a kernel that the test plays.
+    fn reading() -> (Reading, OwnedFd) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (socket, kernel) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags).unwrap();
+        let mut reading = Reading::of(&[List::Links]).unwrap();
+        reading.requests.socket = socket;
+        (reading, kernel)
+    }
+
+    /// Sends a message without attributes as the response to the last request.
+    fn respond(kernel: &OwnedFd, reading: &Reading, kind: libc::c_int, flags: libc::c_int, body: &[u8]) {
+        let mut bytes = u32::try_from(16 + body.len()).unwrap().to_ne_bytes().to_vec();
+        bytes.extend([kind, flags].map(|number| u16::try_from(number).unwrap().to_ne_bytes()).concat());
+        bytes.extend(reading.requests.sequence.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(body);
+        send(kernel.as_raw_fd(), &bytes, MsgFlags::empty()).unwrap();
+    }
+
+    fn request(reading: &mut Reading, kernel: &OwnedFd) {
+        reading.requests.request(List::Links).unwrap();
+        reading.requested = true;
+        reading.attempts += 1;
+        recv(kernel.as_raw_fd(), &mut [0; 64], MsgFlags::empty()).unwrap();
+    }
+
+    #[test]
+    fn a_list_that_always_changes_is_accepted_at_the_last_attempt_even_after_errors() {
+        let (mut reading, kernel) = reading();
+        for _ in 0..3 {
+            // The kernel does not respond.
+            let attempts = (1..).find(|_| reading.step().is_err()).unwrap();
+            assert_eq!(attempts, ATTEMPTS);
+        }
+        while recv(kernel.as_raw_fd(), &mut [0; 64], MsgFlags::empty()).is_ok() {}
+        request(&mut reading, &kernel);
+        respond(&kernel, &reading, libc::NLMSG_ERROR, 0, &(-libc::EBUSY).to_ne_bytes());
+        assert_eq!(reading.step().unwrap_err().raw_os_error(), Some(libc::EBUSY));
+        for attempt in 1..=ATTEMPTS {
+            assert!(!reading.missing.is_empty(), "accepted before attempt {attempt}");
+            request(&mut reading, &kernel);
+            respond(&kernel, &reading, libc::NLMSG_DONE, libc::NLM_F_DUMP_INTR, &[0; 4]);
+            assert_eq!(reading.step().unwrap(), None);
+        }
+        assert!(reading.missing.is_empty());
+        assert_eq!(reading.step().unwrap(), Some(Vec::new()));
     }
 }

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::judge::{self, Answer, Hop, Link, Neighbour, Rule};
+use super::judge::{self, Hop, Link, Neighbour, Response, Rule};
 use super::message::Message;
 use super::{Notice, Owner, Pair, Resolution};
 
@@ -46,7 +46,7 @@ pub(super) struct Table {
 struct Watched {
     /// How often each owner has asked.
     owners: Vec<(Owner, u32)>,
-    answer: Option<Answer>,
+    response: Option<Response>,
     /// The key of `users` that has the pair.
     hop: Option<Hop>,
     /// `None` until the first lookup.
@@ -69,10 +69,7 @@ struct Users {
 impl Users {
     /// Returns the pairs whose turn it is to send a packet.
     fn next(&mut self) -> Vec<Pair> {
-        let after = self.asked.map_or(Unbounded, Excluded);
-        let rest = self.pairs.range((after, Unbounded));
-        let start = self.asked.map(|asked| self.pairs.range((Unbounded, Included(asked))));
-        let pairs: Vec<Pair> = rest.chain(start.into_iter().flatten()).take(USES).copied().collect();
+        let pairs = following(self.asked, USES, |range| self.pairs.range(range).copied());
         self.asked = pairs.last().copied();
         pairs
     }
@@ -83,7 +80,7 @@ impl Table {
     pub(super) fn ask(&mut self, owner: Owner, pair: Pair) -> Option<Resolution> {
         let watched = self.pairs.entry(pair).or_insert_with(|| Watched {
             owners: Vec::with_capacity(1),
-            answer: None,
+            response: None,
             hop: None,
             resolution: judge::check(&pair).err().map(Err),
             in_lookups: false,
@@ -99,13 +96,17 @@ impl Table {
         watched.resolution.clone()
     }
 
-    /// Notes that an owner no longer needs a pair, as often as it has asked for it.
+    /// Ends one request of an owner for a pair. After its last one, the owner gets no notice about the pair, not even
+    /// one that waits.
     pub(super) fn release(&mut self, owner: Owner, pair: Pair) {
         let Some(watched) = self.pairs.get_mut(&pair) else { return };
-        for (_, count) in watched.owners.iter_mut().filter(|(other, _)| *other == owner) {
-            *count = count.saturating_sub(1);
+        let Some(index) = watched.owners.iter().position(|(other, _)| *other == owner) else { return };
+        if let Some((_, count @ 2..)) = watched.owners.get_mut(index) {
+            *count -= 1;
+            return;
         }
-        watched.owners.retain(|(_, count)| *count > 0);
+        watched.owners.swap_remove(index);
+        self.notices.retain(|notice| !notice.is_for(owner, &pair));
         if watched.owners.is_empty() {
             self.detach(pair);
             self.pairs.remove(&pair);
@@ -161,6 +162,7 @@ impl Table {
                 }
             }
             Message::Route(prefix) => self.look_up(Pair::range(prefix.network(), prefix.broadcast())),
+            Message::LocalRoute(prefix) => self.look_up_family(prefix.network().is_ipv4()),
             Message::Rule(rule) => {
                 self.rules.push(rule);
                 self.look_up_family(rule.v4);
@@ -224,6 +226,19 @@ impl Table {
         self.look_up_all();
     }
 
+    /// Returns the IPv6 sources of some pairs that are no addresses of interfaces.
+    ///
+    /// The kernel chooses an IPv6 route for any source. These sources may have a local route (AnyIP), or belong to
+    /// other hosts.
+    pub(super) fn unknown_sources(&self, pairs: &[Pair]) -> BTreeSet<IpAddr> {
+        let mut sources: BTreeSet<IpAddr> = pairs.iter().map(|pair| pair.source).filter(IpAddr::is_ipv6).collect();
+        if !sources.is_empty() {
+            let Self { addresses, .. } = self;
+            addresses.iter().for_each(|(_, ip)| _ = sources.remove(ip));
+        }
+        sources
+    }
+
     /// Takes the pairs to look up next, at most `most`.
     pub(super) fn take_lookups(&mut self, most: usize) -> Vec<Pair> {
         let Self { lookups, pairs, .. } = self;
@@ -236,11 +251,11 @@ impl Table {
     }
 
     /// Enters the kernel's response to a lookup.
-    pub(super) fn answer(&mut self, pair: Pair, answer: Answer, now: Duration) {
+    pub(super) fn enter_response(&mut self, pair: Pair, response: Response, now: Duration) {
         let Some(watched) = self.pairs.get_mut(&pair) else { return };
-        watched.answer = Some(answer);
+        watched.response = Some(response);
         watched.in_lookups = false;
-        let hop = judge::hop(&pair, &answer);
+        let hop = judge::hop(&pair, &response);
         if watched.hop != hop {
             self.detach(pair);
             self.attach(pair, hop, now);
@@ -269,8 +284,7 @@ impl Table {
 
     /// Removes and returns what is known about a pair: for an owner that has just asked.
     pub(super) fn resolution(&mut self, owner: Owner, pair: &Pair) -> Option<Resolution> {
-        let own = |notice: &Notice| matches!(notice, Notice::Changed { owner: other, pair: changed, .. } if *other == owner && changed == pair);
-        self.notices.retain(|notice| !own(notice));
+        self.notices.retain(|notice| !(matches!(notice, Notice::Changed { .. }) && notice.is_for(owner, pair)));
         self.pairs.get(pair)?.resolution.clone()
     }
 
@@ -285,26 +299,28 @@ impl Table {
             if let Some(due) = users.due {
                 self.stale.push_back((due, hop));
                 let pairs = users.next();
-                self.notices.extend(pairs.into_iter().filter_map(|pair| request_use(&self.pairs, pair)));
+                self.notices.extend(pairs.into_iter().flat_map(|pair| request_use(&self.pairs, pair)));
             }
         }
     }
 
-    /// Looks the next pairs up again, all of them within [`AUDIT`].
+    /// Looks the next pairs up again, all of them within [`AUDIT`] and one step.
     fn audit(&mut self, now: Duration) {
         let last_step = self.audited_at.filter(|_| !self.pairs.is_empty());
         let elapsed = now.saturating_sub(*self.audited_at.insert(last_step.unwrap_or(now))).min(AUDIT);
-        let share = self.pairs.len() as u128 * elapsed.as_millis() / AUDIT.as_millis();
-        let Some(share) = usize::try_from(share).ok().filter(|share| *share > 0) else { return };
-        self.audited_at = Some(now);
-        let after = self.audited.map_or(Unbounded, Excluded);
-        let mut last = None;
-        for (pair, watched) in self.pairs.range_mut((after, Unbounded)).take(share) {
-            enqueue_answered(&mut self.lookups, watched, *pair);
-            last = Some(*pair);
+        let count = self.pairs.len() as u128;
+        let share = count * elapsed.as_nanos() / AUDIT.as_nanos();
+        if share == 0 {
+            return;
         }
-        // At the end, the next step starts again.
-        self.audited = last;
+        // The rest of the time, in which less than a pair is due, counts in the next step.
+        let used = u64::try_from(share * AUDIT.as_nanos() / count).unwrap_or(u64::MAX);
+        self.audited_at = Some(now.saturating_sub(elapsed.saturating_sub(Duration::from_nanos(used))));
+        let due = following(self.audited, usize::try_from(share).unwrap_or(usize::MAX), |range| {
+            self.pairs.range(range).map(|(pair, _)| *pair)
+        });
+        self.audited = due.last().copied();
+        due.into_iter().for_each(|pair| self.look_up(pair..=pair));
     }
 
     fn is_stale(&self, hop: &Hop) -> bool {
@@ -342,8 +358,8 @@ impl Table {
     /// Determines the resolution of a pair and reports a change.
     fn resolve(&mut self, pair: Pair) {
         let Some(watched) = self.pairs.get_mut(&pair) else { return };
-        let Some(answer) = &watched.answer else { return };
-        let resolution = judge::resolution(&pair, answer, &self.rules, &self.links, &self.neighbours);
+        let Some(response) = &watched.response else { return };
+        let resolution = judge::resolution(&pair, response, &self.rules, &self.links, &self.neighbours);
         if watched.resolution.as_ref() == Some(&resolution) {
             return;
         }
@@ -364,7 +380,7 @@ impl Table {
 
     fn look_up(&mut self, range: RangeInclusive<Pair>) {
         for (pair, watched) in self.pairs.range_mut(range) {
-            enqueue_answered(&mut self.lookups, watched, *pair);
+            enqueue_lookup(&mut self.lookups, watched, *pair);
         }
     }
 
@@ -382,10 +398,23 @@ impl Table {
     }
 }
 
-/// Returns the notice that asks for a packet of a pair, if the pair has a next hop.
-fn request_use(pairs: &BTreeMap<Pair, Watched>, pair: Pair) -> Option<Notice> {
-    let watched = pairs.get(&pair).filter(|watched| matches!(watched.resolution, Some(Ok(_))))?;
-    watched.owners.first().map(|(owner, _)| Notice::Use { owner: *owner, pair })
+/// Returns at most `most` pairs, from the one after `last` on, and after the greatest the least. None is repeated.
+fn following<I: Iterator<Item = Pair>>(
+    last: Option<Pair>,
+    most: usize,
+    pairs: impl Fn((Bound<Pair>, Bound<Pair>)) -> I,
+) -> Vec<Pair> {
+    let rest = pairs((last.map_or(Unbounded, Excluded), Unbounded));
+    let start = last.map(|last| pairs((Unbounded, Included(last))));
+    rest.chain(start.into_iter().flatten()).take(most).collect()
+}
+
+/// Returns the notices that ask for a packet of a pair, if the pair has a next hop. All owners get one, because only
+/// they know whether the pair has packets.
+fn request_use(pairs: &BTreeMap<Pair, Watched>, pair: Pair) -> impl Iterator<Item = Notice> {
+    let watched = pairs.get(&pair).filter(|watched| matches!(watched.resolution, Some(Ok(_))));
+    let owners = watched.into_iter().flat_map(|watched| &watched.owners);
+    owners.map(move |(owner, _)| Notice::Use { owner: *owner, pair })
 }
 
 fn enqueue(queue: &mut VecDeque<Pair>, flag: &mut bool, pair: Pair) {
@@ -395,7 +424,7 @@ fn enqueue(queue: &mut VecDeque<Pair>, flag: &mut bool, pair: Pair) {
 }
 
 /// Enqueues a pair unless it can never have a route.
-fn enqueue_answered(lookups: &mut VecDeque<Pair>, watched: &mut Watched, pair: Pair) {
+fn enqueue_lookup(lookups: &mut VecDeque<Pair>, watched: &mut Watched, pair: Pair) {
     if judge::check(&pair).is_ok() {
         enqueue(lookups, &mut watched.in_lookups, pair);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use netlink_packet_core::{DefaultNla, Emitable as _};
 use proptest::prelude::*;
 
-use super::judge::{Answer, Hop, Link, Neighbour, Route, Rule, Selector};
+use super::judge::{Hop, Link, Neighbour, Response, Route, Rule, Selector};
 use super::message::{self, Message, Raw};
 use super::table::{AUDIT, Table, USE_AFTER};
 use super::{NextHop, Notice, Obstacle, Pair, Resolution};
@@ -67,10 +67,10 @@ fn table(state: u16) -> Table {
     table
 }
 
-/// Answers all lookups with the route, and returns how many there were.
-fn answer_all(table: &mut Table, route: Route) -> usize {
+/// Responds to all lookups with the route, and returns how many there were.
+fn respond_to_all(table: &mut Table, route: Route) -> usize {
     let pairs = table.take_lookups(usize::MAX);
-    pairs.iter().for_each(|pair| table.answer(*pair, Answer::Route(route), START));
+    pairs.iter().for_each(|pair| table.enter_response(*pair, Response::Route(route), START));
     pairs.len()
 }
 
@@ -95,7 +95,7 @@ fn each_owner_gets_the_first_resolution() {
     assert_eq!(table.ask(1, pair(1)), None);
     assert_eq!(table.ask(2, pair(1)), None);
     assert_eq!(table.ask(2, pair(1)), None);
-    assert_eq!(answer_all(&mut table, route()), 1);
+    assert_eq!(respond_to_all(&mut table, route()), 1);
     let changed = |owner| Notice::Changed { owner, pair: pair(1), resolution: Ok(next_hop()) };
     assert_eq!(table.take_notices(), [changed(1), changed(2)]);
     assert_eq!(table.ask(3, pair(1)), Some(Ok(next_hop())));
@@ -108,7 +108,7 @@ fn a_released_pair_leaves_nothing() {
     for owner in [1, 1, 2] {
         table.ask(owner, pair(1));
     }
-    answer_all(&mut table, route());
+    respond_to_all(&mut table, route());
     table.take_notices();
     for owner in [1, 2, 1] {
         assert_eq!(table.len(), 1);
@@ -119,16 +119,57 @@ fn a_released_pair_leaves_nothing() {
     table.tick(START + AUDIT);
     assert_eq!(table.take_notices(), []);
     assert!(!table.has_work());
-    // The answer to a lookup that was under way has no effect.
-    table.answer(pair(1), Answer::Route(route()), START);
+    // The response to a lookup that was under way has no effect.
+    table.enter_response(pair(1), Response::Route(route()), START);
     assert_eq!(table.take_notices(), []);
+}
+
+#[test]
+fn an_owner_gets_no_notice_about_a_pair_that_it_has_released() {
+    let mut table = table(libc::NUD_STALE);
+    for (owner, number) in [(1, 1), (1, 1), (1, 2), (2, 1)] {
+        table.ask(owner, pair(number));
+    }
+    respond_to_all(&mut table, route());
+    table.tick(START + USE_AFTER);
+    table.release(1, pair(1));
+    table.release(1, pair(1));
+    // An owner that has not asked for the pair ends nothing.
+    table.release(1, pair(1));
+    table.release(3, pair(1));
+    let about = |notice: &Notice| match notice {
+        Notice::Changed { owner, pair, .. } => (*owner, *pair, "changed"),
+        Notice::Use { owner, pair } => (*owner, *pair, "use"),
+    };
+    let notices: Vec<_> = table.take_notices().iter().map(about).collect();
+    let expected = [(2, pair(1), "changed"), (1, pair(2), "changed"), (2, pair(1), "use"), (1, pair(2), "use")];
+    assert_eq!(notices, expected);
+    // One of two requests is left.
+    table.ask(2, pair(1));
+    table.apply(Message::Link(ETHERNET, Link { mtu: 1400, ..link() }), START);
+    respond_to_all(&mut table, route());
+    table.release(2, pair(1));
+    assert_eq!(table.take_notices().iter().map(about).filter(|(owner, ..)| *owner == 2).count(), 1);
+}
+
+#[test]
+fn sources_that_are_no_addresses_of_interfaces_are_unknown() {
+    let mut table = table(libc::NUD_REACHABLE);
+    table.apply(Message::Address(ETHERNET, ip("2001:db8::1")), START);
+    let to = |source: &str| Pair { source: ip(source), destination: ip("2001:db8:1::1") };
+    let pairs = [to("2001:db8::1"), to("2001:db8::2"), to("2001:db8::3"), to("2001:db8::2"), pair(1)];
+    let unknown: Vec<IpAddr> = table.unknown_sources(&pairs).into_iter().collect();
+    assert_eq!(unknown, [ip("2001:db8::2"), ip("2001:db8::3")]);
+    table.apply(Message::AddressGone(ETHERNET, ip("2001:db8::1")), START);
+    assert_eq!(table.unknown_sources(&pairs).len(), 3);
+    assert!(table.unknown_sources(&[pair(1)]).is_empty(), "the kernel checks IPv4 sources");
 }
 
 #[test]
 fn the_state_of_the_neighbour_decides() {
     let mut table = table(libc::NUD_INCOMPLETE);
     table.ask(1, pair(1));
-    answer_all(&mut table, route());
+    respond_to_all(&mut table, route());
     let unresolved = Err(Obstacle::Unresolved { neighbour: gateway().address, interface: "eth0".into() });
     let failed = Err(Obstacle::Failed { neighbour: gateway().address, interface: "eth0".into() });
     assert_eq!(changes(&mut table), std::slice::from_ref(&unresolved));
@@ -171,14 +212,14 @@ fn the_interface_decides() {
         let mut table = table(libc::NUD_REACHABLE);
         table.apply(Message::Link(ETHERNET, link.clone()), START);
         table.ask(1, pair(1));
-        answer_all(&mut table, route());
+        respond_to_all(&mut table, route());
         assert_eq!(changes(&mut table), [expected], "{link:?}");
     }
 }
 
 #[test]
 fn the_route_decides() {
-    let of_kind = |kind| Answer::Route(Route { kind, ..route() });
+    let of_kind = |kind| Response::Route(Route { kind, ..route() });
     let cases = [
         (of_kind(libc::RTN_LOCAL), Err(Obstacle::ThisMachine)),
         (of_kind(libc::RTN_BROADCAST), Err(Obstacle::NotUnicast)),
@@ -188,23 +229,23 @@ fn the_route_decides() {
         (of_kind(libc::RTN_PROHIBIT), Err(Obstacle::Prohibited)),
         (of_kind(libc::RTN_BLACKHOLE), Err(Obstacle::Blackhole)),
         (of_kind(libc::RTN_NAT), Err(Obstacle::Unread)),
-        (Answer::Refused(libc::ENETUNREACH), Err(Obstacle::NoRoute)),
-        (Answer::Refused(libc::EHOSTUNREACH), Err(Obstacle::Unreachable)),
-        (Answer::Refused(libc::EACCES), Err(Obstacle::Prohibited)),
-        (Answer::Refused(libc::EINVAL), Err(Obstacle::Blackhole)),
-        (Answer::Refused(libc::ENOMEM), Err(Obstacle::Refused(libc::ENOMEM))),
-        (Answer::Unread, Err(Obstacle::Unread)),
-        (Answer::Route(Route { encapsulated: true, ..route() }), Err(Obstacle::Encapsulated)),
-        (Answer::Route(Route { interface: 9, ..route() }), Err(Obstacle::NoInterface)),
-        (Answer::Route(Route { mtu: Some(1400), ..route() }), Ok(NextHop { longest_packet: 1400, ..next_hop() })),
-        (Answer::Route(Route { mtu: Some(9000), ..route() }), Ok(next_hop())),
+        (Response::Refused(libc::ENETUNREACH), Err(Obstacle::NoRoute)),
+        (Response::Refused(libc::EHOSTUNREACH), Err(Obstacle::Unreachable)),
+        (Response::Refused(libc::EACCES), Err(Obstacle::Prohibited)),
+        (Response::Refused(libc::EINVAL), Err(Obstacle::Blackhole)),
+        (Response::Refused(libc::ENOMEM), Err(Obstacle::Refused(libc::ENOMEM))),
+        (Response::Unread, Err(Obstacle::Unread)),
+        (Response::Route(Route { encapsulated: true, ..route() }), Err(Obstacle::Encapsulated)),
+        (Response::Route(Route { interface: 9, ..route() }), Err(Obstacle::NoInterface)),
+        (Response::Route(Route { mtu: Some(1400), ..route() }), Ok(NextHop { longest_packet: 1400, ..next_hop() })),
+        (Response::Route(Route { mtu: Some(9000), ..route() }), Ok(next_hop())),
     ];
-    for (answer, expected) in cases {
+    for (response, expected) in cases {
         let mut table = table(libc::NUD_REACHABLE);
         table.ask(1, pair(1));
         table.take_lookups(1);
-        table.answer(pair(1), answer, START);
-        assert_eq!(changes(&mut table), [expected], "{answer:?}");
+        table.enter_response(pair(1), response, START);
+        assert_eq!(changes(&mut table), [expected], "{response:?}");
     }
 }
 
@@ -237,8 +278,8 @@ fn a_change_causes_lookups_of_the_pairs_that_it_concerns() {
     let v6 = Pair { source: ip("2001:db8::1"), destination: ip("2001:db8:1::1") };
     table.ask(1, v6);
     assert_eq!(table.take_lookups(1), [pair(0)]);
-    table.answer(pair(0), Answer::Unread, START);
-    assert_eq!(answer_all(&mut table, route()), 100);
+    table.enter_response(pair(0), Response::Unread, START);
+    assert_eq!(respond_to_all(&mut table, route()), 100);
     let net = |text: &str| text.parse().unwrap();
     let address = || ip("192.0.2.7");
     let mtu = |mtu| Message::Link(ETHERNET, Link { mtu, ..link() });
@@ -249,6 +290,9 @@ fn a_change_causes_lookups_of_the_pairs_that_it_concerns() {
         (Message::Route(net("203.0.113.7/32")), 1),
         (Message::Route(net("198.51.100.0/24")), 0),
         (Message::Route(net("::/0")), 1),
+        // Sources in the prefix may have become addresses of this machine.
+        (Message::LocalRoute(net("192.0.2.0/24")), 100),
+        (Message::LocalRoute(net("2001:db8:7::/64")), 1),
         (Message::Address(ETHERNET, address()), 100),
         // Only its lifetime has changed.
         (Message::Address(ETHERNET, address()), 0),
@@ -259,7 +303,7 @@ fn a_change_causes_lookups_of_the_pairs_that_it_concerns() {
         (Message::Rule(rule(false)), 1),
         (Message::NextHopObject, 101),
         (Message::Link(ETHERNET, link()), 0),
-        // The first answer was no route, so that pair uses no interface.
+        // The first response was no route, so that pair uses no interface.
         (mtu(1400), 100),
         (Message::Link(ETHERNET, Link { running: false, ..link() }), 101),
         (Message::Link(7, link()), 101),
@@ -272,8 +316,8 @@ fn a_change_causes_lookups_of_the_pairs_that_it_concerns() {
         table.apply(message.clone(), START);
         let pairs = table.take_lookups(usize::MAX);
         for looked_up in &pairs {
-            let answer = if *looked_up == pair(0) { Answer::Unread } else { Answer::Route(route()) };
-            table.answer(*looked_up, answer, START);
+            let response = if *looked_up == pair(0) { Response::Unread } else { Response::Route(route()) };
+            table.enter_response(*looked_up, response, START);
         }
         assert_eq!(pairs.len(), expected, "{message:?}");
     }
@@ -292,16 +336,16 @@ fn a_rule_that_depends_on_the_packet_is_an_obstacle() {
     for (source, destination, concerned) in cases {
         let mut table = table(libc::NUD_REACHABLE);
         table.ask(1, pair(1));
-        answer_all(&mut table, route());
+        respond_to_all(&mut table, route());
         changes(&mut table);
         let rule = Rule { v4: true, selector: Some(Selector { priority: 5, source, destination }) };
         table.apply(Message::Rule(rule), START);
         table.apply(Message::Rule(Rule { v4: false, ..rule }), START);
-        answer_all(&mut table, route());
+        respond_to_all(&mut table, route());
         let expected = if concerned { vec![Err(Obstacle::Rule { priority: 5 })] } else { Vec::new() };
         assert_eq!(changes(&mut table), expected, "{rule:?}");
         table.apply(Message::RuleGone(rule), START);
-        answer_all(&mut table, route());
+        respond_to_all(&mut table, route());
         let expected = if concerned { vec![Ok(next_hop())] } else { Vec::new() };
         assert_eq!(changes(&mut table), expected, "{rule:?}");
     }
@@ -311,15 +355,15 @@ fn a_rule_that_depends_on_the_packet_is_an_obstacle() {
 fn new_lists_replace_what_was_known() {
     let mut table = table(libc::NUD_REACHABLE);
     table.ask(1, pair(1));
-    answer_all(&mut table, route());
+    respond_to_all(&mut table, route());
     assert_eq!(changes(&mut table), [Ok(next_hop())]);
     table.replace(vec![Message::Link(ETHERNET, link())], START);
     // The resolution stays until the lookup.
     assert_eq!(table.ask(2, pair(1)), Some(Ok(next_hop())));
-    assert_eq!(answer_all(&mut table, route()), 1);
+    assert_eq!(respond_to_all(&mut table, route()), 1);
     assert!(matches!(changes(&mut table)[..], [Err(Obstacle::Unresolved { .. }), Err(Obstacle::Unresolved { .. })]));
     table.replace(Vec::new(), START);
-    answer_all(&mut table, route());
+    respond_to_all(&mut table, route());
     assert_eq!(changes(&mut table)[0], Err(Obstacle::NoInterface));
 }
 
@@ -339,7 +383,7 @@ fn pairs_of_a_stale_neighbour_are_asked_for_packets_in_turn() {
     for number in 0..10 {
         table.ask(1, pair(number));
     }
-    answer_all(&mut table, route());
+    respond_to_all(&mut table, route());
     table.take_notices();
     let short = Duration::from_millis(1);
     assert_eq!(uses(&mut table, START + USE_AFTER - short), []);
@@ -364,13 +408,13 @@ fn a_stale_neighbour_whose_pairs_come_and_go_is_used_no_more_often() {
     let mut table = table(libc::NUD_STALE);
     for _ in 0..10 {
         table.ask(1, pair(1));
-        answer_all(&mut table, route());
+        respond_to_all(&mut table, route());
         table.release(1, pair(1));
     }
     let soon = START + USE_AFTER / 2;
     table.ask(1, pair(1));
     table.take_lookups(1);
-    table.answer(pair(1), Answer::Route(route()), soon);
+    table.enter_response(pair(1), Response::Route(route()), soon);
     table.take_notices();
     assert_eq!(uses(&mut table, START + USE_AFTER), []);
     assert_eq!(uses(&mut table, soon + USE_AFTER), [pair(1)]);
@@ -378,7 +422,7 @@ fn a_stale_neighbour_whose_pairs_come_and_go_is_used_no_more_often() {
     assert_eq!(uses(&mut table, soon + 2 * USE_AFTER), [pair(1)]);
     // A pair without next hop needs no neighbour.
     table.apply(Message::Link(ETHERNET, Link { up: false, ..link() }), START);
-    answer_all(&mut table, route());
+    respond_to_all(&mut table, route());
     table.take_notices();
     assert_eq!(uses(&mut table, soon + 3 * USE_AFTER), []);
 }
@@ -387,11 +431,11 @@ fn a_stale_neighbour_whose_pairs_come_and_go_is_used_no_more_often() {
 fn a_pair_that_goes_another_way_does_not_use_the_old_neighbour() {
     let mut table = table(libc::NUD_STALE);
     table.ask(1, pair(1));
-    answer_all(&mut table, route());
+    respond_to_all(&mut table, route());
     let other = Hop { interface: ETHERNET, address: ip("192.0.2.3") };
     table.apply(Message::Neighbour(other, neighbour(libc::NUD_REACHABLE)), START);
     table.apply(Message::NextHopObject, START);
-    answer_all(&mut table, Route { gateway: Some(other.address), ..route() });
+    respond_to_all(&mut table, Route { gateway: Some(other.address), ..route() });
     table.take_notices();
     assert_eq!(uses(&mut table, START + USE_AFTER), []);
     assert_eq!(after(&mut table, Message::NeighbourGone(gateway())), []);
@@ -399,10 +443,10 @@ fn a_pair_that_goes_another_way_does_not_use_the_old_neighbour() {
 }
 
 #[test]
-fn a_lookup_that_was_answered_early_is_not_repeated() {
+fn a_lookup_with_an_early_response_is_not_repeated() {
     let mut table = table(libc::NUD_REACHABLE);
     table.ask(1, pair(1));
-    table.answer(pair(1), Answer::Route(route()), START);
+    table.enter_response(pair(1), Response::Route(route()), START);
     assert_eq!(table.take_lookups(usize::MAX), []);
     assert!(!table.has_work());
 }
@@ -414,20 +458,33 @@ fn the_ipv6_mtu_of_the_interface_limits_ipv6_packets() {
     let link = Link { ipv6_mtu: Some(1280), ..link() };
     table.replace(vec![Message::Link(ETHERNET, link), Message::Neighbour(gateway, neighbour(libc::NUD_STALE))], START);
     table.ask(1, Pair { source: ip("2001:db8::1"), destination: ip("2001:db8:1::1") });
-    answer_all(&mut table, Route { gateway: Some(gateway.address), ..route() });
+    respond_to_all(&mut table, Route { gateway: Some(gateway.address), ..route() });
     assert_eq!(changes(&mut table), [Ok(NextHop { longest_packet: 1280, ..next_hop() })]);
     table.apply(Message::Ipv6Mtu(ETHERNET, 1400), START);
-    answer_all(&mut table, Route { gateway: Some(gateway.address), ..route() });
+    respond_to_all(&mut table, Route { gateway: Some(gateway.address), ..route() });
     assert_eq!(changes(&mut table), [Ok(NextHop { longest_packet: 1400, ..next_hop() })]);
     table.apply(Message::Ipv6Mtu(9, 1400), START);
     assert!(!table.has_work());
+}
+
+/// The first owner may have no packets for the pair.
+#[test]
+fn every_owner_of_a_pair_is_asked_for_a_packet() {
+    let mut table = table(libc::NUD_STALE);
+    (1..=3).for_each(|owner| drop(table.ask(owner, pair(1))));
+    table.ask(2, pair(2));
+    respond_to_all(&mut table, route());
+    table.take_notices();
+    table.tick(START + USE_AFTER);
+    let request = |owner, number| Notice::Use { owner, pair: pair(number) };
+    assert_eq!(table.take_notices(), [request(1, 1), request(2, 1), request(3, 1), request(2, 2)]);
 }
 
 #[test]
 fn fewer_pairs_than_uses_are_asked_for_once_each() {
     let mut table = table(libc::NUD_STALE);
     (1..=3).for_each(|number| drop(table.ask(1, pair(number))));
-    answer_all(&mut table, route());
+    respond_to_all(&mut table, route());
     table.take_notices();
     for turn in 1..4 {
         let mut pairs = uses(&mut table, START + turn * USE_AFTER);
@@ -440,7 +497,7 @@ fn fewer_pairs_than_uses_are_asked_for_once_each() {
 fn the_audit_looks_all_pairs_up_in_its_time() {
     let mut table = table(libc::NUD_REACHABLE);
     (0..200).for_each(|number| drop(table.ask(1, pair(number))));
-    answer_all(&mut table, route());
+    respond_to_all(&mut table, route());
     // The time without pairs does not count.
     table.tick(START);
     assert!(!table.has_work());
@@ -454,6 +511,26 @@ fn the_audit_looks_all_pairs_up_in_its_time() {
     }
     assert_eq!(times.len(), 200);
     assert!(times.values().all(|times| (1..=3).contains(times)), "{times:?}");
+}
+
+/// 119 pairs are not a multiple of the steps of an audit.
+#[test]
+fn the_audit_looks_each_pair_up_again_within_its_time() {
+    let mut table = table(libc::NUD_REACHABLE);
+    (0..119).for_each(|number| drop(table.ask(1, pair(number))));
+    respond_to_all(&mut table, route());
+    let step = Duration::from_millis(1003);
+    let mut last: BTreeMap<Pair, Duration> = (0..119).map(|number| (pair(number), START)).collect();
+    for number in 0..300 {
+        let now = START + step * number;
+        table.tick(now);
+        for pair in table.take_lookups(usize::MAX) {
+            table.enter_response(pair, Response::Route(route()), now);
+            last.insert(pair, now);
+        }
+        let longest = last.values().map(|then| now - *then).max().unwrap();
+        assert!(longest <= AUDIT + step, "{longest:?}");
+    }
 }
 
 /// A message: its type, the fixed structure and attributes.
@@ -557,7 +634,7 @@ proptest! {
             *first = family;
         }
         let raw = Raw { kind, sequence: 0, interrupted: false, payload: &body };
-        let _ = (message::message(raw), message::answer(raw), message::status(raw));
+        let _ = (message::message(raw), message::response(raw), message::status(raw));
         for raw in message::split(&body) {
             let _ = message::message(raw);
         }
@@ -620,7 +697,7 @@ proptest! {
                     // Some of the work that waits.
                     table.review_some(1);
                     for pair in table.take_lookups(1) {
-                        table.answer(pair, kernel.answer(), now);
+                        table.enter_response(pair, kernel.response(), now);
                     }
                 }
             }
@@ -633,7 +710,7 @@ proptest! {
         }
         table.review_some(usize::MAX);
         for pair in table.take_lookups(usize::MAX) {
-            table.answer(pair, kernel.answer(), START);
+            table.enter_response(pair, kernel.response(), START);
         }
         for notice in table.take_notices() {
             if let Notice::Changed { owner, pair, resolution } = notice {
@@ -647,7 +724,7 @@ proptest! {
             new.replace(kernel.lists(), START);
             new.ask(0, pair);
             new.take_lookups(1);
-            new.answer(pair, kernel.answer(), START);
+            new.enter_response(pair, kernel.response(), START);
             prop_assert_eq!(new.resolution(0, &pair), Some(resolution));
         }
     }
@@ -662,8 +739,8 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn answer(&self) -> Answer {
-        Answer::Route(Route { gateway: Some(IpAddr::from([192, 0, 2, self.gateway])), ..route() })
+    fn response(&self) -> Response {
+        Response::Route(Route { gateway: Some(IpAddr::from([192, 0, 2, self.gateway])), ..route() })
     }
 
     fn lists(&self) -> Vec<Message> {

@@ -1,11 +1,14 @@
 //! The sockets of a [`Table`]: notifications, lists and lookups, in steps that are short for the thread.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::judge::{self, Response};
 use super::socket::{self, Reading, Received, Requests};
 use super::{Notice, Owner, Pair, Resolution, Table};
 use crate::clock::monotonic;
@@ -210,11 +213,34 @@ fn look_up(table: &mut Table, requests: &mut Requests, pairs: &[Pair]) -> io::Re
     if pairs.is_empty() {
         return Ok(());
     }
-    let answers = requests.routes(pairs);
-    if !answers.as_ref().is_ok_and(|answers| answers.len() == pairs.len()) {
+    let responses = responses(table, requests, pairs);
+    if !responses.as_ref().is_ok_and(|responses| responses.len() == pairs.len()) {
         pairs.iter().for_each(|pair| table.put_back(*pair));
     }
     let now = monotonic();
-    answers?.into_iter().for_each(|(pair, answer)| table.answer(pair, answer, now));
+    responses?.into_iter().for_each(|(pair, response)| table.enter_response(pair, response, now));
     Ok(())
+}
+
+/// Returns the responses of the kernel. To a pair with an IPv6 source of another machine, it is that of IPv4: there is
+/// no route.
+fn responses(table: &Table, requests: &mut Requests, pairs: &[Pair]) -> io::Result<Vec<(Pair, Response)>> {
+    let unknown = table.unknown_sources(pairs);
+    if unknown.is_empty() {
+        return requests.routes(pairs);
+    }
+    let to_sources: Vec<Pair> = unknown.iter().map(|ip| Pair { destination: *ip, source: *ip }).collect();
+    let of_sources = requests.routes(&to_sources)?;
+    let is_local: HashMap<IpAddr, bool> =
+        of_sources.iter().map(|(pair, response)| (pair.source, judge::is_local(response))).collect();
+    // Without response about the source, the pair has none.
+    let known = |pair: &&Pair| !unknown.contains(&pair.source) || is_local.contains_key(&pair.source);
+    let pairs: Vec<Pair> = pairs.iter().filter(known).copied().collect();
+    let mut responses = requests.routes(&pairs)?;
+    for (pair, response) in &mut responses {
+        if is_local.get(&pair.source) == Some(&false) {
+            *response = Response::Refused(libc::ENETUNREACH);
+        }
+    }
+    Ok(responses)
 }
