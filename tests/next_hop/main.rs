@@ -7,6 +7,8 @@ mod changes;
 #[cfg(test)]
 mod hosts;
 #[cfg(test)]
+mod ipsec;
+#[cfg(test)]
 #[path = "../support/network.rs"]
 mod network;
 #[cfg(test)]
