@@ -1,29 +1,34 @@
 //! The program and its maps below a directory of the BPF file system, where they outlive the process that has loaded
 //! them.
 //!
-//! `attach` and `detach` need root. `open` and `interfaces` need only the permission of the files.
+//! `attach`, `set_interfaces` and `detach` need root. The other functions need only the permission of the files.
 //!
 //! ```text
 //! turnserver/           root:group 750
 //! ├── links/            root:group 750   one link for each interface: removing it detaches the program
 //! │   └── 2             root:root  600   its name is the index of the interface
-//! ├── maps/             root:group 750
+//! ├── maps/             root:group 750   the server that uses them locks the directory
 //! │   └── to_peer …     root:group 660
+//! ├── namespace/        root:group 750
+//! │   └── 4026531840/   root:root  700   its name is the inode of the network namespace of the interfaces
 //! └── program           root:root  600
 //! ```
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
-use std::fs::{self, DirBuilder, Permissions};
+use std::fmt;
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapError};
 use aya::programs::Xdp;
 use aya::programs::links::PinnedLink;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::net::if_::if_nametoindex;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
@@ -40,7 +45,29 @@ pub const DIRECTORY_OF_SERVICE: &str = "/run/turnserver/offload";
 
 const MAPS: &str = "maps";
 const LINKS: &str = "links";
+const NAMESPACE: &str = "namespace";
 const PROGRAM: &str = "program";
+
+/// The file of the network namespace of this thread.
+const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
+
+/// The maps of a directory, and the right to use them.
+pub struct Opened {
+    /// The maps.
+    pub maps: Maps,
+    /// Has to be kept as long as the maps are used.
+    pub lock: Lock,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened").field("lock", &self.lock).finish_non_exhaustive()
+    }
+}
+
+/// Keeps other servers from the maps of a directory. Dropping it, or the end of the process, lets them in.
+#[derive(Debug)]
+pub struct Lock(Flock<File>);
 
 /// An interface and whether the program is attached to it.
 #[derive(Debug)]
@@ -68,6 +95,9 @@ pub enum DirectoryError {
     /// It is not on a BPF file system.
     #[error("{} is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`", .0.display())]
     NotBpf(PathBuf),
+    /// Its program is attached to interfaces of another network namespace.
+    #[error(transparent)]
+    OtherNamespace(#[from] OtherNamespace),
     /// A file cannot be made or removed.
     #[error("cannot prepare {}: {error}", path.display())]
     Failed {
@@ -77,6 +107,15 @@ pub enum DirectoryError {
         error: io::Error,
     },
 }
+
+/// A directory belongs to the interfaces of another network namespace.
+#[derive(Debug, Error)]
+#[error(
+    "the program of {} is attached to interfaces of another network namespace: use one directory for each namespace. If \
+     that namespace has gone, run `turnserver offload detach` and then `turnserver offload attach` in this one",
+    .0.display()
+)]
+pub struct OtherNamespace(PathBuf);
 
 /// Why the maps cannot be opened.
 #[derive(Debug, Error)]
@@ -100,6 +139,16 @@ pub enum OpenError {
          `AmbientCapabilities=CAP_BPF`"
     )]
     NoSystemCall,
+    /// Another process uses them.
+    #[error(
+        "another server uses the maps in {}: one set of maps serves one server. Stop the other server, or switch the \
+         offload of one of them off (`offload.mode = \"off\"`)",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// The program is attached to interfaces of another network namespace.
+    #[error(transparent)]
+    OtherNamespace(#[from] OtherNamespace),
     /// They are not the maps of this program.
     #[error(transparent)]
     NotUsable(#[from] NotUsable),
@@ -116,10 +165,11 @@ pub enum OpenError {
 /// Loads the program with new and empty maps, attaches it to these interfaces, and detaches it from all others.
 ///
 /// `group` is the group that may open the maps. An earlier program of the same directory is replaced; its maps lose
-/// their files, so a process that has opened them fills maps that nothing reads.
+/// their files, so a process that has opened them fills maps that nothing reads ([`is_current`]).
 ///
 /// # Errors
-/// If the program cannot be loaded or kept. An interface that does not take the program is no error.
+/// If the program cannot be loaded or kept, or that of the directory is attached in another network namespace. An
+/// interface that does not take the program is no error.
 pub fn attach(
     directory: &Path,
     group: Option<u32>,
@@ -127,9 +177,15 @@ pub fn attach(
     interfaces: &[String],
 ) -> Result<Vec<Interface>, AttachError> {
     check_file_system(directory)?;
+    let namespace = own_namespace()?;
+    check_namespace(directory, namespace)?;
     let mut program = Program::load(sizes)?;
     let (maps, links) = (directory.join(MAPS), directory.join(LINKS));
     make_directory(directory, group, 0o750)?;
+    // It precedes the links, so that no link is without it.
+    let own = directory.join(NAMESPACE);
+    make_directory(&own, group, 0o750)?;
+    make_directory(&own.join(namespace.to_string()), None, 0o700)?;
     make_directory(&links, group, 0o750)?;
     remove_program(directory)?;
     make_directory(&maps, group, 0o750)?;
@@ -147,8 +203,10 @@ pub fn attach(
 /// Attaches the program of a directory to these interfaces, and detaches it from all others. The maps stay.
 ///
 /// # Errors
-/// If there is no such program. An interface that does not take the program is no error.
+/// If there is no such program, or it is attached in another network namespace. An interface that does not take the
+/// program is no error.
 pub fn set_interfaces(directory: &Path, interfaces: &[String]) -> Result<Vec<Interface>, DirectoryError> {
+    check_namespace(directory, own_namespace()?)?;
     let file = directory.join(PROGRAM);
     let mut program = program::open(&file).map_err(|error| failed(&file, error))?;
     attach_to_all(&mut program, interfaces, &directory.join(LINKS))
@@ -168,6 +226,7 @@ pub fn detach(directory: &Path) -> Result<(), DirectoryError> {
         detach_link(&link)?;
     }
     remove(&links)?;
+    remove(&directory.join(NAMESPACE))?;
     remove_program(directory)?;
     remove(directory)
 }
@@ -180,14 +239,55 @@ pub fn is_loaded(directory: &Path) -> Result<bool, DirectoryError> {
     exists(&directory.join(PROGRAM))
 }
 
-/// Opens the maps. Needs no capability since Linux 5.19.
+/// Opens the maps for the only server that uses them. Needs no capability since Linux 5.19.
+///
+/// # Errors
+/// Says what is missing, or that another server uses them.
+pub fn open(directory: &Path) -> Result<Opened, OpenError> {
+    let namespace = own_namespace().map_err(|error| match error {
+        DirectoryError::Failed { path, error } => OpenError::Failed { path, error },
+        error => OpenError::Failed { path: directory.to_owned(), error: io::Error::other(error) },
+    })?;
+    check_namespace(directory, namespace).map_err(|error| match error {
+        DirectoryError::OtherNamespace(error) => error.into(),
+        DirectoryError::Failed { path, error } => explain(path, error),
+        error => OpenError::Failed { path: directory.to_owned(), error: io::Error::other(error) },
+    })?;
+    loop {
+        let lock = Lock::of(&directory.join(MAPS))?;
+        let maps = read(directory)?;
+        // Otherwise, `attach` has made new maps in the meantime.
+        if lock.is_of(&directory.join(MAPS)) {
+            return Ok(Opened { maps, lock });
+        }
+    }
+}
+
+/// Opens the maps without a lock, to read them while a server uses them.
 ///
 /// # Errors
 /// Says what is missing.
-pub fn open(directory: &Path) -> Result<Maps, OpenError> {
+pub fn read(directory: &Path) -> Result<Maps, OpenError> {
     let maps = directory.join(MAPS);
     let descriptors = Descriptors::NAMES.try_map(|name| open_map(&maps.join(name)))?;
     Ok(Maps::new(descriptors)?)
+}
+
+/// Returns whether maps are those of the program that is attached. After another [`attach`] they are not: the program
+/// does not read them, and a server has to open the new ones.
+///
+/// # Errors
+/// Those of the kernel. If the maps have no files, they are not current.
+pub fn is_current(directory: &Path, maps: &Maps) -> Result<bool, OpenError> {
+    let path = directory.join(MAPS).join(Descriptors::NAMES.to_peer);
+    let pinned = match open_map(&path) {
+        Err(OpenError::Missing(_)) => return Ok(false),
+        pinned => pinned?,
+    };
+    let id = |fd: OwnedFd| MapData::from_fd(fd).and_then(|map| map.info()).map(|info| info.id());
+    let open = maps.descriptors().to_peer.try_clone().map_err(MapError::from);
+    let same = open.and_then(|open| Ok(id(open)? == id(pinned)?));
+    same.map_err(|error| explain(path, io_error(error)))
 }
 
 /// Returns the indices of the interfaces to which the program was attached. One may have gone since.
@@ -201,25 +301,65 @@ pub fn interfaces(directory: &Path) -> Result<Vec<u32>, DirectoryError> {
 
 fn open_map(path: &Path) -> Result<OwnedFd, OpenError> {
     let opened = MapData::from_pin(path).and_then(|map| map.fd().as_fd().try_clone_to_owned().map_err(MapError::from));
-    opened.map_err(|error| {
-        let path = path.to_owned();
-        let error = match error {
-            MapError::SyscallError(error) => error.io_error,
-            error => io::Error::other(error),
-        };
-        match error.raw_os_error() {
-            Some(libc::ENOENT) => OpenError::Missing(path),
-            Some(libc::EACCES) => {
-                let hint = match is_in_user_namespace() {
-                    false => ": its user is not in the group, or may not enter a directory above",
-                    true => ": the group of the file is unknown in this container",
-                };
-                OpenError::Denied { path, error, hint }
-            }
-            Some(libc::EPERM | libc::ENOSYS) => OpenError::NoSystemCall,
-            _ => OpenError::Failed { path, error },
-        }
+    opened.map_err(|error| match io_error(error) {
+        error if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => OpenError::NoSystemCall,
+        error => explain(path.to_owned(), error),
     })
+}
+
+fn io_error(error: MapError) -> io::Error {
+    match error {
+        MapError::SyscallError(error) => error.io_error,
+        MapError::IoError(error) => error,
+        error => io::Error::other(error),
+    }
+}
+
+fn explain(path: PathBuf, error: io::Error) -> OpenError {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => OpenError::Missing(path),
+        Some(libc::EACCES) => {
+            let hint = match is_in_user_namespace() {
+                false => ": its user is not in the group, or may not enter a directory above",
+                true => ": the group of the file is unknown in this container",
+            };
+            OpenError::Denied { path, error, hint }
+        }
+        _ => OpenError::Failed { path, error },
+    }
+}
+
+impl Lock {
+    /// Locks the directory of the maps. Each `attach` makes a new one, so that a server can open the new maps while it
+    /// has the old ones.
+    fn of(maps: &Path) -> Result<Self, OpenError> {
+        let directory = File::open(maps).map_err(|error| explain(maps.to_owned(), error))?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(directory) => Ok(Self(directory)),
+            Err((_, Errno::EWOULDBLOCK)) => Err(OpenError::InUse(maps.to_owned())),
+            Err((_, error)) => Err(OpenError::Failed { path: maps.to_owned(), error: error.into() }),
+        }
+    }
+
+    fn is_of(&self, maps: &Path) -> bool {
+        let locked = self.0.metadata().map(|status| status.ino());
+        locked.is_ok_and(|locked| fs::metadata(maps).is_ok_and(|status| status.ino() == locked))
+    }
+}
+
+/// Returns the inode of the network namespace of this thread.
+fn own_namespace() -> Result<u64, DirectoryError> {
+    let path = Path::new(OWN_NAMESPACE);
+    fs::metadata(path).map(|status| status.ino()).map_err(|error| failed(path, error))
+}
+
+/// Checks that a directory has no program of another network namespace.
+fn check_namespace(directory: &Path, namespace: u64) -> Result<(), DirectoryError> {
+    let is_other = |path: &PathBuf| path.file_name().is_none_or(|name| *name != *namespace.to_string());
+    match files(&directory.join(NAMESPACE))?.iter().any(is_other) {
+        false => Ok(()),
+        true => Err(OtherNamespace(directory.to_owned()).into()),
+    }
 }
 
 fn attach_to_all(program: &mut Xdp, interfaces: &[String], links: &Path) -> Result<Vec<Interface>, DirectoryError> {

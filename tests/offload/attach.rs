@@ -13,7 +13,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use turnserver::offload::maps::Maps;
 use turnserver::offload::obstacle::NotAttached;
-use turnserver::offload::pinned::{self, AttachError, DirectoryError, Interface, OpenError};
+use turnserver::offload::pinned::{self, AttachError, DirectoryError, Interface, Lock, OpenError};
 use turnserver::offload::program::Sizes;
 
 use crate::example::entry;
@@ -174,22 +174,28 @@ fn the_files_keep_the_program_attached_until_they_are_removed() {
         let mut expected = [index("v0"), index("v1")];
         expected.sort_unstable();
         assert_eq!(interfaces, expected);
-        let mut maps = pinned::open(&directory).unwrap();
+        let mut first_maps = pinned::open(&directory).unwrap();
         let entry = entry(Direction::ToPeer, true, true);
-        maps.insert(&entry).unwrap();
-        let mut same = pinned::open(&directory).unwrap();
+        first_maps.maps.insert(&entry).unwrap();
+        let mut same = pinned::read(&directory).unwrap();
         assert!(same.remove(entry.direction, &entry.key()).unwrap());
-        maps.insert(&entry).unwrap();
+        first_maps.maps.insert(&entry).unwrap();
+        assert!(pinned::is_current(&directory, &first_maps.maps).unwrap());
+        assert!(pinned::is_current(&directory, &same).unwrap());
 
         // The second program has empty maps, and an interface that is not listed loses the first.
         assert!(attach(&directory, &["v0"]).is_empty());
         assert!(program_on("v0").is_some_and(|second| second != first));
         assert_eq!(program_on("v1"), None);
         assert_eq!(pinned::interfaces(&directory).unwrap(), [index("v0")]);
-        let mut maps = pinned::open(&directory).unwrap();
+        assert!(!pinned::is_current(&directory, &first_maps.maps).unwrap());
+        // The server opens them while it still has the first ones.
+        let mut maps = pinned::open(&directory).unwrap().maps;
         assert!(!maps.remove(entry.direction, &entry.key()).unwrap());
+        assert!(pinned::is_current(&directory, &maps).unwrap());
 
         pinned::detach(&directory).unwrap();
+        assert!(!pinned::is_current(&directory, &maps).unwrap());
         assert_eq!(program_on("v0"), None);
         assert!(!directory.exists());
         pinned::detach(&directory).unwrap();
@@ -203,9 +209,9 @@ fn interfaces_are_added_and_removed_without_a_change_of_the_maps() {
         assert!(pinned::set_interfaces(&directory, &names(&["v0"])).is_err(), "there is no program");
         assert!(attach(&directory, &["v0"]).is_empty());
         let program = program_on("v0").unwrap();
-        let mut maps = pinned::open(&directory).unwrap();
+        let mut opened = pinned::open(&directory).unwrap();
         let entry = entry(Direction::ToPeer, true, true);
-        maps.insert(&entry).unwrap();
+        opened.maps.insert(&entry).unwrap();
         for (interfaces, expected) in [
             (&["v0", "v1"][..], (Some(program), Some(program))),
             (&["v1"], (None, Some(program))),
@@ -215,12 +221,84 @@ fn interfaces_are_added_and_removed_without_a_change_of_the_maps() {
             let attached = pinned::set_interfaces(&directory, &names(interfaces)).unwrap();
             assert!(attached.iter().all(|interface| interface.attached.is_ok()), "{attached:?}");
             assert_eq!((program_on("v0"), program_on("v1")), expected);
+            assert!(pinned::is_current(&directory, &opened.maps).unwrap());
         }
-        let mut same = pinned::open(&directory).unwrap();
+        let mut same = pinned::read(&directory).unwrap();
         assert!(same.remove(entry.direction, &entry.key()).unwrap());
         pinned::detach(&directory).unwrap();
         assert_eq!(program_on("v0"), None);
     });
+}
+
+#[test]
+fn a_second_server_does_not_get_the_maps_of_the_first() {
+    with_interfaces(|files| {
+        let directory = files.join("turnserver");
+        assert!(attach(&directory, &["v0"]).is_empty());
+        let first = pinned::open(&directory).unwrap();
+        let error = pinned::open(&directory).unwrap_err();
+        assert!(matches!(error, OpenError::InUse(_)), "{error}");
+        let expected = format!("another server uses the maps in {}", directory.join("maps").display());
+        assert!(error.to_string().starts_with(&expected), "{error}");
+        // Other processes may read them, and the lock does not depend on the maps.
+        pinned::read(&directory).unwrap();
+        drop(first.maps);
+        assert!(matches!(pinned::open(&directory), Err(OpenError::InUse(_))));
+        drop(first.lock);
+        pinned::open(&directory).unwrap();
+    });
+}
+
+#[test]
+fn a_directory_belongs_to_one_network_namespace() {
+    with_interfaces(|files| {
+        let directory = files.join("turnserver");
+        assert!(attach(&directory, &["v0"]).is_empty());
+        let program = program_on("v0");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                // It has the index of the interface of the other namespace.
+                let index = interface_of(&directory);
+                ip(&format!("link add v0 index {index} type veth peer name v1"));
+                let Err(AttachError::NotPinned(error @ DirectoryError::OtherNamespace(_))) =
+                    pinned::attach(&directory, None, SIZES, &names(&["v0"]))
+                else {
+                    panic!("the other namespace is not noticed")
+                };
+                let expected = format!(
+                    "the program of {} is attached to interfaces of another network namespace",
+                    directory.display()
+                );
+                assert!(error.to_string().starts_with(&expected), "{error}");
+                let error = pinned::set_interfaces(&directory, &names(&["v0"])).unwrap_err();
+                assert!(matches!(error, DirectoryError::OtherNamespace(_)), "{error}");
+                let error = pinned::open(&directory).unwrap_err();
+                assert!(matches!(error, OpenError::OtherNamespace(_)), "{error}");
+                assert_eq!(program_on("v0"), None);
+            });
+        });
+        assert_eq!(program_on("v0"), program);
+        pinned::open(&directory).unwrap();
+        // After this, the directory belongs to any namespace.
+        pinned::detach(&directory).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                ip("link add v0 type veth peer name v1");
+                assert!(attach(&directory, &["v0"]).is_empty());
+                pinned::open(&directory).unwrap();
+                pinned::detach(&directory).unwrap();
+            });
+        });
+    });
+}
+
+/// Returns the index of the only interface of a directory.
+fn interface_of(directory: &Path) -> u32 {
+    let interfaces = pinned::interfaces(directory).unwrap();
+    let [index] = interfaces[..] else { panic!("{interfaces:?}") };
+    index
 }
 
 #[test]
@@ -294,10 +372,12 @@ fn the_group_of_the_files_uses_the_maps_without_capabilities() {
 #[ignore = "is run by another test, with a directory in its environment"]
 fn uses_the_maps_of_the_environment() {
     let Some(directory) = std::env::var_os(VARIABLE).map(PathBuf::from) else { return };
-    let mut maps: Maps = match pinned::open(&directory) {
-        Ok(maps) => maps,
+    let (mut maps, _lock): (Maps, Lock) = match pinned::open(&directory) {
+        Ok(opened) => (opened.maps, opened.lock),
         Err(error) => return println!("{error}"),
     };
+    assert!(matches!(pinned::open(&directory), Err(OpenError::InUse(_))));
+    assert!(pinned::is_current(&directory, &maps).unwrap());
     let entry = entry(Direction::ToPeer, true, true);
     maps.clear().unwrap();
     maps.insert(&entry).unwrap();
