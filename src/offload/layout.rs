@@ -5,9 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 /// The length of a key in bytes.
 pub const KEY: usize = 40;
 /// The length of an entry in bytes.
-pub const ENTRY: usize = 120;
+pub const ENTRY: usize = 136;
 /// The length of a counter in bytes.
 pub const COUNTER: usize = 24;
+/// The length of a link in bytes.
+pub const LINK: usize = 12;
+
+/// The factor of the check word of an entry. It is odd, so that no change of a single word leaves the check word as it
+/// is.
+const CHECK_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The length of a ChannelData header (RFC 8656 §12.4).
 const CHANNEL_HEADER: u16 = 4;
@@ -43,7 +49,8 @@ pub struct Sent {
     pub interface: u32,
     /// The link address of the next hop.
     pub link_destination: [u8; 6],
-    /// The link address of the interface.
+    /// The link address of the interface. Frames that the interface receives are relayed only if it is their
+    /// destination.
     pub link_source: [u8; 6],
     /// The longest IP packet that the interface sends, in bytes.
     pub longest_packet: u16,
@@ -116,6 +123,9 @@ impl Entry {
         // The program adds words in the order of the packet, so these two are in network order.
         bytes.put(self.udp_difference().to_be_bytes());
         bytes.put(self.ipv4_sum().to_be_bytes());
+        bytes.put(self.pseudo_header_sum().to_be_bytes());
+        bytes.put([0; 6]);
+        bytes.put(bytes.check().to_le_bytes());
         bytes.finish()
     }
 
@@ -138,6 +148,21 @@ impl Entry {
         }
         Sum::default().word(0x4500).word(UDP).ip(self.sent.source.ip()).ip(self.sent.destination.ip()).fold()
     }
+
+    /// Returns the sum of the pseudo-header of the received packet, without its length.
+    fn pseudo_header_sum(&self) -> u16 {
+        Sum::default().word(UDP).ip(self.received.source.ip()).ip(self.received.destination.ip()).fold()
+    }
+}
+
+/// Returns the value of `links` for an interface: its index, and its link address.
+#[must_use]
+pub(super) fn link(interface: u32, address: [u8; 6]) -> [u8; LINK] {
+    let mut bytes = Bytes::new();
+    bytes.put(interface.to_le_bytes());
+    bytes.put(address);
+    bytes.put([0; 2]);
+    bytes.finish()
 }
 
 /// What a slot of `counters` has counted on one CPU.
@@ -166,9 +191,9 @@ impl Counter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Outcome {
-    /// It was relayed. All others pass to user space unchanged.
+    /// It was handed to the driver. All others pass to user space unchanged.
     Relayed,
-    /// The entry was replaced while it was read.
+    /// The entry was replaced while it was read, or is damaged.
     Replaced,
     /// The IPv4 header checksum is wrong, or lengths disagree.
     Malformed,
@@ -190,11 +215,15 @@ pub enum Outcome {
     NoTailroom,
     /// The worker of the entry has not extended its lease.
     NoLease,
+    /// The frame is addressed to the link address of another host, and the kernel drops it.
+    OtherHost,
+    /// The UDP checksum covers only the pseudo-header, because a sender on this machine has left it to a device.
+    PartialChecksum,
 }
 
 impl Outcome {
     /// All outcomes, in the order of their indices.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Relayed,
         Self::Replaced,
         Self::Malformed,
@@ -207,6 +236,8 @@ impl Outcome {
         Self::NoHeadroom,
         Self::NoTailroom,
         Self::NoLease,
+        Self::OtherHost,
+        Self::PartialChecksum,
     ];
 
     /// Returns the name for the operator.
@@ -283,6 +314,13 @@ impl<const N: usize> Bytes<N> {
         let room = self.bytes.get_mut(self.written..end).expect("the fields fit into the structure");
         room.copy_from_slice(&field);
         self.written = end;
+    }
+
+    /// Returns the check word of what is written: the sum of its words, each multiplied by another power of the factor.
+    fn check(&self) -> u64 {
+        let written = self.bytes.get(..self.written).unwrap_or_default();
+        let words = written.as_chunks().0.iter().rev();
+        words.fold(0, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)).wrapping_mul(CHECK_FACTOR))
     }
 
     fn finish(self) -> [u8; N] {

@@ -1,18 +1,22 @@
 //! The maps of the program as a worker uses them: from their descriptors alone, without capabilities.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya::util::nr_cpus;
 use thiserror::Error;
 
-use super::layout::{COUNTER, Counter, Direction, ENTRY, Entry, KEY, Outcome};
+use super::layout::{COUNTER, Counter, Direction, ENTRY, Entry, KEY, LINK, Outcome, link};
 use crate::net::PerCpuArray;
 
 /// The number of leases, and so of workers that can have entries.
 pub const LEASES: u32 = 256;
+/// The number of interfaces whose link addresses the program knows.
+const LINKS: u32 = 256;
 /// The 64-bit words of a counter.
 const COUNTER_WORDS: usize = COUNTER / 8;
 
@@ -29,12 +33,20 @@ pub struct Descriptors<T> {
     pub outcomes: T,
     /// Until when the entries of each worker are used.
     pub lease: T,
+    /// The link addresses of interfaces.
+    pub links: T,
 }
 
 impl Descriptors<&str> {
     /// The names of the maps in the object.
-    pub const NAMES: Self =
-        Self { to_peer: "to_peer", to_client: "to_client", counters: "counters", outcomes: "outcomes", lease: "lease" };
+    pub const NAMES: Self = Self {
+        to_peer: "to_peer",
+        to_client: "to_client",
+        counters: "counters",
+        outcomes: "outcomes",
+        lease: "lease",
+        links: "links",
+    };
 }
 
 impl<T> Descriptors<T> {
@@ -49,6 +61,7 @@ impl<T> Descriptors<T> {
             counters: change(&self.counters)?,
             outcomes: change(&self.outcomes)?,
             lease: change(&self.lease)?,
+            links: change(&self.links)?,
         })
     }
 }
@@ -67,9 +80,15 @@ pub struct Maps {
     counters_to_write: aya::maps::PerCpuArray<MapData, [u64; COUNTER_WORDS]>,
     outcomes: PerCpuArray,
     lease: Array<MapData, u64>,
+    links: Array<MapData, [u8; LINK]>,
+    /// What the workers have written to `links`.
+    known_links: Arc<Mutex<KnownLinks>>,
     entries: u32,
     slots: u32,
 }
+
+/// The values of `links`, by their index.
+type KnownLinks = BTreeMap<u32, (u32, [u8; 6])>;
 
 impl fmt::Debug for Maps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -118,6 +137,8 @@ impl Maps {
             counters_to_write: typed(names.counters, &descriptors.counters)?,
             outcomes: per_cpu(names.outcomes, &descriptors.outcomes, 1)?,
             lease: typed(names.lease, &descriptors.lease)?,
+            links: typed(names.links, &descriptors.links)?,
+            known_links: Arc::default(),
             entries: capacity(names.to_peer, &descriptors.to_peer)?
                 .min(capacity(names.to_client, &descriptors.to_client)?),
             slots: capacity(names.counters, &descriptors.counters)?,
@@ -130,7 +151,8 @@ impl Maps {
     /// # Errors
     /// If the process has too many open files.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Self::new(self.descriptors.try_map(OwnedFd::try_clone)?).map_err(io::Error::other)
+        let maps = Self::new(self.descriptors.try_map(OwnedFd::try_clone)?).map_err(io::Error::other)?;
+        Ok(Self { known_links: Arc::clone(&self.known_links), ..maps })
     }
 
     /// The descriptors.
@@ -153,14 +175,37 @@ impl Maps {
 
     /// Inserts an entry. It replaces an entry with the same key.
     ///
+    /// The interface that sends is noted with its link address, as by [`Self::set_link_address`].
+    ///
     /// # Errors
     /// If the map is full, or the kernel fails.
     pub fn insert(&mut self, entry: &Entry) -> Result<(), NotInserted> {
+        // First, so that there is no entry if this fails.
+        self.set_link_address(entry.sent.interface, entry.sent.link_source).map_err(NotInserted::Failed)?;
         let inserted = self.map(entry.direction).insert(entry.key(), entry.value(), 0);
         inserted.map_err(io_error).map_err(|error| match error.raw_os_error() {
             Some(libc::E2BIG) => NotInserted::Full,
             _ => NotInserted::Failed(error),
         })
+    }
+
+    /// Notes the link address of an interface: frames with another one are for other hosts, and are not relayed if this
+    /// interface receives them.
+    ///
+    /// The caller needs this only for an interface that receives packets of entries, but through which no entry sends.
+    /// Until then, the program expects the link address of the interface through which the entry of a packet sends.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn set_link_address(&mut self, interface: u32, address: [u8; 6]) -> io::Result<()> {
+        let place = interface % LINKS;
+        // Workers share it, so that it is what the kernel has. It rarely changes.
+        let mut known = self.known_links.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.get(&place) != Some(&(interface, address)) {
+            self.links.set(place, link(interface, address), 0).map_err(io_error)?;
+            known.insert(place, (interface, address));
+        }
+        Ok(())
     }
 
     /// Removes the entry with this key. Returns whether there was one.
@@ -218,7 +263,8 @@ impl Maps {
         Ok(outcomes)
     }
 
-    /// Lets the entries of a worker be used until this time of `CLOCK_MONOTONIC`, in nanoseconds. 0: no longer.
+    /// Lets the entries of a worker be used until this time of `CLOCK_MONOTONIC`, in nanoseconds. 0 ends
+    /// their use.
     ///
     /// # Errors
     /// Those of the kernel.
@@ -226,7 +272,8 @@ impl Maps {
         self.lease.set(worker.into(), until, 0).map_err(io_error)
     }
 
-    /// Ends all leases, removes all entries and sets all counters to zero, those of other workers and processes too.
+    /// Ends all leases, removes all entries and link addresses, and sets all counters to zero, those of other workers
+    /// and processes too.
     ///
     /// Outcomes stay.
     ///
@@ -237,6 +284,12 @@ impl Maps {
         for worker in 0..LEASES {
             self.lease.set(worker, 0, 0).map_err(io_error)?;
         }
+        let mut known = self.known_links.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clear();
+        for place in 0..LINKS {
+            self.links.set(place, [0; LINK], 0).map_err(io_error)?;
+        }
+        drop(known);
         for direction in [Direction::ToPeer, Direction::ToClient] {
             let keys: Result<Vec<_>, _> = self.map(direction).keys().collect();
             for key in keys.map_err(io_error)? {

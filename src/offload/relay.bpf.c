@@ -17,19 +17,21 @@
 #define NUMBER(name, value) int(*name)[value]
 #define TYPE(name, value) __typeof__(value) *name
 
-#define BARRIER() __asm__ volatile("" ::: "memory")
-
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "The program is built for little-endian machines."
 #endif
+
+// The words of a structure.
+typedef __u64 __attribute__((may_alias)) word64;
+typedef __u16 __attribute__((may_alias)) word16;
 
 // Network byte order to or from the order of the machine.
 #define NET16(value) ((__u16)__builtin_bswap16(value))
 #define NET32(value) ((__u32)__builtin_bswap32(value))
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
-// CLOCK_MONOTONIC in nanoseconds as of the last tick of the kernel, at most 10 ms ago. Unlike the precise time, it
-// costs the same on every machine.
+// CLOCK_MONOTONIC in nanoseconds as of the last tick of the kernel, usually at most 10 ms ago. Unlike the precise time,
+// it costs the same on every machine.
 static __u64 (*const coarse_time)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 static long (*const redirect)(__u32 interface, __u64 flags) = (void *)BPF_FUNC_redirect;
 static long (*const adjust_head)(struct xdp_md *context, int by) = (void *)BPF_FUNC_xdp_adjust_head;
@@ -106,7 +108,7 @@ struct key {
 
 // How a packet is sent on. An unused field is zero.
 struct entry {
-	// The key of this entry. See `read_entry`.
+	// The key of this entry.
 	struct key key;
 	// The time of CLOCK_MONOTONIC in nanoseconds from which on the entry is not used.
 	__u64 expires;
@@ -138,10 +140,23 @@ struct entry {
 	// The folded one's complement sum of an IPv4 header without traffic class, length, identification and hop
 	// limit.
 	__u16 ipv4_sum;
+	// The folded one's complement sum of the pseudo-header of a received packet, without its length.
+	__u16 pseudo_header_sum;
+	__u16 zero[3];
+	// The sum of all other words, each multiplied by another power of FACTOR. See `read_entry`.
+	__u64 check;
+};
+
+// An odd number, so that no change of a single word leaves `check` as it is.
+static const __u64 FACTOR = 0x9e3779b97f4a7c15;
+
+enum {
+	ENTRY_WORDS = sizeof(struct entry) / sizeof(__u64),
+	KEY_WORDS = sizeof(struct key) / sizeof(__u64),
 };
 
 _Static_assert(sizeof(struct key) == 40, "the loader writes keys of 40 bytes");
-_Static_assert(sizeof(struct entry) == 120, "the loader writes entries of 120 bytes");
+_Static_assert(sizeof(struct entry) == 136, "the loader writes entries of 136 bytes");
 
 struct counter {
 	__u64 packets;
@@ -153,8 +168,9 @@ struct counter {
 
 // What became of a packet that has an entry. All but RELAYED pass to user space unchanged.
 enum outcome {
+	// It was handed to the driver.
 	RELAYED,
-	// The entry was replaced while it was read.
+	// The entry was replaced while it was read, or is damaged.
 	REPLACED,
 	// The IPv4 header checksum is wrong, or lengths disagree.
 	MALFORMED,
@@ -169,8 +185,21 @@ enum outcome {
 	NO_TAILROOM,
 	// The worker of the entry has not extended its lease.
 	NO_LEASE,
+	// The frame is addressed to the link address of another host.
+	OTHER_HOST,
+	// The UDP checksum covers only the pseudo-header: the sender has left the rest to a device.
+	PARTIAL_CHECKSUM,
 	OUTCOMES,
 };
+
+// An interface and the link address to which its frames are addressed.
+struct link {
+	__u32 interface;
+	__u8 address[6];
+	__u16 zero;
+};
+
+enum { LINKS = 256 };
 
 // The loader sets max_entries of the first three maps. A hash map that is full accepts no entry and evicts none.
 struct {
@@ -210,6 +239,14 @@ struct {
 	TYPE(value, __u64);
 } lease SECTION(".maps");
 
+// The interfaces through which entries send, each at its index modulo LINKS.
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, LINKS);
+	TYPE(key, __u32);
+	TYPE(value, struct link);
+} links SECTION(".maps");
+
 enum direction { TO_PEER, TO_CLIENT };
 
 // What the program reads of a packet before it changes it.
@@ -248,22 +285,52 @@ INLINE int has_right_checksum(const struct ipv4 *ip)
 	return fold((__u64)words[0] + words[1] + words[2] + words[3] + words[4]) == 0xffff;
 }
 
-// Copies an entry. Returns whether it is that of the key.
+// Copies an entry. Returns whether the copy is whole, and is that of the key.
 //
-// The kernel may give the memory of an entry to another key when the entry is deleted or updated, even while a program
-// reads it. It writes a value from its start, so `key` at the start is compared after the rest was copied.
+// The kernel may give the memory of an entry to another key, or to a new entry of the same key, even while a program
+// reads it. Then the copy has parts of both, in any order. `check` shows it, because the copy itself is examined.
 INLINE int read_entry(struct entry *copy, const struct entry *entry, const struct key *key)
 {
-	const __u64 *found = (const void *)&entry->key, *wanted = (const void *)key;
-	const __u64 *from = (const void *)&entry->expires;
-	__u64 *to = (void *)&copy->expires;
+	// The compiler must not read the entry a second time.
+	const volatile word64 *from = (const volatile void *)entry;
+	const word64 *wanted = (const void *)key;
+	word64 *to = (void *)copy;
+	__u64 factor = 1, sum = 0, difference = 0;
 
 #pragma unroll
-	for (int word = 0; word < 10; word++)
+	for (int word = 0; word < ENTRY_WORDS - 1; word++) {
 		to[word] = from[word];
-	BARRIER();
-	return ((found[0] ^ wanted[0]) | (found[1] ^ wanted[1]) | (found[2] ^ wanted[2]) | (found[3] ^ wanted[3]) |
-		(found[4] ^ wanted[4])) == 0;
+		factor *= FACTOR;
+		sum += to[word] * factor;
+	}
+#pragma unroll
+	for (int word = 0; word < KEY_WORDS; word++)
+		difference |= to[word] ^ wanted[word];
+	return (difference | (sum ^ from[ENTRY_WORDS - 1])) == 0;
+}
+
+INLINE int are_equal(const __u8 *address, const __u8 *other)
+{
+	// The verifier requires that accesses to the stack are aligned.
+	const word16 *words = (const void *)address, *others = (const void *)other;
+	return ((words[0] ^ others[0]) | (words[1] ^ others[1]) | (words[2] ^ others[2])) == 0;
+}
+
+// Returns whether a frame is addressed to the interface that has received it. Others arrive if the interface is in
+// promiscuous mode, and the kernel drops them.
+//
+// The member of a bond is not in `links`. It has the link address of the bond, through which the entry sends.
+INLINE int is_for_this_host(const struct xdp_md *context, const struct ethernet *link, const struct entry *entry)
+{
+	__u32 interface = context->ingress_ifindex;
+
+	if (interface != entry->interface) {
+		__u32 place = interface % LINKS;
+		const struct link *known = map_lookup(&links, &place);
+		if (known && known->interface == interface)
+			return are_equal(link->destination, known->address);
+	}
+	return are_equal(link->destination, entry->link_source);
 }
 
 // Returns whether application data is a message that user space does not relay: see src/turn/protocol/control.rs.
@@ -352,6 +419,10 @@ INLINE int relay_as(struct xdp_md *context, const struct entry *entry, const str
 		return pass(TOO_LONG);
 	if (received->checksum == 0 && (received_version == 6 || version == 6))
 		return pass(NO_CHECKSUM);
+	// A sender on the same machine may leave this sum, which is not complemented. One of 65536 checksums is equal to it
+	// by chance.
+	if (received->checksum == fold((__u64)entry->pseudo_header_sum + NET16(received->length)))
+		return pass(PARTIAL_CHECKSUM);
 	struct counter *counter = map_lookup(&counters, &entry->slot);
 	if (!counter)
 		return pass(NO_COUNTER);
@@ -407,6 +478,8 @@ INLINE int relay_with(struct xdp_md *context, const struct entry *found, const s
 		return pass(REPLACED);
 	if ((void *)channel > end)
 		return XDP_PASS;
+	if (!is_for_this_host(context, data, &entry))
+		return pass(OTHER_HOST);
 
 	struct datagram received = { .length = NET16(udp->length), .checksum = udp->checksum };
 	__u32 packet;
@@ -498,7 +571,7 @@ SECTION("xdp") int relay(struct xdp_md *context)
 	void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
 	struct ethernet *link = data;
 
-	// A frame to a group of link addresses is not for this machine alone.
+	// A frame to a group of link addresses is not for this machine alone. See also `is_for_this_host`.
 	if ((void *)(link + 1) > end || link->destination[0] & 1)
 		return XDP_PASS;
 	if (link->type == NET16(ETHERTYPE_IPV4))

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::frame::{Frame, channel_data};
+use crate::frame::{Frame, OWN_LINK_ADDRESS, channel_data};
 use crate::kernel::{Kernel, LEASED, OWN_INTERFACE};
 use crate::layout::{Direction, Entry, Received, Sent};
 
@@ -31,7 +31,7 @@ pub(crate) fn entry(direction: Direction, received_v4: bool, sent_v4: bool) -> E
             destination: host(sent_v4, 4, 60_004),
             interface: OWN_INTERFACE,
             link_destination: [2, 0, 0, 0, 0, 4],
-            link_source: [2, 0, 0, 0, 0, 3],
+            link_source: OWN_LINK_ADDRESS,
             longest_packet: 1500,
             flow_label: 0xa_bcde,
             identification: 0xfffe,

@@ -5,6 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 pub(crate) const ETHERNET: usize = 14;
 /// The shortest frame, without its checksum.
 pub(crate) const SHORTEST_FRAME: usize = 60;
+/// The link address of the interface on which frames arrive.
+pub(crate) const OWN_LINK_ADDRESS: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// The UDP checksum of a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Checksum {
+    Whole,
+    /// The sum of the pseudo-header, which a sender leaves if a device computes the checksum (`CHECKSUM_PARTIAL`).
+    PseudoHeader,
+    Zero,
+}
 
 /// A frame with a UDP datagram.
 #[derive(Clone, Debug)]
@@ -18,15 +29,14 @@ pub(crate) struct Frame {
     pub(crate) flow_label: u32,
     pub(crate) identification: u16,
     pub(crate) dont_fragment: bool,
-    /// If not, the UDP checksum is zero.
-    pub(crate) has_checksum: bool,
+    pub(crate) checksum: Checksum,
     pub(crate) payload: Vec<u8>,
 }
 
 impl Frame {
     pub(crate) fn new(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Self {
         Self {
-            link_destination: [2, 0, 0, 0, 0, 1],
+            link_destination: OWN_LINK_ADDRESS,
             link_source: [2, 0, 0, 0, 0, 2],
             source,
             destination,
@@ -35,7 +45,7 @@ impl Frame {
             flow_label: 0,
             identification: 0,
             dont_fragment: false,
-            has_checksum: true,
+            checksum: Checksum::Whole,
             payload: payload.to_vec(),
         }
     }
@@ -71,13 +81,16 @@ impl Frame {
             }
             families => panic!("a packet has one family: {families:?}"),
         }
-        if self.has_checksum {
-            let checksum = match !udp_sum(self.source.ip(), self.destination.ip(), &udp) {
+        let (source, destination) = (self.source.ip(), self.destination.ip());
+        let checksum = match self.checksum {
+            Checksum::Whole => match !udp_sum(source, destination, &udp) {
                 0 => 0xffff,
                 other => other,
-            };
-            udp[6..8].copy_from_slice(&checksum.to_be_bytes());
-        }
+            },
+            Checksum::PseudoHeader => pseudo_header_sum(source, destination, udp.len()),
+            Checksum::Zero => 0,
+        };
+        udp[6..8].copy_from_slice(&checksum.to_be_bytes());
         bytes.extend(udp);
         bytes
     }
@@ -110,16 +123,24 @@ pub(crate) fn sum(bytes: &[u8]) -> u16 {
 
 /// Returns the one's complement sum of a UDP datagram and its pseudo-header.
 pub(crate) fn udp_sum(source: IpAddr, destination: IpAddr, udp: &[u8]) -> u16 {
+    sum(&[pseudo_header(source, destination, udp.len()), udp.to_vec()].concat())
+}
+
+/// Returns the one's complement sum of the pseudo-header of a UDP datagram.
+pub(crate) fn pseudo_header_sum(source: IpAddr, destination: IpAddr, length: usize) -> u16 {
+    sum(&pseudo_header(source, destination, length))
+}
+
+fn pseudo_header(source: IpAddr, destination: IpAddr, length: usize) -> Vec<u8> {
     let octets = |ip: IpAddr| match ip {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
     };
-    let mut covered = octets(source);
-    covered.extend(octets(destination));
-    covered.extend([0, 17]);
-    covered.extend(u16_bytes(udp.len()));
-    covered.extend(udp);
-    sum(&covered)
+    let mut header = octets(source);
+    header.extend(octets(destination));
+    header.extend([0, 17]);
+    header.extend(u16_bytes(length));
+    header
 }
 
 fn u16_bytes(length: usize) -> [u8; 2] {

@@ -18,6 +18,8 @@ use crate::layout::{COUNTER, Counter, Direction, ENTRY, Entry, KEY, Outcome};
 
 /// The index of the loopback interface, on which the frames of these tests arrive.
 pub(crate) const OWN_INTERFACE: u32 = 1;
+/// The number of interfaces whose link addresses the program knows. Each is at its index modulo this number.
+pub(crate) const LINKS: u32 = 256;
 /// The number of counters.
 pub(crate) const SLOTS: u32 = 64;
 /// The worker whose lease never ends. That of [`PAST_LEASE`] ended long ago, and others have none.
@@ -77,6 +79,13 @@ impl Kernel {
     pub(crate) fn lease(&mut self, worker: u8, until: u64) {
         let mut map: Array<_, u64> = Array::try_from(self.bpf.map_mut("lease").unwrap()).unwrap();
         map.set(worker.into(), until, 0).unwrap();
+    }
+
+    /// Notes the link address of an interface.
+    pub(crate) fn link(&mut self, interface: u32, address: [u8; 6]) {
+        let mut map: Array<_, [u8; 12]> = Array::try_from(self.bpf.map_mut("links").unwrap()).unwrap();
+        let value = [&interface.to_le_bytes()[..], &address, &[0; 2]].concat();
+        map.set(interface % LINKS, <[u8; 12]>::try_from(value).unwrap(), 0).unwrap();
     }
 
     /// Returns a program of the object.

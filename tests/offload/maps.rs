@@ -10,7 +10,8 @@ use turnserver::offload::obstacle::NotLoaded;
 use turnserver::offload::program::{Program, Sizes};
 
 use crate::example::{all, entry, received};
-use crate::kernel::{Kernel, SLOTS, Verdict, pin_to_cpu, skip};
+use crate::frame::OWN_LINK_ADDRESS;
+use crate::kernel::{Kernel, OWN_INTERFACE, SLOTS, Verdict, pin_to_cpu, skip};
 use crate::layout::{Counter, Direction, Entry, Outcome};
 
 const DATA: &[u8] = b"application data of some length, so that no frame is padded";
@@ -85,6 +86,35 @@ fn clearing_removes_all_entries_leases_and_counters() {
 }
 
 #[test]
+fn inserting_an_entry_notes_the_link_address_of_its_interface() {
+    let Some(mut kernel) = Kernel::load() else { return };
+    let mut maps = Maps::new(kernel.descriptors()).unwrap();
+    let mut other = maps.try_clone().unwrap();
+    let mut leaves = entry(Direction::ToPeer, true, true);
+    (leaves.sent.interface, leaves.sent.link_source) = (OWN_INTERFACE + 1, [2, 0, 0, 0, 0, 9]);
+    let mut returns = entry(Direction::ToClient, true, true);
+    let mut frame = received(&leaves, DATA);
+    maps.insert(&leaves).unwrap();
+    assert_eq!(kernel.run(&frame.bytes()).0, Verdict::Pass, "the receiving interface is not known");
+    maps.insert(&returns).unwrap();
+    assert_eq!(kernel.run(&frame.bytes()).0, Verdict::Redirect);
+    // Another worker sees another address, and this one again the first.
+    frame.link_destination = [2, 0, 0, 0, 0, 7];
+    assert_eq!(kernel.run(&frame.bytes()).0, Verdict::Pass);
+    for (maps, address) in [(&mut other, frame.link_destination), (&mut maps, OWN_LINK_ADDRESS)] {
+        (returns.sent.link_source, frame.link_destination) = (address, address);
+        maps.insert(&returns).unwrap();
+        assert_eq!(kernel.run(&frame.bytes()).0, Verdict::Redirect);
+    }
+    other.clear().unwrap();
+    maps.insert(&leaves).unwrap();
+    maps.extend_lease(leaves.worker, u64::MAX).unwrap();
+    assert_eq!(kernel.run(&frame.bytes()).0, Verdict::Pass, "the address was cleared");
+    maps.set_link_address(OWN_INTERFACE, OWN_LINK_ADDRESS).unwrap();
+    assert_eq!(kernel.run(&frame.bytes()).0, Verdict::Redirect);
+}
+
+#[test]
 fn counters_and_outcomes_are_the_sums_of_all_cpus() {
     let Some(kernel) = Kernel::load() else { return };
     let mut maps = Maps::new(kernel.descriptors()).unwrap();
@@ -153,17 +183,18 @@ fn the_maps_of_another_program_are_not_used() {
     let Some(program) = load(SIZES) else { return };
     let descriptors = program.descriptors().unwrap();
     let duplicate = |fd: &std::os::fd::OwnedFd| fd.as_fd().try_clone_to_owned();
-    for part in 0..5 {
+    for part in 0..6 {
         let mut wrong = descriptors.try_map(duplicate).unwrap();
         match part {
             0 => wrong.to_peer = duplicate(&descriptors.counters).unwrap(),
             1 => wrong.to_client = duplicate(&descriptors.lease).unwrap(),
             2 => wrong.counters = duplicate(&descriptors.outcomes).unwrap(),
             3 => wrong.outcomes = duplicate(&descriptors.lease).unwrap(),
-            _ => wrong.lease = std::fs::File::open("/dev/null").unwrap().into(),
+            4 => wrong.lease = std::fs::File::open("/dev/null").unwrap().into(),
+            _ => wrong.links = duplicate(&descriptors.lease).unwrap(),
         }
         let Err(error) = Maps::new(wrong) else { panic!("map {part} is not the right one") };
-        let names = ["to_peer", "to_client", "counters", "outcomes", "lease"];
+        let names = ["to_peer", "to_client", "counters", "outcomes", "lease", "links"];
         assert!(error.to_string().contains(names[part]), "{error}");
     }
     assert_eq!(Descriptors::NAMES.to_peer, "to_peer");

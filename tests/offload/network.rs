@@ -11,6 +11,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::gettid;
+use turnserver::offload::maps::Maps;
 
 use crate::example::{CHANNEL, DIRECTIONS, FAMILIES};
 use crate::frame::channel_data;
@@ -27,6 +28,15 @@ struct Host {
     _accepting: Kernel,
 }
 
+/// Who computes the UDP checksums of what a host sends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Checksums {
+    /// Its kernel.
+    Computed,
+    /// The interface, which leaves them to the other end, because that is this machine too.
+    Left,
+}
+
 struct Sockets {
     v4: UdpSocket,
     v6: UdpSocket,
@@ -40,6 +50,49 @@ impl Sockets {
 
 #[test]
 fn data_arrives_through_one_and_two_interfaces() {
+    in_a_namespace(|kernel| {
+        let hosts = [host(1, Checksums::Computed), host(2, Checksums::Computed)];
+        for name in ["n1", "n2"] {
+            kernel.program("relay").attach(name, XdpMode::Driver).unwrap();
+        }
+        let pairs = [(0, 0), (0, 1), (1, 0)].into_iter().flat_map(|hosts| FAMILIES.map(|families| (hosts, families)));
+        for (number, ((client, peer), families)) in (1..).zip(pairs) {
+            exchange(kernel, number, &hosts[client], &hosts[peer], families);
+        }
+    });
+}
+
+/// As the other ends of veth interfaces do by default.
+#[test]
+fn data_of_hosts_that_leave_checksums_to_a_device_goes_to_user_space() {
+    in_a_namespace(|kernel| {
+        let hosts = [host(1, Checksums::Left), host(2, Checksums::Left)];
+        for name in ["n1", "n2"] {
+            kernel.program("relay").attach(name, XdpMode::Driver).unwrap();
+        }
+        let pairs = [(0, 0), (0, 1)].into_iter().flat_map(|hosts| FAMILIES.map(|families| (hosts, families)));
+        for (number, ((client, peer), families)) in (1..).zip(pairs) {
+            let ends = insert(kernel, number, &hosts[client], &hosts[peer], families);
+            let before = (kernel.outcome(Outcome::PartialChecksum), kernel.outcome(Outcome::Relayed));
+            for (sender, receiver, data) in [
+                (ends.client, ends.listener, channel_data(CHANNEL + number, &[7; 100])),
+                (ends.peer, ends.relayed, vec![8; 100]),
+            ] {
+                let user_space = UdpSocket::bind(receiver).unwrap();
+                user_space.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                sender.send_to(&data, receiver).unwrap();
+                let mut buffer = [0; 2000];
+                let (length, source) = user_space.recv_from(&mut buffer).expect("user space gets the data");
+                assert_eq!((&buffer[..length], source), (&data[..], sender.local_addr().unwrap()));
+            }
+            let after = (kernel.outcome(Outcome::PartialChecksum), kernel.outcome(Outcome::Relayed));
+            assert_eq!(after, (before.0 + 2, before.1));
+        }
+    });
+}
+
+/// Runs a test in a network namespace of its own.
+fn in_a_namespace(test: impl FnOnce(&mut Kernel) + Send) {
     if [("ip", "-V"), ("ethtool", "--version")]
         .iter()
         .any(|(name, flag)| Command::new(name).arg(flag).output().is_err())
@@ -52,21 +105,28 @@ fn data_arrives_through_one_and_two_interfaces() {
                 return skip(&format!("no privilege to create a network namespace ({error})"));
             }
             let Some(mut kernel) = Kernel::load() else { return };
-            let hosts = [host(1), host(2)];
-            for name in ["n1", "n2"] {
-                kernel.program("relay").attach(name, XdpMode::Driver).unwrap();
-            }
-            let pairs =
-                [(0, 0), (0, 1), (1, 0)].into_iter().flat_map(|hosts| FAMILIES.map(|families| (hosts, families)));
-            for (number, ((client, peer), families)) in (1..).zip(pairs) {
-                exchange(&mut kernel, number, &hosts[client], &hosts[peer], families);
-            }
+            test(&mut kernel);
         });
     });
 }
 
-/// Sends data both ways between a client and a peer.
-fn exchange(kernel: &mut Kernel, number: u16, client: &Host, peer: &Host, (client_v4, peer_v4): (bool, bool)) {
+/// The ends of a channel.
+struct Ends<'a> {
+    client: &'a UdpSocket,
+    listener: SocketAddr,
+    peer: &'a UdpSocket,
+    relayed: SocketAddr,
+}
+
+/// Inserts the entries of a channel between a client and a peer.
+fn insert<'a>(
+    kernel: &mut Kernel,
+    number: u16,
+    client: &'a Host,
+    peer: &'a Host,
+    (client_v4, peer_v4): (bool, bool),
+) -> Ends<'a> {
+    let mut maps = Maps::new(kernel.descriptors()).unwrap();
     let listener = SocketAddr::new(address(client_v4, client.network, 1), 3478);
     let relayed = SocketAddr::new(address(peer_v4, peer.network, 1), 50_000 + number);
     let (client_network, peer_network) = (client.network, peer.network);
@@ -78,7 +138,7 @@ fn exchange(kernel: &mut Kernel, number: u16, client: &Host, peer: &Host, (clien
             Direction::ToPeer => (client_side, peer_side),
             Direction::ToClient => (peer_side, client_side),
         };
-        kernel.insert(&Entry {
+        let entry = Entry {
             direction,
             received: Received { source, destination },
             sent: Sent {
@@ -95,8 +155,15 @@ fn exchange(kernel: &mut Kernel, number: u16, client: &Host, peer: &Host, (clien
             expires: u64::MAX,
             slot: u32::from(2 * number) + u32::from(direction == Direction::ToClient),
             worker: LEASED,
-        });
+        };
+        maps.insert(&entry).unwrap();
     }
+    Ends { client, listener, peer, relayed }
+}
+
+/// Sends data both ways between a client and a peer.
+fn exchange(kernel: &mut Kernel, number: u16, client: &Host, peer: &Host, families: (bool, bool)) {
+    let Ends { client, listener, peer, relayed } = insert(kernel, number, client, peer, families);
     let before = kernel.outcome(Outcome::Relayed);
     let mut buffer = [0; 2000];
     for length in [18, 19, 20, 21, 33, 500, 1001, 1400] {
@@ -170,7 +237,7 @@ fn short_datagrams(kernel: &mut Kernel, client: &UdpSocket, peer: &UdpSocket, re
 }
 
 /// Connects the namespace of this thread to a new one with a veth pair, and returns the host in it.
-fn host(network: u8) -> Host {
+fn host(network: u8, checksums: Checksums) -> Host {
     let (near, far) = (format!("n{network}"), format!("f{network}"));
     let link = |host: u8| format!("02:00:00:00:{network:02x}:{host:02x}");
     run(&format!("ip link add {near} address {} type veth peer name {far} address {}", link(1), link(2)));
@@ -182,7 +249,7 @@ fn host(network: u8) -> Host {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             to_server.send(gettid()).unwrap();
             moved.recv().unwrap();
-            configure(&far_name, network, 2);
+            configure(&far_name, network, 2, checksums);
             let mut accepting = Kernel::load().unwrap();
             accepting.program("pass_all").attach(&far_name, XdpMode::Driver).unwrap();
             let bind = |v4| {
@@ -194,17 +261,18 @@ fn host(network: u8) -> Host {
             Host { network, clients: sockets(), peers: sockets(), _accepting: accepting }
         });
         run(&format!("ip link set {far} netns {}", namespace.recv().unwrap()));
-        configure(&near, network, 1);
+        configure(&near, network, 1, checksums);
         to_host.send(()).unwrap();
         host.join().unwrap()
     })
 }
 
-fn configure(interface: &str, network: u8, host: u8) {
+fn configure(interface: &str, network: u8, host: u8, checksums: Checksums) {
     run(&format!("ip addr add {}/24 dev {interface}", address(true, network, host)));
     run(&format!("ip addr add {}/64 dev {interface} nodad", address(false, network, host)));
-    // Otherwise the interface leaves the checksum to the other end, which is this machine.
-    run(&format!("ethtool -K {interface} tx off"));
+    if checksums == Checksums::Computed {
+        run(&format!("ethtool -K {interface} tx off"));
+    }
     run(&format!("ip link set {interface} up"));
 }
 

@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::example::{CHANNEL, all, received, sent};
-use crate::frame::{Frame, channel_data, sum};
-use crate::kernel::{HEADROOM, Kernel, SLOTS, Verdict};
-use crate::layout::{Direction, Entry, Outcome};
+use crate::frame::{Checksum, Frame, OWN_LINK_ADDRESS, channel_data, sum};
+use crate::kernel::{HEADROOM, Kernel, LINKS, OWN_INTERFACE, SLOTS, Verdict};
+use crate::layout::{Direction, ENTRY, Entry, Outcome};
 
 const DATA: &[u8] = b"application data of some length, so that no frame is padded";
 
@@ -271,10 +271,22 @@ fn a_checksum_of_zero_passes_where_ipv6_is_involved() {
         |entry| from_v6(entry) || entry.sent.source.is_ipv6(),
         |kernel, entry| {
             let mut frame = received(entry, DATA);
-            frame.has_checksum = false;
+            frame.checksum = Checksum::Zero;
             assert_passes(kernel, &frame.bytes(), Some(Outcome::NoChecksum));
         },
     );
+}
+
+// A device would have to complete it.
+#[test]
+fn a_checksum_of_the_pseudo_header_alone_passes() {
+    with_each(any, |kernel, entry| {
+        for length in [0, 1, 20, 700, 1400] {
+            let mut frame = received(entry, &vec![0xa5; length]);
+            frame.checksum = Checksum::PseudoHeader;
+            assert_passes(kernel, &frame.padded(), Some(Outcome::PartialChecksum));
+        }
+    });
 }
 
 #[test]
@@ -294,12 +306,39 @@ fn packets_of_an_expired_entry_pass() {
 fn packets_of_a_replaced_entry_pass() {
     let Some(mut kernel) = Kernel::load() else { return };
     for entry in all() {
-        // Each byte of the key that the value repeats.
-        for place in 0..40 {
+        let frame = received(&entry, DATA).bytes();
+        for place in 0..ENTRY {
             let mut value = entry.value();
             value[place] ^= 0x10;
             kernel.insert_bytes(entry.direction, entry.key(), value).unwrap();
-            assert_passes(&mut kernel, &received(&entry, DATA).bytes(), Some(Outcome::Replaced));
+            assert_passes(&mut kernel, &frame, Some(Outcome::Replaced));
+        }
+        kernel.remove(&entry);
+    }
+}
+
+// The kernel may write the words of an entry in any order, so any of them may be those of another entry.
+#[test]
+fn packets_of_an_entry_with_words_of_another_one_pass() {
+    let Some(mut kernel) = Kernel::load() else { return };
+    for entry in all() {
+        let frame = received(&entry, DATA).bytes();
+        let mut other = entry;
+        other.sent.source.set_port(9);
+        other.sent.destination.set_port(9);
+        other.sent.link_destination = [9; 6];
+        (other.expires, other.slot, other.sent.interface) = (u64::MAX - 1, 9, 9);
+        let (value, other) = (entry.value(), other.value());
+        let words: Vec<usize> =
+            (0..ENTRY / 8).filter(|word| value[8 * word..][..8] != other[8 * word..][..8]).collect();
+        // With none and with all of them, it is a whole entry.
+        for chosen in 1..(1_u32 << words.len()) - 1 {
+            let mut torn = value;
+            for (_, word) in words.iter().enumerate().filter(|(bit, _)| chosen >> bit & 1 == 1) {
+                torn[8 * word..][..8].copy_from_slice(&other[8 * word..][..8]);
+            }
+            kernel.insert_bytes(entry.direction, entry.key(), torn).unwrap();
+            assert_passes(&mut kernel, &frame, Some(Outcome::Replaced));
         }
         kernel.remove(&entry);
     }
@@ -344,6 +383,35 @@ fn frames_for_groups_of_link_addresses_pass() {
             assert_passes(kernel, &frame.bytes(), None);
         }
     });
+}
+
+#[test]
+fn frames_for_other_hosts_pass() {
+    with_each(any, |kernel, entry| {
+        for place in 0..6 {
+            let mut frame = received(entry, DATA);
+            frame.link_destination[place] ^= 0x40;
+            assert_passes(kernel, &frame.bytes(), Some(Outcome::OtherHost));
+        }
+    });
+}
+
+#[test]
+fn frames_for_another_interface_of_this_machine_pass() {
+    let Some(mut kernel) = Kernel::load() else { return };
+    let sends = [2, 0, 0, 0, 0, 9];
+    for mut entry in all() {
+        (entry.sent.interface, entry.sent.link_source) = (OWN_INTERFACE + 1, sends);
+        kernel.insert(&entry);
+        let mut for_sender = received(&entry, DATA);
+        for_sender.link_destination = sends;
+        // Known is an interface that has the same place as the receiving one.
+        kernel.link(OWN_INTERFACE + LINKS, OWN_LINK_ADDRESS);
+        assert_passes(&mut kernel, &received(&entry, DATA).bytes(), Some(Outcome::OtherHost));
+        kernel.link(OWN_INTERFACE, OWN_LINK_ADDRESS);
+        assert_passes(&mut kernel, &for_sender.bytes(), Some(Outcome::OtherHost));
+        kernel.remove(&entry);
+    }
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
-use crate::frame::{Frame, channel_data, sum};
-use crate::kernel::{HEADROOM, Kernel, LEASED, OWN_INTERFACE, SLOTS, Verdict};
-use crate::layout::{Direction, Entry, Outcome, Received, Sent};
+use crate::frame::{Checksum, Frame, channel_data, sum};
+use crate::kernel::{HEADROOM, Kernel, LEASED, LINKS, OWN_INTERFACE, SLOTS, Verdict};
+use crate::layout::{Direction, ENTRY, Entry, Outcome, Received, Sent};
 use crate::shadow::{PAST, Shadow};
 
 const SEEDS: u64 = 4;
@@ -75,12 +75,22 @@ fn replace_an_entry(rng: &mut StdRng, kernel: &mut Kernel, shadow: &mut Shadow, 
     let entry = random_entry(rng);
     let mut value = entry.value();
     if rng.random_ratio(1, 12) {
-        value[rng.random_range(0..40)] ^= 1 << rng.random_range(0..8);
+        value[rng.random_range(0..ENTRY)] ^= 1 << rng.random_range(0..8);
     }
     kernel.insert_bytes(entry.direction, entry.key(), value).unwrap();
     shadow.insert(entry.direction, entry.key(), value);
     entries.retain(|other| (other.direction, other.key()) != (entry.direction, entry.key()));
     entries.push(entry);
+    if rng.random_ratio(1, 8) {
+        let (interface, address) = (OWN_INTERFACE + LINKS * rng.random_range(0..2), random_link_address(rng));
+        kernel.link(interface, address);
+        shadow.link(interface, address);
+    }
+}
+
+/// Few link addresses, so that many frames are addressed to the right one.
+fn random_link_address(rng: &mut StdRng) -> [u8; 6] {
+    [2, 0, 0, 0, 0, rng.random_range(1..3)]
 }
 
 fn random_entry(rng: &mut StdRng) -> Entry {
@@ -93,7 +103,7 @@ fn random_entry(rng: &mut StdRng) -> Entry {
             destination: random_socket(rng, sent_v4),
             interface: if rng.random() { OWN_INTERFACE } else { rng.random_range(2..100) },
             link_destination: rng.random(),
-            link_source: rng.random(),
+            link_source: random_link_address(rng),
             longest_packet: if rng.random_ratio(1, 4) { rng.random_range(28..200) } else { 1500 },
             flow_label: rng.random_range(0..1 << 20),
             identification: rng.random(),
@@ -165,8 +175,18 @@ fn random_frame(rng: &mut StdRng, entry: &Entry) -> Vec<u8> {
     frame.flow_label = rng.random_range(0..1 << 20);
     frame.identification = rng.random();
     frame.dont_fragment = rng.random();
-    frame.has_checksum = !rng.random_ratio(1, 8);
-    frame.link_destination = rng.random();
+    frame.checksum = match rng.random_range(0..16) {
+        0..=1 => Checksum::Zero,
+        2 => Checksum::PseudoHeader,
+        _ => Checksum::Whole,
+    };
+    frame.link_destination = match rng.random_range(0..8) {
+        0 => random_link_address(rng),
+        _ => entry.sent.link_source,
+    };
+    if rng.random_ratio(1, 32) {
+        frame.link_destination[rng.random_range(0..6)] ^= 1 << rng.random_range(0..8);
+    }
     if rng.random_ratio(1, 40) {
         // Not the packet that has an entry.
         (frame.source, frame.destination) = (mapped(frame.source), mapped(frame.destination));

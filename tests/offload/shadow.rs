@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::frame::{ETHERNET, SHORTEST_FRAME, sum, udp_sum};
-use crate::kernel::{HEADROOM, LEASED, OWN_INTERFACE, SLOTS, Verdict};
+use crate::frame::{ETHERNET, SHORTEST_FRAME, pseudo_header_sum, sum, udp_sum};
+use crate::kernel::{HEADROOM, LEASED, LINKS, OWN_INTERFACE, SLOTS, Verdict};
 use crate::layout::{Counter, Direction, ENTRY, KEY, Outcome};
 
 /// An entry whose expiry is not after this time has expired. All others of these tests expire in centuries.
@@ -18,6 +18,8 @@ pub(crate) const PAST: u64 = 1;
 pub(crate) struct Shadow {
     to_peer: HashMap<[u8; KEY], [u8; ENTRY]>,
     to_client: HashMap<[u8; KEY], [u8; ENTRY]>,
+    /// The interface and the link address at each place.
+    links: HashMap<u32, (u32, [u8; 6])>,
     /// By slot. `last` is not used.
     pub(crate) counters: BTreeMap<u32, Counter>,
     pub(crate) outcomes: HashMap<Outcome, u64>,
@@ -43,6 +45,10 @@ impl Shadow {
 
     pub(crate) fn remove(&mut self, direction: Direction, key: &[u8; KEY]) {
         self.entries(direction).remove(key);
+    }
+
+    pub(crate) fn link(&mut self, interface: u32, address: [u8; 6]) {
+        self.links.insert(interface % LINKS, (interface, address));
     }
 
     fn entries(&mut self, direction: Direction) -> &mut HashMap<[u8; KEY], [u8; ENTRY]> {
@@ -80,8 +86,16 @@ impl Shadow {
         frame: &[u8],
         metadata: usize,
     ) -> Result<(Verdict, Vec<u8>), Outcome> {
-        if entry[..KEY] != key[..] {
+        if entry[..KEY] != key[..] || entry[ENTRY - 8..] != check(entry).to_le_bytes() {
             return Err(Outcome::Replaced);
+        }
+        let interface = u32::from_le_bytes(entry[88..92].try_into().unwrap());
+        let own_address = match self.links.get(&(OWN_INTERFACE % LINKS)) {
+            Some((OWN_INTERFACE, address)) if interface != OWN_INTERFACE => address,
+            _ => &entry[102..108],
+        };
+        if frame[..6] != *own_address {
+            return Err(Outcome::OtherHost);
         }
         let udp = packet.udp.ok_or(Outcome::Malformed)?;
         let data = &udp[8..];
@@ -116,6 +130,9 @@ impl Shadow {
         if packet.checksum == 0 && !(v4 && packet.source.is_ipv4()) {
             return Err(Outcome::NoChecksum);
         }
+        if packet.checksum == pseudo_header_sum(packet.source.ip(), packet.destination.ip(), udp.len()) {
+            return Err(Outcome::PartialChecksum);
+        }
         let slot = u32::from_le_bytes(entry[92..96].try_into().unwrap());
         if slot >= SLOTS {
             return Err(Outcome::NoCounter);
@@ -141,9 +158,17 @@ impl Shadow {
         // The padding stays at its place behind the packet, as far as the shortest frame has room for it.
         sent.extend(&frame[ETHERNET + received_length..]);
         sent.resize((ETHERNET + length).max(SHORTEST_FRAME), 0);
-        let interface = u32::from_le_bytes(entry[88..92].try_into().unwrap());
         Ok((if interface == OWN_INTERFACE { Verdict::Transmit } else { Verdict::Redirect }, sent))
     }
+}
+
+/// Returns the check word that an entry should have.
+fn check(entry: &[u8; ENTRY]) -> u64 {
+    let words = entry[..ENTRY - 8].chunks(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+    (1..)
+        .zip(words)
+        .map(|(power, word)| word.wrapping_mul(0x9e37_79b9_7f4a_7c15_u64.wrapping_pow(power)))
+        .fold(0, u64::wrapping_add)
 }
 
 /// Returns the lower 16 bits.

@@ -54,10 +54,14 @@ fn cost_of(kernel: &mut Kernel, direction: Direction, first: bool, second: bool,
             payload = channel_data(channel, &payload);
         }
     }
-    let there = Entry { channel, slot: 1, ..entry(direction, first, second) };
+    let mut there = Entry { channel, slot: 1, ..entry(direction, first, second) };
     let mut back = Entry { channel, slot: 2, ..entry(direction, second, first) };
     (back.received.source, back.received.destination) = (there.sent.source, there.sent.destination);
     (back.sent.source, back.sent.destination) = (there.received.source, there.received.destination);
+    // The frame that is sent is the next one that is received.
+    for entry in [&mut there, &mut back] {
+        entry.sent.link_destination = entry.sent.link_source;
+    }
     kernel.insert(&there);
     kernel.insert(&back);
     let mut frame = Frame::new(there.received.source, there.received.destination, &payload);
