@@ -1,11 +1,12 @@
-//! Loads the program, and attaches it to interfaces in native mode. Needs `CAP_BPF` and `CAP_NET_ADMIN`.
+//! Loads the program, and attaches it to interfaces in native mode. Needs `CAP_BPF`, `CAP_NET_ADMIN` and
+//! `CAP_PERFMON`.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use aya::maps::{Map, MapData};
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
@@ -114,11 +115,20 @@ impl Program {
 }
 
 /// Attaches a program to an interface in native mode.
-pub(super) fn attach(xdp: &mut Xdp, interface: &str) -> Result<Attachment, NotAttached> {
+///
+/// # Errors
+/// Says why the interface does not take it. An interface with another program is not changed.
+pub fn attach(xdp: &mut Xdp, interface: &str) -> Result<Attachment, NotAttached> {
     let index = if_nametoindex(interface).map_err(|_| NotAttached::NoInterface)?;
     let attached = xdp.attach_to_if_index(index, XdpMode::Driver).and_then(|link| xdp.take_link(link));
     let attached = attached.map_err(|error| NotAttached::explain(&error, interface))?;
-    // A kernel without links would keep the program attached forever.
+    // If the kernel makes no link, `aya` attaches by netlink. That cannot be pinned, and would outlive this process. The
+    // conversion below would forget it, and only `Debug` shows it before.
+    if format!("{attached:?}").contains("NlLink") {
+        attached.detach().map_err(|error| NotAttached::explain(&error, interface))?;
+        let error = io::Error::other("the kernel attaches the program only without a link");
+        return Err(NotAttached::explain(&error, interface));
+    }
     FdLink::try_from(attached).map(Attachment).map_err(|error| NotAttached::explain(&error, interface))
 }
 

@@ -7,14 +7,15 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use aya::programs::XdpMode;
+use aya::programs::{Xdp, XdpMode};
+use aya_obj::programs::XdpAttachType;
 use nix::mount::{MsFlags, mount};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use turnserver::offload::maps::Maps;
 use turnserver::offload::obstacle::NotAttached;
 use turnserver::offload::pinned::{self, AttachError, DirectoryError, Interface, Lock, OpenError};
-use turnserver::offload::program::Sizes;
+use turnserver::offload::program::{self, Sizes};
 
 use crate::example::entry;
 use crate::kernel::{Kernel, skip};
@@ -131,6 +132,20 @@ fn an_interface_says_why_it_does_not_take_the_program() {
         let error = program.attach("v0").unwrap_err();
         assert!(matches!(error, NotAttached::MtuTooLarge { .. }), "{error}");
         assert!(error.to_string().contains("its MTU of 9000"), "{error}");
+        assert_eq!(program_on("v0"), None);
+    });
+}
+
+#[test]
+fn a_program_that_is_attached_without_a_link_is_detached() {
+    with_interfaces(|files| {
+        let mut kernel = Kernel::load().unwrap();
+        let path = files.join("relay");
+        kernel.program("relay").pin(&path).unwrap();
+        // The kernel makes no link for an attachment of this type. So `aya` attaches the program by netlink.
+        let mut program = Xdp::from_pin(&path, XdpAttachType::DevMap).unwrap();
+        let error = program::attach(&mut program, "v0").unwrap_err();
+        assert!(error.to_string().contains("only without a link"), "{error}");
         assert_eq!(program_on("v0"), None);
     });
 }
@@ -394,6 +409,6 @@ fn uses_the_maps_of_the_environment() {
     let link = directory.join("links").join(pinned::interfaces(&directory).unwrap()[0].to_string());
     assert!(aya::programs::links::PinnedLink::from_pin(link).is_err());
     assert!(pinned::detach(&directory).is_err());
-    assert!(turnserver::offload::program::Program::load(SIZES).is_err());
+    assert!(program::Program::load(SIZES).is_err());
     println!("all of it works");
 }
