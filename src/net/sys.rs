@@ -718,7 +718,7 @@ pub(crate) mod bpf {
             // four bytes and `count` elements of `words` words, for which the vectors have room; `last` has room for a key.
             match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) } {
                 Ok(_) => {}
-                // The array ended. `count` tells how many elements were read.
+                // The array ended. `count` is the number of elements that were read.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(error) => return Err(error),
             }
