@@ -13,17 +13,22 @@ use std::thread;
 use serde_json::{Map, Value, json};
 
 use crate::config::{Config, OffloadInterfaces, OffloadMode};
+use crate::offload::ipsec;
 use crate::offload::layout::Outcome;
 use crate::offload::maps::Maps;
 use crate::offload::next_hop::{self, Desks, Watcher};
 use crate::offload::obstacle::Driver;
-use crate::offload::pinned;
+use crate::offload::pinned::{self, Lock, Opened};
 use crate::offload::program::{Attachment, Program, Sizes};
 use crate::offload::select;
-use crate::worker::{FreeBlocks, OFFLOAD_REASONS, OffloadPlan, OffloadTotals};
+use crate::worker::{OFFLOAD_REASONS, OffloadBlocks, OffloadPlan, OffloadTotals};
 
 /// The largest number of workers that have entries, because a lease has a number of one byte.
 const MOST_WORKERS: usize = 256;
+
+/// What the operator can do if `turnserver offload attach` or `detach` has run since the start.
+const REPLACED: &str = "the XDP program has been detached or replaced since the start, so this process relays all data \
+                        itself: restart the server to use the present program";
 
 /// The offload of this run.
 #[derive(Debug)]
@@ -43,6 +48,8 @@ struct Active {
     channels: u32,
     /// The program stays attached while these exist.
     _attachments: Vec<Attachment>,
+    /// No other server uses the maps while this exists.
+    _lock: Option<Lock>,
 }
 
 /// The interfaces of the configuration.
@@ -117,20 +124,18 @@ impl Offload {
         shown
     }
 
-    /// Returns how many packets with an entry had each outcome, and the number of interfaces with the program; nothing
-    /// without offload.
+    /// Returns how many packets with an entry had each outcome.
     pub(super) fn outcomes(&self) -> Vec<(&'static str, u64)> {
-        let Ok(active) = &self.active else { return Vec::new() };
-        active.outcomes().unwrap_or_default()
+        let counted = self.active.as_ref().ok().and_then(|active| active.outcomes().ok());
+        counted.unwrap_or_else(|| Outcome::ALL.iter().map(|outcome| (outcome.as_str(), 0)).collect())
     }
 
     /// Returns the names of the interfaces with the program, and their drivers.
     pub(super) fn interfaces(&self) -> Vec<(String, String)> {
         let Ok(active) = &self.active else { return Vec::new() };
-        let attached = active.interfaces().attached;
-        attached
-            .iter()
-            .map(|index| name_of(*index))
+        let names = active.interfaces().attached.iter().map(|index| name_of(*index)).collect::<Vec<_>>();
+        names
+            .into_iter()
             .map(|name| (driver_of(&name).unwrap_or_default(), name))
             .map(|(driver, name)| (name, driver))
             .collect()
@@ -139,16 +144,16 @@ impl Offload {
 
 impl Active {
     fn start(config: &Config, workers: usize) -> Result<(Self, Started), String> {
-        let (mut maps, directory, interfaces, attachments) = match open() {
-            Ok((maps, directory)) => {
+        let (mut maps, lock, directory, interfaces, attachments) = match open() {
+            Ok((Opened { maps, lock }, directory)) => {
                 let attached = pinned::interfaces(&directory).map_err(|error| error.to_string())?;
                 let interfaces = Interfaces { attached: Arc::new(attached.into_iter().collect()), others: Vec::new() };
-                (maps, Some(directory), interfaces, Vec::new())
+                (maps, Some(lock), Some(directory), interfaces, Vec::new())
             }
             Err(missing) if config.offload.mode == OffloadMode::Require => {
                 let (maps, interfaces, attachments) =
                     attach(config).map_err(|error| format!("{error}; and {missing}"))?;
-                (maps, None, interfaces, attachments)
+                (maps, None, None, interfaces, attachments)
             }
             Err(missing) => return Err(missing),
         };
@@ -159,7 +164,7 @@ impl Active {
         maps.clear().map_err(failed)?;
         let count = workers.min(MOST_WORKERS);
         let (askers, desks) = next_hop::desks(u16::try_from(count).unwrap_or(u16::MAX));
-        let blocks = Arc::new(FreeBlocks::new(maps.slots()));
+        let blocks = Arc::new(OffloadBlocks::new(maps.slots()));
         let mut plans = Vec::with_capacity(count);
         for (worker, asker) in (0..=u8::MAX).zip(askers) {
             let maps = maps.try_clone().map_err(failed)?;
@@ -169,7 +174,9 @@ impl Active {
         let channels = maps.entries().min(maps.slots() / 2);
         let started = Started { plans, interfaces: Arc::clone(&interfaces.attached) };
         let interfaces = Mutex::new(interfaces);
-        Ok((Self { maps: Mutex::new(maps), directory, interfaces, channels, _attachments: attachments }, started))
+        let maps = Mutex::new(maps);
+        let active = Self { maps, directory, interfaces, channels, _attachments: attachments, _lock: lock };
+        Ok((active, started))
     }
 
     fn log(&self) {
@@ -191,8 +198,12 @@ impl Active {
     }
 
     fn follow_interfaces(&self) -> Arc<BTreeSet<u32>> {
+        let is_replaced = self.is_replaced();
         let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(directory) = &self.directory {
+        if is_replaced {
+            tracing::warn!(event = "offload-replaced", "{REPLACED}");
+            interfaces.attached = Arc::default();
+        } else if let Some(directory) = &self.directory {
             match pinned::interfaces(directory) {
                 Ok(attached) => {
                     let attached: BTreeSet<u32> = attached.into_iter().collect();
@@ -208,9 +219,17 @@ impl Active {
         Arc::clone(&interfaces.attached)
     }
 
+    /// Whether the maps are no longer those of the attached program.
+    fn is_replaced(&self) -> bool {
+        let Some(directory) = &self.directory else { return false };
+        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        // If it is not known, the entries are harmless: at worst nothing reads them.
+        matches!(pinned::is_current(directory, &maps), Ok(false))
+    }
+
     fn outcomes(&self) -> io::Result<Vec<(&'static str, u64)>> {
         let outcomes = self.maps.lock().unwrap_or_else(PoisonError::into_inner).read_outcomes()?;
-        Ok(Outcome::ALL.iter().map(|outcome| outcome.label()).zip(outcomes).collect())
+        Ok(Outcome::ALL.iter().map(|outcome| outcome.as_str()).zip(outcomes).collect())
     }
 
     fn show(&self, shown: &mut Map<String, Value>) {
@@ -225,6 +244,10 @@ impl Active {
         });
         shown.insert("interfaces".to_owned(), attached.chain(others).collect());
         shown.insert("channels".to_owned(), self.channels.into());
+        if self.is_replaced() {
+            shown.insert("active".to_owned(), false.into());
+            shown.insert("why_not".to_owned(), REPLACED.into());
+        }
         shown.insert("directory".to_owned(), self.directory.as_ref().map(|path| path.display().to_string()).into());
         let outcomes = self.outcomes().unwrap_or_default().into_iter().filter(|(_, packets)| *packets > 0);
         let outcomes = outcomes.map(|(label, packets)| (label.to_owned(), Value::from(packets))).collect();
@@ -233,15 +256,16 @@ impl Active {
 }
 
 /// Opens the maps of a program that is attached already.
-fn open() -> Result<(Maps, PathBuf), String> {
+fn open() -> Result<(Opened, PathBuf), String> {
     let of_service = Path::new(pinned::DIRECTORY_OF_SERVICE);
     let directory = if of_service.join("maps").exists() { of_service } else { Path::new(pinned::DIRECTORY) };
-    let maps = pinned::open(directory).map_err(|error| error.to_string())?;
-    Ok((maps, directory.to_owned()))
+    let opened = pinned::open(directory).map_err(|error| error.to_string())?;
+    Ok((opened, directory.to_owned()))
 }
 
 /// Loads the program, and attaches it to the interfaces of the configuration until this process ends.
 fn attach(config: &Config) -> Result<(Maps, Interfaces, Vec<Attachment>), String> {
+    ipsec::check().map_err(|error| error.to_string())?;
     let mut program =
         Program::load(Sizes::for_channels(config.offload_channels())).map_err(|error| error.to_string())?;
     let (mut attached, mut others, mut attachments) = (BTreeSet::new(), Vec::new(), Vec::new());

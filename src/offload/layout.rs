@@ -256,6 +256,8 @@ impl Outcome {
             Self::NoHeadroom => "no-headroom",
             Self::NoTailroom => "no-tailroom",
             Self::NoLease => "no-lease",
+            Self::OtherHost => "other-host",
+            Self::PartialChecksum => "partial-checksum",
         }
     }
 }

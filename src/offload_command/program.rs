@@ -11,6 +11,7 @@ use nix::net::if_::if_indextoname;
 use nix::unistd::{Group, geteuid};
 use turnserver::config::{self, Config, Offload, OffloadInterfaces, OffloadMode};
 use turnserver::control::logging;
+use turnserver::offload::ipsec;
 use turnserver::offload::layout::{Direction, Outcome};
 use turnserver::offload::obstacle::{Driver, NotAttached};
 use turnserver::offload::pinned::{self, Interface};
@@ -58,6 +59,10 @@ pub(super) fn attach(
         return print("`offload.mode` is \"off\": no program is attached").map(|()| ExitCode::SUCCESS);
     }
     let attach = |names: &[String]| {
+        if let Err(error) = ipsec::check() {
+            pinned::detach(directory).map_err(failure)?;
+            return Err(error.to_string());
+        }
         if is_running {
             add_interfaces(directory, names)
         } else {
@@ -163,7 +168,7 @@ pub(super) fn status(directory: &Path) -> Result<(), String> {
 
 /// Describes the maps and the outcomes that packets had.
 fn maps(directory: &Path) -> Result<Vec<String>, String> {
-    let mut maps = pinned::open(directory).map_err(failure)?;
+    let mut maps = pinned::read(directory).map_err(failure)?;
     let mut lines = Vec::new();
     for (direction, name) in [(Direction::ToPeer, "to peers"), (Direction::ToClient, "to clients")] {
         let count = maps.count(direction).map_err(|error| format!("cannot read the entries {name}: {error}"))?;

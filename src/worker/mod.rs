@@ -55,7 +55,7 @@ use event_log::{EventLog, Host, PacketLog};
 use iterations::Iterations;
 pub(crate) use mailbox::{AlteredListener, FailedListener, Handle, ListenerChange, Mailbox, WorkerEnded, mailbox};
 #[cfg(feature = "offload")]
-pub(crate) use offload::FreeBlocks;
+pub(crate) use offload::Blocks as OffloadBlocks;
 use offload::{Offload, Relayed};
 pub(crate) use offload::{Plan as OffloadPlan, REASONS as OFFLOAD_REASONS};
 use outbox::{Flow, SendResult, Staged, StagedForClients};

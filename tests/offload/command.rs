@@ -52,7 +52,7 @@ impl Place {
     }
 
     fn maps(&self) -> Maps {
-        pinned::open(&self.directory).unwrap()
+        pinned::read(&self.directory).unwrap()
     }
 }
 

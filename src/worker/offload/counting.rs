@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound::{Excluded, Unbounded};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::offload::layout::Counter;
 use crate::offload::maps::Maps;
@@ -12,22 +13,26 @@ use crate::turn::{Direction, SocketId};
 /// The number of consecutive slots that a worker takes at a time, and that one call of the kernel reads.
 const BLOCK: u32 = 64;
 
-/// The blocks of slots that no worker uses.
+/// Which blocks of slots workers use.
 #[derive(Debug)]
-pub(crate) struct FreeBlocks(Mutex<Vec<u32>>);
+pub(crate) struct Blocks(Box<[AtomicBool]>);
 
-impl FreeBlocks {
+impl Blocks {
     /// Divides slots into blocks. A rest that is no whole block is not used.
     pub(crate) fn new(slots: u32) -> Self {
-        Self(Mutex::new((0..slots / BLOCK).rev().collect()))
+        Self((0..slots / BLOCK).map(|_| AtomicBool::new(false)).collect())
     }
 
     fn take(&self) -> Option<u32> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        // Relaxed: no other memory depends on it. Who takes a block reads its counters from the kernel.
+        let take = |used: &AtomicBool| used.compare_exchange(false, true, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        self.0.iter().position(take).and_then(|number| u32::try_from(number).ok())
     }
 
     fn give_back(&self, block: u32) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+        if let Some(used) = self.0.get(block as usize) {
+            used.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -43,7 +48,7 @@ pub(crate) struct Relayed {
 /// The slots of a worker.
 #[derive(Debug)]
 pub(super) struct Counting {
-    free_blocks: Arc<FreeBlocks>,
+    all: Arc<Blocks>,
     /// Each block by its number.
     blocks: BTreeMap<u32, Block>,
     /// Free slots.
@@ -74,8 +79,8 @@ enum User {
 const READINGS: u8 = 2;
 
 impl Counting {
-    pub(super) fn new(free_blocks: Arc<FreeBlocks>) -> Self {
-        Self { free_blocks, blocks: BTreeMap::new(), free: Vec::new() }
+    pub(super) fn new(all: Arc<Blocks>) -> Self {
+        Self { all, blocks: BTreeMap::new(), free: Vec::new() }
     }
 
     /// Returns a slot for an entry; `None` if all slots are in use.
@@ -94,12 +99,12 @@ impl Counting {
     }
 
     fn add_block(&mut self, maps: &mut Maps) -> io::Result<bool> {
-        let Some(number) = self.free_blocks.take() else { return Ok(false) };
+        let Some(number) = self.all.take() else { return Ok(false) };
         let first = number * BLOCK;
         let mut counters = [Counter::default(); BLOCK as usize];
         // Another worker may have used them.
         if let Err(error) = maps.read_counters(first, &mut counters) {
-            self.free_blocks.give_back(number);
+            self.all.give_back(number);
             return Err(error);
         }
         self.blocks.insert(number, Box::new(counters.map(|seen| Slot { seen, user: User::None, at_start: 0 })));
@@ -181,7 +186,7 @@ impl Counting {
         self.free.retain(|slot| !unused.contains(&(slot / BLOCK)));
         for number in unused {
             self.blocks.remove(&number);
-            self.free_blocks.give_back(number);
+            self.all.give_back(number);
         }
     }
 

@@ -35,8 +35,8 @@ use crate::offload::maps::{Maps, NotInserted};
 use crate::offload::next_hop::{Asker, NextHop, Notice, Pair, Resolution};
 use crate::transport::Transport;
 use crate::turn::{ChannelRoute, Deadline, Direction, FiveTuple, Instant, NotOffloaded, Server, SocketId};
+pub(crate) use counting::Blocks;
 use counting::Counting;
-pub(crate) use counting::FreeBlocks;
 pub(super) use counting::Relayed;
 use reason::Reason;
 
@@ -64,7 +64,7 @@ pub(crate) struct Plan {
     /// The maps, whose entries, counters and leases another process does not use.
     pub(crate) maps: Maps,
     /// The slots of the counters, which the workers share.
-    pub(crate) blocks: Arc<FreeBlocks>,
+    pub(crate) blocks: Arc<Blocks>,
     pub(crate) asker: Asker,
 }
 

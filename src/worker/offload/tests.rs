@@ -40,7 +40,7 @@ fn world(channels: u32, blueprint: &Blueprint) -> Option<World> {
         }
     };
     let maps = Maps::new(program.descriptors().unwrap()).unwrap();
-    let blocks = Arc::new(FreeBlocks::new(maps.slots()));
+    let blocks = Arc::new(Blocks::new(maps.slots()));
     let (mut askers, desks) = desks(1);
     let plan = Plan { worker: 0, maps, blocks, asker: askers.remove(0) };
     let offload = Offload::new(plan, Duration::from_secs(1_000), Arc::new(BTreeSet::from([INTERFACE])));
@@ -100,8 +100,8 @@ impl World {
 
     /// Returns the number of entries in the maps.
     fn keys(&self) -> [u64; 2] {
-        let maps = Maps::new(self.program.descriptors().unwrap()).unwrap();
-        [layout::Direction::ToPeer, layout::Direction::ToClient].map(|direction| maps.count(direction).unwrap())
+        let mut maps = Maps::new(self.program.descriptors().unwrap()).unwrap();
+        [layout::Direction::ToPeer, layout::Direction::ToClient].map(|direction| maps.count(direction).unwrap() as u64)
     }
 
     /// Counts packets in a slot, as the program does.
