@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-/// Attach the program with which the kernel relays, detach or show it.
+/// Attach, detach or show the XDP program of the offload.
 ///
 /// Established channels between UDP clients and UDP peers are then relayed
 /// in the driver of the network interface. The systemd unit attaches the
