@@ -290,8 +290,11 @@ fn attach(config: &Config) -> Result<(Maps, Interfaces, Vec<Attachment>), String
     Ok((maps, Interfaces { attached: Arc::new(attached), others }, attachments))
 }
 
+/// The name of an interface, and why it is not selected.
+type Selected = (String, Result<(), String>);
+
 /// Returns the interfaces that the configuration names, or all with a verdict.
-fn selected(interfaces: &OffloadInterfaces) -> Result<Vec<(String, Result<(), String>)>, String> {
+fn selected(interfaces: &OffloadInterfaces) -> Result<Vec<Selected>, String> {
     match interfaces {
         OffloadInterfaces::Given(names) => Ok(names.iter().map(|name| (name.clone(), Ok(()))).collect()),
         OffloadInterfaces::Auto => {
