@@ -2,9 +2,11 @@
 //!
 //! docs/performance.md explains the scenarios and the figures.
 
+mod comparison;
 mod interrupt;
 mod load;
 mod network;
+mod offload;
 mod process;
 mod round;
 mod scenario;
@@ -23,46 +25,13 @@ use std::sync::mpsc::channel;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::Signal;
 
+use comparison::{Comparison, Remarks, Rounds, values};
 use load::{Commands, Job, Outcome};
-use network::Network;
-use round::{Measured, Times};
-use scenario::Scenario;
+use network::{Network, Setup};
+use round::Times;
+use scenario::{Figure, Scenario};
 use server::{Kind, Servers};
-use table::Line;
-
-/// The CPU use of other programs, in cores, above which a measurement is unreliable. It includes kernel threads.
-const DISTURBANCE: f64 = 0.3;
-
-/// The lines after the table.
-#[derive(Default)]
-struct Remarks {
-    lines: Vec<String>,
-    measurements: usize,
-    /// Whether a measurement failed.
-    failed: bool,
-    /// The number of measurements that other programs disturbed, and their highest CPU use, in cores.
-    disturbed: usize,
-    others: f64,
-}
-
-impl Remarks {
-    fn add(&mut self, name: &str, measured: &Measured) {
-        self.lines.extend(measured.remarks.iter().map(|remark| format!("{name}: {remark}")));
-        self.measurements += 1;
-        self.disturbed += usize::from(measured.others > DISTURBANCE);
-        self.others = self.others.max(measured.others);
-    }
-
-    fn print(&self) {
-        self.lines.iter().for_each(|line| print(line));
-        let Self { measurements, disturbed, others, .. } = self;
-        if *disturbed > 0 {
-            print(&format!(
-                "{disturbed} of {measurements} measurements are unreliable: other programs used up to {others:.1} cores"
-            ));
-        }
-    }
-}
+use table::{Pair, Table};
 
 /// Measures our TURN server and coturn alternately under the same load.
 ///
@@ -74,7 +43,14 @@ struct Arguments {
     /// Run only this scenario. A name without -up or -down selects both directions. Can be repeated.
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
-    /// Number of rounds. Each measures both servers once.
+    /// Compare the offload with the kernel's forwarding, coturn and our server in user space, in the CPU time of the
+    /// machine. Without --scenario, it runs all scenarios of single packets over UDP and channels.
+    #[arg(long, conflicts_with = "loopback")]
+    offload: bool,
+    /// With --offload, measure only this variant. Can be repeated.
+    #[arg(long, value_enum, value_name = "NAME", requires = "offload")]
+    variant: Vec<Kind>,
+    /// Number of rounds. Each measures both servers, or every variant, once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     rounds: u64,
     /// Seconds to measure in each round.
@@ -139,6 +115,10 @@ struct RoleArguments {
     feedback: PathBuf,
     #[arg(long)]
     certificate: PathBuf,
+    #[arg(long)]
+    forwarded: bool,
+    #[arg(long)]
+    unsent: bool,
 }
 
 fn main() -> ExitCode {
@@ -168,7 +148,7 @@ fn main() -> ExitCode {
 }
 
 fn benchmark(arguments: &Arguments) -> Outcome<()> {
-    let scenarios = selected(&arguments.scenario)?;
+    let (scenarios, kinds) = (selected(arguments)?, selected_kinds(arguments));
     if arguments.list {
         scenarios.iter().for_each(|scenario| print(&format!("{:18} {}", scenario.name, scenario.about)));
         return Ok(());
@@ -177,82 +157,82 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
     let ours = arguments.ours.clone().map_or_else(build_server, Ok)?;
     interrupt::catch()?;
     let directory = Directory::make()?;
-    let network = if arguments.loopback { Network::loopback()? } else { Network::namespaces()? };
+    let setup = if arguments.offload { Setup::Offload } else { Setup::Plain };
+    let network = if arguments.loopback { Network::loopback()? } else { Network::namespaces(setup)? };
     let servers = Servers { ours, coturn: arguments.coturn.clone(), directory: directory.0.clone() };
     servers.prepare(&network.addresses)?;
 
+    let comparison = Comparison {
+        servers: &servers,
+        network: &network,
+        times: Times { warm_up: arguments.warm_up, seconds: arguments.seconds, machine: arguments.offload },
+        rounds: arguments.rounds,
+        kinds: &kinds,
+        figures: if arguments.offload { offload_figures } else { figures },
+    };
     let (mut lines, mut remarks) = (Vec::new(), Remarks::default());
     for scenario in scenarios {
-        lines.extend(compare(scenario, &servers, &network, arguments, &mut remarks)?);
+        let rounds = comparison.measure(scenario, &mut remarks)?;
+        if arguments.offload {
+            lines.extend(offload::lines(scenario, &rounds));
+        } else {
+            lines.extend(pairs(scenario, &rounds).iter().filter_map(Pair::line));
+        }
     }
-    lines.retain(|line| !(line.ours.is_empty() && line.coturn.is_empty()));
-    print(&if arguments.markdown { table::markdown(&lines) } else { table::text(&lines) });
+    let table = if arguments.offload {
+        Table { headings: &offload::HEADINGS, numbers: offload::NUMBERS, lines }
+    } else {
+        Table { headings: &table::HEADINGS, numbers: table::NUMBERS, lines }
+    };
+    print(&if arguments.markdown { table.markdown() } else { table.text() });
     remarks.print();
     if remarks.failed { Err("not everything could be measured".into()) } else { Ok(()) }
 }
 
-/// Measures both servers in every round. If a measurement of a server fails, the remaining rounds of the scenario skip
-/// this server. The other server and the other scenarios are still measured.
-fn compare(
-    scenario: &'static Scenario,
-    servers: &Servers,
-    network: &Network,
-    arguments: &Arguments,
-    remarks: &mut Remarks,
-) -> Outcome<Vec<Line>> {
-    let times = Times { warm_up: arguments.warm_up, seconds: arguments.seconds };
-    let (mut ours, mut coturn) = (Some(Vec::new()), Some(Vec::new()));
-    for number in 1..=arguments.rounds {
-        for (kind, kept) in [(Kind::Ours, &mut ours), (Kind::Coturn, &mut coturn)] {
-            let Some(all) = kept else { continue };
-            let name = format!("{} {number}/{} {kind:?}", scenario.name, arguments.rounds);
-            match round::measure(kind, scenario, servers, network, times) {
-                Ok(measured) => {
-                    print_progress(&format!("{name}: {}", progress(scenario, &measured)));
-                    remarks.add(&name, &measured);
-                    all.push(measured);
-                }
-                Err(error) if interrupt::interrupted() => return Err(error),
-                Err(error) => {
-                    print_progress(&format!("{name}: {error}"));
-                    remarks.lines.push(format!("{name}: {error}"));
-                    remarks.failed = true;
-                    *kept = None;
-                }
-            }
-        }
-    }
-    let (ours, coturn) = (ours.unwrap_or_default(), coturn.unwrap_or_default());
-    let rounds = |all: &[Measured], figure| all.iter().filter_map(|one| one.figures.get(&figure).copied()).collect();
-    let line = |row: &scenario::Row| Line {
+/// Returns the figures of both servers.
+fn pairs(scenario: &'static Scenario, rounds: &Rounds) -> Vec<Pair> {
+    let pair = |row: &scenario::Row| Pair {
         scenario: scenario.name,
         figure: row.figure,
         goal: row.goal,
-        ours: rounds(&ours, row.figure),
-        coturn: rounds(&coturn, row.figure),
+        ours: values(rounds, Kind::Ours, row.figure),
+        coturn: values(rounds, Kind::Coturn, row.figure),
     };
-    Ok(scenario.rows.iter().map(line).collect())
+    scenario.rows.iter().map(pair).collect()
 }
 
-fn progress(scenario: &Scenario, measured: &Measured) -> String {
-    let figures = scenario.rows.iter().filter_map(|row| {
-        let value = measured.figures.get(&row.figure)?;
-        Some(format!("{} {value:.*}", row.figure.label(), row.figure.decimals()))
-    });
-    let figures: Vec<String> = figures.collect();
-    let Measured { generator, others, .. } = measured;
-    format!("{} (cores: generator {generator:.2}, others {others:.2})", figures.join("; "))
+fn figures(scenario: &Scenario) -> Vec<Figure> {
+    scenario.rows.iter().map(|row| row.figure).collect()
 }
 
-fn selected(names: &[String]) -> Outcome<Vec<&'static Scenario>> {
-    if names.is_empty() {
-        return Ok(scenario::ALL.iter().collect());
+fn offload_figures(scenario: &Scenario) -> Vec<Figure> {
+    offload::rows(scenario).unwrap_or_default().iter().map(|row| row.figure).collect()
+}
+
+/// Returns the variants to measure, in the order of a round.
+fn selected_kinds(arguments: &Arguments) -> Vec<Kind> {
+    let wanted = |kind: &Kind| arguments.variant.is_empty() || arguments.variant.contains(kind);
+    match arguments.offload {
+        true => offload::KINDS.into_iter().filter(wanted).collect(),
+        false => vec![Kind::Ours, Kind::Coturn],
+    }
+}
+
+fn selected(arguments: &Arguments) -> Outcome<Vec<&'static Scenario>> {
+    let usable = |scenario: &&Scenario| !arguments.offload || offload::rows(scenario).is_some();
+    if arguments.scenario.is_empty() {
+        return Ok(scenario::ALL.iter().filter(usable).collect());
     }
     let mut selected = Vec::new();
-    for name in names {
+    for name in &arguments.scenario {
         let found = Scenario::matching(name);
         if found.is_empty() {
             return Err(format!("there is no scenario {name:?}; --list shows all").into());
+        }
+        if !found.iter().all(usable) {
+            return Err(
+                format!("{name:?} is not compared with the offload; --offload --list shows the scenarios").into()
+            );
         }
         selected.extend(found);
     }
@@ -311,6 +291,8 @@ fn run_role(role: &RoleArguments, part: fn(&Job, &Commands, load::Report<'_>) ->
         peer: role.peer,
         feedback: role.feedback.clone(),
         certificate: role.certificate.clone(),
+        forwarded: role.forwarded,
+        unsent: role.unsent,
     };
     let (send, commands) = channel();
     std::thread::spawn(move || {

@@ -39,11 +39,25 @@ pub(crate) enum Host {
     Peer,
 }
 
+/// The server's interfaces.
+pub(crate) const SERVER_INTERFACES: [&str; 2] = ["to-client", "to-peer"];
+
 const HOSTS: [Host; 3] = [Host::Client, Host::Server, Host::Peer];
+
+/// The settings of the interfaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Setup {
+    /// GRO at the server's interfaces.
+    Plain,
+    /// The same, and what the XDP program of the server needs at the other ends: GRO, without which veth drops
+    /// redirected packets, and complete UDP checksums, which veth otherwise leaves to the receiver. Client and peer have
+    /// a route to each other through the server, for the kernel's forwarding.
+    Offload,
+}
 
 impl Network {
     /// Creates and connects the namespaces. They are removed on drop.
-    pub(crate) fn namespaces() -> Outcome<Self> {
+    pub(crate) fn namespaces(setup: Setup) -> Outcome<Self> {
         let address = |third, fourth| IpAddr::V4(Ipv4Addr::new(198, 18, third, fourth));
         let addresses = Addresses {
             client: address(1, 2),
@@ -54,8 +68,15 @@ impl Network {
             peer: address(2, 2),
         };
         let namespaces = Namespaces { id: std::process::id() };
-        namespaces.create(&addresses)?;
+        namespaces.create(&addresses, setup)?;
         Ok(Self { namespaces: Some(namespaces), program: std::env::current_exe()?, addresses })
+    }
+
+    /// Lets the kernel forward packets between client and peer.
+    pub(crate) fn forwarding(&self) -> Outcome<Forwarding<'_>> {
+        let namespaces = self.namespaces.as_ref().ok_or("the loopback interface forwards nothing")?;
+        namespaces.forward(true)?;
+        Ok(Forwarding(namespaces))
     }
 
     /// Uses loopback addresses and free ports.
@@ -88,6 +109,16 @@ impl Network {
     }
 }
 
+/// The kernel's forwarding between client and peer, until it is dropped.
+pub(crate) struct Forwarding<'n>(&'n Namespaces);
+
+impl Drop for Forwarding<'_> {
+    fn drop(&mut self) {
+        // If it stays on, only the servers that follow could notice, and they do not depend on it.
+        let _ = self.0.forward(false);
+    }
+}
+
 /// Namespaces whose names contain the id of this process.
 struct Namespaces {
     id: u32,
@@ -98,17 +129,22 @@ impl Namespaces {
         format!("turn-bench-{}-{}", self.id, host.name())
     }
 
-    fn create(&self, addresses: &Addresses) -> Outcome<()> {
+    fn create(&self, addresses: &Addresses, setup: Setup) -> Outcome<()> {
         for host in HOSTS {
             ip(&["netns", "add", &self.name(host)])?;
             ip(&["-n", &self.name(host), "link", "set", "lo", "up"])?;
         }
-        self.connect(Host::Client, addresses.client, addresses.listen)?;
-        self.connect(Host::Peer, addresses.peer, addresses.relay)
+        self.connect(Host::Client, addresses.client, addresses.listen, setup)?;
+        self.connect(Host::Peer, addresses.peer, addresses.relay, setup)?;
+        if setup == Setup::Plain {
+            return Ok(());
+        }
+        self.route(Host::Client, addresses.peer, addresses.listen)?;
+        self.route(Host::Peer, addresses.client, addresses.relay)
     }
 
     /// Connects `host` to the server.
-    fn connect(&self, host: Host, address: IpAddr, server_address: IpAddr) -> Outcome<()> {
+    fn connect(&self, host: Host, address: IpAddr, server_address: IpAddr, setup: Setup) -> Outcome<()> {
         let (namespace, server) = (self.name(host), self.name(Host::Server));
         let end = format!("to-{}", host.name());
         ip(&["-n", &namespace, "link", "add", "to-server", "type", "veth", "peer", "name", &end, "netns", &server])?;
@@ -116,7 +152,24 @@ impl Namespaces {
             ip(&["-n", namespace, "address", "add", &format!("{address}/24"), "dev", end])?;
             ip(&["-n", namespace, "link", "set", end, "up"])?;
         }
-        run("ip", &["netns", "exec", &server, "ethtool", "-K", &end, "gro", "on"])
+        run("ip", &["netns", "exec", &server, "ethtool", "-K", &end, "gro", "on"])?;
+        match setup {
+            Setup::Plain => Ok(()),
+            Setup::Offload => {
+                run("ip", &["netns", "exec", &namespace, "ethtool", "-K", "to-server", "gro", "on", "tx", "off"])
+            }
+        }
+    }
+
+    /// Adds the route of `host` to the address `to` through the server.
+    fn route(&self, host: Host, to: IpAddr, server_address: IpAddr) -> Outcome<()> {
+        ip(&["-n", &self.name(host), "route", "add", &to.to_string(), "via", &server_address.to_string()])
+    }
+
+    /// Turns the kernel's forwarding in the server's namespace on or off.
+    fn forward(&self, on: bool) -> Outcome<()> {
+        let write = format!("echo {} > /proc/sys/net/ipv4/ip_forward", u8::from(on));
+        run("ip", &["netns", "exec", &self.name(Host::Server), "sh", "-c", &write])
     }
 }
 

@@ -1,4 +1,4 @@
-//! Performs one measurement: starts a server, its clients and peers, and evaluates their results.
+//! Performs one measurement: starts a server or the kernel's forwarding, clients and peers, and evaluates their results.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::interrupt;
 use crate::load::clock::{self, MILLISECOND, SECOND};
 use crate::load::{Outcome, Window};
 use crate::network::{Host, Network};
-use crate::process::{Process, Role, Server, machine_cpu};
+use crate::process::{MachineCpu, Process, Role, Server};
 use crate::scenario::{Figure, Load, Pace, Scenario, Transport, Work};
 use crate::server::{Kind, Servers};
 
@@ -20,6 +20,22 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// Minimum duration for an idle server, which has few events to measure.
 const IDLE_SECONDS: u64 = 10;
 
+/// Minimum duration for the CPU time of the machine with a slow load: its resolution of 10 ms is 2 % of 25 µs for each of
+/// 20 000 packets.
+const SLOW_SECONDS: u64 = 10;
+
+/// A load with fewer packets per second is slow.
+const SLOW: u64 = 10_000;
+
+/// Minimum share of the packets that the kernel relays with the offload.
+const OFFLOADED_SHARE: f64 = 0.9;
+
+/// The CPU use of the hypervisor, in cores, above which there is a remark.
+const STOLEN: f64 = 0.02;
+
+/// Time after which our server has read the counters of the kernel.
+const COUNTERS_TIMEOUT: u64 = 3 * SECOND;
+
 /// The durations of a measurement.
 #[derive(Clone, Copy)]
 pub(crate) struct Times {
@@ -27,6 +43,8 @@ pub(crate) struct Times {
     pub(crate) warm_up: u64,
     /// Measured seconds.
     pub(crate) seconds: u64,
+    /// Whether the CPU time of the machine is measured.
+    pub(crate) machine: bool,
 }
 
 /// The result of a measurement.
@@ -48,23 +66,54 @@ struct Side {
 /// The results of the roles of a load.
 struct Counted(Vec<Value>);
 
-/// CPU time used so far, in nanoseconds.
+/// CPU time used so far, in nanoseconds, and when it was read.
 struct Cpu {
     server: u64,
     generator: u64,
-    machine: u64,
+    machine: MachineCpu,
+    at: u64,
 }
 
-/// Measures one server in one scenario.
+/// What the machine uses without relaying, in the same round.
+#[derive(Clone, Copy)]
+pub(crate) struct Baseline {
+    /// CPU use without a load, in cores.
+    pub(crate) idle: f64,
+    /// CPU time of the machine per packet that the load generator paces but does not send, in microseconds. `None` in a
+    /// closed loop, where there is no pace.
+    pub(crate) generator: Option<f64>,
+}
+
+impl Baseline {
+    /// Measures the machine without a load, as long as the scenario is measured.
+    pub(crate) fn measure(scenario: &Scenario, times: Times) -> Outcome<Self> {
+        let window = window(scenario, Times { warm_up: 0, ..times });
+        wait_until(window.from)?;
+        let (before, began) = (MachineCpu::read()?, clock::now());
+        wait_until(window.to)?;
+        Ok(Self { idle: busy(before, MachineCpu::read()?, clock::now() - began), generator: None })
+    }
+}
+
+/// Returns the CPU use of the machine between two times that are `elapsed` nanoseconds apart, in cores.
+fn busy(before: MachineCpu, after: MachineCpu, elapsed: u64) -> f64 {
+    after.cpus as f64 - after.idle.saturating_sub(before.idle) as f64 / elapsed as f64
+}
+
+/// Measures one variant in one scenario.
 pub(crate) fn measure(
     kind: Kind,
     scenario: &'static Scenario,
     servers: &Servers,
     network: &Network,
     times: Times,
+    baseline: Option<Baseline>,
 ) -> Outcome<Measured> {
+    let _forwarding = if kind.is_forwarded() { Some(network.forwarding()?) } else { None };
     let server = servers.start(kind, scenario, network)?;
-    let result = with_server(&server, scenario, servers, network, times);
+    let measurement = Measurement { kind, server: server.as_ref(), scenario, servers, network, times, baseline };
+    let result = measurement.run();
+    let Some(server) = &server else { return result };
     result.map_err(|error| match server.last_lines() {
         _ if interrupt::interrupted() => "interrupted".into(),
         lines if lines.is_empty() => error,
@@ -72,59 +121,154 @@ pub(crate) fn measure(
     })
 }
 
-fn with_server(
-    server: &Server,
+/// One measurement.
+struct Measurement<'m> {
+    kind: Kind,
+    /// The server, if there is one.
+    server: Option<&'m Server>,
     scenario: &'static Scenario,
-    servers: &Servers,
-    network: &Network,
+    servers: &'m Servers,
+    network: &'m Network,
     times: Times,
-) -> Outcome<Measured> {
-    let count = scenario.work.loads().len().max(1);
-    let mut sides =
-        (0..count).map(|load| Side::start(scenario, load, servers, network)).collect::<Outcome<Vec<_>>>()?;
-    for side in &sides {
-        side.client.wait_for("reachable", STEP_TIMEOUT)?;
-    }
-    let empty = server.process.memory()?;
-    for side in &mut sides {
-        side.client.send_command("begin")?;
-        side.client.wait_for("ready", STEP_TIMEOUT)?;
-    }
-    let full = server.process.memory()?;
+    baseline: Option<Baseline>,
+}
 
-    let window = window(scenario, times);
-    for side in &mut sides {
-        side.send_command(&window.command())?;
-    }
-    wait_until(window.from)?;
-    let (before, began) = (Cpu::read(server, &sides)?, clock::now());
-    wait_until(window.to)?;
-    let (after, ended) = (Cpu::read(server, &sides)?, clock::now());
-    let counted = sides.iter().map(Side::result).collect::<Outcome<Vec<_>>>()?;
+impl Measurement<'_> {
+    fn run(&self) -> Outcome<Measured> {
+        let scenario = self.scenario;
+        let count = scenario.work.loads().len().max(1);
+        let mut sides = (0..count).map(|load| Side::start(self, load)).collect::<Outcome<Vec<_>>>()?;
+        for side in &sides {
+            side.client.wait_for("reachable", STEP_TIMEOUT)?;
+        }
+        let empty = self.memory()?;
+        for side in &mut sides {
+            side.client.send_command("begin")?;
+            side.client.wait_for("ready", STEP_TIMEOUT)?;
+        }
+        let full = self.memory()?;
+        let relayed = if self.kind == Kind::Offloaded { self.servers.relayed_by_kernel()? } else { 0 };
 
-    let elapsed = (ended - began) as f64;
-    let server_cpu = (after.server - before.server) as f64;
-    let generator = (after.generator - before.generator) as f64;
-    let all = after.machine.saturating_sub(before.machine) as f64;
-    let mut measured = Measured {
-        figures: BTreeMap::from([
-            (Figure::ServerCores, server_cpu / elapsed),
-            (Figure::CoreShare, 100.0 * server_cpu / elapsed),
-        ]),
-        remarks: Vec::new(),
-        generator: generator / elapsed,
-        others: ((all - server_cpu - generator) / elapsed).max(0.0),
-    };
-    let seconds = (window.to - window.from) as f64 / SECOND as f64;
-    measured.evaluate(scenario.work, &counted, server_cpu, seconds)?;
-    if let Work::Idle { allocations, .. } = scenario.work {
-        let per_allocation = full.saturating_sub(empty) as f64 / allocations as f64;
-        measured.figures.insert(Figure::BytesPerAllocation, per_allocation);
+        let window = window(scenario, self.times);
+        for side in &mut sides {
+            side.send_command(&window.command())?;
+        }
+        wait_until(window.from)?;
+        let (before, packets_before) = (self.cpu(&sides)?, self.received_packets()?);
+        wait_until(window.to)?;
+        let (after, packets_after) = (self.cpu(&sides)?, self.received_packets()?);
+        let counted = sides.iter().map(Side::result).collect::<Outcome<Vec<_>>>()?;
+
+        let elapsed = (after.at - before.at) as f64;
+        let server_cpu = (after.server - before.server) as f64;
+        let generator = (after.generator - before.generator) as f64;
+        let all = after.machine.sampled.saturating_sub(before.machine.sampled) as f64;
+        let mut measured = Measured {
+            figures: BTreeMap::from([
+                (Figure::ServerCores, server_cpu / elapsed),
+                (Figure::CoreShare, 100.0 * server_cpu / elapsed),
+            ]),
+            remarks: Vec::new(),
+            generator: generator / elapsed,
+            others: ((all - server_cpu - generator) / elapsed).max(0.0),
+        };
+        let seconds = (window.to - window.from) as f64 / SECOND as f64;
+        if self.kind == Kind::Generator {
+            let sent = counted.iter().map(|counted| counted.number("sent")).sum::<Outcome<f64>>()?;
+            measured.figures.insert(Figure::Delivered, sent / seconds);
+        } else {
+            measured.evaluate(scenario.work, &counted, server_cpu, seconds)?;
+        }
+        if self.server.is_none() {
+            let of_server = [Figure::ServerCores, Figure::CoreShare, Figure::CpuPerPacket, Figure::PerCpuSecond];
+            measured.figures.retain(|figure, _| !of_server.contains(figure));
+        }
+        if let Some(baseline) = self.baseline {
+            measured.evaluate_machine(&before, &after, baseline);
+        }
+        if self.kind == Kind::Offloaded {
+            let delivered = measured.figure(Figure::Delivered) * seconds;
+            check_offloaded(delivered, (packets_after - packets_before) as f64)?;
+            self.await_counters(relayed, delivered)?;
+        }
+        if let Work::Idle { allocations, .. } = scenario.work {
+            let per_allocation = full.saturating_sub(empty) as f64 / allocations as f64;
+            measured.figures.insert(Figure::BytesPerAllocation, per_allocation);
+        }
+        Ok(measured)
     }
-    Ok(measured)
+
+    fn memory(&self) -> Outcome<u64> {
+        self.server.map_or(Ok(0), |server| server.process.memory())
+    }
+
+    /// Returns the number of packets that the network stack of the offloaded server has received.
+    fn received_packets(&self) -> Outcome<u64> {
+        let server = self.server.filter(|_| self.kind == Kind::Offloaded);
+        server.map_or(Ok(0), |server| server.process.received_packets())
+    }
+
+    /// Waits until our server reports the packets that the kernel has relayed.
+    fn await_counters(&self, before: u64, delivered: f64) -> Outcome<()> {
+        let deadline = clock::now() + COUNTERS_TIMEOUT;
+        loop {
+            let counted = self.servers.relayed_by_kernel()?.saturating_sub(before);
+            if counted as f64 >= OFFLOADED_SHARE * delivered {
+                return Ok(());
+            }
+            if clock::now() > deadline {
+                let text =
+                    format!("the server reports that the kernel relayed only {counted} of {delivered:.0} packets");
+                return Err(text.into());
+            }
+            wait_until(clock::now() + 200 * MILLISECOND)?;
+        }
+    }
+
+    fn cpu(&self, sides: &[Side]) -> Outcome<Cpu> {
+        let (machine, at) = (MachineCpu::read()?, clock::now());
+        let roles = sides.iter().flat_map(Side::roles).map(|role| &role.process);
+        let generator = roles.map(Process::cpu).sum::<Outcome<u64>>()?;
+        let server = self.server.map_or(Ok(0), |server| server.process.cpu())?;
+        Ok(Cpu { server, generator, machine, at })
+    }
+}
+
+/// Checks that the kernel has relayed the packets: then the network stack of the server has not received them.
+fn check_offloaded(delivered: f64, received: f64) -> Outcome<()> {
+    if received > (1.0 - OFFLOADED_SHARE) * delivered {
+        let text =
+            format!("not offloaded: {received:.0} packets reached user space, and {delivered:.0} were delivered");
+        return Err(text.into());
+    }
+    Ok(())
 }
 
 impl Measured {
+    /// Returns a figure, or 0 if it was not measured.
+    fn figure(&self, figure: Figure) -> f64 {
+        self.figures.get(&figure).copied().unwrap_or(0.0)
+    }
+
+    /// Adds the CPU time of the machine per packet: that of the processes and of the interrupts, which no process pays for.
+    fn evaluate_machine(&mut self, before: &Cpu, after: &Cpu, baseline: Baseline) {
+        let elapsed = after.at - before.at;
+        let cores = busy(before.machine, after.machine, elapsed) - baseline.idle;
+        let delivered = self.figure(Figure::Delivered);
+        self.figures.insert(Figure::MachineCores, cores);
+        if delivered > 0.0 {
+            let per_packet = cores * 1_000_000.0 / delivered;
+            self.figures.insert(Figure::MachinePerPacket, per_packet);
+            if let Some(generator) = baseline.generator {
+                self.figures.insert(Figure::PathPerPacket, per_packet - generator);
+            }
+        }
+        let stolen = after.machine.stolen.saturating_sub(before.machine.stolen) as f64 / elapsed as f64;
+        if stolen > STOLEN {
+            self.remarks.push(format!("the hypervisor took {stolen:.2} cores, which count as CPU time of the machine"));
+        }
+    }
+
     fn evaluate(&mut self, work: Work, counted: &[Counted], cpu: f64, seconds: f64) -> Outcome<()> {
         let cpu_seconds = cpu / SECOND as f64;
         match work {
@@ -215,7 +359,8 @@ impl Counted {
 }
 
 impl Side {
-    fn start(scenario: &'static Scenario, load: usize, servers: &Servers, network: &Network) -> Outcome<Self> {
+    fn start(measurement: &Measurement<'_>, load: usize) -> Outcome<Self> {
+        let Measurement { kind, scenario, servers, network, .. } = *measurement;
         let feedback = servers.directory.join(format!("feedback-{load}.sock"));
         // The preceding measurement may have left the file.
         let _ = fs::remove_file(&feedback);
@@ -223,7 +368,7 @@ impl Side {
         let tls = scenario.work.loads().get(load).is_some_and(|load| load.transport == Transport::Tls);
         let port = if tls { addresses.tls_port } else { addresses.port };
         let arguments = |role: &str, own: String, peer: String| {
-            [
+            let fixed = [
                 role.to_owned(),
                 format!("--scenario={}", scenario.name),
                 format!("--load={load}"),
@@ -232,7 +377,10 @@ impl Side {
                 format!("--peer={peer}"),
                 format!("--feedback={}", feedback.display()),
                 format!("--certificate={}", servers.certificate().display()),
-            ]
+            ];
+            let forwarded = kind.is_forwarded().then(|| "--forwarded".to_owned());
+            let unsent = (kind == Kind::Generator).then(|| "--unsent".to_owned());
+            fixed.into_iter().chain(forwarded).chain(unsent)
         };
         let (mut peer, mut peer_address) = (None, format!("{}:9", addresses.peer));
         if !scenario.work.loads().is_empty() {
@@ -260,18 +408,13 @@ impl Side {
     }
 }
 
-impl Cpu {
-    fn read(server: &Server, sides: &[Side]) -> Outcome<Self> {
-        let roles = sides.iter().flat_map(Side::roles).map(|role| &role.process);
-        let generator = roles.map(Process::cpu).sum::<Outcome<u64>>()?;
-        Ok(Self { server: server.process.cpu()?, generator, machine: machine_cpu()? })
-    }
-}
-
 fn window(scenario: &Scenario, times: Times) -> Window {
     let (warm_up, seconds) = match scenario.work {
         Work::Idle { refreshed: false, .. } => (0, 1),
         Work::Idle { refreshed: true, .. } => (times.warm_up, times.seconds.max(IDLE_SECONDS)),
+        Work::Relay([Load { pace: Pace::Rate(..SLOW), .. }, ..]) if times.machine => {
+            (times.warm_up, times.seconds.max(SLOW_SECONDS))
+        }
         _ => (times.warm_up, times.seconds),
     };
     // Leaves time for all roles to receive the command.

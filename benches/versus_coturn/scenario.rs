@@ -96,6 +96,10 @@ pub(crate) struct Row {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Figure {
     CpuPerPacket,
+    MachinePerPacket,
+    /// The same without what the load generator uses if it does not send.
+    PathPerPacket,
+    MachineCores,
     PerCpuSecond,
     Delivered,
     Loss,
@@ -126,6 +130,9 @@ impl Figure {
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::CpuPerPacket => "server CPU per packet, µs",
+            Self::MachinePerPacket => "machine CPU per packet, µs",
+            Self::PathPerPacket => "the same less generator, µs",
+            Self::MachineCores => "machine CPU, cores",
             Self::PerCpuSecond => "packets per CPU second",
             Self::Delivered => "delivered, packets/s",
             Self::Loss => "lost, %",
@@ -144,7 +151,8 @@ impl Figure {
     /// Returns the number of decimal places.
     pub(crate) fn decimals(self) -> usize {
         match self {
-            Self::CpuPerPacket | Self::Loss | Self::ServerCores | Self::CoreShare => 2,
+            Self::CpuPerPacket | Self::MachinePerPacket | Self::PathPerPacket | Self::MachineCores => 2,
+            Self::Loss | Self::ServerCores | Self::CoreShare => 2,
             _ => 0,
         }
     }

@@ -1,21 +1,51 @@
-//! The two servers with equivalent configurations.
+//! The measured variants: servers with equivalent configurations, and the kernel's forwarding.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::ValueEnum;
+use serde_json::Value;
 
 use crate::load::{Outcome, PASSWORD, REALM, USER};
-use crate::network::{Addresses, Host, Network};
+use crate::network::{Addresses, Host, Network, SERVER_INTERFACES};
 use crate::process::Server;
 use crate::scenario::Scenario;
 
 /// The first and the last relay port of both servers.
 const PORTS: (u16, u16) = (49152, 65535);
 
-/// Which server is measured.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What is measured, in the order of a round.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 pub(crate) enum Kind {
+    /// Our server, which relays in user space.
     Ours,
+    /// coturn.
     Coturn,
+    /// The kernel's forwarding of the same packets between clients and peer, without a server.
+    Forwarding,
+    /// Our server, for which the kernel relays.
+    Offloaded,
+    /// The load generator alone: it paces the packets, but does not send them.
+    Generator,
+}
+
+impl Kind {
+    /// Returns the name for the table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Coturn => "coturn",
+            Self::Forwarding => "forwarding",
+            Self::Offloaded => "offloaded",
+            Self::Generator => "generator",
+        }
+    }
+
+    /// Returns whether the packets take the kernel's forwarding, for which no server runs.
+    pub(crate) fn is_forwarded(self) -> bool {
+        matches!(self, Self::Forwarding | Self::Generator)
+    }
 }
 
 /// The programs and the directory of their files.
@@ -31,6 +61,11 @@ impl Servers {
         self.directory.join("certificate.pem")
     }
 
+    /// Returns the path of the control socket of our server with the offload.
+    fn control_socket(&self) -> PathBuf {
+        self.directory.join("control.sock")
+    }
+
     fn key(&self) -> PathBuf {
         self.directory.join("key.pem")
     }
@@ -43,18 +78,43 @@ impl Servers {
         Ok(())
     }
 
-    /// Starts a server for a scenario.
-    pub(crate) fn start(&self, kind: Kind, scenario: &Scenario, network: &Network) -> Outcome<Server> {
+    /// Starts a server for a scenario. `None` if there is none.
+    pub(crate) fn start(&self, kind: Kind, scenario: &Scenario, network: &Network) -> Outcome<Option<Server>> {
         let (program, arguments) = match kind {
-            Kind::Ours => {
+            Kind::Forwarding | Kind::Generator => return Ok(None),
+            Kind::Ours | Kind::Offloaded => {
                 let path = self.directory.join("turnserver.toml");
-                fs::write(&path, self.configuration(scenario, &network.addresses))?;
+                let mut configuration = self.configuration(scenario, &network.addresses);
+                if kind == Kind::Offloaded {
+                    configuration += &self.offload();
+                }
+                fs::write(&path, configuration)?;
                 (&self.ours, vec!["--config".to_owned(), text(&path)])
             }
             Kind::Coturn => (&self.coturn, self.coturn_arguments(scenario, &network.addresses)),
         };
         let line = ["run".to_owned(), "--".to_owned(), text(program)].into_iter().chain(arguments);
-        Server::start(&mut network.command(Host::Server, line))
+        Server::start(&mut network.command(Host::Server, line)).map(Some)
+    }
+
+    /// Returns what the configuration has in addition if the kernel relays.
+    fn offload(&self) -> String {
+        let socket = text(&self.control_socket());
+        format!("[offload]\nmode = \"require\"\ninterfaces = {SERVER_INTERFACES:?}\n[control]\nsocket = {socket:?}\n")
+    }
+
+    /// Returns the number of packets that the kernel has relayed so far for our server, which reads it every second.
+    pub(crate) fn relayed_by_kernel(&self) -> Outcome<u64> {
+        let mut command = Command::new(&self.ours);
+        command.args(["ctl", "offload", "--json", "--socket"]).arg(self.control_socket());
+        let output = command.output()?;
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("`turnserver ctl offload` failed: {}", stderr.trim()).into());
+        }
+        let response: Value = serde_json::from_slice(&output.stdout)?;
+        let packets = response.get("packets").and_then(Value::as_u64);
+        Ok(packets.ok_or_else(|| format!("`turnserver ctl offload --json` has no number of packets: {response}"))?)
     }
 
     /// Returns our configuration. Limits per user and per source are disabled, because all clients share one user and

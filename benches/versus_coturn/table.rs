@@ -1,14 +1,22 @@
 //! Prints the result as a table, as text or Markdown.
 
 use std::fmt::Write;
+use std::ops::Range;
 
 use crate::scenario::{Figure, Goal};
 use crate::summary::{Summary, ratio};
 
-const HEADINGS: [&str; 7] = ["scenario", "figure", "ours", "coturn", "ratio", "goal", "reached"];
+/// The headings of the comparison with coturn.
+pub(crate) const HEADINGS: [&str; 7] = ["scenario", "figure", "ours", "coturn", "ratio", "goal", "reached"];
 
-/// The rounds of one figure.
-pub(crate) struct Line {
+/// The columns with numbers in the comparison with coturn.
+pub(crate) const NUMBERS: Range<usize> = 2..5;
+
+/// The cells of a line. The first is the scenario.
+pub(crate) type Line = Vec<String>;
+
+/// The rounds of one figure in the comparison with coturn.
+pub(crate) struct Pair {
     pub(crate) scenario: &'static str,
     pub(crate) figure: Figure,
     pub(crate) goal: Option<Goal>,
@@ -16,68 +24,86 @@ pub(crate) struct Line {
     pub(crate) coturn: Vec<f64>,
 }
 
-impl Line {
-    fn cells(&self) -> [String; 7] {
+impl Pair {
+    /// Returns the line of the figure. `None` if nothing was measured.
+    pub(crate) fn line(&self) -> Option<Line> {
         let ratio = ratio(&self.ours, &self.coturn);
-        let ours = Summary::of(&self.ours);
+        let (ours, coturn) = (Summary::of(&self.ours), Summary::of(&self.coturn));
+        ours.or(coturn)?;
         let reached = match self.goal.and_then(|goal| goal.reached(ours?.median, ratio)) {
             Some(true) => "yes",
             Some(false) => "no",
             None => "",
         };
-        [
+        let number = |summary: Option<Summary>| summary.map_or(String::new(), |summary| number(summary, self.figure));
+        Some(Line::from([
             self.scenario.to_owned(),
             self.figure.label().to_owned(),
-            number(ours, self.figure),
-            number(Summary::of(&self.coturn), self.figure),
+            number(ours),
+            number(coturn),
             ratio.map_or(String::new(), |ratio| format!("{ratio:.2}")),
             self.goal.map_or(String::new(), Goal::label),
             reached.to_owned(),
-        ]
+        ]))
     }
 }
 
-/// Returns the table as text, in columns.
-pub(crate) fn text(lines: &[Line]) -> String {
-    let rows: Vec<[String; 7]> =
-        std::iter::once(HEADINGS.map(str::to_owned)).chain(lines.iter().map(Line::cells)).collect();
-    let mut widths = [0; 7];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
+/// A table with its headings and the columns that contain numbers.
+pub(crate) struct Table {
+    pub(crate) headings: &'static [&'static str],
+    pub(crate) numbers: Range<usize>,
+    pub(crate) lines: Vec<Line>,
+}
+
+impl Table {
+    fn headings(&self) -> Line {
+        self.headings.iter().map(|heading| (*heading).to_owned()).collect()
     }
-    let mut table = String::new();
-    let mut before = "";
-    for row in &rows {
-        let [scenario, ..] = row;
-        let mut line = String::new();
-        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
-            let cell = if column == 0 && scenario == before { "" } else { cell };
-            let padding = width - cell.chars().count();
-            let (left, right) = if (2..5).contains(&column) { (padding, 0) } else { (0, padding) };
-            // Writing into a String does not fail.
-            let _ = write!(line, "{:left$}{cell}{:right$}  ", "", "");
+
+    /// Returns the table as text, in columns.
+    pub(crate) fn text(&self) -> String {
+        let headings = self.headings();
+        let rows = || std::iter::once(&headings).chain(&self.lines);
+        let mut widths = vec![0; headings.len()];
+        for row in rows() {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell.chars().count().max(*width);
+            }
         }
-        table.push_str(line.trim_end());
+        let mut table = String::new();
+        let mut before = "";
+        for row in rows() {
+            let scenario = row.first().map_or("", String::as_str);
+            let mut line = String::new();
+            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                let cell = if column == 0 && scenario == before { "" } else { cell };
+                let padding = width - cell.chars().count();
+                let (left, right) = if self.numbers.contains(&column) { (padding, 0) } else { (0, padding) };
+                // Writing into a String does not fail.
+                let _ = write!(line, "{:left$}{cell}{:right$}  ", "", "");
+            }
+            table.push_str(line.trim_end());
+            table.push('\n');
+            before = scenario;
+        }
+        table
+    }
+
+    /// Returns the table as Markdown.
+    pub(crate) fn markdown(&self) -> String {
+        let row = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let mut table = row(&self.headings());
+        let column = |column| if self.numbers.contains(&column) { "--:|" } else { "---|" };
+        table.extend(std::iter::once("|").chain((0..self.headings.len()).map(column)));
         table.push('\n');
-        before = scenario;
+        self.lines.iter().for_each(|line| table.push_str(&row(line)));
+        table
     }
-    table
-}
-
-/// Returns the table as Markdown.
-pub(crate) fn markdown(lines: &[Line]) -> String {
-    let row = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-    let mut table = row(&HEADINGS.map(str::to_owned));
-    table.push_str("|---|---|--:|--:|--:|---|---|\n");
-    lines.iter().for_each(|line| table.push_str(&row(&line.cells())));
-    table
 }
 
 /// Returns the median with the range of the rounds.
-fn number(summary: Option<Summary>, figure: Figure) -> String {
-    let Some(Summary { median, min, max }) = summary else { return String::new() };
+pub(crate) fn number(summary: Summary, figure: Figure) -> String {
+    let Summary { median, min, max } = summary;
     let format = |value| grouped(value, figure.decimals());
     if format(min) == format(max) {
         format(median)
@@ -106,8 +132,8 @@ fn grouped(value: f64, decimals: usize) -> String {
 mod tests {
     use super::*;
 
-    fn lines() -> Vec<Line> {
-        let cpu = Line {
+    fn table() -> Table {
+        let cpu = Pair {
             scenario: "paced-up",
             figure: Figure::CpuPerPacket,
             goal: Some(Goal::RatioAtMost(0.5)),
@@ -115,8 +141,9 @@ mod tests {
             coturn: vec![13.7, 13.0, 14.0],
         };
         let delivered =
-            Line { scenario: "paced-up", figure: Figure::Delivered, goal: None, ours: vec![39_999.6], coturn: vec![] };
-        vec![cpu, delivered]
+            Pair { scenario: "paced-up", figure: Figure::Delivered, goal: None, ours: vec![39_999.6], coturn: vec![] };
+        let lines = [cpu, delivered].iter().filter_map(Pair::line).collect();
+        Table { headings: &HEADINGS, numbers: NUMBERS, lines }
     }
 
     #[test]
@@ -127,7 +154,7 @@ paced-up  server CPU per packet, µs   6.10 (5.90–6.40)  13.70 (13.00–14.00)
           delivered, packets/s                  40 000
 ";
         let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let table = text(&lines());
+        let table = table().text();
         assert_eq!(squeezed(&table), squeezed(expected));
         let column =
             |line: &str, cell: &str| line.find(cell).map(|at| line[..at].chars().count() + cell.chars().count());
@@ -139,7 +166,8 @@ paced-up  server CPU per packet, µs   6.10 (5.90–6.40)  13.70 (13.00–14.00)
 
     #[test]
     fn markdown_names_the_scenario_in_each_row() {
-        let table = markdown(&lines());
+        let table = table().markdown();
+        assert_eq!(table.lines().nth(1), Some("|---|---|--:|--:|--:|---|---|"));
         assert_eq!(
             table.lines().nth(2),
             Some(

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::allocation::{CHANNEL, allocate, bind_channel, permit};
 use super::datagrams::{self, Receiver};
 use super::frame::{Template, payload_of};
-use super::link::{Connector, Link, Stream};
+use super::link::{Connector, Link, Stream, udp};
 use super::sink::{self, Inlet};
 use super::source::{self, Feedback, Outlet, Packet, Reporter};
 use super::stamp::{PRIMER, Stamp};
@@ -29,22 +29,26 @@ const READY: usize = 256;
 pub(crate) fn run(job: &Job, commands: &Commands, report: Report<'_>) -> Outcome<Value> {
     let load = job.load()?;
     let template = match load.framing {
+        // A forwarded payload of a peer arrives without a header, and so do the primers of its flow.
+        Framing::Channel if job.forwarded && load.direction == Direction::Down => Template::bare(load.payload),
         Framing::Channel => Template::channel(CHANNEL, load.payload, load.transport != Transport::Udp)?,
         Framing::Indication => Template::indication(job.peer, load.payload)?,
     };
     let connector = Connector::new(job, load.transport)?;
     let mut links = Vec::new();
     for flow in 0..load.flows {
-        let mut link = connector.connect()?;
-        let session = allocate(&mut link)?;
-        match load.framing {
-            Framing::Channel => bind_channel(&mut link, &session, job.peer)?,
-            Framing::Indication => permit(&mut link, &session, job.peer)?,
+        let mut link = if job.forwarded { Link::Udp(udp(job.own, job.peer)?) } else { connector.connect()? };
+        if !job.forwarded {
+            let session = allocate(&mut link)?;
+            match load.framing {
+                Framing::Channel => bind_channel(&mut link, &session, job.peer)?,
+                Framing::Indication => permit(&mut link, &session, job.peer)?,
+            }
         }
-        prime(&mut link, flow, &template)?;
+        prime(job, &mut link, flow, &template)?;
         links.push(link);
     }
-    let mut ends = Ends::new(links, template, load.shape)?;
+    let mut ends = Ends::new(job, links, template, load.shape)?;
     let feedback = if load.direction == Direction::Up { Some(Feedback::open(load, &job.feedback)?) } else { None };
     report("ready");
     let window = commands.window()?;
@@ -55,23 +59,24 @@ pub(crate) fn run(job: &Job, commands: &Commands, report: Report<'_>) -> Outcome
 }
 
 /// Sends a packet to the peer, which learns the relayed address from it, and waits for the echo.
-fn prime(link: &mut Link, flow: usize, template: &Template) -> Outcome<()> {
+fn prime(job: &Job, link: &mut Link, flow: usize, template: &Template) -> Outcome<()> {
     for _ in 0..PRIMERS {
         let stamp = Stamp { flow: u32::try_from(flow)?, sequence: PRIMER, sent: clock::now() };
         let mut message = Vec::new();
         template.append(&stamp, &mut message);
         link.send(&message)?;
         while let Some(response) = link.receive()? {
-            if payload_of(&response).and_then(Stamp::read).is_some_and(|stamp| stamp.sequence == PRIMER) {
+            if job.payload_for_client(&response).and_then(Stamp::read).is_some_and(|stamp| stamp.sequence == PRIMER) {
                 return Ok(());
             }
         }
     }
-    Err("the allocation does not relay data".into())
+    Err(if job.forwarded { "the kernel does not forward data" } else { "the allocation does not relay data" }.into())
 }
 
 /// The clients' sockets during the load.
-struct Ends {
+struct Ends<'j> {
+    job: &'j Job,
     ends: Vec<End>,
     template: Template,
     shape: Shape,
@@ -87,8 +92,8 @@ enum End {
     Stream(Stream, Vec<u8>),
 }
 
-impl Ends {
-    fn new(links: Vec<Link>, template: Template, shape: Shape) -> Outcome<Self> {
+impl<'j> Ends<'j> {
+    fn new(job: &'j Job, links: Vec<Link>, template: Template, shape: Shape) -> Outcome<Self> {
         let (poll, mut ends) = (Epoll::new(EpollCreateFlags::empty())?, Vec::new());
         for (index, link) in links.into_iter().enumerate() {
             let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
@@ -105,11 +110,11 @@ impl Ends {
                 }
             });
         }
-        Ok(Self { ends, template, shape, poll, receiver: Receiver::new(8), scratch: Vec::new() })
+        Ok(Self { job, ends, template, shape, poll, receiver: Receiver::new(8), scratch: Vec::new() })
     }
 }
 
-impl Outlet for Ends {
+impl Outlet for Ends<'_> {
     fn send(&mut self, packets: &[Packet]) {
         for packets in packets.chunk_by(|one, next| one.flow == next.flow) {
             let flow = packets.first().and_then(|packet| usize::try_from(packet.flow).ok());
@@ -119,6 +124,7 @@ impl Outlet for Ends {
                 self.template.append(packet, &mut self.scratch);
             }
             match end {
+                _ if self.job.unsent => {}
                 End::Udp(socket) => send_datagrams(socket, &self.scratch, self.template.len(), self.shape),
                 End::Stream(stream, backlog) => send_in_stream(stream, backlog, &self.scratch),
             }
@@ -148,7 +154,7 @@ fn send_in_stream(stream: &mut Stream, backlog: &mut Vec<u8>, messages: &[u8]) {
     let _ = stream.flush();
 }
 
-impl Inlet for Ends {
+impl Inlet for Ends<'_> {
     fn wait(&mut self, tick: u64) -> Outcome<()> {
         // The kernel records no arrival times for connections, so data must be read when it arrives.
         if let Some(End::Stream(..)) = self.ends.first() {
@@ -168,7 +174,7 @@ impl Inlet for Ends {
                 let end = usize::try_from(event.data()).ok().and_then(|index| self.ends.get_mut(index));
                 match end {
                     Some(End::Udp(socket)) => self.receiver.drain(socket, &mut |message, arrival| {
-                        payload_of(message).into_iter().for_each(|payload| each(payload, arrival));
+                        self.job.payload_for_client(message).into_iter().for_each(|payload| each(payload, arrival));
                     })?,
                     Some(End::Stream(stream, _)) => drain_stream(stream, each)?,
                     None => {}

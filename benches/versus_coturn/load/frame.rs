@@ -75,6 +75,13 @@ pub(crate) fn payload_of(message: &[u8]) -> Option<&[u8]> {
     if is_data { message.get::<Data<'_>>().ok().flatten().map(|data| data.0) } else { None }
 }
 
+/// Returns the payload of a message that was forwarded, and so has the form in which it was sent: ChannelData of a client
+/// or the bare payload of a peer.
+pub(crate) fn forwarded_payload(message: &[u8]) -> &[u8] {
+    // The first byte of a stamp is neither that of ChannelData nor that of a STUN message.
+    payload_of(message).unwrap_or(message)
+}
+
 /// Returns the length in a stream of the message at the start of `bytes`. `None` if more bytes are needed.
 pub(crate) fn length_in_stream(bytes: &[u8]) -> Option<usize> {
     let [first, _, high, low] = *bytes.first_chunk::<4>()?;
@@ -127,6 +134,13 @@ mod tests {
     #[test]
     fn a_peer_sends_the_payload_alone() {
         assert_eq!(Stamp::read(&message(&Template::bare(1000))), Some(STAMP));
+    }
+
+    #[test]
+    fn a_forwarded_message_is_as_it_was_sent() {
+        for template in [Template::channel(0x4001, 1000, false).unwrap(), Template::bare(1000)] {
+            assert_eq!(Stamp::read(forwarded_payload(&message(&template))), Some(STAMP));
+        }
     }
 
     #[test]

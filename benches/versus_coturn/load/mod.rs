@@ -62,6 +62,10 @@ pub(crate) struct Job {
     pub(crate) feedback: PathBuf,
     /// The PEM file of the server's certificate.
     pub(crate) certificate: PathBuf,
+    /// Whether clients and peer exchange messages without a server, through the kernel's forwarding.
+    pub(crate) forwarded: bool,
+    /// Whether packets are paced and counted, but not sent.
+    pub(crate) unsent: bool,
 }
 
 /// The times of a measurement, in nanoseconds since the Unix epoch.
@@ -84,6 +88,16 @@ pub(crate) type Report<'s> = &'s mut dyn FnMut(&str);
 impl Job {
     fn load(&self) -> Outcome<&'static Load> {
         Ok(self.scenario.work.loads().get(self.load).ok_or("the scenario has no such load")?)
+    }
+
+    /// Returns the payload of a message that a client has received.
+    fn payload_for_client<'m>(&self, message: &'m [u8]) -> Option<&'m [u8]> {
+        if self.forwarded { Some(frame::forwarded_payload(message)) } else { frame::payload_of(message) }
+    }
+
+    /// Returns the payload of a datagram that a peer has received.
+    fn payload_for_peer<'m>(&self, datagram: &'m [u8]) -> &'m [u8] {
+        if self.forwarded { frame::forwarded_payload(datagram) } else { datagram }
     }
 }
 
@@ -133,7 +147,9 @@ impl Commands {
 pub(crate) fn client(job: &Job, commands: &Commands, report: Report<'_>) -> Outcome<()> {
     clock::sleep_precisely();
     turnserver::net::limits::raise_open_files()?;
-    link::await_server(job)?;
+    if !job.forwarded {
+        link::await_server(job)?;
+    }
     report("reachable");
     commands.expect("begin")?;
     let result = match job.scenario.work {

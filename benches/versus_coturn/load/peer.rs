@@ -28,10 +28,10 @@ pub(crate) fn run(job: &Job, commands: &Commands, report: Report<'_>) -> Outcome
     report(&format!("address {}", socket.local_addr()?));
 
     let mut relayed = vec![None; load.flows];
-    let window = echo_primers(&socket, &mut relayed, commands)?;
+    let window = echo_primers(job, &socket, &mut relayed, commands)?;
     let template = Template::bare(load.payload);
     let relayed = relayed.into_iter().collect::<Option<Vec<_>>>();
-    let mut end = End { socket, template, shape: load.shape, relayed: Vec::new(), receiver: Receiver::new(64) };
+    let mut end = End { job, socket, template, shape: load.shape, relayed: Vec::new(), receiver: Receiver::new(64) };
     let result = match feedback {
         Some(feedback) => {
             end.relayed = relayed.ok_or("a flow has sent no primer")?;
@@ -43,8 +43,13 @@ pub(crate) fn run(job: &Job, commands: &Commands, report: Report<'_>) -> Outcome
     Ok(())
 }
 
-/// Learns the relayed address of each flow and echoes its primer, until the load starts.
-fn echo_primers(socket: &UdpSocket, relayed: &mut [Option<SocketAddr>], commands: &Commands) -> Outcome<Window> {
+/// Learns the address of each flow, which is relayed or forwarded, and echoes its primer, until the load starts.
+fn echo_primers(
+    job: &Job,
+    socket: &UdpSocket,
+    relayed: &mut [Option<SocketAddr>],
+    commands: &Commands,
+) -> Outcome<Window> {
     socket.set_read_timeout(Some(POLL_INTERVAL))?;
     let mut buffer = [0; 2048];
     loop {
@@ -52,11 +57,13 @@ fn echo_primers(socket: &UdpSocket, relayed: &mut [Option<SocketAddr>], commands
             return Ok(window);
         }
         let Some((length, from)) = received(socket.recv_from(&mut buffer))? else { continue };
-        let payload = buffer.get(..length).unwrap_or_default();
-        let Some(stamp) = Stamp::read(payload).filter(|stamp| stamp.sequence == PRIMER) else { continue };
+        let datagram = buffer.get(..length).unwrap_or_default();
+        let Some(stamp) = Stamp::read(job.payload_for_peer(datagram)).filter(|stamp| stamp.sequence == PRIMER) else {
+            continue;
+        };
         if let Some(place) = usize::try_from(stamp.flow).ok().and_then(|flow| relayed.get_mut(flow)) {
             *place = Some(from);
-            socket.send_to(payload, from)?;
+            socket.send_to(datagram, from)?;
         }
     }
 }
@@ -70,7 +77,8 @@ fn received<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 /// The peer's socket during the load.
-struct End {
+struct End<'j> {
+    job: &'j Job,
     socket: UdpSocket,
     template: Template,
     shape: Shape,
@@ -78,18 +86,19 @@ struct End {
     receiver: Receiver,
 }
 
-impl End {
+impl End<'_> {
     fn address(&self, packet: &Packet) -> Option<SocketAddr> {
         self.relayed.get(usize::try_from(packet.flow).ok()?).copied()
     }
 }
 
-impl Outlet for End {
+impl Outlet for End<'_> {
     fn send(&mut self, packets: &[Packet]) {
         let addresses: Vec<SocketAddr> = packets.iter().filter_map(|packet| self.address(packet)).collect();
         let mut messages = Vec::with_capacity(packets.len() * self.template.len());
         packets.iter().for_each(|packet| self.template.append(packet, &mut messages));
         match (self.shape, u16::try_from(self.template.len())) {
+            _ if self.job.unsent => {}
             (Shape::Merged, Ok(length)) => {
                 let mut rest = messages.as_slice();
                 for same in addresses.chunk_by(|one, next| one == next) {
@@ -103,13 +112,15 @@ impl Outlet for End {
     }
 }
 
-impl Inlet for End {
+impl Inlet for End<'_> {
     fn wait(&mut self, tick: u64) -> Outcome<()> {
         clock::sleep_until(tick);
         Ok(())
     }
 
     fn drain(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> Outcome<()> {
-        Ok(self.receiver.drain(&self.socket, each)?)
+        let job = self.job;
+        let payload = &mut |datagram: &[u8], arrival| each(job.payload_for_peer(datagram), arrival);
+        Ok(self.receiver.drain(&self.socket, payload)?)
     }
 }
