@@ -67,9 +67,14 @@ impl Network {
             relay: address(2, 1),
             peer: address(2, 2),
         };
-        let namespaces = Namespaces { id: std::process::id() };
-        namespaces.create(&addresses, setup)?;
+        let namespaces = Namespaces { id: std::process::id(), setup };
+        namespaces.create(&addresses)?;
         Ok(Self { namespaces: Some(namespaces), program: std::env::current_exe()?, addresses })
+    }
+
+    /// Returns the settings of the interfaces.
+    pub(crate) fn setup(&self) -> Setup {
+        self.namespaces.as_ref().map_or(Setup::Plain, |namespaces| namespaces.setup)
     }
 
     /// Lets the kernel forward packets between client and peer.
@@ -122,6 +127,7 @@ impl Drop for Forwarding<'_> {
 /// Namespaces whose names contain the id of this process.
 struct Namespaces {
     id: u32,
+    setup: Setup,
 }
 
 impl Namespaces {
@@ -129,14 +135,14 @@ impl Namespaces {
         format!("turn-bench-{}-{}", self.id, host.name())
     }
 
-    fn create(&self, addresses: &Addresses, setup: Setup) -> Outcome<()> {
+    fn create(&self, addresses: &Addresses) -> Outcome<()> {
         for host in HOSTS {
             ip(&["netns", "add", &self.name(host)])?;
             ip(&["-n", &self.name(host), "link", "set", "lo", "up"])?;
         }
-        self.connect(Host::Client, addresses.client, addresses.listen, setup)?;
-        self.connect(Host::Peer, addresses.peer, addresses.relay, setup)?;
-        if setup == Setup::Plain {
+        self.connect(Host::Client, addresses.client, addresses.listen)?;
+        self.connect(Host::Peer, addresses.peer, addresses.relay)?;
+        if self.setup == Setup::Plain {
             return Ok(());
         }
         self.route(Host::Client, addresses.peer, addresses.listen)?;
@@ -144,7 +150,7 @@ impl Namespaces {
     }
 
     /// Connects `host` to the server.
-    fn connect(&self, host: Host, address: IpAddr, server_address: IpAddr, setup: Setup) -> Outcome<()> {
+    fn connect(&self, host: Host, address: IpAddr, server_address: IpAddr) -> Outcome<()> {
         let (namespace, server) = (self.name(host), self.name(Host::Server));
         let end = format!("to-{}", host.name());
         ip(&["-n", &namespace, "link", "add", "to-server", "type", "veth", "peer", "name", &end, "netns", &server])?;
@@ -153,7 +159,7 @@ impl Namespaces {
             ip(&["-n", namespace, "link", "set", end, "up"])?;
         }
         run("ip", &["netns", "exec", &server, "ethtool", "-K", &end, "gro", "on"])?;
-        match setup {
+        match self.setup {
             Setup::Plain => Ok(()),
             Setup::Offload => {
                 run("ip", &["netns", "exec", &namespace, "ethtool", "-K", "to-server", "gro", "on", "tx", "off"])

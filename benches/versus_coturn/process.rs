@@ -24,6 +24,11 @@ impl Process {
         Ok(Self(child))
     }
 
+    /// Returns its process ID.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Returns the CPU time of its threads so far, in nanoseconds.
     pub(crate) fn cpu(&self) -> Outcome<u64> {
         let mut sum = 0;
@@ -171,6 +176,9 @@ pub(crate) struct MachineCpu {
     pub(crate) cpus: u64,
 }
 
+/// The unit of CPU times in `/proc`, in nanoseconds.
+const TICK: u64 = 10_000_000;
+
 impl MachineCpu {
     pub(crate) fn read() -> Outcome<Self> {
         Self::parse(&fs::read_to_string("/proc/stat")?).ok_or_else(|| "/proc/stat has no CPU times".into())
@@ -181,14 +189,40 @@ impl MachineCpu {
         let fields: Vec<u64> = stat.lines().next()?.split_whitespace().skip(1).flat_map(str::parse).collect();
         let [user, nice, system, idle, iowait, irq, softirq, steal] = *fields.first_chunk::<8>()?;
         let cpus = stat.lines().skip(1).take_while(|line| line.starts_with("cpu")).count();
-        let tick = 10_000_000;
         Some(Self {
-            sampled: (user + nice + system + irq + softirq) * tick,
-            idle: (idle + iowait) * tick,
-            stolen: steal * tick,
+            sampled: (user + nice + system + irq + softirq) * TICK,
+            idle: (idle + iowait) * TICK,
+            stolen: steal * TICK,
             cpus: u64::try_from(cpus).ok()?,
         })
     }
+}
+
+/// Returns the CPU time of all processes so far, except for kernel threads and the processes `own`, in nanoseconds.
+pub(crate) fn other_processes_cpu(own: &[u32]) -> Outcome<u64> {
+    let mut ticks = 0;
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(id) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if !own.contains(&id) {
+            // The process may have ended. Then its parent has its time.
+            let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+            ticks += ticks_of(&stat).unwrap_or(0);
+        }
+    }
+    Ok(ticks * TICK)
+}
+
+/// Returns the CPU time of a process and of its ended children. `None` for a kernel thread, which may handle packets.
+fn ticks_of(stat: &str) -> Option<u64> {
+    const KERNEL_THREAD: u64 = 0x20_0000;
+    // The name in parentheses may contain spaces. After it follow: state, ppid, pgrp, session, tty, tpgid, flags.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ').skip(6).map(|field| field.parse::<u64>().ok());
+    let flags = fields.next()??;
+    // minflt, cminflt, majflt, cmajflt, utime, stime, cutime, cstime
+    let ticks = fields.skip(4).take(4).sum::<Option<u64>>()?;
+    (flags & KERNEL_THREAD == 0).then_some(ticks)
 }
 
 #[cfg(test)]
@@ -202,6 +236,14 @@ mod tests {
         let expected = MachineCpu { sampled: 310_000_000, idle: 1_500_000_000, stolen: 320_000_000, cpus: 2 };
         assert_eq!(MachineCpu::parse(stat), Some(expected));
         assert_eq!(MachineCpu::parse("cpu  1 2 4\n"), None);
+    }
+
+    #[test]
+    fn the_time_of_a_process_includes_its_children() {
+        let stat = |flags| format!("7 (a ) b) S 1 7 7 0 -1 {flags} 10 20 30 40 1 2 4 8 20 0 1 0 99");
+        assert_eq!(ticks_of(&stat(0x40_0000)), Some(15));
+        assert_eq!(ticks_of(&stat(0x20_8040)), None);
+        assert_eq!(ticks_of(""), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::interrupt;
 use crate::load::clock::{self, MILLISECOND, SECOND};
 use crate::load::{Outcome, Window};
 use crate::network::{Host, Network};
-use crate::process::{MachineCpu, Process, Role, Server};
+use crate::process::{MachineCpu, Process, Role, Server, other_processes_cpu};
 use crate::scenario::{Figure, Load, Pace, Scenario, Transport, Work};
 use crate::server::{Kind, Servers};
 
@@ -71,6 +71,8 @@ struct Cpu {
     server: u64,
     generator: u64,
     machine: MachineCpu,
+    /// That of processes that do not belong to the measurement, if the CPU time of the machine is measured.
+    foreign: u64,
     at: u64,
 }
 
@@ -89,15 +91,31 @@ impl Baseline {
     pub(crate) fn measure(scenario: &Scenario, times: Times) -> Outcome<Self> {
         let window = window(scenario, Times { warm_up: 0, ..times });
         wait_until(window.from)?;
-        let (before, began) = (MachineCpu::read()?, clock::now());
+        let before = Cpu::read(None, &[], true)?;
         wait_until(window.to)?;
-        Ok(Self { idle: busy(before, MachineCpu::read()?, clock::now() - began), generator: None })
+        Ok(Self { idle: before.busy_until(&Cpu::read(None, &[], true)?), generator: None })
     }
 }
 
-/// Returns the CPU use of the machine between two times that are `elapsed` nanoseconds apart, in cores.
-fn busy(before: MachineCpu, after: MachineCpu, elapsed: u64) -> f64 {
-    after.cpus as f64 - after.idle.saturating_sub(before.idle) as f64 / elapsed as f64
+impl Cpu {
+    fn read(server: Option<&Server>, sides: &[Side], machine: bool) -> Outcome<Self> {
+        let processes: Vec<&Process> = sides.iter().flat_map(Side::roles).map(|role| &role.process).collect();
+        let own: Vec<u32> =
+            processes.iter().copied().chain(server.map(|server| &server.process)).map(Process::id).collect();
+        Ok(Self {
+            machine: MachineCpu::read()?,
+            at: clock::now(),
+            generator: processes.iter().map(|process| process.cpu()).sum::<Outcome<u64>>()?,
+            server: server.map_or(Ok(0), |server| server.process.cpu())?,
+            foreign: if machine { other_processes_cpu(&own)? } else { 0 },
+        })
+    }
+
+    /// Returns the CPU use of the machine until `after`, except for that of foreign processes, in cores.
+    fn busy_until(&self, after: &Self) -> f64 {
+        let unavailable = (after.machine.idle + after.foreign).saturating_sub(self.machine.idle + self.foreign);
+        after.machine.cpus as f64 - unavailable as f64 / (after.at - self.at) as f64
+    }
 }
 
 /// Measures one variant in one scenario.
@@ -147,16 +165,16 @@ impl Measurement<'_> {
             side.client.wait_for("ready", STEP_TIMEOUT)?;
         }
         let full = self.memory()?;
-        let relayed = if self.kind == Kind::Offloaded { self.servers.relayed_by_kernel()? } else { 0 };
+        let relayed = if self.kind == Kind::Offloaded { self.servers.offload_state()?.relayed } else { 0 };
 
         let window = window(scenario, self.times);
         for side in &mut sides {
             side.send_command(&window.command())?;
         }
         wait_until(window.from)?;
-        let (before, packets_before) = (self.cpu(&sides)?, self.received_packets()?);
+        let (before, packets_before) = (Cpu::read(self.server, &sides, self.times.machine)?, self.received_packets()?);
         wait_until(window.to)?;
-        let (after, packets_after) = (self.cpu(&sides)?, self.received_packets()?);
+        let (after, packets_after) = (Cpu::read(self.server, &sides, self.times.machine)?, self.received_packets()?);
         let counted = sides.iter().map(Side::result).collect::<Outcome<Vec<_>>>()?;
 
         let elapsed = (after.at - before.at) as f64;
@@ -188,8 +206,8 @@ impl Measurement<'_> {
         }
         if self.kind == Kind::Offloaded {
             let delivered = measured.figure(Figure::Delivered) * seconds;
-            check_offloaded(delivered, (packets_after - packets_before) as f64)?;
             self.await_counters(relayed, delivered)?;
+            check_offloaded(delivered, (packets_after - packets_before) as f64)?;
         }
         if let Work::Idle { allocations, .. } = scenario.work {
             let per_allocation = full.saturating_sub(empty) as f64 / allocations as f64;
@@ -212,25 +230,17 @@ impl Measurement<'_> {
     fn await_counters(&self, before: u64, delivered: f64) -> Outcome<()> {
         let deadline = clock::now() + COUNTERS_TIMEOUT;
         loop {
-            let counted = self.servers.relayed_by_kernel()?.saturating_sub(before);
+            let state = self.servers.offload_state()?;
+            let counted = state.relayed.saturating_sub(before);
             if counted as f64 >= OFFLOADED_SHARE * delivered {
                 return Ok(());
             }
             if clock::now() > deadline {
-                let text =
-                    format!("the server reports that the kernel relayed only {counted} of {delivered:.0} packets");
-                return Err(text.into());
+                let text = "the server does not report that the kernel relayed the packets";
+                return Err(format!("{text}: {counted} of {delivered:.0}, {}", state.response).into());
             }
             wait_until(clock::now() + 200 * MILLISECOND)?;
         }
-    }
-
-    fn cpu(&self, sides: &[Side]) -> Outcome<Cpu> {
-        let (machine, at) = (MachineCpu::read()?, clock::now());
-        let roles = sides.iter().flat_map(Side::roles).map(|role| &role.process);
-        let generator = roles.map(Process::cpu).sum::<Outcome<u64>>()?;
-        let server = self.server.map_or(Ok(0), |server| server.process.cpu())?;
-        Ok(Cpu { server, generator, machine, at })
     }
 }
 
@@ -253,7 +263,7 @@ impl Measured {
     /// Adds the CPU time of the machine per packet: that of the processes and of the interrupts, which no process pays for.
     fn evaluate_machine(&mut self, before: &Cpu, after: &Cpu, baseline: Baseline) {
         let elapsed = after.at - before.at;
-        let cores = busy(before.machine, after.machine, elapsed) - baseline.idle;
+        let cores = before.busy_until(after) - baseline.idle;
         let delivered = self.figure(Figure::Delivered);
         self.figures.insert(Figure::MachineCores, cores);
         if delivered > 0.0 {

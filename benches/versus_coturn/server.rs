@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::load::{Outcome, PASSWORD, REALM, USER};
-use crate::network::{Addresses, Host, Network, SERVER_INTERFACES};
+use crate::network::{Addresses, Host, Network, SERVER_INTERFACES, Setup};
 use crate::process::Server;
 use crate::scenario::Scenario;
 
@@ -85,9 +85,11 @@ impl Servers {
             Kind::Ours | Kind::Offloaded => {
                 let path = self.directory.join("turnserver.toml");
                 let mut configuration = self.configuration(scenario, &network.addresses);
-                if kind == Kind::Offloaded {
-                    configuration += &self.offload();
-                }
+                configuration += &match (kind, network.setup()) {
+                    (Kind::Offloaded, _) => self.offload(),
+                    (_, Setup::Offload) => "[offload]\nmode = \"off\"\n".to_owned(),
+                    (_, Setup::Plain) => String::new(),
+                };
                 fs::write(&path, configuration)?;
                 (&self.ours, vec!["--config".to_owned(), text(&path)])
             }
@@ -103,8 +105,8 @@ impl Servers {
         format!("[offload]\nmode = \"require\"\ninterfaces = {SERVER_INTERFACES:?}\n[control]\nsocket = {socket:?}\n")
     }
 
-    /// Returns the number of packets that the kernel has relayed so far for our server, which reads it every second.
-    pub(crate) fn relayed_by_kernel(&self) -> Outcome<u64> {
+    /// Returns what our server reports about the offload. It reads the counters of the kernel every second.
+    pub(crate) fn offload_state(&self) -> Outcome<OffloadState> {
         let mut command = Command::new(&self.ours);
         command.args(["ctl", "offload", "--json", "--socket"]).arg(self.control_socket());
         let output = command.output()?;
@@ -113,8 +115,9 @@ impl Servers {
             return Err(format!("`turnserver ctl offload` failed: {}", stderr.trim()).into());
         }
         let response: Value = serde_json::from_slice(&output.stdout)?;
-        let packets = response.get("packets").and_then(Value::as_u64);
-        Ok(packets.ok_or_else(|| format!("`turnserver ctl offload --json` has no number of packets: {response}"))?)
+        let relayed = packets_in(&response);
+        let relayed = relayed.ok_or_else(|| format!("`turnserver ctl offload --json` has no packets: {response}"))?;
+        Ok(OffloadState { relayed, response })
     }
 
     /// Returns our configuration. Limits per user and per source are disabled, because all clients share one user and
@@ -170,6 +173,19 @@ impl Servers {
         }
         line.split_whitespace().map(str::to_owned).collect()
     }
+}
+
+/// The response of `turnserver ctl offload --json`.
+pub(crate) struct OffloadState {
+    /// Packets that the kernel has relayed since the start of the server.
+    pub(crate) relayed: u64,
+    /// The whole response, for error messages.
+    pub(crate) response: Value,
+}
+
+fn packets_in(response: &Value) -> Option<u64> {
+    let packets = response.get("packets")?;
+    Some(packets.get("to_peers")?.as_u64()? + packets.get("to_clients")?.as_u64()?)
 }
 
 fn text(path: &Path) -> String {
