@@ -1,11 +1,34 @@
 //! Tests of the parts of the benchmark. `cargo bench` does not run them.
 
 #[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../benches/versus_coturn/comparison.rs"]
+mod comparison;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../benches/versus_coturn/interrupt.rs"]
+mod interrupt;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
 #[path = "../benches/versus_coturn/load/mod.rs"]
 mod load;
 #[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../benches/versus_coturn/network.rs"]
+mod network;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../benches/versus_coturn/offload.rs"]
+mod offload;
+#[path = "../benches/versus_coturn/output.rs"]
+mod output;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../benches/versus_coturn/process.rs"]
+mod process;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../benches/versus_coturn/round.rs"]
+mod round;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
 #[path = "../benches/versus_coturn/scenario.rs"]
 mod scenario;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../benches/versus_coturn/server.rs"]
+mod server;
 #[path = "../benches/versus_coturn/summary.rs"]
 mod summary;
 #[cfg(test)]
@@ -110,18 +133,32 @@ mod through_a_server {
             peer,
             feedback: directory.0.join("feedback.sock"),
             certificate: directory.0.join("certificate.pem"),
+            forwarded: false,
+            unsent: false,
         }
     }
 
-    /// Runs a load and returns the counts of the sender and the receiver.
+    /// Runs a load through our server and returns the counts of the sender and the receiver.
     fn relay(load: Load) -> (Value, Value) {
-        let (server, directory) = (server(), ShortDir::new());
-        let address = if load.transport == Transport::Udp { server.udp_address() } else { server.tcp_address() };
-        let unused = "127.0.0.1:9".parse().unwrap();
-        let work = || Work::Relay(Box::leak(Box::new([load])));
-        let peer = Role::start(job(work(), address, &directory, unused), peer);
+        let server = server();
+        exchange(
+            load,
+            if load.transport == Transport::Udp { server.udp_address() } else { server.tcp_address() },
+            |_| (),
+        )
+    }
+
+    /// Runs a load whose jobs `change` has changed, and returns the counts of the sender and the receiver.
+    fn exchange(load: Load, server: SocketAddr, change: fn(&mut Job)) -> (Value, Value) {
+        let directory = ShortDir::new();
+        let job = |peer| {
+            let mut job = job(Work::Relay(Box::leak(Box::new([load]))), server, &directory, peer);
+            change(&mut job);
+            job
+        };
+        let peer = Role::start(job("127.0.0.1:9".parse().unwrap()), peer);
         let peer_address = peer.wait_for("address").parse().unwrap();
-        let client = Role::start(job(work(), address, &directory, peer_address), client);
+        let client = Role::start(job(peer_address), client);
         client.wait_for("reachable");
         client.commands.send("begin".to_owned()).unwrap();
         client.wait_for("ready");
@@ -134,7 +171,10 @@ mod through_a_server {
     }
 
     fn assert_arrives(load: Load) {
-        let (sent, received) = relay(load);
+        assert_counts(&relay(load));
+    }
+
+    fn assert_counts((sent, received): &(Value, Value)) {
         let (sent, delivered) = (sent["sent"].as_u64().unwrap(), received["delivered"].as_u64().unwrap());
         assert!(delivered > 0 && delivered <= sent, "{delivered} of {sent}");
         assert_eq!((received["damaged"].as_u64(), received["reordered"].as_u64()), (Some(0), Some(0)));
@@ -185,6 +225,30 @@ mod through_a_server {
             for direction in [Direction::Up, Direction::Down] {
                 assert_arrives(Load { direction, shape, pace: Pace::Window(32), ..LOAD });
             }
+        }
+    }
+
+    // There is no server at this address.
+    #[test]
+    fn a_forwarded_load_arrives_without_a_server() {
+        let server = "127.0.0.1:9".parse().unwrap();
+        for direction in [Direction::Up, Direction::Down] {
+            for (pace, shape) in [(LOAD.pace, LOAD.shape), (Pace::Window(32), Shape::Train)] {
+                let load = Load { direction, pace, shape, ..LOAD };
+                assert_counts(&exchange(load, server, |job| job.forwarded = true));
+            }
+        }
+    }
+
+    #[test]
+    fn an_unsent_load_is_counted_and_does_not_arrive() {
+        let server = "127.0.0.1:9".parse().unwrap();
+        for direction in [Direction::Up, Direction::Down] {
+            let (sent, received) = exchange(Load { direction, ..LOAD }, server, |job| {
+                (job.forwarded, job.unsent) = (true, true);
+            });
+            assert!(sent["sent"].as_u64().unwrap() > 0, "{sent}");
+            assert_eq!(received["delivered"].as_u64(), Some(0), "{received}");
         }
     }
 

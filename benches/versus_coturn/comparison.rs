@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use crate::interrupt;
 use crate::load::Outcome;
 use crate::network::Network;
+use crate::output::{print, print_progress};
 use crate::round::{self, Baseline, Measured, Times};
 use crate::scenario::{Figure, Pace, Scenario};
 use crate::server::{Kind, Servers};
-use crate::{print, print_progress};
 
 /// The CPU use of other programs, in cores, above which a measurement is unreliable. It includes kernel threads.
 const DISTURBANCE: f64 = 0.3;

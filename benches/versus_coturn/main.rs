@@ -7,6 +7,7 @@ mod interrupt;
 mod load;
 mod network;
 mod offload;
+mod output;
 mod process;
 mod round;
 mod scenario;
@@ -15,7 +16,7 @@ mod summary;
 mod table;
 
 use std::fs;
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use nix::sys::signal::Signal;
 use comparison::{Comparison, Remarks, Rounds, values};
 use load::{Commands, Job, Outcome};
 use network::{Network, Setup};
+use output::{print, print_progress};
 use round::Times;
 use scenario::{Figure, Scenario};
 use server::{Kind, Servers};
@@ -329,13 +331,4 @@ impl Drop for Directory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
-}
-
-fn print(line: &str) {
-    // Without a reader the output does not matter.
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-fn print_progress(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
