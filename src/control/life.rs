@@ -44,6 +44,9 @@ const PROGRESS: Duration = Duration::from_secs(30);
 /// The interval at which the service manager is notified of the number of clients.
 const STATUS: Duration = Duration::from_secs(5);
 
+/// The interval at which the server looks which interfaces have the XDP program.
+const OFFLOAD_CHECK: Duration = Duration::from_secs(5);
+
 /// The maximum time to stop after a drain: for the last responses and the log.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -157,6 +160,7 @@ impl RunningServer<'_> {
         check.reset();
         let mut ping = self.service.watchdog_period().map(every);
         let mut status = self.service.is_connected().then(|| every(STATUS));
+        let mut offload_check = every(OFFLOAD_CHECK);
         // The first ping is one period after the start.
         ping.iter_mut().for_each(Interval::reset);
         self.service.ready();
@@ -204,6 +208,7 @@ impl RunningServer<'_> {
                 }
                 _ = check.tick() => self.watch_workers(watchdog.check()),
                 () = tick(&mut ping) => self.ping_watchdog(),
+                _ = offload_check.tick() => self.follow_offload().await,
                 // The last one, so that steady commands cannot hold up anything else.
                 Some(Request { command, operator, response }) = self.requests.recv() => {
                     let result = self.carry_out(command, operator, &mut progress).await;
@@ -302,6 +307,13 @@ impl RunningServer<'_> {
         change.log();
         let certificate = self.certificates.as_ref().map(Certificates::current);
         self.entry.print(self.addresses.choice(), certificate);
+    }
+
+    /// Passes a change of the interfaces that have the XDP program to the workers.
+    async fn follow_offload(&mut self) {
+        let Some(interfaces) = self.offload.follow_interfaces() else { return };
+        self.inputs.offload_interfaces = Arc::clone(&interfaces);
+        self.reconfigure(Snapshot { offload_interfaces: interfaces, ..(*self.snapshot()).clone() }).await;
     }
 
     /// Publishes the URLs of the server at its present addresses, with its present certificate.

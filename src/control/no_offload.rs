@@ -30,8 +30,8 @@ impl Offload {
     }
 
     #[expect(clippy::unused_self, reason = "as with the feature")]
-    pub(super) fn follow_interfaces(&self) -> Arc<BTreeSet<u32>> {
-        Arc::default()
+    pub(super) fn follow_interfaces(&self) -> Option<Arc<BTreeSet<u32>>> {
+        None
     }
 
     pub(super) fn show(&self, _: &OffloadTotals) -> Value {

@@ -26,6 +26,10 @@ use crate::worker::{OFFLOAD_REASONS, OffloadBlocks, OffloadPlan, OffloadTotals};
 /// The largest number of workers that have entries, because a lease has a number of one byte.
 const MOST_WORKERS: usize = 256;
 
+/// What is missing if the program is loaded and not attached.
+const UNATTACHED: &str = "no interface has the XDP program yet. `turnserver offload attach --running` attaches it to those of \
+                          `offload.interfaces`";
+
 /// What the operator can do if `turnserver offload attach` or `detach` has run since the start.
 const REPLACED: &str = "the XDP program has been detached or replaced since the start, so this process relays all data \
                         itself: restart the server to use the present program";
@@ -92,12 +96,9 @@ impl Offload {
         }
     }
 
-    /// Reads again which interfaces have the program. Returns their indices.
-    pub(super) fn follow_interfaces(&self) -> Arc<BTreeSet<u32>> {
-        match &self.active {
-            Ok(active) => active.follow_interfaces(),
-            Err(_) => Arc::default(),
-        }
+    /// Reads again which interfaces have the program. Returns their indices if they have changed.
+    pub(super) fn follow_interfaces(&self) -> Option<Arc<BTreeSet<u32>>> {
+        self.active.as_ref().ok()?.follow_interfaces()
     }
 
     /// Describes the offload.
@@ -157,8 +158,8 @@ impl Active {
             }
             Err(missing) => return Err(missing),
         };
-        if interfaces.attached.is_empty() {
-            return Err("no interface has the program: see `turnserver offload attach`".to_owned());
+        if interfaces.attached.is_empty() && config.offload.mode == OffloadMode::Require {
+            return Err(UNATTACHED.to_owned());
         }
         let failed = |error: io::Error| format!("the maps of the XDP program cannot be used: {error}");
         maps.clear().map_err(failed)?;
@@ -181,13 +182,16 @@ impl Active {
 
     fn log(&self) {
         let Interfaces { attached, others } = self.interfaces();
-        let names: Vec<String> = attached.iter().map(|index| name_of(*index)).collect();
-        tracing::info!(
-            event = "offload-started",
-            interfaces = names.join(", "),
-            channels = self.channels,
-            "the kernel relays channels between UDP clients and UDP peers: `turnserver ctl offload` shows which"
-        );
+        if attached.is_empty() {
+            tracing::info!(event = "offload-waiting", "this process relays all data itself: {UNATTACHED}");
+        } else {
+            tracing::info!(
+                event = "offload-started",
+                interfaces = names(&attached),
+                channels = self.channels,
+                "the kernel relays channels between UDP clients and UDP peers: `turnserver ctl offload` shows which"
+            );
+        }
         for (interface, why) in others {
             tracing::warn!(event = "offload-not-attached", interface, "the XDP program is not attached: {why}");
         }
@@ -197,26 +201,30 @@ impl Active {
         self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn follow_interfaces(&self) -> Arc<BTreeSet<u32>> {
-        let is_replaced = self.is_replaced();
-        let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_replaced {
-            tracing::warn!(event = "offload-replaced", "{REPLACED}");
-            interfaces.attached = Arc::default();
-        } else if let Some(directory) = &self.directory {
-            match pinned::interfaces(directory) {
-                Ok(attached) => {
-                    let attached: BTreeSet<u32> = attached.into_iter().collect();
-                    if attached != *interfaces.attached {
-                        interfaces.attached = Arc::new(attached);
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(event = "offload-interfaces-unknown", %error, "using the interfaces as before");
-                }
+    fn follow_interfaces(&self) -> Option<Arc<BTreeSet<u32>>> {
+        let attached = match pinned::interfaces(self.directory.as_ref()?) {
+            Ok(_) if self.is_replaced() => BTreeSet::new(),
+            Ok(attached) => attached.into_iter().collect(),
+            Err(error) => {
+                tracing::debug!(event = "offload-interfaces-unknown", %error, "the interfaces stay as they were");
+                return None;
             }
+        };
+        let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
+        if attached == *interfaces.attached {
+            return None;
         }
-        Arc::clone(&interfaces.attached)
+        if self.is_replaced() {
+            tracing::warn!(event = "offload-replaced", "{REPLACED}");
+        } else {
+            tracing::info!(
+                event = "offload-interfaces-changed",
+                interfaces = names(&attached),
+                "the kernel relays channels on other interfaces than before"
+            );
+        }
+        interfaces.attached = Arc::new(attached);
+        Some(Arc::clone(&interfaces.attached))
     }
 
     /// Whether the maps are no longer those of the attached program.
@@ -334,6 +342,10 @@ fn watch(desks: Desks) -> io::Result<()> {
     };
     thread::Builder::new().name("next-hops".to_owned()).spawn(serve)?;
     opened.recv().unwrap_or_else(|_| Err(io::Error::other("its thread has ended")))
+}
+
+fn names(indices: &BTreeSet<u32>) -> String {
+    indices.iter().map(|index| name_of(*index)).collect::<Vec<_>>().join(", ")
 }
 
 fn name_of(index: u32) -> String {

@@ -173,7 +173,9 @@ impl RunningServer<'_> {
         let before = std::mem::replace(&mut self.config, Arc::clone(&config));
         self.inputs.remember_realm(&before.realm, &config.realm);
         self.inputs.generated_secret = generated_secret;
-        self.inputs.offload_interfaces = self.offload.follow_interfaces();
+        if let Some(interfaces) = self.offload.follow_interfaces() {
+            self.inputs.offload_interfaces = interfaces;
+        }
         let open_files = open_files();
         self.spare.adapt(open_files);
         let limit = connection_limit(&config, machine.choice(), open_files);
