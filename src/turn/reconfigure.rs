@@ -105,7 +105,8 @@ impl Server {
         &self.snapshot
     }
 
-    /// Reviews up to `most` allocations after [`reconfigure`](Self::reconfigure), and returns whether there are more.
+    /// Reviews up to `most` allocations after [`reconfigure`](Self::reconfigure), fewer if that causes many actions, and
+    /// returns whether there are more.
     ///
     /// An allocation ends if its username is revoked, or if its relay address has gone. If the configuration does not
     /// have its credentials, its next Refresh ends it. Permissions and channels whose peers the policy denies are
@@ -115,6 +116,10 @@ impl Server {
         let ids: Vec<AllocationId> = self.table.iter_from(next).take(most).map(|(id, _)| id).collect();
         self.review.next = ids.last().map(|last| last.place + 1).filter(|_| ids.len() == most);
         for id in ids {
+            if self.has_many_actions() {
+                self.review.next = Some(id.place);
+                break;
+            }
             self.review_one(id, now);
         }
         self.review.next.is_some()

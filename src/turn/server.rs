@@ -50,6 +50,9 @@ pub struct Server {
     pub(crate) gauges: Gauges,
 }
 
+/// The number of actions after which others are left for later. Each may take the shell several microseconds.
+const MANY_ACTIONS: usize = 512;
+
 impl Server {
     /// Creates a server without allocations.
     #[must_use]
@@ -90,12 +93,15 @@ impl Server {
         self.table.find(tuple)
     }
 
-    /// Ends allocations, permissions, channels and reservations that have expired, of up to `most` allocations. Returns
-    /// whether there may be more. Call it about once per second, until it returns `false`.
+    /// Ends allocations, permissions, channels and reservations that have expired, of up to `most` allocations, fewer if
+    /// that causes many actions. Returns whether there may be more. Call it about once per second, until it returns `false`.
     ///
     /// What has expired has no effect, even before this call.
     pub fn advance(&mut self, now: Instant, most: usize) -> bool {
         for _ in 0..most {
+            if self.has_many_actions() {
+                return true;
+            }
             let Some(id) = self.table.pop_due(now) else {
                 self.end_reservations(now);
                 return false;
@@ -162,6 +168,11 @@ impl Server {
     #[must_use]
     pub fn has_actions(&self) -> bool {
         !self.actions.is_empty()
+    }
+
+    /// Whether so many actions wait that they are carried out before more are caused.
+    pub(crate) fn has_many_actions(&self) -> bool {
+        self.actions.len() >= MANY_ACTIONS
     }
 
     /// Returns the allocations whose end [`next_action`](Self::next_action) will report.

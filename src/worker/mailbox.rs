@@ -19,8 +19,11 @@ use crate::turn::{AllocationId, AllocationInfo, Cursor, Filter, Operator, Page};
 /// The maximum number of commands that wait for a worker.
 const CAPACITY: usize = 16;
 
-/// The number of allocations that a worker reviews, lists or ends before it serves packets again.
+/// The number of allocations that a worker reviews or lists before it serves packets again.
 const BUDGET: usize = 16;
+
+/// The number of allocations that a worker ends before it serves packets again. Each may have many channels.
+const ENDED: usize = 2;
 
 /// The number of allocations that a worker looks at before it serves packets again, if it does nothing with most of them.
 const LOOKS: usize = 128;
@@ -200,7 +203,7 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
             }
             Command::End { ids, operator, response } => {
                 let mut ended = 0;
-                for ids in ids.chunks(BUDGET) {
+                for ids in ids.chunks(ENDED) {
                     let Some(this) = worker.upgrade() else { return };
                     ended += this.borrow_mut().end_allocations(ids, operator);
                     drop(this);

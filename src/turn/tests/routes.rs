@@ -85,3 +85,25 @@ fn a_repeated_request_announces_no_route() {
     assert!(!world.server.has_actions());
     assert_eq!(routes(&mut world), before);
 }
+
+#[test]
+fn many_expired_routes_are_removed_in_steps() {
+    let mut world = World::with(|setup| setup.limits.channels_per_allocation = 300);
+    let ports = |number: u16| std::net::SocketAddr::new(peer(1).ip(), 1000 + number);
+    for host in 1..=3 {
+        let client = world.client(host);
+        world.allocate_with(&client, &[&Lifetime(3_600)]);
+        for number in 0..300 {
+            let attributes: [&dyn crate::stun::EncodeAttribute; 2] =
+                [&ChannelNumber(0x4000 + number), &XorPeerAddress(ports(number))];
+            world.accept(&client, Method::CHANNEL_BIND, &attributes);
+        }
+    }
+    assert_eq!(routes(&mut world).len(), 900);
+    world.pass(seconds(600));
+    assert!(world.server.advance(world.now, usize::MAX), "there are more");
+    // The third allocation is left, because those before it have more than 512 actions.
+    assert_eq!((routes(&mut world).len(), world.server.route_count()), (300, 300));
+    assert!(!world.server.advance(world.now, usize::MAX));
+    assert_eq!((routes(&mut world).len(), world.server.route_count()), (0, 0));
+}
