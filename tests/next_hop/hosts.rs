@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::gettid;
+use nix::unistd::{Pid, gettid};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use turnserver::offload::next_hop::{NextHop, Notice, Obstacle, Pair, Resolution, Watcher};
@@ -34,6 +34,7 @@ pub(crate) const FAR6: &str = "2001:db8:9::9";
 /// other end is host 2, and fe80::2. The last bytes of the link addresses are n and the host.
 pub(crate) struct Host {
     commands: mpsc::Sender<(Job, mpsc::Sender<()>)>,
+    thread: Pid,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -52,18 +53,22 @@ impl Host {
                 done.send(()).unwrap();
             }
         });
-        let id = id.recv().unwrap();
-        let name = format!("n{network}");
-        ip(&format!("link add {name} type veth peer name {name} netns {id}"));
-        let host = Self { commands };
+        let host = Self { commands, thread: id.recv().unwrap() };
+        host.connect(network);
+        host
+    }
+
+    /// Creates the interface of another network in the namespace of this thread, whose other end is in this namespace.
+    pub(crate) fn connect(&self, network: u8) {
+        let (name, thread) = (format!("n{network}"), self.thread);
+        ip(&format!("link add {name} type veth peer name {name} netns {thread}"));
         configure(network, 1);
-        host.run(move || {
+        self.run(move || {
             configure(network, 2);
             ip(&format!("addr add fe80::2/64 dev {name} nodad"));
             wait_for_link(network);
         });
         wait_for_link(network);
-        host
     }
 
     /// Runs something in the namespace.
