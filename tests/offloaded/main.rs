@@ -4,6 +4,8 @@
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
 mod call;
+#[cfg(all(test, feature = "interop"))]
+mod coturn;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use turnserver::stun::attribute::Data;
 use crate::call::{CHANNEL, Call, bind, channel_data};
 use crate::http::Http;
 use crate::support::client::{Client, Login, receive};
-use crate::world::{CLIENTS, LISTENERS, PEERS, World, in_host, socket_of, with_server};
+use crate::world::{CLIENTS, LISTENERS, PEERS, World, in_host, run, socket_of, with_server};
 
 fn client<'w>(world: &'w World<'_>) -> Client {
     Client::on(socket_of(&world.network.client, CLIENTS[0]), listener(world))
@@ -118,4 +118,26 @@ fn calls_with_a_limit_on_the_bytes_of_a_user_go_through_user_space() {
             call.end();
         });
     }
+}
+
+// A container on a veth interface of this machine does this.
+#[test]
+fn data_whose_checksum_the_sender_leaves_to_a_device_goes_through_user_space() {
+    with_server("", |world| {
+        for versions in [[0, 0], [1, 1]] {
+            let call = Call::start_over(world, versions);
+            call.exchange_in_kernel();
+            world.network.client.run(|| drop(run("ethtool", "-K n1 tx on")));
+            let (before, passed) = (world.in_kernel(), world.outcome("partial-checksum"));
+            call.exchange(&[&[1; 100], &[2; 1001]]);
+            call.check();
+            let state = (world.offload(), call.why_not());
+            assert_eq!(world.in_kernel().since(before).packets, [0, 2], "{state:?}");
+            assert_eq!(world.outcome("partial-checksum") - passed, 2);
+            world.network.client.run(|| drop(run("ethtool", "-K n1 tx off")));
+            call.exchange_in_kernel();
+            call.end();
+        }
+        world.assert_checksums();
+    });
 }

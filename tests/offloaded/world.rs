@@ -12,7 +12,7 @@ use turnserver::offload::obstacle::NotLoaded;
 use turnserver::offload::program::{Program, Sizes};
 
 use crate::hosts::{FAR, Host, set};
-use crate::network::in_own_network;
+use crate::network::{in_own_network, ip};
 use crate::support::client::socket;
 use crate::support::{Controlled, TIMEOUT, config_for, has_ipv6, skip};
 
@@ -110,6 +110,8 @@ impl Network {
             set(&format!("{version}/neigh/{name}/base_reachable_time_ms"), "3600000");
         }
         any_source(&name);
+        // The kernel examines neighbours only from an address of the link.
+        ip(&format!("addr add fe80::1/64 dev {name} nodad"));
         host.run(move || {
             any_source(&name);
             // With `gro`, the interface accepts redirected packets. With `tx`, it would leave checksums to the other end.
