@@ -8,6 +8,9 @@ mod client;
 #[path = "browser/forwarder.rs"]
 mod forwarder;
 #[cfg(test)]
+#[path = "browser/page.rs"]
+mod page;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 #[path = "browser/test_page.rs"]
@@ -18,51 +21,21 @@ mod webdriver;
 
 #[cfg(test)]
 mod browser {
-    use std::io::{BufRead, BufReader, Write};
-    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::net::SocketAddr;
     use std::path::PathBuf;
     use std::process::Command;
-    use std::thread;
 
     use serde_json::{Value, json};
     use turnserver::clock::unix_seconds;
 
+    use crate::page::serve_page;
     use crate::support::certificates::Authority;
     use crate::support::{
         Credential, Server, TIMEOUT, TempDir, config_for, config_without_secret, has_ipv6, run, with_tls,
     };
     use crate::webdriver::Browser;
 
-    const PAGE: &str = include_str!("browser/page.html");
     const BYTES: usize = 10 << 20;
-
-    /// Serves the page until the test process ends. 127.0.0.1 is a secure context, which `crypto.subtle` requires.
-    fn serve_page() -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                // A browser opens connections that it does not use, so each has its own thread.
-                thread::spawn(|| stream.and_then(respond));
-            }
-        });
-        address
-    }
-
-    fn respond(mut stream: TcpStream) -> std::io::Result<()> {
-        let request: Vec<String> =
-            BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-        let (status, body) = match request.first() {
-            Some(line) if line.starts_with("GET / ") => ("200 OK", PAGE),
-            Some(_) => ("404 Not Found", ""),
-            None => return Ok(()),
-        };
-        let length = body.len();
-        write!(
-            stream,
-            "HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-        )
-    }
 
     /// Returns the configuration of a page with only the URLs of one transport.
     fn only(transport: &str, credential: &Credential) -> Value {

@@ -217,11 +217,10 @@ impl Active {
         if self.is_replaced() {
             tracing::warn!(event = "offload-replaced", "{REPLACED}");
         } else {
-            tracing::info!(
-                event = "offload-interfaces-changed",
-                interfaces = names(&attached),
-                "the kernel relays channels on other interfaces than before"
-            );
+            let effect =
+                if attached.is_empty() { UNATTACHED } else { "the kernel relays channels on these interfaces" };
+            let interfaces = names(&attached);
+            tracing::info!(event = "offload-interfaces-changed", interfaces, "the interfaces have changed: {effect}");
         }
         interfaces.attached = Arc::new(attached);
         Some(Arc::clone(&interfaces.attached))

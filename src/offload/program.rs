@@ -9,6 +9,7 @@ use aya::maps::{Map, MapData};
 use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_obj::programs::XdpAttachType;
 use nix::net::if_::if_nametoindex;
@@ -21,6 +22,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("relay.bpf.o");
 /// The name of the program in the object.
 const PROGRAM: &str = "relay";
 
+/// The number of consecutive slots that a worker takes at a time.
+pub const BLOCK: u32 = 64;
+
 /// The sizes of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
@@ -32,13 +36,12 @@ pub struct Sizes {
 
 impl Sizes {
     /// Returns the sizes for this number of channels: an entry and a counter of each direction. Workers share the slots
-    /// in groups of 64.
+    /// in blocks of 64, so each CPU gets one more for the slots of its worker that are free.
     #[must_use]
-    pub const fn for_channels(channels: u32) -> Self {
-        let slots = channels.saturating_mul(2);
-        // The largest multiple of 64 is 63 less than the largest number.
-        let slots = if slots > u32::MAX - 63 { u32::MAX - 63 } else { slots.next_multiple_of(64) };
-        Self { entries: channels, slots }
+    pub fn for_channels(channels: u32) -> Self {
+        let cpus = nr_cpus().ok().and_then(|cpus| u32::try_from(cpus).ok()).unwrap_or(1);
+        let blocks = channels.saturating_mul(2).div_ceil(BLOCK).saturating_add(cpus);
+        Self { entries: channels, slots: blocks.min(u32::MAX / BLOCK) * BLOCK }
     }
 }
 
@@ -162,8 +165,10 @@ mod tests {
 
     #[test]
     fn each_channel_has_two_counters_in_groups_of_64() {
-        let slots = [1, 32, 33, 16_384, 1_000_000, u32::MAX].map(|channels| Sizes::for_channels(channels).slots);
-        assert_eq!(slots, [64, 64, 128, 32_768, 2_000_000, 4_294_967_232]);
-        assert_eq!(Sizes::for_channels(33).entries, 33);
+        let slots = |channels| Sizes::for_channels(channels).slots;
+        let of_cpus = slots(1) - 64;
+        assert!(of_cpus >= 64 && of_cpus.is_multiple_of(64), "{of_cpus}");
+        assert_eq!([32, 33, 16_384, 1_000_000].map(slots), [64, 128, 32_768, 2_000_000].map(|slots| slots + of_cpus));
+        assert_eq!((slots(u32::MAX), Sizes::for_channels(33).entries), (4_294_967_232, 33));
     }
 }

@@ -440,7 +440,9 @@ impl Shell {
     /// Ends every allocation, and every connection as soon as its queue is written.
     fn stop(&mut self, now: Now) {
         self.flush_to_clients();
-        self.offload.iter_mut().for_each(Offload::suspend);
+        // As long as the allocations are there, what they have relayed is found at once.
+        self.offload.iter_mut().for_each(Offload::finish);
+        self.credit_offloaded();
         self.server.stop(now.monotonic);
         self.carry_out(now);
         self.offload.iter_mut().for_each(Offload::finish);
@@ -484,7 +486,7 @@ impl Shell {
             let ended: Vec<_> = self.server.ended_allocations().collect();
             ended.into_iter().for_each(|(id, tuple)| self.drop_data_of(id, &tuple));
             if let Some(offload) = &mut self.offload {
-                self.server.removed_routes().for_each(|route| offload.remove(route));
+                offload.remove(self.server.removed_routes());
                 self.credit_offloaded();
             }
         }
@@ -499,7 +501,9 @@ impl Shell {
                     self.offload.iter_mut().for_each(|offload| offload.add(route, &mut self.rng));
                 }
                 // Most are removed already. One that was announced with these actions is not.
-                Action::RouteRemoved(route) => self.offload.iter_mut().for_each(|offload| offload.remove(&route)),
+                Action::RouteRemoved(route) => {
+                    self.offload.iter_mut().for_each(|offload| offload.remove(std::iter::once(&route)))
+                }
             }
         }
     }

@@ -55,7 +55,7 @@ impl Offload {
         match self.0 {}
     }
 
-    pub(super) fn remove(&mut self, _: &ChannelRoute) {
+    pub(super) fn remove<'r>(&mut self, _: impl Iterator<Item = &'r ChannelRoute>) {
         match self.0 {}
     }
 

@@ -25,26 +25,46 @@ pub(crate) struct Browser {
     profile: TempDir,
 }
 
+/// What differs between browsers.
+#[derive(Debug)]
+struct Options<'h> {
+    accept_all: bool,
+    shows_addresses: bool,
+    /// The content of `/etc/hosts`.
+    hosts: Option<&'h str>,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self { accept_all: true, shows_addresses: false, hosts: None }
+    }
+}
+
 impl Browser {
     /// Starts a browser that accepts every certificate.
     pub(crate) fn start() -> Self {
-        Self::with(true, None)
+        Self::with(Options::default())
+    }
+
+    /// Starts a browser whose candidates have the addresses of the machine, and not names.
+    pub(crate) fn with_addresses() -> Self {
+        Self::with(Options { shows_addresses: true, ..Options::default() })
     }
 
     /// Starts a browser that accepts only certificates of the authorities that browsers trust.
     pub(crate) fn strict() -> Self {
-        Self::with(false, None)
+        Self::with(Options { accept_all: false, ..Options::default() })
     }
 
     /// Starts a browser on a machine with this `/etc/hosts`.
     pub(crate) fn with_hosts(hosts: &str) -> Self {
-        Self::with(true, Some(hosts))
+        Self::with(Options { hosts: Some(hosts), ..Options::default() })
     }
 
-    fn with(accept_all: bool, hosts: Option<&str>) -> Self {
+    fn with(options: Options<'_>) -> Self {
         let profile = TempDir::new();
         let mut command = Command::new("chromedriver");
-        if let Some(hosts) = hosts {
+        if let Some(hosts) = options.hosts {
             let file = profile.write("hosts", hosts);
             let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", file.display());
             command = Command::new("unshare");
@@ -56,11 +76,14 @@ impl Browser {
             port.unwrap_or_else(|| panic!("chromedriver reports no port; its output:\n{}", chromedriver.output()));
         let mut browser =
             Self { driver: (Ipv4Addr::LOCALHOST, port).into(), session: String::new(), chromedriver, profile };
-        browser.session = browser.new_session(accept_all);
+        browser.session = browser.new_session(&options);
         browser
     }
 
-    fn new_session(&self, accept_all: bool) -> String {
+    fn new_session(&self, options: &Options<'_>) -> String {
+        let accept_all = options.accept_all;
+        let names =
+            if options.shows_addresses { "--disable-features=WebRtcHideLocalIpsWithMdns" } else { "--noerrdialogs" };
         let capabilities = json!({ "capabilities": { "alwaysMatch": {
             "acceptInsecureCerts": accept_all,
             "timeouts": { "script": SCRIPT_LIMIT.as_millis() },
@@ -72,6 +95,7 @@ impl Browser {
                 // The browser does not trust the test's certificate. The option applies to WebRTC too.
                 if accept_all { "--ignore-certificate-errors" } else { "--noerrdialogs" },
                 "--disable-dev-shm-usage",
+                names,
                 // Limits the browser's traffic to the page and the relay.
                 "--disable-background-networking",
                 "--disable-component-update",

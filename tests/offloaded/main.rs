@@ -2,6 +2,8 @@
 //! interfaces connect. Needs root, `ip` and `ethtool`.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
+#[cfg(all(test, feature = "browser"))]
+mod browser;
 #[cfg(test)]
 mod call;
 #[cfg(all(test, feature = "interop"))]
@@ -19,6 +21,9 @@ mod hosts;
 #[cfg(test)]
 #[path = "../http/client.rs"]
 mod http;
+#[cfg(all(test, feature = "browser"))]
+#[path = "../browser/page.rs"]
+mod page;
 #[cfg(test)]
 mod path;
 #[cfg(test)]
@@ -28,6 +33,10 @@ mod reload;
 mod support;
 #[cfg(test)]
 mod user_space;
+#[cfg(all(test, feature = "browser"))]
+#[allow(dead_code, reason = "these tests use a part of it")]
+#[path = "../browser/webdriver.rs"]
+mod webdriver;
 #[cfg(test)]
 mod world;
 

@@ -16,6 +16,9 @@ use super::{Notice, Obstacle, Owner, Pair, Watcher};
 /// The time between two attempts to open a watcher after an error of its sockets.
 const REOPEN: Duration = Duration::from_secs(1);
 
+/// Of the attempts that fail one after the other, one in so many is reported: once a minute.
+const REPORTED: u32 = 60;
+
 /// Asks for next hops on behalf of one owner. Dropping it releases all of its pairs.
 #[derive(Debug)]
 pub struct Asker(Arc<Desk>);
@@ -41,7 +44,10 @@ struct Desk {
 struct Waiting {
     wishes: HashMap<Pair, Wish>,
     notices: HashMap<Pair, Noticed>,
+    /// The owner asks for nothing more.
     is_closed: bool,
+    /// Nobody serves the owner.
+    is_dead: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,22 +96,36 @@ impl Asker {
     pub fn recheck(&self, pair: Pair) {
         let mut waiting = self.0.waiting();
         // A wish that waits leads to a lookup, or the pair is not wanted.
-        waiting.wishes.entry(pair).or_insert(Wish::Recheck);
+        if !waiting.is_dead {
+            waiting.wishes.entry(pair).or_insert(Wish::Recheck);
+        }
         drop(waiting);
         self.0.asked.notify_one();
     }
 
     fn wish(&self, pair: Pair, wish: Wish) {
-        self.0.waiting().wishes.insert(pair, wish);
+        let mut waiting = self.0.waiting();
+        if !waiting.is_dead {
+            waiting.wishes.insert(pair, wish);
+        }
+        drop(waiting);
         self.0.asked.notify_one();
     }
 
-    /// Waits for notices. Nothing is lost if its future is dropped.
-    pub async fn notices(&self) -> Vec<Notice> {
+    /// Waits for notices. Nothing is lost if its future is dropped. `None`: the other end has gone, so no next hop is
+    /// known any more.
+    pub async fn notices(&self) -> Option<Vec<Notice>> {
         loop {
-            let notices = std::mem::take(&mut self.0.waiting().notices);
-            if !notices.is_empty() {
-                return notices.into_values().flat_map(|noticed| [noticed.changed, noticed.used]).flatten().collect();
+            {
+                let mut waiting = self.0.waiting();
+                if waiting.is_dead {
+                    return None;
+                }
+                let notices = std::mem::take(&mut waiting.notices);
+                if !notices.is_empty() {
+                    let each = notices.into_values().flat_map(|noticed| [noticed.changed, noticed.used]);
+                    return Some(each.flatten().collect());
+                }
             }
             self.0.answered.notified().await;
         }
@@ -119,6 +139,15 @@ impl Drop for Asker {
     }
 }
 
+impl Drop for Desks {
+    fn drop(&mut self) {
+        for desk in &self.desks {
+            *desk.waiting() = Waiting { is_dead: true, ..Waiting::default() };
+            desk.answered.notify_one();
+        }
+    }
+}
+
 impl Desks {
     /// Serves the askers until all of them are dropped. After an error of the sockets, it calls `report`, tells the
     /// owners that there are no next hops, and opens a new watcher.
@@ -128,27 +157,34 @@ impl Desks {
     pub async fn serve(self, watcher: Watcher, report: impl Fn(&io::Error)) {
         let mut watcher = Some(watcher);
         let mut wanted: Vec<HashSet<Pair>> = self.desks.iter().map(|_| HashSet::new()).collect();
+        let mut failures = 0_u32;
         loop {
             let Some(current) = &mut watcher else {
                 sleep(REOPEN).await;
                 if self.are_closed() {
                     return;
                 }
+                self.take_wishes(None, &mut wanted);
                 match Watcher::open() {
                     Ok(mut new) => {
                         for (owner, pairs) in (0..).zip(&wanted) {
                             pairs.iter().for_each(|pair| self.ask(&mut new, owner, *pair));
                         }
-                        watcher = Some(new);
+                        (watcher, failures) = (Some(new), 0);
                     }
-                    Err(error) => report(&error),
+                    Err(error) => {
+                        failures += 1;
+                        if failures.is_multiple_of(REPORTED) {
+                            report(&error);
+                        }
+                    }
                 }
                 continue;
             };
             let result = tokio::select! {
                 notices = current.next() => notices.map(|notices| notices.into_iter().for_each(|notice| self.tell(notice))),
                 () = self.asked.notified() => {
-                    self.take_wishes(current, &mut wanted);
+                    self.take_wishes(Some(current), &mut wanted);
                     Ok(())
                 }
             };
@@ -171,23 +207,27 @@ impl Desks {
         self.desks.iter().all(|desk| desk.waiting().is_closed)
     }
 
-    fn take_wishes(&self, watcher: &mut Watcher, wanted: &mut [HashSet<Pair>]) {
+    /// Notes what the owners want. Without a watcher, they get no resolutions.
+    fn take_wishes(&self, mut watcher: Option<&mut Watcher>, wanted: &mut [HashSet<Pair>]) {
         for ((owner, desk), wanted) in (0..).zip(&self.desks).zip(wanted) {
             let (wishes, is_closed) = {
                 let mut waiting = desk.waiting();
                 (std::mem::take(&mut waiting.wishes), waiting.is_closed)
             };
             for (pair, wish) in wishes {
+                let was_wanted = match wish {
+                    Wish::Recheck => wanted.contains(&pair),
+                    Wish::Release => wanted.remove(&pair),
+                    Wish::Ask => !wanted.insert(pair),
+                };
+                let Some(watcher) = watcher.as_deref_mut() else { continue };
                 match wish {
                     Wish::Recheck => watcher.recheck(pair),
-                    Wish::Release => {
-                        if wanted.remove(&pair) {
-                            watcher.release(owner, pair);
-                        }
-                    }
+                    Wish::Release if was_wanted => watcher.release(owner, pair),
+                    Wish::Release => {}
                     Wish::Ask => {
                         // The owner has released it and asked again.
-                        if !wanted.insert(pair) {
+                        if was_wanted {
                             watcher.release(owner, pair);
                         }
                         self.ask(watcher, owner, pair);
@@ -195,7 +235,11 @@ impl Desks {
                 }
             }
             if is_closed {
-                wanted.drain().for_each(|pair| watcher.release(owner, pair));
+                for pair in wanted.drain() {
+                    if let Some(watcher) = watcher.as_deref_mut() {
+                        watcher.release(owner, pair);
+                    }
+                }
             }
         }
     }

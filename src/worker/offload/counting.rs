@@ -6,12 +6,11 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Leg;
 use crate::offload::layout::Counter;
 use crate::offload::maps::Maps;
+use crate::offload::program::BLOCK;
 use crate::turn::{Direction, SocketId};
-
-/// The number of consecutive slots that a worker takes at a time, and that one call of the kernel reads.
-const BLOCK: u32 = 64;
 
 /// Which blocks of slots workers use.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ impl Blocks {
         Self((0..slots / BLOCK).map(|_| AtomicBool::new(false)).collect())
     }
 
-    fn take(&self) -> Option<u32> {
+    pub(super) fn take(&self) -> Option<u32> {
         // Relaxed: no other memory depends on it. Who takes a block reads its counters from the kernel.
         let take = |used: &AtomicBool| used.compare_exchange(false, true, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         self.0.iter().position(take).and_then(|number| u32::try_from(number).ok())
@@ -62,18 +61,19 @@ struct Slot {
     /// What is credited.
     seen: Counter,
     user: User,
-    /// The packets of earlier users.
-    at_start: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum User {
     None,
-    Entry(SocketId, Direction),
+    Entry(SocketId, Leg),
     /// The entry has been removed. A packet that was being relayed then may still be counted, so the slot is free only
     /// after it was read this often.
-    Former(SocketId, Direction, u8),
+    Former(SocketId, Leg, u8),
 }
+
+/// The slots of a block from which on reading the whole block costs less than reading them.
+const WORTH_A_BLOCK: usize = 14;
 
 /// The readings after which a slot is free. The second one is at least a second after the removal of the entry.
 const READINGS: u8 = 2;
@@ -87,13 +87,13 @@ impl Counting {
     ///
     /// # Errors
     /// Those of the kernel.
-    pub(super) fn take(&mut self, maps: &mut Maps, socket: SocketId, direction: Direction) -> io::Result<Option<u32>> {
+    pub(super) fn take(&mut self, maps: &mut Maps, socket: SocketId, leg: Leg) -> io::Result<Option<u32>> {
         if self.free.is_empty() && !self.add_block(maps)? {
             return Ok(None);
         }
         let Some(slot) = self.free.pop() else { return Ok(None) };
         if let Some(slot) = self.slot(slot) {
-            *slot = Slot { user: User::Entry(socket, direction), at_start: slot.seen.packets, ..*slot };
+            slot.user = User::Entry(socket, leg);
         }
         Ok(Some(slot))
     }
@@ -107,18 +107,46 @@ impl Counting {
             self.all.give_back(number);
             return Err(error);
         }
-        self.blocks.insert(number, Box::new(counters.map(|seen| Slot { seen, user: User::None, at_start: 0 })));
+        self.blocks.insert(number, Box::new(counters.map(|seen| Slot { seen, user: User::None })));
         self.free.extend((first..first + BLOCK).rev());
         Ok(true)
     }
 
-    /// Notes that the entry of a slot has been removed.
-    pub(super) fn release(&mut self, slot: u32) {
-        if let Some(slot) = self.slot(slot)
-            && let User::Entry(socket, direction) = slot.user
-        {
-            slot.user = User::Former(socket, direction, READINGS);
+    /// Reads the slots of entries that have been removed, and frees them later. Calls `credit` for each that has counted
+    /// packets.
+    ///
+    /// # Errors
+    /// Those of the kernel. The slots are freed all the same.
+    pub(super) fn release(
+        &mut self,
+        maps: &mut Maps,
+        mut slots: Vec<u32>,
+        mut credit: impl FnMut(Relayed, Leg),
+    ) -> io::Result<()> {
+        let mut result = Ok(());
+        slots.sort_unstable();
+        for slots in slots.chunk_by(|one, other| one / BLOCK == other / BLOCK) {
+            let Some(first) = slots.first() else { continue };
+            // Reading a whole block costs as much as reading some of its slots one by one.
+            result = result.and(if slots.len() >= WORTH_A_BLOCK {
+                self.read_block(maps, first / BLOCK, &mut credit)
+            } else {
+                slots.iter().try_for_each(|slot| {
+                    let leg = self.slot(*slot).and_then(|slot| slot.leg());
+                    let relayed = self.read_one(maps, *slot)?;
+                    relayed.into_iter().zip(leg).for_each(|(relayed, leg)| credit(relayed, leg));
+                    Ok(())
+                })
+            });
+            for slot in slots {
+                if let Some(slot) = self.slot(*slot)
+                    && let User::Entry(socket, leg) = slot.user
+                {
+                    slot.user = User::Former(socket, leg, READINGS);
+                }
+            }
         }
+        result
     }
 
     /// Reads one slot.
@@ -130,13 +158,6 @@ impl Counting {
         maps.read_counters(slot, &mut counters)?;
         let [counter] = counters;
         Ok(self.slot(slot).and_then(|slot| slot.advance(counter)))
-    }
-
-    /// Returns the time of `CLOCK_MONOTONIC` of the last packet that a reading has shown, in nanoseconds; `None` without
-    /// such a packet since the slot was taken.
-    pub(super) fn last(&self, slot: u32) -> Option<u64> {
-        let slot = self.blocks.get(&(slot / BLOCK))?.get(usize::try_from(slot % BLOCK).ok()?)?;
-        (slot.seen.packets > slot.at_start).then_some(slot.seen.last)
     }
 
     /// Returns the block after another one; the first one after `None`.
@@ -154,18 +175,17 @@ impl Counting {
         &mut self,
         maps: &mut Maps,
         number: u32,
-        mut credit: impl FnMut(Relayed),
+        mut credit: impl FnMut(Relayed, Leg),
     ) -> io::Result<()> {
         let Some(block) = self.blocks.get_mut(&number).filter(|block| is_used(block)) else { return Ok(()) };
         let mut counters = [Counter::default(); BLOCK as usize];
         let first = number * BLOCK;
         maps.read_counters(first, &mut counters)?;
         for ((number, slot), counter) in (first..).zip(block.iter_mut()).zip(counters) {
-            if let Some(relayed) = slot.advance(counter) {
-                credit(relayed);
-            }
+            let leg = slot.leg();
+            slot.advance(counter).into_iter().zip(leg).for_each(|(relayed, leg)| credit(relayed, leg));
             slot.user = match slot.user {
-                User::Former(socket, direction, left @ 2..) => User::Former(socket, direction, left - 1),
+                User::Former(socket, leg, left @ 2..) => User::Former(socket, leg, left - 1),
                 User::Former(..) => {
                     self.free.push(number);
                     User::None
@@ -183,11 +203,11 @@ impl Counting {
         if unused.is_empty() {
             return;
         }
-        self.free.retain(|slot| !unused.contains(&(slot / BLOCK)));
         for number in unused {
             self.blocks.remove(&number);
             self.all.give_back(number);
         }
+        self.free.retain(|slot| self.blocks.contains_key(&(slot / BLOCK)));
     }
 
     fn slot(&mut self, slot: u32) -> Option<&mut Slot> {
@@ -196,10 +216,18 @@ impl Counting {
 }
 
 impl Slot {
+    fn leg(&self) -> Option<Leg> {
+        match self.user {
+            User::Entry(_, leg) | User::Former(_, leg, _) => Some(leg),
+            User::None => None,
+        }
+    }
+
     /// Returns what has been counted since the last reading.
     fn advance(&mut self, counter: Counter) -> Option<Relayed> {
         let seen = std::mem::replace(&mut self.seen, counter);
-        let (User::Entry(socket, direction) | User::Former(socket, direction, _)) = self.user else { return None };
+        let (User::Entry(socket, leg) | User::Former(socket, leg, _)) = self.user else { return None };
+        let direction = leg.direction;
         let (packets, bytes) = (counter.packets.wrapping_sub(seen.packets), counter.bytes.wrapping_sub(seen.bytes));
         (packets > 0).then_some(Relayed { socket, direction, packets, bytes })
     }

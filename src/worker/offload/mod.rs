@@ -19,6 +19,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,11 +85,18 @@ pub(super) struct Offload {
     pairs: HashMap<Pair, Watched>,
     /// Directions whose entry may have to change.
     due: VecDeque<Leg>,
-    /// Directions whose entry the kernel did not take.
-    rejected: VecDeque<Leg>,
+    /// Directions whose entry the kernel did not take, and the one that was tried again last.
+    rejected: BTreeSet<Leg>,
+    retried: Option<Leg>,
+    /// News that wait.
+    notices: VecDeque<Notice>,
     /// Directions without entry, so that the kernel sends a packet to the neighbour: since this second, and since the
     /// one before.
-    resting: [Vec<Leg>; 2],
+    resting: [Vec<(Leg, Neighbour)>; 2],
+    /// A direction to each neighbour that has relayed packets in one of the last two readings, and the number of that
+    /// reading.
+    latest: HashMap<Neighbour, (Leg, u64)>,
+    readings: u64,
     reading: Reading,
     state: State,
     counts: Counts,
@@ -108,7 +116,8 @@ enum State {
     Suspended {
         reviewed: bool,
     },
-    /// Not before the next start: the kernel does not remove entries, or does not extend the lease.
+    /// Not before the next start: the kernel does not remove entries or does not extend the lease, or nothing watches
+    /// routes and neighbours.
     Failed(Arc<str>),
 }
 
@@ -128,6 +137,9 @@ pub(super) struct Counts {
     /// The directions of channels without entry, in the order of [`REASONS`].
     pub(super) without: [u64; REASONS.len()],
 }
+
+/// The interface and the link address of a next hop.
+type Neighbour = (u32, [u8; 6]);
 
 /// One direction of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -177,8 +189,12 @@ impl Offload {
             free: Vec::new(),
             pairs: HashMap::new(),
             due: VecDeque::new(),
-            rejected: VecDeque::new(),
+            rejected: BTreeSet::new(),
+            retried: None,
+            notices: VecDeque::new(),
             resting: Default::default(),
+            latest: HashMap::new(),
+            readings: 0,
             reading: Reading::Complete,
             state: State::Active,
             counts: Counts::default(),
@@ -211,7 +227,7 @@ impl Offload {
                 self.examine_route(at);
                 return;
             }
-            self.remove(&route);
+            self.remove(std::iter::once(&route));
         }
         let way = |pair| Way {
             pair,
@@ -237,66 +253,72 @@ impl Offload {
         self.examine_route(at);
     }
 
-    /// Removes a route and its entries, if there is such a route. What it has relayed is complete, but for a packet that
-    /// the program is about to send.
-    pub(super) fn remove(&mut self, route: &ChannelRoute) {
-        let Some(at) = self.by_channel.remove(&(route.tuple, route.channel)) else { return };
-        let Some(Route { ways, .. }) = self.routes.get_mut(at as usize).and_then(Option::take) else { return };
-        self.free.push(at);
-        for (way, direction) in ways.into_iter().zip(DIRECTIONS) {
-            *self.counts.place(&way.entry, direction) -= 1;
-            self.unwatch(Leg { route: at, direction }, way.pair);
-            if let Ok(entry) = way.entry {
-                self.remove_entry(&entry);
-            }
-        }
-    }
-
-    /// Removes the entry of a direction, and reads its counter.
-    fn remove_entry(&mut self, entry: &Entry) {
-        let removed = self.maps.remove(entry.direction, &entry.key());
-        match removed.and_then(|_| self.counting.read_one(&mut self.maps, entry.slot)) {
-            Ok(relayed) => self.relayed.extend(relayed),
-            Err(error) => self.fail(&error),
-        }
-        self.counting.release(entry.slot);
-    }
-
-    /// Learns next hops.
-    pub(super) fn learn(&mut self, notices: Vec<Notice>) {
-        for notice in notices {
-            match notice {
-                Notice::Changed { pair, resolution, .. } => {
-                    let Some(watched) = self.pairs.get_mut(&pair) else { continue };
-                    watched.resolution = Some(resolution);
-                    let legs: Vec<Leg> = watched.legs.iter().copied().collect();
-                    legs.into_iter().for_each(|leg| self.examine(leg));
+    /// Removes routes and their entries. What they have relayed is complete, but for packets that the program is about to
+    /// send.
+    pub(super) fn remove<'r>(&mut self, routes: impl Iterator<Item = &'r ChannelRoute>) {
+        let mut slots = Vec::new();
+        for route in routes {
+            let Some(at) = self.by_channel.remove(&(route.tuple, route.channel)) else { continue };
+            let Some(Route { ways, .. }) = self.routes.get_mut(at as usize).and_then(Option::take) else { continue };
+            self.free.push(at);
+            for (way, direction) in ways.into_iter().zip(DIRECTIONS) {
+                let leg = Leg { route: at, direction };
+                *self.counts.place(&way.entry, direction) -= 1;
+                self.unwatch(leg, way.pair);
+                self.rejected.remove(&leg);
+                if let Ok(entry) = way.entry {
+                    self.remove_entry(&entry);
+                    slots.push(entry.slot);
                 }
-                Notice::Use { pair, .. } => self.rest(pair),
             }
+        }
+        self.release(slots);
+    }
+
+    fn remove_entry(&mut self, entry: &Entry) {
+        if let Err(error) = self.maps.remove(entry.direction, &entry.key()) {
+            self.fail(&error);
         }
     }
 
-    /// Leaves one direction to user space for a while, so that the kernel sends packets to the neighbour of a pair: the
-    /// direction whose last packet is the latest of all that have this neighbour.
+    /// Reads the slots of entries that have been removed.
+    fn release(&mut self, slots: Vec<u32>) {
+        let relayed = &mut self.relayed;
+        if let Err(error) = self.counting.release(&mut self.maps, slots, |counted, _| relayed.push(counted)) {
+            self.fail(&error);
+        }
+    }
+
+    /// Queues news about next hops.
+    pub(super) fn learn(&mut self, notices: Vec<Notice>) {
+        self.notices.extend(notices);
+    }
+
+    fn consider(&mut self, notice: Notice) {
+        match notice {
+            Notice::Changed { pair, resolution, .. } => {
+                let Some(watched) = self.pairs.get_mut(&pair) else { return };
+                watched.resolution = Some(resolution);
+                let legs: Vec<Leg> = watched.legs.iter().copied().collect();
+                legs.into_iter().for_each(|leg| self.examine(leg));
+            }
+            Notice::Use { pair, .. } => self.rest(pair),
+        }
+    }
+
+    /// Leaves one direction to user space for a while, so that the kernel sends packets to the neighbour of a pair: one
+    /// that has relayed packets lately.
     fn rest(&mut self, pair: Pair) {
-        let neighbour = |watched: &Watched| match &watched.resolution {
-            Some(Ok(hop)) => Some((hop.interface, hop.link_destination)),
-            _ => None,
-        };
-        let Some(examined) = self.pairs.get(&pair).and_then(neighbour) else { return };
-        let of_neighbour = self.pairs.values().filter(|watched| neighbour(watched) == Some(examined));
-        let legs: Vec<Leg> = of_neighbour.flat_map(|watched| watched.legs.iter().copied()).collect();
-        if legs.iter().any(|leg| self.way(*leg).is_some_and(|way| way.rests)) {
+        let Some(Ok(hop)) = self.pairs.get(&pair).and_then(|watched| watched.resolution.as_ref()) else { return };
+        let neighbour = neighbour(hop.interface, hop.link_destination);
+        if self.resting.iter().flatten().any(|(_, resting)| *resting == neighbour) {
             return;
         }
-        let last = |leg: &Leg| Some((self.counting.last(self.way(*leg)?.entry.as_ref().ok()?.slot)?, *leg));
-        let Some((_, leg)) = legs.iter().filter_map(last).max() else { return };
-        if let Some(way) = self.way_mut(leg) {
-            way.rests = true;
-            self.resting[0].push(leg);
-            self.examine(leg);
-        }
+        let Some((leg, _)) = self.latest.remove(&neighbour) else { return };
+        let Some(way) = self.way_mut(leg).filter(|way| way.entry.is_ok()) else { return };
+        way.rests = true;
+        self.resting[0].push((leg, neighbour));
+        self.examine(leg);
     }
 
     /// Looks up again how packets reach a peer, because one was too long for the path.
@@ -337,15 +359,19 @@ impl Offload {
             self.extend_lease();
         }
         let [now, before] = &mut self.resting;
-        for leg in std::mem::replace(before, std::mem::take(now)) {
+        for (leg, _) in std::mem::replace(before, std::mem::take(now)) {
             if let Some(way) = self.way_mut(leg) {
                 way.rests = false;
                 self.examine(leg);
             }
         }
-        let retries = self.rejected.len().min(RETRIES);
-        let retried: Vec<Leg> = self.rejected.drain(..retries).collect();
-        retried.into_iter().for_each(|leg| self.examine(leg));
+        let after = self.retried.map_or(Unbounded, Excluded);
+        let retried: Vec<Leg> = self.rejected.range((after, Unbounded)).take(RETRIES).copied().collect();
+        self.retried = retried.last().copied();
+        for leg in retried {
+            self.rejected.remove(&leg);
+            self.examine(leg);
+        }
         if self.reading == Reading::Complete {
             self.reading = Reading::After(None);
         }
@@ -355,6 +381,10 @@ impl Offload {
     /// Does a step of the work that waits. Returns whether there is more.
     pub(super) fn step(&mut self, server: &Server) -> bool {
         for _ in 0..PER_STEP {
+            let Some(notice) = self.notices.pop_front() else { break };
+            self.consider(notice);
+        }
+        for _ in 0..PER_STEP {
             let Some(leg) = self.due.pop_front() else { break };
             self.settle(leg, server);
         }
@@ -363,22 +393,36 @@ impl Offload {
             self.extend_lease();
         }
         self.read_blocks(BLOCKS_PER_STEP);
-        !self.due.is_empty() || self.reading != Reading::Complete
+        !self.notices.is_empty() || !self.due.is_empty() || self.reading != Reading::Complete
     }
 
     /// Reads some blocks of counters.
     fn read_blocks(&mut self, most: usize) {
+        let mut active = Vec::new();
         for _ in 0..most {
-            let Reading::After(before) = self.reading else { return };
+            let Reading::After(before) = self.reading else { break };
             let Some(block) = self.counting.block_after(before) else {
                 self.reading = Reading::Complete;
                 self.counting.give_back();
-                return;
+                self.readings += 1;
+                let readings = self.readings;
+                self.latest.retain(|_, (_, read)| *read + 1 >= readings);
+                break;
             };
             self.reading = Reading::After(Some(block));
             let relayed = &mut self.relayed;
-            if let Err(error) = self.counting.read_block(&mut self.maps, block, |counted| relayed.push(counted)) {
+            let credit = |counted, leg| {
+                relayed.push(counted);
+                active.push(leg);
+            };
+            if let Err(error) = self.counting.read_block(&mut self.maps, block, credit) {
                 self.fail(&error);
+            }
+        }
+        for leg in active {
+            if let Some(Ok(Entry { sent, .. })) = self.way(leg).map(|way| &way.entry) {
+                let neighbour = neighbour(sent.interface, sent.link_destination);
+                self.latest.insert(neighbour, (leg, self.readings));
             }
         }
     }
@@ -471,14 +515,17 @@ impl Offload {
         way.is_due = false;
         let before = way.entry.clone();
         let after = match self.wanted(leg, server) {
-            Ok(wanted) => self.install(&before, wanted),
+            Ok(wanted) => self.install(leg, &before, wanted),
             Err(reason) => Err(reason),
         };
-        match (&before, &after) {
-            (Ok(entry), Err(_)) => self.remove_entry(entry),
-            (_, Err(Reason::Full | Reason::Rejected(_))) if !self.has_failed() => self.rejected.push_back(leg),
-            _ => {}
+        if let (Ok(entry), Err(_)) = (&before, &after) {
+            self.remove_entry(entry);
+            self.release(vec![entry.slot]);
         }
+        match after {
+            Err(Reason::Full | Reason::Rejected(_)) if !self.has_failed() => self.rejected.insert(leg),
+            _ => self.rejected.remove(&leg),
+        };
         *self.counts.place(&before, leg.direction) -= 1;
         *self.counts.place(&after, leg.direction) += 1;
         if let Some(way) = self.way_mut(leg) {
@@ -489,14 +536,14 @@ impl Offload {
     /// Makes an entry, or replaces the one that there is. `slot` of `wanted` is not set yet.
     fn install(
         &mut self,
+        leg: Leg,
         before: &Result<Entry, Reason>,
         (socket, wanted): (SocketId, Entry),
     ) -> Result<Entry, Reason> {
         let slot = match before {
             Ok(entry) => entry.slot,
             Err(_) => {
-                let direction = turn_direction(wanted.direction);
-                let slot = self.counting.take(&mut self.maps, socket, direction);
+                let slot = self.counting.take(&mut self.maps, socket, leg);
                 slot.map_err(|error| rejected(&error))?.ok_or(Reason::Full)?
             }
         };
@@ -509,7 +556,7 @@ impl Offload {
             NotInserted::Failed(error) => rejected(&error),
         });
         if inserted.is_err() && before.is_err() {
-            self.counting.release(slot);
+            self.release(vec![slot]);
         }
         inserted.map(|()| entry)
     }
@@ -600,8 +647,7 @@ impl Offload {
             event = "offload-failed",
             worker = self.worker,
             %error,
-            "the kernel does not change the maps of the offload: this worker relays everything in user space {effect}, \
-             until the server is restarted"
+            "the offload has failed: this worker relays everything itself {effect}, until the server is restarted"
         );
         self.examine_all();
     }
@@ -626,18 +672,35 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>) {
     }) else {
         return;
     };
+    let mut asker = Some(asker);
     loop {
         let notices = tokio::select! {
-            notices = asker.notices() => notices,
-            () = wake.notified() => Vec::new(),
+            notices = notices(asker.as_deref()) => notices,
+            () = wake.notified() => Some(Vec::new()),
         };
         {
             let Some(worker) = worker.upgrade() else { return };
-            worker.borrow_mut().shell.offload.iter_mut().for_each(|offload| offload.learn(notices.clone()));
+            let mut worker = worker.borrow_mut();
+            let Some(offload) = &mut worker.shell.offload else { return };
+            match notices {
+                Some(notices) => offload.learn(notices),
+                None => {
+                    asker = None;
+                    offload.fail(&io::Error::other("the thread that watches routes and neighbours has ended"));
+                }
+            }
         }
         while worker.upgrade().is_some_and(|worker| worker.borrow_mut().shell.step_offload()) {
             yield_now().await;
         }
+    }
+}
+
+/// Waits for notices; forever without an asker. `None`: there will be no more.
+async fn notices(asker: Option<&Asker>) -> Option<Vec<Notice>> {
+    match asker {
+        Some(asker) => asker.notices().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -648,11 +711,8 @@ fn index(direction: Direction) -> usize {
     usize::from(direction == Direction::ToClient)
 }
 
-fn turn_direction(direction: layout::Direction) -> Direction {
-    match direction {
-        layout::Direction::ToPeer => Direction::ToPeers,
-        layout::Direction::ToClient => Direction::ToClient,
-    }
+fn neighbour(interface: u32, link_address: [u8; 6]) -> Neighbour {
+    (interface, link_address)
 }
 
 /// Returns the addresses of the packets that are sent to the peer, and to the client.

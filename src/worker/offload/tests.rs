@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use rand::SeedableRng as _;
 
 use super::*;
@@ -20,7 +20,7 @@ struct World {
     server: Server,
     rng: StdRng,
     /// The other end of the asker.
-    _desks: Desks,
+    desks: Option<Desks>,
     program: Program,
 }
 
@@ -45,7 +45,7 @@ fn world(channels: u32, blueprint: &Blueprint) -> Option<World> {
     let plan = Plan { worker: 0, maps, blocks, asker: askers.remove(0) };
     let offload = Offload::new(plan, Duration::from_secs(1_000), Arc::new(BTreeSet::from([INTERFACE])));
     let server = Server::new(blueprint.snapshot(), blueprint.ledger());
-    Some(World { offload, server, rng: StdRng::seed_from_u64(1), _desks: desks, program })
+    Some(World { offload, server, rng: StdRng::seed_from_u64(1), desks: Some(desks), program })
 }
 
 fn blueprint() -> Blueprint {
@@ -71,6 +71,16 @@ fn hop(interface: u32) -> NextHop {
 impl World {
     fn add(&mut self, route: ChannelRoute) {
         self.offload.add(route, &mut self.rng);
+    }
+
+    fn remove(&mut self, route: &ChannelRoute) {
+        self.offload.remove(std::iter::once(route));
+    }
+
+    /// The time until which entries are used.
+    fn lease(&self) -> u64 {
+        let map = MapData::from_fd(self.program.descriptors().unwrap().lease).unwrap();
+        Array::<MapData, u64>::try_from(Map::Array(map)).unwrap().get(&0, 0).unwrap()
     }
 
     /// Resolves both pairs of the routes.
@@ -152,7 +162,7 @@ fn a_route_has_entries_from_its_next_hops_until_its_end() {
     world.resolve(&Ok(hop(INTERFACE)));
     assert_eq!(world.entries(), [1, 1]);
     // At once, without a step.
-    world.offload.remove(&route);
+    world.remove(&route);
     assert_eq!((world.keys(), world.offload.pairs.len()), ([0, 0], 0));
     assert_eq!(world.offload.counts(), Counts::default());
 }
@@ -227,7 +237,7 @@ fn full_maps_leave_the_rest_to_user_space_until_there_is_room() {
     let full = Reason::Full.index();
     assert_eq!(world.offload.counts().without[full], 4);
     let first = ChannelRoute { relay: address("192.0.2.1:50000"), ..routes[0] };
-    world.offload.remove(&first);
+    world.remove(&first);
     world.offload.tick();
     assert_eq!(world.entries(), [2, 2]);
     assert_eq!(world.offload.counts().without[full], 2);
@@ -239,30 +249,23 @@ fn a_neighbour_is_left_to_the_kernel_for_one_to_two_seconds() {
     world.add(route(1000, 0x4000));
     world.resolve(&Ok(hop(INTERFACE)));
     assert_eq!(world.entries(), [1, 1]);
-    let examine = || vec![Notice::Use { owner: 0, pair: pair("203.0.113.9") }];
-    world.offload.learn(examine());
-    assert_eq!(world.entries(), [1, 1], "without packets, the neighbour does not matter");
-    // Both directions have the same neighbour; the one with the latest packet is chosen.
-    for (latest, left) in [(0, [0, 1]), (1, [1, 0])] {
-        world.relay(0, 1, 10, 500 + u64::from(latest == 0));
-        world.relay(1, 1, 10, 500 + u64::from(latest == 1));
-        world.read();
-        world.offload.learn(examine());
-        world.offload.learn(examine());
-        assert_eq!(world.entries(), left);
-        world.offload.tick();
-        assert_eq!(world.entries(), left);
-        world.offload.tick();
-        assert_eq!(world.entries(), [1, 1]);
-        // The direction has another slot since then.
-        if latest == 0 {
-            world.offload.remove(&route(1000, 0x4000));
-            world = self::world(16, &blueprint()).unwrap();
-            world.add(route(1000, 0x4000));
-            world.resolve(&Ok(hop(INTERFACE)));
-            assert_eq!(world.entries(), [1, 1]);
-        }
-    }
+    let mut examine = |world: &mut World| {
+        world.offload.learn(vec![Notice::Use { owner: 0, pair: pair("203.0.113.9") }; 3]);
+        world.entries()
+    };
+    assert_eq!(examine(&mut world), [1, 1], "without packets, the neighbour does not matter");
+    // Both directions have the same neighbour. The one that has relayed rests.
+    world.relay(1, 1, 10, 500);
+    world.read();
+    assert_eq!(examine(&mut world), [1, 0]);
+    world.offload.tick();
+    assert_eq!(examine(&mut world), [1, 0]);
+    world.offload.tick();
+    assert_eq!(world.entries(), [1, 1]);
+    // Packets of long ago do not count.
+    world.relay(0, 1, 10, 600);
+    (0..4).for_each(|_| drop(world.read()));
+    assert_eq!(examine(&mut world), [1, 1]);
 }
 
 #[test]
@@ -277,7 +280,7 @@ fn what_is_counted_is_credited_once_and_also_after_the_end() {
     assert_eq!(world.read(), [(Direction::ToPeers, 2, 300), (Direction::ToClient, 1, 7)]);
     assert_eq!(world.read(), []);
     world.relay(0, 1, 10, 2);
-    world.offload.remove(&route);
+    world.remove(&route);
     let relayed = world.offload.take_relayed();
     assert_eq!(relayed.iter().map(|relayed| relayed.bytes).collect::<Vec<_>>(), [10]);
     // The program was about to send this one.
@@ -292,15 +295,19 @@ fn entries_are_used_after_a_review_only() {
     world.add(route(1000, 0x4000));
     world.resolve(&Ok(hop(INTERFACE)));
     world.work();
-    assert_eq!(world.offload.state, State::Active);
+    let soon = nanoseconds(clock::monotonic().saturating_add(Duration::from_secs(1)));
+    assert!(world.lease() > soon);
     world.offload.suspend();
+    assert_eq!(world.lease(), 0, "at once");
     world.work();
     world.offload.tick();
-    assert_eq!(world.offload.state, State::Suspended { reviewed: false });
+    assert_eq!((world.lease(), &world.offload.state), (0, &State::Suspended { reviewed: false }));
     world.offload.reviewed();
-    assert_eq!(world.offload.state, State::Suspended { reviewed: true });
+    assert_eq!(world.lease(), 0, "not before all entries have been examined");
     world.work();
-    assert_eq!(world.offload.state, State::Active);
+    assert!(world.lease() > soon);
+    world.offload.finish();
+    assert_eq!(world.lease(), 0);
 }
 
 #[test]
@@ -316,7 +323,7 @@ fn slots_and_places_are_used_again() {
         assert_eq!(world.entries(), [8, 8], "round {round}");
         for (number, route) in (0..).zip(&routes) {
             let relay = SocketAddr::new(route.relay.ip(), 50_000 + number);
-            world.offload.remove(&ChannelRoute { relay, ..*route });
+            world.remove(&ChannelRoute { relay, ..*route });
         }
         // Two readings free the slots.
         for _ in 0..2 {
@@ -325,6 +332,54 @@ fn slots_and_places_are_used_again() {
         }
     }
     assert_eq!((world.keys(), world.offload.routes.len()), ([0, 0], 8));
+}
+
+#[test]
+fn refreshes_of_what_the_kernel_does_not_take_cause_no_growth() {
+    let Some(mut world) = world(1, &blueprint()) else { return };
+    let routes = [route(1000, 0x4000), ChannelRoute { relay: address("192.0.2.1:50001"), ..route(1001, 0x4000) }];
+    routes.into_iter().for_each(|route| world.add(route));
+    world.resolve(&Ok(hop(INTERFACE)));
+    for seconds in 1..100 {
+        let expires = routes[1].expires.plus(Duration::from_secs(seconds));
+        world.add(ChannelRoute { expires, ..routes[1] });
+        world.work();
+    }
+    assert_eq!((world.entries(), world.offload.rejected.len()), ([1, 1], 2));
+    world.remove(&routes[1]);
+    assert_eq!(world.offload.rejected.len(), 0);
+    for seconds in 1..10 {
+        let removed = ChannelRoute { expires: routes[1].expires.plus(Duration::from_secs(seconds)), ..routes[1] };
+        world.add(removed);
+        world.work();
+        world.remove(&removed);
+    }
+    assert_eq!((world.entries(), world.offload.rejected.len()), ([1, 1], 0));
+}
+
+#[test]
+fn each_worker_gets_slots_although_others_have_free_ones() {
+    let sizes = Sizes::for_channels(16);
+    let blocks = Blocks::new(sizes.slots);
+    let taken = std::iter::from_fn(|| blocks.take()).count();
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    assert!(taken > cpus, "{taken} blocks for {cpus} workers");
+}
+
+#[test]
+fn without_its_watcher_nothing_is_relayed() {
+    let Some(mut world) = world(16, &blueprint()) else { return };
+    world.add(route(1000, 0x4000));
+    world.resolve(&Ok(hop(INTERFACE)));
+    assert_eq!(world.entries(), [1, 1]);
+    drop(world.desks.take());
+    let asker = Rc::clone(&world.offload.asker);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert_eq!(runtime.block_on(notices(Some(&asker))), None);
+    world.offload.fail(&io::Error::other("it has ended"));
+    assert_eq!((world.lease(), world.entries()), (0, [0, 0]));
+    world.offload.tick();
+    assert_eq!(world.lease(), 0);
 }
 
 /// How long the steps are in which entries are made and removed.
@@ -366,7 +421,7 @@ fn speed() {
     let mut ending = routes.chunks(64);
     measure("remove", &mut || {
         let Some(routes) = ending.next() else { return false };
-        routes.iter().for_each(|route| world.offload.remove(route));
+        world.offload.remove(routes.iter());
         true
     });
 }
