@@ -200,7 +200,7 @@ impl<'w> Call<'w> {
     }
 
     pub(crate) fn describe(&self) -> Value {
-        self.world.controlled.json(&["session", &self.id])
+        self.world.session(&self.id)
     }
 
     /// Returns why user space relays packets to the peer, and to the client; `null` if the kernel does.

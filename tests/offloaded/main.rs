@@ -6,7 +6,8 @@
 mod browser;
 #[cfg(test)]
 mod call;
-#[cfg(all(test, feature = "interop"))]
+#[cfg(test)]
+#[cfg(feature = "interop")]
 mod coturn;
 #[cfg(test)]
 mod crash;

@@ -10,7 +10,7 @@ use crate::http::Http;
 use crate::support::client::{Client, Login, receive};
 use crate::world::{CLIENTS, LISTENERS, PEERS, World, in_host, run, socket_of, with_server};
 
-fn client<'w>(world: &'w World<'_>) -> Client {
+fn client(world: &World<'_>) -> Client {
     Client::on(socket_of(&world.network.client, CLIENTS[0]), listener(world))
 }
 

@@ -12,6 +12,7 @@ use turnserver::offload::obstacle::NotLoaded;
 use turnserver::offload::program::{Program, Sizes};
 
 use crate::hosts::{FAR, Host, set};
+use crate::http::Http;
 use crate::network::{in_own_network, ip};
 use crate::support::client::socket;
 use crate::support::{Controlled, TIMEOUT, config_for, has_ipv6, skip};
@@ -221,7 +222,7 @@ impl World<'_> {
     pub(crate) fn in_kernel(&self) -> Traffic {
         // The description of a session reads the counters of its channels.
         for session in self.sessions() {
-            self.controlled.json(&["session", session["id"].as_str().unwrap()]);
+            self.session(session["id"].as_str().unwrap());
         }
         let offload = self.offload();
         let both = |field: &str| ["to_peers", "to_clients"].map(|to| offload[field][to].as_u64().unwrap());
@@ -229,11 +230,22 @@ impl World<'_> {
     }
 
     pub(crate) fn sessions(&self) -> Vec<Value> {
-        self.controlled.json(&["sessions"])["sessions"].as_array().unwrap().clone()
+        self.get("/v1/sessions")["sessions"].as_array().unwrap().clone()
+    }
+
+    /// Describes a session, without waiting for its rate.
+    pub(crate) fn session(&self, id: &str) -> Value {
+        self.get(&format!("/v1/sessions/{id}?seconds=0"))
     }
 
     pub(crate) fn offload(&self) -> Value {
-        self.controlled.json(&["offload"])
+        self.get("/v1/offload")
+    }
+
+    fn get(&self, path: &str) -> Value {
+        let response = Http::unix(&self.controlled.socket).get(path);
+        assert_eq!(response.status, 200, "{path}: {}", response.body);
+        serde_json::from_str(&response.body).unwrap()
     }
 
     /// Returns how many packets with an entry had this outcome.
