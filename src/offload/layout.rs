@@ -17,6 +17,9 @@ const CHECK_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The length of a ChannelData header (RFC 8656 §12.4).
 const CHANNEL_HEADER: u16 = 4;
+/// Marks the index of an interface to which packets are redirected. An index is less than 2^31.
+const REDIRECTED: u32 = 1 << 31;
+
 /// The number of UDP in an IP header.
 const UDP: u16 = 17;
 
@@ -47,6 +50,9 @@ pub struct Sent {
     pub destination: SocketAddr,
     /// The index of the interface that sends it.
     pub interface: u32,
+    /// Whether it is redirected to the interface even if this has received the packet (`bpf_redirect` in place of
+    /// `XDP_TX`). A veth interface needs this: it delivers what `XDP_TX` sends only if its other end has a program.
+    pub is_redirected: bool,
     /// The link address of the next hop.
     pub link_destination: [u8; 6],
     /// The link address of the interface. Frames that the interface receives are relayed only if it is their
@@ -113,7 +119,8 @@ impl Entry {
             Direction::ToClient => self.channel.to_be_bytes(),
         });
         bytes.put([if sent.destination.is_ipv4() { 4 } else { 6 }, self.worker]);
-        bytes.put(sent.interface.to_le_bytes());
+        let redirected = if sent.is_redirected { REDIRECTED } else { 0 };
+        bytes.put((sent.interface | redirected).to_le_bytes());
         bytes.put(self.slot.to_le_bytes());
         bytes.put(sent.link_destination);
         bytes.put(sent.link_source);

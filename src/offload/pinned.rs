@@ -239,6 +239,12 @@ pub fn is_loaded(directory: &Path) -> Result<bool, DirectoryError> {
     exists(&directory.join(PROGRAM))
 }
 
+/// Returns whether a server uses the maps.
+#[must_use]
+pub fn is_in_use(directory: &Path) -> bool {
+    matches!(Lock::of(&directory.join(MAPS)), Err(OpenError::InUse(_)))
+}
+
 /// Opens the maps for the only server that uses them. Needs no capability since Linux 5.19.
 ///
 /// # Errors

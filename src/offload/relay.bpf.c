@@ -123,6 +123,7 @@ struct entry {
 	__u8 version;
 	// The index in `lease`: the worker that has made the entry.
 	__u8 worker;
+	// The index of the interface that sends it. With REDIRECTED, XDP_TX is not used: see src/offload/layout.rs.
 	__u32 interface;
 	// The index in `counters`.
 	__u32 slot;
@@ -154,6 +155,8 @@ enum {
 	ENTRY_WORDS = sizeof(struct entry) / sizeof(__u64),
 	KEY_WORDS = sizeof(struct key) / sizeof(__u64),
 };
+
+#define REDIRECTED 0x80000000u
 
 _Static_assert(sizeof(struct key) == 40, "the loader writes keys of 40 bytes");
 _Static_assert(sizeof(struct entry) == 136, "the loader writes entries of 136 bytes");
@@ -394,7 +397,7 @@ INLINE int write(struct xdp_md *context, const struct entry *entry, const struct
 		channel->number = entry->channel;
 		channel->length = NET16(received->length - sizeof(*udp));
 	}
-	return entry->interface == context->ingress_ifindex ? XDP_TX : redirect(entry->interface, 0);
+	return entry->interface == context->ingress_ifindex ? XDP_TX : redirect(entry->interface & ~REDIRECTED, 0);
 }
 
 INLINE __u64 frame_length(const struct xdp_md *context)

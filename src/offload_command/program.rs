@@ -21,6 +21,9 @@ use turnserver::offload::select;
 /// The group of the service, as `systemd/turnserver.sysusers` makes it.
 const GROUP: &str = "turnserver";
 
+/// The server of another unit, because that of this unit has ended.
+const IN_USE: &str = "a running server uses the program that is attached";
+
 /// Why interfaces do not have the program, and their names.
 #[derive(Default)]
 struct NotTaken {
@@ -57,6 +60,9 @@ pub(super) fn attach(
     if mode == OffloadMode::Off {
         pinned::detach(directory).map_err(failure)?;
         return print("`offload.mode` is \"off\": no program is attached").map(|()| ExitCode::SUCCESS);
+    }
+    if !is_running && pinned::is_in_use(directory) {
+        return Err(format!("{IN_USE}: stop it first, or change the interfaces with --running"));
     }
     let attach = |names: &[String]| {
         if let Err(error) = ipsec::check() {
@@ -136,6 +142,9 @@ pub(super) fn detach(directory: &Path) -> Result<(), String> {
             ));
         }
         _ => {}
+    }
+    if env::var_os("SERVICE_RESULT").is_some() && pinned::is_in_use(directory) {
+        return print(&format!("{IN_USE}: it stays attached"));
     }
     pinned::detach(directory).map_err(failure)?;
     print("no program is attached")

@@ -227,6 +227,7 @@ pub(crate) fn index(name: &str) -> u32 {
 pub(crate) fn through(network: u8) -> NextHop {
     NextHop {
         interface: index(&format!("n{network}")),
+        is_redirected: true,
         link_destination: link_address(network, 2),
         link_source: link_address(network, 1),
         longest_packet: 1500,

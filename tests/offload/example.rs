@@ -30,6 +30,7 @@ pub(crate) fn entry(direction: Direction, received_v4: bool, sent_v4: bool) -> E
             source: host(sent_v4, 3, 50_003),
             destination: host(sent_v4, 4, 60_004),
             interface: OWN_INTERFACE,
+            is_redirected: false,
             link_destination: [2, 0, 0, 0, 0, 4],
             link_source: OWN_LINK_ADDRESS,
             longest_packet: 1500,

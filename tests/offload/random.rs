@@ -102,6 +102,7 @@ fn random_entry(rng: &mut StdRng) -> Entry {
             source: random_socket(rng, sent_v4),
             destination: random_socket(rng, sent_v4),
             interface: if rng.random() { OWN_INTERFACE } else { rng.random_range(2..100) },
+            is_redirected: rng.random_ratio(1, 4),
             link_destination: rng.random(),
             link_source: random_link_address(rng),
             longest_packet: if rng.random_ratio(1, 4) { rng.random_range(28..200) } else { 1500 },

@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 
+use crate::network::ip;
 use crate::page::serve_page;
 use crate::webdriver::Browser;
 use crate::world::{CLIENTS, LISTENERS, RELAYS, in_host, wait_until, with_server};
@@ -24,6 +25,8 @@ fn a_call_of_browsers_goes_through_the_kernel() {
         let callee = json!({ "iceServers": [], "iceTransportPolicy": "all" });
         let before = world.in_kernel();
         let report = in_host(&world.network.client, move || {
+            // Chromium uses the address with which it would reach the internet.
+            ip(&format!("route replace default via {}", LISTENERS[0]));
             let browser = Browser::with_addresses();
             browser.navigate(&format!("http://{}/", serve_page()));
             browser.execute_async(

@@ -2,7 +2,8 @@
 //! interfaces connect. Needs root, `ip` and `ethtool`.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
-#[cfg(all(test, feature = "browser"))]
+#[cfg(test)]
+#[cfg(feature = "browser")]
 mod browser;
 #[cfg(test)]
 mod call;
@@ -22,7 +23,8 @@ mod hosts;
 #[cfg(test)]
 #[path = "../http/client.rs"]
 mod http;
-#[cfg(all(test, feature = "browser"))]
+#[cfg(test)]
+#[cfg(feature = "browser")]
 #[path = "../browser/page.rs"]
 mod page;
 #[cfg(test)]
@@ -34,7 +36,8 @@ mod reload;
 mod support;
 #[cfg(test)]
 mod user_space;
-#[cfg(all(test, feature = "browser"))]
+#[cfg(test)]
+#[cfg(feature = "browser")]
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../browser/webdriver.rs"]
 mod webdriver;

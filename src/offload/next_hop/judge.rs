@@ -190,7 +190,8 @@ pub(super) fn resolution(
     let ipv6_mtu = link.ipv6_mtu.filter(|_| pair.destination.is_ipv6());
     let longest = [route.mtu, ipv6_mtu].into_iter().flatten().fold(link.mtu, u32::min);
     let longest_packet = u16::try_from(longest).unwrap_or(u16::MAX);
-    Ok(NextHop { interface: route.interface, link_destination, link_source, longest_packet })
+    let is_redirected = link.kind.as_deref() == Some("veth");
+    Ok(NextHop { interface: route.interface, is_redirected, link_destination, link_source, longest_packet })
 }
 
 /// Returns the link address of an interface through which the program can send.

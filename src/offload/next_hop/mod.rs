@@ -49,6 +49,8 @@ impl Pair {
 pub struct NextHop {
     /// The index of the interface that sends them.
     pub interface: u32,
+    /// As in [`Sent`](super::layout::Sent): the interface is a veth.
+    pub is_redirected: bool,
     /// The link address of the neighbour.
     pub link_destination: [u8; 6],
     /// The link address of the interface.

@@ -56,7 +56,13 @@ fn route() -> Route {
 }
 
 fn next_hop() -> NextHop {
-    NextHop { interface: ETHERNET, link_destination: GATEWAY, link_source: OWN, longest_packet: 1500 }
+    NextHop {
+        interface: ETHERNET,
+        is_redirected: false,
+        link_destination: GATEWAY,
+        link_source: OWN,
+        longest_packet: 1500,
+    }
 }
 
 /// A table with one interface, whose gateway is in the given state.
@@ -197,7 +203,7 @@ fn the_interface_decides() {
     let kind = |kind: &str| Link { kind: Some(kind.into()), ..link() };
     let cases = [
         (link(), Ok(next_hop())),
-        (kind("veth"), Ok(next_hop())),
+        (kind("veth"), Ok(NextHop { is_redirected: true, ..next_hop() })),
         (kind("vlan"), Err(Obstacle::Kind { interface: name(), kind: "vlan".into() })),
         (kind("bond"), Err(Obstacle::Bond { interface: name() })),
         (Link { bond_permits_xdp: true, ..kind("bond") }, Ok(next_hop())),

@@ -582,7 +582,7 @@ impl Offload {
         }
         let resolution = self.pairs.get(&way.pair).and_then(|watched| watched.resolution.as_ref()).ok_or(pending)?;
         let hop = resolution.as_ref().map_err(|obstacle| Reason::NextHop(obstacle.clone()))?;
-        let NextHop { interface, link_destination, link_source, longest_packet } = *hop;
+        let NextHop { interface, is_redirected, link_destination, link_source, longest_packet } = *hop;
         if !self.interfaces.contains(&interface) {
             return Err(Reason::NotAttached(interface));
         }
@@ -600,6 +600,7 @@ impl Offload {
                 source: sent_from,
                 destination: sent_to,
                 interface,
+                is_redirected,
                 link_destination,
                 link_source,
                 longest_packet,

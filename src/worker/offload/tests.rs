@@ -65,7 +65,13 @@ fn route(client_port: u16, channel: u16) -> ChannelRoute {
 }
 
 fn hop(interface: u32) -> NextHop {
-    NextHop { interface, link_destination: [2, 0, 0, 0, 0, 2], link_source: [2, 0, 0, 0, 0, 1], longest_packet: 1500 }
+    NextHop {
+        interface,
+        is_redirected: false,
+        link_destination: [2, 0, 0, 0, 0, 2],
+        link_source: [2, 0, 0, 0, 0, 1],
+        longest_packet: 1500,
+    }
 }
 
 impl World {
