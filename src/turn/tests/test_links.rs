@@ -5,7 +5,7 @@ use crate::stun::attribute::{ChannelNumber, Data, Lifetime, RequestedTransport, 
 use crate::stun::{Class, Method};
 use crate::test_world::Blueprint;
 use crate::turn::tests::support::*;
-use crate::turn::{Denial, Direction, DropReason, EndReason, Event, Limit};
+use crate::turn::{ChannelRoute, Denial, Direction, DropReason, EndReason, Event, Limit, NotOffloaded};
 
 const LINK_SECRET: &str = "one of the test links";
 const CHANNEL: u16 = 0x4000;
@@ -247,4 +247,14 @@ fn a_link_needs_no_shared_secret_and_survives_a_reload() {
     world.server.review(world.now, 16);
     assert_eq!(world.error_code(&client, Method::REFRESH, &[&Lifetime(600)]), 401);
     assert_eq!(world.expect_end(&relay).reason, EndReason::CredentialsRemoved);
+}
+
+#[test]
+fn traffic_of_a_link_is_relayed_by_the_core_only() {
+    let (mut world, _, _) = call(|_| {});
+    assert_eq!(world.action(), None);
+    let route = world.routes[0];
+    assert_eq!(world.server.why_not_offloaded(&route), Some(NotOffloaded::OwnPeer));
+    // Not because of the peer alone.
+    assert_eq!(world.server.why_not_offloaded(&ChannelRoute { peer: peer(1), ..route }), Some(NotOffloaded::TestLink));
 }
