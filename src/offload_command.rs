@@ -13,7 +13,8 @@ use clap::{Args, Subcommand};
 /// Established channels between UDP clients and UDP peers are then relayed
 /// in the driver of the network interface. The systemd unit attaches the
 /// program before it starts the server, and detaches it when the server has
-/// stopped. Needs root.
+/// stopped. A second unit attaches it to interfaces that get their addresses
+/// after that. Needs root.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
@@ -35,7 +36,8 @@ enum Action {
     /// [offload], the program is detached.
     ///
     /// Exit codes: 0 the program is attached, or offload.mode is "off"; 1 no
-    /// interface takes it; 2 the command line is wrong.
+    /// interface takes it; 2 the command line is wrong. With --wait, it is 0
+    /// also if no interface is ready in time.
     #[command(verbatim_doc_comment)]
     Attach {
         /// The group that may use the program's maps. Default: turnserver,
@@ -47,6 +49,12 @@ enum Action {
         /// for one that has appeared since. The server continues.
         #[arg(long, verbatim_doc_comment, conflicts_with = "group")]
         running: bool,
+
+        /// Wait at most so long for interfaces that are absent, down or have
+        /// no address, attach each as soon as it is ready, and report only
+        /// changes and failures. Exits at once if there are none.
+        #[arg(long, value_name = "SECONDS", verbatim_doc_comment, requires = "running")]
+        wait: Option<u16>,
     },
     /// Detach the program from all interfaces.
     ///
@@ -69,7 +77,8 @@ pub(crate) fn run(arguments: &Arguments, config: Option<&Path>) -> Result<ExitCo
 
     let directory = arguments.directory.as_deref().unwrap_or(Path::new(DIRECTORY));
     match &arguments.action {
-        Action::Attach { group, running } => program::attach(directory, group.as_deref(), *running, config),
+        Action::Attach { wait: Some(seconds), .. } => program::attach_later(directory, *seconds, config),
+        Action::Attach { group, running, wait: None } => program::attach(directory, group.as_deref(), *running, config),
         Action::Detach => program::detach(directory).map(|()| ExitCode::SUCCESS),
         Action::Status => program::status(directory).map(|()| ExitCode::SUCCESS),
     }
