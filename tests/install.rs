@@ -159,6 +159,39 @@ mod install {
         assert!(!values("Wants=").contains(&"time-sync.target".to_owned()));
     }
 
+    // At boot, interfaces have no addresses when the server starts: a second unit attaches them, and the first does not wait.
+    #[test]
+    fn the_second_unit_runs_at_each_start_after_the_network_and_the_first_does_not_wait() {
+        let (first, second) = (file("systemd/turnserver.service"), file("systemd/turnserver-offload.service"));
+        let has = |unit: &str, line: &str| unit.lines().any(|other| other == line);
+        assert!(has(&first, "Wants=turnserver-offload.service"));
+        assert!(!first.contains("network-online.target"));
+        for line in ["After=turnserver.service network-online.target", "Wants=network-online.target"] {
+            assert!(has(&second, line), "{line}");
+        }
+        assert!(has(&second, "PartOf=turnserver.service"));
+        // Otherwise a start would find it active and not run it.
+        assert!(!second.contains("RemainAfterExit"));
+        // Without [Install], there is nothing to enable, neither here nor in the package.
+        assert!(!second.contains("[Install]"));
+        // A failure does not make the state of the system degraded.
+        assert!(second.contains("\nExecStart=-/usr/local/bin/turnserver offload attach --running --wait "));
+    }
+
+    #[test]
+    fn the_document_and_the_package_install_and_remove_both_units() {
+        let document = file("docs/install.md");
+        let install =
+            "install -m 644 systemd/turnserver.service systemd/turnserver-offload.service /etc/systemd/system/";
+        assert_eq!(document.matches(install).count(), 2, "install and upgrade");
+        let (_, uninstall) = document.split_once("## Uninstall").unwrap();
+        let removed = uninstall.lines().find(|line| line.starts_with("rm /etc/systemd/system/")).unwrap();
+        for unit in ["turnserver.service", "turnserver-offload.service"] {
+            assert!(removed.contains(&format!("/etc/systemd/system/{unit}")), "{unit}");
+            assert!(file("Cargo.toml").contains(&format!("[\"target/packaging/deb/{unit}\", ")), "{unit}");
+        }
+    }
+
     // docs/offload.md has been tried with exactly these lines.
     #[test]
     fn the_unit_has_the_lines_of_the_document_about_privileges() {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use turnserver::offload::maps::Maps;
 use turnserver::offload::pinned;
@@ -179,6 +179,92 @@ fn mistakes_are_reported_and_change_nothing() {
         let wrong = place.run(&["attach"]);
         assert!(wrong.code == Some(1) && wrong.stderr.contains("`offload.mode` must be one of"), "{wrong:?}");
         assert_eq!(place.run(&["attach", "--running", "--group", "0"]).code, Some(2));
+        assert_eq!(place.run(&["attach", "--wait", "1"]).code, Some(2));
         assert_eq!(program_on("v0"), program);
+    });
+}
+
+/// Returns the command of the unit turnserver-offload, but for this many seconds.
+fn unit_command(place: &Place, seconds: &str) -> Command {
+    let unit = include_str!("../../systemd/turnserver-offload.service");
+    let command = unit.lines().find_map(|line| line.strip_prefix("ExecStart=-/usr/local/bin/turnserver offload "));
+    let (arguments, _) = command.unwrap().split_once(" --config ").unwrap();
+    let (arguments, _) = arguments.rsplit_once(' ').unwrap();
+    let mut arguments: Vec<&str> = arguments.split(' ').collect();
+    assert_eq!(arguments.last(), Some(&"--wait"));
+    arguments.push(seconds);
+    place.command(&arguments)
+}
+
+fn run_unit(place: &Place, seconds: &str) -> (Option<i32>, String, String) {
+    let Finished { code, stdout, stderr } = finish(&mut unit_command(place, seconds));
+    (code, stdout, stderr)
+}
+
+fn nothing() -> (Option<i32>, String, String) {
+    (Some(0), String::new(), String::new())
+}
+
+#[test]
+fn the_second_unit_attaches_what_is_ready_later_and_reports_nothing_else() {
+    with_interfaces(|files| {
+        let place = Place::new(files, "interfaces = ['late']");
+        assert_eq!(run_unit(&place, "300"), nothing(), "no program is loaded");
+        assert_eq!(place.run(&["attach"]).code, Some(1));
+        assert_eq!(run_unit(&place, "0"), nothing());
+        let maps = place.maps();
+        ip("link set v0 name late");
+        let attached = (Some(0), "the program is attached to late\n".to_owned(), String::new());
+        // It does not wait, because there is nothing to wait for.
+        assert_eq!(run_unit(&place, "300"), attached);
+        assert!(program_on("late").is_some() && pinned::is_current(&place.directory, &maps).unwrap());
+        assert_eq!(run_unit(&place, "300"), nothing());
+
+        place.configure("interfaces = ['late', 'lo']");
+        let (code, stdout, stderr) = run_unit(&place, "300");
+        assert!(code == Some(0) && stdout.is_empty() && stderr.contains("not attached to lo: its driver"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+
+        place.configure("interfaces = ['late']\nmode = 'off'");
+        assert_eq!(run_unit(&place, "300"), nothing());
+        assert!(program_on("late").is_some(), "only the next start switches it off");
+    });
+}
+
+#[test]
+fn the_second_unit_waits_for_an_interface_and_keeps_the_others() {
+    with_interfaces(|files| {
+        let place = Place::new(files, "interfaces = ['v0', 'late']");
+        assert_eq!(place.run(&["attach"]).code, Some(0));
+        let program = program_on("v0").expect("it is attached");
+        let mut command = unit_command(&place, "300");
+        let waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        ip("link set v1 name late");
+        let output = waiting.wait_with_output().unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{:?}", output.stderr);
+        assert_eq!(stdout, "the program is attached to late\n");
+        assert_eq!((program_on("v0"), program_on("late")), (Some(program), Some(program)));
+    });
+}
+
+// A veth interface is not selected, so the wait ends without an attachment.
+#[test]
+fn with_automatic_interfaces_the_program_waits_for_the_first_interface() {
+    with_interfaces(|files| {
+        ip("link del v0");
+        let place = Place::new(files, "");
+        // Without any interface except loopback: the kernel may not have found them yet.
+        let failed = place.run(&["attach"]);
+        assert!(failed.code == Some(1) && failed.stderr.contains("attach --running"), "{failed:?}");
+        assert!(pinned::is_loaded(&place.directory).unwrap());
+        assert_eq!(run_unit(&place, "0"), nothing());
+        assert!(pinned::is_loaded(&place.directory).unwrap());
+        let mut command = unit_command(&place, "300");
+        let waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        ip("link add v0 type veth peer name v1");
+        let output = waiting.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+        assert_eq!(program_on("v0"), None);
     });
 }
