@@ -502,7 +502,7 @@ impl Shell {
                 }
                 // Most are removed already. One that was announced with these actions is not.
                 Action::RouteRemoved(route) => {
-                    self.offload.iter_mut().for_each(|offload| offload.remove(std::iter::once(&route)))
+                    self.offload.iter_mut().for_each(|offload| offload.remove(std::iter::once(&route)));
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use turnserver::offload::maps::Maps;
 use turnserver::offload::pinned;
+use turnserver::offload::program::Sizes;
 
 use crate::attach::{GROUP, index, ip, program_on, with_interfaces};
 use crate::example::entry;
@@ -77,14 +78,15 @@ fn named_interfaces_get_the_program_until_it_is_detached() {
         let program = program_on("v0").expect("it is attached");
         assert_eq!(fs::metadata(place.directory.join("maps/to_peer")).unwrap().gid(), GROUP);
         let mut maps = place.maps();
-        assert_eq!((maps.entries(), maps.slots()), (40, 128));
+        assert_eq!((maps.entries(), maps.slots()), (40, Sizes::for_channels(40).slots));
 
         maps.insert(&entry(Direction::ToPeer, true, true)).unwrap();
         let status = place.run(&["status"]);
         let expected = format!(
             "attached    v0 (index {}, driver unknown)\nto peers    1 of 40 entries\nto clients  0 of 40 entries\n\
-             counters    128\npackets     none\n",
-            index("v0")
+             counters    {}\npackets     none\n",
+            index("v0"),
+            Sizes::for_channels(40).slots
         );
         assert_eq!((status.code, &*status.stdout), (Some(0), &*expected), "{status:?}");
 

@@ -255,7 +255,7 @@ fn a_neighbour_is_left_to_the_kernel_for_one_to_two_seconds() {
     world.add(route(1000, 0x4000));
     world.resolve(&Ok(hop(INTERFACE)));
     assert_eq!(world.entries(), [1, 1]);
-    let mut examine = |world: &mut World| {
+    let examine = |world: &mut World| {
         world.offload.learn(vec![Notice::Use { owner: 0, pair: pair("203.0.113.9") }; 3]);
         world.entries()
     };
