@@ -145,7 +145,7 @@ fn insert<'a>(
                 source: from,
                 destination: to,
                 interface: if_nametoindex(format!("n{network}").as_str()).unwrap(),
-                is_redirected: number % 2 == 0,
+                is_redirected: number.is_multiple_of(2),
                 link_destination: [2, 0, 0, 0, network, 2],
                 link_source: [2, 0, 0, 0, network, 1],
                 longest_packet: 1500,
