@@ -109,7 +109,16 @@ fn the_check_script_requires_all_tests() {
     let (before, after) = script.split_once("\nexport REQUIRE_ALL_TESTS=1\n").unwrap();
     // The README's command must pass on a machine that has only Rust.
     assert!(before.contains("\ncargo test\n") && before.contains("ip:iproute2"));
-    for tests in ["cargo test --lib net::", "--test addresses", "--test cli", "--test interop", "--test browser"] {
+    for tests in [
+        "cargo test --lib net::",
+        "cargo test --lib worker::offload::",
+        "--test addresses",
+        "--test cli",
+        "--test offload ",
+        "--test offloaded\n",
+        "--test interop",
+        "--test browser",
+    ] {
         assert!(after.contains(tests), "{tests}");
     }
 }
