@@ -30,6 +30,11 @@ impl Offload {
     }
 
     #[expect(clippy::unused_self, reason = "as with the feature")]
+    pub(super) fn open_files(&self) -> u64 {
+        0
+    }
+
+    #[expect(clippy::unused_self, reason = "as with the feature")]
     pub(super) fn follow_interfaces(&self) -> Option<Arc<BTreeSet<u32>>> {
         None
     }

@@ -23,6 +23,12 @@ use crate::offload::program::{Attachment, Program, Sizes};
 use crate::offload::select;
 use crate::worker::{OFFLOAD_REASONS, OffloadBlocks, OffloadPlan, OffloadTotals};
 
+/// The open files of the maps: in each worker that has them, and once more in the process.
+const FILES_OF_MAPS: usize = 14;
+
+/// The other open files: the netlink sockets and the runtime of the thread that watches next hops, and the lock.
+const OTHER_FILES: usize = 8;
+
 /// The largest number of workers that have entries, because a lease has a number of one byte.
 const MOST_WORKERS: usize = 256;
 
@@ -50,8 +56,10 @@ struct Active {
     interfaces: Mutex<Interfaces>,
     /// The largest number of channels.
     channels: u32,
+    /// The number of workers that have maps.
+    workers: usize,
     /// The program stays attached while these exist.
-    _attachments: Vec<Attachment>,
+    attachments: Vec<Attachment>,
     /// No other server uses the maps while this exists.
     _lock: Option<Lock>,
 }
@@ -99,6 +107,12 @@ impl Offload {
     /// Reads again which interfaces have the program. Returns their indices if they have changed.
     pub(super) fn follow_interfaces(&self) -> Option<Arc<BTreeSet<u32>>> {
         self.active.as_ref().ok()?.follow_interfaces()
+    }
+
+    /// Returns the number of open files that it uses.
+    pub(super) fn open_files(&self) -> u64 {
+        let used = |active: &Active| (active.workers + 1) * FILES_OF_MAPS + OTHER_FILES + active.attachments.len();
+        self.active.as_ref().map_or(0, used) as u64
     }
 
     /// Describes the offload.
@@ -176,7 +190,7 @@ impl Active {
         let started = Started { plans, interfaces: Arc::clone(&interfaces.attached) };
         let interfaces = Mutex::new(interfaces);
         let maps = Mutex::new(maps);
-        let active = Self { maps, directory, interfaces, channels, _attachments: attachments, _lock: lock };
+        let active = Self { maps, directory, interfaces, channels, workers: count, attachments, _lock: lock };
         Ok((active, started))
     }
 

@@ -178,7 +178,7 @@ impl RunningServer<'_> {
         }
         let open_files = open_files();
         self.spare.adapt(open_files);
-        let limit = connection_limit(&config, machine.choice(), open_files);
+        let limit = connection_limit(&config, machine.choice(), open_files, self.offload.open_files());
         let most = self.ledger.connections_room();
         self.inputs.connections = if limit == 0 { most } else { limit.min(most) };
         let addresses = self.addresses.adopt_config(Arc::clone(&config), machine);

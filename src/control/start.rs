@@ -23,7 +23,7 @@ use super::snapshot::{SnapshotInputs, policy, snapshot};
 use super::tls::{Certificates, TlsError};
 use crate::auth::{Revocations, Secret};
 use crate::clock::Clock;
-use crate::config::{Config, OffloadMode, RelayAddresses};
+use crate::config::{Config, RelayAddresses};
 use crate::http::{self, BindError, UnixSocket};
 use crate::net::interfaces::{self, Interfaces};
 use crate::net::limits::{self, SpareFiles};
@@ -149,12 +149,12 @@ pub(super) fn prepare(
     let certificates = config.tls.as_ref().map(|tls| Certificates::load(tls, hostname)).transpose()?;
     let (certificates, acceptor) = certificates.unzip();
     let limit = open_files();
-    let connections = connection_limit(config, choice, limit);
-    let spare = Spare::of(limit);
     let workers = worker_count(config);
+    let (offload, offloading) = Offload::start(config, workers).map_err(StartError::Offload)?;
+    let connections = connection_limit(config, choice, limit, offload.open_files());
+    let spare = Spare::of(limit);
     let none = Neighbours::default();
     let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, &none, false)?;
-    let (offload, offloading) = Offload::start(config, workers).map_err(StartError::Offload)?;
     let inputs = SnapshotInputs {
         generated_secret: generate_secret(config)?,
         test_links: generated()?,
@@ -374,22 +374,6 @@ const OTHER_FILES: u64 = 16;
 /// The open files of a worker without its listeners.
 const FILES_PER_WORKER: usize = 6;
 
-/// The open files of the maps of the offload: in each worker, and once more in the process.
-const FILES_OF_MAPS: usize = 14;
-
-/// The other open files of the offload: netlink sockets, the lock, and the program on an interface.
-const FILES_OF_OFFLOAD: usize = 16;
-
-/// Returns the open files of the workers and of the offload, without those of clients.
-fn other_files(config: &Config) -> usize {
-    let workers = worker_count(config);
-    let of_offload = match config.offload.mode {
-        OffloadMode::Off => 0,
-        OffloadMode::Auto | OffloadMode::Require => (workers + 1) * FILES_OF_MAPS + FILES_OF_OFFLOAD,
-    };
-    workers * (config.listen.len() + FILES_PER_WORKER) + of_offload
-}
-
 /// The open files that clients leave to the operator: for two listeners of HTTP with all of their connections, one of
 /// them the control socket, and for a reload.
 const SPARE_FILES: u64 = 2 * http::limits::CONNECTIONS as u64 + 32;
@@ -430,8 +414,9 @@ impl Spare {
     }
 }
 
-/// Returns the limit on connections that leaves enough of `limit` open files for the relay sockets.
-pub(super) fn connection_limit(config: &Config, choice: &Choice, limit: u64) -> u32 {
+/// Returns the limit on connections that leaves enough of `limit` open files for the relay sockets. `of_offload` are the
+/// open files of the offload.
+pub(super) fn connection_limit(config: &Config, choice: &Choice, limit: u64, of_offload: u64) -> u32 {
     let wanted = config.limits.connections;
     let no_connections = !config.listen.iter().any(|endpoint| endpoint.transport.is_connection());
     let relay_count = relay_count(choice);
@@ -443,7 +428,7 @@ pub(super) fn connection_limit(config: &Config, choice: &Choice, limit: u64) -> 
             allocations => relay_ports.min(u64::from(allocations) * relay_count as u64),
         },
         connections: (!no_connections).then_some(wanted),
-        others: OTHER_FILES + other_files(config) as u64,
+        others: OTHER_FILES + (worker_count(config) * (config.listen.len() + FILES_PER_WORKER)) as u64 + of_offload,
     };
     if let Some(warning) = files.warning(limits::is_service()) {
         tracing::warn!(
