@@ -148,12 +148,12 @@ impl Offload {
     /// Returns the names of the interfaces with the program, and their drivers.
     pub(super) fn interfaces(&self) -> Vec<(String, String)> {
         let Ok(active) = &self.active else { return Vec::new() };
-        let names = active.interfaces().attached.iter().map(|index| name_of(*index)).collect::<Vec<_>>();
-        names
-            .into_iter()
-            .map(|name| (driver_of(&name).unwrap_or_default(), name))
-            .map(|(driver, name)| (name, driver))
-            .collect()
+        let described = |index: &u32| {
+            let name = name_of(*index);
+            let driver = driver_of(&name).unwrap_or_default();
+            (name, driver)
+        };
+        active.interfaces().attached.iter().map(described).collect()
     }
 }
 

@@ -1,5 +1,5 @@
-//! The next hop (`turnserver::offload::next_hop`) and the selection of interfaces (`select`) with real interfaces, routes and neighbours: network namespaces that
-//! are connected by veth interfaces. Needs root and the `ip` command.
+//! The next hop (`turnserver::offload::next_hop`) and the selection of interfaces (`select`) with real interfaces, routes
+//! and neighbours: network namespaces that are connected by veth interfaces. Needs root and the `ip` command.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]

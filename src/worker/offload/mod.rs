@@ -310,7 +310,7 @@ impl Offload {
     /// that has relayed packets lately.
     fn rest(&mut self, pair: Pair) {
         let Some(Ok(hop)) = self.pairs.get(&pair).and_then(|watched| watched.resolution.as_ref()) else { return };
-        let neighbour = neighbour(hop.interface, hop.link_destination);
+        let neighbour = (hop.interface, hop.link_destination);
         if self.resting.iter().flatten().any(|(_, resting)| *resting == neighbour) {
             return;
         }
@@ -421,8 +421,7 @@ impl Offload {
         }
         for leg in active {
             if let Some(Ok(Entry { sent, .. })) = self.way(leg).map(|way| &way.entry) {
-                let neighbour = neighbour(sent.interface, sent.link_destination);
-                self.latest.insert(neighbour, (leg, self.readings));
+                self.latest.insert((sent.interface, sent.link_destination), (leg, self.readings));
             }
         }
     }
@@ -710,10 +709,6 @@ const DIRECTIONS: [Direction; 2] = [Direction::ToPeers, Direction::ToClient];
 
 fn index(direction: Direction) -> usize {
     usize::from(direction == Direction::ToClient)
-}
-
-fn neighbour(interface: u32, link_address: [u8; 6]) -> Neighbour {
-    (interface, link_address)
 }
 
 /// Returns the addresses of the packets that are sent to the peer, and to the client.
