@@ -274,6 +274,14 @@ INLINE int pass(enum outcome reason)
 	return XDP_PASS;
 }
 
+INLINE __u64 frame_length(const struct xdp_md *context)
+{
+	__u64 length = (void *)(long)context->data_end - (void *)(long)context->data;
+	// The verifier requires that the difference of pointers has 64 bits. The compiler would use 32.
+	__asm__ volatile("" : "+r"(length));
+	return length;
+}
+
 // Returns the one's complement sum in 16 bits.
 INLINE __u16 fold(__u64 sum)
 {
@@ -400,14 +408,6 @@ INLINE int write(struct xdp_md *context, const struct entry *entry, const struct
 	return entry->interface == context->ingress_ifindex ? XDP_TX : redirect(entry->interface & ~REDIRECTED, 0);
 }
 
-INLINE __u64 frame_length(const struct xdp_md *context)
-{
-	__u64 length = (void *)(long)context->data_end - (void *)(long)context->data;
-	// The verifier requires that the difference of pointers has 64 bits. The compiler would use 32.
-	__asm__ volatile("" : "+r"(length));
-	return length;
-}
-
 // Sends a packet on, or passes it. Everything before `adjust_head` is a decision.
 INLINE int relay_as(struct xdp_md *context, const struct entry *entry, const struct datagram *received,
 		    int received_version, int version, enum direction direction, __u16 application)
@@ -499,7 +499,8 @@ INLINE int relay_with(struct xdp_md *context, const struct entry *found, const s
 		if (packet != sizeof(*ipv6) + received.length)
 			return pass(MALFORMED);
 	}
-	if (data + sizeof(struct ethernet) + packet > end)
+	// Not with pointers: to the verifier of Linux 6.1, a length in network order could be any number.
+	if (sizeof(struct ethernet) + packet > frame_length(context))
 		return pass(MALFORMED);
 
 	void *application = channel;

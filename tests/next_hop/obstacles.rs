@@ -72,7 +72,6 @@ fn interfaces_of_other_kinds_are_obstacles() {
             ("dummy", "link add x type dummy"),
             ("ipip", "link add x type ipip local 10.0.1.1 remote 10.0.1.2"),
             ("wireguard", "link add x type wireguard"),
-            ("vrf", "link add x type vrf table 7"),
             ("tun", "tuntap add dev x mode tun"),
             ("tun", "tuntap add dev x mode tap"),
         ];

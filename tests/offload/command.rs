@@ -163,7 +163,7 @@ fn if_no_interface_takes_the_program_nothing_stays_unless_one_may_come() {
         assert!(failed.code == Some(1) && failed.stderr.contains("attach --running"), "{failed:?}");
         let status = place.run(&["status"]);
         assert!(status.stdout.contains("to no interface") && status.stdout.contains("0 of 40"), "{status:?}");
-        ip("link set v1 name late");
+        rename("v1", "late");
         assert_eq!(place.run(&["attach", "--running"]).code, Some(0));
         assert!(program_on("late").is_some());
     });
@@ -215,7 +215,7 @@ fn the_second_unit_attaches_what_is_ready_later_and_reports_nothing_else() {
         assert_eq!(place.run(&["attach"]).code, Some(1));
         assert_eq!(run_unit(&place, "0"), nothing());
         let maps = place.maps();
-        ip("link set v0 name late");
+        rename("v0", "late");
         let attached = (Some(0), "the program is attached to late\n".to_owned(), String::new());
         // It does not wait, because there is nothing to wait for.
         assert_eq!(run_unit(&place, "300"), attached);
@@ -241,7 +241,7 @@ fn the_second_unit_waits_for_an_interface_and_keeps_the_others() {
         let program = program_on("v0").expect("it is attached");
         let mut command = unit_command(&place, "300");
         let waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        ip("link set v1 name late");
+        rename("v1", "late");
         let output = waiting.wait_with_output().unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{:?}", output.stderr);
@@ -269,4 +269,11 @@ fn with_automatic_interfaces_the_program_waits_for_the_first_interface() {
         assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
         assert_eq!(program_on("v0"), None);
     });
+}
+
+/// Renames an interface. Old kernels do so only while it is down.
+fn rename(interface: &str, name: &str) {
+    ip(&format!("link set {interface} down"));
+    ip(&format!("link set {interface} name {name}"));
+    ip(&format!("link set {name} up"));
 }

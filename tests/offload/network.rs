@@ -15,7 +15,7 @@ use turnserver::offload::maps::Maps;
 
 use crate::example::{CHANNEL, DIRECTIONS, FAMILIES};
 use crate::frame::channel_data;
-use crate::kernel::{Kernel, LEASED, skip};
+use crate::kernel::{Kernel, LEASED, is_linux_6_1, skip};
 use crate::layout::{Direction, Entry, Outcome, Received, Sent};
 
 /// A host on the other end of one interface of the server. Network `n` is 10.0.n.0/24 and fd00:n::/64; the server is
@@ -187,7 +187,13 @@ fn merged_datagrams(channel: u16, client: &UdpSocket, listener: SocketAddr, peer
     let mut buffer = [0; 2000];
     setsockopt(peer, sockopt::UdpGsoSegment, &LENGTH).unwrap();
     let data = [[1; 200], [2; 200], [3; 200]];
-    peer.send_to(&data.concat(), relayed).unwrap();
+    let sent = peer.send_to(&data.concat(), relayed);
+    if is_linux_6_1() && sent.is_err() {
+        // It splits no message for an interface that computes no checksums.
+        setsockopt(peer, sockopt::UdpGsoSegment, &0).unwrap();
+        return;
+    }
+    sent.unwrap();
     for data in &data {
         let received = client.recv(&mut buffer).unwrap();
         assert_eq!(buffer[..received], channel_data(channel, data));

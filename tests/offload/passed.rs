@@ -360,6 +360,9 @@ fn packets_without_a_counter_pass() {
 #[test]
 fn too_little_headroom_passes() {
     let Some(mut kernel) = Kernel::load() else { return };
+    if !kernel.can_limit_headroom() {
+        return;
+    }
     for entry in all() {
         kernel.insert(&entry);
         let frame = received(&entry, DATA).bytes();

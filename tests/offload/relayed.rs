@@ -170,6 +170,9 @@ fn padding_of_any_length_is_cut() {
 #[test]
 fn exactly_the_headroom_that_is_needed_suffices() {
     let Some(mut kernel) = Kernel::load() else { return };
+    if !kernel.can_limit_headroom() {
+        return;
+    }
     for entry in all() {
         kernel.insert(&entry);
         let frame = received(&entry, DATA).bytes();

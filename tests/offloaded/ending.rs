@@ -60,7 +60,7 @@ fn end_while_sending(call: &Call<'_>, end: impl FnOnce()) -> String {
     call.exchange_in_kernel();
     let (before, in_kernel) = (call.counted(), call.world().in_kernel());
     let [client, peer] = [call.client.socket(), &call.peer].map(|socket| socket.try_clone().unwrap());
-    let stream = Stream { window: AtomicU64::new(64), ..Stream::default() };
+    let stream = Stream { window: AtomicU64::new(32), ..Stream::default() };
     let datagram = channel_data(call.channel, &[8; 200]);
     let arrived = thread::scope(|scope| {
         scope.spawn(|| stream.send(&client, &datagram));
@@ -70,8 +70,8 @@ fn end_while_sending(call: &Call<'_>, end: impl FnOnce()) -> String {
         assert!(call.world().in_kernel().since(in_kernel).packets[0] > 1_000);
         end();
         let arrived = stream.arrived(call.world().network);
-        stream.window.store(364, Relaxed);
-        wait_for(|| stream.sent.load(Relaxed) == arrived + 364);
+        stream.window.store(332, Relaxed);
+        wait_for(|| stream.sent.load(Relaxed) == arrived + 332);
         assert_eq!(stream.arrived(call.world().network), arrived, "data arrives after the end");
         arrived
     });
