@@ -29,6 +29,7 @@ clean() {
         kill -KILL "$launcher" 2>/dev/null || true
     fi
     wait_for_end
+    ip netns pids "$outside" 2>/dev/null | xargs -r kill || true
     ip netns delete "$outside" 2>/dev/null || true
     if mountpoint -q "$groups"; then
         # The last processes of the container may still end.

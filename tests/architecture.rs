@@ -52,6 +52,7 @@ mod architecture {
                 "config",
                 "control",
                 "net",
+                "offload",
                 "printable",
                 "special_purpose",
                 "stun",

@@ -17,6 +17,8 @@ mod data;
 #[cfg(test)]
 mod ending;
 #[cfg(test)]
+mod expiry;
+#[cfg(test)]
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../next_hop/hosts.rs"]
 mod hosts;

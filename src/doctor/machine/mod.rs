@@ -4,6 +4,8 @@ mod firewall;
 mod kernel;
 mod listeners;
 mod names;
+#[cfg(feature = "offload")]
+mod offload;
 mod unit;
 
 use std::net::IpAddr;
@@ -62,6 +64,8 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     ) {
         report(finding);
     }
+    #[cfg(feature = "offload")]
+    report(offload::examine(&config.offload));
     listeners::examine_relaying(&config, &choice, &found, trust, report);
 }
 
