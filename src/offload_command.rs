@@ -31,13 +31,13 @@ enum Action {
     /// Attach the program to the interfaces of offload.interfaces.
     ///
     /// Reads [offload], [limits] and [relay] of the configuration. A program
-    /// that is attached already is replaced, so a running server relays
-    /// everything itself until it is restarted. With mode = "off" in
-    /// [offload], the program is detached.
+    /// that is attached already is replaced. While a server uses it, this
+    /// fails without --running. With mode = "off" in [offload], the program
+    /// is detached, unless a server uses it.
     ///
     /// Exit codes: 0 the program is attached, or offload.mode is "off"; 1 no
-    /// interface takes it; 2 the command line is wrong. With --wait, it is 0
-    /// also if no interface is ready in time.
+    /// interface takes it, or a server uses it; 2 the command line is wrong.
+    /// With --wait, it is 0 also if no interface is ready in time or takes it.
     #[command(verbatim_doc_comment)]
     Attach {
         /// The group that may use the program's maps. Default: turnserver,

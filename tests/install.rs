@@ -161,14 +161,13 @@ mod install {
 
     // At boot, interfaces have no addresses when the server starts: a second unit attaches them, and the first does not wait.
     #[test]
-    fn the_second_unit_runs_at_each_start_after_the_network_and_the_first_does_not_wait() {
+    fn the_second_unit_runs_after_each_start_and_nothing_waits_for_the_network() {
         let (first, second) = (file("systemd/turnserver.service"), file("systemd/turnserver-offload.service"));
         let has = |unit: &str, line: &str| unit.lines().any(|other| other == line);
         assert!(has(&first, "Wants=turnserver-offload.service"));
-        assert!(!first.contains("network-online.target"));
-        for line in ["After=turnserver.service network-online.target", "Wants=network-online.target"] {
-            assert!(has(&second, line), "{line}");
-        }
+        // Services that wait for the network may wait for minutes.
+        assert!(!first.contains("network-online.target") && !second.contains("network-online.target"));
+        assert!(has(&second, "After=turnserver.service"));
         assert!(has(&second, "PartOf=turnserver.service"));
         // Otherwise a start would find it active and not run it.
         assert!(!second.contains("RemainAfterExit"));

@@ -33,8 +33,9 @@ const OTHER_FILES: usize = 8;
 const MOST_WORKERS: usize = 256;
 
 /// What is missing if the program is loaded and not attached.
-const UNATTACHED: &str = "no interface has the XDP program yet. `turnserver offload attach --running` attaches it to those of \
-                          `offload.interfaces`";
+const UNATTACHED: &str = "no interface has the XDP program yet. The unit turnserver-offload attaches it to those of \
+                          `offload.interfaces` that are ready soon, and `turnserver offload attach --running` to \
+                          those that are ready later";
 
 /// What the operator can do if `turnserver offload attach` or `detach` has run since the start.
 const REPLACED: &str = "the XDP program has been detached or replaced since the start, so this process relays all data \
@@ -172,9 +173,6 @@ impl Active {
             }
             Err(missing) => return Err(missing),
         };
-        if interfaces.attached.is_empty() && config.offload.mode == OffloadMode::Require {
-            return Err(UNATTACHED.to_owned());
-        }
         let failed = |error: io::Error| format!("the maps of the XDP program cannot be used: {error}");
         maps.clear().map_err(failed)?;
         let count = workers.min(MOST_WORKERS);

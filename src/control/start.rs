@@ -150,11 +150,12 @@ pub(super) fn prepare(
     let (certificates, acceptor) = certificates.unzip();
     let limit = open_files();
     let workers = worker_count(config);
+    let none = Neighbours::default();
+    let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, &none, false)?;
+    // After that, because attaching may interrupt a link.
     let (offload, offloading) = Offload::start(config, workers).map_err(StartError::Offload)?;
     let connections = connection_limit(config, choice, limit, offload.open_files());
     let spare = Spare::of(limit);
-    let none = Neighbours::default();
-    let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, &none, false)?;
     let inputs = SnapshotInputs {
         generated_secret: generate_secret(config)?,
         test_links: generated()?,

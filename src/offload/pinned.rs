@@ -23,6 +23,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use aya::maps::{MapData, MapError};
 use aya::programs::Xdp;
@@ -47,6 +49,10 @@ const MAPS: &str = "maps";
 const LINKS: &str = "links";
 const NAMESPACE: &str = "namespace";
 const PROGRAM: &str = "program";
+
+/// How often, and after which pauses, [`open`] tries again if another process uses the maps.
+const LOCK_ATTEMPTS: usize = 5;
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The file of the network namespace of this thread.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
@@ -99,7 +105,7 @@ pub enum DirectoryError {
     #[error(transparent)]
     OtherNamespace(#[from] OtherNamespace),
     /// A file cannot be made or removed.
-    #[error("cannot prepare {}: {error}", path.display())]
+    #[error("cannot use {}: {error}", path.display())]
     Failed {
         /// The file.
         path: PathBuf,
@@ -259,8 +265,16 @@ pub fn open(directory: &Path) -> Result<Opened, OpenError> {
         DirectoryError::Failed { path, error } => explain(path, error),
         error => OpenError::Failed { path: directory.to_owned(), error: io::Error::other(error) },
     })?;
+    let mut attempts = 0..LOCK_ATTEMPTS;
     loop {
-        let lock = Lock::of(&directory.join(MAPS))?;
+        let lock = match Lock::of(&directory.join(MAPS)) {
+            // It may be a command that has asked whether a server uses them.
+            Err(OpenError::InUse(_)) if attempts.next().is_some() => {
+                thread::sleep(LOCK_INTERVAL);
+                continue;
+            }
+            lock => lock?,
+        };
         let maps = read(directory)?;
         // Otherwise, `attach` has made new maps in the meantime.
         if lock.is_of(&directory.join(MAPS)) {

@@ -18,7 +18,7 @@ use turnserver::offload::layout::{Direction, Outcome};
 use turnserver::offload::obstacle::{Driver, NotAttached};
 use turnserver::offload::pinned::{self, Interface};
 use turnserver::offload::program::Sizes;
-use turnserver::offload::select::{self, Candidate};
+use turnserver::offload::select::{self, Candidate, NotChosen};
 
 /// The group of the service, as `systemd/turnserver.sysusers` makes it.
 const GROUP: &str = "turnserver";
@@ -63,6 +63,10 @@ pub(super) fn attach(
     let (Offload { mode, interfaces, .. }, channels) = read(config)?;
     let group = group_id(group)?;
     if mode == OffloadMode::Off {
+        if !is_running && pinned::is_in_use(directory) {
+            return print(&format!("`offload.mode` is \"off\", but {IN_USE}: it stays attached"))
+                .map(|()| ExitCode::SUCCESS);
+        }
         pinned::detach(directory).map_err(failure)?;
         return print("`offload.mode` is \"off\": no program is attached").map(|()| ExitCode::SUCCESS);
     }
@@ -107,7 +111,7 @@ pub(super) fn attach_later(directory: &Path, seconds: u16, config: Option<&Path>
 /// Attaches the program to the interfaces that are ready and were not `tried`, by their indices. Returns whether others
 /// may be ready later.
 fn attach_ready(directory: &Path, interfaces: &OffloadInterfaces, tried: &mut BTreeSet<u32>) -> Result<bool, String> {
-    // `attach` has said why, or somebody has detached it since.
+    // `attach` has said why, or the program has been detached since.
     if !pinned::is_loaded(directory).map_err(failure)? {
         return Ok(false);
     }
@@ -132,7 +136,7 @@ fn attach_ready(directory: &Path, interfaces: &OffloadInterfaces, tried: &mut BT
     for (interface, index) in pinned::set_interfaces(directory, &names).map_err(failure)?.into_iter().zip(indices) {
         let is_first = tried.insert(index);
         match interface.attached {
-            Ok(()) if is_first && !before.contains(&index) => added.push(interface.name),
+            Ok(()) if !before.contains(&index) => added.push(interface.name),
             Err(reason) if is_first => not_taken.add(&interface.name, &reason, false),
             _ => {}
         }
@@ -293,8 +297,9 @@ fn wanted(directory: &Path, interfaces: &OffloadInterfaces) -> Result<(Vec<Strin
 
 /// Chooses from all interfaces. `attached` are the indices of those that have the program.
 fn choose(candidates: Vec<Candidate>, attached: &[u32]) -> (Vec<String>, NotTaken) {
-    // At boot, the kernel may not have found any interface yet.
-    let mut not_taken = NotTaken { is_temporary: candidates.is_empty(), ..NotTaken::default() };
+    // At boot, the kernel may not have found any network card yet, and only virtual interfaces are there.
+    let is_virtual = |candidate: &Candidate| matches!(candidate.verdict, Err(NotChosen::Kind { .. }));
+    let mut not_taken = NotTaken { is_temporary: candidates.iter().all(is_virtual), ..NotTaken::default() };
     let mut names = Vec::new();
     for Candidate { name, index, verdict } in candidates {
         match verdict {
@@ -336,8 +341,6 @@ fn print(text: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use turnserver::offload::select::NotChosen;
-
     use super::*;
 
     fn candidate(index: u32, verdict: Result<(), NotChosen>) -> Candidate {
@@ -350,6 +353,7 @@ mod tests {
             (vec![], true),
             (vec![candidate(2, Err(NotChosen::NoAddress))], true),
             (vec![candidate(2, Err(NotChosen::Veth)), candidate(3, Err(NotChosen::Down))], true),
+            (vec![candidate(2, Err(NotChosen::Kind { kind: "bridge".to_owned() }))], true),
             (vec![candidate(2, Err(NotChosen::Veth)), candidate(3, Err(NotChosen::Bond))], false),
         ] {
             let (names, not_taken) = choose(candidates.clone(), &[]);

@@ -168,7 +168,7 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                 let failed = changed.complete().await;
                 while let Some(cursor) = unserved {
                     let Some(worker) = worker.upgrade() else { return };
-                    unserved = worker.borrow_mut().end_unserved(cursor, BUDGET, &before);
+                    unserved = worker.borrow_mut().end_unserved(cursor, ENDED, &before);
                     drop(worker);
                     yield_now().await;
                 }

@@ -127,6 +127,29 @@ fn mode_off_detaches() {
     });
 }
 
+// Two units may share a machine.
+#[test]
+fn a_program_that_a_server_uses_is_not_replaced_or_detached() {
+    with_interfaces(|files| {
+        let place = Place::new(files, "interfaces = ['v0']");
+        assert_eq!(place.run(&["attach"]).code, Some(0));
+        let program = program_on("v0").expect("it is attached");
+        let server = pinned::open(&place.directory).unwrap();
+        let attach = place.run(&["attach"]);
+        assert!(attach.code == Some(1) && attach.stderr.contains("a running server uses the program"), "{attach:?}");
+        assert_eq!(place.run(&["attach", "--running"]).code, Some(0));
+        let ended = finish(place.command(&["detach"]).env("SERVICE_RESULT", "success"));
+        assert!(ended.code == Some(0) && ended.stdout.contains("it stays attached"), "{ended:?}");
+        place.configure("mode = 'off'");
+        let off = place.run(&["attach"]);
+        assert!(off.code == Some(0) && off.stdout.contains("it stays attached"), "{off:?}");
+        assert_eq!(program_on("v0"), Some(program));
+        drop(server);
+        assert_eq!(place.run(&["attach"]).code, Some(0));
+        assert_eq!(program_on("v0"), None);
+    });
+}
+
 #[test]
 fn after_a_failure_of_the_service_the_program_stays() {
     with_interfaces(|files| {

@@ -1,4 +1,5 @@
-//! The end of lifetimes (RFC 8656 §3.2, §12) under calls that the kernel relays.
+//! The end of lifetimes (RFC 8656 §3.2, §12) under calls that the kernel relays. The server removes the entries then;
+//! `tests/offload/relayed.rs` and `passed.rs` show that the program also observes their expiry by itself.
 
 use std::thread;
 use std::time::Duration;
@@ -41,6 +42,7 @@ fn data_flows_until_the_allocation_or_the_channel_expires() {
         let [abandoned, unbound, kept] = [0x4001, 0x4002, 0x4003].map(|channel| start(world, channel));
         assert!(clock.elapsed() < MARGIN, "the first lifetimes end at different times");
         let exchange_until = |end: Duration| {
+            // Lifetimes have a minimum (§7.2, §12), so there is no shorter way.
             while clock.elapsed() < end {
                 [&abandoned, &unbound, &kept].iter().for_each(|call| call.exchange(&[&[7; 100]]));
                 thread::park_timeout(Duration::from_millis(250));

@@ -46,7 +46,7 @@ struct Waiting {
     notices: HashMap<Pair, Noticed>,
     /// The owner asks for nothing more.
     is_closed: bool,
-    /// Nobody serves the owner.
+    /// The owner is not served.
     is_dead: bool,
 }
 
@@ -112,8 +112,8 @@ impl Asker {
         self.0.asked.notify_one();
     }
 
-    /// Waits for notices. Nothing is lost if its future is dropped. `None`: the other end has gone, so no next hop is
-    /// known any more.
+    /// Waits for notices. Nothing is lost if its future is dropped. `None`: the other end has gone, and there are
+    /// no further ones.
     pub async fn notices(&self) -> Option<Vec<Notice>> {
         loop {
             {

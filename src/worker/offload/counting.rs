@@ -69,7 +69,7 @@ enum User {
     Entry(SocketId, Leg),
     /// The entry has been removed. A packet that was being relayed then may still be counted, so the slot is free only
     /// after it was read this often.
-    Former(SocketId, Leg, u8),
+    Former(SocketId, Direction, u8),
 }
 
 /// The slots of a block from which on reading the whole block costs less than reading them.
@@ -113,7 +113,7 @@ impl Counting {
     }
 
     /// Reads the slots of entries that have been removed, and frees them later. Calls `credit` for each that has counted
-    /// packets.
+    /// packets, with the direction if it has an entry.
     ///
     /// # Errors
     /// Those of the kernel. The slots are freed all the same.
@@ -121,7 +121,7 @@ impl Counting {
         &mut self,
         maps: &mut Maps,
         mut slots: Vec<u32>,
-        mut credit: impl FnMut(Relayed, Leg),
+        mut credit: impl FnMut(Relayed, Option<Leg>),
     ) -> io::Result<()> {
         let mut result = Ok(());
         slots.sort_unstable();
@@ -129,20 +129,18 @@ impl Counting {
             let Some(first) = slots.first() else { continue };
             // Reading a whole block costs as much as reading some of its slots one by one.
             result = result.and(if slots.len() >= WORTH_A_BLOCK {
-                self.read_block(maps, first / BLOCK, &mut credit)
+                self.read_slots(maps, first / BLOCK, &mut credit)
             } else {
                 slots.iter().try_for_each(|slot| {
-                    let leg = self.slot(*slot).and_then(|slot| slot.leg());
-                    let relayed = self.read_one(maps, *slot)?;
-                    relayed.into_iter().zip(leg).for_each(|(relayed, leg)| credit(relayed, leg));
+                    self.read_one(maps, *slot)?.into_iter().for_each(|relayed| credit(relayed, None));
                     Ok(())
                 })
             });
             for slot in slots {
                 if let Some(slot) = self.slot(*slot)
-                    && let User::Entry(socket, leg) = slot.user
+                    && let User::Entry(socket, Leg { direction, .. }) = slot.user
                 {
-                    slot.user = User::Former(socket, leg, READINGS);
+                    slot.user = User::Former(socket, direction, READINGS);
                 }
             }
         }
@@ -166,8 +164,8 @@ impl Counting {
         self.blocks.range((after, Unbounded)).next().map(|(number, _)| *number)
     }
 
-    /// Reads the slots of a block, and frees those that are no longer used. Calls `credit` for each that has counted
-    /// packets.
+    /// Reads the slots of a block once a second, and frees those that are not used. Calls `credit` for each that has
+    /// counted packets, with the direction if it has an entry.
     ///
     /// # Errors
     /// Those of the kernel.
@@ -175,23 +173,35 @@ impl Counting {
         &mut self,
         maps: &mut Maps,
         number: u32,
-        mut credit: impl FnMut(Relayed, Leg),
+        credit: impl FnMut(Relayed, Option<Leg>),
     ) -> io::Result<()> {
-        let Some(block) = self.blocks.get_mut(&number).filter(|block| is_used(block)) else { return Ok(()) };
-        let mut counters = [Counter::default(); BLOCK as usize];
-        let first = number * BLOCK;
-        maps.read_counters(first, &mut counters)?;
-        for ((number, slot), counter) in (first..).zip(block.iter_mut()).zip(counters) {
-            let leg = slot.leg();
-            slot.advance(counter).into_iter().zip(leg).for_each(|(relayed, leg)| credit(relayed, leg));
+        self.read_slots(maps, number, credit)?;
+        let Some(block) = self.blocks.get_mut(&number) else { return Ok(()) };
+        for (number, slot) in (number * BLOCK..).zip(block.iter_mut()) {
             slot.user = match slot.user {
-                User::Former(socket, leg, left @ 2..) => User::Former(socket, leg, left - 1),
+                User::Former(socket, direction, left @ 2..) => User::Former(socket, direction, left - 1),
                 User::Former(..) => {
                     self.free.push(number);
                     User::None
                 }
                 user => user,
             };
+        }
+        Ok(())
+    }
+
+    fn read_slots(
+        &mut self,
+        maps: &mut Maps,
+        number: u32,
+        mut credit: impl FnMut(Relayed, Option<Leg>),
+    ) -> io::Result<()> {
+        let Some(block) = self.blocks.get_mut(&number).filter(|block| is_used(block)) else { return Ok(()) };
+        let mut counters = [Counter::default(); BLOCK as usize];
+        maps.read_counters(number * BLOCK, &mut counters)?;
+        for (slot, counter) in block.iter_mut().zip(counters) {
+            let leg = slot.leg();
+            slot.advance(counter).into_iter().for_each(|relayed| credit(relayed, leg));
         }
         Ok(())
     }
@@ -216,18 +226,20 @@ impl Counting {
 }
 
 impl Slot {
+    /// Returns the direction whose entry counts here.
     fn leg(&self) -> Option<Leg> {
         match self.user {
-            User::Entry(_, leg) | User::Former(_, leg, _) => Some(leg),
-            User::None => None,
+            User::Entry(_, leg) => Some(leg),
+            User::Former(..) | User::None => None,
         }
     }
 
     /// Returns what has been counted since the last reading.
     fn advance(&mut self, counter: Counter) -> Option<Relayed> {
         let seen = std::mem::replace(&mut self.seen, counter);
-        let (User::Entry(socket, leg) | User::Former(socket, leg, _)) = self.user else { return None };
-        let direction = leg.direction;
+        let (User::Entry(socket, Leg { direction, .. }) | User::Former(socket, direction, _)) = self.user else {
+            return None;
+        };
         let (packets, bytes) = (counter.packets.wrapping_sub(seen.packets), counter.bytes.wrapping_sub(seen.bytes));
         (packets > 0).then_some(Relayed { socket, direction, packets, bytes })
     }

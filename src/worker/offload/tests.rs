@@ -249,6 +249,32 @@ fn full_maps_leave_the_rest_to_user_space_until_there_is_room() {
     assert_eq!(world.offload.counts().without[full], 2);
 }
 
+// A packet that was being relayed when its entry was removed may be counted later.
+#[test]
+fn slots_are_free_only_seconds_after_their_entries_however_many_end_at_once() {
+    const ROUTES: u16 = 32;
+    let Some(mut world) = world(ROUTES.into(), &blueprint()) else { return };
+    let with_relay = |number: u16| {
+        let relay = SocketAddr::new(address(RELAY).ip(), 50_000 + number);
+        ChannelRoute { relay, ..route(1000 + number, 0x4000) }
+    };
+    let routes: Vec<ChannelRoute> = (0..ROUTES).map(with_relay).collect();
+    routes.iter().for_each(|route| world.add(*route));
+    world.resolve(&Ok(hop(INTERFACE)));
+    assert_eq!(world.entries(), [32, 32]);
+    routes[..24].chunks(8).for_each(|routes| world.offload.remove(routes.iter()));
+    world.add(with_relay(ROUTES));
+    world.resolve(&Ok(hop(INTERFACE)));
+    assert_eq!(world.entries(), [8, 8]);
+    world.offload.tick();
+    assert_eq!(world.entries(), [8, 8]);
+    for _ in 0..2 {
+        world.offload.tick();
+        world.work();
+    }
+    assert_eq!(world.entries(), [9, 9]);
+}
+
 #[test]
 fn a_neighbour_is_left_to_the_kernel_for_one_to_two_seconds() {
     let Some(mut world) = world(16, &blueprint()) else { return };
@@ -382,7 +408,7 @@ fn without_its_watcher_nothing_is_relayed() {
     let asker = Rc::clone(&world.offload.asker);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     assert_eq!(runtime.block_on(notices(Some(&asker))), None);
-    world.offload.fail(&io::Error::other("it has ended"));
+    world.offload.lose_watcher();
     assert_eq!((world.lease(), world.entries()), (0, [0, 0]));
     world.offload.tick();
     assert_eq!(world.lease(), 0);
