@@ -6,10 +6,11 @@
 
 use serde_json::{Value, json};
 
+use crate::interfaces::wait_until;
 use crate::network::ip;
 use crate::page::serve_page;
 use crate::webdriver::Browser;
-use crate::world::{CLIENTS, LISTENERS, RELAYS, in_host, wait_until, with_server};
+use crate::world::{CLIENTS, LISTENERS, RELAYS, in_host, with_server};
 
 const BYTES: usize = 10 << 20;
 /// The longest message of SCTP that Chromium sends in one packet, at most.

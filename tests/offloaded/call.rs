@@ -8,9 +8,10 @@ use turnserver::client::{Allocate, Families, Request};
 use turnserver::stun::Method;
 use turnserver::stun::attribute::{AddressFamily, XorRelayedAddress};
 
+use crate::interfaces::{Traffic, wait_until};
 use crate::support::LogLine;
 use crate::support::client::{Client, Login, Session, receive};
-use crate::world::{CLIENTS, LISTENERS, PEERS, Traffic, World, assert_silent, is_v4, socket_of, wait_until, waiting};
+use crate::world::{CLIENTS, LISTENERS, PEERS, World, assert_silent, is_v4, socket_of, waiting};
 
 /// The channel of calls.
 pub(crate) const CHANNEL: u16 = 0x4005;

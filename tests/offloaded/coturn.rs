@@ -4,8 +4,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::interfaces::wait_until;
 use crate::support::{Process, TIMEOUT, run};
-use crate::world::{LISTENERS, PEERS, RELAYS, in_host, socket_of, wait_until, with_server};
+use crate::world::{LISTENERS, PEERS, RELAYS, in_host, socket_of, with_server};
 
 const PACKAGE: Option<&str> = Some("coturn");
 const CLIENTS: u64 = 4;

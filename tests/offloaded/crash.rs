@@ -9,8 +9,9 @@ use turnserver::clock::Clock;
 use turnserver::offload::pinned;
 
 use crate::call::Call;
+use crate::interfaces::{SIZES, run, wait_until};
 use crate::support::skip;
-use crate::world::{LEASE, SIZES, World, config, run, wait_until, with_network, with_server};
+use crate::world::{LEASE, World, config, with_network, with_server};
 
 fn is_attached(interface: &str) -> bool {
     run("ip", &format!("-d link show {interface}")).contains("prog/xdp")

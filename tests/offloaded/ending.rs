@@ -8,8 +8,9 @@ use std::thread;
 use nix::sys::signal::Signal;
 
 use crate::call::{Call, channel_data, logged_bytes, send};
+use crate::interfaces::wait_until;
 use crate::support::Finally;
-use crate::world::{Network, World, config, wait_until, waiting, with_network, with_server};
+use crate::world::{Network, World, config, waiting, with_network, with_server};
 
 /// The datagrams that a client sends to its peer all the time.
 #[derive(Default)]

@@ -26,6 +26,8 @@ mod hosts;
 #[path = "../http/client.rs"]
 mod http;
 #[cfg(test)]
+mod interfaces;
+#[cfg(test)]
 #[cfg(feature = "browser")]
 #[path = "../browser/page.rs"]
 mod page;

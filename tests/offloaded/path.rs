@@ -4,10 +4,9 @@ use serde_json::Value;
 
 use crate::call::Call;
 use crate::hosts::{FAR, Host, link_address, set, text};
+use crate::interfaces::{prepare, run, wait_until};
 use crate::network::ip;
-use crate::world::{
-    CLIENTS, PEERS, assert_silent, config_on, in_host, run, socket_of, wait_until, waiting, with_network, with_server,
-};
+use crate::world::{CLIENTS, PEERS, assert_silent, config_on, in_host, socket_of, waiting, with_network, with_server};
 
 /// Returns the number of packets that an interface of a host has received.
 fn received_by(host: &Host, interface: &'static str) -> u64 {
@@ -105,7 +104,7 @@ fn a_route_that_moves_to_another_interface_takes_the_data_along() {
         let peer = &network.peer;
         for number in [3, 4] {
             peer.connect(number);
-            network.prepare(peer, number);
+            prepare(peer, number);
         }
         peer.ip(&format!("addr add {FAR}/32 dev lo"));
         // The program is not on n4.

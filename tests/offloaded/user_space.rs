@@ -7,8 +7,9 @@ use turnserver::stun::attribute::Data;
 
 use crate::call::{CHANNEL, Call, bind, channel_data};
 use crate::http::Http;
+use crate::interfaces::run;
 use crate::support::client::{Client, Login, receive};
-use crate::world::{CLIENTS, LISTENERS, PEERS, World, in_host, run, socket_of, with_server};
+use crate::world::{CLIENTS, LISTENERS, PEERS, World, in_host, socket_of, with_server};
 
 fn client(world: &World<'_>) -> Client {
     Client::on(socket_of(&world.network.client, CLIENTS[0]), listener(world))

@@ -2,20 +2,16 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
-use turnserver::clock::Clock;
-use turnserver::offload::obstacle::NotLoaded;
-use turnserver::offload::program::{Program, Sizes};
 
-use crate::hosts::{FAR, Host, set};
+use crate::hosts::{FAR, Host};
 use crate::http::Http;
-use crate::network::{in_own_network, ip};
+use crate::interfaces::{Traffic, assert_checksums, at_server, prepare};
 use crate::support::client::socket;
-use crate::support::{Controlled, TIMEOUT, config_for, has_ipv6, skip};
+use crate::support::{Controlled, config_for};
 
 /// The addresses of the server in the networks of the client and of the peer.
 pub(crate) const LISTENERS: [&str; 2] = ["10.0.1.1", "fd00:1::1"];
@@ -24,9 +20,6 @@ pub(crate) const RELAYS: [&str; 2] = ["10.0.2.1", "fd00:2::1"];
 /// The addresses of the client and of the peer.
 pub(crate) const CLIENTS: [&str; 2] = ["10.0.1.2", "fd00:1::2"];
 pub(crate) const PEERS: [&str; 2] = ["10.0.2.2", "fd00:2::2"];
-
-/// The sizes of the maps for the tests that load the program themselves.
-pub(crate) const SIZES: Sizes = Sizes { entries: 1024, slots: 1024 };
 
 /// The namespaces of client and peer. The server's namespace is that of the test's thread.
 pub(crate) struct Network {
@@ -49,20 +42,6 @@ struct Fence {
     peer: UdpSocket,
 }
 
-/// What the program has relayed: packets and bytes to peers, and to clients.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Traffic {
-    pub(crate) packets: [u64; 2],
-    pub(crate) bytes: [u64; 2],
-}
-
-impl Traffic {
-    pub(crate) fn since(self, before: Self) -> Self {
-        let difference = |now: [u64; 2], before: [u64; 2]| [now[0] - before[0], now[1] - before[1]];
-        Self { packets: difference(self.packets, before.packets), bytes: difference(self.bytes, before.bytes) }
-    }
-}
-
 /// Returns a configuration with the offload on both interfaces.
 pub(crate) fn config(more: &str) -> String {
     config_on(&["n1", "n2"], more)
@@ -75,18 +54,9 @@ pub(crate) fn config_on(interfaces: &[&str], more: &str) -> String {
     config_for(&LISTENERS, &RELAYS, &format!("{peers}{offload}{more}"))
 }
 
-/// Runs a test in the server's namespace. [Skips](skip) it if something is missing on this machine.
+/// Runs a test in the server's namespace. [Skips](crate::support::skip) it if something is missing on this machine.
 pub(crate) fn with_network(test: impl FnOnce(&Network) + Send) {
-    if Command::new("ethtool").arg("--version").output().is_err() {
-        return skip("`ethtool` is missing");
-    }
-    if let Err(error @ NotLoaded::NotPermitted(_)) = Program::load(SIZES) {
-        return skip(&error.to_string());
-    }
-    if !has_ipv6() {
-        return;
-    }
-    in_own_network(&["link set lo up"], || test(&Network::new()));
+    at_server(|| test(&Network::new()));
 }
 
 /// Runs a test with a server. `more` is added to its configuration.
@@ -98,26 +68,9 @@ impl Network {
     fn new() -> Self {
         let [client, peer] = [1, 2].map(Host::new);
         let network = Self { fence: Fence::new(&client, &peer), client, peer };
-        network.prepare(&network.client, 1);
-        network.prepare(&network.peer, 2);
+        prepare(&network.client, 1);
+        prepare(&network.peer, 2);
         network
-    }
-
-    /// Prepares an interface between the server and a host.
-    pub(crate) fn prepare(&self, host: &Host, number: u8) {
-        let name = format!("n{number}");
-        // A neighbour that becomes stale would lead through user space now and then.
-        for version in ["ipv4", "ipv6"] {
-            set(&format!("{version}/neigh/{name}/base_reachable_time_ms"), "3600000");
-        }
-        any_source(&name);
-        // The kernel examines neighbours only from an address of the link.
-        ip(&format!("addr add fe80::1/64 dev {name} nodad"));
-        host.run(move || {
-            any_source(&name);
-            // With `gro`, the interface accepts redirected packets. With `tx`, it would leave checksums to the other end.
-            run("ethtool", &format!("-K {name} gro on tx off"));
-        });
     }
 
     /// Starts a server in the namespace of this thread.
@@ -156,13 +109,6 @@ fn pass(from: &UdpSocket, to: &UdpSocket) {
     assert_eq!((&buffer[..length], source), (&b"fence"[..], from.local_addr().unwrap()));
 }
 
-/// Accepts packets from any source at an interface of the namespace of this thread.
-fn any_source(interface: &str) {
-    for name in ["all", interface] {
-        set(&format!("ipv4/conf/{name}/rp_filter"), "0");
-    }
-}
-
 /// Binds a socket in the namespace of a host.
 pub(crate) fn socket_of(host: &Host, ip: &str) -> UdpSocket {
     let address = address(ip);
@@ -178,24 +124,6 @@ pub(crate) fn in_host<T: Send + 'static>(host: &Host, function: impl FnOnce() ->
 
 fn address(ip: &str) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), 0)
-}
-
-/// Runs a program in the namespace of this thread, and returns its output.
-pub(crate) fn run(program: &str, arguments: &str) -> String {
-    let output = Command::new(program).args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Waits until a condition returns no error.
-pub(crate) fn wait_until<T>(mut condition: impl FnMut() -> Result<T, String>) -> T {
-    let start = Clock::start();
-    loop {
-        match condition() {
-            Ok(value) => return value,
-            Err(state) => assert!(start.elapsed() < TIMEOUT, "{state}"),
-        }
-    }
 }
 
 /// Asserts that a socket has received nothing.
@@ -224,9 +152,7 @@ impl World<'_> {
         for session in self.sessions() {
             self.session(session["id"].as_str().unwrap());
         }
-        let offload = self.offload();
-        let both = |field: &str| ["to_peers", "to_clients"].map(|to| offload[field][to].as_u64().unwrap());
-        Traffic { packets: both("packets"), bytes: both("bytes") }
+        Traffic::of(&self.offload())
     }
 
     pub(crate) fn sessions(&self) -> Vec<Value> {
@@ -265,19 +191,7 @@ impl World<'_> {
     /// Asserts that the kernels of client and peer have received no datagram with a wrong checksum.
     pub(crate) fn assert_checksums(&self) {
         for host in [&self.network.client, &self.network.peer] {
-            let files =
-                || ["snmp", "snmp6"].map(|name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")));
-            let [v4, v6] = in_host(host, files).map(Result::unwrap);
-            let of_udp: Vec<Vec<&str>> = v4
-                .lines()
-                .filter(|line| line.starts_with("Udp:"))
-                .map(|line| line.split_whitespace().collect())
-                .collect();
-            let [names, values] = of_udp.as_slice() else { panic!("{v4}") };
-            let at = names.iter().position(|name| *name == "InCsumErrors").unwrap();
-            assert_eq!(values[at], "0", "{of_udp:?}");
-            let v6 = v6.lines().find_map(|line| line.strip_prefix("Udp6InCsumErrors")).unwrap();
-            assert_eq!(v6.trim(), "0");
+            host.run(assert_checksums);
         }
     }
 }
