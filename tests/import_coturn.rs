@@ -74,7 +74,7 @@ mod import_coturn {
 
         let authority = Authority::new(unix_seconds());
         let files = authority.write(&authority.issue(&["localhost"]), directory.path());
-        let server = Server::start(&adapted(&text, &files).to_string());
+        let server = Server::start(&adapted(&text, "127.0.0.1", &files).to_string());
         let login = case.login().unwrap_or_else(|| {
             let credential = server.printed_credential();
             Login::new(&credential.username, &credential.password)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use crate::tokens::{starts_with, tokens};
+use crate::tokens::{Token, starts_with, tokens};
 
 /// Marks a requirement that is not met.
 const MISSING: &str = "**missing**";
@@ -117,13 +117,16 @@ fn check_tests(group: &str, project: &Project) -> Result<(), String> {
     }
 }
 
-/// Returns the functions of a file with the attribute `test`, or with one that ends in `test`, such as `tokio::test`.
+/// Returns the functions of a file with the attribute `test`, or with one that ends in `test`, such as `tokio::test`, and
+/// the tests that `on_each_site!` makes.
 fn test_names(source: &str) -> BTreeSet<String> {
     let tokens = tokens(source);
     let (mut names, mut is_test) = (BTreeSet::new(), false);
     for at in 0..tokens.len() {
         let rest = &tokens[at..];
-        if starts_with(rest, &["#", "["]) {
+        if starts_with(rest, &["on_each_site", "!", "{"]) {
+            names.extend(tests_on_each_site(&rest[2..]));
+        } else if starts_with(rest, &["#", "["]) {
             let path = rest[2..].iter().take_while(|token| token.is_word() || token.is("::"));
             is_test |= path.last().is_some_and(|word| word.is("test"));
         } else if rest[0].is("fn") && is_test {
@@ -131,6 +134,21 @@ fn test_names(source: &str) -> BTreeSet<String> {
             is_test = false;
         } else if rest[0].is("{") || rest[0].is(";") {
             is_test = false;
+        }
+    }
+    names
+}
+
+/// Returns the names in `{ test: case; … }`, of which one follows each brace or semicolon that no other brace contains.
+fn tests_on_each_site(tokens: &[Token]) -> Vec<String> {
+    let (mut names, mut depth) = (Vec::new(), 0);
+    for three in tokens.windows(3) {
+        depth += i32::from(three[0].is("{")) - i32::from(three[0].is("}"));
+        if depth == 0 {
+            break;
+        }
+        if depth == 1 && (three[0].is("{") || three[0].is(";")) && three[1].is_word() && three[2].is(":") {
+            names.push(three[1].text.clone());
         }
     }
     names
@@ -222,8 +240,10 @@ fn tests_are_found_by_their_attribute() {
                   #[tokio::test(flavor = \"x\")] async fn b() {}\n\
                   // #[test]\nfn nor_this() {}\n\
                   proptest! { #![config(x)] #[test] fn c(x in 0..9) { } }\n\
-                  #[test] #[cfg(unix)] fn d() {}";
-    assert_eq!(test_names(source), ["a", "b", "c", "d"].map(str::to_owned).into());
+                  #[test] #[cfg(unix)] fn d() {}\n\
+                  on_each_site! { e: one; // RFC\n f: |site| { let x: u8 = two(site); y: z; }; g: |site| three(site); }\n\
+                  struct S { nor: u8 }";
+    assert_eq!(test_names(source), ["a", "b", "c", "d", "e", "f", "g"].map(str::to_owned).into());
 }
 
 #[test]

@@ -168,22 +168,23 @@ impl Case {
     }
 }
 
-/// Returns an imported configuration with the addresses, ports and certificate of the test, without what is undecided, and
+/// Returns an imported configuration with the address, ports and certificate of the test, without what is undecided, and
 /// with nothing else changed.
-pub(crate) fn adapted(text: &str, certificate: &[PathBuf; 2]) -> Table {
+pub(crate) fn adapted(text: &str, ip: &str, certificate: &[PathBuf; 2]) -> Table {
     let mut table: Table = text.parse().unwrap();
     // The decision of the operator.
     table.remove("undecided");
     let of = |table: &mut Table, name: &str| -> Table {
         table.remove(name).map_or_else(Table::new, |value| value.as_table().unwrap().clone())
     };
+    let any = || Value::Array(vec![format!("{ip}:0").into()]);
     let free = |list: &Value| match list.as_array().unwrap().as_slice() {
         [] => Value::Array(Vec::new()),
-        _ => Value::Array(vec!["127.0.0.1:0".into()]),
+        _ => any(),
     };
     let mut listen = of(&mut table, "listen");
     for transport in ["udp", "tcp"] {
-        let list = listen.get(transport).map_or_else(|| Value::Array(vec!["127.0.0.1:0".into()]), free);
+        let list = listen.get(transport).map_or_else(any, free);
         listen.insert(transport.to_owned(), list);
     }
     if let Some(tls) = listen.get("tls").map(free) {
@@ -201,7 +202,7 @@ pub(crate) fn adapted(text: &str, certificate: &[PathBuf; 2]) -> Table {
     }
     let mut relay = of(&mut table, "relay");
     relay.remove("external");
-    relay.insert("addresses".to_owned(), Value::Array(vec!["127.0.0.1".into()]));
+    relay.insert("addresses".to_owned(), Value::Array(vec![ip.into()]));
     table.insert("relay".to_owned(), relay.into());
     let mut http = of(&mut table, "http");
     if let Some(listen) = http.get("listen").map(free) {

@@ -1,4 +1,4 @@
-//! `turnserver doctor --url` against coturn, right and broken.
+//! `turnserver doctor --url` against coturn, right and broken. Over the offload only where it examines this server.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
@@ -8,10 +8,12 @@ use turnserver::auth::{Secret, time_limited};
 use turnserver::clock::unix_seconds;
 
 use crate::report::{Report, examine, examine_by};
+use crate::site::Version::V4;
+use crate::site::{Site, on_each_site};
 use crate::support::blocked_ports::BLOCKED_RELAY_PORTS;
 use crate::support::certificates::Authority;
 use crate::support::network::in_own_network;
-use crate::support::{Process, Server, TIMEOUT, TempDir, config, skip};
+use crate::support::{Process, TIMEOUT, TempDir, skip};
 
 const PACKAGE: Option<&str> = Some("coturn");
 const SECRET: &str = "a secret of coturn";
@@ -238,11 +240,25 @@ fn what_is_wrong_with_a_coturn_is_named() {
     });
 }
 
+on_each_site! {
+    a_clock_that_is_an_hour_behind_is_named: examine_by_another_clock;
+    this_server_has_no_fault: examine_this_server;
+}
+
+fn examine_this_server(site: &Site) {
+    let server = site.start(&site.config(&[V4], ""));
+    let uris = [("udp", server.udp_address()), ("tcp", server.tcp_address())]
+        .map(|(transport, address)| format!("turn:{address}?transport={transport}"));
+    let report = examine(&["--url", &uris[0], "--url", &uris[1], "--secret-file", "-"], crate::support::SECRET);
+    assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
+    let works = |(check, text): &(&str, &str)| *check == "channels" && text.starts_with("40 of 40 messages arrived");
+    assert_eq!(report.with("ok").iter().filter(|found| works(found)).count(), 2, "{:#?}", report.findings);
+}
+
 // The diagnosis runs with another clock, with coturn and with this server.
-#[test]
-fn a_clock_that_is_an_hour_behind_is_named() {
+fn examine_by_another_clock(site: &Site) {
     let coturn = Coturn::start(&["--allow-loopback-peers"]);
-    let server = Server::start(&config(&["127.0.0.1"], ""));
+    let server = site.start(&site.config(&[V4], ""));
     for (uri, secret) in
         [(coturn.uri("udp"), SECRET), (format!("turn:{}?transport=udp", server.udp_address()), crate::support::SECRET)]
     {

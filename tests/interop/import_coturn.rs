@@ -7,8 +7,10 @@ use toml::{Table, Value};
 use turnserver::clock::unix_seconds;
 
 use crate::cases::{CASES, Case, adapted};
+use crate::site::Version::V4;
+use crate::site::{Site, on_each_site};
 use crate::support::certificates::Authority;
-use crate::support::{Server, TIMEOUT, TempDir, run};
+use crate::support::{TIMEOUT, TempDir, run};
 
 /// Runs the client with two allocations that exchange data, and asserts that all of it arrives.
 fn uclient(case: &Case, address: SocketAddr, transport: &[&str], [username, password]: [&str; 2]) {
@@ -22,19 +24,20 @@ fn uclient(case: &Case, address: SocketAddr, transport: &[&str], [username, pass
 }
 
 /// Imports a configuration, starts it, and uses each of its listeners.
-fn use_with_uclient(name: &str) {
+fn use_with_uclient(site: &Site, name: &str) {
     let case = CASES.iter().find(|case| case.name == name).unwrap();
     let directory = TempDir::new();
     let (finished, path) = case.import(&directory, "turnserver.toml");
     assert_eq!(finished.code, Some(i32::from(!case.cannot.is_empty())), "{finished:#?}");
     let authority = Authority::new(unix_seconds());
     let files = authority.write(&authority.issue(&["localhost"]), directory.path());
-    let mut table = adapted(&std::fs::read_to_string(path).unwrap(), &files);
+    let mut table = adapted(&std::fs::read_to_string(path).unwrap(), site.server(V4), &files);
+    table.extend(site.tables().parse::<Table>().unwrap());
     // The client of Debian's version uses channel numbers of RFC 5766.
     let mut compat = Table::new();
     compat.insert("rfc5766-channels".to_owned(), true.into());
     table.insert("compat".to_owned(), compat.into());
-    let server = Server::start(&table.to_string());
+    let server = site.start(&table.to_string());
     let (username, password) = match case.login() {
         Some(login) => login.into_parts(),
         None => {
@@ -56,26 +59,15 @@ fn use_with_uclient(name: &str) {
     }
 }
 
-macro_rules! cases {
-    ($($test:ident: $name:literal;)+) => {
-        $(
-            #[test]
-            fn $test() {
-                use_with_uclient($name);
-            }
-        )+
-    };
-}
-
-cases! {
-    uclient_uses_a_configuration_for_synapse: "synapse";
-    uclient_uses_a_configuration_for_jitsi: "jitsi";
-    uclient_uses_a_configuration_for_nextcloud_talk: "nextcloud";
-    uclient_uses_a_configuration_for_bigbluebutton: "bigbluebutton";
-    uclient_uses_a_configuration_for_netbird: "netbird";
-    uclient_uses_arguments_of_docker: "docker";
-    uclient_uses_a_user_with_a_key: "keys";
-    uclient_uses_a_file_with_every_form_of_lines: "quirks";
-    uclient_uses_a_configuration_with_databases: "database";
-    uclient_uses_a_configuration_with_limits_and_metrics: "metered";
+on_each_site! {
+    uclient_uses_a_configuration_for_synapse: |site| use_with_uclient(site, "synapse");
+    uclient_uses_a_configuration_for_jitsi: |site| use_with_uclient(site, "jitsi");
+    uclient_uses_a_configuration_for_nextcloud_talk: |site| use_with_uclient(site, "nextcloud");
+    uclient_uses_a_configuration_for_bigbluebutton: |site| use_with_uclient(site, "bigbluebutton");
+    uclient_uses_a_configuration_for_netbird: |site| use_with_uclient(site, "netbird");
+    uclient_uses_arguments_of_docker: |site| use_with_uclient(site, "docker");
+    uclient_uses_a_user_with_a_key: |site| use_with_uclient(site, "keys");
+    uclient_uses_a_file_with_every_form_of_lines: |site| use_with_uclient(site, "quirks");
+    uclient_uses_a_configuration_with_databases: |site| use_with_uclient(site, "database");
+    uclient_uses_a_configuration_with_limits_and_metrics: |site| use_with_uclient(site, "metered");
 }

@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 use turnserver::auth::KeyHash;
 
-use crate::support::{LogLine, Process, Server, TIMEOUT, TempDir, config};
+use crate::interfaces::wait_until;
+use crate::site::Version::V4;
+use crate::site::{Site, on_each_site};
+use crate::support::{LogLine, Process, TIMEOUT, TempDir};
 
 const KEY: &str = "turn_a-key-for-janus";
 const PACKAGE: Option<&str> = Some("janus");
@@ -62,7 +65,8 @@ impl Janus {
         let ready = process.stdout.wait_for(TIMEOUT, listens);
         ready.unwrap_or_else(|| panic!("janus does not listen; its output:\n{}", process.output()));
         let api = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-        api.connect(&SockAddr::unix(&socket).unwrap()).unwrap();
+        // Janus says so before it has made the socket.
+        wait_until(|| api.connect(&SockAddr::unix(&socket).unwrap()).map_err(|error| error.to_string()));
         api.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self { process, api, _directory: directory }
     }
@@ -111,12 +115,16 @@ fn is_allocation(line: &LogLine, user: &str, candidates: &[&str]) -> bool {
     line.message() == "allocation created" && line.field("user").as_deref() == Some(user) && relay.is_some_and(is_of)
 }
 
-// draft-uberti-behave-turn-rest-00 §2
-#[test]
-fn janus_gathers_a_relayed_candidate_with_credentials_that_it_gets_over_http() {
+on_each_site! {
+    // draft-uberti-behave-turn-rest-00 §2
+    janus_gathers_a_relayed_candidate_with_credentials_that_it_gets_over_http: gather;
+}
+
+fn gather(site: &Site) {
     let hash = KeyHash::of(KEY.as_bytes()).to_hex();
-    let http = format!("[http]\nlisten = [\"127.0.0.1:0\"]\n[[http.keys]]\nname = \"janus\"\nsha256 = {hash:?}\n");
-    let server = Server::start(&config(&["127.0.0.1"], &http));
+    let listen = format!("[http]\nlisten = [\"{}:0\"]\n", site.server(V4));
+    let http = format!("{listen}[[http.keys]]\nname = \"janus\"\nsha256 = {hash:?}\n");
+    let server = site.start(&site.config(&[V4], &http));
     let http = server.wait_for_log(|line| line.message() == "HTTP listening").field("address").unwrap();
     for method in ["GET", "POST"] {
         let janus = Janus::start(&format!("http://{http}/turn"), method);

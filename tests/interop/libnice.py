@@ -1,6 +1,6 @@
 """Gathers candidates with libnice through one TURN server, and prints the type of each candidate.
 
-Arguments: host, port, username and password of the server, and the relay type (UDP, TCP or TLS).
+Arguments: address of the client, host, port, username and password of the server, and the relay type (UDP, TCP or TLS).
 """
 
 import ctypes
@@ -13,11 +13,11 @@ from gi.repository import GLib, Nice
 
 TIMEOUT_SECONDS = 60
 
-host, port, user, password, kind = sys.argv[1:]
+own, host, port, user, password, kind = sys.argv[1:]
 loop = GLib.MainLoop()
 agent = Nice.Agent.new(GLib.MainContext.default(), Nice.Compatibility.RFC5245)
 address = Nice.Address.new()
-assert address.set_from_string(host)
+assert address.set_from_string(own)
 assert agent.add_local_address(address)
 stream = agent.add_stream(1)
 assert agent.set_relay_info(stream, 1, host, int(port), user, password, getattr(Nice.RelayType, kind))

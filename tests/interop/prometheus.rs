@@ -1,4 +1,5 @@
-//! Debian's Prometheus reads the metrics of the real server, and its `promtool` checks them and `monitoring/`.
+//! Debian's Prometheus reads the metrics of the real server, and its `promtool` checks them and `monitoring/`. Only over
+//! loopback, because no data is relayed.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
@@ -8,7 +9,7 @@ use std::process::Command;
 use serde_json::Value;
 use turnserver::clock::Clock;
 
-use crate::client::Http;
+use crate::http::Http;
 use crate::support::client::{Client, Login};
 use crate::support::{Process, Server, TIMEOUT, TempDir, config};
 

@@ -8,9 +8,6 @@ mod browser;
 #[cfg(test)]
 mod call;
 #[cfg(test)]
-#[cfg(feature = "interop")]
-mod coturn;
-#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod data;
