@@ -63,12 +63,13 @@ fn relayed(packet: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The path. Its address has the port of the server and another loopback address.
+/// The path. Its address has the port of the server, and another IP address.
 pub(crate) struct Forwarder {
     path: Arc<Path>,
 }
 
 struct Path {
+    to_server: IpAddr,
     server: SocketAddr,
     /// Receives from clients, and sends to them.
     front: UdpSocket,
@@ -78,9 +79,10 @@ struct Path {
 }
 
 impl Forwarder {
-    pub(crate) fn start(ip: IpAddr, server: SocketAddr, drops: Drops) -> Self {
+    /// `ip` receives from clients, and `to_server` sends to the server.
+    pub(crate) fn start(ip: IpAddr, to_server: IpAddr, server: SocketAddr, drops: Drops) -> Self {
         let front = socket(SocketAddr::new(ip, server.port()));
-        let path = Path { server, front, drops: Mutex::new((drops, 0)), is_ended: AtomicBool::new(false) };
+        let path = Path { to_server, server, front, drops: Mutex::new((drops, 0)), is_ended: AtomicBool::new(false) };
         let path = Arc::new(path);
         let of_clients = Arc::clone(&path);
         thread::spawn(move || of_clients.forward_from_clients());
@@ -106,7 +108,7 @@ impl Path {
         while let Some(received) = self.receive(|| self.front.recv_from(&mut buffer)) {
             let Some((length, client)) = received else { continue };
             let own = sockets.entry(client).or_insert_with(|| {
-                let own = Arc::new(socket(SocketAddr::new(self.server.ip(), 0)));
+                let own = Arc::new(socket(SocketAddr::new(self.to_server, 0)));
                 own.connect(self.server).unwrap();
                 let (path, to_client) = (Arc::clone(&self), Arc::clone(&own));
                 thread::spawn(move || path.forward_to(client, &to_client));

@@ -11,44 +11,44 @@ use std::process::Command;
 use serde_json::{Value, json};
 use turnserver::clock::unix_seconds;
 
+use crate::site::Version::V4;
+use crate::site::{Site, on_each_site};
 use crate::support::certificates::Authority;
-use crate::support::{Server, TIMEOUT, TempDir, config_for, run, with_tls};
+use crate::support::{Server, TIMEOUT, TempDir, run, with_tls};
 use crate::webdriver::Browser;
 
 /// A server with a listener for each transport, HTTP and a control socket.
 struct Tested {
     server: Server,
     socket: PathBuf,
-    _directory: TempDir,
+    /// Where links say that the server is, and where it is.
+    places: [String; 2],
 }
 
 impl Tested {
-    fn start() -> Self {
-        Self::start_at("127.0.0.1")
+    fn start(site: &Site) -> Self {
+        Self::start_at(site, site.server(V4))
     }
 
-    /// Starts a server on 127.0.0.1 whose clients look for it at this address or name.
-    fn start_at(host: &str) -> Self {
-        Self::start_with(&|directory| {
-            let authority = Authority::new(unix_seconds());
-            let files = authority.write(&authority.issue(&["127.0.0.1"]), directory.path());
-            let config = with_tls(&config_for(&["127.0.0.1"], &["127.0.0.1"], ""), &["127.0.0.1"], &files);
-            format!("hostname = {host:?}\n{config}")
-        })
+    /// Starts a server whose clients look for it at this address or name.
+    fn start_at(site: &Site, host: &str) -> Self {
+        let (authority, directory, ip) = (Authority::new(unix_seconds()), TempDir::new(), site.server(V4));
+        let files = authority.write(&authority.issue(&[ip]), directory.path());
+        Self::start_with(site, host, &with_tls(&site.config(&[V4], &http(site)), &[ip], &files))
     }
 
-    /// Starts a server with a UDP listener on 127.0.0.1, whose clients look for it at this address.
-    fn over_udp(host: &str, more: &str) -> Self {
-        let config = config_for(&["127.0.0.1"], &["127.0.0.1"], more).replace("tcp = [\"127.0.0.1:0\"]", "tcp = []");
-        Self::start_with(&|_| format!("hostname = {host:?}\n{config}"))
+    /// Starts a server with a UDP listener only, whose clients look for it at this address.
+    fn over_udp(site: &Site, host: &str, more: &str) -> Self {
+        let config = site.config(&[V4], &format!("{}{more}", http(site)));
+        let tcp = format!("tcp = [\"{}:0\"]", site.server(V4));
+        assert!(config.contains(&tcp), "{config}");
+        Self::start_with(site, host, &config.replace(&tcp, "tcp = []"))
     }
 
-    fn start_with(config: &dyn Fn(&TempDir) -> String) -> Self {
-        let directory = TempDir::new();
-        let socket = directory.path().join("control.sock");
-        let http = format!("[http]\nlisten = [\"127.0.0.1:0\"]\n[control]\nsocket = {socket:?}\n");
-        let server = Server::start(&format!("{}{http}", config(&directory)));
-        Self { server, socket, _directory: directory }
+    fn start_with(site: &Site, host: &str, config: &str) -> Self {
+        let places = [host, site.server(V4)].map(|text| format!("//{text}:"));
+        let server = site.start(&format!("hostname = {host:?}\n{config}"));
+        Self { server, socket: site.socket(), places }
     }
 
     fn ctl(&self, arguments: &[&str]) -> String {
@@ -64,13 +64,20 @@ impl Tested {
 
     fn link_for(&self, lifetime: &str) -> String {
         let link: Value = serde_json::from_str(&self.ctl(&["test-link", "--ttl", lifetime, "--json"])).unwrap();
-        link["urls"][0].as_str().unwrap().to_owned()
+        // The page itself is not to be loaded from a place where there is no server. Over loopback, links have the address.
+        let [named, real] = &self.places;
+        link["urls"][0].as_str().unwrap().replacen(named, real, 1)
     }
 
     fn results(&self) -> Vec<Value> {
         let results: Value = serde_json::from_str(&self.ctl(&["test-results", "--json"])).unwrap();
         results["results"].as_array().unwrap().clone()
     }
+}
+
+/// The listener that serves the page, on a port that the kernel picks.
+fn http(site: &Site) -> String {
+    format!("[http]\nlisten = [\"{}:0\"]\n", site.server(V4))
 }
 
 /// Starts the test of the open page. Returns how it has ended, the title and the text of the verdict.
@@ -125,9 +132,14 @@ fn look(browser: &Browser, name: &str) {
     }
 }
 
-#[test]
-fn the_page_tests_every_way_and_the_operator_gets_the_report() {
-    let tested = Tested::start();
+on_each_site! {
+    the_page_tests_every_way_and_the_operator_gets_the_report: test_every_way;
+    a_way_that_does_not_work_is_explained_and_the_others_are_tested: test_with_an_untrusted_certificate;
+    a_page_whose_user_was_revoked_says_so: test_as_a_revoked_user;
+}
+
+fn test_every_way(site: &Site) {
+    let tested = Tested::start(site);
     let link = tested.link();
     let browser = Browser::start();
     browser.navigate(&link);
@@ -187,9 +199,8 @@ fn the_page_tests_every_way_and_the_operator_gets_the_report() {
 }
 
 // The browser does not trust the certificate.
-#[test]
-fn a_way_that_does_not_work_is_explained_and_the_others_are_tested() {
-    let tested = Tested::start();
+fn test_with_an_untrusted_certificate(site: &Site) {
+    let tested = Tested::start(site);
     let browser = Browser::strict();
     browser.navigate(&tested.link());
     let [kind, title, text] = test(&browser);
@@ -204,9 +215,8 @@ fn a_way_that_does_not_work_is_explained_and_the_others_are_tested() {
     assert!(tested.ctl(&["test-results"]).contains("does not trust the certificate"));
 }
 
-#[test]
-fn a_page_whose_user_was_revoked_says_so() {
-    let tested = Tested::start();
+fn test_as_a_revoked_user(site: &Site) {
+    let tested = Tested::start(site);
     let browser = Browser::start();
     browser.navigate(&tested.link());
     // The page starts and gets its credential, which is revoked before the test.

@@ -6,16 +6,15 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{Tested, look};
-use crate::client::Http;
 use crate::forwarder::{Drops, Forwarder};
+use crate::http::Http;
+use crate::site::Version::V4;
+use crate::site::{Site, on_each_site, over_loopback};
 use crate::support::blocked_ports::BLOCKED_RELAY_PORTS;
-use crate::support::client::{Client, Login};
+use crate::support::client::{Client, Login, socket};
 use crate::support::network::in_own_network;
-use crate::support::{Server, config_for};
 use crate::webdriver::Browser;
 
-/// The address at which clients look for the server, on its ports. Only a [`Forwarder`] listens there.
-const PATH: &str = "127.0.0.2";
 const FAILS: &str = "The relay does not work from here";
 const ENDS: &str = "The test did not come to its end";
 
@@ -109,84 +108,80 @@ impl Page {
     }
 }
 
-/// Starts a server that clients reach over UDP and only through the path.
-fn behind_a_path(drops: Drops) -> (Tested, Forwarder) {
-    let tested = Tested::over_udp(PATH, "");
-    let forwarder = Forwarder::start(PATH.parse::<IpAddr>().unwrap(), tested.server.udp_address(), drops);
+/// Starts a server that clients reach over UDP and only through the path. The path has an address at which only it
+/// listens, and the port of the server.
+fn behind_a_path(site: &Site, drops: Drops) -> (Tested, Forwarder) {
+    let tested = Tested::over_udp(site, site.other, "");
+    let [own, to_server] = [site.other, site.host(V4)].map(|ip| ip.parse().unwrap());
+    let forwarder = Forwarder::start(own, to_server, tested.server.udp_address(), drops);
     (tested, forwarder)
 }
 
 /// Tests over a path that drops something from the beginning.
-fn fails_over(drops: Drops, name: &str, step: &str, reason: &str) -> Page {
-    let (tested, _forwarder) = behind_a_path(drops);
+fn fails_over(site: &Site, drops: Drops, name: &str, step: &str, reason: &str) -> Page {
+    let (tested, _forwarder) = behind_a_path(site, drops);
     let page = Page::open(tested.link());
     page.assert_fails(&tested, &page.test(), name, step, reason);
     page
 }
 
 /// Tests over a path that drops something from a step on.
-fn fails_over_from(method: &str, drops: Drops, name: &str, step: &str, reason: &str) {
-    let (tested, forwarder) = behind_a_path(Drops::Nothing);
+fn fails_over_from(site: &Site, method: &str, drops: Drops, name: &str, step: &str, reason: &str) {
+    let (tested, forwarder) = behind_a_path(site, Drops::Nothing);
     let page = Page::open(tested.link());
     page.test_until(method);
     forwarder.drop_from_now_on(drops);
     page.assert_fails(&tested, &page.go_on(), name, step, reason);
 }
 
-#[test]
-fn a_path_that_drops_all_relayed_data_fails_at_the_connection() {
-    fails_over(Drops::Data, "no-connection", "connect", "no data passes from one to another");
-}
-
-#[test]
-fn a_path_that_drops_dtls_fails_at_the_connection() {
-    fails_over(Drops::Dtls, "no-handshake", "connect", "the call does not begin");
-}
-
-#[test]
-fn a_path_that_drops_messages_fails_at_the_data_channel() {
-    fails_over_from("probe", Drops::Dtls, "no-data", "data", "no message came back through the relay");
-}
-
-#[test]
-fn a_path_that_drops_video_fails_at_the_picture() {
-    let page = fails_over(Drops::Rtp, "no-video", "video", "the picture does not arrive");
+fn drop_video(site: &Site) {
+    let page = fails_over(site, Drops::Rtp, "no-video", "video", "the picture does not arrive");
     // What was measured stays, and parts without data are hidden.
     assert!(page.text("#report").contains("\n  latency "), "{}", page.text("#report"));
     assert_eq!(page.text("figure:not([hidden]) figcaption"), "Latency in ms over time; a red mark is a lost message.");
 }
 
-#[test]
-fn a_path_that_drops_large_messages_fails_at_the_throughput() {
-    fails_over_from(
-        "fill",
-        Drops::LargeDtls,
-        "no-throughput",
-        "throughput",
-        "Small messages pass the relay, but large ones",
-    );
+on_each_site! {
+    a_path_that_drops_all_relayed_data_fails_at_the_connection:
+        |site| { fails_over(site, Drops::Data, "no-connection", "connect", "no data passes from one to another"); };
+    a_path_that_drops_dtls_fails_at_the_connection:
+        |site| { fails_over(site, Drops::Dtls, "no-handshake", "connect", "the call does not begin"); };
+    a_path_that_drops_messages_fails_at_the_data_channel:
+        |site| fails_over_from(site, "probe", Drops::Dtls, "no-data", "data", "no message came back through the relay");
+    a_path_that_drops_video_fails_at_the_picture: drop_video;
+    a_path_that_drops_large_messages_fails_at_the_throughput:
+        |site| {
+            let reason = "Small messages pass the relay, but large ones";
+            fails_over_from(site, "fill", Drops::LargeDtls, "no-throughput", "throughput", reason);
+        };
+    a_path_that_ends_in_the_middle_fails_with_a_broken_connection:
+        |site| fails_over_from(site, "probe", Drops::Everything, "broken", "data", "was made and then broke off");
+    a_path_that_loses_some_messages_works_poorly: lose_some_messages;
+    a_limit_of_the_server_on_the_rate_is_too_little_for_video: limit_the_rate;
+    an_address_without_a_server_fails_with_the_errors_of_ice: look_where_nothing_listens;
+    a_link_that_has_relayed_its_bytes_in_the_middle_says_so: spend_the_bytes_of_a_link;
+    a_link_that_expires_in_the_middle_says_so: wait_for_the_end_of_a_link;
+    a_server_that_ends_in_the_middle_is_noticed: kill_the_server;
+    a_server_that_starts_again_does_not_know_the_link: start_the_server_again;
 }
 
-#[test]
-fn a_path_that_ends_in_the_middle_fails_with_a_broken_connection() {
-    fails_over_from("probe", Drops::Everything, "broken", "data", "was made and then broke off");
-}
-
+// It has a network of its own.
 #[test]
 fn blocked_relay_ports_fail_at_the_connection() {
     // A browser needs an interface that is not the loopback interface.
     let network: [&str; 4] =
         ["link add w0 type veth peer name w1", "addr add 203.0.114.1/24 dev w0", "link set w0 up", "link set w1 up"];
     in_own_network(&[&BLOCKED_RELAY_PORTS[..], &network].concat(), || {
-        let tested = Tested::over_udp("127.0.0.1", "");
-        let page = Page::open(tested.link());
-        page.assert_fails(&tested, &page.test(), "blocked", "connect", "A firewall on the server may drop it");
+        over_loopback(|site| {
+            let tested = Tested::over_udp(site, site.server(V4), "");
+            let page = Page::open(tested.link());
+            page.assert_fails(&tested, &page.test(), "blocked", "connect", "A firewall on the server may drop it");
+        });
     });
 }
 
-#[test]
-fn a_path_that_loses_some_messages_works_poorly() {
-    let (tested, _forwarder) = behind_a_path(Drops::SomeDtls);
+fn lose_some_messages(site: &Site) {
+    let (tested, _forwarder) = behind_a_path(site, Drops::SomeDtls);
     let page = Page::open(tested.link());
     let [kind, title, text] = page.test();
     look(&page.browser, "loss");
@@ -197,9 +192,8 @@ fn a_path_that_loses_some_messages_works_poorly() {
     assert!(tested.ctl(&["test-results"]).contains("% of the messages were lost"));
 }
 
-#[test]
-fn a_limit_of_the_server_on_the_rate_is_too_little_for_video() {
-    let tested = Tested::over_udp("127.0.0.1", "[limits]\nbytes-per-second-per-allocation = 60000\n");
+fn limit_the_rate(site: &Site) {
+    let tested = Tested::over_udp(site, site.server(V4), "[limits]\nbytes-per-second-per-allocation = 60000\n");
     let page = Page::open(tested.link());
     let [kind, title, text] = page.test();
     look(&page.browser, "slow");
@@ -224,9 +218,8 @@ fn a_limit_of_the_server_on_the_rate_is_too_little_for_video() {
 }
 
 // Nothing listens at the address.
-#[test]
-fn an_address_without_a_server_fails_with_the_errors_of_ice() {
-    let tested = Tested::start_at(PATH);
+fn look_where_nothing_listens(site: &Site) {
+    let tested = Tested::start_at(site, site.other);
     let page = Page::open(tested.link());
     page.assert_fails(&tested, &page.test(), "unreachable", "gather", "the port is closed");
     let report = tested.results()[0]["report"].clone();
@@ -245,34 +238,38 @@ fn an_address_without_a_server_fails_with_the_errors_of_ice() {
     assert!(page.text("#report").contains("ICE error 701: "), "{}", page.text("#report"));
 }
 
+// The network of the offload has no name server.
 #[test]
 fn a_name_without_an_address_is_named() {
-    let tested = Tested::start_at("turn.invalid");
-    let page = Page::open(tested.link());
-    page.assert_fails(&tested, &page.test(), "no-name", "gather", "The name turn.invalid cannot be resolved");
-}
-
-// Browsers report that the name has no IPv6 address, whatever else is wrong.
-#[test]
-fn a_name_with_an_ipv4_address_only_is_not_blamed() {
-    in_own_network(&["link set lo up", "address add 192.0.2.9/32 dev lo", "route add default dev lo"], || {
-        let tested = Tested::start_at("v4.test");
-        // Nothing listens there.
-        let browser = Browser::with_hosts("127.0.0.1 localhost\n192.0.2.9 v4.test\n");
-        let page = Page::open_in(browser, tested.link());
-        let ended = page.test();
-        println!("a name with an IPv4 address: {ended:?}\n{}", page.text("#report"));
-        let report = tested.results()[0]["report"].clone();
-        let reasons = ["from UDP", "No TCP connection", "No TLS connection"];
-        for (way, reason) in report["ways"].as_array().unwrap().iter().zip(reasons) {
-            assert!(way["reason"].as_str().unwrap().contains(reason), "{way}");
-        }
+    over_loopback(|site| {
+        let tested = Tested::start_at(site, "turn.invalid");
+        let page = Page::open(tested.link());
+        page.assert_fails(&tested, &page.test(), "no-name", "gather", "The name turn.invalid cannot be resolved");
     });
 }
 
+// Browsers report that the name has no IPv6 address, whatever else is wrong. The machine has no other network.
 #[test]
-fn a_link_that_has_relayed_its_bytes_in_the_middle_says_so() {
-    let tested = Tested::start();
+fn a_name_with_an_ipv4_address_only_is_not_blamed() {
+    in_own_network(&["link set lo up", "address add 192.0.2.9/32 dev lo", "route add default dev lo"], || {
+        over_loopback(|site| {
+            let tested = Tested::start_at(site, "v4.test");
+            // Nothing listens there.
+            let browser = Browser::with_hosts("127.0.0.1 localhost\n192.0.2.9 v4.test\n");
+            let page = Page::open_in(browser, tested.link());
+            let ended = page.test();
+            println!("a name with an IPv4 address: {ended:?}\n{}", page.text("#report"));
+            let report = tested.results()[0]["report"].clone();
+            let reasons = ["from UDP", "No TCP connection", "No TLS connection"];
+            for (way, reason) in report["ways"].as_array().unwrap().iter().zip(reasons) {
+                assert!(way["reason"].as_str().unwrap().contains(reason), "{way}");
+            }
+        });
+    });
+}
+
+fn spend_the_bytes_of_a_link(site: &Site) {
+    let tested = Tested::start(site);
     let page = Page::open(tested.link());
     page.test_until("fill");
     let (key, login) = page.secrets();
@@ -283,7 +280,8 @@ fn a_link_that_has_relayed_its_bytes_in_the_middle_says_so() {
         let response: Value = serde_json::from_str(&response.body).unwrap();
         response["bytes"].as_u64().unwrap()
     };
-    let [caller, callee] = [0, 1].map(|_| Client::new(tested.server.udp_address()));
+    let [caller, callee] = [0, 1]
+        .map(|_| Client::on(socket((site.host(V4).parse::<IpAddr>().unwrap(), 0).into()), tested.server.udp_address()));
     let [(session, _), (_, relayed)] = [&caller, &callee].map(|client| client.allocate(&login).unwrap());
     caller.permit(&session, relayed);
     // Some get lost if the server is slower.
@@ -298,9 +296,8 @@ fn a_link_that_has_relayed_its_bytes_in_the_middle_says_so() {
     assert_eq!(ended[2], "This link has relayed as much as it may. Ask the operator for a new one.");
 }
 
-#[test]
-fn a_link_that_expires_in_the_middle_says_so() {
-    let tested = Tested::over_udp("127.0.0.1", "");
+fn wait_for_the_end_of_a_link(site: &Site) {
+    let tested = Tested::over_udp(site, site.server(V4), "");
     let browser = Browser::start();
     let link = tested.link_for("1m");
     browser.navigate(&link);
@@ -323,9 +320,8 @@ fn a_link_that_expires_in_the_middle_says_so() {
     look(&page.browser, "expired-before");
 }
 
-#[test]
-fn a_server_that_ends_in_the_middle_is_noticed() {
-    let tested = Tested::over_udp("127.0.0.1", "");
+fn kill_the_server(site: &Site) {
+    let tested = Tested::over_udp(site, site.server(V4), "");
     let page = Page::open(tested.link());
     page.test_until("probe");
     tested.server.signal(Signal::SIGKILL);
@@ -337,15 +333,14 @@ fn a_server_that_ends_in_the_middle_is_noticed() {
     assert!(page.text("#sent").starts_with("The operator did not receive it"), "{}", page.text("#sent"));
 }
 
-#[test]
-fn a_server_that_starts_again_does_not_know_the_link() {
-    let tested = Tested::over_udp("127.0.0.1", "");
+fn start_the_server_again(site: &Site) {
+    let tested = Tested::over_udp(site, site.server(V4), "");
     let page = Page::open(tested.link());
     page.test_until("probe");
     let (udp, http) = (tested.server.udp_address(), page.http_address());
     drop(tested);
-    let config = config_for(&["127.0.0.1"], &["127.0.0.1"], &format!("[http]\nlisten = [\"{http}\"]\n"));
-    let _server = Server::start(&config.replacen("127.0.0.1:0", &udp.to_string(), 1));
+    let config = site.config(&[V4], &format!("[http]\nlisten = [\"{http}\"]\n"));
+    let _server = site.start(&config.replacen(&format!("{}:0", site.server(V4)), &udp.to_string(), 1));
     let [kind, title, text] = page.go_on();
     assert_eq!((kind.as_str(), title.as_str()), ("failed", ENDS), "{text}");
     assert_eq!(text, "The server does not know this link: it was started again.");

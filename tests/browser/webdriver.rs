@@ -47,7 +47,6 @@ impl Browser {
     }
 
     /// Starts a browser whose candidates have the addresses of the machine, and not names.
-    #[allow(dead_code, reason = "only tests/offloaded uses it")]
     pub(crate) fn with_addresses() -> Self {
         Self::with(Options { shows_addresses: true, ..Options::default() })
     }

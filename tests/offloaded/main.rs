@@ -3,9 +3,6 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
-#[cfg(feature = "browser")]
-mod browser;
-#[cfg(test)]
 mod call;
 #[cfg(test)]
 mod crash;
@@ -25,10 +22,6 @@ mod http;
 #[cfg(test)]
 mod interfaces;
 #[cfg(test)]
-#[cfg(feature = "browser")]
-#[path = "../browser/page.rs"]
-mod page;
-#[cfg(test)]
 mod path;
 #[cfg(test)]
 mod reload;
@@ -37,11 +30,6 @@ mod reload;
 mod support;
 #[cfg(test)]
 mod user_space;
-#[cfg(test)]
-#[cfg(feature = "browser")]
-#[allow(dead_code, reason = "these tests use a part of it")]
-#[path = "../browser/webdriver.rs"]
-mod webdriver;
 #[cfg(test)]
 mod world;
 
