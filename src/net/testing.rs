@@ -116,8 +116,8 @@ fn the_check_script_requires_all_tests() {
         "--test cli",
         "--test offload ",
         "--test offloaded\n",
-        "--test interop -- --nocapture --test-threads=1\n",
-        "--test browser -- --nocapture --test-threads=1\n",
+        "--test interop -- --nocapture --test-threads=2\n",
+        "--test browser -- --nocapture --test-threads=2\n",
     ] {
         assert!(after.contains(tests), "{tests}");
     }
