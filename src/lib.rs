@@ -27,6 +27,11 @@ pub mod transport;
 pub mod turn;
 mod worker;
 
+// `cargo test` runs the code of the document.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/webrtc.md")]
+struct DocsWebrtc;
+
 // The test support refers to the library by its name, as in integration tests.
 #[cfg(test)]
 extern crate self as turnserver;

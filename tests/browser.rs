@@ -3,6 +3,9 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+#[path = "browser/document.rs"]
+mod document;
+#[cfg(test)]
 #[path = "browser/forwarder.rs"]
 mod forwarder;
 #[cfg(test)]

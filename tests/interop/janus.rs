@@ -64,10 +64,8 @@ impl Janus {
             |lines: &[String]| lines.iter().any(|line| line.contains("Unix Sockets thread started")).then_some(());
         let ready = process.stdout.wait_for(TIMEOUT, listens);
         ready.unwrap_or_else(|| panic!("janus does not listen; its output:\n{}", process.output()));
-        let api = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
-        // Janus says so before it has made the socket.
-        wait_until(|| api.connect(&SockAddr::unix(&socket).unwrap()).map_err(|error| error.to_string()));
-        api.set_read_timeout(Some(TIMEOUT)).unwrap();
+        // Janus says so before it has made the socket, and resets the first connections.
+        let api = wait_until(|| connect(&socket).map_err(|error| format!("{error}; janus: {}", process.output())));
         Self { process, api, _directory: directory }
     }
 
@@ -102,6 +100,18 @@ impl Janus {
         });
         let event = self.request(&offer, |response| response["jsep"]["type"] == "answer");
         event["jsep"]["sdp"].as_str().unwrap().to_owned()
+    }
+}
+
+/// Connects to the API, and waits for a response.
+fn connect(socket: &Path) -> std::io::Result<Socket> {
+    let api = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+    api.connect(&SockAddr::unix(socket)?)?;
+    api.set_read_timeout(Some(TIMEOUT))?;
+    api.send(json!({ "janus": "ping", "transaction": "0" }).to_string().as_bytes())?;
+    match std::io::Read::read(&mut &api, &mut [0; 1024])? {
+        0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(api),
     }
 }
 
