@@ -56,6 +56,7 @@ pub use listeners::ListenError;
 pub use reload::Source;
 pub use start::{StartError, check_alternate, choose_addresses, denied_own_addresses, missing_listeners};
 pub use tls::{TlsError, check as check_tls};
+pub use urls::client_urls;
 
 type WorkerThread = thread::JoinHandle<io::Result<()>>;
 

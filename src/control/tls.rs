@@ -57,7 +57,7 @@ pub fn check(tls: &Tls, hostname: Option<&str>) -> Result<(String, Vec<String>),
 ///
 /// A machine without a clock battery boots in the past, and its clock is set later. A certificate that is not yet valid
 /// is therefore usable.
-fn load(tls: &Tls, now: u64) -> Result<Setup, TlsError> {
+pub(super) fn load(tls: &Tls, now: u64) -> Result<Setup, TlsError> {
     let setup = tls::load(&tls.certificate, &tls.private_key).map_err(|error| unusable(tls, error))?;
     let end = setup.certificate.not_after;
     if end < now {

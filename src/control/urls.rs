@@ -4,9 +4,27 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::addresses::{Choice, advertised_hosts};
+use super::start::{StartError, choose_addresses};
+use super::tls;
+use crate::clock;
 use crate::config::{Config, Http};
 use crate::net::tls::Certificate;
 use crate::transport::{Endpoint, TurnUri};
+
+/// Returns the URIs at which clients reach a server that runs on this machine with this configuration, for an
+/// application that makes credentials itself. Listeners with port 0 have none: only the server knows their ports.
+///
+/// # Errors
+/// If a configured address or the certificate is unusable.
+pub fn client_urls(config: &Config) -> Result<Vec<String>, StartError> {
+    let choice = choose_addresses(config)?;
+    let now = clock::unix_seconds();
+    let setup = config.tls.as_ref().map(|files| tls::load(files, now)).transpose()?;
+    let certificate = setup.as_ref().map(|setup| &setup.certificate);
+    let endpoints: Vec<Endpoint> =
+        config.listen.iter().filter(|endpoint| endpoint.address.port() != 0).copied().collect();
+    Ok(urls(config, &endpoints, &choice, certificate))
+}
 
 /// Returns the URIs of the listeners without duplicates: a wildcard and one of its addresses may share a port.
 pub(super) fn urls(
@@ -115,6 +133,14 @@ mod tests {
             "turn:turn.example.org:3478?transport=tcp",
         ];
         assert_eq!(urls(&config, &endpoints, &choice, None), expected);
+    }
+
+    #[test]
+    fn an_application_gets_the_uris_of_the_configured_listeners_with_a_known_port() {
+        let text = "hostname = 'turn.example.org'\n[relay]\naddresses = ['127.0.0.1']\n[listen]\nudp = ['127.0.0.1:3478', \
+                    '127.0.0.1:0']\ntcp = ['127.0.0.1:0']\n";
+        let config = Config::parse(text, "turnserver.toml").unwrap();
+        assert_eq!(client_urls(&config).unwrap(), ["turn:turn.example.org:3478?transport=udp"]);
     }
 
     #[test]

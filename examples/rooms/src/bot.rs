@@ -1,0 +1,501 @@
+//! A participant that is no browser: it plays a test picture and a tone, and echoes what it receives on data channels.
+
+mod link;
+mod media;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use str0m::media::{Frequency, MediaAdded, MediaKind, MediaTime};
+use str0m::{Event, IceConnectionState};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::{HeaderValue, Uri};
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+use turnserver::clock::unix_seconds;
+
+use crate::arguments::Bot as Options;
+use crate::connect::{Stream, Trust, connect};
+use crate::message::{self, Candidate, Description, DescriptionKind, Ice, Layer, Mode};
+use crate::webrtc::{Network, NetworkEvent};
+use link::Link;
+use media::{Frames, PICTURE_RATE, TONE_RATE, pictures, tone};
+
+type Socket = WebSocketStream<Box<dyn Stream>>;
+
+/// Why a bot has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum BotError {
+    /// The URL is none of a room.
+    #[error("{0} is not the URL of a room, as in https://localhost:8443/room/…")]
+    Url(String),
+    /// The server is not reached.
+    #[error("cannot connect to {host}: {error}")]
+    Connect {
+        /// The host.
+        host: String,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The signalling failed.
+    #[error("the signalling ended: {0}")]
+    Signalling(#[from] tungstenite::Error),
+    /// The server refuses the bot.
+    #[error("the server says: {0}")]
+    Refused(String),
+    /// The server sends something unexpected.
+    #[error("a message of the server is not understood: {0}")]
+    Message(#[from] serde_json::Error),
+    /// There are no sockets.
+    #[error("cannot open a socket: {0}")]
+    Socket(#[from] std::io::Error),
+}
+
+/// What a bot has seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The connections that work.
+    pub connected: usize,
+    /// The frames of pictures that it has received.
+    pub frames: u64,
+    /// The packets of tones that it has received.
+    pub packets: u64,
+    /// The messages that it has echoed.
+    pub echoed: u64,
+    /// Its own messages that came back.
+    pub returned: u64,
+    /// The layers that the forwarding unit says it sends, in their order.
+    pub layers: Vec<String>,
+    /// The requests for key frames that it has received.
+    pub keyframe_requests: u64,
+}
+
+/// A message of the server, as far as the bot uses it.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+enum FromServer {
+    Joined {
+        id: String,
+        mode: Mode,
+        sender: Option<String>,
+        peers: Vec<PeerId>,
+        ice: Ice,
+    },
+    PeerLeft {
+        id: String,
+    },
+    Signal {
+        from: String,
+        link: Option<message::Link>,
+        description: Option<Description>,
+        candidate: Option<Candidate>,
+    },
+    Mode {
+        mode: Mode,
+        sender: Option<String>,
+    },
+    Ice(Ice),
+    Layer {
+        layer: String,
+    },
+    Error {
+        code: message::ErrorCode,
+        message: String,
+    },
+    Closing {
+        reason: String,
+    },
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Debug, Deserialize)]
+struct PeerId {
+    id: String,
+}
+
+/// With whom a connection is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum With {
+    Peer(String),
+    Sfu(message::Link),
+}
+
+impl With {
+    /// Returns the beginning of a signal.
+    fn signal(&self) -> Value {
+        match self {
+            Self::Peer(id) => json!({ "type": "signal", "to": id }),
+            Self::Sfu(link) => json!({ "type": "signal", "to": "sfu", "link": link }),
+        }
+    }
+}
+
+/// A bot in a room.
+pub struct Bot {
+    id: String,
+    outgoing: SplitSink<Socket, Message>,
+    incoming: SplitStream<Socket>,
+    network: Network,
+    ice: watch::Sender<Ice>,
+    links: HashMap<With, Link>,
+    /// The URLs of the relay, if they are not those of the server.
+    turn_urls: Vec<String>,
+    greeting: Option<String>,
+    status: watch::Sender<Status>,
+    pictures: [(Layer, Frames); 3],
+    tone: Frames,
+}
+
+/// Runs a bot until its room ends, or for a given time.
+///
+/// # Errors
+/// If it cannot enter the room, or the signalling ends.
+pub async fn run(options: Options) -> Result<(), BotError> {
+    let duration = options.duration;
+    let bot = Bot::join(options).await?;
+    let end = async {
+        match duration {
+            Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut status = bot.status();
+    tokio::select! {
+        result = bot.run() => result?,
+        () = end => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    let Status { frames, packets, echoed, .. } = status.borrow_and_update().clone();
+    tracing::info!("received {frames} pictures and {packets} packets of sound, echoed {echoed} messages");
+    Ok(())
+}
+
+impl Bot {
+    /// Enters a room.
+    ///
+    /// # Errors
+    /// If the room or its server cannot be reached, or refuses the bot.
+    pub async fn join(options: Options) -> Result<Self, BotError> {
+        let invalid = || BotError::Url(options.url.clone());
+        let url: Uri = options.url.parse().map_err(|_| invalid())?;
+        let room = url.path().strip_prefix("/room/").ok_or_else(invalid)?;
+        let host = url.host().ok_or_else(invalid)?;
+        let (trust, default_port, scheme) = match url.scheme_str() {
+            Some("https") => {
+                (Some(options.certificate_sha256.map_or(Trust::Authorities, Trust::Fingerprint)), 443, "wss")
+            }
+            Some("http") => (None, 80, "ws"),
+            _ => return Err(invalid()),
+        };
+        let failed = |error| BotError::Connect { host: host.to_owned(), error };
+        let stream = connect(host, url.port_u16().unwrap_or(default_port), trust).await.map_err(failed)?;
+        let authority = url.authority().ok_or_else(invalid)?;
+        let mut request = format!("{scheme}://{authority}/ws").into_client_request()?;
+        let origin = format!("{}://{authority}", url.scheme_str().unwrap_or_default());
+        request.headers_mut().insert("Origin", HeaderValue::from_str(&origin).map_err(|_| invalid())?);
+        let (mut socket, _) = client_async(request, stream).await?;
+        let join = json!({ "type": "join", "room": room, "name": options.name, "kind": "bot" });
+        socket.send(Message::text(join.to_string())).await?;
+        let (outgoing, mut incoming) = socket.split();
+        let (id, mode, sender, peers, ice) = loop {
+            match receive(&mut incoming).await? {
+                FromServer::Joined { id, mode, sender, peers, ice } => break (id, mode, sender, peers, ice),
+                FromServer::Error { message, .. } => return Err(BotError::Refused(message)),
+                FromServer::Closing { reason } => return Err(BotError::Refused(reason)),
+                _ => {}
+            }
+        };
+        let (ice, credentials) = watch::channel(with_urls(ice, &options.turn_url));
+        let hosts: Vec<IpAddr> = options.host.clone();
+        let network = Network::open(&hosts, Some(credentials)).await?;
+        let mut bot = Self {
+            id,
+            outgoing,
+            incoming,
+            network,
+            ice,
+            links: HashMap::new(),
+            turn_urls: options.turn_url,
+            greeting: options.say,
+            status: watch::Sender::default(),
+            pictures: pictures(),
+            tone: tone(),
+        };
+        bot.wait_for_candidates().await;
+        if mode == Mode::Mesh {
+            for peer in peers {
+                bot.offer(With::Peer(peer.id)).await?;
+            }
+        }
+        bot.set_mode(mode, sender.as_deref()).await?;
+        Ok(bot)
+    }
+
+    /// Returns what the bot has seen.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Waits for the relayed address, so that the first offer has it. Without a relay, the bot goes on.
+    async fn wait_for_candidates(&mut self) {
+        let wait = tokio::time::timeout(Duration::from_secs(3), self.network.next());
+        if wait.await.is_err() {
+            tracing::warn!("there is no relayed address yet");
+        }
+    }
+
+    /// Takes part until the room ends.
+    ///
+    /// # Errors
+    /// If the signalling ends.
+    pub async fn run(mut self) -> Result<(), BotError> {
+        let ticks = |rate: u32| {
+            let mut ticks = interval(Duration::from_secs(1) / rate);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            ticks
+        };
+        let (mut picture_ticks, mut tone_ticks) = (ticks(PICTURE_RATE), ticks(TONE_RATE));
+        let (mut pictures, mut tones) = (0_u64, 0_u64);
+        loop {
+            let timeout = self.links.values().map(|link| link.connection.timeout()).min();
+            let timeout = timeout.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+            tokio::select! {
+                message = receive(&mut self.incoming) => match message? {
+                    FromServer::Closing { reason } => {
+                        tracing::info!("the room has ended: {reason}");
+                        return Ok(());
+                    }
+                    message => self.take(message).await?,
+                },
+                event = self.network.next() => match event {
+                    NetworkEvent::Datagram(datagram) => {
+                        let network = &self.network;
+                        self.links.values_mut().any(|link| link.connection.receive(network, &datagram));
+                    }
+                    NetworkEvent::Candidates(candidates) => self.add_candidates(candidates).await?,
+                },
+                () = sleep_until(timeout) => {
+                    let (network, now) = (&self.network, Instant::now());
+                    let due = self.links.values_mut().filter(|link| link.connection.timeout() <= now);
+                    due.for_each(|link| link.connection.advance(network));
+                }
+                _ = picture_ticks.tick() => {
+                    let time = MediaTime::new(pictures * u64::from(90_000 / PICTURE_RATE), Frequency::NINETY_KHZ);
+                    for (layer, frames) in &self.pictures {
+                        let Some(frame) = frames.get(pictures) else { continue };
+                        for link in self.links.values_mut() {
+                            link.play(MediaKind::Video, *layer, time, &frame, &self.network);
+                        }
+                    }
+                    pictures += 1;
+                }
+                _ = tone_ticks.tick() => {
+                    let time = MediaTime::new(tones * u64::from(48_000 / TONE_RATE), Frequency::FORTY_EIGHT_KHZ);
+                    if let Some(frame) = self.tone.get(tones) {
+                        for link in self.links.values_mut() {
+                            link.play(MediaKind::Audio, Layer::Medium, time, &frame, &self.network);
+                        }
+                    }
+                    tones += 1;
+                }
+            }
+            self.handle_events();
+        }
+    }
+
+    async fn send(&mut self, message: Value) -> Result<(), BotError> {
+        Ok(self.outgoing.send(Message::text(message.to_string())).await?)
+    }
+
+    async fn describe(&mut self, with: &With, kind: DescriptionKind, sdp: String) -> Result<(), BotError> {
+        let mut signal = with.signal();
+        if let Some(fields) = signal.as_object_mut() {
+            fields.insert("description".to_owned(), json!(Description { kind, sdp }));
+        }
+        self.send(signal).await
+    }
+
+    /// Begins a connection.
+    async fn offer(&mut self, with: With) -> Result<(), BotError> {
+        let mut link = Link::new(&self.network);
+        let offer = match &with {
+            With::Peer(_) => link.offer_to_peer(&self.network),
+            With::Sfu(_) => link.offer_to_sfu(&self.network),
+        };
+        self.links.insert(with.clone(), link);
+        match offer {
+            Some(sdp) => self.describe(&with, DescriptionKind::Offer, sdp).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn add_candidates(&mut self, candidates: Vec<str0m::Candidate>) -> Result<(), BotError> {
+        let mut signals = Vec::new();
+        for (with, link) in &mut self.links {
+            for candidate in &candidates {
+                link.connection.add_local_candidate(candidate.clone(), &self.network);
+                let mut signal = with.signal();
+                let candidate = json!({ "candidate": candidate.to_sdp_string(), "sdpMLineIndex": 0 });
+                if let Some(fields) = signal.as_object_mut() {
+                    fields.insert("candidate".to_owned(), candidate);
+                }
+                signals.push(signal);
+            }
+        }
+        for signal in signals {
+            self.send(signal).await?;
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, message: FromServer) -> Result<(), BotError> {
+        match message {
+            FromServer::PeerLeft { id } => drop(self.links.remove(&With::Peer(id))),
+            FromServer::Mode { mode, sender } => self.set_mode(mode, sender.as_deref()).await?,
+            FromServer::Ice(ice) => drop(self.ice.send_replace(with_urls(ice, &self.turn_urls))),
+            FromServer::Layer { layer } => self.status.send_modify(|status| status.layers.push(layer)),
+            FromServer::Error { code, message } => tracing::warn!("the server says ({code:?}): {message}"),
+            FromServer::Signal { from, link, description, candidate } => {
+                let with = match link {
+                    Some(link) if from == "sfu" => With::Sfu(link),
+                    _ => With::Peer(from),
+                };
+                if let Some(description) = description {
+                    self.take_description(with, description).await?;
+                } else if let (Some(candidate), Some(link)) = (candidate, self.links.get_mut(&with)) {
+                    link.add_remote_candidate(&candidate, &self.network);
+                }
+            }
+            FromServer::Joined { .. } | FromServer::Closing { .. } | FromServer::Other => {}
+        }
+        Ok(())
+    }
+
+    async fn take_description(&mut self, with: With, description: Description) -> Result<(), BotError> {
+        let Description { kind, sdp } = description;
+        let result = match kind {
+            DescriptionKind::Offer => {
+                let network = &self.network;
+                let link = self.links.entry(with.clone()).or_insert_with(|| Link::new(network));
+                if !link.fits(&sdp) {
+                    *link = Link::new(network);
+                }
+                match link.accept_offer(&sdp, network) {
+                    Ok(answer) => return self.describe(&with, DescriptionKind::Answer, answer).await,
+                    Err(error) => Err(error),
+                }
+            }
+            DescriptionKind::Answer => match self.links.get_mut(&with) {
+                Some(link) => link.accept_answer(&sdp, &self.network),
+                None => Ok(()),
+            },
+            DescriptionKind::Pranswer | DescriptionKind::Rollback => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::warn!("a description is not used: {error}");
+        }
+        Ok(())
+    }
+
+    /// Publishes to the forwarding unit, or ends the connections with it.
+    async fn set_mode(&mut self, mode: Mode, sender: Option<&str>) -> Result<(), BotError> {
+        let publish = With::Sfu(message::Link::Publish);
+        let sends = match mode {
+            Mode::Mesh => false,
+            Mode::Sfu => true,
+            Mode::Broadcast => sender == Some(self.id.as_str()),
+        };
+        self.links.retain(|with, _| match with {
+            With::Peer(_) => mode == Mode::Mesh,
+            With::Sfu(message::Link::Publish) => sends,
+            With::Sfu(message::Link::Subscribe) => mode != Mode::Mesh,
+        });
+        if sends && !self.links.contains_key(&publish) {
+            self.offer(publish).await?;
+        }
+        Ok(())
+    }
+
+    fn handle_events(&mut self) {
+        let (network, greeting) = (&self.network, self.greeting.as_deref());
+        for link in self.links.values_mut() {
+            while let Some(event) = link.connection.event() {
+                match event {
+                    Event::MediaAdded(MediaAdded { mid, kind, .. }) => link.add_media(mid, kind),
+                    Event::MediaData(data) => {
+                        self.status.send_modify(|status| match data.params.spec().codec.is_video() {
+                            true => status.frames += 1,
+                            false => status.packets += 1,
+                        })
+                    }
+                    Event::KeyframeRequest(_) => self.status.send_modify(|status| status.keyframe_requests += 1),
+                    Event::ChannelOpen(id, label) => {
+                        link.channels.insert(id, Default::default());
+                        if let (Some(text), "chat") = (greeting, label.as_str()) {
+                            link.say(id, false, chat(text).into_bytes(), network);
+                        }
+                    }
+                    Event::ChannelData(data) => {
+                        // Two bots would echo each other's echoes for ever.
+                        if greeting.is_some_and(|greeting| is_chat(&data.data, greeting)) {
+                            self.status.send_modify(|status| status.returned += 1);
+                        } else {
+                            self.status.send_modify(|status| status.echoed += 1);
+                            link.say(data.id, data.binary, data.data, network);
+                        }
+                    }
+                    Event::ChannelBufferedAmountLow(id) => link.flush(id, network),
+                    Event::ChannelClose(id) => drop(link.channels.remove(&id)),
+                    Event::IceConnectionStateChange(state) => {
+                        tracing::debug!("a connection is {state:?}");
+                        if state == IceConnectionState::Disconnected {
+                            // The browser restarts ICE.
+                            tracing::info!("a connection is interrupted");
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let connected = self.links.values().filter(|link| link.connection.rtc().is_connected()).count();
+        self.status.send_if_modified(|status| std::mem::replace(&mut status.connected, connected) != connected);
+    }
+}
+
+/// Returns the credentials for other URLs, if there are any.
+fn with_urls(mut ice: Ice, urls: &[String]) -> Ice {
+    if !urls.is_empty() {
+        ice.ice_servers.iter_mut().for_each(|server| server.urls = urls.to_vec());
+    }
+    ice
+}
+
+/// Returns a message of the chat.
+fn chat(text: &str) -> String {
+    json!({ "text": text, "at": unix_seconds() * 1_000 }).to_string()
+}
+
+/// Whether a message of the chat has this text.
+fn is_chat(message: &[u8], text: &str) -> bool {
+    serde_json::from_slice::<Value>(message).is_ok_and(|message| message.get("text") == Some(&json!(text)))
+}
+
+/// Receives the next message.
+async fn receive(incoming: &mut SplitStream<Socket>) -> Result<FromServer, BotError> {
+    loop {
+        match incoming.next().await.ok_or(tungstenite::Error::ConnectionClosed)?? {
+            Message::Text(text) => return Ok(serde_json::from_str(&text)?),
+            Message::Close(_) => return Err(tungstenite::Error::ConnectionClosed.into()),
+            _ => {}
+        }
+    }
+}

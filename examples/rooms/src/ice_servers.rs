@@ -1,0 +1,72 @@
+//! The credentials for the relay: made here with the secret of the relay, or fetched from its endpoint.
+
+mod endpoint;
+mod minted;
+
+use std::path::PathBuf;
+
+pub use endpoint::Endpoint;
+pub use minted::Minted;
+
+use crate::message::Ice;
+
+/// Where credentials come from.
+#[derive(Debug)]
+pub enum IceServers {
+    /// Made with the secret in the configuration of the relay.
+    Minted(Minted),
+    /// Fetched from the endpoint of the relay.
+    Fetched(Endpoint),
+}
+
+/// Why there are no credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum IceError {
+    /// The configuration of the relay is invalid or missing.
+    #[error("{0}")]
+    Config(#[from] turnserver::config::ConfigErrors),
+    /// The configuration has no secret.
+    #[error(
+        "{} has neither auth.secrets nor auth.secrets-file, so the relay makes a secret that only it knows. Add one \
+         (`openssl rand -hex 32`) and restart the relay, or use --credentials-url", .0.display()
+    )]
+    NoSecret(PathBuf),
+    /// The URLs of the relay do not follow from the configuration.
+    #[error("the URLs of the relay do not follow from its configuration: {0}. Name them with --turn-url")]
+    Urls(#[from] turnserver::control::StartError),
+    /// The relay has no listener with a known port.
+    #[error("{} has no listener with a known port. Name the URLs of the relay with --turn-url", .0.display())]
+    NoUrl(PathBuf),
+    /// The file with the key cannot be used.
+    #[error("cannot use {}: {reason}", .path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The URL of the endpoint is invalid.
+    #[error("--credentials-url {0} is not an http or https URL")]
+    Url(String),
+    /// The endpoint did not give credentials.
+    #[error("{url} gave no credentials: {reason}")]
+    Endpoint {
+        /// The URL.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl IceServers {
+    /// Returns credentials for a user.
+    ///
+    /// # Errors
+    /// If the endpoint gives none.
+    pub async fn get(&self, user: &str) -> Result<Ice, IceError> {
+        match self {
+            Self::Minted(minted) => Ok(minted.get(user)),
+            Self::Fetched(endpoint) => endpoint.get(user).await,
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Credentials that are made here. Whoever has the secret of the relay needs nothing else (draft-uberti-behave-turn-rest).
+
+use std::path::Path;
+
+use turnserver::auth::{Secret, time_limited};
+use turnserver::clock::unix_seconds;
+use turnserver::config::Config;
+use turnserver::control::client_urls;
+
+use super::IceError;
+use crate::message::{Ice, IceServer};
+
+/// Makes credentials.
+#[derive(Debug)]
+pub struct Minted {
+    secret: Secret,
+    urls: Vec<String>,
+    lifetime: u64,
+}
+
+impl Minted {
+    /// Takes the secret from the configuration of the relay, and the URLs, too, if none are given.
+    ///
+    /// # Errors
+    /// If the configuration is invalid, has no secret, or does not name a port.
+    pub fn from_config(path: &Path, mut urls: Vec<String>, lifetime: u64) -> Result<Self, IceError> {
+        let config = Config::load(path)?;
+        let secret = config.auth.secrets.first().cloned().ok_or_else(|| IceError::NoSecret(path.to_owned()))?;
+        if urls.is_empty() {
+            urls = client_urls(&config)?;
+        }
+        if urls.is_empty() {
+            return Err(IceError::NoUrl(path.to_owned()));
+        }
+        Ok(Self { secret, urls, lifetime })
+    }
+
+    /// Makes credentials for a user.
+    #[must_use]
+    pub fn get(&self, user: &str) -> Ice {
+        let expires = unix_seconds() + self.lifetime;
+        let credential = time_limited::mint(&self.secret, Some(user), expires);
+        let server = IceServer {
+            urls: self.urls.clone(),
+            username: credential.username,
+            credential: credential.password.as_str().to_owned(),
+        };
+        Ice { ice_servers: vec![server], expires }
+    }
+}

@@ -1,0 +1,205 @@
+//! All rooms: made, found, and forgotten when nobody uses them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::id::{ParticipantId, RoomId};
+use crate::message::{ErrorCode, Peer};
+use crate::room::{Entry, Refusal, Room};
+use crate::sfu;
+
+/// How long an empty room is kept.
+const EMPTY: Duration = Duration::from_secs(10 * 60);
+
+/// How long a room exists at most.
+const OLDEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The rooms.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    rooms: Mutex<HashMap<RoomId, Room>>,
+    most: usize,
+    sfu: Arc<sfu::Settings>,
+}
+
+/// Why no room was made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotMade {
+    #[error("This server has no place for another room. Try again in some minutes.")]
+    TooMany,
+    #[error("The random source of the system failed.")]
+    Random(#[from] getrandom::Error),
+}
+
+/// A participant in a room, which it leaves when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Membership<'r> {
+    rooms: &'r Rooms,
+    pub(crate) room: RoomId,
+    pub(crate) id: ParticipantId,
+}
+
+impl Rooms {
+    pub(crate) fn new(most: usize, sfu: Arc<sfu::Settings>) -> Self {
+        Self { rooms: Mutex::default(), most, sfu }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RoomId, Room>> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a room.
+    pub(crate) fn make(&self) -> Result<RoomId, NotMade> {
+        let (mut rooms, id) = (self.lock(), RoomId::random()?);
+        if rooms.len() >= self.most {
+            return Err(NotMade::TooMany);
+        }
+        rooms.insert(id.clone(), Room::new(&id, Arc::clone(&self.sfu), Instant::now()));
+        Ok(id)
+    }
+
+    /// Lets a participant into a room.
+    pub(crate) fn enter(&self, room: &RoomId, peer: Peer) -> Result<(Membership<'_>, Entry), Refusal> {
+        let id = peer.id.clone();
+        let entry = self.with(room, |room| room.enter(peer))??;
+        Ok((Membership { rooms: self, room: room.clone(), id }, entry))
+    }
+
+    fn with<T>(&self, id: &RoomId, action: impl FnOnce(&mut Room) -> T) -> Result<T, Refusal> {
+        let missing = || {
+            let message = "There is no such room: it was empty for too long, or the link is wrong. Make a new room.";
+            Refusal::new(ErrorCode::NoSuchRoom, message)
+        };
+        self.lock().get_mut(id).map(action).ok_or_else(missing)
+    }
+
+    /// Forgets the rooms whose time has passed.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        self.lock().retain(|_, room| {
+            let is_old = now >= room.created + OLDEST;
+            let is_abandoned = room.empty_since.is_some_and(|since| now >= since + EMPTY);
+            if is_old {
+                room.close("This room is 24 hours old and has ended. Make a new one.");
+            }
+            !is_old && !is_abandoned
+        });
+    }
+
+    /// Closes all rooms.
+    pub(crate) fn close(&self, reason: &str) {
+        self.lock().drain().for_each(|(_, mut room)| room.close(reason));
+    }
+}
+
+impl Membership<'_> {
+    /// Does something with the room.
+    pub(crate) fn with<T>(&self, action: impl FnOnce(&mut Room) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        self.rooms.with(&self.room, action)?
+    }
+}
+
+impl Drop for Membership<'_> {
+    fn drop(&mut self) {
+        // A room that has ended needs nothing.
+        let _ = self.rooms.with(&self.room, |room| room.leave(&self.id, Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ice_servers::IceServers;
+    use crate::message::{Kind, Mode, Name};
+    use crate::room::LIMITS;
+
+    /// Returns rooms whose forwarding units reach nobody.
+    fn rooms(most: usize) -> Rooms {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../turnserver.toml");
+        let key = crate::ice_servers::Endpoint::new("http://127.0.0.1:1/", &path, String::new(), 60).unwrap();
+        Rooms::new(most, Arc::new(sfu::Settings { hosts: Vec::new(), ice: Arc::new(IceServers::Fetched(key)) }))
+    }
+
+    fn peer(name: &str) -> Peer {
+        Peer { id: ParticipantId::random().unwrap(), name: Name::new(name).unwrap(), kind: Kind::Browser }
+    }
+
+    async fn after(rooms: &Rooms, seconds: u64) {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        rooms.sweep();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_room_is_forgotten_ten_minutes_after_the_last_one_left() {
+        let rooms = rooms(10);
+        let room = rooms.make().unwrap();
+        after(&rooms, 599).await;
+        let (membership, _entry) = rooms.enter(&room, peer("a")).unwrap();
+        after(&rooms, 3_600).await;
+        drop(membership);
+        after(&rooms, 599).await;
+        drop(rooms.enter(&room, peer("b")).unwrap());
+        after(&rooms, 599).await;
+        assert!(rooms.enter(&room, peer("c")).is_ok());
+        after(&rooms, 600).await;
+        assert_eq!(rooms.enter(&room, peer("d")).unwrap_err().code, ErrorCode::NoSuchRoom);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_room_ends_after_a_day_although_somebody_is_in_it() {
+        let rooms = rooms(10);
+        let room = rooms.make().unwrap();
+        let (_membership, mut entry) = rooms.enter(&room, peer("a")).unwrap();
+        after(&rooms, 24 * 3_600 - 1).await;
+        assert!(entry.inbox.try_recv().is_err());
+        after(&rooms, 1).await;
+        assert!(entry.inbox.recv().await.unwrap().contains(r#""type":"closing""#));
+        assert!(entry.inbox.recv().await.is_none());
+        assert!(rooms.enter(&room, peer("b")).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_are_no_more_rooms_than_allowed() {
+        let rooms = rooms(2);
+        rooms.make().unwrap();
+        rooms.make().unwrap();
+        assert!(matches!(rooms.make(), Err(NotMade::TooMany)));
+        after(&rooms, 600).await;
+        rooms.make().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_mesh_has_six_places_and_a_room_with_the_forwarding_unit_fifty() {
+        let rooms = rooms(1);
+        let room = rooms.make().unwrap();
+        let enter = || rooms.enter(&room, peer("a"));
+        let mut inside: Vec<_> = (0..LIMITS.mesh).map(|_| enter().unwrap()).collect();
+        assert_eq!(enter().unwrap_err().code, ErrorCode::MeshFull);
+        let set = |membership: &Membership<'_>, mode| membership.with(|room| room.set_mode(mode, &membership.id));
+        set(&inside[0].0, Mode::Sfu).unwrap();
+        inside.extend((LIMITS.mesh..LIMITS.room).map(|_| enter().unwrap()));
+        assert_eq!(enter().unwrap_err().code, ErrorCode::RoomFull);
+        assert_eq!(set(&inside[0].0, Mode::Mesh).unwrap_err().code, ErrorCode::MeshFull);
+        inside.truncate(LIMITS.mesh);
+        set(&inside[0].0, Mode::Mesh).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_participant_that_does_not_read_is_disconnected() {
+        let rooms = rooms(1);
+        let room = rooms.make().unwrap();
+        let (_slow, mut entry) = rooms.enter(&room, peer("slow")).unwrap();
+        let (busy, _entry) = rooms.enter(&room, peer("busy")).unwrap();
+        for _ in 0..600 {
+            busy.with(|room| room.set_mode(Mode::Sfu, &busy.id)).unwrap();
+        }
+        let mut messages = 0;
+        while entry.inbox.recv().await.is_some() {
+            messages += 1;
+        }
+        assert_eq!(messages, 512);
+    }
+}

@@ -1,0 +1,126 @@
+//! A connection with a participant.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use str0m::net::{Protocol, Receive};
+use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
+use tokio::time::Instant;
+
+use super::network::{Datagram, Network};
+use crate::message;
+
+/// A connection. After each change of its state, what it wants to send is sent, and its events wait in order.
+pub(crate) struct Connection {
+    rtc: Rtc,
+    timeout: Instant,
+    events: VecDeque<Event>,
+}
+
+/// Returns how all connections are: VP8 and Opus, which all browsers have.
+pub(crate) fn configuration() -> RtcConfig {
+    Rtc::builder().clear_codecs().enable_vp8(true).enable_opus(true, false)
+}
+
+impl Connection {
+    /// Creates a connection with the present candidates.
+    pub(crate) fn new(configuration: RtcConfig, network: &Network) -> Self {
+        let now = Instant::now();
+        let mut new = Self { rtc: configuration.build(now.into_std()), timeout: now, events: VecDeque::new() };
+        for candidate in network.candidates() {
+            new.add_local_candidate(candidate, network);
+        }
+        new
+    }
+
+    /// Changes the connection.
+    pub(crate) fn change<T>(&mut self, network: &Network, change: impl FnOnce(&mut Rtc) -> T) -> T {
+        let result = change(&mut self.rtc);
+        self.drain(network);
+        result
+    }
+
+    /// Adds a candidate of this program.
+    pub(crate) fn add_local_candidate(&mut self, candidate: Candidate, network: &Network) {
+        self.change(network, |rtc| {
+            rtc.add_local_candidate(candidate);
+        });
+    }
+
+    /// Adds a candidate of the participant.
+    pub(crate) fn add_remote_candidate(&mut self, candidate: Candidate, network: &Network) {
+        self.change(network, |rtc| rtc.add_remote_candidate(candidate));
+    }
+
+    /// Returns the connection for reading.
+    pub(crate) fn rtc(&self) -> &Rtc {
+        &self.rtc
+    }
+
+    /// Returns when [`advance`](Self::advance) has to be called.
+    pub(crate) fn timeout(&self) -> Instant {
+        self.timeout
+    }
+
+    /// Returns the next event.
+    pub(crate) fn event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Lets time pass.
+    pub(crate) fn advance(&mut self, network: &Network) {
+        self.input(network, Input::Timeout(Instant::now().into_std()));
+    }
+
+    /// Takes a datagram if it is for this connection.
+    pub(crate) fn receive(&mut self, network: &Network, datagram: &Datagram) -> bool {
+        let Datagram { source, destination, data } = datagram;
+        let Ok(contents) = data.as_slice().try_into() else { return false };
+        let receive = Receive { proto: Protocol::Udp, source: *source, destination: *destination, contents };
+        let input = Input::Receive(Instant::now().into_std(), receive);
+        let is_for_this = self.rtc.is_alive() && self.rtc.accepts(&input);
+        if is_for_this {
+            self.input(network, input);
+        }
+        is_for_this
+    }
+
+    fn input(&mut self, network: &Network, input: Input<'_>) {
+        if let Err(error) = self.rtc.handle_input(input) {
+            tracing::debug!("a connection ended: {error}");
+            self.rtc.disconnect();
+        }
+        self.drain(network);
+    }
+
+    fn drain(&mut self, network: &Network) {
+        loop {
+            match self.rtc.poll_output() {
+                Ok(Output::Timeout(timeout)) => {
+                    self.timeout = timeout.into();
+                    return;
+                }
+                Ok(Output::Transmit(transmit)) => network.send(transmit),
+                Ok(Output::Event(event)) => self.events.push_back(event),
+                Err(error) => {
+                    tracing::debug!("a connection ended: {error}");
+                    self.rtc.disconnect();
+                    self.timeout = Instant::now() + Duration::from_secs(3_600);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Reads a candidate of a browser. `None` for one that cannot be used: the name of an mDNS host, TCP, or the mark of the
+/// end.
+pub(crate) fn remote_candidate(candidate: &message::Candidate) -> Option<Candidate> {
+    let candidate = Candidate::from_sdp_string(candidate.candidate.trim_start_matches("a=")).ok()?;
+    (candidate.proto() == Protocol::Udp).then_some(candidate)
+}
+
+/// Returns the first hash of a certificate in a session description. Another one means another connection.
+pub(crate) fn fingerprint(sdp: &str) -> Option<&str> {
+    sdp.lines().find_map(|line| line.strip_prefix("a=fingerprint:"))
+}

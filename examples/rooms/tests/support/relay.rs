@@ -1,0 +1,150 @@
+//! A relay in a process of its own, and a slow path to it.
+#![allow(dead_code, reason = "each test uses a part")]
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
+use tokio::net::UdpSocket;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::{SECRET, file};
+
+/// A relay on loopback addresses.
+pub struct RelayProcess {
+    process: Child,
+    pub udp: SocketAddr,
+    pub tcp: SocketAddr,
+    config: PathBuf,
+}
+
+impl RelayProcess {
+    /// Starts a relay on free ports.
+    pub fn start() -> Self {
+        Self::start_on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    /// Starts a relay with this UDP listener.
+    pub fn start_on(udp: SocketAddr) -> Self {
+        let config = format!(
+            "[listen]\nudp = ['{udp}']\ntcp = ['127.0.0.1:0']\n[relay]\naddresses = ['127.0.0.1']\n[auth]\nsecrets = \
+             ['{SECRET}']\n[control]\nsocket = ''\n[log]\nformat = 'json'\n"
+        );
+        let config = file("relay.toml", &config);
+        let mut process = Command::new(program())
+            .arg("--config")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let (mut udp, mut tcp) = (None, None);
+        for line in lines.by_ref() {
+            let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            let fields = &line["fields"];
+            let address = || fields["address"].as_str().unwrap().parse().ok();
+            match (fields["event"].as_str(), fields["transport"].as_str()) {
+                (Some("listening"), Some("udp")) => udp = address(),
+                (Some("listening"), Some("tcp")) => tcp = address(),
+                (Some("ready"), _) => break,
+                _ => {}
+            }
+        }
+        // The log must be read: otherwise, the relay would lose lines.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { process, udp: udp.unwrap(), tcp: tcp.unwrap(), config }
+    }
+
+    /// Returns a URL of the relay.
+    pub fn url(&self, transport: &str) -> String {
+        let address = if transport == "udp" { self.udp } else { self.tcp };
+        format!("turn:{address}?transport={transport}")
+    }
+
+    /// Returns the options with which `rooms` uses this relay over UDP.
+    pub fn options(&self) -> [String; 4] {
+        ["--config".to_owned(), self.config.display().to_string(), "--turn-url".to_owned(), self.url("udp")]
+    }
+}
+
+impl Drop for RelayProcess {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Builds the relay if necessary, and returns its program.
+fn program() -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut build = Command::new(env!("CARGO"));
+    build.current_dir(root).args(["build", "--quiet", "-p", "turnserver", "--bin", "turnserver", "--target-dir"]);
+    assert!(build.arg(target).status().unwrap().success());
+    target.join("debug/turnserver")
+}
+
+/// A path to a relay that loses what exceeds a rate, in the direction to the client.
+pub struct SlowPath {
+    pub address: SocketAddr,
+    rate: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl SlowPath {
+    /// Opens a path for one client, at first without a limit.
+    pub async fn open(relay: SocketAddr) -> Self {
+        let front = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let back = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        back.connect(relay).await.unwrap();
+        let (address, rate) = (front.local_addr().unwrap(), Arc::new(AtomicU64::new(u64::MAX)));
+        let task = tokio::spawn(pass(front, back, Arc::clone(&rate)));
+        Self { address, rate, task }
+    }
+
+    /// Sets the rate in bits per second.
+    pub fn set_rate(&self, rate: u64) {
+        self.rate.store(rate, Ordering::Relaxed);
+    }
+}
+
+impl Drop for SlowPath {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn pass(front: UdpSocket, back: UdpSocket, rate: Arc<AtomicU64>) {
+    let (mut up, mut down) = (vec![0; 2_048], vec![0; 2_048]);
+    let (mut client, mut last, mut bits) = (None, Instant::now(), 0.0_f64);
+    loop {
+        tokio::select! {
+            received = front.recv_from(&mut up) => {
+                let (length, from) = received.unwrap();
+                client = Some(from);
+                let _ = back.send(&up[..length]).await;
+            }
+            received = back.recv(&mut down) => {
+                let Ok(length) = received else { continue };
+                let rate = rate.load(Ordering::Relaxed);
+                #[allow(clippy::cast_precision_loss, reason = "a rate needs no precision")]
+                let (per_second, size) = (rate as f64, (length * 8) as f64);
+                // As much as in 50 ms may come at once.
+                bits = (bits + last.elapsed().as_secs_f64() * per_second).min((per_second / 20.0).max(24_000.0));
+                last = Instant::now();
+                if bits >= size || rate == u64::MAX {
+                    bits -= size;
+                    if let Some(client) = client {
+                        let _ = front.send_to(&down[..length], client).await;
+                    }
+                }
+            }
+        }
+    }
+}
