@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use str0m::media::{Frequency, MediaAdded, MediaKind, MediaTime};
 use str0m::{Event, IceConnectionState};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, Uri};
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -27,6 +27,9 @@ use crate::message::{self, Candidate, Description, DescriptionKind, Ice, Layer, 
 use crate::webrtc::{Network, NetworkEvent};
 use link::Link;
 use media::{Frames, PICTURE_RATE, TONE_RATE, pictures, tone};
+
+/// The time for a relayed address before the first offer.
+const ALLOCATION: Duration = Duration::from_secs(3);
 
 type Socket = WebSocketStream<Box<dyn Stream>>;
 
@@ -129,6 +132,10 @@ enum With {
 }
 
 impl With {
+    fn is_publish(&self) -> bool {
+        *self == Self::Sfu(message::Link::Publish)
+    }
+
     /// Returns the beginning of a signal.
     fn signal(&self) -> Value {
         match self {
@@ -138,12 +145,65 @@ impl With {
     }
 }
 
+/// The sockets of a bot. Both connections with the forwarding unit have the same remote address, so each needs a local
+/// address of its own.
+struct Networks {
+    hosts: Vec<IpAddr>,
+    credentials: watch::Receiver<Ice>,
+    most: Network,
+    /// Open while the bot publishes.
+    publish: Option<Network>,
+}
+
+impl Networks {
+    async fn open(hosts: Vec<IpAddr>, credentials: watch::Receiver<Ice>) -> Result<Self, BotError> {
+        let most = open_network(&hosts, &credentials).await?;
+        Ok(Self { hosts, credentials, most, publish: None })
+    }
+
+    /// Opens the sockets for a connection, if they are not open.
+    async fn prepare(&mut self, with: &With) -> Result<(), BotError> {
+        if with.is_publish() && self.publish.is_none() {
+            self.publish = Some(open_network(&self.hosts, &self.credentials).await?);
+        }
+        Ok(())
+    }
+
+    /// Returns the sockets of a connection.
+    fn of(&self, with: &With) -> &Network {
+        self.publish.as_ref().filter(|_| with.is_publish()).unwrap_or(&self.most)
+    }
+
+    /// Waits for the next event, which is of the connection on which the bot publishes, or of the others.
+    async fn next(&mut self) -> (bool, NetworkEvent) {
+        let publish = async {
+            match &mut self.publish {
+                Some(network) => network.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = publish => (true, event),
+            event = self.most.next() => (false, event),
+        }
+    }
+}
+
+/// Opens sockets and waits for the relayed address, so that the first offer has it. Without a relay, the bot goes on.
+async fn open_network(hosts: &[IpAddr], credentials: &watch::Receiver<Ice>) -> Result<Network, BotError> {
+    let mut network = Network::open(hosts, Some(credentials.clone())).await?;
+    if timeout(ALLOCATION, network.next()).await.is_err() {
+        tracing::warn!("there is no relayed address yet");
+    }
+    Ok(network)
+}
+
 /// A bot in a room.
 pub struct Bot {
     id: String,
     outgoing: SplitSink<Socket, Message>,
     incoming: SplitStream<Socket>,
-    network: Network,
+    networks: Networks,
     ice: watch::Sender<Ice>,
     links: HashMap<With, Link>,
     /// The URLs of the relay, if they are not those of the server.
@@ -214,13 +274,12 @@ impl Bot {
             }
         };
         let (ice, credentials) = watch::channel(with_urls(ice, &options.turn_url));
-        let hosts: Vec<IpAddr> = options.host.clone();
-        let network = Network::open(&hosts, Some(credentials)).await?;
+        let networks = Networks::open(options.host, credentials).await?;
         let mut bot = Self {
             id,
             outgoing,
             incoming,
-            network,
+            networks,
             ice,
             links: HashMap::new(),
             turn_urls: options.turn_url,
@@ -229,7 +288,6 @@ impl Bot {
             pictures: pictures(),
             tone: tone(),
         };
-        bot.wait_for_candidates().await;
         if mode == Mode::Mesh {
             for peer in peers {
                 bot.offer(With::Peer(peer.id)).await?;
@@ -245,14 +303,6 @@ impl Bot {
         self.status.subscribe()
     }
 
-    /// Waits for the relayed address, so that the first offer has it. Without a relay, the bot goes on.
-    async fn wait_for_candidates(&mut self) {
-        let wait = tokio::time::timeout(Duration::from_secs(3), self.network.next());
-        if wait.await.is_err() {
-            tracing::warn!("there is no relayed address yet");
-        }
-    }
-
     /// Takes part until the room ends.
     ///
     /// # Errors
@@ -266,8 +316,8 @@ impl Bot {
         let (mut picture_ticks, mut tone_ticks) = (ticks(PICTURE_RATE), ticks(TONE_RATE));
         let (mut pictures, mut tones) = (0_u64, 0_u64);
         loop {
-            let timeout = self.links.values().map(|link| link.connection.timeout()).min();
-            let timeout = timeout.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+            let next = self.links.values().map(|link| link.connection.timeout()).min();
+            let next = next.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
             tokio::select! {
                 message = receive(&mut self.incoming) => match message? {
                     FromServer::Closing { reason } => {
@@ -276,24 +326,29 @@ impl Bot {
                     }
                     message => self.take(message).await?,
                 },
-                event = self.network.next() => match event {
+                (is_publish, event) = self.networks.next() => match event {
                     NetworkEvent::Datagram(datagram) => {
-                        let network = &self.network;
-                        self.links.values_mut().any(|link| link.connection.receive(network, &datagram));
+                        let links = self.links.iter_mut().filter(|(with, _)| with.is_publish() == is_publish);
+                        let networks = &self.networks;
+                        for (with, link) in links {
+                            if link.connection.receive(networks.of(with), &datagram) {
+                                break;
+                            }
+                        }
                     }
-                    NetworkEvent::Candidates(candidates) => self.add_candidates(candidates).await?,
+                    NetworkEvent::Candidates(candidates) => self.add_candidates(is_publish, &candidates).await?,
                 },
-                () = sleep_until(timeout) => {
-                    let (network, now) = (&self.network, Instant::now());
-                    let due = self.links.values_mut().filter(|link| link.connection.timeout() <= now);
-                    due.for_each(|link| link.connection.advance(network));
+                () = sleep_until(next) => {
+                    let (networks, now) = (&self.networks, Instant::now());
+                    let due = self.links.iter_mut().filter(|(_, link)| link.connection.timeout() <= now);
+                    due.for_each(|(with, link)| link.connection.advance(networks.of(with)));
                 }
                 _ = picture_ticks.tick() => {
                     let time = MediaTime::new(pictures * u64::from(90_000 / PICTURE_RATE), Frequency::NINETY_KHZ);
                     for (layer, frames) in &self.pictures {
                         let Some(frame) = frames.get(pictures) else { continue };
-                        for link in self.links.values_mut() {
-                            link.play(MediaKind::Video, *layer, time, &frame, &self.network);
+                        for (with, link) in &mut self.links {
+                            link.play(MediaKind::Video, *layer, time, &frame, self.networks.of(with));
                         }
                     }
                     pictures += 1;
@@ -301,8 +356,8 @@ impl Bot {
                 _ = tone_ticks.tick() => {
                     let time = MediaTime::new(tones * u64::from(48_000 / TONE_RATE), Frequency::FORTY_EIGHT_KHZ);
                     if let Some(frame) = self.tone.get(tones) {
-                        for link in self.links.values_mut() {
-                            link.play(MediaKind::Audio, Layer::Medium, time, &frame, &self.network);
+                        for (with, link) in &mut self.links {
+                            link.play(MediaKind::Audio, Layer::Medium, time, &frame, self.networks.of(with));
                         }
                     }
                     tones += 1;
@@ -326,10 +381,12 @@ impl Bot {
 
     /// Begins a connection.
     async fn offer(&mut self, with: With) -> Result<(), BotError> {
-        let mut link = Link::new(&self.network);
+        self.networks.prepare(&with).await?;
+        let network = self.networks.of(&with);
+        let mut link = Link::new(network);
         let offer = match &with {
-            With::Peer(_) => link.offer_to_peer(&self.network),
-            With::Sfu(_) => link.offer_to_sfu(&self.network),
+            With::Peer(_) => link.offer_to_peer(network),
+            With::Sfu(_) => link.offer_to_sfu(network),
         };
         self.links.insert(with.clone(), link);
         match offer {
@@ -338,11 +395,12 @@ impl Bot {
         }
     }
 
-    async fn add_candidates(&mut self, candidates: Vec<str0m::Candidate>) -> Result<(), BotError> {
+    /// Gives new candidates to the connections that use their sockets, and to the other sides.
+    async fn add_candidates(&mut self, is_publish: bool, candidates: &[str0m::Candidate]) -> Result<(), BotError> {
         let mut signals = Vec::new();
-        for (with, link) in &mut self.links {
-            for candidate in &candidates {
-                link.connection.add_local_candidate(candidate.clone(), &self.network);
+        for (with, link) in self.links.iter_mut().filter(|(with, _)| with.is_publish() == is_publish) {
+            for candidate in candidates {
+                link.connection.add_local_candidate(candidate.clone(), self.networks.of(with));
                 let mut signal = with.signal();
                 let candidate = json!({ "candidate": candidate.to_sdp_string(), "sdpMLineIndex": 0 });
                 if let Some(fields) = signal.as_object_mut() {
@@ -372,7 +430,7 @@ impl Bot {
                 if let Some(description) = description {
                     self.take_description(with, description).await?;
                 } else if let (Some(candidate), Some(link)) = (candidate, self.links.get_mut(&with)) {
-                    link.add_remote_candidate(&candidate, &self.network);
+                    link.add_remote_candidate(&candidate, self.networks.of(&with));
                 }
             }
             FromServer::Joined { .. } | FromServer::Closing { .. } | FromServer::Other => {}
@@ -384,7 +442,7 @@ impl Bot {
         let Description { kind, sdp } = description;
         let result = match kind {
             DescriptionKind::Offer => {
-                let network = &self.network;
+                let network = self.networks.of(&with);
                 let link = self.links.entry(with.clone()).or_insert_with(|| Link::new(network));
                 if !link.fits(&sdp) {
                     *link = Link::new(network);
@@ -395,7 +453,7 @@ impl Bot {
                 }
             }
             DescriptionKind::Answer => match self.links.get_mut(&with) {
-                Some(link) => link.accept_answer(&sdp, &self.network),
+                Some(link) => link.accept_answer(&sdp, self.networks.of(&with)),
                 None => Ok(()),
             },
             DescriptionKind::Pranswer | DescriptionKind::Rollback => Ok(()),
@@ -419,15 +477,18 @@ impl Bot {
             With::Sfu(message::Link::Publish) => sends,
             With::Sfu(message::Link::Subscribe) => mode != Mode::Mesh,
         });
-        if sends && !self.links.contains_key(&publish) {
+        if !sends {
+            self.networks.publish = None;
+        } else if !self.links.contains_key(&publish) {
             self.offer(publish).await?;
         }
         Ok(())
     }
 
     fn handle_events(&mut self) {
-        let (network, greeting) = (&self.network, self.greeting.as_deref());
-        for link in self.links.values_mut() {
+        let greeting = self.greeting.as_deref();
+        for (with, link) in &mut self.links {
+            let network = self.networks.of(with);
             while let Some(event) = link.connection.event() {
                 match event {
                     Event::MediaAdded(MediaAdded { mid, kind, .. }) => link.add_media(mid, kind),
