@@ -1,0 +1,171 @@
+import { Emitter } from "./emitter.js";
+import { Ice } from "./ice.js";
+import { Mesh } from "./mesh.js";
+import { Sfu } from "./sfu.js";
+import { Signalling } from "./signalling.js";
+
+/**
+ * One participant's view of a room: who is there, which mode applies, and the connections.
+ *
+ * Events: `participants`, `mode`, `state` and `media` (ask for the properties); `arrived` and `departed` with a participant;
+ * `channel` with `{id, peer, detail: channel}`; `trouble` with an icecandidateerror; `restarting` with a reason;
+ * `problem` with a sentence; `lost`, `ended`.
+ */
+export class Call extends Emitter {
+  id = null;
+  mode = "mesh";
+  /** In a broadcast, the id of the only sender. */
+  sender = null;
+  limits = { mesh: 6, room: 50 };
+  /** The others: id → `{id, name, kind, before}`; `before` says who was in the room first. */
+  participants = new Map();
+  #media;
+  #room;
+
+  constructor({ url, room, media, transport }) {
+    super();
+    this.#room = room;
+    this.#media = media;
+    this.signalling = new Signalling(url);
+    this.ice = new Ice(this.signalling, transport);
+    const links = { ice: this.ice, media };
+    this.mesh = new Mesh({ ...links, signal: (to, message) => this.signalling.send({ type: "signal", to, ...message }) });
+    this.sfu = new Sfu({ ...links, signal: (message) => this.signalling.send({ type: "signal", to: "sfu", ...message }) });
+    this.#listen();
+  }
+
+  get joined() {
+    return this.signalling.joined;
+  }
+
+  get forwards() {
+    return this.mode !== "mesh";
+  }
+
+  /** Whether this participant sends its media in the mode that applies. */
+  get sends() {
+    return this.mode !== "broadcast" || this.sender === this.id;
+  }
+
+  async join(name) {
+    await this.signalling.connect({ room: this.#room, name });
+  }
+
+  leave() {
+    this.signalling.close();
+    this.mesh.close();
+    this.sfu.stop();
+    this.participants.clear();
+    this.id = null;
+  }
+
+  setMode(mode) {
+    this.signalling.send({ type: "mode", mode });
+  }
+
+  /** Asks the forwarding unit for a layer of a track: "auto", "high", "medium" or "low". */
+  setLayer(track, layer) {
+    this.signalling.send({ type: "layer", track, layer });
+  }
+
+  restart(reason) {
+    this.mesh.restart(reason);
+    this.sfu.restart(reason);
+  }
+
+  /** The streams of a participant: `{camera, screen}`. */
+  streams(id) {
+    return this.forwards ? this.sfu.streams(id) : (this.mesh.peers.get(id) ?? { camera: null, screen: null });
+  }
+
+  /** The connection that carries a participant's media. */
+  connection(id) {
+    return this.forwards ? this.sfu.subscribe : this.mesh.peers.get(id)?.link;
+  }
+
+  #listen() {
+    this.signalling
+      .on("joined", (message) => this.#joined(message))
+      .on("peer-joined", ({ peer }) => this.#arrived(peer))
+      .on("peer-left", ({ id }) => this.#departed(id))
+      .on("signal", ({ from, ...message }) => this.#signalled(from, message))
+      .on("mode", (message) => this.#modeChanged(message))
+      .on("tracks", ({ tracks }) => this.sfu.setTracks(tracks))
+      .on("layer", (message) => this.sfu.setLayer(message))
+      .on("error", ({ code, message }) => this.emit("problem", { code, text: message }))
+      .on("notice", (text) => this.emit("problem", { code: "closing", text }))
+      .on("lost", () => this.emit("lost"))
+      .on("ended", (reason) => this.emit("ended", reason));
+    for (const source of [this.mesh, this.sfu]) {
+      source.on("media", () => this.emit("media")).on("state", () => this.emit("state"));
+    }
+    this.mesh
+      .on("channel", (event) => this.emit("channel", event))
+      .on("trouble", ({ detail }) => this.emit("trouble", detail))
+      .on("restarting", ({ detail }) => this.emit("restarting", detail));
+    this.sfu
+      .on("trouble", (event) => this.emit("trouble", event))
+      .on("restarting", (reason) => this.emit("restarting", reason))
+      .on("layer", () => this.emit("media"))
+      .on("broken", () => this.signalling.reconnect());
+  }
+
+  #joined({ id, mode, sender, peers, ice, limits }) {
+    this.ice.update(ice);
+    this.limits = limits ?? this.limits;
+    if (id !== this.id) {
+      // A new identity: the others have forgotten the connections of the old one.
+      this.mesh.close();
+      this.sfu.stop();
+      this.participants.clear();
+      this.id = id;
+    }
+    for (const known of [...this.participants.keys()]) {
+      if (!peers.some((peer) => peer.id === known)) this.#departed(known);
+    }
+    for (const peer of peers) {
+      if (!this.participants.has(peer.id)) this.participants.set(peer.id, { ...peer, before: true });
+    }
+    this.#applyMode(mode, sender);
+    this.emit("participants");
+  }
+
+  #arrived(peer) {
+    this.participants.set(peer.id, { ...peer, before: false });
+    this.emit("participants");
+    this.emit("arrived", peer);
+  }
+
+  #departed(id) {
+    const participant = this.participants.get(id);
+    if (!participant) return;
+    this.participants.delete(id);
+    this.mesh.remove(id);
+    this.emit("participants");
+    this.emit("departed", participant);
+  }
+
+  #signalled(from, message) {
+    if (from === "sfu") this.sfu.receive(message);
+    else if (this.participants.has(from)) this.mesh.receive(from, message);
+  }
+
+  #modeChanged({ mode, sender, by }) {
+    this.#applyMode(mode, sender);
+    this.emit("mode", { by });
+  }
+
+  #applyMode(mode, sender) {
+    this.mode = mode;
+    this.sender = sender ?? null;
+    this.mesh.setSendsMedia(!this.forwards);
+    if (this.forwards) this.sfu.start(this.sends);
+    else this.sfu.stop();
+    // The newcomer connects. A room that is too large for a mesh has no data channels for its later members.
+    if (!this.forwards || this.participants.size < this.limits.mesh) {
+      for (const { id, before } of this.participants.values()) if (before) this.mesh.connect(id);
+    }
+    this.emit("mode", {});
+    this.emit("media");
+  }
+}

@@ -1,0 +1,135 @@
+import { Emitter } from "./emitter.js";
+
+const DISCONNECTED_MS = 3000;
+const LAST_RESTART_MS = 30_000;
+
+/**
+ * One RTCPeerConnection with perfect negotiation, trickle ICE and ICE restarts.
+ *
+ * Events: `state` when the connection state changes; `remote-offer` between an offer and its answer, so that the
+ * owner can set the directions of transceivers; `described` after each description of the other side;
+ * `trouble` with an RTCPeerConnectionIceErrorEvent; `restarting` with the reason.
+ */
+export class Link extends Emitter {
+  restarts = 0;
+  #polite;
+  #offers;
+  #ice;
+  #send;
+  #makingOffer = false;
+  #ignoringOffer = false;
+  #received = Promise.resolve();
+  #restartTimer = 0;
+  #restartMs = DISCONNECTED_MS;
+  #applyConfiguration = () => this.pc.setConfiguration(this.#ice.configuration());
+
+  /**
+   * `send` takes `{description}` or `{candidate}` for the other side. The polite side gives way when both offer at
+   * once. With `offers: false`, only the other side makes offers.
+   */
+  constructor({ ice, send, polite, offers = true }) {
+    super();
+    this.#ice = ice;
+    this.#send = send;
+    this.#polite = polite;
+    this.#offers = offers;
+    this.pc = new RTCPeerConnection(ice.configuration());
+    ice.addEventListener("change", this.#applyConfiguration);
+
+    this.pc.addEventListener("negotiationneeded", () => this.#offer());
+    this.pc.addEventListener("icecandidate", ({ candidate }) => send({ candidate: candidate?.toJSON() ?? null }));
+    this.pc.addEventListener("icecandidateerror", (event) => this.emit("trouble", event));
+    this.pc.addEventListener("connectionstatechange", () => this.#stateChanged());
+  }
+
+  get state() {
+    return this.pc.connectionState;
+  }
+
+  /** Handles `{description}` or `{candidate}` of the other side, in the order of arrival. */
+  receive(message) {
+    this.#received = this.#received.then(() => this.#handle(message)).catch((error) => {
+      // A candidate or description of a connection that was replaced or closed meanwhile.
+      if (this.state !== "closed") console.warn("signalling message not applied:", error.message);
+    });
+    return this.#received;
+  }
+
+  /** Gathers new candidates with fresh credentials; media go on over the old path until the new one works. */
+  async restart(reason) {
+    if (this.state === "closed" || !this.pc.remoteDescription) return;
+    this.restarts += 1;
+    this.emit("restarting", reason);
+    await this.#ice.refresh();
+    if (this.state !== "closed" && this.#offers) this.pc.restartIce();
+  }
+
+  close() {
+    clearTimeout(this.#restartTimer);
+    this.#ice.removeEventListener("change", this.#applyConfiguration);
+    this.pc.close();
+  }
+
+  async #offer() {
+    if (!this.#offers) return;
+    try {
+      this.#makingOffer = true;
+      await this.pc.setLocalDescription();
+      this.#send({ description: this.pc.localDescription.toJSON() });
+    } catch (error) {
+      if (this.state !== "closed") console.warn("no offer made:", error.message);
+    } finally {
+      this.#makingOffer = false;
+    }
+  }
+
+  async #handle({ description, candidate }) {
+    if (description) await this.#describe(description);
+    else if (candidate !== undefined) await this.#addCandidate(candidate);
+  }
+
+  async #describe(description) {
+    const collision =
+      description.type === "offer" && (this.#makingOffer || this.pc.signalingState !== "stable");
+    this.#ignoringOffer = collision && !this.#polite;
+    if (this.#ignoringOffer) return;
+
+    await this.pc.setRemoteDescription(description); // rolls back an own offer that collides
+    if (description.type === "offer") {
+      this.emit("remote-offer");
+      await this.pc.setLocalDescription();
+      this.#send({ description: this.pc.localDescription.toJSON() });
+    }
+    this.emit("described");
+  }
+
+  async #addCandidate(candidate) {
+    try {
+      await this.pc.addIceCandidate(candidate ?? undefined);
+    } catch (error) {
+      // The candidates of an ignored offer belong to no description.
+      if (!this.#ignoringOffer) throw error;
+    }
+  }
+
+  #stateChanged() {
+    clearTimeout(this.#restartTimer);
+    if (this.state === "connected") this.#restartMs = DISCONNECTED_MS;
+    if (this.state === "disconnected") this.#restartIn(DISCONNECTED_MS);
+    if (this.state === "failed") this.#failed();
+    this.emit("state", this.state);
+  }
+
+  #failed() {
+    this.restart("failed");
+    this.#restartMs = Math.min(this.#restartMs * 2, LAST_RESTART_MS);
+    this.#restartIn(this.#restartMs);
+  }
+
+  #restartIn(ms) {
+    this.#restartTimer = setTimeout(() => {
+      if (this.state === "failed") this.#failed();
+      else if (this.state === "disconnected") this.restart("disconnected");
+    }, ms);
+  }
+}

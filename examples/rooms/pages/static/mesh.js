@@ -1,0 +1,69 @@
+import { Emitter } from "./emitter.js";
+import { Peer } from "./peer.js";
+
+/**
+ * One connection to each other participant.
+ *
+ * Events, each with `{id, peer, detail}`: `state`, `media`, `channel`, `trouble`, `restarting`.
+ */
+export class Mesh extends Emitter {
+  peers = new Map();
+  #ice;
+  #media;
+  #signal;
+  #sendsMedia = true;
+
+  /** `signal` takes the id of the addressee and the message. */
+  constructor({ ice, media, signal }) {
+    super();
+    this.#ice = ice;
+    this.#media = media;
+    this.#signal = signal;
+    media.on("change", () => this.peers.forEach((peer) => peer.update()));
+  }
+
+  /** Connects to a participant who was in the room before. */
+  connect(id) {
+    if (!this.peers.has(id)) this.#add(id, true).initiate();
+  }
+
+  /** Handles a message of a participant; the first one of a newcomer makes the connection. */
+  receive(id, message) {
+    const peer = this.peers.get(id) ?? this.#add(id, false);
+    peer.link.receive(message);
+  }
+
+  /** In the modes with a forwarding unit, the mesh carries only data. */
+  setSendsMedia(sends) {
+    this.#sendsMedia = sends;
+    this.peers.forEach((peer) => peer.setSendsMedia(sends));
+  }
+
+  restart(reason) {
+    this.peers.forEach((peer) => peer.link.restart(reason));
+  }
+
+  remove(id) {
+    this.peers.get(id)?.close();
+    this.peers.delete(id);
+  }
+
+  close() {
+    for (const id of [...this.peers.keys()]) this.remove(id);
+  }
+
+  #add(id, polite) {
+    const peer = new Peer({
+      ice: this.#ice,
+      media: this.#media,
+      polite,
+      sendsMedia: this.#sendsMedia,
+      send: (message) => this.#signal(id, message),
+    });
+    this.peers.set(id, peer);
+    for (const type of ["state", "media", "channel", "trouble", "restarting"]) {
+      peer.on(type, (detail) => this.emit(type, { id, peer, detail }));
+    }
+    return peer;
+  }
+}

@@ -1,0 +1,177 @@
+import { Emitter } from "./emitter.js";
+import { Store } from "./store.js";
+import { every } from "./ticker.js";
+
+const WIDTH = 1280;
+const HEIGHT = 720;
+const FRAME_MS = 1000 / 25;
+const PART_MS = 1000;
+const TYPES = ["video/webm;codecs=vp8,opus", "video/webm", "video/mp4"];
+
+/**
+ * Records the call as one picture with all tiles and one mixed sound.
+ *
+ * `sources` returns `[{video, stream, name}]` for what is to be seen and heard at the moment. Event `change` when
+ * `state` (idle, recording, saving, ready) or `result` (`{url, name, size, type, seconds}`) changes.
+ */
+export class Recorder extends Emitter {
+  state = "idle";
+  result = null;
+  problem = null;
+  #sources;
+  #running = null;
+
+  constructor(sources) {
+    super();
+    this.#sources = sources;
+  }
+
+  static get supported() {
+    return typeof MediaRecorder === "function" && TYPES.some((type) => MediaRecorder.isTypeSupported(type));
+  }
+
+  async start() {
+    if (this.state === "recording" || this.state === "saving") return;
+    if (this.result) URL.revokeObjectURL(this.result.url);
+    this.result = null;
+    this.problem = null;
+    const store = await Store.open(0);
+    const picture = new Picture(this.#sources);
+    const sound = new Sound(this.#sources);
+    const type = TYPES.find((candidate) => MediaRecorder.isTypeSupported(candidate));
+    const stream = new MediaStream([picture.track, sound.track]);
+    const recorder = new MediaRecorder(stream, { mimeType: type, videoBitsPerSecond: 2_500_000 });
+    this.#running = { store, picture, sound, recorder, started: performance.now(), written: Promise.resolve() };
+    recorder.addEventListener("dataavailable", ({ data }) => this.#write(data));
+    recorder.start(PART_MS);
+    this.#set("recording");
+  }
+
+  /** Ends the recording; resolves with the result. */
+  async stop() {
+    if (this.state !== "recording") return this.result;
+    const { store, picture, sound, recorder, started } = this.#running;
+    this.#set("saving");
+    const stopped = new Promise((resolve) => recorder.addEventListener("stop", resolve, { once: true }));
+    recorder.stop();
+    await stopped;
+    picture.stop();
+    sound.stop();
+    try {
+      await this.#running.written;
+      const { file } = await store.finish();
+      const type = recorder.mimeType.split(";")[0];
+      const blob = file.slice(0, file.size, type);
+      const at = new Date().toISOString().slice(0, 19).replaceAll(":", "-");
+      this.result = {
+        url: URL.createObjectURL(blob),
+        name: `call-${at}.${type === "video/mp4" ? "mp4" : "webm"}`,
+        size: blob.size,
+        type,
+        seconds: (performance.now() - started) / 1000,
+      };
+      this.#set("ready");
+    } catch (error) {
+      this.problem = `The recording is lost: ${error.message}.`;
+      this.#set("idle");
+    }
+    return this.result;
+  }
+
+  #write(data) {
+    const { store } = this.#running;
+    const append = async () => store.write(await data.arrayBuffer());
+    this.#running.written = this.#running.written.then(append);
+    this.#running.written.catch(() => this.stop()); // the disk is full
+  }
+
+  #set(state) {
+    this.state = state;
+    this.emit("change");
+  }
+}
+
+/** All tiles on one canvas. */
+class Picture {
+  #canvas = document.createElement("canvas");
+  #context;
+  #sources;
+  #end;
+
+  constructor(sources) {
+    this.#sources = sources;
+    this.#canvas.width = WIDTH;
+    this.#canvas.height = HEIGHT;
+    this.#context = this.#canvas.getContext("2d", { alpha: false });
+    this.#draw();
+    this.#end = every(FRAME_MS, () => this.#draw());
+    [this.track] = this.#canvas.captureStream(1000 / FRAME_MS).getVideoTracks();
+  }
+
+  stop() {
+    this.#end();
+    this.track.stop();
+  }
+
+  #draw() {
+    const context = this.#context;
+    context.fillStyle = "#0e1218";
+    context.fillRect(0, 0, WIDTH, HEIGHT);
+    const sources = this.#sources();
+    const columns = Math.max(1, Math.ceil(Math.sqrt(sources.length)));
+    const rows = Math.max(1, Math.ceil(sources.length / columns));
+    const [width, height] = [WIDTH / columns, HEIGHT / rows];
+    sources.forEach(({ video, name }, index) => {
+      const x = (index % columns) * width;
+      const y = Math.floor(index / columns) * height;
+      const scale = Math.min(width / video.videoWidth, height / video.videoHeight);
+      if (Number.isFinite(scale)) {
+        const [w, h] = [video.videoWidth * scale, video.videoHeight * scale];
+        context.drawImage(video, x + (width - w) / 2, y + (height - h) / 2, w, h);
+      }
+      context.font = "600 22px system-ui, sans-serif";
+      context.fillStyle = "#000a";
+      context.fillRect(x + 12, y + height - 46, Math.min(context.measureText(name).width + 24, width - 24), 34);
+      context.fillStyle = "#fff";
+      context.fillText(name, x + 24, y + height - 22, width - 48);
+    });
+  }
+}
+
+/** All voices in one track; who arrives later is mixed in. */
+class Sound {
+  #audio = new AudioContext();
+  #output = new MediaStreamAudioDestinationNode(this.#audio);
+  #inputs = new Map();
+  #sources;
+  #timer;
+
+  constructor(sources) {
+    this.#sources = sources;
+    this.#audio.resume();
+    this.#update();
+    this.#timer = setInterval(() => this.#update(), 1000);
+    [this.track] = this.#output.stream.getAudioTracks();
+  }
+
+  stop() {
+    clearInterval(this.#timer);
+    this.track.stop();
+    this.#audio.close();
+  }
+
+  #update() {
+    const tracks = new Set(this.#sources().flatMap(({ stream }) => stream.getAudioTracks()));
+    for (const [track, node] of this.#inputs) {
+      if (tracks.has(track)) continue;
+      node.disconnect();
+      this.#inputs.delete(track);
+    }
+    for (const track of tracks) {
+      if (this.#inputs.has(track)) continue;
+      const node = new MediaStreamAudioSourceNode(this.#audio, { mediaStream: new MediaStream([track]) });
+      node.connect(this.#output);
+      this.#inputs.set(track, node);
+    }
+  }
+}

@@ -1,0 +1,320 @@
+// The room page: makes the parts and connects them.
+import { Call } from "./call.js";
+import { Chat } from "./chat.js";
+import { Files } from "./files.js";
+import { Game } from "./game.js";
+import { Media } from "./media.js";
+import { Recorder } from "./recorder.js";
+import { makeReport } from "./report.js";
+import { captureSentence, iceSentence, restartSentence, shareSentence } from "./sentences.js";
+import { describe } from "./state.js";
+import { Statistics } from "./statistics.js";
+import { clean } from "./store.js";
+import { ChatPanel } from "./view/chat-panel.js";
+import { Controls } from "./view/controls.js";
+import { byId } from "./view/dom.js";
+import { FilesPanel } from "./view/files-panel.js";
+import { GamePanel } from "./view/game-panel.js";
+import { notice } from "./view/notices.js";
+import { Panels } from "./view/panels.js";
+import { Prejoin } from "./view/prejoin.js";
+import { RoomPanel } from "./view/room-panel.js";
+import { StatisticsPanel } from "./view/statistics-panel.js";
+import { Tiles } from "./view/tiles.js";
+
+const NAME_KEY = "rooms.name";
+const WIDE = matchMedia("(min-width: 56rem)");
+
+// ?relay=only&capture=synthetic&transport=udp|tcp|tls&name=…&join=1
+const parameters = new URLSearchParams(location.search);
+const room = location.pathname.split("/").at(-1);
+const address = `${location.origin}/room/${room}`;
+
+let name = parameters.get("name") ?? localStorage.getItem(NAME_KEY) ?? "";
+const media = new Media({ name: name || undefined, synthetic: parameters.get("capture") === "synthetic" });
+const call = new Call({
+  url: `${location.origin.replace(/^http/, "ws")}/ws`,
+  room,
+  media,
+  transport: parameters.get("transport"),
+});
+const nameOf = (id) => call.participants.get(id)?.name ?? "Someone who has left";
+
+const chat = new Chat();
+const files = new Files(nameOf);
+const game = new Game();
+const statistics = new Statistics(connections);
+const panels = new Panels();
+const tiles = new Tiles({ onLayer: (track, layer) => call.setLayer(track, layer) });
+const recorder = new Recorder(() => tiles.sources());
+
+const prejoin = new Prejoin({ media, name, relayOnly: parameters.get("relay") === "only", onJoin: enter });
+const roomPanel = new RoomPanel({ call, url: address });
+const filesPanel = new FilesPanel({ files, panels, names: nameOf });
+const gamePanel = new GamePanel({ game, panels, names: nameOf });
+const controls = new Controls({
+  mute: () => media.setMuted(!media.muted),
+  "camera-toggle": () => toggleCamera(),
+  share: () => share(!media.screen),
+  record: () => record(recorder.state !== "recording"),
+  restart: () => call.restart("user"),
+  leave: () => leave(),
+});
+new ChatPanel({ chat, panels, names: nameOf });
+new StatisticsPanel({ statistics, panels, report: (addresses) => JSON.stringify(report({ addresses }), null, 2) });
+
+// Events of the call
+
+const attach = {
+  chat: (id, channel) => chat.attach(id, channel),
+  files: (id, channel) => files.attach(id, channel),
+  game: (id, channel) => game.attach(id, channel),
+};
+
+call
+  .on("channel", ({ id, detail: channel }) => attach[channel.label](id, channel))
+  .on("participants", showParticipants)
+  .on("arrived", (participant) => notice(`${participant.name} has joined.`))
+  .on("departed", (participant) => notice(`${participant.name} has left.`))
+  .on("media", showTiles)
+  .on("state", showParticipants)
+  .on("mode", ({ by }) => {
+    roomPanel.showMode();
+    showParticipants();
+    if (by) notice(modeSentence(by));
+  })
+  .on("restarting", (reason) => notice(restartSentence(reason)))
+  .on("trouble", troubled)
+  .on("problem", ({ code, text }) => notice(text, { problem: code !== "no-such-peer" }))
+  .on("lost", () => notice("The connection to the server of the room is lost. The page tries again."))
+  .on("ended", (reason) => {
+    if (!byId("call").hidden) leave(reason);
+  });
+
+media.on("change", () => {
+  showControls();
+  showTiles();
+});
+recorder.on("change", () => {
+  showControls();
+  if (recorder.state === "ready") {
+    notice("The recording is ready. It is kept until you close the page.", { download: recorder.result });
+  }
+  if (recorder.problem) notice(recorder.problem, { problem: true });
+});
+statistics.on("sample", showParticipants);
+
+addEventListener("online", networkChanged);
+// The estimates of the connection change all the time; its type changes with the network. Not in all browsers.
+let networkType = navigator.connection?.type;
+navigator.connection?.addEventListener("change", () => {
+  if (navigator.connection.type !== networkType) networkChanged();
+  networkType = navigator.connection.type;
+});
+addEventListener("pagehide", () => call.leave());
+
+// Actions
+
+async function enter(options) {
+  name = options.name;
+  localStorage.setItem(NAME_KEY, name);
+  call.ice.relayOnly = options.relayOnly;
+  await call.join(name);
+  byId("prejoin").hidden = true;
+  for (const id of ["call", "controls", "quality"]) byId(id).hidden = false;
+  byId("preview").srcObject = null;
+  document.title = "In the room · rooms";
+  showControls();
+  showTiles();
+  if (WIDE.matches) panels.open("room", { focus: false });
+  byId("mute").focus({ preventScroll: true });
+}
+
+async function join(options = {}) {
+  if (options.name) byId("name").value = options.name;
+  await prejoin.submit();
+}
+
+function leave(reason = null) {
+  call.leave();
+  media.unshare();
+  if (recorder.state === "recording") recorder.stop();
+  panels.close();
+  byId("prejoin").hidden = false;
+  for (const id of ["call", "controls", "quality"]) byId(id).hidden = true;
+  document.title = "Room · rooms";
+  media.emit("change"); // shows the preview again
+  if (reason) byId("join-problem").textContent = reason;
+  byId("join").focus();
+}
+
+async function toggleCamera() {
+  try {
+    await media.setCamera(!media.cameraOn);
+  } catch (error) {
+    notice(captureSentence(error), { problem: true });
+  }
+}
+
+async function share(on) {
+  try {
+    if (on) await media.share();
+    else media.unshare();
+  } catch (error) {
+    const sentence = shareSentence(error);
+    if (sentence) notice(sentence, { problem: true });
+  }
+}
+
+async function record(on) {
+  try {
+    return await (on ? recorder.start() : recorder.stop());
+  } catch (error) {
+    notice(`The recording does not start: ${error.message}.`, { problem: true });
+    return null;
+  }
+}
+
+function report({ addresses = false } = {}) {
+  return makeReport({ call, statistics, addresses });
+}
+
+function networkChanged() {
+  if (byId("call").hidden) return;
+  if (!call.joined) call.signalling.reconnect();
+  call.restart("network");
+}
+
+// A browser tries several servers and interfaces; one that fails matters only if no connection comes about.
+const TROUBLE_MS = 8000;
+const TELLING = new Set([401, 403, 438, 486, 508]);
+function troubled(event) {
+  const sentence = iceSentence(event);
+  if (TELLING.has(event.errorCode)) {
+    notice(sentence, { problem: true });
+    return;
+  }
+  setTimeout(() => {
+    const links = connections();
+    if (links.some(({ pc }) => pc.connectionState !== "connected")) notice(sentence, { problem: true });
+  }, TROUBLE_MS);
+}
+
+function modeSentence(by) {
+  const who = by === call.id ? "You have" : `${nameOf(by)} has`;
+  const what = { mesh: "mesh", sfu: "forwarding unit", broadcast: "broadcast" };
+  return `${who} changed the mode to ${what[call.mode]}.`;
+}
+
+// Views
+
+function connections() {
+  const links = [...call.mesh.peers].map(([id, { link }]) => ({ key: id, name: nameOf(id), pc: link.pc }));
+  for (const [key, text] of [["publish", "To the forwarding unit"], ["subscribe", "From the forwarding unit"]]) {
+    if (call.sfu[key]) links.push({ key, name: text, pc: call.sfu[key].pc });
+  }
+  return links;
+}
+
+function showControls() {
+  controls.show({
+    muted: media.muted,
+    cameraOn: media.cameraOn,
+    hasAudio: media.audio !== null,
+    sharing: media.screen !== null,
+    recording: recorder.state === "recording",
+    canShare: media.synthetic || Boolean(navigator.mediaDevices?.getDisplayMedia),
+    canRecord: Recorder.supported && recorder.state !== "saving",
+  });
+}
+
+function showParticipants() {
+  roomPanel.show(name, (id) => statistics.latest(id));
+  const reachable = [...call.participants.values()]
+    .filter(({ id, kind }) => kind === "browser" && call.mesh.peers.get(id)?.channels.get("files")?.readyState === "open")
+    .map(({ id, name: text }) => ({ value: id, text }));
+  filesPanel.setPeers(reachable);
+  gamePanel.setPeers(reachable);
+  showTiles();
+}
+
+const ownStream = new MediaStream();
+function showTiles() {
+  if (byId("call").hidden) return;
+  tiles.show([...ownTiles(), ...[...call.participants.values()].flatMap(tilesOf)]);
+}
+
+function ownTiles() {
+  if (!call.sends) return [];
+  const { video, muted, synthetic } = media;
+  const [shown] = ownStream.getVideoTracks();
+  if (shown !== (video ?? undefined)) {
+    if (shown) ownStream.removeTrack(shown);
+    if (video) ownStream.addTrack(video);
+  }
+  return [{ key: "own", name, stream: ownStream, own: true, mirrored: !synthetic, muted, still: !video }];
+}
+
+function tilesOf({ id, name: text }) {
+  if (call.mode === "broadcast" && call.sender !== id) return [];
+  const { camera, screen } = call.streams(id);
+  const state = call.connection(id)?.state ?? "connecting";
+  const [picture] = camera?.getVideoTracks() ?? [];
+  const shown = [
+    {
+      key: `${id}/camera`,
+      name: text,
+      stream: camera,
+      detail: state === "connected" ? "" : { new: "connecting", disconnected: "interrupted", failed: "no path" }[state] ?? state,
+      still: !picture || statistics.isStill(call.forwards ? "subscribe" : id, picture.id),
+      forwarded: forwardedTrack(id, 0),
+    },
+  ];
+  if (screen?.getVideoTracks().length > 0) {
+    shown.push({ key: `${id}/screen`, name: text, stream: screen, screen: true, forwarded: forwardedTrack(id, 1) });
+  }
+  return shown;
+}
+
+function forwardedTrack(id, index) {
+  if (!call.forwards) return null;
+  return call.sfu.tracks.filter(({ peer, kind }) => peer === id && kind === "video")[index] ?? null;
+}
+
+/**
+ * What the buttons do, and what the page knows, for tests and for the console.
+ *
+ * `state` is a fresh plain object: joined, id, mode, sender, peers (connectionState, pair, framesDecoded,
+ * dataChannels, …), sfu, chat, files, game and recording. The functions: `join({name})`, `leave()`, `share(on)`, `mute(on)`,
+ * `setMode(mode)`, `setLayer(track, layer)`, `send(text)`, `sendFile(file, peer)`, `acceptFile(id)`, `restartIce()`,
+ * `record(on)`, `report({addresses})`, `invite(peer)`, `acceptGame()`, `setPaddle(y)`, `quitGame()`.
+ */
+window.rooms = Object.freeze({
+  get state() {
+    return describe({ call, name, media, chat, files, game, recorder, statistics });
+  },
+  join,
+  leave,
+  share,
+  mute: (on) => media.setMuted(on),
+  setMode: (mode) => call.setMode(mode),
+  setLayer: (track, layer) => call.setLayer(track, layer),
+  send: (text) => chat.send(text),
+  sendFile: (file, peer = byId("file-peer").value) => files.send(peer, file).id,
+  acceptFile: (id) => files.accept(id),
+  restartIce: () => call.restart("user"),
+  record,
+  report,
+  invite: (peer = byId("game-peer").value) => game.invite(peer),
+  acceptGame: () => game.accept(),
+  setPaddle: (y) => game.setPaddle(y),
+  quitGame: () => game.quit(),
+});
+
+// Start
+
+byId("name").value = name;
+clean();
+statistics.start();
+const started = prejoin.start();
+if (parameters.get("join") === "1") started.then(() => prejoin.submit());

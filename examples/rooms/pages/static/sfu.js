@@ -1,0 +1,153 @@
+import { Emitter } from "./emitter.js";
+import { Link } from "./link.js";
+import { sync } from "./streams.js";
+
+/** Three sizes of the same picture; the forwarding unit sends each viewer the one that the viewer can take. */
+const LAYERS = [
+  { rid: "low", scaleResolutionDownBy: 4, maxBitrate: 150_000 },
+  { rid: "medium", scaleResolutionDownBy: 2, maxBitrate: 500_000 },
+  { rid: "high", scaleResolutionDownBy: 1, maxBitrate: 1_500_000 },
+];
+
+/**
+ * The two connections to the forwarding unit: `publish`, on which only the browser offers, and `subscribe`, on which
+ * only the unit offers.
+ *
+ * Events: `media` when the received tracks change; `layer` with what the unit sends; `state`, `trouble` and
+ * `restarting` as in Link; `broken` when the connection to watch has failed, which only a new session repairs.
+ */
+export class Sfu extends Emitter {
+  publish = null;
+  subscribe = null;
+  /** The forwarded tracks: `{track, mid, peer, kind, layers, layer}`. */
+  tracks = [];
+  #ice;
+  #media;
+  #signal;
+  #streams = new Map();
+  #sent = {};
+
+  constructor({ ice, media, signal }) {
+    super();
+    this.#ice = ice;
+    this.#media = media;
+    this.#signal = signal;
+    media.on("change", () => this.#update());
+  }
+
+  /** Watches, and publishes if `publishes`. */
+  start(publishes) {
+    this.subscribe ??= this.#link("subscribe", false);
+    if (publishes && !this.publish) this.#startPublishing();
+    if (!publishes) this.#stopPublishing();
+  }
+
+  stop() {
+    this.#stopPublishing();
+    this.subscribe?.close();
+    this.subscribe = null;
+    this.setTracks([]);
+  }
+
+  receive({ link, description, candidate }) {
+    const target = link === "publish" ? this.publish : this.subscribe;
+    target?.receive({ description, candidate });
+  }
+
+  /** Takes over which mid of the subscribe connection carries whose media. */
+  setTracks(tracks) {
+    const layers = new Map(this.tracks.map(({ track, layer, why }) => [track, { layer, why }]));
+    this.tracks = tracks.map((entry) => ({ ...entry, ...layers.get(entry.track) }));
+    this.#refresh();
+  }
+
+  /** Takes over which layer the unit sends. */
+  setLayer({ track, layer, why }) {
+    const entry = this.tracks.find((candidate) => candidate.track === track);
+    if (!entry) return;
+    Object.assign(entry, { layer, why });
+    this.emit("layer", entry);
+  }
+
+  /** The streams of a participant: `{camera, screen}`. */
+  streams(id) {
+    let streams = this.#streams.get(id);
+    if (!streams) this.#streams.set(id, (streams = { camera: new MediaStream(), screen: new MediaStream() }));
+    return streams;
+  }
+
+  restart(reason) {
+    this.publish?.restart(reason);
+    if (this.subscribe && this.subscribe.state !== "connected") this.emit("broken");
+  }
+
+  #link(name, offers) {
+    const send = (message) => this.#signal({ link: name, ...message });
+    const link = new Link({ ice: this.#ice, send, polite: true, offers });
+    link.on("state", (state) => {
+      if (state === "failed" && name === "subscribe") this.emit("broken");
+      this.emit("state", state);
+    });
+    link.on("described", () => this.#refresh());
+    for (const type of ["trouble", "restarting"]) link.on(type, (detail) => this.emit(type, detail));
+    return link;
+  }
+
+  #startPublishing() {
+    const link = (this.publish = this.#link("publish", true));
+    const audio = link.pc.addTransceiver("audio", { direction: "sendonly" });
+    const video = link.pc.addTransceiver("video", { direction: "sendonly", sendEncodings: LAYERS });
+    prefer(video, "video/VP8");
+    this.#sent = { audio, video };
+    this.#update();
+  }
+
+  #stopPublishing() {
+    this.publish?.close();
+    this.publish = null;
+    this.#sent = {};
+  }
+
+  /** Sends the tracks that the capture has at the moment. */
+  #update() {
+    if (!this.publish) return;
+    this.#sent.audio.sender.replaceTrack(this.#media.audio);
+    this.#sent.video.sender.replaceTrack(this.#media.video);
+    const track = this.#media.screen?.getVideoTracks()[0] ?? null;
+    if (track && !this.#sent.screen) {
+      this.#sent.screen = this.publish.pc.addTransceiver(track, { direction: "sendonly" });
+      prefer(this.#sent.screen, "video/VP8");
+    } else if (this.#sent.screen) {
+      this.#sent.screen.direction = track ? "sendonly" : "inactive";
+      this.#sent.screen.sender.replaceTrack(track);
+    }
+  }
+
+  #refresh() {
+    const received = new Map();
+    for (const transceiver of this.subscribe?.pc.getTransceivers() ?? []) {
+      if (/^(sendrecv|recvonly)$/.test(transceiver.currentDirection)) received.set(transceiver.mid, transceiver);
+    }
+    const byPeer = Map.groupBy(this.tracks.filter(({ mid }) => received.has(mid)), ({ peer }) => peer);
+    for (const id of new Set([...this.#streams.keys(), ...byPeer.keys()])) {
+      const camera = [];
+      const screen = [];
+      for (const { mid } of byPeer.get(id) ?? []) {
+        const { track } = received.get(mid).receiver;
+        // The first track of a kind is the camera or the microphone; a further one belongs to a screen.
+        (camera.some(({ kind }) => kind === track.kind) ? screen : camera).push(track);
+      }
+      const streams = this.streams(id);
+      sync(streams.camera, camera);
+      sync(streams.screen, screen);
+    }
+    this.emit("media");
+  }
+}
+
+/** Puts one codec first; the forwarding unit repacketizes nothing, so all must share it. */
+function prefer(transceiver, mimeType) {
+  const { codecs } = RTCRtpSender.getCapabilities("video");
+  const isPreferred = (codec) => codec.mimeType.toLowerCase() === mimeType.toLowerCase();
+  transceiver.setCodecPreferences([...codecs.filter(isPreferred), ...codecs.filter((codec) => !isPreferred(codec))]);
+}

@@ -1,0 +1,106 @@
+/** The longest file that is kept in memory, where there is no origin private file system. */
+export const MEMORY_LIMIT = 512 << 20;
+
+const PREFIX = "rooms-";
+const directory = PREFIX + crypto.randomUUID();
+
+// A tab holds a lock with the name of its directory as long as it lives; see `clean`.
+navigator.locks?.request(directory, () => new Promise(() => {}));
+
+/** A worker that answers calls in their order. */
+class StoreWorker {
+  #worker = new Worker(new URL("store-worker.js", import.meta.url), { type: "module" });
+  #calls = new Map();
+  #count = 0;
+
+  constructor() {
+    this.#worker.addEventListener("message", ({ data: { call, result, error } }) => {
+      const { resolve, reject } = this.#calls.get(call);
+      this.#calls.delete(call);
+      if (error) reject(new Error(error));
+      else resolve(result);
+    });
+  }
+
+  call(task, argument, transfer = []) {
+    const call = (this.#count += 1);
+    return new Promise((resolve, reject) => {
+      this.#calls.set(call, { resolve, reject });
+      this.#worker.postMessage({ call, task, argument }, transfer);
+    });
+  }
+
+  terminate() {
+    this.#worker.terminate();
+  }
+}
+
+/** The SHA-256 of a file or blob of any size, in hexadecimal. */
+export async function hashFile(file) {
+  const worker = new StoreWorker();
+  try {
+    return await worker.call("hash", file);
+  } finally {
+    worker.terminate();
+  }
+}
+
+/** A file that is written in parts. */
+export class Store {
+  #worker = new StoreWorker();
+  #memory;
+
+  /** `bytes` is the expected size; throws if it is too large for this browser. */
+  static async open(bytes) {
+    const memory = !(await hasFileSystem());
+    if (memory && bytes > MEMORY_LIMIT) {
+      throw new Error(`this browser keeps files in memory, at most ${MEMORY_LIMIT >> 20} MiB`);
+    }
+    const store = new Store();
+    store.#memory = memory;
+    await store.#worker.call("open", { directory, name: crypto.randomUUID(), memory });
+    return store;
+  }
+
+  get inMemory() {
+    return this.#memory;
+  }
+
+  /** Appends a buffer, which is moved away; resolves with the length so far. */
+  write(buffer) {
+    return this.#worker.call("write", buffer, [buffer]);
+  }
+
+  /** Resolves with `{file, sha256}`. */
+  async finish() {
+    const result = await this.#worker.call("finish");
+    this.#worker.terminate();
+    return result;
+  }
+
+  abort() {
+    this.#worker.terminate();
+  }
+}
+
+/** Removes what tabs have left that are closed. */
+export async function clean() {
+  if (!navigator.locks || !(await hasFileSystem())) return;
+  const { held } = await navigator.locks.query();
+  const alive = new Set([directory, ...held.map(({ name }) => name)]);
+  const root = await navigator.storage.getDirectory();
+  for await (const name of root.keys()) {
+    if (name.startsWith(PREFIX) && !alive.has(name)) {
+      await root.removeEntry(name, { recursive: true }).catch(() => {}); // another tab may have been faster
+    }
+  }
+}
+
+async function hasFileSystem() {
+  try {
+    await navigator.storage.getDirectory();
+    return true;
+  } catch {
+    return false; // no secure origin, or a private window
+  }
+}

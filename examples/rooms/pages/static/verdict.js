@@ -1,0 +1,75 @@
+// Judges a connection from its last samples.
+
+const RECENT = 5;
+
+// What people notice: ITU-T G.114 puts the limit of a comfortable conversation at 150 ms one way, 300 ms both ways.
+const LIMITS = {
+  rtt: { fair: 250, poor: 500 },
+  loss: { fair: 2, poor: 8 },
+  jitter: { fair: 30, poor: 80 },
+};
+
+/** The quality of a connection: `{level, reason}`; level is none, poor, fair or good. */
+export function judge(samples) {
+  const last = samples.at(-1);
+  if (!last) return { level: "none", reason: "There are no measurements yet." };
+  if (last.state !== "connected") return { level: "none", reason: stateReason(last.state) };
+  const recent = samples.slice(-RECENT);
+  const worst = findings(recent).sort((a, b) => rank(a) - rank(b))[0];
+  return worst ?? { level: "good", reason: goodReason(recent) };
+}
+
+/** The worst of several verdicts, which is what a participant feels. */
+export function worst(verdicts) {
+  return verdicts.sort((a, b) => rank(a) - rank(b))[0] ?? judge([]);
+}
+
+function rank({ level }) {
+  return ["none", "poor", "fair", "good"].indexOf(level);
+}
+
+function findings(samples) {
+  const rtt = average(samples, "rtt");
+  const lossIn = average(samples, "lossIn");
+  const lossOut = average(samples, "lossOut");
+  const jitter = average(samples, "jitter");
+  const limitation = samples.at(-1).limitation;
+  return [
+    grade(LIMITS.loss, lossIn, `${percent(lossIn)} of the packets to you are lost.`),
+    grade(LIMITS.loss, lossOut, `${percent(lossOut)} of the packets from you are lost.`),
+    grade(LIMITS.rtt, rtt, `The round trip takes ${Math.round(rtt)} ms; people talk over each other.`),
+    grade(LIMITS.jitter, jitter, `Packets arrive unevenly: ${Math.round(jitter)} ms of jitter.`),
+    samples.some(({ freezes }) => freezes > 0) && { level: "fair", reason: "The picture freezes at times." },
+    limitation === "bandwidth" && { level: "fair", reason: "The bandwidth limits the picture that you send." },
+    limitation === "cpu" && { level: "fair", reason: "This computer is too busy for the full picture." },
+  ].filter(Boolean);
+}
+
+function grade({ fair, poor }, value, reason) {
+  if (value === null || value < fair) return null;
+  return { level: value < poor ? "fair" : "poor", reason };
+}
+
+function goodReason(samples) {
+  const rtt = average(samples, "rtt");
+  const loss = average(samples, "lossIn");
+  const parts = [];
+  if (rtt !== null) parts.push(`${Math.round(rtt)} ms round trip`);
+  if (loss !== null) parts.push(loss < 0.05 ? "no loss" : `${percent(loss)} loss`);
+  return parts.length > 0 ? `${parts.join(", ")}.` : "Connected.";
+}
+
+function stateReason(state) {
+  if (state === "failed") return "No path works. If this stays, a firewall blocks the relay.";
+  if (state === "disconnected") return "The connection is interrupted.";
+  return "The connection is being made.";
+}
+
+function average(samples, key) {
+  const values = samples.map((sample) => sample[key]).filter((value) => value !== null);
+  return values.length > 0 ? values.reduce((total, value) => total + value, 0) / values.length : null;
+}
+
+function percent(value) {
+  return value === null ? "" : `${value.toFixed(value < 10 ? 1 : 0)} %`;
+}

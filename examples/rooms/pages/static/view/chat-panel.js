@@ -1,0 +1,51 @@
+import { byId, clone } from "./dom.js";
+import { notice } from "./notices.js";
+
+const KEPT = 500;
+
+export class ChatPanel {
+  #names;
+
+  /** `names` gives the name of a participant. */
+  constructor({ chat, panels, names }) {
+    this.#names = names;
+    chat.on("message", (message) => {
+      this.#add(message);
+      if (message.own) return;
+      panels.mark("chat");
+      if (panels.current !== "chat") notice(`${names(message.from)}: ${shorten(message.text)}`);
+    });
+    panels.whenOpened("chat", () => this.#toEnd());
+    byId("chat-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const input = byId("text");
+      const text = input.value.trim();
+      if (!text) return;
+      if (chat.send(text) > 0) input.value = "";
+      else notice("There is nobody to whom the message could go.");
+    });
+  }
+
+  #add({ from, text, at, own }) {
+    const list = byId("messages");
+    const item = clone("message");
+    const date = new Date(at);
+    item.classList.toggle("own", own);
+    item.querySelector("strong").textContent = own ? "You" : this.#names(from);
+    const time = item.querySelector("time");
+    time.dateTime = date.toISOString();
+    time.textContent = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+    item.querySelector(".text").textContent = text;
+    list.append(item);
+    if (list.children.length > KEPT) list.firstElementChild.remove();
+    this.#toEnd();
+  }
+
+  #toEnd() {
+    byId("messages").lastElementChild?.scrollIntoView({ block: "end" });
+  }
+}
+
+function shorten(text) {
+  return text.length > 80 ? `${text.slice(0, 79)}…` : text;
+}

@@ -1,0 +1,27 @@
+import { byId, setButton } from "./dom.js";
+
+/** The bar with the buttons of the call. `actions` has a function for each button. */
+export class Controls {
+  constructor(actions) {
+    for (const [id, action] of Object.entries(actions)) byId(id).addEventListener("click", action);
+  }
+
+  show({ muted, cameraOn, hasAudio, sharing, recording, canShare, canRecord }) {
+    const mute = byId("mute");
+    setButton(mute, muted ? "microphone-off" : "microphone", muted ? "Unmute" : "Mute");
+    mute.classList.toggle("off", muted);
+    mute.disabled = !hasAudio;
+    const camera = byId("camera-toggle");
+    setButton(camera, cameraOn ? "camera" : "camera-off", cameraOn ? "Stop video" : "Start video");
+    camera.classList.toggle("off", !cameraOn);
+    const share = byId("share");
+    setButton(share, "screen", sharing ? "Stop share" : "Share");
+    share.classList.toggle("on", sharing);
+    share.disabled = !canShare;
+    const record = byId("record");
+    setButton(record, recording ? "stop" : "record", recording ? "Stop rec." : "Record");
+    record.classList.toggle("off", recording);
+    record.classList.toggle("recording", recording);
+    record.disabled = !canRecord;
+  }
+}

@@ -1,0 +1,119 @@
+import { byId, clone, setOptions, setText } from "./dom.js";
+import { bytes } from "./format.js";
+import { notice } from "./notices.js";
+
+export class FilesPanel {
+  #files;
+  #names;
+  #panels;
+  #items = new Map();
+
+  /** `names` gives the name of a participant. */
+  constructor({ files, panels, names }) {
+    this.#files = files;
+    this.#names = names;
+    this.#panels = panels;
+    files.on("change", (transfer) => this.#show(transfer));
+    byId("file").addEventListener("change", ({ target }) => {
+      this.#send(target.files);
+      target.value = "";
+    });
+    this.#listenToDrops();
+  }
+
+  /** Offers these participants as receivers: `[{value, text}]`. */
+  setPeers(options) {
+    const none = options.length === 0;
+    setOptions(byId("file-peer"), none ? [{ value: "", text: "Nobody is here yet" }] : options);
+    byId("file-peer").disabled = none;
+    byId("file").disabled = none;
+  }
+
+  #send(list) {
+    const peer = byId("file-peer").value;
+    setText(byId("file-problem"), "");
+    try {
+      for (const file of list) this.#files.send(peer, file);
+    } catch (error) {
+      setText(byId("file-problem"), error.message);
+    }
+  }
+
+  #listenToDrops() {
+    const area = byId("drop");
+    area.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      area.classList.add("over");
+    });
+    area.addEventListener("dragleave", () => area.classList.remove("over"));
+    area.addEventListener("drop", (event) => {
+      event.preventDefault();
+      area.classList.remove("over");
+      if (event.dataTransfer.files.length > 0) this.#send(event.dataTransfer.files);
+    });
+  }
+
+  #show(transfer) {
+    const item = this.#items.get(transfer.id) ?? this.#create(transfer);
+    const { name, size, offset, state, outgoing, sha256, url } = transfer;
+    const show = (selector, visible) => item.querySelector(selector).toggleAttribute("hidden", !visible);
+    setText(item.querySelector(".name"), name);
+    setText(item.querySelector(".state"), this.#sentence(transfer));
+    setText(item.querySelector(".hash"), sha256 ? `SHA-256 ${sha256}` : "");
+    const moves = state === "running" || state === "paused" || state === "checking" || state === "waiting";
+    item.querySelector("progress").value = size > 0 ? offset / size : 0;
+    item.querySelector("progress").setAttribute("aria-label", `${name}, ${bytes(offset)} of ${bytes(size)}`);
+    show("progress", moves);
+    show(".hash", state === "complete");
+    show(".accept", state === "offered" && !outgoing);
+    show(".decline", state === "offered" && !outgoing);
+    show(".cancel", moves || (state === "offered" && outgoing));
+    show(".save", Boolean(url));
+    if (url) Object.assign(item.querySelector(".save"), { href: url, download: name });
+  }
+
+  #create(transfer) {
+    const item = clone("transfer");
+    const { id, name, peer, outgoing } = transfer;
+    item.querySelector(".accept").addEventListener("click", () => this.#files.accept(id));
+    item.querySelector(".decline").addEventListener("click", () => this.#files.decline(id));
+    item.querySelector(".cancel").addEventListener("click", () => this.#files.cancel(id));
+    byId("transfers").prepend(item);
+    this.#items.set(id, item);
+    if (!outgoing) {
+      this.#panels.mark("files");
+      if (this.#panels.current !== "files") notice(`${this.#names(peer)} offers you the file ${name}.`);
+    }
+    return item;
+  }
+
+  #sentence(transfer) {
+    const { size, offset, state, outgoing, peerName, seconds, started, problem } = transfer;
+    const other = outgoing ? `to ${peerName}` : `from ${peerName}`;
+    const progress = `${bytes(offset)} of ${bytes(size)}`;
+    switch (state) {
+      case "offered":
+        return outgoing ? `${bytes(size)} ${other}, not yet accepted` : `${bytes(size)} ${other}`;
+      case "waiting":
+        return `${progress} ${other}, waiting`;
+      case "running":
+        return `${progress} ${other}${speed(offset, (performance.now() - started) / 1000)}`;
+      case "paused":
+        return `${progress} ${other}, goes on when the connection is back`;
+      case "checking":
+        return `${progress} ${other}, comparing the SHA-256`;
+      case "complete":
+        return `${bytes(size)} ${other}, complete and verified${speed(size, seconds)}`;
+      case "declined":
+        return `${bytes(size)} ${other}, declined`;
+      case "cancelled":
+        return `${bytes(size)} ${other}, cancelled`;
+      default:
+        return problem ?? "The transfer has failed.";
+    }
+  }
+}
+
+function speed(count, seconds) {
+  return seconds > 0.5 ? `, ${bytes(count / seconds)}/s` : "";
+}

@@ -1,0 +1,167 @@
+import { BALL, GOAL, HEIGHT, PADDLE, PADDLE_X, winner } from "../pong.js";
+import { byId, setOptions, setText } from "./dom.js";
+import { milliseconds, percent } from "./format.js";
+import { notice } from "./notices.js";
+
+const KEY_SPEED = 0.9; // heights of the table's width per second
+const KEYS = { ArrowUp: -1, w: -1, ArrowDown: 1, s: 1 };
+
+export class GamePanel {
+  #game;
+  #names;
+  #panels;
+  #canvas = byId("table");
+  #direction = 0;
+  #drawn = 0;
+  #shown = "";
+
+  constructor({ game, panels, names }) {
+    this.#game = game;
+    this.#names = names;
+    this.#panels = panels;
+    game.on("change", () => this.#show());
+    byId("game-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      game.invite(byId("game-peer").value);
+    });
+    byId("game-accept").addEventListener("click", () => game.accept());
+    byId("game-decline").addEventListener("click", () => game.quit());
+    byId("game-quit").addEventListener("click", () => game.quit());
+    this.#listenToKeys();
+    this.#listenToPointer();
+    this.#show();
+  }
+
+  /** Offers these participants as opponents: `[{value, text}]`. */
+  setPeers(options) {
+    const none = options.length === 0;
+    setOptions(byId("game-peer"), none ? [{ value: "", text: "Nobody is here yet" }] : options);
+    byId("game-peer").disabled = none;
+    byId("game-form").querySelector("button").disabled = none;
+  }
+
+  #listenToKeys() {
+    const steer = (direction) => (this.#direction = direction);
+    byId("panel-game").addEventListener("keydown", (event) => {
+      if (!(event.key in KEYS) || this.#game.phase !== "playing") return;
+      event.preventDefault();
+      steer(KEYS[event.key]);
+    });
+    addEventListener("keyup", (event) => {
+      if (KEYS[event.key] === this.#direction) steer(0);
+    });
+    for (const [id, direction] of [["paddle-up", -1], ["paddle-down", 1]]) {
+      byId(id).addEventListener("pointerdown", () => steer(direction));
+      for (const end of ["pointerup", "pointercancel", "pointerleave"]) byId(id).addEventListener(end, () => steer(0));
+    }
+  }
+
+  #listenToPointer() {
+    const follow = (event) => {
+      const { top, height } = this.#canvas.getBoundingClientRect();
+      this.#game.setPaddle(((event.clientY - top) / height) * HEIGHT);
+    };
+    this.#canvas.addEventListener("pointerdown", (event) => {
+      this.#canvas.setPointerCapture(event.pointerId);
+      follow(event);
+    });
+    this.#canvas.addEventListener("pointermove", (event) => {
+      if (event.buttons > 0 || event.pointerType === "mouse") follow(event);
+    });
+  }
+
+  #show() {
+    const { phase, reason } = this.#game;
+    const plays = phase === "playing" || phase === "over";
+    byId("game-form").hidden = phase !== "idle";
+    byId("game-answer").hidden = phase !== "invited";
+    byId("game-board").hidden = !plays && phase !== "inviting";
+    setText(byId("game-status"), this.#sentence(phase, reason));
+    const quit = byId("game-quit").querySelector("span");
+    setText(quit, phase === "inviting" ? "Withdraw the invitation" : phase === "over" ? "Close" : "End the game");
+    this.#showScore();
+    if (phase === this.#shown) return;
+    this.#shown = phase;
+    if (phase === "invited") {
+      this.#panels.mark("game");
+      if (this.#panels.current !== "game") notice(`${this.#names(this.#game.peer)} invites you to a game of pong.`);
+    }
+    if (phase === "playing" && this.#panels.current === "game") this.#canvas.focus();
+    if (plays || phase === "inviting") this.#animate();
+  }
+
+  #showScore() {
+    const { side, state, peer } = this.#game;
+    const [left, right] = [byId("score-own"), byId("score-other")];
+    const other = this.#names(peer);
+    setText(left, `${side === 0 ? "You" : other}: ${state.score[0]}`);
+    setText(right, `${side === 1 ? "You" : other}: ${state.score[1]}`);
+  }
+
+  #sentence(phase, reason) {
+    const { side, state, peer } = this.#game;
+    const other = this.#names(peer);
+    if (phase === "inviting") return `${other} has not accepted yet.`;
+    if (phase === "invited") return `${other} invites you to a game.`;
+    if (phase === "playing") return `First to ${GOAL} points. You ${state.score[side]}, ${other} ${state.score[1 - side]}.`;
+    if (phase === "over") return winner(state) === side ? "You have won." : `${other} has won.`;
+    return reason ?? "Who invites serves on the left. First to seven points.";
+  }
+
+  #animate() {
+    this.#drawn = performance.now();
+    const frame = (now) => {
+      if (this.#game.phase !== this.#shown) return;
+      const seconds = Math.min((now - this.#drawn) / 1000, 0.1);
+      this.#drawn = now;
+      if (this.#direction !== 0) this.#game.setPaddle(this.#game.paddle + this.#direction * KEY_SPEED * seconds);
+      if (this.#panels.current === "game") {
+        this.#draw();
+        this.#measure();
+      }
+      if (this.#shown !== "idle" && this.#shown !== "invited") requestAnimationFrame(frame);
+    };
+    requestAnimationFrame(frame);
+  }
+
+  #measure() {
+    const { latency, loss } = this.#game;
+    setText(byId("game-latency"), milliseconds(latency));
+    setText(byId("game-loss"), percent(loss * 100));
+  }
+
+  #draw() {
+    const { width } = this.#canvas.getBoundingClientRect();
+    const scale = width * devicePixelRatio;
+    if (this.#canvas.width !== Math.round(scale)) {
+      this.#canvas.width = Math.round(scale);
+      this.#canvas.height = Math.round(scale * HEIGHT);
+    }
+    const style = getComputedStyle(document.documentElement);
+    const colour = (name) => style.getPropertyValue(name);
+    const context = this.#canvas.getContext("2d");
+    context.setTransform(scale, 0, 0, scale, 0, 0);
+    context.clearRect(0, 0, 1, HEIGHT);
+
+    context.strokeStyle = colour("--line");
+    context.lineWidth = 0.004;
+    context.setLineDash([0.02, 0.02]);
+    context.beginPath();
+    context.moveTo(0.5, 0);
+    context.lineTo(0.5, HEIGHT);
+    context.stroke();
+
+    const { ball, paddles } = this.#game.state;
+    paddles.forEach((y, side) => {
+      context.fillStyle = colour(side === this.#game.side ? "--accent" : "--series-1");
+      const x = side === 0 ? PADDLE_X - 0.018 : 1 - PADDLE_X;
+      context.beginPath();
+      context.roundRect(x, y - PADDLE / 2, 0.018, PADDLE, 0.009);
+      context.fill();
+    });
+    context.fillStyle = colour("--text");
+    context.beginPath();
+    context.arc(ball.x, ball.y, BALL, 0, Math.PI * 2);
+    context.fill();
+  }
+}

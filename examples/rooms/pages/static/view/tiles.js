@@ -1,0 +1,103 @@
+import { byId, clone, setAvatar, setText } from "./dom.js";
+
+/** The pictures of all participants. */
+export class Tiles {
+  #grid = byId("tiles");
+  #tiles = new Map();
+  #onLayer;
+
+  /** `onLayer` takes a track of the forwarding unit and the layer that the viewer chooses. */
+  constructor({ onLayer }) {
+    this.#onLayer = onLayer;
+    byId("sound").addEventListener("click", () => this.#unmute());
+  }
+
+  /**
+   * Shows these tiles, each `{key, name, stream, own, screen, mirrored, muted, detail, still, forwarded}`; `forwarded`
+   * is the track of the forwarding unit with its layers.
+   */
+  show(entries) {
+    const keys = new Set(entries.map(({ key }) => key));
+    for (const [key, tile] of this.#tiles) {
+      if (keys.has(key)) continue;
+      tile.querySelector("video").srcObject = null;
+      tile.remove();
+      this.#tiles.delete(key);
+    }
+    for (const entry of entries) this.#update(entry);
+    const count = entries.length;
+    this.#grid.dataset.count = count > 9 ? "crowd" : count > 2 ? "many" : String(count);
+    this.#grid.toggleAttribute("data-wide", count > 4);
+  }
+
+  /** What is seen and heard, for a recording. */
+  sources() {
+    return [...this.#tiles.values()].map((tile) => {
+      const video = tile.querySelector("video");
+      return { video, stream: video.srcObject ?? new MediaStream(), name: tile.querySelector(".name").textContent };
+    });
+  }
+
+  #update({ key, name, stream, own, screen, mirrored, muted, detail, still, forwarded }) {
+    const tile = this.#tiles.get(key) ?? this.#create(key, own);
+    const video = tile.querySelector("video");
+    if (video.srcObject !== stream) {
+      video.srcObject = stream;
+      if (stream) this.#play(video);
+    }
+    tile.setAttribute("aria-label", screen ? `Screen of ${name}` : name);
+    tile.classList.toggle("screen", Boolean(screen));
+    tile.classList.toggle("still", Boolean(still));
+    video.classList.toggle("mirrored", Boolean(mirrored));
+    setAvatar(tile.querySelector(".avatar"), name);
+    setText(tile.querySelector(".name"), own ? `${name} (you)` : screen ? `${name}’s screen` : name);
+    setText(tile.querySelector(".detail"), detail ?? "");
+    tile.querySelector(".caption .icon").toggleAttribute("hidden", !muted);
+    this.#showLayer(tile.querySelector(".layer"), forwarded);
+  }
+
+  #create(key, own) {
+    const tile = clone("tile");
+    const video = tile.querySelector("video");
+    video.muted = own;
+    tile.querySelector(".layer").addEventListener("change", ({ target }) => {
+      this.#onLayer(target.dataset.track, target.value);
+    });
+    this.#tiles.set(key, tile);
+    this.#grid.append(tile);
+    return tile;
+  }
+
+  #showLayer(select, forwarded) {
+    const choosable = forwarded?.layers?.length > 1;
+    select.hidden = !choosable;
+    if (!choosable) return;
+    select.dataset.track = forwarded.track;
+    const automatic = select.options[0];
+    setText(automatic, forwarded.layer && forwarded.why !== "chosen" ? `Auto: ${forwarded.layer}` : "Auto");
+    for (const option of select.options) {
+      option.hidden = option.value !== "auto" && !forwarded.layers.includes(option.value);
+    }
+  }
+
+  async #play(video) {
+    try {
+      await video.play();
+    } catch (error) {
+      // Without a gesture, browsers play only silent media.
+      if (error.name !== "NotAllowedError" || video.muted) return;
+      video.muted = true;
+      video.dataset.silenced = "";
+      byId("sound").hidden = false;
+      video.play().catch(() => {}); // a stream without tracks plays later
+    }
+  }
+
+  #unmute() {
+    byId("sound").hidden = true;
+    for (const video of this.#grid.querySelectorAll("video[data-silenced]")) {
+      delete video.dataset.silenced;
+      video.muted = false;
+    }
+  }
+}
