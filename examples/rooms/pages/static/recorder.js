@@ -12,7 +12,7 @@ const TYPES = ["video/webm;codecs=vp8,opus", "video/webm", "video/mp4"];
  * Records the call as one picture with all tiles and one mixed sound.
  *
  * `sources` returns `[{video, stream, name}]` for what is to be seen and heard at the moment. Event `change` when
- * `state` (idle, recording, saving, ready) or `result` (`{url, name, size, type, seconds}`) changes.
+ * `state` (idle, recording, saving, ready) or `result` (`{blob, url, name, size, type, seconds}`) changes.
  */
 export class Recorder extends Emitter {
   state = "idle";
@@ -64,6 +64,7 @@ export class Recorder extends Emitter {
       const blob = file.slice(0, file.size, type);
       const at = new Date().toISOString().slice(0, 19).replaceAll(":", "-");
       this.result = {
+        blob,
         url: URL.createObjectURL(blob),
         name: `call-${at}.${type === "video/mp4" ? "mp4" : "webm"}`,
         size: blob.size,

@@ -286,7 +286,7 @@ function forwardedTrack(id, index) {
  *
  * `state` is a fresh plain object: joined, id, mode, sender, peers (connectionState, pair, framesDecoded,
  * dataChannels, …), sfu, chat, files, game and recording. The functions: `join({name})`, `leave()`, `share(on)`, `mute(on)`,
- * `setMode(mode)`, `setLayer(track, layer)`, `send(text)`, `sendFile(file, peer)`, `acceptFile(id)`, `restartIce()`,
+ * `setMode(mode)`, `setLayer(track, layer)`, `send(text)`, `sendFile(file, peer)`, `acceptFile(id)`, `file(id)`, `restartIce()`,
  * `record(on)`, `report({addresses})`, `invite(peer)`, `acceptGame()`, `setPaddle(y)`, `quitGame()`.
  */
 window.rooms = Object.freeze({
@@ -302,6 +302,7 @@ window.rooms = Object.freeze({
   send: (text) => chat.send(text),
   sendFile: (file, peer = byId("file-peer").value) => files.send(peer, file).id,
   acceptFile: (id) => files.accept(id),
+  file: (id) => files.transfers.get(id)?.blob,
   restartIce: () => call.restart("user"),
   record,
   report,

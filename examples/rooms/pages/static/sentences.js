@@ -47,11 +47,11 @@ export function iceSentence({ errorCode, errorText, url }) {
 }
 
 export function restartSentence(reason) {
+  if (reason === "user") return "Looking for a new path with fresh credentials.";
   const why = {
     network: "The network has changed",
     disconnected: "The connection is interrupted",
     failed: "The connection is lost",
-    user: "You asked for a new path",
   };
   return `${why[reason] ?? "The connection changes"}: looking for a new path.`;
 }

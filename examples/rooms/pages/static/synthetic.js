@@ -76,7 +76,7 @@ function paint(context, name, hue, seconds) {
   context.fillStyle = "#fff";
   context.textAlign = "center";
   context.font = "600 58px system-ui, sans-serif";
-  context.fillText(name, WIDTH / 2, 290, WIDTH - 80);
+  context.fillText(name, WIDTH / 2, 290, WIDTH - 320);
   context.font = "34px ui-monospace, monospace";
   context.fillText(new Date().toISOString().slice(11, 22), WIDTH / 2, 346);
 }

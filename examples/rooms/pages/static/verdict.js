@@ -1,6 +1,7 @@
 // Judges a connection from its last samples.
 
 const RECENT = 5;
+const NARROW = 400; // kbit/s
 
 // What people notice: ITU-T G.114 puts the limit of a comfortable conversation at 150 ms one way, 300 ms both ways.
 const LIMITS = {
@@ -33,15 +34,17 @@ function findings(samples) {
   const lossIn = average(samples, "lossIn");
   const lossOut = average(samples, "lossOut");
   const jitter = average(samples, "jitter");
-  const limitation = samples.at(-1).limitation;
+  const limited = (by) => samples.length === RECENT && samples.every(({ limitation }) => limitation === by);
+  // At the start, every browser is careful; below this, the path is narrow.
+  const isNarrow = limited("bandwidth") && (samples.at(-1).available ?? 0) < NARROW;
   return [
     grade(LIMITS.loss, lossIn, `${percent(lossIn)} of the packets to you are lost.`),
     grade(LIMITS.loss, lossOut, `${percent(lossOut)} of the packets from you are lost.`),
     grade(LIMITS.rtt, rtt, `The round trip takes ${Math.round(rtt)} ms; people talk over each other.`),
     grade(LIMITS.jitter, jitter, `Packets arrive unevenly: ${Math.round(jitter)} ms of jitter.`),
     samples.some(({ freezes }) => freezes > 0) && { level: "fair", reason: "The picture freezes at times." },
-    limitation === "bandwidth" && { level: "fair", reason: "The bandwidth limits the picture that you send." },
-    limitation === "cpu" && { level: "fair", reason: "This computer is too busy for the full picture." },
+    isNarrow && { level: "fair", reason: "The bandwidth limits the picture that you send." },
+    limited("cpu") && { level: "fair", reason: "This computer is too busy for the full picture." },
   ].filter(Boolean);
 }
 

@@ -12,14 +12,15 @@ export class Controls {
     mute.classList.toggle("off", muted);
     mute.disabled = !hasAudio;
     const camera = byId("camera-toggle");
-    setButton(camera, cameraOn ? "camera" : "camera-off", cameraOn ? "Stop video" : "Start video");
+    setButton(camera, cameraOn ? "camera" : "camera-off", "Camera");
+    camera.setAttribute("aria-pressed", String(cameraOn));
     camera.classList.toggle("off", !cameraOn);
     const share = byId("share");
-    setButton(share, "screen", sharing ? "Stop share" : "Share");
+    setButton(share, "screen", sharing ? "Unshare" : "Share");
     share.classList.toggle("on", sharing);
     share.disabled = !canShare;
     const record = byId("record");
-    setButton(record, recording ? "stop" : "record", recording ? "Stop rec." : "Record");
+    setButton(record, recording ? "stop" : "record", recording ? "Stop" : "Record");
     record.classList.toggle("off", recording);
     record.classList.toggle("recording", recording);
     record.disabled = !canRecord;

@@ -77,6 +77,8 @@ export class GamePanel {
     byId("game-answer").hidden = phase !== "invited";
     byId("game-board").hidden = !plays && phase !== "inviting";
     setText(byId("game-status"), this.#sentence(phase, reason));
+    // During the game, the score above the table says it to the eyes.
+    byId("game-status").classList.toggle("visually-hidden", phase === "playing");
     const quit = byId("game-quit").querySelector("span");
     setText(quit, phase === "inviting" ? "Withdraw the invitation" : phase === "over" ? "Close" : "End the game");
     this.#showScore();

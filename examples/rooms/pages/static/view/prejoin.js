@@ -73,7 +73,7 @@ export class Prejoin {
     if (preview.srcObject?.getVideoTracks()[0] !== video) preview.srcObject = video ? new MediaStream([video]) : null;
     preview.hidden = !video;
     preview.classList.toggle("mirrored", !synthetic);
-    if (!video) setText(byId("preview-state"), "The camera is off.");
+    setText(byId("preview-state"), video ? "" : "The camera is off.");
   }
 
   async #list() {

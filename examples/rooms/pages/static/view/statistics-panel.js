@@ -6,10 +6,10 @@ import { bitrate, milliseconds, path, percent } from "./format.js";
 const LEVELS = { good: "Good", fair: "Fair", poor: "Poor", none: "Not connected" };
 
 const PLOTS = [
-  { title: "Round trip", unit: "ms", format: milliseconds, series: [{ key: "rtt", name: "" }] },
-  { title: "Bitrate", unit: "kbit/s", format: bitrate, series: [{ key: "bitrateIn", name: "in" }, { key: "bitrateOut", name: "out" }] },
-  { title: "Loss", unit: "%", format: percent, series: [{ key: "lossIn", name: "in" }, { key: "lossOut", name: "out" }] },
-  { title: "Jitter", unit: "ms", format: milliseconds, series: [{ key: "jitter", name: "" }] },
+  { title: "Round trip", format: milliseconds, series: [{ key: "rtt", name: "" }] },
+  { title: "Bitrate", format: bitrate, series: [{ key: "bitrateIn", name: "in" }, { key: "bitrateOut", name: "out" }] },
+  { title: "Loss", format: percent, series: [{ key: "lossIn", name: "in" }, { key: "lossOut", name: "out" }] },
+  { title: "Jitter", format: milliseconds, series: [{ key: "jitter", name: "" }] },
 ];
 
 /** Verdict, facts and plots of a connection, and the verdict of the whole call in the header. */
@@ -47,8 +47,7 @@ export class StatisticsPanel {
     const verdict = worst(histories.map(({ samples }) => judge(samples)));
     const alone = histories.length === 0;
     byId("quality").dataset.level = verdict.level;
-    setText(byId("quality-text"), alone ? "Nobody else is here" : LEVELS[verdict.level]);
-    byId("quality").title = alone ? "" : verdict.reason;
+    setText(byId("quality-text"), alone ? "Nobody else is here" : `${LEVELS[verdict.level]}. ${verdict.reason}`);
   }
 
   #showConnection(samples) {
@@ -62,7 +61,7 @@ export class StatisticsPanel {
       const texts = description.series.map(({ name }, index) =>
         `${name} ${description.format(series[index].at(-1) ?? null)}`.trim());
       const scale = plot.draw(series, `${description.title}: ${texts.join(", ")}`);
-      setText(top, `${scale} ${description.unit}`);
+      setText(top, description.format(scale));
       texts.forEach((text, index) => setText(value.children[index], text));
     }
   }

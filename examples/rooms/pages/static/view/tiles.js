@@ -1,4 +1,7 @@
 import { byId, clone, setAvatar, setText } from "./dom.js";
+import { arrange } from "./layout.js";
+
+const GAP = 8;
 
 /** The pictures of all participants. */
 export class Tiles {
@@ -10,6 +13,7 @@ export class Tiles {
   constructor({ onLayer }) {
     this.#onLayer = onLayer;
     byId("sound").addEventListener("click", () => this.#unmute());
+    new ResizeObserver(() => this.#arrange()).observe(this.#grid);
   }
 
   /**
@@ -25,9 +29,8 @@ export class Tiles {
       this.#tiles.delete(key);
     }
     for (const entry of entries) this.#update(entry);
-    const count = entries.length;
-    this.#grid.dataset.count = count > 9 ? "crowd" : count > 2 ? "many" : String(count);
-    this.#grid.toggleAttribute("data-wide", count > 4);
+    this.#grid.classList.toggle("presenting", entries.some(({ screen }) => screen));
+    this.#arrange();
   }
 
   /** What is seen and heard, for a recording. */
@@ -36,6 +39,14 @@ export class Tiles {
       const video = tile.querySelector("video");
       return { video, stream: video.srcObject ?? new MediaStream(), name: tile.querySelector(".name").textContent };
     });
+  }
+
+  #arrange() {
+    const { clientWidth, clientHeight, style } = this.#grid;
+    const { columns, width, height } = arrange(this.#tiles.size, clientWidth, clientHeight, GAP);
+    style.setProperty("--columns", columns);
+    style.setProperty("--tile-width", `${Math.floor(width)}px`);
+    style.setProperty("--tile-height", `${Math.floor(height)}px`);
   }
 
   #update({ key, name, stream, own, screen, mirrored, muted, detail, still, forwarded }) {
