@@ -12,8 +12,7 @@ export class ChatPanel {
     chat.on("message", (message) => {
       this.#add(message);
       if (message.own) return;
-      panels.mark("chat");
-      if (panels.current !== "chat") notice(`${names(message.from)}: ${shorten(message.text)}`);
+      panels.mark("chat", `${names(message.from)}: ${shorten(message.text)}`);
     });
     panels.whenOpened("chat", () => this.#toEnd());
     byId("chat-form").addEventListener("submit", (event) => {

@@ -1,6 +1,5 @@
 import { byId, clone, setOptions, setText } from "./dom.js";
 import { bytes } from "./format.js";
-import { notice } from "./notices.js";
 
 export class FilesPanel {
   #files;
@@ -80,10 +79,7 @@ export class FilesPanel {
     item.querySelector(".cancel").addEventListener("click", () => this.#files.cancel(id));
     byId("transfers").prepend(item);
     this.#items.set(id, item);
-    if (!outgoing) {
-      this.#panels.mark("files");
-      if (this.#panels.current !== "files") notice(`${this.#names(peer)} offers you the file ${name}.`);
-    }
+    if (!outgoing) this.#panels.mark("files", `${this.#names(peer)} offers you the file ${name}.`);
     return item;
   }
 

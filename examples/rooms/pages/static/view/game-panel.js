@@ -1,7 +1,6 @@
 import { BALL, GOAL, HEIGHT, PADDLE, PADDLE_X, winner } from "../pong.js";
 import { byId, setOptions, setText } from "./dom.js";
 import { milliseconds, percent } from "./format.js";
-import { notice } from "./notices.js";
 
 const KEY_SPEED = 0.9; // heights of the table's width per second
 const KEYS = { ArrowUp: -1, w: -1, ArrowDown: 1, s: 1 };
@@ -84,10 +83,7 @@ export class GamePanel {
     this.#showScore();
     if (phase === this.#shown) return;
     this.#shown = phase;
-    if (phase === "invited") {
-      this.#panels.mark("game");
-      if (this.#panels.current !== "game") notice(`${this.#names(this.#game.peer)} invites you to a game of pong.`);
-    }
+    if (phase === "invited") this.#panels.mark("game", `${this.#names(this.#game.peer)} invites you to a game of pong.`);
     if (phase === "playing" && this.#panels.current === "game") this.#canvas.focus();
     if (plays || phase === "inviting") this.#animate();
   }

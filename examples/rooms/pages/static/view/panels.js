@@ -1,4 +1,5 @@
 import { byId } from "./dom.js";
+import { dismiss, notice } from "./notices.js";
 
 /** Opens and closes the side panels; marks those in which something has happened. */
 export class Panels {
@@ -30,6 +31,7 @@ export class Panels {
     this.current = name;
     this.#show();
     this.#button(name).classList.remove("news");
+    dismiss(name);
     this.#onOpen.get(name)?.();
     if (focus) byId(`title-${name}`).focus();
   }
@@ -41,9 +43,11 @@ export class Panels {
     if (name) this.#button(name).focus();
   }
 
-  /** Marks a panel that is not open. */
-  mark(name) {
-    if (this.current !== name) this.#button(name).classList.add("news");
+  /** Marks a panel that is not open, and says what has happened there. */
+  mark(name, text) {
+    if (this.current === name) return;
+    this.#button(name).classList.add("news");
+    notice(text, { panel: name });
   }
 
   #button(name) {

@@ -47,7 +47,8 @@ export class StatisticsPanel {
     const verdict = worst(histories.map(({ samples }) => judge(samples)));
     const alone = histories.length === 0;
     byId("quality").dataset.level = verdict.level;
-    setText(byId("quality-text"), alone ? "Nobody else is here" : `${LEVELS[verdict.level]}. ${verdict.reason}`);
+    setText(byId("quality-level"), alone ? "Nobody else is here." : `${LEVELS[verdict.level]}.`);
+    setText(byId("quality-reason"), alone ? "" : verdict.reason);
   }
 
   #showConnection(samples) {

@@ -30,6 +30,7 @@ export class Tiles {
     }
     for (const entry of entries) this.#update(entry);
     this.#grid.classList.toggle("presenting", entries.some(({ screen }) => screen));
+    this.#grid.style.setProperty("--cameras", entries.filter(({ screen }) => !screen).length);
     this.#arrange();
   }
 
