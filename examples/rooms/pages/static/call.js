@@ -93,7 +93,7 @@ export class Call extends Emitter {
       .on("tracks", ({ tracks }) => this.sfu.setTracks(tracks))
       .on("layer", (message) => this.sfu.setLayer(message))
       .on("error", ({ code, message }) => this.emit("problem", { code, text: message }))
-      .on("notice", (text) => this.emit("problem", { code: "closing", text }))
+      .on("closing", ({ reason }) => this.emit("problem", { code: "closing", text: reason }))
       .on("lost", () => this.emit("lost"))
       .on("ended", (reason) => this.emit("ended", reason));
     for (const source of [this.mesh, this.sfu]) {
@@ -112,20 +112,12 @@ export class Call extends Emitter {
 
   #joined({ id, mode, sender, peers, ice, limits }) {
     this.ice.update(ice);
-    this.limits = limits ?? this.limits;
-    if (id !== this.id) {
-      // A new identity: the others have forgotten the connections of the old one.
-      this.mesh.close();
-      this.sfu.stop();
-      this.participants.clear();
-      this.id = id;
-    }
-    for (const known of [...this.participants.keys()]) {
-      if (!peers.some((peer) => peer.id === known)) this.#departed(known);
-    }
-    for (const peer of peers) {
-      if (!this.participants.has(peer.id)) this.participants.set(peer.id, { ...peer, before: true });
-    }
+    this.limits = limits;
+    // The others have forgotten the connections of an earlier identity.
+    this.mesh.close();
+    this.sfu.stop();
+    this.participants = new Map(peers.map((peer) => [peer.id, { ...peer, before: true }]));
+    this.id = id;
     this.#applyMode(mode, sender);
     this.emit("participants");
   }

@@ -72,7 +72,10 @@ const attach = {
 };
 
 call
-  .on("channel", ({ id, detail: channel }) => attach[channel.label](id, channel))
+  .on("channel", ({ id, detail: channel }) => {
+    attach[channel.label](id, channel);
+    showParticipants();
+  })
   .on("participants", showParticipants)
   .on("arrived", (participant) => notice(`${participant.name} has joined.`))
   .on("departed", (participant) => notice(`${participant.name} has left.`))
@@ -86,7 +89,7 @@ call
   .on("restarting", (reason) => notice(restartSentence(reason)))
   .on("trouble", troubled)
   .on("problem", ({ code, text }) => notice(text, { problem: code !== "no-such-peer" }))
-  .on("lost", () => notice("The connection to the server of the room is lost. The page tries again."))
+  .on("lost", () => notice("The connection to the server of the room is lost. Connecting again."))
   .on("ended", (reason) => {
     if (!byId("call").hidden) leave(reason);
   });

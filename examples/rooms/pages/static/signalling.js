@@ -1,33 +1,23 @@
 import { Emitter } from "./emitter.js";
 
 /** Errors after which a new attempt cannot succeed without the user. */
-const FINAL = new Set(["no-such-room", "room-full", "mesh-full", "bad-name", "bad-message"]);
-
-// The server accepts 50 messages at once and then 20 per second. These stay below it, so that the candidates of
-// several connections that start together do not end the session.
-const BURST = 40;
-const PER_SECOND = 15;
-const QUEUE = 500;
+const FINAL = new Set(["no-such-room", "room-full", "mesh-full", "bad-name", "bad-message", "bad-order"]);
 
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 10_000;
 
 /**
- * The WebSocket to the server of the room. It joins, paces what it sends, and joins again after a loss.
+ * The WebSocket to the server of the room. It joins, and joins again after a loss, with a new identity.
  *
  * Each message of the server is emitted under its `type`. Further events: `lost` when the socket ended and a new
  * attempt follows; `ended` with a sentence when none follows.
  */
 export class Signalling extends Emitter {
+  joined = false;
   #url;
   #join = null;
-  #resume = null;
   #socket = null;
-  #id = null;
-  #queue = [];
-  #tokens = BURST;
-  #refilled = performance.now();
-  #drainTimer = 0;
+  #wasJoined = false;
   #retryTimer = 0;
   #retryMs = FIRST_RETRY_MS;
 
@@ -36,25 +26,21 @@ export class Signalling extends Emitter {
     this.#url = url;
   }
 
-  /** Joins; resolves with the message `joined`, and rejects with the first error. */
+  /** Joins with `{room, name}`; resolves when this has happened, and rejects with a sentence if it cannot. */
   connect(join) {
-    this.#join = join;
+    this.close();
+    this.#join = { type: "join", kind: "browser", ...join };
+    this.#wasJoined = false;
     return new Promise((resolve, reject) => {
-      this.addEventListener("joined", (event) => resolve(event.detail), { once: true });
+      this.addEventListener("joined", resolve, { once: true });
       this.addEventListener("ended", (event) => reject(new Error(event.detail)), { once: true });
       this.#open();
     });
   }
 
-  get joined() {
-    return this.#id !== null;
-  }
-
-  /** Sends a message as soon as the pace allows it. */
+  /** Sends a message. One that is sent while there is no connection is lost with the identity it was sent under. */
   send(message) {
-    if (!this.#join || this.#queue.length >= QUEUE) return;
-    this.#queue.push(JSON.stringify(message));
-    this.#drain();
+    if (this.joined) this.#socket.send(JSON.stringify(message));
   }
 
   /** Replaces a socket that may be dead without having been closed: after a change of the network. */
@@ -66,88 +52,60 @@ export class Signalling extends Emitter {
   }
 
   close() {
-    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send('{"type":"leave"}');
+    this.send({ type: "leave" });
     this.#join = null;
-    this.#resume = null;
     clearTimeout(this.#retryTimer);
     this.#abandon();
-    this.#queue = [];
   }
 
   #open() {
     const socket = new WebSocket(this.#url);
     this.#socket = socket;
-    socket.addEventListener("open", () => {
-      // A server that gave a token lets its owner take over the same participant.
-      const resume = this.#resume ? { resume: this.#resume } : {};
-      socket.send(JSON.stringify({ type: "join", kind: "browser", ...this.#join, ...resume }));
+    socket.addEventListener("open", () => socket.send(JSON.stringify(this.#join)));
+    socket.addEventListener("message", (event) => {
+      if (socket === this.#socket) this.#receive(event.data);
     });
-    socket.addEventListener("message", (event) => this.#receive(event.data));
     socket.addEventListener("close", () => {
-      if (socket !== this.#socket || !this.#join) return;
-      this.#id = null;
-      this.emit("lost");
-      const wait = this.#retryMs * (0.75 + Math.random() / 2);
-      this.#retryTimer = setTimeout(() => this.#open(), wait);
-      this.#retryMs = Math.min(this.#retryMs * 2, LAST_RETRY_MS);
+      if (socket === this.#socket) this.#closed();
     });
   }
 
   /** Forgets the socket, so that its last events change nothing. */
   #abandon() {
-    const socket = this.#socket;
+    this.#socket?.close();
     this.#socket = null;
-    this.#id = null;
-    socket?.close();
+    this.joined = false;
+  }
+
+  #closed() {
+    this.joined = false;
+    if (!this.#wasJoined) {
+      this.#end("The server of the room does not respond. Check your connection and try again.");
+      return;
+    }
+    this.emit("lost");
+    // Not all at the same moment, if it is the server that was away.
+    this.#retryTimer = setTimeout(() => this.#open(), this.#retryMs * (0.75 + Math.random() / 2));
+    this.#retryMs = Math.min(this.#retryMs * 2, LAST_RETRY_MS);
   }
 
   #receive(text) {
-    if (!this.#join) return;
-    let message;
-    try {
-      message = JSON.parse(text);
-    } catch {
-      return;
+    const message = JSON.parse(text);
+    if (message.type === "joined") {
+      this.joined = true;
+      this.#wasJoined = true;
+      this.#retryMs = FIRST_RETRY_MS;
     }
-    if (typeof message?.type !== "string") return;
-    if (message.type === "joined") this.#joined(message);
-    if (message.type === "error" && !this.joined && FINAL.has(message.code)) {
+    if (message.type === "error" && !this.joined && (FINAL.has(message.code) || !this.#wasJoined)) {
       this.#end(message.message);
       return;
     }
-    if (message.type === "closing") {
-      this.emit("notice", message.reason);
-      return;
-    }
     this.emit(message.type, message);
-  }
-
-  #joined(message) {
-    // What was meant for others under an earlier identity cannot reach them any more.
-    if (message.id !== this.#resume?.id) this.#queue = [];
-    this.#id = message.id;
-    this.#resume = message.resume ?? null;
-    this.#retryMs = FIRST_RETRY_MS;
-    this.#tokens = BURST;
-    queueMicrotask(() => this.#drain());
   }
 
   #end(reason) {
     this.#join = null;
     this.#abandon();
     this.emit("ended", reason);
-  }
-
-  #drain() {
-    clearTimeout(this.#drainTimer);
-    if (!this.joined || this.#socket?.readyState !== WebSocket.OPEN) return;
-    const now = performance.now();
-    this.#tokens = Math.min(BURST, this.#tokens + ((now - this.#refilled) / 1000) * PER_SECOND);
-    this.#refilled = now;
-    while (this.#queue.length > 0 && this.#tokens >= 1) {
-      this.#socket.send(this.#queue.shift());
-      this.#tokens -= 1;
-    }
-    if (this.#queue.length > 0) this.#drainTimer = setTimeout(() => this.#drain(), 1000 / PER_SECOND);
   }
 }
