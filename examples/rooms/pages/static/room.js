@@ -10,6 +10,7 @@ import { captureSentence, iceSentence, restartSentence, shareSentence } from "./
 import { describe } from "./state.js";
 import { Statistics } from "./statistics.js";
 import { clean } from "./store.js";
+import { sync } from "./streams.js";
 import { ChatPanel } from "./view/chat-panel.js";
 import { Controls } from "./view/controls.js";
 import { byId } from "./view/dom.js";
@@ -250,12 +251,10 @@ function showTiles() {
 function ownTiles() {
   if (!call.sends) return [];
   const { video, muted, synthetic } = media;
-  const [shown] = ownStream.getVideoTracks();
-  if (shown !== (video ?? undefined)) {
-    if (shown) ownStream.removeTrack(shown);
-    if (video) ownStream.addTrack(video);
-  }
-  return [{ key: "own", name, stream: ownStream, own: true, mirrored: !synthetic, muted, still: !video }];
+  sync(ownStream, video ? [video] : []);
+  const shown = [{ key: "own", name, stream: ownStream, own: true, mirrored: !synthetic, muted, still: !video }];
+  if (media.screen) shown.push({ key: "own/screen", name, stream: media.screen, own: true, screen: true });
+  return shown;
 }
 
 function tilesOf({ id, name: text }) {

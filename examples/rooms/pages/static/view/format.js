@@ -33,5 +33,5 @@ export function path(pair) {
 }
 
 function candidate(type) {
-  return { host: "direct", srflx: "NAT", prflx: "NAT", relay: "relay" }[type] ?? type;
+  return { host: "direct", srflx: "NAT", prflx: "reflexive", relay: "relay" }[type] ?? type;
 }

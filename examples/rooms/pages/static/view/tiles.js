@@ -62,7 +62,7 @@ export class Tiles {
     tile.classList.toggle("still", Boolean(still));
     video.classList.toggle("mirrored", Boolean(mirrored));
     setAvatar(tile.querySelector(".avatar"), name);
-    setText(tile.querySelector(".name"), own ? `${name} (you)` : screen ? `${name}’s screen` : name);
+    setText(tile.querySelector(".name"), screen ? `${own ? "Your" : `${name}’s`} screen` : own ? `${name} (you)` : name);
     setText(tile.querySelector(".detail"), detail ?? "");
     tile.querySelector(".caption .icon").toggleAttribute("hidden", !muted);
     this.#showLayer(tile.querySelector(".layer"), forwarded);
