@@ -46,10 +46,16 @@ export class Mesh extends Emitter {
   remove(id) {
     this.peers.get(id)?.close();
     this.peers.delete(id);
+    this.#share();
   }
 
   close() {
     for (const id of [...this.peers.keys()]) this.remove(id);
+  }
+
+  /** Divides what one computer can encode and send among the connections. */
+  #share() {
+    this.peers.forEach((peer) => peer.setShare(this.peers.size));
   }
 
   #add(id, polite) {
@@ -61,6 +67,7 @@ export class Mesh extends Emitter {
       send: (message) => this.#signal(id, message),
     });
     this.peers.set(id, peer);
+    this.#share();
     for (const type of ["state", "media", "channel", "trouble", "restarting"]) {
       peer.on(type, (detail) => this.emit(type, { id, peer, detail }));
     }

@@ -9,6 +9,9 @@ const CHANNELS = {
   game: { ordered: false, maxRetransmits: 0 },
 };
 
+/** What the cameras of all connections may send together, in bit/s. */
+const UPLINK = 3_000_000;
+
 /**
  * The connection to one other participant of the mesh: camera, screen and data channels.
  *
@@ -24,6 +27,7 @@ export class Peer extends Emitter {
   #sendsMedia;
   #own = { audio: null, video: null };
   #shared = { audio: null, video: null };
+  #count = 1;
 
   constructor({ ice, send, polite, media, sendsMedia }) {
     super();
@@ -40,6 +44,7 @@ export class Peer extends Emitter {
       })
       .on("described", () => {
         this.#applyScreen(); // a share that began before this connection
+        this.#applyShare(); // senders have encodings only now
         this.#refresh();
       });
     for (const type of ["state", "trouble", "restarting"]) this.link.on(type, (detail) => this.emit(type, detail));
@@ -57,6 +62,12 @@ export class Peer extends Emitter {
   setSendsMedia(sends) {
     this.#sendsMedia = sends;
     this.update();
+  }
+
+  /** Says how many connections share the uplink; the picture becomes smaller with their number. */
+  setShare(count) {
+    this.#count = count;
+    this.#applyShare();
   }
 
   /** Sends the tracks that the capture has at the moment. */
@@ -91,6 +102,16 @@ export class Peer extends Emitter {
       setDirection(transceiver, this.#sendsMedia ? "sendrecv" : "inactive");
       setTrack(transceiver.sender, this.#sendsMedia ? this.#media[kind] : null);
     }
+  }
+
+  #applyShare() {
+    const sender = this.#own.video?.sender;
+    const parameters = sender?.getParameters();
+    const encoding = parameters?.encodings?.[0];
+    const maxBitrate = Math.round(UPLINK / this.#count);
+    if (!encoding || encoding.maxBitrate === maxBitrate) return;
+    Object.assign(encoding, { maxBitrate, scaleResolutionDownBy: this.#count > 2 ? 2 : 1 });
+    sender.setParameters(parameters).catch(() => {}); // negotiated anew meanwhile: the next description applies it
   }
 
   #applyScreen() {

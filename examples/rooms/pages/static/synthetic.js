@@ -2,7 +2,9 @@ import { every } from "./ticker.js";
 
 const WIDTH = 960;
 const HEIGHT = 540;
-const FRAME_MS = 40;
+/** Of the drawing; the picture is small, so that one computer can take many participants. */
+const SCALE = 2 / 3;
+const FRAME_MS = 1000 / 15;
 
 /**
  * A test picture and a tone in place of camera and microphone: for machines without devices, and for tests.
@@ -32,9 +34,10 @@ export function synthesizeScreen(name) {
 
 function drawPicture(name, hue) {
   const canvas = document.createElement("canvas");
-  canvas.width = WIDTH;
-  canvas.height = HEIGHT;
+  canvas.width = WIDTH * SCALE;
+  canvas.height = HEIGHT * SCALE;
   const context = canvas.getContext("2d", { alpha: false });
+  context.scale(SCALE, SCALE);
   const draw = () => paint(context, name, hue, performance.now() / 1000);
   draw();
   const end = every(FRAME_MS, draw);
