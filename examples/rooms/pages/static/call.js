@@ -9,6 +9,7 @@ import { Signalling } from "./signalling.js";
  *
  * Events: `participants`, `mode`, `state` and `media` (ask for the properties); `arrived` and `departed` with a participant;
  * `channel` with `{id, peer, detail: channel}`; `trouble` with an icecandidateerror; `restarting` with a reason;
+ * `stuck` with the id of a participant, or null for the forwarding unit;
  * `problem` with a sentence; `lost`, `ended`.
  */
 export class Call extends Emitter {
@@ -102,10 +103,12 @@ export class Call extends Emitter {
     this.mesh
       .on("channel", (event) => this.emit("channel", event))
       .on("trouble", ({ detail }) => this.emit("trouble", detail))
-      .on("restarting", ({ detail }) => this.emit("restarting", detail));
+      .on("restarting", ({ detail }) => this.emit("restarting", detail))
+      .on("stuck", ({ id }) => this.emit("stuck", id));
     this.sfu
       .on("trouble", (event) => this.emit("trouble", event))
       .on("restarting", (reason) => this.emit("restarting", reason))
+      .on("stuck", () => this.emit("stuck", null))
       .on("layer", () => this.emit("media"))
       .on("broken", () => this.signalling.reconnect());
   }

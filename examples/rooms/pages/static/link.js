@@ -1,6 +1,7 @@
 import { Emitter } from "./emitter.js";
 
 const DISCONNECTED_MS = 3000;
+const PATIENCE_MS = 15_000;
 const LAST_RESTART_MS = 30_000;
 
 /**
@@ -8,7 +9,8 @@ const LAST_RESTART_MS = 30_000;
  *
  * Events: `state` when the connection state changes; `remote-offer` between an offer and its answer, so that the
  * owner can set the directions of transceivers; `described` after each description of the other side;
- * `trouble` with an RTCPeerConnectionIceErrorEvent; `restarting` with the reason.
+ * `trouble` with an RTCPeerConnectionIceErrorEvent; `restarting` with the reason; `stuck` if there is no connection long
+ * after the first description.
  */
 export class Link extends Emitter {
   restarts = 0;
@@ -20,6 +22,7 @@ export class Link extends Emitter {
   #ignoringOffer = false;
   #received = Promise.resolve();
   #restartTimer = 0;
+  #patienceTimer = 0;
   #restartMs = DISCONNECTED_MS;
   #applyConfiguration = () => this.pc.setConfiguration(this.#ice.configuration());
 
@@ -40,6 +43,7 @@ export class Link extends Emitter {
     this.pc.addEventListener("icecandidate", ({ candidate }) => send({ candidate: candidate?.toJSON() ?? null }));
     this.pc.addEventListener("icecandidateerror", (event) => this.emit("trouble", event));
     this.pc.addEventListener("connectionstatechange", () => this.#stateChanged());
+    this.pc.addEventListener("signalingstatechange", () => this.#wait(), { once: true });
   }
 
   get state() {
@@ -66,6 +70,7 @@ export class Link extends Emitter {
 
   close() {
     clearTimeout(this.#restartTimer);
+    clearTimeout(this.#patienceTimer);
     this.#ice.removeEventListener("change", this.#applyConfiguration);
     this.pc.close();
   }
@@ -110,6 +115,12 @@ export class Link extends Emitter {
       // The candidates of an ignored offer belong to no description.
       if (!this.#ignoringOffer) throw error;
     }
+  }
+
+  #wait() {
+    this.#patienceTimer = setTimeout(() => {
+      if (this.state !== "connected") this.emit("stuck");
+    }, PATIENCE_MS);
   }
 
   #stateChanged() {

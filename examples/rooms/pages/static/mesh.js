@@ -4,7 +4,7 @@ import { Peer } from "./peer.js";
 /**
  * One connection to each other participant.
  *
- * Events, each with `{id, peer, detail}`: `state`, `media`, `channel`, `trouble`, `restarting`.
+ * Events, each with `{id, peer, detail}`: `state`, `media`, `channel`, `trouble`, `restarting`, `stuck`.
  */
 export class Mesh extends Emitter {
   peers = new Map();
@@ -68,7 +68,7 @@ export class Mesh extends Emitter {
     });
     this.peers.set(id, peer);
     this.#share();
-    for (const type of ["state", "media", "channel", "trouble", "restarting"]) {
+    for (const type of ["state", "media", "channel", "trouble", "restarting", "stuck"]) {
       peer.on(type, (detail) => this.emit(type, { id, peer, detail }));
     }
     return peer;

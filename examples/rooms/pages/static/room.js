@@ -6,7 +6,7 @@ import { Game } from "./game.js";
 import { Media } from "./media.js";
 import { Recorder } from "./recorder.js";
 import { makeReport } from "./report.js";
-import { captureSentence, iceSentence, restartSentence, shareSentence } from "./sentences.js";
+import { captureSentence, iceSentence, restartSentence, shareSentence, stuckSentence } from "./sentences.js";
 import { describe } from "./state.js";
 import { Statistics } from "./statistics.js";
 import { clean } from "./store.js";
@@ -89,6 +89,7 @@ call
   })
   .on("restarting", (reason) => notice(restartSentence(reason)))
   .on("trouble", troubled)
+  .on("stuck", (id) => notice(stuckSentence(id && nameOf(id), call.ice.relayOnly), { problem: true }))
   .on("problem", ({ code, text }) => notice(text, { problem: code !== "no-such-peer" }))
   .on("lost", () => notice("The connection to the server of the room is lost. Connecting again."))
   .on("ended", (reason) => {

@@ -46,6 +46,15 @@ export function iceSentence({ errorCode, errorText, url }) {
   }
 }
 
+/** The sentence for a connection that does not come about; `name` is the participant's, or null. */
+export function stuckSentence(name, relayOnly) {
+  const other = name ?? "the forwarding unit";
+  const advice = relayOnly
+    ? "Check that the relay runs, and that no firewall blocks its ports."
+    : "A firewall may block the path. Check that the relay runs and can be reached.";
+  return `There is no connection to ${other}. ${advice}`;
+}
+
 export function restartSentence(reason) {
   if (reason === "user") return "Looking for a new path with fresh credentials.";
   const why = {

@@ -13,8 +13,8 @@ const LAYERS = [
  * The two connections to the forwarding unit: `publish`, on which only the browser offers, and `subscribe`, on which
  * only the unit offers.
  *
- * Events: `media` when the received tracks change; `layer` with what the unit sends; `state`, `trouble` and
- * `restarting` as in Link; `broken` when the connection to watch has failed, which only a new session repairs.
+ * Events: `media` when the received tracks change; `layer` with what the unit sends; `state`, `trouble`,
+ * `restarting` and `stuck` as in Link; `broken` when the connection to watch has failed, which only a new session repairs.
  */
 export class Sfu extends Emitter {
   publish = null;
@@ -76,9 +76,9 @@ export class Sfu extends Emitter {
     return streams;
   }
 
+  /** Restarts what this side offers; the unit restarts the other connection when it is interrupted. */
   restart(reason) {
     this.publish?.restart(reason);
-    if (this.subscribe && this.subscribe.state !== "connected") this.emit("broken");
   }
 
   #link(name, offers) {
@@ -89,7 +89,7 @@ export class Sfu extends Emitter {
       this.emit("state", state);
     });
     link.on("described", () => this.#refresh());
-    for (const type of ["trouble", "restarting"]) link.on(type, (detail) => this.emit(type, detail));
+    for (const type of ["trouble", "restarting", "stuck"]) link.on(type, (detail) => this.emit(type, detail));
     return link;
   }
 
