@@ -258,19 +258,22 @@ function ownTiles() {
   return shown;
 }
 
+const STATES = { new: "connecting", disconnected: "interrupted", failed: "no path" };
+
 function tilesOf({ id, name: text }) {
   if (call.mode === "broadcast" && call.sender !== id) return [];
   const { camera, screen } = call.streams(id);
   const state = call.connection(id)?.state ?? "connecting";
   const [picture] = camera?.getVideoTracks() ?? [];
+  const forwarded = forwardedTrack(id, 0);
   const shown = [
     {
       key: `${id}/camera`,
       name: text,
       stream: camera,
-      detail: state === "connected" ? "" : { new: "connecting", disconnected: "interrupted", failed: "no path" }[state] ?? state,
+      detail: state === "connected" ? forwarded?.layer : (STATES[state] ?? state),
       still: !picture || statistics.isStill(call.forwards ? "subscribe" : id, picture.id),
-      forwarded: forwardedTrack(id, 0),
+      forwarded,
     },
   ];
   if (screen?.getVideoTracks().length > 0) {

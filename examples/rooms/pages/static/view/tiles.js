@@ -85,8 +85,6 @@ export class Tiles {
     select.hidden = !choosable;
     if (!choosable) return;
     select.dataset.track = forwarded.track;
-    const automatic = select.options[0];
-    setText(automatic, forwarded.layer && forwarded.why !== "chosen" ? `Auto: ${forwarded.layer}` : "Auto");
     for (const option of select.options) {
       option.hidden = option.value !== "auto" && !forwarded.layers.includes(option.value);
     }
