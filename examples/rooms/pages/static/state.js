@@ -24,6 +24,7 @@ export function describe({ call, name, media, chat, files, game, recorder, stati
       side: game.side,
       score: [...game.state.score],
       ball: { ...game.state.ball },
+      paddles: [...game.state.paddles],
       latency: game.latency,
       loss: game.loss,
     },
