@@ -7,10 +7,10 @@ import { Signalling } from "./signalling.js";
 /**
  * One participant's view of a room: who is there, which mode applies, and the connections.
  *
- * Events: `participants`, `mode`, `state` and `media` (ask for the properties); `arrived` and `departed` with a participant;
- * `channel` with `{id, peer, detail: channel}`; `trouble` with an icecandidateerror; `restarting` with a reason;
- * `stuck` with the id of a participant, or null for the forwarding unit;
- * `problem` with a sentence; `lost`, `ended`.
+ * Events: `participants`, `state` and `media` (ask for the properties); `mode` with `{by}`, who is undefined at the
+ * start; `arrived` and `departed` with a participant; `channel` with `{id, peer, detail: channel}`; `trouble` with an
+ * icecandidateerror; `restarting` with a reason; `stuck` with the id of a participant, or null for the forwarding
+ * unit; `problem` with `{code, text}`; `lost`; `ended` with a sentence.
  */
 export class Call extends Emitter {
   id = null;
@@ -20,18 +20,17 @@ export class Call extends Emitter {
   limits = { mesh: 6, room: 50 };
   /** The others: id → `{id, name, kind, before}`; `before` says who was in the room first. */
   participants = new Map();
-  #media;
   #room;
 
   constructor({ url, room, media, transport }) {
     super();
     this.#room = room;
-    this.#media = media;
     this.signalling = new Signalling(url);
     this.ice = new Ice(this.signalling, transport);
     const links = { ice: this.ice, media };
-    this.mesh = new Mesh({ ...links, signal: (to, message) => this.signalling.send({ type: "signal", to, ...message }) });
-    this.sfu = new Sfu({ ...links, signal: (message) => this.signalling.send({ type: "signal", to: "sfu", ...message }) });
+    const signal = (to, message) => this.signalling.send({ type: "signal", to, ...message });
+    this.mesh = new Mesh({ ...links, signal });
+    this.sfu = new Sfu({ ...links, signal: (message) => signal("sfu", message) });
     this.#listen();
   }
 
@@ -90,7 +89,7 @@ export class Call extends Emitter {
       .on("peer-joined", ({ peer }) => this.#arrived(peer))
       .on("peer-left", ({ id }) => this.#departed(id))
       .on("signal", ({ from, ...message }) => this.#signalled(from, message))
-      .on("mode", (message) => this.#modeChanged(message))
+      .on("mode", ({ mode, sender, by }) => this.#applyMode(mode, sender, by))
       .on("tracks", ({ tracks }) => this.sfu.setTracks(tracks))
       .on("layer", (message) => this.sfu.setLayer(message))
       .on("error", ({ code, message }) => this.emit("problem", { code, text: message }))
@@ -145,12 +144,7 @@ export class Call extends Emitter {
     else if (this.participants.has(from)) this.mesh.receive(from, message);
   }
 
-  #modeChanged({ mode, sender, by }) {
-    this.#applyMode(mode, sender);
-    this.emit("mode", { by });
-  }
-
-  #applyMode(mode, sender) {
+  #applyMode(mode, sender, by) {
     this.mode = mode;
     this.sender = sender ?? null;
     this.mesh.setSendsMedia(!this.forwards);
@@ -160,7 +154,7 @@ export class Call extends Emitter {
     if (!this.forwards || this.participants.size < this.limits.mesh) {
       for (const { id, before } of this.participants.values()) if (before) this.mesh.connect(id);
     }
-    this.emit("mode", {});
+    this.emit("mode", { by });
     this.emit("media");
   }
 }

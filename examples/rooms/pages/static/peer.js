@@ -47,7 +47,9 @@ export class Peer extends Emitter {
         this.#applyShare(); // senders have encodings only now
         this.#refresh();
       });
-    for (const type of ["state", "trouble", "restarting", "stuck"]) this.link.on(type, (detail) => this.emit(type, detail));
+    for (const type of ["state", "trouble", "restarting", "stuck"]) {
+      this.link.on(type, (detail) => this.emit(type, detail));
+    }
   }
 
   /** Creates channels and transceivers, and so the first offer: the newcomer's task. */

@@ -17,8 +17,9 @@ export function newGame() {
   return { paddles: [HEIGHT / 2, HEIGHT / 2], score: [0, 0], ball: serve(Math.random() < 0.5 ? -1 : 1), pause: PAUSE_S };
 }
 
-export function winner({ score }) {
-  return score.findIndex((points) => points >= GOAL);
+/** The side that has won, or -1. */
+export function winner(game) {
+  return game.score.findIndex((points) => points >= GOAL);
 }
 
 /** The position of a paddle within the table. */

@@ -23,8 +23,8 @@ export function makeReport({ call, statistics, addresses }) {
 
 function describePath(pair, addresses) {
   if (!pair) return null;
-  const { localAddress, remoteAddress, relayUrl, ...rest } = pair;
-  return addresses ? pair : rest;
+  const { local, remote, protocol, relayProtocol } = pair;
+  return addresses ? pair : { local, remote, protocol, relayProtocol };
 }
 
 function summarize(samples, key) {

@@ -6,11 +6,11 @@ import { Game } from "./game.js";
 import { Media } from "./media.js";
 import { Recorder } from "./recorder.js";
 import { makeReport } from "./report.js";
-import { captureSentence, iceSentence, restartSentence, shareSentence, stuckSentence } from "./sentences.js";
+import { captureSentence, shareSentence } from "./sentences.js";
 import { describe } from "./state.js";
 import { Statistics } from "./statistics.js";
 import { clean } from "./store.js";
-import { sync } from "./streams.js";
+import { announce } from "./view/announcements.js";
 import { ChatPanel } from "./view/chat-panel.js";
 import { Controls } from "./view/controls.js";
 import { byId } from "./view/dom.js";
@@ -20,6 +20,7 @@ import { notice } from "./view/notices.js";
 import { Panels } from "./view/panels.js";
 import { Prejoin } from "./view/prejoin.js";
 import { RoomPanel } from "./view/room-panel.js";
+import { Stage } from "./view/stage.js";
 import { StatisticsPanel } from "./view/statistics-panel.js";
 import { Tiles } from "./view/tiles.js";
 
@@ -47,6 +48,7 @@ const game = new Game();
 const statistics = new Statistics(connections);
 const panels = new Panels();
 const tiles = new Tiles({ onLayer: (track, layer) => call.setLayer(track, layer) });
+const stage = new Stage({ call, media, statistics, tiles });
 const recorder = new Recorder(() => tiles.sources());
 
 const prejoin = new Prejoin({ media, name, relayOnly: parameters.get("relay") === "only", onJoin: enter });
@@ -62,6 +64,11 @@ const controls = new Controls({
   leave: () => leave(),
 });
 new ChatPanel({ chat, panels, names: nameOf });
+announce({
+  call,
+  names: nameOf,
+  isConnected: () => connections().every(({ pc }) => pc.connectionState === "connected"),
+});
 new StatisticsPanel({ statistics, panels, report: (addresses) => JSON.stringify(report({ addresses }), null, 2) });
 
 // Events of the call
@@ -78,20 +85,12 @@ call
     showParticipants();
   })
   .on("participants", showParticipants)
-  .on("arrived", (participant) => notice(`${participant.name} has joined.`))
-  .on("departed", (participant) => notice(`${participant.name} has left.`))
   .on("media", showTiles)
   .on("state", showParticipants)
-  .on("mode", ({ by }) => {
+  .on("mode", () => {
     roomPanel.showMode();
     showParticipants();
-    if (by) notice(modeSentence(by));
   })
-  .on("restarting", (reason) => notice(restartSentence(reason)))
-  .on("trouble", troubled)
-  .on("stuck", (id) => notice(stuckSentence(id && nameOf(id), call.ice.relayOnly), { problem: true }))
-  .on("problem", ({ code, text }) => notice(text, { problem: code !== "no-such-peer" }))
-  .on("lost", () => notice("The connection to the server of the room is lost. Connecting again."))
   .on("ended", (reason) => {
     if (!byId("call").hidden) leave(reason);
   });
@@ -184,31 +183,11 @@ function report({ addresses = false } = {}) {
   return makeReport({ call, statistics, addresses });
 }
 
+/** The old path may be dead without anyone having noticed. */
 function networkChanged() {
   if (byId("call").hidden) return;
   if (!call.joined) call.signalling.reconnect();
   call.restart("network");
-}
-
-// A browser tries several servers and interfaces; one that fails matters only if no connection comes about.
-const TROUBLE_MS = 8000;
-const TELLING = new Set([401, 403, 438, 486, 508]);
-function troubled(event) {
-  const sentence = iceSentence(event);
-  if (TELLING.has(event.errorCode)) {
-    notice(sentence, { problem: true });
-    return;
-  }
-  setTimeout(() => {
-    const links = connections();
-    if (links.some(({ pc }) => pc.connectionState !== "connected")) notice(sentence, { problem: true });
-  }, TROUBLE_MS);
-}
-
-function modeSentence(by) {
-  const who = by === call.id ? "You have" : `${nameOf(by)} has`;
-  const what = { mesh: "mesh", sfu: "forwarding unit", broadcast: "broadcast" };
-  return `${who} changed the mode to ${what[call.mode]}.`;
 }
 
 // Views
@@ -243,57 +222,23 @@ function showParticipants() {
   showTiles();
 }
 
-const ownStream = new MediaStream();
 function showTiles() {
-  if (byId("call").hidden) return;
-  tiles.show([...ownTiles(), ...[...call.participants.values()].flatMap(tilesOf)]);
-}
-
-function ownTiles() {
-  if (!call.sends) return [];
-  const { video, muted, synthetic } = media;
-  sync(ownStream, video ? [video] : []);
-  const shown = [{ key: "own", name, stream: ownStream, own: true, mirrored: !synthetic, muted, still: !video }];
-  if (media.screen) shown.push({ key: "own/screen", name, stream: media.screen, own: true, screen: true });
-  return shown;
-}
-
-const STATES = { new: "connecting", disconnected: "interrupted", failed: "no path" };
-
-function tilesOf({ id, name: text }) {
-  if (call.mode === "broadcast" && call.sender !== id) return [];
-  const { camera, screen } = call.streams(id);
-  const state = call.connection(id)?.state ?? "connecting";
-  const [picture] = camera?.getVideoTracks() ?? [];
-  const forwarded = forwardedTrack(id, 0);
-  const shown = [
-    {
-      key: `${id}/camera`,
-      name: text,
-      stream: camera,
-      detail: state === "connected" ? forwarded?.layer : (STATES[state] ?? state),
-      still: !picture || statistics.isStill(call.forwards ? "subscribe" : id, picture.id),
-      forwarded,
-    },
-  ];
-  if (screen?.getVideoTracks().length > 0) {
-    shown.push({ key: `${id}/screen`, name: text, stream: screen, screen: true, forwarded: forwardedTrack(id, 1) });
-  }
-  return shown;
-}
-
-function forwardedTrack(id, index) {
-  if (!call.forwards) return null;
-  return call.sfu.tracks.filter(({ peer, kind }) => peer === id && kind === "video")[index] ?? null;
+  stage.show(name);
 }
 
 /**
  * What the buttons do, and what the page knows, for tests and for the console.
  *
  * `state` is a fresh plain object: joined, id, mode, sender, peers (connectionState, pair, framesDecoded,
- * dataChannels, …), sfu, chat, files, game and recording. The functions: `join({name})`, `leave()`, `share(on)`, `mute(on)`,
- * `setMode(mode)`, `setLayer(track, layer)`, `send(text)`, `sendFile(file, peer)`, `acceptFile(id)`, `file(id)`, `restartIce()`,
- * `record(on)`, `report({addresses})`, `invite(peer)`, `acceptGame()`, `setPaddle(y)`, `quitGame()`.
+ * dataChannels, …), sfu, chat, files, game and recording; see state.js. The functions:
+ *
+ * - `join({name})`, `leave()`, `mute(on)`, `share(on)`, `restartIce()`
+ * - `setMode("mesh" | "sfu" | "broadcast")`, `setLayer(track, "auto" | "high" | "medium" | "low")`
+ * - `send(text)`: the number of receivers
+ * - `sendFile(file, peer)`: the id of the transfer; `acceptFile(id)`; `file(id)`: what was received, as a Blob
+ * - `record(on)`: at the end, resolves with `{blob, url, name, size, type, seconds}`
+ * - `report({addresses})`: an object
+ * - `invite(peer)`, `acceptGame()`, `setPaddle(y)`, `quitGame()`
  */
 window.rooms = Object.freeze({
   get state() {

@@ -4,7 +4,10 @@
 export function captureSentence(error) {
   switch (error.name) {
     case "NotAllowedError":
-      return "The browser may not use the camera or the microphone. Allow it at the left of the address bar, or join with the test picture.";
+      return (
+        "The browser may not use the camera or the microphone. Allow it at the left of the address bar, or join " +
+        "with the test picture."
+      );
     case "NotFoundError":
       return "There is no camera or microphone. Connect one, or join with the test picture.";
     case "NotReadableError":
@@ -12,7 +15,10 @@ export function captureSentence(error) {
     case "OverconstrainedError":
       return "The chosen device is gone. Choose another one.";
     case "SecurityError":
-      return "Browsers give cameras only to pages from https:// or localhost. Open this page there, or join with the test picture.";
+      return (
+        "Browsers give cameras only to pages from https:// or localhost. Open this page there, or join with the " +
+        "test picture."
+      );
     default:
       return `The capture did not start: ${error.message}.`;
   }
@@ -30,7 +36,10 @@ export function iceSentence({ errorCode, errorText, url }) {
   const server = String(url).split("?")[0];
   switch (errorCode) {
     case 401:
-      return `The relay ${server} rejects the credentials. Compare the secret and the clock of this server with those of the relay.`;
+      return (
+        `The relay ${server} rejects the credentials. Compare the secret and the clock of this server with those ` +
+        "of the relay."
+      );
     case 403:
       return `The relay ${server} denies a peer's address. Its configuration lists allowed peers (peers.allow).`;
     case 438:

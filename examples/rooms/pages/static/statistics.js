@@ -36,7 +36,7 @@ export class Statistics extends Emitter {
   isStill(key, trackId) {
     const decoded = this.histories.get(key)?.samples.slice(-3).map((sample) => sample.decoded[trackId]) ?? [];
     const last = decoded.at(-1);
-    return last === 0 || (last !== undefined && decoded.length === 3 && decoded.every((count) => count === last));
+    return last === 0 || (last !== undefined && decoded.length === 3 && decoded.every((value) => value === last));
   }
 
   async sample() {
@@ -55,7 +55,7 @@ export class Statistics extends Emitter {
   async #sampleOne({ key, name, pc }) {
     if (pc.connectionState === "closed") return;
     const report = [...(await pc.getStats()).values()];
-    const counters = count(report);
+    const counters = countersOf(report);
     const before = this.#counters.get(key);
     this.#counters.set(key, counters);
     const history = this.histories.get(key) ?? { name, samples: [] };
@@ -67,7 +67,7 @@ export class Statistics extends Emitter {
 }
 
 /** The counters whose growth matters, summed over the media of a connection. */
-function count(report) {
+function countersOf(report) {
   const inbound = report.filter(({ type }) => type === "inbound-rtp");
   const outbound = report.filter(({ type }) => type === "outbound-rtp");
   const pair = selectedPair(report);
@@ -98,8 +98,10 @@ function summarize(report, counters, before, pc) {
   const growth = (key) => (before ? Math.max(0, counters[key] - before[key]) : 0);
   const inbound = report.filter(({ type }) => type === "inbound-rtp");
   const remote = report.filter(({ type }) => type === "remote-inbound-rtp");
-  const outgoing = report.find(({ type, kind, qualityLimitationReason }) =>
-    type === "outbound-rtp" && kind === "video" && qualityLimitationReason && qualityLimitationReason !== "none");
+  const limitation = report
+    .filter(({ type, kind }) => type === "outbound-rtp" && kind === "video")
+    .map(({ qualityLimitationReason }) => qualityLimitationReason)
+    .find((reason) => reason && reason !== "none");
   const roundTrip = pair?.currentRoundTripTime ?? max(remote, "roundTripTime");
   const expected = growth("packetsIn") + growth("lostIn");
   return {
@@ -116,26 +118,26 @@ function summarize(report, counters, before, pc) {
     fps: max(inbound, "framesPerSecond"),
     height: max(inbound, "frameHeight"),
     freezes: growth("freezes"),
-    limitation: outgoing?.qualityLimitationReason ?? null,
+    limitation: limitation ?? null,
     framesDecoded: counters.framesDecoded,
-    decoded: decodedByMid(inbound),
+    decoded: decodedByTrack(inbound),
     bytesReceived: counters.bytesIn,
     bytesSent: counters.bytesOut,
   };
 }
 
-/** The decoded frames of each media section: shows which picture stands still. */
-function decodedByMid(inbound) {
+/** The decoded frames of each track: shows which picture stands still. */
+function decodedByTrack(inbound) {
   const video = inbound.filter(({ kind }) => kind === "video");
-  return Object.fromEntries(video.map(({ mid, trackIdentifier, framesDecoded }) =>
-    [trackIdentifier ?? mid, framesDecoded ?? 0]));
+  return Object.fromEntries(video.map((entry) => [entry.trackIdentifier, entry.framesDecoded ?? 0]));
 }
 
 function selectedPair(report) {
   const transport = report.find(({ type, selectedCandidatePairId }) => type === "transport" && selectedCandidatePairId);
   const pairs = report.filter(({ type }) => type === "candidate-pair");
   if (transport) return pairs.find(({ id }) => id === transport.selectedCandidatePairId);
-  return pairs.find(({ selected }) => selected) ?? pairs.find(({ nominated, state }) => nominated && state === "succeeded");
+  const isNominated = ({ nominated, state }) => nominated && state === "succeeded";
+  return pairs.find(({ selected }) => selected) ?? pairs.find(isNominated);
 }
 
 function describePair(report, pair) {

@@ -48,7 +48,6 @@ export async function hashFile(file) {
 /** A file that is written in parts. */
 export class Store {
   #worker = new StoreWorker();
-  #memory;
 
   /** `bytes` is the expected size; throws if it is too large for this browser. */
   static async open(bytes) {
@@ -56,14 +55,13 @@ export class Store {
     if (memory && bytes > MEMORY_LIMIT) {
       throw new Error(`this browser keeps files in memory, at most ${MEMORY_LIMIT >> 20} MiB`);
     }
+    const { quota = Infinity, usage = 0 } = memory ? {} : await navigator.storage.estimate();
+    if (bytes > quota - usage) {
+      throw new Error(`the browser has only ${Math.floor((quota - usage) / (1 << 20))} MiB left for this page`);
+    }
     const store = new Store();
-    store.#memory = memory;
     await store.#worker.call("open", { directory, name: crypto.randomUUID(), memory });
     return store;
-  }
-
-  get inMemory() {
-    return this.#memory;
   }
 
   /** Appends a buffer, which is moved away; resolves with the length so far. */

@@ -16,8 +16,8 @@ export function judge(samples) {
   if (!last) return { level: "none", reason: "There are no measurements yet." };
   if (last.state !== "connected") return { level: "none", reason: stateReason(last.state) };
   const recent = samples.slice(-RECENT);
-  const worst = findings(recent).sort((a, b) => rank(a) - rank(b))[0];
-  return worst ?? { level: "good", reason: goodReason(recent) };
+  const [finding] = findings(recent).sort((a, b) => rank(a) - rank(b));
+  return finding ?? { level: "good", reason: goodReason(recent) };
 }
 
 /** The worst of several verdicts, which is what a participant feels. */

@@ -1,24 +1,27 @@
+const CANDIDATES = { host: "direct", srflx: "NAT", prflx: "reflexive" };
+
 /** A number of bytes with a unit: "1.5 MiB". */
 export function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  const power = count > 0 ? Math.min(Math.floor(Math.log2(count) / 10), units.length - 1) : 0;
+  const power = Math.min(Math.floor(Math.log2(Math.max(count, 1)) / 10), units.length - 1);
   const value = count / 1024 ** power;
-  return `${power === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${units[power]}`;
+  const digits = power === 0 || value >= 100 ? 0 : 1;
+  return `${value.toFixed(digits)} ${units[power]}`;
 }
 
 /** A bitrate from kbit/s: "830 kbit/s", "2.1 Mbit/s". */
 export function bitrate(kilobits) {
   if (kilobits === null) return "–";
-  return kilobits < 1000 ? `${Math.round(kilobits)} kbit/s` : `${(kilobits / 1000).toFixed(1)} Mbit/s`;
+  return kilobits < 1000 ? `${Math.round(kilobits)} kbit/s` : `${(kilobits / 1000).toFixed(kilobits < 10_000 ? 1 : 0)} Mbit/s`;
 }
 
 export function milliseconds(value) {
   if (value === null) return "–";
-  return `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+  return `${value < 10 && !Number.isInteger(value) ? value.toFixed(1) : Math.round(value)} ms`;
 }
 
 export function percent(value) {
-  return value === null ? "–" : `${value.toFixed(value > 0 && value < 10 ? 1 : 0)} %`;
+  return value === null ? "–" : `${value.toFixed(value < 10 && !Number.isInteger(value) ? 1 : 0)} %`;
 }
 
 export function duration(seconds) {
@@ -29,9 +32,5 @@ export function duration(seconds) {
 export function path(pair) {
   if (!pair) return "–";
   const relay = pair.relayProtocol ? `, to the relay over ${pair.relayProtocol.toUpperCase()}` : "";
-  return `${candidate(pair.local)} ⇄ ${candidate(pair.remote)}${relay}`;
-}
-
-function candidate(type) {
-  return { host: "direct", srflx: "NAT", prflx: "reflexive", relay: "relay" }[type] ?? type;
+  return `${CANDIDATES[pair.local] ?? pair.local} ⇄ ${CANDIDATES[pair.remote] ?? pair.remote}${relay}`;
 }

@@ -70,7 +70,7 @@ export class StatisticsPanel {
   #showFacts(sample) {
     const facts = {
       Path: path(sample?.pair),
-      "Transport between the candidates": sample?.pair?.protocol?.toUpperCase() ?? "–",
+      "Protocol of the pair": sample?.pair?.protocol?.toUpperCase() ?? "–",
       "Picture received": sample?.height ? `${sample.height} lines, ${Math.round(sample.fps ?? 0)} per second` : "–",
       "Bandwidth for sending": bitrate(sample?.available ?? null),
     };
