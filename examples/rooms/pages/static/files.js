@@ -1,5 +1,6 @@
 import { parseJson, sendJson, writable } from "./channel.js";
 import { Emitter } from "./emitter.js";
+import { randomId } from "./random.js";
 import { Store, hashFile } from "./store.js";
 
 const BLOCK = 1 << 20;
@@ -57,7 +58,7 @@ export class Files extends Emitter {
     const channel = this.#channels.get(peer);
     if (!channel) throw new Error("There is no connection to this participant.");
     const transfer = this.#add({
-      id: crypto.randomUUID(),
+      id: randomId(),
       peer,
       peerName: this.#names(peer),
       channel,
@@ -79,7 +80,7 @@ export class Files extends Emitter {
       transfer.store = await Store.open(transfer.size);
       sendJson(transfer.channel, { type: "accept", id, offset: 0 });
     } catch (error) {
-      this.#fail(transfer, `The file is not accepted: ${error.message}.`);
+      this.#fail(transfer, `The file is not accepted: ${error.message}.`, true);
     }
   }
 

@@ -1,6 +1,7 @@
 import { parseJson, sendJson } from "./channel.js";
 import { Emitter } from "./emitter.js";
 import { clampPaddle, moveBall, newGame, step, winner } from "./pong.js";
+import { randomId } from "./random.js";
 import { every } from "./ticker.js";
 
 const FRAME_MS = 1000 / 60;
@@ -55,7 +56,7 @@ export class Game extends Emitter {
 
   invite(peer) {
     if (this.phase === "inviting" || this.phase === "playing" || !this.#channels.has(peer)) return;
-    this.#start(peer, crypto.randomUUID(), 0, "inviting");
+    this.#start(peer, randomId(), 0, "inviting");
   }
 
   accept() {

@@ -82,8 +82,11 @@ export class Recorder extends Emitter {
   #write(data) {
     const { store } = this.#running;
     const append = async () => store.write(await data.arrayBuffer());
-    this.#running.written = this.#running.written.then(append);
-    this.#running.written.catch(() => this.stop()); // the disk is full
+    this.#running.written = this.#running.written.then(append).catch((error) => {
+      // What is written is kept.
+      this.problem = `The recording has ended: ${error.message}.`;
+      this.stop();
+    });
   }
 
   #set(state) {

@@ -197,7 +197,8 @@ function connections() {
   for (const [key, text] of [["publish", "To the forwarding unit"], ["subscribe", "From the forwarding unit"]]) {
     if (call.sfu[key]) links.push({ key, name: text, pc: call.sfu[key].pc });
   }
-  return links;
+  // The sender of a broadcast has nothing to watch, and gets no offer for it.
+  return links.filter(({ pc }) => pc.localDescription || pc.remoteDescription);
 }
 
 function showControls() {

@@ -29,10 +29,10 @@ async function hash(file) {
   return sha.hex();
 }
 
-/** Opens a file in a directory of the origin private file system, or memory. */
-async function open({ directory, name, memory }) {
+/** Opens a file in a directory of the origin private file system, or memory if it has a limit. */
+async function open({ directory, name, memoryLimit }) {
   selfTest();
-  target = memory ? new MemoryTarget() : await FileTarget.open(directory, name);
+  target = memoryLimit ? new MemoryTarget(memoryLimit) : await FileTarget.open(directory, name);
 }
 
 /** Appends bytes; the result is the length so far. */
@@ -78,8 +78,14 @@ class FileTarget {
 class MemoryTarget {
   #parts = [];
   #length = 0;
+  #limit;
+
+  constructor(limit) {
+    this.#limit = limit;
+  }
 
   append(bytes) {
+    if (this.#length + bytes.length > this.#limit) throw new Error(`the memory is limited to ${this.#limit >> 20} MiB`);
     this.#parts.push(new Blob([bytes])); // the browser may move it to disk
     this.#length += bytes.length;
     return this.#length;

@@ -1,8 +1,10 @@
+import { randomId } from "./random.js";
+
 /** The longest file that is kept in memory, where there is no origin private file system. */
 export const MEMORY_LIMIT = 512 << 20;
 
 const PREFIX = "rooms-";
-const directory = PREFIX + crypto.randomUUID();
+const directory = PREFIX + randomId();
 
 // A tab holds a lock with the name of its directory as long as it lives; see `clean`.
 navigator.locks?.request(directory, () => new Promise(() => {}));
@@ -60,7 +62,7 @@ export class Store {
       throw new Error(`the browser has only ${Math.floor((quota - usage) / (1 << 20))} MiB left for this page`);
     }
     const store = new Store();
-    await store.#worker.call("open", { directory, name: crypto.randomUUID(), memory });
+    await store.#worker.call("open", { directory, name: randomId(), memoryLimit: memory ? MEMORY_LIMIT : null });
     return store;
   }
 
