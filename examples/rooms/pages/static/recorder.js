@@ -41,24 +41,25 @@ export class Recorder extends Emitter {
     const type = TYPES.find((candidate) => MediaRecorder.isTypeSupported(candidate));
     const stream = new MediaStream([picture.track, sound.track]);
     const recorder = new MediaRecorder(stream, { mimeType: type, videoBitsPerSecond: 2_500_000 });
-    this.#running = { store, picture, sound, recorder, started: performance.now(), written: Promise.resolve() };
-    recorder.addEventListener("dataavailable", ({ data }) => this.#write(data));
-    recorder.start(PART_MS);
+    const tape = new Tape(recorder, store);
+    // What is written is kept.
+    tape.onFull = (error) => {
+      this.problem = `The recording has ended: ${error.message}.`;
+      this.stop();
+    };
+    this.#running = { store, picture, sound, recorder, tape, started: performance.now() };
     this.#set("recording");
   }
 
   /** Ends the recording; resolves with the result. */
   async stop() {
     if (this.state !== "recording") return this.result;
-    const { store, picture, sound, recorder, started } = this.#running;
+    const { store, picture, sound, recorder, tape, started } = this.#running;
     this.#set("saving");
-    const stopped = new Promise((resolve) => recorder.addEventListener("stop", resolve, { once: true }));
-    recorder.stop();
-    await stopped;
-    picture.stop();
-    sound.stop();
     try {
-      await this.#running.written;
+      await tape.end();
+      picture.stop();
+      sound.stop();
       const { file } = await store.finish();
       const type = recorder.mimeType.split(";")[0];
       const blob = file.slice(0, file.size, type);
@@ -79,19 +80,56 @@ export class Recorder extends Emitter {
     return this.result;
   }
 
-  #write(data) {
-    const { store } = this.#running;
-    const append = async () => store.write(await data.arrayBuffer());
-    this.#running.written = this.#running.written.then(append).catch((error) => {
-      // What is written is kept.
-      this.problem = `The recording has ended: ${error.message}.`;
-      this.stop();
-    });
-  }
-
   #set(state) {
     this.state = state;
     this.emit("change");
+  }
+}
+
+/**
+ * Moves what a MediaRecorder has recorded to a store, part by part.
+ *
+ * It asks for each part itself: with a time slice, Firefox may deliver parts after its event `stop`.
+ */
+class Tape {
+  onFull = () => {};
+  #recorder;
+  #timer;
+  #requested = 0;
+  #written = Promise.resolve();
+  #delivered = () => {};
+
+  constructor(recorder, store) {
+    this.#recorder = recorder;
+    recorder.addEventListener("dataavailable", ({ data }) => {
+      this.#requested -= 1;
+      this.#write(store, data);
+      this.#delivered();
+    });
+    recorder.start();
+    this.#timer = setInterval(() => {
+      if (this.#requested === 0 && recorder.state === "recording") this.#request(() => recorder.requestData());
+    }, PART_MS);
+  }
+
+  /** Stops; resolves when all parts are written. */
+  async end() {
+    clearInterval(this.#timer);
+    if (this.#recorder.state !== "inactive") this.#request(() => this.#recorder.stop());
+    while (this.#requested > 0) await new Promise((resolve) => (this.#delivered = resolve));
+    await this.#written;
+  }
+
+  #request(action) {
+    this.#requested += 1;
+    action();
+  }
+
+  #write(store, data) {
+    const append = async () => {
+      if (data.size > 0) await store.write(await data.arrayBuffer());
+    };
+    this.#written = this.#written.then(append).catch((error) => this.onFull(error));
   }
 }
 

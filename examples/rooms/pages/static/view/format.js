@@ -12,7 +12,8 @@ export function bytes(count) {
 /** A bitrate from kbit/s: "830 kbit/s", "2.1 Mbit/s". */
 export function bitrate(kilobits) {
   if (kilobits === null) return "–";
-  return kilobits < 1000 ? `${Math.round(kilobits)} kbit/s` : `${(kilobits / 1000).toFixed(kilobits < 10_000 ? 1 : 0)} Mbit/s`;
+  if (kilobits < 1000) return `${Math.round(kilobits)} kbit/s`;
+  return `${(kilobits / 1000).toFixed(kilobits < 10_000 ? 1 : 0)} Mbit/s`;
 }
 
 export function milliseconds(value) {
@@ -32,5 +33,6 @@ export function duration(seconds) {
 export function path(pair) {
   if (!pair) return "–";
   const relay = pair.relayProtocol ? `, to the relay over ${pair.relayProtocol.toUpperCase()}` : "";
-  return `${CANDIDATES[pair.local] ?? pair.local} ⇄ ${CANDIDATES[pair.remote] ?? pair.remote}${relay}`;
+  const [local, remote] = [pair.local, pair.remote].map((type) => CANDIDATES[type] ?? type);
+  return `${local} ⇄ ${remote}${relay}`;
 }

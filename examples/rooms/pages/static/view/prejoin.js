@@ -83,7 +83,10 @@ export class Prejoin {
   }
 
   #fill(select, devices, track) {
-    const options = devices.map(({ deviceId, label }, index) => ({ value: deviceId, text: label || `Device ${index + 1}` }));
+    const options = devices.map(({ deviceId, label }, index) => ({
+      value: deviceId,
+      text: label || `Device ${index + 1}`,
+    }));
     setOptions(select, options.length > 0 ? options : [{ value: "", text: "None" }]);
     select.disabled = options.length === 0 || this.#media.synthetic;
     const used = track?.getSettings().deviceId;
