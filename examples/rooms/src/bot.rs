@@ -493,10 +493,11 @@ impl Bot {
                 match event {
                     Event::MediaAdded(MediaAdded { mid, kind, .. }) => link.add_media(mid, kind),
                     Event::MediaData(data) => {
-                        self.status.send_modify(|status| match data.params.spec().codec.is_video() {
-                            true => status.frames += 1,
-                            false => status.packets += 1,
-                        })
+                        let is_picture = data.params.spec().codec.is_video();
+                        self.status.send_modify(|status| {
+                            let count = if is_picture { &mut status.frames } else { &mut status.packets };
+                            *count += 1;
+                        });
                     }
                     Event::KeyframeRequest(_) => self.status.send_modify(|status| status.keyframe_requests += 1),
                     Event::ChannelOpen(id, label) => {

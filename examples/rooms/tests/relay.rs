@@ -1,4 +1,5 @@
 //! Relayed addresses at a real relay.
+#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests fail by panicking")]
 
 #[path = "support/mod.rs"]
 mod support;

@@ -334,12 +334,12 @@ impl Unit {
     fn handle(&mut self, key: Key, event: Event) {
         let (number, link) = key;
         match (link, event) {
-            (Link::Publish, Event::MediaAdded(MediaAdded { mid, kind, direction, simulcast })) => {
-                if direction.is_receiving() {
-                    let rids: Vec<_> =
-                        simulcast.iter().flat_map(|simulcast| &simulcast.recv).map(|layer| layer.rid).collect();
-                    self.add_source(Source::new(number, mid, kind, &rids));
-                }
+            (Link::Publish, Event::MediaAdded(MediaAdded { mid, kind, direction, simulcast }))
+                if direction.is_receiving() =>
+            {
+                let layers = simulcast.iter().flat_map(|simulcast| &simulcast.recv);
+                let rids: Vec<_> = layers.map(|layer| layer.rid).collect();
+                self.add_source(Source::new(number, mid, kind, &rids));
             }
             (Link::Publish, Event::MediaChanged(MediaChanged { mid, direction })) => {
                 let existing = self.source_at(number, mid);

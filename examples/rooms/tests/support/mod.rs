@@ -1,7 +1,7 @@
 //! A server in this process, and a client of its signalling.
 #![allow(dead_code, reason = "each test uses a part")]
 
-pub mod relay;
+pub(crate) mod relay;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,13 +25,13 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 /// The time within which everything happens.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The secret of the relay.
-pub const SECRET: &str = "a secret of the tests";
+pub(crate) const SECRET: &str = "a secret of the tests";
 
 /// Writes a file that is unique in this process. It is in the directory of the tests' temporary files.
-pub fn file(name: &str, content: &str) -> PathBuf {
+pub(crate) fn file(name: &str, content: &str) -> PathBuf {
     static FILES: AtomicU32 = AtomicU32::new(0);
     let number = FILES.fetch_add(1, Ordering::Relaxed);
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{number}-{name}", process::id()));
@@ -40,16 +40,16 @@ pub fn file(name: &str, content: &str) -> PathBuf {
 }
 
 /// A server that runs until it is dropped or stopped.
-pub struct Running {
-    pub address: SocketAddr,
-    pub fingerprint: Option<[u8; 32]>,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    pub(crate) fingerprint: Option<[u8; 32]>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
 
 impl Running {
     /// Starts a server with the configuration of a relay that is not there, and with further options.
-    pub async fn start(options: &[&str]) -> Self {
+    pub(crate) async fn start(options: &[&str]) -> Self {
         let config = format!("[auth]\nsecrets = ['{SECRET}']\n[listen]\nudp = ['127.0.0.1:3478']\ntcp = []\n");
         let config = file("turnserver.toml", &config);
         let config = config.to_str().unwrap();
@@ -57,7 +57,7 @@ impl Running {
     }
 
     /// Starts a server with these options.
-    pub async fn start_with(options: &[&str]) -> Self {
+    pub(crate) async fn start_with(options: &[&str]) -> Self {
         let arguments = [&["rooms", "--listen", "127.0.0.1:0"], options].concat();
         let server = Server::start(Arguments::parse_from(arguments).serve).await.unwrap();
         let (address, fingerprint) = (server.address(), server.identity().map(|identity| identity.fingerprint));
@@ -67,13 +67,13 @@ impl Running {
     }
 
     /// Stops the server and waits for its end.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         drop(self.stop.take());
         timeout(PATIENCE, &mut self.task).await.unwrap().unwrap();
     }
 
     /// Sends a request, and returns the response as text.
-    pub async fn request(&self, line: &str) -> String {
+    pub(crate) async fn request(&self, line: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let request =
             format!("{line} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", self.address);
@@ -84,7 +84,7 @@ impl Running {
     }
 
     /// Makes a room.
-    pub async fn room(&self) -> String {
+    pub(crate) async fn room(&self) -> String {
         let response = self.request("POST /api/rooms").await;
         assert!(response.starts_with("HTTP/1.1 201"), "{response}");
         let body: Value = serde_json::from_str(response.split("\r\n\r\n").nth(1).unwrap()).unwrap();
@@ -93,7 +93,7 @@ impl Running {
     }
 
     /// Opens a WebSocket as a page of `origin` does.
-    pub async fn open(&self, origin: &str) -> Result<Socket, Error> {
+    pub(crate) async fn open(&self, origin: &str) -> Result<Socket, Error> {
         let mut request = format!("ws://{}/ws", self.address).into_client_request()?;
         request.headers_mut().insert("Origin", HeaderValue::from_str(origin).unwrap());
         let stream = TcpStream::connect(self.address).await.unwrap();
@@ -102,12 +102,12 @@ impl Running {
     }
 
     /// Opens a WebSocket.
-    pub async fn socket(&self) -> Socket {
+    pub(crate) async fn socket(&self) -> Socket {
         self.open(&format!("http://{}", self.address)).await.unwrap()
     }
 
     /// Enters a room, and returns `joined`, too.
-    pub async fn join(&self, room: &str, name: &str) -> (Socket, Value) {
+    pub(crate) async fn join(&self, room: &str, name: &str) -> (Socket, Value) {
         let mut socket = self.socket().await;
         socket.send(json!({"type": "join", "room": room, "name": name, "kind": "browser"})).await;
         let joined = socket.receive().await;
@@ -117,21 +117,21 @@ impl Running {
 }
 
 /// The WebSocket of a participant.
-pub struct Socket(pub WebSocketStream<TcpStream>);
+pub(crate) struct Socket(pub(crate) WebSocketStream<TcpStream>);
 
 impl Socket {
     /// Sends a message.
-    pub async fn send(&mut self, message: Value) {
+    pub(crate) async fn send(&mut self, message: Value) {
         self.send_frame(Message::text(message.to_string())).await;
     }
 
     /// Sends a frame.
-    pub async fn send_frame(&mut self, frame: Message) {
+    pub(crate) async fn send_frame(&mut self, frame: Message) {
         self.0.send(frame).await.unwrap();
     }
 
     /// Receives a message.
-    pub async fn receive(&mut self) -> Value {
+    pub(crate) async fn receive(&mut self) -> Value {
         match self.next().await {
             Message::Text(text) => serde_json::from_str(&text).unwrap(),
             other => panic!("{other:?}"),
@@ -139,7 +139,7 @@ impl Socket {
     }
 
     /// Receives the next frame that is not a ping.
-    pub async fn next(&mut self) -> Message {
+    pub(crate) async fn next(&mut self) -> Message {
         loop {
             match timeout(PATIENCE, self.0.next()).await.unwrap().unwrap().unwrap() {
                 Message::Ping(_) | Message::Pong(_) => {}
@@ -149,7 +149,7 @@ impl Socket {
     }
 
     /// Receives an error and returns its code.
-    pub async fn error(&mut self) -> String {
+    pub(crate) async fn error(&mut self) -> String {
         let message = self.receive().await;
         assert_eq!(message["type"], "error", "{message}");
         assert!(message["message"].as_str().unwrap().ends_with('.'), "a sentence: {message}");
@@ -157,7 +157,7 @@ impl Socket {
     }
 
     /// Receives the close frame and returns its reason.
-    pub async fn closed(&mut self) -> String {
+    pub(crate) async fn closed(&mut self) -> String {
         match self.next().await {
             Message::Close(Some(frame)) => frame.reason.to_string(),
             other => panic!("{other:?}"),

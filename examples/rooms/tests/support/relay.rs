@@ -16,21 +16,21 @@ use tokio::time::Instant;
 use super::{SECRET, file};
 
 /// A relay on loopback addresses.
-pub struct RelayProcess {
+pub(crate) struct RelayProcess {
     process: Child,
-    pub udp: SocketAddr,
-    pub tcp: SocketAddr,
+    pub(crate) udp: SocketAddr,
+    pub(crate) tcp: SocketAddr,
     config: PathBuf,
 }
 
 impl RelayProcess {
     /// Starts a relay on free ports.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
     }
 
     /// Starts a relay with this UDP listener.
-    pub fn start_on(udp: SocketAddr) -> Self {
+    pub(crate) fn start_on(udp: SocketAddr) -> Self {
         let config = format!(
             "[listen]\nudp = ['{udp}']\ntcp = ['127.0.0.1:0']\n[relay]\naddresses = ['127.0.0.1']\n[auth]\nsecrets = \
              ['{SECRET}']\n[control]\nsocket = ''\n[log]\nformat = 'json'\n"
@@ -62,13 +62,13 @@ impl RelayProcess {
     }
 
     /// Returns a URL of the relay.
-    pub fn url(&self, transport: &str) -> String {
+    pub(crate) fn url(&self, transport: &str) -> String {
         let address = if transport == "udp" { self.udp } else { self.tcp };
         format!("turn:{address}?transport={transport}")
     }
 
     /// Returns the options with which `rooms` uses this relay over UDP.
-    pub fn options(&self) -> [String; 4] {
+    pub(crate) fn options(&self) -> [String; 4] {
         ["--config".to_owned(), self.config.display().to_string(), "--turn-url".to_owned(), self.url("udp")]
     }
 }
@@ -91,15 +91,15 @@ fn program() -> PathBuf {
 }
 
 /// A path to a relay that loses what exceeds a rate, in the direction to the client.
-pub struct SlowPath {
-    pub address: SocketAddr,
+pub(crate) struct SlowPath {
+    pub(crate) address: SocketAddr,
     rate: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
 impl SlowPath {
     /// Opens a path for one client, at first without a limit.
-    pub async fn open(relay: SocketAddr) -> Self {
+    pub(crate) async fn open(relay: SocketAddr) -> Self {
         let front = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let back = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         back.connect(relay).await.unwrap();
@@ -109,7 +109,7 @@ impl SlowPath {
     }
 
     /// Sets the rate in bits per second.
-    pub fn set_rate(&self, rate: u64) {
+    pub(crate) fn set_rate(&self, rate: u64) {
         self.rate.store(rate, Ordering::Relaxed);
     }
 }
