@@ -20,6 +20,9 @@ const PACKAGE: Option<&str> = Some("janus");
 const TRANSPORT: &str = "janus/transports/libjanus_pfunix.so";
 const PLUGIN: &str = "janus/plugins/libjanus_echotest.so";
 
+/// How often a Janus is started, if its API ends at once.
+const ATTEMPTS: usize = 10;
+
 /// The offer of a browser, as far as Janus needs it.
 const OFFER: &str = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\n\
                      m=audio 9 UDP/TLS/RTP/SAVPF 111\r\nc=IN IP4 0.0.0.0\r\na=mid:0\r\na=sendrecv\r\na=rtcp-mux\r\n\
@@ -37,6 +40,12 @@ struct Janus {
 impl Janus {
     /// Starts a Janus that gets credentials at `url` by `method`.
     fn start(url: &str, method: &str) -> Self {
+        (0..ATTEMPTS).find_map(|_| Self::try_start(url, method)).expect("janus serves its API")
+    }
+
+    /// The same. `None`: the thread that serves the API has ended at once, because Janus starts it before it notes that it
+    /// is initialized.
+    fn try_start(url: &str, method: &str) -> Option<Self> {
         let directory = TempDir::new();
         let path = |name: &str| directory.path().join(name);
         let libraries = Path::new("/usr/lib").join(format!("{}-linux-gnu", std::env::consts::ARCH));
@@ -64,9 +73,13 @@ impl Janus {
             |lines: &[String]| lines.iter().any(|line| line.contains("Unix Sockets thread started")).then_some(());
         let ready = process.stdout.wait_for(TIMEOUT, listens);
         ready.unwrap_or_else(|| panic!("janus does not listen; its output:\n{}", process.output()));
-        // Janus says so before it has made the socket, and resets the first connections.
-        let api = wait_until(|| connect(&socket).map_err(|error| format!("{error}; janus: {}", process.output())));
-        Self { process, api, _directory: directory }
+        // Janus says so before it has made the socket.
+        let api = wait_until(|| match connect(&socket) {
+            Ok(api) => Ok(Some(api)),
+            Err(_) if process.output().contains("Unix Sockets thread ended") => Ok(None),
+            Err(error) => Err(format!("{error}; the output of janus:\n{}", process.output())),
+        });
+        Some(Self { process, api: api?, _directory: directory })
     }
 
     /// Sends a request and returns the first response that `wanted` accepts.
