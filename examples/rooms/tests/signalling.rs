@@ -5,7 +5,8 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{PATIENCE, Running, SECRET};
+use support::relay::{KEY, RelayProcess};
+use support::{PATIENCE, Running, SECRET, file};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use turnserver::auth::{Secret, time_limited};
@@ -65,6 +66,30 @@ async fn urls_of_the_relay_can_be_given() {
     let server = Running::start(&["--turn-url", urls[0], "--turn-url", urls[1]]).await;
     let (_socket, joined) = server.join(&server.room().await, "a").await;
     assert_eq!(joined["ice"]["iceServers"][0]["urls"], json!(urls));
+}
+
+#[tokio::test]
+async fn credentials_are_fetched_from_the_endpoint_of_the_relay_and_kept() {
+    let relay = RelayProcess::start();
+    let (url, key) = (format!("http://{}/v1/ice-servers", relay.http), file("key", &format!("{KEY}\n")));
+    let options = ["--credentials-url", &url, "--credentials-key-file", key.to_str().unwrap(), "--lifetime", "600"];
+    let server = Running::start_with(&[&options[..], &["--user-prefix", "rooms:"]].concat()).await;
+    let (mut socket, joined) = server.join(&server.room().await, "a").await;
+    let entry = &joined["ice"]["iceServers"][0];
+    assert_eq!(entry["urls"], json!([relay.url("udp"), relay.url("tcp")]));
+    let expires = joined["ice"]["expires"].as_u64().unwrap();
+    let expected = format!("{expires}:rooms:{}", joined["id"].as_str().unwrap());
+    assert_eq!(entry["username"], expected);
+    assert!((unix_seconds() + 580..=unix_seconds() + 600).contains(&expires));
+    // A page that asks again and again does not disturb the relay.
+    drop(relay);
+    socket.send(json!({"type": "ice"})).await;
+    assert_eq!(socket.receive().await["iceServers"][0], *entry);
+
+    let other = server.room().await;
+    let mut refused = server.socket().await;
+    refused.send(json!({"type": "join", "room": other, "name": "b", "kind": "browser"})).await;
+    assert_eq!(refused.error().await, "relay");
 }
 
 #[tokio::test]

@@ -12,14 +12,20 @@ use serde_json::Value;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use turnserver::auth::KeyHash;
 
 use super::{SECRET, file};
+
+/// The key for the endpoint for credentials.
+pub(crate) const KEY: &str = "turn_the_key_of_the_tests";
 
 /// A relay on loopback addresses.
 pub(crate) struct RelayProcess {
     process: Child,
     pub(crate) udp: SocketAddr,
     pub(crate) tcp: SocketAddr,
+    /// The endpoint for credentials, whose key is [`KEY`].
+    pub(crate) http: SocketAddr,
     config: PathBuf,
 }
 
@@ -33,7 +39,9 @@ impl RelayProcess {
     pub(crate) fn start_on(udp: SocketAddr) -> Self {
         let config = format!(
             "[listen]\nudp = ['{udp}']\ntcp = ['127.0.0.1:0']\n[relay]\naddresses = ['127.0.0.1']\n[auth]\nsecrets = \
-             ['{SECRET}']\n[control]\nsocket = ''\n[log]\nformat = 'json'\n"
+             ['{SECRET}']\n[control]\nsocket = ''\n[log]\nformat = 'json'\n[http]\nlisten = \
+             ['127.0.0.1:0']\n[[http.keys]]\nname = 'rooms'\nuser-prefix = 'rooms:'\nsha256 = '{}'\n",
+            KeyHash::of(KEY.as_bytes()).to_hex()
         );
         let config = file("relay.toml", &config);
         let mut process = Command::new(program())
@@ -44,7 +52,7 @@ impl RelayProcess {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let (mut udp, mut tcp) = (None, None);
+        let (mut udp, mut tcp, mut http) = (None, None, None);
         for line in lines.by_ref() {
             let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
             let fields = &line["fields"];
@@ -52,13 +60,14 @@ impl RelayProcess {
             match (fields["event"].as_str(), fields["transport"].as_str()) {
                 (Some("listening"), Some("udp")) => udp = address(),
                 (Some("listening"), Some("tcp")) => tcp = address(),
+                (Some("http-listening"), _) => http = address(),
                 (Some("ready"), _) => break,
                 _ => {}
             }
         }
         // The log must be read: otherwise, the relay would lose lines.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { process, udp: udp.unwrap(), tcp: tcp.unwrap(), config }
+        Self { process, udp: udp.unwrap(), tcp: tcp.unwrap(), http: http.unwrap(), config }
     }
 
     /// Returns a URL of the relay.
