@@ -1,5 +1,7 @@
 //! Changes of the path to a peer or a client while the kernel relays.
 
+use std::process::Command;
+
 use serde_json::Value;
 
 use crate::call::Call;
@@ -212,5 +214,41 @@ fn data_that_is_longer_than_a_smaller_mtu_goes_through_user_space() {
         });
         call.exchange_in_kernel();
         call.end();
+    });
+}
+
+// Client and peer are behind one bond, as everything is on a machine with two network cards.
+#[test]
+fn data_goes_through_the_members_of_a_bond() {
+    with_network(|network| {
+        let made =
+            Command::new("ip").args("link add bond0 type bond mode active-backup miimon 100".split(' ')).status();
+        if !made.unwrap().success() {
+            println!("skipped: this kernel has no bonds");
+            return;
+        }
+        for command in [
+            "link set n1 down".to_owned(),
+            "addr flush dev n1".to_owned(),
+            "link set n1 master bond0".to_owned(),
+            format!("link set bond0 address {}", text(link_address(1, 1))),
+            "link set bond0 up".to_owned(),
+            "addr add 10.0.1.1/24 dev bond0".to_owned(),
+            "addr add fd00:1::1/64 dev bond0 nodad".to_owned(),
+        ] {
+            ip(&command);
+        }
+        network.client.ip("route add 10.0.2.0/24 via 10.0.1.1");
+        wait_until(|| {
+            let shown = run("ip", "-o link show dev bond0");
+            if shown.contains("state UP") { Ok(()) } else { Err(shown) }
+        });
+        let world = network.start(&config_on(&["bond0"], ""));
+        let sockets = [socket_of(&network.client, CLIENTS[0]), socket_of(&network.client, CLIENTS[0])];
+        let [client, peer] = sockets;
+        let call = Call::start_with(&world, client, peer);
+        call.exchange_in_kernel();
+        call.end();
+        world.assert_checksums();
     });
 }
