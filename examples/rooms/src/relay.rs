@@ -127,6 +127,8 @@ impl Task {
                     if self.events.send(RelayEvent::Lost).await.is_err() {
                         return;
                     }
+                    // The next attempt uses the newest credentials.
+                    break;
                 }
             }
             if self.wait(pause).await == Owner::Gone {

@@ -120,6 +120,11 @@ impl Room {
         if self.participants.is_empty() {
             self.empty_since = Some(now);
             (self.mode, self.sender, self.sfu) = (Mode::default(), None, None);
+        } else if self.sender.as_ref() == Some(id) {
+            // A broadcast without its sender would show nothing.
+            (self.mode, self.sender) = (Mode::Sfu, None);
+            self.send_to_all(&ToParticipant::Mode { mode: self.mode, by: id.clone(), sender: None });
+            self.update_sfu();
         }
     }
 
@@ -129,8 +134,11 @@ impl Room {
             let message = format!("A mesh has at most {} participants. Stay with the forwarding unit.", LIMITS.mesh);
             return Err(Refusal::new(ErrorCode::MeshFull, message));
         }
-        self.mode = mode;
-        self.sender = (mode == Mode::Broadcast).then(|| by.clone());
+        let sender = (mode == Mode::Broadcast).then(|| by.clone());
+        if (mode, &sender) == (self.mode, &self.sender) {
+            return Ok(());
+        }
+        (self.mode, self.sender) = (mode, sender);
         self.send_to_all(&ToParticipant::Mode { mode, by: by.clone(), sender: self.sender.clone() });
         self.update_sfu();
         Ok(())
@@ -142,7 +150,7 @@ impl Room {
             self.sfu = None;
             return;
         }
-        if self.sfu.is_none() {
+        if self.sfu.as_ref().is_none_or(Sfu::has_ended) {
             let sfu = Sfu::start(&self.sfu_settings, self.sfu_name.clone());
             for Participant { peer, outbox } in &self.participants {
                 if let Some(outbox) = outbox {

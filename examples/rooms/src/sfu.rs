@@ -68,6 +68,11 @@ impl Sfu {
         Self { commands }
     }
 
+    /// Returns whether the task has ended, because it could not start or has panicked.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.commands.is_closed()
+    }
+
     /// Commands something. `false` if too many commands wait, or the task has failed.
     pub(crate) fn command(&self, command: Command) -> bool {
         self.commands.try_send(command).is_ok()

@@ -28,6 +28,9 @@ const UNUSED: Duration = Duration::from_secs(180);
 /// more (RFC 8656 §12).
 const RETIRED: Duration = Duration::from_secs(15 * 60);
 
+/// The time until a binding that was not renewed is tried again. It lasts for 10 min (RFC 8656 §12).
+const RETRY: Duration = Duration::from_secs(10);
+
 /// A peer that the server refuses is tried again after this time.
 const REFUSED: Duration = Duration::from_secs(60);
 
@@ -230,7 +233,8 @@ impl Keeper {
         for (peer, channel) in &mut self.channels {
             if let State::Bound(at) = channel.state
                 && now >= at + REBIND
-                && channel.is_used_at(now)
+                // As `deadline`, which is earlier than this call.
+                && channel.is_used_at(at + REBIND)
             {
                 channel.state = State::Rebinding;
                 due.push((*peer, channel.number));
@@ -277,7 +281,12 @@ impl Keeper {
 
     fn bound(&mut self, peer: SocketAddr, is_bound: bool, now: Duration) {
         let Some(channel) = self.channels.get_mut(&peer) else { return };
-        let new = if is_bound { State::Bound(now) } else { State::Refused(now) };
+        let new = match channel.state {
+            _ if is_bound => State::Bound(now),
+            // The binding lasts for some minutes more.
+            State::Rebinding => State::Bound((now + RETRY).saturating_sub(REBIND)),
+            _ => State::Refused(now),
+        };
         let before = std::mem::replace(&mut channel.state, new);
         if let (true, State::Requested(waiting)) = (is_bound, before) {
             let client = &self.client;

@@ -25,6 +25,9 @@ use crate::webrtc::{Connection, Datagram, Network, NetworkEvent, remote_candidat
 /// The interval in which layers are chosen.
 const LAYERS: Duration = Duration::from_millis(250);
 
+/// The tracks of a kind that one participant may send: camera or microphone, and screen.
+const SOURCES: usize = 2;
+
 /// A participant.
 struct Member {
     id: ParticipantId,
@@ -388,6 +391,13 @@ impl Unit {
     }
 
     fn add_source(&mut self, source: Source) {
+        let is_alike = |other: &&Source| other.owner == source.owner && other.kind == source.kind;
+        if self.sources.values().filter(is_alike).count() >= SOURCES {
+            tracing::debug!(
+                "a participant sends more than {SOURCES} tracks of a kind, of which the others are not forwarded"
+            );
+            return;
+        }
         self.sources.insert(SourceId(self.next_source), source);
         self.next_source += 1;
         self.distribute();
