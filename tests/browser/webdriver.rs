@@ -100,6 +100,11 @@ impl Browser {
                 "--disable-background-networking",
                 "--disable-component-update",
                 "--disable-quic",
+                // Pages play sound without a click, and a window behind another one is as fast as that.
+                "--autoplay-policy=no-user-gesture-required",
+                "--disable-background-timer-throttling",
+                "--disable-backgrounding-occluded-windows",
+                "--disable-renderer-backgrounding",
                 "--disable-sync",
                 "--no-first-run",
                 format!("--user-data-dir={}", self.profile.path().join("profile").display()),
@@ -132,7 +137,8 @@ impl Browser {
         BASE64.decode(result["data"].as_str().expect("a picture has data")).expect("a picture is base64")
     }
 
-    fn in_session(&self, method: &str, path: &str, body: &Value) -> Value {
+    /// Sends a command to the session and returns its result.
+    pub(crate) fn in_session(&self, method: &str, path: &str, body: &Value) -> Value {
         self.command(method, &format!("/session/{}{path}", self.session), body)
             .unwrap_or_else(|error| panic!("{path}: {error}; chromedriver output:\n{}", self.chromedriver.output()))
     }
