@@ -1,6 +1,7 @@
 //! A server in this process, and a client of its signalling.
 #![allow(dead_code, reason = "each test uses a part")]
 
+mod program;
 pub(crate) mod relay;
 
 use std::net::SocketAddr;

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use turnserver::auth::KeyHash;
 
+use super::program::program;
 use super::{SECRET, file};
 
 /// The key for the endpoint for credentials.
@@ -87,16 +88,6 @@ impl Drop for RelayProcess {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// Builds the relay if necessary, and returns its program.
-fn program() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut build = Command::new(env!("CARGO"));
-    build.current_dir(root).args(["build", "--quiet", "-p", "turnserver", "--bin", "turnserver", "--target-dir"]);
-    assert!(build.arg(target).status().unwrap().success());
-    target.join("debug/turnserver")
 }
 
 /// A path to a relay that loses what exceeds a rate, in the direction to the client.

@@ -1,0 +1,39 @@
+//! Rooms in a headless Chromium. All media and data go through a real relay: no page has another candidate than that of
+//! the relay. Each test prints rows of a table: system, transport, what was seen, time from the navigation to the first
+//! decoded frame.
+
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
+#[cfg(test)]
+#[path = "browser/calls.rs"]
+mod calls;
+#[cfg(test)]
+#[path = "browser/data.rs"]
+mod data;
+#[cfg(test)]
+#[path = "browser/groups.rs"]
+mod groups;
+#[cfg(test)]
+#[path = "browser/participant.rs"]
+mod participant;
+#[cfg(test)]
+#[path = "browser/pictures.rs"]
+mod pictures;
+#[cfg(test)]
+#[path = "browser/place.rs"]
+mod place;
+#[cfg(test)]
+#[path = "support/program.rs"]
+mod program;
+#[cfg(test)]
+#[path = "browser/relay.rs"]
+mod relay;
+#[cfg(test)]
+#[path = "browser/relays.rs"]
+mod relays;
+#[cfg(test)]
+#[path = "browser/support.rs"]
+mod support;
+#[cfg(test)]
+#[allow(dead_code, reason = "these tests use a part of it")]
+#[path = "../../../tests/browser/webdriver.rs"]
+mod webdriver;

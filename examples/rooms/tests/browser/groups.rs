@@ -1,0 +1,131 @@
+//! Calls of many: mesh, forwarding unit, broadcast and bots.
+
+use crate::participant::{Participant, report};
+use crate::place::Place;
+
+#[test]
+fn four_see_each_other_in_a_mesh() {
+    let place = Place::new();
+    let room = place.room();
+    let all = ["Ann", "Ben", "Cid", "Dan"].map(|name| place.enter(&room, name, "udp"));
+    for participant in &all {
+        participant
+            .wait("for three peers", "state.peers.length === 3 && state.peers.every((p) => p.framesDecoded > 0)");
+        participant.wait_for_frames(10);
+        assert_eq!(participant.paths_over("udp").len(), 3);
+    }
+    report("mesh of four", "udp", "4 × 3 pictures go on", Some(all[3].first_frame()));
+}
+
+#[test]
+fn the_seventh_of_a_mesh_is_sent_to_the_forwarding_unit() {
+    let place = Place::new();
+    let room = place.room();
+    // The six need no media.
+    let joined = place.browser.execute_async(
+        "const [room, done] = arguments;
+         window.sockets = Array.from({ length: 6 }, () => new WebSocket(`ws://${location.host}/ws`));
+         let joined = 0;
+         for (const socket of sockets) {
+           socket.onopen = () => socket.send(JSON.stringify({ type: 'join', room, name: 'One of six', kind: 'browser' }));
+           socket.onmessage = ({ data }) => {
+             if (JSON.parse(data).type === 'joined' && (joined += 1) === 6) done(joined);
+           };
+         }",
+        &[room.as_str().into()],
+    );
+    assert_eq!(joined, 6);
+    let seventh = place.open(&room, "Gil", "udp");
+    let shown = seventh.wait("for the refusal", "document.querySelector('#join-problem').textContent");
+    assert!(shown.as_str().unwrap().contains("forwarding unit"), "{shown}");
+    seventh.wait("to be outside", "!state.joined && !document.querySelector('#prejoin').hidden");
+    report("seventh in a mesh", "–", &format!("“{}”", shown.as_str().unwrap()), None);
+}
+
+/// Lets participants enter a room in which media are forwarded.
+fn forwarded<'p>(place: &'p Place, mode: &str, count: usize, transport: &str) -> Vec<Participant<'p>> {
+    let room = place.room();
+    let first = place.enter(&room, "Ann", transport);
+    first.run(&format!("rooms.setMode('{mode}');"));
+    first.wait("for the mode", &format!("state.mode === '{mode}'"));
+    first.wait("for the way to the unit", "state.sfu.publish?.connectionState === 'connected'");
+    let mut all = vec![first];
+    all.extend((1..count).map(|number| place.enter(&room, &format!("Viewer {number}"), transport)));
+    all
+}
+
+fn two_with_the_forwarding_unit(transport: &str) {
+    let place = Place::new();
+    let all = forwarded(&place, "sfu", 2, transport);
+    for participant in &all {
+        participant.wait("for frames of the unit", "state.mode === 'sfu' && peer.framesDecoded > 0");
+        participant.wait_for_frames(30);
+        // To the unit, from the unit, and data to the other.
+        assert_eq!(participant.paths_over(transport).len(), 3);
+    }
+    report("forwarding unit, two", transport, "frames on both sides", Some(all[1].first_frame()));
+}
+
+#[test]
+fn the_forwarding_unit_connects_two_over_udp() {
+    two_with_the_forwarding_unit("udp");
+}
+
+#[test]
+fn the_forwarding_unit_connects_two_over_tcp() {
+    two_with_the_forwarding_unit("tcp");
+}
+
+#[test]
+fn the_forwarding_unit_connects_two_over_tls() {
+    two_with_the_forwarding_unit("tls");
+}
+
+fn broadcast(viewers: usize) {
+    let place = Place::new();
+    let all = forwarded(&place, "broadcast", viewers + 1, "udp");
+    let (sender, viewers) = all.split_first().unwrap();
+    let from_sender = "state.peers.find(({ id }) => id === state.sender).framesDecoded";
+    let mut frames = Vec::new();
+    for viewer in viewers {
+        let before = viewer.wait("for the first frame", from_sender);
+        let now = viewer.wait("for 20 more frames", &format!("{from_sender} >= {before} + 20 && {from_sender}"));
+        frames.push(now.as_u64().unwrap());
+        viewer.paths_over("udp");
+        let publishes = viewer.run("return rooms.state.sfu.publish !== null;");
+        assert_eq!(publishes, false, "only the sender sends");
+    }
+    let received = sender.run("return rooms.state.peers.map(({ framesDecoded }) => framesDecoded ?? 0);");
+    assert!(received.as_array().unwrap().iter().all(|count| count == 0), "the sender watches nobody: {received}");
+    sender.paths_over("udp");
+    let least = frames.iter().min().unwrap();
+    let seen = format!("each of {} decoded at least {least} frames", frames.len());
+    report(&format!("broadcast to {}", frames.len()), "udp", &seen, Some(viewers.last().unwrap().first_frame()));
+}
+
+#[test]
+fn a_broadcast_reaches_four() {
+    broadcast(4);
+}
+
+#[test]
+#[ignore = "21 windows take minutes"]
+fn a_broadcast_reaches_twenty() {
+    broadcast(20);
+}
+
+#[test]
+fn a_bot_shows_its_picture_and_echoes_the_chat() {
+    let place = Place::new();
+    let room = place.room();
+    let ann = place.enter(&room, "Ann", "udp");
+    let bot = place.bot(&room);
+    ann.wait("for the bot", "peer.kind === 'bot' && peer.connectionState === 'connected'");
+    ann.wait("for the picture", "peer.framesDecoded > 0");
+    ann.wait_for_frames(20);
+    ann.wait("for the channel", "peer.dataChannels.chat === 'open'");
+    assert_eq!(ann.run("return rooms.send('Is there anybody?');"), 1, "{}", bot.output());
+    ann.wait("for the echo", "state.chat.some(({ text, own }) => text === 'Is there anybody?' && !own)");
+    ann.paths_over("udp");
+    report("bot", "udp", "its picture, and an echo", Some(ann.first_frame()));
+}

@@ -1,0 +1,50 @@
+// Runs before the scripts of a page. Keeps its connections, because the tests read getStats() themselves.
+const connections = [];
+window.RTCPeerConnection = class extends RTCPeerConnection {
+  constructor(...options) {
+    super(...options);
+    connections.push(this);
+  }
+};
+
+window.observer = {
+  // Milliseconds from the navigation to the first decoded frame, or null.
+  firstFrame: null,
+
+  // The paths of all connections that are connected, and what came over them.
+  async paths() {
+    const connected = connections.filter(({ connectionState }) => connectionState === "connected");
+    return Promise.all(connected.map(async (connection) => {
+      const report = await connection.getStats();
+      const all = [...report.values()];
+      const transport = all.find(({ type, selectedCandidatePairId }) => type === "transport" && selectedCandidatePairId);
+      const pair = report.get(transport.selectedCandidatePairId);
+      const [local, remote] = [report.get(pair.localCandidateId), report.get(pair.remoteCandidateId)];
+      const inbound = all.filter(({ type }) => type === "inbound-rtp");
+      const sum = (key) => inbound.reduce((total, entry) => total + (entry[key] ?? 0), 0);
+      return {
+        local: local.candidateType,
+        remote: remote.candidateType,
+        relayProtocol: local.relayProtocol,
+        url: local.url,
+        port: local.port,
+        framesDecoded: sum("framesDecoded"),
+        packetsLost: sum("packetsLost"),
+        packetsReceived: sum("packetsReceived"),
+      };
+    }));
+  },
+};
+
+const look = async () => {
+  for (const connection of connections) {
+    if (connection.connectionState !== "connected") continue;
+    const decoded = [...(await connection.getStats()).values()].some(({ framesDecoded }) => framesDecoded > 0);
+    if (decoded) {
+      window.observer.firstFrame = performance.now();
+      return;
+    }
+  }
+  setTimeout(look, 20);
+};
+look();

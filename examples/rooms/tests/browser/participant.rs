@@ -1,0 +1,120 @@
+//! Someone in a room: a window with the page.
+
+use serde_json::{Value, json};
+
+use crate::place::Place;
+use crate::support::TIMEOUT;
+
+const OBSERVER: &str = include_str!("observer.js");
+
+/// Calls `done` with the value of CONDITION as soon as it is true, or at the end of the time with what the page knows.
+const WAIT: &str = r##"
+    const [limit, done] = arguments;
+    (async () => {
+      const end = performance.now() + limit;
+      for (;;) {
+        let value, problem = null;
+        try {
+          const state = window.rooms.state;
+          const [peer] = state.peers;
+          value = await (CONDITION);
+        } catch (error) {
+          problem = String(error);
+        }
+        if (value) return done({ value });
+        if (performance.now() > end) {
+          const state = window.rooms?.state;
+          const shown = document.querySelector("#join-problem")?.textContent;
+          return done({ missing: JSON.stringify({ problem, shown, paths: await observer.paths(), state }) });
+        }
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+    })();
+"##;
+
+/// A window with the page of a room.
+pub(crate) struct Participant<'p> {
+    place: &'p Place,
+    window: Value,
+}
+
+impl<'p> Participant<'p> {
+    pub(crate) fn open(place: &'p Place, url: &str) -> Self {
+        let window = place.new_window();
+        let observer = json!({ "source": format!("{{ {OBSERVER} }}") });
+        place.browser.devtools("Page.addScriptToEvaluateOnNewDocument", &observer);
+        place.browser.navigate(url);
+        Self { place, window }
+    }
+
+    /// Waits until a JavaScript expression is true, and returns its value. `state` is that of the page, and `peer` its
+    /// first peer.
+    pub(crate) fn wait(&self, what: &str, condition: &str) -> Value {
+        self.place.switch_to(&self.window);
+        let script = WAIT.replace("CONDITION", condition);
+        let limit = u64::try_from(TIMEOUT.as_millis()).unwrap();
+        let mut result = self.place.browser.execute_async(&script, &[limit.into()]);
+        let missing = &result["missing"];
+        assert!(missing.is_null(), "waited {TIMEOUT:?} {what}: {missing}\n{}", self.place.output());
+        result["value"].take()
+    }
+
+    /// Runs the body of an asynchronous JavaScript function and returns its result.
+    pub(crate) fn run(&self, body: &str) -> Value {
+        self.place.switch_to(&self.window);
+        let script = format!(
+            "const done = arguments[0];
+             (async () => {{ {body} }})().then((value) => done({{ value }}), (error) => done({{ error: String(error) }}));"
+        );
+        let mut result = self.place.browser.execute_async(&script, &[]);
+        assert!(result["error"].is_null(), "{body}: {}", result["error"]);
+        result["value"].take()
+    }
+
+    /// Waits until this many more frames of each peer have been decoded than at the call.
+    pub(crate) fn wait_for_frames(&self, more: u32) {
+        self.wait("for a peer", "state.peers.length > 0");
+        let before = self.run("return rooms.state.peers.map(({ framesDecoded }) => framesDecoded ?? 0);");
+        let condition = format!("state.peers.every(({{ framesDecoded }}, i) => framesDecoded >= {before}[i] + {more})");
+        self.wait(&format!("for {more} more frames than {before}"), &condition);
+    }
+
+    /// Returns the paths of all connections, after it has asserted that they lead through the relay on both sides, and
+    /// that this side reaches the relay by a transport.
+    pub(crate) fn paths_over(&self, transport: &str) -> Vec<Value> {
+        let paths = self.run("return observer.paths();").as_array().unwrap().clone();
+        assert!(!paths.is_empty(), "no connection");
+        for path in &paths {
+            assert_eq!((&path["local"], &path["remote"]), (&json!("relay"), &json!("relay")), "{path}");
+            assert_eq!(path["relayProtocol"], transport, "{path}");
+        }
+        // The page says the same.
+        let shown = self.wait(
+            "for the pairs of the page",
+            "[...state.peers, state.sfu.publish, state.sfu.subscribe].map((link) => link?.pair).filter(Boolean)",
+        );
+        for pair in shown.as_array().unwrap() {
+            assert_eq!((&pair["local"], &pair["remote"]), (&json!("relay"), &json!("relay")), "{pair}");
+            assert_eq!(pair["relayProtocol"], transport, "{pair}");
+        }
+        paths
+    }
+
+    /// Returns the milliseconds from the navigation to the first decoded frame.
+    pub(crate) fn first_frame(&self) -> u64 {
+        let time = self.wait("for the first frame", "observer.firstFrame && Math.round(observer.firstFrame)");
+        time.as_u64().unwrap()
+    }
+
+    /// Returns a picture of the page as PNG.
+    pub(crate) fn picture(&self) -> Vec<u8> {
+        self.place.switch_to(&self.window);
+        self.place.browser.picture()
+    }
+}
+
+/// Prints a row of the table.
+pub(crate) fn report(system: &str, transport: &str, seen: &str, first_frame: Option<u64>) {
+    let first_frame = first_frame.map_or_else(|| "–".to_owned(), |time| format!("{time} ms"));
+    println!("| {system} | {transport} | {seen} | {first_frame} |");
+}

@@ -1,0 +1,66 @@
+//! What happens when a relay drains, and when credentials expire.
+
+use crate::participant::report;
+use crate::place::Place;
+
+#[test]
+fn a_drained_relay_keeps_its_call_and_new_calls_use_the_other() {
+    let place = Place::with(2, &[]);
+    let [ann, ben] = place.pair("udp");
+    for participant in [&ann, &ben] {
+        participant.wait_for_frames(10);
+    }
+    let before = ann.paths_over("udp").remove(0);
+    let drained = place.relays.iter().position(|relay| relay.urls().iter().any(|url| before["url"] == url.as_str()));
+    let drained = &place.relays[drained.unwrap_or_else(|| panic!("a relay of this test: {before}"))];
+    drained.ctl(&["drain"]);
+    let status = drained.ctl(&["status"]);
+    assert_eq!(status["draining"], true, "{status}");
+    for participant in [&ann, &ben] {
+        participant.wait_for_frames(30);
+        participant.wait("no interruption", "peer.connectionState === 'connected' && peer.restarts === 0");
+    }
+    let after = ann.paths_over("udp").remove(0);
+    assert_eq!((&after["url"], &after["port"]), (&before["url"], &before["port"]), "the path is the same");
+    assert_eq!(after["packetsLost"], before["packetsLost"], "{before} {after}");
+
+    let allocations = || drained.ctl(&["status"])["allocations"].as_u64().unwrap();
+    let running = allocations();
+    let [cid, dan] = place.pair("udp");
+    for participant in [&cid, &dan] {
+        participant.wait_for_frames(10);
+        let path = participant.paths_over("udp").remove(0);
+        assert!(!drained.urls().iter().any(|url| path["url"] == url.as_str()), "{path}");
+    }
+    assert!(running > 0 && allocations() <= running, "{} allocations after {running}", allocations());
+    let received = after["packetsReceived"].as_u64().unwrap() - before["packetsReceived"].as_u64().unwrap();
+    let seen = format!("running call: {received} packets, 0 lost, no restart; new call: the other relay");
+    report("drain of one of two relays", "udp", &seen, Some(dan.first_frame()));
+}
+
+#[test]
+fn an_ice_restart_works_after_the_first_credentials_have_expired() {
+    let place = Place::with(1, &["--lifetime", "30"]);
+    let [ann, ben] = place.pair("udp");
+    for participant in [&ann, &ben] {
+        participant.wait_for_frames(10);
+    }
+    let first = ann.run("return rooms.state.credentialsExpire;").as_u64().unwrap();
+    let port = ann.paths_over("udp")[0]["port"].clone();
+    let second =
+        ann.wait("for new credentials", &format!("state.credentialsExpire > {first} && state.credentialsExpire"));
+    let early = ann.run(&format!("return {first} - Date.now() / 1000;")).as_f64().unwrap();
+    assert!(early > 0.0, "the new credentials came {} s late", -early);
+    ann.wait("for the expiry", &format!("Date.now() / 1000 > {first} + 1"));
+    ann.run("rooms.restartIce();");
+    ann.wait("for a new path", &format!("peer.restarts === 1 && (await observer.paths())[0]?.port !== {port}"));
+    for participant in [&ann, &ben] {
+        participant.wait_for_frames(20);
+        participant.paths_over("udp");
+    }
+    let seen = format!(
+        "new ones {early:.0} s before the expiry, a lifetime of {} s later; the restart brought a new allocation",
+        second.as_u64().unwrap() - first
+    );
+    report("renewed credentials", "udp", &seen, None);
+}
