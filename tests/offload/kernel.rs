@@ -155,8 +155,9 @@ impl Kernel {
     /// there has at most 32 bytes on old kernels.
     pub(crate) fn can_limit_headroom(&mut self) -> bool {
         let input = [0; HEADROOM + 60];
-        let end = u32::try_from(input.len()).unwrap();
-        let context: Vec<u8> = [HEADROOM as u32, end, 0, 0, 0, 0].iter().flat_map(|n| n.to_ne_bytes()).collect();
+        let numbers = [HEADROOM, input.len(), 0, 0, 0, 0];
+        let context: Vec<u8> =
+            numbers.iter().flat_map(|number| u32::try_from(*number).unwrap().to_ne_bytes()).collect();
         let options = TestRunOptions { data_in: Some(&input), ctx_in: Some(&context), ..Default::default() };
         let can = self.program("pass_all").test_run(options).is_ok();
         assert!(can || is_linux_6_1(), "newer kernels accept such metadata");
