@@ -193,8 +193,8 @@ mod tests {
         let room = rooms.make().unwrap();
         let (_slow, mut entry) = rooms.enter(&room, peer("slow")).unwrap();
         let (busy, _entry) = rooms.enter(&room, peer("busy")).unwrap();
-        for _ in 0..600 {
-            busy.with(|room| room.set_mode(Mode::Sfu, &busy.id)).unwrap();
+        for mode in [Mode::Sfu, Mode::Broadcast].into_iter().cycle().take(600) {
+            busy.with(|room| room.set_mode(mode, &busy.id)).unwrap();
         }
         let mut messages = 0;
         while entry.inbox.recv().await.is_some() {
