@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use tracing::level_filters::LevelFilter;
 
 use crate::connect::{Fingerprint, parse_fingerprint};
@@ -90,6 +91,10 @@ pub struct Serve {
     #[arg(long, value_enum, default_value_t)]
     pub tls: TlsMode,
 
+    /// The address of a proxy, or a prefix, as in 10.0.0.0/8. Its X-Forwarded-For header is believed. Can be repeated.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_prefix)]
+    pub proxy: Vec<IpNet>,
+
     /// The certificate and its issuers' certificates, in PEM.
     #[arg(long, value_name = "FILE", requires = "private_key")]
     pub certificate: Option<PathBuf>,
@@ -138,4 +143,10 @@ pub struct Serve {
     /// Serve the pages from this directory, for their development. By default, they are in the program.
     #[arg(long, value_name = "DIRECTORY", env = "ROOMS_PAGES")]
     pub pages: Option<PathBuf>,
+}
+
+/// Reads an address or a prefix.
+fn parse_prefix(text: &str) -> Result<IpNet, String> {
+    let prefix = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    prefix.map_err(|_| "expected an address or a prefix, as in 192.0.2.7 or 10.0.0.0/8".to_owned())
 }

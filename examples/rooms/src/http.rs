@@ -1,18 +1,19 @@
 //! The HTTP requests: pages, new rooms, and the WebSockets of the signalling.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Extension, Path, State};
-use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
+use ipnet::IpNet;
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::headers;
@@ -20,12 +21,18 @@ use crate::ice_servers::IceServers;
 use crate::id::RoomId;
 use crate::message;
 use crate::pages::Pages;
+use crate::places::Place;
 use crate::rate::{PerSource, Rate};
 use crate::rooms::{NotMade, Rooms};
 use crate::signalling;
 
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
 /// How fast a source may make rooms.
 const NEW_ROOMS: Rate = Rate { burst: 10, interval: Duration::from_secs(6) };
+
+/// How fast a source may enter rooms. Many people may share an address.
+const JOINS: Rate = Rate { burst: 100, interval: Duration::from_millis(600) };
 
 /// What the requests share.
 #[derive(Debug)]
@@ -34,6 +41,10 @@ pub(crate) struct Application {
     pub(crate) ice: Arc<IceServers>,
     pages: Pages,
     new_rooms: PerSource,
+    /// How fast a source may enter rooms. Each participant gets credentials for the relay.
+    pub(crate) joins: PerSource,
+    /// The proxies whose word on the address of a client is believed.
+    proxies: Arc<[IpNet]>,
     /// The server waits until all receivers are dropped.
     _stop: watch::Receiver<bool>,
 }
@@ -43,14 +54,38 @@ pub(crate) struct Application {
 pub(crate) struct Client {
     pub(crate) address: SocketAddr,
     /// Its place among the connections, which a WebSocket keeps.
-    pub(crate) place: Arc<OwnedSemaphorePermit>,
+    pub(crate) place: Arc<Place>,
 }
 
 type App = State<Arc<Application>>;
 
 impl Application {
-    pub(crate) fn new(rooms: Rooms, ice: Arc<IceServers>, pages: Pages, stop: watch::Receiver<bool>) -> Self {
-        Self { rooms, ice, pages, new_rooms: PerSource::new(NEW_ROOMS), _stop: stop }
+    pub(crate) fn new(
+        rooms: Rooms,
+        ice: Arc<IceServers>,
+        pages: Pages,
+        proxies: Arc<[IpNet]>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let (new_rooms, joins) = (PerSource::new(NEW_ROOMS), PerSource::new(JOINS));
+        Self { rooms, ice, pages, new_rooms, joins, proxies, _stop: stop }
+    }
+
+    /// Returns the address of a client: that of the connection or, if it is from a proxy, the last one in
+    /// `X-Forwarded-For` that is not a proxy. A client may have written the ones before.
+    fn source(&self, client: &Client, headers: &HeaderMap) -> IpAddr {
+        let is_proxy = |address: IpAddr| self.proxies.iter().any(|proxies| proxies.contains(&address));
+        let mut source = client.address.ip().to_canonical();
+        let forwarded: Vec<&str> =
+            headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+        for text in forwarded.iter().flat_map(|value| value.split(',')).rev() {
+            if !is_proxy(source) {
+                break;
+            }
+            let Ok(address) = text.trim().parse::<IpAddr>() else { break };
+            source = address.to_canonical();
+        }
+        source
     }
 }
 
@@ -91,8 +126,8 @@ async fn page(application: &Application, path: &str) -> Response {
     }
 }
 
-async fn make_room(State(application): App, Extension(client): Extension<Client>) -> Response {
-    if let Err(wait) = application.new_rooms.take(client.address.ip(), Instant::now()) {
+async fn make_room(State(application): App, Extension(client): Extension<Client>, headers: HeaderMap) -> Response {
+    if let Err(wait) = application.new_rooms.take(application.source(&client, &headers), Instant::now()) {
         let seconds = wait.as_secs() + 1;
         let message = format!("You have made many rooms. Try again in {seconds} s.");
         return ([(RETRY_AFTER, seconds.to_string())], problem(StatusCode::TOO_MANY_REQUESTS, &message))
@@ -121,8 +156,9 @@ async fn web_socket(
     if !is_same_origin(&headers) {
         return problem(StatusCode::FORBIDDEN, "Only the pages of this server may use its signalling.");
     }
-    upgrade.max_message_size(message::LONGEST).max_frame_size(message::LONGEST).on_upgrade(|socket| async move {
-        signalling::serve(socket, application).await;
+    let source = application.source(&client, &headers);
+    upgrade.max_message_size(message::LONGEST).max_frame_size(message::LONGEST).on_upgrade(move |socket| async move {
+        signalling::serve(socket, source, application).await;
         drop(client.place);
     })
 }

@@ -1,10 +1,11 @@
-//! Identifiers of rooms and participants. They cannot be guessed: who knows the identifier of a room may enter it.
+//! Identifiers of rooms and participants. They cannot be guessed: the identifier of a room lets everyone enter it.
 
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 /// The random bytes of a room's identifier.
 const ROOM_BYTES: usize = 16;
@@ -24,6 +25,11 @@ pub struct RoomId(String);
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ParticipantId(String);
 
+/// What a participant has to know to come back as itself after its connection was lost: 128 random bits in base64url.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ResumeKey(String);
+
 /// The text is no identifier of a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an identifier of a room has {ROOM_CHARACTERS} letters, digits, - or _")]
@@ -38,7 +44,7 @@ impl RoomId {
         random::<ROOM_BYTES>().map(Self)
     }
 
-    /// Returns the beginning, for the log: who knows all of it may enter.
+    /// Returns the beginning, for the log. All of it would let the readers of the log enter.
     #[must_use]
     pub fn short(&self) -> &str {
         self.0.get(..6).unwrap_or_default()
@@ -58,6 +64,40 @@ impl ParticipantId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl ResumeKey {
+    /// Makes a new key.
+    ///
+    /// # Errors
+    /// If the random source of the system fails.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        random::<ROOM_BYTES>().map(Self)
+    }
+}
+
+// The time of the comparison of two hashes says nothing about the keys.
+impl PartialEq for ResumeKey {
+    fn eq(&self, other: &Self) -> bool {
+        Sha256::digest(&self.0) == Sha256::digest(&other.0)
+    }
+}
+
+impl Eq for ResumeKey {}
+
+// The key is a secret.
+impl fmt::Debug for ResumeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResumeKey")
+    }
+}
+
+impl TryFrom<String> for ResumeKey {
+    type Error = NotAnId;
+
+    fn try_from(text: String) -> Result<Self, NotAnId> {
+        RoomId::try_from(text).map(|RoomId(text)| Self(text))
     }
 }
 

@@ -13,6 +13,7 @@ pub mod id;
 pub mod log;
 pub mod message;
 mod pages;
+mod places;
 mod rate;
 pub mod relay;
 pub mod room;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::id::{ParticipantId, RoomId};
+use crate::id::{ParticipantId, ResumeKey, RoomId};
 
 /// The longest message in bytes.
 pub const LONGEST: usize = 64 * 1024;
@@ -28,6 +28,8 @@ pub enum FromParticipant {
         name: String,
         /// The kind of program.
         kind: Kind,
+        /// The key of an earlier `joined`, with which a participant whose connection was lost comes back as itself.
+        resume: Option<ResumeKey>,
     },
     /// Signals a connection with another participant, or with the forwarding unit.
     Signal {
@@ -67,6 +69,10 @@ pub enum ToParticipant {
     Joined {
         /// The participant.
         id: ParticipantId,
+        /// With which it comes back as itself after its connection was lost.
+        resume: ResumeKey,
+        /// Whether it has come back. What the others sent meanwhile is lost.
+        resumed: bool,
         /// The room.
         room: RoomId,
         /// How media are sent.
@@ -84,6 +90,11 @@ pub enum ToParticipant {
     PeerJoined {
         /// The participant.
         peer: Peer,
+    },
+    /// Another participant, whose connection was lost, is there again. What was sent to it meanwhile is lost.
+    PeerResumed {
+        /// The participant.
+        id: ParticipantId,
     },
     /// Another participant has left the room.
     PeerLeft {
@@ -365,6 +376,8 @@ pub enum ErrorCode {
     Sfu,
     /// There are no credentials for the relay.
     Relay,
+    /// Something happens too often.
+    TooFast,
     /// A failure of the server.
     Internal,
 }

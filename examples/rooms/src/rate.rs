@@ -82,7 +82,7 @@ impl PerSource {
 }
 
 /// Returns what one user has: an IPv4 address, or the /64 of an IPv6 address.
-fn network(source: IpAddr) -> IpAddr {
+pub(crate) fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_spends_more_than_the_burst_waits_an_interval_for_each() {
+    async fn each_one_above_the_burst_costs_an_interval() {
         let (mut bucket, now) = (Bucket::new(Instant::now()), Instant::now());
         let waits: Vec<u64> = (0..4).map(|_| (bucket.spend(RATE, now) - now).as_secs()).collect();
         assert_eq!(waits, [0, 1, 2, 3]);

@@ -1,12 +1,16 @@
 //! A room: who is in it, how media are sent, and what everyone in it receives.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::id::{ParticipantId, RoomId};
-use crate::message::{Address, ErrorCode, LayerChoice, Limits, Link, Mode, Peer, Signal, ToParticipant, Token};
+use crate::id::{ParticipantId, ResumeKey, RoomId};
+use crate::message::{
+    Address, ErrorCode, Kind, LayerChoice, Limits, Link, Mode, Peer, Signal, ToParticipant, Token,
+};
+use crate::rate::{Bucket, Rate};
 use crate::sfu::{self, Command, Sfu};
 
 /// The greatest numbers of participants.
@@ -14,6 +18,12 @@ pub const LIMITS: Limits = Limits { mesh: 6, room: 50 };
 
 /// How many messages may wait for a participant.
 const WAITING: usize = 512;
+
+/// How long the place of a participant is kept whose connection was lost.
+pub(crate) const ABSENCE: Duration = Duration::from_secs(30);
+
+/// How fast the mode may change. Each change makes and ends connections of everyone.
+const MODES: Rate = Rate { burst: 10, interval: Duration::from_secs(2) };
 
 /// The messages that wait for a participant, as JSON. The connection is closed after the last one.
 pub(crate) type Inbox = mpsc::Receiver<Arc<str>>;
@@ -35,8 +45,14 @@ impl Refusal {
 #[derive(Debug)]
 struct Participant {
     peer: Peer,
-    /// `None` if the connection has to be closed.
+    /// With which it comes back after its connection was lost.
+    resume: ResumeKey,
+    /// Its connection. An earlier one of the same participant may not have ended yet.
+    connection: u64,
+    /// `None` if the connection was lost, or has to be closed.
     outbox: Option<mpsc::Sender<Arc<str>>>,
+    /// Since when the connection is lost.
+    absent_since: Option<Instant>,
 }
 
 /// A room.
@@ -48,6 +64,8 @@ pub(crate) struct Room {
     mode: Mode,
     sender: Option<ParticipantId>,
     participants: Vec<Participant>,
+    next_connection: u64,
+    mode_changes: Bucket,
     /// How the forwarding unit is started, and its name at the relay.
     sfu_settings: Arc<sfu::Settings>,
     sfu_name: String,
@@ -58,6 +76,7 @@ pub(crate) struct Room {
 /// What a participant learns about the room that it enters.
 #[derive(Debug)]
 pub(crate) struct Entry {
+    pub(crate) connection: u64,
     pub(crate) mode: Mode,
     pub(crate) sender: Option<ParticipantId>,
     pub(crate) peers: Vec<Peer>,
@@ -72,6 +91,8 @@ impl Room {
             mode: Mode::default(),
             sender: None,
             participants: Vec::new(),
+            next_connection: 0,
+            mode_changes: Bucket::new(now),
             sfu_settings,
             sfu_name: format!("sfu-{}", id.short()),
             sfu: None,
@@ -79,7 +100,7 @@ impl Room {
     }
 
     /// Lets a participant in.
-    pub(crate) fn enter(&mut self, peer: Peer) -> Result<Entry, Refusal> {
+    pub(crate) fn enter(&mut self, peer: Peer, resume: ResumeKey) -> Result<Entry, Refusal> {
         let present = self.participants.len();
         if present >= LIMITS.room {
             return Err(Refusal::new(
@@ -96,23 +117,67 @@ impl Room {
             return Err(Refusal::new(ErrorCode::MeshFull, message));
         }
         self.send_to_all(&ToParticipant::PeerJoined { peer: peer.clone() });
-        let peers = self.participants.iter().map(|participant| participant.peer.clone()).collect();
+        self.empty_since = None;
+        let participant = Participant { peer, resume, connection: 0, outbox: None, absent_since: None };
+        Ok(self.connect(participant))
+    }
+
+    /// Lets a participant come back as itself, and closes its earlier connection. `None` if its place is not kept.
+    pub(crate) fn resume(&mut self, key: &ResumeKey) -> Option<(ParticipantId, Entry)> {
+        let index = self.participants.iter().position(|participant| participant.resume == *key)?;
+        let participant = self.participants.remove(index);
+        let id = participant.peer.id.clone();
+        self.send_to_all(&ToParticipant::PeerResumed { id: id.clone() });
+        Some((id, self.connect(participant)))
+    }
+
+    /// Adds a participant with a new connection. What waits for an earlier one is lost.
+    fn connect(&mut self, mut participant: Participant) -> Entry {
         let (outbox, inbox) = mpsc::channel(WAITING);
         if let Some(sfu) = &self.sfu {
-            sfu.command(Command::Enter { id: peer.id.clone(), outbox: outbox.downgrade() });
+            sfu.command(Command::Enter { id: participant.peer.id.clone(), outbox: outbox.downgrade() });
         }
-        self.participants.push(Participant { peer, outbox: Some(outbox) });
-        self.empty_since = None;
-        Ok(Entry { mode: self.mode, sender: self.sender.clone(), peers, inbox })
+        let connection = self.next_connection;
+        self.next_connection += 1;
+        (participant.connection, participant.outbox, participant.absent_since) = (connection, Some(outbox), None);
+        let peers = self.participants.iter().map(|participant| participant.peer.clone()).collect();
+        self.participants.push(participant);
+        Entry { connection, mode: self.mode, sender: self.sender.clone(), peers, inbox }
+    }
+
+    /// Keeps the place of a participant whose connection was lost. Bots do not come back.
+    pub(crate) fn lose(&mut self, id: &ParticipantId, connection: u64, now: Instant) {
+        let Some(participant) = self.find(id, connection) else { return };
+        if participant.peer.kind == Kind::Bot {
+            self.remove(id, now);
+        } else {
+            (participant.outbox, participant.absent_since) = (None, Some(now));
+        }
     }
 
     /// Lets a participant out.
-    pub(crate) fn leave(&mut self, id: &ParticipantId, now: Instant) {
-        let before = self.participants.len();
-        self.participants.retain(|participant| participant.peer.id != *id);
-        if self.participants.len() == before {
-            return;
+    pub(crate) fn leave(&mut self, id: &ParticipantId, connection: u64, now: Instant) {
+        if self.find(id, connection).is_some() {
+            self.remove(id, now);
         }
+    }
+
+    /// Lets those out who have been absent for too long.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        let is_gone = |participant: &&Participant| participant.absent_since.is_some_and(|since| now >= since + ABSENCE);
+        let gone: Vec<_> =
+            self.participants.iter().filter(is_gone).map(|participant| participant.peer.id.clone()).collect();
+        gone.iter().for_each(|id| self.remove(id, now));
+    }
+
+    /// Finds a participant, unless this connection is an earlier one.
+    fn find(&mut self, id: &ParticipantId, connection: u64) -> Option<&mut Participant> {
+        let is_it = |participant: &&mut Participant| participant.peer.id == *id && participant.connection == connection;
+        self.participants.iter_mut().find(is_it)
+    }
+
+    fn remove(&mut self, id: &ParticipantId, now: Instant) {
+        self.participants.retain(|participant| participant.peer.id != *id);
         if let Some(sfu) = &self.sfu {
             sfu.command(Command::Leave(id.clone()));
         }
@@ -128,8 +193,8 @@ impl Room {
         }
     }
 
-    /// Changes how media are sent. In a broadcast, who starts it is the sender.
-    pub(crate) fn set_mode(&mut self, mode: Mode, by: &ParticipantId) -> Result<(), Refusal> {
+    /// Changes how media are sent. The participant that starts a broadcast is its sender.
+    pub(crate) fn set_mode(&mut self, mode: Mode, by: &ParticipantId, now: Instant) -> Result<(), Refusal> {
         if mode == Mode::Mesh && self.participants.len() > LIMITS.mesh {
             let message = format!("A mesh has at most {} participants. Stay with the forwarding unit.", LIMITS.mesh);
             return Err(Refusal::new(ErrorCode::MeshFull, message));
@@ -137,6 +202,10 @@ impl Room {
         let sender = (mode == Mode::Broadcast).then(|| by.clone());
         if (mode, &sender) == (self.mode, &self.sender) {
             return Ok(());
+        }
+        if let Err(wait) = self.mode_changes.take(MODES, now) {
+            let message = format!("The mode of this room was changed often. Try again in {} s.", wait.as_secs() + 1);
+            return Err(Refusal::new(ErrorCode::TooFast, message));
         }
         (self.mode, self.sender) = (mode, sender);
         self.send_to_all(&ToParticipant::Mode { mode, by: by.clone(), sender: self.sender.clone() });
@@ -152,7 +221,7 @@ impl Room {
         }
         if self.sfu.as_ref().is_none_or(Sfu::has_ended) {
             let sfu = Sfu::start(&self.sfu_settings, self.sfu_name.clone());
-            for Participant { peer, outbox } in &self.participants {
+            for Participant { peer, outbox, .. } in &self.participants {
                 if let Some(outbox) = outbox {
                     sfu.command(Command::Enter { id: peer.id.clone(), outbox: outbox.downgrade() });
                 }
@@ -202,8 +271,8 @@ impl Room {
 }
 
 impl Participant {
-    /// Sends a message. The connection of a participant that reads too slowly to receive it is closed, because its view
-    /// of the room would be wrong from then on.
+    /// Sends a message, unless the connection is lost. The connection of a participant that reads too slowly to receive
+    /// it is closed, because its view of the room would be wrong from then on.
     fn send(&mut self, message: &Arc<str>) {
         let is_sent = self.outbox.as_ref().is_some_and(|outbox| outbox.try_send(Arc::clone(message)).is_ok());
         if !is_sent {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::id::{ParticipantId, RoomId};
+use crate::id::{ParticipantId, ResumeKey, RoomId};
 use crate::message::{ErrorCode, Peer};
 use crate::room::{Entry, Refusal, Room};
 use crate::sfu;
@@ -34,12 +34,13 @@ pub(crate) enum NotMade {
     Random(#[from] getrandom::Error),
 }
 
-/// A participant in a room, which it leaves when this is dropped.
+/// A participant in a room. When this is dropped, its connection is lost, and it may come back.
 #[derive(Debug)]
 pub(crate) struct Membership<'r> {
     rooms: &'r Rooms,
     pub(crate) room: RoomId,
     pub(crate) id: ParticipantId,
+    connection: u64,
 }
 
 impl Rooms {
@@ -61,11 +62,31 @@ impl Rooms {
         Ok(id)
     }
 
+    /// Checks that a room exists.
+    pub(crate) fn check(&self, room: &RoomId) -> Result<(), Refusal> {
+        self.with(room, |_| ())
+    }
+
     /// Lets a participant into a room.
-    pub(crate) fn enter(&self, room: &RoomId, peer: Peer) -> Result<(Membership<'_>, Entry), Refusal> {
+    pub(crate) fn enter(
+        &self,
+        room: &RoomId,
+        peer: Peer,
+        resume: ResumeKey,
+    ) -> Result<(Membership<'_>, Entry), Refusal> {
         let id = peer.id.clone();
-        let entry = self.with(room, |room| room.enter(peer))??;
-        Ok((Membership { rooms: self, room: room.clone(), id }, entry))
+        let entry = self.with(room, |room| room.enter(peer, resume))??;
+        Ok((self.membership(room, id, &entry), entry))
+    }
+
+    /// Lets a participant come back as itself. `None` if its place is not kept.
+    pub(crate) fn resume(&self, room: &RoomId, key: &ResumeKey) -> Result<Option<(Membership<'_>, Entry)>, Refusal> {
+        let resumed = self.with(room, |room| room.resume(key))?;
+        Ok(resumed.map(|(id, entry)| (self.membership(room, id, &entry), entry)))
+    }
+
+    fn membership(&self, room: &RoomId, id: ParticipantId, entry: &Entry) -> Membership<'_> {
+        Membership { rooms: self, room: room.clone(), id, connection: entry.connection }
     }
 
     fn with<T>(&self, id: &RoomId, action: impl FnOnce(&mut Room) -> T) -> Result<T, Refusal> {
@@ -76,10 +97,11 @@ impl Rooms {
         self.lock().get_mut(id).map(action).ok_or_else(missing)
     }
 
-    /// Forgets the rooms whose time has passed.
+    /// Forgets the participants and the rooms whose time has passed.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
         self.lock().retain(|_, room| {
+            room.sweep(now);
             let is_old = now >= room.created + OLDEST;
             let is_abandoned = room.empty_since.is_some_and(|since| now >= since + EMPTY);
             if is_old {
@@ -100,12 +122,18 @@ impl Membership<'_> {
     pub(crate) fn with<T>(&self, action: impl FnOnce(&mut Room) -> Result<T, Refusal>) -> Result<T, Refusal> {
         self.rooms.with(&self.room, action)?
     }
+
+    /// Leaves the room for good.
+    pub(crate) fn leave(self) {
+        // A room that has ended needs nothing.
+        let _ = self.rooms.with(&self.room, |room| room.leave(&self.id, self.connection, Instant::now()));
+    }
 }
 
 impl Drop for Membership<'_> {
     fn drop(&mut self) {
         // A room that has ended needs nothing.
-        let _ = self.rooms.with(&self.room, |room| room.leave(&self.id, Instant::now()));
+        let _ = self.rooms.with(&self.room, |room| room.lose(&self.id, self.connection, Instant::now()));
     }
 }
 
@@ -113,7 +141,7 @@ impl Drop for Membership<'_> {
 mod tests {
     use super::*;
     use crate::ice_servers::IceServers;
-    use crate::message::{Kind, Mode, Name};
+    use crate::message::{Kind, Mode, Name, Signal};
     use crate::room::LIMITS;
 
     /// Returns rooms whose forwarding units reach nobody.
@@ -127,6 +155,10 @@ mod tests {
         Peer { id: ParticipantId::random().unwrap(), name: Name::new(name).unwrap(), kind: Kind::Browser }
     }
 
+    fn enter<'r>(rooms: &'r Rooms, room: &RoomId, name: &str) -> Result<(Membership<'r>, Entry), Refusal> {
+        rooms.enter(room, peer(name), ResumeKey::random().unwrap())
+    }
+
     async fn after(rooms: &Rooms, seconds: u64) {
         tokio::time::advance(Duration::from_secs(seconds)).await;
         rooms.sweep();
@@ -137,28 +169,28 @@ mod tests {
         let rooms = rooms(10);
         let room = rooms.make().unwrap();
         after(&rooms, 599).await;
-        let (membership, _entry) = rooms.enter(&room, peer("a")).unwrap();
+        let (membership, _entry) = enter(&rooms, &room, "a").unwrap();
         after(&rooms, 3_600).await;
-        drop(membership);
+        membership.leave();
         after(&rooms, 599).await;
-        drop(rooms.enter(&room, peer("b")).unwrap());
+        enter(&rooms, &room, "b").unwrap().0.leave();
         after(&rooms, 599).await;
-        assert!(rooms.enter(&room, peer("c")).is_ok());
+        enter(&rooms, &room, "c").unwrap().0.leave();
         after(&rooms, 600).await;
-        assert_eq!(rooms.enter(&room, peer("d")).unwrap_err().code, ErrorCode::NoSuchRoom);
+        assert_eq!(enter(&rooms, &room, "d").unwrap_err().code, ErrorCode::NoSuchRoom);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_room_ends_after_a_day_although_somebody_is_in_it() {
         let rooms = rooms(10);
         let room = rooms.make().unwrap();
-        let (_membership, mut entry) = rooms.enter(&room, peer("a")).unwrap();
+        let (_membership, mut entry) = enter(&rooms, &room, "a").unwrap();
         after(&rooms, 24 * 3_600 - 1).await;
         assert!(entry.inbox.try_recv().is_err());
         after(&rooms, 1).await;
         assert!(entry.inbox.recv().await.unwrap().contains(r#""type":"closing""#));
         assert!(entry.inbox.recv().await.is_none());
-        assert!(rooms.enter(&room, peer("b")).is_err());
+        assert!(enter(&rooms, &room, "b").is_err());
     }
 
     #[tokio::test(start_paused = true)]
@@ -175,15 +207,15 @@ mod tests {
     async fn a_mesh_has_six_places_and_a_room_with_the_forwarding_unit_fifty() {
         let rooms = rooms(1);
         let room = rooms.make().unwrap();
-        let enter = || rooms.enter(&room, peer("a"));
+        let enter = || enter(&rooms, &room, "a");
         let mut inside: Vec<_> = (0..LIMITS.mesh).map(|_| enter().unwrap()).collect();
         assert_eq!(enter().unwrap_err().code, ErrorCode::MeshFull);
-        let set = |membership: &Membership<'_>, mode| membership.with(|room| room.set_mode(mode, &membership.id));
+        let set = |membership: &Membership<'_>, mode| membership.with(|room| room.set_mode(mode, &membership.id, Instant::now()));
         set(&inside[0].0, Mode::Sfu).unwrap();
         inside.extend((LIMITS.mesh..LIMITS.room).map(|_| enter().unwrap()));
         assert_eq!(enter().unwrap_err().code, ErrorCode::RoomFull);
         assert_eq!(set(&inside[0].0, Mode::Mesh).unwrap_err().code, ErrorCode::MeshFull);
-        inside.truncate(LIMITS.mesh);
+        inside.drain(LIMITS.mesh..).for_each(|(membership, _)| membership.leave());
         set(&inside[0].0, Mode::Mesh).unwrap();
     }
 
@@ -191,15 +223,85 @@ mod tests {
     async fn a_participant_that_does_not_read_is_disconnected() {
         let rooms = rooms(1);
         let room = rooms.make().unwrap();
-        let (_slow, mut entry) = rooms.enter(&room, peer("slow")).unwrap();
-        let (busy, _entry) = rooms.enter(&room, peer("busy")).unwrap();
-        for mode in [Mode::Sfu, Mode::Broadcast].into_iter().cycle().take(600) {
-            busy.with(|room| room.set_mode(mode, &busy.id)).unwrap();
+        let (slow, mut entry) = enter(&rooms, &room, "slow").unwrap();
+        let (busy, _entry) = enter(&rooms, &room, "busy").unwrap();
+        for _ in 0..600 {
+            busy.with(|room| room.signal(&busy.id, slow.id.as_str(), Signal::Candidate(None))).unwrap();
         }
         let mut messages = 0;
         while entry.inbox.recv().await.is_some() {
             messages += 1;
         }
         assert_eq!(messages, 512);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_participant_comes_back_within_thirty_seconds_and_not_later() {
+        let rooms = rooms(1);
+        let room = rooms.make().unwrap();
+        let key = ResumeKey::random().unwrap();
+        let (other, mut inbox) = enter(&rooms, &room, "other").map(|(other, entry)| (other, entry.inbox)).unwrap();
+        let (membership, _entry) = rooms.enter(&room, peer("a"), key.clone()).unwrap();
+        let id = membership.id.clone();
+        let mut next = || inbox.try_recv().ok().and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+        assert_eq!(next().unwrap()["type"], "peer-joined");
+
+        drop(membership);
+        after(&rooms, 29).await;
+        assert_eq!(next(), None, "nobody else notices a short absence");
+        let (again, entry) = rooms.resume(&room, &key).unwrap().unwrap();
+        assert_eq!((&again.id, entry.peers.len()), (&id, 1));
+        assert_eq!(next().unwrap(), serde_json::json!({"type": "peer-resumed", "id": id}));
+        after(&rooms, 3_600).await;
+        assert_eq!(next(), None);
+
+        drop(again);
+        after(&rooms, 30).await;
+        assert_eq!(next().unwrap(), serde_json::json!({"type": "peer-left", "id": id}));
+        assert!(rooms.resume(&room, &key).unwrap().is_none());
+        drop(other);
+        after(&rooms, 30).await;
+        after(&rooms, 600).await;
+        assert_eq!(rooms.check(&room).unwrap_err().code, ErrorCode::NoSuchRoom);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_earlier_connection_closes_and_its_end_changes_nothing() {
+        let rooms = rooms(1);
+        let room = rooms.make().unwrap();
+        let key = ResumeKey::random().unwrap();
+        let (old, mut entry) = rooms.enter(&room, peer("a"), key.clone()).unwrap();
+        let (new, mut new_entry) = rooms.resume(&room, &key).unwrap().unwrap();
+        assert!(entry.inbox.recv().await.is_none());
+        old.leave();
+        after(&rooms, 60).await;
+        enter(&rooms, &room, "b").unwrap();
+        assert!(new_entry.inbox.recv().await.unwrap().contains("peer-joined"));
+        assert!(rooms.resume(&room, &ResumeKey::random().unwrap()).unwrap().is_none());
+        drop(new);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bot_leaves_with_its_connection() {
+        let rooms = rooms(1);
+        let room = rooms.make().unwrap();
+        let (_other, mut entry) = enter(&rooms, &room, "other").unwrap();
+        let bot = Peer { kind: Kind::Bot, ..peer("bot") };
+        drop(rooms.enter(&room, bot, ResumeKey::random().unwrap()).unwrap());
+        assert!(entry.inbox.recv().await.unwrap().contains("peer-joined"));
+        assert!(entry.inbox.recv().await.unwrap().contains("peer-left"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_mode_changes_ten_times_at_once_and_then_every_two_seconds() {
+        let rooms = rooms(1);
+        let room = rooms.make().unwrap();
+        let (busy, _entry) = enter(&rooms, &room, "busy").unwrap();
+        let mut modes = [Mode::Sfu, Mode::Mesh].into_iter().cycle();
+        let mut change = || busy.with(|room| room.set_mode(modes.next().unwrap(), &busy.id, Instant::now()));
+        (0..10).for_each(|_| change().unwrap());
+        assert_eq!(change().unwrap_err().code, ErrorCode::TooFast);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        busy.with(|room| room.set_mode(Mode::Sfu, &busy.id, Instant::now())).unwrap();
     }
 }

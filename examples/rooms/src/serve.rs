@@ -10,27 +10,26 @@ use axum::extract::Extension;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{interval, sleep, timeout};
 
 use crate::arguments::{Serve, TlsMode};
 use crate::http::{self, Application, Client};
 use crate::ice_servers::{Endpoint, IceError, IceServers, Minted};
 use crate::pages::Pages;
+use crate::places::Places;
 use crate::rooms::Rooms;
 use crate::sfu;
 use crate::tls::{CertificateError, Identity};
 
-/// The greatest number of connections.
-const CONNECTIONS: usize = 2_000;
-
 /// The time for a TLS handshake, and for the headers of a request. An idle connection ends after it, too.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The interval in which abandoned rooms are looked for.
+/// The interval in which participants and rooms are forgotten whose time has passed.
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// The time for the last messages when the server stops.
@@ -64,6 +63,7 @@ pub struct Server {
     address: SocketAddr,
     identity: Option<Identity>,
     application: Arc<Application>,
+    proxies: Arc<[IpNet]>,
     stop: watch::Sender<bool>,
 }
 
@@ -104,8 +104,9 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let sfu = sfu::Settings { hosts: sfu_hosts(options.sfu, address.ip()), ice: Arc::clone(&ice) };
         let rooms = Rooms::new(options.rooms, Arc::new(sfu));
-        let application = Arc::new(Application::new(rooms, ice, pages, stopped));
-        Ok(Self { listener, address, identity, application, stop })
+        let proxies: Arc<[IpNet]> = options.proxy.into();
+        let application = Arc::new(Application::new(rooms, ice, pages, Arc::clone(&proxies), stopped));
+        Ok(Self { listener, address, identity, application, proxies, stop })
     }
 
     /// Returns the address of the listener.
@@ -135,8 +136,8 @@ impl Server {
 
     /// Serves until `stopped` is ready. Participants then learn that the server stops.
     pub async fn run(self, stopped: impl Future<Output = ()>) {
-        let Self { listener, identity, application, stop, .. } = self;
-        let (places, routes) = (Arc::new(Semaphore::new(CONNECTIONS)), http::routes(Arc::clone(&application)));
+        let Self { listener, identity, application, proxies, stop, .. } = self;
+        let (places, routes) = (Arc::<Places>::default(), http::routes(Arc::clone(&application)));
         let mut sweep = interval(SWEEP);
         tokio::pin!(stopped);
         loop {
@@ -146,7 +147,9 @@ impl Server {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, address)) => {
                         // Without a place, the connection is closed.
-                        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+                        let ip = address.ip().to_canonical();
+                        let is_proxy = proxies.iter().any(|proxies| proxies.contains(&ip));
+                        let Some(place) = places.take((!is_proxy).then_some(ip)) else { continue };
                         let (identity, routes) = (identity.clone(), routes.clone());
                         let client = Client { address, place: Arc::new(place) };
                         tokio::spawn(serve_connection(stream, client, identity, routes, stop.subscribe()));

@@ -1,5 +1,6 @@
 //! The signalling of one participant: a WebSocket from the upgrade to its end.
 
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout
 use turnserver::clock::unix_seconds;
 
 use crate::http::Application;
-use crate::id::ParticipantId;
+use crate::id::{ParticipantId, ResumeKey, RoomId};
 use crate::message::{Address, ErrorCode, FromParticipant, Ice, Kind, Name, Peer, Signal, ToParticipant};
 use crate::rate::{Bucket, Rate};
 use crate::room::{Entry, Inbox, LIMITS, Refusal, text};
@@ -35,23 +36,50 @@ const MESSAGES: Rate = Rate { burst: 50, interval: Duration::from_millis(50) };
 const MISTAKES: u32 = 3;
 
 /// Why a connection ends.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// The participant left, or the connection is broken. There is nothing to say.
-    Gone,
-    /// The server closes the connection.
-    Closed(u16, &'static str),
+    /// The participant left.
+    Left,
+    /// The connection is broken.
+    Lost,
+    /// The participant did not join in time.
+    Late,
+    /// The participant was not let in.
+    Refused,
+    /// The participant sends what no page sends.
+    Mistakes,
+    /// Nothing has come for some time.
+    Silent,
+    /// The room has ended, the participant does not read its messages, or it has another connection.
+    Closed,
 }
 
-/// Serves a participant until the connection ends.
-pub(crate) async fn serve(socket: WebSocket, application: Arc<Application>) {
+impl End {
+    /// Returns what the close frame says, if the other side may still read it.
+    fn reason(self) -> Option<(u16, &'static str)> {
+        Some(match self {
+            Self::Left | Self::Lost => return None,
+            Self::Late => (close_code::POLICY, "no join within 10 s"),
+            Self::Refused => (close_code::NORMAL, "not in a room"),
+            Self::Mistakes => (close_code::POLICY, "too many messages of a wrong form"),
+            Self::Silent => (close_code::POLICY, "no message for 60 s"),
+            Self::Closed => (close_code::AWAY, "the room has ended, messages were not read, or another connection came"),
+        })
+    }
+}
+
+/// A participant that has entered.
+struct Entered<'a> {
+    membership: Membership<'a>,
+    inbox: Inbox,
+    ice: Ice,
+}
+
+/// Serves a participant at an address until the connection ends.
+pub(crate) async fn serve(socket: WebSocket, source: IpAddr, application: Arc<Application>) {
     let now = Instant::now();
-    let mut connection = Connection { socket, bucket: Bucket::new(now), next: now, mistakes: 0 };
-    let end = match connection.run(&application).await {
-        Ok(()) => End::Gone,
-        Err(end) => end,
-    };
-    if let End::Closed(code, reason) = end {
+    let mut connection = Connection { socket, source, bucket: Bucket::new(now), next: now, mistakes: 0 };
+    if let Some((code, reason)) = connection.run(&application).await.reason() {
         let frame = CloseFrame { code, reason: reason.into() };
         let _ = timeout(SEND, connection.socket.send(Message::Close(Some(frame)))).await;
     }
@@ -60,6 +88,7 @@ pub(crate) async fn serve(socket: WebSocket, application: Arc<Application>) {
 /// The connection of a participant.
 struct Connection {
     socket: WebSocket,
+    source: IpAddr,
     bucket: Bucket,
     /// When the next message is read.
     next: Instant,
@@ -67,37 +96,41 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(&mut self, application: &Application) -> Result<(), End> {
-        let Some((membership, mut inbox, ice)) = self.enter(application).await? else { return Ok(()) };
-        tracing::info!(room = %membership.room.short(), "a participant has entered a room");
-        let end = self.participate(application, &membership, &mut inbox, ice).await;
-        tracing::info!(room = %membership.room.short(), "a participant has left a room");
+    async fn run(&mut self, application: &Application) -> End {
+        let Entered { membership, mut inbox, ice } = match self.enter(application).await {
+            Ok(entered) => entered,
+            Err(end) => return end,
+        };
+        let room = membership.room.short().to_owned();
+        let end = self.participate(application, &membership, &mut inbox, ice).await.err().unwrap_or(End::Left);
+        if matches!(end, End::Left | End::Mistakes) {
+            membership.leave();
+            tracing::info!(%room, "a participant has left a room");
+        } else {
+            tracing::info!(%room, "the connection of a participant has ended");
+        }
         end
     }
 
-    /// Waits for `join` and lets the participant in. `None` if it gets no place.
-    async fn enter<'a>(&mut self, application: &'a Application) -> Result<Option<(Membership<'a>, Inbox, Ice)>, End> {
+    /// Waits for `join` and lets the participant in.
+    async fn enter<'a>(&mut self, application: &'a Application) -> Result<Entered<'a>, End> {
         let deadline = Instant::now() + FIRST_MESSAGE;
-        let (room, name, kind) = loop {
-            let late = End::Closed(close_code::POLICY, "no join within 10 s");
-            let received = timeout_at(deadline, self.receive()).await.map_err(|_| late)??;
+        let (room, name, kind, resume) = loop {
+            let received = timeout_at(deadline, self.receive()).await.map_err(|_| End::Late)??;
             match self.read(received).await? {
-                Some(FromParticipant::Join { room, name, kind }) => break (room, name, kind),
+                Some(FromParticipant::Join { room, name, kind, resume }) => break (room, name, kind, resume),
                 Some(_) => self.mistake(ErrorCode::BadOrder, "The first message is join.").await?,
                 None => {}
             }
         };
-        match self.try_enter(application, room, &name, kind).await {
-            Ok((membership, entry, ice)) => {
-                let Entry { mode, sender, peers, inbox } = entry;
-                let (id, room) = (membership.id.clone(), membership.room.clone());
-                let joined = ToParticipant::Joined { id, room, mode, sender, peers, ice: ice.clone(), limits: LIMITS };
+        match self.try_enter(application, room, &name, kind, resume).await {
+            Ok((joined, entered)) => {
                 self.send(&joined).await?;
-                Ok(Some((membership, inbox, ice)))
+                Ok(entered)
             }
             Err(refusal) => {
                 self.refuse(refusal).await?;
-                Err(End::Closed(close_code::NORMAL, "not in a room"))
+                Err(End::Refused)
             }
         }
     }
@@ -105,18 +138,45 @@ impl Connection {
     async fn try_enter<'a>(
         &mut self,
         application: &'a Application,
-        room: crate::id::RoomId,
+        room: RoomId,
         name: &str,
         kind: Kind,
-    ) -> Result<(Membership<'a>, Entry, Ice), Refusal> {
+        resume: Option<ResumeKey>,
+    ) -> Result<(ToParticipant, Entered<'a>), Refusal> {
+        if let Err(wait) = application.joins.take(self.source, Instant::now()) {
+            let message = format!("Many participants enter from your address. Try again in {} s.", wait.as_secs() + 1);
+            return Err(Refusal::new(ErrorCode::TooFast, message));
+        }
         let name = Name::new(name).map_err(|error| Refusal::new(ErrorCode::BadName, error.to_string()))?;
-        let id = ParticipantId::random().map_err(|error| {
-            tracing::error!("a participant was refused: {error}");
-            Refusal::new(ErrorCode::Internal, "The random source of the server failed.")
-        })?;
-        let ice = credentials(application, &id).await?;
-        let (membership, entry) = application.rooms.enter(&room, Peer { id, name, kind })?;
-        Ok((membership, entry, ice))
+        // Before the credentials, which may need a request to the relay.
+        application.rooms.check(&room)?;
+        let resumed = match &resume {
+            Some(key) => application.rooms.resume(&room, key)?,
+            None => None,
+        };
+        let is_resumed = resumed.is_some();
+        let (membership, entry, resume, ice) = match (resumed, resume) {
+            (Some((membership, entry)), Some(key)) => {
+                let ice = credentials(application, &membership.id).await?;
+                (membership, entry, key, ice)
+            }
+            _ => {
+                let (id, key) = identity().map_err(|error| {
+                    tracing::error!("a participant was refused: {error}");
+                    Refusal::new(ErrorCode::Internal, "The random source of the server failed.")
+                })?;
+                let ice = credentials(application, &id).await?;
+                let (membership, entry) = application.rooms.enter(&room, Peer { id, name, kind }, key.clone())?;
+                (membership, entry, key, ice)
+            }
+        };
+        let what = if is_resumed { "come back to" } else { "entered" };
+        tracing::info!(room = %room.short(), "a participant has {what} a room");
+        let Entry { mode, sender, peers, inbox, .. } = entry;
+        let (id, ice_sent, resumed) = (membership.id.clone(), ice.clone(), is_resumed);
+        let joined =
+            ToParticipant::Joined { id, resume, resumed, room, mode, sender, peers, ice: ice_sent, limits: LIMITS };
+        Ok((joined, Entered { membership, inbox, ice }))
     }
 
     /// Passes messages between the participant and the room.
@@ -144,11 +204,11 @@ impl Connection {
                 }
                 message = inbox.recv() => match message {
                     Some(message) => self.send_text(&message).await?,
-                    None => return Err(End::Closed(close_code::AWAY, "the room has ended, or messages were not read")),
+                    None => return Err(End::Closed),
                 },
                 _ = ping.tick() => {
                     if Instant::now() >= last_heard + SILENCE {
-                        return Err(End::Closed(close_code::POLICY, "no message for 60 s"));
+                        return Err(End::Silent);
                     }
                     self.send_frame(Message::Ping(Default::default())).await?;
                 }
@@ -197,7 +257,7 @@ impl Connection {
                     }
                 }
             }
-            FromParticipant::Mode { mode } => membership.with(|room| room.set_mode(mode, id)),
+            FromParticipant::Mode { mode } => membership.with(|room| room.set_mode(mode, id, Instant::now())),
             FromParticipant::Layer { track, layer } => membership.with(|room| room.choose_layer(id, track, layer)),
             FromParticipant::Ice {} => credentials(application, id).await.map(|new| ice = Some(new)),
             FromParticipant::Leave {} => return Ok(ControlFlow::Break(())),
@@ -211,7 +271,7 @@ impl Connection {
     /// Receives a frame. Nothing is lost if the caller stops waiting.
     async fn receive(&mut self) -> Result<Message, End> {
         sleep_until(self.next).await;
-        let message = self.socket.recv().await.ok_or(End::Gone)?.map_err(|_| End::Gone)?;
+        let message = self.socket.recv().await.ok_or(End::Lost)?.map_err(|_| End::Lost)?;
         self.next = self.bucket.spend(MESSAGES, Instant::now());
         Ok(message)
     }
@@ -227,7 +287,7 @@ impl Connection {
             },
             Message::Binary(_) => self.mistake(ErrorCode::BadMessage, "Messages are text.").await?,
             Message::Ping(_) | Message::Pong(_) => {}
-            Message::Close(_) => return Err(End::Gone),
+            Message::Close(_) => return Err(End::Lost),
         }
         Ok(None)
     }
@@ -237,7 +297,7 @@ impl Connection {
         self.refuse(Refusal::new(code, message)).await?;
         self.mistakes += 1;
         if self.mistakes >= MISTAKES {
-            return Err(End::Closed(close_code::POLICY, "too many messages of a wrong form"));
+            return Err(End::Mistakes);
         }
         Ok(())
     }
@@ -256,8 +316,13 @@ impl Connection {
 
     async fn send_frame(&mut self, frame: Message) -> Result<(), End> {
         let sent = timeout(SEND, self.socket.send(frame)).await;
-        sent.map_err(|_| End::Gone)?.map_err(|_| End::Gone)
+        sent.map_err(|_| End::Lost)?.map_err(|_| End::Lost)
     }
+}
+
+/// Makes a new participant.
+fn identity() -> Result<(ParticipantId, ResumeKey), getrandom::Error> {
+    Ok((ParticipantId::random()?, ResumeKey::random()?))
 }
 
 /// Returns credentials for a participant.

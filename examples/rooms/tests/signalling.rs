@@ -4,6 +4,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use support::relay::{KEY, RelayProcess};
 use support::{PATIENCE, Running, SECRET, file};
@@ -107,7 +108,7 @@ async fn everyone_learns_the_mode_and_who_sends_a_broadcast() {
 }
 
 #[tokio::test]
-async fn the_seventh_of_a_mesh_is_told_to_switch() {
+async fn the_seventh_of_a_mesh_gets_the_advice_to_switch() {
     let server = Running::start(&[]).await;
     let room = server.room().await;
     let mut inside = Vec::new();
@@ -125,7 +126,7 @@ async fn the_seventh_of_a_mesh_is_told_to_switch() {
 }
 
 #[tokio::test]
-async fn who_is_refused_learns_why() {
+async fn a_refusal_says_why() {
     let server = Running::start(&[]).await;
     let room = server.room().await;
     let absent = "AAAAAAAAAAAAAAAAAAAAAA";
@@ -164,7 +165,7 @@ async fn the_first_message_must_be_join() {
 async fn a_message_that_is_too_long_ends_the_connection_of_its_sender_only() {
     let server = Running::start(&[]).await;
     let room = server.room().await;
-    let (mut long, joined) = server.join(&room, "long").await;
+    let (mut long, _) = server.join(&room, "long").await;
     let (mut other, joined_other) = server.join(&room, "other").await;
     let offer = |length: usize| {
         let sdp = "x".repeat(length);
@@ -173,7 +174,82 @@ async fn a_message_that_is_too_long_ends_the_connection_of_its_sender_only() {
     long.send(offer(60_000)).await;
     assert_eq!(other.receive().await["type"], "signal");
     long.send(offer(65_536)).await;
-    assert_eq!(other.receive().await, json!({"type": "peer-left", "id": joined["id"]}));
+    while let Some(Ok(_)) = timeout(PATIENCE, long.0.next()).await.unwrap() {}
+    other.send(json!({"type": "ice"})).await;
+    assert_eq!(other.receive().await["type"], "ice");
+}
+
+#[tokio::test]
+async fn a_participant_whose_connection_is_lost_comes_back_as_itself() {
+    let server = Running::start(&[]).await;
+    let room = server.room().await;
+    let (mut lost, joined) = server.join(&room, "lost").await;
+    let (mut other, joined_other) = server.join(&room, "other").await;
+    lost.receive().await;
+    assert_eq!(joined["resumed"], false);
+    let again = json!({
+        "type": "join", "room": room, "name": "lost", "kind": "browser", "resume": joined["resume"],
+    });
+
+    // Its network has changed: the server does not know yet that the connection is dead.
+    let (mut resumed, message) = server.join_with(again.clone()).await;
+    assert_eq!((&message["id"], &message["resumed"]), (&joined["id"], &json!(true)));
+    assert_eq!(message["peers"], json!([{"id": joined_other["id"], "name": "other", "kind": "browser"}]));
+    assert_eq!(other.receive().await, json!({"type": "peer-resumed", "id": joined["id"]}));
+    assert!(lost.closed().await.ends_with("or another connection came"));
+
+    // The server knows that the connection is dead.
+    drop(resumed);
+    resumed = server.join_with(again).await.0;
+    assert_eq!(other.receive().await, json!({"type": "peer-resumed", "id": joined["id"]}));
+    resumed.send(json!({"type": "signal", "to": joined_other["id"], "candidate": null})).await;
+    assert_eq!(other.receive().await["from"], joined["id"]);
+    other.send(json!({"type": "signal", "to": joined["id"], "candidate": null})).await;
+    assert_eq!(resumed.receive().await["from"], joined_other["id"]);
+
+    // After it has left, the key is worth nothing.
+    resumed.send(json!({"type": "leave"})).await;
+    assert_eq!(other.receive().await["type"], "peer-left");
+    let late = json!({"type": "join", "room": room, "name": "l", "kind": "browser", "resume": joined["resume"]});
+    let (_late, message) = server.join_with(late).await;
+    assert_eq!(message["resumed"], false);
+    assert_ne!(message["id"], joined["id"]);
+}
+
+#[tokio::test]
+async fn a_source_enters_a_hundred_times_at_once_and_then_has_to_wait() {
+    let server = Running::start(&[]).await;
+    let room = server.room().await;
+    let mut last = String::new();
+    for _ in 0..101 {
+        let mut socket = server.socket().await;
+        socket.send(json!({"type": "join", "room": room, "name": " ", "kind": "browser"})).await;
+        last = socket.error().await;
+    }
+    assert_eq!(last, "too-fast");
+}
+
+#[tokio::test]
+async fn the_word_of_a_proxy_on_its_clients_is_believed_and_no_other() {
+    let server = Running::start(&["--proxy", "127.0.0.0/8", "--proxy", "192.0.2.1"]).await;
+    let make = async |forwarded: &str| {
+        let header = format!("X-Forwarded-For: {forwarded}\r\n");
+        server.request_with("POST /api/rooms", &header).await.starts_with("HTTP/1.1 201")
+    };
+    for number in 0..10 {
+        // What the client wrote itself changes nothing.
+        assert!(make(&format!("203.0.113.{number}, 198.51.100.1, 192.0.2.1")).await);
+    }
+    assert!(!make("198.51.100.1").await);
+    assert!(make("198.51.100.2").await);
+
+    let server = Running::start(&[]).await;
+    for number in 0..10 {
+        let header = format!("X-Forwarded-For: 203.0.113.{number}\r\n");
+        server.request_with("POST /api/rooms", &header).await;
+    }
+    let response = server.request_with("POST /api/rooms", "X-Forwarded-For: 203.0.113.99\r\n").await;
+    assert!(response.starts_with("HTTP/1.1 429"), "{response}");
 }
 
 #[tokio::test]

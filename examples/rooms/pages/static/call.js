@@ -88,6 +88,7 @@ export class Call extends Emitter {
       .on("joined", (message) => this.#joined(message))
       .on("peer-joined", ({ peer }) => this.#arrived(peer))
       .on("peer-left", ({ id }) => this.#departed(id))
+      .on("peer-resumed", ({ id }) => this.mesh.repeat(id))
       .on("signal", ({ from, ...message }) => this.#signalled(from, message))
       .on("mode", ({ mode, sender, by }) => this.#applyMode(mode, sender, by))
       .on("tracks", ({ tracks }) => this.sfu.setTracks(tracks))
@@ -112,9 +113,13 @@ export class Call extends Emitter {
       .on("broken", () => this.signalling.reconnect());
   }
 
-  #joined({ id, mode, sender, peers, ice, limits }) {
+  #joined({ id, resumed, mode, sender, peers, ice, limits }) {
     this.ice.update(ice);
     this.limits = limits;
+    if (resumed) {
+      this.#resumed({ mode, sender, peers });
+      return;
+    }
     // The others have forgotten the connections of an earlier identity.
     this.mesh.close();
     this.sfu.stop();
@@ -124,7 +129,20 @@ export class Call extends Emitter {
     this.emit("participants");
   }
 
+  /** Goes on with the connections after a loss of the signalling, which lost messages in both directions. */
+  #resumed({ mode, sender, peers }) {
+    const present = new Set(peers.map(({ id }) => id));
+    for (const id of this.participants.keys()) if (!present.has(id)) this.#departed(id);
+    for (const peer of peers) this.#arrived(peer);
+    if (mode !== this.mode || (sender ?? null) !== this.sender) this.#applyMode(mode, sender);
+    for (const id of this.mesh.peers.keys()) this.mesh.repeat(id);
+    this.sfu.repeat();
+    // The network may be another one.
+    this.restart("signalling");
+  }
+
   #arrived(peer) {
+    if (this.participants.has(peer.id)) return;
     this.participants.set(peer.id, { ...peer, before: false });
     this.emit("participants");
     this.emit("arrived", peer);

@@ -59,6 +59,13 @@ export class Link extends Emitter {
     return this.#received;
   }
 
+  /**
+   * Sends an offer again that has no answer yet, because one of the two may be lost. An answer too many does no harm.
+   */
+  repeat() {
+    if (this.pc.signalingState === "have-local-offer") this.#send({ description: this.pc.localDescription.toJSON() });
+  }
+
   /** Gathers new candidates with fresh credentials; media go on over the old path until the new one works. */
   async restart(reason) {
     if (this.state === "closed" || !this.pc.remoteDescription) return;

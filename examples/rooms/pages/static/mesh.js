@@ -43,6 +43,11 @@ export class Mesh extends Emitter {
     this.peers.forEach((peer) => peer.link.restart(reason));
   }
 
+  /** Sends what may have been lost with the signalling of one side. */
+  repeat(id) {
+    this.peers.get(id)?.link.repeat();
+  }
+
   remove(id) {
     this.peers.get(id)?.close();
     this.peers.delete(id);

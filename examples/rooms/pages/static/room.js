@@ -183,11 +183,9 @@ function report({ addresses = false } = {}) {
   return makeReport({ call, statistics, addresses });
 }
 
-/** The old path may be dead without anyone having noticed. */
+/** The old paths may be dead, that of the signalling, too. With a new one, all connections restart. */
 function networkChanged() {
-  if (byId("call").hidden) return;
-  if (!call.joined) call.signalling.reconnect();
-  call.restart("network");
+  if (!byId("call").hidden) call.signalling.reconnect();
 }
 
 // Views

@@ -54,6 +54,11 @@ export class Sfu extends Emitter {
     target?.receive({ description, candidate });
   }
 
+  /** Sends what may have been lost with the signalling. */
+  repeat() {
+    this.publish?.repeat();
+  }
+
   /** Takes over which mid of the subscribe connection carries whose media. */
   setTracks(tracks) {
     const layers = new Map(this.tracks.map(({ track, layer, why }) => [track, { layer, why }]));

@@ -7,7 +7,8 @@ const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 10_000;
 
 /**
- * The WebSocket to the server of the room. It joins, and joins again after a loss, with a new identity.
+ * The WebSocket to the server of the room. It joins, and after a loss it joins again: as the same participant, if the
+ * server still keeps the place.
  *
  * Each message of the server is emitted under its `type`. Further events: `lost` when the socket ended and a new
  * attempt follows; `ended` with a sentence when none follows.
@@ -16,6 +17,8 @@ export class Signalling extends Emitter {
   joined = false;
   #url;
   #join = null;
+  /** The key with which the server recognizes this participant. */
+  #resume = null;
   #socket = null;
   #wasJoined = false;
   #retryTimer = 0;
@@ -30,6 +33,7 @@ export class Signalling extends Emitter {
   connect(join) {
     this.close();
     this.#join = { type: "join", kind: "browser", ...join };
+    this.#resume = null;
     this.#wasJoined = false;
     return new Promise((resolve, reject) => {
       this.addEventListener("joined", resolve, { once: true });
@@ -38,7 +42,7 @@ export class Signalling extends Emitter {
     });
   }
 
-  /** Sends a message. One that is sent while there is no connection is lost with the identity it was sent under. */
+  /** Sends a message. While there is no connection it is lost, and so may be the last ones before. */
   send(message) {
     if (this.joined) this.#socket.send(JSON.stringify(message));
   }
@@ -61,7 +65,7 @@ export class Signalling extends Emitter {
   #open() {
     const socket = new WebSocket(this.#url);
     this.#socket = socket;
-    socket.addEventListener("open", () => socket.send(JSON.stringify(this.#join)));
+    socket.addEventListener("open", () => socket.send(JSON.stringify({ ...this.#join, resume: this.#resume })));
     socket.addEventListener("message", (event) => {
       if (socket === this.#socket) this.#receive(event.data);
     });
@@ -93,6 +97,7 @@ export class Signalling extends Emitter {
     const message = JSON.parse(text);
     if (message.type === "joined") {
       this.joined = true;
+      this.#resume = message.resume;
       this.#wasJoined = true;
       this.#retryMs = FIRST_RETRY_MS;
     }

@@ -27,7 +27,8 @@ pub(super) struct Subscription {
     pub(super) connection: Connection,
     /// The media sections. They are used again when their source ends, so no negotiation is necessary then.
     slots: Vec<Slot>,
-    pending: Option<SdpPendingOffer>,
+    /// The offer that waits for its answer.
+    pending: Option<(SdpPendingOffer, String)>,
     /// The path is broken; the next offer restarts ICE.
     needs_restart: bool,
     estimate: u64,
@@ -120,8 +121,14 @@ impl Subscription {
             }
             change.apply()
         })?;
-        self.pending = Some(pending);
-        Some(offer.to_sdp_string())
+        let offer = offer.to_sdp_string();
+        self.pending = Some((pending, offer.clone()));
+        Some(offer)
+    }
+
+    /// Returns the offer that waits for its answer. It or the answer may have been lost with the signalling.
+    pub(super) fn pending(&self) -> Option<&str> {
+        self.pending.as_ref().map(|(_, offer)| offer.as_str())
     }
 
     /// Takes the answer to the last offer.
@@ -129,7 +136,7 @@ impl Subscription {
     /// # Errors
     /// If there is no offer, or the answer does not fit to it.
     pub(super) fn answer(&mut self, sdp: &str, network: &Network) -> Result<(), String> {
-        let pending = self.pending.take().ok_or("There is no offer for this answer.")?;
+        let (pending, _) = self.pending.take().ok_or("There is no offer for this answer.")?;
         let answer =
             SdpAnswer::from_sdp_string(sdp).map_err(|error| format!("The answer is not understood: {error}."))?;
         let accepted = self.connection.change(network, |rtc| rtc.sdp_api().accept_answer(pending, answer));

@@ -130,6 +130,10 @@ impl Unit {
     fn command(&mut self, command: Command) {
         match command {
             Command::Enter { id, outbox } => {
+                if let Some(number) = self.number(&id) {
+                    self.resume(number, outbox);
+                    return;
+                }
                 let member = Member { id, outbox, publication: None, subscription: None };
                 self.members.insert(self.next_member, member);
                 self.next_member += 1;
@@ -165,6 +169,16 @@ impl Unit {
                 self.choose_layers();
             }
         }
+    }
+
+    /// Gives a participant its new signalling connection, and what it may have missed.
+    fn resume(&mut self, number: u32, outbox: mpsc::WeakSender<Arc<str>>) {
+        let Some(member) = self.members.get_mut(&number) else { return };
+        member.outbox = outbox;
+        if let Some(offer) = member.subscription.as_ref().and_then(Subscription::pending) {
+            member.describe(Link::Subscribe, DescriptionKind::Offer, offer.to_owned());
+        }
+        self.announce(number);
     }
 
     fn number(&self, id: &ParticipantId) -> Option<u32> {

@@ -75,9 +75,16 @@ impl Running {
 
     /// Sends a request, and returns the response as text.
     pub(crate) async fn request(&self, line: &str) -> String {
+        self.request_with(line, "").await
+    }
+
+    /// Sends a request with further headers, each with its end of line, and returns the response as text.
+    pub(crate) async fn request_with(&self, line: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let request =
-            format!("{line} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", self.address);
+        let address = self.address;
+        let request = format!(
+            "{line} HTTP/1.1\r\nHost: {address}\r\n{headers}Connection: close\r\nContent-Length: 0\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut response = Vec::new();
         timeout(PATIENCE, stream.read_to_end(&mut response)).await.unwrap().unwrap();
@@ -109,8 +116,13 @@ impl Running {
 
     /// Enters a room, and returns `joined`, too.
     pub(crate) async fn join(&self, room: &str, name: &str) -> (Socket, Value) {
+        self.join_with(json!({"type": "join", "room": room, "name": name, "kind": "browser"})).await
+    }
+
+    /// Enters a room with this message, and returns `joined`, too.
+    pub(crate) async fn join_with(&self, join: Value) -> (Socket, Value) {
         let mut socket = self.socket().await;
-        socket.send(json!({"type": "join", "room": room, "name": name, "kind": "browser"})).await;
+        socket.send(join).await;
         let joined = socket.receive().await;
         assert_eq!(joined["type"], "joined", "{joined}");
         (socket, joined)
