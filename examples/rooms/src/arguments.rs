@@ -33,6 +33,13 @@ pub enum Command {
     Serve(Serve),
     /// Take part in a room without a browser: play a test picture and a tone, and echo data.
     Bot(Bot),
+    /// Run the relay of `serve`, which starts this itself.
+    #[command(hide = true)]
+    Relay {
+        /// The configuration of the relay.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 /// The options of `rooms bot`.
@@ -107,7 +114,8 @@ pub struct Serve {
     #[arg(long, value_name = "NAME")]
     pub name: Vec<String>,
 
-    /// The configuration of the relay. Credentials are made with its first secret.
+    /// The configuration of the relay. Credentials are made with its first secret. If it has none, a relay is started with
+    /// it and with a secret of this run.
     #[arg(long, value_name = "FILE", default_value = "turnserver.toml")]
     pub config: PathBuf,
 

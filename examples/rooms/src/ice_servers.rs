@@ -9,6 +9,7 @@ pub use endpoint::Endpoint;
 pub use minted::Minted;
 
 use crate::message::Ice;
+use crate::own_relay::RelayError;
 
 /// Where credentials come from.
 #[derive(Debug)]
@@ -27,10 +28,13 @@ pub enum IceError {
     Config(#[from] turnserver::config::ConfigErrors),
     /// The configuration has no secret.
     #[error(
-        "{} has neither auth.secrets nor auth.secrets-file, so the relay makes a secret that only it knows. Add one \
-         (`openssl rand -hex 32`) and restart the relay, or use --credentials-url", .0.display()
+        "{} has auth.users, but neither auth.secrets nor auth.secrets-file, with which credentials are made. Add a \
+         secret (`openssl rand -hex 32`) and restart the relay, or use --credentials-url", .0.display()
     )]
     NoSecret(PathBuf),
+    /// The relay of this program does not run.
+    #[error("{0}")]
+    Relay(#[from] RelayError),
     /// The URLs of the relay do not follow from the configuration.
     #[error("the URLs of the relay do not follow from its configuration: {0}. Name them with --turn-url")]
     Urls(#[from] turnserver::control::StartError),

@@ -7,9 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::id::{ParticipantId, ResumeKey, RoomId};
-use crate::message::{
-    Address, ErrorCode, Kind, LayerChoice, Limits, Link, Mode, Peer, Signal, ToParticipant, Token,
-};
+use crate::message::{Address, ErrorCode, Kind, LayerChoice, Limits, Link, Mode, Peer, Signal, ToParticipant, Token};
 use crate::rate::{Bucket, Rate};
 use crate::sfu::{self, Command, Sfu};
 

@@ -210,7 +210,9 @@ mod tests {
         let enter = || enter(&rooms, &room, "a");
         let mut inside: Vec<_> = (0..LIMITS.mesh).map(|_| enter().unwrap()).collect();
         assert_eq!(enter().unwrap_err().code, ErrorCode::MeshFull);
-        let set = |membership: &Membership<'_>, mode| membership.with(|room| room.set_mode(mode, &membership.id, Instant::now()));
+        let set = |membership: &Membership<'_>, mode| {
+            membership.with(|room| room.set_mode(mode, &membership.id, Instant::now()))
+        };
         set(&inside[0].0, Mode::Sfu).unwrap();
         inside.extend((LIMITS.mesh..LIMITS.room).map(|_| enter().unwrap()));
         assert_eq!(enter().unwrap_err().code, ErrorCode::RoomFull);

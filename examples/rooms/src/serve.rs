@@ -20,6 +20,7 @@ use tokio::time::{interval, sleep, timeout};
 use crate::arguments::{Serve, TlsMode};
 use crate::http::{self, Application, Client};
 use crate::ice_servers::{Endpoint, IceError, IceServers, Minted};
+use crate::own_relay::OwnRelay;
 use crate::pages::Pages;
 use crate::places::Places;
 use crate::rooms::Rooms;
@@ -64,6 +65,7 @@ pub struct Server {
     identity: Option<Identity>,
     application: Arc<Application>,
     proxies: Arc<[IpNet]>,
+    relay: Option<OwnRelay>,
     stop: watch::Sender<bool>,
 }
 
@@ -96,17 +98,18 @@ impl Server {
     /// If the options cannot be used.
     pub async fn start(options: Serve) -> Result<Self, ServeError> {
         let identity = identity(&options)?;
-        let ice = Arc::new(ice_servers(&options)?);
         let failed = |error| ServeError::Listen { address: options.listen, error };
         let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let (ice, relay) = ice_servers(&options).await?;
+        let ice = Arc::new(ice);
         let pages = options.pages.map_or(Pages::Embedded, Pages::Directory);
         let (stop, stopped) = watch::channel(false);
         let sfu = sfu::Settings { hosts: sfu_hosts(options.sfu, address.ip()), ice: Arc::clone(&ice) };
         let rooms = Rooms::new(options.rooms, Arc::new(sfu));
         let proxies: Arc<[IpNet]> = options.proxy.into();
         let application = Arc::new(Application::new(rooms, ice, pages, Arc::clone(&proxies), stopped));
-        Ok(Self { listener, address, identity, application, proxies, stop })
+        Ok(Self { listener, address, identity, application, proxies, relay, stop })
     }
 
     /// Returns the address of the listener.
@@ -136,13 +139,17 @@ impl Server {
 
     /// Serves until `stopped` is ready. Participants then learn that the server stops.
     pub async fn run(self, stopped: impl Future<Output = ()>) {
-        let Self { listener, identity, application, proxies, stop, .. } = self;
+        let Self { listener, identity, application, proxies, mut relay, stop, .. } = self;
         let (places, routes) = (Arc::<Places>::default(), http::routes(Arc::clone(&application)));
         let mut sweep = interval(SWEEP);
         tokio::pin!(stopped);
         loop {
             tokio::select! {
                 () = &mut stopped => break,
+                () = ended(&mut relay) => {
+                    tracing::error!("the relay has ended, so no call comes about any more. Start rooms again");
+                    break;
+                }
                 _ = sweep.tick() => application.rooms.sweep(),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, address)) => {
@@ -171,6 +178,17 @@ impl Server {
         if timeout(FAREWELL, stop.closed()).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
+        if let Some(relay) = relay {
+            relay.stop().await;
+        }
+    }
+}
+
+/// Waits for the end of a relay that should go on.
+async fn ended(relay: &mut Option<OwnRelay>) {
+    match relay {
+        Some(relay) => relay.ended().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -258,11 +276,16 @@ fn sfu_hosts(given: Option<IpAddr>, listener: IpAddr) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
-fn ice_servers(options: &Serve) -> Result<IceServers, IceError> {
+async fn ice_servers(options: &Serve) -> Result<(IceServers, Option<OwnRelay>), IceError> {
     Ok(match (&options.credentials_url, &options.credentials_key_file) {
         (Some(url), Some(key_file)) => {
-            IceServers::Fetched(Endpoint::new(url, key_file, options.user_prefix.clone(), options.lifetime)?)
+            let endpoint = Endpoint::new(url, key_file, options.user_prefix.clone(), options.lifetime)?;
+            (IceServers::Fetched(endpoint), None)
         }
-        _ => IceServers::Minted(Minted::from_config(&options.config, options.turn_url.clone(), options.lifetime)?),
+        _ => {
+            let urls = options.turn_url.clone();
+            let (minted, relay) = Minted::from_config(&options.config, urls, options.lifetime).await?;
+            (IceServers::Minted(minted), relay)
+        }
     })
 }

@@ -63,7 +63,9 @@ impl End {
             Self::Refused => (close_code::NORMAL, "not in a room"),
             Self::Mistakes => (close_code::POLICY, "too many messages of a wrong form"),
             Self::Silent => (close_code::POLICY, "no message for 60 s"),
-            Self::Closed => (close_code::AWAY, "the room has ended, messages were not read, or another connection came"),
+            Self::Closed => {
+                (close_code::AWAY, "the room has ended, messages were not read, or another connection came")
+            }
         })
     }
 }

@@ -9,6 +9,7 @@ use turnserver::control::client_urls;
 
 use super::IceError;
 use crate::message::{Ice, IceServer};
+use crate::own_relay::OwnRelay;
 
 /// Makes credentials.
 #[derive(Debug)]
@@ -19,20 +20,32 @@ pub struct Minted {
 }
 
 impl Minted {
-    /// Takes the secret from the configuration of the relay, and the URLs, too, if none are given.
+    /// Takes the secret from the configuration of the relay, and the URLs, too, if none are given. If there are neither
+    /// secrets nor users, starts a relay.
     ///
     /// # Errors
-    /// If the configuration is invalid, has no secret, or does not name a port.
-    pub fn from_config(path: &Path, mut urls: Vec<String>, lifetime: u64) -> Result<Self, IceError> {
+    /// If the configuration is invalid, has users but no secret, or does not name a port, or if the relay does not start.
+    pub(crate) async fn from_config(
+        path: &Path,
+        mut urls: Vec<String>,
+        lifetime: u64,
+    ) -> Result<(Self, Option<OwnRelay>), IceError> {
         let config = Config::load(path)?;
-        let secret = config.auth.secrets.first().cloned().ok_or_else(|| IceError::NoSecret(path.to_owned()))?;
         if urls.is_empty() {
             urls = client_urls(&config)?;
         }
         if urls.is_empty() {
             return Err(IceError::NoUrl(path.to_owned()));
         }
-        Ok(Self { secret, urls, lifetime })
+        let (secret, relay) = match config.auth.secrets.first() {
+            Some(secret) => (secret.clone(), None),
+            None if !config.auth.users.is_empty() => return Err(IceError::NoSecret(path.to_owned())),
+            None => {
+                let relay = OwnRelay::start(path).await?;
+                (relay.secret().clone(), Some(relay))
+            }
+        };
+        Ok((Self { secret, urls, lifetime }, relay))
     }
 
     /// Makes credentials for a user.

@@ -42,7 +42,7 @@ pub(crate) fn file(name: &str, content: &str) -> PathBuf {
 
 /// A server that runs until it is dropped or stopped.
 pub(crate) struct Running {
-    pub(crate) address: SocketAddr,
+    at: At,
     pub(crate) fingerprint: Option<[u8; 32]>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
@@ -64,7 +64,7 @@ impl Running {
         let (address, fingerprint) = (server.address(), server.identity().map(|identity| identity.fingerprint));
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server.run(async { drop(stopped.await) }));
-        Self { address, fingerprint, stop: Some(stop), task }
+        Self { at: At { address }, fingerprint, stop: Some(stop), task }
     }
 
     /// Stops the server and waits for its end.
@@ -72,7 +72,22 @@ impl Running {
         drop(self.stop.take());
         timeout(PATIENCE, &mut self.task).await.unwrap().unwrap();
     }
+}
 
+impl std::ops::Deref for Running {
+    type Target = At;
+
+    fn deref(&self) -> &At {
+        &self.at
+    }
+}
+
+/// A server, as its clients know it.
+pub(crate) struct At {
+    pub(crate) address: SocketAddr,
+}
+
+impl At {
     /// Sends a request, and returns the response as text.
     pub(crate) async fn request(&self, line: &str) -> String {
         self.request_with(line, "").await
@@ -82,9 +97,8 @@ impl Running {
     pub(crate) async fn request_with(&self, line: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let address = self.address;
-        let request = format!(
-            "{line} HTTP/1.1\r\nHost: {address}\r\n{headers}Connection: close\r\nContent-Length: 0\r\n\r\n"
-        );
+        let request =
+            format!("{line} HTTP/1.1\r\nHost: {address}\r\n{headers}Connection: close\r\nContent-Length: 0\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut response = Vec::new();
         timeout(PATIENCE, stream.read_to_end(&mut response)).await.unwrap().unwrap();
