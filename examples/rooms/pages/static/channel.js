@@ -24,11 +24,12 @@ export function sendJson(channel, message) {
   if (channel?.readyState === "open") channel.send(JSON.stringify(message));
 }
 
-/** The object in a text message, or null. */
+/** The object in a text message, or null. What is in the object was not checked. */
 export function parseJson(data) {
+  if (typeof data !== "string") return null;
   try {
     const message = JSON.parse(data);
-    return typeof message === "object" ? message : null;
+    return typeof message === "object" && !Array.isArray(message) ? message : null;
   } catch {
     return null;
   }

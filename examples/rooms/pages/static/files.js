@@ -2,28 +2,38 @@ import { parseJson, sendJson, writable } from "./channel.js";
 import { Emitter } from "./emitter.js";
 import { randomId } from "./random.js";
 import { Store, hashFile } from "./store.js";
+import { cleanFileName, isolate } from "./text.js";
 
 const BLOCK = 1 << 20;
 const CHUNK = 1 << 16;
 /** Sent but not yet written by the receiver: bounds the receiver's memory. */
 const WINDOW = 16 << 20;
 const ACKNOWLEDGE = 1 << 20;
+/** Transfers with one participant that are not over, in each direction. */
+const MOST_PER_PEER = 20;
+/** All transfers; when there are more, the oldest ones without a file disappear. */
+const MOST = 200;
+const ID = /^[\w-]{1,64}$/;
+const SHA256 = /^[0-9a-f]{64}$/;
 
 /**
  * File transfers over the channels `files`.
  *
  * Messages, each with the random `id` of the transfer: `offer` (name, size) → `accept` or `decline` → `data`
  * (offset), then the bytes as binary messages, with `ack` (offset) in the other direction → `done` (sha256) →
- * `verified` (ok). `resume` (offset) on a new channel continues a transfer; `cancel` ends it. One file at a time is in
- * transit per channel and direction, so binary messages need no header.
+ * `verified` (ok). On a new channel to the same participant, the sender repeats its offers, and `resume` (offset)
+ * continues a transfer; `cancel` ends it. One file at a time is in transit per channel and direction, so binary
+ * messages need no header.
  *
- * Event `change` with a transfer: `{id, peer, name, size, offset, state, outgoing, sha256, seconds, problem, url}`;
- * its state is offered, waiting, running, paused, checking, complete, declined, cancelled or failed.
+ * Event `change` with a transfer: `{id, peer, peerName, name, size, offset, state, outgoing, sha256, seconds, problem,
+ * url}`; its state is offered, waiting, running, paused, checking, complete, declined, cancelled or failed. `offset`
+ * counts the bytes that the receiver has written, `peerName` is for display only. Event `removed` with a transfer that
+ * is no longer kept.
  */
 export class Files extends Emitter {
   transfers = new Map();
   #channels = new Map();
-  /** The id of the transfer whose bytes arrive on a channel. */
+  /** The transfer whose bytes arrive on a channel. */
   #arriving = new WeakMap();
   #names;
 
@@ -35,7 +45,6 @@ export class Files extends Emitter {
 
   /** Uses a channel to a participant, and continues what an earlier channel left unfinished. */
   attach(peer, channel) {
-    const name = this.#names(peer);
     this.#channels.set(peer, channel);
     channel.addEventListener("message", ({ data }) => {
       if (typeof data === "string") this.#control(peer, channel, parseJson(data));
@@ -45,11 +54,20 @@ export class Files extends Emitter {
       if (this.#channels.get(peer) === channel) this.#channels.delete(peer);
       this.#interrupted(channel);
     });
+    for (const transfer of this.#with(peer)) {
+      if (transfer.channel === channel) continue;
+      this.#interrupt(transfer); // a connection that this side closed may report it late
+      transfer.channel = channel;
+      this.#goOn(transfer);
+    }
+  }
+
+  /** Ends the transfers with participants who are not in this set of ids: they have left the room. */
+  retain(ids) {
     for (const transfer of this.transfers.values()) {
-      if (transfer.channel.readyState === "open" || transfer.peerName !== name) continue;
-      // The id of a participant may be new after a loss; that of a transfer cannot be guessed.
-      Object.assign(transfer, { peer, channel });
-      if (!transfer.outgoing) this.#goOn(transfer);
+      if (ids.has(transfer.peer) || isOver(transfer)) continue;
+      if (transfer.state === "offered") this.#end(transfer, "cancelled");
+      else this.#fail(transfer, `${isolate(transfer.peerName)} left the room before the transfer was complete.`);
     }
   }
 
@@ -57,18 +75,21 @@ export class Files extends Emitter {
   send(peer, file) {
     const channel = this.#channels.get(peer);
     if (!channel) throw new Error("There is no connection to this participant.");
+    if (!this.#hasRoom(peer, true)) {
+      throw new Error(`There can be ${MOST_PER_PEER} open transfers to a participant, and ${MOST} in all. Cancel or remove some.`);
+    }
     const transfer = this.#add({
       id: randomId(),
       peer,
-      peerName: this.#names(peer),
       channel,
-      name: file.name ?? "file",
+      name: cleanFileName(file.name ?? "file"),
       size: file.size,
       outgoing: true,
       state: "offered",
+      sent: 0,
       file,
     });
-    sendJson(channel, { type: "offer", id: transfer.id, name: transfer.name, size: file.size });
+    this.#offer(transfer);
     return transfer;
   }
 
@@ -77,18 +98,21 @@ export class Files extends Emitter {
     if (transfer?.state !== "offered" || transfer.outgoing) return;
     this.#set(transfer, { state: "waiting" });
     try {
-      transfer.store = await Store.open(transfer.size);
-      sendJson(transfer.channel, { type: "accept", id, offset: 0 });
+      const store = await Store.open(transfer.size);
+      if (isOver(transfer)) store.discard();
+      else transfer.store = store;
     } catch (error) {
       this.#fail(transfer, `The file is not accepted: ${error.message}.`, true);
     }
+    // If the connection was lost meanwhile, the next one brings the acceptance.
+    if (transfer.store && !isOver(transfer)) sendJson(transfer.channel, { type: "accept", id, offset: 0 });
   }
 
   decline(id) {
     const transfer = this.transfers.get(id);
     if (transfer?.state !== "offered") return;
     sendJson(transfer.channel, { type: transfer.outgoing ? "cancel" : "decline", id });
-    this.#set(transfer, { state: transfer.outgoing ? "cancelled" : "declined" });
+    this.#end(transfer, transfer.outgoing ? "cancelled" : "declined");
   }
 
   cancel(id) {
@@ -98,29 +122,48 @@ export class Files extends Emitter {
     this.#end(transfer, "cancelled");
   }
 
+  /** Removes a transfer that is over, and the received file. */
+  remove(id) {
+    const transfer = this.transfers.get(id);
+    if (!transfer || !isOver(transfer)) return;
+    this.transfers.delete(id);
+    if (transfer.url) URL.revokeObjectURL(transfer.url);
+    transfer.blob = null;
+    transfer.store?.discard();
+    this.emit("removed", transfer);
+  }
+
   #control(peer, channel, message) {
-    if (message?.type === "offer") {
+    if (!ID.test(message?.id)) return;
+    if (message.type === "offer") {
       this.#offered(peer, channel, message);
       return;
     }
-    const transfer = this.transfers.get(message?.id);
-    if (!transfer || transfer.peer !== peer || isOver(transfer)) return;
+    const transfer = this.transfers.get(message.id);
     const { type } = message;
+    if (!transfer || transfer.peer !== peer || isOver(transfer)) {
+      // The other side may have missed the end.
+      if (type === "resume") sendJson(channel, { type: "cancel", id: message.id });
+      return;
+    }
     if (type === "cancel") this.#end(transfer, "cancelled");
-    else if (transfer.outgoing) this.#answered(transfer, channel, message);
-    else if (type === "data" && message.offset === transfer.received) this.#begin(transfer, channel);
+    else if (transfer.outgoing) this.#responded(transfer, channel, message);
+    else if (type === "data") this.#begin(transfer, channel, message.offset);
     else if (type === "done" && transfer.state === "running") this.#finish(transfer, message.sha256);
   }
 
   #offered(peer, channel, { id, name, size }) {
-    // An echo of an own offer, or nonsense.
-    if (typeof id !== "string" || this.transfers.has(id) || !Number.isSafeInteger(size) || size < 0) return;
+    // A repeated offer, an echo of an own one, or nonsense.
+    if (this.transfers.has(id) || typeof name !== "string" || !Number.isSafeInteger(size) || size < 0) return;
+    if (!this.#hasRoom(peer, false)) {
+      sendJson(channel, { type: "decline", id });
+      return;
+    }
     this.#add({
       id,
       peer,
-      peerName: this.#names(peer),
       channel,
-      name: String(name).slice(0, 255) || "file",
+      name: cleanFileName(name),
       size,
       outgoing: false,
       state: "offered",
@@ -130,17 +173,32 @@ export class Files extends Emitter {
 
   // The sending side.
 
-  #answered(transfer, channel, { type, offset, ok }) {
-    if (type === "decline") this.#end(transfer, "declined");
-    else if (type === "ack") this.#acknowledged(transfer, offset);
-    else if (type === "verified") this.#verified(transfer, ok);
-    else if ((type === "accept" || type === "resume") && offset <= transfer.size) {
-      transfer.channel = channel;
-      transfer.started ??= performance.now();
-      transfer.hash ??= hashFile(transfer.file);
-      this.#set(transfer, { state: "waiting", offset });
-      this.#sendNext(channel);
+  #offer({ channel, id, name, size }) {
+    sendJson(channel, { type: "offer", id, name, size });
+  }
+
+  #responded(transfer, channel, { type, offset, ok }) {
+    const { state, size, sent } = transfer;
+    if (type === "ack") this.#acknowledged(transfer, offset);
+    else if (type === "decline" && state === "offered") this.#end(transfer, "declined");
+    else if (type === "verified" && sent === size && (state === "checking" || state === "paused")) {
+      this.#verified(transfer, ok === true);
+    } else if (type === "accept" && state === "offered") this.#queue(transfer, channel, 0);
+    else if (type === "resume" && (state === "paused" || state === "offered")) this.#queue(transfer, channel, offset);
+  }
+
+  /** Lets a transfer wait for its turn, from an offset that the receiver names. */
+  #queue(transfer, channel, offset) {
+    if (!Number.isSafeInteger(offset) || offset < transfer.offset || offset > transfer.sent) {
+      this.#fail(transfer, "The receiver asks for a part of the file that does not fit what was sent.", true);
+      return;
     }
+    transfer.channel = channel;
+    transfer.started ??= performance.now();
+    transfer.hash ??= hashFile(transfer.file, transfer.ended.signal);
+    transfer.hash.catch(() => {}); // read with the result, if the transfer gets that far
+    this.#set(transfer, { state: "waiting", offset });
+    this.#sendNext(channel);
   }
 
   /** Starts the next transfer that waits for its turn on a channel. */
@@ -169,14 +227,18 @@ export class Files extends Emitter {
       await this.#window(transfer, channel, offset);
       for (let at = 0; at < bytes.byteLength && goesOn(); at += CHUNK) {
         await writable(channel);
-        channel.send(new Uint8Array(bytes, at, Math.min(CHUNK, bytes.byteLength - at)));
+        if (!goesOn()) return;
+        const chunk = new Uint8Array(bytes, at, Math.min(CHUNK, bytes.byteLength - at));
+        channel.send(chunk);
+        transfer.sent = Math.max(transfer.sent, offset + at + chunk.byteLength);
       }
       offset += bytes.byteLength;
     }
     if (!goesOn()) return;
     this.#set(transfer, { state: "checking" });
     this.#sendNext(channel);
-    sendJson(channel, { type: "done", id, sha256: (transfer.sha256 = await transfer.hash) });
+    transfer.sha256 = await transfer.hash;
+    sendJson(channel, { type: "done", id, sha256: transfer.sha256 });
   }
 
   /** Waits until the receiver has written enough of what was sent. */
@@ -187,7 +249,7 @@ export class Files extends Emitter {
   }
 
   #acknowledged(transfer, offset) {
-    if (!(offset > transfer.offset && offset <= transfer.size)) return;
+    if (!Number.isSafeInteger(offset) || offset <= transfer.offset || offset > transfer.sent) return;
     this.#set(transfer, { offset });
     transfer.wake?.();
   }
@@ -199,7 +261,9 @@ export class Files extends Emitter {
 
   // The receiving side.
 
-  #begin(transfer, channel) {
+  #begin(transfer, channel, offset) {
+    const { state, store, received } = transfer;
+    if (!store || offset !== received || (state !== "waiting" && state !== "paused")) return;
     this.#arriving.set(channel, transfer);
     transfer.started ??= performance.now();
     transfer.channel = channel;
@@ -208,10 +272,14 @@ export class Files extends Emitter {
 
   #bytes(channel, buffer) {
     const transfer = this.#arriving.get(channel);
-    if (transfer?.state !== "running") return;
+    if (transfer?.state !== "running" || transfer.channel !== channel) return;
     transfer.received += buffer.byteLength;
     if (transfer.received > transfer.size) {
       this.#fail(transfer, "The sender sent more than it offered.", true);
+      return;
+    }
+    if (transfer.received - transfer.offset > 2 * WINDOW) {
+      this.#fail(transfer, "The sender does not wait until its data is written.", true);
       return;
     }
     transfer.store.write(buffer).then(
@@ -221,6 +289,7 @@ export class Files extends Emitter {
   }
 
   #written(transfer, offset) {
+    if (isOver(transfer)) return;
     const before = Math.floor(transfer.offset / ACKNOWLEDGE);
     transfer.offset = offset;
     if (Math.floor(offset / ACKNOWLEDGE) === before && offset < transfer.size) return;
@@ -229,8 +298,19 @@ export class Files extends Emitter {
   }
 
   async #finish(transfer, sha256) {
+    if (transfer.received !== transfer.size || !SHA256.test(sha256)) {
+      this.#fail(transfer, "The sender ended the transfer before the file was complete.", true);
+      return;
+    }
     this.#set(transfer, { state: "checking" });
-    const result = await transfer.store.finish();
+    let result;
+    try {
+      result = await transfer.store.finish();
+    } catch (error) {
+      this.#fail(transfer, `The file cannot be stored: ${error.message}.`, true);
+      return;
+    }
+    if (isOver(transfer)) return;
     transfer.sha256 = result.sha256;
     const ok = result.file.size === transfer.size && result.sha256 === sha256;
     sendJson(transfer.channel, { type: "verified", id: transfer.id, ok });
@@ -242,22 +322,30 @@ export class Files extends Emitter {
     this.#end(transfer, "complete", { url: URL.createObjectURL(result.file) });
   }
 
-  /** Asks for the rest of a transfer on its new channel, or reports again that nothing is missing. */
-  #goOn({ id, state, received, channel }) {
-    if (state === "complete") sendJson(channel, { type: "verified", id, ok: true });
-    if (state === "paused") sendJson(channel, { type: "resume", id, offset: received });
-  }
-
   // Both sides.
 
+  /** Continues a transfer on its new channel, or repeats what the other side may have missed. */
+  #goOn(transfer) {
+    const { id, state, outgoing, received, store, channel } = transfer;
+    if (outgoing && state === "offered") this.#offer(transfer);
+    else if (outgoing) return; // the receiver says from where
+    else if (state === "complete") sendJson(channel, { type: "verified", id, ok: true });
+    else if (state === "paused" && store) sendJson(channel, { type: "resume", id, offset: received });
+    else if (state === "declined") sendJson(channel, { type: "decline", id });
+    else if (isOver(transfer)) sendJson(channel, { type: "cancel", id });
+  }
+
   #interrupted(channel) {
-    for (const transfer of this.transfers.values()) {
-      if (transfer.channel !== channel || isOver(transfer)) continue;
-      const hasAllBytes = !transfer.outgoing && transfer.state === "checking";
-      if (transfer.state === "offered") this.#end(transfer, "cancelled");
-      else if (!hasAllBytes) this.#set(transfer, { state: "paused" });
-      transfer.wake?.();
-    }
+    for (const transfer of this.transfers.values()) if (transfer.channel === channel) this.#interrupt(transfer);
+  }
+
+  #interrupt(transfer) {
+    const { state, outgoing, store } = transfer;
+    if (isOver(transfer) || state === "offered" || state === "paused") return;
+    const hasAllBytes = !outgoing && state === "checking";
+    const isOpening = !outgoing && state === "waiting" && !store;
+    if (!hasAllBytes && !isOpening) this.#set(transfer, { state: "paused" });
+    transfer.wake?.();
   }
 
   #fail(transfer, problem, tell = false) {
@@ -267,17 +355,37 @@ export class Files extends Emitter {
   }
 
   #end(transfer, state, more = {}) {
+    if (isOver(transfer)) return;
     const seconds = transfer.started ? (performance.now() - transfer.started) / 1000 : 0;
-    if (state !== "complete") transfer.store?.abort();
+    if (state !== "complete") {
+      transfer.store?.discard();
+      transfer.store = null;
+    }
     transfer.file = null;
     this.#set(transfer, { ...more, state, seconds });
+    transfer.ended.abort();
     transfer.wake?.();
     if (transfer.outgoing) this.#sendNext(transfer.channel);
   }
 
+  #with(peer) {
+    return [...this.transfers.values()].filter((transfer) => transfer.peer === peer);
+  }
+
+  /** Whether one more transfer with a participant is within the bounds. */
+  #hasRoom(peer, outgoing) {
+    const open = this.#with(peer).filter((transfer) => transfer.outgoing === outgoing && !isOver(transfer));
+    if (open.length >= MOST_PER_PEER) return false;
+    if (this.transfers.size < MOST) return true;
+    const oldest = [...this.transfers.values()].find((transfer) => isOver(transfer) && !transfer.url);
+    if (oldest) this.remove(oldest.id);
+    return oldest !== undefined;
+  }
+
   #add(transfer) {
-    this.transfers.set(transfer.id, { offset: 0, seconds: 0, sha256: null, ...transfer });
-    const added = this.transfers.get(transfer.id);
+    const ended = new AbortController();
+    const added = { offset: 0, seconds: 0, sha256: null, peerName: this.#names(transfer.peer), ended, ...transfer };
+    this.transfers.set(added.id, added);
     this.emit("change", added);
     return added;
   }

@@ -1,6 +1,6 @@
 import { parseJson, sendJson } from "./channel.js";
 import { Emitter } from "./emitter.js";
-import { clampPaddle, moveBall, newGame, step, winner } from "./pong.js";
+import { clampPaddle, isPossible, moveBall, newGame, step, winner } from "./pong.js";
 import { randomId } from "./random.js";
 import { every } from "./ticker.js";
 
@@ -9,13 +9,19 @@ const SEND_MS = 1000 / 30;
 const INVITE_MS = 500;
 const SILENCE_MS = 6000;
 const LONGEST_STEP_S = 0.1;
+const LONGEST_ID = 64;
+/** How far the number of a message may be ahead of the last one. */
+const LARGEST_GAP = 1000;
+const LONGEST_ROUND_TRIP_MS = 60_000;
+/** After a declined invitation, further ones of the same participant are ignored for this time. */
+const QUIET_MS = 15_000;
 
 /**
  * A game of pong over the unordered and unreliable channel `game`.
  *
- * The one who invites is the host: it alone moves the ball, and sends the state 30 times per second; the guest sends
- * its paddle as often. Each message replaces the earlier ones, so none needs to be repeated, and an old one is
- * dropped by its number. Each bears a time and echoes the last one received, from which both compute the round trip.
+ * The player who invites is the host. Only the host moves the ball, and it sends the state 30 times per second; the
+ * guest sends its paddle as often. Each message replaces the earlier ones, so none is repeated, and an old one is
+ * dropped by its number. Each contains a time and echoes the last one received, from which both compute the round trip.
  *
  * Event `change` when `phase` or the score changes. Phases: idle, inviting, invited, playing, over.
  */
@@ -43,15 +49,21 @@ export class Game extends Emitter {
   #lastSent = 0;
   #lastHeard = 0;
   #lastFrame = 0;
+  /** Until when the invitations of a participant are ignored. */
+  #quiet = new Map();
 
   attach(peer, channel) {
     this.#channels.set(peer, channel);
     channel.addEventListener("message", ({ data }) => this.#receive(peer, parseJson(data)));
     channel.addEventListener("close", () => {
-      if (this.#channels.get(peer) !== channel) return;
-      this.#channels.delete(peer);
-      if (this.peer === peer) this.#end("The connection to the other player has ended.");
+      // A new connection may follow; otherwise, the silence ends the game.
+      if (this.#channels.get(peer) === channel) this.#channels.delete(peer);
     });
+  }
+
+  /** Ends a game with a participant who is not in this set of ids. */
+  retain(ids) {
+    if (this.peer && !ids.has(this.peer)) this.#end("The other player has left the room.");
   }
 
   invite(peer) {
@@ -67,6 +79,7 @@ export class Game extends Emitter {
   /** Ends the game, the invitation or the display of the result. */
   quit() {
     if (this.phase === "idle") return;
+    if (this.phase === "invited") this.#quiet.set(this.peer, performance.now() + QUIET_MS);
     for (let i = 0; i < 3; i += 1) this.#send("end"); // the channel may lose one
     this.#end(null);
   }
@@ -112,7 +125,7 @@ export class Game extends Emitter {
     const seconds = Math.min((now - this.#lastFrame) / 1000, LONGEST_STEP_S);
     this.#lastFrame = now;
     if (this.phase === "playing") this.#move(seconds);
-    if (this.phase === "playing" && now - this.#lastHeard > SILENCE_MS) {
+    if ((this.phase === "playing" || this.phase === "invited") && now - this.#lastHeard > SILENCE_MS) {
       this.#end("The other player does not respond.");
       return;
     }
@@ -148,20 +161,27 @@ export class Game extends Emitter {
   }
 
   #receive(peer, message) {
-    if (!message || typeof message.game !== "string") return;
+    if (typeof message?.game !== "string" || message.game.length > LONGEST_ID) return;
     if (message.type === "invite" && message.game !== this.#id) {
-      // Also a new invitation after a game; during a game, further ones wait until it has ended.
-      if (this.phase === "idle" || this.phase === "over") this.#start(peer, message.game, 1, "invited");
+      this.#invited(peer, message.game);
       return;
     }
-    if (peer !== this.peer || message.game !== this.#id || !Number.isSafeInteger(message.n)) return;
+    if (peer !== this.peer || message.game !== this.#id) return;
     if (message.type === "end") {
       this.#end(this.phase === "inviting" ? "The invitation was declined." : "The other player has left the game.");
       return;
     }
-    this.#measure(message);
+    const isNewest = this.#measure(message);
+    if (!isNewest) return;
     if (this.side === 0 && message.type === "paddle") this.#takePaddle(message);
     if (this.side === 1 && message.type === "state") this.#takeState(message);
+  }
+
+  #invited(peer, id) {
+    // A new invitation may follow a game; during a game, it waits until the game has ended.
+    if (this.phase !== "idle" && this.phase !== "over") return;
+    if (performance.now() < (this.#quiet.get(peer) ?? 0)) return;
+    this.#start(peer, id, 1, "invited");
   }
 
   #takePaddle({ paddle }) {
@@ -170,27 +190,35 @@ export class Game extends Emitter {
   }
 
   #takeState({ ball, paddle, score, pause }) {
-    const numbers = [ball?.x, ball?.y, ball?.vx, ball?.vy, paddle, pause, score?.[0], score?.[1]];
-    if (this.phase !== "playing" || !numbers.every(Number.isFinite)) return;
+    if (this.phase !== "playing" || !Number.isFinite(paddle) || !isPossible({ ball, score, pause })) return;
     const before = String(this.state.score);
-    this.state = { ball, pause, score, paddles: [clampPaddle(paddle), this.#paddle] };
+    const { x, y, vx, vy } = ball;
+    this.state = { ball: { x, y, vx, vy }, pause, score, paddles: [clampPaddle(paddle), this.#paddle] };
     // The message is half a round trip old.
     if (pause <= 0 && this.latency !== null) moveBall(this.state.ball, Math.min(this.latency / 2000, LONGEST_STEP_S));
     if (winner(this.state) >= 0) this.#set("over");
     else if (String(score) !== before) this.emit("change");
   }
 
-  /** Takes time and number of a message; an old one measures, too, but does not count as the newest. */
+  /** Takes time and number of a message; returns whether it is the newest. An old one counts as received only. */
   #measure({ n, at, echo }) {
+    const isNumber = Number.isSafeInteger(n) && n > 0 && n <= this.#received + LARGEST_GAP;
+    if (!isNumber || !Number.isFinite(at)) return false;
     const now = performance.now();
     this.#lastHeard = now;
     this.#arrived += 1;
-    if (n > this.#received) {
+    this.#measureRoundTrip(now - echo?.at - echo?.held);
+    const isNewest = n > this.#received;
+    if (isNewest) {
       this.#received = n;
       this.#echo = { at, received: now };
     }
-    this.loss = Math.max(0, 1 - this.#arrived / this.#received);
-    const roundTrip = now - echo?.at - echo?.held;
-    if (roundTrip >= 0) this.latency = this.latency === null ? roundTrip : this.latency * 0.9 + roundTrip * 0.1;
+    this.loss = Math.min(Math.max(0, 1 - this.#arrived / this.#received), 1);
+    return isNewest;
+  }
+
+  #measureRoundTrip(time) {
+    if (!(time >= 0 && time <= LONGEST_ROUND_TRIP_MS)) return; // also if it is no number
+    this.latency = this.latency === null ? time : this.latency * 0.9 + time * 0.1;
   }
 }

@@ -1,5 +1,6 @@
 import { Emitter } from "./emitter.js";
 import { Peer } from "./peer.js";
+import { fingerprint } from "./sdp.js";
 
 /**
  * One connection to each other participant.
@@ -12,6 +13,8 @@ export class Mesh extends Emitter {
   #media;
   #signal;
   #sendsMedia = true;
+  /** The fingerprints of the other side in connections that this side has replaced. */
+  #replaced = new Map();
 
   /** `signal` takes the id of the addressee and the message. */
   constructor({ ice, media, signal }) {
@@ -24,12 +27,29 @@ export class Mesh extends Emitter {
 
   /** Connects to a participant who was in the room before. */
   connect(id) {
-    if (!this.peers.has(id)) this.#add(id, true).initiate();
+    if (!this.peers.has(id)) this.#add(id, { polite: true, initiates: true }).initiate();
+  }
+
+  /** Replaces all connections by new ones. The other sides notice the new certificate. */
+  replace() {
+    for (const [id, { polite, link }] of [...this.peers]) {
+      this.#replaced.set(id, fingerprint(link.pc.remoteDescription));
+      this.remove(id);
+      this.#add(id, { polite, initiates: true }).initiate();
+    }
   }
 
   /** Handles a message of a participant; the first one of a newcomer makes the connection. */
   receive(id, message) {
-    const peer = this.peers.get(id) ?? this.#add(id, false);
+    const { description } = message;
+    const given = fingerprint(description);
+    if (given && given === this.#replaced.get(id)) return; // sent before the other side noticed
+    let peer = this.peers.get(id);
+    if (peer && description?.type === "offer" && isReplaced(peer, given)) {
+      this.remove(id);
+      peer = this.#add(id, { polite: peer.polite, initiates: false });
+    }
+    peer ??= this.#add(id, { polite: false, initiates: false });
     peer.link.receive(message);
   }
 
@@ -56,6 +76,7 @@ export class Mesh extends Emitter {
 
   close() {
     for (const id of [...this.peers.keys()]) this.remove(id);
+    this.#replaced.clear();
   }
 
   /** Divides what one computer can encode and send among the connections. */
@@ -63,11 +84,12 @@ export class Mesh extends Emitter {
     this.peers.forEach((peer) => peer.setShare(this.peers.size));
   }
 
-  #add(id, polite) {
+  #add(id, { polite, initiates }) {
     const peer = new Peer({
       ice: this.#ice,
       media: this.#media,
       polite,
+      initiates,
       sendsMedia: this.#sendsMedia,
       send: (message) => this.#signal(id, message),
     });
@@ -78,4 +100,10 @@ export class Mesh extends Emitter {
     }
     return peer;
   }
+}
+
+/** Whether an offer with a fingerprint begins a new connection. If both sides begin one, the polite side gives way. */
+function isReplaced({ polite, initiates, link }, given) {
+  const known = fingerprint(link.pc.remoteDescription);
+  return known ? given !== known : polite && initiates;
 }

@@ -2,12 +2,15 @@ import { Emitter } from "./emitter.js";
 import { Link } from "./link.js";
 import { sync } from "./streams.js";
 
-/** The data channels of each connection in the mesh, and what they promise. */
+/** The data channels of each connection in the mesh, and their options. */
 const CHANNELS = {
   chat: { ordered: true },
   files: { ordered: true },
   game: { ordered: false, maxRetransmits: 0 },
 };
+
+/** The other side may create this many channels; a browser with this page creates three. */
+const MOST_CHANNELS = 12;
 
 /** What the cameras of all connections may send together, in bit/s. */
 const UPLINK = 3_000_000;
@@ -15,8 +18,8 @@ const UPLINK = 3_000_000;
 /**
  * The connection to one other participant of the mesh: camera, screen and data channels.
  *
- * The first transceiver of each kind carries microphone and camera, in both directions. A screen has transceivers of
- * its own, which only the side that shares it creates. Events: those of Link; `media` when the received tracks
+ * The first transceiver of each kind carries microphone and camera, in both directions; the side that initiates the
+ * connection creates them. A screen has transceivers of its own, which only the side that shares it creates. Events: those of Link; `media` when the received tracks
  * change; `channel` with an open RTCDataChannel.
  */
 export class Peer extends Emitter {
@@ -28,10 +31,12 @@ export class Peer extends Emitter {
   #own = { audio: null, video: null };
   #shared = { audio: null, video: null };
   #count = 1;
+  #channelCount = 0;
 
-  constructor({ ice, send, polite, media, sendsMedia }) {
+  constructor({ ice, send, polite, initiates, media, sendsMedia }) {
     super();
     this.polite = polite;
+    this.initiates = initiates;
     this.#media = media;
     this.#sendsMedia = sendsMedia;
     this.link = new Link({ ice, send, polite });
@@ -52,7 +57,7 @@ export class Peer extends Emitter {
     }
   }
 
-  /** Creates channels and transceivers, and so the first offer: the newcomer's task. */
+  /** Creates channels and transceivers, and so the first offer: done by the newcomer, or to replace a connection. */
   initiate() {
     for (const [label, options] of Object.entries(CHANNELS)) {
       this.#addChannel(this.link.pc.createDataChannel(label, options));
@@ -74,7 +79,7 @@ export class Peer extends Emitter {
 
   /** Sends the tracks that the capture has at the moment. */
   update() {
-    if (this.#sendsMedia && this.polite && !this.#own.audio) {
+    if (this.#sendsMedia && this.initiates && !this.#own.audio) {
       this.#own.audio = this.link.pc.addTransceiver("audio", { direction: "sendrecv" });
       this.#own.video = this.link.pc.addTransceiver("video", { direction: "sendrecv" });
     }
@@ -90,7 +95,7 @@ export class Peer extends Emitter {
 
   /** Takes over the transceivers that the other side created for camera and microphone. */
   #adopt() {
-    if (this.polite) return; // the newcomer has created them
+    if (this.initiates) return; // this side has created them
     for (const kind of ["audio", "video"]) {
       const isFirst = (t) => t.receiver.track.kind === kind && t !== this.#shared[kind];
       this.#own[kind] ??= this.link.pc.getTransceivers().find(isFirst) ?? null;
@@ -139,7 +144,11 @@ export class Peer extends Emitter {
   }
 
   #addChannel(channel) {
-    if (!(channel.label in CHANNELS)) return;
+    this.#channelCount += 1;
+    if (!Object.hasOwn(CHANNELS, channel.label) || this.#channelCount > MOST_CHANNELS) {
+      channel.close();
+      return;
+    }
     channel.binaryType = "arraybuffer";
     this.channels.set(channel.label, channel);
     const opened = () => this.emit("channel", channel);

@@ -11,6 +11,8 @@ const LAST_SPEED = 1.3;
 const FASTER = 1.05;
 const STEEPEST = 0.9;
 const PAUSE_S = 1;
+/** How far the ball may be outside of the table: one long step at the last speed. */
+const MARGIN = 0.2;
 
 /** A new game: `paddles` and `score` of the left and the right player, and the ball that waits in the middle. */
 export function newGame() {
@@ -25,6 +27,20 @@ export function winner(game) {
 /** The position of a paddle within the table. */
 export function clampPaddle(y) {
   return Math.min(Math.max(y, PADDLE / 2), HEIGHT - PADDLE / 2);
+}
+
+/** Whether a ball, a score and a pause that another player sent can be those of a game. */
+export function isPossible({ ball, score, pause }) {
+  const within = (value, low, high) => Number.isFinite(value) && value >= low && value <= high;
+  return (
+    within(ball?.x, -MARGIN, 1 + MARGIN) &&
+    within(ball?.y, -MARGIN, HEIGHT + MARGIN) &&
+    within(Math.hypot(ball?.vx, ball?.vy), 0, LAST_SPEED * 1.01) &&
+    Array.isArray(score) &&
+    score.length === 2 &&
+    score.every((points) => Number.isInteger(points) && points >= 0 && points <= GOAL) &&
+    within(pause, -PAUSE_S, PAUSE_S)
+  );
 }
 
 /** Moves the game on by `seconds`. */

@@ -11,8 +11,8 @@ const TYPES = ["video/webm;codecs=vp8,opus", "video/webm", "video/mp4"];
 /**
  * Records the call as one picture with all tiles and one mixed sound.
  *
- * `sources` returns `[{video, stream, name}]` for what is to be seen and heard at the moment. Event `change` when
- * `state` (idle, recording, saving, ready) or `result` (`{blob, url, name, size, type, seconds}`) changes.
+ * `sources` returns `[{video, stream, name}]` for what is seen and heard at the moment. Event `change` when
+ * `state` (idle, starting, recording, saving, ready) or `result` (`{blob, url, name, size, type, seconds}`) changes.
  */
 export class Recorder extends Emitter {
   state = "idle";
@@ -20,6 +20,8 @@ export class Recorder extends Emitter {
   problem = null;
   #sources;
   #running = null;
+  #started = Promise.resolve();
+  #stopped = Promise.resolve();
 
   constructor(sources) {
     super();
@@ -30,36 +32,63 @@ export class Recorder extends Emitter {
     return typeof MediaRecorder === "function" && TYPES.some((type) => MediaRecorder.isTypeSupported(type));
   }
 
+  /** Starts a recording, unless one runs; throws if that is impossible. Earlier results stay valid. */
   async start() {
-    if (this.state === "recording" || this.state === "saving") return;
-    if (this.result) URL.revokeObjectURL(this.result.url);
+    if (this.state === "idle" || this.state === "ready") this.#started = this.#start();
+    await this.#started;
+  }
+
+  async #start() {
     this.result = null;
     this.problem = null;
-    const store = await Store.open(0);
+    this.#set("starting");
+    let store = null;
+    try {
+      store = await Store.open(0);
+      this.#running = this.#capture(store);
+      this.#set("recording");
+    } catch (error) {
+      store?.discard();
+      this.#set("idle");
+      throw error;
+    }
+  }
+
+  /** Starts picture, sound and recorder, and returns them. */
+  #capture(store) {
     const picture = new Picture(this.#sources);
     const sound = new Sound(this.#sources);
     const type = TYPES.find((candidate) => MediaRecorder.isTypeSupported(candidate));
     const stream = new MediaStream([picture.track, sound.track]);
-    const recorder = new MediaRecorder(stream, { mimeType: type, videoBitsPerSecond: 2_500_000 });
-    const tape = new Tape(recorder, store);
-    // What is written is kept.
-    tape.onFull = (error) => {
-      this.problem = `The recording has ended: ${error.message}.`;
-      this.stop();
-    };
-    this.#running = { store, picture, sound, recorder, tape, started: performance.now() };
-    this.#set("recording");
+    try {
+      const recorder = new MediaRecorder(stream, { mimeType: type, videoBitsPerSecond: 2_500_000 });
+      const tape = new Tape(recorder, store);
+      // What is written is kept.
+      tape.onFull = (error) => {
+        this.problem = `The recording has ended: ${error.message}.`;
+        this.stop();
+      };
+      return { store, picture, sound, recorder, tape, started: performance.now() };
+    } catch (error) {
+      picture.stop();
+      sound.stop();
+      throw error;
+    }
   }
 
-  /** Ends the recording; resolves with the result. */
+  /** Ends the recording, also one that is starting; resolves with the result. */
   async stop() {
-    if (this.state !== "recording") return this.result;
+    if (this.state === "starting") await this.#started.catch(() => {}); // reported by start()
+    if (this.state === "recording") this.#stopped = this.#stop();
+    await this.#stopped;
+    return this.result;
+  }
+
+  async #stop() {
     const { store, picture, sound, recorder, tape, started } = this.#running;
     this.#set("saving");
     try {
       await tape.end();
-      picture.stop();
-      sound.stop();
       const { file } = await store.finish();
       const type = recorder.mimeType.split(";")[0];
       const blob = file.slice(0, file.size, type);
@@ -75,9 +104,12 @@ export class Recorder extends Emitter {
       this.#set("ready");
     } catch (error) {
       this.problem = `The recording is lost: ${error.message}.`;
+      store.discard();
       this.#set("idle");
+    } finally {
+      picture.stop();
+      sound.stop();
     }
-    return this.result;
   }
 
   #set(state) {
@@ -180,7 +212,7 @@ class Picture {
   }
 }
 
-/** All voices in one track; who arrives later is mixed in. */
+/** All voices in one track; those of participants who arrive later are added. */
 class Sound {
   #audio = new AudioContext();
   #output = new MediaStreamAudioDestinationNode(this.#audio);

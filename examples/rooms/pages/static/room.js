@@ -10,6 +10,7 @@ import { captureSentence, shareSentence } from "./sentences.js";
 import { describe } from "./state.js";
 import { Statistics } from "./statistics.js";
 import { clean } from "./store.js";
+import { cleanName } from "./text.js";
 import { announce } from "./view/announcements.js";
 import { ChatPanel } from "./view/chat-panel.js";
 import { Controls } from "./view/controls.js";
@@ -20,6 +21,7 @@ import { notice } from "./view/notices.js";
 import { Panels } from "./view/panels.js";
 import { Prejoin } from "./view/prejoin.js";
 import { RoomPanel } from "./view/room-panel.js";
+import { SettingsPanel } from "./view/settings-panel.js";
 import { Stage } from "./view/stage.js";
 import { StatisticsPanel } from "./view/statistics-panel.js";
 import { Tiles } from "./view/tiles.js";
@@ -32,7 +34,7 @@ const parameters = new URLSearchParams(location.search);
 const room = location.pathname.split("/").at(-1);
 const address = `${location.origin}/room/${room}`;
 
-let name = parameters.get("name") ?? localStorage.getItem(NAME_KEY) ?? "";
+let name = cleanName(parameters.get("name") ?? localStorage.getItem(NAME_KEY) ?? "");
 const media = new Media({ name: name || undefined, synthetic: parameters.get("capture") === "synthetic" });
 const call = new Call({
   url: `${location.origin.replace(/^http/, "ws")}/ws`,
@@ -40,7 +42,7 @@ const call = new Call({
   media,
   transport: parameters.get("transport"),
 });
-const nameOf = (id) => call.participants.get(id)?.name ?? "Someone who has left";
+const nameOf = (id) => call.participants.get(id)?.name ?? "A participant who has left";
 
 const chat = new Chat();
 const files = new Files(nameOf);
@@ -59,17 +61,24 @@ const controls = new Controls({
   mute: () => media.setMuted(!media.muted),
   "camera-toggle": () => toggleCamera(),
   share: () => share(!media.screen),
-  record: () => record(recorder.state !== "recording"),
+  record: () => record(recorder.state === "idle" || recorder.state === "ready"),
   restart: () => call.restart("user"),
   leave: () => leave(),
 });
 new ChatPanel({ chat, panels, names: nameOf });
+const settings = new SettingsPanel({ media, tiles, name: () => name, onRelayOnly: setRelayOnly });
 announce({
   call,
+  media,
   names: nameOf,
   isConnected: () => connections().every(({ pc }) => pc.connectionState === "connected"),
 });
-new StatisticsPanel({ statistics, panels, report: (addresses) => JSON.stringify(report({ addresses }), null, 2) });
+new StatisticsPanel({
+  statistics,
+  panels,
+  isAlone: () => call.participants.size === 0,
+  report: (addresses) => JSON.stringify(report({ addresses }), null, 2),
+});
 
 // Events of the call
 
@@ -84,7 +93,10 @@ call
     attach[channel.label](id, channel);
     showParticipants();
   })
-  .on("participants", showParticipants)
+  .on("participants", () => {
+    retain(new Set(call.participants.keys()));
+    showParticipants();
+  })
   .on("media", showTiles)
   .on("state", showParticipants)
   .on("mode", () => {
@@ -95,14 +107,18 @@ call
     if (!byId("call").hidden) leave(reason);
   });
 
-media.on("change", () => {
-  showControls();
-  showTiles();
-});
+media
+  .on("change", () => {
+    showControls();
+    showTiles();
+  })
+  .on("lost", ({ kind }) => {
+    if (kind === "speaker") tiles.setSpeaker("").catch(() => {}); // the default is used in any case
+  });
 recorder.on("change", () => {
   showControls();
   if (recorder.state === "ready") {
-    notice("The recording is ready. It is kept until you close the page.", { download: recorder.result });
+    notice("The recording is ready. Save it before you close this message.", { download: recorder.result });
   }
   if (recorder.problem) notice(recorder.problem, { problem: true });
 });
@@ -123,6 +139,7 @@ async function enter(options) {
   name = options.name;
   localStorage.setItem(NAME_KEY, name);
   call.ice.relayOnly = options.relayOnly;
+  settings.showRelayOnly(options.relayOnly);
   await call.join(name);
   byId("prejoin").hidden = true;
   for (const id of ["call", "controls", "quality"]) byId(id).hidden = false;
@@ -141,8 +158,9 @@ async function join(options = {}) {
 
 function leave(reason = null) {
   call.leave();
+  retain(new Set());
   media.unshare();
-  if (recorder.state === "recording") recorder.stop();
+  recorder.stop();
   panels.close();
   byId("prejoin").hidden = false;
   for (const id of ["call", "controls", "quality"]) byId(id).hidden = true;
@@ -152,9 +170,15 @@ function leave(reason = null) {
   byId("join").focus();
 }
 
+/** Ends what concerns participants who are not in this set of ids. */
+function retain(ids) {
+  files.retain(ids);
+  game.retain(ids);
+}
+
 async function toggleCamera() {
   try {
-    await media.setCamera(!media.cameraOn);
+    await media.setCamera(media.video === null);
   } catch (error) {
     notice(captureSentence(error), { problem: true });
   }
@@ -183,7 +207,19 @@ function report({ addresses = false } = {}) {
   return makeReport({ call, statistics, addresses });
 }
 
-/** The old paths may be dead, that of the signalling, too. With a new one, all connections restart. */
+/**
+ * Lets all connections use the relay only, or also direct paths. Those to other participants are replaced, because
+ * Chromium keeps the path of a connection that has one, even if the new policy forbids it.
+ */
+function setRelayOnly(on) {
+  call.ice.relayOnly = on;
+  byId("relay-only").checked = on;
+  call.ice.emit("change");
+  call.mesh.replace();
+  call.sfu.restart(on ? "relay" : "direct");
+}
+
+/** The old paths may have failed without an error, also that of the signalling. With a new one, all connections restart. */
 function networkChanged() {
   if (!byId("call").hidden) call.signalling.reconnect();
 }
@@ -202,12 +238,12 @@ function connections() {
 function showControls() {
   controls.show({
     muted: media.muted,
-    cameraOn: media.cameraOn,
+    cameraOn: media.video !== null,
     hasAudio: media.audio !== null,
     sharing: media.screen !== null,
     recording: recorder.state === "recording",
     canShare: media.synthetic || Boolean(navigator.mediaDevices?.getDisplayMedia),
-    canRecord: Recorder.supported && recorder.state !== "saving",
+    canRecord: Recorder.supported && recorder.state !== "starting" && recorder.state !== "saving",
   });
 }
 
@@ -264,7 +300,6 @@ window.rooms = Object.freeze({
 
 // Start
 
-byId("name").value = name;
 clean();
 statistics.start();
 const started = prejoin.start();

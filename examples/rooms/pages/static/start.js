@@ -20,7 +20,7 @@ document.getElementById("join").addEventListener("submit", (event) => {
   event.preventDefault();
   const id = roomIn(code.value.trim());
   code.setAttribute("aria-invalid", String(!id));
-  problem.textContent = id ? "" : "This is no link or code of a room. A code has 22 letters and digits.";
+  problem.textContent = id ? "" : "This is not the link or the code of a room. A code has 22 characters.";
   if (id) location.assign(`/room/${id}`);
   else code.focus();
 });
@@ -35,9 +35,9 @@ async function makeRoom() {
   }
   if (response.status === 429) {
     const seconds = Number(response.headers.get("Retry-After")) || 60;
-    throw new Error(`You have made many rooms. Try again in ${seconds} seconds.`);
+    throw new Error(`There were many new rooms from your address. Try again in ${seconds} seconds.`);
   }
-  if (!response.ok) throw new Error("The server made no room. Try again later.");
+  if (!response.ok) throw new Error("The server did not make a room. Try again later.");
   return (await response.json()).url;
 }
 

@@ -126,7 +126,7 @@ function summarize(report, counters, before, pc) {
   };
 }
 
-/** The decoded frames of each track: shows which picture stands still. */
+/** The decoded frames of each track: shows which picture is frozen. */
 function decodedByTrack(inbound) {
   const video = inbound.filter(({ kind }) => kind === "video");
   return Object.fromEntries(video.map((entry) => [entry.trackIdentifier, entry.framesDecoded ?? 0]));

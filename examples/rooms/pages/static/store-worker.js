@@ -6,7 +6,7 @@ const BLOCK = 1 << 20;
 
 let target = null;
 const sha = new Sha256();
-const tasks = { hash, open, write, finish };
+const tasks = { hash, open, write, finish, close };
 
 // One after the other, in the order of arrival.
 let last = Promise.resolve();
@@ -45,6 +45,11 @@ function write(buffer) {
 /** Closes the file; the result is its content and hash. */
 async function finish() {
   return { file: await target.close(), sha256: sha.hex() };
+}
+
+/** Gives up a file that is not finished, so that it can be removed. */
+async function close() {
+  await target?.close();
 }
 
 class FileTarget {

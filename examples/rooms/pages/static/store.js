@@ -9,7 +9,7 @@ const directory = PREFIX + randomId();
 // A tab holds a lock with the name of its directory as long as it lives; see `clean`.
 navigator.locks?.request(directory, () => new Promise(() => {}));
 
-/** A worker that answers calls in their order. */
+/** A worker that executes calls in their order. */
 class StoreWorker {
   #worker = new Worker(new URL("store-worker.js", import.meta.url), { type: "module" });
   #calls = new Map();
@@ -37,9 +37,10 @@ class StoreWorker {
   }
 }
 
-/** The SHA-256 of a file or blob of any size, in hexadecimal. */
-export async function hashFile(file) {
+/** The SHA-256 of a file or blob of any size, in hexadecimal. An AbortSignal ends the computation without a result. */
+export async function hashFile(file, signal) {
   const worker = new StoreWorker();
+  signal.addEventListener("abort", () => worker.terminate());
   try {
     return await worker.call("hash", file);
   } finally {
@@ -50,6 +51,8 @@ export async function hashFile(file) {
 /** A file that is written in parts. */
 export class Store {
   #worker = new StoreWorker();
+  #name = randomId();
+  #isOpen = true;
 
   /** `bytes` is the expected size; throws if it is too large for this browser. */
   static async open(bytes) {
@@ -62,7 +65,12 @@ export class Store {
       throw new Error(`the browser has only ${Math.floor((quota - usage) / (1 << 20))} MiB left for this page`);
     }
     const store = new Store();
-    await store.#worker.call("open", { directory, name: randomId(), memoryLimit: memory ? MEMORY_LIMIT : null });
+    try {
+      await store.#worker.call("open", { directory, name: store.#name, memoryLimit: memory ? MEMORY_LIMIT : null });
+    } catch (error) {
+      store.#end();
+      throw error;
+    }
     return store;
   }
 
@@ -74,11 +82,21 @@ export class Store {
   /** Resolves with `{file, sha256}`. */
   async finish() {
     const result = await this.#worker.call("finish");
-    this.#worker.terminate();
+    this.#end();
     return result;
   }
 
-  abort() {
+  /** Removes the file, whether it is finished or not. */
+  async discard() {
+    if (this.#isOpen) await this.#worker.call("close").catch(() => {}); // the file is removed in any case
+    this.#end();
+    const root = await navigator.storage.getDirectory().catch(() => null);
+    const folder = await root?.getDirectoryHandle(directory).catch(() => null);
+    await folder?.removeEntry(this.#name).catch(() => {}); // there is none if it was kept in memory
+  }
+
+  #end() {
+    this.#isOpen = false;
     this.#worker.terminate();
   }
 }

@@ -3,7 +3,7 @@
 const RECENT = 5;
 const NARROW = 400; // kbit/s
 
-// What people notice: ITU-T G.114 puts the limit of a comfortable conversation at 150 ms one way, 300 ms both ways.
+// What participants notice: ITU-T G.114 puts the limit of a comfortable conversation at 150 ms one way, 300 ms both ways.
 const LIMITS = {
   rtt: { fair: 250, poor: 500 },
   loss: { fair: 2, poor: 8 },
@@ -35,12 +35,12 @@ function findings(samples) {
   const lossOut = average(samples, "lossOut");
   const jitter = average(samples, "jitter");
   const limited = (by) => samples.length === RECENT && samples.every(({ limitation }) => limitation === by);
-  // At the start, every browser is careful; below this, the path is narrow.
+  // At the start, every browser sends little; only a bandwidth below this limit is a problem.
   const isNarrow = limited("bandwidth") && (samples.at(-1).available ?? 0) < NARROW;
   return [
     grade(LIMITS.loss, lossIn, `${percent(lossIn)} of the packets to you are lost.`),
     grade(LIMITS.loss, lossOut, `${percent(lossOut)} of the packets from you are lost.`),
-    grade(LIMITS.rtt, rtt, `The round trip takes ${Math.round(rtt)} ms; people talk over each other.`),
+    grade(LIMITS.rtt, rtt, `The round trip takes ${Math.round(rtt)} ms, which disturbs a conversation.`),
     grade(LIMITS.jitter, jitter, `Packets arrive unevenly: ${Math.round(jitter)} ms of jitter.`),
     samples.some(({ freezes }) => freezes > 0) && { level: "fair", reason: "The picture freezes at times." },
     isNarrow && { level: "fair", reason: "The bandwidth limits the picture that you send." },
@@ -63,9 +63,9 @@ function goodReason(samples) {
 }
 
 function stateReason(state) {
-  if (state === "failed") return "No path works. If this stays, a firewall blocks the relay.";
+  if (state === "failed") return "No path works. A firewall may block the relay.";
   if (state === "disconnected") return "The connection is interrupted.";
-  return "The connection is being made.";
+  return "Connecting.";
 }
 
 function average(samples, key) {

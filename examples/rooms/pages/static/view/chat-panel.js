@@ -1,3 +1,4 @@
+import { isolate } from "../text.js";
 import { byId, clone } from "./dom.js";
 import { notice } from "./notices.js";
 
@@ -12,7 +13,7 @@ export class ChatPanel {
     chat.on("message", (message) => {
       this.#add(message);
       if (message.own) return;
-      panels.mark("chat", `${names(message.from)}: ${shorten(message.text)}`);
+      panels.mark("chat", `${isolate(names(message.from))}: ${shorten(message.text)}`);
     });
     panels.whenOpened("chat", () => this.#toEnd());
     byId("chat-form").addEventListener("submit", (event) => {
@@ -21,7 +22,7 @@ export class ChatPanel {
       const text = input.value.trim();
       if (!text) return;
       if (chat.send(text) > 0) input.value = "";
-      else notice("There is nobody to whom the message could go.");
+      else notice("The message is not sent: no other participant is connected.");
     });
   }
 
@@ -46,5 +47,6 @@ export class ChatPanel {
 }
 
 function shorten(text) {
-  return text.length > 80 ? `${text.slice(0, 79)}…` : text;
+  const characters = [...text.replace(/\s+/g, " ")];
+  return isolate(characters.length > 80 ? `${characters.slice(0, 79).join("")}…` : characters.join(""));
 }

@@ -6,6 +6,7 @@ export class Controls {
     for (const [id, action] of Object.entries(actions)) byId(id).addEventListener("click", action);
   }
 
+  /** Shows what is on, and which buttons can be used. */
   show({ muted, cameraOn, hasAudio, sharing, recording, canShare, canRecord }) {
     const mute = byId("mute");
     setButton(mute, muted ? "microphone-off" : "microphone", muted ? "Unmute" : "Mute");

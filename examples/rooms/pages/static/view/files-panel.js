@@ -1,3 +1,4 @@
+import { isolate } from "../text.js";
 import { byId, clone, setOptions, setText } from "./dom.js";
 import { bytes } from "./format.js";
 
@@ -12,7 +13,7 @@ export class FilesPanel {
     this.#files = files;
     this.#names = names;
     this.#panels = panels;
-    files.on("change", (transfer) => this.#show(transfer));
+    files.on("change", (transfer) => this.#show(transfer)).on("removed", ({ id }) => this.#remove(id));
     byId("file").addEventListener("change", ({ target }) => {
       this.#send(target.files);
       target.value = "";
@@ -23,7 +24,7 @@ export class FilesPanel {
   /** Offers these participants as receivers: `[{value, text}]`. */
   setPeers(options) {
     const none = options.length === 0;
-    setOptions(byId("file-peer"), none ? [{ value: "", text: "Nobody is here yet" }] : options);
+    setOptions(byId("file-peer"), none ? [{ value: "", text: "No other participant" }] : options);
     byId("file-peer").disabled = none;
     byId("file").disabled = none;
   }
@@ -68,6 +69,7 @@ export class FilesPanel {
     show(".decline", state === "offered" && !outgoing);
     show(".cancel", moves || (state === "offered" && outgoing));
     show(".save", Boolean(url));
+    show(".remove", !moves && state !== "offered");
     if (url) Object.assign(item.querySelector(".save"), { href: url, download: name });
   }
 
@@ -77,15 +79,24 @@ export class FilesPanel {
     item.querySelector(".accept").addEventListener("click", () => this.#files.accept(id));
     item.querySelector(".decline").addEventListener("click", () => this.#files.decline(id));
     item.querySelector(".cancel").addEventListener("click", () => this.#files.cancel(id));
+    item.querySelector(".remove").addEventListener("click", () => {
+      this.#files.remove(id);
+      byId("title-files").focus(); // the button is gone
+    });
     byId("transfers").prepend(item);
     this.#items.set(id, item);
-    if (!outgoing) this.#panels.mark("files", `${this.#names(peer)} offers you the file ${name}.`);
+    if (!outgoing) this.#panels.mark("files", `${isolate(this.#names(peer))} offers you the file ${isolate(name)}.`);
     return item;
+  }
+
+  #remove(id) {
+    this.#items.get(id)?.remove();
+    this.#items.delete(id);
   }
 
   #sentence(transfer) {
     const { size, offset, state, outgoing, peerName, seconds, started, problem } = transfer;
-    const other = outgoing ? `to ${peerName}` : `from ${peerName}`;
+    const other = `${outgoing ? "to" : "from"} ${isolate(peerName)}`;
     const progress = `${bytes(offset)} of ${bytes(size)}`;
     switch (state) {
       case "offered":
@@ -95,11 +106,11 @@ export class FilesPanel {
       case "running":
         return `${progress} ${other}${speed(offset, (performance.now() - started) / 1000)}`;
       case "paused":
-        return `${progress} ${other}, goes on when the connection is back`;
+        return `${progress} ${other}, continues when the connection works again`;
       case "checking":
         return `${progress} ${other}, comparing the SHA-256`;
       case "complete":
-        return `${bytes(size)} ${other}, complete and verified${speed(size, seconds)}`;
+        return `${bytes(size)} ${other}, complete, SHA-256 verified${speed(size, seconds)}`;
       case "declined":
         return `${bytes(size)} ${other}, declined`;
       case "cancelled":

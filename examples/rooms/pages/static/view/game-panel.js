@@ -1,9 +1,12 @@
 import { BALL, GOAL, HEIGHT, PADDLE, PADDLE_X, winner } from "../pong.js";
+import { isolate } from "../text.js";
 import { byId, setOptions, setText } from "./dom.js";
 import { milliseconds, percent } from "./format.js";
 
-const KEY_SPEED = 0.9; // heights of the table's width per second
-const KEYS = { ArrowUp: -1, w: -1, ArrowDown: 1, s: 1 };
+const KEY_SPEED = 0.9; // widths of the table per second
+const KEYS = { arrowup: -1, w: -1, arrowdown: 1, s: 1 };
+/** How far a paddle moves when its button is pressed with the keyboard. */
+const BUTTON_STEP = 0.05;
 
 export class GamePanel {
   #game;
@@ -34,7 +37,7 @@ export class GamePanel {
   /** Offers these participants as opponents: `[{value, text}]`. */
   setPeers(options) {
     const none = options.length === 0;
-    setOptions(byId("game-peer"), none ? [{ value: "", text: "Nobody is here yet" }] : options);
+    setOptions(byId("game-peer"), none ? [{ value: "", text: "No other participant" }] : options);
     byId("game-peer").disabled = none;
     byId("game-form").querySelector("button").disabled = none;
   }
@@ -42,15 +45,20 @@ export class GamePanel {
   #listenToKeys() {
     const steer = (direction) => (this.#direction = direction);
     byId("panel-game").addEventListener("keydown", (event) => {
-      if (!(event.key in KEYS) || this.#game.phase !== "playing") return;
+      const direction = event.ctrlKey || event.altKey || event.metaKey ? undefined : KEYS[event.key.toLowerCase()];
+      if (!direction || this.#game.phase !== "playing") return;
       event.preventDefault();
-      steer(KEYS[event.key]);
+      steer(direction);
     });
     addEventListener("keyup", (event) => {
-      if (KEYS[event.key] === this.#direction) steer(0);
+      if (KEYS[event.key.toLowerCase()] === this.#direction) steer(0);
     });
+    addEventListener("blur", () => steer(0)); // another window gets the release of the key
     for (const [id, direction] of [["paddle-up", -1], ["paddle-down", 1]]) {
       byId(id).addEventListener("pointerdown", () => steer(direction));
+      byId(id).addEventListener("click", ({ detail }) => {
+        if (detail === 0) this.#game.setPaddle(this.#game.paddle + direction * BUTTON_STEP); // the keyboard
+      });
       for (const end of ["pointerup", "pointercancel", "pointerleave"]) byId(id).addEventListener(end, () => steer(0));
     }
   }
@@ -73,17 +81,17 @@ export class GamePanel {
     const { phase, reason } = this.#game;
     const plays = phase === "playing" || phase === "over";
     byId("game-form").hidden = phase !== "idle";
-    byId("game-answer").hidden = phase !== "invited";
+    byId("game-invitation").hidden = phase !== "invited";
     byId("game-board").hidden = !plays && phase !== "inviting";
     setText(byId("game-status"), this.#sentence(phase, reason));
-    // During the game, the score above the table says it to the eyes.
+    // During the game, the score is shown above the table; this repeats it for screen readers.
     byId("game-status").classList.toggle("visually-hidden", phase === "playing");
     const quit = byId("game-quit").querySelector("span");
     setText(quit, phase === "inviting" ? "Withdraw the invitation" : phase === "over" ? "Close" : "End the game");
     this.#showScore();
     if (phase === this.#shown) return;
     this.#shown = phase;
-    if (phase === "invited") this.#panels.mark("game", `${this.#names(this.#game.peer)} invites you to a game of pong.`);
+    if (phase === "invited") this.#panels.mark("game", `${isolate(this.#names(this.#game.peer))} invites you to a game of Pong.`);
     if (phase === "playing" && this.#panels.current === "game") this.#canvas.focus();
     if (plays || phase === "inviting") this.#animate();
   }
@@ -91,19 +99,19 @@ export class GamePanel {
   #showScore() {
     const { side, state, peer } = this.#game;
     const [left, right] = [byId("score-own"), byId("score-other")];
-    const other = this.#names(peer);
+    const other = isolate(this.#names(peer));
     setText(left, `${side === 0 ? "You" : other}: ${state.score[0]}`);
     setText(right, `${side === 1 ? "You" : other}: ${state.score[1]}`);
   }
 
   #sentence(phase, reason) {
     const { side, state, peer } = this.#game;
-    const other = this.#names(peer);
+    const other = isolate(this.#names(peer));
     if (phase === "inviting") return `${other} has not accepted yet.`;
     if (phase === "invited") return `${other} invites you to a game.`;
-    if (phase === "playing") return `First to ${GOAL} points. You ${state.score[side]}, ${other} ${state.score[1 - side]}.`;
+    if (phase === "playing") return `The first player with ${GOAL} points wins. You ${state.score[side]}, ${other} ${state.score[1 - side]}.`;
     if (phase === "over") return winner(state) === side ? "You have won." : `${other} has won.`;
-    return reason ?? "Who invites serves on the left. First to seven points.";
+    return reason ?? `The first player with ${GOAL} points wins. The player who invites has the left side.`;
   }
 
   #animate() {

@@ -47,7 +47,7 @@ export class Panels {
   mark(name, text) {
     if (this.current === name) return;
     this.#button(name).classList.add("news");
-    notice(text, { panel: name });
+    notice(text, { about: name });
   }
 
   #button(name) {

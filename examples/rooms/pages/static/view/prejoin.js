@@ -1,10 +1,13 @@
 import { captureSentence } from "../sentences.js";
-import { byId, setOptions, setText } from "./dom.js";
+import { cleanName } from "../text.js";
+import { listDevices } from "./devices.js";
+import { byId, setText } from "./dom.js";
 
 /** The form before the call: name, devices with a preview, relay only, test picture. */
 export class Prejoin {
   #media;
   #onJoin;
+  #isBusy = false;
 
   /** `onJoin` takes `{name, relayOnly}` and rejects with an error whose message is a sentence. */
   constructor({ media, name, relayOnly, onJoin }) {
@@ -12,34 +15,36 @@ export class Prejoin {
     this.#onJoin = onJoin;
     byId("name").value = name;
     byId("relay-only").checked = relayOnly;
-    byId("synthetic").checked = media.synthetic;
 
     byId("prejoin-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.submit();
+      if (this.#checkName()) this.submit();
     });
-    byId("camera").addEventListener("change", ({ target }) => this.#capture(() => media.useCamera(target.value)));
-    byId("microphone").addEventListener("change", ({ target }) => this.#capture(() => media.useMicrophone(target.value)));
+    listDevices({
+      media,
+      selects: { video: "camera", audio: "microphone" },
+      onChoose: (kind, id) => this.#capture(() => media.use(kind, id)),
+    });
     byId("synthetic").addEventListener("change", ({ target }) =>
       this.#capture(() => media.useSynthetic(target.checked, this.#name())));
     byId("name").addEventListener("change", () => {
       if (media.synthetic) this.#capture(() => media.useSynthetic(true, this.#name()));
     });
+    byId("name").addEventListener("input", () => this.#showNameProblem(""));
     media.on("change", () => this.#show());
-    navigator.mediaDevices?.addEventListener("devicechange", () => this.#list());
   }
 
   /** Starts the preview. */
   async start() {
     await this.#capture(() => this.#media.start());
-    if (!byId("name").value) byId("name").focus();
+    if (!byId("name").value && !byId("prejoin").hidden) byId("name").focus();
   }
 
-  /** Joins with what the form says. */
+  /** Joins with what the form says; without a name, as a guest. */
   async submit() {
-    const button = byId("join");
-    if (button.disabled) return;
-    button.disabled = true;
+    if (this.#isBusy) return;
+    this.#isBusy = true;
+    byId("join").disabled = true;
     setText(byId("join-problem"), "");
     try {
       if (this.#media.synthetic) await this.#media.useSynthetic(true, this.#name());
@@ -47,16 +52,30 @@ export class Prejoin {
     } catch (error) {
       setText(byId("join-problem"), error.message);
     } finally {
-      button.disabled = false;
+      this.#isBusy = false;
+      byId("join").disabled = false;
     }
+    if (!byId("prejoin").hidden) byId("join").focus(); // it lost the focus when it was disabled
   }
 
   #name() {
-    return byId("name").value.trim() || "Guest";
+    return cleanName(byId("name").value) || "Guest";
+  }
+
+  #checkName() {
+    const ok = cleanName(byId("name").value) !== "";
+    this.#showNameProblem(ok ? "" : "Enter a name, so that others know who you are.");
+    if (!ok) byId("name").focus();
+    return ok;
+  }
+
+  #showNameProblem(text) {
+    setText(byId("name-problem"), text);
+    byId("name").setAttribute("aria-invalid", String(text !== ""));
   }
 
   async #capture(action) {
-    setText(byId("preview-state"), "Starting the capture…");
+    setText(byId("preview-state"), "Starting the camera…");
     setText(byId("capture-problem"), "");
     try {
       await action();
@@ -64,32 +83,15 @@ export class Prejoin {
       setText(byId("capture-problem"), captureSentence(error));
     }
     this.#show();
-    await this.#list();
   }
 
   #show() {
-    const { video, synthetic } = this.#media;
+    const { video, audio, synthetic } = this.#media;
     const preview = byId("preview");
     if (preview.srcObject?.getVideoTracks()[0] !== video) preview.srcObject = video ? new MediaStream([video]) : null;
     preview.hidden = !video;
     preview.classList.toggle("mirrored", !synthetic);
-    setText(byId("preview-state"), video ? "" : "The camera is off.");
-  }
-
-  async #list() {
-    const { cameras, microphones } = await this.#media.devices();
-    this.#fill(byId("camera"), cameras, this.#media.video);
-    this.#fill(byId("microphone"), microphones, this.#media.audio);
-  }
-
-  #fill(select, devices, track) {
-    const options = devices.map(({ deviceId, label }, index) => ({
-      value: deviceId,
-      text: label || `Device ${index + 1}`,
-    }));
-    setOptions(select, options.length > 0 ? options : [{ value: "", text: "None" }]);
-    select.disabled = options.length === 0 || this.#media.synthetic;
-    const used = track?.getSettings().deviceId;
-    if (options.some(({ value }) => value === used)) select.value = used;
+    byId("synthetic").checked = synthetic;
+    setText(byId("preview-state"), video ? "" : audio ? "No picture. Others will hear you." : "No picture and no sound.");
   }
 }

@@ -2,6 +2,14 @@ import { byId, clone, copy, setAvatar, setText } from "./dom.js";
 import { milliseconds, path } from "./format.js";
 import { notice } from "./notices.js";
 
+const STATES = {
+  new: "connecting",
+  connecting: "connecting",
+  disconnected: "interrupted",
+  failed: "no path",
+  closed: "not connected",
+};
+
 /** Link, mode and participants. */
 export class RoomPanel {
   #call;
@@ -46,8 +54,8 @@ export class RoomPanel {
 
   #connection(id, sample) {
     const state = this.#call.mesh.peers.get(id)?.link.state;
-    if (!state) return this.#call.forwards ? "through the forwarding unit" : "waiting";
-    if (state !== "connected" || !sample?.pair) return state;
+    if (!state) return this.#call.forwards ? "through the forwarding unit" : "connecting";
+    if (state !== "connected" || !sample?.pair) return STATES[state] ?? state;
     return `${path(sample.pair)}, ${milliseconds(sample.rtt)}`;
   }
 

@@ -17,9 +17,14 @@ export class StatisticsPanel {
   #statistics;
   #panels;
   #plots;
+  #isAlone;
 
-  /** `report` returns the text to copy; its argument says whether it contains addresses. */
-  constructor({ statistics, panels, report }) {
+  /**
+   * `isAlone` says whether there is no other participant; `report` returns the text to copy, and its argument says
+   * whether it contains addresses.
+   */
+  constructor({ statistics, panels, isAlone, report }) {
+    this.#isAlone = isAlone;
     this.#statistics = statistics;
     this.#panels = panels;
     this.#plots = PLOTS.map((description) => this.#createPlot(description));
@@ -45,10 +50,10 @@ export class StatisticsPanel {
 
   #showQuality(histories) {
     const verdict = worst(histories.map(({ samples }) => judge(samples)));
-    const alone = histories.length === 0;
+    const alone = this.#isAlone();
     byId("quality").dataset.level = verdict.level;
-    setText(byId("quality-level"), alone ? "Nobody else is here." : `${LEVELS[verdict.level]}.`);
-    setText(byId("quality-reason"), alone ? "" : verdict.reason);
+    setText(byId("quality-level"), alone ? "Alone." : `${LEVELS[verdict.level]}.`);
+    setText(byId("quality-reason"), alone ? "There is no other participant yet." : verdict.reason);
   }
 
   #showConnection(samples) {

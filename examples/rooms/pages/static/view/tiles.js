@@ -8,6 +8,7 @@ export class Tiles {
   #grid = byId("tiles");
   #tiles = new Map();
   #onLayer;
+  #speaker = "";
 
   /** `onLayer` takes a track of the forwarding unit and the layer that the viewer chooses. */
   constructor({ onLayer }) {
@@ -32,6 +33,21 @@ export class Tiles {
     this.#grid.classList.toggle("presenting", entries.some(({ screen }) => screen));
     this.#grid.style.setProperty("--cameras", entries.filter(({ screen }) => !screen).length);
     this.#arrange();
+  }
+
+  /** Plays all sound on an output device; an empty id is the default. Throws if the device cannot be used. */
+  async setSpeaker(id) {
+    if (this.#speaker === id) return;
+    const before = this.#speaker;
+    this.#speaker = id;
+    const videos = [...this.#grid.querySelectorAll(".tile:not(.own) video")];
+    try {
+      await Promise.all(videos.map((video) => video.setSinkId(id)));
+    } catch (error) {
+      this.#speaker = before;
+      for (const video of videos) video.setSinkId(before).catch(() => {}); // it is the first error that is reported
+      throw error;
+    }
   }
 
   /** What is seen and heard, for a recording. */
@@ -72,6 +88,8 @@ export class Tiles {
     const tile = clone("tile");
     const video = tile.querySelector("video");
     video.muted = own;
+    tile.classList.toggle("own", Boolean(own));
+    if (this.#speaker && !own) video.setSinkId(this.#speaker).catch(() => {}); // the device is gone: the default plays
     tile.querySelector(".layer").addEventListener("change", ({ target }) => {
       this.#onLayer(target.dataset.track, target.value);
     });
