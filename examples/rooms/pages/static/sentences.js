@@ -36,10 +36,10 @@ export function speakerSentence(error) {
 /** The sentence for a device that disappeared during use: `{kind, label, replacement}` as in Media. */
 export function lostSentence({ kind, label, replacement }) {
   const device = label ? `“${label}”` : "The device";
-  if (kind === "speaker") return `${device} is not connected any more. The default speaker plays the sound.`;
-  if (replacement) return `${device} is not connected any more. “${replacement}” is used.`;
+  if (kind === "speaker") return `${device} is disconnected. The default speaker plays the sound.`;
+  if (replacement) return `${device} has stopped. “${replacement}” is used.`;
   const effect = kind === "audio" ? "Others do not hear you." : "Others do not see you.";
-  return `${device} is not connected any more. ${effect} Connect another device, or use the test picture.`;
+  return `${device} has stopped. ${effect} Connect another device, or use the test picture.`;
 }
 
 /** The sentence for an error of getDisplayMedia, or null if the user has only closed the dialogue. */

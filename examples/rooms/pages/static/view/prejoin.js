@@ -86,6 +86,7 @@ export class Prejoin {
   }
 
   #show() {
+    if (byId("prejoin").hidden) return; // during the call, the tiles show the picture
     const { video, audio, synthetic } = this.#media;
     const preview = byId("preview");
     if (preview.srcObject?.getVideoTracks()[0] !== video) preview.srcObject = video ? new MediaStream([video]) : null;
