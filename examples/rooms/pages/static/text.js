@@ -33,7 +33,8 @@ export function cleanFileName(text) {
   const dot = name.lastIndexOf(".");
   const extension = dot > 0 && name.length - dot <= LONGEST_EXTENSION ? name.slice(dot) : "";
   const stem = extension ? name.slice(0, dot) : name;
-  return cut(stem, LONGEST_FILE_NAME - extension.length) + extension;
+  const longest = LONGEST_FILE_NAME - extension.length;
+  return stem.length > longest ? `${cut(stem, longest - 1)}…${extension}` : name;
 }
 
 /** A name within a sentence: one that is written from right to left does not reorder the words around it. */
