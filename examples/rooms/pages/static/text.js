@@ -8,7 +8,8 @@ const INVISIBLE_IN_TEXT = /(?![\n\t\u200c\u200d])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
 const SPECIAL_IN_FILES = /[/\\:*?"<>|]/g;
 
 const LONGEST_NAME = 40;
-const LONGEST_FILE_NAME = 120;
+/** In characters of up to three bytes: file systems allow 255 bytes. */
+const LONGEST_FILE_NAME = 80;
 const LONGEST_EXTENSION = 16;
 
 /** The name of a participant as the server accepts it; empty if nothing is left. */
@@ -34,7 +35,7 @@ export function cleanFileName(text) {
   const extension = dot > 0 && name.length - dot <= LONGEST_EXTENSION ? name.slice(dot) : "";
   const stem = extension ? name.slice(0, dot) : name;
   const longest = LONGEST_FILE_NAME - extension.length;
-  return stem.length > longest ? `${cut(stem, longest - 1)}…${extension}` : name;
+  return [...stem].length > longest ? `${cut(stem, longest - 1)}…${extension}` : name;
 }
 
 /** A name within a sentence: one that is written from right to left does not reorder the words around it. */
@@ -44,5 +45,5 @@ export function isolate(name) {
 
 /** At most `length` characters, without half of one at the end. */
 function cut(text, length) {
-  return text.length <= length ? text : [...text].slice(0, length).join("");
+  return [...text].slice(0, length).join("");
 }
