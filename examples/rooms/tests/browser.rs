@@ -16,6 +16,9 @@ mod groups;
 #[path = "browser/participant.rs"]
 mod participant;
 #[cfg(test)]
+#[path = "browser/peers.rs"]
+mod peers;
+#[cfg(test)]
 #[path = "browser/pictures.rs"]
 mod pictures;
 #[cfg(test)]

@@ -32,10 +32,11 @@ export class Mesh extends Emitter {
 
   /** Replaces all connections by new ones. The other sides notice the new certificate. */
   replace() {
-    for (const [id, { polite, link }] of [...this.peers]) {
-      this.#replaced.set(id, fingerprint(link.pc.remoteDescription));
-      this.remove(id);
-      this.#add(id, { polite, initiates: true }).initiate();
+    for (const [id, peer] of [...this.peers]) {
+      const { pc } = peer.link;
+      if (pc.remoteDescription && pc.signalingState === "stable") this.#replace(id, peer);
+      // Otherwise, an answer to the old connection could be taken for one to the new connection.
+      else peer.link.addEventListener("described", () => this.#replace(id, peer), { once: true });
     }
   }
 
@@ -82,6 +83,13 @@ export class Mesh extends Emitter {
   /** Divides what one computer can encode and send among the connections. */
   #share() {
     this.peers.forEach((peer) => peer.setShare(this.peers.size));
+  }
+
+  #replace(id, peer) {
+    if (this.peers.get(id) !== peer) return; // the other side was faster
+    this.#replaced.set(id, fingerprint(peer.link.pc.remoteDescription));
+    this.remove(id);
+    this.#add(id, { polite: peer.polite, initiates: true }).initiate();
   }
 
   #add(id, { polite, initiates }) {
