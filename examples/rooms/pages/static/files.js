@@ -76,7 +76,9 @@ export class Files extends Emitter {
     const channel = this.#channels.get(peer);
     if (!channel) throw new Error("There is no connection to this participant.");
     if (!this.#hasRoom(peer, true)) {
-      throw new Error(`There can be ${MOST_PER_PEER} open transfers to a participant, and ${MOST} in all. Cancel or remove some.`);
+      throw new Error(
+        `There can be ${MOST_PER_PEER} open transfers to a participant, and ${MOST} in all. Cancel or remove some.`,
+      );
     }
     const transfer = this.#add({
       id: randomId(),

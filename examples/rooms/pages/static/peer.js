@@ -19,8 +19,8 @@ const UPLINK = 3_000_000;
  * The connection to one other participant of the mesh: camera, screen and data channels.
  *
  * The first transceiver of each kind carries microphone and camera, in both directions; the side that initiates the
- * connection creates them. A screen has transceivers of its own, which only the side that shares it creates. Events: those of Link; `media` when the received tracks
- * change; `channel` with an open RTCDataChannel.
+ * connection creates them. A screen has transceivers of its own, which only the side that shares it creates. Events:
+ * those of Link; `media` when the received tracks change; `channel` with an open RTCDataChannel.
  */
 export class Peer extends Emitter {
   camera = new MediaStream();

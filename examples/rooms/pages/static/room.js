@@ -219,7 +219,7 @@ function setRelayOnly(on) {
   call.sfu.restart(on ? "relay" : "direct");
 }
 
-/** The old paths may have failed without an error, also that of the signalling. With a new one, all connections restart. */
+/** The old paths may have failed without an error, also that of the signalling. A new one restarts all connections. */
 function networkChanged() {
   if (!byId("call").hidden) call.signalling.reconnect();
 }

@@ -3,7 +3,7 @@
 const RECENT = 5;
 const NARROW = 400; // kbit/s
 
-// What participants notice: ITU-T G.114 puts the limit of a comfortable conversation at 150 ms one way, 300 ms both ways.
+// What participants notice: ITU-T G.114 recommends at most 150 ms one way, 300 ms both ways, for a conversation.
 const LIMITS = {
   rtt: { fair: 250, poor: 500 },
   loss: { fair: 2, poor: 8 },

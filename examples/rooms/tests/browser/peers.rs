@@ -33,7 +33,8 @@ fn a_peer_cannot_fill_the_list_of_files_nor_resume_what_was_not_sent() {
     ben.wait("for the channels", "peer.dataChannels.chat === 'open' && peer.dataChannels.files === 'open'");
     ben.run(TAKE_CHANNELS);
     ben.run(
-        "for (let i = 0; i < 500; i += 1) say('files', { type: 'offer', id: `offer-${i}`, name: '../x\\u202etxt.exe', size: 1 });
+        "const offer = { type: 'offer', name: '../x\\u202etxt.exe', size: 1 };
+         for (let i = 0; i < 500; i += 1) say('files', { ...offer, id: `offer-${i}` });
          say('files', { type: 'data', id: 'offer-0', offset: 0 });
          channels.files.send(new Uint8Array(1));
          say('files', { type: 'cancel', id: 'offer-1' });",

@@ -25,7 +25,8 @@ export function announce({ call, media, names, isConnected }) {
       if (by) notice(`${who} changed the mode to ${MODES[call.mode]}.`);
     })
     .on("lost", () => {
-      if (!lost) notice("The connection to the server of the room is lost. Trying again.", { stays: true, about: "signalling" });
+      const text = "The connection to the server of the room is lost. Trying again.";
+      if (!lost) notice(text, { stays: true, about: "signalling" });
       lost = true;
     })
     .on("ended", () => {

@@ -91,7 +91,8 @@ export class GamePanel {
     this.#showScore();
     if (phase === this.#shown) return;
     this.#shown = phase;
-    if (phase === "invited") this.#panels.mark("game", `${isolate(this.#names(this.#game.peer))} invites you to a game of Pong.`);
+    const other = isolate(this.#names(this.#game.peer));
+    if (phase === "invited") this.#panels.mark("game", `${other} invites you to a game of Pong.`);
     if (phase === "playing" && this.#panels.current === "game") this.#canvas.focus();
     if (plays || phase === "inviting") this.#animate();
   }
@@ -109,9 +110,10 @@ export class GamePanel {
     const other = isolate(this.#names(peer));
     if (phase === "inviting") return `${other} has not accepted yet.`;
     if (phase === "invited") return `${other} invites you to a game.`;
-    if (phase === "playing") return `The first player with ${GOAL} points wins. You ${state.score[side]}, ${other} ${state.score[1 - side]}.`;
+    const goal = `The first player with ${GOAL} points wins.`;
+    if (phase === "playing") return `${goal} You ${state.score[side]}, ${other} ${state.score[1 - side]}.`;
     if (phase === "over") return winner(state) === side ? "You have won." : `${other} has won.`;
-    return reason ?? `The first player with ${GOAL} points wins. The player who invites has the left side.`;
+    return reason ?? `${goal} The player who invites has the left side.`;
   }
 
   #animate() {

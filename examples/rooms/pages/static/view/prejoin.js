@@ -93,6 +93,7 @@ export class Prejoin {
     preview.hidden = !video;
     preview.classList.toggle("mirrored", !synthetic);
     byId("synthetic").checked = synthetic;
-    setText(byId("preview-state"), video ? "" : audio ? "No picture. Others will hear you." : "No picture and no sound.");
+    const missing = audio ? "No picture. Others will hear you." : "No picture and no sound.";
+    setText(byId("preview-state"), video ? "" : missing);
   }
 }
