@@ -65,7 +65,7 @@ fn the_relay_only_switch_replaces_connections_and_a_file_continues() {
     let is_direct = "peer.connectionState === 'connected' && peer.pair && peer.pair.local !== 'relay'";
     ann.wait("for the direct path", is_direct);
     ann.wait("for the new channel", "peer.dataChannels.files === 'open'");
-    ann.run("rooms.sendFile(new File([new Uint8Array(60 << 20)], 'zeros.raw'), rooms.state.peers[0].id);");
+    ann.run("rooms.sendFile(new File([new Uint8Array(30 << 20)], 'zeros.raw'), rooms.state.peers[0].id);");
     ben.wait("for the offer", "state.files.length === 1");
     ben.run("rooms.acceptFile(rooms.state.files[0].id);");
     ann.wait("for a part of the file", "state.files[0].offset > 0");
