@@ -177,17 +177,19 @@ export class Media extends Emitter {
    * the devices, or another program may use one. `error` is what the user should know.
    */
   async #capture(kinds) {
+    let problem;
     try {
       return { tracks: await this.#getTracks(kinds), error: null };
     } catch (error) {
       if (kinds.length === 1 || !(await mayTryAlone(error))) return { tracks: [], error };
+      problem = error;
     }
     const results = [];
     for (const kind of kinds) results.push(await this.#capture([kind]));
     const tracks = results.flatMap((result) => result.tracks);
-    const errors = results.map(({ error }) => error).filter(Boolean);
-    const unexpected = errors.find(({ name }) => name !== "NotFoundError") ?? null;
-    return { tracks, error: tracks.length > 0 ? unexpected : (unexpected ?? errors[0]) };
+    if (tracks.length === 0) return { tracks, error: problem };
+    const unexpected = results.find(({ error }) => error && error.name !== "NotFoundError");
+    return { tracks, error: unexpected?.error ?? null };
   }
 
   async #getTracks(kinds) {
