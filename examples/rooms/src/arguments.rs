@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use tracing::level_filters::LevelFilter;
 
 use crate::connect::{Fingerprint, parse_fingerprint};
+use crate::message::{LayerChoice, Mode};
 
 /// Calls, broadcasts, files and a game over WebRTC, with turnserver as the relay.
 #[derive(Clone, Debug, Parser)]
@@ -69,6 +70,14 @@ pub struct Bot {
     /// A message for the chat, sent to everyone who connects.
     #[arg(long, value_name = "TEXT")]
     pub say: Option<String>,
+
+    /// The highest layer of each picture that the forwarding unit sends. `auto` is what the bandwidth allows.
+    #[arg(long, value_enum, value_name = "LAYER", default_value = "auto")]
+    pub layer: LayerChoice,
+
+    /// Change how media are sent in the room. In a broadcast, the bot is the sender.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mode: Option<Mode>,
 
     /// Leave after this time.
     #[arg(long, value_name = "SECONDS")]
@@ -140,7 +149,8 @@ pub struct Serve {
     #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(30..=86_400))]
     pub lifetime: u64,
 
-    /// The address of the forwarding unit, by default that of the listener or, if it is unspecified, that of the relay.
+    /// The address of the forwarding unit. By default, that of the listener or, if it is unspecified, the address from
+    /// which this machine reaches others.
     #[arg(long, value_name = "ADDRESS")]
     pub sfu: Option<IpAddr>,
 

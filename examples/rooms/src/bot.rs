@@ -23,13 +23,18 @@ use turnserver::clock::unix_seconds;
 
 use crate::arguments::Bot as Options;
 use crate::connect::{Stream, Trust, connect};
-use crate::message::{self, Candidate, Description, DescriptionKind, Ice, Layer, Mode};
+use crate::message::{
+    self, Candidate, Description, DescriptionKind, Ice, Layer, LayerChoice, Mode, Restart, Token, Why,
+};
 use crate::webrtc::{Network, NetworkEvent};
 use link::Link;
-use media::{Frames, PICTURE_RATE, TONE_RATE, pictures, tone};
+use media::{Frames, PICTURE_RATE, TONE_RATE, height, pictures, tone};
 
 /// The time for a relayed address before the first offer.
 const ALLOCATION: Duration = Duration::from_secs(3);
+
+/// How many layers are remembered.
+const LAYERS: usize = 100;
 
 type Socket = WebSocketStream<Box<dyn Stream>>;
 
@@ -64,8 +69,10 @@ pub enum BotError {
 /// What a bot has seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// The connections that work.
-    pub connected: usize,
+    /// The connections with other participants that work.
+    pub peers: usize,
+    /// The connections with the forwarding unit that work.
+    pub unit: usize,
     /// The frames of pictures that it has received.
     pub frames: u64,
     /// The packets of tones that it has received.
@@ -74,8 +81,12 @@ pub struct Status {
     pub echoed: u64,
     /// Its own messages that came back.
     pub returned: u64,
-    /// The layers that the forwarding unit says it sends, in their order.
-    pub layers: Vec<String>,
+    /// The last layers that the forwarding unit says it sends, and why.
+    pub layers: Vec<(Layer, Why)>,
+    /// The height of the last picture that was a key frame.
+    pub height: u16,
+    /// How often the other sides have restarted ICE.
+    pub restarts: u64,
     /// The requests for key frames that it has received.
     pub keyframe_requests: u64,
 }
@@ -90,6 +101,10 @@ enum FromServer {
         sender: Option<String>,
         peers: Vec<PeerId>,
         ice: Ice,
+        limits: MeshLimit,
+    },
+    PeerJoined {
+        peer: PeerId,
     },
     PeerLeft {
         id: String,
@@ -99,14 +114,19 @@ enum FromServer {
         link: Option<message::Link>,
         description: Option<Description>,
         candidate: Option<Candidate>,
+        restart: Option<Restart>,
     },
     Mode {
         mode: Mode,
         sender: Option<String>,
     },
     Ice(Ice),
+    Tracks {
+        tracks: Vec<TrackId>,
+    },
     Layer {
-        layer: String,
+        layer: Layer,
+        why: Why,
     },
     Error {
         code: message::ErrorCode,
@@ -122,6 +142,17 @@ enum FromServer {
 #[derive(Debug, Deserialize)]
 struct PeerId {
     id: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct MeshLimit {
+    mesh: usize,
+}
+
+#[derive(Debug, Deserialize)]
+struct TrackId {
+    track: Token,
+    kind: message::MediaKind,
 }
 
 /// With whom a connection is.
@@ -206,6 +237,14 @@ pub struct Bot {
     networks: Networks,
     ice: watch::Sender<Ice>,
     links: HashMap<With, Link>,
+    /// The other participants, and whether they were in the room before. Then the bot connects, as pages do.
+    peers: HashMap<String, bool>,
+    /// The greatest number of participants in a mesh.
+    mesh: usize,
+    mode: Mode,
+    layer: LayerChoice,
+    /// The tracks whose layer has been chosen.
+    tracks: Vec<Token>,
     /// The URLs of the relay, if they are not those of the server.
     turn_urls: Vec<String>,
     greeting: Option<String>,
@@ -265,9 +304,11 @@ impl Bot {
         let join = json!({ "type": "join", "room": room, "name": options.name, "kind": "bot" });
         socket.send(Message::text(join.to_string())).await?;
         let (outgoing, mut incoming) = socket.split();
-        let (id, mode, sender, peers, ice) = loop {
+        let (id, mode, sender, peers, ice, limits) = loop {
             match receive(&mut incoming).await? {
-                FromServer::Joined { id, mode, sender, peers, ice } => break (id, mode, sender, peers, ice),
+                FromServer::Joined { id, mode, sender, peers, ice, limits } => {
+                    break (id, mode, sender, peers, ice, limits);
+                }
                 FromServer::Error { message, .. } => return Err(BotError::Refused(message)),
                 FromServer::Closing { reason } => return Err(BotError::Refused(reason)),
                 _ => {}
@@ -282,18 +323,21 @@ impl Bot {
             networks,
             ice,
             links: HashMap::new(),
+            peers: peers.into_iter().map(|PeerId { id }| (id, true)).collect(),
+            mesh: limits.mesh,
+            mode,
+            layer: options.layer,
+            tracks: Vec::new(),
             turn_urls: options.turn_url,
             greeting: options.say,
             status: watch::Sender::default(),
             pictures: pictures(),
             tone: tone(),
         };
-        if mode == Mode::Mesh {
-            for peer in peers {
-                bot.offer(With::Peer(peer.id)).await?;
-            }
-        }
         bot.set_mode(mode, sender.as_deref()).await?;
+        if let Some(mode) = options.mode {
+            bot.send(json!({ "type": "mode", "mode": mode })).await?;
+        }
         Ok(bot)
     }
 
@@ -347,7 +391,7 @@ impl Bot {
                     let time = MediaTime::new(pictures * u64::from(90_000 / PICTURE_RATE), Frequency::NINETY_KHZ);
                     for (layer, frames) in &self.pictures {
                         let Some(frame) = frames.get(pictures) else { continue };
-                        for (with, link) in &mut self.links {
+                        for (with, link) in sending(&mut self.links, self.mode) {
                             link.play(MediaKind::Video, *layer, time, &frame, self.networks.of(with));
                         }
                     }
@@ -356,14 +400,16 @@ impl Bot {
                 _ = tone_ticks.tick() => {
                     let time = MediaTime::new(tones * u64::from(48_000 / TONE_RATE), Frequency::FORTY_EIGHT_KHZ);
                     if let Some(frame) = self.tone.get(tones) {
-                        for (with, link) in &mut self.links {
+                        for (with, link) in sending(&mut self.links, self.mode) {
                             link.play(MediaKind::Audio, Layer::Medium, time, &frame, self.networks.of(with));
                         }
                     }
                     tones += 1;
                 }
             }
-            self.handle_events();
+            for with in self.handle_events() {
+                self.restart(with).await?;
+            }
         }
     }
 
@@ -371,27 +417,42 @@ impl Bot {
         Ok(self.outgoing.send(Message::text(message.to_string())).await?)
     }
 
-    async fn describe(&mut self, with: &With, kind: DescriptionKind, sdp: String) -> Result<(), BotError> {
+    async fn signal(&mut self, with: &With, key: &str, value: Value) -> Result<(), BotError> {
         let mut signal = with.signal();
         if let Some(fields) = signal.as_object_mut() {
-            fields.insert("description".to_owned(), json!(Description { kind, sdp }));
+            fields.insert(key.to_owned(), value);
         }
         self.send(signal).await
     }
 
-    /// Begins a connection.
+    async fn describe(&mut self, with: &With, kind: DescriptionKind, sdp: String) -> Result<(), BotError> {
+        self.signal(with, "description", json!(Description { kind, sdp })).await
+    }
+
+    /// Offers what a connection needs, if it needs something.
     async fn offer(&mut self, with: With) -> Result<(), BotError> {
-        self.networks.prepare(&with).await?;
         let network = self.networks.of(&with);
-        let mut link = Link::new(network);
-        let offer = match &with {
-            With::Peer(_) => link.offer_to_peer(network),
-            With::Sfu(_) => link.offer_to_sfu(network),
-        };
-        self.links.insert(with.clone(), link);
-        match offer {
+        match self.links.get_mut(&with).and_then(|link| link.offer(network)) {
             Some(sdp) => self.describe(&with, DescriptionKind::Offer, sdp).await,
             None => Ok(()),
+        }
+    }
+
+    /// Restarts ICE on a connection whose path is broken, if this is the task of this side.
+    async fn restart(&mut self, with: With) -> Result<(), BotError> {
+        let offers = match &with {
+            With::Peer(id) => self.peers.get(id) == Some(&true),
+            With::Sfu(link) => *link == message::Link::Publish,
+        };
+        match (offers, &with) {
+            (true, _) => {
+                if let Some(link) = self.links.get_mut(&with) {
+                    link.restart();
+                }
+                self.offer(with).await
+            }
+            (false, With::Sfu(_)) => self.signal(&with, "restart", json!(Restart {})).await,
+            (false, With::Peer(_)) => Ok(()),
         }
     }
 
@@ -401,39 +462,60 @@ impl Bot {
         for (with, link) in self.links.iter_mut().filter(|(with, _)| with.is_publish() == is_publish) {
             for candidate in candidates {
                 link.connection.add_local_candidate(candidate.clone(), self.networks.of(with));
-                let mut signal = with.signal();
                 let candidate = json!({ "candidate": candidate.to_sdp_string(), "sdpMLineIndex": 0 });
-                if let Some(fields) = signal.as_object_mut() {
-                    fields.insert("candidate".to_owned(), candidate);
-                }
-                signals.push(signal);
+                signals.push((with.clone(), candidate));
             }
         }
-        for signal in signals {
-            self.send(signal).await?;
+        for (with, candidate) in signals {
+            self.signal(&with, "candidate", candidate).await?;
         }
         Ok(())
     }
 
     async fn take(&mut self, message: FromServer) -> Result<(), BotError> {
         match message {
-            FromServer::PeerLeft { id } => drop(self.links.remove(&With::Peer(id))),
+            FromServer::PeerJoined { peer } => drop(self.peers.insert(peer.id, false)),
+            FromServer::PeerLeft { id } => {
+                self.peers.remove(&id);
+                self.links.remove(&With::Peer(id));
+            }
             FromServer::Mode { mode, sender } => self.set_mode(mode, sender.as_deref()).await?,
             FromServer::Ice(ice) => drop(self.ice.send_replace(with_urls(ice, &self.turn_urls))),
-            FromServer::Layer { layer } => self.status.send_modify(|status| status.layers.push(layer)),
+            FromServer::Tracks { tracks } => self.choose_layers(tracks).await?,
+            FromServer::Layer { layer, why } => self.status.send_modify(|status| {
+                if status.layers.len() >= LAYERS {
+                    status.layers.remove(0);
+                }
+                status.layers.push((layer, why));
+            }),
             FromServer::Error { code, message } => tracing::warn!("the server says ({code:?}): {message}"),
-            FromServer::Signal { from, link, description, candidate } => {
+            FromServer::Signal { from, link, description, candidate, restart } => {
                 let with = match link {
                     Some(link) if from == "sfu" => With::Sfu(link),
                     _ => With::Peer(from),
                 };
                 if let Some(description) = description {
                     self.take_description(with, description).await?;
+                } else if restart.is_some() {
+                    self.restart(with).await?;
                 } else if let (Some(candidate), Some(link)) = (candidate, self.links.get_mut(&with)) {
                     link.add_remote_candidate(&candidate, self.networks.of(&with));
                 }
             }
             FromServer::Joined { .. } | FromServer::Closing { .. } | FromServer::Other => {}
+        }
+        Ok(())
+    }
+
+    /// Chooses the layer of new tracks.
+    async fn choose_layers(&mut self, tracks: Vec<TrackId>) -> Result<(), BotError> {
+        let pictures = tracks.into_iter().filter(|track| track.kind == message::MediaKind::Video);
+        let tracks: Vec<Token> = pictures.map(|track| track.track).collect();
+        let known = std::mem::replace(&mut self.tracks, tracks.clone());
+        if self.layer != LayerChoice::Auto {
+            for track in tracks.iter().filter(|track| !known.contains(track)) {
+                self.send(json!({ "type": "layer", "track": track, "layer": self.layer })).await?;
+            }
         }
         Ok(())
     }
@@ -447,8 +529,11 @@ impl Bot {
                 if !link.fits(&sdp) {
                     *link = Link::new(network);
                 }
+                if link.is_restarted_by(&sdp) {
+                    self.status.send_modify(|status| status.restarts += 1);
+                }
                 match link.accept_offer(&sdp, network) {
-                    Ok(answer) => return self.describe(&with, DescriptionKind::Answer, answer).await,
+                    Ok(answer) => self.describe(&with, DescriptionKind::Answer, answer).await.map(Ok)?,
                     Err(error) => Err(error),
                 }
             }
@@ -461,11 +546,13 @@ impl Bot {
         if let Err(error) = result {
             tracing::warn!("a description is not used: {error}");
         }
-        Ok(())
+        // What had to wait until this negotiation was over.
+        self.offer(with).await
     }
 
-    /// Publishes to the forwarding unit, or ends the connections with it.
+    /// Connects as the mode says: with the forwarding unit, and with the other participants, for data channels in all modes.
     async fn set_mode(&mut self, mode: Mode, sender: Option<&str>) -> Result<(), BotError> {
+        self.mode = mode;
         let publish = With::Sfu(message::Link::Publish);
         let sends = match mode {
             Mode::Mesh => false,
@@ -473,20 +560,37 @@ impl Bot {
             Mode::Broadcast => sender == Some(self.id.as_str()),
         };
         self.links.retain(|with, _| match with {
-            With::Peer(_) => mode == Mode::Mesh,
+            With::Peer(_) => true,
             With::Sfu(message::Link::Publish) => sends,
             With::Sfu(message::Link::Subscribe) => mode != Mode::Mesh,
         });
         if !sends {
             self.networks.publish = None;
         } else if !self.links.contains_key(&publish) {
+            self.networks.prepare(&publish).await?;
+            self.links.insert(publish.clone(), Link::to_sfu(self.networks.of(&publish)));
             self.offer(publish).await?;
+        }
+        // A room that is too large for a mesh has no data channels for its later members.
+        if mode == Mode::Mesh || self.peers.len() < self.mesh {
+            let before = self.peers.iter().filter(|(_, is_before)| **is_before);
+            let peers: Vec<With> = before.map(|(id, _)| With::Peer(id.clone())).collect();
+            for with in peers {
+                let network = self.networks.of(&with);
+                let link = self.links.entry(with.clone()).or_insert_with(|| Link::to_peer(network));
+                if mode == Mode::Mesh {
+                    link.add_own_media();
+                }
+                self.offer(with).await?;
+            }
         }
         Ok(())
     }
 
-    fn handle_events(&mut self) {
+    /// Handles what has happened on the connections. Returns those whose path is broken.
+    fn handle_events(&mut self) -> Vec<With> {
         let greeting = self.greeting.as_deref();
+        let mut broken = Vec::new();
         for (with, link) in &mut self.links {
             let network = self.networks.of(with);
             while let Some(event) = link.connection.event() {
@@ -497,12 +601,14 @@ impl Bot {
                         self.status.send_modify(|status| {
                             let count = if is_picture { &mut status.frames } else { &mut status.packets };
                             *count += 1;
+                            status.height = height(&data.data).filter(|_| is_picture).unwrap_or(status.height);
                         });
                     }
                     Event::KeyframeRequest(_) => self.status.send_modify(|status| status.keyframe_requests += 1),
                     Event::ChannelOpen(id, label) => {
-                        link.channels.insert(id, Default::default());
-                        if let (Some(text), "chat") = (greeting, label.as_str()) {
+                        if link.open_channel(id)
+                            && let (Some(text), "chat") = (greeting, label.as_str())
+                        {
                             link.say(id, false, chat(text).into_bytes(), network);
                         }
                     }
@@ -516,21 +622,34 @@ impl Bot {
                         }
                     }
                     Event::ChannelBufferedAmountLow(id) => link.flush(id, network),
-                    Event::ChannelClose(id) => drop(link.channels.remove(&id)),
+                    Event::ChannelClose(id) => link.close_channel(id),
                     Event::IceConnectionStateChange(state) => {
                         tracing::debug!("a connection is {state:?}");
                         if state == IceConnectionState::Disconnected {
-                            // The browser restarts ICE.
                             tracing::info!("a connection is interrupted");
+                            broken.push(with.clone());
                         }
                     }
                     _ => {}
                 }
             }
         }
-        let connected = self.links.values().filter(|link| link.connection.rtc().is_connected()).count();
-        self.status.send_if_modified(|status| std::mem::replace(&mut status.connected, connected) != connected);
+        let connected = self.links.iter().filter(|(_, link)| link.connection.rtc().is_connected());
+        let (peers, unit): (Vec<_>, Vec<_>) = connected.partition(|(with, _)| matches!(with, With::Peer(_)));
+        let new = (peers.len(), unit.len());
+        self.status.send_if_modified(|status| {
+            let is_changed = (status.peers, status.unit) != new;
+            (status.peers, status.unit) = new;
+            is_changed
+        });
+        broken
     }
+}
+
+/// Returns the connections on which the bot plays: those with participants in a mesh, otherwise that with the forwarding
+/// unit.
+fn sending(links: &mut HashMap<With, Link>, mode: Mode) -> impl Iterator<Item = (&With, &mut Link)> {
+    links.iter_mut().filter(move |(with, _)| matches!(with, With::Peer(_)) == (mode == Mode::Mesh))
 }
 
 /// Returns the credentials for other URLs, if there are any.

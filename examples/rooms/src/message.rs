@@ -1,5 +1,6 @@
 //! The messages of the signalling: JSON in text frames of a WebSocket.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::id::{ParticipantId, ResumeKey, RoomId};
@@ -42,6 +43,8 @@ pub enum FromParticipant {
         /// A candidate; `Some(None)` after the last one.
         #[serde(default, deserialize_with = "present")]
         candidate: Option<Option<Candidate>>,
+        /// A request to the side that offers.
+        restart: Option<Restart>,
     },
     /// Changes how media are sent in the room.
     Mode {
@@ -108,7 +111,7 @@ pub enum ToParticipant {
         /// Which connection with the forwarding unit.
         #[serde(skip_serializing_if = "Option::is_none")]
         link: Option<Link>,
-        /// A session description or a candidate.
+        /// What it carries.
         #[serde(flatten)]
         signal: Signal,
     },
@@ -151,7 +154,7 @@ pub enum ToParticipant {
     },
 }
 
-/// What a [`FromParticipant::Signal`] carries: exactly one of the two.
+/// What a [`FromParticipant::Signal`] carries: exactly one of these.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Signal {
@@ -159,7 +162,14 @@ pub enum Signal {
     Description(Description),
     /// A candidate; `None` after the last one.
     Candidate(Option<Candidate>),
+    /// Requests an offer that restarts ICE, on a connection on which only the other side offers.
+    Restart(Restart),
 }
+
+/// Requests an offer that restarts ICE.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restart {}
 
 /// Whom a signal is for, or from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,7 +242,7 @@ pub enum Kind {
 }
 
 /// How media are sent in a room.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// From each to each.
@@ -257,7 +267,7 @@ pub enum Layer {
 }
 
 /// What a viewer wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum LayerChoice {
     /// What the bandwidth allows.
@@ -272,7 +282,7 @@ pub enum LayerChoice {
 }
 
 /// Why a layer is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Why {
     /// The viewer has chosen it.
@@ -282,7 +292,7 @@ pub enum Why {
 }
 
 /// Whether a track is heard or seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MediaKind {
     /// Heard.
@@ -445,22 +455,36 @@ impl Signal {
     ///
     /// # Errors
     /// What is wrong, for the developer of the page.
-    pub fn new(description: Option<Description>, candidate: Option<Option<Candidate>>) -> Result<Self, &'static str> {
+    pub fn new(
+        description: Option<Description>,
+        candidate: Option<Option<Candidate>>,
+        restart: Option<Restart>,
+    ) -> Result<Self, &'static str> {
         let is_long = |token: &Option<String>| token.as_ref().is_some_and(|token| token.len() > LONGEST_TOKEN);
-        match (description, candidate) {
-            (Some(description), None) if description.sdp.is_empty() != description.kind.is_rollback() => {
+        match (description, candidate, restart) {
+            (Some(description), None, None) if description.sdp.is_empty() != description.kind.is_rollback() => {
                 Err("every description except a rollback has an sdp")
             }
-            (Some(description), None) => Ok(Self::Description(description)),
-            (None, Some(Some(candidate)))
+            (Some(description), None, None) => Ok(Self::Description(description)),
+            (None, Some(Some(candidate)), None)
                 if candidate.candidate.len() > LONGEST_CANDIDATE
                     || is_long(&candidate.sdp_mid)
                     || is_long(&candidate.username_fragment) =>
             {
                 Err("the candidate is too long")
             }
-            (None, Some(candidate)) => Ok(Self::Candidate(candidate)),
-            _ => Err("a signal has either a description or a candidate"),
+            (None, Some(candidate), None) => Ok(Self::Candidate(candidate)),
+            (None, None, Some(restart)) => Ok(Self::Restart(restart)),
+            _ => Err("a signal has either a description, a candidate or a restart"),
+        }
+    }
+
+    /// Returns about how many bytes it takes.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Description(description) => description.sdp.len(),
+            Self::Candidate(Some(candidate)) => candidate.candidate.len(),
+            Self::Candidate(None) | Self::Restart(_) => 0,
         }
     }
 }
@@ -500,15 +524,17 @@ mod tests {
     #[test]
     fn a_candidate_may_be_null_but_not_missing_beside_a_missing_description() {
         let signal = |rest: &str| {
-            let FromParticipant::Signal { description, candidate, .. } =
+            let FromParticipant::Signal { description, candidate, restart, .. } =
                 from_str(&format!(r#"{{"type":"signal","to":"x"{rest}}}"#)).unwrap()
             else {
                 panic!("not a signal")
             };
-            Signal::new(description, candidate)
+            Signal::new(description, candidate, restart)
         };
         assert_eq!(signal(r#","candidate":null"#), Ok(Signal::Candidate(None)));
         assert!(signal("").is_err());
+        assert_eq!(signal(r#","restart":{}"#), Ok(Signal::Restart(Restart {})));
+        assert!(signal(r#","restart":{},"candidate":null"#).is_err());
         assert!(signal(r#","candidate":null,"description":{"type":"offer","sdp":"v=0"}"#).is_err());
         assert!(signal(r#","description":{"type":"offer"}"#).is_err());
         assert!(signal(r#","description":{"type":"rollback"}"#).is_ok());
@@ -558,6 +584,12 @@ mod tests {
         assert_eq!(
             to_value(end).unwrap(),
             json!({"type": "signal", "from": "sfu", "link": "publish", "candidate": null})
+        );
+        let signal = Signal::Restart(Restart {});
+        let restart = ToParticipant::Signal { from: Address::Sfu, link: Some(Link::Publish), signal };
+        assert_eq!(
+            to_value(restart).unwrap(),
+            json!({"type": "signal", "from": "sfu", "link": "publish", "restart": {}})
         );
     }
 }

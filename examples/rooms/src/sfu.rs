@@ -4,7 +4,9 @@
 //! any other, with an address at the relay, so that participants reach it who can use nothing but the relay.
 
 mod layers;
+mod police;
 mod publication;
+mod remotes;
 mod source;
 mod subscription;
 mod timeline;
@@ -14,7 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use turnserver::clock::unix_seconds;
 
@@ -24,8 +26,11 @@ use crate::message::{Ice, LayerChoice, Link, Signal, Token};
 use crate::webrtc::Network;
 use unit::Unit;
 
-/// How many commands wait for the task.
+/// How many signals and choices wait for the task.
 const WAITING: usize = 1_024;
+
+/// The bytes that these take.
+const SPACE: usize = 8 * 1_024 * 1_024;
 
 /// The pause before the next attempt to get credentials.
 const RETRY: Duration = Duration::from_secs(10);
@@ -42,7 +47,17 @@ pub(crate) struct Settings {
 /// The forwarding unit of a room. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Sfu {
-    commands: mpsc::Sender<Command>,
+    /// Who takes part, and who may send. Nothing of this may be lost, and it is as much as participants come and go.
+    roster: mpsc::UnboundedSender<Command>,
+    requests: mpsc::Sender<(Command, OwnedSemaphorePermit)>,
+    space: Arc<Semaphore>,
+}
+
+/// The commands for the task.
+#[derive(Debug)]
+struct Commands {
+    roster: mpsc::UnboundedReceiver<Command>,
+    requests: mpsc::Receiver<(Command, OwnedSemaphorePermit)>,
 }
 
 /// What a room wants of its forwarding unit.
@@ -63,23 +78,51 @@ pub(crate) enum Command {
 impl Sfu {
     /// Starts the forwarding unit of a room. `user` is its name at the relay.
     pub(crate) fn start(settings: &Arc<Settings>, user: String) -> Self {
-        let (commands, received) = mpsc::channel(WAITING);
-        tokio::spawn(run(Arc::clone(settings), user, received));
-        Self { commands }
+        let (sfu, commands) = channel();
+        tokio::spawn(run(Arc::clone(settings), user, commands));
+        sfu
     }
 
     /// Returns whether the task has ended, because it could not start or has panicked.
     pub(crate) fn has_ended(&self) -> bool {
-        self.commands.is_closed()
+        self.roster.is_closed()
     }
 
-    /// Commands something. `false` if too many commands wait, or the task has failed.
+    /// Commands something. `false` if too many signals wait, or the task has failed.
     pub(crate) fn command(&self, command: Command) -> bool {
-        self.commands.try_send(command).is_ok()
+        let size = match &command {
+            Command::Enter { .. } | Command::Leave(_) | Command::Sender(_) => {
+                return self.roster.send(command).is_ok();
+            }
+            Command::Signal { signal, .. } => signal.size(),
+            Command::Layer { .. } => 0,
+        };
+        let Ok(size) = u32::try_from(size) else { return false };
+        let place = Arc::clone(&self.space).try_acquire_many_owned(size);
+        place.is_ok_and(|place| self.requests.try_send((command, place)).is_ok())
     }
 }
 
-async fn run(settings: Arc<Settings>, user: String, commands: mpsc::Receiver<Command>) {
+impl Commands {
+    /// Waits for the next command: who takes part comes before what participants want. `None` if the room needs no
+    /// forwarding unit. Nothing is lost if the caller stops waiting.
+    async fn next(&mut self) -> Option<Command> {
+        tokio::select! {
+            biased;
+            command = self.roster.recv() => command,
+            Some((command, _)) = self.requests.recv() => Some(command),
+        }
+    }
+}
+
+fn channel() -> (Sfu, Commands) {
+    let (roster, from_roster) = mpsc::unbounded_channel();
+    let (requests, from_requests) = mpsc::channel(WAITING);
+    let sfu = Sfu { roster, requests, space: Arc::new(Semaphore::new(SPACE)) };
+    (sfu, Commands { roster: from_roster, requests: from_requests })
+}
+
+async fn run(settings: Arc<Settings>, user: String, commands: Commands) {
     let nothing = Ice { ice_servers: Vec::new(), expires: 0 };
     let (sender, credentials) = watch::channel(nothing);
     let renewal = keep_credentials(&settings.ice, &user, sender);
@@ -107,5 +150,41 @@ async fn keep_credentials(ice: &IceServers, user: &str, sender: watch::Sender<Ic
             }
         };
         sleep_until(Instant::now() + next).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Description, DescriptionKind};
+
+    fn signal(from: &ParticipantId, length: usize) -> Command {
+        let description = Description { kind: DescriptionKind::Offer, sdp: "x".repeat(length) };
+        Command::Signal { from: from.clone(), link: Link::Publish, signal: Signal::Description(description) }
+    }
+
+    #[tokio::test]
+    async fn participants_come_and_go_even_if_no_further_signal_can_wait() {
+        let ((sfu, mut commands), id) = (channel(), ParticipantId::random().unwrap());
+        let (outbox, _inbox) = mpsc::channel(1);
+        while sfu.command(signal(&id, 1)) {}
+        assert!(sfu.command(Command::Enter { id: id.clone(), outbox: outbox.downgrade() }));
+        assert!(sfu.command(Command::Leave(id.clone())));
+        assert!(matches!(commands.next().await, Some(Command::Enter { .. })), "before the signals");
+        assert!(matches!(commands.next().await, Some(Command::Leave(_))));
+        for _ in 0..WAITING {
+            assert!(matches!(commands.next().await, Some(Command::Signal { .. })));
+        }
+    }
+
+    #[tokio::test]
+    async fn signals_that_wait_are_limited_in_bytes() {
+        let ((sfu, mut commands), id) = (channel(), ParticipantId::random().unwrap());
+        let waiting = (0..WAITING).take_while(|_| sfu.command(signal(&id, 64_000))).count();
+        assert_eq!(waiting, SPACE / 64_000);
+        commands.next().await.unwrap();
+        assert!(sfu.command(signal(&id, 64_000)));
+        drop(sfu);
+        assert!(commands.next().await.is_none(), "the unit ends at once");
     }
 }

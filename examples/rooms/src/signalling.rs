@@ -243,8 +243,13 @@ impl Connection {
                 self.mistake(ErrorCode::BadOrder, "This connection is in a room already.").await?;
                 Ok(())
             }
-            FromParticipant::Signal { to, link, description, candidate } => {
-                match (Signal::new(description, candidate), to, link) {
+            FromParticipant::Signal { to, link, description, candidate, restart } => {
+                match (Signal::new(description, candidate, restart), to, link) {
+                    // Each participant offers, and restarts, on its own.
+                    (Ok(Signal::Restart(_)), Address::Participant(_), _) => {
+                        self.mistake(ErrorCode::BadMessage, "Only sfu takes a restart.").await?;
+                        Ok(())
+                    }
                     (Ok(signal), Address::Participant(to), None) => {
                         membership.with(|room| room.signal(id, &to, signal))
                     }

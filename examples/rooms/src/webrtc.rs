@@ -4,5 +4,5 @@
 mod connection;
 mod network;
 
-pub(crate) use connection::{Connection, configuration, fingerprint, remote_candidate};
+pub(crate) use connection::{Connection, configuration, fingerprint, ice_user, remote_candidate, split_candidates};
 pub(crate) use network::{Datagram, Network, NetworkEvent};

@@ -109,8 +109,7 @@ export class Call extends Emitter {
       .on("trouble", (event) => this.emit("trouble", event))
       .on("restarting", (reason) => this.emit("restarting", reason))
       .on("stuck", () => this.emit("stuck", null))
-      .on("layer", () => this.emit("media"))
-      .on("broken", () => this.signalling.reconnect());
+      .on("layer", () => this.emit("media"));
   }
 
   #joined({ id, resumed, mode, sender, peers, ice, limits }) {

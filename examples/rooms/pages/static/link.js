@@ -27,8 +27,8 @@ export class Link extends Emitter {
   #applyConfiguration = () => this.pc.setConfiguration(this.#ice.configuration());
 
   /**
-   * `send` takes `{description}` or `{candidate}` for the other side. The polite side gives way when both offer at
-   * once. With `offers: false`, only the other side makes offers.
+   * `send` takes `{description}`, `{candidate}` or `{restart}` for the other side. The polite side gives way when both
+   * offer at once. With `offers: false`, only the other side makes offers, and a restart is a request to it.
    */
   constructor({ ice, send, polite, offers = true }) {
     super();
@@ -50,7 +50,7 @@ export class Link extends Emitter {
     return this.pc.connectionState;
   }
 
-  /** Handles `{description}` or `{candidate}` of the other side, in the order of arrival. */
+  /** Handles `{description}`, `{candidate}` or `{restart}` of the other side, in the order of arrival. */
   receive(message) {
     this.#received = this.#received.then(() => this.#handle(message)).catch((error) => {
       // A candidate or description of a connection that was replaced or closed meanwhile.
@@ -72,7 +72,9 @@ export class Link extends Emitter {
     this.restarts += 1;
     this.emit("restarting", reason);
     await this.#ice.refresh();
-    if (this.state !== "closed" && this.#offers) this.pc.restartIce();
+    if (this.state === "closed") return;
+    if (this.#offers) this.pc.restartIce();
+    else this.#send({ restart: {} });
   }
 
   close() {
@@ -95,8 +97,9 @@ export class Link extends Emitter {
     }
   }
 
-  async #handle({ description, candidate }) {
+  async #handle({ description, candidate, restart }) {
     if (description) await this.#describe(description);
+    else if (restart) this.restart("requested"); // later messages do not wait for the credentials
     else if (candidate !== undefined) await this.#addCandidate(candidate);
   }
 

@@ -14,7 +14,7 @@ const LAYERS = [
  * only the unit offers.
  *
  * Events: `media` when the received tracks change; `layer` with what the unit sends; `state`, `trouble`,
- * `restarting` and `stuck` as in Link; `broken` when the connection to watch has failed, which only a new session repairs.
+ * `restarting` and `stuck` as in Link.
  */
 export class Sfu extends Emitter {
   publish = null;
@@ -49,9 +49,10 @@ export class Sfu extends Emitter {
     this.setTracks([]);
   }
 
-  receive({ link, description, candidate }) {
+  receive({ link, ...message }) {
     const target = link === "publish" ? this.publish : this.subscribe;
-    target?.receive({ description, candidate });
+    if (target && isForeign(target.pc, message.description)) this.#beginAnew(link, message);
+    else target?.receive(message);
   }
 
   /** Sends what may have been lost with the signalling. */
@@ -81,21 +82,30 @@ export class Sfu extends Emitter {
     return streams;
   }
 
-  /** Restarts what this side offers; the unit restarts the other connection when it is interrupted. */
+  /** Restarts both connections; the unit makes the offer for the one to watch. */
   restart(reason) {
     this.publish?.restart(reason);
+    this.subscribe?.restart(reason);
   }
 
   #link(name, offers) {
     const send = (message) => this.#signal({ link: name, ...message });
     const link = new Link({ ice: this.#ice, send, polite: true, offers });
-    link.on("state", (state) => {
-      if (state === "failed" && name === "subscribe") this.emit("broken");
-      this.emit("state", state);
-    });
     link.on("described", () => this.#refresh());
-    for (const type of ["trouble", "restarting", "stuck"]) link.on(type, (detail) => this.emit(type, detail));
+    for (const type of ["state", "trouble", "restarting", "stuck"]) link.on(type, (detail) => this.emit(type, detail));
     return link;
+  }
+
+  /** Replaces a connection that the unit has lost: a description has another certificate. */
+  #beginAnew(link, message) {
+    if (link === "publish") {
+      this.#stopPublishing();
+      this.#startPublishing();
+    } else {
+      this.subscribe.close();
+      this.subscribe = this.#link("subscribe", false);
+      this.subscribe.receive(message);
+    }
   }
 
   #startPublishing() {
@@ -118,13 +128,20 @@ export class Sfu extends Emitter {
     if (!this.publish) return;
     this.#sent.audio.sender.replaceTrack(this.#media.audio);
     this.#sent.video.sender.replaceTrack(this.#media.video);
-    const track = this.#media.screen?.getVideoTracks()[0] ?? null;
-    if (track && !this.#sent.screen) {
-      this.#sent.screen = this.publish.pc.addTransceiver(track, { direction: "sendonly" });
-      prefer(this.#sent.screen, "video/VP8");
-    } else if (this.#sent.screen) {
-      this.#sent.screen.direction = track ? "sendonly" : "inactive";
-      this.#sent.screen.sender.replaceTrack(track);
+    for (const kind of ["audio", "video"]) this.#updateScreen(kind);
+  }
+
+  /** A screen has sections of its own, after those of microphone and camera: for its picture, and for its sound. */
+  #updateScreen(kind) {
+    const track = this.#media.screen?.getTracks().find((candidate) => candidate.kind === kind) ?? null;
+    const key = `screen-${kind}`;
+    const sent = this.#sent[key];
+    if (sent) {
+      sent.direction = track ? "sendonly" : "inactive";
+      sent.sender.replaceTrack(track);
+    } else if (track) {
+      this.#sent[key] = this.publish.pc.addTransceiver(track, { direction: "sendonly" });
+      if (kind === "video") prefer(this.#sent[key], "video/VP8");
     }
   }
 
@@ -150,7 +167,17 @@ export class Sfu extends Emitter {
   }
 }
 
-/** Puts one codec first; the forwarding unit repacketizes nothing, so all must share it. */
+/** Whether a description is of another connection than that which `pc` has. */
+function isForeign(pc, description) {
+  const [known, given] = [pc.remoteDescription, description].map((of) => of && fingerprint(of.sdp));
+  return Boolean(known && given && known !== given);
+}
+
+function fingerprint(sdp) {
+  return /^a=fingerprint:(.*)$/m.exec(sdp)?.[1].trim();
+}
+
+/** Puts one codec first; the forwarding unit transcodes nothing, so all must share it. */
 function prefer(transceiver, mimeType) {
   const { codecs } = RTCRtpSender.getCapabilities("video");
   const isPreferred = (codec) => codec.mimeType.toLowerCase() === mimeType.toLowerCase();

@@ -44,6 +44,8 @@ function describePeer({ id, name, kind }, call, statistics) {
     framesDecoded: framesDecoded(camera, call, id, statistics),
     screenFramesDecoded: framesDecoded(screen, call, id, statistics),
     screen: (screen?.getVideoTracks().length ?? 0) > 0,
+    /** Whether the sound of the screen arrives. */
+    screenSound: screen?.getAudioTracks().some(({ muted }) => !muted) ?? false,
     dataChannels: Object.fromEntries([...(peer?.channels ?? [])].map(([label, channel]) => [label, channel.readyState])),
   };
 }

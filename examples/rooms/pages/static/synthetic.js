@@ -25,11 +25,18 @@ export function synthesize(name) {
   };
 }
 
-/** A still-life of a screen, for tests of screen sharing without a dialogue. */
+/** The picture and the sound of a screen, for tests of screen sharing without a dialogue. */
 export function synthesizeScreen(name) {
   const picture = drawPicture(`${name}’s screen`, 210);
+  const tone = playTone(660);
   picture.track.addEventListener("ended", picture.stop);
-  return { stream: new MediaStream([picture.track]), stop: picture.stop };
+  return {
+    stream: new MediaStream([picture.track, tone.track]),
+    stop() {
+      picture.stop();
+      tone.stop();
+    },
+  };
 }
 
 function drawPicture(name, hue) {

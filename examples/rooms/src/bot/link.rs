@@ -2,78 +2,117 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use str0m::change::{SdpAnswer, SdpOffer, SdpPendingOffer};
+use str0m::change::{SdpAnswer, SdpApi, SdpOffer, SdpPendingOffer};
 use str0m::channel::{ChannelConfig, ChannelId, Reliability};
 use str0m::media::{Direction, MediaKind, MediaTime, Mid, Rid, Simulcast, SimulcastLayer};
 use tokio::time::Instant;
 
 use crate::message::{Candidate, Layer};
-use crate::webrtc::{Connection, Network, configuration, fingerprint, remote_candidate};
+use crate::webrtc::{Connection, Network, configuration, fingerprint, ice_user, remote_candidate};
 
-/// How many messages wait until a data channel has room. More are lost.
-const WAITING: usize = 4_096;
+/// How many messages wait until a data channel has room, and how many bytes they have on all channels of a connection.
+/// More are lost.
+const WAITING: (usize, usize) = (4_096, 8 * 1_024 * 1_024);
+
+/// The greatest number of data channels of a connection that are echoed.
+const CHANNELS: usize = 16;
+
+/// The longest message that is echoed: the longest that can be received.
+const LONGEST: usize = 256 * 1_024;
 
 /// A connection.
 pub(super) struct Link {
     pub(super) connection: Connection,
-    pending: Option<SdpPendingOffer>,
-    /// The hash of the certificate of the other side.
+    /// The offer that waits for its answer.
+    pending: Option<Offer>,
+    /// What the next offer has.
+    needs: Needs,
+    /// The hash of the certificate of the other side, and its ICE user.
     fingerprint: Option<String>,
-    pub(super) channels: HashMap<ChannelId, VecDeque<(bool, Vec<u8>)>>,
+    user: Option<String>,
+    channels: HashMap<ChannelId, VecDeque<(bool, Vec<u8>)>>,
+    /// The bytes of the messages that wait.
+    waiting: usize,
     mids: Vec<(Mid, MediaKind)>,
-    has_layers: bool,
+    layers: bool,
+}
+
+/// What an offer has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Needs {
+    channels: bool,
+    media: bool,
+    restart: bool,
+}
+
+struct Offer {
+    pending: SdpPendingOffer,
+    has: Needs,
+    mids: Vec<(Mid, MediaKind)>,
 }
 
 impl Link {
     pub(super) fn new(network: &Network) -> Self {
-        let connection = Connection::new(configuration(), network);
-        let (channels, mids) = (HashMap::new(), Vec::new());
-        Self { connection, pending: None, fingerprint: None, channels, mids, has_layers: false }
+        let connection = Connection::new(configuration().set_sctp_max_buffered_amount(LONGEST), network);
+        Self {
+            connection,
+            pending: None,
+            needs: Needs::default(),
+            fingerprint: None,
+            user: None,
+            channels: HashMap::new(),
+            waiting: 0,
+            mids: Vec::new(),
+            layers: false,
+        }
     }
 
-    /// Offers data channels, picture and tone, as who enters a mesh does.
-    pub(super) fn offer_to_peer(&mut self, network: &Network) -> Option<String> {
-        let offer = self.connection.change(network, |rtc| {
-            let mut change = rtc.sdp_api();
-            let mids = [MediaKind::Audio, MediaKind::Video]
-                .map(|kind| (change.add_media(kind, Direction::SendRecv, Some("bot".to_owned()), None, None), kind));
-            for (label, ordered, reliability) in [
-                ("chat", true, Reliability::Reliable),
-                ("files", true, Reliability::Reliable),
-                ("game", false, Reliability::MaxRetransmits { retransmits: 0 }),
-            ] {
-                let label = label.to_owned();
-                change.add_channel_with_config(ChannelConfig {
-                    label,
-                    ordered,
-                    reliability,
-                    ..ChannelConfig::default()
-                });
-            }
-            change.apply().map(|offer| (offer, mids))
-        });
-        let ((offer, pending), mids) = offer?;
-        self.mids.extend(mids);
-        self.pending = Some(pending);
-        Some(offer.to_sdp_string())
+    /// Creates a connection with a participant who was in the room before, for data channels.
+    pub(super) fn to_peer(network: &Network) -> Self {
+        Self { needs: Needs { channels: true, ..Needs::default() }, ..Self::new(network) }
     }
 
-    /// Offers picture, in three layers, and tone to the forwarding unit.
-    pub(super) fn offer_to_sfu(&mut self, network: &Network) -> Option<String> {
-        let offer = self.connection.change(network, |rtc| {
-            let mut change = rtc.sdp_api();
-            let stream = || Some("bot".to_owned());
-            let audio = change.add_media(MediaKind::Audio, Direction::SendOnly, stream(), None, None);
-            let mut layers = Simulcast::new();
-            for layer in [Layer::Low, Layer::Medium, Layer::High] {
-                layers.add_send_layer(SimulcastLayer::new(layer.name()));
+    /// Creates a connection on which the forwarding unit receives picture, in three layers, and tone.
+    pub(super) fn to_sfu(network: &Network) -> Self {
+        Self { needs: Needs { media: true, ..Needs::default() }, layers: true, ..Self::new(network) }
+    }
+
+    /// Lets the next offer have picture and tone, if there are no media sections yet.
+    pub(super) fn add_own_media(&mut self) {
+        let is_offered = self.pending.as_ref().is_some_and(|offer| offer.has.media);
+        self.needs.media = self.mids.is_empty() && !is_offered;
+    }
+
+    /// Lets the next offer restart ICE.
+    pub(super) fn restart(&mut self) {
+        self.needs.restart = true;
+    }
+
+    /// Returns an offer, if one is needed and none waits for its answer.
+    pub(super) fn offer(&mut self, network: &Network) -> Option<String> {
+        if self.pending.is_some() || self.needs == Needs::default() {
+            return None;
+        }
+        let (mut has, layers) = (std::mem::take(&mut self.needs), self.layers);
+        // Before the first answer, there is nothing to restart.
+        has.restart &= self.user.is_some();
+        let (offer, mids) = self.connection.change(network, |rtc| {
+            let (mut change, mut mids) = (rtc.sdp_api(), Vec::new());
+            if has.media {
+                mids.extend(
+                    [MediaKind::Audio, MediaKind::Video].map(|kind| (add_media(&mut change, kind, layers), kind)),
+                );
             }
-            let video = change.add_media(MediaKind::Video, Direction::SendOnly, stream(), None, Some(layers));
-            change.apply().map(|offer| (offer, [(audio, MediaKind::Audio), (video, MediaKind::Video)]))
+            if has.channels {
+                add_channels(&mut change);
+            }
+            if has.restart {
+                change.ice_restart(true);
+            }
+            (change.apply(), mids)
         });
-        let ((offer, pending), mids) = offer?;
-        self.mids.extend(mids);
-        (self.pending, self.has_layers) = (Some(pending), true);
+        let (offer, pending) = offer?;
+        self.pending = Some(Offer { pending, has, mids });
         Some(offer.to_sdp_string())
     }
 
@@ -83,11 +122,14 @@ impl Link {
         self.connection.rtc().is_alive() && is_same
     }
 
-    /// Takes an offer and returns the answer. An own offer that waits for its answer is taken back.
+    /// Takes an offer and returns the answer. An own offer that waits for its answer is taken back, and made again later.
     pub(super) fn accept_offer(&mut self, sdp: &str, network: &Network) -> Result<String, String> {
         let offer = SdpOffer::from_sdp_string(sdp).map_err(|error| error.to_string())?;
-        self.pending = None;
-        self.fingerprint = fingerprint(sdp).map(str::to_owned);
+        if let Some(Offer { has, .. }) = self.pending.take() {
+            self.needs.channels |= has.channels;
+            self.needs.media |= has.media;
+        }
+        self.know(sdp);
         let answer = self.connection.change(network, |rtc| rtc.sdp_api().accept_offer(offer));
         answer.map(|answer| answer.to_sdp_string()).map_err(|error| error.to_string())
     }
@@ -95,12 +137,24 @@ impl Link {
     /// Takes the answer to the last offer.
     pub(super) fn accept_answer(&mut self, sdp: &str, network: &Network) -> Result<(), String> {
         // An answer may come to an offer that was taken back.
-        let Some(pending) = self.pending.take() else { return Ok(()) };
+        let Some(Offer { pending, mids, .. }) = self.pending.take() else { return Ok(()) };
         let answer = SdpAnswer::from_sdp_string(sdp).map_err(|error| error.to_string())?;
-        self.fingerprint = fingerprint(sdp).map(str::to_owned);
+        self.know(sdp);
         self.connection
             .change(network, |rtc| rtc.sdp_api().accept_answer(pending, answer))
-            .map_err(|error| error.to_string())
+            .map_err(|error| error.to_string())?;
+        mids.into_iter().for_each(|(mid, kind)| self.add_media(mid, kind));
+        Ok(())
+    }
+
+    /// Whether an offer restarts ICE.
+    pub(super) fn is_restarted_by(&self, offer: &str) -> bool {
+        self.user.as_deref().is_some_and(|user| Some(user) != ice_user(offer))
+    }
+
+    fn know(&mut self, sdp: &str) {
+        self.fingerprint = fingerprint(sdp).map(str::to_owned);
+        self.user = ice_user(sdp).map(str::to_owned);
     }
 
     pub(super) fn add_remote_candidate(&mut self, candidate: &Candidate, network: &Network) {
@@ -128,17 +182,16 @@ impl Link {
         if !self.connection.rtc().is_connected() {
             return;
         }
-        let rid = (self.has_layers && kind == MediaKind::Video).then(|| Rid::from(layer.name()));
+        let rid = (self.layers && kind == MediaKind::Video).then(|| Rid::from(layer.name()));
         // Without layers, the middle one is the picture.
         if rid.is_none() && layer != Layer::Medium {
             return;
         }
         // One media section of each kind: a page may have more, for a screen.
-        let Some((mid, _)) = self.mids.iter().find(|(_, of)| *of == kind).copied() else { return };
+        let rtc = self.connection.rtc();
+        let sends = |mid| rtc.media(mid).is_some_and(|media| media.direction().is_sending());
+        let Some((mid, _)) = self.mids.iter().find(|(mid, of)| *of == kind && sends(*mid)).copied() else { return };
         self.connection.change(network, |rtc| {
-            if !rtc.media(mid).is_some_and(|media| media.direction().is_sending()) {
-                return;
-            }
             let Some(mut writer) = rtc.writer(mid) else { return };
             let Some(payload_type) = writer.payload_params().next().map(|parameters| parameters.pt()) else { return };
             if let Some(rid) = rid {
@@ -150,10 +203,26 @@ impl Link {
         });
     }
 
+    /// Echoes on a data channel from now on, if there are not too many. Returns whether it does so.
+    pub(super) fn open_channel(&mut self, id: ChannelId) -> bool {
+        let has_place = self.channels.len() < CHANNELS;
+        if has_place {
+            self.channels.entry(id).or_default();
+        }
+        has_place
+    }
+
+    /// Forgets a data channel.
+    pub(super) fn close_channel(&mut self, id: ChannelId) {
+        let lost = self.channels.remove(&id).unwrap_or_default();
+        self.waiting -= lost.iter().map(|(_, message)| message.len()).sum::<usize>();
+    }
+
     /// Sends a message on a data channel, after those that wait.
     pub(super) fn say(&mut self, id: ChannelId, is_binary: bool, message: Vec<u8>, network: &Network) {
         let Some(waiting) = self.channels.get_mut(&id) else { return };
-        if waiting.len() < WAITING {
+        if waiting.len() < WAITING.0 && self.waiting + message.len() <= WAITING.1 {
+            self.waiting += message.len();
             waiting.push_back((is_binary, message));
         }
         self.flush(id, network);
@@ -163,14 +232,45 @@ impl Link {
     pub(super) fn flush(&mut self, id: ChannelId, network: &Network) {
         let Some(waiting) = self.channels.get_mut(&id) else { return };
         while let Some((is_binary, message)) = waiting.front() {
-            let is_sent = self.connection.change(network, |rtc| {
-                rtc.channel(id).is_some_and(|mut channel| channel.write(*is_binary, message).unwrap_or(false))
+            let sent = self.connection.change(network, |rtc| {
+                rtc.channel(id).map_or(Ok(false), |mut channel| channel.write(*is_binary, message))
             });
-            if !is_sent {
-                break;
+            match sent {
+                Ok(false) => break,
+                Ok(true) => {}
+                // A longer message than the other side takes would stop all others.
+                Err(error) => tracing::debug!("a message is not echoed: {error}"),
             }
+            self.waiting -= message.len();
             waiting.pop_front();
         }
+    }
+}
+
+fn add_media(change: &mut SdpApi<'_>, kind: MediaKind, has_layers: bool) -> Mid {
+    let (direction, layers) = match (has_layers, kind) {
+        (true, MediaKind::Video) => {
+            let mut layers = Simulcast::new();
+            for layer in [Layer::Low, Layer::Medium, Layer::High] {
+                layers.add_send_layer(SimulcastLayer::new(layer.name()));
+            }
+            (Direction::SendOnly, Some(layers))
+        }
+        (true, MediaKind::Audio) => (Direction::SendOnly, None),
+        (false, _) => (Direction::SendRecv, None),
+    };
+    change.add_media(kind, direction, Some("bot".to_owned()), None, layers)
+}
+
+/// Adds the data channels of the pages.
+fn add_channels(change: &mut SdpApi<'_>) {
+    for (label, ordered, reliability) in [
+        ("chat", true, Reliability::Reliable),
+        ("files", true, Reliability::Reliable),
+        ("game", false, Reliability::MaxRetransmits { retransmits: 0 }),
+    ] {
+        let label = label.to_owned();
+        change.add_channel_with_config(ChannelConfig { label, ordered, reliability, ..ChannelConfig::default() });
     }
 }
 

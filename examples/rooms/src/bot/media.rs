@@ -43,6 +43,14 @@ pub(super) fn tone() -> Frames {
     Frames(ogg_packets(TONE).unwrap_or_default().into_iter().skip(2).map(Arc::from).collect())
 }
 
+/// Returns the height of a picture. `None` if it is no key frame.
+pub(super) fn height(frame: &[u8]) -> Option<u16> {
+    // RFC 6386 §9.1: the tag with the kind of frame, a start code, the width and the height with their scales.
+    let header: &[u8; 10] = frame.first_chunk()?;
+    let [tag, _, _, 0x9d, 0x01, 0x2a, _, _, low, high] = *header else { return None };
+    (tag & 1 == 0).then(|| u16::from_le_bytes([low, high]) & 0x3fff)
+}
+
 /// Returns the frames of an IVF file. `None` if it ends too early.
 fn ivf_frames(mut file: &[u8]) -> Option<Vec<Arc<[u8]>>> {
     file = file.split_at_checked(32)?.1;
@@ -88,7 +96,10 @@ mod tests {
             // RFC 6386 §9.1: the lowest bit of a key frame is 0.
             let keys: Vec<usize> = (0..30).filter(|index| frames[*index][0] & 1 == 0).collect();
             assert!(keys.contains(&0) && keys.contains(&15), "{layer:?}: {keys:?}");
+            assert!(keys.iter().all(|key| height(&frames[*key]) == height(&frames[0])) && height(&frames[1]).is_none());
         }
+        let heights = pictures().map(|(_, Frames(frames))| height(&frames[0]).unwrap());
+        assert!(heights[0] * 2 == heights[1] && heights[1] * 2 == heights[2], "{heights:?}");
         let Frames(tone) = tone();
         assert!((100..=102).contains(&tone.len()), "{}", tone.len());
     }

@@ -1,7 +1,7 @@
 //! What a participant receives from the forwarding unit. The unit offers, and the participant answers.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use str0m::bwe::Bitrate;
 use str0m::change::{SdpAnswer, SdpPendingOffer};
@@ -11,13 +11,16 @@ use super::layers::{self, Picture};
 use super::source::{Source, SourceId};
 use super::timeline::Timeline;
 use crate::message::{Layer, LayerChoice, Why};
-use crate::webrtc::{Connection, Network, configuration};
+use crate::webrtc::{Connection, Network, configuration, ice_user};
 
 /// The bandwidth with which the estimate begins.
 const FIRST_ESTIMATE: u64 = 1_000_000;
 
 /// The bits per second that a voice takes.
 const VOICE: u64 = 40_000;
+
+/// After this time, an offer or its answer is lost.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The bandwidth that is looked for, as a part of what the pictures would take, in percent.
 const DESIRED: u64 = 130;
@@ -27,10 +30,12 @@ pub(super) struct Subscription {
     pub(super) connection: Connection,
     /// The media sections. They are used again when their source ends, so no negotiation is necessary then.
     slots: Vec<Slot>,
-    /// The offer that waits for its answer.
-    pending: Option<(SdpPendingOffer, String)>,
-    /// The path is broken; the next offer restarts ICE.
+    /// The offer that waits for its answer, and when it was made.
+    pending: Option<(SdpPendingOffer, String, Instant)>,
+    /// The next offer restarts ICE.
     needs_restart: bool,
+    /// The ICE user of the participant. `None` before the first answer.
+    user: Option<String>,
     estimate: u64,
     choices: HashMap<SourceId, LayerChoice>,
 }
@@ -67,6 +72,7 @@ impl Subscription {
             slots: Vec::new(),
             pending: None,
             needs_restart: false,
+            user: None,
             estimate: FIRST_ESTIMATE,
             choices: HashMap::new(),
         }
@@ -97,9 +103,15 @@ impl Subscription {
     }
 
     /// Makes an offer if one is needed and none waits for its answer: for sources without a media section, and to restart
-    /// ICE.
-    pub(super) fn offer(&mut self, sources: &[(SourceId, MediaKind)], network: &Network) -> Option<String> {
-        if self.pending.is_some() {
+    /// ICE. A restart does not wait for an answer that is lost.
+    pub(super) fn offer(
+        &mut self,
+        sources: &[(SourceId, MediaKind)],
+        network: &Network,
+        now: Instant,
+    ) -> Option<String> {
+        let is_lost = |(.., at): &(_, _, Instant)| self.needs_restart && now.saturating_duration_since(*at) >= ANSWER;
+        if !self.pending.as_ref().is_none_or(is_lost) {
             return None;
         }
         let has_slot = |source| self.slots.iter().any(|slot| slot.source == Some(source));
@@ -107,42 +119,58 @@ impl Subscription {
         if missing.is_empty() && !self.needs_restart {
             return None;
         }
-        let (slots, restart) = (&mut self.slots, std::mem::take(&mut self.needs_restart));
+        let (restart, is_answered) = (std::mem::take(&mut self.needs_restart), self.user.is_some());
+        let (slots, lost) = (&mut self.slots, self.pending.take());
         let (offer, pending) = self.connection.change(network, |rtc| {
             let mut change = rtc.sdp_api();
+            if let Some((lost, ..)) = lost {
+                change.merge(lost);
+            }
             for (source, kind) in missing {
                 let stream = Some(format!("slot-{}", slots.len()));
                 let mid = change.add_media(kind, Direction::SendOnly, stream, None, None);
                 let (target, present, timeline) = (Layer::Low, None, Timeline::default());
                 slots.push(Slot { mid, kind, is_open: false, source: Some(source), timeline, target, present });
             }
-            if restart {
+            // Before the first answer, there is nothing to restart.
+            if restart && is_answered {
                 change.ice_restart(true);
             }
             change.apply()
         })?;
         let offer = offer.to_sdp_string();
-        self.pending = Some((pending, offer.clone()));
+        self.pending = Some((pending, offer.clone(), now));
         Some(offer)
     }
 
     /// Returns the offer that waits for its answer. It or the answer may have been lost with the signalling.
     pub(super) fn pending(&self) -> Option<&str> {
-        self.pending.as_ref().map(|(_, offer)| offer.as_str())
+        self.pending.as_ref().map(|(_, offer, _)| offer.as_str())
     }
 
-    /// Takes the answer to the last offer.
+    /// Takes the answer to the last offer. Returns whether it restarts ICE.
     ///
     /// # Errors
-    /// If there is no offer, or the answer does not fit to it.
-    pub(super) fn answer(&mut self, sdp: &str, network: &Network) -> Result<(), String> {
-        let (pending, _) = self.pending.take().ok_or("There is no offer for this answer.")?;
-        let answer =
-            SdpAnswer::from_sdp_string(sdp).map_err(|error| format!("The answer is not understood: {error}."))?;
-        let accepted = self.connection.change(network, |rtc| rtc.sdp_api().accept_answer(pending, answer));
-        accepted.map_err(|error| format!("The answer does not fit to the offer: {error}."))?;
+    /// If it does not fit to the offer.
+    pub(super) fn answer(&mut self, sdp: &str, network: &Network) -> Result<bool, String> {
+        // An offer that was repeated has two answers.
+        let Some((pending, ..)) = self.pending.take() else { return Ok(false) };
+        let accepted = SdpAnswer::from_sdp_string(sdp)
+            .map_err(|error| format!("The answer is not understood: {error}."))
+            .and_then(|answer| {
+                let accepted = self.connection.change(network, |rtc| rtc.sdp_api().accept_answer(pending, answer));
+                accepted.map_err(|error| format!("The answer does not fit to the offer: {error}."))
+            });
+        if accepted.is_err() {
+            // Their sections do not exist. The next offer has new ones.
+            self.slots.retain(|slot| slot.is_open);
+        }
+        accepted?;
         self.slots.iter_mut().for_each(|slot| slot.is_open = true);
-        Ok(())
+        let user = ice_user(sdp).map(str::to_owned);
+        let is_restart = self.user != user;
+        self.user = user;
+        Ok(is_restart)
     }
 
     /// Lets the next offer restart ICE.
@@ -169,6 +197,18 @@ impl Subscription {
     /// Remembers what the participant wants of a source.
     pub(super) fn choose(&mut self, source: SourceId, choice: LayerChoice) {
         self.choices.insert(source, choice);
+    }
+
+    /// Returns the layer that is sent of a source, and why. `None` if another one comes first.
+    pub(super) fn sent(&self, source: SourceId) -> Option<(Layer, Why)> {
+        let slot = self.slots.iter().find(|slot| slot.source == Some(source) && slot.present == Some(slot.target))?;
+        Some((slot.target, self.why(source, slot.target)))
+    }
+
+    fn why(&self, source: SourceId, layer: Layer) -> Why {
+        let choice = self.choices.get(&source).copied().unwrap_or_default();
+        let is_chosen = choice != LayerChoice::Auto && layer == choice.highest();
+        if is_chosen { Why::Chosen } else { Why::Bandwidth }
     }
 
     /// Takes an estimate of the bandwidth, in bits per second.
@@ -210,7 +250,7 @@ impl Subscription {
     /// Sends a frame of a source on, if the participant gets its layer.
     pub(super) fn forward(&mut self, source: SourceId, layer: Layer, data: &MediaData, network: &Network) -> Forwarded {
         let mut result = Forwarded::default();
-        let choice = self.choices.get(&source).copied().unwrap_or_default();
+        let why = self.why(source, layer);
         let Some(slot) = self.slots.iter_mut().find(|slot| slot.source == Some(source) && slot.is_open) else {
             return result;
         };
@@ -221,8 +261,7 @@ impl Subscription {
                 } else {
                     slot.present = Some(layer);
                     slot.timeline.switch();
-                    let is_chosen = choice != LayerChoice::Auto && layer == choice.highest();
-                    result.switched = Some((layer, if is_chosen { Why::Chosen } else { Why::Bandwidth }));
+                    result.switched = Some((layer, why));
                 }
             }
             if slot.present != Some(layer) {

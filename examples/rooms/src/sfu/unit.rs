@@ -11,22 +11,28 @@ use str0m::{Candidate, Event, IceConnectionState};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::Command;
+use super::police::{CEILING, Police};
 use super::publication::Publication;
+use super::remotes::{Admission, Remotes};
 use super::source::{Source, SourceId, layer};
 use super::subscription::Subscription;
+use super::{Command, Commands};
 use crate::id::ParticipantId;
 use crate::message::{
-    self, Address, Description, DescriptionKind, ErrorCode, Layer, Link, Signal, ToParticipant, Track,
+    self, Address, Description, DescriptionKind, ErrorCode, Layer, Link, Restart, Signal, ToParticipant, Track,
 };
+use crate::rate::{Bucket, Rate};
 use crate::room::text;
-use crate::webrtc::{Connection, Datagram, Network, NetworkEvent, remote_candidate};
+use crate::webrtc::{Connection, Datagram, Network, NetworkEvent, remote_candidate, split_candidates};
 
 /// The interval in which layers are chosen.
 const LAYERS: Duration = Duration::from_millis(250);
 
-/// The tracks of a kind that one participant may send: camera or microphone, and screen.
+/// The tracks of a kind that one participant may send: camera or microphone, and screen with its sound.
 const SOURCES: usize = 2;
+
+/// How fast a participant may begin new connections and restart them.
+const RESTARTS: Rate = Rate { burst: 10, interval: Duration::from_secs(5) };
 
 /// A participant.
 struct Member {
@@ -34,6 +40,9 @@ struct Member {
     outbox: mpsc::WeakSender<Arc<str>>,
     publication: Option<Publication>,
     subscription: Option<Subscription>,
+    remotes: Remotes,
+    restarts: Bucket,
+    police: Police,
 }
 
 /// A connection of a member.
@@ -56,6 +65,19 @@ pub(super) struct Unit {
 }
 
 impl Member {
+    fn new(id: ParticipantId, outbox: mpsc::WeakSender<Arc<str>>) -> Self {
+        let now = Instant::now();
+        let (remotes, restarts, police) = (Remotes::new(now), Bucket::new(now), Police::new(now));
+        Self { id, outbox, publication: None, subscription: None, remotes, restarts, police }
+    }
+
+    /// Counts a new connection, or a restart of one.
+    fn count_restart(&mut self) -> Result<(), String> {
+        self.restarts.take(RESTARTS, Instant::now()).map_err(|wait| {
+            let wait = wait.as_secs() + 1;
+            format!("There are too many new connections with the forwarding unit. Wait {wait} s and try again.")
+        })
+    }
     fn send(&self, message: &ToParticipant) {
         if let Some(outbox) = self.outbox.upgrade() {
             // The room closes the connection of a participant that does not read.
@@ -73,6 +95,13 @@ impl Member {
 
     fn refuse(&self, message: String) {
         self.send(&ToParticipant::Error { code: ErrorCode::Sfu, message });
+    }
+
+    fn has(&self, link: Link) -> bool {
+        match link {
+            Link::Publish => self.publication.is_some(),
+            Link::Subscribe => self.subscription.is_some(),
+        }
     }
 
     fn connection(&mut self, link: Link) -> Option<&mut Connection> {
@@ -98,14 +127,14 @@ impl Unit {
     }
 
     /// Forwards until the room needs no forwarding unit.
-    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub(super) async fn run(mut self, mut commands: Commands) {
         let mut layers = interval(LAYERS);
         layers.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let timeout = self.connections().map(|connection| connection.timeout()).min();
             let timeout = timeout.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
             tokio::select! {
-                command = commands.recv() => match command {
+                command = commands.next() => match command {
                     Some(command) => self.command(command),
                     None => return,
                 },
@@ -114,7 +143,10 @@ impl Unit {
                     NetworkEvent::Candidates(candidates) => self.add_candidates(&candidates),
                 },
                 () = sleep_until(timeout) => self.advance(),
-                _ = layers.tick() => self.choose_layers(),
+                _ = layers.tick() => {
+                    self.forget_dead();
+                    self.choose_layers();
+                }
             }
             self.handle_events();
         }
@@ -134,8 +166,7 @@ impl Unit {
                     self.resume(number, outbox);
                     return;
                 }
-                let member = Member { id, outbox, publication: None, subscription: None };
-                self.members.insert(self.next_member, member);
+                self.members.insert(self.next_member, Member::new(id, outbox));
                 self.next_member += 1;
                 self.distribute();
             }
@@ -162,11 +193,15 @@ impl Unit {
                 let source = self.sources.keys().find(|source| source.token() == track).copied();
                 let member = self.number(&from).and_then(|number| self.members.get_mut(&number));
                 let (Some(source), Some(member)) = (source, member) else { return };
-                match &mut member.subscription {
-                    Some(subscription) if subscription.receives(source) => subscription.choose(source, choice),
-                    _ => {}
-                }
+                let Some(subscription) = member.subscription.as_mut().filter(|of| of.receives(source)) else { return };
+                subscription.choose(source, choice);
                 self.choose_layers();
+                // If the layer stays, only the reason changes.
+                let member = self.number(&from).and_then(|number| self.members.get(&number));
+                let sent = member.and_then(|member| Some((member, member.subscription.as_ref()?.sent(source)?)));
+                if let Some((member, (layer, why))) = sent {
+                    member.send(&ToParticipant::Layer { track: source.token(), layer, why });
+                }
             }
         }
     }
@@ -186,37 +221,118 @@ impl Unit {
     }
 
     fn signal(&mut self, number: u32, link: Link, signal: Signal) -> Result<(), String> {
-        let network = &self.network;
-        let Some(member) = self.members.get_mut(&number) else { return Ok(()) };
         match (link, signal) {
             (_, Signal::Candidate(candidate)) => {
                 let candidate = candidate.as_ref().and_then(remote_candidate);
-                if let (Some(candidate), Some(connection)) = (candidate, member.connection(link)) {
-                    connection.add_remote_candidate(candidate, network);
-                }
+                candidate.map_or(Ok(()), |candidate| self.add_remote_candidate((number, link), candidate))?;
             }
             (Link::Publish, Signal::Description(Description { kind: DescriptionKind::Offer, sdp })) => {
-                if !member.publication.as_ref().is_some_and(|publication| publication.fits(&sdp)) {
-                    member.publication = Some(Publication::new(&sdp, network));
-                    self.sources.retain(|_, source| source.owner != number);
-                }
-                let Some(publication) = &mut member.publication else { return Ok(()) };
-                let answer = publication.answer(&sdp, network)?;
-                member.describe(link, DescriptionKind::Answer, answer);
-                self.collect((number, link));
-                self.handle_events();
-                self.distribute();
+                self.take_offer(number, &sdp)?;
             }
             (Link::Subscribe, Signal::Description(Description { kind: DescriptionKind::Answer, sdp })) => {
-                let Some(subscription) = &mut member.subscription else { return Ok(()) };
-                subscription.answer(&sdp, network)?;
-                self.distribute();
-                self.choose_layers();
+                self.take_answer(number, &sdp)?;
             }
-            _ => return Err("On publish, participants offer. On subscribe, they answer.".to_owned()),
+            (Link::Subscribe, Signal::Restart(Restart {})) => {
+                let Some(member) = self.members.get_mut(&number) else { return Ok(()) };
+                member.count_restart()?;
+                self.restart((number, link));
+            }
+            _ => {
+                return Err(
+                    "On publish, participants offer. On subscribe, they answer, or request a restart.".to_owned()
+                );
+            }
         }
         self.collect((number, link));
         Ok(())
+    }
+
+    /// Takes an offer of a participant that sends, and answers it.
+    fn take_offer(&mut self, number: u32, sdp: &str) -> Result<(), String> {
+        let (network, key) = (&self.network, (number, Link::Publish));
+        let (sdp, candidates) = split_candidates(sdp);
+        let Some(member) = self.members.get_mut(&number) else { return Ok(()) };
+        let is_new = !member.publication.as_ref().is_some_and(|publication| publication.fits(&sdp));
+        let is_restart =
+            is_new || member.publication.as_ref().is_some_and(|publication| publication.restarts_with(&sdp));
+        if is_restart {
+            member.count_restart()?;
+            member.remotes.restart(Link::Publish);
+            self.routes.retain(|_, of| *of != key);
+        }
+        if is_new {
+            member.publication = Some(Publication::new(&sdp, network));
+            self.sources.retain(|_, source| source.owner != number);
+        }
+        let Some(publication) = &mut member.publication else { return Ok(()) };
+        let answer = publication.answer(&sdp, network)?;
+        member.describe(Link::Publish, DescriptionKind::Answer, answer);
+        self.collect(key);
+        self.handle_events();
+        self.distribute();
+        candidates.into_iter().try_for_each(|candidate| self.add_remote_candidate(key, candidate))
+    }
+
+    /// Takes the answer of a participant that receives.
+    fn take_answer(&mut self, number: u32, sdp: &str) -> Result<(), String> {
+        let (network, key) = (&self.network, (number, Link::Subscribe));
+        let (sdp, candidates) = split_candidates(sdp);
+        let Some(member) = self.members.get_mut(&number) else { return Ok(()) };
+        let Some(subscription) = &mut member.subscription else { return Ok(()) };
+        if subscription.answer(&sdp, network)? {
+            member.remotes.restart(Link::Subscribe);
+            self.routes.retain(|_, of| *of != key);
+        }
+        self.distribute();
+        self.choose_layers();
+        candidates.into_iter().try_for_each(|candidate| self.add_remote_candidate(key, candidate))
+    }
+
+    /// Adds a candidate of a participant, if there are not too many.
+    fn add_remote_candidate(&mut self, key: Key, candidate: Candidate) -> Result<(), String> {
+        let (number, link) = key;
+        let Some(member) = self.members.get_mut(&number).filter(|member| member.has(link)) else { return Ok(()) };
+        match member.remotes.admit(link, candidate.addr(), Instant::now()) {
+            // A peer may have been reached before its candidate came.
+            Admission::Known | Admission::New => {
+                if let Some(connection) = member.connection(link) {
+                    connection.add_remote_candidate(candidate, &self.network);
+                }
+                self.collect(key);
+                Ok(())
+            }
+            Admission::Refused => {
+                Err("There are too many candidates for a connection with the forwarding unit, which \
+                                       does not use the others."
+                    .to_owned())
+            }
+        }
+    }
+
+    /// Restarts ICE on a connection: on subscribe by an offer, on publish by the request for one.
+    pub(super) fn restart(&mut self, (number, link): Key) {
+        let Some(member) = self.members.get_mut(&number).filter(|member| member.has(link)) else { return };
+        match (link, &mut member.subscription) {
+            (Link::Subscribe, Some(subscription)) => {
+                subscription.restart();
+                self.distribute();
+            }
+            _ => member.signal(link, Signal::Restart(Restart {})),
+        }
+    }
+
+    /// Forgets the publications whose connection has ended.
+    fn forget_dead(&mut self) {
+        let before = self.sources.len();
+        for (number, member) in &mut self.members {
+            if member.publication.as_ref().is_some_and(|publication| !publication.connection.rtc().is_alive()) {
+                member.publication = None;
+                self.sources.retain(|_, source| source.owner != *number);
+            }
+        }
+        if self.sources.len() != before {
+            self.distribute();
+        }
     }
 
     /// Assigns all sources to the media sections of those who receive them, and offers new sections.
@@ -238,11 +354,13 @@ impl Unit {
             }
             if member.subscription.as_ref().is_some_and(|subscription| !subscription.connection.rtc().is_alive()) {
                 member.subscription = None;
+                member.remotes.restart(Link::Subscribe);
+                self.routes.retain(|_, of| *of != (number, Link::Subscribe));
             }
             let network = &self.network;
             let subscription = member.subscription.get_or_insert_with(|| Subscription::new(network));
             let is_assigned = subscription.assign(&wanted);
-            let offer = subscription.offer(&wanted, network);
+            let offer = subscription.offer(&wanted, network, Instant::now().into_std());
             if is_assigned || offer.is_some() {
                 self.announce(number);
             }
@@ -294,28 +412,43 @@ impl Unit {
 
     fn receive(&mut self, datagram: &Datagram) {
         if let Some(key) = self.routes.get(&datagram.source).copied()
-            && self.offer_datagram(key, datagram)
+            && self.accepts(key, datagram)
         {
-            return;
+            return self.take(key, datagram);
         }
         let keys: Vec<Key> =
             self.members.keys().flat_map(|number| [(*number, Link::Publish), (*number, Link::Subscribe)]).collect();
-        for key in keys {
-            if self.offer_datagram(key, datagram) {
-                self.routes.insert(datagram.source, key);
-                return;
-            }
+        let Some(key) = keys.into_iter().find(|key| self.accepts(*key, datagram)) else { return };
+        let Some(member) = self.members.get_mut(&key.0) else { return };
+        // A source that is no candidate becomes one.
+        if member.remotes.admit(key.1, datagram.source, Instant::now()) == Admission::Refused {
+            tracing::debug!("a participant sends from too many addresses");
+            return;
         }
+        self.routes.insert(datagram.source, key);
+        self.take(key, datagram);
     }
 
-    fn offer_datagram(&mut self, key: Key, datagram: &Datagram) -> bool {
-        let (number, link) = key;
+    fn accepts(&mut self, (number, link): Key, datagram: &Datagram) -> bool {
         let connection = self.members.get_mut(&number).and_then(|member| member.connection(link));
-        let is_taken = connection.is_some_and(|connection| connection.receive(&self.network, datagram));
-        if is_taken {
-            self.collect(key);
+        connection.is_some_and(|connection| connection.accepts(datagram))
+    }
+
+    /// Takes a datagram that is for a connection.
+    fn take(&mut self, key: Key, datagram: &Datagram) {
+        let (Some(member), now) = (self.members.get_mut(&key.0), Instant::now()) else { return };
+        if key.1 == Link::Publish && !member.police.pass(&datagram.data, now) {
+            if let Some(dropped) = member.police.report(now) {
+                let most = CEILING / 1_000_000;
+                tracing::warn!("a participant sends more than {most} Mbit/s: {dropped} packets dropped");
+                member.refuse(format!("You send more than {most} Mbit/s. The forwarding unit drops the rest."));
+            }
+            return;
         }
-        is_taken
+        if let Some(connection) = member.connection(key.1) {
+            connection.receive(&self.network, datagram);
+        }
+        self.collect(key);
     }
 
     /// Lets time pass for the connections whose timeout has come.
@@ -366,12 +499,13 @@ impl Unit {
                         self.distribute();
                     }
                     (None, true) => {
-                        let member = self.members.get_mut(&number).and_then(|member| member.publication.as_ref());
-                        let kind = member
-                            .and_then(|publication| publication.connection.rtc().media(mid))
-                            .map(|media| media.kind());
-                        if let Some(kind) = kind {
-                            self.add_source(Source::new(number, mid, kind, &[]));
+                        let publication = self.members.get(&number).and_then(|member| member.publication.as_ref());
+                        let source = publication.and_then(|publication| {
+                            let kind = publication.connection.rtc().media(mid)?.kind();
+                            Some(Source::new(number, mid, kind, publication.rids(mid)))
+                        });
+                        if let Some(source) = source {
+                            self.add_source(source);
                         }
                     }
                     _ => {}
@@ -393,12 +527,7 @@ impl Unit {
                 }
             }
             (Link::Subscribe, Event::IceConnectionStateChange(IceConnectionState::Disconnected)) => {
-                if let Some(subscription) =
-                    self.members.get_mut(&number).and_then(|member| member.subscription.as_mut())
-                {
-                    subscription.restart();
-                }
-                self.distribute();
+                self.restart(key);
             }
             _ => {}
         }

@@ -72,12 +72,14 @@ impl Connection {
         self.input(network, Input::Timeout(Instant::now().into_std()));
     }
 
+    /// Whether a datagram is for this connection.
+    pub(crate) fn accepts(&self, datagram: &Datagram) -> bool {
+        receive(datagram).is_some_and(|input| self.rtc.is_alive() && self.rtc.accepts(&input))
+    }
+
     /// Takes a datagram if it is for this connection.
     pub(crate) fn receive(&mut self, network: &Network, datagram: &Datagram) -> bool {
-        let Datagram { source, destination, data } = datagram;
-        let Ok(contents) = data.as_slice().try_into() else { return false };
-        let receive = Receive { proto: Protocol::Udp, source: *source, destination: *destination, contents };
-        let input = Input::Receive(Instant::now().into_std(), receive);
+        let Some(input) = receive(datagram) else { return false };
         let is_for_this = self.rtc.is_alive() && self.rtc.accepts(&input);
         if is_for_this {
             self.input(network, input);
@@ -113,14 +115,54 @@ impl Connection {
     }
 }
 
+fn receive(datagram: &Datagram) -> Option<Input<'_>> {
+    let Datagram { source, destination, data } = datagram;
+    let contents = data.as_slice().try_into().ok()?;
+    let receive = Receive { proto: Protocol::Udp, source: *source, destination: *destination, contents };
+    Some(Input::Receive(Instant::now().into_std(), receive))
+}
+
 /// Reads a candidate of a browser. `None` for one that cannot be used: the name of an mDNS host, TCP, or the mark of the
 /// end.
 pub(crate) fn remote_candidate(candidate: &message::Candidate) -> Option<Candidate> {
-    let candidate = Candidate::from_sdp_string(candidate.candidate.trim_start_matches("a=")).ok()?;
+    parse_candidate(&candidate.candidate)
+}
+
+fn parse_candidate(text: &str) -> Option<Candidate> {
+    let candidate = Candidate::from_sdp_string(text.trim_start_matches("a=")).ok()?;
     (candidate.proto() == Protocol::Udp).then_some(candidate)
+}
+
+/// Takes the candidates out of a session description, so that they can be added one by one.
+pub(crate) fn split_candidates(sdp: &str) -> (String, Vec<Candidate>) {
+    let is_candidate = |line: &&str| line.starts_with("a=candidate:");
+    let rest = sdp.split_inclusive('\n').filter(|line| !is_candidate(line)).collect();
+    (rest, sdp.lines().filter(is_candidate).filter_map(parse_candidate).collect())
+}
+
+/// Returns the ICE user of a session description. Another one means an ICE restart.
+pub(crate) fn ice_user(sdp: &str) -> Option<&str> {
+    sdp.lines().find_map(|line| line.strip_prefix("a=ice-ufrag:"))
 }
 
 /// Returns the first hash of a certificate in a session description. Another one means another connection.
 pub(crate) fn fingerprint(sdp: &str) -> Option<&str> {
     sdp.lines().find_map(|line| line.strip_prefix("a=fingerprint:"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_is_split_into_its_candidates_over_udp_and_the_rest() {
+        let sdp = "v=0\r\na=ice-ufrag:abcd\r\na=candidate:1 1 udp 1 192.0.2.1 4000 typ host\r\n\
+                   a=candidate:2 1 tcp 1 192.0.2.1 9 typ host tcptype active\r\n\
+                   a=candidate:3 1 udp 1 00000000-0000-4000-8000-000000000000.local 4000 typ host\r\na=mid:0\r\n";
+        let (rest, candidates) = split_candidates(sdp);
+        assert_eq!(rest, "v=0\r\na=ice-ufrag:abcd\r\na=mid:0\r\n");
+        let addresses: Vec<String> = candidates.iter().map(|candidate| candidate.addr().to_string()).collect();
+        assert_eq!(addresses, ["192.0.2.1:4000"]);
+        assert_eq!(ice_user(sdp), Some("abcd"));
+    }
 }

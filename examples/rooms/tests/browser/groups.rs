@@ -129,3 +129,33 @@ fn a_bot_shows_its_picture_and_echoes_the_chat() {
     ann.paths_over("udp");
     report("bot", "udp", "its picture, and an echo", Some(ann.first_frame()));
 }
+
+#[test]
+fn the_sound_of_a_screen_is_forwarded_with_its_picture() {
+    let place = Place::new();
+    let all = forwarded(&place, "sfu", 2, "udp");
+    let sharer = "state.peers.find(({ name }) => name === 'Ann')";
+    all[1].wait("for the first", &format!("{sharer}.framesDecoded > 0"));
+    all[0].run("await rooms.share(true);");
+    all[1].wait("for picture and sound", &format!("{sharer}.screenFramesDecoded > 10 && {sharer}.screenSound"));
+    all[0].run("await rooms.share(false);");
+    all[1].wait("for the end", &format!("!{sharer}.screen && !{sharer}.screenSound"));
+    all[0].run("await rooms.share(true);");
+    all[1].wait("for both again", &format!("{sharer}.screenFramesDecoded > 10 && {sharer}.screenSound"));
+}
+
+#[test]
+fn a_viewer_restarts_its_connection_with_the_forwarding_unit() {
+    let place = Place::new();
+    let all = forwarded(&place, "broadcast", 2, "udp");
+    let viewer = &all[1];
+    let from_sender = "state.peers.find(({ id }) => id === state.sender).framesDecoded";
+    viewer.wait("for the first frame", from_sender);
+    let user = "/a=ice-ufrag:(\\S+)/.exec(rooms.call.sfu.subscribe.pc.remoteDescription.sdp)[1]";
+    let before = viewer.run(&format!("return {user};"));
+    viewer.run("await rooms.restartIce();");
+    viewer.wait("for the unit", &format!("{user} !== {before}"));
+    let decoded = viewer.wait("for its frames", from_sender);
+    viewer.wait("for more frames", &format!("{from_sender} >= {decoded} + 20"));
+    viewer.paths_over("udp");
+}
