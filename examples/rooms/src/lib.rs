@@ -12,6 +12,7 @@ pub mod ice_servers;
 pub mod id;
 pub mod log;
 pub mod message;
+mod outbox;
 pub mod own_relay;
 mod pages;
 mod places;

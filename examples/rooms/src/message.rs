@@ -5,8 +5,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::id::{ParticipantId, ResumeKey, RoomId};
 
-/// The longest message in bytes.
-pub const LONGEST: usize = 64 * 1024;
+/// The longest message in bytes: an answer with the media of all others in a full room.
+pub const LONGEST: usize = 256 * 1024;
+
+/// The longest description in bytes that is no answer.
+const LONGEST_OFFER: usize = 64 * 1024;
 
 /// The longest text of a candidate in bytes.
 const LONGEST_CANDIDATE: usize = 1_024;
@@ -465,6 +468,11 @@ impl Signal {
             (Some(description), None, None) if description.sdp.is_empty() != description.kind.is_rollback() => {
                 Err("every description except a rollback has an sdp")
             }
+            (Some(description), None, None)
+                if description.sdp.len() > LONGEST_OFFER && description.kind != DescriptionKind::Answer =>
+            {
+                Err("the description is too long")
+            }
             (Some(description), None, None) => Ok(Self::Description(description)),
             (None, Some(Some(candidate)), None)
                 if candidate.candidate.len() > LONGEST_CANDIDATE
@@ -538,6 +546,9 @@ mod tests {
         assert!(signal(r#","candidate":null,"description":{"type":"offer","sdp":"v=0"}"#).is_err());
         assert!(signal(r#","description":{"type":"offer"}"#).is_err());
         assert!(signal(r#","description":{"type":"rollback"}"#).is_ok());
+        let long = "x".repeat(LONGEST_OFFER + 1);
+        assert!(signal(&format!(r#","description":{{"type":"offer","sdp":"{long}"}}"#)).is_err());
+        assert!(signal(&format!(r#","description":{{"type":"answer","sdp":"{long}"}}"#)).is_ok());
         let long = "x".repeat(LONGEST_CANDIDATE + 1);
         assert!(signal(&format!(r#","candidate":{{"candidate":"{long}"}}"#)).is_err());
     }

@@ -3,28 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::id::{ParticipantId, ResumeKey, RoomId};
 use crate::message::{Address, ErrorCode, Kind, LayerChoice, Limits, Link, Mode, Peer, Signal, ToParticipant, Token};
+use crate::outbox::{self, Inbox, Outbox};
 use crate::rate::{Bucket, Rate};
 use crate::sfu::{self, Command, Sfu};
 
 /// The greatest numbers of participants.
 pub const LIMITS: Limits = Limits { mesh: 6, room: 50 };
 
-/// How many messages may wait for a participant.
-const WAITING: usize = 512;
-
 /// How long the place of a participant is kept whose connection was lost.
 pub(crate) const ABSENCE: Duration = Duration::from_secs(30);
 
 /// How fast the mode may change. Each change makes and ends connections of everyone.
 const MODES: Rate = Rate { burst: 10, interval: Duration::from_secs(2) };
-
-/// The messages that wait for a participant, as JSON. The connection is closed after the last one.
-pub(crate) type Inbox = mpsc::Receiver<Arc<str>>;
 
 /// Why the server does not do what a participant wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +42,7 @@ struct Participant {
     /// Its connection. An earlier one of the same participant may not have ended yet.
     connection: u64,
     /// `None` if the connection was lost, or has to be closed.
-    outbox: Option<mpsc::Sender<Arc<str>>>,
+    outbox: Option<Outbox>,
     /// Since when the connection is lost.
     absent_since: Option<Instant>,
 }
@@ -131,7 +125,7 @@ impl Room {
 
     /// Adds a participant with a new connection. What waits for an earlier one is lost.
     fn connect(&mut self, mut participant: Participant) -> Entry {
-        let (outbox, inbox) = mpsc::channel(WAITING);
+        let (outbox, inbox) = outbox::channel();
         if let Some(sfu) = &self.sfu {
             sfu.command(Command::Enter { id: participant.peer.id.clone(), outbox: outbox.downgrade() });
         }
@@ -272,7 +266,7 @@ impl Participant {
     /// Sends a message, unless the connection is lost. The connection of a participant that reads too slowly to receive
     /// it is closed, because its view of the room would be wrong from then on.
     fn send(&mut self, message: &Arc<str>) {
-        let is_sent = self.outbox.as_ref().is_some_and(|outbox| outbox.try_send(Arc::clone(message)).is_ok());
+        let is_sent = self.outbox.as_ref().is_some_and(|outbox| outbox.send(message));
         if !is_sent {
             self.outbox = None;
         }

@@ -23,6 +23,7 @@ use turnserver::clock::unix_seconds;
 use crate::ice_servers::IceServers;
 use crate::id::ParticipantId;
 use crate::message::{Ice, LayerChoice, Link, Signal, Token};
+use crate::outbox::WeakOutbox;
 use crate::webrtc::Network;
 use unit::Unit;
 
@@ -64,7 +65,7 @@ struct Commands {
 #[derive(Debug)]
 pub(crate) enum Command {
     /// A participant takes part.
-    Enter { id: ParticipantId, outbox: mpsc::WeakSender<Arc<str>> },
+    Enter { id: ParticipantId, outbox: WeakOutbox },
     /// A participant has left.
     Leave(ParticipantId),
     /// Only this participant may send, or all.
@@ -166,7 +167,7 @@ mod tests {
     #[tokio::test]
     async fn participants_come_and_go_even_if_no_further_signal_can_wait() {
         let ((sfu, mut commands), id) = (channel(), ParticipantId::random().unwrap());
-        let (outbox, _inbox) = mpsc::channel(1);
+        let (outbox, _inbox) = crate::outbox::channel();
         while sfu.command(signal(&id, 1)) {}
         assert!(sfu.command(Command::Enter { id: id.clone(), outbox: outbox.downgrade() }));
         assert!(sfu.command(Command::Leave(id.clone())));

@@ -12,8 +12,9 @@ use turnserver::clock::unix_seconds;
 use crate::http::Application;
 use crate::id::{ParticipantId, ResumeKey, RoomId};
 use crate::message::{Address, ErrorCode, FromParticipant, Ice, Kind, Name, Peer, Signal, ToParticipant};
+use crate::outbox::Inbox;
 use crate::rate::{Bucket, Rate};
-use crate::room::{Entry, Inbox, LIMITS, Refusal, text};
+use crate::room::{Entry, LIMITS, Refusal, text};
 use crate::rooms::Membership;
 
 /// The time for the first message.

@@ -443,26 +443,6 @@ async fn the_answer_to_a_sender_has_a_ceiling_for_pictures() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_screen_and_its_sound_are_forwarded_beside_camera_and_microphone() {
-    let place = Place::new().await;
-    let mut viewer = Viewer::enter(&place).await;
-    let mut sender = Viewer::enter(&place).await;
-    sender.socket.send(json!({"type": "mode", "mode": "sfu"})).await;
-    let kinds = [MediaKind::Audio, MediaKind::Video, MediaKind::Audio, MediaKind::Video, MediaKind::Video];
-    sender.signal("publish", publish(&kinds)).await;
-    loop {
-        let message = viewer.receive().await;
-        let tracks = message["tracks"].as_array().map(Vec::as_slice).unwrap_or_default();
-        if tracks.len() == 4 {
-            let kinds: Vec<&str> = tracks.iter().map(|track| track["kind"].as_str().unwrap()).collect();
-            // The third picture is one too many. Pages take the first of a kind for the camera or the microphone.
-            assert_eq!(kinds, ["audio", "video", "audio", "video"]);
-            return;
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_room_that_does_not_exist_is_said_to_the_bot() {
     let place = Place::new().await;
     let url = format!("http://{}/room/AAAAAAAAAAAAAAAAAAAAAA", place.server.address);

@@ -173,7 +173,7 @@ async fn a_message_that_is_too_long_ends_the_connection_of_its_sender_only() {
     };
     long.send(offer(60_000)).await;
     assert_eq!(other.receive().await["type"], "signal");
-    long.send(offer(65_536)).await;
+    long.send(offer(262_144)).await;
     while let Some(Ok(_)) = timeout(PATIENCE, long.0.next()).await.unwrap() {}
     other.send(json!({"type": "ice"})).await;
     assert_eq!(other.receive().await["type"], "ice");

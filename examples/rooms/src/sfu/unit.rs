@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use str0m::bwe::BweKind;
 use str0m::media::{MediaAdded, MediaChanged, MediaData, MediaKind, Mid};
 use str0m::{Candidate, Event, IceConnectionState};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::police::{CEILING, Police};
@@ -21,6 +19,7 @@ use crate::id::ParticipantId;
 use crate::message::{
     self, Address, Description, DescriptionKind, ErrorCode, Layer, Link, Restart, Signal, ToParticipant, Track,
 };
+use crate::outbox::WeakOutbox;
 use crate::rate::{Bucket, Rate};
 use crate::room::text;
 use crate::webrtc::{Connection, Datagram, Network, NetworkEvent, remote_candidate, split_candidates};
@@ -37,7 +36,7 @@ const RESTARTS: Rate = Rate { burst: 10, interval: Duration::from_secs(5) };
 /// A participant.
 struct Member {
     id: ParticipantId,
-    outbox: mpsc::WeakSender<Arc<str>>,
+    outbox: WeakOutbox,
     publication: Option<Publication>,
     subscription: Option<Subscription>,
     remotes: Remotes,
@@ -65,7 +64,7 @@ pub(super) struct Unit {
 }
 
 impl Member {
-    fn new(id: ParticipantId, outbox: mpsc::WeakSender<Arc<str>>) -> Self {
+    fn new(id: ParticipantId, outbox: WeakOutbox) -> Self {
         let now = Instant::now();
         let (remotes, restarts, police) = (Remotes::new(now), Bucket::new(now), Police::new(now));
         Self { id, outbox, publication: None, subscription: None, remotes, restarts, police }
@@ -79,10 +78,7 @@ impl Member {
         })
     }
     fn send(&self, message: &ToParticipant) {
-        if let Some(outbox) = self.outbox.upgrade() {
-            // The room closes the connection of a participant that does not read.
-            let _ = outbox.try_send(text(message));
-        }
+        self.outbox.send(&text(message));
     }
 
     fn signal(&self, link: Link, signal: Signal) {
@@ -207,7 +203,7 @@ impl Unit {
     }
 
     /// Gives a participant its new signalling connection, and what it may have missed.
-    fn resume(&mut self, number: u32, outbox: mpsc::WeakSender<Arc<str>>) {
+    fn resume(&mut self, number: u32, outbox: WeakOutbox) {
         let Some(member) = self.members.get_mut(&number) else { return };
         member.outbox = outbox;
         if let Some(offer) = member.subscription.as_ref().and_then(Subscription::pending) {
