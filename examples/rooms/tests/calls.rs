@@ -17,7 +17,7 @@ use support::relay::{RelayProcess, SlowPath};
 use support::{Running, Socket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, Instant, timeout};
 
 /// The time within which everything happens, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -277,7 +277,7 @@ impl Viewer {
 
 /// Returns a connection with the codecs of the forwarding unit.
 fn rtc() -> Rtc {
-    Rtc::builder().clear_codecs().enable_vp8(true).enable_opus(true, false).build(std::time::Instant::now())
+    Rtc::builder().clear_codecs().enable_vp8(true).enable_opus(true, false).build(Instant::now().into_std())
 }
 
 fn offer_in(message: &Value) -> Option<&str> {
