@@ -67,6 +67,11 @@ pub struct Bot {
     #[arg(long, value_name = "URL")]
     pub turn_url: Vec<String>,
 
+    /// Certificates, in PEM, that are trusted for `turns` URLs besides those of the authorities that browsers trust: that
+    /// of the relay, or that of its authority.
+    #[arg(long, value_name = "FILE")]
+    pub relay_ca: Option<PathBuf>,
+
     /// A message for the chat, sent to everyone who connects.
     #[arg(long, value_name = "TEXT")]
     pub say: Option<String>,
@@ -144,6 +149,11 @@ pub struct Serve {
     /// What the names of users begin with, if the key for --credentials-url has a `user-prefix`.
     #[arg(long, value_name = "TEXT", default_value = "", requires = "credentials_url")]
     pub user_prefix: String,
+
+    /// Certificates, in PEM, that this server trusts for `turns` URLs and --credentials-url besides those of the authorities
+    /// that browsers trust: that of the relay, or that of its authority. Browsers do not learn it.
+    #[arg(long, value_name = "FILE")]
+    pub relay_ca: Option<PathBuf>,
 
     /// The lifetime of credentials in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(30..=86_400))]

@@ -22,7 +22,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use turnserver::clock::unix_seconds;
 
 use crate::arguments::Bot as Options;
-use crate::connect::{Stream, Trust, connect};
+use crate::connect::{Stream, Trust, TrustError, connect};
 use crate::message::{
     self, Candidate, Description, DescriptionKind, Ice, Layer, LayerChoice, Mode, Restart, Token, Why,
 };
@@ -64,6 +64,9 @@ pub enum BotError {
     /// There are no sockets.
     #[error("cannot open a socket: {0}")]
     Socket(#[from] std::io::Error),
+    /// The certificates for the relay cannot be used.
+    #[error("{0}")]
+    Trust(#[from] TrustError),
 }
 
 /// What a bot has seen.
@@ -181,21 +184,22 @@ impl With {
 struct Networks {
     hosts: Vec<IpAddr>,
     credentials: watch::Receiver<Ice>,
+    trust: Trust,
     most: Network,
     /// Open while the bot publishes.
     publish: Option<Network>,
 }
 
 impl Networks {
-    async fn open(hosts: Vec<IpAddr>, credentials: watch::Receiver<Ice>) -> Result<Self, BotError> {
-        let most = open_network(&hosts, &credentials).await?;
-        Ok(Self { hosts, credentials, most, publish: None })
+    async fn open(hosts: Vec<IpAddr>, credentials: watch::Receiver<Ice>, trust: Trust) -> Result<Self, BotError> {
+        let most = open_network(&hosts, &credentials, &trust).await?;
+        Ok(Self { hosts, credentials, trust, most, publish: None })
     }
 
     /// Opens the sockets for a connection, if they are not open.
     async fn prepare(&mut self, with: &With) -> Result<(), BotError> {
         if with.is_publish() && self.publish.is_none() {
-            self.publish = Some(open_network(&self.hosts, &self.credentials).await?);
+            self.publish = Some(open_network(&self.hosts, &self.credentials, &self.trust).await?);
         }
         Ok(())
     }
@@ -203,6 +207,17 @@ impl Networks {
     /// Returns the sockets of a connection.
     fn of(&self, with: &With) -> &Network {
         self.publish.as_ref().filter(|_| with.is_publish()).unwrap_or(&self.most)
+    }
+
+    /// Gives the relayed addresses back.
+    async fn close(self) {
+        let Self { most, publish, .. } = self;
+        let publish = async {
+            if let Some(publish) = publish {
+                publish.close().await;
+            }
+        };
+        tokio::join!(most.close(), publish);
     }
 
     /// Waits for the next event, which is of the connection on which the bot publishes, or of the others.
@@ -221,8 +236,12 @@ impl Networks {
 }
 
 /// Opens sockets and waits for the relayed address, so that the first offer has it. Without a relay, the bot goes on.
-async fn open_network(hosts: &[IpAddr], credentials: &watch::Receiver<Ice>) -> Result<Network, BotError> {
-    let mut network = Network::open(hosts, Some(credentials.clone())).await?;
+async fn open_network(
+    hosts: &[IpAddr],
+    credentials: &watch::Receiver<Ice>,
+    trust: &Trust,
+) -> Result<Network, BotError> {
+    let mut network = Network::open(hosts, credentials.clone(), trust.clone()).await?;
     if timeout(ALLOCATION, network.next()).await.is_err() {
         tracing::warn!("there is no relayed address yet");
     }
@@ -267,11 +286,13 @@ pub async fn run(options: Options) -> Result<(), BotError> {
         }
     };
     let mut status = bot.status();
-    tokio::select! {
-        result = bot.run() => result?,
-        () = end => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
+    let end = async {
+        tokio::select! {
+            () = end => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    };
+    bot.run_until(end).await?;
     let Status { frames, packets, echoed, .. } = status.borrow_and_update().clone();
     tracing::info!("received {frames} pictures and {packets} packets of sound, echoed {echoed} messages");
     Ok(())
@@ -283,6 +304,7 @@ impl Bot {
     /// # Errors
     /// If the room or its server cannot be reached, or refuses the bot.
     pub async fn join(options: Options) -> Result<Self, BotError> {
+        let trust_of_relay = Trust::from_file(options.relay_ca.as_deref())?;
         let invalid = || BotError::Url(options.url.clone());
         let url: Uri = options.url.parse().map_err(|_| invalid())?;
         let room = url.path().strip_prefix("/room/").ok_or_else(invalid)?;
@@ -315,7 +337,7 @@ impl Bot {
             }
         };
         let (ice, credentials) = watch::channel(with_urls(ice, &options.turn_url));
-        let networks = Networks::open(options.host, credentials).await?;
+        let networks = Networks::open(options.host, credentials, trust_of_relay).await?;
         let mut bot = Self {
             id,
             outgoing,
@@ -351,7 +373,24 @@ impl Bot {
     ///
     /// # Errors
     /// If the signalling ends.
-    pub async fn run(mut self) -> Result<(), BotError> {
+    pub async fn run(self) -> Result<(), BotError> {
+        self.run_until(std::future::pending()).await
+    }
+
+    /// Takes part until the room ends, or until `end`. Then, the relayed addresses are given back.
+    ///
+    /// # Errors
+    /// If the signalling ends.
+    pub async fn run_until(mut self, end: impl Future<Output = ()>) -> Result<(), BotError> {
+        let result = tokio::select! {
+            result = self.take_part() => result,
+            () = end => Ok(()),
+        };
+        self.networks.close().await;
+        result
+    }
+
+    async fn take_part(&mut self) -> Result<(), BotError> {
         let ticks = |rate: u32| {
             let mut ticks = interval(Duration::from_secs(1) / rate);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -381,6 +420,7 @@ impl Bot {
                         }
                     }
                     NetworkEvent::Candidates(candidates) => self.add_candidates(is_publish, &candidates).await?,
+                    NetworkEvent::Moved { new, old } => self.move_candidates(is_publish, &new, &old).await?,
                 },
                 () = sleep_until(next) => {
                     let (networks, now) = (&self.networks, Instant::now());
@@ -454,6 +494,32 @@ impl Bot {
             (false, With::Sfu(_)) => self.signal(&with, "restart", json!(Restart {})).await,
             (false, With::Peer(_)) => Ok(()),
         }
+    }
+
+    /// Moves the connections that use some sockets to new candidates, by an ICE restart.
+    async fn move_candidates(
+        &mut self,
+        is_publish: bool,
+        new: &[str0m::Candidate],
+        old: &[str0m::Candidate],
+    ) -> Result<(), BotError> {
+        self.add_candidates(is_publish, new).await?;
+        let mut moved = Vec::new();
+        for (with, link) in self.links.iter_mut().filter(|(with, _)| with.is_publish() == is_publish) {
+            link.connection.remove_local_candidates(old, self.networks.of(with));
+            if let With::Peer(_) = with {
+                // Not only if this is the task of this side: the other one does not know of the move.
+                link.restart();
+            }
+            moved.push(with.clone());
+        }
+        for with in moved {
+            match with {
+                With::Peer(_) => self.offer(with).await?,
+                With::Sfu(_) => self.restart(with).await?,
+            }
+        }
+        Ok(())
     }
 
     /// Gives new candidates to the connections that use their sockets, and to the other sides.

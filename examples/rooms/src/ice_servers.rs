@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub use endpoint::Endpoint;
 pub use minted::Minted;
 
+use turnserver::clock::unix_seconds;
+
 use crate::message::Ice;
 use crate::own_relay::RelayError;
 
@@ -68,9 +70,11 @@ impl IceServers {
     /// # Errors
     /// If the endpoint gives none.
     pub async fn get(&self, user: &str) -> Result<Ice, IceError> {
-        match self {
-            Self::Minted(minted) => Ok(minted.get(user)),
-            Self::Fetched(endpoint) => endpoint.get(user).await,
-        }
+        let mut ice = match self {
+            Self::Minted(minted) => minted.get(user),
+            Self::Fetched(endpoint) => endpoint.get(user).await?,
+        };
+        ice.lifetime = ice.expires.saturating_sub(unix_seconds());
+        Ok(ice)
     }
 }

@@ -347,6 +347,9 @@ pub struct Ice {
     pub ice_servers: Vec<IceServer>,
     /// When the credentials expire, in seconds since the Unix epoch.
     pub expires: u64,
+    /// How many seconds that is from now. The clock of a participant may be wrong.
+    #[serde(default)]
+    pub lifetime: u64,
 }
 
 /// URLs with a credential (`RTCIceServer`).

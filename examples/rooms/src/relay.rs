@@ -1,24 +1,29 @@
 //! A relayed address: a socket that sends and receives through the relay.
 //!
-//! [`keeper`] is the protocol, without sockets and clocks; [`link`] is the connection with the relay. The task here joins
-//! the two, and allocates again when an allocation is lost.
+//! [`keeper`] is the protocol, without sockets and clocks; [`link`] is the connection with the relay; [`allocation`] joins
+//! the two. The task here allocates again when an allocation is lost, and when there are new credentials: an allocation
+//! keeps the username with which it was made (RFC 8656 §7.2), so it ends with its credentials. The one before is given back
+//! when it is not used any more.
 
+mod allocation;
 mod keeper;
 mod link;
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 use turnserver::auth::Secret;
 use turnserver::client::{Credentials, Failure};
-use turnserver::transport::{Transport, TurnUri};
+use turnserver::transport::TurnUri;
 
+use crate::connect::Trust;
 use crate::message::Ice;
-use keeper::{Keeper, Output};
-use link::Link;
+use allocation::{Allocation, CONNECT, Orders, Outgoing, Server};
 
 /// How many datagrams wait in each direction. More are lost, as in the network.
 const WAITING: usize = 1_024;
@@ -26,19 +31,20 @@ const WAITING: usize = 1_024;
 /// The shortest and the longest pause before the next attempt to allocate.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// The time to connect.
-const CONNECT: Duration = Duration::from_secs(5);
-
 /// How many alternate servers are followed one after another (RFC 8489 §10).
 const REDIRECTIONS: usize = 4;
+
+/// How long the end of a [`Relay`] may take.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What happens to a relayed address.
 #[derive(Debug)]
 pub enum RelayEvent {
-    /// There are relayed addresses: one, or one of each family.
+    /// There are relayed addresses: one, or one of each family. Those before are given back when they are not used any
+    /// more.
     Allocated(Vec<SocketAddr>),
-    /// They are lost. Others come later.
-    Lost,
+    /// Relayed addresses are lost, or were given back. If they were the last ones, others come later.
+    Lost(Vec<SocketAddr>),
     /// A peer sent data.
     Data {
         /// The peer.
@@ -53,177 +59,240 @@ pub enum RelayEvent {
 /// A relayed address. It is given back when this is dropped.
 #[derive(Debug)]
 pub struct Relay {
-    outgoing: mpsc::Sender<(SocketAddr, Vec<u8>)>,
-    incoming: mpsc::Receiver<RelayEvent>,
+    routes: Vec<Route>,
+    incoming: mpsc::Receiver<Message>,
+    _present: watch::Sender<()>,
+}
+
+/// The relayed addresses of an allocation, and where data from them goes.
+#[derive(Debug)]
+struct Route {
+    addresses: Vec<SocketAddr>,
+    outgoing: mpsc::Sender<Outgoing>,
+}
+
+/// What the tasks report.
+#[derive(Debug)]
+enum Message {
+    Allocated(Route),
+    Lost(Vec<SocketAddr>),
+    Data { peer: SocketAddr, local: SocketAddr, data: Vec<u8> },
 }
 
 impl Relay {
-    /// Begins to allocate with the first of the servers that can be used. Each allocation uses the credentials that are
-    /// the newest then.
+    /// Begins to allocate with the first of the servers that can be used. `trust` is for `turns` URLs. Each allocation uses
+    /// the credentials that are the newest then.
     #[must_use]
-    pub fn start(ice: watch::Receiver<Ice>) -> Self {
-        let (outgoing, to_send) = mpsc::channel(WAITING);
+    pub fn start(ice: watch::Receiver<Ice>, trust: Trust) -> Self {
         let (events, incoming) = mpsc::channel(WAITING);
-        tokio::spawn(Task { ice, to_send, events }.run());
-        Self { outgoing, incoming }
+        let (present, owner) = watch::channel(());
+        tokio::spawn(Task { ice, trust, events, owner: Owner(owner) }.run());
+        Self { routes: Vec::new(), incoming, _present: present }
     }
 
-    /// Sends data to a peer. It is lost if there is no relayed address.
-    pub fn send(&self, peer: SocketAddr, data: Vec<u8>) {
-        let _ = self.outgoing.try_send((peer, data));
+    /// Sends data to a peer from a relayed address. It is lost if the address is lost.
+    pub fn send(&self, local: SocketAddr, peer: SocketAddr, data: Vec<u8>) {
+        if let Some(route) = self.routes.iter().find(|route| route.addresses.contains(&local)) {
+            let _ = route.outgoing.try_send((peer, data));
+        }
     }
 
     /// Waits for the next event. Nothing is lost if the caller stops waiting.
     pub async fn next(&mut self) -> Option<RelayEvent> {
-        self.incoming.recv().await
+        Some(match self.incoming.recv().await? {
+            Message::Allocated(route) => {
+                let addresses = route.addresses.clone();
+                self.routes.push(route);
+                RelayEvent::Allocated(addresses)
+            }
+            Message::Lost(addresses) => {
+                self.routes.retain(|route| route.addresses != addresses);
+                RelayEvent::Lost(addresses)
+            }
+            Message::Data { peer, local, data } => RelayEvent::Data { peer, local, data },
+        })
+    }
+
+    /// Gives the relayed addresses back, and waits for a moment until the relay has confirmed it.
+    pub async fn close(self) {
+        let Self { routes, mut incoming, _present: present } = self;
+        drop((routes, present));
+        // The tasks keep the channel open.
+        let ended = async { while incoming.recv().await.is_some() {} };
+        let _ = timeout(FAREWELL, ended).await;
     }
 }
 
-/// Why an allocation has ended.
+/// Why there is no allocation, or why it has ended.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error("{0}")]
     Link(#[from] std::io::Error),
     #[error("{0}")]
     Refused(#[from] Failure),
-    #[error("{0} is not used: {1}")]
-    Uri(String, String),
+    #[error("the servers redirect to each other")]
+    Circle,
     #[error("no connection within {} s", CONNECT.as_secs())]
     Late,
 }
 
-/// Whether the owner still wants a relayed address.
-#[derive(PartialEq, Eq)]
-enum Owner {
-    Present,
-    Gone,
+/// Knows whether the owner still wants a relayed address.
+#[derive(Clone, Debug)]
+struct Owner(watch::Receiver<()>);
+
+impl Owner {
+    /// Waits until the owner is gone.
+    async fn gone(&mut self) {
+        while self.0.changed().await.is_ok() {}
+    }
 }
 
-/// A server, and how to authenticate.
-struct Server {
-    uri: TurnUri,
-    credentials: Credentials,
+/// Whether the owner still wants a relayed address.
+#[derive(PartialEq, Eq)]
+enum Interest {
+    Present,
+    Lost,
+}
+
+/// An allocation that is used.
+struct Running {
+    /// The credentials with which it was made.
+    ice: Ice,
+    task: JoinHandle<()>,
+    replace: oneshot::Sender<()>,
 }
 
 /// Keeps a relayed address.
 struct Task {
     ice: watch::Receiver<Ice>,
-    to_send: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
-    events: mpsc::Sender<RelayEvent>,
+    trust: Trust,
+    events: mpsc::Sender<Message>,
+    owner: Owner,
 }
 
 impl Task {
+    /// Allocates again and again until the owner is gone. The allocations notice that themselves.
     async fn run(mut self) {
-        let mut pause = PAUSES.0;
+        let (mut current, mut pause): (Option<Running>, _) = (None, PAUSES.0);
         loop {
-            for server in self.servers() {
-                let mut was_allocated = false;
-                match self.use_server(server, &mut was_allocated).await {
-                    Ok(()) => return,
-                    Err(error) => tracing::warn!("no relayed address: {error}"),
-                }
-                if was_allocated {
-                    pause = PAUSES.0;
-                    if self.events.send(RelayEvent::Lost).await.is_err() {
-                        return;
+            if let Some(running) = &mut current {
+                tokio::select! {
+                    _ = &mut running.task => {
+                        current = None;
+                        pause = PAUSES.0;
                     }
-                    // The next attempt uses the newest credentials.
-                    break;
+                    () = renewal(&mut self.ice, &running.ice) => pause = Duration::ZERO,
+                    () = self.owner.gone() => return,
+                }
+                if self.pause(pause).await == Interest::Lost {
+                    return;
                 }
             }
-            if self.wait(pause).await == Owner::Gone {
+            if let Some(new) = self.allocate().await {
+                if let Some(old) = current.replace(new) {
+                    let _ = old.replace.send(());
+                }
+                pause = PAUSES.0;
+            } else if self.pause(pause).await == Interest::Lost {
                 return;
-            }
-            pause = (pause * 2).min(PAUSES.1);
-        }
-    }
-
-    /// Waits until the next attempt. Data in the meantime is lost.
-    async fn wait(&mut self, pause: Duration) -> Owner {
-        let end = sleep(pause);
-        tokio::pin!(end);
-        loop {
-            tokio::select! {
-                () = &mut end => return Owner::Present,
-                sent = self.to_send.recv() => if sent.is_none() { return Owner::Gone },
+            } else {
+                pause = (pause * 2).clamp(PAUSES.0, PAUSES.1);
             }
         }
     }
 
-    /// Returns the servers in their order.
-    fn servers(&self) -> Vec<Server> {
-        let mut servers = Vec::new();
-        for entry in &self.ice.borrow().ice_servers {
+    /// Waits until the next attempt, which new credentials make at once.
+    async fn pause(&mut self, pause: Duration) -> Interest {
+        tokio::select! {
+            () = self.owner.gone() => Interest::Lost,
+            () = sleep(pause) => Interest::Present,
+            () = changed(&mut self.ice) => Interest::Present,
+        }
+    }
+
+    /// Tries the servers in their order.
+    async fn allocate(&mut self) -> Option<Running> {
+        let ice = self.ice.borrow_and_update().clone();
+        for entry in &ice.ice_servers {
             let Ok(password) = Secret::new(entry.credential.as_bytes()) else { continue };
             let credentials = Credentials { username: entry.username.clone(), password };
-            let uris = entry.urls.iter().filter_map(|url| TurnUri::from_str(url).ok());
-            servers.extend(uris.map(|uri| Server { uri, credentials: credentials.clone() }));
+            for uri in entry.urls.iter().filter_map(|url| TurnUri::from_str(url).ok()) {
+                match self.use_server(uri.clone(), &credentials).await {
+                    Ok(Some(allocation)) => return Some(self.begin(allocation, ice.clone())),
+                    Ok(None) => return None,
+                    Err(error) => tracing::warn!("no relayed address from {uri}: {error}"),
+                }
+            }
         }
-        servers
+        None
     }
 
-    /// Allocates, and relays until the owner is gone.
-    async fn use_server(&mut self, mut server: Server, was_allocated: &mut bool) -> Result<(), Ended> {
-        for _ in 0..REDIRECTIONS {
-            match self.relay(&server, was_allocated).await {
+    /// Allocates at a server, or at those to which it refers.
+    async fn use_server(&mut self, mut uri: TurnUri, credentials: &Credentials) -> Result<Option<Allocation>, Ended> {
+        let mut address = None;
+        for _ in 0..=REDIRECTIONS {
+            let server = Server { uri: &uri, address, credentials, trust: &self.trust };
+            match Allocation::make(server, &mut self.owner.clone()).await {
                 // Another server is asked at once: this one drains or is full.
-                Err(Ended::Refused(Failure::TryAlternate { servers, domain })) if !*was_allocated => {
-                    let Some(address) = servers.first() else { break };
-                    let transport = server.uri.transport();
-                    let host = domain.unwrap_or_else(|| address.ip().to_string());
-                    server.uri = TurnUri::new(transport, &host, address.port());
+                Err(Ended::Refused(Failure::TryAlternate { servers, domain })) if !servers.is_empty() => {
+                    tracing::debug!("{uri} refers to {servers:?}");
+                    address = servers.first().copied();
+                    // The name in the certificate stays the same without another one.
+                    if let Some(domain) = domain {
+                        uri = TurnUri::new(uri.transport(), &domain, uri.port());
+                    }
                 }
                 other => return other,
             }
         }
-        Err(Ended::Uri(server.uri.to_string(), "the servers redirect to each other".to_owned()))
+        Err(Ended::Circle)
     }
 
-    async fn relay(&mut self, server: &Server, was_allocated: &mut bool) -> Result<(), Ended> {
-        let mut link = timeout(CONNECT, Link::connect(&server.uri)).await.map_err(|_| Ended::Late)??;
-        let begin = Instant::now();
-        let is_connection = server.uri.transport() != Transport::Udp;
-        let mut keeper = Keeper::new(is_connection, server.credentials.clone(), random_generator()?);
-        keeper.allocate(Duration::ZERO)?;
-        loop {
-            while let Some(message) = keeper.transmit() {
-                link.send(&message).await?;
+    /// Begins to use an allocation.
+    fn begin(&self, allocation: Allocation, ice: Ice) -> Running {
+        let addresses = allocation.addresses.clone();
+        let (outgoing, to_send) = mpsc::channel(WAITING);
+        let (replace, replaced) = oneshot::channel();
+        let events = self.events.clone();
+        let task = tokio::spawn(async move {
+            let route = Route { addresses: addresses.clone(), outgoing };
+            // If the owner is gone, `to_send` is closed now.
+            let _ = events.send(Message::Allocated(route)).await;
+            let orders = Orders { outgoing: to_send, replaced };
+            if let Err(error) = allocation.relay(orders, &events).await {
+                tracing::warn!("the relayed address {addresses:?} is lost: {error}");
             }
-            let deadline = begin + keeper.deadline();
-            let mut outputs = Vec::new();
-            tokio::select! {
-                received = link.receive() => outputs.extend(keeper.receive(received?, begin.elapsed())),
-                sent = self.to_send.recv() => match sent {
-                    Some((peer, data)) => keeper.send(peer, &data, begin.elapsed())?,
-                    None => {
-                        keeper.release(begin.elapsed());
-                        while let Some(message) = keeper.transmit() {
-                            link.send(&message).await?;
-                        }
-                        return Ok(());
-                    }
-                },
-                () = sleep_until(deadline) => outputs = keeper.expire(begin.elapsed())?,
-            }
-            for output in outputs {
-                let event = match output {
-                    Output::Ended(failure) => return Err(failure.into()),
-                    Output::Allocated(addresses) => {
-                        *was_allocated = true;
-                        RelayEvent::Allocated(addresses)
-                    }
-                    Output::Data { peer, local, data } => {
-                        // A reader that is too slow loses data, as with a socket.
-                        let _ = self.events.try_send(RelayEvent::Data { peer, local, data });
-                        continue;
-                    }
-                };
-                if self.events.send(event).await.is_err() {
-                    return Ok(());
-                }
-            }
-        }
+            let _ = events.send(Message::Lost(addresses)).await;
+        });
+        Running { ice, task, replace }
     }
+}
+
+/// Waits until there are new credentials, and then for a random time, so that not all allocate at the same time. Without a
+/// clock: credentials are renewed before they expire, so those before last for at least a part of the time between both.
+async fn renewal(ice: &mut watch::Receiver<Ice>, used: &Ice) {
+    while ice.borrow_and_update().ice_servers == used.ice_servers {
+        changed(ice).await;
+    }
+    let between = ice.borrow().expires.saturating_sub(used.expires);
+    let most = Duration::from_secs(between.min(24 * 60 * 60) / 4);
+    sleep(random_part(most)).await;
+}
+
+/// Waits for other credentials.
+async fn changed(ice: &mut watch::Receiver<Ice>) {
+    if ice.changed().await.is_err() {
+        // The source of credentials is gone.
+        pending::<()>().await;
+    }
+}
+
+/// Returns a random time up to `most`.
+fn random_part(most: Duration) -> Duration {
+    let mut random = [0; 4];
+    // Without it, the time is zero.
+    let _ = getrandom::getrandom(&mut random);
+    most.mul_f64(f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX))
 }
 
 fn random_generator() -> Result<rand::rngs::StdRng, std::io::Error> {

@@ -150,7 +150,9 @@ mod tests {
     fn rooms(most: usize) -> Rooms {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../turnserver.toml");
         let key = crate::ice_servers::Endpoint::new("http://127.0.0.1:1/", &path, String::new(), 60).unwrap();
-        Rooms::new(most, Arc::new(sfu::Settings { hosts: Vec::new(), ice: Arc::new(IceServers::Fetched(key)) }))
+        let (ice, (_, stop)) = (Arc::new(IceServers::Fetched(key)), tokio::sync::watch::channel(false));
+        let trust = crate::connect::Trust::default();
+        Rooms::new(most, Arc::new(sfu::Settings { hosts: Vec::new(), ice, trust, _stop: stop }))
     }
 
     fn peer(name: &str) -> Peer {

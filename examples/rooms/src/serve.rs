@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{interval, sleep, timeout};
 
 use crate::arguments::{Serve, TlsMode};
+use crate::connect::{Trust, TrustError};
 use crate::http::{self, Application, Client};
 use crate::ice_servers::{Endpoint, IceError, IceServers, Minted};
 use crate::own_relay::OwnRelay;
@@ -53,6 +54,9 @@ pub enum ServeError {
     /// There are no credentials.
     #[error("{0}")]
     Ice(#[from] IceError),
+    /// The certificates for the relay cannot be used.
+    #[error("{0}")]
+    Trust(#[from] TrustError),
     /// The signals cannot be received.
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
@@ -98,14 +102,16 @@ impl Server {
     /// If the options cannot be used.
     pub async fn start(options: Serve) -> Result<Self, ServeError> {
         let identity = identity(&options)?;
+        let trust = Trust::from_file(options.relay_ca.as_deref())?;
         let failed = |error| ServeError::Listen { address: options.listen, error };
         let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let (ice, relay) = ice_servers(&options).await?;
+        let (ice, relay) = ice_servers(&options, &trust).await?;
         let ice = Arc::new(ice);
         let pages = options.pages.map_or(Pages::Embedded, Pages::Directory);
         let (stop, stopped) = watch::channel(false);
-        let sfu = sfu::Settings { hosts: sfu_hosts(options.sfu, address.ip()), ice: Arc::clone(&ice) };
+        let (hosts, ice_of_sfu) = (sfu_hosts(options.sfu, address.ip()), Arc::clone(&ice));
+        let sfu = sfu::Settings { hosts, ice: ice_of_sfu, trust, _stop: stopped.clone() };
         let rooms = Rooms::new(options.rooms, Arc::new(sfu));
         let proxies: Arc<[IpNet]> = options.proxy.into();
         let application = Arc::new(Application::new(rooms, ice, pages, Arc::clone(&proxies), stopped));
@@ -173,10 +179,10 @@ impl Server {
         drop(listener);
         application.rooms.close("The server stops.");
         let _ = stop.send(true);
-        // Each connection has a receiver.
+        // Each connection has a receiver, and each forwarding unit.
         drop((application, routes));
         if timeout(FAREWELL, stop.closed()).await.is_err() {
-            tracing::warn!("some connections did not end in time");
+            tracing::warn!("some connections or forwarding units did not end in time");
         }
         if let Some(relay) = relay {
             relay.stop().await;
@@ -276,11 +282,11 @@ fn sfu_hosts(given: Option<IpAddr>, listener: IpAddr) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
-async fn ice_servers(options: &Serve) -> Result<(IceServers, Option<OwnRelay>), IceError> {
+async fn ice_servers(options: &Serve, trust: &Trust) -> Result<(IceServers, Option<OwnRelay>), IceError> {
     Ok(match (&options.credentials_url, &options.credentials_key_file) {
         (Some(url), Some(key_file)) => {
             let endpoint = Endpoint::new(url, key_file, options.user_prefix.clone(), options.lifetime)?;
-            (IceServers::Fetched(endpoint), None)
+            (IceServers::Fetched(endpoint.with_trust(trust.clone())), None)
         }
         _ => {
             let urls = options.turn_url.clone();

@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use turnserver::clock::unix_seconds;
 
+use crate::connect::Trust;
 use crate::ice_servers::IceServers;
 use crate::id::ParticipantId;
 use crate::message::{Ice, LayerChoice, Link, Signal, Token};
@@ -43,6 +44,10 @@ pub(crate) struct Settings {
     pub(crate) hosts: Vec<IpAddr>,
     /// The relay.
     pub(crate) ice: Arc<IceServers>,
+    /// Which certificates of the relay are trusted.
+    pub(crate) trust: Trust,
+    /// The server waits at its end until all receivers are dropped.
+    pub(crate) _stop: watch::Receiver<bool>,
 }
 
 /// The forwarding unit of a room. It ends when this is dropped.
@@ -124,10 +129,10 @@ fn channel() -> (Sfu, Commands) {
 }
 
 async fn run(settings: Arc<Settings>, user: String, commands: Commands) {
-    let nothing = Ice { ice_servers: Vec::new(), expires: 0 };
+    let nothing = Ice { ice_servers: Vec::new(), expires: 0, lifetime: 0 };
     let (sender, credentials) = watch::channel(nothing);
     let renewal = keep_credentials(&settings.ice, &user, sender);
-    match Network::open(&settings.hosts, Some(credentials)).await {
+    match Network::open(&settings.hosts, credentials, settings.trust.clone()).await {
         Ok(network) => tokio::select! {
             () = Unit::new(network).run(commands) => {}
             () = renewal => {}

@@ -1,15 +1,18 @@
 import { Emitter } from "./emitter.js";
 
-const RESPONSE_MS = 5000;
+/** The server itself waits 5 s for credentials, and then responds with an error. */
+const RESPONSE_MS = 8000;
 
 /**
  * The iceServers with their expiry, and the policy with which connections use them.
  *
- * Event `change`: connections apply the new configuration with `setConfiguration`. Existing relay allocations go on;
- * the next gathering uses the new credentials.
+ * Event `change`: connections apply the new configuration with `setConfiguration`. Existing relay allocations go on with
+ * the credentials that they have, until these expire; the next gathering uses the new ones.
  */
 export class Ice extends Emitter {
   expires = 0;
+  /** When the credentials expire on the clock of `performance.now()`: the other clock of this computer may be wrong. */
+  until = 0;
   relayOnly = false;
   #servers = [];
   #transport;
@@ -24,10 +27,11 @@ export class Ice extends Emitter {
     signalling.on("ice", (message) => this.update(message));
   }
 
-  /** Takes over `{iceServers, expires}` from the server. */
-  update({ iceServers, expires }) {
+  /** Takes over `{iceServers, expires, lifetime}` from the server. */
+  update({ iceServers, expires, lifetime }) {
     this.#servers = iceServers;
     this.expires = expires;
+    this.until = performance.now() + lifetime * 1000;
     this.emit("change");
   }
 
@@ -41,12 +45,16 @@ export class Ice extends Emitter {
 
   /**
    * Asks for fresh credentials, which an ICE restart needs if the old ones have expired. Connections that restart
-   * together share one request. If no response comes, the socket is dead, and a new one brings new credentials.
+   * together share one request. If the server has none, the restart goes on with the old ones. If no response comes, the
+   * socket is dead, and is replaced.
    */
   refresh() {
     this.#pending ??= new Promise((resolve) => {
+      const finished = new AbortController();
+      const { signal } = finished;
       const done = () => {
         clearTimeout(timer);
+        finished.abort();
         this.#pending = null;
         resolve();
       };
@@ -54,7 +62,9 @@ export class Ice extends Emitter {
         this.#signalling.reconnect();
         done();
       }, RESPONSE_MS);
-      this.addEventListener("change", done, { once: true });
+      this.addEventListener("change", done, { signal });
+      const refused = ({ detail }) => detail.code === "relay" && done();
+      this.#signalling.addEventListener("error", refused, { signal });
       this.#signalling.send({ type: "ice" });
     });
     return this.#pending;

@@ -4,6 +4,11 @@ const DISCONNECTED_MS = 3000;
 const PATIENCE_MS = 15_000;
 const LAST_RESTART_MS = 30_000;
 
+/** When the candidates are renewed, as parts of the life of the credentials with which they were gathered: at random between
+ * both, so that not all connections restart at once. The server sends new credentials after two thirds. */
+const RENEWAL = { earliest: 0.75, latest: 0.9 };
+const RENEWAL_RETRY_MS = 20_000;
+
 /**
  * One RTCPeerConnection with perfect negotiation, trickle ICE and ICE restarts.
  *
@@ -24,6 +29,8 @@ export class Link extends Emitter {
   #restartTimer = 0;
   #patienceTimer = 0;
   #restartMs = DISCONNECTED_MS;
+  #renewalTimer = 0;
+  #until = 0;
   #applyConfiguration = () => this.pc.setConfiguration(this.#ice.configuration());
 
   /**
@@ -42,6 +49,7 @@ export class Link extends Emitter {
     this.pc.addEventListener("negotiationneeded", () => this.#offer());
     this.pc.addEventListener("icecandidate", ({ candidate }) => send({ candidate: candidate?.toJSON() ?? null }));
     this.pc.addEventListener("icecandidateerror", (event) => this.emit("trouble", event));
+    this.pc.addEventListener("icegatheringstatechange", () => this.#gathering());
     this.pc.addEventListener("connectionstatechange", () => this.#stateChanged());
     this.pc.addEventListener("signalingstatechange", () => this.#wait(), { once: true });
   }
@@ -70,8 +78,10 @@ export class Link extends Emitter {
   async restart(reason) {
     if (this.state === "closed" || !this.pc.remoteDescription) return;
     this.restarts += 1;
-    this.emit("restarting", reason);
-    await this.#ice.refresh();
+    // What nobody has to know: the connection works.
+    const isQuiet = reason === "renewal" || reason === "requested";
+    if (!isQuiet) this.emit("restarting", reason);
+    if (reason !== "renewal") await this.#ice.refresh();
     if (this.state === "closed") return;
     if (this.#offers) this.pc.restartIce();
     else this.#send({ restart: {} });
@@ -80,6 +90,7 @@ export class Link extends Emitter {
   close() {
     clearTimeout(this.#restartTimer);
     clearTimeout(this.#patienceTimer);
+    clearTimeout(this.#renewalTimer);
     this.#ice.removeEventListener("change", this.#applyConfiguration);
     this.pc.close();
   }
@@ -125,6 +136,28 @@ export class Link extends Emitter {
       // The candidates of an ignored offer belong to no description.
       if (!this.#ignoringOffer) throw error;
     }
+  }
+
+  #gathering() {
+    if (this.pc.iceGatheringState !== "gathering") return;
+    this.#until = this.#ice.until;
+    const { earliest, latest } = RENEWAL;
+    const part = earliest + (latest - earliest) * Math.random();
+    this.#renewIn((this.#until - performance.now()) * part);
+  }
+
+  /** An allocation ends with the credentials with which it was made, so new ones have to replace it before. */
+  #renewIn(ms) {
+    clearTimeout(this.#renewalTimer);
+    this.#renewalTimer = setTimeout(() => this.#renew(), Math.max(ms, 0));
+  }
+
+  async #renew() {
+    if (this.#ice.until <= this.#until) await this.#ice.refresh();
+    if (this.state === "closed") return;
+    // A restart gathers anew, and so sets the timer again.
+    this.#renewIn(RENEWAL_RETRY_MS);
+    if (this.#ice.until > this.#until) await this.restart("renewal");
   }
 
   #wait() {

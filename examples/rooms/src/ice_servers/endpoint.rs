@@ -34,6 +34,7 @@ pub struct Endpoint {
     key: Secret,
     user_prefix: String,
     lifetime: u64,
+    trust: Trust,
     /// The credentials of each user until two thirds of their lifetime have passed, in seconds since the Unix epoch.
     kept: Mutex<HashMap<String, (Ice, u64)>>,
 }
@@ -59,7 +60,13 @@ impl Endpoint {
         let unusable = |reason: String| IceError::Key { path: key_file.to_owned(), reason };
         let text = fs::read_to_string(key_file).map_err(|error| unusable(error.to_string()))?;
         let key = Secret::new(text.trim()).map_err(|_| unusable("it is empty".to_owned()))?;
-        Ok(Self { url: parsed, key, user_prefix, lifetime, kept: Mutex::default() })
+        Ok(Self { url: parsed, key, user_prefix, lifetime, trust: Trust::default(), kept: Mutex::default() })
+    }
+
+    /// Sets which certificates are trusted, in place of those of authorities that browsers trust.
+    #[must_use]
+    pub fn with_trust(self, trust: Trust) -> Self {
+        Self { trust, ..self }
     }
 
     /// Returns credentials for a user.
@@ -91,7 +98,7 @@ impl Endpoint {
         let is_encrypted = self.url.scheme_str() == Some("https");
         let port = self.url.port_u16().unwrap_or(if is_encrypted { 443 } else { 80 });
         let host = self.url.host().unwrap_or_default();
-        let trust = is_encrypted.then_some(Trust::Authorities);
+        let trust = is_encrypted.then(|| self.trust.clone());
         let stream = connect(host, port, trust).await.map_err(|error| error.to_string())?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
@@ -109,7 +116,7 @@ impl Endpoint {
         let expires = ice_servers.iter().filter_map(|server| time_limited::check_username(&server.username).ok());
         let expires = expires.map(|username| username.expires).min();
         let expires = expires.ok_or("its response has no credential that names its expiry")?;
-        Ok(Ice { ice_servers, expires })
+        Ok(Ice { ice_servers, expires, lifetime: 0 })
     }
 
     fn request(&self, user: &str) -> Result<Request<Full<Bytes>>, String> {

@@ -58,6 +58,6 @@ impl Minted {
             username: credential.username,
             credential: credential.password.as_str().to_owned(),
         };
-        Ice { ice_servers: vec![server], expires }
+        Ice { ice_servers: vec![server], expires, lifetime: self.lifetime }
     }
 }

@@ -10,6 +10,7 @@ use turnserver::client::{
     Algorithms, Allocate, Allocation, Client, Credentials, Event, Failure, Families, Request, RequestId, Settings,
     Success, Timing,
 };
+use turnserver::stun::ErrorCode;
 
 /// When requests are repeated and fail: sooner than RFC 8489 recommends, because a call waits.
 const TIMING: Timing =
@@ -28,11 +29,20 @@ const UNUSED: Duration = Duration::from_secs(180);
 /// more (RFC 8656 §12).
 const RETIRED: Duration = Duration::from_secs(15 * 60);
 
-/// The time until a binding that was not renewed is tried again. It lasts for 10 min (RFC 8656 §12).
+/// The life of a binding (RFC 8656 §12).
+const BINDING: Duration = Duration::from_secs(10 * 60);
+
+/// The time until a binding or an allocation that was not renewed is tried again, while it lasts.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// A peer that the server refuses is tried again after this time.
 const REFUSED: Duration = Duration::from_secs(60);
+
+/// After the end of the allocation, nothing is due.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How many peers that the server refuses are remembered.
+const REFUSALS: usize = 4_096;
 
 /// How many datagrams wait for a channel.
 const QUEUE: usize = 16;
@@ -49,6 +59,8 @@ pub(super) enum Output {
     Data { peer: SocketAddr, local: SocketAddr, data: Vec<u8> },
     /// The allocation is lost, or was not made.
     Ended(Failure),
+    /// The allocation was given back, as far as the server responds.
+    Released,
 }
 
 /// Keeps an allocation.
@@ -60,8 +72,13 @@ pub(super) struct Keeper {
     pending: HashMap<RequestId, Purpose>,
     relayed: Vec<SocketAddr>,
     refresh_at: Option<Duration>,
+    /// When the allocation ends without a Refresh.
+    end: Duration,
     channels: HashMap<SocketAddr, Channel>,
+    /// The peers that the server refuses, and since when.
+    refused: HashMap<SocketAddr, Duration>,
     next_number: u16,
+    is_leaving: bool,
 }
 
 /// What a request is for.
@@ -69,6 +86,7 @@ pub(super) struct Keeper {
 enum Purpose {
     Allocate(Families),
     Refresh,
+    Release,
     Bind(SocketAddr),
 }
 
@@ -79,6 +97,8 @@ struct Channel {
     state: State,
     /// When something was sent to the peer last.
     used: Duration,
+    /// When the server confirmed the binding last.
+    confirmed: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -89,8 +109,8 @@ enum State {
     Bound(Duration),
     /// Bound, and requested again.
     Rebinding,
-    /// Refused at this time.
-    Refused(Duration),
+    /// The server did not respond, and may have bound the number. Tried again after this time, with this number.
+    Unknown(Duration),
 }
 
 impl Channel {
@@ -115,8 +135,11 @@ impl Keeper {
             pending: HashMap::new(),
             relayed: Vec::new(),
             refresh_at: None,
+            end: Duration::ZERO,
             channels: HashMap::new(),
+            refused: HashMap::new(),
             next_number: *CHANNELS.start(),
+            is_leaving: false,
         }
     }
 
@@ -146,42 +169,50 @@ impl Keeper {
         let bindings = self.channels.values().filter_map(|channel| match channel.state {
             State::Bound(at) if channel.is_used_at(at + REBIND) => Some(at + REBIND),
             State::Bound(at) => Some(at + RETIRED),
-            State::Refused(at) => Some(at + REFUSED),
+            State::Unknown(at) => Some(at + RETIRED),
             State::Requested(_) | State::Rebinding => None,
         });
+        let refusals = self.refused.values().map(|at| *at + REFUSED);
         let others = self.client.deadline().into_iter().chain(self.refresh_at);
-        bindings.chain(others).min().unwrap_or(RETIRED)
+        bindings.chain(refusals).chain(others).min().unwrap_or(NEVER)
     }
 
     /// Sends data to a peer. It waits until the peer has a channel, and is lost if the server refuses one.
     pub(super) fn send(&mut self, peer: SocketAddr, data: &[u8], now: Duration) -> Result<(), Failure> {
-        if self.relayed.is_empty() {
+        if self.relayed.is_empty() || self.refused.get(&peer).is_some_and(|at| now < *at + REFUSED) {
             return Ok(());
         }
         if let Some(channel) = self.channels.get_mut(&peer) {
             channel.used = now;
             let number = channel.number;
-            if let State::Bound(at) = channel.state
-                && now >= at + REBIND
-            {
-                // The peer was not used for a while.
-                channel.state = State::Rebinding;
-                self.outgoing.extend(self.client.channel_data(number, data));
-                return self.request(Request::ChannelBind { channel: number, peer }, Purpose::Bind(peer), now);
-            }
             match &mut channel.state {
-                State::Requested(waiting) if waiting.len() < QUEUE => waiting.push_back(data.to_vec()),
-                State::Requested(_) | State::Refused(_) => {}
-                State::Bound(_) | State::Rebinding => {
-                    self.outgoing.extend(self.client.channel_data(channel.number, data));
+                State::Requested(waiting) => {
+                    if waiting.len() < QUEUE {
+                        waiting.push_back(data.to_vec());
+                    }
+                    return Ok(());
+                }
+                State::Unknown(at) if now < *at + REFUSED => return Ok(()),
+                State::Unknown(_) => channel.state = State::Requested(VecDeque::from([data.to_vec()])),
+                State::Bound(at) => {
+                    self.outgoing.extend(self.client.channel_data(number, data));
+                    if now < *at + REBIND {
+                        return Ok(());
+                    }
+                    // The peer was not used for a while.
+                    channel.state = State::Rebinding;
+                }
+                State::Rebinding => {
+                    self.outgoing.extend(self.client.channel_data(number, data));
+                    return Ok(());
                 }
             }
-            return Ok(());
+            return self.request(Request::ChannelBind { channel: number, peer }, Purpose::Bind(peer), now);
         }
         // Without a free number, the data is lost. The peers that are not used release theirs.
         let Some(number) = self.free_number() else { return Ok(()) };
         let state = State::Requested(VecDeque::from([data.to_vec()]));
-        self.channels.insert(peer, Channel { number, state, used: now });
+        self.channels.insert(peer, Channel { number, state, used: now, confirmed: None });
         self.request(Request::ChannelBind { channel: number, peer }, Purpose::Bind(peer), now)
     }
 
@@ -226,9 +257,10 @@ impl Keeper {
         }
         self.channels.retain(|_, channel| match channel.state {
             State::Bound(at) => now < at + RETIRED,
-            State::Refused(at) => now < at + REFUSED,
+            State::Unknown(at) => now < at + RETIRED,
             State::Requested(_) | State::Rebinding => true,
         });
+        self.refused.retain(|_, at| now < *at + REFUSED);
         let mut due = Vec::new();
         for (peer, channel) in &mut self.channels {
             if let State::Bound(at) = channel.state
@@ -246,52 +278,93 @@ impl Keeper {
         Ok(outputs)
     }
 
-    /// Gives the allocation back. The server deletes it later if the message is lost.
-    pub(super) fn release(&mut self, now: Duration) {
-        if !self.relayed.is_empty() {
-            let _ = self.request(Request::Refresh(0), Purpose::Refresh, now);
+    /// Gives the allocation back, also one that is requested and comes later. [`Output::Released`] follows.
+    pub(super) fn release(&mut self, now: Duration) -> Option<Output> {
+        self.refresh_at = None;
+        self.channels.clear();
+        self.refused.clear();
+        self.pending.retain(|_, purpose| matches!(purpose, Purpose::Allocate(_)));
+        self.is_leaving = true;
+        if self.relayed.is_empty() {
+            return self.pending.is_empty().then_some(Output::Released);
         }
+        self.request(Request::Refresh(0), Purpose::Release, now).err().map(|_| Output::Released)
     }
 
     fn finished(&mut self, id: RequestId, result: Result<Success, Failure>, now: Duration) -> Option<Output> {
         match (self.pending.remove(&id)?, result) {
-            (Purpose::Allocate(_), Ok(Success::Allocate(allocation))) => Some(self.allocated(allocation, now)),
+            (Purpose::Release, _) => Some(Output::Released),
+            (Purpose::Allocate(_), Ok(Success::Allocate(allocation))) => self.allocated(allocation, now),
+            (Purpose::Allocate(_), Err(_)) if self.is_leaving => Some(Output::Released),
             // An old server has one family only, and does not say so.
             (Purpose::Allocate(Families::Both), Err(Failure::FamilyMissing(_) | Failure::Missing(_))) => {
                 self.request_allocation(Families::Unstated, now).err().map(Output::Ended)
             }
             (Purpose::Refresh, Ok(Success::Refresh(lifetime))) => {
-                self.refresh_at = Some(now + until_refresh(lifetime.unwrap_or(MARGIN * 10)));
+                self.lasts(lifetime.unwrap_or(MARGIN * 10), now);
+                None
+            }
+            // The allocation lasts. Another request may arrive.
+            (Purpose::Refresh, Err(failure)) if may_be_repeated(&failure) && now < self.end => {
+                self.refresh_at = Some((now + RETRY).min(self.end));
                 None
             }
             (Purpose::Allocate(_) | Purpose::Refresh, Err(failure)) => Some(Output::Ended(failure)),
             (Purpose::Bind(peer), result) => {
-                self.bound(peer, result.is_ok(), now);
+                self.bound(peer, &result, now);
                 None
             }
             _ => None,
         }
     }
 
-    fn allocated(&mut self, allocation: Allocation, now: Duration) -> Output {
-        self.refresh_at = Some(now + until_refresh(allocation.lifetime));
+    fn allocated(&mut self, allocation: Allocation, now: Duration) -> Option<Output> {
         self.relayed.clone_from(&allocation.relayed);
-        Output::Allocated(allocation.relayed)
+        if self.is_leaving {
+            return self.release(now);
+        }
+        self.lasts(allocation.lifetime, now);
+        Some(Output::Allocated(allocation.relayed))
     }
 
-    fn bound(&mut self, peer: SocketAddr, is_bound: bool, now: Duration) {
+    fn lasts(&mut self, lifetime: Duration, now: Duration) {
+        self.refresh_at = Some(now + until_refresh(lifetime));
+        self.end = now + lifetime;
+    }
+
+    fn bound(&mut self, peer: SocketAddr, result: &Result<Success, Failure>, now: Duration) {
         let Some(channel) = self.channels.get_mut(&peer) else { return };
-        let new = match channel.state {
-            _ if is_bound => State::Bound(now),
-            // The binding lasts for some minutes more.
-            State::Rebinding => State::Bound((now + RETRY).saturating_sub(REBIND)),
-            _ => State::Refused(now),
+        let lasts = channel.confirmed.is_some_and(|at| now < at + BINDING);
+        let new = match (result, &channel.state) {
+            (Ok(_), _) => {
+                channel.confirmed = Some(now);
+                State::Bound(now)
+            }
+            (Err(_), State::Rebinding) if lasts => State::Bound((now + RETRY).saturating_sub(REBIND)),
+            (Err(Failure::Rejected(_)), _) => {
+                // The number is free for another peer.
+                self.channels.remove(&peer);
+                if self.refused.len() < REFUSALS {
+                    self.refused.insert(peer, now);
+                }
+                return;
+            }
+            (Err(_), _) => State::Unknown(now),
         };
         let before = std::mem::replace(&mut channel.state, new);
-        if let (true, State::Requested(waiting)) = (is_bound, before) {
+        if let (Ok(_), State::Requested(waiting)) = (result, before) {
             let client = &self.client;
             self.outgoing.extend(waiting.iter().filter_map(|data| client.channel_data(channel.number, data)));
         }
+    }
+}
+
+/// Whether the next request may succeed.
+fn may_be_repeated(failure: &Failure) -> bool {
+    match failure {
+        Failure::NoResponse { .. } | Failure::NotAuthentic(_) | Failure::StaleNonces { .. } => true,
+        Failure::Rejected(rejection) => rejection.code == ErrorCode::SERVER_ERROR,
+        _ => false,
     }
 }
 
@@ -306,7 +379,7 @@ mod tests {
     use turnserver::auth::Secret;
     use turnserver::client::write_message;
     use turnserver::stun::attribute::{ErrorCodeAttribute, Lifetime, XorMappedAddress, XorRelayedAddress};
-    use turnserver::stun::{Class, ErrorCode, Message, MessageWriter, Method};
+    use turnserver::stun::{Class, Message, MessageWriter, Method};
 
     use super::*;
 
@@ -318,6 +391,8 @@ mod tests {
         /// The data that came on channels.
         data: Vec<Vec<u8>>,
         refuses: bool,
+        /// Requests with this method are lost.
+        loses: Option<Method>,
     }
 
     fn address(text: &str) -> SocketAddr {
@@ -328,7 +403,7 @@ mod tests {
         fn new() -> Self {
             let credentials = Credentials { username: "user".to_owned(), password: Secret::new("password").unwrap() };
             let keeper = Keeper::new(false, credentials, StdRng::from_seed([7; 32]));
-            Self { keeper, requests: Vec::new(), data: Vec::new(), refuses: false }
+            Self { keeper, requests: Vec::new(), data: Vec::new(), refuses: false, loses: None }
         }
 
         /// Exchanges what waits. Returns what the keeper reports.
@@ -341,6 +416,9 @@ mod tests {
                 }
                 let request = Message::parse(&sent).unwrap();
                 self.requests.push((now.as_secs(), request.method()));
+                if self.loses == Some(request.method()) {
+                    continue;
+                }
                 let response = self.respond(&request);
                 outputs.extend(self.keeper.receive(&response, now));
             }
@@ -365,6 +443,7 @@ mod tests {
 
         /// Lets time pass until `end`.
         fn run(&mut self, end: Duration) -> Vec<Output> {
+            // What is sent before the first deadline is sent at the beginning.
             let mut outputs = self.exchange(Duration::ZERO);
             while self.keeper.deadline() <= end {
                 let now = self.keeper.deadline();
@@ -422,7 +501,69 @@ mod tests {
         }
         server.keeper.send(peer, b"data", Duration::from_secs(61)).unwrap();
         server.exchange(Duration::from_secs(61));
-        assert_eq!((server.times(Method::CHANNEL_BIND), server.data.len()), (vec![0, 61], 0));
+        assert_eq!((server.times(Method::CHANNEL_BIND), server.data.len()), (vec![0, 60], 0));
+    }
+
+    #[test]
+    fn a_lost_refresh_is_repeated_while_the_allocation_lasts() {
+        let mut server = Server::new();
+        server.keeper.allocate(Duration::ZERO).unwrap();
+        server.run(Duration::from_secs(539));
+        server.loses = Some(Method::REFRESH);
+        let outputs = server.run(Duration::from_secs(555));
+        assert_eq!(outputs, [], "each request is repeated for 5 s");
+        server.loses = None;
+        assert_eq!(server.run(20 * MINUTE), []);
+        let times = server.times(Method::REFRESH);
+        assert!(times.contains(&540) && times.contains(&555) && times.contains(&(555 + 540)), "{times:?}");
+        server.loses = Some(Method::REFRESH);
+        assert!(matches!(server.run(40 * MINUTE)[..], [Output::Ended(Failure::NoResponse { .. })]));
+        let end = *server.times(Method::REFRESH).last().unwrap();
+        assert!((1_695..=1_700).contains(&end), "the last request comes before the end: {end}");
+    }
+
+    #[test]
+    fn peers_that_the_server_refuses_take_no_channel_number() {
+        let mut server = Server::new();
+        server.keeper.allocate(Duration::ZERO).unwrap();
+        server.run(Duration::ZERO);
+        server.refuses = true;
+        for port in 1..=5_000 {
+            server.keeper.send(SocketAddr::from(([10, 0, 0, 1], port)), b"data", Duration::ZERO).unwrap();
+            server.exchange(Duration::ZERO);
+        }
+        assert_eq!(server.times(Method::CHANNEL_BIND).len(), 5_000);
+        server.refuses = false;
+        server.keeper.send(address("192.0.2.7:4000"), b"data", Duration::ZERO).unwrap();
+        server.exchange(Duration::ZERO);
+        assert_eq!(server.data, [b"data"]);
+    }
+
+    #[test]
+    fn a_number_that_the_server_may_have_bound_is_used_for_no_other_peer() {
+        let (mut server, peer) = (Server::new(), address("198.51.100.1:4000"));
+        server.keeper.allocate(Duration::ZERO).unwrap();
+        server.run(Duration::ZERO);
+        server.loses = Some(Method::CHANNEL_BIND);
+        server.keeper.send(peer, b"lost", Duration::ZERO).unwrap();
+        server.run(2 * MINUTE);
+        server.loses = None;
+        server.keeper.send(address("198.51.100.2:4000"), b"another", 2 * MINUTE).unwrap();
+        server.keeper.send(peer, b"the same", 2 * MINUTE).unwrap();
+        server.exchange(2 * MINUTE);
+        assert_eq!(server.data, [&b"another"[..], b"the same"]);
+        assert_eq!(server.keeper.channels[&peer].number, *CHANNELS.start());
+    }
+
+    #[test]
+    fn an_allocation_that_is_requested_when_it_is_given_back_is_given_back_when_it_comes() {
+        let mut server = Server::new();
+        server.keeper.allocate(Duration::ZERO).unwrap();
+        assert_eq!(server.keeper.release(Duration::ZERO), None);
+        assert_eq!(server.exchange(Duration::ZERO), [Output::Released]);
+        assert_eq!((server.times(Method::ALLOCATE), server.times(Method::REFRESH)), (vec![0], vec![0]));
+        let mut idle = Server::new();
+        assert_eq!(idle.keeper.release(Duration::ZERO), Some(Output::Released));
     }
 
     #[test]

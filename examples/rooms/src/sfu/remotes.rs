@@ -15,7 +15,7 @@ const ADDRESSES: usize = 16;
 
 /// How fast a participant may name new addresses. A relay keeps a channel for 10 min, and by default 256 of them for an
 /// allocation.
-const NEW: Rate = Rate { burst: 48, interval: Duration::from_secs(20) };
+const NEW: Rate = Rate { burst: 64, interval: Duration::from_secs(10) };
 
 /// The addresses of a participant.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ mod tests {
             remotes.restart(Link::Publish);
             admitted += usize::from(remotes.admit(Link::Publish, address(port), Instant::now()) == Admission::New);
         }
-        assert_eq!(admitted, 48);
+        assert_eq!(admitted, 64);
         tokio::time::advance(NEW.interval).await;
         assert_eq!(remotes.admit(Link::Publish, address(2_000), Instant::now()), Admission::New);
     }

@@ -132,11 +132,12 @@ impl Unit {
             tokio::select! {
                 command = commands.next() => match command {
                     Some(command) => self.command(command),
-                    None => return,
+                    None => break,
                 },
                 event = self.network.next() => match event {
                     NetworkEvent::Datagram(datagram) => self.receive(&datagram),
                     NetworkEvent::Candidates(candidates) => self.add_candidates(&candidates),
+                    NetworkEvent::Moved { new, old } => self.move_candidates(&new, &old),
                 },
                 () = sleep_until(timeout) => self.advance(),
                 _ = layers.tick() => {
@@ -146,6 +147,7 @@ impl Unit {
             }
             self.handle_events();
         }
+        self.network.close().await;
     }
 
     fn connections(&mut self) -> impl Iterator<Item = &mut Connection> {
@@ -404,6 +406,21 @@ impl Unit {
                 }
             }
         }
+    }
+
+    /// Moves all connections to new candidates.
+    fn move_candidates(&mut self, new: &[Candidate], old: &[Candidate]) {
+        self.add_candidates(new);
+        let mut keys = Vec::new();
+        for (number, member) in &mut self.members {
+            for link in [Link::Publish, Link::Subscribe] {
+                if let Some(connection) = member.connection(link) {
+                    connection.remove_local_candidates(old, &self.network);
+                    keys.push((*number, link));
+                }
+            }
+        }
+        keys.into_iter().for_each(|key| self.restart(key));
     }
 
     fn receive(&mut self, datagram: &Datagram) {

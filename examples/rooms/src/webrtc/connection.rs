@@ -47,6 +47,15 @@ impl Connection {
         });
     }
 
+    /// Removes candidates of this program. Until another pair of candidates is found, data goes on from those.
+    pub(crate) fn remove_local_candidates(&mut self, candidates: &[Candidate], network: &Network) {
+        self.change(network, |rtc| {
+            for candidate in candidates {
+                rtc.direct_api().invalidate_candidate(candidate);
+            }
+        });
+    }
+
     /// Adds a candidate of the participant.
     pub(crate) fn add_remote_candidate(&mut self, candidate: Candidate, network: &Network) {
         self.change(network, |rtc| rtc.add_remote_candidate(candidate));

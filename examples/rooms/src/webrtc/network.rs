@@ -10,6 +10,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::connect::Trust;
 use crate::message::Ice;
 use crate::relay::{Relay, RelayEvent};
 
@@ -35,6 +36,13 @@ pub(crate) enum NetworkEvent {
     Datagram(Datagram),
     /// New candidates.
     Candidates(Vec<Candidate>),
+    /// New candidates in place of others, which go on for a while, or are lost. Connections move by an ICE restart.
+    Moved {
+        /// The new ones.
+        new: Vec<Candidate>,
+        /// The others.
+        old: Vec<Candidate>,
+    },
 }
 
 /// Sockets.
@@ -42,15 +50,18 @@ pub(crate) enum NetworkEvent {
 pub(crate) struct Network {
     hosts: Vec<Arc<UdpSocket>>,
     received: mpsc::Receiver<Datagram>,
-    relay: Option<Relay>,
+    relay: Relay,
+    /// The relayed addresses that were candidates last.
     relayed: Vec<SocketAddr>,
+    /// Whether they still exist.
+    is_allocated: bool,
     /// They end with the network.
     _readers: JoinSet<()>,
 }
 
 impl Network {
     /// Opens a socket on each host address, and begins to allocate addresses at the relay.
-    pub(crate) async fn open(hosts: &[IpAddr], relay: Option<watch::Receiver<Ice>>) -> io::Result<Self> {
+    pub(crate) async fn open(hosts: &[IpAddr], relay: watch::Receiver<Ice>, trust: Trust) -> io::Result<Self> {
         let (sender, received) = mpsc::channel(WAITING);
         let (mut sockets, mut readers) = (Vec::new(), JoinSet::new());
         for host in hosts {
@@ -63,52 +74,53 @@ impl Network {
             // Keeps the channel open.
             readers.spawn(async move { sender.closed().await });
         }
-        let relay = relay.map(Relay::start);
-        Ok(Self { hosts: sockets, received, relay, relayed: Vec::new(), _readers: readers })
+        let relay = Relay::start(relay, trust);
+        Ok(Self { hosts: sockets, received, relay, relayed: Vec::new(), is_allocated: false, _readers: readers })
     }
 
     /// Returns the present candidates.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let hosts = self.hosts.iter().filter_map(|socket| socket.local_addr().ok());
         let hosts = hosts.filter_map(|address| Candidate::host(address, "udp").ok());
-        hosts.chain(relayed(&self.relayed)).collect()
+        hosts.chain(relayed(&self.relayed).filter(|_| self.is_allocated)).collect()
     }
 
     /// Sends a datagram from the candidate that it names. It may be lost.
     pub(crate) fn send(&self, transmit: Transmit) {
         let Transmit { source, destination, contents, .. } = transmit;
-        if self.relayed.contains(&source) {
-            if let Some(relay) = &self.relay {
-                relay.send(destination, contents.to_vec());
-            }
-        } else if let Some(socket) = self.hosts.iter().find(|socket| socket.local_addr().is_ok_and(|own| own == source))
-        {
-            let _ = socket.try_send_to(&contents, destination);
+        let is_from = |socket: &&Arc<UdpSocket>| socket.local_addr().is_ok_and(|own| own == source);
+        match self.hosts.iter().find(is_from) {
+            Some(socket) => drop(socket.try_send_to(&contents, destination)),
+            None => self.relay.send(source, destination, contents.to_vec()),
         }
+    }
+
+    /// Gives the relayed addresses back, and waits for a moment until the relay has confirmed it.
+    pub(crate) async fn close(self) {
+        self.relay.close().await;
     }
 
     /// Waits for the next event. Nothing is lost if the caller stops waiting.
     pub(crate) async fn next(&mut self) -> NetworkEvent {
         loop {
-            let from_relay = async {
-                match &mut self.relay {
-                    Some(relay) => relay.next().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 Some(datagram) = self.received.recv() => return NetworkEvent::Datagram(datagram),
-                Some(event) = from_relay => match event {
+                Some(event) = self.relay.next() => match event {
                     RelayEvent::Data { peer: source, local: destination, data } => {
                         return NetworkEvent::Datagram(Datagram { source, destination, data });
                     }
                     RelayEvent::Allocated(addresses) => {
+                        self.is_allocated = true;
                         let new = relayed(&addresses).collect();
-                        self.relayed = addresses;
-                        return NetworkEvent::Candidates(new);
+                        let old: Vec<_> = relayed(&std::mem::replace(&mut self.relayed, addresses)).collect();
+                        return if old.is_empty() {
+                            NetworkEvent::Candidates(new)
+                        } else {
+                            NetworkEvent::Moved { new, old }
+                        };
                     }
-                    // Connections find out that nothing arrives. They get the next addresses.
-                    RelayEvent::Lost => self.relayed.clear(),
+                    // Connections move when there are others.
+                    RelayEvent::Lost(addresses) => self.is_allocated &= addresses != self.relayed,
                 },
             }
         }

@@ -8,6 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, CertifiedKey, IsCa, KeyPair, generate_simple_self_signed,
+};
 use serde_json::Value;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
@@ -20,11 +23,53 @@ use super::{SECRET, file};
 /// The key for the endpoint for credentials.
 pub(crate) const KEY: &str = "turn_the_key_of_the_tests";
 
+/// A certificate that signs itself, and its key, in files.
+pub(crate) struct Identity {
+    pub(crate) certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Identity {
+    /// Makes a certificate for a name.
+    pub(crate) fn of(name: &str) -> Self {
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed([name.to_owned()]).unwrap();
+        Self { certificate: file("certificate.pem", &cert.pem()), key: file("key.pem", &signing_key.serialize_pem()) }
+    }
+}
+
+/// A certificate authority of the tests.
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    pub(crate) certificate: PathBuf,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut parameters = CertificateParams::default();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap();
+        let certificate = file("authority.pem", &issuer.pem());
+        Self { issuer, certificate }
+    }
+
+    /// Issues a certificate for a name.
+    pub(crate) fn issue(&self, name: &str) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let parameters = CertificateParams::new([name.to_owned()]).unwrap();
+        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
+        Identity {
+            certificate: file("certificate.pem", &certificate.pem()),
+            key: file("key.pem", &key.serialize_pem()),
+        }
+    }
+}
+
 /// A relay on loopback addresses.
 pub(crate) struct RelayProcess {
     process: Child,
     pub(crate) udp: SocketAddr,
     pub(crate) tcp: SocketAddr,
+    pub(crate) tls: Option<SocketAddr>,
     /// The endpoint for credentials, whose key is [`KEY`].
     pub(crate) http: SocketAddr,
     config: PathBuf,
@@ -38,10 +83,22 @@ impl RelayProcess {
 
     /// Starts a relay with this UDP listener.
     pub(crate) fn start_on(udp: SocketAddr) -> Self {
+        Self::start_with(udp, None, "")
+    }
+
+    /// Starts a relay with TLS, if there is a certificate with its key, and with further sections of the configuration.
+    pub(crate) fn start_with(udp: SocketAddr, identity: Option<&Identity>, sections: &str) -> Self {
+        let (tls, files) = match identity {
+            Some(Identity { certificate, key }) => {
+                ("tls = ['127.0.0.1:0']\n", format!("[tls]\ncertificate = {certificate:?}\nprivate-key = {key:?}\n"))
+            }
+            None => ("", String::new()),
+        };
         let config = format!(
-            "[listen]\nudp = ['{udp}']\ntcp = ['127.0.0.1:0']\n[relay]\naddresses = ['127.0.0.1']\n[auth]\nsecrets = \
-             ['{SECRET}']\n[control]\nsocket = ''\n[log]\nformat = 'json'\n[http]\nlisten = \
-             ['127.0.0.1:0']\n[[http.keys]]\nname = 'rooms'\nuser-prefix = 'rooms:'\nsha256 = '{}'\n",
+            "[listen]\nudp = ['{udp}']\ntcp = ['127.0.0.1:0']\n{tls}{files}[relay]\naddresses = \
+             ['127.0.0.1']\n[auth]\nsecrets = ['{SECRET}']\n[control]\nsocket = ''\n[log]\nformat = \
+             'json'\n{sections}[http]\nlisten = ['127.0.0.1:0']\n[[http.keys]]\nname = 'rooms'\nuser-prefix = \
+             'rooms:'\nsha256 = '{}'\n",
             KeyHash::of(KEY.as_bytes()).to_hex()
         );
         let config = file("relay.toml", &config);
@@ -53,7 +110,7 @@ impl RelayProcess {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let (mut udp, mut tcp, mut http) = (None, None, None);
+        let (mut udp, mut tcp, mut tls, mut http) = (None, None, None, None);
         for line in lines.by_ref() {
             let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
             let fields = &line["fields"];
@@ -61,6 +118,7 @@ impl RelayProcess {
             match (fields["event"].as_str(), fields["transport"].as_str()) {
                 (Some("listening"), Some("udp")) => udp = address(),
                 (Some("listening"), Some("tcp")) => tcp = address(),
+                (Some("listening"), Some("tls")) => tls = address(),
                 (Some("http-listening"), _) => http = address(),
                 (Some("ready"), _) => break,
                 _ => {}
@@ -68,7 +126,7 @@ impl RelayProcess {
         }
         // The log must be read: otherwise, the relay would lose lines.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { process, udp: udp.unwrap(), tcp: tcp.unwrap(), http: http.unwrap(), config }
+        Self { process, udp: udp.unwrap(), tcp: tcp.unwrap(), tls, http: http.unwrap(), config }
     }
 
     /// Returns a URL of the relay.
