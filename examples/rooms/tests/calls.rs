@@ -450,3 +450,21 @@ async fn a_room_that_does_not_exist_is_said_to_the_bot() {
     let error = Bot::join(options).await.err().unwrap();
     assert!(error.to_string().contains("There is no such room"), "{error}");
 }
+
+// The relay ends an allocation with the credentials with which it was made: there is no grace here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_goes_on_after_the_credentials_with_which_it_began_have_expired() {
+    let place = Place::with(&["--lifetime", "30"]).await;
+    let _switch = place.switch("sfu").await;
+    let _sender = place.bot(&[]).await;
+    let mut viewer = place.bot(&[]).await;
+    viewer.sees("pictures", |status| status.frames >= 10).await;
+    let end = Instant::now() + Duration::from_secs(50);
+    let mut longest = Duration::ZERO;
+    while Instant::now() < end {
+        let (frames, begin) = (viewer.now().frames, Instant::now());
+        viewer.sees("the next picture", |status| status.frames > frames).await;
+        longest = longest.max(begin.elapsed());
+    }
+    assert!(longest < Duration::from_secs(4), "no picture for {longest:?}");
+}

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rooms::connect::Trust;
 use rooms::message::Ice;
 use rooms::relay::{Relay, RelayEvent};
 use serde_json::{Value, json};
@@ -68,7 +69,7 @@ async fn a_configuration_without_a_secret_gets_a_relay_with_one_and_both_stop_to
     let ice: Value = joined["ice"].clone();
     assert_eq!(ice["iceServers"][0]["urls"], json!([format!("turn:127.0.0.1:{port}?transport=udp")]));
     let (_credentials, receiver) = watch::channel(serde_json::from_value::<Ice>(ice).unwrap());
-    let event = timeout(PATIENCE, Relay::start(receiver).next()).await.unwrap().unwrap();
+    let event = timeout(PATIENCE, Relay::start(receiver, Trust::Authorities).next()).await.unwrap().unwrap();
     assert!(matches!(event, RelayEvent::Allocated(_)), "{event:?}");
 
     kill(Pid::from_raw(program.process.id().try_into().unwrap()), Signal::SIGTERM).unwrap();

@@ -96,7 +96,7 @@ impl RelayProcess {
         };
         let config = format!(
             "[listen]\nudp = ['{udp}']\ntcp = ['127.0.0.1:0']\n{tls}{files}[relay]\naddresses = \
-             ['127.0.0.1']\n[auth]\nsecrets = ['{SECRET}']\n[control]\nsocket = ''\n[log]\nformat = \
+             ['127.0.0.1']\n[auth]\nsecrets = ['{SECRET}']\nexpiry-grace = '0s'\n[control]\nsocket = ''\n[log]\nformat = \
              'json'\n{sections}[http]\nlisten = ['127.0.0.1:0']\n[[http.keys]]\nname = 'rooms'\nuser-prefix = \
              'rooms:'\nsha256 = '{}'\n",
             KeyHash::of(KEY.as_bytes()).to_hex()
