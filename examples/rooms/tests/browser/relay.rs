@@ -31,7 +31,7 @@ impl Relay {
             "turnserver.toml",
             &format!(
                 "[listen]\nudp = {any}\ntcp = {any}\ntls = {any}\n[tls]\ncertificate = {certificate:?}\nprivate-key = \
-                 {key:?}\n[relay]\naddresses = ['127.0.0.1']\n[auth]\nsecrets = ['a secret for tests only']\n\
+                 {key:?}\n[relay]\naddresses = ['127.0.0.1']\n[auth]\nsecrets = ['a secret for tests only']\nexpiry-grace = '0s'\n\
                  [control]\nsocket = {socket:?}\n[log]\nformat = 'json'\n"
             ),
         );

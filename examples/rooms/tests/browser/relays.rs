@@ -1,5 +1,10 @@
 //! What happens when a relay drains, and when credentials expire.
 
+use std::time::Duration;
+
+use serde_json::Value;
+use turnserver::clock::Clock;
+
 use crate::participant::report;
 use crate::place::Place;
 
@@ -69,4 +74,28 @@ fn a_page_moves_before_its_credentials_expire_and_can_restart_after_that() {
         second.as_u64().unwrap() - first
     );
     report("renewed credentials", "udp", &seen, None);
+}
+
+#[test]
+fn a_call_with_the_forwarding_unit_goes_on_after_its_first_credentials_have_expired() {
+    let place = Place::with(1, &["--lifetime", "30"]);
+    let room = place.room();
+    let [ann, ben] = ["Ann", "Ben"].map(|name| place.enter(&room, name, "udp"));
+    ann.run("rooms.setMode('sfu');");
+    for participant in [&ann, &ben] {
+        participant.wait("for the mode", "state.mode === 'sfu'");
+        participant.wait_for_frames(10);
+    }
+    let ports = || -> Vec<Value> { ann.paths_over("udp").iter().map(|path| path["port"].clone()).collect() };
+    let (before, begin, mut longest) = (ports(), Clock::start(), Duration::ZERO);
+    while begin.elapsed() < Duration::from_secs(50) {
+        let at = begin.elapsed();
+        ann.wait_for_frames(1);
+        longest = longest.max(begin.elapsed() - at);
+    }
+    assert!(longest < Duration::from_secs(5), "no picture for {longest:?}");
+    let after = ports();
+    assert!(!after.is_empty() && !after.iter().any(|port| before.contains(port)), "{before:?} {after:?}");
+    let seen = format!("50 s with credentials for 30 s: all paths are new, at most {longest:?} between pictures");
+    report("renewed credentials with the forwarding unit", "udp", &seen, None);
 }
