@@ -98,7 +98,7 @@ fn write_lines(prefix: &str, text: &str) {
 /// Runs the server, or only checks its configuration.
 fn execute(arguments: &Arguments, only_check: bool) -> Result<(), String> {
     let path = arguments.config.clone().or_else(config::default_path);
-    let source = control::Source { path, log_level: arguments.log_level };
+    let source = control::Source { path, log_level: arguments.log_level, secrets: Vec::new() };
     let config = source.load().map_err(|errors| errors.to_string())?;
     if only_check {
         return check(source.path.as_deref(), &config);

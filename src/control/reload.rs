@@ -32,6 +32,8 @@ pub struct Source {
     pub path: Option<PathBuf>,
     /// The level that the command line sets.
     pub log_level: Option<LogLevel>,
+    /// Secrets that are accepted besides those of the file, for a program that runs the server itself.
+    pub secrets: Vec<Secret>,
 }
 
 impl Source {
@@ -47,6 +49,7 @@ impl Source {
         if let Some(level) = self.log_level {
             config.log.level = level;
         }
+        config.auth.secrets.extend(self.secrets.iter().cloned());
         Ok(config)
     }
 }

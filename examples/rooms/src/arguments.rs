@@ -92,7 +92,7 @@ pub struct Bot {
 /// Whether the pages are served over TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum TlsMode {
-    /// Unless the listener is on a loopback address, where browsers allow cameras without TLS.
+    /// With --certificate, and on other addresses than loopback ones, where browsers allow cameras without TLS.
     #[default]
     Auto,
     /// Always.

@@ -9,7 +9,7 @@ use axum::response::Response;
 
 /// Scripts and styles come from this server only, and no other page may embed these.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
-     media-src 'self' blob: mediastream:; connect-src 'self' wss: ws:; manifest-src 'self'; worker-src 'self'; \
+     media-src 'self' blob: mediastream:; connect-src 'self'; manifest-src 'self'; worker-src 'self'; \
      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The devices that the pages use.

@@ -21,7 +21,7 @@ use crate::ice_servers::IceServers;
 use crate::id::RoomId;
 use crate::message;
 use crate::pages::Pages;
-use crate::places::Place;
+use crate::places::{Place, Places};
 use crate::rate::{PerSource, Rate};
 use crate::rooms::{NotMade, Rooms};
 use crate::signalling;
@@ -45,6 +45,8 @@ pub(crate) struct Application {
     pub(crate) joins: PerSource,
     /// The proxies whose word on the address of a client is believed.
     proxies: Arc<[IpNet]>,
+    /// The WebSockets of the clients of proxies.
+    forwarded: Arc<Places>,
     /// The server waits until all receivers are dropped.
     _stop: watch::Receiver<bool>,
 }
@@ -53,6 +55,7 @@ pub(crate) struct Application {
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) address: SocketAddr,
+    pub(crate) is_proxy: bool,
     /// Its place among the connections, which a WebSocket keeps.
     pub(crate) place: Arc<Place>,
 }
@@ -68,7 +71,7 @@ impl Application {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let (new_rooms, joins) = (PerSource::new(NEW_ROOMS), PerSource::new(JOINS));
-        Self { rooms, ice, pages, new_rooms, joins, proxies, _stop: stop }
+        Self { rooms, ice, pages, new_rooms, joins, proxies, forwarded: Arc::default(), _stop: stop }
     }
 
     /// Returns the address of a client: that of the connection or, if it is from a proxy, the last one in
@@ -82,7 +85,9 @@ impl Application {
             if !is_proxy(source) {
                 break;
             }
-            let Ok(address) = text.trim().parse::<IpAddr>() else { break };
+            // Some proxies add the port.
+            let (text, with_port) = (text.trim(), text.trim().parse::<SocketAddr>());
+            let Ok(address) = with_port.map(|address| address.ip()).or_else(|_| text.parse()) else { break };
             source = address.to_canonical();
         }
         source
@@ -157,9 +162,14 @@ async fn web_socket(
         return problem(StatusCode::FORBIDDEN, "Only the pages of this server may use its signalling.");
     }
     let source = application.source(&client, &headers);
+    let place = client.is_proxy.then(|| application.forwarded.take(Some(source)));
+    if let Some(None) = place {
+        let message = "Your address has too many connections to this server. Close some, and try again.";
+        return problem(StatusCode::SERVICE_UNAVAILABLE, message);
+    }
     upgrade.max_message_size(message::LONGEST).max_frame_size(message::LONGEST).on_upgrade(move |socket| async move {
         signalling::serve(socket, source, application).await;
-        drop(client.place);
+        drop((place, client.place));
     })
 }
 

@@ -87,8 +87,9 @@ pub enum ToParticipant {
         sender: Option<ParticipantId>,
         /// Who is in the room already.
         peers: Vec<Peer>,
-        /// How to reach the relay.
-        ice: Ice,
+        /// How to reach the relay. A participant that has come back goes on with what it has if this is missing.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ice: Option<Ice>,
         /// The greatest numbers of participants.
         limits: Limits,
     },
@@ -427,7 +428,7 @@ impl Name {
 fn is_invisible(character: char) -> bool {
     character.is_control()
         || matches!(character,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 

@@ -40,6 +40,9 @@ pub enum RelayError {
          set auth.secrets in the file (`openssl rand -hex 32`) and restart that one", .0.display()
     )]
     Ended(PathBuf),
+    /// The process was not ready in time.
+    #[error("the relay of {} was not ready within {} s", .0.display(), PATIENCE.as_secs())]
+    Late(PathBuf),
     /// The configuration cannot be used.
     #[error("{0}")]
     Config(#[from] turnserver::config::ConfigErrors),
@@ -84,7 +87,8 @@ impl OwnRelay {
         // Waiting for the end of the process would close it.
         let mut input = process.stdin.take();
         if let Some(input) = &mut input {
-            input.write_all(format!("{text}\n").as_bytes()).await?;
+            // If the process has ended already, waiting for it says so.
+            let _ = input.write_all(format!("{text}\n").as_bytes()).await;
         }
         let started = async {
             tokio::select! {
@@ -95,7 +99,8 @@ impl OwnRelay {
         match timeout(PATIENCE, started).await {
             Ok(Ok(true)) => Ok(Self { process, input, secret }),
             Ok(Err(error)) => Err(error.into()),
-            Ok(Ok(false)) | Err(_) => Err(RelayError::Ended(config.to_owned())),
+            Ok(Ok(false)) => Err(RelayError::Ended(config.to_owned())),
+            Err(_) => Err(RelayError::Late(config.to_owned())),
         }
     }
 
@@ -149,9 +154,8 @@ pub fn run(config: &Path) -> Result<(), RelayError> {
     input.read_line(&mut line)?;
     let secret = Secret::new(line.trim()).map_err(|_| RelayError::Secret)?;
     drop(input);
-    let source = control::Source { path: Some(config.to_owned()), log_level: None };
-    let mut config = source.load()?;
-    config.auth.secrets.push(secret);
+    let source = control::Source { path: Some(config.to_owned()), log_level: None, secrets: vec![secret] };
+    let config = source.load()?;
     control::prepare_memory();
     std::thread::spawn(|| {
         let _ = io::stdin().lock().read_to_end(&mut Vec::new());

@@ -38,9 +38,7 @@ impl Bucket {
         self.full = used;
         Ok(())
     }
-}
 
-impl Bucket {
     /// Takes one although there may be none, and returns when there is one again.
     pub(crate) fn spend(&mut self, rate: Rate, now: Instant) -> Instant {
         self.full = self.full.max(now) + rate.interval;
@@ -51,7 +49,7 @@ impl Bucket {
 /// The greatest number of sources that are remembered.
 const SOURCES: usize = 10_000;
 
-/// A rate for each source: an IPv4 address or an IPv6 /64.
+/// A rate for each source: an IPv4 address or an IPv6 /56.
 #[derive(Debug)]
 pub(crate) struct PerSource {
     rate: Rate,
@@ -81,11 +79,11 @@ impl PerSource {
     }
 }
 
-/// Returns what one user has: an IPv4 address, or the /64 of an IPv6 address.
+/// Returns what one user may have: an IPv4 address, or the /56 of an IPv6 address.
 pub(crate) fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 72 << 72)),
     }
 }
 
@@ -115,12 +113,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_addresses_of_an_ipv6_64_share_a_bucket_and_other_sources_do_not() {
+    async fn the_addresses_of_an_ipv6_56_share_a_bucket_and_other_sources_do_not() {
         let sources = PerSource::new(Rate { burst: 1, ..RATE });
         let take = |text: &str| sources.take(text.parse().unwrap(), Instant::now()).is_ok();
         assert!(take("2001:db8::1"));
-        assert!(!take("2001:db8::2"));
-        assert!(take("2001:db8:0:1::1"));
+        assert!(!take("2001:db8:0:ff::2"));
+        assert!(take("2001:db8:0:100::1"));
         assert!(take("192.0.2.1"));
         assert!(!take("::ffff:192.0.2.1"), "the same IPv4 address");
         assert!(take("192.0.2.2"));

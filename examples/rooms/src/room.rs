@@ -20,6 +20,9 @@ pub(crate) const ABSENCE: Duration = Duration::from_secs(30);
 /// How fast the mode may change. Each change makes and ends connections of everyone.
 const MODES: Rate = Rate { burst: 10, interval: Duration::from_secs(2) };
 
+/// How fast forwarding units that have failed are started again.
+const SFU_STARTS: Rate = Rate { burst: 3, interval: Duration::from_secs(20) };
+
 /// Why the server does not do what a participant wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
@@ -58,6 +61,8 @@ pub(crate) struct Room {
     participants: Vec<Participant>,
     next_connection: u64,
     mode_changes: Bucket,
+    /// How often a failed forwarding unit was started again.
+    sfu_starts: Bucket,
     /// How the forwarding unit is started, and its name at the relay.
     sfu_settings: Arc<sfu::Settings>,
     sfu_name: String,
@@ -85,6 +90,7 @@ impl Room {
             participants: Vec::new(),
             next_connection: 0,
             mode_changes: Bucket::new(now),
+            sfu_starts: Bucket::new(now),
             sfu_settings,
             sfu_name: format!("sfu-{}", id.short()),
             sfu: None,
@@ -177,12 +183,8 @@ impl Room {
         if self.participants.is_empty() {
             self.empty_since = Some(now);
             (self.mode, self.sender, self.sfu) = (Mode::default(), None, None);
-        } else if self.sender.as_ref() == Some(id) {
-            // A broadcast without its sender would show nothing.
-            (self.mode, self.sender) = (Mode::Sfu, None);
-            self.send_to_all(&ToParticipant::Mode { mode: self.mode, by: id.clone(), sender: None });
-            self.update_sfu();
         }
+        // A broadcast without its sender stays one: in another mode, the pages of all viewers would begin to send.
     }
 
     /// Changes how media are sent. The participant that starts a broadcast is its sender.
@@ -193,6 +195,7 @@ impl Room {
         }
         let sender = (mode == Mode::Broadcast).then(|| by.clone());
         if (mode, &sender) == (self.mode, &self.sender) {
+            self.revive_sfu(now);
             return Ok(());
         }
         if let Err(wait) = self.mode_changes.take(MODES, now) {
@@ -223,14 +226,39 @@ impl Room {
         self.command_sfu(Command::Sender(self.sender.clone())).unwrap_or_default();
     }
 
+    pub(crate) fn sfu_has_failed(&self) -> bool {
+        self.sfu.as_ref().is_some_and(Sfu::has_ended)
+    }
+
+    /// Starts the forwarding unit again if it has failed. Its participants notice another certificate.
+    fn revive_sfu(&mut self, now: Instant) {
+        if self.sfu_has_failed() && self.sfu_starts.take(SFU_STARTS, now).is_ok() {
+            tracing::warn!("a forwarding unit has failed, and another one takes its place");
+            self.update_sfu();
+        }
+    }
+
     fn command_sfu(&self, command: Command) -> Result<(), Refusal> {
         let refusal = |message: &str| Refusal::new(ErrorCode::Sfu, message);
         let Some(sfu) = &self.sfu else { return Err(refusal("This room has no forwarding unit: it is a mesh.")) };
-        if sfu.command(command) { Ok(()) } else { Err(refusal("The forwarding unit is too busy, or has failed.")) }
+        if sfu.command(command) {
+            Ok(())
+        } else if sfu.has_ended() {
+            Err(refusal("The forwarding unit has failed. Try again in some seconds, or choose the mesh."))
+        } else {
+            Err(refusal("The forwarding unit is too busy. Try again in some seconds."))
+        }
     }
 
     /// Passes a signal on to the forwarding unit.
-    pub(crate) fn signal_sfu(&self, from: &ParticipantId, link: Link, signal: Signal) -> Result<(), Refusal> {
+    pub(crate) fn signal_sfu(
+        &mut self,
+        from: &ParticipantId,
+        link: Link,
+        signal: Signal,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        self.revive_sfu(now);
         self.command_sfu(Command::Signal { from: from.clone(), link, signal })
     }
 

@@ -141,18 +141,25 @@ impl Drop for Membership<'_> {
 mod tests {
     use futures_util::FutureExt as _;
 
+    use std::net::IpAddr;
+
     use super::*;
     use crate::ice_servers::IceServers;
-    use crate::message::{Kind, Mode, Name, Signal};
+    use crate::message::{Kind, Link, Mode, Name, Signal};
     use crate::room::LIMITS;
 
     /// Returns rooms whose forwarding units reach nobody.
     fn rooms(most: usize) -> Rooms {
+        rooms_with(most, Vec::new())
+    }
+
+    /// Returns rooms whose forwarding units have these host addresses.
+    fn rooms_with(most: usize, hosts: Vec<IpAddr>) -> Rooms {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../turnserver.toml");
         let key = crate::ice_servers::Endpoint::new("http://127.0.0.1:1/", &path, String::new(), 60).unwrap();
         let (ice, (_, stop)) = (Arc::new(IceServers::Fetched(key)), tokio::sync::watch::channel(false));
         let trust = crate::connect::Trust::default();
-        Rooms::new(most, Arc::new(sfu::Settings { hosts: Vec::new(), ice, trust, _stop: stop }))
+        Rooms::new(most, Arc::new(sfu::Settings { hosts, ice, trust, _stop: stop }))
     }
 
     fn peer(name: &str) -> Peer {
@@ -298,6 +305,62 @@ mod tests {
         drop(rooms.enter(&room, bot, ResumeKey::random().unwrap()).unwrap());
         assert!(entry.inbox.recv().await.unwrap().contains("peer-joined"));
         assert!(entry.inbox.recv().await.unwrap().contains("peer-left"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broadcast_whose_sender_is_gone_stays_one_until_a_participant_selects_a_mode() {
+        let rooms = rooms(1);
+        let room = rooms.make().unwrap();
+        let (sender, _entry) = enter(&rooms, &room, "sender").unwrap();
+        let (viewer, mut entry) = enter(&rooms, &room, "viewer").unwrap();
+        sender.with(|room| room.set_mode(Mode::Broadcast, &sender.id, Instant::now())).unwrap();
+        let gone = sender.id.clone();
+        sender.leave();
+        let mut types = Vec::new();
+        while let Ok(Some(text)) = tokio::time::timeout(Duration::from_secs(1), entry.inbox.recv()).await {
+            types.push(serde_json::from_str::<serde_json::Value>(&text).unwrap()["type"].clone());
+        }
+        assert_eq!(types, ["mode", "peer-left"]);
+        let (_late, entry) = enter(&rooms, &room, "late").unwrap();
+        assert_eq!((entry.mode, entry.sender), (Mode::Broadcast, Some(gone)));
+        viewer.with(|room| room.set_mode(Mode::Broadcast, &viewer.id, Instant::now())).unwrap();
+        let (_later, entry) = enter(&rooms, &room, "later").unwrap();
+        assert_eq!(entry.sender, Some(viewer.id.clone()));
+    }
+
+    #[tokio::test]
+    async fn a_forwarding_unit_that_fails_is_started_again_three_times() {
+        // Nobody has this address (RFC 5737).
+        let rooms = rooms_with(1, vec!["203.0.113.1".parse().unwrap()]);
+        let room = rooms.make().unwrap();
+        let (participant, _entry) = enter(&rooms, &room, "a").unwrap();
+        participant.with(|room| room.set_mode(Mode::Sfu, &participant.id, Instant::now())).unwrap();
+        let signal = || {
+            participant
+                .with(|room| room.signal_sfu(&participant.id, Link::Publish, Signal::Candidate(None), Instant::now()))
+        };
+        let has_failed = || rooms.with(&room, |room| room.sfu_has_failed()).unwrap();
+        for _ in 0..3 {
+            while !has_failed() {
+                tokio::task::yield_now().await;
+            }
+            signal().unwrap();
+        }
+        while !has_failed() {
+            tokio::task::yield_now().await;
+        }
+        assert!(signal().unwrap_err().message.starts_with("The forwarding unit has failed."));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_room_that_becomes_empty_is_a_mesh_again() {
+        let rooms = rooms(1);
+        let room = rooms.make().unwrap();
+        let (last, _entry) = enter(&rooms, &room, "last").unwrap();
+        last.with(|room| room.set_mode(Mode::Broadcast, &last.id, Instant::now())).unwrap();
+        last.leave();
+        let (_next, entry) = enter(&rooms, &room, "next").unwrap();
+        assert_eq!((entry.mode, entry.sender), (Mode::Mesh, None));
     }
 
     #[tokio::test(start_paused = true)]

@@ -57,6 +57,9 @@ pub enum ServeError {
     /// The certificates for the relay cannot be used.
     #[error("{0}")]
     Trust(#[from] TrustError),
+    /// The relay that was started with the server has ended.
+    #[error("the relay has ended, without which no call comes about: its last line says why. Start rooms again")]
+    RelayEnded,
     /// The signals cannot be received.
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
@@ -91,8 +94,7 @@ pub async fn run(options: Serve) -> Result<(), ServeError> {
             _ = interrupt.recv() => {}
         }
     };
-    server.run(stopped).await;
-    Ok(())
+    server.run(stopped).await
 }
 
 impl Server {
@@ -136,7 +138,8 @@ impl Server {
         let scheme = if self.identity.is_some() { "https" } else { "http" };
         let ip = self.address.ip();
         let host = match ip {
-            _ if ip.is_loopback() || ip.is_unspecified() => "localhost".to_owned(),
+            IpAddr::V4(Ipv4Addr::LOCALHOST | Ipv4Addr::UNSPECIFIED) => "localhost".to_owned(),
+            IpAddr::V6(Ipv6Addr::LOCALHOST | Ipv6Addr::UNSPECIFIED) => "localhost".to_owned(),
             IpAddr::V4(ip) => ip.to_string(),
             IpAddr::V6(ip) => format!("[{ip}]"),
         };
@@ -144,18 +147,18 @@ impl Server {
     }
 
     /// Serves until `stopped` is ready. Participants then learn that the server stops.
-    pub async fn run(self, stopped: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    /// If the relay that was started with the server has ended.
+    pub async fn run(self, stopped: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self { listener, identity, application, proxies, mut relay, stop, .. } = self;
         let (places, routes) = (Arc::<Places>::default(), http::routes(Arc::clone(&application)));
         let mut sweep = interval(SWEEP);
         tokio::pin!(stopped);
-        loop {
+        let result = loop {
             tokio::select! {
-                () = &mut stopped => break,
-                () = ended(&mut relay) => {
-                    tracing::error!("the relay has ended, so no call comes about any more. Start rooms again");
-                    break;
-                }
+                () = &mut stopped => break Ok(()),
+                () = ended(&mut relay) => break Err(ServeError::RelayEnded),
                 _ = sweep.tick() => application.rooms.sweep(),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, address)) => {
@@ -164,7 +167,7 @@ impl Server {
                         let is_proxy = proxies.iter().any(|proxies| proxies.contains(&ip));
                         let Some(place) = places.take((!is_proxy).then_some(ip)) else { continue };
                         let (identity, routes) = (identity.clone(), routes.clone());
-                        let client = Client { address, place: Arc::new(place) };
+                        let client = Client { address, is_proxy, place: Arc::new(place) };
                         tokio::spawn(serve_connection(stream, client, identity, routes, stop.subscribe()));
                     }
                     Err(error) => {
@@ -174,7 +177,7 @@ impl Server {
                     }
                 }
             }
-        }
+        };
         tracing::info!("stopping");
         drop(listener);
         application.rooms.close("The server stops.");
@@ -187,6 +190,7 @@ impl Server {
         if let Some(relay) = relay {
             relay.stop().await;
         }
+        result
     }
 }
 

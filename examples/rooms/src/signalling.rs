@@ -23,11 +23,14 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// The interval of pings.
 const PING: Duration = Duration::from_secs(20);
 
-/// After this time without any message or pong, the participant is gone.
+/// After this time without any message or pong, the connection ends at the next ping.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// The time in which a message has to leave.
 const SEND: Duration = Duration::from_secs(10);
+
+/// The time until credentials are requested again that could not be had.
+const RENEWAL_RETRY: Duration = Duration::from_secs(30);
 
 /// How fast messages are read. More messages wait in the network: a burst of candidates at the start of a call is
 /// normal, and a lost one would be a call that fails.
@@ -75,7 +78,8 @@ impl End {
 struct Entered<'a> {
     membership: Membership<'a>,
     inbox: Inbox,
-    ice: Ice,
+    /// The credentials, if there are any.
+    ice: Option<Ice>,
 }
 
 /// Serves a participant at an address until the connection ends.
@@ -160,7 +164,8 @@ impl Connection {
         let is_resumed = resumed.is_some();
         let (membership, entry, resume, ice) = match (resumed, resume) {
             (Some((membership, entry)), Some(key)) => {
-                let ice = credentials(application, &membership.id).await?;
+                // Without new credentials, its calls go on with the old ones.
+                let ice = credentials(application, &membership.id).await.ok();
                 (membership, entry, key, ice)
             }
             _ => {
@@ -170,7 +175,7 @@ impl Connection {
                 })?;
                 let ice = credentials(application, &id).await?;
                 let (membership, entry) = application.rooms.enter(&room, Peer { id, name, kind }, key.clone())?;
-                (membership, entry, key, ice)
+                (membership, entry, key, Some(ice))
             }
         };
         let what = if is_resumed { "come back to" } else { "entered" };
@@ -188,12 +193,12 @@ impl Connection {
         application: &Application,
         membership: &Membership<'_>,
         inbox: &mut Inbox,
-        ice: Ice,
+        ice: Option<Ice>,
     ) -> Result<(), End> {
         let now = Instant::now();
         let mut ping = interval_at(now + PING, PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut last_heard, mut renewal) = (now, renewal(&ice));
+        let (mut last_heard, mut renewal) = (now, ice.as_ref().map_or(now + RENEWAL_RETRY, renewal));
         loop {
             tokio::select! {
                 received = self.receive() => {
@@ -218,7 +223,7 @@ impl Connection {
                 () = sleep_until(renewal) => match credentials(application, &membership.id).await {
                     Ok(ice) => renewal = self.send_ice(ice).await?,
                     // The call goes on without. The next ICE restart needs new ones.
-                    Err(_) => renewal = Instant::now() + Duration::from_secs(30),
+                    Err(_) => renewal = Instant::now() + RENEWAL_RETRY,
                 },
             }
         }
@@ -254,7 +259,9 @@ impl Connection {
                     (Ok(signal), Address::Participant(to), None) => {
                         membership.with(|room| room.signal(id, &to, signal))
                     }
-                    (Ok(signal), Address::Sfu, Some(link)) => membership.with(|room| room.signal_sfu(id, link, signal)),
+                    (Ok(signal), Address::Sfu, Some(link)) => {
+                        membership.with(|room| room.signal_sfu(id, link, signal, Instant::now()))
+                    }
                     (Ok(_), ..) => {
                         self.mistake(ErrorCode::BadMessage, "A signal to sfu, and no other, has a link.").await?;
                         Ok(())
@@ -335,10 +342,12 @@ fn identity() -> Result<(ParticipantId, ResumeKey), getrandom::Error> {
 
 /// Returns credentials for a participant.
 async fn credentials(application: &Application, id: &ParticipantId) -> Result<Ice, Refusal> {
-    application.ice.get(id.as_str()).await.map_err(|error| {
-        tracing::error!("no credentials for a participant: {error}");
-        Refusal::new(ErrorCode::Relay, "The server has no credentials for the relay. Try again later.")
-    })
+    // Where they come from, the reason is in the log.
+    application
+        .ice
+        .get(id.as_str())
+        .await
+        .map_err(|_| Refusal::new(ErrorCode::Relay, "The server has no credentials for the relay. Try again later."))
 }
 
 /// Returns when credentials are renewed: when two thirds of their lifetime have passed.

@@ -25,6 +25,13 @@ struct Program {
     lines: std::io::Lines<BufReader<std::process::ChildStderr>>,
 }
 
+/// Returns the process that a process has started.
+fn child(parent: &Child) -> Pid {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", parent.id())).unwrap();
+    let children = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("children")).unwrap());
+    Pid::from_raw(children.collect::<String>().trim().parse().unwrap())
+}
+
 fn config() -> (PathBuf, u16) {
     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = format!(
@@ -69,6 +76,12 @@ async fn a_configuration_without_a_secret_gets_a_relay_with_one_and_both_stop_to
     let ice: Value = joined["ice"].clone();
     assert_eq!(ice["iceServers"][0]["urls"], json!([format!("turn:127.0.0.1:{port}?transport=udp")]));
     let (_credentials, receiver) = watch::channel(serde_json::from_value::<Ice>(ice).unwrap());
+    let event = timeout(PATIENCE, Relay::start(receiver.clone(), Trust::Authorities).next()).await.unwrap().unwrap();
+    assert!(matches!(event, RelayEvent::Allocated(_)), "{event:?}");
+
+    // The secret of this run outlives a reload.
+    kill(child(&program.process), Signal::SIGHUP).unwrap();
+    program.line(r#"event="reload-done""#);
     let event = timeout(PATIENCE, Relay::start(receiver, Trust::Authorities).next()).await.unwrap().unwrap();
     assert!(matches!(event, RelayEvent::Allocated(_)), "{event:?}");
 
@@ -79,6 +92,16 @@ async fn a_configuration_without_a_secret_gets_a_relay_with_one_and_both_stop_to
     assert!(rest.iter().any(|line| line.contains(r#"event="stopped""#)), "{rest:?}");
     assert!(program.process.wait().unwrap().success());
     UdpSocket::bind(("127.0.0.1", port)).unwrap();
+}
+
+#[test]
+fn without_its_relay_the_program_fails() {
+    let (config, _port) = config();
+    let mut program = Program::start(&config);
+    program.line("open http://");
+    kill(child(&program.process), Signal::SIGKILL).unwrap();
+    program.line("the relay has ended");
+    assert!(!program.process.wait().unwrap().success());
 }
 
 #[test]

@@ -220,13 +220,24 @@ async fn a_participant_whose_connection_is_lost_comes_back_as_itself() {
 async fn a_source_enters_a_hundred_times_at_once_and_then_has_to_wait() {
     let server = Running::start(&[]).await;
     let room = server.room().await;
-    let mut last = String::new();
-    for _ in 0..101 {
+    for number in 0..101 {
         let mut socket = server.socket().await;
         socket.send(json!({"type": "join", "room": room, "name": " ", "kind": "browser"})).await;
-        last = socket.error().await;
+        assert_eq!(socket.error().await, if number < 100 { "bad-name" } else { "too-fast" }, "{number}");
     }
-    assert_eq!(last, "too-fast");
+}
+
+#[tokio::test]
+async fn a_client_of_a_proxy_has_four_hundred_connections_and_leaves_the_others() {
+    let server = Running::start(&["--proxy", "127.0.0.1"]).await;
+    let origin = format!("http://{}", server.address);
+    let open = async |client| server.open_with(&origin, &[("x-forwarded-for", client)]).await;
+    let mut sockets = Vec::new();
+    for _ in 0..400 {
+        sockets.push(open("198.51.100.1").await.unwrap());
+    }
+    assert!(open("198.51.100.1").await.err().unwrap().to_string().contains("503"));
+    open("198.51.100.2").await.unwrap();
 }
 
 #[tokio::test]
@@ -241,7 +252,7 @@ async fn the_word_of_a_proxy_on_its_clients_is_believed_and_no_other() {
         assert!(make(&format!("203.0.113.{number}, 198.51.100.1, 192.0.2.1")).await);
     }
     assert!(!make("198.51.100.1").await);
-    assert!(make("198.51.100.2").await);
+    assert!(make("198.51.100.2:443").await, "with a port");
 
     let server = Running::start(&[]).await;
     for number in 0..10 {

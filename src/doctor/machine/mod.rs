@@ -30,7 +30,7 @@ pub struct Machine<'m> {
 
 /// Examines this machine. The relay path is examined on each listener of a running server.
 pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) {
-    let source = Source { path: machine.path.map(Path::to_owned), log_level: None };
+    let source = Source { path: machine.path.map(Path::to_owned), ..Source::default() };
     let config = match source.load() {
         Ok(config) => config,
         Err(errors) => {

@@ -113,7 +113,7 @@ export class Call extends Emitter {
   }
 
   #joined({ id, resumed, mode, sender, peers, ice, limits }) {
-    this.ice.update(ice);
+    if (ice) this.ice.update(ice);
     this.limits = limits;
     if (resumed) {
       this.#resumed({ mode, sender, peers });

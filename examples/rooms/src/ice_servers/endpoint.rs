@@ -14,7 +14,7 @@ use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use turnserver::auth::{Secret, time_limited};
 use turnserver::clock::unix_seconds;
 
@@ -24,6 +24,9 @@ use crate::message::{Ice, IceServer};
 
 /// The time for a response.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// For this time after a failure, there is no other request: those of many participants would fail alike.
+const FAILED: Duration = Duration::from_secs(5);
 
 /// The longest response in bytes.
 const LONGEST: usize = 64 * 1024;
@@ -37,6 +40,8 @@ pub struct Endpoint {
     trust: Trust,
     /// The credentials of each user until two thirds of their lifetime have passed, in seconds since the Unix epoch.
     kept: Mutex<HashMap<String, (Ice, u64)>>,
+    /// The last failure.
+    failure: Mutex<Option<(Instant, String)>>,
 }
 
 /// The response of the endpoint.
@@ -60,7 +65,15 @@ impl Endpoint {
         let unusable = |reason: String| IceError::Key { path: key_file.to_owned(), reason };
         let text = fs::read_to_string(key_file).map_err(|error| unusable(error.to_string()))?;
         let key = Secret::new(text.trim()).map_err(|_| unusable("it is empty".to_owned()))?;
-        Ok(Self { url: parsed, key, user_prefix, lifetime, trust: Trust::default(), kept: Mutex::default() })
+        Ok(Self {
+            url: parsed,
+            key,
+            user_prefix,
+            lifetime,
+            trust: Trust::default(),
+            kept: Mutex::default(),
+            failure: Mutex::default(),
+        })
     }
 
     /// Sets which certificates are trusted, in place of those of authorities that browsers trust.
@@ -81,8 +94,18 @@ impl Endpoint {
             return Ok(ice.clone());
         }
         let failed = |reason: String| IceError::Endpoint { url: self.url.to_string(), reason };
-        let late = || failed(format!("no response within {} s", DEADLINE.as_secs()));
-        let ice = timeout(DEADLINE, self.fetch(user)).await.map_err(|_| late())?.map_err(failed)?;
+        if let Some((at, reason)) = &*self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+            && at.elapsed() < FAILED
+        {
+            return Err(failed(reason.clone()));
+        }
+        let late = |_| Err(format!("no response within {} s", DEADLINE.as_secs()));
+        let ice = timeout(DEADLINE, self.fetch(user)).await.unwrap_or_else(late).map_err(|reason| {
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), reason.clone()));
+            let error = failed(reason);
+            tracing::error!("{error}");
+            error
+        })?;
         let until = now + ice.expires.saturating_sub(now) * 2 / 3;
         let mut kept = self.lock();
         kept.retain(|_, (_, until)| now < *until);

@@ -31,6 +31,7 @@ impl Minted {
         lifetime: u64,
     ) -> Result<(Self, Option<OwnRelay>), IceError> {
         let config = Config::load(path)?;
+        let are_given = !urls.is_empty();
         if urls.is_empty() {
             urls = client_urls(&config)?;
         }
@@ -42,6 +43,10 @@ impl Minted {
             None if !config.auth.users.is_empty() => return Err(IceError::NoSecret(path.to_owned())),
             None => {
                 let relay = OwnRelay::start(path).await?;
+                tracing::info!("{} has no secret, so a relay was started with one of this run", path.display());
+                if are_given {
+                    tracing::warn!("the URLs of --turn-url have to lead to that relay: no other one knows its secret");
+                }
                 (relay.secret().clone(), Some(relay))
             }
         };

@@ -63,7 +63,7 @@ impl Running {
         let server = Server::start(Arguments::parse_from(arguments).serve).await.unwrap();
         let (address, fingerprint) = (server.address(), server.identity().map(|identity| identity.fingerprint));
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(server.run(async { drop(stopped.await) }));
+        let task = tokio::spawn(async move { server.run(async { drop(stopped.await) }).await.unwrap() });
         Self { at: At { address }, fingerprint, stop: Some(stop), task }
     }
 
@@ -116,7 +116,19 @@ impl At {
 
     /// Opens a WebSocket as a page of `origin` does.
     pub(crate) async fn open(&self, origin: &str) -> Result<Socket, Error> {
+        self.open_with(origin, &[]).await
+    }
+
+    /// Opens a WebSocket as a page of `origin` does, with further headers.
+    pub(crate) async fn open_with(
+        &self,
+        origin: &str,
+        headers: &[(&'static str, &'static str)],
+    ) -> Result<Socket, Error> {
         let mut request = format!("ws://{}/ws", self.address).into_client_request()?;
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, HeaderValue::from_static(value));
+        }
         request.headers_mut().insert("Origin", HeaderValue::from_str(origin).unwrap());
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (socket, _) = client_async(request, stream).await?;
