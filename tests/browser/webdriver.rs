@@ -15,7 +15,7 @@ use crate::support::{Process, TIMEOUT, TempDir};
 const PACKAGES: &str = "chromium chromium-driver";
 
 /// Time limit for a script in the page.
-const SCRIPT_LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const SCRIPT_LIMIT: Duration = Duration::from_secs(120);
 
 /// A headless Chromium with its own profile. Dropping it stops the browser and its driver.
 pub(crate) struct Browser {

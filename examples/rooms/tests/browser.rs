@@ -4,11 +4,23 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+#[path = "browser/browsers.rs"]
+mod browsers;
+#[cfg(test)]
 #[path = "browser/calls.rs"]
 mod calls;
 #[cfg(test)]
 #[path = "browser/data.rs"]
 mod data;
+#[cfg(test)]
+#[path = "browser/driver.rs"]
+mod driver;
+#[cfg(test)]
+#[path = "browser/file.rs"]
+mod file;
+#[cfg(test)]
+#[path = "browser/firefox.rs"]
+mod firefox;
 #[cfg(test)]
 #[path = "browser/groups.rs"]
 mod groups;
@@ -36,6 +48,9 @@ mod relays;
 #[cfg(test)]
 #[path = "browser/support.rs"]
 mod support;
+#[cfg(test)]
+#[path = "browser/table.rs"]
+mod table;
 #[cfg(test)]
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../tests/browser/webdriver.rs"]

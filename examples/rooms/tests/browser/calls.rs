@@ -7,8 +7,8 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use crate::participant::report;
 use crate::place::Place;
+use crate::table::report;
 use crate::support::{TIMEOUT, TempDir, run};
 
 fn call(transport: &str) {

@@ -1,35 +1,27 @@
 //! Data channels: chat, files and the game.
 
-use serde_json::json;
-
-use crate::participant::report;
+use crate::file::{accept, offer, received};
+use crate::participant::Participant;
 use crate::place::Place;
+use crate::table::report;
 
 const SIZE: u64 = 20 << 20;
+
+/// Sends a message each way.
+pub(crate) fn chat(ann: &Participant<'_>, ben: &Participant<'_>) {
+    for (from, to, text) in [(ann, ben, "Good morning, Ben ☀"), (ben, ann, "Good morning, Ann")] {
+        from.wait("for the channel", "peer.dataChannels.chat === 'open'");
+        assert_eq!(from.run(&format!("return rooms.send('{text}');")), 1);
+        to.wait("for the message", &format!("state.chat.some(({{ text, own }}) => text === '{text}' && !own)"));
+    }
+}
 
 fn chat_and_a_file(transport: &str) {
     let place = Place::new();
     let [ann, ben] = place.pair(transport);
-    for participant in [&ann, &ben] {
-        participant.wait("for the channels", "peer.dataChannels.chat === 'open' && peer.dataChannels.files === 'open'");
-    }
-    assert_eq!(ann.run("return rooms.send('Good morning, Ben ☀');"), 1);
-    ben.wait("for the message", "state.chat.some(({ text, own }) => text === 'Good morning, Ben ☀' && !own)");
-    assert_eq!(ben.run("return rooms.send('Good morning, Ann');"), 1);
-    ann.wait("for the response", "state.chat.some(({ text, own }) => text === 'Good morning, Ann' && !own)");
-
+    chat(&ann, &ben);
     let before = ann.paths_over(transport)[0]["port"].clone();
-    let digest = "const digest = async (blob) => [...new Uint8Array(await crypto.subtle.digest('SHA-256', \
-                  await blob.arrayBuffer()))].map((byte) => byte.toString(16).padStart(2, '0')).join('');";
-    let sent = ann.run(&format!(
-        "{digest}
-         const bytes = new Uint8Array({SIZE});
-         for (let at = 0; at < bytes.length; at += 65536) crypto.getRandomValues(bytes.subarray(at, at + 65536));
-         const file = new File([bytes], 'picture.raw');
-         rooms.sendFile(file, rooms.state.peers[0].id);
-         return digest(file);"
-    ));
-    ben.wait("for the offer", "state.files[0]?.state === 'offered'");
+    let offered = offer(&ann, SIZE);
     // The sender restarts as soon as a part of the file is there.
     ann.run(
         "const look = () => {
@@ -40,27 +32,18 @@ fn chat_and_a_file(transport: &str) {
          };
          look();",
     );
-    ben.run("rooms.acceptFile(rooms.state.files[0].id);");
+    accept(&ben);
     let restarted = ann.wait("for a part of the file", "window.restartedAt");
     assert_eq!(restarted["state"], "running", "{restarted}");
     assert!(restarted["offset"].as_u64().unwrap() < SIZE, "{restarted}");
-    ben.wait("for the file", "state.files[0].state === 'complete'");
-    let received = ben.run(&format!(
-        "{digest}
-         const [{{ id, size, sha256, seconds }}] = rooms.state.files;
-         return {{ size, sha256, seconds, digest: await digest(rooms.file(id)) }};"
-    ));
-    assert_eq!((&received["size"], &received["sha256"], &received["digest"]), (&json!(SIZE), &sent, &sent));
-    assert_eq!(sent.as_str().map(str::len), Some(64));
-    let shown = ann.wait("for the confirmation", "state.files[0].state === 'complete' && state.files[0].sha256");
-    assert_eq!(shown, sent);
+    let seconds = received(&ann, &ben, &offered);
     ann.wait(
         "for the path of the restart",
         &format!("peer.restarts === 1 && (await observer.paths())[0]?.port !== {before}"),
     );
     ann.paths_over(transport);
     ben.paths_over(transport);
-    let (at, seconds) = (&restarted["offset"], received["seconds"].as_f64().unwrap());
+    let at = &restarted["offset"];
     report("chat", transport, "a message each way", None);
     report("file", transport, &format!("{SIZE} bytes in {seconds:.1} s, equal SHA-256, ICE restart at {at}"), None);
 }

@@ -1,7 +1,8 @@
 //! Calls of many: mesh, forwarding unit, broadcast and bots.
 
-use crate::participant::{Participant, report};
+use crate::participant::Participant;
 use crate::place::Place;
+use crate::table::report;
 
 #[test]
 fn four_see_each_other_in_a_mesh() {
@@ -119,7 +120,7 @@ fn a_bot_shows_its_picture_and_echoes_the_chat() {
     let place = Place::new();
     let room = place.room();
     let ann = place.enter(&room, "Ann", "udp");
-    let bot = place.bot(&room);
+    let bot = place.servers.bot(&room, &[]);
     ann.wait("for the bot", "peer.kind === 'bot' && peer.connectionState === 'connected'");
     ann.wait("for the picture", "peer.framesDecoded > 0");
     ann.wait_for_frames(20);

@@ -18,7 +18,8 @@ window.observer = {
       const report = await connection.getStats();
       const all = [...report.values()];
       const transport = all.find(({ type, selectedCandidatePairId }) => type === "transport" && selectedCandidatePairId);
-      const pair = report.get(transport.selectedCandidatePairId);
+      // Firefox has no statistics of transports, and marks the pair.
+      const pair = transport ? report.get(transport.selectedCandidatePairId) : all.find(({ selected }) => selected);
       const [local, remote] = [report.get(pair.localCandidateId), report.get(pair.remoteCandidateId)];
       const inbound = all.filter(({ type }) => type === "inbound-rtp");
       const sum = (key) => inbound.reduce((total, entry) => total + (entry[key] ?? 0), 0);
@@ -27,6 +28,7 @@ window.observer = {
         remote: remote.candidateType,
         relayProtocol: local.relayProtocol,
         url: local.url,
+        address: local.address,
         port: local.port,
         framesDecoded: sum("framesDecoded"),
         packetsLost: sum("packetsLost"),

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::place::Place;
+use crate::driver::Driver;
+use crate::place::Servers;
 use crate::support::TIMEOUT;
 
 const OBSERVER: &str = include_str!("observer.js");
@@ -34,39 +35,48 @@ const WAIT: &str = r##"
 
 /// A window with the page of a room.
 pub(crate) struct Participant<'p> {
-    place: &'p Place,
-    window: Value,
+    servers: &'p Servers,
+    pub(crate) driver: &'p dyn Driver,
+    pub(crate) window: Value,
 }
 
 impl<'p> Participant<'p> {
-    pub(crate) fn open(place: &'p Place, url: &str) -> Self {
-        let window = place.new_window();
-        let observer = json!({ "source": format!("{{ {OBSERVER} }}") });
-        place.browser.devtools("Page.addScriptToEvaluateOnNewDocument", &observer);
-        place.browser.navigate(url);
-        Self { place, window }
+    pub(crate) fn open(servers: &'p Servers, driver: &'p dyn Driver, url: &str) -> Self {
+        let window = driver.open(&format!("{{ {OBSERVER} }}"));
+        driver.navigate(&window, url);
+        Self { servers, driver, window }
     }
 
     /// Waits until a JavaScript expression is true, and returns its value. `state` is that of the page, and `peer` its
     /// first peer.
     pub(crate) fn wait(&self, what: &str, condition: &str) -> Value {
-        self.place.switch_to(&self.window);
+        self.wait_minutes(1, what, condition)
+    }
+
+    /// The same, for what takes minutes.
+    pub(crate) fn wait_minutes(&self, minutes: u32, what: &str, condition: &str) -> Value {
         let script = WAIT.replace("CONDITION", condition);
         let limit = u64::try_from(TIMEOUT.as_millis()).unwrap();
-        let mut result = self.place.browser.execute_async(&script, &[limit.into()]);
-        let missing = &result["missing"];
-        assert!(missing.is_null(), "waited {TIMEOUT:?} {what}: {missing}\n{}", self.place.output());
-        result["value"].take()
+        // A script has a limit, too.
+        for last in (0..minutes).map(|minute| minute + 1 == minutes) {
+            let mut result = self.driver.execute_async(&self.window, &script, &[limit.into()]);
+            let missing = &result["missing"];
+            if missing.is_null() {
+                return result["value"].take();
+            }
+            let (browser, output) = (self.driver.name(), self.servers.output());
+            assert!(!last, "{browser} waited {minutes} × {TIMEOUT:?} {what}: {missing}\n{output}");
+        }
+        unreachable!("the last minute returns or panics")
     }
 
     /// Runs the body of an asynchronous JavaScript function and returns its result.
     pub(crate) fn run(&self, body: &str) -> Value {
-        self.place.switch_to(&self.window);
         let script = format!(
             "const done = arguments[0];
              (async () => {{ {body} }})().then((value) => done({{ value }}), (error) => done({{ error: String(error) }}));"
         );
-        let mut result = self.place.browser.execute_async(&script, &[]);
+        let mut result = self.driver.execute_async(&self.window, &script, &[]);
         assert!(result["error"].is_null(), "{body}: {}", result["error"]);
         result["value"].take()
     }
@@ -105,16 +115,4 @@ impl<'p> Participant<'p> {
         let time = self.wait("for the first frame", "observer.firstFrame && Math.round(observer.firstFrame)");
         time.as_u64().unwrap()
     }
-
-    /// Returns a picture of the page as PNG.
-    pub(crate) fn picture(&self) -> Vec<u8> {
-        self.place.switch_to(&self.window);
-        self.place.browser.picture()
-    }
-}
-
-/// Prints a row of the table.
-pub(crate) fn report(system: &str, transport: &str, seen: &str, first_frame: Option<u64>) {
-    let first_frame = first_frame.map_or_else(|| "–".to_owned(), |time| format!("{time} ms"));
-    println!("| {system} | {transport} | {seen} | {first_frame} |");
 }

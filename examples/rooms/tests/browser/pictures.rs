@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
+use crate::driver::switch_to;
 use crate::place::Place;
 
 const WIDE: [u32; 2] = [1280, 800];
@@ -32,7 +33,7 @@ fn pictures_of_the_pages() {
         look(size, scheme);
         save(&format!("start-{name}"), &place.browser.picture());
     }
-    place.browser.navigate(&format!("{}/room/{room}?capture=synthetic&name=Ann", place.url));
+    place.browser.navigate(&format!("{}/room/{room}?capture=synthetic&name=Ann", place.servers.url));
     for (name, size, scheme) in looks {
         look(size, scheme);
         save(&format!("prejoin-{name}"), &place.browser.picture());
@@ -47,6 +48,6 @@ fn pictures_of_the_pages() {
     for (name, size, scheme) in looks {
         look(size, scheme);
         ann.wait_for_frames(2);
-        save(&format!("call-{name}"), &ann.picture());
+        save(&format!("call-{name}"), &{ switch_to(&place.browser, &ann.window); place.browser.picture() });
     }
 }

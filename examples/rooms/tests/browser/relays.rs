@@ -1,12 +1,7 @@
 //! What happens when a relay drains, and when credentials expire.
 
-use std::time::Duration;
-
-use serde_json::Value;
-use turnserver::clock::Clock;
-
-use crate::participant::report;
 use crate::place::Place;
+use crate::table::report;
 
 #[test]
 fn a_drained_relay_keeps_its_call_and_new_calls_use_the_other() {
@@ -16,8 +11,8 @@ fn a_drained_relay_keeps_its_call_and_new_calls_use_the_other() {
         participant.wait_for_frames(10);
     }
     let before = ann.paths_over("udp").remove(0);
-    let drained = place.relays.iter().position(|relay| relay.urls().iter().any(|url| before["url"] == url.as_str()));
-    let drained = &place.relays[drained.unwrap_or_else(|| panic!("a relay of this test: {before}"))];
+    let drained = place.servers.relays.iter().position(|relay| relay.urls().iter().any(|url| before["url"] == url.as_str()));
+    let drained = &place.servers.relays[drained.unwrap_or_else(|| panic!("a relay of this test: {before}"))];
     drained.ctl(&["drain"]);
     let status = drained.ctl(&["status"]);
     assert_eq!(status["draining"], true, "{status}");
