@@ -4,17 +4,14 @@ use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, UdpSocket};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{Pid, gettid};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use turnserver::offload::next_hop::{NextHop, Notice, Obstacle, Pair, Resolution, Watcher};
 
 use crate::network::{in_own_network, ip};
+pub(crate) use crate::network::{Host, link_address, set, text};
 
 /// Timeout of every wait. It is long because the machine may be busy, and shorter than the time in which the watcher
 /// finds changes of a few pairs without notifications.
@@ -27,101 +24,6 @@ pub(crate) const OWNER: u16 = 3;
 pub(crate) const FAR: &str = "203.0.113.9";
 /// The same for IPv6.
 pub(crate) const FAR6: &str = "2001:db8:9::9";
-
-/// A namespace of its own on the other end of one interface of the server.
-///
-/// Network `n` is 10.0.n.0/24 and fd00:n::/64 on the interface `n<n>` at both ends. The server is host 1 there, and the
-/// other end is host 2, and fe80::2. The last bytes of the link addresses are n and the host.
-pub(crate) struct Host {
-    commands: mpsc::Sender<(Job, mpsc::Sender<()>)>,
-    thread: Pid,
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-impl Host {
-    /// Creates the interface of network `network` in the namespace of this thread, and the namespace of its other end.
-    pub(crate) fn new(network: u8) -> Self {
-        let (commands, received) = mpsc::channel::<(Job, mpsc::Sender<()>)>();
-        let (started, id) = mpsc::channel();
-        thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            started.send(gettid()).unwrap();
-            // The namespace ends with the thread, when the test drops its sender.
-            for (command, done) in received {
-                command();
-                done.send(()).unwrap();
-            }
-        });
-        let host = Self { commands, thread: id.recv().unwrap() };
-        host.connect(network);
-        host
-    }
-
-    /// Creates the interface of another network in the namespace of this thread, whose other end is in this namespace.
-    pub(crate) fn connect(&self, network: u8) {
-        let (name, thread) = (format!("n{network}"), self.thread);
-        ip(&format!("link add {name} type veth peer name {name} netns {thread}"));
-        configure(network, 1);
-        self.run(move || {
-            configure(network, 2);
-            ip(&format!("addr add fe80::2/64 dev {name} nodad"));
-            wait_for_link(network);
-        });
-        wait_for_link(network);
-    }
-
-    /// Runs something in the namespace.
-    pub(crate) fn run(&self, command: impl FnOnce() + Send + 'static) {
-        let (done, wait) = mpsc::channel();
-        self.commands.send((Box::new(command), done)).unwrap();
-        wait.recv().expect("the command succeeds");
-    }
-
-    /// Runs an `ip` command in the namespace.
-    pub(crate) fn ip(&self, arguments: &str) {
-        let arguments = arguments.to_owned();
-        self.run(move || ip(&arguments));
-    }
-}
-
-fn configure(network: u8, host: u8) {
-    let name = format!("n{network}");
-    // A link-local address that the kernel adds would take a second.
-    set(&format!("ipv6/conf/{name}/addr_gen_mode"), "1");
-    for command in [
-        "link set lo up".to_owned(),
-        format!("link set {name} address {}", text(link_address(network, host))),
-        format!("link set {name} up"),
-        format!("addr add 10.0.{network}.{host}/24 dev {name}"),
-        format!("addr add fd00:{network}::{host}/64 dev {name} nodad"),
-    ] {
-        ip(&command);
-    }
-}
-
-/// Waits until the kernel has noticed that both ends of an interface are up, which it does in the background.
-fn wait_for_link(network: u8) {
-    let name = format!("n{network}");
-    let is_up = || {
-        let output = Command::new("ip").args(["-o", "link", "show", "dev", &name]).output().unwrap();
-        String::from_utf8(output.stdout).unwrap().contains("state UP")
-    };
-    assert!((0..10_000).any(|_| is_up()), "{name} has no link");
-}
-
-/// Sets a parameter of the network stack in the namespace of this thread.
-pub(crate) fn set(name: &str, value: &str) {
-    std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap();
-}
-
-pub(crate) fn link_address(network: u8, host: u8) -> [u8; 6] {
-    [2, 0, 0, 0, network, host]
-}
-
-pub(crate) fn text(link_address: [u8; 6]) -> String {
-    link_address.map(|byte| format!("{byte:02x}")).join(":")
-}
 
 /// Runs many `ip` commands in one process.
 pub(crate) fn batch(commands: &[String]) {
