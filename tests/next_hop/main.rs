@@ -9,6 +9,7 @@ mod hosts;
 #[cfg(test)]
 mod ipsec;
 #[cfg(test)]
+#[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../support/network.rs"]
 mod network;
 #[cfg(test)]

@@ -1,16 +1,9 @@
 //! The sites on which a case runs: loopback, and a network whose interface has the XDP program.
 
-use std::fs::File;
-use std::panic::resume_unwind;
-use std::sync::mpsc;
-use std::thread;
-
-use nix::sched::{CloneFlags, setns};
-
 use crate::hosts::Host;
 use crate::http::Http;
 use crate::interfaces::{Traffic, assert_checksums, at_server, prepare, run};
-use crate::network::ip;
+use crate::network::{Namespace, ip};
 use crate::support::{Server, TempDir, config_for};
 
 /// The version of IP addresses.
@@ -27,7 +20,7 @@ pub(crate) struct Site {
     /// A second IPv4 address of clients, at which no server listens.
     pub(crate) other: &'static str,
     /// The network namespace of the server, with the interface that has the program.
-    namespace: Option<File>,
+    namespace: Option<Namespace>,
     directory: TempDir,
 }
 
@@ -76,25 +69,23 @@ pub(crate) fn over_loopback(case: impl FnOnce(&Site)) {
 /// receive no wrong checksum. The program sends packets back through the interface that has received them.
 pub(crate) fn over_the_offload(case: impl FnOnce(&Site) + Send) {
     at_server(|| {
-        let own_namespace = || File::open("/proc/thread-self/ns/net").unwrap();
         let host = Host::new(1);
         prepare(&host, 1);
-        let (sender, receiver) = mpsc::channel();
-        host.run(move || {
+        let clients = host.run(|| {
             ip("addr add 10.0.1.3/24 dev n1");
             // Chromium uses the addresses with which it would reach the internet.
             ip("route add default via 10.0.1.1");
             ip("-6 route add default via fd00:1::1");
-            sender.send(own_namespace()).unwrap();
+            Namespace::own()
         });
         let site = Site {
             server: ["10.0.1.1", "fd00:1::1"],
             host: ["10.0.1.2", "fd00:1::2"],
             other: "10.0.1.3",
-            namespace: Some(own_namespace()),
+            namespace: Some(Namespace::own()),
             directory: TempDir::new(),
         };
-        setns(receiver.recv().unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+        clients.enter();
         case(&site);
         assert_checksums();
     });
@@ -142,14 +133,10 @@ impl Site {
 
     /// Runs something in the network namespace of the server. Processes that it starts, and sockets, stay there.
     pub(crate) fn at_server<T: Send>(&self, function: impl FnOnce() -> T + Send) -> T {
-        let Some(namespace) = &self.namespace else { return function() };
-        thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-                function()
-            });
-            inside.join().unwrap_or_else(|panic| resume_unwind(panic))
-        })
+        match &self.namespace {
+            Some(namespace) => namespace.run(function),
+            None => function(),
+        }
     }
 
     /// Returns the path of the control socket.

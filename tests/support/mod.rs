@@ -14,10 +14,11 @@ mod log;
 pub(crate) mod network;
 mod process;
 mod server;
+mod skip;
 mod temp_dir;
 pub(crate) mod tls;
 
-use std::io::{self, Write};
+use std::io;
 use std::time::Duration;
 
 pub(crate) use config::{REALM, SECRET, config, config_for, config_without_secret, with_tls};
@@ -26,6 +27,7 @@ pub(crate) use finally::Finally;
 pub(crate) use log::LogLine;
 pub(crate) use process::{Finished, Process, run};
 pub(crate) use server::{Credential, Ended, Server};
+pub(crate) use skip::skip;
 pub(crate) use temp_dir::TempDir;
 
 /// Timeout of every wait. It is long because the machine may be busy.
@@ -49,13 +51,4 @@ pub(crate) fn has_ipv6() -> bool {
         skip("there is no IPv6");
     }
     has
-}
-
-/// Reports on standard error, which the test runner does not capture here, that a test does not run, or not as a whole.
-/// It fails the test if `REQUIRE_ALL_TESTS` is set, as in `.ci/run`.
-pub(crate) fn skip(reason: &str) {
-    let required = std::env::var_os("REQUIRE_ALL_TESTS").is_some();
-    assert!(!required, "REQUIRE_ALL_TESTS is set, but this test cannot run: {reason}");
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    let _ = writeln!(io::stderr(), "skipped: {test}: {reason}");
 }

@@ -1,10 +1,12 @@
 //! Network namespaces for a test.
 
+use std::fs::File;
+use std::panic::resume_unwind;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Pid, gettid};
 
 use super::skip;
@@ -39,7 +41,7 @@ pub(crate) fn ip(arguments: &str) {
 /// Network `n` is 10.0.n.0/24 and fd00:n::/64 on the interface `n<n>` at both ends. The server is host 1 there, and the
 /// other end is host 2, and fe80::2. The last bytes of the link addresses are n and the host.
 pub(crate) struct Host {
-    commands: mpsc::Sender<(Job, mpsc::Sender<()>)>,
+    commands: mpsc::Sender<Job>,
     thread: Pid,
 }
 
@@ -48,16 +50,13 @@ type Job = Box<dyn FnOnce() + Send>;
 impl Host {
     /// Creates the interface of network `network` in the namespace of this thread, and the namespace of its other end.
     pub(crate) fn new(network: u8) -> Self {
-        let (commands, received) = mpsc::channel::<(Job, mpsc::Sender<()>)>();
+        let (commands, received) = mpsc::channel::<Job>();
         let (started, id) = mpsc::channel();
         thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             started.send(gettid()).unwrap();
             // The namespace ends with the thread, when the test drops its sender.
-            for (command, done) in received {
-                command();
-                done.send(()).unwrap();
-            }
+            received.into_iter().for_each(|command| command());
         });
         let host = Self { commands, thread: id.recv().unwrap() };
         host.connect(network);
@@ -78,10 +77,10 @@ impl Host {
     }
 
     /// Runs something in the namespace.
-    pub(crate) fn run(&self, command: impl FnOnce() + Send + 'static) {
-        let (done, wait) = mpsc::channel();
-        self.commands.send((Box::new(command), done)).unwrap();
-        wait.recv().expect("the command succeeds");
+    pub(crate) fn run<T: Send + 'static>(&self, command: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = mpsc::channel();
+        self.commands.send(Box::new(move || done.send(command()).unwrap())).unwrap();
+        result.recv().expect("the command succeeds")
     }
 
     /// Runs an `ip` command in the namespace.
@@ -127,4 +126,30 @@ pub(crate) fn link_address(network: u8, host: u8) -> [u8; 6] {
 
 pub(crate) fn text(link_address: [u8; 6]) -> String {
     link_address.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// A network namespace. It exists at least as long as this.
+pub(crate) struct Namespace(File);
+
+impl Namespace {
+    /// The namespace of this thread.
+    pub(crate) fn own() -> Self {
+        Self(File::open("/proc/thread-self/ns/net").unwrap())
+    }
+
+    /// Moves this thread into the namespace.
+    pub(crate) fn enter(&self) {
+        setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
+    }
+
+    /// Runs something in the namespace. Processes that it starts, and sockets, stay there.
+    pub(crate) fn run<T: Send>(&self, function: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                self.enter();
+                function()
+            });
+            inside.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    }
 }

@@ -25,6 +25,15 @@ mod firefox;
 #[path = "browser/groups.rs"]
 mod groups;
 #[cfg(test)]
+#[path = "browser/homes.rs"]
+mod homes;
+#[cfg(test)]
+#[path = "browser/moves.rs"]
+mod moves;
+#[cfg(test)]
+#[path = "browser/networks.rs"]
+mod networks;
+#[cfg(test)]
 #[path = "browser/participant.rs"]
 mod participant;
 #[cfg(test)]

@@ -110,6 +110,17 @@ impl<'p> Participant<'p> {
         paths
     }
 
+    /// Waits until all connections lead through the relay on both sides, and this side reaches it by a transport: a
+    /// connection may begin with a worse path.
+    pub(crate) fn wait_for_paths(&self, transport: &str) {
+        let settled = format!(
+            "(await observer.paths()).every(({{ local, remote, relayProtocol }}) =>
+               local === 'relay' && remote === 'relay' && relayProtocol === '{transport}')"
+        );
+        self.wait("for the paths", &settled);
+        self.paths_over(transport);
+    }
+
     /// Returns the milliseconds from the navigation to the first decoded frame.
     pub(crate) fn first_frame(&self) -> u64 {
         let time = self.wait("for the first frame", "observer.firstFrame && Math.round(observer.firstFrame)");

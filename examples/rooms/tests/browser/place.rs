@@ -2,7 +2,6 @@
 
 use std::process::Command;
 
-use serde_json::Value;
 use turnserver::clock::Clock;
 
 use crate::driver::Driver;
@@ -140,11 +139,6 @@ impl Place {
     /// Lets two participants enter a new room.
     pub(crate) fn pair(&self, transport: &str) -> [Participant<'_>; 2] {
         self.servers.pair([&self.browser; 2], &only(transport))
-    }
-
-    /// Opens a window and returns its handle.
-    pub(crate) fn window(&self) -> Value {
-        self.browser.open("")
     }
 }
 

@@ -11,7 +11,19 @@ use crate::program::program;
 use crate::support::certificates::Authority;
 use crate::support::{Process, TIMEOUT, TempDir, run};
 
-/// A relay on 127.0.0.1 with UDP, TCP and TLS. Dropping it kills it.
+/// Where a relay listens, and from where it relays. Each is a list in TOML.
+pub(crate) struct Listeners {
+    pub(crate) udp: &'static str,
+    pub(crate) tcp: &'static str,
+    pub(crate) tls: &'static str,
+    pub(crate) relay: &'static str,
+}
+
+/// Free ports of 127.0.0.1.
+const LOOPBACK: Listeners =
+    Listeners { udp: "['127.0.0.1:0']", tcp: "['127.0.0.1:0']", tls: "['127.0.0.1:0']", relay: "['127.0.0.1']" };
+
+/// A relay with UDP, TCP and TLS. Dropping it kills it.
 pub(crate) struct Relay {
     process: Process,
     directory: TempDir,
@@ -20,18 +32,22 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Starts a relay and waits until it is ready.
+    /// Starts a relay on 127.0.0.1 and waits until it is ready.
     pub(crate) fn start() -> Self {
+        Self::start_on(&LOOPBACK)
+    }
+
+    /// Starts a relay on other addresses.
+    pub(crate) fn start_on(Listeners { udp, tcp, tls, relay }: &Listeners) -> Self {
         let directory = TempDir::new();
         let authority = Authority::new(unix_seconds());
         let [certificate, key] = authority.write(&authority.issue(&["127.0.0.1"]), directory.path());
         let socket = socket(&directory);
-        let any = "['127.0.0.1:0']";
         let config = directory.write(
             "turnserver.toml",
             &format!(
-                "[listen]\nudp = {any}\ntcp = {any}\ntls = {any}\n[tls]\ncertificate = {certificate:?}\nprivate-key = \
-                 {key:?}\n[relay]\naddresses = ['127.0.0.1']\n[auth]\nsecrets = ['a secret for tests only']\nexpiry-grace = '0s'\n\
+                "[listen]\nudp = {udp}\ntcp = {tcp}\ntls = {tls}\n[tls]\ncertificate = {certificate:?}\nprivate-key = \
+                 {key:?}\n[relay]\naddresses = {relay}\n[auth]\nsecrets = ['a secret for tests only']\n\
                  [control]\nsocket = {socket:?}\n[log]\nformat = 'json'\n"
             ),
         );
