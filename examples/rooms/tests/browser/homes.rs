@@ -57,6 +57,11 @@ fn forward() {
     set("ipv6/conf/all/forwarding", "1");
 }
 
+/// Adds an address of the link, which the kernel needs to find the neighbours of packets that it forwards.
+fn examine_neighbours(network: u8) {
+    ip(&format!("addr add fe80::1/64 dev n{network} nodad"));
+}
+
 /// What a router does with packets.
 #[derive(Clone, Copy)]
 pub(crate) struct Rules {
@@ -83,6 +88,7 @@ impl Home {
     pub(crate) fn new(network: u8, rules: Rules) -> Self {
         let router = Arc::new(Host::new(network));
         let inside = network + 1;
+        examine_neighbours(network);
         ip(&format!("-6 route add fd00:{inside}::/64 via fd00:{network}::2"));
         router.run(move || {
             forward();
@@ -116,7 +122,11 @@ impl Home {
 
     fn connect(&self, rules: Rules, connect: impl FnOnce(u8) -> Arc<Host> + Send + 'static) -> Arc<Host> {
         let inside = self.network + 1;
-        let participant = self.router.run(move || connect(inside));
+        let participant = self.router.run(move || {
+            let participant = connect(inside);
+            examine_neighbours(inside);
+            participant
+        });
         participant.ip(&format!("route add default via 10.0.{inside}.1"));
         participant.ip(&format!("-6 route add default via fd00:{inside}::1"));
         if let Some(netem) = rules.netem {
