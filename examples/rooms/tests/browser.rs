@@ -28,6 +28,9 @@ mod groups;
 #[path = "browser/homes.rs"]
 mod homes;
 #[cfg(test)]
+#[path = "browser/line.rs"]
+mod line;
+#[cfg(test)]
 #[path = "browser/moves.rs"]
 mod moves;
 #[cfg(test)]

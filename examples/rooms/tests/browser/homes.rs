@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::driver::Driver;
+use crate::line::slow_line;
 use crate::place::Servers;
 use crate::relay::{Listeners, Relay};
 use crate::support::network::{Host, Namespace, in_own_network, ip, set};
@@ -67,13 +68,13 @@ fn examine_neighbours(network: u8) {
 pub(crate) struct Rules {
     /// Statements of nftables for the packets that pass the router.
     pub(crate) filter: &'static str,
-    /// The options of `tc qdisc add` for netem, in both directions.
-    pub(crate) netem: Option<&'static str>,
+    /// Whether the line behind the router is slow and loses packets.
+    pub(crate) is_slow: bool,
 }
 
 impl Rules {
     /// A router that changes the addresses of packets, and passes all.
-    pub(crate) const OPEN: Self = Self { filter: "accept;", netem: None };
+    pub(crate) const OPEN: Self = Self { filter: "accept;", is_slow: false };
 }
 
 /// A network behind a router with a symmetric NAT: each destination sees another port.
@@ -106,10 +107,10 @@ impl Home {
         Self { network, router }
     }
 
-    /// Connects the namespace of a participant.
-    pub(crate) fn join(&self, participant: &Arc<Host>, rules: Rules) {
+    /// Connects the namespace of a participant by another interface.
+    pub(crate) fn join(&self, participant: &Arc<Host>) {
         let participant = Arc::clone(participant);
-        self.connect(rules, move |network| {
+        self.connect(move |network| {
             participant.connect(network);
             participant
         });
@@ -117,10 +118,17 @@ impl Home {
 
     /// Returns the namespace of a participant.
     pub(crate) fn participant(&self, rules: Rules) -> Arc<Host> {
-        self.connect(rules, |network| Arc::new(Host::new(network)))
+        self.connect(move |network| {
+            if rules.is_slow {
+                return slow_line(network);
+            }
+            let participant = Host::new(network);
+            participant.ip(&format!("-6 route add default via fd00:{network}::1"));
+            Arc::new(participant)
+        })
     }
 
-    fn connect(&self, rules: Rules, connect: impl FnOnce(u8) -> Arc<Host> + Send + 'static) -> Arc<Host> {
+    fn connect(&self, connect: impl FnOnce(u8) -> Arc<Host> + Send + 'static) -> Arc<Host> {
         let inside = self.network + 1;
         let participant = self.router.run(move || {
             let participant = connect(inside);
@@ -128,16 +136,6 @@ impl Home {
             participant
         });
         participant.ip(&format!("route add default via 10.0.{inside}.1"));
-        participant.ip(&format!("-6 route add default via fd00:{inside}::1"));
-        if let Some(netem) = rules.netem {
-            let interfaces = [self.network, inside];
-            self.router.run(move || {
-                for interface in interfaces {
-                    let arguments = format!("qdisc add dev n{interface} root netem {netem}");
-                    command("tc", &arguments.split(' ').collect::<Vec<_>>());
-                }
-            });
-        }
         participant
     }
 }

@@ -29,7 +29,7 @@ fn a_call_goes_on_after_a_change_of_address() {
 
         moving.ip("link del n2");
         let moved = Clock::start();
-        homes[2].join(&moving, Rules::OPEN);
+        homes[2].join(&moving);
         let port = before["path"]["port"].clone();
         ann.wait("for a new path", &format!("((await observer.paths())[0]?.port ?? {port}) !== {port}"));
         ben.wait("for a new path", &format!("((await observer.paths())[0]?.remotePort ?? {port}) !== {port}"));

@@ -102,7 +102,7 @@ fn a_call_over_ipv6_only() {
 
 #[test]
 fn a_call_with_loss_and_delay() {
-    let slow = Rules { netem: Some("delay 100ms loss 5%"), ..Rules::OPEN };
+    let slow = Rules { is_slow: true, ..Rules::OPEN };
     let network = "5 % loss and 100 ms delay in each direction, one side";
     Case { network, rules: [slow, Rules::OPEN], size: MEBIBYTE / 8, ..USUAL }.run();
 }
