@@ -1,6 +1,7 @@
-//! Rooms in a headless Chromium. All media and data go through a real relay: no page has another candidate than that of
-//! the relay. Each test prints rows of a table: system, transport, what was seen, time from the navigation to the first
-//! decoded frame.
+//! Rooms in headless browsers. All media and data go through a real relay. Over loopback addresses, pages use nothing but
+//! the relay; between network namespaces, the browsers find that there is no other way. Each test writes rows of a table,
+//! target/tmp/rooms-table.md: system, transport, browsers, network, what was seen, and the time from the navigation to the
+//! first decoded frame.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
@@ -63,6 +64,9 @@ mod support;
 #[cfg(test)]
 #[path = "browser/table.rs"]
 mod table;
+#[cfg(test)]
+#[path = "browser/transports.rs"]
+mod transports;
 #[cfg(test)]
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../tests/browser/webdriver.rs"]

@@ -1,9 +1,10 @@
 //! Data channels: chat, files and the game.
 
-use crate::file::{accept, offer, received};
+use crate::file::{accept, offer, received, transfer};
 use crate::participant::Participant;
 use crate::place::Place;
 use crate::table::report;
+use crate::transports::over_each_transport;
 
 const SIZE: u64 = 20 << 20;
 
@@ -48,25 +49,9 @@ fn chat_and_a_file(transport: &str) {
     report("file", transport, &format!("{SIZE} bytes in {seconds:.1} s, equal SHA-256, ICE restart at {at}"), None);
 }
 
-#[test]
-fn chat_and_a_file_arrive_over_udp_and_the_file_survives_an_ice_restart() {
-    chat_and_a_file("udp");
-}
-
-#[test]
-fn chat_and_a_file_arrive_over_tcp_and_the_file_survives_an_ice_restart() {
-    chat_and_a_file("tcp");
-}
-
-#[test]
-fn chat_and_a_file_arrive_over_tls_and_the_file_survives_an_ice_restart() {
-    chat_and_a_file("tls");
-}
-
-#[test]
-fn two_players_agree_on_the_score() {
+fn game(transport: &str) {
     let place = Place::new();
-    let [ann, ben] = place.pair("udp");
+    let [ann, ben] = place.pair(transport);
     for participant in [&ann, &ben] {
         participant.wait("for the channel", "peer.dataChannels.game === 'open'");
     }
@@ -84,8 +69,29 @@ fn two_players_agree_on_the_score() {
     for participant in [&ann, &ben] {
         let latency = participant.wait("for the latency", "Number.isFinite(state.game.latency) && state.game.latency");
         latencies.push(latency.as_f64().unwrap());
-        participant.paths_over("udp");
+        participant.paths_over(transport);
     }
     let seen = format!("score {score} on both sides, round trip {:.1} and {:.1} ms", latencies[0], latencies[1]);
-    report("game", "udp", &seen, None);
+    report("game", transport, &seen, None);
+}
+
+#[test]
+#[ignore = "it takes minutes"]
+fn a_file_of_one_gibibyte_arrives() {
+    const GIBIBYTE: u64 = 1 << 30;
+    let place = Place::new();
+    let [ann, ben] = place.pair("udp");
+    let seconds = transfer(&ann, &ben, GIBIBYTE);
+    for participant in [&ann, &ben] {
+        participant.paths_over("udp");
+    }
+    #[allow(clippy::cast_precision_loss, reason = "a rate needs no precision")]
+    let rate = (GIBIBYTE >> 20) as f64 / seconds;
+    let seen = format!("{GIBIBYTE} bytes in {seconds:.0} s ({rate:.1} MiB/s), equal SHA-256");
+    report("file of 1 GiB", "udp", &seen, None);
+}
+
+over_each_transport! {
+    chat_and_a_file_arrive_and_the_file_survives_an_ice_restart: chat_and_a_file;
+    two_players_agree_on_the_score: game;
 }

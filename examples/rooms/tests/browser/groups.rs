@@ -3,19 +3,19 @@
 use crate::participant::Participant;
 use crate::place::Place;
 use crate::table::report;
+use crate::transports::over_each_transport;
 
-#[test]
-fn four_see_each_other_in_a_mesh() {
+fn mesh_of_four(transport: &str) {
     let place = Place::new();
     let room = place.room();
-    let all = ["Ann", "Ben", "Cid", "Dan"].map(|name| place.enter(&room, name, "udp"));
+    let all = ["Ann", "Ben", "Cid", "Dan"].map(|name| place.enter(&room, name, transport));
     for participant in &all {
         participant
             .wait("for three peers", "state.peers.length === 3 && state.peers.every((p) => p.framesDecoded > 0)");
         participant.wait_for_frames(10);
-        assert_eq!(participant.paths_over("udp").len(), 3);
+        assert_eq!(participant.paths_over(transport).len(), 3);
     }
-    report("mesh of four", "udp", "4 × 3 pictures go on", Some(all[3].first_frame()));
+    report("mesh of four", transport, "4 × 3 pictures go on", Some(all[3].first_frame()));
 }
 
 #[test]
@@ -67,24 +67,9 @@ fn two_with_the_forwarding_unit(transport: &str) {
     report("forwarding unit, two", transport, "frames on both sides", Some(all[1].first_frame()));
 }
 
-#[test]
-fn the_forwarding_unit_connects_two_over_udp() {
-    two_with_the_forwarding_unit("udp");
-}
-
-#[test]
-fn the_forwarding_unit_connects_two_over_tcp() {
-    two_with_the_forwarding_unit("tcp");
-}
-
-#[test]
-fn the_forwarding_unit_connects_two_over_tls() {
-    two_with_the_forwarding_unit("tls");
-}
-
-fn broadcast(viewers: usize) {
+fn broadcast(viewers: usize, transport: &str) {
     let place = Place::new();
-    let all = forwarded(&place, "broadcast", viewers + 1, "udp");
+    let all = forwarded(&place, "broadcast", viewers + 1, transport);
     let (sender, viewers) = all.split_first().unwrap();
     let from_sender = "state.peers.find(({ id }) => id === state.sender).framesDecoded";
     let mut frames = Vec::new();
@@ -92,43 +77,46 @@ fn broadcast(viewers: usize) {
         let before = viewer.wait("for the first frame", from_sender);
         let now = viewer.wait("for 20 more frames", &format!("{from_sender} >= {before} + 20 && {from_sender}"));
         frames.push(now.as_u64().unwrap());
-        viewer.paths_over("udp");
+        viewer.paths_over(transport);
         let publishes = viewer.run("return rooms.state.sfu.publish !== null;");
         assert_eq!(publishes, false, "only the sender sends");
     }
     let received = sender.run("return rooms.state.peers.map(({ framesDecoded }) => framesDecoded ?? 0);");
     assert!(received.as_array().unwrap().iter().all(|count| count == 0), "the sender watches nobody: {received}");
-    sender.paths_over("udp");
+    sender.paths_over(transport);
     let least = frames.iter().min().unwrap();
     let seen = format!("each of {} decoded at least {least} frames", frames.len());
-    report(&format!("broadcast to {}", frames.len()), "udp", &seen, Some(viewers.last().unwrap().first_frame()));
-}
-
-#[test]
-fn a_broadcast_reaches_four() {
-    broadcast(4);
+    report(&format!("broadcast to {}", frames.len()), transport, &seen, Some(viewers.last().unwrap().first_frame()));
 }
 
 #[test]
 #[ignore = "21 windows take minutes"]
 fn a_broadcast_reaches_twenty() {
-    broadcast(20);
+    broadcast(20, "udp");
 }
 
-#[test]
-fn a_bot_shows_its_picture_and_echoes_the_chat() {
+fn bot(transport: &str) {
     let place = Place::new();
     let room = place.room();
-    let ann = place.enter(&room, "Ann", "udp");
-    let bot = place.servers.bot(&room, &[]);
+    let ann = place.enter(&room, "Ann", transport);
+    // The bot trusts only certificates of public authorities.
+    let url = place.servers.relays[0].url(if transport == "tls" { "tcp" } else { transport });
+    let bot = place.servers.bot(&room, &["--turn-url", url]);
     ann.wait("for the bot", "peer.kind === 'bot' && peer.connectionState === 'connected'");
     ann.wait("for the picture", "peer.framesDecoded > 0");
     ann.wait_for_frames(20);
     ann.wait("for the channel", "peer.dataChannels.chat === 'open'");
     assert_eq!(ann.run("return rooms.send('Is there anybody?');"), 1, "{}", bot.output());
     ann.wait("for the echo", "state.chat.some(({ text, own }) => text === 'Is there anybody?' && !own)");
-    ann.paths_over("udp");
-    report("bot", "udp", "its picture, and an echo", Some(ann.first_frame()));
+    ann.paths_over(transport);
+    report("bot", transport, "its picture, and an echo", Some(ann.first_frame()));
+}
+
+over_each_transport! {
+    four_see_each_other_in_a_mesh: mesh_of_four;
+    the_forwarding_unit_connects_two: two_with_the_forwarding_unit;
+    a_broadcast_reaches_four: |transport| broadcast(4, transport);
+    a_bot_shows_its_picture_and_echoes_the_chat: bot;
 }
 
 #[test]

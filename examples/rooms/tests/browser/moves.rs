@@ -29,6 +29,8 @@ fn a_call_goes_on_after_a_change_of_address() {
 
         moving.ip("link del n2");
         let moved = Clock::start();
+        let held = ben.run("return rooms.state.files.at(-1).offset;").as_u64().unwrap();
+        assert!(held < SIZE, "the file was complete before the change");
         homes[2].join(&moving);
         let port = before["path"]["port"].clone();
         ann.wait("for a new path", &format!("((await observer.paths())[0]?.port ?? {port}) !== {port}"));

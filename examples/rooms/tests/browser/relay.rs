@@ -67,6 +67,16 @@ impl Relay {
         &self.urls
     }
 
+    /// Returns the URL of a transport.
+    pub(crate) fn url(&self, transport: &str) -> &str {
+        let end = format!("?transport={transport}");
+        let is_it = |url: &&String| match transport {
+            "tls" => url.starts_with("turns:"),
+            _ => url.starts_with("turn:") && url.ends_with(&end),
+        };
+        self.urls.iter().find(is_it).unwrap_or_else(|| panic!("no URL for {transport}: {:?}", self.urls))
+    }
+
     /// Returns the path of the configuration.
     pub(crate) fn config(&self) -> &Path {
         &self.config
