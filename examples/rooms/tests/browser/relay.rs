@@ -1,6 +1,6 @@
 //! The relay as a process.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,7 +41,8 @@ impl Relay {
     pub(crate) fn start_on(Listeners { udp, tcp, tls, relay }: &Listeners) -> Self {
         let directory = TempDir::new();
         let authority = Authority::new(unix_seconds());
-        let [certificate, key] = authority.write(&authority.issue(&["127.0.0.1"]), directory.path());
+        let [certificate, key] = authority.write(&authority.issue(&["127.0.0.1", "localhost"]), directory.path());
+        directory.write("root.pem", &authority.root());
         let socket = socket(&directory);
         let config = directory.write(
             "turnserver.toml",
@@ -77,6 +78,11 @@ impl Relay {
         self.urls.iter().find(is_it).unwrap_or_else(|| panic!("no URL for {transport}: {:?}", self.urls))
     }
 
+    /// Returns the file with the certificate of the authority that has issued the certificate of the relay.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.directory.path().join("root.pem")
+    }
+
     /// Returns the path of the configuration.
     pub(crate) fn config(&self) -> &Path {
         &self.config
@@ -108,6 +114,8 @@ fn url(fields: &Value) -> Option<String> {
     }
     let address: SocketAddr = fields["address"].as_str()?.parse().ok()?;
     Some(match fields["transport"].as_str()? {
+        // Firefox uses TLS only to a name.
+        "tls" if address.ip() == Ipv4Addr::LOCALHOST => format!("turns:localhost:{}?transport=tcp", address.port()),
         "tls" => format!("turns:{address}?transport=tcp"),
         transport => format!("turn:{address}?transport={transport}"),
     })
