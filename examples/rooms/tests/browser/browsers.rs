@@ -16,7 +16,7 @@ const SIZE: u64 = 5 << 20;
 /// one calls it.
 fn between(is_firefox_first: bool, transport: &str) {
     let servers = Servers::start(vec![Relay::start()], "127.0.0.1:0", &[]);
-    let (chromium, firefox) = (Browser::start(), Firefox::start(&servers.relays[0].authority()));
+    let (chromium, firefox) = (Browser::start(), Firefox::start());
     let drivers: [&dyn Driver; 2] = if is_firefox_first { [&firefox, &chromium] } else { [&chromium, &firefox] };
     let browsers = drivers.map(Driver::name).join(", ");
     let row = Row { system: "", transport, browsers: &browsers, network: "loopback", seen: "", first_frame: None };

@@ -2,7 +2,6 @@
 //! program.
 
 use std::net::TcpStream;
-use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
@@ -10,7 +9,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use crate::driver::Driver;
-use crate::support::{Process, TIMEOUT, TempDir, run};
+use crate::support::{Process, TIMEOUT, TempDir};
 use crate::webdriver::SCRIPT_LIMIT;
 
 const PACKAGE: &str = "firefox-esr";
@@ -42,16 +41,9 @@ struct Connection {
 }
 
 impl Firefox {
-    /// Starts a browser that trusts an authority, whose certificate is in a file. For pages, it accepts every certificate.
-    pub(crate) fn start(authority: &Path) -> Self {
+    /// Starts a browser that accepts every certificate.
+    pub(crate) fn start() -> Self {
         let profile = TempDir::new();
-        let database = format!("sql:{}", profile.path().display());
-        let root = authority.to_str().unwrap();
-        for arguments in [&["-N", "--empty-password"][..], &["-A", "-n", "root of the tests", "-t", "C,,", "-i", root]] {
-            let mut certutil = Command::new("certutil");
-            let finished = run(certutil.args(arguments).args(["-d", &database]), Some("libnss3-tools"), TIMEOUT);
-            assert_eq!(finished.code, Some(0), "{finished:?}");
-        }
         let lines = PREFERENCES.map(|(name, value)| format!("user_pref(\"{name}\", {value});\n"));
         profile.write("user.js", &lines.concat());
         let mut command = Command::new("firefox-esr");

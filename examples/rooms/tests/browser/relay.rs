@@ -42,7 +42,6 @@ impl Relay {
         let directory = TempDir::new();
         let authority = Authority::new(unix_seconds());
         let [certificate, key] = authority.write(&authority.issue(&["127.0.0.1", "localhost"]), directory.path());
-        directory.write("root.pem", &authority.root());
         let socket = socket(&directory);
         let config = directory.write(
             "turnserver.toml",
@@ -76,11 +75,6 @@ impl Relay {
             _ => url.starts_with("turn:") && url.ends_with(&end),
         };
         self.urls.iter().find(is_it).unwrap_or_else(|| panic!("no URL for {transport}: {:?}", self.urls))
-    }
-
-    /// Returns the file with the certificate of the authority that has issued the certificate of the relay.
-    pub(crate) fn authority(&self) -> PathBuf {
-        self.directory.path().join("root.pem")
     }
 
     /// Returns the path of the configuration.
