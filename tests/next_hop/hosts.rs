@@ -10,8 +10,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use turnserver::offload::next_hop::{NextHop, Notice, Obstacle, Pair, Resolution, Watcher};
 
-use crate::network::{in_own_network, ip};
 pub(crate) use crate::network::{Host, link_address, set, text};
+use crate::network::{in_own_network, ip};
 
 /// Timeout of every wait. It is long because the machine may be busy, and shorter than the time in which the watcher
 /// finds changes of a few pairs without notifications.

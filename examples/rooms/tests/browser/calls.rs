@@ -8,9 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::place::Place;
+use crate::support::{TIMEOUT, TempDir, run};
 use crate::table::report;
 use crate::transports::over_each_transport;
-use crate::support::{TIMEOUT, TempDir, run};
 
 fn a_call_of_two(transport: &str) {
     let place = Place::new();

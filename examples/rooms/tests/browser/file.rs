@@ -61,7 +61,8 @@ pub(crate) fn received(from: &Participant<'_>, to: &Participant<'_>, offered: &O
     if let Some([only]) = file["digests"].as_array().map(Vec::as_slice) {
         assert_eq!(&file["sha256"], only, "the page computes the same");
     }
-    let shown = from.wait("for the confirmation", "state.files.at(-1).state === 'complete' && state.files.at(-1).sha256");
+    let shown =
+        from.wait("for the confirmation", "state.files.at(-1).state === 'complete' && state.files.at(-1).sha256");
     assert_eq!((shown.as_str().map(str::len), &shown), (Some(64), &file["sha256"]));
     file["seconds"].as_f64().unwrap()
 }

@@ -16,8 +16,12 @@ use crate::support::network::{Host, Namespace, in_own_network, ip, set};
 use crate::support::{TIMEOUT, TempDir, run};
 use crate::webdriver::Browser;
 
-const V4: Listeners =
-    Listeners { udp: "['192.0.2.2:3478']", tcp: "['192.0.2.2:3478']", tls: "['192.0.2.2:443']", relay: "['192.0.2.2']" };
+const V4: Listeners = Listeners {
+    udp: "['192.0.2.2:3478']",
+    tcp: "['192.0.2.2:3478']",
+    tls: "['192.0.2.2:443']",
+    relay: "['192.0.2.2']",
+};
 
 // Chromium asks for an IPv4 address at the relay, however it reaches it.
 const V6: Listeners = Listeners {

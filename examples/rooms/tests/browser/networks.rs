@@ -15,7 +15,7 @@ struct Case {
     rules: [Rules; 2],
     /// What is done in the namespace of each participant.
     prepare: &'static [&'static str],
-    parameters: &'static str,
+    query: &'static str,
     transports: [&'static str; 2],
     size: u64,
 }
@@ -25,7 +25,7 @@ const USUAL: Case = Case {
     servers,
     rules: [Rules::OPEN; 2],
     prepare: &[],
-    parameters: "",
+    query: "",
     transports: ["udp"; 2],
     size: MEBIBYTE,
 };
@@ -35,12 +35,13 @@ impl Case {
         among_homes(|| {
             let homes = [1, 3].map(|network| Home::new(network, self.rules[usize::from(network / 2)]));
             let participants = [0, 1].map(|at| homes[at].participant(self.rules[at]));
-            for (participant, command) in participants.iter().flat_map(|one| self.prepare.iter().map(move |c| (one, c))) {
+            for (participant, command) in participants.iter().flat_map(|one| self.prepare.iter().map(move |c| (one, c)))
+            {
                 participant.ip(command);
             }
             let servers = (self.servers)();
             let browsers = participants.each_ref().map(|participant| Inside::start(participant));
-            let [ann, ben] = servers.pair([&browsers[0], &browsers[1]], self.parameters);
+            let [ann, ben] = servers.pair([&browsers[0], &browsers[1]], self.query);
             let mut frames = Vec::new();
             for (participant, transport) in [&ann, &ben].into_iter().zip(self.transports) {
                 participant.wait_for_frames(30);
@@ -94,7 +95,7 @@ fn a_call_over_ipv6_only() {
         servers: servers_v6,
         prepare: &["-4 addr flush scope global"],
         // The participants could reach each other: there is no NAT.
-        parameters: "relay=only",
+        query: "relay=only",
         ..USUAL
     }
     .run();

@@ -13,7 +13,8 @@ use crate::place::Place;
 
 const WIDE: [u32; 2] = [1280, 800];
 const PHONE: [u32; 2] = [390, 844];
-const LOOKS: [(&str, [u32; 2], &str); 3] = [("light", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")];
+const LOOKS: [(&str, [u32; 2], &str); 3] =
+    [("light", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")];
 const PANELS: [&str; 5] = ["room", "chat", "files", "game", "statistics"];
 
 /// Saves a picture of the current window in each size and scheme. `settle` waits for what a new size changes.

@@ -52,36 +52,24 @@ impl Servers {
         room.as_str().expect("a room has an id").to_owned()
     }
 
-    /// Opens a page in which someone tries to enter a room. The page has further parameters.
-    pub(crate) fn open<'p>(
-        &'p self,
-        driver: &'p dyn Driver,
-        room: &str,
-        name: &str,
-        parameters: &str,
-    ) -> Participant<'p> {
-        let query = format!("capture=synthetic&join=1&name={name}&{parameters}");
+    /// Opens a page in which someone tries to enter a room. The page also has this query.
+    pub(crate) fn open<'p>(&'p self, driver: &'p dyn Driver, room: &str, name: &str, query: &str) -> Participant<'p> {
+        let query = format!("capture=synthetic&join=1&name={name}&{query}");
         Participant::open(self, driver, &format!("{}/room/{room}?{query}", self.url))
     }
 
     /// Opens a page in which someone enters a room.
-    pub(crate) fn enter<'p>(
-        &'p self,
-        driver: &'p dyn Driver,
-        room: &str,
-        name: &str,
-        parameters: &str,
-    ) -> Participant<'p> {
-        let participant = self.open(driver, room, name, parameters);
+    pub(crate) fn enter<'p>(&'p self, driver: &'p dyn Driver, room: &str, name: &str, query: &str) -> Participant<'p> {
+        let participant = self.open(driver, room, name, query);
         participant.wait("to have joined", "state.joined");
         participant
     }
 
-    /// Lets two participants enter a new room, each in its browser, with the same parameters.
-    pub(crate) fn pair<'p>(&'p self, drivers: [&'p dyn Driver; 2], parameters: &str) -> [Participant<'p>; 2] {
+    /// Lets two participants enter a new room, each in its browser, with the same query.
+    pub(crate) fn pair<'p>(&'p self, drivers: [&'p dyn Driver; 2], query: &str) -> [Participant<'p>; 2] {
         let room = self.room(drivers[0]);
         let [first, second] = drivers;
-        [self.enter(first, &room, "Ann", parameters), self.enter(second, &room, "Ben", parameters)]
+        [self.enter(first, &room, "Ann", query), self.enter(second, &room, "Ben", query)]
     }
 
     /// Starts a bot that enters a room.

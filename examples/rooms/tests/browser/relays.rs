@@ -11,7 +11,8 @@ fn a_drained_relay_keeps_its_call_and_new_calls_use_the_other() {
         participant.wait_for_frames(10);
     }
     let before = ann.paths_over("udp").remove(0);
-    let drained = place.servers.relays.iter().position(|relay| relay.urls().iter().any(|url| before["url"] == url.as_str()));
+    let drained =
+        place.servers.relays.iter().position(|relay| relay.urls().iter().any(|url| before["url"] == url.as_str()));
     let drained = &place.servers.relays[drained.unwrap_or_else(|| panic!("a relay of this test: {before}"))];
     drained.ctl(&["drain"]);
     let status = drained.ctl(&["status"]);

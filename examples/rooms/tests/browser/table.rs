@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-const HEAD: &str = "| system | transport | browsers | network | what was seen | first frame after |\n|---|---|---|---|---|---|\n";
+const HEAD: &str =
+    "| system | transport | browsers | network | what was seen | first frame after |\n|---|---|---|---|---|---|\n";
 
 /// A row of the table.
 #[derive(Clone, Copy)]
