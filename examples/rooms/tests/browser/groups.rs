@@ -99,9 +99,10 @@ fn bot(transport: &str) {
     let place = Place::new();
     let room = place.room();
     let ann = place.enter(&room, "Ann", transport);
-    // The bot trusts only certificates of public authorities.
-    let url = place.servers.relays[0].url(if transport == "tls" { "tcp" } else { transport });
-    let bot = place.servers.bot(&room, &["--turn-url", url]);
+    let relay = &place.servers.relays[0];
+    let authority = relay.authority();
+    let options = ["--turn-url", relay.url(transport), "--relay-ca", authority.to_str().unwrap()];
+    let bot = place.servers.bot(&room, &options);
     ann.wait("for the bot", "peer.kind === 'bot' && peer.connectionState === 'connected'");
     ann.wait("for the picture", "peer.framesDecoded > 0");
     ann.wait_for_frames(20);

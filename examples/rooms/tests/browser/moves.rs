@@ -16,10 +16,10 @@ fn a_call_goes_on_after_a_change_of_address() {
         let [moving, staying] = [0, 1].map(|at| homes[at].participant(Rules::OPEN));
         let servers = servers();
         let browsers = [&moving, &staying].map(|participant| Inside::start(participant));
-        let [ann, ben] = servers.pair([&browsers[0], &browsers[1]], "");
+        let [ann, ben] = servers.pair([&browsers[0], &browsers[1]], "transport=udp");
         for participant in [&ann, &ben] {
             participant.wait_for_frames(10);
-            participant.wait_for_paths("udp");
+            participant.wait_for_relay(&["udp"]);
         }
         let before = ann.run("return { id: rooms.state.id, path: (await observer.paths())[0] };");
         let offered = offer(&ann, SIZE);
@@ -42,7 +42,7 @@ fn a_call_goes_on_after_a_change_of_address() {
         let mut frames = Vec::new();
         for participant in [&ann, &ben] {
             participant.wait_for_frames(20);
-            participant.wait_for_paths("udp");
+            participant.wait_for_relay(&["udp"]);
             frames.push(participant.run("return rooms.state.peers[0].framesDecoded;"));
         }
         let seconds = received(&ann, &ben, &offered);

@@ -92,33 +92,39 @@ impl<'p> Participant<'p> {
     /// Returns the paths of all connections, after it has asserted that they lead through the relay on both sides, and
     /// that this side reaches the relay by a transport.
     pub(crate) fn paths_over(&self, transport: &str) -> Vec<Value> {
+        self.paths_over_one_of(&[transport])
+    }
+
+    /// The same, for one of several transports.
+    fn paths_over_one_of(&self, transports: &[&str]) -> Vec<Value> {
+        let assert_path = |path: &Value| {
+            assert_eq!((&path["local"], &path["remote"]), (&json!("relay"), &json!("relay")), "{path}");
+            let used = path["relayProtocol"].as_str();
+            assert!(used.is_some_and(|used| transports.contains(&used)), "not over {transports:?}: {path}");
+        };
         let paths = self.run("return observer.paths();").as_array().unwrap().clone();
         assert!(!paths.is_empty(), "no connection");
-        for path in &paths {
-            assert_eq!((&path["local"], &path["remote"]), (&json!("relay"), &json!("relay")), "{path}");
-            assert_eq!(path["relayProtocol"], transport, "{path}");
-        }
+        paths.iter().for_each(assert_path);
         // The page says the same.
         let shown = self.wait(
             "for the pairs of the page",
             "[...state.peers, state.sfu.publish, state.sfu.subscribe].map((link) => link?.pair).filter(Boolean)",
         );
-        for pair in shown.as_array().unwrap() {
-            assert_eq!((&pair["local"], &pair["remote"]), (&json!("relay"), &json!("relay")), "{pair}");
-            assert_eq!(pair["relayProtocol"], transport, "{pair}");
-        }
+        shown.as_array().unwrap().iter().for_each(assert_path);
         paths
     }
 
-    /// Waits until all connections lead through the relay on both sides, and this side reaches it by a transport: a
-    /// connection may begin with a worse path.
-    pub(crate) fn wait_for_paths(&self, transport: &str) {
+    /// Waits until the connection leads through the relay on both sides: it may begin with a worse path. Returns the
+    /// transport by which this side reaches the relay, which is one of those given.
+    pub(crate) fn wait_for_relay(&self, transports: &[&str]) -> String {
         let settled = format!(
-            "(await observer.paths()).every(({{ local, remote, relayProtocol }}) =>
-               local === 'relay' && remote === 'relay' && relayProtocol === '{transport}')"
+            "[(await observer.paths())[0], peer.pair].every((path) => path?.local === 'relay' && path.remote === 'relay' &&
+               {}.includes(path.relayProtocol))",
+            json!(transports)
         );
-        self.wait("for the paths", &settled);
-        self.paths_over(transport);
+        self.wait("for the path through the relay", &settled);
+        let path = self.paths_over_one_of(transports).remove(0);
+        path["relayProtocol"].as_str().unwrap().to_owned()
     }
 
     /// Returns the milliseconds from the navigation to the first decoded frame.

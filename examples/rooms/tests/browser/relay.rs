@@ -42,12 +42,14 @@ impl Relay {
         let directory = TempDir::new();
         let authority = Authority::new(unix_seconds());
         let [certificate, key] = authority.write(&authority.issue(&["127.0.0.1", "localhost"]), directory.path());
+        directory.write("root.pem", &authority.root());
         let socket = socket(&directory);
         let config = directory.write(
             "turnserver.toml",
             &format!(
                 "[listen]\nudp = {udp}\ntcp = {tcp}\ntls = {tls}\n[tls]\ncertificate = {certificate:?}\nprivate-key = \
                  {key:?}\n[relay]\naddresses = {relay}\n[auth]\nsecrets = ['a secret for tests only']\n\
+                 expiry-grace = '0s'\n\
                  [control]\nsocket = {socket:?}\n[log]\nformat = 'json'\n"
             ),
         );
@@ -75,6 +77,11 @@ impl Relay {
             _ => url.starts_with("turn:") && url.ends_with(&end),
         };
         self.urls.iter().find(is_it).unwrap_or_else(|| panic!("no URL for {transport}: {:?}", self.urls))
+    }
+
+    /// Returns the file with the certificate of the authority that has issued the certificate of the relay.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.directory.path().join("root.pem")
     }
 
     /// Returns the path of the configuration.

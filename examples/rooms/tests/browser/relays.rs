@@ -1,5 +1,10 @@
 //! What happens when a relay drains, and when credentials expire.
 
+use std::time::Duration;
+
+use serde_json::Value;
+use turnserver::clock::Clock;
+
 use crate::place::Place;
 use crate::table::report;
 
