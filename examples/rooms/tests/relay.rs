@@ -11,7 +11,8 @@ use rooms::connect::{Trust, connect};
 use rooms::message::{Ice, IceServer};
 use rooms::relay::{Relay, RelayEvent};
 use support::relay::{Authority, Identity, RelayProcess};
-use support::{PATIENCE, SECRET};
+use support::{At, PATIENCE, SECRET};
+use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use turnserver::auth::{Secret, time_limited};
@@ -75,6 +76,49 @@ async fn data_passes_between_two_relayed_addresses_over_udp_and_tcp() {
     let (at_one, at_two) = (allocated(&mut one).await, allocated(&mut two).await);
     passes((&mut one, at_one), (&mut two, at_two)).await;
     passes((&mut two, at_two), (&mut one, at_one)).await;
+}
+
+/// Sends numbered datagrams to a peer, and checks that they come in order.
+async fn burst((relay, local): (&Relay, SocketAddr), peer: &UdpSocket) {
+    for number in 0..64 {
+        relay.send(local, peer.local_addr().unwrap(), vec![number]);
+    }
+    for number in 0..64 {
+        let mut received = [0; 2];
+        let length = timeout(PATIENCE, peer.recv(&mut received)).await.unwrap().unwrap();
+        assert_eq!(received[..length], [number]);
+    }
+}
+
+// RFC 8656 §9, §12: a permission is for an IP address, a channel for one peer.
+#[tokio::test]
+async fn hundreds_of_peers_are_reached_although_the_relay_permits_one_channel() {
+    let limits = "[limits]\npermissions-per-allocation = 1\nchannels-per-allocation = 1\n";
+    let process = RelayProcess::start_with(LOOPBACK, None, &format!("{limits}[peers]\nallow = ['127.0.0.1']\n"));
+    let (_credentials, receiver) = watch::channel(ice(process.url("udp")));
+    let mut relay = start(receiver);
+    let local = allocated(&mut relay).await;
+    let mut peers = Vec::new();
+    for _ in 0..300 {
+        let peer = UdpSocket::bind(LOOPBACK).await.unwrap();
+        relay.send(local, peer.local_addr().unwrap(), b"check".to_vec());
+        timeout(PATIENCE, peer.recv(&mut [0; 8])).await.unwrap().unwrap();
+        peers.push(peer);
+    }
+    let metrics = || At { address: process.http }.request("GET /metrics");
+    let has = |metrics: &str, line| metrics.lines().any(|other| other == line);
+    assert!(has(&metrics().await, "turnserver_channels 0"));
+    let end = Instant::now() + PATIENCE;
+    // On a slow machine, one burst may take so long that it is no reason for a channel.
+    while !has(&metrics().await, "turnserver_channels 1") {
+        assert!(Instant::now() < end, "no channel");
+        burst((&relay, local), &peers[0]).await;
+    }
+    for peer in &peers[..3] {
+        burst((&relay, local), peer).await;
+    }
+    let metrics = metrics().await;
+    assert!(has(&metrics, "turnserver_channels 1") && has(&metrics, "turnserver_permissions 1"), "{metrics}");
 }
 
 #[tokio::test]

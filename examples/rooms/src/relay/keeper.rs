@@ -1,11 +1,14 @@
-//! An allocation and its channels, from Allocate to the end (RFC 8656). There is no socket and no clock: times are
-//! durations since the beginning.
+//! An allocation, its permissions and its channels, from Allocate to the end (RFC 8656). There is no socket and no clock:
+//! times are durations since the beginning.
+//!
+//! ICE sends checks to many peers and media to few. Data goes in Send indications, which need one permission for all peers
+//! at an IP address. Only a peer with much traffic gets a channel: servers limit the number of channels.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -19,36 +22,43 @@ use turnserver::stun::ErrorCode;
 const TIMING: Timing =
     Timing { first: Duration::from_millis(250), transmissions: 5, last: 8, connection: Duration::from_secs(5) };
 
-/// An allocation is refreshed so long before its end, or earlier if it is short.
+/// Allocations, permissions and channels are renewed so long before their end, an allocation earlier if it is short.
 const MARGIN: Duration = Duration::from_secs(60);
 
-/// A channel is bound again after this time: with the permission, which lasts 5 min (RFC 8656 §9, §12).
-const REBIND: Duration = Duration::from_secs(240);
+/// The life of a permission (RFC 8656 §9).
+const PERMISSION: Duration = Duration::from_secs(5 * 60);
 
-/// A peer to which nothing was sent for this time needs no channel.
+/// The life of a binding (RFC 8656 §12).
+const BINDING: Duration = Duration::from_secs(10 * 60);
+
+/// A peer has a channel when more than this number of datagrams come or go within [`WINDOW`]. A voice has 50 in one
+/// direction; the checks of ICE stay far below. Each datagram on a channel is 32 bytes or more shorter.
+const BUSY: u32 = 32;
+
+/// The time within which datagrams are counted.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// A peer to which nothing was sent for this time is forgotten.
 const UNUSED: Duration = Duration::from_secs(180);
 
 /// A channel number is used for no other peer until this time after the last binding: its life of 10 min, and 5 min
 /// more (RFC 8656 §12).
 const RETIRED: Duration = Duration::from_secs(15 * 60);
 
-/// The life of a binding (RFC 8656 §12).
-const BINDING: Duration = Duration::from_secs(10 * 60);
-
-/// The time until a binding or an allocation that was not renewed is tried again, while it lasts.
+/// The time until something that was not renewed is requested again, while it lasts.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// A peer that the server refuses is tried again after this time.
+/// The time until a permission or a channel that was not granted is requested again.
 const REFUSED: Duration = Duration::from_secs(60);
 
 /// After the end of the allocation, nothing is due.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// How many peers that the server refuses are remembered.
-const REFUSALS: usize = 4_096;
+/// How many permissions are remembered, with those that the server refuses.
+const PERMISSIONS: usize = 4_096;
 
-/// How many datagrams wait for a channel.
-const QUEUE: usize = 16;
+/// How many datagrams wait for a permission: some for each peer at an address of many.
+const QUEUE: usize = 512;
 
 /// The channel numbers (RFC 8656 §12).
 const CHANNELS: std::ops::RangeInclusive<u16> = 0x4000..=0x4FFF;
@@ -77,9 +87,9 @@ pub(super) struct Keeper {
     refresh_at: Option<Duration>,
     /// When the allocation ends without a Refresh.
     end: Duration,
-    channels: HashMap<SocketAddr, Channel>,
-    /// The peers that the server refuses, and since when.
-    refused: HashMap<SocketAddr, Duration>,
+    permissions: HashMap<IpAddr, Permission>,
+    /// Peers to which data was sent. There are not more than channel numbers.
+    peers: HashMap<SocketAddr, Peer>,
     next_number: u16,
     is_leaving: bool,
 }
@@ -90,36 +100,72 @@ enum Purpose {
     Allocate(Families),
     Refresh,
     Release,
+    Permit(IpAddr),
     Bind(SocketAddr),
 }
 
-/// The channel of a peer.
+/// What the server grants for a time. It is renewed with the first datagram in the last minute: ICE sends at least every
+/// 15 s on the paths that it keeps (RFC 8445 §11).
+#[derive(Debug, Default)]
+struct Grant {
+    is_requested: bool,
+    /// It is not requested before.
+    next: Duration,
+    end: Duration,
+}
+
+impl Grant {
+    fn lasts_at(&self, now: Duration) -> bool {
+        now < self.end
+    }
+
+    /// Returns whether a request has to be sent. Then the grant counts as requested.
+    fn begin_request(&mut self, now: Duration) -> bool {
+        let is_due = !self.is_requested && self.next <= now;
+        self.is_requested |= is_due;
+        is_due
+    }
+
+    fn finished(&mut self, is_granted: bool, lifetime: Duration, now: Duration) {
+        self.is_requested = false;
+        if is_granted {
+            self.end = now + lifetime;
+            self.next = self.end - MARGIN;
+        } else {
+            self.next = now + if self.lasts_at(now) { RETRY } else { REFUSED };
+        }
+    }
+}
+
+/// The permission for an IP address.
+#[derive(Debug, Default)]
+struct Permission {
+    grant: Grant,
+    /// Data that waits for it.
+    waiting: Vec<(SocketAddr, Vec<u8>)>,
+}
+
+/// A peer to which data was sent.
 #[derive(Debug)]
-struct Channel {
-    number: u16,
-    state: State,
-    /// When something was sent to the peer last.
+struct Peer {
+    /// When something was sent to it last.
     used: Duration,
-    /// When the server confirmed the binding last.
-    confirmed: Option<Duration>,
+    /// The datagrams that came and went since this time.
+    counted_from: Duration,
+    datagrams: u32,
+    /// The number for its channel, whether there is one or not.
+    number: u16,
+    channel: Grant,
+    /// The server may use the number for this peer until then.
+    reserved: Duration,
 }
 
-#[derive(Debug)]
-enum State {
-    /// The first binding has been requested. Datagrams wait for it.
-    Requested(VecDeque<Vec<u8>>),
-    /// Bound at this time, and not requested again.
-    Bound(Duration),
-    /// Bound, and requested again.
-    Rebinding,
-    /// The server did not respond, and may have bound the number. Tried again after this time, with this number.
-    Unknown(Duration),
-}
-
-impl Channel {
-    /// Whether data was sent to the peer shortly before.
-    fn is_used_at(&self, time: Duration) -> bool {
-        time < self.used + UNUSED
+impl Peer {
+    fn count(&mut self, now: Duration) {
+        if self.counted_from + WINDOW <= now {
+            (self.counted_from, self.datagrams) = (now, 0);
+        }
+        self.datagrams += 1;
     }
 }
 
@@ -139,8 +185,8 @@ impl Keeper {
             relayed: Vec::new(),
             refresh_at: None,
             end: Duration::ZERO,
-            channels: HashMap::new(),
-            refused: HashMap::new(),
+            permissions: HashMap::new(),
+            peers: HashMap::new(),
             next_number: *CHANNELS.start(),
             is_leaving: false,
         }
@@ -169,67 +215,78 @@ impl Keeper {
 
     /// Returns when [`expire`](Self::expire) has to be called.
     pub(super) fn deadline(&self) -> Duration {
-        let bindings = self.channels.values().filter_map(|channel| match channel.state {
-            State::Bound(at) if channel.is_used_at(at + REBIND) => Some(at + REBIND),
-            State::Bound(at) => Some(at + RETIRED),
-            State::Unknown(at) => Some(at + RETIRED),
-            State::Requested(_) | State::Rebinding => None,
-        });
-        let refusals = self.refused.values().map(|at| *at + REFUSED);
-        let others = self.client.deadline().into_iter().chain(self.refresh_at);
-        bindings.chain(refusals).chain(others).min().unwrap_or(NEVER)
+        self.client.deadline().into_iter().chain(self.refresh_at).min().unwrap_or(NEVER)
     }
 
-    /// Sends data to a peer. It waits until the peer has a channel, and is lost if the server refuses one.
+    /// Sends data to a peer. It waits until there is a permission, and is lost if the server refuses that.
     pub(super) fn send(&mut self, peer: SocketAddr, data: &[u8], now: Duration) -> Result<(), Failure> {
-        if self.relayed.is_empty() || self.refused.get(&peer).is_some_and(|at| now < *at + REFUSED) {
+        let address = peer.ip();
+        if self.relayed.is_empty() {
             return Ok(());
         }
-        if let Some(channel) = self.channels.get_mut(&peer) {
-            channel.used = now;
-            let number = channel.number;
-            match &mut channel.state {
-                State::Requested(waiting) => {
-                    if waiting.len() < QUEUE {
-                        waiting.push_back(data.to_vec());
-                    }
-                    return Ok(());
-                }
-                State::Unknown(at) if now < *at + REFUSED => return Ok(()),
-                State::Unknown(_) => channel.state = State::Requested(VecDeque::from([data.to_vec()])),
-                State::Bound(at) => {
-                    self.outgoing.extend(self.client.channel_data(number, data));
-                    if now < *at + REBIND {
-                        return Ok(());
-                    }
-                    // The peer was not used for a while.
-                    channel.state = State::Rebinding;
-                }
-                State::Rebinding => {
-                    self.outgoing.extend(self.client.channel_data(number, data));
-                    return Ok(());
-                }
+        if !self.permissions.contains_key(&address) {
+            self.forget(now);
+            if self.permissions.len() >= PERMISSIONS {
+                return Ok(());
             }
-            return self.request(Request::ChannelBind { channel: number, peer }, Purpose::Bind(peer), now);
         }
-        // Without a free number, the data is lost. The peers that are not used release theirs.
-        let Some(number) = self.free_number() else { return Ok(()) };
-        let state = State::Requested(VecDeque::from([data.to_vec()]));
-        self.channels.insert(peer, Channel { number, state, used: now, confirmed: None });
-        self.request(Request::ChannelBind { channel: number, peer }, Purpose::Bind(peer), now)
+        let permission = self.permissions.entry(address).or_default();
+        let (is_due, lasts) = (permission.grant.begin_request(now), permission.grant.lasts_at(now));
+        if !lasts && permission.grant.is_requested && permission.waiting.len() < QUEUE {
+            permission.waiting.push((peer, data.to_vec()));
+        }
+        if is_due {
+            self.request(Request::CreatePermission(vec![peer]), Purpose::Permit(address), now)?;
+        }
+        if lasts { self.send_permitted(peer, data, now) } else { Ok(()) }
     }
 
-    fn free_number(&mut self) -> Option<u16> {
-        if self.channels.len() >= CHANNELS.len() {
-            return None;
+    /// Sends data to a peer that has a permission. A peer without a channel gets it in Send indications.
+    fn send_permitted(&mut self, address: SocketAddr, data: &[u8], now: Duration) -> Result<(), Failure> {
+        if !self.peers.contains_key(&address) {
+            self.add_peer(address, now);
         }
-        loop {
+        let peer = self.peers.get_mut(&address);
+        let channel = peer.as_ref().filter(|peer| peer.channel.lasts_at(now)).map(|peer| peer.number);
+        self.outgoing.extend(match channel {
+            Some(number) => self.client.channel_data(number, data),
+            None => Client::send_indication(address, data, &mut self.rng),
+        });
+        let Some(peer) = peer else { return Ok(()) };
+        peer.used = now;
+        peer.count(now);
+        if (channel.is_some() || peer.datagrams > BUSY) && peer.channel.begin_request(now) {
+            let request = Request::ChannelBind { channel: peer.number, peer: address };
+            return self.request(request, Purpose::Bind(address), now);
+        }
+        Ok(())
+    }
+
+    /// Remembers a peer, if there is a number for it.
+    fn add_peer(&mut self, address: SocketAddr, now: Duration) {
+        self.forget(now);
+        if self.peers.len() >= CHANNELS.len() {
+            return;
+        }
+        let number = loop {
             let number = self.next_number;
             self.next_number = if number == *CHANNELS.end() { *CHANNELS.start() } else { number + 1 };
-            if !self.channels.values().any(|channel| channel.number == number) {
-                return Some(number);
+            if !self.peers.values().any(|peer| peer.number == number) {
+                break number;
             }
-        }
+        };
+        let (used, counted_from, reserved) = (now, now, Duration::ZERO);
+        let peer = Peer { used, counted_from, datagrams: 0, number, channel: Grant::default(), reserved };
+        self.peers.insert(address, peer);
+    }
+
+    /// Forgets what is not used. If there are too many permissions, those that were refused are requested again.
+    fn forget(&mut self, now: Duration) {
+        let is_crowded = self.permissions.len() >= PERMISSIONS;
+        self.permissions.retain(|_, Permission { grant, .. }| {
+            grant.is_requested || grant.lasts_at(now) || (now < grant.next && !is_crowded)
+        });
+        self.peers.retain(|_, peer| now < peer.used + UNUSED || now < peer.reserved);
     }
 
     /// Takes a message of the server.
@@ -237,6 +294,9 @@ impl Keeper {
         match self.client.receive(message, now, &mut self.rng)? {
             Event::Finished(id, result) => self.finished(id, result, now),
             Event::Data { peer, data, .. } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.count(now);
+                }
                 let local = self.relayed.iter().find(|relayed| relayed.is_ipv4() == peer.is_ipv4())?;
                 Some(Output::Data { peer, local: *local, data: data.to_vec() })
             }
@@ -258,34 +318,14 @@ impl Keeper {
             // 10 min is what servers give (RFC 8656 §7.2).
             self.request(Request::Refresh(600), Purpose::Refresh, now)?;
         }
-        self.channels.retain(|_, channel| match channel.state {
-            State::Bound(at) => now < at + RETIRED,
-            State::Unknown(at) => now < at + RETIRED,
-            State::Requested(_) | State::Rebinding => true,
-        });
-        self.refused.retain(|_, at| now < *at + REFUSED);
-        let mut due = Vec::new();
-        for (peer, channel) in &mut self.channels {
-            if let State::Bound(at) = channel.state
-                && now >= at + REBIND
-                // As `deadline`, which is earlier than this call.
-                && channel.is_used_at(at + REBIND)
-            {
-                channel.state = State::Rebinding;
-                due.push((*peer, channel.number));
-            }
-        }
-        for (peer, channel) in due {
-            self.request(Request::ChannelBind { channel, peer }, Purpose::Bind(peer), now)?;
-        }
         Ok(outputs)
     }
 
     /// Gives the allocation back, also one that is requested and comes later. [`Output::Released`] follows.
     pub(super) fn release(&mut self, now: Duration) -> Option<Output> {
         self.refresh_at = None;
-        self.channels.clear();
-        self.refused.clear();
+        self.permissions.clear();
+        self.peers.clear();
         self.pending.retain(|_, purpose| matches!(purpose, Purpose::Allocate(_)));
         self.is_leaving = true;
         if self.relayed.is_empty() {
@@ -313,8 +353,11 @@ impl Keeper {
                 None
             }
             (Purpose::Allocate(_) | Purpose::Refresh, Err(failure)) => Some(Output::Ended(failure)),
+            (Purpose::Permit(address), result) => self.permitted(address, result.is_ok(), now).err().map(Output::Ended),
             (Purpose::Bind(peer), result) => {
-                self.bound(peer, &result, now);
+                let peer = self.peers.get_mut(&peer)?;
+                peer.channel.finished(result.is_ok(), BINDING, now);
+                peer.reserved = now + RETIRED;
                 None
             }
             _ => None,
@@ -335,30 +378,15 @@ impl Keeper {
         self.end = now + lifetime;
     }
 
-    fn bound(&mut self, peer: SocketAddr, result: &Result<Success, Failure>, now: Duration) {
-        let Some(channel) = self.channels.get_mut(&peer) else { return };
-        let lasts = channel.confirmed.is_some_and(|at| now < at + BINDING);
-        let new = match (result, &channel.state) {
-            (Ok(_), _) => {
-                channel.confirmed = Some(now);
-                State::Bound(now)
+    fn permitted(&mut self, address: IpAddr, is_granted: bool, now: Duration) -> Result<(), Failure> {
+        let Some(permission) = self.permissions.get_mut(&address) else { return Ok(()) };
+        permission.grant.finished(is_granted, PERMISSION, now);
+        for (peer, data) in std::mem::take(&mut permission.waiting) {
+            if is_granted {
+                self.send_permitted(peer, &data, now)?;
             }
-            (Err(_), State::Rebinding) if lasts => State::Bound((now + RETRY).saturating_sub(REBIND)),
-            (Err(Failure::Rejected(_)), _) => {
-                // The number is free for another peer.
-                self.channels.remove(&peer);
-                if self.refused.len() < REFUSALS {
-                    self.refused.insert(peer, now);
-                }
-                return;
-            }
-            (Err(_), _) => State::Unknown(now),
-        };
-        let before = std::mem::replace(&mut channel.state, new);
-        if let (Ok(_), State::Requested(waiting)) = (result, before) {
-            let client = &self.client;
-            self.outgoing.extend(waiting.iter().filter_map(|data| client.channel_data(channel.number, data)));
         }
+        Ok(())
     }
 }
 

@@ -24,6 +24,9 @@ const READ: usize = 16 * 1024;
 /// wait.
 const WAITING: usize = 256 * 1024;
 
+/// How a Send indication begins (RFC 8656 §17).
+const SEND_INDICATION: [u8; 2] = [0x00, 0x16];
+
 /// A connection that takes nothing for this time is dead.
 const STALLED: Duration = Duration::from_secs(5);
 
@@ -136,9 +139,10 @@ impl Writer {
         Self { sink, waiting, bytes: 0, written: 0, needs_flush: false, moved, lost: 0 }
     }
 
-    /// Queues a message for [`flush`](Self::flush). ChannelData is lost if too much waits.
+    /// Queues a message for [`flush`](Self::flush). Data for peers is lost if too much waits.
     pub(super) fn push(&mut self, message: Vec<u8>) {
-        let is_data = message.first().is_some_and(|first| *first > 3);
+        let is_channel_data = message.first().is_some_and(|first| *first > 3);
+        let is_data = is_channel_data || message.starts_with(&SEND_INDICATION);
         if is_data && self.bytes + message.len() > WAITING {
             self.lost += 1;
             return;
@@ -213,9 +217,9 @@ mod tests {
 
     use super::*;
 
-    fn data(length: usize) -> Vec<u8> {
-        let mut message = vec![7; length];
-        message[0] = 0x40;
+    fn data(begin: [u8; 2]) -> Vec<u8> {
+        let mut message = vec![7; 1_000];
+        message[..2].copy_from_slice(&begin);
         message
     }
 
@@ -223,8 +227,9 @@ mod tests {
     async fn a_connection_that_takes_nothing_loses_data_but_no_request_and_is_dead_after_some_seconds() {
         let (client, _server) = tokio::io::duplex(1_000);
         let (_reader, mut writer) = pair(Box::new(client));
-        for _ in 0..1_000 {
-            writer.push(data(1_000));
+        for _ in 0..500 {
+            writer.push(data([0x40, 7]));
+            writer.push(data(SEND_INDICATION));
         }
         writer.push(vec![0; 20]);
         assert!(writer.bytes <= WAITING + 20);

@@ -1,7 +1,11 @@
+use std::net::Ipv4Addr;
+
 use rand::SeedableRng as _;
 use turnserver::auth::Secret;
-use turnserver::client::write_message;
-use turnserver::stun::attribute::{ErrorCodeAttribute, Lifetime, XorMappedAddress, XorRelayedAddress};
+use turnserver::client::{random_id, write_message};
+use turnserver::stun::attribute::{
+    ChannelNumber, Data, ErrorCodeAttribute, Lifetime, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+};
 use turnserver::stun::{Class, Message, MessageWriter, Method};
 
 use super::*;
@@ -11,11 +15,19 @@ struct Server {
     keeper: Keeper,
     /// The requests that came, with their time in seconds.
     requests: Vec<(u64, Method)>,
-    /// The data that came on channels.
-    data: Vec<Vec<u8>>,
-    refuses: bool,
+    channels: HashMap<u16, SocketAddr>,
+    /// The data that came for peers, each with its way.
+    data: Vec<(Way, SocketAddr, Vec<u8>)>,
+    /// Requests with this method are rejected.
+    refuses: Option<Method>,
     /// Requests with this method are lost.
     loses: Option<Method>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Indication,
+    Channel,
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -26,7 +38,16 @@ impl Server {
     fn new() -> Self {
         let credentials = Credentials { username: "user".to_owned(), password: Secret::new("password").unwrap() };
         let keeper = Keeper::new(false, credentials, StdRng::from_seed([7; 32]));
-        Self { keeper, requests: Vec::new(), data: Vec::new(), refuses: false, loses: None }
+        let (requests, channels, data) = (Vec::new(), HashMap::new(), Vec::new());
+        Self { keeper, requests, channels, data, refuses: None, loses: None }
+    }
+
+    /// A server that has made an allocation.
+    fn allocated() -> Self {
+        let mut server = Self::new();
+        server.keeper.allocate(Duration::ZERO).unwrap();
+        server.run(Duration::ZERO);
+        server
     }
 
     /// Exchanges what waits. Returns what the keeper reports.
@@ -34,24 +55,55 @@ impl Server {
         let mut outputs = Vec::new();
         while let Some(sent) = self.keeper.transmit() {
             if sent[0] > 3 {
-                self.data.push(sent[4..].to_vec());
+                let peer = self.channels[&u16::from_be_bytes([sent[0], sent[1]])];
+                self.data.push((Way::Channel, peer, sent[4..].to_vec()));
                 continue;
             }
             let request = Message::parse(&sent).unwrap();
+            let peer = request.get().unwrap().map(|XorPeerAddress(peer)| peer);
+            if request.class() == Class::Indication {
+                let Data(data) = request.get().unwrap().unwrap();
+                self.data.push((Way::Indication, peer.unwrap(), data.to_vec()));
+                continue;
+            }
             self.requests.push((now.as_secs(), request.method()));
             if self.loses == Some(request.method()) {
                 continue;
             }
             let response = self.respond(&request);
+            if let (Some(ChannelNumber(number)), None) = (request.get().unwrap(), self.refuses) {
+                let peer = peer.unwrap();
+                assert!(self.channels.iter().all(|(other, of)| (*other == number) == (*of == peer)), "{number} {peer}");
+                self.channels.insert(number, peer);
+            }
             outputs.extend(self.keeper.receive(&response, now));
         }
         outputs
     }
 
+    /// Sends data and exchanges what follows.
+    fn send(&mut self, peer: SocketAddr, data: &[u8], now: Duration) {
+        self.keeper.send(peer, data, now).unwrap();
+        self.exchange(now);
+    }
+
+    /// Sends numbered datagrams, all at once, so that the peer gets a channel.
+    fn send_much(&mut self, peer: SocketAddr, now: Duration) {
+        for number in 0..2 * MUCH {
+            self.send(peer, &[number], now);
+        }
+    }
+
+    /// Returns the numbers and ways of the data that came last.
+    fn take_numbers(&mut self) -> Vec<(Way, u8)> {
+        self.data.drain(..).map(|(way, _, data)| (way, data[0])).collect()
+    }
+
     fn respond(&self, request: &Message<'_>) -> Vec<u8> {
-        let class = if self.refuses { Class::Error } else { Class::Success };
+        let is_refused = self.refuses == Some(request.method());
+        let class = if is_refused { Class::Error } else { Class::Success };
         let fill = |writer: &mut MessageWriter<'_>| match request.method() {
-            _ if self.refuses => writer.push(&ErrorCodeAttribute { code: ErrorCode::FORBIDDEN, reason: "" }),
+            _ if is_refused => writer.push(&ErrorCodeAttribute { code: ErrorCode::FORBIDDEN, reason: "" }),
             Method::ALLOCATE => {
                 writer.push(&XorRelayedAddress(address("192.0.2.1:50000")));
                 writer.push(&XorRelayedAddress(address("[2001:db8::1]:50000")));
@@ -83,6 +135,14 @@ impl Server {
 
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// After one more datagram than this in a second, a peer gets a channel.
+const MUCH: u8 = 32;
+
+/// The ways of [`Server::send_much`] to a peer without a channel that gets one.
+fn ways_of_much() -> Vec<(Way, u8)> {
+    (0..2 * MUCH).map(|number| (if number <= MUCH { Way::Indication } else { Way::Channel }, number)).collect()
+}
+
 #[test]
 fn an_allocation_is_refreshed_a_minute_before_its_end() {
     let mut server = Server::new();
@@ -94,37 +154,142 @@ fn an_allocation_is_refreshed_a_minute_before_its_end() {
 }
 
 #[test]
-fn the_first_data_waits_for_its_channel_which_is_bound_again_while_it_is_used() {
-    let (mut server, peer) = (Server::new(), address("198.51.100.1:4000"));
-    server.keeper.allocate(Duration::ZERO).unwrap();
-    server.run(Duration::ZERO);
-    server.keeper.send(peer, b"one", Duration::ZERO).unwrap();
-    server.keeper.send(peer, b"two", Duration::ZERO).unwrap();
-    assert_eq!(server.data, [b""; 0]);
+fn the_first_data_waits_for_its_permission_which_is_renewed_while_it_is_used() {
+    let (mut server, peer) = (Server::allocated(), address("198.51.100.1:4000"));
+    server.keeper.send(peer, b"1", Duration::ZERO).unwrap();
+    server.keeper.send(peer, b"2", Duration::ZERO).unwrap();
+    assert_eq!(server.data, []);
     server.exchange(Duration::ZERO);
-    assert_eq!(server.data, [b"one", b"two"]);
-    server.keeper.send(peer, b"used", Duration::from_secs(200)).unwrap();
-    server.run(20 * MINUTE);
-    assert_eq!(server.times(Method::CHANNEL_BIND), [0, 240], "nothing is sent from then on");
-    server.keeper.send(peer, b"again", 12 * MINUTE).unwrap();
-    server.exchange(12 * MINUTE);
-    assert_eq!(server.times(Method::CHANNEL_BIND), [0, 240, 720]);
+    assert_eq!(server.take_numbers(), [(Way::Indication, b'1'), (Way::Indication, b'2')]);
+    for second in (0..=500).step_by(10) {
+        server.send(peer, b"used", Duration::from_secs(second));
+    }
+    server.run(30 * MINUTE);
+    assert_eq!(server.times(Method::CREATE_PERMISSION), [0, 240, 480], "nothing is sent from then on");
+    server.data.clear();
+    server.keeper.send(peer, b"3", 31 * MINUTE).unwrap();
+    assert_eq!(server.keeper.outgoing.len(), 0, "the permission has ended");
+    server.exchange(31 * MINUTE);
+    assert_eq!(server.take_numbers(), [(Way::Indication, b'3')]);
+    assert_eq!(server.times(Method::CREATE_PERMISSION), [0, 240, 480, 31 * 60]);
+    assert_eq!(server.times(Method::CHANNEL_BIND), [0; 0]);
+}
+
+#[test]
+fn a_permission_that_is_not_renewed_is_requested_again_while_it_lasts() {
+    let (mut server, peer) = (Server::allocated(), address("198.51.100.1:4000"));
+    server.send(peer, b"data", Duration::ZERO);
+    server.refuses = Some(Method::CREATE_PERMISSION);
+    for second in 1..=360 {
+        server.send(peer, b"data", Duration::from_secs(second));
+    }
+    assert_eq!(server.data.len(), 300, "the rest is lost");
+    assert_eq!(server.times(Method::CREATE_PERMISSION), [0, 240, 250, 260, 270, 280, 290, 300, 360]);
+    server.refuses = None;
+    server.send(peer, b"again", 7 * MINUTE);
+    assert_eq!(server.data.len(), 301);
+}
+
+#[test]
+fn a_peer_with_much_traffic_gets_a_channel_and_everything_in_order() {
+    let (mut server, peer) = (Server::allocated(), address("198.51.100.1:4000"));
+    for tenth in 0..600 {
+        server.send(peer, b"some", Duration::from_millis(100 * tenth));
+    }
+    assert_eq!(server.times(Method::CHANNEL_BIND), [0; 0]);
+    server.data.clear();
+    server.send_much(peer, 2 * MINUTE);
+    assert_eq!(server.take_numbers(), ways_of_much());
+    assert_eq!(server.times(Method::CHANNEL_BIND), [120]);
+}
+
+#[test]
+fn data_that_comes_counts_as_traffic_too() {
+    let (mut server, peer) = (Server::allocated(), address("198.51.100.1:4000"));
+    server.send(peer, b"1", Duration::ZERO);
+    for _ in 0..MUCH {
+        let fill = |writer: &mut MessageWriter<'_>| {
+            writer.push(&XorPeerAddress(peer));
+            writer.push(&Data(b"picture"));
+        };
+        let message = write_message(Class::Indication, Method::DATA, random_id(&mut server.keeper.rng), 128, fill);
+        let output = server.keeper.receive(&message.unwrap(), Duration::ZERO);
+        assert!(matches!(output, Some(Output::Data { peer: from, .. }) if from == peer));
+    }
+    server.send(peer, b"2", Duration::ZERO);
+    server.send(peer, b"3", Duration::ZERO);
+    let expected = [(Way::Indication, b'1'), (Way::Indication, b'2'), (Way::Channel, b'3')];
+    assert_eq!(server.take_numbers(), expected);
+}
+
+#[test]
+fn many_peers_at_one_address_need_one_permission_and_channels_for_those_with_much_traffic() {
+    let mut server = Server::allocated();
+    let peers: Vec<_> = (1..=300).map(|port| SocketAddr::from(([198, 51, 100, 1], port))).collect();
+    for peer in &peers {
+        server.keeper.send(*peer, b"check", Duration::ZERO).unwrap();
+    }
+    server.exchange(Duration::ZERO);
+    let reached: Vec<_> = server.data.iter().map(|(_, peer, _)| *peer).collect();
+    assert_eq!(reached, peers);
+    for peer in &peers[..3] {
+        server.send_much(*peer, MINUTE);
+    }
+    assert_eq!(server.times(Method::CREATE_PERMISSION), [0]);
+    assert_eq!(server.times(Method::CHANNEL_BIND), [60; 3]);
+}
+
+#[test]
+fn a_channel_is_renewed_while_it_is_used() {
+    let (mut server, peer) = (Server::allocated(), address("198.51.100.1:4000"));
+    server.send_much(peer, Duration::ZERO);
+    server.data.clear();
+    for second in (10..=1_100).step_by(10) {
+        server.send(peer, b"used", Duration::from_secs(second));
+    }
+    assert!(server.data.iter().all(|(way, ..)| *way == Way::Channel));
+    assert_eq!(server.times(Method::CHANNEL_BIND), [0, 540, 1_080]);
+    let later = Duration::from_secs(1_080) + BINDING;
+    server.data.clear();
+    server.send(peer, b"1", later);
+    assert_eq!(server.take_numbers(), [(Way::Indication, b'1')]);
+    assert_eq!(server.times(Method::CHANNEL_BIND), [0, 540, 1_080]);
+    server.send_much(peer, later + MINUTE);
+    assert_eq!(server.channels.len(), 1, "the number may not be used for another peer");
+    assert_eq!(server.take_numbers(), ways_of_much());
+}
+
+#[test]
+fn without_a_channel_data_goes_on_in_indications() {
+    let (mut server, peer) = (Server::allocated(), address("198.51.100.1:4000"));
+    server.refuses = Some(Method::CHANNEL_BIND);
+    for second in [0, 59, 60] {
+        server.send_much(peer, Duration::from_secs(second));
+        let expected: Vec<_> = (0..2 * MUCH).map(|number| (Way::Indication, number)).collect();
+        assert_eq!(server.take_numbers(), expected);
+    }
+    assert_eq!(server.times(Method::CHANNEL_BIND), [0, 60]);
 }
 
 #[test]
 fn data_to_a_peer_that_is_refused_is_lost_and_it_is_tried_again_after_a_minute() {
-    let (mut server, peer) = (Server::new(), address("10.0.0.1:4000"));
-    server.keeper.allocate(Duration::ZERO).unwrap();
-    server.run(Duration::ZERO);
-    server.refuses = true;
-    for second in 0..=60 {
-        server.keeper.send(peer, b"data", Duration::from_secs(second)).unwrap();
-        server.exchange(Duration::from_secs(second));
+    let (mut server, peer) = (Server::allocated(), address("10.0.0.1:4000"));
+    server.refuses = Some(Method::CREATE_PERMISSION);
+    for second in 0..=61 {
+        server.send(peer, b"data", Duration::from_secs(second));
         server.keeper.expire(Duration::from_secs(second)).unwrap();
     }
-    server.keeper.send(peer, b"data", Duration::from_secs(61)).unwrap();
-    server.exchange(Duration::from_secs(61));
-    assert_eq!((server.times(Method::CHANNEL_BIND), server.data.len()), (vec![0, 60], 0));
+    assert_eq!((server.times(Method::CREATE_PERMISSION), server.data.len()), (vec![0, 60], 0));
+}
+
+#[test]
+fn data_that_waits_for_a_permission_is_bounded() {
+    let mut server = Server::allocated();
+    for port in 1..=1_000 {
+        server.keeper.send(SocketAddr::from(([198, 51, 100, 1], port)), b"data", Duration::ZERO).unwrap();
+    }
+    server.exchange(Duration::ZERO);
+    assert_eq!(server.data.len(), QUEUE);
 }
 
 #[test]
@@ -146,36 +311,50 @@ fn a_lost_refresh_is_repeated_while_the_allocation_lasts() {
 }
 
 #[test]
-fn peers_that_the_server_refuses_take_no_channel_number() {
-    let mut server = Server::new();
-    server.keeper.allocate(Duration::ZERO).unwrap();
-    server.run(Duration::ZERO);
-    server.refuses = true;
-    for port in 1..=5_000 {
-        server.keeper.send(SocketAddr::from(([10, 0, 0, 1], port)), b"data", Duration::ZERO).unwrap();
-        server.exchange(Duration::ZERO);
+fn addresses_that_the_server_refuses_are_not_remembered_without_bound() {
+    let mut server = Server::allocated();
+    server.refuses = Some(Method::CREATE_PERMISSION);
+    for number in 0..5_000_u32 {
+        server.send(SocketAddr::from((Ipv4Addr::from(0x0A00_0000 + number), 4_000)), b"data", Duration::ZERO);
     }
-    assert_eq!(server.times(Method::CHANNEL_BIND).len(), 5_000);
-    server.refuses = false;
-    server.keeper.send(address("192.0.2.7:4000"), b"data", Duration::ZERO).unwrap();
-    server.exchange(Duration::ZERO);
-    assert_eq!(server.data, [b"data"]);
+    assert_eq!(server.times(Method::CREATE_PERMISSION).len(), 5_000);
+    assert!(server.keeper.permissions.len() <= PERMISSIONS);
+    server.refuses = None;
+    server.send(address("192.0.2.7:4000"), b"data", Duration::ZERO);
+    assert_eq!(server.data.len(), 1);
+}
+
+#[test]
+fn peers_without_a_number_are_reached_and_numbers_become_free() {
+    let mut server = Server::allocated();
+    let peer = |port| SocketAddr::from(([198, 51, 100, 1], port));
+    for port in 1..=5_000 {
+        server.send(peer(port), b"data", Duration::ZERO);
+    }
+    assert_eq!((server.data.len(), server.keeper.peers.len()), (5_000, CHANNELS.len()));
+    server.data.clear();
+    server.send_much(peer(5_000), MINUTE);
+    assert!(server.data.iter().all(|(way, ..)| *way == Way::Indication));
+    server.data.clear();
+    server.send_much(peer(5_000), 3 * MINUTE);
+    assert_eq!((server.take_numbers(), server.keeper.peers.len()), (ways_of_much(), 1));
 }
 
 #[test]
 fn a_number_that_the_server_may_have_bound_is_used_for_no_other_peer() {
-    let (mut server, peer) = (Server::new(), address("198.51.100.1:4000"));
-    server.keeper.allocate(Duration::ZERO).unwrap();
-    server.run(Duration::ZERO);
+    let (mut server, peer) = (Server::allocated(), address("198.51.100.1:4000"));
     server.loses = Some(Method::CHANNEL_BIND);
-    server.keeper.send(peer, b"lost", Duration::ZERO).unwrap();
-    server.run(2 * MINUTE);
+    server.send_much(peer, Duration::ZERO);
+    let number = server.keeper.peers[&peer].number;
+    server.run(MINUTE);
     server.loses = None;
-    server.keeper.send(address("198.51.100.2:4000"), b"another", 2 * MINUTE).unwrap();
-    server.keeper.send(peer, b"the same", 2 * MINUTE).unwrap();
-    server.exchange(2 * MINUTE);
-    assert_eq!(server.data, [&b"another"[..], b"the same"]);
-    assert_eq!(server.keeper.channels[&peer].number, *CHANNELS.start());
+    // Only a peer that comes later makes room.
+    server.send_much(address("198.51.100.2:4000"), 14 * MINUTE);
+    assert_eq!(server.keeper.peers[&peer].number, number);
+    server.send_much(peer, 14 * MINUTE);
+    assert_eq!(server.channels[&number], peer);
+    server.send(address("198.51.100.3:4000"), b"data", 60 * MINUTE);
+    assert_eq!(server.keeper.peers.len(), 1);
 }
 
 #[test]
@@ -192,7 +371,7 @@ fn an_allocation_that_is_requested_when_it_is_given_back_is_given_back_when_it_c
 #[test]
 fn a_server_that_refuses_the_allocation_or_is_silent_ends_it() {
     let mut refusing = Server::new();
-    refusing.refuses = true;
+    refusing.refuses = Some(Method::ALLOCATE);
     refusing.keeper.allocate(Duration::ZERO).unwrap();
     assert!(matches!(refusing.run(Duration::ZERO)[..], [Output::Ended(Failure::Rejected(_))]));
     let mut silent = Server::new();
