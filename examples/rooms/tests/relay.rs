@@ -105,7 +105,8 @@ async fn hundreds_of_peers_are_reached_although_the_relay_permits_one_channel() 
         timeout(PATIENCE, peer.recv(&mut [0; 8])).await.unwrap().unwrap();
         peers.push(peer);
     }
-    let metrics = || At { address: process.http }.request("GET /metrics");
+    let http = At { address: process.http };
+    let metrics = || http.request("GET /metrics");
     let has = |metrics: &str, line| metrics.lines().any(|other| other == line);
     assert!(has(&metrics().await, "turnserver_channels 0"));
     let end = Instant::now() + PATIENCE;

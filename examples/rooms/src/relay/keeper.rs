@@ -156,7 +156,7 @@ struct Peer {
     /// The number for its channel, whether there is one or not.
     number: u16,
     channel: Grant,
-    /// The server may use the number for this peer until then.
+    /// The number may be bound, or was shortly before, and is for no other peer until then.
     reserved: Duration,
 }
 
@@ -255,7 +255,8 @@ impl Keeper {
         let Some(peer) = peer else { return Ok(()) };
         peer.used = now;
         peer.count(now);
-        if (channel.is_some() || peer.datagrams > BUSY) && peer.channel.begin_request(now) {
+        // If the server may have bound the number, its data comes on it, and a response is needed to take that.
+        if (now < peer.reserved || peer.datagrams > BUSY) && peer.channel.begin_request(now) {
             let request = Request::ChannelBind { channel: peer.number, peer: address };
             return self.request(request, Purpose::Bind(address), now);
         }
@@ -357,7 +358,9 @@ impl Keeper {
             (Purpose::Bind(peer), result) => {
                 let peer = self.peers.get_mut(&peer)?;
                 peer.channel.finished(result.is_ok(), BINDING, now);
-                peer.reserved = now + RETIRED;
+                if !matches!(result, Err(Failure::Rejected(_))) {
+                    peer.reserved = now + RETIRED;
+                }
                 None
             }
             _ => None,

@@ -253,9 +253,11 @@ fn a_channel_is_renewed_while_it_is_used() {
     server.data.clear();
     server.send(peer, b"1", later);
     assert_eq!(server.take_numbers(), [(Way::Indication, b'1')]);
-    assert_eq!(server.times(Method::CHANNEL_BIND), [0, 540, 1_080]);
-    server.send_much(peer, later + MINUTE);
-    assert_eq!(server.channels.len(), 1, "the number may not be used for another peer");
+    assert_eq!(server.times(Method::CHANNEL_BIND), [0, 540, 1_080, 1_680], "the number is still that of the peer");
+    server.send(peer, b"2", later + RETIRED);
+    assert_eq!(server.take_numbers(), [(Way::Indication, b'2')]);
+    assert_eq!(server.times(Method::CHANNEL_BIND), [0, 540, 1_080, 1_680]);
+    server.send_much(peer, later + RETIRED + MINUTE);
     assert_eq!(server.take_numbers(), ways_of_much());
 }
 
@@ -351,7 +353,7 @@ fn a_number_that_the_server_may_have_bound_is_used_for_no_other_peer() {
     // Only a peer that comes later makes room.
     server.send_much(address("198.51.100.2:4000"), 14 * MINUTE);
     assert_eq!(server.keeper.peers[&peer].number, number);
-    server.send_much(peer, 14 * MINUTE);
+    server.send(peer, b"once", 14 * MINUTE);
     assert_eq!(server.channels[&number], peer);
     server.send(address("198.51.100.3:4000"), b"data", 60 * MINUTE);
     assert_eq!(server.keeper.peers.len(), 1);
