@@ -270,6 +270,7 @@ fn without_a_channel_data_goes_on_in_indications() {
         let expected: Vec<_> = (0..2 * MUCH).map(|number| (Way::Indication, number)).collect();
         assert_eq!(server.take_numbers(), expected);
     }
+    server.send(peer, b"little", 3 * MINUTE);
     assert_eq!(server.times(Method::CHANNEL_BIND), [0, 60]);
 }
 
