@@ -11,6 +11,9 @@ mod browsers;
 #[path = "browser/calls.rs"]
 mod calls;
 #[cfg(test)]
+#[path = "browser/changes.rs"]
+mod changes;
+#[cfg(test)]
 #[path = "browser/data.rs"]
 mod data;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::data::chat;
 use crate::file::transfer;
 use crate::homes::{Home, Inside, Rules, among_homes, servers, servers_v6};
+use crate::participant::Participant;
 use crate::place::Servers;
 use crate::table::Row;
 
@@ -19,6 +20,8 @@ struct Case {
     /// The transports by which each participant may reach the relay. Browsers choose what works first.
     transports: [&'static [&'static str]; 2],
     size: u64,
+    /// What else is asserted.
+    check: fn(&Participant<'_>),
 }
 
 const USUAL: Case = Case {
@@ -29,6 +32,7 @@ const USUAL: Case = Case {
     query: "transport=udp",
     transports: [&["udp"]; 2],
     size: MEBIBYTE,
+    check: |_| {},
 };
 
 impl Case {
@@ -54,6 +58,7 @@ impl Case {
             for (participant, transport) in [&ann, &ben].into_iter().zip(self.transports) {
                 participant.wait_for_frames(10);
                 participant.wait_for_relay(transport);
+                (self.check)(participant);
             }
             Row {
                 system: "call of two, chat, file",
@@ -113,5 +118,10 @@ fn a_call_over_ipv6_only() {
 fn a_call_with_loss_and_delay() {
     let slow = Rules { is_slow: true, ..Rules::OPEN };
     let network = "5 % loss and 100 ms delay in each direction, one side";
-    Case { network, rules: [slow, Rules::OPEN], size: MEBIBYTE / 8, ..USUAL }.run();
+    let check = |participant: &Participant<'_>| {
+        let is_seen =
+            "(await observer.paths()).every(({ roundTrip, packetsLost }) => roundTrip > 0.2 && packetsLost > 0)";
+        participant.wait("to see loss and delay", is_seen);
+    };
+    Case { network, rules: [slow, Rules::OPEN], size: MEBIBYTE / 8, check, ..USUAL }.run();
 }

@@ -1,15 +1,32 @@
 // Runs before the scripts of a page. Keeps its connections, because the tests read getStats() themselves.
 const connections = [];
+const channels = [];
 window.RTCPeerConnection = class extends RTCPeerConnection {
   constructor(...options) {
     super(...options);
     connections.push(this);
+  }
+
+  createDataChannel(...options) {
+    const channel = super.createDataChannel(...options);
+    channels.push(channel);
+    return channel;
   }
 };
 
 window.observer = {
   // Milliseconds from the navigation to the first decoded frame, or null.
   firstFrame: null,
+
+  // The data channels that this page has made.
+  channels: () => channels.map(({ label, ordered, maxRetransmits }) => ({ label, ordered, maxRetransmits })),
+
+  // The energy of all sound that has come.
+  async sound() {
+    const reports = await Promise.all(connections.map((connection) => connection.getStats()));
+    const inbound = reports.flatMap((report) => [...report.values()]).filter(({ type }) => type === "inbound-rtp");
+    return inbound.reduce((sum, { totalAudioEnergy }) => sum + (totalAudioEnergy ?? 0), 0);
+  },
 
   // The paths of all connections that are connected, and what came over them.
   async paths() {
@@ -33,6 +50,7 @@ window.observer = {
         framesDecoded: sum("framesDecoded"),
         packetsLost: sum("packetsLost"),
         packetsReceived: sum("packetsReceived"),
+        roundTrip: pair.currentRoundTripTime,
       };
     }));
   },

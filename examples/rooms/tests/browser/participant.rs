@@ -85,7 +85,10 @@ impl<'p> Participant<'p> {
     pub(crate) fn wait_for_frames(&self, more: u32) {
         self.wait("for a peer", "state.peers.length > 0");
         let before = self.run("return rooms.state.peers.map(({ framesDecoded }) => framesDecoded ?? 0);");
-        let condition = format!("state.peers.every(({{ framesDecoded }}, i) => framesDecoded >= {before}[i] + {more})");
+        let condition = format!(
+            "state.peers.length === {before}.length &&
+               state.peers.every(({{ framesDecoded }}, i) => framesDecoded >= {before}[i] + {more})"
+        );
         self.wait(&format!("for {more} more frames than {before}"), &condition);
     }
 
