@@ -7,7 +7,8 @@ const RESPONSE_MS = 8000;
  * The iceServers with their expiry, and the policy with which connections use them.
  *
  * Event `change`: connections apply the new configuration with `setConfiguration`. Existing relay allocations go on with
- * the credentials that they have, until these expire; the next gathering uses the new ones.
+ * the credentials with which they were made, after whose expiry the relay ends them, at once or some time later. The next
+ * gathering uses the new ones.
  */
 export class Ice extends Emitter {
   expires = 0;

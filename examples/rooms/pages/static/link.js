@@ -4,6 +4,10 @@ const DISCONNECTED_MS = 3000;
 const PATIENCE_MS = 15_000;
 const LAST_RESTART_MS = 30_000;
 
+/** After this time, an offer or its answer is lost, or the other side has rejected the offer. */
+const ANSWER_MS = 6000;
+const LAST_ANSWER_MS = 60_000;
+
 /** When the candidates are renewed, as parts of the life of the credentials with which they were gathered: at random between
  * both, so that not all connections restart at once. The server sends new credentials after two thirds. */
 const RENEWAL = { earliest: 0.75, latest: 0.9 };
@@ -29,6 +33,7 @@ export class Link extends Emitter {
   #restartTimer = 0;
   #patienceTimer = 0;
   #restartMs = DISCONNECTED_MS;
+  #answerTimer = 0;
   #renewalTimer = 0;
   #until = 0;
   #applyConfiguration = () => this.pc.setConfiguration(this.#ice.configuration());
@@ -52,6 +57,7 @@ export class Link extends Emitter {
     this.pc.addEventListener("icegatheringstatechange", () => this.#gathering());
     this.pc.addEventListener("connectionstatechange", () => this.#stateChanged());
     this.pc.addEventListener("signalingstatechange", () => this.#wait(), { once: true });
+    this.pc.addEventListener("signalingstatechange", () => this.#awaitAnswer(ANSWER_MS));
   }
 
   get state() {
@@ -78,7 +84,7 @@ export class Link extends Emitter {
   async restart(reason) {
     if (this.state === "closed" || !this.pc.remoteDescription) return;
     this.restarts += 1;
-    // What nobody has to know: the connection works.
+    // The connection works, so these need no message.
     const isQuiet = reason === "renewal" || reason === "requested";
     if (!isQuiet) this.emit("restarting", reason);
     if (reason !== "renewal") await this.#ice.refresh();
@@ -91,6 +97,7 @@ export class Link extends Emitter {
     clearTimeout(this.#restartTimer);
     clearTimeout(this.#patienceTimer);
     clearTimeout(this.#renewalTimer);
+    clearTimeout(this.#answerTimer);
     this.#ice.removeEventListener("change", this.#applyConfiguration);
     this.pc.close();
   }
@@ -106,6 +113,16 @@ export class Link extends Emitter {
     } finally {
       this.#makingOffer = false;
     }
+  }
+
+  /** Repeats an offer until it is answered: without an answer, the connection can negotiate nothing else. */
+  #awaitAnswer(ms) {
+    clearTimeout(this.#answerTimer);
+    if (this.pc.signalingState !== "have-local-offer") return;
+    this.#answerTimer = setTimeout(() => {
+      this.repeat();
+      this.#awaitAnswer(Math.min(ms * 2, LAST_ANSWER_MS));
+    }, ms);
   }
 
   async #handle({ description, candidate, restart }) {
@@ -146,7 +163,10 @@ export class Link extends Emitter {
     this.#renewIn((this.#until - performance.now()) * part);
   }
 
-  /** An allocation ends with the credentials with which it was made, so new ones have to replace it before. */
+  /**
+   * An allocation cannot take over new credentials, and ends some time after the expiry of its own, so a new one replaces
+   * it before. How long it goes on depends on the relay.
+   */
   #renewIn(ms) {
     clearTimeout(this.#renewalTimer);
     this.#renewalTimer = setTimeout(() => this.#renew(), Math.max(ms, 0));

@@ -12,6 +12,9 @@ const CHANNELS = {
 /** The other side may create this many channels; a browser with this page creates three. */
 const MOST_CHANNELS = 12;
 
+/** Channels that the other side created have arrived this long after the connection. */
+const CHANNELS_MS = 5000;
+
 /** What the cameras of all connections may send together, in bit/s. */
 const UPLINK = 3_000_000;
 
@@ -32,6 +35,7 @@ export class Peer extends Emitter {
   #shared = { audio: null, video: null };
   #count = 1;
   #channelCount = 0;
+  #channelTimer = 0;
 
   constructor({ ice, send, polite, initiates, media, sendsMedia }) {
     super();
@@ -51,6 +55,10 @@ export class Peer extends Emitter {
         this.#applyScreen(); // a share that began before this connection
         this.#applyShare(); // senders have encodings only now
         this.#refresh();
+      })
+      .on("state", (state) => {
+        clearTimeout(this.#channelTimer);
+        if (state === "connected") this.#channelTimer = setTimeout(() => this.#complete(), CHANNELS_MS);
       });
     for (const type of ["state", "trouble", "restarting", "stuck"]) {
       this.link.on(type, (detail) => this.emit(type, detail));
@@ -88,6 +96,7 @@ export class Peer extends Emitter {
   }
 
   close() {
+    clearTimeout(this.#channelTimer);
     this.link.close();
     sync(this.camera, []);
     sync(this.screen, []);
@@ -141,6 +150,18 @@ export class Peer extends Emitter {
     sync(this.camera, received.filter(isOwn).map((t) => t.receiver.track));
     sync(this.screen, received.filter((t) => !isOwn(t)).map((t) => t.receiver.track));
     this.emit("media");
+  }
+
+  /**
+   * Creates the channels that are missing: if the side that created them has begun this connection anew after a loss of
+   * messages, it takes itself for the one that did not. Only the polite side does so, because one is enough.
+   */
+  #complete() {
+    if (!this.polite) return;
+    for (const [label, options] of Object.entries(CHANNELS)) {
+      const state = this.channels.get(label)?.readyState;
+      if (state !== "open" && state !== "connecting") this.#addChannel(this.link.pc.createDataChannel(label, options));
+    }
   }
 
   #addChannel(channel) {
