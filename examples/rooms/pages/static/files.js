@@ -62,13 +62,19 @@ export class Files extends Emitter {
     }
   }
 
+  /** Whether a transfer has begun and is not over. */
+  get isBusy() {
+    return [...this.transfers.values()].some((transfer) => transfer.state !== "offered" && !isOver(transfer));
+  }
+
   /** Ends the transfers with participants who are not in this set of ids: they have left the room. */
   retain(ids) {
-    for (const transfer of this.transfers.values()) {
-      if (ids.has(transfer.peer) || isOver(transfer)) continue;
-      if (transfer.state === "offered") this.#end(transfer, "cancelled");
-      else this.#fail(transfer, `${isolate(transfer.peerName)} left the room before the transfer was complete.`);
-    }
+    this.#endAll((transfer) => !ids.has(transfer.peer), ({ peerName }) => isolate(peerName));
+  }
+
+  /** Ends all transfers, because this participant leaves the room. */
+  leave() {
+    this.#endAll(() => true, () => "You");
   }
 
   /** Offers a file to a participant; returns the transfer. */
@@ -198,7 +204,7 @@ export class Files extends Emitter {
     transfer.channel = channel;
     transfer.started ??= performance.now();
     transfer.hash ??= hashFile(transfer.file, transfer.ended.signal);
-    transfer.hash.catch(() => {}); // read with the result, if the transfer gets that far
+    transfer.hash.catch((error) => this.#fail(transfer, `The SHA-256 is not computed: ${error.message}.`, true));
     this.#set(transfer, { state: "waiting", offset });
     this.#sendNext(channel);
   }
@@ -280,7 +286,8 @@ export class Files extends Emitter {
       this.#fail(transfer, "The sender sent more than it offered.", true);
       return;
     }
-    if (transfer.received - transfer.offset > 2 * WINDOW) {
+    // After a resumption, what was received before may not be written yet either.
+    if (transfer.received - transfer.offset > 3 * WINDOW) {
       this.#fail(transfer, "The sender does not wait until its data is written.", true);
       return;
     }
@@ -335,6 +342,15 @@ export class Files extends Emitter {
     else if (state === "paused" && store) sendJson(channel, { type: "resume", id, offset: received });
     else if (state === "declined") sendJson(channel, { type: "decline", id });
     else if (isOver(transfer)) sendJson(channel, { type: "cancel", id });
+  }
+
+  /** Ends some transfers; `who` names the participant who has left. */
+  #endAll(isMeant, who) {
+    for (const transfer of this.transfers.values()) {
+      if (isOver(transfer) || !isMeant(transfer)) continue;
+      if (transfer.state === "offered") this.#end(transfer, "cancelled");
+      else this.#fail(transfer, `${who(transfer)} left the room before the transfer was complete.`);
+    }
   }
 
   #interrupted(channel) {

@@ -66,6 +66,11 @@ export class Game extends Emitter {
     if (this.peer && !ids.has(this.peer)) this.#end("The other player has left the room.");
   }
 
+  /** Ends the game, because this participant leaves the room. */
+  leave() {
+    if (this.peer) this.#end("You have left the room.");
+  }
+
   invite(peer) {
     if (this.phase === "inviting" || this.phase === "playing" || !this.#channels.has(peer)) return;
     this.#start(peer, randomId(), 0, "inviting");

@@ -11,28 +11,33 @@ const TYPES = ["video/webm;codecs=vp8,opus", "video/webm", "video/mp4"];
 /**
  * Records the call as one picture with all tiles and one mixed sound.
  *
- * `sources` returns `[{video, stream, name}]` for what is seen and heard at the moment. Event `change` when
- * `state` (idle, starting, recording, saving, ready) or `result` (`{blob, url, name, size, type, seconds}`) changes.
+ * `sources` returns `[{video, stream, name, still}]` for what is seen and heard at the moment; of what is still, only the
+ * name is shown. `voice` returns the track of the own microphone, or null: no tile plays it. Event `change` when `state`
+ * (idle, starting, recording, saving, ready) or `result` (`{blob, url, name, size, type, seconds}`) changes.
  */
 export class Recorder extends Emitter {
   state = "idle";
   result = null;
   problem = null;
   #sources;
+  #voice;
   #running = null;
+  /** The files of the results. */
+  #stores = new Map();
   #started = Promise.resolve();
   #stopped = Promise.resolve();
 
-  constructor(sources) {
+  constructor({ sources, voice }) {
     super();
     this.#sources = sources;
+    this.#voice = voice;
   }
 
   static get supported() {
     return typeof MediaRecorder === "function" && TYPES.some((type) => MediaRecorder.isTypeSupported(type));
   }
 
-  /** Starts a recording, unless one runs; throws if that is impossible. Earlier results stay valid. */
+  /** Starts a recording, unless one runs; throws if that is impossible. Earlier results stay until `discard`. */
   async start() {
     if (this.state === "idle" || this.state === "ready") this.#started = this.#start();
     await this.#started;
@@ -57,14 +62,14 @@ export class Recorder extends Emitter {
   /** Starts picture, sound and recorder, and returns them. */
   #capture(store) {
     const picture = new Picture(this.#sources);
-    const sound = new Sound(this.#sources);
+    const sound = new Sound(this.#sources, this.#voice);
     const type = TYPES.find((candidate) => MediaRecorder.isTypeSupported(candidate));
     const stream = new MediaStream([picture.track, sound.track]);
     try {
       const recorder = new MediaRecorder(stream, { mimeType: type, videoBitsPerSecond: 2_500_000 });
       const tape = new Tape(recorder, store);
       // What is written is kept.
-      tape.onFull = (error) => {
+      tape.onEnd = (error) => {
         this.problem = `The recording has ended: ${error.message}.`;
         this.stop();
       };
@@ -101,6 +106,7 @@ export class Recorder extends Emitter {
         type,
         seconds: (performance.now() - started) / 1000,
       };
+      this.#stores.set(this.result, store);
       this.#set("ready");
     } catch (error) {
       this.problem = `The recording is lost: ${error.message}.`;
@@ -110,6 +116,16 @@ export class Recorder extends Emitter {
       picture.stop();
       sound.stop();
     }
+  }
+
+  /** Removes the file of a result. */
+  discard(result) {
+    URL.revokeObjectURL(result.url);
+    this.#stores.get(result)?.discard();
+    this.#stores.delete(result);
+    if (this.result !== result) return;
+    this.result = null;
+    if (this.state === "ready") this.#set("idle");
   }
 
   #set(state) {
@@ -124,17 +140,23 @@ export class Recorder extends Emitter {
  * It asks for each part itself: with a time slice, Firefox may deliver parts after its event `stop`.
  */
 class Tape {
-  onFull = () => {};
+  /** Called with an error when no more can be recorded or written. */
+  onEnd = () => {};
   #recorder;
   #timer;
   #requested = 0;
   #written = Promise.resolve();
   #delivered = () => {};
+  #isEnding = false;
+  #problem = "the browser has stopped it";
 
   constructor(recorder, store) {
     this.#recorder = recorder;
+    recorder.addEventListener("error", ({ error }) => (this.#problem = error?.message || this.#problem));
+    // After its last part, also if the browser ends it.
+    recorder.addEventListener("stop", () => this.#isEnding || this.onEnd(new Error(this.#problem)));
     recorder.addEventListener("dataavailable", ({ data }) => {
-      this.#requested -= 1;
+      this.#requested = Math.max(0, this.#requested - 1);
       this.#write(store, data);
       this.#delivered();
     });
@@ -146,6 +168,7 @@ class Tape {
 
   /** Stops; resolves when all parts are written. */
   async end() {
+    this.#isEnding = true;
     clearInterval(this.#timer);
     if (this.#recorder.state !== "inactive") this.#request(() => this.#recorder.stop());
     while (this.#requested > 0) await new Promise((resolve) => (this.#delivered = resolve));
@@ -161,7 +184,7 @@ class Tape {
     const append = async () => {
       if (data.size > 0) await store.write(await data.arrayBuffer());
     };
-    this.#written = this.#written.then(append).catch((error) => this.onFull(error));
+    this.#written = this.#written.then(append).catch((error) => this.onEnd(error));
   }
 }
 
@@ -195,11 +218,12 @@ class Picture {
     const columns = Math.max(1, Math.ceil(Math.sqrt(sources.length)));
     const rows = Math.max(1, Math.ceil(sources.length / columns));
     const [width, height] = [WIDTH / columns, HEIGHT / rows];
-    sources.forEach(({ video, name }, index) => {
+    sources.forEach(({ video, name, still }, index) => {
       const x = (index % columns) * width;
       const y = Math.floor(index / columns) * height;
       const scale = Math.min(width / video.videoWidth, height / video.videoHeight);
-      if (Number.isFinite(scale)) {
+      // A video whose track has stopped keeps its last frame.
+      if (!still && Number.isFinite(scale)) {
         const [w, h] = [video.videoWidth * scale, video.videoHeight * scale];
         context.drawImage(video, x + (width - w) / 2, y + (height - h) / 2, w, h);
       }
@@ -218,10 +242,12 @@ class Sound {
   #output = new MediaStreamAudioDestinationNode(this.#audio);
   #inputs = new Map();
   #sources;
+  #voice;
   #timer;
 
-  constructor(sources) {
+  constructor(sources, voice) {
     this.#sources = sources;
+    this.#voice = voice;
     this.#audio.resume();
     this.#update();
     this.#timer = setInterval(() => this.#update(), 1000);
@@ -235,7 +261,9 @@ class Sound {
   }
 
   #update() {
+    const voice = this.#voice();
     const tracks = new Set(this.#sources().flatMap(({ stream }) => stream.getAudioTracks()));
+    if (voice) tracks.add(voice);
     for (const [track, node] of this.#inputs) {
       if (tracks.has(track)) continue;
       node.disconnect();

@@ -27,6 +27,8 @@ import { StatisticsPanel } from "./view/statistics-panel.js";
 import { Tiles } from "./view/tiles.js";
 
 const NAME_KEY = "rooms.name";
+/** A download that has begun may read a recording for this long after its message is closed. */
+const DISCARD_MS = 60_000;
 const WIDE = matchMedia("(min-width: 56rem)");
 
 // ?relay=only&capture=synthetic&transport=udp|tcp|tls&name=…&join=1
@@ -34,7 +36,7 @@ const parameters = new URLSearchParams(location.search);
 const room = location.pathname.split("/").at(-1);
 const address = `${location.origin}/room/${room}`;
 
-let name = cleanName(parameters.get("name") ?? localStorage.getItem(NAME_KEY) ?? "");
+let name = cleanName(parameters.get("name") ?? storedName() ?? "");
 const media = new Media({ name: name || undefined, synthetic: parameters.get("capture") === "synthetic" });
 const call = new Call({
   url: `${location.origin.replace(/^http/, "ws")}/ws`,
@@ -51,7 +53,10 @@ const statistics = new Statistics(connections);
 const panels = new Panels();
 const tiles = new Tiles({ onLayer: (track, layer) => call.setLayer(track, layer) });
 const stage = new Stage({ call, media, statistics, tiles });
-const recorder = new Recorder(() => tiles.sources());
+const recorder = new Recorder({
+  sources: () => tiles.sources(),
+  voice: () => (call.sends ? media.audio : null),
+});
 
 const prejoin = new Prejoin({ media, name, relayOnly: parameters.get("relay") === "only", onJoin: enter });
 const roomPanel = new RoomPanel({ call, url: address });
@@ -61,7 +66,7 @@ const controls = new Controls({
   mute: () => media.setMuted(!media.muted),
   "camera-toggle": () => toggleCamera(),
   share: () => share(!media.screen),
-  record: () => record(recorder.state === "idle" || recorder.state === "ready"),
+  record: () => isRecorderBusy() || record(recorder.state !== "recording"),
   restart: () => call.restart("user"),
   leave: () => leave(),
 });
@@ -118,7 +123,11 @@ media
 recorder.on("change", () => {
   showControls();
   if (recorder.state === "ready") {
-    notice("The recording is ready. Save it before you close this message.", { download: recorder.result });
+    const { result } = recorder;
+    notice(`${result.name} is ready. Save it before you close this message.`, {
+      download: result,
+      onClose: () => setTimeout(() => recorder.discard(result), DISCARD_MS),
+    });
   }
   if (recorder.problem) notice(recorder.problem, { problem: true });
 });
@@ -131,13 +140,17 @@ navigator.connection?.addEventListener("change", () => {
   if (navigator.connection.type !== networkType) networkChanged();
   networkType = navigator.connection.type;
 });
+addEventListener("beforeunload", (event) => {
+  // The browser asks the user.
+  if (recorder.state === "recording" || recorder.state === "saving" || files.isBusy) event.preventDefault();
+});
 addEventListener("pagehide", () => call.leave());
 
 // Actions
 
 async function enter(options) {
   name = options.name;
-  localStorage.setItem(NAME_KEY, name);
+  storeName(name);
   call.ice.relayOnly = options.relayOnly;
   settings.showRelayOnly(options.relayOnly);
   await call.join(name);
@@ -158,7 +171,8 @@ async function join(options = {}) {
 
 function leave(reason = null) {
   call.leave();
-  retain(new Set());
+  files.leave();
+  game.leave();
   media.unshare();
   recorder.stop();
   panels.close();
@@ -174,6 +188,23 @@ function leave(reason = null) {
 function retain(ids) {
   files.retain(ids);
   game.retain(ids);
+}
+
+/** The name at the last visit; null if there is none, or if the user has blocked storage for this site. */
+function storedName() {
+  try {
+    return localStorage.getItem(NAME_KEY);
+  } catch {
+    return null;
+  }
+}
+
+function storeName(text) {
+  try {
+    localStorage.setItem(NAME_KEY, text);
+  } catch {
+    // The next visit asks for it.
+  }
 }
 
 async function toggleCamera() {
@@ -243,8 +274,13 @@ function showControls() {
     sharing: media.screen !== null,
     recording: recorder.state === "recording",
     canShare: media.synthetic || Boolean(navigator.mediaDevices?.getDisplayMedia),
-    canRecord: Recorder.supported && recorder.state !== "starting" && recorder.state !== "saving",
+    canRecord: Recorder.supported,
+    isRecorderBusy: isRecorderBusy(),
   });
+}
+
+function isRecorderBusy() {
+  return recorder.state === "starting" || recorder.state === "saving";
 }
 
 function showParticipants() {

@@ -21,8 +21,11 @@ export class Statistics extends Emitter {
 
   start() {
     const round = async () => {
-      await this.sample();
-      setTimeout(round, SAMPLE_MS);
+      try {
+        await this.sample();
+      } finally {
+        setTimeout(round, SAMPLE_MS);
+      }
     };
     round();
   }
@@ -48,7 +51,8 @@ export class Statistics extends Emitter {
         this.#counters.delete(key);
       }
     }
-    await Promise.all(connections.map((connection) => this.#sampleOne(connection)));
+    // A connection whose statistics cannot be read has no sample of this round.
+    await Promise.allSettled(connections.map((connection) => this.#sampleOne(connection)));
     this.emit("sample");
   }
 
@@ -81,6 +85,7 @@ function countersOf(report) {
     packetsOut: sum(outbound, "packetsSent"),
     framesDecoded: sum(inbound, "framesDecoded"),
     freezes: sum(inbound, "freezeCount"),
+    packets: packetsByStream([...inbound, ...outbound]),
   };
 }
 
@@ -96,10 +101,12 @@ function summarize(report, counters, before, pc) {
   const rate = (key) => (samePair && seconds > 0 ? Math.max(0, counters[key] - before[key]) / seconds : null);
   const kilobits = (key) => (rate(key) === null ? null : (rate(key) * 8) / 1000);
   const growth = (key) => (before ? Math.max(0, counters[key] - before[key]) : 0);
-  const inbound = report.filter(({ type }) => type === "inbound-rtp");
-  const remote = report.filter(({ type }) => type === "remote-inbound-rtp");
+  // A stream without packets, of a camera that is off for example, keeps its last measurements.
+  const flows = (id) => counters.packets.get(id) > (before?.packets.get(id) ?? 0);
+  const inbound = report.filter(({ type, id }) => type === "inbound-rtp" && flows(id));
+  const remote = report.filter(({ type, localId }) => type === "remote-inbound-rtp" && flows(localId));
   const limitation = report
-    .filter(({ type, kind }) => type === "outbound-rtp" && kind === "video")
+    .filter(({ type, kind, id }) => type === "outbound-rtp" && kind === "video" && flows(id))
     .map(({ qualityLimitationReason }) => qualityLimitationReason)
     .find((reason) => reason && reason !== "none");
   const roundTrip = pair?.currentRoundTripTime ?? max(remote, "roundTripTime");
@@ -120,15 +127,19 @@ function summarize(report, counters, before, pc) {
     freezes: growth("freezes"),
     limitation: limitation ?? null,
     framesDecoded: counters.framesDecoded,
-    decoded: decodedByTrack(inbound),
+    decoded: decodedByTrack(report),
     bytesReceived: counters.bytesIn,
     bytesSent: counters.bytesOut,
   };
 }
 
+function packetsByStream(streams) {
+  return new Map(streams.map(({ id, packetsReceived, packetsSent }) => [id, packetsReceived ?? packetsSent ?? 0]));
+}
+
 /** The decoded frames of each track: shows which picture is frozen. */
-function decodedByTrack(inbound) {
-  const video = inbound.filter(({ kind }) => kind === "video");
+function decodedByTrack(report) {
+  const video = report.filter(({ type, kind }) => type === "inbound-rtp" && kind === "video");
   return Object.fromEntries(video.map((entry) => [entry.trackIdentifier, entry.framesDecoded ?? 0]));
 }
 

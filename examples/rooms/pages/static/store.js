@@ -14,17 +14,23 @@ class StoreWorker {
   #worker = new Worker(new URL("store-worker.js", import.meta.url), { type: "module" });
   #calls = new Map();
   #count = 0;
+  #problem = null;
 
   constructor() {
     this.#worker.addEventListener("message", ({ data: { call, result, error } }) => {
-      const { resolve, reject } = this.#calls.get(call);
+      const { resolve, reject } = this.#calls.get(call) ?? {};
       this.#calls.delete(call);
-      if (error) reject(new Error(error));
-      else resolve(result);
+      if (error) reject?.(new Error(error));
+      else resolve?.(result);
     });
+    // Without a message, the script was not loaded.
+    const unloaded = "a part of this page cannot be loaded, because the server does not respond";
+    this.#worker.addEventListener("error", ({ message }) => this.#fail(new Error(message || unloaded)));
+    this.#worker.addEventListener("messageerror", () => this.#fail(new Error("a result cannot be read")));
   }
 
   call(task, argument, transfer = []) {
+    if (this.#problem) return Promise.reject(this.#problem);
     const call = (this.#count += 1);
     return new Promise((resolve, reject) => {
       this.#calls.set(call, { resolve, reject });
@@ -34,6 +40,12 @@ class StoreWorker {
 
   terminate() {
     this.#worker.terminate();
+  }
+
+  #fail(error) {
+    this.#problem = error;
+    for (const { reject } of this.#calls.values()) reject(error);
+    this.#calls.clear();
   }
 }
 
@@ -90,7 +102,7 @@ export class Store {
   async discard() {
     if (this.#isOpen) await this.#worker.call("close").catch(() => {}); // the file is removed in any case
     this.#end();
-    const root = await navigator.storage.getDirectory().catch(() => null);
+    const root = await navigator.storage?.getDirectory().catch(() => null);
     const folder = await root?.getDirectoryHandle(directory).catch(() => null);
     await folder?.removeEntry(this.#name).catch(() => {}); // there is none if it was kept in memory
   }

@@ -1,6 +1,7 @@
 // The timers of a hidden tab run once a second; those of a worker keep their pace.
-let timer = 0;
-self.addEventListener("message", ({ data: ms }) => {
-  clearInterval(timer);
-  timer = setInterval(() => self.postMessage(null), ms);
+const timers = new Map();
+self.addEventListener("message", ({ data: { id, ms } }) => {
+  clearInterval(timers.get(id));
+  timers.delete(id);
+  if (ms !== null) timers.set(id, setInterval(() => self.postMessage(id), ms));
 });

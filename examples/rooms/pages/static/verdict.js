@@ -1,4 +1,5 @@
 // Judges a connection from its last samples.
+import { isolate } from "./text.js";
 
 const RECENT = 5;
 const NARROW = 400; // kbit/s
@@ -20,9 +21,19 @@ export function judge(samples) {
   return finding ?? { level: "good", reason: goodReason(recent) };
 }
 
-/** The worst of several verdicts, which is what a participant feels. */
-export function worst(verdicts) {
-  return verdicts.sort((a, b) => rank(a) - rank(b))[0] ?? judge([]);
+/**
+ * The quality of a call from its connections `{name, samples}`: the worst of those that work, which is what a
+ * participant feels, and a sentence about the others.
+ */
+export function judgeAll(connections) {
+  const verdicts = connections.map(({ name, samples }) => ({ name, ...judge(samples) }));
+  const broken = verdicts.filter(({ level }) => level === "none");
+  const [worst] = verdicts.filter(({ level }) => level !== "none").sort((a, b) => rank(a) - rank(b));
+  if (!worst) return broken[0] ?? judge([]);
+  if (broken.length === 0) return worst;
+  const [{ name, reason }] = broken;
+  const rest = broken.length === 1 ? `${isolate(name)}: ${reason}` : `${broken.length} connections do not work.`;
+  return { level: worst.level, reason: `${worst.reason} ${rest}` };
 }
 
 function rank({ level }) {

@@ -7,7 +7,7 @@ export class Controls {
   }
 
   /** Shows what is on, and which buttons can be used. */
-  show({ muted, cameraOn, hasAudio, sharing, recording, canShare, canRecord }) {
+  show({ muted, cameraOn, hasAudio, sharing, recording, canShare, canRecord, isRecorderBusy }) {
     const mute = byId("mute");
     setButton(mute, muted ? "microphone-off" : "microphone", muted ? "Unmute" : "Mute");
     mute.classList.toggle("off", muted);
@@ -25,5 +25,6 @@ export class Controls {
     record.classList.toggle("off", recording);
     record.classList.toggle("recording", recording);
     record.disabled = !canRecord;
+    record.setAttribute("aria-disabled", String(isRecorderBusy)); // for a moment, in which it keeps the focus
   }
 }

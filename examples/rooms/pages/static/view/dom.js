@@ -48,3 +48,19 @@ export async function copy(text) {
     return false;
   }
 }
+
+/**
+ * Makes a change after which the element with the focus may be hidden or disabled. If it is, and was within `area`, the
+ * first button that can be used within `next` gets the focus, or else `next` itself.
+ */
+export function keepFocus(area, next, change) {
+  const active = area.contains(document.activeElement) ? document.activeElement : null;
+  change();
+  if (!active || isUsable(active)) return;
+  const [button = next] = [...next.querySelectorAll("button, a[href]")].filter(isUsable);
+  button.focus();
+}
+
+function isUsable(element) {
+  return element.isConnected && !element.disabled && !element.closest("[hidden]");
+}

@@ -1,5 +1,5 @@
 import { Plot } from "../plot.js";
-import { judge, worst } from "../verdict.js";
+import { judge, judgeAll } from "../verdict.js";
 import { byId, clone, copy, setButton, setOptions, setText } from "./dom.js";
 import { bitrate, milliseconds, path, percent } from "./format.js";
 
@@ -49,7 +49,7 @@ export class StatisticsPanel {
   }
 
   #showQuality(histories) {
-    const verdict = worst(histories.map(({ samples }) => judge(samples)));
+    const verdict = judgeAll(histories);
     const alone = this.#isAlone();
     byId("quality").dataset.level = verdict.level;
     setText(byId("quality-level"), alone ? "Alone." : `${LEVELS[verdict.level]}.`);

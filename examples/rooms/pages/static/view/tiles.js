@@ -1,4 +1,4 @@
-import { byId, clone, setAvatar, setText } from "./dom.js";
+import { byId, clone, keepFocus, setAvatar, setText } from "./dom.js";
 import { arrange } from "./layout.js";
 
 const GAP = 8;
@@ -54,7 +54,8 @@ export class Tiles {
   sources() {
     return [...this.#tiles.values()].map((tile) => {
       const video = tile.querySelector("video");
-      return { video, stream: video.srcObject ?? new MediaStream(), name: tile.querySelector(".name").textContent };
+      const name = tile.querySelector(".name").textContent;
+      return { video, stream: video.srcObject ?? new MediaStream(), name, still: tile.classList.contains("still") };
     });
   }
 
@@ -102,6 +103,8 @@ export class Tiles {
     const choosable = forwarded?.layers?.length > 1;
     select.hidden = !choosable;
     if (!choosable) return;
+    // The unit keeps the choice for a track only.
+    if (select.dataset.track !== forwarded.track) select.value = "auto";
     select.dataset.track = forwarded.track;
     for (const option of select.options) {
       option.hidden = option.value !== "auto" && !forwarded.layers.includes(option.value);
@@ -122,7 +125,7 @@ export class Tiles {
   }
 
   #unmute() {
-    byId("sound").hidden = true;
+    keepFocus(byId("sound"), byId("controls"), () => (byId("sound").hidden = true));
     for (const video of this.#grid.querySelectorAll("video[data-silenced]")) {
       delete video.dataset.silenced;
       video.muted = false;
