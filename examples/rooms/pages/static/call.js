@@ -152,6 +152,8 @@ export class Call extends Emitter {
     if (!participant) return;
     this.participants.delete(id);
     this.mesh.remove(id);
+    this.sfu.forget(id);
+    this.#connect();
     this.emit("participants");
     this.emit("departed", participant);
   }
@@ -167,11 +169,17 @@ export class Call extends Emitter {
     this.mesh.setSendsMedia(!this.forwards);
     if (this.forwards) this.sfu.start(this.sends);
     else this.sfu.stop();
-    // The newcomer connects. A room that is too large for a mesh has no data channels for its later members.
-    if (!this.forwards || this.participants.size < this.limits.mesh) {
-      for (const { id, before } of this.participants.values()) if (before) this.mesh.connect(id);
-    }
+    this.#connect();
     this.emit("mode", { by });
     this.emit("media");
+  }
+
+  /**
+   * Connects the newcomer to the others. In a room that is too large for a mesh, those who come later have no data
+   * channels until others leave.
+   */
+  #connect() {
+    if (this.forwards && this.participants.size >= this.limits.mesh) return;
+    for (const { id, before } of this.participants.values()) if (before) this.mesh.connect(id);
   }
 }

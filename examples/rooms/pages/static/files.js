@@ -1,5 +1,6 @@
 import { parseJson, sendJson, writable } from "./channel.js";
 import { Emitter } from "./emitter.js";
+import { Limit } from "./limit.js";
 import { randomId } from "./random.js";
 import { Store, hashFile } from "./store.js";
 import { cleanFileName, isolate } from "./text.js";
@@ -13,6 +14,8 @@ const ACKNOWLEDGE = 1 << 20;
 const MOST_PER_PEER = 20;
 /** All transfers; when there are more, the oldest ones without a file disappear. */
 const MOST = 200;
+/** A participant may offer this many files in this time; further ones are declined. */
+const OFFERS = { most: 40, ms: 60_000 };
 const ID = /^[\w-]{1,64}$/;
 const SHA256 = /^[0-9a-f]{64}$/;
 
@@ -36,6 +39,7 @@ export class Files extends Emitter {
   /** The transfer whose bytes arrive on a channel. */
   #arriving = new WeakMap();
   #names;
+  #limit = new Limit(OFFERS);
 
   /** `names` gives the name of a participant. */
   constructor(names) {
@@ -163,7 +167,7 @@ export class Files extends Emitter {
   #offered(peer, channel, { id, name, size }) {
     // A repeated offer, an echo of an own one, or nonsense.
     if (this.transfers.has(id) || typeof name !== "string" || !Number.isSafeInteger(size) || size < 0) return;
-    if (!this.#hasRoom(peer, false)) {
+    if (!this.#hasRoom(peer, false) || !this.#limit.admits(peer)) {
       sendJson(channel, { type: "decline", id });
       return;
     }

@@ -1,5 +1,6 @@
 import { parseJson, sendJson } from "./channel.js";
 import { Emitter } from "./emitter.js";
+import { Limit } from "./limit.js";
 import { clampPaddle, isPossible, moveBall, newGame, step, winner } from "./pong.js";
 import { randomId } from "./random.js";
 import { every } from "./ticker.js";
@@ -13,8 +14,10 @@ const LONGEST_ID = 64;
 /** How far the number of a message may be ahead of the last one. */
 const LARGEST_GAP = 1000;
 const LONGEST_ROUND_TRIP_MS = 60_000;
-/** After a declined invitation, further ones of the same participant are ignored for this time. */
+/** After a declined invitation, further ones of the same participant are declined for this time. */
 const QUIET_MS = 15_000;
+/** A participant may invite this often in this time; further invitations are ignored. */
+const INVITATIONS = { most: 5, ms: 30_000 };
 
 /**
  * A game of pong over the unordered and unreliable channel `game`.
@@ -22,6 +25,7 @@ const QUIET_MS = 15_000;
  * The player who invites is the host. Only the host moves the ball, and it sends the state 30 times per second; the
  * guest sends its paddle as often. Each message replaces the earlier ones, so none is repeated, and an old one is
  * dropped by its number. Each contains a time and echoes the last one received, from which both compute the round trip.
+ * `end` may be lost, too, so it is sent again in response to a message of a game that has ended.
  *
  * Event `change` when `phase` or the score changes. Phases: idle, inviting, invited, playing, over.
  */
@@ -51,6 +55,7 @@ export class Game extends Emitter {
   #lastFrame = 0;
   /** Until when the invitations of a participant are ignored. */
   #quiet = new Map();
+  #limit = new Limit(INVITATIONS);
 
   attach(peer, channel) {
     this.#channels.set(peer, channel);
@@ -85,7 +90,7 @@ export class Game extends Emitter {
   quit() {
     if (this.phase === "idle") return;
     if (this.phase === "invited") this.#quiet.set(this.peer, performance.now() + QUIET_MS);
-    for (let i = 0; i < 3; i += 1) this.#send("end"); // the channel may lose one
+    this.#sendEnd(this.peer, this.#id);
     this.#end(null);
   }
 
@@ -165,13 +170,17 @@ export class Game extends Emitter {
     sendJson(this.#channels.get(this.peer), { type, game: this.#id, n: this.#sent, at: now, echo, ...more });
   }
 
+  #sendEnd(peer, game) {
+    sendJson(this.#channels.get(peer), { type: "end", game });
+  }
+
   #receive(peer, message) {
     if (typeof message?.game !== "string" || message.game.length > LONGEST_ID) return;
-    if (message.type === "invite" && message.game !== this.#id) {
-      this.#invited(peer, message.game);
+    if (peer !== this.peer || message.game !== this.#id) {
+      if (message.type === "invite") this.#invited(peer, message.game);
+      else if (message.type !== "end") this.#sendEnd(peer, message.game);
       return;
     }
-    if (peer !== this.peer || message.game !== this.#id) return;
     if (message.type === "end") {
       this.#end(this.phase === "inviting" ? "The invitation was declined." : "The other player has left the game.");
       return;
@@ -185,8 +194,8 @@ export class Game extends Emitter {
   #invited(peer, id) {
     // A new invitation may follow a game; during a game, it waits until the game has ended.
     if (this.phase !== "idle" && this.phase !== "over") return;
-    if (performance.now() < (this.#quiet.get(peer) ?? 0)) return;
-    this.#start(peer, id, 1, "invited");
+    if (performance.now() < (this.#quiet.get(peer) ?? 0)) this.#sendEnd(peer, id);
+    else if (this.#limit.admits(peer)) this.#start(peer, id, 1, "invited");
   }
 
   #takePaddle({ paddle }) {

@@ -89,6 +89,11 @@ export class Media extends Emitter {
     return { video: of("videoinput"), audio: of("audioinput"), speaker: of("audiooutput") };
   }
 
+  /** Whether the user has turned a device off, which is not captured until it is turned on again. */
+  isOff(kind) {
+    return kind === "video" && !this.cameraOn;
+  }
+
   setMuted(muted) {
     this.muted = muted;
     if (this.audio) this.audio.enabled = !muted;
@@ -111,7 +116,7 @@ export class Media extends Emitter {
     });
   }
 
-  /** Shares the screen; a call during the browser's dialogue waits for the same one. */
+  /** Shares the screen; a call during the browser's dialog waits for the same one. */
   share() {
     this.#sharing ??= this.#share().finally(() => (this.#sharing = null));
     return this.#sharing;

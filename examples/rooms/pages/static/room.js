@@ -70,7 +70,7 @@ const controls = new Controls({
   restart: () => call.restart("user"),
   leave: () => leave(),
 });
-new ChatPanel({ chat, panels, names: nameOf });
+new ChatPanel({ chat, panels, names: nameOf, count: () => call.participants.size });
 const settings = new SettingsPanel({ media, tiles, name: () => name, onRelayOnly: setRelayOnly });
 announce({
   call,

@@ -42,7 +42,7 @@ export function lostSentence({ kind, label, replacement }) {
   return `${device} has stopped. ${effect} Connect another device, or use the test picture.`;
 }
 
-/** The sentence for an error of getDisplayMedia, or null if the user has only closed the dialogue. */
+/** The sentence for an error of getDisplayMedia, or null if the user has only closed the dialog. */
 export function shareSentence(error) {
   if (error.name === "NotAllowedError") return null;
   if (error.name === "TypeError") return "This browser cannot share the screen.";
@@ -59,7 +59,7 @@ export function iceSentence({ errorCode, errorText, url }) {
         "of the relay."
       );
     case 403:
-      return `The relay ${server} denies a peer's address. Its configuration lists allowed peers (peers.allow).`;
+      return `The relay ${server} forbids the request. Its log says why.`;
     case 438:
       return `The relay ${server} asks for a new nonce repeatedly. Its clock may be wrong.`;
     case 486:

@@ -1,5 +1,6 @@
 import { Emitter } from "./emitter.js";
 import { Link } from "./link.js";
+import { fingerprint } from "./sdp.js";
 import { sync } from "./streams.js";
 
 /** Three sizes of the same picture; the forwarding unit sends each viewer the one that the viewer can take. */
@@ -47,6 +48,13 @@ export class Sfu extends Emitter {
     this.subscribe?.close();
     this.subscribe = null;
     this.setTracks([]);
+    this.#streams.clear();
+  }
+
+  /** Forgets a participant who has left. */
+  forget(id) {
+    this.tracks = this.tracks.filter(({ peer }) => peer !== id);
+    this.#streams.delete(id);
   }
 
   receive({ link, ...message }) {
@@ -169,12 +177,8 @@ export class Sfu extends Emitter {
 
 /** Whether a description is of another connection than that which `pc` has. */
 function isForeign(pc, description) {
-  const [known, given] = [pc.remoteDescription, description].map((of) => of && fingerprint(of.sdp));
+  const [known, given] = [pc.remoteDescription, description].map(fingerprint);
   return Boolean(known && given && known !== given);
-}
-
-function fingerprint(sdp) {
-  return /^a=fingerprint:(.*)$/m.exec(sdp)?.[1].trim();
 }
 
 /** Puts one codec first; the forwarding unit transcodes nothing, so all must share it. */

@@ -13,8 +13,12 @@ document.getElementById("make").addEventListener("submit", async (event) => {
   } catch (error) {
     problem.textContent = error.message;
     button.disabled = false;
+    button.focus();
   }
 });
+
+// After "back", the page may be as it was left.
+addEventListener("pageshow", () => (document.querySelector("#make button").disabled = false));
 
 document.getElementById("join").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -25,7 +25,7 @@ export function synthesize(name) {
   };
 }
 
-/** The picture and the sound of a screen, for tests of screen sharing without a dialogue. */
+/** The picture and the sound of a screen, for tests of screen sharing without a dialog. */
 export function synthesizeScreen(name) {
   const picture = drawPicture(`${name}’s screen`, 210);
   const tone = playTone(660);
@@ -94,8 +94,10 @@ function paint(context, name, hue, seconds) {
 function playTone(frequency) {
   const audio = new AudioContext();
   // Without a gesture of the user, the browser keeps the tone silent until there is one.
-  const wake = () => audio.resume();
-  for (const type of ["pointerdown", "keydown"]) addEventListener(type, wake, { once: true });
+  const ended = new AbortController();
+  for (const type of ["pointerdown", "keydown"]) {
+    addEventListener(type, () => audio.resume(), { once: true, signal: ended.signal });
+  }
 
   const oscillator = new OscillatorNode(audio, { frequency });
   const pulse = new OscillatorNode(audio, { frequency: 0.5 });
@@ -110,6 +112,7 @@ function playTone(frequency) {
   return {
     track,
     stop() {
+      ended.abort();
       track.stop();
       audio.close();
     },

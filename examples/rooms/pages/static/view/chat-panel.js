@@ -1,15 +1,17 @@
 import { isolate } from "../text.js";
-import { byId, clone } from "./dom.js";
+import { byId, clone, setText } from "./dom.js";
 import { notice } from "./notices.js";
 
 const KEPT = 500;
 
 export class ChatPanel {
   #names;
+  #count;
 
-  /** `names` gives the name of a participant. */
-  constructor({ chat, panels, names }) {
+  /** `names` gives the name of a participant, `count` the number of the others. */
+  constructor({ chat, panels, names, count }) {
     this.#names = names;
+    this.#count = count;
     chat.on("message", (message) => {
       this.#add(message);
       if (message.own) return;
@@ -26,7 +28,7 @@ export class ChatPanel {
     });
   }
 
-  #add({ from, text, at, own }) {
+  #add({ from, text, at, own, receivers }) {
     const list = byId("messages");
     const item = clone("message");
     const date = new Date(at);
@@ -36,6 +38,8 @@ export class ChatPanel {
     time.dateTime = date.toISOString();
     time.textContent = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
     item.querySelector(".text").textContent = text;
+    const all = this.#count();
+    if (receivers < all) setText(item.querySelector(".reach"), `Sent to ${receivers} of ${all} participants`);
     list.append(item);
     if (list.children.length > KEPT) list.firstElementChild.remove();
     this.#toEnd();

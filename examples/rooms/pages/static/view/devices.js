@@ -16,7 +16,7 @@ export function listDevices({ media, selects, onChoose }) {
   };
   for (const [kind, id] of Object.entries(selects)) {
     byId(id).addEventListener("change", ({ target }) => {
-      onChoose(kind, target.value, target.selectedOptions[0].text);
+      if (target.value || kind === "speaker") onChoose(kind, target.value, target.selectedOptions[0].text);
     });
   }
   media.on("devices", list).on("change", list);
@@ -30,8 +30,12 @@ function fill(select, kind, devices, media) {
   const isSpeaker = kind === "speaker";
   if (isSpeaker && !options.some(({ value }) => value === "default")) options.unshift({ value: "", text: "Default" });
   const none = options.length === 0;
+  // Otherwise, the first device would be selected already, and could not be chosen.
+  const isUnused = !isSpeaker && !none && !media.synthetic && !media[kind] && !media.isOff(kind);
+  if (isUnused) options.unshift({ value: "", text: "Not used" });
   setOptions(select, none ? [{ value: "", text: devices.length > 0 ? "Not permitted" : "None" }] : options);
   select.disabled = none || (media.synthetic && !isSpeaker);
   const used = isSpeaker ? media.speaker || options[0].value : media[kind]?.getSettings().deviceId;
-  if (options.some(({ value }) => value === used)) select.value = used;
+  if (isUnused) select.value = "";
+  else if (options.some(({ value }) => value === used)) select.value = used;
 }

@@ -31,7 +31,7 @@ export function setOptions(select, options) {
   if (options.some((option) => option.value === value)) select.value = value;
 }
 
-/** Writes initials and a colour, which depend on the name alone, into an avatar. */
+/** Writes initials and a color, which depend on the name alone, into an avatar. */
 export function setAvatar(element, name) {
   const words = name.trim().split(/\s+/);
   const initials = [words[0], words.length > 1 ? words.at(-1) : ""].map((word) => [...word][0] ?? "");

@@ -1,5 +1,5 @@
 import { isolate } from "../text.js";
-import { byId, clone, setOptions, setText } from "./dom.js";
+import { byId, clone, keepFocus, setOptions, setText } from "./dom.js";
 import { bytes } from "./format.js";
 
 export class FilesPanel {
@@ -7,6 +7,8 @@ export class FilesPanel {
   #names;
   #panels;
   #items = new Map();
+  /** The transfers whose end the user does not hear of: those that are announced, or that the user has ended. */
+  #announced = new Set();
 
   /** `names` gives the name of a participant. */
   constructor({ files, panels, names }) {
@@ -55,6 +57,14 @@ export class FilesPanel {
 
   #show(transfer) {
     const item = this.#items.get(transfer.id) ?? this.#create(transfer);
+    keepFocus(item, item, () => this.#update(item, transfer));
+    const end = this.#end(transfer);
+    if (!end || this.#announced.has(transfer.id)) return;
+    this.#announced.add(transfer.id);
+    this.#panels.tell("files", end);
+  }
+
+  #update(item, transfer) {
     const { name, size, offset, state, outgoing, sha256, url } = transfer;
     const show = (selector, visible) => item.querySelector(selector).toggleAttribute("hidden", !visible);
     setText(item.querySelector(".name"), name);
@@ -76,10 +86,17 @@ export class FilesPanel {
   #create(transfer) {
     const item = clone("transfer");
     const { id, name, peer, outgoing } = transfer;
-    item.querySelector(".accept").addEventListener("click", () => this.#files.accept(id));
-    item.querySelector(".decline").addEventListener("click", () => this.#files.decline(id));
-    item.querySelector(".cancel").addEventListener("click", () => this.#files.cancel(id));
-    item.querySelector(".remove").addEventListener("click", () => {
+    item.querySelector(".name").id = `transfer-${id}`;
+    for (const button of item.querySelectorAll("button, a")) button.setAttribute("aria-describedby", `transfer-${id}`);
+    const on = (selector, action) => item.querySelector(selector).addEventListener("click", action);
+    on(".accept", () => this.#files.accept(id));
+    for (const action of ["decline", "cancel"]) {
+      on(`.${action}`, () => {
+        this.#announced.add(id);
+        this.#files[action](id);
+      });
+    }
+    on(".remove", () => {
       this.#files.remove(id);
       byId("title-files").focus(); // the button is gone
     });
@@ -92,6 +109,24 @@ export class FilesPanel {
   #remove(id) {
     this.#items.get(id)?.remove();
     this.#items.delete(id);
+    this.#announced.delete(id);
+  }
+
+  /** What a user who does not look at the panel has to know of the end of a transfer, or null. */
+  #end({ state, outgoing, name, peerName, problem }) {
+    const [file, other] = [isolate(name), isolate(peerName)];
+    switch (state) {
+      case "complete":
+        return outgoing ? `${other} has received ${file}.` : `${file} from ${other} is complete.`;
+      case "declined":
+        return `${other} has declined ${file}.`;
+      case "cancelled":
+        return `The transfer of ${file} is cancelled.`;
+      case "failed":
+        return `The transfer of ${file} has failed. ${problem ?? ""}`.trim();
+      default:
+        return null;
+    }
   }
 
   #sentence(transfer) {

@@ -1,6 +1,6 @@
 import { BALL, GOAL, HEIGHT, PADDLE, PADDLE_X, winner } from "../pong.js";
 import { isolate } from "../text.js";
-import { byId, setOptions, setText } from "./dom.js";
+import { byId, keepFocus, setOptions, setText } from "./dom.js";
 import { milliseconds, percent } from "./format.js";
 
 const KEY_SPEED = 0.9; // widths of the table per second
@@ -15,6 +15,7 @@ export class GamePanel {
   #canvas = byId("table");
   #direction = 0;
   #drawn = 0;
+  #frame = 0;
   #shown = "";
 
   constructor({ game, panels, names }) {
@@ -78,6 +79,17 @@ export class GamePanel {
   }
 
   #show() {
+    keepFocus(byId("panel-game"), byId("title-game"), () => this.#showParts());
+    const { phase } = this.#game;
+    if (phase === this.#shown) return;
+    this.#shown = phase;
+    const other = isolate(this.#names(this.#game.peer));
+    if (phase === "invited") this.#panels.mark("game", `${other} invites you to a game of Pong.`);
+    if (phase === "playing" && this.#panels.current === "game") this.#canvas.focus();
+    if (phase === "playing" || phase === "over" || phase === "inviting") this.#animate();
+  }
+
+  #showParts() {
     const { phase, reason } = this.#game;
     const plays = phase === "playing" || phase === "over";
     byId("game-form").hidden = phase !== "idle";
@@ -89,12 +101,6 @@ export class GamePanel {
     const quit = byId("game-quit").querySelector("span");
     setText(quit, phase === "inviting" ? "Withdraw the invitation" : phase === "over" ? "Close" : "End the game");
     this.#showScore();
-    if (phase === this.#shown) return;
-    this.#shown = phase;
-    const other = isolate(this.#names(this.#game.peer));
-    if (phase === "invited") this.#panels.mark("game", `${other} invites you to a game of Pong.`);
-    if (phase === "playing" && this.#panels.current === "game") this.#canvas.focus();
-    if (plays || phase === "inviting") this.#animate();
   }
 
   #showScore() {
@@ -117,6 +123,7 @@ export class GamePanel {
   }
 
   #animate() {
+    cancelAnimationFrame(this.#frame);
     this.#drawn = performance.now();
     const frame = (now) => {
       if (this.#game.phase !== this.#shown) return;
@@ -127,9 +134,9 @@ export class GamePanel {
         this.#draw();
         this.#measure();
       }
-      if (this.#shown !== "idle" && this.#shown !== "invited") requestAnimationFrame(frame);
+      if (this.#shown !== "idle" && this.#shown !== "invited") this.#frame = requestAnimationFrame(frame);
     };
-    requestAnimationFrame(frame);
+    this.#frame = requestAnimationFrame(frame);
   }
 
   #measure() {
@@ -146,12 +153,12 @@ export class GamePanel {
       this.#canvas.height = Math.round(scale * HEIGHT);
     }
     const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(name);
+    const color = (name) => style.getPropertyValue(name);
     const context = this.#canvas.getContext("2d");
     context.setTransform(scale, 0, 0, scale, 0, 0);
     context.clearRect(0, 0, 1, HEIGHT);
 
-    context.strokeStyle = colour("--line");
+    context.strokeStyle = color("--line");
     context.lineWidth = 0.004;
     context.setLineDash([0.02, 0.02]);
     context.beginPath();
@@ -161,13 +168,13 @@ export class GamePanel {
 
     const { ball, paddles } = this.#game.state;
     paddles.forEach((y, side) => {
-      context.fillStyle = colour(side === this.#game.side ? "--accent" : "--series-1");
+      context.fillStyle = color(side === this.#game.side ? "--accent" : "--series-1");
       const x = side === 0 ? PADDLE_X - 0.018 : 1 - PADDLE_X;
       context.beginPath();
       context.roundRect(x, y - PADDLE / 2, 0.018, PADDLE, 0.009);
       context.fill();
     });
-    context.fillStyle = colour("--text");
+    context.fillStyle = color("--text");
     context.beginPath();
     context.arc(ball.x, ball.y, BALL, 0, Math.PI * 2);
     context.fill();

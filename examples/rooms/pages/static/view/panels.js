@@ -50,6 +50,12 @@ export class Panels {
     notice(text, { about: name });
   }
 
+  /** Says what has happened in a panel, whether it is open or not. */
+  tell(name, text) {
+    if (this.current === name) notice(text);
+    else this.mark(name, text);
+  }
+
   #button(name) {
     return this.#buttons.find(({ dataset }) => dataset.panel === name);
   }

@@ -81,6 +81,7 @@ export class Prejoin {
       await action();
     } catch (error) {
       setText(byId("capture-problem"), captureSentence(error));
+      this.#media.emit("change"); // selects what is used
     }
     this.#show();
   }
