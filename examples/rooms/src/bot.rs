@@ -491,7 +491,7 @@ impl Bot {
                 }
                 self.offer(with).await
             }
-            (false, With::Sfu(_)) => self.signal(&with, "restart", json!(Restart {})).await,
+            (false, With::Sfu(_)) => self.signal(&with, "restart", json!(Restart::default())).await,
             (false, With::Peer(_)) => Ok(()),
         }
     }

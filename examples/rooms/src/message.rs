@@ -173,7 +173,11 @@ pub enum Signal {
 /// Requests an offer that restarts ICE.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Restart {}
+pub struct Restart {
+    /// Whether the offer has to begin a new connection. A browser keeps the path of one that works.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anew: bool,
+}
 
 /// Whom a signal is for, or from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -545,7 +549,8 @@ mod tests {
         };
         assert_eq!(signal(r#","candidate":null"#), Ok(Signal::Candidate(None)));
         assert!(signal("").is_err());
-        assert_eq!(signal(r#","restart":{}"#), Ok(Signal::Restart(Restart {})));
+        assert_eq!(signal(r#","restart":{}"#), Ok(Signal::Restart(Restart { anew: false })));
+        assert_eq!(signal(r#","restart":{"anew":true}"#), Ok(Signal::Restart(Restart { anew: true })));
         assert!(signal(r#","restart":{},"candidate":null"#).is_err());
         assert!(signal(r#","candidate":null,"description":{"type":"offer","sdp":"v=0"}"#).is_err());
         assert!(signal(r#","description":{"type":"offer"}"#).is_err());
@@ -600,7 +605,7 @@ mod tests {
             to_value(end).unwrap(),
             json!({"type": "signal", "from": "sfu", "link": "publish", "candidate": null})
         );
-        let signal = Signal::Restart(Restart {});
+        let signal = Signal::Restart(Restart::default());
         let restart = ToParticipant::Signal { from: Address::Sfu, link: Some(Link::Publish), signal };
         assert_eq!(
             to_value(restart).unwrap(),

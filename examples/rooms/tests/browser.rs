@@ -56,6 +56,9 @@ mod place;
 #[path = "support/program.rs"]
 mod program;
 #[cfg(test)]
+#[path = "browser/recordings.rs"]
+mod recordings;
+#[cfg(test)]
 #[path = "browser/relay.rs"]
 mod relay;
 #[cfg(test)]

@@ -239,15 +239,15 @@ function report({ addresses = false } = {}) {
 }
 
 /**
- * Lets all connections use the relay only, or also direct paths. Those to other participants are replaced, because
- * Chromium keeps the path of a connection that has one, even if the new policy forbids it.
+ * Lets all connections use the relay only, or also direct paths. They are replaced, because Chromium keeps the path of a
+ * connection that has one, even if the new policy forbids it.
  */
 function setRelayOnly(on) {
   call.ice.relayOnly = on;
   byId("relay-only").checked = on;
   call.ice.emit("change");
   call.mesh.replace();
-  call.sfu.restart(on ? "relay" : "direct");
+  call.sfu.replace(on ? "relay" : "direct");
 }
 
 /** The old paths may have failed without an error, also that of the signalling. A new one restarts all connections. */

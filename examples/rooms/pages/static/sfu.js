@@ -10,6 +10,10 @@ const LAYERS = [
   { rid: "high", scaleResolutionDownBy: 1, maxBitrate: 1_500_000 },
 ];
 
+/** After this time, the request for a new connection, or the offer that begins it, is lost or was rejected. */
+const ANEW_MS = 6000;
+const LAST_ANEW_MS = 60_000;
+
 /**
  * The two connections to the forwarding unit: `publish`, on which only the browser offers, and `subscribe`, on which
  * only the unit offers.
@@ -27,6 +31,9 @@ export class Sfu extends Emitter {
   #signal;
   #streams = new Map();
   #sent = {};
+  /** The fingerprints of the unit in connections that this side has replaced, by link. */
+  #replaced = {};
+  #anewTimer = 0;
 
   constructor({ ice, media, signal }) {
     super();
@@ -45,8 +52,10 @@ export class Sfu extends Emitter {
 
   stop() {
     this.#stopPublishing();
+    clearTimeout(this.#anewTimer);
     this.subscribe?.close();
     this.subscribe = null;
+    this.#replaced = {};
     this.setTracks([]);
     this.#streams.clear();
   }
@@ -58,6 +67,8 @@ export class Sfu extends Emitter {
   }
 
   receive({ link, ...message }) {
+    const given = fingerprint(message.description);
+    if (given && given === this.#replaced[link]) return; // sent before the unit noticed
     const target = link === "publish" ? this.publish : this.subscribe;
     if (target && isForeign(target.pc, message.description)) this.#beginAnew(link, message);
     else target?.receive(message);
@@ -94,6 +105,46 @@ export class Sfu extends Emitter {
   restart(reason) {
     this.publish?.restart(reason);
     this.subscribe?.restart(reason);
+  }
+
+  /** Replaces both connections, so that the new ones use only what the configuration permits. */
+  replace(reason) {
+    if (!this.subscribe) return;
+    this.emit("restarting", reason);
+    this.#replacePublish();
+    this.#replaceSubscribe();
+  }
+
+  #replacePublish() {
+    const old = this.publish;
+    if (!old) return;
+    const { pc } = old;
+    if (pc.remoteDescription && pc.signalingState === "stable") {
+      this.#replaced.publish = fingerprint(pc.remoteDescription);
+      this.#stopPublishing();
+      this.#startPublishing();
+      return;
+    }
+    // The answer to the old offer could be taken for one to the new offer.
+    old.addEventListener("described", () => this.publish === old && this.#replacePublish(), { once: true });
+  }
+
+  #replaceSubscribe() {
+    const known = fingerprint(this.subscribe.pc.remoteDescription);
+    if (!known) return; // it has no path yet
+    this.#replaced.subscribe = known;
+    this.subscribe.close();
+    this.subscribe = this.#link("subscribe", false);
+    this.#requestAnew(this.subscribe, ANEW_MS);
+  }
+
+  /** Requests the offer that begins a connection, until it comes. If there is nothing to watch, none does. */
+  #requestAnew(link, ms) {
+    clearTimeout(this.#anewTimer);
+    if (this.subscribe !== link || link.pc.remoteDescription) return;
+    this.#signal({ link: "subscribe", restart: { anew: true } });
+    if (this.tracks.length === 0) return;
+    this.#anewTimer = setTimeout(() => this.#requestAnew(link, Math.min(ms * 2, LAST_ANEW_MS)), ms);
   }
 
   #link(name, offers) {

@@ -78,6 +78,11 @@ impl Subscription {
         }
     }
 
+    /// Returns a new connection for the same participant, which keeps its choices.
+    pub(super) fn anew(self, network: &Network) -> Self {
+        Self { choices: self.choices, ..Self::new(network) }
+    }
+
     /// Assigns the sources that the participant receives to media sections. Returns whether something has changed.
     pub(super) fn assign(&mut self, sources: &[(SourceId, MediaKind)]) -> bool {
         let mut is_changed = false;

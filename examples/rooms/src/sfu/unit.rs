@@ -230,10 +230,10 @@ impl Unit {
             (Link::Subscribe, Signal::Description(Description { kind: DescriptionKind::Answer, sdp })) => {
                 self.take_answer(number, &sdp)?;
             }
-            (Link::Subscribe, Signal::Restart(Restart {})) => {
+            (Link::Subscribe, Signal::Restart(Restart { anew })) => {
                 let Some(member) = self.members.get_mut(&number) else { return Ok(()) };
                 member.count_restart()?;
-                self.restart((number, link));
+                if anew { self.replace_subscription(number) } else { self.restart((number, link)) }
             }
             _ => {
                 return Err(
@@ -315,8 +315,17 @@ impl Unit {
                 subscription.restart();
                 self.distribute();
             }
-            _ => member.signal(link, Signal::Restart(Restart {})),
+            _ => member.signal(link, Signal::Restart(Restart::default())),
         }
+    }
+
+    /// Begins the connection on which a participant receives anew.
+    fn replace_subscription(&mut self, number: u32) {
+        let Some(member) = self.members.get_mut(&number) else { return };
+        member.subscription = member.subscription.take().map(|subscription| subscription.anew(&self.network));
+        member.remotes.restart(Link::Subscribe);
+        self.routes.retain(|_, of| *of != (number, Link::Subscribe));
+        self.distribute();
     }
 
     /// Forgets the publications whose connection has ended.
