@@ -3,6 +3,8 @@ import { isolate } from "./text.js";
 
 const RECENT = 5;
 const NARROW = 400; // kbit/s
+/** The states of a connection that does not work, and does not begin to. */
+const LOST = new Set(["disconnected", "failed"]);
 
 // What participants notice: ITU-T G.114 recommends at most 150 ms one way, 300 ms both ways, for a conversation.
 const LIMITS = {
@@ -33,7 +35,8 @@ export function judgeAll(connections) {
   if (broken.length === 0) return worst;
   const [{ name, reason }] = broken;
   const rest = broken.length === 1 ? `${isolate(name)}: ${reason}` : `${broken.length} connections do not work.`;
-  return { level: worst.level, reason: `${worst.reason} ${rest}` };
+  const isLost = connections.some(({ samples }) => LOST.has(samples.at(-1)?.state));
+  return { level: isLost && worst.level === "good" ? "fair" : worst.level, reason: `${worst.reason} ${rest}` };
 }
 
 function rank({ level }) {

@@ -7,7 +7,7 @@ export class FilesPanel {
   #names;
   #panels;
   #items = new Map();
-  /** The transfers whose end the user does not hear of: those that are announced, or that the user has ended. */
+  /** The transfers whose end was announced, or that the user has ended. */
   #announced = new Set();
 
   /** `names` gives the name of a participant. */
@@ -112,7 +112,7 @@ export class FilesPanel {
     this.#announced.delete(id);
   }
 
-  /** What a user who does not look at the panel has to know of the end of a transfer, or null. */
+  /** The sentence for the end of a transfer, or null while it goes on. */
   #end({ state, outgoing, name, peerName, problem }) {
     const [file, other] = [isolate(name), isolate(peerName)];
     switch (state) {
