@@ -125,6 +125,7 @@ export class Recorder extends Emitter {
     this.#stores.delete(result);
     if (this.result !== result) return;
     this.result = null;
+    this.problem = null;
     if (this.state === "ready") this.#set("idle");
   }
 

@@ -124,7 +124,7 @@ recorder.on("change", () => {
   showControls();
   if (recorder.state === "ready") {
     const { result } = recorder;
-    notice(`${result.name} is ready. Save it before you close this message.`, {
+    notice(`The recording ${result.name} is ready. Save it before you close this message.`, {
       download: result,
       onClose: () => setTimeout(() => recorder.discard(result), DISCARD_MS),
     });
