@@ -3,7 +3,7 @@
 use crate::participant::report;
 use crate::place::Place;
 
-/// Returns how loud the tones of Ann and Ben, and one of neither, are in a recording, in decibels of the full scale.
+/// Returns how loud the tones of Ben and Ann, and one of neither, are in a recording, in decibels of the full scale.
 const TONES: &str = "
     const tone = (name) => 220 + [...name].reduce((sum, c) => (sum * 31 + c.codePointAt(0)) % 360, 7) / 2;
     const audio = new OfflineAudioContext(1, 1, 48000);
@@ -18,7 +18,7 @@ const TONES: &str = "
       });
       return 20 * Math.log10((2 * Math.hypot(re, im)) / samples.length);
     };
-    return [tone('Ann'), tone('Ben'), 400].map((frequency) => Math.round(loudness(frequency)));";
+    return [tone('Ben'), tone('Ann'), 400].map((frequency) => Math.round(loudness(frequency)));";
 
 #[test]
 fn a_recording_contains_both_voices_and_not_the_own_one_while_it_is_muted() {
@@ -27,9 +27,9 @@ fn a_recording_contains_both_voices_and_not_the_own_one_while_it_is_muted() {
     ann.wait_for_frames(5);
     ben.wait_for_frames(5);
     for muted in [false, true] {
-        ann.run(&format!("rooms.mute({muted}); await rooms.record(true); window.since = performance.now();"));
-        ann.wait("to have recorded", "state.recording.state === 'recording' && performance.now() - since > 3000");
-        let loudness = ann.run(&format!("const recording = await rooms.record(false); {TONES}"));
+        ben.run(&format!("rooms.mute({muted}); await rooms.record(true); window.since = performance.now();"));
+        ben.wait("to have recorded", "state.recording.state === 'recording' && performance.now() - since > 3000");
+        let loudness = ben.run(&format!("const recording = await rooms.record(false); {TONES}"));
         let [own, other, none] = [0, 1, 2].map(|index| loudness[index].as_i64().unwrap());
         assert!(other > -50 && none < -60, "the voice of the other: {loudness}");
         assert_eq!(own > -50, !muted, "the own voice: {loudness}");
