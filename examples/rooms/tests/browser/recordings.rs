@@ -1,7 +1,7 @@
 //! What is in a recording, and what a change of the policy does to the connections with the forwarding unit.
 
-use crate::participant::report;
 use crate::place::Place;
+use crate::table::report;
 
 /// Returns how loud the tones of Ben and Ann, and one of neither, are in a recording, in decibels of the full scale.
 const TONES: &str = "

@@ -19,7 +19,11 @@ export function announce({ call, media, names, isConnected }) {
   });
   call
     .on("arrived", ({ name }) => notice(`${isolate(name)} has joined.`))
-    .on("departed", ({ name }) => notice(`${isolate(name)} has left.`))
+    .on("departed", ({ id, name }) => {
+      const sent = call.mode === "broadcast" && call.sender === id;
+      const advice = sent ? " The broadcast goes on when somebody selects a mode in the panel Room." : "";
+      notice(`${isolate(name)} has left.${advice}`, { stays: sent });
+    })
     .on("mode", ({ by }) => {
       const who = by === call.id ? "You have" : `${isolate(names(by))} has`;
       if (by) notice(`${who} changed the mode to ${MODES[call.mode]}.`);
