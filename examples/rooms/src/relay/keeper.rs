@@ -45,6 +45,10 @@ const UNUSED: Duration = Duration::from_secs(180);
 /// more (RFC 8656 §12).
 const RETIRED: Duration = Duration::from_secs(15 * 60);
 
+/// Data is sent and nothing comes from the server for this time: a Refresh finds out whether the allocation lasts. A
+/// server that was restarted discards Send indications and channel data silently.
+const SILENT: Duration = Duration::from_secs(10);
+
 /// The time until something that was not renewed is requested again, while it lasts.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -85,6 +89,8 @@ pub(super) struct Keeper {
     pending: HashMap<RequestId, Purpose>,
     relayed: Vec<SocketAddr>,
     refresh_at: Option<Duration>,
+    /// When something came from the server last, or a Refresh was sent.
+    silent_from: Duration,
     /// When the allocation ends without a Refresh.
     end: Duration,
     permissions: HashMap<IpAddr, Permission>,
@@ -184,6 +190,7 @@ impl Keeper {
             pending: HashMap::new(),
             relayed: Vec::new(),
             refresh_at: None,
+            silent_from: Duration::ZERO,
             end: Duration::ZERO,
             permissions: HashMap::new(),
             peers: HashMap::new(),
@@ -223,6 +230,10 @@ impl Keeper {
         let address = peer.ip();
         if self.relayed.is_empty() {
             return Ok(());
+        }
+        if self.silent_from + SILENT <= now {
+            // None if a Refresh is pending.
+            self.refresh_at = self.refresh_at.map(|at| at.min(now));
         }
         if !self.permissions.contains_key(&address) {
             self.forget(now);
@@ -292,7 +303,9 @@ impl Keeper {
 
     /// Takes a message of the server.
     pub(super) fn receive(&mut self, message: &[u8], now: Duration) -> Option<Output> {
-        match self.client.receive(message, now, &mut self.rng)? {
+        let event = self.client.receive(message, now, &mut self.rng)?;
+        self.silent_from = now;
+        match event {
             Event::Finished(id, result) => self.finished(id, result, now),
             Event::Data { peer, data, .. } => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
@@ -315,7 +328,7 @@ impl Keeper {
             }
         }
         if self.refresh_at.is_some_and(|at| at <= now) {
-            self.refresh_at = None;
+            (self.refresh_at, self.silent_from) = (None, now);
             // 10 min is what servers give (RFC 8656 §7.2).
             self.request(Request::Refresh(600), Purpose::Refresh, now)?;
         }
@@ -354,6 +367,12 @@ impl Keeper {
                 None
             }
             (Purpose::Allocate(_) | Purpose::Refresh, Err(failure)) => Some(Output::Ended(failure)),
+            // The server has no allocation: it was restarted, for example (RFC 8656 §5).
+            (Purpose::Permit(_) | Purpose::Bind(_), Err(Failure::Rejected(rejection)))
+                if rejection.code == ErrorCode::ALLOCATION_MISMATCH =>
+            {
+                Some(Output::Ended(Failure::Rejected(rejection)))
+            }
             (Purpose::Permit(address), result) => self.permitted(address, result.is_ok(), now).err().map(Output::Ended),
             (Purpose::Bind(peer), result) => {
                 let peer = self.peers.get_mut(&peer)?;

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use rand::SeedableRng as _;
 use turnserver::auth::Secret;
-use turnserver::client::{random_id, write_message};
+use turnserver::client::{Rejection, random_id, write_message};
 use turnserver::stun::attribute::{
     ChannelNumber, Data, ErrorCodeAttribute, Lifetime, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
 };
@@ -20,6 +20,8 @@ struct Server {
     data: Vec<(Way, SocketAddr, Vec<u8>)>,
     /// Requests with this method are rejected.
     refuses: Option<Method>,
+    /// The error code of rejections.
+    code: ErrorCode,
     /// Requests with this method are lost.
     loses: Option<Method>,
 }
@@ -39,7 +41,7 @@ impl Server {
         let credentials = Credentials { username: "user".to_owned(), password: Secret::new("password").unwrap() };
         let keeper = Keeper::new(false, credentials, StdRng::from_seed([7; 32]));
         let (requests, channels, data) = (Vec::new(), HashMap::new(), Vec::new());
-        Self { keeper, requests, channels, data, refuses: None, loses: None }
+        Self { keeper, requests, channels, data, refuses: None, code: ErrorCode::FORBIDDEN, loses: None }
     }
 
     /// A server that has made an allocation.
@@ -103,7 +105,7 @@ impl Server {
         let is_refused = self.refuses == Some(request.method());
         let class = if is_refused { Class::Error } else { Class::Success };
         let fill = |writer: &mut MessageWriter<'_>| match request.method() {
-            _ if is_refused => writer.push(&ErrorCodeAttribute { code: ErrorCode::FORBIDDEN, reason: "" }),
+            _ if is_refused => writer.push(&ErrorCodeAttribute { code: self.code, reason: "" }),
             Method::ALLOCATE => {
                 writer.push(&XorRelayedAddress(address("192.0.2.1:50000")));
                 writer.push(&XorRelayedAddress(address("[2001:db8::1]:50000")));
@@ -311,6 +313,41 @@ fn a_lost_refresh_is_repeated_while_the_allocation_lasts() {
     assert!(matches!(server.run(40 * MINUTE)[..], [Output::Ended(Failure::NoResponse { .. })]));
     let end = *server.times(Method::REFRESH).last().unwrap();
     assert!((1_695..=1_700).contains(&end), "the last request comes before the end: {end}");
+}
+
+// RFC 8656 §5: without an allocation, the response is 437.
+#[test]
+fn an_allocation_that_the_server_does_not_have_has_ended() {
+    for method in [Method::CREATE_PERMISSION, Method::CHANNEL_BIND, Method::REFRESH] {
+        let mut server = Server::allocated();
+        (server.refuses, server.code) = (Some(method), ErrorCode::ALLOCATION_MISMATCH);
+        for number in 0..2 * MUCH {
+            server.keeper.send(address("198.51.100.1:4000"), &[number], Duration::ZERO).unwrap();
+        }
+        // The datagrams wait for the permission, which precedes the channel.
+        let outputs = server.run(9 * MINUTE);
+        let expected = |rejection: &Rejection| rejection.code == ErrorCode::ALLOCATION_MISMATCH;
+        assert!(matches!(&outputs[..], [Output::Ended(Failure::Rejected(rejection))] if expected(rejection)));
+    }
+}
+
+#[test]
+fn a_refresh_finds_out_whether_the_allocation_lasts_if_data_is_sent_and_nothing_comes() {
+    let (mut server, peer) = (Server::allocated(), address("198.51.100.1:4000"));
+    for second in 0..=30 {
+        server.send(peer, b"check", Duration::from_secs(second));
+        server.run(Duration::from_secs(second));
+    }
+    assert_eq!(server.times(Method::REFRESH), [10, 20, 30], "each response ends the silence");
+    server.loses = Some(Method::REFRESH);
+    for second in 31..=40 {
+        server.send(peer, b"check", Duration::from_secs(second));
+        server.run(Duration::from_secs(second));
+    }
+    assert_eq!(server.times(Method::REFRESH), [10, 20, 30, 40]);
+    (server.loses, server.refuses, server.code) = (None, Some(Method::REFRESH), ErrorCode::ALLOCATION_MISMATCH);
+    server.send(peer, b"check", Duration::from_secs(50));
+    assert!(matches!(server.run(Duration::from_secs(50))[..], [Output::Ended(_)]));
 }
 
 #[test]
