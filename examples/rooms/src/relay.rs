@@ -2,7 +2,7 @@
 //!
 //! [`keeper`] is the protocol, without sockets and clocks; [`link`] is the connection with the relay; [`allocation`] joins
 //! the two. The task here allocates again when an allocation is lost, and when there are new credentials: an allocation
-//! keeps the username with which it was made (RFC 8656 §7.2), so it ends with its credentials. The one before is given back
+//! keeps the username with which it was made (RFC 8656 §5), so it ends with its credentials. The one before is given back
 //! when it is not used any more.
 
 mod allocation;
