@@ -123,7 +123,7 @@ async fn hundreds_of_peers_are_reached_although_the_relay_permits_one_channel() 
 }
 
 #[tokio::test]
-async fn after_the_relay_was_restarted_there_is_a_new_address() {
+async fn after_the_relay_was_restarted_there_is_a_new_address_over_tcp() {
     let process = RelayProcess::start();
     let (credentials, receiver) = watch::channel(ice(process.url("tcp")));
     let mut relay = start(receiver);
@@ -134,6 +134,27 @@ async fn after_the_relay_was_restarted_there_is_a_new_address() {
     // The next attempt uses the newest URLs and credentials.
     credentials.send_replace(ice(again.url("tcp")));
     allocated(&mut relay).await;
+}
+
+// RFC 8656 §5: nothing ends over UDP. The response to a request is 437.
+#[tokio::test]
+async fn after_the_relay_was_restarted_there_is_a_new_address_over_udp() {
+    let sections = "[peers]\nallow = ['127.0.0.1']\n";
+    let process = RelayProcess::start_with(LOOPBACK, None, sections);
+    let (_credentials, receiver) = watch::channel(ice(process.url("udp")));
+    let mut relay = start(receiver);
+    let before = allocated(&mut relay).await;
+    let address = process.udp;
+    drop(process);
+    let _again = RelayProcess::start_with(address, None, sections);
+    let peer = UdpSocket::bind(LOOPBACK).await.unwrap();
+    relay.send(before, peer.local_addr().unwrap(), b"new".to_vec());
+    assert!(matches!(next(&mut relay).await, RelayEvent::Lost(addresses) if addresses[0] == before));
+    let after = allocated(&mut relay).await;
+    relay.send(after, peer.local_addr().unwrap(), b"data".to_vec());
+    let mut received = [0; 8];
+    let length = timeout(PATIENCE, peer.recv(&mut received)).await.unwrap().unwrap();
+    assert_eq!(received[..length], *b"data");
 }
 
 #[tokio::test]
@@ -217,13 +238,14 @@ async fn a_relay_that_refers_to_another_one_is_left_for_that() {
     let first = RelayProcess::start_with(LOOPBACK, None, &alternate);
     let (_credentials, receiver) = watch::channel(ice(first.url("udp")));
     let mut relay = start(receiver);
-    allocated(&mut relay).await;
+    let local = allocated(&mut relay).await;
     // The allocation is at the other one.
     drop(first);
     let (_credentials, receiver) = watch::channel(ice(target.url("udp")));
     let mut peer = start(receiver);
     let at_peer = allocated(&mut peer).await;
-    drop((relay, at_peer));
+    passes((&mut relay, local), (&mut peer, at_peer)).await;
+    passes((&mut peer, at_peer), (&mut relay, local)).await;
 }
 
 #[tokio::test]
