@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use turnserver::auth::Secret;
 use turnserver::client::{Credentials, Failure};
 use turnserver::transport::TurnUri;
@@ -158,6 +158,8 @@ enum Interest {
 struct Running {
     /// The credentials with which it was made.
     ice: Ice,
+    /// When another one is requested because the credentials have changed.
+    renew_at: Option<Instant>,
     task: JoinHandle<()>,
     replace: oneshot::Sender<()>,
 }
@@ -180,12 +182,12 @@ impl Task {
                     _ = &mut running.task => {
                         current = None;
                         pause = PAUSES.0;
+                        if self.pause(pause).await == Interest::Lost {
+                            return;
+                        }
                     }
-                    () = renewal(&mut self.ice, &running.ice) => pause = Duration::ZERO,
+                    () = renewal(&mut self.ice, &running.ice, &mut running.renew_at) => {}
                     () = self.owner.gone() => return,
-                }
-                if self.pause(pause).await == Interest::Lost {
-                    return;
                 }
             }
             if let Some(new) = self.allocate().await {
@@ -193,11 +195,14 @@ impl Task {
                     let _ = old.replace.send(());
                 }
                 pause = PAUSES.0;
+                continue;
+            }
+            if let Some(running) = &mut current {
+                running.renew_at = Some(Instant::now() + pause);
             } else if self.pause(pause).await == Interest::Lost {
                 return;
-            } else {
-                pause = (pause * 2).clamp(PAUSES.0, PAUSES.1);
             }
+            pause = (pause * 2).min(PAUSES.1);
         }
     }
 
@@ -264,19 +269,20 @@ impl Task {
             }
             let _ = events.send(Message::Lost(addresses)).await;
         });
-        Running { ice, task, replace }
+        Running { ice, renew_at: None, task, replace }
     }
 }
 
 /// Waits until there are new credentials, and then for a random time, so that not all allocate at the same time. Without a
 /// clock: credentials are renewed before they expire, so those before last for at least a part of the time between both.
-async fn renewal(ice: &mut watch::Receiver<Ice>, used: &Ice) {
+/// The end of the wait is kept in `at`: after an attempt that failed, only the pause follows.
+async fn renewal(ice: &mut watch::Receiver<Ice>, used: &Ice, at: &mut Option<Instant>) {
     while ice.borrow_and_update().ice_servers == used.ice_servers {
         changed(ice).await;
     }
     let between = ice.borrow().expires.saturating_sub(used.expires);
     let most = Duration::from_secs(between.min(24 * 60 * 60) / 4);
-    sleep(random_part(most)).await;
+    sleep_until(*at.get_or_insert_with(|| Instant::now() + random_part(most))).await;
 }
 
 /// Waits for other credentials.

@@ -12,7 +12,7 @@ use rooms::message::{Ice, IceServer};
 use rooms::relay::{Relay, RelayEvent};
 use support::relay::{Authority, Identity, RelayProcess};
 use support::{At, PATIENCE, SECRET};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use turnserver::auth::{Secret, time_limited};
@@ -178,7 +178,7 @@ async fn credentials_that_come_later_are_used_at_once() {
     assert!(matches!(timeout(Duration::from_millis(400), relay.next()).await, Ok(Some(RelayEvent::Allocated(_)))));
 }
 
-// RFC 8656 §7.2: a Refresh has the username of its Allocate. The relay refuses one whose username has expired.
+// RFC 8656 §5: a Refresh has the username of its Allocate. The relay rejects one whose username has expired.
 #[tokio::test]
 async fn an_address_is_replaced_before_its_credentials_expire_and_works_until_it_is_not_used() {
     let process = RelayProcess::start_with(LOOPBACK, None, "");
@@ -216,12 +216,35 @@ async fn an_address_is_replaced_before_its_credentials_expire_and_works_until_it
 }
 
 #[tokio::test]
+async fn attempts_to_replace_an_address_that_fail_are_repeated_after_pauses_that_grow() {
+    let process = RelayProcess::start();
+    let (credentials, receiver) = watch::channel(ice(process.url("udp")));
+    let mut relay = start(receiver);
+    allocated(&mut relay).await;
+    // Closes each connection.
+    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
+    // The first attempt comes within 2 s: a quarter of the time between the ends of both credentials.
+    credentials.send_replace(ice_for(format!("turn:{}?transport=tcp", listener.local_addr().unwrap()), 608));
+    let mut times = Vec::new();
+    while times.len() < 4 {
+        timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+        times.push(Instant::now());
+    }
+    let pauses: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    for (pause, least) in pauses.iter().zip([450, 950, 1_950]) {
+        assert!(*pause >= Duration::from_millis(least), "{pauses:?}");
+    }
+    // The address before is still there.
+    assert!(timeout(Duration::ZERO, relay.next()).await.is_err());
+}
+
+#[tokio::test]
 async fn an_address_is_given_back_at_the_end() {
     let process = RelayProcess::start_with(LOOPBACK, None, "[limits]\nallocations-per-user = 1\n");
     let (_credentials, receiver) = watch::channel(ice(process.url("udp")));
     for _ in 0..3 {
         let mut relay = start(receiver.clone());
-        // Otherwise, the relay would refuse it: the next attempt would come after a pause.
+        // Otherwise, the relay would reject it: the next attempt would come after a pause.
         assert!(matches!(timeout(Duration::from_millis(400), relay.next()).await, Ok(Some(RelayEvent::Allocated(_)))));
         relay.close().await;
     }
