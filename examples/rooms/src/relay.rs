@@ -25,7 +25,7 @@ use crate::connect::Trust;
 use crate::message::Ice;
 use allocation::{Allocation, CONNECT, Orders, Outgoing, Server};
 
-/// How many datagrams wait in each direction. More are lost, as in the network.
+/// How many datagrams wait in each direction. More are dropped.
 const WAITING: usize = 1_024;
 
 /// The shortest and the longest pause before the next attempt to allocate.
@@ -90,7 +90,7 @@ impl Relay {
         Self { routes: Vec::new(), incoming, _present: present }
     }
 
-    /// Sends data to a peer from a relayed address. It is lost if the address is lost.
+    /// Sends data to a peer from a relayed address. It is dropped if the address is lost.
     pub fn send(&self, local: SocketAddr, peer: SocketAddr, data: Vec<u8>) {
         if let Some(route) = self.routes.iter().find(|route| route.addresses.contains(&local)) {
             let _ = route.outgoing.try_send((peer, data));
@@ -129,7 +129,7 @@ enum Ended {
     #[error("{0}")]
     Link(#[from] std::io::Error),
     #[error("{0}")]
-    Refused(#[from] Failure),
+    Failed(#[from] Failure),
     #[error("the servers redirect to each other")]
     Circle,
     #[error("no connection within {} s", CONNECT.as_secs())]
@@ -239,7 +239,7 @@ impl Task {
             let server = Server { uri: &uri, address, credentials, trust: &self.trust };
             match Allocation::make(server, &mut self.owner.clone()).await {
                 // Another server is asked at once: this one drains or is full.
-                Err(Ended::Refused(Failure::TryAlternate { servers, domain })) if !servers.is_empty() => {
+                Err(Ended::Failed(Failure::TryAlternate { servers, domain })) if !servers.is_empty() => {
                     tracing::debug!("{uri} refers to {servers:?}");
                     address = servers.first().copied();
                     // The name in the certificate stays the same without another one.
@@ -299,11 +299,4 @@ fn random_part(most: Duration) -> Duration {
     // Without it, the time is zero.
     let _ = getrandom::getrandom(&mut random);
     most.mul_f64(f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX))
-}
-
-fn random_generator() -> Result<rand::rngs::StdRng, std::io::Error> {
-    use rand::SeedableRng as _;
-    let mut seed = [0; 32];
-    getrandom::getrandom(&mut seed).map_err(std::io::Error::from)?;
-    Ok(rand::rngs::StdRng::from_seed(seed))
 }

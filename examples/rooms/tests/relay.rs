@@ -48,7 +48,7 @@ async fn allocated(relay: &mut Relay) -> SocketAddr {
     }
 }
 
-/// Sends data until it comes. Both sides open the way, since data is lost before the permission of the receiver.
+/// Sends data until it comes. Both sides open the way, since data is dropped before the permission of the receiver.
 async fn passes((one, at_one): (&mut Relay, SocketAddr), (two, at_two): (&mut Relay, SocketAddr)) {
     let end = Instant::now() + PATIENCE;
     loop {

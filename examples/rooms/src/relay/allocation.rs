@@ -45,7 +45,7 @@ pub(super) struct Allocation {
     pub(super) addresses: Vec<SocketAddr>,
 }
 
-/// What an allocation is told while it is used.
+/// The orders for an allocation that is used.
 pub(super) struct Orders {
     /// What has to be sent. The allocation is given back when this is closed.
     pub(super) outgoing: mpsc::Receiver<Outgoing>,
@@ -62,7 +62,7 @@ impl Allocation {
         };
         let (reader, writer) = opened;
         let is_connection = server.uri.transport() != Transport::Udp;
-        let mut keeper = Keeper::new(is_connection, server.credentials.clone(), super::random_generator()?);
+        let mut keeper = Keeper::new(is_connection, server.credentials.clone(), random_generator()?);
         keeper.allocate(Duration::ZERO)?;
         let (outputs, begin, addresses) = (VecDeque::new(), Instant::now(), Vec::new());
         let mut new = Self { reader, writer, keeper, outputs, begin, addresses };
@@ -126,7 +126,7 @@ impl Allocation {
             match output {
                 Some(Output::Data { peer, local, data }) => {
                     last_used = Instant::now();
-                    // A reader that is too slow loses data, as with a socket.
+                    // Data for a reader that is too slow is dropped, as at a socket.
                     let _ = events.try_send(Message::Data { peer, local, data });
                 }
                 Some(Output::Ended(failure)) => return Err(failure.into()),
@@ -146,4 +146,11 @@ impl Allocation {
             tracing::debug!("the relay did not confirm that an allocation was given back");
         }
     }
+}
+
+fn random_generator() -> Result<rand::rngs::StdRng, std::io::Error> {
+    use rand::SeedableRng as _;
+    let mut seed = [0; 32];
+    getrandom::getrandom(&mut seed).map_err(std::io::Error::from)?;
+    Ok(rand::rngs::StdRng::from_seed(seed))
 }

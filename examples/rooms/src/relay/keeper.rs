@@ -46,19 +46,19 @@ const UNUSED: Duration = Duration::from_secs(180);
 const RETIRED: Duration = Duration::from_secs(15 * 60);
 
 /// Data is sent and nothing comes from the server for this time: a Refresh finds out whether the allocation lasts. A
-/// server that was restarted discards Send indications and channel data silently.
+/// server that was restarted drops Send indications and channel data.
 const SILENT: Duration = Duration::from_secs(10);
 
 /// The time until something that was not renewed is requested again, while it lasts.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// The time until a permission or a channel that was not granted is requested again.
-const REFUSED: Duration = Duration::from_secs(60);
+const REJECTED: Duration = Duration::from_secs(60);
 
 /// After the end of the allocation, nothing is due.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// How many permissions are remembered, with those that the server refuses.
+/// How many permissions are remembered, with those that the server rejects.
 const PERMISSIONS: usize = 4_096;
 
 /// How many datagrams wait for a permission: some for each peer at an address of many.
@@ -138,7 +138,7 @@ impl Grant {
             self.end = now + lifetime;
             self.next = self.end - MARGIN;
         } else {
-            self.next = now + if self.lasts_at(now) { RETRY } else { REFUSED };
+            self.next = now + if self.lasts_at(now) { RETRY } else { REJECTED };
         }
     }
 }
@@ -225,7 +225,7 @@ impl Keeper {
         self.client.deadline().into_iter().chain(self.refresh_at).min().unwrap_or(NEVER)
     }
 
-    /// Sends data to a peer. It waits until there is a permission, and is lost if the server refuses that.
+    /// Sends data to a peer. It waits until there is a permission, and is dropped if the server rejects that.
     pub(super) fn send(&mut self, peer: SocketAddr, data: &[u8], now: Duration) -> Result<(), Failure> {
         let address = peer.ip();
         if self.relayed.is_empty() {
@@ -292,7 +292,7 @@ impl Keeper {
         self.peers.insert(address, peer);
     }
 
-    /// Forgets what is not used. If there are too many permissions, those that were refused are requested again.
+    /// Forgets what is not used. If there are too many permissions, those that were rejected are requested again.
     fn forget(&mut self, now: Duration) {
         let is_crowded = self.permissions.len() >= PERMISSIONS;
         self.permissions.retain(|_, Permission { grant, .. }| {

@@ -20,8 +20,7 @@ const DATAGRAM: usize = 65_535;
 /// The bytes that are read from a connection at once.
 const READ: usize = 16 * 1024;
 
-/// The bytes that wait until the connection takes them. Data of calls that comes then is lost, as in a network; requests
-/// wait.
+/// The bytes that wait until the connection takes them. Data of calls that comes then is dropped; requests wait.
 const WAITING: usize = 256 * 1024;
 
 /// How a Send indication begins (RFC 8656 §17).
@@ -130,21 +129,21 @@ pub(super) struct Writer {
     needs_flush: bool,
     /// When the connection took something last, or something began to wait.
     moved: Instant,
-    lost: u64,
+    dropped: u64,
 }
 
 impl Writer {
     fn new(sink: Sink) -> Self {
         let (waiting, moved) = (VecDeque::new(), Instant::now());
-        Self { sink, waiting, bytes: 0, written: 0, needs_flush: false, moved, lost: 0 }
+        Self { sink, waiting, bytes: 0, written: 0, needs_flush: false, moved, dropped: 0 }
     }
 
-    /// Queues a message for [`flush`](Self::flush). Data for peers is lost if too much waits.
+    /// Queues a message for [`flush`](Self::flush). Data for peers is dropped if too much waits.
     pub(super) fn push(&mut self, message: Vec<u8>) {
         let is_channel_data = message.first().is_some_and(|first| *first > 3);
         let is_data = is_channel_data || message.starts_with(&SEND_INDICATION);
         if is_data && self.bytes + message.len() > WAITING {
-            self.lost += 1;
+            self.dropped += 1;
             return;
         }
         if self.is_idle() {
@@ -172,9 +171,9 @@ impl Writer {
             timeout_at(self.moved + STALLED, self.advance()).await.map_err(|_| late())??;
             self.moved = Instant::now();
         }
-        if self.lost > 0 {
-            tracing::debug!("{} datagrams were lost: the connection with the relay was too slow", self.lost);
-            self.lost = 0;
+        if self.dropped > 0 {
+            tracing::debug!("{} datagrams were dropped: the connection with the relay was too slow", self.dropped);
+            self.dropped = 0;
         }
         Ok(())
     }
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_takes_nothing_loses_data_but_no_request_and_is_dead_after_some_seconds() {
+    async fn a_connection_that_takes_nothing_drops_data_but_no_request_and_is_dead_after_some_seconds() {
         let (client, _server) = tokio::io::duplex(1_000);
         let (_reader, mut writer) = pair(Box::new(client));
         for _ in 0..500 {
@@ -233,7 +232,7 @@ mod tests {
         }
         writer.push(vec![0; 20]);
         assert!(writer.bytes <= WAITING + 20);
-        assert_eq!(writer.lost, 1_000 - writer.waiting.len() as u64 + 1);
+        assert_eq!(writer.dropped, 1_000 - writer.waiting.len() as u64 + 1);
         assert_eq!(writer.waiting.back(), Some(&vec![0; 20]));
         let begin = Instant::now();
         let error = writer.flush().await.unwrap_err();

@@ -19,7 +19,7 @@ struct Server {
     /// The data that came for peers, each with its way.
     data: Vec<(Way, SocketAddr, Vec<u8>)>,
     /// Requests with this method are rejected.
-    refuses: Option<Method>,
+    rejects: Option<Method>,
     /// The error code of rejections.
     code: ErrorCode,
     /// Requests with this method are lost.
@@ -41,7 +41,7 @@ impl Server {
         let credentials = Credentials { username: "user".to_owned(), password: Secret::new("password").unwrap() };
         let keeper = Keeper::new(false, credentials, StdRng::from_seed([7; 32]));
         let (requests, channels, data) = (Vec::new(), HashMap::new(), Vec::new());
-        Self { keeper, requests, channels, data, refuses: None, code: ErrorCode::FORBIDDEN, loses: None }
+        Self { keeper, requests, channels, data, rejects: None, code: ErrorCode::FORBIDDEN, loses: None }
     }
 
     /// A server that has made an allocation.
@@ -73,7 +73,7 @@ impl Server {
                 continue;
             }
             let response = self.respond(&request);
-            if let (Some(ChannelNumber(number)), None) = (request.get().unwrap(), self.refuses) {
+            if let (Some(ChannelNumber(number)), None) = (request.get().unwrap(), self.rejects) {
                 let peer = peer.unwrap();
                 assert!(self.channels.iter().all(|(other, of)| (*other == number) == (*of == peer)), "{number} {peer}");
                 self.channels.insert(number, peer);
@@ -102,10 +102,10 @@ impl Server {
     }
 
     fn respond(&self, request: &Message<'_>) -> Vec<u8> {
-        let is_refused = self.refuses == Some(request.method());
-        let class = if is_refused { Class::Error } else { Class::Success };
+        let is_rejected = self.rejects == Some(request.method());
+        let class = if is_rejected { Class::Error } else { Class::Success };
         let fill = |writer: &mut MessageWriter<'_>| match request.method() {
-            _ if is_refused => writer.push(&ErrorCodeAttribute { code: self.code, reason: "" }),
+            _ if is_rejected => writer.push(&ErrorCodeAttribute { code: self.code, reason: "" }),
             Method::ALLOCATE => {
                 writer.push(&XorRelayedAddress(address("192.0.2.1:50000")));
                 writer.push(&XorRelayedAddress(address("[2001:db8::1]:50000")));
@@ -181,13 +181,13 @@ fn the_first_data_waits_for_its_permission_which_is_renewed_while_it_is_used() {
 fn a_permission_that_is_not_renewed_is_requested_again_while_it_lasts() {
     let (mut server, peer) = (Server::allocated(), address("198.51.100.1:4000"));
     server.send(peer, b"data", Duration::ZERO);
-    server.refuses = Some(Method::CREATE_PERMISSION);
+    server.rejects = Some(Method::CREATE_PERMISSION);
     for second in 1..=360 {
         server.send(peer, b"data", Duration::from_secs(second));
     }
-    assert_eq!(server.data.len(), 300, "the rest is lost");
+    assert_eq!(server.data.len(), 300, "the rest is dropped");
     assert_eq!(server.times(Method::CREATE_PERMISSION), [0, 240, 250, 260, 270, 280, 290, 300, 360]);
-    server.refuses = None;
+    server.rejects = None;
     server.send(peer, b"again", 7 * MINUTE);
     assert_eq!(server.data.len(), 301);
 }
@@ -266,7 +266,7 @@ fn a_channel_is_renewed_while_it_is_used() {
 #[test]
 fn without_a_channel_data_goes_on_in_indications() {
     let (mut server, peer) = (Server::allocated(), address("198.51.100.1:4000"));
-    server.refuses = Some(Method::CHANNEL_BIND);
+    server.rejects = Some(Method::CHANNEL_BIND);
     for second in [0, 59, 60] {
         server.send_much(peer, Duration::from_secs(second));
         let expected: Vec<_> = (0..2 * MUCH).map(|number| (Way::Indication, number)).collect();
@@ -277,9 +277,9 @@ fn without_a_channel_data_goes_on_in_indications() {
 }
 
 #[test]
-fn data_to_a_peer_that_is_refused_is_lost_and_it_is_tried_again_after_a_minute() {
+fn data_to_a_peer_that_is_denied_is_dropped_and_it_is_tried_again_after_a_minute() {
     let (mut server, peer) = (Server::allocated(), address("10.0.0.1:4000"));
-    server.refuses = Some(Method::CREATE_PERMISSION);
+    server.rejects = Some(Method::CREATE_PERMISSION);
     for second in 0..=61 {
         server.send(peer, b"data", Duration::from_secs(second));
         server.keeper.expire(Duration::from_secs(second)).unwrap();
@@ -320,7 +320,7 @@ fn a_lost_refresh_is_repeated_while_the_allocation_lasts() {
 fn an_allocation_that_the_server_does_not_have_has_ended() {
     for method in [Method::CREATE_PERMISSION, Method::CHANNEL_BIND, Method::REFRESH] {
         let mut server = Server::allocated();
-        (server.refuses, server.code) = (Some(method), ErrorCode::ALLOCATION_MISMATCH);
+        (server.rejects, server.code) = (Some(method), ErrorCode::ALLOCATION_MISMATCH);
         for number in 0..2 * MUCH {
             server.keeper.send(address("198.51.100.1:4000"), &[number], Duration::ZERO).unwrap();
         }
@@ -345,21 +345,21 @@ fn a_refresh_finds_out_whether_the_allocation_lasts_if_data_is_sent_and_nothing_
         server.run(Duration::from_secs(second));
     }
     assert_eq!(server.times(Method::REFRESH), [10, 20, 30, 40]);
-    (server.loses, server.refuses, server.code) = (None, Some(Method::REFRESH), ErrorCode::ALLOCATION_MISMATCH);
+    (server.loses, server.rejects, server.code) = (None, Some(Method::REFRESH), ErrorCode::ALLOCATION_MISMATCH);
     server.send(peer, b"check", Duration::from_secs(50));
     assert!(matches!(server.run(Duration::from_secs(50))[..], [Output::Ended(_)]));
 }
 
 #[test]
-fn addresses_that_the_server_refuses_are_not_remembered_without_bound() {
+fn addresses_that_the_server_denies_are_not_remembered_without_bound() {
     let mut server = Server::allocated();
-    server.refuses = Some(Method::CREATE_PERMISSION);
+    server.rejects = Some(Method::CREATE_PERMISSION);
     for number in 0..5_000_u32 {
         server.send(SocketAddr::from((Ipv4Addr::from(0x0A00_0000 + number), 4_000)), b"data", Duration::ZERO);
     }
     assert_eq!(server.times(Method::CREATE_PERMISSION).len(), 5_000);
     assert!(server.keeper.permissions.len() <= PERMISSIONS);
-    server.refuses = None;
+    server.rejects = None;
     server.send(address("192.0.2.7:4000"), b"data", Duration::ZERO);
     assert_eq!(server.data.len(), 1);
 }
@@ -409,11 +409,11 @@ fn an_allocation_that_is_requested_when_it_is_given_back_is_given_back_when_it_c
 }
 
 #[test]
-fn a_server_that_refuses_the_allocation_or_is_silent_ends_it() {
-    let mut refusing = Server::new();
-    refusing.refuses = Some(Method::ALLOCATE);
-    refusing.keeper.allocate(Duration::ZERO).unwrap();
-    assert!(matches!(refusing.run(Duration::ZERO)[..], [Output::Ended(Failure::Rejected(_))]));
+fn a_server_that_rejects_the_allocation_or_is_silent_ends_it() {
+    let mut rejecting = Server::new();
+    rejecting.rejects = Some(Method::ALLOCATE);
+    rejecting.keeper.allocate(Duration::ZERO).unwrap();
+    assert!(matches!(rejecting.run(Duration::ZERO)[..], [Output::Ended(Failure::Rejected(_))]));
     let mut silent = Server::new();
     silent.keeper.allocate(Duration::ZERO).unwrap();
     let mut outputs = Vec::new();
