@@ -27,8 +27,15 @@ use crate::webrtc::{Connection, Datagram, Network, NetworkEvent, remote_candidat
 /// The interval in which layers are chosen.
 const LAYERS: Duration = Duration::from_millis(250);
 
+/// The shortest time between two distributions of the sources. Each may send all tracks to all participants, so one
+/// participant that changes its sources must not cause them at its own pace.
+const DISTRIBUTION: Duration = Duration::from_millis(250);
+
 /// The tracks of a kind that one participant may send: camera or microphone, and screen with its sound.
 const SOURCES: usize = 2;
+
+/// How fast a participant may offer. A page does so when a screen is shared or not any more.
+const OFFERS: Rate = Rate { burst: 30, interval: Duration::from_secs(1) };
 
 /// How fast a participant may begin new connections and restart them.
 const RESTARTS: Rate = Rate { burst: 10, interval: Duration::from_secs(5) };
@@ -40,6 +47,7 @@ struct Member {
     publication: Option<Publication>,
     subscription: Option<Subscription>,
     remotes: Remotes,
+    offers: Bucket,
     restarts: Bucket,
     police: Police,
 }
@@ -61,13 +69,25 @@ pub(super) struct Unit {
     events: VecDeque<(Key, Event)>,
     next_member: u32,
     next_source: u32,
+    /// Whether the sources have to be distributed.
+    is_changed: bool,
+    /// When the next distribution may be.
+    next_distribution: Instant,
 }
 
 impl Member {
     fn new(id: ParticipantId, outbox: WeakOutbox) -> Self {
         let now = Instant::now();
-        let (remotes, restarts, police) = (Remotes::new(now), Bucket::new(now), Police::new(now));
-        Self { id, outbox, publication: None, subscription: None, remotes, restarts, police }
+        let (remotes, offers, police) = (Remotes::new(now), Bucket::new(now), Police::new(now));
+        Self { id, outbox, publication: None, subscription: None, remotes, offers, restarts: offers, police }
+    }
+
+    /// Counts an offer.
+    fn count_offer(&mut self) -> Result<(), String> {
+        self.offers.take(OFFERS, Instant::now()).map_err(|wait| {
+            let wait = wait.as_secs() + 1;
+            format!("There are too many offers for the forwarding unit. Wait {wait} s and try again.")
+        })
     }
 
     /// Counts a new connection, or a restart of one.
@@ -77,6 +97,7 @@ impl Member {
             format!("There are too many new connections with the forwarding unit. Wait {wait} s and try again.")
         })
     }
+
     fn send(&self, message: &ToParticipant) {
         self.outbox.send(&text(message));
     }
@@ -119,6 +140,8 @@ impl Unit {
             events: VecDeque::new(),
             next_member: 0,
             next_source: 0,
+            is_changed: false,
+            next_distribution: Instant::now(),
         }
     }
 
@@ -129,6 +152,7 @@ impl Unit {
         loop {
             let timeout = self.connections().map(|connection| connection.timeout()).min();
             let timeout = timeout.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+            let timeout = if self.is_changed { timeout.min(self.next_distribution) } else { timeout };
             tokio::select! {
                 command = commands.next() => match command {
                     Some(command) => self.command(command),
@@ -146,6 +170,7 @@ impl Unit {
                 }
             }
             self.handle_events();
+            self.distribute_changes();
         }
         self.network.close().await;
     }
@@ -166,18 +191,18 @@ impl Unit {
                 }
                 self.members.insert(self.next_member, Member::new(id, outbox));
                 self.next_member += 1;
-                self.distribute();
+                self.is_changed = true;
             }
             Command::Leave(id) => {
                 let Some(number) = self.number(&id) else { return };
                 self.members.remove(&number);
                 self.sources.retain(|_, source| source.owner != number);
                 self.routes.retain(|_, (owner, _)| *owner != number);
-                self.distribute();
+                self.is_changed = true;
             }
             Command::Sender(sender) => {
                 self.sender = sender;
-                self.distribute();
+                self.is_changed = true;
             }
             Command::Signal { from, link, signal } => {
                 let Some(number) = self.number(&from) else { return };
@@ -250,6 +275,7 @@ impl Unit {
         let (network, key) = (&self.network, (number, Link::Publish));
         let (sdp, candidates) = split_candidates(sdp);
         let Some(member) = self.members.get_mut(&number) else { return Ok(()) };
+        member.count_offer()?;
         let is_new = !member.publication.as_ref().is_some_and(|publication| publication.fits(&sdp));
         let is_restart =
             is_new || member.publication.as_ref().is_some_and(|publication| publication.restarts_with(&sdp));
@@ -267,7 +293,7 @@ impl Unit {
         member.describe(Link::Publish, DescriptionKind::Answer, answer);
         self.collect(key);
         self.handle_events();
-        self.distribute();
+        self.is_changed = true;
         candidates.into_iter().try_for_each(|candidate| self.add_remote_candidate(key, candidate))
     }
 
@@ -281,7 +307,7 @@ impl Unit {
             member.remotes.restart(Link::Subscribe);
             self.routes.retain(|_, of| *of != key);
         }
-        self.distribute();
+        self.is_changed = true;
         self.choose_layers();
         candidates.into_iter().try_for_each(|candidate| self.add_remote_candidate(key, candidate))
     }
@@ -308,12 +334,12 @@ impl Unit {
     }
 
     /// Restarts ICE on a connection: on subscribe by an offer, on publish by the request for one.
-    pub(super) fn restart(&mut self, (number, link): Key) {
+    fn restart(&mut self, (number, link): Key) {
         let Some(member) = self.members.get_mut(&number).filter(|member| member.has(link)) else { return };
         match (link, &mut member.subscription) {
             (Link::Subscribe, Some(subscription)) => {
                 subscription.restart();
-                self.distribute();
+                self.is_changed = true;
             }
             _ => member.signal(link, Signal::Restart(Restart::default())),
         }
@@ -338,7 +364,17 @@ impl Unit {
             }
         }
         if self.sources.len() != before {
+            self.is_changed = true;
+        }
+    }
+
+    /// Distributes the sources if something has changed, and if the last time was long enough ago.
+    fn distribute_changes(&mut self) {
+        let now = Instant::now();
+        if self.is_changed && now >= self.next_distribution {
+            (self.is_changed, self.next_distribution) = (false, now + DISTRIBUTION);
             self.distribute();
+            self.handle_events();
         }
     }
 
@@ -518,7 +554,7 @@ impl Unit {
                 match (existing, direction.is_receiving()) {
                     (Some(id), false) => {
                         self.sources.remove(&id);
-                        self.distribute();
+                        self.is_changed = true;
                     }
                     (None, true) => {
                         let publication = self.members.get(&number).and_then(|member| member.publication.as_ref());
@@ -565,7 +601,7 @@ impl Unit {
         }
         self.sources.insert(SourceId(self.next_source), source);
         self.next_source += 1;
-        self.distribute();
+        self.is_changed = true;
     }
 
     fn source_at(&self, owner: u32, mid: Mid) -> Option<SourceId> {
