@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::id::{ParticipantId, ResumeKey, RoomId};
 use crate::message::{Address, ErrorCode, Kind, LayerChoice, Limits, Link, Mode, Peer, Signal, ToParticipant, Token};
-use crate::outbox::{self, Inbox, Outbox};
+use crate::outbox::{self, Inbox, Memory, Outbox};
 use crate::rate::{Bucket, Rate};
 use crate::sfu::{self, Command, Sfu};
 
@@ -63,6 +63,8 @@ pub(crate) struct Room {
     mode_changes: Bucket,
     /// How often a failed forwarding unit was started again.
     sfu_starts: Bucket,
+    /// For the messages of all rooms.
+    memory: Memory,
     /// How the forwarding unit is started, and its name at the relay.
     sfu_settings: Arc<sfu::Settings>,
     sfu_name: String,
@@ -81,7 +83,7 @@ pub(crate) struct Entry {
 }
 
 impl Room {
-    pub(crate) fn new(id: &RoomId, sfu_settings: Arc<sfu::Settings>, now: Instant) -> Self {
+    pub(crate) fn new(id: &RoomId, sfu_settings: Arc<sfu::Settings>, memory: Memory, now: Instant) -> Self {
         Self {
             created: now,
             empty_since: Some(now),
@@ -91,6 +93,7 @@ impl Room {
             next_connection: 0,
             mode_changes: Bucket::new(now),
             sfu_starts: Bucket::new(now),
+            memory,
             sfu_settings,
             sfu_name: format!("sfu-{}", id.short()),
             sfu: None,
@@ -131,7 +134,7 @@ impl Room {
 
     /// Adds a participant with a new connection. What waits for an earlier one is lost.
     fn connect(&mut self, mut participant: Participant) -> Entry {
-        let (outbox, inbox) = outbox::channel();
+        let (outbox, inbox) = outbox::channel(&self.memory);
         if let Some(sfu) = &self.sfu {
             sfu.command(Command::Enter { id: participant.peer.id.clone(), outbox: outbox.downgrade() });
         }

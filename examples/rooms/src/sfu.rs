@@ -172,7 +172,7 @@ mod tests {
     #[tokio::test]
     async fn participants_come_and_go_even_if_no_further_signal_can_wait() {
         let ((sfu, mut commands), id) = (channel(), ParticipantId::random().unwrap());
-        let (outbox, _inbox) = crate::outbox::channel();
+        let (outbox, _inbox) = crate::outbox::channel(&crate::outbox::Memory::default());
         while sfu.command(signal(&id, 1)) {}
         assert!(sfu.command(Command::Enter { id: id.clone(), outbox: outbox.downgrade() }));
         assert!(sfu.command(Command::Leave(id.clone())));
