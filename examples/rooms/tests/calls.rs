@@ -413,13 +413,20 @@ async fn a_participant_with_too_many_candidates_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_media_sections_and_new_connections_are_refused() {
+async fn too_many_media_sections_data_channels_and_too_many_new_connections_are_rejected() {
     let place = Place::new().await;
     let mut sender = Viewer::enter(&place).await;
     sender.socket.send(json!({"type": "mode", "mode": "sfu"})).await;
     sender.signal("publish", publish(&[MediaKind::Audio; 17])).await;
     let (code, message) = sender.refusal().await;
     assert!(code == "sfu" && message.contains("16 media sections"), "{code}: {message}");
+    let mut rtc = rtc();
+    let mut change = rtc.sdp_api();
+    change.add_channel("chat".to_owned());
+    let offer = change.apply().unwrap().0.to_sdp_string();
+    sender.signal("publish", json!({"description": {"type": "offer", "sdp": offer}})).await;
+    let (code, message) = sender.refusal().await;
+    assert!(code == "sfu" && message.contains("no data channels"), "{code}: {message}");
     for _ in 0..10 {
         sender.signal("publish", publish(&[MediaKind::Audio])).await;
     }

@@ -4,37 +4,46 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::rate::{Bucket, Rate};
+
 /// The kilobits per second of a video section that participants are asked not to exceed: all layers of a camera take
 /// 2,150, and a screen takes 2,500.
 const ASKED: u32 = 4_000;
 
-/// The bits per second of one participant that are forwarded.
+/// The bits per second that the forwarding unit takes from one participant.
 pub(super) const CEILING: u64 = 8_000_000;
 
 /// How long a participant may send at any rate after a pause: key frames come all at once.
 const BURST: Duration = Duration::from_secs(1);
 
+/// How many connectivity checks of a participant are taken. Each costs a hash and a response. Both connections together
+/// send far fewer, and without any a connection ends, so they have a rate of their own.
+const CHECKS: Rate = Rate { burst: 1_000, interval: Duration::from_millis(5) };
+
 /// The interval of reports.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// Drops the media that exceed the ceiling.
+/// Drops what exceeds the ceiling: media, reports on them, and all that DTLS carries. A datagram counts before it is
+/// authenticated, because decryption is what the others have to be protected from. So whoever forges the source address of a
+/// participant can use up its ceiling.
 #[derive(Debug)]
 pub(super) struct Police {
     /// When all that has passed would have been sent at the ceiling.
     sent: Instant,
+    checks: Bucket,
     dropped: u64,
     report: Instant,
 }
 
 impl Police {
     pub(super) fn new(now: Instant) -> Self {
-        Self { sent: now, dropped: 0, report: now }
+        Self { sent: now, checks: Bucket::new(now), dropped: 0, report: now }
     }
 
-    /// Whether a datagram passes. Others are counted.
+    /// Whether a datagram passes. Others are counted, except checks.
     pub(super) fn pass(&mut self, datagram: &[u8], now: Instant) -> bool {
-        if !is_media(datagram) {
-            return true;
+        if is_check(datagram) {
+            return self.checks.take(CHECKS, now).is_ok();
         }
         let sent = self.sent.max(now) + Duration::from_nanos(datagram.len() as u64 * 8 * 1_000_000_000 / CEILING);
         if sent > now + BURST {
@@ -55,9 +64,9 @@ impl Police {
     }
 }
 
-/// Whether a datagram is RTP: neither STUN, DTLS (RFC 7983 §7) nor RTCP (RFC 5761 §4).
-fn is_media(datagram: &[u8]) -> bool {
-    matches!(datagram, [128..=191, kind, ..] if !(192..=223).contains(kind))
+/// Whether a datagram is STUN (RFC 7983 §7).
+fn is_check(datagram: &[u8]) -> bool {
+    matches!(datagram, [0..=3, ..])
 }
 
 /// Writes the ceiling into an answer (RFC 8866 §5.8). Browsers adapt their encoders to it.
@@ -92,10 +101,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connectivity_checks_handshakes_and_reports_pass_always() {
+    async fn reports_and_data_count_as_media_do_and_connectivity_checks_do_not() {
+        let start = Instant::now();
+        for first in [[0x80, 96], [0x80, 200], [0x81, 205], [22, 254], [23, 254]] {
+            let (mut police, datagram) = (Police::new(start), [first.as_slice(), &[0; 998]].concat());
+            let passed = (0..2_000).filter(|_| police.pass(&datagram, start)).count();
+            assert_eq!(passed, 1_000, "{first:?}");
+            assert!(police.pass(&[0, 1], start), "a check");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connectivity_checks_have_a_rate_of_their_own() {
         let (start, mut police) = (Instant::now(), Police::new(Instant::now()));
-        while police.pass(&[0x80; 1_000], start) {}
-        assert!([[0, 1], [22, 254], [0x80, 200], [0x81, 205]].iter().all(|other| police.pass(other, start)));
+        assert_eq!((0..2_000).filter(|_| police.pass(&[0, 1], start)).count(), 1_000);
+        assert!(police.pass(&[0x80, 96], start), "media pass");
+        assert!(police.pass(&[0, 1], start + CHECKS.interval));
     }
 
     #[test]

@@ -44,6 +44,10 @@ impl Publication {
         if sdp.lines().filter(|line| line.starts_with("m=")).count() > SECTIONS {
             return Err(format!("The offer has more than {SECTIONS} media sections. Use those that have ended again."));
         }
+        // Nothing would read them.
+        if sdp.lines().any(|line| line.starts_with("m=application")) {
+            return Err("The forwarding unit takes no data channels. Open them to each participant.".to_owned());
+        }
         let offer = SdpOffer::from_sdp_string(sdp).map_err(|error| format!("The offer is not understood: {error}."))?;
         let answer = self.connection.change(network, |rtc| rtc.sdp_api().accept_offer(offer));
         let answer = answer.map_err(|error| format!("The offer is not accepted: {error}."))?;

@@ -495,7 +495,7 @@ impl Unit {
     /// Takes a datagram that is for a connection.
     fn take(&mut self, key: Key, datagram: &Datagram) {
         let (Some(member), now) = (self.members.get_mut(&key.0), Instant::now()) else { return };
-        if key.1 == Link::Publish && !member.police.pass(&datagram.data, now) {
+        if !member.police.pass(&datagram.data, now) {
             if let Some(dropped) = member.police.report(now) {
                 let most = CEILING / 1_000_000;
                 tracing::warn!("a participant sends more than {most} Mbit/s: {dropped} packets dropped");
