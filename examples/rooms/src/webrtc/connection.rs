@@ -7,7 +7,7 @@ use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 use tokio::time::Instant;
 
-use super::network::{Datagram, Network};
+use super::network::{Datagram, Network, is_usable};
 use crate::message;
 
 /// A connection. After each change of its state, what it wants to send is sent, and its events wait in order.
@@ -131,15 +131,15 @@ fn receive(datagram: &Datagram) -> Option<Input<'_>> {
     Some(Input::Receive(Instant::now().into_std(), receive))
 }
 
-/// Reads a candidate of a browser. `None` for one that cannot be used: the name of an mDNS host, TCP, or the mark of the
-/// end.
+/// Reads a candidate of a browser. `None` for one that cannot be used: the name of an mDNS host, TCP, a multicast address,
+/// or the mark of the end.
 pub(crate) fn remote_candidate(candidate: &message::Candidate) -> Option<Candidate> {
     parse_candidate(&candidate.candidate)
 }
 
 fn parse_candidate(text: &str) -> Option<Candidate> {
     let candidate = Candidate::from_sdp_string(text.trim_start_matches("a=")).ok()?;
-    (candidate.proto() == Protocol::Udp).then_some(candidate)
+    (candidate.proto() == Protocol::Udp && is_usable(candidate.addr().ip())).then_some(candidate)
 }
 
 /// Takes the candidates out of a session description, so that they can be added one by one.
@@ -164,9 +164,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_description_is_split_into_its_candidates_over_udp_and_the_rest() {
+    fn a_description_is_split_into_its_usable_candidates_and_the_rest() {
         let sdp = "v=0\r\na=ice-ufrag:abcd\r\na=candidate:1 1 udp 1 192.0.2.1 4000 typ host\r\n\
                    a=candidate:2 1 tcp 1 192.0.2.1 9 typ host tcptype active\r\n\
+                   a=candidate:4 1 udp 1 239.255.0.1 4000 typ host\r\n\
+                   a=candidate:5 1 udp 1 169.254.169.254 80 typ host\r\n\
                    a=candidate:3 1 udp 1 00000000-0000-4000-8000-000000000000.local 4000 typ host\r\na=mid:0\r\n";
         let (rest, candidates) = split_candidates(sdp);
         assert_eq!(rest, "v=0\r\na=ice-ufrag:abcd\r\na=mid:0\r\n");

@@ -1,7 +1,7 @@
 //! The candidates of this program: host addresses, and addresses of the relay.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use str0m::Candidate;
@@ -45,6 +45,17 @@ pub(crate) enum NetworkEvent {
     },
 }
 
+/// Where an address is valid. Participants name the addresses to which this program sends, so it must not reach for them
+/// what they cannot reach themselves: other programs of this machine, and its network. Relays have rules of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// No address of one program in a network that all participants can reach: link-local, multicast, unspecified.
+    Other,
+    Loopback,
+    Private,
+    Public,
+}
+
 /// Sockets.
 #[derive(Debug)]
 pub(crate) struct Network {
@@ -85,11 +96,15 @@ impl Network {
         hosts.chain(relayed(&self.relayed).filter(|_| self.is_allocated)).collect()
     }
 
-    /// Sends a datagram from the candidate that it names. It may be lost.
+    /// Sends a datagram from the candidate that it names. It may be lost. It is dropped if a participant named an address
+    /// that it would reach only through this machine ([`Scope`]).
     pub(crate) fn send(&self, transmit: Transmit) {
         let Transmit { source, destination, contents, .. } = transmit;
         let is_from = |socket: &&Arc<UdpSocket>| socket.local_addr().is_ok_and(|own| own == source);
         match self.hosts.iter().find(is_from) {
+            Some(_) if !Scope::of(source.ip()).reaches(Scope::of(destination.ip())) => {
+                tracing::debug!("nothing is sent from {source} to {destination}");
+            }
             Some(socket) => drop(socket.try_send_to(&contents, destination)),
             None => self.relay.send(source, destination, contents.to_vec()),
         }
@@ -127,6 +142,55 @@ impl Network {
     }
 }
 
+impl Scope {
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self::of_v4(v4),
+            IpAddr::V6(v6) => Self::of_v6(v6),
+        }
+    }
+
+    fn of_v4(address: Ipv4Addr) -> Self {
+        match address.octets() {
+            [127, ..] => Self::Loopback,
+            // The second one is shared by the customers of a provider (RFC 6598).
+            [100, 64..=127, ..] => Self::Private,
+            _ if address.is_private() => Self::Private,
+            // This network, multicast, reserved and broadcast addresses.
+            [0 | 224.., ..] => Self::Other,
+            _ if address.is_link_local() => Self::Other,
+            _ => Self::Public,
+        }
+    }
+
+    fn of_v6(address: Ipv6Addr) -> Self {
+        if address.is_loopback() {
+            Self::Loopback
+        } else if address.is_unique_local() {
+            Self::Private
+        } else if address.is_unspecified() || address.is_multicast() || address.is_unicast_link_local() {
+            Self::Other
+        } else {
+            Self::Public
+        }
+    }
+
+    /// Whether a host address of this scope sends to an address of another one: to public ones, and to those of its own
+    /// network.
+    fn reaches(self, other: Self) -> bool {
+        match other {
+            Self::Other => false,
+            Self::Public => true,
+            Self::Loopback | Self::Private => self == other,
+        }
+    }
+}
+
+/// Whether an address may be that of a participant.
+pub(super) fn is_usable(address: IpAddr) -> bool {
+    Scope::of(address) != Scope::Other
+}
+
 fn relayed(addresses: &[SocketAddr]) -> impl Iterator<Item = Candidate> + '_ {
     addresses.iter().filter_map(|address| Candidate::relayed(*address, *address, "udp").ok())
 }
@@ -139,5 +203,64 @@ async fn read(socket: Arc<UdpSocket>, destination: SocketAddr, sender: mpsc::Sen
         let data = buffer.get(..length).unwrap_or_default().to_vec();
         // A reader that is too slow loses datagrams, as with a socket.
         let _ = sender.try_send(Datagram { source, destination, data });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use str0m::net::Protocol;
+
+    use super::*;
+
+    #[test]
+    fn host_addresses_reach_public_addresses_and_their_own_network() {
+        let addresses = [
+            ("192.0.2.1", Scope::Public),
+            ("2001:db8::1", Scope::Public),
+            ("127.0.0.1", Scope::Loopback),
+            ("127.255.0.1", Scope::Loopback),
+            ("::1", Scope::Loopback),
+            ("::ffff:127.0.0.1", Scope::Loopback),
+            ("10.0.0.5", Scope::Private),
+            ("172.31.0.1", Scope::Private),
+            ("192.168.1.1", Scope::Private),
+            ("100.64.0.1", Scope::Private),
+            ("100.128.0.1", Scope::Public),
+            ("fd00::1", Scope::Private),
+            ("0.0.0.0", Scope::Other),
+            ("169.254.169.254", Scope::Other),
+            ("224.0.0.1", Scope::Other),
+            ("255.255.255.255", Scope::Other),
+            ("::", Scope::Other),
+            ("fe80::1", Scope::Other),
+            ("ff02::1", Scope::Other),
+        ];
+        for (address, scope) in addresses {
+            assert_eq!(Scope::of(address.parse().unwrap()), scope, "{address}");
+        }
+        let reached = |own: Scope| addresses.iter().filter(|(_, other)| own.reaches(*other)).count();
+        assert_eq!([Scope::Public, Scope::Loopback, Scope::Private].map(reached), [3, 3 + 4, 3 + 5]);
+    }
+
+    #[tokio::test]
+    async fn a_host_address_sends_to_loopback_addresses_only_if_it_is_one() {
+        let credentials = Ice { ice_servers: Vec::new(), expires: 0, lifetime: 0 };
+        let (_sender, credentials) = watch::channel(credentials);
+        let peer = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let destination = peer.local_addr().unwrap();
+        let send = |network: &Network, contents: &[u8]| {
+            let source = network.hosts[0].local_addr().unwrap();
+            network.send(Transmit { proto: Protocol::Udp, source, destination, contents: contents.to_vec().into() });
+        };
+        let open = |host: &str| Network::open(&[host.parse().unwrap()], credentials.clone(), Trust::default());
+        // Linux sends from any address of this machine to a loopback address.
+        let elsewhere = open("0.0.0.0").await.unwrap();
+        send(&elsewhere, b"never");
+        let (loopback, mut buffer) = (open("127.0.0.1").await.unwrap(), [0; 16]);
+        send(&loopback, b"now");
+        let received = tokio::time::timeout(Duration::from_secs(20), peer.recv(&mut buffer)).await.unwrap().unwrap();
+        assert_eq!(&buffer[..received], b"now");
     }
 }
