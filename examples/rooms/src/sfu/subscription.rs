@@ -30,14 +30,23 @@ pub(super) struct Subscription {
     pub(super) connection: Connection,
     /// The media sections. They are used again when their source ends, so no negotiation is necessary then.
     slots: Vec<Slot>,
-    /// The offer that waits for its answer, and when it was made.
-    pending: Option<(SdpPendingOffer, String, Instant)>,
+    /// The offer that waits for its answer.
+    pending: Option<Offer>,
     /// The next offer restarts ICE.
     needs_restart: bool,
     /// The ICE user of the participant. `None` before the first answer.
     user: Option<String>,
     estimate: u64,
     choices: HashMap<SourceId, LayerChoice>,
+}
+
+/// An offer.
+struct Offer {
+    pending: SdpPendingOffer,
+    sdp: String,
+    made: Instant,
+    /// Whether it restarts ICE.
+    restarts: bool,
 }
 
 /// A media section.
@@ -62,6 +71,15 @@ pub(super) struct Forwarded {
     pub(super) switched: Option<(Layer, Why)>,
     /// A key frame of this layer is needed.
     pub(super) needs_keyframe: Option<Layer>,
+}
+
+impl Offer {
+    /// Whether a description may be the answer. An offer that was repeated has two answers, and the second one may come after
+    /// the next offer, which has more sections or restarts ICE. `user` is the present ICE user of the participant.
+    fn is_answered_by(&self, sdp: &str, user: Option<&str>) -> bool {
+        let sections = |sdp: &str| sdp.lines().filter(|line| line.starts_with("m=")).count();
+        sections(sdp) == sections(&self.sdp) && !(self.restarts && ice_user(sdp) == user)
+    }
 }
 
 impl Subscription {
@@ -115,7 +133,7 @@ impl Subscription {
         network: &Network,
         now: Instant,
     ) -> Option<String> {
-        let is_lost = |(.., at): &(_, _, Instant)| self.needs_restart && now.saturating_duration_since(*at) >= ANSWER;
+        let is_lost = |offer: &Offer| self.needs_restart && now.saturating_duration_since(offer.made) >= ANSWER;
         if !self.pending.as_ref().is_none_or(is_lost) {
             return None;
         }
@@ -124,12 +142,13 @@ impl Subscription {
         if missing.is_empty() && !self.needs_restart {
             return None;
         }
-        let (restart, is_answered) = (std::mem::take(&mut self.needs_restart), self.user.is_some());
+        // Before the first answer, there is nothing to restart.
+        let restarts = std::mem::take(&mut self.needs_restart) && self.user.is_some();
         let (slots, lost) = (&mut self.slots, self.pending.take());
         let (offer, pending) = self.connection.change(network, |rtc| {
             let mut change = rtc.sdp_api();
-            if let Some((lost, ..)) = lost {
-                change.merge(lost);
+            if let Some(lost) = lost {
+                change.merge(lost.pending);
             }
             for (source, kind) in missing {
                 let stream = Some(format!("slot-{}", slots.len()));
@@ -137,42 +156,42 @@ impl Subscription {
                 let (target, present, timeline) = (Layer::Low, None, Timeline::default());
                 slots.push(Slot { mid, kind, is_open: false, source: Some(source), timeline, target, present });
             }
-            // Before the first answer, there is nothing to restart.
-            if restart && is_answered {
+            if restarts {
                 change.ice_restart(true);
             }
             change.apply()
         })?;
-        let offer = offer.to_sdp_string();
-        self.pending = Some((pending, offer.clone(), now));
-        Some(offer)
+        let sdp = offer.to_sdp_string();
+        self.pending = Some(Offer { pending, sdp: sdp.clone(), made: now, restarts });
+        Some(sdp)
     }
 
     /// Returns the offer that waits for its answer. It or the answer may have been lost with the signalling.
     pub(super) fn pending(&self) -> Option<&str> {
-        self.pending.as_ref().map(|(_, offer, _)| offer.as_str())
+        self.pending.as_ref().map(|offer| offer.sdp.as_str())
     }
 
-    /// Takes the answer to the last offer. Returns whether it restarts ICE.
+    /// Takes the answer to the last offer, and ignores that to an earlier one. Returns whether it restarts ICE.
     ///
     /// # Errors
-    /// If it does not fit to the offer.
+    /// If it does not fit to the offer. Then the connection ends, because both sides have another view of it.
     pub(super) fn answer(&mut self, sdp: &str, network: &Network) -> Result<bool, String> {
-        // An offer that was repeated has two answers.
-        let Some((pending, ..)) = self.pending.take() else { return Ok(false) };
+        let user = ice_user(sdp).map(str::to_owned);
+        let Some(Offer { pending, .. }) = self.pending.take_if(|offer| offer.is_answered_by(sdp, self.user.as_deref()))
+        else {
+            return Ok(false);
+        };
         let accepted = SdpAnswer::from_sdp_string(sdp)
             .map_err(|error| format!("The answer is not understood: {error}."))
             .and_then(|answer| {
                 let accepted = self.connection.change(network, |rtc| rtc.sdp_api().accept_answer(pending, answer));
                 accepted.map_err(|error| format!("The answer does not fit to the offer: {error}."))
             });
-        if accepted.is_err() {
-            // Their sections do not exist. The next offer has new ones.
-            self.slots.retain(|slot| slot.is_open);
+        if let Err(reason) = accepted {
+            self.connection.end();
+            return Err(reason);
         }
-        accepted?;
         self.slots.iter_mut().for_each(|slot| slot.is_open = true);
-        let user = ice_user(sdp).map(str::to_owned);
         let is_restart = self.user != user;
         self.user = user;
         Ok(is_restart)

@@ -276,20 +276,26 @@ impl Unit {
         let (sdp, candidates) = split_candidates(sdp);
         let Some(member) = self.members.get_mut(&number) else { return Ok(()) };
         member.count_offer()?;
-        let is_new = !member.publication.as_ref().is_some_and(|publication| publication.fits(&sdp));
-        let is_restart =
-            is_new || member.publication.as_ref().is_some_and(|publication| publication.restarts_with(&sdp));
+        let fits = member.publication.as_ref().is_some_and(|publication| publication.fits(&sdp));
+        let is_restart = member.publication.as_ref().is_none_or(|publication| publication.restarts_with(&sdp)) || !fits;
         if is_restart {
             member.count_restart()?;
+        }
+        let answer = match &mut member.publication {
+            Some(publication) if fits => publication.answer(&sdp, network)?,
+            present => {
+                // Only an offer that is accepted ends the present connection.
+                let mut publication = Publication::new(&sdp, network);
+                let answer = publication.answer(&sdp, network)?;
+                *present = Some(publication);
+                self.sources.retain(|_, source| source.owner != number);
+                answer
+            }
+        };
+        if is_restart {
             member.remotes.restart(Link::Publish);
             self.routes.retain(|_, of| *of != key);
         }
-        if is_new {
-            member.publication = Some(Publication::new(&sdp, network));
-            self.sources.retain(|_, source| source.owner != number);
-        }
-        let Some(publication) = &mut member.publication else { return Ok(()) };
-        let answer = publication.answer(&sdp, network)?;
         member.describe(Link::Publish, DescriptionKind::Answer, answer);
         self.collect(key);
         self.handle_events();
@@ -303,9 +309,18 @@ impl Unit {
         let (sdp, candidates) = split_candidates(sdp);
         let Some(member) = self.members.get_mut(&number) else { return Ok(()) };
         let Some(subscription) = &mut member.subscription else { return Ok(()) };
-        if subscription.answer(&sdp, network)? {
-            member.remotes.restart(Link::Subscribe);
-            self.routes.retain(|_, of| *of != key);
+        match subscription.answer(&sdp, network) {
+            Ok(false) => {}
+            Ok(true) => {
+                member.remotes.restart(Link::Subscribe);
+                self.routes.retain(|_, of| *of != key);
+            }
+            Err(reason) => {
+                // The connection has ended, and the next distribution begins another one.
+                member.count_restart().map_err(|wait| format!("{reason} {wait}"))?;
+                self.is_changed = true;
+                return Err(reason);
+            }
         }
         self.is_changed = true;
         self.choose_layers();

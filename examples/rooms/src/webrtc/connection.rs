@@ -10,6 +10,9 @@ use tokio::time::Instant;
 use super::network::{Datagram, Network, is_usable};
 use crate::message;
 
+/// When a connection that has ended is advanced next. Nothing happens then.
+const ENDED: Duration = Duration::from_secs(3_600);
+
 /// A connection. After each change of its state, what it wants to send is sent, and its events wait in order.
 pub(crate) struct Connection {
     rtc: Rtc,
@@ -81,6 +84,12 @@ impl Connection {
         self.input(network, Input::Timeout(Instant::now().into_std()));
     }
 
+    /// Ends the connection. Nothing is sent.
+    pub(crate) fn end(&mut self) {
+        self.rtc.disconnect();
+        self.timeout = Instant::now() + ENDED;
+    }
+
     /// Whether a datagram is for this connection.
     pub(crate) fn accepts(&self, datagram: &Datagram) -> bool {
         receive(datagram).is_some_and(|input| self.rtc.is_alive() && self.rtc.accepts(&input))
@@ -115,8 +124,7 @@ impl Connection {
                 Ok(Output::Event(event)) => self.events.push_back(event),
                 Err(error) => {
                     tracing::debug!("a connection ended: {error}");
-                    self.rtc.disconnect();
-                    self.timeout = Instant::now() + Duration::from_secs(3_600);
+                    self.end();
                     return;
                 }
             }
