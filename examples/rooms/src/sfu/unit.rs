@@ -46,14 +46,13 @@ struct Member {
     outbox: WeakOutbox,
     publication: Option<Publication>,
     subscription: Option<Subscription>,
-    remotes: Remotes,
     offers: Bucket,
     restarts: Bucket,
     police: Police,
 }
 
 /// A connection of a member.
-type Key = (u32, Link);
+pub(super) type Key = (u32, Link);
 
 /// The connections of a room.
 pub(super) struct Unit {
@@ -63,6 +62,7 @@ pub(super) struct Unit {
     sources: BTreeMap<SourceId, Source>,
     /// The only participant that may send.
     sender: Option<ParticipantId>,
+    remotes: Remotes,
     /// Which connection a remote address belongs to.
     routes: HashMap<SocketAddr, Key>,
     /// Events that have not been handled.
@@ -78,8 +78,8 @@ pub(super) struct Unit {
 impl Member {
     fn new(id: ParticipantId, outbox: WeakOutbox) -> Self {
         let now = Instant::now();
-        let (remotes, offers, police) = (Remotes::new(now), Bucket::new(now), Police::new(now));
-        Self { id, outbox, publication: None, subscription: None, remotes, offers, restarts: offers, police }
+        let (bucket, police) = (Bucket::new(now), Police::new(now));
+        Self { id, outbox, publication: None, subscription: None, offers: bucket, restarts: bucket, police }
     }
 
     /// Counts an offer.
@@ -136,6 +136,7 @@ impl Unit {
             members: BTreeMap::new(),
             sources: BTreeMap::new(),
             sender: None,
+            remotes: Remotes::default(),
             routes: HashMap::new(),
             events: VecDeque::new(),
             next_member: 0,
@@ -197,6 +198,7 @@ impl Unit {
                 let Some(number) = self.number(&id) else { return };
                 self.members.remove(&number);
                 self.sources.retain(|_, source| source.owner != number);
+                self.remotes.leave(number, Instant::now());
                 self.routes.retain(|_, (owner, _)| *owner != number);
                 self.is_changed = true;
             }
@@ -293,10 +295,11 @@ impl Unit {
             }
         };
         if is_restart {
-            member.remotes.restart(Link::Publish);
-            self.routes.retain(|_, of| *of != key);
+            self.forget_addresses(key);
         }
-        member.describe(Link::Publish, DescriptionKind::Answer, answer);
+        if let Some(member) = self.members.get(&number) {
+            member.describe(Link::Publish, DescriptionKind::Answer, answer);
+        }
         self.collect(key);
         self.handle_events();
         self.is_changed = true;
@@ -312,8 +315,7 @@ impl Unit {
         match subscription.answer(&sdp, network) {
             Ok(false) => {}
             Ok(true) => {
-                member.remotes.restart(Link::Subscribe);
-                self.routes.retain(|_, of| *of != key);
+                self.forget_addresses(key);
             }
             Err(reason) => {
                 // The connection has ended, and the next distribution begins another one.
@@ -331,7 +333,7 @@ impl Unit {
     fn add_remote_candidate(&mut self, key: Key, candidate: Candidate) -> Result<(), String> {
         let (number, link) = key;
         let Some(member) = self.members.get_mut(&number).filter(|member| member.has(link)) else { return Ok(()) };
-        match member.remotes.admit(link, candidate.addr(), Instant::now()) {
+        match self.remotes.admit(key, candidate.addr(), Instant::now()) {
             // A peer may have been reached before its candidate came.
             Admission::Known | Admission::New => {
                 if let Some(connection) = member.connection(link) {
@@ -340,12 +342,16 @@ impl Unit {
                 self.collect(key);
                 Ok(())
             }
-            Admission::Refused => {
-                Err("There are too many candidates for a connection with the forwarding unit, which \
-                                       does not use the others."
-                    .to_owned())
-            }
+            Admission::Rejected => Err("There are too many candidates for a connection with the forwarding unit, which \
+                                        does not use the others."
+                .to_owned()),
         }
+    }
+
+    /// Forgets the addresses of a connection that begins or restarts.
+    fn forget_addresses(&mut self, key: Key) {
+        self.remotes.restart(key, Instant::now());
+        self.routes.retain(|_, of| *of != key);
     }
 
     /// Restarts ICE on a connection: on subscribe by an offer, on publish by the request for one.
@@ -364,9 +370,8 @@ impl Unit {
     fn replace_subscription(&mut self, number: u32) {
         let Some(member) = self.members.get_mut(&number) else { return };
         member.subscription = member.subscription.take().map(|subscription| subscription.anew(&self.network));
-        member.remotes.restart(Link::Subscribe);
-        self.routes.retain(|_, of| *of != (number, Link::Subscribe));
-        self.distribute();
+        self.forget_addresses((number, Link::Subscribe));
+        self.is_changed = true;
     }
 
     /// Forgets the publications whose connection has ended.
@@ -412,9 +417,9 @@ impl Unit {
             }
             if member.subscription.as_ref().is_some_and(|subscription| !subscription.connection.rtc().is_alive()) {
                 member.subscription = None;
-                member.remotes.restart(Link::Subscribe);
-                self.routes.retain(|_, of| *of != (number, Link::Subscribe));
+                self.forget_addresses((number, Link::Subscribe));
             }
+            let Some(member) = self.members.get_mut(&number) else { continue };
             let network = &self.network;
             let subscription = member.subscription.get_or_insert_with(|| Subscription::new(network));
             let is_assigned = subscription.assign(&wanted);
@@ -492,9 +497,8 @@ impl Unit {
         let keys: Vec<Key> =
             self.members.keys().flat_map(|number| [(*number, Link::Publish), (*number, Link::Subscribe)]).collect();
         let Some(key) = keys.into_iter().find(|key| self.accepts(*key, datagram)) else { return };
-        let Some(member) = self.members.get_mut(&key.0) else { return };
         // A source that is no candidate becomes one.
-        if member.remotes.admit(key.1, datagram.source, Instant::now()) == Admission::Refused {
+        if self.remotes.admit(key, datagram.source, Instant::now()) == Admission::Rejected {
             tracing::debug!("a participant sends from too many addresses");
             return;
         }
