@@ -125,9 +125,12 @@ impl Link {
     /// Takes an offer and returns the answer. An own offer that waits for its answer is taken back, and made again later.
     pub(super) fn accept_offer(&mut self, sdp: &str, network: &Network) -> Result<String, String> {
         let offer = SdpOffer::from_sdp_string(sdp).map_err(|error| error.to_string())?;
+        let is_restarted = self.is_restarted_by(sdp);
         if let Some(Offer { has, .. }) = self.pending.take() {
             self.needs.channels |= has.channels;
             self.needs.media |= has.media;
+            // Another restart than that of this offer would do nothing more.
+            self.needs.restart |= has.restart && !is_restarted;
         }
         self.know(sdp);
         let answer = self.connection.change(network, |rtc| rtc.sdp_api().accept_offer(offer));
@@ -282,5 +285,56 @@ impl Layer {
             Self::Medium => "medium",
             Self::High => "high",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::connect::Trust;
+    use crate::message::Ice;
+
+    /// Returns a network without addresses.
+    async fn network() -> Network {
+        let (_, credentials) = watch::channel(Ice { ice_servers: Vec::new(), expires: 0, lifetime: 0 });
+        Network::open(&[], credentials, Trust::default()).await.unwrap()
+    }
+
+    /// Returns two sides that are connected.
+    fn pair(network: &Network) -> (Link, Link) {
+        let (mut one, mut other) = (Link::to_peer(network), Link::new(network));
+        let answer = other.accept_offer(&one.offer(network).unwrap(), network).unwrap();
+        one.accept_answer(&answer, network).unwrap();
+        (one, other)
+    }
+
+    #[tokio::test]
+    async fn a_restart_whose_offer_was_taken_back_is_offered_again() {
+        let network = network().await;
+        let (mut one, mut other) = pair(&network);
+        one.restart();
+        assert!(other.is_restarted_by(&one.offer(&network).unwrap()), "the other side ignores it: it offers, too");
+        other.add_own_media();
+        let answer = one.accept_offer(&other.offer(&network).unwrap(), &network).unwrap();
+        other.accept_answer(&answer, &network).unwrap();
+        let again = one.offer(&network).unwrap();
+        assert!(other.is_restarted_by(&again));
+        one.accept_answer(&other.accept_offer(&again, &network).unwrap(), &network).unwrap();
+        assert_eq!((one.offer(&network), other.offer(&network)), (None, None));
+    }
+
+    #[tokio::test]
+    async fn one_restart_is_enough_if_both_sides_offer_it() {
+        let network = network().await;
+        let (mut one, mut other) = pair(&network);
+        one.restart();
+        one.offer(&network).unwrap();
+        other.restart();
+        let answer = one.accept_offer(&other.offer(&network).unwrap(), &network).unwrap();
+        assert!(other.is_restarted_by(&answer));
+        other.accept_answer(&answer, &network).unwrap();
+        assert_eq!((one.offer(&network), other.offer(&network)), (None, None));
     }
 }
