@@ -193,4 +193,20 @@ mod tests {
         drop(sfu);
         assert!(commands.next().await.is_none(), "the unit ends at once");
     }
+    #[tokio::test]
+    async fn a_unit_that_cannot_start_has_ended_and_takes_no_commands() {
+        let key = std::env::temp_dir().join(format!("rooms-{}-key-of-a-unit", std::process::id()));
+        std::fs::write(&key, "a_key").unwrap();
+        let endpoint = crate::ice_servers::Endpoint::new("http://127.0.0.1:1/", &key, String::new(), 60);
+        std::fs::remove_file(&key).unwrap();
+        let (ice, (_, stop)) = (IceServers::Fetched(endpoint.unwrap()), watch::channel(false));
+        // RFC 5737: no machine has this address.
+        let hosts = vec![IpAddr::from([192, 0, 2, 1])];
+        let settings = Settings { hosts, ice: Arc::new(ice), trust: Trust::default(), _stop: stop };
+        let sfu = Sfu::start(&Arc::new(settings), "sfu".to_owned());
+        sfu.roster.closed().await;
+        assert!(sfu.has_ended());
+        let id = ParticipantId::random().unwrap();
+        assert!(!sfu.command(signal(&id, 1)) && !sfu.command(Command::Leave(id)));
+    }
 }

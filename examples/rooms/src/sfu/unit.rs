@@ -1,5 +1,8 @@
 //! The task of a forwarding unit: all connections of a room.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -254,11 +254,16 @@ mod tests {
             let source = network.hosts[0].local_addr().unwrap();
             network.send(Transmit { proto: Protocol::Udp, source, destination, contents: contents.to_vec().into() });
         };
-        let open = |host: &str| Network::open(&[host.parse().unwrap()], credentials.clone(), Trust::default());
+        let open = async |host: &str| {
+            let opened = Network::open(&[host.parse().unwrap()], credentials.clone(), Trust::default()).await;
+            let opened = opened.unwrap();
+            opened.hosts[0].writable().await.unwrap();
+            opened
+        };
         // Linux sends from any address of this machine to a loopback address.
-        let elsewhere = open("0.0.0.0").await.unwrap();
+        let elsewhere = open("0.0.0.0").await;
         send(&elsewhere, b"never");
-        let (loopback, mut buffer) = (open("127.0.0.1").await.unwrap(), [0; 16]);
+        let (loopback, mut buffer) = (open("127.0.0.1").await, [0; 16]);
         send(&loopback, b"now");
         let received = tokio::time::timeout(Duration::from_secs(20), peer.recv(&mut buffer)).await.unwrap().unwrap();
         assert_eq!(&buffer[..received], b"now");
